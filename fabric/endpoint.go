@@ -1,0 +1,168 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Admission is the controller's word for an endpoint: that this workload, on
+// this node, at these addresses, is an instance of that service with those
+// roles, until it expires. It is signed (KindAdmission) and verified by every
+// engine and agent before anything is programmed.
+type Admission struct {
+	Fabric   string     `json:"fabric"`
+	Endpoint string     `json:"endpoint"` // unique in the fabric; the allocation's ID
+	Zone     string     `json:"zone"`
+	Node     string     `json:"node"`
+	IPv4     netip.Addr `json:"ipv4"`
+	IPv6     netip.Addr `json:"ipv6"`
+	Service  Ref        `json:"service"`
+	Roles    Roles      `json:"roles"`
+	Checks   []Check    `json:"checks,omitempty"`
+	Issued   time.Time  `json:"issued"`
+	Expires  time.Time  `json:"expires"`
+}
+
+// Check is a port that a Nomad or Consul health check of the workload names;
+// the endpoint's own node may reach it.
+type Check struct {
+	Protocol Protocol `json:"protocol"`
+	Port     uint16   `json:"port"`
+}
+
+// Identity returns who the endpoint is to policy.
+func (a Admission) Identity() Identity {
+	return Identity{Service: a.Service, Roles: a.Roles}
+}
+
+// Current reports why the admission is not in force at now, or nil.
+func (a Admission) Current(fabric string, now time.Time) error {
+	switch {
+	case a.Fabric != fabric:
+		return fmt.Errorf("admission of endpoint %s is of fabric %q, not %q", a.Endpoint, a.Fabric, fabric)
+	case !now.Before(a.Expires):
+		return fmt.Errorf("admission of endpoint %s expired at %s", a.Endpoint, a.Expires.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// PlacedOn reports why the admission's addresses cannot live on n, or nil.
+func (a Admission) PlacedOn(n Node) error {
+	switch {
+	case a.Zone != n.Zone || a.Node != n.Name:
+		return fmt.Errorf("endpoint %s was admitted on %s/%s, not on %s", a.Endpoint, a.Zone, a.Node, n.ID())
+	case !n.Pool4.Contains(a.IPv4):
+		return fmt.Errorf("address %s of endpoint %s lies outside the pool %s of node %s", a.IPv4, a.Endpoint, n.Pool4, n.ID())
+	case !n.Pool6.Contains(a.IPv6):
+		return fmt.Errorf("address %s of endpoint %s lies outside the pool %s of node %s", a.IPv6, a.Endpoint, n.Pool6, n.ID())
+	}
+	return nil
+}
+
+// CatalogName is the service's name in the Consul catalog.
+func CatalogName(service Ref) string { return "sif-" + service.Domain + "--" + service.Name }
+
+// CatalogID is the endpoint's service ID in the Consul catalog.
+func CatalogID(zone, endpoint string) string { return "sif-" + zone + "-" + endpoint }
+
+// Kinds of nodes.
+const (
+	KindWorkload  NodeKind = "workload"
+	KindProcessor NodeKind = "processor"
+)
+
+// NodeKind says what a node does in its zone.
+type NodeKind string
+
+// Node is the controller's word for a node: where it is and which addresses
+// its endpoints have. It is signed (KindNode).
+type Node struct {
+	Fabric   string       `json:"fabric"`
+	Zone     string       `json:"zone"`
+	Name     string       `json:"name"`
+	Kind     NodeKind     `json:"kind"`
+	Underlay netip.Addr   `json:"underlay"`         // where its links listen
+	Engine   uint16       `json:"engine,omitempty"` // processors: TCP port of the engine
+	Pool4    netip.Prefix `json:"pool4"`
+	Pool6    netip.Prefix `json:"pool6"`
+	Issued   time.Time    `json:"issued"`
+}
+
+// ID is "zone/node".
+func (n Node) ID() string { return n.Zone + "/" + n.Name }
+
+// Gateway4 and Gateway6 are the node's own addresses inside the fabric: the
+// first of its pools. An engine listens on them for engines of other zones.
+func (n Node) Gateway4() netip.Addr { return n.Pool4.Addr().Next() }
+
+// Gateway6 is the IPv6 counterpart of Gateway4.
+func (n Node) Gateway6() netip.Addr { return n.Pool6.Addr().Next() }
+
+// Link is what a node adds to its record: the public key of its WireGuard
+// devices and the UDP port on which it listens for each peer. It is signed by
+// the node's certificate.
+type Link struct {
+	Node      string            `json:"node"`      // zone/node
+	PublicKey []byte            `json:"publicKey"` // Curve25519, 32 bytes
+	Ports     map[string]uint16 `json:"ports"`     // by peer's zone/node; "" for the node's own zone
+	Issued    time.Time         `json:"issued"`
+}
+
+// Port returns the UDP port on which the node listens for a peer.
+func (l Link) Port(peer string) uint16 {
+	if p, ok := l.Ports[peer]; ok {
+		return p
+	}
+	return l.Ports[""]
+}
+
+// NodeRecord is a node as the store holds it.
+type NodeRecord struct {
+	Node        Signed   `json:"node"`                  // KindNode
+	Link        []byte   `json:"link,omitempty"`        // JSON of a Link
+	Certificate [][]byte `json:"certificate,omitempty"` // DER, leaf first
+	Signature   []byte   `json:"signature,omitempty"`   // by the leaf's key over LinkSigningInput(Link)
+}
+
+// LinkSigningInput returns the bytes that a node signs for its Link.
+func LinkSigningInput(link []byte) []byte { return append([]byte("sif/v1/link\n"), link...) }
+
+// Request is a connectivity request: an admission, with the proof that the
+// sender holds the key of the service on that node.
+type Request struct {
+	Admission   Signed   `json:"admission"`   // KindAdmission
+	Certificate [][]byte `json:"certificate"` // DER, leaf first; its SPIFFE ID is the service's
+	Signature   []byte   `json:"signature"`   // ECDSA (ASN.1) or Ed25519 over RequestSigningInput(Admission.Payload)
+}
+
+// RequestSigningInput returns the bytes that are signed for a request.
+func RequestSigningInput(admission []byte) []byte {
+	return append([]byte("sif/v1/request\n"), admission...)
+}
+
+// SPIFFE returns the path of a service's SPIFFE ID.
+func (r Ref) SPIFFE() string { return "/" + r.Domain + "/" + r.Name }
+
+// NodeSPIFFE returns the path of a node's SPIFFE ID.
+func NodeSPIFFE(zone, node string) string { return "/node/" + zone + "/" + node }
+
+// ControllerSPIFFE is the path of the controller's SPIFFE ID.
+const ControllerSPIFFE = "/controller"
+
+// SortAdmissions orders admissions by endpoint.
+func SortAdmissions(list []Admission) {
+	slices.SortFunc(list, func(a, b Admission) int {
+		switch {
+		case a.Endpoint < b.Endpoint:
+			return -1
+		case a.Endpoint > b.Endpoint:
+			return 1
+		}
+		return 0
+	})
+}

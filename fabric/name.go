@@ -1,0 +1,85 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"cmp"
+	"fmt"
+	"strings"
+)
+
+// MaxNameLength is the longest name in bytes. A service's catalog name
+// "sif-<domain>--<service>" must itself be a DNS label of at most 63 bytes.
+const MaxNameLength = 28
+
+// ReservedDomain is the path segment of node identities in SPIFFE IDs, so no
+// domain may carry it.
+const ReservedDomain = "node"
+
+// CheckName reports why s cannot name a domain, service, external, contract,
+// zone or node: names are lower-case RFC 1123 labels of at most MaxNameLength
+// bytes without "--".
+func CheckName(s string) error {
+	switch {
+	case s == "":
+		return fmt.Errorf("a name must not be empty")
+	case len(s) > MaxNameLength:
+		return fmt.Errorf("name %q is %d characters long; at most %d are allowed", s, len(s), MaxNameLength)
+	case strings.Contains(s, "--"):
+		return fmt.Errorf("name %q contains \"--\", which separates domain and service in the Consul catalog", s)
+	case s[0] == '-' || s[len(s)-1] == '-':
+		return fmt.Errorf("name %q must start and end with a letter or digit", s)
+	}
+	for _, c := range []byte(s) {
+		if c != '-' && (c < '0' || c > '9') && (c < 'a' || c > 'z') {
+			return fmt.Errorf("name %q contains %q; only lower-case letters, digits and '-' are allowed", s, c)
+		}
+	}
+	return nil
+}
+
+// Ref names a service, an external or a contract across domains. Its text
+// form is "domain/name".
+type Ref struct {
+	Domain string
+	Name   string
+}
+
+// ParseRef parses "domain/name".
+func ParseRef(s string) (Ref, error) {
+	domain, name, ok := strings.Cut(s, "/")
+	if !ok {
+		return Ref{}, fmt.Errorf("%q is not of the form domain/name", s)
+	}
+	if err := CheckName(domain); err != nil {
+		return Ref{}, fmt.Errorf("domain of %q: %w", s, err)
+	}
+	if err := CheckName(name); err != nil {
+		return Ref{}, fmt.Errorf("%q: %w", s, err)
+	}
+	return Ref{Domain: domain, Name: name}, nil
+}
+
+func (r Ref) String() string { return r.Domain + "/" + r.Name }
+
+// IsZero reports whether r names nothing.
+func (r Ref) IsZero() bool { return r == Ref{} }
+
+// MarshalText implements encoding.TextMarshaler.
+func (r Ref) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (r *Ref) UnmarshalText(b []byte) error {
+	v, err := ParseRef(string(b))
+	if err != nil {
+		return err
+	}
+	*r = v
+	return nil
+}
+
+// CompareRefs orders refs by domain, then name.
+func CompareRefs(a, b Ref) int {
+	return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name))
+}

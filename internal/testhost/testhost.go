@@ -1,0 +1,40 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package testhost states what a test needs of the machine it runs on.
+// Elsewhere a test whose need is not met is skipped with the reason; under CI
+// (CI=true) it fails, because a skipped test proves nothing.
+// Only tests may import it.
+package testhost
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+)
+
+// RequireRoot skips the test unless it runs as root.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		unmet(t, "needs root: it makes network namespaces and loads eBPF programs")
+	}
+}
+
+// RequireProgram returns the path of a program on PATH, or skips the test.
+func RequireProgram(t testing.TB, name string) string {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		unmet(t, "needs "+name+" on PATH: run `make setup`")
+	}
+	return path
+}
+
+func unmet(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("CI") == "true" {
+		t.Fatal(why)
+	}
+	t.Skip(why)
+}
