@@ -106,3 +106,42 @@ func Counterparts(id Identity, doc Document) []Ref {
 	slices.SortFunc(refs, CompareRefs)
 	return slices.Compact(refs)
 }
+
+// GrantsAmong applies the one rule to every pair of identities of which at
+// least one is local; docs holds the documents of the local identities'
+// services. It costs as much as there are edges between identities that are
+// present, not as there are pairs. The order of the result is not defined.
+func GrantsAmong(local, all []Identity, docs map[Ref]Document) []Grant {
+	type pair struct {
+		contract              Ref
+		originator, responder string
+	}
+	present := map[Ref][]Identity{}
+	for _, id := range all {
+		present[id.Service] = append(present[id.Service], id)
+	}
+	var grants []Grant
+	seen := map[pair]bool{}
+	add := func(gs []Grant) {
+		for _, g := range gs {
+			k := pair{g.Contract, g.Originator.Key(), g.Responder.Key()}
+			if !seen[k] {
+				seen[k] = true
+				grants = append(grants, g)
+			}
+		}
+	}
+	for _, id := range local {
+		doc, ok := docs[id.Service]
+		if !ok {
+			continue // no document, no rights
+		}
+		for _, service := range Counterparts(id, doc) {
+			for _, other := range present[service] {
+				add(Grants(id, doc, other))
+				add(GrantsTo(id, doc, other))
+			}
+		}
+	}
+	return grants
+}
