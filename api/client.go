@@ -1,0 +1,206 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+)
+
+// The environment that DefaultConfig reads.
+const (
+	EnvAddress    = "SIF_HTTP_ADDR"     // https://host:port
+	EnvToken      = "SIF_TOKEN"         // Consul ACL token; CONSUL_HTTP_TOKEN if unset
+	EnvCACert     = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
+	EnvClientCert = "SIF_CLIENT_CERT"   // PEM file
+	EnvClientKey  = "SIF_CLIENT_KEY"    // PEM file
+	envConsul     = "CONSUL_HTTP_TOKEN" // what operators have set already
+)
+
+// DefaultAddress is where a controller is looked for when nothing else is said.
+const DefaultAddress = "https://127.0.0.1:7600"
+
+// TokenHeader carries an operator's token; "Authorization: Bearer" does too.
+const TokenHeader = "X-Sif-Token"
+
+// maxReply bounds what a client reads of one reply, in bytes.
+const maxReply = 256 << 20
+
+// Config tells a Client where the controller is and who calls.
+type Config struct {
+	Address    string // https://host:port, or host:port
+	Token      string // of an operator
+	CACert     string // file; empty: the system's roots
+	ClientCert string // file
+	ClientKey  string // file
+
+	// TLS, when set, is used as it is and the three files are not read. Nodes
+	// set it to the configuration that carries their identity.
+	TLS *tls.Config
+}
+
+// DefaultConfig is the configuration that the environment gives.
+func DefaultConfig() Config {
+	cfg := Config{
+		Address:    os.Getenv(EnvAddress),
+		Token:      os.Getenv(EnvToken),
+		CACert:     os.Getenv(EnvCACert),
+		ClientCert: os.Getenv(EnvClientCert),
+		ClientKey:  os.Getenv(EnvClientKey),
+	}
+	if cfg.Address == "" {
+		cfg.Address = DefaultAddress
+	}
+	if cfg.Token == "" {
+		cfg.Token = os.Getenv(envConsul)
+	}
+	return cfg
+}
+
+// Client calls one controller. It is safe for use by several goroutines.
+type Client struct {
+	base  *url.URL
+	token string
+	http  *http.Client
+}
+
+// NewClient makes a client. It opens no connection yet.
+func NewClient(cfg Config) (*Client, error) {
+	address := cfg.Address
+	if address == "" {
+		address = DefaultAddress
+	}
+	if !strings.Contains(address, "://") {
+		address = "https://" + address
+	}
+	base, err := url.Parse(address)
+	if err != nil {
+		return nil, fmt.Errorf("address of the controller: %w", err)
+	}
+	if base.Scheme != "https" || base.Host == "" {
+		return nil, fmt.Errorf("address of the controller %q: it must be of the form https://host:port", cfg.Address)
+	}
+	tlsConfig := cfg.TLS
+	if tlsConfig == nil {
+		if tlsConfig, err = tlsFromFiles(cfg); err != nil {
+			return nil, err
+		}
+	}
+	transport := &http.Transport{
+		TLSClientConfig:     tlsConfig,
+		ForceAttemptHTTP2:   true,
+		TLSHandshakeTimeout: 10 * time.Second,
+		IdleConnTimeout:     90 * time.Second,
+		MaxIdleConnsPerHost: 16,
+	}
+	return &Client{base: base, token: cfg.Token, http: &http.Client{Transport: transport}}, nil
+}
+
+func tlsFromFiles(cfg Config) (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS13}
+	if cfg.CACert != "" {
+		pem, err := os.ReadFile(cfg.CACert)
+		if err != nil {
+			return nil, fmt.Errorf("read the CA of the controller: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("CA of the controller: %s holds no PEM certificate", cfg.CACert)
+		}
+	}
+	if cfg.ClientCert != "" || cfg.ClientKey != "" {
+		cert, err := tls.LoadX509KeyPair(cfg.ClientCert, cfg.ClientKey)
+		if err != nil {
+			return nil, fmt.Errorf("read the client certificate %s and key %s: %w", cfg.ClientCert, cfg.ClientKey, err)
+		}
+		c.Certificates = []tls.Certificate{cert}
+	}
+	return c, nil
+}
+
+// Close closes idle connections.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// call sends body, unless nil, as JSON and decodes the answer into reply,
+// unless nil. A refusal is an *Error.
+func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
+	var payload io.Reader
+	if body != nil {
+		data, err := json.Marshal(body)
+		if err != nil {
+			return fmt.Errorf("encode the request: %w", err)
+		}
+		payload = bytes.NewReader(data)
+	}
+	ref, err := url.Parse(path)
+	if err != nil {
+		return fmt.Errorf("path %q: %w", path, err)
+	}
+	req, err := http.NewRequestWithContext(ctx, method, c.base.ResolveReference(ref).String(), payload)
+	if err != nil {
+		return err
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if c.token != "" {
+		req.Header.Set(TokenHeader, c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.explain(err)
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
+	if err != nil {
+		return fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
+	}
+	if resp.StatusCode/100 != 2 {
+		return c.refusal(resp, data)
+	}
+	if reply == nil || len(data) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(data, reply); err != nil {
+		return fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
+	}
+	return nil
+}
+
+func (c *Client) refusal(resp *http.Response, data []byte) error {
+	e := &Error{}
+	if err := json.Unmarshal(data, e); err != nil || e.Code == "" {
+		return fmt.Errorf("the controller at %s answered %s: %s", c.base.Host, resp.Status, firstLine(data))
+	}
+	e.Status = resp.StatusCode
+	return e
+}
+
+// explain adds to a transport error what its reader can do about it.
+func (c *Client) explain(err error) error {
+	var unknown x509.UnknownAuthorityError
+	if errors.As(err, &unknown) {
+		return fmt.Errorf("the controller at %s shows a certificate of an unknown authority; set %s to its CA file: %w", c.base.Host, EnvCACert, err)
+	}
+	return fmt.Errorf("ask the controller at %s: %w", c.base.Host, err)
+}
+
+func firstLine(b []byte) string {
+	line, _, _ := strings.Cut(strings.TrimSpace(string(b)), "\n")
+	if len(line) > 200 {
+		line = line[:200]
+	}
+	return line
+}

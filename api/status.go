@@ -1,0 +1,84 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// NodeStatus is what an agent or an engine says of itself and its node.
+type NodeStatus struct {
+	Zone               string            `json:"zone"`
+	Node               string            `json:"node"`
+	Kind               fabric.NodeKind   `json:"kind"`
+	Version            string            `json:"version"`
+	Sequence           uint64            `json:"sequence"` // of the revision enforced
+	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
+	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
+	Degraded           []string          `json:"degraded,omitempty"` // what is wrong, a sentence each
+	Links              []LinkStatus      `json:"links,omitempty"`
+	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
+	Reported           time.Time         `json:"reported"`        // set by the controller
+}
+
+// ID is "zone/node".
+func (s NodeStatus) ID() string { return s.Zone + "/" + s.Node }
+
+// EndpointStatus is one endpoint as its node enforces it.
+type EndpointStatus struct {
+	Endpoint           string       `json:"endpoint"`
+	Service            fabric.Ref   `json:"service"`
+	Roles              fabric.Roles `json:"roles"`
+	IPv4               netip.Addr   `json:"ipv4"`
+	IPv6               netip.Addr   `json:"ipv6"`
+	Expires            time.Time    `json:"expires,omitzero"` // of the admission
+	InForce            bool         `json:"inForce"`
+	Pending            []string     `json:"pending,omitempty"` // what is not in force yet: "zone/node: reason"
+	CertificateExpires time.Time    `json:"certificateExpires,omitzero"`
+}
+
+// LinkStatus is one encrypted link of a node.
+type LinkStatus struct {
+	Peer          string    `json:"peer"` // zone/node
+	LastHandshake time.Time `json:"lastHandshake,omitzero"`
+	Rx            uint64    `json:"rx"` // bytes
+	Tx            uint64    `json:"tx"`
+}
+
+// ControllerStatus is what the controller says of itself.
+type ControllerStatus struct {
+	Address            string    `json:"address"`
+	Version            string    `json:"version"`
+	Leader             bool      `json:"leader"`
+	CertificateExpires time.Time `json:"certificateExpires,omitzero"`
+	Degraded           []string  `json:"degraded,omitempty"`
+}
+
+// Status is the state of the whole fabric. Nodes lists every registered node;
+// one that never reported since the controller started has a zero Reported.
+type Status struct {
+	Fabric     string           `json:"fabric"`
+	Pointer    fabric.Pointer   `json:"pointer,omitzero"`
+	Controller ControllerStatus `json:"controller"`
+	Nodes      []NodeStatus     `json:"nodes"`
+}
+
+// Status returns the state of the fabric.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var reply Status
+	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &reply)
+	return reply, err
+}
+
+// Health fails unless the controller answers and leads.
+func (c *Client) Health(ctx context.Context) (ControllerStatus, error) {
+	var reply ControllerStatus
+	err := c.call(ctx, http.MethodGet, "/v1/health", nil, &reply)
+	return reply, err
+}
