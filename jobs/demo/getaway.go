@@ -1,0 +1,130 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+)
+
+// errUnknownPlace is the answer to a destination that no sample data is for.
+var errUnknownPlace = errors.New("unknown place")
+
+// newGateway builds a gateway: it answers GET <path>?place=<id> with what
+// lookup holds for that destination.
+func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Logger) (*service, error) {
+	return func(s settings, _ *slog.Logger) (*service, error) {
+		mux := http.NewServeMux()
+		mux.HandleFunc("GET /health", healthy(s.self))
+		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
+			place := r.URL.Query().Get("place")
+			data, ok := lookup[place]
+			if !ok {
+				writeError(w, s.self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
+				return
+			}
+			writeData(w, s.self, http.StatusOK, data)
+		})
+		return &service{handler: mux}, nil
+	}
+}
+
+// part is what getaway-svc learnt from one gateway: the data and who gave it,
+// or why there is none.
+type part[T any] struct {
+	From   *instance `json:"from,omitempty"`
+	Data   *T        `json:"data,omitempty"`
+	Error  string    `json:"error,omitempty"`
+	Millis int64     `json:"millis"` // duration of the call in milliseconds
+}
+
+// getaway is the answer of getaway-svc about one destination.
+type getaway struct {
+	Place   string          `json:"place"`
+	News    part[[]news]    `json:"news"`
+	Places  part[[]sight]   `json:"places"`
+	Weather part[[]outlook] `json:"weather"`
+}
+
+// newGetawayService builds getaway-svc: GET /getaway?place=<id> asks the three
+// gateways at once. One that fails is reported in its part; the others' answers
+// are given all the same.
+func newGetawayService(s settings, log *slog.Logger) (*service, error) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", healthy(s.self))
+	mux.HandleFunc("GET /getaway", func(w http.ResponseWriter, r *http.Request) {
+		place := r.URL.Query().Get("place")
+		if _, ok := destinationName(place); !ok {
+			writeError(w, s.self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
+			return
+		}
+		answer := getaway{Place: place}
+		var asked sync.WaitGroup
+		asked.Go(func() { answer.News = ask[[]news](r.Context(), log, s.needs["news-gw"], "/news", place) })
+		asked.Go(func() { answer.Places = ask[[]sight](r.Context(), log, s.needs["places-gw"], "/places", place) })
+		asked.Go(func() { answer.Weather = ask[[]outlook](r.Context(), log, s.needs["weather-gw"], "/weather", place) })
+		asked.Wait()
+		writeData(w, s.self, http.StatusOK, answer)
+	})
+	return &service{handler: mux}, nil
+}
+
+func ask[T any](ctx context.Context, log *slog.Logger, u upstream, path, place string) part[T] {
+	start := time.Now()
+	answer, err := get[T](ctx, u, path, url.Values{"place": {place}})
+	millis := time.Since(start).Milliseconds()
+	if err != nil {
+		log.Warn("gateway failed", "service", u.service, "error", err)
+		return part[T]{Error: err.Error(), Millis: millis}
+	}
+	return part[T]{From: &answer.Instance, Data: answer.Data, Millis: millis}
+}
+
+// getawayPage is what the page of getaway shows.
+type getawayPage struct {
+	Self         instance      // the proxy
+	Service      *instance     // getaway-svc, when it answered
+	Error        string        // why it did not
+	Destinations []destination // to choose from
+	Chosen       destination
+	Getaway      *getaway
+}
+
+// newGetawayProxy builds getaway's http-proxy: GET /?place=<id> is the page, or
+// with "Accept: application/json" what getaway-svc answered.
+func newGetawayProxy(s settings, log *slog.Logger) (*service, error) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", healthy(s.self))
+	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, r *http.Request) {
+		page := getawayPage{Self: s.self, Destinations: destinations, Chosen: destinations[0]}
+		if place := r.URL.Query().Get("place"); place != "" {
+			name, ok := destinationName(place)
+			if !ok {
+				writePageOrError(w, r, s.self, http.StatusNotFound, "getaway.html", &page, &page.Error,
+					fmt.Errorf("%w %q", errUnknownPlace, place))
+				return
+			}
+			page.Chosen = destination{ID: place, Name: name}
+		}
+		answer, err := get[getaway](r.Context(), s.needs["getaway-svc"], "/getaway", url.Values{"place": {page.Chosen.ID}})
+		if err != nil {
+			log.Warn("getaway-svc failed", "error", err)
+			writePageOrError(w, r, s.self, gatewayStatus(err), "getaway.html", &page, &page.Error, err)
+			return
+		}
+		if wantsJSON(r) {
+			writeJSON(w, http.StatusOK, answer)
+			return
+		}
+		page.Service, page.Getaway = &answer.Instance, answer.Data
+		writePage(w, http.StatusOK, "getaway.html", page)
+	})
+	return &service{handler: mux}, nil
+}

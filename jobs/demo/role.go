@@ -1,0 +1,132 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"time"
+)
+
+// The domains of the two service graphs.
+const (
+	getawayDomain = "getaway-app"
+	votingDomain  = "voting-app"
+)
+
+// Budgets of a call, name resolution and connecting included. A caller's
+// budget exceeds that of the calls behind it, so that the one that is near the
+// fault reports it. Go gives each address of a name at least two seconds to
+// connect, so a leaf call has time to try a second instance.
+const (
+	leafBudget  = 4 * time.Second
+	frontBudget = 6 * time.Second
+)
+
+// role is one service of a demo application.
+type role struct {
+	name    string // the subcommand
+	domain  string // the domain of its graph
+	service string // its name there
+	port    int    // where it listens unless told otherwise
+	about   string
+	needs   []need // the services that it calls
+	data    bool   // whether it keeps data (option -data)
+	build   func(settings, *slog.Logger) (*service, error)
+}
+
+// need is a service of the same domain that a role calls.
+type need struct {
+	service string
+	port    int
+	budget  time.Duration // longest time that one call may take
+}
+
+// service is a role that has been built and can be served.
+type service struct {
+	handler    http.Handler
+	background func(context.Context) // runs while it is served; may be nil
+	closer     func() error          // after the last request; may be nil
+}
+
+func (s *service) close() error {
+	if s.closer == nil {
+		return nil
+	}
+	return s.closer()
+}
+
+var roles = []role{
+	{
+		name: "http-proxy", domain: getawayDomain, service: "http-proxy", port: 8080,
+		about: "the page of getaway",
+		needs: []need{{"getaway-svc", 8080, frontBudget}},
+		build: newGetawayProxy,
+	},
+	{
+		name: "getaway-svc", domain: getawayDomain, service: "getaway-svc", port: 8080,
+		about: "asks the three gateways about a destination",
+		needs: []need{{"news-gw", 9001, leafBudget}, {"places-gw", 9002, leafBudget}, {"weather-gw", 9003, leafBudget}},
+		build: newGetawayService,
+	},
+	{
+		name: "news-gw", domain: getawayDomain, service: "news-gw", port: 9001,
+		about: "news of a destination (sample data)",
+		build: newGateway("/news", sampleNews),
+	},
+	{
+		name: "places-gw", domain: getawayDomain, service: "places-gw", port: 9002,
+		about: "sights of a destination (sample data)",
+		build: newGateway("/places", samplePlaces),
+	},
+	{
+		name: "weather-gw", domain: getawayDomain, service: "weather-gw", port: 9003,
+		about: "forecast of a destination (sample data)",
+		build: newGateway("/weather", sampleWeather),
+	},
+	{
+		name: "voting-http-proxy", domain: votingDomain, service: "http-proxy", port: 8080,
+		about: "the pages /vote and /result of voting",
+		needs: []need{{"voting-svc", 8080, frontBudget}, {"result-svc", 8080, frontBudget}},
+		build: newVotingProxy,
+	},
+	{
+		name: "voting-svc", domain: votingDomain, service: "voting-svc", port: 8080,
+		about: "takes votes",
+		needs: []need{{"voting-db", 7001, leafBudget}},
+		build: newVotingService,
+	},
+	{
+		name: "voting-db", domain: votingDomain, service: "voting-db", port: 7001, data: true,
+		about: "the queue of votes",
+		build: newDatabase,
+	},
+	{
+		name: "worker", domain: votingDomain, service: "worker", port: 8080,
+		about: "counts the votes of voting-db into result-db",
+		needs: []need{{"voting-db", 7001, leafBudget}, {"result-db", 7002, leafBudget}},
+		build: newWorker,
+	},
+	{
+		name: "result-db", domain: votingDomain, service: "result-db", port: 7002, data: true,
+		about: "the counted result",
+		build: newDatabase,
+	},
+	{
+		name: "result-svc", domain: votingDomain, service: "result-svc", port: 8080,
+		about: "reports the result",
+		needs: []need{{"result-db", 7002, leafBudget}},
+		build: newResultService,
+	},
+}
+
+func findRole(name string) (role, bool) {
+	for _, r := range roles {
+		if r.name == name {
+			return r, true
+		}
+	}
+	return role{}, false
+}
