@@ -1,0 +1,385 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/admission"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/signal"
+)
+
+// inForce bounds how long a request waits for other nodes. The agent waits
+// 500 ms in all; what is not in force by then follows by itself.
+const inForce = 400 * time.Millisecond
+
+// settle bounds a call to another daemon that nobody waits for any more.
+const settle = 10 * time.Second
+
+// Documents hands out the documents of the revision in force. Asking for a
+// service makes it an interest: it is then kept up to date.
+type Documents interface {
+	Document(ctx context.Context, service fabric.Ref) (fabric.Document, error)
+	Documents() map[fabric.Ref]fabric.Document
+}
+
+// Engine holds the leases of a zone and keeps the switch, the zone's agents
+// and the other zones' engines in step with them.
+type Engine struct {
+	self     fabric.Node
+	log      hclog.Logger
+	verify   admission.Verifier
+	docs     Documents
+	leases   *leases
+	sw       Switch
+	num      numbers
+	nodes    func() []fabric.Node // of the whole fabric
+	now      func() time.Time
+	program  sync.Mutex // serialises computing and programming the switch
+	mu       sync.Mutex
+	agents   map[string]*remote // connected agents of the zone, by zone/node
+	engines  map[string]*remote // connected engines of other zones, by zone/node
+	problems map[string]string  // what is degraded, by subject
+}
+
+// Options is what an Engine is made of.
+type Options struct {
+	Self      fabric.Node
+	Log       hclog.Logger
+	Verifier  admission.Verifier
+	Documents Documents
+	Leases    string // file in which the leases are kept
+	Switch    Switch
+	Numbers   numbers
+	Nodes     func() []fabric.Node
+}
+
+// New returns an engine that holds the leases it held when it stopped.
+func New(o Options) (*Engine, error) {
+	ls, err := openLeases(o.Leases)
+	if err != nil {
+		return nil, err
+	}
+	return &Engine{
+		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
+		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
+		agents: map[string]*remote{}, engines: map[string]*remote{}, problems: map[string]string{},
+	}, nil
+}
+
+// Resume takes up the leases from disk: it makes their services interests and
+// programs the switch. It must come before anything else.
+func (e *Engine) Resume(ctx context.Context) error {
+	for _, le := range e.leases.all(e.now()) {
+		e.interest(ctx, le.Admission.Service)
+	}
+	return e.reprogram()
+}
+
+// interest makes the document of a service known. A service that the revision
+// does not have has no rights, which is no error.
+func (e *Engine) interest(ctx context.Context, service fabric.Ref) {
+	if _, err := e.docs.Document(ctx, service); err != nil {
+		e.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, service, logkey.Error, err)
+	}
+}
+
+// Handle answers the calls of agents and of other engines.
+func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, params json.RawMessage) (any, error) {
+	decode := func(v any) error {
+		if err := json.Unmarshal(params, v); err != nil {
+			return fmt.Errorf("decode the parameters of %s: %w", method, err)
+		}
+		return nil
+	}
+	switch method {
+	case signal.MethodConnect:
+		var p signal.ConnectParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.connect(ctx, from, p)
+	case signal.MethodForward:
+		var p signal.ForwardParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.forward(ctx, from, p)
+	case signal.MethodWithdraw:
+		var p signal.WithdrawParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return struct{}{}, e.withdraw(from, p)
+	case signal.MethodSync:
+		var p signal.SyncParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return struct{}{}, e.sync(from, p)
+	}
+	return nil, fmt.Errorf("an engine does not serve %q", method)
+}
+
+// connect takes a connectivity request from an agent of the zone and returns
+// when it is in force everywhere, or when waiting any longer would hold up the
+// workload.
+func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.ConnectParams) (signal.ConnectReply, error) {
+	a, err := e.verify.Verify(p.Request, e.now())
+	if err != nil {
+		return signal.ConnectReply{}, err
+	}
+	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Zone != from.Zone || a.Node != from.Node {
+		return signal.ConnectReply{}, fmt.Errorf("node %s/%s may not request connectivity for endpoint %s of %s/%s", from.Zone, from.Node, a.Endpoint, a.Zone, a.Node)
+	}
+	if err := e.hold(ctx, lease{p.Request, a}); err != nil {
+		return signal.ConnectReply{}, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, inForce)
+	defer cancel()
+	pending := e.spread(waiting, p.Request)
+	pending = append(pending, e.tell(waiting, a)...)
+	slices.Sort(pending)
+	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Zone+"/"+a.Node, "pending", len(pending))
+	return signal.ConnectReply{Pending: pending}, nil
+}
+
+// forward takes a request that another zone's engine has accepted. It is
+// believed no more than an agent's.
+func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.ForwardParams) (signal.ForwardReply, error) {
+	a, err := e.verify.Verify(p.Request, e.now())
+	if err != nil {
+		return signal.ForwardReply{}, err
+	}
+	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
+		return signal.ForwardReply{}, fmt.Errorf("engine %s/%s may not forward endpoint %s of zone %s", from.Zone, from.Node, a.Endpoint, a.Zone)
+	}
+	if err := e.hold(ctx, lease{p.Request, a}); err != nil {
+		return signal.ForwardReply{}, err
+	}
+	waiting, cancel := context.WithTimeout(ctx, inForce)
+	defer cancel()
+	reply := signal.ForwardReply{Pending: e.tell(waiting, a)}
+	for _, le := range e.counterparts([]fabric.Admission{a}) {
+		if le.Admission.Zone == e.self.Zone {
+			reply.Counterparts = append(reply.Counterparts, le.Request)
+		}
+	}
+	return reply, nil
+}
+
+// hold keeps a verified lease and programs the switch for it.
+func (e *Engine) hold(ctx context.Context, le lease) error {
+	e.interest(ctx, le.Admission.Service)
+	changed, err := e.leases.put(le)
+	if err != nil {
+		return err
+	}
+	if !changed {
+		return nil
+	}
+	return e.reprogram()
+}
+
+// spread carries a request to the engines of all other zones, which answer
+// with their counterparts. It returns what is not in force when ctx ends; the
+// calls go on after that.
+func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
+	type outcome struct {
+		engine  string
+		pending []string
+	}
+	zones := e.otherZones()
+	results := make(chan outcome, len(zones))
+	waiting := map[string]bool{}
+	for zone, nodes := range zones {
+		peer := e.engineOf(nodes)
+		if peer == nil {
+			pending = append(pending, fmt.Sprintf("zone %s: its engine cannot be reached", zone))
+			continue
+		}
+		waiting[peer.id] = true
+		go func() {
+			background, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
+			defer cancel()
+			o := outcome{engine: peer.id}
+			if p, err := e.forwardTo(background, peer, r); err != nil {
+				o.pending = []string{fmt.Sprintf("%s: %v", peer.id, err)}
+			} else {
+				o.pending = p
+			}
+			results <- o
+		}()
+	}
+	for len(waiting) > 0 {
+		select {
+		case o := <-results:
+			delete(waiting, o.engine)
+			pending = append(pending, o.pending...)
+		case <-ctx.Done():
+			for id := range waiting {
+				pending = append(pending, id+": no answer in time")
+			}
+			return pending
+		}
+	}
+	return pending
+}
+
+// forwardTo forwards one request to one engine and takes up the counterparts
+// that it answers with.
+func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) (pending []string, err error) {
+	var reply signal.ForwardReply
+	if err := peer.conn.Call(ctx, signal.MethodForward, signal.ForwardParams{Request: r}, &reply); err != nil {
+		return nil, err
+	}
+	for _, c := range reply.Counterparts {
+		a, err := e.verify.Verify(c, e.now())
+		if err != nil {
+			e.log.Warn("counterpart refused", logkey.Node, peer.id, logkey.Error, err)
+			continue
+		}
+		if a.Zone != peer.zone {
+			e.log.Warn("counterpart refused: it is not of the engine's zone", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
+			continue
+		}
+		if err := e.hold(ctx, lease{c, a}); err != nil {
+			return nil, err
+		}
+	}
+	return reply.Pending, nil
+}
+
+// withdraw ends leases on the word of their owner: an agent for its own node,
+// an engine for its own zone.
+func (e *Engine) withdraw(from signal.Peer, p signal.WithdrawParams) error {
+	return e.end(from, func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
+}
+
+// sync ends the leases of an owner that it no longer names; it says all that
+// it has.
+func (e *Engine) sync(from signal.Peer, p signal.SyncParams) error {
+	return e.end(from, func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
+}
+
+func (e *Engine) end(from signal.Peer, gone func(fabric.Admission) bool) error {
+	owns := func(a fabric.Admission) bool {
+		if a.Zone != from.Zone {
+			return false
+		}
+		return from.Kind == fabric.KindProcessor && from.Zone != e.self.Zone || a.Node == from.Node
+	}
+	return e.drop(func(a fabric.Admission) bool { return owns(a) && gone(a) })
+}
+
+// drop ends leases and lets everybody know who was told of them.
+func (e *Engine) drop(gone func(fabric.Admission) bool) error {
+	removed, err := e.leases.remove(gone)
+	if err != nil || len(removed) == 0 {
+		return err
+	}
+	if err := e.reprogram(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), settle)
+	defer cancel()
+	var own []string
+	for _, le := range removed {
+		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
+		if le.Admission.Zone == e.self.Zone {
+			own = append(own, le.Admission.Endpoint)
+		}
+	}
+	var group errgroup.Group
+	if len(own) > 0 {
+		for _, peer := range e.remotes(e.engines) {
+			group.Go(func() error {
+				return peer.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: own}, nil)
+			})
+		}
+	}
+	for _, agent := range e.remotes(e.agents) {
+		group.Go(func() error { return e.update(ctx, agent) })
+	}
+	if err := group.Wait(); err != nil {
+		e.log.Warn("not everybody heard of the end of a lease; they will when they connect again", logkey.Error, err)
+	}
+	return nil
+}
+
+// Expire ends the leases that are past their admission's life, and those of
+// nodes that have left the fabric. An empty roster means that nothing is
+// known, so it ends nothing.
+func (e *Engine) Expire() error {
+	now := e.now()
+	known := map[string]bool{}
+	for _, n := range e.nodes() {
+		known[n.ID()] = true
+	}
+	return e.drop(func(a fabric.Admission) bool {
+		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Zone+"/"+a.Node]
+	})
+}
+
+// Refresh brings switch and agents up to a new revision or roster.
+func (e *Engine) Refresh(ctx context.Context) error {
+	if err := e.reprogram(); err != nil {
+		return err
+	}
+	var group errgroup.Group
+	for _, agent := range e.remotes(e.agents) {
+		group.Go(func() error { return e.update(ctx, agent) })
+	}
+	return group.Wait()
+}
+
+// reprogram computes what the switch should hold and has it programmed.
+func (e *Engine) reprogram() error {
+	e.program.Lock()
+	defer e.program.Unlock()
+	ports := e.ports()
+	portOf := func(a fabric.Admission) (string, bool) {
+		port, ok := ports[a.Zone]
+		return port, ok
+	}
+	want, err := boundary(e.self.Zone, e.leases.all(e.now()), e.docs.Documents(), portOf, e.num)
+	if err != nil {
+		return err
+	}
+	return e.sw.Program(want)
+}
+
+// ports returns the port towards each zone: its processor that comes first by
+// name.
+func (e *Engine) ports() map[string]string {
+	ports := map[string]string{e.self.Zone: zonePort}
+	for zone, nodes := range e.otherZones() {
+		ports[zone] = nodes[0]
+	}
+	return ports
+}
+
+// otherZones returns the IDs of the processors of every other zone, in order.
+func (e *Engine) otherZones() map[string][]string {
+	zones := map[string][]string{}
+	for _, n := range e.nodes() {
+		if n.Kind == fabric.KindProcessor && n.Zone != e.self.Zone {
+			zones[n.Zone] = append(zones[n.Zone], n.ID())
+		}
+	}
+	for _, ids := range zones {
+		slices.Sort(ids)
+	}
+	return zones
+}
