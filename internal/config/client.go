@@ -4,6 +4,11 @@
 package config
 
 import (
+	"fmt"
+	"net"
+	"os"
+	"strings"
+
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
@@ -11,10 +16,84 @@ import (
 )
 
 // ConsulClient returns a client of the Consul agent that the file names.
-func (c *Config) ConsulClient() (*consulapi.Client, error) { panic("todo") }
+func (c *Config) ConsulClient() (*consulapi.Client, error) {
+	token, err := secret(c.Consul.Token, c.Consul.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("read Consul's token: %w", err)
+	}
+	conf := consulapi.DefaultConfig()
+	conf.Address = withScheme(c.Consul.Address, c.Consul.CAFile)
+	conf.Token, conf.TokenFile = token, ""
+	conf.Datacenter = c.Consul.Datacenter
+	conf.TLSConfig.CAFile = c.Consul.CAFile
+	conf.TLSConfig.CertFile = c.Consul.CertFile
+	conf.TLSConfig.KeyFile = c.Consul.KeyFile
+	client, err := consulapi.NewClient(conf)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of Consul at %s: %w", conf.Address, err)
+	}
+	return client, nil
+}
 
 // NomadClient returns a client of the Nomad servers that the file names.
-func (c *Config) NomadClient() (*nomadapi.Client, error) { panic("todo") }
+func (c *Config) NomadClient() (*nomadapi.Client, error) {
+	token, err := secret(c.Nomad.Token, c.Nomad.TokenFile)
+	if err != nil {
+		return nil, fmt.Errorf("read Nomad's token: %w", err)
+	}
+	conf := nomadapi.DefaultConfig()
+	conf.Address = withScheme(c.Nomad.Address, c.Nomad.CAFile)
+	conf.SecretID = token
+	conf.TLSConfig.CACert = c.Nomad.CAFile
+	client, err := nomadapi.NewClient(conf)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of Nomad at %s: %w", conf.Address, err)
+	}
+	return client, nil
+}
 
-// Identity says how this process obtains its identity.
-func (c *Config) Identity() identity.Config { panic("todo") }
+// Identity says how this process obtains its identity. A node's certificate
+// carries its underlay address.
+func (c *Config) Identity() identity.Config {
+	id := identity.Config{
+		VaultAddress: withScheme(c.Vault.Address, c.Vault.CAFile),
+		VaultCAFile:  c.Vault.CAFile,
+		RoleID:       c.Vault.RoleID,
+		SecretIDFile: c.Vault.SecretIDFile,
+		PKIMount:     c.Vault.PKIMount,
+		PKIRole:      c.Vault.PKIRole,
+		TransitMount: c.Vault.TransitMount,
+		TransitKey:   c.Vault.TransitKey,
+		TrustDomain:  c.TrustDomain,
+		SPIFFEPath:   c.SPIFFEPath(),
+		DataDir:      c.DataDir,
+	}
+	if a := c.Underlay.Addr(); a.IsValid() {
+		id.IPs = []net.IP{a.AsSlice()}
+	}
+	return id
+}
+
+// secret returns the value, or the content of the file if there is no value.
+func secret(value, file string) (string, error) {
+	if value != "" || file == "" {
+		return value, nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// withScheme makes a URL of host:port: https if there is an authority to
+// verify it with.
+func withScheme(address, caFile string) string {
+	switch {
+	case address == "" || strings.Contains(address, "://"):
+		return address
+	case caFile != "":
+		return "https://" + address
+	}
+	return "http://" + address
+}

@@ -39,6 +39,8 @@ type Config struct {
 	CNI        *CNI        `hcl:"cni,block"`
 	DNS        *DNS        `hcl:"dns,block"`
 	Pools      *Pools      `hcl:"pools,block"`
+
+	path string // of the file, for messages
 }
 
 // Underlay is the network that the links of a node run over.

@@ -3,6 +3,25 @@
 
 package config
 
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/gohcl"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
+	"github.com/sif-project/sif/fabric"
+)
+
 // Role is a daemon that reads a configuration file.
 type Role string
 
@@ -17,7 +36,268 @@ const (
 // Load reads the file at path, fills what it leaves empty from the
 // environment and the defaults, and checks it. Errors carry file, line and
 // column.
-func Load(path string) (*Config, error) { panic("todo") }
+func Load(path string) (*Config, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration: %w", err)
+	}
+	return parse(src, path, os.Getenv)
+}
+
+func parse(src []byte, path string, getenv func(string) string) (*Config, error) {
+	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
+	if diags.HasErrors() {
+		return nil, render(diags)
+	}
+	c := &Config{}
+	if diags := gohcl.DecodeBody(file.Body, nil, c); diags.HasErrors() {
+		return nil, render(diags)
+	}
+	// Every block is optional: those that the file leaves out are empty.
+	blocks := reflect.ValueOf(c).Elem()
+	for i := range blocks.NumField() {
+		if f := blocks.Field(i); f.Kind() == reflect.Pointer && f.IsNil() {
+			f.Set(reflect.New(f.Type().Elem()))
+		}
+	}
+	c.path = path
+	c.fillFromEnvironment(getenv)
+	c.fillDefaults()
+	if err := c.check(file.Body.(*hclsyntax.Body)); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// render turns diagnostics into one error, a line each, with positions.
+func render(diags hcl.Diagnostics) error {
+	var errs []error
+	for _, d := range diags {
+		if d.Severity != hcl.DiagError {
+			continue
+		}
+		text := d.Summary
+		if d.Detail != "" {
+			text += ": " + d.Detail
+		}
+		if d.Subject != nil {
+			text = at(*d.Subject) + ": " + text
+		}
+		errs = append(errs, errors.New(text))
+	}
+	return errors.Join(errs...)
+}
+
+func at(r hcl.Range) string {
+	return fmt.Sprintf("%s:%d:%d", r.Filename, r.Start.Line, r.Start.Column)
+}
+
+func (c *Config) fillFromEnvironment(getenv func(string) string) {
+	fill := func(to *string, name string) {
+		if *to == "" {
+			*to = getenv(name)
+		}
+	}
+	fill(&c.Consul.Address, "CONSUL_HTTP_ADDR")
+	if c.Consul.TokenFile == "" {
+		fill(&c.Consul.Token, "CONSUL_HTTP_TOKEN")
+	}
+	if c.Consul.Token == "" {
+		fill(&c.Consul.TokenFile, "CONSUL_HTTP_TOKEN_FILE")
+	}
+	fill(&c.Consul.CAFile, "CONSUL_CACERT")
+	fill(&c.Consul.CertFile, "CONSUL_CLIENT_CERT")
+	fill(&c.Consul.KeyFile, "CONSUL_CLIENT_KEY")
+	fill(&c.Vault.Address, "VAULT_ADDR")
+	fill(&c.Vault.CAFile, "VAULT_CACERT")
+	fill(&c.Nomad.Address, "NOMAD_ADDR")
+	if c.Nomad.TokenFile == "" {
+		fill(&c.Nomad.Token, "NOMAD_TOKEN")
+	}
+	fill(&c.Nomad.CAFile, "NOMAD_CACERT")
+}
+
+func (c *Config) fillDefaults() {
+	fill := func(to *string, value string) {
+		if *to == "" {
+			*to = value
+		}
+	}
+	fill(&c.Fabric, "sif")
+	fill(&c.LogLevel, "info")
+	fill(&c.DataDir, "/var/lib/sif")
+	fill(&c.RunDir, "/run/sif")
+	fill(&c.BPFDir, "/sys/fs/bpf/sif")
+	fill(&c.Consul.Address, "127.0.0.1:8500")
+	fill(&c.Vault.Address, "https://127.0.0.1:8200")
+	fill(&c.Vault.PKIMount, "sif-pki")
+	fill(&c.Vault.TransitMount, "sif-transit")
+	fill(&c.Vault.TransitKey, "sif")
+	if c.IsNode() {
+		fill(&c.Vault.PKIRole, "node-"+c.Zone+"-"+c.Node)
+	} else {
+		fill(&c.Vault.PKIRole, "controller")
+		fill(&c.Listen, ":8440")
+		fill(&c.Nomad.Address, "http://127.0.0.1:4646")
+		fill(&c.Pools.IPv4, "100.64.0.0/10")
+		fill(&c.Pools.IPv6, "fd5f:7369:6600::/48")
+	}
+	fill(&c.Link.Socket, filepath.Join(c.RunDir, "link.sock"))
+	if c.Link.MTU == 0 {
+		c.Link.MTU = 1420
+	}
+	fill(&c.Engine.Listen, ":8441")
+	fill(&c.OVS.RunDir, "/var/run/openvswitch")
+	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
+	fill(&c.OVS.Bridge, "br-sif")
+	fill(&c.CNI.PluginDir, "/opt/cni/bin")
+	fill(&c.CNI.ConfigDir, "/opt/cni/config")
+	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
+}
+
+// check reports every value that cannot be right.
+func (c *Config) check(body *hclsyntax.Body) error {
+	var errs []error
+	report := func(attribute string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %s: %w", position(body, c.path, attribute), attribute, err))
+		}
+	}
+	set := func(value string, check func(string) error) error {
+		if value == "" {
+			return nil
+		}
+		return check(value)
+	}
+	report("zone", set(c.Zone, fabric.CheckName))
+	report("node", set(c.Node, fabric.CheckName))
+	if (c.Zone == "") != (c.Node == "") {
+		report("zone", errors.New("zone and node name a node together; the controller has neither"))
+	}
+	report("fabric", fabric.CheckName(c.Fabric))
+	report("trust_domain", set(c.TrustDomain, checkTrustDomain))
+	if hclog.LevelFromString(c.LogLevel) == hclog.NoLevel {
+		report("log_level", fmt.Errorf("%q is not one of trace, debug, info, warn, error", c.LogLevel))
+	}
+	report("underlay.address", set(c.Underlay.Address, checkAddr))
+	report("controller.address", set(c.Controller.Address, checkHostPort))
+	report("listen", set(c.Listen, checkHostPort))
+	report("engine.listen", checkHostPort(c.Engine.Listen))
+	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, 24) }))
+	report("pools.ipv6", set(c.Pools.IPv6, func(s string) error { return checkPool(s, 6, 64) }))
+	if c.Link.MTU < 1280 || c.Link.MTU > 65455 {
+		report("link.mtu", fmt.Errorf("%d is outside 1280-65455", c.Link.MTU))
+	}
+	for i, u := range c.DNS.Upstream {
+		if a, err := netip.ParseAddr(u); err == nil {
+			c.DNS.Upstream[i] = netip.AddrPortFrom(a, 53).String()
+		} else if _, err := netip.ParseAddrPort(u); err != nil {
+			report("dns.upstream", fmt.Errorf("%q is neither an address nor address:port", u))
+		}
+	}
+	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
+		report("consul.token_file", errors.New("token and token_file exclude each other"))
+	}
+	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
+		report("nomad.token_file", errors.New("token and token_file exclude each other"))
+	}
+	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
+		report("consul.cert_file", errors.New("cert_file and key_file belong together"))
+	}
+	return errors.Join(errs...)
+}
+
+// position finds an attribute ("listen", "engine.listen") in the file; the
+// file alone if it is not there, since then the value came from elsewhere.
+func position(body *hclsyntax.Body, path, attribute string) string {
+	if block, name, nested := strings.Cut(attribute, "."); nested {
+		for _, b := range body.Blocks {
+			if b.Type == block {
+				if a := b.Body.Attributes[name]; a != nil {
+					return at(a.Expr.Range())
+				}
+				return at(b.DefRange())
+			}
+		}
+	} else if a := body.Attributes[attribute]; a != nil {
+		return at(a.Expr.Range())
+	}
+	return path
+}
+
+func checkAddr(s string) error {
+	_, err := netip.ParseAddr(s)
+	if err != nil {
+		return fmt.Errorf("%q is not an IP address", s)
+	}
+	return nil
+}
+
+func checkHostPort(s string) error {
+	_, port, err := net.SplitHostPort(s)
+	if err != nil {
+		return fmt.Errorf("%q is not of the form host:port", s)
+	}
+	r, err := fabric.ParsePortRange(port)
+	if err != nil || r.From != r.To {
+		return fmt.Errorf("%q: %q is not a port from 1 to 65535", s, port)
+	}
+	return nil
+}
+
+func checkPool(s string, family, nodeBits int) error {
+	p, err := netip.ParsePrefix(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not a prefix", s)
+	case p != p.Masked():
+		return fmt.Errorf("%q has bits set behind the prefix; %s was meant?", s, p.Masked())
+	case p.Addr().Is4() != (family == 4):
+		return fmt.Errorf("%q is not an IPv%d prefix", s, family)
+	case p.Bits() > nodeBits:
+		return fmt.Errorf("%q is too small: each node takes a /%d", s, nodeBits)
+	}
+	return nil
+}
+
+func checkTrustDomain(s string) error {
+	td, err := spiffeid.TrustDomainFromString(s)
+	if err != nil {
+		return fmt.Errorf("%q is not a SPIFFE trust domain: %w", s, err)
+	}
+	if td.Name() != s {
+		return fmt.Errorf("%q is not a SPIFFE trust domain; %q was meant?", s, td.Name())
+	}
+	return nil
+}
 
 // Require reports what the daemon needs and the file does not give.
-func (c *Config) Require(r Role) error { panic("todo") }
+func (c *Config) Require(r Role) error {
+	var missing []string
+	need := func(value, name string) {
+		if value == "" {
+			missing = append(missing, name)
+		}
+	}
+	if r == RoleController {
+		if c.IsNode() {
+			return fmt.Errorf("%s: the controller is no node: leave out zone and node", c.path)
+		}
+	} else {
+		need(c.Zone, "zone")
+		need(c.Node, "node")
+	}
+	if r != RoleLink {
+		need(c.TrustDomain, "trust_domain")
+		need(c.Vault.RoleID, "vault.role_id")
+		need(c.Vault.SecretIDFile, "vault.secret_id_file")
+	}
+	if r == RoleEngine || r == RoleAgent {
+		need(c.Underlay.Address, "underlay.address")
+		need(c.Controller.Address, "controller.address")
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("%s: sif %s needs %s", c.path, r, strings.Join(missing, ", "))
+	}
+	return nil
+}

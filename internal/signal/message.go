@@ -12,8 +12,9 @@ import (
 const (
 	MethodConnect  = "connect"  // agent to engine of its zone: a connectivity request
 	MethodForward  = "forward"  // engine to engine: a connectivity request of the sender's zone
-	MethodAnnounce = "announce" // engine to agent, engine to engine: requests of counterparts
-	MethodWithdraw = "withdraw" // the owner of endpoints: they are gone
+	MethodAnnounce = "announce" // engine to agent: requests of counterparts
+	MethodWithdraw = "withdraw" // these endpoints are gone
+	MethodSync     = "sync"     // all endpoints that the sender has for the receiver
 )
 
 // ConnectParams asks an engine to bring an endpoint's connectivity in force.
@@ -21,10 +22,10 @@ type ConnectParams struct {
 	Request fabric.Request `json:"request"`
 }
 
-// ConnectReply tells what the endpoint may talk to.
+// ConnectReply is sent once the endpoint's connectivity is in force, or the
+// time for that is up. The counterparts were announced before.
 type ConnectReply struct {
-	Counterparts []fabric.Request `json:"counterparts,omitempty"`
-	Pending      []string         `json:"pending,omitempty"` // "zone/node: reason", not in force within the time
+	Pending []string `json:"pending,omitempty"` // "zone/node: reason", not in force within the time
 }
 
 // ForwardParams hands a request on to the engine of another zone.
@@ -32,7 +33,8 @@ type ForwardParams struct {
 	Request fabric.Request `json:"request"`
 }
 
-// ForwardReply is the other zone's part of a ConnectReply.
+// ForwardReply is the other zone's part of a ConnectReply, with its endpoints
+// that may talk to the new one.
 type ForwardReply struct {
 	Counterparts []fabric.Request `json:"counterparts,omitempty"`
 	Pending      []string         `json:"pending,omitempty"`
@@ -48,11 +50,15 @@ type AnnounceReply struct {
 	Refused map[string]string `json:"refused,omitempty"` // endpoint to reason
 }
 
-// WithdrawParams name endpoints that are gone. The receiver checks that the
-// sender owns them: an agent those of its node, an engine those of its zone.
+// WithdrawParams name endpoints that are gone. The receiver takes the sender's
+// word only for endpoints that it owns: an agent those of its node, an engine
+// those of its zone, and the own engine those that it announced.
 type WithdrawParams struct {
-	Zone      string   `json:"zone"`
-	Node      string   `json:"node"`
 	Endpoints []string `json:"endpoints"`
 }
 
+// SyncParams name all endpoints that the sender owns, or has announced: others
+// are gone. It mends what was missed while the two were not connected.
+type SyncParams struct {
+	Endpoints []string `json:"endpoints"`
+}

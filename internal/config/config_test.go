@@ -1,0 +1,170 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func none(string) string { return "" }
+
+const agentFile = `
+zone         = "aws1"
+node         = "aws1-w1"
+trust_domain = "sif.example"
+fabric       = "lab"
+log_level    = "debug"
+log_json     = true
+data_dir     = "/d"
+run_dir      = "/r"
+bpf_dir      = "/b"
+underlay {
+  address   = "10.1.0.11"
+  interface = "eth0"
+}
+consul {
+  address    = "https://127.0.0.1:8501"
+  token_file = "/d/consul.token"
+  ca_file    = "/d/ca.pem"
+}
+vault {
+  address        = "https://10.0.0.1:8200"
+  ca_file        = "/d/ca.pem"
+  role_id        = "abc"
+  secret_id_file = "/d/secret"
+}
+controller {
+  address = "10.0.0.1:8440"
+}
+link {
+  mtu = 8920
+}
+dns {
+  upstream = ["10.0.0.53", "10.0.0.54:5353"]
+}
+`
+
+func TestParseAgent(t *testing.T) {
+	c, err := parse([]byte(agentFile), "agent.hcl", none)
+	must.NoError(t, err)
+	must.NoError(t, c.Require(RoleAgent))
+	must.Eq(t, "aws1/aws1-w1", c.NodeID())
+	must.Eq(t, "/node/aws1/aws1-w1", c.SPIFFEPath())
+	must.Eq(t, "10.1.0.11", c.Underlay.Addr().String())
+	must.Eq(t, "sif-pki", c.Vault.PKIMount)
+	must.Eq(t, "node-aws1-aws1-w1", c.Vault.PKIRole)
+	must.Eq(t, "sif-transit", c.Vault.TransitMount)
+	must.Eq(t, "sif", c.Vault.TransitKey)
+	must.Eq(t, 8920, c.Link.MTU)
+	must.Eq(t, "/r/link.sock", c.Link.Socket)
+	must.Eq(t, "/r/cni.sock", c.CNI.Socket)
+	must.Eq(t, []string{"10.0.0.53:53", "10.0.0.54:5353"}, c.DNS.Upstream)
+	id := c.Identity()
+	must.Eq(t, "https://10.0.0.1:8200", id.VaultAddress)
+	must.Len(t, 1, id.IPs)
+	must.Error(t, c.Require(RoleController))
+}
+
+func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
+	env := map[string]string{
+		"CONSUL_HTTP_ADDR": "10.9.9.9:8500", "CONSUL_HTTP_TOKEN": "from-env", "CONSUL_CACERT": "/env/ca.pem",
+		"VAULT_ADDR": "http://10.9.9.9:8200", "NOMAD_ADDR": "http://10.9.9.9:4646", "NOMAD_TOKEN": "nomad-env",
+	}
+	getenv := func(k string) string { return env[k] }
+	c, err := parse([]byte(`trust_domain = "sif.example"`), "c.hcl", getenv)
+	must.NoError(t, err)
+	must.Eq(t, "10.9.9.9:8500", c.Consul.Address)
+	must.Eq(t, "from-env", c.Consul.Token)
+	must.Eq(t, "/env/ca.pem", c.Consul.CAFile)
+	must.Eq(t, "nomad-env", c.Nomad.Token)
+	must.Eq(t, "controller", c.Vault.PKIRole)
+	must.Eq(t, "/controller", c.SPIFFEPath())
+
+	c, err = parse([]byte(agentFile), "agent.hcl", getenv)
+	must.NoError(t, err)
+	must.Eq(t, "https://127.0.0.1:8501", c.Consul.Address)
+	must.Eq(t, "", c.Consul.Token) // the file's token_file wins
+	must.Eq(t, "/d/ca.pem", c.Consul.CAFile)
+}
+
+func TestErrorsCarryPositions(t *testing.T) {
+	for name, tc := range map[string]struct{ src, want string }{
+		"syntax":            {"zone = \n", "x.hcl:1:8: "},
+		"unknown attribute": {"zone = \"a\"\nnode = \"b\"\nzune = \"c\"\n", "x.hcl:3:1: Unsupported argument"},
+		"unknown block":     {"foo {\n}\n", "x.hcl:1:1: Unsupported block type"},
+		"unknown nested":    {"vault {\n  rol_id = \"x\"\n}\n", "x.hcl:2:3: Unsupported argument"},
+		"twice":             {"vault {\n}\nvault {\n}\n", "x.hcl:3:1: Duplicate vault block"},
+		"wrong type":        {"link {\n  mtu = \"many\"\n}\n", "x.hcl:2:10: "},
+		"bad zone":          {"zone = \"AWS\"\nnode = \"n\"\n", "x.hcl:1:8: zone: name \"AWS\" contains"},
+		"only a zone":       {"zone = \"aws\"\n", "x.hcl:1:8: zone: zone and node name a node together"},
+		"bad underlay":      {"underlay {\n  address = \"10.0.0\"\n}\n", "x.hcl:2:13: underlay.address: \"10.0.0\" is not an IP address"},
+		"bad port":          {"controller {\n  address = \"c:70000\"\n}\n", "x.hcl:2:13: controller.address: "},
+		"pool family":       {"pools {\n  ipv4 = \"fd00::/32\"\n}\n", "x.hcl:2:10: pools.ipv4: "},
+		"pool bits":         {"pools {\n  ipv4 = \"100.64.0.1/10\"\n}\n", "100.64.0.0/10 was meant?"},
+		"pool size":         {"pools {\n  ipv6 = \"fd00::/80\"\n}\n", "too small"},
+		"log level":         {"log_level = \"loud\"\n", "x.hcl:1:13: log_level: \"loud\""},
+		"trust domain":      {"trust_domain = \"Sif Example\"\n", "x.hcl:1:16: trust_domain: "},
+		"mtu":               {"link {\n  mtu = 100\n}\n", "x.hcl:2:9: link.mtu: 100 is outside"},
+		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := parse([]byte(tc.src), "x.hcl", none)
+			must.ErrorContains(t, err, tc.want)
+		})
+	}
+}
+
+func TestRequireNamesWhatIsMissing(t *testing.T) {
+	c, err := parse([]byte("zone = \"a\"\nnode = \"b\"\n"), "x.hcl", none)
+	must.NoError(t, err)
+	must.EqError(t, c.Require(RoleAgent), "x.hcl: sif agent needs trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
+	must.NoError(t, c.Require(RoleLink))
+}
+
+func TestLoadAndClients(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Load(filepath.Join(dir, "absent.hcl"))
+	must.ErrorIs(t, err, os.ErrNotExist)
+
+	token := filepath.Join(dir, "token")
+	must.NoError(t, os.WriteFile(token, []byte("secret\n"), 0o600))
+	path := filepath.Join(dir, "c.hcl")
+	src := "trust_domain = \"sif.example\"\nconsul {\n  token_file = \"" + token + "\"\n}\n"
+	must.NoError(t, os.WriteFile(path, []byte(src), 0o600))
+	c, err := Load(path)
+	must.NoError(t, err)
+	_, err = c.ConsulClient()
+	must.NoError(t, err)
+	got, err := secret(c.Consul.Token, c.Consul.TokenFile)
+	must.NoError(t, err)
+	must.Eq(t, "secret", got)
+	nomad, err := c.NomadClient()
+	must.NoError(t, err)
+	must.True(t, strings.HasPrefix(nomad.Address(), "http://"))
+
+	c.Consul.TokenFile = filepath.Join(dir, "gone")
+	_, err = c.ConsulClient()
+	must.ErrorIs(t, err, os.ErrNotExist)
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(agentFile))
+	f.Add([]byte("zone = 1"))
+	f.Fuzz(func(t *testing.T, src []byte) {
+		c, err := parse(src, "x.hcl", none)
+		if (c == nil) == (err == nil) {
+			t.Fatalf("config %v with error %v", c, err)
+		}
+		if err == nil {
+			c.Underlay.Addr()
+			c.Pools.Prefixes()
+			c.Identity()
+		}
+	})
+}
