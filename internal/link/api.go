@@ -1,0 +1,165 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package link
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"syscall"
+	"time"
+
+	wgdevice "golang.zx2c4.com/wireguard/device"
+
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+// apiSocket is the HTTP socket's name in the run dir. No device can have it.
+const apiSocket = "link.sock"
+
+// maxConfiguration bounds one UAPI "set" operation: some 50,000 peers.
+const maxConfiguration = 16 << 20
+
+// handler serves:
+//
+//	GET    /v1/devices         all devices with their peers' statistics
+//	PUT    /v1/devices/{name}  an Interface: make the device, or change it in place
+//	DELETE /v1/devices/{name}
+//
+// Errors are one line of plain text.
+func (s *Server) handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
+			s.logger.Debug("answer was not taken", logkey.Error, err)
+		}
+	})
+	mux.HandleFunc("PUT /v1/devices/{name}", func(w http.ResponseWriter, r *http.Request) {
+		var want Interface
+		decoder := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<16))
+		decoder.DisallowUnknownFields()
+		if err := decoder.Decode(&want); err != nil {
+			http.Error(w, "decode interface: "+err.Error(), http.StatusBadRequest)
+			return
+		}
+		name := r.PathValue("name")
+		if err := errors.Join(validateName(name), want.validate()); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		answer(w, s.putDevice(name, want))
+	})
+	mux.HandleFunc("DELETE /v1/devices/{name}", func(w http.ResponseWriter, r *http.Request) {
+		answer(w, s.deleteDevice(r.PathValue("name")))
+	})
+	return mux
+}
+
+func answer(w http.ResponseWriter, err error) {
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.WriteHeader(http.StatusNoContent)
+}
+
+// serveUAPI answers on a device's UAPI socket until the socket is closed.
+func (s *Server) serveUAPI(name string, listener net.Listener) {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			return // closed with the device
+		}
+		go s.serveUAPIConn(name, conn)
+	}
+}
+
+// serveUAPIConn is wireguard-go's IpcHandle, except that an operation is read
+// whole before it starts, so that a slow writer holds nobody up, and that a
+// "set" is saved and its routes are set before it is answered.
+func (s *Server) serveUAPIConn(name string, conn net.Conn) {
+	defer conn.Close()
+	reader := bufio.NewReader(conn)
+	for {
+		operation, err := reader.ReadString('\n')
+		if err != nil {
+			return
+		}
+		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
+		lines, err := readOperation(reader)
+		if err != nil {
+			s.logger.Warn("UAPI operation broke off", logkey.Interface, name, logkey.Error, err)
+			return
+		}
+		conn.SetReadDeadline(time.Time{})
+		var out string
+		switch operation {
+		case "set=1\n":
+			if err = s.configure(name, lines); err != nil {
+				s.logger.Error("UAPI set failed", logkey.Interface, name, logkey.Error, err)
+			}
+		case "get=1\n":
+			out, err = s.configuration(name)
+		default:
+			return
+		}
+		if _, err := fmt.Fprintf(conn, "%serrno=%d\n\n", out, errno(err)); err != nil {
+			return
+		}
+	}
+}
+
+// configuration answers a UAPI "get" operation.
+func (s *Server) configuration(name string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	h, known := s.devices[name]
+	if !known || h.running == nil {
+		return "", syscall.ENODEV
+	}
+	return h.running.wireguard.IpcGet()
+}
+
+// readOperation reads lines up to the empty one that ends an operation.
+func readOperation(r *bufio.Reader) (string, error) {
+	var b strings.Builder
+	for {
+		line, err := r.ReadSlice('\n') // the buffer's 4 KiB hold any line of UAPI
+		if err != nil {
+			if err == io.EOF {
+				err = io.ErrUnexpectedEOF
+			}
+			return "", err
+		}
+		if len(line) == 1 {
+			return b.String(), nil
+		}
+		if b.Len()+len(line) > maxConfiguration {
+			return "", fmt.Errorf("more than %d bytes", maxConfiguration)
+		}
+		b.Write(line)
+	}
+}
+
+// errno is the one number by which UAPI tells of an error; the log has its text.
+func errno(err error) int64 {
+	var ipcError *wgdevice.IPCError
+	var number syscall.Errno
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &ipcError):
+		return ipcError.ErrorCode()
+	case errors.As(err, &number):
+		return -int64(number)
+	default:
+		return -int64(syscall.EIO)
+	}
+}

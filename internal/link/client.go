@@ -1,0 +1,218 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package link
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Client tells the `sif link` of a run dir which devices there should be. It
+// may be used by many goroutines at once.
+type Client struct {
+	runDir string
+	http   http.Client
+
+	mu sync.Mutex // one Apply at a time
+	// declared has the endpoints of the last Apply, by device: see uapiChange.
+	declared map[string]map[Key]netip.AddrPort
+}
+
+// NewClient returns a client; it connects when it is used.
+func NewClient(runDir string) *Client {
+	c := &Client{runDir: runDir, declared: make(map[string]map[Key]netip.AddrPort)}
+	c.http.Timeout = 10 * time.Second
+	c.http.Transport = &http.Transport{
+		DisableKeepAlives: true, // a server that was restarted has a new socket
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return c.dial(ctx, apiSocket)
+		},
+	}
+	return c
+}
+
+// Apply makes the devices that `sif link` holds be exactly these: others that
+// it holds are deleted, interfaces that it did not make are left alone.
+// Sessions with peers that did not change go on. Every device is tried; the
+// error tells of all that failed. If a device is not valid nothing is changed.
+func (c *Client) Apply(ctx context.Context, devices []Device) error {
+	var errs []error
+	wanted := make(map[string]bool, len(devices))
+	ports := make(map[uint16]string, len(devices))
+	for _, d := range devices {
+		errs = append(errs, d.validate())
+		if wanted[d.Name] {
+			errs = append(errs, fmt.Errorf("device %s is listed twice", d.Name))
+		}
+		if other, taken := ports[d.ListenPort]; taken {
+			errs = append(errs, fmt.Errorf("devices %s and %s have the same listen port %d", other, d.Name, d.ListenPort))
+		}
+		wanted[d.Name], ports[d.ListenPort] = true, d.Name
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("apply links: %w", err)
+	}
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	present, err := c.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("apply links: %w", err)
+	}
+	errs = nil
+	for _, d := range present {
+		if !wanted[d.Name] {
+			delete(c.declared, d.Name)
+			if err := c.call(ctx, http.MethodDelete, "/v1/devices/"+url.PathEscape(d.Name), nil, nil); err != nil {
+				errs = append(errs, fmt.Errorf("delete link device %s: %w", d.Name, err))
+			}
+		}
+	}
+	for _, d := range devices {
+		if err := c.applyDevice(ctx, d); err != nil {
+			errs = append(errs, fmt.Errorf("apply link device %s: %w", d.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Client) applyDevice(ctx context.Context, d Device) error {
+	if err := c.call(ctx, http.MethodPut, "/v1/devices/"+url.PathEscape(d.Name), d.Interface, nil); err != nil {
+		return err
+	}
+	conn, err := c.dial(ctx, d.Name+".sock")
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	reader := bufio.NewReader(conn)
+	text, err := operate(conn, reader, "get=1\n\n")
+	if err != nil {
+		return fmt.Errorf("read its configuration: %w", err)
+	}
+	state, err := parseUAPI(text)
+	if err != nil {
+		return err
+	}
+	if change := uapiChange(state, d, c.declared[d.Name], time.Now()); change != "" {
+		if _, err := operate(conn, reader, "set=1\n"+change+"\n"); err != nil {
+			return fmt.Errorf("change its configuration: %w", c.explain(ctx, d.Name, err))
+		}
+	}
+	declared := make(map[Key]netip.AddrPort, len(d.Peers))
+	for _, p := range d.Peers {
+		declared[p.PublicKey] = p.Endpoint
+	}
+	c.declared[d.Name] = declared
+	return nil
+}
+
+// explain adds to UAPI's bare number what the server has to say.
+func (c *Client) explain(ctx context.Context, name string, err error) error {
+	devices, statusErr := c.Status(ctx)
+	if statusErr != nil {
+		return errors.Join(err, statusErr)
+	}
+	for _, d := range devices {
+		if d.Name == name && d.Error != "" {
+			return fmt.Errorf("%w: %s", err, d.Error)
+		}
+	}
+	return err
+}
+
+// Status returns the devices that `sif link` holds, by name.
+func (c *Client) Status(ctx context.Context) ([]DeviceStatus, error) {
+	var devices []DeviceStatus
+	if err := c.call(ctx, http.MethodGet, "/v1/devices", nil, &devices); err != nil {
+		return nil, fmt.Errorf("ask sif link for its devices: %w", err)
+	}
+	return devices, nil
+}
+
+func (c *Client) call(ctx context.Context, method, path string, in, out any) error {
+	var body io.Reader
+	if in != nil {
+		text, err := json.Marshal(in)
+		if err != nil {
+			return err
+		}
+		body = bytes.NewReader(text)
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://link"+path, body)
+	if err != nil {
+		return err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return err
+	}
+	defer response.Body.Close()
+	if response.StatusCode >= 300 {
+		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+		return errors.New(strings.TrimSpace(string(text)))
+	}
+	if out == nil {
+		return nil
+	}
+	if err := json.NewDecoder(response.Body).Decode(out); err != nil {
+		return fmt.Errorf("decode answer: %w", err)
+	}
+	return nil
+}
+
+func (c *Client) dial(ctx context.Context, socket string) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", filepath.Join(c.runDir, socket))
+	if err != nil {
+		return nil, fmt.Errorf("connect to sif link: %w", err)
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
+		deadline = d
+	}
+	if err := conn.SetDeadline(deadline); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("connect to sif link: %w", err)
+	}
+	return conn, nil
+}
+
+// operate sends a UAPI operation and returns the answer without its errno,
+// which becomes the error.
+func operate(conn net.Conn, reader *bufio.Reader, operation string) (string, error) {
+	if _, err := io.WriteString(conn, operation); err != nil {
+		return "", err
+	}
+	text, err := readOperation(reader)
+	if err != nil {
+		return "", err
+	}
+	i := strings.LastIndex(text, "errno=")
+	if i < 0 {
+		return "", errors.New("UAPI answer without errno")
+	}
+	number, err := strconv.ParseInt(strings.TrimSpace(text[i+len("errno="):]), 10, 32)
+	if err != nil {
+		return "", fmt.Errorf("UAPI errno: %w", err)
+	}
+	if number != 0 {
+		return "", fmt.Errorf("UAPI errno %d: %w", number, syscall.Errno(max(number, -number)))
+	}
+	return text[:i], nil
+}

@@ -1,0 +1,576 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package link
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// TestMain makes the test binary a `sif link` of its own when a test starts it
+// as one, in a network namespace.
+func TestMain(m *testing.M) {
+	runDir := os.Getenv("SIF_LINK_TEST_RUN_DIR")
+	if runDir == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	err := NewServer(ServerConfig{
+		RunDir: runDir, DataDir: os.Getenv("SIF_LINK_TEST_DATA_DIR"),
+		Logger: hclog.New(&hclog.LoggerOptions{Output: os.Stderr, Level: hclog.Debug}),
+	}).Run(ctx)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// testNode is a node: a namespace with an underlay address and a `sif link`,
+// and a second namespace, in which the clear side of its device lives.
+type testNode struct {
+	outer, inner string // names of namespaces
+	underlay     netip.Addr
+	v4, v6       netip.Addr // endpoint addresses, in inner
+	private      PrivateKey
+	dir          string
+	process      *exec.Cmd
+	log          *bytes.Buffer
+	client       *Client
+}
+
+const testPort = 51820
+
+func (n *testNode) innerPath() string { return "/var/run/netns/" + n.inner }
+func (n *testNode) runDir() string    { return filepath.Join(n.dir, "run") }
+func (n *testNode) dataDir() string   { return filepath.Join(n.dir, "data") }
+
+func (n *testNode) pools() []netip.Prefix {
+	v4, _ := n.v4.Prefix(24)
+	v6, _ := n.v6.Prefix(64)
+	return []netip.Prefix{v4, v6}
+}
+
+func (n *testNode) peer() Peer {
+	return Peer{PublicKey: n.private.Public(), Endpoint: netip.AddrPortFrom(n.underlay, testPort), AllowedIPs: n.pools()}
+}
+
+func (n *testNode) device(peers ...Peer) Device {
+	return Device{
+		Name: "sif-zone", Interface: Interface{Namespace: n.innerPath(), MTU: 1420, Routes: true},
+		ListenPort: testPort, PrivateKey: n.private, Peers: peers,
+	}
+}
+
+// start starts the node's `sif link` and waits until it answers.
+func (n *testNode) start(t testing.TB) {
+	t.Helper()
+	self, err := os.Executable()
+	must.NoError(t, err)
+	n.log = new(bytes.Buffer)
+	n.process = exec.Command("nsenter", "--net=/var/run/netns/"+n.outer, self)
+	n.process.Env = append(os.Environ(), "SIF_LINK_TEST_RUN_DIR="+n.runDir(), "SIF_LINK_TEST_DATA_DIR="+n.dataDir())
+	n.process.Stdout, n.process.Stderr = n.log, n.log
+	must.NoError(t, n.process.Start())
+	n.client = NewClient(n.runDir())
+	eventually(t, func() error { _, err := n.client.Status(t.Context()); return err })
+}
+
+func (n *testNode) stop(sig os.Signal) {
+	if n.process != nil {
+		n.process.Process.Signal(sig)
+		n.process.Wait()
+		n.process = nil
+	}
+}
+
+// newNodes returns count nodes on one underlay, each with a running `sif link`.
+func newNodes(t testing.TB, count int) []*testNode {
+	t.Helper()
+	testhost.RequireRoot(t)
+	testhost.RequireProgram(t, "nsenter")
+	prefix := fmt.Sprintf("siflt%d", os.Getpid())
+	bridge := prefix + "u"
+	namespace := func(name string) {
+		run(t, "ip", "netns", "add", name)
+		t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
+		run(t, "ip", "-n", name, "link", "set", "lo", "up")
+		// Some machines start namespaces with reverse-path filtering on.
+		run(t, "nsenter", "--net=/var/run/netns/"+name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
+	}
+	namespace(bridge)
+	run(t, "ip", "-n", bridge, "link", "add", "br0", "up", "type", "bridge")
+	var nodes []*testNode
+	for i := 1; i <= count; i++ {
+		n := &testNode{
+			outer: fmt.Sprintf("%so%d", prefix, i), inner: fmt.Sprintf("%si%d", prefix, i),
+			underlay: netip.AddrFrom4([4]byte{192, 0, 2, byte(i)}),
+			v4:       netip.AddrFrom4([4]byte{100, 64, byte(i), 7}),
+			v6:       netip.MustParseAddr(fmt.Sprintf("fd5f:0:0:%d::7", i)),
+			private:  newKey(t), dir: t.TempDir(),
+		}
+		namespace(n.outer)
+		namespace(n.inner)
+		run(t, "ip", "-n", bridge, "link", "add", fmt.Sprintf("p%d", i), "up", "master", "br0",
+			"type", "veth", "peer", "name", "eth0", "netns", n.outer)
+		run(t, "ip", "-n", n.outer, "addr", "add", n.underlay.String()+"/24", "dev", "eth0")
+		run(t, "ip", "-n", n.outer, "link", "set", "eth0", "up")
+		run(t, "ip", "-n", n.inner, "addr", "add", n.v4.String()+"/32", "dev", "lo")
+		run(t, "ip", "-n", n.inner, "addr", "add", n.v6.String()+"/128", "dev", "lo")
+		n.start(t)
+		t.Cleanup(func() {
+			n.stop(syscall.SIGTERM)
+			if t.Failed() {
+				t.Logf("sif link of node %d:\n%s", i, n.log)
+			}
+		})
+		nodes = append(nodes, n)
+	}
+	return nodes
+}
+
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+func eventually(t testing.TB, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// listen serves an echo in a namespace.
+func listen(t testing.TB, namespace string, addr netip.AddrPort) {
+	t.Helper()
+	var listener net.Listener
+	must.NoError(t, inNamespace(namespace, func() (err error) {
+		listener, err = net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
+		return err
+	}))
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer conn.Close(); io.Copy(conn, conn) }()
+		}
+	}()
+}
+
+func dial(namespace string, addr netip.AddrPort) (conn net.Conn, err error) {
+	err = inNamespace(namespace, func() error {
+		conn, err = (&net.Dialer{Timeout: 5 * time.Second}).Dial("tcp", addr.String())
+		return err
+	})
+	return conn, err
+}
+
+// echo sends size bytes and expects them back.
+func echo(conn net.Conn, size int) error {
+	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	sent := bytes.Repeat([]byte("sif!"), size/4)
+	errs := make(chan error, 1)
+	go func() { _, err := conn.Write(sent); errs <- err }()
+	got := make([]byte, len(sent))
+	if _, err := io.ReadFull(conn, got); err != nil {
+		return fmt.Errorf("read echo: %w", err)
+	}
+	if !bytes.Equal(sent, got) {
+		return fmt.Errorf("the echo differs")
+	}
+	return <-errs
+}
+
+func converse(from, to *testNode) error {
+	for _, addr := range []netip.Addr{to.v4, to.v6} {
+		conn, err := dial(from.innerPath(), netip.AddrPortFrom(addr, 7))
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		if err := echo(conn, 1<<20); err != nil {
+			return fmt.Errorf("%s to %s: %w", conn.LocalAddr(), conn.RemoteAddr(), err)
+		}
+	}
+	return nil
+}
+
+func status(t testing.TB, n *testNode) DeviceStatus {
+	t.Helper()
+	devices, err := n.client.Status(t.Context())
+	must.NoError(t, err)
+	must.Len(t, 1, devices)
+	return devices[0]
+}
+
+func TestLinks(t *testing.T) {
+	nodes := newNodes(t, 3)
+	a, b, c := nodes[0], nodes[1], nodes[2]
+	for _, n := range []*testNode{b, c} {
+		for _, addr := range []netip.Addr{n.v4, n.v6} {
+			listen(t, n.innerPath(), netip.AddrPortFrom(addr, 7))
+		}
+	}
+	ctx := t.Context()
+	must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+	must.NoError(t, b.client.Apply(ctx, []Device{b.device(a.peer())}))
+	must.NoError(t, c.client.Apply(ctx, []Device{c.device(a.peer())}))
+
+	// TCP over both families, interface and UDP socket in different namespaces.
+	must.NoError(t, converse(a, b))
+	must.NoError(t, converse(a, c))
+	must.StrContains(t, run(t, "ip", "-n", a.outer, "link"), "eth0")
+	must.StrNotContains(t, run(t, "ip", "-n", a.outer, "link"), "sif-zone")
+	must.StrContains(t, run(t, "nsenter", "--net=/var/run/netns/"+a.outer, "ss", "-nul"), ":51820")
+	must.StrNotContains(t, run(t, "nsenter", "--net="+a.innerPath(), "ss", "-nul"), ":51820")
+	must.Eq(t, "0\n", run(t, "nsenter", "--net="+a.innerPath(), "sysctl", "-n", "net.ipv4.conf.sif-zone.rp_filter"))
+
+	s := status(t, a)
+	must.True(t, s.Up)
+	must.Eq(t, "", s.Error)
+	must.Eq(t, a.private.Public(), s.PublicKey)
+	must.Len(t, 2, s.Peers)
+	for _, p := range s.Peers {
+		must.Less(t, time.Minute, time.Since(p.LastHandshake))
+		must.Greater(t, 2<<20, p.ReceivedBytes)
+		must.Greater(t, 2<<20, p.SentBytes)
+	}
+
+	t.Run("applying the same again changes nothing", func(t *testing.T) {
+		before := status(t, a)
+		must.NoError(t, NewClient(a.runDir()).Apply(ctx, []Device{a.device(c.peer(), b.peer())}))
+		after := status(t, a)
+		for i := range after.Peers {
+			must.True(t, before.Peers[i].LastHandshake.Equal(after.Peers[i].LastHandshake))
+			must.GreaterEq(t, before.Peers[i].SentBytes, after.Peers[i].SentBytes)
+		}
+	})
+
+	t.Run("changing one peer does not interrupt another", func(t *testing.T) {
+		// a pings b every 2 ms, on one connection; no answer may take longer
+		// than TCP's shortest retransmission would, meanwhile c comes and goes.
+		conn, err := dial(a.innerPath(), netip.AddrPortFrom(b.v4, 7))
+		must.NoError(t, err)
+		defer conn.Close()
+		handshake := func() time.Time {
+			for _, p := range status(t, a).Peers {
+				if p.PublicKey == b.private.Public() {
+					return p.LastHandshake
+				}
+			}
+			return time.Time{}
+		}
+		before := handshake()
+		stop, done := make(chan struct{}), make(chan error, 1)
+		go func() {
+			for {
+				select {
+				case <-stop:
+					done <- nil
+					return
+				default:
+				}
+				if err := echo(conn, 64); err != nil {
+					done <- err
+					return
+				}
+				time.Sleep(2 * time.Millisecond)
+			}
+		}()
+		counter := func() string {
+			return run(t, "nsenter", "--net="+a.innerPath(), "awk", "/^Tcp: [0-9]/{print $13}", "/proc/net/snmp")
+		}
+		retransmitted := counter()
+		for range 5 {
+			must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer())}))
+			d := a.device(b.peer(), c.peer())
+			d.Peers[1].PersistentKeepalive = 7 * time.Second
+			must.NoError(t, a.client.Apply(ctx, []Device{d}))
+			d.MTU = 1400
+			must.NoError(t, a.client.Apply(ctx, []Device{d}))
+			must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+		}
+		must.Eq(t, retransmitted, counter())
+		close(stop)
+		must.NoError(t, <-done)
+		must.True(t, before.Equal(handshake()), must.Sprint("the session with b was made anew"))
+		must.NoError(t, converse(a, c))
+	})
+
+	t.Run("routes are exactly those of the peers", func(t *testing.T) {
+		routes := func() string {
+			return run(t, "ip", "-n", a.inner, "-4", "route", "show", "dev", "sif-zone") +
+				run(t, "ip", "-n", a.inner, "-6", "route", "show", "dev", "sif-zone")
+		}
+		must.Eq(t, 4, strings.Count(routes(), "mtu 1420"))
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer())}))
+		must.StrContains(t, routes(), "100.64.2.0/24")
+		must.StrContains(t, routes(), "fd5f:0:0:2::/64")
+		must.StrNotContains(t, routes(), "100.64.3.0/24")
+		must.StrNotContains(t, routes(), "fd5f:0:0:3::/64")
+		d := a.device(b.peer(), c.peer())
+		d.MTU = 1380
+		must.NoError(t, a.client.Apply(ctx, []Device{d}))
+		must.Eq(t, 4, strings.Count(routes(), "mtu 1380"))
+		d.Routes = false
+		must.NoError(t, a.client.Apply(ctx, []Device{d}))
+		must.Eq(t, "", strings.TrimSpace(routes()))
+
+		// A route that somebody takes away comes back.
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+		run(t, "ip", "-n", a.inner, "route", "del", "100.64.2.0/24")
+		eventually(t, func() error {
+			if !strings.Contains(routes(), "100.64.2.0/24") {
+				return fmt.Errorf("the route stays away: %s", routes())
+			}
+			return nil
+		})
+	})
+
+	t.Run("an address of another peer is not accepted", func(t *testing.T) {
+		// c claims an address of b's: a knows it as b's.
+		run(t, "ip", "-n", c.inner, "addr", "add", "100.64.2.99/32", "dev", "lo")
+		listenAddr := netip.AddrPortFrom(a.v4, 9)
+		listen(t, a.innerPath(), listenAddr)
+		err := inNamespace(c.innerPath(), func() error {
+			conn, err := (&net.Dialer{Timeout: time.Second,
+				LocalAddr: &net.TCPAddr{IP: net.IPv4(100, 64, 2, 99)}}).Dial("tcp", listenAddr.String())
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		must.Error(t, err)
+		honest, err := dial(c.innerPath(), listenAddr)
+		must.NoError(t, err)
+		honest.Close()
+	})
+
+	t.Run("wg configures it too", func(t *testing.T) {
+		testhost.RequireProgram(t, "wg")
+		// wg looks for sockets in one place only.
+		name := fmt.Sprintf("siflt%d", os.Getpid())
+		must.NoError(t, os.MkdirAll("/var/run/wireguard", 0o755))
+		alias := "/var/run/wireguard/" + name + ".sock"
+		must.NoError(t, os.Symlink(filepath.Join(a.runDir(), "sif-zone.sock"), alias))
+		t.Cleanup(func() { os.Remove(alias); os.Remove("/var/run/wireguard") })
+		must.StrContains(t, run(t, "wg", "show", name), b.private.Public().String())
+		run(t, "wg", "set", name, "peer", b.private.Public().String(), "persistent-keepalive", "11")
+		saved, err := loadDevices(a.dataDir())
+		must.NoError(t, err)
+		must.Len(t, 1, saved)
+		found := false
+		for _, p := range saved[0].Peers {
+			found = found || p.PersistentKeepalive == 11*time.Second
+		}
+		must.True(t, found)
+		out, err := exec.Command("wg", "set", name, "private-key", "/dev/null", "listen-port", "notaport").CombinedOutput()
+		must.Error(t, err, must.Sprint(string(out)))
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+	})
+
+	t.Run("killed and restarted it restores its devices", func(t *testing.T) {
+		a.stop(syscall.SIGKILL)
+		must.StrNotContains(t, run(t, "ip", "-n", a.inner, "link"), "sif-zone")
+		a.start(t)
+		must.True(t, status(t, a).Up)
+		must.NoError(t, converse(a, b))
+		must.NoError(t, converse(a, c))
+	})
+
+	t.Run("a connection outlives a restart of sif link", func(t *testing.T) {
+		conn, err := dial(a.innerPath(), netip.AddrPortFrom(b.v6, 7))
+		must.NoError(t, err)
+		defer conn.Close()
+		must.NoError(t, echo(conn, 1<<16))
+		a.stop(syscall.SIGTERM)
+		a.start(t)
+		must.NoError(t, echo(conn, 1<<16))
+	})
+
+	t.Run("peers reach it at once after a restart", func(t *testing.T) {
+		addr := netip.AddrPortFrom(a.v4, 11)
+		listen(t, a.innerPath(), addr)
+		a.stop(syscall.SIGKILL)
+		a.start(t)
+		conn, err := dial(b.innerPath(), addr) // within 5 s; WireGuard's own time-out is 15 s
+		must.NoError(t, err)
+		conn.Close()
+	})
+
+	t.Run("the interface comes back when it is deleted", func(t *testing.T) {
+		run(t, "ip", "-n", a.inner, "link", "del", "sif-zone")
+		eventually(t, func() error { return converse(a, b) })
+	})
+
+	t.Run("a namespace made anew gets its interface", func(t *testing.T) {
+		run(t, "ip", "netns", "del", a.inner)
+		eventually(t, func() error {
+			if s := status(t, a); s.Up || !strings.Contains(s.Error, a.inner) {
+				return fmt.Errorf("status does not tell: %+v", s)
+			}
+			return nil
+		})
+		must.Error(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+		run(t, "ip", "netns", "add", a.inner)
+		run(t, "ip", "-n", a.inner, "link", "set", "lo", "up")
+		run(t, "ip", "-n", a.inner, "addr", "add", a.v4.String()+"/32", "dev", "lo")
+		run(t, "ip", "-n", a.inner, "addr", "add", a.v6.String()+"/128", "dev", "lo")
+		eventually(t, func() error { return converse(a, b) })
+	})
+
+	t.Run("a port that is taken is told and tried again", func(t *testing.T) {
+		var other *net.UDPConn
+		must.NoError(t, inNamespace("/var/run/netns/"+a.outer, func() (err error) {
+			other, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 51999})
+			return err
+		}))
+		defer other.Close()
+		d := a.device(b.peer(), c.peer())
+		d.ListenPort = 51999
+		must.ErrorContains(t, a.client.Apply(ctx, []Device{d}), "address already in use")
+		// What was goes on.
+		must.True(t, status(t, a).Up)
+		must.Eq(t, testPort, status(t, a).ListenPort)
+		must.NoError(t, converse(a, b))
+
+		// A device that has no port yet comes up by itself once it can.
+		must.NoError(t, a.client.Apply(ctx, nil))
+		must.ErrorContains(t, a.client.Apply(ctx, []Device{d}), "address already in use")
+		must.False(t, status(t, a).Up)
+		must.StrContains(t, status(t, a).Error, "listen on UDP port 51999")
+		other.Close()
+		eventually(t, func() error {
+			if s := status(t, a); !s.Up || s.ListenPort != 51999 {
+				return fmt.Errorf("still not up: %+v", s)
+			}
+			return nil
+		})
+		must.NoError(t, converse(a, b))
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+	})
+
+	t.Run("nothing is changed by what is not valid", func(t *testing.T) {
+		d := a.device(b.peer())
+		d.MTU = 12
+		must.Error(t, a.client.Apply(ctx, []Device{d}))
+		must.Len(t, 2, status(t, a).Peers)
+		other := a.device(b.peer())
+		other.Name = "sif-p-1"
+		must.ErrorContains(t, a.client.Apply(ctx, []Device{a.device(), other}), "same listen port")
+	})
+
+	t.Run("deleting leaves nothing", func(t *testing.T) {
+		// What is not ours stays, whatever its name.
+		run(t, "ip", "-n", a.inner, "link", "add", "sif-foreign", "type", "veth", "peer", "name", "other")
+		must.NoError(t, a.client.Apply(ctx, nil))
+		devices, err := a.client.Status(ctx)
+		must.NoError(t, err)
+		must.SliceEmpty(t, devices)
+		links := run(t, "ip", "-n", a.inner, "link")
+		must.StrNotContains(t, links, "sif-zone")
+		must.StrContains(t, links, "sif-foreign")
+		must.StrNotContains(t, run(t, "nsenter", "--net=/var/run/netns/"+a.outer, "ss", "-nul"), ":51820")
+		_, err = os.Stat(filepath.Join(a.runDir(), "sif-zone.sock"))
+		must.ErrorIs(t, err, os.ErrNotExist)
+		saved, err := loadDevices(a.dataDir())
+		must.NoError(t, err)
+		must.SliceEmpty(t, saved)
+	})
+}
+
+func TestSecondServerIsRefused(t *testing.T) {
+	n := newNodes(t, 1)[0]
+	err := NewServer(ServerConfig{RunDir: n.runDir(), DataDir: t.TempDir(), Logger: hclog.NewNullLogger()}).Run(t.Context())
+	must.ErrorContains(t, err, "another `sif link`")
+	_, err = n.client.Status(t.Context())
+	must.NoError(t, err)
+	for path, mode := range map[string]os.FileMode{n.runDir(): 0o700, filepath.Join(n.runDir(), apiSocket): 0o600} {
+		info, err := os.Stat(path)
+		must.NoError(t, err)
+		must.Eq(t, mode, info.Mode().Perm())
+	}
+}
+
+// BenchmarkThroughput sends one TCP stream from node to node: over the bare
+// veth pairs of the underlay, and through the link. Compare within one run.
+func BenchmarkThroughput(b *testing.B) {
+	nodes := newNodes(b, 2)
+	from, to := nodes[0], nodes[1]
+	must.NoError(b, from.client.Apply(b.Context(), []Device{from.device(to.peer())}))
+	must.NoError(b, to.client.Apply(b.Context(), []Device{to.device(from.peer())}))
+	for _, bc := range []struct {
+		name, from, to string
+		addr           netip.Addr
+	}{
+		{"underlay", "/var/run/netns/" + from.outer, "/var/run/netns/" + to.outer, to.underlay},
+		{"link-v4", from.innerPath(), to.innerPath(), to.v4},
+		{"link-v6", from.innerPath(), to.innerPath(), to.v6},
+	} {
+		b.Run(bc.name, func(b *testing.B) {
+			var listener net.Listener
+			must.NoError(b, inNamespace(bc.to, func() (err error) {
+				listener, err = net.Listen("tcp", netip.AddrPortFrom(bc.addr, 9).String())
+				return err
+			}))
+			defer listener.Close()
+			received := make(chan int64, 1)
+			go func() {
+				conn, err := listener.Accept()
+				if err != nil {
+					received <- -1
+					return
+				}
+				defer conn.Close()
+				n, _ := io.Copy(io.Discard, conn)
+				received <- n
+			}()
+			conn, err := dial(bc.from, netip.AddrPortFrom(bc.addr, 9))
+			must.NoError(b, err)
+			block := make([]byte, 128<<10)
+			b.SetBytes(int64(len(block)))
+			b.ResetTimer()
+			for range b.N {
+				if _, err := conn.Write(block); err != nil {
+					b.Fatal(err)
+				}
+			}
+			must.NoError(b, conn.Close())
+			must.Eq(b, int64(b.N)*int64(len(block)), <-received)
+		})
+	}
+}
