@@ -384,10 +384,12 @@ func TestLinks(t *testing.T) {
 		testhost.RequireProgram(t, "wg")
 		// wg looks for sockets in one place only.
 		name := fmt.Sprintf("siflt%d", os.Getpid())
-		must.NoError(t, os.MkdirAll("/var/run/wireguard", 0o755))
+		if err := os.Mkdir("/var/run/wireguard", 0o755); err == nil {
+			t.Cleanup(func() { os.Remove("/var/run/wireguard") })
+		}
 		alias := "/var/run/wireguard/" + name + ".sock"
 		must.NoError(t, os.Symlink(filepath.Join(a.runDir(), "sif-zone.sock"), alias))
-		t.Cleanup(func() { os.Remove(alias); os.Remove("/var/run/wireguard") })
+		t.Cleanup(func() { os.Remove(alias) })
 		must.StrContains(t, run(t, "wg", "show", name), b.private.Public().String())
 		run(t, "wg", "set", name, "peer", b.private.Public().String(), "persistent-keepalive", "11")
 		saved, err := loadDevices(a.dataDir())
