@@ -219,7 +219,7 @@ func TestVoting(t *testing.T) {
 	a := startVoting(t)
 	status, page := a.page("voting-http-proxy", "/result")
 	must.Eq(t, http.StatusOK, status)
-	must.StrContains(t, page, "0 voters, 0 votes")
+	must.StrContains(t, page, "Voters: 0, votes cast: 0")
 
 	a.vote("ann", "sea")
 	a.vote("ben", "sea")
@@ -237,7 +237,7 @@ func TestVoting(t *testing.T) {
 
 	status, page = a.page("voting-http-proxy", "/result")
 	must.Eq(t, http.StatusOK, status)
-	must.StrContains(t, page, "3 voters, 4 votes")
+	must.StrContains(t, page, "Voters: 3, votes cast: 4")
 	must.StrContains(t, page, "node-of-result-svc")
 	must.StrNotContains(t, page, "ZgotmplZ")
 

@@ -62,6 +62,7 @@ job "getaway-web" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["http-proxy"]
         cap_drop   = ["all"]
       }

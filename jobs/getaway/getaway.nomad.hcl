@@ -54,6 +54,7 @@ job "getaway" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["getaway-svc"]
         cap_drop   = ["all"]
       }

@@ -58,6 +58,7 @@ job "news-gw" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["news-gw"]
         cap_drop   = ["all"]
       }

@@ -58,6 +58,7 @@ job "places-gw" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["places-gw"]
         cap_drop   = ["all"]
       }

@@ -58,6 +58,7 @@ job "weather-gw" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["weather-gw"]
         cap_drop   = ["all"]
       }

@@ -62,6 +62,7 @@ job "voting-web" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["voting-http-proxy"]
         cap_drop   = ["all"]
       }

@@ -54,6 +54,7 @@ job "voting" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["voting-svc"]
         cap_drop   = ["all"]
       }
@@ -115,6 +116,7 @@ job "voting" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["result-svc"]
         cap_drop   = ["all"]
       }
@@ -175,6 +177,7 @@ job "voting" {
       config {
         image      = "sif-demo:local"
         force_pull = false
+        entrypoint = ["/usr/local/bin/sif-demo"]
         args       = ["worker"]
         cap_drop   = ["all"]
       }
