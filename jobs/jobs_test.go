@@ -1,19 +1,57 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package jobs_test checks the graphs and jobs of the demo applications.
+// Package jobs_test checks that the graphs and jobs of the demo applications
+// agree: every group asks for just what its service's graph gives it.
 package jobs_test
 
 import (
+	"os"
+	"path/filepath"
+	"regexp"
 	"testing"
 
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 )
 
-func TestGraphs(t *testing.T) {
+var jobName = regexp.MustCompile(`(?m)^job "([^"]+)"`)
+
+func TestJobsAgreeWithGraphs(t *testing.T) {
 	graph, diags := hcl.LoadGraph("getaway", "voting")
 	must.SliceEmpty(t, diags)
 	must.MapLen(t, 2, graph.Domains)
+
+	files, err := filepath.Glob("*/*.nomad.hcl")
+	must.NoError(t, err)
+	groups := map[string]int{} // by service
+	for _, name := range files {
+		t.Run(name, func(t *testing.T) {
+			source, err := os.ReadFile(name)
+			must.NoError(t, err)
+			match := jobName.FindSubmatch(source)
+			must.NotNil(t, match)
+			job, diags := hcl.ExtractConnectivity(hcl.Source{Name: name, Data: source})
+			must.SliceEmpty(t, diags)
+			must.MapNotEmpty(t, job.Stanzas)
+			must.StrNotContains(t, string(job.Plain), "connectivity {")
+			for group, stanza := range job.Stanzas {
+				diags := stanza.Check(graph, fabric.Workload{Namespace: "default", Job: string(match[1]), Group: group})
+				must.SliceEmpty(t, diags)
+				groups[stanza.Service]++
+			}
+		})
+	}
+	for domain, d := range graph.Domains {
+		for _, s := range d.Services {
+			want := 1
+			switch s.Name {
+			case "news-gw", "places-gw", "weather-gw":
+				want = 2 // one in each cloud
+			}
+			must.Eq(t, want, groups[domain+"/"+s.Name], must.Sprintf("groups of %s/%s", domain, s.Name))
+		}
+	}
 }
