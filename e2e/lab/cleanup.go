@@ -1,0 +1,304 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// remnants finds and removes what a lab of one name left on the machine. It needs nothing but the name: the lab's
+// own files may be gone or half written.
+type remnants struct {
+	lab string
+}
+
+// remove takes everything away, in the order in which one thing holds the next: processes, mounts, namespaces,
+// links, control groups, files. It goes on after an error and reports all of them.
+func (r remnants) remove(ctx context.Context) error {
+	var errs []error
+	settings := r.savedSettings()
+	allocs := r.allocations()
+	// Killing is repeated: a process may have started another one meanwhile.
+	for range 5 {
+		pids := r.processes()
+		if len(pids) == 0 {
+			break
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				errs = append(errs, fmt.Errorf("kill process %d: %w", pid, err))
+			}
+		}
+		if err := waitGone(pids, 10*time.Second); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	errs = append(errs, r.unmount(allocs)...)
+	errs = append(errs, r.removeNamespaces(ctx, allocs)...)
+	if link, err := netlink.LinkByName(hostLink(r.lab)); err == nil {
+		if err := netlink.LinkDel(link); err != nil {
+			errs = append(errs, fmt.Errorf("remove link %s: %w", hostLink(r.lab), err))
+		}
+	}
+	errs = append(errs, r.removeCgroups()...)
+	for _, dir := range []string{filepath.Join(runRoot, r.lab), filepath.Join(varRoot, r.lab)} {
+		if err := os.RemoveAll(dir); err != nil {
+			errs = append(errs, fmt.Errorf("remove %s: %w", dir, err))
+		}
+	}
+	for _, dir := range []string{runRoot, varRoot} {
+		removeEmpty(dir)
+	}
+	removeShimSockets()
+	if settings.ReceiveBuffer != "" {
+		if err := sysctl(receiveBufferKey, settings.ReceiveBuffer); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// savedSettings reads what the lab changed of the machine; nothing if it did not come that far.
+func (r remnants) savedSettings() hostSettings {
+	var s hostSettings
+	if err := readJSON(hostSettingsFile(r.lab), &s); err != nil {
+		return hostSettings{}
+	}
+	return s
+}
+
+// allocations lists the IDs of Nomad allocations that have a directory in the lab: their namespaces bear the ID.
+func (r remnants) allocations() []string {
+	dirs, err := filepath.Glob(filepath.Join(varRoot, r.lab, "*", "nomad", "alloc", "*-*"))
+	if err != nil {
+		return nil
+	}
+	for i, d := range dirs {
+		dirs[i] = filepath.Base(d)
+	}
+	return dirs
+}
+
+// processes finds the lab's processes by their environment, the control groups of its tasks and containers, and the
+// network namespace they are in. The last two catch tasks and containers, whose environment is their own.
+func (r remnants) processes() []int {
+	found := map[int]bool{}
+	for _, dir := range r.cgroups() {
+		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+		if err != nil {
+			continue
+		}
+		for _, f := range strings.Fields(string(data)) {
+			if pid, err := strconv.Atoi(f); err == nil {
+				found[pid] = true
+			}
+		}
+	}
+	namespaces := map[inode]bool{}
+	for _, path := range r.namespacePaths(r.allocations()) {
+		if id, ok := inodeOf(path); ok {
+			namespaces[id] = true
+		}
+	}
+	tag := []byte(labVariable + "=" + r.lab)
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil {
+			continue
+		}
+		environ, err := os.ReadFile(filepath.Join("/proc", e.Name(), "environ"))
+		if err == nil && slices.ContainsFunc(bytes.Split(environ, []byte{0}), func(v []byte) bool { return bytes.Equal(v, tag) }) {
+			found[pid] = true
+		}
+		if id, ok := inodeOf(filepath.Join("/proc", e.Name(), "ns/net")); ok && namespaces[id] {
+			found[pid] = true
+		}
+	}
+	delete(found, os.Getpid())
+	delete(found, os.Getppid())
+	delete(found, 1)
+	var pids []int
+	for pid := range found {
+		if _, err := bornAt(pid); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+type inode struct{ dev, ino uint64 }
+
+func inodeOf(path string) (inode, bool) {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return inode{}, false
+	}
+	return inode{dev: uint64(st.Dev), ino: st.Ino}, true
+}
+
+func (r remnants) namespacePaths(allocs []string) []string {
+	paths, err := filepath.Glob(filepath.Join(netnsDir, "sif-"+r.lab+"-*"))
+	if err != nil {
+		return nil
+	}
+	for _, a := range allocs {
+		if path := filepath.Join(netnsDir, a); exists(path) {
+			paths = append(paths, path)
+		}
+	}
+	return paths
+}
+
+// unmount takes away every mount on a path of the lab, last mounted first.
+func (r remnants) unmount(allocs []string) []error {
+	var errs []error
+	prefixes := []string{filepath.Join(runRoot, r.lab) + "/", filepath.Join(varRoot, r.lab) + "/"}
+	for _, a := range allocs {
+		prefixes = append(prefixes, filepath.Join("/run/netns", a), filepath.Join(netnsDir, a))
+	}
+	mounts, err := mountPoints()
+	if err != nil {
+		return []error{err}
+	}
+	for _, m := range slices.Backward(mounts) {
+		if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(m, p) }) {
+			continue
+		}
+		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
+		}
+	}
+	return errs
+}
+
+// mountPoints lists this mount namespace's mounts in the order in which they were made.
+func mountPoints() ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var points []string
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if fields := strings.Fields(s.Text()); len(fields) > 4 {
+			points = append(points, unescape.Replace(fields[4]))
+		}
+	}
+	return points, nil
+}
+
+func (r remnants) removeNamespaces(ctx context.Context, allocs []string) []error {
+	var errs []error
+	for _, path := range r.namespacePaths(allocs) {
+		name := filepath.Base(path)
+		if out, err := exec.CommandContext(ctx, "ip", "netns", "del", name).CombinedOutput(); err != nil {
+			// Already unmounted: then only the file is left.
+			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				errs = append(errs, fmt.Errorf("remove namespace %s: %w: %s", name, err, out))
+			}
+		}
+	}
+	return errs
+}
+
+// cgroupParent is the control group under which a node's tasks and containers live.
+func cgroupParent(lab, node string) string { return "sif-" + lab + "-" + node }
+
+// cgroups lists the lab's control groups in all hierarchies, parents first.
+func (r remnants) cgroups() []string {
+	var dirs []string
+	var roots []string
+	for _, pattern := range []string{"/sys/fs/cgroup/sif-%s-*", "/sys/fs/cgroup/*/sif-%s-*"} {
+		found, err := filepath.Glob(fmt.Sprintf(pattern, r.lab))
+		if err == nil {
+			roots = append(roots, found...)
+		}
+	}
+	for _, root := range roots {
+		// A group may vanish while it is walked: what is gone needs no removal.
+		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
+			if err == nil && d.IsDir() {
+				dirs = append(dirs, path)
+			}
+			return nil
+		})
+	}
+	return dirs
+}
+
+func (r remnants) removeCgroups() []error {
+	var errs []error
+	for _, dir := range slices.Backward(r.cgroups()) {
+		var err error
+		// The kernel lets go of a dead process's group a moment after its end.
+		for range 100 {
+			if err = unix.Rmdir(dir); err == nil || errors.Is(err, unix.ENOENT) {
+				err = nil
+				break
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("remove control group %s: %w", dir, err))
+		}
+	}
+	return errs
+}
+
+// removeShimSockets removes containerd's sockets that nobody listens on any more: they are the one thing of an
+// engine of ours that lies outside the lab's directories.
+func removeShimSockets() {
+	const dir = "/run/containerd/s"
+	sockets, err := filepath.Glob(dir + "/*")
+	if err != nil {
+		return
+	}
+	hash := regexp.MustCompile(`^[0-9a-f]{64}$`)
+	for _, s := range sockets {
+		if !hash.MatchString(filepath.Base(s)) {
+			continue
+		}
+		conn, err := net.Dial("unix", s)
+		if err == nil {
+			conn.Close()
+			continue
+		}
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			_ = os.Remove(s)
+		}
+	}
+	removeEmpty(dir)
+	removeEmpty(filepath.Dir(dir))
+}
+
+// removeEmpty removes a directory if it is empty; another lab may use it.
+func removeEmpty(dir string) { _ = unix.Rmdir(dir) }
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}

@@ -1,0 +1,228 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package lab brings up a whole fabric on one machine: nodes that are network namespaces, an internet between their
+// zones that filters, real Consul, Vault, Nomad, Docker and Open vSwitch, and the SIF daemons on them. `make dev` and
+// the end-to-end tests use it.
+//
+// It knows how the parts are started, configured and taken away, and what they need to find one another. It knows
+// nothing of what the fabric does with them: not of graphs, policy, packets.
+//
+// Everything that a lab makes bears its name: namespaces sif-<lab>-<node>, control groups likewise, the link
+// sif-<lab>-u of the machine into the users' network, processes with SIF_LAB=<lab> in their environment, and files
+// only in /run/sif-lab/<lab> and /var/lib/sif-lab/<lab>. So Down needs nothing but the name, and Up begins with it.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sif-project/sif/internal/setup"
+)
+
+const (
+	varRoot = "/var/lib/sif-lab"
+	runRoot = "/run/sif-lab"
+)
+
+// Options say what Up brings up.
+type Options struct {
+	Name        string    // of the lab: at most 8 lower-case letters and digits
+	Topology    *Topology // DefaultTopology if nil
+	Bin         string    // directory of sif, sif-cni and sif-demo; of servers/{consul,vault,nomad} when PATH lacks them
+	ServersOnly bool      // leave out the SIF daemons
+	HostAccess  bool      // give the machine itself an address among the users; one lab at a time can have it
+	Out         io.Writer // where progress is told; nowhere if nil
+}
+
+// Lab is a running lab. Its exported fields are what another program needs to use it, and are kept in a file.
+type Lab struct {
+	Name        string
+	Topology    *Topology
+	Bin         string
+	ServersOnly bool
+	HostAccess  bool
+	Secrets     Secrets
+
+	servers map[string]string // consul, vault, nomad: paths
+	ca      *authority        // of the servers; only in the program that brings the lab up
+	told    *progress
+}
+
+// Secrets are the tokens of a lab. They are worth nothing outside it.
+type Secrets struct {
+	ConsulManagement string
+	NomadManagement  string
+	VaultRoot        string
+	VaultUnseal      string
+	GossipKey        string
+	NomadConsul      string            // Nomad's servers and clients, at Consul
+	ConsulAgents     map[string]string // by node name: the Consul agent's own token
+
+	Vault  *setup.VaultResult
+	Consul *setup.ConsulResult
+	Nomad  *setup.NomadResult
+}
+
+var labName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
+
+// Up brings a lab up, after taking away what an earlier one of that name left. When it fails, or ctx ends, it takes
+// everything away again and says what failed first.
+func Up(ctx context.Context, o Options) (*Lab, error) {
+	if !labName.MatchString(o.Name) {
+		return nil, fmt.Errorf("lab name %q: must be 1 to 8 lower-case letters and digits", o.Name)
+	}
+	if os.Geteuid() != 0 {
+		return nil, errors.New("the lab needs root: it makes network namespaces and starts Docker and Open vSwitch in them")
+	}
+	if o.Topology == nil {
+		t, err := DefaultTopology()
+		if err != nil {
+			return nil, err
+		}
+		o.Topology = t
+	}
+	l := &Lab{
+		Name: o.Name, Topology: o.Topology, Bin: o.Bin, ServersOnly: o.ServersOnly, HostAccess: o.HostAccess,
+		told: newProgress(o.Out),
+	}
+	if err := l.checkPrograms(ctx); err != nil {
+		return nil, err
+	}
+	unlock, err := lock(ctx, o.Name)
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	if err := (remnants{o.Name}).remove(ctx); err != nil {
+		return nil, fmt.Errorf("take away what an earlier lab left: %w", err)
+	}
+	if err := l.bringUp(ctx); err != nil {
+		l.told.line("taking everything away again")
+		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+		defer cancel()
+		return nil, errors.Join(err, (remnants{o.Name}).remove(down))
+	}
+	return l, nil
+}
+
+func (l *Lab) bringUp(ctx context.Context) error {
+	for _, dir := range []string{l.varDir("log"), l.varDir("proc"), l.runDir()} {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make directory: %w", err)
+		}
+	}
+	if err := writeJSON(filepath.Join(l.runDir(), ownerFile), os.Getpid()); err != nil {
+		return fmt.Errorf("note who brings the lab up: %w", err)
+	}
+	if err := l.buildNetwork(ctx); err != nil {
+		return fmt.Errorf("build the network: %w", err)
+	}
+	l.told.line("network: %d nodes in %d zones, and the internet between them", len(l.Topology.Nodes()), len(l.Topology.Zones))
+	if err := l.startServers(ctx); err != nil {
+		return err
+	}
+	if err := l.save(); err != nil {
+		return err
+	}
+	if l.ServersOnly {
+		return nil
+	}
+	return l.startFabric(ctx)
+}
+
+// Open returns a lab that another program brought up.
+func Open(name string) (*Lab, error) {
+	l := &Lab{Name: name, told: newProgress(nil)}
+	if err := readJSON(l.file(), l); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil, fmt.Errorf("lab %s is not up", name)
+		}
+		return nil, fmt.Errorf("open lab %s: %w", name, err)
+	}
+	return l, nil
+}
+
+// Down takes the lab away: processes, containers, mounts, namespaces, links, control groups, files. A lab that is
+// not there is down. An Up that is under way in another program is ended first.
+func Down(ctx context.Context, name string) error {
+	if !labName.MatchString(name) {
+		return fmt.Errorf("lab name %q: must be 1 to 8 lower-case letters and digits", name)
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("taking a lab away needs root")
+	}
+	unlock, err := tryLock(name)
+	if err != nil {
+		var owner int
+		if readJSON(filepath.Join(runRoot, name, ownerFile), &owner) == nil && owner > 1 {
+			// The lock is held, so the owner lives: its PID cannot mean another process.
+			_ = syscall.Kill(owner, syscall.SIGTERM)
+		}
+		if unlock, err = lock(ctx, name); err != nil {
+			return err
+		}
+	}
+	defer unlock()
+	if err := (remnants{name}).remove(ctx); err != nil {
+		return fmt.Errorf("take lab %s away: %w", name, err)
+	}
+	return nil
+}
+
+// Down takes the lab away.
+func (l *Lab) Down(ctx context.Context) error { return Down(ctx, l.Name) }
+
+// ownerFile holds the PID of the program that brings the lab up.
+const ownerFile = "owner.json"
+
+// lock waits until no other program brings this lab up or takes it away. The lock is an abstract unix socket, which
+// leaves no file and ends with its process.
+func lock(ctx context.Context, name string) (unlock func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
+	defer cancel()
+	for {
+		if unlock, err = tryLock(name); err == nil {
+			return unlock, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, fmt.Errorf("lab %s is being brought up or taken away by another program: %w", name, ctx.Err())
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+func tryLock(name string) (unlock func(), err error) {
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: "@sif-lab/" + name, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	return sync.OnceFunc(func() { l.Close() }), nil
+}
+
+func (l *Lab) varDir(parts ...string) string {
+	return filepath.Join(append([]string{varRoot, l.Name}, parts...)...)
+}
+
+func (l *Lab) runDir(parts ...string) string {
+	return filepath.Join(append([]string{runRoot, l.Name}, parts...)...)
+}
+
+func (l *Lab) file() string { return l.varDir("lab.json") }
+
+func (l *Lab) save() error {
+	if err := writeJSON(l.file(), l); err != nil {
+		return fmt.Errorf("save the lab's description: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,323 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+)
+
+const (
+	netnsDir   = "/var/run/netns"
+	internetNS = "internet" // routes between zones and filters
+	clientNS   = "client"   // a machine outside the fabric
+	underlay   = "eth0"     // a node's only interface at the start
+)
+
+// Namespace is the name of a node's network namespace, as `ip netns` lists it.
+// "internet" and "client" are nodes here too.
+func (l *Lab) Namespace(node string) string { return "sif-" + l.Name + "-" + node }
+
+// NetNS is the path of a node's network namespace.
+func (l *Lab) NetNS(node string) string { return filepath.Join(netnsDir, l.Namespace(node)) }
+
+// hostLink is the host's end of the veth into the users' network.
+func hostLink(lab string) string { return "sif-" + lab + "-u" }
+
+func (l *Lab) namespaces() []string {
+	names := []string{internetNS, clientNS}
+	for _, n := range l.Topology.Nodes() {
+		names = append(names, n.Name)
+	}
+	return names
+}
+
+// buildNetwork makes the namespaces and joins each to its zone's bridge in the internet namespace.
+func (l *Lab) buildNetwork(ctx context.Context) error {
+	for _, name := range l.namespaces() {
+		if out, err := exec.CommandContext(ctx, "ip", "netns", "add", l.Namespace(name)).CombinedOutput(); err != nil {
+			return fmt.Errorf("add namespace %s: %w: %s", l.Namespace(name), err, out)
+		}
+		if err := l.withLinks(name, func(h *netlink.Handle) error { return setUp(h, "lo") }); err != nil {
+			return err
+		}
+	}
+	err := l.In(internetNS, func() error {
+		// Frames between nodes of one zone are the zone's own business, the filter is for routed packets.
+		if err := sysctl("net/bridge/bridge-nf-call-iptables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return sysctl("net/ipv4/ip_forward", "1")
+	})
+	if err != nil {
+		return err
+	}
+	users, err := netip.ParsePrefix(l.Topology.Internet.Users.Subnet)
+	if err != nil {
+		return err
+	}
+	if err := l.addBridge("users", users); err != nil {
+		return err
+	}
+	if err := l.join(clientNS, "users", l.Topology.Internet.Users.Client, users); err != nil {
+		return err
+	}
+	for _, z := range l.Topology.Zones {
+		subnet, err := netip.ParsePrefix(z.Subnet)
+		if err != nil {
+			return err
+		}
+		if err := l.addBridge(bridgeOf(z.Name), subnet); err != nil {
+			return err
+		}
+		for _, n := range z.Nodes {
+			if err := l.join(n.Name, bridgeOf(z.Name), n.Address, subnet); err != nil {
+				return err
+			}
+		}
+	}
+	if err := l.loadFilter(ctx); err != nil {
+		return err
+	}
+	if l.HostAccess {
+		return l.joinHost(users)
+	}
+	return nil
+}
+
+func bridgeOf(zone string) string { return "zone-" + zone }
+
+func (l *Lab) addBridge(name string, subnet netip.Prefix) error {
+	return l.withLinks(internetNS, func(h *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = name, l.Topology.Underlay.MTU
+		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
+			return fmt.Errorf("add bridge %s: %w", name, err)
+		}
+		return address(h, name, netip.PrefixFrom(gateway(subnet), subnet.Bits()))
+	})
+}
+
+// join gives a node its underlay interface: a veth whose other end, named after the node, is a port of the bridge.
+func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
+	ns, err := netns.GetFromPath(l.NetNS(node))
+	if err != nil {
+		return fmt.Errorf("open namespace of %s: %w", node, err)
+	}
+	defer ns.Close()
+	if err := l.addPort(node, bridge, underlay, netlink.NsFd(ns)); err != nil {
+		return err
+	}
+	return l.withLinks(node, func(h *netlink.Handle) error {
+		if err := addressText(h, underlay, addr, subnet); err != nil {
+			return err
+		}
+		return route(h, underlay, netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway(subnet))
+	})
+}
+
+func (l *Lab) addPort(name, bridge, peer string, peerNS any) error {
+	return l.withLinks(internetNS, func(h *netlink.Handle) error {
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name, attrs.MTU = name, l.Topology.Underlay.MTU
+		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerNamespace: peerNS, PeerMTU: uint32(attrs.MTU)}
+		if err := h.LinkAdd(veth); err != nil {
+			return fmt.Errorf("add veth %s: %w", name, err)
+		}
+		master, err := h.LinkByName(bridge)
+		if err != nil {
+			return fmt.Errorf("find bridge %s: %w", bridge, err)
+		}
+		if err := h.LinkSetMaster(veth, master); err != nil {
+			return fmt.Errorf("put %s into %s: %w", name, bridge, err)
+		}
+		return setUp(h, name)
+	})
+}
+
+// joinHost gives the machine itself an address in the users' network, so that its browser is a user.
+func (l *Lab) joinHost(users netip.Prefix) error {
+	subnets := []netip.Prefix{users}
+	for _, z := range l.Topology.Zones {
+		subnets = append(subnets, netip.MustParsePrefix(z.Subnet))
+	}
+	h, err := netlink.NewHandle()
+	if err != nil {
+		return fmt.Errorf("open netlink: %w", err)
+	}
+	defer h.Close()
+	if err := routesFree(h, subnets); err != nil {
+		return err
+	}
+	host, err := netns.Get()
+	if err != nil {
+		return fmt.Errorf("open own namespace: %w", err)
+	}
+	defer host.Close()
+	link := hostLink(l.Name)
+	if err := l.addPort("host", "users", link, netlink.NsFd(host)); err != nil {
+		return err
+	}
+	if err := addressText(h, link, l.Topology.Internet.Users.Host, users); err != nil {
+		return err
+	}
+	for _, s := range subnets[1:] {
+		if err := route(h, link, s, gateway(users)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routesFree refuses to hide networks that the machine already reaches.
+func routesFree(h *netlink.Handle, subnets []netip.Prefix) error {
+	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list the machine's routes: %w", err)
+	}
+	for _, r := range routes {
+		if r.Dst == nil {
+			continue
+		}
+		dst, err := netip.ParsePrefix(r.Dst.String())
+		if err != nil || dst.Bits() == 0 {
+			continue
+		}
+		for _, s := range subnets {
+			if dst.Overlaps(s) {
+				return fmt.Errorf("this machine already has a route to %s, which overlaps the lab's %s: use another topology, or run without host access", dst, s)
+			}
+		}
+	}
+	return nil
+}
+
+func setUp(h *netlink.Handle, name string) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	if err := h.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set link %s up: %w", name, err)
+	}
+	return nil
+}
+
+func addressText(h *netlink.Handle, name, addr string, subnet netip.Prefix) error {
+	a, err := netip.ParseAddr(addr)
+	if err != nil {
+		return err
+	}
+	return address(h, name, netip.PrefixFrom(a, subnet.Bits()))
+}
+
+// address gives a link an address and sets it up.
+func address(h *netlink.Handle, name string, p netip.Prefix) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	ip := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
+		return fmt.Errorf("add address %s to %s: %w", p, name, err)
+	}
+	return setUp(h, name)
+}
+
+func route(h *netlink.Handle, name string, dst netip.Prefix, via netip.Addr) error {
+	link, err := h.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("find link %s: %w", name, err)
+	}
+	r := &netlink.Route{
+		LinkIndex: link.Attrs().Index,
+		Dst:       &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)},
+		Gw:        via.AsSlice(),
+	}
+	if err := h.RouteAdd(r); err != nil {
+		return fmt.Errorf("add route to %s via %s: %w", dst, via, err)
+	}
+	return nil
+}
+
+// withLinks hands fn a netlink handle in the node's namespace.
+func (l *Lab) withLinks(node string, fn func(*netlink.Handle) error) error {
+	ns, err := netns.GetFromPath(l.NetNS(node))
+	if err != nil {
+		return fmt.Errorf("open namespace of %s: %w", node, err)
+	}
+	defer ns.Close()
+	h, err := netlink.NewHandleAt(ns)
+	if err != nil {
+		return fmt.Errorf("open netlink in %s: %w", node, err)
+	}
+	defer h.Close()
+	if err := fn(h); err != nil {
+		return fmt.Errorf("in %s: %w", node, err)
+	}
+	return nil
+}
+
+func sysctl(key, value string) error {
+	if err := os.WriteFile(filepath.Join("/proc/sys", key), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("set sysctl: %w", err)
+	}
+	return nil
+}
+
+// In calls fn on a thread that is in the node's network namespace.
+// Sockets that fn opens belong to that namespace; goroutines that it starts do not.
+func (l *Lab) In(node string, fn func() error) error {
+	target, err := netns.GetFromPath(l.NetNS(node))
+	if err != nil {
+		return fmt.Errorf("open namespace of %s: %w", node, err)
+	}
+	defer target.Close()
+	done := make(chan error, 1)
+	go func() {
+		// Never unlocked unless it is back where it was: the runtime then ends the thread with the goroutine.
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			done <- fmt.Errorf("open own namespace: %w", err)
+			return
+		}
+		defer home.Close()
+		if err := netns.Set(target); err != nil {
+			done <- fmt.Errorf("enter namespace of %s: %w", node, err)
+			return
+		}
+		err = fn()
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// Dial returns a dial function whose connections come from the node. Addresses must be IP:port.
+func (l *Lab) Dial(node string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
+		inner := l.In(node, func() error {
+			// With one literal address the dialer opens its socket on this very goroutine.
+			if _, perr := netip.ParseAddrPort(address); perr != nil {
+				return fmt.Errorf("dial from %s: %w", node, perr)
+			}
+			conn, err = (&net.Dialer{}).DialContext(ctx, network, address)
+			return err
+		})
+		return conn, inner
+	}
+}

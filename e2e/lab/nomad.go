@@ -1,0 +1,237 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/internal/setup"
+)
+
+// NomadAddress is where the Nomad server answers: HTTPS with the servers' CA, ACLs on.
+func (l *Lab) NomadAddress() string {
+	return "https://" + l.Topology.Orchestrator().Address + ":4646"
+}
+
+// Nomad returns a client of the Nomad server for a token.
+func (l *Lab) Nomad(token string) (*api.Client, error) {
+	client, err := l.httpsClient(clientNS)
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(&api.Config{
+		Address: l.NomadAddress(), SecretID: token, HttpClient: client,
+		// With a client of one's own the API wants no TLS settings.
+		TLSConfig: &api.TLSConfig{},
+	})
+}
+
+// startNomadServer starts the server, sets up its ACLs and the fabric's tokens.
+func (l *Lab) startNomadServer(ctx context.Context) error {
+	node := l.Topology.Orchestrator()
+	p, err := l.nomadProcess(node, `server {
+  enabled          = true
+  bootstrap_expect = 1
+  raft_multiplier  = 1
+}
+`)
+	if err != nil {
+		return err
+	}
+	client, err := l.Nomad(l.Secrets.NomadManagement)
+	if err != nil {
+		return err
+	}
+	if err := l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
+		_, _, err := client.ACLTokens().BootstrapOpts(l.Secrets.NomadManagement, (&api.WriteOptions{}).WithContext(ctx))
+		return err
+	}); err != nil {
+		return err
+	}
+	if l.Secrets.Nomad, err = setup.Nomad(ctx, client, l.setupSpec()); err != nil {
+		return err
+	}
+	l.told.line("Nomad server")
+	return nil
+}
+
+// CNIDirs are a node's directories for CNI plugins and for network configurations, as its Nomad client knows them.
+func (l *Lab) CNIDirs(node string) (plugins, configs string) {
+	return l.varDir(node, "cni", "bin"), l.varDir(node, "cni", "config")
+}
+
+// startNomadClient starts a workload node's Nomad client and waits until the server knows it as ready.
+func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
+	plugins, configs := l.CNIDirs(node.Name)
+	if err := mkdirs(plugins, configs); err != nil {
+		return err
+	}
+	root := l.varDir("rootfs")
+	config := fmt.Sprintf(`client {
+  enabled           = true
+  servers           = ["%s:4647"]
+  network_interface = %q
+  cni_path          = %q
+  cni_config_dir    = %q
+  cgroup_parent     = %q
+  cpu_total_compute = 8000
+
+  # The disk is the machine's and may be rather full.
+  gc_disk_usage_threshold  = 99
+  gc_inode_usage_threshold = 99
+
+  options {
+    "driver.allowlist"     = %q
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+  }
+  chroot_env {
+    %q = "/bin"
+    %q = "/etc/passwd"
+    %q = "/etc/group"
+  }
+}
+`, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name),
+		strings.Join(node.Drivers, ","), root+"/bin", root+"/etc/passwd", root+"/etc/group")
+	if node.HasDriver("docker") {
+		// Each client has an engine of its own, so that none sees another's containers as dangling.
+		config += fmt.Sprintf(`plugin "docker" {
+  config {
+    endpoint    = "unix://%s"
+    infra_image = %q
+    gc {
+      image = false
+      dangling_containers {
+        enabled = false
+      }
+    }
+    volumes {
+      enabled = true
+    }
+  }
+}
+`, l.DockerSocket(node.Name), pauseImage)
+	}
+	p, err := l.nomadProcess(node, config)
+	if err != nil {
+		return err
+	}
+	client, err := l.Nomad(l.Secrets.NomadManagement)
+	if err != nil {
+		return err
+	}
+	return l.launch(ctx, p, 60*time.Second, func(ctx context.Context) error {
+		return nomadReady(ctx, client, node)
+	})
+}
+
+// nomadReady reports why the node's Nomad client cannot take jobs yet.
+func nomadReady(ctx context.Context, client *api.Client, node *Node) error {
+	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		if n.Name != node.Name || n.Status != "ready" {
+			continue
+		}
+		for _, d := range node.Drivers {
+			if info := n.Drivers[d]; info == nil || !info.Healthy {
+				return fmt.Errorf("its driver %s is not healthy", d)
+			}
+		}
+		return nil
+	}
+	return errors.New("the server does not list it as ready")
+}
+
+// nomadKnowsCNI reports why the node cannot run groups in network mode cni/<network> yet.
+func nomadKnowsCNI(ctx context.Context, client *api.Client, node, network string) error {
+	query := (&api.QueryOptions{}).WithContext(ctx)
+	nodes, _, err := client.Nodes().List(query)
+	if err != nil {
+		return err
+	}
+	for _, stub := range nodes {
+		if stub.Name != node {
+			continue
+		}
+		n, _, err := client.Nodes().Info(stub.ID, query)
+		if err != nil {
+			return err
+		}
+		for _, r := range n.NodeResources.Networks {
+			if r.Mode == "cni/"+network {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("the server does not list network cni/%s on %s", network, node)
+}
+
+// ReloadNomad makes a node's Nomad client look for CNI networks again: it does so only at start and on SIGHUP.
+func (l *Lab) ReloadNomad(node string) error { return l.Signal(node, "nomad", syscall.SIGHUP) }
+
+func (l *Lab) nomadProcess(node *Node, role string) (*Process, error) {
+	kind := "client"
+	if node.Kind == Orchestrator {
+		kind = "server"
+	}
+	pair, err := l.ca.issue("nomad-"+node.Name, node.Address, kind+".global.nomad")
+	if err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf(`name       = %q
+region     = "global"
+datacenter = %q
+data_dir   = %q
+bind_addr  = %q
+log_level  = "INFO"
+
+disable_update_check = true
+
+addresses {
+  http = "127.0.0.1 %s"
+}
+advertise {
+  http = %q
+  rpc  = %q
+  serf = %q
+}
+acl {
+  enabled = true
+}
+tls {
+  http                   = true
+  rpc                    = true
+  ca_file                = %q
+  cert_file              = %q
+  key_file               = %q
+  verify_server_hostname = true
+  verify_https_client    = false
+}
+consul {
+  address          = "127.0.0.1:8500"
+  token            = %q
+  server_auto_join = false
+  client_auto_join = false
+}
+`, node.Name, node.Zone, l.varDir(node.Name, "nomad"), node.Address, node.Address, node.Address, node.Address, node.Address,
+		l.ca.caFile(), pair.cert, pair.key, l.Secrets.NomadConsul) + role
+	file := l.varDir(node.Name, "nomad.hcl")
+	if err := mkdirs(l.varDir(node.Name)); err != nil {
+		return nil, err
+	}
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		return nil, fmt.Errorf("write Nomad's configuration: %w", err)
+	}
+	return &Process{Node: node.Name, Name: "nomad", Args: []string{l.servers["nomad"], "agent", "-config=" + file}}, nil
+}

@@ -1,0 +1,268 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Process is one daemon of the lab. Its file under the lab's proc directory is how another program finds it.
+type Process struct {
+	Node string
+	Name string   // consul, vault, nomad, dockerd, controller, ...
+	Args []string // the program and its arguments
+	Env  []string // beside PATH, HOME and the lab's tag
+	PID  int      // 0 before it was started
+	Born uint64   // start time in clock ticks since boot: tells a process from a later one with the same PID
+}
+
+func (p *Process) String() string { return p.Node + "/" + p.Name }
+
+// environment variable by which even a process whose file is lost is known as a lab's.
+const labVariable = "SIF_LAB"
+
+func (l *Lab) processFile(p *Process) string {
+	return filepath.Join(l.varDir("proc"), p.Node+"."+p.Name+".json")
+}
+
+// LogFile is where a process's output goes.
+func (l *Lab) LogFile(node, name string) string {
+	return filepath.Join(l.varDir("log"), node+"."+name+".log")
+}
+
+// start runs the process in its node's network namespace, in a session of its own.
+func (l *Lab) start(p *Process) error {
+	log, err := os.OpenFile(l.LogFile(p.Node, p.Name), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("start %s: %w", p, err)
+	}
+	defer log.Close()
+	// Only the network namespace: a private mount namespace would hide pins and allocations from the others.
+	cmd := exec.Command("nsenter", slices.Concat([]string{"--net=" + l.NetNS(p.Node), "--"}, p.Args)...)
+	cmd.Env = slices.Concat([]string{
+		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
+		labVariable + "=" + l.Name, "SIF_LAB_PROCESS=" + p.String(),
+	}, p.Env)
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", p, err)
+	}
+	go cmd.Wait() //nolint:errcheck // reaps it; whether it lives is read from /proc
+	p.PID = cmd.Process.Pid
+	if p.Born, err = bornAt(p.PID); err != nil {
+		return fmt.Errorf("start %s: it ended at once: %s", p, l.tail(p.Node, p.Name))
+	}
+	return writeJSON(l.processFile(p), p)
+}
+
+// alive reports whether the very process that was started still runs.
+func (p *Process) alive() bool {
+	born, err := bornAt(p.PID)
+	return p.PID > 0 && err == nil && born == p.Born
+}
+
+// bornAt reads the start time of a process that is not a zombie, field 22 of /proc/PID/stat.
+func bornAt(pid int) (uint64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The second field, the command in parentheses, may hold anything.
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("/proc/%d/stat is short", pid)
+	}
+	if fields[0] == "Z" || fields[0] == "X" {
+		return 0, fmt.Errorf("process %d has ended", pid)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// Processes lists what the lab started, by node and name.
+func (l *Lab) Processes() ([]*Process, error) {
+	files, err := filepath.Glob(filepath.Join(l.varDir("proc"), "*.json"))
+	if err != nil {
+		return nil, err
+	}
+	var processes []*Process
+	for _, f := range files {
+		var p Process
+		if err := readJSON(f, &p); err != nil {
+			return nil, err
+		}
+		processes = append(processes, &p)
+	}
+	return processes, nil
+}
+
+// Process finds a process by node and name.
+func (l *Lab) Process(node, name string) (*Process, error) {
+	p := Process{Node: node, Name: name}
+	if err := readJSON(l.processFile(&p), &p); err != nil {
+		return nil, fmt.Errorf("no process %s/%s in lab %s: %w", node, name, l.Name, err)
+	}
+	return &p, nil
+}
+
+// Alive reports whether a process of the lab runs.
+func (l *Lab) Alive(node, name string) bool {
+	p, err := l.Process(node, name)
+	return err == nil && p.alive()
+}
+
+// Signal sends a signal to one process of the lab: SIGSTOP, SIGCONT, SIGKILL, ...
+func (l *Lab) Signal(node, name string, s syscall.Signal) error {
+	p, err := l.Process(node, name)
+	if err != nil {
+		return err
+	}
+	if !p.alive() {
+		return fmt.Errorf("%s does not run", p)
+	}
+	if err := syscall.Kill(p.PID, s); err != nil {
+		return fmt.Errorf("send %s to %s: %w", s, p, err)
+	}
+	return nil
+}
+
+// Stop ends a process: SIGTERM, and SIGKILL when it is not gone by the deadline of ctx, or in 5 s.
+func (l *Lab) Stop(ctx context.Context, node, name string) error {
+	p, err := l.Process(node, name)
+	if err != nil {
+		return err
+	}
+	return p.stop(ctx, 5*time.Second)
+}
+
+// Start starts a process again, as it was started first. One that runs is left alone.
+func (l *Lab) Start(node, name string) error {
+	p, err := l.Process(node, name)
+	if err != nil {
+		return err
+	}
+	if p.alive() {
+		return nil
+	}
+	return l.start(p)
+}
+
+func (p *Process) stop(ctx context.Context, grace time.Duration) error {
+	ctx, cancel := context.WithTimeout(ctx, grace)
+	defer cancel()
+	for _, s := range []syscall.Signal{syscall.SIGCONT, syscall.SIGTERM} {
+		if !p.alive() {
+			return nil
+		}
+		if err := syscall.Kill(p.PID, s); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return fmt.Errorf("stop %s: %w", p, err)
+		}
+	}
+	for p.alive() {
+		select {
+		case <-ctx.Done():
+			if err := syscall.Kill(p.PID, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("kill %s: %w", p, err)
+			}
+			return waitGone([]int{p.PID}, 5*time.Second)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+// waitGone waits until none of the processes is left but as a zombie.
+func waitGone(pids []int, within time.Duration) error {
+	deadline := time.Now().Add(within)
+	for {
+		left := slices.DeleteFunc(slices.Clone(pids), func(pid int) bool { _, err := bornAt(pid); return err != nil })
+		if len(left) == 0 {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("processes %v did not end in %s", left, within)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// await calls probe until it succeeds. When the process ends first or the time is over, the error ends with the
+// last lines of the process's log.
+func (l *Lab) await(ctx context.Context, p *Process, within time.Duration, probe func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	for {
+		attempt, done := context.WithTimeout(ctx, 3*time.Second)
+		err := probe(attempt)
+		done()
+		if err == nil {
+			return nil
+		}
+		if !p.alive() {
+			return fmt.Errorf("%s ended before it was ready; the end of %s:\n%s", p, l.LogFile(p.Node, p.Name), l.tail(p.Node, p.Name))
+		}
+		select {
+		case <-ctx.Done():
+			if errors.Is(ctx.Err(), context.Canceled) {
+				return ctx.Err()
+			}
+			return fmt.Errorf("%s is not ready after %s: %w; the end of %s:\n%s", p, within, err, l.LogFile(p.Node, p.Name), l.tail(p.Node, p.Name))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+// launch starts a process and waits until it is ready.
+func (l *Lab) launch(ctx context.Context, p *Process, within time.Duration, probe func(context.Context) error) error {
+	if err := l.start(p); err != nil {
+		return err
+	}
+	return l.await(ctx, p, within, probe)
+}
+
+// tail returns the last lines of a process's log.
+func (l *Lab) tail(node, name string) string {
+	const lines = 15
+	data, err := os.ReadFile(l.LogFile(node, name))
+	if err != nil {
+		return err.Error()
+	}
+	all := strings.Split(strings.TrimRight(string(data), "\n"), "\n")
+	return "  " + strings.Join(all[max(0, len(all)-lines):], "\n  ")
+}
+
+func writeJSON(path string, v any) error {
+	data, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", path, err)
+	}
+	// Renamed into place, so that a reader or a kill -9 never meets half a file.
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".new", path)
+}
+
+func readJSON(path string, v any) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(data, v); err != nil {
+		return fmt.Errorf("decode %s: %w", path, err)
+	}
+	return nil
+}

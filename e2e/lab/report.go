@@ -1,0 +1,108 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"text/tabwriter"
+)
+
+// Command prepares a command that runs in a node's network namespace; "internet" and "client" are nodes too. Down
+// ends it like every process of the lab.
+func (l *Lab) Command(ctx context.Context, node, program string, args ...string) (*exec.Cmd, error) {
+	if !exists(l.NetNS(node)) {
+		return nil, fmt.Errorf("lab %s has no node %q: it has %s", l.Name, node, strings.Join(l.namespaces(), ", "))
+	}
+	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.NetNS(node), "--", program}, args...)...)
+	cmd.Env = append(cmd.Environ(), labVariable+"="+l.Name)
+	return cmd, nil
+}
+
+// Environment lists, as KEY=value, what consul, vault, nomad and sif need to reach the lab as its operator. The
+// addresses are reachable from its nodes and, with host access, from the machine itself.
+func (l *Lab) Environment() []string {
+	env := []string{
+		"CONSUL_HTTP_ADDR=" + l.ConsulAddress(),
+		"CONSUL_HTTP_TOKEN=" + l.Secrets.ConsulManagement,
+		"CONSUL_CACERT=" + l.ServersCA(),
+		"VAULT_ADDR=" + l.VaultAddress(),
+		"VAULT_TOKEN=" + l.Secrets.VaultRoot,
+		"VAULT_CACERT=" + l.ServersCA(),
+		"NOMAD_ADDR=" + l.NomadAddress(),
+		"NOMAD_TOKEN=" + l.Secrets.Nomad.Operator,
+		"NOMAD_CACERT=" + l.ServersCA(),
+	}
+	if !l.ServersOnly {
+		env = append(env,
+			"SIF_HTTP_ADDR="+l.ControllerAddress(),
+			"SIF_TOKEN="+l.Secrets.Consul.Operator,
+			"SIF_CACERT="+l.FabricCA(),
+		)
+	}
+	return env
+}
+
+// WriteStatus lists the lab's processes and reports whether all of them run.
+func (l *Lab) WriteStatus(w io.Writer) (bool, error) {
+	processes, err := l.Processes()
+	if err != nil {
+		return false, err
+	}
+	ok := true
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "NODE\tZONE\tADDRESS\tDAEMON\tPID\tSTATE")
+	for _, n := range l.Topology.Nodes() {
+		for _, p := range processes {
+			if p.Node != n.Name {
+				continue
+			}
+			state := "running"
+			if !p.alive() {
+				state, ok = "ended", false
+			}
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", n.Name, n.Zone, n.Address, p.Name, p.PID, state)
+		}
+	}
+	return ok, table.Flush()
+}
+
+// WriteSummary tells what runs where and what to try next.
+func (l *Lab) WriteSummary(w io.Writer) error {
+	processes, err := l.Processes()
+	if err != nil {
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, z := range l.Topology.Zones {
+		fmt.Fprintf(table, "zone %s\t%s\n", z.Name, z.Subnet)
+		for _, n := range z.Nodes {
+			var names []string
+			for _, p := range processes {
+				if p.Node == n.Name {
+					names = append(names, p.Name)
+				}
+			}
+			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", n.Name, n.Address, n.Kind, strings.Join(names, ", "))
+		}
+	}
+	if err := table.Flush(); err != nil {
+		return err
+	}
+	prefix := "bin/sif-lab"
+	if l.Name != "dev" {
+		prefix += " -lab " + l.Name
+	}
+	_, err = fmt.Fprintf(w, `
+Logs are in %s, secrets in %s.
+  eval "$(%s env)"          tokens and addresses for consul, vault, nomad and sif
+  %s status                 what runs
+  %s exec %s -- ip addr   a command on a node
+  %s down                   take everything away
+`, l.varDir("log"), l.file(), prefix, prefix, prefix, l.Topology.Nodes(Processor, Workload, Orchestrator)[0].Name, prefix)
+	return err
+}

@@ -1,0 +1,130 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/base64"
+	"fmt"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/internal/setup"
+)
+
+// startServers starts everything that is not SIF, what does not depend on one another at the same time.
+func (l *Lab) startServers(ctx context.Context) error {
+	var err error
+	if l.ca, err = newAuthority(l.varDir("tls")); err != nil {
+		return err
+	}
+	l.makeSecrets()
+	if err := l.buildRoot(); err != nil {
+		return fmt.Errorf("make the tasks' root filesystem: %w", err)
+	}
+	if err := l.raiseReceiveBuffer(); err != nil {
+		return err
+	}
+	workloads := l.Topology.Nodes(Workload)
+	consul, nomad := make(chan struct{}), make(chan struct{})
+	docker := make(map[string]chan struct{})
+	g, ctx := errgroup.WithContext(ctx)
+	after := func(done <-chan struct{}) error {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	g.Go(func() error {
+		if err := l.startConsulServer(ctx); err != nil {
+			return err
+		}
+		close(consul)
+		client, err := l.Consul(l.Secrets.ConsulManagement)
+		if err != nil {
+			return err
+		}
+		l.Secrets.Consul, err = setup.Consul(ctx, client, l.setupSpec())
+		return err
+	})
+	g.Go(func() error { return l.startVault(ctx) })
+	g.Go(func() error {
+		if err := after(consul); err != nil {
+			return err
+		}
+		if err := l.startNomadServer(ctx); err != nil {
+			return err
+		}
+		close(nomad)
+		return nil
+	})
+	for _, n := range l.Topology.Nodes(Processor) {
+		g.Go(func() error {
+			if err := l.startOVS(ctx, n); err != nil {
+				return err
+			}
+			if err := after(consul); err != nil {
+				return err
+			}
+			if err := l.startConsulClient(ctx, n); err != nil {
+				return err
+			}
+			l.told.line("%s: Open vSwitch, Consul agent", n.Name)
+			return nil
+		})
+	}
+	for _, n := range workloads {
+		docker[n.Name] = make(chan struct{})
+		g.Go(func() error {
+			defer close(docker[n.Name])
+			if !n.HasDriver("docker") {
+				return nil
+			}
+			return l.startDocker(ctx, n)
+		})
+		g.Go(func() error {
+			if err := after(consul); err != nil {
+				return err
+			}
+			if err := l.startConsulClient(ctx, n); err != nil {
+				return err
+			}
+			for _, done := range []chan struct{}{docker[n.Name], nomad} {
+				if err := after(done); err != nil {
+					return err
+				}
+			}
+			if err := l.startNomadClient(ctx, n); err != nil {
+				return err
+			}
+			l.told.line("%s: Nomad client with %v, Consul agent", n.Name, n.Drivers)
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// makeSecrets chooses the tokens that the servers let one choose, so that nothing has to wait for them.
+func (l *Lab) makeSecrets() {
+	l.Secrets.ConsulManagement = newUUID()
+	l.Secrets.NomadManagement = newUUID()
+	l.Secrets.NomadConsul = newUUID()
+	l.Secrets.ConsulAgents = make(map[string]string)
+	for _, n := range l.Topology.Nodes() {
+		l.Secrets.ConsulAgents[n.Name] = newUUID()
+	}
+	gossip := make([]byte, 32)
+	rand.Read(gossip) // never fails (crypto/rand)
+	l.Secrets.GossipKey = base64.StdEncoding.EncodeToString(gossip)
+}
+
+func newUUID() string {
+	b := make([]byte, 16)
+	rand.Read(b) // never fails (crypto/rand)
+	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,285 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+const (
+	controllerPort = 7700
+	enginePort     = 7701
+	bridge         = "sif0"
+)
+
+// wireguardOverhead is what WireGuard adds to a packet over IPv4, in bytes, and 20 more for an IPv6 underlay.
+const wireguardOverhead = 80
+
+// ControllerAddress is where the controller's API answers: HTTPS with the fabric's CA.
+func (l *Lab) ControllerAddress() string {
+	return fmt.Sprintf("https://%s:%d", l.Topology.Orchestrator().Address, controllerPort)
+}
+
+// BPFDir is a node's own BPF filesystem.
+func (l *Lab) BPFDir(node string) string { return l.runDir(node, "bpf") }
+
+// SIFRunDir is the directory of the sockets of a node's SIF daemons.
+func (l *Lab) SIFRunDir(node string) string { return l.runDir(node, "sif") }
+
+// SIFDataDir is the directory of a node's SIF daemons' files.
+func (l *Lab) SIFDataDir(node string) string { return l.varDir(node, "sif") }
+
+// SIFConfig is the configuration file of a node's daemon: controller, engine or agent.
+func (l *Lab) SIFConfig(node, daemon string) string { return l.varDir(node, daemon+".hcl") }
+
+// startFabric starts the SIF daemons: the controller, then every node's links and engine or agent.
+func (l *Lab) startFabric(ctx context.Context) error {
+	if err := l.startController(ctx); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for _, n := range l.Topology.Nodes(Processor, Workload) {
+		g.Go(func() error { return l.startNode(ctx, n) })
+	}
+	return g.Wait()
+}
+
+func (l *Lab) startController(ctx context.Context) error {
+	node := l.Topology.Orchestrator()
+	secret, err := l.writeSecretID(node.Name, l.Secrets.Vault.Controller.SecretID)
+	if err != nil {
+		return err
+	}
+	var c hclText
+	l.common(&c, node)
+	c.attr("fabric", l.Topology.Fabric)
+	c.attr("listen", fmt.Sprintf("%s:%d", node.Address, controllerPort))
+	c.block("underlay", "address", node.Address, "interface", underlay)
+	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.Consul.Controller)
+	l.vaultBlock(&c, l.Secrets.Vault.Controller.RoleID, secret)
+	c.block("nomad", "address", l.NomadAddress(), "token", l.Secrets.Nomad.Controller, "ca_file", l.ServersCA())
+	c.block("pools", "ipv4", l.Topology.Pools.IPv4, "ipv6", l.Topology.Pools.IPv6)
+	p, err := l.daemon(node, "controller", c)
+	if err != nil {
+		return err
+	}
+	client, err := l.httpsClientOf(clientNS, l.FabricCA())
+	if err != nil {
+		return err
+	}
+	if err := l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
+		return httpAnswers(ctx, client, l.ControllerAddress()+"/v1/status")
+	}); err != nil {
+		return err
+	}
+	l.told.line("controller: %s", l.ControllerAddress())
+	return nil
+}
+
+// httpAnswers succeeds on any HTTP answer that is not a server's failure.
+func httpAnswers(ctx context.Context, client *http.Client, url string) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	response.Body.Close()
+	if response.StatusCode >= http.StatusInternalServerError {
+		return fmt.Errorf("it answers %s", response.Status)
+	}
+	return nil
+}
+
+func (l *Lab) startNode(ctx context.Context, node *Node) error {
+	if err := l.mountBPF(node.Name); err != nil {
+		return err
+	}
+	if err := mkdirs(l.SIFRunDir(node.Name), l.SIFDataDir(node.Name)); err != nil {
+		return err
+	}
+	socket := filepath.Join(l.SIFRunDir(node.Name), "link.sock")
+	links := &Process{Node: node.Name, Name: "link", Args: []string{
+		filepath.Join(l.Bin, "sif"), "link",
+		"-run-dir=" + l.SIFRunDir(node.Name), "-data-dir=" + filepath.Join(l.SIFDataDir(node.Name), "link"), "-log-level=debug",
+	}}
+	if err := l.launch(ctx, links, 10*time.Second, socketExists(socket)); err != nil {
+		return err
+	}
+	daemon := "agent"
+	if node.Kind == Processor {
+		daemon = "engine"
+	}
+	role := l.Secrets.Vault.Nodes[nodeID(node)]
+	secret, err := l.writeSecretID(node.Name, role.SecretID)
+	if err != nil {
+		return err
+	}
+	var c hclText
+	l.common(&c, node)
+	c.attr("zone", node.Zone)
+	c.attr("node", node.Name)
+	c.attr("fabric", l.Topology.Fabric)
+	c.attr("bpf_dir", l.BPFDir(node.Name))
+	c.block("underlay", "address", node.Address, "interface", underlay)
+	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.Consul.Nodes[nodeID(node)])
+	l.vaultBlock(&c, role.RoleID, secret)
+	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
+	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
+	ready := socketExists(filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
+	if node.Kind == Processor {
+		listen := fmt.Sprintf("%s:%d", node.Address, enginePort)
+		c.block("engine", "listen", listen)
+		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "bridge", bridge)
+		ready = l.listens(node.Name, listen)
+	} else {
+		plugins, configs := l.CNIDirs(node.Name)
+		c.block("cni", "plugin_dir", plugins, "config_dir", configs, "socket", filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
+	}
+	p, err := l.daemon(node, daemon, c)
+	if err != nil {
+		return err
+	}
+	if err := l.launch(ctx, p, 40*time.Second, ready); err != nil {
+		return err
+	}
+	if node.Kind == Workload {
+		if err := l.awaitCNI(ctx, node); err != nil {
+			return err
+		}
+	}
+	l.told.line("%s: link, %s", node.Name, daemon)
+	return nil
+}
+
+// awaitCNI waits for the agent's network configuration and has Nomad find it.
+func (l *Lab) awaitCNI(ctx context.Context, node *Node) error {
+	_, configs := l.CNIDirs(node.Name)
+	agent, err := l.Process(node.Name, "agent")
+	if err != nil {
+		return err
+	}
+	if err := l.await(ctx, agent, 20*time.Second, func(context.Context) error {
+		files, err := filepath.Glob(configs + "/*.conflist")
+		if err == nil && len(files) == 0 {
+			err = fmt.Errorf("there is no network configuration in %s", configs)
+		}
+		return err
+	}); err != nil {
+		return err
+	}
+	client, err := l.Nomad(l.Secrets.NomadManagement)
+	if err != nil {
+		return err
+	}
+	nomad, err := l.Process(node.Name, "nomad")
+	if err != nil {
+		return err
+	}
+	if err := l.ReloadNomad(node.Name); err != nil {
+		return err
+	}
+	return l.await(ctx, nomad, 20*time.Second, func(ctx context.Context) error {
+		return nomadKnowsCNI(ctx, client, node.Name, "sif")
+	})
+}
+
+// mountBPF gives a node a BPF filesystem in the machine's mount namespace, where it outlives every daemon.
+func (l *Lab) mountBPF(node string) error {
+	dir := l.BPFDir(node)
+	if err := mkdirs(dir); err != nil {
+		return err
+	}
+	if err := unix.Mount("bpf", dir, "bpf", 0, "mode=0700"); err != nil {
+		return fmt.Errorf("mount a BPF filesystem on %s: %w", dir, err)
+	}
+	return nil
+}
+
+func socketExists(path string) func(context.Context) error {
+	return func(context.Context) error {
+		if !exists(path) {
+			return fmt.Errorf("%s does not exist", path)
+		}
+		return nil
+	}
+}
+
+// listens probes for a TCP listener from the node itself.
+func (l *Lab) listens(node, address string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		conn, err := l.Dial(node)(ctx, "tcp", address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	}
+}
+
+func (l *Lab) common(c *hclText, node *Node) {
+	c.attr("trust_domain", l.Topology.TrustDomain)
+	c.attr("log_level", "debug")
+	c.attr("data_dir", l.SIFDataDir(node.Name))
+	c.attr("run_dir", l.SIFRunDir(node.Name))
+}
+
+func (l *Lab) vaultBlock(c *hclText, roleID, secretIDFile string) {
+	c.block("vault", "address", l.VaultAddress(), "ca_file", l.ServersCA(), "role_id", roleID, "secret_id_file", secretIDFile,
+		"pki_mount", "sif-pki", "transit_mount", "sif-transit", "transit_key", "sif")
+}
+
+func (l *Lab) writeSecretID(node, secretID string) (string, error) {
+	if secretID == "" {
+		return "", errors.New("there is no secret ID for " + node)
+	}
+	file := l.varDir(node, "secret-id")
+	if err := os.WriteFile(file, []byte(secretID+"\n"), 0o600); err != nil {
+		return "", fmt.Errorf("write the secret ID of %s: %w", node, err)
+	}
+	return file, nil
+}
+
+// daemon writes a daemon's configuration and describes its process.
+func (l *Lab) daemon(node *Node, name string, c hclText) (*Process, error) {
+	if err := mkdirs(l.SIFRunDir(node.Name), l.SIFDataDir(node.Name)); err != nil {
+		return nil, err
+	}
+	file := l.SIFConfig(node.Name, name)
+	if err := os.WriteFile(file, []byte(c.String()), 0o600); err != nil {
+		return nil, fmt.Errorf("write %s: %w", file, err)
+	}
+	return &Process{Node: node.Name, Name: name, Args: []string{filepath.Join(l.Bin, "sif"), name, "-config=" + file}}, nil
+}
+
+// hclText writes attributes and blocks of plain strings and numbers.
+type hclText struct{ strings.Builder }
+
+func (h *hclText) attr(name string, value any) { fmt.Fprintf(h, "%s = %s\n", name, literal(value)) }
+
+func (h *hclText) block(name string, pairs ...any) {
+	fmt.Fprintf(h, "\n%s {\n", name)
+	for i := 0; i < len(pairs); i += 2 {
+		fmt.Fprintf(h, "  %s = %s\n", pairs[i], literal(pairs[i+1]))
+	}
+	fmt.Fprintf(h, "}\n")
+}
+
+func literal(v any) string {
+	if s, ok := v.(string); ok {
+		return fmt.Sprintf("%q", s)
+	}
+	return fmt.Sprint(v)
+}

@@ -1,0 +1,265 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"embed"
+	"fmt"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/hcl/v2/hclsimple"
+)
+
+// Kinds of node.
+const (
+	Orchestrator = "orchestrator"
+	Processor    = "processor"
+	Workload     = "workload"
+)
+
+// Topology says which zones and nodes a lab has and what the internet between the zones passes.
+type Topology struct {
+	Fabric      string   `hcl:"fabric"`
+	TrustDomain string   `hcl:"trust_domain"`
+	Datacenter  string   `hcl:"datacenter"` // of Consul; a Nomad datacenter is a zone
+	Underlay    Underlay `hcl:"underlay,block"`
+	Pools       Pools    `hcl:"pools,block"`
+	Internet    Internet `hcl:"internet,block"`
+	Zones       []*Zone  `hcl:"zone,block"`
+}
+
+// Underlay describes the links that nodes hang on.
+type Underlay struct {
+	MTU int `hcl:"mtu"` // bytes
+}
+
+// Pools are the prefixes out of which the controller gives nodes their address pools.
+type Pools struct {
+	IPv4 string `hcl:"ipv4"`
+	IPv6 string `hcl:"ipv6"`
+}
+
+// Internet is the namespace that routes between zones and drops what no Pass names.
+type Internet struct {
+	Users  Users   `hcl:"users,block"`
+	Passes []*Pass `hcl:"pass,block"`
+}
+
+// Users is the network outside the fabric.
+type Users struct {
+	Subnet string `hcl:"subnet"`
+	Host   string `hcl:"host"`   // address of the machine that the lab runs on
+	Client string `hcl:"client"` // address of the namespace "client"
+}
+
+// Pass lets new flows through the internet; their answers pass with them.
+type Pass struct {
+	Name string   `hcl:"name,label"`
+	From []string `hcl:"from"` // "nodes", a kind of node, "users"
+	To   []string `hcl:"to"`
+	TCP  []string `hcl:"tcp,optional"` // destination ports: "8301", "8080-8099"
+	UDP  []string `hcl:"udp,optional"`
+}
+
+// Zone is a cloud: a subnet whose nodes reach one another directly.
+type Zone struct {
+	Name   string  `hcl:"name,label"`
+	Subnet string  `hcl:"subnet"`
+	Nodes  []*Node `hcl:"node,block"`
+}
+
+// Node is a machine of the lab: a network namespace with one underlay interface, eth0.
+type Node struct {
+	Name    string   `hcl:"name,label"`
+	Kind    string   `hcl:"kind"`
+	Address string   `hcl:"address"`
+	Drivers []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
+
+	Zone string // name of the zone that holds it; not in the file
+}
+
+//go:embed topology/*.hcl
+var topologies embed.FS
+
+// DefaultTopology is the one that `make dev` brings up: two zones.
+func DefaultTopology() (*Topology, error) {
+	const name = "topology/two-zones.hcl"
+	src, err := topologies.ReadFile(name)
+	if err != nil {
+		return nil, fmt.Errorf("read the default topology: %w", err)
+	}
+	return ParseTopology(name, src)
+}
+
+// LoadTopology reads and checks a topology file.
+func LoadTopology(path string) (*Topology, error) {
+	src, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("read topology: %w", err)
+	}
+	return ParseTopology(path, src)
+}
+
+// ParseTopology decodes and checks a topology; name is used in messages and must end in .hcl.
+func ParseTopology(name string, src []byte) (*Topology, error) {
+	var t Topology
+	if err := hclsimple.Decode(name, src, nil, &t); err != nil {
+		return nil, fmt.Errorf("topology: %w", err)
+	}
+	if err := t.check(); err != nil {
+		return nil, fmt.Errorf("topology %s: %w", name, err)
+	}
+	return &t, nil
+}
+
+var (
+	label     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,26}[a-z0-9])?$`)
+	portRange = regexp.MustCompile(`^\d{1,5}(-\d{1,5})?$`)
+)
+
+func (t *Topology) check() error {
+	if t.Underlay.MTU < 1280 || t.Underlay.MTU > 65535 {
+		return fmt.Errorf("underlay mtu is %d, must be 1280 to 65535", t.Underlay.MTU)
+	}
+	for _, p := range []string{t.Pools.IPv4, t.Pools.IPv6} {
+		if _, err := netip.ParsePrefix(p); err != nil {
+			return fmt.Errorf("pool: %w", err)
+		}
+	}
+	users, err := netip.ParsePrefix(t.Internet.Users.Subnet)
+	if err != nil {
+		return fmt.Errorf("users subnet: %w", err)
+	}
+	for _, a := range []string{t.Internet.Users.Host, t.Internet.Users.Client} {
+		if err := inside(users, a); err != nil {
+			return fmt.Errorf("users: %w", err)
+		}
+	}
+	subnets := []netip.Prefix{users}
+	names := map[string]bool{}
+	addresses := map[string]bool{}
+	orchestrators := 0
+	for _, z := range t.Zones {
+		if !label.MatchString(z.Name) || len(z.Name) > 10 {
+			return fmt.Errorf("zone %q: a name is a lower-case label of at most 10 characters here (it names a link)", z.Name)
+		}
+		subnet, err := netip.ParsePrefix(z.Subnet)
+		if err != nil {
+			return fmt.Errorf("zone %s: %w", z.Name, err)
+		}
+		for _, s := range subnets {
+			if s.Overlaps(subnet) {
+				return fmt.Errorf("zone %s: subnet %s overlaps %s", z.Name, subnet, s)
+			}
+		}
+		subnets = append(subnets, subnet)
+		for _, n := range z.Nodes {
+			n.Zone = z.Name
+			switch {
+			case !label.MatchString(n.Name) || len(n.Name) > 15:
+				return fmt.Errorf("node %q: a name is a lower-case label of at most 15 characters here (it names a link)", n.Name)
+			case names[n.Name] || n.Name == internetNS || n.Name == clientNS:
+				return fmt.Errorf("node %s: the name is taken", n.Name)
+			case addresses[n.Address]:
+				return fmt.Errorf("node %s: address %s is taken", n.Name, n.Address)
+			case !slices.Contains([]string{Orchestrator, Processor, Workload}, n.Kind):
+				return fmt.Errorf("node %s: unknown kind %q", n.Name, n.Kind)
+			case (n.Kind == Workload) != (len(n.Drivers) > 0):
+				return fmt.Errorf("node %s: drivers belong to workload nodes, and each needs one", n.Name)
+			}
+			for _, d := range n.Drivers {
+				if d != "docker" && d != "exec" {
+					return fmt.Errorf("node %s: unknown driver %q", n.Name, d)
+				}
+			}
+			if err := inside(subnet, n.Address); err != nil {
+				return fmt.Errorf("node %s: %w", n.Name, err)
+			}
+			names[n.Name], addresses[n.Address] = true, true
+			if n.Kind == Orchestrator {
+				orchestrators++
+			}
+		}
+	}
+	if orchestrators != 1 {
+		return fmt.Errorf("%d orchestrator nodes, must be one", orchestrators)
+	}
+	for _, p := range t.Internet.Passes {
+		if err := p.check(); err != nil {
+			return fmt.Errorf("pass %q: %w", p.Name, err)
+		}
+	}
+	return nil
+}
+
+func (p *Pass) check() error {
+	for _, g := range slices.Concat(p.From, p.To) {
+		if !slices.Contains([]string{"nodes", Orchestrator, Processor, Workload, "users"}, g) {
+			return fmt.Errorf("unknown group %q", g)
+		}
+	}
+	for _, r := range slices.Concat(p.TCP, p.UDP) {
+		if !portRange.MatchString(r) {
+			return fmt.Errorf("ports %q: want a port or a range such as 8080-8099", r)
+		}
+		from, to, _ := strings.Cut(r, "-")
+		lo, _ := strconv.Atoi(from)
+		hi := lo
+		if to != "" {
+			hi, _ = strconv.Atoi(to)
+		}
+		if lo < 1 || hi < lo || hi > 65535 {
+			return fmt.Errorf("ports %q are out of range", r)
+		}
+	}
+	return nil
+}
+
+func inside(subnet netip.Prefix, address string) error {
+	a, err := netip.ParseAddr(address)
+	if err != nil {
+		return err
+	}
+	if !subnet.Contains(a) || a == gateway(subnet) {
+		return fmt.Errorf("address %s is not one of subnet %s, or is its gateway's", a, subnet)
+	}
+	return nil
+}
+
+// gateway is the internet's address in a subnet: the first one.
+func gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
+
+// Nodes returns the nodes of the given kinds in the file's order; of all kinds if none is given.
+func (t *Topology) Nodes(kinds ...string) []*Node {
+	var nodes []*Node
+	for _, z := range t.Zones {
+		for _, n := range z.Nodes {
+			if len(kinds) == 0 || slices.Contains(kinds, n.Kind) {
+				nodes = append(nodes, n)
+			}
+		}
+	}
+	return nodes
+}
+
+// Node returns the node of that name, or nil.
+func (t *Topology) Node(name string) *Node {
+	for _, n := range t.Nodes() {
+		if n.Name == name {
+			return n
+		}
+	}
+	return nil
+}
+
+// Orchestrator returns the node that runs the servers.
+func (t *Topology) Orchestrator() *Node { return t.Nodes(Orchestrator)[0] }
+
+// HasDriver reports whether the node's Nomad client offers the driver.
+func (n *Node) HasDriver(name string) bool { return slices.Contains(n.Drivers, name) }

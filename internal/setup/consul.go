@@ -1,0 +1,140 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package setup
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/consul/api"
+)
+
+// OperatorPolicy is the Consul policy by which the controller knows an operator: whoever has a token with a policy
+// of this name may apply graphs.
+const OperatorPolicy = "sif-operator"
+
+const (
+	consulControllerPolicy = "sif-controller"
+	consulNodePolicy       = "sif-node"
+)
+
+// What holders of each policy may do in Consul.
+var consulRules = map[string]string{
+	consulControllerPolicy: `
+key_prefix "sif/" {
+  policy = "write"
+}
+session_prefix "" {
+  policy = "write"
+}
+service_prefix "" {
+  policy = "read"
+}
+node_prefix "" {
+  policy = "read"
+}
+agent_prefix "" {
+  policy = "read"
+}
+acl = "read"
+`,
+	consulNodePolicy: `
+key_prefix "sif/v1/" {
+  policy = "read"
+}
+service_prefix "" {
+  policy = "read"
+}
+service_prefix "sif-" {
+  policy = "write"
+}
+node_prefix "" {
+  policy = "read"
+}
+agent_prefix "" {
+  policy = "read"
+}
+`,
+	OperatorPolicy: `
+key_prefix "sif/" {
+  policy = "read"
+}
+service_prefix "" {
+  policy = "read"
+}
+node_prefix "" {
+  policy = "read"
+}
+agent_prefix "" {
+  policy = "read"
+}
+`,
+}
+
+// ConsulResult is what the daemons and the operator need of Consul: ACL tokens.
+type ConsulResult struct {
+	Controller string            // writes the fabric's keys, reads the catalog and ACL tokens
+	Operator   string            // has OperatorPolicy
+	Nodes      map[string]string // by Node.ID; read the fabric's keys and the catalog, register services named sif-*
+}
+
+// Consul writes the ACL policies and issues the tokens. The client's token must be able to write ACLs.
+func Consul(ctx context.Context, client *api.Client, spec Spec) (*ConsulResult, error) {
+	spec, err := spec.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("set up Consul: %w", err)
+	}
+	for name, rules := range consulRules {
+		if err := consulPolicy(ctx, client, name, rules); err != nil {
+			return nil, fmt.Errorf("set up Consul: %w", err)
+		}
+	}
+	issue := func(holder, policy string) (string, error) {
+		token, _, err := client.ACL().TokenCreate(&api.ACLToken{
+			Description: fmt.Sprintf("SIF %s: %s", spec.Fabric, holder),
+			Policies:    []*api.ACLTokenPolicyLink{{Name: policy}},
+		}, (&api.WriteOptions{}).WithContext(ctx))
+		if err != nil {
+			return "", fmt.Errorf("set up Consul: create the token of %s: %w", holder, err)
+		}
+		return token.SecretID, nil
+	}
+	result := &ConsulResult{Nodes: make(map[string]string)}
+	if result.Controller, err = issue("controller", consulControllerPolicy); err != nil {
+		return nil, err
+	}
+	if result.Operator, err = issue("operator", OperatorPolicy); err != nil {
+		return nil, err
+	}
+	for _, n := range spec.Nodes {
+		if result.Nodes[n.ID()], err = issue("node "+n.ID(), consulNodePolicy); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
+}
+
+// consulPolicy makes a policy or brings it up to date.
+func consulPolicy(ctx context.Context, client *api.Client, name, rules string) error {
+	query, write := (&api.QueryOptions{}).WithContext(ctx), (&api.WriteOptions{}).WithContext(ctx)
+	policies, _, err := client.ACL().PolicyList(query)
+	if err != nil {
+		return fmt.Errorf("list policies: %w", err)
+	}
+	policy := &api.ACLPolicy{Name: name, Description: "SIF", Rules: rules}
+	for _, p := range policies {
+		if p.Name == name {
+			policy.ID = p.ID
+		}
+	}
+	if policy.ID != "" {
+		_, _, err = client.ACL().PolicyUpdate(policy, write)
+	} else {
+		_, _, err = client.ACL().PolicyCreate(policy, write)
+	}
+	if err != nil {
+		return fmt.Errorf("write policy %s: %w", name, err)
+	}
+	return nil
+}

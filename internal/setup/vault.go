@@ -1,0 +1,267 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package setup
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// Names of the controller's PKI roles.
+const (
+	RoleWorkload   = "workload"   // signs workloads' certificates: any spiffe://<trust domain>/<domain>/<service>
+	RoleController = "controller" // signs the controller's own certificate
+)
+
+// NodeRole is the PKI role, AppRole and policy suffix of a node.
+func NodeRole(n Node) string { return "node-" + n.Zone + "-" + n.Name }
+
+// AppRole is how a daemon logs in to Vault.
+type AppRole struct {
+	RoleID   string
+	SecretID string
+}
+
+// VaultResult is what the daemons need of Vault.
+type VaultResult struct {
+	CA         string             // the fabric's root certificate, PEM
+	Controller AppRole            // may sign with the transit key and have workloads' certificates signed
+	Nodes      map[string]AppRole // by Node.ID; may have their own certificate signed, and read the transit key
+}
+
+const (
+	rootTTL   = 10 * 365 * 24 * time.Hour
+	loginTTL  = "1h" // of Vault tokens; the daemons renew them
+	clockSkew = "60s"
+)
+
+// Vault makes the PKI with its root and roles, the signing key, and an AppRole for the controller and each node.
+// The client's token must be able to mount secrets engines and auth methods and to write policies.
+func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, error) {
+	spec, err := spec.withDefaults()
+	if err != nil {
+		return nil, fmt.Errorf("set up Vault: %w", err)
+	}
+	v := vault{client: client, spec: spec}
+	result := &VaultResult{Nodes: make(map[string]AppRole)}
+	if err := v.mounts(ctx); err != nil {
+		return nil, fmt.Errorf("set up Vault: %w", err)
+	}
+	if result.CA, err = v.root(ctx); err != nil {
+		return nil, fmt.Errorf("set up Vault: %w", err)
+	}
+	if err := v.roles(ctx); err != nil {
+		return nil, fmt.Errorf("set up Vault: %w", err)
+	}
+	if result.Controller, err = v.appRole(ctx, "controller", v.controllerPolicy()); err != nil {
+		return nil, fmt.Errorf("set up Vault: %w", err)
+	}
+	for _, n := range spec.Nodes {
+		if result.Nodes[n.ID()], err = v.appRole(ctx, NodeRole(n), v.nodePolicy(n)); err != nil {
+			return nil, fmt.Errorf("set up Vault: %w", err)
+		}
+	}
+	return result, nil
+}
+
+type vault struct {
+	client *api.Client
+	spec   Spec
+}
+
+func (v *vault) write(ctx context.Context, path string, data map[string]any) (*api.Secret, error) {
+	secret, err := v.client.Logical().WriteWithContext(ctx, path, data)
+	if err != nil {
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
+	return secret, nil
+}
+
+func (v *vault) mounts(ctx context.Context) error {
+	mounted, err := v.client.Sys().ListMountsWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("list mounts: %w", err)
+	}
+	for path, input := range map[string]*api.MountInput{
+		v.spec.PKIMount: {
+			Type:        "pki",
+			Description: "SIF " + v.spec.Fabric + ": identities of nodes and workloads",
+			Config:      api.MountConfigInput{MaxLeaseTTL: fmt.Sprintf("%.0fh", rootTTL.Hours())},
+		},
+		v.spec.TransitMount: {
+			Type:        "transit",
+			Description: "SIF " + v.spec.Fabric + ": signatures of revisions and admissions",
+		},
+	} {
+		if have, ok := mounted[path+"/"]; ok {
+			if have.Type != input.Type {
+				return fmt.Errorf("mount %s is of type %s, must be %s", path, have.Type, input.Type)
+			}
+			continue
+		}
+		if err := v.client.Sys().MountWithContext(ctx, path, input); err != nil {
+			return fmt.Errorf("mount %s: %w", path, err)
+		}
+	}
+	auths, err := v.client.Sys().ListAuthWithContext(ctx)
+	if err != nil {
+		return fmt.Errorf("list auth methods: %w", err)
+	}
+	if _, ok := auths["approle/"]; !ok {
+		if err := v.client.Sys().EnableAuthWithOptionsWithContext(ctx, "approle", &api.EnableAuthOptions{Type: "approle"}); err != nil {
+			return fmt.Errorf("enable AppRole: %w", err)
+		}
+	}
+	// Writing a key that exists changes nothing, but a key of another type would be kept silently.
+	key := v.spec.TransitMount + "/keys/" + v.spec.TransitKey
+	if _, err := v.write(ctx, key, map[string]any{"type": "ed25519"}); err != nil {
+		return err
+	}
+	secret, err := v.client.Logical().ReadWithContext(ctx, key)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", key, err)
+	}
+	if secret == nil || secret.Data["type"] != "ed25519" {
+		return fmt.Errorf("%s exists and is not an ed25519 key", key)
+	}
+	return nil
+}
+
+// root returns the root certificate, made if the mount has none.
+func (v *vault) root(ctx context.Context) (string, error) {
+	path := v.spec.PKIMount + "/cert/ca"
+	secret, err := v.client.Logical().ReadWithContext(ctx, path)
+	// Without an issuer Vault answers with an error or with an empty certificate, depending on its version.
+	if rerr, ok := err.(*api.ResponseError); ok && rerr.StatusCode < http.StatusInternalServerError && rerr.StatusCode != http.StatusForbidden {
+		err = nil
+	}
+	if err != nil && !strings.Contains(err.Error(), "no default issuer") {
+		return "", fmt.Errorf("read %s: %w", path, err)
+	}
+	if pem := text(secret, "certificate"); pem != "" {
+		return pem, nil
+	}
+	secret, err = v.write(ctx, v.spec.PKIMount+"/root/generate/internal", map[string]any{
+		"common_name": "SIF " + v.spec.TrustDomain,
+		"issuer_name": "sif",
+		"uri_sans":    "spiffe://" + v.spec.TrustDomain,
+		"key_type":    "ec",
+		"key_bits":    256,
+		"ttl":         fmt.Sprintf("%.0fh", rootTTL.Hours()),
+	})
+	if err != nil {
+		return "", err
+	}
+	pem := text(secret, "certificate")
+	if pem == "" {
+		return "", fmt.Errorf("Vault made a root but returned no certificate")
+	}
+	return pem, nil
+}
+
+func (v *vault) roles(ctx context.Context) error {
+	controller := v.role("controller", "spiffe://"+v.spec.TrustDomain+"/controller")
+	controller["allow_ip_sans"] = true
+	controller["allow_any_name"] = true // people name the controller as they like: its identity is the URI
+	roles := map[string]map[string]any{
+		// The glob also fits node identities: what tells them apart is the organizational unit.
+		RoleWorkload:   v.role("service", "spiffe://"+v.spec.TrustDomain+"/*/*"),
+		RoleController: controller,
+	}
+	for _, n := range v.spec.Nodes {
+		role := v.role(n.Kind, "spiffe://"+v.spec.TrustDomain+"/node/"+n.ID())
+		role["allow_ip_sans"] = true
+		roles[NodeRole(n)] = role
+	}
+	for name, role := range roles {
+		if _, err := v.write(ctx, v.spec.PKIMount+"/roles/"+name, role); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// role is a PKI role for short certificates of clients and servers whose only name is one SPIFFE ID.
+func (v *vault) role(unit, spiffeID string) map[string]any {
+	ttl := fmt.Sprintf("%.0fs", v.spec.CertTTL.Seconds())
+	return map[string]any{
+		"allowed_uri_sans":    []string{spiffeID},
+		"allow_ip_sans":       false,
+		"allow_localhost":     false,
+		"require_cn":          false,
+		"ou":                  []string{unit},
+		"key_type":            "ec",
+		"key_bits":            256,
+		"key_usage":           []string{"DigitalSignature"},
+		"server_flag":         true,
+		"client_flag":         true,
+		"no_store":            true, // storing costs 100 ms on raft, and the certificates are short-lived
+		"ttl":                 ttl,
+		"max_ttl":             ttl,
+		"not_before_duration": clockSkew,
+	}
+}
+
+func (v *vault) appRole(ctx context.Context, name, policy string) (AppRole, error) {
+	policyName := "sif-" + name
+	if err := v.client.Sys().PutPolicyWithContext(ctx, policyName, policy); err != nil {
+		return AppRole{}, fmt.Errorf("write policy %s: %w", policyName, err)
+	}
+	path := "auth/approle/role/sif-" + name
+	if _, err := v.write(ctx, path, map[string]any{
+		"token_policies": []string{policyName},
+		"token_period":   loginTTL,
+	}); err != nil {
+		return AppRole{}, err
+	}
+	id, err := v.client.Logical().ReadWithContext(ctx, path+"/role-id")
+	if err != nil {
+		return AppRole{}, fmt.Errorf("read %s/role-id: %w", path, err)
+	}
+	secret, err := v.write(ctx, path+"/secret-id", nil)
+	if err != nil {
+		return AppRole{}, err
+	}
+	role := AppRole{RoleID: text(id, "role_id"), SecretID: text(secret, "secret_id")}
+	if role.RoleID == "" || role.SecretID == "" {
+		return AppRole{}, fmt.Errorf("%s has no role ID or secret ID", path)
+	}
+	return role, nil
+}
+
+func (v *vault) controllerPolicy() string {
+	return v.readPolicy() +
+		rule(v.spec.TransitMount+"/sign/"+v.spec.TransitKey, "update") +
+		rule(v.spec.PKIMount+"/sign/"+RoleWorkload, "update") +
+		rule(v.spec.PKIMount+"/sign/"+RoleController, "update")
+}
+
+func (v *vault) nodePolicy(n Node) string {
+	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+NodeRole(n), "update")
+}
+
+// readPolicy lets a daemon verify: the public halves of the signing key, the CA.
+func (v *vault) readPolicy() string {
+	return rule(v.spec.TransitMount+"/keys/"+v.spec.TransitKey, "read") +
+		rule(v.spec.PKIMount+"/cert/*", "read") +
+		rule(v.spec.PKIMount+"/issuers", "list") +
+		rule(v.spec.PKIMount+"/issuer/*", "read")
+}
+
+func rule(path, capability string) string {
+	return fmt.Sprintf("path %q {\n  capabilities = [%q]\n}\n", path, capability)
+}
+
+func text(secret *api.Secret, field string) string {
+	if secret == nil {
+		return ""
+	}
+	s, _ := secret.Data[field].(string)
+	return s
+}
