@@ -16,6 +16,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/admission"
+	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/signal"
 )
@@ -37,20 +38,19 @@ type Documents interface {
 // Engine holds the leases of a zone and keeps the switch, the zone's agents
 // and the other zones' engines in step with them.
 type Engine struct {
-	self     fabric.Node
-	log      hclog.Logger
-	verify   admission.Verifier
-	docs     Documents
-	leases   *leases
-	sw       Switch
-	num      numbers
-	nodes    func() []fabric.Node // of the whole fabric
-	now      func() time.Time
-	program  sync.Mutex // serialises computing and programming the switch
-	mu       sync.Mutex
-	agents   map[string]*remote // connected agents of the zone, by zone/node
-	engines  map[string]*remote // connected engines of other zones, by zone/node
-	problems map[string]string  // what is degraded, by subject
+	self    fabric.Node
+	log     hclog.Logger
+	verify  admission.Verifier
+	docs    Documents
+	leases  *lease.Set
+	sw      Switch
+	num     numbers
+	nodes   func() []fabric.Node // of the whole fabric
+	now     func() time.Time
+	program sync.Mutex // serialises computing and programming the switch
+	mu      sync.Mutex
+	agents  map[string]*remote // connected agents of the zone, by zone/node
+	engines map[string]*remote // connected engines of other zones, by zone/node
 }
 
 // Options is what an Engine is made of.
@@ -67,21 +67,21 @@ type Options struct {
 
 // New returns an engine that holds the leases it held when it stopped.
 func New(o Options) (*Engine, error) {
-	ls, err := openLeases(o.Leases)
+	ls, err := lease.Open(o.Leases)
 	if err != nil {
 		return nil, err
 	}
 	return &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
 		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
-		agents: map[string]*remote{}, engines: map[string]*remote{}, problems: map[string]string{},
+		agents: map[string]*remote{}, engines: map[string]*remote{},
 	}, nil
 }
 
 // Resume takes up the leases from disk: it makes their services interests and
 // programs the switch. It must come before anything else.
 func (e *Engine) Resume(ctx context.Context) error {
-	for _, le := range e.leases.all(e.now()) {
+	for _, le := range e.leases.All(e.now()) {
 		e.interest(ctx, le.Admission.Service)
 	}
 	return e.reprogram()
@@ -143,7 +143,7 @@ func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.Connect
 	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Zone != from.Zone || a.Node != from.Node {
 		return signal.ConnectReply{}, fmt.Errorf("node %s/%s may not request connectivity for endpoint %s of %s/%s", from.Zone, from.Node, a.Endpoint, a.Zone, a.Node)
 	}
-	if err := e.hold(ctx, lease{p.Request, a}); err != nil {
+	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return signal.ConnectReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
@@ -165,7 +165,7 @@ func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.Forward
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
 		return signal.ForwardReply{}, fmt.Errorf("engine %s/%s may not forward endpoint %s of zone %s", from.Zone, from.Node, a.Endpoint, a.Zone)
 	}
-	if err := e.hold(ctx, lease{p.Request, a}); err != nil {
+	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return signal.ForwardReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
@@ -180,9 +180,9 @@ func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.Forward
 }
 
 // hold keeps a verified lease and programs the switch for it.
-func (e *Engine) hold(ctx context.Context, le lease) error {
+func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 	e.interest(ctx, le.Admission.Service)
-	changed, err := e.leases.put(le)
+	changed, err := e.leases.Put(le)
 	if err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 			e.log.Warn("counterpart refused: it is not of the engine's zone", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
 			continue
 		}
-		if err := e.hold(ctx, lease{c, a}); err != nil {
+		if err := e.hold(ctx, lease.Lease{Request: c, Admission: a}); err != nil {
 			return nil, err
 		}
 	}
@@ -285,7 +285,7 @@ func (e *Engine) end(from signal.Peer, gone func(fabric.Admission) bool) error {
 
 // drop ends leases and lets everybody know who was told of them.
 func (e *Engine) drop(gone func(fabric.Admission) bool) error {
-	removed, err := e.leases.remove(gone)
+	removed, err := e.leases.Remove(gone)
 	if err != nil || len(removed) == 0 {
 		return err
 	}
@@ -353,7 +353,7 @@ func (e *Engine) reprogram() error {
 		port, ok := ports[a.Zone]
 		return port, ok
 	}
-	want, err := boundary(e.self.Zone, e.leases.all(e.now()), e.docs.Documents(), portOf, e.num)
+	want, err := boundary(e.self.Zone, e.leases.All(e.now()), e.docs.Documents(), portOf, e.num)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
 )
 
 // SwitchState is what the switch at the zone's boundary should hold. Its size
@@ -56,7 +57,7 @@ type numbers interface {
 
 // boundary computes what the switch should hold. portOf names the port towards
 // an endpoint's node and reports false while there is none.
-func boundary(zone string, live []lease, docs map[fabric.Ref]fabric.Document, portOf func(fabric.Admission) (string, bool), num numbers) (SwitchState, error) {
+func boundary(zone string, live []lease.Lease, docs map[fabric.Ref]fabric.Document, portOf func(fabric.Admission) (string, bool), num numbers) (SwitchState, error) {
 	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[string]uint32{}
 	var local, all []fabric.Identity

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/signal"
 )
@@ -78,7 +79,7 @@ func (e *Engine) enter(set map[string]*remote, r *remote) {
 // offer forwards all endpoints of the own zone to another zone's engine.
 func (e *Engine) offer(ctx context.Context, r *remote) error {
 	var endpoints []string
-	for _, le := range e.leases.all(e.now()) {
+	for _, le := range e.leases.All(e.now()) {
 		if le.Admission.Zone != e.self.Zone {
 			continue
 		}
@@ -99,7 +100,7 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	var hosted []fabric.Admission
-	for _, le := range e.leases.all(e.now()) {
+	for _, le := range e.leases.All(e.now()) {
 		if le.Admission.Zone == r.zone && le.Admission.Node == r.node {
 			hosted = append(hosted, le.Admission)
 		}
@@ -167,10 +168,10 @@ func (e *Engine) Sync(ctx context.Context) {
 
 // counterparts returns the leases that may open flows to any of the given
 // endpoints, or answer flows of theirs, under the revision in force.
-func (e *Engine) counterparts(of []fabric.Admission) []lease {
+func (e *Engine) counterparts(of []fabric.Admission) []lease.Lease {
 	docs := e.docs.Documents()
-	var list []lease
-	for _, le := range e.leases.all(e.now()) {
+	var list []lease.Lease
+	for _, le := range e.leases.All(e.now()) {
 		other := le.Admission.Identity()
 		concerns := func(a fabric.Admission) bool {
 			id, doc := a.Identity(), docs[a.Service]

@@ -90,7 +90,10 @@ type Node struct {
 	Engine   uint16       `json:"engine,omitempty"` // processors: TCP port of the engine
 	Pool4    netip.Prefix `json:"pool4"`
 	Pool6    netip.Prefix `json:"pool6"`
-	Issued   time.Time    `json:"issued"`
+	// Ranges are what all pools of the fabric are taken from. An address in
+	// them is an endpoint or nobody, never an external.
+	Ranges []netip.Prefix `json:"ranges"`
+	Issued time.Time      `json:"issued"`
 }
 
 // ID is "zone/node".

@@ -1,7 +1,12 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-package engine
+// Package lease keeps connectivity requests in force: the engine those of all
+// zones, the agent those of its endpoints' counterparts. It knows which of two
+// admissions of an endpoint is younger and writes every change to disk, so that
+// a restarted daemon goes on where it stopped before anybody has connected
+// again. It does not know what a lease entitles to.
+package lease
 
 import (
 	"encoding/json"
@@ -18,24 +23,23 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// lease is a verified connectivity request in force.
-type lease struct {
+// Lease is a verified connectivity request in force.
+type Lease struct {
 	Request   fabric.Request   `json:"request"`
 	Admission fabric.Admission `json:"admission"`
 }
 
-// leases is the set of requests in force, by endpoint. It is written to disk
-// at every change, so that a restarted engine goes on where it stopped before
-// any agent has connected again.
-type leases struct {
+// Set is a set of leases, by endpoint. It is safe for concurrent use.
+type Set struct {
 	path string
 
 	mu  sync.Mutex
-	set map[string]lease
+	set map[string]Lease
 }
 
-func openLeases(path string) (*leases, error) {
-	l := &leases{path: path, set: map[string]lease{}}
+// Open returns the set kept at path, or an empty one.
+func Open(path string) (*Set, error) {
+	l := &Set{path: path, set: map[string]Lease{}}
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -49,9 +53,9 @@ func openLeases(path string) (*leases, error) {
 	return l, nil
 }
 
-// put keeps le unless a younger admission of the endpoint is already kept. It
+// Put keeps le unless a younger admission of the endpoint is already kept. It
 // reports whether anything changed.
-func (l *leases) put(le lease) (bool, error) {
+func (l *Set) Put(le Lease) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	old, had := l.set[le.Admission.Endpoint]
@@ -62,11 +66,11 @@ func (l *leases) put(le lease) (bool, error) {
 	return true, l.save()
 }
 
-// remove drops every lease for which gone is true and returns them.
-func (l *leases) remove(gone func(fabric.Admission) bool) ([]lease, error) {
+// Remove drops every lease for which gone is true and returns them.
+func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var removed []lease
+	var removed []Lease
 	for endpoint, le := range l.set {
 		if gone(le.Admission) {
 			removed = append(removed, le)
@@ -79,11 +83,11 @@ func (l *leases) remove(gone func(fabric.Admission) bool) ([]lease, error) {
 	return removed, l.save()
 }
 
-// all returns the leases that have not expired at now, ordered by endpoint.
-func (l *leases) all(now time.Time) []lease {
+// All returns the leases that have not expired at now, ordered by endpoint.
+func (l *Set) All(now time.Time) []Lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	var list []lease
+	var list []Lease
 	for _, endpoint := range slices.Sorted(maps.Keys(l.set)) {
 		if le := l.set[endpoint]; now.Before(le.Admission.Expires) {
 			list = append(list, le)
@@ -92,7 +96,7 @@ func (l *leases) all(now time.Time) []lease {
 	return list
 }
 
-func (l *leases) save() error {
+func (l *Set) save() error {
 	data, err := json.Marshal(l.set)
 	if err != nil {
 		return fmt.Errorf("encode the leases: %w", err)

@@ -1,0 +1,156 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/attach"
+)
+
+// endpoint is an attached workload. A value is never changed once it is in the
+// set; a changed copy replaces it.
+type endpoint struct {
+	ID         string               `json:"id"` // of the endpoint: the allocation's
+	Attachment attach.Attachment    `json:"attachment"`
+	HostIf     string               `json:"hostIf"` // host side of the veth pair
+	IPv4       netip.Addr           `json:"ipv4"`
+	IPv6       netip.Addr           `json:"ipv6"`
+	Ports      []attach.PortMapping `json:"ports,omitempty"`
+	Request    fabric.Request       `json:"request"`
+	Admission  fabric.Admission     `json:"admission"`
+
+	// HostIndex is the index of HostIf; it holds until a reboot.
+	HostIndex int `json:"hostIndex"`
+	// Pending says what is not in force elsewhere yet.
+	Pending []string `json:"pending,omitempty"`
+}
+
+// hostIfName names the host side of an attachment's veth pair. Nomad's DEL
+// brings nothing but container ID and interface name, so the name follows from
+// them alone.
+func hostIfName(a attach.Attachment) string {
+	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
+	return "sif" + hex.EncodeToString(sum[:])[:11]
+}
+
+// endpoints is the set of attached workloads, on disk as well. It is safe for
+// concurrent use.
+type endpoints struct {
+	path string
+
+	mu  sync.Mutex
+	set map[attach.Attachment]endpoint
+}
+
+func openEndpoints(path string) (*endpoints, error) {
+	es := &endpoints{path: path, set: map[attach.Attachment]endpoint{}}
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return es, nil
+	case err != nil:
+		return nil, fmt.Errorf("read the endpoints: %w", err)
+	}
+	var list []endpoint
+	if err := json.Unmarshal(data, &list); err != nil {
+		return nil, fmt.Errorf("read the endpoints %s: %w", path, err)
+	}
+	for _, ep := range list {
+		es.set[ep.Attachment] = ep
+	}
+	return es, nil
+}
+
+func (es *endpoints) get(a attach.Attachment) (endpoint, bool) {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	ep, ok := es.set[a]
+	return ep, ok
+}
+
+// find returns the endpoint for which match is true.
+func (es *endpoints) find(match func(endpoint) bool) (endpoint, bool) {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	for _, ep := range es.set {
+		if match(ep) {
+			return ep, true
+		}
+	}
+	return endpoint{}, false
+}
+
+// all returns the endpoints, ordered by ID.
+func (es *endpoints) all() []endpoint {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	return es.sorted()
+}
+
+func (es *endpoints) sorted() []endpoint {
+	return slices.SortedFunc(maps.Values(es.set), func(a, b endpoint) int {
+		if a.ID < b.ID {
+			return -1
+		}
+		return 1
+	})
+}
+
+func (es *endpoints) put(ep endpoint) error {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	es.set[ep.Attachment] = ep
+	return es.save()
+}
+
+// change applies fn to the endpoint if it is still there.
+func (es *endpoints) change(a attach.Attachment, fn func(*endpoint)) error {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	ep, ok := es.set[a]
+	if !ok {
+		return nil
+	}
+	fn(&ep)
+	es.set[a] = ep
+	return es.save()
+}
+
+func (es *endpoints) remove(a attach.Attachment) error {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	delete(es.set, a)
+	return es.save()
+}
+
+func (es *endpoints) save() error {
+	data, err := json.Marshal(es.sorted())
+	if err != nil {
+		return fmt.Errorf("encode the endpoints: %w", err)
+	}
+	if err := os.MkdirAll(filepath.Dir(es.path), 0o700); err != nil {
+		return fmt.Errorf("write the endpoints: %w", err)
+	}
+	tmp := es.path + ".tmp"
+	if err := os.WriteFile(tmp, data, 0o600); err != nil {
+		return fmt.Errorf("write the endpoints: %w", err)
+	}
+	if err := os.Rename(tmp, es.path); err != nil {
+		return fmt.Errorf("write the endpoints: %w", err)
+	}
+	return nil
+}
