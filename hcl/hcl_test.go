@@ -1,0 +1,294 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"bytes"
+	"flag"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// golden compares got with the golden file of an input.
+func golden(t *testing.T, input string, got []byte) {
+	t.Helper()
+	name := input + ".golden"
+	if *update {
+		must.NoError(t, os.WriteFile(name, got, 0o644))
+		return
+	}
+	want, err := os.ReadFile(name)
+	must.NoError(t, err, must.Sprint("go test ./hcl -update writes golden files"))
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s: (-want +got)\n%s", name, diff)
+	}
+}
+
+func read(t *testing.T, path string) Source {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must.NoError(t, err)
+	return Source{Name: filepath.Base(path), Data: data}
+}
+
+func inputs(t *testing.T, pattern string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, paths)
+	return paths
+}
+
+func TestDiagnostics(t *testing.T) {
+	for _, path := range append(inputs(t, "testdata/invalid/*.sif.hcl"), inputs(t, "testdata/invalid/*.sif.json")...) {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			g, diags := DecodeGraph(read(t, path))
+			must.Nil(t, g)
+			must.True(t, diags.HasErrors())
+			for _, d := range diags {
+				must.Positive(t, d.Pos.Line, must.Sprint(d))
+				must.Positive(t, d.Pos.Column, must.Sprint(d))
+				must.NotEq(t, "", d.Detail, must.Sprint(d))
+			}
+			var b bytes.Buffer
+			must.NoError(t, diags.WriteText(&b))
+			golden(t, path, b.Bytes())
+		})
+	}
+}
+
+var ignorePositions = cmp.Options{
+	cmpopts.IgnoreTypes(fabric.Position{}),
+	cmpopts.EquateEmpty(),
+	cmpopts.EquateComparable(netipPrefix...),
+}
+
+func TestDecode(t *testing.T) {
+	native, diags := LoadGraph("testdata/valid/getaway.sif.hcl")
+	must.NoError(t, diags.Err())
+	must.Len(t, 0, diags)
+	d := native.Domains["getaway-app"]
+	must.Eq(t, "testdata/valid/getaway.sif.hcl:3:11", d.Services[0].Pos.String())
+	must.Eq(t, "nomad(namespace=default, job=getaway-web, group=proxy)", d.Services[0].Selectors[0].String())
+	must.Eq(t, fabric.Ref{Domain: "getaway-app", Name: "getaway-svc"}, d.Contracts[1].Responders[0])
+	must.Eq(t, []fabric.PortRange{{From: 8080, To: 8080}, {From: 8443, To: 8443}}, d.Contracts[1].Rules[0].Ports)
+	must.True(t, d.Contracts[2].Disabled)
+	must.Eq(t, fabric.Path{Require: []string{"encrypted"}, Prefer: []string{"low-cost"}}, d.Contracts[2].Path)
+
+	json, diags := LoadGraph("testdata/valid/getaway.sif.json")
+	must.NoError(t, diags.Err())
+	if diff := cmp.Diff(native, json, ignorePositions); diff != "" {
+		t.Errorf("HCL and JSON differ (-hcl +json)\n%s", diff)
+	}
+}
+
+func TestDomainInSeveralFiles(t *testing.T) {
+	a := Source{Name: "a.sif.hcl", Data: []byte(`domain "d" {
+  service "web" {
+    selector "nomad" {
+      job = "web"
+    }
+  }
+}
+`)}
+	b := Source{Name: "b.sif.hcl", Data: []byte(`domain "d" {
+  contract "self" {
+    originators = ["web"]
+    responders  = ["web"]
+    rule {
+      protocol = "udp"
+      ports    = [53]
+    }
+  }
+}
+`)}
+	for _, order := range [][]Source{{a, b}, {b, a}} {
+		g, diags := DecodeGraph(order...)
+		must.NoError(t, diags.Err())
+		must.Len(t, 1, g.Domains["d"].Services)
+		must.Len(t, 1, g.Domains["d"].Contracts)
+	}
+
+	again := Source{Name: "c.sif.hcl", Data: a.Data}
+	_, diags := DecodeGraph(a, again)
+	must.Len(t, 1, diags)
+	must.Eq(t, "c.sif.hcl:2:11", diags[0].Pos.String())
+	must.StrContains(t, diags[0].Summary, "a.sif.hcl:2:11")
+}
+
+func TestGraphFiles(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"b.sif.hcl", "a.sif.json", "c.hcl", ".hidden.sif.hcl", "d.sif.hcl.json"} {
+		must.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o644))
+	}
+	files, err := GraphFiles(dir, filepath.Join(dir, "c.hcl"), filepath.Join(dir, "b.sif.hcl"))
+	must.NoError(t, err)
+	for i := range files {
+		files[i] = filepath.Base(files[i])
+	}
+	must.Eq(t, []string{"a.sif.json", "b.sif.hcl", "c.hcl", "d.sif.hcl.json"}, files)
+
+	_, err = GraphFiles(t.TempDir())
+	must.ErrorContains(t, err, "holds no graph")
+	_, diags := LoadGraph(filepath.Join(dir, "absent"))
+	must.ErrorContains(t, diags.Err(), "no such file")
+}
+
+func TestFormat(t *testing.T) {
+	src := Source{Name: "x.sif.hcl", Data: []byte("\n\n# why\ndomain \"a\" {\n service \"b\" {   // who\n}\n  }  ")}
+	out, diags := Format(src)
+	must.NoError(t, diags.Err())
+	must.Eq(t, "# why\ndomain \"a\" {\n  service \"b\" { // who\n  }\n}\n", string(out))
+
+	_, diags = Format(Source{Name: "x.sif.hcl", Data: []byte("domain \"a\" {")})
+	must.Eq(t, "x.sif.hcl:1:12", diags[0].Pos.String())
+	_, diags = Format(Source{Name: "x.sif.json", Data: []byte("{}")})
+	must.ErrorContains(t, diags.Err(), "JSON")
+}
+
+func TestExtractConnectivity(t *testing.T) {
+	for _, path := range inputs(t, "testdata/stanza/*.nomad.hcl") {
+		t.Run(filepath.Base(path), func(t *testing.T) {
+			job, diags := ExtractConnectivity(read(t, path))
+			must.NoError(t, diags.Err())
+			golden(t, path, job.Plain)
+			again, diags := ExtractConnectivity(Source{Name: "plain.hcl", Data: job.Plain})
+			must.NoError(t, diags.Err())
+			must.MapEmpty(t, again.Stanzas)
+			must.Eq(t, string(job.Plain), string(again.Plain))
+		})
+	}
+	path := "testdata/invalid/stanza.nomad.hcl"
+	_, diags := ExtractConnectivity(read(t, path))
+	var b bytes.Buffer
+	must.NoError(t, diags.WriteText(&b))
+	golden(t, path, b.Bytes())
+}
+
+func TestStanza(t *testing.T) {
+	job, diags := ExtractConnectivity(read(t, "testdata/stanza/full.nomad.hcl"))
+	must.NoError(t, diags.Err())
+	must.MapLen(t, 1, job.Stanzas)
+	s := job.Stanzas["proxy"]
+	must.Eq(t, "getaway-app/http-proxy", s.Service)
+	must.Eq(t, []string{"frontend", "other/api"}, s.Originate)
+	must.Eq(t, []string{"public"}, s.Respond)
+	must.Eq(t, "full.nomad.hcl:14:5", s.Pos.String())
+}
+
+// TestLine follows every line that the job file and its rewritten form share.
+func TestLine(t *testing.T) {
+	for _, path := range inputs(t, "testdata/stanza/*.nomad.hcl") {
+		src := read(t, path)
+		job, diags := ExtractConnectivity(src)
+		must.NoError(t, diags.Err())
+		was := strings.Split(string(src.Data), "\n")
+		for i, line := range strings.Split(string(job.Plain), "\n") {
+			n := job.Line(i + 1)
+			must.Between(t, 1, n, len(was))
+			for _, keep := range []string{"group ", "task ", "port ", "count "} {
+				if strings.HasPrefix(strings.TrimSpace(line), keep) {
+					must.Eq(t, line, was[n-1], must.Sprintf("%s: line %d of the plain job", path, i+1))
+				}
+			}
+		}
+	}
+}
+
+func TestStanzaCheck(t *testing.T) {
+	g, diags := LoadGraph("testdata/valid/getaway.sif.hcl")
+	must.NoError(t, diags.Err())
+	web := fabric.Workload{Namespace: "default", Job: "getaway-web", Group: "proxy"}
+	tests := []struct {
+		name     string
+		stanza   string
+		workload fabric.Workload
+		want     []string
+	}{
+		{"all roles", `service = "getaway-app/http-proxy"`, web, nil},
+		{"roles", "originate = [\"frontend\"]\nrespond = [\"getaway-app/public\"]", web, nil},
+		{"unknown contract", `originate = ["frontent"]`, web,
+			[]string{`j.hcl:4:14: error: the applied graph has no contract "getaway-app/frontent"; Did you mean "frontend"?`}},
+		{"wrong role", `respond = ["frontend"]`, web,
+			[]string{`j.hcl:4:12: error: service "getaway-app/http-proxy" is not among the responders of contract "getaway-app/frontend"; Its responders are getaway-app/getaway-svc.`}},
+		{"disabled", `originate = ["news-api"]`, fabric.Workload{Namespace: "prod", Job: "getaway", Group: "g"},
+			[]string{`j.hcl:4:14: error: contract "getaway-app/news-api" is disabled; Enable it in the graph, or leave it out.`}},
+		{"unknown service", `service = "getaway-app/http-proxi"`, web,
+			[]string{`j.hcl:4:11: error: the applied graph has no service "getaway-app/http-proxi"; Did you mean "getaway-app/http-proxy"?`}},
+		{"other namespace", `service = "getaway-app/http-proxy"`, fabric.Workload{Namespace: "evil", Job: "getaway-web", Group: "proxy"},
+			[]string{`j.hcl:4:11: error: service "getaway-app/http-proxy" does not select group "proxy" of job "getaway-web" in namespace "evil"; ` +
+				`Its selectors are nomad(namespace=default, job=getaway-web, group=proxy). Correct the graph or the job.`}},
+		{"no service", "", fabric.Workload{Namespace: "default", Job: "x", Group: "y"},
+			[]string{`j.hcl:3:5: error: no service of the applied graph selects group "y" of job "x" in namespace "default"; Add a selector to the service in the graph, and apply it.`}},
+		{"several", "", fabric.Workload{Namespace: "default", Job: "getaway-web", Group: "proxy", ConsulServices: []string{"news-gw"}},
+			[]string{`j.hcl:3:5: error: several services select group "proxy" of job "getaway-web" in namespace "default": getaway-app/http-proxy, getaway-app/news-gw; Name one of them: service = "domain/service".`}},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			src := "job \"j\" {\n  group \"g\" {\n    connectivity {\n" + tt.stanza + "\n    }\n  }\n}\n"
+			job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
+			must.NoError(t, diags.Err())
+			var got []string
+			for _, d := range job.Stanzas["g"].Check(g, tt.workload) {
+				got = append(got, d.String())
+			}
+			must.Eq(t, tt.want, got)
+		})
+	}
+}
+
+func TestJobVariables(t *testing.T) {
+	job := Source{Name: "j.hcl", Data: []byte(`
+variable "s" {
+  type = string
+}
+variable "n" {
+  type = number
+}
+variable "l" {
+  type = list(string)
+}
+variable "any" {
+}
+`)}
+	files := []Source{
+		{Name: "a.hcl", Data: []byte("s = \"file\"\nonly = { a = [1] }\ntext = <<EOT\nx\nEOT\n")},
+		{Name: "b.json", Data: []byte(`{"only": ["b"], "n": 1}`)},
+	}
+	got, diags := JobVariables(job, files, []string{"s=a \"b\" ${c}", "n=3", `l=["x"]`, "any=true"})
+	must.NoError(t, diags.Err())
+	must.Eq(t, "any = \"true\"\nl = [\"x\"]\nn = \"3\"\nonly = [\"b\"]\ns = \"a \\\"b\\\" $${c}\"\ntext = <<EOT\nx\nEOT\n", got)
+
+	for _, bad := range []string{"s", "=1", "a b=1", "l=[", "l="} {
+		_, diags := JobVariables(job, nil, []string{bad})
+		must.True(t, diags.HasErrors(), must.Sprint(bad))
+	}
+	_, diags = JobVariables(job, []Source{{Name: "v.hcl", Data: []byte("a = \n")}}, nil)
+	must.Eq(t, "v.hcl", diags[0].Pos.File)
+}
+
+func seeds(f *testing.F, pattern string) []Source {
+	f.Helper()
+	paths, err := filepath.Glob(pattern)
+	must.NoError(f, err)
+	var sources []Source
+	for _, p := range paths {
+		data, err := os.ReadFile(p)
+		must.NoError(f, err)
+		if !strings.HasSuffix(p, ".golden") {
+			sources = append(sources, Source{Name: p, Data: data})
+		}
+	}
+	return sources
+}

@@ -1,0 +1,116 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	hcl2 "github.com/hashicorp/hcl/v2"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Extensions are the file names that make a file in a directory part of a
+// graph; the first is HCL, the others are its JSON form.
+var Extensions = []string{".sif.hcl", ".sif.json", ".sif.hcl.json"}
+
+// LoadGraph decodes the graph that lies in the given files and directories. Of
+// a directory it takes the files with one of Extensions, not those of its
+// subdirectories. A file that is named itself may be called anything; it is
+// JSON if it ends in ".json".
+func LoadGraph(paths ...string) (*fabric.Graph, Diagnostics) {
+	sources, err := ReadSources(paths...)
+	if err != nil {
+		return nil, Diagnostics{{Severity: Error, Summary: err.Error()}}
+	}
+	return DecodeGraph(sources...)
+}
+
+// ReadSources reads the files of a graph; see LoadGraph for which.
+func ReadSources(paths ...string) ([]Source, error) {
+	files, err := GraphFiles(paths...)
+	if err != nil {
+		return nil, err
+	}
+	sources := make([]Source, 0, len(files))
+	for _, name := range files {
+		data, err := os.ReadFile(name)
+		if err != nil {
+			return nil, fmt.Errorf("read graph: %w", err)
+		}
+		sources = append(sources, Source{Name: name, Data: data})
+	}
+	return sources, nil
+}
+
+// GraphFiles lists the files of a graph; see LoadGraph for which.
+func GraphFiles(paths ...string) ([]string, error) {
+	var files []string
+	for _, p := range paths {
+		info, err := os.Stat(p)
+		if err != nil {
+			return nil, fmt.Errorf("read graph: %w", err)
+		}
+		if !info.IsDir() {
+			files = append(files, filepath.Clean(p))
+			continue
+		}
+		entries, err := os.ReadDir(p)
+		if err != nil {
+			return nil, fmt.Errorf("read graph: %w", err)
+		}
+		var found []string
+		for _, e := range entries {
+			if !e.IsDir() && isGraphFile(e) {
+				found = append(found, filepath.Join(p, e.Name()))
+			}
+		}
+		if len(found) == 0 {
+			return nil, fmt.Errorf("read graph: directory %s holds no graph; its files end in %s", p, strings.Join(Extensions, ", "))
+		}
+		files = append(files, found...)
+	}
+	slices.Sort(files)
+	return slices.Compact(files), nil
+}
+
+func isGraphFile(e fs.DirEntry) bool {
+	// Editors leave hidden files behind.
+	return !strings.HasPrefix(e.Name(), ".") &&
+		slices.ContainsFunc(Extensions, func(x string) bool { return strings.HasSuffix(e.Name(), x) })
+}
+
+// checkGraph adds what fabric finds wrong beyond what the decoder found.
+func checkGraph(g *fabric.Graph, sources []Source) hcl2.Diagnostics {
+	var diags hcl2.Diagnostics
+	for _, p := range g.Check() {
+		pos := hcl2.Pos{Line: p.Pos.Line, Column: p.Pos.Column, Byte: -1}
+		for _, s := range sources {
+			if s.Name == p.Pos.File {
+				pos.Byte = offset(s.Data, p.Pos)
+			}
+		}
+		diags = append(diags, errorAt(hcl2.Range{Filename: p.Pos.File, Start: pos, End: pos}, p.Remedy, "%s", p.Summary))
+	}
+	return diags
+}
+
+// offset is the byte at which the line of pos starts, moved by its column. It
+// serves to show the line; a column of wide characters may be off.
+func offset(src []byte, pos fabric.Position) int {
+	at := 0
+	for line := 1; line < pos.Line; line++ {
+		n := strings.IndexByte(string(src[at:]), '\n')
+		if n < 0 {
+			return -1
+		}
+		at += n + 1
+	}
+	return min(at+pos.Column-1, len(src))
+}

@@ -1,0 +1,272 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	"github.com/zclconf/go-cty/cty"
+)
+
+// edit replaces the bytes from start to end of a job file. Editing bytes, and
+// not the syntax tree, leaves all other text alone, whatever its layout.
+type edit struct {
+	start, end int
+	text       string
+}
+
+func applyEdits(src []byte, edits []edit) []byte {
+	var out bytes.Buffer
+	at := 0
+	for _, e := range sortedEdits(edits) {
+		out.Write(src[at:e.start])
+		out.WriteString(e.text)
+		at = e.end
+	}
+	out.Write(src[at:])
+	return out.Bytes()
+}
+
+func sortedEdits(edits []edit) []edit {
+	edits = slices.Clone(edits)
+	slices.SortStableFunc(edits, func(a, b edit) int { return cmp.Compare(a.start, b.start) })
+	return edits
+}
+
+// Line translates a line of Plain to the line of the job file as it was
+// written, so that what Nomad says about it makes sense to its author.
+func (j *Job) Line(plain int) int {
+	at := 0 // offset of the line in Plain
+	for line := 1; line < plain; line++ {
+		n := bytes.IndexByte(j.Plain[at:], '\n')
+		if n < 0 {
+			break
+		}
+		at += n + 1
+	}
+	shift := 0 // what to add to an offset of Plain
+	for _, e := range sortedEdits(j.edits) {
+		if at+shift < e.start {
+			break
+		}
+		if at+shift < e.start+len(e.text) {
+			at = e.start - shift // inside what we wrote
+			break
+		}
+		shift += e.end - e.start - len(e.text)
+	}
+	return 1 + bytes.Count(j.source.Data[:min(at+shift, len(j.source.Data))], []byte("\n"))
+}
+
+type pair struct{ key, value string }
+
+func (x *extractor) edit(start, end int, text string) {
+	x.job.edits = append(x.job.edits, edit{start, end, text})
+}
+
+// rewrite puts into a group what the stanza asks for and removes the stanza.
+// What has no block yet to go into takes the stanza's place.
+func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Stanza) {
+	src := x.job.source.Data
+	indent := indentAt(src, block.TypeRange.Start.Byte)
+	var parts []string
+	if network := x.network(group, s); network != "" {
+		parts = append(parts, network)
+	}
+	if meta := x.meta(group, s); meta != "" {
+		parts = append(parts, meta)
+	}
+	start, end := block.TypeRange.Start.Byte, block.CloseBraceRange.End.Byte
+	if len(parts) == 0 {
+		start, end = wholeLines(src, start, end)
+		x.edit(start, end, "")
+		return
+	}
+	x.edit(start, end, indented(strings.Join(parts, "\n\n"), indent))
+}
+
+// network sets the mode of the group's network, or returns a network block if
+// there is none.
+func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
+	cni := ""
+	if s.Service != "" {
+		cni = fmt.Sprintf("\n\n  cni {\n    args = {\n      %s = %q\n    }\n  }", argService, s.Service)
+	}
+	var network *hclsyntax.Block
+	for _, b := range group.Blocks {
+		if b.Type == "dynamic" && len(b.Labels) == 1 && b.Labels[0] == "network" {
+			x.report(errorAt(b.DefRange(), "Write a plain network block.", "a group with a connectivity block cannot have a dynamic network"))
+		}
+		if b.Type == "network" && network == nil {
+			network = b
+		}
+	}
+	if network == nil {
+		return fmt.Sprintf("network {\n  mode = %q%s\n}", NetworkMode, cni)
+	}
+	if mode := network.Body.Attributes["mode"]; mode != nil {
+		v, diags := mode.Expr.Value(nil)
+		switch {
+		case diags.HasErrors() || !v.IsWhollyKnown() || v.IsNull() || v.Type() != cty.String:
+			x.report(errorAt(mode.Expr.Range(), fmt.Sprintf("Remove the mode, or set it to %q.", NetworkMode),
+				"the network mode of a group with a connectivity block must be a literal"))
+		case v.AsString() != NetworkMode:
+			x.report(errorAt(mode.Expr.Range(), fmt.Sprintf("Remove the mode, or set it to %q; or remove the connectivity block at %s.", NetworkMode, s.Pos),
+				"a group with a connectivity block cannot have network mode %q", v.AsString()))
+		}
+		return ""
+	}
+	if slices.ContainsFunc(network.Body.Blocks, func(b *hclsyntax.Block) bool { return b.Type == "cni" }) {
+		cni = "" // the group's own arguments stay alone
+	}
+	indent := indentAt(x.job.source.Data, network.TypeRange.Start.Byte)
+	x.insertInto(network.OpenBraceRange, network.CloseBraceRange,
+		indented(fmt.Sprintf("\n  mode = %q", NetworkMode), indent), indented(cni, indent))
+	return ""
+}
+
+// insertInto adds text after the opening and before the closing brace of a
+// block; each starts with a newline. A block on one line is opened up.
+func (x *extractor) insertInto(open, shut hcl2.Range, first, last string) {
+	src := x.job.source.Data
+	start, end := open.End.Byte, shut.Start.Byte
+	indent := indentAt(src, open.Start.Byte)
+	if open.Start.Line == shut.Start.Line {
+		if inside := strings.TrimSpace(string(src[start:end])); inside != "" {
+			first += "\n" + indent + "  " + inside
+		}
+		x.edit(start, end, strings.TrimRight(first+last, " ")+"\n"+indent)
+		return
+	}
+	x.edit(start, start, first)
+	if last != "" {
+		// The closing brace stands on a line of its own: the new text goes
+		// behind the line before it.
+		at := bytes.LastIndexByte(src[:end], '\n')
+		x.edit(at, at, last)
+	}
+}
+
+// meta adds the stanza to the group's meta, or returns a meta attribute if
+// there is none. The keys have dots, which a meta block cannot hold, so a
+// block becomes an attribute.
+func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
+	var pairs []pair
+	for _, p := range []pair{
+		{MetaService, s.Service}, {MetaOriginate, strings.Join(s.Originate, ",")}, {MetaRespond, strings.Join(s.Respond, ",")},
+	} {
+		if p.value != "" {
+			pairs = append(pairs, p)
+		}
+	}
+	if len(pairs) == 0 {
+		return ""
+	}
+	src := x.job.source.Data
+	if attr := group.Attributes["meta"]; attr != nil {
+		object, literal := attr.Expr.(*hclsyntax.ObjectConsExpr)
+		if !literal {
+			r := attr.Expr.Range()
+			x.edit(r.Start.Byte, r.Start.Byte, "merge(")
+			x.edit(r.End.Byte, r.End.Byte, ", { "+joinPairs(pairs, ", ")+" })")
+			return ""
+		}
+		for _, item := range object.Items {
+			x.refuseTakenKey(item.KeyExpr, pairs, s)
+		}
+		x.insertPairs(pairs, object.OpenRange, object.SrcRange.End.Byte-1, indentAt(src, attr.NameRange.Start.Byte))
+		return ""
+	}
+	for _, b := range group.Blocks {
+		if b.Type == "meta" {
+			x.edit(b.OpenBraceRange.Start.Byte, b.OpenBraceRange.Start.Byte, "= ")
+			x.insertPairs(pairs, b.OpenBraceRange, b.CloseBraceRange.Start.Byte, indentAt(src, b.TypeRange.Start.Byte))
+			return ""
+		}
+	}
+	return "meta = {\n  " + joinPairs(pairs, "\n  ") + "\n}"
+}
+
+func (x *extractor) refuseTakenKey(expr hclsyntax.Expression, pairs []pair, s Stanza) {
+	v, diags := expr.Value(nil)
+	if diags.HasErrors() || v.IsNull() || !v.IsWhollyKnown() || v.Type() != cty.String {
+		return
+	}
+	if slices.ContainsFunc(pairs, func(p pair) bool { return p.key == v.AsString() }) {
+		x.report(errorAt(expr.Range(), "Keep one of the two.", "meta key %q is also set by the connectivity block at %s", v.AsString(), s.Pos))
+	}
+}
+
+// insertPairs adds members to an object that is written in braces.
+func (x *extractor) insertPairs(pairs []pair, open hcl2.Range, shut int, indent string) {
+	start := open.End.Byte
+	inside := x.job.source.Data[start:shut]
+	if n := bytes.IndexByte(inside, '\n'); n >= 0 {
+		text := "\n" + indent + "  " + joinPairs(pairs, "\n"+indent+"  ")
+		if rest := bytes.TrimSpace(inside[:n]); len(rest) > 0 && rest[0] != '#' && !bytes.HasPrefix(rest, []byte("//")) {
+			text += "," // a member follows on the line
+		}
+		x.edit(start, start, text)
+		return
+	}
+	text := " " + joinPairs(pairs, ", ")
+	if rest := bytes.TrimSpace(inside); len(rest) > 0 {
+		text += ", " + string(rest)
+	}
+	x.edit(start, shut, text+" ")
+}
+
+// joinPairs writes members of an object, aligned if each has its own line.
+// Values are names and commas, which need no escaping.
+func joinPairs(pairs []pair, sep string) string {
+	width := 0
+	if strings.Contains(sep, "\n") {
+		for _, p := range pairs {
+			width = max(width, len(p.key)+2)
+		}
+	}
+	var list []string
+	for _, p := range pairs {
+		list = append(list, fmt.Sprintf("%-*q = %q", width, p.key, p.value))
+	}
+	return strings.Join(list, sep)
+}
+
+// indented indents all lines of text but the first and blank ones.
+func indented(text, indent string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range lines {
+		if i > 0 && l != "" {
+			lines[i] = indent + l
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// indentAt is the white space at the beginning of the line of a byte.
+func indentAt(src []byte, at int) string {
+	line := src[bytes.LastIndexByte(src[:at], '\n')+1 : at]
+	return string(line[:len(line)-len(bytes.TrimLeft(line, " \t"))])
+}
+
+// wholeLines widens a range to the lines that it alone fills, and to one of
+// two blank lines that would meet.
+func wholeLines(src []byte, start, end int) (int, int) {
+	first := bytes.LastIndexByte(src[:start], '\n') + 1
+	n := bytes.IndexByte(src[end:], '\n')
+	if n < 0 || len(bytes.TrimSpace(src[first:start])) > 0 || len(bytes.TrimSpace(src[end:end+n])) > 0 {
+		return start, end
+	}
+	start, end = first, end+n+1
+	if n := bytes.IndexByte(src[end:], '\n'); n >= 0 && len(bytes.TrimSpace(src[end:end+n])) == 0 {
+		end += n + 1
+	}
+	return start, end
+}

@@ -1,0 +1,180 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"fmt"
+	"strings"
+
+	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// NetworkMode is the network mode of groups that are connected by the fabric.
+const NetworkMode = "cni/sif"
+
+// The keys of a group's meta by which the controller learns what a group asks
+// for. Originate and respond are lists of contracts, separated by commas. Who
+// keeps to plain Nomad jobs writes them by hand.
+const (
+	MetaService   = "sif.service"
+	MetaOriginate = "sif.originate"
+	MetaRespond   = "sif.respond"
+)
+
+// argService is a CNI argument that tells people and logs what the group
+// claims to be. Nothing trusts it.
+const argService = "SIF_SERVICE"
+
+// Stanza is a connectivity block: what the instances of a group ask for.
+type Stanza struct {
+	Service   string          // "domain/service"; empty: the one that selectors match
+	Originate []string        // contracts as written: "name" (of the service's domain) or "domain/name"
+	Respond   []string        // likewise; both lists empty: every role that the graph gives
+	Pos       fabric.Position // of the block
+
+	source    Source
+	block     hcl2.Range
+	service   hcl2.Range
+	originate []text
+	respond   []text
+}
+
+// Job is a Nomad job file without its connectivity blocks.
+type Job struct {
+	Plain   []byte            // the job file that Nomad understands
+	Stanzas map[string]Stanza // by group
+
+	source Source
+	edits  []edit
+}
+
+var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}}}
+
+// ExtractConnectivity takes the connectivity blocks out of a Nomad job file
+// and writes what they ask for in plain Nomad: network mode NetworkMode and
+// the Meta keys. All other text stays as it is; expressions elsewhere may refer
+// to variables, locals and functions, those of the stanza may not. The job is
+// nil if the diagnostics have errors. JSON job files are not supported.
+func ExtractConnectivity(src Source) (*Job, Diagnostics) {
+	if strings.HasSuffix(src.Name, ".json") {
+		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, in which the connectivity stanza is not supported",
+			Detail: fmt.Sprintf("Write it in HCL, or set network mode %q and the meta keys %s, %s and %s by hand and use nomad job run.", NetworkMode, MetaService, MetaOriginate, MetaRespond)}}
+	}
+	file, parseDiags := hclsyntax.ParseConfig(src.Data, src.Name, hcl2.InitialPos)
+	if parseDiags.HasErrors() {
+		return nil, newDiagnostics(parseDiags, src)
+	}
+	x := &extractor{
+		decoder: decoder{why: "The stanza is read before Nomad evaluates the job, so it takes literal values only."},
+		job:     &Job{Stanzas: map[string]Stanza{}, source: src},
+		groups:  map[string]hcl2.Range{},
+	}
+	x.walk(file.Body.(*hclsyntax.Body), nil)
+	diags := newDiagnostics(x.diags, src)
+	if diags.HasErrors() {
+		return nil, diags
+	}
+	x.job.Plain = applyEdits(src.Data, x.job.edits)
+	return x.job, diags
+}
+
+// extractor collects the stanzas of a job file and the edits that replace them.
+type extractor struct {
+	decoder
+	job    *Job
+	groups map[string]hcl2.Range
+}
+
+// walk looks for groups, and for stanzas that stand where they have no effect.
+// path is the types of the enclosing blocks.
+func (x *extractor) walk(body *hclsyntax.Body, path []string) {
+	for _, b := range body.Blocks {
+		here := strings.Join(append(path, b.Type), "/")
+		switch {
+		case b.Type == "config":
+			continue // the task driver's own language
+		case b.Type == "dynamic" && len(b.Labels) == 1 && b.Labels[0] == "connectivity",
+			b.Type == "connectivity" && here != "job/group/connectivity":
+			x.report(errorAt(b.DefRange(), "Move it into the group block whose instances it is about.",
+				"a connectivity block must stand directly in a group"))
+			continue
+		case here == "job/group":
+			x.group(b)
+		}
+		x.walk(b.Body, append(path, b.Type))
+	}
+}
+
+func (x *extractor) group(group *hclsyntax.Block) {
+	var stanza *hclsyntax.Block
+	for _, b := range group.Body.Blocks {
+		switch {
+		case b.Type != "connectivity":
+		case stanza != nil:
+			x.report(errorAt(b.DefRange(), "Merge the two blocks.", "the group already has a connectivity block at %s", position(stanza.DefRange())))
+			return
+		default:
+			stanza = b
+		}
+	}
+	if stanza == nil || len(group.Labels) != 1 {
+		return // Nomad says what it thinks of the group
+	}
+	name := group.Labels[0]
+	if first, dup := x.groups[name]; dup {
+		x.report(errorAt(group.LabelRanges[0], "Rename one of the two.", "group %q: the name is already taken at %s", name, position(first)))
+		return
+	}
+	x.groups[name] = group.LabelRanges[0]
+	if len(stanza.Labels) > 0 {
+		x.report(errorAt(stanza.LabelRanges[0], "Remove the label; the service goes into the block: service = \"domain/service\".",
+			"a connectivity block takes no label"))
+		return
+	}
+	s := x.stanza(stanza)
+	x.job.Stanzas[name] = s
+	x.rewrite(group.Body, stanza, s)
+}
+
+func (x *extractor) stanza(b *hclsyntax.Block) Stanza {
+	s := Stanza{Pos: position(b.DefRange()), source: x.job.source, block: b.DefRange(), service: b.DefRange()}
+	content := x.content(b.Body, stanzaSchema, "a connectivity block")
+	if t, ok := x.stringAttr(content, "service"); ok {
+		if _, err := fabric.ParseRef(t.value); err != nil {
+			x.report(errorAt(t.rng, `Write "domain/service".`, "%s", err))
+		}
+		s.Service, s.service = t.value, t.rng
+	}
+	s.originate = x.contracts(content, "originate")
+	s.respond = x.contracts(content, "respond")
+	s.Originate, s.Respond = values(s.originate), values(s.respond)
+	return s
+}
+
+func (x *extractor) contracts(content *hcl2.BodyContent, name string) []text {
+	attr := content.Attributes[name]
+	if attr == nil {
+		return nil
+	}
+	if isEmptyList(attr) {
+		x.report(errorAt(attr.Expr.Range(), "Name contracts, or leave it out: a stanza that names no contract at all asks for every role of the service.",
+			"argument %q is an empty list", name))
+	}
+	list := x.stringList(content, name)
+	for _, t := range list {
+		var err error
+		if strings.Contains(t.value, "/") {
+			_, err = fabric.ParseRef(t.value)
+		} else {
+			err = fabric.CheckName(t.value)
+		}
+		if err != nil {
+			x.report(errorAt(t.rng, `Write the name of a contract, or "domain/contract" for one of another domain.`, "%s", err))
+		}
+	}
+	return list
+}

@@ -1,0 +1,4 @@
+domain "a" {
+  service "web" {
+    selector "nomad" { job = "web", group = "g" }
+  }
