@@ -9,15 +9,21 @@ package identity
 
 import (
 	"context"
+	"crypto/ecdsa"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
+	"fmt"
 	"net"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
 )
 
 // Config says where Vault is and which identity to ask for.
@@ -33,55 +39,198 @@ type Config struct {
 	TrustDomain  string
 	SPIFFEPath   string // for instance fabric.NodeSPIFFE(zone, node)
 	IPs          []net.IP
-	DataDir      string // certificate, key, authorities and public keys live below it
+	DataDir      string // certificate, key, authorities and public keys live in its "identity"
 }
 
-// Source holds the identity and keeps it fresh.
-type Source struct{}
+// Source holds the identity and keeps it fresh. Its methods are safe for
+// concurrent use.
+type Source struct {
+	config Config
+	log    hclog.Logger
+	vault  *vaultapi.Client
+	store  store
 
-// Open obtains the identity.
-func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) { panic("todo") }
+	mu       sync.RWMutex
+	cert     *tls.Certificate
+	roots    *x509.CertPool
+	keys     fabric.KeySet
+	degraded map[string]string // by chore
+	tokenTTL time.Duration     // as of the last login or renewal; zero without a token
+}
 
-// Run keeps the identity fresh until ctx ends.
-func (s *Source) Run(ctx context.Context) error { panic("todo") }
+// Open obtains the identity: it logs in to Vault and fetches what the disk
+// does not hold fresh. If Vault cannot be reached, what is on disk does, as
+// long as the certificate is valid; if Vault answers and refuses, Open fails.
+func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
+	s := &Source{config: c, log: log, degraded: map[string]string{}}
+	var err error
+	if s.store, err = openStore(c.DataDir); err != nil {
+		return nil, err
+	}
+	if s.vault, err = newVault(c); err != nil {
+		return nil, err
+	}
+	if err := s.restore(); err != nil {
+		return nil, err
+	}
+	for _, ch := range s.chores() {
+		_, err := ch.run(ctx)
+		if err == nil {
+			continue
+		}
+		if refused(err) || s.Certificate() == nil || len(s.Keys().Keys) == 0 {
+			return nil, fmt.Errorf("obtain the identity %s: %s: %w", c.SPIFFEPath, ch.name, err)
+		}
+		s.report(ch.name, err)
+		break // Run does the rest when Vault is back
+	}
+	return s, nil
+}
+
+// Fixed returns a Source that never changes and has no Vault: for processes
+// whose certificate comes from elsewhere. Its Run only waits.
+func Fixed(trustDomain string, cert *tls.Certificate, roots *x509.CertPool, keys fabric.KeySet) *Source {
+	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys}
+}
+
+// restore takes over what is on disk, as far as it is still good.
+func (s *Source) restore() error {
+	roots, err := s.store.roots()
+	if err != nil {
+		return err
+	}
+	keys, err := s.store.keys()
+	if err != nil {
+		return err
+	}
+	s.roots, s.keys = roots, keys
+	cert, err := s.store.certificate()
+	if err != nil || cert == nil {
+		return err
+	}
+	if err := s.suits(cert); err != nil {
+		s.log.Warn("the certificate on disk does not do: asking for another", logkey.Error, err)
+		return nil
+	}
+	s.cert = cert
+	return nil
+}
+
+// suits reports why cert is not a valid certificate of this process, or nil.
+func (s *Source) suits(cert *tls.Certificate) error {
+	chain := make([]*x509.Certificate, len(cert.Certificate))
+	for i, der := range cert.Certificate {
+		c, err := x509.ParseCertificate(der)
+		if err != nil {
+			return err
+		}
+		chain[i] = c
+	}
+	path, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	if err != nil {
+		return err
+	}
+	if path != s.config.SPIFFEPath {
+		return fmt.Errorf("it is for %s, not for %s", path, s.config.SPIFFEPath)
+	}
+	for _, ip := range s.config.IPs {
+		if !slices.ContainsFunc(chain[0].IPAddresses, ip.Equal) {
+			return fmt.Errorf("it is not for address %s", ip)
+		}
+	}
+	return nil
+}
 
 // Keys returns the fabric's public keys.
-func (s *Source) Keys() fabric.KeySet { panic("todo") }
+func (s *Source) Keys() fabric.KeySet {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.keys
+}
 
-// Roots returns the authorities that certificates are verified against.
-func (s *Source) Roots() *x509.CertPool { panic("todo") }
+// Roots returns the authorities that certificates are verified against. It is
+// replaced, not changed, when they change.
+func (s *Source) Roots() *x509.CertPool {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.roots
+}
 
 // Certificate returns the current certificate with its key.
-func (s *Source) Certificate() *tls.Certificate { panic("todo") }
-
-// Sign signs msg with the current certificate's key.
-func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) { panic("todo") }
-
-// ServerTLS is for servers.
-func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config { panic("todo") }
-
-// ClientTLS is for clients; expect may be nil.
-func (s *Source) ClientTLS(expect func(spiffePath string, leaf *x509.Certificate) error) *tls.Config {
-	panic("todo")
+func (s *Source) Certificate() *tls.Certificate {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.cert
 }
 
 // Expiry returns when the current certificate expires.
-func (s *Source) Expiry() time.Time { panic("todo") }
+func (s *Source) Expiry() time.Time { return s.Certificate().Leaf.NotAfter }
+
+// Vault returns the logged-in client; nil for a Fixed source.
+func (s *Source) Vault() *vaultapi.Client { return s.vault }
+
+// Sign signs msg with the current certificate's key and returns the chain
+// (DER, leaf first) to verify it with; see VerifyBy.
+func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) {
+	return signWith(s.Certificate(), msg)
+}
+
+func signWith(cert *tls.Certificate, msg []byte) (sig []byte, chain [][]byte, err error) {
+	if end := cert.Leaf.NotAfter; !time.Now().Before(end) {
+		return nil, nil, fmt.Errorf("sign: the certificate expired at %s", end.Format(time.RFC3339))
+	}
+	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
+	if !ok {
+		return nil, nil, fmt.Errorf("sign: keys of type %T are not supported", cert.PrivateKey)
+	}
+	sig, err = sign(key, msg)
+	if err != nil {
+		return nil, nil, fmt.Errorf("sign: %w", err)
+	}
+	return sig, cert.Certificate, nil
+}
 
 // Degraded returns what is wrong, for people.
-func (s *Source) Degraded() []string { panic("todo") }
-
-// Vault returns the logged-in client.
-func (s *Source) Vault() *vaultapi.Client { panic("todo") }
-
-// VerifyBy checks that chain (DER, leaf first) leads to roots, that the leaf
-// has exactly one SPIFFE ID, of that trust domain, and that sig is its
-// signature over msg.
-func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig []byte) (spiffePath string, leaf *x509.Certificate, err error) {
-	panic("todo")
+func (s *Source) Degraded() []string {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var list []string
+	for name, err := range s.degraded {
+		list = append(list, name+": "+err)
+	}
+	slices.Sort(list)
+	if end := s.cert.Leaf.NotAfter; !time.Now().Before(end) {
+		list = append(list, "the certificate expired at "+end.Format(time.RFC3339))
+	}
+	return list
 }
 
-// Peer returns who is at the other end of a TLS connection.
-func Peer(state tls.ConnectionState, trustDomain string) (spiffePath string, leaf *x509.Certificate, err error) {
-	panic("todo")
+// report notes how a chore went.
+func (s *Source) report(chore string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was, bad := s.degraded[chore]
+	switch {
+	case err == nil && bad:
+		delete(s.degraded, chore)
+		s.log.Info("recovered: " + chore)
+	case err != nil:
+		s.degraded[chore] = err.Error()
+		if was != err.Error() {
+			s.log.Warn(chore+": going on with what there is", logkey.Error, err)
+		}
+	}
 }
+
+// refused reports whether Vault, or our own configuration, said no, rather
+// than being unable to answer.
+func refused(err error) bool {
+	var r *vaultapi.ResponseError
+	if errors.As(err, &r) {
+		return r.StatusCode < 500 && r.StatusCode != 429 && r.StatusCode/10 != 47
+	}
+	return errors.Is(err, errRefused)
+}
+
+// errRefused marks errors that waiting does not mend.
+var errRefused = errors.New("refused")

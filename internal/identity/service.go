@@ -4,40 +4,194 @@
 package identity
 
 import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
+// maxPending bounds the requests of a service that await a certificate.
+const maxPending = 8
+
 // ServiceKeys are the keys and certificates of the services that have
-// endpoints on this node.
-type ServiceKeys struct{}
+// endpoints on this node. The keys never leave it. Safe for concurrent use.
+type ServiceKeys struct {
+	dir         string
+	trustDomain string
+
+	mu      sync.Mutex
+	certs   map[fabric.Ref]*tls.Certificate
+	pending map[fabric.Ref][]*ecdsa.PrivateKey
+}
 
 // OpenServiceKeys reads the keys kept in dir, which is made if need be.
-func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) { panic("todo") }
+func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of service keys: %w", err)
+	}
+	k := &ServiceKeys{
+		dir:         dir,
+		trustDomain: trustDomain,
+		certs:       map[fabric.Ref]*tls.Certificate{},
+		pending:     map[fabric.Ref][]*ecdsa.PrivateKey{},
+	}
+	files, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, fmt.Errorf("read the service keys: %w", err)
+	}
+	for _, f := range files {
+		name, ok := strings.CutSuffix(f.Name(), ".pem")
+		if !ok {
+			continue
+		}
+		// Names contain no "--", so this is the only way to read it.
+		service, err := fabric.ParseRef(strings.Replace(name, "--", "/", 1))
+		if err != nil {
+			continue
+		}
+		b, err := os.ReadFile(k.file(service))
+		if err != nil {
+			return nil, fmt.Errorf("read the key of service %s: %w", service, err)
+		}
+		cert, err := decodeCertificate(b)
+		if err == nil {
+			err = k.suits(service, cert)
+		}
+		if err != nil {
+			continue // of no use: it is asked for anew
+		}
+		k.certs[service] = cert
+	}
+	return k, nil
+}
 
-// Key returns a certificate signing request (DER) for the service. A key is
-// made the first time, and anew for every renewal.
-func (k *ServiceKeys) Key(service fabric.Ref) (csr []byte, err error) { panic("todo") }
+func (k *ServiceKeys) file(service fabric.Ref) string {
+	return filepath.Join(k.dir, service.Domain+"--"+service.Name+".pem")
+}
 
-// Put stores the certificate (DER, leaf first) that was issued for the last
-// request that Key returned.
-func (k *ServiceKeys) Put(service fabric.Ref, chain [][]byte) error { panic("todo") }
+func (k *ServiceKeys) suits(service fabric.Ref, cert *tls.Certificate) error {
+	path, err := spiffePathOf(cert.Leaf, k.trustDomain)
+	if err != nil {
+		return err
+	}
+	if path != service.SPIFFE() {
+		return fmt.Errorf("the certificate is for %s", path)
+	}
+	return nil
+}
+
+// Key returns a signing request (DER) for a new key of the service. The
+// current key stays in use until Put.
+func (k *ServiceKeys) Key(service fabric.Ref) (csr []byte, err error) {
+	key, csr, err := request(k.trustDomain, service.SPIFFE(), nil)
+	if err != nil {
+		return nil, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	list := append(k.pending[service], key)
+	k.pending[service] = list[max(0, len(list)-maxPending):]
+	return csr, nil
+}
+
+// Put stores and takes into use the certificate (DER, leaf first) that was
+// issued for one of the requests that Key returned.
+func (k *ServiceKeys) Put(service fabric.Ref, chain [][]byte) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err := k.put(service, chain); err != nil {
+		return fmt.Errorf("take the certificate of service %s: %w", service, err)
+	}
+	return nil
+}
+
+func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
+	var cert *tls.Certificate
+	err := errors.New("none was asked for")
+	for i, key := range k.pending[service] {
+		if cert, err = pair(key, chain); err == nil {
+			k.pending[service] = slices.Delete(k.pending[service], i, i+1)
+			break
+		}
+	}
+	if err != nil {
+		return err
+	}
+	if err := k.suits(service, cert); err != nil {
+		return err
+	}
+	b, err := encodeCertificate(cert)
+	if err != nil {
+		return err
+	}
+	k.certs[service] = cert
+	return atomicfile.Write(k.file(service), b, 0o600)
+}
 
 // NeedsRenewal reports whether the service has no certificate, or one past
 // two thirds of its life.
-func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool { panic("todo") }
+func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	cert := k.certs[service]
+	return cert == nil || !time.Now().Before(renewalTime(cert.Leaf))
+}
 
-// Sign signs msg with the service's key.
+// Sign signs msg with the service's key and returns the chain (DER, leaf
+// first) to verify it with; see VerifyBy.
 func (k *ServiceKeys) Sign(service fabric.Ref, msg []byte) (sig []byte, chain [][]byte, err error) {
-	panic("todo")
+	k.mu.Lock()
+	cert := k.certs[service]
+	k.mu.Unlock()
+	if cert == nil {
+		return nil, nil, fmt.Errorf("service %s has no certificate here", service)
+	}
+	sig, chain, err = signWith(cert, msg)
+	if err != nil {
+		return nil, nil, fmt.Errorf("service %s: %w", service, err)
+	}
+	return sig, chain, nil
 }
 
 // Expiry returns when the service's certificate expires; zero without one.
-func (k *ServiceKeys) Expiry(service fabric.Ref) time.Time { panic("todo") }
+func (k *ServiceKeys) Expiry(service fabric.Ref) time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if cert := k.certs[service]; cert != nil {
+		return cert.Leaf.NotAfter
+	}
+	return time.Time{}
+}
 
 // Services returns the services that have a certificate, in order.
-func (k *ServiceKeys) Services() []fabric.Ref { panic("todo") }
+func (k *ServiceKeys) Services() []fabric.Ref {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	refs := make([]fabric.Ref, 0, len(k.certs))
+	for r := range k.certs {
+		refs = append(refs, r)
+	}
+	slices.SortFunc(refs, fabric.CompareRefs)
+	return refs
+}
 
 // Drop removes the service's key and certificate.
-func (k *ServiceKeys) Drop(service fabric.Ref) error { panic("todo") }
+func (k *ServiceKeys) Drop(service fabric.Ref) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.certs, service)
+	delete(k.pending, service)
+	if err := os.Remove(k.file(service)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove the key of service %s: %w", service, err)
+	}
+	return nil
+}

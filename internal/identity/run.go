@@ -1,0 +1,191 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+
+	vaultapi "github.com/hashicorp/vault/api"
+)
+
+const (
+	refreshInterval = time.Minute // of authorities and public keys
+	minBackoff      = time.Second
+	maxBackoff      = 30 * time.Second
+)
+
+// chore is something that keeps the identity fresh. It says when it is to be
+// done next.
+type chore struct {
+	name     string
+	run      func(ctx context.Context) (time.Time, error)
+	due      time.Time
+	failures int
+}
+
+// chores returns what there is to do, in the order of need.
+func (s *Source) chores() []*chore {
+	return []*chore{
+		{name: "token", run: s.doToken},
+		{name: "authorities", run: s.doRoots},
+		{name: "fabric keys", run: s.doKeys},
+		{name: "certificate", run: s.doCertificate},
+	}
+}
+
+// Run keeps the identity fresh until ctx ends: it renews the token, refreshes
+// authorities and public keys, and replaces the certificate at two thirds of
+// its life. Trouble with Vault is reported by Degraded and tried again.
+func (s *Source) Run(ctx context.Context) error {
+	if s.vault == nil {
+		<-ctx.Done()
+		return nil
+	}
+	chores := s.chores()
+	token := chores[0]
+	for {
+		next := chores[0]
+		for _, ch := range chores {
+			if ch.due.Before(next.due) {
+				next = ch
+			}
+		}
+		timer := time.NewTimer(time.Until(next.due))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+		due, err := next.run(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		s.report(next.name, err)
+		if err == nil {
+			next.due, next.failures = due, 0
+			continue
+		}
+		next.due = time.Now().Add(backoff(next.failures))
+		next.failures++
+		var r *vaultapi.ResponseError
+		if next != token && errors.As(err, &r) && r.StatusCode == 403 {
+			// The token may have been revoked, or Vault rebuilt: take another
+			// one, at the pace of the failures.
+			s.vault.ClearToken()
+			if token.due.After(next.due) {
+				token.due = next.due.Add(-time.Millisecond)
+			}
+		}
+	}
+}
+
+func backoff(failures int) time.Duration {
+	d := min(minBackoff<<min(failures, 10), maxBackoff)
+	return d/2 + rand.N(d/2)
+}
+
+func (s *Source) doToken(ctx context.Context) (time.Time, error) {
+	ttl, err := s.renew(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	s.mu.Lock()
+	s.tokenTTL = max(s.tokenTTL, ttl)
+	s.mu.Unlock()
+	if ttl == 0 { // does not expire
+		ttl = time.Hour
+	}
+	return time.Now().Add(max(ttl/2, time.Second)), nil
+}
+
+func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
+	next := time.Now().Add(refreshInterval)
+	fetched, err := s.fetchRoots(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	held, err := s.store.read(rootsFile)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if bytes.Equal(held, fetched) && s.Roots() != nil {
+		return next, nil
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(fetched)
+	s.mu.Lock()
+	s.roots = pool
+	s.mu.Unlock()
+	s.log.Info("took over the authorities of Vault")
+	return next, s.store.write(rootsFile, fetched)
+}
+
+func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
+	next := time.Now().Add(refreshInterval)
+	fetched, err := s.fetchKeys(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	held := s.Keys()
+	keys, err := pin(held, fetched)
+	if err != nil {
+		return time.Time{}, err
+	}
+	onDisk, err := s.store.keys()
+	if err != nil {
+		return time.Time{}, err
+	}
+	if sameKeys(keys, held) && sameKeys(keys, onDisk) {
+		return next, nil
+	}
+	s.mu.Lock()
+	s.keys = keys
+	s.mu.Unlock()
+	s.log.Info("pinned the fabric's public keys", "versions", len(keys.Keys))
+	return next, s.store.putKeys(keys)
+}
+
+// doCertificate replaces the certificate if there is none, or it is past two
+// thirds of its life.
+func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
+	if cert := s.Certificate(); cert != nil {
+		if at := renewalTime(cert.Leaf); time.Now().Before(at) {
+			return at, nil
+		}
+	}
+	key, chain, err := s.issue(ctx)
+	if err != nil {
+		return time.Time{}, err
+	}
+	cert, err := pair(key, chain)
+	if err != nil {
+		return time.Time{}, err
+	}
+	if err := s.suits(cert); err != nil {
+		// Perhaps issued by an authority that is newer than those known here.
+		if _, rerr := s.doRoots(ctx); rerr != nil {
+			return time.Time{}, rerr
+		}
+		if err := s.suits(cert); err != nil {
+			return time.Time{}, fmt.Errorf("what Vault signed does not do: %w", err)
+		}
+	}
+	s.mu.Lock()
+	s.cert = cert
+	s.mu.Unlock()
+	s.log.Info("took over a new certificate", "expires", cert.Leaf.NotAfter)
+	return renewalTime(cert.Leaf), s.store.putCertificate(cert)
+}
+
+// renewalTime is two thirds into the life of a certificate.
+func renewalTime(leaf *x509.Certificate) time.Time {
+	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3)
+}

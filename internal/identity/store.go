@@ -1,0 +1,135 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
+)
+
+// store is the directory in which a Source keeps itself. Absent files read as
+// nil; broken ones are errors, because keys that were pinned must not be
+// forgotten silently.
+type store string
+
+const (
+	certificateFile = "certificate.pem" // key and chain in one file: they change together
+	rootsFile       = "authorities.pem"
+	keysFile        = "fabric-keys.json"
+)
+
+func openStore(dataDir string) (store, error) {
+	dir := filepath.Join(dataDir, "identity")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return "", fmt.Errorf("make the directory of the identity: %w", err)
+	}
+	return store(dir), nil
+}
+
+func (s store) read(name string) ([]byte, error) {
+	b, err := os.ReadFile(filepath.Join(string(s), name))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return b, err
+}
+
+func (s store) write(name string, data []byte) error {
+	return atomicfile.Write(filepath.Join(string(s), name), data, 0o600)
+}
+
+func (s store) certificate() (*tls.Certificate, error) {
+	b, err := s.read(certificateFile)
+	if b == nil || err != nil {
+		return nil, err
+	}
+	return decodeCertificate(b)
+}
+
+func (s store) putCertificate(cert *tls.Certificate) error {
+	b, err := encodeCertificate(cert)
+	if err != nil {
+		return err
+	}
+	return s.write(certificateFile, b)
+}
+
+func (s store) roots() (*x509.CertPool, error) {
+	b, err := s.read(rootsFile)
+	if b == nil || err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(b) {
+		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(string(s), rootsFile))
+	}
+	return pool, nil
+}
+
+func (s store) keys() (fabric.KeySet, error) {
+	var k fabric.KeySet
+	b, err := s.read(keysFile)
+	if b == nil || err != nil {
+		return k, err
+	}
+	if err := json.Unmarshal(b, &k); err != nil {
+		return k, fmt.Errorf("decode %s: %w", filepath.Join(string(s), keysFile), err)
+	}
+	return k, nil
+}
+
+func (s store) putKeys(k fabric.KeySet) error {
+	b, err := json.Marshal(k)
+	if err != nil {
+		return err
+	}
+	return s.write(keysFile, b)
+}
+
+// encodeCertificate writes key and chain as PEM.
+func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
+	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	if err != nil {
+		return nil, fmt.Errorf("encode the key: %w", err)
+	}
+	b := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der})
+	for _, c := range cert.Certificate {
+		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c})...)
+	}
+	return b, nil
+}
+
+// decodeCertificate is the inverse of encodeCertificate.
+func decodeCertificate(b []byte) (*tls.Certificate, error) {
+	cert, err := tls.X509KeyPair(b, b) // takes the blocks that it needs of each; sets Leaf
+	if err != nil {
+		return nil, fmt.Errorf("decode a certificate with its key: %w", err)
+	}
+	return &cert, nil
+}
+
+// pair joins a chain (DER, leaf first) with the key that it certifies.
+func pair(key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
+	if len(chain) == 0 {
+		return nil, errors.New("there is no certificate")
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("parse the certificate: %w", err)
+	}
+	if !key.PublicKey.Equal(leaf.PublicKey) {
+		return nil, errors.New("the certificate is for another key")
+	}
+	return &tls.Certificate{Certificate: chain, PrivateKey: key, Leaf: leaf}, nil
+}

@@ -1,0 +1,255 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/base64"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/url"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+func newVault(c Config) (*vaultapi.Client, error) {
+	conf := vaultapi.DefaultConfig()
+	if conf.Error != nil {
+		return nil, fmt.Errorf("make a client of Vault: %w", conf.Error)
+	}
+	conf.Address = c.VaultAddress
+	conf.Timeout = 10 * time.Second
+	conf.MaxRetries = 1 // chores are repeated anyway
+	if c.VaultCAFile != "" {
+		if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACert: c.VaultCAFile}); err != nil {
+			return nil, fmt.Errorf("make a client of Vault: %w", err)
+		}
+	}
+	client, err := vaultapi.NewClient(conf)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of Vault: %w", err)
+	}
+	client.ClearToken() // one from the environment is somebody else's
+	return client, nil
+}
+
+// login takes a new token for the AppRole.
+func (s *Source) login(ctx context.Context) (time.Duration, error) {
+	secret, err := os.ReadFile(s.config.SecretIDFile)
+	if err != nil {
+		return 0, fmt.Errorf("read the secret ID: %w: %w", errRefused, err)
+	}
+	resp, err := s.vault.Logical().WriteWithContext(ctx, "auth/approle/login", map[string]any{
+		"role_id":   s.config.RoleID,
+		"secret_id": strings.TrimSpace(string(secret)),
+	})
+	if err != nil {
+		return 0, fmt.Errorf("log in to Vault: %w", err)
+	}
+	if resp == nil || resp.Auth == nil {
+		return 0, errors.New("log in to Vault: the answer carries no token")
+	}
+	s.vault.SetToken(resp.Auth.ClientToken)
+	return time.Duration(resp.Auth.LeaseDuration) * time.Second, nil
+}
+
+// renew prolongs the token, or takes a new one when that is not possible or
+// no longer gains much.
+func (s *Source) renew(ctx context.Context) (time.Duration, error) {
+	if s.vault.Token() == "" {
+		return s.login(ctx)
+	}
+	resp, err := s.vault.Auth().Token().RenewSelfWithContext(ctx, 0)
+	if err != nil && !refused(err) {
+		return 0, fmt.Errorf("renew the token: %w", err)
+	}
+	if err == nil && resp != nil && resp.Auth != nil {
+		ttl := time.Duration(resp.Auth.LeaseDuration) * time.Second
+		s.mu.RLock()
+		before := s.tokenTTL
+		s.mu.RUnlock()
+		if ttl > before/3 {
+			return ttl, nil
+		}
+	}
+	return s.login(ctx)
+}
+
+// fetchRoots reads the mount's authorities. While a new one takes over, Vault
+// lists both.
+func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
+	var pemBytes []byte
+	list, err := s.vault.Logical().ListWithContext(ctx, s.config.PKIMount+"/issuers")
+	if err != nil {
+		return nil, fmt.Errorf("list the issuers of %s: %w", s.config.PKIMount, err)
+	}
+	if list == nil {
+		return nil, fmt.Errorf("list the issuers of %s: there are none", s.config.PKIMount)
+	}
+	ids, _ := list.Data["keys"].([]any)
+	for _, id := range ids {
+		path := fmt.Sprintf("%s/issuer/%v/json", s.config.PKIMount, id)
+		issuer, err := s.vault.Logical().ReadWithContext(ctx, path)
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", path, err)
+		}
+		if issuer == nil {
+			continue // deleted meanwhile
+		}
+		text, _ := issuer.Data["certificate"].(string)
+		pemBytes = append(pemBytes, strings.TrimSpace(text)+"\n"...)
+	}
+	if !x509.NewCertPool().AppendCertsFromPEM(pemBytes) {
+		return nil, fmt.Errorf("the issuers of %s hold no certificate", s.config.PKIMount)
+	}
+	return pemBytes, nil
+}
+
+// fetchKeys reads the public versions of the fabric's key.
+func (s *Source) fetchKeys(ctx context.Context) (fabric.KeySet, error) {
+	path := s.config.TransitMount + "/keys/" + s.config.TransitKey
+	resp, err := s.vault.Logical().ReadWithContext(ctx, path)
+	if err != nil {
+		return fabric.KeySet{}, fmt.Errorf("read %s: %w", path, err)
+	}
+	if resp == nil {
+		return fabric.KeySet{}, fmt.Errorf("read %s: there is no such key", path)
+	}
+	if t := resp.Data["type"]; t != "ed25519" {
+		return fabric.KeySet{}, fmt.Errorf("%s is a key of type %v, not ed25519", path, t)
+	}
+	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}}
+	versions, _ := resp.Data["keys"].(map[string]any)
+	for v, data := range versions {
+		n, err := strconv.Atoi(v)
+		if err != nil {
+			return fabric.KeySet{}, fmt.Errorf("%s: version %q: %w", path, v, err)
+		}
+		fields, _ := data.(map[string]any)
+		text, _ := fields["public_key"].(string)
+		raw, err := base64.StdEncoding.DecodeString(text)
+		if err != nil || len(raw) != ed25519.PublicKeySize {
+			return fabric.KeySet{}, fmt.Errorf("%s: version %d carries no ed25519 public key", path, n)
+		}
+		set.Keys[n] = raw
+	}
+	if len(set.Keys) == 0 {
+		return fabric.KeySet{}, fmt.Errorf("%s has no versions", path)
+	}
+	if m, ok := resp.Data["min_decryption_version"].(json.Number); ok {
+		n, err := m.Int64()
+		if err != nil {
+			return fabric.KeySet{}, fmt.Errorf("%s: min_decryption_version: %w", path, err)
+		}
+		set.Min = int(n)
+	}
+	return set, nil
+}
+
+// pin checks fetched keys against those that were pinned: versions come and
+// go, but none ever becomes another key, and the lowest accepted version does
+// not fall.
+func pin(pinned, fetched fabric.KeySet) (fabric.KeySet, error) {
+	for n, key := range fetched.Keys {
+		if was, ok := pinned.Keys[n]; ok && !was.Equal(key) {
+			return pinned, fmt.Errorf("version %d of the fabric's key is not the one that was pinned: keeping the pinned one", n)
+		}
+	}
+	fetched.Min = max(fetched.Min, pinned.Min)
+	return fetched, nil
+}
+
+func sameKeys(a, b fabric.KeySet) bool {
+	return a.Min == b.Min && maps.EqualFunc(a.Keys, b.Keys, func(x, y ed25519.PublicKey) bool { return x.Equal(y) })
+}
+
+// request makes a key and a signing request for a SPIFFE ID.
+func request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a key: %w", err)
+	}
+	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		Subject:     pkix.Name{},
+		URIs:        []*url.URL{{Scheme: "spiffe", Host: trustDomain, Path: path}},
+		IPAddresses: ips,
+	}, key)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a signing request for %s: %w", path, err)
+	}
+	return key, csr, nil
+}
+
+// issue has Vault sign a new key.
+func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error) {
+	key, csr, err := request(s.config.TrustDomain, s.config.SPIFFEPath, s.config.IPs)
+	if err != nil {
+		return nil, nil, err
+	}
+	ips := make([]string, len(s.config.IPs))
+	for i, ip := range s.config.IPs {
+		ips[i] = ip.String()
+	}
+	path := s.config.PKIMount + "/sign/" + s.config.PKIRole
+	resp, err := s.vault.Logical().WriteWithContext(ctx, path, map[string]any{
+		"csr":      string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})),
+		"uri_sans": "spiffe://" + s.config.TrustDomain + s.config.SPIFFEPath,
+		"ip_sans":  strings.Join(ips, ","),
+	})
+	if err != nil {
+		return nil, nil, fmt.Errorf("have %s sign the certificate: %w", path, err)
+	}
+	if resp == nil {
+		return nil, nil, fmt.Errorf("have %s sign the certificate: the answer is empty", path)
+	}
+	chain, err := SignedChain(resp)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return key, chain, nil
+}
+
+// SignedChain returns the chain (DER, leaf first, without self-signed
+// authorities) of an answer of Vault's pki/sign.
+func SignedChain(resp *vaultapi.Secret) ([][]byte, error) {
+	leaf, _ := resp.Data["certificate"].(string)
+	text := []string{leaf}
+	authorities, _ := resp.Data["ca_chain"].([]any)
+	for _, c := range authorities {
+		s, _ := c.(string)
+		text = append(text, s)
+	}
+	var chain [][]byte
+	for i, t := range text {
+		block, _ := pem.Decode([]byte(t))
+		if block == nil {
+			return nil, errors.New("the answer holds no certificate")
+		}
+		c, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("parse the signed certificate: %w", err)
+		}
+		if i > 0 && c.CheckSignatureFrom(c) == nil {
+			continue
+		}
+		chain = append(chain, block.Bytes)
+	}
+	return chain, nil
+}
