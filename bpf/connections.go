@@ -1,0 +1,72 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import (
+	"fmt"
+	"net/netip"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Connection is an entry of the connection table, as one endpoint sees it. A flow between
+// two endpoints of one node has two.
+type Connection struct {
+	Interface      uint32         // the endpoint's
+	Local, Remote  netip.AddrPort // of ICMP echo, the asking side's port is the identifier
+	Protocol       uint8
+	Outbound       bool   // the workload opened it
+	Host           bool   // the other side is a socket of this node
+	Answered       bool   // the other side has sent
+	Contract       uint32 // 0 if Host
+	LocalIdentity  uint32
+	RemoteIdentity uint32
+	Generation     uint64        // under which it was last found allowed
+	Idle           time.Duration // since a packet was seen, to about a second
+}
+
+// Connections returns the connection table, entries that are past their time included:
+// they are as good as none.
+func (d *Datapath) Connections() ([]Connection, error) {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {
+		return nil, fmt.Errorf("read the clock: %w", err)
+	}
+	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
+	var all []Connection
+	for _, e := range entries {
+		all = append(all, Connection{
+			Interface:      e.key.Ifindex,
+			Local:          netip.AddrPortFrom(fromMap(e.key.Local), e.key.LocalPort),
+			Remote:         netip.AddrPortFrom(fromMap(e.key.Remote), e.key.RemotePort),
+			Protocol:       e.key.Protocol,
+			Outbound:       e.value.Flags&endpointConnFlagCONN_OUTBOUND != 0,
+			Host:           e.value.Flags&endpointConnFlagCONN_HOST != 0,
+			Answered:       e.value.Flags&endpointConnFlagCONN_ANSWERED != 0,
+			Contract:       e.value.Contract,
+			LocalIdentity:  e.value.LocalIdentity,
+			RemoteIdentity: e.value.RemoteIdentity,
+			Generation:     e.value.Generation,
+			Idle:           max(0, time.Duration(ts.Nano()-int64(e.value.Seen))),
+		})
+	}
+	return all, err
+}
+
+func (d *Datapath) forgetConnections(ifindex uint32) error {
+	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.key.Ifindex != ifindex {
+			continue
+		}
+		if _, err := remove(d.objects.SifConns, "sif_conns", e.key); err != nil {
+			return err
+		}
+	}
+	return nil
+}

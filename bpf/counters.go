@@ -1,0 +1,110 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import (
+	"fmt"
+)
+
+// Count is how many packets met a verdict, since the maps were made.
+type Count struct {
+	Direction  Direction
+	Reason     Reason
+	Interface  uint32 // 0: of all endpoints
+	Packets    uint64
+	Overridden uint64 // of these, passed only because everything was to pass
+}
+
+// Counters is what the programs have counted.
+type Counters struct {
+	Verdicts   []Count // by direction and reason; those of zero packets are left out
+	Drops      []Count // by interface, direction and reason; drops only
+	LostEvents uint64  // for which the ring had no room
+	Generation uint64  // the present one
+}
+
+// Verdict returns the packets of one direction and reason.
+func (c Counters) Verdict(dir Direction, why Reason) uint64 {
+	for _, v := range c.Verdicts {
+		if v.Direction == dir && v.Reason == why {
+			return v.Packets
+		}
+	}
+	return 0
+}
+
+// Counters reads the counters, summed over the CPUs.
+func (d *Datapath) Counters() (Counters, error) {
+	var c Counters
+	for _, dir := range []Direction{FromWorkload, ToWorkload} {
+		for why := AllowedContract; why <= TableFull; why++ {
+			var perCPU []endpointVerdictCount
+			if err := d.objects.SifVerdicts.Lookup(uint32(dir)*64+uint32(why), &perCPU); err != nil {
+				return c, fmt.Errorf("read map sif_verdicts: %w", err)
+			}
+			if n := sum(perCPU); n.Packets > 0 {
+				c.Verdicts = append(c.Verdicts, Count{Direction: dir, Reason: why, Packets: n.Packets, Overridden: n.Overridden})
+			}
+		}
+	}
+	err := d.eachDrop(func(k endpointDropKey, n endpointVerdictCount) {
+		c.Drops = append(c.Drops, Count{Direction: Direction(k.Direction), Reason: Reason(k.Reason),
+			Interface: k.Ifindex, Packets: n.Packets, Overridden: n.Overridden})
+	})
+	if err != nil {
+		return c, err
+	}
+	var lost []uint64
+	if err := d.objects.SifLost.Lookup(uint32(0), &lost); err != nil {
+		return c, fmt.Errorf("read map sif_lost: %w", err)
+	}
+	for _, n := range lost {
+		c.LostEvents += n
+	}
+	var cfg endpointConfig
+	if err := d.objects.SifConfig.Lookup(uint32(0), &cfg); err != nil {
+		return c, fmt.Errorf("read map sif_config: %w", err)
+	}
+	c.Generation = cfg.Generation
+	return c, nil
+}
+
+func sum(perCPU []endpointVerdictCount) (n endpointVerdictCount) {
+	for _, x := range perCPU {
+		n.Packets += x.Packets
+		n.Overridden += x.Overridden
+	}
+	return n
+}
+
+func (d *Datapath) eachDrop(f func(endpointDropKey, endpointVerdictCount)) error {
+	var key endpointDropKey
+	var perCPU []endpointVerdictCount
+	entries := d.objects.SifDrops.Iterate()
+	for entries.Next(&key, &perCPU) {
+		f(key, sum(perCPU))
+	}
+	if err := entries.Err(); err != nil {
+		return fmt.Errorf("read map sif_drops: %w", err)
+	}
+	return nil
+}
+
+func (d *Datapath) forgetDrops(ifindex uint32) error {
+	var gone []endpointDropKey
+	err := d.eachDrop(func(k endpointDropKey, _ endpointVerdictCount) {
+		if k.Ifindex == ifindex {
+			gone = append(gone, k)
+		}
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range gone {
+		if _, err := remove(d.objects.SifDrops, "sif_drops", k); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,317 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build ignore
+
+// The rule of an endpoint, at both hooks of the host side of its veth pair. What the
+// workload sends is judged at TCX ingress, what it is sent at TCX egress. A packet passes
+// if it opens a flow that a contract, a check or the resolver allows, or belongs to such a
+// flow. Everything else is dropped, counted and reported.
+
+#include "headers/maps.h"
+#include "headers/packet.h"
+#include "headers/policy.h"
+#include "headers/verdict.h"
+
+#define SECOND 1000000000ULL
+#define LIFETIME_DATAGRAM (180 * SECOND)
+#define LIFETIME_ECHO (30 * SECOND)
+#define LIFETIME_UNANSWERED (60 * SECOND)
+#define LIFETIME_ESTABLISHED (6 * 3600 * SECOND)
+#define LIFETIME_CLOSING (120 * SECOND)
+#define LIFETIME_CLOSED (10 * SECOND)
+
+#define CONN_FIN (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
+
+static __always_inline __u64 lifetime(const struct conn *c, __u8 protocol)
+{
+	if (protocol == IPPROTO_UDP)
+		return LIFETIME_DATAGRAM;
+	if (protocol != IPPROTO_TCP)
+		return LIFETIME_ECHO;
+	if ((c->flags & CONN_RESET) || (c->flags & CONN_FIN) == CONN_FIN)
+		return LIFETIME_CLOSED;
+	if (c->flags & CONN_FIN)
+		return LIFETIME_CLOSING;
+	return c->flags & CONN_ANSWERED ? LIFETIME_ESTABLISHED : LIFETIME_UNANSWERED;
+}
+
+// live: signed, because another CPU may have set seen a moment after we read the clock.
+static __always_inline bool live(const struct conn *c, __u8 protocol, __u64 now)
+{
+	return (__s64)(now - c->seen) <= (__s64)lifetime(c, protocol);
+}
+
+// original tells whether a packet at this hook travels the way of the one that opened c.
+static __always_inline bool original(const struct conn *c, enum direction dir)
+{
+	return !!(c->flags & CONN_OUTBOUND) == (dir == DIRECTION_FROM_WORKLOAD);
+}
+
+// belongs: a packet that opens a flow is never an answer, nor the other way round.
+static __always_inline bool belongs(const struct packet *p, const struct conn *c, enum direction dir)
+{
+	return original(c, dir) ? !p->answers : !p->opens;
+}
+
+static __always_inline __u32 progress(const struct packet *p, __u32 flags, bool is_original)
+{
+	if (!is_original)
+		flags |= CONN_ANSWERED;
+	if (p->opens && p->key.protocol == IPPROTO_TCP)
+		flags &= ~(CONN_FIN | CONN_RESET | CONN_ANSWERED);
+	if (p->tcp_flags & TCP_FIN)
+		flags |= is_original ? CONN_FIN_ORIGINAL : CONN_FIN_REPLY;
+	if (p->tcp_flags & TCP_RST)
+		flags |= CONN_RESET;
+	return flags;
+}
+
+// touch writes only what changes: the entry is shared by the CPUs.
+static __always_inline void touch(struct conn *c, const struct packet *p, enum direction dir, __u64 now)
+{
+	__u32 flags = progress(p, c->flags, original(c, dir));
+
+	if (flags != c->flags)
+		c->flags = flags;
+	if ((__s64)(now - c->seen) > (__s64)SECOND)
+		c->seen = now;
+}
+
+// judge finds the other side's identity and whether it and the workload may have a flow
+// that was opened outbound or inbound. ingress is where the remote's packets arrive.
+static __always_inline enum reason judge(struct packet *p, const struct config *cfg, bool outbound, __u32 ingress,
+					 __u16 port, struct remote *r)
+{
+	enum reason why;
+
+	if (outbound) {
+		if (is_dns(cfg, &p->key)) {
+			r->host = true;
+			return REASON_ALLOWED_DNS;
+		}
+		why = destination(&p->key.remote, r);
+	} else {
+		why = source(&p->key.remote, ingress, r);
+	}
+	p->remote_identity = r->identity;
+	if (why != REASON_NONE)
+		return why;
+	if (r->host)
+		return checked(p->key.ifindex, p->key.protocol, port) ? REASON_ALLOWED_CHECK : REASON_NO_CHECK;
+	p->contract = outbound ? contract_of(p->local_identity, r->identity, p->key.protocol, port)
+			       : contract_of(r->identity, p->local_identity, p->key.protocol, port);
+	return p->contract ? REASON_ALLOWED_CONTRACT : REASON_NO_CONTRACT;
+}
+
+// arrived tells whether what comes in by ingress is from the remote of an outbound
+// connection, to which r now belongs.
+static __always_inline enum reason arrived(const struct packet *p, const struct remote *r, __u32 ingress)
+{
+	__u32 *identity;
+
+	if (r->host || r->ingress != INGRESS_UNSEEN)
+		return ingress == r->ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
+	if (ingress == 0) // in sif_externals, 0 is not an interface
+		return REASON_WRONG_INTERFACE;
+	identity = external(&p->key.remote, ingress);
+	return identity && *identity == r->identity ? REASON_NONE : REASON_UNKNOWN_SOURCE;
+}
+
+// recheck judges a known connection again: its generation is not the newest, or its
+// packets come by another interface than before. On refusal the entry goes, unless it is
+// only this packet that is wrong.
+static __always_inline enum reason recheck(struct packet *p, const struct config *cfg,
+					   struct conn *c, enum direction dir, __u64 generation)
+{
+	bool outbound = c->flags & CONN_OUTBOUND;
+	bool to = dir == DIRECTION_TO_WORKLOAD && p->kind != PACKET_TOO_BIG;
+	__u32 ingress = to ? p->ingress : c->ingress;
+	__u16 port = outbound ? p->key.remote_port : p->key.local_port;
+	struct remote r = {};
+	struct peer *peer;
+	enum reason why;
+
+	if (p->key.protocol == IPPROTO_ICMP)
+		port = 8;
+	else if (p->key.protocol == IPPROTO_ICMPV6)
+		port = 128;
+	if (to && !outbound) {
+		why = source(&p->key.remote, ingress, &r);
+		if (why != REASON_NONE)
+			return why;
+		if (r.host != !!(c->flags & CONN_HOST))
+			return REASON_WRONG_INTERFACE;
+	} else if (!outbound && !(c->flags & CONN_HOST)) {
+		// The remote may have moved to another interface since; its next packet must come by that.
+		peer = bpf_map_lookup_elem(&sif_peers, &p->key.remote);
+		if (peer)
+			ingress = peer->ifindex;
+	}
+	why = judge(p, cfg, outbound, ingress, port, &r);
+	if (!allowed(why)) {
+		bpf_map_delete_elem(&sif_conns, &p->key);
+		return REASON_STALE_CONNECTION;
+	}
+	if (outbound && to) {
+		why = arrived(p, &r, ingress);
+		if (why != REASON_NONE)
+			return why;
+		r.ingress = ingress;
+	} else if (outbound && r.ingress == INGRESS_UNSEEN) {
+		r.ingress = c->ingress;
+	}
+	c->ingress = r.ingress;
+	c->contract = p->contract;
+	c->local_identity = p->local_identity;
+	c->remote_identity = p->remote_identity;
+	c->generation = generation;
+	return REASON_NONE;
+}
+
+static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg,
+					     enum direction dir, __u64 generation, __u64 now)
+{
+	bool outbound = dir == DIRECTION_FROM_WORKLOAD;
+	struct remote r = {};
+	struct conn c = {};
+	enum reason why;
+
+	why = judge(p, cfg, outbound, p->ingress, p->port, &r);
+	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK))
+		return REASON_NO_CONNECTION;
+	if (!allowed(why))
+		return why;
+	if (p->kind == PACKET_SINGLE || (p->tcp_flags & TCP_RST))
+		return why;
+	c.generation = generation;
+	c.seen = now;
+	c.contract = p->contract;
+	c.ingress = r.ingress;
+	c.local_identity = p->local_identity;
+	c.remote_identity = p->remote_identity;
+	c.flags = progress(p, (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0), true);
+	// Without the entry its answers would be dropped: say so now.
+	if (bpf_map_update_elem(&sif_conns, &p->key, &c, BPF_ANY))
+		return REASON_TABLE_FULL;
+	return why;
+}
+
+// judge_error lets an ICMP error pass if it quotes a packet of a live connection and comes
+// from its other end, from this node, or (too big) from any router.
+static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg,
+					       struct conn *c, enum direction dir, __u64 generation)
+{
+	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
+	bool node = !from_local && p->ingress == 0;
+	enum reason why;
+
+	if (!same_addr(from_local ? &p->receiver : &p->sender, &p->key.remote)) {
+		if (from_local)
+			return REASON_NO_CONNECTION;
+		if (p->kind != PACKET_TOO_BIG && !node)
+			return REASON_UNKNOWN_SOURCE;
+	}
+	if (!c)
+		return REASON_NO_CONNECTION;
+	// Who sent it is settled: judge the connection alone, where its own packets arrive.
+	if (from_local || node)
+		p->kind = PACKET_TOO_BIG;
+	if (c->generation != generation || (p->kind == PACKET_ERROR && c->ingress != p->ingress)) {
+		why = recheck(p, cfg, c, dir, generation);
+		if (why != REASON_NONE)
+			return why;
+	}
+	return REASON_ALLOWED_ERROR;
+}
+
+static __always_inline bool owns(const struct endpoint *ep, const struct addr *a)
+{
+	const struct addr *own = is_ipv4(a) ? &ep->ip4 : &ep->ip6;
+
+	return (a->word[0] | a->word[1] | a->word[2] | a->word[3]) && same_addr(a, own);
+}
+
+// decide is for every packet that is not plainly one of a known connection.
+static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir,
+			     __u64 generation)
+{
+	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
+	bool error = p->kind == PACKET_ERROR || p->kind == PACKET_TOO_BIG;
+	struct endpoint *ep = bpf_map_lookup_elem(&sif_endpoints, &p->key.ifindex);
+	__u64 now = bpf_ktime_get_coarse_ns();
+	struct conn *c;
+	enum reason why;
+
+	if (!ep)
+		return REASON_NO_ENDPOINT;
+	p->local_identity = ep->identity;
+	if (!error && group(from_local ? &p->key.remote : &p->key.local))
+		return REASON_MULTICAST;
+	if (!owns(ep, &p->key.local))
+		return from_local ? REASON_SPOOFED_SOURCE : REASON_UNKNOWN_DESTINATION;
+	if (error && !same_addr(from_local ? &p->sender : &p->receiver, &p->key.local))
+		return from_local ? REASON_SPOOFED_SOURCE : REASON_UNKNOWN_DESTINATION;
+
+	c = bpf_map_lookup_elem(&sif_conns, &p->key);
+	if (c && !live(c, p->key.protocol, now))
+		c = NULL;
+	if (error)
+		return judge_error(p, cfg, c, dir, generation);
+	if (p->kind == PACKET_FLOW && c && belongs(p, c, dir)) {
+		why = recheck(p, cfg, c, dir, generation);
+		if (why != REASON_NONE)
+			return why;
+		touch(c, p, dir, now);
+		return REASON_ALLOWED_CONNECTION;
+	}
+	return open_flow(p, cfg, dir, generation, now);
+}
+
+static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
+{
+	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
+	struct packet p = {};
+	__u32 zero = 0;
+	struct config *cfg = bpf_map_lookup_elem(&sif_config, &zero);
+	struct conn *c;
+	__u64 generation;
+	enum reason why;
+
+	if (!cfg)
+		return TCX_DROP;
+	// Read before any policy: a change that we do not see then raises it above what we store.
+	generation = *(volatile __u64 *)&cfg->generation;
+	why = parse(skb, &p, from_local);
+	if (why != REASON_NONE)
+		return carry_out(&p, cfg, dir, why);
+
+	if (p.kind == PACKET_FLOW) {
+		c = bpf_map_lookup_elem(&sif_conns, &p.key);
+		if (c && c->generation == generation && belongs(&p, c, dir) &&
+		    (from_local || c->ingress == p.ingress)) {
+			__u64 now = bpf_ktime_get_coarse_ns();
+
+			if (live(c, p.key.protocol, now)) {
+				touch(c, &p, dir, now);
+				count(dir, REASON_ALLOWED_CONNECTION, false);
+				return TCX_NEXT;
+			}
+		}
+	}
+	return carry_out(&p, cfg, dir, decide(&p, cfg, dir, generation));
+}
+
+SEC("tcx/ingress")
+int sif_from_workload(struct __sk_buff *skb)
+{
+	return handle(skb, DIRECTION_FROM_WORKLOAD);
+}
+
+SEC("tcx/egress")
+int sif_to_workload(struct __sk_buff *skb)
+{
+	return handle(skb, DIRECTION_TO_WORKLOAD);
+}
+
+char sif_license[] SEC("license") = "MPL-2.0";

@@ -1,0 +1,290 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// The maps: what user space says (endpoints, peers, externals, policy, checks, config)
+// and what the programs answer (connections, counters, events).
+// Ports are in host byte order, addresses in network byte order, IPv4 as ::ffff:a.b.c.d.
+#ifndef SIF_MAPS_H
+#define SIF_MAPS_H
+
+#include "kernel.h"
+
+struct addr {
+	__be32 word[4];
+};
+
+enum direction {
+	DIRECTION_FROM_WORKLOAD,
+	DIRECTION_TO_WORKLOAD,
+	DIRECTION_COUNT,
+};
+
+// Why a packet passed or not. The numbers are in pinned counters: append, never renumber.
+// reason.go has the same list with the names that people see.
+enum reason {
+	REASON_NONE,
+	REASON_ALLOWED_CONTRACT,
+	REASON_ALLOWED_CONNECTION,
+	REASON_ALLOWED_CHECK,
+	REASON_ALLOWED_DNS,
+	REASON_ALLOWED_ERROR,
+	REASON_NO_ENDPOINT,
+	REASON_NOT_IP,
+	REASON_MALFORMED,
+	REASON_IP_OPTION,
+	REASON_EXTENSION_HEADER,
+	REASON_FRAGMENT,
+	REASON_PROTOCOL,
+	REASON_MULTICAST,
+	REASON_SPOOFED_SOURCE,
+	REASON_UNKNOWN_SOURCE,
+	REASON_UNKNOWN_DESTINATION,
+	REASON_WRONG_INTERFACE,
+	REASON_NO_CONTRACT,
+	REASON_NO_CHECK,
+	REASON_NO_CONNECTION,
+	REASON_STALE_CONNECTION,
+	REASON_TABLE_FULL,
+	REASON_COUNT,
+};
+
+enum config_flag {
+	CONFIG_PASS_ALL = 1,    // count what would be dropped, and let it pass
+	CONFIG_FLOW_EVENTS = 2, // report allowed new flows too
+};
+
+struct config {
+	__u64 generation;
+	struct addr dns4; // where the node's resolver listens; zero: nowhere
+	struct addr dns6;
+	enum config_flag flags;
+	__u32 pad;
+};
+
+struct endpoint {
+	struct addr ip4; // zero: has none
+	struct addr ip6;
+	__u32 identity;
+	__u32 pad;
+};
+
+struct peer {
+	__u32 identity;
+	__u32 ifindex; // the only interface by which packets from it may arrive
+};
+
+struct external_key {
+	__u32 prefix_length; // 32 for the ifindex, then that of the address
+	__u32 ifindex;       // where packets from it arrive; 0: as a destination
+	struct addr address;
+};
+
+struct fabric_key {
+	__u32 prefix_length;
+	struct addr address;
+};
+
+struct pair_key {
+	__u32 source;
+	__u32 destination;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+// A port range is the union of such prefixes of the 16-bit port.
+struct rule_key {
+	__u32 source;
+	__u32 destination;
+	__u16 port; // bits beyond the length are zero
+	__u8 length;
+	__u8 protocol;
+};
+
+struct rule {
+	__u32 contract;
+};
+
+struct check_key {
+	__u32 ifindex;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+// A connection as the endpoint sees it. Of an ICMP echo the identifier stands in for the
+// asking side's port, and the other one is zero.
+struct conn_key {
+	__u32 ifindex; // the endpoint's
+	struct addr local;
+	struct addr remote;
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+enum conn_flag {
+	CONN_OUTBOUND = 1, // the workload opened it
+	CONN_HOST = 2,     // with a socket of this node: a check, or the resolver
+	CONN_ANSWERED = 4,
+	CONN_FIN_ORIGINAL = 8,
+	CONN_FIN_REPLY = 16,
+	CONN_RESET = 32,
+};
+
+// The ingress of an outbound connection to an external before its first answer.
+#define INGRESS_UNSEEN 0xffffffff
+
+struct conn {
+	__u64 generation; // of the config under which it was last found allowed
+	__u64 seen;       // CLOCK_MONOTONIC_COARSE, ns, to about a second
+	__u32 contract;
+	__u32 ingress; // where the remote's packets arrive; 0: this node itself
+	__u32 local_identity;
+	__u32 remote_identity;
+	enum conn_flag flags;
+	__u32 pad;
+};
+
+struct verdict_count {
+	__u64 packets;
+	__u64 overridden; // of these, passed by CONFIG_PASS_ALL
+};
+
+struct drop_key {
+	__u32 ifindex;
+	__u16 direction;
+	__u16 reason;
+};
+
+#define EVENT_OVERRIDDEN 1
+
+struct event {
+	__u64 time; // CLOCK_MONOTONIC, ns
+	__u32 ifindex;
+	__u32 source_identity; // 0: not known
+	__u32 destination_identity;
+	__u32 contract;
+	struct addr source;
+	struct addr destination;
+	__u16 source_port;
+	__u16 destination_port; // of ICMP: the type
+	__u8 protocol;
+	__u8 reason;
+	__u8 direction;
+	__u8 flags;
+};
+
+#define PINNED __uint(pinning, LIBBPF_PIN_BY_NAME)
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); // user space raises the generation in place
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct config);
+	PINNED;
+} sif_config SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, struct endpoint);
+	PINNED;
+} sif_endpoints SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct addr);
+	__type(value, struct peer);
+	PINNED;
+} sif_peers SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct external_key);
+	__type(value, __u32);
+	PINNED;
+} sif_externals SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 64);
+	__type(key, struct fabric_key);
+	__type(value, __u32);
+	PINNED;
+} sif_fabric SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct pair_key);
+	__type(value, __u32); // bit n: rules with prefix length n exist
+	PINNED;
+} sif_pairs SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288);
+	__type(key, struct rule_key);
+	__type(value, struct rule);
+	PINNED;
+} sif_rules SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct check_key);
+	__type(value, __u32);
+	PINNED;
+} sif_checks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 131072);
+	__type(key, struct conn_key);
+	__type(value, struct conn);
+	PINNED;
+} sif_conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, DIRECTION_COUNT * 64); // direction * 64 + reason
+	__type(key, __u32);
+	__type(value, struct verdict_count);
+	PINNED;
+} sif_verdicts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, struct drop_key);
+	__type(value, struct verdict_count);
+	PINNED;
+} sif_drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 1 << 20);
+	PINNED;
+} sif_events SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64); // events for which the ring had no room
+	PINNED;
+} sif_lost SEC(".maps");
+
+#endif

@@ -1,0 +1,117 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Who an address is, and what the policy says of two identities.
+#ifndef SIF_POLICY_H
+#define SIF_POLICY_H
+
+#include "maps.h"
+
+#define DNS_PORT 53
+
+struct remote {
+	__u32 identity;
+	__u32 ingress; // where its packets arrive
+	bool host;     // a socket of this node
+};
+
+static __always_inline bool in_fabric(const struct addr *a)
+{
+	struct fabric_key key = { .prefix_length = 128, .address = *a };
+
+	return bpf_map_lookup_elem(&sif_fabric, &key) != NULL;
+}
+
+static __always_inline __u32 *external(const struct addr *a, __u32 ifindex)
+{
+	struct external_key key = { .prefix_length = 160, .ifindex = ifindex, .address = *a };
+
+	return bpf_map_lookup_elem(&sif_externals, &key);
+}
+
+// source tells who sends from an address by an interface: identity is address and interface.
+static __always_inline enum reason source(const struct addr *a, __u32 ingress, struct remote *r)
+{
+	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
+	__u32 *identity;
+
+	r->ingress = ingress;
+	if (peer) {
+		r->identity = peer->identity;
+		return peer->ifindex == ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
+	}
+	if (ingress == 0) {
+		r->host = true;
+		return REASON_NONE;
+	}
+	if (in_fabric(a))
+		return REASON_UNKNOWN_SOURCE;
+	identity = external(a, ingress);
+	if (!identity)
+		return REASON_UNKNOWN_SOURCE;
+	r->identity = *identity;
+	return REASON_NONE;
+}
+
+// destination tells to whom an address belongs and where answers will arrive.
+static __always_inline enum reason destination(const struct addr *a, struct remote *r)
+{
+	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
+	__u32 *identity;
+
+	if (peer) {
+		r->identity = peer->identity;
+		r->ingress = peer->ifindex;
+		return REASON_NONE;
+	}
+	if (in_fabric(a))
+		return REASON_UNKNOWN_DESTINATION;
+	identity = external(a, 0);
+	if (!identity)
+		return REASON_UNKNOWN_DESTINATION;
+	r->identity = *identity;
+	r->ingress = INGRESS_UNSEEN;
+	return REASON_NONE;
+}
+
+// contract_of finds the contract that lets source call destination. Returns 0 if none does.
+static __always_inline __u32 contract_of(__u32 source, __u32 destination, __u8 protocol, __u16 port)
+{
+	struct pair_key pair = { .source = source, .destination = destination, .protocol = protocol };
+	struct rule_key key = { .source = source, .destination = destination, .protocol = protocol };
+	__u32 *lengths = bpf_map_lookup_elem(&sif_pairs, &pair);
+	__u32 used;
+
+	if (!lengths)
+		return 0;
+	used = *lengths;
+	for (int length = 16; length >= 0; length--) {
+		struct rule *rule;
+
+		if (!(used & (1u << length)))
+			continue;
+		key.length = length;
+		key.port = port & (0xffff << (16 - length));
+		rule = bpf_map_lookup_elem(&sif_rules, &key);
+		if (rule)
+			return rule->contract;
+	}
+	return 0;
+}
+
+static __always_inline bool is_dns(const struct config *cfg, const struct conn_key *key)
+{
+	const struct addr *a = is_ipv4(&key->remote) ? &cfg->dns4 : &cfg->dns6;
+
+	return key->remote_port == DNS_PORT && a->word[3] && same_addr(&key->remote, a) &&
+	       (key->protocol == IPPROTO_UDP || key->protocol == IPPROTO_TCP);
+}
+
+static __always_inline bool checked(__u32 ifindex, __u8 protocol, __u16 port)
+{
+	struct check_key key = { .ifindex = ifindex, .protocol = protocol, .port = port };
+
+	return bpf_map_lookup_elem(&sif_checks, &key) != NULL;
+}
+
+#endif

@@ -1,0 +1,217 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import (
+	"net/netip"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// enterNamespace moves the test's goroutine into a new network namespace, which is gone
+// with the test.
+func enterNamespace(t testing.TB) {
+	t.Helper()
+	testhost.RequireRoot(t)
+	runtime.LockOSThread()
+	before, err := netns.Get()
+	must.NoError(t, err)
+	inside, err := netns.New()
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		must.NoError(t, netns.Set(before))
+		_ = before.Close()
+		_ = inside.Close()
+		runtime.UnlockOSThread()
+	})
+}
+
+// pinDirectory returns a directory on a BPF filesystem of the test's own.
+func pinDirectory(t testing.TB) string {
+	t.Helper()
+	testhost.RequireRoot(t)
+	dir := filepath.Join(t.TempDir(), "bpf")
+	mounted, err := MountBPFFS(dir)
+	must.NoError(t, err)
+	must.True(t, mounted)
+	t.Cleanup(func() { must.NoError(t, UnmountBPFFS(dir)) })
+	return filepath.Join(dir, "sif")
+}
+
+func open(t testing.TB, dir string, opts Options) *Datapath {
+	t.Helper()
+	d, err := Open(dir, opts)
+	must.NoError(t, err)
+	t.Cleanup(func() { _ = d.Close() })
+	return d
+}
+
+// device makes some interface of that name.
+func device(t testing.TB, name string) uint32 {
+	t.Helper()
+	must.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-x"}))
+	l, err := netlink.LinkByName(name)
+	must.NoError(t, err)
+	return uint32(l.Attrs().Index)
+}
+
+// The cast of the fixture. me is the endpoint whose hooks are tested.
+const (
+	me4, me6           = "100.64.0.2", "fd5f::2"
+	friend4, friend6   = "100.64.1.2", "fd5f:1::2"    // I may call it, and it me
+	stranger4          = "100.64.1.3"                 // a peer without a contract
+	neighbour4         = "100.64.0.3"                 // on this node, I may call it
+	nobody4, nobody6   = "100.64.9.9", "fd5f:9::9"    // in the fabric's range, and no peer
+	user4, user6       = "203.0.113.7", "2001:db8::7" // external, may call me
+	bank4              = "198.51.100.7"               // external, I may call it
+	elsewhere4         = "192.0.2.77"
+	host4, host6       = "192.0.2.1", "fe80::1"
+	resolver4          = "169.254.1.1"
+	resolver6          = "fd5f:ffff::53"
+	idMe, idFriend     = 1, 2
+	idStranger         = 3
+	idNeighbour        = 4
+	idUsers, idBank    = 5, 6
+	contractOut        = 10
+	contractDatagrams  = 11
+	contractEcho       = 12
+	contractIn         = 13
+	contractUsers      = 14
+	contractBank       = 15
+	contractNeighbours = 16
+)
+
+// fixture is a node with an endpoint, to whose programs packets are given by test run.
+type fixture struct {
+	*Datapath
+	t                                   testing.TB
+	me, neighbour, wire, underlay, bare uint32 // interfaces
+}
+
+func newFixture(t testing.TB) *fixture {
+	enterNamespace(t)
+	f := &fixture{t: t}
+	f.Datapath = open(t, pinDirectory(t), fixtureOptions())
+	f.me, f.neighbour = device(t, "me"), device(t, "neighbour")
+	f.wire, f.underlay, f.bare = device(t, "wire"), device(t, "underlay"), device(t, "bare")
+
+	must.NoError(t, f.PutEndpoint(Endpoint{f.me, idMe, addr(me4), addr(me6)}))
+	must.NoError(t, f.PutEndpoint(Endpoint{f.neighbour, idNeighbour, addr(neighbour4), netip.Addr{}}))
+	for address, p := range map[string]Peer{
+		me4: {Identity: idMe, Interface: f.me}, me6: {Identity: idMe, Interface: f.me},
+		friend4: {Identity: idFriend, Interface: f.wire}, friend6: {Identity: idFriend, Interface: f.wire},
+		stranger4:  {Identity: idStranger, Interface: f.wire},
+		neighbour4: {Identity: idNeighbour, Interface: f.neighbour},
+	} {
+		p.Address = addr(address)
+		must.NoError(t, f.PutPeer(p))
+	}
+	for _, e := range []External{
+		{netip.MustParsePrefix("203.0.113.0/24"), idUsers, f.underlay},
+		{netip.MustParsePrefix("2001:db8::/32"), idUsers, f.underlay},
+		{netip.MustParsePrefix("100.64.0.0/10"), idUsers, f.underlay}, // must never count
+		{netip.MustParsePrefix("198.51.100.0/24"), idBank, 0},
+		{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay},
+	} {
+		must.NoError(t, f.PutExternal(e))
+	}
+	must.NoError(t, f.PutCheck(Check{f.me, 6, 80}))
+	f.policy()
+	return f
+}
+
+func fixtureOptions() Options {
+	return Options{
+		Resolver4: addr(resolver4),
+		Resolver6: addr(resolver6),
+		Fabric:    []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/16")},
+		Sizes:     map[string]uint32{"sif_conns": 4096},
+	}
+}
+
+func (f *fixture) policy() {
+	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{17, 9000, 9010, contractDatagrams},
+		Rule{1, 8, 8, contractEcho}, Rule{58, 128, 128, contractEcho})
+	f.rules(idFriend, idMe, Rule{6, 80, 80, contractIn}, Rule{58, 128, 128, contractEcho})
+	f.rules(idUsers, idMe, Rule{6, 443, 443, contractUsers})
+	f.rules(idMe, idBank, Rule{6, 443, 443, contractBank})
+	f.rules(idMe, idNeighbour, Rule{6, 0, 65535, contractNeighbours})
+}
+
+func (f *fixture) rules(source, destination uint32, rules ...Rule) {
+	f.t.Helper()
+	must.NoError(f.t, f.ReplacePair(Pair{source, destination}, rules))
+}
+
+// forget empties the connection table.
+func (f *fixture) forget() {
+	f.t.Helper()
+	must.NoError(f.t, f.forgetConnections(f.me))
+	must.NoError(f.t, f.forgetConnections(f.neighbour))
+}
+
+// age makes all connections look older.
+func (f *fixture) age(by time.Duration) {
+	f.t.Helper()
+	entries, err := dump[endpointConnKey, endpointConn](f.objects.SifConns, "sif_conns")
+	must.NoError(f.t, err)
+	for _, e := range entries {
+		e.value.Seen -= uint64(by)
+		must.NoError(f.t, f.objects.SifConns.Put(e.key, e.value))
+	}
+}
+
+// skb is the part of `struct __sk_buff` that a test run can set.
+type skb struct {
+	Before  [9]uint32
+	Ingress uint32
+	Ifindex uint32
+}
+
+// run gives a frame to a program and returns the reason that it counted. It checks that
+// the kernel was told what the reason says.
+func (f *fixture) run(dir Direction, endpoint, ingress uint32, data []byte) Reason {
+	f.t.Helper()
+	before, err := f.Counters()
+	must.NoError(f.t, err)
+	verdict := f.verdict(dir, endpoint, ingress, data)
+	after, err := f.Counters()
+	must.NoError(f.t, err)
+	for why := AllowedContract; why <= TableFull; why++ {
+		if after.Verdict(dir, why) == before.Verdict(dir, why) {
+			continue
+		}
+		if pass := verdict == -1; pass != (why.Allowed() || f.PassAll()) {
+			f.t.Errorf("the program counted %s and returned %d", why, verdict)
+		}
+		return why
+	}
+	f.t.Errorf("no verdict was counted")
+	return 0
+}
+
+func (f *fixture) verdict(dir Direction, endpoint, ingress uint32, data []byte) int32 {
+	f.t.Helper()
+	verdict, err := f.program(dir).Run(&ebpf.RunOptions{Data: data, Context: skb{Ingress: ingress, Ifindex: endpoint}})
+	must.NoError(f.t, err)
+	return int32(verdict)
+}
+
+func (f *fixture) program(dir Direction) *ebpf.Program {
+	if dir == FromWorkload {
+		return f.programs.SifFromWorkload
+	}
+	return f.programs.SifToWorkload
+}
+
+func addr(s string) netip.Addr { return netip.MustParseAddr(s) }

@@ -1,0 +1,245 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import (
+	"cmp"
+	"fmt"
+	"math/bits"
+	"slices"
+)
+
+// Pair is an ordered pair of identities: who calls whom.
+type Pair struct{ Source, Destination uint32 }
+
+// Rule lets one identity call another on a range of ports, in the name of a contract.
+type Rule struct {
+	Protocol uint8  // 1, 6, 17 or 58
+	From, To uint16 // ports, both included; of ICMP: types, 0 to 65535 for all
+	Contract uint32 // not 0
+}
+
+// Canonical returns the one form of rules that mean the same: sorted, without overlaps, as
+// few as possible. Of rules that overlap, the contract with the smaller number counts.
+func Canonical(rules []Rule) []Rule {
+	byContract := slices.Clone(rules)
+	slices.SortFunc(byContract, func(a, b Rule) int {
+		return cmp.Or(cmp.Compare(a.Contract, b.Contract), cmp.Compare(a.From, b.From))
+	})
+	var apart []Rule
+	for _, r := range byContract {
+		apart = append(apart, without(r, apart)...)
+	}
+	slices.SortFunc(apart, func(a, b Rule) int {
+		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.From, b.From))
+	})
+	var joined []Rule
+	for _, r := range apart {
+		if n := len(joined) - 1; n >= 0 && joined[n].Protocol == r.Protocol && joined[n].Contract == r.Contract &&
+			int(joined[n].To)+1 == int(r.From) {
+			joined[n].To = r.To
+			continue
+		}
+		joined = append(joined, r)
+	}
+	return joined
+}
+
+// without returns what is left of r beside the ports that taken has.
+func without(r Rule, taken []Rule) []Rule {
+	left := []Rule{r}
+	for _, t := range taken {
+		if t.Protocol != r.Protocol {
+			continue
+		}
+		var next []Rule
+		for _, l := range left {
+			if t.To < l.From || t.From > l.To {
+				next = append(next, l)
+				continue
+			}
+			if l.From < t.From {
+				next = append(next, Rule{l.Protocol, l.From, t.From - 1, l.Contract})
+			}
+			if l.To > t.To {
+				next = append(next, Rule{l.Protocol, t.To + 1, l.To, l.Contract})
+			}
+		}
+		left = next
+	}
+	return left
+}
+
+// prefix is the set of ports that have their first length bits in common with port.
+type prefix struct {
+	port   uint16
+	length uint8
+}
+
+// prefixes returns the fewest prefixes whose union is from..to.
+func prefixes(from, to uint16) []prefix {
+	var all []prefix
+	for at, end := uint32(from), uint32(to); at <= end; {
+		size := min(bits.TrailingZeros32(at|1<<16), bits.Len32(end-at+1)-1)
+		all = append(all, prefix{uint16(at), uint8(16 - size)})
+		at += 1 << size
+	}
+	return all
+}
+
+// ruleKeys returns what the map holds for rules, which need not be canonical.
+func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
+	keys := map[endpointRuleKey]uint32{}
+	for _, r := range rules {
+		switch {
+		case r.From > r.To:
+			return nil, fmt.Errorf("rule of contract %d: port range %d-%d is upside down", r.Contract, r.From, r.To)
+		case r.Contract == 0:
+			return nil, fmt.Errorf("rule for ports %d-%d: it has no contract", r.From, r.To)
+		case r.Protocol != 1 && r.Protocol != 6 && r.Protocol != 17 && r.Protocol != 58:
+			return nil, fmt.Errorf("rule of contract %d: IP protocol %d does not pass", r.Contract, r.Protocol)
+		}
+	}
+	for _, r := range Canonical(rules) {
+		for _, x := range prefixes(r.From, r.To) {
+			key := endpointRuleKey{Source: p.Source, Destination: p.Destination, Port: x.port, Length: x.length, Protocol: r.Protocol}
+			keys[key] = r.Contract
+		}
+	}
+	return keys, nil
+}
+
+// lengths returns the value in sif_pairs of each protocol.
+func lengths(keys map[endpointRuleKey]uint32) map[uint8]uint32 {
+	masks := map[uint8]uint32{}
+	for k := range keys {
+		masks[k.Protocol] |= 1 << k.Length
+	}
+	return masks
+}
+
+// ReplacePair makes rules all that Source may call Destination by; none: nothing. What
+// both the old and the new rules allow passes without a gap. If it fails, some of the new
+// rules may be in force and all of the old ones may be; calling it again repairs that.
+func (d *Datapath) ReplacePair(p Pair, rules []Rule) error {
+	wanted, err := ruleKeys(p, rules)
+	if err != nil {
+		return fmt.Errorf("rules from identity %d to %d: %w", p.Source, p.Destination, err)
+	}
+	return d.change(func() (bool, error) { return d.replacePair(p, wanted) })
+}
+
+func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken bool, err error) {
+	present := d.pairs[p]
+	if present == nil {
+		present = map[endpointRuleKey]uint32{}
+		d.pairs[p] = present
+	}
+	for key, contract := range wanted {
+		if old, ok := present[key]; ok && old != contract {
+			taken = true
+		}
+		if err := put(d.objects.SifRules, "sif_rules", key, endpointRule{Contract: contract}); err != nil {
+			return taken, err
+		}
+		present[key] = contract
+	}
+	masks := lengths(wanted)
+	for protocol, mask := range masks {
+		key := endpointPairKey{Source: p.Source, Destination: p.Destination, Protocol: protocol}
+		if err := put(d.objects.SifPairs, "sif_pairs", key, mask); err != nil {
+			return taken, err
+		}
+	}
+	for _, protocol := range []uint8{1, 6, 17, 58} {
+		if masks[protocol] != 0 {
+			continue
+		}
+		key := endpointPairKey{Source: p.Source, Destination: p.Destination, Protocol: protocol}
+		gone, err := remove(d.objects.SifPairs, "sif_pairs", key)
+		taken = taken || gone
+		if err != nil {
+			return taken, err
+		}
+	}
+	for key := range present {
+		if _, ok := wanted[key]; ok {
+			continue
+		}
+		taken = true
+		if _, err := remove(d.objects.SifRules, "sif_rules", key); err != nil {
+			return taken, err
+		}
+		delete(present, key)
+	}
+	if len(present) == 0 {
+		delete(d.pairs, p)
+	}
+	return taken, nil
+}
+
+// Pairs returns the rules of all pairs as the kernel has them, in canonical form. A pair
+// whose maps contradict each other is there with no rules: ReplacePair repairs it.
+func (d *Datapath) Pairs() (map[Pair][]Rule, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	pairs, err := d.readPairs()
+	if err != nil {
+		return nil, err
+	}
+	d.pairs = pairs
+	masks, err := dump[endpointPairKey, uint32](d.objects.SifPairs, "sif_pairs")
+	if err != nil {
+		return nil, err
+	}
+	found := map[Pair]map[uint8]uint32{}
+	for _, m := range masks {
+		p := Pair{m.key.Source, m.key.Destination}
+		if found[p] == nil {
+			found[p] = map[uint8]uint32{}
+		}
+		found[p][m.key.Protocol] = m.value
+	}
+	all := map[Pair][]Rule{}
+	for p := range found {
+		all[p] = nil
+	}
+	for p, keys := range pairs {
+		all[p] = nil
+		if !equalMasks(found[p], lengths(keys)) {
+			continue
+		}
+		var rules []Rule
+		for k, contract := range keys {
+			rules = append(rules, Rule{k.Protocol, k.Port, k.Port | uint16(1<<(16-k.Length)-1), contract})
+		}
+		all[p] = Canonical(rules)
+	}
+	return all, nil
+}
+
+func equalMasks(a, b map[uint8]uint32) bool {
+	for protocol, mask := range a {
+		if b[protocol] != mask {
+			return false
+		}
+	}
+	return len(a) == len(b)
+}
+
+func (d *Datapath) readPairs() (map[Pair]map[endpointRuleKey]uint32, error) {
+	entries, err := dump[endpointRuleKey, endpointRule](d.objects.SifRules, "sif_rules")
+	if err != nil {
+		return nil, err
+	}
+	pairs := map[Pair]map[endpointRuleKey]uint32{}
+	for _, e := range entries {
+		p := Pair{e.key.Source, e.key.Destination}
+		if pairs[p] == nil {
+			pairs[p] = map[endpointRuleKey]uint32{}
+		}
+		pairs[p][e.key] = e.value.Contract
+	}
+	return pairs, nil
+}

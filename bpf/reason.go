@@ -1,0 +1,89 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import "fmt"
+
+// Reason is why a packet passed or was dropped. The numbers are those of `enum reason`
+// in headers/maps.h; the names are stable, for people, metrics and logs.
+type Reason uint8
+
+// The reasons of the programs. Those named Allowed let the packet pass.
+const (
+	AllowedContract    Reason = iota + 1 // it opens a flow that a contract allows
+	AllowedConnection                    // it belongs to an allowed flow
+	AllowedCheck                         // this node's health check of its own endpoint
+	AllowedDNS                           // the workload asks the node's resolver
+	AllowedError                         // an ICMP error about an allowed flow
+	NoEndpoint                           // the interface has no endpoint (yet, or any more)
+	NotIP                                // neither IPv4 nor IPv6: ARP, VLAN tags and the like
+	Malformed                            // headers are short or contradict each other
+	IPOption                             // an IPv4 header with options
+	ExtensionHeader                      // an IPv6 extension header that does not pass
+	Fragment                             // a fragment other than the first
+	Protocol                             // neither TCP, UDP nor ICMP, or ICMP that steers routers and neighbours
+	Multicast                            // to a multicast or broadcast address
+	SpoofedSource                        // the workload sent with an address not its own
+	UnknownSource                        // nobody known has this source address
+	UnknownDestination                   // nobody known has this destination address
+	WrongInterface                       // the source address is known but arrived elsewhere
+	NoContract                           // no contract lets source call destination
+	NoCheck                              // this node called its endpoint on a port that no check names
+	NoConnection                         // an answer to a flow that does not exist
+	StaleConnection                      // the flow was allowed and no longer is
+	TableFull                            // the connection table took no entry
+)
+
+var reasonNames = map[Reason]string{
+	AllowedContract:    "allowed-contract",
+	AllowedConnection:  "allowed-connection",
+	AllowedCheck:       "allowed-check",
+	AllowedDNS:         "allowed-dns",
+	AllowedError:       "allowed-error",
+	NoEndpoint:         "no-endpoint",
+	NotIP:              "not-ip",
+	Malformed:          "malformed",
+	IPOption:           "ip-option",
+	ExtensionHeader:    "extension-header",
+	Fragment:           "fragment",
+	Protocol:           "protocol",
+	Multicast:          "multicast",
+	SpoofedSource:      "spoofed-source",
+	UnknownSource:      "unknown-source",
+	UnknownDestination: "unknown-destination",
+	WrongInterface:     "wrong-interface",
+	NoContract:         "no-contract",
+	NoCheck:            "no-check",
+	NoConnection:       "no-connection",
+	StaleConnection:    "stale-connection",
+	TableFull:          "table-full",
+}
+
+// String returns the reason's stable name.
+func (r Reason) String() string {
+	if name, ok := reasonNames[r]; ok {
+		return name
+	}
+	return fmt.Sprintf("reason-%d", uint8(r))
+}
+
+// Allowed tells whether the reason lets a packet pass.
+func (r Reason) Allowed() bool { return r >= AllowedContract && r <= AllowedError }
+
+// Direction is the hook, as the workload sees it.
+type Direction uint8
+
+// The directions, numbered as `enum direction` in headers/maps.h.
+const (
+	FromWorkload Direction = iota
+	ToWorkload
+)
+
+// String returns the direction's stable name.
+func (d Direction) String() string {
+	if d == FromWorkload {
+		return "from-workload"
+	}
+	return "to-workload"
+}
