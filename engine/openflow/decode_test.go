@@ -1,0 +1,84 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package openflow
+
+import (
+	"encoding/binary"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// statsOf is flow as the switch would list it.
+func statsOf(f Flow) []byte {
+	b := make([]byte, flowStatsLen)
+	b[2] = f.Table
+	binary.BigEndian.PutUint16(b[12:], f.Priority)
+	binary.BigEndian.PutUint64(b[24:], f.Cookie)
+	binary.BigEndian.PutUint64(b[32:], 42)
+	b = f.Match.append(b)
+	b = append(b, f.Instructions.wire...)
+	binary.BigEndian.PutUint16(b, uint16(len(b)))
+	return b
+}
+
+func TestFlowsSurviveTheWire(t *testing.T) {
+	for _, tc := range golden {
+		if tc.mod.command != commandAdd {
+			continue
+		}
+		t.Run(tc.name, func(t *testing.T) {
+			got, err := parseFlowStats(statsOf(tc.mod.flow))
+			must.NoError(t, err)
+			must.SliceLen(t, 1, got)
+			must.Eq(t, tc.mod.flow.String(), got[0].String())
+			must.True(t, tc.mod.flow == got[0].Flow)
+			must.Eq(t, uint64(42), got[0].Packets)
+			must.False(t, got[0].Foreign)
+		})
+	}
+}
+
+func TestCanonicalMatch(t *testing.T) {
+	a := NewMatch(Masked16(TCPDst, 80, 0xffff), Is8(IPProto, 6), Is16(EthType, 0x800), Masked16(UDPDst, 9, 0))
+	b := NewMatch(Is16(EthType, 0x800), Is8(IPProto, 6), Is16(TCPDst, 80))
+	must.True(t, a == b, must.Sprintf("%s / %s", a, b))
+}
+
+func TestErrorText(t *testing.T) {
+	for _, tc := range []struct {
+		err  Error
+		want string
+	}{
+		{Error{Type: 4, Code: 9, Request: "add x"}, "switch refused: bad match: prerequisite missing: add x"},
+		{Error{Type: 17, Code: 99}, "switch refused: bundle failed: code 99"},
+		{Error{Type: 77, Code: 1}, "switch refused: error type 77: code 1"},
+	} {
+		must.Eq(t, tc.want, tc.err.Error())
+	}
+}
+
+// FuzzDecode feeds the decoders of all that a switch sends: they must refuse or
+// give something that survives being encoded again.
+func FuzzDecode(f *testing.F) {
+	for _, tc := range golden {
+		f.Add(statsOf(tc.mod.flow))
+	}
+	f.Add([]byte{0, 4, 0, 9})
+	f.Add(make([]byte, 40))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		_, _ = parseError(b)
+		_, _ = parsePorts(b)
+		flows, err := parseFlowStats(b)
+		if err != nil {
+			return
+		}
+		for _, flow := range flows {
+			_ = flow.String()
+			again, err := parseFlowStats(statsOf(flow.Flow))
+			must.NoError(t, err)
+			must.True(t, again[0].Flow == flow.Flow)
+		}
+	})
+}

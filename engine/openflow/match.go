@@ -1,0 +1,265 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package openflow
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+)
+
+// Field names a header field, a register or a piece of packet metadata: the
+// class and number of its OXM header, without length and mask bit.
+type Field uint32
+
+func basic(n uint32) Field  { return Field(0x8000<<16 | n<<9) }
+func nicira(n uint32) Field { return Field(0x0001<<16 | n<<9) }
+
+// The fields that this package can name. Values are in network byte order.
+var (
+	InPort     = basic(0)
+	EthDst     = basic(3)
+	EthSrc     = basic(4)
+	EthType    = basic(5)
+	IPProto    = basic(10)
+	IPv4Src    = basic(11)
+	IPv4Dst    = basic(12)
+	TCPDst     = basic(14)
+	UDPDst     = basic(16)
+	SCTPDst    = basic(18)
+	ICMPv4Type = basic(19)
+	ICMPv4Code = basic(20)
+	IPv6Src    = basic(26)
+	IPv6Dst    = basic(27)
+	ICMPv6Type = basic(29)
+	ICMPv6Code = basic(30)
+	CTState    = nicira(105)
+	CTMark     = nicira(107)
+	CTLabel    = nicira(108)
+)
+
+// Reg is the 32-bit register number n, 0 to 15, that lives with a packet while
+// it is in the pipeline.
+func Reg(n int) Field { return nicira(uint32(n)) }
+
+// Bits of CTState, as ovs-fields(7) lists them.
+const (
+	CTNew         = 0x01
+	CTEstablished = 0x02
+	CTRelated     = 0x04
+	CTReply       = 0x08
+	CTInvalid     = 0x10
+	CTTracked     = 0x20
+)
+
+var fieldNames = map[Field]string{
+	InPort: "in_port", EthDst: "eth_dst", EthSrc: "eth_src", EthType: "eth_type", IPProto: "ip_proto",
+	IPv4Src: "ipv4_src", IPv4Dst: "ipv4_dst", TCPDst: "tcp_dst", UDPDst: "udp_dst", SCTPDst: "sctp_dst",
+	ICMPv4Type: "icmpv4_type", ICMPv4Code: "icmpv4_code", IPv6Src: "ipv6_src", IPv6Dst: "ipv6_dst",
+	ICMPv6Type: "icmpv6_type", ICMPv6Code: "icmpv6_code",
+	CTState: "ct_state", CTMark: "ct_mark", CTLabel: "ct_label",
+}
+
+func (f Field) String() string {
+	if name, ok := fieldNames[f]; ok {
+		return name
+	}
+	if f>>16 == 0x0001 && f>>9&0x7f < 16 {
+		return fmt.Sprintf("reg%d", f>>9&0x7f)
+	}
+	return fmt.Sprintf("field(%#x,%d)", uint32(f)>>16, f>>9&0x7f)
+}
+
+// FieldMatch demands that Field, under Mask where there is one, equals Value.
+type FieldMatch struct {
+	Field Field
+	Value []byte
+	Mask  []byte // nil: every bit counts
+}
+
+func (m FieldMatch) String() string {
+	if m.Mask == nil {
+		return fmt.Sprintf("%s=%s", m.Field, hex.EncodeToString(m.Value))
+	}
+	return fmt.Sprintf("%s=%s/%s", m.Field, hex.EncodeToString(m.Value), hex.EncodeToString(m.Mask))
+}
+
+// Is8 matches an 8-bit field exactly.
+func Is8(f Field, v uint8) FieldMatch { return FieldMatch{Field: f, Value: []byte{v}} }
+
+// Is16 matches a 16-bit field exactly.
+func Is16(f Field, v uint16) FieldMatch {
+	return FieldMatch{Field: f, Value: binary.BigEndian.AppendUint16(nil, v)}
+}
+
+// Is32 matches a 32-bit field exactly.
+func Is32(f Field, v uint32) FieldMatch {
+	return FieldMatch{Field: f, Value: binary.BigEndian.AppendUint32(nil, v)}
+}
+
+// Masked16 matches the bits of a 16-bit field that mask names.
+func Masked16(f Field, v, mask uint16) FieldMatch {
+	m := Is16(f, v)
+	m.Mask = binary.BigEndian.AppendUint16(nil, mask)
+	return m
+}
+
+// State matches bits of the connection state: all of set, none of clear.
+func State(set, clear uint32) FieldMatch {
+	m := Is32(CTState, set)
+	m.Mask = binary.BigEndian.AppendUint32(nil, set|clear)
+	return m
+}
+
+// Label matches a connection label whose value is v.
+func Label(v uint64) FieldMatch { return FieldMatch{Field: CTLabel, Value: LabelBytes(v)} }
+
+// LabelBytes is the 128-bit connection label with the value v.
+func LabelBytes(v uint64) []byte {
+	return binary.BigEndian.AppendUint64(make([]byte, 8, 16), v)
+}
+
+// Within matches an address field by prefix; the field must be of the prefix's
+// address family.
+func Within(f Field, p netip.Prefix) FieldMatch {
+	p = p.Masked()
+	m := FieldMatch{Field: f, Value: p.Addr().AsSlice()}
+	m.Mask = make([]byte, len(m.Value))
+	for i := range p.Bits() {
+		m.Mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return m
+}
+
+// Match is a set of field matches in canonical wire form, so that two matches
+// of the same packets compare equal with ==.
+type Match struct{ oxm string }
+
+// NewMatch puts fields into canonical form: sorted so that a field comes after
+// those it presupposes, full masks dropped, empty ones left out.
+func NewMatch(fields ...FieldMatch) Match {
+	fields = slices.Clone(fields)
+	slices.SortFunc(fields, func(a, b FieldMatch) int { return compareFields(a.Field, b.Field) })
+	var b []byte
+	for _, f := range fields {
+		b = appendOXM(b, f)
+	}
+	return Match{string(b)}
+}
+
+// compareFields orders the basic class before extensions, and by number within:
+// Open vSwitch refuses a field that precedes its prerequisite.
+func compareFields(a, b Field) int {
+	if ab, bb := a>>16 == 0x8000, b>>16 == 0x8000; ab != bb {
+		if ab {
+			return -1
+		}
+		return 1
+	}
+	return int(int64(a) - int64(b))
+}
+
+func appendOXM(b []byte, f FieldMatch) []byte {
+	full, empty := true, true
+	for _, m := range f.Mask {
+		full = full && m == 0xff
+		empty = empty && m == 0
+	}
+	switch {
+	case f.Mask == nil || full:
+		b = binary.BigEndian.AppendUint32(b, uint32(f.Field)|uint32(len(f.Value)))
+		return append(b, f.Value...)
+	case empty:
+		return b
+	}
+	b = binary.BigEndian.AppendUint32(b, uint32(f.Field)|0x100|uint32(len(f.Value)+len(f.Mask)))
+	for i := range f.Value {
+		b = append(b, f.Value[i]&f.Mask[i])
+	}
+	return append(b, f.Mask...)
+}
+
+// Fields lists what the match demands, in canonical order.
+func (m Match) Fields() []FieldMatch {
+	fields, err := parseOXMs([]byte(m.oxm))
+	if err != nil {
+		// A Match is only made by NewMatch and by parseMatch, which parsed it.
+		panic("openflow: corrupt match: " + err.Error())
+	}
+	return fields
+}
+
+// Get is the value that the match demands of f in full or in part.
+func (m Match) Get(f Field) (FieldMatch, bool) {
+	for _, have := range m.Fields() {
+		if have.Field == f {
+			return have, true
+		}
+	}
+	return FieldMatch{}, false
+}
+
+func (m Match) String() string {
+	var parts []string
+	for _, f := range m.Fields() {
+		parts = append(parts, f.String())
+	}
+	return strings.Join(parts, ",")
+}
+
+func parseOXMs(b []byte) ([]FieldMatch, error) {
+	var fields []FieldMatch
+	for len(b) > 0 {
+		if len(b) < 4 {
+			return nil, fmt.Errorf("match field header cut short at %d bytes", len(b))
+		}
+		header := binary.BigEndian.Uint32(b)
+		n := int(header & 0xff)
+		if len(b) < 4+n {
+			return nil, fmt.Errorf("match field of %d bytes cut short at %d", n, len(b)-4)
+		}
+		f := FieldMatch{Field: Field(header &^ 0x1ff), Value: bytes.Clone(b[4 : 4+n])}
+		if header&0x100 != 0 {
+			if n%2 != 0 {
+				return nil, fmt.Errorf("masked match field has odd length %d", n)
+			}
+			f.Value, f.Mask = f.Value[:n/2:n/2], f.Value[n/2:]
+		}
+		fields = append(fields, f)
+		b = b[4+n:]
+	}
+	return fields, nil
+}
+
+// appendMatch appends an ofp_match and its padding.
+func (m Match) append(b []byte) []byte {
+	start := len(b)
+	b = binary.BigEndian.AppendUint16(b, 1) // OFPMT_OXM
+	b = binary.BigEndian.AppendUint16(b, uint16(4+len(m.oxm)))
+	b = append(b, m.oxm...)
+	return pad(b, start)
+}
+
+// parseMatch reads an ofp_match and returns what follows its padding.
+func parseMatch(b []byte) (Match, []byte, error) {
+	if len(b) < 4 {
+		return Match{}, nil, fmt.Errorf("match header cut short at %d bytes", len(b))
+	}
+	if t := binary.BigEndian.Uint16(b); t != 1 {
+		return Match{}, nil, fmt.Errorf("match type %d is not OXM", t)
+	}
+	n := int(binary.BigEndian.Uint16(b[2:]))
+	if n < 4 || roundUp8(n) > len(b) {
+		return Match{}, nil, fmt.Errorf("match of %d bytes does not fit into %d", n, len(b))
+	}
+	fields, err := parseOXMs(b[4:n])
+	if err != nil {
+		return Match{}, nil, err
+	}
+	return NewMatch(fields...), b[roundUp8(n):], nil
+}

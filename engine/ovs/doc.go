@@ -1,0 +1,28 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package ovs drives the Open vSwitch of one processor: Switch manages its
+// bridge and ports, Pipeline the flows that decide which packet passes between
+// the ports.
+//
+// It knows numbers: ports, address prefixes, classes, entries. It must not know
+// services, contracts, revisions, Consul or leases: the engine translates them
+// into numbers and keeps the meaning.
+//
+// # The pipeline
+//
+//	0 source       (port, source address)            -> reg0 = source class
+//	1 destination  destination address               -> reg1 = destination class, reg2 = port out
+//	2 track        ct, one zone for both directions
+//	3 state        the label names a living entry between these classes -> 5, else 4
+//	4 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 5
+//	5 output       reg2                              -> both MACs, out
+//
+// A packet that no flow names is dropped and counted by the reason. The number
+// of flows is endpoints + entries, never endpoints times endpoints.
+//
+// A connection carries the number of the entry that admitted it as its label.
+// Its packets pass, in both directions, only while table 3 has that entry's
+// flows and its two ends still have the entry's classes. Otherwise each packet
+// is judged by table 4 as if it opened a connection.
+package ovs

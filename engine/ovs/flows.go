@@ -1,0 +1,214 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"net/netip"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
+
+// The tables, in the order in which a packet meets them.
+const (
+	tableSource uint8 = iota
+	tableDestination
+	tableTrack
+	tableState
+	tablePolicy
+	tableOutput
+)
+
+// A cookie's first byte says what a flow belongs to, the rest which one.
+const (
+	cookieBase uint64 = iota + 1
+	cookieDrop
+	cookiePort
+	cookieEndpoint
+	cookieEntry
+	cookiePassAll
+
+	cookieShift = 56
+)
+
+func cookie(kind, number uint64) uint64 { return kind<<cookieShift | number }
+
+// Reasons for which packets are dropped, as Drops names them.
+const (
+	DropNotIP              = "not unicast ip"
+	DropUnknownSource      = "unknown source"
+	DropUnknownDestination = "unknown destination"
+	DropInvalid            = "invalid connection state"
+	DropNoContract         = "no contract"
+	DropEntryGone          = "entry gone"
+	DropNoPort             = "no port"
+)
+
+// dropReasons numbers the reasons, from 1, as cookies of drop flows.
+var dropReasons = []string{
+	DropNotIP, DropUnknownSource, DropUnknownDestination, DropInvalid,
+	DropNoContract, DropEntryGone, DropNoPort,
+}
+
+// Priorities within a table.
+const (
+	priorityMiss      = 0
+	priorityMissIP    = 1
+	priorityMulticast = 2
+	priorityPassAny   = 3
+	priorityRouter    = 10
+	priorityPrefix    = 100 // plus the prefix length
+	priorityJudge     = 100
+	priorityRelated   = 200
+	priorityLiving    = 500
+	priorityInvalid   = 1000
+	priorityPassAll   = 2000
+)
+
+const (
+	ethIPv4    = 0x0800
+	ethIPv6    = 0x86dd
+	protoICMP  = 1
+	protoICMP6 = 58
+)
+
+var (
+	regSource      = of.Reg(0)
+	regDestination = of.Reg(1)
+	regPort        = of.Reg(2)
+
+	portFields = map[uint8]of.Field{6: of.TCPDst, 17: of.UDPDst, 132: of.SCTPDst}
+
+	ethIP = []uint16{ethIPv4, ethIPv6}
+)
+
+func flow(table uint8, priority uint16, cookie uint64, in of.Instructions, match ...of.FieldMatch) of.Flow {
+	return of.Flow{
+		Key:          of.Key{Table: table, Priority: priority, Match: of.NewMatch(match...)},
+		Cookie:       cookie,
+		Instructions: in,
+	}
+}
+
+func drop(table uint8, priority uint16, reason string, match ...of.FieldMatch) of.Flow {
+	for i, r := range dropReasons {
+		if r == reason {
+			return flow(table, priority, cookie(cookieDrop, uint64(i+1)), of.Drop, match...)
+		}
+	}
+	panic("ovs: unknown drop reason " + reason)
+}
+
+// baseFlows are there before any port, endpoint or entry.
+func baseFlows(zone uint16) []of.Flow {
+	state := tableState
+	base := cookie(cookieBase, 0)
+	flows := []of.Flow{
+		drop(tableSource, priorityMiss, DropNotIP),
+		// Neighbour discovery and listener reports of the ports' own kernels.
+		drop(tableSource, priorityMulticast, DropNotIP, of.Is16(of.EthType, ethIPv6),
+			of.Within(of.IPv6Dst, netip.MustParsePrefix("ff00::/8"))),
+		drop(tableDestination, priorityMiss, DropUnknownDestination),
+		drop(tableState, priorityInvalid, DropInvalid, of.State(of.CTTracked|of.CTInvalid, 0)),
+		// An error report about a connection that no longer passes opens nothing.
+		drop(tableState, priorityRelated, DropEntryGone, of.State(of.CTTracked|of.CTRelated, 0)),
+		flow(tableState, priorityJudge, base, of.Drop.Goto(tablePolicy), of.State(of.CTTracked|of.CTNew, 0)),
+		flow(tableState, priorityJudge, base, of.Drop.Goto(tablePolicy), of.State(of.CTTracked|of.CTEstablished, 0)),
+		drop(tableState, priorityMiss, DropInvalid),
+		drop(tablePolicy, priorityMiss, DropNoContract),
+		drop(tablePolicy, priorityMissIP, DropEntryGone, of.State(of.CTTracked|of.CTReply, 0)),
+		drop(tableOutput, priorityMiss, DropNoPort),
+	}
+	for _, eth := range ethIP {
+		flows = append(flows,
+			drop(tableSource, priorityMissIP, DropUnknownSource, of.Is16(of.EthType, eth)),
+			flow(tableTrack, priorityMissIP, base, of.Apply(of.CT{Zone: zone, Table: &state}), of.Is16(of.EthType, eth)))
+	}
+	return flows
+}
+
+// passAllFlows let every packet pass whose destination is known. Connections
+// are still tracked, so that those under way survive the return of the policy.
+func passAllFlows() []of.Flow {
+	c := cookie(cookiePassAll, 0)
+	flows := []of.Flow{flow(tableState, priorityPassAll, c, of.Drop.Goto(tableOutput))}
+	for _, eth := range ethIP {
+		flows = append(flows, flow(tableSource, priorityPassAny, c, of.Drop.Goto(tableDestination), of.Is16(of.EthType, eth)))
+	}
+	return flows
+}
+
+func (p Port) flows() []of.Flow {
+	c := cookie(cookiePort, uint64(p.No))
+	flows := []of.Flow{flow(tableOutput, priorityJudge, c, of.Apply(
+		of.SetField{Field: of.EthSrc, Value: p.MAC[:]},
+		of.SetField{Field: of.EthDst, Value: p.Peer[:]},
+		of.Output{Port: p.No},
+	), of.Is32(regPort, p.No))}
+	if p.Routers {
+		router := of.Apply(of.Load(regSource, routerClass)).Goto(tableDestination)
+		flows = append(flows,
+			// Fragmentation needed, RFC 792.
+			flow(tableSource, priorityRouter, c, router, of.Is32(of.InPort, p.No), of.Is16(of.EthType, ethIPv4),
+				of.Is8(of.IPProto, protoICMP), of.Is8(of.ICMPv4Type, 3), of.Is8(of.ICMPv4Code, 4)),
+			// Packet too big, RFC 4443.
+			flow(tableSource, priorityRouter, c, router, of.Is32(of.InPort, p.No), of.Is16(of.EthType, ethIPv6),
+				of.Is8(of.IPProto, protoICMP6), of.Is8(of.ICMPv6Type, 2), of.Is8(of.ICMPv6Code, 0)))
+	}
+	return flows
+}
+
+func (e Endpoint) flows() []of.Flow {
+	c := cookie(cookieEndpoint, e.ID)
+	source := of.Apply(of.Load(regSource, e.Class)).Goto(tableDestination)
+	destination := of.Apply(of.Load(regDestination, e.Class), of.Load(regPort, e.OutPort)).Goto(tableTrack)
+	var flows []of.Flow
+	for _, prefix := range e.Prefixes {
+		eth, src, dst := uint16(ethIPv4), of.IPv4Src, of.IPv4Dst
+		if prefix.Addr().Is6() {
+			eth, src, dst = ethIPv6, of.IPv6Src, of.IPv6Dst
+		}
+		priority := priorityPrefix + uint16(prefix.Bits())
+		for _, port := range e.SourcePorts {
+			flows = append(flows, flow(tableSource, priority, c, source,
+				of.Is32(of.InPort, port), of.Is16(of.EthType, eth), of.Within(src, prefix)))
+		}
+		flows = append(flows, flow(tableDestination, priority, c, destination,
+			of.Is16(of.EthType, eth), of.Within(dst, prefix)))
+	}
+	return flows
+}
+
+// stateFlows let the connections of the entry live.
+func (e Entry) stateFlows() []of.Flow {
+	c := cookie(cookieEntry, e.ID)
+	pass := of.Drop.Goto(tableOutput)
+	return []of.Flow{
+		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked, of.CTReply),
+			of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst)),
+		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked|of.CTReply, 0),
+			of.Is32(regSource, e.Dst), of.Is32(regDestination, e.Src)),
+		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked|of.CTRelated, 0),
+			of.Is32(regSource, routerClass)),
+	}
+}
+
+// policyFlows let new connections begin. Another entry may have some of the
+// same.
+func (e Entry) policyFlows(zone uint16) []of.Flow {
+	c := cookie(cookieEntry, e.ID)
+	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: []of.Action{
+		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
+	}}).Goto(tableOutput)
+	var flows []of.Flow
+	for _, r := range e.Ports {
+		for _, m := range r.masks() {
+			for _, eth := range ethIP {
+				flows = append(flows, flow(tablePolicy, priorityJudge, c, admit,
+					of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst), of.Is16(of.EthType, eth),
+					of.Is8(of.IPProto, e.Protocol), of.Masked16(portFields[e.Protocol], m.Value, m.Mask)))
+			}
+		}
+	}
+	return flows
+}

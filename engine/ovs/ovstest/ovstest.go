@@ -1,0 +1,179 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package ovstest starts an Open vSwitch of a test's own, in a network namespace
+// of its own, and takes everything away again. It knows how the daemons are
+// started and nothing of what is done with them. Only tests may import it.
+package ovstest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// Instance is a running ovsdb-server and ovs-vswitchd.
+type Instance struct {
+	// Namespace is the name of the network namespace they are in.
+	Namespace string
+	// Config is what ovs.NewSwitch needs; the bridge is not there yet.
+	Config ovs.Config
+
+	tb       testing.TB
+	vswitchd *exec.Cmd
+}
+
+// receiveBuffer is the default size of a socket's receive buffer, in bytes,
+// with which ovs-vswitchd keeps up with a veth (LAB notes, section F).
+const receiveBuffer = 8 << 20
+
+// Start starts the daemons for as long as the test runs. The datapath is the
+// one in user space, with segmentation offload, without which TCP over a veth
+// does not work.
+func Start(tb testing.TB) *Instance {
+	tb.Helper()
+	testhost.RequireRoot(tb)
+	for _, program := range []string{"ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ip", "nsenter"} {
+		testhost.RequireProgram(tb, program)
+	}
+	dir, err := os.MkdirTemp("", "sifovs")
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.RemoveAll(dir) })
+	i := &Instance{
+		tb:        tb,
+		Namespace: Namespace(tb, "sw"),
+		Config: ovs.Config{
+			RunDir:   dir,
+			Control:  filepath.Join(dir, "ovs-vswitchd.ctl"),
+			Bridge:   "br-sif",
+			Datapath: "netdev",
+		},
+	}
+	raiseReceiveBuffer(tb)
+	database := filepath.Join(dir, "conf.db")
+	Run(tb, "ovsdb-tool", "create", database, "/usr/share/openvswitch/vswitch.ovsschema")
+	i.spawn("ovsdb-server", "--remote=punix:"+dir+"/db.sock", "--unixctl="+dir+"/ovsdb-server.ctl",
+		"--pidfile="+dir+"/ovsdb-server.pid", "--log-file="+dir+"/ovsdb-server.log", database)
+	i.wait("ovsdb-server", func() error { _, err := os.Stat(dir + "/db.sock"); return err })
+	i.vsctl("--no-wait", "init")
+	i.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
+	i.startSwitch()
+	return i
+}
+
+func (i *Instance) startSwitch() {
+	i.tb.Helper()
+	dir := i.Config.RunDir
+	i.vswitchd = i.spawn("ovs-vswitchd", "unix:"+dir+"/db.sock", "--unixctl="+i.Config.Control,
+		"--pidfile="+dir+"/ovs-vswitchd.pid", "--log-file="+dir+"/ovs-vswitchd.log")
+	i.wait("ovs-vswitchd", func() error { _, err := os.Stat(i.Config.Control); return err })
+}
+
+// RestartSwitch kills ovs-vswitchd and starts it again: flows and connections
+// are lost, bridges and ports come back.
+func (i *Instance) RestartSwitch() {
+	i.tb.Helper()
+	_ = i.vswitchd.Process.Kill()
+	_ = i.vswitchd.Wait()
+	_ = os.Remove(i.Config.Control)
+	i.startSwitch()
+	// The bridge's socket appears once the bridge is there again.
+	i.wait("bridge", func() error {
+		conn, err := ovs.NewSwitch(i.Config).Dial(context.Background())
+		if err == nil {
+			err = conn.Close()
+		}
+		return err
+	})
+}
+
+// VSwitchd is the process id of ovs-vswitchd.
+func (i *Instance) VSwitchd() int { return i.vswitchd.Process.Pid }
+
+// spawn starts a daemon in the namespace, in the foreground so that it is ours
+// to end.
+func (i *Instance) spawn(program string, args ...string) *exec.Cmd {
+	i.tb.Helper()
+	// nsenter execs, so the process id is the daemon's.
+	c := exec.Command("nsenter", append([]string{"--net=/var/run/netns/" + i.Namespace, program}, args...)...)
+	c.Env = append(os.Environ(), "OVS_RUNDIR="+i.Config.RunDir, "OVS_DBDIR="+i.Config.RunDir)
+	if err := c.Start(); err != nil {
+		i.tb.Fatalf("start %s: %v", program, err)
+	}
+	i.tb.Cleanup(func() {
+		_ = c.Process.Kill()
+		_ = c.Wait()
+	})
+	return c
+}
+
+func (i *Instance) vsctl(args ...string) {
+	i.tb.Helper()
+	Run(i.tb, "ovs-vsctl", append([]string{"--db=unix:" + i.Config.RunDir + "/db.sock", "--timeout=10"}, args...)...)
+}
+
+func (i *Instance) wait(what string, ready func() error) {
+	i.tb.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		err := ready()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			log, _ := os.ReadFile(filepath.Join(i.Config.RunDir, "ovs-vswitchd.log"))
+			i.tb.Fatalf("%s is not ready: %v\n%s", what, err, log)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// Namespace makes a network namespace with a unique name that ends in suffix,
+// its loopback up, for as long as the test runs.
+func Namespace(tb testing.TB, suffix string) string {
+	tb.Helper()
+	testhost.RequireRoot(tb)
+	name := fmt.Sprintf("sifovs-%d-%s", os.Getpid(), suffix)
+	Run(tb, "ip", "netns", "add", name)
+	tb.Cleanup(func() { Run(tb, "ip", "netns", "del", name) })
+	Run(tb, "ip", "-n", name, "link", "set", "lo", "up")
+	return name
+}
+
+// Run runs a program, returns its output and fails the test if it fails.
+func Run(tb testing.TB, program string, args ...string) string {
+	tb.Helper()
+	out, err := exec.Command(program, args...).CombinedOutput()
+	if err != nil {
+		tb.Fatalf("%s %s: %v\n%s", program, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// raiseReceiveBuffer is machine-wide, as the kernel has it, so it is put back.
+func raiseReceiveBuffer(tb testing.TB) {
+	tb.Helper()
+	const path = "/proc/sys/net/core/rmem_default"
+	old, err := os.ReadFile(path)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if n, err := strconv.Atoi(strings.TrimSpace(string(old))); err == nil && n >= receiveBuffer {
+		return
+	}
+	if err := os.WriteFile(path, []byte(strconv.Itoa(receiveBuffer)), 0o644); err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { _ = os.WriteFile(path, old, 0o644) })
+}

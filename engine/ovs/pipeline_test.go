@@ -1,0 +1,507 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netns"
+
+	of "github.com/sif-project/sif/engine/openflow"
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/ovs/ovstest"
+)
+
+const (
+	classA, classB, classC = 11, 12, 13
+	entryAB, entryAB2      = 1, 2
+)
+
+// fixture is two hosts, a and b, on two ports of a switch.
+type fixture struct {
+	t        testing.TB
+	instance *ovstest.Instance
+	sw       *ovs.Switch
+	conn     *of.Conn
+	p        *ovs.Pipeline
+	a, b     string // namespaces
+	state    ovs.State
+}
+
+func newFixture(t testing.TB) *fixture {
+	ctx := context.Background()
+	f := &fixture{t: t, instance: ovstest.Start(t)}
+	f.sw = ovs.NewSwitch(f.instance.Config)
+	must.NoError(t, f.sw.Create(ctx))
+	f.a, f.b = ovstest.Namespace(t, "a"), ovstest.Namespace(t, "b")
+	for i, ns := range []string{f.a, f.b} {
+		n := i + 1
+		outer := fmt.Sprintf("p%d", n)
+		mac, peer := ovs.MAC{2, 0, 0, 0, 0, byte(n)}, ovs.MAC{2, 0, 0, 0, 1, byte(n)}
+		run := func(args ...string) { ovstest.Run(t, "ip", append([]string{"-n", ns}, args...)...) }
+		ovstest.Run(t, "ip", "-n", f.instance.Namespace, "link", "add", outer, "type", "veth",
+			"peer", "name", "eth0", "address", peer.String(), "netns", ns)
+		ovstest.Run(t, "ip", "-n", f.instance.Namespace, "link", "set", outer, "up")
+		run("addr", "add", fmt.Sprintf("10.0.0.%d/32", n), "dev", "eth0")
+		run("addr", "add", fmt.Sprintf("fd00::%d/128", n), "dev", "eth0", "nodad")
+		run("link", "set", "eth0", "up")
+		run("neigh", "add", "169.254.1.1", "lladdr", mac.String(), "dev", "eth0", "nud", "permanent")
+		run("neigh", "add", "fe80::1", "lladdr", mac.String(), "dev", "eth0", "nud", "permanent")
+		run("route", "add", "default", "via", "169.254.1.1", "dev", "eth0", "onlink")
+		run("-6", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
+		no, err := f.sw.AddPort(ctx, outer)
+		must.NoError(t, err)
+		f.state.Ports = append(f.state.Ports, ovs.Port{No: no, MAC: mac, Peer: peer, Routers: true})
+		f.state.Endpoints = append(f.state.Endpoints, ovs.Endpoint{
+			ID: uint64(n), Class: uint32(classA + i), OutPort: no, SourcePorts: []uint32{no},
+			Prefixes: []netip.Prefix{
+				netip.MustParsePrefix(fmt.Sprintf("10.0.0.%d/32", n)),
+				netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", n)),
+			},
+		})
+	}
+	f.state.Entries = []ovs.Entry{{ID: entryAB, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}}}}
+	f.p = ovs.NewPipeline(7, f.sw.Settle)
+	f.attach()
+	return f
+}
+
+func (f *fixture) attach() {
+	conn, err := f.sw.Dial(context.Background())
+	must.NoError(f.t, err)
+	f.t.Cleanup(func() { _ = conn.Close() })
+	f.conn = conn
+	f.p.Attach(conn)
+}
+
+// in runs do inside a network namespace.
+func in(t testing.TB, ns string, do func()) {
+	t.Helper()
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	home, err := netns.Get()
+	must.NoError(t, err)
+	defer home.Close()
+	there, err := netns.GetFromName(ns)
+	must.NoError(t, err)
+	defer there.Close()
+	must.NoError(t, netns.Set(there))
+	defer func() { must.NoError(t, netns.Set(home)) }()
+	do()
+}
+
+func listen(t testing.TB, ns, address string) net.Listener {
+	t.Helper()
+	var l net.Listener
+	in(t, ns, func() {
+		var err error
+		l, err = net.Listen("tcp", address)
+		must.NoError(t, err)
+	})
+	t.Cleanup(func() { _ = l.Close() })
+	return l
+}
+
+// echo answers everything it is sent.
+func echo(l net.Listener) {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			_, _ = io.Copy(c, c)
+			_ = c.Close()
+		}()
+	}
+}
+
+// dial connects from a namespace, from the given local port unless it is 0.
+func dial(t testing.TB, ns, address string, port int, wait time.Duration) (net.Conn, error) {
+	t.Helper()
+	var c net.Conn
+	var err error
+	in(t, ns, func() {
+		d := net.Dialer{Timeout: wait}
+		if port != 0 {
+			d.LocalAddr = &net.TCPAddr{Port: port}
+		}
+		// One address, one attempt: no helper thread leaves the namespace.
+		c, err = d.Dial("tcp", address)
+	})
+	if err == nil {
+		t.Cleanup(func() { _ = c.Close() })
+	}
+	return c, err
+}
+
+func answers(c net.Conn, wait time.Duration) error {
+	if err := c.SetDeadline(time.Now().Add(wait)); err != nil {
+		return err
+	}
+	if _, err := io.WriteString(c, "hello"); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(c, make([]byte, 5))
+	return err
+}
+
+// eventually is for counters, which lag.
+func (f *fixture) dropped(reason string, more uint64) {
+	f.t.Helper()
+	var n uint64
+	for range 60 {
+		drops, err := f.p.Drops(context.Background())
+		must.NoError(f.t, err)
+		if n = drops[reason]; n > more {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	f.t.Fatalf("%d packets dropped as %q, want more than %d", n, reason, more)
+}
+
+func TestPipeline(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	diff, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	must.SliceEmpty(t, diff.Changed)
+	must.SliceEmpty(t, diff.Removed)
+
+	t.Run("what was written is what is read", func(t *testing.T) {
+		diff, err := f.p.Reconcile(ctx)
+		must.NoError(t, err)
+		must.True(t, diff.Empty(), must.Sprintf("%v", diff))
+		got, err := f.p.Dump(ctx)
+		must.NoError(t, err)
+		must.Eq(t, f.p.State(), got)
+	})
+
+	go echo(listen(t, f.b, "10.0.0.2:8080"))
+	go echo(listen(t, f.b, "[fd00::2]:8080"))
+	go echo(listen(t, f.b, "10.0.0.2:8081"))
+
+	for _, address := range []string{"10.0.0.2:8080", "[fd00::2]:8080"} {
+		t.Run("entry passes "+address, func(t *testing.T) {
+			c, err := dial(t, f.a, address, 0, 3*time.Second)
+			must.NoError(t, err)
+			must.NoError(t, answers(c, 3*time.Second))
+		})
+	}
+	t.Run("another port is dropped and counted", func(t *testing.T) {
+		before, err := f.p.Drops(ctx)
+		must.NoError(t, err)
+		_, err = dial(t, f.a, "10.0.0.2:8081", 0, 500*time.Millisecond)
+		must.Error(t, err)
+		f.dropped(ovs.DropNoContract, before[ovs.DropNoContract])
+	})
+	t.Run("the responder cannot open", func(t *testing.T) {
+		go echo(listen(t, f.a, "10.0.0.1:8080"))
+		_, err := dial(t, f.b, "10.0.0.1:8080", 0, 500*time.Millisecond)
+		must.Error(t, err)
+	})
+	t.Run("unknown source and destination are dropped and counted", func(t *testing.T) {
+		ovstest.Run(t, "ip", "-n", f.a, "addr", "add", "10.0.0.99/32", "dev", "eth0")
+		in(t, f.a, func() {
+			d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.0.0.99")}}
+			_, err := d.Dial("tcp", "10.0.0.2:8080")
+			must.Error(t, err)
+		})
+		_, err := dial(t, f.a, "10.0.0.98:8080", 0, 300*time.Millisecond)
+		must.Error(t, err)
+		f.dropped(ovs.DropUnknownSource, 0)
+		f.dropped(ovs.DropUnknownDestination, 0)
+	})
+	t.Run("an address is nothing without its port", func(t *testing.T) {
+		// b takes a's address, and with it a's right to call b's class.
+		ovstest.Run(t, "ip", "-n", f.b, "addr", "add", "10.0.0.1/32", "dev", "eth0")
+		defer ovstest.Run(t, "ip", "-n", f.b, "addr", "del", "10.0.0.1/32", "dev", "eth0")
+		before, err := f.p.Drops(ctx)
+		must.NoError(t, err)
+		in(t, f.b, func() {
+			d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.0.0.1")}}
+			_, err := d.Dial("tcp", "10.0.0.77:8080")
+			must.Error(t, err)
+		})
+		f.dropped(ovs.DropUnknownSource, before[ovs.DropUnknownSource])
+	})
+}
+
+// count counts the bytes that arrive.
+func count(c net.Conn, n chan<- int) {
+	b := make([]byte, 1<<16)
+	for {
+		got, err := c.Read(b)
+		if got > 0 {
+			n <- got
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+func arrived(n <-chan int, wait time.Duration) int {
+	total := 0
+	timeout := time.After(wait)
+	for {
+		select {
+		case got := <-n:
+			total += got
+		case <-timeout:
+			return total
+		}
+	}
+}
+
+func TestDeletedEntryCutsBothDirections(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	for _, address := range []string{"10.0.0.2:8080", "[fd00::2]:8080"} {
+		t.Run(address, func(t *testing.T) {
+			l := listen(t, f.b, address)
+			client, err := dial(t, f.a, address, 0, 3*time.Second)
+			must.NoError(t, err)
+			server, err := l.Accept()
+			must.NoError(t, err)
+			defer server.Close()
+			toServer, toClient := make(chan int, 1<<16), make(chan int, 1<<16)
+			go count(server, toServer)
+			go count(client, toClient)
+			stop := make(chan struct{})
+			defer close(stop)
+			for _, c := range []net.Conn{client, server} {
+				go func() {
+					for {
+						select {
+						case <-stop:
+							return
+						case <-time.After(100 * time.Microsecond):
+							if _, err := c.Write(make([]byte, 100)); err != nil {
+								return
+							}
+						}
+					}
+				}()
+			}
+			must.Positive(t, arrived(toServer, 300*time.Millisecond))
+			must.Positive(t, arrived(toClient, 10*time.Millisecond))
+
+			must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+			// What passed before the deletion may still lie in queues.
+			time.Sleep(20 * time.Millisecond)
+			arrived(toServer, 0)
+			arrived(toClient, 0)
+			for len(toServer)+len(toClient) > 0 {
+				arrived(toServer, time.Millisecond)
+				arrived(toClient, time.Millisecond)
+			}
+			must.Zero(t, arrived(toServer, 1500*time.Millisecond))
+			must.Zero(t, arrived(toClient, 10*time.Millisecond))
+			f.dropped(ovs.DropNoContract, 0)
+			f.dropped(ovs.DropEntryGone, 0)
+
+			// Another entry for the same packets takes the connection over.
+			again := f.state.Entries[0]
+			again.ID = entryAB2
+			must.NoError(t, f.p.PutEntry(ctx, again))
+			must.Positive(t, arrived(toServer, 5*time.Second))
+			must.Positive(t, arrived(toClient, 2*time.Second))
+			must.NoError(t, f.p.DeleteEntry(ctx, entryAB2))
+			time.Sleep(20 * time.Millisecond)
+			for len(toServer)+len(toClient) > 0 {
+				arrived(toServer, time.Millisecond)
+				arrived(toClient, time.Millisecond)
+			}
+			must.Zero(t, arrived(toServer, time.Second))
+			must.NoError(t, f.p.PutEntry(ctx, f.state.Entries[0]))
+		})
+	}
+}
+
+func TestOverlappingEntries(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	wider := ovs.Entry{ID: entryAB2, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}, {First: 9000, Last: 9010}}}
+	must.NoError(t, f.p.PutEntry(ctx, wider))
+	l := listen(t, f.b, "10.0.0.2:8080")
+	go echo(l)
+	c, err := dial(t, f.a, "10.0.0.2:8080", 0, 3*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, answers(c, time.Second))
+	// The connection outlives one of the entries that allow it, and not both.
+	must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+	must.NoError(t, answers(c, 3*time.Second))
+	diff, err := f.p.Reconcile(ctx)
+	must.NoError(t, err)
+	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
+	must.NoError(t, f.p.DeleteEntry(ctx, entryAB2))
+	must.Error(t, answers(c, time.Second))
+}
+
+func TestChangedClassCutsConnection(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	go echo(listen(t, f.b, "10.0.0.2:8080"))
+	c, err := dial(t, f.a, "10.0.0.2:8080", 0, 3*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, answers(c, time.Second))
+	other := f.state.Endpoints[0]
+	other.Class = classC
+	must.NoError(t, f.p.PutEndpoint(ctx, other))
+	must.Error(t, answers(c, time.Second))
+}
+
+func TestPassAll(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	go echo(listen(t, f.b, "10.0.0.2:8081"))
+	must.NoError(t, f.p.SetPassAll(ctx, true))
+	must.True(t, f.p.PassAll())
+	c, err := dial(t, f.a, "10.0.0.2:8081", 0, 3*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, answers(c, time.Second))
+	must.NoError(t, f.p.SetPassAll(ctx, false))
+	must.Error(t, answers(c, time.Second))
+
+	// It does not outlive the process that set it.
+	must.NoError(t, f.p.SetPassAll(ctx, true))
+	f.p = ovs.NewPipeline(7, f.sw.Settle)
+	f.attach()
+	diff, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	must.SliceLen(t, 3, diff.Removed)
+	_, err = dial(t, f.a, "10.0.0.2:8081", 0, 300*time.Millisecond)
+	must.Error(t, err)
+}
+
+func TestRepair(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	ofctl := func(args ...string) {
+		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
+	}
+	ofctl("add-flow", "table=4,priority=7,actions=learn(table=9,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:5")
+	ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
+	ofctl("add-flow", "table=2,priority=1,cookie=0x0100000000000000,ip,idle_timeout=900,actions=ct(table=3,zone=7)")
+	diff, err := f.p.Reconcile(ctx)
+	must.NoError(t, err)
+	must.SliceLen(t, 1, diff.Removed)
+	must.SliceLen(t, 1, diff.Added)
+	must.SliceLen(t, 1, diff.Changed)
+	diff, err = f.p.Reconcile(ctx)
+	must.NoError(t, err)
+	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
+
+	t.Run("a switch that restarted is filled again", func(t *testing.T) {
+		f.instance.RestartSwitch()
+		<-f.conn.Done()
+		e := f.state.Endpoints[0]
+		err := f.p.PutEndpoint(ctx, e)
+		must.NoError(t, err) // nothing to write
+		e.Class = classC
+		must.Error(t, f.p.PutEndpoint(ctx, e))
+		f.attach()
+		diff, err := f.p.Reconcile(ctx)
+		must.NoError(t, err)
+		must.SliceEmpty(t, diff.Changed)
+		got, err := f.p.Dump(ctx)
+		must.NoError(t, err)
+		must.Eq(t, uint32(classC), got.Endpoints[0].Class)
+	})
+}
+
+func TestRefusedInput(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	thief := f.state.Endpoints[0]
+	thief.ID = 99
+	must.ErrorContains(t, f.p.PutEndpoint(ctx, thief), "belongs to endpoint 1")
+	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1}), "protocol 1")
+	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards")
+	must.Error(t, f.p.SetPort(ctx, ovs.Port{}))
+
+	_, err = f.p.Replace(ctx, ovs.State{Endpoints: []ovs.Endpoint{f.state.Endpoints[0], thief}})
+	must.ErrorContains(t, err, "belongs to")
+	must.Eq(t, "", cmp.Diff(f.state, f.p.State(), cmpopts.EquateComparable(netip.Prefix{})))
+
+	// The switch itself refuses, and as a whole.
+	flow := of.Flow{Key: of.Key{Table: 9, Match: of.NewMatch(of.Is16(of.TCPDst, 1))}}
+	err = f.conn.Bundle(ctx, of.Add(of.Flow{Key: of.Key{Table: 8}}), of.Add(flow))
+	var refused *of.Error
+	must.True(t, errors.As(err, &refused))
+	must.True(t, strings.Contains(err.Error(), "prerequisite"), must.Sprint(err))
+	diff, err := f.p.Reconcile(ctx)
+	must.NoError(t, err)
+	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
+}
+
+// TestTooBig lets a router beyond b's port report that a packet was too big.
+func TestTooBig(t *testing.T) {
+	f := newFixture(t)
+	ctx := context.Background()
+	_, err := f.p.Replace(ctx, f.state)
+	must.NoError(t, err)
+	l := listen(t, f.b, "10.0.0.2:8080")
+	go echo(l)
+	c, err := dial(t, f.a, "10.0.0.2:8080", 40000, 3*time.Second)
+	must.NoError(t, err)
+	must.NoError(t, answers(c, time.Second))
+
+	mtu := func() int {
+		raw, err := c.(*net.TCPConn).SyscallConn()
+		must.NoError(t, err)
+		var n int
+		must.NoError(t, raw.Control(func(fd uintptr) {
+			n, err = syscall.GetsockoptInt(int(fd), syscall.IPPROTO_IP, 14) // IP_MTU
+		}))
+		must.NoError(t, err)
+		return n
+	}
+	must.Eq(t, 1500, mtu())
+	// The report quotes the TCP header of the packet; Linux wants its sequence
+	// number to be in flight, so the report only has to arrive in a's kernel.
+	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40000)
+	in(t, f.a, func() {})
+	must.Eq(t, uint64(1), icmpIn(t, f.a))
+
+	// One about a connection that does not exist stops at the switch.
+	before, err := f.p.Drops(ctx)
+	must.NoError(t, err)
+	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40001)
+	f.dropped(ovs.DropInvalid, before[ovs.DropInvalid])
+	must.Eq(t, uint64(1), icmpIn(t, f.a))
+
+	// And with the entry gone, that about the connection too.
+	must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40000)
+	f.dropped(ovs.DropEntryGone, 0)
+	must.Eq(t, uint64(1), icmpIn(t, f.a))
+}

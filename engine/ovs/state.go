@@ -1,0 +1,166 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"slices"
+)
+
+// MAC is an Ethernet address. It compares with ==.
+type MAC [6]byte
+
+func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
+
+// Port is a port of the bridge on which endpoints are.
+type Port struct {
+	// No is the OpenFlow port number.
+	No uint32
+	// MAC is the source address of what leaves by the port, Peer its
+	// destination: the device at the far end.
+	MAC, Peer MAC
+	// Routers says that routers beyond the port may report, from any address,
+	// that a packet of a connection that passes was too big.
+	Routers bool
+}
+
+// Endpoint is a set of addresses with one class. A running instance has host
+// prefixes; a party outside the fabric may have wider ones, of which the
+// longest that matches counts.
+type Endpoint struct {
+	// ID is the caller's number, from 1 to 2^56-1.
+	ID uint64
+	// Prefixes are its addresses. No two endpoints have the same prefix.
+	Prefixes []netip.Prefix
+	// SourcePorts are the ports by which its packets may come in.
+	SourcePorts []uint32
+	// OutPort leads to it.
+	OutPort uint32
+	// Class is the caller's number for who it is, from 1 to 2^32-2.
+	Class uint32
+}
+
+// Entry lets endpoints of class Src open connections to those of class Dst.
+type Entry struct {
+	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it
+	// must not be used again while connections of a deleted entry may live.
+	ID       uint64
+	Src, Dst uint32
+	// Protocol is 6 (TCP), 17 (UDP) or 132 (SCTP).
+	Protocol uint8
+	// Ports are destination ports.
+	Ports []PortRange
+}
+
+// PortRange is the ports from First to Last, both included.
+type PortRange struct{ First, Last uint16 }
+
+// State is all that a pipeline enforces.
+type State struct {
+	Ports     []Port
+	Endpoints []Endpoint
+	Entries   []Entry
+}
+
+// routerClass is the source class of a router's error report.
+const routerClass = 0xffffffff
+
+const maxID = 1<<56 - 1
+
+func (p Port) check() error {
+	if p.No == 0 || p.No >= 0xffffff00 {
+		return fmt.Errorf("port number %d is not one of a device", p.No)
+	}
+	return nil
+}
+
+func (e Endpoint) check() error {
+	if e.ID == 0 || e.ID > maxID {
+		return fmt.Errorf("endpoint number %d is out of range", e.ID)
+	}
+	if e.Class == 0 || e.Class == routerClass {
+		return fmt.Errorf("endpoint %d: class %d is reserved", e.ID, e.Class)
+	}
+	for _, p := range e.Prefixes {
+		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
+			return fmt.Errorf("endpoint %d: %v is not a prefix in its shortest form", e.ID, p)
+		}
+	}
+	return nil
+}
+
+func (e Entry) check() error {
+	if e.ID == 0 || e.ID > maxID {
+		return fmt.Errorf("entry number %d is out of range", e.ID)
+	}
+	if e.Src == 0 || e.Src == routerClass || e.Dst == 0 || e.Dst == routerClass {
+		return fmt.Errorf("entry %d: classes %d and %d: reserved", e.ID, e.Src, e.Dst)
+	}
+	if _, ok := portFields[e.Protocol]; !ok {
+		return fmt.Errorf("entry %d: protocol %d has no ports that a switch can match", e.ID, e.Protocol)
+	}
+	for _, r := range e.Ports {
+		if r.First > r.Last {
+			return fmt.Errorf("entry %d: ports %d-%d run backwards", e.ID, r.First, r.Last)
+		}
+	}
+	return nil
+}
+
+// maskedPort is the ports that equal Value in the bits of Mask.
+type maskedPort struct{ Value, Mask uint16 }
+
+// masks splits a range into the fewest masked ports that cover it exactly.
+func (r PortRange) masks() []maskedPort {
+	var out []maskedPort
+	for at, last := uint32(r.First), uint32(r.Last); at <= last; {
+		size := uint32(1)
+		for at&size == 0 && size < 1<<16 && at+2*size-1 <= last {
+			size *= 2
+		}
+		out = append(out, maskedPort{Value: uint16(at), Mask: uint16(0xffff &^ (size - 1))})
+		at += size
+	}
+	return out
+}
+
+func (m maskedPort) ports() PortRange { return PortRange{First: m.Value, Last: m.Value | ^m.Mask} }
+
+// newState puts things in order of their numbers and ranges into their shortest
+// form.
+func newState(ports map[uint32]Port, endpoints map[uint64]Endpoint, entries map[uint64]Entry) State {
+	var s State
+	for _, no := range slices.Sorted(maps.Keys(ports)) {
+		s.Ports = append(s.Ports, ports[no])
+	}
+	for _, id := range slices.Sorted(maps.Keys(endpoints)) {
+		e := endpoints[id]
+		e.Prefixes = slices.SortedFunc(slices.Values(e.Prefixes), netip.Prefix.Compare)
+		e.SourcePorts = slices.Sorted(slices.Values(e.SourcePorts))
+		s.Endpoints = append(s.Endpoints, e)
+	}
+	for _, id := range slices.Sorted(maps.Keys(entries)) {
+		e := entries[id]
+		e.Ports = join(e.Ports)
+		s.Entries = append(s.Entries, e)
+	}
+	return s
+}
+
+// join merges ranges that touch or overlap.
+func join(ranges []PortRange) []PortRange {
+	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b PortRange) int { return int(a.First) - int(b.First) })
+	var out []PortRange
+	for _, r := range sorted {
+		if n := len(out); n > 0 && int(r.First) <= int(out[n-1].Last)+1 {
+			out[n-1].Last = max(out[n-1].Last, r.Last)
+			continue
+		}
+		out = append(out, r)
+	}
+	return out
+}

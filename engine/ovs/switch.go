@@ -1,0 +1,206 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/digitalocean/go-openvswitch/ovs"
+	"github.com/vishvananda/netlink"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
+
+// Config says where one Open vSwitch is. Several may run on one machine.
+type Config struct {
+	// RunDir is the OVS_RUNDIR of its daemons.
+	RunDir string
+	// Database is the path of ovsdb-server's unix socket; RunDir/db.sock if empty.
+	Database string
+	// Control is the path of ovs-vswitchd's control socket. If empty it is found
+	// by RunDir/ovs-vswitchd.pid.
+	Control string
+	// Bridge is the bridge's name.
+	Bridge string
+	// Datapath is "system", the kernel's, or "netdev", in user space. If empty it
+	// is the kernel's where there is one.
+	Datapath string
+}
+
+// Switch manages the bridge that Config names.
+type Switch struct{ config Config }
+
+// NewSwitch does not touch the switch yet.
+func NewSwitch(config Config) *Switch {
+	if config.Database == "" {
+		config.Database = filepath.Join(config.RunDir, "db.sock")
+	}
+	return &Switch{config: config}
+}
+
+// toolTimeout bounds a call of an Open vSwitch tool, which otherwise waits for
+// ever for a daemon that does not come.
+const toolTimeout = 10 * time.Second
+
+// client makes go-openvswitch run the tools against our database and within ctx.
+func (s *Switch) client(ctx context.Context) *ovs.Client {
+	return ovs.New(ovs.Exec(func(cmd string, args ...string) ([]byte, error) {
+		return s.run(ctx, cmd, args...)
+	}))
+}
+
+func (s *Switch) run(ctx context.Context, cmd string, args ...string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, toolTimeout)
+	defer cancel()
+	c := exec.CommandContext(ctx, cmd, append([]string{"--db=unix:" + s.config.Database}, args...)...)
+	c.Env = append(os.Environ(), "OVS_RUNDIR="+s.config.RunDir)
+	var stdout, stderr bytes.Buffer
+	c.Stdout, c.Stderr = &stdout, &stderr
+	if err := c.Run(); err != nil {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("%s %s: %w: %s", cmd, strings.Join(args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// Create makes the bridge if it is not there. A bridge without flows drops
+// everything.
+func (s *Switch) Create(ctx context.Context) error {
+	datapath := s.config.Datapath
+	if datapath == "" {
+		datapath = "netdev"
+		if _, err := netlink.GenlFamilyGet("ovs_datapath"); err == nil {
+			datapath = "system"
+		}
+	}
+	// Not go-openvswitch's AddBridge: the bridge must never be there with the
+	// default fail mode, which forwards, nor with another datapath.
+	if _, err := s.run(ctx, "ovs-vsctl", "--may-exist", "add-br", s.config.Bridge, "--",
+		"set", "bridge", s.config.Bridge, "fail_mode="+string(ovs.FailModeSecure), "datapath_type="+datapath,
+		"protocols="+ovs.ProtocolOpenFlow13+","+ovs.ProtocolOpenFlow14, "mcast_snooping_enable=false"); err != nil {
+		return fmt.Errorf("create bridge %s: %w", s.config.Bridge, err)
+	}
+	return nil
+}
+
+// Delete removes the bridge, if it is there.
+func (s *Switch) Delete(ctx context.Context) error {
+	if err := s.client(ctx).VSwitch.DeleteBridge(s.config.Bridge); err != nil {
+		return fmt.Errorf("delete bridge %s: %w", s.config.Bridge, err)
+	}
+	return nil
+}
+
+// AddPort plugs a network device of the switch's namespace in, if it is not in,
+// and returns its OpenFlow number. The number is new when the device is.
+func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
+	if err := s.client(ctx).VSwitch.AddPort(s.config.Bridge, device); err != nil {
+		return 0, fmt.Errorf("add port %s: %w", device, err)
+	}
+	ports, err := s.Ports(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("add port %s: %w", device, err)
+	}
+	no, ok := ports[device]
+	if !ok {
+		return 0, fmt.Errorf("add port %s: the switch could not open the device", device)
+	}
+	return no, nil
+}
+
+// DeletePort unplugs a device, if it is in.
+func (s *Switch) DeletePort(ctx context.Context, device string) error {
+	if err := s.client(ctx).VSwitch.DeletePort(s.config.Bridge, device); err != nil {
+		return fmt.Errorf("delete port %s: %w", device, err)
+	}
+	return nil
+}
+
+// Devices lists the devices that should be in, working or not.
+func (s *Switch) Devices(ctx context.Context) ([]string, error) {
+	devices, err := s.client(ctx).VSwitch.ListPorts(s.config.Bridge)
+	if err != nil {
+		return nil, fmt.Errorf("list ports of %s: %w", s.config.Bridge, err)
+	}
+	return devices, nil
+}
+
+// Ports tells the OpenFlow numbers of the devices that work.
+func (s *Switch) Ports(ctx context.Context) (map[string]uint32, error) {
+	conn, err := s.Dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	list, err := conn.Ports(ctx)
+	if err != nil {
+		return nil, err
+	}
+	ports := make(map[string]uint32, len(list))
+	for _, p := range list {
+		if p.No != of.LocalPort {
+			ports[p.Name] = p.No
+		}
+	}
+	return ports, nil
+}
+
+// Dial opens an OpenFlow connection to the bridge.
+func (s *Switch) Dial(ctx context.Context) (*of.Conn, error) {
+	return of.Dial(ctx, filepath.Join(s.config.RunDir, s.config.Bridge+".mgmt"))
+}
+
+// Settle returns when the datapath follows the flow tables as they are now. A
+// changed table alone does not mean that: the datapath remembers decisions, and
+// threads of ovs-vswitchd correct them in the background. It needs a daemon
+// whose bridges all have the same datapath type, and at least one bridge.
+func (s *Switch) Settle(ctx context.Context) error {
+	return s.control(ctx, "revalidator/wait")
+}
+
+// control calls a command of ovs-vswitchd, as ovs-appctl does: JSON-RPC 1.0 on
+// its control socket.
+func (s *Switch) control(ctx context.Context, method string) error {
+	socket := s.config.Control
+	if socket == "" {
+		pid, err := os.ReadFile(filepath.Join(s.config.RunDir, "ovs-vswitchd.pid"))
+		if err != nil {
+			return fmt.Errorf("find ovs-vswitchd: %w", err)
+		}
+		socket = filepath.Join(s.config.RunDir, "ovs-vswitchd."+strings.TrimSpace(string(pid))+".ctl")
+	}
+	var d net.Dialer
+	nc, err := d.DialContext(ctx, "unix", socket)
+	if err != nil {
+		return fmt.Errorf("connect to ovs-vswitchd's control socket: %w", err)
+	}
+	defer nc.Close()
+	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if err := json.NewEncoder(nc).Encode(map[string]any{"id": 0, "method": method, "params": []string{}}); err != nil {
+		return fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
+	}
+	var reply struct {
+		Error any `json:"error"`
+	}
+	if err := json.NewDecoder(nc).Decode(&reply); err != nil {
+		return fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
+	}
+	if reply.Error != nil {
+		return fmt.Errorf("call %s of ovs-vswitchd: %v", method, reply.Error)
+	}
+	return nil
+}
