@@ -216,7 +216,10 @@ func (s Selector) Matches(w Workload) bool {
 	case SelectNomad:
 		return s.Namespace == w.Namespace && s.Job == w.Job && (s.Group == "" || s.Group == w.Group)
 	case SelectConsul:
-		return slices.Contains(w.ConsulServices, s.Service)
+		// Whoever may run jobs in another Nomad namespace can name a service
+		// block as he likes: as with nomad selectors, no namespace means
+		// "default", never any.
+		return w.Namespace == cmp.Or(s.Namespace, "default") && slices.Contains(w.ConsulServices, s.Service)
 	}
 	return false
 }
