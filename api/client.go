@@ -30,7 +30,7 @@ const (
 )
 
 // DefaultAddress is where a controller is looked for when nothing else is said.
-const DefaultAddress = "https://127.0.0.1:7600"
+const DefaultAddress = "https://127.0.0.1:8440"
 
 // TokenHeader carries an operator's token; "Authorization: Bearer" does too.
 const TokenHeader = "X-Sif-Token"
@@ -99,7 +99,7 @@ func NewClient(cfg Config) (*Client, error) {
 		}
 	}
 	transport := &http.Transport{
-		TLSClientConfig:     tlsConfig,
+		TLSClientConfig:     tlsConfig.Clone(), // the transport adds to it
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 10 * time.Second,
 		IdleConnTimeout:     90 * time.Second,

@@ -1,0 +1,137 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+const (
+	keyLeader  = "sif/v1/leader"
+	sessionTTL = "10s" // the least that Consul grants
+)
+
+// leaderRecord is the value of keyLeader.
+type leaderRecord struct {
+	Address string `json:"address"`
+}
+
+// election campaigns for the lock on keyLeader. Every change is written by
+// check-and-set, so the lock spares work and confusion; correctness does not
+// hang on it.
+type election struct {
+	consul  func() *consulapi.Client
+	address string
+	file    string // remembers the session, so that a restart need not wait for it to expire
+	lead    func(context.Context) error
+	log     hclog.Logger
+}
+
+func newElection(cfg Config, lead func(context.Context) error) *election {
+	return &election{consul: cfg.Consul, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
+}
+
+// run campaigns until ctx ends and returns when leadership is given up.
+func (e *election) run(ctx context.Context) {
+	for ctx.Err() == nil {
+		if err := e.term(ctx); err != nil && ctx.Err() == nil {
+			e.log.Error("not leading", logkey.Error, err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(time.Second):
+			}
+		}
+	}
+}
+
+// term waits for the lock and leads while it is held.
+func (e *election) term(ctx context.Context) error {
+	consul := e.consul()
+	if old, err := os.ReadFile(e.file); err == nil {
+		// The data directory is locked, so whoever held that session is dead.
+		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
+			return fmt.Errorf("end the session of an earlier run: %w", err)
+		}
+		os.Remove(e.file)
+	}
+	id, _, err := consul.Session().CreateNoChecks(&consulapi.SessionEntry{
+		Name: "sif controller", TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
+	}, (&consulapi.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("create a Consul session: %w", err)
+	}
+	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil {
+		return fmt.Errorf("remember the Consul session: %w", err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	renewed := make(chan struct{})
+	go func() {
+		defer close(renewed)
+		// RenewPeriodic destroys the session when it is told to end.
+		if err := consul.Session().RenewPeriodic(sessionTTL, id, nil, ctx.Done()); err != nil && ctx.Err() == nil {
+			e.log.Warn("renew the Consul session", logkey.Error, err)
+			cancel()
+		}
+	}()
+	defer func() { cancel(); <-renewed; os.Remove(e.file) }()
+
+	value, err := json.Marshal(leaderRecord{Address: e.address})
+	if err != nil {
+		return fmt.Errorf("encode the leader's record: %w", err)
+	}
+	lock, err := consul.LockOpts(&consulapi.LockOptions{
+		Key: keyLeader, Value: value, Session: id,
+		MonitorRetries: 3, MonitorRetryTime: time.Second, LockDelay: time.Millisecond,
+	})
+	if err != nil {
+		return fmt.Errorf("prepare the lock %s: %w", keyLeader, err)
+	}
+	lost, err := lock.Lock(ctx.Done())
+	if err != nil {
+		return fmt.Errorf("acquire %s: %w", keyLeader, err)
+	}
+	if lost == nil {
+		return nil // ctx ended first
+	}
+	defer lock.Unlock()
+	term, end := context.WithCancel(ctx)
+	defer end()
+	go func() {
+		select {
+		case <-lost:
+			e.log.Warn("leadership lost")
+			end()
+		case <-term.Done():
+		}
+	}()
+	if err := e.lead(term); err != nil && term.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+// leaderAddress returns where the leader is, as far as Consul knows.
+func leaderAddress(ctx context.Context, consul *consulapi.Client) string {
+	kv, _, err := consul.KV().Get(keyLeader, (&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil || kv == nil || kv.Session == "" {
+		return ""
+	}
+	var r leaderRecord
+	if json.Unmarshal(kv.Value, &r) != nil {
+		return ""
+	}
+	return r.Address
+}

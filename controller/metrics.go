@@ -1,0 +1,47 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// metrics is what /metrics shows.
+type metrics struct {
+	registry  *prometheus.Registry
+	requests  *prometheus.CounterVec
+	admission prometheus.Histogram
+}
+
+func newMetrics(c *Controller) *metrics {
+	m := &metrics{
+		registry: prometheus.NewRegistry(),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "sif_controller_requests_total", Help: "API calls by route and by error code, or ok.",
+		}, []string{"route", "code"}),
+		admission: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "sif_controller_admission_seconds", Help: "Time to grant an admission.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
+		}),
+	}
+	gauge := func(name, help string, value func() float64) {
+		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
+	}
+	gauge("sif_controller_leader", "1 while this controller leads.", func() float64 {
+		if c.leading.Load() {
+			return 1
+		}
+		return 0
+	})
+	gauge("sif_controller_revision", "Sequence of the revision in force.", func() float64 { return float64(c.policy.pointer().Sequence) })
+	gauge("sif_controller_degraded", "Number of things that are wrong; see sif status.", func() float64 { return float64(len(c.degraded())) })
+	gauge("sif_controller_nodes", "Registered nodes.", func() float64 { return float64(len(c.nodes.all())) })
+	gauge("sif_controller_admissions", "Live admissions.", func() float64 { return float64(c.table.count()) })
+	gauge("sif_controller_certificate_expiry_seconds", "When the controller's certificate expires, in Unix time.", func() float64 {
+		return float64(c.cfg.Identity.Expiry().Unix())
+	})
+	m.registry.MustRegister(m.requests, m.admission, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return m
+}

@@ -1,0 +1,210 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"cmp"
+	"fmt"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/agext/levenshtein"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/hcl"
+)
+
+// maxTried is how many selectors an error lists.
+const maxTried = 10
+
+// stanza is what a job's group says that its instances want. It narrows what
+// the graph gives; it cannot widen it.
+type stanza struct {
+	service            string // "", "service" or "domain/service"
+	originate, respond []string
+}
+
+func stanzaOf(meta map[string]string) stanza {
+	list := func(s string) []string {
+		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' })
+	}
+	return stanza{service: strings.TrimSpace(meta[hcl.MetaService]), originate: list(meta[hcl.MetaOriginate]), respond: list(meta[hcl.MetaRespond])}
+}
+
+// choose returns the service of a workload: the one that its attested
+// properties match, or, if they match several, the one of those that its
+// stanza names.
+func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
+	matched := g.Select(w)
+	if s.service == "" {
+		switch len(matched) {
+		case 0:
+			return fabric.Ref{}, unmatched(g, w, nil)
+		case 1:
+			return matched[0], nil
+		}
+		e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s matches several services: %s; name one as `service` in the connectivity stanza", describe(w), join(matched))
+		e.Details.Services = matched
+		return fabric.Ref{}, e
+	}
+	wants := func(r fabric.Ref) bool { return r.String() == s.service || r.Name == s.service }
+	named := slices.DeleteFunc(slices.Clone(matched), func(r fabric.Ref) bool { return !wants(r) })
+	switch len(named) {
+	case 0:
+		return fabric.Ref{}, unmatchedNamed(g, w, s.service, wants)
+	case 1:
+		return named[0], nil
+	}
+	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s names service %q, which may be any of %s; write it as domain/service", describe(w), s.service, join(named))
+	e.Details.Services = named
+	return fabric.Ref{}, e
+}
+
+func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(fabric.Ref) bool) error {
+	var candidates []fabric.Ref
+	for _, d := range g.Domains {
+		for _, s := range d.Services {
+			if r := (fabric.Ref{Domain: d.Name, Name: s.Name}); wants(r) {
+				candidates = append(candidates, r)
+			}
+		}
+	}
+	if len(candidates) == 0 {
+		return api.Errorf(http.StatusForbidden, api.CodeUnknownService, "%s names service %q, which is not in the graph", describe(w), name)
+	}
+	return unmatched(g, w, candidates)
+}
+
+// unmatched tells which selectors were tried: those of the services in only,
+// or those of the whole graph that come nearest.
+func unmatched(g *fabric.Graph, w fabric.Workload, only []fabric.Ref) error {
+	type attempt struct {
+		distance int
+		text     string
+	}
+	var attempts []attempt
+	for _, d := range g.Domains {
+		for _, s := range d.Services {
+			r := fabric.Ref{Domain: d.Name, Name: s.Name}
+			if only != nil && !slices.Contains(only, r) {
+				continue
+			}
+			for _, sel := range s.Selectors {
+				distance, why := mismatch(sel, w)
+				attempts = append(attempts, attempt{distance, fmt.Sprintf("%s: %s: %s", r, sel, why)})
+			}
+		}
+	}
+	slices.SortFunc(attempts, func(a, b attempt) int {
+		return cmp.Or(cmp.Compare(a.distance, b.distance), strings.Compare(a.text, b.text))
+	})
+	e := api.Errorf(http.StatusForbidden, api.CodeNoSelector, "%s matches no selector of %s", describe(w), subject(only))
+	for _, a := range attempts[:min(len(attempts), maxTried)] {
+		e.Details.Tried = append(e.Details.Tried, a.text)
+	}
+	switch {
+	case len(attempts) == 0:
+		e.Message += "; there are none"
+	case len(attempts) > maxTried:
+		e.Message += fmt.Sprintf("; the nearest %d of %d tried: %s", maxTried, len(attempts), strings.Join(e.Details.Tried, "; "))
+	default:
+		e.Message += "; tried: " + strings.Join(e.Details.Tried, "; ")
+	}
+	return e
+}
+
+// mismatch says why a selector does not match, and by how much.
+func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
+	var reasons []string
+	miss := func(weight int, format string, args ...any) {
+		distance += weight
+		reasons = append(reasons, fmt.Sprintf(format, args...))
+	}
+	switch s.Kind {
+	case fabric.SelectNomad:
+		if s.Job != w.Job {
+			miss(5+levenshtein.Distance(s.Job, w.Job, nil), "job is %q", w.Job)
+		}
+		if s.Namespace != w.Namespace {
+			miss(3, "namespace is %q", w.Namespace)
+		}
+		if s.Group != "" && s.Group != w.Group {
+			miss(2, "group is %q", w.Group)
+		}
+	case fabric.SelectConsul:
+		nearest := 5 + len(s.Service)
+		for _, name := range w.ConsulServices {
+			nearest = min(nearest, 5+levenshtein.Distance(s.Service, name, nil))
+		}
+		switch {
+		case slices.Contains(w.ConsulServices, s.Service):
+			miss(3, "namespace is %q", w.Namespace)
+		case len(w.ConsulServices) == 0:
+			miss(nearest, "the job has no service block")
+		default:
+			miss(nearest, "its services are %s", strings.Join(w.ConsulServices, ", "))
+		}
+	default:
+		miss(100, "selectors of kind %q are unknown here", s.Kind)
+	}
+	return distance, strings.Join(reasons, ", ")
+}
+
+// requested returns the roles that the stanza asks for, as far as the graph
+// gives them to the service.
+func requested(doc fabric.Document, s stanza) (fabric.Roles, error) {
+	resolve := func(names []string) ([]fabric.Ref, error) {
+		var refs []fabric.Ref
+		for _, n := range names {
+			if !strings.Contains(n, "/") {
+				n = doc.Service.Domain + "/" + n
+			}
+			r, err := fabric.ParseRef(n)
+			if err != nil {
+				return nil, api.Errorf(http.StatusForbidden, api.CodeUnknownRole, "the connectivity stanza names a contract: %v", err)
+			}
+			refs = append(refs, r)
+		}
+		return refs, nil
+	}
+	var want fabric.Roles
+	var err error
+	if want.Originate, err = resolve(s.originate); err != nil {
+		return fabric.Roles{}, err
+	}
+	if want.Respond, err = resolve(s.respond); err != nil {
+		return fabric.Roles{}, err
+	}
+	roles, err := doc.Request(want)
+	if err != nil {
+		have := doc.Roles()
+		return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
+			"the connectivity stanza asks for a role that the graph does not give: %v; it may originate %s and respond to %s", err, join(have.Originate), join(have.Respond))
+	}
+	return roles, nil
+}
+
+func describe(w fabric.Workload) string {
+	return fmt.Sprintf("the workload (namespace %q, job %q, group %q)", w.Namespace, w.Job, w.Group)
+}
+
+func subject(only []fabric.Ref) string {
+	if only == nil {
+		return "the graph"
+	}
+	return "service " + join(only)
+}
+
+func join(refs []fabric.Ref) string {
+	if len(refs) == 0 {
+		return "nothing"
+	}
+	names := make([]string, len(refs))
+	for i, r := range refs {
+		names[i] = r.String()
+	}
+	return strings.Join(names, ", ")
+}

@@ -1,0 +1,55 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"sync"
+	"time"
+
+	"github.com/sif-project/sif/api"
+)
+
+// reports is what the nodes last said of themselves. It lives in memory: a
+// new leader knows it as soon as the nodes report again.
+type reports struct {
+	mu   sync.Mutex
+	last map[string]api.NodeStatus // by zone/node
+}
+
+func newReports() *reports { return &reports{last: map[string]api.NodeStatus{}} }
+
+// put keeps a report under the name and kind that the certificate attests.
+func (r *reports) put(who caller, s api.NodeStatus) {
+	s.Zone, s.Node, s.Kind, s.Reported = who.Zone, who.Node, who.Kind, time.Now().UTC()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.last[who.ID()] = s
+}
+
+func (r *reports) get(id string) (api.NodeStatus, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s, ok := r.last[id]
+	return s, ok
+}
+
+// status assembles the state of the fabric.
+func (c *Controller) status() api.Status {
+	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}}
+	for _, n := range c.nodes.all() {
+		report, ok := c.reports.get(n.ID())
+		if !ok {
+			report = api.NodeStatus{Zone: n.Zone, Node: n.Name, Kind: n.Kind}
+		}
+		s.Nodes = append(s.Nodes, report)
+	}
+	return s
+}
+
+func (c *Controller) self() api.ControllerStatus {
+	return api.ControllerStatus{
+		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leading.Load(),
+		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(),
+	}
+}

@@ -1,0 +1,182 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/sif-project/sif/api"
+)
+
+const (
+	// taskSlack is what a task may take beyond its own time-out: fetching it
+	// and handing in its result.
+	taskSlack = 5 * time.Second
+	// maxTaskTimeout bounds a task's own time-out.
+	maxTaskTimeout = time.Minute
+	// maxWait bounds a long poll.
+	maxWait = 2 * time.Minute
+)
+
+// taskBoard hands tasks to the nodes that ask for them and their results to
+// whoever waits.
+type taskBoard struct {
+	mu     sync.Mutex
+	queues map[string]*taskQueue   // by zone/node
+	open   map[string]*pendingTask // by the task's ID
+}
+
+type taskQueue struct {
+	tasks []api.Task
+	bell  chan struct{} // closed, and replaced, when tasks are added
+}
+
+type pendingTask struct {
+	task   api.Task
+	ready  chan struct{} // closed when an observation has begun, or with the result
+	result chan api.TaskResult
+	once   sync.Once
+}
+
+func (p *pendingTask) setReady() { p.once.Do(func() { close(p.ready) }) }
+
+func newTaskBoard() *taskBoard {
+	return &taskBoard{queues: map[string]*taskQueue{}, open: map[string]*pendingTask{}}
+}
+
+func (b *taskBoard) queue(node string) *taskQueue {
+	q := b.queues[node]
+	if q == nil {
+		q = &taskQueue{bell: make(chan struct{})}
+		b.queues[node] = q
+	}
+	return q
+}
+
+// next waits at most wait for tasks of a node and takes them off its queue.
+func (b *taskBoard) next(ctx context.Context, node string, wait time.Duration) []api.Task {
+	timer := time.NewTimer(min(max(wait, 0), maxWait))
+	defer timer.Stop()
+	for {
+		b.mu.Lock()
+		q := b.queue(node)
+		tasks, bell := q.tasks, q.bell
+		q.tasks = nil
+		b.mu.Unlock()
+		if len(tasks) > 0 {
+			return tasks
+		}
+		select {
+		case <-ctx.Done():
+			return []api.Task{}
+		case <-timer.C:
+			return []api.Task{}
+		case <-bell:
+		}
+	}
+}
+
+// done takes a result from the node that was given the task.
+func (b *taskBoard) done(node string, r api.TaskResult) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	p := b.open[r.ID]
+	if p == nil || p.task.Node != node {
+		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "node %s has no task %q, or it came too late", node, r.ID)
+	}
+	p.setReady()
+	if r.Ready {
+		return nil
+	}
+	delete(b.open, r.ID)
+	p.result <- r // never blocks: one place, and taken out of open
+	return nil
+}
+
+// run has nodes carry out tasks and returns the results in order: first the
+// observations, and when all of them have begun, the rest.
+func (b *taskBoard) run(ctx context.Context, tasks []api.Task) []api.TaskResult {
+	pending := make([]*pendingTask, len(tasks))
+	longest := time.Duration(0)
+	for i, t := range tasks {
+		t.ID = rand.Text()
+		t.Timeout = min(max(t.Timeout, 0), maxTaskTimeout)
+		longest = max(longest, t.Timeout)
+		pending[i] = &pendingTask{task: t, ready: make(chan struct{}), result: make(chan api.TaskResult, 1)}
+	}
+	defer b.forget(pending)
+	begin, cancel := context.WithTimeout(ctx, taskSlack)
+	defer cancel()
+	b.post(pending, func(t api.Task) bool { return t.Kind == api.TaskObserve })
+	for _, p := range pending {
+		if p.task.Kind == api.TaskObserve {
+			select {
+			case <-p.ready:
+			case <-begin.Done():
+			}
+		}
+	}
+	b.post(pending, func(t api.Task) bool { return t.Kind != api.TaskObserve })
+	end, cancel := context.WithTimeout(ctx, longest+taskSlack)
+	defer cancel()
+	results := make([]api.TaskResult, len(tasks))
+	for i, p := range pending {
+		select {
+		case results[i] = <-p.result:
+		case <-end.Done():
+			select {
+			case results[i] = <-p.result: // it came at the same moment
+			default:
+				results[i] = api.TaskResult{Error: fmt.Sprintf("node %s did not answer in time", p.task.Node)}
+			}
+		}
+		results[i].ID = p.task.ID
+	}
+	return results
+}
+
+// post queues those of the tasks that pick wants.
+func (b *taskBoard) post(pending []*pendingTask, pick func(api.Task) bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	rung := map[*taskQueue]bool{}
+	for _, p := range pending {
+		if !pick(p.task) {
+			continue
+		}
+		b.open[p.task.ID] = p
+		q := b.queue(p.task.Node)
+		q.tasks = append(q.tasks, p.task)
+		rung[q] = true
+	}
+	for q := range rung {
+		close(q.bell)
+		q.bell = make(chan struct{})
+	}
+}
+
+// forget takes tasks that nobody waits for any more off the board.
+func (b *taskBoard) forget(pending []*pendingTask) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	gone := map[string]bool{}
+	for _, p := range pending {
+		delete(b.open, p.task.ID)
+		gone[p.task.ID] = true
+	}
+	for _, q := range b.queues {
+		var rest []api.Task
+		for _, t := range q.tasks {
+			if !gone[t.ID] {
+				rest = append(rest, t)
+			}
+		}
+		q.tasks = rest
+	}
+}

@@ -1,0 +1,128 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/pem"
+	"fmt"
+	"strconv"
+	"strings"
+
+	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Transit signs with an ed25519 key of a Vault transit mount.
+type Transit struct {
+	Vault func() *vaultapi.Client
+	Mount string
+	Key   string
+}
+
+// Sign implements Signer.
+func (t Transit) Sign(ctx context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error) {
+	s := fabric.Signed{Kind: kind, Payload: payload}
+	secret, err := t.Vault().Logical().WriteWithContext(ctx, t.Mount+"/sign/"+t.Key, map[string]any{
+		"input": base64.StdEncoding.EncodeToString(fabric.SigningInput(kind, payload)),
+	})
+	if err != nil {
+		return s, fmt.Errorf("have Vault sign the %s with %s/%s: %w", kind, t.Mount, t.Key, err)
+	}
+	text, _ := secret.Data["signature"].(string)
+	if s.Version, s.Signature, err = parseSignature(text); err != nil {
+		return s, fmt.Errorf("have Vault sign the %s with %s/%s: %w", kind, t.Mount, t.Key, err)
+	}
+	return s, nil
+}
+
+// parseSignature takes apart Vault's "vault:v<version>:<base64>".
+func parseSignature(text string) (version int, signature []byte, err error) {
+	parts := strings.Split(text, ":")
+	if len(parts) != 3 || parts[0] != "vault" || !strings.HasPrefix(parts[1], "v") {
+		return 0, nil, fmt.Errorf("signature %q is not of the form vault:v<version>:<base64>", text)
+	}
+	if version, err = strconv.Atoi(parts[1][1:]); err != nil || version < 1 {
+		return 0, nil, fmt.Errorf("signature %q has no key version", text)
+	}
+	if signature, err = base64.StdEncoding.DecodeString(parts[2]); err != nil {
+		return 0, nil, fmt.Errorf("signature %q: %w", text, err)
+	}
+	return version, signature, nil
+}
+
+// PKI issues workload certificates with a role of a Vault PKI mount.
+type PKI struct {
+	Vault       func() *vaultapi.Client
+	Mount       string
+	Role        string
+	TrustDomain string
+}
+
+// SignWorkload implements Authority. Of the request only the key counts: the
+// certificate must carry the service's SPIFFE ID and no other name, whatever
+// the role would let through.
+func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error) {
+	request, err := x509.ParseCertificateRequest(csr)
+	if err != nil {
+		return nil, fmt.Errorf("signing request for %s: %w", service, err)
+	}
+	if err := request.CheckSignature(); err != nil {
+		return nil, fmt.Errorf("signing request for %s: %w", service, err)
+	}
+	id := "spiffe://" + p.TrustDomain + service.SPIFFE()
+	secret, err := p.Vault().Logical().WriteWithContext(ctx, p.Mount+"/sign/"+p.Role, map[string]any{
+		"csr":                  string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: csr})),
+		"uri_sans":             id,
+		"exclude_cn_from_sans": true,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("have Vault sign a certificate for %s with %s/%s: %w", service, p.Mount, p.Role, err)
+	}
+	chain, err := chainOf(secret)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s from %s/%s: %w", service, p.Mount, p.Role, err)
+	}
+	leaf, err := x509.ParseCertificate(chain[0])
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s from %s/%s: %w", service, p.Mount, p.Role, err)
+	}
+	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id ||
+		len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 || leaf.IsCA {
+		return nil, fmt.Errorf("certificate for %s from %s/%s: it carries names other than %s: set use_csr_sans=false in the role", service, p.Mount, p.Role, id)
+	}
+	return chain, nil
+}
+
+// chainOf returns the certificate of a signing reply and its issuers, without
+// the self-signed root.
+func chainOf(secret *vaultapi.Secret) ([][]byte, error) {
+	leaf, _ := secret.Data["certificate"].(string)
+	texts := []string{leaf}
+	if list, _ := secret.Data["ca_chain"].([]any); len(list) > 0 {
+		for _, v := range list {
+			s, _ := v.(string)
+			texts = append(texts, s)
+		}
+	}
+	var chain [][]byte
+	for i, t := range texts {
+		block, _ := pem.Decode([]byte(t))
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("the reply holds no PEM certificate")
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, err
+		}
+		if i > 0 && cert.CheckSignatureFrom(cert) == nil {
+			continue
+		}
+		chain = append(chain, block.Bytes)
+	}
+	return chain, nil
+}
