@@ -1,0 +1,268 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package testhost
+
+import (
+	"bytes"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	nomadapi "github.com/hashicorp/nomad/api"
+	vaultapi "github.com/hashicorp/vault/api"
+)
+
+// startTimeout is how long a server may take until it answers.
+const startTimeout = 60 * time.Second
+
+// Server is a real server in development mode that dies with the test.
+type Server struct {
+	Address string // host:port of its HTTP API
+	Token   string // Vault: the root token
+	cmd     *exec.Cmd
+	log     *bytes.Buffer
+	exited  chan struct{}
+}
+
+// Pause stops the server from answering, as if it were unreachable.
+func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
+
+// Resume is the opposite of Pause.
+func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
+
+// Consul starts a Consul server. config is HCL that is added to its
+// configuration, for instance an acl block.
+func Consul(t testing.TB, config ...string) (*Server, *consulapi.Client) {
+	t.Helper()
+	ports := freePorts(t, 4)
+	dir := t.TempDir()
+	args := []string{"agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn",
+		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]),
+		fmt.Sprintf("-serf-lan-port=%d", ports[2]), fmt.Sprintf("-serf-wan-port=%d", ports[3]),
+		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"}
+	for _, c := range append(config, "limits { http_max_conns_per_client = 2000 }") {
+		file, err := os.CreateTemp(dir, "*.hcl")
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintln(file, c)
+		file.Close()
+		args = append(args, "-config-file="+file.Name())
+	}
+	s := start(t, "consul", ports[0], nil, args...)
+	client, err := consulapi.NewClient(&consulapi.Config{Address: s.Address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.wait(t, "consul", func() error {
+		leader, err := client.Status().Leader()
+		if err == nil && leader == "" {
+			err = fmt.Errorf("it has no leader")
+		}
+		return err
+	})
+	return s, client
+}
+
+// Vault starts a Vault server, unsealed and in memory. The client has the root
+// token.
+func Vault(t testing.TB) (*Server, *vaultapi.Client) {
+	t.Helper()
+	ports := freePorts(t, 2)
+	const token = "root"
+	s := start(t, "vault", ports[0], []string{"HOME=" + t.TempDir()},
+		"server", "-dev", "-dev-no-store-token", "-dev-root-token-id="+token, "-log-level=warn",
+		fmt.Sprintf("-dev-listen-address=127.0.0.1:%d", ports[0]))
+	s.Token = token
+	conf := vaultapi.DefaultConfig()
+	conf.Address = "http://" + s.Address
+	client, err := vaultapi.NewClient(conf)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client.SetToken(token)
+	s.wait(t, "vault", func() error {
+		h, err := client.Sys().Health()
+		if err == nil && (h.Sealed || !h.Initialized) {
+			err = fmt.Errorf("it is sealed")
+		}
+		return err
+	})
+	return s, client
+}
+
+// Nomad starts a Nomad server that is its own client. config is HCL that is
+// added to its configuration. Its jobs may use the raw_exec driver.
+func Nomad(t testing.TB, config ...string) (*Server, *nomadapi.Client) {
+	t.Helper()
+	RequireRoot(t)
+	ports := freePorts(t, 3)
+	dir := t.TempDir()
+	base := fmt.Sprintf(`
+bind_addr = "127.0.0.1"
+ports {
+  http = %d
+  rpc  = %d
+  serf = %d
+}
+client {
+  options {
+    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
+  }
+}
+plugin "raw_exec" {
+  config {
+    enabled = true
+  }
+}
+consul {
+  auto_advertise      = false
+  server_auto_join    = false
+  client_auto_join    = false
+}
+`, ports[0], ports[1], ports[2])
+	args := []string{"agent", "-dev", "-log-level=WARN", "-data-dir=" + filepath.Join(dir, "data")}
+	for i, c := range append([]string{base}, config...) {
+		file := filepath.Join(dir, fmt.Sprintf("%d.hcl", i))
+		if err := os.WriteFile(file, []byte(c), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		args = append(args, "-config="+file)
+	}
+	s := start(t, "nomad", ports[0], nil, args...)
+	client, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://" + s.Address})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.wait(t, "nomad", func() error {
+		leader, err := client.Status().Leader()
+		if err == nil && leader == "" {
+			err = fmt.Errorf("it has no leader")
+		}
+		return err
+	})
+	return s, client
+}
+
+// RequireServer returns the path of consul, vault or nomad: on PATH, in the
+// directory $SIF_SERVERS, or in the cache that `make setup` fills.
+func RequireServer(t testing.TB, name string) string {
+	t.Helper()
+	if path, err := exec.LookPath(name); err == nil {
+		return path
+	}
+	places := []string{"/var/cache/sif/servers/*/" + name, "/var/cache/sif/servers/" + name}
+	if dir := os.Getenv("SIF_SERVERS"); dir != "" {
+		places = append([]string{filepath.Join(dir, name)}, places...)
+	}
+	for _, place := range places {
+		found, _ := filepath.Glob(place)
+		for _, path := range found {
+			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+				return path
+			}
+		}
+	}
+	unmet(t, "needs "+name+" on PATH or in $SIF_SERVERS: run `make setup`")
+	return ""
+}
+
+// start runs a server with an environment that names no other server.
+func start(t testing.TB, name string, port int, env []string, args ...string) *Server {
+	t.Helper()
+	s := &Server{Address: fmt.Sprintf("127.0.0.1:%d", port), log: &bytes.Buffer{}, exited: make(chan struct{})}
+	s.cmd = exec.Command(RequireServer(t, name), args...)
+	for _, e := range os.Environ() {
+		switch key, _, _ := strings.Cut(e, "="); {
+		case strings.HasPrefix(key, "CONSUL_"), strings.HasPrefix(key, "VAULT_"), strings.HasPrefix(key, "NOMAD_"), key == "AWS_CA_BUNDLE":
+		default:
+			s.cmd.Env = append(s.cmd.Env, e)
+		}
+	}
+	s.cmd.Env = append(s.cmd.Env, env...)
+	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
+	// A test that is killed takes the server with it.
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
+	started := make(chan error)
+	go func() {
+		runtime.LockOSThread() // Pdeathsig is about the thread that forks: this one waits
+		defer runtime.UnlockOSThread()
+		err := s.cmd.Start()
+		started <- err
+		if err == nil {
+			s.cmd.Wait()
+			close(s.exited)
+		}
+	}()
+	if err := <-started; err != nil {
+		t.Fatalf("start %s: %v", name, err)
+	}
+	t.Cleanup(func() {
+		s.Resume()
+		s.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-s.exited:
+		case <-time.After(10 * time.Second):
+			syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+			<-s.exited
+		}
+	})
+	return s
+}
+
+// wait waits until the server answers.
+func (s *Server) wait(t testing.TB, name string, ready func() error) {
+	t.Helper()
+	deadline := time.Now().Add(startTimeout)
+	for {
+		err := ready()
+		if err == nil {
+			return
+		}
+		select {
+		case <-s.exited:
+			t.Fatalf("%s died at its start: %s", name, s.log)
+		default:
+		}
+		if time.Now().After(deadline) {
+			s.cmd.Process.Kill()
+			<-s.exited
+			t.Fatalf("%s does not answer after %s: %v: %s", name, startTimeout, err, s.log)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// freePorts returns ports that were free a moment ago, for TCP and UDP, below
+// those that the kernel gives to outgoing connections.
+func freePorts(t testing.TB, n int) []int {
+	t.Helper()
+	var ports []int
+	for try := 0; len(ports) < n; try++ {
+		if try > 1000 {
+			t.Fatal("found no free ports")
+		}
+		port := 12000 + int(time.Now().UnixNano()/100)%18000
+		tcp, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer tcp.Close()
+		udp, err := net.ListenPacket("udp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err != nil {
+			continue
+		}
+		defer udp.Close()
+		ports = append(ports, port)
+	}
+	return ports
+}
