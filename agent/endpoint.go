@@ -13,11 +13,11 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/attach"
 )
 
@@ -142,14 +142,7 @@ func (es *endpoints) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the endpoints: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(es.path), 0o700); err != nil {
-		return fmt.Errorf("write the endpoints: %w", err)
-	}
-	tmp := es.path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write the endpoints: %w", err)
-	}
-	if err := os.Rename(tmp, es.path); err != nil {
+	if err := atomicfile.Write(es.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the endpoints: %w", err)
 	}
 	return nil

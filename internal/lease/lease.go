@@ -15,12 +15,12 @@ import (
 	"io/fs"
 	"maps"
 	"os"
-	"path/filepath"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
 // Lease is a verified connectivity request in force.
@@ -101,14 +101,7 @@ func (l *Set) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the leases: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
-		return fmt.Errorf("write the leases: %w", err)
-	}
-	tmp := l.path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write the leases: %w", err)
-	}
-	if err := os.Rename(tmp, l.path); err != nil {
+	if err := atomicfile.Write(l.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the leases: %w", err)
 	}
 	return nil

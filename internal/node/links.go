@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/link"
 	"github.com/sif-project/sif/internal/roster"
@@ -93,14 +94,10 @@ func (l *Links) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the key of the node's links: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(l.path), 0o700); err != nil {
+	if err := atomicfile.Write(l.path, data, 0o600); err != nil {
 		return fmt.Errorf("keep the key of the node's links: %w", err)
 	}
-	tmp := l.path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("keep the key of the node's links: %w", err)
-	}
-	return os.Rename(tmp, l.path)
+	return nil
 }
 
 // statement is what the node publishes of its links.

@@ -28,6 +28,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/admission"
+	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/logkey"
@@ -68,6 +69,11 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, version s
 	defer cancel()
 	n := &Node{Config: c, Kind: kind, Version: version, Log: log, problems: map[string]string{}}
 	var err error
+	for _, dir := range []string{c.DataDir, c.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the node's directory: %w", err)
+		}
+	}
 	ic := c.Identity()
 	ic.IPs = []net.IP{c.Underlay.Addr().AsSlice()}
 	if n.Identity, err = identity.Open(ctx, ic, log.Named("identity")); err != nil {
@@ -179,7 +185,7 @@ func (n *Node) saveSelf(r fabric.NodeRecord) error {
 	if err != nil {
 		return fmt.Errorf("encode the node record: %w", err)
 	}
-	if err := os.WriteFile(n.selfPath(), data, 0o600); err != nil {
+	if err := atomicfile.Write(n.selfPath(), data, 0o600); err != nil {
 		return fmt.Errorf("keep the node record: %w", err)
 	}
 	return nil

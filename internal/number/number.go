@@ -13,8 +13,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"sync"
+
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
 // First is the lowest number given out; lower ones are left to the data path
@@ -92,14 +93,7 @@ func (r *Registry) save() error {
 	if err != nil {
 		return fmt.Errorf("encode the registry of numbers: %w", err)
 	}
-	if err := os.MkdirAll(filepath.Dir(r.path), 0o700); err != nil {
-		return fmt.Errorf("write the registry of numbers: %w", err)
-	}
-	tmp := r.path + ".tmp"
-	if err := os.WriteFile(tmp, data, 0o600); err != nil {
-		return fmt.Errorf("write the registry of numbers: %w", err)
-	}
-	if err := os.Rename(tmp, r.path); err != nil {
+	if err := atomicfile.Write(r.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the registry of numbers: %w", err)
 	}
 	return nil

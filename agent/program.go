@@ -1,0 +1,268 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node"
+)
+
+// Datapath is the node's data path, which lives on when the agent stops.
+type Datapath interface {
+	Attach(ifName string) error
+	Detach(ifName string) error
+	PutEndpoint(bpf.Endpoint) error
+	DeleteEndpoint(ifindex uint32) error
+	Endpoints() ([]bpf.Endpoint, error)
+	PutPeer(bpf.Peer) error
+	DeletePeer(netip.Addr) error
+	Peers() ([]bpf.Peer, error)
+	PutExternal(bpf.External) error
+	DeleteExternal(bpf.External) error
+	Externals() ([]bpf.External, error)
+	PutCheck(bpf.Check) error
+	DeleteCheck(bpf.Check) error
+	Checks() ([]bpf.Check, error)
+	ReplacePair(bpf.Pair, []bpf.Rule) error
+	Pairs() (map[bpf.Pair][]bpf.Rule, error)
+}
+
+// image is the content of the data path's maps.
+type image struct {
+	endpoints map[uint32]bpf.Endpoint // by interface index
+	peers     map[netip.Addr]bpf.Peer
+	externals map[kernelExternal]bpf.External
+	checks    map[bpf.Check]bool
+	pairs     map[bpf.Pair][]bpf.Rule // canonical
+}
+
+func newImage() image {
+	return image{
+		endpoints: map[uint32]bpf.Endpoint{}, peers: map[netip.Addr]bpf.Peer{}, externals: map[kernelExternal]bpf.External{},
+		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{},
+	}
+}
+
+// imageOf lays a kernelState out as the maps hold it.
+func imageOf(s kernelState) image {
+	im := newImage()
+	for _, ep := range s.Endpoints {
+		index := uint32(ep.Index)
+		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: ep.Identity, IPv4: ep.IPv4, IPv6: ep.IPv6}
+		for _, c := range ep.Checks {
+			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
+		}
+	}
+	for addr, p := range s.Peers {
+		im.peers[addr] = bpf.Peer{Address: addr, Identity: p.Identity, Interface: uint32(p.Index)}
+	}
+	for x, identity := range s.Externals {
+		im.externals[x] = bpf.External{Prefix: x.Prefix, Identity: identity, Interface: uint32(x.Index)}
+	}
+	for pair, rules := range s.Pairs {
+		var list []bpf.Rule
+		for _, r := range rules {
+			list = append(list, bpf.Rule{Protocol: uint8(r.Protocol), From: r.Ports.From, To: r.Ports.To, Contract: r.Contract})
+		}
+		im.pairs[bpf.Pair{Source: pair.Src, Destination: pair.Dst}] = bpf.Canonical(list)
+	}
+	return im
+}
+
+// readImage reads what the maps hold.
+func readImage(d Datapath) (image, error) {
+	im := newImage()
+	endpoints, err := d.Endpoints()
+	if err != nil {
+		return im, err
+	}
+	for _, ep := range endpoints {
+		im.endpoints[ep.Interface] = ep
+	}
+	peers, err := d.Peers()
+	if err != nil {
+		return im, err
+	}
+	for _, p := range peers {
+		im.peers[p.Address] = p
+	}
+	externals, err := d.Externals()
+	if err != nil {
+		return im, err
+	}
+	for _, x := range externals {
+		im.externals[kernelExternal{int(x.Interface), x.Prefix}] = x
+	}
+	checks, err := d.Checks()
+	if err != nil {
+		return im, err
+	}
+	for _, c := range checks {
+		im.checks[c] = true
+	}
+	im.pairs, err = d.Pairs()
+	return im, err
+}
+
+// write turns the maps from have into want and says what it changed. What is
+// no longer allowed goes first. It carries on after an error, because each
+// entry stands alone.
+func write(d Datapath, have, want image) (changes []string, err error) {
+	var errs []error
+	do := func(err error, format string, args ...any) {
+		changes = append(changes, fmt.Sprintf(format, args...))
+		if err != nil {
+			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
+		}
+	}
+	for pair := range have.pairs {
+		if _, stays := want.pairs[pair]; !stays {
+			do(d.ReplacePair(pair, nil), "remove the rules of identities %d to %d", pair.Source, pair.Destination)
+		}
+	}
+	for addr := range have.peers {
+		if _, stays := want.peers[addr]; !stays {
+			do(d.DeletePeer(addr), "remove peer %s", addr)
+		}
+	}
+	for key, x := range have.externals {
+		if _, stays := want.externals[key]; !stays {
+			do(d.DeleteExternal(x), "remove external %s", x.Prefix)
+		}
+	}
+	for index, ep := range have.endpoints {
+		if _, stays := want.endpoints[index]; !stays {
+			do(d.DeleteEndpoint(index), "remove endpoint %s", ep.IPv4)
+		}
+	}
+	for c := range have.checks {
+		_, lives := want.endpoints[c.Interface]
+		if lives && !want.checks[c] {
+			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
+		}
+	}
+	for pair, rules := range want.pairs {
+		if !slices.Equal(have.pairs[pair], rules) {
+			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
+		}
+	}
+	for key, x := range want.externals {
+		if have.externals[key] != x {
+			do(d.PutExternal(x), "set external %s", x.Prefix)
+		}
+	}
+	for addr, p := range want.peers {
+		if have.peers[addr] != p {
+			do(d.PutPeer(p), "set peer %s", addr)
+		}
+	}
+	for index, ep := range want.endpoints {
+		if have.endpoints[index] != ep {
+			do(d.PutEndpoint(ep), "set endpoint %s", ep.IPv4)
+		}
+	}
+	for c := range want.checks {
+		if !have.checks[c] {
+			do(d.PutCheck(c), "set the check of port %d at interface %d", c.Port, c.Interface)
+		}
+	}
+	return changes, errors.Join(errs...)
+}
+
+// reprogram computes what the kernel should hold now and writes what differs
+// from what was written last.
+func (a *Agent) reprogram() error {
+	a.programming.Lock()
+	defer a.programming.Unlock()
+	want, err := a.wanted()
+	if err != nil {
+		return err
+	}
+	if reflect.DeepEqual(a.written, want) {
+		return nil
+	}
+	_, err = write(a.data, a.written, want)
+	a.written = want
+	if err != nil {
+		// What is really there is read back at the next reconciliation.
+		return fmt.Errorf("program the data path: %w", err)
+	}
+	return nil
+}
+
+// Reconcile compares what the kernel really holds with what it should hold,
+// repairs it, and reports what it found.
+func (a *Agent) Reconcile() error {
+	a.programming.Lock()
+	defer a.programming.Unlock()
+	want, err := a.wanted()
+	if err != nil {
+		return err
+	}
+	have, err := readImage(a.data)
+	if err != nil {
+		return fmt.Errorf("read the data path: %w", err)
+	}
+	changes, err := write(a.data, have, want)
+	a.written = want
+	if len(changes) > 0 {
+		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
+	}
+	return err
+}
+
+func (a *Agent) wanted() (image, error) {
+	var counterparts []fabric.Admission
+	for _, le := range a.counterparts.All(a.now()) {
+		counterparts = append(counterparts, le.Admission)
+	}
+	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
+	c := compiler{num: a.num, underlay: underlay, towards: a.towards()}
+	state, err := c.compile(a.endpoints.all(), counterparts, a.node.Revision.Documents())
+	if err != nil {
+		return image{}, fmt.Errorf("compute the data path: %w", err)
+	}
+	return imageOf(state), nil
+}
+
+// towards returns a function that names the interface by which the endpoints
+// of a node come: the link to the nodes of the own zone, or that to the zone's
+// processor. It looks the interfaces up once.
+func (a *Agent) towards() func(zone, node string) (int, bool) {
+	self := a.node.Self
+	index := func(peer string) int {
+		name, ok := a.node.Links.Interface(peer)
+		if !ok {
+			return 0
+		}
+		index, _ := linkIndex(name)
+		return index
+	}
+	within, beyond := index(node.ZonePeer), 0
+	var processors []string
+	for _, n := range a.node.Nodes() {
+		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone {
+			processors = append(processors, n.ID())
+		}
+	}
+	if len(processors) > 0 {
+		beyond = index(slices.Min(processors))
+	}
+	return func(zone, node string) (int, bool) {
+		switch {
+		case zone != self.Zone:
+			return beyond, beyond != 0
+		case node != self.Name:
+			return within, within != 0
+		}
+		return 0, false // its own endpoints are known by their own interfaces
+	}
+}
