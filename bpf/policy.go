@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"math/bits"
 	"slices"
@@ -120,8 +121,9 @@ func lengths(keys map[endpointRuleKey]uint32) map[uint8]uint32 {
 }
 
 // ReplacePair makes rules all that Source may call Destination by; none: nothing. What
-// both the old and the new rules allow passes without a gap. If it fails, some of the new
-// rules may be in force and all of the old ones may be; calling it again repairs that.
+// both the old and the new rules allow passes without a gap. If it fails, the old rules may
+// still be in force, and after any error but a full map some of the new ones as well;
+// calling it again repairs that.
 func (d *Datapath) ReplacePair(p Pair, rules []Rule) error {
 	wanted, err := ruleKeys(p, rules)
 	if err != nil {
@@ -136,12 +138,16 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 		present = map[endpointRuleKey]uint32{}
 		d.pairs[p] = present
 	}
+	var added []endpointRuleKey
 	for key, contract := range wanted {
-		if old, ok := present[key]; ok && old != contract {
-			taken = true
-		}
+		old, ok := present[key]
+		taken = taken || ok && old != contract
 		if err := put(d.objects.SifRules, "sif_rules", key, endpointRule{Contract: contract}); err != nil {
-			return taken, err
+			// Leave no half of a pair behind in a map that is full.
+			return true, errors.Join(err, d.dropRules(present, added))
+		}
+		if !ok {
+			added = append(added, key)
 		}
 		present[key] = contract
 	}
@@ -163,20 +169,27 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 			return taken, err
 		}
 	}
+	var stale []endpointRuleKey
 	for key := range present {
-		if _, ok := wanted[key]; ok {
-			continue
+		if _, ok := wanted[key]; !ok {
+			stale = append(stale, key)
 		}
-		taken = true
-		if _, err := remove(d.objects.SifRules, "sif_rules", key); err != nil {
-			return taken, err
-		}
-		delete(present, key)
 	}
+	err = d.dropRules(present, stale)
 	if len(present) == 0 {
 		delete(d.pairs, p)
 	}
-	return taken, nil
+	return taken || len(stale) > 0, err
+}
+
+func (d *Datapath) dropRules(present map[endpointRuleKey]uint32, keys []endpointRuleKey) error {
+	for _, key := range keys {
+		if _, err := remove(d.objects.SifRules, "sif_rules", key); err != nil {
+			return err
+		}
+		delete(present, key)
+	}
+	return nil
 }
 
 // Pairs returns the rules of all pairs as the kernel has them, in canonical form. A pair

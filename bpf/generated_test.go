@@ -1,0 +1,86 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package bpf
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/btf"
+	"github.com/cilium/ebpf/link"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+func enumOf(t *testing.T, spec *ebpf.CollectionSpec, name string) []btf.EnumValue {
+	t.Helper()
+	var enum *btf.Enum
+	must.NoError(t, spec.Types.TypeByName(name, &enum))
+	return enum.Values
+}
+
+// constantName turns "no-endpoint" into "REASON_NO_ENDPOINT".
+func constantName(prefix, name string) string {
+	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+}
+
+func programOf(t *testing.T, pin string) string {
+	t.Helper()
+	l, err := link.LoadPinnedLink(pin, nil)
+	must.NoError(t, err)
+	defer l.Close()
+	info, err := l.Info()
+	must.NoError(t, err)
+	return fmt.Sprint(info.Program)
+}
+
+// TestGeneratedIsFresh compiles again and compares with what is checked in.
+func TestGeneratedIsFresh(t *testing.T) {
+	testhost.RequireProgram(t, "clang")
+	testhost.RequireProgram(t, "llvm-strip")
+	version, err := exec.Command("clang", "--version").Output()
+	must.NoError(t, err)
+	if !strings.Contains(string(version), "clang version 14.") {
+		t.Skipf("the checked-in object is clang 14's; here is %s", strings.SplitN(string(version), "\n", 2)[0])
+	}
+	dir := t.TempDir()
+	for _, pattern := range []string{"*.c", "headers/*.h", "doc.go"} {
+		files, err := filepath.Glob(pattern)
+		must.NoError(t, err)
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			must.NoError(t, err)
+			must.NoError(t, os.MkdirAll(filepath.Dir(filepath.Join(dir, file)), 0o755))
+			must.NoError(t, os.WriteFile(filepath.Join(dir, file), text, 0o644))
+		}
+	}
+	doc, err := os.ReadFile("doc.go")
+	must.NoError(t, err)
+	_, line, found := strings.Cut(string(doc), "//go:generate ")
+	must.True(t, found)
+	arguments := strings.Fields(line)
+	tool, err := exec.Command("go", "tool", "-n", "bpf2go").Output()
+	must.NoError(t, err)
+	cmd := exec.Command(strings.TrimSpace(string(tool)), arguments[3:]...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOPACKAGE=bpf")
+	out, err := cmd.CombinedOutput()
+	must.NoError(t, err, must.Sprint(string(out)))
+	for _, file := range []string{"endpoint_bpfel.go", "endpoint_bpfel.o"} {
+		want, err := os.ReadFile(filepath.Join(dir, file))
+		must.NoError(t, err)
+		got, err := os.ReadFile(file)
+		must.NoError(t, err)
+		if !bytes.Equal(got, want) {
+			t.Errorf("%s is stale: run `go generate ./bpf/`", file)
+		}
+	}
+}
