@@ -59,7 +59,7 @@ func (r remnants) remove(ctx context.Context) error {
 			errs = append(errs, fmt.Errorf("remove link %s: %w", hostLink(r.lab), err))
 		}
 	}
-	errs = append(errs, r.removeCgroups()...)
+	errs = append(errs, r.removeCgroups(allocs)...)
 	for _, dir := range []string{filepath.Join(runRoot, r.lab), filepath.Join(varRoot, r.lab)} {
 		if err := os.RemoveAll(dir); err != nil {
 			errs = append(errs, fmt.Errorf("remove %s: %w", dir, err))
@@ -68,7 +68,7 @@ func (r remnants) remove(ctx context.Context) error {
 	for _, dir := range []string{runRoot, varRoot} {
 		removeEmpty(dir)
 	}
-	removeShimSockets()
+	removeSharedEmpty()
 	if settings.ReceiveBuffer != "" {
 		if err := sysctl(receiveBufferKey, settings.ReceiveBuffer); err != nil {
 			errs = append(errs, err)
@@ -102,7 +102,7 @@ func (r remnants) allocations() []string {
 // network namespace they are in. The last two catch tasks and containers, whose environment is their own.
 func (r remnants) processes() []int {
 	found := map[int]bool{}
-	for _, dir := range r.cgroups() {
+	for _, dir := range r.cgroups(r.allocations()) {
 		data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if err != nil {
 			continue
@@ -228,12 +228,16 @@ func (r remnants) removeNamespaces(ctx context.Context, allocs []string) []error
 // cgroupParent is the control group under which a node's tasks and containers live.
 func cgroupParent(lab, node string) string { return "sif-" + lab + "-" + node }
 
-// cgroups lists the lab's control groups in all hierarchies, parents first.
-func (r remnants) cgroups() []string {
-	var dirs []string
-	var roots []string
-	for _, pattern := range []string{"/sys/fs/cgroup/sif-%s-*", "/sys/fs/cgroup/*/sif-%s-*"} {
-		found, err := filepath.Glob(fmt.Sprintf(pattern, r.lab))
+// cgroups lists the lab's control groups in all hierarchies, parents first. On version 1 Nomad heeds no parent of
+// ours: there its groups bear the allocations' IDs.
+func (r remnants) cgroups(allocs []string) []string {
+	patterns := []string{"/sys/fs/cgroup/sif-" + r.lab + "-*", "/sys/fs/cgroup/*/sif-" + r.lab + "-*"}
+	for _, a := range allocs {
+		patterns = append(patterns, "/sys/fs/cgroup/*/nomad/"+a+".*", "/sys/fs/cgroup/*/nomad/*/"+a+".*")
+	}
+	var dirs, roots []string
+	for _, pattern := range patterns {
+		found, err := filepath.Glob(pattern)
 		if err == nil {
 			roots = append(roots, found...)
 		}
@@ -250,9 +254,9 @@ func (r remnants) cgroups() []string {
 	return dirs
 }
 
-func (r remnants) removeCgroups() []error {
+func (r remnants) removeCgroups(allocs []string) []error {
 	var errs []error
-	for _, dir := range slices.Backward(r.cgroups()) {
+	for _, dir := range slices.Backward(r.cgroups(allocs)) {
 		var err error
 		// The kernel lets go of a dead process's group a moment after its end.
 		for range 100 {
@@ -267,6 +271,48 @@ func (r remnants) removeCgroups() []error {
 		}
 	}
 	return errs
+}
+
+// removeSharedEmpty removes what the lab's programs made for everybody and left empty: Nomad's own control groups on
+// version 1, the directory of named namespaces, Docker's and containerd's directories outside their roots.
+func removeSharedEmpty() {
+	if !running("nomad") {
+		groups, _ := filepath.Glob("/sys/fs/cgroup/*/nomad/*") // the pattern is well-formed
+		roots, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
+		for _, dir := range append(groups, roots...) {
+			_ = unix.Rmdir(dir) // a directory of tasks refuses
+		}
+	}
+	if names, err := os.ReadDir("/run/netns"); err == nil && len(names) == 0 {
+		for unix.Unmount("/run/netns", 0) == nil {
+		}
+		_ = unix.Rmdir("/run/netns")
+	}
+	removeShimSockets()
+	if !running("dockerd") {
+		for _, dir := range []string{
+			"/run/docker/plugins", "/run/docker", "/opt/containerd/bin", "/opt/containerd/lib", "/opt/containerd",
+		} {
+			removeEmpty(dir)
+		}
+	}
+}
+
+// running reports whether a program of that name runs on this machine.
+func running(name string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/comm") // the pattern is well-formed
+	return slices.ContainsFunc(files, func(f string) bool {
+		comm, err := os.ReadFile(f)
+		if err != nil || strings.TrimSpace(string(comm)) != name {
+			return false
+		}
+		pid, err := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+		if err != nil {
+			return false
+		}
+		_, err = bornAt(pid)
+		return err == nil
+	})
 }
 
 // removeShimSockets removes containerd's sockets that nobody listens on any more: they are the one thing of an

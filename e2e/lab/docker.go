@@ -29,8 +29,9 @@ func (l *Lab) startDocker(ctx context.Context, node *Node) error {
 	if err := mkdirs(l.varDir(node.Name), l.runDir(node.Name)); err != nil {
 		return err
 	}
-	// An own file, lest the machine's /etc/docker/daemon.json counts.
-	if err := os.WriteFile(config, []byte("{}\n"), 0o644); err != nil {
+	// An own file, lest the machine's /etc/docker/daemon.json counts, or a key is written there.
+	text := fmt.Sprintf("{%q: %q}\n", "deprecated-key-path", l.varDir(node.Name, "docker-key.json"))
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write Docker's configuration: %w", err)
 	}
 	p := &Process{

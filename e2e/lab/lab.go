@@ -135,7 +135,7 @@ func (l *Lab) bringUp(ctx context.Context) error {
 		return err
 	}
 	if l.ServersOnly {
-		return nil
+		return l.startNomadClients(ctx)
 	}
 	return l.startFabric(ctx)
 }

@@ -128,9 +128,13 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	if err != nil {
 		return err
 	}
-	return l.launch(ctx, p, 60*time.Second, func(ctx context.Context) error {
+	if err := l.launch(ctx, p, 60*time.Second, func(ctx context.Context) error {
 		return nomadReady(ctx, client, node)
-	})
+	}); err != nil {
+		return err
+	}
+	l.told.line("%s: Nomad client with %s", node.Name, strings.Join(node.Drivers, ", "))
+	return nil
 }
 
 // nomadReady reports why the node's Nomad client cannot take jobs yet.
@@ -153,31 +157,9 @@ func nomadReady(ctx context.Context, client *api.Client, node *Node) error {
 	return errors.New("the server does not list it as ready")
 }
 
-// nomadKnowsCNI reports why the node cannot run groups in network mode cni/<network> yet.
-func nomadKnowsCNI(ctx context.Context, client *api.Client, node, network string) error {
-	query := (&api.QueryOptions{}).WithContext(ctx)
-	nodes, _, err := client.Nodes().List(query)
-	if err != nil {
-		return err
-	}
-	for _, stub := range nodes {
-		if stub.Name != node {
-			continue
-		}
-		n, _, err := client.Nodes().Info(stub.ID, query)
-		if err != nil {
-			return err
-		}
-		for _, r := range n.NodeResources.Networks {
-			if r.Mode == "cni/"+network {
-				return nil
-			}
-		}
-	}
-	return fmt.Errorf("the server does not list network cni/%s on %s", network, node)
-}
-
-// ReloadNomad makes a node's Nomad client look for CNI networks again: it does so only at start and on SIGHUP.
+// ReloadNomad makes a node's Nomad client look for CNI networks again: it does so only at start and on SIGHUP, and
+// tells the server 5 to 10 s later. A job that was placed nowhere before then stays blocked until it is evaluated
+// again: networks are not part of a node's class.
 func (l *Lab) ReloadNomad(node string) error { return l.Signal(node, "nomad", syscall.SIGHUP) }
 
 func (l *Lab) nomadProcess(node *Node, role string) (*Process, error) {

@@ -14,7 +14,8 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// startServers starts everything that is not SIF, what does not depend on one another at the same time.
+// startServers starts everything that is not SIF, but for Nomad's clients: those look for networks when they start,
+// and come after the agents. What does not depend on one another is started at the same time.
 func (l *Lab) startServers(ctx context.Context) error {
 	var err error
 	if l.ca, err = newAuthority(l.varDir("tls")); err != nil {
@@ -27,9 +28,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 	if err := l.raiseReceiveBuffer(); err != nil {
 		return err
 	}
-	workloads := l.Topology.Nodes(Workload)
-	consul, nomad := make(chan struct{}), make(chan struct{})
-	docker := make(map[string]chan struct{})
+	consul := make(chan struct{})
 	g, ctx := errgroup.WithContext(ctx)
 	after := func(done <-chan struct{}) error {
 		select {
@@ -56,11 +55,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 		if err := after(consul); err != nil {
 			return err
 		}
-		if err := l.startNomadServer(ctx); err != nil {
-			return err
-		}
-		close(nomad)
-		return nil
+		return l.startNomadServer(ctx)
 	})
 	for _, n := range l.Topology.Nodes(Processor) {
 		g.Go(func() error {
@@ -77,15 +72,10 @@ func (l *Lab) startServers(ctx context.Context) error {
 			return nil
 		})
 	}
-	for _, n := range workloads {
-		docker[n.Name] = make(chan struct{})
-		g.Go(func() error {
-			defer close(docker[n.Name])
-			if !n.HasDriver("docker") {
-				return nil
-			}
-			return l.startDocker(ctx, n)
-		})
+	for _, n := range l.Topology.Nodes(Workload) {
+		if n.HasDriver("docker") {
+			g.Go(func() error { return l.startDocker(ctx, n) })
+		}
 		g.Go(func() error {
 			if err := after(consul); err != nil {
 				return err
@@ -93,17 +83,18 @@ func (l *Lab) startServers(ctx context.Context) error {
 			if err := l.startConsulClient(ctx, n); err != nil {
 				return err
 			}
-			for _, done := range []chan struct{}{docker[n.Name], nomad} {
-				if err := after(done); err != nil {
-					return err
-				}
-			}
-			if err := l.startNomadClient(ctx, n); err != nil {
-				return err
-			}
-			l.told.line("%s: Nomad client with %v, Consul agent", n.Name, n.Drivers)
+			l.told.line("%s: Consul agent", n.Name)
 			return nil
 		})
+	}
+	return g.Wait()
+}
+
+// startNomadClients starts the Nomad clients of all workload nodes.
+func (l *Lab) startNomadClients(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for _, n := range l.Topology.Nodes(Workload) {
+		g.Go(func() error { return l.startNomadClient(ctx, n) })
 	}
 	return g.Wait()
 }

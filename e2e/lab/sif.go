@@ -139,7 +139,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	l.vaultBlock(&c, role.RoleID, secret)
 	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
-	ready := socketExists(filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
+	ready := func(context.Context) error { return l.conflistExists(node.Name) }
 	if node.Kind == Processor {
 		listen := fmt.Sprintf("%s:%d", node.Address, enginePort)
 		c.block("engine", "listen", listen)
@@ -147,6 +147,9 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 		ready = l.listens(node.Name, listen)
 	} else {
 		plugins, configs := l.CNIDirs(node.Name)
+		if err := mkdirs(plugins, configs); err != nil {
+			return err
+		}
 		c.block("cni", "plugin_dir", plugins, "config_dir", configs, "socket", filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
 	}
 	p, err := l.daemon(node, daemon, c)
@@ -156,45 +159,21 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if err := l.launch(ctx, p, 40*time.Second, ready); err != nil {
 		return err
 	}
-	if node.Kind == Workload {
-		if err := l.awaitCNI(ctx, node); err != nil {
-			return err
-		}
-	}
 	l.told.line("%s: link, %s", node.Name, daemon)
-	return nil
+	if node.Kind == Processor {
+		return nil
+	}
+	return l.startNomadClient(ctx, node)
 }
 
-// awaitCNI waits for the agent's network configuration and has Nomad find it.
-func (l *Lab) awaitCNI(ctx context.Context, node *Node) error {
-	_, configs := l.CNIDirs(node.Name)
-	agent, err := l.Process(node.Name, "agent")
-	if err != nil {
-		return err
+// conflistExists probes for the agent's network configuration.
+func (l *Lab) conflistExists(node string) error {
+	_, configs := l.CNIDirs(node)
+	files, err := filepath.Glob(configs + "/*.conflist")
+	if err == nil && len(files) == 0 {
+		err = fmt.Errorf("there is no network configuration in %s", configs)
 	}
-	if err := l.await(ctx, agent, 20*time.Second, func(context.Context) error {
-		files, err := filepath.Glob(configs + "/*.conflist")
-		if err == nil && len(files) == 0 {
-			err = fmt.Errorf("there is no network configuration in %s", configs)
-		}
-		return err
-	}); err != nil {
-		return err
-	}
-	client, err := l.Nomad(l.Secrets.NomadManagement)
-	if err != nil {
-		return err
-	}
-	nomad, err := l.Process(node.Name, "nomad")
-	if err != nil {
-		return err
-	}
-	if err := l.ReloadNomad(node.Name); err != nil {
-		return err
-	}
-	return l.await(ctx, nomad, 20*time.Second, func(ctx context.Context) error {
-		return nomadKnowsCNI(ctx, client, node.Name, "sif")
-	})
+	return err
 }
 
 // mountBPF gives a node a BPF filesystem in the machine's mount namespace, where it outlives every daemon.

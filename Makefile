@@ -1,0 +1,53 @@
+# Copyright (c) The SIF Authors
+# SPDX-License-Identifier: MPL-2.0
+
+SHELL := /bin/bash
+
+# Which fabric `make dev` brings up.
+TOPOLOGY ?= e2e/lab/topology/two-zones.hcl
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## Say what there is to make
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 20
+
+.PHONY: setup
+setup: ## Install Debian packages; find or build Consul, Vault and Nomad
+	@tools/setup.sh
+
+.PHONY: build
+build: ## Build sif, sif-cni, sif-demo and sif-lab into bin/
+	@mkdir -p bin
+	go build -o bin/sif .
+	CGO_ENABLED=0 go build -o bin/sif-cni ./cni-plugin
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-demo ./jobs/demo
+	go build -o bin/sif-lab ./e2e/cmd/sif-lab
+
+.PHONY: dev
+dev: setup build ## Bring up a fabric with a running application on this machine (root)
+	@bin/sif-lab up -topology=$(TOPOLOGY)
+
+.PHONY: dev-down
+dev-down: ## Take everything that `make dev` brought up away again
+	@[[ ! -x bin/sif-lab ]] && go build -o bin/sif-lab ./e2e/cmd/sif-lab; bin/sif-lab down
+
+.PHONY: test
+test: setup build ## Run all tests, the end-to-end ones included (root)
+	go test -race ./...
+	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
+
+.PHONY: lint
+lint: ## Check format, vet, layering, shell scripts
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	go vet ./...
+	go vet -tags e2e ./e2e/...
+	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh'); fi
+
+.PHONY: generate
+generate: ## Generate the eBPF programs' Go files
+	go generate ./...
+
+.PHONY: clean
+clean: ## Remove what was built; the cached servers stay
+	rm -rf bin

@@ -1,0 +1,354 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// testLab is the name of the tests' lab, so that one under development stays.
+const testLab = "labtest"
+
+// TestLab brings up the servers once and looks at them from all sides; then nothing may be left of them.
+func TestLab(t *testing.T) {
+	testhost.RequireRoot(t)
+	must.NoError(t, Down(t.Context(), testLab))
+	before := machine(t)
+	bin, err := filepath.Abs("../../bin")
+	must.NoError(t, err)
+	began := time.Now()
+	l, err := Up(t.Context(), Options{Name: testLab, Bin: bin, ServersOnly: true, Out: t.Output()})
+	must.NoError(t, err)
+	t.Cleanup(func() { must.NoError(t, Down(context.Background(), testLab)) })
+	t.Logf("servers were up in %.1f s", time.Since(began).Seconds())
+
+	t.Run("consul", func(t *testing.T) { testConsul(t, l) })
+	t.Run("vault", func(t *testing.T) { testVault(t, l) })
+	t.Run("nomad", func(t *testing.T) { testNomad(t, l) })
+	t.Run("internet", func(t *testing.T) { testInternet(t, l) })
+	t.Run("processes", func(t *testing.T) { testProcesses(t, l) })
+	t.Run("open", func(t *testing.T) {
+		again, err := Open(testLab)
+		must.NoError(t, err)
+		must.Eq(t, l.Secrets, again.Secrets)
+		must.Eq(t, "aws1", again.Topology.Node("aws1-p1").Zone)
+		ok, err := again.WriteStatus(&bytes.Buffer{})
+		must.NoError(t, err)
+		must.True(t, ok)
+	})
+
+	must.NoError(t, l.Down(t.Context()))
+	must.Eq(t, "", cmp.Diff(before, machine(t)))
+	must.NoError(t, l.Down(t.Context()), must.Sprint("a second Down finds nothing to do"))
+}
+
+func testConsul(t *testing.T, l *Lab) {
+	client, err := l.Consul(l.Secrets.ConsulManagement)
+	must.NoError(t, err)
+	members, err := client.Agent().Members(false)
+	must.NoError(t, err)
+	must.Len(t, 7, members)
+	for _, m := range members {
+		must.Eq(t, 1, m.Status, must.Sprintf("%s is not alive", m.Name)) // serf.StatusAlive
+	}
+
+	anonymous, err := l.Consul("")
+	must.NoError(t, err)
+	_, err = anonymous.KV().Put(&api.KVPair{Key: "sif/v1/current"}, nil)
+	must.ErrorContains(t, err, "403")
+	pairs, _, err := anonymous.KV().Get("sif/v1/current", nil)
+	must.ErrorContains(t, err, "403")
+	must.Nil(t, pairs)
+
+	controller, err := l.Consul(l.Secrets.Consul.Controller)
+	must.NoError(t, err)
+	_, err = controller.KV().Put(&api.KVPair{Key: "sif/v1/test", Value: []byte("x")}, nil)
+	must.NoError(t, err)
+	_, err = controller.KV().Put(&api.KVPair{Key: "other"}, nil)
+	must.ErrorContains(t, err, "403")
+
+	node, err := l.ConsulAgent("aws1-w1", l.Secrets.Consul.Nodes["aws1/aws1-w1"])
+	must.NoError(t, err)
+	pair, _, err := node.KV().Get("sif/v1/test", nil)
+	must.NoError(t, err)
+	must.Eq(t, "x", string(pair.Value))
+	_, err = node.KV().Put(&api.KVPair{Key: "sif/v1/test"}, nil)
+	must.ErrorContains(t, err, "403")
+	must.NoError(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "sif-test--test"}))
+	must.NoError(t, node.Agent().ServiceDeregister("sif-test--test"))
+	must.ErrorContains(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "consul-like"}), "403")
+}
+
+func testVault(t *testing.T, l *Lab) {
+	client, err := l.Vault("")
+	must.NoError(t, err)
+	status, err := client.Sys().SealStatus()
+	must.NoError(t, err)
+	must.False(t, status.Sealed)
+	_, err = client.Logical().Read("sif-transit/keys/sif")
+	must.Error(t, err)
+
+	node := l.Secrets.Vault.Nodes["aws1/aws1-p1"]
+	login, err := client.Logical().Write("auth/approle/login", map[string]any{"role_id": node.RoleID, "secret_id": node.SecretID})
+	must.NoError(t, err)
+	client.SetToken(login.Auth.ClientToken)
+	key, err := client.Logical().Read("sif-transit/keys/sif")
+	must.NoError(t, err)
+	must.Eq(t, "ed25519", key.Data["type"])
+	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "eA=="})
+	must.ErrorContains(t, err, "permission denied")
+	_, err = client.Logical().Write("sif-pki/sign/node-aws1-aws1-w1", map[string]any{"csr": "x"})
+	must.ErrorContains(t, err, "permission denied")
+}
+
+func testNomad(t *testing.T, l *Lab) {
+	client, err := l.Nomad(l.Secrets.Nomad.Operator)
+	must.NoError(t, err)
+	for _, n := range l.Topology.Nodes(Workload) {
+		must.NoError(t, nomadReady(t.Context(), client, n))
+	}
+	anonymous, err := l.Nomad("")
+	must.NoError(t, err)
+	_, _, err = anonymous.Nodes().List(nil)
+	must.ErrorContains(t, err, "403")
+
+	// A task of either driver starts, from an image and a chroot that the lab made.
+	for datacenter, driver := range map[string]string{"aws1": "docker", "gcp1": "exec"} {
+		config := map[string]any{"command": "/bin/busybox", "args": []string{"sleep", "600"}}
+		if driver == "docker" {
+			config["image"] = DemoImage
+		}
+		disk := 110 // MB; more than the logs' 100
+		job := nomad.NewServiceJob("t-"+driver, "t-"+driver, "global", 50)
+		job.Datacenters = []string{datacenter}
+		group := nomad.NewTaskGroup("g", 1)
+		group.EphemeralDisk = &nomad.EphemeralDisk{SizeMB: &disk}
+		job.AddTaskGroup(group.AddTask(&nomad.Task{Name: "sleep", Driver: driver, Config: config}))
+		_, _, err := client.Jobs().Register(job, nil)
+		must.NoError(t, err)
+		eventually(t, 30*time.Second, func() error {
+			allocs, _, err := client.Jobs().Allocations("t-"+driver, true, nil)
+			if err != nil {
+				return err
+			}
+			for _, a := range allocs {
+				if a.ClientStatus == nomad.AllocClientStatusRunning {
+					return nil
+				}
+			}
+			return fmt.Errorf("no allocation of %s runs: %v", driver, allocs)
+		})
+	}
+}
+
+// testInternet shows that nothing of a workload node reaches another cloud but gossip, and what else the internet
+// lets through.
+func testInternet(t *testing.T, l *Lab) {
+	const (
+		closed = "closed" // it does not arrive
+		open   = "open"
+	)
+	for _, tc := range []struct {
+		from, to string
+		network  string
+		port     int
+		want     string
+	}{
+		{"aws1-w1", "gcp1-w1", "tcp", 8301, open},
+		{"aws1-w1", "gcp1-w1", "tcp", 8080, closed},
+		{"aws1-w1", "gcp1-w1", "tcp", 4646, closed},
+		{"aws1-w1", "gcp1-w1", "tcp", 22, closed},
+		{"aws1-w1", "gcp1-w1", "udp", 9999, closed},
+		{"aws1-w1", "gcp1-w1", "udp", 51820, closed},
+		{"aws1-w1", "gcp1-p1", "udp", 51820, closed},
+		{"aws1-p1", "gcp1-w1", "udp", 51820, closed},
+		{"aws1-p1", "gcp1-p1", "udp", 51820, open},
+		{"gcp1-p1", "aws1-p1", "udp", 51899, open},
+		{"aws1-p1", "gcp1-p1", "udp", 51900, closed},
+		{"aws1-p1", "gcp1-p1", "tcp", 7701, closed},
+		{"aws1-w1", "aws1-w2", "tcp", 9999, open},
+		{"aws1-w1", "aws1-p1", "udp", 51820, open},
+		{"aws1-w1", "orchestrator", "tcp", 8200, open},
+		{"aws1-w1", "orchestrator", "tcp", 22, closed},
+		{"client", "aws1-w1", "tcp", 8080, open},
+		{"client", "aws1-w1", "tcp", 8100, closed},
+		{"client", "aws1-p1", "tcp", 8080, closed},
+		{"aws1-w1", "client", "tcp", 8080, closed},
+	} {
+		t.Run(fmt.Sprintf("%s to %s %s %d", tc.from, tc.to, tc.network, tc.port), func(t *testing.T) {
+			got := closed
+			if arrives(t, l, tc.from, tc.to, tc.network, tc.port) {
+				got = open
+			}
+			must.Eq(t, tc.want, got)
+		})
+	}
+	ping, err := l.Command(t.Context(), "aws1-w1", busybox, "ping", "-c", "1", "-W", "1", l.Topology.Node("gcp1-w1").Address)
+	must.NoError(t, err)
+	must.Error(t, ping.Run())
+}
+
+// arrives sends from one node and looks whether something arrives at the other's port.
+func arrives(t *testing.T, l *Lab, from, to, network string, port int) bool {
+	t.Helper()
+	address := l.Topology.Internet.Users.Client
+	if n := l.Topology.Node(to); n != nil {
+		address = n.Address
+	}
+	target := fmt.Sprintf("%s:%d", address, port)
+	ctx, cancel := context.WithTimeout(t.Context(), 400*time.Millisecond)
+	defer cancel()
+	if network == "tcp" {
+		var listener net.Listener
+		err := l.In(to, func() (err error) {
+			listener, err = net.Listen("tcp4", target)
+			return err
+		})
+		// A server of ours that listens there will do as well.
+		if err == nil {
+			defer listener.Close()
+		}
+		conn, err := l.Dial(from)(ctx, "tcp", target)
+		if err == nil {
+			conn.Close()
+		}
+		return err == nil
+	}
+	var socket net.PacketConn
+	must.NoError(t, l.In(to, func() (err error) {
+		socket, err = net.ListenPacket("udp4", target)
+		return err
+	}))
+	defer socket.Close()
+	conn, err := l.Dial(from)(ctx, "udp", target)
+	must.NoError(t, err)
+	defer conn.Close()
+	_, err = conn.Write([]byte("probe"))
+	must.NoError(t, err)
+	must.NoError(t, socket.SetReadDeadline(time.Now().Add(400 * time.Millisecond)))
+	_, _, err = socket.ReadFrom(make([]byte, 16))
+	return err == nil
+}
+
+func testProcesses(t *testing.T, l *Lab) {
+	must.True(t, l.Alive("gcp1-p1", "ovs-vswitchd"))
+	must.NoError(t, l.Stop(t.Context(), "gcp1-p1", "ovs-vswitchd"))
+	must.False(t, l.Alive("gcp1-p1", "ovs-vswitchd"))
+	must.NoError(t, l.Start("gcp1-p1", "ovs-vswitchd"))
+	must.True(t, l.Alive("gcp1-p1", "ovs-vswitchd"))
+	_, err := l.Process("gcp1-p1", "nothing")
+	must.ErrorContains(t, err, "no process gcp1-p1/nothing")
+}
+
+// TestUpUndoesItself interrupts Up and kills it, and looks for what stayed.
+func TestUpUndoesItself(t *testing.T) {
+	testhost.RequireRoot(t)
+	must.NoError(t, Down(t.Context(), testLab))
+	bin, err := filepath.Abs("../../bin")
+	must.NoError(t, err)
+	program := filepath.Join(t.TempDir(), "sif-lab")
+	out, err := exec.Command("go", "build", "-o", program, "../cmd/sif-lab").CombinedOutput()
+	must.NoError(t, err, must.Sprint(string(out)))
+	t.Cleanup(func() { must.NoError(t, Down(context.Background(), testLab)) })
+	before := machine(t)
+	for name, tc := range map[string]struct {
+		signal syscall.Signal
+		after  time.Duration
+		undoes bool
+	}{
+		"interrupt at once":    {syscall.SIGINT, 500 * time.Millisecond, true},
+		"interrupt in between": {syscall.SIGINT, 3 * time.Second, true},
+		"kill":                 {syscall.SIGKILL, 3 * time.Second, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cmd := exec.Command(program, "-lab", testLab, "up", "-servers-only", "-host=false", "-bin", bin)
+			must.NoError(t, cmd.Start())
+			time.Sleep(tc.after)
+			must.NoError(t, cmd.Process.Signal(tc.signal))
+			must.Error(t, cmd.Wait())
+			if !tc.undoes {
+				must.NoError(t, Down(t.Context(), testLab))
+			}
+			must.Eq(t, "", cmp.Diff(before, machine(t)))
+		})
+	}
+}
+
+// machine lists what a lab could leave on the machine.
+func machine(t *testing.T) []string {
+	t.Helper()
+	var found []string
+	add := func(kind string, names []string) {
+		for _, n := range names {
+			found = append(found, kind+" "+n)
+		}
+	}
+	glob := func(pattern string) []string {
+		names, err := filepath.Glob(pattern)
+		must.NoError(t, err)
+		return names
+	}
+	mounts, err := mountPoints()
+	must.NoError(t, err)
+	add("mount", slices.DeleteFunc(mounts, func(m string) bool { return !strings.Contains(m, testLab) }))
+	add("cgroup", glob("/sys/fs/cgroup/*"+testLab+"*"))
+	add("cgroup", glob("/sys/fs/cgroup/*/*"+testLab+"*"))
+	add("cgroup", glob("/sys/fs/cgroup/*/nomad/*-*"))
+	for _, pattern := range []string{"/run/netns/*" + testLab + "*", "/run/netns/????????-*", "/run/*/" + testLab, "/var/lib/*/" + testLab, "/run/containerd/s/*", "/etc/docker/key.json"} {
+		add("file", glob(pattern))
+	}
+	add("link", glob("/sys/class/net/*"+testLab+"*"))
+	for _, dir := range glob("/proc/[0-9]*") {
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		must.NoError(t, err)
+		if _, err := bornAt(pid); err != nil {
+			continue // ended; init has yet to reap it
+		}
+		environ, err := os.ReadFile(dir + "/environ")
+		if err == nil && bytes.Contains(environ, []byte(labVariable+"="+testLab)) {
+			found = append(found, "process "+dir)
+		}
+		cgroup, err := os.ReadFile(dir + "/cgroup")
+		if err == nil && (bytes.Contains(cgroup, []byte(testLab)) || bytes.Contains(cgroup, []byte("/nomad/"))) {
+			found = append(found, "process "+dir)
+		}
+	}
+	return found
+}
+
+func eventually(t *testing.T, within time.Duration, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			must.NoError(t, err)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}

@@ -1,0 +1,57 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestTopologiesOfTheRepository(t *testing.T) {
+	files, err := filepath.Glob("topology/*.hcl")
+	must.NoError(t, err)
+	must.NotEq(t, 0, len(files))
+	for _, f := range files {
+		topology, err := LoadTopology(f)
+		must.NoError(t, err)
+		for _, n := range topology.Nodes() {
+			must.NotEq(t, "", n.Zone)
+		}
+	}
+	d, err := DefaultTopology()
+	must.NoError(t, err)
+	must.Len(t, 7, d.Nodes())
+	must.Len(t, 4, d.Nodes(Workload))
+	must.True(t, d.Node("aws1-w1").HasDriver("docker"))
+}
+
+func TestTopologyIsChecked(t *testing.T) {
+	src, err := os.ReadFile("topology/two-zones.hcl")
+	must.NoError(t, err)
+	for name, tc := range map[string]struct{ old, new, want string }{
+		"syntax":            {`zone "gcp1" {`, `zone gcp1" {`, "t.hcl:81"},
+		"address elsewhere": {`"10.101.0.11"`, `"10.109.0.11"`, "is not one of subnet"},
+		"gateway":           {`"10.101.0.11"`, `"10.101.0.1"`, "is its gateway's"},
+		"address twice":     {`"10.101.0.11"`, `"10.101.0.10"`, "is taken"},
+		"name twice":        {`node "aws1-w2"`, `node "aws1-w1"`, "the name is taken"},
+		"overlap":           {`"10.102.0.0/24"`, `"10.101.0.0/16"`, "overlaps"},
+		"kind":              {`"processor"` + "\n    address = \"10.101", `"router"` + "\n    address = \"10.101", "unknown kind"},
+		"driver":            {`["docker", "exec"]`, `["podman"]`, "unknown driver"},
+		"no driver":         {`drivers = ["docker", "exec"]`, ``, "each needs one"},
+		"ports":             {`"51820-51899"`, `"51820-70000"`, "out of range"},
+		"group":             {`from = ["processor"]`, `from = ["processors"]`, "unknown group"},
+		"mtu":               {`mtu = 1500`, `mtu = 500`, "must be 1280 to 65535"},
+		"unknown attribute": {`mtu = 1500`, "mtu = 1500\n  mtuu = 1", "Unsupported argument"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			must.StrContains(t, string(src), tc.old)
+			_, err := ParseTopology("t.hcl", []byte(strings.Replace(string(src), tc.old, tc.new, 1)))
+			must.ErrorContains(t, err, tc.want)
+		})
+	}
+}
