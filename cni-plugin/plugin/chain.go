@@ -1,0 +1,35 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package plugin
+
+import (
+	"slices"
+
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// chain adds ours to the result of the plugins that ran before, as the
+// specification asks of every plugin of a list: nothing of theirs is lost, and
+// the indexes of our interfaces move behind theirs.
+func chain(previous, ours *current.Result) *current.Result {
+	offset := len(previous.Interfaces)
+	merged := &current.Result{
+		CNIVersion: ours.CNIVersion,
+		Interfaces: slices.Concat(previous.Interfaces, ours.Interfaces),
+		IPs:        slices.Clone(previous.IPs),
+		Routes:     slices.Concat(previous.Routes, ours.Routes),
+		DNS:        ours.DNS,
+	}
+	for _, ip := range ours.IPs {
+		moved := *ip
+		if ip.Interface != nil {
+			moved.Interface = current.Int(*ip.Interface + offset)
+		}
+		merged.IPs = append(merged.IPs, &moved)
+	}
+	if ours.DNS.IsEmpty() {
+		merged.DNS = previous.DNS
+	}
+	return merged
+}
