@@ -151,6 +151,8 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 		return 0, nil
 	case errors.Is(err, revision.ErrNoRevision):
 		return 0, p.refuse("it is gone, but this controller has seen sequence %d", held.pointer.Sequence)
+	case err != nil && index > 0: // it was read, but is no signed statement
+		return index, p.refuse("%v", err)
 	case err != nil:
 		return 0, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read the pointer from Consul: %v", err)
 	}

@@ -1,0 +1,223 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync/atomic"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	nomadapi "github.com/hashicorp/nomad/api"
+	vaultapi "github.com/hashicorp/vault/api"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/setup"
+)
+
+// startWait is how long Consul and Vault may take to answer at start.
+const startWait = 10 * time.Second
+
+// Serve runs a controller as its configuration file says until ctx ends. What
+// comes over reload replaces the tokens and the log level. If Consul or Vault
+// cannot be reached within 10 seconds, Serve fails and has changed nothing.
+func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, log hclog.Logger) error {
+	address, ips, err := addresses(file.Listen)
+	if err != nil {
+		return err
+	}
+	var clients clients
+	if err := clients.use(file); err != nil {
+		return err
+	}
+	id := file.Identity()
+	id.IPs = append(id.IPs, ips...)
+	if err := reachable(ctx, clients.consul.Load(), file, id); err != nil {
+		return err
+	}
+	opening, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	source, err := identity.Open(opening, id, log.Named("identity"))
+	if err != nil {
+		return err
+	}
+	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", file.Listen)
+	if err != nil {
+		return fmt.Errorf("listen for API calls: %w", err)
+	}
+	defer listener.Close()
+	pool4, pool6 := file.Pools.Prefixes()
+	c, err := New(Config{
+		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
+		Pool4: pool4, Pool6: pool6,
+		Consul:    clients.consul.Load,
+		Identity:  source,
+		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
+		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
+		Scheduler: Nomad{Client: clients.nomad.Load},
+		Log:       log,
+	})
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.Run(ctx, listener) })
+	g.Go(func() error {
+		if err := source.Run(ctx); err != nil && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
+	g.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case file := <-reload:
+				if err := clients.use(file); err != nil {
+					log.Error("configuration not reloaded", logkey.Error, err)
+					continue
+				}
+				log.SetLevel(hclog.LevelFromString(file.LogLevel))
+				log.Info("configuration reloaded: tokens and log level")
+			}
+		}
+	})
+	return g.Wait()
+}
+
+// clients are what the configuration names, replaced when it is reloaded.
+type clients struct {
+	consul atomic.Pointer[consulapi.Client]
+	nomad  atomic.Pointer[nomadapi.Client]
+}
+
+func (c *clients) use(file *config.Config) error {
+	consul, err := file.ConsulClient()
+	if err != nil {
+		return err
+	}
+	nomad, err := file.NomadClient()
+	if err != nil {
+		return err
+	}
+	c.consul.Store(consul)
+	c.nomad.Store(nomad)
+	return nil
+}
+
+// reachable waits a bounded time until Consul has a leader and Vault is
+// unsealed.
+func reachable(ctx context.Context, consul *consulapi.Client, file *config.Config, id identity.Config) error {
+	conf := vaultapi.DefaultConfig()
+	if conf.Error != nil {
+		return fmt.Errorf("make a client of Vault: %w", conf.Error)
+	}
+	conf.Address, conf.MaxRetries = id.VaultAddress, 0
+	if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACert: id.VaultCAFile}); err != nil {
+		return fmt.Errorf("make a client of Vault: %w", err)
+	}
+	vault, err := vaultapi.NewClient(conf)
+	if err != nil {
+		return fmt.Errorf("make a client of Vault: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		err := await(ctx, func(ctx context.Context) error {
+			leader, err := consul.Status().LeaderWithQueryOptions((&consulapi.QueryOptions{}).WithContext(ctx))
+			if err == nil && leader == "" {
+				err = errors.New("it has no leader")
+			}
+			return err
+		})
+		if err != nil {
+			return fmt.Errorf("consul at %s cannot be reached: %w; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR", file.Consul.Address, err)
+		}
+		return nil
+	})
+	g.Go(func() error {
+		err := await(ctx, func(ctx context.Context) error {
+			health, err := vault.Sys().HealthWithContext(ctx)
+			switch {
+			case err != nil:
+				return err
+			case !health.Initialized:
+				return errors.New("it is not initialised")
+			case health.Sealed:
+				return errors.New("it is sealed")
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("vault at %s cannot be used: %w; start and unseal it, or correct vault.address in the configuration or VAULT_ADDR", id.VaultAddress, err)
+		}
+		return nil
+	})
+	return g.Wait()
+}
+
+// await tries until ctx ends and returns what was last in the way.
+func await(ctx context.Context, try func(context.Context) error) error {
+	var last error
+	for {
+		attempt, cancel := context.WithTimeout(ctx, 3*time.Second)
+		err := try(attempt)
+		cancel()
+		if err == nil {
+			return nil
+		}
+		if last == nil || ctx.Err() == nil { // not the time-out itself, if there is better
+			last = err
+		}
+		select {
+		case <-ctx.Done():
+			return last
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+// addresses returns under which address others reach a server that listens
+// there, and the addresses for its certificate.
+func addresses(listen string) (address string, ips []net.IP, err error) {
+	host, port, err := net.SplitHostPort(listen)
+	if err != nil {
+		return "", nil, fmt.Errorf("listen: %w", err)
+	}
+	ip := net.ParseIP(host)
+	if host != "" && ip == nil {
+		found, err := net.LookupIP(host)
+		if err != nil {
+			return "", nil, fmt.Errorf("listen: %w", err)
+		}
+		return listen, found, nil
+	}
+	if ip != nil && !ip.IsUnspecified() {
+		return listen, []net.IP{ip}, nil
+	}
+	local, err := net.InterfaceAddrs()
+	if err != nil {
+		return "", nil, fmt.Errorf("list this node's addresses: %w", err)
+	}
+	var outside string
+	for _, a := range local {
+		if n, ok := a.(*net.IPNet); ok && !n.IP.IsLinkLocalUnicast() {
+			ips = append(ips, n.IP)
+			if outside == "" && !n.IP.IsLoopback() {
+				outside = n.IP.String()
+			}
+		}
+	}
+	return net.JoinHostPort(cmp.Or(outside, "127.0.0.1"), port), ips, nil
+}
