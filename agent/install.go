@@ -1,0 +1,139 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/sif-project/sif/internal/atomicfile"
+)
+
+// What Nomad knows the fabric by: a group's network mode is "cni/sif".
+const (
+	cniNetwork    = "sif"
+	cniPlugin     = "sif"
+	cniConfigFile = "sif.conflist"
+	cniTimeout    = "20s"
+)
+
+// pluginName is the plugin as it is shipped; libexecPlugin is where packages
+// put it.
+const (
+	pluginName    = "sif-cni"
+	libexecPlugin = "/usr/libexec/sif/sif-cni"
+)
+
+// installCNI puts the CNI plugin and the network configuration where the
+// node's Nomad client looks for them, and leaves alone what is as it should be.
+// The plugin calls the agent at socket.
+func installCNI(pluginDir, configDir, socket string) error {
+	executable, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("install the CNI plugin: find the running program: %w", err)
+	}
+	candidates := []string{filepath.Join(filepath.Dir(executable), pluginName), libexecPlugin}
+	return installCNIFrom(candidates, pluginDir, configDir, socket)
+}
+
+func installCNIFrom(candidates []string, pluginDir, configDir, socket string) error {
+	plugin, err := readFirst(candidates)
+	if err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	config, err := cniConfig(socket)
+	if err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	// The configuration last: Nomad offers the network as soon as it is there.
+	if err := installFile(filepath.Join(pluginDir, cniPlugin), plugin, 0o755); err != nil {
+		return fmt.Errorf("install the CNI plugin: %w", err)
+	}
+	if err := installFile(filepath.Join(configDir, cniConfigFile), config, 0o644); err != nil {
+		return fmt.Errorf("install the CNI configuration: %w", err)
+	}
+	return nil
+}
+
+// uninstallCNI takes both away again; Nomad then places nothing that needs the
+// fabric on this node. Directories stay.
+func uninstallCNI(pluginDir, configDir string) error {
+	var errs []error
+	for _, path := range []string{filepath.Join(configDir, cniConfigFile), filepath.Join(pluginDir, cniPlugin)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// cniConfig returns the network configuration list. There is no loopback
+// plugin in it, since a node need not have one: the agent brings "lo" up.
+func cniConfig(socket string) ([]byte, error) {
+	type plugin struct {
+		Type         string          `json:"type"`
+		Capabilities map[string]bool `json:"capabilities"`
+		Socket       string          `json:"socket"`
+		Timeout      string          `json:"timeout"`
+	}
+	data, err := json.MarshalIndent(struct {
+		CNIVersion string   `json:"cniVersion"`
+		Name       string   `json:"name"`
+		Plugins    []plugin `json:"plugins"`
+	}{"1.0.0", cniNetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, cniTimeout}}}, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("encode the CNI configuration: %w", err)
+	}
+	return append(data, '\n'), nil
+}
+
+func readFirst(candidates []string) ([]byte, error) {
+	for _, path := range candidates {
+		data, err := os.ReadFile(path)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return data, err
+		}
+	}
+	return nil, fmt.Errorf("found at none of %q", candidates)
+}
+
+// installFile makes the file at path be data, executable by all if perm says
+// so, and does not touch it if it is already.
+func installFile(path string, data []byte, perm fs.FileMode) error {
+	info, err := os.Stat(path)
+	if err == nil && info.Mode().Perm() == perm && info.Size() == int64(len(data)) {
+		if old, err := os.ReadFile(path); err == nil && bytes.Equal(old, data) {
+			return nil
+		}
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	return atomicfile.Write(path, data, perm)
+}
+
+// raiseLoopback brings up "lo" in the workload's namespace: Nomad does not.
+func raiseLoopback(namespace *os.File) error {
+	h, err := netlink.NewHandleAt(netns.NsHandle(namespace.Fd()))
+	if err != nil {
+		return fmt.Errorf("enter the workload's namespace: %w", err)
+	}
+	defer h.Close()
+	lo, err := h.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("find the loopback interface of the workload: %w", err)
+	}
+	if err := h.LinkSetUp(lo); err != nil {
+		return fmt.Errorf("bring up the loopback interface of the workload: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,82 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"net"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/cni/libcni"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+func TestInstallCNI(t *testing.T) {
+	dir := t.TempDir()
+	source, plugins, configs := filepath.Join(dir, "sif-cni"), filepath.Join(dir, "cni", "bin"), filepath.Join(dir, "cni", "config")
+	candidates := []string{filepath.Join(dir, "none"), source}
+	must.ErrorContains(t, installCNIFrom(candidates, plugins, configs, "/run/sif/cni.sock"), "found at none of")
+
+	must.NoError(t, os.WriteFile(source, []byte("one"), 0o600))
+	must.NoError(t, installCNIFrom(candidates, plugins, configs, "/run/sif/cni.sock"))
+	installed := filepath.Join(plugins, "sif")
+	first, err := os.Stat(installed)
+	must.NoError(t, err)
+	must.Eq(t, 0o755, first.Mode().Perm())
+
+	list, err := libcni.ConfListFromFile(filepath.Join(configs, "sif.conflist"))
+	must.NoError(t, err)
+	must.Eq(t, "sif", list.Name)
+	must.Eq(t, "1.0.0", list.CNIVersion)
+	must.Len(t, 1, list.Plugins)
+	must.Eq(t, "sif", list.Plugins[0].Network.Type)
+	must.True(t, list.Plugins[0].Network.Capabilities["portMappings"])
+	must.StrContains(t, string(list.Plugins[0].Bytes), `"/run/sif/cni.sock"`)
+
+	must.NoError(t, installCNIFrom(candidates, plugins, configs, "/run/sif/cni.sock"))
+	again, err := os.Stat(installed)
+	must.NoError(t, err)
+	must.True(t, os.SameFile(first, again)) // not written when nothing changed
+
+	must.NoError(t, os.WriteFile(source, []byte("two"), 0o600))
+	must.NoError(t, installCNIFrom(candidates, plugins, configs, "/run/sif/cni.sock"))
+	content, err := os.ReadFile(installed)
+	must.NoError(t, err)
+	must.Eq(t, "two", string(content))
+
+	must.NoError(t, uninstallCNI(plugins, configs))
+	must.NoError(t, uninstallCNI(plugins, configs))
+	for _, d := range []string{plugins, configs} {
+		left, err := os.ReadDir(d)
+		must.NoError(t, err)
+		must.SliceEmpty(t, left)
+	}
+}
+
+func TestRaiseLoopback(t *testing.T) {
+	testhost.RequireRoot(t)
+	space, err := testutils.NewNS()
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		must.NoError(t, space.Close())
+		must.NoError(t, testutils.UnmountNS(space))
+	})
+	f, err := os.Open(space.Path())
+	must.NoError(t, err)
+	defer f.Close()
+	must.NoError(t, raiseLoopback(f))
+	must.NoError(t, space.Do(func(ns.NetNS) error {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		must.NoError(t, err)
+		return c.Close()
+	}))
+}
