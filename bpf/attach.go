@@ -38,7 +38,7 @@ func (d *Datapath) linkDirectory(name string) string {
 // the calling thread (lock the thread), and pins them there, so that they stay when the
 // process ends. From then on nothing passes unless the maps say so: attach before the link
 // is up. On an interface that has programs of an earlier process, it replaces each in one
-// step without a gap.
+// step without a gap. If it fails, what it did attach stays: deny is the safe side.
 func (d *Datapath) Attach(name string) error {
 	if d.programs == nil {
 		return fmt.Errorf("attach to %s: the data path was opened to look at only", name)

@@ -136,6 +136,20 @@ func echo(c net.Conn) error {
 	return err
 }
 
+// transfer sends so many bytes and takes them back.
+func transfer(c net.Conn, size int64) error {
+	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
+		return err
+	}
+	sent := make(chan error, 1)
+	go func() {
+		_, err := c.Write(make([]byte, size))
+		sent <- err
+	}()
+	_, err := io.CopyN(io.Discard, c, size)
+	return errors.Join(err, <-sent)
+}
+
 func script(t *testing.T, text string, env ...string) {
 	t.Helper()
 	cmd := exec.Command("sh", "-euc", text)
@@ -185,6 +199,9 @@ func TestRealFlows(t *testing.T) {
 	old, err := n.client.dial("100.64.0.11:8080")
 	must.NoError(t, err)
 	must.NoError(t, echo(old))
+	bulk, err := n.client.dial("100.64.0.11:8080")
+	must.NoError(t, err)
+	must.NoError(t, transfer(bulk, 16<<20), must.Sprint("in large segments"))
 	v6, err := n.client.dial("[fd5f::11]:8080")
 	must.NoError(t, err)
 	must.NoError(t, echo(v6))

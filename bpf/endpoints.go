@@ -8,6 +8,9 @@ import (
 	"net/netip"
 )
 
+// Identities are numbers of the caller's, fixed for as long as a map or a connection names
+// them. 0 is nobody.
+
 // Endpoint is a workload behind the host side of a veth pair.
 type Endpoint struct {
 	Interface uint32 // index of the host side
@@ -44,8 +47,8 @@ type Check struct {
 // PutEndpoint adds or replaces the endpoint of an interface. Peers reach it, and it them,
 // only once PutPeer named its addresses as well.
 func (d *Datapath) PutEndpoint(e Endpoint) error {
-	if e.Interface == 0 {
-		return fmt.Errorf("endpoint %s: it has no interface", e.IPv4)
+	if e.Interface == 0 || e.Identity == 0 {
+		return fmt.Errorf("endpoint %s: it has no interface or no identity", e.IPv4)
 	}
 	if e.IPv4.IsValid() && (!e.IPv4.Is4() || plain(e.IPv4) != nil) {
 		return fmt.Errorf("endpoint of interface %d: %q is not an IPv4 unicast address", e.Interface, e.IPv4)
@@ -102,8 +105,8 @@ func (d *Datapath) PutPeer(p Peer) error {
 	if err := plain(p.Address); err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
-	if p.Interface == 0 {
-		return fmt.Errorf("peer %s: it has no interface", p.Address)
+	if p.Interface == 0 || p.Identity == 0 {
+		return fmt.Errorf("peer %s: it has no interface or no identity", p.Address)
 	}
 	value := endpointPeer{Identity: p.Identity, Ifindex: p.Interface}
 	address := toMap(p.Address)
@@ -142,11 +145,14 @@ func (e External) key() (endpointExternalKey, error) {
 }
 
 // PutExternal adds or replaces the identity of a prefix at an interface. A new prefix may
-// take addresses from a shorter one, so it raises the generation too.
+// take addresses from a shorter one, so this raises the generation always: compare first.
 func (d *Datapath) PutExternal(e External) error {
 	key, err := e.key()
 	if err != nil {
 		return err
+	}
+	if e.Identity == 0 {
+		return fmt.Errorf("external %s: it has no identity", e.Prefix)
 	}
 	return d.change(func() (bool, error) {
 		return true, put(d.objects.SifExternals, "sif_externals", key, e.Identity)

@@ -36,8 +36,7 @@ type Event struct {
 	Contract            uint32 // 0: none
 }
 
-// Events delivers events until ctx ends or the data path is closed, then closes the
-// channel. Each event goes to one reader only: let one process, and in it one caller, read.
+// Events delivers events until ctx ends, then closes the channel. Each event goes to one reader only: let one process, and in it one caller, read.
 func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 	reader, err := ringbuf.NewReader(d.objects.SifEvents)
 	if err != nil {

@@ -20,7 +20,7 @@ import (
 
 // enterNamespace moves the test's goroutine into a new network namespace, which is gone
 // with the test.
-func enterNamespace(t testing.TB) {
+func enterNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	testhost.RequireRoot(t)
 	runtime.LockOSThread()
@@ -34,6 +34,7 @@ func enterNamespace(t testing.TB) {
 		_ = inside.Close()
 		runtime.UnlockOSThread()
 	})
+	return inside
 }
 
 // pinDirectory returns a directory on a BPF filesystem of the test's own.
@@ -94,13 +95,13 @@ const (
 // fixture is a node with an endpoint, to whose programs packets are given by test run.
 type fixture struct {
 	*Datapath
+	namespace                           netns.NsHandle
 	t                                   testing.TB
 	me, neighbour, wire, underlay, bare uint32 // interfaces
 }
 
 func newFixture(t testing.TB) *fixture {
-	enterNamespace(t)
-	f := &fixture{t: t}
+	f := &fixture{t: t, namespace: enterNamespace(t)}
 	f.Datapath = open(t, pinDirectory(t), fixtureOptions())
 	f.me, f.neighbour = device(t, "me"), device(t, "neighbour")
 	f.wire, f.underlay, f.bare = device(t, "wire"), device(t, "underlay"), device(t, "bare")

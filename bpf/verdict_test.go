@@ -20,7 +20,7 @@ type step struct {
 	at      func(*fixture) uint32
 }
 
-// sent is a packet of the workload; by, host and underlay bring it one.
+// sent is a packet of the workload; wire, host and underlay bring it one.
 func sent(want Reason, packet []byte) step {
 	return step{want: want, dir: FromWorkload, packet: packet}
 }
