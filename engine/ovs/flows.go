@@ -17,6 +17,8 @@ const (
 	tableState
 	tablePolicy
 	tableOutput
+
+	tablePoke uint8 = 253
 )
 
 // A cookie's first byte says what a flow belongs to, the rest which one.
@@ -118,6 +120,7 @@ func baseFlows(zone uint16) []of.Flow {
 		drop(tablePolicy, priorityMiss, DropNoContract),
 		drop(tablePolicy, priorityMissIP, DropEntryGone, of.State(of.CTTracked|of.CTReply, 0)),
 		drop(tableOutput, priorityMiss, DropNoPort),
+		pokeFlow(),
 	}
 	for _, eth := range ethIP {
 		flows = append(flows,

@@ -22,9 +22,8 @@ import (
 // is open whether the change was made: it is remembered as wanted, and Reconcile
 // settles it.
 type Pipeline struct {
-	zone uint16
-	// settle waits until the datapath has forgotten what the tables said before.
-	settle func(context.Context) error
+	zone    uint16
+	settler settler
 
 	mu        sync.Mutex // held during a change, so that changes keep their order
 	conn      *of.Conn
@@ -37,10 +36,11 @@ type Pipeline struct {
 }
 
 // NewPipeline is an empty pipeline. zone is the connection tracking zone, which
-// no other bridge of the same switch may use. settle returns when packets meet
-// the tables as they are: Switch.Settle. Nothing is written before Attach.
-func NewPipeline(zone uint16, settle func(context.Context) error) *Pipeline {
-	p := &Pipeline{zone: zone, settle: settle}
+// no other bridge of the same switch may use. wait returns when the switch has
+// compared the datapath with its tables once more: Switch.Revalidated. Nothing
+// is written before Attach.
+func NewPipeline(zone uint16, wait func(context.Context) error) *Pipeline {
+	p := &Pipeline{zone: zone, settler: settler{wait: wait}}
 	p.forget()
 	return p
 }
@@ -78,10 +78,8 @@ func (p *Pipeline) SetPort(ctx context.Context, port Port) error {
 	if err := port.check(); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.change(ctx, fmt.Sprintf("set port %d", port.No), p.ports[port.No].wanted(), port.flows(), func() {
-		p.ports[port.No] = port
+	return p.enforce(ctx, fmt.Sprintf("set port %d", port.No), func() (bool, error) {
+		return p.change(ctx, p.ports[port.No].wanted(), port.flows(), func() { p.ports[port.No] = port })
 	})
 }
 
@@ -95,10 +93,8 @@ func (p Port) wanted() []of.Flow {
 
 // DeletePort removes a port. Endpoints that are reached by it stay, unreachable.
 func (p *Pipeline) DeletePort(ctx context.Context, no uint32) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.change(ctx, fmt.Sprintf("delete port %d", no), p.ports[no].wanted(), nil, func() {
-		delete(p.ports, no)
+	return p.enforce(ctx, fmt.Sprintf("delete port %d", no), func() (bool, error) {
+		return p.change(ctx, p.ports[no].wanted(), nil, func() { delete(p.ports, no) })
 	})
 }
 
@@ -108,21 +104,18 @@ func (p *Pipeline) PutEndpoint(ctx context.Context, e Endpoint) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err := p.free(e); err != nil {
-		return err
-	}
-	old := p.endpoints[e.ID]
-	return p.change(ctx, fmt.Sprintf("put endpoint %d", e.ID), old.flows(), e.flows(), func() {
-		p.keepEndpoint(e)
+	return p.enforce(ctx, fmt.Sprintf("put endpoint %d", e.ID), func() (bool, error) {
+		if err := p.free(e); err != nil {
+			return false, err
+		}
+		return p.change(ctx, p.endpoints[e.ID].flows(), e.flows(), func() { p.keepEndpoint(e) })
 	})
 }
 
 func (p *Pipeline) free(e Endpoint) error {
 	for _, prefix := range e.Prefixes {
 		if owner, ok := p.prefixes[prefix]; ok && owner != e.ID {
-			return fmt.Errorf("put endpoint %d: %s belongs to endpoint %d", e.ID, prefix, owner)
+			return fmt.Errorf("%s belongs to endpoint %d, not to %d", prefix, owner, e.ID)
 		}
 	}
 	return nil
@@ -145,10 +138,8 @@ func (p *Pipeline) dropEndpoint(id uint64) {
 
 // DeleteEndpoint removes an endpoint; its connections stop at once.
 func (p *Pipeline) DeleteEndpoint(ctx context.Context, id uint64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.change(ctx, fmt.Sprintf("delete endpoint %d", id), p.endpoints[id].flows(), nil, func() {
-		p.dropEndpoint(id)
+	return p.enforce(ctx, fmt.Sprintf("delete endpoint %d", id), func() (bool, error) {
+		return p.change(ctx, p.endpoints[id].flows(), nil, func() { p.dropEndpoint(id) })
 	})
 }
 
@@ -158,22 +149,22 @@ func (p *Pipeline) PutEntry(ctx context.Context, e Entry) error {
 	if err := e.check(); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.changeEntry(ctx, fmt.Sprintf("put entry %d", e.ID), e.ID, &e)
+	return p.enforce(ctx, fmt.Sprintf("put entry %d", e.ID), func() (bool, error) {
+		return p.changeEntry(ctx, e.ID, &e)
+	})
 }
 
 // DeleteEntry removes an entry. When it returns, no packet of a connection that
 // the entry admitted passes in either direction, unless another entry admits
 // that very packet.
 func (p *Pipeline) DeleteEntry(ctx context.Context, id uint64) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.changeEntry(ctx, fmt.Sprintf("delete entry %d", id), id, nil)
+	return p.enforce(ctx, fmt.Sprintf("delete entry %d", id), func() (bool, error) {
+		return p.changeEntry(ctx, id, nil)
+	})
 }
 
 // changeEntry replaces entry id by e, or removes it if e is nil.
-func (p *Pipeline) changeEntry(ctx context.Context, what string, id uint64, e *Entry) error {
+func (p *Pipeline) changeEntry(ctx context.Context, id uint64, e *Entry) (bool, error) {
 	old, existed := p.entries[id]
 	var before, after []of.Flow
 	keys := map[of.Key]bool{}
@@ -197,7 +188,7 @@ func (p *Pipeline) changeEntry(ctx context.Context, what string, id uint64, e *E
 		p.keepEntry(*e)
 	}
 	after = append(after, p.policyOf(keys)...)
-	err := p.change(ctx, what, before, after, func() {})
+	took, err := p.change(ctx, before, after, func() {})
 	if refused := (*of.Error)(nil); errors.As(err, &refused) {
 		if e != nil {
 			p.dropEntry(*e)
@@ -206,7 +197,7 @@ func (p *Pipeline) changeEntry(ctx context.Context, what string, id uint64, e *E
 			p.keepEntry(old)
 		}
 	}
-	return err
+	return took, err
 }
 
 // policyOf is the wanted policy flows among keys.
@@ -244,16 +235,16 @@ func (p *Pipeline) dropEntry(e Entry) {
 // packet to a known destination passes, whoever sent it. It does not survive
 // this process: the next one's Replace takes it back.
 func (p *Pipeline) SetPassAll(ctx context.Context, on bool) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	var before, after []of.Flow
-	if p.passAll {
-		before = passAllFlows()
-	}
-	if on {
-		after = passAllFlows()
-	}
-	return p.change(ctx, fmt.Sprintf("set pass-all %t", on), before, after, func() { p.passAll = on })
+	return p.enforce(ctx, fmt.Sprintf("set pass-all %t", on), func() (bool, error) {
+		var before, after []of.Flow
+		if p.passAll {
+			before = passAllFlows()
+		}
+		if on {
+			after = passAllFlows()
+		}
+		return p.change(ctx, before, after, func() { p.passAll = on })
+	})
 }
 
 // PassAll says that the policy is switched off. A status must show it.
@@ -263,32 +254,63 @@ func (p *Pipeline) PassAll() bool {
 	return p.passAll
 }
 
+// enforce runs a change, which tells whether it took something away, and then
+// waits until that is so in the datapath too.
+func (p *Pipeline) enforce(ctx context.Context, what string, change func() (bool, error)) error {
+	p.mu.Lock()
+	took, err := change()
+	p.mu.Unlock()
+	if err == nil && took {
+		err = p.Settle(ctx)
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", what, err)
+	}
+	return nil
+}
+
 // change turns flows before into flows after and remembers it by keep, unless
-// the switch refuses.
-func (p *Pipeline) change(ctx context.Context, what string, before, after []of.Flow, keep func()) error {
+// the switch refuses. It tells whether a flow was changed or removed.
+func (p *Pipeline) change(ctx context.Context, before, after []of.Flow, keep func()) (bool, error) {
 	have := make(map[of.Key]of.Flow, len(before))
 	for _, f := range before {
 		have[f.Key] = f
 	}
 	var mods []of.FlowMod
+	took := false
 	for _, f := range after {
-		if have[f.Key] != f {
+		old, ok := have[f.Key]
+		if !ok || old != f {
 			mods = append(mods, of.Add(f))
 		}
+		took = took || ok && old != f
 		delete(have, f.Key)
 	}
 	for key := range have {
+		took = true
 		mods = append(mods, of.DeleteStrict(key))
 	}
 	err := p.write(ctx, mods)
 	if refused := (*of.Error)(nil); errors.As(err, &refused) {
-		return fmt.Errorf("%s: %w", what, err)
+		return took, err
 	}
 	keep()
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+	return took, err
+}
+
+// Settle returns when packets meet the tables as they were when it was called.
+// The datapath remembers decisions, and the switch corrects them a few
+// milliseconds after its tables changed. What takes something away waits by
+// itself; after what only adds, the caller may wait to be sure that the next
+// packet passes.
+func (p *Pipeline) Settle(ctx context.Context) error {
+	p.mu.Lock()
+	conn := p.conn
+	p.mu.Unlock()
+	if conn == nil {
+		return ErrDetached
 	}
-	return nil
+	return p.settler.settle(ctx, conn)
 }
 
 func (p *Pipeline) write(ctx context.Context, mods []of.FlowMod) error {
@@ -302,11 +324,5 @@ func (p *Pipeline) write(ctx context.Context, mods []of.FlowMod) error {
 	if len(mods) == 1 {
 		do = p.conn.Apply // one change is whole anyway, and needs no bundle
 	}
-	if err := do(ctx, mods...); err != nil {
-		return err
-	}
-	if err := p.settle(ctx); err != nil {
-		return fmt.Errorf("wait for the datapath to follow: %w", err)
-	}
-	return nil
+	return do(ctx, mods...)
 }

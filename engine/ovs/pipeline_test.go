@@ -75,7 +75,7 @@ func newFixture(t testing.TB) *fixture {
 		})
 	}
 	f.state.Entries = []ovs.Entry{{ID: entryAB, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}}}}
-	f.p = ovs.NewPipeline(7, f.sw.Settle)
+	f.p = ovs.NewPipeline(7, f.sw.Revalidated)
 	f.attach()
 	return f
 }
@@ -322,8 +322,8 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 			again := f.state.Entries[0]
 			again.ID = entryAB2
 			must.NoError(t, f.p.PutEntry(ctx, again))
-			must.Positive(t, arrived(toServer, 5*time.Second))
-			must.Positive(t, arrived(toClient, 2*time.Second))
+			must.Positive(t, arrived(toServer, 3*time.Second))
+			must.Positive(t, arrived(toClient, time.Second))
 			must.NoError(t, f.p.DeleteEntry(ctx, entryAB2))
 			time.Sleep(20 * time.Millisecond)
 			for len(toServer)+len(toClient) > 0 {
@@ -389,7 +389,7 @@ func TestPassAll(t *testing.T) {
 
 	// It does not outlive the process that set it.
 	must.NoError(t, f.p.SetPassAll(ctx, true))
-	f.p = ovs.NewPipeline(7, f.sw.Settle)
+	f.p = ovs.NewPipeline(7, f.sw.Revalidated)
 	f.attach()
 	diff, err := f.p.Replace(ctx, f.state)
 	must.NoError(t, err)

@@ -17,8 +17,6 @@ import (
 // leaves alone what was right: counters and connections of that go on. It
 // returns how the switch differed.
 func (p *Pipeline) Replace(ctx context.Context, state State) (Diff, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	next := NewPipeline(p.zone, nil)
 	for _, port := range state.Ports {
 		if err := port.check(); err != nil {
@@ -50,30 +48,35 @@ func (p *Pipeline) Replace(ctx context.Context, state State) (Diff, error) {
 		}
 		next.keepEntry(e)
 	}
+	p.mu.Lock()
 	p.ports, p.endpoints, p.entries = next.ports, next.endpoints, next.entries
 	p.prefixes, p.policy = next.prefixes, next.policy
-	return p.reconcile(ctx)
+	p.mu.Unlock()
+	return p.Reconcile(ctx)
 }
 
 // Reconcile compares the switch with what is wanted and repairs it. It returns
 // how the switch differed.
 func (p *Pipeline) Reconcile(ctx context.Context) (Diff, error) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.reconcile(ctx)
+	var diff Diff
+	err := p.enforce(ctx, "repair the switch", func() (bool, error) {
+		if p.conn == nil {
+			return false, ErrDetached
+		}
+		have, err := p.conn.Flows(ctx, of.Filter{Table: of.AllTables})
+		if err != nil {
+			return false, err
+		}
+		var mods []of.FlowMod
+		diff, mods = compare(have, p.wantedFlows())
+		return len(diff.Changed)+len(diff.Removed) > 0, p.write(ctx, mods)
+	})
+	return diff, err
 }
 
-func (p *Pipeline) reconcile(ctx context.Context) (Diff, error) {
-	if p.conn == nil {
-		return Diff{}, ErrDetached
-	}
-	have, err := p.conn.Flows(ctx, of.Filter{Table: of.AllTables})
-	if err != nil {
-		return Diff{}, fmt.Errorf("compare the switch with what is wanted: %w", err)
-	}
-	want := p.wantedFlows()
-	var diff Diff
-	var mods []of.FlowMod
+// compare lists how have differs from want and what makes it equal. It uses
+// want up.
+func compare(have []of.FlowStats, want map[of.Key]of.Flow) (diff Diff, mods []of.FlowMod) {
 	for _, f := range have {
 		wanted, ok := want[f.Key]
 		switch {
@@ -90,10 +93,7 @@ func (p *Pipeline) reconcile(ctx context.Context) (Diff, error) {
 		diff.Added = append(diff.Added, f)
 		mods = append(mods, of.Add(f))
 	}
-	if err := p.write(ctx, mods); err != nil {
-		return diff, fmt.Errorf("repair the switch: %w", err)
-	}
-	return diff, nil
+	return diff, mods
 }
 
 func (p *Pipeline) wantedFlows() map[of.Key]of.Flow {

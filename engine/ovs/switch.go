@@ -163,11 +163,11 @@ func (s *Switch) Dial(ctx context.Context) (*of.Conn, error) {
 	return of.Dial(ctx, filepath.Join(s.config.RunDir, s.config.Bridge+".mgmt"))
 }
 
-// Settle returns when the datapath follows the flow tables as they are now. A
-// changed table alone does not mean that: the datapath remembers decisions, and
-// threads of ovs-vswitchd correct them in the background. It needs a daemon
-// whose bridges all have the same datapath type, and at least one bridge.
-func (s *Switch) Settle(ctx context.Context) error {
+// Revalidated returns when ovs-vswitchd has compared the datapath's remembered
+// decisions with the flow tables once more. That happens after each change of
+// a table, else every half second. It needs a daemon whose bridges all have the
+// same datapath type, and at least one bridge.
+func (s *Switch) Revalidated(ctx context.Context) error {
 	return s.control(ctx, "revalidator/wait")
 }
 
