@@ -23,7 +23,7 @@ const (
 	cniNetwork    = "sif"
 	cniPlugin     = "sif"
 	cniConfigFile = "sif.conflist"
-	cniTimeout    = "20s"
+	pluginTimeout = "20s"
 )
 
 // pluginName is the plugin as it is shipped; libexecPlugin is where packages
@@ -89,7 +89,7 @@ func cniConfig(socket string) ([]byte, error) {
 		CNIVersion string   `json:"cniVersion"`
 		Name       string   `json:"name"`
 		Plugins    []plugin `json:"plugins"`
-	}{"1.0.0", cniNetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, cniTimeout}}}, "", "  ")
+	}{"1.0.0", cniNetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, pluginTimeout}}}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode the CNI configuration: %w", err)
 	}
