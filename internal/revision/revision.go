@@ -9,10 +9,13 @@ package revision
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"slices"
 
 	consulapi "github.com/hashicorp/consul/api"
-	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -30,61 +33,180 @@ const KeyCurrent = "sif/v1/current"
 // ObjectKey is where an object lives.
 func ObjectKey(h fabric.Hash) string { return "sif/v1/obj/" + h.String() }
 
+// KeyNodes is the prefix of the node records.
+const KeyNodes = "sif/v1/node/"
+
 // NodeKey is where a node's record lives.
-func NodeKey(zone, node string) string { return "sif/v1/node/" + zone + "/" + node }
+func NodeKey(zone, node string) string { return KeyNodes + zone + "/" + node }
 
-// Writer publishes revisions.
-type Writer struct{}
-
-// NewWriter returns a Writer.
-func NewWriter(consul *consulapi.Client) *Writer { panic("todo") }
-
-// Publish writes the objects that are missing, then moves the pointer, if its
-// modify index is still casIndex (0: there is none yet). ErrConflict otherwise.
-func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
-	panic("todo")
-}
+// Consul takes at most 128 operations and 524,288 bytes of body in one
+// transaction, and values of at most 524,288 bytes. Values are in base64.
+const (
+	txnOps   = 64
+	txnBytes = 256 << 10 // of values, before base64
+)
 
 // ReadCurrent returns the pointer as the store has it, unverified, and its
 // modify index; ErrNoRevision if there is none.
 func ReadCurrent(ctx context.Context, consul *consulapi.Client) (fabric.Signed, uint64, error) {
-	panic("todo")
+	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
+	pair, _, err := consul.KV().Get(KeyCurrent, opts)
+	if err != nil {
+		return fabric.Signed{}, 0, fmt.Errorf("read %s: %w", KeyCurrent, err)
+	}
+	if pair == nil {
+		return fabric.Signed{}, 0, ErrNoRevision
+	}
+	signed, err := decodeSigned(pair.Value)
+	return signed, pair.ModifyIndex, err
 }
 
-// ReadObject reads the object of that hash into v.
+func decodeSigned(b []byte) (fabric.Signed, error) {
+	var s fabric.Signed
+	if err := json.Unmarshal(b, &s); err != nil {
+		return s, fmt.Errorf("decode %s: %w", KeyCurrent, err)
+	}
+	return s, nil
+}
+
+// ReadObject reads the object of that hash, checks it, and decodes it into v.
 func ReadObject(ctx context.Context, consul *consulapi.Client, h fabric.Hash, v any) error {
-	panic("todo")
+	found, err := fetch(ctx, consul, []fabric.Hash{h})
+	if err != nil {
+		return err
+	}
+	data, err := checked(found, h)
+	if err != nil {
+		return fmt.Errorf("object %s in Consul %w", h, err)
+	}
+	return fabric.DecodeObject(data, h, v)
 }
 
-// Follower follows the revision on a node.
-type Follower struct{}
-
-// NewFollower returns a Follower that holds what dir keeps of an earlier run.
-func NewFollower(consul *consulapi.Client, dir, fabricName string, keys func() fabric.KeySet, log hclog.Logger) (*Follower, error) {
-	panic("todo")
+// checked returns an object of what fetch returned, if it is what its address
+// says.
+func checked(found map[fabric.Hash][]byte, h fabric.Hash) ([]byte, error) {
+	data, ok := found[h]
+	switch {
+	case !ok:
+		return nil, errMissing
+	case fabric.Hash(sha256.Sum256(data)) != h:
+		return nil, errAltered
+	}
+	return data, nil
 }
 
-// Run follows the pointer until ctx ends.
-func (f *Follower) Run(ctx context.Context) error { panic("todo") }
+var (
+	errMissing = errors.New("is missing")
+	errAltered = errors.New("was altered: its content does not hash to its address")
+)
 
-// Pointer returns the enforced pointer; zero before the first.
-func (f *Follower) Pointer() fabric.Pointer { panic("todo") }
-
-// Document returns a service's document at the enforced root; the service
-// becomes an interest. ErrUnknownService, ErrNoRevision.
-func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Document, error) {
-	panic("todo")
+// fetch reads objects, unchecked. Those that do not exist are not in the
+// result.
+func fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
+	found := map[fabric.Hash][]byte{}
+	for chunk := range slices.Chunk(hashes, txnOps) {
+		var ops consulapi.TxnOps
+		byKey := map[string]fabric.Hash{}
+		for _, h := range chunk {
+			byKey[ObjectKey(h)] = h
+			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVGetOrEmpty, Key: ObjectKey(h)}})
+		}
+		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("read %d objects: %w", len(chunk), err)
+		}
+		if !ok {
+			return nil, fmt.Errorf("read %d objects: %w", len(chunk), txnError(resp))
+		}
+		for _, r := range resp.Results {
+			if h, asked := byKey[r.KV.Key]; asked && r.KV.ModifyIndex != 0 {
+				found[h] = r.KV.Value
+			}
+		}
+	}
+	return found, nil
 }
 
-// Drop ends the interest in a service.
-func (f *Follower) Drop(service fabric.Ref) { panic("todo") }
+func txnError(resp *consulapi.TxnResponse) error {
+	if len(resp.Errors) == 0 {
+		return errors.New("the transaction was rolled back")
+	}
+	return errors.New(resp.Errors[0].What)
+}
 
-// Documents returns the documents of all interests.
-func (f *Follower) Documents() map[fabric.Ref]fabric.Document { panic("todo") }
+// Writer publishes revisions.
+type Writer struct {
+	consul *consulapi.Client
+}
 
-// OnChange has fn called after each switch to another revision. An interest
-// that the graph no longer has comes with a document without edges.
-func (f *Follower) OnChange(fn func(fabric.Pointer, map[fabric.Ref]fabric.Document)) { panic("todo") }
+// NewWriter returns a Writer.
+func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
 
-// Degraded returns what was refused and why, for people.
-func (f *Follower) Degraded() []string { panic("todo") }
+// Publish writes the objects that are missing or were altered, then moves the
+// pointer, if its modify index is still casIndex (0: there is none yet);
+// ErrConflict otherwise. Until then nobody sees anything of it.
+func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
+	if err := w.writeObjects(ctx, rev.Objects); err != nil {
+		return err
+	}
+	value, err := json.Marshal(signed)
+	if err != nil {
+		return fmt.Errorf("encode the pointer: %w", err)
+	}
+	pair := &consulapi.KVPair{Key: KeyCurrent, Value: value, ModifyIndex: casIndex}
+	moved, _, err := w.consul.KV().CAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("move %s: %w", KeyCurrent, err)
+	}
+	if !moved {
+		return ErrConflict
+	}
+	return nil
+}
+
+func (w *Writer) writeObjects(ctx context.Context, objects []fabric.Object) error {
+	hashes := make([]fabric.Hash, len(objects))
+	for i, o := range objects {
+		hashes[i] = o.Hash
+	}
+	stored, err := fetch(ctx, w.consul, hashes)
+	if err != nil {
+		return err
+	}
+	var ops consulapi.TxnOps
+	size := 0
+	flush := func() error {
+		if len(ops) == 0 {
+			return nil
+		}
+		ok, resp, _, err := w.consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err == nil && !ok {
+			err = txnError(resp)
+		}
+		if err != nil {
+			return fmt.Errorf("write %d objects: %w", len(ops), err)
+		}
+		ops, size = nil, 0
+		return nil
+	}
+	for _, o := range objects {
+		if _, err := checked(stored, o.Hash); err == nil {
+			continue
+		}
+		if len(o.Data) > txnBytes { // too large for a transaction; Consul judges whether for a value
+			pair := &consulapi.KVPair{Key: ObjectKey(o.Hash), Value: o.Data}
+			if _, err := w.consul.KV().Put(pair, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+				return fmt.Errorf("write an object of %d bytes: %w", len(o.Data), err)
+			}
+			continue
+		}
+		if len(ops) == txnOps || size+len(o.Data) > txnBytes {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: o.Data}})
+		size += len(o.Data)
+	}
+	return flush()
+}

@@ -1,0 +1,95 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package revision
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
+)
+
+// stateFile holds everything that a Follower must not forget. It is one file,
+// so that it is replaced as a whole.
+const stateFile = "revision.json"
+
+// saved is the content of stateFile.
+type saved struct {
+	Highest   mark                   `json:"highest"`
+	Current   *fabric.Signed         `json:"current,omitempty"` // the enforced pointer
+	Interests []fabric.Ref           `json:"interests,omitempty"`
+	Objects   map[fabric.Hash][]byte `json:"objects,omitempty"`
+}
+
+// mark is the highest sequence that was ever seen in a signed pointer, and
+// its root. Nothing older is accepted.
+type mark struct {
+	Sequence uint64      `json:"sequence"`
+	Root     fabric.Hash `json:"root"`
+}
+
+func load(dir string) (saved, error) {
+	var s saved
+	path := filepath.Join(dir, stateFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return s, nil
+	}
+	if err != nil {
+		return s, fmt.Errorf("read the last revision: %w", err)
+	}
+	if err := json.Unmarshal(b, &s); err != nil {
+		// Forgetting the highest sequence would open the way for older ones.
+		return s, fmt.Errorf("read the last revision: decode %s: %w", path, err)
+	}
+	return s, nil
+}
+
+// save writes the state of f.
+func (f *Follower) save() error {
+	f.saving.Lock()
+	defer f.saving.Unlock()
+	f.mu.Lock()
+	s := saved{Highest: f.highest, Interests: slices.Collect(maps.Keys(f.interests))}
+	if v := f.view; v != nil {
+		s.Current, s.Objects = &v.signed, v.objects
+	}
+	f.mu.Unlock()
+	slices.SortFunc(s.Interests, fabric.CompareRefs)
+	b, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return atomicfile.Write(filepath.Join(f.dir, stateFile), b, 0o600)
+}
+
+// restore takes over what load found, as far as it verifies. Everything that
+// is enforced has passed the same checks as what comes from Consul.
+func (f *Follower) restore(s saved) error {
+	f.highest = s.Highest
+	for _, r := range s.Interests {
+		f.interests[r] = true
+	}
+	if s.Current == nil {
+		return nil
+	}
+	pointer, err := f.verify(*s.Current)
+	if err != nil {
+		return err
+	}
+	disk := func(context.Context, []fabric.Hash) (map[fabric.Hash][]byte, error) { return s.Objects, nil }
+	v, err := build(context.Background(), *s.Current, pointer, s.Interests, nil, disk)
+	if err != nil {
+		return err
+	}
+	f.view = v
+	return nil
+}
