@@ -1,0 +1,288 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/revision"
+)
+
+func TestPolicy(t *testing.T) {
+	w := newWorld(t)
+	t.Run("apply", func(t *testing.T) { testApply(t, w) })
+	t.Run("bad graphs change nothing", func(t *testing.T) { testBadGraphs(t, w) })
+	t.Run("who may apply", func(t *testing.T) { testOperators(t, w) })
+	t.Run("concurrent applies lose nothing", func(t *testing.T) { testConcurrent(t, w) })
+	t.Run("tampered pointer", func(t *testing.T) { testTampered(t, w) })
+	t.Run("altered object", func(t *testing.T) { testAlteredObject(t, w) })
+	t.Run("leadership", func(t *testing.T) { testLeadership(t, w) })
+}
+
+func testApply(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	empty, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	must.Eq(t, 0, empty.Pointer.Sequence)
+
+	a := testDomain("app")
+	reply, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(a), Message: "first"})
+	must.NoError(t, err)
+	must.True(t, reply.Changed)
+	must.Eq(t, 1, reply.Pointer.Sequence)
+
+	signed, _, err := revision.ReadCurrent(ctx, w.consul)
+	must.NoError(t, err)
+	var pointer fabric.Pointer
+	must.NoError(t, c.cfg.Identity.Keys().Verify(signed, fabric.KindPointer, &pointer))
+	must.Eq(t, reply.Pointer, pointer)
+	must.Eq(t, fabric.Compile(&fabric.Graph{Domains: domains(a)}).Root, pointer.Root)
+
+	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(a)})
+	must.NoError(t, err)
+	must.False(t, reply.Changed)
+	must.Eq(t, 1, reply.Pointer.Sequence)
+
+	seen := uint64(0)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("other")), CAS: &seen})
+	code(t, api.CodeConflict, err)
+	seen = 1
+	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("other")), CAS: &seen})
+	must.NoError(t, err)
+	must.Eq(t, pointer.Root, reply.Pointer.Previous)
+	must.MapLen(t, 2, reply.Graph.Domains)
+
+	_, err = c.operator.DeleteDomain(ctx, "nothing")
+	code(t, api.CodeNotFound, err)
+	reply, err = c.operator.DeleteDomain(ctx, "other")
+	must.NoError(t, err)
+	must.Eq(t, 3, reply.Pointer.Sequence)
+	must.Eq(t, pointer.Root, reply.Pointer.Root)
+
+	log, err := os.ReadFile(filepath.Join(c.dir, "audit.log"))
+	must.NoError(t, err)
+	var first auditEntry
+	must.NoError(t, json.Unmarshal([]byte(strings.SplitN(string(log), "\n", 2)[0]), &first))
+	must.Eq(t, "graph.apply", first.Action)
+	must.Eq(t, "first", first.Message)
+	must.Eq(t, 1, first.Revision)
+	must.StrHasPrefix(t, "token ", first.Actor)
+}
+
+func testBadGraphs(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	bad := testDomain("app")
+	bad.Contracts[0].Responders[0].Name = "svx"
+	bad.Contracts[0].Pos = fabric.Position{File: "app.sif.hcl", Line: 7, Column: 3}
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(bad)})
+	e := code(t, api.CodeProblems, err)
+	must.Eq(t, 422, e.Status)
+	must.Len(t, 1, e.Details.Problems)
+	must.StrContains(t, err.Error(), `app.sif.hcl:7:3: contract "frontend" names an unknown service "svx" among its responders; did you mean "svc"?`)
+
+	problems, err := c.operator.Validate(ctx, api.GraphRequest{Domains: domains(bad)})
+	must.NoError(t, err)
+	must.Eq(t, e.Details.Problems, problems)
+
+	_, err = c.operator.Apply(ctx, api.GraphRequest{})
+	code(t, api.CodeInvalid, err)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: map[string]*fabric.Domain{"x": testDomain("y")}})
+	code(t, api.CodeInvalid, err)
+
+	_, _, err = revision.ReadCurrent(ctx, w.consul)
+	must.ErrorIs(t, err, revision.ErrNoRevision)
+}
+
+func testOperators(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	for name, token := range map[string]string{"none": "", "unknown": "11111111-2222-3333-4444-555555555555", "a node's": w.tokens.Nodes["aws1/w1"]} {
+		_, err := w.client(t, c.address, token).Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+		must.Error(t, err, must.Sprint(name))
+		code(t, api.CodeForbidden, err)
+	}
+	// A node's certificate is no operator's token, nor the other way round.
+	_, err := w.node(t, c, "w1").Graph(ctx)
+	code(t, api.CodeForbidden, err)
+	_, err = c.operator.RegisterNode(ctx, api.NodeRequest{})
+	code(t, api.CodeForbidden, err)
+	_, err = w.client(t, c.address, management).Graph(ctx)
+	must.NoError(t, err)
+}
+
+// Two controllers at once, as if both believed to lead, each with several
+// applies under way.
+func testConcurrent(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	cfg := c.cfg
+	cfg.DataDir = t.TempDir()
+	second := newPolicy(cfg)
+	must.NoError(t, second.load(ctx))
+	const each = 12
+	var wg sync.WaitGroup
+	for i := range each {
+		wg.Go(func() {
+			_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain(fmt.Sprintf("a%d", i)))})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			_, err := second.apply(ctx, api.GraphRequest{Domains: domains(testDomain(fmt.Sprintf("b%d", i)))})
+			if err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	eventually(t, func() error {
+		g, err := c.operator.Graph(ctx)
+		if err != nil {
+			return err
+		}
+		if g.Pointer.Sequence != 2*each || len(g.Graph.Domains) != 2*each {
+			return fmt.Errorf("sequence %d with %d domains, want %d", g.Pointer.Sequence, len(g.Graph.Domains), 2*each)
+		}
+		return nil
+	})
+}
+
+func testTampered(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	apply := func(name string) error {
+		_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain(name))})
+		return err
+	}
+	put := func(value []byte) {
+		_, err := w.consul.KV().Put(&consulapi.KVPair{Key: revision.KeyCurrent, Value: value}, nil)
+		must.NoError(t, err)
+	}
+	must.NoError(t, apply("one"))
+	older, _, err := w.consul.KV().Get(revision.KeyCurrent, nil)
+	must.NoError(t, err)
+	must.NoError(t, apply("two"))
+	newest, _, err := w.consul.KV().Get(revision.KeyCurrent, nil)
+	must.NoError(t, err)
+
+	forged := func(edit func(*fabric.Pointer)) []byte {
+		var s fabric.Signed
+		must.NoError(t, json.Unmarshal(newest.Value, &s))
+		var p fabric.Pointer
+		must.NoError(t, json.Unmarshal(s.Payload, &p))
+		edit(&p)
+		s.Payload, err = json.Marshal(p)
+		must.NoError(t, err)
+		value, err := json.Marshal(s)
+		must.NoError(t, err)
+		return value
+	}
+	refused := func(why string) {
+		t.Helper()
+		e := code(t, api.CodeRevision, apply("three"))
+		must.StrContains(t, e.Message, why)
+		must.StrContains(t, e.Message, "consul kv put sif/v1/current @"+filepath.Join(c.dir, "revision/pointer.json"))
+		status, err := c.operator.Status(ctx)
+		must.NoError(t, err)
+		must.Len(t, 1, status.Controller.Degraded)
+		must.StrContains(t, status.Controller.Degraded[0], why)
+		must.Eq(t, 2, status.Pointer.Sequence)
+	}
+	put(older.Value)
+	refused("it has sequence 1, but this controller has seen 2")
+	put([]byte("{"))
+	refused("decode")
+	put(forged(func(p *fabric.Pointer) { p.Root[0] ^= 1 }))
+	refused("does not verify")
+	put(forged(func(p *fabric.Pointer) { p.Sequence = 7 }))
+	refused("does not verify")
+	_, err = w.consul.KV().Delete(revision.KeyCurrent, nil)
+	must.NoError(t, err)
+	refused("it is gone, but this controller has seen sequence 2")
+
+	// A restart does not make it forget.
+	put(older.Value)
+	c.stop()
+	c = w.start(t, c.dir, nil, false)
+	refused("it has sequence 1, but this controller has seen 2")
+
+	// The documented way back.
+	kept, err := os.ReadFile(filepath.Join(c.dir, "revision", "pointer.json"))
+	must.NoError(t, err)
+	must.Eq(t, string(newest.Value), string(kept))
+	put(kept)
+	must.NoError(t, apply("three"))
+	status, err := c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.SliceEmpty(t, status.Controller.Degraded)
+	must.Eq(t, 3, status.Pointer.Sequence)
+	g, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	must.MapLen(t, 3, g.Graph.Domains)
+
+	// A controller that remembers nothing takes the graph from the store.
+	c.stop()
+	c = w.start(t, t.TempDir(), nil, false)
+	g2, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	must.Eq(t, g, g2)
+}
+
+func testAlteredObject(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	d := testDomain("app")
+	reply, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
+	must.NoError(t, err)
+	var root fabric.Root
+	must.NoError(t, revision.ReadObject(ctx, w.consul, reply.Pointer.Root, &root))
+	key := revision.ObjectKey(root.Domains["app"])
+	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: key, Value: []byte(`{"name":"app"}`)}, nil)
+	must.NoError(t, err)
+
+	// A controller without memory does not believe it ...
+	c.stop()
+	other := w.start(t, t.TempDir(), nil, false)
+	_, err = other.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("new"))})
+	e := code(t, api.CodeRevision, err)
+	must.StrContains(t, e.Message, "it was altered")
+	other.stop()
+
+	// ... the one that remembers writes it again when the graph is applied.
+	c = w.start(t, c.dir, nil, false)
+	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
+	must.NoError(t, err)
+	must.False(t, reply.Changed)
+	must.NoError(t, revision.ReadObject(ctx, w.consul, root.Domains["app"], &fabric.Domain{}))
+}
+
+func testLeadership(t *testing.T, w *world) {
+	first, ctx := w.fresh(t, nil), t.Context()
+	second := w.start(t, t.TempDir(), nil, true)
+	_, err := second.operator.Graph(ctx)
+	e := code(t, api.CodeNotLeader, err)
+	must.Eq(t, 503, e.Status)
+	must.Eq(t, first.address, e.Details.Leader)
+	_, err = first.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	_, err = New(first.cfg)
+	must.ErrorContains(t, err, "in use by another controller")
+
+	first.stop()
+	eventually(t, func() error {
+		g, err := second.operator.Graph(ctx)
+		if err == nil && g.Pointer.Sequence != 1 {
+			err = fmt.Errorf("sequence %d", g.Pointer.Sequence)
+		}
+		return err
+	})
+}

@@ -1,0 +1,292 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+const (
+	testFabric  = "test"
+	trustDomain = "sif.test"
+	management  = "8e3b2a61-2f6c-4b26-9d3c-0d1f6f2a7f10"
+)
+
+var testNodes = []setup.Node{
+	{Zone: "aws1", Name: "w1", Kind: setup.KindWorkload},
+	{Zone: "aws1", Name: "w2", Kind: setup.KindWorkload},
+	{Zone: "aws1", Name: "p1", Kind: setup.KindProcessor},
+}
+
+// world is a real Consul and a real Vault, set up for a fabric. The sub-tests
+// of one test share it, and begin with an empty store.
+type world struct {
+	consulAddress string
+	consul        *consulapi.Client // with the management token
+	tokens        *setup.ConsulResult
+	vaultAddress  string
+	vault         *setup.VaultResult
+	dir           string
+	caFile        string
+	sources       map[string]*identity.Source
+}
+
+func newWorld(t *testing.T) *world {
+	t.Helper()
+	ctx := t.Context()
+	server, _ := testhost.Consul(t, fmt.Sprintf(`
+acl {
+  enabled        = true
+  default_policy = "deny"
+  tokens {
+    initial_management = %q
+    agent              = %q
+  }
+}`, management, management))
+	vaultServer, vault := testhost.Vault(t)
+	w := &world{consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, dir: t.TempDir(), sources: map[string]*identity.Source{}}
+	w.consul = w.consulClient(t, management)
+	spec := setup.Spec{Fabric: testFabric, TrustDomain: trustDomain, Nodes: testNodes}
+	eventually(t, func() (err error) {
+		w.tokens, err = setup.Consul(ctx, w.consul, spec)
+		return err
+	})
+	var err error
+	w.vault, err = setup.Vault(ctx, vault, spec)
+	must.NoError(t, err)
+	w.caFile = filepath.Join(w.dir, "ca.pem")
+	must.NoError(t, os.WriteFile(w.caFile, []byte(w.vault.CA), 0o600))
+	return w
+}
+
+func (w *world) consulClient(t *testing.T, token string) *consulapi.Client {
+	t.Helper()
+	client, err := consulapi.NewClient(&consulapi.Config{Address: w.consulAddress, Token: token})
+	must.NoError(t, err)
+	return client
+}
+
+// reset empties the store.
+func (w *world) reset(t *testing.T) {
+	t.Helper()
+	_, err := w.consul.KV().DeleteTree("sif/", nil)
+	must.NoError(t, err)
+}
+
+// source returns the identity of a process, from Vault.
+func (w *world) source(t *testing.T, name string, role setup.AppRole, pkiRole, path string) *identity.Source {
+	t.Helper()
+	if s := w.sources[name]; s != nil {
+		return s
+	}
+	dir := filepath.Join(w.dir, name)
+	must.NoError(t, os.MkdirAll(dir, 0o700))
+	secret := filepath.Join(dir, "secret-id")
+	must.NoError(t, os.WriteFile(secret, []byte(role.SecretID), 0o600))
+	s, err := identity.Open(t.Context(), identity.Config{
+		VaultAddress: w.vaultAddress, RoleID: role.RoleID, SecretIDFile: secret, PKIMount: setup.DefaultPKIMount, PKIRole: pkiRole,
+		TransitMount: setup.DefaultTransitMount, TransitKey: setup.DefaultTransitKey, TrustDomain: trustDomain,
+		SPIFFEPath: path, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, DataDir: dir,
+	}, hclog.NewNullLogger())
+	must.NoError(t, err)
+	w.sources[name] = s
+	return s
+}
+
+// running is a controller under test.
+type running struct {
+	*Controller
+	address  string
+	operator *api.Client
+	dir      string
+	stop     func()
+}
+
+// start starts a controller that forgets nothing of dir, and waits until it
+// leads, unless it cannot.
+func (w *world) start(t *testing.T, dir string, scheduler Scheduler, follow bool) *running {
+	t.Helper()
+	source := w.source(t, "controller", w.vault.Controller, setup.RoleController, fabric.ControllerSPIFFE)
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	consul := w.consulClient(t, w.tokens.Controller)
+	c, err := New(Config{
+		Fabric: testFabric, TrustDomain: trustDomain, DataDir: dir, Address: listener.Addr().String(), Version: "test",
+		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"),
+		Consul: func() *consulapi.Client { return consul }, Identity: source,
+		Signer:    Transit{Vault: source.Vault, Mount: setup.DefaultTransitMount, Key: setup.DefaultTransitKey},
+		Authority: PKI{Vault: source.Vault, Mount: setup.DefaultPKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
+		Scheduler: scheduler, Log: testLogger(t),
+	})
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- c.Run(ctx, listener) }()
+	r := &running{Controller: c, address: listener.Addr().String(), dir: dir}
+	r.stop = sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("controller: %v", err)
+		}
+	})
+	t.Cleanup(r.stop)
+	r.operator = w.client(t, r.address, w.tokens.Operator)
+	if !follow {
+		eventually(t, func() error {
+			_, err := r.operator.Health(t.Context())
+			return err
+		})
+	}
+	return r
+}
+
+func (w *world) fresh(t *testing.T, scheduler Scheduler) *running {
+	t.Helper()
+	w.reset(t)
+	return w.start(t, t.TempDir(), scheduler, false)
+}
+
+func (w *world) client(t *testing.T, address, token string) *api.Client {
+	t.Helper()
+	client, err := api.NewClient(api.Config{Address: address, Token: token, CACert: w.caFile})
+	must.NoError(t, err)
+	t.Cleanup(client.Close)
+	return client
+}
+
+// testNode is a node that calls the controller.
+type testNode struct {
+	*api.Client
+	id     string
+	source *identity.Source
+}
+
+func (w *world) node(t *testing.T, r *running, name string) *testNode {
+	t.Helper()
+	for _, n := range testNodes {
+		if n.Name != name {
+			continue
+		}
+		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], setup.NodeRole(n), fabric.NodeSPIFFE(n.Zone, n.Name))
+		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(func(path string, _ *x509.Certificate) error {
+			if path != fabric.ControllerSPIFFE {
+				return fmt.Errorf("%s is not the controller", path)
+			}
+			return nil
+		})})
+		must.NoError(t, err)
+		t.Cleanup(client.Close)
+		return &testNode{Client: client, id: n.ID(), source: source}
+	}
+	t.Fatalf("no node %s", name)
+	return nil
+}
+
+// register registers a node without a link and returns what was signed.
+func (n *testNode) register(t *testing.T, underlay string) fabric.Node {
+	t.Helper()
+	record, err := n.RegisterNode(t.Context(), api.NodeRequest{Underlay: netip.MustParseAddr(underlay)})
+	must.NoError(t, err)
+	var node fabric.Node
+	must.NoError(t, n.source.Keys().Verify(record.Node, fabric.KindNode, &node))
+	return node
+}
+
+func testLogger(t *testing.T) hclog.Logger {
+	if testing.Verbose() {
+		return hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: t.Output()})
+	}
+	return hclog.NewNullLogger()
+}
+
+// eventually waits until try succeeds.
+func eventually(t *testing.T, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// code asserts that err is a refusal of that code and returns it.
+func code(t *testing.T, want string, err error) *api.Error {
+	t.Helper()
+	var e *api.Error
+	if !errors.As(err, &e) {
+		t.Fatalf("want a refusal of code %s, not: %v", want, err)
+	}
+	must.Eq(t, want, e.Code, must.Sprint(e.Message))
+	return e
+}
+
+// testDomain is one domain: a proxy that may reach a service on port 8080.
+func testDomain(name string) *fabric.Domain {
+	ref := func(n string) fabric.Ref { return fabric.Ref{Domain: name, Name: n} }
+	return &fabric.Domain{
+		Name: name,
+		Services: []fabric.Service{
+			{Name: "proxy", Selectors: []fabric.Selector{{Kind: fabric.SelectNomad, Namespace: "default", Job: name + "-web", Group: "proxy"}}},
+			{Name: "svc", Selectors: []fabric.Selector{{Kind: fabric.SelectNomad, Namespace: "default", Job: name}}},
+		},
+		Contracts: []fabric.Contract{{
+			Name: "frontend", Originators: []fabric.Ref{ref("proxy")}, Responders: []fabric.Ref{ref("svc")},
+			Rules: []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}}}},
+		}},
+	}
+}
+
+func domains(list ...*fabric.Domain) map[string]*fabric.Domain {
+	m := map[string]*fabric.Domain{}
+	for _, d := range list {
+		m[d.Name] = d
+	}
+	return m
+}
+
+// fakeScheduler attests what a test says.
+type fakeScheduler struct {
+	mu     sync.Mutex
+	placed map[string]Placement
+	err    error
+}
+
+func (f *fakeScheduler) Placement(_ context.Context, allocation string) (Placement, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.err != nil {
+		return Placement{}, f.err
+	}
+	p, ok := f.placed[allocation]
+	if !ok {
+		return p, ErrNoAllocation
+	}
+	return p, nil
+}
