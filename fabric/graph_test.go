@@ -1,0 +1,106 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+)
+
+func TestCheckName(t *testing.T) {
+	for _, ok := range []string{"a", "getaway-app", "x1", "0", strings.Repeat("a", MaxNameLength)} {
+		must.NoError(t, CheckName(ok))
+	}
+	for bad, why := range map[string]string{
+		"": "must not be empty", "A": "only lower-case", "a_b": "only lower-case", "a--b": "separates domain and service",
+		"-a": "start and end", "a-": "start and end", strings.Repeat("a", MaxNameLength+1): "at most 28",
+	} {
+		must.ErrorContains(t, CheckName(bad), why)
+	}
+}
+
+func TestPortRangeText(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		from := rapid.Uint16Range(1, 65535).Draw(t, "from")
+		r := PortRange{from, rapid.Uint16Range(from, 65535).Draw(t, "to")}
+		got, err := ParsePortRange(r.String())
+		must.NoError(t, err)
+		must.Eq(t, r, got)
+	})
+	for bad, why := range map[string]string{
+		"70000": "outside 1-65535", "0": "outside 1-65535", "x": "not a port", "9-8": "backwards", "1-": "not a port", "99999999999999999999999": "outside",
+	} {
+		_, err := ParsePortRange(bad)
+		must.ErrorContains(t, err, why)
+	}
+}
+
+func FuzzParseRef(f *testing.F) {
+	f.Add("getaway-app/http-proxy")
+	f.Add("a/b/c")
+	f.Fuzz(func(t *testing.T, s string) {
+		r, err := ParseRef(s)
+		if err == nil && r.String() != s {
+			t.Fatalf("%q parsed to %q", s, r)
+		}
+	})
+}
+
+func TestCheckNamesThingAndRemedy(t *testing.T) {
+	at := func(line int) Position { return Position{File: "g.sif.hcl", Line: line, Column: 1} }
+	web, api := Ref{"d", "web"}, Ref{"d", "api"}
+	rules := []Rule{{TCP, []PortRange{{80, 80}}}}
+	domain := func(contracts ...Contract) *Graph {
+		return &Graph{Domains: map[string]*Domain{"d": {Name: "d", Services: []Service{{Name: "web", Pos: at(1)}, {Name: "api", Pos: at(2)}}, Contracts: contracts}}}
+	}
+	cases := []struct {
+		name string
+		g    *Graph
+		want []string
+	}{
+		{"sound", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules}), nil},
+		{"unknown service", domain(Contract{Name: "c", Originators: []Ref{{"d", "webb"}}, Responders: []Ref{api}, Rules: rules, Pos: at(9)}),
+			[]string{`g.sif.hcl:9:1: contract "c" names an unknown service "webb" among its originators; did you mean "web"?`}},
+		{"no rules", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Pos: at(9)}),
+			[]string{`g.sif.hcl:9:1: contract "c" has no rules, so it would allow nothing; add a rule block`}},
+		{"duplicate", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(8)}, Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(9)}),
+			[]string{`g.sif.hcl:9:1: contract "c": the name is already taken at g.sif.hcl:8:1; rename one of the two`}},
+		{"reserved domain", &Graph{Domains: map[string]*Domain{"node": {Name: "node", Pos: at(1)}}},
+			[]string{`g.sif.hcl:1:1: domain "node" is reserved for the identities of nodes; choose another name`}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			var got []string
+			for _, p := range c.g.Check() {
+				got = append(got, p.String())
+			}
+			must.Eq(t, c.want, got)
+		})
+	}
+}
+
+func TestSelect(t *testing.T) {
+	g := &Graph{Domains: map[string]*Domain{"d": {Name: "d", Services: []Service{
+		{Name: "group", Selectors: []Selector{{Kind: SelectNomad, Namespace: "default", Job: "web", Group: "proxy"}}},
+		{Name: "job", Selectors: []Selector{{Kind: SelectNomad, Namespace: "default", Job: "batch"}}},
+		{Name: "registered", Selectors: []Selector{{Kind: SelectConsul, Service: "news"}}},
+	}}}}
+	cases := []struct {
+		name string
+		w    Workload
+		want []Ref
+	}{
+		{"job and group", Workload{Namespace: "default", Job: "web", Group: "proxy"}, []Ref{{"d", "group"}}},
+		{"another group", Workload{Namespace: "default", Job: "web", Group: "x"}, nil},
+		{"the same job in another namespace", Workload{Namespace: "other", Job: "web", Group: "proxy"}, nil},
+		{"any group", Workload{Namespace: "default", Job: "batch", Group: "x"}, []Ref{{"d", "job"}}},
+		{"by Consul service, and by job", Workload{Namespace: "default", Job: "batch", ConsulServices: []string{"news"}}, []Ref{{"d", "job"}, {"d", "registered"}}},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) { must.Eq(t, c.want, g.Select(c.w)) })
+	}
+}

@@ -1,0 +1,251 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+)
+
+// naive is the one rule of DESIGN.md section 2 written down a second time,
+// straight from the graph, without documents, identities' keys or indexes.
+func naive(g *Graph, src, dst Identity, protocol Protocol, port uint16) bool {
+	for _, d := range g.Domains {
+		for _, c := range d.Contracts {
+			ref := Ref{d.Name, c.Name}
+			if c.Disabled || !slices.Contains(c.Originators, src.Service) || !slices.Contains(c.Responders, dst.Service) {
+				continue
+			}
+			if !slices.Contains(src.Roles.Originate, ref) || !slices.Contains(dst.Roles.Respond, ref) {
+				continue
+			}
+			for _, r := range c.Rules {
+				for _, p := range r.Ports {
+					if r.Protocol == protocol && p.From <= port && port <= p.To {
+						return true
+					}
+				}
+			}
+		}
+	}
+	return false
+}
+
+// drawGraph draws a small graph whose services meet often.
+func drawGraph(t *rapid.T) *Graph {
+	g := &Graph{Domains: map[string]*Domain{}}
+	for i := range rapid.IntRange(1, 2).Draw(t, "domains") {
+		d := &Domain{Name: fmt.Sprintf("d%d", i)}
+		n := rapid.IntRange(1, 4).Draw(t, "services")
+		var refs []Ref
+		for j := range n {
+			name := fmt.Sprintf("s%d", j)
+			d.Services = append(d.Services, Service{Name: name})
+			refs = append(refs, Ref{d.Name, name})
+		}
+		side := rapid.SliceOfN(rapid.SampledFrom(refs), 1, 3)
+		for j := range rapid.IntRange(0, 4).Draw(t, "contracts") {
+			c := Contract{
+				Name: fmt.Sprintf("c%d", j), Disabled: rapid.IntRange(0, 4).Draw(t, "disabled") == 0,
+				Originators: side.Draw(t, "originators"), Responders: side.Draw(t, "responders"),
+			}
+			for range rapid.IntRange(1, 2).Draw(t, "rules") {
+				r := Rule{Protocol: rapid.SampledFrom([]Protocol{TCP, UDP}).Draw(t, "protocol")}
+				from := rapid.Uint16Range(1, 6).Draw(t, "from")
+				r.Ports = []PortRange{{from, from + rapid.Uint16Range(0, 2).Draw(t, "width")}}
+				c.Rules = append(c.Rules, r)
+			}
+			d.Contracts = append(d.Contracts, c)
+		}
+		g.Domains[d.Name] = d
+	}
+	return g
+}
+
+// drawIdentity draws an endpoint's identity: a service with some of the roles
+// that exist, whether the graph gives them to it or not.
+func drawIdentity(t *rapid.T, g *Graph, label string) Identity {
+	var services, contracts []Ref
+	for _, d := range g.sortedDomains() {
+		for _, s := range d.Services {
+			services = append(services, Ref{d.Name, s.Name})
+		}
+		for _, c := range d.Contracts {
+			contracts = append(contracts, Ref{d.Name, c.Name})
+		}
+	}
+	id := Identity{Service: rapid.SampledFrom(services).Draw(t, label)}
+	for _, c := range contracts {
+		if rapid.IntRange(0, 3).Draw(t, label+" originates") > 0 {
+			id.Roles.Originate = append(id.Roles.Originate, c)
+		}
+		if rapid.IntRange(0, 3).Draw(t, label+" responds") > 0 {
+			id.Roles.Respond = append(id.Roles.Respond, c)
+		}
+	}
+	return id
+}
+
+func documents(g *Graph) map[Ref]Document {
+	docs := map[Ref]Document{}
+	for _, d := range Documents(g) {
+		docs[d.Service] = d
+	}
+	return docs
+}
+
+func TestAllowAgreesWithTheRuleAsWritten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		docs := documents(g)
+		src, dst := drawIdentity(t, g, "src"), drawIdentity(t, g, "dst")
+		for _, protocol := range []Protocol{TCP, UDP} {
+			for port := uint16(1); port < 10; port++ {
+				_, got := Allow(src, docs[src.Service], dst, protocol, port)
+				must.Eq(t, naive(g, src, dst, protocol, port), got)
+			}
+		}
+	})
+}
+
+// A node knows the documents of its own services only, so what it computes
+// must not depend on which end of a contract is local.
+func TestGrantsAreTheSameFromBothEnds(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		docs := documents(g)
+		a, b := drawIdentity(t, g, "a"), drawIdentity(t, g, "b")
+		must.Eq(t, Grants(a, docs[a.Service], b), GrantsTo(b, docs[b.Service], a))
+	})
+}
+
+func TestGrantsAmongIsEveryPair(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		docs := documents(g)
+		var all []Identity
+		seen := map[string]bool{}
+		for i := range 4 {
+			id := drawIdentity(t, g, fmt.Sprint("id", i))
+			if !seen[id.Key()] {
+				seen[id.Key()] = true
+				all = append(all, id)
+			}
+		}
+		local := all[:rapid.IntRange(0, len(all)).Draw(t, "local")]
+		localDocs := map[Ref]Document{}
+		isLocal := map[string]bool{}
+		for _, id := range local {
+			localDocs[id.Service] = docs[id.Service]
+			isLocal[id.Key()] = true
+		}
+		want := map[string]bool{}
+		for _, a := range all {
+			for _, b := range all {
+				if isLocal[a.Key()] || isLocal[b.Key()] {
+					for _, gr := range Grants(a, docs[a.Service], b) {
+						want[gr.Contract.String()+"|"+a.Key()+"|"+b.Key()] = true
+					}
+				}
+			}
+		}
+		got := map[string]bool{}
+		for _, gr := range GrantsAmong(local, all, localDocs) {
+			key := gr.Contract.String() + "|" + gr.Originator.Key() + "|" + gr.Responder.Key()
+			must.False(t, got[key])
+			got[key] = true
+		}
+		must.Eq(t, want, got)
+	})
+}
+
+// A graph only allows: adding a contract never takes a right away.
+func TestGraphIsMonotone(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		src, dst := drawIdentity(t, g, "src"), drawIdentity(t, g, "dst")
+		port := rapid.Uint16Range(1, 9).Draw(t, "port")
+		_, before := Allow(src, documents(g)[src.Service], dst, TCP, port)
+		d := g.Domains["d0"]
+		every := func() (refs []Ref) {
+			for _, s := range d.Services {
+				refs = append(refs, Ref{d.Name, s.Name})
+			}
+			return refs
+		}()
+		d.Contracts = append(d.Contracts, Contract{Name: "more", Originators: every, Responders: every, Rules: []Rule{{TCP, []PortRange{{1, 65535}}}}})
+		_, after := Allow(src, documents(g)[src.Service], dst, TCP, port)
+		must.True(t, after || !before)
+	})
+}
+
+func TestCompileIsDeterministicAndLocal(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		one, two := Compile(g), Compile(g)
+		must.Eq(t, one.Root, two.Root)
+		var root Root
+		byHash := map[Hash]Object{}
+		for _, o := range one.Objects {
+			byHash[o.Hash] = o
+		}
+		must.NoError(t, DecodeObject(byHash[one.Root].Data, one.Root, &root))
+		for _, d := range Documents(g) {
+			var shard Shard
+			h := root.Shards[ShardOf(d.Service)]
+			must.NoError(t, DecodeObject(byHash[h].Data, h, &shard))
+			var got Document
+			h = shard[d.Service.String()]
+			must.NoError(t, DecodeObject(byHash[h].Data, h, &got))
+			must.Eq(t, d, got)
+		}
+	})
+}
+
+func TestRequestNarrowsRoles(t *testing.T) {
+	c1, c2 := Ref{"d", "c1"}, Ref{"d", "c2"}
+	doc := Document{Service: Ref{"d", "s"}, Originates: []Edge{{Contract: c1}}, Responds: []Edge{{Contract: c2}}}
+	cases := []struct {
+		name    string
+		want    Roles
+		have    Roles
+		problem string
+	}{
+		{"nothing asked: every role", Roles{}, Roles{Originate: []Ref{c1}, Respond: []Ref{c2}}, ""},
+		{"one asked: that one", Roles{Originate: []Ref{c1}}, Roles{Originate: []Ref{c1}}, ""},
+		{"a role that the graph does not give", Roles{Originate: []Ref{c2}}, Roles{}, "d/s is not an originator of contract d/c2"},
+		{"a responder's role that the graph does not give", Roles{Respond: []Ref{c1}}, Roles{}, "d/s is not a responder of contract d/c1"},
+	}
+	for _, c := range cases {
+		t.Run(c.name, func(t *testing.T) {
+			got, err := doc.Request(c.want)
+			if c.problem != "" {
+				must.ErrorContains(t, err, c.problem)
+				return
+			}
+			must.NoError(t, err)
+			must.Eq(t, c.have.Canonical(), got.Canonical())
+		})
+	}
+}
+
+func TestExternalGrants(t *testing.T) {
+	web, users, contract := Ref{"d", "web"}, Ref{"d", "users"}, Ref{"d", "users"}
+	prefix := netip.MustParsePrefix("10.99.0.0/24")
+	g := &Graph{Domains: map[string]*Domain{"d": {
+		Name: "d", Services: []Service{{Name: "web"}}, Externals: []External{{Name: "users", Prefixes: []netip.Prefix{prefix}}},
+		Contracts: []Contract{{Name: "users", Originators: []Ref{users}, Responders: []Ref{web}, Rules: []Rule{{TCP, []PortRange{{8080, 8080}}}}}},
+	}}}
+	doc := documents(g)[web]
+	grants := ExternalGrants(Identity{Service: web, Roles: doc.Roles()}, doc)
+	must.Len(t, 1, grants)
+	must.Eq(t, contract, grants[0].Contract)
+	must.Eq(t, []netip.Prefix{prefix}, grants[0].Prefixes)
+	must.Len(t, 0, ExternalGrants(Identity{Service: web}, doc)) // it did not request the role
+}

@@ -1,0 +1,123 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+const module = "github.com/sif-project/sif"
+
+// layers says which of our packages a package may import: dependencies point
+// one way, from command to the daemons to what they share to the model. The
+// first pattern that matches counts. Test files are free.
+var layers = []struct {
+	pkg, may, why string
+}{
+	{`^fabric$`, `^$`, "the model is pure: it imports nothing of ours"},
+	{`^bpf(/.*)?$`, `^bpf(/.*)?$`, "the data path knows packets and maps, not Consul nor the model"},
+	{`^engine/(openflow|ovs|port)(/.*)?$`, `^engine/(openflow|ovs|port)(/.*)?$`, "the switch's pipeline knows numbers, not the model"},
+	{`^hcl$`, `^fabric$`, "the languages know the model and nothing else"},
+	{`^api$`, `^fabric$`, "users import the client; it must stay light"},
+	{`^internal/(testhost|logkey|atomicfile|version|number|link|firewall)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
+	{`^internal/attach$`, `^$`, "the plugin is thin"},
+	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "what daemons share knows no daemon"},
+	{`^controller$`, `^(api|fabric|hcl|internal/.*)$`, "daemons do not know one another"},
+	{`^engine$`, `^(api|fabric|hcl|engine/.*|internal/.*)$`, "daemons do not know one another"},
+	{`^agent(/.*)?$`, `^(api|fabric|hcl|bpf|agent/.*|internal/.*)$`, "daemons do not know one another"},
+	{`^cni-plugin(/.*)?$`, `^(internal/(attach|version)|cni-plugin/.*)$`, "the plugin is thin: what it does, the agent does"},
+	{`^command$`, `^(api|fabric|hcl|controller|engine|agent|internal/.*)$`, "the command line hands over"},
+	{`^$`, `^command$`, "main hands over to command"},
+	{`^jobs(/.*)?$`, `^$`, "the demo applications do not know what connects them"},
+	{`^e2e(/.*)?$`, `^(api|fabric|hcl|bpf|engine/ovs|e2e/.*|internal/.*)$`, "the fabric is tested from outside"},
+}
+
+// forbidden are server packages, whose licence and weight do not suit the
+// product: only their api modules may be imported.
+var forbidden = regexp.MustCompile(`^github\.com/hashicorp/(consul|nomad|vault)(/|$)`)
+
+var permitted = regexp.MustCompile(`^github\.com/hashicorp/(consul|nomad|vault)/api(/|$)`)
+
+type goPackage struct {
+	ImportPath, Dir, Doc string
+	Imports              []string
+}
+
+func packages(t *testing.T) []goPackage {
+	t.Helper()
+	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports", "-tags", "e2e", "./...")
+	cmd.Stderr = os.Stderr
+	out, err := cmd.Output()
+	must.NoError(t, err)
+	var list []goPackage
+	for d := json.NewDecoder(strings.NewReader(string(out))); d.More(); {
+		var p goPackage
+		must.NoError(t, d.Decode(&p))
+		list = append(list, p)
+	}
+	return list
+}
+
+func TestDependenciesPointOneWay(t *testing.T) {
+	for _, p := range packages(t) {
+		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
+		i := slices.IndexFunc(layers, func(l struct{ pkg, may, why string }) bool { return regexp.MustCompile(l.pkg).MatchString(name) })
+		if i < 0 {
+			t.Errorf("package %q has no place in the structure: give it one in the table of this test and in docs/architecture.md", name)
+			continue
+		}
+		may := regexp.MustCompile(layers[i].may)
+		for _, imported := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imported, module+"/")
+			if isOurs && !may.MatchString(ours) {
+				t.Errorf("%s must not import %s: %s", name, ours, layers[i].why)
+			}
+			if forbidden.MatchString(imported) && !permitted.MatchString(imported) {
+				t.Errorf("%s must not import %s: servers are built under tools/, the product uses their api modules only", name, imported)
+			}
+		}
+	}
+}
+
+func TestEveryPackageSaysWhatItKnows(t *testing.T) {
+	for _, p := range packages(t) {
+		if p.Doc == "" && len(p.Imports) > 0 {
+			t.Errorf("%s has no package comment: say what it knows and what it must not know", p.ImportPath)
+		}
+	}
+}
+
+func TestEveryFileCarriesTheLicence(t *testing.T) {
+	err := filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		if d.IsDir() && (d.Name() == ".git" || d.Name() == "bin") {
+			return filepath.SkipDir
+		}
+		generated := strings.HasSuffix(path, "_bpfel.go") || strings.HasSuffix(path, "_bpfeb.go")
+		if ext := filepath.Ext(path); generated || !slices.Contains([]string{".go", ".c", ".h", ".sh"}, ext) {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		head, _, _ := strings.Cut(string(text), "\n\n")
+		if !strings.Contains(head, "SPDX-License-Identifier:") {
+			t.Errorf("%s does not name its licence in its first lines", path)
+		}
+		return nil
+	})
+	must.NoError(t, err)
+}
