@@ -6,6 +6,9 @@ SHELL := /bin/bash
 # Which fabric `make dev` brings up.
 TOPOLOGY ?= e2e/lab/topology/two-zones.hcl
 
+# Which applications it deploys there: directories of graphs and jobs, with commas between.
+APPS ?= jobs/getaway,jobs/voting
+
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,7 +29,7 @@ build: ## Build sif, sif-cni, sif-demo and sif-lab into bin/
 
 .PHONY: dev
 dev: setup build ## Bring up a fabric with a running application on this machine (root)
-	@bin/sif-lab up -topology=$(TOPOLOGY)
+	@bin/sif-lab up -topology=$(TOPOLOGY) -apps=$(APPS)
 
 .PHONY: dev-down
 dev-down: ## Take everything that `make dev` brought up away again

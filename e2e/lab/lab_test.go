@@ -8,8 +8,14 @@ package lab
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
 	"net"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -121,6 +127,59 @@ func testVault(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "permission denied")
 	_, err = client.Logical().Write("sif-pki/sign/node-aws1-aws1-w1", map[string]any{"csr": "x"})
 	must.ErrorContains(t, err, "permission denied")
+
+	// A node gets a certificate for its own name, with its kind, and for no other name.
+	sign := func(role, id string) (*x509.Certificate, error) {
+		secret, err := client.Logical().Write("sif-pki/sign/"+role, map[string]any{"csr": signingRequest(t, id)})
+		if err != nil {
+			return nil, err
+		}
+		block, _ := pem.Decode([]byte(secret.Data["certificate"].(string)))
+		return x509.ParseCertificate(block.Bytes)
+	}
+	cert, err := sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
+	must.NoError(t, err)
+	must.Eq(t, []string{"processor"}, cert.Subject.OrganizationalUnit)
+	must.Len(t, 1, cert.URIs)
+	must.Eq(t, "spiffe://sif.test/node/aws1/aws1-p1", cert.URIs[0].String())
+	must.Eq(t, "10.101.0.10", cert.IPAddresses[0].String())
+	roots := x509.NewCertPool()
+	ca, err := os.ReadFile(l.FabricCA())
+	must.NoError(t, err)
+	must.True(t, roots.AppendCertsFromPEM(ca))
+	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	must.NoError(t, err)
+	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-w1")
+	must.ErrorContains(t, err, "not valid for this role")
+	_, err = sign("workload", "spiffe://sif.test/getaway-app/http-proxy")
+	must.ErrorContains(t, err, "permission denied")
+
+	controller := l.Secrets.Vault.Controller
+	login, err = client.Logical().Write("auth/approle/login", map[string]any{"role_id": controller.RoleID, "secret_id": controller.SecretID})
+	must.NoError(t, err)
+	client.SetToken(login.Auth.ClientToken)
+	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "eA=="})
+	must.NoError(t, err)
+	_, err = sign("controller", "spiffe://sif.test/controller")
+	must.NoError(t, err)
+	_, err = sign("controller", "spiffe://sif.test/node/aws1/aws1-w1")
+	must.ErrorContains(t, err, "not valid for this role")
+	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
+	must.ErrorContains(t, err, "permission denied")
+}
+
+// signingRequest asks for a certificate of a SPIFFE ID and the address of aws1-p1.
+func signingRequest(t *testing.T, id string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	uri, err := url.Parse(id)
+	must.NoError(t, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
+		URIs: []*url.URL{uri}, IPAddresses: []net.IP{net.IPv4(10, 101, 0, 10)},
+	}, key)
+	must.NoError(t, err)
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
 }
 
 func testNomad(t *testing.T, l *Lab) {
@@ -192,9 +251,9 @@ func testInternet(t *testing.T, l *Lab) {
 		{"aws1-w1", "aws1-p1", "udp", 51820, open},
 		{"aws1-w1", "orchestrator", "tcp", 8200, open},
 		{"aws1-w1", "orchestrator", "tcp", 22, closed},
-		{"client", "aws1-w1", "tcp", 8080, open},
-		{"client", "aws1-w1", "tcp", 8100, closed},
-		{"client", "aws1-p1", "tcp", 8080, closed},
+		{"client", "aws1-w1", "tcp", 18080, open},
+		{"client", "aws1-w1", "tcp", 8080, closed},
+		{"client", "aws1-p1", "tcp", 18080, closed},
 		{"aws1-w1", "client", "tcp", 8080, closed},
 	} {
 		t.Run(fmt.Sprintf("%s to %s %s %d", tc.from, tc.to, tc.network, tc.port), func(t *testing.T) {
@@ -247,7 +306,7 @@ func arrives(t *testing.T, l *Lab, from, to, network string, port int) bool {
 	defer conn.Close()
 	_, err = conn.Write([]byte("probe"))
 	must.NoError(t, err)
-	must.NoError(t, socket.SetReadDeadline(time.Now().Add(400 * time.Millisecond)))
+	must.NoError(t, socket.SetReadDeadline(time.Now().Add(400*time.Millisecond)))
 	_, _, err = socket.ReadFrom(make([]byte, 16))
 	return err == nil
 }

@@ -95,12 +95,13 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
   }
   chroot_env {
     %q = "/bin"
+    %q = "/usr"
     %q = "/etc/passwd"
     %q = "/etc/group"
   }
 }
 `, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name),
-		strings.Join(node.Drivers, ","), root+"/bin", root+"/etc/passwd", root+"/etc/group")
+		strings.Join(node.Drivers, ","), root+"/bin", root+"/usr", root+"/etc/passwd", root+"/etc/group")
 	if node.HasDriver("docker") {
 		// Each client has an engine of its own, so that none sees another's containers as dangling.
 		config += fmt.Sprintf(`plugin "docker" {

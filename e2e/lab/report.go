@@ -93,16 +93,33 @@ func (l *Lab) WriteSummary(w io.Writer) error {
 	if err := table.Flush(); err != nil {
 		return err
 	}
+	pages, err := l.Pages(context.Background())
+	if err != nil {
+		return err
+	}
+	if len(pages) > 0 {
+		fmt.Fprintln(w)
+	}
+	for _, p := range pages {
+		fmt.Fprintf(w, "%-14s %s\n", p.Job, p.URL)
+	}
 	prefix := "bin/sif-lab"
 	if l.Name != "dev" {
 		prefix += " -lab " + l.Name
 	}
 	_, err = fmt.Fprintf(w, `
-Logs are in %s, secrets in %s.
-  eval "$(%s env)"          tokens and addresses for consul, vault, nomad and sif
-  %s status                 what runs
-  %s exec %s -- ip addr   a command on a node
-  %s down                   take everything away
-`, l.varDir("log"), l.file(), prefix, prefix, prefix, l.Topology.Nodes(Processor, Workload, Orchestrator)[0].Name, prefix)
-	return err
+Logs are in %s, secrets in %s. Next:
+`, l.varDir("log"), l.file())
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(table, "  eval \"$(%s env)\"\taddresses and tokens for consul, vault, nomad and sif\n", prefix)
+	if !l.ServersOnly {
+		fmt.Fprintf(table, "  bin/sif status\tnodes, revision, endpoints, certificates\n")
+		fmt.Fprintf(table, "  bin/sif matrix\twho may reach whom, and who does\n")
+	}
+	fmt.Fprintf(table, "  %s exec %s -- ip addr\ta command on a node\n", prefix, l.Topology.Nodes(Processor, Workload)[0].Name)
+	fmt.Fprintf(table, "  %s status\twhich daemons run\n", prefix)
+	fmt.Fprintf(table, "  %s down\ttake everything away\n", prefix)
+	return table.Flush()
 }

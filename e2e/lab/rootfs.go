@@ -12,8 +12,8 @@ import (
 	"path/filepath"
 )
 
-// DemoImage is the container image that every Docker engine of the lab holds: busybox, and sif-demo when it is built.
-// The exec driver's chroot has the same files. None can be pulled.
+// DemoImage is the container image that every Docker engine of the lab holds: busybox in /bin, and sif-demo in
+// /usr/local/bin when it is built. The exec driver's chroot has the same files. None can be pulled.
 const DemoImage = "sif-demo:local"
 
 const busybox = "/bin/busybox"
@@ -26,7 +26,7 @@ var applets = []string{
 // buildRoot makes the small root filesystem of tasks.
 func (l *Lab) buildRoot() error {
 	root := l.varDir("rootfs")
-	if err := mkdirs(filepath.Join(root, "bin"), filepath.Join(root, "etc")); err != nil {
+	if err := mkdirs(filepath.Join(root, "bin"), filepath.Join(root, "etc"), filepath.Join(root, "usr/local/bin")); err != nil {
 		return err
 	}
 	if err := copyFile(busybox, filepath.Join(root, "bin/busybox")); err != nil {
@@ -39,7 +39,7 @@ func (l *Lab) buildRoot() error {
 	}
 	demo := filepath.Join(l.Bin, "sif-demo")
 	if exists(demo) {
-		if err := copyFile(demo, filepath.Join(root, "bin/sif-demo")); err != nil {
+		if err := copyFile(demo, filepath.Join(root, "usr/local/bin/sif-demo")); err != nil {
 			return err
 		}
 	}

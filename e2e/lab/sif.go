@@ -79,7 +79,7 @@ func (l *Lab) startController(ctx context.Context) error {
 		return err
 	}
 	if err := l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
-		return httpAnswers(ctx, client, l.ControllerAddress()+"/v1/status")
+		return httpAnswers(ctx, client, l.ControllerAddress()+"/v1/health")
 	}); err != nil {
 		return err
 	}

@@ -63,7 +63,7 @@ type Pass struct {
 	Name string   `hcl:"name,label"`
 	From []string `hcl:"from"` // "nodes", a kind of node, "users"
 	To   []string `hcl:"to"`
-	TCP  []string `hcl:"tcp,optional"` // destination ports: "8301", "8080-8099"
+	TCP  []string `hcl:"tcp,optional"` // destination ports: "8301", "18080-18099"
 	UDP  []string `hcl:"udp,optional"`
 }
 
@@ -206,7 +206,7 @@ func (p *Pass) check() error {
 	}
 	for _, r := range slices.Concat(p.TCP, p.UDP) {
 		if !portRange.MatchString(r) {
-			return fmt.Errorf("ports %q: want a port or a range such as 8080-8099", r)
+			return fmt.Errorf("ports %q: want a port or a range such as 18080-18099", r)
 		}
 		from, to, _ := strings.Cut(r, "-")
 		lo, _ := strconv.Atoi(from)

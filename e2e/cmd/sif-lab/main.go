@@ -32,6 +32,7 @@ Commands:
     -topology=<file>   Zones and nodes. Default: two zones.
     -servers-only      Leave out the SIF daemons.
     -host=false        Give this machine no address among the users.
+    -apps=<dir>,<dir>  Applications to deploy: graphs and jobs.
     -bin=<dir>         Where sif, sif-cni and sif-demo are. Default: where
                        sif-lab is.
   down                 Take it away.
@@ -56,6 +57,9 @@ func main() {
 	case err == nil:
 	case errors.Is(err, flag.ErrHelp):
 		fmt.Print(usage)
+	case ctx.Err() != nil && errors.Is(err, context.Canceled):
+		fmt.Fprintln(os.Stderr, "sif-lab: interrupted")
+		os.Exit(130)
 	case errors.As(err, &exit):
 		os.Exit(int(exit))
 	default:
@@ -113,6 +117,7 @@ func up(ctx context.Context, name string, args []string) error {
 	topology := flags.String("topology", "", "")
 	serversOnly := flags.Bool("servers-only", false, "")
 	host := flags.Bool("host", true, "")
+	apps := flags.String("apps", "", "")
 	bin := flags.String("bin", filepath.Dir(self), "")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -126,6 +131,15 @@ func up(ctx context.Context, name string, args []string) error {
 	l, err := lab.Up(ctx, o)
 	if err != nil {
 		return err
+	}
+	if *apps != "" {
+		if err := l.RunApplications(ctx, strings.Split(*apps, ",")...); err != nil {
+			if ctx.Err() == nil {
+				return fmt.Errorf("%w\nthe fabric stays up, to look at; sif-lab down takes it away", err)
+			}
+			fmt.Println("taking everything away again")
+			return errors.Join(ctx.Err(), l.Down(context.WithoutCancel(ctx)))
+		}
 	}
 	fmt.Println()
 	return l.WriteSummary(os.Stdout)

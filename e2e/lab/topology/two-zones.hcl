@@ -46,7 +46,7 @@ internet {
   pass "published" {
     from = ["users"]
     to   = ["workload"]
-    tcp  = ["8080-8099"]
+    tcp  = ["18080-18099"]
   }
 }
 
