@@ -1,0 +1,46 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package dns
+
+import (
+	"strings"
+
+	miekg "github.com/miekg/dns"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// apex is the zone of names that this package is the authority for.
+const apex = "sif."
+
+// inApex reports whether a name in presentation form is the apex or below it.
+func inApex(name string) bool { return miekg.IsSubDomain(apex, name) }
+
+// serviceName is what a name under the apex means.
+type serviceName struct {
+	service fabric.Ref
+	zone    string // empty: the nearest zone that has a healthy endpoint
+}
+
+// parseName understands "<service>.<domain>.sif." and
+// "<zone>.<service>.<domain>.sif.", in any case. It returns false for every
+// other name.
+func parseName(name string) (serviceName, bool) {
+	labels := miekg.SplitDomainName(strings.ToLower(name))
+	if n := len(labels); n != 3 && n != 4 || labels[n-1]+"." != apex {
+		return serviceName{}, false
+	}
+	labels = labels[:len(labels)-1]
+	for _, l := range labels {
+		if fabric.CheckName(l) != nil {
+			return serviceName{}, false
+		}
+	}
+	var n serviceName
+	if len(labels) == 3 {
+		n.zone, labels = labels[0], labels[1:]
+	}
+	n.service = fabric.Ref{Domain: labels[1], Name: labels[0]}
+	return n, true
+}

@@ -1,0 +1,309 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package dns
+
+import (
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/go-hclog"
+	miekg "github.com/miekg/dns"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// graph is a View of fixed endpoints: each asker may reach the services that
+// it lists.
+type graph map[netip.Addr]map[fabric.Ref][]Record
+
+func (g graph) Known(asker netip.Addr) bool { _, ok := g[asker]; return ok }
+
+func (g graph) Reach(asker netip.Addr, service fabric.Ref) Reach {
+	records, ok := g[asker][service]
+	return Reach{Allowed: ok, Endpoints: records}
+}
+
+var (
+	proxy    = netip.MustParseAddr("100.64.1.2")
+	stranger = netip.MustParseAddr("100.64.9.9")
+)
+
+func record(zone, v4, v6 string, healthy bool) Record {
+	r := Record{Zone: zone, Healthy: healthy, IPv4: netip.MustParseAddr(v4)}
+	if v6 != "" {
+		r.IPv6 = netip.MustParseAddr(v6)
+	}
+	return r
+}
+
+func ref(s string) fabric.Ref {
+	r, err := fabric.ParseRef(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+var testGraph = graph{
+	proxy: {
+		ref("app/svc"): {
+			record("gcp1", "100.64.3.2", "fd5f:3::2", true),
+			record("aws1", "100.64.1.3", "fd5f:1::3", true),
+			record("aws1", "100.64.2.3", "fd5f:2::3", true),
+			record("aws1", "100.64.2.4", "fd5f:2::4", false),
+		},
+		ref("app/far"): {
+			record("west", "100.64.5.2", "fd5f:5::2", true),
+			record("aws1", "100.64.1.9", "fd5f:1::9", false),
+			record("gcp1", "100.64.3.9", "fd5f:3::9", true),
+		},
+		ref("app/sick"):   {record("aws1", "100.64.1.7", "fd5f:1::7", false)},
+		ref("app/nobody"): nil,
+		ref("app/four"):   {record("aws1", "100.64.1.8", "", true)},
+	},
+}
+
+func testServer(view View, upstreams ...netip.AddrPort) *Server {
+	self := netip.MustParseAddrPort("169.254.1.1:53")
+	return &Server{
+		authority: authority{zone: "aws1", view: view}, forwarder: newForwarder(self, upstreams, "/nonexistent"),
+		forwards: newShare(maxForwards), observe: func(Outcome) {}, log: hclog.NewNullLogger(), addr: self,
+	}
+}
+
+func question(name string, qtype uint16) *miekg.Msg {
+	m := new(miekg.Msg)
+	return m.SetQuestion(name, qtype)
+}
+
+// addresses returns the addresses of an answer, sorted.
+func addresses(m *miekg.Msg) []string {
+	list := []string{}
+	for _, rr := range m.Answer {
+		switch rr := rr.(type) {
+		case *miekg.A:
+			list = append(list, rr.A.String())
+		case *miekg.AAAA:
+			list = append(list, rr.AAAA.String())
+		}
+	}
+	slices.Sort(list)
+	return list
+}
+
+func TestRespond(t *testing.T) {
+	for _, tc := range []struct {
+		what, name string
+		qtype      uint16
+		rcode      int
+		want       []string
+		outcome    Outcome
+	}{
+		{"own zone, healthy only", "svc.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{"100.64.1.3", "100.64.2.3"}, Answered},
+		{"IPv6", "svc.app.sif.", miekg.TypeAAAA, miekg.RcodeSuccess, []string{"fd5f:1::3", "fd5f:2::3"}, Answered},
+		{"any type", "svc.app.sif.", miekg.TypeANY, miekg.RcodeSuccess, []string{"100.64.1.3", "100.64.2.3", "fd5f:1::3", "fd5f:2::3"}, Answered},
+		{"any case", "SvC.aPP.Sif.", miekg.TypeA, miekg.RcodeSuccess, []string{"100.64.1.3", "100.64.2.3"}, Answered},
+		{"no healthy one in the own zone", "far.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{"100.64.3.9"}, Answered},
+		{"a zone", "gcp1.svc.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{"100.64.3.2"}, Answered},
+		{"a zone in any case", "GCP1.svc.app.sif.", miekg.TypeAAAA, miekg.RcodeSuccess, []string{"fd5f:3::2"}, Answered},
+		{"a zone whose endpoints are unhealthy", "aws1.far.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
+		{"a zone without endpoints", "west.svc.app.sif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"all unhealthy", "sick.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
+		{"reachable, no endpoints", "nobody.app.sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
+		{"no IPv6 address", "four.app.sif.", miekg.TypeAAAA, miekg.RcodeSuccess, []string{}, Empty},
+		{"another type", "svc.app.sif.", miekg.TypeMX, miekg.RcodeSuccess, []string{}, Empty},
+		{"not reachable", "secret.app.sif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"a domain", "app.sif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"too many labels", "a.gcp1.svc.app.sif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"not a name of the fabric", "s_vc.app.sif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"an escaped dot", `svc\.app.sif.`, miekg.TypeA, miekg.RcodeNameError, []string{}, NoName},
+		{"the apex", "sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
+		{"the apex's SOA", "SIF.", miekg.TypeSOA, miekg.RcodeSuccess, []string{}, Answered},
+		{"a transfer", "sif.", miekg.TypeAXFR, miekg.RcodeRefused, []string{}, Refused},
+		{"outside, no resolver", "example.com.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
+		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			req := question(tc.name, tc.qtype)
+			resp, outcome := testServer(testGraph).respond(proxy, req)
+			must.Eq(t, tc.rcode, resp.Rcode)
+			must.Eq(t, tc.want, addresses(resp))
+			must.Eq(t, tc.outcome, outcome)
+			must.Eq(t, req.Id, resp.Id)
+			must.Eq(t, req.Question, resp.Question)
+			if outcome == Empty || outcome == NoName {
+				must.True(t, resp.Authoritative)
+				must.Len(t, 1, resp.Ns)
+				must.Eq(t, 1, resp.Ns[0].(*miekg.SOA).Minttl)
+				must.Eq(t, 1, resp.Ns[0].Header().Ttl)
+			}
+			for _, rr := range resp.Answer {
+				must.Eq(t, lifetime, rr.Header().Ttl)
+				must.True(t, strings.EqualFold(tc.name, rr.Header().Name))
+			}
+		})
+	}
+}
+
+func TestRespondRefuses(t *testing.T) {
+	s := testServer(testGraph)
+	edns1 := question("svc.app.sif.", miekg.TypeA).SetEdns0(1232, false)
+	edns1.IsEdns0().SetVersion(1)
+	chaos := question("version.bind.", miekg.TypeTXT)
+	chaos.Question[0].Qclass = miekg.ClassCHAOS
+	notify := question("svc.app.sif.", miekg.TypeSOA)
+	notify.Opcode = miekg.OpcodeNotify
+	for _, tc := range []struct {
+		what  string
+		asker netip.Addr
+		req   *miekg.Msg
+		rcode int
+	}{
+		{"a stranger", stranger, question("svc.app.sif.", miekg.TypeA), miekg.RcodeRefused},
+		{"a stranger who asks for the world", stranger, question("example.com.", miekg.TypeA), miekg.RcodeRefused},
+		{"a later EDNS", proxy, edns1, miekg.RcodeBadVers},
+		{"another class", proxy, chaos, miekg.RcodeRefused},
+		{"another operation", proxy, notify, miekg.RcodeNotImplemented},
+	} {
+		resp, outcome := s.respond(tc.asker, tc.req)
+		must.Eq(t, tc.rcode, resp.Rcode, must.Sprint(tc.what))
+		must.Eq(t, Refused, outcome, must.Sprint(tc.what))
+		finish(tc.req, resp, true)
+		_, err := resp.Pack()
+		must.NoError(t, err, must.Sprint(tc.what))
+	}
+}
+
+// What one asker may reach says nothing of what another may.
+func TestRespondByAsker(t *testing.T) {
+	other := netip.MustParseAddr("100.64.1.20")
+	s := testServer(graph{proxy: testGraph[proxy], other: {}})
+	resp, _ := s.respond(proxy, question("svc.app.sif.", miekg.TypeA))
+	must.Eq(t, miekg.RcodeSuccess, resp.Rcode)
+	resp, _ = s.respond(other, question("svc.app.sif.", miekg.TypeA))
+	must.Eq(t, miekg.RcodeNameError, resp.Rcode)
+}
+
+// Every endpoint is the first of some answers.
+func TestAnswerOrder(t *testing.T) {
+	s := testServer(testGraph)
+	first := map[string]int{}
+	for range 200 {
+		resp, _ := s.respond(proxy, question("svc.app.sif.", miekg.TypeA))
+		first[resp.Answer[0].(*miekg.A).A.String()]++
+	}
+	must.MapLen(t, 2, first)
+	for addr, n := range first {
+		must.Between(t, 50, n, 150, must.Sprint(addr))
+	}
+}
+
+func manyEndpoints(n int) graph {
+	var records []Record
+	for i := range n {
+		records = append(records, Record{Zone: "aws1", Healthy: true,
+			IPv4: netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}), IPv6: netip.MustParseAddr("fd5f::1")})
+	}
+	return graph{proxy: {ref("app/svc"): records}}
+}
+
+func TestTruncation(t *testing.T) {
+	s := testServer(manyEndpoints(300))
+	for _, tc := range []struct {
+		what      string
+		edns      uint16
+		udp       bool
+		limit     int
+		truncated bool
+	}{
+		{"UDP without EDNS", 0, true, 512, true},
+		{"UDP with EDNS", 1000, true, 1000, true},
+		{"UDP with a bold EDNS", 65000, true, maxUDP, true},
+		{"UDP with a timid EDNS", 100, true, 512, true},
+		{"TCP", 0, false, 65535, false},
+		{"TCP with EDNS", 512, false, 65535, false},
+	} {
+		req := question("svc.app.sif.", miekg.TypeA)
+		if tc.edns > 0 {
+			req.SetEdns0(tc.edns, true)
+		}
+		resp, _ := s.respond(proxy, req)
+		finish(req, resp, tc.udp)
+		raw, err := resp.Pack()
+		must.NoError(t, err)
+		must.LessEq(t, tc.limit, len(raw), must.Sprint(tc.what))
+		must.Eq(t, tc.truncated, resp.Truncated, must.Sprint(tc.what))
+		must.Eq(t, !tc.truncated, len(resp.Answer) == 300, must.Sprint(tc.what))
+		must.Greater(t, 20, len(resp.Answer), must.Sprint(tc.what))
+		must.Eq(t, tc.edns > 0, resp.IsEdns0() != nil)
+		must.True(t, tc.edns == 0 || resp.IsEdns0().Do())
+	}
+}
+
+// Whatever is asked, the answer can be sent, is to that question, and gives
+// only addresses that the asker may reach.
+func FuzzRespond(f *testing.F) {
+	for _, m := range []*miekg.Msg{
+		question("svc.app.sif.", miekg.TypeA), question("gcp1.svc.app.sif.", miekg.TypeAAAA),
+		question("sif.", miekg.TypeSOA), question("example.com.", miekg.TypeA).SetEdns0(4096, true),
+		question(`s\000vc.app.sif.`, miekg.TypeANY), question(`svc\.app.sif.`, miekg.TypeA), question(".", miekg.TypeNS),
+	} {
+		raw, err := m.Pack()
+		must.NoError(f, err)
+		f.Add(raw, true)
+		f.Add(raw, false)
+	}
+	s := testServer(testGraph)
+	f.Fuzz(func(t *testing.T, raw []byte, udp bool) {
+		req := new(miekg.Msg)
+		if req.Unpack(raw) != nil {
+			return
+		}
+		resp, outcome := s.respond(proxy, req)
+		if outcome == Forwarded {
+			t.Fatal("forwarded without a resolver")
+		}
+		finish(req, resp, udp)
+		wire, err := resp.Pack()
+		if err != nil {
+			t.Fatalf("the answer to %v cannot be sent: %v", req, err)
+		}
+		if udp && len(wire) > maxUDP {
+			t.Fatalf("%d bytes over UDP", len(wire))
+		}
+		if resp.Id != req.Id || !resp.Response {
+			t.Fatalf("not an answer to %v: %v", req, resp)
+		}
+		if stray, _ := s.respond(stranger, req); len(stray.Answer)+len(stray.Ns) > 0 {
+			t.Fatalf("a stranger was told %v", stray)
+		}
+		for _, rr := range resp.Answer {
+			if n := strings.ToLower(rr.Header().Name); n != apex && !strings.HasSuffix(n, ".app.sif.") {
+				t.Fatalf("%q has an address", n)
+			}
+		}
+	})
+}
+
+func BenchmarkRespond(b *testing.B) {
+	for _, tc := range []struct {
+		what string
+		view graph
+	}{{"3Endpoints", testGraph}, {"300Endpoints", manyEndpoints(300)}} {
+		b.Run(tc.what, func(b *testing.B) {
+			s, req := testServer(tc.view), question("svc.app.sif.", miekg.TypeA).SetEdns0(1232, false)
+			b.ReportAllocs()
+			for b.Loop() {
+				resp, _ := s.respond(proxy, req)
+				finish(req, resp, true)
+				if _, err := resp.Pack(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
