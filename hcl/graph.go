@@ -34,7 +34,8 @@ func DecodeGraph(sources ...Source) (*fabric.Graph, Diagnostics) {
 		g.Domains[name] = &decl.domain
 	}
 	if !d.diags.HasErrors() {
-		d.report(checkGraph(g, sources)...)
+		// Not expected: what fabric checks, the decoder has checked with better places.
+		d.report(fromProblems(g.Check(), sources)...)
 	}
 	diags := newDiagnostics(d.diags, sources...)
 	if diags.HasErrors() {

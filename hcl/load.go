@@ -4,6 +4,7 @@
 package hcl
 
 import (
+	"bytes"
 	"fmt"
 	"io/fs"
 	"os"
@@ -86,10 +87,15 @@ func isGraphFile(e fs.DirEntry) bool {
 		slices.ContainsFunc(Extensions, func(x string) bool { return strings.HasSuffix(e.Name(), x) })
 }
 
-// checkGraph adds what fabric finds wrong beyond what the decoder found.
-func checkGraph(g *fabric.Graph, sources []Source) hcl2.Diagnostics {
+// FromProblems turns what fabric finds wrong with a graph into diagnostics
+// that show the lines of the files it came from.
+func FromProblems(problems []fabric.Problem, sources ...Source) Diagnostics {
+	return newDiagnostics(fromProblems(problems, sources), sources...)
+}
+
+func fromProblems(problems []fabric.Problem, sources []Source) hcl2.Diagnostics {
 	var diags hcl2.Diagnostics
-	for _, p := range g.Check() {
+	for _, p := range problems {
 		pos := hcl2.Pos{Line: p.Pos.Line, Column: p.Pos.Column, Byte: -1}
 		for _, s := range sources {
 			if s.Name == p.Pos.File {
@@ -106,7 +112,7 @@ func checkGraph(g *fabric.Graph, sources []Source) hcl2.Diagnostics {
 func offset(src []byte, pos fabric.Position) int {
 	at := 0
 	for line := 1; line < pos.Line; line++ {
-		n := strings.IndexByte(string(src[at:]), '\n')
+		n := bytes.IndexByte(src[at:], '\n')
 		if n < 0 {
 			return -1
 		}

@@ -1,0 +1,87 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/posener/complete"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/hcl"
+)
+
+// GraphShowCommand is `sif graph show`.
+type GraphShowCommand struct{ Meta }
+
+// Synopsis implements cli.Command.
+func (c *GraphShowCommand) Synopsis() string { return "Print the graph in force" }
+
+// Help implements cli.Command.
+func (c *GraphShowCommand) Help() string {
+	return help(`
+Usage: sif graph show [options] [<domain>...]
+
+  Prints the graph in force in HCL, all of it or the named domains. The output
+  can be applied again.
+`, `
+Show Options:
+
+  -json
+    Print the graph and its pointer in JSON.
+`, controllerOptions)
+}
+
+// AutocompleteFlags implements cli.CommandAutocomplete.
+func (c *GraphShowCommand) AutocompleteFlags() complete.Flags {
+	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing})
+}
+
+// AutocompleteArgs implements cli.CommandAutocomplete.
+func (c *GraphShowCommand) AutocompleteArgs() complete.Predictor { return complete.PredictAnything }
+
+// Run implements cli.Command.
+func (c *GraphShowCommand) Run(args []string) int {
+	flags := c.flagSet("graph show")
+	c.controllerFlags(flags)
+	c.jsonFlag(flags)
+	if code, ok := c.parse(flags, args); !ok {
+		return code
+	}
+	client, err := c.client()
+	if err != nil {
+		return c.fail("reaching the controller", err)
+	}
+	ctx, stop := interruptible()
+	defer stop()
+	reply, err := client.Graph(ctx)
+	if err != nil {
+		return c.fail("reading the graph", err)
+	}
+	if reply.Graph == nil {
+		reply.Graph = &fabric.Graph{}
+	}
+	if flags.NArg() > 0 {
+		some := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
+		for _, name := range flags.Args() {
+			d := reply.Graph.Domains[name]
+			if d == nil {
+				c.UI.Error(fmt.Sprintf("The graph in force has no domain %q.", name))
+				return 1
+			}
+			some.Domains[name] = d
+		}
+		reply.Graph = some
+	}
+	if c.json {
+		return c.outputJSON(reply)
+	}
+	if reply.Pointer.Sequence == 0 {
+		c.UI.Error("No graph has been applied yet.")
+		return 0
+	}
+	c.UI.Output(strings.TrimSuffix(string(hcl.EncodeGraph(reply.Graph)), "\n"))
+	return 0
+}

@@ -1,0 +1,96 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"fmt"
+
+	"github.com/posener/complete"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/hcl"
+)
+
+// GraphValidateCommand is `sif graph validate`.
+type GraphValidateCommand struct{ Meta }
+
+// Synopsis implements cli.Command.
+func (c *GraphValidateCommand) Synopsis() string { return "Check graph files" }
+
+// Help implements cli.Command.
+func (c *GraphValidateCommand) Help() string {
+	return help(`
+Usage: sif graph validate [options] [<path>...]
+
+  Checks the graph that lies in files and directories; without a path, in the
+  current directory. It needs no fabric.
+
+  The exit code is 0 if the graph is valid, 1 if it is not.
+`, `
+Validate Options:
+
+  -json
+    Print the result in JSON.
+`)
+}
+
+// AutocompleteFlags implements cli.CommandAutocomplete.
+func (c *GraphValidateCommand) AutocompleteFlags() complete.Flags {
+	return complete.Flags{"-json": complete.PredictNothing}
+}
+
+// AutocompleteArgs implements cli.CommandAutocomplete.
+func (c *GraphValidateCommand) AutocompleteArgs() complete.Predictor { return graphPaths }
+
+// Run implements cli.Command.
+func (c *GraphValidateCommand) Run(args []string) int {
+	flags := c.flagSet("graph validate")
+	c.jsonFlag(flags)
+	if code, ok := c.parse(flags, args); !ok {
+		return code
+	}
+	g, diags := loadGraph(flags.Args())
+	code := 0
+	if diags.HasErrors() {
+		code = 1
+	}
+	if c.json {
+		if diags == nil {
+			diags = hcl.Diagnostics{}
+		}
+		return max(code, c.outputJSON(struct {
+			Valid       bool            `json:"valid"`
+			Diagnostics hcl.Diagnostics `json:"diagnostics"`
+		}{code == 0, diags}))
+	}
+	c.diagnose(diags)
+	if code == 0 {
+		c.UI.Output("The graph is valid: " + summary(g) + ".")
+	}
+	return code
+}
+
+// loadGraph is hcl.LoadGraph of the current directory unless paths are given.
+func loadGraph(paths []string) (*fabric.Graph, hcl.Diagnostics) {
+	if len(paths) == 0 {
+		paths = []string{"."}
+	}
+	return hcl.LoadGraph(paths...)
+}
+
+func summary(g *fabric.Graph) string {
+	services, contracts := 0, 0
+	for _, d := range g.Domains {
+		services += len(d.Services)
+		contracts += len(d.Contracts)
+	}
+	return fmt.Sprintf("%s, %s, %s", count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
+}
