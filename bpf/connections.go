@@ -44,7 +44,7 @@ func (d *Datapath) Connections() ([]Connection, error) {
 			Protocol:       e.key.Protocol,
 			Outbound:       e.value.Flags&endpointConnFlagCONN_OUTBOUND != 0,
 			Host:           e.value.Flags&endpointConnFlagCONN_HOST != 0,
-			Answered:       e.value.Flags&endpointConnFlagCONN_ANSWERED != 0,
+			Answered:       e.value.State&endpointConnStateCONN_ANSWERED != 0,
 			Contract:       e.value.Contract,
 			LocalIdentity:  e.value.LocalIdentity,
 			RemoteIdentity: e.value.RemoteIdentity,

@@ -393,4 +393,6 @@ func TestMountBPFFS(t *testing.T) {
 	must.Error(t, UnmountBPFFS(dir))
 	_, err = Open(t.TempDir(), Options{})
 	must.Error(t, err, must.Sprint("not a BPF filesystem"))
+	_, err = OpenPinned(dir)
+	must.ErrorContains(t, err, "open pinned map", must.Sprint("nothing is pinned there"))
 }

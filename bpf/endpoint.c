@@ -29,11 +29,11 @@ static __always_inline __u64 lifetime(const struct conn *c, __u8 protocol)
 		return LIFETIME_DATAGRAM;
 	if (protocol != IPPROTO_TCP)
 		return LIFETIME_ECHO;
-	if ((c->flags & CONN_RESET) || (c->flags & CONN_FIN) == CONN_FIN)
+	if ((c->state & CONN_RESET) || (c->state & CONN_FIN) == CONN_FIN)
 		return LIFETIME_CLOSED;
-	if (c->flags & CONN_FIN)
+	if (c->state & CONN_FIN)
 		return LIFETIME_CLOSING;
-	return c->flags & CONN_ANSWERED ? LIFETIME_ESTABLISHED : LIFETIME_UNANSWERED;
+	return c->state & CONN_ANSWERED ? LIFETIME_ESTABLISHED : LIFETIME_UNANSWERED;
 }
 
 // live: signed, because another CPU may have set seen a moment after we read the clock.
@@ -54,26 +54,26 @@ static __always_inline bool belongs(const struct packet *p, const struct conn *c
 	return original(c, dir) ? !p->answers : !p->opens;
 }
 
-static __always_inline __u32 progress(const struct packet *p, __u32 flags, bool is_original)
+static __always_inline __u32 progress(const struct packet *p, __u32 state, bool is_original)
 {
 	if (!is_original)
-		flags |= CONN_ANSWERED;
+		state |= CONN_ANSWERED;
 	if (p->opens && p->key.protocol == IPPROTO_TCP)
-		flags &= ~(CONN_FIN | CONN_RESET | CONN_ANSWERED);
+		state = 0;
 	if (p->tcp_flags & TCP_FIN)
-		flags |= is_original ? CONN_FIN_ORIGINAL : CONN_FIN_REPLY;
+		state |= is_original ? CONN_FIN_ORIGINAL : CONN_FIN_REPLY;
 	if (p->tcp_flags & TCP_RST)
-		flags |= CONN_RESET;
-	return flags;
+		state |= CONN_RESET;
+	return state;
 }
 
 // touch writes only what changes: the entry is shared by the CPUs.
 static __always_inline void touch(struct conn *c, const struct packet *p, enum direction dir, __u64 now)
 {
-	__u32 flags = progress(p, c->flags, original(c, dir));
+	__u32 state = progress(p, c->state, original(c, dir));
 
-	if (flags != c->flags)
-		c->flags = flags;
+	if (state != c->state)
+		c->state = state;
 	if ((__s64)(now - c->seen) > (__s64)SECOND)
 		c->seen = now;
 }
@@ -122,11 +122,12 @@ static __always_inline enum reason arrived(const struct packet *p, const struct 
 // packets come by another interface than before. On refusal the entry goes, unless it is
 // only this packet that is wrong.
 static __always_inline enum reason recheck(struct packet *p, const struct config *cfg,
-					   struct conn *c, enum direction dir, __u64 generation)
+					   const struct conn *c, enum direction dir, __u64 generation, __u64 now)
 {
-	bool outbound = c->flags & CONN_OUTBOUND;
+	struct conn next = *c;
+	bool outbound = next.flags & CONN_OUTBOUND;
 	bool to = dir == DIRECTION_TO_WORKLOAD && p->kind != PACKET_TOO_BIG;
-	__u32 ingress = to ? p->ingress : c->ingress;
+	__u32 ingress = to ? p->ingress : next.ingress;
 	__u16 port = outbound ? p->key.remote_port : p->key.local_port;
 	struct remote r = {};
 	struct peer *peer;
@@ -140,9 +141,9 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		why = source(&p->key.remote, ingress, &r);
 		if (why != REASON_NONE)
 			return why;
-		if (r.host != !!(c->flags & CONN_HOST))
+		if (r.host != !!(next.flags & CONN_HOST))
 			return REASON_WRONG_INTERFACE;
-	} else if (!outbound && !(c->flags & CONN_HOST)) {
+	} else if (!outbound && !(next.flags & CONN_HOST)) {
 		// The remote may have moved to another interface since; its next packet must come by that.
 		peer = bpf_map_lookup_elem(&sif_peers, &p->key.remote);
 		if (peer)
@@ -158,15 +159,20 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		if (why != REASON_NONE)
 			return why;
 		r.ingress = ingress;
-	} else if (outbound && r.ingress == INGRESS_UNSEEN) {
-		r.ingress = c->ingress;
+	} else if (outbound && arrived(p, &r, next.ingress) == REASON_NONE) {
+		r.ingress = next.ingress;
 	}
-	c->ingress = r.ingress;
-	c->contract = p->contract;
-	c->local_identity = p->local_identity;
-	c->remote_identity = p->remote_identity;
-	c->generation = generation;
-	return REASON_NONE;
+	next.ingress = r.ingress;
+	next.contract = p->contract;
+	next.local_identity = p->local_identity;
+	next.remote_identity = p->remote_identity;
+	next.generation = generation;
+	if (p->kind == PACKET_FLOW) {
+		next.state = progress(p, next.state, original(&next, dir));
+		next.seen = now;
+	}
+	// Gone meanwhile: then somebody else found that it is not allowed.
+	return bpf_map_update_elem(&sif_conns, &p->key, &next, BPF_EXIST) ? REASON_STALE_CONNECTION : REASON_NONE;
 }
 
 static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg,
@@ -190,7 +196,8 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	c.ingress = r.ingress;
 	c.local_identity = p->local_identity;
 	c.remote_identity = p->remote_identity;
-	c.flags = progress(p, (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0), true);
+	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0);
+	c.state = progress(p, 0, true);
 	// Without the entry its answers would be dropped: say so now.
 	if (bpf_map_update_elem(&sif_conns, &p->key, &c, BPF_ANY))
 		return REASON_TABLE_FULL;
@@ -200,7 +207,7 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 // judge_error lets an ICMP error pass if it quotes a packet of a live connection and comes
 // from its other end, from this node, or (too big) from any router.
 static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg,
-					       struct conn *c, enum direction dir, __u64 generation)
+					       const struct conn *c, enum direction dir, __u64 generation, __u64 now)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	bool node = !from_local && p->ingress == 0;
@@ -218,7 +225,7 @@ static __always_inline enum reason judge_error(struct packet *p, const struct co
 	if (from_local || node)
 		p->kind = PACKET_TOO_BIG;
 	if (c->generation != generation || (p->kind == PACKET_ERROR && c->ingress != p->ingress)) {
-		why = recheck(p, cfg, c, dir, generation);
+		why = recheck(p, cfg, c, dir, generation, now);
 		if (why != REASON_NONE)
 			return why;
 	}
@@ -257,13 +264,10 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 	if (c && !live(c, p->key.protocol, now))
 		c = NULL;
 	if (error)
-		return judge_error(p, cfg, c, dir, generation);
+		return judge_error(p, cfg, c, dir, generation, now);
 	if (p->kind == PACKET_FLOW && c && belongs(p, c, dir)) {
-		why = recheck(p, cfg, c, dir, generation);
-		if (why != REASON_NONE)
-			return why;
-		touch(c, p, dir, now);
-		return REASON_ALLOWED_CONNECTION;
+		why = recheck(p, cfg, c, dir, generation, now);
+		return why == REASON_NONE ? REASON_ALLOWED_CONNECTION : why;
 	}
 	return open_flow(p, cfg, dir, generation, now);
 }

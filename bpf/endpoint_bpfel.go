@@ -51,18 +51,14 @@ type endpointConn struct {
 	LocalIdentity  uint32
 	RemoteIdentity uint32
 	Flags          endpointConnFlag
-	Pad            uint32
+	State          endpointConnState
 }
 
 type endpointConnFlag uint32
 
 const (
-	endpointConnFlagCONN_OUTBOUND     endpointConnFlag = 1
-	endpointConnFlagCONN_HOST         endpointConnFlag = 2
-	endpointConnFlagCONN_ANSWERED     endpointConnFlag = 4
-	endpointConnFlagCONN_FIN_ORIGINAL endpointConnFlag = 8
-	endpointConnFlagCONN_FIN_REPLY    endpointConnFlag = 16
-	endpointConnFlagCONN_RESET        endpointConnFlag = 32
+	endpointConnFlagCONN_OUTBOUND endpointConnFlag = 1
+	endpointConnFlagCONN_HOST     endpointConnFlag = 2
 )
 
 type endpointConnKey struct {
@@ -75,6 +71,15 @@ type endpointConnKey struct {
 	Protocol   uint8
 	Pad        [3]uint8
 }
+
+type endpointConnState uint32
+
+const (
+	endpointConnStateCONN_ANSWERED     endpointConnState = 1
+	endpointConnStateCONN_FIN_ORIGINAL endpointConnState = 2
+	endpointConnStateCONN_FIN_REPLY    endpointConnState = 4
+	endpointConnStateCONN_RESET        endpointConnState = 8
+)
 
 type endpointDirection uint32
 

@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -145,6 +146,13 @@ func TestVerdicts(t *testing.T) {
 			host(WrongInterface, ip(bank4, me4, 6, tcp(443, 5000, syn|ack))),
 			underlay(AllowedConnection, ip(bank4, me4, 6, tcp(443, 5000, syn|ack))), then(raise),
 			sent(AllowedConnection, ip(me4, bank4, 6, tcp(5000, 443, ack))), underlay(AllowedConnection, ip(bank4, me4, 6, tcp(443, 5000, ack)))}},
+
+		{"external out, its interface no longer trusted", []step{
+			sent(AllowedContract, ip(me4, bank4, 6, tcp(5000, 443, syn))), underlay(AllowedConnection, ip(bank4, me4, 6, tcp(443, 5000, syn|ack))),
+			then(func(f *fixture) {
+				_ = f.DeleteExternal(External{Prefix: netip.MustParsePrefix("198.51.100.0/24"), Interface: f.underlay})
+			}),
+			sent(AllowedConnection, ip(me4, bank4, 6, tcp(5000, 443, ack))), underlay(UnknownSource, ip(bank4, me4, 6, tcp(443, 5000, ack)))}},
 
 		{"echo", []step{
 			sent(AllowedContract, ip(me4, friend4, 1, icmp(8, 0, 77))), wire(AllowedConnection, ip(friend4, me4, 1, icmp(0, 0, 77))),
@@ -289,6 +297,7 @@ func (f *fixture) restore() {
 	_ = f.PutPeer(Peer{addr(friend4), idFriend, f.wire})
 	_ = f.PutEndpoint(Endpoint{f.me, idMe, addr(me4), addr(me6)})
 	_ = f.PutCheck(Check{f.me, 6, 80})
+	_ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay})
 }
 
 // v6Mapped is an IPv6 packet whose addresses look like IPv4 ones in the maps.

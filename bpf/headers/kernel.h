@@ -34,6 +34,7 @@ typedef _Bool bool;
 
 #define BPF_ANY 0
 #define BPF_NOEXIST 1
+#define BPF_EXIST 2
 #define BPF_F_NO_PREALLOC 1
 #define BPF_F_MMAPABLE 1024
 #define BPF_RB_NO_WAKEUP 1

@@ -126,15 +126,20 @@ struct conn_key {
 enum conn_flag {
 	CONN_OUTBOUND = 1, // the workload opened it
 	CONN_HOST = 2,     // with a socket of this node: a check, or the resolver
-	CONN_ANSWERED = 4,
-	CONN_FIN_ORIGINAL = 8,
-	CONN_FIN_REPLY = 16,
-	CONN_RESET = 32,
+};
+
+enum conn_state {
+	CONN_ANSWERED = 1,
+	CONN_FIN_ORIGINAL = 2,
+	CONN_FIN_REPLY = 4,
+	CONN_RESET = 8,
 };
 
 // The ingress of an outbound connection to an external before its first answer.
 #define INGRESS_UNSEEN 0xffffffff
 
+// Only seen and state are ever written in place. An entry that the table evicts is another
+// connection's at once, and a late write must do that one no harm.
 struct conn {
 	__u64 generation; // of the config under which it was last found allowed
 	__u64 seen;       // CLOCK_MONOTONIC_COARSE, ns, to about a second
@@ -143,7 +148,7 @@ struct conn {
 	__u32 local_identity;
 	__u32 remote_identity;
 	enum conn_flag flags;
-	__u32 pad;
+	enum conn_state state;
 };
 
 struct verdict_count {
