@@ -13,6 +13,8 @@ import (
 
 	"github.com/hashicorp/cli"
 	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/hcl"
 )
 
 // followInterval is the pause between looks at what a job is doing.
@@ -190,6 +192,9 @@ func (f *follower) unplaced(eval *nomad.Evaluation) {
 	}
 }
 
+// missingNetwork is what Nomad calls the lack of a CNI network on a node.
+const missingNetwork = "missing network"
+
 func unplacedGroups(failed map[string]*nomad.AllocationMetric) []string {
 	var lines []string
 	for _, group := range slices.Sorted(maps.Keys(failed)) {
@@ -209,6 +214,9 @@ func unplacedGroups(failed map[string]*nomad.AllocationMetric) []string {
 		}
 		for _, c := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
 			why("constraint %q excludes %s", c, count(m.ConstraintFiltered[c], "node"))
+			if c == missingNetwork {
+				why("the sif agent of a node installs network %q there; see whether it runs", hcl.NetworkMode)
+			}
 		}
 		if m.NodesExhausted > 0 {
 			why("%s without enough resources", count(m.NodesExhausted, "node"))

@@ -124,15 +124,19 @@ func planCode(resp *nomad.JobPlanResponse) int {
 	return 0
 }
 
+const edited = "Edited"
+
 // diffSigns mark what is added, deleted and edited.
-var diffSigns = map[string]string{"Added": "+", "Deleted": "-", "Edited": "+/-"}
+var diffSigns = map[string]string{"Added": "+", "Deleted": "-", edited: "+/-"}
 
 // diffJob shows a difference as lines, what stays the same left out.
 func diffJob(d *nomad.JobDiff) []string {
 	w := &diffWriter{}
 	w.line(0, d.Type, "Job: %q", d.ID)
-	w.fields(1, d.Fields)
-	w.objects(1, d.Objects)
+	if d.Type == edited { // what is new or gone as a whole needs no details
+		w.fields(1, d.Fields)
+		w.objects(1, d.Objects)
+	}
 	for _, g := range d.TaskGroups {
 		var updates []string
 		for _, kind := range slices.Sorted(maps.Keys(g.Updates)) {
@@ -146,8 +150,10 @@ func diffJob(d *nomad.JobDiff) []string {
 			continue
 		}
 		w.line(1, g.Type, "Group: %q%s", g.Name, suffix)
-		w.fields(2, g.Fields)
-		w.objects(2, g.Objects)
+		if g.Type == edited {
+			w.fields(2, g.Fields)
+			w.objects(2, g.Objects)
+		}
 		for _, t := range g.Tasks {
 			if t.Type == "None" && len(t.Annotations) == 0 {
 				continue
@@ -157,7 +163,7 @@ func diffJob(d *nomad.JobDiff) []string {
 				suffix = " (" + strings.Join(t.Annotations, ", ") + ")"
 			}
 			w.line(2, t.Type, "Task: %q%s", t.Name, suffix)
-			if t.Type == "Edited" { // what is new or gone as a whole needs no details
+			if t.Type == edited {
 				w.fields(3, t.Fields)
 				w.objects(3, t.Objects)
 			}
@@ -179,7 +185,7 @@ func (w *diffWriter) fields(depth int, fields []*nomad.FieldDiff) {
 			w.line(depth, f.Type, "%s: %q", f.Name, f.New)
 		case "Deleted":
 			w.line(depth, f.Type, "%s: %q", f.Name, f.Old)
-		case "Edited":
+		case edited:
 			w.line(depth, f.Type, "%s: %q => %q", f.Name, f.Old, f.New)
 		}
 	}

@@ -16,9 +16,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/cli"
+	nomad "github.com/hashicorp/nomad/api"
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/hcl"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -26,6 +29,9 @@ import (
 func TestJobScripts(t *testing.T) {
 	testhost.RequireRoot(t) // Nomad's client
 	address := startNomad(t, testhost.RequireProgram(t, "nomad"))
+	t.Setenv("NOMAD_ADDR", address)
+	t.Run("rewritten", nomadUnderstands)
+	t.Run("demo", demoJobsAreValid)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script/nomad", RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
@@ -36,8 +42,55 @@ func TestJobScripts(t *testing.T) {
 	})
 }
 
+// nomadUnderstands has Nomad parse what the stanzas of all sorts of groups are
+// turned into.
+func nomadUnderstands(t *testing.T) {
+	client, err := nomad.NewClient(nomad.DefaultConfig())
+	must.NoError(t, err)
+	for _, path := range glob(t, "../hcl/testdata/stanza/*.nomad.hcl") {
+		data, err := os.ReadFile(path)
+		must.NoError(t, err)
+		spec, diags := hcl.ExtractConnectivity(hcl.Source{Name: path, Data: data})
+		must.NoError(t, diags.Err())
+		job, err := client.Jobs().ParseHCLOpts(&nomad.JobsParseRequest{JobHCL: string(spec.Plain), Variables: `image = "x"`})
+		must.NoError(t, err)
+		for _, g := range job.TaskGroups {
+			s, ok := spec.Stanzas[*g.Name]
+			if !ok {
+				continue
+			}
+			must.Len(t, 1, g.Networks, must.Sprint(*g.Name))
+			must.Eq(t, hcl.NetworkMode, g.Networks[0].Mode)
+			must.Eq(t, s.Service, g.Meta[hcl.MetaService])
+			must.Eq(t, strings.Join(s.Originate, ","), g.Meta[hcl.MetaOriginate])
+			must.Eq(t, strings.Join(s.Respond, ","), g.Meta[hcl.MetaRespond])
+			if strings.Contains(path, "existing") && *g.Name != "all-roles" {
+				must.Eq(t, "me", g.Meta["owner"], must.Sprint(*g.Name))
+			}
+		}
+	}
+}
+
+// demoJobsAreValid validates the jobs of the demo applications.
+func demoJobsAreValid(t *testing.T) {
+	for _, path := range glob(t, "../jobs/*/*.nomad.hcl") {
+		ui := cli.NewMockUi()
+		c := &JobValidateCommand{jobMeta{Meta: Meta{UI: ui}}}
+		// The graphs and jobs are checked against each other in package jobs.
+		must.Eq(t, 0, c.Run([]string{"-address=https://127.0.0.1:1", path}), must.Sprint(path, ui.ErrorWriter.String()))
+	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	must.NoError(t, err)
+	must.SliceNotEmpty(t, paths)
+	return paths
+}
+
 // startNomad runs a server and client of Nomad for the test.
-func startNomad(t *testing.T, nomad string) (address string) {
+func startNomad(t *testing.T, program string) (address string) {
 	t.Helper()
 	ports := freePorts(t, 3)
 	config := filepath.Join(t.TempDir(), "nomad.hcl")
@@ -66,11 +119,12 @@ consul {
 }
 `, ports[0], ports[1], ports[2]), 0o600))
 	var log bytes.Buffer
-	cmd := exec.Command(nomad, "agent", "-dev", "-config="+config)
+	cmd := exec.Command(program, "agent", "-dev", "-config="+config)
 	cmd.Stdout, cmd.Stderr = &log, &log
 	cmd.Dir = t.TempDir()
+	cmd.Env = []string{"TMPDIR=" + t.TempDir()} // where it keeps allocations and leaves their directories
 	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, "NOMAD_") { // a CA bundle of AWS keeps Nomad from starting
+		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, "NOMAD_") && !strings.HasPrefix(v, "TMPDIR=") { // a CA bundle of AWS keeps Nomad from starting
 			cmd.Env = append(cmd.Env, v)
 		}
 	}

@@ -1,3 +1,9 @@
+locals {
+  meta = {
+    owner = "me"
+  }
+}
+
 job "a" {
   group "block" {
     network {
