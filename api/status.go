@@ -33,7 +33,7 @@ func (s NodeStatus) ID() string { return s.Zone + "/" + s.Node }
 // EndpointStatus is one endpoint as its node enforces it.
 type EndpointStatus struct {
 	Endpoint           string       `json:"endpoint"`
-	Service            fabric.Ref   `json:"service"`
+	Service            fabric.Ref   `json:"service,omitzero"`
 	Roles              fabric.Roles `json:"roles"`
 	IPv4               netip.Addr   `json:"ipv4"`
 	IPv6               netip.Addr   `json:"ipv6"`

@@ -259,11 +259,14 @@ func (c *Controller) probe(ctx context.Context, r request) (any, error) {
 	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil
 }
 
-// decode reads a request's body.
+// decode reads a request's body. What an operator says must be understood in
+// full, lest part of a graph be lost; a node may be newer than its controller.
 func decode[T any](r request) (T, error) {
 	var v T
 	d := json.NewDecoder(r.Body)
-	d.DisallowUnknownFields()
+	if r.operator != "" {
+		d.DisallowUnknownFields()
+	}
 	err := d.Decode(&v)
 	if err == nil {
 		if _, extra := d.Token(); extra != io.EOF {

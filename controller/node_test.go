@@ -1,0 +1,413 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/revision"
+)
+
+func TestNodes(t *testing.T) {
+	w := newWorld(t)
+	t.Run("registration", func(t *testing.T) { testRegistration(t, w) })
+	t.Run("link", func(t *testing.T) { testLink(t, w) })
+	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
+	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
+	t.Run("certificate", func(t *testing.T) { testCertificate(t, w) })
+	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
+}
+
+func testRegistration(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	w1, p1 := w.node(t, c, "w1"), w.node(t, c, "p1")
+	a := w1.register(t, "10.0.0.1")
+	must.Eq(t, fabric.KindWorkload, a.Kind)
+	must.Eq(t, "100.64.0.0/24", a.Pool4.String())
+	must.Eq(t, "fd5f:7369:6600::/64", a.Pool6.String())
+	must.Len(t, 2, a.Ranges)
+
+	record, err := p1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.9"), Engine: 8441})
+	must.NoError(t, err)
+	var b fabric.Node
+	must.NoError(t, p1.source.Keys().Verify(record.Node, fabric.KindNode, &b))
+	must.Eq(t, fabric.KindProcessor, b.Kind)
+	must.Eq(t, "100.64.1.0/24", b.Pool4.String())
+	must.Eq(t, "fd5f:7369:6600:1::/64", b.Pool6.String())
+
+	again, err := p1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.9"), Engine: 8441})
+	must.NoError(t, err)
+	must.Eq(t, record, again)
+
+	// A node keeps its pool when it moves, and when the controller restarts.
+	c.stop()
+	c = w.start(t, c.dir, nil, false)
+	must.Eq(t, a.Pool4, w.node(t, c, "w1").register(t, "10.0.0.2").Pool4)
+	must.Eq(t, "100.64.2.0/24", w.node(t, c, "w2").register(t, "10.0.0.3").Pool4.String())
+
+	for name, req := range map[string]api.NodeRequest{
+		"no underlay":         {},
+		"unspecified":         {Underlay: netip.MustParseAddr("0.0.0.0")},
+		"inside the fabric":   {Underlay: netip.MustParseAddr("100.64.3.3")},
+		"engine on workloads": {Underlay: netip.MustParseAddr("10.0.0.1"), Engine: 1},
+	} {
+		_, err := w.node(t, c, "w1").RegisterNode(ctx, req)
+		must.Error(t, err, must.Sprint(name))
+	}
+
+	// A record that was altered is not believed, and mended by its node.
+	must.NoError(t, putString(w, revision.NodeKey("aws1", "w1"), "{}"))
+	c.stop()
+	c = w.start(t, c.dir, nil, false)
+	status, err := c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.Len(t, 2, status.Nodes)
+	must.Len(t, 1, status.Controller.Degraded)
+	must.Eq(t, a.Pool4, w.node(t, c, "w1").register(t, "10.0.0.2").Pool4)
+	status, err = c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.Len(t, 3, status.Nodes)
+	must.SliceEmpty(t, status.Controller.Degraded)
+
+	must.NoError(t, w.node(t, c, "w1").Report(ctx, api.NodeStatus{Zone: "forged", Node: "name", Sequence: 5}))
+	status, err = c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.Eq(t, "aws1/w1", status.Nodes[1].ID())
+	must.Eq(t, 5, status.Nodes[1].Sequence)
+	must.False(t, status.Nodes[1].Reported.IsZero())
+}
+
+func putString(w *world, key, value string) error {
+	_, err := w.consul.KV().Put(&consulapi.KVPair{Key: key, Value: []byte(value)}, nil)
+	return err
+}
+
+func testLink(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
+	statement := func(of string, signer *testNode, key byte) api.NodeRequest {
+		public := make([]byte, 32)
+		public[0] = key
+		link, err := json.Marshal(fabric.Link{Node: of, PublicKey: public, Ports: map[string]uint16{"": 51820}})
+		must.NoError(t, err)
+		sig, chain, err := signer.source.Sign(fabric.LinkSigningInput(link))
+		must.NoError(t, err)
+		return api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.1"), Link: link, Certificate: chain, Signature: sig}
+	}
+	req := statement(w1.id, w1, 1)
+	record, err := w1.RegisterNode(ctx, req)
+	must.NoError(t, err)
+	must.Eq(t, req.Link, record.Link)
+	path, _, err := identity.VerifyBy(w1.source.Roots(), trustDomain, record.Certificate, fabric.LinkSigningInput(record.Link), record.Signature)
+	must.NoError(t, err)
+	must.Eq(t, "/node/aws1/w1", path)
+
+	// Registering without a link keeps the one on record.
+	record, err = w1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.7")})
+	must.NoError(t, err)
+	must.Eq(t, req.Link, record.Link)
+
+	_, err = w1.RegisterNode(ctx, statement(w1.id, w2, 2))
+	code(t, api.CodeForbidden, err)
+	_, err = w1.RegisterNode(ctx, statement(w2.id, w1, 2))
+	code(t, api.CodeForbidden, err)
+	_, err = w2.RegisterNode(ctx, statement(w2.id, w2, 1))
+	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "is that of node aws1/w1")
+	broken := statement(w1.id, w1, 3)
+	broken.Link = append(broken.Link, ' ')
+	_, err = w1.RegisterNode(ctx, broken)
+	code(t, api.CodeInvalid, err)
+}
+
+// allocation returns the n-th ID of an allocation.
+func allocation(n int) string { return fmt.Sprintf("%08x-0000-4000-8000-000000000000", n) }
+
+func placed(job, group string) Placement {
+	return Placement{NodeID: "nomad-1", NodeName: "w1", Datacenter: "aws1", Workload: fabric.Workload{Namespace: "default", Job: job, Group: group}}
+}
+
+func request4(n int, host byte) api.AdmissionRequest {
+	v6 := netip.MustParseAddr("fd5f:7369:6600::").As16()
+	v6[15] = host
+	return api.AdmissionRequest{Allocation: allocation(n), IPv4: netip.AddrFrom4([4]byte{100, 64, 0, host}), IPv6: netip.AddrFrom16(v6)}
+}
+
+func testAdmission(t *testing.T, w *world) {
+	scheduler := &fakeScheduler{placed: map[string]Placement{}}
+	c, ctx := w.fresh(t, scheduler), t.Context()
+	w1, w2, p1 := w.node(t, c, "w1"), w.node(t, c, "w2"), w.node(t, c, "p1")
+	twice := testDomain("twice")
+	twice.Services[0].Selectors = append(twice.Services[0].Selectors, fabric.Selector{Kind: fabric.SelectNomad, Namespace: "default", Job: "both"})
+	twice.Services[1].Selectors = append(twice.Services[1].Selectors, fabric.Selector{Kind: fabric.SelectNomad, Namespace: "default", Job: "both"})
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"), twice)})
+	must.NoError(t, err)
+
+	place := placed("app-web", "proxy")
+	place.Checks = []fabric.Check{{Protocol: fabric.TCP, Port: 8080}}
+	scheduler.placed[allocation(1)] = place
+	_, err = w1.Admit(ctx, request4(1, 10))
+	code(t, api.CodeNotRegistered, err)
+	w1.register(t, "10.0.0.1")
+	w2.register(t, "10.0.0.2")
+	p1.register(t, "10.0.0.9")
+
+	reply, err := w1.Admit(ctx, request4(1, 10))
+	must.NoError(t, err)
+	must.SliceEmpty(t, reply.Certificate)
+	var a fabric.Admission
+	must.NoError(t, w1.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &a))
+	must.NoError(t, a.Current(testFabric, time.Now()))
+	must.Eq(t, allocation(1), a.Endpoint)
+	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
+	must.Eq(t, place.Checks, a.Checks)
+	must.Eq(t, AdmissionLife, a.Expires.Sub(a.Issued))
+
+	// Renewal: the same endpoint, a later admission.
+	reply, err = w1.Admit(ctx, request4(1, 10))
+	must.NoError(t, err)
+	var renewed fabric.Admission
+	must.NoError(t, w1.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &renewed))
+	must.True(t, renewed.Expires.After(a.Expires))
+
+	refused := func(wantCode string, node *testNode, p Placement, text string) {
+		t.Helper()
+		scheduler.mu.Lock()
+		scheduler.placed[allocation(2)] = p
+		scheduler.mu.Unlock()
+		_, err := node.Admit(ctx, request4(2, 20))
+		must.StrContains(t, code(t, wantCode, err).Message, text)
+	}
+	stanza := func(p Placement, service, originate string) Placement {
+		p.Meta = map[string]string{"sif.service": service, "sif.originate": originate}
+		return p
+	}
+	other := placed("app", "g")
+	other.Datacenter = "gcp1"
+	foreign := placed("app", "g")
+	foreign.NodeID = "nomad-2"
+	stopped := placed("app", "g")
+	stopped.Stopped = "it is failed"
+	namespace := placed("app", "g")
+	namespace.Workload.Namespace = "other"
+	refused(api.CodeNotPlaced, w1, other, `Nomad placed it on node "w1" of datacenter "gcp1"`)
+	refused(api.CodeNotPlaced, w1, foreign, "bound to Nomad node nomad-1")
+	refused(api.CodeNotPlaced, w1, stopped, "it is failed")
+	refused(api.CodeNoSelector, w1, namespace, `tried: app/svc: nomad(namespace=default, job=app): namespace is "other"; `)
+	refused(api.CodeNoSelector, w1, placed("ap", "g"), `app/svc: nomad(namespace=default, job=app): job is "ap"; `)
+	refused(api.CodeNoSelector, w1, stanza(placed("app", "g"), "app/proxy", ""), `no selector of service app/proxy; tried: app/proxy: nomad(namespace=default, job=app-web, group=proxy): job is "app", group is "g"`)
+	refused(api.CodeUnknownService, w1, stanza(placed("app", "g"), "app/nobody", ""), `names service "app/nobody", which is not in the graph`)
+	refused(api.CodeAmbiguous, w1, placed("both", "g"), "matches several services: twice/proxy, twice/svc")
+	refused(api.CodeUnknownRole, w1, stanza(placed("app", "g"), "app/svc", "frontend"), "service app/svc is not an originator of contract app/frontend; it may originate nothing and respond to app/frontend")
+	refused(api.CodeUnknownRole, w1, stanza(placed("app", "g"), "svc", "Front End"), "the connectivity stanza names a contract")
+
+	scheduler.placed[allocation(3)] = stanza(placed("both", "g"), "proxy", "frontend,twice/frontend")
+	reply, err = w1.Admit(ctx, request4(3, 30))
+	must.NoError(t, err)
+	must.NoError(t, w1.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &a))
+	must.Eq(t, "twice/proxy >twice/frontend", a.Identity().Key())
+
+	// Another node's allocation, a node without workloads, an unknown one.
+	_, err = w2.Admit(ctx, request4(1, 10))
+	code(t, api.CodeAddress, err)
+	req := request4(1, 0)
+	req.IPv4, req.IPv6 = netip.MustParseAddr("100.64.1.10"), netip.MustParseAddr("fd5f:7369:6600:1::10")
+	_, err = w2.Admit(ctx, req)
+	code(t, api.CodeNotPlaced, err)
+	_, err = p1.Admit(ctx, req)
+	code(t, api.CodeForbidden, err)
+	_, err = w1.Admit(ctx, request4(99, 40))
+	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, "Nomad knows no allocation")
+	req = request4(1, 10)
+	req.Allocation = "../../x"
+	_, err = w1.Admit(ctx, req)
+	code(t, api.CodeInvalid, err)
+	scheduler.mu.Lock()
+	scheduler.err = errors.New("ask Nomad for allocation: connection refused")
+	scheduler.mu.Unlock()
+	_, err = w1.Admit(ctx, request4(1, 10))
+	code(t, api.CodeNomad, err)
+}
+
+func testAddresses(t *testing.T, w *world) {
+	scheduler := &fakeScheduler{placed: map[string]Placement{}}
+	for n := range 10 {
+		scheduler.placed[allocation(n)] = placed("app", "g")
+	}
+	c, ctx := w.fresh(t, scheduler), t.Context()
+	w1 := w.node(t, c, "w1")
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	w1.register(t, "10.0.0.1")
+	admit := func(n int, host byte) error {
+		_, err := w1.Admit(ctx, request4(n, host))
+		return err
+	}
+	must.NoError(t, admit(1, 10))
+	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "is that of endpoint "+allocation(1))
+	code(t, api.CodeAddress, admit(2, 0))
+	code(t, api.CodeAddress, admit(2, 1))
+	outside := request4(2, 20)
+	outside.IPv6 = netip.MustParseAddr("fd5f:7369:6600:1::20")
+	_, err = w1.Admit(ctx, outside)
+	code(t, api.CodeAddress, err)
+
+	// An endpoint that changes its addresses leaves the old ones at rest.
+	must.NoError(t, admit(1, 11))
+	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "rests until")
+	must.NoError(t, admit(1, 10))
+
+	must.NoError(t, w1.Release(ctx, allocation(1)))
+	must.NoError(t, w1.Release(ctx, allocation(1)))
+	must.NoError(t, w1.Release(ctx, allocation(9)))
+	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "rests until")
+	must.NoError(t, admit(1, 10)) // its own
+	must.NoError(t, w1.Release(ctx, allocation(1)))
+
+	// The table outlives the controller; rest ends after ten minutes.
+	c.stop()
+	c = w.start(t, c.dir, scheduler, false)
+	w1 = w.node(t, c, "w1")
+	code(t, api.CodeAddress, admit(2, 10))
+	c.table.mu.Lock()
+	c.table.now = func() time.Time { return time.Now().Add(restTime - time.Minute) }
+	c.table.mu.Unlock()
+	c.table.sweepOnce(ctx)
+	code(t, api.CodeAddress, admit(2, 10))
+	c.table.mu.Lock()
+	c.table.now = func() time.Time { return time.Now().Add(restTime + time.Minute) }
+	c.table.mu.Unlock()
+	c.table.sweepOnce(ctx)
+	keys, _, err := w.consul.KV().Keys(prefixAdmission, "", nil)
+	must.NoError(t, err)
+	must.SliceEmpty(t, keys)
+	must.NoError(t, admit(2, 10))
+	must.Eq(t, 1, c.table.count())
+}
+
+func csr(t *testing.T, id string) []byte {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	u, err := url.Parse(id)
+	must.NoError(t, err)
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{u}}, key)
+	must.NoError(t, err)
+	return der
+}
+
+func testCertificate(t *testing.T, w *world) {
+	scheduler := &fakeScheduler{placed: map[string]Placement{allocation(1): placed("app", "g")}}
+	c, ctx := w.fresh(t, scheduler), t.Context()
+	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	w1.register(t, "10.0.0.1")
+	w2.register(t, "10.0.0.2")
+	service := fabric.Ref{Domain: "app", Name: "svc"}
+	own := csr(t, "spiffe://"+trustDomain+service.SPIFFE())
+	_, err = w1.Certificate(ctx, api.CertificateRequest{Service: service, CSR: own})
+	code(t, api.CodeForbidden, err)
+
+	req := request4(1, 10)
+	req.CSR = own
+	reply, err := w1.Admit(ctx, req)
+	must.NoError(t, err)
+	leaf, err := x509.ParseCertificate(reply.Certificate[0])
+	must.NoError(t, err)
+	must.Eq(t, "spiffe://sif.test/app/svc", leaf.URIs[0].String())
+	_, err = leaf.Verify(x509.VerifyOptions{Roots: w1.source.Roots(), KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageAny}})
+	must.NoError(t, err)
+
+	_, err = w1.Certificate(ctx, api.CertificateRequest{Service: service, CSR: own})
+	must.NoError(t, err)
+	_, err = w2.Certificate(ctx, api.CertificateRequest{Service: service, CSR: own})
+	code(t, api.CodeForbidden, err)
+	_, err = w1.Certificate(ctx, api.CertificateRequest{Service: fabric.Ref{Domain: "app", Name: "proxy"}, CSR: own})
+	code(t, api.CodeForbidden, err)
+	// What the request itself asks to be called does not get through.
+	for _, id := range []string{"/app/proxy", "/node/aws1/w1", "/controller"} {
+		_, err = w1.Certificate(ctx, api.CertificateRequest{Service: service, CSR: csr(t, "spiffe://"+trustDomain+id)})
+		must.Error(t, err, must.Sprint(id))
+	}
+	must.NoError(t, w1.Release(ctx, allocation(1)))
+	_, err = w1.Certificate(ctx, api.CertificateRequest{Service: service, CSR: own})
+	code(t, api.CodeForbidden, err)
+}
+
+func testTasks(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
+	w1.register(t, "10.0.0.1")
+	w2.register(t, "10.0.0.2")
+	none, err := w1.Tasks(ctx, 10*time.Millisecond)
+	must.NoError(t, err)
+	must.SliceEmpty(t, none)
+
+	begun := make(chan struct{})
+	go func() { // the node that observes
+		tasks, err := w2.Tasks(ctx, 10*time.Second)
+		if err != nil || len(tasks) != 1 || tasks[0].Kind != api.TaskObserve {
+			t.Errorf("w2 got %v, %v", tasks, err)
+			return
+		}
+		if err := w1.TaskDone(ctx, api.TaskResult{ID: tasks[0].ID, Done: true}); !api.IsCode(err, api.CodeNotFound) {
+			t.Errorf("another node's result was taken: %v", err)
+		}
+		time.Sleep(100 * time.Millisecond)
+		close(begun)
+		if err := w2.TaskDone(ctx, api.TaskResult{ID: tasks[0].ID, Ready: true}); err != nil {
+			t.Error(err)
+		}
+		if err := w2.TaskDone(ctx, api.TaskResult{ID: tasks[0].ID, Done: true, Source: netip.MustParseAddr("100.64.0.5")}); err != nil {
+			t.Error(err)
+		}
+	}()
+	go func() { // the node that sends, only when the other observes
+		tasks, err := w1.Tasks(ctx, 10*time.Second)
+		if err != nil || len(tasks) != 1 || tasks[0].Nonce != 7 {
+			t.Errorf("w1 got %v, %v", tasks, err)
+			return
+		}
+		select {
+		case <-begun:
+		default:
+			t.Error("sent before the other side observed")
+		}
+		if err := w1.TaskDone(ctx, api.TaskResult{ID: tasks[0].ID, Done: true, Reason: "sent"}); err != nil {
+			t.Error(err)
+		}
+	}()
+	peer := netip.MustParseAddrPort("100.64.0.9:8080")
+	results, err := c.operator.Probe(ctx, []api.Task{
+		{Node: "aws1/w1", Kind: api.TaskSend, Endpoint: "a", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
+		{Node: "aws1/w2", Kind: api.TaskObserve, Endpoint: "b", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
+	})
+	must.NoError(t, err)
+	must.Eq(t, "sent", results[0].Reason)
+	must.Eq(t, "100.64.0.5", results[1].Source.String())
+
+	results, err = c.operator.Probe(ctx, []api.Task{{Node: "aws1/w1", Kind: api.TaskSend, Protocol: fabric.UDP}})
+	must.NoError(t, err)
+	must.StrContains(t, results[0].Error, "did not answer in time")
+	left, err := w1.Tasks(ctx, 0)
+	must.NoError(t, err)
+	must.SliceEmpty(t, left)
+	_, err = c.operator.Probe(ctx, []api.Task{{Node: "aws1/nobody", Protocol: fabric.UDP}})
+	code(t, api.CodeNotFound, err)
+}
