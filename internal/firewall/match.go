@@ -1,0 +1,131 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package firewall
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Expressions of nftables' machine. Each helper loads what it looks at into
+// register 1 and goes on if it matches.
+
+func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
+
+func equal(data ...byte) *expr.Cmp {
+	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}
+}
+
+// in and out are the interfaces by which a packet comes and goes.
+const in, out = expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME
+
+func name(key expr.MetaKey, device string) []expr.Any {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, device)
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal(padded...)}
+}
+
+func prefix(key expr.MetaKey, start string) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal([]byte(start)...)}
+}
+
+// veth matches the interface of an endpoint.
+func veth(key expr.MetaKey) []expr.Any {
+	return append(prefix(key, prefixOurs), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(prefixDash)})
+}
+
+func protocol(p byte) []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(p)}
+}
+
+func destinationPorts(p fabric.Protocol, from, to uint16) []expr.Any {
+	return append(protocol(byte(p)),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: binary.BigEndian.AppendUint16(nil, from)},
+		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)})
+}
+
+func icmp(p, kind byte) []expr.Any {
+	return append(protocol(p),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equal(kind))
+}
+
+// side is one of the addresses of a packet.
+type side struct{ offset4, offset6 uint32 }
+
+var source, destination = side{12, 8}, side{16, 24}
+
+func within(s side, p netip.Prefix) []expr.Any {
+	p = p.Masked()
+	version, offset := byte(unix.NFPROTO_IPV4), s.offset4
+	if p.Addr().Is6() {
+		version, offset = unix.NFPROTO_IPV6, s.offset6
+	}
+	length := uint32(p.Addr().BitLen() / 8)
+	mask := make([]byte, length)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(version),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: length, Mask: mask, Xor: make([]byte, length)},
+		equal(p.Addr().AsSlice()...),
+	}
+}
+
+// ongoing matches packets of connections that were let through before.
+func ongoing() []expr.Any { return conntrack(expr.CtKeySTATE, ctOngoing) }
+
+// mapped matches packets of connections that came by a port mapping.
+func mapped() []expr.Any { return conntrack(expr.CtKeySTATUS, ctDNAT) }
+
+func conntrack(key expr.CtKey, bits uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: key, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: make([]byte, 4)},
+	}
+}
+
+// toNodeItself matches packets to any address of the node.
+func toNodeItself() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
+		equal(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
+	}
+}
+
+func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
+
+// drop counts and drops.
+func drop(counter string) []expr.Any {
+	return []expr.Any{
+		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter},
+		&expr.Verdict{Kind: expr.VerdictDrop},
+	}
+}
+
+func newCounter() *expr.Counter { return &expr.Counter{} }
+
+// counted returns what a counter of the table has counted.
+func counted(o nftables.Obj) (name string, packets uint64, ok bool) {
+	named, ok := o.(*nftables.NamedObj)
+	if !ok {
+		return "", 0, false
+	}
+	c, ok := named.Obj.(*expr.Counter)
+	if !ok {
+		return "", 0, false
+	}
+	return named.Name, c.Packets, true
+}

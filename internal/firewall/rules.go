@@ -1,0 +1,125 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package firewall
+
+import (
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// How interfaces of the fabric are called: endpoints' are "sif" and eleven hex
+// digits, links' "sif-l" and a number.
+const (
+	prefixOurs  = "sif"
+	prefixDash  = "sif-"
+	prefixLinks = "sif-l"
+)
+
+// The UDP ports of the encrypted links (internal/node).
+const firstLinkPort, lastLinkPort = 51820, 51899
+
+// resolver is the address by which workloads know the node's resolver.
+var resolver = netip.MustParsePrefix("169.254.1.1/32")
+
+const dnsPort = 53
+
+// The ICMP messages that a node takes from the underlay: echo requests, errors,
+// and what IPv6 cannot do without (RFC 4890 section 4.4).
+var (
+	icmp4 = []byte{3, 8, 11, 12}
+	icmp6 = []byte{1, 2, 3, 4, 128, 130, 134, 135, 136}
+)
+
+const (
+	ctOngoing = expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED
+	ctDNAT    = 1 << 5 // IPS_DST_NAT
+)
+
+// chain is a base chain and what is in it.
+type chain struct {
+	*nftables.Chain
+	rules func(*Firewall, portMaps) [][]expr.Any
+}
+
+func (f *Firewall) chains(table *nftables.Table) []chain {
+	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
+		policy := nftables.ChainPolicyAccept // what is not the fabric's is not ours to decide
+		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: priority, Policy: &policy}
+	}
+	return []chain{
+		{base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), (*Firewall).raw},
+		{base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), (*Firewall).prerouting},
+		{base("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter), (*Firewall).input},
+		{base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter), (*Firewall).forward},
+	}
+}
+
+// raw: traffic of the fabric comes through links only.
+func (f *Firewall) raw(portMaps) [][]expr.Any {
+	var rules [][]expr.Any
+	for _, r := range f.config.Ranges {
+		for _, side := range []side{source, destination} {
+			rules = append(rules, rule(name(in, f.config.Underlay), within(side, r), drop(PlainFabricSource)))
+		}
+	}
+	return rules
+}
+
+// prerouting: port mappings.
+func (f *Firewall) prerouting(maps portMaps) [][]expr.Any {
+	return [][]expr.Any{
+		rule(name(in, f.config.Underlay), maps.lookUpWithAddress()),
+		rule(name(in, f.config.Underlay), toNodeItself(), maps.lookUp()),
+	}
+}
+
+// input: what is for the node itself.
+func (f *Firewall) input(portMaps) [][]expr.Any {
+	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, prefixLinks)
+	rules := [][]expr.Any{
+		rule(underlay, ongoing(), accept()),
+		rule(underlay, destinationPorts(fabric.UDP, firstLinkPort, lastLinkPort), accept()),
+	}
+	for _, p := range f.config.Management {
+		rules = append(rules, rule(underlay, destinationPorts(p.Protocol, p.Number, p.Number), accept()))
+	}
+	for _, kind := range icmp4 {
+		rules = append(rules, rule(underlay, icmp(unix.IPPROTO_ICMP, kind), accept()))
+	}
+	for _, kind := range icmp6 {
+		rules = append(rules, rule(underlay, icmp(unix.IPPROTO_ICMPV6, kind), accept()))
+	}
+	return append(rules,
+		rule(underlay, drop(UnderlayInput)),
+		rule(workload, ongoing(), accept()), // the node's own health checks
+		rule(workload, within(destination, resolver), destinationPorts(fabric.UDP, dnsPort, dnsPort), accept()),
+		rule(workload, within(destination, resolver), destinationPorts(fabric.TCP, dnsPort, dnsPort), accept()),
+		rule(workload, drop(WorkloadInput)),
+		rule(link, ongoing(), accept()),
+		rule(link, drop(LinkInput)),
+	)
+}
+
+// forward: between endpoints and links eBPF decides at the endpoints; outside
+// there are only port mappings.
+func (f *Firewall) forward(portMaps) [][]expr.Any {
+	underlay := f.config.Underlay
+	return [][]expr.Any{
+		rule(veth(in), veth(out), accept()),
+		rule(veth(in), prefix(out, prefixLinks), accept()),
+		rule(prefix(in, prefixLinks), veth(out), accept()),
+		rule(name(in, underlay), veth(out), mapped(), accept()),
+		rule(veth(in), name(out, underlay), ongoing(), mapped(), accept()),
+		rule(veth(in), drop(Forward)),
+		rule(veth(out), drop(Forward)),
+		rule(prefix(in, prefixLinks), drop(Forward)),
+		rule(prefix(out, prefixLinks), drop(Forward)),
+		rule(name(in, underlay), name(out, underlay), drop(Forward)), // nobody's router
+	}
+}
