@@ -34,11 +34,11 @@ func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	if len(jobs) == 0 {
 		return fmt.Errorf("there are no jobs in %s", strings.Join(dirs, ", "))
 	}
-	g, ctx := errgroup.WithContext(ctx)
+	g, running := errgroup.WithContext(ctx)
 	g.SetLimit(4)
 	for _, file := range jobs {
 		g.Go(func() error {
-			if out, err := l.SIF(ctx, "job", "run", "-detach", file); err != nil {
+			if out, err := l.SIF(running, "job", "run", "-detach", file); err != nil {
 				return fmt.Errorf("run %s: %w\n%s", file, err, out)
 			}
 			return nil

@@ -277,10 +277,9 @@ func (r remnants) removeCgroups(allocs []string) []error {
 // version 1, the directory of named namespaces, Docker's and containerd's directories outside their roots.
 func removeSharedEmpty() {
 	if !running("nomad") {
-		groups, _ := filepath.Glob("/sys/fs/cgroup/*/nomad/*") // the pattern is well-formed
-		roots, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
-		for _, dir := range append(groups, roots...) {
-			_ = unix.Rmdir(dir) // a directory of tasks refuses
+		// A group is busy until init has reaped its last process. One that stays busy has others' tasks.
+		for deadline := time.Now().Add(3 * time.Second); !removeNomadGroups() && time.Now().Before(deadline); {
+			time.Sleep(50 * time.Millisecond)
 		}
 	}
 	if names, err := os.ReadDir("/run/netns"); err == nil && len(names) == 0 {
@@ -296,6 +295,19 @@ func removeSharedEmpty() {
 			removeEmpty(dir)
 		}
 	}
+}
+
+// removeNomadGroups removes Nomad's own control groups and reports whether none is left.
+func removeNomadGroups() bool {
+	groups, _ := filepath.Glob("/sys/fs/cgroup/*/nomad/*") // the pattern is well-formed
+	roots, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
+	var busy bool
+	for _, dir := range append(groups, roots...) {
+		if info, err := os.Stat(dir); err == nil && info.IsDir() && unix.Rmdir(dir) != nil {
+			busy = true
+		}
+	}
+	return !busy
 }
 
 // running reports whether a program of that name runs on this machine.

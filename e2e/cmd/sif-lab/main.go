@@ -134,6 +134,9 @@ func up(ctx context.Context, name string, args []string) error {
 	}
 	if *apps != "" {
 		if err := l.RunApplications(ctx, strings.Split(*apps, ",")...); err != nil {
+			if _, gone := lab.Open(name); gone != nil && ctx.Err() == nil {
+				return fmt.Errorf("another program took the lab away meanwhile: %w", gone)
+			}
 			if ctx.Err() == nil {
 				return fmt.Errorf("%w\nthe fabric stays up, to look at; sif-lab down takes it away", err)
 			}
