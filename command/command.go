@@ -6,7 +6,8 @@
 // for programs. It decides nothing.
 //
 // Exit codes are 0 for success and 1 for failure, unless the help of a command
-// says more. Results go to standard output, everything else to standard error.
+// says more, and 127 for a command that does not exist. Results go to standard
+// output, everything else to standard error.
 package command
 
 import (
