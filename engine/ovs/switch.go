@@ -105,7 +105,7 @@ func (s *Switch) Delete(ctx context.Context) error {
 }
 
 // AddPort plugs a network device of the switch's namespace in, if it is not in,
-// and returns its OpenFlow number. The number is new when the device is.
+// and returns its OpenFlow number, which it keeps when the switch restarts.
 func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
 	if err := s.client(ctx).VSwitch.AddPort(s.config.Bridge, device); err != nil {
 		return 0, fmt.Errorf("add port %s: %w", device, err)
@@ -117,6 +117,9 @@ func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
 	no, ok := ports[device]
 	if !ok {
 		return 0, fmt.Errorf("add port %s: the switch could not open the device", device)
+	}
+	if _, err := s.run(ctx, "ovs-vsctl", "set", "interface", device, fmt.Sprintf("ofport_request=%d", no)); err != nil {
+		return 0, fmt.Errorf("keep the number of port %s: %w", device, err)
 	}
 	return no, nil
 }

@@ -44,11 +44,13 @@ type Config struct {
 	Outer string
 	// Device is the name of the link's device.
 	Device string
-	// MTU is that of the veth, in bytes, and should be the smallest of all links
-	// of the switch. With segmentation offload Open vSwitch 3.1 cuts TCP to the
-	// MTU of the port that it leaves by, whatever it was cut to before; other
-	// packets that are too big must be refused before the switch, where the
-	// kernel tells their sender.
+	// MTU is that of the veth, in bytes: at least 26 less than the smallest MTU of
+	// all links of the switch, and the same at all its ports. With segmentation
+	// offload Open vSwitch 3.1 cuts TCP anew when it leaves, to this MTU less a
+	// header without options, of which there may be 40 bytes, less the 14 of
+	// Ethernet. A segment that then does not fit the link is lost each time it is
+	// sent. Other packets that are too big are refused before the switch, where
+	// the kernel tells their sender.
 	MTU int
 	// Prefixes are behind the link.
 	Prefixes []netip.Prefix

@@ -19,27 +19,39 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/ovs/ovstest"
 	"github.com/sif-project/sif/engine/port"
 )
 
-const mtu = 1400
+const (
+	linkMTU = 1426
+	mtu     = linkMTU - 26
+)
 
-// tun makes a TUN device in a namespace, up, and returns its packets' file.
+// tun makes a TUN device in a namespace, up, and returns its packets' file. Like
+// that of a userspace WireGuard device it takes and gives TCP in segments of up
+// to 64 KiB.
 func tun(t testing.TB, ns, name string) *os.File {
 	t.Helper()
 	device := &netlink.Tuntap{
-		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu}, Mode: netlink.TUNTAP_MODE_TUN,
-		Flags: netlink.TUNTAP_NO_PI, NonPersist: true, Queues: 1,
+		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN,
+		Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR, NonPersist: true, Queues: 1,
 	}
 	in(t, ns, func() {
 		must.NoError(t, netlink.LinkAdd(device))
-		must.NoError(t, netlink.LinkSetMTU(device, mtu))
+		must.NoError(t, netlink.LinkSetMTU(device, linkMTU))
 		must.NoError(t, netlink.LinkSetUp(device))
 	})
 	t.Cleanup(func() { _ = device.Fds[0].Close() })
+	raw, err := device.Fds[0].SyscallConn()
+	must.NoError(t, err)
+	must.NoError(t, raw.Control(func(fd uintptr) {
+		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
+	}))
+	must.NoError(t, err)
 	return device.Fds[0]
 }
 
@@ -47,7 +59,7 @@ func tun(t testing.TB, ns, name string) *os.File {
 func wire(a, b *os.File) {
 	for _, pair := range [][2]*os.File{{a, b}, {b, a}} {
 		go func() {
-			packet := make([]byte, 1<<16)
+			packet := make([]byte, 1<<17)
 			for {
 				n, err := pair[0].Read(packet)
 				if err != nil {
