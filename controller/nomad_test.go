@@ -1,0 +1,193 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+
+	nomadapi "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+const nomadBootstrap = "2b778dd9-f5f1-6f29-b4b4-9a5fa948757a"
+
+// A real Nomad with ACLs, whose only client is our node aws1/w1.
+func TestNomad(t *testing.T) {
+	testhost.RequireRoot(t)
+	w := newWorld(t)
+	server, _ := testhost.Nomad(t, `
+name       = "w1"
+datacenter = "aws1"
+acl {
+  enabled = true
+}`)
+	ctx := t.Context()
+	client := func(token string) *nomadapi.Client {
+		c, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://" + server.Address, SecretID: token})
+		must.NoError(t, err)
+		return c
+	}
+	root := client(nomadBootstrap)
+	eventually(t, func() error {
+		_, _, err := root.ACLTokens().BootstrapOpts(nomadBootstrap, nil)
+		return err
+	})
+	tokens, err := setup.Nomad(ctx, root, setup.Spec{Fabric: testFabric, TrustDomain: trustDomain})
+	must.NoError(t, err)
+	_, err = root.Namespaces().Register(&nomadapi.Namespace{Name: "other"}, nil)
+	must.NoError(t, err)
+
+	c := w.fresh(t, Nomad{Client: func() *nomadapi.Client { return client(tokens.Controller) }})
+	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
+	w1.register(t, "10.0.0.1")
+	w2.register(t, "10.0.0.2")
+	d := testDomain("app")
+	d.Services = append(d.Services, fabric.Service{Name: "news", Selectors: []fabric.Selector{{Kind: fabric.SelectConsul, Service: "news"}}})
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
+	must.NoError(t, err)
+
+	web := runJob(t, root, "default", "app-web", "proxy", map[string]string{"sif.originate": "frontend"})
+	admit := func(node *testNode, alloc string, host byte) (fabric.Admission, error) {
+		req := request4(0, host)
+		if node == w2 {
+			req.IPv4, req.IPv6 = netip.AddrFrom4([4]byte{100, 64, 1, host}), netip.MustParseAddr(fmt.Sprintf("fd5f:7369:6600:1::%x", host))
+		}
+		req.Allocation = alloc
+		reply, err := node.Admit(ctx, req)
+		if err != nil {
+			return fabric.Admission{}, err
+		}
+		var a fabric.Admission
+		return a, node.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &a)
+	}
+	a, err := admit(w1, web, 10)
+	must.NoError(t, err)
+	must.Eq(t, web, a.Endpoint)
+	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
+	must.Eq(t, []fabric.Check{{Protocol: fabric.TCP, Port: 8080}, {Protocol: fabric.TCP, Port: 9100}}, a.Checks)
+
+	// A node that got hold of another node's allocation.
+	_, err = admit(w2, web, 10)
+	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, `was not placed on node aws1/w2: Nomad placed it on node "w1" of datacenter "aws1"`)
+
+	// The prefix of an allocation's ID is not the allocation.
+	_, err = admit(w1, web[:8]+"-0000-0000-0000-000000000000", 11)
+	code(t, api.CodeNotPlaced, err)
+
+	// The same job name, and the same service block, in another namespace.
+	foreign := runJob(t, root, "other", "app-web", "proxy", nil)
+	_, err = admit(w1, foreign, 11)
+	must.StrContains(t, code(t, api.CodeNoSelector, err).Message,
+		`the workload (namespace "other", job "app-web", group "proxy") matches no selector of the graph; tried: app/proxy: nomad(namespace=default, job=app-web, group=proxy): namespace is "other"; `)
+
+	// A job that matches a service block, and one that matches nothing.
+	news := runJob(t, root, "default", "paper", "g", nil, "news")
+	a, err = admit(w1, news, 12)
+	must.NoError(t, err)
+	must.Eq(t, "app/news", a.Service.String())
+	foreignNews := runJob(t, root, "other", "paper", "g", nil, "news")
+	_, err = admit(w1, foreignNews, 13)
+	code(t, api.CodeNoSelector, err)
+	stray := runJob(t, root, "default", "stray", "g", nil)
+	_, err = admit(w1, stray, 13)
+	e := code(t, api.CodeNoSelector, err)
+	must.Len(t, 3, e.Details.Tried)
+	must.SliceContains(t, e.Details.Tried, `app/svc: nomad(namespace=default, job=app): job is "stray"`)
+	must.SliceContains(t, e.Details.Tried, `app/news: consul(service=news): its services are stray-http`)
+
+	// A stopped one.
+	_, _, err = root.Jobs().Deregister("stray", false, nil)
+	must.NoError(t, err)
+	eventually(t, func() error {
+		_, err := admit(w1, stray, 13)
+		if !api.IsCode(err, api.CodeNotPlaced) {
+			return fmt.Errorf("not refused as stopped: %v", err)
+		}
+		return nil
+	})
+
+	// Without Nomad nothing is admitted.
+	_, err = Nomad{Client: func() *nomadapi.Client {
+		c, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://127.0.0.1:1"})
+		must.NoError(t, err)
+		return c
+	}}.Placement(ctx, web)
+	must.ErrorContains(t, err, "ask Nomad for allocation "+web)
+}
+
+// runJob runs a job of one group, that sleeps, and returns the ID of its
+// allocation. It has a service "<job>-http", with checks, and one for each
+// name in services.
+func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string, meta map[string]string, services ...string) string {
+	t.Helper()
+	job := nomadapi.NewServiceJob(name, name, "global", 50)
+	job.Namespace = &namespace
+	job.Datacenters = []string{"*"}
+	g := nomadapi.NewTaskGroup(group, 1)
+	g.Meta = meta
+	g.Networks = []*nomadapi.NetworkResource{{
+		Mode: "host", DynamicPorts: []nomadapi.Port{{Label: "http", To: 8080}, {Label: "admin", To: 9100}},
+	}}
+	g.EphemeralDisk = &nomadapi.EphemeralDisk{SizeMB: pointer(110)}
+	g.Services = []*nomadapi.Service{{
+		Name: name + "-http", PortLabel: "http", Provider: "nomad",
+		Checks: []nomadapi.ServiceCheck{
+			{Type: "http", Path: "/", Interval: 1e10, Timeout: 1e9},
+			{Type: "tcp", PortLabel: "http", Interval: 1e10, Timeout: 1e9},
+		},
+	}}
+	task := nomadapi.NewTask("sleep", "raw_exec").SetConfig("command", "/bin/sleep").SetConfig("args", []string{"600"})
+	task.Services = []*nomadapi.Service{{
+		Name: name + "-http", PortLabel: "admin", Provider: "nomad",
+		Checks: []nomadapi.ServiceCheck{{Type: "tcp", PortLabel: "admin", Interval: 1e10, Timeout: 1e9}},
+	}}
+	for _, s := range services {
+		g.Services = append(g.Services, &nomadapi.Service{Name: s, PortLabel: "http", Provider: "nomad"})
+	}
+	g.AddTask(task)
+	job.AddTaskGroup(g)
+	_, _, err := client.Jobs().Register(job, &nomadapi.WriteOptions{Namespace: namespace})
+	must.NoError(t, err)
+	var id string
+	eventually(t, func() error {
+		list, _, err := client.Jobs().Allocations(name, false, &nomadapi.QueryOptions{Namespace: namespace})
+		if err != nil {
+			return err
+		}
+		for _, a := range list {
+			if a.DesiredStatus == nomadapi.AllocDesiredStatusRun {
+				id = a.ID
+				return nil
+			}
+		}
+		return fmt.Errorf("no allocation of job %s yet", name)
+	})
+	return id
+}
+
+func pointer[T any](v T) *T { return &v }
+
+func TestPortInside(t *testing.T) {
+	alloc := &nomadapi.Allocation{AllocatedResources: &nomadapi.AllocatedResources{Shared: nomadapi.AllocatedSharedResources{
+		Ports: []nomadapi.PortMapping{
+			{Label: "http", Value: 23456, To: 8080}, {Label: "same", Value: 23457, To: -1}, {Label: "plain", Value: 23458},
+		},
+		Networks: []*nomadapi.NetworkResource{{
+			DynamicPorts: []nomadapi.Port{{Label: "dynamic", Value: 23459, To: 81}}, ReservedPorts: []nomadapi.Port{{Label: "reserved", Value: 443}},
+		}},
+	}}}
+	for label, want := range map[string]uint16{
+		"http": 8080, "same": 23457, "plain": 23458, "dynamic": 81, "reserved": 443, "8081": 8081, "70000": 0, "nothing": 0, "": 0,
+	} {
+		must.Eq(t, want, portInside(label, alloc), must.Sprint(label))
+	}
+	must.Eq(t, 0, portInside("http", &nomadapi.Allocation{}))
+}

@@ -1,0 +1,110 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/config"
+)
+
+func TestServe(t *testing.T) {
+	w := newWorld(t)
+	w.reset(t)
+	dir := t.TempDir()
+	secret := filepath.Join(dir, "secret-id")
+	must.NoError(t, os.WriteFile(secret, []byte(w.vault.Controller.SecretID), 0o600))
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	listen := listener.Addr().String()
+	listener.Close()
+	load := func(consulAddress, token, vaultAddress, level string) *config.Config {
+		path := filepath.Join(dir, "controller.hcl")
+		must.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `
+fabric       = %q
+trust_domain = %q
+data_dir     = %q
+listen       = %q
+log_level    = %q
+consul {
+  address = %q
+  token   = %q
+}
+vault {
+  address        = %q
+  role_id        = %q
+  secret_id_file = %q
+}`, testFabric, trustDomain, filepath.Join(dir, "data"), listen, level, consulAddress, token, vaultAddress, w.vault.Controller.RoleID, secret), 0o600))
+		file, err := config.Load(path)
+		must.NoError(t, err)
+		must.NoError(t, file.Require(config.RoleController))
+		return file
+	}
+	const nowhere = "127.0.0.1:1"
+
+	t.Run("unreachable", func(t *testing.T) {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		err := Serve(ctx, load(nowhere, "", w.vaultAddress, "info"), nil, "test", hclog.NewNullLogger())
+		must.ErrorContains(t, err, "consul at 127.0.0.1:1 cannot be reached: ")
+		must.ErrorContains(t, err, "connection refused; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR")
+		err = Serve(t.Context(), load(w.consulAddress, w.tokens.Controller, "http://"+nowhere, "info"), nil, "test", hclog.NewNullLogger())
+		must.ErrorContains(t, err, "vault at http://127.0.0.1:1 cannot be used: ")
+		must.ErrorContains(t, err, "correct vault.address in the configuration or VAULT_ADDR")
+		_, err = os.Stat(filepath.Join(dir, "data"))
+		must.ErrorIs(t, err, os.ErrNotExist)
+		keys, _, err := w.consul.KV().Keys("sif/", "", nil)
+		must.NoError(t, err)
+		must.SliceEmpty(t, keys)
+	})
+
+	t.Run("serves, reloads, stops", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		reload := make(chan *config.Config)
+		ended := make(chan error, 1)
+		log := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: t.Output()})
+		// A token that Consul does not know: this controller answers, and cannot lead ...
+		go func() {
+			ended <- Serve(ctx, load(w.consulAddress, "11111111-2222-3333-4444-555555555555", w.vaultAddress, "info"), reload, "test", log)
+		}()
+		client := w.client(t, listen, w.tokens.Operator)
+		eventually(t, func() error {
+			if _, err := client.Health(ctx); err == nil || !strings.Contains(err.Error(), "503") {
+				return fmt.Errorf("health: %v", err)
+			}
+			return nil
+		})
+		// ... until it is told the right one.
+		reload <- load(w.consulAddress, w.tokens.Controller, w.vaultAddress, "debug")
+		eventually(t, func() error {
+			_, err := client.Health(ctx)
+			return err
+		})
+		must.Eq(t, hclog.Debug, log.GetLevel())
+		_, err := client.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+		must.NoError(t, err)
+		cancel()
+		select {
+		case err := <-ended:
+			must.NoError(t, err)
+		case <-time.After(10 * time.Second):
+			t.Fatal("the controller does not stop")
+		}
+		kv, _, err := w.consul.KV().Get(keyLeader, nil)
+		must.NoError(t, err)
+		must.Eq(t, "", kv.Session)
+	})
+}
