@@ -45,6 +45,7 @@ lint: ## Check format, vet, layering, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./e2e/...
+	tools/layering.sh
 	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh'); fi
 
 .PHONY: generate

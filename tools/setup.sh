@@ -76,7 +76,7 @@ server() {
   version=$(version_on_path "$name")
   if [[ $version == "$minor".* ]]; then
     say "$name $version is on PATH"
-    ln -sfn "$(command -v "$name")" "$links/$name"
+    ln -sfn "$(readlink -f "$(command -v "$name")")" "$links/$name"
     return
   fi
   hash=$(cat "$repo/tools/$name/go.mod" "$repo/tools/$name/go.sum" | sha256sum | cut -c1-16)
