@@ -36,15 +36,34 @@ const (
 	lastPort = 51899
 )
 
+// switchReserve is by how many bytes a packet of the fabric is smaller than
+// what the links carry: Open vSwitch 3.1 cuts TCP to the MTU of the port that it
+// leaves by without counting all of its options.
+const switchReserve = 26
+
+// FlowMTU is the MTU of workloads and of the switch's ports, in bytes, where the
+// links carry linkMTU.
+func FlowMTU(linkMTU int) int { return linkMTU - switchReserve }
+
 // ZonePeer stands for the nodes of the own zone among the peers of links.
 const ZonePeer = ""
+
+// Home is a network namespace for each device of a node. Both methods are
+// called again and again, and repair what they find wrong.
+type Home interface {
+	// Prepare makes the namespace for the device towards a peer and returns its
+	// path.
+	Prepare(peer string, d link.Device) (namespace string, err error)
+	// Settle completes it when the device is in.
+	Settle(peer string, d link.Device) error
+}
 
 // Links are the encrypted links of this node: one device towards the nodes of
 // its zone, and one towards each processor that it deals with.
 type Links struct {
-	// Place names the network namespace in which the device towards a peer
-	// lives, and makes it if need be. Nil leaves all devices in the node's own.
-	Place func(peer string) (namespace string, err error)
+	// Home, if set, is where the devices live; without it they live in the
+	// node's own network namespace.
+	Home Home
 
 	kind   fabric.NodeKind
 	client *link.Client
@@ -149,19 +168,20 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 // deviceName returns the name of the device that listens on port.
 func deviceName(port uint16) string { return "sif-l" + strconv.Itoa(int(port)-basePort) }
 
-// apply makes the devices be what the roster asks for.
+// apply makes the devices be what the roster asks for. What fails for one
+// device does not keep the others from being set up.
 func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) error {
 	l.mu.Lock()
 	wanted := devices(self, members, l.key, l.ports, l.mtu)
-	place := l.Place
 	l.mu.Unlock()
 	var errs []error
 	list := make([]link.Device, 0, len(wanted))
 	for peer, d := range wanted {
-		if place != nil {
-			namespace, err := place(peer)
+		if l.Home != nil {
+			namespace, err := l.Home.Prepare(peer, d)
 			if err != nil {
 				errs = append(errs, err)
+				delete(wanted, peer)
 				continue
 			}
 			d.Namespace = namespace
@@ -170,6 +190,11 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 	}
 	if err := l.client.Apply(ctx, list); err != nil {
 		errs = append(errs, err)
+	}
+	if l.Home != nil {
+		for peer, d := range wanted {
+			errs = append(errs, l.Home.Settle(peer, d))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -34,6 +34,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/revision"
 	"github.com/sif-project/sif/internal/roster"
+	"github.com/sif-project/sif/internal/version"
 )
 
 // reportInterval is how often a node tells the controller how it is.
@@ -47,7 +48,6 @@ const joinTimeout = 30 * time.Second
 type Node struct {
 	Config     *config.Config
 	Kind       fabric.NodeKind
-	Version    string
 	Log        hclog.Logger
 	Identity   *identity.Source
 	Consul     *consulapi.Client
@@ -64,10 +64,10 @@ type Node struct {
 // Join makes this process the daemon of its node. A node that has joined
 // before starts from what it kept on disk when Vault, Consul or the controller
 // cannot be reached; a new one needs all three.
-func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, version string, log hclog.Logger) (*Node, error) {
+func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	n := &Node{Config: c, Kind: kind, Version: version, Log: log, problems: map[string]string{}}
+	n := &Node{Config: c, Kind: kind, Log: log, problems: map[string]string{}}
 	var err error
 	for _, dir := range []string{c.DataDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -270,7 +270,7 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 
 // complete adds to a daemon's status what every node has to say.
 func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
-	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, n.Version
+	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
 	s.Sequence = n.Revision.Pointer().Sequence
 	s.CertificateExpires = n.Identity.Expiry()
 	links, err := n.Links.status(ctx, n.Roster.Members())

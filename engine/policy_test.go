@@ -1,0 +1,133 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
+)
+
+// counter numbers names in order.
+type counter map[string]uint32
+
+func (c counter) Of(name string) (uint32, error) {
+	if c[name] == 0 {
+		c[name] = uint32(len(c) + 1)
+	}
+	return c[name], nil
+}
+
+var (
+	web, svc, news = fabric.Ref{Domain: "app", Name: "web"}, fabric.Ref{Domain: "app", Name: "svc"}, fabric.Ref{Domain: "app", Name: "news"}
+	frontend       = fabric.Ref{Domain: "app", Name: "frontend"}
+	newsAPI        = fabric.Ref{Domain: "app", Name: "news-api"}
+	http           = []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}}}}
+)
+
+// graph is web -> svc -> news.
+func graph() *fabric.Graph {
+	return &fabric.Graph{Domains: map[string]*fabric.Domain{"app": {
+		Name: "app", Services: []fabric.Service{{Name: "web"}, {Name: "svc"}, {Name: "news"}},
+		Contracts: []fabric.Contract{
+			{Name: "frontend", Originators: []fabric.Ref{web}, Responders: []fabric.Ref{svc}, Rules: http},
+			{Name: "news-api", Originators: []fabric.Ref{svc}, Responders: []fabric.Ref{news}, Rules: http},
+		},
+	}}}
+}
+
+func documents(g *fabric.Graph) map[fabric.Ref]fabric.Document {
+	docs := map[fabric.Ref]fabric.Document{}
+	for _, d := range fabric.Documents(g) {
+		docs[d.Service] = d
+	}
+	return docs
+}
+
+// instance is the n-th endpoint, of a service with all its roles.
+func instance(n int, zone, node string, service fabric.Ref) fabric.Admission {
+	return fabric.Admission{
+		Fabric: "test", Endpoint: fmt.Sprintf("%s-%d", service.Name, n), Zone: zone, Node: node, Service: service,
+		Roles: documents(graph())[service].Roles(),
+		IPv4:  netip.AddrFrom4([4]byte{100, 64, byte(n >> 8), byte(n)}), IPv6: netip.MustParseAddr(fmt.Sprintf("fd5f::%x", n+1)),
+		Issued: time.Unix(1000, 0), Expires: time.Unix(1e10, 0),
+	}
+}
+
+func twoZones(a fabric.Admission) (string, bool) {
+	if a.Zone == "aws1" {
+		return zonePort, true
+	}
+	return "gcp1/p1", a.Zone == "gcp1"
+}
+
+// What the switch holds grows with endpoints plus contracts between the
+// identities that are present, never with pairs of endpoints.
+func TestBoundarySize(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		var live []lease.Lease
+		n := rapid.IntRange(0, 60).Draw(t, "endpoints")
+		for i := range n {
+			zone := rapid.SampledFrom([]string{"aws1", "gcp1"}).Draw(t, "zone")
+			service := rapid.SampledFrom([]fabric.Ref{web, svc, news}).Draw(t, "service")
+			live = append(live, lease.Lease{Admission: instance(i, zone, "w1", service)})
+		}
+		s, err := boundary("aws1", live, documents(graph()), twoZones, counter{})
+		must.NoError(t, err)
+		must.MapLen(t, n, s.Endpoints)
+		must.LessEq(t, 2, len(s.Entries))
+		for _, e := range s.Entries {
+			must.NotEq(t, e.Src, e.Dst)
+		}
+	})
+}
+
+func TestBoundary(t *testing.T) {
+	live := []lease.Lease{
+		{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)},
+		{Admission: instance(3, "gcp1", "w1", web)}, {Admission: instance(4, "azure1", "w1", web)},
+	}
+	s, err := boundary("aws1", live, documents(graph()), twoZones, counter{})
+	must.NoError(t, err)
+	must.MapLen(t, 3, s.Endpoints) // nothing leads to azure1
+	must.Eq(t, "gcp1/p1", s.Endpoints["news-2"].Port)
+	must.Eq(t, zonePort, s.Endpoints["svc-1"].Port)
+	class := func(endpoint string) uint32 { return s.Endpoints[endpoint].Class }
+	pairs := map[[2]uint32]bool{}
+	for _, e := range s.Entries {
+		pairs[[2]uint32{e.Src, e.Dst}] = true
+		must.Eq(t, http, e.Rules)
+	}
+	must.Eq(t, map[[2]uint32]bool{{class("svc-1"), class("news-2")}: true, {class("web-3"), class("svc-1")}: true}, pairs)
+}
+
+// An entry keeps its ID as long as it means the same, because connections
+// carry it; an entry with another meaning never gets it.
+func TestEntriesKeepTheirNumbers(t *testing.T) {
+	num := counter{}
+	live := []lease.Lease{{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)}}
+	before, err := boundary("aws1", live, documents(graph()), twoZones, num)
+	must.NoError(t, err)
+	g := graph()
+	g.Domains["app"].Contracts = g.Domains["app"].Contracts[:1]
+	g.Domains["app"].Contracts = append(g.Domains["app"].Contracts, fabric.Contract{Name: "other", Originators: []fabric.Ref{svc}, Responders: []fabric.Ref{news}, Rules: http})
+	other := fabric.Ref{Domain: "app", Name: "other"}
+	for i := range live {
+		live[i].Admission.Roles = fabric.Roles{Originate: []fabric.Ref{newsAPI, other}, Respond: []fabric.Ref{newsAPI, other}}
+	}
+	after, err := boundary("aws1", live, documents(g), twoZones, num)
+	must.NoError(t, err)
+	must.MapLen(t, 1, before.Entries)
+	must.MapLen(t, 1, after.Entries)
+	for id := range before.Entries {
+		must.MapNotContainsKey(t, after.Entries, id)
+	}
+}

@@ -1,0 +1,108 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/port"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/link"
+	"github.com/sif-project/sif/internal/node"
+)
+
+// namespaceDir is where named network namespaces are.
+const namespaceDir = "/var/run/netns"
+
+// ports gives each link of the processor a network namespace of its own, whose
+// only other way out is the switch.
+type ports struct {
+	self   fabric.Node
+	sw     *ovs.Switch
+	bridge *bridge
+
+	mu sync.Mutex // one plug at a time
+}
+
+// config describes the port of a link device: "sif-l0" lives in namespace
+// "sif-<node>-l0", whose veth is "sif-o0" at the switch.
+func (p *ports) config(d link.Device) port.Config {
+	number := strings.TrimPrefix(d.Name, "sif-l")
+	c := port.Config{
+		Namespace: "sif-" + p.self.Name + "-l" + number,
+		Outer:     "sif-o" + number,
+		Device:    d.Name,
+		MTU:       node.FlowMTU(d.MTU),
+		Addrs:     []netip.Addr{p.self.Gateway4(), p.self.Gateway6()},
+	}
+	for _, peer := range d.Peers {
+		c.Prefixes = append(c.Prefixes, peer.AllowedIPs...)
+	}
+	return c
+}
+
+// Prepare makes the namespace.
+func (p *ports) Prepare(_ string, d link.Device) (string, error) {
+	c := p.config(d)
+	if err := p.ensure(c); err != nil && !errors.Is(err, port.ErrNoDevice) {
+		return "", err
+	}
+	return filepath.Join(namespaceDir, c.Namespace), nil
+}
+
+// Settle completes the port and plugs it into the switch.
+func (p *ports) Settle(peer string, d link.Device) error {
+	c := p.config(d)
+	if err := p.ensure(c); err != nil {
+		return err
+	}
+	no, err := p.plug(c.Outer)
+	if err != nil {
+		return err
+	}
+	own, far := port.MACs(c.Outer)
+	return p.bridge.setPort(peer, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
+}
+
+// ensure makes or repairs a port. A veth that had to be made anew is not the
+// device that the switch holds open under the same name, so it is taken out.
+func (p *ports) ensure(c port.Config) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	fresh, err := port.Ensure(c)
+	if !fresh {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+	defer cancel()
+	return errors.Join(err, p.sw.DeletePort(ctx, c.Outer))
+}
+
+// plug adds the outer device to the switch, if it is not in.
+func (p *ports) plug(outer string) (uint32, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+	defer cancel()
+	in, err := p.sw.Ports(ctx)
+	if err != nil {
+		return 0, fmt.Errorf("list the ports of the switch: %w", err)
+	}
+	if no, ok := in[outer]; ok {
+		return no, nil
+	}
+	return p.sw.AddPort(ctx, outer)
+}
+
+// namespace returns the path of the namespace of the link towards a peer.
+func (p *ports) namespace(device string) string {
+	return filepath.Join(namespaceDir, p.config(link.Device{Name: device}).Namespace)
+}
