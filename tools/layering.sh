@@ -12,6 +12,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 module=$(go list -m)
+# shellcheck disable=SC2016 # a template of go list
 imports=$(go list -e -f '{{$p := .ImportPath}}{{range .Imports}}{{$p}} {{.}}{{"\n"}}{{end}}' ./...)
 awk -v module="$module" '
   function part(path) { sub("^" module "/?", "", path); sub("/.*", "", path); return path }
