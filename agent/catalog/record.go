@@ -1,0 +1,142 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package catalog
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/hashicorp/consul/api"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Registration is an endpoint that shall be in the catalog.
+type Registration struct {
+	Admission fabric.Admission
+	Signed    fabric.Signed // what Admission was decoded from
+}
+
+func (r Registration) id() string { return fabric.CatalogID(r.Admission.Zone, r.Admission.Endpoint) }
+
+// Keys of a record's metadata. The admission is the JSON of a fabric.Signed,
+// cut into values of metaAdmission+"0", metaAdmission+"1" and so on.
+const (
+	metaZone      = "sif-zone"
+	metaNode      = "sif-node"
+	metaService   = "sif-service"
+	metaAdmission = "sif-admission-"
+)
+
+// Consul's limits of metadata: bytes of a value, and pairs of a record less
+// those of the other keys.
+const (
+	maxValue  = 512
+	maxChunks = 64 - 3
+)
+
+// Keys of a record's tagged addresses.
+const (
+	tagIPv4 = "lan_ipv4"
+	tagIPv6 = "lan_ipv6"
+)
+
+// meta returns the metadata of a registration.
+func (r Registration) meta() (map[string]string, error) {
+	text, err := json.Marshal(r.Signed)
+	if err != nil {
+		return nil, fmt.Errorf("encode the admission of endpoint %s: %w", r.Admission.Endpoint, err)
+	}
+	if len(text) > maxChunks*maxValue {
+		return nil, fmt.Errorf("the admission of endpoint %s has %d bytes, and a catalog record holds %d", r.Admission.Endpoint, len(text), maxChunks*maxValue)
+	}
+	m := map[string]string{metaZone: r.Admission.Zone, metaNode: r.Admission.Node, metaService: r.Admission.Service.String()}
+	for i := 0; len(text) > 0; i++ {
+		n := min(len(text), maxValue)
+		m[metaAdmission+strconv.Itoa(i)] = string(text[:n])
+		text = text[n:]
+	}
+	return m, nil
+}
+
+// admissionText returns the encoded admission that a record's metadata carry,
+// or "".
+func admissionText(meta map[string]string) string {
+	var text strings.Builder
+	for i := 0; ; i++ {
+		chunk, ok := meta[metaAdmission+strconv.Itoa(i)]
+		if !ok {
+			break
+		}
+		text.WriteString(chunk)
+	}
+	return text.String()
+}
+
+// decodeAdmission decodes what admissionText returned. It verifies nothing.
+func decodeAdmission(text string) (fabric.Signed, error) {
+	var s fabric.Signed
+	if text == "" {
+		return s, errors.New("it carries no admission")
+	}
+	if err := json.Unmarshal([]byte(text), &s); err != nil {
+		return s, fmt.Errorf("its admission cannot be decoded: %w", err)
+	}
+	return s, nil
+}
+
+// service returns what the local Consul agent shall hold of a registration,
+// with an alias check for each of the Nomad services.
+func (r Registration) service(nomad []string) (*api.AgentServiceRegistration, error) {
+	meta, err := r.meta()
+	if err != nil {
+		return nil, err
+	}
+	s := &api.AgentServiceRegistration{
+		ID:      r.id(),
+		Name:    fabric.CatalogName(r.Admission.Service),
+		Address: r.Admission.IPv4.String(),
+		TaggedAddresses: map[string]api.ServiceAddress{
+			tagIPv4: {Address: r.Admission.IPv4.String()},
+			tagIPv6: {Address: r.Admission.IPv6.String()},
+		},
+		Meta: meta,
+	}
+	for _, id := range nomad {
+		s.Checks = append(s.Checks, &api.AgentServiceCheck{CheckID: aliasID(s.ID, id), Name: "Nomad service " + id, AliasService: id})
+	}
+	return s, nil
+}
+
+// aliasID is the ID of the check that mirrors a Nomad service's checks.
+func aliasID(service, nomad string) string { return service + ":" + nomad }
+
+// agrees reports why a record of the catalog is not the one that the
+// admission it carries calls for, or nil.
+func agrees(service fabric.Ref, a fabric.Admission, s *api.AgentService) error {
+	id := fabric.CatalogID(a.Zone, a.Endpoint)
+	switch {
+	case a.Service != service:
+		return fmt.Errorf("its admission is of service %s", a.Service)
+	case s.ID != id:
+		return fmt.Errorf("its admission is of %s", id)
+	}
+	for _, addr := range []struct {
+		what, text string
+		want       netip.Addr
+	}{
+		{"address", s.Address, a.IPv4},
+		{"IPv4 address", s.TaggedAddresses[tagIPv4].Address, a.IPv4},
+		{"IPv6 address", s.TaggedAddresses[tagIPv6].Address, a.IPv6},
+	} {
+		if got, err := netip.ParseAddr(addr.text); err != nil || got != addr.want {
+			return fmt.Errorf("its %s is %q, but %s was admitted", addr.what, addr.text, addr.want)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,256 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package catalog
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// ids returns the IDs of the endpoints that the Consul agent holds.
+func ids(t *testing.T, consul *api.Client) []string {
+	t.Helper()
+	services, err := consul.Agent().Services()
+	must.NoError(t, err)
+	list := slices.Sorted(maps.Keys(services))
+	return slices.DeleteFunc(list, func(id string) bool { return !strings.HasPrefix(id, "sif-") })
+}
+
+func TestRegistrar(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	first, second := s.register(t, admit(1, web)), s.register(t, admit(2, db))
+	w.set(first, second)
+
+	// Another node's endpoint, and something that only looks like one of ours.
+	other := admit(9, web)
+	other.Node = "aws1-w2"
+	foreign, err := s.register(t, other).service(nil)
+	must.NoError(t, err)
+	must.NoError(t, consul.Agent().ServiceRegister(foreign))
+	must.NoError(t, consul.Agent().ServiceRegister(&api.AgentServiceRegistration{ID: "sif-aws1-by-hand", Name: "by-hand"}))
+	kept := []string{foreign.ID, "sif-aws1-by-hand"}
+	expect := func(ids ...string) []string {
+		list := slices.Concat(ids, kept)
+		slices.Sort(list)
+		return list
+	}
+
+	// What an earlier run left and nobody wants any more.
+	stale, err := s.register(t, admit(3, web)).service(nil)
+	must.NoError(t, err)
+	must.NoError(t, consul.Agent().ServiceRegister(stale))
+
+	r, reported := startRegistrar(t, consul, w)
+	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), expect(first.id(), second.id())) })
+	record := func() *api.CatalogService {
+		list, _, err := consul.Catalog().Service("sif-app--web", "", nil)
+		must.NoError(t, err)
+		for _, c := range list {
+			if c.ServiceID == first.id() {
+				return c
+			}
+		}
+		return nil
+	}
+	eventually(t, "in the catalog", func() bool { return record() != nil })
+	c := record()
+	must.Eq(t, "100.64.1.1", c.ServiceAddress)
+	must.Eq(t, "100.64.1.1", c.ServiceTaggedAddresses["lan_ipv4"].Address)
+	must.Eq(t, "fd5f:1::1", c.ServiceTaggedAddresses["lan_ipv6"].Address)
+	must.Eq(t, "aws1-w1", c.ServiceMeta["sif-node"])
+	must.Eq(t, "app/web", c.ServiceMeta["sif-service"])
+	must.MapContainsKey(t, c.ServiceMeta, "sif-admission-1")
+	signed, err := decodeAdmission(admissionText(c.ServiceMeta))
+	must.NoError(t, err)
+	must.Eq(t, first.Signed, signed)
+
+	// Nothing is written when nothing changed.
+	compare := func() {
+		n, _ := reported.last()
+		r.Refresh()
+		eventually(t, "compared", func() bool { m, err := reported.last(); must.NoError(t, err); return m > n })
+	}
+	compare()
+	must.Eq(t, c.ModifyIndex, record().ModifyIndex)
+
+	// What somebody altered in the Consul agent is put right.
+	altered, err := first.service(nil)
+	must.NoError(t, err)
+	altered.Address = "100.64.7.7"
+	must.NoError(t, consul.Agent().ServiceRegister(altered))
+	compare()
+	eventually(t, "put right", func() bool { return record().ServiceAddress == "100.64.1.1" })
+
+	// A renewed admission replaces the old one.
+	renewed := first.Admission
+	renewed.Expires = renewed.Expires.Add(time.Hour)
+	first = s.register(t, renewed)
+	w.set(first)
+	r.Refresh()
+	eventually(t, "deregistered", func() bool { return slices.Equal(ids(t, consul), expect(first.id())) })
+	eventually(t, "renewed", func() bool {
+		signed, err := decodeAdmission(admissionText(record().ServiceMeta))
+		return err == nil && string(signed.Payload) == string(first.Signed.Payload)
+	})
+
+	// What cannot be registered is reported, and the rest goes on.
+	fat := admit(4, web)
+	for range 2000 {
+		fat.Roles.Originate = append(fat.Roles.Originate, fabric.Ref{Domain: "app", Name: "contract"})
+	}
+	w.set(s.register(t, fat), first, second)
+	r.Refresh()
+	eventually(t, "reported", func() bool { _, err := reported.last(); return err != nil })
+	_, err = reported.last()
+	must.ErrorContains(t, err, allocation(4))
+	must.Eq(t, expect(first.id(), second.id()), ids(t, consul))
+}
+
+// An unreachable Consul withdraws nothing, and what changed meanwhile follows.
+func TestRegistrarConsulAway(t *testing.T) {
+	t.Parallel()
+	server, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	first, second := s.register(t, admit(1, web)), s.register(t, admit(2, db))
+	w.set(first)
+	r, reported := startRegistrar(t, consul, w)
+	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), []string{first.id()}) })
+
+	must.NoError(t, server.Pause())
+	w.set(first, second)
+	r.Refresh()
+	eventually(t, "reported", func() bool { _, err := reported.last(); return err != nil })
+	must.NoError(t, server.Resume())
+	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), []string{first.id(), second.id()}) })
+	eventually(t, "recovered", func() bool { _, err := reported.last(); return err == nil })
+}
+
+// The health of Nomad's services is that of the endpoint, from the moment they
+// appear until the endpoint ends.
+func TestRegistrarMirrorsNomad(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	first := s.register(t, admit(1, web))
+	w.set(first, s.register(t, admit(2, web)))
+	startRegistrar(t, consul, w)
+	h := startHealth(t, consul, s, web)
+	is := func(n int, want bool) func() bool {
+		return func() bool { healthy, known := h.Healthy(allocation(n)); return known && healthy == want }
+	}
+	eventually(t, "healthy without checks", is(1, true))
+	eventually(t, "healthy without checks", is(2, true))
+	nomadService(t, consul, allocation(1), api.HealthCritical)
+	eventually(t, "unhealthy with its Nomad service", is(1, false))
+	setCheck(t, consul, allocation(1), api.HealthPassing)
+	eventually(t, "healthy with its Nomad service", is(1, true))
+	setCheck(t, consul, allocation(1), api.HealthWarning)
+	time.Sleep(200 * time.Millisecond)
+	eventually(t, "a warning is not critical", is(1, true))
+	setCheck(t, consul, allocation(1), api.HealthPassing)
+
+	// Nomad withdraws the service before it stops the tasks.
+	must.NoError(t, consul.Agent().ServiceDeregister("_nomad-task-"+allocation(1)+"-group-proxy-web-http"))
+	eventually(t, "unhealthy when its Nomad service has gone", is(1, false))
+	time.Sleep(500 * time.Millisecond) // the registrar has seen it too by now
+	must.True(t, is(1, false)(), must.Sprint("healthy again while it ends"))
+	must.True(t, is(2, true)(), must.Sprint("the other endpoint has no part in it"))
+}
+
+func TestMirrored(t *testing.T) {
+	r := NewRegistrar(RegistrarConfig{})
+	start := time.Now()
+	for _, tc := range []struct {
+		what          string
+		nomad, before []string
+		at            time.Duration
+		want          []string
+	}{
+		{"nothing there yet", nil, nil, 0, nil},
+		{"it appears", []string{"a", "b"}, nil, 0, []string{"a", "b"}},
+		{"one of two goes: an update of the job", []string{"b"}, []string{"b", "a"}, 0, []string{"b"}},
+		{"the last goes", nil, []string{"b"}, time.Second, []string{"b"}},
+		{"still gone", nil, []string{"b"}, linger, []string{"b"}},
+		{"it comes back", []string{"b"}, []string{"b"}, linger, []string{"b"}},
+		{"and goes", nil, []string{"b"}, 2 * linger, []string{"b"}},
+		{"for good", nil, []string{"b"}, 3 * linger, nil},
+	} {
+		must.Eq(t, tc.want, r.mirrored("id", tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
+	}
+}
+
+// A node's token suffices for all of it, and for no other service.
+func TestNodeToken(t *testing.T) {
+	t.Parallel()
+	const management = "11111111-1111-1111-1111-111111111111"
+	server, _ := testhost.Consul(t, `acl {
+  enabled = true
+  default_policy = "deny"
+  tokens {
+    initial_management = "`+management+`"
+    agent = "`+management+`"
+  }
+}`)
+	client := func(token string) *api.Client {
+		c, err := api.NewClient(&api.Config{Address: server.Address, Token: token})
+		must.NoError(t, err)
+		return c
+	}
+	manager := client(management)
+	var tokens *setup.ConsulResult
+	eventually(t, "set up", func() (ok bool) {
+		var err error
+		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{{Zone: "aws1", Name: "aws1-w1", Kind: setup.KindWorkload}}})
+		if err != nil {
+			t.Log(err)
+		}
+		return err == nil
+	})
+	node := client(tokens.Nodes["aws1/aws1-w1"])
+	s := newSigner(t)
+	w := &wanted{}
+	w.set(s.register(t, admit(1, web)))
+	_, reported := startRegistrar(t, node, w)
+	h := startHealth(t, node, s, web)
+	healthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy }
+	eventually(t, "healthy", healthy)
+	nomadService(t, manager, allocation(1), api.HealthCritical)
+	eventually(t, "unhealthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy })
+	setCheck(t, manager, allocation(1), api.HealthPassing)
+	eventually(t, "healthy again", healthy)
+	_, err := reported.last()
+	must.NoError(t, err)
+	must.Error(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "something-else"}))
+}
+
+// One comparison of a full node's 250 endpoints with nothing to change.
+func BenchmarkReconcile(b *testing.B) {
+	_, consul := testhost.Consul(b)
+	s := newSigner(b)
+	w := &wanted{}
+	for n := range 250 {
+		w.list = append(w.list, s.register(b, admit(n, web)))
+	}
+	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Want: w.get, Log: hclog.NewNullLogger()})
+	must.NoError(b, r.reconcile(b.Context(), time.Now()))
+	for b.Loop() {
+		must.NoError(b, r.reconcile(b.Context(), time.Now()))
+	}
+}
