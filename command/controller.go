@@ -35,8 +35,8 @@ Usage: sif controller -config=<path>
 
   Runs the policy controller of a fabric: it compiles, signs and publishes
   service graphs, gives nodes their address pools, and admits workloads after
-  asking Nomad. It needs Consul, Vault and Nomad; see "sif help setup" for what
-  they must hold. Of several controllers one leads.
+  asking Nomad. Consul, Vault and Nomad must have been set up for the fabric.
+  Of several controllers one leads.
 
   If Consul or Vault does not answer within 10 seconds, the controller ends
   with an error and has changed nothing. SIGINT and SIGTERM stop it after the

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
@@ -285,4 +286,18 @@ func testLeadership(t *testing.T, w *world) {
 		}
 		return err
 	})
+
+	// A controller that was killed left a session that holds the lock: the
+	// next one on the same data directory need not wait for it to expire.
+	second.stop()
+	left, _, err := w.consul.Session().CreateNoChecks(&consulapi.SessionEntry{TTL: "600s", LockDelay: time.Millisecond}, nil)
+	must.NoError(t, err)
+	lock, err := w.consul.LockOpts(&consulapi.LockOptions{Key: keyLeader, Session: left, Value: []byte(`{"address":"dead"}`)})
+	must.NoError(t, err)
+	_, err = lock.Lock(nil)
+	must.NoError(t, err)
+	must.NoError(t, os.WriteFile(filepath.Join(second.dir, "session"), []byte(left), 0o600))
+	begin := time.Now()
+	w.start(t, second.dir, nil, false)
+	must.Less(t, 8*time.Second, time.Since(begin))
 }

@@ -1,0 +1,80 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"crypto/tls"
+	"encoding/pem"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+func TestDefaultConfig(t *testing.T) {
+	for _, name := range []string{EnvAddress, EnvToken, EnvCACert, EnvClientCert, EnvClientKey, envConsul} {
+		t.Setenv(name, "")
+	}
+	must.Eq(t, Config{Address: DefaultAddress}, DefaultConfig())
+	t.Setenv(envConsul, "consul")
+	must.Eq(t, "consul", DefaultConfig().Token)
+	t.Setenv(EnvToken, "own")
+	t.Setenv(EnvAddress, "https://c:1")
+	must.Eq(t, Config{Address: "https://c:1", Token: "own"}, DefaultConfig())
+}
+
+func TestNewClientRefuses(t *testing.T) {
+	empty := filepath.Join(t.TempDir(), "empty.pem")
+	must.NoError(t, os.WriteFile(empty, nil, 0o600))
+	for text, cfg := range map[string]Config{
+		"must be of the form https://host:port": {Address: "http://c:1"},
+		"read the CA of the controller":         {CACert: empty + ".no"},
+		"holds no PEM certificate":              {CACert: empty},
+		"read the client certificate":           {ClientCert: empty, ClientKey: empty},
+	} {
+		_, err := NewClient(cfg)
+		must.ErrorContains(t, err, text)
+	}
+}
+
+func TestErrors(t *testing.T) {
+	problem := fabric.Problem{Summary: "wrong", Remedy: "right it", Pos: fabric.Position{File: "a.sif.hcl", Line: 1, Column: 2}}
+	answer := func(w http.ResponseWriter, r *http.Request) {
+		must.Eq(t, "secret", r.Header.Get(TokenHeader))
+		w.WriteHeader(http.StatusUnprocessableEntity)
+		_, _ = io.WriteString(w, `{"code":"graph-has-problems","message":"bad","details":{"problems":[{"summary":"wrong","remedy":"right it","pos":{"file":"a.sif.hcl","line":1,"column":2}}]}}`)
+	}
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r) }))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	defer server.Close()
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	must.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	client, err := NewClient(Config{Address: server.URL, Token: "secret", CACert: ca})
+	must.NoError(t, err)
+	_, err = client.Apply(t.Context(), GraphRequest{})
+	must.True(t, IsCode(err, CodeProblems))
+	must.Eq(t, &Error{Code: CodeProblems, Message: "bad", Status: 422, Details: Details{Problems: []fabric.Problem{problem}}}, err.(*Error))
+	must.Eq(t, "bad\n  a.sif.hcl:1:2: wrong; right it", err.Error())
+
+	answer = func(w http.ResponseWriter, r *http.Request) { http.Error(w, "<html>\nproxy", http.StatusBadGateway) }
+	_, err = client.Graph(t.Context())
+	must.StrContains(t, err.Error(), "answered 502 Bad Gateway: <html>")
+	must.False(t, IsCode(err, CodeProblems))
+
+	stranger, err := NewClient(Config{Address: server.URL, TLS: &tls.Config{}})
+	must.NoError(t, err)
+	_, err = stranger.Graph(t.Context())
+	must.StrContains(t, err.Error(), "set SIF_CACERT")
+	server.Close()
+	_, err = client.Graph(t.Context())
+	must.StrContains(t, err.Error(), "ask the controller at 127.0.0.1:")
+}
