@@ -1,0 +1,161 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package probe finds out what the network really does between two endpoints:
+// it sends single packets from within the namespace of one and watches for
+// them in the namespace of the other, so that nobody need listen and silence
+// can be told from loss. It knows namespaces, interfaces and packets; what
+// should pass, and whom to ask, its caller knows.
+package probe
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// ErrNoNamespace says that no process and no mount has the namespace at the
+// other end of an interface, though the interface exists.
+var ErrNoNamespace = errors.New("the network namespace of the workload is not found")
+
+// Finder finds the namespace at the other end of a veth pair, from nothing but
+// the name of this end. It keeps no namespace alive: it remembers only where
+// it found one. The zero Finder is ready, and safe for concurrent use.
+type Finder struct {
+	mu    sync.Mutex
+	paths map[string]string // by interface
+}
+
+// Find opens the namespace at the other end of hostIf, an interface in the
+// network namespace of this process. The caller closes it soon: an open one
+// keeps the namespace alive after its workload.
+func (f *Finder) Find(hostIf string) (*os.File, error) {
+	link, err := netlink.LinkByName(hostIf)
+	if err != nil {
+		return nil, fmt.Errorf("find interface %s: %w", hostIf, err)
+	}
+	id := link.Attrs().NetNsID
+	if id < 0 {
+		return nil, fmt.Errorf("interface %s has its other end in the same namespace", hostIf)
+	}
+	f.mu.Lock()
+	known := f.paths[hostIf]
+	f.mu.Unlock()
+	if known != "" {
+		if space := openIf(known, id); space != nil {
+			return space, nil
+		}
+	}
+	space, path, err := search(id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if err != nil {
+		delete(f.paths, hostIf)
+		return nil, fmt.Errorf("interface %s: %w", hostIf, err)
+	}
+	if f.paths == nil {
+		f.paths = map[string]string{}
+	}
+	f.paths[hostIf] = path
+	return space, nil
+}
+
+// search looks for the namespace that this one knows as id among those that
+// are mounted somewhere and those of all processes.
+func search(id int) (*os.File, string, error) {
+	seen := map[uint64]bool{}
+	for _, list := range []func() []string{mounted, byProcess} {
+		for _, path := range list() {
+			var st unix.Stat_t
+			if unix.Stat(path, &st) != nil || seen[st.Ino] {
+				continue
+			}
+			seen[st.Ino] = true
+			if space := openIf(path, id); space != nil {
+				return space, path, nil
+			}
+		}
+	}
+	return nil, "", ErrNoNamespace
+}
+
+// openIf opens the namespace at path if this one knows it as id.
+func openIf(path string, id int) *os.File {
+	space, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	if got, err := netlink.GetNetNsIdByFd(int(space.Fd())); err != nil || got != id {
+		space.Close()
+		return nil
+	}
+	return space
+}
+
+// mounted lists where namespaces are mounted: Nomad mounts those of its
+// allocations, docker those of its containers.
+func mounted() []string {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	var paths []string
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		before, after, _ := strings.Cut(lines.Text(), " - ") // proc(5)
+		fields := strings.Fields(before)
+		if strings.HasPrefix(after, "nsfs ") && len(fields) > 4 && strings.HasPrefix(fields[3], "net:") {
+			paths = append(paths, fields[4])
+		}
+	}
+	return paths
+}
+
+func byProcess() []string {
+	paths, _ := filepath.Glob("/proc/[0-9]*/ns/net") // the pattern is well-formed
+	return paths
+}
+
+// enter calls fn on a thread that is in the namespace. A thread that does not
+// come back from there is not used again.
+func enter(namespace *os.File, fn func() error) error {
+	space, err := ns.GetNS(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()))
+	if err != nil {
+		return fmt.Errorf("enter the workload's namespace: %w", err)
+	}
+	defer space.Close()
+	return space.Do(func(ns.NetNS) error { return fn() })
+}
+
+// Listening reports whether anything listens at an address and port in the
+// namespace, on the address itself or on all.
+func Listening(namespace *os.File, at netip.AddrPort, protocol fabric.Protocol) (bool, error) {
+	found := false
+	err := enter(namespace, func() error {
+		for _, version := range []string{"", "6"} {
+			table := "/proc/thread-self/net/" + protocol.String() + version
+			content, err := os.ReadFile(table)
+			if errors.Is(err, fs.ErrNotExist) {
+				continue // a kernel without IPv6
+			}
+			if err != nil {
+				return fmt.Errorf("read the sockets of the workload: %w", err)
+			}
+			found = found || listens(string(content), at, protocol)
+		}
+		return nil
+	})
+	return found, err
+}

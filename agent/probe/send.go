@@ -1,0 +1,100 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package probe
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"os"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Send sends one packet with the nonce from within the namespace, the way that
+// the namespace's own routes lead: UDP, or a TCP SYN. Nothing is said of
+// whether it arrives. A zero source port is replaced by one of the ephemeral
+// ports at random, so that each probe is a new flow.
+//
+// A packet that a route or filter of the sender refuses is no error: it is
+// sent, and will not be seen.
+func Send(namespace *os.File, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
+	if src.Port() == 0 {
+		src = netip.AddrPortFrom(src.Addr(), uint16(32768+rand.IntN(28000)))
+	}
+	p := packet{src: src, dst: dst, protocol: protocol, nonce: nonce}
+	if err := p.check(); err != nil {
+		return err
+	}
+	err := enter(namespace, func() error { return sendRaw(p) })
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("send a probe from %s to %s: %w", src, dst, err)
+	}
+	return nil
+}
+
+// sendRaw sends on a socket of IPPROTO_RAW, which takes packets with their IP
+// header (raw(7)).
+func sendRaw(p packet) error {
+	family, to := unix.AF_INET, unix.Sockaddr(nil)
+	if p.dst.Addr().Is6() {
+		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: p.dst.Addr().As16()}
+	} else {
+		to = &unix.SockaddrInet4{Addr: p.dst.Addr().As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return fmt.Errorf("open a raw socket: %w", err)
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, p.marshal(), 0, to)
+}
+
+// Request opens a flow from within the namespace and completes a request. TCP:
+// it connects, asks for "GET /health" in HTTP/1.0 and waits for the first
+// byte; UDP: it sends a packet and waits for an answer. An error says that no
+// flow came about. answered says whether the responder had anything to say: a
+// TCP service that does not speak HTTP may accept the flow and keep silent.
+// The context bounds it.
+func Request(ctx context.Context, namespace *os.File, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (answered bool, err error) {
+	var conn net.Conn
+	err = enter(namespace, func() error {
+		conn, err = new(net.Dialer).DialContext(ctx, protocol.String(), dst.String())
+		return err
+	})
+	if err != nil {
+		return false, fmt.Errorf("connect to %s: %w", dst, err)
+	}
+	defer conn.Close()
+	stop := context.AfterFunc(ctx, func() { conn.Close() })
+	defer stop()
+	question := []byte("GET /health HTTP/1.0\r\n\r\n")
+	if protocol == fabric.UDP {
+		question = binary.BigEndian.AppendUint64([]byte(magic), nonce)
+	}
+	if _, err := conn.Write(question); err != nil {
+		return false, fmt.Errorf("send a request to %s: %w", dst, err)
+	}
+	_, err = conn.Read(make([]byte, 1500))
+	switch {
+	case err == nil, errors.Is(err, io.EOF):
+		return true, nil
+	case protocol == fabric.TCP && ctx.Err() != nil:
+		return false, nil // connected, and silent
+	}
+	if ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return false, fmt.Errorf("wait for the answer of %s: %w", dst, err)
+}
