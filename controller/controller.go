@@ -192,5 +192,12 @@ func (c *Controller) degraded() []string {
 	list := c.cfg.Identity.Degraded()
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
-	return append(list, c.table.degraded()...)
+	list = append(list, c.table.degraded()...)
+	// A controller that lost its memory cannot know that the pointer was
+	// rolled back, but nodes do. It is only said, since a node may lie.
+	held := c.policy.pointer().Sequence
+	if node, has := c.reports.ahead(held); has > 0 {
+		list = append(list, fmt.Sprintf("node %s says that it enforces sequence %d, but the newest known here is %d: if the pointer in Consul was rolled back, nodes will refuse what is applied now; restore it first", node, has, held))
+	}
+	return list
 }

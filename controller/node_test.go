@@ -91,6 +91,8 @@ func testRegistration(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Eq(t, "aws1/w1", status.Nodes[1].ID())
 	must.Eq(t, 5, status.Nodes[1].Sequence)
+	must.Len(t, 1, status.Controller.Degraded)
+	must.StrContains(t, status.Controller.Degraded[0], "node aws1/w1 says that it enforces sequence 5, but the newest known here is 0")
 	must.False(t, status.Nodes[1].Reported.IsZero())
 }
 

@@ -34,6 +34,19 @@ func (r *reports) get(id string) (api.NodeStatus, bool) {
 	return s, ok
 }
 
+// ahead names a node that enforces a newer revision than sequence, if any
+// says so.
+func (r *reports) ahead(sequence uint64) (node string, has uint64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for id, s := range r.last {
+		if s.Sequence > max(sequence, has) {
+			node, has = id, s.Sequence
+		}
+	}
+	return node, has
+}
+
 // status assembles the state of the fabric.
 func (c *Controller) status() api.Status {
 	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}}
