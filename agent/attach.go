@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node"
 )
 
 // inForce is how long ADD waits for the connectivity to be in force beyond
@@ -97,7 +98,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := vacate(at.IfName, r.Namespace); err != nil {
 		return nil, err
 	}
-	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, a.node.Config.Link.MTU)
+	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.FlowMTU(a.node.Config.Link.MTU))
 	if err != nil {
 		return nil, err
 	}
@@ -117,10 +118,13 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
+	if err := raiseLoopback(r.Namespace); err != nil {
+		return nil, err
+	}
 	if err := pair.raiseWorkload(at.IfName, r.Namespace, ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
-	if err := a.firewall.setPorts(a.endpoints.all()); err != nil {
+	if err := a.setPorts(); err != nil {
 		return nil, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
@@ -135,7 +139,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := a.endpoints.change(at, func(ep *endpoint) { ep.Pending = pending }); err != nil {
 		return nil, err
 	}
-	a.catalog.refresh()
+	a.refreshCatalog()
 	result := pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6)
 	result.DNS = types.DNS{Nameservers: []string{gateway4.String()}}
 	return result, nil
@@ -167,7 +171,7 @@ func (a *Agent) remove(ctx context.Context, at attach.Attachment) error {
 	if err := a.node.Controller.Release(ctx, ep.ID); err != nil && !api.IsCode(err, api.CodeNotFound) {
 		a.log.Warn("the controller did not hear of the release; the admission ends by itself", logkey.Endpoint, ep.ID, logkey.Error, err)
 	}
-	a.catalog.refresh()
+	a.refreshCatalog()
 	a.log.Info("workload detached", logkey.Endpoint, ep.ID, logkey.Service, ep.Admission.Service)
 	return nil
 }
@@ -182,7 +186,7 @@ func (a *Agent) abandon(ep endpoint) {
 	if err := a.reprogram(); err != nil {
 		a.log.Error("data path not updated", logkey.Endpoint, ep.ID, logkey.Error, err)
 	}
-	if err := a.firewall.setPorts(a.endpoints.all()); err != nil {
+	if err := a.setPorts(); err != nil {
 		a.log.Error("port mappings not removed", logkey.Endpoint, ep.ID, logkey.Error, err)
 	}
 }

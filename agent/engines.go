@@ -241,7 +241,7 @@ func (a *Agent) announced(p signal.AnnounceParams) (signal.AnnounceReply, error)
 			return reply, err
 		}
 	}
-	a.catalog.refresh()
+	a.refreshCatalog()
 	return reply, a.reprogram()
 }
 

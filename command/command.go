@@ -39,7 +39,9 @@ func Run(args []string) int {
 // commands lists all commands.
 func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	list := map[string]cli.Command{
+		"agent":          &AgentCommand{UI: ui},
 		"controller":     &ControllerCommand{UI: ui},
+		"engine":         &EngineCommand{UI: ui},
 		"graph":          group{"Work with service graphs", graphGroupHelp},
 		"graph apply":    &GraphApplyCommand{Meta: Meta{UI: ui}},
 		"graph fmt":      &GraphFmtCommand{Meta: Meta{UI: ui}},

@@ -244,7 +244,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	defer cancel()
 	var conn *signal.Conn
 	err := d.inLink(n, func() (err error) {
-		conn, err = signal.Dial(dialing, netip.AddrPortFrom(n.Gateway4(), node.EnginePort).String(), config, d.node.Config.TrustDomain, d.Handle)
+		conn, err = signal.Dial(dialing, netip.AddrPortFrom(n.Gateway4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
 		return err
 	})
 	if err != nil {
@@ -267,7 +267,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	var l net.Listener
 	err := d.inLink(n, func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Gateway4(), node.EnginePort).String())
+		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Gateway4(), d.self.Engine).String())
 		return err
 	})
 	if err != nil {

@@ -26,9 +26,6 @@ import (
 	"github.com/sif-project/sif/internal/roster"
 )
 
-// EnginePort is the TCP port on which engines serve agents and one another.
-const EnginePort = 7701
-
 // Every WireGuard device of a node listens on a UDP port of its own, from
 // basePort upwards: the first is the device towards the nodes of the zone.
 const (

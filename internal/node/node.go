@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -164,7 +165,15 @@ func (n *Node) register(ctx context.Context) error {
 func (n *Node) registration() (api.NodeRequest, error) {
 	req := api.NodeRequest{Underlay: n.Config.Underlay.Addr()}
 	if n.Kind == fabric.KindProcessor {
-		req.Engine = EnginePort
+		_, text, err := net.SplitHostPort(n.Config.Engine.Listen)
+		if err != nil {
+			return req, fmt.Errorf("address of the engine %q: %w", n.Config.Engine.Listen, err)
+		}
+		port, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			return req, fmt.Errorf("port of the engine %q: %w", text, err)
+		}
+		req.Engine = uint16(port)
 	}
 	link, err := json.Marshal(n.Links.statement(n.Config.NodeID()))
 	if err != nil {
@@ -230,13 +239,20 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 	tick := time.NewTicker(10 * time.Second)
 	defer tick.Stop()
-	registered := n.problem("controller") == ""
+	// The record carries the certificate that signed it, so each new one is
+	// published.
+	registered := n.Identity.Expiry()
+	if n.problem("controller") != "" {
+		registered = time.Time{}
+	}
 	for {
 		grown, err := n.Links.assignPorts(n.Self, n.Roster.Members())
 		n.Degrade("links", err)
-		if grown || !registered {
+		if expiry := n.Identity.Expiry(); grown || !registered.Equal(expiry) {
 			err := n.register(ctx)
-			registered = err == nil
+			if err == nil {
+				registered = expiry
+			}
 			n.Degrade("controller", err)
 		}
 		n.Degrade("links", n.Links.apply(ctx, n.Self, n.Roster.Members()))

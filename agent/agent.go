@@ -1,0 +1,236 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/agent/catalog"
+	"github.com/sif-project/sif/agent/dns"
+	"github.com/sif-project/sif/agent/probe"
+	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/firewall"
+	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/number"
+	"github.com/sif-project/sif/internal/signal"
+)
+
+// cniTimeout bounds a CNI call: Nomad has no bound of its own, and one slow
+// call holds up every allocation of the node.
+const cniTimeout = 15 * time.Second
+
+// reconcileInterval is how often the kernel is compared with what it should
+// hold.
+const reconcileInterval = 5 * time.Second
+
+// Agent is the policy agent of one workload node.
+type Agent struct {
+	node         *node.Node
+	log          hclog.Logger
+	now          func() time.Time
+	data         Datapath
+	kernel       *bpf.Datapath
+	num          *number.Registry
+	endpoints    *endpoints
+	counterparts *lease.Set
+	services     *identity.ServiceKeys
+	engines      *engines
+	firewall     *firewall.Firewall
+	registrar    *catalog.Registrar
+	health       *catalog.Health
+	observers    probe.Observers
+	namespaces   probe.Finder
+
+	locks       locks[attach.Attachment]
+	keys        sync.Mutex // serialises asking for and using services' keys
+	addressesMu sync.Mutex
+	addresses   *addresses
+	programming sync.Mutex // serialises computing and writing the data path
+	written     image      // guarded by programming
+}
+
+// Start makes this process the agent of its node: it takes over what an earlier
+// one left in the kernel and on disk. What it returns is Run.
+func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, error) {
+	n, err := node.Join(ctx, c, fabric.KindWorkload, log)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{node: n, log: log, now: time.Now, written: newImage()}
+	a.engines = &engines{agent: a, log: log, conns: map[string]*signal.Conn{}}
+	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
+		return nil, err
+	}
+	if a.endpoints, err = openEndpoints(filepath.Join(c.DataDir, "endpoints.json")); err != nil {
+		return nil, err
+	}
+	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json")); err != nil {
+		return nil, err
+	}
+	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain); err != nil {
+		return nil, err
+	}
+	a.addresses = newAddresses(n.Self.Pool4, n.Self.Pool6)
+	for _, ep := range a.endpoints.all() {
+		a.addresses.hold(ep.IPv4)
+	}
+	if err := prepareNode(); err != nil {
+		return nil, err
+	}
+	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
+		return nil, err
+	}
+	a.kernel, err = bpf.Open(filepath.Join(c.BPFDir, "sif"), bpf.Options{Resolver4: gateway4, Fabric: n.Self.Ranges})
+	if err != nil {
+		return nil, err
+	}
+	a.data = a.kernel
+	a.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if err := a.firewall.Apply(); err != nil {
+		return nil, err
+	}
+	a.sweep(ctx)
+	for _, ep := range a.endpoints.all() {
+		if err := a.data.Attach(ep.HostIf); err != nil {
+			return nil, fmt.Errorf("take over the programs of %s: %w", ep.HostIf, err)
+		}
+		if _, err := n.Revision.Document(ctx, ep.Admission.Service); err != nil {
+			log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
+		}
+	}
+	if err := a.setPorts(); err != nil {
+		return nil, err
+	}
+	a.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{
+		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Want: a.registrations, Log: log.Named("catalog"),
+		Report: func(err error) { n.Degrade("consul catalog", err) },
+	})
+	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Log: log.Named("catalog")})
+	return a, a.Reconcile()
+}
+
+// Run serves until ctx ends. What is enforced stays enforced after that.
+func (a *Agent) Run(ctx context.Context) error {
+	defer a.kernel.Close()
+	cni, err := a.listenCNI()
+	if err != nil {
+		return err
+	}
+	a.node.Revision.OnChange(func(p fabric.Pointer, _ map[fabric.Ref]fabric.Document) {
+		err := a.reprogram()
+		a.node.Degrade("data path", err)
+		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return a.node.Run(ctx, a.Status) })
+	group.Go(func() error { return a.engines.run(ctx) })
+	group.Go(func() error { return attach.Serve(ctx, cni, cniTimeout, a.Handle) })
+	group.Go(func() error { return a.serveDNS(ctx) })
+	group.Go(func() error { return a.registrar.Run(ctx) })
+	group.Go(func() error { return a.health.Run(ctx) })
+	group.Go(func() error { return a.keep(ctx) })
+	group.Go(func() error { return a.serveTasks(ctx) })
+	return group.Wait()
+}
+
+// keep repairs and renews, always.
+func (a *Agent) keep(ctx context.Context) error {
+	tick := time.NewTicker(reconcileInterval)
+	defer tick.Stop()
+	for {
+		a.sweep(ctx)
+		a.renew(ctx)
+		a.node.Degrade("data path", a.Reconcile())
+		a.node.Degrade("firewall", a.firewall.Apply())
+		a.node.Degrade("counterparts", a.forget(a.departed))
+		a.health.Follow(a.followed())
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// departed tells the counterparts that have expired or whose node has left.
+// An empty roster means that nothing is known.
+func (a *Agent) departed(adm fabric.Admission) bool {
+	known := false
+	nodes := a.node.Nodes()
+	for _, n := range nodes {
+		known = known || n.Zone == adm.Zone && n.Name == adm.Node
+	}
+	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known
+}
+
+// serveDNS answers the questions of the endpoints.
+func (a *Agent) serveDNS(ctx context.Context) error {
+	var upstreams []netip.AddrPort
+	for _, u := range a.node.Config.DNS.Upstream {
+		addr, err := netip.ParseAddrPort(u)
+		if err != nil {
+			return fmt.Errorf("DNS resolver %q: %w", u, err)
+		}
+		upstreams = append(upstreams, addr)
+	}
+	server, err := dns.Listen(dns.Config{
+		Listen: netip.AddrPortFrom(gateway4, 53), Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
+	})
+	if err != nil {
+		return err
+	}
+	return server.Serve(ctx)
+}
+
+// listenCNI opens the socket that the CNI plugin calls, and installs plugin
+// and network configuration on the node.
+func (a *Agent) listenCNI() (*net.UnixListener, error) {
+	c := a.node.Config.CNI
+	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of the CNI socket: %w", err)
+	}
+	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("remove the CNI socket of an earlier agent: %w", err)
+	}
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: c.Socket, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("listen for CNI calls: %w", err)
+	}
+	if err := os.Chmod(c.Socket, 0o600); err != nil {
+		return nil, fmt.Errorf("protect the CNI socket: %w", err)
+	}
+	if err := installCNI(c.PluginDir, c.ConfigDir, c.Socket); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+func (a *Agent) takeAddresses() (v4, v6 netip.Addr, err error) {
+	a.addressesMu.Lock()
+	defer a.addressesMu.Unlock()
+	return a.addresses.take(a.now())
+}
+
+func (a *Agent) releaseAddresses(ep endpoint) {
+	a.addressesMu.Lock()
+	defer a.addressesMu.Unlock()
+	a.addresses.release(ep.IPv4, a.now())
+}

@@ -1,0 +1,94 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sif-project/sif/agent/catalog"
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// Status reports how the agent is and what it enforces.
+func (a *Agent) Status() api.NodeStatus {
+	s := api.NodeStatus{Drops: map[string]uint64{}}
+	for _, ep := range a.endpoints.all() {
+		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
+			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
+			Expires: ep.Admission.Expires, InForce: len(ep.Pending) == 0, Pending: ep.Pending,
+			CertificateExpires: a.services.Expiry(ep.Admission.Service),
+		})
+	}
+	counters, err := a.kernel.Counters()
+	a.node.Degrade("counters", err)
+	for _, c := range counters.Verdicts {
+		if !c.Reason.Allowed() {
+			s.Drops["ebpf "+c.Direction.String()+": "+c.Reason.String()] += c.Packets
+		}
+	}
+	underlay, err := a.firewall.Counters()
+	a.node.Degrade("firewall counters", err)
+	for reason, n := range underlay {
+		s.Drops["nftables: "+reason] += n
+	}
+	if a.kernel.PassAll() {
+		s.Degraded = append(s.Degraded, "eBPF lets everything pass (test override)")
+	}
+	for _, refused := range a.health.Refused() {
+		s.Degraded = append(s.Degraded, "consul catalog: "+refused)
+	}
+	return s
+}
+
+// registrations are the endpoints of this node as the Consul catalog shows
+// them.
+func (a *Agent) registrations() []catalog.Registration {
+	var list []catalog.Registration
+	for _, ep := range a.endpoints.all() {
+		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission})
+	}
+	return list
+}
+
+// verifyRecord checks the admission that a catalog record carries.
+func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
+	var adm fabric.Admission
+	if err := a.node.Identity.Keys().Verify(s, fabric.KindAdmission, &adm); err != nil {
+		return adm, err
+	}
+	if err := adm.Current(a.node.Self.Fabric, a.now()); err != nil {
+		return adm, err
+	}
+	for _, n := range a.node.Nodes() {
+		if n.Zone == adm.Zone && n.Name == adm.Node {
+			return adm, adm.PlacedOn(n)
+		}
+	}
+	return adm, fmt.Errorf("endpoint %s was admitted on %s/%s, which is not a node of the fabric", adm.Endpoint, adm.Zone, adm.Node)
+}
+
+// followed are the services whose health matters to endpoints of this node,
+// and their own.
+func (a *Agent) followed() []fabric.Ref {
+	docs := a.node.Revision.Documents()
+	set := map[fabric.Ref]bool{}
+	for _, ep := range a.endpoints.all() {
+		id := ep.Admission.Identity()
+		set[id.Service] = true
+		for _, r := range fabric.Counterparts(id, docs[id.Service]) {
+			set[r] = true
+		}
+	}
+	return slices.SortedFunc(maps.Keys(set), fabric.CompareRefs)
+}
+
+// refreshCatalog has the Consul catalog and what is read from it follow a
+// change of endpoints or counterparts.
+func (a *Agent) refreshCatalog() {
+	a.registrar.Refresh()
+	a.health.Follow(a.followed())
+}

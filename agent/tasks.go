@@ -1,0 +1,136 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/sif-project/sif/agent/probe"
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+const (
+	// taskWait is how long the agent waits for tasks in one question.
+	taskWait = 30 * time.Second
+	// taskRetry is the pause after the controller could not be asked.
+	taskRetry = time.Second
+	// taskParallel bounds the tasks that are carried out at once; observations
+	// only wait and are not among them.
+	taskParallel = 16
+)
+
+// serveTasks asks the controller for tasks and carries them out: `sif matrix`
+// looks at the fabric through the eyes of the endpoints themselves.
+func (a *Agent) serveTasks(ctx context.Context) error {
+	defer a.observers.Close()
+	slots := make(chan struct{}, taskParallel)
+	for ctx.Err() == nil {
+		tasks, err := a.node.Controller.Tasks(ctx, taskWait)
+		if ctx.Err() != nil {
+			return nil
+		}
+		a.node.Degrade("tasks", err)
+		if err != nil {
+			select {
+			case <-ctx.Done():
+			case <-time.After(taskRetry):
+			}
+			continue
+		}
+		for _, t := range tasks {
+			go func() {
+				if t.Kind != api.TaskObserve {
+					slots <- struct{}{}
+					defer func() { <-slots }()
+				}
+				result := a.carryOut(ctx, t)
+				if err := a.node.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
+					a.log.Warn("the controller did not take a task's result", "task", t.ID, logkey.Error, err)
+				}
+			}()
+		}
+	}
+	return nil
+}
+
+func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
+	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
+	defer cancel()
+	start := time.Now()
+	result := api.TaskResult{ID: t.ID}
+	ep, ok := a.endpoints.find(func(ep endpoint) bool { return ep.ID == t.Endpoint })
+	if !ok {
+		result.Error = fmt.Sprintf("endpoint %s is not on this node", t.Endpoint)
+		return result
+	}
+	var err error
+	switch t.Kind {
+	case api.TaskObserve:
+		err = a.observe(ctx, ep, t, &result)
+	case api.TaskSend:
+		err = a.inside(ep, func(namespace *os.File) error {
+			return probe.Send(namespace, netip.AddrPortFrom(ep.address(t.Peer.Addr()), 0), t.Peer, t.Protocol, t.Nonce)
+		})
+		result.Done = err == nil
+	case api.TaskRequest:
+		err = a.inside(ep, func(namespace *os.File) (err error) {
+			result.Done, err = probe.Request(ctx, namespace, t.Peer, t.Protocol, t.Nonce)
+			return err
+		})
+	case api.TaskListening:
+		err = a.inside(ep, func(namespace *os.File) (err error) {
+			result.Done, err = probe.Listening(namespace, t.Peer, t.Protocol)
+			return err
+		})
+	default:
+		err = fmt.Errorf("this agent does not know tasks of kind %q", t.Kind)
+	}
+	if err != nil {
+		result.Error = err.Error()
+	}
+	result.Duration = time.Since(start)
+	return result
+}
+
+// observe watches for a probe until it comes or the time is over.
+func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *api.TaskResult) error {
+	open := func() (*os.File, error) { return a.namespaces.Find(ep.HostIf) }
+	seen, stop, err := a.observers.Expect(ep.ID, open, ep.Attachment.IfName, t.Peer, t.Protocol, t.Nonce)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	if err := a.node.Controller.TaskDone(ctx, api.TaskResult{ID: t.ID, Ready: true}); err != nil {
+		return fmt.Errorf("tell the controller that the observation has begun: %w", err)
+	}
+	select {
+	case o := <-seen:
+		result.Done, result.Source = true, o.Src.Addr()
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// inside opens an endpoint's namespace for do.
+func (a *Agent) inside(ep endpoint, do func(namespace *os.File) error) error {
+	namespace, err := a.namespaces.Find(ep.HostIf)
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	return do(namespace)
+}
+
+// address returns the endpoint's address of the family of peer.
+func (ep endpoint) address(peer netip.Addr) netip.Addr {
+	if peer.Is4() {
+		return ep.IPv4
+	}
+	return ep.IPv6
+}

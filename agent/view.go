@@ -1,0 +1,69 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"net/netip"
+	"slices"
+
+	"github.com/sif-project/sif/agent/dns"
+	"github.com/sif-project/sif/fabric"
+)
+
+// view is what DNS may tell the endpoints of this node.
+type view struct{ agent *Agent }
+
+// Known implements dns.View.
+func (v view) Known(asker netip.Addr) bool {
+	_, ok := v.asker(asker)
+	return ok
+}
+
+func (v view) asker(addr netip.Addr) (endpoint, bool) {
+	return v.agent.endpoints.find(func(ep endpoint) bool { return ep.IPv4 == addr || ep.IPv6 == addr })
+}
+
+// Reach implements dns.View: the one rule, asked for a whole service. Only the
+// health comes from the Consul catalog; who exists is what was admitted.
+func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
+	ep, ok := v.asker(asker)
+	if !ok {
+		return dns.Reach{}
+	}
+	id := ep.Admission.Identity()
+	doc := v.agent.node.Revision.Documents()[id.Service]
+	reach := dns.Reach{Allowed: originates(id, doc, service)}
+	if !reach.Allowed {
+		return reach
+	}
+	for _, other := range v.agent.known() {
+		if other.Service != service || len(fabric.Grants(id, doc, other.Identity())) == 0 {
+			continue
+		}
+		healthy, known := v.agent.health.Healthy(other.Endpoint)
+		reach.Endpoints = append(reach.Endpoints, dns.Record{Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: healthy || !known})
+	}
+	return reach
+}
+
+// originates reports whether a contract lets id open flows to service.
+func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) bool {
+	return slices.ContainsFunc(doc.Originates, func(e fabric.Edge) bool {
+		return slices.Contains(id.Roles.Originate, e.Contract) &&
+			slices.ContainsFunc(e.Peers, func(p fabric.Peer) bool { return p.Name == service })
+	})
+}
+
+// known returns every endpoint that this node knows: its own and their
+// counterparts.
+func (a *Agent) known() []fabric.Admission {
+	var list []fabric.Admission
+	for _, ep := range a.endpoints.all() {
+		list = append(list, ep.Admission)
+	}
+	for _, le := range a.counterparts.All(a.now()) {
+		list = append(list, le.Admission)
+	}
+	return list
+}
