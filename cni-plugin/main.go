@@ -10,13 +10,11 @@ import (
 	"github.com/containernetworking/cni/pkg/skel"
 
 	"github.com/sif-project/sif/cni-plugin/plugin"
+	"github.com/sif-project/sif/internal/version"
 )
-
-// version is set by the linker: -X main.version=1.2.3.
-var version = "0.1.0-dev"
 
 func main() {
 	// Nomad's fingerprint runs the plugin without any argument and parses this
 	// line.
-	skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions(), "CNI sif plugin v"+version)
+	skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions(), "CNI sif plugin v"+version.Version)
 }
