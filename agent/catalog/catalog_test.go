@@ -133,8 +133,8 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	must.Wait(t, wait.InitialSuccess(wait.BoolFunc(ok), wait.Timeout(15*time.Second), wait.Gap(20*time.Millisecond)), must.Sprint(what))
 }
 
-// passing makes a service that Nomad could have registered, with a check in
-// the given state.
+// nomadService registers a service as Nomad does, with a check in the given
+// state.
 func nomadService(t *testing.T, consul *api.Client, allocation, status string) (id string) {
 	t.Helper()
 	id = "_nomad-task-" + allocation + "-group-proxy-web-http"

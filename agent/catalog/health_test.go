@@ -39,7 +39,7 @@ func write(t *testing.T, consul *api.Client, node string, reg Registration, alte
 	must.NoError(t, err)
 }
 
-func check(service, status string) *api.HealthCheck {
+func serviceCheck(service, status string) *api.HealthCheck {
 	return &api.HealthCheck{CheckID: "check" + service, Name: "check", ServiceID: service, Status: status}
 }
 
@@ -53,14 +53,14 @@ func TestHealth(t *testing.T) {
 	serf := &api.HealthCheck{CheckID: "serfHealth", Name: "Serf", Status: api.HealthCritical}
 
 	write(t, consul, "n1", reg(1), nil)
-	write(t, consul, "n1", reg(2), nil, check(id(2), api.HealthPassing))
-	write(t, consul, "n1", reg(3), nil, check(id(3), api.HealthWarning))
-	write(t, consul, "n1", reg(4), nil, check(id(4), api.HealthCritical))
+	write(t, consul, "n1", reg(2), nil, serviceCheck(id(2), api.HealthPassing))
+	write(t, consul, "n1", reg(3), nil, serviceCheck(id(3), api.HealthWarning))
+	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), api.HealthCritical))
 	write(t, consul, "n2", reg(5), nil, serf)
 	write(t, consul, "n1", reg(6), nil, &api.HealthCheck{CheckID: "_service_maintenance:x", Name: "x", ServiceID: id(6), Status: api.HealthCritical})
 	// The same record twice: on its node, and forged by somebody else.
 	write(t, consul, "n1", reg(7), nil)
-	write(t, consul, "n3", reg(7), nil, check(id(7), api.HealthCritical))
+	write(t, consul, "n3", reg(7), nil, serviceCheck(id(7), api.HealthCritical))
 	// A service that nobody follows.
 	write(t, consul, "n1", s.register(t, admit(8, db)), nil)
 
@@ -78,7 +78,7 @@ func TestHealth(t *testing.T) {
 	must.SliceEmpty(t, h.Refused())
 
 	// A change shows at once; a record that goes is no longer known.
-	write(t, consul, "n1", reg(4), nil, check(id(4), api.HealthPassing))
+	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), api.HealthPassing))
 	eventually(t, "recovered", is(4, health{true, true}))
 	_, err := consul.Catalog().Deregister(&api.CatalogDeregistration{Node: "n1", ServiceID: id(2)}, nil)
 	must.NoError(t, err)
@@ -135,7 +135,7 @@ func TestHealthRefuses(t *testing.T) {
 			`its admission is of sif-aws1-` + allocation(8)},
 	} {
 		id := fabric.CatalogID("aws1", allocation(n+1))
-		status := check(id, api.HealthPassing)
+		status := serviceCheck(id, api.HealthPassing)
 		alter := func(r *api.AgentService) {
 			r.Meta = maps.Clone(r.Meta)
 			if tc.alter != nil {
@@ -172,7 +172,7 @@ func TestHealthConsulAway(t *testing.T) {
 	t.Parallel()
 	server, consul := testhost.Consul(t)
 	s := newSigner(t)
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, check(s.register(t, admit(1, web)).id(), api.HealthCritical))
+	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), api.HealthCritical))
 	h := startHealth(t, consul, s, web)
 	unhealthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy }
 	eventually(t, "unhealthy", unhealthy)
@@ -180,7 +180,7 @@ func TestHealthConsulAway(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	must.True(t, unhealthy())
 	must.NoError(t, server.Resume())
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, check(s.register(t, admit(1, web)).id(), api.HealthPassing))
+	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), api.HealthPassing))
 	eventually(t, "healthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy })
 	h.mu.Lock()
 	old := h.services[web]

@@ -91,8 +91,8 @@ func decodeAdmission(text string) (fabric.Signed, error) {
 }
 
 // service returns what the local Consul agent shall hold of a registration,
-// with an alias check for each of the Nomad services.
-func (r Registration) service(nomad []string) (*api.AgentServiceRegistration, error) {
+// with checks of these names.
+func (r Registration) service(checks []string) (*api.AgentServiceRegistration, error) {
 	meta, err := r.meta()
 	if err != nil {
 		return nil, err
@@ -107,14 +107,35 @@ func (r Registration) service(nomad []string) (*api.AgentServiceRegistration, er
 		},
 		Meta: meta,
 	}
-	for _, id := range nomad {
-		s.Checks = append(s.Checks, &api.AgentServiceCheck{CheckID: aliasID(s.ID, id), Name: "Nomad service " + id, AliasService: id})
+	for _, name := range checks {
+		s.Checks = append(s.Checks, check(s.ID, name))
 	}
 	return s, nil
 }
 
-// aliasID is the ID of the check that mirrors a Nomad service's checks.
-func aliasID(service, nomad string) string { return service + ":" + nomad }
+// checkEnding is the name of the check of an endpoint whose Nomad services
+// have gone. Other checks are named by the ID of the Nomad service whose
+// checks they mirror.
+const checkEnding = "ending"
+
+// check returns a check of an endpoint, by the endpoint's service ID.
+func check(service, name string) *api.AgentServiceCheck {
+	c := &api.AgentServiceCheck{CheckID: service + ":" + name}
+	if name == checkEnding {
+		// An alias of a service that has gone would do, but Consul 1.20 may
+		// notice that only after a minute.
+		c.Name, c.TTL, c.Status = "Nomad has withdrawn the services", "24h", api.HealthCritical
+		return c
+	}
+	c.Name, c.AliasService = "Nomad service "+name, name
+	return c
+}
+
+// checkName returns the name of an endpoint's check, and false if the check is
+// not one of ours.
+func checkName(c *api.AgentCheck) (string, bool) {
+	return strings.CutPrefix(c.CheckID, c.ServiceID+":")
+}
 
 // agrees reports why a record of the catalog is not the one that the
 // admission it carries calls for, or nil.

@@ -114,10 +114,10 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("list the checks of the Consul agent: %w", err)
 	}
-	aliases := map[string][]string{} // by service ID: the Nomad services that are mirrored
-	for id, c := range checks {
-		if nomad, ok := strings.CutPrefix(id, c.ServiceID+":"); ok {
-			aliases[c.ServiceID] = append(aliases[c.ServiceID], nomad)
+	names := map[string][]string{} // of our checks, by service ID
+	for _, c := range checks {
+		if name, ok := checkName(c); ok {
+			names[c.ServiceID] = append(names[c.ServiceID], name)
 		}
 	}
 	var errs []error
@@ -125,12 +125,14 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	for _, reg := range r.Want() {
 		id := reg.id()
 		wanted[id] = true
-		service, err := reg.service(r.mirrored(id, nomadServices(have, reg.Admission.Endpoint), aliases[id], now))
+		slices.Sort(names[id])
+		checks := r.checks(id, nomadServices(have, reg.Admission.Endpoint), names[id], now)
+		service, err := reg.service(checks)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if current := have[id]; current != nil && same(service, current, aliases[id]) {
+		if current := have[id]; current != nil && same(service, current) && slices.Equal(checks, names[id]) {
 			continue
 		}
 		opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
@@ -138,7 +140,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 			errs = append(errs, fmt.Errorf("register endpoint %s: %w", reg.Admission.Endpoint, err))
 			continue
 		}
-		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, "checks", len(service.Checks))
+		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, "checks", checks)
 	}
 	for id, s := range have {
 		if wanted[id] || !r.ours(s) {
@@ -160,8 +162,9 @@ func (r *Registrar) ours(s *api.AgentService) bool {
 	return strings.HasPrefix(s.ID, "sif-"+r.Zone+"-") && s.Meta[metaZone] == r.Zone && s.Meta[metaNode] == r.Node
 }
 
-// mirrored returns which Nomad services' checks the endpoint shall mirror.
-func (r *Registrar) mirrored(id string, nomad, before []string, now time.Time) []string {
+// checks returns the sorted names of the checks that the endpoint shall have,
+// from those of its Nomad services and of the checks that it has.
+func (r *Registrar) checks(id string, nomad, before []string, now time.Time) []string {
 	if len(nomad) > 0 || len(before) == 0 {
 		delete(r.gone, id)
 		return nomad
@@ -171,8 +174,7 @@ func (r *Registrar) mirrored(id string, nomad, before []string, now time.Time) [
 		r.gone[id], since = now, now
 	}
 	if now.Sub(since) < linger {
-		slices.Sort(before)
-		return before
+		return []string{checkEnding}
 	}
 	return nil
 }
@@ -193,19 +195,15 @@ func nomadServices(have map[string]*api.AgentService, allocation string) []strin
 	return ids
 }
 
-// same reports whether the Consul agent holds just what is wanted.
-func same(want *api.AgentServiceRegistration, have *api.AgentService, aliases []string) bool {
+// same reports whether the Consul agent holds just what is wanted, checks
+// aside.
+func same(want *api.AgentServiceRegistration, have *api.AgentService) bool {
 	for tag, addr := range want.TaggedAddresses {
 		if have.TaggedAddresses[tag] != addr {
 			return false
 		}
 	}
-	for _, nomad := range aliases {
-		if !slices.ContainsFunc(want.Checks, func(c *api.AgentServiceCheck) bool { return c.AliasService == nomad }) {
-			return false
-		}
-	}
-	return len(aliases) == len(want.Checks) && have.Service == want.Name && have.Address == want.Address && maps.Equal(have.Meta, want.Meta)
+	return have.Service == want.Name && have.Address == want.Address && maps.Equal(have.Meta, want.Meta)
 }
 
 // watchNomad has the registrations compared when the set of Nomad's services

@@ -171,10 +171,12 @@ func TestRegistrarMirrorsNomad(t *testing.T) {
 	eventually(t, "unhealthy when its Nomad service has gone", is(1, false))
 	time.Sleep(500 * time.Millisecond) // the registrar has seen it too by now
 	must.True(t, is(1, false)(), must.Sprint("healthy again while it ends"))
+	nomadService(t, consul, allocation(1), api.HealthPassing)
+	eventually(t, "healthy when its Nomad service is back", is(1, true))
 	must.True(t, is(2, true)(), must.Sprint("the other endpoint has no part in it"))
 }
 
-func TestMirrored(t *testing.T) {
+func TestChecks(t *testing.T) {
 	r := NewRegistrar(RegistrarConfig{})
 	start := time.Now()
 	for _, tc := range []struct {
@@ -186,13 +188,13 @@ func TestMirrored(t *testing.T) {
 		{"nothing there yet", nil, nil, 0, nil},
 		{"it appears", []string{"a", "b"}, nil, 0, []string{"a", "b"}},
 		{"one of two goes: an update of the job", []string{"b"}, []string{"b", "a"}, 0, []string{"b"}},
-		{"the last goes", nil, []string{"b"}, time.Second, []string{"b"}},
-		{"still gone", nil, []string{"b"}, linger, []string{"b"}},
-		{"it comes back", []string{"b"}, []string{"b"}, linger, []string{"b"}},
-		{"and goes", nil, []string{"b"}, 2 * linger, []string{"b"}},
-		{"for good", nil, []string{"b"}, 3 * linger, nil},
+		{"the last goes", nil, []string{"b"}, time.Second, []string{checkEnding}},
+		{"still gone", nil, []string{checkEnding}, linger, []string{checkEnding}},
+		{"it comes back", []string{"b"}, []string{checkEnding}, linger, []string{"b"}},
+		{"and goes", nil, []string{"b"}, 2 * linger, []string{checkEnding}},
+		{"for good", nil, []string{checkEnding}, 3 * linger, nil},
 	} {
-		must.Eq(t, tc.want, r.mirrored("id", tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
+		must.Eq(t, tc.want, r.checks("id", tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
 	}
 }
 

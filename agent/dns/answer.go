@@ -18,7 +18,6 @@ const lifetime = 1
 
 // Record is an endpoint as the resolver's view has it.
 type Record struct {
-	Endpoint   string
 	Zone       string
 	IPv4, IPv6 netip.Addr // either may be the zero Addr
 	Healthy    bool
