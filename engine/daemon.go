@@ -64,7 +64,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		return nil, err
 	}
 	d := &Daemon{node: n, bridge: newBridge(sw, log)}
-	d.ports = &ports{self: n.Self, sw: sw, bridge: d.bridge}
+	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
 	d.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
 	if err := d.firewall.Apply(); err != nil {

@@ -26,6 +26,7 @@ const namespaceDir = "/var/run/netns"
 // only other way out is the switch.
 type ports struct {
 	self   fabric.Node
+	prefix string // of the names of namespaces
 	sw     *ovs.Switch
 	bridge *bridge
 
@@ -33,11 +34,11 @@ type ports struct {
 }
 
 // config describes the port of a link device: "sif-l0" lives in namespace
-// "sif-<node>-l0", whose veth is "sif-o0" at the switch.
+// "<prefix>-l0", whose veth is "sif-o0" at the switch.
 func (p *ports) config(d link.Device) port.Config {
 	number := strings.TrimPrefix(d.Name, "sif-l")
 	c := port.Config{
-		Namespace: "sif-" + p.self.Name + "-l" + number,
+		Namespace: p.prefix + "-l" + number,
 		Outer:     "sif-o" + number,
 		Device:    d.Name,
 		MTU:       node.FlowMTU(d.MTU),

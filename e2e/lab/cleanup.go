@@ -169,17 +169,6 @@ func (r remnants) namespacePaths(allocs []string) []string {
 			paths = append(paths, path)
 		}
 	}
-	// An engine names the namespaces of its links after its node. Only a lab that ran engines owns such.
-	engines, err := filepath.Glob(filepath.Join(varRoot, r.lab, "*", "engine.hcl"))
-	if err != nil {
-		return paths
-	}
-	for _, file := range engines {
-		links, err := filepath.Glob(filepath.Join(netnsDir, "sif-"+filepath.Base(filepath.Dir(file))+"-l[0-9]*"))
-		if err == nil {
-			paths = append(paths, links...)
-		}
-	}
 	return paths
 }
 

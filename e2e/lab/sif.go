@@ -142,7 +142,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
 	if node.Kind == Processor {
 		listen := fmt.Sprintf("%s:%d", node.Address, enginePort)
-		c.block("engine", "listen", listen)
+		c.block("engine", "listen", listen, "namespaces", l.Namespace(node.Name))
 		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "bridge", bridge)
 		ready = l.listens(node.Name, listen)
 	} else {

@@ -97,6 +97,10 @@ type Link struct {
 // Engine is about the engine of a processor.
 type Engine struct {
 	Listen string `hcl:"listen,optional"` // host:port for agents of the zone
+	// Namespaces begins the names of the network namespaces of the links, a
+	// namespace each: "<namespaces>-l0" and so on. It must be unique on the
+	// machine; "sif-<node>" if empty.
+	Namespaces string `hcl:"namespaces,optional"`
 }
 
 // OVS says where a processor's Open vSwitch is.

@@ -147,6 +147,7 @@ func (c *Config) fillDefaults() {
 		c.Link.MTU = 1420
 	}
 	fill(&c.Engine.Listen, ":8441")
+	fill(&c.Engine.Namespaces, "sif-"+c.Node)
 	fill(&c.OVS.RunDir, "/var/run/openvswitch")
 	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
 	fill(&c.OVS.Bridge, "br-sif")
