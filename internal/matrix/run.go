@@ -1,0 +1,307 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package matrix
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+const (
+	// attempts is how often a probe is repeated that got lost or failed.
+	attempts = 3
+	// batch is how many probes are under way at once.
+	batch = 500
+	// requestTimeout bounds a request to a listener.
+	requestTimeout = 3 * time.Second
+)
+
+// Prober has nodes carry out tasks; *api.Client is one.
+type Prober interface {
+	Probe(ctx context.Context, tasks []api.Task) ([]api.TaskResult, error)
+}
+
+// Outcome is what came of a probe.
+type Outcome struct {
+	Probe
+	Observed bool   `json:"observed"`
+	Request  string `json:"request,omitempty"` // "completed" or why not; empty: nobody listens, or not declared
+	Agree    bool   `json:"agree"`
+	Why      string `json:"why,omitempty"` // they do not
+	Attempts int    `json:"attempts"`
+}
+
+// Report is the outcome of all probes.
+type Report struct {
+	Pairs     int       `json:"pairs"`
+	Probes    int       `json:"probes"`
+	Requests  int       `json:"requests"` // completed
+	Agreed    int       `json:"agreed"`
+	Agreement float64   `json:"agreement"` // percent
+	Outcomes  []Outcome `json:"outcomes"`
+	// Unproven is how many probes stayed silent, as they should, from nodes
+	// without any declared flow that could prove that their probes get out.
+	Unproven int `json:"unproven"`
+}
+
+// Disagreements returns the outcomes where graph and network differ.
+func (r Report) Disagreements() []Outcome {
+	var list []Outcome
+	for _, o := range r.Outcomes {
+		if !o.Agree {
+			list = append(list, o)
+		}
+	}
+	return list
+}
+
+// Run carries out the probes. Each observation lasts window: longer than it
+// takes to begin all those of a batch. An error says that the controller could
+// not be asked; what nodes could not do makes its probe a disagreement.
+//
+// Silence proves something only if a packet would have been seen. So with the
+// probes that should stay silent, every sending node sends a control last: a
+// declared probe, whose observation was begun first. If that is lost, the
+// silence is not believed and its probes are repeated.
+func Run(ctx context.Context, p Prober, probes []Probe, window time.Duration, progress func(done, all int)) (Report, error) {
+	r := &run{prober: p, window: window, outcomes: make([]Outcome, len(probes)), controls: map[string][]int{}}
+	var todo, silent []int
+	for i, probe := range probes {
+		r.outcomes[i].Probe = probe
+		if probe.Declared() {
+			todo = append(todo, i)
+			r.controls[probe.From.Node] = append(r.controls[probe.From.Node], i)
+		} else {
+			silent = append(silent, i)
+		}
+	}
+	// The declared ones first: then it is known which of them make a control.
+	done := 0
+	for _, todo := range [][]int{todo, silent} {
+		for attempt := 1; attempt <= attempts && len(todo) > 0; attempt++ {
+			var again []int
+			for len(todo) > 0 {
+				n := min(len(todo), batch)
+				repeat, err := r.probe(ctx, todo[:n], attempt)
+				if err != nil {
+					return Report{}, err
+				}
+				todo, again = todo[n:], append(again, repeat...)
+				done += n - len(repeat)
+				progress(done, len(probes))
+			}
+			todo = again
+		}
+		done += len(todo)
+	}
+	if err := r.request(ctx); err != nil {
+		return Report{}, err
+	}
+	return r.report(), nil
+}
+
+type run struct {
+	prober   Prober
+	window   time.Duration
+	outcomes []Outcome
+	controls map[string][]int // declared probes by the sender's node
+}
+
+// probe sends some of the probes and returns those that should be repeated.
+func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, err error) {
+	controls := r.pickControls(some, attempt)
+	order := make([]int, 0, len(some)+len(controls)) // of the observations
+	at := map[string]int{}                           // controls by node: position in order
+	for node, i := range controls {
+		at[node] = len(order)
+		order = append(order, i)
+	}
+	first := len(order)
+	order = append(order, some...)
+	nonces := make([]uint64, len(order))
+	tasks := make([]api.Task, 0, 2*len(order))
+	for k, i := range order {
+		nonces[k] = rand.Uint64()
+		tasks = append(tasks, r.observation(i, nonces[k]))
+	}
+	for k := range order { // the controls last
+		k = (k + first) % len(order)
+		tasks = append(tasks, r.sending(order[k], nonces[k]))
+	}
+	results, err := r.prober.Probe(ctx, tasks)
+	if err != nil {
+		return nil, fmt.Errorf("have the nodes send and observe: %w", err)
+	}
+	if len(results) != len(tasks) {
+		return nil, fmt.Errorf("have the nodes send and observe: %d results for %d tasks", len(results), len(tasks))
+	}
+	seen := func(k int) bool { return results[k].Error == "" && results[k].Done }
+	for k := first; k < len(order); k++ {
+		sent := results[len(order)+k-first]
+		o := &r.outcomes[order[k]]
+		o.Attempts = attempt
+		r.judge(o, results[k], sent)
+		if control, ok := at[o.From.Node]; o.Agree && !o.Declared() && ok && !seen(control) {
+			o.Agree, o.Why = false, "silent, but so was the control "+r.outcomes[order[control]].Probe.String()
+		}
+		if !o.Agree && !(o.Observed && !o.Declared()) {
+			again = append(again, order[k])
+		}
+	}
+	return again, nil
+}
+
+// pickControls returns a control for each node that sends a probe which should
+// stay silent, where it has one.
+func (r *run) pickControls(some []int, attempt int) map[string]int {
+	picked := map[string]int{}
+	for _, i := range some {
+		o := r.outcomes[i]
+		list := r.controls[o.From.Node]
+		if _, ok := picked[o.From.Node]; ok || o.Declared() || len(list) == 0 {
+			continue
+		}
+		control := list[(attempt-1)%len(list)]
+		for k := range list {
+			if c := list[(attempt-1+k)%len(list)]; r.outcomes[c].Observed {
+				control = c
+				break
+			}
+		}
+		picked[o.From.Node] = control
+	}
+	return picked
+}
+
+func (r *run) observation(i int, nonce uint64) api.Task {
+	p := r.outcomes[i].Probe
+	return api.Task{Node: p.To.Node, Kind: api.TaskObserve, Endpoint: p.To.ID, Peer: p.destination(), Protocol: p.Protocol, Nonce: nonce, Timeout: r.window}
+}
+
+func (r *run) sending(i int, nonce uint64) api.Task {
+	p := r.outcomes[i].Probe
+	return api.Task{Node: p.From.Node, Kind: api.TaskSend, Endpoint: p.From.ID, Peer: p.destination(), Protocol: p.Protocol, Nonce: nonce, Timeout: r.window}
+}
+
+// judge says whether graph and network agree about a probe.
+func (r *run) judge(o *Outcome, observed, sent api.TaskResult) {
+	o.Observed, o.Agree, o.Why = observed.Error == "" && observed.Done, false, ""
+	switch {
+	case o.Observed && o.Declared() && observed.Source == o.source():
+		o.Agree = true
+	case o.Observed && o.Declared():
+		o.Why = fmt.Sprintf("it came from %s, not from %s", observed.Source, o.source())
+	case o.Observed:
+		o.Why = "not declared, but it arrived"
+	case sent.Error != "":
+		o.Why = "it could not be sent: " + sent.Error
+	case observed.Error != "":
+		o.Why = "it could not be observed: " + observed.Error
+	case !sent.Done:
+		o.Why = "it was not sent: " + sent.Reason
+	case o.Declared():
+		o.Why = "declared, but it did not arrive"
+	default:
+		o.Agree = true
+	}
+}
+
+// request completes a request to each listener of a declared probe that
+// arrived.
+func (r *run) request(ctx context.Context) error {
+	type place struct {
+		endpoint string
+		at       netip.AddrPort
+		protocol fabric.Protocol
+	}
+	placeOf := func(o Outcome) place { return place{o.To.ID, o.destination(), o.Protocol} }
+	listening := map[place]bool{}
+	var questions []api.Task
+	var places []place
+	for _, o := range r.outcomes {
+		pl := placeOf(o)
+		if _, asked := listening[pl]; !o.Declared() || !o.Observed || asked {
+			continue
+		}
+		listening[pl] = false
+		places = append(places, pl)
+		questions = append(questions, api.Task{Node: o.To.Node, Kind: api.TaskListening, Endpoint: o.To.ID, Peer: pl.at, Protocol: o.Protocol, Timeout: requestTimeout})
+	}
+	answers, err := r.inBatches(ctx, questions)
+	if err != nil {
+		return fmt.Errorf("ask the nodes who listens: %w", err)
+	}
+	for i, a := range answers {
+		listening[places[i]] = a.Error == "" && a.Done
+	}
+	var requests []api.Task
+	var of []int
+	for i, o := range r.outcomes {
+		if o.Declared() && o.Observed && listening[placeOf(o)] {
+			of = append(of, i)
+			requests = append(requests, api.Task{Node: o.From.Node, Kind: api.TaskRequest, Endpoint: o.From.ID, Peer: o.destination(), Protocol: o.Protocol, Nonce: rand.Uint64(), Timeout: requestTimeout})
+		}
+	}
+	if answers, err = r.inBatches(ctx, requests); err != nil {
+		return fmt.Errorf("have the nodes make requests: %w", err)
+	}
+	for k, a := range answers {
+		o := &r.outcomes[of[k]]
+		switch {
+		case a.Error == "" && a.Done:
+			o.Request = "completed"
+		case o.Protocol == fabric.UDP:
+			// A service need not answer a packet that it does not understand.
+			o.Request = "no answer"
+		default:
+			o.Request = a.Reason + a.Error
+			o.Agree, o.Why = false, "declared, but a request was not completed: "+o.Request
+		}
+	}
+	return nil
+}
+
+func (r *run) inBatches(ctx context.Context, tasks []api.Task) ([]api.TaskResult, error) {
+	var all []api.TaskResult
+	for len(tasks) > 0 {
+		n := min(len(tasks), batch)
+		results, err := r.prober.Probe(ctx, tasks[:n])
+		if err != nil {
+			return nil, err
+		}
+		if len(results) != n {
+			return nil, fmt.Errorf("%d results for %d tasks", len(results), n)
+		}
+		all, tasks = append(all, results...), tasks[n:]
+	}
+	return all, nil
+}
+
+func (r *run) report() Report {
+	report := Report{Probes: len(r.outcomes), Agreement: 100, Outcomes: r.outcomes}
+	pairs := map[[2]string]bool{}
+	for _, o := range r.outcomes {
+		pairs[[2]string{o.From.ID, o.To.ID}] = true
+		if o.Agree {
+			report.Agreed++
+		}
+		if o.Request == "completed" {
+			report.Requests++
+		}
+		if !o.Declared() && o.Agree && len(r.controls[o.From.Node]) == 0 {
+			report.Unproven++
+		}
+	}
+	report.Pairs = len(pairs)
+	if report.Probes > 0 {
+		report.Agreement = 100 * float64(report.Agreed) / float64(report.Probes)
+	}
+	return report
+}
