@@ -52,6 +52,8 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job run":        &JobRunCommand{jobMeta{Meta: Meta{UI: ui}}},
 		"job validate":   &JobValidateCommand{jobMeta{Meta: Meta{UI: ui}}},
 		"link":           &LinkCommand{UI: ui},
+		"matrix":         &MatrixCommand{Meta: Meta{UI: ui}},
+		"status":         &StatusCommand{Meta: Meta{UI: ui}},
 		"version":        &VersionCommand{UI: ui},
 	}
 	factories := map[string]cli.CommandFactory{}

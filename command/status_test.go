@@ -1,0 +1,208 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"encoding/json"
+	"encoding/pem"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/cli"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// controllerOf serves what a command reads of a controller, over TLS, and
+// returns the flags that lead to it.
+func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes func(send api.Task) bool) []string {
+	mux := http.NewServeMux()
+	reply := func(w http.ResponseWriter, v any) { json.NewEncoder(w).Encode(v) }
+	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, status) })
+	mux.HandleFunc("GET /v1/graph", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, api.GraphReply{Pointer: status.Pointer, Graph: graph})
+	})
+	mux.HandleFunc("POST /v1/probe", func(w http.ResponseWriter, r *http.Request) {
+		var req api.ProbeRequest
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+			t.Error(err)
+		}
+		results := make([]api.TaskResult, len(req.Tasks))
+		sends := map[uint64]api.Task{}
+		for i, task := range req.Tasks {
+			if task.Kind == api.TaskSend {
+				sends[task.Nonce], results[i].Done = task, true
+			}
+		}
+		for i, task := range req.Tasks {
+			if task.Kind == api.TaskObserve && passes(sends[task.Nonce]) {
+				results[i].Done, results[i].Source = true, netip.MustParseAddr("100.64.1.2")
+			}
+		}
+		reply(w, api.ProbeReply{Results: results})
+	})
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(api.TokenHeader) != "operator" {
+			w.WriteHeader(http.StatusForbidden)
+			reply(w, api.Errorf(http.StatusForbidden, api.CodeForbidden, "no such token"))
+			return
+		}
+		mux.ServeHTTP(w, r)
+	}))
+	t.Cleanup(server.Close)
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	must.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))
+	return []string{"-address=" + server.URL, "-ca-file=" + ca, "-token=operator"}
+}
+
+func healthyFabric() (api.Status, *fabric.Graph) {
+	now := time.Now()
+	sql := fabric.Ref{Domain: "shop", Name: "sql"}
+	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {
+		Name: "shop", Services: []fabric.Service{{Name: "web"}, {Name: "db"}},
+		Contracts: []fabric.Contract{{Name: "sql", Originators: []fabric.Ref{{Domain: "shop", Name: "web"}}, Responders: []fabric.Ref{{Domain: "shop", Name: "db"}},
+			Rules: []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 5432, To: 5432}}}}}},
+	}}}
+	node := func(name string, e ...api.EndpointStatus) api.NodeStatus {
+		return api.NodeStatus{Zone: "aws1", Node: name, Kind: fabric.KindWorkload, Version: "0.1.0", Sequence: 7, Endpoints: e,
+			CertificateExpires: now.Add(90*time.Minute + time.Second), Reported: now,
+			Links: []api.LinkStatus{{Peer: "aws1/peer", LastHandshake: now, Rx: 1, Tx: 2}}, Drops: map[string]uint64{"no-contract": 3}}
+	}
+	endpoint := func(id, service, v4, v6 string, roles fabric.Roles) api.EndpointStatus {
+		return api.EndpointStatus{Endpoint: id, Service: fabric.Ref{Domain: "shop", Name: service}, Roles: roles, InForce: true,
+			IPv4: netip.MustParseAddr(v4), IPv6: netip.MustParseAddr(v6), Expires: now.Add(49*time.Hour + time.Second), CertificateExpires: now.Add(time.Hour)}
+	}
+	return api.Status{
+		Fabric: "lab", Pointer: fabric.Pointer{Sequence: 7, Time: now.Add(-5 * time.Second)},
+		Controller: api.ControllerStatus{Address: "192.0.2.1:7600", Version: "0.1.0", Leader: true, CertificateExpires: now.Add(time.Hour)},
+		Nodes: []api.NodeStatus{
+			node("w1", endpoint("aaaaaaaa-0000-0000-0000-000000000001", "web", "100.64.1.2", "fd5f::2", fabric.Roles{Originate: []fabric.Ref{sql}})),
+			node("w2", endpoint("bbbbbbbb-0000-0000-0000-000000000002", "db", "100.64.2.2", "fd5f::3", fabric.Roles{Respond: []fabric.Ref{sql}})),
+		},
+	}, graph
+}
+
+func runStatus(t *testing.T, status api.Status, args ...string) (out string, code int) {
+	ui := cli.NewMockUi()
+	code = (&StatusCommand{Meta{UI: ui}}).Run(append(controllerOf(t, status, nil, nil), args...))
+	return ui.OutputWriter.String() + ui.ErrorWriter.String(), code
+}
+
+func TestStatusHealthy(t *testing.T) {
+	status, _ := healthyFabric()
+	out, code := runStatus(t, status)
+	must.Eq(t, 0, code, must.Sprint(out))
+	for _, want := range []string{"lab", "7, root 000000000000, applied 5s ago", "leads", "w1", "1h30m", "shop/db", "bbbbbbbb ", "2d1h", "All is well."} {
+		must.StrContains(t, out, want)
+	}
+	must.StrNotContains(t, out, "no-contract")
+	out, code = runStatus(t, status, "-verbose")
+	must.Eq(t, 0, code)
+	for _, want := range []string{"bbbbbbbb-0000", "fd5f::3", "no-contract", "aws1/peer", "shop/sql"} {
+		must.StrContains(t, out, want)
+	}
+}
+
+func TestStatusDegraded(t *testing.T) {
+	for want, spoil := range map[string]func(*api.Status){
+		"aws1/w1: it enforces revision 6, not 7":                           func(s *api.Status) { s.Nodes[0].Sequence = 6 },
+		"aws1/w2: it has not reported since the controller started":        func(s *api.Status) { s.Nodes[1] = api.NodeStatus{Zone: "aws1", Node: "w2"} },
+		"aws1/w1: it has not reported for 1m":                              func(s *api.Status) { s.Nodes[0].Reported = time.Now().Add(-time.Minute) },
+		"aws1/w1: revision: bad signature":                                 func(s *api.Status) { s.Nodes[0].Degraded = []string{"revision: bad signature"} },
+		"aws1/w2: its certificate has expired":                             func(s *api.Status) { s.Nodes[1].CertificateExpires = time.Now() },
+		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1": func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
+		"endpoint bbbbbbbb of shop/db is not in force":                     func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
+		"the admission of endpoint aaaaaaaa of shop/web has expired":       func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
+		"controller: Vault is sealed":                                      func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
+	} {
+		t.Run(want, func(t *testing.T) {
+			status, _ := healthyFabric()
+			spoil(&status)
+			out, code := runStatus(t, status)
+			must.Eq(t, exitDegraded, code)
+			must.StrContains(t, out, "Degraded\n")
+			must.StrContains(t, out, want)
+			out, code = runStatus(t, status, "-json")
+			must.Eq(t, exitDegraded, code)
+			var parsed struct {
+				Healthy  bool
+				Problems []string
+				Nodes    []api.NodeStatus
+			}
+			must.NoError(t, json.Unmarshal([]byte(out), &parsed))
+			must.False(t, parsed.Healthy)
+			must.Len(t, 1, parsed.Problems)
+			must.Len(t, 2, parsed.Nodes)
+		})
+	}
+}
+
+func TestStatusErrors(t *testing.T) {
+	out, code := runStatus(t, api.Status{}, "-token=other")
+	must.Eq(t, 1, code)
+	must.StrContains(t, out, "Error reading the status: no such token")
+	out, code = runStatus(t, api.Status{}, "x")
+	must.Eq(t, 1, code)
+	must.StrContains(t, out, "takes no arguments")
+	out, code = runStatus(t, api.Status{})
+	must.Eq(t, 0, code)
+	must.StrContains(t, out, "no graph has been applied yet")
+}
+
+func runMatrix(t *testing.T, passes func(api.Task) bool, args ...string) (out string, code int) {
+	status, graph := healthyFabric()
+	ui := cli.NewMockUi()
+	code = (&MatrixCommand{Meta{UI: ui}}).Run(append(controllerOf(t, status, graph, passes), args...))
+	return ui.OutputWriter.String() + ui.ErrorWriter.String(), code
+}
+
+func TestMatrix(t *testing.T) {
+	declared := func(s api.Task) bool { return s.Node == "aws1/w1" && s.Protocol == fabric.TCP }
+	out, code := runMatrix(t, declared, "-ip=4")
+	must.Eq(t, 0, code, must.Sprint(out))
+	must.StrContains(t, out, "2 pairs, 4 probes, 0 requests completed, 100.0 % agreement")
+	lines := strings.Split(out, "\n")
+	must.Eq(t, []string{"1", "shop/db", "."}, strings.Fields(lines[1])) // db to web; never to itself
+	must.Eq(t, []string{"2", "shop/web", "="}, strings.Fields(lines[2]))
+
+	leak := func(s api.Task) bool { return s.Node == "aws1/w1" }
+	out, code = runMatrix(t, leak, "-ip=4", "-filter=shop")
+	must.Eq(t, exitDisagreement, code)
+	must.StrContains(t, out, "75.0 % agreement")
+	must.StrContains(t, out, "not declared, but it arrived")
+	out, code = runMatrix(t, leak, "-ip=4", "-protocol=udp", "-json")
+	must.Eq(t, exitDisagreement, code)
+	var parsed struct {
+		Agreement float64
+		Outcomes  []struct {
+			Protocol string
+			Observed bool
+			Agree    bool
+		}
+	}
+	must.NoError(t, json.Unmarshal([]byte(out), &parsed))
+	must.Eq(t, 50, parsed.Agreement)
+	must.Len(t, 2, parsed.Outcomes)
+
+	for want, args := range map[string][]string{
+		`no domain "none"`:     {"-filter=none"},
+		`"5" is none of 4, 6`:  {"-ip=5"},
+		"-protocol":            {"-protocol=icmp"},
+		"-window":              {"-window=1h"},
+		"takes no arguments":   {"x"},
+		"Error reading the st": {"-token=other"},
+	} {
+		out, code := runMatrix(t, declared, args...)
+		must.Eq(t, 1, code)
+		must.StrContains(t, out, want)
+	}
+}
