@@ -240,11 +240,15 @@ func section(b *strings.Builder, title string, rows [][]string) {
 
 // table writes rows in columns.
 func table(b *strings.Builder, rows [][]string) {
-	w := tabwriter.NewWriter(b, 0, 0, 2, ' ', 0)
+	var columns strings.Builder
+	w := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
 	for _, r := range rows {
 		fmt.Fprintln(w, strings.Join(r, "\t"))
 	}
 	w.Flush() // a Builder takes everything
+	for line := range strings.Lines(columns.String()) {
+		b.WriteString(strings.TrimRight(line, " \n") + "\n")
+	}
 }
 
 func list[T fmt.Stringer](items []T) string {
