@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
@@ -111,6 +112,16 @@ func (v veth) raiseWorkload(ifName string, namespace *os.File, v4, v6 netip.Addr
 	link, err := h.LinkByName(ifName)
 	if err != nil {
 		return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
+	}
+	// A runtime that knows of no IPv6 switches it off: Docker does.
+	err = ns.WithNetNSPath(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()), func(ns.NetNS) error {
+		return errors.Join(
+			sysctl("net/ipv6/conf/"+ifName+"/disable_ipv6", "0"),
+			sysctl("net/ipv6/conf/"+ifName+"/accept_ra", "0"),
+		)
+	})
+	if err != nil {
+		return fmt.Errorf("prepare %s of the workload: %w", ifName, err)
 	}
 	for _, addr := range []netip.Addr{v4, v6} {
 		// Nobody else can have the address: duplicate detection only delays.

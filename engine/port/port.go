@@ -105,9 +105,20 @@ func (s *spaces) close() {
 	_ = s.portNS.Close()
 }
 
+// startNamespace leads to the namespace that the process was started in. It is
+// opened before any thread can have moved: /proc/self/ns/net is that of the main
+// thread, which the runtime may lend to a goroutine that visits another one.
+var startNamespace = func() string {
+	ns, err := netns.Get()
+	if err != nil {
+		return "/proc/self/ns/net"
+	}
+	return fmt.Sprintf("/proc/self/fd/%d", int(ns))
+}()
+
 func openHome(c Config) (netns.NsHandle, error) {
 	if c.Home == "" {
-		return netns.GetFromPid(os.Getpid())
+		return netns.GetFromPath(startNamespace)
 	}
 	return netns.GetFromName(c.Home)
 }

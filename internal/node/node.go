@@ -41,6 +41,13 @@ import (
 // reportInterval is how often a node tells the controller how it is.
 const reportInterval = 2 * time.Second
 
+// linkInterval is how often the links are compared with what they should be,
+// and linkRetry how soon after that failed.
+const (
+	linkInterval = 10 * time.Second
+	linkRetry    = 500 * time.Millisecond
+)
+
 // joinTimeout bounds how long a start waits for the servers it cannot do
 // without.
 const joinTimeout = 30 * time.Second
@@ -237,8 +244,6 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 // keepLinks holds the node's links to what the roster asks for, and publishes
 // the ports that a new peer needs.
 func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
-	tick := time.NewTicker(10 * time.Second)
-	defer tick.Stop()
 	// The record carries the certificate that signed it, so each new one is
 	// published.
 	registered := n.Identity.Expiry()
@@ -247,20 +252,24 @@ func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 	}
 	for {
 		grown, err := n.Links.assignPorts(n.Self, n.Roster.Members())
-		n.Degrade("links", err)
 		if expiry := n.Identity.Expiry(); grown || !registered.Equal(expiry) {
-			err := n.register(ctx)
-			if err == nil {
+			registering := n.register(ctx)
+			if registering == nil {
 				registered = expiry
 			}
-			n.Degrade("controller", err)
+			n.Degrade("controller", registering)
 		}
-		n.Degrade("links", n.Links.apply(ctx, n.Self, n.Roster.Members()))
+		pause := linkInterval
+		err = errors.Join(err, n.Links.apply(ctx, n.Self, n.Roster.Members()))
+		if err != nil {
+			pause = linkRetry
+		}
+		n.Degrade("links", err)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-changed:
-		case <-tick.C:
+		case <-time.After(pause):
 		}
 	}
 }
