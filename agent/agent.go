@@ -158,6 +158,7 @@ func (a *Agent) keep(ctx context.Context) error {
 	for {
 		a.sweep(ctx)
 		a.renew(ctx)
+		a.settle(ctx)
 		a.node.Degrade("data path", a.Reconcile())
 		a.node.Degrade("firewall", a.firewall.Apply())
 		a.node.Degrade("counterparts", a.forget(a.departed))

@@ -297,6 +297,25 @@ func (a *Agent) renew(ctx context.Context) {
 	}
 }
 
+// settle asks again for what was not in force everywhere when the endpoint was
+// attached.
+func (a *Agent) settle(ctx context.Context) {
+	for _, ep := range a.endpoints.all() {
+		if len(ep.Pending) == 0 || !a.engines.connected() {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, inForce)
+		pending, err := a.engines.connect(asking, ep)
+		cancel()
+		if err != nil {
+			pending = []string{err.Error()}
+		}
+		if err := a.endpoints.change(ep.Attachment, func(e *endpoint) { e.Pending = pending }); err != nil {
+			a.log.Error("endpoint not kept", logkey.Endpoint, ep.ID, logkey.Error, err)
+		}
+	}
+}
+
 func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	unlock := a.locks.lock(ep.Attachment)
 	defer unlock()

@@ -43,20 +43,34 @@ func (a *Agent) serveTasks(ctx context.Context) error {
 			}
 			continue
 		}
+		var sends []api.Task
 		for _, t := range tasks {
+			if t.Kind == api.TaskSend {
+				sends = append(sends, t)
+				continue
+			}
 			go func() {
 				if t.Kind != api.TaskObserve {
 					slots <- struct{}{}
 					defer func() { <-slots }()
 				}
-				result := a.carryOut(ctx, t)
-				if err := a.node.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
-					a.log.Warn("the controller did not take a task's result", "task", t.ID, logkey.Error, err)
-				}
+				a.report(ctx, a.carryOut(ctx, t))
 			}()
+		}
+		// What is sent last arrives last: it proves that the others had their
+		// time.
+		for _, t := range sends {
+			result := a.carryOut(ctx, t)
+			go a.report(ctx, result)
 		}
 	}
 	return nil
+}
+
+func (a *Agent) report(ctx context.Context, result api.TaskResult) {
+	if err := a.node.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
+		a.log.Warn("the controller did not take a task's result", "task", result.ID, logkey.Error, err)
+	}
 }
 
 func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
@@ -79,10 +93,14 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 		})
 		result.Done = err == nil
 	case api.TaskRequest:
-		err = a.inside(ep, func(namespace *os.File) (err error) {
-			result.Done, err = probe.Request(ctx, namespace, t.Peer, t.Protocol, t.Nonce)
+		err = a.inside(ep, func(namespace *os.File) error {
+			answered, err := probe.Request(ctx, namespace, t.Peer, t.Protocol, t.Nonce)
+			if err == nil && !answered {
+				result.Reason = "connected, no answer"
+			}
 			return err
 		})
+		result.Done = err == nil
 	case api.TaskListening:
 		err = a.inside(ep, func(namespace *os.File) (err error) {
 			result.Done, err = probe.Listening(namespace, t.Peer, t.Protocol)
@@ -110,7 +128,10 @@ func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *ap
 		return fmt.Errorf("tell the controller that the observation has begun: %w", err)
 	}
 	select {
-	case o := <-seen:
+	case o, came := <-seen:
+		if !came {
+			return fmt.Errorf("the interface of endpoint %s went away", ep.ID)
+		}
 		result.Done, result.Source = true, o.Src.Addr()
 	case <-ctx.Done():
 	}

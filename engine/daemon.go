@@ -59,7 +59,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if err != nil {
 		return nil, err
 	}
-	sw := ovs.NewSwitch(ovs.Config{RunDir: c.OVS.RunDir, Database: strings.TrimPrefix(c.OVS.DB, "unix:"), Bridge: c.OVS.Bridge})
+	sw := ovs.NewSwitch(ovs.Config{RunDir: c.OVS.RunDir, Database: strings.TrimPrefix(c.OVS.DB, "unix:"), Control: c.OVS.Control, Bridge: c.OVS.Bridge})
 	if err := sw.Create(ctx); err != nil {
 		return nil, err
 	}

@@ -41,6 +41,9 @@ func (l *Lab) startNomadServer(ctx context.Context) error {
 	p, err := l.nomadProcess(node, `server {
   enabled          = true
   bootstrap_expect = 1
+  default_scheduler_config {
+    scheduler_algorithm = "spread" # so that instances meet across nodes
+  }
   raft_multiplier  = 1
 }
 `)

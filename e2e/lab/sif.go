@@ -143,7 +143,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if node.Kind == Processor {
 		listen := fmt.Sprintf("%s:%d", node.Address, enginePort)
 		c.block("engine", "listen", listen, "namespaces", l.Namespace(node.Name))
-		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "bridge", bridge)
+		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "control", l.OVSRunDir(node.Name)+"/ovs-vswitchd.ctl", "bridge", bridge)
 		ready = l.listens(node.Name, listen)
 	} else {
 		plugins, configs := l.CNIDirs(node.Name)

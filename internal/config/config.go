@@ -107,7 +107,9 @@ type Engine struct {
 type OVS struct {
 	DB     string `hcl:"db,optional"` // for instance unix:/run/.../db.sock
 	RunDir string `hcl:"rundir,optional"`
-	Bridge string `hcl:"bridge,optional"`
+	// Control is ovs-vswitchd's control socket; found by its pid file if empty.
+	Control string `hcl:"control,optional"`
+	Bridge  string `hcl:"bridge,optional"`
 }
 
 // CNI says where the agent installs the CNI plugin and where that finds it.
