@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 )
 
 // Hash is the SHA-256 of an object's canonical bytes; it is the object's
@@ -64,7 +65,8 @@ func DecodeObject(data []byte, want Hash, v any) error {
 }
 
 // Document is all that enforcement needs to know of one service: what it may
-// reach and what may reach it. Disabled contracts are not in it.
+// reach and what may reach it. Contracts that are disabled, or wait for another
+// domain's consent, are not in it; those that expire are, with the time.
 type Document struct {
 	Service    Ref    `json:"service"`
 	Originates []Edge `json:"originates,omitempty"`
@@ -77,6 +79,48 @@ type Edge struct {
 	Rules    []Rule `json:"rules"`
 	Peers    []Peer `json:"peers"`
 	Path     Path   `json:"path,omitzero"`
+
+	Expires time.Time `json:"expires,omitzero"`
+	Audit   bool      `json:"audit,omitempty"` // flows pass and are reported
+	// Unrequested edges hold for every endpoint of the service, whatever roles
+	// it requested: those of domains in audit mode.
+	Unrequested bool `json:"unrequested,omitempty"`
+}
+
+// At returns the document as it holds at now: without the edges that have
+// expired. Nodes do this by themselves, without anybody there.
+func (d Document) At(now time.Time) Document {
+	live := func(e Edge) bool { return e.Expires.IsZero() || now.Before(e.Expires) }
+	keep := func(edges []Edge) []Edge {
+		if !slices.ContainsFunc(edges, func(e Edge) bool { return !live(e) }) {
+			return edges
+		}
+		var kept []Edge
+		for _, e := range edges {
+			if live(e) {
+				kept = append(kept, e)
+			}
+		}
+		return kept
+	}
+	d.Originates, d.Responds = keep(d.Originates), keep(d.Responds)
+	return d
+}
+
+// NextExpiry returns when the first edge of the documents expires after now;
+// zero if none does.
+func NextExpiry(docs map[Ref]Document, now time.Time) time.Time {
+	var next time.Time
+	for _, d := range docs {
+		for _, edges := range [][]Edge{d.Originates, d.Responds} {
+			for _, e := range edges {
+				if e.Expires.After(now) && (next.IsZero() || e.Expires.Before(next)) {
+					next = e.Expires
+				}
+			}
+		}
+	}
+	return next
 }
 
 // Peer is the service, or the external with its prefixes, at the other end of
@@ -93,10 +137,14 @@ func (p Peer) IsExternal() bool { return len(p.Prefixes) > 0 }
 func (d Document) Roles() Roles {
 	var r Roles
 	for _, e := range d.Originates {
-		r.Originate = append(r.Originate, e.Contract)
+		if !e.Unrequested {
+			r.Originate = append(r.Originate, e.Contract)
+		}
 	}
 	for _, e := range d.Responds {
-		r.Respond = append(r.Respond, e.Contract)
+		if !e.Unrequested {
+			r.Respond = append(r.Respond, e.Contract)
+		}
 	}
 	return r.Canonical()
 }
@@ -116,8 +164,9 @@ func ShardOf(service Ref) int {
 
 // Root lists what a revision consists of. Empty shards have the zero hash.
 type Root struct {
-	Shards  []Hash          `json:"shards"`  // ShardCount of them
-	Domains map[string]Hash `json:"domains"` // each domain as declared (a Domain)
+	Shards     []Hash          `json:"shards"`              // ShardCount of them
+	Domains    map[string]Hash `json:"domains"`             // each domain as declared (a Domain)
+	Guardrails Hash            `json:"guardrails,omitzero"` // all of them ([]Guardrail)
 }
 
 // Revision is a compiled graph: the hash of its root and every object that it
@@ -153,52 +202,68 @@ func Compile(g *Graph) Revision {
 	for _, d := range g.sortedDomains() {
 		root.Domains[d.Name] = add(d)
 	}
+	if len(g.Guardrails) > 0 {
+		root.Guardrails = add(g.Guardrails)
+	}
 	rev.Root = add(root)
 	return rev
 }
 
 // Documents returns the document of every service of g, ordered by name.
 func Documents(g *Graph) []Document {
+	nodes := map[Ref]*External{} // nil for a service
 	docs := map[Ref]*Document{}
 	for _, d := range g.Domains {
 		for _, s := range d.Services {
 			r := Ref{d.Name, s.Name}
-			docs[r] = &Document{Service: r}
+			docs[r], nodes[r] = &Document{Service: r}, nil
+		}
+		for i := range d.Externals {
+			nodes[Ref{d.Name, d.Externals[i].Name}] = &d.Externals[i]
 		}
 	}
 	peers := func(refs []Ref) []Peer {
 		refs = slices.Clone(refs)
 		slices.SortFunc(refs, CompareRefs)
-		var ps []Peer
+		ps := make([]Peer, 0, len(refs))
 		for _, r := range slices.Compact(refs) {
 			p := Peer{Name: r}
-			if _, ext := g.node(r); ext != nil {
+			if ext := nodes[r]; ext != nil {
 				p.Prefixes = ext.Prefixes
 			}
 			ps = append(ps, p)
 		}
 		return ps
 	}
+	add := func(edge Edge, originators, responders []Peer) {
+		for _, p := range originators {
+			if doc := docs[p.Name]; doc != nil {
+				edge.Peers = responders
+				doc.Originates = append(doc.Originates, edge)
+			}
+		}
+		for _, p := range responders {
+			if doc := docs[p.Name]; doc != nil {
+				edge.Peers = originators
+				doc.Responds = append(doc.Responds, edge)
+			}
+		}
+	}
 	for _, d := range g.sortedDomains() {
 		for _, c := range d.Contracts {
-			if c.Disabled {
+			if c.Disabled || len(g.missingConsent(d.Name, c)) > 0 {
 				continue
 			}
-			edge := Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path}
-			for _, p := range peers(c.Originators) {
-				if doc := docs[p.Name]; doc != nil {
-					e := edge
-					e.Peers = peers(c.Responders)
-					doc.Originates = append(doc.Originates, e)
-				}
+			edge := Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path, Expires: c.Expires, Audit: c.Mode == ModeAudit}
+			add(edge, peers(c.Originators), peers(c.Responders))
+		}
+		if d.Mode == ModeAudit && len(d.Services) > 0 {
+			var all []Ref
+			for _, s := range d.Services {
+				all = append(all, Ref{d.Name, s.Name})
 			}
-			for _, p := range peers(c.Responders) {
-				if doc := docs[p.Name]; doc != nil {
-					e := edge
-					e.Peers = peers(c.Originators)
-					doc.Responds = append(doc.Responds, e)
-				}
-			}
+			everybody := peers(all)
+			add(Edge{Contract: Ref{d.Name, AuditContract}, Rules: everything, Audit: true, Unrequested: true}, everybody, everybody)
 		}
 	}
 	list := make([]Document, 0, len(docs))
@@ -211,3 +276,15 @@ func Documents(g *Graph) []Document {
 	slices.SortFunc(list, func(a, b Document) int { return CompareRefs(a.Service, b.Service) })
 	return list
 }
+
+// everything is every flow that a rule can name.
+var everything = func() (rules []Rule) {
+	for _, p := range Protocols {
+		ports := AllPorts
+		if !p.HasPorts() {
+			ports = AllTypes
+		}
+		rules = append(rules, Rule{Protocol: p, Ports: []PortRange{ports}})
+	}
+	return rules
+}()

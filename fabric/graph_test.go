@@ -6,6 +6,7 @@ package fabric
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
@@ -53,7 +54,7 @@ func FuzzParseRef(f *testing.F) {
 func TestCheckNamesThingAndRemedy(t *testing.T) {
 	at := func(line int) Position { return Position{File: "g.sif.hcl", Line: line, Column: 1} }
 	web, api := Ref{"d", "web"}, Ref{"d", "api"}
-	rules := []Rule{{TCP, []PortRange{{80, 80}}}}
+	rules := []Rule{{Protocol: TCP, Ports: []PortRange{{80, 80}}}}
 	domain := func(contracts ...Contract) *Graph {
 		return &Graph{Domains: map[string]*Domain{"d": {Name: "d", Services: []Service{{Name: "web", Pos: at(1)}, {Name: "api", Pos: at(2)}}, Contracts: contracts}}}
 	}
@@ -75,7 +76,7 @@ func TestCheckNamesThingAndRemedy(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			var got []string
-			for _, p := range c.g.Check() {
+			for _, p := range c.g.Check(time.Now()) {
 				got = append(got, p.String())
 			}
 			must.Eq(t, c.want, got)
@@ -98,7 +99,7 @@ func TestSelect(t *testing.T) {
 		{"another group", Workload{Namespace: "default", Job: "web", Group: "x"}, nil},
 		{"the same job in another namespace", Workload{Namespace: "other", Job: "web", Group: "proxy"}, nil},
 		{"any group", Workload{Namespace: "default", Job: "batch", Group: "x"}, []Ref{{"d", "job"}}},
-		{"by Consul service, and by job", Workload{Namespace: "default", Job: "batch", ConsulServices: []string{"news"}}, []Ref{{"d", "job"}, {"d", "registered"}}},
+		{"by Consul service, and by job", Workload{Namespace: "default", Job: "batch", Services: []WorkloadService{{Name: "news"}}}, []Ref{{"d", "job"}, {"d", "registered"}}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { must.Eq(t, c.want, g.Select(c.w)) })

@@ -16,6 +16,22 @@ type Grant struct {
 	Responder  Identity
 	Rules      []Rule
 	Path       Path
+	Audit      bool // flows pass and are reported
+}
+
+// holds reports whether the edge applies to a pair of identities: the contract
+// names both services, and both endpoints requested their role.
+func (e Edge) holds(originator, responder Identity) bool {
+	return e.Unrequested ||
+		slices.Contains(originator.Roles.Originate, e.Contract) && slices.Contains(responder.Roles.Respond, e.Contract)
+}
+
+func (e Edge) names(service Ref) bool {
+	return slices.ContainsFunc(e.Peers, func(p Peer) bool { return p.Name == service })
+}
+
+func (e Edge) grant(originator, responder Identity) Grant {
+	return Grant{Contract: e.Contract, Originator: originator, Responder: responder, Rules: e.Rules, Path: e.Path, Audit: e.Audit}
 }
 
 // Grants applies the one rule to a pair of identities: it returns what
@@ -24,9 +40,8 @@ type Grant struct {
 func Grants(a Identity, doc Document, b Identity) []Grant {
 	var grants []Grant
 	for _, e := range doc.Originates {
-		named := slices.ContainsFunc(e.Peers, func(p Peer) bool { return p.Name == b.Service })
-		if named && slices.Contains(a.Roles.Originate, e.Contract) && slices.Contains(b.Roles.Respond, e.Contract) {
-			grants = append(grants, Grant{Contract: e.Contract, Originator: a, Responder: b, Rules: e.Rules, Path: e.Path})
+		if e.names(b.Service) && e.holds(a, b) {
+			grants = append(grants, e.grant(a, b))
 		}
 	}
 	return grants
@@ -37,9 +52,8 @@ func Grants(a Identity, doc Document, b Identity) []Grant {
 func GrantsTo(b Identity, doc Document, a Identity) []Grant {
 	var grants []Grant
 	for _, e := range doc.Responds {
-		named := slices.ContainsFunc(e.Peers, func(p Peer) bool { return p.Name == a.Service })
-		if named && slices.Contains(a.Roles.Originate, e.Contract) && slices.Contains(b.Roles.Respond, e.Contract) {
-			grants = append(grants, Grant{Contract: e.Contract, Originator: a, Responder: b, Rules: e.Rules, Path: e.Path})
+		if e.names(a.Service) && e.holds(a, b) {
+			grants = append(grants, e.grant(a, b))
 		}
 	}
 	return grants
@@ -53,6 +67,7 @@ type ExternalGrant struct {
 	Prefixes  []netip.Prefix
 	Responder Identity
 	Rules     []Rule
+	Audit     bool
 }
 
 // ExternalGrants returns what externals may open towards endpoints of b, where
@@ -66,23 +81,38 @@ func ExternalGrants(b Identity, doc Document) []ExternalGrant {
 		}
 		for _, p := range e.Peers {
 			if p.IsExternal() {
-				grants = append(grants, ExternalGrant{Contract: e.Contract, External: p.Name, Prefixes: p.Prefixes, Responder: b, Rules: e.Rules})
+				grants = append(grants, ExternalGrant{Contract: e.Contract, External: p.Name, Prefixes: p.Prefixes, Responder: b, Rules: e.Rules, Audit: e.Audit})
 			}
 		}
 	}
 	return grants
 }
 
-// Allow is the one rule for a single flow: the contract under which an
-// endpoint of a may open protocol/port towards an endpoint of b, if there is
-// one. doc is the document of a's service.
-func Allow(a Identity, doc Document, b Identity, protocol Protocol, port uint16) (Ref, bool) {
+// Verdict is what the one rule says of a single flow.
+type Verdict struct {
+	Allowed  bool
+	Contract Ref  // under which it is allowed
+	Audit    bool // it passes only because of audit mode
+}
+
+// Decide is the one rule for a single flow: whether an endpoint of a may open
+// protocol/port towards an endpoint of b. doc is the document of a's service as
+// it holds now. A contract that enforces wins over one in audit mode.
+func Decide(a Identity, doc Document, b Identity, protocol Protocol, port uint16) Verdict {
+	var v Verdict
 	for _, g := range Grants(a, doc, b) {
-		if slices.ContainsFunc(g.Rules, func(r Rule) bool { return r.Matches(protocol, port) }) {
-			return g.Contract, true
+		matches := slices.ContainsFunc(g.Rules, func(r Rule) bool { return r.Matches(protocol, port) })
+		if matches && (!v.Allowed || v.Audit && !g.Audit) {
+			v = Verdict{Allowed: true, Contract: g.Contract, Audit: g.Audit}
 		}
 	}
-	return Ref{}, false
+	return v
+}
+
+// Allow is Decide for callers who do not care for audit mode.
+func Allow(a Identity, doc Document, b Identity, protocol Protocol, port uint16) (Ref, bool) {
+	v := Decide(a, doc, b, protocol, port)
+	return v.Contract, v.Allowed
 }
 
 // Counterparts returns the services that may originate to or respond to
@@ -91,7 +121,7 @@ func Counterparts(id Identity, doc Document) []Ref {
 	var refs []Ref
 	collect := func(edges []Edge, roles []Ref) {
 		for _, e := range edges {
-			if !slices.Contains(roles, e.Contract) {
+			if !e.Unrequested && !slices.Contains(roles, e.Contract) {
 				continue
 			}
 			for _, p := range e.Peers {

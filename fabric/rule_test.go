@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
@@ -15,11 +16,21 @@ import (
 
 // naive is the one rule of DESIGN.md section 2 written down a second time,
 // straight from the graph, without documents, identities' keys or indexes.
-func naive(g *Graph, src, dst Identity, protocol Protocol, port uint16) bool {
+func naive(g *Graph, now time.Time, src, dst Identity, protocol Protocol, port uint16) (allowed, audited bool) {
 	for _, d := range g.Domains {
 		for _, c := range d.Contracts {
 			ref := Ref{d.Name, c.Name}
-			if c.Disabled || !slices.Contains(c.Originators, src.Service) || !slices.Contains(c.Responders, dst.Service) {
+			enabled := !c.Disabled && (c.Expires.IsZero() || c.Expires.After(now))
+			for _, end := range append(slices.Clone(c.Originators), c.Responders...) {
+				if end.Domain != d.Name {
+					accepted := false
+					for _, a := range g.Domains[end.Domain].Accepts {
+						accepted = accepted || a.Contract == ref && (len(a.Services) == 0 || slices.Contains(a.Services, end.Name))
+					}
+					enabled = enabled && accepted
+				}
+			}
+			if !enabled || !slices.Contains(c.Originators, src.Service) || !slices.Contains(c.Responders, dst.Service) {
 				continue
 			}
 			if !slices.Contains(src.Roles.Originate, ref) || !slices.Contains(dst.Roles.Respond, ref) {
@@ -28,33 +39,50 @@ func naive(g *Graph, src, dst Identity, protocol Protocol, port uint16) bool {
 			for _, r := range c.Rules {
 				for _, p := range r.Ports {
 					if r.Protocol == protocol && p.From <= port && port <= p.To {
-						return true
+						allowed = true
+						audited = audited || c.Mode == ModeAudit
+						if c.Mode != ModeAudit {
+							return true, false
+						}
 					}
 				}
 			}
 		}
 	}
-	return false
+	if d := g.Domains[src.Service.Domain]; !allowed && d.Mode == ModeAudit && src.Service.Domain == dst.Service.Domain {
+		return true, true
+	}
+	return allowed, audited
 }
+
+// at is the time of the tests.
+var at = time.Unix(1000, 0)
 
 // drawGraph draws a small graph whose services meet often.
 func drawGraph(t *rapid.T) *Graph {
 	g := &Graph{Domains: map[string]*Domain{}}
+	var refs []Ref
 	for i := range rapid.IntRange(1, 2).Draw(t, "domains") {
 		d := &Domain{Name: fmt.Sprintf("d%d", i)}
-		n := rapid.IntRange(1, 4).Draw(t, "services")
-		var refs []Ref
-		for j := range n {
+		if rapid.IntRange(0, 4).Draw(t, "domain's mode") == 0 {
+			d.Mode = ModeAudit
+		}
+		for j := range rapid.IntRange(1, 4).Draw(t, "services") {
 			name := fmt.Sprintf("s%d", j)
 			d.Services = append(d.Services, Service{Name: name})
 			refs = append(refs, Ref{d.Name, name})
 		}
+		g.Domains[d.Name] = d
+	}
+	for _, d := range g.sortedDomains() {
 		side := rapid.SliceOfN(rapid.SampledFrom(refs), 1, 3)
 		for j := range rapid.IntRange(0, 4).Draw(t, "contracts") {
 			c := Contract{
 				Name: fmt.Sprintf("c%d", j), Disabled: rapid.IntRange(0, 4).Draw(t, "disabled") == 0,
 				Originators: side.Draw(t, "originators"), Responders: side.Draw(t, "responders"),
 			}
+			c.Expires = rapid.SampledFrom([]time.Time{{}, {}, at.Add(-1), at, at.Add(1)}).Draw(t, "expires")
+			c.Mode = rapid.SampledFrom([]Mode{ModeEnforce, ModeEnforce, ModeAudit}).Draw(t, "mode")
 			for range rapid.IntRange(1, 2).Draw(t, "rules") {
 				r := Rule{Protocol: rapid.SampledFrom([]Protocol{TCP, UDP}).Draw(t, "protocol")}
 				from := rapid.Uint16Range(1, 6).Draw(t, "from")
@@ -62,8 +90,16 @@ func drawGraph(t *rapid.T) *Graph {
 				c.Rules = append(c.Rules, r)
 			}
 			d.Contracts = append(d.Contracts, c)
+			for _, other := range g.sortedDomains() {
+				if other != d && rapid.Bool().Draw(t, "accepted") {
+					a := Accept{Contract: Ref{d.Name, c.Name}}
+					if rapid.Bool().Draw(t, "in part") {
+						a.Services = []string{"s0"}
+					}
+					other.Accepts = append(other.Accepts, a)
+				}
+			}
 		}
-		g.Domains[d.Name] = d
 	}
 	return g
 }
@@ -95,7 +131,7 @@ func drawIdentity(t *rapid.T, g *Graph, label string) Identity {
 func documents(g *Graph) map[Ref]Document {
 	docs := map[Ref]Document{}
 	for _, d := range Documents(g) {
-		docs[d.Service] = d
+		docs[d.Service] = d.At(at)
 	}
 	return docs
 }
@@ -107,8 +143,10 @@ func TestAllowAgreesWithTheRuleAsWritten(t *testing.T) {
 		src, dst := drawIdentity(t, g, "src"), drawIdentity(t, g, "dst")
 		for _, protocol := range []Protocol{TCP, UDP} {
 			for port := uint16(1); port < 10; port++ {
-				_, got := Allow(src, docs[src.Service], dst, protocol, port)
-				must.Eq(t, naive(g, src, dst, protocol, port), got)
+				got := Decide(src, docs[src.Service], dst, protocol, port)
+				allowed, audited := naive(g, at, src, dst, protocol, port)
+				must.Eq(t, allowed, got.Allowed)
+				must.Eq(t, audited, got.Audit)
 			}
 		}
 	})
@@ -179,7 +217,7 @@ func TestGraphIsMonotone(t *testing.T) {
 			}
 			return refs
 		}()
-		d.Contracts = append(d.Contracts, Contract{Name: "more", Originators: every, Responders: every, Rules: []Rule{{TCP, []PortRange{{1, 65535}}}}})
+		d.Contracts = append(d.Contracts, Contract{Name: "more", Originators: every, Responders: every, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{1, 65535}}}}})
 		_, after := Allow(src, documents(g)[src.Service], dst, TCP, port)
 		must.True(t, after || !before)
 	})
@@ -240,7 +278,7 @@ func TestExternalGrants(t *testing.T) {
 	prefix := netip.MustParsePrefix("10.99.0.0/24")
 	g := &Graph{Domains: map[string]*Domain{"d": {
 		Name: "d", Services: []Service{{Name: "web"}}, Externals: []External{{Name: "users", Prefixes: []netip.Prefix{prefix}}},
-		Contracts: []Contract{{Name: "users", Originators: []Ref{users}, Responders: []Ref{web}, Rules: []Rule{{TCP, []PortRange{{8080, 8080}}}}}},
+		Contracts: []Contract{{Name: "users", Originators: []Ref{users}, Responders: []Ref{web}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{8080, 8080}}}}}},
 	}}}
 	doc := documents(g)[web]
 	grants := ExternalGrants(Identity{Service: web, Roles: doc.Roles()}, doc)

@@ -24,9 +24,9 @@ func TestSelectorMatches(t *testing.T) {
 		{"another job", nomad, Workload{Namespace: "default", Job: "web2"}, false},
 		{"group", group, Workload{Namespace: "default", Job: "web", Group: "proxy"}, true},
 		{"another group", group, Workload{Namespace: "default", Job: "web", Group: "api"}, false},
-		{"service block", consul, Workload{Namespace: "default", Job: "x", ConsulServices: []string{"a", "news"}}, true},
-		{"no such service block", consul, Workload{Namespace: "default", Job: "news", ConsulServices: []string{"a"}}, false},
-		{"service block of the same name in another namespace", consul, Workload{Namespace: "other", ConsulServices: []string{"news"}}, false},
+		{"service block", consul, Workload{Namespace: "default", Job: "x", Services: []WorkloadService{{Name: "a"}, {Name: "news"}}}, true},
+		{"no such service block", consul, Workload{Namespace: "default", Job: "news", Services: []WorkloadService{{Name: "a"}}}, false},
+		{"service block of the same name in another namespace", consul, Workload{Namespace: "other", Services: []WorkloadService{{Name: "news"}}}, false},
 		{"unknown kind", Selector{Kind: "x"}, Workload{}, false},
 	} {
 		t.Run(c.name, func(t *testing.T) { must.Eq(t, c.want, c.selector.Matches(c.workload)) })

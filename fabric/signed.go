@@ -72,4 +72,18 @@ type Pointer struct {
 	Root     Hash      `json:"root"`
 	Previous Hash      `json:"previous"` // the root before; zero for the first
 	Time     time.Time `json:"time"`
+	Change   Hash      `json:"change,omitzero"` // the Change that led here
+}
+
+// Change is an entry of the history of revisions. The signed pointer names the
+// newest; each names the one before, so none can be altered or left out.
+type Change struct {
+	Sequence uint64    `json:"sequence"`
+	Root     Hash      `json:"root"`
+	Time     time.Time `json:"time"`
+	Author   string    `json:"author,omitempty"`   // whose token it was
+	Message  string    `json:"message,omitempty"`  // why
+	Files    Hash      `json:"files,omitzero"`     // digest of the files it came from
+	Rollback uint64    `json:"rollback,omitempty"` // the sequence whose root it took up again
+	Previous Hash      `json:"previous,omitzero"`  // the Change before
 }

@@ -1,0 +1,212 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"time"
+)
+
+// Problem is one reason why a graph cannot be applied.
+type Problem struct {
+	Pos     Position `json:"pos,omitzero"`
+	Summary string   `json:"summary"`
+	Remedy  string   `json:"remedy,omitempty"`
+}
+
+func (p Problem) String() string {
+	s := p.Summary
+	if p.Pos.File != "" {
+		s = p.Pos.String() + ": " + s
+	}
+	if p.Remedy != "" {
+		s += "; " + p.Remedy
+	}
+	return s
+}
+
+// reporter takes a problem.
+type reporter func(pos Position, remedy, format string, args ...any)
+
+// AuditContract is the name of the contract that a domain in audit mode has for
+// whatever its own contracts do not allow. No graph may declare it.
+const AuditContract = "sif-audit"
+
+// Check returns everything that keeps g from being applied, in the order of
+// the domains' names: names that lead nowhere or are taken, contracts that
+// would allow nothing, and contracts that break a guardrail. A contract that
+// still waits for the consent of another domain is no problem; see Waiting.
+func (g *Graph) Check(now time.Time) []Problem {
+	var problems []Problem
+	report := func(pos Position, remedy, format string, args ...any) {
+		problems = append(problems, Problem{Pos: pos, Summary: fmt.Sprintf(format, args...), Remedy: remedy})
+	}
+	for _, d := range g.sortedDomains() {
+		g.checkDomain(d, report)
+	}
+	for i, r := range g.Guardrails {
+		if err := CheckName(r.Name); err != nil {
+			report(r.Pos, "", "guardrail: %v", err)
+		}
+		for _, other := range g.Guardrails[:i] {
+			if other.Name == r.Name {
+				report(r.Pos, "rename one of the two", "guardrail %q: the name is already taken at %s", r.Name, other.Pos)
+			}
+		}
+		if len(r.Deny) == 0 {
+			report(r.Pos, "add a deny block", "guardrail %q denies nothing", r.Name)
+		}
+	}
+	for _, b := range g.Breaches(now) {
+		problems = append(problems, b.Problem())
+	}
+	return problems
+}
+
+func (g *Graph) checkDomain(d *Domain, report reporter) {
+	if err := CheckName(d.Name); err != nil {
+		report(d.Pos, "", "domain: %v", err)
+	}
+	if d.Name == ReservedDomain {
+		report(d.Pos, "choose another name", "domain %q is reserved for the identities of nodes", d.Name)
+	}
+	checkMode(d.Mode, d.Pos, report)
+	seen := map[string]Position{}
+	declare := func(kind, name string, pos Position) {
+		if err := CheckName(name); err != nil {
+			report(pos, "", "%s: %v", kind, err)
+		}
+		if first, dup := seen[name]; dup {
+			report(pos, "rename one of the two", "%s %q: the name is already taken at %s", kind, name, first)
+			return
+		}
+		seen[name] = pos
+	}
+	for _, s := range d.Services {
+		declare("service", s.Name, s.Pos)
+	}
+	for _, e := range d.Externals {
+		declare("external", e.Name, e.Pos)
+		if len(e.Prefixes) == 0 {
+			report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
+		}
+	}
+	seen = map[string]Position{}
+	for _, c := range d.Contracts {
+		declare("contract", c.Name, c.Pos)
+		if c.Name == AuditContract {
+			report(c.Pos, "choose another name", "contract %q is reserved for domains in audit mode", c.Name)
+		}
+		g.checkContract(c, d.Name, report)
+	}
+	for _, a := range d.Accepts {
+		if a.Contract.Domain == d.Name {
+			report(a.Pos, "remove it", "domain %q accepts its own contract %q, which needs no consent", d.Name, a.Contract.Name)
+		}
+		for _, name := range a.Services {
+			if svc, _ := g.node(Ref{d.Name, name}); svc == nil {
+				report(a.Pos, g.suggest(Ref{d.Name, name}), "the consent to contract %s names an unknown service %q", a.Contract, name)
+			}
+		}
+	}
+}
+
+func checkMode(m Mode, pos Position, report reporter) {
+	if m != ModeEnforce && m != ModeAudit {
+		report(pos, "", "mode %q is not %q; leave it out to enforce", m, ModeAudit)
+	}
+}
+
+func (g *Graph) checkContract(c Contract, domain string, report reporter) {
+	checkMode(c.Mode, c.Pos, report)
+	if len(c.Rules) == 0 {
+		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
+	}
+	for _, r := range c.Rules {
+		if len(r.Ports) == 0 {
+			report(c.Pos, "list its ports", "a rule of contract %q names no ports", c.Name)
+		}
+		bounds := AllPorts
+		if !r.Protocol.HasPorts() {
+			bounds = AllTypes
+		}
+		for _, p := range r.Ports {
+			if p.From < bounds.From || p.To > bounds.To || p.From > p.To {
+				report(c.Pos, "", "a rule of contract %q names %s %s; %s are allowed", c.Name, r.Protocol, p, bounds)
+			}
+		}
+	}
+	own, externals := false, 0
+	side := func(role string, refs []Ref) {
+		if len(refs) == 0 {
+			report(c.Pos, "name at least one service", "contract %q has no %s", c.Name, role)
+		}
+		external := false
+		for _, r := range refs {
+			own = own || r.Domain == domain
+			svc, ext := g.node(r)
+			external = external || ext != nil
+			switch {
+			case r.Domain != domain && ext != nil:
+				report(c.Pos, "declare the external in this domain", "contract %q names external %s of another domain", c.Name, r)
+			case r.Domain == domain && svc == nil && ext == nil:
+				report(c.Pos, g.suggest(r), "contract %q names an unknown service %q among its %s", c.Name, r.Name, role)
+			}
+		}
+		if external {
+			externals++
+		}
+	}
+	side("originators", c.Originators)
+	side("responders", c.Responders)
+	if externals == 2 {
+		report(c.Pos, "the fabric is at neither end of such a flow", "contract %q has externals on both sides", c.Name)
+	}
+	if !own && len(c.Originators) > 0 && len(c.Responders) > 0 {
+		report(c.Pos, "declare it in a domain that takes part", "contract %q names no service of its own domain %q", c.Name, domain)
+	}
+}
+
+// suggest proposes the declared name that is nearest to an unknown one.
+func (g *Graph) suggest(r Ref) string {
+	best, distance := "", 3
+	if d := g.Domains[r.Domain]; d != nil {
+		try := func(name string) {
+			if n := editDistance(r.Name, name); n < distance {
+				best, distance = name, n
+			}
+		}
+		for _, s := range d.Services {
+			try(s.Name)
+		}
+		for _, e := range d.Externals {
+			try(e.Name)
+		}
+	}
+	if best == "" {
+		return fmt.Sprintf("declare service %q or correct the name", r.Name)
+	}
+	return fmt.Sprintf("did you mean %q?", best)
+}
+
+// editDistance is the Levenshtein distance of a and b.
+func editDistance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := 1; i <= len(a); i++ {
+		diagonal := row[0]
+		row[0] = i
+		for j := 1; j <= len(b); j++ {
+			cost := diagonal
+			if a[i-1] != b[j-1] {
+				cost++
+			}
+			diagonal = row[j]
+			row[j] = min(cost, row[j]+1, row[j-1]+1)
+		}
+	}
+	return row[len(b)]
+}

@@ -1,0 +1,172 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+)
+
+// Guardrail is a rule of the organisation above all domains, which no graph may
+// break. It never reaches a data path: it keeps a graph from being applied.
+type Guardrail struct {
+	Name        string   `json:"name"`
+	Description string   `json:"description,omitempty"`
+	Deny        []Denial `json:"deny"`
+	Pos         Position `json:"pos,omitzero"`
+}
+
+// Denial says from where to where no contract may lead. A side matches what has
+// all of its labels; one without labels matches everything. Without rules all
+// protocols and ports are meant.
+type Denial struct {
+	From  Labels   `json:"from,omitempty"`
+	To    Labels   `json:"to,omitempty"`
+	Rules []Rule   `json:"rules,omitempty"`
+	Pos   Position `json:"pos,omitzero"`
+}
+
+// Breach is a contract that leads where a guardrail denies it.
+type Breach struct {
+	Guardrail string   `json:"guardrail"`
+	Deny      Position `json:"deny,omitzero"` // of the denial
+	Contract  Ref      `json:"contract"`
+	Pos       Position `json:"pos,omitzero"` // of the contract
+	From      Ref      `json:"from"`
+	To        Ref      `json:"to"`
+	Rule      Rule     `json:"rule"` // what the contract opens that is denied
+}
+
+// Problem words the breach.
+func (b Breach) Problem() Problem {
+	return Problem{
+		Pos:     b.Pos,
+		Summary: fmt.Sprintf("contract %s lets %s reach %s on %s, which guardrail %q denies at %s", b.Contract, b.From, b.To, b.Rule, b.Guardrail, b.Deny),
+		Remedy:  "narrow the contract, or ask the owners of the guardrail",
+	}
+}
+
+// Breaches returns how contracts break guardrails, the first breach of each
+// contract by each denial. Contracts that wait for consent count: they could
+// come into force without another look. Disabled and expired ones do not.
+func (g *Graph) Breaches(now time.Time) []Breach {
+	if len(g.Guardrails) == 0 {
+		return nil
+	}
+	var breaches []Breach
+	for _, d := range g.sortedDomains() {
+		for _, c := range d.Contracts {
+			if !c.InForce(now) {
+				continue
+			}
+			for _, r := range g.Guardrails {
+				for _, deny := range r.Deny {
+					if b, broken := g.breach(c, deny); broken {
+						b.Guardrail, b.Contract, b.Pos = r.Name, Ref{d.Name, c.Name}, c.Pos
+						breaches = append(breaches, b)
+					}
+				}
+			}
+		}
+	}
+	return breaches
+}
+
+func (g *Graph) breach(c Contract, deny Denial) (Breach, bool) {
+	opened, denied := overlap(c.Rules, deny.Rules)
+	if !denied {
+		return Breach{}, false
+	}
+	matching := func(refs []Ref, want Labels) int {
+		return slices.IndexFunc(refs, func(r Ref) bool {
+			have := g.LabelsOf(r)
+			for k, v := range want {
+				if have[k] != v {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	from, to := matching(c.Originators, deny.From), matching(c.Responders, deny.To)
+	if from < 0 || to < 0 {
+		return Breach{}, false
+	}
+	return Breach{Deny: deny.Pos, From: c.Originators[from], To: c.Responders[to], Rule: opened}, true
+}
+
+// overlap returns the first part of rules that denied covers; no rules in
+// denied cover everything.
+func overlap(rules, denied []Rule) (Rule, bool) {
+	for _, r := range rules {
+		if len(denied) == 0 {
+			return r, true
+		}
+		for _, d := range denied {
+			if d.Protocol != r.Protocol {
+				continue
+			}
+			for _, p := range r.Ports {
+				for _, q := range d.Ports {
+					if from, to := max(p.From, q.From), min(p.To, q.To); from <= to {
+						return Rule{Protocol: r.Protocol, Ports: []PortRange{{from, to}}}, true
+					}
+				}
+			}
+		}
+	}
+	return Rule{}, false
+}
+
+// Waiting is a contract that is not in force because another domain has not
+// consented to it.
+type Waiting struct {
+	Contract Ref   `json:"contract"`
+	For      []Ref `json:"for"` // services of other domains, unknown ones included
+}
+
+// Waiting returns the contracts that wait for consent, in order.
+func (g *Graph) Waiting() []Waiting {
+	var list []Waiting
+	for _, d := range g.sortedDomains() {
+		for _, c := range d.Contracts {
+			if missing := g.missingConsent(d.Name, c); len(missing) > 0 {
+				list = append(list, Waiting{Contract: Ref{d.Name, c.Name}, For: missing})
+			}
+		}
+	}
+	return list
+}
+
+// missingConsent returns the services of other domains that a contract names
+// without their domain's consent.
+func (g *Graph) missingConsent(domain string, c Contract) []Ref {
+	var missing []Ref
+	for _, refs := range [][]Ref{c.Originators, c.Responders} {
+		for _, r := range refs {
+			if r.Domain != domain && !g.consents(r, Ref{domain, c.Name}) {
+				missing = append(missing, r)
+			}
+		}
+	}
+	slices.SortFunc(missing, CompareRefs)
+	return slices.Compact(missing)
+}
+
+func (g *Graph) consents(service, contract Ref) bool {
+	d := g.Domains[service.Domain]
+	if d == nil {
+		return false
+	}
+	if svc, _ := g.node(service); svc == nil {
+		return false
+	}
+	return slices.ContainsFunc(d.Accepts, func(a Accept) bool {
+		return a.Contract == contract && (len(a.Services) == 0 || slices.Contains(a.Services, service.Name))
+	})
+}
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

@@ -1,0 +1,146 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// SelectorKind says whose word a selector takes for the properties of a
+// workload.
+type SelectorKind string
+
+// The kinds of selectors.
+const (
+	SelectNomad  SelectorKind = "nomad"  // properties of a Nomad allocation
+	SelectConsul SelectorKind = "consul" // service blocks of a Nomad job version
+	SelectNode   SelectorKind = "node"   // the node that the workload was placed on
+)
+
+// DefaultNamespace is the Nomad namespace of a selector that names none.
+// Whoever may run jobs in another namespace can name jobs and service blocks
+// as he likes, so no namespace never means any.
+const DefaultNamespace = "default"
+
+// Selector matches workloads by attested properties; all that are set must
+// agree. Namespace is never empty in a nomad or consul selector.
+type Selector struct {
+	Kind      SelectorKind `json:"kind"`
+	Namespace string       `json:"namespace,omitempty"` // nomad, consul: Nomad's namespace
+	Region    string       `json:"region,omitempty"`    // nomad
+
+	Job        string `json:"job,omitempty"`        // nomad
+	Group      string `json:"group,omitempty"`      // nomad
+	Datacenter string `json:"datacenter,omitempty"` // nomad, consul
+	NodeClass  string `json:"nodeClass,omitempty"`  // nomad, node
+	NodePool   string `json:"nodePool,omitempty"`   // nomad, node
+
+	Service string            `json:"service,omitempty"` // consul
+	Tags    []string          `json:"tags,omitempty"`    // consul: all of them
+	Meta    map[string]string `json:"meta,omitempty"`    // consul: all of them
+
+	Zone string `json:"zone,omitempty"` // node: of the fabric
+	Node string `json:"node,omitempty"` // node: of the fabric
+
+	Pos Position `json:"pos,omitzero"`
+}
+
+func (s Selector) String() string {
+	var parts []string
+	add := func(name, value string) {
+		if value != "" {
+			parts = append(parts, name+"="+value)
+		}
+	}
+	add("namespace", s.Namespace)
+	add("region", s.Region)
+	add("job", s.Job)
+	add("group", s.Group)
+	add("datacenter", s.Datacenter)
+	add("node_class", s.NodeClass)
+	add("node_pool", s.NodePool)
+	add("service", s.Service)
+	add("tags", strings.Join(s.Tags, "+"))
+	for _, k := range sortedKeys(s.Meta) {
+		add("meta."+k, s.Meta[k])
+	}
+	add("zone", s.Zone)
+	add("node", s.Node)
+	return fmt.Sprintf("%s(%s)", s.Kind, strings.Join(parts, ", "))
+}
+
+// Workload is what the scheduler attests of a workload; selectors match on it
+// and on nothing that the workload says of itself.
+type Workload struct {
+	Region, Namespace, Job, Group string
+	Datacenter                    string
+	NodeClass, NodePool           string
+	Zone, Node                    string            // of the fabric
+	Services                      []WorkloadService // service blocks of the group and its tasks
+}
+
+// WorkloadService is a service block of a job.
+type WorkloadService struct {
+	Name string
+	Tags []string
+	Meta map[string]string
+}
+
+// Matches reports whether the workload has the properties that s names.
+func (s Selector) Matches(w Workload) bool {
+	agree := func(want, have string) bool { return want == "" || want == have }
+	switch s.Kind {
+	case SelectNomad:
+		return s.Job != "" && s.namespace() == w.Namespace && s.Job == w.Job &&
+			agree(s.Region, w.Region) && agree(s.Group, w.Group) && agree(s.Datacenter, w.Datacenter) &&
+			agree(s.NodeClass, w.NodeClass) && agree(s.NodePool, w.NodePool)
+	case SelectConsul:
+		return s.Service != "" && s.namespace() == w.Namespace && agree(s.Datacenter, w.Datacenter) &&
+			slices.ContainsFunc(w.Services, s.matchesService)
+	case SelectNode:
+		return (s.Zone != "" || s.Node != "" || s.NodeClass != "" || s.NodePool != "") &&
+			agree(s.Zone, w.Zone) && agree(s.Node, w.Node) && agree(s.NodeClass, w.NodeClass) && agree(s.NodePool, w.NodePool)
+	}
+	return false
+}
+
+func (s Selector) namespace() string {
+	if s.Namespace == "" {
+		return DefaultNamespace
+	}
+	return s.Namespace
+}
+
+func (s Selector) matchesService(have WorkloadService) bool {
+	if have.Name != s.Service {
+		return false
+	}
+	for _, tag := range s.Tags {
+		if !slices.Contains(have.Tags, tag) {
+			return false
+		}
+	}
+	for k, v := range s.Meta {
+		if have.Meta[k] != v {
+			return false
+		}
+	}
+	return true
+}
+
+// Select returns the services that w matches, in order.
+func (g *Graph) Select(w Workload) []Ref {
+	var refs []Ref
+	for _, d := range g.Domains {
+		for _, s := range d.Services {
+			if slices.ContainsFunc(s.Selectors, func(sel Selector) bool { return sel.Matches(w) }) {
+				refs = append(refs, Ref{d.Name, s.Name})
+			}
+		}
+	}
+	slices.SortFunc(refs, CompareRefs)
+	return refs
+}
