@@ -24,6 +24,8 @@ type NodeStatus struct {
 	Degraded           []string          `json:"degraded,omitempty"` // what is wrong, a sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
 	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
+	Audited            []FlowStatus      `json:"audited,omitempty"` // flows opened because of audit mode only, since the agent started
+	Flows              []FlowStatus      `json:"flows,omitempty"`   // connections that endpoints of the node opened, or externals to them
 	Reported           time.Time         `json:"reported"`        // set by the controller
 }
 
@@ -41,6 +43,19 @@ type EndpointStatus struct {
 	InForce            bool         `json:"inForce"`
 	Pending            []string     `json:"pending,omitempty"` // what is not in force yet: "zone/node: reason"
 	CertificateExpires time.Time    `json:"certificateExpires,omitzero"`
+
+	Checks []fabric.Check `json:"checks,omitempty"` // by which the node itself may reach it
+}
+
+// FlowStatus is all flows of one kind between two services.
+type FlowStatus struct {
+	From     fabric.Ref      `json:"from"` // an external's, if several share its addresses: the first
+	To       fabric.Ref      `json:"to"`
+	Contract fabric.Ref      `json:"contract"`
+	Protocol fabric.Protocol `json:"protocol"`
+	Port     uint16          `json:"port"`  // of ICMP: the type
+	Count    uint64          `json:"count"` // Audited: flows opened; Flows: connections in the table now
+	Last     time.Time       `json:"last"`  // when one of them was last seen
 }
 
 // LinkStatus is one encrypted link of a node.

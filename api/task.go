@@ -30,10 +30,13 @@ const (
 	// TaskListening: report whether anything listens in the endpoint's
 	// namespace on Peer's port.
 	TaskListening TaskKind = "listening"
+	// TaskDump: read back what the node's data path enforces. Endpoint, Peer
+	// and Protocol do not matter.
+	TaskDump TaskKind = "dump"
 )
 
-// Task is a small piece of diagnosis that a node does in the network
-// namespace of one of its endpoints.
+// Task is a small piece of diagnosis that a node does, most of them in the
+// network namespace of one of its endpoints.
 type Task struct {
 	ID       string          `json:"id"`   // set by the controller
 	Node     string          `json:"node"` // zone/node
@@ -55,6 +58,7 @@ type TaskResult struct {
 	Reason   string        `json:"reason,omitempty"`
 	Error    string        `json:"error,omitempty"`
 	Duration time.Duration `json:"duration,omitempty"` // nanoseconds
+	Dump     *Dump         `json:"dump,omitempty"`     // dump only
 }
 
 // ProbeRequest is a batch of tasks. The observations among them are begun

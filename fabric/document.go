@@ -107,6 +107,15 @@ func (d Document) At(now time.Time) Document {
 	return d
 }
 
+// DocumentsAt returns the documents as they hold at now.
+func DocumentsAt(docs map[Ref]Document, now time.Time) map[Ref]Document {
+	at := make(map[Ref]Document, len(docs))
+	for r, d := range docs {
+		at[r] = d.At(now)
+	}
+	return at
+}
+
 // NextExpiry returns when the first edge of the documents expires after now;
 // zero if none does.
 func NextExpiry(docs map[Ref]Document, now time.Time) time.Time {

@@ -1,0 +1,114 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Layer is a data path that decides about packets.
+type Layer string
+
+// The layers.
+const (
+	LayerEBPF   Layer = "ebpf"   // at the endpoints of a workload node
+	LayerSwitch Layer = "switch" // Open vSwitch, at a zone's boundary
+)
+
+// Dump is what a node's data path really holds: read from its maps or flows,
+// not from what its daemon remembers. Only the names for the numbers in them
+// are the daemon's.
+type Dump struct {
+	Node     string         `json:"node"` // zone/node
+	Layer    Layer          `json:"layer"`
+	Sequence uint64         `json:"sequence"` // of the revision that the node enforces
+	Peers    []DumpPeer     `json:"peers,omitempty"`
+	Rules    []DumpRule     `json:"rules,omitempty"`
+	External []DumpExternal `json:"externals,omitempty"`
+	Guarded  []DumpEndpoint `json:"endpoints,omitempty"` // ebpf only
+	// Problems are what no state of ours would look like, a sentence each:
+	// programs that are not attached, flows of somebody else, a test override.
+	Problems []string `json:"problems,omitempty"`
+}
+
+// DumpPeer is an address of the fabric whose owner the data path knows.
+type DumpPeer struct {
+	Address  netip.Addr `json:"address"`
+	Identity string     `json:"identity"` // the key of a fabric.Identity
+	// Via is by what its packets come, and go: "endpoint" for one of the node's
+	// own, "zone" for the link to the nodes of the own zone, else "zone/node" of
+	// the processor at the other end of the link.
+	Via string `json:"via"`
+}
+
+// The ways of DumpPeer.Via that are not a processor.
+const (
+	ViaEndpoint = "endpoint"
+	ViaZone     = "zone"
+)
+
+// DumpEndpoint is an endpoint whose interface the data path guards.
+type DumpEndpoint struct {
+	IPv4     netip.Addr     `json:"ipv4"`
+	IPv6     netip.Addr     `json:"ipv6"`
+	Identity string         `json:"identity"`
+	Checks   []fabric.Check `json:"checks,omitempty"`
+}
+
+// DumpExternal is a prefix outside the fabric whose owner the data path knows.
+type DumpExternal struct {
+	Prefix   netip.Prefix `json:"prefix"`
+	Identity string       `json:"identity"` // "external", and the names of all externals that the prefix belongs to
+}
+
+// DumpRule lets one identity open flows to another.
+type DumpRule struct {
+	From     string           `json:"from"` // identities as of peers and externals
+	To       string           `json:"to"`
+	Protocol fabric.Protocol  `json:"protocol"`
+	Ports    fabric.PortRange `json:"ports"`
+	Contract string           `json:"contract"` // "domain/contract"
+	// Audit: ebpf only. The switch does not tell such flows from others.
+	Audit bool `json:"audit,omitempty"`
+}
+
+// dumpTimeout bounds how long a node may take to read its data path.
+const dumpTimeout = 20 * time.Second
+
+// Dumps has nodes ("zone/node") read back what they enforce. A node that could
+// not is missing among the dumps and there with the reason among the failed.
+func (c *Client) Dumps(ctx context.Context, nodes []string) (dumps map[string]Dump, failed map[string]string, err error) {
+	tasks := make([]Task, len(nodes))
+	for i, n := range nodes {
+		tasks[i] = Task{Node: n, Kind: TaskDump, Timeout: dumpTimeout}
+	}
+	dumps, failed = map[string]Dump{}, map[string]string{}
+	for len(tasks) > 0 {
+		n := min(len(tasks), MaxProbeTasks)
+		results, err := c.Probe(ctx, tasks[:n])
+		if err != nil {
+			return nil, nil, err
+		}
+		if len(results) != n {
+			return nil, nil, fmt.Errorf("%d results for %d tasks", len(results), n)
+		}
+		for i, r := range results {
+			switch {
+			case r.Error != "":
+				failed[tasks[i].Node] = r.Error
+			case r.Dump == nil || r.Dump.Node != tasks[i].Node:
+				failed[tasks[i].Node] = "the node answered without a dump of its own"
+			default:
+				dumps[tasks[i].Node] = *r.Dump
+			}
+		}
+		tasks = tasks[n:]
+	}
+	return dumps, failed, nil
+}
