@@ -1,0 +1,412 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+	"time"
+)
+
+// Standing says how a flow between two services stands: it is dropped, it
+// passes only because of audit mode, or it is allowed.
+type Standing string
+
+// The standings, from least to most.
+const (
+	StandsDropped Standing = ""
+	StandsAudit   Standing = "audit"
+	StandsAllowed Standing = "allowed"
+)
+
+func (s Standing) rank() int {
+	switch s {
+	case StandsAllowed:
+		return 2
+	case StandsAudit:
+		return 1
+	}
+	return 0
+}
+
+// Cause is a contract that makes flows stand as they do, and where it is
+// declared.
+type Cause struct {
+	Contract Ref      `json:"contract"`
+	Pos      Position `json:"pos,omitzero"`
+}
+
+// ReachChange is what becomes of flows that endpoints of From open towards
+// endpoints of To, if both requested every role that the graph gives them.
+type ReachChange struct {
+	From Ref      `json:"from"`
+	To   Ref      `json:"to"`
+	Was  Standing `json:"was"`
+	Is   Standing `json:"is"`
+	// Rules are canonical: a rule for each protocol, its ports in order,
+	// disjoint and not adjacent.
+	Rules []Rule `json:"rules"`
+	// Because are the contracts that open what is gained, or that opened what
+	// is lost.
+	Because []Cause `json:"because"`
+}
+
+// Gains reports whether the flows stand better than before.
+func (c ReachChange) Gains() bool { return c.Is.rank() > c.Was.rank() }
+
+// Alteration says what was done to a thing of the graph.
+type Alteration string
+
+// The alterations.
+const (
+	Added   Alteration = "added"
+	Removed Alteration = "removed"
+	Altered Alteration = "altered"
+)
+
+// ContractChange is a contract that was declared, withdrawn, or says something
+// else than before. What names the things that differ.
+type ContractChange struct {
+	Contract Ref        `json:"contract"`
+	Pos      Position   `json:"pos,omitzero"`
+	Change   Alteration `json:"change"`
+	What     []string   `json:"what,omitempty"`
+}
+
+// NodeChange is a service or an external that came, went, or stands for other
+// workloads or addresses than before.
+type NodeChange struct {
+	Name     Ref        `json:"name"`
+	External bool       `json:"external,omitempty"`
+	Pos      Position   `json:"pos,omitzero"`
+	Change   Alteration `json:"change"`
+	What     []string   `json:"what,omitempty"` // "selectors", "prefixes", "labels"
+}
+
+// Delta is the difference between two graphs in terms of what it does. What
+// merely documents (descriptions, positions) is no difference.
+type Delta struct {
+	Reach     []ReachChange    `json:"reach,omitempty"`
+	Contracts []ContractChange `json:"contracts,omitempty"`
+	Nodes     []NodeChange     `json:"nodes,omitempty"`
+	Modes     []ModeChange     `json:"modes,omitempty"`
+	// Waiting are contracts that begin to wait for consent; Accepted are those
+	// that waited and do so no longer.
+	Waiting    []Waiting         `json:"waiting,omitempty"`
+	Accepted   []Ref             `json:"accepted,omitempty"`
+	Guardrails []GuardrailChange `json:"guardrails,omitempty"`
+}
+
+// ModeChange is a domain that goes into audit mode or leaves it.
+type ModeChange struct {
+	Domain string `json:"domain"`
+	Was    Mode   `json:"was"`
+	Is     Mode   `json:"is"`
+}
+
+// GuardrailChange is a guardrail that came, went or denies something else.
+type GuardrailChange struct {
+	Name   string     `json:"name"`
+	Pos    Position   `json:"pos,omitzero"`
+	Change Alteration `json:"change"`
+}
+
+// Empty reports whether nothing differs.
+func (d Delta) Empty() bool { return reflect.ValueOf(d).IsZero() }
+
+// Compare returns the difference between two graphs as they hold at now.
+// Domains that are the same object in both are not looked into, so that the
+// cost follows what changed, apart from one pass over the contracts.
+func Compare(before, after *Graph, now time.Time) Delta {
+	c := comparison{before: before, after: after, was: newIndex(before), is: newIndex(after), now: now, pairs: map[pairOfRefs]bool{}, indexes: map[*Graph]*index{}}
+	return c.run()
+}
+
+type pairOfRefs struct{ from, to Ref }
+
+type comparison struct {
+	before, after *Graph
+	was, is       *index // of before and after
+	now           time.Time
+	delta         Delta
+	pairs         map[pairOfRefs]bool // whose standing may differ
+	indexes       map[*Graph]*index   // made when first needed
+}
+
+// missingConsent is that of an index, which most contracts do not need.
+func (c *comparison) missingConsent(g *Graph, domain string, k *Contract) []Ref {
+	foreign := func(r Ref) bool { return r.Domain != domain }
+	if !slices.ContainsFunc(k.Originators, foreign) && !slices.ContainsFunc(k.Responders, foreign) {
+		return nil
+	}
+	if c.indexes[g] == nil {
+		c.indexes[g] = newIndex(g)
+	}
+	return c.indexes[g].missingConsent(domain, k)
+}
+
+func (c *comparison) run() Delta {
+	changed := map[string]bool{} // domains in which something that acts differs
+	consent := map[string]bool{} // domains that may consent to other contracts than before
+	names := map[string]bool{}
+	for _, g := range []*Graph{c.before, c.after} {
+		for name := range g.Domains {
+			if c.before.Domains[name] != c.after.Domains[name] {
+				names[name] = true
+			}
+		}
+	}
+	none := &Domain{}
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		was, is := cmp.Or(c.before.Domains[name], none), cmp.Or(c.after.Domains[name], none)
+		nodes := c.compareNodes(name, was, is)
+		if was.Mode != is.Mode {
+			c.delta.Modes = append(c.delta.Modes, ModeChange{Domain: name, Was: was.Mode, Is: is.Mode})
+		}
+		if (was.Mode == ModeAudit || is.Mode == ModeAudit) && (nodes || was.Mode != is.Mode) {
+			c.allPairs(name, was, is)
+		}
+		if nodes || !slices.EqualFunc(was.Accepts, is.Accepts, sameAccept) {
+			consent[name] = true
+		}
+		changed[name] = true
+	}
+	touched := map[Ref]bool{}
+	for name := range changed {
+		c.compareContracts(name, touched)
+	}
+	if len(consent) > 0 {
+		c.contractsNaming(consent, touched)
+	}
+	for r := range touched {
+		c.compareContract(r)
+	}
+	c.compareGuardrails()
+	c.compareReach()
+	slices.SortFunc(c.delta.Contracts, func(a, b ContractChange) int { return CompareRefs(a.Contract, b.Contract) })
+	slices.SortFunc(c.delta.Waiting, func(a, b Waiting) int { return CompareRefs(a.Contract, b.Contract) })
+	slices.SortFunc(c.delta.Accepted, CompareRefs)
+	return c.delta
+}
+
+func sameAccept(a, b Accept) bool {
+	return a.Contract == b.Contract && slices.Equal(a.Services, b.Services)
+}
+
+// compareNodes notes which services and externals of a domain differ, and
+// reports whether any came, went or changed its sort.
+func (c *comparison) compareNodes(domain string, was, is *Domain) (set bool) {
+	type node struct {
+		external  bool
+		pos       Position
+		labels    Labels
+		selectors []Selector
+		prefixes  []netip.Prefix
+	}
+	index := func(d *Domain) map[string]node {
+		m := make(map[string]node, len(d.Services)+len(d.Externals))
+		for _, s := range d.Services {
+			m[s.Name] = node{pos: s.Pos, labels: s.Labels, selectors: s.Selectors}
+		}
+		for _, e := range d.Externals {
+			m[e.Name] = node{external: true, pos: e.Pos, labels: e.Labels, prefixes: e.Prefixes}
+		}
+		return m
+	}
+	note := func(name string, n node, how Alteration, what ...string) {
+		c.delta.Nodes = append(c.delta.Nodes, NodeChange{Name: Ref{domain, name}, External: n.external, Pos: n.pos, Change: how, What: what})
+	}
+	olds, news := index(was), index(is)
+	for _, name := range slices.Sorted(maps.Keys(olds)) {
+		o, n := olds[name], news[name]
+		if _, stays := news[name]; !stays || o.external != n.external {
+			set = true
+			note(name, o, Removed)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(news)) {
+		o, n := olds[name], news[name]
+		if _, was := olds[name]; !was || o.external != n.external {
+			set = true
+			note(name, n, Added)
+			continue
+		}
+		var what []string
+		if !slices.EqualFunc(o.selectors, n.selectors, sameSelector) {
+			what = append(what, "selectors")
+		}
+		if !slices.Equal(o.prefixes, n.prefixes) {
+			what = append(what, "prefixes")
+		}
+		if !maps.Equal(o.labels, n.labels) {
+			what = append(what, "labels")
+		}
+		if len(what) > 0 {
+			note(name, n, Altered, what...)
+		}
+	}
+	return set
+}
+
+func sameSelector(a, b Selector) bool {
+	a.Pos, b.Pos = Position{}, Position{}
+	return reflect.DeepEqual(a, b)
+}
+
+// allPairs marks every pair of services of a domain.
+func (c *comparison) allPairs(domain string, was, is *Domain) {
+	var all []Ref
+	for _, s := range slices.Concat(was.Services, is.Services) {
+		all = append(all, Ref{domain, s.Name})
+	}
+	for _, from := range all {
+		for _, to := range all {
+			c.pairs[pairOfRefs{from, to}] = true
+		}
+	}
+}
+
+// compareContracts marks the contracts of a domain that say something else.
+func (c *comparison) compareContracts(domain string, touched map[Ref]bool) {
+	index := func(g *Graph) map[string]*Contract {
+		m := map[string]*Contract{}
+		if d := g.Domains[domain]; d != nil {
+			for i := range d.Contracts {
+				m[d.Contracts[i].Name] = &d.Contracts[i]
+			}
+		}
+		return m
+	}
+	olds, news := index(c.before), index(c.after)
+	for name, o := range olds {
+		n := news[name]
+		if n == nil || len(differences(o, n)) > 0 {
+			touched[Ref{domain, name}] = true
+		}
+	}
+	for name := range news {
+		if olds[name] == nil {
+			touched[Ref{domain, name}] = true
+		}
+	}
+}
+
+// contractsNaming marks the contracts that name services of domains other
+// than their own.
+func (c *comparison) contractsNaming(domains map[string]bool, touched map[Ref]bool) {
+	for _, g := range []*Graph{c.before, c.after} {
+		for _, d := range g.Domains {
+			for i := range d.Contracts {
+				names := func(r Ref) bool { return r.Domain != d.Name && domains[r.Domain] }
+				if k := &d.Contracts[i]; slices.ContainsFunc(k.Originators, names) || slices.ContainsFunc(k.Responders, names) {
+					touched[Ref{d.Name, k.Name}] = true
+				}
+			}
+		}
+	}
+}
+
+// differences names what acts differently in two versions of a contract.
+func differences(a, b *Contract) []string {
+	var what []string
+	differ := func(name string, same bool) {
+		if !same {
+			what = append(what, name)
+		}
+	}
+	differ("enabled", a.Disabled == b.Disabled)
+	differ("mode", a.Mode == b.Mode)
+	differ("expires", a.Expires.Equal(b.Expires))
+	differ("originators", slices.Equal(a.Originators, b.Originators))
+	differ("responders", slices.Equal(a.Responders, b.Responders))
+	differ("rules", slices.EqualFunc(a.Rules, b.Rules, func(a, b Rule) bool {
+		return a.Protocol == b.Protocol && slices.Equal(a.Ports, b.Ports)
+	}))
+	differ("path", slices.Equal(a.Path.Require, b.Path.Require) && slices.Equal(a.Path.Prefer, b.Path.Prefer))
+	return what
+}
+
+// compareContract notes how a contract differs and which pairs that may touch.
+func (c *comparison) compareContract(r Ref) {
+	was, is := c.before.contract(r), c.after.contract(r)
+	var missingBefore, missingAfter []Ref
+	if was != nil {
+		missingBefore = c.missingConsent(c.before, r.Domain, was)
+	}
+	if is != nil {
+		missingAfter = c.missingConsent(c.after, r.Domain, is)
+	}
+	switch {
+	case was == nil:
+		c.delta.Contracts = append(c.delta.Contracts, ContractChange{Contract: r, Pos: is.Pos, Change: Added})
+	case is == nil:
+		c.delta.Contracts = append(c.delta.Contracts, ContractChange{Contract: r, Pos: was.Pos, Change: Removed})
+	default:
+		if what := differences(was, is); len(what) > 0 {
+			c.delta.Contracts = append(c.delta.Contracts, ContractChange{Contract: r, Pos: is.Pos, Change: Altered, What: what})
+		}
+	}
+	switch {
+	case len(missingAfter) > 0 && !slices.Equal(missingAfter, missingBefore):
+		c.delta.Waiting = append(c.delta.Waiting, Waiting{Contract: r, For: missingAfter})
+	case len(missingBefore) > 0 && is != nil && len(missingAfter) == 0:
+		c.delta.Accepted = append(c.delta.Accepted, r)
+	}
+	for _, k := range []*Contract{was, is} {
+		if k == nil || !k.InForce(c.now) {
+			continue
+		}
+		for _, from := range k.Originators {
+			for _, to := range k.Responders {
+				c.pairs[pairOfRefs{from, to}] = true
+			}
+		}
+	}
+}
+
+// contract finds a contract.
+func (g *Graph) contract(r Ref) *Contract {
+	if d := g.Domains[r.Domain]; d != nil {
+		for i := range d.Contracts {
+			if d.Contracts[i].Name == r.Name {
+				return &d.Contracts[i]
+			}
+		}
+	}
+	return nil
+}
+
+func (c *comparison) compareGuardrails() {
+	sameDenial := func(a, b Denial) bool {
+		return maps.Equal(a.From, b.From) && maps.Equal(a.To, b.To) && slices.EqualFunc(a.Rules, b.Rules, func(a, b Rule) bool {
+			return a.Protocol == b.Protocol && slices.Equal(a.Ports, b.Ports)
+		})
+	}
+	find := func(g *Graph, name string) *Guardrail {
+		for i := range g.Guardrails {
+			if g.Guardrails[i].Name == name {
+				return &g.Guardrails[i]
+			}
+		}
+		return nil
+	}
+	for _, o := range c.before.Guardrails {
+		n := find(c.after, o.Name)
+		switch {
+		case n == nil:
+			c.delta.Guardrails = append(c.delta.Guardrails, GuardrailChange{Name: o.Name, Pos: o.Pos, Change: Removed})
+		case !slices.EqualFunc(o.Deny, n.Deny, sameDenial):
+			c.delta.Guardrails = append(c.delta.Guardrails, GuardrailChange{Name: o.Name, Pos: n.Pos, Change: Altered})
+		}
+	}
+	for _, n := range c.after.Guardrails {
+		if find(c.before, n.Name) == nil {
+			c.delta.Guardrails = append(c.delta.Guardrails, GuardrailChange{Name: n.Name, Pos: n.Pos, Change: Added})
+		}
+	}
+	slices.SortFunc(c.delta.Guardrails, func(a, b GuardrailChange) int { return cmp.Compare(a.Name, b.Name) })
+}

@@ -1,0 +1,171 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"cmp"
+	"slices"
+)
+
+// opening is one range of ports that a contract opens between two services.
+type opening struct {
+	protocol Protocol
+	ports    PortRange
+	audit    bool
+	cause    Cause
+}
+
+// compareReach decides for every marked pair how its flows stood and stand.
+func (c *comparison) compareReach() {
+	if len(c.pairs) == 0 {
+		return
+	}
+	before, after := c.openings(c.was), c.openings(c.is)
+	for p := range c.pairs {
+		c.delta.Reach = append(c.delta.Reach, compareOpenings(p, before[p], after[p])...)
+	}
+	slices.SortFunc(c.delta.Reach, func(a, b ReachChange) int {
+		return cmp.Or(CompareRefs(a.From, b.From), CompareRefs(a.To, b.To), cmp.Compare(b.Is.rank(), a.Is.rank()), cmp.Compare(b.Was.rank(), a.Was.rank()))
+	})
+}
+
+// openings returns what the contracts of a graph open between the marked pairs.
+func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
+	g := x.graph
+	froms, tos := map[Ref]bool{}, map[Ref]bool{}
+	audited := map[string]map[Ref]bool{} // services of domains in audit mode that occur
+	for p := range c.pairs {
+		froms[p.from], tos[p.to] = true, true
+		for _, r := range []Ref{p.from, p.to} {
+			if d := g.Domains[r.Domain]; d != nil && d.Mode == ModeAudit && audited[r.Domain] == nil {
+				audited[r.Domain] = map[Ref]bool{}
+				for _, s := range d.Services {
+					audited[r.Domain][Ref{d.Name, s.Name}] = true
+				}
+			}
+		}
+	}
+	found := map[pairOfRefs][]opening{}
+	for _, d := range g.Domains {
+		for i := range d.Contracts {
+			k := &d.Contracts[i]
+			if !slices.ContainsFunc(k.Originators, func(r Ref) bool { return froms[r] }) ||
+				!slices.ContainsFunc(k.Responders, func(r Ref) bool { return tos[r] }) ||
+				!k.InForce(c.now) || len(c.missingConsent(g, d.Name, k)) > 0 {
+				continue
+			}
+			seen := map[pairOfRefs]bool{}
+			for _, from := range k.Originators {
+				for _, to := range k.Responders {
+					p := pairOfRefs{from, to}
+					if c.pairs[p] && !seen[p] {
+						seen[p] = true
+						found[p] = append(found[p], openingsOf(k.Rules, k.Mode == ModeAudit, Cause{Ref{d.Name, k.Name}, k.Pos})...)
+					}
+				}
+			}
+		}
+	}
+	for p := range c.pairs {
+		if in := audited[p.from.Domain]; p.from.Domain == p.to.Domain && in[p.from] && in[p.to] {
+			cause := Cause{Ref{p.from.Domain, AuditContract}, g.Domains[p.from.Domain].Pos}
+			found[p] = append(found[p], openingsOf(everything, true, cause)...)
+		}
+	}
+	return found
+}
+
+func openingsOf(rules []Rule, audit bool, cause Cause) []opening {
+	var list []opening
+	for _, r := range rules {
+		for _, ports := range r.Ports {
+			list = append(list, opening{r.Protocol, ports, audit, cause})
+		}
+	}
+	return list
+}
+
+// compareOpenings cuts the ports of each protocol at every border of an
+// opening, and compares the pieces.
+func compareOpenings(p pairOfRefs, before, after []opening) []ReachChange {
+	type kind struct{ was, is Standing }
+	changes := map[kind]*ReachChange{}
+	for _, protocol := range Protocols {
+		var cuts []int
+		var old, now []opening
+		for _, o := range before {
+			if o.protocol == protocol {
+				old = append(old, o)
+				cuts = append(cuts, int(o.ports.From), int(o.ports.To)+1)
+			}
+		}
+		for _, o := range after {
+			if o.protocol == protocol {
+				now = append(now, o)
+				cuts = append(cuts, int(o.ports.From), int(o.ports.To)+1)
+			}
+		}
+		slices.Sort(cuts)
+		cuts = slices.Compact(cuts)
+		for i := range max(len(cuts)-1, 0) {
+			from, to := uint16(cuts[i]), uint16(cuts[i+1]-1)
+			was, causesBefore := standing(old, from)
+			is, causesAfter := standing(now, from)
+			if was == is {
+				continue
+			}
+			k := kind{was, is}
+			if changes[k] == nil {
+				changes[k] = &ReachChange{From: p.from, To: p.to, Was: was, Is: is}
+			}
+			change := changes[k]
+			change.addPorts(protocol, PortRange{from, to})
+			if change.Gains() {
+				change.Because = append(change.Because, causesAfter...)
+			} else {
+				change.Because = append(change.Because, causesBefore...)
+			}
+		}
+	}
+	var list []ReachChange
+	for _, change := range changes {
+		slices.SortFunc(change.Because, func(a, b Cause) int { return CompareRefs(a.Contract, b.Contract) })
+		change.Because = slices.Compact(change.Because)
+		list = append(list, *change)
+	}
+	return list
+}
+
+// standing returns how a port stands, and the contracts that make it so.
+func standing(openings []opening, port uint16) (s Standing, causes []Cause) {
+	for _, o := range openings {
+		if !o.ports.Contains(port) {
+			continue
+		}
+		mine := StandsAllowed
+		if o.audit {
+			mine = StandsAudit
+		}
+		if mine.rank() > s.rank() {
+			s, causes = mine, nil
+		}
+		if mine == s {
+			causes = append(causes, o.cause)
+		}
+	}
+	return s, causes
+}
+
+// addPorts adds ports that lie beyond those already there.
+func (c *ReachChange) addPorts(protocol Protocol, ports PortRange) {
+	if n := len(c.Rules); n == 0 || c.Rules[n-1].Protocol != protocol {
+		c.Rules = append(c.Rules, Rule{Protocol: protocol})
+	}
+	r := &c.Rules[len(c.Rules)-1]
+	if n := len(r.Ports); n > 0 && int(r.Ports[n-1].To)+1 == int(ports.From) {
+		r.Ports[n-1].To = ports.To
+		return
+	}
+	r.Ports = append(r.Ports, ports)
+}
