@@ -42,8 +42,9 @@ func (g *Graph) Check(now time.Time) []Problem {
 	report := func(pos Position, remedy, format string, args ...any) {
 		problems = append(problems, Problem{Pos: pos, Summary: fmt.Sprintf(format, args...), Remedy: remedy})
 	}
+	x := newIndex(g)
 	for _, d := range g.sortedDomains() {
-		g.checkDomain(d, report)
+		x.checkDomain(d, report)
 	}
 	for i, r := range g.Guardrails {
 		if err := CheckName(r.Name); err != nil {
@@ -64,7 +65,7 @@ func (g *Graph) Check(now time.Time) []Problem {
 	return problems
 }
 
-func (g *Graph) checkDomain(d *Domain, report reporter) {
+func (x *index) checkDomain(d *Domain, report reporter) {
 	if err := CheckName(d.Name); err != nil {
 		report(d.Pos, "", "domain: %v", err)
 	}
@@ -93,20 +94,20 @@ func (g *Graph) checkDomain(d *Domain, report reporter) {
 		}
 	}
 	seen = map[string]Position{}
-	for _, c := range d.Contracts {
+	for i, c := range d.Contracts {
 		declare("contract", c.Name, c.Pos)
 		if c.Name == AuditContract {
 			report(c.Pos, "choose another name", "contract %q is reserved for domains in audit mode", c.Name)
 		}
-		g.checkContract(c, d.Name, report)
+		x.checkContract(&d.Contracts[i], d.Name, report)
 	}
 	for _, a := range d.Accepts {
 		if a.Contract.Domain == d.Name {
 			report(a.Pos, "remove it", "domain %q accepts its own contract %q, which needs no consent", d.Name, a.Contract.Name)
 		}
 		for _, name := range a.Services {
-			if svc, _ := g.node(Ref{d.Name, name}); svc == nil {
-				report(a.Pos, g.suggest(Ref{d.Name, name}), "the consent to contract %s names an unknown service %q", a.Contract, name)
+			if x.nodes[Ref{d.Name, name}].service == nil {
+				report(a.Pos, x.graph.suggest(Ref{d.Name, name}), "the consent to contract %s names an unknown service %q", a.Contract, name)
 			}
 		}
 	}
@@ -118,7 +119,7 @@ func checkMode(m Mode, pos Position, report reporter) {
 	}
 }
 
-func (g *Graph) checkContract(c Contract, domain string, report reporter) {
+func (x *index) checkContract(c *Contract, domain string, report reporter) {
 	checkMode(c.Mode, c.Pos, report)
 	if len(c.Rules) == 0 {
 		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
@@ -145,13 +146,13 @@ func (g *Graph) checkContract(c Contract, domain string, report reporter) {
 		external := false
 		for _, r := range refs {
 			own = own || r.Domain == domain
-			svc, ext := g.node(r)
-			external = external || ext != nil
+			n := x.nodes[r]
+			external = external || n.external != nil
 			switch {
-			case r.Domain != domain && ext != nil:
+			case r.Domain != domain && n.external != nil:
 				report(c.Pos, "declare the external in this domain", "contract %q names external %s of another domain", c.Name, r)
-			case r.Domain == domain && svc == nil && ext == nil:
-				report(c.Pos, g.suggest(r), "contract %q names an unknown service %q among its %s", c.Name, r.Name, role)
+			case r.Domain == domain && n == (node{}):
+				report(c.Pos, x.graph.suggest(r), "contract %q names an unknown service %q among its %s", c.Name, r.Name, role)
 			}
 		}
 		if external {

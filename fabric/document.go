@@ -158,12 +158,6 @@ func (d Document) Roles() Roles {
 	return r.Canonical()
 }
 
-// Shard maps the services of one index shard to their documents.
-type Shard map[string]Hash
-
-// ShardCount is the number of index shards.
-const ShardCount = 256
-
 // ShardOf returns the index shard of a service: the first byte of the SHA-256
 // of "domain/service".
 func ShardOf(service Ref) int {
@@ -171,108 +165,55 @@ func ShardOf(service Ref) int {
 	return int(sum[0])
 }
 
-// Root lists what a revision consists of. Empty shards have the zero hash.
-type Root struct {
-	Shards     []Hash          `json:"shards"`              // ShardCount of them
-	Domains    map[string]Hash `json:"domains"`             // each domain as declared (a Domain)
-	Guardrails Hash            `json:"guardrails,omitzero"` // all of them ([]Guardrail)
-}
-
-// Revision is a compiled graph: the hash of its root and every object that it
-// consists of.
-type Revision struct {
-	Root    Hash
-	Objects []Object
-}
-
-// Compile turns a graph that has passed Check into a revision. Equal graphs
-// compile to equal revisions.
-func Compile(g *Graph) Revision {
-	var rev Revision
-	add := func(v any) Hash {
-		o := NewObject(v)
-		rev.Objects = append(rev.Objects, o)
-		return o.Hash
-	}
-	root := Root{Shards: make([]Hash, ShardCount), Domains: map[string]Hash{}}
-	shards := make([]Shard, ShardCount)
-	for _, d := range Documents(g) {
-		n := ShardOf(d.Service)
-		if shards[n] == nil {
-			shards[n] = Shard{}
-		}
-		shards[n][d.Service.String()] = add(d)
-	}
-	for n, s := range shards {
-		if s != nil {
-			root.Shards[n] = add(s)
-		}
-	}
-	for _, d := range g.sortedDomains() {
-		root.Domains[d.Name] = add(d)
-	}
-	if len(g.Guardrails) > 0 {
-		root.Guardrails = add(g.Guardrails)
-	}
-	rev.Root = add(root)
-	return rev
-}
-
 // Documents returns the document of every service of g, ordered by name.
 func Documents(g *Graph) []Document {
-	nodes := map[Ref]*External{} // nil for a service
+	return documentsOf(g, func(Ref) bool { return true })
+}
+
+// documentsOf returns the documents of the wanted services that g has, ordered by
+// name.
+func documentsOf(g *Graph, wanted func(Ref) bool) []Document {
+	x := newIndex(g)
 	docs := map[Ref]*Document{}
-	for _, d := range g.Domains {
-		for _, s := range d.Services {
-			r := Ref{d.Name, s.Name}
-			docs[r], nodes[r] = &Document{Service: r}, nil
-		}
-		for i := range d.Externals {
-			nodes[Ref{d.Name, d.Externals[i].Name}] = &d.Externals[i]
+	for r, n := range x.nodes {
+		if n.service != nil && wanted(r) {
+			docs[r] = &Document{Service: r}
 		}
 	}
-	peers := func(refs []Ref) []Peer {
-		refs = slices.Clone(refs)
-		slices.SortFunc(refs, CompareRefs)
-		ps := make([]Peer, 0, len(refs))
-		for _, r := range slices.Compact(refs) {
-			p := Peer{Name: r}
-			if ext := nodes[r]; ext != nil {
-				p.Prefixes = ext.Prefixes
-			}
-			ps = append(ps, p)
+	add := func(edge Edge, originators, responders []Ref) {
+		any := func(r Ref) bool { return docs[r] != nil }
+		if !slices.ContainsFunc(originators, any) && !slices.ContainsFunc(responders, any) {
+			return
 		}
-		return ps
-	}
-	add := func(edge Edge, originators, responders []Peer) {
-		for _, p := range originators {
+		from, to := x.peers(originators), x.peers(responders)
+		for _, p := range from {
 			if doc := docs[p.Name]; doc != nil {
-				edge.Peers = responders
+				edge.Peers = to
 				doc.Originates = append(doc.Originates, edge)
 			}
 		}
-		for _, p := range responders {
+		for _, p := range to {
 			if doc := docs[p.Name]; doc != nil {
-				edge.Peers = originators
+				edge.Peers = from
 				doc.Responds = append(doc.Responds, edge)
 			}
 		}
 	}
 	for _, d := range g.sortedDomains() {
-		for _, c := range d.Contracts {
-			if c.Disabled || len(g.missingConsent(d.Name, c)) > 0 {
+		for i := range d.Contracts {
+			c := &d.Contracts[i]
+			if c.Disabled || len(x.missingConsent(d.Name, c)) > 0 {
 				continue
 			}
-			edge := Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path, Expires: c.Expires, Audit: c.Mode == ModeAudit}
-			add(edge, peers(c.Originators), peers(c.Responders))
+			add(Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path, Expires: c.Expires, Audit: c.Mode == ModeAudit},
+				c.Originators, c.Responders)
 		}
-		if d.Mode == ModeAudit && len(d.Services) > 0 {
+		if d.Mode == ModeAudit {
 			var all []Ref
 			for _, s := range d.Services {
 				all = append(all, Ref{d.Name, s.Name})
 			}
-			everybody := peers(all)
-			add(Edge{Contract: Ref{d.Name, AuditContract}, Rules: everything, Audit: true, Unrequested: true}, everybody, everybody)
+			add(Edge{Contract: Ref{d.Name, AuditContract}, Rules: everything, Audit: true, Unrequested: true}, all, all)
 		}
 	}
 	list := make([]Document, 0, len(docs))
@@ -284,6 +225,21 @@ func Documents(g *Graph) []Document {
 	}
 	slices.SortFunc(list, func(a, b Document) int { return CompareRefs(a.Service, b.Service) })
 	return list
+}
+
+// peers returns one side of a contract as the other side's documents list it:
+// each once, in order.
+func (x *index) peers(refs []Ref) []Peer {
+	peers := make([]Peer, 0, len(refs))
+	for _, r := range refs {
+		p := Peer{Name: r}
+		if ext := x.nodes[r].external; ext != nil {
+			p.Prefixes = ext.Prefixes
+		}
+		peers = append(peers, p)
+	}
+	slices.SortFunc(peers, func(a, b Peer) int { return CompareRefs(a.Name, b.Name) })
+	return slices.CompactFunc(peers, func(a, b Peer) bool { return a.Name == b.Name })
 }
 
 // everything is every flow that a rule can name.

@@ -57,14 +57,16 @@ func (g *Graph) Breaches(now time.Time) []Breach {
 		return nil
 	}
 	var breaches []Breach
+	x := newIndex(g)
 	for _, d := range g.sortedDomains() {
-		for _, c := range d.Contracts {
+		for i := range d.Contracts {
+			c := &d.Contracts[i]
 			if !c.InForce(now) {
 				continue
 			}
 			for _, r := range g.Guardrails {
 				for _, deny := range r.Deny {
-					if b, broken := g.breach(c, deny); broken {
+					if b, broken := x.breach(c, deny); broken {
 						b.Guardrail, b.Contract, b.Pos = r.Name, Ref{d.Name, c.Name}, c.Pos
 						breaches = append(breaches, b)
 					}
@@ -75,21 +77,13 @@ func (g *Graph) Breaches(now time.Time) []Breach {
 	return breaches
 }
 
-func (g *Graph) breach(c Contract, deny Denial) (Breach, bool) {
+func (x *index) breach(c *Contract, deny Denial) (Breach, bool) {
 	opened, denied := overlap(c.Rules, deny.Rules)
 	if !denied {
 		return Breach{}, false
 	}
 	matching := func(refs []Ref, want Labels) int {
-		return slices.IndexFunc(refs, func(r Ref) bool {
-			have := g.LabelsOf(r)
-			for k, v := range want {
-				if have[k] != v {
-					return false
-				}
-			}
-			return true
-		})
+		return slices.IndexFunc(refs, func(r Ref) bool { return x.hasLabels(r, want) })
 	}
 	from, to := matching(c.Originators, deny.From), matching(c.Responders, deny.To)
 	if from < 0 || to < 0 {
@@ -131,42 +125,16 @@ type Waiting struct {
 // Waiting returns the contracts that wait for consent, in order.
 func (g *Graph) Waiting() []Waiting {
 	var list []Waiting
+	x := newIndex(g)
 	for _, d := range g.sortedDomains() {
-		for _, c := range d.Contracts {
-			if missing := g.missingConsent(d.Name, c); len(missing) > 0 {
+		for i := range d.Contracts {
+			c := &d.Contracts[i]
+			if missing := x.missingConsent(d.Name, c); len(missing) > 0 {
 				list = append(list, Waiting{Contract: Ref{d.Name, c.Name}, For: missing})
 			}
 		}
 	}
 	return list
-}
-
-// missingConsent returns the services of other domains that a contract names
-// without their domain's consent.
-func (g *Graph) missingConsent(domain string, c Contract) []Ref {
-	var missing []Ref
-	for _, refs := range [][]Ref{c.Originators, c.Responders} {
-		for _, r := range refs {
-			if r.Domain != domain && !g.consents(r, Ref{domain, c.Name}) {
-				missing = append(missing, r)
-			}
-		}
-	}
-	slices.SortFunc(missing, CompareRefs)
-	return slices.Compact(missing)
-}
-
-func (g *Graph) consents(service, contract Ref) bool {
-	d := g.Domains[service.Domain]
-	if d == nil {
-		return false
-	}
-	if svc, _ := g.node(service); svc == nil {
-		return false
-	}
-	return slices.ContainsFunc(d.Accepts, func(a Accept) bool {
-		return a.Contract == contract && (len(a.Services) == 0 || slices.Contains(a.Services, service.Name))
-	})
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }

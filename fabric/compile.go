@@ -1,0 +1,221 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"maps"
+	"runtime"
+	"slices"
+	"sync"
+	"sync/atomic"
+)
+
+// Shard maps the services of one index shard to their documents.
+type Shard map[string]Hash
+
+// ShardCount is the number of index shards.
+const ShardCount = 256
+
+// DomainIndex maps the names of domains to their objects, each a Domain as
+// declared.
+type DomainIndex map[string]Hash
+
+// Root lists what a revision consists of. Every node reads it, so its size does
+// not depend on that of the graph.
+type Root struct {
+	Shards     []Hash `json:"shards"`              // ShardCount of them; those of empty shards are zero
+	Domains    Hash   `json:"domains"`             // the DomainIndex
+	Guardrails Hash   `json:"guardrails,omitzero"` // all of them ([]Guardrail)
+}
+
+// Revision is a compiled graph: the hash of its root and objects that it
+// consists of.
+type Revision struct {
+	Root    Hash
+	Objects []Object
+}
+
+// Compile turns a graph that has passed Check into a revision with every object
+// of it. Equal graphs compile to equal revisions.
+func Compile(g *Graph) Revision {
+	var none *Compiled
+	c, fresh, _ := none.Next(g)
+	return Revision{Root: c.Root, Objects: fresh}
+}
+
+// Compiled is a graph with what it compiled to, but for the bytes of the
+// objects. It is never changed, nor may be what it holds; it is what the next
+// revision can be compiled from at the cost of what differs. A nil *Compiled is
+// that of no graph at all.
+type Compiled struct {
+	Graph     *Graph
+	Root      Hash
+	Documents map[Ref]Document
+
+	root    Root
+	shards  []Shard
+	domains DomainIndex
+}
+
+// Next compiles g, which has passed Check. Domains that are the same object in
+// both graphs are taken to be equal. fresh are the objects of g that c has not;
+// touched are the services whose document is another than in c, is new or gone,
+// in order.
+func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref) {
+	if c == nil {
+		c = &Compiled{Graph: &Graph{}, shards: make([]Shard, ShardCount), root: Root{Shards: make([]Hash, ShardCount)}}
+	}
+	next = &Compiled{
+		Graph: g, Documents: maps.Clone(c.Documents), domains: maps.Clone(c.domains),
+		shards: slices.Clone(c.shards), root: Root{Shards: slices.Clone(c.root.Shards)},
+	}
+	if next.Documents == nil {
+		next.Documents, next.domains = map[Ref]Document{}, DomainIndex{}
+	}
+	add := func(o Object, old Hash) Hash {
+		if o.Hash != old {
+			fresh = append(fresh, o)
+		}
+		return o.Hash
+	}
+	changed := c.changedDomains(g, next.domains, add)
+	if len(changed) > 0 {
+		touched = next.replaceDocuments(c, changed, add)
+		next.root.Domains = add(NewObject(next.domains), c.root.Domains)
+	} else {
+		next.root.Domains = c.root.Domains
+	}
+	if len(g.Guardrails) > 0 {
+		next.root.Guardrails = add(NewObject(g.Guardrails), c.root.Guardrails)
+	}
+	next.Root = add(NewObject(next.root), c.Root)
+	return next, fresh, touched
+}
+
+// changedDomains returns the names of the domains that differ, and brings index
+// up to date.
+func (c *Compiled) changedDomains(g *Graph, index DomainIndex, add func(Object, Hash) Hash) map[string]bool {
+	changed := map[string]bool{}
+	for name := range c.Graph.Domains {
+		if g.Domains[name] == nil {
+			changed[name] = true
+			delete(index, name)
+		}
+	}
+	var candidates []*Domain
+	for _, d := range g.sortedDomains() {
+		if c.Graph.Domains[d.Name] != d {
+			candidates = append(candidates, d)
+		}
+	}
+	for i, o := range newObjects(candidates) {
+		name := candidates[i].Name
+		if old, known := c.domains[name]; !known || old != o.Hash {
+			changed[name] = true
+		}
+		index[name] = add(o, c.domains[name])
+	}
+	return changed
+}
+
+// replaceDocuments makes anew the documents that the changed domains have a
+// part in, and the shards that list them. It returns the services whose
+// document differs.
+func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add func(Object, Hash) Hash) (touched []Ref) {
+	concerned := map[Ref]bool{}
+	for _, g := range []*Graph{old.Graph, c.Graph} {
+		for _, d := range g.Domains {
+			d.concerned(changed, concerned)
+		}
+	}
+	docs := documentsOf(c.Graph, func(r Ref) bool { return concerned[r] })
+	copied := map[int]bool{}
+	shard := func(r Ref) (n int, s Shard) {
+		n = ShardOf(r)
+		if !copied[n] {
+			copied[n] = true
+			if c.shards[n] = maps.Clone(c.shards[n]); c.shards[n] == nil {
+				c.shards[n] = Shard{}
+			}
+		}
+		return n, c.shards[n]
+	}
+	for i, o := range newObjects(docs) {
+		r := docs[i].Service
+		delete(concerned, r)
+		c.Documents[r] = docs[i]
+		key := r.String()
+		if before := c.shards[ShardOf(r)][key]; before != o.Hash {
+			_, s := shard(r)
+			s[key] = add(o, before)
+			touched = append(touched, r)
+		}
+	}
+	for r := range concerned { // what is left has no document any more, if it ever had
+		if _, had := c.Documents[r]; had {
+			delete(c.Documents, r)
+			_, s := shard(r)
+			delete(s, r.String())
+			touched = append(touched, r)
+		}
+	}
+	numbers := slices.Sorted(maps.Keys(copied))
+	var shards []Shard
+	for _, n := range numbers {
+		shards = append(shards, c.shards[n])
+	}
+	for i, o := range newObjects(shards) {
+		n := numbers[i]
+		if len(c.shards[n]) == 0 {
+			c.shards[n], c.root.Shards[n] = nil, Hash{}
+			continue
+		}
+		c.root.Shards[n] = add(o, old.root.Shards[n])
+	}
+	slices.SortFunc(touched, CompareRefs)
+	return touched
+}
+
+// concerned notes the services and externals whose documents may depend on the
+// changed domains: those of these domains, and those of contracts that are
+// declared there or name anything there.
+func (d *Domain) concerned(changed map[string]bool, into map[Ref]bool) {
+	if changed[d.Name] {
+		for _, s := range d.Services {
+			into[Ref{d.Name, s.Name}] = true
+		}
+	}
+	for i := range d.Contracts {
+		c := &d.Contracts[i]
+		there := func(r Ref) bool { return changed[r.Domain] }
+		if changed[d.Name] || slices.ContainsFunc(c.Originators, there) || slices.ContainsFunc(c.Responders, there) {
+			for _, r := range c.Originators {
+				into[r] = true
+			}
+			for _, r := range c.Responders {
+				into[r] = true
+			}
+		}
+	}
+}
+
+// newObjects is NewObject for many things, on all processors.
+func newObjects[T any](things []T) []Object {
+	objects := make([]Object, len(things))
+	var next atomic.Int64
+	var workers sync.WaitGroup
+	for range min(runtime.GOMAXPROCS(0), len(things)) {
+		workers.Go(func() {
+			for {
+				i := int(next.Add(1)) - 1
+				if i >= len(things) {
+					return
+				}
+				objects[i] = NewObject(things[i])
+			}
+		})
+	}
+	workers.Wait()
+	return objects
+}
