@@ -124,8 +124,11 @@ func (c *Compiled) changedDomains(g *Graph, index DomainIndex, add func(Object, 
 // document differs.
 func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add func(Object, Hash) Hash) (touched []Ref) {
 	concerned := map[Ref]bool{}
-	for _, g := range []*Graph{old.Graph, c.Graph} {
-		for _, d := range g.Domains {
+	for _, d := range c.Graph.Domains {
+		d.concerned(changed, concerned)
+	}
+	for name := range changed {
+		if d := old.Graph.Domains[name]; d != nil {
 			d.concerned(changed, concerned)
 		}
 	}

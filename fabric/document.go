@@ -180,11 +180,8 @@ func documentsOf(g *Graph, wanted func(Ref) bool) []Document {
 			docs[r] = &Document{Service: r}
 		}
 	}
+	takesPart := func(r Ref) bool { return docs[r] != nil }
 	add := func(edge Edge, originators, responders []Ref) {
-		any := func(r Ref) bool { return docs[r] != nil }
-		if !slices.ContainsFunc(originators, any) && !slices.ContainsFunc(responders, any) {
-			return
-		}
 		from, to := x.peers(originators), x.peers(responders)
 		for _, p := range from {
 			if doc := docs[p.Name]; doc != nil {
@@ -202,7 +199,8 @@ func documentsOf(g *Graph, wanted func(Ref) bool) []Document {
 	for _, d := range g.sortedDomains() {
 		for i := range d.Contracts {
 			c := &d.Contracts[i]
-			if c.Disabled || len(x.missingConsent(d.Name, c)) > 0 {
+			if !slices.ContainsFunc(c.Originators, takesPart) && !slices.ContainsFunc(c.Responders, takesPart) ||
+				c.Disabled || len(x.missingConsent(d.Name, c)) > 0 {
 				continue
 			}
 			add(Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path, Expires: c.Expires, Audit: c.Mode == ModeAudit},

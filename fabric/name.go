@@ -67,7 +67,10 @@ func (r Ref) String() string { return r.Domain + "/" + r.Name }
 func (r Ref) IsZero() bool { return r == Ref{} }
 
 // MarshalText implements encoding.TextMarshaler.
-func (r Ref) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
+func (r Ref) MarshalText() ([]byte, error) {
+	b := make([]byte, 0, len(r.Domain)+1+len(r.Name)) // one allocation: revisions have many
+	return append(append(append(b, r.Domain...), '/'), r.Name...), nil
+}
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (r *Ref) UnmarshalText(b []byte) error {
