@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/firewall"
 	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/lease"
@@ -58,6 +59,7 @@ type Agent struct {
 	health       *catalog.Health
 	observers    probe.Observers
 	namespaces   probe.Finder
+	audited      audited
 
 	locks       locks[attach.Attachment]
 	keys        sync.Mutex // serialises asking for and using services' keys
@@ -148,6 +150,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.health.Run(ctx) })
 	group.Go(func() error { return a.keep(ctx) })
 	group.Go(func() error { return a.serveTasks(ctx) })
+	group.Go(func() error {
+		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram()) })
+		return nil
+	})
+	group.Go(func() error { return a.watchEvents(ctx) })
 	return group.Wait()
 }
 

@@ -45,6 +45,7 @@ type kernelRule struct {
 	Protocol fabric.Protocol
 	Ports    fabric.PortRange
 	Contract uint32
+	Audit    bool // flows pass and are reported
 }
 
 // numbers gives identities and contracts their node-local numbers.
@@ -105,7 +106,7 @@ func (c compiler) compile(local []endpoint, counterparts []fabric.Admission, doc
 	}
 	for _, g := range fabric.GrantsAmong(unique(here), unique(all), docs) {
 		pair := kernelPair{ids[g.Originator.Key()], ids[g.Responder.Key()]}
-		if err := c.addRules(&s, pair, g.Contract, g.Rules); err != nil {
+		if err := c.addRules(&s, pair, g.Contract, g.Audit, g.Rules); err != nil {
 			return s, err
 		}
 	}
@@ -151,7 +152,7 @@ func (c compiler) externals(s *kernelState, here []fabric.Identity, docs map[fab
 				continue
 			}
 			seen[pair][g.Contract] = true
-			if err := c.addRules(s, pair, g.Contract, g.Rules); err != nil {
+			if err := c.addRules(s, pair, g.Contract, g.Audit, g.Rules); err != nil {
 				return err
 			}
 		}
@@ -159,14 +160,14 @@ func (c compiler) externals(s *kernelState, here []fabric.Identity, docs map[fab
 	return nil
 }
 
-func (c compiler) addRules(s *kernelState, pair kernelPair, contract fabric.Ref, rules []fabric.Rule) error {
+func (c compiler) addRules(s *kernelState, pair kernelPair, contract fabric.Ref, audit bool, rules []fabric.Rule) error {
 	n, err := c.num.Of("contract " + contract.String())
 	if err != nil {
 		return err
 	}
 	for _, r := range rules {
 		for _, p := range r.Ports {
-			s.Pairs[pair] = append(s.Pairs[pair], kernelRule{r.Protocol, p, n})
+			s.Pairs[pair] = append(s.Pairs[pair], kernelRule{r.Protocol, p, n, audit})
 		}
 	}
 	return nil

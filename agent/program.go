@@ -70,7 +70,11 @@ func imageOf(s kernelState) image {
 	for pair, rules := range s.Pairs {
 		var list []bpf.Rule
 		for _, r := range rules {
-			list = append(list, bpf.Rule{Protocol: uint8(r.Protocol), From: r.Ports.From, To: r.Ports.To, Contract: r.Contract})
+			contract := r.Contract
+			if r.Audit {
+				contract |= bpf.AuditContract
+			}
+			list = append(list, bpf.Rule{Protocol: uint8(r.Protocol), From: r.Ports.From, To: r.Ports.To, Contract: contract})
 		}
 		im.pairs[bpf.Pair{Source: pair.Src, Destination: pair.Dst}] = bpf.Canonical(list)
 	}
@@ -219,6 +223,11 @@ func (a *Agent) Reconcile() error {
 	return err
 }
 
+// documents are those of the revision in force, as they hold now.
+func (a *Agent) documents() map[fabric.Ref]fabric.Document {
+	return fabric.DocumentsAt(a.node.Revision.Documents(), a.now())
+}
+
 func (a *Agent) wanted() (image, error) {
 	var counterparts []fabric.Admission
 	for _, le := range a.counterparts.All(a.now()) {
@@ -226,7 +235,7 @@ func (a *Agent) wanted() (image, error) {
 	}
 	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
 	c := compiler{num: a.num, underlay: underlay, towards: a.towards()}
-	state, err := c.compile(a.endpoints.all(), counterparts, a.node.Revision.Documents())
+	state, err := c.compile(a.endpoints.all(), counterparts, a.documents())
 	if err != nil {
 		return image{}, fmt.Errorf("compute the data path: %w", err)
 	}

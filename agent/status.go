@@ -20,7 +20,7 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(ep.Pending) == 0, Pending: ep.Pending,
-			CertificateExpires: a.services.Expiry(ep.Admission.Service),
+			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks,
 		})
 	}
 	counters, err := a.kernel.Counters()
@@ -30,10 +30,20 @@ func (a *Agent) Status() api.NodeStatus {
 			s.Drops["ebpf "+c.Direction.String()+": "+c.Reason.String()] += c.Packets
 		}
 	}
+	connections, err := a.kernel.Connections()
+	a.node.Degrade("connections", err)
+	s.Flows, s.Audited = flows(a.num, connections, a.now()), a.audited.all()
 	underlay, err := a.firewall.Counters()
 	a.node.Degrade("firewall counters", err)
 	for reason, n := range underlay {
 		s.Drops["nftables: "+reason] += n
+	}
+	docs, told := a.documents(), map[fabric.Ref]bool{}
+	for _, ep := range a.endpoints.all() {
+		if service := ep.Admission.Service; !told[service] {
+			told[service] = true
+			s.Degraded = append(s.Degraded, docs[service].Unenforced()...)
+		}
 	}
 	if a.kernel.PassAll() {
 		s.Degraded = append(s.Degraded, "eBPF lets everything pass (test override)")
@@ -74,7 +84,7 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 // followed are the services whose health matters to endpoints of this node,
 // and their own.
 func (a *Agent) followed() []fabric.Ref {
-	docs := a.node.Revision.Documents()
+	docs := a.documents()
 	set := map[fabric.Ref]bool{}
 	for _, ep := range a.endpoints.all() {
 		id := ep.Admission.Identity()

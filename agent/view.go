@@ -32,7 +32,7 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 		return dns.Reach{}
 	}
 	id := ep.Admission.Identity()
-	doc := v.agent.node.Revision.Documents()[id.Service]
+	doc := v.agent.node.Revision.Documents()[id.Service].At(v.agent.now())
 	reach := dns.Reach{Allowed: originates(id, doc, service)}
 	if !reach.Allowed {
 		return reach
@@ -50,7 +50,7 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 // originates reports whether a contract lets id open flows to service.
 func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) bool {
 	return slices.ContainsFunc(doc.Originates, func(e fabric.Edge) bool {
-		return slices.Contains(id.Roles.Originate, e.Contract) &&
+		return (e.Unrequested || slices.Contains(id.Roles.Originate, e.Contract)) &&
 			slices.ContainsFunc(e.Peers, func(p fabric.Peer) bool { return p.Name == service })
 	})
 }

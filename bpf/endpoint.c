@@ -25,7 +25,7 @@
 
 static __always_inline __u64 lifetime(const struct conn *c, __u8 protocol)
 {
-	if (protocol == IPPROTO_UDP)
+	if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP) // SCTP sends heartbeats
 		return LIFETIME_DATAGRAM;
 	if (protocol != IPPROTO_TCP)
 		return LIFETIME_ECHO;

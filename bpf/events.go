@@ -22,7 +22,8 @@ const eventPoll = 20 * time.Millisecond
 
 const eventOverridden = 1 // EVENT_OVERRIDDEN in headers/maps.h
 
-// Event is a dropped packet, or with Options.FlowEvents an allowed one that opened a flow.
+// Event is a dropped packet, or an allowed one that opened a flow: with Options.FlowEvents
+// any, else only one in the name of a contract with AuditContract.
 type Event struct {
 	Time                time.Time
 	Interface           uint32 // the endpoint's

@@ -43,6 +43,25 @@ func TestFlowEvents(t *testing.T) {
 	must.False(t, more)
 }
 
+// Without Options.FlowEvents, of what passes only flows in the name of audit
+// mode are reported, each when it opens.
+func TestAuditedFlowsAreReported(t *testing.T) {
+	f := newFixture(t)
+	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{6, 8000, 9000, AuditContract | contractDatagrams})
+	events, err := f.Events(t.Context())
+	must.NoError(t, err)
+	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8080, syn)))) // a contract that enforces wins
+	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8081, syn))))
+	f.step(wire(AllowedConnection, ip(friend4, me4, 6, tcp(8081, 4000, syn|ack))))
+	f.step(sent(AllowedConnection, ip(me4, friend4, 6, tcp(4000, 8081, ack))))
+	f.step(sent(NoContract, ip(me4, friend4, 6, tcp(4000, 7999, syn))))
+	first, second := <-events, <-events
+	must.Eq(t, AllowedContract, first.Reason)
+	must.Eq(t, AuditContract|contractDatagrams, first.Contract)
+	must.Eq(t, 8081, first.Destination.Port())
+	must.Eq(t, NoContract, second.Reason)
+}
+
 func TestLostEventsAreCounted(t *testing.T) {
 	f := newFixture(t)
 	denied := ethernet(ip(me4, friend4, 6, tcp(4000, 8081, syn)))

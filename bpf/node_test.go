@@ -90,6 +90,7 @@ const (
 	contractUsers      = 14
 	contractBank       = 15
 	contractNeighbours = 16
+	contractStreams    = 17
 )
 
 // fixture is a node with an endpoint, to whose programs packets are given by test run.
@@ -142,7 +143,7 @@ func fixtureOptions() Options {
 
 func (f *fixture) policy() {
 	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{17, 9000, 9010, contractDatagrams},
-		Rule{1, 8, 8, contractEcho}, Rule{58, 128, 128, contractEcho})
+		Rule{1, 8, 8, contractEcho}, Rule{58, 128, 128, contractEcho}, Rule{132, 7000, 7000, contractStreams})
 	f.rules(idFriend, idMe, Rule{6, 80, 80, contractIn}, Rule{58, 128, 128, contractEcho})
 	f.rules(idUsers, idMe, Rule{6, 443, 443, contractUsers})
 	f.rules(idMe, idBank, Rule{6, 443, 443, contractBank})

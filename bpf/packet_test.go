@@ -31,6 +31,11 @@ func tcp(from, to uint16, flags byte) []byte {
 
 func udp(from, to uint16) []byte { return append(be16(from, to, 12, 0), 1, 2, 3, 4) }
 
+// sctp is a packet with an INIT chunk.
+func sctp(from, to uint16) []byte {
+	return append(be16(from, to, 0, 0, 0, 0), 1, 0, 0, 20, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0, 1, 0, 0, 0, 1)
+}
+
 func icmp(kind, code byte, id uint16, data ...byte) []byte {
 	return append(append([]byte{kind, code}, be16(0, id, 1)...), data...)
 }

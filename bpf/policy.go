@@ -16,10 +16,18 @@ type Pair struct{ Source, Destination uint32 }
 
 // Rule lets one identity call another on a range of ports, in the name of a contract.
 type Rule struct {
-	Protocol uint8  // 1, 6, 17 or 58
+	Protocol uint8  // 1, 6, 17, 58 or 132
 	From, To uint16 // ports, both included; of ICMP: types, 0 to 65535 for all
 	Contract uint32 // not 0
 }
+
+// AuditContract is set in the number of a contract that lets flows pass only because of
+// audit mode: each such flow makes an Event when it opens. Where both allow the same, a
+// contract without it counts.
+const AuditContract = 1 << 31
+
+// protocols are those that rules may name.
+var protocols = []uint8{1, 6, 17, 58, 132}
 
 // Canonical returns the one form of rules that mean the same: sorted, without overlaps, as
 // few as possible. Of rules that overlap, the contract with the smaller number counts.
@@ -98,7 +106,7 @@ func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 			return nil, fmt.Errorf("rule of contract %d: port range %d-%d is upside down", r.Contract, r.From, r.To)
 		case r.Contract == 0:
 			return nil, fmt.Errorf("rule for ports %d-%d: it has no contract", r.From, r.To)
-		case r.Protocol != 1 && r.Protocol != 6 && r.Protocol != 17 && r.Protocol != 58:
+		case !slices.Contains(protocols, r.Protocol):
 			return nil, fmt.Errorf("rule of contract %d: IP protocol %d does not pass", r.Contract, r.Protocol)
 		}
 	}
@@ -158,7 +166,7 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 			return taken, err
 		}
 	}
-	for _, protocol := range []uint8{1, 6, 17, 58} {
+	for _, protocol := range protocols {
 		if masks[protocol] != 0 {
 			continue
 		}

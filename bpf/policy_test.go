@@ -97,7 +97,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 	pairs, err := f.Pairs()
 	must.NoError(t, err)
 	want := map[Pair][]Rule{
-		{idMe, idFriend}:    {{1, 8, 8, contractEcho}, {6, 8080, 8080, contractOut}, {17, 9000, 9010, contractDatagrams}, {58, 128, 128, contractEcho}},
+		{idMe, idFriend}:    {{1, 8, 8, contractEcho}, {6, 8080, 8080, contractOut}, {17, 9000, 9010, contractDatagrams}, {58, 128, 128, contractEcho}, {132, 7000, 7000, contractStreams}},
 		{idFriend, idMe}:    {{6, 80, 80, contractIn}, {58, 128, 128, contractEcho}},
 		{idUsers, idMe}:     {{6, 443, 443, contractUsers}},
 		{idMe, idBank}:      {{6, 443, 443, contractBank}},
@@ -205,7 +205,7 @@ func TestBadInputChangesNothing(t *testing.T) {
 	for name, err := range map[string]error{
 		"no contract":        f.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 2, 0}}),
 		"upside down":        f.ReplacePair(Pair{1, 2}, []Rule{{6, 2, 1, 1}}),
-		"other protocol":     f.ReplacePair(Pair{1, 2}, []Rule{{132, 1, 2, 1}}),
+		"other protocol":     f.ReplacePair(Pair{1, 2}, []Rule{{50, 1, 2, 1}}),
 		"nobody as peer":     f.PutPeer(Peer{addr("100.64.7.7"), 0, 1}),
 		"nobody as endpoint": f.PutEndpoint(Endpoint{f.bare, 0, addr("100.64.7.7"), netip.Addr{}}),
 		"nobody as external": f.PutExternal(External{netip.MustParsePrefix("192.0.2.0/24"), 0, 0}),

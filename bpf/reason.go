@@ -22,7 +22,7 @@ const (
 	IPOption                             // an IPv4 header with options
 	ExtensionHeader                      // an IPv6 extension header that does not pass
 	Fragment                             // a fragment other than the first
-	Protocol                             // neither TCP, UDP nor ICMP, or ICMP that steers routers and neighbours
+	Protocol                             // neither TCP, UDP, SCTP nor ICMP, or ICMP that steers routers and neighbours
 	Multicast                            // to a multicast or broadcast address
 	SpoofedSource                        // the workload sent with an address not its own
 	UnknownSource                        // nobody known has this source address

@@ -163,6 +163,15 @@ func TestVerdicts(t *testing.T) {
 		{"echo after a change", []step{
 			sent(AllowedContract, ip(me4, friend4, 1, icmp(8, 0, 77))), then(raise), wire(AllowedConnection, ip(friend4, me4, 1, icmp(0, 0, 77))),
 			revoke, wire(StaleConnection, ip(friend4, me4, 1, icmp(0, 0, 77)))}},
+		{"sctp out and back", []step{
+			sent(AllowedContract, ip(me4, friend4, 132, sctp(4000, 7000))), wire(AllowedConnection, ip(friend4, me4, 132, sctp(7000, 4000))),
+			sent(AllowedConnection, ip(me4, friend4, 132, sctp(4000, 7000))), wire(NoContract, ip(friend4, me4, 132, sctp(7000, 4001))),
+			sent(NoContract, ip(me4, friend4, 132, sctp(4000, 7001))), wire(AllowedError, ip(friend4, me4, 1, icmp(3, 3, 0, ip(me4, friend4, 132, sctp(4000, 7000))...))),
+			revoke, wire(StaleConnection, ip(friend4, me4, 132, sctp(7000, 4000)))}},
+		{"sctp, v6", []step{
+			sent(AllowedContract, v6(132, sctp(4000, 7000))), wire(AllowedConnection, ip(friend6, me6, 132, sctp(7000, 4000))),
+			sent(NoContract, v6(60, append([]byte{132, 0, 1, 4, 0, 0, 0, 0}, sctp(4000, 7001)...)))}},
+		{"sctp cut short", []step{sent(Malformed, ip(me4, friend4, 132, sctp(4000, 7000)[:6]))}},
 		{"other ICMP", []step{sent(NoContract, ip(me4, friend4, 1, icmp(13, 0, 1)))}},
 		{"redirect, advertisement", []step{
 			sent(Protocol, ip(me4, friend4, 1, icmp(5, 0, 1))), sent(Protocol, ip(me6, friend6, 58, icmp(134, 0, 1))), sent(Protocol, ip(me6, friend6, 58, icmp(135, 0, 1)))}},
@@ -219,7 +228,7 @@ func TestVerdicts(t *testing.T) {
 		{"wrong version", []step{{want: Malformed, dir: FromWorkload, frame: frame(0x0800, with(out, 0, 0x65))}, {want: Malformed, dir: FromWorkload, frame: frame(0x86dd, out)}}},
 		{"cut short", []step{sent(Malformed, out[:27]), sent(Malformed, out[:33])}},
 		{"not IP", []step{{want: NotIP, dir: FromWorkload, frame: frame(0x0806, make([]byte, 28))}, {want: NotIP, dir: ToWorkload, frame: frame(0x88cc, make([]byte, 60))}}},
-		{"other protocols", []step{sent(Protocol, ip(me4, friend4, 132, tcp(4000, 8080, syn))), sent(Protocol, ip(me4, friend4, 41, v6(6, tcp(1, 2, syn)))), sent(Protocol, ip(me6, friend6, 59, nil)), sent(Protocol, ip(me4, friend4, 58, icmp(128, 0, 1))), sent(Protocol, ip(me6, friend6, 1, icmp(8, 0, 1)))}},
+		{"other protocols", []step{sent(Protocol, ip(me4, friend4, 50, tcp(4000, 8080, syn))), sent(Protocol, ip(me4, friend4, 41, v6(6, tcp(1, 2, syn)))), sent(Protocol, ip(me6, friend6, 59, nil)), sent(Protocol, ip(me4, friend4, 58, icmp(128, 0, 1))), sent(Protocol, ip(me6, friend6, 1, icmp(8, 0, 1)))}},
 		{"multicast", []step{sent(Multicast, ip(me4, "224.0.0.251", 17, udp(5353, 5353))), sent(Multicast, ip(me4, "255.255.255.255", 17, udp(68, 67))), sent(Multicast, ip("fe80::2", "ff02::fb", 17, udp(5353, 5353)))}},
 
 		{"revoked: cut both ways", []step{

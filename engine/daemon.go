@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/firewall"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node"
@@ -101,6 +102,10 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.serveAgents(ctx) })
 	group.Go(func() error { return d.meetEngines(ctx) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
+	group.Go(func() error {
+		expiry.Watch(ctx, d.now, d.docs.Documents, trigger)
+		return nil
+	})
 	return group.Wait()
 }
 

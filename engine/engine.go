@@ -344,6 +344,11 @@ func (e *Engine) Refresh(ctx context.Context) error {
 	return group.Wait()
 }
 
+// documents are those of the revision in force, as they hold now.
+func (e *Engine) documents() map[fabric.Ref]fabric.Document {
+	return fabric.DocumentsAt(e.docs.Documents(), e.now())
+}
+
 // reprogram computes what the switch should hold and has it programmed.
 func (e *Engine) reprogram() error {
 	e.program.Lock()
@@ -353,7 +358,7 @@ func (e *Engine) reprogram() error {
 		port, ok := ports[a.Zone]
 		return port, ok
 	}
-	want, err := boundary(e.self.Zone, e.leases.All(e.now()), e.docs.Documents(), portOf, e.num)
+	want, err := boundary(e.self.Zone, e.leases.All(e.now()), e.documents(), portOf, e.num)
 	if err != nil {
 		return err
 	}

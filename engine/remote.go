@@ -169,7 +169,7 @@ func (e *Engine) Sync(ctx context.Context) {
 // counterparts returns the leases that may open flows to any of the given
 // endpoints, or answer flows of theirs, under the revision in force.
 func (e *Engine) counterparts(of []fabric.Admission) []lease.Lease {
-	docs := e.docs.Documents()
+	docs := e.documents()
 	var list []lease.Lease
 	for _, le := range e.leases.All(e.now()) {
 		other := le.Admission.Identity()

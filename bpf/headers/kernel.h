@@ -54,6 +54,7 @@ typedef _Bool bool;
 #define IPPROTO_FRAGMENT 44
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
+#define IPPROTO_SCTP 132
 
 struct __sk_buff {
 	__u32 len;

@@ -100,6 +100,10 @@ struct rule_key {
 	__u8 protocol;
 };
 
+// Set in the number of a contract: the flow would be dropped but for audit mode, and is
+// reported when it opens.
+#define CONTRACT_AUDIT (1u << 31)
+
 struct rule {
 	__u32 contract;
 };

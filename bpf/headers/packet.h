@@ -38,7 +38,7 @@ struct packet {
 	bool answers; // is an answer, so it never begins a flow
 };
 
-// The first bytes of TCP, UDP and ICMP.
+// The first bytes of TCP, UDP, SCTP and ICMP.
 struct transport {
 	__be16 source;
 	__be16 destination;
@@ -51,6 +51,12 @@ struct transport {
 #define ICMP_TYPE(t) (bpf_ntohs((t)->source) >> 8)
 #define ICMP_CODE(t) (bpf_ntohs((t)->source) & 0xff)
 #define ICMP_IDENTIFIER(t) bpf_ntohs((t)->word[0])
+
+// has_ports tells the protocols whose header begins with both ports.
+static __always_inline bool has_ports(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
+}
 
 static __always_inline __u32 transport_length(__u8 protocol)
 {
@@ -154,6 +160,7 @@ static __always_inline enum reason skip_extensions(struct __sk_buff *skb, __u32 
 		switch (*next) {
 		case IPPROTO_TCP:
 		case IPPROTO_UDP:
+		case IPPROTO_SCTP:
 		case IPPROTO_ICMPV6:
 			return REASON_NONE;
 		case IPPROTO_HOPOPTS:
@@ -223,7 +230,7 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u3
 	if (bpf_skb_load_bytes(skb, offset, &t, ICMP_HEADER))
 		return REASON_MALFORMED;
 	key->protocol = protocol;
-	if (protocol == IPPROTO_TCP || protocol == IPPROTO_UDP)
+	if (has_ports(protocol))
 		set_ports(key, quoted_from_local, bpf_ntohs(t.source), bpf_ntohs(t.destination));
 	else if (protocol != (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) || !set_echo(key, quoted_from_local, &t))
 		return REASON_PROTOCOL;
@@ -294,7 +301,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 			return REASON_FRAGMENT;
 		if (protocol == IPPROTO_ICMP)
 			return parse_icmp(skb, p, sizeof(*eth) + sizeof(*ip), from_local);
-		if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP)
+		if (!has_ports(protocol))
 			return REASON_PROTOCOL;
 		t = (void *)(ip + 1);
 	} else if (eth->protocol == bpf_htons(ETH_P_IPV6)) {
@@ -309,7 +316,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 		protocol = ip->next_header;
 		p->key.protocol = protocol;
 		t = (void *)(ip + 1);
-		if (protocol != IPPROTO_TCP && protocol != IPPROTO_UDP) {
+		if (!has_ports(protocol)) {
 			__u32 offset = sizeof(*eth) + sizeof(*ip);
 			enum reason why = skip_extensions(skb, &offset, &protocol);
 

@@ -91,7 +91,8 @@ static __noinline int carry_out(const struct packet *p, const struct config *cfg
 
 	if (allowed(why)) {
 		count(dir, why, false);
-		if (why != REASON_ALLOWED_CONNECTION && why != REASON_ALLOWED_ERROR && (cfg->flags & CONFIG_FLOW_EVENTS))
+		if (why != REASON_ALLOWED_CONNECTION && why != REASON_ALLOWED_ERROR &&
+		    ((cfg->flags & CONFIG_FLOW_EVENTS) || (p->contract & CONTRACT_AUDIT)))
 			report(p, dir, why, false);
 		return TCX_NEXT;
 	}

@@ -81,6 +81,14 @@ var (
 
 	portFields = map[uint8]of.Field{6: of.TCPDst, 17: of.UDPDst, 132: of.SCTPDst}
 
+	// typeFields are the protocols with types of messages instead of ports.
+	typeFields = map[uint8]struct {
+		field of.Field
+		eth   uint16
+	}{protoICMP: {of.ICMPv4Type, ethIPv4}, protoICMP6: {of.ICMPv6Type, ethIPv6}}
+
+	allTypes = PortRange{First: 0, Last: 255}
+
 	ethIP = []uint16{ethIPv4, ethIPv6}
 )
 
@@ -204,12 +212,25 @@ func (e Entry) policyFlows(zone uint16) []of.Flow {
 		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
 	}}).Goto(tableOutput)
 	var flows []of.Flow
+	begin := func(eth uint16, more ...of.FieldMatch) {
+		match := []of.FieldMatch{of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst), of.Is16(of.EthType, eth), of.Is8(of.IPProto, e.Protocol)}
+		flows = append(flows, flow(tablePolicy, priorityJudge, c, admit, append(match, more...)...))
+	}
 	for _, r := range e.Ports {
+		if icmp, ok := typeFields[e.Protocol]; ok {
+			// A type has no mask: all of them are one flow, others one each.
+			if r == allTypes {
+				begin(icmp.eth)
+				continue
+			}
+			for kind := int(r.First); kind <= int(r.Last); kind++ {
+				begin(icmp.eth, of.Is8(icmp.field, uint8(kind)))
+			}
+			continue
+		}
 		for _, m := range r.masks() {
 			for _, eth := range ethIP {
-				flows = append(flows, flow(tablePolicy, priorityJudge, c, admit,
-					of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst), of.Is16(of.EthType, eth),
-					of.Is8(of.IPProto, e.Protocol), of.Masked16(portFields[e.Protocol], m.Value, m.Mask)))
+				begin(eth, of.Masked16(portFields[e.Protocol], m.Value, m.Mask))
 			}
 		}
 	}

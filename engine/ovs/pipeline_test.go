@@ -448,7 +448,8 @@ func TestRefusedInput(t *testing.T) {
 	thief := f.state.Endpoints[0]
 	thief.ID = 99
 	must.ErrorContains(t, f.p.PutEndpoint(ctx, thief), "belongs to endpoint 1")
-	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1}), "protocol 1")
+	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2")
+	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "no type")
 	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards")
 	must.Error(t, f.p.SetPort(ctx, ovs.Port{}))
 

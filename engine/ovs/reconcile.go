@@ -166,6 +166,29 @@ func (p *Pipeline) Dump(ctx context.Context) (State, error) {
 	if err != nil {
 		return State{}, err
 	}
+	ports, endpoints, entries := read(flows)
+	return newState(ports, endpoints, entries), nil
+}
+
+// Inspect is Dump, and how the switch differs from what a switch in that state
+// holds, as Replace would report it: parts that are missing or altered, flows
+// of somebody else, the policy switched off. It changes nothing.
+func (p *Pipeline) Inspect(ctx context.Context) (State, Diff, error) {
+	flows, err := p.dump(ctx, of.Filter{Table: of.AllTables})
+	if err != nil {
+		return State{}, Diff{}, fmt.Errorf("inspect the switch: %w", err)
+	}
+	like := NewPipeline(p.zone, nil)
+	ports, endpoints, entries := read(flows)
+	like.ports, like.endpoints = ports, endpoints
+	for _, e := range entries {
+		like.keepEntry(e)
+	}
+	diff, _ := compare(flows, like.wantedFlows())
+	return newState(ports, endpoints, entries), diff, nil
+}
+
+func read(flows []of.FlowStats) (map[uint32]Port, map[uint64]Endpoint, map[uint64]Entry) {
 	ports, endpoints, entries := map[uint32]Port{}, map[uint64]Endpoint{}, map[uint64]Entry{}
 	for _, f := range flows {
 		actions, _, err := f.Instructions.Decode()
@@ -183,7 +206,7 @@ func (p *Pipeline) Dump(ctx context.Context) (State, error) {
 			entries[number] = entries[number].read(number, f.Flow)
 		}
 	}
-	return newState(ports, endpoints, entries), nil
+	return ports, endpoints, entries
 }
 
 func (p *Pipeline) dump(ctx context.Context, filter of.Filter) ([]of.FlowStats, error) {
@@ -275,6 +298,19 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 			}
 			e.Protocol = protocol
 			e.Ports = append(e.Ports, maskedPort{binary.BigEndian.Uint16(m.Value), mask}.ports())
+			return e
+		}
+		proto, ok := f.Match.Get(of.IPProto)
+		if !ok || len(proto.Value) != 1 {
+			break
+		}
+		e.Protocol = proto.Value[0]
+		if m, ok := f.Match.Get(typeFields[e.Protocol].field); ok && len(m.Value) == 1 {
+			e.Ports = append(e.Ports, PortRange{uint16(m.Value[0]), uint16(m.Value[0])})
+		} else if _, types := typeFields[e.Protocol]; types {
+			e.Ports = append(e.Ports, allTypes)
+		} else {
+			e.Ports = append(e.Ports, PortRange{0, 65535}) // the mask of all ports is no mask
 		}
 	}
 	return e

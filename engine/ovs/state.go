@@ -50,9 +50,10 @@ type Entry struct {
 	// must not be used again while connections of a deleted entry may live.
 	ID       uint64
 	Src, Dst uint32
-	// Protocol is 6 (TCP), 17 (UDP) or 132 (SCTP).
+	// Protocol is 1 (ICMP), 6 (TCP), 17 (UDP), 58 (ICMPv6) or 132 (SCTP).
 	Protocol uint8
-	// Ports are destination ports.
+	// Ports are destination ports; of ICMP and ICMPv6, the types of messages
+	// that begin an exchange.
 	Ports []PortRange
 }
 
@@ -100,10 +101,15 @@ func (e Entry) check() error {
 	if e.Src == 0 || e.Src == routerClass || e.Dst == 0 || e.Dst == routerClass {
 		return fmt.Errorf("entry %d: classes %d and %d: reserved", e.ID, e.Src, e.Dst)
 	}
-	if _, ok := portFields[e.Protocol]; !ok {
-		return fmt.Errorf("entry %d: protocol %d has no ports that a switch can match", e.ID, e.Protocol)
+	_, ports := portFields[e.Protocol]
+	_, types := typeFields[e.Protocol]
+	if !ports && !types {
+		return fmt.Errorf("entry %d: protocol %d has neither ports nor types that a switch can match", e.ID, e.Protocol)
 	}
 	for _, r := range e.Ports {
+		if types && r.Last > allTypes.Last {
+			return fmt.Errorf("entry %d: %d is no type of a message", e.ID, r.Last)
+		}
 		if r.First > r.Last {
 			return fmt.Errorf("entry %d: ports %d-%d run backwards", e.ID, r.First, r.Last)
 		}

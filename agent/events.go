@@ -1,0 +1,167 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+const (
+	// maxAudited bounds the kinds of audited flows that are told apart: in a
+	// domain in audit mode any port may be one.
+	maxAudited = 1000
+	// maxFlows bounds the kinds of flows in a report.
+	maxFlows = 1000
+	// recent is how long ago a flow in a report was seen at most.
+	recent = 10 * time.Minute
+)
+
+// flowKey is a kind of flow.
+type flowKey struct {
+	From, To, Contract fabric.Ref
+	Protocol           fabric.Protocol
+	Port               uint16
+}
+
+func (k flowKey) status(n uint64, last time.Time) api.FlowStatus {
+	return api.FlowStatus{From: k.From, To: k.To, Contract: k.Contract, Protocol: k.Protocol, Port: k.Port, Count: n, Last: last}
+}
+
+func compareFlows(a, b api.FlowStatus) int {
+	return cmp.Or(fabric.CompareRefs(a.From, b.From), fabric.CompareRefs(a.To, b.To), fabric.CompareRefs(a.Contract, b.Contract),
+		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
+
+// names tells what the numbers in the maps stand for.
+type names interface{ Name(uint32) string }
+
+// party names the service, or the first of the externals, that has the number
+// of an identity.
+func party(n names, identity uint32) (r fabric.Ref, external, ok bool) {
+	kind, rest, _ := strings.Cut(n.Name(identity), " ")
+	name, _, _ := strings.Cut(rest, " ")
+	r, err := fabric.ParseRef(name)
+	return r, kind == "external", err == nil && (kind == "identity" || kind == "external")
+}
+
+// contractOf names the contract that has a number in the maps.
+func contractOf(n names, number uint32) (fabric.Ref, bool) {
+	kind, name, _ := strings.Cut(n.Name(number&^bpf.AuditContract), " ")
+	r, err := fabric.ParseRef(name)
+	return r, err == nil && kind == "contract"
+}
+
+// audited counts the flows that only audit mode lets pass. It is safe for
+// concurrent use; the zero value is empty.
+type audited struct {
+	mu    sync.Mutex
+	flows map[flowKey]api.FlowStatus
+}
+
+// add counts a flow and reports whether it is the first of its kind. Of too
+// many kinds the rest is counted without its ports.
+func (a *audited) add(k flowKey, at time.Time) (first bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.flows == nil {
+		a.flows = map[flowKey]api.FlowStatus{}
+	}
+	f, known := a.flows[k]
+	if !known && len(a.flows) >= maxAudited {
+		k.Port = 0
+		f, known = a.flows[k]
+	}
+	a.flows[k] = k.status(f.Count+1, at)
+	return !known
+}
+
+func (a *audited) all() []api.FlowStatus {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.flows), compareFlows)
+}
+
+// auditedFlow returns the kind of flow that an event says would have been
+// dropped. A flow between endpoints is reported at both ends: the originator's
+// counts.
+func auditedFlow(n names, e bpf.Event) (k flowKey, ok bool) {
+	if e.Reason != bpf.AllowedContract || e.Contract&bpf.AuditContract == 0 {
+		return k, false
+	}
+	from, external, fromOK := party(n, e.SourceIdentity)
+	to, _, toOK := party(n, e.DestinationIdentity)
+	contract, contractOK := contractOf(n, e.Contract)
+	counts := external || e.Direction == bpf.FromWorkload
+	return flowKey{from, to, contract, fabric.Protocol(e.Protocol), e.Destination.Port()}, counts && fromOK && toOK && contractOK
+}
+
+// watchEvents counts and logs what would have been dropped, and shows what is
+// dropped to whoever looks that closely.
+func (a *Agent) watchEvents(ctx context.Context) error {
+	events, err := a.kernel.Events(ctx)
+	if err != nil {
+		return err
+	}
+	for e := range events {
+		if k, ok := auditedFlow(a.num, e); ok {
+			if a.audited.add(k, e.Time) {
+				a.log.Warn("would have been dropped, but for audit mode", logkey.Service, k.From, "to", k.To,
+					logkey.Contract, k.Contract, "protocol", k.Protocol, "port", k.Port, "from", e.Source, logkey.Address, e.Destination)
+			}
+			continue
+		}
+		if !e.Reason.Allowed() && a.log.IsTrace() {
+			a.log.Trace("dropped", "reason", e.Reason, "direction", e.Direction, "protocol", e.Protocol,
+				"from", e.Source, logkey.Address, e.Destination)
+		}
+	}
+	return nil
+}
+
+// flows sums up the connections that endpoints of this node opened, or
+// externals to them, as far as they were seen lately.
+func flows(n names, connections []bpf.Connection, now time.Time) []api.FlowStatus {
+	set := map[flowKey]api.FlowStatus{}
+	for _, c := range connections {
+		contract, ok := contractOf(n, c.Contract)
+		local, _, localOK := party(n, c.LocalIdentity)
+		remote, external, remoteOK := party(n, c.RemoteIdentity)
+		if !ok || !localOK || !remoteOK || c.Idle > recent || !c.Outbound && !external {
+			continue
+		}
+		k := flowKey{From: local, To: remote, Contract: contract, Protocol: fabric.Protocol(c.Protocol), Port: c.Remote.Port()}
+		if !c.Outbound {
+			k.From, k.To, k.Port = remote, local, c.Local.Port()
+		}
+		switch k.Protocol { // their connections are echoes
+		case fabric.ICMP:
+			k.Port = 8
+		case fabric.ICMPv6:
+			k.Port = 128
+		}
+		f, last := set[k], now.Add(-c.Idle)
+		if last.Before(f.Last) {
+			last = f.Last
+		}
+		set[k] = k.status(f.Count+1, last.Truncate(time.Second))
+	}
+	list := slices.Collect(maps.Values(set))
+	if len(list) > maxFlows {
+		slices.SortFunc(list, func(a, b api.FlowStatus) int { return b.Last.Compare(a.Last) })
+		list = list[:maxFlows]
+	}
+	slices.SortFunc(list, compareFlows)
+	return list
+}
