@@ -42,6 +42,9 @@ type Object struct {
 	Data []byte
 }
 
+// HashOf returns the address of an object with these bytes.
+func HashOf(data []byte) Hash { return sha256.Sum256(data) }
+
 // NewObject encodes v canonically. Every type that is stored has no maps with
 // other than string-like keys, so encoding/json (sorted keys, no indentation)
 // is canonical.
@@ -50,12 +53,12 @@ func NewObject(v any) Object {
 	if err != nil {
 		panic(fmt.Sprintf("fabric: %T cannot be encoded: %v", v, err)) // our own plain types
 	}
-	return Object{Hash: sha256.Sum256(data), Data: data}
+	return Object{Hash: HashOf(data), Data: data}
 }
 
 // DecodeObject checks that data hashes to want and decodes it into v.
 func DecodeObject(data []byte, want Hash, v any) error {
-	if got := Hash(sha256.Sum256(data)); got != want {
+	if got := HashOf(data); got != want {
 		return fmt.Errorf("object %s: its content hashes to %s: it was altered", want, got)
 	}
 	if err := json.Unmarshal(data, v); err != nil {

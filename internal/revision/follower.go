@@ -244,7 +244,7 @@ func (f *Follower) build(ctx context.Context, signed fabric.Signed, pointer fabr
 }
 
 func (f *Follower) fetch(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
-	return fetch(ctx, f.consul, hashes)
+	return Fetch(ctx, f.consul, hashes)
 }
 
 // Pointer returns the enforced pointer; zero before the first.

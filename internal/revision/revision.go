@@ -9,7 +9,6 @@ package revision
 
 import (
 	"context"
-	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,6 +43,8 @@ func NodeKey(zone, node string) string { return KeyNodes + zone + "/" + node }
 const (
 	txnOps   = 64
 	txnBytes = 256 << 10 // of values, before base64
+	// repairChunk bounds how many objects are held twice while they are compared.
+	repairChunk = 1024
 )
 
 // ReadCurrent returns the pointer as the store has it, unverified, and its
@@ -71,7 +72,7 @@ func decodeSigned(b []byte) (fabric.Signed, error) {
 
 // ReadObject reads the object of that hash, checks it, and decodes it into v.
 func ReadObject(ctx context.Context, consul *consulapi.Client, h fabric.Hash, v any) error {
-	found, err := fetch(ctx, consul, []fabric.Hash{h})
+	found, err := Fetch(ctx, consul, []fabric.Hash{h})
 	if err != nil {
 		return err
 	}
@@ -89,7 +90,7 @@ func checked(found map[fabric.Hash][]byte, h fabric.Hash) ([]byte, error) {
 	switch {
 	case !ok:
 		return nil, errMissing
-	case fabric.Hash(sha256.Sum256(data)) != h:
+	case fabric.HashOf(data) != h:
 		return nil, errAltered
 	}
 	return data, nil
@@ -100,9 +101,9 @@ var (
 	errAltered = errors.New("was altered: its content does not hash to its address")
 )
 
-// fetch reads objects, unchecked. Those that do not exist are not in the
-// result.
-func fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
+// Fetch reads objects, unchecked: the caller compares them with their hashes.
+// Those that do not exist are not in the result.
+func Fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
 	found := map[fabric.Hash][]byte{}
 	for chunk := range slices.Chunk(hashes, txnOps) {
 		var ops consulapi.TxnOps
@@ -120,7 +121,11 @@ func fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) 
 		}
 		for _, r := range resp.Results {
 			if h, asked := byKey[r.KV.Key]; asked && r.KV.ModifyIndex != 0 {
-				found[h] = r.KV.Value
+				data, err := unpack(r.KV.Value)
+				if err != nil {
+					data = r.KV.Value // altered, as its hash will show
+				}
+				found[h] = data
 			}
 		}
 	}
@@ -142,11 +147,14 @@ type Writer struct {
 // NewWriter returns a Writer.
 func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
 
-// Publish writes the objects that are missing or were altered, then moves the
-// pointer, if its modify index is still casIndex (0: there is none yet);
-// ErrConflict otherwise. Until then nobody sees anything of it.
+// Publish writes the objects of rev, then moves the pointer, if its modify index
+// is still casIndex (0: there is none yet); ErrConflict otherwise. Until then
+// nobody sees anything of it.
+//
+// It does not look what is there already: of a revision that was compiled from
+// one in the store, rev need only have the objects that are new.
 func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
-	if err := w.writeObjects(ctx, rev.Objects); err != nil {
+	if err := w.Write(ctx, rev.Objects); err != nil {
 		return err
 	}
 	value, err := json.Marshal(signed)
@@ -164,15 +172,32 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 	return nil
 }
 
-func (w *Writer) writeObjects(ctx context.Context, objects []fabric.Object) error {
+// Repair writes those of the objects that are missing or were altered. It
+// returns their hashes.
+func (w *Writer) Repair(ctx context.Context, objects []fabric.Object) ([]fabric.Hash, error) {
 	hashes := make([]fabric.Hash, len(objects))
 	for i, o := range objects {
 		hashes[i] = o.Hash
 	}
-	stored, err := fetch(ctx, w.consul, hashes)
-	if err != nil {
-		return err
+	var bad []fabric.Object
+	var repaired []fabric.Hash
+	for chunk := range slices.Chunk(objects, repairChunk) {
+		stored, err := Fetch(ctx, w.consul, hashes[:len(chunk)])
+		if err != nil {
+			return nil, err
+		}
+		hashes = hashes[len(chunk):]
+		for _, o := range chunk {
+			if _, err := checked(stored, o.Hash); err != nil {
+				bad, repaired = append(bad, o), append(repaired, o.Hash)
+			}
+		}
 	}
+	return repaired, w.Write(ctx, bad)
+}
+
+// Write writes objects, whether they are there or not.
+func (w *Writer) Write(ctx context.Context, objects []fabric.Object) error {
 	var ops consulapi.TxnOps
 	size := 0
 	flush := func() error {
@@ -190,23 +215,24 @@ func (w *Writer) writeObjects(ctx context.Context, objects []fabric.Object) erro
 		return nil
 	}
 	for _, o := range objects {
-		if _, err := checked(stored, o.Hash); err == nil {
-			continue
+		value, err := pack(o.Data)
+		if err != nil {
+			return fmt.Errorf("write object %s: %w", o.Hash, err)
 		}
-		if len(o.Data) > txnBytes { // too large for a transaction; Consul judges whether for a value
-			pair := &consulapi.KVPair{Key: ObjectKey(o.Hash), Value: o.Data}
+		if len(value) > txnBytes { // too large for a transaction, not for a value
+			pair := &consulapi.KVPair{Key: ObjectKey(o.Hash), Value: value}
 			if _, err := w.consul.KV().Put(pair, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-				return fmt.Errorf("write an object of %d bytes: %w", len(o.Data), err)
+				return fmt.Errorf("write object %s of %d bytes: %w", o.Hash, len(value), err)
 			}
 			continue
 		}
-		if len(ops) == txnOps || size+len(o.Data) > txnBytes {
+		if len(ops) == txnOps || size+len(value) > txnBytes {
 			if err := flush(); err != nil {
 				return err
 			}
 		}
-		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: o.Data}})
-		size += len(o.Data)
+		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: value}})
+		size += len(value)
 	}
 	return flush()
 }

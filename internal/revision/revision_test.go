@@ -321,7 +321,7 @@ func TestAlteredObjects(t *testing.T) {
 	second := graph(8081, proxy, svc)
 	next := fabric.Compile(second)
 	docs, _ = objectsOf(t, next)
-	must.NoError(t, NewWriter(l.consul).writeObjects(ctx, next.Objects))
+	must.NoError(t, NewWriter(l.consul).Write(ctx, next.Objects))
 	key := ObjectKey(docs[proxy])
 	good := l.get(key).Value
 	l.put(key, fabric.NewObject(documentOf(graph(1, proxy, svc), proxy)).Data)
@@ -429,7 +429,7 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				rev := fabric.Compile(g)
 				l.sequence++
 				signed := l.ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: name, Sequence: l.sequence, Root: rev.Root})
-				must.NoError(t, NewWriter(l.consul).writeObjects(ctx, rev.Objects))
+				must.NoError(t, NewWriter(l.consul).Write(ctx, rev.Objects))
 				l.pointer(signed)
 				published[l.sequence] = g
 				pointers = append(pointers, signed)

@@ -1,0 +1,152 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package revision
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// keyCollected is written by every transaction that removes objects. A Publish
+// moves the pointer only if that has not happened since before it wrote its
+// objects, so none of them can be removed in between.
+const keyCollected = "sif/v1/collected"
+
+// unchanged is the condition that a key still is as it was read.
+func unchanged(key string, index uint64) *consulapi.TxnOp {
+	if index == 0 {
+		return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckNotExists, Key: key}}
+	}
+	return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckIndex, Key: key, Index: index}}
+}
+
+// collected returns the modify index of keyCollected, 0 if it does not exist.
+func collected(ctx context.Context, consul *consulapi.Client) (uint64, error) {
+	pair, _, err := consul.KV().Get(keyCollected, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return 0, fmt.Errorf("read %s: %w", keyCollected, err)
+	}
+	if pair == nil {
+		return 0, nil
+	}
+	return pair.ModifyIndex, nil
+}
+
+// Reachable returns the hashes of everything that the roots consist of, the
+// roots included. It fails unless all of it down to the index shards can be
+// read and verified.
+func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.Hash]bool) (map[fabric.Hash]bool, error) {
+	set := map[fabric.Hash]bool{}
+	// level reads objects that were not seen before.
+	level := func(hashes map[fabric.Hash]bool, take func(data []byte, h fabric.Hash) error) error {
+		var unread []fabric.Hash
+		for h := range hashes {
+			if !h.IsZero() && !set[h] {
+				set[h] = true
+				unread = append(unread, h)
+			}
+		}
+		for chunk := range slices.Chunk(unread, txnOps) {
+			found, err := Fetch(ctx, consul, chunk)
+			if err != nil {
+				return err
+			}
+			for _, h := range chunk {
+				data, err := checked(found, h)
+				if err == nil {
+					err = take(data, h)
+				}
+				if err != nil {
+					return fmt.Errorf("object %s in Consul %w", h, err)
+				}
+			}
+		}
+		return nil
+	}
+	shards, indexes := map[fabric.Hash]bool{}, map[fabric.Hash]bool{}
+	err := level(roots, func(data []byte, h fabric.Hash) error {
+		var r fabric.Root
+		if err := fabric.DecodeObject(data, h, &r); err != nil {
+			return err
+		}
+		for _, s := range r.Shards {
+			shards[s] = true
+		}
+		indexes[r.Domains] = true
+		if !r.Guardrails.IsZero() {
+			set[r.Guardrails] = true
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	all := func(m map[string]fabric.Hash) {
+		for h := range maps.Values(m) {
+			set[h] = true
+		}
+	}
+	err = level(shards, func(data []byte, h fabric.Hash) error {
+		var s fabric.Shard
+		err := fabric.DecodeObject(data, h, &s)
+		all(s)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = level(indexes, func(data []byte, h fabric.Hash) error {
+		var i fabric.DomainIndex
+		err := fabric.DecodeObject(data, h, &i)
+		all(i)
+		return err
+	})
+	return set, err
+}
+
+// Collect removes the objects that are not in keep, as long as the pointer is
+// still at index, and returns how many it removed; ErrConflict if the pointer
+// moved. keep must hold everything that the pointer's revision consists of.
+func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash]bool, index uint64) (removed int, err error) {
+	const prefix = "sif/v1/obj/"
+	keys, _, err := consul.KV().Keys(prefix, "", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return 0, fmt.Errorf("list the objects: %w", err)
+	}
+	var stale []string
+	for _, key := range keys {
+		var h fabric.Hash
+		if h.UnmarshalText([]byte(strings.TrimPrefix(key, prefix))) == nil && !keep[h] {
+			stale = append(stale, key)
+		}
+	}
+	for chunk := range slices.Chunk(stale, txnOps) {
+		ops := consulapi.TxnOps{
+			unchanged(KeyCurrent, index),
+			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: keyCollected, Value: []byte("1")}},
+		}
+		for _, key := range chunk {
+			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})
+		}
+		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		switch {
+		case err != nil:
+			return removed, fmt.Errorf("remove %d objects: %w", len(chunk), err)
+		case !ok && slices.ContainsFunc(resp.Errors, func(e *consulapi.TxnError) bool { return e.OpIndex == 0 }):
+			return removed, ErrConflict
+		case !ok:
+			return removed, errors.Join(errors.New("remove objects"), txnError(resp))
+		}
+		removed += len(chunk)
+	}
+	return removed, nil
+}
