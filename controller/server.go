@@ -50,7 +50,11 @@ func (c *Controller) routes(stop context.Context) http.Handler {
 		}, f))
 	}
 	node := func(pattern string, f call) {
-		mux.Handle(pattern, c.handle(pattern, stop, maxBody, func(r *request) (err error) {
+		limit := int64(maxBody)
+		if strings.HasPrefix(pattern, "PUT /v1/node/tasks/") {
+			limit = maxGraphBody // it may carry the dump of a data path
+		}
+		mux.Handle(pattern, c.handle(pattern, stop, limit, func(r *request) (err error) {
 			r.node, err = c.caller(r.Request)
 			return err
 		}, f))
