@@ -45,14 +45,14 @@ Apply Options:
 
   -json
     Print the result in JSON.
-`, controllerOptions)
+`, variableOptions, controllerOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *GraphApplyCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{
+	return controllerPredictions(variablePredictions(complete.Flags{
 		"-message": complete.PredictAnything, "-check-sequence": complete.PredictAnything, "-json": complete.PredictNothing,
-	})
+	}))
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -63,21 +63,14 @@ func (c *GraphApplyCommand) Run(args []string) int {
 	var req api.GraphRequest
 	flags := c.flagSet("graph apply")
 	c.controllerFlags(flags)
+	c.variableFlags(flags)
 	c.jsonFlag(flags)
 	flags.StringVar(&req.Message, "message", "", "")
 	flags.Func("check-sequence", "", optionalUint(&req.CAS))
 	if code, ok := c.parse(flags, args); !ok {
 		return code
 	}
-	paths := flags.Args()
-	if len(paths) == 0 {
-		paths = []string{"."}
-	}
-	sources, err := hcl.ReadSources(paths...)
-	if err != nil {
-		return c.fail("reading the graph", err)
-	}
-	g, diags := hcl.DecodeGraph(sources...)
+	g, sources, diags := c.loadGraph(flags.Args())
 	c.diagnose(diags)
 	if diags.HasErrors() {
 		return 1

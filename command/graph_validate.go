@@ -32,12 +32,12 @@ Validate Options:
 
   -json
     Print the result in JSON.
-`)
+`, variableOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *GraphValidateCommand) AutocompleteFlags() complete.Flags {
-	return complete.Flags{"-json": complete.PredictNothing}
+	return variablePredictions(complete.Flags{"-json": complete.PredictNothing})
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -46,11 +46,12 @@ func (c *GraphValidateCommand) AutocompleteArgs() complete.Predictor { return gr
 // Run implements cli.Command.
 func (c *GraphValidateCommand) Run(args []string) int {
 	flags := c.flagSet("graph validate")
+	c.variableFlags(flags)
 	c.jsonFlag(flags)
 	if code, ok := c.parse(flags, args); !ok {
 		return code
 	}
-	g, diags := loadGraph(flags.Args())
+	g, _, diags := c.loadGraph(flags.Args())
 	code := 0
 	if diags.HasErrors() {
 		code = 1
@@ -69,14 +70,6 @@ func (c *GraphValidateCommand) Run(args []string) int {
 		c.UI.Output("The graph is valid: " + summary(g) + ".")
 	}
 	return code
-}
-
-// loadGraph is hcl.LoadGraph of the current directory unless paths are given.
-func loadGraph(paths []string) (*fabric.Graph, hcl.Diagnostics) {
-	if len(paths) == 0 {
-		paths = []string{"."}
-	}
-	return hcl.LoadGraph(paths...)
 }
 
 func summary(g *fabric.Graph) string {

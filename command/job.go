@@ -32,8 +32,6 @@ type jobMeta struct {
 	Meta
 
 	nomadConfig *nomad.Config
-	vars        stringList
-	varFiles    stringList
 }
 
 // job is a job file on its way to Nomad.
@@ -71,8 +69,7 @@ Job Options:
 func (m *jobMeta) jobFlags(flags *flag.FlagSet) {
 	m.controllerFlags(flags)
 	m.nomadConfig = nomad.DefaultConfig()
-	flags.Var(&m.vars, "var", "")
-	flags.Var(&m.varFiles, "var-file", "")
+	m.variableFlags(flags)
 	flags.StringVar(&m.nomadConfig.Namespace, "namespace", m.nomadConfig.Namespace, "")
 	flags.StringVar(&m.nomadConfig.Region, "region", m.nomadConfig.Region, "")
 	flags.StringVar(&m.nomadConfig.Address, "nomad-address", m.nomadConfig.Address, "")

@@ -28,6 +28,8 @@ type Meta struct {
 
 	config api.Config
 	json   bool
+
+	vars, varFiles stringList // values of variables, of a graph or a job
 }
 
 // controllerOptions is the help of the flags that controllerFlags defines.

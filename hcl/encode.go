@@ -5,7 +5,9 @@ package hcl
 
 import (
 	"maps"
+	"regexp"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/hcl/v2/hclwrite"
 	"github.com/zclconf/go-cty/cty"
@@ -13,64 +15,93 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// EncodeGraph writes a graph as HCL, domains in the order of their names.
-// Decoding it gives the same graph, but for positions.
+// EncodeGraph writes a graph as HCL, domains in the order of their names and
+// guardrails behind them. Decoding it gives the same graph, but for positions.
 func EncodeGraph(g *fabric.Graph) []byte {
 	f := hclwrite.NewEmptyFile()
-	for i, name := range slices.Sorted(maps.Keys(g.Domains)) {
-		if i > 0 {
-			f.Body().AppendNewline()
-		}
-		encodeDomain(f.Body(), g.Domains[name])
+	e := encoder{body: f.Body()}
+	for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
+		encodeDomain(e.block("domain", name), g.Domains[name])
+	}
+	for _, r := range g.Guardrails {
+		encodeGuardrail(e.block("guardrail", r.Name), r)
 	}
 	return hclwrite.Format(f.Bytes())
 }
 
-func encodeDomain(file *hclwrite.Body, d *fabric.Domain) {
-	body := file.AppendNewBlock("domain", []string{d.Name}).Body()
-	first := true
-	block := func(kind, name string) *hclwrite.Body {
-		if !first {
-			body.AppendNewline()
-		}
-		first = false
-		return body.AppendNewBlock(kind, []string{name}).Body()
+// encoder writes blocks with blank lines between them.
+type encoder struct {
+	body *hclwrite.Body
+	some bool // there is something before the next block
+}
+
+func (e *encoder) block(kind, label string) *hclwrite.Body {
+	if e.some {
+		e.body.AppendNewline()
 	}
+	e.some = true
+	return e.body.AppendNewBlock(kind, []string{label}).Body()
+}
+
+func encodeDomain(b *hclwrite.Body, d *fabric.Domain) {
+	setString(b, "description", d.Description)
+	setMap(b, "labels", d.Labels)
+	setString(b, "mode", string(d.Mode))
+	e := encoder{body: b, some: len(b.Attributes()) > 0}
 	for _, s := range d.Services {
-		b := block("service", s.Name)
+		b := e.block("service", s.Name)
+		setString(b, "description", s.Description)
+		setMap(b, "labels", s.Labels)
 		for _, sel := range s.Selectors {
 			encodeSelector(b.AppendNewBlock("selector", []string{string(sel.Kind)}).Body(), sel)
 		}
 	}
-	for _, e := range d.Externals {
+	for _, x := range d.Externals {
+		b := e.block("external", x.Name)
+		setString(b, "description", x.Description)
+		setMap(b, "labels", x.Labels)
 		var prefixes []string
-		for _, p := range e.Prefixes {
+		for _, p := range x.Prefixes {
 			prefixes = append(prefixes, p.String())
 		}
-		setStrings(block("external", e.Name), "prefixes", prefixes)
+		setList(b, "prefixes", prefixes)
 	}
 	for _, c := range d.Contracts {
-		encodeContract(block("contract", c.Name), d.Name, c)
+		encodeContract(e.block("contract", c.Name), d.Name, c)
+	}
+	for _, a := range d.Accepts {
+		setStrings(e.block("accept", a.Contract.String()), "services", a.Services)
 	}
 }
 
 func encodeSelector(b *hclwrite.Body, s fabric.Selector) {
 	namespace := s.Namespace
-	if s.Kind == fabric.SelectNomad && namespace == "default" {
+	if namespace == fabric.DefaultNamespace {
 		namespace = ""
 	}
-	for _, a := range []struct{ name, value string }{
-		{"namespace", namespace}, {"job", s.Job}, {"group", s.Group}, {"service", s.Service},
-	} {
-		if a.value != "" {
-			b.SetAttributeValue(a.name, cty.StringVal(a.value))
-		}
-	}
+	setString(b, "namespace", namespace)
+	setString(b, "region", s.Region)
+	setString(b, "job", s.Job)
+	setString(b, "group", s.Group)
+	setString(b, "service", s.Service)
+	setStrings(b, "tags", s.Tags)
+	setMap(b, "meta", s.Meta)
+	setString(b, "datacenter", s.Datacenter)
+	setString(b, "zone", s.Zone)
+	setString(b, "node", s.Node)
+	setString(b, "node_class", s.NodeClass)
+	setString(b, "node_pool", s.NodePool)
 }
 
 func encodeContract(b *hclwrite.Body, domain string, c fabric.Contract) {
+	setString(b, "description", c.Description)
+	setMap(b, "labels", c.Labels)
 	if c.Disabled {
 		b.SetAttributeValue("enabled", cty.False)
+	}
+	setString(b, "mode", string(c.Mode))
+	if !c.Expires.IsZero() {
+		setString(b, "expires", c.Expires.UTC().Format(time.RFC3339Nano))
 	}
 	names := func(refs []fabric.Ref) []string {
 		var s []string
@@ -83,33 +114,81 @@ func encodeContract(b *hclwrite.Body, domain string, c fabric.Contract) {
 		}
 		return s
 	}
-	setStrings(b, "originators", names(c.Originators))
-	setStrings(b, "responders", names(c.Responders))
-	for _, r := range c.Rules {
-		rb := b.AppendNewBlock("rule", nil).Body()
-		rb.SetAttributeValue("protocol", cty.StringVal(r.Protocol.String()))
-		ports := []cty.Value{}
-		for _, p := range r.Ports {
-			if p.From == p.To {
-				ports = append(ports, cty.NumberUIntVal(uint64(p.From)))
-			} else {
-				ports = append(ports, cty.StringVal(p.String()))
-			}
-		}
-		rb.SetAttributeValue("ports", cty.TupleVal(ports))
-	}
+	setList(b, "originators", names(c.Originators))
+	setList(b, "responders", names(c.Responders))
+	encodeRules(b, c.Rules)
 	if len(c.Path.Require)+len(c.Path.Prefer) > 0 {
 		pb := b.AppendNewBlock("path", nil).Body()
-		if len(c.Path.Require) > 0 {
-			setStrings(pb, "require", c.Path.Require)
+		setStrings(pb, "require", c.Path.Require)
+		setStrings(pb, "prefer", c.Path.Prefer)
+	}
+}
+
+func encodeRules(b *hclwrite.Body, rules []fabric.Rule) {
+	for _, r := range rules {
+		rb := b.AppendNewBlock("rule", nil).Body()
+		setString(rb, "name", r.Name)
+		setString(rb, "protocol", r.Protocol.String())
+		list := []cty.Value{}
+		for _, p := range r.Ports {
+			if p.From == p.To {
+				list = append(list, cty.NumberUIntVal(uint64(p.From)))
+			} else {
+				list = append(list, cty.StringVal(p.String()))
+			}
 		}
-		if len(c.Path.Prefer) > 0 {
-			setStrings(pb, "prefer", c.Path.Prefer)
+		name := "ports"
+		if !r.Protocol.HasPorts() {
+			name = "types"
 		}
+		rb.SetAttributeValue(name, cty.TupleVal(list))
+	}
+}
+
+func encodeGuardrail(b *hclwrite.Body, g fabric.Guardrail) {
+	setString(b, "description", g.Description)
+	for _, deny := range g.Deny {
+		db := b.AppendNewBlock("deny", nil).Body()
+		setMap(db, "from", deny.From)
+		setMap(db, "to", deny.To)
+		encodeRules(db, deny.Rules)
+	}
+}
+
+// setString, setStrings and setMap set an attribute unless it is empty.
+
+func setString(b *hclwrite.Body, name, value string) {
+	if value != "" {
+		b.SetAttributeValue(name, cty.StringVal(value))
 	}
 }
 
 func setStrings(b *hclwrite.Body, name string, list []string) {
+	if len(list) > 0 {
+		setList(b, name, list)
+	}
+}
+
+func setMap(b *hclwrite.Body, name string, m map[string]string) {
+	if len(m) == 0 {
+		return
+	}
+	var members []hclwrite.ObjectAttrTokens
+	for _, k := range slices.Sorted(maps.Keys(m)) {
+		key := hclwrite.TokensForValue(cty.StringVal(k))
+		if plainKey.MatchString(k) && k != "for" {
+			key = hclwrite.TokensForIdentifier(k)
+		}
+		members = append(members, hclwrite.ObjectAttrTokens{Name: key, Value: hclwrite.TokensForValue(cty.StringVal(m[k]))})
+	}
+	b.SetAttributeRaw(name, hclwrite.TokensForObject(members))
+}
+
+// plainKey matches keys that need no quotes. HCL takes more, but not all that
+// its writer leaves without quotes.
+var plainKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
+
+func setList(b *hclwrite.Body, name string, list []string) {
 	vals := []cty.Value{}
 	for _, s := range list {
 		vals = append(vals, cty.StringVal(s))

@@ -6,18 +6,16 @@ package hcl
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/agext/levenshtein"
 	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
 )
-
-// evalContext is what expressions may refer to: nothing yet, so they are
-// literals and the operators on them.
-func evalContext() *hcl2.EvalContext { return nil }
 
 // text is a string with its place.
 type text struct {
@@ -31,7 +29,7 @@ func (d *decoder) stringAttr(content *hcl2.BodyContent, name string) (text, bool
 	if attr == nil {
 		return text{}, false
 	}
-	return d.stringExpr(attr.Expr, "argument "+fmt.Sprintf("%q", name))
+	return d.stringExpr(attr.Expr, "argument %q", name)
 }
 
 // nameAttr is stringAttr for a name that must not be empty.
@@ -43,17 +41,19 @@ func (d *decoder) nameAttr(content *hcl2.BodyContent, name string) string {
 	return t.value
 }
 
-func (d *decoder) stringExpr(expr hcl2.Expression, what string) (text, bool) {
+// stringExpr evaluates an expression that must be a string; what and name say in
+// diagnostics what it is.
+func (d *decoder) stringExpr(expr hcl2.Expression, what, name string) (text, bool) {
 	v, ok := d.value(expr)
 	if !ok {
 		return text{}, false
 	}
-	return d.stringValue(v, expr.Range(), what)
+	return d.stringValue(v, expr.Range(), what, name)
 }
 
-func (d *decoder) stringValue(v cty.Value, rng hcl2.Range, what string) (text, bool) {
+func (d *decoder) stringValue(v cty.Value, rng hcl2.Range, what, name string) (text, bool) {
 	if v.IsNull() || v.Type() != cty.String {
-		d.report(errorAt(rng, "Write a string in quotes.", "%s must be a string, not %s", what, kindOf(v)))
+		d.report(errorAt(rng, "Write a string in quotes.", what+" must be a string, not %s", name, kindOf(v)))
 		return text{}, false
 	}
 	return text{value: v.AsString(), rng: rng}, true
@@ -61,15 +61,119 @@ func (d *decoder) stringValue(v cty.Value, rng hcl2.Range, what string) (text, b
 
 // value evaluates an expression to a known value.
 func (d *decoder) value(expr hcl2.Expression) (cty.Value, bool) {
-	v, diags := expr.Value(evalContext())
+	if d.ctx != nil && !isLiteral(expr) && !d.defined(expr) {
+		return cty.DynamicVal, false
+	}
+	v, diags := expr.Value(d.ctx)
 	for _, diag := range diags {
 		switch diag.Summary {
 		case "Variables not allowed", "Function calls not allowed":
 			diag.Detail = d.why + " " + diag.Detail
+		case "Call to unknown function":
+			name := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
+			if reason, leftOut := functionsLeftOut[name]; leftOut {
+				diag.Summary, diag.Detail = fmt.Sprintf("there is no function %q in graphs", name), reason
+			}
 		}
 	}
 	d.report(diags...)
 	return v, !diags.HasErrors() && v.IsWhollyKnown()
+}
+
+// isLiteral reports whether an expression obviously names nothing; most do.
+func isLiteral(expr hcl2.Expression) bool {
+	switch e := expr.(type) {
+	case *hclsyntax.LiteralValueExpr:
+		return true
+	case *hclsyntax.TemplateExpr:
+		return e.IsStringLiteral()
+	}
+	return false
+}
+
+// defined reports whether all that an expression names has a value. What is
+// missing because of an error in its declaration has been reported there.
+func (d *decoder) defined(expr hcl2.Expression) bool {
+	ok := true
+	for _, t := range expr.Variables() {
+		keyword, place := t.RootName(), t.SourceRange()
+		s, known := d.scopes[keyword]
+		name, named := member(t)
+		switch {
+		case !known && (keyword == "var" || keyword == "local"):
+			d.report(errorAt(place, d.why, "%s cannot be used here", sourceOf(t)))
+		case !known:
+			remedy := didYouMean(keyword, slices.Sorted(maps.Keys(d.scopes)))
+			if remedy == "" {
+				remedy = fmt.Sprintf("Write a string in quotes, %q, a variable as var.%s and a local as local.%s.", keyword, keyword, keyword)
+			}
+			d.report(errorAt(place, remedy, "unknown name %q", keyword))
+		case !named:
+			if len(s.values) == len(s.declared) {
+				continue // the object of all of them
+			}
+		case s.declared[name] == hcl2.Range{}:
+			remedy := didYouMean(name, slices.Sorted(maps.Keys(s.declared)))
+			if remedy == "" {
+				remedy = "Declare it, or correct the name."
+			}
+			d.report(errorAt(place, remedy, "unknown %s %q", map[string]string{"var": "variable", "local": "local"}[keyword], name))
+		default:
+			if _, has := s.values[name]; has {
+				continue
+			}
+		}
+		ok = false
+	}
+	return ok
+}
+
+// member is the name behind the first dot of a traversal.
+func member(t hcl2.Traversal) (string, bool) {
+	if len(t) < 2 {
+		return "", false
+	}
+	switch step := t[1].(type) {
+	case hcl2.TraverseAttr:
+		return step.Name, true
+	case hcl2.TraverseIndex:
+		if step.Key.Type() == cty.String {
+			return step.Key.AsString(), true
+		}
+	}
+	return "", false
+}
+
+func sourceOf(t hcl2.Traversal) string {
+	if name, ok := member(t); ok {
+		return t.RootName() + "." + name
+	}
+	return t.RootName()
+}
+
+// boolAttr returns what an attribute is set to, or what is implied.
+func (d *decoder) boolAttr(content *hcl2.BodyContent, name string, implied bool) bool {
+	attr := content.Attributes[name]
+	if attr == nil {
+		return implied
+	}
+	v, ok := d.boolExpr(attr.Expr, name)
+	if !ok {
+		return implied
+	}
+	return v
+}
+
+func (d *decoder) boolExpr(expr hcl2.Expression, name string) (value, ok bool) {
+	v, ok := d.value(expr)
+	if !ok {
+		return false, false
+	}
+	if v.IsNull() || v.Type() != cty.Bool {
+		d.report(errorAt(expr.Range(), "Write true or false, without quotes.", "argument %q must be true or false, not %s", name, kindOf(v)))
+		return false, false
+	}
+	return v.True(), true
 }
 
 // element is a member of a list with its own place.
@@ -78,10 +182,30 @@ type element struct {
 	rng   hcl2.Range
 }
 
+// members returns the expressions of a list literal. Those of a dynamic
+// block's content are not taken apart: alone they would lack its iterator.
+func members(expr hcl2.Expression) ([]hcl2.Expression, bool) {
+	if isDynamic(expr) {
+		return nil, false
+	}
+	exprs, diags := hcl2.ExprList(expr)
+	return exprs, !diags.HasErrors()
+}
+
+func isDynamic(expr hcl2.Expression) bool {
+	_, wrapped := expr.(interface{ UnwrapExpression() hcl2.Expression })
+	return wrapped
+}
+
+func isEmptyList(attr *hcl2.Attribute) bool {
+	exprs, ok := members(attr.Expr)
+	return ok && len(exprs) == 0
+}
+
 // list returns the members of a list that an attribute is set to. A single
 // value in place of a list is an error that says how to write it.
 func (d *decoder) list(attr *hcl2.Attribute) []element {
-	if exprs, diags := hcl2.ExprList(attr.Expr); !diags.HasErrors() {
+	if exprs, ok := members(attr.Expr); ok {
 		var list []element
 		for _, e := range exprs {
 			if v, ok := d.value(e); ok {
@@ -108,6 +232,53 @@ func (d *decoder) list(attr *hcl2.Attribute) []element {
 	return list
 }
 
+// stringMap returns the strings that an attribute maps keys to, with the
+// places of the keys.
+func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]string, map[string]hcl2.Range) {
+	attr := content.Attributes[name]
+	if attr == nil {
+		return nil, nil
+	}
+	m, places := map[string]string{}, map[string]hcl2.Range{}
+	add := func(key text, v cty.Value, rng hcl2.Range) {
+		value, ok := d.stringValue(v, rng, "the value of %q", key.value)
+		first, dup := places[key.value]
+		switch {
+		case !ok:
+		case key.value == "" || value.value == "":
+			d.report(errorAt(rng, "Give it a value or leave it out.", "%q of %q has an empty key or value", key.value, name))
+		case dup:
+			d.report(errorAt(key.rng, "Remove one of the two.", "%q is already set at %s", key.value, position(first)))
+		default:
+			m[key.value], places[key.value] = value.value, key.rng
+		}
+	}
+	if pairs, diags := hcl2.ExprMap(attr.Expr); !diags.HasErrors() && !isDynamic(attr.Expr) {
+		for _, p := range pairs {
+			key, ok := d.stringExpr(p.Key, "a key of %q", name)
+			v, known := d.value(p.Value)
+			if ok && known {
+				add(key, v, p.Value.Range())
+			}
+		}
+		return m, places
+	}
+	v, ok := d.value(attr.Expr)
+	if !ok {
+		return nil, nil
+	}
+	if v.IsNull() || !(v.Type().IsObjectType() || v.Type().IsMapType()) {
+		d.report(errorAt(attr.Expr.Range(), fmt.Sprintf("Write it in braces: %s = { key = \"value\" }.", name),
+			"argument %q must be a map, not %s", name, kindOf(v)))
+		return nil, nil
+	}
+	for it := v.ElementIterator(); it.Next(); {
+		key, v := it.Element()
+		add(text{key.AsString(), attr.Expr.Range()}, v, attr.Expr.Range())
+	}
+	return m, places
+}
+
 // stringList returns the strings of a list attribute. Empty strings and
 // repetitions are errors.
 func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
@@ -118,7 +289,7 @@ func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 	var list []text
 	seen := map[string]hcl2.Range{}
 	for _, e := range d.list(attr) {
-		t, ok := d.stringValue(e.value, e.rng, fmt.Sprintf("an element of %q", name))
+		t, ok := d.stringValue(e.value, e.rng, "an element of %q", name)
 		if !ok {
 			continue
 		}
@@ -139,9 +310,22 @@ func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 // firstQuoted finds the name that a diagnostic of the HCL library is about.
 var firstQuoted = regexp.MustCompile(`"[^"]*"`)
 
+// subject names a block for diagnostics: words before it, its type and its label.
+type subject struct{ before, kind, label string }
+
+func (s subject) String() string {
+	if s.label == "" {
+		return s.before + s.kind
+	}
+	return fmt.Sprintf("%s%s %q", s.before, s.kind, s.label)
+}
+
+// of is something in s.
+func (s subject) of(what string) subject { return subject{what + " of " + s.before, s.kind, s.label} }
+
 // content decodes a body by its schema. What the schema lacks is an error that
 // proposes the nearest name, or else lists what is expected.
-func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where string) *hcl2.BodyContent {
+func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where subject) *hcl2.BodyContent {
 	content, diags := body.Content(schema)
 	for _, diag := range diags {
 		name := firstQuoted.FindString(diag.Detail)
@@ -153,6 +337,8 @@ func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where string)
 			kind = "block"
 		case "Extraneous JSON object property":
 			kind = "property"
+		case "Extraneous label for rule":
+			diag.Summary, diag.Detail = "a rule block takes no label", "Write the name inside the block: name = \"...\"."
 		case "Missing required argument":
 			diag.Summary = fmt.Sprintf("missing argument %s", name)
 			diag.Detail = fmt.Sprintf("Set it in %s.", where)
@@ -170,13 +356,16 @@ func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where string)
 	return content
 }
 
-func expected(schema *hcl2.BodySchema, where string) string {
+func expected(schema *hcl2.BodySchema, where subject) string {
 	var names []string
 	for _, a := range schema.Attributes {
 		names = append(names, a.Name)
 	}
 	for _, b := range schema.Blocks {
 		names = append(names, b.Type+" block")
+	}
+	if len(names) == 0 {
+		return fmt.Sprintf("Nothing is expected in %s.", where)
 	}
 	return fmt.Sprintf("Expected in %s: %s.", where, strings.Join(names, ", "))
 }
@@ -204,6 +393,15 @@ func didYouMean(name string, names []string) string {
 	if len(near) == 0 {
 		return ""
 	}
-	best := slices.MinFunc(near, func(a, b string) int { return cmp.Or(distance(a)-distance(b), cmp.Compare(a, b)) })
+	common := func(s string) int { // bytes at the beginning that agree
+		n := 0
+		for n < min(len(s), len(name)) && s[n] == name[n] {
+			n++
+		}
+		return n
+	}
+	best := slices.MinFunc(near, func(a, b string) int {
+		return cmp.Or(distance(a)-distance(b), common(b)-common(a), cmp.Compare(a, b))
+	})
 	return fmt.Sprintf("Did you mean %q?", best)
 }

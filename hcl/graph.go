@@ -4,13 +4,17 @@
 package hcl
 
 import (
+	"bytes"
 	"fmt"
 	"maps"
-	"net/netip"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"time"
 
 	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/ext/dynblock"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	hcljson "github.com/hashicorp/hcl/v2/json"
 
@@ -18,26 +22,50 @@ import (
 )
 
 // DecodeGraph decodes the files of one graph. Blocks of the same domain in
-// several files are one domain; names may be declared once in it. The graph is
-// nil if the diagnostics have errors.
-func DecodeGraph(sources ...Source) (*fabric.Graph, Diagnostics) {
-	d := &decoder{why: "This version takes literal values only.", domains: map[string]*domainDecl{}}
-	for _, s := range sources {
-		if body := d.parse(s); body != nil {
-			d.file(body)
+// several files are one domain; names may be declared once in it. Variables and
+// locals are shared by all files. The graph is nil if the diagnostics have
+// errors.
+func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
+	d := &decoder{
+		now:        o.now(),
+		sources:    slices.Clone(sources),
+		ctx:        &hcl2.EvalContext{Functions: functions},
+		domains:    map[string]*domainDecl{},
+		guardrails: map[string]hcl2.Range{},
+	}
+	files := d.parse(sources)
+	blocks := func(kind string) []*hcl2.Block {
+		var list []*hcl2.Block
+		for _, f := range files {
+			list = append(list, f.blocks[kind]...)
+		}
+		return list
+	}
+	d.variables(blocks("variable"), o)
+	d.locals(blocks("locals"))
+	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
+	for _, f := range files {
+		for _, b := range f.blocks["domain"] {
+			d.domain(f.expand(b, d.ctx))
+		}
+		for _, b := range f.blocks["guardrail"] {
+			if d.declare(b, d.guardrails) {
+				g.Guardrails = append(g.Guardrails, d.guardrail(f.expand(b, d.ctx)))
+			}
 		}
 	}
-	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
 	for _, name := range slices.Sorted(maps.Keys(d.domains)) {
 		decl := d.domains[name]
 		d.resolve(decl)
 		g.Domains[name] = &decl.domain
 	}
 	if !d.diags.HasErrors() {
-		// Not expected: what fabric checks, the decoder has checked with better places.
-		d.report(fromProblems(g.Check(), sources)...)
+		// Guardrails apart, nothing is expected: what fabric checks, the
+		// decoder has checked with better places.
+		d.report(fromProblems(g.Check(d.now), sources)...)
+		d.warnOfWaiting(g)
 	}
-	diags := newDiagnostics(d.diags, sources...)
+	diags := newDiagnostics(d.diags, d.sources...)
 	if diags.HasErrors() {
 		return nil, diags
 	}
@@ -46,72 +74,85 @@ func DecodeGraph(sources ...Source) (*fabric.Graph, Diagnostics) {
 
 // decoder collects what the files of one graph declare.
 type decoder struct {
-	diags   hcl2.Diagnostics
-	why     string // why only literals are taken, for diagnostics
-	domains map[string]*domainDecl
+	diags      hcl2.Diagnostics
+	now        time.Time
+	sources    []Source          // files and values from elsewhere, for diagnostics to show
+	ctx        *hcl2.EvalContext // nil: only literals are taken
+	why        string            // why names mean nothing (yet), for diagnostics
+	scopes     map[string]*scope // by keyword
+	domains    map[string]*domainDecl
+	guardrails map[string]hcl2.Range
 }
 
 // domainDecl is a domain with the places that names resolve against.
 type domainDecl struct {
 	domain    fabric.Domain
 	places    []hcl2.Range          // of its blocks
+	set       map[string]hcl2.Range // its own arguments
 	nodes     map[string]hcl2.Range // services and externals
 	externals map[string]bool
 	contracts map[string]hcl2.Range
-	refs      []refDecl
-}
-
-// refDecl is a name that a contract mentions.
-type refDecl struct {
-	text
-	ref       fabric.Ref
-	responder bool
+	accepted  map[string]hcl2.Range
+	declared  []contractDecl
+	accepts   []acceptDecl
 }
 
 func (d *decoder) report(diags ...*hcl2.Diagnostic) { d.diags = append(d.diags, diags...) }
 
-func (d *decoder) parse(s Source) hcl2.Body {
-	var (
-		file  *hcl2.File
-		diags hcl2.Diagnostics
-	)
-	if strings.HasSuffix(s.Name, ".json") {
-		file, diags = hcljson.Parse(s.Data, s.Name)
-	} else {
-		file, diags = hclsyntax.ParseConfig(s.Data, s.Name, hcl2.InitialPos)
-	}
-	d.report(diags...)
-	if file == nil || diags.HasErrors() {
-		return nil // what else is wrong would be guesswork
-	}
-	return file.Body
+// graphBlocks are the blocks of a file, by type.
+type graphBlocks struct {
+	blocks  map[string][]*hcl2.Block
+	dynamic bool // it may have dynamic blocks
 }
 
-var (
-	fileSchema = &hcl2.BodySchema{Blocks: []hcl2.BlockHeaderSchema{{Type: "domain", LabelNames: []string{"name"}}}}
-
-	domainSchema = &hcl2.BodySchema{Blocks: []hcl2.BlockHeaderSchema{
-		{Type: "service", LabelNames: []string{"name"}},
-		{Type: "external", LabelNames: []string{"name"}},
-		{Type: "contract", LabelNames: []string{"name"}},
-	}}
-
-	serviceSchema = &hcl2.BodySchema{Blocks: []hcl2.BlockHeaderSchema{{Type: "selector", LabelNames: []string{"kind"}}}}
-
-	selectorSchemas = map[fabric.SelectorKind]*hcl2.BodySchema{
-		fabric.SelectNomad: {Attributes: []hcl2.AttributeSchema{
-			{Name: "namespace"}, {Name: "job", Required: true}, {Name: "group"},
-		}},
-		fabric.SelectConsul: {Attributes: []hcl2.AttributeSchema{{Name: "service", Required: true}}},
+// expand lets dynamic blocks stand in a block. Files that have none are spared
+// the cost.
+func (f graphBlocks) expand(b *hcl2.Block, ctx *hcl2.EvalContext) *hcl2.Block {
+	if !f.dynamic {
+		return b
 	}
+	expanded := *b
+	expanded.Body = dynblock.Expand(b.Body, ctx)
+	return &expanded
+}
 
-	externalSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "prefixes", Required: true}}}
-)
-
-func (d *decoder) file(body hcl2.Body) {
-	for _, b := range d.content(body, fileSchema, "a graph").Blocks {
-		d.domain(b)
+// parse parses files, several at a time.
+func (d *decoder) parse(sources []Source) []graphBlocks {
+	type parsed struct {
+		file  *hcl2.File
+		diags hcl2.Diagnostics
 	}
+	results := make([]parsed, len(sources))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i, s := range sources {
+		slots <- struct{}{}
+		wg.Go(func() {
+			results[i].file, results[i].diags = parse(s)
+			<-slots
+		})
+	}
+	wg.Wait()
+	var files []graphBlocks
+	for i, r := range results {
+		d.report(r.diags...)
+		if r.file == nil || r.diags.HasErrors() {
+			continue // what else is wrong would be guesswork
+		}
+		f := graphBlocks{blocks: map[string][]*hcl2.Block{}, dynamic: bytes.Contains(sources[i].Data, []byte("dynamic"))}
+		for _, b := range d.content(r.file.Body, graphFile.schema, subject{kind: "a graph"}).Blocks {
+			f.blocks[b.Type] = append(f.blocks[b.Type], b)
+		}
+		files = append(files, f)
+	}
+	return files
+}
+
+func parse(s Source) (*hcl2.File, hcl2.Diagnostics) {
+	if strings.HasSuffix(s.Name, ".json") {
+		return hcljson.Parse(s.Data, s.Name)
+	}
+	return hclsyntax.ParseConfig(s.Data, s.Name, hcl2.InitialPos)
 }
 
 func (d *decoder) domain(b *hcl2.Block) {
@@ -128,9 +169,11 @@ func (d *decoder) domain(b *hcl2.Block) {
 	if decl == nil {
 		decl = &domainDecl{
 			domain:    fabric.Domain{Name: name, Pos: position(place)},
+			set:       map[string]hcl2.Range{},
 			nodes:     map[string]hcl2.Range{},
 			externals: map[string]bool{},
 			contracts: map[string]hcl2.Range{},
+			accepted:  map[string]hcl2.Range{},
 		}
 		d.domains[name] = decl
 	}
@@ -143,7 +186,8 @@ func (d *decoder) domain(b *hcl2.Block) {
 	}
 	decl.places = append(decl.places, place)
 
-	content := d.content(b.Body, domainSchema, fmt.Sprintf("domain %q", name))
+	content := d.content(b.Body, domainBlock.schema, subject{kind: "domain", label: name})
+	d.domainArgs(decl, content)
 	for _, b := range content.Blocks {
 		switch b.Type {
 		case "service":
@@ -159,8 +203,57 @@ func (d *decoder) domain(b *hcl2.Block) {
 			if d.declare(b, decl.contracts) {
 				decl.domain.Contracts = append(decl.domain.Contracts, d.contract(decl, b))
 			}
+		case "accept":
+			d.accept(decl, b)
 		}
 	}
+}
+
+// domainArgs decodes the arguments of a domain, of which each may stand in one
+// of its files.
+func (d *decoder) domainArgs(decl *domainDecl, content *hcl2.BodyContent) {
+	for _, a := range sortedAttributes(content.Attributes) {
+		if first, dup := decl.set[a.Name]; dup {
+			d.report(errorAt(a.NameRange, "Keep one of the two.", "argument %q of domain %q is already set at %s", a.Name, decl.domain.Name, position(first)))
+			continue
+		}
+		decl.set[a.Name] = a.NameRange
+		switch a.Name {
+		case "description":
+			decl.domain.Description = d.description(content)
+		case "labels":
+			decl.domain.Labels = d.labels(content)
+		case "mode":
+			decl.domain.Mode = d.mode(content)
+		}
+	}
+}
+
+func (d *decoder) description(content *hcl2.BodyContent) string {
+	t, _ := d.stringAttr(content, "description")
+	return t.value
+}
+
+// labels decodes labels that a block gives to itself.
+func (d *decoder) labels(content *hcl2.BodyContent) fabric.Labels {
+	m, places := d.stringMap(content, "labels")
+	for _, taken := range []string{"domain", "name"} {
+		if place, set := places[taken]; set {
+			d.report(errorAt(place, "Choose another key.", "label %q cannot be set: it always is the name of the %s", taken, map[string]string{"domain": "domain", "name": "block"}[taken]))
+		}
+	}
+	return m
+}
+
+func (d *decoder) mode(content *hcl2.BodyContent) fabric.Mode {
+	t, ok := d.stringAttr(content, "mode")
+	if !ok || t.value == modeEnforce {
+		return fabric.ModeEnforce
+	}
+	if t.value != string(fabric.ModeAudit) {
+		d.report(errorAt(t.rng, strings.TrimSpace(fmt.Sprintf("Write %q or %q. %s", fabric.ModeAudit, modeEnforce, didYouMean(t.value, modes))), "unknown mode %q", t.value))
+	}
+	return fabric.Mode(t.value)
 }
 
 // declare notes the name of a block. It reports whether the name is new and
@@ -171,10 +264,14 @@ func (d *decoder) declare(b *hcl2.Block, names map[string]hcl2.Range) bool {
 		d.report(errorAt(place, fmt.Sprintf("Choose another name for the %s.", b.Type), "%s", err))
 		return false
 	}
+	if b.Type == "contract" && name == fabric.AuditContract {
+		d.report(errorAt(place, "Choose another name for the contract.", "contract %q is reserved for domains in audit mode", name))
+		return false
+	}
 	if first, dup := names[name]; dup {
-		what := "Services and externals of a domain share one space of names. Rename one of the two."
-		if b.Type == "contract" {
-			what = "Rename one of the two."
+		what := "Rename one of the two."
+		if b.Type == "service" || b.Type == "external" {
+			what = "Services and externals of a domain share one space of names. Rename one of the two."
 		}
 		d.report(errorAt(place, what, "%s %q: the name is already taken at %s", b.Type, name, position(first)))
 		return false
@@ -183,85 +280,6 @@ func (d *decoder) declare(b *hcl2.Block, names map[string]hcl2.Range) bool {
 	return true
 }
 
-func (d *decoder) service(b *hcl2.Block) fabric.Service {
-	s := fabric.Service{Name: b.Labels[0], Pos: position(labelRange(b))}
-	content := d.content(b.Body, serviceSchema, fmt.Sprintf("service %q", s.Name))
-	for _, b := range content.Blocks {
-		if sel, ok := d.selector(b); ok {
-			s.Selectors = append(s.Selectors, sel)
-		}
-	}
-	if len(content.Blocks) == 0 {
-		d.report(warningAt(labelRange(b), `Add a block such as: selector "nomad" { job = "..." }.`,
-			"service %q has no selector, so no workload can be an instance of it", s.Name))
-	}
-	return s
-}
-
-func (d *decoder) selector(b *hcl2.Block) (fabric.Selector, bool) {
-	kind := fabric.SelectorKind(b.Labels[0])
-	schema, ok := selectorSchemas[kind]
-	if !ok {
-		detail := strings.TrimSpace(`The kinds are "consul" and "nomad". ` + didYouMean(string(kind), []string{"consul", "nomad"}))
-		d.report(errorAt(labelRange(b), detail, "unknown kind of selector %q", kind))
-		return fabric.Selector{}, false
-	}
-	content := d.content(b.Body, schema, fmt.Sprintf("selector %q", kind))
-	s := fabric.Selector{
-		Kind:      kind,
-		Namespace: d.nameAttr(content, "namespace"),
-		Job:       d.nameAttr(content, "job"),
-		Group:     d.nameAttr(content, "group"),
-		Service:   d.nameAttr(content, "service"),
-		Pos:       position(labelRange(b)),
-	}
-	if kind == fabric.SelectNomad && s.Namespace == "" {
-		s.Namespace = "default"
-	}
-	return s, true
-}
-
-func (d *decoder) external(b *hcl2.Block) fabric.External {
-	e := fabric.External{Name: b.Labels[0], Pos: position(labelRange(b))}
-	content := d.content(b.Body, externalSchema, fmt.Sprintf("external %q", e.Name))
-	for _, t := range d.stringList(content, "prefixes") {
-		if p, ok := d.prefix(t); ok {
-			e.Prefixes = append(e.Prefixes, p)
-		}
-	}
-	if attr := content.Attributes["prefixes"]; attr != nil && isEmptyList(attr) {
-		d.report(errorAt(attr.Expr.Range(), `List at least one, such as "192.0.2.0/24".`, "external %q has no prefixes", e.Name))
-	}
-	return e
-}
-
-func (d *decoder) prefix(t text) (netip.Prefix, bool) {
-	p, err := netip.ParsePrefix(t.value)
-	if err != nil {
-		detail := `Write an address and a length, such as "192.0.2.0/24".`
-		if a, err := netip.ParseAddr(t.value); err == nil && a.Zone() == "" {
-			detail = fmt.Sprintf("For this one address, write %q.", netip.PrefixFrom(a, a.BitLen()))
-		}
-		d.report(errorAt(t.rng, detail, "%q is not an address prefix", t.value))
-		return p, false
-	}
-	if p.Addr().Is4In6() {
-		d.report(errorAt(t.rng, "Write the IPv4 prefix.", "prefix %q is IPv4 written as IPv6", t.value))
-		return p, false
-	}
-	if m := p.Masked(); m != p {
-		d.report(errorAt(t.rng, fmt.Sprintf("Write %q, or %q for the one address.", m, netip.PrefixFrom(p.Addr(), p.Addr().BitLen())),
-			"prefix %q has bits set beyond its length", t.value))
-		return p, false
-	}
-	return p, true
-}
-
 // labelRange is the place of a block's first label: unlike the block's
 // keyword, it is the block's own in JSON too.
 func labelRange(b *hcl2.Block) hcl2.Range { return b.LabelRanges[0] }
-
-func isEmptyList(attr *hcl2.Attribute) bool {
-	exprs, diags := hcl2.ExprList(attr.Expr)
-	return !diags.HasErrors() && len(exprs) == 0
-}

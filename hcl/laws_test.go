@@ -7,8 +7,10 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/hcl/v2"
@@ -22,75 +24,159 @@ import (
 var netipPrefix = []any{netip.Prefix{}}
 
 var genName = rapid.StringMatching(`[a-z][a-z0-9]{0,8}(-[a-z0-9]{1,8})?`).Filter(func(s string) bool {
-	return fabric.CheckName(s) == nil && s != fabric.ReservedDomain
+	return fabric.CheckName(s) == nil && s != fabric.ReservedDomain && s != "elsewhere"
 })
+
+// HCL's strings are Unicode in normal form.
+var (
+	genNormal = rapid.Map(rapid.String(), func(s string) string { return cty.StringVal(s).AsString() })
+	genText   = genNormal.Filter(func(s string) bool { return s != "" })
+	genTexts  = rapid.SliceOfNDistinct(genText, 0, 2, rapid.ID)
+	genMap    = rapid.MapOfN(genText.Filter(func(s string) bool { return s != "domain" && s != "name" }), genText, 0, 2)
+	genLabels = rapid.Map(genMap, func(m map[string]string) fabric.Labels { return m })
+	genMode   = rapid.SampledFrom([]fabric.Mode{fabric.ModeEnforce, fabric.ModeAudit})
+	genRange  = rapid.Custom(func(t *rapid.T) fabric.PortRange {
+		from := rapid.Uint16Min(1).Draw(t, "from")
+		return fabric.PortRange{From: from, To: rapid.SampledFrom([]uint16{from, 65535}).Draw(t, "to")}
+	})
+	genType = rapid.Custom(func(t *rapid.T) fabric.PortRange {
+		from := rapid.Uint16Max(255).Draw(t, "from")
+		return fabric.PortRange{From: from, To: rapid.SampledFrom([]uint16{from, 255}).Draw(t, "to")}
+	})
+	genPrefix = rapid.Custom(func(t *rapid.T) netip.Prefix {
+		if rapid.Bool().Draw(t, "IPv6") {
+			addr := [16]byte(rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "address"))
+			addr[0] = 0x20 // not an IPv4 address
+			return netip.PrefixFrom(netip.AddrFrom16(addr), rapid.IntRange(8, 128).Draw(t, "length")).Masked()
+		}
+		addr := netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "address")))
+		return netip.PrefixFrom(addr, rapid.IntRange(0, 32).Draw(t, "length")).Masked()
+	})
+)
+
+func genRules(t *rapid.T, least int) []fabric.Rule {
+	var rules []fabric.Rule
+	count := rapid.IntRange(least, 3).Draw(t, "rules")
+	names := rapid.SliceOfNDistinct(genName, count, count, rapid.ID).Draw(t, "names")
+	for i := range count {
+		r := fabric.Rule{Protocol: rapid.SampledFrom(fabric.Protocols).Draw(t, "protocol")}
+		if rapid.Bool().Draw(t, "named") {
+			r.Name = names[i]
+		}
+		ports := genRange
+		if !r.Protocol.HasPorts() {
+			ports = genType
+		}
+		r.Ports = rapid.SliceOfNDistinct(ports, 1, 3, rapid.ID).Draw(t, "ports")
+		rules = append(rules, r)
+	}
+	return rules
+}
+
+func genSelector(t *rapid.T) fabric.Selector {
+	s := fabric.Selector{
+		Kind:      rapid.SampledFrom([]fabric.SelectorKind{fabric.SelectNomad, fabric.SelectConsul, fabric.SelectNode}).Draw(t, "kind"),
+		Namespace: rapid.SampledFrom([]string{"default", "prod"}).Draw(t, "namespace"),
+	}
+	switch s.Kind {
+	case fabric.SelectNomad:
+		s.Job, s.Group, s.Region = genText.Draw(t, "job"), genNormal.Draw(t, "group"), genNormal.Draw(t, "region")
+		s.NodeClass, s.NodePool = genNormal.Draw(t, "class"), genNormal.Draw(t, "pool")
+		s.Datacenter = genNormal.Draw(t, "datacenter")
+	case fabric.SelectConsul:
+		s.Service, s.Tags, s.Meta = genText.Draw(t, "service"), genTexts.Draw(t, "tags"), genMap.Draw(t, "meta")
+		s.Datacenter = genNormal.Draw(t, "datacenter")
+	case fabric.SelectNode:
+		s.Namespace, s.Zone, s.Node = "", genText.Draw(t, "zone"), genNormal.Draw(t, "node")
+		s.NodeClass, s.NodePool = genNormal.Draw(t, "class"), genNormal.Draw(t, "pool")
+	}
+	return s
+}
 
 func genGraph(t *rapid.T) *fabric.Graph {
 	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-	for _, domain := range rapid.SliceOfNDistinct(genName, 1, 3, rapid.ID).Draw(t, "domains") {
-		g.Domains[domain] = genDomain(t, domain)
+	domains := rapid.SliceOfNDistinct(genName, 1, 3, rapid.ID).Draw(t, "domains")
+	services := []fabric.Ref{{Domain: "elsewhere", Name: "web"}}
+	for _, name := range domains {
+		d := genNodes(t, name)
+		g.Domains[name] = d
+		for _, s := range d.Services {
+			services = append(services, fabric.Ref{Domain: name, Name: s.Name})
+		}
+	}
+	for _, name := range domains {
+		genContracts(t, g.Domains[name], services)
+	}
+	for _, name := range rapid.SliceOfNDistinct(genName, 0, 2, rapid.ID).Draw(t, "guardrails") {
+		r := fabric.Guardrail{Name: name, Description: genNormal.Draw(t, "description")}
+		for range rapid.IntRange(1, 2).Draw(t, "denials") {
+			from := genLabels.Draw(t, "from")
+			from["domain"] = "no-graph-has-it" // so that no contract breaks it
+			r.Deny = append(r.Deny, fabric.Denial{From: from, To: genLabels.Draw(t, "to"), Rules: genRules(t, 0)})
+		}
+		g.Guardrails = append(g.Guardrails, r)
 	}
 	return g
 }
 
-func genDomain(t *rapid.T, domain string) *fabric.Domain {
-	d := &fabric.Domain{Name: domain}
-	// HCL's strings are Unicode in normal form.
-	normal := rapid.Map(rapid.String(), func(s string) string { return cty.StringVal(s).AsString() })
-	anyText := normal.Filter(func(s string) bool { return s != "" })
-	var services, nodes []string
+func genNodes(t *rapid.T, domain string) *fabric.Domain {
+	d := &fabric.Domain{Name: domain, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels"), Mode: genMode.Draw(t, "mode")}
 	for i, name := range rapid.SliceOfNDistinct(genName, 1, 6, rapid.ID).Draw(t, "nodes") {
-		nodes = append(nodes, name)
+		description, labels := genNormal.Draw(t, "description"), genLabels.Draw(t, "labels")
 		if i > 0 && rapid.Bool().Draw(t, "external") {
-			addr := netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "address")))
-			p := netip.PrefixFrom(addr, rapid.IntRange(0, 32).Draw(t, "length")).Masked()
-			d.Externals = append(d.Externals, fabric.External{Name: name, Prefixes: []netip.Prefix{p}})
+			d.Externals = append(d.Externals, fabric.External{Name: name, Description: description, Labels: labels,
+				Prefixes: rapid.SliceOfNDistinct(genPrefix, 1, 3, rapid.ID).Draw(t, "prefixes")})
 			continue
 		}
-		services = append(services, name)
-		s := fabric.Service{Name: name}
+		s := fabric.Service{Name: name, Description: description, Labels: labels}
 		for range rapid.IntRange(0, 3).Draw(t, "selectors") {
-			if rapid.Bool().Draw(t, "nomad") {
-				s.Selectors = append(s.Selectors, fabric.Selector{Kind: fabric.SelectNomad,
-					Namespace: rapid.SampledFrom([]string{"default", "prod"}).Draw(t, "namespace"),
-					Job:       anyText.Draw(t, "job"), Group: normal.Draw(t, "group")})
-			} else {
-				s.Selectors = append(s.Selectors, fabric.Selector{Kind: fabric.SelectConsul, Service: anyText.Draw(t, "service")})
-			}
+			s.Selectors = append(s.Selectors, genSelector(t))
 		}
 		d.Services = append(d.Services, s)
 	}
-	refs := func(label string, names []string) []fabric.Ref {
-		var list []fabric.Ref
-		for _, n := range rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, len(names), rapid.ID).Draw(t, label) {
-			list = append(list, fabric.Ref{Domain: domain, Name: n})
-		}
-		return list
+	return d
+}
+
+// genContracts gives a domain contracts, and consents to those of another.
+func genContracts(t *rapid.T, d *fabric.Domain, services []fabric.Ref) {
+	var own, externals []fabric.Ref
+	for _, s := range d.Services {
+		own = append(own, fabric.Ref{Domain: d.Name, Name: s.Name})
 	}
-	port := rapid.Custom(func(t *rapid.T) fabric.PortRange {
-		from := rapid.Uint16Min(1).Draw(t, "from")
-		return fabric.PortRange{From: from, To: rapid.SampledFrom([]uint16{from, 65535}).Draw(t, "to")}
-	})
+	for _, e := range d.Externals {
+		externals = append(externals, fabric.Ref{Domain: d.Name, Name: e.Name})
+	}
+	some := func(label string, least int, refs []fabric.Ref) []fabric.Ref {
+		return rapid.SliceOfNDistinct(rapid.SampledFrom(refs), least, len(refs), rapid.ID).Draw(t, label)
+	}
 	for _, name := range rapid.SliceOfNDistinct(genName, 0, 4, rapid.ID).Draw(t, "contracts") {
-		c := fabric.Contract{Name: name, Disabled: rapid.Bool().Draw(t, "disabled"),
-			Originators: refs("originators", nodes), Responders: refs("responders", services)}
-		for range rapid.IntRange(1, 2).Draw(t, "rules") {
-			c.Rules = append(c.Rules, fabric.Rule{
-				Protocol: rapid.SampledFrom([]fabric.Protocol{fabric.TCP, fabric.UDP}).Draw(t, "protocol"),
-				Ports:    rapid.SliceOfNDistinct(port, 1, 3, rapid.ID).Draw(t, "ports")})
+		c := fabric.Contract{Name: name, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels"),
+			Disabled: rapid.Bool().Draw(t, "disabled"), Mode: genMode.Draw(t, "mode"), Rules: genRules(t, 1)}
+		if rapid.Bool().Draw(t, "temporary") {
+			c.Expires = time.Unix(rapid.Int64Range(0, 1<<32).Draw(t, "expires"), rapid.Int64Range(0, 1e9-1).Draw(t, "nanoseconds")).UTC()
 		}
-		c.Path.Require = rapid.SliceOfNDistinct(anyText, 0, 2, rapid.ID).Draw(t, "require")
-		c.Path.Prefer = rapid.SliceOfNDistinct(anyText, 0, 2, rapid.ID).Draw(t, "prefer")
+		one, other := some("own", 1, own), some("any", 1, append(slices.Clone(services), externals...))
+		c.Originators, c.Responders = one, other
+		if rapid.Bool().Draw(t, "swap") {
+			c.Originators, c.Responders = other, one
+		}
+		c.Path.Require, c.Path.Prefer = genTexts.Draw(t, "require"), genTexts.Draw(t, "prefer")
 		d.Contracts = append(d.Contracts, c)
 	}
-	return d
+	for _, name := range rapid.SliceOfNDistinct(genName, 0, 2, rapid.ID).Draw(t, "accepts") {
+		a := fabric.Accept{Contract: fabric.Ref{Domain: "elsewhere", Name: name}}
+		for _, r := range some("services", 0, own) {
+			a.Services = append(a.Services, r.Name)
+		}
+		d.Accepts = append(d.Accepts, a)
+	}
 }
 
 func TestDecodeInvertsEncode(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := genGraph(t)
 		src := EncodeGraph(g)
-		back, diags := DecodeGraph(Source{Name: "g.sif.hcl", Data: src})
+		back, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: src})
 		if diags.HasErrors() {
 			t.Fatalf("%s\n%s", diags.Error(), src)
 		}
@@ -147,7 +233,7 @@ func FuzzDecodeGraph(f *testing.F) {
 		if json {
 			name = "g.sif.json"
 		}
-		g, diags := DecodeGraph(Source{Name: name, Data: data})
+		g, diags := DecodeGraph(at, Source{Name: name, Data: data})
 		_ = diags.WriteText(&bytes.Buffer{})
 		if g == nil {
 			if !diags.HasErrors() {
@@ -155,10 +241,10 @@ func FuzzDecodeGraph(f *testing.F) {
 			}
 			return
 		}
-		if problems := g.Check(); len(problems) > 0 {
+		if problems := g.Check(at.Now); len(problems) > 0 {
 			t.Fatalf("decoded, but: %v", problems)
 		}
-		back, diags := DecodeGraph(Source{Name: "g.sif.hcl", Data: EncodeGraph(g)})
+		back, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: EncodeGraph(g)})
 		if diags.HasErrors() {
 			t.Fatalf("%s\n%s", diags.Error(), EncodeGraph(g))
 		}

@@ -25,12 +25,12 @@ var Extensions = []string{".sif.hcl", ".sif.json", ".sif.hcl.json"}
 // a directory it takes the files with one of Extensions, not those of its
 // subdirectories. A file that is named itself may be called anything; it is
 // JSON if it ends in ".json".
-func LoadGraph(paths ...string) (*fabric.Graph, Diagnostics) {
+func LoadGraph(o Options, paths ...string) (*fabric.Graph, Diagnostics) {
 	sources, err := ReadSources(paths...)
 	if err != nil {
 		return nil, Diagnostics{{Severity: Error, Summary: err.Error()}}
 	}
-	return DecodeGraph(sources...)
+	return DecodeGraph(o, sources...)
 }
 
 // ReadSources reads the files of a graph; see LoadGraph for which.

@@ -142,7 +142,7 @@ func (x *extractor) group(group *hclsyntax.Block) {
 
 func (x *extractor) stanza(b *hclsyntax.Block) Stanza {
 	s := Stanza{Pos: position(b.DefRange()), source: x.job.source, block: b.DefRange(), service: b.DefRange()}
-	content := x.content(b.Body, stanzaSchema, "a connectivity block")
+	content := x.content(b.Body, stanzaSchema, subject{kind: "a connectivity block"})
 	if t, ok := x.stringAttr(content, "service"); ok {
 		if _, err := fabric.ParseRef(t.value); err != nil {
 			x.report(errorAt(t.rng, `Write "domain/service".`, "%s", err))

@@ -8,97 +8,319 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/ext/typeexpr"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
-	"github.com/hashicorp/hcl/v2/hclwrite"
-	hcljson "github.com/hashicorp/hcl/v2/json"
 	"github.com/zclconf/go-cty/cty"
+	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// JobVariables merges variable files and settings of the form "name=value"
-// into the one text of variables that Nomad's parser takes. As in Nomad, later
-// files override earlier ones and settings override files; a setting of a
-// string, a number or a variable without a type is taken literally, others are
-// expressions.
-func JobVariables(job Source, files []Source, settings []string) (string, Diagnostics) {
-	values := map[string]string{} // expressions in HCL
-	for _, f := range files {
-		exprs, diags := variableFile(f)
-		if diags.HasErrors() {
-			return "", newDiagnostics(diags, f)
-		}
-		maps.Copy(values, exprs)
+// EnvironmentPrefix starts the names of environment variables that give values
+// to the variables of graphs.
+const EnvironmentPrefix = "SIF_VAR_"
+
+// Options are what a graph takes from outside its files. Settings win over
+// Files and later ones over earlier ones; both win over the Environment.
+type Options struct {
+	Settings    []string  // "name=value", as after -var
+	Files       []Source  // of variables, as after -var-file
+	Environment []string  // as of os.Environ; only names with EnvironmentPrefix count
+	Now         time.Time // tells what has expired; zero: the time of the call
+}
+
+func (o Options) now() time.Time {
+	if o.Now.IsZero() {
+		return time.Now()
 	}
-	types := variableTypes(job)
-	for _, s := range settings {
+	return o.Now
+}
+
+// variable is a declared variable.
+type variable struct {
+	place    hcl2.Range
+	typ      cty.Type
+	defaults *typeexpr.Defaults
+	implied  hcl2.Expression // the default; nil if a value is required
+	broken   bool            // the declaration is not understood
+	checks   []*hcl2.BodyContent
+	given    *given
+}
+
+// given is a value from outside, as yet unconverted.
+type given struct {
+	expr hcl2.Expression // nil: text, whose meaning depends on the type
+	text text
+}
+
+// scope is what expressions may name behind a keyword: "var" or "local".
+type scope struct {
+	declared map[string]hcl2.Range
+	values   map[string]cty.Value // what is declared without an error
+}
+
+func newScope() *scope {
+	return &scope{declared: map[string]hcl2.Range{}, values: map[string]cty.Value{}}
+}
+
+// variables evaluates the variable blocks of all files, and lets expressions
+// refer to them from then on.
+func (d *decoder) variables(blocks []*hcl2.Block, o Options) {
+	d.why = "The default of a variable, and a value given to it, must not refer to variables or locals."
+	vars, declared := newScope(), map[string]*variable{}
+	for _, b := range blocks {
+		name := b.Labels[0]
+		if !hclsyntax.ValidIdentifier(name) {
+			d.report(errorAt(labelRange(b), "Use letters, digits, _ and -, and begin with a letter.", "%q cannot be the name of a variable", name))
+			continue
+		}
+		if first, dup := vars.declared[name]; dup {
+			d.report(errorAt(labelRange(b), "Variables are shared by all files that are read together. Keep one of the two.",
+				"variable %q: it is already declared at %s", name, position(first)))
+			continue
+		}
+		vars.declared[name] = labelRange(b)
+		declared[name] = d.variable(b)
+	}
+	d.given(o, declared)
+	for _, name := range slices.Sorted(maps.Keys(declared)) {
+		if v, ok := d.variableValue(name, declared[name]); ok {
+			vars.values[name] = v
+		}
+	}
+	d.open("var", vars)
+	for _, name := range slices.Sorted(maps.Keys(declared)) {
+		d.validate(name, declared[name])
+	}
+}
+
+// open lets expressions refer to a scope.
+func (d *decoder) open(keyword string, s *scope) {
+	if d.scopes == nil {
+		d.scopes = map[string]*scope{}
+	}
+	d.scopes[keyword] = s
+	if d.ctx.Variables == nil {
+		d.ctx.Variables = map[string]cty.Value{}
+	}
+	d.ctx.Variables[keyword] = cty.ObjectVal(s.values)
+}
+
+func (d *decoder) variable(b *hcl2.Block) *variable {
+	v := &variable{place: labelRange(b), typ: cty.DynamicPseudoType}
+	before := len(d.diags)
+	content := d.content(b.Body, variableBlock.schema, subject{kind: "variable", label: b.Labels[0]})
+	d.stringAttr(content, "description")
+	if attr := content.Attributes["type"]; attr != nil {
+		typ, defaults, diags := typeexpr.TypeConstraintWithDefaults(attr.Expr)
+		d.report(diags...)
+		v.typ, v.defaults = typ, defaults
+	}
+	if attr := content.Attributes["default"]; attr != nil {
+		v.implied = attr.Expr
+	}
+	for _, b := range content.Blocks {
+		v.checks = append(v.checks, d.content(b.Body, validationBlock.schema, subject{kind: "validation"}))
+	}
+	v.broken = len(d.diags) > before
+	return v
+}
+
+// given notes the values that are given to variables.
+func (d *decoder) given(o Options, declared map[string]*variable) {
+	undeclared := func(r hcl2.Range, name string) {
+		remedy := didYouMean(name, slices.Collect(maps.Keys(declared)))
+		if remedy == "" {
+			remedy = fmt.Sprintf("Declare it: variable %q {}. Or leave the value out.", name)
+		}
+		d.report(errorAt(r, remedy, "a value for an undeclared variable %q", name))
+	}
+	for _, entry := range o.Environment {
+		name, value, ok := strings.Cut(entry, "=")
+		v := declared[strings.TrimPrefix(name, EnvironmentPrefix)]
+		if ok && v != nil && strings.HasPrefix(name, EnvironmentPrefix) {
+			v.given = &given{text: d.outside(name, value)}
+		}
+	}
+	for _, f := range o.Files {
+		d.sources = append(d.sources, f)
+		file, diags := parse(f)
+		d.report(diags...)
+		if diags.HasErrors() {
+			continue
+		}
+		attrs, diags := file.Body.JustAttributes()
+		d.report(diags...)
+		for _, a := range sortedAttributes(attrs) {
+			if v := declared[a.Name]; v != nil {
+				v.given = &given{expr: a.Expr}
+			} else {
+				undeclared(a.NameRange, a.Name)
+			}
+		}
+	}
+	for _, s := range o.Settings {
 		name, value, ok := strings.Cut(s, "=")
 		name = strings.TrimSpace(name)
 		if !ok || !hclsyntax.ValidIdentifier(name) {
-			return "", Diagnostics{{Severity: Error, Summary: fmt.Sprintf("-var %q is not of the form name=value", s), Detail: "Write for instance -var 'count=2'."}}
-		}
-		switch types[name] {
-		case "", "string", "number":
-			value = string(hclwrite.TokensForValue(cty.StringVal(value)).Bytes())
-		default:
-			where := "-var " + name
-			if _, diags := hclsyntax.ParseExpression([]byte(value), where, hcl2.InitialPos); diags.HasErrors() {
-				return "", newDiagnostics(diags, Source{Name: where, Data: []byte(value)})
-			}
-		}
-		values[name] = value
-	}
-	var b strings.Builder
-	for _, name := range slices.Sorted(maps.Keys(values)) {
-		fmt.Fprintf(&b, "%s = %s\n", name, values[name])
-	}
-	return b.String(), nil
-}
-
-// variableFile returns the expressions of a variable file.
-func variableFile(f Source) (map[string]string, hcl2.Diagnostics) {
-	json := strings.HasSuffix(f.Name, ".json")
-	parse := func() (*hcl2.File, hcl2.Diagnostics) { return hclsyntax.ParseConfig(f.Data, f.Name, hcl2.InitialPos) }
-	if json {
-		parse = func() (*hcl2.File, hcl2.Diagnostics) { return hcljson.Parse(f.Data, f.Name) }
-	}
-	file, diags := parse()
-	if diags.HasErrors() {
-		return nil, diags
-	}
-	attrs, diags := file.Body.JustAttributes()
-	if diags.HasErrors() {
-		return nil, diags
-	}
-	values := map[string]string{}
-	for name, a := range attrs {
-		if !json {
-			values[name] = string(a.Expr.Range().SliceBytes(f.Data))
+			t := d.outside("-var", s)
+			d.report(errorAt(t.rng, "Write for instance -var 'count=2'.", "-var %q is not of the form name=value", s))
 			continue
 		}
-		v, diags := a.Expr.Value(nil)
-		if diags.HasErrors() {
-			return nil, diags
+		t := d.outside("-var "+name, value)
+		if v := declared[name]; v != nil {
+			v.given = &given{text: t}
+		} else {
+			undeclared(t.rng, name)
 		}
-		values[name] = string(hclwrite.TokensForValue(v).Bytes())
 	}
-	return values, nil
 }
 
-// variableTypes returns the declared types of the variables of a job file, as
-// written. What is wrong with the declarations is Nomad's to say.
-func variableTypes(job Source) map[string]string {
-	types := map[string]string{}
-	file, diags := hclsyntax.ParseConfig(job.Data, job.Name, hcl2.InitialPos)
-	if diags.HasErrors() {
-		return types
+// outside makes a text that stands in no file a source, for diagnostics to show.
+func (d *decoder) outside(name, value string) text {
+	d.sources = append(d.sources, Source{Name: name, Data: []byte(value)})
+	end := hcl2.Pos{Line: 1, Column: 1 + len(value), Byte: len(value)}
+	return text{value: value, rng: hcl2.Range{Filename: name, Start: hcl2.InitialPos, End: end}}
+}
+
+// variableValue is the value of a variable, if it has one of its type.
+func (d *decoder) variableValue(name string, v *variable) (cty.Value, bool) {
+	if v.broken {
+		return cty.NilVal, false
 	}
-	for _, b := range file.Body.(*hclsyntax.Body).Blocks {
-		if b.Type == "variable" && len(b.Labels) == 1 {
-			if t := b.Body.Attributes["type"]; t != nil {
-				types[b.Labels[0]] = string(t.Expr.Range().SliceBytes(job.Data))
-			}
+	expr := v.implied
+	if v.given != nil {
+		expr = v.given.expr
+		if expr == nil {
+			expr = d.textExpression(v)
+		}
+	} else if expr == nil {
+		d.report(errorAt(v.place, fmt.Sprintf("Give it one with -var '%s=...', in a file after -var-file, or as %s%s; or give the variable a default.", name, EnvironmentPrefix, name),
+			"variable %q has no value", name))
+	}
+	if expr == nil {
+		return cty.NilVal, false
+	}
+	val, ok := d.value(expr)
+	if !ok {
+		return cty.NilVal, false
+	}
+	if v.defaults != nil && !val.IsNull() {
+		val = v.defaults.Apply(val)
+	}
+	val, err := convert.Convert(val, v.typ)
+	if err != nil {
+		d.report(errorAt(expr.Range(), fmt.Sprintf("The variable is declared as %s at %s.", typeexpr.TypeString(v.typ), position(v.place)),
+			"unsuitable value for variable %q: %s", name, err))
+		return cty.NilVal, false
+	}
+	return val, true
+}
+
+// textExpression is what a text from the command line or the environment
+// means: itself if a string or a number is wanted, or anything; else an
+// expression. It is nil if there is an error.
+func (d *decoder) textExpression(v *variable) hcl2.Expression {
+	t := v.given.text
+	switch v.typ {
+	case cty.String, cty.Number, cty.DynamicPseudoType:
+		return hcl2.StaticExpr(cty.StringVal(t.value), t.rng)
+	}
+	expr, diags := hclsyntax.ParseExpression([]byte(t.value), t.rng.Filename, hcl2.InitialPos)
+	d.report(diags...)
+	if diags.HasErrors() {
+		return nil
+	}
+	return expr
+}
+
+// validate applies the validation blocks of a variable.
+func (d *decoder) validate(name string, v *variable) {
+	if _, ok := d.scopes["var"].values[name]; !ok {
+		return
+	}
+	place := v.place
+	switch {
+	case v.given != nil && v.given.expr != nil:
+		place = v.given.expr.Range()
+	case v.given != nil:
+		place = v.given.text.rng
+	case v.implied != nil:
+		place = v.implied.Range()
+	}
+	for _, c := range v.checks {
+		message, ok := d.stringAttr(c, "error_message")
+		condition, given := c.Attributes["condition"]
+		if !ok || !given {
+			continue
+		}
+		holds, ok := d.boolExpr(condition.Expr, "condition")
+		if ok && !holds {
+			d.report(errorAt(place, fmt.Sprintf("The validation is at %s.", position(condition.Expr.Range())),
+				"variable %q: %s", name, message.value))
 		}
 	}
-	return types
+}
+
+// locals evaluates the locals blocks of all files, each local after those that
+// it refers to, and lets expressions refer to them from then on.
+func (d *decoder) locals(blocks []*hcl2.Block) {
+	l := localsEvaluation{decoder: d, scope: newScope(), exprs: map[string]hcl2.Expression{}, done: map[string]bool{}}
+	for _, b := range blocks {
+		attrs, diags := b.Body.JustAttributes()
+		d.report(diags...)
+		for _, a := range sortedAttributes(attrs) {
+			if first, dup := l.scope.declared[a.Name]; dup {
+				d.report(errorAt(a.NameRange, "Locals are shared by all files that are read together. Keep one of the two.",
+					"local %q: it is already declared at %s", a.Name, position(first)))
+				continue
+			}
+			l.scope.declared[a.Name] = a.NameRange
+			l.exprs[a.Name] = a.Expr
+		}
+	}
+	d.open("local", l.scope)
+	for _, name := range slices.Sorted(maps.Keys(l.exprs)) {
+		l.evaluate(name, nil)
+	}
+}
+
+type localsEvaluation struct {
+	*decoder
+	scope *scope
+	exprs map[string]hcl2.Expression
+	done  map[string]bool
+}
+
+// evaluate evaluates a local; path is what led to it.
+func (l *localsEvaluation) evaluate(name string, path []string) {
+	if l.done[name] {
+		return
+	}
+	if i := slices.Index(path, name); i >= 0 {
+		l.report(errorAt(l.scope.declared[name], "Break the circle.", "local %q depends on itself: %s",
+			name, strings.Join(append(path[i:], name), " needs ")))
+		l.done[name] = true
+		return
+	}
+	path = append(path, name)
+	expr := l.exprs[name]
+	for _, t := range expr.Variables() {
+		if other, ok := member(t); ok && t.RootName() == "local" && l.exprs[other] != nil {
+			l.evaluate(other, slices.Clone(path))
+		}
+	}
+	if l.done[name] {
+		return // found in a circle
+	}
+	l.done[name] = true
+	if v, ok := l.value(expr); ok {
+		l.scope.values[name] = v
+		l.ctx.Variables["local"] = cty.ObjectVal(l.scope.values)
+	}
+}
+
+func sortedAttributes(attrs hcl2.Attributes) []*hcl2.Attribute {
+	return slices.SortedFunc(maps.Values(attrs), func(a, b *hcl2.Attribute) int { return a.NameRange.Start.Byte - b.NameRange.Start.Byte })
 }

@@ -20,7 +20,7 @@ import (
 var jobName = regexp.MustCompile(`(?m)^job "([^"]+)"`)
 
 func TestJobsAgreeWithGraphs(t *testing.T) {
-	graph, diags := hcl.LoadGraph("getaway", "voting")
+	graph, diags := hcl.LoadGraph(hcl.Options{}, "getaway", "voting")
 	must.SliceEmpty(t, diags)
 	must.MapLen(t, 2, graph.Domains)
 

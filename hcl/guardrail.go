@@ -1,0 +1,45 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	hcl2 "github.com/hashicorp/hcl/v2"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+func (d *decoder) guardrail(b *hcl2.Block) fabric.Guardrail {
+	g := fabric.Guardrail{Name: b.Labels[0], Pos: position(labelRange(b))}
+	where := subject{kind: "guardrail", label: g.Name}
+	content := d.content(b.Body, guardrailBlock.schema, where)
+	g.Description = d.description(content)
+	for _, b := range content.Blocks {
+		g.Deny = append(g.Deny, d.deny(b, where))
+	}
+	if len(content.Blocks) == 0 {
+		d.report(errorAt(labelRange(b), "Add a block such as: deny { from = { env = \"dev\" } }.", "guardrail %q denies nothing", g.Name))
+	}
+	return g
+}
+
+func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
+	deny := fabric.Denial{Pos: position(b.DefRange)}
+	content := d.content(b.Body, denyBlock.schema, where.of("a deny block"))
+	side := func(name string) fabric.Labels {
+		m, _ := d.stringMap(content, name)
+		if attr := content.Attributes[name]; attr != nil && m != nil && len(m) == 0 {
+			d.emptyList(attr, "Name labels, or leave the argument out: then it is about everything.", "argument %q has no labels", name)
+		}
+		return m
+	}
+	deny.From, deny.To = side("from"), side("to")
+	names := map[string]hcl2.Range{}
+	for _, b := range content.Blocks {
+		deny.Rules = append(deny.Rules, d.rule(b, where, names))
+	}
+	if len(content.Attributes)+len(content.Blocks) == 0 {
+		d.report(errorAt(b.DefRange, "Say from where or to where, or add a rule.", "a deny block of %s would deny every contract", where))
+	}
+	return deny
+}

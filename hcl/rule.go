@@ -1,0 +1,117 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"fmt"
+	"math/big"
+	"strings"
+
+	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/zclconf/go-cty/cty"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// rule decodes a rule; names are those of the other rules around it.
+func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range) fabric.Rule {
+	var r fabric.Rule
+	content := d.content(b.Body, ruleBlock.schema, where.of("a rule"))
+	if t, ok := d.stringAttr(content, "name"); ok {
+		if err := fabric.CheckName(t.value); err != nil {
+			d.report(errorAt(t.rng, "Choose another name for the rule.", "%s", err))
+		} else if first, dup := names[t.value]; dup {
+			d.report(errorAt(t.rng, "Rename one of the two.", "rule %q: the name is already taken at %s", t.value, position(first)))
+		}
+		r.Name, names[t.value] = t.value, t.rng
+	}
+	t, ok := d.stringAttr(content, "protocol")
+	if !ok {
+		return r
+	}
+	p, err := fabric.ParseProtocol(t.value)
+	if err != nil {
+		remedy := didYouMean(strings.ToLower(t.value), protocolNames())
+		if remedy == "" {
+			remedy = fmt.Sprintf("Write one of %s.", quotedList(protocolNames()))
+		}
+		d.report(errorAt(t.rng, remedy, "unknown protocol %q", t.value))
+		return r
+	}
+	r.Protocol = p
+	name, other, example := "ports", "types", `8080 or "9000-9010"`
+	if !p.HasPorts() {
+		name, other, example = "types", "ports", `"echo-request"`
+	}
+	if wrong := content.Attributes[other]; wrong != nil {
+		d.report(errorAt(wrong.NameRange, fmt.Sprintf("Write %s, such as %s.", name, example), "a rule for %s has no %s", p, other))
+		return r
+	}
+	attr := content.Attributes[name]
+	if attr == nil {
+		d.report(errorAt(t.rng, fmt.Sprintf("Add %s = [...], with members such as %s.", name, example), "a rule of %s names no %s", where, name))
+		return r
+	}
+	seen := map[fabric.PortRange]hcl2.Range{}
+	list := d.list(attr)
+	for _, e := range list {
+		pr, ok := d.ports(e, p)
+		if !ok {
+			continue
+		}
+		if first, dup := seen[pr]; dup {
+			d.report(errorAt(e.rng, "Remove one of the two.", "%s %s is already listed at %s", strings.TrimSuffix(name, "s"), pr, position(first)))
+			continue
+		}
+		seen[pr] = e.rng
+		r.Ports = append(r.Ports, pr)
+	}
+	if len(list) == 0 {
+		d.emptyList(attr, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of %s names no %s", where, name)
+	}
+	return r
+}
+
+// ports decodes a port or a type of messages, written as a number or a string,
+// a range of them, or the name of a type.
+func (d *decoder) ports(e element, p fabric.Protocol) (fabric.PortRange, bool) {
+	what, bounds, parse := "port", fabric.AllPorts, fabric.ParsePortRange
+	remedy := `Write a number from 1 to 65535, or a range such as "9000-9010".`
+	if !p.HasPorts() {
+		what, bounds, parse = "type", fabric.AllTypes, fabric.ParseTypeRange
+		remedy = fmt.Sprintf("Write a number from 0 to 255, a range, or one of %s.", strings.Join(icmpTypeNames(p), ", "))
+	}
+	var (
+		r   fabric.PortRange
+		err error
+	)
+	switch {
+	case e.value.IsNull() || (e.value.Type() != cty.String && e.value.Type() != cty.Number):
+		err = fmt.Errorf("a %s must be a number or a string, not %s", what, kindOf(e.value))
+	case e.value.Type() == cty.String:
+		s := e.value.AsString()
+		if n, named := icmpTypes[p][s]; named {
+			return fabric.PortRange{From: n, To: n}, true
+		}
+		if r, err = parse(s); err != nil && !p.HasPorts() {
+			if near := didYouMean(s, icmpTypeNames(p)); near != "" {
+				remedy = near
+			}
+		}
+	default:
+		switch n := e.value.AsBigFloat(); {
+		case !n.IsInt():
+			err = fmt.Errorf("%s %s is not a whole number", what, n.Text('g', 10))
+		case n.Sign() < 0 || n.Cmp(big.NewFloat(float64(bounds.To))) > 0:
+			err = fmt.Errorf("%s %s is outside %s", what, n.Text('g', 10), bounds)
+		default:
+			r, err = parse(n.Text('f', 0))
+		}
+	}
+	if err != nil {
+		d.report(errorAt(e.rng, remedy, "%s", err))
+		return fabric.PortRange{}, false
+	}
+	return r, true
+}
