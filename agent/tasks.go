@@ -12,37 +12,19 @@ import (
 
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node"
 )
 
-const (
-	// taskWait is how long the agent waits for tasks in one question.
-	taskWait = 30 * time.Second
-	// taskRetry is the pause after the controller could not be asked.
-	taskRetry = time.Second
-	// taskParallel bounds the tasks that are carried out at once; observations
-	// only wait and are not among them.
-	taskParallel = 16
-)
+// taskParallel bounds the tasks that are carried out at once; observations only
+// wait and are not among them.
+const taskParallel = 16
 
-// serveTasks asks the controller for tasks and carries them out: `sif matrix`
-// looks at the fabric through the eyes of the endpoints themselves.
+// serveTasks carries out the controller's tasks: `sif matrix`, `sif verify` and
+// `sif explain` look at the fabric through the eyes of the node.
 func (a *Agent) serveTasks(ctx context.Context) error {
 	defer a.observers.Close()
 	slots := make(chan struct{}, taskParallel)
-	for ctx.Err() == nil {
-		tasks, err := a.node.Controller.Tasks(ctx, taskWait)
-		if ctx.Err() != nil {
-			return nil
-		}
-		a.node.Degrade("tasks", err)
-		if err != nil {
-			select {
-			case <-ctx.Done():
-			case <-time.After(taskRetry):
-			}
-			continue
-		}
+	return a.node.ServeTasks(ctx, func(tasks []api.Task) {
 		var sends []api.Task
 		for _, t := range tasks {
 			if t.Kind == api.TaskSend {
@@ -54,26 +36,22 @@ func (a *Agent) serveTasks(ctx context.Context) error {
 					slots <- struct{}{}
 					defer func() { <-slots }()
 				}
-				a.report(ctx, a.carryOut(ctx, t))
+				a.node.TaskDone(ctx, a.carryOut(ctx, t))
 			}()
 		}
 		// What is sent last arrives last: it proves that the others had their
 		// time.
 		for _, t := range sends {
 			result := a.carryOut(ctx, t)
-			go a.report(ctx, result)
+			go a.node.TaskDone(ctx, result)
 		}
-	}
-	return nil
-}
-
-func (a *Agent) report(ctx context.Context, result api.TaskResult) {
-	if err := a.node.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
-		a.log.Warn("the controller did not take a task's result", "task", result.ID, logkey.Error, err)
-	}
+	})
 }
 
 func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
+	if t.Kind == api.TaskDump {
+		return node.DumpTask(ctx, t, a.dump)
+	}
 	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
 	defer cancel()
 	start := time.Now()

@@ -76,6 +76,9 @@ type DumpRule struct {
 	Contract string           `json:"contract"` // "domain/contract"
 	// Audit: ebpf only. The switch does not tell such flows from others.
 	Audit bool `json:"audit,omitempty"`
+	// Shadowed: switch only. Other rules of the pair admit all ports of the
+	// contract first, so Ports is zero. Connections of it may live.
+	Shadowed bool `json:"shadowed,omitempty"`
 }
 
 // dumpTimeout bounds how long a node may take to read its data path.

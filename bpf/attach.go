@@ -106,6 +106,33 @@ func (h hook) takeOver(ifindex int, pin string) (bool, error) {
 	return true, nil
 }
 
+// Guarded reports why the programs do not decide about the packets of an
+// interface, read from the kernel; nil: they do, and nobody else.
+func (d *Datapath) Guarded(name string) error {
+	if d.programs == nil {
+		return fmt.Errorf("look at the programs of %s: the data path was opened to look at only", name)
+	}
+	device, err := net.InterfaceByName(name)
+	if err != nil {
+		return fmt.Errorf("look at the programs of %s: %w", name, err)
+	}
+	for _, h := range d.hooks() {
+		info, err := h.program.Info()
+		if err != nil {
+			return fmt.Errorf("read the %s program: %w", h.pin, err)
+		}
+		own, _ := info.ID()
+		found, err := link.QueryPrograms(link.QueryOptions{Target: device.Index, Attach: h.attach})
+		if err != nil {
+			return fmt.Errorf("ask which programs %s has: %w", name, err)
+		}
+		if len(found.Programs) != 1 || found.Programs[0].ID != own {
+			return fmt.Errorf("interface %s has %d programs at its %s hook, which should be ours alone", name, len(found.Programs), h.pin)
+		}
+	}
+	return nil
+}
+
 // Detach takes the programs off the interface that had this name when they were attached,
 // which may be gone. If it is not, everything passes it from then on: delete it first, or
 // set it down. To detach what is not attached is no error.

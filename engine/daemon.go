@@ -46,6 +46,7 @@ type Daemon struct {
 	node     *node.Node
 	bridge   *bridge
 	ports    *ports
+	names    *number.Registry
 	firewall *firewall.Firewall
 }
 
@@ -64,7 +65,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if err := sw.Create(ctx); err != nil {
 		return nil, err
 	}
-	d := &Daemon{node: n, bridge: newBridge(sw, log)}
+	d := &Daemon{node: n, bridge: newBridge(sw, log), names: num}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
 	d.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
@@ -102,6 +103,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.serveAgents(ctx) })
 	group.Go(func() error { return d.meetEngines(ctx) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
+	group.Go(func() error { return d.serveTasks(ctx) })
 	group.Go(func() error {
 		expiry.Watch(ctx, d.now, d.docs.Documents, trigger)
 		return nil

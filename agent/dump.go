@@ -1,0 +1,135 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node"
+)
+
+// dump reads back what the kernel really enforces.
+func (a *Agent) dump(context.Context) (api.Dump, error) {
+	a.programming.Lock()
+	im, err := readImage(a.kernel)
+	sequence := a.node.Revision.Pointer().Sequence
+	a.programming.Unlock()
+	if err != nil {
+		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
+	}
+	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
+	d := dumpOf(im, a.num, a.ways(), underlay)
+	d.Node, d.Sequence = a.node.Self.ID(), sequence
+	for _, ep := range a.endpoints.all() {
+		if err := a.kernel.Guarded(ep.HostIf); err != nil {
+			d.Problems = append(d.Problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))
+		}
+	}
+	if a.kernel.PassAll() {
+		d.Problems = append(d.Problems, "eBPF lets everything pass (test override)")
+	}
+	return d, nil
+}
+
+// ways names what is beyond the interfaces of links.
+func (a *Agent) ways() map[uint32]string {
+	ways := map[uint32]string{}
+	add := func(peer, way string) {
+		if name, ok := a.node.Links.Interface(peer); ok {
+			if index, ok := linkIndex(name); ok {
+				ways[uint32(index)] = way
+			}
+		}
+	}
+	add(node.ZonePeer, api.ViaZone)
+	for _, n := range a.node.Nodes() {
+		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
+			add(n.ID(), n.ID())
+		}
+	}
+	return ways
+}
+
+// dumpOf puts names to what the maps hold. ways names what is beyond an
+// interface, underlay is the one by which externals come.
+func dumpOf(im image, n names, ways map[uint32]string, underlay int) api.Dump {
+	d := api.Dump{Layer: api.LayerEBPF}
+	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
+	identity := func(number uint32) string {
+		kind, key, _ := strings.Cut(n.Name(number), " ")
+		switch kind {
+		case "identity":
+			return key
+		case "external":
+			return "external " + key
+		}
+		problem("the maps name identity %d, which this node never gave to anybody", number)
+		return fmt.Sprintf("number %d", number)
+	}
+	for index, ep := range im.endpoints {
+		e := api.DumpEndpoint{IPv4: ep.IPv4, IPv6: ep.IPv6, Identity: identity(ep.Identity)}
+		for c := range im.checks {
+			if c.Interface == index {
+				e.Checks = append(e.Checks, fabric.Check{Protocol: fabric.Protocol(c.Protocol), Port: c.Port})
+			}
+		}
+		slices.SortFunc(e.Checks, compareChecks)
+		d.Guarded = append(d.Guarded, e)
+	}
+	for _, p := range im.peers {
+		way := ways[p.Interface]
+		if ep, own := im.endpoints[p.Interface]; own && (ep.IPv4 == p.Address || ep.IPv6 == p.Address) {
+			way = api.ViaEndpoint
+		}
+		if way == "" {
+			way = fmt.Sprintf("interface %d", p.Interface)
+		}
+		d.Peers = append(d.Peers, api.DumpPeer{Address: p.Address, Identity: identity(p.Identity), Via: way})
+	}
+	for _, x := range im.externals {
+		if int(x.Interface) != underlay {
+			problem("external %s is expected by interface %d, not by the underlay", x.Prefix, x.Interface)
+		}
+		d.External = append(d.External, api.DumpExternal{Prefix: x.Prefix, Identity: identity(x.Identity)})
+	}
+	for pair, rules := range im.pairs {
+		if len(rules) == 0 {
+			problem("the maps contradict each other about identities %d and %d", pair.Source, pair.Destination)
+			continue
+		}
+		from, to := identity(pair.Source), identity(pair.Destination)
+		for _, r := range rules {
+			contract, ok := contractOf(n, r.Contract)
+			if !ok {
+				problem("the maps name contract %d, which this node never gave a number", r.Contract&^bpf.AuditContract)
+			}
+			d.Rules = append(d.Rules, api.DumpRule{From: from, To: to, Protocol: fabric.Protocol(r.Protocol),
+				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0})
+		}
+	}
+	sortDump(&d)
+	return d
+}
+
+func sortDump(d *api.Dump) {
+	slices.SortFunc(d.Guarded, func(a, b api.DumpEndpoint) int { return a.IPv4.Compare(b.IPv4) })
+	slices.SortFunc(d.Peers, func(a, b api.DumpPeer) int { return a.Address.Compare(b.Address) })
+	slices.SortFunc(d.External, func(a, b api.DumpExternal) int { return a.Prefix.Compare(b.Prefix) })
+	slices.SortFunc(d.Rules, func(a, b api.DumpRule) int {
+		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.From, b.Ports.From))
+	})
+	slices.Sort(d.Problems)
+	d.Problems = slices.Compact(d.Problems)
+}
+
+func compareChecks(a, b fabric.Check) int {
+	return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
+}
