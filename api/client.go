@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -136,21 +137,39 @@ func (c *Client) Close() { c.http.CloseIdleConnections() }
 // call sends body, unless nil, as JSON and decodes the answer into reply,
 // unless nil. A refusal is an *Error.
 func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
+	_, err := c.do(ctx, method, path, body, reply)
+	return err
+}
+
+// read is a GET that returns the index of its answer, 0 if it has none.
+func (c *Client) read(ctx context.Context, path string, reply any) (uint64, error) {
+	header, err := c.do(ctx, http.MethodGet, path, nil, reply)
+	if err != nil {
+		return 0, err
+	}
+	index, err := strconv.ParseUint(header.Get(IndexHeader), 10, 64)
+	if err != nil {
+		return 0, nil
+	}
+	return index, nil
+}
+
+func (c *Client) do(ctx context.Context, method, path string, body, reply any) (http.Header, error) {
 	var payload io.Reader
 	if body != nil {
 		data, err := json.Marshal(body)
 		if err != nil {
-			return fmt.Errorf("encode the request: %w", err)
+			return nil, fmt.Errorf("encode the request: %w", err)
 		}
 		payload = bytes.NewReader(data)
 	}
 	ref, err := url.Parse(path)
 	if err != nil {
-		return fmt.Errorf("path %q: %w", path, err)
+		return nil, fmt.Errorf("path %q: %w", path, err)
 	}
 	req, err := http.NewRequestWithContext(ctx, method, c.base.ResolveReference(ref).String(), payload)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
@@ -160,23 +179,23 @@ func (c *Client) call(ctx context.Context, method, path string, body, reply any)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return c.explain(err)
+		return nil, c.explain(err)
 	}
 	defer resp.Body.Close()
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
-		return fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
+		return nil, fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return c.refusal(resp, data)
+		return nil, c.refusal(resp, data)
 	}
 	if reply == nil || len(data) == 0 {
-		return nil
+		return resp.Header, nil
 	}
 	if err := json.Unmarshal(data, reply); err != nil {
-		return fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
+		return nil, fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
 	}
-	return nil
+	return resp.Header, nil
 }
 
 func (c *Client) refusal(resp *http.Response, data []byte) error {

@@ -23,10 +23,10 @@ type NodeStatus struct {
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // what is wrong, a sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
-	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
+	Drops              map[string]uint64 `json:"drops,omitempty"`   // packets by reason, since the rules were loaded
 	Audited            []FlowStatus      `json:"audited,omitempty"` // flows opened because of audit mode only, since the agent started
 	Flows              []FlowStatus      `json:"flows,omitempty"`   // connections that endpoints of the node opened, or externals to them
-	Reported           time.Time         `json:"reported"`        // set by the controller
+	Reported           time.Time         `json:"reported"`          // set by the controller
 }
 
 // ID is "zone/node".
@@ -86,9 +86,16 @@ type Status struct {
 
 // Status returns the state of the fabric.
 func (c *Client) Status(ctx context.Context) (Status, error) {
-	var reply Status
-	err := c.call(ctx, http.MethodGet, "/v1/status", nil, &reply)
+	reply, _, err := c.WatchStatus(ctx, Query{})
 	return reply, err
+}
+
+// WatchStatus is Status once something was reported after q.Index, or when
+// q.Wait is over, and the index of the answer.
+func (c *Client) WatchStatus(ctx context.Context, q Query) (Status, uint64, error) {
+	var reply Status
+	index, err := c.read(ctx, withQuery("/v1/status", q.values()), &reply)
+	return reply, index, err
 }
 
 // Health fails unless the controller answers and leads.

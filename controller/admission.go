@@ -62,11 +62,12 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	}
 	held := a.policy.current.Load()
 	wanted := stanzaOf(place.Meta)
+	place.Workload.Zone, place.Workload.Node = who.Zone, who.Node // the certificate's word
 	service, err := choose(held.graph, place.Workload, wanted)
 	if err != nil {
 		return reply, none, err
 	}
-	roles, err := requested(held.documents[service], wanted)
+	roles, err := requested(held.graph, held.documents[service], wanted)
 	if err != nil {
 		return reply, none, err
 	}

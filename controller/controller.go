@@ -58,6 +58,7 @@ type Config struct {
 	Version       string
 	Pool4, Pool6  netip.Prefix
 	AdmissionLife time.Duration // zero: AdmissionLife
+	History       int           // how many revisions are kept; zero: DefaultHistory
 
 	Consul    func() *consulapi.Client // asked anew for each use: tokens are reloaded
 	Identity  Identity
@@ -69,17 +70,18 @@ type Config struct {
 
 // Controller is one controller process.
 type Controller struct {
-	cfg     Config
-	log     hclog.Logger
-	lock    *os.File // on the data directory
-	audit   *audit
-	policy  *policy
-	nodes   *registry
-	table   *table
-	reports *reports
-	tasks   *taskBoard
-	metrics *metrics
-	leading atomic.Bool
+	cfg      Config
+	log      hclog.Logger
+	lock     *os.File // on the data directory
+	audit    *audit
+	policy   *policy
+	nodes    *registry
+	table    *table
+	reports  *reports
+	tasks    *taskBoard
+	metrics  *metrics
+	admitter *admitter
+	leading  atomic.Bool
 }
 
 // New prepares a controller. It contacts nothing.
@@ -108,6 +110,7 @@ func New(cfg Config) (*Controller, error) {
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
 	c.metrics = newMetrics(c)
+	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
 	return c, nil
 }
 
@@ -132,7 +135,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	// Handlers outlive ctx by the time that Shutdown grants them; long polls
 	// end with ctx itself.
 	server := &http.Server{
-		Handler:           c.routes(ctx),
+		Handler:           c.handler(ctx),
 		TLSConfig:         c.cfg.Identity.ServerTLS(tls.VerifyClientCertIfGiven),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       3 * time.Minute,
@@ -183,6 +186,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	c.log.Info("controller leads", logkey.Revision, c.policy.pointer().Sequence)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.policy.watch(ctx) })
+	g.Go(func() error { return c.policy.collecting(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
 	return g.Wait()
 }

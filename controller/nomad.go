@@ -69,7 +69,11 @@ func (n Nomad) Placement(ctx context.Context, allocation string) (Placement, err
 		Meta: group.Meta,
 		Workload: fabric.Workload{
 			Namespace: alloc.Namespace, Job: alloc.JobID, Group: alloc.TaskGroup,
+			Datacenter: node.Datacenter, NodeClass: node.NodeClass, NodePool: node.NodePool,
 		},
+	}
+	if alloc.Job.Region != nil {
+		p.Workload.Region = *alloc.Job.Region
 	}
 	switch {
 	case alloc.DesiredStatus != nomadapi.AllocDesiredStatusRun:
@@ -78,11 +82,10 @@ func (n Nomad) Placement(ctx context.Context, allocation string) (Placement, err
 		p.Stopped = "it is " + alloc.ClientStatus
 	}
 	for _, s := range servicesOf(group) {
-		p.Workload.ConsulServices = append(p.Workload.ConsulServices, s.Name)
+		p.Workload.Services = append(p.Workload.Services, fabric.WorkloadService{Name: s.Name, Tags: s.Tags, Meta: s.Meta})
 		p.Checks = append(p.Checks, checksOf(s, alloc)...)
 	}
-	slices.Sort(p.Workload.ConsulServices)
-	p.Workload.ConsulServices = slices.Compact(p.Workload.ConsulServices)
+	slices.SortStableFunc(p.Workload.Services, func(a, b fabric.WorkloadService) int { return cmp.Compare(a.Name, b.Name) })
 	slices.SortFunc(p.Checks, func(a, b fabric.Check) int {
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 	})

@@ -140,7 +140,7 @@ func testConcurrent(t *testing.T, w *world) {
 			}
 		})
 		wg.Go(func() {
-			_, err := second.apply(ctx, api.GraphRequest{Domains: domains(testDomain(fmt.Sprintf("b%d", i)))})
+			_, err := second.apply(ctx, api.GraphRequest{Domains: domains(testDomain(fmt.Sprintf("b%d", i)))}, "")
 			if err != nil {
 				t.Error(err)
 			}
@@ -246,7 +246,9 @@ func testAlteredObject(t *testing.T, w *world) {
 	must.NoError(t, err)
 	var root fabric.Root
 	must.NoError(t, revision.ReadObject(ctx, w.consul, reply.Pointer.Root, &root))
-	key := revision.ObjectKey(root.Domains["app"])
+	var index fabric.DomainIndex
+	must.NoError(t, revision.ReadObject(ctx, w.consul, root.Domains, &index))
+	key := revision.ObjectKey(index["app"])
 	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: key, Value: []byte(`{"name":"app"}`)}, nil)
 	must.NoError(t, err)
 
@@ -263,7 +265,7 @@ func testAlteredObject(t *testing.T, w *world) {
 	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
 	must.NoError(t, err)
 	must.False(t, reply.Changed)
-	must.NoError(t, revision.ReadObject(ctx, w.consul, root.Domains["app"], &fabric.Domain{}))
+	must.NoError(t, revision.ReadObject(ctx, w.consul, index["app"], &fabric.Domain{}))
 }
 
 func testLeadership(t *testing.T, w *world) {

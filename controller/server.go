@@ -9,10 +9,8 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
-	"maps"
 	"net/http"
-	"slices"
-	"strings"
+	"strconv"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -29,89 +27,43 @@ const (
 // request is a call whose caller is known.
 type request struct {
 	*http.Request
-	operator string // set for calls of operators
+	operator access // set for calls of operators
 	node     caller // set for calls of nodes
 	stop     context.Context
 }
 
-func (r request) actor() string { return cmp.Or(r.operator, r.node.ID()) }
+func (r request) actor() string { return cmp.Or(r.operator.actor, r.node.ID()) }
+
+// indexed is a reply that carries an index to wait on.
+type indexed struct {
+	reply any
+	index uint64
+}
 
 // call answers a request: with a reply that is encoded as JSON (nil: none), or
 // with an error.
 type call func(ctx context.Context, r request) (reply any, err error)
 
-// routes returns the API. Long polls end with stop.
-func (c *Controller) routes(stop context.Context) http.Handler {
+// handler serves the API. Long polls end with stop.
+func (c *Controller) handler(stop context.Context) http.Handler {
 	mux := http.NewServeMux()
-	operator := func(pattern string, limit int64, f call) {
-		mux.Handle(pattern, c.handle(pattern, stop, limit, func(r *request) (err error) {
-			r.operator, err = c.operator(r.Context(), r.Request)
-			return err
-		}, f))
+	for _, r := range c.routes() {
+		switch r.caller {
+		case callerOperator:
+			mux.Handle(r.pattern, c.handle(r, stop, func(req *request) (err error) {
+				req.operator, err = c.operator(req.Context(), req.Request)
+				if err != nil && req.operator.actor != "" && r.changes {
+					err = c.record(*req, "denied", r.pattern, "", 0, err)
+				}
+				return err
+			}))
+		case callerNode:
+			mux.Handle(r.pattern, c.handle(r, stop, func(req *request) (err error) {
+				req.node, err = c.caller(req.Request)
+				return err
+			}))
+		}
 	}
-	node := func(pattern string, f call) {
-		limit := int64(maxBody)
-		if strings.HasPrefix(pattern, "PUT /v1/node/tasks/") {
-			limit = maxGraphBody // it may carry the dump of a data path
-		}
-		mux.Handle(pattern, c.handle(pattern, stop, limit, func(r *request) (err error) {
-			r.node, err = c.caller(r.Request)
-			return err
-		}, f))
-	}
-	a := &admitter{cfg: c.cfg, policy: c.policy, nodes: c.nodes, table: c.table}
-
-	operator("GET /v1/graph", maxBody, c.getGraph)
-	operator("PUT /v1/graph", maxGraphBody, c.putGraph)
-	operator("POST /v1/graph/validate", maxGraphBody, c.validateGraph)
-	operator("DELETE /v1/graph/domain/{name}", maxBody, c.deleteDomain)
-	operator("GET /v1/status", maxBody, func(context.Context, request) (any, error) { return c.status(), nil })
-	operator("POST /v1/probe", maxGraphBody, c.probe)
-
-	node("PUT /v1/node", c.putNode)
-	node("PUT /v1/node/status", func(_ context.Context, r request) (any, error) {
-		s, err := decode[api.NodeStatus](r)
-		if err == nil {
-			c.reports.put(r.node, s)
-		}
-		return nil, err
-	})
-	node("GET /v1/node/tasks", c.getTasks)
-	node("PUT /v1/node/tasks/{id}", func(_ context.Context, r request) (any, error) {
-		result, err := decode[api.TaskResult](r)
-		if err != nil {
-			return nil, err
-		}
-		result.ID = r.PathValue("id")
-		return nil, c.tasks.done(r.node.ID(), result)
-	})
-	node("POST /v1/node/admission", func(ctx context.Context, r request) (any, error) {
-		req, err := decode[api.AdmissionRequest](r)
-		if err != nil {
-			return nil, err
-		}
-		begin := time.Now()
-		reply, admission, err := a.admit(ctx, r.node, req)
-		if err := c.record(r, "admission.grant", req.Allocation, admission.Identity().Key(), 0, err); err != nil {
-			return nil, err
-		}
-		c.metrics.admission.Observe(time.Since(begin).Seconds())
-		c.logAdmission(admission, time.Since(begin))
-		return reply, nil
-	})
-	node("DELETE /v1/node/admission/{endpoint}", func(ctx context.Context, r request) (any, error) {
-		endpoint := r.PathValue("endpoint")
-		return nil, c.record(r, "admission.release", endpoint, "", 0, a.release(ctx, r.node, endpoint))
-	})
-	node("POST /v1/node/certificate", func(ctx context.Context, r request) (any, error) {
-		req, err := decode[api.CertificateRequest](r)
-		if err != nil {
-			return nil, err
-		}
-		chain, err := a.certificate(ctx, r.node, req)
-		return api.CertificateReply{Certificate: chain}, c.record(r, "certificate.issue", req.Service.String(), "", 0, err)
-	})
-
 	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, r *http.Request) {
 		self := c.self()
 		self.Degraded = nil // for operators; see status
@@ -130,7 +82,12 @@ func (c *Controller) routes(stop context.Context) http.Handler {
 
 // handle finds out who calls, refuses unless this controller leads, and
 // answers.
-func (c *Controller) handle(pattern string, stop context.Context, limit int64, authenticate func(*request) error, f call) http.Handler {
+func (c *Controller) handle(route route, stop context.Context, authenticate func(*request) error) http.Handler {
+	pattern := route.pattern
+	limit := int64(maxBody)
+	if route.large {
+		limit = maxGraphBody
+	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, stop: stop}
 		r.Body = http.MaxBytesReader(w, hr.Body, limit)
@@ -140,7 +97,7 @@ func (c *Controller) handle(pattern string, stop context.Context, limit int64, a
 		}
 		var reply any
 		if err == nil {
-			reply, err = f(hr.Context(), *r)
+			reply, err = route.call(hr.Context(), *r)
 		}
 		if err != nil {
 			e := c.asError(pattern, err)
@@ -152,6 +109,10 @@ func (c *Controller) handle(pattern string, stop context.Context, limit int64, a
 		if reply == nil {
 			w.WriteHeader(http.StatusNoContent)
 			return
+		}
+		if i, ok := reply.(indexed); ok {
+			w.Header().Set(api.IndexHeader, strconv.FormatUint(i.index, 10))
+			reply = i.reply
 		}
 		respond(w, http.StatusOK, reply)
 	})
@@ -195,80 +156,12 @@ func (c *Controller) record(r request, action, target, message string, revision 
 	return errors.Join(err, c.audit.write(entry))
 }
 
-func (c *Controller) getGraph(context.Context, request) (any, error) {
-	held := c.policy.current.Load()
-	return api.GraphReply{Pointer: held.pointer, Graph: held.graph}, nil
-}
-
-func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
-	req, err := decode[api.GraphRequest](r)
-	if err != nil {
-		return nil, err
-	}
-	reply, err := c.policy.apply(ctx, req)
-	return reply, c.record(r, "graph.apply", domainNames(req), req.Message, reply.Pointer.Sequence, err)
-}
-
-func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
-	req, err := decode[api.GraphRequest](r)
-	if err != nil {
-		return nil, err
-	}
-	problems, err := c.policy.problems(req)
-	return api.GraphReply{Pointer: c.policy.pointer(), Problems: problems}, err
-}
-
-func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
-	name := r.PathValue("name")
-	reply, err := c.policy.remove(ctx, name)
-	return reply, c.record(r, "graph.delete", name, "", reply.Pointer.Sequence, err)
-}
-
-func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
-	req, err := decode[api.NodeRequest](r)
-	if err != nil {
-		return nil, err
-	}
-	record, err := c.nodes.register(ctx, r.node, req)
-	return record, c.record(r, "node.register", r.node.ID(), string(r.node.Kind), 0, err)
-}
-
-func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
-	wait := time.Minute
-	if s := r.URL.Query().Get("wait"); s != "" {
-		var err error
-		if wait, err = time.ParseDuration(s); err != nil {
-			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "wait: %v", err)
-		}
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
-	return c.tasks.next(ctx, r.node.ID(), wait), nil
-}
-
-func (c *Controller) probe(ctx context.Context, r request) (any, error) {
-	req, err := decode[api.ProbeRequest](r)
-	if err != nil {
-		return nil, err
-	}
-	if len(req.Tasks) > api.MaxProbeTasks {
-		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
-	}
-	for _, t := range req.Tasks {
-		if _, ok := c.nodes.get(t.Node); !ok {
-			return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q", t.Node)
-		}
-	}
-	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil
-}
-
 // decode reads a request's body. What an operator says must be understood in
 // full, lest part of a graph be lost; a node may be newer than its controller.
 func decode[T any](r request) (T, error) {
 	var v T
 	d := json.NewDecoder(r.Body)
-	if r.operator != "" {
+	if r.operator.actor != "" {
 		d.DisallowUnknownFields()
 	}
 	err := d.Decode(&v)
@@ -300,8 +193,4 @@ func respond(w http.ResponseWriter, code int, v any) {
 
 func refuse(w http.ResponseWriter, e *api.Error) {
 	respond(w, e.Status, e)
-}
-
-func domainNames(req api.GraphRequest) string {
-	return strings.Join(slices.Sorted(maps.Keys(req.Domains)), ",")
 }

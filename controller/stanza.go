@@ -123,30 +123,52 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 		distance += weight
 		reasons = append(reasons, fmt.Sprintf(format, args...))
 	}
+	differs := func(name, want, have string) {
+		if want != "" && want != have {
+			miss(2, "%s is %q", name, have)
+		}
+	}
 	switch s.Kind {
 	case fabric.SelectNomad:
 		if s.Job != w.Job {
 			miss(5+levenshtein.Distance(s.Job, w.Job, nil), "job is %q", w.Job)
 		}
-		if s.Namespace != w.Namespace {
+		if cmp.Or(s.Namespace, fabric.DefaultNamespace) != w.Namespace {
 			miss(3, "namespace is %q", w.Namespace)
 		}
-		if s.Group != "" && s.Group != w.Group {
-			miss(2, "group is %q", w.Group)
-		}
+		differs("group", s.Group, w.Group)
+		differs("region", s.Region, w.Region)
+		differs("datacenter", s.Datacenter, w.Datacenter)
+		differs("node class", s.NodeClass, w.NodeClass)
+		differs("node pool", s.NodePool, w.NodePool)
 	case fabric.SelectConsul:
-		nearest := 5 + len(s.Service)
-		for _, name := range w.ConsulServices {
-			nearest = min(nearest, 5+levenshtein.Distance(s.Service, name, nil))
-		}
-		switch {
-		case slices.Contains(w.ConsulServices, s.Service):
+		if cmp.Or(s.Namespace, fabric.DefaultNamespace) != w.Namespace {
 			miss(3, "namespace is %q", w.Namespace)
-		case len(w.ConsulServices) == 0:
-			miss(nearest, "the job has no service block")
-		default:
-			miss(nearest, "its services are %s", strings.Join(w.ConsulServices, ", "))
 		}
+		differs("datacenter", s.Datacenter, w.Datacenter)
+		var names []string
+		nearest := 5 + len(s.Service)
+		for _, have := range w.Services {
+			if !slices.Contains(names, have.Name) {
+				names = append(names, have.Name)
+			}
+			nearest = min(nearest, 5+levenshtein.Distance(s.Service, have.Name, nil))
+		}
+		bare := s
+		bare.Tags, bare.Meta, bare.Namespace, bare.Datacenter = nil, nil, w.Namespace, ""
+		switch {
+		case len(names) == 0:
+			miss(nearest, "the job has no service block")
+		case !slices.Contains(names, s.Service):
+			miss(nearest, "its services are %s", strings.Join(names, ", "))
+		case bare.Matches(w) && (len(s.Tags) > 0 || len(s.Meta) > 0):
+			miss(2, "service %s has other tags or meta", s.Service)
+		}
+	case fabric.SelectNode:
+		differs("zone", s.Zone, w.Zone)
+		differs("node", s.Node, w.Node)
+		differs("node class", s.NodeClass, w.NodeClass)
+		differs("node pool", s.NodePool, w.NodePool)
 	default:
 		miss(100, "selectors of kind %q are unknown here", s.Kind)
 	}
@@ -155,7 +177,7 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 
 // requested returns the roles that the stanza asks for, as far as the graph
 // gives them to the service.
-func requested(doc fabric.Document, s stanza) (fabric.Roles, error) {
+func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, error) {
 	resolve := func(names []string) ([]fabric.Ref, error) {
 		var refs []fabric.Ref
 		for _, n := range names {
@@ -180,6 +202,12 @@ func requested(doc fabric.Document, s stanza) (fabric.Roles, error) {
 	}
 	roles, err := doc.Request(want)
 	if err != nil {
+		for _, w := range g.Waiting() {
+			if slices.Contains(want.Originate, w.Contract) || slices.Contains(want.Respond, w.Contract) {
+				return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
+					"the connectivity stanza asks for a role that is not in force: %v; contract %s waits until its consent is given for %s", err, w.Contract, join(w.For))
+			}
+		}
 		have := doc.Roles()
 		return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
 			"the connectivity stanza asks for a role that the graph does not give: %v; it may originate %s and respond to %s", err, join(have.Originate), join(have.Respond))

@@ -15,9 +15,16 @@ import (
 type reports struct {
 	mu   sync.Mutex
 	last map[string]api.NodeStatus // by zone/node
+	bell *bell                     // rings at each report
 }
 
-func newReports() *reports { return &reports{last: map[string]api.NodeStatus{}} }
+// newReports begins with an index beyond those of leaders before, so that
+// whoever waited there does not wait for ever here.
+func newReports() *reports {
+	r := &reports{last: map[string]api.NodeStatus{}, bell: newBell()}
+	r.bell.ring(uint64(time.Now().UnixMilli()))
+	return r
+}
 
 // put keeps a report under the name and kind that the certificate attests.
 func (r *reports) put(who caller, s api.NodeStatus) {
@@ -25,6 +32,7 @@ func (r *reports) put(who caller, s api.NodeStatus) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.last[who.ID()] = s
+	r.bell.bump()
 }
 
 func (r *reports) get(id string) (api.NodeStatus, bool) {

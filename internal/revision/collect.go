@@ -5,7 +5,6 @@ package revision
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -27,6 +26,20 @@ func unchanged(key string, index uint64) *consulapi.TxnOp {
 		return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckNotExists, Key: key}}
 	}
 	return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckIndex, Key: key, Index: index}}
+}
+
+// conditionally makes a transaction; ErrConflict if a condition does not hold.
+func conditionally(ctx context.Context, consul *consulapi.Client, ops consulapi.TxnOps) error {
+	ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+	switch {
+	case err != nil:
+		return err
+	case ok:
+		return nil
+	case slices.ContainsFunc(resp.Errors, func(e *consulapi.TxnError) bool { return strings.Contains(e.What, "ermission denied") }):
+		return txnError(resp)
+	}
+	return ErrConflict
 }
 
 // collected returns the modify index of keyCollected, 0 if it does not exist.
@@ -137,14 +150,8 @@ func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash
 		for _, key := range chunk {
 			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})
 		}
-		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
-		switch {
-		case err != nil:
+		if err := conditionally(ctx, consul, ops); err != nil {
 			return removed, fmt.Errorf("remove %d objects: %w", len(chunk), err)
-		case !ok && slices.ContainsFunc(resp.Errors, func(e *consulapi.TxnError) bool { return e.OpIndex == 0 }):
-			return removed, ErrConflict
-		case !ok:
-			return removed, errors.Join(errors.New("remove objects"), txnError(resp))
 		}
 		removed += len(chunk)
 	}

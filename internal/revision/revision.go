@@ -148,12 +148,17 @@ type Writer struct {
 func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
 
 // Publish writes the objects of rev, then moves the pointer, if its modify index
-// is still casIndex (0: there is none yet); ErrConflict otherwise. Until then
+// is still casIndex (0: there is none yet) and nothing was collected meanwhile;
+// ErrConflict otherwise. Until then
 // nobody sees anything of it.
 //
 // It does not look what is there already: of a revision that was compiled from
 // one in the store, rev need only have the objects that are new.
 func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
+	collectedIndex, err := collected(ctx, w.consul)
+	if err != nil {
+		return err
+	}
 	if err := w.Write(ctx, rev.Objects); err != nil {
 		return err
 	}
@@ -161,13 +166,12 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 	if err != nil {
 		return fmt.Errorf("encode the pointer: %w", err)
 	}
-	pair := &consulapi.KVPair{Key: KeyCurrent, Value: value, ModifyIndex: casIndex}
-	moved, _, err := w.consul.KV().CAS(pair, (&consulapi.WriteOptions{}).WithContext(ctx))
+	err = conditionally(ctx, w.consul, consulapi.TxnOps{
+		unchanged(keyCollected, collectedIndex),
+		{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: KeyCurrent, Value: value, Index: casIndex}},
+	})
 	if err != nil {
 		return fmt.Errorf("move %s: %w", KeyCurrent, err)
-	}
-	if !moved {
-		return ErrConflict
 	}
 	return nil
 }

@@ -1,0 +1,109 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// plan returns what apply would do.
+func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
+	if empty(req) {
+		return api.Plan{}, errEmpty
+	}
+	held := p.current.Load()
+	req.CAS, req.Expect = nil, fabric.Hash{} // the plan says them itself
+	plan := api.Plan{Format: api.PlanFormat, Fabric: p.fabric, Sequence: held.pointer.Sequence, Base: held.pointer.Root, Request: req}
+	graph, err := p.edited(held.graph, func(g *fabric.Graph) error { return merge(g, req) })
+	if plan.Problems, err = asProblems(err); err != nil {
+		return plan, err
+	}
+	plan.Delta = fabric.Compare(held.graph, graph, p.now())
+	plan.Changed = true
+	if len(plan.Problems) == 0 {
+		compiled, _, _ := held.compiled.Next(graph)
+		plan.Root, plan.Changed = compiled.Root, compiled.Root != plan.Base
+	}
+	return plan, nil
+}
+
+// diff compares two kept revisions.
+func (p *policy) diff(ctx context.Context, req api.DiffRequest) (api.DiffReply, error) {
+	from, err := p.at(ctx, req.From)
+	if err != nil {
+		return api.DiffReply{}, err
+	}
+	to, err := p.at(ctx, req.To)
+	if err != nil {
+		return api.DiffReply{}, err
+	}
+	return api.DiffReply{From: from.change.Sequence, To: to.change.Sequence, Delta: fabric.Compare(from.graph, to.graph, p.now())}, nil
+}
+
+// touched returns the live endpoints that a change is about.
+func (t *table) touched(delta fabric.Delta) []api.Touched {
+	effect := map[fabric.Ref]string{}
+	for _, c := range delta.Reach {
+		effect[c.From], effect[c.To] = "rules", "rules"
+	}
+	for _, n := range delta.Nodes {
+		switch {
+		case n.External:
+		case n.Change == fabric.Removed:
+			effect[n.Name] = "removed"
+		case effect[n.Name] == "" && slices.Contains(n.What, "selectors"):
+			effect[n.Name] = "selectors"
+		}
+	}
+	if len(effect) == 0 {
+		return nil
+	}
+	var list []api.Touched
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	for id, s := range t.seats {
+		if e := effect[s.admission.Service]; e != "" && s.live(now) {
+			list = append(list, api.Touched{Endpoint: id.endpoint, Node: id.node, Service: s.admission.Service, Effect: e})
+		}
+	}
+	slices.SortFunc(list, func(a, b api.Touched) int {
+		return cmp.Or(fabric.CompareRefs(a.Service, b.Service), strings.Compare(a.Node, b.Node), strings.Compare(a.Endpoint, b.Endpoint))
+	})
+	return list
+}
+
+// cut returns the flows that nodes last reported and that a change would drop.
+func (r *reports) cut(delta fabric.Delta) []api.CutFlow {
+	type pair struct{ from, to fabric.Ref }
+	lost := map[pair][]fabric.Rule{}
+	for _, c := range delta.Reach {
+		if c.Is == fabric.StandsDropped {
+			lost[pair{c.From, c.To}] = append(lost[pair{c.From, c.To}], c.Rules...)
+		}
+	}
+	if len(lost) == 0 {
+		return nil
+	}
+	var list []api.CutFlow
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for node, s := range r.last {
+		for _, f := range s.Flows {
+			if slices.ContainsFunc(lost[pair{f.From, f.To}], func(r fabric.Rule) bool { return r.Matches(f.Protocol, f.Port) }) {
+				list = append(list, api.CutFlow{Node: node, FlowStatus: f})
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b api.CutFlow) int {
+		return cmp.Or(fabric.CompareRefs(a.From, b.From), fabric.CompareRefs(a.To, b.To), cmp.Compare(a.Port, b.Port), strings.Compare(a.Node, b.Node))
+	})
+	return list
+}

@@ -1,0 +1,224 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sif-project/sif/api"
+)
+
+// awaitIndex holds a read back until b is newer than the index that the query
+// names, and returns the index of the answer.
+func awaitIndex(ctx context.Context, r request, b *bell) (uint64, error) {
+	query := r.URL.Query()
+	var after uint64
+	var err error
+	if s := query.Get("index"); s != "" {
+		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
+			return 0, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "index: %q is not a number", s)
+		}
+	}
+	wait, err := waitOf(r, api.DefaultWait, api.MaxWait)
+	if err != nil {
+		return 0, err
+	}
+	if after == 0 {
+		wait = 0
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.stop, cancel)()
+	return b.wait(ctx, after, wait), nil
+}
+
+// waitOf returns how long a call wants to wait.
+func waitOf(r request, otherwise, most time.Duration) (time.Duration, error) {
+	s := r.URL.Query().Get("wait")
+	if s == "" {
+		return otherwise, nil
+	}
+	d, err := time.ParseDuration(s)
+	if err != nil || d < 0 {
+		return 0, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "wait: %q is not a duration such as 30s", s)
+	}
+	return min(d, most), nil
+}
+
+func (c *Controller) getGraph(ctx context.Context, r request) (any, error) {
+	if s := r.URL.Query().Get("revision"); s != "" {
+		sequence, err := strconv.ParseUint(s, 10, 64)
+		if err != nil || sequence == 0 {
+			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "revision: %q is not a sequence", s)
+		}
+		old, err := c.policy.at(ctx, sequence)
+		if err != nil {
+			return nil, err
+		}
+		return api.GraphReply{Pointer: c.policy.pointer(), Graph: r.operator.visible(old.graph), Change: &old.change}, nil
+	}
+	index, err := awaitIndex(ctx, r, c.policy.bell)
+	if err != nil {
+		return nil, err
+	}
+	held := c.policy.current.Load()
+	reply := api.GraphReply{Pointer: held.pointer, Graph: r.operator.visible(held.graph)}
+	for _, w := range held.graph.Waiting() {
+		if r.operator.reads(w.Contract.Domain) {
+			reply.Waiting = append(reply.Waiting, w)
+		}
+	}
+	return indexed{reply, index}, nil
+}
+
+func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.GraphRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	var reply api.GraphReply
+	if err = r.operator.mayChange(req, false); err == nil {
+		reply, err = c.policy.apply(ctx, req, r.operator.author)
+	}
+	if reply.Graph != nil {
+		reply.Graph = r.operator.visible(reply.Graph)
+	}
+	return reply, c.record(r, "graph.apply", targets(req), req.Message, reply.Pointer.Sequence, err)
+}
+
+func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
+	req, err := decode[api.GraphRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.operator.mayChange(req, true); err != nil {
+		return nil, c.record(r, "graph.validate", targets(req), "", 0, err)
+	}
+	problems, err := c.policy.problems(req)
+	return api.GraphReply{Pointer: c.policy.pointer(), Problems: problems}, err
+}
+
+func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
+	req, err := decode[api.GraphRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.operator.mayChange(req, true); err != nil {
+		return nil, c.record(r, "graph.plan", targets(req), req.Message, 0, err)
+	}
+	plan, err := c.policy.plan(req)
+	if err != nil {
+		return nil, err
+	}
+	plan.Touched, plan.Cut = c.table.touched(plan.Delta), c.reports.cut(plan.Delta)
+	plan.Seal()
+	return plan, nil
+}
+
+func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
+	name := r.PathValue("name")
+	var reply api.GraphReply
+	err := r.operator.mayChange(api.GraphRequest{RemoveDomains: []string{name}}, false)
+	if err == nil {
+		reply, err = c.policy.remove(ctx, name, r.operator.author)
+	}
+	if reply.Graph != nil {
+		reply.Graph = r.operator.visible(reply.Graph)
+	}
+	return reply, c.record(r, "graph.delete", name, "", reply.Pointer.Sequence, err)
+}
+
+func (c *Controller) diffGraph(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.DiffRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.operator.mayReadAll("compare revisions"); err != nil {
+		return nil, err
+	}
+	return c.policy.diff(ctx, req)
+}
+
+func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.RollbackRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if req.DryRun {
+		if err := r.operator.mayReadAll("plan a rollback"); err != nil {
+			return nil, err
+		}
+		return c.policy.rollback(ctx, req, r.operator.author)
+	}
+	var reply api.RollbackReply
+	if err = r.operator.mayOperate("roll the graph back"); err == nil {
+		reply, err = c.policy.rollback(ctx, req, r.operator.author)
+	}
+	return reply, c.record(r, "graph.rollback", fmt.Sprint("revision ", req.Revision), req.Message, reply.Pointer.Sequence, err)
+}
+
+func (c *Controller) getHistory(ctx context.Context, r request) (any, error) {
+	index, err := awaitIndex(ctx, r, c.policy.bell)
+	if err != nil {
+		return nil, err
+	}
+	pointer := c.policy.pointer()
+	changes, err := c.policy.history(ctx, pointer)
+	if err != nil {
+		return nil, err
+	}
+	return indexed{api.History{Pointer: pointer, Changes: changes}, index}, nil
+}
+
+func (c *Controller) getStatus(ctx context.Context, r request) (any, error) {
+	if err := r.operator.mayReadAll("read the status of the fabric"); err != nil {
+		return nil, err
+	}
+	index, err := awaitIndex(ctx, r, c.reports.bell)
+	if err != nil {
+		return nil, err
+	}
+	return indexed{c.status(), index}, nil
+}
+
+func (c *Controller) probe(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.ProbeRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.operator.mayOperate("send probes"); err != nil {
+		return nil, c.record(r, "probe", "", "", 0, err)
+	}
+	if len(req.Tasks) > api.MaxProbeTasks {
+		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
+	}
+	for _, t := range req.Tasks {
+		if _, ok := c.nodes.get(t.Node); !ok {
+			return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q", t.Node)
+		}
+	}
+	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil
+}
+
+// targets names what a request changes, for the audit log.
+func targets(req api.GraphRequest) string {
+	list := slices.Sorted(maps.Keys(req.Domains))
+	for _, name := range req.RemoveDomains {
+		list = append(list, "-"+name)
+	}
+	for _, g := range req.Guardrails {
+		list = append(list, "guardrail "+g.Name)
+	}
+	for _, name := range req.RemoveGuardrails {
+		list = append(list, "-guardrail "+name)
+	}
+	return strings.Join(list, ",")
+}

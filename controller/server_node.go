@@ -1,0 +1,77 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"time"
+
+	"github.com/sif-project/sif/api"
+)
+
+func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.NodeRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	record, err := c.nodes.register(ctx, r.node, req)
+	return record, c.record(r, "node.register", r.node.ID(), string(r.node.Kind), 0, err)
+}
+
+func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
+	wait, err := waitOf(r, time.Minute, maxWait)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(r.stop, cancel)()
+	return c.tasks.next(ctx, r.node.ID(), wait), nil
+}
+
+func (c *Controller) putStatus(_ context.Context, r request) (any, error) {
+	s, err := decode[api.NodeStatus](r)
+	if err == nil {
+		c.reports.put(r.node, s)
+	}
+	return nil, err
+}
+
+func (c *Controller) putTask(_ context.Context, r request) (any, error) {
+	result, err := decode[api.TaskResult](r)
+	if err != nil {
+		return nil, err
+	}
+	result.ID = r.PathValue("id")
+	return nil, c.tasks.done(r.node.ID(), result)
+}
+
+func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.AdmissionRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	reply, admission, err := c.admitter.admit(ctx, r.node, req)
+	if err := c.record(r, "admission.grant", req.Allocation, admission.Identity().Key(), 0, err); err != nil {
+		return nil, err
+	}
+	c.metrics.admission.Observe(time.Since(begin).Seconds())
+	c.logAdmission(admission, time.Since(begin))
+	return reply, nil
+}
+
+func (c *Controller) deleteAdmission(ctx context.Context, r request) (any, error) {
+	endpoint := r.PathValue("endpoint")
+	return nil, c.record(r, "admission.release", endpoint, "", 0, c.admitter.release(ctx, r.node, endpoint))
+}
+
+func (c *Controller) postCertificate(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.CertificateRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	chain, err := c.admitter.certificate(ctx, r.node, req)
+	return api.CertificateReply{Certificate: chain}, c.record(r, "certificate.issue", req.Service.String(), "", 0, err)
+}
