@@ -388,8 +388,15 @@ func kindOf(v cty.Value) string {
 
 // didYouMean proposes the nearest of names, or nothing.
 func didYouMean(name string, names []string) string {
-	distance := func(s string) int { return levenshtein.Distance(name, s, nil) }
-	near := slices.DeleteFunc(slices.Clone(names), func(s string) bool { return distance(s) > max(1, min(3, len(s)/2)) })
+	distance := func(s string) int {
+		if sortedBytes(s) == sortedBytes(name) {
+			return 1 // letters in the wrong order are one mistake
+		}
+		return levenshtein.Distance(name, s, nil)
+	}
+	near := slices.DeleteFunc(slices.Clone(names), func(s string) bool {
+		return len(s) < 2 || distance(s) > max(1, min(3, len(s)/3))
+	})
 	if len(near) == 0 {
 		return ""
 	}
@@ -404,4 +411,10 @@ func didYouMean(name string, names []string) string {
 		return cmp.Or(distance(a)-distance(b), common(b)-common(a), cmp.Compare(a, b))
 	})
 	return fmt.Sprintf("Did you mean %q?", best)
+}
+
+func sortedBytes(s string) string {
+	b := []byte(s)
+	slices.Sort(b)
+	return string(b)
 }

@@ -25,6 +25,7 @@ func (d *decoder) guardrail(b *hcl2.Block) fabric.Guardrail {
 
 func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
 	deny := fabric.Denial{Pos: position(b.DefRange)}
+	before := len(d.diags)
 	content := d.content(b.Body, denyBlock.schema, where.of("a deny block"))
 	side := func(name string) fabric.Labels {
 		m, _ := d.stringMap(content, name)
@@ -38,7 +39,7 @@ func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
 	for _, b := range content.Blocks {
 		deny.Rules = append(deny.Rules, d.rule(b, where, names))
 	}
-	if len(content.Attributes)+len(content.Blocks) == 0 {
+	if len(content.Attributes)+len(content.Blocks) == 0 && len(d.diags) == before {
 		d.report(errorAt(b.DefRange, "Say from where or to where, or add a rule.", "a deny block of %s would deny every contract", where))
 	}
 	return deny

@@ -102,9 +102,17 @@ func fromProblems(problems []fabric.Problem, sources []Source) hcl2.Diagnostics 
 				pos.Byte = offset(s.Data, p.Pos)
 			}
 		}
-		diags = append(diags, errorAt(hcl2.Range{Filename: p.Pos.File, Start: pos, End: pos}, p.Remedy, "%s", p.Summary))
+		diags = append(diags, errorAt(hcl2.Range{Filename: p.Pos.File, Start: pos, End: pos}, sentence(p.Remedy), "%s", p.Summary))
 	}
 	return diags
+}
+
+// sentence makes a sentence of a phrase.
+func sentence(s string) string {
+	if s == "" || strings.ContainsAny(s[len(s)-1:], ".?!") {
+		return s
+	}
+	return strings.ToUpper(s[:1]) + s[1:] + "."
 }
 
 // offset is the byte at which the line of pos starts, moved by its column. It

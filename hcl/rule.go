@@ -94,7 +94,9 @@ func (d *decoder) ports(e element, p fabric.Protocol) (fabric.PortRange, bool) {
 		if n, named := icmpTypes[p][s]; named {
 			return fabric.PortRange{From: n, To: n}, true
 		}
-		if r, err = parse(s); err != nil && !p.HasPorts() {
+		r, err = parse(s)
+		if err != nil && !p.HasPorts() && (s == "" || s[0] < '0' || s[0] > '9') {
+			err = fmt.Errorf("unknown type %q", s)
 			if near := didYouMean(s, icmpTypeNames(p)); near != "" {
 				remedy = near
 			}

@@ -114,6 +114,11 @@ func (d *decoder) variable(b *hcl2.Block) *variable {
 	d.stringAttr(content, "description")
 	if attr := content.Attributes["type"]; attr != nil {
 		typ, defaults, diags := typeexpr.TypeConstraintWithDefaults(attr.Expr)
+		for _, diag := range diags {
+			word := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
+			types := []string{"any", "bool", "list", "map", "number", "object", "optional", "set", "string", "tuple"}
+			diag.Detail = strings.TrimSpace(fmt.Sprintf("%s Write a type such as string, number, bool or list(string). %s", diag.Detail, didYouMean(word, types)))
+		}
 		d.report(diags...)
 		v.typ, v.defaults = typ, defaults
 	}
