@@ -49,7 +49,7 @@ lint: ## Check format, vet, layering, shell scripts
 	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh'); fi
 
 .PHONY: generate
-generate: ## Generate the eBPF programs' Go files
+generate: ## Generate the eBPF programs' Go files, and the reference of the graph language
 	go generate ./...
 
 .PHONY: clean

@@ -9,4 +9,9 @@
 // applied, is fabric's to say; this package repeats fabric's checks only where
 // it can name a better place. It reads files when told their paths, and knows
 // neither the controller nor Nomad's API.
+//
+// What blocks and arguments there are stands in one table, from which the
+// decoder's schemas, the JSON schema and the reference page are made.
 package hcl
+
+//go:generate go run generate.go
