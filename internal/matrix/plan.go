@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -76,9 +77,10 @@ type Options struct {
 
 // Plan lists all probes, in a fixed order.
 func Plan(status api.Status, graph *fabric.Graph, o Options) []Probe {
+	now := time.Now()
 	docs := map[fabric.Ref]fabric.Document{}
 	for _, d := range fabric.Documents(graph) {
-		docs[d.Service] = d
+		docs[d.Service] = d.At(now)
 	}
 	if len(o.Protocols) == 0 {
 		o.Protocols = []fabric.Protocol{fabric.TCP, fabric.UDP}
@@ -129,12 +131,16 @@ func Endpoints(status api.Status) []Endpoint {
 	return list
 }
 
-// ports returns every port that a contract uses, in order.
+// ports returns every port that a contract uses, in order. Types of ICMP
+// messages are none.
 func ports(g *fabric.Graph) []uint16 {
 	var list []uint16
 	for _, d := range g.Domains {
 		for _, c := range d.Contracts {
 			for _, r := range c.Rules {
+				if !r.Protocol.HasPorts() {
+					continue
+				}
 				for _, p := range r.Ports {
 					list = append(list, sample(p)...)
 				}

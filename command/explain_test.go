@@ -1,0 +1,55 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/explain"
+	"github.com/sif-project/sif/internal/verify"
+)
+
+func TestParsePort(t *testing.T) {
+	for _, tc := range []struct {
+		in       string
+		protocol fabric.Protocol
+		port     uint16
+	}{{"5432", fabric.TCP, 5432}, {"53/udp", fabric.UDP, 53}, {"0/icmp", fabric.ICMP, 0}, {"128/icmpv6", fabric.ICMPv6, 128}, {"7000/sctp", fabric.SCTP, 7000}} {
+		protocol, port, err := parsePort(tc.in)
+		must.NoError(t, err)
+		must.Eq(t, tc.protocol, protocol)
+		must.Eq(t, tc.port, port)
+	}
+	for _, bad := range []string{"", "0", "65536", "http", "80/http", "256/icmp", "-1/tcp"} {
+		_, _, err := parsePort(bad)
+		must.Error(t, err, must.Sprint(bad))
+	}
+}
+
+func TestExplainViewSaysWhatDiffersFirst(t *testing.T) {
+	web := explain.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: "z1/w1"}
+	db := explain.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: "z1/w2"}
+	sql := fabric.Ref{Domain: "shop", Name: "sql"}
+	answer := explain.Answer{Protocol: fabric.TCP, Port: 5432, Allowed: true, Flows: []explain.Flow{{
+		From: web, To: db, Differs: []string{"declared, but the ebpf of z1/w2 drops it: no rule"},
+		Declared: explain.Declared{Allowed: true, Contract: sql, Reasons: []explain.Reason{{Contract: sql, Pos: fabric.Position{File: "a.hcl", Line: 3, Column: 1}, Why: "allows it"}}},
+		Layers:   []explain.Layer{{Node: "z1/w1", Layer: "ebpf", Place: "sender", Allowed: true, Why: "contract shop/sql"}, {Node: "z1/w2", Layer: "ebpf", Place: "receiver", Why: "no rule"}},
+	}}}
+	must.Eq(t, `DECLARED AND ENFORCED DIFFER: shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2): declared, but the ebpf of z1/w2 drops it: no rule
+
+shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2) tcp/5432: allowed
+  contract shop/sql (a.hcl:3:1): allows it
+  z1/w1 ebpf at the sender: passes: contract shop/sql
+  z1/w2 ebpf at the receiver: drops: no rule`, explainView(answer))
+}
+
+func TestVerifyView(t *testing.T) {
+	must.Eq(t, "Revision 4: all 2 nodes enforce what they must and nothing else: 9 entries.", verifyView(verify.Report{Sequence: 4, Nodes: 2, Entries: 9}))
+	must.Eq(t, "z1/w1 ebpf: missing address 100.64.0.2: must be \"shop/web\" by zone\nRevision 4: 1 differences among 9 entries of 2 nodes.",
+		verifyView(verify.Report{Sequence: 4, Nodes: 2, Entries: 9, Differences: []verify.Difference{
+			{Node: "z1/w1", Layer: "ebpf", Kind: verify.Missing, Entry: "address 100.64.0.2", Expected: "\"shop/web\" by zone"}}}))
+}
