@@ -106,7 +106,8 @@ func (d *decoder) refs(decl *domainDecl, cd *contractDecl, content *hcl2.BodyCon
 	before := len(d.diags)
 	var refs []fabric.Ref
 	var decls []refDecl
-	for _, t := range d.stringList(content, side) {
+	list := d.stringList(content, side)
+	for _, t := range list {
 		r, err := parseRef(t.value, decl.domain.Name)
 		if err != nil {
 			d.report(errorAt(t.rng, `Write the name of a service, or "domain/service" for one of another domain.`, "%s", err))
@@ -119,7 +120,10 @@ func (d *decoder) refs(decl *domainDecl, cd *contractDecl, content *hcl2.BodyCon
 		refs = append(refs, r)
 		decls = append(decls, refDecl{text: t, ref: r})
 	}
-	if len(d.diags) > before {
+	if exprs, literal := members(attr.Expr); literal && len(list) < len(exprs) {
+		cd.broken = true
+	}
+	if list == nil || len(d.diags) > before {
 		cd.broken = true
 	} else if len(refs) == 0 {
 		d.report(errorAt(attr.Expr.Range(), "Name at least one service.", "contract %q has no %s", cd.name, side))
@@ -153,7 +157,7 @@ func (d *decoder) accept(decl *domainDecl, b *hcl2.Block) {
 	}
 	decl.accepted[contract.String()] = place
 	services := d.stringList(content, "services")
-	if attr := content.Attributes["services"]; attr != nil && len(services) == 0 {
+	if attr := content.Attributes["services"]; attr != nil && services != nil && len(services) == 0 {
 		d.emptyList(attr, "Name services, or leave the argument out: then the contract may name any.", "the consent to contract %q names no service", contract)
 	}
 	decl.accepts = append(decl.accepts, acceptDecl{place: place, contract: contract, services: services})
@@ -250,8 +254,11 @@ func (d *decoder) warnOfWaiting(g *fabric.Graph) {
 			}
 		}
 		for _, domain := range slices.Sorted(maps.Keys(missing)) {
-			d.report(warningAt(d.domains[w.Contract.Domain].contracts[w.Contract.Name],
-				fmt.Sprintf("Its flows are dropped until then. In domain %q, write: accept %q { services = [%s] }.", domain, w.Contract, quotedList(missing[domain])),
+			detail := fmt.Sprintf("Its flows are dropped until then. In domain %q, write: accept %q { services = [%s] }.", domain, w.Contract, quotedList(missing[domain]))
+			if accepted, some := d.domains[domain].accepted[w.Contract.String()]; some {
+				detail = fmt.Sprintf("Its flows are dropped until then. Add to the services that are accepted at %s: %s.", position(accepted), quotedList(missing[domain]))
+			}
+			d.report(warningAt(d.domains[w.Contract.Domain].contracts[w.Contract.Name], detail,
 				"contract %q waits until domain %q accepts it", w.Contract.Name, domain))
 		}
 	}

@@ -69,6 +69,12 @@ func (d *decoder) value(expr hcl2.Expression) (cty.Value, bool) {
 		switch diag.Summary {
 		case "Variables not allowed", "Function calls not allowed":
 			diag.Detail = d.why + " " + diag.Detail
+		case "Unknown variable":
+			name := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
+			diag.Summary, diag.Detail = fmt.Sprintf("unknown name %q", name), didYouMean(name, slices.Sorted(maps.Keys(d.scopes)))
+			if diag.Detail == "" {
+				diag.Detail = fmt.Sprintf("Write a string in quotes, %q, a variable as var.%s and a local as local.%s.", name, name, name)
+			}
 		case "Call to unknown function":
 			name := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
 			if reason, leftOut := functionsLeftOut[name]; leftOut {
@@ -91,8 +97,9 @@ func isLiteral(expr hcl2.Expression) bool {
 	return false
 }
 
-// defined reports whether all that an expression names has a value. What is
-// missing because of an error in its declaration has been reported there.
+// defined reports whether all variables and locals that an expression names
+// have values. What has none because of an error in its declaration has been
+// reported there.
 func (d *decoder) defined(expr hcl2.Expression) bool {
 	ok := true
 	for _, t := range expr.Variables() {
@@ -100,14 +107,10 @@ func (d *decoder) defined(expr hcl2.Expression) bool {
 		s, known := d.scopes[keyword]
 		name, named := member(t)
 		switch {
-		case !known && (keyword == "var" || keyword == "local"):
-			d.report(errorAt(place, d.why, "%s cannot be used here", sourceOf(t)))
+		case keyword != "var" && keyword != "local":
+			continue // an iterator, a type or a mistake, as evaluation will tell
 		case !known:
-			remedy := didYouMean(keyword, slices.Sorted(maps.Keys(d.scopes)))
-			if remedy == "" {
-				remedy = fmt.Sprintf("Write a string in quotes, %q, a variable as var.%s and a local as local.%s.", keyword, keyword, keyword)
-			}
-			d.report(errorAt(place, remedy, "unknown name %q", keyword))
+			d.report(errorAt(place, d.why, "%s cannot be used here", sourceOf(t)))
 		case !named:
 			if len(s.values) == len(s.declared) {
 				continue // the object of all of them
@@ -202,15 +205,19 @@ func isEmptyList(attr *hcl2.Attribute) bool {
 	return ok && len(exprs) == 0
 }
 
-// list returns the members of a list that an attribute is set to. A single
-// value in place of a list is an error that says how to write it.
+// list returns the members of a list that an attribute is set to; nil if none is
+// known because of errors. A single value in place of a list is an
+// error that says how to write it.
 func (d *decoder) list(attr *hcl2.Attribute) []element {
 	if exprs, ok := members(attr.Expr); ok {
-		var list []element
+		list := make([]element, 0, len(exprs))
 		for _, e := range exprs {
 			if v, ok := d.value(e); ok {
 				list = append(list, element{value: v, rng: e.Range()})
 			}
+		}
+		if len(list) == 0 && len(exprs) > 0 {
+			return nil
 		}
 		return list
 	}
@@ -224,7 +231,7 @@ func (d *decoder) list(attr *hcl2.Attribute) []element {
 			"argument %q must be a list, not %s", attr.Name, kindOf(v)))
 		return nil
 	}
-	var list []element
+	list := []element{}
 	for it := v.ElementIterator(); it.Next(); {
 		_, member := it.Element()
 		list = append(list, element{value: member, rng: attr.Expr.Range()})
@@ -261,6 +268,9 @@ func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]
 				add(key, v, p.Value.Range())
 			}
 		}
+		if len(m) == 0 && len(pairs) > 0 {
+			return nil, nil
+		}
 		return m, places
 	}
 	v, ok := d.value(attr.Expr)
@@ -279,16 +289,21 @@ func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]
 	return m, places
 }
 
-// stringList returns the strings of a list attribute. Empty strings and
-// repetitions are errors.
+// stringList returns the strings of a list attribute; nil if it is not set, or
+// none is known because of errors. Empty strings and repetitions are
+// errors.
 func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 	attr := content.Attributes[name]
 	if attr == nil {
 		return nil
 	}
-	var list []text
+	elements := d.list(attr)
+	if elements == nil {
+		return nil
+	}
+	list := []text{}
 	seen := map[string]hcl2.Range{}
-	for _, e := range d.list(attr) {
+	for _, e := range elements {
 		t, ok := d.stringValue(e.value, e.rng, "an element of %q", name)
 		if !ok {
 			continue

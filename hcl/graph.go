@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/hcl/v2/ext/dynblock"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	hcljson "github.com/hashicorp/hcl/v2/json"
+	"github.com/zclconf/go-cty/cty"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -29,7 +30,7 @@ func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 	d := &decoder{
 		now:        o.now(),
 		sources:    slices.Clone(sources),
-		ctx:        &hcl2.EvalContext{Functions: functions},
+		ctx:        &hcl2.EvalContext{Functions: functions, Variables: map[string]cty.Value{}},
 		domains:    map[string]*domainDecl{},
 		guardrails: map[string]hcl2.Range{},
 	}

@@ -117,6 +117,15 @@ func TestWholeLanguage(t *testing.T) {
 	}
 }
 
+func TestWarnings(t *testing.T) {
+	g, diags := DecodeGraph(at, read(t, "testdata/valid/warnings.sif.hcl"))
+	must.NotNil(t, g)
+	must.NoError(t, diags.Err())
+	var b bytes.Buffer
+	must.NoError(t, diags.WriteText(&b))
+	golden(t, "testdata/valid/warnings.sif.hcl", b.Bytes())
+}
+
 func TestDomainInSeveralFiles(t *testing.T) {
 	a := Source{Name: "a.sif.hcl", Data: []byte(`domain "d" {
   service "web" {

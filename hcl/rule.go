@@ -67,7 +67,7 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 		seen[pr] = e.rng
 		r.Ports = append(r.Ports, pr)
 	}
-	if len(list) == 0 {
+	if list != nil && len(list) == 0 {
 		d.emptyList(attr, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of %s names no %s", where, name)
 	}
 	return r

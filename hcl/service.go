@@ -102,7 +102,7 @@ func (d *decoder) external(b *hcl2.Block) fabric.External {
 		seen[p] = t.rng
 		e.Prefixes = append(e.Prefixes, p)
 	}
-	if len(list) == 0 {
+	if list != nil && len(list) == 0 {
 		d.emptyList(attr, `List at least one, such as "192.0.2.0/24".`, "external %q has no prefixes", e.Name)
 	}
 	return e

@@ -101,9 +101,6 @@ func (d *decoder) open(keyword string, s *scope) {
 		d.scopes = map[string]*scope{}
 	}
 	d.scopes[keyword] = s
-	if d.ctx.Variables == nil {
-		d.ctx.Variables = map[string]cty.Value{}
-	}
 	d.ctx.Variables[keyword] = cty.ObjectVal(s.values)
 }
 
