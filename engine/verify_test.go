@@ -1,0 +1,74 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/verify"
+)
+
+// Name makes counter a registry that can be asked both ways.
+func (c counter) Name(n uint32) string {
+	for name, have := range c {
+		if have == n {
+			return name
+		}
+	}
+	return ""
+}
+
+// What the engine has its switch hold is what `sif verify` expects there.
+func TestWhatIsProgrammedVerifies(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := graph()
+		domain := g.Domains["app"]
+		domain.Mode = rapid.SampledFrom([]fabric.Mode{fabric.ModeEnforce, fabric.ModeAudit}).Draw(t, "domain")
+		domain.Contracts[1].Mode = rapid.SampledFrom([]fabric.Mode{fabric.ModeEnforce, fabric.ModeAudit}).Draw(t, "contract")
+		domain.Contracts[0].Rules = append(domain.Contracts[0].Rules, fabric.Rule{Protocol: fabric.ICMP, Ports: []fabric.PortRange{{From: 8, To: 8}}})
+		now := time.Unix(2000, 0)
+		f := verify.Fabric{Graph: g, Now: now, Pointer: fabric.Pointer{Sequence: 1, Root: fabric.Compile(g).Root}}
+		f.Status.Nodes = []api.NodeStatus{
+			{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, {Zone: "gcp1", Node: "w1", Kind: fabric.KindWorkload},
+			{Zone: "aws1", Node: "p1", Kind: fabric.KindProcessor}, {Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor},
+		}
+		var live []lease.Lease
+		for i := range rapid.IntRange(0, 12).Draw(t, "endpoints") {
+			at := rapid.IntRange(0, 1).Draw(t, "node")
+			a := instance(i, f.Status.Nodes[at].Zone, "w1", rapid.SampledFrom([]fabric.Ref{web, svc, news}).Draw(t, "service"))
+			live = append(live, lease.Lease{Admission: a})
+			f.Status.Nodes[at].Endpoints = append(f.Status.Nodes[at].Endpoints, api.EndpointStatus{Endpoint: a.Endpoint, Service: a.Service, Roles: a.Roles, IPv4: a.IPv4, IPv6: a.IPv6, Expires: a.Expires})
+		}
+		num := counter{}
+		wanted, err := boundary("aws1", live, fabric.DocumentsAt(documents(g), now), twoZones, num)
+		must.NoError(t, err)
+		ports := map[string]ovs.Port{zonePort: {No: 1}, "gcp1/p1": {No: 2}}
+		b := &bridge{ports: ports, wanted: wanted}
+		differences := func(s ovs.State) (list []verify.Difference) {
+			d := dumpOf(s, ports, num)
+			d.Node, d.Sequence = "aws1/p1", 1
+			f.Dumps = map[string]api.Dump{"aws1/p1": d}
+			for _, d := range verify.Compare(f).Differences {
+				if d.Node == "aws1/p1" {
+					list = append(list, d)
+				}
+			}
+			return list
+		}
+		state := b.state()
+		must.SliceEmpty(t, differences(state))
+		if len(state.Entries) > 0 {
+			state.Entries = state.Entries[1:]
+			must.SliceNotEmpty(t, differences(state))
+		}
+	})
+}
