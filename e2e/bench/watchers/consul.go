@@ -1,0 +1,183 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+)
+
+// server is a Consul server with its data on disk, as in production, but alone.
+type server struct {
+	address string
+	cmd     *exec.Cmd
+	dir     string
+}
+
+func startConsul(ctx context.Context, binary string, clients int) (*server, error) {
+	dir, err := os.MkdirTemp("", "sif-watchers")
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(4)
+	if err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf(`
+server = true
+bootstrap_expect = 1
+bind_addr = "127.0.0.1"
+client_addr = "127.0.0.1"
+data_dir = %q
+log_level = "warn"
+limits { http_max_conns_per_client = %d }
+ports {
+  http = %d
+  server = %d
+  serf_lan = %d
+  serf_wan = %d
+  dns = -1
+  grpc = -1
+  grpc_tls = -1
+}
+`, filepath.Join(dir, "data"), 2*clients+100, ports[0], ports[1], ports[2], ports[3])
+	file := filepath.Join(dir, "consul.hcl")
+	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
+		return nil, err
+	}
+	s := &server{address: fmt.Sprintf("127.0.0.1:%d", ports[0]), dir: dir, cmd: exec.Command(binary, "agent", "-config-file="+file)}
+	s.cmd.Stderr = os.Stderr
+	s.cmd.Env = []string{"HOME=" + dir, "PATH=" + os.Getenv("PATH")}
+	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := s.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", binary, err)
+	}
+	client, err := s.client(nil)
+	if err != nil {
+		return nil, err
+	}
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+		if leader, err := client.Status().Leader(); err == nil && leader != "" {
+			if _, err := client.KV().Put(&consulapi.KVPair{Key: "ready"}, nil); err == nil {
+				return s, nil
+			}
+		}
+		if time.Now().After(end) || ctx.Err() != nil {
+			s.stop()
+			return nil, fmt.Errorf("consul at %s has no leader", s.address)
+		}
+	}
+}
+
+// freePorts returns ports that were free a moment ago.
+func freePorts(n int) ([]int, error) {
+	var ports []int
+	for range n {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer l.Close() // not before all are found, lest one is found twice
+		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
+	}
+	return ports, nil
+}
+
+func (s *server) stop() {
+	s.cmd.Process.Signal(syscall.SIGTERM)
+	s.cmd.Wait()
+	os.RemoveAll(s.dir)
+}
+
+// client returns a client with connections of its own. It counts its requests.
+func (s *server) client(counts *counts) (*consulapi.Client, error) {
+	conf := &consulapi.Config{Address: s.address, Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute}}
+	if counts == nil {
+		return consulapi.NewClient(conf)
+	}
+	conf.HttpClient = &http.Client{Transport: counting{conf.Transport, counts}}
+	return consulapi.NewClient(conf)
+}
+
+// counts are requests that were sent.
+type counts struct{ all, objects atomic.Int64 }
+
+type counting struct {
+	http.RoundTripper
+	counts *counts
+}
+
+func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
+	c.counts.all.Add(1)
+	if strings.HasSuffix(r.URL.Path, "/v1/txn") {
+		c.counts.objects.Add(1)
+	}
+	return c.RoundTripper.RoundTrip(r)
+}
+
+// usage is what the server has used until a moment.
+type usage struct {
+	at             time.Time
+	cpu            time.Duration
+	resident, peak float64 // MiB
+}
+
+// tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on all of Linux's
+// architectures that Go knows.
+const tick = 10 * time.Millisecond
+
+func (s *server) usage() (usage, error) {
+	u := usage{at: time.Now()}
+	proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
+	stat, err := os.ReadFile(proc + "stat")
+	if err != nil {
+		return u, err
+	}
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	if len(fields) < 13 {
+		return u, fmt.Errorf("%sstat has %d fields", proc, len(fields))
+	}
+	for _, f := range fields[11:13] { // user and system
+		n, err := strconv.Atoi(f)
+		if err != nil {
+			return u, err
+		}
+		u.cpu += time.Duration(n) * tick
+	}
+	status, err := os.ReadFile(proc + "status")
+	if err != nil {
+		return u, err
+	}
+	for line := range strings.Lines(string(status)) {
+		var kib float64
+		if n, _ := fmt.Sscanf(line, "VmRSS: %f", &kib); n == 1 {
+			u.resident = kib / 1024
+		}
+		if n, _ := fmt.Sscanf(line, "VmHWM: %f", &kib); n == 1 {
+			u.peak = kib / 1024
+		}
+	}
+	return u, nil
+}
+
+func cost(from, to usage, requests int64) Cost {
+	seconds := to.at.Sub(from.at).Seconds()
+	return Cost{
+		CPU: (to.cpu - from.cpu).Seconds() / seconds, Requests: float64(requests) / seconds,
+		Resident: to.resident, Peak: to.peak,
+	}
+}

@@ -1,0 +1,149 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Command watchers measures what it takes to bring a change of the graph to
+// many nodes: it publishes a large graph into a real Consul server of its own,
+// has many followers watch it, each with services of its own and a connection
+// of its own, changes one contract at a time, and tells how long it takes until
+// the last follower holds the documents, verified, and what that costs Consul.
+//
+//	go run ./e2e/bench/watchers -consul $(which consul) [-watchers 1000] [-json]
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"os"
+	"os/signal"
+	"runtime"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+)
+
+type options struct {
+	consul                       string
+	watchers, services, contract int
+	interests, changes           int
+	idle                         time.Duration
+}
+
+func main() {
+	var o options
+	flag.StringVar(&o.consul, "consul", "consul", "the server's binary")
+	flag.IntVar(&o.watchers, "watchers", 1000, "how many nodes follow")
+	flag.IntVar(&o.services, "services", 10_000, "services of the graph")
+	flag.IntVar(&o.contract, "contracts", 50_000, "contracts of the graph")
+	flag.IntVar(&o.interests, "interests", 10, "services that each node hosts")
+	flag.IntVar(&o.changes, "changes", 20, "how many times one contract is changed")
+	flag.DurationVar(&o.idle, "idle", 20*time.Second, "how long to measure without changes")
+	asJSON := flag.Bool("json", false, "print JSON instead of a table")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	report, err := run(ctx, o)
+	if err == nil && *asJSON {
+		encoder := json.NewEncoder(os.Stdout)
+		encoder.SetIndent("", "  ")
+		err = encoder.Encode(report)
+	} else if err == nil {
+		report.print()
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "watchers:", err)
+		os.Exit(1)
+	}
+}
+
+// Report is what one run has measured. Times are in milliseconds.
+type Report struct {
+	Date      time.Time `json:"date"`
+	Machine   string    `json:"machine"`
+	Load      string    `json:"load"` // before the run
+	Watchers  int       `json:"watchers"`
+	Interests int       `json:"interests"` // of each
+	Services  int       `json:"services"`
+	Contracts int       `json:"contracts"`
+	Changes   int       `json:"changes"`
+
+	Objects    int     `json:"objects"`    // of the first revision
+	FirstWrite float64 `json:"firstWrite"` // of all of them
+	Join       float64 `json:"join"`       // until every watcher held its first documents
+
+	Publish Spread  `json:"publish"` // writing a change
+	Keys    float64 `json:"keys"`    // written by a change, on average
+	All     Spread  `json:"all"`     // from Publish returning to a watcher having switched
+	Touched Spread  `json:"touched"` // of those whose documents changed
+	Last    Spread  `json:"last"`    // to the last watcher, by change
+
+	TouchedWatchers float64 `json:"touchedWatchers"` // by change, on average
+	// Requests for objects within a second of a change, on average.
+	ReadsTouched   float64 `json:"readsTouched"`   // by a watcher that hosts a touched service
+	ReadsUntouched float64 `json:"readsUntouched"` // by one that does not
+
+	ConsulChanging Cost `json:"consulChanging"`
+	ConsulIdle     Cost `json:"consulIdle"`
+	// ByChange is what a change cost Consul above being idle, in milliseconds
+	// of one core.
+	ByChange float64 `json:"byChange"`
+}
+
+// Spread are the percentiles of times in milliseconds.
+type Spread struct {
+	P50 float64 `json:"p50"`
+	P99 float64 `json:"p99"`
+	Max float64 `json:"max"`
+}
+
+// Cost is what the server used.
+type Cost struct {
+	CPU      float64 `json:"cpu"`      // of one core, 1 is all of it
+	Resident float64 `json:"resident"` // MiB at the end
+	Peak     float64 `json:"peak"`     // MiB since its start
+	Requests float64 `json:"requests"` // a second
+}
+
+func newReport(o options) *Report {
+	load, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		load = []byte("unknown")
+	}
+	kernel, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		kernel = []byte("unknown")
+	}
+	return &Report{
+		Date:     time.Now().UTC().Truncate(time.Second),
+		Machine:  fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version()),
+		Load:     strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "),
+		Watchers: o.watchers, Interests: o.interests, Services: o.services, Contracts: o.contract, Changes: o.changes,
+	}
+}
+
+func (r *Report) print() {
+	fmt.Printf("%s, %s, load before %s\n", r.Date.Format(time.RFC3339), r.Machine, r.Load)
+	fmt.Printf("%d watchers of %d services each; %d services, %d contracts; %d changes of one contract\n\n",
+		r.Watchers, r.Interests, r.Services, r.Contracts, r.Changes)
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "first revision\t%d objects written in %.0f ms\n", r.Objects, r.FirstWrite)
+	fmt.Fprintf(w, "every watcher has joined\t%.0f ms\n", r.Join)
+	spread := func(name string, s Spread) {
+		fmt.Fprintf(w, "%s\tp50 %.1f ms\tp99 %.1f ms\tmax %.1f ms\n", name, s.P50, s.P99, s.Max)
+	}
+	spread(fmt.Sprintf("write a change (%.1f keys)", r.Keys), r.Publish)
+	spread("published to switched, every watcher", r.All)
+	spread(fmt.Sprintf("the same, watchers with touched services (%.1f)", r.TouchedWatchers), r.Touched)
+	spread("published to switched, the last watcher", r.Last)
+	fmt.Fprintf(w, "objects' requests by a touched watcher\t%.2f\n", r.ReadsTouched)
+	fmt.Fprintf(w, "objects' requests by another watcher\t%.2f\n", r.ReadsUntouched)
+	cost := func(name string, c Cost) {
+		fmt.Fprintf(w, "%s\t%.2f cores\t%.0f requests/s\t%.0f MiB resident\t%.0f MiB peak\n", name, c.CPU, c.Requests, c.Resident, c.Peak)
+	}
+	cost("Consul while changing", r.ConsulChanging)
+	fmt.Fprintf(w, "Consul's time by change, above idle\t%.0f ms of one core\n", r.ByChange)
+	cost("Consul without changes", r.ConsulIdle)
+	w.Flush()
+}

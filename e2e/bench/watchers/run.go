@@ -1,0 +1,314 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"context"
+	"crypto/ed25519"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/graphgen"
+	"github.com/sif-project/sif/internal/revision"
+)
+
+const (
+	fabricName = "watchers"
+	// patience is how long the last watcher may take.
+	patience = 2 * time.Minute
+	// pause between changes, in which what was read because of one is counted.
+	pause = time.Second
+)
+
+// bench is one run.
+type bench struct {
+	options
+	server *server
+	consul *consulapi.Client
+
+	key      ed25519.PrivateKey
+	base     *fabric.Compiled
+	sequence uint64
+	rng      *rand.Rand
+	watchers []*watcher
+}
+
+// watcher is what a node does about the graph.
+type watcher struct {
+	*revision.Follower
+	counts   counts
+	services map[fabric.Ref]bool
+	switched chan at // one for each change
+}
+
+type at struct {
+	sequence uint64
+	time     time.Time
+}
+
+func run(ctx context.Context, o options) (*Report, error) {
+	r := newReport(o)
+	b := &bench{options: o, rng: rand.New(rand.NewPCG(1, 2))}
+	var err error
+	if _, b.key, err = ed25519.GenerateKey(nil); err != nil {
+		return nil, err
+	}
+	if b.server, err = startConsul(ctx, o.consul, o.watchers); err != nil {
+		return nil, err
+	}
+	defer b.server.stop()
+	if b.consul, err = b.server.client(nil); err != nil {
+		return nil, err
+	}
+
+	var none *fabric.Compiled
+	next, fresh, _ := none.Next(graphgen.Generate(graphgen.Shape{Services: o.services, Contracts: o.contract}))
+	start := time.Now()
+	if err := b.publish(ctx, next, fresh, nil); err != nil {
+		return nil, err
+	}
+	r.Objects, r.FirstWrite = len(fresh), milliseconds(time.Since(start))
+
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	defer running.Wait()
+	defer cancel()
+	start = time.Now()
+	if err := b.join(ctx, &running); err != nil {
+		return nil, err
+	}
+	r.Join = milliseconds(time.Since(start))
+
+	if r.ConsulIdle, _, err = b.measure(func() error { return sleep(ctx, o.idle) }); err != nil {
+		return nil, err
+	}
+	var took time.Duration
+	if r.ConsulChanging, took, err = b.measure(func() error { return b.changes(ctx, r) }); err != nil {
+		return nil, err
+	}
+	r.ByChange = 1000 * (r.ConsulChanging.CPU - r.ConsulIdle.CPU) * took.Seconds() / float64(o.changes)
+	return r, nil
+}
+
+// publish moves the pointer to next. touched goes into the pointer.
+func (b *bench) publish(ctx context.Context, next *fabric.Compiled, fresh []fabric.Object, touched []fabric.Ref) error {
+	var index uint64
+	pointer := fabric.Pointer{Fabric: fabricName, Sequence: b.sequence + 1, Root: next.Root, Time: time.Now().UTC()}
+	if b.sequence > 0 {
+		_, modified, err := revision.ReadCurrent(ctx, b.consul)
+		if err != nil {
+			return err
+		}
+		index, pointer.Previous = modified, b.base.Root
+	}
+	payload, err := json.Marshal(pointer)
+	if err != nil {
+		return err
+	}
+	signed := fabric.Signed{
+		Kind: fabric.KindPointer, Payload: payload, Version: 1,
+		Signature: ed25519.Sign(b.key, fabric.SigningInput(fabric.KindPointer, payload)),
+	}
+	if err := revision.NewWriter(b.consul).Publish(ctx, fabric.Revision{Root: next.Root, Objects: fresh}, signed, index); err != nil {
+		return err
+	}
+	b.base, b.sequence = next, pointer.Sequence
+	return nil
+}
+
+// join starts the watchers, and returns when each holds its documents.
+func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
+	public := b.key.Public().(ed25519.PublicKey)
+	keys := fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: public}, Min: 1}
+	services := slices.SortedFunc(maps.Keys(b.base.Documents), fabric.CompareRefs)
+	for i := range b.options.watchers {
+		w := &watcher{services: map[fabric.Ref]bool{}, switched: make(chan at, b.options.changes+1)}
+		client, err := b.server.client(&w.counts)
+		if err != nil {
+			return err
+		}
+		dir := filepath.Join(b.server.dir, fmt.Sprint("node-", i))
+		w.Follower, err = revision.NewFollower(client, dir, fabricName, func() fabric.KeySet { return keys }, hclog.NewNullLogger())
+		if err != nil {
+			return err
+		}
+		for range b.options.interests {
+			w.services[services[b.rng.IntN(len(services))]] = true
+		}
+		w.OnChange(func(p fabric.Pointer, _ map[fabric.Ref]fabric.Document) { w.switched <- at{p.Sequence, time.Now()} })
+		running.Go(func() { w.Run(ctx) })
+		b.watchers = append(b.watchers, w)
+	}
+	var g errgroup.Group
+	g.SetLimit(32)
+	for i, w := range b.watchers {
+		g.Go(func() error {
+			if _, err := w.wait(ctx, 1); err != nil {
+				return fmt.Errorf("watcher %d: %w", i, err)
+			}
+			for s := range w.services {
+				if _, err := w.Document(ctx, s); err != nil {
+					return fmt.Errorf("watcher %d: %w", i, err)
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// wait returns when the watcher has switched to a revision, or was found to
+// have.
+func (w *watcher) wait(ctx context.Context, sequence uint64) (time.Time, error) {
+	timeout := time.After(patience)
+	for {
+		select {
+		case a := <-w.switched:
+			if a.sequence >= sequence {
+				return a.time, nil
+			}
+		case <-timeout:
+			return time.Time{}, fmt.Errorf("it has not switched to revision %d within %s: %v", sequence, patience, w.Degraded())
+		case <-ctx.Done():
+			return time.Time{}, ctx.Err()
+		}
+	}
+}
+
+// changes changes one contract at a time.
+func (b *bench) changes(ctx context.Context, r *Report) error {
+	var publish, all, touched, last []time.Duration
+	var keys, touchedReads, otherReads, touchedCount float64
+	for range b.options.changes {
+		next, fresh, services := b.base.Next(b.edited())
+		reads := make([]int64, len(b.watchers))
+		for i, w := range b.watchers {
+			reads[i] = w.counts.objects.Load()
+		}
+		start := time.Now()
+		if err := b.publish(ctx, next, fresh, services); err != nil {
+			return err
+		}
+		published := time.Now()
+		publish = append(publish, published.Sub(start))
+		keys += float64(len(fresh) + 1)
+		var latest time.Duration
+		for i, w := range b.watchers {
+			switched, err := w.wait(ctx, b.sequence)
+			if err != nil {
+				return fmt.Errorf("watcher %d: %w", i, err)
+			}
+			took := max(0, switched.Sub(published)) // it may be faster than the answer to who published
+			latest = max(latest, took)
+			all = append(all, took)
+			if w.hosts(services) {
+				touched = append(touched, took)
+				touchedCount++
+				touchedReads += float64(w.counts.objects.Load() - reads[i])
+			} else {
+				otherReads += float64(w.counts.objects.Load() - reads[i])
+			}
+			if err := w.verify(b.base); err != nil {
+				return fmt.Errorf("watcher %d: %w", i, err)
+			}
+		}
+		last = append(last, latest)
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+	}
+	n := float64(b.options.changes)
+	r.Publish, r.All, r.Touched, r.Last = spread(publish), spread(all), spread(touched), spread(last)
+	r.Keys, r.TouchedWatchers = keys/n, touchedCount/n
+	r.ReadsTouched = touchedReads / max(1, touchedCount)
+	r.ReadsUntouched = otherReads / max(1, n*float64(len(b.watchers))-touchedCount)
+	return nil
+}
+
+// edited returns the graph with another port in one contract.
+func (b *bench) edited() *fabric.Graph {
+	g := &fabric.Graph{Domains: maps.Clone(b.base.Graph.Domains), Guardrails: b.base.Graph.Guardrails}
+	names := slices.Sorted(maps.Keys(g.Domains))
+	for {
+		d := *g.Domains[names[b.rng.IntN(len(names))]]
+		if len(d.Contracts) == 0 {
+			continue
+		}
+		d.Contracts = slices.Clone(d.Contracts)
+		port := uint16(20000 + b.sequence)
+		d.Contracts[b.rng.IntN(len(d.Contracts))].Rules = []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: port, To: port}}}}
+		g.Domains[d.Name] = &d
+		return g
+	}
+}
+
+func (w *watcher) hosts(services []fabric.Ref) bool {
+	return slices.ContainsFunc(services, func(r fabric.Ref) bool { return w.services[r] })
+}
+
+// verify compares what the watcher holds with what the graph says.
+func (w *watcher) verify(c *fabric.Compiled) error {
+	held := w.Documents()
+	for r := range w.services {
+		if fabric.NewObject(held[r]).Hash != fabric.NewObject(c.Documents[r]).Hash {
+			return fmt.Errorf("its document of %s is not that of the graph", r)
+		}
+	}
+	return nil
+}
+
+// measure returns what the server used while do was running, and how long that
+// was.
+func (b *bench) measure(do func() error) (Cost, time.Duration, error) {
+	requests := func() (n int64) {
+		for _, w := range b.watchers {
+			n += w.counts.all.Load()
+		}
+		return n
+	}
+	before := requests()
+	from, err := b.server.usage()
+	if err != nil {
+		return Cost{}, 0, err
+	}
+	if err := do(); err != nil {
+		return Cost{}, 0, err
+	}
+	to, err := b.server.usage()
+	if err != nil {
+		return Cost{}, 0, err
+	}
+	return cost(from, to, requests()-before), to.at.Sub(from.at), nil
+}
+
+func spread(times []time.Duration) Spread {
+	if len(times) == 0 {
+		return Spread{}
+	}
+	slices.Sort(times)
+	at := func(share float64) float64 { return milliseconds(times[int(share*float64(len(times)-1))]) }
+	return Spread{P50: at(0.5), P99: at(0.99), Max: at(1)}
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
