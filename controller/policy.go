@@ -69,7 +69,7 @@ func newPolicy(cfg Config) *policy {
 		keep:   cmp.Or(cfg.History, DefaultHistory),
 		log:    cfg.Log.Named("policy"), now: time.Now, bell: newBell(),
 	}
-	p.current.Store(noRevision)
+	p.hold(noRevision)
 	return p
 }
 

@@ -5,6 +5,7 @@ package revision
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"maps"
 	"slices"
@@ -145,7 +146,8 @@ func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash
 	for chunk := range slices.Chunk(stale, txnOps) {
 		ops := consulapi.TxnOps{
 			unchanged(KeyCurrent, index),
-			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: keyCollected, Value: []byte("1")}},
+			// Consul counts only a write of another value as one.
+			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: keyCollected, Value: []byte(rand.Text())}},
 		}
 		for _, key := range chunk {
 			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})

@@ -1,0 +1,458 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/revision"
+)
+
+func TestHistory(t *testing.T) {
+	w := newWorld(t)
+	t.Run("plan", func(t *testing.T) { testPlan(t, w) })
+	t.Run("history and rollback", func(t *testing.T) { testRollback(t, w) })
+	t.Run("guardrails", func(t *testing.T) { testGuardrails(t, w) })
+	t.Run("collection", func(t *testing.T) { testCollect(t, w) })
+	t.Run("collection against applies", func(t *testing.T) { testCollectConcurrent(t, w) })
+	t.Run("permissions", func(t *testing.T) { testPermissions(t, w) })
+	t.Run("blocking reads", func(t *testing.T) { testBlocking(t, w) })
+}
+
+// ported is testDomain with other ports.
+func ported(name string, port uint16) *fabric.Domain {
+	d := testDomain(name)
+	d.Contracts[0].Rules[0].Ports = []fabric.PortRange{{From: port, To: port}}
+	return d
+}
+
+func testPlan(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	plan, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(testDomain("app")), Message: "why"})
+	must.NoError(t, err)
+	must.NoError(t, plan.Check())
+	must.True(t, plan.Changed)
+	must.Len(t, 1, plan.Delta.Reach)
+	must.Eq(t, fabric.StandsAllowed, plan.Delta.Reach[0].Is)
+	_, _, err = revision.ReadCurrent(ctx, w.consul)
+	must.ErrorIs(t, err, revision.ErrNoRevision)
+
+	// A plan survives its file, and only unaltered.
+	data, err := json.Marshal(plan)
+	must.NoError(t, err)
+	var kept api.Plan
+	must.NoError(t, json.Unmarshal(data, &kept))
+	must.NoError(t, kept.Check())
+	kept.Request.Domains["app"].Contracts[0].Rules[0].Ports[0].To = 9000
+	must.ErrorContains(t, kept.Check(), "altered")
+
+	reply, err := c.operator.Apply(ctx, plan.Apply())
+	must.NoError(t, err)
+	must.Eq(t, plan.Root, reply.Pointer.Root)
+
+	// The state moved on.
+	second, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(ported("app", 81))})
+	must.NoError(t, err)
+	must.Len(t, 2, second.Delta.Reach)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("other"))})
+	must.NoError(t, err)
+	_, err = c.operator.Apply(ctx, second.Apply())
+	code(t, api.CodeConflict, err)
+
+	// A request that does not lead where the plan says.
+	wrong := second.Apply()
+	sequence := uint64(2)
+	wrong.CAS = &sequence
+	_, err = c.operator.Apply(ctx, wrong)
+	must.StrContains(t, code(t, api.CodeConflict, err).Message, "plan it again")
+
+	same, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	must.False(t, same.Changed)
+	must.True(t, same.Delta.Empty())
+
+	// What stands against a plan is in it.
+	bad := testDomain("app")
+	bad.Contracts[0].Responders[0].Name = "svx"
+	refused, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(bad)})
+	must.NoError(t, err)
+	must.Len(t, 1, refused.Problems)
+	must.True(t, refused.Root.IsZero())
+
+	// Live endpoints and connections.
+	c.table.mu.Lock()
+	c.table.seats[seatID{"aws1/w1", "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.seats[seatID{"aws1/w1", "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.mu.Unlock()
+	flow := api.FlowStatus{From: fabric.Ref{Domain: "app", Name: "proxy"}, To: fabric.Ref{Domain: "app", Name: "svc"}, Protocol: fabric.TCP, Port: 8080, Count: 3, Contract: fabric.Ref{Domain: "app", Name: "frontend"}}
+	c.reports.put(caller{Zone: "aws1", Node: "w1"}, api.NodeStatus{Flows: []api.FlowStatus{flow}})
+	third, err := c.operator.Plan(ctx, api.GraphRequest{RemoveDomains: []string{"app"}})
+	must.NoError(t, err)
+	must.Eq(t, []api.Touched{{Endpoint: "alloc", Node: "aws1/w1", Service: flow.To, Effect: "removed"}}, third.Touched)
+	must.Eq(t, []api.CutFlow{{Node: "aws1/w1", FlowStatus: flow}}, third.Cut)
+	must.NoError(t, third.Check())
+}
+
+func testRollback(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	for i := range 3 {
+		_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i))), Message: fmt.Sprint("step ", i), Files: fabric.HashOf([]byte{byte(i)})})
+		must.NoError(t, err)
+	}
+	history, err := c.operator.History(ctx)
+	must.NoError(t, err)
+	must.Len(t, 3, history.Changes)
+	for i, h := range history.Changes {
+		must.Eq(t, uint64(3-i), h.Sequence)
+		must.Eq(t, fmt.Sprint("step ", 2-i), h.Message)
+		must.Eq(t, fabric.HashOf([]byte{byte(2 - i)}), h.Files)
+		must.StrHasPrefix(t, "token ", h.Author)
+	}
+	old, err := c.operator.GraphAt(ctx, 1)
+	must.NoError(t, err)
+	must.Eq(t, domains(ported("app", 80)), old.Graph.Domains)
+	must.Eq(t, "step 0", old.Change.Message)
+	_, err = c.operator.GraphAt(ctx, 9)
+	must.StrContains(t, code(t, api.CodeNotFound, err).Message, "reaches from 1 to 3")
+
+	diff, err := c.operator.Diff(ctx, api.DiffRequest{From: 1})
+	must.NoError(t, err)
+	must.Eq(t, 3, diff.To)
+	must.Len(t, 2, diff.Delta.Reach)
+
+	dry, err := c.operator.Rollback(ctx, api.RollbackRequest{Revision: 1, DryRun: true})
+	must.NoError(t, err)
+	must.Eq(t, 3, dry.Pointer.Sequence)
+	must.Len(t, 2, dry.Delta.Reach)
+	back, err := c.operator.Rollback(ctx, api.RollbackRequest{Revision: 1, Message: "oops"})
+	must.NoError(t, err)
+	must.True(t, back.Changed)
+	must.Eq(t, 4, back.Pointer.Sequence)
+	must.Eq(t, history.Changes[2].Root, back.Pointer.Root)
+	history, err = c.operator.History(ctx)
+	must.NoError(t, err)
+	must.Eq(t, 1, history.Changes[0].Rollback)
+
+	// A controller that starts anew, with its memory and without, knows it all.
+	c.stop()
+	for _, dir := range []string{c.dir, t.TempDir()} {
+		again := w.start(t, dir, nil, false)
+		same, err := again.operator.History(ctx)
+		must.NoError(t, err)
+		must.Eq(t, history, same)
+		again.stop()
+	}
+
+	// An entry that was altered is not believed.
+	entry := history.Pointer.Change
+	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: revision.ObjectKey(entry), Value: []byte(`{"sequence":4}`)}, nil)
+	must.NoError(t, err)
+	last := w.start(t, c.dir, nil, false)
+	_, err = last.operator.History(ctx)
+	must.StrContains(t, code(t, api.CodeRevision, err).Message, "altered")
+}
+
+func testGuardrails(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	pos := fabric.Position{File: "org.sif.hcl", Line: 2, Column: 3}
+	rail := fabric.Guardrail{Name: "no-app", Deny: []fabric.Denial{{To: fabric.Labels{"domain": "app"}, Pos: pos}}, Pos: pos}
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Guardrails: []fabric.Guardrail{rail}})
+	must.NoError(t, err)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.StrContains(t, code(t, api.CodeProblems, err).Details.Problems[0].Summary, `guardrail "no-app" denies at org.sif.hcl:2:3`)
+	plan, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	must.Len(t, 1, plan.Problems)
+	must.Len(t, 1, plan.Delta.Reach)
+
+	// They outlive restarts.
+	c.stop()
+	for _, dir := range []string{c.dir, t.TempDir()} {
+		again := w.start(t, dir, nil, false)
+		g, err := again.operator.Graph(ctx)
+		must.NoError(t, err)
+		must.Eq(t, []fabric.Guardrail{rail}, g.Graph.Guardrails)
+		again.stop()
+	}
+	c = w.start(t, c.dir, nil, false)
+	reply, err := c.operator.Apply(ctx, api.GraphRequest{RemoveGuardrails: []string{"no-app"}, Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	must.SliceEmpty(t, reply.Graph.Guardrails)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{RemoveGuardrails: []string{"no-app"}})
+	code(t, api.CodeNotFound, err)
+
+	// A contract waits for consent, and is told so.
+	foreign := testDomain("app")
+	foreign.Contracts[0].Responders = []fabric.Ref{{Domain: "news", Name: "svc"}}
+	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(foreign, testDomain("news"))})
+	must.NoError(t, err)
+	must.Eq(t, []fabric.Waiting{{Contract: fabric.Ref{Domain: "app", Name: "frontend"}, For: []fabric.Ref{{Domain: "news", Name: "svc"}}}}, reply.Waiting)
+	g, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	must.Eq(t, reply.Waiting, g.Waiting)
+}
+
+func objects(t *testing.T, w *world) int {
+	t.Helper()
+	keys, _, err := w.consul.KV().Keys("sif/v1/obj/", "", nil)
+	must.NoError(t, err)
+	return len(keys)
+}
+
+func testCollect(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	c.policy.keep = 3
+	for i := range 8 {
+		_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i)))})
+		must.NoError(t, err)
+	}
+	before := objects(t, w)
+	removed, err := c.policy.collect(ctx)
+	must.NoError(t, err)
+	must.Positive(t, removed)
+	must.Eq(t, before-removed, objects(t, w))
+	removed, err = c.policy.collect(ctx)
+	must.NoError(t, err)
+	must.Zero(t, removed)
+
+	// Everything that is kept is whole; the rest is gone.
+	c.stop()
+	again := w.start(t, t.TempDir(), nil, false)
+	history, err := again.operator.History(ctx)
+	must.NoError(t, err)
+	must.Len(t, 3, history.Changes)
+	for i, h := range history.Changes {
+		g, err := again.operator.GraphAt(ctx, h.Sequence)
+		must.NoError(t, err)
+		must.Eq(t, domains(ported("app", uint16(87-i))), g.Graph.Domains)
+		for _, o := range fabric.Compile(g.Graph).Objects {
+			found, err := revision.Fetch(ctx, w.consul, []fabric.Hash{o.Hash})
+			must.NoError(t, err)
+			must.Eq(t, string(o.Data), string(found[o.Hash]))
+		}
+	}
+	_, err = again.operator.GraphAt(ctx, 5)
+	code(t, api.CodeNotFound, err)
+	_, err = again.operator.Rollback(ctx, api.RollbackRequest{Revision: 6})
+	must.NoError(t, err)
+
+	// If a kept revision cannot be read in full, nothing is removed.
+	again.policy.keep = 2
+	var root fabric.Root
+	must.NoError(t, revision.ReadObject(ctx, w.consul, history.Changes[0].Root, &root))
+	_, err = w.consul.KV().Delete(revision.ObjectKey(root.Domains), nil)
+	must.NoError(t, err)
+	before = objects(t, w)
+	_, err = again.policy.collect(ctx)
+	must.ErrorContains(t, err, "is missing")
+	must.Eq(t, before, objects(t, w))
+}
+
+// Applies that bring old objects back, by two controllers, while two collect
+// as much as they can: whatever the pointer names is there.
+func testCollectConcurrent(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	cfg := c.cfg
+	cfg.DataDir, cfg.History = t.TempDir(), 1
+	c.policy.keep = 1
+	second := newPolicy(cfg)
+	must.NoError(t, second.load(ctx))
+	done := make(chan struct{})
+	var collectors, appliers sync.WaitGroup
+	removed := 0
+	for _, p := range []*policy{c.policy, second} {
+		collectors.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				n, _ := p.collect(ctx) // conflicts are what this is about
+				if p == second {
+					removed += n
+				}
+			}
+		})
+		appliers.Go(func() {
+			for i := range 30 {
+				if _, err := p.apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i%2)))}, ""); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	appliers.Wait()
+	close(done)
+	collectors.Wait()
+	_, err := second.collect(ctx)
+	must.NoError(t, err)
+	g, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	for _, o := range fabric.Compile(g.Graph).Objects {
+		found, err := revision.Fetch(ctx, w.consul, []fabric.Hash{o.Hash})
+		must.NoError(t, err)
+		must.Eq(t, string(o.Data), string(found[o.Hash]), must.Sprint(o.Hash))
+	}
+	t.Logf("%d revisions, at least %d objects removed, %d left", g.Pointer.Sequence, removed, objects(t, w))
+}
+
+// tokenWith makes a token with policies of these names.
+func (w *world) tokenWith(t *testing.T, names ...string) string {
+	t.Helper()
+	token := &consulapi.ACLToken{Description: "tester"}
+	for _, name := range names {
+		if _, _, err := w.consul.ACL().PolicyCreate(&consulapi.ACLPolicy{Name: name}, nil); err != nil && !strings.Contains(err.Error(), "already exists") {
+			t.Fatal(err)
+		}
+		token.Policies = append(token.Policies, &consulapi.ACLTokenPolicyLink{Name: name})
+	}
+	made, _, err := w.consul.ACL().TokenCreate(token, nil)
+	must.NoError(t, err)
+	return made.SecretID
+}
+
+func testPermissions(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"), testDomain("news"))})
+	must.NoError(t, err)
+	change := api.GraphRequest{Domains: domains(ported("app", 81))}
+	rail := api.GraphRequest{Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{From: fabric.Labels{"x": "y"}}}}}}
+	calls := map[string]func(*api.Client) error{
+		"read":           func(c *api.Client) error { _, err := c.Graph(ctx); return err },
+		"status":         func(c *api.Client) error { _, err := c.Status(ctx); return err },
+		"diff":           func(c *api.Client) error { _, err := c.Diff(ctx, api.DiffRequest{}); return err },
+		"plan":           func(c *api.Client) error { _, err := c.Plan(ctx, change); return err },
+		"validate":       func(c *api.Client) error { _, err := c.Validate(ctx, change); return err },
+		"apply":          func(c *api.Client) error { _, err := c.Apply(ctx, change); return err },
+		"plan guardrail": func(c *api.Client) error { _, err := c.Plan(ctx, rail); return err },
+		"guardrail":      func(c *api.Client) error { _, err := c.Apply(ctx, rail); return err },
+		"probe":          func(c *api.Client) error { _, err := c.Probe(ctx, nil); return err },
+		"rollback":       func(c *api.Client) error { _, err := c.Rollback(ctx, api.RollbackRequest{Revision: 1}); return err },
+		"delete other":   func(c *api.Client) error { _, err := c.DeleteDomain(ctx, "news"); return err },
+	}
+	for _, holder := range []struct {
+		policies []string
+		may      string // calls, by commas
+		sees     int
+	}{
+		{[]string{"sif-read"}, "read,status,diff", 2},
+		{[]string{"sif-read-app"}, "read", 1},
+		{[]string{"sif-plan-app"}, "read,plan,validate", 1},
+		{[]string{"sif-apply-app"}, "read,plan,validate,apply", 1},
+		{[]string{"sif-apply-news", "sif-read"}, "read,status,diff,delete other", 2},
+		{[]string{"unrelated"}, "", 0},
+	} {
+		client := w.client(t, c.address, w.tokenWith(t, holder.policies...))
+		for name, call := range calls {
+			if name == "delete other" && strings.Contains(holder.may, name) {
+				continue
+			}
+			err := call(client)
+			if strings.Contains(","+holder.may+",", ","+name+",") {
+				must.NoError(t, err, must.Sprint(holder.policies, name))
+				continue
+			}
+			e := code(t, api.CodeForbidden, err)
+			must.StrContains(t, e.Message, "sif-operator", must.Sprint(holder.policies, name))
+		}
+		if holder.sees > 0 {
+			g, err := client.Graph(ctx)
+			must.NoError(t, err)
+			must.MapLen(t, holder.sees, g.Graph.Domains)
+		}
+	}
+	e := code(t, api.CodeForbidden, calls["apply"](w.client(t, c.address, w.tokenWith(t, "sif-plan-app"))))
+	must.StrContains(t, e.Message, `may not apply changes of domain "app": it carries none of the Consul policies or roles sif-apply-app, sif-operator`)
+
+	// Refusals are in the audit log, with who and what.
+	log, err := os.ReadFile(filepath.Join(c.dir, "audit.log"))
+	must.NoError(t, err)
+	refused := map[string]bool{}
+	for line := range strings.Lines(string(log)) {
+		var e auditEntry
+		must.NoError(t, json.Unmarshal([]byte(line), &e))
+		must.StrHasPrefix(t, "token ", e.Actor)
+		if e.Code == api.CodeForbidden {
+			refused[e.Action+" "+e.Target] = true
+		}
+	}
+	for _, want := range []string{"graph.apply app", "graph.plan app", "graph.apply guardrail g", "graph.rollback revision 1", "graph.delete news", "denied PUT /v1/graph"} {
+		must.MapContainsKey(t, refused, want)
+	}
+}
+
+func testBlocking(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	empty, index, err := c.operator.WatchGraph(ctx, api.Query{})
+	must.NoError(t, err)
+	must.Eq(t, 0, empty.Pointer.Sequence)
+	must.Positive(t, index)
+	begin := time.Now()
+	_, same, err := c.operator.WatchGraph(ctx, api.Query{Index: index, Wait: 300 * time.Millisecond})
+	must.NoError(t, err)
+	must.Eq(t, index, same)
+	must.Greater(t, 250*time.Millisecond, time.Since(begin))
+
+	got := make(chan uint64, 3)
+	go func() {
+		g, _, err := c.operator.WatchGraph(ctx, api.Query{Index: index})
+		if err != nil {
+			t.Error(err)
+		}
+		got <- g.Pointer.Sequence
+	}()
+	go func() {
+		h, _, err := c.operator.WatchHistory(ctx, api.Query{Index: index})
+		if err != nil {
+			t.Error(err)
+		}
+		got <- h.Pointer.Sequence
+	}()
+	time.Sleep(100 * time.Millisecond)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	must.Eq(t, 1, <-got)
+	must.Eq(t, 1, <-got)
+
+	_, index, err = c.operator.WatchStatus(ctx, api.Query{})
+	must.NoError(t, err)
+	node := w.node(t, c, "w1")
+	node.register(t, "192.0.2.1")
+	go func() {
+		time.Sleep(100 * time.Millisecond)
+		if err := node.Report(ctx, api.NodeStatus{Sequence: 1}); err != nil {
+			t.Error(err)
+		}
+	}()
+	status, next, err := c.operator.WatchStatus(ctx, api.Query{Index: index, Wait: 20 * time.Second})
+	must.NoError(t, err)
+	must.Greater(t, index, next)
+	must.Eq(t, 1, status.Nodes[0].Sequence)
+
+	// Reads that wait do not keep a controller from stopping.
+	_, index, err = c.operator.WatchGraph(ctx, api.Query{})
+	must.NoError(t, err)
+	go func() {
+		_, _, _ = c.operator.WatchGraph(ctx, api.Query{Index: index})
+		got <- 0
+	}()
+	time.Sleep(100 * time.Millisecond)
+	begin = time.Now()
+	c.stop()
+	<-got
+	must.Less(t, 4*time.Second, time.Since(begin))
+}
