@@ -43,7 +43,7 @@ type Task struct {
 	Kind     TaskKind        `json:"kind"`
 	Endpoint string          `json:"endpoint"`
 	Peer     netip.AddrPort  `json:"peer"` // observe, listening: the endpoint's own address and port
-	Protocol fabric.Protocol `json:"protocol"`
+	Protocol fabric.Protocol `json:"protocol,omitzero"`
 	Nonce    uint64          `json:"nonce,omitempty"`
 	Timeout  time.Duration   `json:"timeout"` // nanoseconds; how long the node may take
 }

@@ -1,0 +1,20 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"encoding/json"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+// A task that names no flow survives the way through the controller.
+func TestDumpTaskIsCarried(t *testing.T) {
+	data, err := json.Marshal(Task{Node: "z1/w1", Kind: TaskDump, Timeout: dumpTimeout})
+	must.NoError(t, err)
+	var back Task
+	must.NoError(t, json.Unmarshal(data, &back))
+	must.Eq(t, Task{Node: "z1/w1", Kind: TaskDump, Timeout: dumpTimeout}, back)
+}
