@@ -257,6 +257,26 @@ func FuzzDecodeGraph(f *testing.F) {
 	})
 }
 
+// FuzzVariables gives values of all kinds to the variables of a graph.
+func FuzzVariables(f *testing.F) {
+	f.Fuzz(func(t *testing.T, setting string, file []byte, json bool) {
+		o := Options{Now: at.Now, Settings: []string{setting}, Environment: []string{EnvironmentPrefix + setting}, Files: []Source{{Name: "v.hcl", Data: file}}}
+		if json {
+			o.Files[0].Name = "v.json"
+		}
+		g, diags := DecodeGraph(o, Source{Name: "g.sif.hcl", Data: []byte(withVariables)})
+		_ = diags.WriteText(&bytes.Buffer{})
+		if (g == nil) != diags.HasErrors() {
+			t.Fatalf("graph %v with %v", g, diags)
+		}
+		for _, d := range diags {
+			if d.Pos.Line == 0 || d.Detail == "" {
+				t.Fatalf("no place or no remedy: %v", d)
+			}
+		}
+	})
+}
+
 func FuzzExtractConnectivity(f *testing.F) {
 	for _, pattern := range []string{"testdata/stanza/*.nomad.hcl", "testdata/invalid/*.nomad.hcl"} {
 		for _, s := range seeds(f, pattern) {
