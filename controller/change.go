@@ -53,7 +53,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		if err != nil {
 			return api.GraphReply{}, err
 		}
-		compiled, fresh, _ := held.compiled.Next(graph)
+		compiled, fresh, touched := held.compiled.Next(graph)
 		if !e.expect.IsZero() && compiled.Root != e.expect {
 			return api.GraphReply{}, api.Errorf(http.StatusConflict, api.CodeConflict,
 				"the change leads to root %s, not to %s as planned; plan it again", compiled.Root, e.expect)
@@ -62,7 +62,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		if held.pointer.Sequence > 0 && compiled.Root == held.pointer.Root {
 			return reply, p.repair(ctx, graph)
 		}
-		next, err := p.publish(ctx, held, compiled, fresh, e, index)
+		next, err := p.publish(ctx, held, compiled, fresh, touched, e, index)
 		if errors.Is(err, revision.ErrConflict) {
 			continue
 		}
@@ -90,7 +90,7 @@ func (p *policy) edited(g *fabric.Graph, apply func(*fabric.Graph) error) (*fabr
 	return next, nil
 }
 
-func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Compiled, fresh []fabric.Object, e edit, index uint64) (*inForce, error) {
+func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Compiled, fresh []fabric.Object, touched []fabric.Ref, e edit, index uint64) (*inForce, error) {
 	now := p.now().UTC().Truncate(time.Millisecond)
 	change := fabric.Change{
 		Sequence: held.pointer.Sequence + 1, Root: compiled.Root, Time: now, Author: e.author, Message: e.message,
@@ -99,6 +99,9 @@ func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Co
 	entry := fabric.NewObject(change)
 	pointer := fabric.Pointer{
 		Fabric: p.fabric, Sequence: change.Sequence, Root: compiled.Root, Previous: held.pointer.Root, Time: now, Change: entry.Hash,
+	}
+	if held.compiled != nil || held.pointer.Sequence == 0 { // else touched is not relative to Previous
+		pointer.SetTouched(touched)
 	}
 	payload, err := json.Marshal(pointer)
 	if err != nil {

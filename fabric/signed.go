@@ -73,6 +73,23 @@ type Pointer struct {
 	Previous Hash      `json:"previous"` // the root before; zero for the first
 	Time     time.Time `json:"time"`
 	Change   Hash      `json:"change,omitzero"` // the Change that led here
+
+	// Touched are the services whose document is another than at Previous, if
+	// they are few: a node that comes from there and hosts none of them need
+	// read nothing else. Empty: not known.
+	Touched []Ref `json:"touched,omitempty"`
+}
+
+// MaxTouched is how many services a pointer lists at most, since every node
+// reads it.
+const MaxTouched = 64
+
+// SetTouched lists the services that the step from Previous touches, unless
+// they are too many.
+func (p *Pointer) SetTouched(services []Ref) {
+	if p.Touched = nil; len(services) <= MaxTouched {
+		p.Touched = services
+	}
 }
 
 // Change is an entry of the history of revisions. The signed pointer names the

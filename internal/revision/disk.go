@@ -24,7 +24,8 @@ const stateFile = "revision.json"
 // saved is the content of stateFile.
 type saved struct {
 	Highest   mark                   `json:"highest"`
-	Current   *fabric.Signed         `json:"current,omitempty"` // the enforced pointer
+	Current   *fabric.Signed         `json:"current,omitempty"` // the pointer that Objects are of
+	Since     []fabric.Signed        `json:"since,omitempty"`   // those after it, up to the enforced one, that touched none of Interests
 	Interests []fabric.Ref           `json:"interests,omitempty"`
 	Objects   map[fabric.Hash][]byte `json:"objects,omitempty"`
 }
@@ -60,7 +61,7 @@ func (f *Follower) save() error {
 	f.mu.Lock()
 	s := saved{Highest: f.highest, Interests: slices.Collect(maps.Keys(f.interests))}
 	if v := f.view; v != nil {
-		s.Current, s.Objects = &v.signed, v.objects
+		s.Current, s.Since, s.Objects = &v.base, v.since, v.objects
 	}
 	f.mu.Unlock()
 	slices.SortFunc(s.Interests, fabric.CompareRefs)
@@ -89,6 +90,17 @@ func (f *Follower) restore(s saved) error {
 	v, err := build(context.Background(), *s.Current, pointer, s.Interests, nil, disk)
 	if err != nil {
 		return err
+	}
+	for _, signed := range s.Since {
+		next, err := f.verify(signed)
+		if err != nil {
+			return err
+		}
+		followed, ok := v.follow(signed, next, s.Interests)
+		if !ok {
+			return fmt.Errorf("revision %d does not follow from %d without other objects", next.Sequence, v.pointer.Sequence)
+		}
+		v = followed
 	}
 	f.view = v
 	return nil

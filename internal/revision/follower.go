@@ -157,11 +157,7 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	if advanced {
 		f.markDirty()
 	}
-	var held map[fabric.Hash][]byte
-	if old != nil {
-		held = old.objects
-	}
-	v, err := f.build(ctx, signed, pointer, interests, held)
+	v, err := f.next(ctx, old, signed, pointer, interests)
 	if err != nil {
 		f.work.Unlock()
 		if ctx.Err() == nil {
@@ -235,6 +231,18 @@ func (f *Follower) verify(signed fabric.Signed) (fabric.Pointer, error) {
 		return fabric.Pointer{}, errors.New("it has no sequence")
 	}
 	return p, nil
+}
+
+// next returns the view of a pointer that comes after old.
+func (f *Follower) next(ctx context.Context, old *view, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref) (*view, error) {
+	var held map[fabric.Hash][]byte
+	if old != nil {
+		if v, ok := old.follow(signed, pointer, interests); ok {
+			return v, nil
+		}
+		held = old.objects
+	}
+	return f.build(ctx, signed, pointer, interests, held)
 }
 
 func (f *Follower) build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, held map[fabric.Hash][]byte) (*view, error) {

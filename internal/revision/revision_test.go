@@ -419,6 +419,7 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 		published := map[uint64]*fabric.Graph{}
 		var pointers []fabric.Signed
 		var objects []fabric.Object
+		var compiled *fabric.Compiled
 		var last uint64
 		t.Repeat(map[string]func(*rapid.T){
 			"publish": func(t *rapid.T) {
@@ -426,9 +427,24 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				if rapid.IntRange(0, 4).Draw(t, "drop") == 0 {
 					g = graph(0, svc, news)
 				}
+				if rapid.Bool().Draw(t, "nothing that acts") {
+					// Another service in the domain, which touches none of the others.
+					d := g.Domains["getaway-app"]
+					if compiled != nil {
+						d.Contracts = compiled.Graph.Domains[d.Name].Contracts
+					}
+					d.Services = append(d.Services, fabric.Service{Name: fmt.Sprint("more", l.sequence)})
+				}
 				rev := fabric.Compile(g)
 				l.sequence++
-				signed := l.ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: name, Sequence: l.sequence, Root: rev.Root})
+				pointer := fabric.Pointer{Fabric: name, Sequence: l.sequence, Root: rev.Root}
+				if compiled != nil {
+					pointer.Previous = compiled.Root
+				}
+				var touched []fabric.Ref
+				compiled, _, touched = compiled.Next(g)
+				pointer.SetTouched(touched)
+				signed := l.ca.Sign(fabric.KindPointer, pointer)
 				must.NoError(t, NewWriter(l.consul).Write(ctx, rev.Objects))
 				l.pointer(signed)
 				published[l.sequence] = g

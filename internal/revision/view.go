@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/sif-project/sif/fabric"
@@ -21,6 +22,31 @@ type view struct {
 	shards  map[int]fabric.Shard           // those of the interests
 	docs    map[fabric.Ref]fabric.Document // of the interests; without edges if the graph lacks the service
 	objects map[fabric.Hash][]byte         // verified bytes of all the above
+
+	// base is the pointer whose root was read; since are those after it, up to
+	// signed, that touched no interest, so that nothing else had to be read.
+	base  fabric.Signed
+	since []fabric.Signed
+}
+
+// maxSince bounds how many pointers are kept before a root is read again.
+const maxSince = 64
+
+// follow returns v at the next pointer, if that pointer itself says that it
+// touches none of the interests. The caller has verified it.
+func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fabric.Ref) (*view, bool) {
+	if next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
+		return nil, false
+	}
+	for _, r := range interests {
+		if _, held := v.docs[r]; !held || slices.Contains(next.Touched, r) {
+			return nil, false
+		}
+	}
+	c := *v
+	c.signed, c.pointer, c.docs = signed, next, maps.Clone(v.docs)
+	c.since = append(slices.Clip(v.since), signed)
+	return &c, true
 }
 
 // source yields the bytes of objects, unchecked; what it lacks is not in the
@@ -32,6 +58,7 @@ type source func(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash][]b
 func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, held map[fabric.Hash][]byte, from source) (*view, error) {
 	v := &view{
 		signed:  signed,
+		base:    signed,
 		pointer: pointer,
 		shards:  map[int]fabric.Shard{},
 		docs:    map[fabric.Ref]fabric.Document{},

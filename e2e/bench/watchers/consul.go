@@ -54,7 +54,7 @@ ports {
   grpc = -1
   grpc_tls = -1
 }
-`, filepath.Join(dir, "data"), 2*clients+100, ports[0], ports[1], ports[2], ports[3])
+`, filepath.Join(dir, "data"), 8*clients+100, ports[0], ports[1], ports[2], ports[3])
 	file := filepath.Join(dir, "consul.hcl")
 	if err := os.WriteFile(file, []byte(config), 0o600); err != nil {
 		return nil, err

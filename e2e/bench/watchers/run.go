@@ -112,6 +112,7 @@ func (b *bench) publish(ctx context.Context, next *fabric.Compiled, fresh []fabr
 			return err
 		}
 		index, pointer.Previous = modified, b.base.Root
+		pointer.SetTouched(touched)
 	}
 	payload, err := json.Marshal(pointer)
 	if err != nil {
