@@ -35,6 +35,8 @@ type Plan struct {
 	Cut     []CutFlow    `json:"cut,omitempty"`
 	// Problems are what stands against the plan: applying it is refused.
 	Problems []fabric.Problem `json:"problems,omitempty"`
+	// Warnings are parts of the graph that no data path can enforce yet.
+	Warnings []string `json:"warnings,omitempty"`
 
 	Digest fabric.Hash `json:"digest"` // of all the above
 }

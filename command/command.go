@@ -42,9 +42,14 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"agent":          &AgentCommand{UI: ui},
 		"controller":     &ControllerCommand{UI: ui},
 		"engine":         &EngineCommand{UI: ui},
+		"explain":        &ExplainCommand{Meta: Meta{UI: ui}},
 		"graph":          group{"Work with service graphs", graphGroupHelp},
 		"graph apply":    &GraphApplyCommand{Meta: Meta{UI: ui}},
+		"graph diff":     &GraphDiffCommand{Meta: Meta{UI: ui}},
 		"graph fmt":      &GraphFmtCommand{Meta: Meta{UI: ui}},
+		"graph history":  &GraphHistoryCommand{Meta: Meta{UI: ui}},
+		"graph plan":     &GraphPlanCommand{Meta: Meta{UI: ui}},
+		"graph rollback": &GraphRollbackCommand{Meta: Meta{UI: ui}},
 		"graph show":     &GraphShowCommand{Meta: Meta{UI: ui}},
 		"graph validate": &GraphValidateCommand{Meta: Meta{UI: ui}},
 		"job":            group{"Work with Nomad jobs that carry connectivity stanzas", jobGroupHelp},
@@ -54,6 +59,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"link":           &LinkCommand{UI: ui},
 		"matrix":         &MatrixCommand{Meta: Meta{UI: ui}},
 		"status":         &StatusCommand{Meta: Meta{UI: ui}},
+		"verify":         &VerifyCommand{Meta: Meta{UI: ui}},
 		"version":        &VersionCommand{UI: ui},
 	}
 	factories := map[string]cli.CommandFactory{}
@@ -80,13 +86,20 @@ Usage: sif graph <subcommand> [options] [args]
 
       $ sif graph validate ./graphs
 
-  Put it in force:
+  See what putting it in force would do:
 
-      $ sif graph apply -message="open the news API" ./graphs
+      $ sif graph plan -out=plan.json ./graphs
 
-  See what is in force:
+  Put it in force, just as planned:
+
+      $ sif graph apply -message="open the news API" plan.json
+
+  See what is in force, what was before, and go back:
 
       $ sif graph show
+      $ sif graph history
+      $ sif graph diff 6 7
+      $ sif graph rollback 6
 
   See the help of each subcommand for more.
 `

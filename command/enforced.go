@@ -47,7 +47,7 @@ func gather(ctx context.Context, client *api.Client, pick func(verify.Fabric) ([
 		if err != nil {
 			return f, err
 		}
-		same := f.Pointer == after.Pointer && reflect.DeepEqual(placement(f.Status), placement(after.Status)) &&
+		same := f.Pointer.Sequence == after.Pointer.Sequence && f.Pointer.Root == after.Pointer.Root && reflect.DeepEqual(placement(f.Status), placement(after.Status)) &&
 			verify.NextExpiry(f.Graph, f.Now).Equal(verify.NextExpiry(f.Graph, time.Now()))
 		if same || attempt == gatherAttempts {
 			return f, nil

@@ -9,6 +9,7 @@ import (
 
 	"github.com/posener/complete"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 )
@@ -22,10 +23,11 @@ func (c *GraphShowCommand) Synopsis() string { return "Print the graph in force"
 // Help implements cli.Command.
 func (c *GraphShowCommand) Help() string {
 	return help(`
-Usage: sif graph show [options] [<domain>...]
+Usage: sif graph show [options] [<revision>] [<domain>...]
 
-  Prints the graph in force in HCL, all of it or the named domains. The output
-  can be applied again.
+  Prints the graph in force, or that of a kept revision, in HCL: all of it or
+  the named domains. The output can be applied again. Contracts that wait for
+  another domain's consent are named on standard error.
 `, `
 Show Options:
 
@@ -56,19 +58,30 @@ func (c *GraphShowCommand) Run(args []string) int {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	reply, err := client.Graph(ctx)
+	names := flags.Args()
+	var reply api.GraphReply
+	if len(names) > 0 && strings.Trim(names[0], "0123456789") == "" {
+		var sequence uint64
+		if sequence, err = parseRevision(names[0]); err != nil {
+			return c.usage("graph show", "%s", err)
+		}
+		names = names[1:]
+		reply, err = client.GraphAt(ctx, sequence)
+	} else {
+		reply, err = client.Graph(ctx)
+	}
 	if err != nil {
 		return c.fail("reading the graph", err)
 	}
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
 	}
-	if flags.NArg() > 0 {
+	if len(names) > 0 {
 		some := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-		for _, name := range flags.Args() {
+		for _, name := range names {
 			d := reply.Graph.Domains[name]
 			if d == nil {
-				c.UI.Error(fmt.Sprintf("The graph in force has no domain %q.", name))
+				c.UI.Error(fmt.Sprintf("The graph has no domain %q, or the token may not read it.", name))
 				return 1
 			}
 			some.Domains[name] = d
@@ -81,6 +94,13 @@ func (c *GraphShowCommand) Run(args []string) int {
 	if reply.Pointer.Sequence == 0 {
 		c.UI.Error("No graph has been applied yet.")
 		return 0
+	}
+	for _, w := range reply.Waiting {
+		if reply.Graph.Domains[w.Contract.Domain] != nil {
+			for _, service := range w.For {
+				c.UI.Error(fmt.Sprintf("Contract %s is not in force: it waits until domain %q accepts it for %s.", w.Contract, service.Domain, service))
+			}
+		}
 	}
 	c.UI.Output(strings.TrimSuffix(string(hcl.EncodeGraph(reply.Graph)), "\n"))
 	return 0

@@ -230,7 +230,7 @@ func (j *job) workload(g *nomad.TaskGroup) fabric.Workload {
 		services = append(services, t.Services...)
 	}
 	for _, s := range services {
-		w.ConsulServices = append(w.ConsulServices, s.Name)
+		w.Services = append(w.Services, fabric.WorkloadService{Name: s.Name, Tags: s.Tags, Meta: s.Meta})
 	}
 	return w
 }

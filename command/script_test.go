@@ -6,13 +6,16 @@ package command
 import (
 	"encoding/json"
 	"encoding/pem"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 
@@ -73,6 +76,12 @@ type graphServer struct {
 	mu      sync.Mutex
 	graph   *fabric.Graph
 	pointer fabric.Pointer
+	past    []past // by sequence, less one
+}
+
+type past struct {
+	change fabric.Change
+	graph  *fabric.Graph
 }
 
 func (s *graphServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -87,19 +96,93 @@ func (s *graphServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(reply)
 }
 
-func (s *graphServer) answer(r *http.Request) (*api.GraphReply, *api.Error) {
-	switch {
-	case r.Header.Get(api.TokenHeader) != testToken:
+func (s *graphServer) answer(r *http.Request) (any, *api.Error) {
+	if r.Header.Get(api.TokenHeader) != testToken {
 		return nil, api.Errorf(http.StatusForbidden, api.CodeForbidden, "the token may not do this")
-	case r.Method == http.MethodGet && r.URL.Path == "/v1/graph":
-		return &api.GraphReply{Pointer: s.pointer, Graph: s.graph}, nil
-	case r.Method != http.MethodPut || r.URL.Path != "/v1/graph":
-		return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "no such path")
 	}
-	var req api.GraphRequest
-	if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%s", err)
+	var req struct {
+		api.GraphRequest
+		From, To, Revision uint64
+		DryRun             bool
 	}
+	if r.Method != http.MethodGet {
+		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
+			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%s", err)
+		}
+	}
+	switch r.Method + " " + r.URL.Path {
+	case "GET /v1/graph":
+		if text := r.URL.Query().Get("revision"); text != "" {
+			n, _ := strconv.ParseUint(text, 10, 64)
+			old, err := s.at(n)
+			return api.GraphReply{Pointer: s.pointer, Graph: old.graph, Change: &old.change}, err
+		}
+		return api.GraphReply{Pointer: s.pointer, Graph: s.graph, Waiting: s.graph.Waiting()}, nil
+	case "GET /v1/history":
+		h := api.History{Pointer: s.pointer}
+		for _, p := range slices.Backward(s.past) {
+			h.Changes = append(h.Changes, p.change)
+		}
+		return h, nil
+	case "POST /v1/graph/plan":
+		next := s.merged(req.GraphRequest)
+		p := api.Plan{Format: api.PlanFormat, Sequence: s.pointer.Sequence, Base: s.pointer.Root, Root: fabric.Compile(next).Root, Request: req.GraphRequest}
+		p.Changed, p.Delta, p.Problems = p.Root != p.Base, fabric.Compare(s.graph, next, time.Now()), next.Check(time.Now())
+		p.Seal()
+		return p, nil
+	case "POST /v1/graph/diff":
+		from, err := s.at(req.From)
+		if err != nil {
+			return nil, err
+		}
+		to, err := s.at(req.To)
+		return api.DiffReply{From: from.change.Sequence, To: to.change.Sequence, Delta: fabric.Compare(from.graph, to.graph, time.Now())}, err
+	case "POST /v1/graph/rollback":
+		old, err := s.at(req.Revision)
+		if err != nil {
+			return nil, err
+		}
+		reply := api.RollbackReply{Pointer: s.pointer, Changed: true, Delta: fabric.Compare(s.graph, old.graph, time.Now())}
+		if !req.DryRun {
+			s.hold(old.graph, fabric.Change{Rollback: req.Revision, Message: req.Message})
+			reply.Pointer = s.pointer
+		}
+		return reply, nil
+	case "PUT /v1/graph":
+		return s.apply(req.GraphRequest)
+	}
+	return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "no such path")
+}
+
+func (s *graphServer) at(sequence uint64) (past, *api.Error) {
+	if sequence == 0 {
+		sequence = s.pointer.Sequence
+	}
+	if sequence > uint64(len(s.past)) {
+		return past{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "revision %d is not kept", sequence)
+	}
+	return s.past[sequence-1], nil
+}
+
+func (s *graphServer) merged(req api.GraphRequest) *fabric.Graph {
+	next := &fabric.Graph{Domains: maps.Clone(s.graph.Domains), Guardrails: append(slices.Clone(s.graph.Guardrails), req.Guardrails...)}
+	maps.Copy(next.Domains, req.Domains)
+	for _, name := range req.RemoveDomains {
+		delete(next.Domains, name)
+	}
+	return next
+}
+
+func (s *graphServer) hold(g *fabric.Graph, change fabric.Change) {
+	s.graph = g
+	s.pointer.Sequence++
+	s.pointer.Previous, s.pointer.Root = s.pointer.Root, fabric.Compile(g).Root
+	change.Sequence, change.Root, change.Author = s.pointer.Sequence, s.pointer.Root, "token t1 (anna)"
+	change.Time = time.Date(2026, 11, 23, 8, 0, int(change.Sequence), 0, time.UTC)
+	s.past = append(s.past, past{change, g})
+}
+
+func (s *graphServer) apply(req api.GraphRequest) (any, *api.Error) {
 	if req.CAS != nil && *req.CAS != s.pointer.Sequence {
 		return nil, api.Errorf(http.StatusConflict, api.CodeConflict, "the graph has sequence %d, not %d", s.pointer.Sequence, *req.CAS)
 	}
@@ -108,14 +191,10 @@ func (s *graphServer) answer(r *http.Request) (*api.GraphReply, *api.Error) {
 		e.Details.Problems = []fabric.Problem{{Pos: d.Pos, Summary: "domain \"refused\" may not be declared here", Remedy: "Ask its owner."}}
 		return nil, e
 	}
-	for name, d := range req.Domains {
-		s.graph.Domains[name] = d
-	}
-	root := fabric.Compile(s.graph).Root
-	changed := root != s.pointer.Root
+	next := s.merged(req)
+	changed := fabric.Compile(next).Root != s.pointer.Root
 	if changed {
-		s.pointer.Sequence++
-		s.pointer.Previous, s.pointer.Root = s.pointer.Root, root
+		s.hold(next, fabric.Change{Message: req.Message, Files: req.Files})
 	}
-	return &api.GraphReply{Pointer: s.pointer, Changed: changed}, nil
+	return api.GraphReply{Pointer: s.pointer, Changed: changed, Waiting: s.graph.Waiting()}, nil
 }

@@ -25,7 +25,7 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	if plan.Problems, err = asProblems(err); err != nil {
 		return plan, err
 	}
-	plan.Delta = fabric.Compare(held.graph, graph, p.now())
+	plan.Delta, plan.Warnings = fabric.Compare(held.graph, graph, p.now()), graph.Unenforced()
 	plan.Changed = true
 	if len(plan.Problems) == 0 {
 		compiled, _, _ := held.compiled.Next(graph)

@@ -1,0 +1,188 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// listed is how many endpoints or connections a text lists.
+const listed = 20
+
+// planText words a plan for people.
+func planText(p api.Plan) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "Against revision %d:\n", p.Sequence)
+	switch {
+	case !p.Changed:
+		b.WriteString("\nNothing to change.")
+		return b.String()
+	case p.Delta.Empty():
+		b.WriteString("\nNo service gains or loses anything; only texts or places in files differ.")
+		return b.String()
+	}
+	b.WriteString(deltaText(p.Delta))
+	if len(p.Touched) > 0 {
+		fmt.Fprintf(&b, "\nTouches %s:\n", count(len(p.Touched), "live endpoint"))
+		for i, t := range p.Touched {
+			if i == listed {
+				fmt.Fprintf(&b, "    and %d more\n", len(p.Touched)-listed)
+				break
+			}
+			fmt.Fprintf(&b, "    %s of %s on %s%s\n", t.Endpoint, t.Service, t.Node, map[string]string{
+				"selectors": " (when its admission is renewed)", "removed": " (its service goes)",
+			}[t.Effect])
+		}
+	}
+	if len(p.Cut) > 0 {
+		b.WriteString("\nCuts connections that nodes last reported:\n")
+		for i, f := range p.Cut {
+			if i == listed {
+				fmt.Fprintf(&b, "    and %d more\n", len(p.Cut)-listed)
+				break
+			}
+			fmt.Fprintf(&b, "    %s to %s on %s/%d: %s, on %s\n", f.From, f.To, f.Protocol, f.Port, count(int(f.Count), "connection"), f.Node)
+		}
+	}
+	for _, w := range p.Warnings {
+		b.WriteString("\nWarning: " + w + "\n")
+	}
+	return strings.TrimSuffix(b.String(), "\n")
+}
+
+// deltaText words the difference between two graphs.
+func deltaText(d fabric.Delta) string {
+	var b strings.Builder
+	section := func(title string, lines []string) {
+		if len(lines) == 0 {
+			return
+		}
+		b.WriteString("\n")
+		if title != "" {
+			b.WriteString(title + "\n")
+		}
+		for _, l := range lines {
+			b.WriteString("  " + l + "\n")
+		}
+	}
+	var lines []string
+	moved := map[fabric.Ref]bool{}
+	for _, c := range d.Reach {
+		lines = append(lines, reachText(c))
+		for _, why := range c.Because {
+			moved[why.Contract] = true
+		}
+	}
+	section("", lines)
+
+	lines = nil
+	for _, c := range d.Contracts {
+		if !moved[c.Contract] {
+			lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s contract %s is %s %s", sign(c.Change), c.Contract, changed(c.Change, c.What), at(c.Pos))))
+		}
+	}
+	section("Contracts that give or take nothing now:", lines)
+
+	lines = nil
+	for _, w := range d.Waiting {
+		for _, service := range w.For {
+			lines = append(lines, fmt.Sprintf("! contract %s waits until domain %q accepts it for %s", w.Contract, service.Domain, service))
+		}
+	}
+	for _, r := range d.Accepted {
+		lines = append(lines, fmt.Sprintf("+ contract %s waits no longer: every domain accepts it", r))
+	}
+	section("Consent:", lines)
+
+	lines = nil
+	for _, n := range d.Nodes {
+		what := "service"
+		if n.External {
+			what = "external"
+		}
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s is %s %s", sign(n.Change), what, n.Name, changed(n.Change, n.What), at(n.Pos))))
+	}
+	section("Services:", lines)
+
+	lines = nil
+	for _, m := range d.Modes {
+		if m.Is == fabric.ModeAudit {
+			lines = append(lines, fmt.Sprintf("! domain %s goes into audit mode: nothing between its services is dropped", m.Domain))
+		} else {
+			lines = append(lines, fmt.Sprintf("! domain %s leaves audit mode: what no contract allows is dropped", m.Domain))
+		}
+	}
+	for _, g := range d.Guardrails {
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s guardrail %s is %s %s", sign(g.Change), g.Name, g.Change, at(g.Pos))))
+	}
+	section("Rules above contracts:", lines)
+	return b.String()
+}
+
+// reachText words what becomes of the flows between two services.
+func reachText(c fabric.ReachChange) string {
+	rules := make([]string, len(c.Rules))
+	for i, r := range c.Rules {
+		rules[i] = r.String()
+	}
+	on := strings.Join(rules, " ")
+	var text string
+	switch [2]fabric.Standing{c.Was, c.Is} {
+	case [2]fabric.Standing{fabric.StandsDropped, fabric.StandsAllowed}:
+		text = fmt.Sprintf("+ %s gains %s on %s", c.From, c.To, on)
+	case [2]fabric.Standing{fabric.StandsDropped, fabric.StandsAudit}:
+		text = fmt.Sprintf("+ %s gains %s on %s, in audit mode", c.From, c.To, on)
+	case [2]fabric.Standing{fabric.StandsAudit, fabric.StandsAllowed}:
+		text = fmt.Sprintf("+ %s may reach %s on %s, which passed in audit mode only", c.From, c.To, on)
+	case [2]fabric.Standing{fabric.StandsAllowed, fabric.StandsAudit}:
+		text = fmt.Sprintf("- %s reaches %s on %s in audit mode only", c.From, c.To, on)
+	case [2]fabric.Standing{fabric.StandsAudit, fabric.StandsDropped}:
+		text = fmt.Sprintf("- %s loses %s on %s, which passed in audit mode", c.From, c.To, on)
+	default:
+		text = fmt.Sprintf("- %s loses %s on %s", c.From, c.To, on)
+	}
+	var causes []string
+	for _, w := range c.Because {
+		cause := "contract " + w.Contract.String()
+		if w.Contract.Domain == c.From.Domain || w.Contract.Domain == c.To.Domain {
+			cause = "contract " + w.Contract.Name
+		}
+		if w.Contract.Name == fabric.AuditContract {
+			cause = "audit mode of domain " + w.Contract.Domain
+		}
+		if w.Pos.File != "" {
+			cause += ", " + w.Pos.String()
+		}
+		causes = append(causes, cause)
+	}
+	return text + " (" + strings.Join(causes, "; ") + ")"
+}
+
+func sign(a fabric.Alteration) string {
+	switch a {
+	case fabric.Added:
+		return "+"
+	case fabric.Removed:
+		return "-"
+	}
+	return "~"
+}
+
+func changed(a fabric.Alteration, what []string) string {
+	if len(what) == 0 {
+		return string(a)
+	}
+	return string(a) + " (" + strings.Join(what, ", ") + ")"
+}
+
+func at(pos fabric.Position) string {
+	if pos.File == "" {
+		return ""
+	}
+	return "at " + pos.String()
+}
