@@ -153,6 +153,11 @@ func parse(s Source) (*hcl2.File, hcl2.Diagnostics) {
 	if strings.HasSuffix(s.Name, ".json") {
 		return hcljson.Parse(s.Data, s.Name)
 	}
+	if len(s.Data) > 2*pieceSize {
+		if body, ok := parseSplit(s, pieceSize); ok {
+			return &hcl2.File{Body: body, Bytes: s.Data}, nil
+		}
+	}
 	return hclsyntax.ParseConfig(s.Data, s.Name, hcl2.InitialPos)
 }
 

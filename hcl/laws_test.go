@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -255,6 +256,45 @@ func FuzzDecodeGraph(f *testing.F) {
 			Format(Source{Name: name, Data: data})
 		}
 	})
+}
+
+// sameWhenSplit checks that a file parsed in pieces is what it is in one.
+func sameWhenSplit(t interface{ Fatalf(string, ...any) }, data []byte, size int) (split bool) {
+	body, ok := parseSplit(Source{Name: "g.sif.hcl", Data: data}, size)
+	if !ok {
+		return false
+	}
+	file, diags := hclsyntax.ParseConfig(data, "g.sif.hcl", hcl.InitialPos)
+	if len(diags) > 0 {
+		t.Fatalf("parsed in pieces of %d, but: %v\n%s", size, diags, data)
+	}
+	if whole := file.Body.(*hclsyntax.Body); !reflect.DeepEqual(whole, body) {
+		t.Fatalf("parsed otherwise in pieces of %d\nwhole %# v\nsplit %# v\n%s", size, whole, body, data)
+	}
+	return true
+}
+
+func TestSplitIsTheSame(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		src := EncodeGraph(genGraph(t))
+		if rapid.Bool().Draw(t, "untidy") {
+			src = unformat(t, src)
+		}
+		split := sameWhenSplit(t, src, rapid.IntRange(1, 300).Draw(t, "size"))
+		reaches := slices.ContainsFunc([]string{"<<", "/*", "${", "%{"}, func(s string) bool { return bytes.Contains(src, []byte(s)) })
+		if !split && !reaches {
+			t.Fatalf("not parsed in pieces:\n%s", src)
+		}
+	})
+}
+
+func FuzzSplit(f *testing.F) {
+	for _, pattern := range []string{"testdata/valid/*.sif.hcl", "testdata/invalid/*.sif.hcl"} {
+		for _, s := range seeds(f, pattern) {
+			f.Add(s.Data, 100)
+		}
+	}
+	f.Fuzz(func(t *testing.T, data []byte, size int) { sameWhenSplit(t, data, size) })
 }
 
 // FuzzVariables gives values of all kinds to the variables of a graph.
