@@ -153,15 +153,22 @@ func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 		b.watchers = append(b.watchers, w)
 	}
 	var g errgroup.Group
-	g.SetLimit(32)
+	g.SetLimit(8)
 	for i, w := range b.watchers {
 		g.Go(func() error {
 			if _, err := w.wait(ctx, 1); err != nil {
 				return fmt.Errorf("watcher %d: %w", i, err)
 			}
 			for s := range w.services {
-				if _, err := w.Document(ctx, s); err != nil {
-					return fmt.Errorf("watcher %d: %w", i, err)
+				// A server that many join at once may keep one of them waiting for too long.
+				for end := time.Now().Add(patience); ; {
+					_, err := w.Document(ctx, s)
+					if err == nil {
+						break
+					}
+					if ctx.Err() != nil || time.Now().After(end) {
+						return fmt.Errorf("watcher %d: %w", i, err)
+					}
 				}
 			}
 			return nil
