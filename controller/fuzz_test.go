@@ -1,0 +1,85 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// FuzzRequestBody throws bodies at every route's decoder. What decodes as a
+// change of the graph is planned too: that must not fail in another way than
+// by a refusal, and the plan must survive being kept in a file.
+func FuzzRequestBody(f *testing.F) {
+	for _, v := range []any{
+		api.GraphRequest{Domains: domains(testDomain("app")), Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{To: fabric.Labels{"domain": "app"}}}}}},
+		api.GraphRequest{RemoveDomains: []string{"app"}, RemoveGuardrails: []string{"g"}},
+		api.RollbackRequest{Revision: 1}, api.DiffRequest{From: 1}, api.ProbeRequest{Tasks: []api.Task{{}}},
+		api.AdmissionRequest{}, api.CertificateRequest{}, api.NodeRequest{}, api.NodeStatus{}, api.TaskResult{},
+	} {
+		data, err := json.Marshal(v)
+		must.NoError(f, err)
+		f.Add(string(data))
+	}
+	f.Add(`{"domains":{"a":null}}`)
+	f.Add(`{"domains":{"a":{"name":"a","mode":"audit","services":[{"name":"s"},{"name":"s"}],"contracts":[{"name":"c","originators":["a/s"],"responders":["b/t"],"rules":[{"protocol":"icmp","ports":["0-255"]}],"expires":"2026-01-01T00:00:00+01:00"}]}}} {}`)
+	f.Fuzz(func(t *testing.T, body string) {
+		request := func() request {
+			return request{Request: httptest.NewRequest("PUT", "/", strings.NewReader(body)), operator: access{actor: "fuzz"}}
+		}
+		try := func(err error) {
+			var e *api.Error
+			if err != nil && !errors.As(err, &e) {
+				t.Fatalf("not a refusal: %v", err)
+			}
+		}
+		_, err := decode[api.RollbackRequest](request())
+		try(err)
+		_, err = decode[api.DiffRequest](request())
+		try(err)
+		_, err = decode[api.ProbeRequest](request())
+		try(err)
+		_, err = decode[api.AdmissionRequest](request())
+		try(err)
+		_, err = decode[api.CertificateRequest](request())
+		try(err)
+		_, err = decode[api.NodeRequest](request())
+		try(err)
+		_, err = decode[api.NodeStatus](request())
+		try(err)
+		_, err = decode[api.TaskResult](request())
+		try(err)
+		change, err := decode[api.GraphRequest](request())
+		try(err)
+		if err != nil {
+			return
+		}
+		try(access{}.mayChange(change, true))
+		var none *fabric.Compiled
+		graph := &fabric.Graph{Domains: domains(testDomain("app"))}
+		compiled, _, _ := none.Next(graph)
+		p := &policy{fabric: testFabric, now: time.Now, bell: newBell()}
+		p.hold(&inForce{graph: graph, pointer: fabric.Pointer{Sequence: 1, Root: compiled.Root}, compiled: compiled})
+		plan, err := p.plan(change)
+		try(err)
+		if err != nil {
+			return
+		}
+		plan.Seal()
+		data, err := json.Marshal(plan)
+		must.NoError(t, err)
+		var kept api.Plan
+		must.NoError(t, json.Unmarshal(data, &kept))
+		must.NoError(t, kept.Check())
+	})
+}
