@@ -40,6 +40,10 @@ test: setup build ## Run all tests, the end-to-end ones included (root)
 	go test -race ./...
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
+.PHONY: test-laws
+test-laws: ## Compare the evaluator with the rule as written, in 100,000 cases
+	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
+
 .PHONY: lint
 lint: ## Check format, vet, layering, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
