@@ -6,6 +6,7 @@ package command
 import (
 	"testing"
 
+	"github.com/hashicorp/cli"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
@@ -52,4 +53,46 @@ func TestVerifyView(t *testing.T) {
 	must.Eq(t, "z1/w1 ebpf: missing address 100.64.0.2: must be \"shop/web\" by zone\nRevision 4: 1 differences among 9 entries of 2 nodes.",
 		verifyView(verify.Report{Sequence: 4, Nodes: 2, Entries: 9, Differences: []verify.Difference{
 			{Node: "z1/w1", Layer: "ebpf", Kind: verify.Missing, Entry: "address 100.64.0.2", Expected: "\"shop/web\" by zone"}}}))
+}
+
+// runOn runs a command against a controller of healthyFabric, whose nodes
+// cannot read anything back.
+func runOn(t *testing.T, make func(Meta) cli.Command, args ...string) (out string, code int) {
+	status, graph := healthyFabric()
+	status.Pointer.Root = fabric.Compile(graph).Root
+	ui := cli.NewMockUi()
+	code = make(Meta{UI: ui}).Run(append(controllerOf(t, status, graph, nil), args...))
+	return ui.OutputWriter.String() + ui.ErrorWriter.String(), code
+}
+
+func TestExplainExitCodes(t *testing.T) {
+	command := func(m Meta) cli.Command { return &ExplainCommand{m} }
+	for _, tc := range []struct {
+		args []string
+		code int
+		want string
+	}{
+		{[]string{"shop/web", "shop/db", "5432"}, 2, "what aws1/w1 enforces is not known: no data path here"},
+		{[]string{"shop/web", "192.0.2.1", "5432"}, 3, "nobody has the address 192.0.2.1"},
+		{[]string{"-json", "shop/web", "192.0.2.1", "5432"}, 3, `"allowed": false`},
+		{[]string{"shop/web", "shop/nobody", "5432"}, 1, "no service or external shop/nobody"},
+		{[]string{"shop/web", "shop/db", "sql"}, 1, `port "sql" is not a number`},
+		{[]string{"shop/web", "shop/db"}, 1, "takes <src>, <dst> and <port>"},
+	} {
+		out, code := runOn(t, command, tc.args...)
+		must.Eq(t, tc.code, code, must.Sprint(out))
+		must.StrContains(t, out, tc.want)
+	}
+}
+
+func TestVerifyExitCodes(t *testing.T) {
+	command := func(m Meta) cli.Command { return &VerifyCommand{m} }
+	out, code := runOn(t, command)
+	must.Eq(t, 2, code)
+	must.StrContains(t, out, "aws1/w2 : broken data path: no data path here")
+	out, code = runOn(t, command, "-json")
+	must.Eq(t, 2, code)
+	must.StrContains(t, out, `"kind": "broken"`)
+	_, code = runOn(t, command, "now")
+	must.Eq(t, 1, code)
 }

@@ -94,6 +94,12 @@ func (c *MatrixCommand) Run(args []string) int {
 		if err != nil {
 			return c.usage("matrix", "-protocol: %s", err)
 		}
+		if p != fabric.TCP && p != fabric.UDP {
+			return c.usage("matrix", "-protocol: probes are of tcp or udp, not %s", p)
+		}
+		if p != fabric.TCP && p != fabric.UDP {
+			return c.usage("matrix", "-protocol: %s is none of tcp, udp, all", p)
+		}
 		options.Protocols = []fabric.Protocol{p}
 	}
 	switch *ip {

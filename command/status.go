@@ -177,6 +177,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
 	var links, drops [][]string
+	audited := [][]string{{"From", "To", "On", "Contract", "Flows", "Last"}}
 	for _, n := range s.Nodes {
 		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", troubled(n.ID())}
 		if !n.Reported.IsZero() {
@@ -186,6 +187,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		nodes = append(nodes, row)
 		for _, e := range n.Endpoints {
 			endpoints = append(endpoints, endpointRow(n, e, verbose, now))
+		}
+		for _, f := range n.Audited {
+			audited = append(audited, []string{f.From.String(), f.To.String(), fmt.Sprintf("%s/%d", f.Protocol, f.Port), f.Contract.String(),
+				fmt.Sprint(f.Count), brief(now.Sub(f.Last)) + " ago"})
 		}
 		for _, l := range n.Links {
 			shaken := "never"
@@ -200,6 +205,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
+	section(&b, "Would have been dropped, but for audit mode", audited)
 	if verbose {
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Handshake", "Bytes in", "Bytes out"}))
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))

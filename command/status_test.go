@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +45,9 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 			}
 		}
 		for i, task := range req.Tasks {
+			if task.Kind == api.TaskDump {
+				results[i].Error = "no data path here"
+			}
 			if task.Kind == api.TaskObserve && passes(sends[task.Nonce]) {
 				results[i].Done, results[i].Source = true, netip.MustParseAddr("100.64.1.2")
 			}
@@ -105,11 +109,23 @@ func TestStatusHealthy(t *testing.T) {
 		must.StrContains(t, out, want)
 	}
 	must.StrNotContains(t, out, "no-contract")
+	must.StrNotContains(t, out, "audit")
 	out, code = runStatus(t, status, "-verbose")
 	must.Eq(t, 0, code)
 	for _, want := range []string{"bbbbbbbb-0000", "fd5f::3", "no-contract", "aws1/peer", "shop/sql"} {
 		must.StrContains(t, out, want)
 	}
+}
+
+func TestStatusShowsWhatWouldHaveBeenDropped(t *testing.T) {
+	status, _ := healthyFabric()
+	sql := fabric.Ref{Domain: "shop", Name: "sql"}
+	status.Nodes[0].Audited = []api.FlowStatus{{From: fabric.Ref{Domain: "shop", Name: "web"}, To: fabric.Ref{Domain: "shop", Name: "db"},
+		Contract: sql, Protocol: fabric.TCP, Port: 5433, Count: 12, Last: time.Now()}}
+	out, code := runStatus(t, status)
+	must.Eq(t, 0, code)
+	must.StrContains(t, out, "but for audit mode")
+	must.RegexMatch(t, regexp.MustCompile(`shop/web +shop/db +tcp/5433 +shop/sql +12 `), out)
 }
 
 func TestStatusDegraded(t *testing.T) {

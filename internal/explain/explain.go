@@ -47,6 +47,7 @@ type Layer struct {
 	Place    string    `json:"place"` // "sender", "boundary" or "receiver"
 	Allowed  bool      `json:"allowed"`
 	Unread   bool      `json:"unread,omitempty"` // the node did not read it back: see Why
+	Broken   bool      `json:"broken,omitempty"` // it holds what it should not, which may decide otherwise
 	Contract string    `json:"contract,omitempty"`
 	Audit    bool      `json:"audit,omitempty"`
 	Why      string    `json:"why"`
@@ -60,7 +61,11 @@ func (l Layer) String() string {
 	case l.Allowed:
 		verdict = "passes"
 	}
-	return fmt.Sprintf("%s %s at the %s: %s: %s", l.Node, l.Layer, l.Place, verdict, l.Why)
+	s := fmt.Sprintf("%s %s at the %s: %s: %s", l.Node, l.Layer, l.Place, verdict, l.Why)
+	if l.Broken {
+		s += " (but this data path is not as it should be)"
+	}
+	return s
 }
 
 // Nodes lists the nodes whose dumps an answer needs.
@@ -145,7 +150,7 @@ func way(status api.Status, from, to Party) []station {
 		return nil
 	}
 	if from.External != (fabric.Ref{}) {
-		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF}}
+		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF, destVia: api.ViaEndpoint}}
 	}
 	if !from.live() {
 		return nil
@@ -175,12 +180,13 @@ func way(status api.Status, from, to Party) []station {
 func (s station) look(f verify.Fabric, from, to Party, q Question) Layer {
 	l := Layer{Node: s.node, Layer: s.layer, Place: s.place}
 	dump, ok := f.Dumps[s.node]
+	l.Broken = len(dump.Problems) > 0
 	if !ok {
 		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "it was not read")
 		return l
 	}
 	judge := func(src, dst netip.Addr) Layer {
-		l := l
+		l := l // one for each version of IP
 		source, why := s.owner(dump, src, s.fromVia, "source")
 		if from.External != (fabric.Ref{}) {
 			source, why = external(dump, src)

@@ -199,6 +199,32 @@ func TestLayers(t *testing.T) {
 	must.Eq(t, []string{"what z1/p1 enforces is not known: it did not answer"}, a.Flows[0].Differs)
 }
 
+// From outside the fabric only the receiver decides.
+func TestFromOutside(t *testing.T) {
+	f := world()
+	front := &f.Graph.Domains["shop"].Contracts[6]
+	front.Responders = []fabric.Ref{ref("shop/db")}
+	f.Status.Nodes[3].Endpoints[0].Roles.Respond = []fabric.Ref{ref("shop/front"), ref("shop/sql")}
+	d := f.Dumps["z2/w1"]
+	d.External = []api.DumpExternal{{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}}
+	d.Rules = append(d.Rules, api.DumpRule{From: "external shop/users", To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 443, To: 443}, Contract: "shop/front"})
+	f.Dumps["z2/w1"] = d
+	for _, from := range []string{"203.0.113.9", "shop/users"} {
+		a, err := Explain(f, Question{from, "db-1", fabric.TCP, 443})
+		must.NoError(t, err)
+		must.True(t, a.Allowed && a.Agree, must.Sprintf("%+v", a))
+		must.Len(t, 1, a.Flows[0].Layers)
+	}
+	a, err := Explain(f, Question{"203.0.113.9", "db-1", fabric.TCP, 80})
+	must.NoError(t, err)
+	must.True(t, !a.Allowed && a.Agree)
+	d.External = nil
+	f.Dumps["z2/w1"] = d
+	a, err = Explain(f, Question{"203.0.113.9", "db-1", fabric.TCP, 443})
+	must.NoError(t, err)
+	must.Eq(t, []string{"declared, but the ebpf of z2/w1 drops it: nobody is known to have the source address"}, a.Flows[0].Differs)
+}
+
 // A rule that nothing declares is a difference, too.
 func TestExtraRule(t *testing.T) {
 	f := world()
