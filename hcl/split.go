@@ -16,7 +16,7 @@ import (
 // pieceSize is how much of a large file is parsed at once. HCL's parser keeps
 // all tokens of what it parses, each far larger than its text, so that pieces
 // that fit a processor's cache take less than half of the time.
-const pieceSize = 16 << 10
+const pieceSize = 4 << 10
 
 // piece is a part of a file, from the beginning of a line to the end of one,
 // that holds whole items of the body around it.
