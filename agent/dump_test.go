@@ -47,10 +47,10 @@ func TestDumpOf(t *testing.T) {
 	must.Len(t, 4, dumpOf(im, someNames, ways, 1).Problems)
 }
 
-// counter gives out numbers, and knows what they stand for.
-type counter map[string]uint32
+// registry gives out numbers, and knows what they stand for.
+type registry map[string]uint32
 
-func (c counter) Of(name string) (uint32, error) {
+func (c registry) Of(name string) (uint32, error) {
 	if _, ok := c[name]; !ok {
 		c[name] = uint32(16 + len(c))
 	}
@@ -77,7 +77,7 @@ func (m *pairMaps) PutEndpoint(bpf.Endpoint) error { return nil }
 func TestContractExpiresByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		expires := time.Now().Add(90 * time.Second)
-		web, db := ref("shop/web"), ref("shop/db")
+		web, db := refOf("shop/web"), refOf("shop/db")
 		graph := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {
 			Name: "shop", Services: []fabric.Service{{Name: "web"}, {Name: "db"}},
 			Contracts: []fabric.Contract{{Name: "sql", Expires: expires, Originators: []fabric.Ref{web}, Responders: []fabric.Ref{db},
@@ -93,7 +93,7 @@ func TestContractExpiresByItself(t *testing.T) {
 				Admission: fabric.Admission{Endpoint: service.Name, Service: service, Roles: docs[service].Roles(), IPv4: v4, IPv6: v6}}
 		}
 		local := []endpoint{instance(2, web), instance(3, db)}
-		num, data, written := counter{}, &pairMaps{pairs: map[bpf.Pair][]bpf.Rule{}}, newImage()
+		num, data, written := registry{}, &pairMaps{pairs: map[bpf.Pair][]bpf.Rule{}}, newImage()
 		program := func() {
 			c := compiler{num: num, towards: func(string, string) (int, bool) { return 0, false }}
 			state, err := c.compile(local, nil, fabric.DocumentsAt(docs, time.Now()))

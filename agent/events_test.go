@@ -28,7 +28,7 @@ func TestAuditedFlow(t *testing.T) {
 		SourceIdentity: 16, DestinationIdentity: 17, Destination: netip.MustParseAddrPort("100.64.0.2:5432")}
 	k, ok := auditedFlow(someNames, event)
 	must.True(t, ok)
-	must.Eq(t, flowKey{ref("shop/web"), ref("shop/db"), ref("shop/sql"), fabric.TCP, 5432}, k)
+	must.Eq(t, flowKey{refOf("shop/web"), refOf("shop/db"), refOf("shop/sql"), fabric.TCP, 5432}, k)
 
 	for name, change := range map[string]func(*bpf.Event){
 		"not in audit mode":        func(e *bpf.Event) { e.Contract = 18 },
@@ -44,14 +44,14 @@ func TestAuditedFlow(t *testing.T) {
 	event.Direction, event.SourceIdentity = bpf.ToWorkload, 19
 	k, ok = auditedFlow(someNames, event)
 	must.True(t, ok)
-	must.Eq(t, ref("shop/users"), k.From)
+	must.Eq(t, refOf("shop/users"), k.From)
 }
 
 func TestAuditedCountsAll(t *testing.T) {
 	var a audited
 	now := time.Unix(1000, 0)
 	for port := range 3 * maxAudited {
-		k := flowKey{From: ref("shop/web"), Protocol: fabric.TCP, Port: uint16(port + 1)}
+		k := flowKey{From: refOf("shop/web"), Protocol: fabric.TCP, Port: uint16(port + 1)}
 		a.add(k, now)
 		must.False(t, a.add(k, now))
 	}
@@ -75,12 +75,12 @@ func TestFlows(t *testing.T) {
 	answered := bpf.Connection{Local: at("100.64.0.1:5432"), Remote: at("100.64.0.2:4000"), Protocol: 6, Contract: 18, LocalIdentity: 17, RemoteIdentity: 16}
 	host := bpf.Connection{Local: at("100.64.0.1:80"), Remote: at("192.0.2.1:4000"), Protocol: 6, Host: true, LocalIdentity: 16}
 	must.Eq(t, []api.FlowStatus{
-		{From: ref("shop/users"), To: ref("shop/web"), Contract: ref("shop/sql"), Protocol: fabric.TCP, Port: 443, Count: 1, Last: now},
-		{From: ref("shop/web"), To: ref("shop/db"), Contract: ref("shop/sql"), Protocol: fabric.TCP, Port: 5432, Count: 2, Last: now.Add(-time.Second)},
+		{From: refOf("shop/users"), To: refOf("shop/web"), Contract: refOf("shop/sql"), Protocol: fabric.TCP, Port: 443, Count: 1, Last: now},
+		{From: refOf("shop/web"), To: refOf("shop/db"), Contract: refOf("shop/sql"), Protocol: fabric.TCP, Port: 5432, Count: 2, Last: now.Add(-time.Second)},
 	}, flows(someNames, []bpf.Connection{out, again, old, in, answered, host}, now))
 }
 
-func ref(s string) fabric.Ref {
+func refOf(s string) fabric.Ref {
 	r, err := fabric.ParseRef(s)
 	if err != nil {
 		panic(err)

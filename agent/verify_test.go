@@ -17,8 +17,8 @@ import (
 	"github.com/sif-project/sif/internal/verify"
 )
 
-// Name makes counter a registry that can be asked both ways.
-func (c counter) Name(n uint32) string {
+// Name makes registry a registry that can be asked both ways.
+func (c registry) Name(n uint32) string {
 	for name, have := range c {
 		if have == n {
 			return name
@@ -34,7 +34,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		now := time.Unix(5000, 0)
 		f, local, counterparts := anyFabric(t, now)
 		docs := verify.Documents(f.Graph, now)
-		num := counter{}
+		num := registry{}
 		c := compiler{num: num, underlay: 2, towards: func(zone, node string) (int, bool) {
 			switch {
 			case zone != "z1":
@@ -84,8 +84,8 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 // anyFabric draws a graph and endpoints: on z1/w1 those in local, elsewhere
 // the counterparts.
 func anyFabric(t *rapid.T, now time.Time) (f verify.Fabric, local []endpoint, counterparts []fabric.Admission) {
-	services := []fabric.Ref{ref("a/s"), ref("a/t"), ref("b/u")}
-	names := append([]fabric.Ref{ref("a/x"), ref("a/y")}, services...)
+	services := []fabric.Ref{refOf("a/s"), refOf("a/t"), refOf("b/u")}
+	names := append([]fabric.Ref{refOf("a/x"), refOf("a/y")}, services...)
 	side := func(label string) []fabric.Ref {
 		return rapid.SliceOfNDistinct(rapid.SampledFrom(names), 1, 2, rapid.ID).Draw(t, label)
 	}
@@ -106,7 +106,7 @@ func anyFabric(t *rapid.T, now time.Time) (f verify.Fabric, local []endpoint, co
 	}
 	b := &fabric.Domain{Name: "b", Services: []fabric.Service{{Name: "u"}}}
 	if rapid.Bool().Draw(t, "accepts") {
-		b.Accepts = []fabric.Accept{{Contract: ref("a/c0")}, {Contract: ref("a/c1")}}
+		b.Accepts = []fabric.Accept{{Contract: refOf("a/c0")}, {Contract: refOf("a/c1")}}
 	}
 	f.Graph, f.Now = &fabric.Graph{Domains: map[string]*fabric.Domain{"a": a, "b": b}}, now
 	f.Pointer = fabric.Pointer{Sequence: 1, Root: fabric.Compile(f.Graph).Root}
