@@ -1,0 +1,114 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// machine lists what a fabric could leave on this machine: namespaces, links, mounts, pins, control groups, nftables
+// rules, files and processes.
+func machine() map[string]bool {
+	found := map[string]bool{}
+	add := func(kind string, names ...string) {
+		for _, n := range names {
+			found[kind+" "+n] = true
+		}
+	}
+	for _, pattern := range []string{
+		"/run/netns/*", "/run/*", "/run/sif*/*", "/run/docker/*", "/run/containerd/*", "/run/containerd/s/*", "/run/openvswitch/*",
+		"/var/lib/*", "/var/lib/sif*/*", "/var/log/openvswitch/*", "/etc/docker/*", "/etc/cni/*", "/opt/*", "/opt/cni/*",
+		"/sys/class/net/*", "/sys/fs/bpf/*",
+	} {
+		names, err := filepath.Glob(pattern)
+		if err == nil {
+			add("file", names...)
+		}
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(mounts)) {
+			if fields := strings.Fields(line); len(fields) > 4 {
+				add("mount", fields[4])
+			}
+		}
+	}
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && (strings.Contains(path, "sif-") || strings.Contains(path, "nomad") || strings.Contains(path, "docker")) {
+			add("cgroup", path)
+		}
+		return nil
+	})
+	if rules, err := exec.Command("nft", "list", "tables").Output(); err == nil {
+		for line := range strings.Lines(string(rules)) {
+			add("nftables", strings.TrimSpace(line))
+		}
+	}
+	if size, err := os.ReadFile("/proc/sys/net/core/rmem_default"); err == nil {
+		add("net.core.rmem_default", strings.TrimSpace(string(size)))
+	}
+	for _, p := range processes() {
+		add("process", p)
+	}
+	return found
+}
+
+// processes lists processes of labs and of Nomad's allocations, with how they were called.
+func processes() []string {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for _, dir := range dirs {
+		environ, err := os.ReadFile(dir + "/environ")
+		if err != nil {
+			continue
+		}
+		cgroup, _ := os.ReadFile(dir + "/cgroup") // gone with its process
+		ours := bytes.Contains(environ, []byte("SIF_LAB=")) || bytes.Contains(environ, []byte("NOMAD_ALLOC_ID=")) ||
+			bytes.Contains(cgroup, []byte("/nomad/")) || bytes.Contains(cgroup, []byte("/sif-"))
+		if !ours {
+			continue
+		}
+		cmdline, _ := os.ReadFile(dir + "/cmdline") // empty for a zombie
+		if len(cmdline) == 0 {
+			continue // init has yet to reap it
+		}
+		list = append(list, filepath.Base(dir)+" "+string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '})))
+	}
+	return list
+}
+
+// remains says what is here now that was not before, or lacks; the kernel lets go of some things a moment later.
+func remains(before map[string]bool, within time.Duration) []string {
+	deadline := time.Now().Add(within)
+	for {
+		var list []string
+		now := machine()
+		for thing := range now {
+			if !before[thing] {
+				list = append(list, thing)
+			}
+		}
+		for thing := range before {
+			if strings.HasPrefix(thing, "net.core.") && !now[thing] {
+				list = append(list, "no longer "+thing)
+			}
+		}
+		if len(list) == 0 || time.Now().After(deadline) {
+			slices.Sort(list)
+			return list
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}
