@@ -13,7 +13,7 @@ APPS ?= jobs/getaway,jobs/voting
 
 .PHONY: help
 help: ## Say what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 26
 
 .PHONY: setup
 setup: ## Install Debian packages; find or build Consul, Vault and Nomad
@@ -40,17 +40,26 @@ test: setup build ## Run all tests, the end-to-end ones included (root)
 	go test -race ./...
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
+# Linters are a module of their own, so that what they need is no part of the product's go.mod.
+STATICCHECK := go tool -modfile=tools/lint/go.mod staticcheck
+
 .PHONY: lint
-lint: ## Check format, vet, layering, shell scripts
+lint: ## Check format, vet, staticcheck, structure, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./e2e/...
-	tools/layering.sh
-	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh'); fi
+	$(STATICCHECK) -tags e2e ./...
+	go test .
+	shellcheck $$(git ls-files '*.sh') .ci/run
 
 .PHONY: generate
-generate: ## Generate the eBPF programs' Go files
+generate: ## Generate the eBPF programs' Go files (clang 14)
+	@clang --version | grep -q 'clang version 14\.' || { echo "the eBPF programs are generated with clang 14, Debian 12's; here is: $$(clang --version 2>&1 | head -n 1)"; exit 1; }
 	go generate ./...
+
+.PHONY: check-generated
+check-generated: generate ## Fail if generated files differ from what is committed
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' || { echo "generated files are stale: commit what \`make generate\` writes"; exit 1; }
 
 .PHONY: clean
 clean: ## Remove what was built; the cached servers stay
