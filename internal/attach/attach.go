@@ -19,6 +19,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"sync"
 	"syscall"
 	"time"
 
@@ -111,25 +112,37 @@ func exchange(conn *net.UnixConn, r Request) (Reply, error) {
 // as it is, any other as ErrInternal.
 type Handler func(ctx context.Context, r Request) (*current.Result, error)
 
-// Serve answers calls on l until ctx ends. Each call has at most timeout.
+// Serve answers calls on l until ctx ends, and returns when the last of them is
+// answered. Each call has at most timeout.
 func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
+	var calls sync.WaitGroup
+	defer calls.Wait()
 	for {
 		conn, err := l.AcceptUnix()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
 			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept a CNI call: %w", err)
+		case err != nil: // for instance out of file descriptors: others may be freed
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
 		}
-		go func() {
+		calls.Go(func() {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			conn.SetDeadline(time.Now().Add(timeout + time.Second))
 			answer(ctx, conn, h)
-		}()
+		})
 	}
 }
 

@@ -150,14 +150,15 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 			continue
 		}
 		if next == lastPort {
-			return grown, fmt.Errorf("no port below %d is left for the link to %s", lastPort, m.ID())
+			err = fmt.Errorf("no port up to %d is left for the link to %s", lastPort, m.ID())
+			break
 		}
 		next++
 		l.ports[m.ID()] = next
 		grown = true
 	}
 	if grown {
-		err = l.save()
+		err = errors.Join(err, l.save())
 	}
 	return grown, err
 }
