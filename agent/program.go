@@ -19,6 +19,7 @@ import (
 type Datapath interface {
 	Attach(ifName string) error
 	Detach(ifName string) error
+	Attached() ([]string, error)
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(ifindex uint32) error
 	Endpoints() ([]bpf.Endpoint, error)
@@ -144,8 +145,11 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		}
 	}
 	for c := range have.checks {
-		_, lives := want.endpoints[c.Interface]
-		if lives && !want.checks[c] {
+		_, was := have.endpoints[c.Interface]
+		_, stays := want.endpoints[c.Interface]
+		// With an endpoint its checks have gone; one without an endpoint would
+		// be that of the next interface with this index.
+		if !want.checks[c] && (stays || !was) {
 			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
 		}
 	}
@@ -189,12 +193,14 @@ func (a *Agent) reprogram() error {
 	if reflect.DeepEqual(a.written, want) {
 		return nil
 	}
-	_, err = write(a.data, a.written, want)
-	a.written = want
-	if err != nil {
-		// What is really there is read back at the next reconciliation.
+	if _, err := write(a.data, a.written, want); err != nil {
+		// Which part was made, the maps say; the rest is written the next time.
+		if have, err := readImage(a.data); err == nil {
+			a.written = have
+		}
 		return fmt.Errorf("program the data path: %w", err)
 	}
+	a.written = want
 	return nil
 }
 
@@ -212,7 +218,9 @@ func (a *Agent) Reconcile() error {
 		return fmt.Errorf("read the data path: %w", err)
 	}
 	changes, err := write(a.data, have, want)
-	a.written = want
+	if err == nil {
+		a.written = want
+	}
 	if len(changes) > 0 {
 		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
 	}
@@ -224,29 +232,49 @@ func (a *Agent) wanted() (image, error) {
 	for _, le := range a.counterparts.All(a.now()) {
 		counterparts = append(counterparts, le.Admission)
 	}
-	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
-	c := compiler{num: a.num, underlay: underlay, towards: a.towards()}
-	state, err := c.compile(a.endpoints.all(), counterparts, a.node.Revision.Documents())
+	// An interface that cannot be looked up must not take away what is enforced.
+	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
+	if err != nil {
+		return image{}, err
+	}
+	towards, err := a.towards()
+	if err != nil {
+		return image{}, err
+	}
+	c := compiler{num: a.num, underlay: underlay, towards: towards}
+	state, err := c.compile(a.live(), counterparts, a.node.Revision.Documents())
 	if err != nil {
 		return image{}, fmt.Errorf("compute the data path: %w", err)
 	}
 	return imageOf(state), nil
 }
 
+// live returns the endpoints of this node that have an interface and an
+// admission: one that has expired gives no rights here either.
+func (a *Agent) live() []endpoint {
+	now := a.now()
+	return slices.DeleteFunc(a.endpoints.all(), func(ep endpoint) bool {
+		return ep.HostIndex == 0 || !now.Before(ep.Admission.Expires)
+	})
+}
+
 // towards returns a function that names the interface by which the endpoints
 // of a node come: the link to the nodes of the own zone, or that to the zone's
 // processor. It looks the interfaces up once.
-func (a *Agent) towards() func(zone, node string) (int, bool) {
+func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
 	self := a.node.Self
-	index := func(peer string) int {
+	index := func(peer string) (int, error) {
 		name, ok := a.node.Links.Interface(peer)
 		if !ok {
-			return 0
+			return 0, nil
 		}
-		index, _ := linkIndex(name)
-		return index
+		return linkIndex(name)
 	}
-	within, beyond := index(node.ZonePeer), 0
+	within, err := index(node.ZonePeer)
+	if err != nil {
+		return nil, err
+	}
+	beyond := 0
 	var processors []string
 	for _, n := range a.node.Nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone {
@@ -254,7 +282,9 @@ func (a *Agent) towards() func(zone, node string) (int, bool) {
 		}
 	}
 	if len(processors) > 0 {
-		beyond = index(slices.Min(processors))
+		if beyond, err = index(slices.Min(processors)); err != nil {
+			return nil, err
+		}
 	}
 	return func(zone, node string) (int, bool) {
 		switch {
@@ -264,5 +294,5 @@ func (a *Agent) towards() func(zone, node string) (int, bool) {
 			return within, within != 0
 		}
 		return 0, false // its own endpoints are known by their own interfaces
-	}
+	}, nil
 }

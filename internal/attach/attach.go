@@ -19,7 +19,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"sync"
 	"syscall"
 	"time"
 
@@ -112,13 +111,10 @@ func exchange(conn *net.UnixConn, r Request) (Reply, error) {
 // as it is, any other as ErrInternal.
 type Handler func(ctx context.Context, r Request) (*current.Result, error)
 
-// Serve answers calls on l until ctx ends, and returns when the last of them is
-// answered. Each call has at most timeout.
+// Serve answers calls on l until ctx ends. Each call has at most timeout.
 func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
-	var calls sync.WaitGroup
-	defer calls.Wait()
 	for {
 		conn, err := l.AcceptUnix()
 		switch {
@@ -136,13 +132,13 @@ func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Ha
 			}
 			continue
 		}
-		calls.Go(func() {
+		go func() {
 			defer conn.Close()
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			conn.SetDeadline(time.Now().Add(timeout + time.Second))
 			answer(ctx, conn, h)
-		})
+		}()
 	}
 }
 
