@@ -34,7 +34,8 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 	switch r.Command {
 	case "ADD":
 		start := time.Now()
-		result, err := a.add(ctx, at, r)
+		parts := stopwatch{last: start}
+		result, err := a.add(ctx, at, r, &parts)
 		if err != nil {
 			a.log.Error("workload not attached", logkey.Endpoint, r.Allocation, logkey.Error, err)
 			a.node.Degrade("attach "+r.Allocation, err)
@@ -42,6 +43,7 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 		}
 		a.node.Degrade("attach "+r.Allocation, nil)
 		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(start))
+		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
 		return result, nil
 	case "DEL":
 		return nil, a.remove(ctx, at)
@@ -64,7 +66,7 @@ func (a *Agent) ready() error {
 }
 
 // add attaches a workload. Nothing of a failed attempt stays.
-func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request) (_ *current.Result, err error) {
+func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request, parts *stopwatch) (_ *current.Result, err error) {
 	if r.Namespace == nil || r.Allocation == "" || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"this is not an allocation of Nomad: CNI_ARGS names no NOMAD_ALLOC_ID", "only Nomad's word says what a workload is")
@@ -92,6 +94,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := a.admit(ctx, &ep); err != nil {
 		return nil, refusal(err)
 	}
+	parts.lap("admit")
 	if err := removeVeth(ep.HostIf); err != nil {
 		return nil, err
 	}
@@ -103,18 +106,22 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 		return nil, err
 	}
 	ep.HostIndex = pair.hostIndex
+	parts.lap("veth")
 	if err := a.data.Attach(ep.HostIf); err != nil {
 		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
 	}
+	parts.lap("programs")
 	if err := a.endpoints.put(ep); err != nil {
 		return nil, err
 	}
 	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 		return nil, fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)
 	}
+	parts.lap("keep")
 	if err := a.reprogram(); err != nil {
 		return nil, err
 	}
+	parts.lap("maps")
 	if err := pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
@@ -124,15 +131,18 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := pair.raiseWorkload(at.IfName, r.Namespace, ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
+	parts.lap("raise")
 	if err := a.setPorts(); err != nil {
 		return nil, err
 	}
+	parts.lap("ports")
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	pending, err := a.engines.connect(waiting, ep)
 	if err != nil {
 		return nil, fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
 	}
+	parts.lap("connect")
 	if len(pending) > 0 {
 		a.log.Warn("attached, but not in force everywhere yet", logkey.Endpoint, ep.ID, "pending", pending)
 	}
