@@ -38,10 +38,10 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 		result, err := a.add(ctx, at, r, &parts)
 		if err != nil {
 			a.log.Error("workload not attached", logkey.Endpoint, r.Allocation, logkey.Error, err)
-			a.node.Degrade("attach "+r.Allocation, err)
+			a.node.Degrade(attaching(at), err)
 			return nil, err
 		}
-		a.node.Degrade("attach "+r.Allocation, nil)
+		a.node.Degrade(attaching(at), nil)
 		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(start))
 		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
 		return result, nil
@@ -56,6 +56,10 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 	}
 	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "unknown CNI command "+r.Command, "")
 }
+
+// attaching is the subject under which a failed attachment is reported until it
+// succeeds or the workload is gone.
+func attaching(at attach.Attachment) string { return "attach " + at.ContainerID }
 
 // ready reports why nothing can be attached now, or nil.
 func (a *Agent) ready() error {
@@ -160,11 +164,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 func refusal(err error) error {
 	var e *api.Error
 	if errors.As(err, &e) {
-		detail := ""
-		if len(e.Details.Tried) > 0 {
-			detail = fmt.Sprintf("selectors tried: %v", e.Details.Tried)
-		}
-		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, detail)
+		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, "")
 	}
 	return fmt.Errorf("ask the controller to admit the workload: %w", err)
 }
@@ -172,6 +172,7 @@ func refusal(err error) error {
 // remove detaches a workload. An unknown one is no error: DEL may come twice,
 // or after an ADD that failed.
 func (a *Agent) remove(ctx context.Context, at attach.Attachment) error {
+	a.node.Degrade(attaching(at), nil) // what was refused is gone, too
 	ep, known := a.endpoints.get(at)
 	if !known {
 		return removeVeth(hostIfName(at))
