@@ -46,7 +46,11 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
 		return result, nil
 	case "DEL":
-		return nil, a.remove(ctx, at)
+		if err := a.remove(ctx, at); err != nil {
+			return nil, err
+		}
+		a.node.Degrade("attach "+at.ContainerID, nil) // the runtime has given up
+		return nil, nil
 	case "CHECK":
 		return nil, a.check(at, r)
 	case "GC":
@@ -105,7 +109,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 	if err := vacate(at.IfName, r.Namespace); err != nil {
 		return nil, err
 	}
-	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.FlowMTU(a.node.Config.Link.MTU))
+	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.WorkloadMTU(node.SwitchMTU(a.node.Config.Link.MTU)))
 	if err != nil {
 		return nil, err
 	}
