@@ -42,6 +42,8 @@ func run(ctx context.Context) (err error) {
 	bin := flag.String("bin", "bin", "directory of sif, sif-cni and sif-demo")
 	nebula := flag.String("nebula", "", "directory of nebula and nebula-cert, to compare with; without it that is left out")
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
+	only := flag.String("only", "", "measure only this: nodes, zones, graph or attach")
+	keep := flag.Bool("keep", false, "leave the lab up, to look at; a run without it takes it away")
 	logs := flag.String("logs", "", "directory to copy the daemons' logs to")
 	flag.Parse()
 	if *bin, err = filepath.Abs(*bin); err != nil {
@@ -53,10 +55,14 @@ func run(ctx context.Context) (err error) {
 	defer func() {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
-		if *logs != "" {
-			err = errors.Join(err, os.CopyFS(*logs, os.DirFS(filepath.Join("/var/lib/sif-lab", *name, "log"))))
+		if *logs != "" && ctx.Err() == nil {
+			if dir := filepath.Join("/var/lib/sif-lab", *name, "log"); exists(dir) {
+				err = errors.Join(err, os.CopyFS(*logs, os.DirFS(dir)))
+			}
 		}
-		err = errors.Join(err, lab.Down(down, *name))
+		if !*keep {
+			err = errors.Join(err, lab.Down(down, *name))
+		}
 	}()
 	f, err := bringUp(ctx, lab.Options{Name: *name, Bin: *bin, Out: os.Stderr})
 	if err != nil {
@@ -64,14 +70,17 @@ func run(ctx context.Context) (err error) {
 	}
 	defer os.RemoveAll(f.dir)
 	for _, step := range []struct {
-		what string
-		run  func(context.Context, *fabric, *Report) error
+		name, what string
+		run        func(context.Context, *fabric, *Report) error
 	}{
-		{"one node, one zone", withinZone},
-		{"two zones", func(ctx context.Context, f *fabric, r *Report) error { return betweenZones(ctx, f, r, *nebula) }},
-		{"graph", graphs},
-		{"attachments", attaching},
+		{"nodes", "one node, one zone", withinZone},
+		{"zones", "two zones", func(ctx context.Context, f *fabric, r *Report) error { return betweenZones(ctx, f, r, *nebula) }},
+		{"graph", "changes of the graph", graphs},
+		{"attach", "attachments", attaching},
 	} {
+		if *only != "" && *only != step.name {
+			continue
+		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", step.what)
 		if err := step.run(ctx, f, r); err != nil {
 			return fmt.Errorf("%s: %w", step.what, err)
@@ -184,4 +193,9 @@ func attaching(ctx context.Context, f *fabric, r *Report) error {
 			run.name, milliseconds(a.whole/time.Duration(run.count)), a.pending, a.partsText())
 	}
 	return nil
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
