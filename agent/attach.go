@@ -33,8 +33,8 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 	defer unlock()
 	switch r.Command {
 	case "ADD":
-		start := time.Now()
-		parts := stopwatch{last: start}
+		began := time.Now()
+		parts := stopwatch{last: began}
 		result, err := a.add(ctx, at, r, &parts)
 		if err != nil {
 			a.log.Error("workload not attached", logkey.Endpoint, r.Allocation, logkey.Error, err)
@@ -42,7 +42,7 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 			return nil, err
 		}
 		a.node.Degrade(attaching(at), nil)
-		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(start))
+		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(began))
 		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
 		return result, nil
 	case "DEL":
@@ -94,15 +94,20 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		}
 	}
 	ep.Ports = r.Ports
+	attached := func() error { return nil }
+	asked := false
 	defer func() {
-		if err != nil {
-			a.abandon(ep)
+		if err == nil {
+			return
+		}
+		_ = attached() // only that it has ended counts
+		a.abandon(ep)
+		if asked {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), inForce)
+			defer cancel()
+			a.engines.withdraw(ctx, ep.ID)
 		}
 	}()
-	if err := a.admit(ctx, &ep); err != nil {
-		return nil, refusal(err)
-	}
-	parts.lap("admit")
 	if err := removeVeth(ep.HostIf); err != nil {
 		return nil, err
 	}
@@ -115,10 +120,13 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 	}
 	ep.HostIndex = pair.hostIndex
 	parts.lap("veth")
-	if err := a.data.Attach(ep.HostIf); err != nil {
-		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
+	// With each program the kernel waits for a grace period of RCU, some 10 ms.
+	// That time is used; until it is over both ends stay down.
+	attached = start(func() error { return a.data.Attach(ep.HostIf) })
+	if err := a.admit(ctx, &ep); err != nil {
+		return nil, refusal(err)
 	}
-	parts.lap("programs")
+	parts.lap("admit")
 	if err := a.endpoints.put(ep); err != nil {
 		return nil, err
 	}
@@ -126,6 +134,18 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		return nil, fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)
 	}
 	parts.lap("keep")
+	waiting, cancel := context.WithTimeout(ctx, inForce)
+	defer cancel()
+	asked = true
+	pending, err := a.engines.connect(waiting, ep)
+	if err != nil {
+		return nil, fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
+	}
+	parts.lap("connect")
+	if err := attached(); err != nil {
+		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
+	}
+	parts.lap("programs")
 	if err := a.reprogram(); err != nil {
 		return nil, err
 	}
@@ -144,13 +164,6 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		return nil, err
 	}
 	parts.lap("ports")
-	waiting, cancel := context.WithTimeout(ctx, inForce)
-	defer cancel()
-	pending, err := a.engines.connect(waiting, ep)
-	if err != nil {
-		return nil, fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
-	}
-	parts.lap("connect")
 	if len(pending) > 0 {
 		a.log.Warn("attached, but not in force everywhere yet", logkey.Endpoint, ep.ID, "pending", pending)
 	}
@@ -161,6 +174,20 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 	result := pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6)
 	result.DNS = types.DNS{Nameservers: []string{gateway4.String()}}
 	return result, nil
+}
+
+// start starts do and returns a function that waits for its outcome.
+func start(do func() error) (wait func() error) {
+	done := make(chan struct{})
+	var err error
+	go func() {
+		err = do()
+		close(done)
+	}()
+	return func() error {
+		<-done
+		return err
+	}
 }
 
 // refusal makes of the controller's refusal an error that says in the
