@@ -170,14 +170,25 @@ func (e *Engine) Sync(ctx context.Context) {
 // endpoints, or answer flows of theirs, under the revision in force.
 func (e *Engine) counterparts(of []fabric.Admission) []lease.Lease {
 	docs := e.docs.Documents()
+	// Endpoints are many, their identities few.
+	identities := map[string]fabric.Identity{}
+	for _, a := range of {
+		identities[a.Identity().Key()] = a.Identity()
+	}
+	concerned := map[string]bool{} // by identity
 	var list []lease.Lease
 	for _, le := range e.leases.All(e.now()) {
 		other := le.Admission.Identity()
-		concerns := func(a fabric.Admission) bool {
-			id, doc := a.Identity(), docs[a.Service]
-			return len(fabric.Grants(id, doc, other)) > 0 || len(fabric.GrantsTo(id, doc, other)) > 0
+		key := other.Key()
+		yes, known := concerned[key]
+		if !known {
+			for _, id := range identities {
+				doc := docs[id.Service]
+				yes = yes || len(fabric.Grants(id, doc, other)) > 0 || len(fabric.GrantsTo(id, doc, other)) > 0
+			}
+			concerned[key] = yes
 		}
-		if slices.ContainsFunc(of, concerns) {
+		if yes {
 			list = append(list, le)
 		}
 	}
