@@ -103,7 +103,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	a.data = a.kernel
-	a.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if a.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}

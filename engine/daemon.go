@@ -66,7 +66,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	d := &Daemon{node: n, bridge: newBridge(sw, log)}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
-	d.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if d.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := d.firewall.Apply(); err != nil {
 		return nil, err
 	}
