@@ -98,8 +98,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
-	a.kernel, err = bpf.Open(filepath.Join(c.BPFDir, "sif"), bpf.Options{Resolver4: gateway4, Fabric: n.Self.Ranges})
-	if err != nil {
+	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, log); err != nil {
 		return nil, err
 	}
 	a.data = a.kernel
@@ -111,9 +110,6 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	a.sweep(ctx)
 	for _, ep := range a.endpoints.all() {
-		if err := a.data.Attach(ep.HostIf); err != nil {
-			return nil, fmt.Errorf("take over the programs of %s: %w", ep.HostIf, err)
-		}
 		if _, err := n.Revision.Document(ctx, ep.Admission.Service); err != nil {
 			log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 		}
@@ -127,6 +123,22 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Log: log.Named("catalog")})
 	return a, a.Reconcile()
+}
+
+// openDatapath takes over the maps that an earlier agent pinned. Those of another
+// version are left to the programs that are attached: they go on until the new
+// maps are filled and the new programs replace them.
+func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
+	options := bpf.Options{Resolver4: gateway4, Fabric: ranges}
+	d, err := bpf.Open(dir, options)
+	if !errors.Is(err, bpf.ErrIncompatible) {
+		return d, err
+	}
+	log.Warn("the data path is of another version and is made anew; connections are judged as new ones", logkey.Error, err)
+	if err := bpf.DiscardMaps(dir); err != nil {
+		return nil, err
+	}
+	return bpf.Open(dir, options)
 }
 
 // Run serves until ctx ends. What is enforced stays enforced after that.

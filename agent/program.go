@@ -213,6 +213,14 @@ func (a *Agent) Reconcile() error {
 	}
 	changes, err := write(a.data, have, want)
 	a.written = want
+	// Programs that somebody took off leave an interface open.
+	for _, ep := range a.endpoints.all() {
+		if index, there := linkIndex(ep.HostIf); there && index == ep.HostIndex {
+			if attaching := a.data.Attach(ep.HostIf); attaching != nil {
+				err = errors.Join(err, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, attaching))
+			}
+		}
+	}
 	if len(changes) > 0 {
 		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
 	}
