@@ -89,6 +89,7 @@ func run(ctx context.Context) (err error) {
 			return ctx.Err()
 		}
 	}
+	r.After = load()
 	r.Took = time.Since(began).Round(time.Second).String()
 	if *asJSON {
 		e := json.NewEncoder(os.Stdout)

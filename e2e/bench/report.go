@@ -31,17 +31,14 @@ type Figure struct {
 type Report struct {
 	Date    time.Time `json:"date"`
 	Machine string    `json:"machine"`
-	Load    string    `json:"load"` // before the lab was up
+	Load    string    `json:"load"`      // before the lab was up
+	After   string    `json:"loadAfter"` // when all was measured
 	Figures []Figure  `json:"figures"`
 	Notes   []string  `json:"notes"`
 	Took    string    `json:"took"`
 }
 
 func newReport() *Report {
-	load, err := os.ReadFile("/proc/loadavg")
-	if err != nil {
-		load = []byte(err.Error())
-	}
 	kernel, err := exec.Command("uname", "-r").Output()
 	if err != nil {
 		kernel = []byte(err.Error())
@@ -49,8 +46,17 @@ func newReport() *Report {
 	return &Report{
 		Date:    time.Now().UTC().Truncate(time.Second),
 		Machine: fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version()),
-		Load:    strings.Join(strings.Fields(string(load))[:3], " "),
+		Load:    load(),
 	}
+}
+
+// load is the machine's load averages.
+func load() string {
+	text, err := os.ReadFile("/proc/loadavg")
+	if err != nil {
+		return err.Error()
+	}
+	return strings.Join(strings.Fields(string(text))[:3], " ")
 }
 
 func (r *Report) note(format string, args ...any) {
@@ -109,7 +115,7 @@ func milliseconds(d time.Duration) string { return fmt.Sprintf("%.1f ms", ms(d))
 
 // write prints the report as a table.
 func (r *Report) write(w io.Writer) error {
-	fmt.Fprintf(w, "\n%s; %s; load before: %s; took %s\n", r.Date.Format(time.RFC3339), r.Machine, r.Load, r.Took)
+	fmt.Fprintf(w, "\n%s; %s; load before: %s, after: %s; took %s\n", r.Date.Format(time.RFC3339), r.Machine, r.Load, r.After, r.Took)
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	group := ""
 	for _, f := range r.Figures {

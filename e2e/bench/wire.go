@@ -71,7 +71,7 @@ func swallow(conn net.Conn) {
 
 // answer uses blocking calls on a thread of its own: Go's poller would be part of the time.
 func answer(conn net.Conn) {
-	runtime.LockOSThread()
+	stay(1)
 	fd, done, err := blocking(conn)
 	if err != nil {
 		return
@@ -170,9 +170,27 @@ func throughput(from, to endpoint, during time.Duration) (float64, error) {
 }
 
 // latency returns how long each of count requests took to be answered, on one connection.
-func latency(from, to endpoint, count int) ([]time.Duration, error) {
+func latency(from, to endpoint, count int) (list []time.Duration, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		stay(0)
+		list, err = ask(from, to, count)
+	}()
+	<-done
+	return list, err
+}
+
+// stay keeps the goroutine on a thread of its own, which ends with it, on one core. Whether the two ends of a
+// connection share a core makes more of a difference than what is measured.
+func stay(core int) {
 	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
+	var set unix.CPUSet
+	set.Set(core % runtime.NumCPU())
+	_ = unix.SchedSetaffinity(0, &set) // where that is not allowed it is only less exact
+}
+
+func ask(from, to endpoint, count int) ([]time.Duration, error) {
 	conn, err := dial(from, to, latencyPort)
 	if err != nil {
 		return nil, err
@@ -267,10 +285,7 @@ func spin(core string) {
 	if err != nil {
 		os.Exit(2)
 	}
-	runtime.LockOSThread()
-	var set unix.CPUSet
-	set.Set(n)
-	_ = unix.SchedSetaffinity(0, &set) // elsewhere it spins as well
+	stay(n)
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 19); err != nil {
 		os.Exit(1)
 	}
