@@ -50,7 +50,7 @@ type endpoint struct {
 }
 
 // bringUp starts a lab and one workload at each place that traffic is measured between.
-func bringUp(ctx context.Context, o lab.Options) (*fabric, error) {
+func bringUp(ctx context.Context, o lab.Options) (_ *fabric, err error) {
 	t, err := lab.ParseTopology("topology.hcl", topology)
 	if err != nil {
 		return nil, err
@@ -67,6 +67,11 @@ func bringUp(ctx context.Context, o lab.Options) (*fabric, error) {
 	if f.dir, err = os.MkdirTemp("", "sif-bench-*"); err != nil {
 		return nil, err
 	}
+	defer func() {
+		if err != nil {
+			os.RemoveAll(f.dir)
+		}
+	}()
 	if err := f.write("bench.sif.hcl", graph(0)); err != nil {
 		return nil, err
 	}
@@ -97,12 +102,6 @@ func bringUp(ctx context.Context, o lab.Options) (*fabric, error) {
 
 func (f *fabric) write(name, text string) error {
 	return os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o644)
-}
-
-// takeDown removes the lab and our files.
-func (f *fabric) takeDown(ctx context.Context) error {
-	os.RemoveAll(f.dir)
-	return f.Down(ctx)
 }
 
 // endpointOf finds the only allocation of a job.
