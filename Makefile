@@ -40,6 +40,12 @@ test: setup build ## Run all tests, the end-to-end ones included (root)
 	go test -race ./...
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
+.PHONY: bench
+bench: setup build ## Measure a fabric against its alternatives (root, 2 minutes)
+	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
+	go build -o bin/sif-bench ./e2e/bench
+	bin/sif-bench -nebula bin
+
 # Linters are a module of their own, so that what they need is no part of the product's go.mod.
 STATICCHECK := go tool -modfile=tools/lint/go.mod staticcheck
 

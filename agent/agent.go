@@ -59,7 +59,8 @@ type Agent struct {
 	namespaces   probe.Finder
 
 	locks       locks[attach.Attachment]
-	keys        sync.Mutex // serialises asking for services' certificates
+	attachments locks[string] // by interface: programs are attached to it by one at a time
+	keys        sync.Mutex    // serialises asking for services' certificates
 	addresses   *addresses
 	programming sync.Mutex // serialises computing and writing the data path
 	written     image      // guarded by programming
@@ -98,12 +99,13 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
-	a.kernel, err = bpf.Open(filepath.Join(c.BPFDir, "sif"), bpf.Options{Resolver4: gateway4, Fabric: n.Self.Ranges})
-	if err != nil {
+	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, log); err != nil {
 		return nil, err
 	}
 	a.data = a.kernel
-	a.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if a.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}
@@ -121,8 +123,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	return a, a.Reconcile()
 }
 
-// takeOver puts this process's programs in the place of an earlier one's, and
-// removes what that one did not finish.
+// takeOver finds out which endpoints are still there, and removes what an earlier
+// agent did not finish. Once the maps are filled, Reconcile replaces its programs.
 func (a *Agent) takeOver(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, ep := range a.endpoints.all() {
@@ -138,9 +140,6 @@ func (a *Agent) takeOver(ctx context.Context) error {
 				return err
 			}
 			continue
-		}
-		if err := a.data.Attach(ep.HostIf); err != nil {
-			return fmt.Errorf("take over the programs of %s: %w", ep.HostIf, err)
 		}
 		if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 			a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
@@ -159,6 +158,22 @@ func (a *Agent) takeOver(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// openDatapath takes over the maps that an earlier agent pinned. Those of another
+// version are left to the programs that are attached: they go on until the new
+// maps are filled and the new programs replace them.
+func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
+	options := bpf.Options{Resolver4: gateway4, Fabric: ranges}
+	d, err := bpf.Open(dir, options)
+	if !errors.Is(err, bpf.ErrIncompatible) {
+		return d, err
+	}
+	log.Warn("the data path is of another version and is made anew; connections are judged as new ones", logkey.Error, err)
+	if err := bpf.DiscardMaps(dir); err != nil {
+		return nil, err
+	}
+	return bpf.Open(dir, options)
 }
 
 // Run serves until ctx ends. What is enforced stays enforced after that.

@@ -32,15 +32,17 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 	defer unlock()
 	switch r.Command {
 	case "ADD":
-		start := time.Now()
-		result, err := a.add(ctx, at, r)
+		began := time.Now()
+		parts := stopwatch{last: began}
+		result, err := a.add(ctx, at, r, &parts)
 		if err != nil {
 			a.log.Error("workload not attached", logkey.Endpoint, r.Allocation, logkey.Error, err)
 			a.node.Degrade(attaching(at), err)
 			return nil, err
 		}
 		a.node.Degrade(attaching(at), nil)
-		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(start))
+		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(began))
+		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
 		return result, nil
 	case "DEL":
 		return nil, a.remove(ctx, at)
@@ -72,7 +74,7 @@ func (a *Agent) ready() error {
 }
 
 // add attaches a workload. Nothing of a failed attempt stays.
-func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request) (_ *current.Result, err error) {
+func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request, parts *stopwatch) (_ *current.Result, err error) {
 	if r.Namespace == nil || r.Allocation == "" || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"this is not an allocation of Nomad: CNI_ARGS names no NOMAD_ALLOC_ID", "only Nomad's word says what a workload is")
@@ -88,8 +90,10 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 		}
 	}
 	ep.Ports = r.Ports
+	attached := func() error { return nil }
 	defer func() {
 		if err != nil {
+			_ = attached() // only that it has ended counts
 			a.abandon(ctx, ep)
 		}
 	}()
@@ -98,29 +102,44 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := a.dismantle(ep.HostIf); err != nil {
 		return nil, err
 	}
-	if err := a.admitAnywhere(ctx, &ep); err != nil {
-		return nil, refusal(err)
-	}
 	if err := vacate(at.IfName, r.Namespace); err != nil {
 		return nil, err
 	}
-	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.FlowMTU(a.node.Config.Link.MTU))
+	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.WorkloadMTU(node.SwitchMTU(a.node.Config.Link.MTU)))
 	if err != nil {
 		return nil, err
 	}
 	ep.HostIndex = pair.hostIndex
-	if err := a.data.Attach(ep.HostIf); err != nil {
-		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
+	parts.lap("veth")
+	// With each program the kernel waits for a grace period of RCU, some 10 ms.
+	// That time is used; until it is over both ends stay down.
+	attached = start(func() error { return a.attachPrograms(ep.HostIf) })
+	if err := a.admitAnywhere(ctx, &ep); err != nil {
+		return nil, refusal(err)
 	}
+	parts.lap("admit")
 	if err := a.endpoints.put(ep); err != nil {
 		return nil, err
 	}
 	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 		return nil, fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)
 	}
+	parts.lap("keep")
+	waiting, cancel := context.WithTimeout(ctx, inForce)
+	defer cancel()
+	pending, err := a.engines.connect(waiting, at)
+	if err != nil {
+		return nil, fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
+	}
+	parts.lap("connect")
+	if err := attached(); err != nil {
+		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
+	}
+	parts.lap("programs")
 	if err := a.reprogram(); err != nil {
 		return nil, err
 	}
+	parts.lap("maps")
 	if err := pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
@@ -130,15 +149,11 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	if err := pair.raiseWorkload(at.IfName, r.Namespace, ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
+	parts.lap("raise")
 	if err := a.setPorts(); err != nil {
 		return nil, err
 	}
-	waiting, cancel := context.WithTimeout(ctx, inForce)
-	defer cancel()
-	pending, err := a.engines.connect(waiting, at)
-	if err != nil {
-		return nil, fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
-	}
+	parts.lap("ports")
 	if len(pending) > 0 {
 		a.log.Warn("attached, but not in force everywhere yet", logkey.Endpoint, ep.ID, "pending", pending)
 	}
@@ -151,16 +166,26 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request)
 	return result, nil
 }
 
+// start starts do and returns a function that waits for its outcome.
+func start(do func() error) (wait func() error) {
+	done := make(chan struct{})
+	var err error
+	go func() {
+		err = do()
+		close(done)
+	}()
+	return func() error {
+		<-done
+		return err
+	}
+}
+
 // refusal makes of the controller's refusal an error that says in the
 // allocation's events what to do.
 func refusal(err error) error {
 	var e *api.Error
 	if errors.As(err, &e) {
-		detail := ""
-		if len(e.Details.Tried) > 0 {
-			detail = fmt.Sprintf("selectors tried: %v", e.Details.Tried)
-		}
-		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, detail)
+		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, "")
 	}
 	return fmt.Errorf("ask the controller to admit the workload: %w", err)
 }
@@ -168,7 +193,7 @@ func refusal(err error) error {
 // remove detaches a workload. An unknown one is no error: DEL may come twice,
 // or after an ADD that failed.
 func (a *Agent) remove(ctx context.Context, at attach.Attachment) error {
-	a.node.Degrade(attaching(at), nil)
+	a.node.Degrade(attaching(at), nil) // what was refused is gone, too
 	ep, known := a.endpoints.get(at)
 	if !known {
 		return a.dismantle(hostIfName(at))
@@ -215,6 +240,13 @@ func (a *Agent) abandon(ctx context.Context, ep endpoint) {
 	a.refreshCatalog()
 }
 
+// attachPrograms puts the programs on an endpoint's interface, if they are not
+// there.
+func (a *Agent) attachPrograms(hostIf string) error {
+	defer a.attachments.lock(hostIf)()
+	return a.data.Attach(hostIf)
+}
+
 // dismantle removes an endpoint's interface, and then its programs: without them
 // everything would pass it.
 func (a *Agent) dismantle(hostIf string) error {
@@ -239,7 +271,7 @@ func (a *Agent) check(at attach.Attachment, r attach.Request) error {
 	if index == 0 || index != ep.HostIndex {
 		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" is gone", ep.HostIf)
 	}
-	if err := a.data.Attach(ep.HostIf); err != nil {
+	if err := a.attachPrograms(ep.HostIf); err != nil {
 		return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
 	}
 	return a.Reconcile()

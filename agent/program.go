@@ -221,6 +221,15 @@ func (a *Agent) Reconcile() error {
 	if err == nil {
 		a.written = want
 	}
+	// Programs that somebody took off leave an interface open.
+	for _, ep := range a.endpoints.all() {
+		if index, unknown := linkIndex(ep.HostIf); unknown != nil || index == 0 || index != ep.HostIndex {
+			continue
+		}
+		if attaching := a.attachPrograms(ep.HostIf); attaching != nil {
+			err = errors.Join(err, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, attaching))
+		}
+	}
 	if len(changes) > 0 {
 		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
 	}

@@ -164,7 +164,7 @@ func (f *fabricUnderTest) page(t *testing.T, want func(page) error) page {
 // url is where a job's page is published.
 func (f *fabricUnderTest) url(t *testing.T, job string) string {
 	t.Helper()
-	pages, err := f.Pages(t.Context())
+	pages, err := f.Pages(context.Background()) // also after the test
 	must.NoError(t, err)
 	for _, p := range pages {
 		if p.Job == job {

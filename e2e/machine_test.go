@@ -8,6 +8,7 @@ package e2e
 import (
 	"bytes"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -59,7 +60,35 @@ func machine() map[string]bool {
 	for _, p := range processes() {
 		add("process", p)
 	}
+	others := otherLabs()
+	maps.DeleteFunc(found, func(thing string, _ bool) bool {
+		return slices.ContainsFunc(others, func(mark string) bool { return strings.Contains(thing, mark) })
+	})
 	return found
+}
+
+// otherLabs returns texts that are in the names of things of labs beside the tests' own.
+func otherLabs() []string {
+	dirs, err := filepath.Glob("/var/lib/sif-lab/*")
+	if err != nil {
+		return nil
+	}
+	var marks []string
+	for _, dir := range dirs {
+		name := filepath.Base(dir)
+		if name == labName {
+			continue
+		}
+		marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", "SIF_LAB="+name)
+		allocs, err := filepath.Glob(dir + "/*/nomad/alloc/*-*")
+		if err != nil {
+			continue
+		}
+		for _, a := range allocs {
+			marks = append(marks, filepath.Base(a))
+		}
+	}
+	return marks
 }
 
 // processes lists processes of labs and of Nomad's allocations, with how they were called.
@@ -84,7 +113,19 @@ func processes() []string {
 		if len(cmdline) == 0 {
 			continue // init has yet to reap it
 		}
-		list = append(list, filepath.Base(dir)+" "+string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '})))
+		text := string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '}))
+		for v := range bytes.SplitSeq(environ, []byte{0}) {
+			if bytes.HasPrefix(v, []byte("SIF_LAB=")) || bytes.HasPrefix(v, []byte("NOMAD_ALLOC_ID=")) {
+				text += " " + string(v)
+			}
+		}
+		for group := range strings.FieldsSeq(string(cgroup)) {
+			if strings.Contains(group, "/nomad/") || strings.Contains(group, "/sif-") {
+				text += " " + group
+				break
+			}
+		}
+		list = append(list, filepath.Base(dir)+" "+text)
 	}
 	return list
 }

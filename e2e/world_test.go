@@ -86,28 +86,16 @@ func (f *fabricUnderTest) status(t *testing.T) api.Status {
 	return s
 }
 
-// degraded lists what every daemon says is wrong, each with its node in front.
-func (f *fabricUnderTest) degraded(t *testing.T) []string {
-	t.Helper()
-	var list []string
-	for _, n := range f.status(t).Nodes {
-		for _, d := range n.Degraded {
-			list = append(list, n.ID()+": "+d)
-		}
-	}
-	return list
-}
-
 // allWell waits until every daemon enforces the revision in force and complains of nothing.
 func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
 	t.Helper()
 	began := time.Now()
 	eventually(t, within, func() error {
 		s := f.status(t)
-		var wrong []string
+		wrong := s.Controller.Degraded
 		for _, n := range s.Nodes {
 			for _, d := range n.Degraded {
-				wrong = append(wrong, n.ID()+": "+d)
+				wrong = append(wrong, fmt.Sprintf("%s: %.300s", n.ID(), d))
 			}
 			if n.Sequence != s.Pointer.Sequence {
 				wrong = append(wrong, fmt.Sprintf("%s enforces sequence %d of %d", n.ID(), n.Sequence, s.Pointer.Sequence))
@@ -223,7 +211,7 @@ func (f *fabricUnderTest) sequence(t *testing.T) uint64 {
 	return f.status(t).Pointer.Sequence
 }
 
-// signal sends a signal to every agent and engine.
+// signalDaemons sends a signal to every agent and engine.
 func (f *fabricUnderTest) signalDaemons(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {

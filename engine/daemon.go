@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/netip"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -70,7 +69,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	d := &Daemon{node: n, bridge: newBridge(sw, log)}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
-	d.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges, Management: management(n.Self)})
+	if d.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := d.firewall.Apply(); err != nil {
 		return nil, err
 	}
@@ -79,16 +80,6 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		Leases: filepath.Join(c.DataDir, "leases.json"), Switch: d.bridge, Numbers: num, Nodes: n.Nodes,
 	})
 	return d, err
-}
-
-// management are the ports of the node that are open to the underlay: its
-// engine listens where its configuration says.
-func management(self fabric.Node) []firewall.Port {
-	engine := firewall.Port{Protocol: fabric.TCP, Number: self.Engine}
-	if self.Engine == 0 || slices.Contains(firewall.DefaultManagement, engine) {
-		return firewall.DefaultManagement
-	}
-	return append(slices.Clone(firewall.DefaultManagement), engine)
 }
 
 // Run serves until ctx ends. What is enforced stays enforced after that.

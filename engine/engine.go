@@ -166,7 +166,16 @@ func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.Connect
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
+	// The zone's agents and the other zones hear of it at the same time. What
+	// the other zones answer may be news for the agents, so they are told again;
+	// whoever knows everything is not called.
+	told := make(chan struct{})
+	go func() {
+		e.tell(waiting, a)
+		close(told)
+	}()
 	pending := e.spread(waiting, p.Request)
+	<-told
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
 	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Zone+"/"+a.Node, "pending", len(pending))
