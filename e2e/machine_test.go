@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -38,7 +39,7 @@ func machine() map[string]bool {
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
 		for line := range strings.Lines(string(mounts)) {
-			if fields := strings.Fields(line); len(fields) > 4 {
+			if fields := strings.Fields(line); len(fields) > 4 && !strings.HasPrefix(fields[4], os.TempDir()) {
 				add("mount", fields[4])
 			}
 		}
@@ -75,21 +76,15 @@ func otherLabs() []string {
 	}
 	var marks []string
 	for _, dir := range dirs {
-		name := filepath.Base(dir)
-		if name == labName {
-			continue
-		}
-		marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", "SIF_LAB="+name)
-		allocs, err := filepath.Glob(dir + "/*/nomad/alloc/*-*")
-		if err != nil {
-			continue
-		}
-		for _, a := range allocs {
-			marks = append(marks, filepath.Base(a))
+		if name := filepath.Base(dir); name != labName {
+			marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", "SIF_LAB="+name)
 		}
 	}
 	return marks
 }
+
+// allocation is what Nomad calls an allocation, and its namespace, control groups and directories.
+var allocation = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
 // processes lists processes of labs and of Nomad's allocations, with how they were called.
 func processes() []string {
@@ -130,14 +125,15 @@ func processes() []string {
 	return list
 }
 
-// remains says what is here now that was not before, or lacks; the kernel lets go of some things a moment later.
-func remains(before map[string]bool, within time.Duration) []string {
+// remains says what is here now that was not before, or lacks; the kernel lets go of some things a moment later. Of
+// what bears an allocation's name only those of allocs count: another lab may be up.
+func remains(before map[string]bool, allocs []string, within time.Duration) []string {
 	deadline := time.Now().Add(within)
 	for {
 		var list []string
 		now := machine()
 		for thing := range now {
-			if !before[thing] {
+			if id := allocation.FindString(thing); !before[thing] && (id == "" || slices.Contains(allocs, id)) {
 				list = append(list, thing)
 			}
 		}

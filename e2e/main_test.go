@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	nomad "github.com/hashicorp/nomad/api"
+
 	"github.com/sif-project/sif/e2e/lab"
 )
 
@@ -70,15 +72,15 @@ func testMain(m *testing.M) int {
 		return failed(err)
 	}
 	before := machine()
-	code := withLab(ctx, m, root)
-	if left := remains(before, 15*time.Second); len(left) > 0 {
+	code, allocs := withLab(ctx, m, root)
+	if left := remains(before, allocs, 15*time.Second); len(left) > 0 {
 		return failed(fmt.Errorf("the fabric was taken away, and this is left of it:\n  %s", strings.Join(left, "\n  ")))
 	}
 	return code
 }
 
-// withLab brings the fabric up, runs the tests and takes it away.
-func withLab(ctx context.Context, m *testing.M, root string) (code int) {
+// withLab brings the fabric up, runs the tests and takes it away. It returns the allocations that Nomad has made.
+func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs []string) {
 	defer func() {
 		// Also when ctx has ended.
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
@@ -90,7 +92,7 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int) {
 	began := time.Now()
 	l, err := lab.Up(ctx, lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout})
 	if err != nil {
-		return failed(err)
+		return failed(err), nil
 	}
 	var dirs []string
 	for _, a := range applications {
@@ -98,17 +100,24 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int) {
 	}
 	if err := l.RunApplications(ctx, dirs...); err != nil {
 		keepLogs()
-		return failed(err)
+		return failed(err), nil
 	}
 	fmt.Printf("the fabric was up after %.0f s\n", time.Since(began).Seconds())
 	if world, err = newWorld(ctx, l, root); err != nil {
-		return failed(err)
+		return failed(err), nil
 	}
 	code = m.Run()
 	if code != 0 {
 		keepLogs()
 	}
-	return code
+	list, _, err := world.nomad.Allocations().List(&nomad.QueryOptions{Namespace: "*"})
+	if err != nil {
+		return failed(err), nil
+	}
+	for _, a := range list {
+		allocs = append(allocs, a.ID)
+	}
+	return code, allocs
 }
 
 // keepLogs copies the daemons' logs to where SIF_E2E_LOGS says, before the lab goes with them.

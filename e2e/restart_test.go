@@ -92,6 +92,7 @@ func TestKilledDaemonsTakeOver(t *testing.T) {
 					}
 				}
 			})
+			t.Log("killed at", time.Now().Format(time.StampMilli))
 			for _, n := range killed {
 				if err := world.Signal(n.Name, daemonOf(n), syscall.SIGKILL); err != nil {
 					t.Fatal(err)
@@ -106,6 +107,7 @@ func TestKilledDaemonsTakeOver(t *testing.T) {
 				}
 				return nil
 			})
+			t.Log("started again at", time.Now().Format(time.StampMilli))
 			for _, n := range killed {
 				if err := world.Start(n.Name, daemonOf(n)); err != nil {
 					t.Fatal(err)
@@ -125,7 +127,7 @@ func TestKilledDaemonsTakeOver(t *testing.T) {
 	}
 	eventually(t, 5*time.Second, func() error {
 		if sent, lost := packets.count(time.Second); lost > 0 {
-			return fmt.Errorf("%d of %d packets did not come back", lost, sent)
+			return fmt.Errorf("%d of %d packets did not come back, sent from %s", lost, sent, packets.gap(time.Second))
 		}
 		return nil
 	})

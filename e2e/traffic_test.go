@@ -304,6 +304,25 @@ func (d *datagrams) count(after time.Duration) (sent, lost int) {
 	return d.sent, lost
 }
 
+// gap returns when the first and the last of the packets were sent that have not come back for longer than after.
+func (d *datagrams) gap(after time.Duration) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var first, last time.Time
+	for _, at := range d.open {
+		if time.Since(at) < after {
+			continue
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+		if at.After(last) {
+			last = at
+		}
+	}
+	return first.Format(time.StampMilli) + " to " + last.Format(time.StampMilli)
+}
+
 // echo returns UDP packets in a workload's namespace until the test ends.
 func echo(t *testing.T, w workload, at netip.AddrPort) {
 	t.Helper()
