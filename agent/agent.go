@@ -63,7 +63,7 @@ type Agent struct {
 	keys        sync.Mutex    // serialises asking for services' certificates
 	addresses   *addresses
 	programming sync.Mutex // serialises computing and writing the data path
-	written     image      // guarded by programming
+	written     image      // empty before the first Reconcile; guarded by programming
 }
 
 // Start makes this process the agent of its node: it takes over what an earlier
@@ -73,7 +73,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: time.Now, written: newImage()}
+	a := &Agent{node: n, log: log, now: time.Now}
 	a.engines = &engines{agent: a, log: log, conns: map[string]*engine{}}
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err

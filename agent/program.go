@@ -12,6 +12,7 @@ import (
 
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node"
 )
 
@@ -190,6 +191,12 @@ func (a *Agent) reprogram() error {
 	if err != nil {
 		return err
 	}
+	return a.follow(want)
+}
+
+// follow writes what differs from what was written last. It is for holders of
+// programming.
+func (a *Agent) follow(want image) error {
 	if reflect.DeepEqual(a.written, want) {
 		return nil
 	}
@@ -212,6 +219,13 @@ func (a *Agent) Reconcile() error {
 	want, err := a.wanted()
 	if err != nil {
 		return err
+	}
+	// What is only not written yet is no difference to report. What an earlier
+	// process left has to be read first: it is not to be added to.
+	if a.written.pairs != nil {
+		if err := a.follow(want); err != nil {
+			a.log.Warn("trying again to program the data path", logkey.Error, err)
+		}
 	}
 	have, err := readImage(a.data)
 	if err != nil {
