@@ -9,6 +9,7 @@ import (
 	"bytes"
 	"io/fs"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -28,7 +29,7 @@ func machine() map[string]bool {
 		}
 	}
 	for _, pattern := range []string{
-		"/run/netns/*", "/run/*", "/run/sif*/*", "/run/docker/*", "/run/containerd/*", "/run/containerd/s/*", "/run/openvswitch/*",
+		"/run/netns/*", "/run/*", "/run/sif*/*", "/run/docker/*", "/run/containerd/*", "/run/openvswitch/*",
 		"/var/lib/*", "/var/lib/sif*/*", "/var/log/openvswitch/*", "/etc/docker/*", "/etc/cni/*", "/opt/*", "/opt/cni/*",
 		"/sys/class/net/*", "/sys/fs/bpf/*",
 	} {
@@ -36,6 +37,10 @@ func machine() map[string]bool {
 		if err == nil {
 			add("file", names...)
 		}
+	}
+	if sockets, err := filepath.Glob("/run/containerd/s/*"); err == nil {
+		// Those that are listened on are another engine's: ours has ended.
+		add("file", slices.DeleteFunc(sockets, listenedOn)...)
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
 		for line := range strings.Lines(string(mounts)) {
@@ -66,6 +71,15 @@ func machine() map[string]bool {
 		return slices.ContainsFunc(others, func(mark string) bool { return strings.Contains(thing, mark) })
 	})
 	return found
+}
+
+// listenedOn reports whether a process answers at a unix socket.
+func listenedOn(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
 }
 
 // otherLabs returns texts that are in the names of things of labs beside the tests' own.
