@@ -13,7 +13,7 @@ APPS ?= jobs/getaway,jobs/voting
 
 .PHONY: help
 help: ## Say what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 20
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 26
 
 .PHONY: setup
 setup: ## Install Debian packages; find or build Consul, Vault and Nomad
@@ -44,17 +44,32 @@ test: setup build ## Run all tests, the end-to-end ones included (root)
 test-laws: ## Compare the evaluator with the rule as written, in 100,000 cases
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
 
+.PHONY: bench
+bench: setup build ## Measure a fabric against its alternatives (root, 2 minutes)
+	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
+	go build -o bin/sif-bench ./e2e/bench
+	bin/sif-bench -nebula bin
+
+# Linters are a module of their own, so that what they need is no part of the product's go.mod.
+STATICCHECK := go tool -modfile=tools/lint/go.mod staticcheck
+
 .PHONY: lint
-lint: ## Check format, vet, layering, shell scripts
+lint: ## Check format, vet, staticcheck, structure, shell scripts
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./e2e/...
-	tools/layering.sh
-	@if command -v shellcheck >/dev/null; then shellcheck $$(git ls-files '*.sh'); fi
+	$(STATICCHECK) -tags e2e ./...
+	go test .
+	shellcheck $$(git ls-files '*.sh') .ci/run
 
 .PHONY: generate
-generate: ## Generate the eBPF programs' Go files, and the reference of the graph language
+generate: ## Generate the eBPF programs' Go files (clang 14), and the reference of the graph language
+	@clang --version | grep -q 'clang version 14\.' || { echo "the eBPF programs are generated with clang 14, Debian 12's; here is: $$(clang --version 2>&1 | head -n 1)"; exit 1; }
 	go generate ./...
+
+.PHONY: check-generated
+check-generated: generate ## Fail if generated files differ from what is committed
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: commit what \`make generate\` writes"; exit 1; }
 
 .PHONY: clean
 clean: ## Remove what was built; the cached servers stay

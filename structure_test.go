@@ -26,10 +26,12 @@ var layers = []struct {
 }{
 	{`^fabric$`, `^$`, "the model is pure: it imports nothing of ours"},
 	{`^bpf(/.*)?$`, `^bpf(/.*)?$`, "the data path knows packets and maps, not Consul nor the model"},
+	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and says what they need of the machine"},
 	{`^engine/(openflow|ovs|port)(/.*)?$`, `^engine/(openflow|ovs|port)(/.*)?$`, "the switch's pipeline knows numbers, not the model"},
 	{`^hcl$`, `^fabric$`, "the languages know the model and nothing else"},
 	{`^api$`, `^fabric$`, "users import the client; it must stay light"},
-	{`^internal/(testhost|logkey|atomicfile|version|number|link|firewall)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
+	{`^internal/firewall$`, `^fabric$`, "it takes from the model what a protocol is, and knows no policy"},
+	{`^internal/(testhost|logkey|atomicfile|version|number|link)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
 	{`^internal/attach$`, `^$`, "the plugin is thin"},
 	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "what daemons share knows no daemon"},
 	{`^controller$`, `^(api|fabric|hcl|internal/.*)$`, "daemons do not know one another"},

@@ -4,10 +4,16 @@
 package agent
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
+	"sync"
 	"time"
+
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
 // rest is how long a released address is not given out again, so that nothing
@@ -18,25 +24,51 @@ const rest = 10 * time.Minute
 var errPoolExhausted = errors.New("no address of the node's pool is free")
 
 // addresses hands out the addresses of the node's pools. An endpoint's IPv4
-// and IPv6 addresses have the same offset in their pools. It is not safe for
-// concurrent use.
+// and IPv6 addresses have the same offset in their pools. Which of them rest is
+// kept on disk; which are taken, the endpoints say. It is safe for concurrent
+// use.
 type addresses struct {
+	path         string
 	pool4, pool6 netip.Prefix
-	next         uint32
-	taken        map[uint32]bool
-	resting      map[uint32]time.Time // until when
+
+	mu      sync.Mutex
+	next    uint32
+	taken   map[uint32]bool
+	resting map[uint32]time.Time // until when
 }
 
 // firstOffset leaves the pool's network address and the node's own.
 const firstOffset = 2
 
-func newAddresses(pool4, pool6 netip.Prefix) *addresses {
-	return &addresses{pool4: pool4.Masked(), pool6: pool6.Masked(), next: firstOffset, taken: map[uint32]bool{}, resting: map[uint32]time.Time{}}
+func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {
+	a := &addresses{
+		path: path, pool4: pool4.Masked(), pool6: pool6.Masked(),
+		next: firstOffset, taken: map[uint32]bool{}, resting: map[uint32]time.Time{},
+	}
+	data, err := os.ReadFile(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return a, nil
+	case err != nil:
+		return nil, fmt.Errorf("read the resting addresses: %w", err)
+	}
+	var kept map[netip.Addr]time.Time
+	if err := json.Unmarshal(data, &kept); err != nil {
+		return nil, fmt.Errorf("read the resting addresses %s: %w", path, err)
+	}
+	for addr, until := range kept {
+		if a.pool4.Contains(addr) {
+			a.resting[a.offset(addr)] = until
+		}
+	}
+	return a, nil
 }
 
 // take returns a free pair of addresses. It goes round the pool, so that an
 // address rests as long as the pool allows.
 func (a *addresses) take(now time.Time) (v4, v6 netip.Addr, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	size := uint32(1)<<(32-a.pool4.Bits()) - 1 // without the broadcast address
 	for range size {
 		offset := a.next
@@ -46,20 +78,20 @@ func (a *addresses) take(now time.Time) (v4, v6 netip.Addr, err error) {
 		if a.taken[offset] || now.Before(a.resting[offset]) || offset >= size {
 			continue
 		}
-		delete(a.resting, offset)
 		a.taken[offset] = true
-		return a.at(offset)
+		v4, v6 = a.at(offset)
+		return v4, v6, nil
 	}
 	return v4, v6, fmt.Errorf("%w: %s has %d addresses in use and %d resting for %s after their release",
 		errPoolExhausted, a.pool4, len(a.taken), len(a.resting), rest)
 }
 
-func (a *addresses) at(offset uint32) (v4, v6 netip.Addr, err error) {
+func (a *addresses) at(offset uint32) (v4, v6 netip.Addr) {
 	b4 := a.pool4.Addr().As4()
 	add(b4[:], offset)
 	b6 := a.pool6.Addr().As16()
 	add(b6[:], offset)
-	return netip.AddrFrom4(b4), netip.AddrFrom16(b6), nil
+	return netip.AddrFrom4(b4), netip.AddrFrom16(b6)
 }
 
 // add adds n to a big-endian number.
@@ -82,11 +114,41 @@ func (a *addresses) offset(v4 netip.Addr) uint32 {
 
 // hold marks an address as taken: it belongs to an endpoint from before a
 // restart.
-func (a *addresses) hold(v4 netip.Addr) { a.taken[a.offset(v4)] = true }
+func (a *addresses) hold(v4 netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.taken[a.offset(v4)] = true
+}
+
+// giveBack frees an address that nobody was told of.
+func (a *addresses) giveBack(v4 netip.Addr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.taken, a.offset(v4))
+}
 
 // release gives an address back and lets it rest.
-func (a *addresses) release(v4 netip.Addr, now time.Time) {
+func (a *addresses) release(v4 netip.Addr, now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	offset := a.offset(v4)
 	delete(a.taken, offset)
 	a.resting[offset] = now.Add(rest)
+	kept := map[netip.Addr]time.Time{}
+	for offset, until := range a.resting {
+		if !now.Before(until) {
+			delete(a.resting, offset)
+			continue
+		}
+		addr, _ := a.at(offset)
+		kept[addr] = until.UTC()
+	}
+	data, err := json.Marshal(kept)
+	if err != nil {
+		return fmt.Errorf("encode the resting addresses: %w", err)
+	}
+	if err := atomicfile.Write(a.path, data, 0o600); err != nil {
+		return fmt.Errorf("write the resting addresses: %w", err)
+	}
+	return nil
 }

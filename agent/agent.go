@@ -31,7 +31,6 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node"
 	"github.com/sif-project/sif/internal/number"
-	"github.com/sif-project/sif/internal/signal"
 )
 
 // cniTimeout bounds a CNI call: Nomad has no bound of its own, and one slow
@@ -62,11 +61,11 @@ type Agent struct {
 	audited      audited
 
 	locks       locks[attach.Attachment]
-	keys        sync.Mutex // serialises asking for and using services' keys
-	addressesMu sync.Mutex
+	attachments locks[string] // by interface: programs are attached to it by one at a time
+	keys        sync.Mutex    // serialises asking for services' certificates
 	addresses   *addresses
 	programming sync.Mutex // serialises computing and writing the data path
-	written     image      // guarded by programming
+	written     image      // empty before the first Reconcile; guarded by programming
 }
 
 // Start makes this process the agent of its node: it takes over what an earlier
@@ -76,8 +75,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: time.Now, written: newImage()}
-	a.engines = &engines{agent: a, log: log, conns: map[string]*signal.Conn{}}
+	a := &Agent{node: n, log: log, now: time.Now}
+	a.engines = &engines{agent: a, log: log, conns: map[string]*engine{}}
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err
 	}
@@ -90,7 +89,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain); err != nil {
 		return nil, err
 	}
-	a.addresses = newAddresses(n.Self.Pool4, n.Self.Pool6)
+	if a.addresses, err = openAddresses(filepath.Join(c.DataDir, "addresses.json"), n.Self.Pool4, n.Self.Pool6); err != nil {
+		return nil, err
+	}
 	for _, ep := range a.endpoints.all() {
 		a.addresses.hold(ep.IPv4)
 	}
@@ -100,23 +101,18 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
-	a.kernel, err = bpf.Open(filepath.Join(c.BPFDir, "sif"), bpf.Options{Resolver4: gateway4, Fabric: n.Self.Ranges})
-	if err != nil {
+	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, log); err != nil {
 		return nil, err
 	}
 	a.data = a.kernel
-	a.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if a.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}
-	a.sweep(ctx)
-	for _, ep := range a.endpoints.all() {
-		if err := a.data.Attach(ep.HostIf); err != nil {
-			return nil, fmt.Errorf("take over the programs of %s: %w", ep.HostIf, err)
-		}
-		if _, err := n.Revision.Document(ctx, ep.Admission.Service); err != nil {
-			log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
-		}
+	if err := a.takeOver(ctx); err != nil {
+		return nil, err
 	}
 	if err := a.setPorts(); err != nil {
 		return nil, err
@@ -127,6 +123,59 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Log: log.Named("catalog")})
 	return a, a.Reconcile()
+}
+
+// takeOver finds out which endpoints are still there, and removes what an earlier
+// agent did not finish. Once the maps are filled, Reconcile replaces its programs.
+func (a *Agent) takeOver(ctx context.Context) error {
+	known := map[string]bool{}
+	for _, ep := range a.endpoints.all() {
+		known[ep.HostIf] = true
+		index, err := linkIndex(ep.HostIf)
+		if err != nil {
+			return err
+		}
+		if index == 0 || index != ep.HostIndex {
+			// It went with a reboot. Nomad may ask for it again; its index may be
+			// another's by now.
+			if err := a.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.HostIndex = 0 }); err != nil {
+				return err
+			}
+			continue
+		}
+		if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
+			a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
+		}
+	}
+	attached, err := a.data.Attached()
+	if err != nil {
+		return err
+	}
+	for _, name := range attached {
+		if known[name] {
+			continue
+		}
+		if err := a.dismantle(name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openDatapath takes over the maps that an earlier agent pinned. Those of another
+// version are left to the programs that are attached: they go on until the new
+// maps are filled and the new programs replace them.
+func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
+	options := bpf.Options{Resolver4: gateway4, Fabric: ranges}
+	d, err := bpf.Open(dir, options)
+	if !errors.Is(err, bpf.ErrIncompatible) {
+		return d, err
+	}
+	log.Warn("the data path is of another version and is made anew; connections are judged as new ones", logkey.Error, err)
+	if err := bpf.DiscardMaps(dir); err != nil {
+		return nil, err
+	}
+	return bpf.Open(dir, options)
 }
 
 // Run serves until ctx ends. What is enforced stays enforced after that.
@@ -148,7 +197,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
 	group.Go(func() error { return a.health.Run(ctx) })
-	group.Go(func() error { return a.keep(ctx) })
+	group.Go(func() error { return a.repair(ctx) })
+	group.Go(func() error { return a.tend(ctx) })
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error {
 		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram()) })
@@ -158,35 +208,39 @@ func (a *Agent) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// keep repairs and renews, always.
-func (a *Agent) keep(ctx context.Context) error {
-	tick := time.NewTicker(reconcileInterval)
-	defer tick.Stop()
-	for {
+// repair compares what the kernel holds with what it should, always. It waits for
+// nobody else.
+func (a *Agent) repair(ctx context.Context) error {
+	return every(ctx, reconcileInterval, func() {
+		a.node.Degrade("counterparts", a.forget(a.departed))
+		a.node.Degrade("data path", a.Reconcile())
+		a.node.Degrade("firewall", a.firewall.Apply())
+		a.health.Follow(a.followed())
+	})
+}
+
+// tend looks after the endpoints, with the help of controller and engines.
+func (a *Agent) tend(ctx context.Context) error {
+	return every(ctx, reconcileInterval, func() {
 		a.sweep(ctx)
 		a.renew(ctx)
 		a.settle(ctx)
-		a.node.Degrade("data path", a.Reconcile())
-		a.node.Degrade("firewall", a.firewall.Apply())
-		a.node.Degrade("counterparts", a.forget(a.departed))
-		a.health.Follow(a.followed())
+		a.engines.syncAll(ctx)
+	})
+}
+
+// every does do at once and then at each interval, until ctx ends.
+func every(ctx context.Context, interval time.Duration, do func()) error {
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		do()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
 	}
-}
-
-// departed tells the counterparts that have expired or whose node has left.
-// An empty roster means that nothing is known.
-func (a *Agent) departed(adm fabric.Admission) bool {
-	known := false
-	nodes := a.node.Nodes()
-	for _, n := range nodes {
-		known = known || n.Zone == adm.Zone && n.Name == adm.Node
-	}
-	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known
 }
 
 // serveDNS answers the questions of the endpoints.
@@ -229,16 +283,4 @@ func (a *Agent) listenCNI() (*net.UnixListener, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-func (a *Agent) takeAddresses() (v4, v6 netip.Addr, err error) {
-	a.addressesMu.Lock()
-	defer a.addressesMu.Unlock()
-	return a.addresses.take(a.now())
-}
-
-func (a *Agent) releaseAddresses(ep endpoint) {
-	a.addressesMu.Lock()
-	defer a.addressesMu.Unlock()
-	a.addresses.release(ep.IPv4, a.now())
 }

@@ -44,7 +44,7 @@ func (a *Agent) ways() map[uint32]string {
 	ways := map[uint32]string{}
 	add := func(peer, way string) {
 		if name, ok := a.node.Links.Interface(peer); ok {
-			if index, ok := linkIndex(name); ok {
+			if index, err := linkIndex(name); err == nil && index != 0 {
 				ways[uint32(index)] = way
 			}
 		}

@@ -33,7 +33,7 @@ type endpoint struct {
 	Request    fabric.Request       `json:"request"`
 	Admission  fabric.Admission     `json:"admission"`
 
-	// HostIndex is the index of HostIf; it holds until a reboot.
+	// HostIndex is the index of HostIf; 0 once the interface is known to be gone.
 	HostIndex int `json:"hostIndex"`
 	// Pending says what is not in force elsewhere yet.
 	Pending []string `json:"pending,omitempty"`
@@ -115,6 +115,14 @@ func (es *endpoints) put(ep endpoint) error {
 	defer es.mu.Unlock()
 	es.set[ep.Attachment] = ep
 	return es.save()
+}
+
+// setPending notes what is not in force elsewhere, and writes only what differs.
+func (es *endpoints) setPending(a attach.Attachment, pending []string) error {
+	if ep, ok := es.get(a); !ok || slices.Equal(ep.Pending, pending) {
+		return nil
+	}
+	return es.change(a, func(ep *endpoint) { ep.Pending = pending })
 }
 
 // change applies fn to the endpoint if it is still there.

@@ -9,15 +9,17 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/signal"
 )
@@ -25,13 +27,39 @@ import (
 // redial is the pause between attempts to reach an engine.
 const redial = time.Second
 
+// settle bounds a call to an engine that nobody waits for any more.
+const settle = 10 * time.Second
+
+// introduceAtOnce is how many requests are on their way to an engine that has
+// just been connected.
+const introduceAtOnce = 16
+
+// errNoEngine says that nobody can be asked for connectivity.
+var errNoEngine = errors.New("no engine of the zone is connected")
+
+// caller is a connection to an engine.
+type caller interface {
+	Call(ctx context.Context, method string, params, reply any) error
+}
+
+// engine is a connected engine.
+type engine struct {
+	id   string // zone/node
+	conn caller
+
+	// order keeps what the engine is told of an endpoint in order: requests share
+	// it, and the word that endpoints are gone waits for those that are on their
+	// way.
+	order sync.RWMutex
+}
+
 // engines keeps a connection to each engine of the zone.
 type engines struct {
 	agent *Agent
 	log   hclog.Logger
 
 	mu    sync.Mutex
-	conns map[string]*signal.Conn // by zone/node
+	conns map[string]*engine // by zone/node
 }
 
 // connected reports whether an engine can be asked.
@@ -39,6 +67,13 @@ func (e *engines) connected() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return len(e.conns) > 0
+}
+
+// all returns the connected engines.
+func (e *engines) all() []*engine {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Collect(maps.Values(e.conns))
 }
 
 // run connects to the zone's engines, as the roster names them, until ctx ends.
@@ -52,7 +87,8 @@ func (e *engines) run(ctx context.Context) error {
 		want := map[string]fabric.Node{}
 		for _, n := range e.agent.node.Nodes() {
 			if n.Kind == fabric.KindProcessor && n.Zone == e.agent.node.Self.Zone {
-				want[n.ID()] = n
+				// By its address too: an engine that moved is connected anew.
+				want[fmt.Sprintf("%s %s:%d", n.ID(), n.Underlay, n.Engine)] = n
 			}
 		}
 		for id, stop := range started {
@@ -85,6 +121,7 @@ func (e *engines) follow(ctx context.Context, n fabric.Node) {
 	for ctx.Err() == nil {
 		err := e.session(ctx, n)
 		if ctx.Err() != nil {
+			e.agent.node.Degrade("engine "+n.ID(), nil)
 			return
 		}
 		e.agent.node.Degrade("engine "+n.ID(), err)
@@ -112,17 +149,22 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 		return fmt.Errorf("reach the engine %s: %w", n.ID(), err)
 	}
 	defer conn.Close()
-	if err := e.introduce(ctx, conn); err != nil {
-		return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
-	}
+	en := &engine{id: n.ID(), conn: conn}
+	// From here on it hears of what comes and goes; introduce adds what was there
+	// before.
 	e.mu.Lock()
-	e.conns[n.ID()] = conn
+	e.conns[en.id] = en
 	e.mu.Unlock()
 	defer func() {
 		e.mu.Lock()
-		delete(e.conns, n.ID())
+		if e.conns[en.id] == en {
+			delete(e.conns, en.id)
+		}
 		e.mu.Unlock()
 	}()
+	if err := e.introduce(ctx, en); err != nil {
+		return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
+	}
 	node.Degrade("engine "+n.ID(), nil)
 	e.log.Info("connected to engine", logkey.Node, n.ID())
 	select {
@@ -134,67 +176,142 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 }
 
 // introduce sends the requests of all endpoints, and then their list, so that
-// the engine ends what it holds beyond them.
-func (e *engines) introduce(ctx context.Context, conn *signal.Conn) error {
-	var ids []string
+// the engine ends what it holds beyond them. An endpoint that the engine refuses
+// keeps the others from nothing.
+func (e *engines) introduce(ctx context.Context, en *engine) error {
+	var group errgroup.Group
+	group.SetLimit(introduceAtOnce)
 	for _, ep := range e.agent.endpoints.all() {
-		ids = append(ids, ep.ID)
-		pending, err := connectOver(ctx, conn, ep)
-		if err != nil {
-			return err
-		}
-		if err := e.agent.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.Pending = pending }); err != nil {
-			return err
-		}
+		group.Go(func() error {
+			pending, err := e.request(ctx, en, ep.Attachment)
+			var refused *signal.RemoteError
+			if errors.As(err, &refused) {
+				pending, err = []string{en.id + ": " + err.Error()}, nil
+			}
+			if err != nil {
+				return err
+			}
+			return e.agent.endpoints.setPending(ep.Attachment, pending)
+		})
 	}
-	return conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: ids}, nil)
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return e.sync(ctx, en)
 }
 
-func connectOver(ctx context.Context, conn *signal.Conn, ep endpoint) (pending []string, err error) {
+// sync names all endpoints of this node. No request may overtake the list: its
+// endpoint would be taken for one that is gone.
+func (e *engines) sync(ctx context.Context, en *engine) error {
+	en.order.Lock()
+	defer en.order.Unlock()
+	ids := []string{}
+	for _, ep := range e.agent.endpoints.all() {
+		ids = append(ids, ep.ID)
+	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	return en.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: ids}, nil)
+}
+
+// syncAll mends what an engine missed though it was connected.
+func (e *engines) syncAll(ctx context.Context) {
+	for _, en := range e.all() {
+		if err := e.sync(ctx, en); err != nil && ctx.Err() == nil {
+			e.log.Warn("engine not synchronised", logkey.Node, en.id, logkey.Error, err)
+		}
+	}
+}
+
+// request requests the connectivity of an endpoint from one engine, as the
+// endpoint is when it is its turn. One that has gone by then needs none.
+func (e *engines) request(ctx context.Context, en *engine, at attach.Attachment) (pending []string, err error) {
+	en.order.RLock()
+	defer en.order.RUnlock()
+	ep, ok := e.agent.endpoints.get(at)
+	if !ok {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
 	var reply signal.ConnectReply
-	if err := conn.Call(ctx, signal.MethodConnect, signal.ConnectParams{Request: ep.Request}, &reply); err != nil {
+	if err := en.conn.Call(ctx, signal.MethodConnect, signal.ConnectParams{Request: ep.Request}, &reply); err != nil {
 		return nil, err
 	}
 	return reply.Pending, nil
 }
 
 // connect requests the connectivity of an endpoint from every engine of the
-// zone. It returns what is not in force elsewhere yet; an engine that did not
-// answer in time is part of that, one that refuses is an error.
-func (e *engines) connect(ctx context.Context, ep endpoint) (pending []string, err error) {
-	e.mu.Lock()
-	conns := make(map[string]*signal.Conn, len(e.conns))
-	for id, c := range e.conns {
-		conns[id] = c
+// zone. It returns what is not in force elsewhere when ctx ends; the calls go on
+// after that. An engine that refuses is an error.
+func (e *engines) connect(ctx context.Context, at attach.Attachment) (pending []string, err error) {
+	type outcome struct {
+		id      string
+		pending []string
+		err     error
 	}
-	e.mu.Unlock()
-	for id, conn := range conns {
-		p, err := connectOver(ctx, conn, ep)
-		switch {
-		case errors.Is(err, context.DeadlineExceeded):
-			pending = append(pending, id+": no answer in time")
-		case err != nil:
-			return nil, fmt.Errorf("engine %s: %w", id, err)
+	conns := e.all()
+	if len(conns) == 0 {
+		return nil, errNoEngine
+	}
+	results := make(chan outcome, len(conns))
+	waiting := map[string]bool{}
+	for _, en := range conns {
+		waiting[en.id] = true
+		go func() {
+			pending, err := e.request(context.WithoutCancel(ctx), en, at)
+			results <- outcome{en.id, pending, err}
+		}()
+	}
+	for len(waiting) > 0 {
+		select {
+		case o := <-results:
+			delete(waiting, o.id)
+			if o.err != nil {
+				return nil, fmt.Errorf("engine %s: %w", o.id, o.err)
+			}
+			pending = append(pending, o.pending...)
+		case <-ctx.Done():
+			for id := range waiting {
+				pending = append(pending, id+": no answer in time")
+			}
+			return pending, nil
 		}
-		pending = append(pending, p...)
 	}
 	return pending, nil
 }
 
-// withdraw tells the engines that an endpoint is gone. One that cannot be
-// reached learns it when it is connected again.
+// withdraw tells the engines that an endpoint is gone and waits for them until
+// ctx ends. One that does not hear of it then learns it by the next sync.
 func (e *engines) withdraw(ctx context.Context, endpoint string) {
-	e.mu.Lock()
-	conns := make(map[string]*signal.Conn, len(e.conns))
-	for id, c := range e.conns {
-		conns[id] = c
+	var told sync.WaitGroup
+	for _, en := range e.all() {
+		told.Go(func() {
+			if err := e.tellGone(context.WithoutCancel(ctx), en, endpoint); err != nil {
+				e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, endpoint, logkey.Error, err)
+			}
+		})
 	}
-	e.mu.Unlock()
-	for id, conn := range conns {
-		if err := conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: []string{endpoint}}, nil); err != nil {
-			e.log.Warn("engine not told of a withdrawal; it will be when it is connected again", logkey.Node, id, logkey.Endpoint, endpoint, logkey.Error, err)
-		}
+	done := make(chan struct{})
+	go func() {
+		told.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
+}
+
+func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
+	en.order.Lock()
+	defer en.order.Unlock()
+	if _, back := e.agent.endpoints.find(func(ep endpoint) bool { return ep.ID == id }); back {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	return en.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: []string{id}}, nil)
 }
 
 // handle serves the calls of an engine.
@@ -223,33 +340,4 @@ func (e *engines) handle(_ context.Context, from signal.Peer, method string, par
 		return struct{}{}, e.agent.forget(func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
 	}
 	return nil, fmt.Errorf("an agent does not serve %q", method)
-}
-
-// announced takes up counterparts on an engine's word, which is checked like
-// anybody's, and returns when they are programmed.
-func (a *Agent) announced(p signal.AnnounceParams) (signal.AnnounceReply, error) {
-	verifier := a.node.Verifier()
-	reply := signal.AnnounceReply{Refused: map[string]string{}}
-	for _, r := range p.Requests {
-		adm, err := verifier.Verify(r, a.now())
-		if err != nil {
-			a.log.Warn("counterpart refused", logkey.Endpoint, adm.Endpoint, logkey.Error, err)
-			reply.Refused[adm.Endpoint] = err.Error()
-			continue
-		}
-		if _, err := a.counterparts.Put(lease.Lease{Request: r, Admission: adm}); err != nil {
-			return reply, err
-		}
-	}
-	a.refreshCatalog()
-	return reply, a.reprogram()
-}
-
-// forget drops counterparts.
-func (a *Agent) forget(gone func(fabric.Admission) bool) error {
-	removed, err := a.counterparts.Remove(gone)
-	if err != nil || len(removed) == 0 {
-		return err
-	}
-	return a.reprogram()
 }

@@ -189,13 +189,18 @@ func vacate(ifName string, namespace *os.File) error {
 	return nil
 }
 
-// linkIndex returns the index of an interface, and false if there is none.
-func linkIndex(name string) (int, bool) {
+// linkIndex returns the index of an interface, 0 if there is none. That it
+// cannot be looked up does not mean that it is not there.
+func linkIndex(name string) (int, error) {
 	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return 0, false
+	var absent netlink.LinkNotFoundError
+	if errors.As(err, &absent) {
+		return 0, nil
 	}
-	return link.Attrs().Index, true
+	if err != nil {
+		return 0, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	return link.Attrs().Index, nil
 }
 
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node"
 )
 
@@ -19,6 +20,7 @@ import (
 type Datapath interface {
 	Attach(ifName string) error
 	Detach(ifName string) error
+	Attached() ([]string, error)
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(ifindex uint32) error
 	Endpoints() ([]bpf.Endpoint, error)
@@ -148,8 +150,11 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		}
 	}
 	for c := range have.checks {
-		_, lives := want.endpoints[c.Interface]
-		if lives && !want.checks[c] {
+		_, was := have.endpoints[c.Interface]
+		_, stays := want.endpoints[c.Interface]
+		// With an endpoint its checks have gone; one without an endpoint would
+		// be that of the next interface with this index.
+		if !want.checks[c] && (stays || !was) {
 			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
 		}
 	}
@@ -190,15 +195,23 @@ func (a *Agent) reprogram() error {
 	if err != nil {
 		return err
 	}
+	return a.follow(want)
+}
+
+// follow writes what differs from what was written last. It is for holders of
+// programming.
+func (a *Agent) follow(want image) error {
 	if reflect.DeepEqual(a.written, want) {
 		return nil
 	}
-	_, err = write(a.data, a.written, want)
-	a.written = want
-	if err != nil {
-		// What is really there is read back at the next reconciliation.
+	if _, err := write(a.data, a.written, want); err != nil {
+		// Which part was made, the maps say; the rest is written the next time.
+		if have, err := readImage(a.data); err == nil {
+			a.written = have
+		}
 		return fmt.Errorf("program the data path: %w", err)
 	}
+	a.written = want
 	return nil
 }
 
@@ -211,12 +224,30 @@ func (a *Agent) Reconcile() error {
 	if err != nil {
 		return err
 	}
+	// What is only not written yet is no difference to report. What an earlier
+	// process left has to be read first: it is not to be added to.
+	if a.written.pairs != nil {
+		if err := a.follow(want); err != nil {
+			a.log.Warn("trying again to program the data path", logkey.Error, err)
+		}
+	}
 	have, err := readImage(a.data)
 	if err != nil {
 		return fmt.Errorf("read the data path: %w", err)
 	}
 	changes, err := write(a.data, have, want)
-	a.written = want
+	if err == nil {
+		a.written = want
+	}
+	// Programs that somebody took off leave an interface open.
+	for _, ep := range a.endpoints.all() {
+		if index, unknown := linkIndex(ep.HostIf); unknown != nil || index == 0 || index != ep.HostIndex {
+			continue
+		}
+		if attaching := a.attachPrograms(ep.HostIf); attaching != nil {
+			err = errors.Join(err, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, attaching))
+		}
+	}
 	if len(changes) > 0 {
 		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
 	}
@@ -233,29 +264,49 @@ func (a *Agent) wanted() (image, error) {
 	for _, le := range a.counterparts.All(a.now()) {
 		counterparts = append(counterparts, le.Admission)
 	}
-	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
-	c := compiler{num: a.num, underlay: underlay, towards: a.towards()}
-	state, err := c.compile(a.endpoints.all(), counterparts, a.documents())
+	// An interface that cannot be looked up must not take away what is enforced.
+	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
+	if err != nil {
+		return image{}, err
+	}
+	towards, err := a.towards()
+	if err != nil {
+		return image{}, err
+	}
+	c := compiler{num: a.num, underlay: underlay, towards: towards}
+	state, err := c.compile(a.live(), counterparts, a.documents())
 	if err != nil {
 		return image{}, fmt.Errorf("compute the data path: %w", err)
 	}
 	return imageOf(state), nil
 }
 
+// live returns the endpoints of this node that have an interface and an
+// admission: one that has expired gives no rights here either.
+func (a *Agent) live() []endpoint {
+	now := a.now()
+	return slices.DeleteFunc(a.endpoints.all(), func(ep endpoint) bool {
+		return ep.HostIndex == 0 || !now.Before(ep.Admission.Expires)
+	})
+}
+
 // towards returns a function that names the interface by which the endpoints
 // of a node come: the link to the nodes of the own zone, or that to the zone's
 // processor. It looks the interfaces up once.
-func (a *Agent) towards() func(zone, node string) (int, bool) {
+func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
 	self := a.node.Self
-	index := func(peer string) int {
+	index := func(peer string) (int, error) {
 		name, ok := a.node.Links.Interface(peer)
 		if !ok {
-			return 0
+			return 0, nil
 		}
-		index, _ := linkIndex(name)
-		return index
+		return linkIndex(name)
 	}
-	within, beyond := index(node.ZonePeer), 0
+	within, err := index(node.ZonePeer)
+	if err != nil {
+		return nil, err
+	}
+	beyond := 0
 	var processors []string
 	for _, n := range a.node.Nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone {
@@ -263,7 +314,9 @@ func (a *Agent) towards() func(zone, node string) (int, bool) {
 		}
 	}
 	if len(processors) > 0 {
-		beyond = index(slices.Min(processors))
+		if beyond, err = index(slices.Min(processors)); err != nil {
+			return nil, err
+		}
 	}
 	return func(zone, node string) (int, bool) {
 		switch {
@@ -273,5 +326,5 @@ func (a *Agent) towards() func(zone, node string) (int, bool) {
 			return within, within != 0
 		}
 		return 0, false // its own endpoints are known by their own interfaces
-	}
+	}, nil
 }

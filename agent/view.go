@@ -37,8 +37,8 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 	if !reach.Allowed {
 		return reach
 	}
-	for _, other := range v.agent.known() {
-		if other.Service != service || len(fabric.Grants(id, doc, other.Identity())) == 0 {
+	for _, other := range v.agent.known(service) {
+		if len(fabric.Grants(id, doc, other.Identity())) == 0 {
 			continue
 		}
 		healthy, known := v.agent.health.Healthy(other.Endpoint)
@@ -55,14 +55,16 @@ func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) boo
 	})
 }
 
-// known returns every endpoint that this node knows: its own and their
-// counterparts.
-func (a *Agent) known() []fabric.Admission {
+// known returns every endpoint of a service that this node knows: of its own and
+// of their counterparts.
+func (a *Agent) known(service fabric.Ref) []fabric.Admission {
 	var list []fabric.Admission
-	for _, ep := range a.endpoints.all() {
-		list = append(list, ep.Admission)
+	for _, ep := range a.live() {
+		if ep.Admission.Service == service {
+			list = append(list, ep.Admission)
+		}
 	}
-	for _, le := range a.counterparts.All(a.now()) {
+	for _, le := range a.counterparts.Where(a.now(), func(adm fabric.Admission) bool { return adm.Service == service }) {
 		list = append(list, le.Admission)
 	}
 	return list

@@ -28,7 +28,7 @@ import (
 // TestJobScripts runs the job commands against a real Nomad.
 func TestJobScripts(t *testing.T) {
 	testhost.RequireRoot(t) // Nomad's client
-	address := startNomad(t, testhost.RequireProgram(t, "nomad"))
+	address := startNomad(t, testhost.RequireServer(t, "nomad"))
 	t.Setenv("NOMAD_ADDR", address)
 	t.Run("rewritten", nomadUnderstands)
 	t.Run("demo", demoJobsAreValid)

@@ -79,6 +79,11 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	defer done()
 
 	now := time.Now().UTC().Truncate(time.Millisecond)
+	// Engines and agents keep the youngest: a clock that was set back, or that of
+	// another controller, must not make this one the older.
+	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
+		now = old.admission.Issued.Add(time.Millisecond)
+	}
 	admission := fabric.Admission{
 		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Node,
 		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles, Checks: place.Checks,

@@ -78,7 +78,12 @@ func (b *bridge) attach(ctx context.Context) error {
 		return err
 	}
 	b.pipe.Attach(conn)
-	b.attached = true
+	want := b.state()
+	if _, err := b.pipe.Replace(ctx, want); err != nil {
+		conn.Close() // only after a comparison it is known what to write
+		return err
+	}
+	b.attached, b.written = true, want
 	go func() {
 		<-conn.Done()
 		b.log.Warn("the connection to the switch was lost; it will be opened again")
@@ -86,11 +91,6 @@ func (b *bridge) attach(ctx context.Context) error {
 		b.attached = false
 		b.mu.Unlock()
 	}()
-	_, err = b.pipe.Replace(ctx, b.state())
-	if err != nil {
-		return err
-	}
-	b.written = b.state()
 	return nil
 }
 

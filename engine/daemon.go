@@ -36,6 +36,9 @@ import (
 // hold, and everybody with what they were told.
 const reconcileInterval = 5 * time.Second
 
+// introduction bounds bringing a daemon that has connected up to date.
+const introduction = time.Minute
+
 // redial is the pause between attempts to reach another engine.
 const redial = time.Second
 
@@ -68,7 +71,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	d := &Daemon{node: n, bridge: newBridge(sw, log), names: num}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
-	d.firewall = firewall.New(firewall.Config{Underlay: c.Underlay.Interface, Ranges: n.Self.Ranges})
+	if d.firewall, err = n.Firewall(); err != nil {
+		return nil, err
+	}
 	if err := d.firewall.Apply(); err != nil {
 		return nil, err
 	}
@@ -97,6 +102,9 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.awaitPorts(ctx); err != nil {
 		d.log.Warn("not all links are up yet", logkey.Error, err)
 	}
+	if ctx.Err() != nil {
+		return group.Wait() // what the switch holds is not to shrink to the ports known so far
+	}
 	if err := d.Resume(ctx); err != nil {
 		d.node.Degrade("switch", err)
 	}
@@ -105,9 +113,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.keep(ctx, refresh) })
 	group.Go(func() error { return d.serveTasks(ctx) })
 	group.Go(func() error {
-		expiry.Watch(ctx, d.now, d.docs.Documents, trigger)
+		// The switch first: bringing agents up to date may take its time.
+		expiry.Watch(ctx, d.now, d.docs.Documents, func() {
+			d.node.Degrade("refresh", d.reprogram())
+			trigger()
+		})
 		return nil
 	})
+	group.Go(func() error { return d.repair(ctx) })
 	return group.Wait()
 }
 
@@ -131,7 +144,24 @@ func (d *Daemon) awaitPorts(ctx context.Context) error {
 	}
 }
 
-// keep refreshes on every change, and repairs, always.
+// repair compares switch and firewall with what they should be, always. It waits
+// for nobody else.
+func (d *Daemon) repair(ctx context.Context) error {
+	tick := time.NewTicker(reconcileInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		_, err := d.bridge.Reconcile()
+		d.node.Degrade("switch", err)
+		d.node.Degrade("firewall", d.firewall.Apply())
+	}
+}
+
+// keep refreshes on every change, ends leases, and keeps everybody in step.
 func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 	tick := time.NewTicker(reconcileInterval)
 	defer tick.Stop()
@@ -146,9 +176,6 @@ func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 			d.node.Degrade("leases", d.Expire())
 			d.node.Degrade("refresh", d.Refresh(ctx))
 			d.Sync(ctx)
-			_, err := d.bridge.Reconcile()
-			d.node.Degrade("switch", err)
-			d.node.Degrade("firewall", d.firewall.Apply())
 		}
 	}
 }
@@ -169,7 +196,7 @@ func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 
 // welcome brings a daemon that has connected up to date.
 func (d *Daemon) welcome(ctx context.Context, c *signal.Conn) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, introduction)
 	defer cancel()
 	if err := d.Attach(ctx, c); err != nil {
 		d.log.Warn("connection refused or not brought up to date", logkey.Error, err)
@@ -191,7 +218,8 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 		want := map[string]fabric.Node{}
 		for _, n := range d.node.Nodes() {
 			if n.Kind == fabric.KindProcessor && n.Zone != d.self.Zone {
-				want[n.ID()] = n
+				// By its address too: who moved is met anew.
+				want[fmt.Sprintf("%s %s:%d", n.ID(), n.Gateway4(), n.Engine)] = n
 			}
 		}
 		for id, stop := range started {
@@ -229,6 +257,7 @@ func (d *Daemon) meet(ctx context.Context, n fabric.Node) {
 			err = d.answer(ctx, n)
 		}
 		if ctx.Err() != nil {
+			d.node.Degrade("engine "+n.ID(), nil)
 			return
 		}
 		d.node.Degrade("engine "+n.ID(), err)
@@ -258,7 +287,9 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 		return fmt.Errorf("reach the engine of %s: %w", n.ID(), err)
 	}
 	defer conn.Close()
-	if err := d.Attach(dialing, conn); err != nil {
+	introducing, cancel := context.WithTimeout(ctx, introduction)
+	defer cancel()
+	if err := d.Attach(introducing, conn); err != nil {
 		return err
 	}
 	d.node.Degrade("engine "+n.ID(), nil)

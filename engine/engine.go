@@ -6,6 +6,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -28,6 +29,10 @@ const inForce = 400 * time.Millisecond
 // settle bounds a call to another daemon that nobody waits for any more.
 const settle = 10 * time.Second
 
+// errSuperseded says that a younger admission is in force than the one that a
+// request carries.
+var errSuperseded = errors.New("a younger admission is in force")
+
 // Documents hands out the documents of the revision in force. Asking for a
 // service makes it an interest: it is then kept up to date.
 type Documents interface {
@@ -38,16 +43,19 @@ type Documents interface {
 // Engine holds the leases of a zone and keeps the switch, the zone's agents
 // and the other zones' engines in step with them.
 type Engine struct {
-	self    fabric.Node
-	log     hclog.Logger
-	verify  admission.Verifier
-	docs    Documents
-	leases  *lease.Set
-	sw      Switch
-	num     numbers
-	nodes   func() []fabric.Node // of the whole fabric
-	now     func() time.Time
+	self   fabric.Node
+	log    hclog.Logger
+	verify admission.Verifier
+	docs   Documents
+	leases *lease.Set
+	sw     Switch
+	num    numbers
+	nodes  func() []fabric.Node // of the whole fabric
+	now    func() time.Time
+
 	program sync.Mutex // serialises computing and programming the switch
+	behind  bool       // the switch was not brought to what the leases ask for; guarded by program
+
 	mu      sync.Mutex
 	agents  map[string]*remote // connected agents of the zone, by zone/node
 	engines map[string]*remote // connected engines of other zones, by zone/node
@@ -85,6 +93,16 @@ func (e *Engine) Resume(ctx context.Context) error {
 		e.interest(ctx, le.Admission.Service)
 	}
 	return e.reprogram()
+}
+
+// believe returns the admission of a request if it may be believed. One that is
+// held was verified when it came and stands until it expires: that its
+// certificate has expired meanwhile must not end it when a daemon restarts.
+func (e *Engine) believe(r fabric.Request) (fabric.Admission, error) {
+	if a, held := e.leases.Held(r, e.now()); held {
+		return a, nil
+	}
+	return e.verify.Verify(r, e.now())
 }
 
 // interest makes the document of a service known. A service that the revision
@@ -136,7 +154,7 @@ func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, pa
 // when it is in force everywhere, or when waiting any longer would hold up the
 // workload.
 func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.ConnectParams) (signal.ConnectReply, error) {
-	a, err := e.verify.Verify(p.Request, e.now())
+	a, err := e.believe(p.Request)
 	if err != nil {
 		return signal.ConnectReply{}, err
 	}
@@ -148,7 +166,16 @@ func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.Connect
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
+	// The zone's agents and the other zones hear of it at the same time. What
+	// the other zones answer may be news for the agents, so they are told again;
+	// whoever knows everything is not called.
+	told := make(chan struct{})
+	go func() {
+		e.tell(waiting, a)
+		close(told)
+	}()
 	pending := e.spread(waiting, p.Request)
+	<-told
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
 	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Zone+"/"+a.Node, "pending", len(pending))
@@ -158,7 +185,7 @@ func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.Connect
 // forward takes a request that another zone's engine has accepted. It is
 // believed no more than an agent's.
 func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.ForwardParams) (signal.ForwardReply, error) {
-	a, err := e.verify.Verify(p.Request, e.now())
+	a, err := e.believe(p.Request)
 	if err != nil {
 		return signal.ForwardReply{}, err
 	}
@@ -171,7 +198,7 @@ func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.Forward
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	reply := signal.ForwardReply{Pending: e.tell(waiting, a)}
-	for _, le := range e.counterparts([]fabric.Admission{a}) {
+	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
 			reply.Counterparts = append(reply.Counterparts, le.Request)
 		}
@@ -179,7 +206,7 @@ func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.Forward
 	return reply, nil
 }
 
-// hold keeps a verified lease and programs the switch for it.
+// hold keeps a verified lease and returns when the switch is programmed for it.
 func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 	e.interest(ctx, le.Admission.Service)
 	changed, err := e.leases.Put(le)
@@ -187,9 +214,21 @@ func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 		return err
 	}
 	if !changed {
-		return nil
+		if _, held := e.leases.Held(le.Request, e.now()); !held {
+			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
+		}
+		if !e.lags() {
+			return nil
+		}
 	}
 	return e.reprogram()
+}
+
+// lags reports whether the switch could not be programmed the last time.
+func (e *Engine) lags() bool {
+	e.program.Lock()
+	defer e.program.Unlock()
+	return e.behind
 }
 
 // spread carries a request to the engines of all other zones, which answer
@@ -237,15 +276,20 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 	return pending
 }
 
-// forwardTo forwards one request to one engine and takes up the counterparts
-// that it answers with.
+// forwardTo forwards one request to one engine, if it is still in force, and
+// takes up the counterparts that it answers with.
 func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) (pending []string, err error) {
+	peer.order.RLock()
+	defer peer.order.RUnlock()
+	if _, held := e.leases.Held(r, e.now()); !held {
+		return nil, nil // it was withdrawn, or a younger one took its place
+	}
 	var reply signal.ForwardReply
 	if err := peer.conn.Call(ctx, signal.MethodForward, signal.ForwardParams{Request: r}, &reply); err != nil {
 		return nil, err
 	}
 	for _, c := range reply.Counterparts {
-		a, err := e.verify.Verify(c, e.now())
+		a, err := e.believe(c)
 		if err != nil {
 			e.log.Warn("counterpart refused", logkey.Node, peer.id, logkey.Error, err)
 			continue
@@ -254,7 +298,7 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 			e.log.Warn("counterpart refused: it is not of the engine's zone", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
 			continue
 		}
-		if err := e.hold(ctx, lease.Lease{Request: c, Admission: a}); err != nil {
+		if err := e.hold(ctx, lease.Lease{Request: c, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
 			return nil, err
 		}
 	}
@@ -286,12 +330,11 @@ func (e *Engine) end(from signal.Peer, gone func(fabric.Admission) bool) error {
 // drop ends leases and lets everybody know who was told of them.
 func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 	removed, err := e.leases.Remove(gone)
-	if err != nil || len(removed) == 0 {
+	if len(removed) == 0 {
 		return err
 	}
-	if err := e.reprogram(); err != nil {
-		return err
-	}
+	// A switch that cannot be programmed keeps nobody from hearing of it.
+	err = errors.Join(err, e.reprogram())
 	ctx, cancel := context.WithTimeout(context.Background(), settle)
 	defer cancel()
 	var own []string
@@ -305,6 +348,8 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 	if len(own) > 0 {
 		for _, peer := range e.remotes(e.engines) {
 			group.Go(func() error {
+				peer.order.Lock() // after the forwards that are on their way
+				defer peer.order.Unlock()
 				return peer.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: own}, nil)
 			})
 		}
@@ -313,9 +358,9 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 		group.Go(func() error { return e.update(ctx, agent) })
 	}
 	if err := group.Wait(); err != nil {
-		e.log.Warn("not everybody heard of the end of a lease; they will when they connect again", logkey.Error, err)
+		e.log.Warn("not everybody heard of the end of a lease; they will", logkey.Error, err)
 	}
-	return nil
+	return err
 }
 
 // Expire ends the leases that are past their admission's life, and those of
@@ -334,14 +379,14 @@ func (e *Engine) Expire() error {
 
 // Refresh brings switch and agents up to a new revision or roster.
 func (e *Engine) Refresh(ctx context.Context) error {
-	if err := e.reprogram(); err != nil {
-		return err
-	}
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	err := e.reprogram()
 	var group errgroup.Group
 	for _, agent := range e.remotes(e.agents) {
 		group.Go(func() error { return e.update(ctx, agent) })
 	}
-	return group.Wait()
+	return errors.Join(err, group.Wait())
 }
 
 // documents are those of the revision in force, as they hold now.
@@ -359,10 +404,11 @@ func (e *Engine) reprogram() error {
 		return port, ok
 	}
 	want, err := boundary(e.self.Zone, e.leases.All(e.now()), e.documents(), portOf, e.num)
-	if err != nil {
-		return err
+	if err == nil {
+		err = e.sw.Program(want)
 	}
-	return e.sw.Program(want)
+	e.behind = err != nil
+	return err
 }
 
 // ports returns the port towards each zone: its processor that comes first by

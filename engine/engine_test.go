@@ -8,6 +8,7 @@ import (
 	"crypto"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"encoding/json"
 	"maps"
 	"net/netip"
@@ -72,17 +73,20 @@ func (d *fixedDocuments) Documents() map[fabric.Ref]fabric.Document {
 	return d.docs
 }
 
-// recorder is a Switch that only remembers.
+// recorder is a Switch that only remembers, unless it is broken.
 type recorder struct {
-	mu   sync.Mutex
-	last SwitchState
+	mu     sync.Mutex
+	last   SwitchState
+	broken error
 }
 
 func (r *recorder) Program(s SwitchState) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last = s
-	return nil
+	if r.broken == nil {
+		r.last = s
+	}
+	return r.broken
 }
 
 func (r *recorder) Reconcile() ([]string, error)      { return nil, nil }
@@ -113,6 +117,10 @@ func (w *world) engine(zone string) (*Engine, *recorder, *fixedDocuments) {
 
 // request signs a request for the n-th endpoint of a service.
 func (w *world) request(n int, zone, node string, service fabric.Ref, change ...func(*fabric.Admission)) fabric.Request {
+	return w.requestBy(w.ca.Issue(service.SPIFFE(), ""), n, zone, node, service, change...)
+}
+
+func (w *world) requestBy(cert *tls.Certificate, n int, zone, node string, service fabric.Ref, change ...func(*fabric.Admission)) fabric.Request {
 	host, _ := w.node(zone, node)
 	a := instance(n, zone, node, service)
 	b4, b6 := host.Pool4.Addr().As4(), host.Pool6.Addr().As16()
@@ -122,7 +130,6 @@ func (w *world) request(n int, zone, node string, service fabric.Ref, change ...
 		c(&a)
 	}
 	signed := w.ca.Sign(fabric.KindAdmission, a)
-	cert := w.ca.Issue(service.SPIFFE(), "")
 	digest := sha256.Sum256(fabric.RequestSigningInput(signed.Payload))
 	sig, err := cert.PrivateKey.(crypto.Signer).Sign(rand.Reader, digest[:], crypto.SHA256)
 	must.NoError(w.t, err)
@@ -144,8 +151,11 @@ func (c wire) Call(ctx context.Context, method string, params, reply any) error 
 		return err
 	}
 	result, err := c.handle(ctx, c.self, method, data)
-	if err != nil || reply == nil {
-		return err
+	if err != nil {
+		return &signal.RemoteError{Peer: c.peer, Method: method, Message: err.Error()}
+	}
+	if reply == nil {
+		return nil
 	}
 	if data, err = json.Marshal(result); err != nil {
 		return err
@@ -165,8 +175,10 @@ func (w *world) agentOf(e *Engine, node string) *told {
 }
 
 type told struct {
-	mu  sync.Mutex
-	set map[string]bool
+	mu     sync.Mutex
+	set    map[string]bool
+	refuse map[string]string // endpoint to reason
+	synced []string          // as the engine named them last
 }
 
 func (a *told) handle(_ context.Context, _ signal.Peer, method string, params json.RawMessage) (any, error) {
@@ -183,7 +195,9 @@ func (a *told) handle(_ context.Context, _ signal.Peer, method string, params js
 			if err := json.Unmarshal(r.Admission.Payload, &adm); err != nil {
 				return nil, err
 			}
-			a.set[adm.Endpoint] = true
+			if a.refuse[adm.Endpoint] == "" {
+				a.set[adm.Endpoint] = true
+			}
 		}
 	case signal.MethodWithdraw:
 		var p signal.WithdrawParams
@@ -193,8 +207,14 @@ func (a *told) handle(_ context.Context, _ signal.Peer, method string, params js
 		for _, id := range p.Endpoints {
 			delete(a.set, id)
 		}
+	case signal.MethodSync:
+		var p signal.SyncParams
+		if err := json.Unmarshal(params, &p); err != nil {
+			return nil, err
+		}
+		a.synced = p.Endpoints
 	}
-	return signal.AnnounceReply{}, nil
+	return signal.AnnounceReply{Refused: a.refuse}, nil
 }
 
 func (a *told) endpoints() []string {

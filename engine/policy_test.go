@@ -28,7 +28,6 @@ func (c counter) Of(name string) (uint32, error) {
 
 var (
 	web, svc, news = fabric.Ref{Domain: "app", Name: "web"}, fabric.Ref{Domain: "app", Name: "svc"}, fabric.Ref{Domain: "app", Name: "news"}
-	frontend       = fabric.Ref{Domain: "app", Name: "frontend"}
 	newsAPI        = fabric.Ref{Domain: "app", Name: "news-api"}
 	http           = []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}}}}
 )

@@ -41,7 +41,7 @@ func (p *ports) config(d link.Device) port.Config {
 		Namespace: p.prefix + "-l" + number,
 		Outer:     "sif-o" + number,
 		Device:    d.Name,
-		MTU:       node.FlowMTU(d.MTU),
+		MTU:       node.SwitchMTU(d.MTU),
 		Addrs:     []netip.Addr{p.self.Gateway4(), p.self.Gateway6()},
 	}
 	for _, peer := range d.Peers {

@@ -9,8 +9,11 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/lease"
@@ -25,6 +28,11 @@ type remote struct {
 	node string
 	conn Conn
 
+	// order keeps what another engine is told of an endpoint in order: forwards
+	// share it, and the word that endpoints are gone waits for those that are on
+	// their way.
+	order sync.RWMutex
+
 	// told is what an agent was told of other endpoints: when the admission of
 	// each was issued. mu keeps the messages about it in order.
 	mu   sync.Mutex
@@ -38,15 +46,29 @@ type Conn interface {
 	Done() <-chan struct{}
 }
 
+// announceAtOnce is how many requests go into one message to an agent, far below
+// what a frame holds; forwardAtOnce is how many forwards are on their way to an
+// engine that has just connected.
+const (
+	announceAtOnce = 500
+	forwardAtOnce  = 16
+)
+
 // Attach takes up the connection of an agent of the zone or of another zone's
-// engine, brings the other side up to date, and forgets it when it closes.
+// engine, brings the other side up to date, and forgets it when it closes. What
+// the other side does not believe is no reason to be without it.
 func (e *Engine) Attach(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
 	r := &remote{id: peer.Zone + "/" + peer.Node, zone: peer.Zone, node: peer.Node, conn: conn, told: map[string]time.Time{}}
 	switch {
 	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)
-		if err := e.update(ctx, r); err != nil {
+		err := e.update(ctx, r)
+		if errors.As(err, new(refusal)) {
+			e.log.Warn("counterparts refused", logkey.Node, r.id, logkey.Error, err)
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("bring agent %s up to date: %w", r.id, err)
 		}
 	case peer.Kind == fabric.KindProcessor && peer.Zone != e.self.Zone:
@@ -76,52 +98,76 @@ func (e *Engine) enter(set map[string]*remote, r *remote) {
 	}()
 }
 
+// own returns the leases of the own zone.
+func (e *Engine) own() []lease.Lease {
+	return e.leases.Where(e.now(), func(a fabric.Admission) bool { return a.Zone == e.self.Zone })
+}
+
 // offer forwards all endpoints of the own zone to another zone's engine.
 func (e *Engine) offer(ctx context.Context, r *remote) error {
-	var endpoints []string
-	for _, le := range e.leases.All(e.now()) {
-		if le.Admission.Zone != e.self.Zone {
-			continue
-		}
-		endpoints = append(endpoints, le.Admission.Endpoint)
-		if _, err := e.forwardTo(ctx, r, le.Request); err != nil {
+	var group errgroup.Group
+	group.SetLimit(forwardAtOnce)
+	for _, le := range e.own() {
+		group.Go(func() error {
+			_, err := e.forwardTo(ctx, r, le.Request)
+			var refused *signal.RemoteError
+			if errors.As(err, &refused) {
+				e.log.Warn("endpoint not taken up by another zone", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, r.id, logkey.Error, err)
+				return nil
+			}
 			return err
-		}
+		})
 	}
-	if err := r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: endpoints}, nil); err != nil {
+	if err := group.Wait(); err != nil {
 		return err
 	}
-	return e.Refresh(ctx)
+	if err := e.syncEngine(ctx, r); err != nil {
+		return err
+	}
+	err := e.Refresh(ctx)
+	if err != nil {
+		e.log.Warn("not everybody is up to date; they will be", logkey.Error, err)
+	}
+	return nil
+}
+
+// refusal is an agent's answer that it does not believe what it was told.
+type refusal struct{ reasons map[string]string } // by endpoint
+
+func (r refusal) Error() string {
+	var texts []string
+	for _, endpoint := range slices.Sorted(maps.Keys(r.reasons)) {
+		texts = append(texts, fmt.Sprintf("endpoint %s refused: %s", endpoint, r.reasons[endpoint]))
+	}
+	return strings.Join(texts, "; ")
+}
+
+// relevant returns the leases of other nodes that an agent has to know.
+func (e *Engine) relevant(r *remote) map[string]lease.Lease {
+	var hosted []fabric.Identity
+	onNode := func(a fabric.Admission) bool { return a.Zone == r.zone && a.Node == r.node }
+	for _, le := range e.leases.Where(e.now(), onNode) {
+		hosted = append(hosted, le.Admission.Identity())
+	}
+	all := map[string]lease.Lease{}
+	for _, le := range e.counterparts(hosted) {
+		if !onNode(le.Admission) { // it knows its own
+			all[le.Admission.Endpoint] = le
+		}
+	}
+	return all
 }
 
 // update tells an agent what has changed among the counterparts of the
-// endpoints that it hosts, and returns when it has programmed them.
+// endpoints that it hosts, and returns when it has programmed them. What the
+// agent refused is a refusal.
 func (e *Engine) update(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var hosted []fabric.Admission
-	for _, le := range e.leases.All(e.now()) {
-		if le.Admission.Zone == r.zone && le.Admission.Node == r.node {
-			hosted = append(hosted, le.Admission)
-		}
-	}
-	relevant := map[string]bool{}
-	var news []fabric.Request
-	issued := map[string]time.Time{}
-	for _, le := range e.counterparts(hosted) {
-		a := le.Admission
-		relevant[a.Endpoint] = true
-		if a.Zone == r.zone && a.Node == r.node {
-			continue // it knows its own
-		}
-		if at, told := r.told[a.Endpoint]; !told || at.Before(a.Issued) {
-			news = append(news, le.Request)
-			issued[a.Endpoint] = a.Issued
-		}
-	}
+	relevant := e.relevant(r)
 	var gone []string
 	for endpoint := range r.told {
-		if !relevant[endpoint] {
+		if _, stays := relevant[endpoint]; !stays {
 			gone = append(gone, endpoint)
 		}
 	}
@@ -134,54 +180,100 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 			delete(r.told, endpoint)
 		}
 	}
-	if len(news) == 0 {
-		return nil
-	}
-	var reply signal.AnnounceReply
-	if err := r.conn.Call(ctx, signal.MethodAnnounce, signal.AnnounceParams{Requests: news}, &reply); err != nil {
-		return err
-	}
-	var refused []error
-	for endpoint, at := range issued {
-		if why, no := reply.Refused[endpoint]; no {
-			refused = append(refused, fmt.Errorf("endpoint %s refused: %s", endpoint, why))
-			continue
+	var news []string
+	for endpoint, le := range relevant {
+		if at, told := r.told[endpoint]; !told || at.Before(le.Admission.Issued) {
+			news = append(news, endpoint)
 		}
-		r.told[endpoint] = at
 	}
-	return errors.Join(refused...)
+	slices.Sort(news)
+	refused := map[string]string{}
+	for some := range slices.Chunk(news, announceAtOnce) {
+		var params signal.AnnounceParams
+		for _, endpoint := range some {
+			params.Requests = append(params.Requests, relevant[endpoint].Request)
+		}
+		var reply signal.AnnounceReply
+		if err := r.conn.Call(ctx, signal.MethodAnnounce, params, &reply); err != nil {
+			return err
+		}
+		for _, endpoint := range some {
+			if why, no := reply.Refused[endpoint]; no {
+				refused[endpoint] = why
+				continue
+			}
+			r.told[endpoint] = relevant[endpoint].Admission.Issued
+		}
+	}
+	if len(refused) > 0 {
+		return refusal{refused}
+	}
+	return nil
 }
 
-// Sync tells each connected agent all that it was ever told, so that it can
-// drop what was withdrawn while it was away.
+// Sync tells every connected agent and engine all that it should have of us, so
+// that it drops what it missed the end of.
 func (e *Engine) Sync(ctx context.Context) {
-	for _, r := range e.remotes(e.agents) {
-		r.mu.Lock()
-		endpoints := slices.Sorted(maps.Keys(r.told))
-		err := r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: endpoints}, nil)
-		r.mu.Unlock()
-		if err != nil {
-			e.log.Warn("agent not synchronised", logkey.Node, r.id, logkey.Error, err)
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	var group errgroup.Group
+	tell := func(set map[string]*remote, do func(context.Context, *remote) error) {
+		for _, r := range e.remotes(set) {
+			group.Go(func() error {
+				if err := do(ctx, r); err != nil {
+					e.log.Warn("not synchronised", logkey.Node, r.id, logkey.Error, err)
+				}
+				return nil
+			})
 		}
 	}
+	tell(e.agents, e.syncAgent)
+	tell(e.engines, e.syncEngine)
+	group.Wait()
 }
 
-// counterparts returns the leases that may open flows to any of the given
-// endpoints, or answer flows of theirs, under the revision in force.
-func (e *Engine) counterparts(of []fabric.Admission) []lease.Lease {
-	docs := e.documents()
-	var list []lease.Lease
-	for _, le := range e.leases.All(e.now()) {
-		other := le.Admission.Identity()
-		concerns := func(a fabric.Admission) bool {
-			id, doc := a.Identity(), docs[a.Service]
-			return len(fabric.Grants(id, doc, other)) > 0 || len(fabric.GrantsTo(id, doc, other)) > 0
-		}
-		if slices.ContainsFunc(of, concerns) {
-			list = append(list, le)
-		}
+// syncAgent names all that an agent has to know, whether it was told yet or not:
+// what it refuses or missed it does not have anyway.
+func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
+}
+
+// syncEngine names all endpoints of the own zone. No forward may overtake the
+// list: the endpoint would be taken for one that is gone.
+func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
+	r.order.Lock()
+	defer r.order.Unlock()
+	var endpoints []string
+	for _, le := range e.own() {
+		endpoints = append(endpoints, le.Admission.Endpoint)
 	}
-	return list
+	return r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: endpoints}, nil)
+}
+
+// counterparts returns the leases that may open flows to endpoints of any of the
+// given identities, or answer flows of theirs, under the revision in force.
+func (e *Engine) counterparts(of []fabric.Identity) []lease.Lease {
+	docs := e.documents()
+	mine := map[string]fabric.Identity{}
+	for _, id := range of {
+		mine[id.Key()] = id
+	}
+	concerned := map[string]bool{} // identities are few, endpoints many
+	return e.leases.Where(e.now(), func(a fabric.Admission) bool {
+		other := a.Identity()
+		key := other.Key()
+		is, known := concerned[key]
+		if !known {
+			for _, id := range mine {
+				doc := docs[id.Service]
+				is = is || len(fabric.Grants(id, doc, other)) > 0 || len(fabric.GrantsTo(id, doc, other)) > 0
+			}
+			concerned[key] = is
+		}
+		return is
+	})
 }
 
 // tell brings the agents that host counterparts of a, and a's own, up to date.
@@ -191,7 +283,7 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 	if a.Zone == e.self.Zone {
 		hosts[a.Zone+"/"+a.Node] = true
 	}
-	for _, le := range e.counterparts([]fabric.Admission{a}) {
+	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
 			hosts[le.Admission.Zone+"/"+le.Admission.Node] = true
 		}

@@ -14,7 +14,7 @@ cache=${SIF_CACHE:-/var/cache/sif}/servers
 
 packages=(
   bpftool busybox-static ca-certificates clang conntrack curl docker.io ethtool gcc git iproute2 jq
-  libbpf-dev libc6-dev llvm make nftables openvswitch-switch procps tcpdump util-linux wireguard-tools
+  libbpf-dev libc6-dev llvm make nftables openvswitch-switch procps shellcheck tcpdump util-linux wireguard-tools
 )
 
 say() { printf 'setup: %s\n' "$*"; }

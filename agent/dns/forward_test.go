@@ -27,11 +27,20 @@ type upstream struct {
 // startUpstream starts a resolver whose answers handle makes.
 func startUpstream(t *testing.T, handle func(w miekg.ResponseWriter, m *miekg.Msg)) *upstream {
 	t.Helper()
-	conn, err := net.ListenPacket("udp", "127.0.0.1:0")
-	must.NoError(t, err)
-	u := &upstream{addr: conn.LocalAddr().(*net.UDPAddr).AddrPort()}
-	listener, err := net.Listen("tcp", u.addr.String())
-	must.NoError(t, err)
+	var conn net.PacketConn
+	var listener net.Listener
+	u := &upstream{}
+	for range 20 { // a port that is free for UDP may be taken for TCP
+		var err error
+		conn, err = net.ListenPacket("udp", "127.0.0.1:0")
+		must.NoError(t, err)
+		u.addr = conn.LocalAddr().(*net.UDPAddr).AddrPort()
+		if listener, err = net.Listen("tcp", u.addr.String()); err == nil {
+			break
+		}
+		conn.Close()
+	}
+	must.NotNil(t, listener)
 	for _, s := range []*miekg.Server{{PacketConn: conn}, {Listener: listener}} {
 		s.Handler = miekg.HandlerFunc(func(w miekg.ResponseWriter, m *miekg.Msg) {
 			if _, isTCP := w.RemoteAddr().(*net.TCPAddr); isTCP {

@@ -32,8 +32,8 @@ const (
 )
 
 // tun makes a TUN device in a namespace, up, and returns its packets' file. Like
-// that of a userspace WireGuard device it takes and gives TCP in segments of up
-// to 64 KiB.
+// that of a userspace WireGuard device it takes and gives TCP, and trains of UDP
+// datagrams, in packets of up to 64 KiB.
 func tun(t testing.TB, ns, name string) *os.File {
 	t.Helper()
 	device := &netlink.Tuntap{
@@ -49,7 +49,7 @@ func tun(t testing.TB, ns, name string) *os.File {
 	raw, err := device.Fds[0].SyscallConn()
 	must.NoError(t, err)
 	must.NoError(t, raw.Control(func(fd uintptr) {
-		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6)
+		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_USO4|unix.TUN_F_USO6)
 	}))
 	must.NoError(t, err)
 	return device.Fds[0]
@@ -148,7 +148,10 @@ func TestLinksThroughSwitch(t *testing.T) {
 		})
 		configs = append(configs, c)
 	}
-	state.Entries = []ovs.Entry{{ID: 1, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 80, Last: 80}}}}
+	state.Entries = []ovs.Entry{
+		{ID: 1, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 80, Last: 80}}},
+		{ID: 2, Src: 1, Dst: 2, Protocol: 17, Ports: []ovs.PortRange{{First: 53, Last: 53}}},
+	}
 	p := ovs.NewPipeline(1, sw.Revalidated)
 	conn, err := sw.Dial(ctx)
 	must.NoError(t, err)
@@ -196,6 +199,32 @@ func TestLinksThroughSwitch(t *testing.T) {
 	must.NoError(t, works("tcp", "[fd5f:0:0:2::1]:80"))
 	must.Error(t, works("tcp", "100.64.2.1:81"))
 
+	t.Run("trains of datagrams arrive whole", func(t *testing.T) {
+		for _, address := range []string{"100.64.2.1:53", "[fd5f:0:0:2::1]:53"} {
+			var there, here net.PacketConn
+			in(t, hosts[1], func() { there, err = net.ListenPacket("udp", address) })
+			must.NoError(t, err)
+			defer there.Close()
+			in(t, hosts[0], func() { here, err = net.ListenPacket("udp", ":0") })
+			must.NoError(t, err)
+			defer here.Close()
+			const size, count = 100, 20
+			raw, err := here.(*net.UDPConn).SyscallConn()
+			must.NoError(t, err)
+			must.NoError(t, raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
+			}))
+			must.NoError(t, err)
+			_, err = here.WriteTo(make([]byte, size*count), there.LocalAddr())
+			must.NoError(t, err)
+			must.NoError(t, there.SetReadDeadline(time.Now().Add(3*time.Second)))
+			for i := range count {
+				n, _, err := there.ReadFrom(make([]byte, 2*size))
+				must.NoError(t, err, must.Sprintf("datagram %d of %d to %s", i+1, count, address))
+				must.Eq(t, size, n)
+			}
+		}
+	})
 	t.Run("what is too big is refused before the switch", func(t *testing.T) {
 		c := configs[0]
 		c.MTU = 1300

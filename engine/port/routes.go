@@ -64,7 +64,9 @@ func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 			return fresh, fmt.Errorf("set the veth up: %w", err)
 		}
 	}
-	return fresh, inNamespace(s.portNS, func() error { return writeSysctls(ofDevice(inner)) })
+	return fresh, inNamespace(s.portNS, func() error {
+		return errors.Join(writeSysctls(ofDevice(inner)), switchOff(inner, udpSegmentation))
+	})
 }
 
 // makeVeth makes the pair anew, in place of what is left of an old one.

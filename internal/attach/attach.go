@@ -117,11 +117,20 @@ func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Ha
 	defer stop()
 	for {
 		conn, err := l.AcceptUnix()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
 			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept a CNI call: %w", err)
+		case err != nil: // for instance out of file descriptors: others may be freed
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
 		}
 		go func() {
 			defer conn.Close()

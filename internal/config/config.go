@@ -47,6 +47,9 @@ type Config struct {
 type Underlay struct {
 	Address   string `hcl:"address,optional"`
 	Interface string `hcl:"interface,optional"`
+	// Management lists what is open to the underlay besides the links and the
+	// engine: "tcp/22", "udp/8301". An empty list opens nothing more.
+	Management []string `hcl:"management,optional"`
 }
 
 // Addr returns the address; invalid if the file names none.

@@ -62,7 +62,7 @@ func TestParseAgent(t *testing.T) {
 	must.Eq(t, "sif-transit", c.Vault.TransitMount)
 	must.Eq(t, "sif", c.Vault.TransitKey)
 	must.Eq(t, 8920, c.Link.MTU)
-	must.Eq(t, "/r/link.sock", c.Link.Socket)
+	must.Eq(t, "/r/link/link.sock", c.Link.Socket)
 	must.Eq(t, "/r/cni.sock", c.CNI.Socket)
 	must.Eq(t, []string{"10.0.0.53:53", "10.0.0.54:5353"}, c.DNS.Upstream)
 	id := c.Identity()

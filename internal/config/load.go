@@ -142,7 +142,11 @@ func (c *Config) fillDefaults() {
 		fill(&c.Pools.IPv4, "100.64.0.0/10")
 		fill(&c.Pools.IPv6, "fd5f:7369:6600::/48")
 	}
-	fill(&c.Link.Socket, filepath.Join(c.RunDir, "link.sock"))
+	if c.Underlay.Management == nil {
+		// SSH, Serf gossip of Consul, Nomad's HTTP API.
+		c.Underlay.Management = []string{"tcp/22", "tcp/8301", "udp/8301", "tcp/4646"}
+	}
+	fill(&c.Link.Socket, filepath.Join(c.RunDir, "link", "link.sock"))
 	if c.Link.MTU == 0 {
 		c.Link.MTU = 1420
 	}
@@ -154,6 +158,26 @@ func (c *Config) fillDefaults() {
 	fill(&c.CNI.PluginDir, "/opt/cni/bin")
 	fill(&c.CNI.ConfigDir, "/opt/cni/config")
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
+}
+
+// ParseManagement parses what a node opens to the underlay, such as "tcp/22".
+func ParseManagement(s string) (fabric.Protocol, uint16, error) {
+	name, port, ok := strings.Cut(s, "/")
+	if !ok {
+		return 0, 0, fmt.Errorf("%q is not of the form protocol/port, such as \"tcp/22\"", s)
+	}
+	protocol, err := fabric.ParseProtocol(name)
+	if err != nil {
+		return 0, 0, fmt.Errorf("%q: %w", s, err)
+	}
+	ports, err := fabric.ParsePortRange(port)
+	if err != nil {
+		return 0, 0, fmt.Errorf("%q: %w", s, err)
+	}
+	if ports.From != ports.To {
+		return 0, 0, fmt.Errorf("%q: a single port is wanted, not a range", s)
+	}
+	return protocol, ports.From, nil
 }
 
 // check reports every value that cannot be right.
@@ -186,8 +210,13 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("engine.listen", checkHostPort(c.Engine.Listen))
 	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, 24) }))
 	report("pools.ipv6", set(c.Pools.IPv6, func(s string) error { return checkPool(s, 6, 64) }))
-	if c.Link.MTU < 1280 || c.Link.MTU > 65455 {
-		report("link.mtu", fmt.Errorf("%d is outside 1280-65455", c.Link.MTU))
+	// What workloads get of it must not be below IPv6's minimum.
+	if c.Link.MTU < 1320 || c.Link.MTU > 65455 {
+		report("link.mtu", fmt.Errorf("%d is outside 1320-65455", c.Link.MTU))
+	}
+	for _, text := range c.Underlay.Management {
+		_, _, err := ParseManagement(text)
+		report("underlay.management", err)
 	}
 	for i, u := range c.DNS.Upstream {
 		if a, err := netip.ParseAddr(u); err == nil {

@@ -44,15 +44,11 @@ type Port struct {
 	Number   uint16
 }
 
-// DefaultManagement is what is open when nothing is said: Serf gossip, Nomad's
-// HTTP API and the engine.
-var DefaultManagement = []Port{{fabric.TCP, 8301}, {fabric.UDP, 8301}, {fabric.TCP, 4646}, {fabric.TCP, 7701}}
-
 // Config says what the node is.
 type Config struct {
 	Underlay   string         // the interface by which the node reaches others
 	Ranges     []netip.Prefix // what the pools of the fabric are taken from
-	Management []Port         // nil: DefaultManagement
+	Management []Port         // open to the underlay
 }
 
 // PortMapping leads a port of the node to an endpoint.
@@ -74,9 +70,6 @@ type Firewall struct {
 
 // New returns the firewall of a node and changes nothing yet.
 func New(c Config) *Firewall {
-	if c.Management == nil {
-		c.Management = DefaultManagement
-	}
 	return &Firewall{config: c}
 }
 

@@ -34,6 +34,10 @@ const (
 var config = firewall.Config{
 	Underlay: "under0",
 	Ranges:   []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/32")},
+	Management: []firewall.Port{
+		{Protocol: fabric.TCP, Number: 8301}, {Protocol: fabric.UDP, Number: 8301},
+		{Protocol: fabric.TCP, Number: 4646}, {Protocol: fabric.TCP, Number: 7701},
+	},
 }
 
 // site is a node with all that it meets, each in a namespace of its own.

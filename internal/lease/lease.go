@@ -13,9 +13,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"maps"
 	"os"
+	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -53,17 +54,49 @@ func Open(path string) (*Set, error) {
 	return l, nil
 }
 
-// Put keeps le unless a younger admission of the endpoint is already kept. It
-// reports whether anything changed.
+// Put keeps le unless a younger admission is already kept, of the endpoint or of
+// another one at its addresses. It reports whether anything changed. An address
+// has one holder: older leases of others at le's addresses end, so that a
+// withdrawal that got lost gives nobody the rights of who was there before.
 func (l *Set) Put(le Lease) (bool, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	old, had := l.set[le.Admission.Endpoint]
-	if had && !le.Admission.Issued.After(old.Admission.Issued) {
+	a := le.Admission
+	if old, had := l.set[a.Endpoint]; had && !a.Issued.After(old.Admission.Issued) {
 		return false, nil
 	}
-	l.set[le.Admission.Endpoint] = le
+	var displaced []string
+	for endpoint, other := range l.set {
+		b := other.Admission
+		if endpoint == a.Endpoint || b.IPv4 != a.IPv4 && b.IPv6 != a.IPv6 {
+			continue
+		}
+		if !a.Issued.After(b.Issued) {
+			return false, nil
+		}
+		displaced = append(displaced, endpoint)
+	}
+	for _, endpoint := range displaced {
+		delete(l.set, endpoint)
+	}
+	l.set[a.Endpoint] = le
 	return true, l.save()
+}
+
+// Held returns the admission of a request if it is just the one that is kept,
+// and has not expired at now.
+func (l *Set) Held(r fabric.Request, now time.Time) (fabric.Admission, bool) {
+	var said fabric.Admission
+	if json.Unmarshal(r.Admission.Payload, &said) != nil {
+		return fabric.Admission{}, false
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	le, ok := l.set[said.Endpoint]
+	if !ok || !now.Before(le.Admission.Expires) || !reflect.DeepEqual(le.Request, r) {
+		return fabric.Admission{}, false
+	}
+	return le.Admission, true
 }
 
 // Remove drops every lease for which gone is true and returns them.
@@ -85,14 +118,20 @@ func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 
 // All returns the leases that have not expired at now, ordered by endpoint.
 func (l *Set) All(now time.Time) []Lease {
+	return l.Where(now, func(fabric.Admission) bool { return true })
+}
+
+// Where returns those of All for which match is true.
+func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []Lease
-	for _, endpoint := range slices.Sorted(maps.Keys(l.set)) {
-		if le := l.set[endpoint]; now.Before(le.Admission.Expires) {
+	for _, le := range l.set {
+		if now.Before(le.Admission.Expires) && match(le.Admission) {
 			list = append(list, le)
 		}
 	}
+	slices.SortFunc(list, func(a, b Lease) int { return strings.Compare(a.Admission.Endpoint, b.Admission.Endpoint) })
 	return list
 }
 

@@ -33,15 +33,6 @@ const (
 	lastPort = 51899
 )
 
-// switchReserve is by how many bytes a packet of the fabric is smaller than
-// what the links carry: Open vSwitch 3.1 cuts TCP to the MTU of the port that it
-// leaves by without counting all of its options.
-const switchReserve = 26
-
-// FlowMTU is the MTU of workloads and of the switch's ports, in bytes, where the
-// links carry linkMTU.
-func FlowMTU(linkMTU int) int { return linkMTU - switchReserve }
-
 // ZonePeer stands for the nodes of the own zone among the peers of links.
 const ZonePeer = ""
 
@@ -150,14 +141,15 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 			continue
 		}
 		if next == lastPort {
-			return grown, fmt.Errorf("no port below %d is left for the link to %s", lastPort, m.ID())
+			err = fmt.Errorf("no port up to %d is left for the link to %s", lastPort, m.ID())
+			break
 		}
 		next++
 		l.ports[m.ID()] = next
 		grown = true
 	}
 	if grown {
-		err = l.save()
+		err = errors.Join(err, l.save())
 	}
 	return grown, err
 }

@@ -102,7 +102,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Links, err = openLinks(c, kind); err != nil {
 		return nil, err
 	}
-	if err := n.register(ctx); err != nil {
+	if n.Self, err = n.register(ctx); err != nil {
 		if loadErr := n.loadSelf(); loadErr != nil {
 			return nil, errors.Join(err, loadErr)
 		}
@@ -130,12 +130,8 @@ func (n *Node) Verifier() admission.Verifier {
 }
 
 func (n *Node) member(zone, name string) (fabric.Node, bool) {
-	for _, m := range n.Roster.Members() {
-		if m.Zone == zone && m.Name == name {
-			return m.Node, true
-		}
-	}
-	return fabric.Node{}, false
+	m, ok := n.Roster.Member(zone, name)
+	return m.Node, ok
 }
 
 // Nodes returns the nodes of the fabric.
@@ -147,26 +143,37 @@ func (n *Node) Nodes() []fabric.Node {
 	return nodes
 }
 
-// register publishes this node's links and takes the signed record that the
-// controller answers with.
-func (n *Node) register(ctx context.Context) error {
+// register publishes this node's links and returns the node as the controller
+// signed it in answer, which it keeps on disk.
+func (n *Node) register(ctx context.Context) (fabric.Node, error) {
+	var self fabric.Node
 	req, err := n.registration()
 	if err != nil {
-		return err
+		return self, err
 	}
 	record, err := n.Controller.RegisterNode(ctx, req)
 	if err != nil {
-		return fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
+		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
 	}
-	var self fabric.Node
 	if err := n.Identity.Keys().Verify(record.Node, fabric.KindNode, &self); err != nil {
-		return fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
+		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
 	}
 	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
-		return fmt.Errorf("register node %s: the controller's record is of %s %s", n.Config.NodeID(), self.Kind, self.ID())
+		return self, fmt.Errorf("register node %s: the controller's record is of %s %s", n.Config.NodeID(), self.Kind, self.ID())
 	}
-	n.Self = self
-	return n.saveSelf(record)
+	return self, n.saveSelf(record)
+}
+
+// registerAgain publishes what has changed. Self stays: everything that runs was
+// made with it.
+func (n *Node) registerAgain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	self, err := n.register(ctx)
+	if err == nil && (self.Pool4 != n.Self.Pool4 || self.Pool6 != n.Self.Pool6) {
+		err = fmt.Errorf("the controller gave this node other pools, %s and %s: restart this daemon", self.Pool4, self.Pool6)
+	}
+	return err
 }
 
 func (n *Node) registration() (api.NodeRequest, error) {
@@ -253,7 +260,7 @@ func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 	for {
 		grown, err := n.Links.assignPorts(n.Self, n.Roster.Members())
 		if expiry := n.Identity.Expiry(); grown || !registered.Equal(expiry) {
-			registering := n.register(ctx)
+			registering := n.registerAgain(ctx)
 			if registering == nil {
 				registered = expiry
 			}

@@ -242,6 +242,14 @@ func (w *Watcher) Members() []Member {
 	return sorted(w.held)
 }
 
+// Member returns a node of the fabric.
+func (w *Watcher) Member(zone, name string) (Member, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e, ok := w.held[zone+"/"+name]
+	return e.member, ok
+}
+
 func sorted(held map[string]entry) []Member {
 	members := make([]Member, 0, len(held))
 	for _, e := range held {

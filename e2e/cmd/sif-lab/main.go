@@ -186,7 +186,7 @@ func execOn(name string, args []string) error {
 		args = append(args[:1:1], args[2:]...)
 	}
 	if len(args) < 2 {
-		return errors.New("want a node and a command: sif-lab exec NODE -- CMD...")
+		return errors.New("want a node and a command: sif-lab exec NODE -- COMMAND")
 	}
 	l, err := lab.Open(name)
 	if err != nil {

@@ -1,0 +1,163 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+// addressTries is how many addresses are offered to the controller, which may
+// know of some that they rest though this node has forgotten it.
+const addressTries = 8
+
+// renewTimeout bounds one renewal.
+const renewTimeout = 5 * time.Second
+
+// admitAnywhere is admit, at other addresses if the controller refuses those.
+func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
+	for range addressTries - 1 {
+		err := a.admit(ctx, ep)
+		if !api.IsCode(err, api.CodeAddress) {
+			return err
+		}
+		a.log.Warn("address refused by the controller; trying another one", logkey.Endpoint, ep.ID, logkey.Address, ep.IPv4, logkey.Error, err)
+		v4, v6, err := a.addresses.take(a.now())
+		if err != nil {
+			return err
+		}
+		if err := a.addresses.release(ep.IPv4, a.now()); err != nil {
+			return err
+		}
+		ep.IPv4, ep.IPv6 = v4, v6
+	}
+	return a.admit(ctx, ep)
+}
+
+// admit asks the controller to admit the workload at its addresses, gets its
+// service a certificate if this node has none, and signs its connectivity
+// request.
+func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
+	reply, err := a.node.Controller.Admit(ctx, api.AdmissionRequest{Allocation: ep.ID, IPv4: ep.IPv4, IPv6: ep.IPv6})
+	if err != nil {
+		return err
+	}
+	var adm fabric.Admission
+	if err := a.node.Identity.Keys().Verify(reply.Admission, fabric.KindAdmission, &adm); err != nil {
+		return err
+	}
+	ep.Admission = adm
+	if err := a.certify(ctx, adm.Service); err != nil {
+		return err
+	}
+	sig, chain, err := a.services.Sign(adm.Service, fabric.RequestSigningInput(reply.Admission.Payload))
+	if err != nil {
+		return err
+	}
+	ep.Request = fabric.Request{Admission: reply.Admission, Certificate: chain, Signature: sig}
+	return nil
+}
+
+// certify gets a service a certificate if this node has none, or one past two
+// thirds of its life.
+func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
+	a.keys.Lock()
+	defer a.keys.Unlock()
+	if !a.services.NeedsRenewal(service) {
+		return nil
+	}
+	csr, err := a.services.Key(service)
+	if err != nil {
+		return err
+	}
+	chain, err := a.node.Controller.Certificate(ctx, api.CertificateRequest{Service: service, CSR: csr})
+	if err != nil {
+		return fmt.Errorf("get a certificate for service %s: %w", service, err)
+	}
+	return a.services.Put(service, chain)
+}
+
+// due reports when a request has to be renewed: at two thirds of the life of its
+// admission, or of the certificate that signed it, which others check whenever
+// they are told of the endpoint.
+func due(ep endpoint) time.Time {
+	third := func(from, to time.Time) time.Time { return from.Add(to.Sub(from) * 2 / 3) }
+	at := third(ep.Admission.Issued, ep.Admission.Expires)
+	if len(ep.Request.Certificate) == 0 {
+		return time.Time{}
+	}
+	leaf, err := x509.ParseCertificate(ep.Request.Certificate[0])
+	if err != nil {
+		return time.Time{}
+	}
+	if signed := third(leaf.NotBefore, leaf.NotAfter); signed.Before(at) {
+		return signed
+	}
+	return at
+}
+
+// renew admits anew the endpoints that are due.
+func (a *Agent) renew(ctx context.Context) {
+	for _, ep := range a.endpoints.all() {
+		if a.now().Before(due(ep)) {
+			continue
+		}
+		err := a.renewOne(ctx, ep)
+		a.node.Degrade(renewing(ep), err)
+		var refused *api.Error
+		if err != nil && !errors.As(err, &refused) {
+			return // nobody to ask: the others would wait in vain, too
+		}
+	}
+}
+
+func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
+	unlock := a.locks.lock(ep.Attachment)
+	defer unlock()
+	ep, still := a.endpoints.get(ep.Attachment)
+	if !still || a.now().Before(due(ep)) {
+		return nil // it has gone, or was attached anew
+	}
+	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+	defer cancel()
+	if err := a.admit(ctx, &ep); err != nil {
+		return err
+	}
+	// Until the engines have it, it is not in force: settle goes on asking.
+	ep.Pending = []string{"renewed, not announced yet"}
+	if err := a.endpoints.put(ep); err != nil {
+		return err
+	}
+	// The controller may see it as another service by now, or in other roles.
+	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
+		a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
+	}
+	a.refreshCatalog()
+	return a.reprogram()
+}
+
+// settle asks again for what is not in force everywhere.
+func (a *Agent) settle(ctx context.Context) {
+	for _, ep := range a.endpoints.all() {
+		if len(ep.Pending) == 0 || !a.engines.connected() {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, inForce)
+		pending, err := a.engines.connect(asking, ep.Attachment)
+		cancel()
+		if err != nil {
+			pending = []string{err.Error()}
+		}
+		if err := a.endpoints.setPending(ep.Attachment, pending); err != nil {
+			a.log.Error("endpoint not kept", logkey.Endpoint, ep.ID, logkey.Error, err)
+		}
+	}
+}

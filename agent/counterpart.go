@@ -1,0 +1,55 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"errors"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/signal"
+)
+
+// announced takes up counterparts on an engine's word, which is checked like
+// anybody's, and returns when they are programmed.
+func (a *Agent) announced(p signal.AnnounceParams) (signal.AnnounceReply, error) {
+	verifier := a.node.Verifier()
+	reply := signal.AnnounceReply{Refused: map[string]string{}}
+	for _, r := range p.Requests {
+		if _, held := a.counterparts.Held(r, a.now()); held {
+			continue // it stands until it expires, its certificate need not
+		}
+		adm, err := verifier.Verify(r, a.now())
+		if err != nil {
+			a.log.Warn("counterpart refused", logkey.Endpoint, adm.Endpoint, logkey.Error, err)
+			reply.Refused[adm.Endpoint] = err.Error()
+			continue
+		}
+		if _, err := a.counterparts.Put(lease.Lease{Request: r, Admission: adm}); err != nil {
+			return reply, err
+		}
+	}
+	return reply, a.reprogram()
+}
+
+// forget drops counterparts.
+func (a *Agent) forget(gone func(fabric.Admission) bool) error {
+	removed, err := a.counterparts.Remove(gone)
+	if len(removed) == 0 {
+		return err
+	}
+	return errors.Join(err, a.reprogram())
+}
+
+// departed tells the counterparts that have expired or whose node has left.
+// An empty roster means that nothing is known.
+func (a *Agent) departed(adm fabric.Admission) bool {
+	known := false
+	nodes := a.node.Nodes()
+	for _, n := range nodes {
+		known = known || n.Zone == adm.Zone && n.Name == adm.Node
+	}
+	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known
+}

@@ -1,0 +1,205 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/signal"
+)
+
+// fakeEngine remembers which endpoints it holds, as an engine would: by their
+// requests, whose signature is the endpoint's ID here.
+type fakeEngine struct {
+	before func(method string, endpoint string)
+	refuse string // the endpoint that it does not believe
+
+	mu    sync.Mutex
+	holds map[string]bool
+}
+
+func (f *fakeEngine) Call(ctx context.Context, method string, params, _ any) error {
+	var endpoint string
+	if p, ok := params.(signal.ConnectParams); ok {
+		endpoint = string(p.Request.Signature)
+	}
+	if f.before != nil {
+		f.before(method, endpoint)
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch p := params.(type) {
+	case signal.ConnectParams:
+		if endpoint == f.refuse {
+			return &signal.RemoteError{Method: method, Message: "not believed"}
+		}
+		f.holds[endpoint] = true
+	case signal.WithdrawParams:
+		for _, id := range p.Endpoints {
+			delete(f.holds, id)
+		}
+	case signal.SyncParams:
+		for id := range f.holds {
+			if !slices.Contains(p.Endpoints, id) {
+				delete(f.holds, id)
+			}
+		}
+	}
+	return nil
+}
+
+func (f *fakeEngine) has() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	list := []string{}
+	for id := range f.holds {
+		list = append(list, id)
+	}
+	slices.Sort(list)
+	return list
+}
+
+func newEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
+	eps, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
+	must.NoError(t, err)
+	a := &Agent{endpoints: eps, log: hclog.NewNullLogger()}
+	f := &fakeEngine{holds: map[string]bool{}}
+	en := &engine{id: "aws1/p1", conn: f}
+	a.engines = &engines{agent: a, log: a.log, conns: map[string]*engine{en.id: en}}
+	return a.engines, en, f
+}
+
+func at(id string) attach.Attachment { return attach.Attachment{ContainerID: id, IfName: "eth0"} }
+
+func (e *engines) put(t *testing.T, id string) {
+	must.NoError(t, e.agent.endpoints.put(endpoint{ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}}))
+}
+
+// An endpoint that is attached while an engine is introduced stays with it.
+func TestAttachedDuringIntroduction(t *testing.T) {
+	e, en, f := newEngines(t)
+	e.put(t, "old")
+	f.holds["gone"] = true
+	var coming sync.WaitGroup
+	f.before = func(method, _ string) {
+		if method == signal.MethodSync {
+			coming.Go(func() {
+				e.put(t, "new")
+				_, err := e.connect(context.Background(), at("new"))
+				must.NoError(t, err)
+			})
+			time.Sleep(50 * time.Millisecond)
+		}
+	}
+	must.NoError(t, e.introduce(context.Background(), en))
+	coming.Wait()
+	must.Eq(t, []string{"new", "old"}, f.has())
+}
+
+// A request that is slow does not outlive the endpoint's end.
+func TestWithdrawnWhileConnecting(t *testing.T) {
+	e, _, f := newEngines(t)
+	e.put(t, "a")
+	f.before = func(method, _ string) {
+		if method == signal.MethodConnect {
+			time.Sleep(100 * time.Millisecond)
+		}
+	}
+	short, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
+	defer cancel()
+	pending, err := e.connect(short, at("a"))
+	must.NoError(t, err)
+	must.Eq(t, []string{"aws1/p1: no answer in time"}, pending)
+	must.NoError(t, e.agent.endpoints.remove(at("a")))
+	e.withdraw(context.Background(), "a")
+	must.SliceEmpty(t, f.has())
+	// Asking again for what has gone asks for nothing.
+	_, err = e.connect(context.Background(), at("a"))
+	must.NoError(t, err)
+	must.SliceEmpty(t, f.has())
+}
+
+// An engine that does not answer holds up the end of an endpoint no longer than
+// the caller waits; a withdrawal that comes too late spares who is back.
+func TestWithdrawalDoesNotWaitForEver(t *testing.T) {
+	e, _, f := newEngines(t)
+	release := make(chan struct{})
+	f.before = func(method, _ string) { <-release }
+	e.put(t, "slow")
+	go e.connect(context.Background(), at("slow"))
+	time.Sleep(20 * time.Millisecond)
+	must.NoError(t, e.agent.endpoints.remove(at("slow")))
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	e.withdraw(ctx, "slow")
+	must.Less(t, time.Second, time.Since(start))
+	e.put(t, "slow")
+	close(release)
+	_, err := e.connect(context.Background(), at("slow"))
+	must.NoError(t, err)
+	must.Eq(t, []string{"slow"}, f.has())
+}
+
+// One endpoint that is refused keeps no other from being introduced, and is
+// pending; without an engine nothing is in force.
+func TestRefusalAndAbsence(t *testing.T) {
+	e, en, f := newEngines(t)
+	e.put(t, "a")
+	e.put(t, "b")
+	f.refuse = "a"
+	must.NoError(t, e.introduce(context.Background(), en))
+	must.Eq(t, []string{"b"}, f.has())
+	ep, _ := e.agent.endpoints.get(at("a"))
+	must.Len(t, 1, ep.Pending)
+	_, err := e.connect(context.Background(), at("a"))
+	must.ErrorContains(t, err, "not believed")
+	delete(e.conns, en.id)
+	_, err = e.connect(context.Background(), at("b"))
+	must.True(t, errors.Is(err, errNoEngine))
+}
+
+// Everything at once ends with the engine holding just what there is.
+func TestEnginesAtOnce(t *testing.T) {
+	e, en, f := newEngines(t)
+	var all sync.WaitGroup
+	for n := range 30 {
+		id := fmt.Sprintf("e%02d", n)
+		all.Go(func() {
+			e.put(t, id)
+			_, err := e.connect(context.Background(), at(id))
+			must.NoError(t, err)
+			if n%2 == 0 {
+				must.NoError(t, e.agent.endpoints.remove(at(id)))
+				e.withdraw(context.Background(), id)
+			}
+		})
+		all.Go(func() { must.NoError(t, e.introduce(context.Background(), en)) })
+		all.Go(func() { e.settle(t) })
+	}
+	all.Wait()
+	must.Len(t, 15, f.has())
+}
+
+func (e *engines) settle(t *testing.T) {
+	for _, ep := range e.agent.endpoints.all() {
+		_, err := e.connect(context.Background(), ep.Attachment)
+		must.NoError(t, err)
+	}
+}

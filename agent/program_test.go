@@ -1,0 +1,147 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"errors"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/bpf"
+)
+
+// kernel is a Datapath in memory. As the real one, it forgets the checks of an
+// endpoint with the endpoint.
+type kernel struct {
+	image
+	broken bool
+	log    []string // what was taken away (-) and given (+), in order
+}
+
+func newKernel() *kernel { return &kernel{image: newImage()} }
+
+var errKernel = errors.New("kernel is broken")
+
+func (k *kernel) do(what string, f func()) error {
+	if k.broken {
+		return errKernel
+	}
+	k.log = append(k.log, what)
+	f()
+	return nil
+}
+
+func (k *kernel) Attach(string) error         { return nil }
+func (k *kernel) Detach(string) error         { return nil }
+func (k *kernel) Attached() ([]string, error) { return nil, nil }
+func (k *kernel) PutEndpoint(e bpf.Endpoint) error {
+	return k.do("+", func() { k.endpoints[e.Interface] = e })
+}
+func (k *kernel) DeleteEndpoint(i uint32) error {
+	return k.do("-", func() {
+		delete(k.endpoints, i)
+		maps.DeleteFunc(k.checks, func(c bpf.Check, _ bool) bool { return c.Interface == i })
+	})
+}
+func (k *kernel) Endpoints() ([]bpf.Endpoint, error) {
+	return slices.Collect(maps.Values(k.endpoints)), nil
+}
+func (k *kernel) PutPeer(p bpf.Peer) error { return k.do("+", func() { k.peers[p.Address] = p }) }
+func (k *kernel) DeletePeer(a netip.Addr) error {
+	return k.do("-", func() { delete(k.peers, a) })
+}
+func (k *kernel) Peers() ([]bpf.Peer, error) { return slices.Collect(maps.Values(k.peers)), nil }
+func (k *kernel) PutExternal(x bpf.External) error {
+	return k.do("+", func() { k.externals[kernelExternal{int(x.Interface), x.Prefix}] = x })
+}
+func (k *kernel) DeleteExternal(x bpf.External) error {
+	return k.do("-", func() { delete(k.externals, kernelExternal{int(x.Interface), x.Prefix}) })
+}
+func (k *kernel) Externals() ([]bpf.External, error) {
+	return slices.Collect(maps.Values(k.externals)), nil
+}
+func (k *kernel) PutCheck(c bpf.Check) error { return k.do("+", func() { k.checks[c] = true }) }
+func (k *kernel) DeleteCheck(c bpf.Check) error {
+	return k.do("-", func() { delete(k.checks, c) })
+}
+func (k *kernel) Checks() ([]bpf.Check, error) { return slices.Collect(maps.Keys(k.checks)), nil }
+func (k *kernel) ReplacePair(p bpf.Pair, rules []bpf.Rule) error {
+	if len(rules) == 0 {
+		return k.do("-", func() { delete(k.pairs, p) })
+	}
+	return k.do("+", func() { k.pairs[p] = rules })
+}
+func (k *kernel) Pairs() (map[bpf.Pair][]bpf.Rule, error) { return maps.Clone(k.pairs), nil }
+
+// draw makes an image out of few values, so that two of them overlap.
+func draw(t *rapid.T, name string) image {
+	im := newImage()
+	small := func(what string) uint32 { return rapid.Uint32Range(1, 4).Draw(t, name+" "+what) }
+	for range small("endpoints") {
+		i := small("index")
+		im.endpoints[i] = bpf.Endpoint{Interface: i, Identity: small("identity")}
+		if rapid.Bool().Draw(t, name+" check") {
+			im.checks[bpf.Check{Interface: i, Protocol: 6, Port: uint16(small("port"))}] = true
+		}
+	}
+	for range small("peers") {
+		addr := netip.AddrFrom4([4]byte{100, 64, 0, byte(small("address"))})
+		im.peers[addr] = bpf.Peer{Address: addr, Identity: small("identity"), Interface: small("index")}
+	}
+	for range small("externals") {
+		x := bpf.External{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(small("prefix"))}), 16), Interface: 9, Identity: small("identity")}
+		im.externals[kernelExternal{9, x.Prefix}] = x
+	}
+	for range small("pairs") {
+		im.pairs[bpf.Pair{Source: small("src"), Destination: small("dst")}] = []bpf.Rule{{Protocol: 6, From: uint16(small("from")), To: 9, Contract: 16}}
+	}
+	return im
+}
+
+// From any state of the maps, orphans included, writing leads to the wanted one,
+// takes away before it gives, and finds nothing to do the second time.
+func TestWrite(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		k := &kernel{image: draw(t, "have")}
+		k.checks[bpf.Check{Interface: rapid.Uint32Range(1, 4).Draw(t, "orphan"), Protocol: 17, Port: 53}] = true
+		want := draw(t, "want")
+		have, err := readImage(k)
+		must.NoError(t, err)
+		have.checks = maps.Clone(have.checks)
+		_, err = write(k, have, want)
+		must.NoError(t, err)
+		must.Eq(t, want.endpoints, k.endpoints)
+		must.Eq(t, want.peers, k.peers)
+		must.Eq(t, want.checks, k.checks)
+		must.Eq(t, want.pairs, k.pairs)
+		must.Eq(t, len(want.externals), len(k.externals))
+		if first := slices.Index(k.log, "+"); first >= 0 {
+			must.SliceNotContains(t, k.log[first:], "-")
+		}
+		k.log = nil
+		have, err = readImage(k)
+		must.NoError(t, err)
+		changes, err := write(k, have, want)
+		must.NoError(t, err)
+		must.SliceEmpty(t, changes)
+		must.SliceEmpty(t, k.log)
+	})
+}
+
+// Writing goes on after an error and reports each.
+func TestWriteReportsErrors(t *testing.T) {
+	k := newKernel()
+	k.broken = true
+	want := newImage()
+	want.endpoints[1] = bpf.Endpoint{Interface: 1, Identity: 16}
+	want.pairs[bpf.Pair{Source: 16, Destination: 17}] = []bpf.Rule{{Protocol: 6, From: 1, To: 2, Contract: 18}}
+	changes, err := write(k, newImage(), want)
+	must.ErrorIs(t, err, errKernel)
+	must.Len(t, 2, changes)
+}

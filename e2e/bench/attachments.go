@@ -1,0 +1,231 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+// attachments is how long ADD took inside the agent.
+type attachments struct {
+	took    []time.Duration
+	parts   map[string][]time.Duration // as the agent logs them
+	pending int                        // not in force everywhere when ADD returned
+	whole   time.Duration              // from the first call to the last answer
+}
+
+// attached has count allocations attached, one after the other or all at once, and detached again. They are real ones:
+// Nomad has placed them on the node. But its client there is stopped, so that it is us who call the agent, over the
+// socket of the CNI plugin, and the time that Nomad needs to start processes is not part of it.
+func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attachments, err error) {
+	node := clientNode
+	if err := f.awaitNomad(ctx, node); err != nil {
+		return a, err
+	}
+	if err := f.Signal(node, "nomad", syscall.SIGSTOP); err != nil {
+		return a, err
+	}
+	defer func() { err = errors.Join(err, f.Signal(node, "nomad", syscall.SIGCONT)) }()
+	defer func() { err = errors.Join(err, f.purge("many")) }()
+	allocs, err := f.place(ctx, "many", node, count)
+	if err != nil {
+		return a, err
+	}
+	socket := filepath.Join(f.SIFRunDir(node), "cni.sock")
+	var spaces []*os.File
+	defer func() {
+		for i, s := range spaces {
+			s.Close()
+			err = errors.Join(err, delNS(allocs[i]))
+		}
+	}()
+	for _, alloc := range allocs {
+		s, err := addNS(alloc)
+		if err != nil {
+			return a, err
+		}
+		spaces = append(spaces, s)
+	}
+	request := func(i int) attach.Request {
+		return attach.Request{Command: "ADD", ContainerID: allocs[i], IfName: "eth0", Allocation: allocs[i], Namespace: spaces[i]}
+	}
+	parallel := 1
+	if atOnce {
+		parallel = count
+	}
+	began := time.Now()
+	var mu sync.Mutex
+	var failed []error
+	var group sync.WaitGroup
+	next := make(chan int)
+	for range parallel {
+		group.Go(func() {
+			for i := range next {
+				if _, err := attach.Call(ctx, socket, request(i)); err != nil {
+					mu.Lock()
+					failed = append(failed, fmt.Errorf("attach %s: %w", allocs[i], err))
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	for i := range count {
+		next <- i
+	}
+	close(next)
+	group.Wait()
+	a.whole = time.Since(began)
+	for i := range count {
+		r := request(i)
+		r.Command, r.Namespace = "DEL", nil
+		if _, err := attach.Call(ctx, socket, r); err != nil {
+			failed = append(failed, fmt.Errorf("detach %s: %w", allocs[i], err))
+		}
+	}
+	if len(failed) > 0 {
+		return a, fmt.Errorf("%d calls failed, the first: %w", len(failed), failed[0])
+	}
+	return a, a.read(f, node, allocs)
+}
+
+// read takes from the agent's log what ADD took.
+func (a *attachments) read(f *fabric, node string, allocs []string) error {
+	lines, err := f.logged(node, "agent", ": workload attached: ")
+	if err != nil {
+		return err
+	}
+	a.parts = map[string][]time.Duration{}
+	for _, l := range lines {
+		if !slices.Contains(allocs, l.fields[logkey.Endpoint]) {
+			continue
+		}
+		d, err := time.ParseDuration(l.fields[logkey.Duration])
+		if err != nil {
+			return fmt.Errorf("read what the agent logged: %w", err)
+		}
+		a.took = append(a.took, d)
+	}
+	if lines, err = f.logged(node, "agent", ": parts of attaching: "); err != nil {
+		return err
+	}
+	for _, l := range lines {
+		if !slices.Contains(allocs, l.fields[logkey.Endpoint]) {
+			continue
+		}
+		for key, value := range l.fields {
+			if d, err := time.ParseDuration(value); err == nil {
+				a.parts[key] = append(a.parts[key], d)
+			}
+		}
+	}
+	if len(a.took) != len(allocs) {
+		return fmt.Errorf("the agent has logged %d attachments of %d", len(a.took), len(allocs))
+	}
+	lines, err = f.logged(node, "agent", ": attached, but not in force everywhere yet: ")
+	for _, l := range lines {
+		if slices.Contains(allocs, l.fields[logkey.Endpoint]) {
+			a.pending++
+		}
+	}
+	return err
+}
+
+// partsText tells the parts of ADD, the longest first.
+func (a *attachments) partsText() string {
+	names := make([]string, 0, len(a.parts))
+	for name := range a.parts {
+		names = append(names, name)
+	}
+	slices.SortFunc(names, func(x, y string) int { return int(quantile(a.parts[y], 0.5) - quantile(a.parts[x], 0.5)) })
+	for i, name := range names {
+		names[i] = fmt.Sprintf("%s %s", name, milliseconds(quantile(a.parts[name], 0.5)))
+	}
+	return strings.Join(names, ", ")
+}
+
+// place registers a job and returns the allocations that Nomad has placed.
+func (f *fabric) place(ctx context.Context, name, node string, count int) ([]string, error) {
+	file := name + ".nomad.hcl"
+	if err := f.write(file, job(name, node, name, count)); err != nil {
+		return nil, err
+	}
+	if out, err := f.SIF(ctx, "job", "run", "-detach", filepath.Join(f.dir, file)); err != nil {
+		return nil, fmt.Errorf("run job %s: %w: %s", name, err, out)
+	}
+	var ids []string
+	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+		list, _, err := f.nomad.Jobs().Allocations(name, false, (&nomad.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return nil, err
+		}
+		ids = ids[:0]
+		for _, a := range list {
+			if a.DesiredStatus == nomad.AllocDesiredStatusRun {
+				ids = append(ids, a.ID)
+			}
+		}
+		if len(ids) == count {
+			return ids, nil
+		}
+	}
+	return nil, fmt.Errorf("nomad has placed %d of %d allocations of %s", len(ids), count, name)
+}
+
+func (f *fabric) purge(job string) error {
+	_, _, err := f.nomad.Jobs().Deregister(job, false, nil)
+	if err != nil {
+		return fmt.Errorf("stop job %s: %w", job, err)
+	}
+	return nil
+}
+
+// awaitNomad waits until Nomad's server counts on a node and has nothing of an earlier measurement to stop there.
+func (f *fabric) awaitNomad(ctx context.Context, node string) error {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
+		nodes, _, err := f.nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		if i := slices.IndexFunc(nodes, func(n *nomad.NodeListStub) bool { return n.Name == node && n.Status == "ready" }); i < 0 {
+			continue
+		}
+		allocs, _, err := f.nomad.Jobs().Allocations("many", false, (&nomad.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool { return a.DesiredStatus == nomad.AllocDesiredStatusRun }) {
+			return nil
+		}
+	}
+	return fmt.Errorf("node %s is not ready", node)
+}
+
+func addNS(name string) (*os.File, error) {
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("add namespace %s: %w: %s", name, err, out)
+	}
+	return os.Open("/var/run/netns/" + name)
+}
+
+func delNS(name string) error {
+	if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
+		return fmt.Errorf("delete namespace %s: %w: %s", name, err, out)
+	}
+	return nil
+}

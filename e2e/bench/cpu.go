@@ -1,0 +1,76 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// usage is what each daemon of the lab has used of the processors, by node and name.
+type usage struct {
+	at    time.Time
+	spent map[string]time.Duration
+}
+
+// tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on all of Linux's architectures that Go knows.
+const tick = 10 * time.Millisecond
+
+// usage reads what the lab's daemons have used until now.
+func (f *fabric) usage() usage {
+	u := usage{time.Now(), map[string]time.Duration{}}
+	processes, err := f.Processes()
+	if err != nil {
+		return u
+	}
+	for _, p := range processes {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		if err != nil {
+			continue
+		}
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 13 {
+			continue
+		}
+		user, _ := strconv.Atoi(fields[11])
+		system, _ := strconv.Atoi(fields[12])
+		u.spent[p.String()] = time.Duration(user+system) * tick
+	}
+	return u
+}
+
+func (u usage) since(earlier usage) usage {
+	d := usage{at: u.at, spent: map[string]time.Duration{}}
+	whole := u.at.Sub(earlier.at)
+	for name, spent := range u.spent {
+		// A share of one core, in a second.
+		d.spent[name] = time.Duration(float64(spent-earlier.spent[name]) / float64(whole) * float64(time.Second))
+	}
+	return d
+}
+
+// shares tells what the busiest daemons used on the average, in percent of one core.
+func shares(list []usage) string {
+	total := map[string]time.Duration{}
+	for _, u := range list {
+		for name, spent := range u.spent {
+			total[name] += spent
+		}
+	}
+	names := slices.SortedFunc(maps.Keys(total), func(a, b string) int { return int(total[b] - total[a]) })
+	var parts []string
+	for _, name := range names[:min(len(names), 8)] {
+		percent := 100 * total[name].Seconds() / float64(len(list))
+		if percent >= 2 {
+			parts = append(parts, fmt.Sprintf("%s %.0f %%", name, percent))
+		}
+	}
+	return strings.Join(parts, ", ")
+}

@@ -1,0 +1,165 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"io/fs"
+	"maps"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// machine lists what a fabric could leave on this machine: namespaces, links, mounts, pins, control groups, nftables
+// rules, files and processes.
+func machine() map[string]bool {
+	found := map[string]bool{}
+	add := func(kind string, names ...string) {
+		for _, n := range names {
+			found[kind+" "+n] = true
+		}
+	}
+	for _, pattern := range []string{
+		"/run/netns/*", "/run/*", "/run/sif*/*", "/run/docker/*", "/run/containerd/*", "/run/openvswitch/*",
+		"/var/lib/*", "/var/lib/sif*/*", "/var/log/openvswitch/*", "/etc/docker/*", "/etc/cni/*", "/opt/*", "/opt/cni/*",
+		"/sys/class/net/*", "/sys/fs/bpf/*",
+	} {
+		names, err := filepath.Glob(pattern)
+		if err == nil {
+			add("file", names...)
+		}
+	}
+	if sockets, err := filepath.Glob("/run/containerd/s/*"); err == nil {
+		// Those that are listened on are another engine's: ours has ended.
+		add("file", slices.DeleteFunc(sockets, listenedOn)...)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
+		for line := range strings.Lines(string(mounts)) {
+			if fields := strings.Fields(line); len(fields) > 4 && !strings.HasPrefix(fields[4], os.TempDir()) {
+				add("mount", fields[4])
+			}
+		}
+	}
+	_ = filepath.WalkDir("/sys/fs/cgroup", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() && (strings.Contains(path, "sif-") || strings.Contains(path, "nomad") || strings.Contains(path, "docker")) {
+			add("cgroup", path)
+		}
+		return nil
+	})
+	if rules, err := exec.Command("nft", "list", "tables").Output(); err == nil {
+		for line := range strings.Lines(string(rules)) {
+			add("nftables", strings.TrimSpace(line))
+		}
+	}
+	if size, err := os.ReadFile("/proc/sys/net/core/rmem_default"); err == nil {
+		add("net.core.rmem_default", strings.TrimSpace(string(size)))
+	}
+	for _, p := range processes() {
+		add("process", p)
+	}
+	others := otherLabs()
+	maps.DeleteFunc(found, func(thing string, _ bool) bool {
+		return slices.ContainsFunc(others, func(mark string) bool { return strings.Contains(thing, mark) })
+	})
+	return found
+}
+
+// listenedOn reports whether a process answers at a unix socket.
+func listenedOn(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err == nil {
+		conn.Close()
+	}
+	return err == nil
+}
+
+// otherLabs returns texts that are in the names of things of labs beside the tests' own.
+func otherLabs() []string {
+	dirs, err := filepath.Glob("/var/lib/sif-lab/*")
+	if err != nil {
+		return nil
+	}
+	var marks []string
+	for _, dir := range dirs {
+		if name := filepath.Base(dir); name != labName {
+			marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", "SIF_LAB="+name)
+		}
+	}
+	return marks
+}
+
+// allocation is what Nomad calls an allocation, and its namespace, control groups and directories.
+var allocation = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
+
+// processes lists processes of labs and of Nomad's allocations, with how they were called.
+func processes() []string {
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil
+	}
+	var list []string
+	for _, dir := range dirs {
+		environ, err := os.ReadFile(dir + "/environ")
+		if err != nil {
+			continue
+		}
+		cgroup, _ := os.ReadFile(dir + "/cgroup") // gone with its process
+		ours := bytes.Contains(environ, []byte("SIF_LAB=")) || bytes.Contains(environ, []byte("NOMAD_ALLOC_ID=")) ||
+			bytes.Contains(cgroup, []byte("/nomad/")) || bytes.Contains(cgroup, []byte("/sif-"))
+		if !ours {
+			continue
+		}
+		cmdline, _ := os.ReadFile(dir + "/cmdline") // empty for a zombie
+		if len(cmdline) == 0 {
+			continue // init has yet to reap it
+		}
+		text := string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '}))
+		for v := range bytes.SplitSeq(environ, []byte{0}) {
+			if bytes.HasPrefix(v, []byte("SIF_LAB=")) || bytes.HasPrefix(v, []byte("NOMAD_ALLOC_ID=")) {
+				text += " " + string(v)
+			}
+		}
+		for group := range strings.FieldsSeq(string(cgroup)) {
+			if strings.Contains(group, "/nomad/") || strings.Contains(group, "/sif-") {
+				text += " " + group
+				break
+			}
+		}
+		list = append(list, filepath.Base(dir)+" "+text)
+	}
+	return list
+}
+
+// remains says what is here now that was not before, or lacks; the kernel lets go of some things a moment later. Of
+// what bears an allocation's name only those of allocs count: another lab may be up.
+func remains(before map[string]bool, allocs []string, within time.Duration) []string {
+	deadline := time.Now().Add(within)
+	for {
+		var list []string
+		now := machine()
+		for thing := range now {
+			if id := allocation.FindString(thing); !before[thing] && (id == "" || slices.Contains(allocs, id)) {
+				list = append(list, thing)
+			}
+		}
+		for thing := range before {
+			if strings.HasPrefix(thing, "net.core.") && !now[thing] {
+				list = append(list, "no longer "+thing)
+			}
+		}
+		if len(list) == 0 || time.Now().After(deadline) {
+			slices.Sort(list)
+			return list
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
+}

@@ -1,0 +1,137 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+// Package e2e shows what the fabric promises, on a real one: two clouds of network namespaces with Consul, Vault,
+// Nomad, Docker and Open vSwitch, both demo applications, and every SIF daemon, brought up once for all tests.
+//
+// It knows the product from outside: the sif command, Nomad, Consul, packets and counters. It must not reach into a
+// daemon's memory.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/e2e/lab"
+)
+
+// attachVariable makes the tests use a lab that is up, and leave it up: "existing" is the one of `make dev`, anything
+// else is a lab's name.
+const attachVariable = "SIF_E2E_LAB"
+
+// labName is the tests' own lab, which lives beside one of `make dev`.
+const labName = "e2e"
+
+// applications are deployed before the tests, relative to the root of the repository.
+var applications = []string{"jobs/getaway", "jobs/voting"}
+
+// world is the fabric under test.
+var world *fabricUnderTest
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	if os.Geteuid() != 0 {
+		fmt.Println("these tests need root: they make network namespaces and load eBPF programs")
+		if os.Getenv("CI") == "true" {
+			return 1
+		}
+		return 0
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	root, err := filepath.Abs("..")
+	if err != nil {
+		return failed(err)
+	}
+	if name := os.Getenv(attachVariable); name != "" {
+		if name == "existing" {
+			name = "dev"
+		}
+		l, err := lab.Open(name)
+		if err != nil {
+			return failed(err)
+		}
+		if world, err = newWorld(ctx, l, root); err != nil {
+			return failed(err)
+		}
+		return m.Run()
+	}
+	if err := lab.Down(ctx, labName); err != nil {
+		return failed(err)
+	}
+	before := machine()
+	code, allocs := withLab(ctx, m, root)
+	if left := remains(before, allocs, 15*time.Second); len(left) > 0 {
+		return failed(fmt.Errorf("the fabric was taken away, and this is left of it:\n  %s", strings.Join(left, "\n  ")))
+	}
+	return code
+}
+
+// withLab brings the fabric up, runs the tests and takes it away. It returns the allocations that Nomad has made.
+func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs []string) {
+	defer func() {
+		// Also when ctx has ended.
+		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
+		defer cancel()
+		if err := lab.Down(down, labName); err != nil {
+			code = failed(err)
+		}
+	}()
+	began := time.Now()
+	l, err := lab.Up(ctx, lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout})
+	if err != nil {
+		return failed(err), nil
+	}
+	var dirs []string
+	for _, a := range applications {
+		dirs = append(dirs, filepath.Join(root, a))
+	}
+	if err := l.RunApplications(ctx, dirs...); err != nil {
+		keepLogs()
+		return failed(err), nil
+	}
+	fmt.Printf("the fabric was up after %.0f s\n", time.Since(began).Seconds())
+	if world, err = newWorld(ctx, l, root); err != nil {
+		return failed(err), nil
+	}
+	code = m.Run()
+	if code != 0 {
+		keepLogs()
+	}
+	list, _, err := world.nomad.Allocations().List(&nomad.QueryOptions{Namespace: "*"})
+	if err != nil {
+		return failed(err), nil
+	}
+	for _, a := range list {
+		allocs = append(allocs, a.ID)
+	}
+	return code, allocs
+}
+
+// keepLogs copies the daemons' logs to where SIF_E2E_LOGS says, before the lab goes with them.
+func keepLogs() {
+	dir := os.Getenv("SIF_E2E_LOGS")
+	if dir == "" {
+		return
+	}
+	if err := os.CopyFS(dir, os.DirFS(filepath.Join("/var/lib/sif-lab", labName, "log"))); err != nil {
+		fmt.Println("the logs could not be kept:", err)
+	}
+}
+
+func failed(err error) int {
+	fmt.Println("FAIL:", err)
+	return 1
+}

@@ -1,0 +1,349 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netns"
+)
+
+// within calls fn on a thread that is in the network namespace at path. Sockets that fn opens belong to it.
+func within[T any](path string, fn func() (T, error)) (T, error) {
+	var value T
+	target, err := netns.GetFromPath(path)
+	if err != nil {
+		return value, fmt.Errorf("open namespace %s: %w", path, err)
+	}
+	defer target.Close()
+	done := make(chan error, 1)
+	go func() {
+		// Not unlocked unless it is back where it was: the runtime then ends the thread with the goroutine.
+		runtime.LockOSThread()
+		home, err := netns.Get()
+		if err != nil {
+			done <- err
+			return
+		}
+		defer home.Close()
+		if err := netns.Set(target); err != nil {
+			done <- fmt.Errorf("enter namespace %s: %w", path, err)
+			return
+		}
+		value, err = fn()
+		if netns.Set(home) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	err = <-done
+	return value, err
+}
+
+// dial opens a plain TCP connection from a namespace.
+func dial(path string, to netip.AddrPort, timeout time.Duration) (net.Conn, error) {
+	return within(path, func() (net.Conn, error) {
+		// With one literal address the dialer opens its socket on this very goroutine.
+		d := net.Dialer{Timeout: timeout}
+		d.SetMultipathTCP(false)
+		return d.Dial("tcp", to.String())
+	})
+}
+
+// listen listens for plain TCP in a namespace.
+func listen(path string, at netip.AddrPort) (net.Listener, error) {
+	return within(path, func() (net.Listener, error) {
+		var c net.ListenConfig
+		c.SetMultipathTCP(false)
+		return c.Listen(context.Background(), "tcp", at.String())
+	})
+}
+
+// arrives reports whether a TCP connection attempt is answered, be it by a refusal: then packets pass both ways.
+func arrives(t *testing.T, from, to workload, port uint16, timeout time.Duration) bool {
+	t.Helper()
+	conn, err := dial(from.netns, netip.AddrPortFrom(to.v4, port), timeout)
+	switch {
+	case err == nil:
+		conn.Close()
+		return true
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return true
+	case errors.Is(err, syscall.ETIMEDOUT), isTimeout(err), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+		return false
+	}
+	must.NoError(t, err)
+	return false
+}
+
+func isTimeout(err error) bool {
+	var e net.Error
+	return errors.As(err, &e) && e.Timeout()
+}
+
+// reaches waits until TCP connections pass from one workload to a port of another, or, if want is false, until three
+// attempts in a row were not answered.
+func reaches(t *testing.T, from, to workload, port uint16, want bool, within time.Duration) {
+	t.Helper()
+	silent := 0
+	eventually(t, within, func() error {
+		if got := arrives(t, from, to, port, 500*time.Millisecond); got == want {
+			if silent++; want || silent == 3 {
+				return nil
+			}
+			return errors.New("not long enough silent")
+		}
+		silent = 0
+		return fmt.Errorf("from %s to %s port %d: passes is %t, want %t", from, to, port, !want, want)
+	})
+}
+
+// stream is an established TCP connection between two workloads over which payload goes to and fro: the far end
+// returns what it gets.
+type stream struct {
+	from, to workload
+	conn     net.Conn
+	served   atomic.Uint64 // bytes that the far end has got
+	returned atomic.Uint64 // bytes that came back
+	failure  atomic.Pointer[error]
+	stop     func()
+}
+
+// tick is the pause between two pieces of payload, of pieceSize bytes.
+const (
+	tick      = 20 * time.Millisecond
+	pieceSize = 64
+)
+
+// openStream opens a stream and waits until payload comes back.
+func openStream(t *testing.T, from, to workload, port uint16, marker string) *stream {
+	t.Helper()
+	at := netip.AddrPortFrom(to.v4, port)
+	l, err := listen(to.netns, at)
+	must.NoError(t, err)
+	s := &stream{from: from, to: to}
+	t.Cleanup(func() { l.Close() })
+	accepted := make(chan net.Conn, 1)
+	var running sync.WaitGroup
+	running.Go(func() {
+		far, err := l.Accept()
+		if err != nil {
+			close(accepted)
+			return
+		}
+		accepted <- far
+		_, _ = io.Copy(far, io.TeeReader(far, counter{&s.served})) // ends with the connection
+	})
+	eventually(t, 10*time.Second, func() error {
+		s.conn, err = dial(from.netns, at, time.Second)
+		return err
+	})
+	ctx, cancel := context.WithCancel(context.Background())
+	running.Go(func() {
+		_, _ = io.Copy(counter{&s.returned}, s.conn)
+	})
+	running.Go(func() {
+		piece := bytes.Repeat([]byte(marker+" "), pieceSize/(len(marker)+1)+1)[:pieceSize]
+		for {
+			if _, err := s.conn.Write(piece); err != nil && ctx.Err() == nil {
+				s.failure.Store(&err)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(tick):
+			}
+		}
+	})
+	s.stop = sync.OnceFunc(func() {
+		cancel()
+		l.Close()
+		for _, end := range []net.Conn{s.conn, <-accepted} {
+			if c, ok := end.(*net.TCPConn); ok {
+				_ = c.SetLinger(0) // a reset leaves nothing behind in the kernel
+				c.Close()
+			}
+		}
+		running.Wait()
+	})
+	t.Cleanup(s.stop)
+	s.mustFlow(t, 10*time.Second)
+	return s
+}
+
+// counter counts the bytes written to it.
+type counter struct{ n *atomic.Uint64 }
+
+func (c counter) Write(b []byte) (int, error) {
+	c.n.Add(uint64(len(b)))
+	return len(b), nil
+}
+
+// mustFlow waits until new payload has come back.
+func (s *stream) mustFlow(t *testing.T, within time.Duration) {
+	t.Helper()
+	before := s.returned.Load()
+	eventually(t, within, func() error {
+		if err := s.failure.Load(); err != nil {
+			must.NoError(t, *err)
+		}
+		if s.returned.Load() < before+5*pieceSize {
+			return fmt.Errorf("no payload comes back from %s to %s", s.to, s.from)
+		}
+		return nil
+	})
+}
+
+// mustBeCut waits until no payload passes in either direction for quiet, while other goes on.
+func (s *stream) mustBeCut(t *testing.T, other *stream, quiet, within time.Duration) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		served, returned, others := s.served.Load(), s.returned.Load(), other.returned.Load()
+		time.Sleep(quiet)
+		switch {
+		case s.served.Load() == served && s.returned.Load() == returned:
+			must.Greater(t, others, other.returned.Load(), must.Sprintf("the other contract's connection from %s to %s stopped too", other.from, other.to))
+			return
+		case time.Now().After(deadline):
+			t.Fatalf("payload still passes from %s to %s after %s: %d and %d bytes within %s", s.from, s.to, within,
+				s.served.Load()-served, s.returned.Load()-returned, quiet)
+		}
+	}
+}
+
+// datagrams is a UDP flow that sends a numbered packet at each tick and expects each of them back.
+type datagrams struct {
+	mu   sync.Mutex
+	open map[uint64]time.Time // sent and not come back
+	sent int
+	stop func()
+}
+
+// openDatagrams starts the flow.
+func openDatagrams(t *testing.T, from, to workload, port uint16) *datagrams {
+	t.Helper()
+	at := netip.AddrPortFrom(to.v4, port)
+	echo(t, to, at)
+	conn, err := within(from.netns, func() (net.Conn, error) { return net.Dial("udp", at.String()) })
+	must.NoError(t, err)
+	d := &datagrams{open: map[uint64]time.Time{}}
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() {
+		buf := make([]byte, 64)
+		for {
+			n, err := conn.Read(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil && n == 8 {
+				d.mu.Lock()
+				delete(d.open, binary.BigEndian.Uint64(buf))
+				d.mu.Unlock()
+			}
+		}
+	})
+	running.Go(func() {
+		for i := uint64(0); ; i++ {
+			d.mu.Lock()
+			d.open[i] = time.Now()
+			d.sent++
+			d.mu.Unlock()
+			_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, i)) // one that was not sent does not come back
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(tick):
+			}
+		}
+	})
+	d.stop = sync.OnceFunc(func() {
+		cancel()
+		conn.Close()
+		running.Wait()
+	})
+	t.Cleanup(d.stop)
+	eventually(t, 5*time.Second, func() error {
+		sent, lost := d.count(time.Second)
+		if sent-lost < 10 {
+			return fmt.Errorf("of %d packets from %s to %s only %d came back", sent, from, to, sent-lost)
+		}
+		return nil
+	})
+	return d
+}
+
+// count returns how many packets were sent, and how many of them have not come back for longer than after.
+func (d *datagrams) count(after time.Duration) (sent, lost int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, at := range d.open {
+		if time.Since(at) > after {
+			lost++
+		}
+	}
+	return d.sent, lost
+}
+
+// gap returns when the first and the last of the packets were sent that have not come back for longer than after.
+func (d *datagrams) gap(after time.Duration) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	var first, last time.Time
+	for _, at := range d.open {
+		if time.Since(at) < after {
+			continue
+		}
+		if first.IsZero() || at.Before(first) {
+			first = at
+		}
+		if at.After(last) {
+			last = at
+		}
+	}
+	return first.Format(time.StampMilli) + " to " + last.Format(time.StampMilli)
+}
+
+// echo returns UDP packets in a workload's namespace until the test ends.
+func echo(t *testing.T, w workload, at netip.AddrPort) {
+	t.Helper()
+	socket, err := within(w.netns, func() (net.PacketConn, error) { return net.ListenPacket("udp", at.String()) })
+	must.NoError(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2048)
+		for {
+			n, from, err := socket.ReadFrom(buf)
+			if errors.Is(err, net.ErrClosed) {
+				return
+			}
+			if err == nil {
+				_, _ = socket.WriteTo(buf[:n], from)
+			}
+		}
+	}()
+	t.Cleanup(func() {
+		socket.Close()
+		<-done
+	})
+}

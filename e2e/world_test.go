@@ -1,0 +1,250 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	consul "github.com/hashicorp/consul/api"
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/e2e/lab"
+	"github.com/sif-project/sif/fabric"
+)
+
+// fabricUnderTest is a running fabric with both applications.
+type fabricUnderTest struct {
+	*lab.Lab
+	root   string // of the repository
+	nomad  *nomad.Client
+	consul *consul.Client
+}
+
+func newWorld(ctx context.Context, l *lab.Lab, root string) (*fabricUnderTest, error) {
+	f := &fabricUnderTest{Lab: l, root: root}
+	var err error
+	if f.nomad, err = l.Nomad(l.Secrets.NomadManagement); err != nil {
+		return nil, fmt.Errorf("reach Nomad: %w", err)
+	}
+	if f.consul, err = l.Consul(l.Secrets.ConsulManagement); err != nil {
+		return nil, fmt.Errorf("reach Consul: %w", err)
+	}
+	return f, ctx.Err()
+}
+
+// result is what a command printed and how it ended.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// sif runs the sif command as the operator, outside the fabric.
+func (f *fabricUnderTest) sif(t *testing.T, args ...string) result {
+	t.Helper()
+	// Not the test's context: graphs are restored when that has ended.
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd, err := f.Command(ctx, "client", filepath.Join(f.Bin, "sif"), args...)
+	must.NoError(t, err)
+	cmd.Env = append(cmd.Env, f.Environment()...)
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	err = cmd.Run()
+	r := result{stdout: stdout.String(), stderr: stderr.String()}
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		r.code = exit.ExitCode()
+	} else {
+		must.NoError(t, err)
+	}
+	return r
+}
+
+// status is what `sif status -json` says. It exits with another code than 0 while something is degraded.
+func (f *fabricUnderTest) status(t *testing.T) api.Status {
+	t.Helper()
+	r := f.sif(t, "status", "-json")
+	var s api.Status
+	must.NoError(t, json.Unmarshal([]byte(r.stdout), &s), must.Sprintf("sif status -json: %s\n%s", r.stdout, r.stderr))
+	return s
+}
+
+// allWell waits until every daemon enforces the revision in force and complains of nothing.
+func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
+	t.Helper()
+	began := time.Now()
+	eventually(t, within, func() error {
+		s := f.status(t)
+		wrong := s.Controller.Degraded
+		for _, n := range s.Nodes {
+			for _, d := range n.Degraded {
+				wrong = append(wrong, fmt.Sprintf("%s: %.300s", n.ID(), d))
+			}
+			if n.Sequence != s.Pointer.Sequence {
+				wrong = append(wrong, fmt.Sprintf("%s enforces sequence %d of %d", n.ID(), n.Sequence, s.Pointer.Sequence))
+			}
+			if n.Reported.Before(began) {
+				wrong = append(wrong, fmt.Sprintf("%s last reported %s", n.ID(), n.Reported))
+			}
+		}
+		if len(s.Nodes) != len(f.Topology.Nodes(lab.Processor, lab.Workload)) {
+			wrong = append(wrong, fmt.Sprintf("%d nodes are known", len(s.Nodes)))
+		}
+		if len(wrong) > 0 {
+			return errors.New(strings.Join(wrong, "\n"))
+		}
+		return nil
+	})
+}
+
+// workload is a running endpoint.
+type workload struct {
+	alloc, zone, node string
+	service           fabric.Ref
+	v4, v6            netip.Addr
+	netns             string // path of its network namespace
+}
+
+func (w workload) String() string {
+	return fmt.Sprintf("%s at %s on %s (%s)", w.service, w.v4, w.node, w.alloc[:8])
+}
+
+// workloads returns the endpoints of a service, in one zone or, with "", in all.
+func (f *fabricUnderTest) workloads(t *testing.T, service, zone string) []workload {
+	t.Helper()
+	ref, err := fabric.ParseRef(service)
+	must.NoError(t, err)
+	var list []workload
+	for _, n := range f.status(t).Nodes {
+		for _, ep := range n.Endpoints {
+			if ep.Service != ref || zone != "" && n.Zone != zone {
+				continue
+			}
+			if path := namespaceOf(ep.Endpoint); path != "" {
+				list = append(list, workload{alloc: ep.Endpoint, zone: n.Zone, node: n.Node, service: ref, v4: ep.IPv4, v6: ep.IPv6, netns: path})
+			}
+		}
+	}
+	return list
+}
+
+// workload waits for an endpoint of a service in a zone and returns it.
+func (f *fabricUnderTest) workload(t *testing.T, service, zone string) workload {
+	t.Helper()
+	var list []workload
+	eventually(t, 20*time.Second, func() error {
+		if list = f.workloads(t, service, zone); len(list) == 0 {
+			return fmt.Errorf("no endpoint of %s runs in %s", service, zone)
+		}
+		return nil
+	})
+	return list[0]
+}
+
+// namespaceOf finds the network namespace of an allocation by a process of it, whichever driver started that.
+func namespaceOf(alloc string) string {
+	comms, err := filepath.Glob("/proc/[0-9]*/comm")
+	if err != nil {
+		return ""
+	}
+	variable := []byte("NOMAD_ALLOC_ID=" + alloc)
+	for _, path := range comms {
+		comm, err := os.ReadFile(path)
+		if err != nil || strings.TrimSpace(string(comm)) != "sif-demo" {
+			continue
+		}
+		dir := filepath.Dir(path)
+		environ, err := os.ReadFile(dir + "/environ")
+		if err == nil && slices.ContainsFunc(bytes.Split(environ, []byte{0}), func(v []byte) bool { return bytes.Equal(v, variable) }) {
+			return dir + "/ns/net"
+		}
+	}
+	return ""
+}
+
+// file reads a file of the repository.
+func (f *fabricUnderTest) file(t *testing.T, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join(f.root, path))
+	must.NoError(t, err)
+	return string(data)
+}
+
+// write puts text into a file of the test's own directory and returns its path.
+func write(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	must.NoError(t, os.WriteFile(path, []byte(text), 0o644))
+	return path
+}
+
+// apply puts a graph in force with `sif graph apply` and returns its sequence.
+func (f *fabricUnderTest) apply(t *testing.T, text string) uint64 {
+	t.Helper()
+	r := f.sif(t, "graph", "apply", "-json", "-message="+t.Name(), write(t, "graph.sif.hcl", text))
+	must.Zero(t, r.code, must.Sprint(r.stderr))
+	var reply struct{ Sequence uint64 }
+	must.NoError(t, json.Unmarshal([]byte(r.stdout), &reply))
+	return reply.Sequence
+}
+
+// sequence is that of the graph in force.
+func (f *fabricUnderTest) sequence(t *testing.T) uint64 {
+	t.Helper()
+	return f.status(t).Pointer.Sequence
+}
+
+// signalDaemons sends a signal to every agent and engine.
+func (f *fabricUnderTest) signalDaemons(t *testing.T, s syscall.Signal) {
+	t.Helper()
+	for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {
+		must.NoError(t, f.Signal(n.Name, daemonOf(n), s))
+	}
+}
+
+// freeze stops agents and engines until the test ends.
+func (f *fabricUnderTest) freeze(t *testing.T) {
+	t.Helper()
+	t.Cleanup(func() { f.signalDaemons(t, syscall.SIGCONT) })
+	f.signalDaemons(t, syscall.SIGSTOP)
+}
+
+func daemonOf(n *lab.Node) string {
+	if n.Kind == lab.Processor {
+		return "engine"
+	}
+	return "agent"
+}
+
+// eventually calls probe until it succeeds.
+func eventually(t *testing.T, within time.Duration, probe func() error) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	for {
+		err := probe()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			must.NoError(t, err, must.Sprintf("not within %s", within))
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}

@@ -1,0 +1,187 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/signal"
+)
+
+// through is a connection to an engine that has before called with each method
+// before it passes the call on.
+type through struct {
+	wire
+	before func(method string)
+}
+
+func (c through) Call(ctx context.Context, method string, params, reply any) error {
+	c.before(method)
+	return c.wire.Call(ctx, method, params, reply)
+}
+
+func peerOf(e *Engine) signal.Peer {
+	return signal.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
+}
+
+func (w *world) withdraw(e *Engine, node, endpoint string) {
+	params, err := json.Marshal(signal.WithdrawParams{Endpoints: []string{endpoint}})
+	must.NoError(w.t, err)
+	_, err = e.Handle(context.Background(), signal.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, signal.MethodWithdraw, params)
+	must.NoError(w.t, err)
+}
+
+// An endpoint that comes while an engine is told the list of all endpoints is
+// not taken for one that has gone.
+func TestEndpointsThatComeDuringSync(t *testing.T) {
+	w := newWorld(t)
+	aws, _, _ := w.engine("aws1")
+	gcp, gcpSwitch, _ := w.engine("gcp1")
+	news2 := w.request(2, "aws1", "w1", svc)
+	var coming sync.WaitGroup
+	first := true
+	conn := through{wire: wire{peerOf(aws), peerOf(gcp), gcp.Handle, make(chan struct{})}, before: func(method string) {
+		if method == signal.MethodSync && first {
+			first = false
+			coming.Go(func() {
+				_, err := w.connect(aws, "w1", news2)
+				must.NoError(t, err)
+			})
+			time.Sleep(100 * time.Millisecond)
+		}
+	}}
+	must.NoError(t, aws.Attach(context.Background(), conn))
+	coming.Wait()
+	must.Eq(t, []string{"svc-2"}, gcpSwitch.endpoints())
+}
+
+// The end of an endpoint does not overtake its beginning.
+func TestWithdrawalWaitsForForwards(t *testing.T) {
+	w := newWorld(t)
+	aws, _, _ := w.engine("aws1")
+	gcp, gcpSwitch, _ := w.engine("gcp1")
+	conn := through{wire: wire{peerOf(aws), peerOf(gcp), gcp.Handle, make(chan struct{})}, before: func(method string) {
+		if method == signal.MethodForward {
+			time.Sleep(inForce + 200*time.Millisecond)
+		}
+	}}
+	must.NoError(t, aws.Attach(context.Background(), conn))
+	reply, err := w.connect(aws, "w1", w.request(1, "aws1", "w1", svc))
+	must.NoError(t, err)
+	must.Eq(t, []string{"aws1/w1: its agent is not connected", "gcp1/p1: no answer in time"}, reply.Pending)
+	w.withdraw(aws, "w1", "svc-1")
+	time.Sleep(300 * time.Millisecond)
+	must.SliceEmpty(t, gcpSwitch.endpoints())
+}
+
+// What could not be programmed is no more in force when it is asked for again.
+func TestRequestsWhileTheSwitchIsBroken(t *testing.T) {
+	w := newWorld(t)
+	e, sw, _ := w.engine("aws1")
+	w1 := w.agentOf(e, "w1")
+	_, err := w.connect(e, "w2", w.request(2, "aws1", "w2", web))
+	must.NoError(t, err)
+	sw.broken = errors.New("no switch")
+	r := w.request(1, "aws1", "w1", svc)
+	for range 2 {
+		_, err = w.connect(e, "w1", r)
+		must.ErrorContains(t, err, "no switch")
+	}
+	// Whom the agents may talk to is not left as it was because of that.
+	must.ErrorContains(t, e.Refresh(context.Background()), "no switch")
+	must.Eq(t, []string{"web-2"}, w1.endpoints())
+	sw.broken = nil
+	_, err = w.connect(e, "w1", r)
+	must.NoError(t, err)
+	must.Eq(t, []string{"svc-1", "web-2"}, sw.endpoints())
+}
+
+// An agent that does not believe in one endpoint stays connected.
+func TestRefusedByAnAgent(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	_, err := w.connect(e, "w1", w.request(1, "aws1", "w1", svc))
+	must.NoError(t, err)
+	for n := range 2 {
+		_, err = w.connect(e, "w2", w.request(2+n, "aws1", "w2", web))
+		must.NoError(t, err)
+	}
+	a := &told{set: map[string]bool{}, refuse: map[string]string{"web-2": "I do not believe it"}}
+	c := wire{self: peerOf(e), peer: signal.Peer{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
+	must.NoError(t, e.Attach(context.Background(), c))
+	must.Eq(t, []string{"web-3"}, a.endpoints())
+	reply, err := w.connect(e, "w1", w.request(4, "aws1", "w1", svc))
+	must.NoError(t, err)
+	must.SliceContains(t, reply.Pending, "aws1/w1: endpoint web-2 refused: I do not believe it")
+	// All that it should have is named, also what it was not told of yet.
+	e.Sync(context.Background())
+	must.Eq(t, []string{"web-2", "web-3"}, a.synced)
+}
+
+// A request that is held stands until its admission expires, though the
+// certificate that signed it is over; a new one does not.
+func TestCertificateThatExpired(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	over := func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }
+	r := w.requestBy(w.ca.Issue(svc.SPIFFE(), "", over), 1, "aws1", "w1", svc)
+	_, err := w.connect(e, "w1", r)
+	must.ErrorContains(t, err, "expired")
+	var a fabric.Admission
+	must.NoError(t, json.Unmarshal(r.Admission.Payload, &a))
+	_, err = e.leases.Put(lease.Lease{Request: r, Admission: a})
+	must.NoError(t, err)
+	_, err = w.connect(e, "w1", r)
+	must.NoError(t, err)
+}
+
+// An older admission of an endpoint is refused, and says so.
+func TestSupersededRequest(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	younger := func(a *fabric.Admission) { a.Issued = a.Issued.Add(time.Second) }
+	_, err := w.connect(e, "w1", w.request(1, "aws1", "w1", svc, younger))
+	must.NoError(t, err)
+	_, err = w.connect(e, "w1", w.request(1, "aws1", "w1", svc))
+	must.ErrorIs(t, err, errSuperseded)
+}
+
+// Calls of everybody at once: for the race detector.
+func TestEverybodyAtOnce(t *testing.T) {
+	w := newWorld(t)
+	aws, _, _ := w.engine("aws1")
+	gcp, gcpSwitch, _ := w.engine("gcp1")
+	aws.log, gcp.log = hclog.NewNullLogger(), hclog.NewNullLogger()
+	w.join(aws, gcp)
+	w.agentOf(aws, "w1")
+	w.agentOf(gcp, "w1")
+	var all sync.WaitGroup
+	for n := range 20 {
+		r := w.request(n, "aws1", "w1", svc)
+		all.Go(func() {
+			_, err := w.connect(aws, "w1", r)
+			must.NoError(t, err)
+			if n%2 == 0 {
+				w.withdraw(aws, "w1", fmt.Sprintf("svc-%d", n))
+			}
+		})
+		all.Go(func() { aws.Sync(context.Background()) })
+		all.Go(func() { must.NoError(t, gcp.Refresh(context.Background())) })
+	}
+	all.Wait()
+	must.SliceNotEmpty(t, gcpSwitch.endpoints())
+	must.Eq(t, len(aws.own()), len(gcpSwitch.endpoints()))
+}

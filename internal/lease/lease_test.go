@@ -1,0 +1,89 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lease
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+var epoch = time.Unix(1000, 0).UTC()
+
+// lease of an endpoint at the n-th address, issued some seconds after epoch.
+func leaseOf(endpoint string, n, issued int) Lease {
+	a := fabric.Admission{
+		Endpoint: endpoint, Service: fabric.Ref{Domain: "app", Name: "web"},
+		IPv4: netip.AddrFrom4([4]byte{100, 64, 0, byte(n)}), IPv6: netip.AddrFrom16([16]byte{0xfd, 15: byte(n)}),
+		Issued: epoch.Add(time.Duration(issued) * time.Second), Expires: epoch.Add(time.Hour),
+	}
+	payload, err := json.Marshal(a)
+	if err != nil {
+		panic(err)
+	}
+	return Lease{Request: fabric.Request{Admission: fabric.Signed{Payload: payload, Signature: []byte{1}}}, Admission: a}
+}
+
+// Whatever comes in whatever order, and across restarts: an endpoint has its
+// youngest admission, and an address one holder.
+func TestLaws(t *testing.T) {
+	dir, runs := t.TempDir(), 0
+	rapid.Check(t, func(t *rapid.T) {
+		runs++
+		path := filepath.Join(dir, fmt.Sprint(runs))
+		set, err := Open(path)
+		must.NoError(t, err)
+		for range rapid.IntRange(1, 20).Draw(t, "steps") {
+			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
+				rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued"))
+			before := set.All(epoch)
+			changed, err := set.Put(le)
+			must.NoError(t, err)
+			_, held := set.Held(le.Request, epoch)
+			if changed {
+				must.True(t, held)
+			} else {
+				must.Eq(t, before, set.All(epoch))
+			}
+			if rapid.Bool().Draw(t, "restart") {
+				set, err = Open(path)
+				must.NoError(t, err)
+			}
+			at := map[netip.Addr]bool{}
+			for _, le := range set.All(epoch) {
+				must.False(t, at[le.Admission.IPv4])
+				at[le.Admission.IPv4] = true
+			}
+		}
+	})
+}
+
+func TestHeldIsTheVeryRequest(t *testing.T) {
+	set, err := Open(filepath.Join(t.TempDir(), "leases.json"))
+	must.NoError(t, err)
+	le := leaseOf("a", 1, 0)
+	_, held := set.Held(le.Request, epoch)
+	must.False(t, held)
+	_, err = set.Put(le)
+	must.NoError(t, err)
+	a, held := set.Held(le.Request, epoch)
+	must.True(t, held)
+	must.Eq(t, le.Admission, a)
+	forged := le.Request
+	forged.Admission.Signature = []byte{2}
+	_, held = set.Held(forged, epoch)
+	must.False(t, held)
+	_, held = set.Held(le.Request, epoch.Add(time.Hour))
+	must.False(t, held) // expired
+	_, held = set.Held(fabric.Request{}, epoch)
+	must.False(t, held)
+}
