@@ -38,6 +38,7 @@ dev-down: ## Take everything that `make dev` brought up away again
 .PHONY: test
 test: setup build ## Run all tests, the end-to-end ones included (root)
 	go test -race ./...
+	$(MAKE) --no-print-directory test-laws
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
 .PHONY: test-laws

@@ -25,10 +25,13 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	if err != nil {
 		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
 	}
-	underlay, _ := linkIndex(a.node.Config.Underlay.Interface)
+	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
+	if err != nil {
+		return api.Dump{}, err
+	}
 	d := dumpOf(im, a.num, a.ways(), underlay)
 	d.Node, d.Sequence = a.node.Self.ID(), sequence
-	for _, ep := range a.endpoints.all() {
+	for _, ep := range a.live() {
 		if err := a.kernel.Guarded(ep.HostIf); err != nil {
 			d.Problems = append(d.Problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))
 		}

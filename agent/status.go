@@ -17,6 +17,9 @@ import (
 func (a *Agent) Status() api.NodeStatus {
 	s := api.NodeStatus{Drops: map[string]uint64{}}
 	for _, ep := range a.endpoints.all() {
+		if ep.HostIndex == 0 {
+			continue // it is being attached
+		}
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(ep.Pending) == 0, Pending: ep.Pending,
