@@ -34,7 +34,7 @@ rule {
 		{name: "name", kind: kindString, doc: "A name for people, unlike those of the block's other rules."},
 		{name: "protocol", kind: kindString, required: true, values: protocolNames(), doc: "The IP protocol."},
 		{name: "ports", kind: kindPorts, doc: "Destination ports from 1 to 65535, such as `8080`, or ranges, such as `\"9000-9010\"`. Required for tcp, udp and sctp."},
-		{name: "types", kind: kindTypes, doc: "Types of messages from 0 to 255, ranges of them, or names, such as `\"echo-request\"`. Required for icmp and icmpv6. Answers belong to the flow and need no rule."},
+		{name: "types", kind: kindTypes, doc: "Types of messages from 0 to 255, ranges of them, or names, such as `\"echo-request\"`. Required for icmp and icmpv6. Answers to an echo request belong to its flow and need no rule."},
 	},
 })
 

@@ -60,7 +60,7 @@ A graph is what lies in one or more files: ` + "`*.sif.hcl`" + ` in HCL, ` + "`*
 
 In the JSON form a block is a property named after its type, its labels are properties inside, and strings may hold expressions: ` + "`\"${var.port}\"`" + `. Editors check it with [graph.schema.json](graph.schema.json).
 
-Names of domains, services, externals, contracts, guardrails and rules are lower-case letters, digits and ` + "`-`" + `, at most 28 of them. Expressions work as in Nomad job files. Where a block may stand, so may a ` + "`dynamic`" + ` block that makes several of it:
+Names of domains, services, externals, contracts, guardrails and rules are lower-case letters, digits and ` + "`-`" + `, at most 28 of them. Expressions work as in Nomad job files. Where a block may stand inside another, so may a ` + "`dynamic`" + ` block that makes several of it:
 
 ` + "```hcl" + `
 dynamic "rule" {
