@@ -191,6 +191,10 @@ func listenPackets(ifName string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "probes on "+ifName), nil
 }
 
+// receiveBuffer is the room for probes that have arrived and are not read yet,
+// in bytes: thousands of them.
+const receiveBuffer = 8 << 20
+
 func configure(fd, index int) error {
 	filter, err := probeFilter()
 	if err != nil {
@@ -199,6 +203,11 @@ func configure(fd, index int) error {
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
 		return fmt.Errorf("attach the filter of probes: %w", err)
+	}
+	// A whole matrix may send its probes at once; those that find no room are
+	// lost and taken for dropped ones.
+	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
+		return fmt.Errorf("enlarge the buffer of the packet socket: %w", err)
 	}
 	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all & 0xffff, Ifindex: index}); err != nil {
