@@ -24,9 +24,6 @@ import (
 	"github.com/sif-project/sif/internal/signal"
 )
 
-// redial is the pause between attempts to reach an engine.
-const redial = time.Second
-
 // settle bounds a call to an engine that nobody waits for any more.
 const settle = 10 * time.Second
 
@@ -78,58 +75,9 @@ func (e *engines) all() []*engine {
 
 // run connects to the zone's engines, as the roster names them, until ctx ends.
 func (e *engines) run(ctx context.Context) error {
-	started := map[string]context.CancelFunc{}
-	var running sync.WaitGroup
-	defer running.Wait()
-	tick := time.NewTicker(redial)
-	defer tick.Stop()
-	for {
-		want := map[string]fabric.Node{}
-		for _, n := range e.agent.node.Nodes() {
-			if n.Kind == fabric.KindProcessor && n.Zone == e.agent.node.Self.Zone {
-				// By its address too: an engine that moved is connected anew.
-				want[fmt.Sprintf("%s %s:%d", n.ID(), n.Underlay, n.Engine)] = n
-			}
-		}
-		for id, stop := range started {
-			if _, stays := want[id]; !stays {
-				stop()
-				delete(started, id)
-			}
-		}
-		for id, n := range want {
-			if started[id] != nil {
-				continue
-			}
-			each, stop := context.WithCancel(ctx)
-			started[id] = stop
-			running.Go(func() { e.follow(each, n) })
-		}
-		select {
-		case <-ctx.Done():
-			for _, stop := range started {
-				stop()
-			}
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-// follow keeps a connection to one engine.
-func (e *engines) follow(ctx context.Context, n fabric.Node) {
-	for ctx.Err() == nil {
-		err := e.session(ctx, n)
-		if ctx.Err() != nil {
-			e.agent.node.Degrade("engine "+n.ID(), nil)
-			return
-		}
-		e.agent.node.Degrade("engine "+n.ID(), err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(redial):
-		}
-	}
+	ofZone := func(n fabric.Node) bool { return n.Zone == e.agent.node.Self.Zone }
+	underlay := func(n fabric.Node) netip.Addr { return n.Underlay }
+	return e.agent.node.KeepEngines(ctx, ofZone, underlay, e.session)
 }
 
 // session connects to an engine, tells it all that this node has, and stays

@@ -12,7 +12,6 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -38,9 +37,6 @@ const reconcileInterval = 5 * time.Second
 
 // introduction bounds bringing a daemon that has connected up to date.
 const introduction = time.Minute
-
-// redial is the pause between attempts to reach another engine.
-const redial = time.Second
 
 // Daemon is the engine with its connections: to the switch, to the agents of
 // its zone, and, inside the encrypted links, to the engines of other zones.
@@ -209,63 +205,13 @@ func (d *Daemon) welcome(ctx context.Context, c *signal.Conn) {
 // crosses between zones. Of two engines the one that comes first by name
 // connects, the other one listens.
 func (d *Daemon) meetEngines(ctx context.Context) error {
-	var running sync.WaitGroup
-	defer running.Wait()
-	started := map[string]context.CancelFunc{}
-	tick := time.NewTicker(redial)
-	defer tick.Stop()
-	for {
-		want := map[string]fabric.Node{}
-		for _, n := range d.node.Nodes() {
-			if n.Kind == fabric.KindProcessor && n.Zone != d.self.Zone {
-				// By its address too: who moved is met anew.
-				want[fmt.Sprintf("%s %s:%d", n.ID(), n.Gateway4(), n.Engine)] = n
-			}
-		}
-		for id, stop := range started {
-			if _, stays := want[id]; !stays {
-				stop()
-				delete(started, id)
-			}
-		}
-		for id, n := range want {
-			if started[id] != nil {
-				continue
-			}
-			each, stop := context.WithCancel(ctx)
-			started[id] = stop
-			running.Go(func() { d.meet(each, n) })
-		}
-		select {
-		case <-ctx.Done():
-			for _, stop := range started {
-				stop()
-			}
-			return nil
-		case <-tick.C:
-		}
-	}
-}
-
-// meet keeps the connection with one engine.
-func (d *Daemon) meet(ctx context.Context, n fabric.Node) {
-	for ctx.Err() == nil {
-		var err error
+	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone }
+	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Gateway4, func(ctx context.Context, n fabric.Node) error {
 		if d.self.ID() < n.ID() {
-			err = d.call(ctx, n)
-		} else {
-			err = d.answer(ctx, n)
+			return d.call(ctx, n)
 		}
-		if ctx.Err() != nil {
-			d.node.Degrade("engine "+n.ID(), nil)
-			return
-		}
-		d.node.Degrade("engine "+n.ID(), err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(redial):
-		}
-	}
+		return d.answer(ctx, n)
+	})
 }
 
 // call connects to another zone's engine and stays until the connection ends.

@@ -172,7 +172,7 @@ func RequireServer(t testing.TB, name string) string {
 			}
 		}
 	}
-	unmet(t, "needs "+name+" on PATH or in $SIF_SERVERS: run `make setup`")
+	Unmet(t, "needs "+name+" on PATH or in $SIF_SERVERS: run `make setup`")
 	return ""
 }
 

@@ -17,7 +17,7 @@ import (
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		unmet(t, "needs root: it makes network namespaces and loads eBPF programs")
+		Unmet(t, "needs root: it makes network namespaces and loads eBPF programs")
 	}
 }
 
@@ -26,12 +26,13 @@ func RequireProgram(t testing.TB, name string) string {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
-		unmet(t, "needs "+name+" on PATH: run `make setup`")
+		Unmet(t, "needs "+name+" on PATH: run `make setup`")
 	}
 	return path
 }
 
-func unmet(t testing.TB, why string) {
+// Unmet skips the test because of what the machine lacks; under CI it fails it.
+func Unmet(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
 		t.Fatal(why)
