@@ -31,7 +31,7 @@ var layers = []struct {
 	{`^hcl$`, `^fabric$`, "the languages know the model and nothing else"},
 	{`^api$`, `^fabric$`, "users import the client; it must stay light"},
 	{`^internal/firewall$`, `^fabric$`, "it takes from the model what a protocol is, and knows no policy"},
-	{`^internal/(testhost|logkey|atomicfile|version|number|link)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
+	{`^internal/(testhost|logkey|atomicfile|keylock|version|number|link)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
 	{`^internal/attach$`, `^$`, "the plugin is thin"},
 	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "what daemons share knows no daemon"},
 	{`^controller$`, `^(api|fabric|hcl|internal/.*)$`, "daemons do not know one another"},

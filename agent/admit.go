@@ -120,7 +120,7 @@ func (a *Agent) renew(ctx context.Context) {
 }
 
 func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
-	unlock := a.locks.lock(ep.Attachment)
+	unlock := a.locks.Lock(ep.Attachment)
 	defer unlock()
 	ep, still := a.endpoints.get(ep.Attachment)
 	if !still || a.now().Before(due(ep)) {

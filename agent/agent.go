@@ -27,6 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/firewall"
 	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node"
@@ -60,9 +61,9 @@ type Agent struct {
 	namespaces   probe.Finder
 	audited      audited
 
-	locks       locks[attach.Attachment]
-	attachments locks[string] // by interface: programs are attached to it by one at a time
-	keys        sync.Mutex    // serialises asking for services' certificates
+	locks       keylock.Locks[attach.Attachment]
+	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
+	keys        sync.Mutex            // serialises asking for services' certificates
 	addresses   *addresses
 	programming sync.Mutex // serialises computing and writing the data path
 	written     image      // empty before the first Reconcile; guarded by programming

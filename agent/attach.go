@@ -28,7 +28,7 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 	at := attach.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}
 	// Calls for one attachment come one after the other; those for others at
 	// the same time.
-	unlock := a.locks.lock(at)
+	unlock := a.locks.Lock(at)
 	defer unlock()
 	switch r.Command {
 	case "ADD":
@@ -243,7 +243,7 @@ func (a *Agent) abandon(ctx context.Context, ep endpoint) {
 // attachPrograms puts the programs on an endpoint's interface, if they are not
 // there.
 func (a *Agent) attachPrograms(hostIf string) error {
-	defer a.attachments.lock(hostIf)()
+	defer a.attachments.Lock(hostIf)()
 	return a.data.Attach(hostIf)
 }
 
@@ -282,7 +282,7 @@ func (a *Agent) collect(ctx context.Context, valid []attach.Attachment) error {
 	var errs []error
 	for _, ep := range a.endpoints.all() {
 		if !slices.Contains(valid, ep.Attachment) {
-			unlock := a.locks.lock(ep.Attachment)
+			unlock := a.locks.Lock(ep.Attachment)
 			errs = append(errs, a.remove(ctx, ep.Attachment))
 			unlock()
 		}
@@ -301,7 +301,7 @@ func (a *Agent) sweep(ctx context.Context) {
 }
 
 func (a *Agent) sweepOne(ctx context.Context, at attach.Attachment) error {
-	unlock := a.locks.lock(at)
+	unlock := a.locks.Lock(at)
 	defer unlock()
 	ep, still := a.endpoints.get(at)
 	if !still {

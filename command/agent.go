@@ -4,25 +4,19 @@
 package command
 
 import (
-	"context"
-	"strings"
-
-	"github.com/hashicorp/cli"
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/sif-project/sif/agent"
 	"github.com/sif-project/sif/internal/config"
 )
 
 // AgentCommand is `sif agent`: the daemon of a workload node.
-type AgentCommand struct{ UI cli.Ui }
+type AgentCommand struct{ Meta }
 
 // Synopsis implements cli.Command.
 func (c *AgentCommand) Synopsis() string { return "Run the policy agent of a workload node" }
 
 // Help implements cli.Command.
 func (c *AgentCommand) Help() string {
-	return strings.TrimSpace(`
+	return help(`
 Usage: sif agent [options]
 
   Runs the policy agent of a workload node. It attaches workloads to the fabric
@@ -41,7 +35,5 @@ Options:
 
 // Run implements cli.Command.
 func (c *AgentCommand) Run(args []string) int {
-	return runDaemon(c.UI, config.RoleAgent, args, func(ctx context.Context, cfg *config.Config, log hclog.Logger) (runner, error) {
-		return agent.Start(ctx, cfg, log)
-	})
+	return c.runConfigured(config.RoleAgent, args, onNode(agent.Start))
 }

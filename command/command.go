@@ -39,9 +39,9 @@ func Run(args []string) int {
 // commands lists all commands.
 func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	list := map[string]cli.Command{
-		"agent":          &AgentCommand{UI: ui},
-		"controller":     &ControllerCommand{UI: ui},
-		"engine":         &EngineCommand{UI: ui},
+		"agent":          &AgentCommand{Meta{UI: ui}},
+		"controller":     &ControllerCommand{Meta{UI: ui}},
+		"engine":         &EngineCommand{Meta{UI: ui}},
 		"explain":        &ExplainCommand{Meta: Meta{UI: ui}},
 		"graph":          group{"Work with service graphs", graphGroupHelp},
 		"graph apply":    &GraphApplyCommand{Meta: Meta{UI: ui}},
@@ -56,7 +56,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job plan":       &JobPlanCommand{jobMeta{Meta: Meta{UI: ui}}},
 		"job run":        &JobRunCommand{jobMeta{Meta: Meta{UI: ui}}},
 		"job validate":   &JobValidateCommand{jobMeta{Meta: Meta{UI: ui}}},
-		"link":           &LinkCommand{UI: ui},
+		"link":           &LinkCommand{Meta{UI: ui}},
 		"matrix":         &MatrixCommand{Meta: Meta{UI: ui}},
 		"status":         &StatusCommand{Meta: Meta{UI: ui}},
 		"verify":         &VerifyCommand{Meta: Meta{UI: ui}},

@@ -5,33 +5,24 @@ package command
 
 import (
 	"context"
-	"flag"
-	"fmt"
-	"io"
-	"os"
-	"os/signal"
-	"strings"
-	"syscall"
 
-	"github.com/hashicorp/cli"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/controller"
 	"github.com/sif-project/sif/internal/config"
-	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/version"
 )
 
 // ControllerCommand is `sif controller`: the policy controller.
-type ControllerCommand struct{ UI cli.Ui }
+type ControllerCommand struct{ Meta }
 
 // Synopsis implements cli.Command.
 func (c *ControllerCommand) Synopsis() string { return "Run the policy controller" }
 
 // Help implements cli.Command.
 func (c *ControllerCommand) Help() string {
-	return strings.TrimSpace(`
-Usage: sif controller -config=<path>
+	return help(`
+Usage: sif controller [options]
 
   Runs the policy controller of a fabric: it compiles, signs and publishes
   service graphs, gives nodes their address pools, and admits workloads after
@@ -55,74 +46,14 @@ Usage: sif controller -config=<path>
 
 Options:
 
-  -config=<path>  Configuration file. Required.
+  -config=<path>  Configuration file. Default: /etc/sif/controller.hcl
 `)
 }
 
 // Run implements cli.Command.
 func (c *ControllerCommand) Run(args []string) int {
-	var path string
-	flags := flag.NewFlagSet("controller", flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&path, "config", "", "")
-	if err := flags.Parse(args); err == flag.ErrHelp {
-		return cli.RunResultHelp
-	} else if err != nil {
-		c.UI.Error(err.Error())
-		return 1
-	}
-	if flags.NArg() > 0 {
-		c.UI.Error(fmt.Sprintf("sif controller takes no arguments, got %q", flags.Args()))
-		return 1
-	}
-	if path == "" {
-		c.UI.Error("sif controller needs -config=<path>")
-		return 1
-	}
-	file, err := loadController(path)
-	if err != nil {
-		c.UI.Error(err.Error())
-		return 1
-	}
-	log := hclog.New(&hclog.LoggerOptions{
-		Name: "controller", Level: hclog.LevelFromString(file.LogLevel), JSONFormat: file.LogJSON, Output: os.Stderr,
-	})
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
-	reload := make(chan *config.Config)
-	go func() {
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hup:
-			}
-			again, err := loadController(path)
-			if err != nil {
-				log.Error("configuration not reloaded", logkey.Error, err)
-				continue
-			}
-			select {
-			case reload <- again:
-			case <-ctx.Done():
-			}
-		}
-	}()
-	if err := controller.Serve(ctx, file, reload, version.Version, log); err != nil {
-		c.UI.Error(fmt.Sprintf("sif controller: %s", err))
-		return 1
-	}
-	log.Info("stopped")
-	return 0
-}
-
-func loadController(path string) (*config.Config, error) {
-	file, err := config.Load(path)
-	if err != nil {
-		return nil, err
-	}
-	return file, file.Require(config.RoleController)
+	return c.runConfigured(config.RoleController, args,
+		func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error {
+			return controller.Serve(ctx, cfg, reload, version.Version, log)
+		})
 }

@@ -5,59 +5,97 @@ package command
 
 import (
 	"context"
-	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/signal"
 	"syscall"
 
-	"github.com/hashicorp/cli"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// runner is a daemon that has started: it serves until its context ends.
-type runner interface {
-	Run(ctx context.Context) error
-}
+// serveFunc serves as a configuration says until ctx ends. What comes over
+// reload is the configuration as it was changed meanwhile.
+type serveFunc func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error
 
-// runDaemon is the body of the commands of agent and engine: it reads
-// -config, starts the daemon, and serves until SIGINT or SIGTERM. SIGHUP
-// rereads the log level.
-func runDaemon(ui cli.Ui, role config.Role, args []string, start func(context.Context, *config.Config, hclog.Logger) (runner, error)) int {
-	var path string
-	flags := flag.NewFlagSet(string(role), flag.ContinueOnError)
-	flags.SetOutput(io.Discard)
-	flags.StringVar(&path, "config", "/etc/sif/"+string(role)+".hcl", "")
-	if err := flags.Parse(args); err == flag.ErrHelp {
-		return cli.RunResultHelp
-	} else if err != nil {
-		ui.Error(err.Error())
-		return 1
-	}
-	if flags.NArg() > 0 {
-		ui.Error(fmt.Sprintf("sif %s takes no arguments, got %q", role, flags.Args()))
-		return 1
+// runConfigured is the body of the commands of daemons that have a
+// configuration file.
+func (m *Meta) runConfigured(role config.Role, args []string, serve serveFunc) int {
+	flags := m.flagSet(string(role))
+	path := flags.String("config", "/etc/sif/"+string(role)+".hcl", "")
+	if code, ok := m.parseOptions(flags, args); !ok {
+		return code
 	}
 	load := func() (*config.Config, error) {
-		c, err := config.Load(path)
+		cfg, err := config.Load(*path)
 		if err != nil {
 			return nil, err
 		}
-		return c, c.Require(role)
+		return cfg, cfg.Require(role)
 	}
-	c, err := load()
+	cfg, err := load()
 	if err != nil {
-		ui.Error(err.Error())
+		m.UI.Error(err.Error())
 		return 1
 	}
-	log := hclog.New(&hclog.LoggerOptions{
-		Name: string(role), Level: hclog.LevelFromString(c.LogLevel), JSONFormat: c.LogJSON, Output: os.Stderr,
-	})
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	log := daemonLog(string(role), hclog.LevelFromString(cfg.LogLevel), cfg.LogJSON)
+	reload := make(chan *config.Config)
+	reread := func(ctx context.Context) {
+		again, err := load()
+		if err != nil {
+			log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
+			return
+		}
+		select {
+		case reload <- again:
+		case <-ctx.Done():
+		}
+	}
+	return m.serve(string(role), log, reread, func(ctx context.Context) error { return serve(ctx, cfg, reload, log) })
+}
+
+// nodeDaemon is the daemon of a node, once it has started.
+type nodeDaemon interface {
+	Run(ctx context.Context) error
+}
+
+// onNode serves with the daemon of a node. Of a changed configuration that
+// takes the log level.
+func onNode[D nodeDaemon](start func(context.Context, *config.Config, hclog.Logger) (D, error)) serveFunc {
+	return func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error {
+		go func() {
+			for {
+				select {
+				case again := <-reload:
+					log.SetLevel(hclog.LevelFromString(again.LogLevel))
+					log.Info("configuration reloaded: the log level")
+				case <-ctx.Done():
+					return
+				}
+			}
+		}()
+		d, err := start(ctx, cfg, log)
+		if err != nil {
+			return err
+		}
+		log.Info("started")
+		if err := d.Run(ctx); err != nil && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	}
+}
+
+// daemonLog is the log of a daemon: standard error.
+func daemonLog(name string, level hclog.Level, json bool) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{Name: name, Level: level, JSONFormat: json, Output: os.Stderr})
+}
+
+// serve runs a daemon until SIGINT or SIGTERM, and calls reload at each SIGHUP.
+func (m *Meta) serve(name string, log hclog.Logger, reload func(context.Context), run func(context.Context) error) int {
+	ctx, stop := interruptible()
 	defer stop()
 	hup := make(chan os.Signal, 1)
 	signal.Notify(hup, syscall.SIGHUP)
@@ -66,28 +104,16 @@ func runDaemon(ui cli.Ui, role config.Role, args []string, start func(context.Co
 		for {
 			select {
 			case <-hup:
-				c, err := load()
-				if err != nil {
-					log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
-					continue
-				}
-				log.SetLevel(hclog.LevelFromString(c.LogLevel))
-				log.Info("configuration reloaded: the log level")
+				reload(ctx)
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	d, err := start(ctx, c, log)
-	if err != nil {
-		ui.Error(fmt.Sprintf("sif %s: %s", role, err))
+	if err := run(ctx); err != nil {
+		m.UI.Error(fmt.Sprintf("sif %s: %s", name, err))
 		return 1
 	}
-	log.Info("started")
-	if err := d.Run(ctx); err != nil && ctx.Err() == nil {
-		ui.Error(fmt.Sprintf("sif %s: %s", role, err))
-		return 1
-	}
-	log.Info("stopped; what is enforced stays enforced")
+	log.Info("stopped")
 	return 0
 }

@@ -4,25 +4,19 @@
 package command
 
 import (
-	"context"
-	"strings"
-
-	"github.com/hashicorp/cli"
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/sif-project/sif/engine"
 	"github.com/sif-project/sif/internal/config"
 )
 
 // EngineCommand is `sif engine`: the daemon of a processor node.
-type EngineCommand struct{ UI cli.Ui }
+type EngineCommand struct{ Meta }
 
 // Synopsis implements cli.Command.
 func (c *EngineCommand) Synopsis() string { return "Run the policy engine of a processor node" }
 
 // Help implements cli.Command.
 func (c *EngineCommand) Help() string {
-	return strings.TrimSpace(`
+	return help(`
 Usage: sif engine [options]
 
   Runs the policy engine of a processor node. It validates the connectivity
@@ -41,7 +35,5 @@ Options:
 
 // Run implements cli.Command.
 func (c *EngineCommand) Run(args []string) int {
-	return runDaemon(c.UI, config.RoleEngine, args, func(ctx context.Context, cfg *config.Config, log hclog.Logger) (runner, error) {
-		return engine.Start(ctx, cfg, log)
-	})
+	return c.runConfigured(config.RoleEngine, args, onNode(engine.Start))
 }

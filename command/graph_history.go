@@ -47,7 +47,7 @@ func (c *GraphHistoryCommand) Run(args []string) int {
 	flags := c.flagSet("graph history")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
-	if code, ok := c.parse(flags, args); !ok {
+	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
 	}
 	client, err := c.client()

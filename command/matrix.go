@@ -83,11 +83,8 @@ func (c *MatrixCommand) Run(args []string) int {
 	ip := flags.String("ip", "all", "")
 	protocol := flags.String("protocol", "all", "")
 	window := flags.Duration("window", 3*time.Second, "")
-	if code, ok := c.parse(flags, args); !ok {
+	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
-	}
-	if flags.NArg() > 0 {
-		return c.usage("matrix", "This command takes no arguments, got %q.", flags.Args())
 	}
 	if *protocol != "all" {
 		p, err := fabric.ParseProtocol(*protocol)

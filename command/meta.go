@@ -22,7 +22,7 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// Meta is what commands that call the controller have in common.
+// Meta is what commands have in common.
 type Meta struct {
 	UI cli.Ui
 
@@ -83,6 +83,14 @@ func (m *Meta) parse(flags *flag.FlagSet, args []string) (code int, ok bool) {
 		return m.usage(flags.Name(), "%s", err), false
 	}
 	return 0, true
+}
+
+// parseOptions is parse for a command that takes nothing but options.
+func (m *Meta) parseOptions(flags *flag.FlagSet, args []string) (code int, ok bool) {
+	if code, ok = m.parse(flags, args); ok && flags.NArg() > 0 {
+		return m.usage(flags.Name(), "This command takes no arguments, got %q.", flags.Args()), false
+	}
+	return code, ok
 }
 
 // usage reports that a command was called wrongly.

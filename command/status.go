@@ -66,11 +66,8 @@ func (c *StatusCommand) Run(args []string) int {
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
 	verbose := flags.Bool("verbose", false, "")
-	if code, ok := c.parse(flags, args); !ok {
+	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
-	}
-	if flags.NArg() > 0 {
-		return c.usage("status", "This command takes no arguments, got %q.", flags.Args())
 	}
 	client, err := c.client()
 	if err != nil {

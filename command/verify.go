@@ -57,11 +57,8 @@ func (c *VerifyCommand) Run(args []string) int {
 	flags := c.flagSet("verify")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
-	if code, ok := c.parse(flags, args); !ok {
+	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
-	}
-	if flags.NArg() > 0 {
-		return c.usage("verify", "This command takes no arguments, got %q.", flags.Args())
 	}
 	client, err := c.client()
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -36,8 +37,8 @@ type admitter struct {
 	nodes  *registry
 	table  *table
 
-	endpoints keyedMutex
-	bindings  sync.Map // zone/node -> scheduler's node ID, as pinned in Consul
+	endpoints keylock.Locks[string] // by ID
+	bindings  sync.Map              // zone/node -> scheduler's node ID, as pinned in Consul
 }
 
 // admit admits an allocation that the scheduler placed on the calling node.
@@ -54,7 +55,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	if err := checkAddresses(node, req.IPv4, req.IPv6); err != nil {
 		return reply, none, err
 	}
-	defer a.endpoints.lock(req.Allocation)()
+	defer a.endpoints.Lock(req.Allocation)()
 
 	place, err := a.placement(ctx, who, req.Allocation)
 	if err != nil {
@@ -115,7 +116,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 
 // release ends the admission of an endpoint of the calling node.
 func (a *admitter) release(ctx context.Context, who caller, endpoint string) error {
-	defer a.endpoints.lock(endpoint)()
+	defer a.endpoints.Lock(endpoint)()
 	return a.table.release(ctx, seatID{who.ID(), endpoint})
 }
 
@@ -214,39 +215,4 @@ func (a *admitter) bound(ctx context.Context, who caller, nodeID string) error {
 func (c *Controller) logAdmission(a fabric.Admission, took time.Duration) {
 	c.log.Info("endpoint admitted", logkey.Endpoint, a.Endpoint, logkey.Node, a.Zone+"/"+a.Node,
 		logkey.Identity, a.Identity().Key(), logkey.Address, a.IPv4.String(), logkey.Duration, took)
-}
-
-// keyedMutex is a mutex for each key in use.
-type keyedMutex struct {
-	mu   sync.Mutex
-	held map[string]*keyedLock
-}
-
-type keyedLock struct {
-	mu    sync.Mutex
-	users int
-}
-
-// lock locks the key and returns what unlocks it.
-func (k *keyedMutex) lock(key string) (unlock func()) {
-	k.mu.Lock()
-	if k.held == nil {
-		k.held = map[string]*keyedLock{}
-	}
-	l := k.held[key]
-	if l == nil {
-		l = &keyedLock{}
-		k.held[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	l.mu.Lock()
-	return func() {
-		l.mu.Unlock()
-		k.mu.Lock()
-		defer k.mu.Unlock()
-		if l.users--; l.users == 0 {
-			delete(k.held, key)
-		}
-	}
 }
