@@ -133,7 +133,7 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	}
 	// Until the engines have it, it is not in force: settle goes on asking.
 	ep.Pending = []string{"renewed, not announced yet"}
-	if err := a.endpoints.put(ep); err != nil {
+	if err := a.endpoints.put(ep)(); err != nil {
 		return err
 	}
 	// The controller may see it as another service by now, or in other roles.
@@ -141,7 +141,7 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 		a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 	}
 	a.refreshCatalog()
-	return a.reprogram()
+	return a.reprogram.Call()
 }
 
 // settle asks again for what is not in force everywhere.

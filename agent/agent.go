@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/firewall"
@@ -65,8 +66,9 @@ type Agent struct {
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
 	keys        sync.Mutex            // serialises asking for services' certificates
 	addresses   *addresses
-	programming sync.Mutex // serialises computing and writing the data path
-	written     image      // empty before the first Reconcile; guarded by programming
+	reprogram   *coalesce.Func // of program
+	programming sync.Mutex     // serialises computing and writing the data path
+	written     image          // empty before the first Reconcile; guarded by programming
 }
 
 // Start makes this process the agent of its node: it takes over what an earlier
@@ -77,6 +79,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	a := &Agent{node: n, log: log, now: time.Now}
+	a.reprogram = coalesce.New(a.program)
 	a.engines = &engines{agent: a, log: log, conns: map[string]*engine{}}
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err
@@ -84,7 +87,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if a.endpoints, err = openEndpoints(filepath.Join(c.DataDir, "endpoints.json")); err != nil {
 		return nil, err
 	}
-	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json")); err != nil {
+	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), log); err != nil {
 		return nil, err
 	}
 	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain); err != nil {
@@ -187,7 +190,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	a.node.Revision.OnChange(func(p fabric.Pointer, _ map[fabric.Ref]fabric.Document) {
-		err := a.reprogram()
+		err := a.reprogram.Call()
 		a.node.Degrade("data path", err)
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
@@ -202,7 +205,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.tend(ctx) })
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error {
-		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram()) })
+		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram.Call()) })
 		return nil
 	})
 	group.Go(func() error { return a.watchEvents(ctx) })

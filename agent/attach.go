@@ -90,10 +90,10 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		}
 	}
 	ep.Ports = r.Ports
-	attached := func() error { return nil }
+	attached, kept := idle, idle
 	defer func() {
 		if err != nil {
-			_ = attached() // only that it has ended counts
+			_, _ = attached(), kept() // only that they have ended counts
 			a.abandon(ctx, ep)
 		}
 	}()
@@ -118,13 +118,11 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		return nil, refusal(err)
 	}
 	parts.lap("admit")
-	if err := a.endpoints.put(ep); err != nil {
-		return nil, err
-	}
+	kept = a.endpoints.put(ep)
 	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 		return nil, fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)
 	}
-	parts.lap("keep")
+	parts.lap("document")
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	pending, err := a.engines.connect(waiting, at)
@@ -136,7 +134,11 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 		return nil, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
 	}
 	parts.lap("programs")
-	if err := a.reprogram(); err != nil {
+	if err := kept(); err != nil {
+		return nil, err
+	}
+	parts.lap("keep")
+	if err := a.reprogram.Call(); err != nil {
 		return nil, err
 	}
 	parts.lap("maps")
@@ -165,6 +167,9 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 	result.DNS = types.DNS{Nameservers: []string{gateway4.String()}}
 	return result, nil
 }
+
+// idle is the outcome of what was not started.
+func idle() error { return nil }
 
 // start starts do and returns a function that waits for its outcome.
 func start(do func() error) (wait func() error) {
@@ -219,7 +224,7 @@ func (a *Agent) abandon(ctx context.Context, ep endpoint) {
 	if err := a.endpoints.remove(ep.Attachment); err != nil {
 		a.log.Error("endpoint not forgotten", logkey.Endpoint, ep.ID, logkey.Error, err)
 	}
-	if err := a.reprogram(); err != nil {
+	if err := a.reprogram.Call(); err != nil {
 		a.log.Error("data path not updated", logkey.Endpoint, ep.ID, logkey.Error, err)
 	}
 	if err := a.setPorts(); err != nil {

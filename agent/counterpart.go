@@ -31,7 +31,7 @@ func (a *Agent) announced(p signal.AnnounceParams) (signal.AnnounceReply, error)
 			return reply, err
 		}
 	}
-	return reply, a.reprogram()
+	return reply, a.reprogram.Call()
 }
 
 // forget drops counterparts.
@@ -40,7 +40,7 @@ func (a *Agent) forget(gone func(fabric.Admission) bool) error {
 	if len(removed) == 0 {
 		return err
 	}
-	return errors.Join(err, a.reprogram())
+	return errors.Join(err, a.reprogram.Call())
 }
 
 // departed tells the counterparts that have expired or whose node has left.

@@ -19,6 +19,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/coalesce"
 )
 
 // endpoint is an attached workload. A value is never changed once it is in the
@@ -50,7 +51,8 @@ func hostIfName(a attach.Attachment) string {
 // endpoints is the set of attached workloads, on disk as well. It is safe for
 // concurrent use.
 type endpoints struct {
-	path string
+	path  string
+	saved *coalesce.Func
 
 	mu  sync.Mutex
 	set map[attach.Attachment]endpoint
@@ -58,6 +60,7 @@ type endpoints struct {
 
 func openEndpoints(path string) (*endpoints, error) {
 	es := &endpoints{path: path, set: map[attach.Attachment]endpoint{}}
+	es.saved = coalesce.New(es.save)
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -98,10 +101,6 @@ func (es *endpoints) find(match func(endpoint) bool) (endpoint, bool) {
 func (es *endpoints) all() []endpoint {
 	es.mu.Lock()
 	defer es.mu.Unlock()
-	return es.sorted()
-}
-
-func (es *endpoints) sorted() []endpoint {
 	return slices.SortedFunc(maps.Values(es.set), func(a, b endpoint) int {
 		if a.ID < b.ID {
 			return -1
@@ -110,11 +109,12 @@ func (es *endpoints) sorted() []endpoint {
 	})
 }
 
-func (es *endpoints) put(ep endpoint) error {
+// put takes up an endpoint. What it returns waits until that is on disk.
+func (es *endpoints) put(ep endpoint) (kept func() error) {
 	es.mu.Lock()
-	defer es.mu.Unlock()
 	es.set[ep.Attachment] = ep
-	return es.save()
+	es.mu.Unlock()
+	return start(es.saved.Call)
 }
 
 // setPending notes what is not in force elsewhere, and writes only what differs.
@@ -128,25 +128,27 @@ func (es *endpoints) setPending(a attach.Attachment, pending []string) error {
 // change applies fn to the endpoint if it is still there.
 func (es *endpoints) change(a attach.Attachment, fn func(*endpoint)) error {
 	es.mu.Lock()
-	defer es.mu.Unlock()
 	ep, ok := es.set[a]
+	if ok {
+		fn(&ep)
+		es.set[a] = ep
+	}
+	es.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	fn(&ep)
-	es.set[a] = ep
-	return es.save()
+	return es.saved.Call()
 }
 
 func (es *endpoints) remove(a attach.Attachment) error {
 	es.mu.Lock()
-	defer es.mu.Unlock()
 	delete(es.set, a)
-	return es.save()
+	es.mu.Unlock()
+	return es.saved.Call()
 }
 
 func (es *endpoints) save() error {
-	data, err := json.Marshal(es.sorted())
+	data, err := json.Marshal(es.all())
 	if err != nil {
 		return fmt.Errorf("encode the endpoints: %w", err)
 	}

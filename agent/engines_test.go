@@ -88,7 +88,7 @@ func newEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 func at(id string) attach.Attachment { return attach.Attachment{ContainerID: id, IfName: "eth0"} }
 
 func (e *engines) put(t *testing.T, id string) {
-	must.NoError(t, e.agent.endpoints.put(endpoint{ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}}))
+	must.NoError(t, e.agent.endpoints.put(endpoint{ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}})())
 }
 
 // An endpoint that is attached while an engine is introduced stays with it.

@@ -190,17 +190,27 @@ func vacate(ifName string, namespace *os.File) error {
 }
 
 // linkIndex returns the index of an interface, 0 if there is none. That it
-// cannot be looked up does not mean that it is not there.
+// cannot be looked up does not mean that it is not there. Unlike netlink the
+// call does not wait for the kernel's lock of all interfaces, which whoever
+// attaches a program holds for tens of milliseconds.
 func linkIndex(name string) (int, error) {
-	link, err := netlink.LinkByName(name)
-	var absent netlink.LinkNotFoundError
-	if errors.As(err, &absent) {
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %q: %w", name, err)
+	}
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return 0, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	defer unix.Close(socket)
+	err = unix.IoctlIfreq(socket, unix.SIOCGIFINDEX, request)
+	if errors.Is(err, unix.ENODEV) {
 		return 0, nil
 	}
 	if err != nil {
 		return 0, fmt.Errorf("find interface %s: %w", name, err)
 	}
-	return link.Attrs().Index, nil
+	return int(request.Uint32()), nil
 }
 
 func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {

@@ -186,9 +186,9 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 	return changes, errors.Join(errs...)
 }
 
-// reprogram computes what the kernel should hold now and writes what differs
+// program computes what the kernel should hold now and writes what differs
 // from what was written last.
-func (a *Agent) reprogram() error {
+func (a *Agent) program() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
 	want, err := a.wanted()

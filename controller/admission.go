@@ -166,7 +166,9 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 // placement asks the scheduler, and refuses what it did not place on the
 // caller.
 func (a *admitter) placement(ctx context.Context, who caller, allocation string) (Placement, error) {
-	place, err := a.cfg.Scheduler.Placement(ctx, allocation)
+	likely, _ := a.bindings.Load(who.ID())
+	node, _ := likely.(string)
+	place, err := a.cfg.Scheduler.Placement(ctx, allocation, node)
 	if errors.Is(err, ErrNoAllocation) {
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "Nomad knows no allocation %s", allocation)
 	}

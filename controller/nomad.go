@@ -34,7 +34,9 @@ type Placement struct {
 // Scheduler places workloads. Any error but ErrNoAllocation means that it
 // could not be asked.
 type Scheduler interface {
-	Placement(ctx context.Context, allocation string) (Placement, error)
+	// Placement asks about an allocation. node is the scheduler's ID of the node
+	// that it is probably on, or empty: knowing it only saves time.
+	Placement(ctx context.Context, allocation, node string) (Placement, error)
 }
 
 // Nomad is the Scheduler that asks Nomad's servers.
@@ -44,8 +46,16 @@ type Nomad struct {
 
 // Placement implements Scheduler. The job is the version that the allocation
 // was made of, whatever was registered since.
-func (n Nomad) Placement(ctx context.Context, allocation string) (Placement, error) {
+func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placement, error) {
 	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
+	guessed := make(chan *nomadapi.Node, 1)
+	go func() {
+		var node *nomadapi.Node
+		if likely != "" {
+			node, _, _ = n.Client().Nodes().Info(likely, q)
+		}
+		guessed <- node
+	}()
 	alloc, _, err := n.Client().Allocations().Info(allocation, q)
 	if status(err) == http.StatusNotFound {
 		return Placement{}, ErrNoAllocation
@@ -56,7 +66,10 @@ func (n Nomad) Placement(ctx context.Context, allocation string) (Placement, err
 	if alloc.ID != allocation {
 		return Placement{}, ErrNoAllocation // Nomad completes prefixes; an endpoint's name must be exact
 	}
-	node, _, err := n.Client().Nodes().Info(alloc.NodeID, q)
+	node := <-guessed
+	if node == nil || node.ID != alloc.NodeID {
+		node, _, err = n.Client().Nodes().Info(alloc.NodeID, q)
+	}
 	if err != nil {
 		return Placement{}, fmt.Errorf("ask Nomad for node %s: %w", alloc.NodeID, err)
 	}

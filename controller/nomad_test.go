@@ -74,6 +74,16 @@ acl {
 	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
 	must.Eq(t, []fabric.Check{{Protocol: fabric.TCP, Port: 8080}, {Protocol: fabric.TCP, Port: 9100}}, a.Checks)
 
+	// Whatever node it was expected on, it is where it is.
+	nomad := Nomad{Client: func() *nomadapi.Client { return root }}
+	place, err := nomad.Placement(ctx, web, "")
+	must.NoError(t, err)
+	for _, likely := range []string{place.NodeID, "00000000-0000-0000-0000-000000000000", "no ID"} {
+		again, err := nomad.Placement(ctx, web, likely)
+		must.NoError(t, err)
+		must.Eq(t, place, again)
+	}
+
 	// A node that got hold of another node's allocation.
 	_, err = admit(w2, web, 10)
 	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, `was not placed on node aws1/w2: Nomad placed it on node "w1" of datacenter "aws1"`)
@@ -119,7 +129,7 @@ acl {
 		c, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://127.0.0.1:1"})
 		must.NoError(t, err)
 		return c
-	}}.Placement(ctx, web)
+	}}.Placement(ctx, web, "")
 	must.ErrorContains(t, err, "ask Nomad for allocation "+web)
 }
 

@@ -278,7 +278,7 @@ type fakeScheduler struct {
 	err    error
 }
 
-func (f *fakeScheduler) Placement(_ context.Context, allocation string) (Placement, error) {
+func (f *fakeScheduler) Placement(_ context.Context, allocation, _ string) (Placement, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.err != nil {

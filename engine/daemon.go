@@ -111,7 +111,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error {
 		// The switch first: bringing agents up to date may take its time.
 		expiry.Watch(ctx, d.now, d.docs.Documents, func() {
-			d.node.Degrade("refresh", d.reprogram())
+			d.node.Degrade("refresh", d.reprogram.Call())
 			trigger()
 		})
 		return nil

@@ -33,10 +33,10 @@ func (d *Daemon) serveTasks(ctx context.Context) error {
 
 // dump reads back what the switch really enforces.
 func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
-	d.program.Lock()
+	d.programming.Lock()
 	state, diff, ports, err := d.bridge.inspect(ctx)
 	sequence := d.node.Revision.Pointer().Sequence
-	d.program.Unlock()
+	d.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, err
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/admission"
+	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/signal"
@@ -53,8 +55,9 @@ type Engine struct {
 	nodes  func() []fabric.Node // of the whole fabric
 	now    func() time.Time
 
-	program sync.Mutex // serialises computing and programming the switch
-	behind  bool       // the switch was not brought to what the leases ask for; guarded by program
+	reprogram   *coalesce.Func // of program
+	programming sync.Mutex     // held while the switch is being programmed
+	behind      atomic.Bool    // the switch was not brought to what the leases ask for
 
 	mu      sync.Mutex
 	agents  map[string]*remote // connected agents of the zone, by zone/node
@@ -75,15 +78,17 @@ type Options struct {
 
 // New returns an engine that holds the leases it held when it stopped.
 func New(o Options) (*Engine, error) {
-	ls, err := lease.Open(o.Leases)
+	ls, err := lease.Open(o.Leases, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	return &Engine{
+	e := &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
 		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
 		agents: map[string]*remote{}, engines: map[string]*remote{},
-	}, nil
+	}
+	e.reprogram = coalesce.New(e.program)
+	return e, nil
 }
 
 // Resume takes up the leases from disk: it makes their services interests and
@@ -92,7 +97,7 @@ func (e *Engine) Resume(ctx context.Context) error {
 	for _, le := range e.leases.All(e.now()) {
 		e.interest(ctx, le.Admission.Service)
 	}
-	return e.reprogram()
+	return e.reprogram.Call()
 }
 
 // believe returns the admission of a request if it may be believed. One that is
@@ -217,18 +222,11 @@ func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 		if _, held := e.leases.Held(le.Request, e.now()); !held {
 			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
 		}
-		if !e.lags() {
+		if !e.behind.Load() {
 			return nil
 		}
 	}
-	return e.reprogram()
-}
-
-// lags reports whether the switch could not be programmed the last time.
-func (e *Engine) lags() bool {
-	e.program.Lock()
-	defer e.program.Unlock()
-	return e.behind
+	return e.reprogram.Call()
 }
 
 // spread carries a request to the engines of all other zones, which answer
@@ -334,7 +332,7 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 		return err
 	}
 	// A switch that cannot be programmed keeps nobody from hearing of it.
-	err = errors.Join(err, e.reprogram())
+	err = errors.Join(err, e.reprogram.Call())
 	ctx, cancel := context.WithTimeout(context.Background(), settle)
 	defer cancel()
 	var own []string
@@ -381,7 +379,7 @@ func (e *Engine) Expire() error {
 func (e *Engine) Refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	err := e.reprogram()
+	err := e.reprogram.Call()
 	var group errgroup.Group
 	for _, agent := range e.remotes(e.agents) {
 		group.Go(func() error { return e.update(ctx, agent) })
@@ -394,10 +392,10 @@ func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 	return fabric.DocumentsAt(e.docs.Documents(), e.now())
 }
 
-// reprogram computes what the switch should hold and has it programmed.
-func (e *Engine) reprogram() error {
-	e.program.Lock()
-	defer e.program.Unlock()
+// program computes what the switch should hold and has it programmed.
+func (e *Engine) program() error {
+	e.programming.Lock()
+	defer e.programming.Unlock()
 	ports := e.ports()
 	portOf := func(a fabric.Admission) (string, bool) {
 		port, ok := ports[a.Zone]
@@ -407,7 +405,7 @@ func (e *Engine) reprogram() error {
 	if err == nil {
 		err = e.sw.Program(want)
 	}
-	e.behind = err != nil
+	e.behind.Store(err != nil)
 	return err
 }
 

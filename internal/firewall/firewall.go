@@ -160,6 +160,9 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.known && slices.Equal(f.ports, ports) {
+		return nil // Apply repairs what somebody else changed
+	}
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("map ports of the node: %w", err)

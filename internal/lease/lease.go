@@ -3,7 +3,7 @@
 
 // Package lease keeps connectivity requests in force: the engine those of all
 // zones, the agent those of its endpoints' counterparts. It knows which of two
-// admissions of an endpoint is younger and writes every change to disk, so that
+// admissions of an endpoint is younger and keeps every change in a file, so that
 // a restarted daemon goes on where it stopped before anybody has connected
 // again. It does not know what a lease entitles to.
 package lease
@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"reflect"
 	"slices"
@@ -20,8 +21,12 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/coalesce"
+	"github.com/sif-project/sif/internal/logkey"
 )
 
 // Lease is a verified connectivity request in force.
@@ -32,15 +37,19 @@ type Lease struct {
 
 // Set is a set of leases, by endpoint. It is safe for concurrent use.
 type Set struct {
-	path string
+	path  string
+	saved *coalesce.Func
 
 	mu  sync.Mutex
 	set map[string]Lease
 }
 
-// Open returns the set kept at path, or an empty one.
-func Open(path string) (*Set, error) {
+// Open returns the set kept at path, or an empty one. It is also empty if the
+// file makes no sense: a crash of the machine can do that, but with it went what
+// the leases opened, and their holders will ask again.
+func Open(path string, log hclog.Logger) (*Set, error) {
 	l := &Set{path: path, set: map[string]Lease{}}
+	l.saved = coalesce.New(l.save)
 	data, err := os.ReadFile(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -48,9 +57,12 @@ func Open(path string) (*Set, error) {
 	case err != nil:
 		return nil, fmt.Errorf("read the leases: %w", err)
 	}
-	if err := json.Unmarshal(data, &l.set); err != nil {
-		return nil, fmt.Errorf("read the leases %s: %w", path, err)
+	var kept map[string]Lease
+	if err := json.Unmarshal(data, &kept); err != nil {
+		log.Warn("the leases on disk are of no use and start anew", logkey.Error, fmt.Errorf("decode %s: %w", path, err))
+		return l, nil
 	}
+	maps.Copy(l.set, kept)
 	return l, nil
 }
 
@@ -59,11 +71,18 @@ func Open(path string) (*Set, error) {
 // has one holder: older leases of others at le's addresses end, so that a
 // withdrawal that got lost gives nobody the rights of who was there before.
 func (l *Set) Put(le Lease) (bool, error) {
+	if !l.put(le) {
+		return false, nil
+	}
+	return true, l.saved.Call()
+}
+
+func (l *Set) put(le Lease) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := le.Admission
 	if old, had := l.set[a.Endpoint]; had && !a.Issued.After(old.Admission.Issued) {
-		return false, nil
+		return false
 	}
 	var displaced []string
 	for endpoint, other := range l.set {
@@ -72,7 +91,7 @@ func (l *Set) Put(le Lease) (bool, error) {
 			continue
 		}
 		if !a.Issued.After(b.Issued) {
-			return false, nil
+			return false
 		}
 		displaced = append(displaced, endpoint)
 	}
@@ -80,7 +99,7 @@ func (l *Set) Put(le Lease) (bool, error) {
 		delete(l.set, endpoint)
 	}
 	l.set[a.Endpoint] = le
-	return true, l.save()
+	return true
 }
 
 // Held returns the admission of a request if it is just the one that is kept,
@@ -102,7 +121,6 @@ func (l *Set) Held(r fabric.Request, now time.Time) (fabric.Admission, bool) {
 // Remove drops every lease for which gone is true and returns them.
 func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	var removed []Lease
 	for endpoint, le := range l.set {
 		if gone(le.Admission) {
@@ -110,10 +128,11 @@ func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 			delete(l.set, endpoint)
 		}
 	}
+	l.mu.Unlock()
 	if removed == nil {
 		return nil, nil
 	}
-	return removed, l.save()
+	return removed, l.saved.Call()
 }
 
 // All returns the leases that have not expired at now, ordered by endpoint.
@@ -136,11 +155,14 @@ func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
 }
 
 func (l *Set) save() error {
+	l.mu.Lock()
 	data, err := json.Marshal(l.set)
+	l.mu.Unlock()
 	if err != nil {
 		return fmt.Errorf("encode the leases: %w", err)
 	}
-	if err := atomicfile.Write(l.path, data, 0o600); err != nil {
+	// Workloads wait for this, and the leases are of no use after a reboot.
+	if err := atomicfile.WriteLazily(l.path, data, 0o600); err != nil {
 		return fmt.Errorf("write the leases: %w", err)
 	}
 	return nil

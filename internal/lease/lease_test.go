@@ -7,10 +7,12 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
 
@@ -40,7 +42,7 @@ func TestLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		runs++
 		path := filepath.Join(dir, fmt.Sprint(runs))
-		set, err := Open(path)
+		set, err := Open(path, hclog.NewNullLogger())
 		must.NoError(t, err)
 		for range rapid.IntRange(1, 20).Draw(t, "steps") {
 			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
@@ -55,7 +57,7 @@ func TestLaws(t *testing.T) {
 				must.Eq(t, before, set.All(epoch))
 			}
 			if rapid.Bool().Draw(t, "restart") {
-				set, err = Open(path)
+				set, err = Open(path, hclog.NewNullLogger())
 				must.NoError(t, err)
 			}
 			at := map[netip.Addr]bool{}
@@ -67,8 +69,21 @@ func TestLaws(t *testing.T) {
 	})
 }
 
+// What a crash of the machine leaves must not keep a daemon from starting.
+func TestUnreadableFileIsAnEmptySet(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases.json")
+	for _, content := range []string{"", "{", "null", "\x00\x00"} {
+		must.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		set, err := Open(path, hclog.NewNullLogger())
+		must.NoError(t, err)
+		must.SliceEmpty(t, set.All(epoch))
+		_, err = set.Put(leaseOf("a", 1, 0))
+		must.NoError(t, err)
+	}
+}
+
 func TestHeldIsTheVeryRequest(t *testing.T) {
-	set, err := Open(filepath.Join(t.TempDir(), "leases.json"))
+	set, err := Open(filepath.Join(t.TempDir(), "leases.json"), hclog.NewNullLogger())
 	must.NoError(t, err)
 	le := leaseOf("a", 1, 0)
 	_, held := set.Held(le.Request, epoch)
