@@ -23,18 +23,24 @@ import (
 // The environment that DefaultConfig reads.
 const (
 	EnvAddress    = "SIF_HTTP_ADDR"     // https://host:port
-	EnvToken      = "SIF_TOKEN"         // Consul ACL token; CONSUL_HTTP_TOKEN if unset
+	EnvToken      = "SIF_TOKEN"         // Consul ACL token
+	EnvVaultToken = "SIF_VAULT_TOKEN"   // Vault token, in the place of one of Consul
 	EnvCACert     = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
 	EnvClientCert = "SIF_CLIENT_CERT"   // PEM file
 	EnvClientKey  = "SIF_CLIENT_KEY"    // PEM file
-	envConsul     = "CONSUL_HTTP_TOKEN" // what operators have set already
+	envConsul     = "CONSUL_HTTP_TOKEN" // what operators have set already: used if neither token of SIF is set
+	envVault      = "VAULT_TOKEN"       // likewise, if that is not set either
 )
 
 // DefaultAddress is where a controller is looked for when nothing else is said.
 const DefaultAddress = "https://127.0.0.1:8440"
 
-// TokenHeader carries an operator's token; "Authorization: Bearer" does too.
-const TokenHeader = "X-Sif-Token"
+// TokenHeader carries an operator's Consul ACL token; "Authorization: Bearer"
+// does too. VaultTokenHeader carries a Vault token. A call shows one of them.
+const (
+	TokenHeader      = "X-Sif-Token"
+	VaultTokenHeader = "X-Vault-Token"
+)
 
 // maxReply bounds what a client reads of one reply, in bytes.
 const maxReply = 256 << 20
@@ -42,7 +48,8 @@ const maxReply = 256 << 20
 // Config tells a Client where the controller is and who calls.
 type Config struct {
 	Address    string // https://host:port, or host:port
-	Token      string // of an operator
+	Token      string // Consul ACL token of an operator
+	VaultToken string // or Vault token; not both
 	CACert     string // file; empty: the system's roots
 	ClientCert string // file
 	ClientKey  string // file
@@ -52,11 +59,14 @@ type Config struct {
 	TLS *tls.Config
 }
 
-// DefaultConfig is the configuration that the environment gives.
+// DefaultConfig is the configuration that the environment gives. A token that
+// is meant for other programs is taken only if none is set for SIF, and one of
+// Vault only if there is none of Consul.
 func DefaultConfig() Config {
 	cfg := Config{
 		Address:    os.Getenv(EnvAddress),
 		Token:      os.Getenv(EnvToken),
+		VaultToken: os.Getenv(EnvVaultToken),
 		CACert:     os.Getenv(EnvCACert),
 		ClientCert: os.Getenv(EnvClientCert),
 		ClientKey:  os.Getenv(EnvClientKey),
@@ -64,17 +74,21 @@ func DefaultConfig() Config {
 	if cfg.Address == "" {
 		cfg.Address = DefaultAddress
 	}
-	if cfg.Token == "" {
+	if cfg.Token == "" && cfg.VaultToken == "" {
 		cfg.Token = os.Getenv(envConsul)
+	}
+	if cfg.Token == "" && cfg.VaultToken == "" {
+		cfg.VaultToken = os.Getenv(envVault)
 	}
 	return cfg
 }
 
 // Client calls one controller. It is safe for use by several goroutines.
 type Client struct {
-	base  *url.URL
-	token string
-	http  *http.Client
+	base       *url.URL
+	token      string
+	vaultToken string
+	http       *http.Client
 }
 
 // NewClient makes a client. It opens no connection yet.
@@ -93,6 +107,9 @@ func NewClient(cfg Config) (*Client, error) {
 	if base.Scheme != "https" || base.Host == "" {
 		return nil, fmt.Errorf("address of the controller %q: it must be of the form https://host:port", cfg.Address)
 	}
+	if cfg.Token != "" && cfg.VaultToken != "" {
+		return nil, fmt.Errorf("there is a Consul token and a Vault token for the controller: set %s or %s, not both", EnvToken, EnvVaultToken)
+	}
 	tlsConfig := cfg.TLS
 	if tlsConfig == nil {
 		if tlsConfig, err = tlsFromFiles(cfg); err != nil {
@@ -106,7 +123,11 @@ func NewClient(cfg Config) (*Client, error) {
 		IdleConnTimeout:     90 * time.Second,
 		MaxIdleConnsPerHost: 16,
 	}
-	return &Client{base: base, token: cfg.Token, http: &http.Client{Transport: transport}}, nil
+	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, http: &http.Client{
+		Transport: transport,
+		// The controller redirects nobody, and a token must not follow.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}}, nil
 }
 
 func tlsFromFiles(cfg Config) (*tls.Config, error) {
@@ -176,6 +197,9 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 	}
 	if c.token != "" {
 		req.Header.Set(TokenHeader, c.token)
+	}
+	if c.vaultToken != "" {
+		req.Header.Set(VaultTokenHeader, c.vaultToken)
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {

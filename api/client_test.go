@@ -5,6 +5,7 @@ package api
 
 import (
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"io"
 	"log"
@@ -20,15 +21,38 @@ import (
 )
 
 func TestDefaultConfig(t *testing.T) {
-	for _, name := range []string{EnvAddress, EnvToken, EnvCACert, EnvClientCert, EnvClientKey, envConsul} {
-		t.Setenv(name, "")
+	clear := func() {
+		for _, name := range []string{EnvAddress, EnvToken, EnvVaultToken, EnvCACert, EnvClientCert, EnvClientKey, envConsul, envVault} {
+			t.Setenv(name, "")
+		}
 	}
+	clear()
 	must.Eq(t, Config{Address: DefaultAddress}, DefaultConfig())
-	t.Setenv(envConsul, "consul")
-	must.Eq(t, "consul", DefaultConfig().Token)
-	t.Setenv(EnvToken, "own")
 	t.Setenv(EnvAddress, "https://c:1")
+	t.Setenv(EnvToken, "own")
 	must.Eq(t, Config{Address: "https://c:1", Token: "own"}, DefaultConfig())
+
+	// Which of several tokens is shown.
+	for _, tt := range []struct {
+		set    []string
+		consul string
+		vault  string
+	}{
+		{[]string{envVault}, "", envVault},
+		{[]string{envVault, envConsul}, envConsul, ""},
+		{[]string{envVault, envConsul, EnvVaultToken}, "", EnvVaultToken},
+		{[]string{envVault, envConsul, EnvToken}, EnvToken, ""},
+		{[]string{envVault, EnvToken}, EnvToken, ""},
+		{[]string{EnvToken, EnvVaultToken}, EnvToken, EnvVaultToken}, // NewClient refuses
+	} {
+		clear()
+		for _, name := range tt.set {
+			t.Setenv(name, name)
+		}
+		c := DefaultConfig()
+		must.Eq(t, tt.consul, c.Token, must.Sprint(tt.set))
+		must.Eq(t, tt.vault, c.VaultToken, must.Sprint(tt.set))
+	}
 }
 
 func TestNewClientRefuses(t *testing.T) {
@@ -39,9 +63,34 @@ func TestNewClientRefuses(t *testing.T) {
 		"read the CA of the controller":         {CACert: empty + ".no"},
 		"holds no PEM certificate":              {CACert: empty},
 		"read the client certificate":           {ClientCert: empty, ClientKey: empty},
+		"set SIF_TOKEN or SIF_VAULT_TOKEN":      {Token: "a", VaultToken: "b"},
 	} {
 		_, err := NewClient(cfg)
 		must.ErrorContains(t, err, text)
+	}
+}
+
+// A token goes to the controller that was named, and nowhere else.
+func TestTokensStayWithTheController(t *testing.T) {
+	for _, tt := range []struct{ header, other, token, vaultToken string }{
+		{TokenHeader, VaultTokenHeader, "secret", ""},
+		{VaultTokenHeader, TokenHeader, "", "secret"},
+	} {
+		seen := 0
+		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			seen++
+			must.Eq(t, "secret", r.Header.Get(tt.header))
+			must.MapNotContainsKey(t, r.Header, tt.other)
+			http.Redirect(w, r, "/elsewhere", http.StatusTemporaryRedirect)
+		}))
+		defer server.Close()
+		roots := x509.NewCertPool()
+		roots.AddCert(server.Certificate())
+		client, err := NewClient(Config{Address: server.URL, Token: tt.token, VaultToken: tt.vaultToken, TLS: &tls.Config{RootCAs: roots}})
+		must.NoError(t, err)
+		_, err = client.Graph(t.Context())
+		must.ErrorContains(t, err, "answered 307 Temporary Redirect")
+		must.Eq(t, 1, seen)
 	}
 }
 

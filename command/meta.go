@@ -26,8 +26,9 @@ import (
 type Meta struct {
 	UI cli.Ui
 
-	config api.Config
-	json   bool
+	config            api.Config
+	token, vaultToken string // of flags
+	json              bool
 
 	vars, varFiles stringList // values of variables, of a graph or a job
 }
@@ -41,8 +42,13 @@ Controller Options:
     Default: ` + api.DefaultAddress + `
 
   -token=<token>
-    Consul ACL token of an operator. Overrides SIF_TOKEN, which overrides
-    CONSUL_HTTP_TOKEN.
+    Consul ACL token of an operator. Overrides SIF_TOKEN and SIF_VAULT_TOKEN,
+    which override CONSUL_HTTP_TOKEN.
+
+  -vault-token=<token>
+    Vault token of an operator, in the place of one of Consul. Overrides
+    SIF_VAULT_TOKEN and SIF_TOKEN. VAULT_TOKEN is used only if there is no other
+    token, not even CONSUL_HTTP_TOKEN.
 
   -ca-file=<path>
     PEM file of the CA that signed the controller's certificate. Overrides
@@ -64,7 +70,8 @@ func (m *Meta) flagSet(name string) *flag.FlagSet {
 func (m *Meta) controllerFlags(flags *flag.FlagSet) {
 	m.config = api.DefaultConfig()
 	flags.StringVar(&m.config.Address, "address", m.config.Address, "")
-	flags.StringVar(&m.config.Token, "token", m.config.Token, "")
+	flags.StringVar(&m.token, "token", "", "")
+	flags.StringVar(&m.vaultToken, "vault-token", "", "")
 	flags.StringVar(&m.config.CACert, "ca-file", m.config.CACert, "")
 	flags.StringVar(&m.config.ClientCert, "client-cert", m.config.ClientCert, "")
 	flags.StringVar(&m.config.ClientKey, "client-key", m.config.ClientKey, "")
@@ -107,7 +114,15 @@ func (m *Meta) fail(doing string, err error) int {
 }
 
 // client connects to the controller as the flags say.
-func (m *Meta) client() (*api.Client, error) { return api.NewClient(m.config) }
+func (m *Meta) client() (*api.Client, error) {
+	switch {
+	case m.token != "" && m.vaultToken != "":
+		return nil, errors.New("-token and -vault-token exclude each other: the controller is shown one token")
+	case m.token != "" || m.vaultToken != "": // nothing of the environment counts then
+		m.config.Token, m.config.VaultToken = m.token, m.vaultToken
+	}
+	return api.NewClient(m.config)
+}
 
 // diagnose writes diagnostics for people, if there are any.
 func (m *Meta) diagnose(diags hcl.Diagnostics) {
@@ -146,7 +161,7 @@ func help(parts ...string) string {
 // controllerPredictions completes the flags of controllerFlags.
 func controllerPredictions(more complete.Flags) complete.Flags {
 	flags := complete.Flags{
-		"-address": complete.PredictAnything, "-token": complete.PredictAnything,
+		"-address": complete.PredictAnything, "-token": complete.PredictAnything, "-vault-token": complete.PredictAnything,
 		"-ca-file": complete.PredictFiles("*"), "-client-cert": complete.PredictFiles("*"), "-client-key": complete.PredictFiles("*"),
 	}
 	for name, p := range more {

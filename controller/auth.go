@@ -5,14 +5,13 @@ package controller
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
 	"slices"
 	"strings"
-
-	consulapi "github.com/hashicorp/consul/api"
+	"time"
+	"unicode"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -20,13 +19,9 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// managementPolicy is Consul's built-in policy of operators who may do
-// everything.
-const managementPolicy = "global-management"
-
 // access is what the holder of a token may do. It follows from the names of
-// the policies and roles that the token carries in Consul, whose rules do not
-// matter here:
+// the policies, and in Consul of the roles, that the token carries, whose rules
+// do not matter here:
 //
 //	sif-operator          everything
 //	sif-read              read every domain, the status and the history
@@ -36,26 +31,65 @@ const managementPolicy = "global-management"
 //
 // Guardrails and rollbacks concern every domain and are for operators only.
 type access struct {
-	actor  string // for the audit log: "token " and its accessor
-	author string // for the history: that, and what the token is called
-	names  map[string]bool
+	actor     string // for the audit log, for instance "token " and its accessor
+	author    string // for the history: that, and what the token is called
+	by        string // what names its permissions, for messages
+	superuser bool   // may do everything in Consul or Vault, and so here
+	names     map[string]bool
 }
 
 const (
-	readPolicy  = "sif-read"
 	planPolicy  = "sif-plan"
 	applyPolicy = "sif-apply"
 )
 
-func (a access) has(names ...string) bool {
-	return a.names[setup.OperatorPolicy] || a.names[managementPolicy] ||
-		slices.ContainsFunc(names, func(n string) bool { return a.names[n] })
+// newAccess returns the access of somebody whose permissions have no names
+// yet. called is what people know the token by; it may be empty.
+func newAccess(actor, called, by string) access {
+	a := access{actor: actor, author: actor, by: by, names: map[string]bool{}}
+	if called = label(called); called != "" {
+		a.author += " (" + called + ")"
+	}
+	return a
 }
 
-func (a access) readsAll() bool { return a.has(readPolicy) }
+// maxLabel is how many characters of a token's name the history keeps.
+const maxLabel = 100
+
+// label makes a name that others chose fit for logs and terminals.
+func label(s string) string {
+	runes := []rune(strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return -1
+	}, s))
+	return string(runes[:min(len(runes), maxLabel)])
+}
+
+func (a access) has(names ...string) bool {
+	return a.superuser || a.names[setup.OperatorPolicy] || slices.ContainsFunc(names, func(n string) bool { return a.names[n] })
+}
+
+// any reports whether there is anything at all that may be done.
+func (a access) any() bool {
+	if a.readsAll() {
+		return true
+	}
+	for name := range a.names {
+		for _, p := range []string{setup.ReadPolicy, planPolicy, applyPolicy} {
+			if strings.HasPrefix(name, p+"-") {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (a access) readsAll() bool { return a.has(setup.ReadPolicy) }
 
 func (a access) reads(domain string) bool {
-	return a.readsAll() || a.plans(domain) || a.names[readPolicy+"-"+domain]
+	return a.readsAll() || a.plans(domain) || a.names[setup.ReadPolicy+"-"+domain]
 }
 
 func (a access) plans(domain string) bool {
@@ -66,8 +100,8 @@ func (a access) applies(domain string) bool { return a.has(applyPolicy + "-" + d
 
 // missing refuses because none of the policies is carried.
 func (a access) missing(what string, policies ...string) error {
-	return api.Errorf(http.StatusForbidden, api.CodeForbidden, "the %s may not %s: it carries none of the Consul policies or roles %s",
-		a.actor, what, strings.Join(append(policies, setup.OperatorPolicy), ", "))
+	return api.Errorf(http.StatusForbidden, api.CodeForbidden, "the %s may not %s: it carries none of the %s %s",
+		a.actor, what, a.by, strings.Join(append(policies, setup.OperatorPolicy), ", "))
 }
 
 // mayOperate refuses all but operators.
@@ -80,7 +114,7 @@ func (a access) mayOperate(what string) error {
 
 func (a access) mayReadAll(what string) error {
 	if !a.readsAll() {
-		return a.missing(what, readPolicy)
+		return a.missing(what, setup.ReadPolicy)
 	}
 	return nil
 }
@@ -122,49 +156,35 @@ func (a access) visible(g *fabric.Graph) *fabric.Graph {
 	return part
 }
 
-// operator returns what whoever shows a token may do. Consul is asked each
-// time, so a revoked token is refused at once.
+// authTimeout bounds how long Consul or Vault may take to answer about a token.
+const authTimeout = 10 * time.Second
+
+// operator returns what whoever shows a token may do. Consul or Vault is asked
+// each time, so a revoked token is refused at once.
 func (c *Controller) operator(ctx context.Context, r *http.Request) (access, error) {
-	token := r.Header.Get(api.TokenHeader)
-	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); token == "" && ok {
-		token = bearer
+	ctx, cancel := context.WithTimeout(ctx, authTimeout)
+	defer cancel()
+	consul, vault := r.Header.Get(api.TokenHeader), r.Header.Get(api.VaultTokenHeader)
+	if bearer, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer "); consul == "" && ok {
+		consul = bearer
 	}
-	if token == "" {
-		return access{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs an operator's token: set %s to a Consul ACL token with the policy %s", api.EnvToken, setup.OperatorPolicy)
-	}
-	self, _, err := c.cfg.Consul().ACL().TokenReadSelf((&consulapi.QueryOptions{Token: token}).WithContext(ctx))
-	var answer consulapi.StatusError
+	var a access
+	var err error
 	switch {
-	case errors.As(err, &answer) && (answer.Code == http.StatusForbidden || answer.Code == http.StatusUnauthorized || answer.Code == http.StatusNotFound):
-		return access{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "Consul does not accept the token: %s", strings.TrimSpace(answer.Body))
-	case err != nil:
-		return access{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "have Consul check the token: %v", err)
+	case consul == "" && vault == "":
+		return access{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs an operator's token: set %s to a Consul ACL token, or %s to a Vault token, with the policy %s",
+			api.EnvToken, api.EnvVaultToken, setup.OperatorPolicy)
+	case consul != "" && vault != "": // whose permissions count must not be a guess
+		return access{}, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "the call shows a Consul token and a Vault token; show one of them")
+	case consul != "":
+		a, err = consulAccess(ctx, c.cfg.Consul(), consul)
+	default:
+		a, err = vaultAccess(ctx, c.cfg.Vault(), vault)
 	}
-	a := access{actor: "token " + self.AccessorID, names: map[string]bool{}}
-	a.author = a.actor
-	if self.Description != "" {
-		a.author += " (" + self.Description + ")"
+	if err == nil && !a.any() {
+		err = a.missing("call this", setup.ReadPolicy, setup.ReadPolicy+"-<domain>", planPolicy+"-<domain>", applyPolicy+"-<domain>")
 	}
-	known := false
-	add := func(name string) {
-		a.names[name] = true
-		known = known || name == setup.OperatorPolicy || name == managementPolicy || name == readPolicy
-		for _, p := range []string{readPolicy, planPolicy, applyPolicy} {
-			known = known || strings.HasPrefix(name, p+"-")
-		}
-	}
-	for _, p := range self.Policies {
-		add(p.Name)
-	}
-	for _, l := range self.Roles {
-		if l.Name != managementPolicy { // anybody who may write roles can call one so
-			add(l.Name)
-		}
-	}
-	if !known {
-		return a, a.missing("call this", readPolicy, readPolicy+"-<domain>", planPolicy+"-<domain>", applyPolicy+"-<domain>")
-	}
-	return a, nil
+	return a, err
 }
 
 // caller returns which node is at the other end of the connection.

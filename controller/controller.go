@@ -20,6 +20,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
@@ -61,6 +62,7 @@ type Config struct {
 	History       int           // how many revisions are kept; zero: DefaultHistory
 
 	Consul    func() *consulapi.Client // asked anew for each use: tokens are reloaded
+	Vault     func() *vaultapi.Client  // to ask about operators' tokens, with these tokens
 	Identity  Identity
 	Signer    Signer
 	Authority Authority

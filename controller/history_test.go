@@ -6,9 +6,6 @@ package controller
 import (
 	"encoding/json"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -28,7 +25,6 @@ func TestHistory(t *testing.T) {
 	t.Run("guardrails", func(t *testing.T) { testGuardrails(t, w) })
 	t.Run("collection", func(t *testing.T) { testCollect(t, w) })
 	t.Run("collection against applies", func(t *testing.T) { testCollectConcurrent(t, w) })
-	t.Run("permissions", func(t *testing.T) { testPermissions(t, w) })
 	t.Run("blocking reads", func(t *testing.T) { testBlocking(t, w) })
 }
 
@@ -308,91 +304,6 @@ func testCollectConcurrent(t *testing.T, w *world) {
 		must.Eq(t, string(o.Data), string(found[o.Hash]), must.Sprint(o.Hash))
 	}
 	t.Logf("%d revisions, at least %d objects removed, %d left", held.pointer.Sequence, removed, objects(t, w))
-}
-
-// tokenWith makes a token with policies of these names.
-func (w *world) tokenWith(t *testing.T, names ...string) string {
-	t.Helper()
-	token := &consulapi.ACLToken{Description: "tester"}
-	for _, name := range names {
-		if _, _, err := w.consul.ACL().PolicyCreate(&consulapi.ACLPolicy{Name: name}, nil); err != nil && !strings.Contains(err.Error(), "already exists") {
-			t.Fatal(err)
-		}
-		token.Policies = append(token.Policies, &consulapi.ACLTokenPolicyLink{Name: name})
-	}
-	made, _, err := w.consul.ACL().TokenCreate(token, nil)
-	must.NoError(t, err)
-	return made.SecretID
-}
-
-func testPermissions(t *testing.T, w *world) {
-	c, ctx := w.fresh(t, nil), t.Context()
-	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"), testDomain("news"))})
-	must.NoError(t, err)
-	change := api.GraphRequest{Domains: domains(ported("app", 81))}
-	rail := api.GraphRequest{Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{From: fabric.Labels{"x": "y"}}}}}}
-	calls := map[string]func(*api.Client) error{
-		"read":           func(c *api.Client) error { _, err := c.Graph(ctx); return err },
-		"status":         func(c *api.Client) error { _, err := c.Status(ctx); return err },
-		"diff":           func(c *api.Client) error { _, err := c.Diff(ctx, api.DiffRequest{}); return err },
-		"plan":           func(c *api.Client) error { _, err := c.Plan(ctx, change); return err },
-		"validate":       func(c *api.Client) error { _, err := c.Validate(ctx, change); return err },
-		"apply":          func(c *api.Client) error { _, err := c.Apply(ctx, change); return err },
-		"plan guardrail": func(c *api.Client) error { _, err := c.Plan(ctx, rail); return err },
-		"guardrail":      func(c *api.Client) error { _, err := c.Apply(ctx, rail); return err },
-		"probe":          func(c *api.Client) error { _, err := c.Probe(ctx, nil); return err },
-		"rollback":       func(c *api.Client) error { _, err := c.Rollback(ctx, api.RollbackRequest{Revision: 1}); return err },
-		"delete other":   func(c *api.Client) error { _, err := c.DeleteDomain(ctx, "news"); return err },
-	}
-	for _, holder := range []struct {
-		policies []string
-		may      string // calls, by commas
-		sees     int
-	}{
-		{[]string{"sif-read"}, "read,status,diff", 2},
-		{[]string{"sif-read-app"}, "read", 1},
-		{[]string{"sif-plan-app"}, "read,plan,validate", 1},
-		{[]string{"sif-apply-app"}, "read,plan,validate,apply", 1},
-		{[]string{"sif-apply-news", "sif-read"}, "read,status,diff,delete other", 2},
-		{[]string{"unrelated"}, "", 0},
-	} {
-		client := w.client(t, c.address, w.tokenWith(t, holder.policies...))
-		for name, call := range calls {
-			if name == "delete other" && strings.Contains(holder.may, name) {
-				continue
-			}
-			err := call(client)
-			if strings.Contains(","+holder.may+",", ","+name+",") {
-				must.NoError(t, err, must.Sprint(holder.policies, name))
-				continue
-			}
-			e := code(t, api.CodeForbidden, err)
-			must.StrContains(t, e.Message, "sif-operator", must.Sprint(holder.policies, name))
-		}
-		if holder.sees > 0 {
-			g, err := client.Graph(ctx)
-			must.NoError(t, err)
-			must.MapLen(t, holder.sees, g.Graph.Domains)
-		}
-	}
-	e := code(t, api.CodeForbidden, calls["apply"](w.client(t, c.address, w.tokenWith(t, "sif-plan-app"))))
-	must.StrContains(t, e.Message, `may not apply changes of domain "app": it carries none of the Consul policies or roles sif-apply-app, sif-operator`)
-
-	// Refusals are in the audit log, with who and what.
-	log, err := os.ReadFile(filepath.Join(c.dir, "audit.log"))
-	must.NoError(t, err)
-	refused := map[string]bool{}
-	for line := range strings.Lines(string(log)) {
-		var e auditEntry
-		must.NoError(t, json.Unmarshal([]byte(line), &e))
-		must.StrHasPrefix(t, "token ", e.Actor)
-		if e.Code == api.CodeForbidden {
-			refused[e.Action+" "+e.Target] = true
-		}
-	}
-	for _, want := range []string{"graph.apply app", "graph.plan app", "graph.apply guardrail g", "graph.rollback revision 1", "graph.delete news", "denied PUT /v1/graph"} {
-		must.MapContainsKey(t, refused, want)
-	}
 }
 
 func testBlocking(t *testing.T, w *world) {

@@ -58,7 +58,8 @@ func TestOpenAPI(t *testing.T) {
 		"components": object{
 			"schemas": s,
 			"securitySchemes": object{
-				"token":       object{"type": "apiKey", "in": "header", "name": api.TokenHeader, "description": "Consul ACL token; \"Authorization: Bearer\" does too. What it may do follows from the names of its policies and roles."},
+				"consul":      object{"type": "apiKey", "in": "header", "name": api.TokenHeader, "description": "Consul ACL token; \"Authorization: Bearer\" does too. What it may do follows from the names of its policies and roles, and of its roles' policies."},
+				"vault":       object{"type": "apiKey", "in": "header", "name": api.VaultTokenHeader, "description": "Vault token, in the place of one of Consul. What it may do follows from the names of its policies and of those of its entity and groups."},
 				"certificate": object{"type": "mutualTLS", "description": "Certificate of a node's SPIFFE ID."},
 			},
 		},
@@ -98,7 +99,7 @@ func (s schemas) operation(t *testing.T, r route, urlPath string) object {
 	}
 	switch r.caller {
 	case callerOperator:
-		op["security"] = []object{{"token": []string{}}}
+		op["security"] = []object{{"consul": []string{}}, {"vault": []string{}}}
 		op["description"] = "Needs: " + r.permission + "."
 	case callerNode:
 		op["security"] = []object{{"certificate": []string{}}}

@@ -25,7 +25,6 @@ func TestPolicy(t *testing.T) {
 	w := newWorld(t)
 	t.Run("apply", func(t *testing.T) { testApply(t, w) })
 	t.Run("bad graphs change nothing", func(t *testing.T) { testBadGraphs(t, w) })
-	t.Run("who may apply", func(t *testing.T) { testOperators(t, w) })
 	t.Run("concurrent applies lose nothing", func(t *testing.T) { testConcurrent(t, w) })
 	t.Run("tampered pointer", func(t *testing.T) { testTampered(t, w) })
 	t.Run("altered object", func(t *testing.T) { testAlteredObject(t, w) })
@@ -104,22 +103,6 @@ func testBadGraphs(t *testing.T, w *world) {
 
 	_, _, err = revision.ReadCurrent(ctx, w.consul)
 	must.ErrorIs(t, err, revision.ErrNoRevision)
-}
-
-func testOperators(t *testing.T, w *world) {
-	c, ctx := w.fresh(t, nil), t.Context()
-	for name, token := range map[string]string{"none": "", "unknown": "11111111-2222-3333-4444-555555555555", "a node's": w.tokens.Nodes["aws1/w1"]} {
-		_, err := w.client(t, c.address, token).Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
-		must.Error(t, err, must.Sprint(name))
-		code(t, api.CodeForbidden, err)
-	}
-	// A node's certificate is no operator's token, nor the other way round.
-	_, err := w.node(t, c, "w1").Graph(ctx)
-	code(t, api.CodeForbidden, err)
-	_, err = c.operator.RegisterNode(ctx, api.NodeRequest{})
-	code(t, api.CodeForbidden, err)
-	_, err = w.client(t, c.address, management).Graph(ctx)
-	must.NoError(t, err)
 }
 
 // Two controllers at once, as if both believed to lead, each with several

@@ -12,7 +12,7 @@ import (
 type callerKind string
 
 const (
-	callerOperator callerKind = "operator" // shows a Consul ACL token
+	callerOperator callerKind = "operator" // shows a token of Consul or Vault
 	callerNode     callerKind = "node"     // shows a node's certificate
 	callerAnyone   callerKind = "anyone"
 )

@@ -60,6 +60,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
 		Pool4: pool4, Pool6: pool6,
 		Consul:    clients.consul.Load,
+		Vault:     source.Vault,
 		Identity:  source,
 		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
 		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},

@@ -18,6 +18,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+	vaultapi "github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
@@ -46,6 +47,7 @@ type world struct {
 	consul        *consulapi.Client // with the management token
 	tokens        *setup.ConsulResult
 	vaultAddress  string
+	vaultRoot     *vaultapi.Client // with the root token
 	vault         *setup.VaultResult
 	dir           string
 	caFile        string
@@ -65,7 +67,7 @@ acl {
   }
 }`, management, management))
 	vaultServer, vault := testhost.Vault(t)
-	w := &world{consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, dir: t.TempDir(), sources: map[string]*identity.Source{}}
+	w := &world{consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, vaultRoot: vault, dir: t.TempDir(), sources: map[string]*identity.Source{}}
 	w.consul = w.consulClient(t, management)
 	spec := setup.Spec{Fabric: testFabric, TrustDomain: trustDomain, Nodes: testNodes}
 	eventually(t, func() (err error) {
@@ -134,7 +136,7 @@ func (w *world) start(t *testing.T, dir string, scheduler Scheduler, follow bool
 	c, err := New(Config{
 		Fabric: testFabric, TrustDomain: trustDomain, DataDir: dir, Address: listener.Addr().String(), Version: "test",
 		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"),
-		Consul: func() *consulapi.Client { return consul }, Identity: source,
+		Consul: func() *consulapi.Client { return consul }, Vault: source.Vault, Identity: source,
 		Signer:    Transit{Vault: source.Vault, Mount: setup.DefaultTransitMount, Key: setup.DefaultTransitKey},
 		Authority: PKI{Vault: source.Vault, Mount: setup.DefaultPKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
 		Scheduler: scheduler, Log: testLogger(t),
@@ -169,7 +171,13 @@ func (w *world) fresh(t *testing.T, scheduler Scheduler) *running {
 
 func (w *world) client(t *testing.T, address, token string) *api.Client {
 	t.Helper()
-	client, err := api.NewClient(api.Config{Address: address, Token: token, CACert: w.caFile})
+	return w.clientOf(t, api.Config{Address: address, Token: token})
+}
+
+func (w *world) clientOf(t *testing.T, cfg api.Config) *api.Client {
+	t.Helper()
+	cfg.CACert = w.caFile
+	client, err := api.NewClient(cfg)
 	must.NoError(t, err)
 	t.Cleanup(client.Close)
 	return client

@@ -10,16 +10,13 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// OperatorPolicy is the Consul policy by which the controller knows an operator: whoever has a token with a policy
-// of this name may apply graphs.
-const OperatorPolicy = "sif-operator"
-
 const (
 	consulControllerPolicy = "sif-controller"
 	consulNodePolicy       = "sif-node"
 )
 
-// What holders of each policy may do in Consul.
+// What holders of each policy may do in Consul. The controller reads ACLs to learn which policies the roles of
+// operators' tokens have.
 var consulRules = map[string]string{
 	consulControllerPolicy: `
 key_prefix "sif/" {
@@ -70,11 +67,12 @@ agent_prefix "" {
   policy = "read"
 }
 `,
+	ReadPolicy: "", // its name is all that counts
 }
 
 // ConsulResult is what the daemons and the operator need of Consul: ACL tokens.
 type ConsulResult struct {
-	Controller string            // writes the fabric's keys, reads the catalog and ACL tokens
+	Controller string            // writes the fabric's keys, reads the catalog and ACLs
 	Operator   string            // has OperatorPolicy
 	Nodes      map[string]string // by Node.ID; read the fabric's keys and the catalog, register services named sif-*
 }

@@ -16,6 +16,13 @@ import (
 	"time"
 )
 
+// The names by which the controller knows what operators may do, of policies in Consul and in Vault alike. Those of
+// single domains are for the operator to make; see docs/policy.md.
+const (
+	OperatorPolicy = "sif-operator" // everything
+	ReadPolicy     = "sif-read"     // read everything
+)
+
 // Spec says what is set up.
 type Spec struct {
 	Fabric      string // its name, for descriptions

@@ -41,7 +41,8 @@ const (
 	clockSkew = "60s"
 )
 
-// Vault makes the PKI with its root and roles, the signing key, and an AppRole for the controller and each node.
+// Vault makes the PKI with its root and roles, the signing key, the policies of operators, and an AppRole for the
+// controller and each node.
 // The client's token must be able to mount secrets engines and auth methods and to write policies.
 func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, error) {
 	spec, err := spec.withDefaults()
@@ -59,6 +60,11 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 	if err := v.roles(ctx); err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
+	for _, name := range []string{OperatorPolicy, ReadPolicy} {
+		if err := v.client.Sys().PutPolicyWithContext(ctx, name, operatorRule); err != nil {
+			return nil, fmt.Errorf("set up Vault: write policy %s: %w", name, err)
+		}
+	}
 	if result.Controller, err = v.appRole(ctx, "controller", v.controllerPolicy()); err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
@@ -69,6 +75,10 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 	}
 	return result, nil
 }
+
+// operatorRule is all that an operator needs in Vault: the controller has him look up his own token. Vault's policy
+// "default" has it too.
+var operatorRule = rule("auth/token/lookup-self", "read")
 
 type vault struct {
 	client *api.Client
