@@ -20,7 +20,7 @@ import (
 func (a *Agent) dump(context.Context) (api.Dump, error) {
 	a.programming.Lock()
 	im, err := readImage(a.kernel)
-	sequence := a.node.Revision.Pointer().Sequence
+	pointer := a.node.Revision.Pointer()
 	a.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
@@ -30,7 +30,7 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 		return api.Dump{}, err
 	}
 	d := dumpOf(im, a.num, a.ways(), underlay)
-	d.Node, d.Sequence = a.node.Self.ID(), sequence
+	d.Node, d.Sequence, d.Root = a.node.Self.ID(), pointer.Sequence, pointer.Root
 	for _, ep := range a.live() {
 		if err := a.kernel.Guarded(ep.HostIf); err != nil {
 			d.Problems = append(d.Problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))

@@ -60,7 +60,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		im := imageOf(state)
 		dump := func() api.Dump {
 			d := dumpOf(im, num, map[uint32]string{3: api.ViaZone, 4: "z1/p1"}, 2)
-			d.Node, d.Sequence = "z1/w1", f.Pointer.Sequence
+			d.Node, d.Sequence, d.Root = "z1/w1", f.Pointer.Sequence, f.Pointer.Root
 			return d
 		}
 		differences := func() (list []verify.Difference) {

@@ -27,7 +27,8 @@ const (
 type Dump struct {
 	Node     string         `json:"node"` // zone/node
 	Layer    Layer          `json:"layer"`
-	Sequence uint64         `json:"sequence"` // of the revision that the node enforces
+	Sequence uint64         `json:"sequence"`      // of the revision that the node enforces
+	Root     fabric.Hash    `json:"root,omitzero"` // likewise
 	Peers    []DumpPeer     `json:"peers,omitempty"`
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`

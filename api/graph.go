@@ -36,8 +36,10 @@ type GraphRequest struct {
 
 // GraphReply is the graph and the pointer under which it is in force.
 type GraphReply struct {
-	Pointer  fabric.Pointer   `json:"pointer,omitzero"` // zero while no graph was ever applied
-	Graph    *fabric.Graph    `json:"graph,omitempty"`  // of an old revision: that one's
+	Pointer  fabric.Pointer   `json:"pointer,omitzero"`  // zero while no graph was ever applied
+	Signed   fabric.Signed    `json:"signed,omitzero"`   // the pointer, as the fabric signed it
+	Graph    *fabric.Graph    `json:"graph,omitempty"`   // of an old revision: that one's
+	Partial  bool             `json:"partial,omitempty"` // there are domains that the token may not read
 	Problems []fabric.Problem `json:"problems,omitempty"`
 	Changed  bool             `json:"changed"` // whether an apply moved the pointer
 	// Waiting are the contracts that are not in force for want of another

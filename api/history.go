@@ -13,6 +13,7 @@ import (
 // History is the revisions that are kept, the newest first.
 type History struct {
 	Pointer fabric.Pointer  `json:"pointer,omitzero"`
+	Signed  fabric.Signed   `json:"signed,omitzero"` // the pointer, as the fabric signed it
 	Changes []fabric.Change `json:"changes"`
 }
 

@@ -18,7 +18,8 @@ type NodeStatus struct {
 	Node               string            `json:"node"`
 	Kind               fabric.NodeKind   `json:"kind"`
 	Version            string            `json:"version"`
-	Sequence           uint64            `json:"sequence"` // of the revision enforced
+	Sequence           uint64            `json:"sequence"`      // of the revision enforced
+	Root               fabric.Hash       `json:"root,omitzero"` // of the revision enforced
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // what is wrong, a sentence each

@@ -71,7 +71,7 @@ func declared(ctx context.Context, client *api.Client) (verify.Fabric, error) {
 	if err != nil {
 		return f, fmt.Errorf("read the graph: %w", err)
 	}
-	f.Graph, f.Pointer = reply.Graph, reply.Pointer
+	f.Graph, f.Pointer, f.Signed = reply.Graph, reply.Pointer, reply.Signed
 	if f.Graph == nil {
 		f.Graph = &fabric.Graph{}
 	}

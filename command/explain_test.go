@@ -50,7 +50,7 @@ shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2) tcp/5432:
 
 func TestVerifyView(t *testing.T) {
 	must.Eq(t, "Revision 4: all 2 nodes enforce what they must and nothing else: 9 entries.", verifyView(verify.Report{Sequence: 4, Nodes: 2, Entries: 9}))
-	must.Eq(t, "z1/w1 ebpf: missing address 100.64.0.2: must be \"shop/web\" by zone\nRevision 4: 1 differences among 9 entries of 2 nodes.",
+	must.Eq(t, "z1/w1 ebpf: missing address 100.64.0.2: must be \"shop/web\" by zone\nRevision 4: 1 difference among 9 entries of 2 nodes.",
 		verifyView(verify.Report{Sequence: 4, Nodes: 2, Entries: 9, Differences: []verify.Difference{
 			{Node: "z1/w1", Layer: "ebpf", Kind: verify.Missing, Entry: "address 100.64.0.2", Expected: "\"shop/web\" by zone"}}}))
 }
@@ -86,10 +86,10 @@ func TestExplainExitCodes(t *testing.T) {
 }
 
 func TestVerifyExitCodes(t *testing.T) {
-	command := func(m Meta) cli.Command { return &VerifyCommand{m} }
+	command := func(m Meta) cli.Command { return &VerifyCommand{Meta: m} }
 	out, code := runOn(t, command)
 	must.Eq(t, 2, code)
-	must.StrContains(t, out, "aws1/w2 : broken data path: no data path here")
+	must.StrContains(t, out, "aws1/w2 ebpf: broken data path: no data path here")
 	out, code = runOn(t, command, "-json")
 	must.Eq(t, 2, code)
 	must.StrContains(t, out, `"kind": "broken"`)

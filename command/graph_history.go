@@ -10,10 +10,16 @@ import (
 	"time"
 
 	"github.com/posener/complete"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 // GraphHistoryCommand is `sif graph history`.
-type GraphHistoryCommand struct{ Meta }
+type GraphHistoryCommand struct {
+	Meta
+	anchor anchor
+}
 
 // Synopsis implements cli.Command.
 func (c *GraphHistoryCommand) Synopsis() string { return "List the revisions that are kept" }
@@ -26,17 +32,19 @@ Usage: sif graph history [options]
   Lists the revisions of the graph that are kept, the newest first: who applied
   them, when and why. Each entry names the one before by its hash, and the
   newest is named by the signed pointer, so none can be altered or left out.
+  This is checked if public keys are given, and then nothing is listed that
+  does not verify.
 `, `
 History Options:
 
   -json
     Print the history in JSON, with the digests of the files.
-`, controllerOptions)
+`, signatureOptions, controllerOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *GraphHistoryCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing})
+	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -47,6 +55,7 @@ func (c *GraphHistoryCommand) Run(args []string) int {
 	flags := c.flagSet("graph history")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
+	c.anchor.flags(flags)
 	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
 	}
@@ -60,8 +69,19 @@ func (c *GraphHistoryCommand) Run(args []string) int {
 	if err != nil {
 		return c.fail("reading the history", err)
 	}
+	f, err := c.anchor.checkHistory(ctx, history)
+	if err != nil {
+		return c.fail("checking the signature", err)
+	}
+	if f.State == signature.Refused {
+		c.tellSignature(f, history.Pointer.Sequence)
+		return 1
+	}
 	if c.json {
-		return c.outputJSON(history)
+		return c.outputJSON(struct {
+			signature.Finding
+			api.History
+		}{f, history})
 	}
 	if len(history.Changes) == 0 {
 		c.UI.Error("No graph has been applied yet.")
@@ -81,5 +101,6 @@ func (c *GraphHistoryCommand) Run(args []string) int {
 	for line := range strings.Lines(b.String()) {
 		c.UI.Output(strings.TrimRight(line, " \n"))
 	}
+	c.tellSignature(f, history.Pointer.Sequence)
 	return 0
 }

@@ -12,10 +12,14 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 // GraphShowCommand is `sif graph show`.
-type GraphShowCommand struct{ Meta }
+type GraphShowCommand struct {
+	Meta
+	anchor anchor
+}
 
 // Synopsis implements cli.Command.
 func (c *GraphShowCommand) Synopsis() string { return "Print the graph in force" }
@@ -27,18 +31,20 @@ Usage: sif graph show [options] [<revision>] [<domain>...]
 
   Prints the graph in force, or that of a kept revision, in HCL: all of it or
   the named domains. The output can be applied again. Contracts that wait for
-  another domain's consent are named on standard error.
+  another domain's consent are named on standard error. If public keys are
+  given, nothing is printed that is not what the fabric signed; of a graph that
+  the token may read in part, only the signature is checked.
 `, `
 Show Options:
 
   -json
     Print the graph and its pointer in JSON.
-`, controllerOptions)
+`, signatureOptions, controllerOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *GraphShowCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing})
+	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -49,6 +55,7 @@ func (c *GraphShowCommand) Run(args []string) int {
 	flags := c.flagSet("graph show")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
+	c.anchor.flags(flags)
 	if code, ok := c.parse(flags, args); !ok {
 		return code
 	}
@@ -76,6 +83,14 @@ func (c *GraphShowCommand) Run(args []string) int {
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
 	}
+	f, err := c.anchor.checkGraph(ctx, client, reply)
+	if err != nil {
+		return c.fail("checking the signature", err)
+	}
+	if f.State == signature.Refused {
+		c.tellSignature(f, reply.Pointer.Sequence)
+		return 1
+	}
 	if len(names) > 0 {
 		some := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
 		for _, name := range names {
@@ -89,7 +104,10 @@ func (c *GraphShowCommand) Run(args []string) int {
 		reply.Graph = some
 	}
 	if c.json {
-		return c.outputJSON(reply)
+		return c.outputJSON(struct {
+			signature.Finding
+			api.GraphReply
+		}{f, reply})
 	}
 	if reply.Pointer.Sequence == 0 {
 		c.UI.Error("No graph has been applied yet.")
@@ -103,5 +121,6 @@ func (c *GraphShowCommand) Run(args []string) int {
 		}
 	}
 	c.UI.Output(strings.TrimSuffix(string(hcl.EncodeGraph(reply.Graph)), "\n"))
+	c.tellSignature(f, reply.Pointer.Sequence)
 	return 0
 }

@@ -119,6 +119,8 @@ func statusProblems(s api.Status, now time.Time) []string {
 		}
 		if n.Sequence != s.Pointer.Sequence {
 			report(n.ID(), "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
+		} else if n.Root != s.Pointer.Root {
+			report(n.ID(), "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
 		}
 		if expired(n.CertificateExpires, now) {
 			report(n.ID(), "its certificate has expired")

@@ -9,11 +9,15 @@ import (
 
 	"github.com/posener/complete"
 
+	"github.com/sif-project/sif/internal/signature"
 	"github.com/sif-project/sif/internal/verify"
 )
 
 // VerifyCommand is `sif verify`.
-type VerifyCommand struct{ Meta }
+type VerifyCommand struct {
+	Meta
+	anchor anchor
+}
 
 // Synopsis implements cli.Command.
 func (c *VerifyCommand) Synopsis() string {
@@ -29,24 +33,28 @@ Usage: sif verify [options]
   the fabric what every node must enforce, has every node read its eBPF maps or
   the flows of its switch back, and compares the two entry by entry: addresses
   and whose they are, guarded endpoints, and who may call whom on which ports
-  under which contract.
+  under which contract. It checks that the fabric signed that revision, if it
+  is given public keys.
 
   Each difference is a line: the node, its layer, whether the entry is missing,
-  extra or altered, and what it must be and is.
+  extra or altered, and what it must be and is. What is wrong with the revision
+  itself, and nodes that follow another one, come first.
 
   Exits with 0 if every node enforces what it must and nothing else, with 2 if
-  not, and with 1 if the controller cannot be asked.
+  not or if the signature is refused, and with 1 if the controller or the keys
+  cannot be read. A signature that nobody checked is a warning, and
+  "signature": "unchecked" in JSON.
 `, `
 Verify Options:
 
   -json
     Print the differences in JSON.
-`, controllerOptions)
+`, signatureOptions, controllerOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *VerifyCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing})
+	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -57,6 +65,7 @@ func (c *VerifyCommand) Run(args []string) int {
 	flags := c.flagSet("verify")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
+	c.anchor.flags(flags)
 	if code, ok := c.parseOptions(flags, args); !ok {
 		return code
 	}
@@ -66,10 +75,15 @@ func (c *VerifyCommand) Run(args []string) int {
 	}
 	ctx, stop := interruptible()
 	defer stop()
+	keys, err := c.anchor.read(ctx)
+	if err != nil {
+		return c.fail("verifying", err)
+	}
 	f, err := gather(ctx, client, nil)
 	if err != nil {
 		return c.fail("verifying", err)
 	}
+	f.Anchor = keys
 	report := verify.Compare(f)
 	code := 0
 	if !report.Agrees() {
@@ -82,6 +96,9 @@ func (c *VerifyCommand) Run(args []string) int {
 		return code
 	}
 	c.UI.Output(verifyView(report))
+	if report.State != signature.Refused { // else it is the first difference
+		c.tellSignature(report.Finding, report.Sequence)
+	}
 	return code
 }
 
@@ -94,7 +111,7 @@ func verifyView(r verify.Report) string {
 	if r.Agrees() {
 		fmt.Fprintf(&b, "Revision %d: all %d nodes enforce what they must and nothing else: %d entries.", r.Sequence, r.Nodes, r.Entries)
 	} else {
-		fmt.Fprintf(&b, "Revision %d: %d differences among %d entries of %d nodes.", r.Sequence, len(r.Differences), r.Entries, r.Nodes)
+		fmt.Fprintf(&b, "Revision %d: %s among %d entries of %s.", r.Sequence, count(len(r.Differences), "difference"), r.Entries, count(r.Nodes, "node"))
 	}
 	return b.String()
 }

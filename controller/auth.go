@@ -141,19 +141,19 @@ func (a access) mayChange(req api.GraphRequest, planned bool) error {
 	return nil
 }
 
-// visible returns the part of a graph that may be read. Guardrails bind every
-// domain, so everybody reads them.
-func (a access) visible(g *fabric.Graph) *fabric.Graph {
+// visible returns the part of a graph that may be read, and whether that is
+// less than all. Guardrails bind every domain, so everybody reads them.
+func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	if a.readsAll() {
-		return g
+		return g, false
 	}
-	part := &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails}
+	part = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails}
 	for name, d := range g.Domains {
 		if a.reads(name) {
 			part.Domains[name] = d
 		}
 	}
-	return part
+	return part, len(part.Domains) < len(g.Domains)
 }
 
 // authTimeout bounds how long Consul or Vault may take to answer about a token.

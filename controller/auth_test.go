@@ -137,6 +137,7 @@ func testPermissions(t *testing.T, w *world) {
 				g, err := client.Graph(ctx)
 				must.NoError(t, err)
 				must.MapLen(t, holder.sees, g.Graph.Domains)
+				must.Eq(t, holder.sees < 2, g.Partial)
 			}
 		}
 		must.NoError(t, calls["probe"](w.clientOf(t, at(c, made(t, w, []string{"sif-operator"})))), must.Sprint(kind))

@@ -16,6 +16,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 func TestHistory(t *testing.T) {
@@ -141,6 +142,23 @@ func testRollback(t *testing.T, w *world) {
 	history, err = c.operator.History(ctx)
 	must.NoError(t, err)
 	must.Eq(t, 1, history.Changes[0].Rollback)
+
+	// What is handed out verifies as far as the wire carries it.
+	anchor := &signature.Anchor{Keys: c.cfg.Identity.Keys(), Source: "Vault"}
+	must.Eq(t, signature.Finding{State: signature.Verified, Source: "Vault"}, signature.Check(anchor, history.Signed, history.Pointer))
+	must.NoError(t, signature.History(history.Pointer, history.Changes))
+	for _, read := range []func() (api.GraphReply, error){
+		func() (api.GraphReply, error) { return c.operator.Graph(ctx) }, func() (api.GraphReply, error) { return c.operator.GraphAt(ctx, 2) },
+	} {
+		g, err := read()
+		must.NoError(t, err)
+		must.Eq(t, signature.Verified, signature.Check(anchor, g.Signed, g.Pointer).State)
+		if g.Change == nil {
+			must.NoError(t, signature.Graph(g.Pointer, g.Graph))
+		} else {
+			must.NoError(t, signature.Past(*g.Change, g.Graph))
+		}
+	}
 
 	// A controller that starts anew, with its memory and without, knows it all.
 	c.stop()

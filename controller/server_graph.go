@@ -63,14 +63,17 @@ func (c *Controller) getGraph(ctx context.Context, r request) (any, error) {
 		if err != nil {
 			return nil, err
 		}
-		return api.GraphReply{Pointer: c.policy.pointer(), Graph: r.operator.visible(old.graph), Change: &old.change}, nil
+		held := c.policy.current.Load()
+		graph, partial := r.operator.visible(old.graph)
+		return api.GraphReply{Pointer: held.pointer, Signed: held.signed, Graph: graph, Partial: partial, Change: &old.change}, nil
 	}
 	index, err := awaitIndex(ctx, r, c.policy.bell)
 	if err != nil {
 		return nil, err
 	}
 	held := c.policy.current.Load()
-	reply := api.GraphReply{Pointer: held.pointer, Graph: r.operator.visible(held.graph)}
+	graph, partial := r.operator.visible(held.graph)
+	reply := api.GraphReply{Pointer: held.pointer, Signed: held.signed, Graph: graph, Partial: partial}
 	for _, w := range held.graph.Waiting() {
 		if r.operator.reads(w.Contract.Domain) {
 			reply.Waiting = append(reply.Waiting, w)
@@ -89,7 +92,7 @@ func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
 		reply, err = c.policy.apply(ctx, req, r.operator.author)
 	}
 	if reply.Graph != nil {
-		reply.Graph = r.operator.visible(reply.Graph)
+		reply.Graph, reply.Partial = r.operator.visible(reply.Graph)
 	}
 	return reply, c.record(r, "graph.apply", targets(req), req.Message, reply.Pointer.Sequence, err)
 }
@@ -131,7 +134,7 @@ func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 		reply, err = c.policy.remove(ctx, name, r.operator.author)
 	}
 	if reply.Graph != nil {
-		reply.Graph = r.operator.visible(reply.Graph)
+		reply.Graph, reply.Partial = r.operator.visible(reply.Graph)
 	}
 	return reply, c.record(r, "graph.delete", name, "", reply.Pointer.Sequence, err)
 }
@@ -170,12 +173,12 @@ func (c *Controller) getHistory(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	pointer := c.policy.pointer()
-	changes, err := c.policy.history(ctx, pointer)
+	held := c.policy.current.Load()
+	changes, err := c.policy.history(ctx, held.pointer)
 	if err != nil {
 		return nil, err
 	}
-	return indexed{api.History{Pointer: pointer, Changes: changes}, index}, nil
+	return indexed{api.History{Pointer: held.pointer, Signed: held.signed, Changes: changes}, index}, nil
 }
 
 func (c *Controller) getStatus(ctx context.Context, r request) (any, error) {

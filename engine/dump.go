@@ -35,13 +35,13 @@ func (d *Daemon) serveTasks(ctx context.Context) error {
 func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	d.programming.Lock()
 	state, diff, ports, err := d.bridge.inspect(ctx)
-	sequence := d.node.Revision.Pointer().Sequence
+	pointer := d.node.Revision.Pointer()
 	d.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, err
 	}
 	dump := dumpOf(state, ports, d.names)
-	dump.Node, dump.Sequence = d.node.Self.ID(), sequence
+	dump.Node, dump.Sequence, dump.Root = d.node.Self.ID(), pointer.Sequence, pointer.Root
 	for what, flows := range map[string][]openflow.Flow{"missing": diff.Added, "altered": diff.Changed, "foreign": diff.Removed} {
 		for _, f := range flows {
 			dump.Problems = append(dump.Problems, fmt.Sprintf("%s flow: %v", what, f))

@@ -55,7 +55,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		b := &bridge{ports: ports, wanted: wanted}
 		differences := func(s ovs.State) (list []verify.Difference) {
 			d := dumpOf(s, ports, num)
-			d.Node, d.Sequence = "aws1/p1", 1
+			d.Node, d.Sequence, d.Root = "aws1/p1", 1, f.Pointer.Root
 			f.Dumps = map[string]api.Dump{"aws1/p1": d}
 			for _, d := range verify.Compare(f).Differences {
 				if d.Node == "aws1/p1" {

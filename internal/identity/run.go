@@ -130,7 +130,7 @@ func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
 
 func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	next := time.Now().Add(refreshInterval)
-	fetched, err := s.fetchKeys(ctx)
+	fetched, err := VaultKeys(ctx, s.vault, s.config.TransitMount, s.config.TransitKey)
 	if err != nil {
 		return time.Time{}, err
 	}

@@ -78,15 +78,11 @@ func (s store) roots() (*x509.CertPool, error) {
 }
 
 func (s store) keys() (fabric.KeySet, error) {
-	var k fabric.KeySet
-	b, err := s.read(keysFile)
-	if b == nil || err != nil {
-		return k, err
+	k, err := ReadKeys(filepath.Join(string(s), keysFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return fabric.KeySet{}, nil
 	}
-	if err := json.Unmarshal(b, &k); err != nil {
-		return k, fmt.Errorf("decode %s: %w", filepath.Join(string(s), keysFile), err)
-	}
-	return k, nil
+	return k, err
 }
 
 func (s store) putKeys(k fabric.KeySet) error {

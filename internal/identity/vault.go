@@ -11,8 +11,6 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/base64"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
@@ -20,7 +18,6 @@ import (
 	"net"
 	"net/url"
 	"os"
-	"strconv"
 	"strings"
 	"time"
 
@@ -120,47 +117,6 @@ func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
 		return nil, fmt.Errorf("the issuers of %s hold no certificate", s.config.PKIMount)
 	}
 	return pemBytes, nil
-}
-
-// fetchKeys reads the public versions of the fabric's key.
-func (s *Source) fetchKeys(ctx context.Context) (fabric.KeySet, error) {
-	path := s.config.TransitMount + "/keys/" + s.config.TransitKey
-	resp, err := s.vault.Logical().ReadWithContext(ctx, path)
-	if err != nil {
-		return fabric.KeySet{}, fmt.Errorf("read %s: %w", path, err)
-	}
-	if resp == nil {
-		return fabric.KeySet{}, fmt.Errorf("read %s: there is no such key", path)
-	}
-	if t := resp.Data["type"]; t != "ed25519" {
-		return fabric.KeySet{}, fmt.Errorf("%s is a key of type %v, not ed25519", path, t)
-	}
-	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}}
-	versions, _ := resp.Data["keys"].(map[string]any)
-	for v, data := range versions {
-		n, err := strconv.Atoi(v)
-		if err != nil {
-			return fabric.KeySet{}, fmt.Errorf("%s: version %q: %w", path, v, err)
-		}
-		fields, _ := data.(map[string]any)
-		text, _ := fields["public_key"].(string)
-		raw, err := base64.StdEncoding.DecodeString(text)
-		if err != nil || len(raw) != ed25519.PublicKeySize {
-			return fabric.KeySet{}, fmt.Errorf("%s: version %d carries no ed25519 public key", path, n)
-		}
-		set.Keys[n] = raw
-	}
-	if len(set.Keys) == 0 {
-		return fabric.KeySet{}, fmt.Errorf("%s has no versions", path)
-	}
-	if m, ok := resp.Data["min_decryption_version"].(json.Number); ok {
-		n, err := m.Int64()
-		if err != nil {
-			return fabric.KeySet{}, fmt.Errorf("%s: min_decryption_version: %w", path, err)
-		}
-		set.Min = int(n)
-	}
-	return set, nil
 }
 
 // pin checks fetched keys against those that were pinned: versions come and

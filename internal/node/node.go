@@ -303,7 +303,8 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 // complete adds to a daemon's status what every node has to say.
 func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
-	s.Sequence = n.Revision.Pointer().Sequence
+	pointer := n.Revision.Pointer()
+	s.Sequence, s.Root = pointer.Sequence, pointer.Root
 	s.CertificateExpires = n.Identity.Expiry()
 	links, err := n.Links.status(ctx, n.Roster.Members())
 	n.Degrade("link process", err)

@@ -19,6 +19,9 @@ const (
 	RoleController = "controller" // signs the controller's own certificate
 )
 
+// VerifyPolicy is the Vault policy for people and pipelines that check the fabric's signatures: it reads public keys.
+const VerifyPolicy = "sif-verify"
+
 // NodeRole is the PKI role, AppRole and policy suffix of a node.
 func NodeRole(n Node) string { return "node-" + n.Zone + "-" + n.Name }
 
@@ -60,9 +63,11 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 	if err := v.roles(ctx); err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
-	for _, name := range []string{OperatorPolicy, ReadPolicy} {
-		if err := v.client.Sys().PutPolicyWithContext(ctx, name, operatorRule); err != nil {
-			return nil, fmt.Errorf("set up Vault: write policy %s: %w", name, err)
+	for name, rules := range map[string]string{
+		OperatorPolicy: operatorRule + v.keysPolicy(), ReadPolicy: operatorRule + v.keysPolicy(), VerifyPolicy: v.keysPolicy(),
+	} {
+		if err := v.policy(ctx, name, rules); err != nil {
+			return nil, fmt.Errorf("set up Vault: %w", err)
 		}
 	}
 	if result.Controller, err = v.appRole(ctx, "controller", v.controllerPolicy()); err != nil {
@@ -76,7 +81,7 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 	return result, nil
 }
 
-// operatorRule is all that an operator needs in Vault: the controller has him look up his own token. Vault's policy
+// operatorRule is what an operator needs in Vault: the controller has him look up his own token. Vault's policy
 // "default" has it too.
 var operatorRule = rule("auth/token/lookup-self", "read")
 
@@ -220,8 +225,8 @@ func (v *vault) role(unit, spiffeID string) map[string]any {
 
 func (v *vault) appRole(ctx context.Context, name, policy string) (AppRole, error) {
 	policyName := "sif-" + name
-	if err := v.client.Sys().PutPolicyWithContext(ctx, policyName, policy); err != nil {
-		return AppRole{}, fmt.Errorf("write policy %s: %w", policyName, err)
+	if err := v.policy(ctx, policyName, policy); err != nil {
+		return AppRole{}, err
 	}
 	path := "auth/approle/role/sif-" + name
 	if _, err := v.write(ctx, path, map[string]any{
@@ -245,6 +250,13 @@ func (v *vault) appRole(ctx context.Context, name, policy string) (AppRole, erro
 	return role, nil
 }
 
+func (v *vault) policy(ctx context.Context, name, rules string) error {
+	if err := v.client.Sys().PutPolicyWithContext(ctx, name, rules); err != nil {
+		return fmt.Errorf("write policy %s: %w", name, err)
+	}
+	return nil
+}
+
 func (v *vault) controllerPolicy() string {
 	return v.readPolicy() +
 		rule(v.spec.TransitMount+"/sign/"+v.spec.TransitKey, "update") +
@@ -258,10 +270,15 @@ func (v *vault) nodePolicy(n Node) string {
 
 // readPolicy lets a daemon verify: the public halves of the signing key, the CA.
 func (v *vault) readPolicy() string {
-	return rule(v.spec.TransitMount+"/keys/"+v.spec.TransitKey, "read") +
+	return v.keysPolicy() +
 		rule(v.spec.PKIMount+"/cert/*", "read") +
 		rule(v.spec.PKIMount+"/issuers", "list") +
 		rule(v.spec.PKIMount+"/issuer/*", "read")
+}
+
+// keysPolicy lets its holder read the public halves of the signing key.
+func (v *vault) keysPolicy() string {
+	return rule(v.spec.TransitMount+"/keys/"+v.spec.TransitKey, "read")
 }
 
 func rule(path, capability string) string {

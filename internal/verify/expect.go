@@ -78,7 +78,6 @@ func NextExpiry(g *fabric.Graph, now time.Time) time.Time {
 
 // expected is what a data path should hold.
 type expected struct {
-	layer     api.Layer
 	peers     map[netip.Addr]api.DumpPeer
 	guarded   map[netip.Addr]api.DumpEndpoint // by IPv4 address
 	externals map[netip.Prefix]string
@@ -97,9 +96,9 @@ type grant struct {
 	audit    bool
 }
 
-func newExpected(layer api.Layer) expected {
+func newExpected() expected {
 	return expected{
-		layer: layer, peers: map[netip.Addr]api.DumpPeer{}, guarded: map[netip.Addr]api.DumpEndpoint{},
+		peers: map[netip.Addr]api.DumpPeer{}, guarded: map[netip.Addr]api.DumpEndpoint{},
 		externals: map[netip.Prefix]string{}, grants: map[pair][]grant{},
 	}
 }
@@ -130,7 +129,7 @@ func (x *expected) among(local, all []Endpoint, docs map[fabric.Ref]fabric.Docum
 // workload is what a workload node should enforce: its own endpoints, the
 // counterparts of those, and the externals that may call them.
 func workload(self api.NodeStatus, status api.Status, live []Endpoint, docs map[fabric.Ref]fabric.Document) expected {
-	x := newExpected(api.LayerEBPF)
+	x := newExpected()
 	processor := Processor(status, self.Zone)
 	var local, all []Endpoint
 	for _, e := range live {
@@ -203,7 +202,7 @@ func (x *expected) external(here []fabric.Identity, docs map[fabric.Ref]fabric.D
 // processor is what a switch at a zone's boundary should enforce: it knows
 // every endpoint of the fabric, and who of the zone may call whom.
 func processor(self api.NodeStatus, status api.Status, live []Endpoint, docs map[fabric.Ref]fabric.Document) expected {
-	x := newExpected(api.LayerSwitch)
+	x := newExpected()
 	var local, all []Endpoint
 	for _, e := range live {
 		via := api.ViaZone

@@ -13,12 +13,15 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 // Fabric is all that a comparison takes.
 type Fabric struct {
 	Graph   *fabric.Graph
 	Pointer fabric.Pointer
+	Signed  fabric.Signed     // the pointer
+	Anchor  *signature.Anchor // nil: nobody checks the signature
 	Status  api.Status
 	Dumps   map[string]api.Dump // by zone/node
 	Failed  map[string]string   // why there is no dump, by zone/node
@@ -47,7 +50,8 @@ type Difference struct {
 }
 
 func (d Difference) String() string {
-	s := fmt.Sprintf("%s %s: %s %s", d.Node, d.Layer, d.Kind, d.Entry)
+	where := strings.TrimSpace(d.Node + " " + string(d.Layer))
+	s := fmt.Sprintf("%s: %s %s", where, d.Kind, d.Entry)
 	switch {
 	case d.Expected != "" && d.Enforced != "":
 		return s + ": must be " + d.Expected + ", is " + d.Enforced
@@ -61,24 +65,34 @@ func (d Difference) String() string {
 
 // Report is what came of a comparison.
 type Report struct {
+	signature.Finding
 	Sequence    uint64       `json:"sequence"`
 	Nodes       int          `json:"nodes"`
 	Entries     int          `json:"entries"` // compared
 	Differences []Difference `json:"differences"`
 }
 
-// Agrees reports whether every node enforces what it must, and nothing else.
+// Agrees reports whether every node enforces what it must, and nothing else, of
+// a revision whose signature was not refused. See Finding for whether anybody
+// looked at that.
 func (r Report) Agrees() bool { return len(r.Differences) == 0 }
 
-// Compare compares every registered node.
+// Compare compares every registered node. Of the differences, those come first
+// that explain others: what is wrong with the revision itself, then which nodes
+// follow another one.
 func Compare(f Fabric) Report {
-	r := Report{Sequence: f.Pointer.Sequence, Nodes: len(f.Status.Nodes), Differences: []Difference{}}
-	if root := fabric.Compile(f.Graph).Root; f.Pointer.Sequence > 0 && root != f.Pointer.Root {
-		r.Differences = append(r.Differences, Difference{Node: "controller", Kind: Altered, Entry: "graph", Expected: f.Pointer.Root.String(), Enforced: root.String()})
+	r := Report{Finding: signature.Check(f.Anchor, f.Signed, f.Pointer), Sequence: f.Pointer.Sequence, Nodes: len(f.Status.Nodes), Differences: []Difference{}}
+	const handedOut = "controller"
+	if r.State == signature.Refused {
+		r.Differences = append(r.Differences, Difference{Node: handedOut, Kind: Broken, Entry: "signature of the revision", Enforced: r.Why})
 	}
+	if err := signature.Graph(f.Pointer, f.Graph); err != nil {
+		r.Differences = append(r.Differences, Difference{Node: handedOut, Kind: Altered, Entry: "graph", Enforced: err.Error()})
+	}
+	r.Differences = append(r.Differences, elsewhere(f)...)
 	docs, live := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now)
 	for _, n := range f.Status.Nodes {
-		c := comparison{node: n.ID()}
+		c := comparison{node: n.ID(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]
 		if !ok {
 			c.add(Broken, "data path", "", cmp.Or(f.Failed[n.ID()], "it was not read"))
@@ -91,10 +105,6 @@ func Compare(f Fabric) Report {
 		} else {
 			want = workload(n, f.Status, live, docs)
 		}
-		c.layer = want.layer
-		if dump.Sequence != f.Pointer.Sequence {
-			c.add(Altered, "revision", fmt.Sprint(f.Pointer.Sequence), fmt.Sprint(dump.Sequence))
-		}
 		for _, p := range dump.Problems {
 			c.add(Broken, "data path", "", p)
 		}
@@ -106,6 +116,33 @@ func Compare(f Fabric) Report {
 		r.Entries += c.entries
 	}
 	return r
+}
+
+// elsewhere lists the nodes that follow another revision than the one in force.
+func elsewhere(f Fabric) (list []Difference) {
+	for _, n := range f.Status.Nodes {
+		sequence, root := n.Sequence, n.Root
+		if d, read := f.Dumps[n.ID()]; read { // it is younger than the report
+			sequence, root = d.Sequence, d.Root
+		}
+		if sequence == f.Pointer.Sequence && root == f.Pointer.Root {
+			continue
+		}
+		d := Difference{Node: n.ID(), Layer: layerOf(n), Kind: Altered, Entry: "revision", Expected: fmt.Sprint(f.Pointer.Sequence), Enforced: fmt.Sprint(sequence)}
+		if sequence == f.Pointer.Sequence {
+			d.Expected, d.Enforced = fmt.Sprintf("%d with root %s", sequence, f.Pointer.Root), fmt.Sprintf("%d with root %s", sequence, root)
+		}
+		list = append(list, d)
+	}
+	return list
+}
+
+// layerOf is the layer that a node enforces in.
+func layerOf(n api.NodeStatus) api.Layer {
+	if n.Kind == fabric.KindProcessor {
+		return api.LayerSwitch
+	}
+	return api.LayerEBPF
 }
 
 // comparison is that of one node.
@@ -201,7 +238,7 @@ func (c *comparison) compareRules(want expected, have []api.DumpRule) {
 	}
 	for k := range keys {
 		c.comparePair(k, want.grants[k], held[k])
-		if want.layer == api.LayerSwitch {
+		if c.layer == api.LayerSwitch {
 			c.compareContracts(k, want.grants[k], contracts[k])
 		}
 	}

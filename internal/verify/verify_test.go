@@ -14,6 +14,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 var now = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
@@ -54,16 +55,16 @@ func world() Fabric {
 			{Name: "front", Originators: refs("shop/users"), Responders: refs("shop/web"), Rules: tcp(443)},
 		},
 	}}}
-	docs := Documents(g, now.Add(-time.Hour))
+	docs, root := Documents(g, now.Add(-time.Hour)), fabric.Compile(g).Root
 	node := func(zone, name string, kind fabric.NodeKind, endpoints ...api.EndpointStatus) api.NodeStatus {
-		return api.NodeStatus{Zone: zone, Node: name, Kind: kind, Sequence: 3, Endpoints: endpoints}
+		return api.NodeStatus{Zone: zone, Node: name, Kind: kind, Sequence: 3, Root: root, Endpoints: endpoints}
 	}
 	endpoint := func(id, service string, net, host byte) api.EndpointStatus {
 		return api.EndpointStatus{Endpoint: id, Service: ref(service), Roles: docs[ref(service)].Roles(), Expires: now.Add(time.Hour),
 			IPv4: netip.AddrFrom4([4]byte{100, 64, net, host}), IPv6: netip.AddrFrom16([16]byte{0xfd, 0x5f, 13: net, 15: host})}
 	}
 	f := Fabric{
-		Graph: g, Now: now, Pointer: fabric.Pointer{Sequence: 3, Root: fabric.Compile(g).Root},
+		Graph: g, Now: now, Pointer: fabric.Pointer{Sequence: 3, Root: root},
 		Status: api.Status{Nodes: []api.NodeStatus{
 			node("z1", "p1", fabric.KindProcessor), node("z2", "p1", fabric.KindProcessor),
 			node("z1", "w1", fabric.KindWorkload, endpoint("web-1", "shop/web", 1, 2)),
@@ -100,16 +101,25 @@ func world() Fabric {
 		return []api.DumpEndpoint{{IPv4: e.IPv4, IPv6: e.IPv6, Identity: id}}
 	}
 	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}
-	f.Dumps["z1/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Guarded: guard(2, web),
+	f.Dumps["z1/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
 		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z1/p1"}),
 		External: []api.DumpExternal{users}, Rules: append(slices.Clone(rules), rule(users.Identity, web, 443, 443, "front", false))}
-	f.Dumps["z1/w2"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
-	f.Dumps["z2/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "z2/p1"}), Rules: slices.Clone(rules)}
+	f.Dumps["z1/w2"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
+	f.Dumps["z2/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "z2/p1"}), Rules: slices.Clone(rules)}
 	// The switch has the wider entry first; it hides the other.
 	sw := []api.DumpRule{rule(web, db, 5000, 6000, "probe", false), {From: web, To: db, Protocol: fabric.TCP, Contract: "shop/sql", Shadowed: true}}
-	f.Dumps["z1/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z2/p1"})}
-	f.Dumps["z2/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "z1/p1"}, [2]string{"db-1", "z1/p1"}, [2]string{"db-2", "zone"})}
+	f.Dumps["z1/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z2/p1"})}
+	f.Dumps["z2/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "z1/p1"}, [2]string{"db-1", "z1/p1"}, [2]string{"db-2", "zone"})}
 	return f
+}
+
+// follow makes another root the one in force, which every node follows.
+func (f *Fabric) follow(root fabric.Hash) {
+	f.Pointer.Root = root
+	for name, d := range f.Dumps {
+		d.Root = root
+		f.Dumps[name] = d
+	}
 }
 
 func TestAgreement(t *testing.T) {
@@ -118,6 +128,7 @@ func TestAgreement(t *testing.T) {
 	must.True(t, r.Agrees())
 	must.Eq(t, 5, r.Nodes)
 	must.Greater(t, 20, r.Entries)
+	must.Eq(t, signature.Unchecked, r.State)
 }
 
 func TestDifferences(t *testing.T) {
@@ -146,7 +157,7 @@ func TestDifferences(t *testing.T) {
 		}), []string{"z1/w1 ebpf: extra rule"}},
 		{"a contract expires", func(f *Fabric) {
 			f.Graph.Domains["shop"].Contracts[0].Expires = now
-			f.Pointer.Root = fabric.Compile(f.Graph).Root
+			f.follow(fabric.Compile(f.Graph).Root)
 		},
 			[]string{"z1/p1 switch: extra entry", "z2/p1 switch: extra entry", "z1/w1 ebpf: altered rule", "z1/w2 ebpf: altered rule", "z2/w1 ebpf: altered rule"}},
 		{"peer by another way", change("z1/w1", func(d *api.Dump) { d.Peers[2].Via = "z1/p1" }), []string{"z1/w1 ebpf: altered address 100.64.2.2"}},
@@ -163,8 +174,24 @@ func TestDifferences(t *testing.T) {
 		{"switch: hidden entry missing", change("z1/p1", func(d *api.Dump) { d.Rules = d.Rules[:1] }), []string{"z1/p1 switch: missing entry"}},
 		{"test override", change("z1/p1", func(d *api.Dump) { d.Problems = []string{"everything passes"} }), []string{"z1/p1 switch: broken data path: everything passes"}},
 		{"revision behind", change("z1/p1", func(d *api.Dump) { d.Sequence = 2 }), []string{"z1/p1 switch: altered revision: must be 3, is 2"}},
-		{"no dump", func(f *Fabric) { delete(f.Dumps, "z2/w1"); f.Failed["z2/w1"] = "it did not answer" }, []string{"z2/w1 : broken data path: it did not answer"}},
-		{"another graph", func(f *Fabric) { f.Pointer.Root[0]++ }, []string{"controller : altered graph"}},
+		{"revision ahead", change("z1/w2", func(d *api.Dump) { d.Sequence = 4 }), []string{"z1/w2 ebpf: altered revision: must be 3, is 4"}},
+		{"another root", change("z1/p1", func(d *api.Dump) { d.Root[0]++ }), []string{"z1/p1 switch: altered revision: must be 3 with root "}},
+		{"behind, and a rule of before", change("z2/w1", func(d *api.Dump) { d.Sequence = 2; d.Rules[2].Ports.To = 65535 }),
+			[]string{"z2/w1 ebpf: altered revision: must be 3, is 2", "z2/w1 ebpf: extra rule"}},
+		{"two behind", func(f *Fabric) {
+			change("z1/p1", func(d *api.Dump) { d.Problems = []string{"everything passes"} })(f)
+			change("z2/w1", func(d *api.Dump) { d.Sequence = 1 })(f)
+			change("z1/w1", func(d *api.Dump) { d.Sequence = 2 })(f)
+		}, []string{"z1/w1 ebpf: altered revision: must be 3, is 2", "z2/w1 ebpf: altered revision: must be 3, is 1", "z1/p1 switch: broken data path: everything passes"}},
+		{"no dump of one behind", func(f *Fabric) {
+			delete(f.Dumps, "z2/w1")
+			f.Failed["z2/w1"] = "it did not answer"
+			f.Status.Nodes[4].Sequence = 2
+		}, []string{"z2/w1 ebpf: altered revision: must be 3, is 2", "z2/w1 ebpf: broken data path: it did not answer"}},
+		{"a report that is older than the dump", func(f *Fabric) { f.Status.Nodes[4].Sequence = 2; f.Dumps["z2/w1"].Rules[2].Ports.To++ }, []string{"z2/w1 ebpf: extra rule"}},
+		{"no dump", func(f *Fabric) { delete(f.Dumps, "z2/w1"); f.Failed["z2/w1"] = "it did not answer" }, []string{"z2/w1 ebpf: broken data path: it did not answer"}},
+		{"another graph", func(f *Fabric) { root := f.Pointer.Root; root[0]++; f.follow(root) }, []string{"controller: altered graph: the graph compiles to root "}},
+		{"no signature", func(f *Fabric) { f.Anchor = &signature.Anchor{Source: "a file"} }, []string{"controller: broken signature of the revision: the controller handed out no signed pointer"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := world()
