@@ -35,5 +35,5 @@ Options:
 
 // Run implements cli.Command.
 func (c *AgentCommand) Run(args []string) int {
-	return c.runConfigured(config.RoleAgent, args, onNode(agent.Start))
+	return c.runConfigured(c.flagSet("agent"), config.RoleAgent, args, onNode(agent.Start))
 }

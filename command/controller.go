@@ -4,7 +4,10 @@
 package command
 
 import (
+	"cmp"
 	"context"
+	"errors"
+	"strconv"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -31,8 +34,9 @@ Usage: sif controller [options]
 
   If Consul or Vault does not answer within 10 seconds, the controller ends
   with an error and has changed nothing. SIGINT and SIGTERM stop it after the
-  calls under way. SIGHUP reads the configuration file again and takes the
-  tokens and the log level from it; other changes need a restart.
+  calls under way. SIGHUP opens the audit log anew, as logrotate wants it, reads
+  the configuration file again and takes the tokens and the log level from it;
+  other changes need a restart.
 
   The data directory remembers the last signed revision. If the pointer in
   Consul is then altered by hand, the controller refuses to build on it and
@@ -47,13 +51,25 @@ Usage: sif controller [options]
 Options:
 
   -config=<path>  Configuration file. Default: /etc/sif/controller.hcl
+
+  -history=<n>    How many revisions are kept, 1 to 10000. Overrides "history"
+                  in the configuration file. Default: 100
 `)
 }
 
 // Run implements cli.Command.
 func (c *ControllerCommand) Run(args []string) int {
-	return c.runConfigured(config.RoleController, args,
+	history := 0
+	flags := c.flagSet("controller")
+	flags.Func("history", "", func(s string) (err error) {
+		if history, err = strconv.Atoi(s); err != nil {
+			return errors.New("not a number")
+		}
+		return config.CheckHistory(history)
+	})
+	return c.runConfigured(flags, config.RoleController, args,
 		func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error {
+			cfg.History = cmp.Or(history, cfg.History)
 			return controller.Serve(ctx, cfg, reload, version.Version, log)
 		})
 }

@@ -5,6 +5,7 @@ package command
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"os"
 	"os/signal"
@@ -17,13 +18,13 @@ import (
 )
 
 // serveFunc serves as a configuration says until ctx ends. What comes over
-// reload is the configuration as it was changed meanwhile.
+// reload, at each SIGHUP, is the configuration as it was changed meanwhile, or
+// nil if it cannot be read.
 type serveFunc func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error
 
 // runConfigured is the body of the commands of daemons that have a
-// configuration file.
-func (m *Meta) runConfigured(role config.Role, args []string, serve serveFunc) int {
-	flags := m.flagSet(string(role))
+// configuration file. flags may have options of the daemon's own.
+func (m *Meta) runConfigured(flags *flag.FlagSet, role config.Role, args []string, serve serveFunc) int {
 	path := flags.String("config", "/etc/sif/"+string(role)+".hcl", "")
 	if code, ok := m.parseOptions(flags, args); !ok {
 		return code
@@ -46,7 +47,7 @@ func (m *Meta) runConfigured(role config.Role, args []string, serve serveFunc) i
 		again, err := load()
 		if err != nil {
 			log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
-			return
+			again = nil
 		}
 		select {
 		case reload <- again:
@@ -69,6 +70,9 @@ func onNode[D nodeDaemon](start func(context.Context, *config.Config, hclog.Logg
 			for {
 				select {
 				case again := <-reload:
+					if again == nil {
+						continue
+					}
 					log.SetLevel(hclog.LevelFromString(again.LogLevel))
 					log.Info("configuration reloaded: the log level")
 				case <-ctx.Done():

@@ -35,5 +35,5 @@ Options:
 
 // Run implements cli.Command.
 func (c *EngineCommand) Run(args []string) int {
-	return c.runConfigured(config.RoleEngine, args, onNode(engine.Start))
+	return c.runConfigured(c.flagSet("engine"), config.RoleEngine, args, onNode(engine.Start))
 }

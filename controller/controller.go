@@ -60,6 +60,7 @@ type Config struct {
 	Pool4, Pool6  netip.Prefix
 	AdmissionLife time.Duration // zero: AdmissionLife
 	History       int           // how many revisions are kept; zero: DefaultHistory
+	Audit         Rotation      // of the audit log
 
 	Consul    func() *consulapi.Client // asked anew for each use: tokens are reloaded
 	Vault     func() *vaultapi.Client  // to ask about operators' tokens, with these tokens
@@ -102,7 +103,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{cfg: cfg, log: cfg.Log, lock: lock}
-	if c.audit, err = openAudit(filepath.Join(cfg.DataDir, "audit.log")); err != nil {
+	if c.audit, err = openAudit(cfg.DataDir, cfg.Audit, cfg.Log.Named("audit")); err != nil {
 		lock.Close()
 		return nil, err
 	}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -71,10 +70,7 @@ func testApply(t *testing.T, w *world) {
 	must.Eq(t, 3, reply.Pointer.Sequence)
 	must.Eq(t, pointer.Root, reply.Pointer.Root)
 
-	log, err := os.ReadFile(filepath.Join(c.dir, "audit.log"))
-	must.NoError(t, err)
-	var first auditEntry
-	must.NoError(t, json.Unmarshal([]byte(strings.SplitN(string(log), "\n", 2)[0]), &first))
+	first := auditLines(t, filepath.Join(c.dir, auditFile))[0]
 	must.Eq(t, "graph.apply", first.Action)
 	must.Eq(t, "first", first.Message)
 	must.Eq(t, 1, first.Revision)

@@ -24,7 +24,9 @@ type route struct {
 	caller  callerKind
 	call    call
 	large   bool // the body may carry a graph or a dump
-	changes bool // refusals of tokens without any permission are audited
+
+	action   string // in the audit log; empty: calls are not recorded
+	harmless bool   // changes nothing: only who may not do it is recorded
 
 	summary    string
 	permission string   // of operators
@@ -47,22 +49,22 @@ func (c *Controller) routes() []route {
 		{pattern: "GET /v1/graph", caller: callerOperator, call: c.getGraph, query: append([]string{"revision"}, blocking...),
 			summary: "The graph in force, or that of a kept revision, as far as the token may read it.", permission: "sif-read or one of sif-read-, sif-plan-, sif-apply-<domain>",
 			reply: api.GraphReply{}},
-		{pattern: "PUT /v1/graph", caller: callerOperator, call: c.putGraph, large: true, changes: true,
+		{pattern: "PUT /v1/graph", caller: callerOperator, call: c.putGraph, large: true, action: "graph.apply",
 			summary: "Puts domains and guardrails in force in the place of those of the same names.", permission: "sif-apply-<domain> for each domain; sif-operator for guardrails",
 			request: api.GraphRequest{}, reply: api.GraphReply{}},
-		{pattern: "POST /v1/graph/validate", caller: callerOperator, call: c.validateGraph, large: true,
+		{pattern: "POST /v1/graph/validate", caller: callerOperator, call: c.validateGraph, large: true, action: "graph.validate", harmless: true,
 			summary: "The problems for which a change would be refused.", permission: "sif-plan-<domain> for each domain; sif-operator for guardrails",
 			request: api.GraphRequest{}, reply: api.GraphReply{}},
-		{pattern: "POST /v1/graph/plan", caller: callerOperator, call: c.planGraph, large: true,
+		{pattern: "POST /v1/graph/plan", caller: callerOperator, call: c.planGraph, large: true, action: "graph.plan", harmless: true,
 			summary: "What a change would do: reachability gained and lost, live endpoints and flows concerned, and what stands against it.", permission: "sif-plan-<domain> for each domain; sif-operator for guardrails",
 			request: api.GraphRequest{}, reply: api.Plan{}},
 		{pattern: "POST /v1/graph/diff", caller: callerOperator, call: c.diffGraph,
 			summary: "The difference between two kept revisions.", permission: "sif-read",
 			request: api.DiffRequest{}, reply: api.DiffReply{}},
-		{pattern: "POST /v1/graph/rollback", caller: callerOperator, call: c.rollbackGraph, changes: true,
+		{pattern: "POST /v1/graph/rollback", caller: callerOperator, call: c.rollbackGraph, action: "graph.rollback",
 			summary: "Takes up the graph of a kept revision again, guardrails included.", permission: "sif-operator; sif-read for a dry run",
 			request: api.RollbackRequest{}, reply: api.RollbackReply{}},
-		{pattern: "DELETE /v1/graph/domain/{name}", caller: callerOperator, call: c.deleteDomain, changes: true,
+		{pattern: "DELETE /v1/graph/domain/{name}", caller: callerOperator, call: c.deleteDomain, action: "graph.delete",
 			summary: "Takes a domain and its contracts out of the graph.", permission: "sif-apply-<domain>",
 			reply: api.GraphReply{}},
 		{pattern: "GET /v1/history", caller: callerOperator, call: c.getHistory, query: blocking,
@@ -71,11 +73,11 @@ func (c *Controller) routes() []route {
 		{pattern: "GET /v1/status", caller: callerOperator, call: c.getStatus, query: blocking,
 			summary: "The state of the fabric as nodes last reported it.", permission: "sif-read",
 			reply: api.Status{}},
-		{pattern: "POST /v1/probe", caller: callerOperator, call: c.probe, large: true, changes: true,
+		{pattern: "POST /v1/probe", caller: callerOperator, call: c.probe, large: true, action: "probe", harmless: true,
 			summary: "Has nodes do tasks, such as sending packets from an endpoint, and waits for the results.", permission: "sif-operator",
 			request: api.ProbeRequest{}, reply: api.ProbeReply{}},
 
-		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode,
+		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode, action: "node.register",
 			summary: "Registers the calling node.", request: api.NodeRequest{}, reply: fabric.NodeRecord{}},
 		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus,
 			summary: "Reports what the calling node enforces.", request: api.NodeStatus{}},
@@ -83,11 +85,11 @@ func (c *Controller) routes() []route {
 			summary: "Tasks for the calling node, as soon as there are any.", reply: []api.Task{}},
 		{pattern: "PUT /v1/node/tasks/{id}", caller: callerNode, call: c.putTask, large: true,
 			summary: "The result of a task.", request: api.TaskResult{}},
-		{pattern: "POST /v1/node/admission", caller: callerNode, call: c.postAdmission,
+		{pattern: "POST /v1/node/admission", caller: callerNode, call: c.postAdmission, action: "admission.grant",
 			summary: "Admits an allocation that the scheduler placed on the calling node.", request: api.AdmissionRequest{}, reply: api.AdmissionReply{}},
-		{pattern: "DELETE /v1/node/admission/{endpoint}", caller: callerNode, call: c.deleteAdmission,
+		{pattern: "DELETE /v1/node/admission/{endpoint}", caller: callerNode, call: c.deleteAdmission, action: "admission.release",
 			summary: "Ends the admission of an endpoint of the calling node."},
-		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate,
+		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",
 			summary: "A certificate for a service of which the calling node holds a live admission.", request: api.CertificateRequest{}, reply: api.CertificateReply{}},
 
 		{pattern: "GET /v1/health", caller: callerAnyone, summary: "200 if this controller leads, else 503.", reply: api.ControllerStatus{}},

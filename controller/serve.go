@@ -27,9 +27,10 @@ import (
 // startWait is how long Consul and Vault may take to answer at start.
 const startWait = 10 * time.Second
 
-// Serve runs a controller as its configuration file says until ctx ends. What
-// comes over reload replaces the tokens and the log level. If Consul or Vault
-// cannot be reached within 10 seconds, Serve fails and has changed nothing.
+// Serve runs a controller as its configuration file says until ctx ends. Each
+// time something comes over reload, the audit log is opened anew; unless it is
+// nil, it replaces the tokens and the log level. If Consul or Vault cannot be
+// reached within 10 seconds, Serve fails and has changed nothing.
 func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, log hclog.Logger) error {
 	address, ips, err := addresses(file.Listen)
 	if err != nil {
@@ -59,6 +60,8 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	c, err := New(Config{
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
 		Pool4: pool4, Pool6: pool6,
+		History:   file.History,
+		Audit:     Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
 		Consul:    clients.consul.Load,
 		Vault:     source.Vault,
 		Identity:  source,
@@ -84,6 +87,12 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 			case <-ctx.Done():
 				return nil
 			case file := <-reload:
+				if err := c.audit.reopen(); err != nil {
+					log.Error("the audit log goes on in the old file", logkey.Error, err)
+				}
+				if file == nil {
+					continue
+				}
 				if err := clients.use(file); err != nil {
 					log.Error("configuration not reloaded", logkey.Error, err)
 					continue

@@ -38,6 +38,11 @@ trust_domain = %q
 data_dir     = %q
 listen       = %q
 log_level    = %q
+history      = 2
+audit {
+  rotate_bytes     = 1
+  rotate_max_files = 2
+}
 consul {
   address = %q
   token   = %q
@@ -96,6 +101,25 @@ vault {
 		must.Eq(t, hclog.Debug, log.GetLevel())
 		_, err := client.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
 		must.NoError(t, err)
+
+		// The rest of the configuration holds too.
+		for i := range 4 {
+			_, err := client.Apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i)))})
+			must.NoError(t, err)
+		}
+		history, err := client.History(ctx)
+		must.NoError(t, err)
+		must.Len(t, 2, history.Changes)
+		must.Len(t, 3, auditFiles(t, filepath.Join(dir, "data")))
+
+		// Even a configuration that cannot be read has the audit log opened anew.
+		path := filepath.Join(dir, "data", auditFile)
+		must.NoError(t, os.Rename(path, path+".1"))
+		reload <- nil
+		eventually(t, func() error {
+			_, err := os.Stat(path)
+			return err
+		})
 		cancel()
 		select {
 		case err := <-ended:

@@ -30,9 +30,15 @@ type request struct {
 	operator access // set for calls of operators
 	node     caller // set for calls of nodes
 	stop     context.Context
+	entry    *auditEntry // handlers say in it what the call is about
 }
 
-func (r request) actor() string { return cmp.Or(r.operator.actor, r.node.ID()) }
+func (r request) actor() string {
+	if r.node != (caller{}) {
+		return r.node.ID()
+	}
+	return cmp.Or(r.operator.actor, unknownActor)
+}
 
 // indexed is a reply that carries an index to wait on.
 type indexed struct {
@@ -52,9 +58,6 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 		case callerOperator:
 			mux.Handle(r.pattern, c.handle(r, stop, func(req *request) (err error) {
 				req.operator, err = c.operator(req.Context(), req.Request)
-				if err != nil && req.operator.actor != "" && r.changes {
-					err = c.record(*req, "denied", r.pattern, "", 0, err)
-				}
 				return err
 			}))
 		case callerNode:
@@ -89,7 +92,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		limit = maxGraphBody
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
-		r := &request{Request: hr, stop: stop}
+		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
 		r.Body = http.MaxBytesReader(w, hr.Body, limit)
 		err := authenticate(r)
 		if err == nil && !c.leading.Load() {
@@ -99,7 +102,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		if err == nil {
 			reply, err = route.call(hr.Context(), *r)
 		}
-		if err != nil {
+		if err = c.record(*r, err); err != nil {
 			e := c.asError(pattern, err)
 			c.metrics.requests.WithLabelValues(pattern, e.Code).Inc()
 			refuse(w, e)
@@ -141,19 +144,25 @@ func (c *Controller) notLeader(ctx context.Context) error {
 	return e
 }
 
-// record writes what came of a change to the audit log, and returns err. A
-// change that cannot be recorded is reported as failed.
-func (c *Controller) record(r request, action, target, message string, revision uint64, err error) error {
-	entry := auditEntry{Actor: r.actor(), Action: action, Target: target, Message: message, Revision: revision}
+// record writes what came of a call to the audit log, if it belongs there, and
+// returns err. What cannot be recorded is reported as failed.
+func (c *Controller) record(r request, err error) error {
+	switch {
+	case r.entry.Action == "",
+		r.entry.harmless && !api.IsCode(err, api.CodeForbidden),
+		api.IsCode(err, api.CodeNotLeader): // the leader decides, and records it
+		return err
+	}
+	r.entry.Actor = r.actor()
 	if err != nil {
-		entry.Refused = err.Error()
+		r.entry.Refused = err.Error()
 		var e *api.Error
 		if errors.As(err, &e) {
-			entry.Code = e.Code
+			r.entry.Code = e.Code
 		}
-		c.log.Warn("refused", "action", action, "actor", r.actor(), logkey.Error, err)
+		c.log.Warn("refused", "action", r.entry.Action, "actor", r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
 	}
-	return errors.Join(err, c.audit.write(entry))
+	return errors.Join(err, c.audit.write(*r.entry))
 }
 
 // decode reads a request's body. What an operator says must be understood in

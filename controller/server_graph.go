@@ -87,14 +87,11 @@ func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	var reply api.GraphReply
-	if err = r.operator.mayChange(req, false); err == nil {
-		reply, err = c.policy.apply(ctx, req, r.operator.author)
+	r.entry.Target, r.entry.Message = targets(req), req.Message
+	if err := r.operator.mayChange(req, false); err != nil {
+		return nil, err
 	}
-	if reply.Graph != nil {
-		reply.Graph, reply.Partial = r.operator.visible(reply.Graph)
-	}
-	return reply, c.record(r, "graph.apply", targets(req), req.Message, reply.Pointer.Sequence, err)
+	return r.changed(c.policy.apply(ctx, req, r.operator.author))
 }
 
 func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
@@ -102,8 +99,9 @@ func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.entry.Target = targets(req)
 	if err := r.operator.mayChange(req, true); err != nil {
-		return nil, c.record(r, "graph.validate", targets(req), "", 0, err)
+		return nil, err
 	}
 	problems, err := c.policy.problems(req)
 	return api.GraphReply{Pointer: c.policy.pointer(), Problems: problems}, err
@@ -114,8 +112,9 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	r.entry.Target, r.entry.Message = targets(req), req.Message
 	if err := r.operator.mayChange(req, true); err != nil {
-		return nil, c.record(r, "graph.plan", targets(req), req.Message, 0, err)
+		return nil, err
 	}
 	plan, err := c.policy.plan(req)
 	if err != nil {
@@ -128,15 +127,20 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 
 func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 	name := r.PathValue("name")
-	var reply api.GraphReply
-	err := r.operator.mayChange(api.GraphRequest{RemoveDomains: []string{name}}, false)
-	if err == nil {
-		reply, err = c.policy.remove(ctx, name, r.operator.author)
+	r.entry.Target = name
+	if err := r.operator.mayChange(api.GraphRequest{RemoveDomains: []string{name}}, false); err != nil {
+		return nil, err
 	}
+	return r.changed(c.policy.remove(ctx, name, r.operator.author))
+}
+
+// changed is the answer to a change of the graph.
+func (r request) changed(reply api.GraphReply, err error) (any, error) {
+	r.entry.Revision = reply.Pointer.Sequence
 	if reply.Graph != nil {
 		reply.Graph, reply.Partial = r.operator.visible(reply.Graph)
 	}
-	return reply, c.record(r, "graph.delete", name, "", reply.Pointer.Sequence, err)
+	return reply, err
 }
 
 func (c *Controller) diffGraph(ctx context.Context, r request) (any, error) {
@@ -155,17 +159,18 @@ func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
+	r.entry.Target, r.entry.Message, r.entry.harmless = fmt.Sprint("revision ", req.Revision), req.Message, req.DryRun
 	if req.DryRun {
-		if err := r.operator.mayReadAll("plan a rollback"); err != nil {
-			return nil, err
-		}
-		return c.policy.rollback(ctx, req, r.operator.author)
+		err = r.operator.mayReadAll("plan a rollback")
+	} else {
+		err = r.operator.mayOperate("roll the graph back")
 	}
-	var reply api.RollbackReply
-	if err = r.operator.mayOperate("roll the graph back"); err == nil {
-		reply, err = c.policy.rollback(ctx, req, r.operator.author)
+	if err != nil {
+		return nil, err
 	}
-	return reply, c.record(r, "graph.rollback", fmt.Sprint("revision ", req.Revision), req.Message, reply.Pointer.Sequence, err)
+	reply, err := c.policy.rollback(ctx, req, r.operator.author)
+	r.entry.Revision = reply.Pointer.Sequence
+	return reply, err
 }
 
 func (c *Controller) getHistory(ctx context.Context, r request) (any, error) {
@@ -198,7 +203,7 @@ func (c *Controller) probe(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	if err := r.operator.mayOperate("send probes"); err != nil {
-		return nil, c.record(r, "probe", "", "", 0, err)
+		return nil, err
 	}
 	if len(req.Tasks) > api.MaxProbeTasks {
 		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)

@@ -15,8 +15,8 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	record, err := c.nodes.register(ctx, r.node, req)
-	return record, c.record(r, "node.register", r.node.ID(), string(r.node.Kind), 0, err)
+	r.entry.Target, r.entry.Message = r.node.ID(), string(r.node.Kind)
+	return c.nodes.register(ctx, r.node, req)
 }
 
 func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
@@ -53,18 +53,20 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 		return nil, err
 	}
 	begin := time.Now()
+	r.entry.Target = req.Allocation
 	reply, admission, err := c.admitter.admit(ctx, r.node, req)
-	if err := c.record(r, "admission.grant", req.Allocation, admission.Identity().Key(), 0, err); err != nil {
+	if err != nil {
 		return nil, err
 	}
+	r.entry.Message = admission.Identity().Key()
 	c.metrics.admission.Observe(time.Since(begin).Seconds())
 	c.logAdmission(admission, time.Since(begin))
 	return reply, nil
 }
 
 func (c *Controller) deleteAdmission(ctx context.Context, r request) (any, error) {
-	endpoint := r.PathValue("endpoint")
-	return nil, c.record(r, "admission.release", endpoint, "", 0, c.admitter.release(ctx, r.node, endpoint))
+	r.entry.Target = r.PathValue("endpoint")
+	return nil, c.admitter.release(ctx, r.node, r.entry.Target)
 }
 
 func (c *Controller) postCertificate(ctx context.Context, r request) (any, error) {
@@ -72,6 +74,7 @@ func (c *Controller) postCertificate(ctx context.Context, r request) (any, error
 	if err != nil {
 		return nil, err
 	}
+	r.entry.Target = req.Service.String()
 	chain, err := c.admitter.certificate(ctx, r.node, req)
-	return api.CertificateReply{Certificate: chain}, c.record(r, "certificate.issue", req.Service.String(), "", 0, err)
+	return api.CertificateReply{Certificate: chain}, err
 }

@@ -27,6 +27,7 @@ type Config struct {
 	RunDir      string `hcl:"run_dir,optional"`  // sockets
 	BPFDir      string `hcl:"bpf_dir,optional"`  // on a BPF filesystem: pins
 	Listen      string `hcl:"listen,optional"`   // controller: host:port of its API
+	History     int    `hcl:"history,optional"`  // controller: how many revisions are kept; 0: its default
 
 	Underlay   *Underlay   `hcl:"underlay,block"`
 	Consul     *Consul     `hcl:"consul,block"`
@@ -39,6 +40,7 @@ type Config struct {
 	CNI        *CNI        `hcl:"cni,block"`
 	DNS        *DNS        `hcl:"dns,block"`
 	Pools      *Pools      `hcl:"pools,block"`
+	Audit      *Audit      `hcl:"audit,block"`
 
 	path string // of the file, for messages
 }
@@ -84,6 +86,12 @@ type Nomad struct {
 	Token     string `hcl:"token,optional"`
 	TokenFile string `hcl:"token_file,optional"`
 	CAFile    string `hcl:"ca_file,optional"`
+}
+
+// Audit is about the controller's audit log.
+type Audit struct {
+	RotateBytes    int64 `hcl:"rotate_bytes,optional"`     // how large a file may grow; 0: any size
+	RotateMaxFiles int   `hcl:"rotate_max_files,optional"` // how many old files are kept; 0: all
 }
 
 // Controller says where a node finds the controller.

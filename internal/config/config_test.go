@@ -111,6 +111,10 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"log level":         {"log_level = \"loud\"\n", "x.hcl:1:13: log_level: \"loud\""},
 		"trust domain":      {"trust_domain = \"Sif Example\"\n", "x.hcl:1:16: trust_domain: "},
 		"mtu":               {"link {\n  mtu = 100\n}\n", "x.hcl:2:9: link.mtu: 100 is outside"},
+		"history":           {"history = 0\n", "x.hcl:1:11: history: 0 revisions cannot be kept: 1 to 10000 can"},
+		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 is less than none"},
+		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 is less than none"},
+		"audit files alone": {"audit {\n  rotate_max_files = 1\n}\n", "x.hcl:2:22: audit.rotate_max_files: without rotate_bytes"},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -210,6 +210,18 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("engine.listen", checkHostPort(c.Engine.Listen))
 	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, 24) }))
 	report("pools.ipv6", set(c.Pools.IPv6, func(s string) error { return checkPool(s, 6, 64) }))
+	if body.Attributes["history"] != nil {
+		report("history", CheckHistory(c.History))
+	}
+	if c.Audit.RotateBytes < 0 {
+		report("audit.rotate_bytes", fmt.Errorf("%d is less than none", c.Audit.RotateBytes))
+	}
+	if c.Audit.RotateMaxFiles < 0 {
+		report("audit.rotate_max_files", fmt.Errorf("%d is less than none", c.Audit.RotateMaxFiles))
+	}
+	if c.Audit.RotateMaxFiles > 0 && c.Audit.RotateBytes == 0 {
+		report("audit.rotate_max_files", errors.New("without rotate_bytes no file is rotated: set that too"))
+	}
 	// What workloads get of it must not be below IPv6's minimum.
 	if c.Link.MTU < 1320 || c.Link.MTU > 65455 {
 		report("link.mtu", fmt.Errorf("%d is outside 1320-65455", c.Link.MTU))
@@ -235,6 +247,17 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("consul.cert_file", errors.New("cert_file and key_file belong together"))
 	}
 	return errors.Join(errs...)
+}
+
+// maxHistory bounds what the controller reads at a time of the history.
+const maxHistory = 10_000
+
+// CheckHistory reports why a controller cannot keep n revisions.
+func CheckHistory(n int) error {
+	if n < 1 || n > maxHistory {
+		return fmt.Errorf("%d revisions cannot be kept: 1 to %d can", n, maxHistory)
+	}
+	return nil
 }
 
 // position finds an attribute ("listen", "engine.listen") in the file; the
