@@ -75,7 +75,8 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 				return err
 			}
 			for _, h := range chunk {
-				data, err := checked(found, h)
+				data, ok := found[h]
+				err := check(data, ok, h)
 				if err == nil {
 					err = take(data, h)
 				}

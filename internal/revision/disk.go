@@ -61,7 +61,10 @@ func (f *Follower) save() error {
 	f.mu.Lock()
 	s := saved{Highest: f.highest, Interests: slices.Collect(maps.Keys(f.interests))}
 	if v := f.view; v != nil {
-		s.Current, s.Since, s.Objects = &v.base, v.since, v.objects
+		s.Current, s.Since, s.Objects = &v.base, v.since, map[fabric.Hash][]byte{}
+		for h, o := range v.objects {
+			s.Objects[h] = o.data
+		}
 	}
 	f.mu.Unlock()
 	slices.SortFunc(s.Interests, fabric.CompareRefs)
@@ -86,7 +89,13 @@ func (f *Follower) restore(s saved) error {
 	if err != nil {
 		return err
 	}
-	disk := func(context.Context, []fabric.Hash) (map[fabric.Hash][]byte, error) { return s.Objects, nil }
+	disk := func(context.Context, []fabric.Hash) (map[fabric.Hash]entry, error) {
+		entries := map[fabric.Hash]entry{}
+		for h, data := range s.Objects {
+			entries[h] = entry{data: data}
+		}
+		return entries, nil
+	}
 	v, err := build(context.Background(), *s.Current, pointer, s.Interests, nil, disk)
 	if err != nil {
 		return err

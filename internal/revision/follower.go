@@ -26,6 +26,7 @@ const (
 	minBackoff      = 250 * time.Millisecond
 	maxBackoff      = 5 * time.Second
 	recheckInterval = 10 * time.Second // what Consul holds is compared with what is enforced
+	fullRecheck     = 60               // so many comparisons read everything once
 	requestTimeout  = 10 * time.Second
 )
 
@@ -154,10 +155,13 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 		f.report(causeSwitch)
 		return true
 	}
-	if advanced {
-		f.markDirty()
+	v, followed := old.follow(signed, pointer, interests)
+	if !followed {
+		if advanced {
+			f.markDirty() // it may take long
+		}
+		v, err = f.build(ctx, signed, pointer, interests, old)
 	}
-	v, err := f.next(ctx, old, signed, pointer, interests)
 	if err != nil {
 		f.work.Unlock()
 		if ctx.Err() == nil {
@@ -233,26 +237,14 @@ func (f *Follower) verify(signed fabric.Signed) (fabric.Pointer, error) {
 	return p, nil
 }
 
-// next returns the view of a pointer that comes after old.
-func (f *Follower) next(ctx context.Context, old *view, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref) (*view, error) {
-	var held map[fabric.Hash][]byte
-	if old != nil {
-		if v, ok := old.follow(signed, pointer, interests); ok {
-			return v, nil
-		}
-		held = old.objects
-	}
-	return f.build(ctx, signed, pointer, interests, held)
-}
-
-func (f *Follower) build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, held map[fabric.Hash][]byte) (*view, error) {
+func (f *Follower) build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, old *view) (*view, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return build(ctx, signed, pointer, interests, held, f.fetch)
+	return build(ctx, signed, pointer, interests, old, f.read)
 }
 
-func (f *Follower) fetch(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
-	return Fetch(ctx, f.consul, hashes)
+func (f *Follower) read(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash]entry, error) {
+	return read(ctx, f.consul, hashes)
 }
 
 // Pointer returns the enforced pointer; zero before the first.
@@ -282,7 +274,7 @@ func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Doc
 	old := f.view
 	interests := append(slices.Collect(maps.Keys(f.interests)), service)
 	f.mu.Unlock()
-	v, err := f.build(ctx, old.signed, old.pointer, interests, old.objects)
+	v, err := f.build(ctx, old.signed, old.pointer, interests, old)
 	if err != nil {
 		return fabric.Document{}, fmt.Errorf("document of service %s: %w", service, err)
 	}
@@ -405,10 +397,12 @@ func (f *Follower) markDirty() {
 }
 
 // recheckLoop compares what Consul holds with what is enforced, again and
-// again: somebody may alter what has been fetched already.
+// again: somebody may alter what has been fetched already. Whatever is written
+// through Consul gets another modify index; so that not everything rests on
+// Consul's own word, all is read every now and then.
 func (f *Follower) recheckLoop(ctx context.Context) {
-	for sleep(ctx, recheckInterval-time.Second+rand.N(2*time.Second)) {
-		problems, err := f.recheck(ctx)
+	for n := rand.N(fullRecheck); sleep(ctx, recheckInterval-time.Second+rand.N(2*time.Second)); n++ {
+		problems, err := f.recheck(ctx, n%fullRecheck == 0)
 		if ctx.Err() != nil {
 			return
 		}
@@ -419,7 +413,9 @@ func (f *Follower) recheckLoop(ctx context.Context) {
 	}
 }
 
-func (f *Follower) recheck(ctx context.Context) ([]string, error) {
+// recheck returns what is wrong with what Consul holds. Unless in full, it reads
+// objects only if their modify indexes are not those that they were read at.
+func (f *Follower) recheck(ctx context.Context, full bool) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	f.mu.Lock()
@@ -428,25 +424,42 @@ func (f *Follower) recheck(ctx context.Context) ([]string, error) {
 	if v == nil {
 		return nil, nil
 	}
+	if !full {
+		pair, same, err := compare(ctx, f.consul, v.indexes)
+		if err != nil {
+			return nil, err
+		}
+		if same {
+			return f.refused(pair), nil
+		}
+	}
 	pair, _, err := f.consul.KV().Get(KeyCurrent, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}
-	var list []string
-	if _, _, err := f.judge(pair); err != nil {
-		list = append(list, err.Error())
-	}
-	fresh := &view{
-		pointer: v.pointer,
-		shards:  map[int]fabric.Shard{},
-		docs:    map[fabric.Ref]fabric.Document{},
-		objects: map[fabric.Hash][]byte{},
-	}
-	problems, err := fresh.walk(ctx, slices.Collect(maps.Keys(v.docs)), nil, f.fetch)
+	fresh := newView(v.signed, v.pointer)
+	problems, err := fresh.walk(ctx, slices.Collect(maps.Keys(v.docs)), nil, f.read)
 	if err != nil {
 		return nil, err
 	}
-	return append(list, problems...), nil
+	if len(problems) == 0 {
+		f.mu.Lock()
+		if f.view == v {
+			c := *v
+			c.indexes = fresh.indexes
+			f.view = &c
+		}
+		f.mu.Unlock()
+	}
+	return append(f.refused(pair), problems...), nil
+}
+
+// refused says why the pointer in Consul is refused, if it is.
+func (f *Follower) refused(pair *consulapi.KVPair) []string {
+	if _, _, err := f.judge(pair); err != nil {
+		return []string{err.Error()}
+	}
+	return nil
 }
 
 func texts(err error) []string {

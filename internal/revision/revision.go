@@ -41,7 +41,7 @@ func NodeKey(zone, node string) string { return KeyNodes + zone + "/" + node }
 // Consul takes at most 128 operations and 524,288 bytes of body in one
 // transaction, and values of at most 524,288 bytes. Values are in base64.
 const (
-	txnOps   = 64
+	txnOps   = 120       // and a few conditions
 	txnBytes = 256 << 10 // of values, before base64
 	// repairChunk bounds how many objects are held twice while they are compared.
 	repairChunk = 1024
@@ -76,24 +76,23 @@ func ReadObject(ctx context.Context, consul *consulapi.Client, h fabric.Hash, v 
 	if err != nil {
 		return err
 	}
-	data, err := checked(found, h)
-	if err != nil {
+	data, ok := found[h]
+	if err := check(data, ok, h); err != nil {
 		return fmt.Errorf("object %s in Consul %w", h, err)
 	}
 	return fabric.DecodeObject(data, h, v)
 }
 
-// checked returns an object of what fetch returned, if it is what its address
-// says.
-func checked(found map[fabric.Hash][]byte, h fabric.Hash) ([]byte, error) {
-	data, ok := found[h]
+// check says what is wrong with an object that was looked for and possibly
+// found.
+func check(data []byte, found bool, h fabric.Hash) error {
 	switch {
-	case !ok:
-		return nil, errMissing
+	case !found:
+		return errMissing
 	case fabric.HashOf(data) != h:
-		return nil, errAltered
+		return errAltered
 	}
-	return data, nil
+	return nil
 }
 
 var (
@@ -104,13 +103,32 @@ var (
 // Fetch reads objects, unchecked: the caller compares them with their hashes.
 // Those that do not exist are not in the result.
 func Fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
-	found := map[fabric.Hash][]byte{}
+	entries, err := read(ctx, consul, hashes)
+	if err != nil {
+		return nil, err
+	}
+	found := make(map[fabric.Hash][]byte, len(entries))
+	for h, e := range entries {
+		found[h] = e.data
+	}
+	return found, nil
+}
+
+// entry is an object as it was found, unchecked.
+type entry struct {
+	data  []byte
+	index uint64 // modify index in Consul; 0: it is from elsewhere
+}
+
+// read is Fetch with the modify indexes.
+func read(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash]entry, error) {
+	found := map[fabric.Hash]entry{}
 	for chunk := range slices.Chunk(hashes, txnOps) {
 		var ops consulapi.TxnOps
 		byKey := map[string]fabric.Hash{}
 		for _, h := range chunk {
 			byKey[ObjectKey(h)] = h
-			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVGetOrEmpty, Key: ObjectKey(h)}})
+			ops = append(ops, get(ObjectKey(h)))
 		}
 		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
 		if err != nil {
@@ -125,11 +143,43 @@ func Fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) 
 				if err != nil {
 					data = r.KV.Value // altered, as its hash will show
 				}
-				found[h] = data
+				found[h] = entry{data, r.KV.ModifyIndex}
 			}
 		}
 	}
 	return found, nil
+}
+
+func get(key string) *consulapi.TxnOp {
+	return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVGetOrEmpty, Key: key}}
+}
+
+// compare reads the pointer, which is nil if there is none, and reports whether
+// the objects still are at their modify indexes. The pointer counts only if they
+// are. Consul answers without sending the objects, or asking its other servers.
+func compare(ctx context.Context, consul *consulapi.Client, indexes map[fabric.Hash]uint64) (pointer *consulapi.KVPair, same bool, err error) {
+	ops := consulapi.TxnOps{get(KeyCurrent)}
+	for h, index := range indexes {
+		if index == 0 {
+			return nil, false, nil
+		}
+		ops = append(ops, unchanged(ObjectKey(h), index))
+	}
+	for chunk := range slices.Chunk(ops, txnOps) {
+		ok, resp, _, err := consul.Txn().Txn(chunk, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return nil, false, fmt.Errorf("compare %d objects: %w", len(chunk), err)
+		}
+		if !ok {
+			return nil, false, nil // another index, or the key is gone
+		}
+		for _, r := range resp.Results {
+			if r.KV.Key == KeyCurrent && r.KV.ModifyIndex != 0 {
+				pointer = &consulapi.KVPair{Key: r.KV.Key, Value: r.KV.Value, ModifyIndex: r.KV.ModifyIndex}
+			}
+		}
+	}
+	return pointer, true, nil
 }
 
 func txnError(resp *consulapi.TxnResponse) error {
@@ -147,30 +197,37 @@ type Writer struct {
 // NewWriter returns a Writer.
 func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
 
-// Publish writes the objects of rev, then moves the pointer, if its modify index
-// is still casIndex (0: there is none yet) and nothing was collected meanwhile;
-// ErrConflict otherwise. Until then
-// nobody sees anything of it.
+// Publish writes the objects of rev and moves the pointer, if its modify index
+// is still casIndex (0: there is none yet); ErrConflict otherwise. What one
+// transaction holds is written at once; of more, the pointer comes last, and not
+// at all if objects were collected meanwhile (ErrConflict too). Until then nobody
+// sees anything of it.
 //
 // It does not look what is there already: of a revision that was compiled from
 // one in the store, rev need only have the objects that are new.
 func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
-	collectedIndex, err := collected(ctx, w.consul)
-	if err != nil {
-		return err
-	}
-	if err := w.Write(ctx, rev.Objects); err != nil {
-		return err
-	}
 	value, err := json.Marshal(signed)
 	if err != nil {
 		return fmt.Errorf("encode the pointer: %w", err)
 	}
-	err = conditionally(ctx, w.consul, consulapi.TxnOps{
-		unchanged(keyCollected, collectedIndex),
-		{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: KeyCurrent, Value: value, Index: casIndex}},
-	})
+	ops, err := sets(rev.Objects)
 	if err != nil {
+		return err
+	}
+	ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: KeyCurrent, Value: value, Index: casIndex}})
+	parts := split(ops)
+	last := parts[len(parts)-1]
+	if len(parts) > 1 {
+		index, err := collected(ctx, w.consul)
+		if err != nil {
+			return err
+		}
+		last = append(last, unchanged(keyCollected, index))
+		if err := w.set(ctx, parts[:len(parts)-1]); err != nil {
+			return err
+		}
+	}
+	if err := conditionally(ctx, w.consul, last); err != nil {
 		return fmt.Errorf("move %s: %w", KeyCurrent, err)
 	}
 	return nil
@@ -192,7 +249,8 @@ func (w *Writer) Repair(ctx context.Context, objects []fabric.Object) ([]fabric.
 		}
 		hashes = hashes[len(chunk):]
 		for _, o := range chunk {
-			if _, err := checked(stored, o.Hash); err != nil {
+			data, ok := stored[o.Hash]
+			if check(data, ok, o.Hash) != nil {
 				bad, repaired = append(bad, o), append(repaired, o.Hash)
 			}
 		}
@@ -202,11 +260,53 @@ func (w *Writer) Repair(ctx context.Context, objects []fabric.Object) ([]fabric.
 
 // Write writes objects, whether they are there or not.
 func (w *Writer) Write(ctx context.Context, objects []fabric.Object) error {
-	var ops consulapi.TxnOps
-	size := 0
-	flush := func() error {
-		if len(ops) == 0 {
-			return nil
+	ops, err := sets(objects)
+	if err != nil {
+		return err
+	}
+	return w.set(ctx, split(ops))
+}
+
+// sets returns the operations that write objects.
+func sets(objects []fabric.Object) (consulapi.TxnOps, error) {
+	ops := make(consulapi.TxnOps, 0, len(objects)+1)
+	for _, o := range objects {
+		value, err := pack(o.Data)
+		if err != nil {
+			return nil, fmt.Errorf("write object %s: %w", o.Hash, err)
+		}
+		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: value}})
+	}
+	return ops, nil
+}
+
+// split returns what is to be done in transactions, in order. What is too large
+// for one is a part of its own.
+func split(ops consulapi.TxnOps) []consulapi.TxnOps {
+	var parts []consulapi.TxnOps
+	begin, size := 0, 0
+	for i, op := range ops {
+		if i > begin && (i-begin == txnOps || size+len(op.KV.Value) > txnBytes) {
+			parts = append(parts, ops[begin:i:i])
+			begin, size = i, 0
+		}
+		size += len(op.KV.Value)
+	}
+	if begin < len(ops) {
+		parts = append(parts, ops[begin:])
+	}
+	return parts
+}
+
+// set writes parts of what split returned.
+func (w *Writer) set(ctx context.Context, parts []consulapi.TxnOps) error {
+	for _, ops := range parts {
+		if kv := ops[0].KV; len(kv.Value) > txnBytes { // too large for a transaction, not for a value
+			pair := &consulapi.KVPair{Key: kv.Key, Value: kv.Value}
+			if _, err := w.consul.KV().Put(pair, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+				return fmt.Errorf("write %s of %d bytes: %w", kv.Key, len(kv.Value), err)
+			}
+			continue
 		}
 		ok, resp, _, err := w.consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
 		if err == nil && !ok {
@@ -215,28 +315,6 @@ func (w *Writer) Write(ctx context.Context, objects []fabric.Object) error {
 		if err != nil {
 			return fmt.Errorf("write %d objects: %w", len(ops), err)
 		}
-		ops, size = nil, 0
-		return nil
 	}
-	for _, o := range objects {
-		value, err := pack(o.Data)
-		if err != nil {
-			return fmt.Errorf("write object %s: %w", o.Hash, err)
-		}
-		if len(value) > txnBytes { // too large for a transaction, not for a value
-			pair := &consulapi.KVPair{Key: ObjectKey(o.Hash), Value: value}
-			if _, err := w.consul.KV().Put(pair, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-				return fmt.Errorf("write object %s of %d bytes: %w", o.Hash, len(value), err)
-			}
-			continue
-		}
-		if len(ops) == txnOps || size+len(value) > txnBytes {
-			if err := flush(); err != nil {
-				return err
-			}
-		}
-		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: value}})
-		size += len(value)
-	}
-	return flush()
+	return nil
 }

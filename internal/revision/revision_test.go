@@ -207,6 +207,82 @@ func TestPublishConflictAndRepair(t *testing.T) {
 	must.ErrorContains(t, ReadObject(ctx, l.consul, fabric.Hash{1}, &v), "is missing")
 }
 
+// What fits into one transaction is written at once with the pointer, or not at
+// all; of more, the pointer is written last.
+func TestPublishAtOnceOrPointerLast(t *testing.T) {
+	l := newLab(t)
+	ctx := context.Background()
+	rev, signed := l.publish(graph(8080, proxy, svc, news))
+	for _, o := range rev.Objects {
+		must.Eq(t, l.get(KeyCurrent).ModifyIndex, l.get(ObjectKey(o.Hash)).ModifyIndex)
+	}
+	next := fabric.Compile(graph(8081, proxy, svc, news))
+	must.ErrorIs(t, NewWriter(l.consul).Publish(ctx, next, signed, 1), ErrConflict)
+	must.Nil(t, l.get(ObjectKey(next.Root)))
+
+	for _, large := range [][]fabric.Object{blobs(2*txnOps, 10), blobs(2, txnBytes-100), blobs(1, txnBytes+1)} {
+		index := l.get(KeyCurrent).ModifyIndex
+		signed.Version++ // Consul counts only a write of another value as one
+		must.NoError(t, NewWriter(l.consul).Publish(ctx, fabric.Revision{Objects: large}, signed, index))
+		first := l.get(ObjectKey(large[0].Hash))
+		must.Greater(t, first.ModifyIndex, l.get(KeyCurrent).ModifyIndex)
+		for _, o := range large {
+			data, err := unpack(l.get(ObjectKey(o.Hash)).Value)
+			must.NoError(t, err)
+			must.Eq(t, string(o.Data), string(data))
+		}
+	}
+}
+
+// blobs makes objects that gzip does not shrink to less than size.
+func blobs(count, size int) []fabric.Object {
+	var list []fabric.Object
+	for range count {
+		data := make([]byte, size)
+		for i := range data {
+			data[i] = byte(rand.Uint32())
+		}
+		data[0] = '"' // JSON, not gzip
+		list = append(list, fabric.Object{Hash: fabric.HashOf(data), Data: data})
+	}
+	return list
+}
+
+// Split keeps every operation, in order, within Consul's limits.
+func TestSplit(t *testing.T) {
+	value := make([]byte, maxValue)
+	rapid.Check(t, func(t *rapid.T) {
+		var ops consulapi.TxnOps
+		for i, size := range rapid.SliceOf(rapid.IntRange(0, maxValue)).Draw(t, "sizes") {
+			for range rapid.IntRange(1, 30).Draw(t, "times") {
+				ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Key: fmt.Sprint(i), Value: value[:size/(1+i)]}})
+			}
+		}
+		parts := split(ops)
+		must.Eq(t, len(ops), len(slices.Concat(parts...)))
+		for i, op := range slices.Concat(parts...) {
+			must.True(t, op == ops[i])
+		}
+		for i, p := range parts {
+			size := 0
+			for _, op := range p {
+				size += len(op.KV.Value)
+			}
+			must.Greater(t, 0, len(p))
+			must.LessEq(t, txnOps, len(p))
+			must.True(t, size <= txnBytes || len(p) == 1)
+			if i > 0 { // no part that the one before had room for
+				before := slices.Concat(parts[i-1], p[:1])
+				size = 0
+				for _, op := range before {
+					size += len(op.KV.Value)
+				}
+				must.True(t, len(before) > txnOps || size > txnBytes)
+			}
+		}
+	})
+}
+
 func TestPublishLarge(t *testing.T) {
 	l := newLab(t)
 	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
@@ -498,7 +574,7 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 						t.Fatalf("enforced at %d: %s", p.Sequence, cmp.Diff(want, doc))
 					}
 				}
-				if _, err := f.recheck(ctx); err != nil {
+				if _, err := f.recheck(ctx, rapid.Bool().Draw(t, "full")); err != nil {
 					t.Fatal(err)
 				}
 			},

@@ -18,10 +18,14 @@ import (
 type view struct {
 	signed  fabric.Signed
 	pointer fabric.Pointer
-	root    fabric.Root
 	shards  map[int]fabric.Shard           // those of the interests
 	docs    map[fabric.Ref]fabric.Document // of the interests; without edges if the graph lacks the service
-	objects map[fabric.Hash][]byte         // verified bytes of all the above
+	objects map[fabric.Hash]object         // the root, the shards and the documents; verified
+
+	// indexes are the modify indexes at which Consul was seen to hold the root,
+	// shards and documents that the interests need; 0: not known. They are those
+	// of objects, unless the root was read anew since (see Follower.recheck).
+	indexes map[fabric.Hash]uint64
 
 	// base is the pointer whose root was read; since are those after it, up to
 	// signed, that touched no interest, so that nothing else had to be read.
@@ -29,13 +33,19 @@ type view struct {
 	since []fabric.Signed
 }
 
+// object is an object that verified.
+type object struct {
+	data  []byte
+	value any // what data decodes to
+}
+
 // maxSince bounds how many pointers are kept before a root is read again.
 const maxSince = 64
 
-// follow returns v at the next pointer, if that pointer itself says that it
-// touches none of the interests. The caller has verified it.
+// follow returns v, which may be nil, at the next pointer, if that pointer itself
+// says that it touches none of the interests. The caller has verified it.
 func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fabric.Ref) (*view, bool) {
-	if next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
+	if v == nil || next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
 		return nil, false
 	}
 	for _, r := range interests {
@@ -49,22 +59,27 @@ func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fab
 	return &c, true
 }
 
-// source yields the bytes of objects, unchecked; what it lacks is not in the
-// result.
-type source func(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash][]byte, error)
+// source yields objects, unchecked; what it lacks is not in the result.
+type source func(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash]entry, error)
 
-// build verifies what the interests need of the pointer's root, and returns
-// it as a view. Objects that held has are not fetched again.
-func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, held map[fabric.Hash][]byte, from source) (*view, error) {
-	v := &view{
+func newView(signed fabric.Signed, pointer fabric.Pointer) *view {
+	return &view{
 		signed:  signed,
 		base:    signed,
 		pointer: pointer,
 		shards:  map[int]fabric.Shard{},
 		docs:    map[fabric.Ref]fabric.Document{},
-		objects: map[fabric.Hash][]byte{},
+		objects: map[fabric.Hash]object{},
+		indexes: map[fabric.Hash]uint64{},
 	}
-	problems, err := v.walk(ctx, interests, held, from)
+}
+
+// build verifies what the interests need of the pointer's root, and returns
+// it as a view. Objects of old, which may be nil, are neither fetched nor
+// verified again.
+func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, old *view, from source) (*view, error) {
+	v := newView(signed, pointer)
+	problems, err := v.walk(ctx, interests, old, from)
 	switch {
 	case err != nil:
 		return nil, err
@@ -80,59 +95,33 @@ func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, in
 // a text ("document 1a2b of getaway-app/news-gw in Consul was altered: ...")
 // for every object that does not verify; an error means that the source
 // failed.
-func (v *view) walk(ctx context.Context, interests []fabric.Ref, held map[fabric.Hash][]byte, from source) (problems []string, err error) {
-	defer func() { slices.Sort(problems) }()
-	level := func(wanted map[fabric.Hash]string, take func(h fabric.Hash, data []byte) error) error {
-		var missing []fabric.Hash
-		got := map[fabric.Hash][]byte{}
-		for h := range wanted {
-			if data, ok := held[h]; ok {
-				got[h] = data
-			} else {
-				missing = append(missing, h)
-			}
-		}
-		if len(missing) > 0 {
-			found, err := from(ctx, missing)
-			if err != nil {
-				return err
-			}
-			for h, data := range found {
-				got[h] = data
-			}
-		}
-		for h, name := range wanted {
-			data, err := checked(got, h)
-			if err == nil {
-				err = take(h, data)
-			}
-			if err != nil {
-				problems = append(problems, fmt.Sprintf("%s in Consul %s", name, err))
-				continue
-			}
-			v.objects[h] = data
-		}
-		return nil
+func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from source) (problems []string, err error) {
+	if old == nil {
+		old = &view{}
 	}
+	w := &walker{v: v, old: old, from: from}
+	defer func() {
+		problems = w.problems
+		slices.Sort(problems)
+	}()
 
-	err = level(map[fabric.Hash]string{v.pointer.Root: fmt.Sprintf("root %s of revision %d", v.pointer.Root, v.pointer.Sequence)},
-		func(h fabric.Hash, data []byte) error {
-			if err := fabric.DecodeObject(data, h, &v.root); err != nil {
-				return err
-			}
-			if len(v.root.Shards) != fabric.ShardCount {
-				return fmt.Errorf("lists %d shards instead of %d", len(v.root.Shards), fabric.ShardCount)
-			}
-			return nil
-		})
-	if err != nil || len(problems) > 0 {
-		return problems, err
+	var root fabric.Root
+	name := fmt.Sprintf("root %s of revision %d", v.pointer.Root, v.pointer.Sequence)
+	err = level(ctx, w, map[fabric.Hash]string{v.pointer.Root: name}, func(_ fabric.Hash, r fabric.Root) error {
+		if len(r.Shards) != fabric.ShardCount {
+			return fmt.Errorf("lists %d shards instead of %d", len(r.Shards), fabric.ShardCount)
+		}
+		root = r
+		return nil
+	})
+	if err != nil || len(w.problems) > 0 {
+		return nil, err
 	}
 
 	shards, numbers := map[fabric.Hash]string{}, map[fabric.Hash][]int{}
 	for _, r := range interests {
 		n := fabric.ShardOf(r)
-		h := v.root.Shards[n]
+		h := root.Shards[n]
 		if h.IsZero() {
 			v.shards[n] = fabric.Shard{}
 			continue
@@ -142,18 +131,14 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, held map[fabric
 			numbers[h] = append(numbers[h], n)
 		}
 	}
-	err = level(shards, func(h fabric.Hash, data []byte) error {
-		var s fabric.Shard
-		if err := fabric.DecodeObject(data, h, &s); err != nil {
-			return err
-		}
+	err = level(ctx, w, shards, func(h fabric.Hash, s fabric.Shard) error {
 		for _, n := range numbers[h] {
 			v.shards[n] = s
 		}
 		return nil
 	})
 	if err != nil {
-		return problems, err
+		return nil, err
 	}
 
 	docs, services := map[fabric.Hash]string{}, map[fabric.Hash]fabric.Ref{}
@@ -170,18 +155,62 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, held map[fabric
 		docs[h] = fmt.Sprintf("document %s of %s", h, r)
 		services[h] = r
 	}
-	err = level(docs, func(h fabric.Hash, data []byte) error {
-		var d fabric.Document
-		if err := fabric.DecodeObject(data, h, &d); err != nil {
-			return err
-		}
+	return nil, level(ctx, w, docs, func(h fabric.Hash, d fabric.Document) error {
 		if d.Service != services[h] {
 			return fmt.Errorf("is of service %s", d.Service)
 		}
 		v.docs[d.Service] = d
 		return nil
 	})
-	return problems, err
+}
+
+// walker is on one walk.
+type walker struct {
+	v, old   *view
+	from     source
+	problems []string
+}
+
+// level takes the wanted objects into the view, from the old one as far as it
+// has them. wanted says what each is, for people.
+func level[T any](ctx context.Context, w *walker, wanted map[fabric.Hash]string, take func(fabric.Hash, T) error) error {
+	var missing []fabric.Hash
+	for h := range wanted {
+		if _, held := w.old.objects[h]; !held {
+			missing = append(missing, h)
+		}
+	}
+	var found map[fabric.Hash]entry
+	if len(missing) > 0 {
+		var err error
+		if found, err = w.from(ctx, missing); err != nil {
+			return err
+		}
+	}
+	for h, name := range wanted {
+		o, held := w.old.objects[h]
+		index := w.old.indexes[h]
+		var err error
+		if !held {
+			e, ok := found[h]
+			o.data, index = e.data, e.index
+			err = check(e.data, ok, h)
+		}
+		value, decoded := o.value.(T)
+		if err == nil && !decoded {
+			err = fabric.DecodeObject(o.data, h, &value)
+			o.value = value
+		}
+		if err == nil {
+			err = take(h, value)
+		}
+		if err != nil {
+			w.problems = append(w.problems, fmt.Sprintf("%s in Consul %s", name, err))
+			continue
+		}
+		w.v.objects[h], w.v.indexes[h] = o, index
+	}
+	return nil
 }
 
 // has reports whether the graph of v has the service. Its shard is known.
