@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -28,8 +29,9 @@ type server struct {
 	dir     string
 }
 
-func startConsul(ctx context.Context, binary string, clients int) (*server, error) {
-	dir, err := os.MkdirTemp("", "sif-watchers")
+// startConsul starts the server, with its data in a new directory in parent.
+func startConsul(ctx context.Context, binary, parent string, clients int) (*server, error) {
+	dir, err := os.MkdirTemp(parent, "sif-watchers")
 	if err != nil {
 		return nil, err
 	}
@@ -103,9 +105,12 @@ func (s *server) stop() {
 	os.RemoveAll(s.dir)
 }
 
-// client returns a client with connections of its own. It counts its requests.
+// client returns a client with connections of its own, like those of a node. It
+// counts what it reads.
 func (s *server) client(counts *counts) (*consulapi.Client, error) {
-	conf := &consulapi.Config{Address: s.address, Transport: &http.Transport{MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute}}
+	conf := &consulapi.Config{Address: s.address, Transport: &http.Transport{
+		MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute, DisableCompression: true,
+	}}
 	if counts == nil {
 		return consulapi.NewClient(conf)
 	}
@@ -113,8 +118,11 @@ func (s *server) client(counts *counts) (*consulapi.Client, error) {
 	return consulapi.NewClient(conf)
 }
 
-// counts are requests that were sent.
-type counts struct{ all, objects atomic.Int64 }
+// counts are what was read.
+type counts struct {
+	all, objects atomic.Int64 // requests; of these, those that read objects
+	bytes        atomic.Int64 // of bodies of answers
+}
 
 type counting struct {
 	http.RoundTripper
@@ -123,10 +131,36 @@ type counting struct {
 
 func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	c.counts.all.Add(1)
-	if strings.HasSuffix(r.URL.Path, "/v1/txn") {
+	if strings.HasSuffix(r.URL.Path, "/v1/txn") && !compares(r) {
 		c.counts.objects.Add(1)
 	}
-	return c.RoundTripper.RoundTrip(r)
+	resp, err := c.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = &countingBody{resp.Body, &c.counts.bytes}
+	}
+	return resp, err
+}
+
+// compares reports whether a transaction only asks whether objects are what
+// they were.
+func compares(r *http.Request) bool {
+	body, err := r.GetBody()
+	if err != nil {
+		return false
+	}
+	ops, err := io.ReadAll(body)
+	return err == nil && bytes.Contains(ops, []byte(consulapi.KVCheckIndex))
+}
+
+type countingBody struct {
+	io.ReadCloser
+	bytes *atomic.Int64
+}
+
+func (b *countingBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.bytes.Add(int64(n))
+	return n, err
 }
 
 // usage is what the server has used until a moment.

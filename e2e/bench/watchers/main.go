@@ -26,6 +26,7 @@ import (
 
 type options struct {
 	consul                       string
+	data, nodes                  string
 	watchers, services, contract int
 	interests, changes           int
 	idle                         time.Duration
@@ -34,6 +35,8 @@ type options struct {
 func main() {
 	var o options
 	flag.StringVar(&o.consul, "consul", "consul", "the server's binary")
+	flag.StringVar(&o.data, "data", os.TempDir(), "where Consul's data lies, on a disk")
+	flag.StringVar(&o.nodes, "nodes", "/dev/shm", "where the nodes' state lies: they have disks of their own, so not on Consul's")
 	flag.IntVar(&o.watchers, "watchers", 1000, "how many nodes follow")
 	flag.IntVar(&o.services, "services", 10_000, "services of the graph")
 	flag.IntVar(&o.contract, "contracts", 50_000, "contracts of the graph")
@@ -62,7 +65,9 @@ func main() {
 type Report struct {
 	Date      time.Time `json:"date"`
 	Machine   string    `json:"machine"`
-	Load      string    `json:"load"` // before the run
+	Load      string    `json:"load"`  // before the run
+	Data      string    `json:"data"`  // where Consul's data lies
+	Nodes     string    `json:"nodes"` // where the nodes' state lies
 	Watchers  int       `json:"watchers"`
 	Interests int       `json:"interests"` // of each
 	Services  int       `json:"services"`
@@ -72,6 +77,7 @@ type Report struct {
 	Objects    int     `json:"objects"`    // of the first revision
 	FirstWrite float64 `json:"firstWrite"` // of all of them
 	Join       float64 `json:"join"`       // until every watcher held its first documents
+	JoinBytes  float64 `json:"joinBytes"`  // read by each for that
 
 	Publish Spread  `json:"publish"` // writing a change
 	Keys    float64 `json:"keys"`    // written by a change, on average
@@ -80,9 +86,10 @@ type Report struct {
 	Last    Spread  `json:"last"`    // to the last watcher, by change
 
 	TouchedWatchers float64 `json:"touchedWatchers"` // by change, on average
-	// Requests for objects within a second of a change, on average.
-	ReadsTouched   float64 `json:"readsTouched"`   // by a watcher that hosts a touched service
-	ReadsUntouched float64 `json:"readsUntouched"` // by one that does not
+	// What a watcher that hosts a touched service reads because of a change, and
+	// what one that hosts none.
+	ReadTouched   Reads `json:"readTouched"`
+	ReadUntouched Reads `json:"readUntouched"`
 
 	ConsulChanging Cost `json:"consulChanging"`
 	ConsulIdle     Cost `json:"consulIdle"`
@@ -96,6 +103,12 @@ type Spread struct {
 	P50 float64 `json:"p50"`
 	P99 float64 `json:"p99"`
 	Max float64 `json:"max"`
+}
+
+// Reads are reads of one watcher within a second of a change, on average.
+type Reads struct {
+	Objects float64 `json:"objects"` // requests for objects
+	Bytes   float64 `json:"bytes"`   // all in all, the pointer included
 }
 
 // Cost is what the server used.
@@ -116,20 +129,22 @@ func newReport(o options) *Report {
 		kernel = []byte("unknown")
 	}
 	return &Report{
-		Date:     time.Now().UTC().Truncate(time.Second),
-		Machine:  fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version()),
-		Load:     strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "),
+		Date:    time.Now().UTC().Truncate(time.Second),
+		Machine: fmt.Sprintf("%d cores, Linux %s, %s", runtime.NumCPU(), strings.TrimSpace(string(kernel)), runtime.Version()),
+		Load:    strings.Join(strings.Fields(string(load))[:min(3, len(strings.Fields(string(load))))], " "),
+		Data:    o.data, Nodes: o.nodes,
 		Watchers: o.watchers, Interests: o.interests, Services: o.services, Contracts: o.contract, Changes: o.changes,
 	}
 }
 
 func (r *Report) print() {
 	fmt.Printf("%s, %s, load before %s\n", r.Date.Format(time.RFC3339), r.Machine, r.Load)
+	fmt.Printf("Consul's data in %s, the nodes' state in %s\n", r.Data, r.Nodes)
 	fmt.Printf("%d watchers of %d services each; %d services, %d contracts; %d changes of one contract\n\n",
 		r.Watchers, r.Interests, r.Services, r.Contracts, r.Changes)
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	fmt.Fprintf(w, "first revision\t%d objects written in %.0f ms\n", r.Objects, r.FirstWrite)
-	fmt.Fprintf(w, "every watcher has joined\t%.0f ms\n", r.Join)
+	fmt.Fprintf(w, "every watcher has joined\t%.0f ms\t%.1f KiB read by each\n", r.Join, r.JoinBytes/1024)
 	spread := func(name string, s Spread) {
 		fmt.Fprintf(w, "%s\tp50 %.1f ms\tp99 %.1f ms\tmax %.1f ms\n", name, s.P50, s.P99, s.Max)
 	}
@@ -137,8 +152,11 @@ func (r *Report) print() {
 	spread("published to switched, every watcher", r.All)
 	spread(fmt.Sprintf("the same, watchers with touched services (%.1f)", r.TouchedWatchers), r.Touched)
 	spread("published to switched, the last watcher", r.Last)
-	fmt.Fprintf(w, "objects' requests by a touched watcher\t%.2f\n", r.ReadsTouched)
-	fmt.Fprintf(w, "objects' requests by another watcher\t%.2f\n", r.ReadsUntouched)
+	reads := func(who string, r Reads) {
+		fmt.Fprintf(w, "read by %s\t%.2f requests for objects\t%.1f KiB\n", who, r.Objects, r.Bytes/1024)
+	}
+	reads("a touched watcher", r.ReadTouched)
+	reads("another watcher", r.ReadUntouched)
 	cost := func(name string, c Cost) {
 		fmt.Fprintf(w, "%s\t%.2f cores\t%.0f requests/s\t%.0f MiB resident\t%.0f MiB peak\n", name, c.CPU, c.Requests, c.Resident, c.Peak)
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -37,6 +38,7 @@ type bench struct {
 	options
 	server *server
 	consul *consulapi.Client
+	dir    string // the nodes'
 
 	key      ed25519.PrivateKey
 	base     *fabric.Compiled
@@ -65,10 +67,14 @@ func run(ctx context.Context, o options) (*Report, error) {
 	if _, b.key, err = ed25519.GenerateKey(nil); err != nil {
 		return nil, err
 	}
-	if b.server, err = startConsul(ctx, o.consul, o.watchers); err != nil {
+	if b.server, err = startConsul(ctx, o.consul, o.data, o.watchers); err != nil {
 		return nil, err
 	}
 	defer b.server.stop()
+	if b.dir, err = os.MkdirTemp(o.nodes, "sif-watchers"); err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(b.dir)
 	if b.consul, err = b.server.client(nil); err != nil {
 		return nil, err
 	}
@@ -90,6 +96,9 @@ func run(ctx context.Context, o options) (*Report, error) {
 		return nil, err
 	}
 	r.Join = milliseconds(time.Since(start))
+	for _, w := range b.watchers {
+		r.JoinBytes += float64(w.counts.bytes.Load()) / float64(len(b.watchers))
+	}
 
 	if r.ConsulIdle, _, err = b.measure(func() error { return sleep(ctx, o.idle) }); err != nil {
 		return nil, err
@@ -140,7 +149,7 @@ func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 		if err != nil {
 			return err
 		}
-		dir := filepath.Join(b.server.dir, fmt.Sprint("node-", i))
+		dir := filepath.Join(b.dir, fmt.Sprint("node-", i))
 		w.Follower, err = revision.NewFollower(client, dir, fabricName, func() fabric.KeySet { return keys }, hclog.NewNullLogger())
 		if err != nil {
 			return err
@@ -198,12 +207,13 @@ func (w *watcher) wait(ctx context.Context, sequence uint64) (time.Time, error) 
 // changes changes one contract at a time.
 func (b *bench) changes(ctx context.Context, r *Report) error {
 	var publish, all, touched, last []time.Duration
-	var keys, touchedReads, otherReads, touchedCount float64
+	var keys float64
+	var touchedReads, otherReads Reads
 	for range b.options.changes {
 		next, fresh, services := b.base.Next(b.edited())
-		reads := make([]int64, len(b.watchers))
+		before := make([]Reads, len(b.watchers))
 		for i, w := range b.watchers {
-			reads[i] = w.counts.objects.Load()
+			before[i] = w.counts.reads()
 		}
 		start := time.Now()
 		if err := b.publish(ctx, next, fresh, services); err != nil {
@@ -223,26 +233,42 @@ func (b *bench) changes(ctx context.Context, r *Report) error {
 			all = append(all, took)
 			if w.hosts(services) {
 				touched = append(touched, took)
-				touchedCount++
-				touchedReads += float64(w.counts.objects.Load() - reads[i])
-			} else {
-				otherReads += float64(w.counts.objects.Load() - reads[i])
-			}
-			if err := w.verify(b.base); err != nil {
-				return fmt.Errorf("watcher %d: %w", i, err)
 			}
 		}
 		last = append(last, latest)
 		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
+		// Not before all have switched, lest it keeps them from the processors.
+		for i, w := range b.watchers {
+			reads := &otherReads
+			if w.hosts(services) {
+				reads = &touchedReads
+			}
+			after := w.counts.reads()
+			reads.Objects += after.Objects - before[i].Objects
+			reads.Bytes += after.Bytes - before[i].Bytes
+			if err := w.verify(b.base); err != nil {
+				return fmt.Errorf("watcher %d: %w", i, err)
+			}
+		}
 	}
 	n := float64(b.options.changes)
 	r.Publish, r.All, r.Touched, r.Last = spread(publish), spread(all), spread(touched), spread(last)
-	r.Keys, r.TouchedWatchers = keys/n, touchedCount/n
-	r.ReadsTouched = touchedReads / max(1, touchedCount)
-	r.ReadsUntouched = otherReads / max(1, n*float64(len(b.watchers))-touchedCount)
+	r.Keys, r.TouchedWatchers = keys/n, float64(len(touched))/n
+	r.ReadTouched = touchedReads.by(len(touched))
+	r.ReadUntouched = otherReads.by(len(all) - len(touched))
 	return nil
+}
+
+func (c *counts) reads() Reads {
+	return Reads{Objects: float64(c.objects.Load()), Bytes: float64(c.bytes.Load())}
+}
+
+// by divides.
+func (r Reads) by(n int) Reads {
+	d := float64(max(1, n))
+	return Reads{r.Objects / d, r.Bytes / d}
 }
 
 // edited returns the graph with another port in one contract.
