@@ -54,10 +54,15 @@ type world struct {
 	sources       map[string]*identity.Source
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB) *world {
+	t.Helper()
+	return newWorldOn(t, testhost.Consul)
+}
+
+func newWorldOn(t testing.TB, startConsul func(testing.TB, ...string) (*testhost.Server, *consulapi.Client)) *world {
 	t.Helper()
 	ctx := t.Context()
-	server, _ := testhost.Consul(t, fmt.Sprintf(`
+	server, _ := startConsul(t, fmt.Sprintf(`
 acl {
   enabled        = true
   default_policy = "deny"
@@ -82,7 +87,7 @@ acl {
 	return w
 }
 
-func (w *world) consulClient(t *testing.T, token string) *consulapi.Client {
+func (w *world) consulClient(t testing.TB, token string) *consulapi.Client {
 	t.Helper()
 	client, err := consulapi.NewClient(&consulapi.Config{Address: w.consulAddress, Token: token})
 	must.NoError(t, err)
@@ -90,14 +95,14 @@ func (w *world) consulClient(t *testing.T, token string) *consulapi.Client {
 }
 
 // reset empties the store.
-func (w *world) reset(t *testing.T) {
+func (w *world) reset(t testing.TB) {
 	t.Helper()
 	_, err := w.consul.KV().DeleteTree("sif/", nil)
 	must.NoError(t, err)
 }
 
 // source returns the identity of a process, from Vault.
-func (w *world) source(t *testing.T, name string, role setup.AppRole, pkiRole, path string) *identity.Source {
+func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, path string) *identity.Source {
 	t.Helper()
 	if s := w.sources[name]; s != nil {
 		return s
@@ -127,7 +132,7 @@ type running struct {
 
 // start starts a controller that forgets nothing of dir, and waits until it
 // leads, unless it cannot.
-func (w *world) start(t *testing.T, dir string, scheduler Scheduler, follow bool) *running {
+func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
 	source := w.source(t, "controller", w.vault.Controller, setup.RoleController, fabric.ControllerSPIFFE)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
@@ -163,18 +168,18 @@ func (w *world) start(t *testing.T, dir string, scheduler Scheduler, follow bool
 	return r
 }
 
-func (w *world) fresh(t *testing.T, scheduler Scheduler) *running {
+func (w *world) fresh(t testing.TB, scheduler Scheduler) *running {
 	t.Helper()
 	w.reset(t)
 	return w.start(t, t.TempDir(), scheduler, false)
 }
 
-func (w *world) client(t *testing.T, address, token string) *api.Client {
+func (w *world) client(t testing.TB, address, token string) *api.Client {
 	t.Helper()
 	return w.clientOf(t, api.Config{Address: address, Token: token})
 }
 
-func (w *world) clientOf(t *testing.T, cfg api.Config) *api.Client {
+func (w *world) clientOf(t testing.TB, cfg api.Config) *api.Client {
 	t.Helper()
 	cfg.CACert = w.caFile
 	client, err := api.NewClient(cfg)
@@ -190,7 +195,7 @@ type testNode struct {
 	source *identity.Source
 }
 
-func (w *world) node(t *testing.T, r *running, name string) *testNode {
+func (w *world) node(t testing.TB, r *running, name string) *testNode {
 	t.Helper()
 	for _, n := range testNodes {
 		if n.Name != name {
@@ -212,7 +217,7 @@ func (w *world) node(t *testing.T, r *running, name string) *testNode {
 }
 
 // register registers a node without a link and returns what was signed.
-func (n *testNode) register(t *testing.T, underlay string) fabric.Node {
+func (n *testNode) register(t testing.TB, underlay string) fabric.Node {
 	t.Helper()
 	record, err := n.RegisterNode(t.Context(), api.NodeRequest{Underlay: netip.MustParseAddr(underlay)})
 	must.NoError(t, err)
@@ -221,7 +226,7 @@ func (n *testNode) register(t *testing.T, underlay string) fabric.Node {
 	return node
 }
 
-func testLogger(t *testing.T) hclog.Logger {
+func testLogger(t testing.TB) hclog.Logger {
 	if testing.Verbose() {
 		return hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: t.Output()})
 	}
@@ -229,7 +234,7 @@ func testLogger(t *testing.T) hclog.Logger {
 }
 
 // eventually waits until try succeeds.
-func eventually(t *testing.T, try func() error) {
+func eventually(t testing.TB, try func() error) {
 	t.Helper()
 	deadline := time.Now().Add(30 * time.Second)
 	for {
@@ -245,7 +250,7 @@ func eventually(t *testing.T, try func() error) {
 }
 
 // code asserts that err is a refusal of that code and returns it.
-func code(t *testing.T, want string, err error) *api.Error {
+func code(t testing.TB, want string, err error) *api.Error {
 	t.Helper()
 	var e *api.Error
 	if !errors.As(err, &e) {

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +25,7 @@ import (
 // startTimeout is how long a server may take until it answers.
 const startTimeout = 60 * time.Second
 
-// Server is a real server in development mode that dies with the test.
+// Server is a real server that dies with the test.
 type Server struct {
 	Address string // host:port of its HTTP API
 	Token   string // Vault: the root token
@@ -39,16 +40,27 @@ func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
 // Resume is the opposite of Pause.
 func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Consul starts a Consul server. config is HCL that is added to its
-// configuration, for instance an acl block.
+// Consul starts a Consul server in development mode. config is HCL that is added
+// to its configuration, for instance an acl block.
 func Consul(t testing.TB, config ...string) (*Server, *consulapi.Client) {
+	t.Helper()
+	return startConsul(t, []string{"-dev"}, config)
+}
+
+// ConsulOnDisk is Consul for benchmarks: with its data on disk, as in production.
+func ConsulOnDisk(t testing.TB, config ...string) (*Server, *consulapi.Client) {
+	t.Helper()
+	return startConsul(t, []string{"-server", "-bootstrap-expect=1", "-data-dir=" + t.TempDir()}, config)
+}
+
+func startConsul(t testing.TB, mode, config []string) (*Server, *consulapi.Client) {
 	t.Helper()
 	ports := freePorts(t, 4)
 	dir := t.TempDir()
-	args := []string{"agent", "-dev", "-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn",
+	args := slices.Concat([]string{"agent"}, mode, []string{"-bind=127.0.0.1", "-client=127.0.0.1", "-log-level=warn",
 		fmt.Sprintf("-http-port=%d", ports[0]), fmt.Sprintf("-server-port=%d", ports[1]),
 		fmt.Sprintf("-serf-lan-port=%d", ports[2]), fmt.Sprintf("-serf-wan-port=%d", ports[3]),
-		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"}
+		"-dns-port=-1", "-grpc-port=-1", "-grpc-tls-port=-1"})
 	for _, c := range append(config, "limits { http_max_conns_per_client = 2000 }") {
 		file, err := os.CreateTemp(dir, "*.hcl")
 		if err != nil {
