@@ -37,7 +37,7 @@ dev-down: ## Take everything that `make dev` brought up away again
 
 .PHONY: test
 test: setup build ## Run all tests, the end-to-end ones included (root)
-	go test -race ./...
+	go test -race -timeout 30m ./...
 	$(MAKE) --no-print-directory test-laws
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
@@ -56,12 +56,12 @@ STATICCHECK := go tool -modfile=tools/lint/go.mod staticcheck
 
 .PHONY: lint
 lint: ## Check format, vet, staticcheck, structure, shell scripts
-	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	@files=$$(git ls-files '*.go') && unformatted=$$(gofmt -l $$files </dev/null) || exit; [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
 	go vet ./...
 	go vet -tags e2e ./e2e/...
 	$(STATICCHECK) -tags e2e ./...
 	go test .
-	shellcheck $$(git ls-files '*.sh') .ci/run
+	scripts=$$(git ls-files '*.sh') && shellcheck $$scripts .ci/run
 
 .PHONY: generate
 generate: ## Generate the eBPF programs' Go files (clang 14), and the reference of the graph language
@@ -70,6 +70,7 @@ generate: ## Generate the eBPF programs' Go files (clang 14), and the reference 
 
 .PHONY: check-generated
 check-generated: generate ## Fail if generated files differ from what is committed
+	@git rev-parse --git-dir >/dev/null
 	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: commit what \`make generate\` writes"; exit 1; }
 
 .PHONY: clean

@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/ovs/ovstest"
 	"github.com/sif-project/sif/engine/port"
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 const (
@@ -226,6 +227,7 @@ func TestLinksThroughSwitch(t *testing.T) {
 		}
 	})
 	t.Run("what is too big is refused before the switch", func(t *testing.T) {
+		testhost.RequireProgram(t, "ping")
 		c := configs[0]
 		c.MTU = 1300
 		must.False(t, ensure(t, c))
@@ -236,6 +238,7 @@ func TestLinksThroughSwitch(t *testing.T) {
 		must.False(t, ensure(t, configs[0]))
 	})
 	t.Run("peers of one link meet only in the switch", func(t *testing.T) {
+		testhost.RequireProgram(t, "ping")
 		// Both addresses are behind the first link.
 		before := transmitted(t, configs[0].Namespace, "wg1")
 		must.Error(t, exec.Command("ip", "netns", "exec", hosts[0], "ping", "-c3", "-i0.1", "-W1", "100.64.1.77").Run())

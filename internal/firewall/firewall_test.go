@@ -49,6 +49,9 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	testhost.RequireRoot(t)
+	for _, program := range []string{"ip", "nft", "conntrack", "ping", "sysctl"} {
+		testhost.RequireProgram(t, program)
+	}
 	s := &site{t: t, fw: firewall.New(config)}
 	for _, n := range []*ns.NetNS{&s.node, &s.outside, &s.workload, &s.second, &s.distant, &s.other} {
 		*n = namespace(t)

@@ -165,27 +165,44 @@ consul {
 	return s, client
 }
 
-// RequireServer returns the path of consul, vault or nomad: on PATH, in the
-// directory $SIF_SERVERS, or in the cache that `make setup` fills.
+// RequireServer returns the path of consul, vault or nomad: in the directory
+// $SIF_SERVERS, among the links that `make setup` made in this repository, on
+// PATH, or in the cache of servers that were built.
 func RequireServer(t testing.TB, name string) string {
 	t.Helper()
-	if path, err := exec.LookPath(name); err == nil {
-		return path
-	}
-	places := []string{"/var/cache/sif/servers/*/" + name, "/var/cache/sif/servers/" + name}
+	var places []string
 	if dir := os.Getenv("SIF_SERVERS"); dir != "" {
-		places = append([]string{filepath.Join(dir, name)}, places...)
+		places = append(places, filepath.Join(dir, name))
 	}
-	for _, place := range places {
-		found, _ := filepath.Glob(place)
-		for _, path := range found {
-			if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
-				return path
-			}
+	if root, ok := repository(); ok {
+		places = append(places, filepath.Join(root, "bin", "servers", name))
+	}
+	if path, err := exec.LookPath(name); err == nil {
+		places = append(places, path)
+	}
+	// Not what is being built there: its directory begins with a dot.
+	cached, _ := filepath.Glob("/var/cache/sif/servers/" + name + "-*/" + name)
+	for _, path := range append(places, cached...) {
+		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
+			return path
 		}
 	}
-	Unmet(t, "needs "+name+" on PATH or in $SIF_SERVERS: run `make setup`")
+	Unmet(t, "needs "+name+", which is not in $SIF_SERVERS, bin/servers or on PATH: run `make setup`")
 	return ""
+}
+
+// repository finds the root of the repository above the test's directory.
+func repository() (string, bool) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", false
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir, true
+		}
+	}
+	return "", false
 }
 
 // start runs a server with an environment that names no other server.
