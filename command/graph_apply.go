@@ -142,7 +142,7 @@ func (c *GraphApplyCommand) Run(args []string) int {
 		}{reply.Pointer.Sequence, reply.Pointer.Root.String(), reply.Changed, reply.Waiting})
 	}
 	if reply.Changed {
-		c.UI.Output(fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains}), reply.Pointer.Sequence))
+		c.UI.Output(fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains, Guardrails: req.Guardrails}), reply.Pointer.Sequence))
 	} else {
 		c.UI.Output(fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence))
 	}

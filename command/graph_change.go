@@ -120,7 +120,7 @@ func (m *Meta) refused(err error, sources []hcl.Source) bool {
 	if !errors.As(err, &e) || len(e.Details.Problems) == 0 {
 		return false
 	}
-	m.UI.Error("The controller refused the graph; nothing was changed: " + e.Message)
+	m.UI.Error("The controller refused the change: " + e.Message)
 	m.diagnose(hcl.FromProblems(e.Details.Problems, sources...))
 	return true
 }

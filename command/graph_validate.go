@@ -5,6 +5,7 @@ package command
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/posener/complete"
 
@@ -78,7 +79,14 @@ func summary(g *fabric.Graph) string {
 		services += len(d.Services)
 		contracts += len(d.Contracts)
 	}
-	return fmt.Sprintf("%s, %s, %s", count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
+	var parts []string
+	if len(g.Domains) > 0 || len(g.Guardrails) == 0 {
+		parts = append(parts, count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
+	}
+	if len(g.Guardrails) > 0 {
+		parts = append(parts, count(len(g.Guardrails), "guardrail"))
+	}
+	return strings.Join(parts, ", ")
 }
 
 func count(n int, noun string) string {

@@ -32,11 +32,13 @@ func TestJobScripts(t *testing.T) {
 	t.Setenv("NOMAD_ADDR", address)
 	t.Run("rewritten", nomadUnderstands)
 	t.Run("demo", demoJobsAreValid)
+	c := startServers(t).startController(t)
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script/nomad", RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("NOMAD_ADDR", address)
-			return withController(env)
+			c.setenv(env)
+			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})

@@ -4,36 +4,57 @@
 package command
 
 import (
-	"encoding/json"
-	"encoding/pem"
-	"maps"
-	"net/http"
-	"net/http/httptest"
+	"bytes"
+	"context"
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
-	"sync"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
+	consulapi "github.com/hashicorp/consul/api"
+	vaultapi "github.com/hashicorp/vault/api"
 	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sif": func() { os.Exit(Run(os.Args[1:])) }})
 }
 
-// TestScripts runs the command line against a server that keeps a graph as the
-// controller's API promises.
+// TestScripts runs what needs no fabric.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
-		Dir: "testdata/script", Setup: withController, RequireUniqueNames: true, RequireExplicitExec: true,
+		Dir: "testdata/script", RequireUniqueNames: true, RequireExplicitExec: true,
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
+}
+
+// TestControllerScripts runs the commands against a controller that knows
+// nothing before each script.
+func TestControllerScripts(t *testing.T) {
+	s := startServers(t)
+	for _, path := range glob(t, "testdata/script/controller/*.txtar") {
+		t.Run(strings.TrimSuffix(filepath.Base(path), ".txtar"), func(t *testing.T) {
+			c := s.startController(t)
+			testscript.Run(t, testscript.Params{
+				Files: []string{path}, RequireUniqueNames: true, RequireExplicitExec: true,
+				Setup: func(env *testscript.Env) error { c.setenv(env); return nil },
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){
+					"exits": exits, "consul-token": s.consulToken, "vault-login": s.vaultLogin,
+				},
+			})
+		})
+	}
 }
 
 // exits runs a program and checks its exit code: exits 2 sif job run x
@@ -53,148 +74,191 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-const testToken = "s3cret"
+// servers are a Consul and a Vault that were set up for a fabric.
+type servers struct {
+	consulAddress, vaultAddress string
+	consul                      *consulapi.Client
+	vault                       *vaultapi.Client
+	tokens                      *setup.ConsulResult
+	secrets                     *setup.VaultResult
+	dir, ca                     string
+}
 
-// withController starts a server of the graph API for one script and points
-// the script's environment to it.
-func withController(env *testscript.Env) error {
-	server := httptest.NewTLSServer(&graphServer{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}})
-	env.Defer(server.Close)
-	ca := filepath.Join(env.WorkDir, "ca.pem")
-	block := &pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}
-	if err := os.WriteFile(ca, pem.EncodeToMemory(block), 0o600); err != nil {
+func startServers(t *testing.T) *servers {
+	t.Helper()
+	const management = "8e3b2a61-2f6c-4b26-9d3c-0d1f6f2a7f10"
+	consul, _ := testhost.Consul(t, fmt.Sprintf(`
+acl {
+  enabled        = true
+  default_policy = "deny"
+  tokens {
+    initial_management = %q
+    agent              = %q
+  }
+}`, management, management))
+	vault, vaultClient := testhost.Vault(t)
+	s := &servers{consulAddress: consul.Address, vaultAddress: "http://" + vault.Address, vault: vaultClient, dir: t.TempDir()}
+	var err error
+	s.consul, err = consulapi.NewClient(&consulapi.Config{Address: consul.Address, Token: management})
+	must.NoError(t, err)
+	spec := setup.Spec{Fabric: "test", TrustDomain: "sif.test"}
+	eventually(t, func() error { // Consul makes the management token when it is ready
+		s.tokens, err = setup.Consul(t.Context(), s.consul, spec)
 		return err
-	}
-	env.Setenv(api.EnvAddress, server.URL)
-	env.Setenv(api.EnvCACert, ca)
-	env.Setenv(api.EnvToken, testToken)
-	return nil
+	})
+	s.secrets, err = setup.Vault(t.Context(), s.vault, spec)
+	must.NoError(t, err)
+	must.NoError(t, s.vault.Sys().EnableAuthWithOptions("userpass", &vaultapi.EnableAuthOptions{Type: "userpass"}))
+	s.ca = filepath.Join(s.dir, "ca.pem")
+	must.NoError(t, os.WriteFile(s.ca, []byte(s.secrets.CA), 0o600))
+	must.NoError(t, os.WriteFile(filepath.Join(s.dir, "secret-id"), []byte(s.secrets.Controller.SecretID), 0o600))
+	return s
 }
 
-// graphServer is the part of the controller's API that the graph commands use.
-type graphServer struct {
-	mu      sync.Mutex
-	graph   *fabric.Graph
-	pointer fabric.Pointer
-	past    []past // by sequence, less one
-}
-
-type past struct {
-	change fabric.Change
-	graph  *fabric.Graph
-}
-
-func (s *graphServer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	reply, err := s.answer(r)
-	if err != nil {
-		w.WriteHeader(err.Status)
-		_ = json.NewEncoder(w).Encode(err)
-		return
-	}
-	_ = json.NewEncoder(w).Encode(reply)
-}
-
-func (s *graphServer) answer(r *http.Request) (any, *api.Error) {
-	if r.Header.Get(api.TokenHeader) != testToken {
-		return nil, api.Errorf(http.StatusForbidden, api.CodeForbidden, "the token may not do this")
-	}
-	var req struct {
-		api.GraphRequest
-		From, To, Revision uint64
-		DryRun             bool
-	}
-	if r.Method != http.MethodGet {
-		if err := json.NewDecoder(r.Body).Decode(&req); err != nil {
-			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%s", err)
+// consulToken makes a token with policies: consul-token VARIABLE policy...
+func (s *servers) consulToken(ts *testscript.TestScript, _ bool, args []string) {
+	token := &consulapi.ACLToken{Description: args[0]}
+	for _, name := range args[1:] {
+		_, _, err := s.consul.ACL().PolicyCreate(&consulapi.ACLPolicy{Name: name}, nil)
+		if err != nil && !strings.Contains(err.Error(), "already exists") {
+			ts.Fatalf("%v", err)
 		}
+		token.Policies = append(token.Policies, &consulapi.ACLTokenPolicyLink{Name: name})
 	}
-	switch r.Method + " " + r.URL.Path {
-	case "GET /v1/graph":
-		if text := r.URL.Query().Get("revision"); text != "" {
-			n, _ := strconv.ParseUint(text, 10, 64)
-			old, err := s.at(n)
-			return api.GraphReply{Pointer: s.pointer, Graph: old.graph, Change: &old.change}, err
-		}
-		return api.GraphReply{Pointer: s.pointer, Graph: s.graph, Waiting: s.graph.Waiting()}, nil
-	case "GET /v1/history":
-		h := api.History{Pointer: s.pointer}
-		for _, p := range slices.Backward(s.past) {
-			h.Changes = append(h.Changes, p.change)
-		}
-		return h, nil
-	case "POST /v1/graph/plan":
-		next := s.merged(req.GraphRequest)
-		p := api.Plan{Format: api.PlanFormat, Sequence: s.pointer.Sequence, Base: s.pointer.Root, Root: fabric.Compile(next).Root, Request: req.GraphRequest}
-		p.Changed, p.Delta, p.Problems = p.Root != p.Base, fabric.Compare(s.graph, next, time.Now()), next.Check(time.Now())
-		p.Seal()
-		return p, nil
-	case "POST /v1/graph/diff":
-		from, err := s.at(req.From)
+	made, _, err := s.consul.ACL().TokenCreate(token, nil)
+	ts.Check(err)
+	ts.Setenv(args[0], made.SecretID)
+}
+
+// vaultLogin logs a user in whose entity has policies: vault-login VARIABLE
+// user policy...
+func (s *servers) vaultLogin(ts *testscript.TestScript, _ bool, args []string) {
+	write := func(path string, data map[string]any) *vaultapi.Secret {
+		secret, err := s.vault.Logical().Write(path, data)
+		ts.Check(err)
+		return secret
+	}
+	password := map[string]any{"password": "x"}
+	write("auth/userpass/users/"+args[1], password)
+	login := write("auth/userpass/login/"+args[1], password)
+	write("identity/entity/id/"+login.Auth.EntityID, map[string]any{"policies": args[2:]})
+	ts.Setenv(args[0], login.Auth.ClientToken)
+}
+
+// controllerProcess is a running `sif controller`.
+type controllerProcess struct {
+	*servers
+	address string
+	dataDir string
+	config  string
+	process *os.Process
+}
+
+// startController starts a controller without a past, and waits until it
+// leads.
+func (s *servers) startController(t *testing.T) *controllerProcess {
+	t.Helper()
+	_, err := s.consul.KV().DeleteTree("sif/", nil)
+	must.NoError(t, err)
+	dir := t.TempDir()
+	c := &controllerProcess{
+		servers: s, address: fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0]),
+		dataDir: filepath.Join(dir, "data"), config: filepath.Join(dir, "controller.hcl"),
+	}
+	must.NoError(t, os.WriteFile(c.config, fmt.Appendf(nil, `
+fabric       = "test"
+trust_domain = "sif.test"
+data_dir     = %q
+listen       = %q
+consul {
+  address = %q
+  token   = %q
+}
+vault {
+  address        = %q
+  role_id        = %q
+  secret_id_file = %q
+}
+`, c.dataDir, c.address, s.consulAddress, s.tokens.Controller, s.vaultAddress, s.secrets.Controller.RoleID, filepath.Join(s.dir, "secret-id")), 0o600))
+	var log bytes.Buffer
+	cmd := exec.Command("sif", "controller", "-config="+c.config)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	cmd.Env = slices.DeleteFunc(os.Environ(), func(v string) bool {
+		return strings.HasPrefix(v, "CONSUL_") || strings.HasPrefix(v, "VAULT_") || strings.HasPrefix(v, "NOMAD_")
+	})
+	must.NoError(t, cmd.Start())
+	c.process = cmd.Process
+	t.Cleanup(func() {
+		_ = cmd.Process.Signal(syscall.SIGTERM)
+		err := cmd.Wait()
 		if err != nil {
-			return nil, err
+			t.Errorf("sif controller: %v", err)
 		}
-		to, err := s.at(req.To)
-		return api.DiffReply{From: from.change.Sequence, To: to.change.Sequence, Delta: fabric.Compare(from.graph, to.graph, time.Now())}, err
-	case "POST /v1/graph/rollback":
-		old, err := s.at(req.Revision)
+		if t.Failed() {
+			t.Logf("The controller's log:\n%s", log.String())
+		}
+	})
+	client := c.client(t)
+	eventually(t, func() error {
+		_, err := client.Health(t.Context())
+		return err
+	})
+	return c
+}
+
+func (c *controllerProcess) client(t *testing.T) *api.Client {
+	t.Helper()
+	client, err := api.NewClient(api.Config{Address: c.address, Token: c.tokens.Operator, CACert: c.ca})
+	must.NoError(t, err)
+	t.Cleanup(client.Close)
+	return client
+}
+
+// setenv points a script to the controller.
+func (c *controllerProcess) setenv(env *testscript.Env) {
+	env.Setenv(api.EnvAddress, "https://"+c.address)
+	env.Setenv(api.EnvCACert, c.ca)
+	env.Setenv(api.EnvToken, c.tokens.Operator)
+}
+
+// eventually waits until try succeeds.
+func eventually(t *testing.T, try func() error) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for {
+		err := try()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+// TestControllerHangup sends the signal of logrotate.
+func TestControllerHangup(t *testing.T) {
+	c := startServers(t).startController(t)
+	client, path := c.client(t), filepath.Join(c.dataDir, "audit.log")
+	recorded := func() int {
+		_, err := client.DeleteDomain(context.Background(), "nothing") // refused, and recorded
+		must.True(t, api.IsCode(err, api.CodeNotFound), must.Sprint(err))
+		data, err := os.ReadFile(path)
 		if err != nil {
-			return nil, err
+			return 0
 		}
-		reply := api.RollbackReply{Pointer: s.pointer, Changed: true, Delta: fabric.Compare(s.graph, old.graph, time.Now())}
-		if !req.DryRun {
-			s.hold(old.graph, fabric.Change{Rollback: req.Revision, Message: req.Message})
-			reply.Pointer = s.pointer
-		}
-		return reply, nil
-	case "PUT /v1/graph":
-		return s.apply(req.GraphRequest)
+		return bytes.Count(data, []byte("\n"))
 	}
-	return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "no such path")
-}
-
-func (s *graphServer) at(sequence uint64) (past, *api.Error) {
-	if sequence == 0 {
-		sequence = s.pointer.Sequence
-	}
-	if sequence > uint64(len(s.past)) {
-		return past{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "revision %d is not kept", sequence)
-	}
-	return s.past[sequence-1], nil
-}
-
-func (s *graphServer) merged(req api.GraphRequest) *fabric.Graph {
-	next := &fabric.Graph{Domains: maps.Clone(s.graph.Domains), Guardrails: append(slices.Clone(s.graph.Guardrails), req.Guardrails...)}
-	maps.Copy(next.Domains, req.Domains)
-	for _, name := range req.RemoveDomains {
-		delete(next.Domains, name)
-	}
-	return next
-}
-
-func (s *graphServer) hold(g *fabric.Graph, change fabric.Change) {
-	s.graph = g
-	s.pointer.Sequence++
-	s.pointer.Previous, s.pointer.Root = s.pointer.Root, fabric.Compile(g).Root
-	change.Sequence, change.Root, change.Author = s.pointer.Sequence, s.pointer.Root, "token t1 (anna)"
-	change.Time = time.Date(2026, 11, 23, 8, 0, int(change.Sequence), 0, time.UTC)
-	s.past = append(s.past, past{change, g})
-}
-
-func (s *graphServer) apply(req api.GraphRequest) (any, *api.Error) {
-	if req.CAS != nil && *req.CAS != s.pointer.Sequence {
-		return nil, api.Errorf(http.StatusConflict, api.CodeConflict, "the graph has sequence %d, not %d", s.pointer.Sequence, *req.CAS)
-	}
-	if d := req.Domains["refused"]; d != nil {
-		e := api.Errorf(http.StatusUnprocessableEntity, api.CodeProblems, "the graph has 1 problem")
-		e.Details.Problems = []fabric.Problem{{Pos: d.Pos, Summary: "domain \"refused\" may not be declared here", Remedy: "Ask its owner."}}
-		return nil, e
-	}
-	next := s.merged(req)
-	changed := fabric.Compile(next).Root != s.pointer.Root
-	if changed {
-		s.hold(next, fabric.Change{Message: req.Message, Files: req.Files})
-	}
-	return api.GraphReply{Pointer: s.pointer, Changed: changed, Waiting: s.graph.Waiting()}, nil
+	must.Eq(t, 1, recorded())
+	// Even if the configuration cannot be read.
+	must.NoError(t, os.WriteFile(c.config, []byte("{"), 0o600))
+	must.NoError(t, os.Rename(path, path+".1"))
+	must.Eq(t, 0, recorded())
+	must.NoError(t, c.process.Signal(syscall.SIGHUP))
+	eventually(t, func() error {
+		_, err := os.Stat(path)
+		return err
+	})
+	must.Eq(t, 1, recorded())
 }

@@ -83,7 +83,11 @@ func (p *policy) edited(g *fabric.Graph, apply func(*fabric.Graph) error) (*fabr
 		return nil, err
 	}
 	if problems := next.Check(p.now()); len(problems) > 0 {
-		e := api.Errorf(http.StatusUnprocessableEntity, api.CodeProblems, "the graph has %d problem(s) and was not applied", len(problems))
+		noun := "problems"
+		if len(problems) == 1 {
+			noun = "problem"
+		}
+		e := api.Errorf(http.StatusUnprocessableEntity, api.CodeProblems, "the graph has %d %s and was not applied", len(problems), noun)
 		e.Details.Problems = problems
 		return next, e
 	}
