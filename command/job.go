@@ -215,7 +215,7 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) bool {
 			continue
 		}
 		if s, ok := j.spec.Stanzas[*g.Name]; ok {
-			diags = append(diags, s.Check(reply.Graph, j.workload(g))...)
+			diags = append(diags, s.Check(reply.Graph, j.workload(g), time.Now())...)
 		}
 	}
 	m.diagnose(diags)

@@ -273,11 +273,102 @@ func TestStanzaCheck(t *testing.T) {
 			job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 			must.NoError(t, diags.Err())
 			var got []string
-			for _, d := range job.Stanzas["g"].Check(g, tt.workload) {
+			for _, d := range job.Stanzas["g"].Check(g, tt.workload, at.Now) {
 				got = append(got, d.String())
 			}
 			must.Eq(t, tt.want, got)
 		})
+	}
+}
+
+// Contracts that allow nothing for now are no fault of the job.
+func TestStanzaCheckWarns(t *testing.T) {
+	g, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: []byte(`
+domain "a" {
+  service "web" {
+    selector "nomad" {
+      job = "web"
+    }
+  }
+  contract "past" {
+    originators = ["web"]
+    responders  = ["web"]
+    expires     = "2001-02-03T04:05:06Z"
+    rule {
+      protocol = "tcp"
+      ports    = [1]
+    }
+  }
+  contract "future" {
+    originators = ["web"]
+    responders  = ["web"]
+    expires     = "2101-02-03T04:05:06Z"
+    rule {
+      protocol = "tcp"
+      ports    = [2]
+    }
+  }
+  contract "feed" {
+    originators = ["web"]
+    responders  = ["b/x", "b/y", "b/z", "c/z"]
+    rule {
+      protocol = "tcp"
+      ports    = [3]
+    }
+  }
+  contract "consented" {
+    originators = ["web"]
+    responders  = ["b/z"]
+    rule {
+      protocol = "tcp"
+      ports    = [4]
+    }
+  }
+}
+domain "b" {
+  service "x" {
+  }
+  service "y" {
+  }
+  service "z" {
+  }
+  accept "a/consented" {
+  }
+  accept "a/feed" {
+    services = ["z"]
+  }
+}
+domain "c" {
+  service "z" {
+  }
+}
+`)})
+	must.NoError(t, diags.Err())
+	past := `warning: contract "a/past" expired at 2001-02-03T04:05:06Z; It allows nothing any more. Set a later time in the graph, or leave it out.`
+	tests := []struct {
+		stanza string
+		want   []string
+	}{
+		{``, nil}, // it requests what there is
+		{`originate = ["future", "consented"]`, nil},
+		{"originate = [\"past\"]\n      respond = [\"past\"]", []string{"j.hcl:4:14: " + past, "j.hcl:5:18: " + past}},
+		{`originate = ["a/feed"]`, []string{
+			`j.hcl:4:14: warning: contract "a/feed" waits until domain "b" accepts it for b/x, b/y; ` +
+				`Workloads that request it are refused until then. In domain "b", write: accept "a/feed" { services = ["x", "y"] }.`,
+			`j.hcl:4:14: warning: contract "a/feed" waits until domain "c" accepts it for c/z; ` +
+				`Workloads that request it are refused until then. In domain "c", write: accept "a/feed" { services = ["z"] }.`,
+		}},
+		{`respond = ["feed"]`, []string{`j.hcl:4:12: error: service "a/web" is not among the responders of contract "a/feed"; Its responders are b/x, b/y, b/z, c/z.`}},
+	}
+	for _, tt := range tests {
+		src := "job \"web\" {\n  group \"g\" {\n    connectivity {\n" + tt.stanza + "\n    }\n  }\n}\n"
+		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
+		must.NoError(t, diags.Err())
+		var got []string
+		for _, d := range job.Stanzas["g"].Check(g, fabric.Workload{Namespace: "default", Job: "web", Group: "g"}, at.Now) {
+			got = append(got, d.String())
+		}
+		must.Eq(t, tt.want, got, must.Sprint(tt.stanza))
 	}
 }
 
