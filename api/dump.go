@@ -5,9 +5,10 @@ package api
 
 import (
 	"context"
-	"fmt"
+	"maps"
+	"net/http"
 	"net/netip"
-	"time"
+	"slices"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -82,37 +83,31 @@ type DumpRule struct {
 	Shadowed bool `json:"shadowed,omitempty"`
 }
 
-// dumpTimeout bounds how long a node may take to read its data path.
-const dumpTimeout = 20 * time.Second
+// DumpRequest names nodes, at most MaxDumpNodes, as "zone/node".
+type DumpRequest struct {
+	Nodes []string `json:"nodes"`
+}
+
+// MaxDumpNodes is how many nodes can be asked at once.
+const MaxDumpNodes = 1024
+
+// DumpReply is what the nodes read back, by their names.
+type DumpReply struct {
+	Dumps  map[string]Dump   `json:"dumps"`
+	Failed map[string]string `json:"failed,omitempty"` // why a node's dump is missing
+}
 
 // Dumps has nodes ("zone/node") read back what they enforce. A node that could
 // not is missing among the dumps and there with the reason among the failed.
 func (c *Client) Dumps(ctx context.Context, nodes []string) (dumps map[string]Dump, failed map[string]string, err error) {
-	tasks := make([]Task, len(nodes))
-	for i, n := range nodes {
-		tasks[i] = Task{Node: n, Kind: TaskDump, Timeout: dumpTimeout}
-	}
 	dumps, failed = map[string]Dump{}, map[string]string{}
-	for len(tasks) > 0 {
-		n := min(len(tasks), MaxProbeTasks)
-		results, err := c.Probe(ctx, tasks[:n])
-		if err != nil {
+	for some := range slices.Chunk(nodes, MaxDumpNodes) {
+		var reply DumpReply
+		if err := c.call(ctx, http.MethodPost, "/v1/dump", DumpRequest{Nodes: some}, &reply); err != nil {
 			return nil, nil, err
 		}
-		if len(results) != n {
-			return nil, nil, fmt.Errorf("%d results for %d tasks", len(results), n)
-		}
-		for i, r := range results {
-			switch {
-			case r.Error != "":
-				failed[tasks[i].Node] = r.Error
-			case r.Dump == nil || r.Dump.Node != tasks[i].Node:
-				failed[tasks[i].Node] = "the node answered without a dump of its own"
-			default:
-				dumps[tasks[i].Node] = *r.Dump
-			}
-		}
-		tasks = tasks[n:]
+		maps.Copy(dumps, reply.Dumps)
+		maps.Copy(failed, reply.Failed)
 	}
 	return dumps, failed, nil
 }

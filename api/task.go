@@ -31,7 +31,8 @@ const (
 	// namespace on Peer's port.
 	TaskListening TaskKind = "listening"
 	// TaskDump: read back what the node's data path enforces. Endpoint, Peer
-	// and Protocol do not matter.
+	// and Protocol do not matter. It is no probe: only the controller itself
+	// makes such tasks, for those who may read; see Client.Dumps.
 	TaskDump TaskKind = "dump"
 )
 

@@ -5,21 +5,23 @@ package command
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 
 	"github.com/posener/complete"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/explain"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/signature"
 )
 
 // exitDropped is what `sif explain` exits with when the flow is not allowed.
 const exitDropped = 3
 
 // ExplainCommand is `sif explain`.
-type ExplainCommand struct{ Meta }
+type ExplainCommand struct {
+	Meta
+	anchor anchor
+}
 
 // Synopsis implements cli.Command.
 func (c *ExplainCommand) Synopsis() string {
@@ -43,8 +45,12 @@ Usage: sif explain [options] <src> <dst> <port>[/<protocol>]
   for all its live endpoints. The protocol is tcp unless it is named; of icmp
   and icmpv6, <port> is the type.
 
+  The token must be allowed to read the domains of both. The controller gives
+  the answer: sif verify is what takes nobody's word.
+
   Exits with 0 if every flow is allowed, with 3 if one is dropped, with 2 if
-  declared and enforced differ, and with 1 if the question cannot be answered.
+  declared and enforced differ, and with 1 if the question cannot be answered
+  or the signature of the revision is refused.
 
       $ sif explain shop/web shop/db 5432
       $ sif explain 203.0.113.7 shop/web 443/tcp
@@ -54,12 +60,12 @@ Explain Options:
 
   -json
     Print the answer in JSON.
-`, controllerOptions)
+`, signatureOptions, controllerOptions)
 }
 
 // AutocompleteFlags implements cli.CommandAutocomplete.
 func (c *ExplainCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing})
+	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
 }
 
 // AutocompleteArgs implements cli.CommandAutocomplete.
@@ -70,13 +76,14 @@ func (c *ExplainCommand) Run(args []string) int {
 	flags := c.flagSet("explain")
 	c.controllerFlags(flags)
 	c.jsonFlag(flags)
+	c.anchor.flags(flags)
 	if code, ok := c.parse(flags, args); !ok {
 		return code
 	}
 	if flags.NArg() != 3 {
 		return c.usage("explain", "This command takes <src>, <dst> and <port>, got %q.", flags.Args())
 	}
-	q := explain.Question{From: flags.Arg(0), To: flags.Arg(1)}
+	q := api.Question{From: flags.Arg(0), To: flags.Arg(1)}
 	var err error
 	if q.Protocol, q.Port, err = parsePort(flags.Arg(2)); err != nil {
 		return c.usage("explain", "%s", err)
@@ -87,13 +94,17 @@ func (c *ExplainCommand) Run(args []string) int {
 	}
 	ctx, stop := interruptible()
 	defer stop()
-	f, err := gather(ctx, client, func(before verify.Fabric) ([]string, error) { return explain.Nodes(before, q) })
+	answer, err := client.Explain(ctx, q)
 	if err != nil {
 		return c.fail("explaining", err)
 	}
-	answer, err := explain.Explain(f, q)
+	f, err := c.anchor.check(ctx, answer.Signed, answer.Pointer)
 	if err != nil {
-		return c.fail("explaining", err)
+		return c.fail("checking the signature", err)
+	}
+	if f.State == signature.Refused {
+		c.tellSignature(f, answer.Pointer.Sequence)
+		return 1
 	}
 	code := 0
 	switch {
@@ -103,38 +114,34 @@ func (c *ExplainCommand) Run(args []string) int {
 		code = exitDropped
 	}
 	if c.json {
-		if failed := c.outputJSON(answer); failed != 0 {
+		if failed := c.outputJSON(struct {
+			signature.Finding
+			api.Explanation
+		}{f, answer}); failed != 0 {
 			return failed
 		}
 		return code
 	}
 	c.UI.Output(explainView(answer))
+	c.tellSignature(f, answer.Pointer.Sequence)
 	return code
 }
 
 // parsePort parses "5432", "53/udp" or "8/icmp".
-func parsePort(s string) (fabric.Protocol, uint16, error) {
+func parsePort(s string) (protocol fabric.Protocol, port uint16, err error) {
 	number, name, named := strings.Cut(s, "/")
-	protocol := fabric.TCP
+	protocol = fabric.TCP
 	if named {
-		var err error
 		if protocol, err = fabric.ParseProtocol(name); err != nil {
 			return 0, 0, err
 		}
 	}
-	most, least := 65535, 1
-	if !protocol.HasPorts() {
-		most, least = 255, 0
-	}
-	n, err := strconv.Atoi(number)
-	if err != nil || n < least || n > most {
-		return 0, 0, fmt.Errorf("port %q is not a number from %d to %d", number, least, most)
-	}
-	return protocol, uint16(n), nil
+	port, err = protocol.ParsePort(number)
+	return protocol, port, err
 }
 
 // explainView shows an answer to people: first what is wrong.
-func explainView(a explain.Answer) string {
+func explainView(a api.Explanation) string {
 	var b strings.Builder
 	for _, f := range a.Flows {
 		for _, d := range f.Differs {

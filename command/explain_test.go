@@ -9,8 +9,8 @@ import (
 	"github.com/hashicorp/cli"
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/explain"
 	"github.com/sif-project/sif/internal/verify"
 )
 
@@ -32,13 +32,13 @@ func TestParsePort(t *testing.T) {
 }
 
 func TestExplainViewSaysWhatDiffersFirst(t *testing.T) {
-	web := explain.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: "z1/w1"}
-	db := explain.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: "z1/w2"}
+	web := api.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: "z1/w1"}
+	db := api.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: "z1/w2"}
 	sql := fabric.Ref{Domain: "shop", Name: "sql"}
-	answer := explain.Answer{Protocol: fabric.TCP, Port: 5432, Allowed: true, Flows: []explain.Flow{{
+	answer := api.Explanation{Protocol: fabric.TCP, Port: 5432, Allowed: true, Flows: []api.ExplainedFlow{{
 		From: web, To: db, Differs: []string{"declared, but the ebpf of z1/w2 drops it: no rule"},
-		Declared: explain.Declared{Allowed: true, Contract: sql, Reasons: []explain.Reason{{Contract: sql, Pos: fabric.Position{File: "a.hcl", Line: 3, Column: 1}, Why: "allows it"}}},
-		Layers:   []explain.Layer{{Node: "z1/w1", Layer: "ebpf", Place: "sender", Allowed: true, Why: "contract shop/sql"}, {Node: "z1/w2", Layer: "ebpf", Place: "receiver", Why: "no rule"}},
+		Declared: api.Declared{Allowed: true, Contract: sql, Reasons: []api.Reason{{Contract: sql, Pos: fabric.Position{File: "a.hcl", Line: 3, Column: 1}, Why: "allows it"}}},
+		Layers:   []api.ExplainedLayer{{Node: "z1/w1", Layer: "ebpf", Place: "sender", Allowed: true, Why: "contract shop/sql"}, {Node: "z1/w2", Layer: "ebpf", Place: "receiver", Why: "no rule"}},
 	}}}
 	must.Eq(t, `DECLARED AND ENFORCED DIFFER: shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2): declared, but the ebpf of z1/w2 drops it: no rule
 
@@ -66,7 +66,8 @@ func runOn(t *testing.T, make func(Meta) cli.Command, args ...string) (out strin
 }
 
 func TestExplainExitCodes(t *testing.T) {
-	command := func(m Meta) cli.Command { return &ExplainCommand{m} }
+	withoutVault(t)
+	command := func(m Meta) cli.Command { return &ExplainCommand{Meta: m} }
 	for _, tc := range []struct {
 		args []string
 		code int
@@ -76,7 +77,7 @@ func TestExplainExitCodes(t *testing.T) {
 		{[]string{"shop/web", "192.0.2.1", "5432"}, 3, "nobody has the address 192.0.2.1"},
 		{[]string{"-json", "shop/web", "192.0.2.1", "5432"}, 3, `"allowed": false`},
 		{[]string{"shop/web", "shop/nobody", "5432"}, 1, "no service or external shop/nobody"},
-		{[]string{"shop/web", "shop/db", "sql"}, 1, `port "sql" is not a number`},
+		{[]string{"shop/web", "shop/db", "sql"}, 1, `port "sql" of tcp is not a number from 1 to 65535`},
 		{[]string{"shop/web", "shop/db"}, 1, "takes <src>, <dst> and <port>"},
 	} {
 		out, code := runOn(t, command, tc.args...)
@@ -86,6 +87,7 @@ func TestExplainExitCodes(t *testing.T) {
 }
 
 func TestVerifyExitCodes(t *testing.T) {
+	withoutVault(t)
 	command := func(m Meta) cli.Command { return &VerifyCommand{Meta: m} }
 	out, code := runOn(t, command)
 	must.Eq(t, 2, code)

@@ -107,6 +107,9 @@ func (f signedFabric) serve(t *testing.T) []string {
 		}
 		reply(w, g)
 	})
+	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, _ *http.Request) {
+		reply(w, api.Explanation{Pointer: f.pointer, Signed: f.signed, Allowed: true, Agree: true, Protocol: fabric.TCP})
+	})
 	return serveTLS(t, mux)
 }
 
@@ -115,6 +118,7 @@ func (f signedFabric) run(t *testing.T, args ...string) (stdout, stderr string, 
 	m := Meta{UI: ui}
 	run := map[string]func([]string) int{
 		"verify": (&VerifyCommand{Meta: m}).Run, "show": (&GraphShowCommand{Meta: m}).Run, "history": (&GraphHistoryCommand{Meta: m}).Run,
+		"explain": (&ExplainCommand{Meta: m}).Run,
 	}[args[0]]
 	code = run(append(f.serve(t), args[1:]...))
 	return ui.OutputWriter.String(), ui.ErrorWriter.String(), code
@@ -125,7 +129,7 @@ func (f signedFabric) run(t *testing.T, args ...string) (stdout, stderr string, 
 func TestSignatures(t *testing.T) {
 	withoutVault(t)
 	f := newSignedFabric(t)
-	commands := [][]string{{"verify"}, {"show"}, {"show", "1"}, {"history"}}
+	commands := [][]string{{"verify"}, {"show"}, {"show", "1"}, {"history"}, {"explain", "shop/web", "shop/db", "5432"}}
 	with := func(command []string, flags ...string) []string {
 		return append(append([]string{command[0]}, flags...), command[1:]...)
 	}
@@ -225,12 +229,12 @@ func TestSignatures(t *testing.T) {
 	t.Run("no signature", func(t *testing.T) {
 		forged := *f
 		forged.signed = fabric.Signed{}
-		refused(t, &forged, "the controller handed out no signed pointer", "verify", "show", "show 1", "history")
+		refused(t, &forged, "the controller handed out no signed pointer", "verify", "show", "show 1", "history", "explain a/b a/c 80")
 	})
 	t.Run("another pointer than was signed", func(t *testing.T) {
 		forged := *f
 		forged.pointer.Root[0]++
-		refused(t, &forged, "revision 2 with root", "verify", "show", "show 1", "history")
+		refused(t, &forged, "revision 2 with root", "verify", "show", "show 1", "history", "explain a/b a/c 80")
 	})
 	t.Run("another graph", func(t *testing.T) {
 		forged := *f
@@ -258,7 +262,7 @@ func TestSignatures(t *testing.T) {
 		_, err = f.vault.Logical().WriteWithContext(ctx, key+"/config", map[string]any{"min_decryption_version": 2, "min_encryption_version": 2})
 		must.NoError(t, err)
 		f.writeKeys(t)
-		refused(t, f, "the lowest accepted is 2", "verify", "show", "show 1", "history")
+		refused(t, f, "the lowest accepted is 2", "verify", "show", "show 1", "history", "explain a/b a/c 80")
 		f.sign(t)
 		verified(t, f.keysFile, "-keys="+f.keysFile)
 	})

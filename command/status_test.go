@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -21,6 +22,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/explain"
+	"github.com/sif-project/sif/internal/verify"
 )
 
 // controllerOf serves what a command reads of a controller, over TLS, and
@@ -31,6 +34,26 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 	mux.HandleFunc("GET /v1/status", func(w http.ResponseWriter, _ *http.Request) { reply(w, status) })
 	mux.HandleFunc("GET /v1/graph", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, api.GraphReply{Pointer: status.Pointer, Graph: graph})
+	})
+	unread := map[string]string{}
+	for _, n := range status.Nodes {
+		unread[n.ID()] = "no data path here"
+	}
+	mux.HandleFunc("POST /v1/dump", func(w http.ResponseWriter, _ *http.Request) { reply(w, api.DumpReply{Failed: unread}) })
+	mux.HandleFunc("GET /v1/explain", func(w http.ResponseWriter, r *http.Request) {
+		v := r.URL.Query()
+		q := api.Question{From: v.Get("from"), To: v.Get("to")}
+		port, err := strconv.Atoi(v.Get("port"))
+		must.NoError(t, err)
+		must.NoError(t, q.Protocol.UnmarshalText([]byte(v.Get("protocol"))))
+		q.Port = uint16(port)
+		answer, err := explain.Explain(explain.View{Fabric: verify.Fabric{Graph: graph, Pointer: status.Pointer, Status: status, Failed: unread, Now: time.Now()}}, q)
+		if err != nil {
+			w.WriteHeader(http.StatusNotFound)
+			reply(w, api.Errorf(http.StatusNotFound, api.CodeNotFound, "%v", err))
+			return
+		}
+		reply(w, answer)
 	})
 	mux.HandleFunc("POST /v1/probe", func(w http.ResponseWriter, r *http.Request) {
 		var req api.ProbeRequest
@@ -45,9 +68,6 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 			}
 		}
 		for i, task := range req.Tasks {
-			if task.Kind == api.TaskDump {
-				results[i].Error = "no data path here"
-			}
 			if task.Kind == api.TaskObserve && passes(sends[task.Nonce]) {
 				results[i].Done, results[i].Source = true, netip.MustParseAddr("100.64.1.2")
 			}

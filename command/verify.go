@@ -9,6 +9,7 @@ import (
 
 	"github.com/posener/complete"
 
+	"github.com/sif-project/sif/internal/enforced"
 	"github.com/sif-project/sif/internal/signature"
 	"github.com/sif-project/sif/internal/verify"
 )
@@ -79,7 +80,7 @@ func (c *VerifyCommand) Run(args []string) int {
 	if err != nil {
 		return c.fail("verifying", err)
 	}
-	f, err := gather(ctx, client, nil)
+	f, err := enforced.Read(ctx, enforced.Controller{Client: client}, nil)
 	if err != nil {
 		return c.fail("verifying", err)
 	}

@@ -88,6 +88,10 @@ func testPermissions(t *testing.T, w *world) {
 	must.NoError(t, err)
 	change := api.GraphRequest{Domains: domains(ported("app", 81))}
 	rail := api.GraphRequest{Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{From: fabric.Labels{"x": "y"}}}}}}
+	ask := func(c *api.Client, from, to string) error {
+		_, err := c.Explain(ctx, api.Question{From: from, To: to, Protocol: fabric.TCP, Port: 80})
+		return err
+	}
 	calls := map[string]func(*api.Client) error{
 		"read":           func(c *api.Client) error { _, err := c.Graph(ctx); return err },
 		"status":         func(c *api.Client) error { _, err := c.Status(ctx); return err },
@@ -103,6 +107,15 @@ func testPermissions(t *testing.T, w *world) {
 			_, err := c.Rollback(ctx, api.RollbackRequest{Revision: 1, DryRun: true})
 			return err
 		},
+		"dump": func(c *api.Client) error {
+			_, _, err := c.Dumps(ctx, []string{"aws1/nobody"})
+			if api.IsCode(err, api.CodeNotFound) {
+				return nil // he may ask, but there is no such node
+			}
+			return err
+		},
+		"explain own":  func(c *api.Client) error { return ask(c, "app/proxy", "app/svc") },
+		"explain both": func(c *api.Client) error { return ask(c, "app/proxy", "news/svc") },
 		"delete other": func(c *api.Client) error { _, err := c.DeleteDomain(ctx, "news"); return err },
 	}
 	for kind, made := range tokenKinds {
@@ -111,11 +124,12 @@ func testPermissions(t *testing.T, w *world) {
 			may   string // calls, by commas
 			sees  int
 		}{
-			{[]string{"sif-read"}, "read,status,diff,plan rollback", 2},
-			{[]string{"sif-read-app"}, "read", 1},
-			{[]string{"sif-plan-app"}, "read,plan,validate", 1},
-			{[]string{"sif-apply-app"}, "read,plan,validate,apply", 1},
-			{[]string{"sif-apply-news", "sif-read"}, "read,status,diff,plan rollback,delete other", 2},
+			{[]string{"sif-read"}, "read,status,diff,plan rollback,dump,explain own,explain both", 2},
+			{[]string{"sif-read-app"}, "read,explain own", 1},
+			{[]string{"sif-read-app", "sif-plan-news"}, "read,explain own,explain both", 2},
+			{[]string{"sif-plan-app"}, "read,plan,validate,explain own", 1},
+			{[]string{"sif-apply-app"}, "read,plan,validate,apply,explain own", 1},
+			{[]string{"sif-apply-news", "sif-read"}, "read,status,diff,plan rollback,delete other,dump,explain own,explain both", 2},
 			{[]string{"sif-apply"}, "", 0},
 			{[]string{"unrelated"}, "", 0},
 		} {

@@ -33,6 +33,7 @@ func TestNodes(t *testing.T) {
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, w) })
 	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
+	t.Run("enforced", func(t *testing.T) { testEnforced(t, w) })
 }
 
 func testRegistration(t *testing.T, w *world) {

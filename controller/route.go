@@ -40,6 +40,10 @@ var parameters = map[string]string{
 	"index":    "Answer once the result is newer than this index, which an earlier answer carried as " + api.IndexHeader + ".",
 	"wait":     "How long to wait at most, for instance 30s.",
 	"revision": "Sequence of a kept revision.",
+	"from":     "Who opens the flow: a service or external (domain/name), an endpoint or allocation by its ID or the beginning of it, or an address.",
+	"to":       "Who is called, likewise.",
+	"port":     "Destination port; of icmp and icmpv6, the type.",
+	"protocol": "tcp unless it is named.",
 }
 
 // routes is the whole API but /metrics.
@@ -73,6 +77,12 @@ func (c *Controller) routes() []route {
 		{pattern: "GET /v1/status", caller: callerOperator, call: c.getStatus, query: blocking,
 			summary: "The state of the fabric as nodes last reported it.", permission: "sif-read",
 			reply: api.Status{}},
+		{pattern: "POST /v1/dump", caller: callerOperator, call: c.dump,
+			summary: "Has nodes read back what their data paths enforce.", permission: "sif-read",
+			request: api.DumpRequest{}, reply: api.DumpReply{}},
+		{pattern: "GET /v1/explain", caller: callerOperator, call: c.explain, query: []string{"from", "to", "port", "protocol"},
+			summary: "Whether one party may open a flow to another, why, and what the data paths on the way hold about it.", permission: "sif-read or sif-read-<domain>, or what includes it, for the domains of both parties",
+			reply: api.Explanation{}},
 		{pattern: "POST /v1/probe", caller: callerOperator, call: c.probe, large: true, action: "probe", harmless: true,
 			summary: "Has nodes do tasks, such as sending packets from an endpoint, and waits for the results.", permission: "sif-operator",
 			request: api.ProbeRequest{}, reply: api.ProbeReply{}},

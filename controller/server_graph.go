@@ -209,8 +209,11 @@ func (c *Controller) probe(ctx context.Context, r request) (any, error) {
 		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
 	}
 	for _, t := range req.Tasks {
-		if _, ok := c.nodes.get(t.Node); !ok {
-			return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q", t.Node)
+		if err := c.knows(t.Node); err != nil {
+			return nil, err
+		}
+		if t.Kind == api.TaskDump {
+			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "a dump is no probe; ask for it with POST /v1/dump")
 		}
 	}
 	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil

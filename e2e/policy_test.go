@@ -24,7 +24,6 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/explain"
 	"github.com/sif-project/sif/internal/verify"
 )
 
@@ -61,11 +60,11 @@ func (f *fabricUnderTest) verified(t *testing.T, within time.Duration) {
 }
 
 // explain runs `sif explain -json` and expects an exit code.
-func (f *fabricUnderTest) explain(t *testing.T, code int, from, to, port string) explain.Answer {
+func (f *fabricUnderTest) explain(t *testing.T, code int, from, to, port string) api.Explanation {
 	t.Helper()
 	r := f.sif(t, "explain", "-json", from, to, port)
 	must.Eq(t, code, r.code, must.Sprintf("sif explain %s %s %s: %s\n%s", from, to, port, r.stdout, r.stderr))
-	var answer explain.Answer
+	var answer api.Explanation
 	must.NoError(t, json.Unmarshal([]byte(r.stdout), &answer))
 	must.True(t, answer.Agree, must.Sprint(r.stdout))
 	return answer
@@ -154,7 +153,7 @@ func TestPolicyExplainNamesContractAndLayers(t *testing.T) {
 	line := place(t, world.testPorts(t), `"news-api"`)
 	svc, news := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
 	contract := fabric.Ref{Domain: "getaway-app", Name: "news-api"}
-	layers := func(t *testing.T, flow explain.Flow, allowed bool) {
+	layers := func(t *testing.T, flow api.ExplainedFlow, allowed bool) {
 		t.Helper()
 		var way []string
 		for _, l := range flow.Layers {

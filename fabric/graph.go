@@ -62,6 +62,19 @@ func (p Protocol) String() string {
 // ICMPv6 have a type instead.
 func (p Protocol) HasPorts() bool { return p != ICMP && p != ICMPv6 }
 
+// ParsePort parses a port of a flow of the protocol; of ICMP and ICMPv6, a type.
+func (p Protocol) ParsePort(s string) (uint16, error) {
+	what, bounds := "port", AllPorts
+	if !p.HasPorts() {
+		what, bounds = "type", AllTypes
+	}
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || uint16(n) < bounds.From || uint16(n) > bounds.To {
+		return 0, fmt.Errorf("%s %q of %s is not a number from %d to %d", what, s, p, bounds.From, bounds.To)
+	}
+	return uint16(n), nil
+}
+
 // MarshalText implements encoding.TextMarshaler.
 func (p Protocol) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
 

@@ -10,42 +10,16 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/verify"
 )
 
-// Declared is what the graph says of a flow.
-type Declared struct {
-	Allowed  bool       `json:"allowed"`
-	Audit    bool       `json:"audit,omitempty"` // it passes only because of audit mode, and is reported
-	Contract fabric.Ref `json:"contract,omitzero"`
-	Reasons  []Reason   `json:"reasons"` // why so; never empty
-}
-
-// Reason is one thing that speaks for or against a flow.
-type Reason struct {
-	Contract fabric.Ref      `json:"contract,omitzero"`
-	Pos      fabric.Position `json:"pos,omitzero"` // where the contract is declared
-	Expires  time.Time       `json:"expires,omitzero"`
-	Why      string          `json:"why"`
-}
-
-func (r Reason) String() string {
-	if r.Contract == (fabric.Ref{}) {
-		return r.Why
-	}
-	s := "contract " + r.Contract.String()
-	if r.Pos.File != "" {
-		s += " (" + r.Pos.String() + ")"
-	}
-	return s + ": " + r.Why
-}
-
 // declared asks the one rule, and finds out why it says what it says.
-func declared(f verify.Fabric, from, to Party, protocol fabric.Protocol, port uint16) Declared {
+func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	docs := verify.Documents(f.Graph, f.Now)
-	no := func(why string) Declared { return Declared{Reasons: []Reason{{Why: why}}} }
-	var d Declared
+	no := func(why string) api.Declared { return api.Declared{Reasons: []api.Reason{{Why: why}}} }
+	var d api.Declared
 	switch none := (fabric.Ref{}); {
 	case from.Service == none && from.External == none:
 		return no(fmt.Sprintf("nobody has the address %s", from.Address))
@@ -58,34 +32,34 @@ func declared(f verify.Fabric, from, to Party, protocol fabric.Protocol, port ui
 		d.Reasons = append(d.Reasons, against(f, from, to, protocol, port)...)
 		return d
 	case from.External != none:
-		d = fromExternal(from.Address, to.identity(), docs[to.Service], protocol, port)
+		d = fromExternal(from.Address, to.Identity(), docs[to.Service], protocol, port)
 	default:
-		v := fabric.Decide(from.identity(), docs[from.Service], to.identity(), protocol, port)
-		d = Declared{Allowed: v.Allowed, Audit: v.Audit, Contract: v.Contract}
+		v := fabric.Decide(from.Identity(), docs[from.Service], to.Identity(), protocol, port)
+		d = api.Declared{Allowed: v.Allowed, Audit: v.Audit, Contract: v.Contract}
 	}
 	if !d.Allowed {
 		d.Reasons = against(f, from, to, protocol, port)
 		return d
 	}
-	d.Reasons = []Reason{inFavour(f.Graph, d, from, to)}
+	d.Reasons = []api.Reason{inFavour(f.Graph, d, from, to)}
 	return d
 }
 
 // fromExternal is the rule for an address outside the fabric.
-func fromExternal(a netip.Addr, to fabric.Identity, doc fabric.Document, protocol fabric.Protocol, port uint16) Declared {
-	var d Declared
+func fromExternal(a netip.Addr, to fabric.Identity, doc fabric.Document, protocol fabric.Protocol, port uint16) api.Declared {
+	var d api.Declared
 	for _, g := range fabric.ExternalGrants(to, doc) {
 		within := slices.ContainsFunc(g.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
 		opens := slices.ContainsFunc(g.Rules, func(r fabric.Rule) bool { return r.Matches(protocol, port) })
 		if within && opens && (!d.Allowed || d.Audit && !g.Audit) {
-			d = Declared{Allowed: true, Audit: g.Audit, Contract: g.Contract}
+			d = api.Declared{Allowed: true, Audit: g.Audit, Contract: g.Contract}
 		}
 	}
 	return d
 }
 
-func inFavour(g *fabric.Graph, d Declared, from, to Party) Reason {
-	r := Reason{Contract: d.Contract}
+func inFavour(g *fabric.Graph, d api.Declared, from, to api.Party) api.Reason {
+	r := api.Reason{Contract: d.Contract}
 	domain := g.Domains[d.Contract.Domain]
 	if d.Contract.Name == fabric.AuditContract {
 		r.Pos = domain.Pos
@@ -112,7 +86,7 @@ func inFavour(g *fabric.Graph, d Declared, from, to Party) Reason {
 			parts = append(parts, "it expires at "+c.Expires.Format(time.RFC3339))
 		}
 	}
-	for _, p := range []Party{from, to} {
+	for _, p := range []api.Party{from, to} {
 		if p.Service.Domain != "" && p.Service.Domain != d.Contract.Domain {
 			parts = append(parts, "domain "+p.Service.Domain+" accepts it")
 		}
@@ -122,12 +96,12 @@ func inFavour(g *fabric.Graph, d Declared, from, to Party) Reason {
 }
 
 // against lists what keeps each contract that comes near from allowing a flow.
-func against(f verify.Fabric, from, to Party, protocol fabric.Protocol, port uint16) []Reason {
+func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) []api.Reason {
 	waiting := map[fabric.Ref][]fabric.Ref{}
 	for _, w := range f.Graph.Waiting() {
 		waiting[w.Contract] = w.For
 	}
-	names := func(refs []fabric.Ref, p Party) bool {
+	names := func(refs []fabric.Ref, p api.Party) bool {
 		return slices.ContainsFunc(refs, func(r fabric.Ref) bool { return r == p.Service || r == p.External })
 	}
 	var domains []string
@@ -135,7 +109,7 @@ func against(f verify.Fabric, from, to Party, protocol fabric.Protocol, port uin
 		domains = append(domains, name)
 	}
 	slices.Sort(domains)
-	var reasons []Reason
+	var reasons []api.Reason
 	for _, domain := range domains {
 		for _, c := range f.Graph.Domains[domain].Contracts {
 			r := fabric.Ref{Domain: domain, Name: c.Name}
@@ -152,16 +126,16 @@ func against(f verify.Fabric, from, to Party, protocol fabric.Protocol, port uin
 			default:
 				continue
 			}
-			reasons = append(reasons, Reason{Contract: r, Pos: c.Pos, Expires: c.Expires, Why: strings.Join(why, "; ")})
+			reasons = append(reasons, api.Reason{Contract: r, Pos: c.Pos, Expires: c.Expires, Why: strings.Join(why, "; ")})
 		}
 	}
 	if len(reasons) == 0 {
-		reasons = []Reason{{Why: fmt.Sprintf("no contract has %s as originator and %s as responder", from.Name(), to.Name())}}
+		reasons = []api.Reason{{Why: fmt.Sprintf("no contract has %s as originator and %s as responder", from.Name(), to.Name())}}
 	}
 	return reasons
 }
 
-func obstacles(c fabric.Contract, r fabric.Ref, now time.Time, waiting []fabric.Ref, from, to Party) []string {
+func obstacles(c fabric.Contract, r fabric.Ref, now time.Time, waiting []fabric.Ref, from, to api.Party) []string {
 	var why []string
 	if c.Disabled {
 		why = append(why, "it is disabled")
@@ -175,10 +149,10 @@ func obstacles(c fabric.Contract, r fabric.Ref, now time.Time, waiting []fabric.
 	if len(why) > 0 {
 		return why // nobody can request a role in it
 	}
-	if from.live() && !slices.Contains(from.Roles.Originate, r) {
+	if from.Live() && !slices.Contains(from.Roles.Originate, r) {
 		why = append(why, fmt.Sprintf("endpoint %s did not request to originate it", from.Endpoint))
 	}
-	if to.live() && !slices.Contains(to.Roles.Respond, r) {
+	if to.Live() && !slices.Contains(to.Roles.Respond, r) {
 		why = append(why, fmt.Sprintf("endpoint %s did not request to respond to it", to.Endpoint))
 	}
 	return why

@@ -15,69 +15,22 @@ import (
 	"github.com/sif-project/sif/internal/verify"
 )
 
-// Question asks whether From may open a flow to To.
-type Question struct {
-	From, To string
-	Protocol fabric.Protocol
-	Port     uint16 // of ICMP: the type
-}
-
-// Answer is what is declared and what is enforced.
-type Answer struct {
-	Protocol fabric.Protocol `json:"protocol"`
-	Port     uint16          `json:"port"`
-	Allowed  bool            `json:"allowed"` // every flow, by declaration
-	Agree    bool            `json:"agree"`   // declared and enforced do not differ
-	Flows    []Flow          `json:"flows"`
-}
-
-// Flow is that of one pair of parties.
-type Flow struct {
-	From     Party    `json:"from"`
-	To       Party    `json:"to"`
-	Declared Declared `json:"declared"`
-	Layers   []Layer  `json:"layers,omitempty"` // on its way, in order; none without two live ends
-	Differs  []string `json:"differs,omitempty"`
-}
-
-// Layer is what a data path on the way holds about a flow now.
-type Layer struct {
-	Node     string    `json:"node"`
-	Layer    api.Layer `json:"layer"`
-	Place    string    `json:"place"` // "sender", "boundary" or "receiver"
-	Allowed  bool      `json:"allowed"`
-	Unread   bool      `json:"unread,omitempty"` // the node did not read it back: see Why
-	Broken   bool      `json:"broken,omitempty"` // it holds what it should not, which may decide otherwise
-	Contract string    `json:"contract,omitempty"`
-	Audit    bool      `json:"audit,omitempty"`
-	Why      string    `json:"why"`
-}
-
-func (l Layer) String() string {
-	verdict := "drops"
-	switch {
-	case l.Unread:
-		verdict = "unknown"
-	case l.Allowed:
-		verdict = "passes"
-	}
-	s := fmt.Sprintf("%s %s at the %s: %s: %s", l.Node, l.Layer, l.Place, verdict, l.Why)
-	if l.Broken {
-		s += " (but this data path is not as it should be)"
-	}
-	return s
+// View is a fabric as somebody may see it.
+type View struct {
+	verify.Fabric
+	Reads func(domain string) bool // whether he may read a domain; nil: all of them
 }
 
 // Nodes lists the nodes whose dumps an answer needs.
-func Nodes(f verify.Fabric, q Question) ([]string, error) {
-	from, to, err := parties(f, q)
+func Nodes(v View, q api.Question) ([]string, error) {
+	from, to, err := parties(v, q)
 	if err != nil {
 		return nil, err
 	}
 	set := map[string]bool{}
 	for _, a := range from {
 		for _, b := range to {
-			for _, s := range way(f.Status, a, b) {
+			for _, s := range way(v.Status, a, b) {
 				set[s.node] = true
 			}
 		}
@@ -90,27 +43,29 @@ func Nodes(f verify.Fabric, q Question) ([]string, error) {
 	return nodes, nil
 }
 
-func parties(f verify.Fabric, q Question) (from, to []Party, err error) {
-	if from, err = Resolve(f, q.From); err != nil {
+func parties(v View, q api.Question) (from, to []api.Party, err error) {
+	if from, err = resolve(v, q.From); err != nil {
 		return nil, nil, err
 	}
-	to, err = Resolve(f, q.To)
+	to, err = resolve(v, q.To)
 	return from, to, err
 }
 
-// Explain answers a question.
-func Explain(f verify.Fabric, q Question) (Answer, error) {
-	from, to, err := parties(f, q)
+// Explain answers a question. What concerns neither of the two parties, such
+// as what else is wrong with a data path, it tells only whoever may read all.
+func Explain(v View, q api.Question) (api.Explanation, error) {
+	f := v.Fabric
+	from, to, err := parties(v, q)
 	if err != nil {
-		return Answer{}, err
+		return api.Explanation{}, err
 	}
-	answer := Answer{Protocol: q.Protocol, Port: q.Port, Allowed: true, Agree: true}
+	answer := api.Explanation{Pointer: f.Pointer, Signed: f.Signed, Protocol: q.Protocol, Port: q.Port, Allowed: true, Agree: true}
 	for _, a := range from {
 		for _, b := range to {
-			if a.live() && a.Endpoint == b.Endpoint {
+			if a.Live() && a.Endpoint == b.Endpoint {
 				continue // a flow of an endpoint to itself never leaves it
 			}
-			flow := Flow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port)}
+			flow := api.ExplainedFlow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port)}
 			for _, s := range way(f.Status, a, b) {
 				l := s.look(f, a, b, q)
 				flow.Layers = append(flow.Layers, l)
@@ -122,7 +77,7 @@ func Explain(f verify.Fabric, q Question) (Answer, error) {
 				case !l.Allowed && flow.Declared.Allowed:
 					flow.Differs = append(flow.Differs, fmt.Sprintf("declared, but the %s of %s drops it: %s", l.Layer, l.Node, l.Why))
 				}
-				for _, p := range f.Dumps[l.Node].Problems {
+				for _, p := range v.problems(l.Node) {
 					flow.Differs = append(flow.Differs, fmt.Sprintf("the %s of %s: %s", l.Layer, l.Node, p))
 				}
 			}
@@ -137,6 +92,15 @@ func Explain(f verify.Fabric, q Question) (Answer, error) {
 	return answer, nil
 }
 
+// problems are what no state of ours would look like in a node's data path.
+func (v View) problems(node string) []string {
+	list := v.Dumps[node].Problems
+	if len(list) > 0 && v.Reads != nil {
+		return []string{"it holds what it should not; sif verify says what, to whoever may read every domain"}
+	}
+	return list
+}
+
 // station is a data path on the way of a flow.
 type station struct {
 	node, place      string
@@ -145,14 +109,14 @@ type station struct {
 }
 
 // way lists the data paths that a flow passes.
-func way(status api.Status, from, to Party) []station {
-	if !to.live() {
+func way(status api.Status, from, to api.Party) []station {
+	if !to.Live() {
 		return nil
 	}
 	if from.External != (fabric.Ref{}) {
 		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF, destVia: api.ViaEndpoint}}
 	}
-	if !from.live() {
+	if !from.Live() {
 		return nil
 	}
 	sender := station{node: from.Node, place: "sender", layer: api.LayerEBPF, fromVia: api.ViaEndpoint, destVia: api.ViaZone}
@@ -160,10 +124,10 @@ func way(status api.Status, from, to Party) []station {
 	if from.Node == to.Node {
 		sender.destVia, receiver.fromVia = api.ViaEndpoint, api.ViaEndpoint
 	}
-	if from.zone == to.zone {
+	if from.Zone == to.Zone {
 		return []station{sender, receiver}
 	}
-	leaving, entering := verify.Processor(status, from.zone), verify.Processor(status, to.zone)
+	leaving, entering := verify.Processor(status, from.Zone), verify.Processor(status, to.Zone)
 	sender.destVia, receiver.fromVia = cmp.Or(leaving, "a processor"), cmp.Or(entering, "a processor")
 	stations := []station{sender}
 	if leaving != "" {
@@ -177,15 +141,18 @@ func way(status api.Status, from, to Party) []station {
 
 // look tells what a data path would do with the first packet of a flow, over
 // both versions of IP.
-func (s station) look(f verify.Fabric, from, to Party, q Question) Layer {
-	l := Layer{Node: s.node, Layer: s.layer, Place: s.place}
+func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.ExplainedLayer {
+	l := api.ExplainedLayer{Node: s.node, Layer: s.layer, Place: s.place}
 	dump, ok := f.Dumps[s.node]
 	l.Broken = len(dump.Problems) > 0
 	if !ok {
 		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "it was not read")
 		return l
 	}
-	judge := func(src, dst netip.Addr) Layer {
+	if dump.Sequence != f.Pointer.Sequence || dump.Root != f.Pointer.Root {
+		l.Follows = &dump.Sequence
+	}
+	judge := func(src, dst netip.Addr) api.ExplainedLayer {
 		l := l // one for each version of IP
 		source, why := s.owner(dump, src, s.fromVia, "source")
 		if from.External != (fabric.Ref{}) {
@@ -247,7 +214,7 @@ func external(d api.Dump, a netip.Addr) (identity, why string) {
 	return identity, ""
 }
 
-func (s station) rule(l *Layer, d api.Dump, from, to string, q Question) {
+func (s station) rule(l *api.ExplainedLayer, d api.Dump, from, to string, q api.Question) {
 	var open []string
 	for _, r := range d.Rules {
 		if r.From != from || r.To != to || r.Shadowed {

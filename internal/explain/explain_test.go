@@ -4,7 +4,9 @@
 package explain
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -26,10 +28,14 @@ func ref(s string) fabric.Ref {
 	return r
 }
 
+func ask(from, to string, protocol fabric.Protocol, port uint16) api.Question {
+	return api.Question{From: from, To: to, Protocol: protocol, Port: port}
+}
+
 const webKey, dbKey = "shop/web >shop/sql", "shop/db <shop/sql"
 
 // world has web in z1 and db in z2. bare is a web that requested nothing.
-func world() verify.Fabric {
+func world() View {
 	contract := func(name string, from, to string, port uint16, line int) fabric.Contract {
 		return fabric.Contract{Name: name, Originators: []fabric.Ref{ref(from)}, Responders: []fabric.Ref{ref(to)}, Pos: fabric.Position{File: "shop.sif.hcl", Line: line, Column: 3},
 			Rules: []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: port, To: port}}}}}
@@ -84,7 +90,7 @@ func world() verify.Fabric {
 	}
 	f.Dumps["z1/p1"] = api.Dump{Rules: rules(), Peers: boundary(api.ViaZone, "z2/p1")}
 	f.Dumps["z2/p1"] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", api.ViaZone)}
-	return f
+	return View{Fabric: f}
 }
 
 func TestDeclared(t *testing.T) {
@@ -113,7 +119,7 @@ func TestDeclared(t *testing.T) {
 		{"shop/api", "shop/bank", fabric.TCP, 443, false, "flows to externals are not carried yet"},
 		{"shop/users", "shop/bank", fabric.TCP, 443, false, "both ends are outside"},
 	} {
-		a, err := Explain(world(), Question{tc.from, tc.to, tc.protocol, tc.port})
+		a, err := Explain(world(), ask(tc.from, tc.to, tc.protocol, tc.port))
 		must.NoError(t, err)
 		must.Eq(t, tc.allowed, a.Allowed, must.Sprintf("%+v", tc))
 		var all []string
@@ -127,15 +133,15 @@ func TestDeclared(t *testing.T) {
 func TestAuditAndExpiryAreTold(t *testing.T) {
 	f := world()
 	f.Status.Nodes[3].Endpoints = nil // the service itself then
-	a, err := Explain(f, Question{"shop/api", "shop/db", fabric.TCP, 1003})
+	a, err := Explain(f, ask("shop/api", "shop/db", fabric.TCP, 1003))
 	must.NoError(t, err)
 	must.True(t, a.Allowed)
 	must.StrContains(t, a.Flows[0].Declared.Reasons[0].String(), "it expires at 2026-11-01T01:00:00Z")
-	a, err = Explain(f, Question{"shop/api", "shop/db", fabric.TCP, 1004})
+	a, err = Explain(f, ask("shop/api", "shop/db", fabric.TCP, 1004))
 	must.NoError(t, err)
 	must.True(t, a.Allowed && a.Flows[0].Declared.Audit)
 	f.Graph.Domains["media"].Accepts = []fabric.Accept{{Contract: ref("shop/ads")}}
-	a, err = Explain(f, Question{"shop/web", "media/ads", fabric.TCP, 80})
+	a, err = Explain(f, ask("shop/web", "media/ads", fabric.TCP, 80))
 	must.NoError(t, err)
 	must.False(t, a.Allowed) // the live endpoints of web requested no such role
 	must.StrContains(t, a.Flows[0].Declared.Reasons[0].Why, "endpoint web-1 did not request to originate it")
@@ -143,7 +149,7 @@ func TestAuditAndExpiryAreTold(t *testing.T) {
 
 func TestLayers(t *testing.T) {
 	f := world()
-	q := Question{"web-1", "shop/db", fabric.TCP, 5432}
+	q := ask("web-1", "shop/db", fabric.TCP, 5432)
 	nodes, err := Nodes(f, q)
 	must.NoError(t, err)
 	must.Eq(t, []string{"z1/p1", "z1/w1", "z2/p1", "z2/w1"}, nodes)
@@ -159,7 +165,7 @@ func TestLayers(t *testing.T) {
 	must.Eq(t, []string{"z1/w1 sender", "z1/p1 boundary", "z2/p1 boundary", "z2/w1 receiver"}, places)
 
 	// What is not declared is dropped in every layer.
-	for _, q := range []Question{{"web-1", "db-1", fabric.TCP, 5433}, {"web-bare", "db-1", fabric.TCP, 5432}, {"db-1", "web-1", fabric.TCP, 5432}} {
+	for _, q := range []api.Question{ask("web-1", "db-1", fabric.TCP, 5433), ask("web-bare", "db-1", fabric.TCP, 5432), ask("db-1", "web-1", fabric.TCP, 5432)} {
 		a, err := Explain(f, q)
 		must.NoError(t, err)
 		must.True(t, a.Agree && !a.Allowed)
@@ -210,17 +216,17 @@ func TestFromOutside(t *testing.T) {
 	d.Rules = append(d.Rules, api.DumpRule{From: "external shop/users", To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 443, To: 443}, Contract: "shop/front"})
 	f.Dumps["z2/w1"] = d
 	for _, from := range []string{"203.0.113.9", "shop/users"} {
-		a, err := Explain(f, Question{from, "db-1", fabric.TCP, 443})
+		a, err := Explain(f, ask(from, "db-1", fabric.TCP, 443))
 		must.NoError(t, err)
 		must.True(t, a.Allowed && a.Agree, must.Sprintf("%+v", a))
 		must.Len(t, 1, a.Flows[0].Layers)
 	}
-	a, err := Explain(f, Question{"203.0.113.9", "db-1", fabric.TCP, 80})
+	a, err := Explain(f, ask("203.0.113.9", "db-1", fabric.TCP, 80))
 	must.NoError(t, err)
 	must.True(t, !a.Allowed && a.Agree)
 	d.External = nil
 	f.Dumps["z2/w1"] = d
-	a, err = Explain(f, Question{"203.0.113.9", "db-1", fabric.TCP, 443})
+	a, err = Explain(f, ask("203.0.113.9", "db-1", fabric.TCP, 443))
 	must.NoError(t, err)
 	must.Eq(t, []string{"declared, but the ebpf of z2/w1 drops it: nobody is known to have the source address"}, a.Flows[0].Differs)
 }
@@ -230,7 +236,7 @@ func TestExtraRule(t *testing.T) {
 	f := world()
 	d := f.Dumps["z1/w1"]
 	d.Rules[0].Ports.To = 6000
-	a, err := Explain(f, Question{"web-1", "db-1", fabric.TCP, 5500})
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5500))
 	must.NoError(t, err)
 	must.False(t, a.Allowed || a.Agree)
 	must.Eq(t, []string{"not declared, but the ebpf of z1/w1 passes it: contract shop/sql"}, a.Flows[0].Differs)
@@ -239,14 +245,95 @@ func TestExtraRule(t *testing.T) {
 func TestResolve(t *testing.T) {
 	f := world()
 	for text, want := range map[string]int{"shop/web": 2, "shop/db": 1, "db": 1, "web-1": 1, "100.64.0.2": 1, "fd5f::2": 1, "::ffff:100.64.0.2": 1, "shop/users": 1, "8.8.8.8": 1} {
-		parties, err := Resolve(f, text)
+		parties, err := resolve(f, text)
 		must.NoError(t, err)
 		must.Len(t, want, parties, must.Sprint(text))
 	}
 	for text, want := range map[string]string{"web": "several endpoints: web-1, web-bare", "shop/webb": "no service or external shop/webb", "nothing": "neither a service"} {
-		_, err := Resolve(f, text)
+		_, err := resolve(f, text)
 		must.ErrorContains(t, err, want)
 	}
-	_, err := Explain(f, Question{"web-1", "100.64.0.2", fabric.TCP, 80})
+	_, err := Explain(f, ask("web-1", "100.64.0.2", fabric.TCP, 80))
 	must.ErrorContains(t, err, "the same single endpoint")
+}
+
+// Whoever may not read a domain learns nothing of it, but for what is between
+// it and a domain that he may read both.
+func TestReaders(t *testing.T) {
+	f := world()
+	f.Status.Nodes[3].Endpoints = append(f.Status.Nodes[3].Endpoints, api.EndpointStatus{Endpoint: "web-ads", Service: ref("media/ads"), IPv4: netip.MustParseAddr("100.64.0.9")})
+	d := f.Dumps["z1/w1"]
+	d.Problems = []string{"endpoint of lab/a is not guarded"}
+	f.Dumps["z1/w1"] = d
+	reads := func(domains ...string) func(string) bool {
+		return func(d string) bool { return slices.Contains(domains, d) }
+	}
+	for _, tc := range []struct {
+		reads    []string
+		from, to string
+		domain   string // that is refused; empty: none
+	}{
+		{[]string{"shop"}, "shop/web", "shop/db", ""},
+		{[]string{"shop"}, "web-1", "100.64.0.4", ""},
+		{[]string{"shop"}, "203.0.113.9", "shop/web", ""},
+		{[]string{"shop"}, "8.8.8.8", "shop/web", ""},
+		{[]string{"lab"}, "203.0.113.9", "lab/a", "shop"},
+		{[]string{"shop"}, "shop/web", "media/ads", "media"},
+		{[]string{"media"}, "shop/web", "media/ads", "shop"},
+		{[]string{"media"}, "shop/nobody", "media/ads", "shop"}, // not told that there is none
+		{[]string{"media"}, "web-1", "media/ads", "shop"},
+		{[]string{"media"}, "100.64.0.2", "media/ads", "shop"},
+		{[]string{"media", "shop"}, "shop/web", "media/ads", ""},
+		{nil, "lab/a", "lab/b", "lab"},
+	} {
+		f.Reads = reads(tc.reads...)
+		for _, do := range []func() error{
+			func() error { _, err := Nodes(f, ask(tc.from, tc.to, fabric.TCP, 80)); return err },
+			func() error { _, err := Explain(f, ask(tc.from, tc.to, fabric.TCP, 80)); return err },
+		} {
+			err := do()
+			if tc.domain == "" {
+				must.NoError(t, err, must.Sprintf("%+v", tc))
+				continue
+			}
+			var refused *UnreadableError
+			must.True(t, errors.As(err, &refused), must.Sprintf("%+v: %v", tc, err))
+			must.Eq(t, tc.domain, refused.Domain)
+		}
+	}
+	// The beginning of an ID only stands for what may be read.
+	f.Reads = reads("media")
+	parties, err := resolve(f, "web-")
+	must.NoError(t, err)
+	must.Eq(t, "web-ads", parties[0].Endpoint)
+	f.Reads = nil
+	_, err = resolve(f, "web-")
+	must.ErrorContains(t, err, "several endpoints: web-1, web-ads, web-bare")
+
+	// What is wrong with a data path may be about anybody.
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.Eq(t, []string{"the ebpf of z1/w1: endpoint of lab/a is not guarded"}, a.Flows[0].Differs)
+	f.Reads = reads("shop")
+	a, err = Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.Eq(t, []string{"the ebpf of z1/w1: it holds what it should not; sif verify says what, to whoever may read every domain"}, a.Flows[0].Differs)
+	must.True(t, a.Flows[0].Layers[0].Broken)
+}
+
+func TestNodeThatFollowsAnotherRevision(t *testing.T) {
+	f := world()
+	f.Pointer.Sequence = 4
+	for name, d := range f.Dumps {
+		d.Sequence = 4
+		f.Dumps[name] = d
+	}
+	behind := f.Dumps["z1/p1"]
+	behind.Sequence = 3
+	f.Dumps["z1/p1"] = behind
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.True(t, a.Agree) // it does what it must all the same
+	must.Nil(t, a.Flows[0].Layers[0].Follows)
+	must.Eq(t, "z1/p1 switch at the boundary: passes: contract shop/sql (the node follows revision 3)", a.Flows[0].Layers[1].String())
 }

@@ -12,83 +12,72 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/verify"
 )
 
-// Party is one end of a flow: a live endpoint, a service without one, an
-// external, or an address of nobody.
-type Party struct {
-	Service  fabric.Ref   `json:"service,omitzero"`
-	External fabric.Ref   `json:"external,omitzero"`
-	Address  netip.Addr   `json:"address,omitzero"` // of externals and of nobody
-	Endpoint string       `json:"endpoint,omitempty"`
-	Node     string       `json:"node,omitempty"` // zone/node
-	Roles    fabric.Roles `json:"roles,omitzero"` // of a service without endpoints: all that it may request
-	IPv4     netip.Addr   `json:"ipv4,omitzero"`
-	IPv6     netip.Addr   `json:"ipv6,omitzero"`
+// UnknownError says that a text stands for nobody.
+type UnknownError struct{ text string }
 
-	zone string
+func (e *UnknownError) Error() string { return e.text }
+
+func unknown(format string, args ...any) error { return &UnknownError{fmt.Sprintf(format, args...)} }
+
+// UnreadableError says that a party is of a domain that may not be read.
+type UnreadableError struct{ Party, Domain string }
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("%q is of domain %q, which may not be read", e.Party, e.Domain)
 }
 
-func (p Party) live() bool { return p.Endpoint != "" }
-
-func (p Party) identity() fabric.Identity {
-	return fabric.Identity{Service: p.Service, Roles: p.Roles}
+func partyOf(e verify.Endpoint) api.Party {
+	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
 }
 
-// Name is the service or external, or the address of nobody.
-func (p Party) Name() string {
-	switch {
-	case p.Service != fabric.Ref{}:
-		return p.Service.String()
-	case p.External != fabric.Ref{}:
-		return p.External.String()
-	}
-	return p.Address.String()
-}
-
-func (p Party) String() string {
-	switch {
-	case p.live():
-		return fmt.Sprintf("%s (endpoint %s on %s)", p.Service, p.Endpoint, p.Node)
-	case p.Service != fabric.Ref{}:
-		return p.Service.String() + " (no live endpoint)"
-	case p.External != fabric.Ref{}:
-		return fmt.Sprintf("external %s (%s)", p.External, p.Address)
-	}
-	return p.Address.String() + " (nobody)"
-}
-
-func partyOf(e verify.Endpoint) Party {
-	return Party{Service: e.Service, Endpoint: e.Endpoint, Node: e.Host(), zone: e.Zone, Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
-}
-
-// Resolve finds whom a text means: a service or external ("domain/name"), an
+// resolve finds whom a text means: a service or external ("domain/name"), an
 // address, or an endpoint or allocation by its ID or the beginning of it. A
 // service stands for all its live endpoints.
-func Resolve(f verify.Fabric, text string) ([]Party, error) {
-	live := verify.Endpoints(f.Status, f.Now)
+func resolve(v View, text string) ([]api.Party, error) {
+	parties, err := v.find(text)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parties {
+		if domain := p.Domain(); domain != "" && !v.reads(domain) {
+			return nil, &UnreadableError{text, domain}
+		}
+	}
+	return parties, nil
+}
+
+func (v View) reads(domain string) bool { return v.Reads == nil || v.Reads(domain) }
+
+func (v View) find(text string) ([]api.Party, error) {
+	live := verify.Endpoints(v.Status, v.Now)
 	if a, err := netip.ParseAddr(text); err == nil {
-		return []Party{byAddress(f, live, a.Unmap())}, nil
+		return []api.Party{byAddress(v.Graph, live, a.Unmap())}, nil
 	}
 	if r, err := fabric.ParseRef(text); err == nil {
-		return byName(f, live, r)
+		if !v.reads(r.Domain) {
+			return nil, &UnreadableError{text, r.Domain} // not even whether there is such a service
+		}
+		return byName(v.Fabric, live, r)
 	}
 	var found []verify.Endpoint
 	for _, e := range live {
 		if e.Endpoint == text {
-			return []Party{partyOf(e)}, nil
+			return []api.Party{partyOf(e)}, nil
 		}
-		if strings.HasPrefix(e.Endpoint, text) {
+		if strings.HasPrefix(e.Endpoint, text) && v.reads(e.Service.Domain) {
 			found = append(found, e)
 		}
 	}
 	switch len(found) {
 	case 0:
-		return nil, fmt.Errorf("%q is neither a service (domain/service), nor an address, nor the ID of a live endpoint or allocation", text)
+		return nil, unknown("%q is neither a service (domain/service), nor an address, nor the ID of a live endpoint or allocation", text)
 	case 1:
-		return []Party{partyOf(found[0])}, nil
+		return []api.Party{partyOf(found[0])}, nil
 	}
 	var ids []string
 	for _, e := range found {
@@ -97,15 +86,15 @@ func Resolve(f verify.Fabric, text string) ([]Party, error) {
 	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
 }
 
-func byAddress(f verify.Fabric, live []verify.Endpoint, a netip.Addr) Party {
+func byAddress(g *fabric.Graph, live []verify.Endpoint, a netip.Addr) api.Party {
 	for _, e := range live {
 		if e.IPv4 == a || e.IPv6 == a {
 			return partyOf(e)
 		}
 	}
-	p := Party{Address: a}
+	p := api.Party{Address: a}
 	narrowest := -1
-	eachExternal(f.Graph, func(r fabric.Ref, x fabric.External) {
+	eachExternal(g, func(r fabric.Ref, x fabric.External) {
 		for _, prefix := range x.Prefixes {
 			if prefix.Contains(a) && prefix.Bits() > narrowest {
 				narrowest, p.External = prefix.Bits(), r
@@ -115,8 +104,8 @@ func byAddress(f verify.Fabric, live []verify.Endpoint, a netip.Addr) Party {
 	return p
 }
 
-func byName(f verify.Fabric, live []verify.Endpoint, r fabric.Ref) ([]Party, error) {
-	var parties []Party
+func byName(f verify.Fabric, live []verify.Endpoint, r fabric.Ref) ([]api.Party, error) {
+	var parties []api.Party
 	for _, e := range live {
 		if e.Service == r {
 			parties = append(parties, partyOf(e))
@@ -126,17 +115,17 @@ func byName(f verify.Fabric, live []verify.Endpoint, r fabric.Ref) ([]Party, err
 		return parties, nil
 	}
 	if doc, ok := verify.Documents(f.Graph, f.Now)[r]; ok {
-		return []Party{{Service: r, Roles: doc.Roles()}}, nil
+		return []api.Party{{Service: r, Roles: doc.Roles()}}, nil
 	}
 	eachExternal(f.Graph, func(name fabric.Ref, x fabric.External) {
 		if name == r {
 			for _, prefix := range x.Prefixes {
-				parties = append(parties, Party{External: r, Address: prefix.Addr()})
+				parties = append(parties, api.Party{External: r, Address: prefix.Addr()})
 			}
 		}
 	})
 	if len(parties) == 0 {
-		return nil, fmt.Errorf("the graph in force has no service or external %s", r)
+		return nil, unknown("the graph in force has no service or external %s", r)
 	}
 	return parties, nil
 }

@@ -1,0 +1,168 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Question asks whether one party may open a flow to another. A party is a
+// service or external ("domain/name"), an endpoint or allocation by its ID or
+// the beginning of it, or an address. A service stands for all its live
+// endpoints.
+type Question struct {
+	From, To string
+	Protocol fabric.Protocol
+	Port     uint16 // of ICMP: the type
+}
+
+// Explanation is what is declared about flows and what is enforced.
+type Explanation struct {
+	Pointer  fabric.Pointer  `json:"pointer,omitzero"` // of the revision that it is about
+	Signed   fabric.Signed   `json:"signed,omitzero"`  // the pointer, as the fabric signed it
+	Protocol fabric.Protocol `json:"protocol"`
+	Port     uint16          `json:"port"`
+	Allowed  bool            `json:"allowed"` // every flow, by declaration
+	Agree    bool            `json:"agree"`   // declared and enforced do not differ
+	Flows    []ExplainedFlow `json:"flows"`
+}
+
+// ExplainedFlow is that of one pair of parties.
+type ExplainedFlow struct {
+	From     Party            `json:"from"`
+	To       Party            `json:"to"`
+	Declared Declared         `json:"declared"`
+	Layers   []ExplainedLayer `json:"layers,omitempty"` // on its way, in order; none without two live ends
+	Differs  []string         `json:"differs,omitempty"`
+}
+
+// Party is one end of a flow: a live endpoint, a service without one, an
+// external, or an address of nobody.
+type Party struct {
+	Service  fabric.Ref   `json:"service,omitzero"`
+	External fabric.Ref   `json:"external,omitzero"`
+	Address  netip.Addr   `json:"address,omitzero"` // of externals and of nobody
+	Endpoint string       `json:"endpoint,omitempty"`
+	Zone     string       `json:"zone,omitempty"`
+	Node     string       `json:"node,omitempty"` // zone/node
+	Roles    fabric.Roles `json:"roles,omitzero"` // of a service without endpoints: all that it may request
+	IPv4     netip.Addr   `json:"ipv4,omitzero"`
+	IPv6     netip.Addr   `json:"ipv6,omitzero"`
+}
+
+// Live reports whether the party is a running instance.
+func (p Party) Live() bool { return p.Endpoint != "" }
+
+// Identity is who the party is to policy.
+func (p Party) Identity() fabric.Identity {
+	return fabric.Identity{Service: p.Service, Roles: p.Roles}
+}
+
+// Domain is whose the party is; empty for nobody's address.
+func (p Party) Domain() string {
+	if p.External != (fabric.Ref{}) {
+		return p.External.Domain
+	}
+	return p.Service.Domain
+}
+
+// Name is the service or external, or the address of nobody.
+func (p Party) Name() string {
+	switch {
+	case p.Service != fabric.Ref{}:
+		return p.Service.String()
+	case p.External != fabric.Ref{}:
+		return p.External.String()
+	}
+	return p.Address.String()
+}
+
+func (p Party) String() string {
+	switch {
+	case p.Live():
+		return fmt.Sprintf("%s (endpoint %s on %s)", p.Service, p.Endpoint, p.Node)
+	case p.Service != fabric.Ref{}:
+		return p.Service.String() + " (no live endpoint)"
+	case p.External != fabric.Ref{}:
+		return fmt.Sprintf("external %s (%s)", p.External, p.Address)
+	}
+	return p.Address.String() + " (nobody)"
+}
+
+// Declared is what the graph says of a flow.
+type Declared struct {
+	Allowed  bool       `json:"allowed"`
+	Audit    bool       `json:"audit,omitempty"` // it passes only because of audit mode, and is reported
+	Contract fabric.Ref `json:"contract,omitzero"`
+	Reasons  []Reason   `json:"reasons"` // why so; never empty
+}
+
+// Reason is one thing that speaks for or against a flow.
+type Reason struct {
+	Contract fabric.Ref      `json:"contract,omitzero"`
+	Pos      fabric.Position `json:"pos,omitzero"` // where the contract is declared
+	Expires  time.Time       `json:"expires,omitzero"`
+	Why      string          `json:"why"`
+}
+
+func (r Reason) String() string {
+	if r.Contract == (fabric.Ref{}) {
+		return r.Why
+	}
+	s := "contract " + r.Contract.String()
+	if r.Pos.File != "" {
+		s += " (" + r.Pos.String() + ")"
+	}
+	return s + ": " + r.Why
+}
+
+// ExplainedLayer is what a data path on the way of a flow holds about it now.
+type ExplainedLayer struct {
+	Node     string `json:"node"`
+	Layer    Layer  `json:"layer"`
+	Place    string `json:"place"` // "sender", "boundary" or "receiver"
+	Allowed  bool   `json:"allowed"`
+	Unread   bool   `json:"unread,omitempty"` // the node did not read it back: see Why
+	Broken   bool   `json:"broken,omitempty"` // it holds what it should not, which may decide otherwise
+	Contract string `json:"contract,omitempty"`
+	Audit    bool   `json:"audit,omitempty"`
+	// Follows is the revision that the node follows, if that is another one
+	// than is in force.
+	Follows *uint64 `json:"follows,omitempty"`
+	Why     string  `json:"why"`
+}
+
+func (l ExplainedLayer) String() string {
+	verdict := "drops"
+	switch {
+	case l.Unread:
+		verdict = "unknown"
+	case l.Allowed:
+		verdict = "passes"
+	}
+	s := fmt.Sprintf("%s %s at the %s: %s: %s", l.Node, l.Layer, l.Place, verdict, l.Why)
+	if l.Follows != nil {
+		s += fmt.Sprintf(" (the node follows revision %d)", *l.Follows)
+	}
+	if l.Broken {
+		s += " (but this data path is not as it should be)"
+	}
+	return s
+}
+
+// Explain answers a question. Nodes on the way read back what they hold.
+func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
+	v := url.Values{"from": {q.From}, "to": {q.To}, "protocol": {q.Protocol.String()}, "port": {strconv.Itoa(int(q.Port))}}
+	var reply Explanation
+	err := c.call(ctx, http.MethodGet, withQuery("/v1/explain", v), nil, &reply)
+	return reply, err
+}
