@@ -85,6 +85,23 @@ func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
 	return a.services.Put(service, chain)
 }
 
+// leave ends what there is of services without endpoints on this node: their
+// documents are followed no longer, and their keys go when they would have to be
+// renewed. Until then they serve the next endpoint.
+func (a *Agent) leave() error {
+	a.node.Revision.Retain(a.endpoints.services)
+	a.keys.Lock() // nobody is getting a certificate
+	defer a.keys.Unlock()
+	here := a.endpoints.services()
+	var errs []error
+	for _, service := range a.services.Services() {
+		if !here[service] && a.services.NeedsRenewal(service) {
+			errs = append(errs, a.services.Drop(service))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // due reports when a request has to be renewed: at two thirds of the life of its
 // admission, or of the certificate that signed it, which others check whenever
 // they are told of the endpoint.

@@ -227,6 +227,7 @@ func (a *Agent) repair(ctx context.Context) error {
 func (a *Agent) tend(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.sweep(ctx)
+		a.node.Degrade("services", a.leave())
 		a.renew(ctx)
 		a.settle(ctx)
 		a.engines.syncAll(ctx)

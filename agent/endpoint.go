@@ -97,6 +97,17 @@ func (es *endpoints) find(match func(endpoint) bool) (endpoint, bool) {
 	return endpoint{}, false
 }
 
+// services returns the services that have endpoints.
+func (es *endpoints) services() map[fabric.Ref]bool {
+	es.mu.Lock()
+	defer es.mu.Unlock()
+	set := map[fabric.Ref]bool{}
+	for _, ep := range es.set {
+		set[ep.Admission.Service] = true
+	}
+	return set
+}
+
 // all returns the endpoints, ordered by ID.
 func (es *endpoints) all() []endpoint {
 	es.mu.Lock()

@@ -170,6 +170,7 @@ func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 			d.log.Info("revision enforced", logkey.Revision, d.node.Revision.Pointer().Sequence)
 		case <-tick.C:
 			d.node.Degrade("leases", d.Expire())
+			d.node.Revision.Retain(d.leased)
 			d.node.Degrade("refresh", d.Refresh(ctx))
 			d.Sync(ctx)
 		}

@@ -118,6 +118,15 @@ func (e *Engine) interest(ctx context.Context, service fabric.Ref) {
 	}
 }
 
+// leased returns the services that have leases, whose documents matter.
+func (e *Engine) leased() map[fabric.Ref]bool {
+	services := map[fabric.Ref]bool{}
+	for _, le := range e.leases.All(e.now()) {
+		services[le.Admission.Service] = true
+	}
+	return services
+}
+
 // Handle answers the calls of agents and of other engines.
 func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, params json.RawMessage) (any, error) {
 	decode := func(v any) error {
@@ -213,11 +222,11 @@ func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.Forward
 
 // hold keeps a verified lease and returns when the switch is programmed for it.
 func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
-	e.interest(ctx, le.Admission.Service)
 	changed, err := e.leases.Put(le)
 	if err != nil {
 		return err
 	}
+	e.interest(ctx, le.Admission.Service) // after Put: see leased
 	if !changed {
 		if _, held := e.leases.Held(le.Request, e.now()); !held {
 			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)

@@ -258,7 +258,7 @@ func (f *Follower) Pointer() fabric.Pointer {
 }
 
 // Document returns a service's document at the enforced root, and makes the
-// service an interest: its document is kept up to date until Drop. Errors are
+// service an interest: its document is kept up to date until Retain ends it. Errors are
 // ErrUnknownService, ErrNoRevision, and those of an object that could not be
 // read or does not verify.
 func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Document, error) {
@@ -308,15 +308,26 @@ func (f *Follower) lookup(service fabric.Ref) (doc fabric.Document, known bool, 
 	return doc, known, nil
 }
 
-// Drop ends the interest in a service.
-func (f *Follower) Drop(service fabric.Ref) {
+// Retain ends the interest in every service but the wanted ones. It asks for
+// those at a moment at which no interest is added, so that one who first takes
+// up what he needs a service for and then asks for its document keeps it.
+func (f *Follower) Retain(wanted func() map[fabric.Ref]bool) {
 	f.mu.Lock()
-	delete(f.interests, service)
-	if f.view != nil {
-		f.view = f.view.without(service)
+	keep, dropped := wanted(), false
+	for r := range f.interests {
+		if keep[r] {
+			continue
+		}
+		dropped = true
+		delete(f.interests, r)
+		if f.view != nil {
+			f.view = f.view.without(r)
+		}
 	}
 	f.mu.Unlock()
-	f.markDirty()
+	if dropped {
+		f.markDirty()
+	}
 }
 
 // Documents returns the documents of all interests. One that the graph no

@@ -185,7 +185,7 @@ func TestFollow(t *testing.T) {
 	_, err = f.Document(ctx, proxy)
 	must.NoError(t, err)
 
-	f.Drop(proxy)
+	f.Retain(func() map[fabric.Ref]bool { return nil })
 	must.MapLen(t, 0, f.Documents())
 	must.SliceEmpty(t, f.Degraded())
 }
@@ -557,7 +557,13 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				l.pointer(s)
 			},
 			"interest": func(t *rapid.T) { f.Document(ctx, rapid.SampledFrom(services).Draw(t, "service")) },
-			"drop":     func(t *rapid.T) { f.Drop(rapid.SampledFrom(services).Draw(t, "service")) },
+			"retain": func(t *rapid.T) {
+				kept := map[fabric.Ref]bool{rapid.SampledFrom(services).Draw(t, "service"): true}
+				f.Retain(func() map[fabric.Ref]bool { return kept })
+				for r := range f.Documents() {
+					must.True(t, kept[r])
+				}
+			},
 			"restart": func(t *rapid.T) {
 				must.NoError(t, f.save()) // as Run does when it ends
 				f = l.follower(dir)

@@ -89,7 +89,7 @@ func TestUntouchedNodesReadThePointerOnly(t *testing.T) {
 	step(graph(9000, proxy, svc, news))
 	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
 	must.Eq(t, compiled.Documents[proxy], f.Documents()[proxy])
-	f.Drop(proxy)
+	f.Retain(func() map[fabric.Ref]bool { return map[fabric.Ref]bool{svc: true, news: true} })
 	step(graph(9001, proxy, svc, news))
 	step(graph(0, proxy, svc))
 	before = counted.count.Load()
