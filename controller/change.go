@@ -49,7 +49,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 			return api.GraphReply{}, api.Errorf(http.StatusConflict, api.CodeConflict,
 				"the graph is at sequence %d, not %d: somebody else applied a change; look at it and try again", held.pointer.Sequence, *e.cas)
 		}
-		graph, err := p.edited(held.graph, e.apply)
+		graph, err := p.edited(held, e.apply)
 		if err != nil {
 			return api.GraphReply{}, err
 		}
@@ -76,13 +76,17 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		"the pointer was moved by others %d times while this change was computed; try again", applyAttempts)
 }
 
-// edited returns a checked copy of g that apply has changed.
-func (p *policy) edited(g *fabric.Graph, apply func(*fabric.Graph) error) (*fabric.Graph, error) {
-	next := &fabric.Graph{Domains: maps.Clone(g.Domains), Guardrails: g.Guardrails}
+// edited returns a checked copy of the graph in force that apply has changed.
+func (p *policy) edited(held *inForce, apply func(*fabric.Graph) error) (*fabric.Graph, error) {
+	next := &fabric.Graph{Domains: maps.Clone(held.graph.Domains), Guardrails: held.graph.Guardrails}
 	if err := apply(next); err != nil {
 		return nil, err
 	}
-	if problems := next.Check(p.now()); len(problems) > 0 {
+	base := &fabric.Graph{}
+	if held.sound {
+		base = held.graph
+	}
+	if problems := next.CheckChange(base, p.now()); len(problems) > 0 {
 		noun := "problems"
 		if len(problems) == 1 {
 			noun = "problem"
@@ -128,7 +132,7 @@ func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Co
 		}
 		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "publish revision %d: %v", pointer.Sequence, err)
 	}
-	next := &inForce{signed: signed, pointer: pointer, graph: compiled.Graph, documents: compiled.Documents, compiled: compiled}
+	next := &inForce{signed: signed, pointer: pointer, graph: compiled.Graph, documents: compiled.Documents, compiled: compiled, sound: true}
 	p.chain.put(entry.Hash, change)
 	p.hold(next)
 	objects := map[fabric.Hash][]byte{}
@@ -218,7 +222,7 @@ func (p *policy) remove(ctx context.Context, name, author string) (api.GraphRepl
 
 // problems returns what apply would refuse.
 func (p *policy) problems(req api.GraphRequest) ([]fabric.Problem, error) {
-	_, err := p.edited(p.current.Load().graph, func(g *fabric.Graph) error { return merge(g, req) })
+	_, err := p.edited(p.current.Load(), func(g *fabric.Graph) error { return merge(g, req) })
 	return asProblems(err)
 }
 

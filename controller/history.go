@@ -137,7 +137,7 @@ func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author s
 		return nil
 	}
 	if req.DryRun {
-		_, err := p.edited(held.graph, again)
+		_, err := p.edited(held, again)
 		return reply, err
 	}
 	done, err := p.change(ctx, edit{

@@ -7,6 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -106,7 +107,7 @@ func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte,
 func enforce(signed fabric.Signed, pointer fabric.Pointer, graph *fabric.Graph) *inForce {
 	var none *fabric.Compiled
 	compiled, _, _ := none.Next(graph)
-	r := &inForce{signed: signed, pointer: pointer, graph: graph, documents: compiled.Documents}
+	r := &inForce{signed: signed, pointer: pointer, graph: graph, documents: compiled.Documents, sound: len(graph.Check(time.Now())) == 0}
 	if compiled.Root == pointer.Root {
 		r.compiled = compiled
 	}

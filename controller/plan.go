@@ -21,7 +21,7 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	held := p.current.Load()
 	req.CAS, req.Expect = nil, fabric.Hash{} // the plan says them itself
 	plan := api.Plan{Format: api.PlanFormat, Fabric: p.fabric, Sequence: held.pointer.Sequence, Base: held.pointer.Root, Request: req}
-	graph, err := p.edited(held.graph, func(g *fabric.Graph) error { return merge(g, req) })
+	graph, err := p.edited(held, func(g *fabric.Graph) error { return merge(g, req) })
 	if plan.Problems, err = asProblems(err); err != nil {
 		return plan, err
 	}

@@ -34,6 +34,7 @@ type inForce struct {
 	graph     *fabric.Graph
 	documents map[fabric.Ref]fabric.Document
 	compiled  *fabric.Compiled // nil before the first revision
+	sound     bool             // graph has passed this version's Check, so that of a change is enough
 }
 
 var noRevision = &inForce{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}

@@ -5,6 +5,8 @@ package fabric
 
 import (
 	"fmt"
+	"reflect"
+	"slices"
 	"time"
 )
 
@@ -37,13 +39,28 @@ const AuditContract = "sif-audit"
 // the domains' names: names that lead nowhere or are taken, contracts that
 // would allow nothing, and contracts that break a guardrail. A contract that
 // still waits for the consent of another domain is no problem; see Waiting.
-func (g *Graph) Check(now time.Time) []Problem {
+func (g *Graph) Check(now time.Time) []Problem { return g.CheckChange(&Graph{}, now) }
+
+// CheckChange is Check for a graph that was made of base, which has passed Check
+// at now or before, at the cost of what differs. Domains that are the same object
+// in both graphs are taken to be equal.
+func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
+	// Only what a contract names can make it a problem without a change of its own
+	// domain; or a guardrail.
+	changed := g.changedSince(base)
+	var concerned []*Domain
+	for _, d := range g.sortedDomains() {
+		there := d.among(changed)
+		if changed[d.Name] || slices.ContainsFunc(d.Contracts, func(c Contract) bool { return c.names(there) }) {
+			concerned = append(concerned, d)
+		}
+	}
 	var problems []Problem
 	report := func(pos Position, remedy, format string, args ...any) {
 		problems = append(problems, Problem{Pos: pos, Summary: fmt.Sprintf(format, args...), Remedy: remedy})
 	}
 	x := newIndex(g)
-	for _, d := range g.sortedDomains() {
+	for _, d := range concerned {
 		x.checkDomain(d, report)
 	}
 	for i, r := range g.Guardrails {
@@ -59,10 +76,30 @@ func (g *Graph) Check(now time.Time) []Problem {
 			report(r.Pos, "add a deny block", "guardrail %q denies nothing", r.Name)
 		}
 	}
-	for _, b := range g.Breaches(now) {
+	if !reflect.DeepEqual(g.Guardrails, base.Guardrails) {
+		concerned = g.sortedDomains()
+	}
+	for _, b := range x.breaches(concerned, now) {
 		problems = append(problems, b.Problem())
 	}
 	return problems
+}
+
+// changedSince returns the names of the domains that are not the same object in
+// base.
+func (g *Graph) changedSince(base *Graph) map[string]bool {
+	changed := map[string]bool{}
+	for name, d := range g.Domains {
+		if base.Domains[name] != d {
+			changed[name] = true
+		}
+	}
+	for name := range base.Domains {
+		if g.Domains[name] == nil {
+			changed[name] = true
+		}
+	}
+	return changed
 }
 
 func (x *index) checkDomain(d *Domain, report reporter) {
@@ -106,7 +143,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 			report(a.Pos, "remove it", "domain %q accepts its own contract %q, which needs no consent", d.Name, a.Contract.Name)
 		}
 		for _, name := range a.Services {
-			if x.nodes[Ref{d.Name, name}].service == nil {
+			if x.node(Ref{d.Name, name}).service == nil {
 				report(a.Pos, x.graph.suggest(Ref{d.Name, name}), "the consent to contract %s names an unknown service %q", a.Contract, name)
 			}
 		}
@@ -146,7 +183,7 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 		external := false
 		for _, r := range refs {
 			own = own || r.Domain == domain
-			n := x.nodes[r]
+			n := x.node(r)
 			external = external || n.external != nil
 			switch {
 			case r.Domain != domain && n.external != nil:

@@ -132,7 +132,7 @@ func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add 
 			d.concerned(changed, concerned)
 		}
 	}
-	docs := documentsOf(c.Graph, func(r Ref) bool { return concerned[r] })
+	docs := documentsOf(c.Graph, concerned)
 	copied := map[int]bool{}
 	shard := func(r Ref) (n int, s Shard) {
 		n = ShardOf(r)
@@ -189,10 +189,10 @@ func (d *Domain) concerned(changed map[string]bool, into map[Ref]bool) {
 			into[Ref{d.Name, s.Name}] = true
 		}
 	}
+	there := d.among(changed)
 	for i := range d.Contracts {
 		c := &d.Contracts[i]
-		there := func(r Ref) bool { return changed[r.Domain] }
-		if changed[d.Name] || slices.ContainsFunc(c.Originators, there) || slices.ContainsFunc(c.Responders, there) {
+		if changed[d.Name] || c.names(there) {
 			for _, r := range c.Originators {
 				into[r] = true
 			}
@@ -201,6 +201,23 @@ func (d *Domain) concerned(changed map[string]bool, into map[Ref]bool) {
 			}
 		}
 	}
+}
+
+// among returns whether a name leads into one of the domains. Most names in d
+// lead to d, which is seen faster than looked up.
+func (d *Domain) among(domains map[string]bool) func(Ref) bool {
+	own := domains[d.Name]
+	return func(r Ref) bool {
+		if r.Domain == d.Name {
+			return own
+		}
+		return domains[r.Domain]
+	}
+}
+
+// names reports whether c names anything that is wanted.
+func (c *Contract) names(wanted func(Ref) bool) bool {
+	return slices.ContainsFunc(c.Originators, wanted) || slices.ContainsFunc(c.Responders, wanted)
 }
 
 // newObjects is NewObject for many things, on all processors.

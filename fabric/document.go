@@ -170,20 +170,25 @@ func ShardOf(service Ref) int {
 
 // Documents returns the document of every service of g, ordered by name.
 func Documents(g *Graph) []Document {
-	return documentsOf(g, func(Ref) bool { return true })
-}
-
-// documentsOf returns the documents of the wanted services that g has, ordered by
-// name.
-func documentsOf(g *Graph, wanted func(Ref) bool) []Document {
-	x := newIndex(g)
-	docs := map[Ref]*Document{}
-	for r, n := range x.nodes {
-		if n.service != nil && wanted(r) {
-			docs[r] = &Document{Service: r}
+	all := map[Ref]bool{}
+	for name, d := range g.Domains {
+		for _, s := range d.Services {
+			all[Ref{name, s.Name}] = true
 		}
 	}
-	takesPart := func(r Ref) bool { return docs[r] != nil }
+	return documentsOf(g, all)
+}
+
+// documentsOf returns the documents of those of the names that are services of g,
+// ordered by name.
+func documentsOf(g *Graph, names map[Ref]bool) []Document {
+	x := newIndex(g)
+	docs, domains := map[Ref]*Document{}, map[string]bool{}
+	for r := range names {
+		if x.node(r).service != nil {
+			docs[r], domains[r.Domain] = &Document{Service: r}, true
+		}
+	}
 	add := func(edge Edge, originators, responders []Ref) {
 		from, to := x.peers(originators), x.peers(responders)
 		for _, p := range from {
@@ -200,10 +205,11 @@ func documentsOf(g *Graph, wanted func(Ref) bool) []Document {
 		}
 	}
 	for _, d := range g.sortedDomains() {
+		there := d.among(domains)
+		takesPart := func(r Ref) bool { return there(r) && docs[r] != nil }
 		for i := range d.Contracts {
 			c := &d.Contracts[i]
-			if !slices.ContainsFunc(c.Originators, takesPart) && !slices.ContainsFunc(c.Responders, takesPart) ||
-				c.Disabled || len(x.missingConsent(d.Name, c)) > 0 {
+			if !c.names(takesPart) || c.Disabled || len(x.missingConsent(d.Name, c)) > 0 {
 				continue
 			}
 			add(Edge{Contract: Ref{d.Name, c.Name}, Rules: c.Rules, Path: c.Path, Expires: c.Expires, Audit: c.Mode == ModeAudit},
@@ -234,7 +240,7 @@ func (x *index) peers(refs []Ref) []Peer {
 	peers := make([]Peer, 0, len(refs))
 	for _, r := range refs {
 		p := Peer{Name: r}
-		if ext := x.nodes[r].external; ext != nil {
+		if ext := x.node(r).external; ext != nil {
 			p.Prefixes = ext.Prefixes
 		}
 		peers = append(peers, p)

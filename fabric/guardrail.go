@@ -49,22 +49,22 @@ func (b Breach) Problem() Problem {
 	}
 }
 
-// Breaches returns how contracts break guardrails, the first breach of each
-// contract by each denial. Contracts that wait for consent count: they could
-// come into force without another look. Disabled and expired ones do not.
-func (g *Graph) Breaches(now time.Time) []Breach {
-	if len(g.Guardrails) == 0 {
+// breaches returns how contracts of some domains break guardrails, the first
+// breach of each contract by each denial. Contracts that wait for consent count:
+// they could come into force without another look. Disabled and expired ones do
+// not.
+func (x *index) breaches(domains []*Domain, now time.Time) []Breach {
+	if len(x.graph.Guardrails) == 0 {
 		return nil
 	}
 	var breaches []Breach
-	x := newIndex(g)
-	for _, d := range g.sortedDomains() {
+	for _, d := range domains {
 		for i := range d.Contracts {
 			c := &d.Contracts[i]
 			if !c.InForce(now) {
 				continue
 			}
-			for _, r := range g.Guardrails {
+			for _, r := range x.graph.Guardrails {
 				for _, deny := range r.Deny {
 					if b, broken := x.breach(c, deny); broken {
 						b.Guardrail, b.Contract, b.Pos = r.Name, Ref{d.Name, c.Name}, c.Pos

@@ -6,11 +6,17 @@ package fabric
 import "slices"
 
 // index finds by name what a graph declares. It is made for one walk over the
-// graph, because the graph may change afterwards.
+// graph, because the graph may change afterwards. A domain is looked into when
+// something there is asked for first: most walks need few.
 type index struct {
 	graph   *Graph
-	nodes   map[Ref]node
-	accepts map[consent][]Accept
+	domains map[string]*members
+}
+
+// members are what a domain declares for others to name.
+type members struct {
+	nodes   map[string]node
+	accepts map[Ref][]Accept // by contract
 }
 
 // node is a service or an external.
@@ -19,35 +25,40 @@ type node struct {
 	external *External
 }
 
-// consent is a contract as one domain may accept it.
-type consent struct {
-	domain   string
-	contract Ref
-}
+func newIndex(g *Graph) *index { return &index{graph: g, domains: map[string]*members{}} }
 
-func newIndex(g *Graph) *index {
-	x := &index{graph: g, nodes: map[Ref]node{}, accepts: map[consent][]Accept{}}
-	for name, d := range g.Domains {
-		// Of several things with one name, which Check reports, the first counts.
-		for i := range d.Services {
-			x.add(Ref{name, d.Services[i].Name}, node{service: &d.Services[i]})
-		}
-		for i := range d.Externals {
-			x.add(Ref{name, d.Externals[i].Name}, node{external: &d.Externals[i]})
-		}
-		for _, a := range d.Accepts {
-			k := consent{name, a.Contract}
-			x.accepts[k] = append(x.accepts[k], a)
+// in returns what a domain declares; nothing if there is no such domain.
+func (x *index) in(domain string) *members {
+	m := x.domains[domain]
+	if m != nil {
+		return m
+	}
+	m = &members{}
+	x.domains[domain] = m
+	d := x.graph.Domains[domain]
+	if d == nil {
+		return m
+	}
+	m.nodes, m.accepts = make(map[string]node, len(d.Services)+len(d.Externals)), make(map[Ref][]Accept, len(d.Accepts))
+	add := func(name string, n node) {
+		if _, taken := m.nodes[name]; !taken { // which Check reports
+			m.nodes[name] = n
 		}
 	}
-	return x
+	for i := range d.Services {
+		add(d.Services[i].Name, node{service: &d.Services[i]})
+	}
+	for i := range d.Externals {
+		add(d.Externals[i].Name, node{external: &d.Externals[i]})
+	}
+	for _, a := range d.Accepts {
+		m.accepts[a.Contract] = append(m.accepts[a.Contract], a)
+	}
+	return m
 }
 
-func (x *index) add(r Ref, n node) {
-	if _, taken := x.nodes[r]; !taken {
-		x.nodes[r] = n
-	}
-}
+// node returns what a name leads to.
+func (x *index) node(r Ref) node { return x.in(r.Domain).nodes[r.Name] }
 
 // hasLabels reports whether LabelsOf(r) has all of want.
 func (x *index) hasLabels(r Ref, want Labels) bool {
@@ -58,7 +69,7 @@ func (x *index) hasLabels(r Ref, want Labels) bool {
 	if d := x.graph.Domains[r.Domain]; d != nil {
 		domain = d.Labels
 	}
-	switch n := x.nodes[r]; {
+	switch n := x.node(r); {
 	case n.service != nil:
 		own = n.service.Labels
 	case n.external != nil:
@@ -98,8 +109,8 @@ func (x *index) missingConsent(domain string, c *Contract) []Ref {
 }
 
 func (x *index) consents(service, contract Ref) bool {
-	return x.nodes[service].service != nil &&
-		slices.ContainsFunc(x.accepts[consent{service.Domain, contract}], func(a Accept) bool {
+	return x.node(service).service != nil &&
+		slices.ContainsFunc(x.in(service.Domain).accepts[contract], func(a Accept) bool {
 			return len(a.Services) == 0 || slices.Contains(a.Services, service.Name)
 		})
 }

@@ -122,7 +122,7 @@ func (d Delta) Empty() bool { return reflect.ValueOf(d).IsZero() }
 // Domains that are the same object in both are not looked into, so that the
 // cost follows what changed, apart from one pass over the contracts.
 func Compare(before, after *Graph, now time.Time) Delta {
-	c := comparison{before: before, after: after, was: newIndex(before), is: newIndex(after), now: now, pairs: map[pairOfRefs]bool{}, indexes: map[*Graph]*index{}}
+	c := comparison{before: before, after: after, was: newIndex(before), is: newIndex(after), now: now, pairs: map[pairOfRefs]bool{}}
 	return c.run()
 }
 
@@ -134,34 +134,13 @@ type comparison struct {
 	now           time.Time
 	delta         Delta
 	pairs         map[pairOfRefs]bool // whose standing may differ
-	indexes       map[*Graph]*index   // made when first needed
-}
-
-// missingConsent is that of an index, which most contracts do not need.
-func (c *comparison) missingConsent(g *Graph, domain string, k *Contract) []Ref {
-	foreign := func(r Ref) bool { return r.Domain != domain }
-	if !slices.ContainsFunc(k.Originators, foreign) && !slices.ContainsFunc(k.Responders, foreign) {
-		return nil
-	}
-	if c.indexes[g] == nil {
-		c.indexes[g] = newIndex(g)
-	}
-	return c.indexes[g].missingConsent(domain, k)
 }
 
 func (c *comparison) run() Delta {
 	changed := map[string]bool{} // domains in which something that acts differs
 	consent := map[string]bool{} // domains that may consent to other contracts than before
-	names := map[string]bool{}
-	for _, g := range []*Graph{c.before, c.after} {
-		for name := range g.Domains {
-			if c.before.Domains[name] != c.after.Domains[name] {
-				names[name] = true
-			}
-		}
-	}
 	none := &Domain{}
-	for _, name := range slices.Sorted(maps.Keys(names)) {
+	for _, name := range sortedKeys(c.after.changedSince(c.before)) {
 		was, is := cmp.Or(c.before.Domains[name], none), cmp.Or(c.after.Domains[name], none)
 		nodes := c.compareNodes(name, was, is)
 		if was.Mode != is.Mode {
@@ -301,8 +280,8 @@ func (c *comparison) contractsNaming(domains map[string]bool, touched map[Ref]bo
 	for _, g := range []*Graph{c.before, c.after} {
 		for _, d := range g.Domains {
 			for i := range d.Contracts {
-				names := func(r Ref) bool { return r.Domain != d.Name && domains[r.Domain] }
-				if k := &d.Contracts[i]; slices.ContainsFunc(k.Originators, names) || slices.ContainsFunc(k.Responders, names) {
+				foreign := func(r Ref) bool { return r.Domain != d.Name && domains[r.Domain] }
+				if k := &d.Contracts[i]; k.names(foreign) {
 					touched[Ref{d.Name, k.Name}] = true
 				}
 			}
@@ -335,10 +314,10 @@ func (c *comparison) compareContract(r Ref) {
 	was, is := c.before.contract(r), c.after.contract(r)
 	var missingBefore, missingAfter []Ref
 	if was != nil {
-		missingBefore = c.missingConsent(c.before, r.Domain, was)
+		missingBefore = c.was.missingConsent(r.Domain, was)
 	}
 	if is != nil {
-		missingAfter = c.missingConsent(c.after, r.Domain, is)
+		missingAfter = c.is.missingConsent(r.Domain, is)
 	}
 	switch {
 	case was == nil:

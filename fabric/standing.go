@@ -34,9 +34,11 @@ func (c *comparison) compareReach() {
 func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 	g := x.graph
 	froms, tos := map[Ref]bool{}, map[Ref]bool{}
+	domains := map[string]bool{}
 	audited := map[string]map[Ref]bool{} // services of domains in audit mode that occur
 	for p := range c.pairs {
 		froms[p.from], tos[p.to] = true, true
+		domains[p.from.Domain], domains[p.to.Domain] = true, true
 		for _, r := range []Ref{p.from, p.to} {
 			if d := g.Domains[r.Domain]; d != nil && d.Mode == ModeAudit && audited[r.Domain] == nil {
 				audited[r.Domain] = map[Ref]bool{}
@@ -48,11 +50,12 @@ func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 	}
 	found := map[pairOfRefs][]opening{}
 	for _, d := range g.Domains {
+		there := d.among(domains)
 		for i := range d.Contracts {
 			k := &d.Contracts[i]
-			if !slices.ContainsFunc(k.Originators, func(r Ref) bool { return froms[r] }) ||
-				!slices.ContainsFunc(k.Responders, func(r Ref) bool { return tos[r] }) ||
-				!k.InForce(c.now) || len(c.missingConsent(g, d.Name, k)) > 0 {
+			if !slices.ContainsFunc(k.Originators, func(r Ref) bool { return there(r) && froms[r] }) ||
+				!slices.ContainsFunc(k.Responders, func(r Ref) bool { return there(r) && tos[r] }) ||
+				!k.InForce(c.now) || len(x.missingConsent(d.Name, k)) > 0 {
 				continue
 			}
 			seen := map[pairOfRefs]bool{}

@@ -25,8 +25,25 @@ func (d Document) Unenforced() []string {
 // Unenforced says what of the graph no data path can do yet, a sentence each.
 func (g *Graph) Unenforced() []string {
 	var list []string
-	for _, d := range Documents(g) {
-		list = append(list, d.Unenforced()...)
+	x := newIndex(g)
+	for _, d := range g.Domains {
+		// A contract names externals of its own domain only.
+		if len(d.Externals) == 0 {
+			continue
+		}
+		external := func(r Ref) bool { return r.Domain == d.Name && x.node(r).external != nil }
+		for i := range d.Contracts {
+			c := &d.Contracts[i]
+			if c.Disabled || !slices.ContainsFunc(c.Responders, external) || len(x.missingConsent(d.Name, c)) > 0 {
+				continue
+			}
+			edge := Edge{Contract: Ref{d.Name, c.Name}, Peers: x.peers(c.Responders)}
+			for _, from := range x.peers(c.Originators) {
+				if x.node(from.Name).service != nil {
+					list = append(list, Document{Service: from.Name, Originates: []Edge{edge}}.Unenforced()...)
+				}
+			}
+		}
 	}
 	slices.Sort(list)
 	return list
