@@ -5,6 +5,7 @@ package fabric
 
 import (
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"time"
@@ -75,6 +76,9 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 		if len(r.Deny) == 0 {
 			report(r.Pos, "add a deny block", "guardrail %q denies nothing", r.Name)
 		}
+		for _, d := range r.Deny {
+			d.check(r.Name, report)
+		}
 	}
 	if !reflect.DeepEqual(g.Guardrails, base.Guardrails) {
 		concerned = g.sortedDomains()
@@ -110,6 +114,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 		report(d.Pos, "choose another name", "domain %q is reserved for the identities of nodes", d.Name)
 	}
 	checkMode(d.Mode, d.Pos, report)
+	checkOwnLabels(d.Labels, "domain", d.Name, d.Pos, report)
 	seen := map[string]Position{}
 	declare := func(kind, name string, pos Position) {
 		if err := CheckName(name); err != nil {
@@ -123,9 +128,11 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	}
 	for _, s := range d.Services {
 		declare("service", s.Name, s.Pos)
+		checkOwnLabels(s.Labels, "service", s.Name, s.Pos, report)
 	}
 	for _, e := range d.Externals {
 		declare("external", e.Name, e.Pos)
+		checkOwnLabels(e.Labels, "external", e.Name, e.Pos, report)
 		if len(e.Prefixes) == 0 {
 			report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
 		}
@@ -156,14 +163,41 @@ func checkMode(m Mode, pos Position, report reporter) {
 	}
 }
 
-func (x *index) checkContract(c *Contract, domain string, report reporter) {
-	checkMode(c.Mode, c.Pos, report)
-	if len(c.Rules) == 0 {
-		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
+// checkLabels checks labels that a thing has, or that a guardrail names.
+func checkLabels(labels Labels, kind, name string, pos Position, report reporter) {
+	for _, key := range slices.Sorted(maps.Keys(labels)) {
+		if key == "" || labels[key] == "" {
+			report(pos, "give it a value or leave it out", "label %q of %s %q has an empty key or value", key, kind, name)
+		}
 	}
-	for _, r := range c.Rules {
+}
+
+// checkOwnLabels checks labels that a thing gives to itself. Those that LabelsOf
+// adds would have no effect, or lie.
+func checkOwnLabels(labels Labels, kind, name string, pos Position, report reporter) {
+	checkLabels(labels, kind, name, pos, report)
+	for _, taken := range []string{"domain", "name"} {
+		if _, set := labels[taken]; set {
+			report(pos, "choose another key", "label %q of %s %q cannot be set: every thing has it already", taken, kind, name)
+		}
+	}
+}
+
+// checkRules checks rules that stand together, in a contract or a denial.
+func checkRules(rules []Rule, kind, name string, pos Position, report reporter) {
+	seen := map[string]bool{}
+	for _, r := range rules {
+		if r.Name != "" {
+			if err := CheckName(r.Name); err != nil {
+				report(pos, "choose another name for the rule", "a rule of %s %q: %v", kind, name, err)
+			}
+			if seen[r.Name] {
+				report(pos, "rename one of the two", "%s %q has two rules of the name %q", kind, name, r.Name)
+			}
+			seen[r.Name] = true
+		}
 		if len(r.Ports) == 0 {
-			report(c.Pos, "list its ports", "a rule of contract %q names no ports", c.Name)
+			report(pos, "list its ports", "a rule of %s %q names no ports", kind, name)
 		}
 		bounds := AllPorts
 		if !r.Protocol.HasPorts() {
@@ -171,10 +205,28 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 		}
 		for _, p := range r.Ports {
 			if p.From < bounds.From || p.To > bounds.To || p.From > p.To {
-				report(c.Pos, "", "a rule of contract %q names %s %s; %s are allowed", c.Name, r.Protocol, p, bounds)
+				report(pos, "", "a rule of %s %q names %s %s; %s are allowed", kind, name, r.Protocol, p, bounds)
 			}
 		}
 	}
+}
+
+func (d Denial) check(guardrail string, report reporter) {
+	if len(d.From)+len(d.To)+len(d.Rules) == 0 {
+		report(d.Pos, "say from where or to where, or add a rule", "a denial of guardrail %q would deny every contract", guardrail)
+	}
+	checkLabels(d.From, "guardrail", guardrail, d.Pos, report)
+	checkLabels(d.To, "guardrail", guardrail, d.Pos, report)
+	checkRules(d.Rules, "guardrail", guardrail, d.Pos, report)
+}
+
+func (x *index) checkContract(c *Contract, domain string, report reporter) {
+	checkMode(c.Mode, c.Pos, report)
+	checkOwnLabels(c.Labels, "contract", c.Name, c.Pos, report)
+	if len(c.Rules) == 0 {
+		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
+	}
+	checkRules(c.Rules, "contract", c.Name, c.Pos, report)
 	own, externals := false, 0
 	side := func(role string, refs []Ref) {
 		if len(refs) == 0 {
