@@ -37,6 +37,8 @@ func ParseProtocol(s string) (Protocol, error) {
 		if p.String() == s {
 			return p, nil
 		}
+	}
+	for _, p := range Protocols {
 		names = append(names, strconv.Quote(p.String()))
 	}
 	return 0, fmt.Errorf("protocol %q is not one of %s", s, strings.Join(names, ", "))

@@ -9,7 +9,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-func (d *decoder) guardrail(b *hcl2.Block) fabric.Guardrail {
+func (d *decoder) guardrail(b *hcl2.Block) item {
 	g := fabric.Guardrail{Name: b.Labels[0], Pos: position(labelRange(b))}
 	where := subject{kind: "guardrail", label: g.Name}
 	content := d.content(b.Body, guardrailBlock.schema, where)
@@ -20,7 +20,7 @@ func (d *decoder) guardrail(b *hcl2.Block) fabric.Guardrail {
 	if len(content.Blocks) == 0 {
 		d.report(errorAt(labelRange(b), "Add a block such as: deny { from = { env = \"dev\" } }.", "guardrail %q denies nothing", g.Name))
 	}
-	return g
+	return item{kind: b.Type, name: g.Name, place: labelRange(b), value: g, diags: d.said()}
 }
 
 func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {

@@ -6,6 +6,7 @@ package hcl
 import (
 	"bytes"
 	"flag"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -158,6 +159,64 @@ func TestDomainInSeveralFiles(t *testing.T) {
 	must.Len(t, 1, diags)
 	must.Eq(t, "c.sif.hcl:2:11", diags[0].Pos.String())
 	must.StrContains(t, diags[0].Summary, "a.sif.hcl:2:11")
+}
+
+// TestTwiceInSeveralFiles declares everything in two files. The first one
+// counts, and of what is wrong inside of the second nothing is said yet.
+func TestTwiceInSeveralFiles(t *testing.T) {
+	a := Source{Name: "a.sif.hcl", Data: []byte(`domain "d" {
+  description = "first"
+  service "web" {
+    selector "node" { zone = "z" }
+  }
+  contract "c" {
+    originators = ["web"]
+    responders  = ["web"]
+    rule {
+      protocol = "udp"
+      ports    = [53]
+    }
+  }
+  accept "other/c" {}
+}
+guardrail "g" {
+  deny { from = { a = "b" } }
+}
+`)}
+	b := Source{Name: "b.sif.hcl", Data: []byte(`domain "d" {
+  description = 1
+  service "web" {
+    selector "moon" {}
+  }
+  contract "c" {
+    originators = [1]
+  }
+  accept "other/c" {
+    services = [2]
+    serves   = []
+  }
+  service "api" {
+    colour = "red"
+    selector "node" { zone = "z" }
+  }
+}
+guardrail "g" {}
+`)}
+	g, diags := DecodeGraph(at, a, b)
+	must.Nil(t, g)
+	var got []string
+	for _, d := range diags {
+		got = append(got, fmt.Sprintf("%s %s", d.Pos, d.Summary))
+	}
+	must.Eq(t, []string{
+		`b.sif.hcl:2:3 argument "description" of domain "d" is already set at a.sif.hcl:2:3`,
+		`b.sif.hcl:3:11 service "web": the name is already taken at a.sif.hcl:3:11`,
+		`b.sif.hcl:6:12 contract "c": the name is already taken at a.sif.hcl:6:12`,
+		`b.sif.hcl:9:10 contract "other/c" is already accepted at a.sif.hcl:14:10`,
+		`b.sif.hcl:11:5 unknown argument "serves"`,
+		`b.sif.hcl:14:5 unknown argument "colour"`,
+		`b.sif.hcl:18:11 guardrail "g": the name is already taken at a.sif.hcl:16:11`,
+	}, got)
 }
 
 func TestGraphFiles(t *testing.T) {

@@ -6,6 +6,7 @@ package hcl
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -191,6 +192,87 @@ func TestDecodeInvertsEncode(t *testing.T) {
 	})
 }
 
+// spread cuts a list into n parts at any places.
+func spread[T any](t *rapid.T, list []T, n int) [][]T {
+	cuts := rapid.SliceOfN(rapid.IntRange(0, len(list)), n-1, n-1).Draw(t, "cuts")
+	slices.Sort(cuts)
+	var parts [][]T
+	from := 0
+	for _, to := range append(cuts, len(list)) {
+		parts = append(parts, list[from:to])
+		from = to
+	}
+	return parts
+}
+
+// However a graph is spread over files, which are read at the same time, it is
+// the same graph.
+func TestSeveralFilesAreOneGraph(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := genGraph(t)
+		n := rapid.IntRange(1, 4).Draw(t, "files")
+		files := make([]*fabric.Graph, n)
+		for i, guardrails := range spread(t, g.Guardrails, n) {
+			files[i] = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: guardrails}
+		}
+		for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
+			d := g.Domains[name]
+			services, externals, contracts, accepts := spread(t, d.Services, n), spread(t, d.Externals, n), spread(t, d.Contracts, n), spread(t, d.Accepts, n)
+			for i := range files {
+				files[i].Domains[name] = &fabric.Domain{Name: name, Services: services[i], Externals: externals[i], Contracts: contracts[i], Accepts: accepts[i]}
+			}
+			first := files[rapid.IntRange(0, n-1).Draw(t, "arguments")].Domains[name]
+			first.Description, first.Labels, first.Mode = d.Description, d.Labels, d.Mode
+		}
+		var sources []Source
+		for i, f := range files {
+			sources = append(sources, Source{Name: fmt.Sprintf("%d.sif.hcl", i), Data: EncodeGraph(f)})
+		}
+		back, diags := DecodeGraph(at, sources...)
+		if diags.HasErrors() {
+			t.Fatal(diags.Error())
+		}
+		if diff := cmp.Diff(g, back, ignorePositions); diff != "" {
+			t.Fatalf("(-one +several)\n%s", diff)
+		}
+	})
+}
+
+// asExpected is the library's Content where that has nothing to say, and
+// declines where it has.
+func TestAsExpectedIsContent(t *testing.T) {
+	var check func(t *rapid.T, body *hclsyntax.Body, schema *hcl.BodySchema, blocks []*definition)
+	check = func(t *rapid.T, body *hclsyntax.Body, schema *hcl.BodySchema, blocks []*definition) {
+		want, diags := body.Content(schema)
+		got := asExpected(body, schema)
+		if (got == nil) != (len(diags) > 0) {
+			t.Fatalf("%v, but the library says %v", got, diags)
+		}
+		if got != nil && !reflect.DeepEqual(want, got) {
+			t.Fatalf("library %# v\n    got %# v", want, got)
+		}
+		for _, b := range body.Blocks {
+			for _, d := range blocks {
+				if d.name == b.Type {
+					check(t, b.Body, d.schema, d.blocks)
+				}
+			}
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		lines := strings.SplitAfter(string(EncodeGraph(genGraph(t))), "\n")
+		if rapid.Bool().Draw(t, "mistake") {
+			i := rapid.IntRange(0, len(lines)-1).Draw(t, "line")
+			lines[i] = rapid.SampledFrom([]string{"", "x = 1\n", "x {}\n", "rule \"x\" {\n", "service {\n", "contract \"x\" \"y\" {\n"}).Draw(t, "instead")
+		}
+		file, diags := hclsyntax.ParseConfig([]byte(strings.Join(lines, "")), "g.sif.hcl", hcl.InitialPos)
+		if diags.HasErrors() {
+			return
+		}
+		check(t, file.Body.(*hclsyntax.Body), graphFile.schema, graphFile.blocks)
+	})
+}
+
 // unformat disturbs the layout of HCL without changing what it says.
 func unformat(t *rapid.T, src []byte) []byte {
 	var b strings.Builder
@@ -256,45 +338,6 @@ func FuzzDecodeGraph(f *testing.F) {
 			Format(Source{Name: name, Data: data})
 		}
 	})
-}
-
-// sameWhenSplit checks that a file parsed in pieces is what it is in one.
-func sameWhenSplit(t interface{ Fatalf(string, ...any) }, data []byte, size int) (split bool) {
-	body, ok := parseSplit(Source{Name: "g.sif.hcl", Data: data}, size)
-	if !ok {
-		return false
-	}
-	file, diags := hclsyntax.ParseConfig(data, "g.sif.hcl", hcl.InitialPos)
-	if len(diags) > 0 {
-		t.Fatalf("parsed in pieces of %d, but: %v\n%s", size, diags, data)
-	}
-	if whole := file.Body.(*hclsyntax.Body); !reflect.DeepEqual(whole, body) {
-		t.Fatalf("parsed otherwise in pieces of %d\nwhole %# v\nsplit %# v\n%s", size, whole, body, data)
-	}
-	return true
-}
-
-func TestSplitIsTheSame(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		src := EncodeGraph(genGraph(t))
-		if rapid.Bool().Draw(t, "untidy") {
-			src = unformat(t, src)
-		}
-		split := sameWhenSplit(t, src, rapid.IntRange(1, 300).Draw(t, "size"))
-		reaches := slices.ContainsFunc([]string{"<<", "/*", "${", "%{"}, func(s string) bool { return bytes.Contains(src, []byte(s)) })
-		if !split && !reaches {
-			t.Fatalf("not parsed in pieces:\n%s", src)
-		}
-	})
-}
-
-func FuzzSplit(f *testing.F) {
-	for _, pattern := range []string{"testdata/valid/*.sif.hcl", "testdata/invalid/*.sif.hcl"} {
-		for _, s := range seeds(f, pattern) {
-			f.Add(s.Data, 100)
-		}
-	}
-	f.Fuzz(func(t *testing.T, data []byte, size int) { sameWhenSplit(t, data, size) })
 }
 
 // FuzzVariables gives values of all kinds to the variables of a graph.

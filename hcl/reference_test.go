@@ -46,9 +46,9 @@ func TestExamples(t *testing.T) {
 			out, diags := Format(src)
 			must.NoError(t, diags.Err())
 			must.Eq(t, string(src.Data), string(out))
-			file, hclDiags := parse(src)
+			body, hclDiags := parse(src)
 			must.False(t, hclDiags.HasErrors())
-			check(t, file.Body, define(definition{blocks: []*definition{d}}))
+			check(t, body, define(definition{blocks: []*definition{d}}))
 			for _, a := range d.args {
 				must.NotEq(t, "", a.doc, must.Sprint(a.name))
 				must.False(t, a.required && a.implied != "", must.Sprint(a.name))

@@ -5,7 +5,6 @@ package hcl
 
 import (
 	"fmt"
-	"math/big"
 	"strings"
 
 	hcl2 "github.com/hashicorp/hcl/v2"
@@ -102,13 +101,13 @@ func (d *decoder) ports(e element, p fabric.Protocol) (fabric.PortRange, bool) {
 			}
 		}
 	default:
-		switch n := e.value.AsBigFloat(); {
-		case !n.IsInt():
+		n := e.value.AsBigFloat()
+		if !n.IsInt() {
 			err = fmt.Errorf("%s %s is not a whole number", what, n.Text('g', 10))
-		case n.Sign() < 0 || n.Cmp(big.NewFloat(float64(bounds.To))) > 0:
+		} else if i, _ := n.Int64(); i < int64(bounds.From) || i > int64(bounds.To) { // Int64 stops at the ends
 			err = fmt.Errorf("%s %s is outside %s", what, n.Text('g', 10), bounds)
-		default:
-			r, err = parse(n.Text('f', 0))
+		} else {
+			return fabric.PortRange{From: uint16(i), To: uint16(i)}, true
 		}
 	}
 	if err != nil {

@@ -147,12 +147,12 @@ func (d *decoder) given(o Options, declared map[string]*variable) {
 	}
 	for _, f := range o.Files {
 		d.sources = append(d.sources, f)
-		file, diags := parse(f)
+		body, diags := parse(f)
 		d.report(diags...)
 		if diags.HasErrors() {
 			continue
 		}
-		attrs, diags := file.Body.JustAttributes()
+		attrs, diags := body.JustAttributes()
 		d.report(diags...)
 		for _, a := range sortedAttributes(attrs) {
 			if v := declared[a.Name]; v != nil {

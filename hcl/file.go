@@ -1,0 +1,156 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package hcl
+
+import (
+	"bytes"
+	"runtime"
+	"strings"
+	"sync"
+
+	hcl2 "github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/ext/dynblock"
+	"github.com/hashicorp/hcl/v2/hclsyntax"
+	hcljson "github.com/hashicorp/hcl/v2/json"
+)
+
+// file is a file of a graph before it is decoded.
+type file struct {
+	source  Source
+	dynamic bool // it may have dynamic blocks
+	parsed  bool
+	blocks  hcl2.Blocks
+	diags   hcl2.Diagnostics // about the form
+}
+
+// newFile parses the file if variables or locals may be declared there. In JSON
+// a word can be written in many ways.
+func newFile(s Source) *file {
+	has := func(word string) bool { return bytes.Contains(s.Data, []byte(word)) }
+	f := &file{source: s, dynamic: has("dynamic")}
+	if isJSON(s) || has("variable") || has("locals") {
+		f.parse()
+	}
+	return f
+}
+
+// declarations is what a file declares. Whether that fits with the other files
+// is not known yet.
+type declarations struct {
+	diags      hcl2.Diagnostics // about the form of the file
+	domains    []domainPart
+	guardrails []item
+}
+
+// item is a part of a domain, or a guardrail, decoded by itself.
+type item struct {
+	kind  string // type of the block; "argument"
+	name  string
+	place hcl2.Range
+	value any              // what it says
+	diags hcl2.Diagnostics // about what is in it
+}
+
+// parse finds the blocks of the file.
+func (f *file) parse() {
+	var d decoder
+	body, diags := parse(f.source)
+	d.report(diags...)
+	if !diags.HasErrors() { // else what is wrong further on would be guesswork
+		f.blocks = d.content(body, graphFile.schema, subject{kind: "a graph"}).Blocks
+	}
+	f.parsed, f.diags = true, d.diags
+}
+
+// decode decodes the file. Of its syntax tree, which takes many times the memory
+// of what it says, nothing stays.
+func (f *file) decode(d *decoder) declarations {
+	if !f.parsed {
+		if all, ok := f.decodePlain(d); ok {
+			return all
+		}
+		f.parse()
+	}
+	all := declarations{diags: f.diags}
+	f.decodeBlocks(d, f.blocks, &all)
+	f.blocks = nil
+	return all
+}
+
+// pieceSize is how much of a plain file is turned into a syntax tree at once.
+const pieceSize = 64 << 10
+
+// decodePlain decodes a file of plain HCL piece by piece. It reports false if
+// the file is not plain, or something is wrong with its form.
+func (f *file) decodePlain(d *decoder) (all declarations, ok bool) {
+	r := newPlainReader(f.source)
+	for r != nil && r.at < len(r.src) {
+		var piece hclsyntax.Body
+		if !r.items(&piece, min(r.at+pieceSize, len(r.src))) || r.peek() == '}' {
+			return all, false
+		}
+		content := asExpected(&piece, graphFile.schema)
+		if content == nil {
+			return all, false
+		}
+		f.decodeBlocks(d, content.Blocks, &all)
+	}
+	return all, r != nil
+}
+
+// decodeBlocks decodes the domains and guardrails among blocks, each by itself.
+func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) {
+	expand := func(b *hcl2.Block) *hcl2.Block { return b }
+	if f.dynamic {
+		expand = func(b *hcl2.Block) *hcl2.Block {
+			expanded := *b
+			expanded.Body = dynblock.Expand(b.Body, d.ctx)
+			return &expanded
+		}
+	}
+	into.domains = append(into.domains,
+		inParallel(blocks.OfType("domain"), func(b *hcl2.Block) domainPart { return d.apart().domain(expand(b)) })...)
+	into.guardrails = append(into.guardrails,
+		inParallel(blocks.OfType("guardrail"), func(b *hcl2.Block) item { return d.apart().guardrail(expand(b)) })...)
+}
+
+// blocksOf returns the blocks of a type, in the order of the files.
+func blocksOf(files []*file, kind string) []*hcl2.Block {
+	var list []*hcl2.Block
+	for _, f := range files {
+		list = append(list, f.blocks.OfType(kind)...)
+	}
+	return list
+}
+
+func isJSON(s Source) bool { return strings.HasSuffix(s.Name, ".json") }
+
+func parse(s Source) (hcl2.Body, hcl2.Diagnostics) {
+	if isJSON(s) {
+		f, diags := hcljson.Parse(s.Data, s.Name)
+		return f.Body, diags
+	}
+	if body := readPlain(s); body != nil {
+		return body, nil
+	}
+	f, diags := hclsyntax.ParseConfig(s.Data, s.Name, hcl2.InitialPos)
+	return f.Body, diags
+}
+
+// inParallel calls do for each thing, several at a time, and returns the
+// results in order.
+func inParallel[T, R any](things []T, do func(T) R) []R {
+	results := make([]R, len(things))
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, runtime.GOMAXPROCS(0))
+	for i, t := range things {
+		slots <- struct{}{}
+		wg.Go(func() {
+			results[i] = do(t)
+			<-slots
+		})
+	}
+	wg.Wait()
+	return results
+}
