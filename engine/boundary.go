@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net/netip"
 	"reflect"
@@ -29,9 +28,10 @@ const switchTimeout = 10 * time.Second
 
 // bridge is the Switch that is a bridge of Open vSwitch.
 type bridge struct {
-	log  hclog.Logger
-	sw   *ovs.Switch
-	pipe *ovs.Pipeline
+	log   hclog.Logger
+	sw    *ovs.Switch
+	pipe  *ovs.Pipeline
+	names registry
 
 	mu       sync.Mutex
 	ports    map[string]ovs.Port // by the peer that each leads to
@@ -41,8 +41,8 @@ type bridge struct {
 	asked    bool                // Program was called: before that the switch keeps what it has
 }
 
-func newBridge(sw *ovs.Switch, log hclog.Logger) *bridge {
-	return &bridge{log: log, sw: sw, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[string]ovs.Port{}}
+func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
+	return &bridge{log: log, sw: sw, names: names, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[string]ovs.Port{}}
 }
 
 // setPort tells the bridge by which port a peer is reached.
@@ -241,15 +241,7 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 		return nil, b.attach(ctx)
 	}
 	diff, err := b.pipe.Replace(ctx, b.state())
-	for _, f := range diff.Added {
-		repaired = append(repaired, fmt.Sprintf("missing: %v", f))
-	}
-	for _, f := range diff.Changed {
-		repaired = append(repaired, fmt.Sprintf("altered: %v", f))
-	}
-	for _, f := range diff.Removed {
-		repaired = append(repaired, fmt.Sprintf("foreign: %v", f))
-	}
+	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
 	if len(repaired) > 0 {
 		b.log.Warn("the switch differed from the declared state and was repaired", "repaired", repaired)
 	}

@@ -45,7 +45,6 @@ type Daemon struct {
 	node     *node.Node
 	bridge   *bridge
 	ports    *ports
-	names    *number.Registry
 	firewall *firewall.Firewall
 }
 
@@ -64,7 +63,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if err := sw.Create(ctx); err != nil {
 		return nil, err
 	}
-	d := &Daemon{node: n, bridge: newBridge(sw, log), names: num}
+	d := &Daemon{node: n, bridge: newBridge(sw, num, log)}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
 	if d.firewall, err = n.Firewall(); err != nil {

@@ -4,14 +4,15 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/engine/openflow"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node"
@@ -40,13 +41,10 @@ func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	if err != nil {
 		return api.Dump{}, err
 	}
-	dump := dumpOf(state, ports, d.names)
+	names := newSwitchNames(ports, d.bridge.names)
+	dump := dumpOf(state, ports, names)
 	dump.Node, dump.Sequence, dump.Root = d.node.Self.ID(), pointer.Sequence, pointer.Root
-	for what, flows := range map[string][]openflow.Flow{"missing": diff.Added, "altered": diff.Changed, "foreign": diff.Removed} {
-		for _, f := range flows {
-			dump.Problems = append(dump.Problems, fmt.Sprintf("%s flow: %v", what, f))
-		}
-	}
+	dump.Problems = append(dump.Problems, diff.Describe(names)...)
 	if d.bridge.pipe.PassAll() {
 		dump.Problems = append(dump.Problems, "the switch lets everything pass (test override)")
 	}
@@ -69,27 +67,91 @@ func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[string]o
 // registry tells which name has a number.
 type registry interface{ Name(uint32) string }
 
-// dumpOf puts names to what the switch holds.
-func dumpOf(s ovs.State, ports map[string]ovs.Port, names registry) api.Dump {
+// switchNames tells what the numbers in the switch stand for.
+type switchNames struct {
+	registry registry
+	ways     map[uint32]string // by port
+}
+
+func newSwitchNames(ports map[string]ovs.Port, registry registry) switchNames {
+	n := switchNames{registry, map[uint32]string{}}
+	for peer, port := range ports {
+		n.ways[port.No] = peer
+		if peer == zonePort {
+			n.ways[port.No] = api.ViaZone
+		}
+	}
+	return n
+}
+
+// identity is who has a class.
+func (n switchNames) identity(class uint32) (key string, known bool) {
+	return strings.CutPrefix(n.registry.Name(class), "identity ")
+}
+
+// entry is what an entry was made for; entries are numbered by protocol.
+func (n switchNames) entry(id uint64) (src, dst, contract string, protocol fabric.Protocol, known bool) {
+	kind, rest, _ := strings.Cut(n.registry.Name(uint32(id>>8)), " ")
+	parts := strings.Fields(rest)
+	if kind != "entry" || len(parts) != 3 {
+		return "", "", "", 0, false
+	}
+	return parts[0], parts[1], parts[2], fabric.Protocol(id & 0xff), true
+}
+
+// Class implements ovs.Names.
+func (n switchNames) Class(class uint32) string {
+	if key, ok := n.identity(class); ok {
+		return strconv.Quote(key)
+	}
+	return fmt.Sprintf("class %d, which nobody has", class)
+}
+
+// Port implements ovs.Names.
+func (n switchNames) Port(no uint32) string {
+	switch way, ok := n.ways[no]; {
+	case !ok:
+		return fmt.Sprintf("port %d, which leads to nobody", no)
+	case way == api.ViaZone:
+		return "the port to the zone's nodes"
+	default:
+		return "the port to " + way
+	}
+}
+
+func (n switchNames) list(ports []uint32) string {
+	var list []string
+	for _, no := range ports {
+		list = append(list, n.Port(no))
+	}
+	return cmp.Or(strings.Join(list, " and "), "no port")
+}
+
+// Entry implements ovs.Names.
+func (n switchNames) Entry(id uint64) string {
+	if _, _, contract, protocol, ok := n.entry(id); ok {
+		return fmt.Sprintf("contract %s over %s", contract, protocol)
+	}
+	return fmt.Sprintf("entry %d, which was never made", id)
+}
+
+// dumpOf puts names to what the switch holds. ports are those that it should
+// have.
+func dumpOf(s ovs.State, ports map[string]ovs.Port, names switchNames) api.Dump {
 	d := api.Dump{Layer: api.LayerSwitch}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
-	ways := map[uint32]string{}
-	for peer, port := range ports {
-		ways[port.No] = peer
-		if peer == zonePort {
-			ways[port.No] = api.ViaZone
-		}
+	for _, port := range ports {
 		if !slices.Contains(s.Ports, port) {
-			problem("the port towards %s is missing or altered", ways[port.No])
+			problem("%s is missing or altered", names.Port(port.No))
 		}
 	}
 	for _, p := range s.Ports {
-		if _, known := ways[p.No]; !known {
+		if _, known := names.ways[p.No]; !known {
 			problem("port %d leads to nobody that this engine knows", p.No)
 		}
 	}
 	identity := func(class uint32) string {
-		key, ok := strings.CutPrefix(names.Name(class), "identity ")
+		key, ok := names.identity(class)
 		if !ok {
 			problem("the switch names class %d, which this engine never gave to anybody", class)
 			return fmt.Sprintf("number %d", class)
@@ -97,7 +159,7 @@ func dumpOf(s ovs.State, ports map[string]ovs.Port, names registry) api.Dump {
 		return key
 	}
 	for _, e := range s.Endpoints {
-		way, ok := ways[e.OutPort]
+		way, ok := names.ways[e.OutPort]
 		if !ok {
 			way = fmt.Sprintf("port %d", e.OutPort)
 		}
@@ -106,27 +168,24 @@ func dumpOf(s ovs.State, ports map[string]ovs.Port, names registry) api.Dump {
 				problem("%s has one owner", p)
 			}
 			if !slices.Equal(e.SourcePorts, []uint32{e.OutPort}) {
-				problem("packets of %s may come in by ports %v, but go out by %d", p.Addr(), e.SourcePorts, e.OutPort)
+				problem("packets of %s may come in by %s, but go out by %s", p.Addr(), names.list(e.SourcePorts), names.Port(e.OutPort))
 			}
 			d.Peers = append(d.Peers, api.DumpPeer{Address: p.Addr(), Identity: identity(e.Class), Via: way})
 		}
 	}
 	for _, e := range s.Entries {
-		// Entries are numbered by flows, below.
-		kind, rest, _ := strings.Cut(names.Name(uint32(e.ID>>8)), " ")
-		parts := strings.Fields(rest)
-		if kind != "entry" || len(parts) != 3 {
+		src, dst, contract, protocol, ok := names.entry(e.ID)
+		if !ok {
 			problem("the switch has an entry %d, which this engine never numbered", e.ID)
-			parts = []string{"", "", fmt.Sprintf("number %d", e.ID)}
-		} else if parts[0] != fmt.Sprint(e.Src) || parts[1] != fmt.Sprint(e.Dst) {
-			problem("entry %d is of classes %d and %d, but was made for %s and %s", e.ID, e.Src, e.Dst, parts[0], parts[1])
+			contract, protocol = fmt.Sprintf("number %d", e.ID), fabric.Protocol(e.ID&0xff)
+		} else if src != fmt.Sprint(e.Src) || dst != fmt.Sprint(e.Dst) {
+			problem("the entry of %s is from %s to %s, but was made for other identities", names.Entry(e.ID), names.Class(e.Src), names.Class(e.Dst))
 		}
-		protocol := fabric.Protocol(e.ID & 0xff)
 		if len(e.Ports) > 0 && uint8(protocol) != e.Protocol {
-			problem("entry %d is of %s, but was made for %s", e.ID, fabric.Protocol(e.Protocol), protocol)
+			problem("the entry of %s admits %s", names.Entry(e.ID), fabric.Protocol(e.Protocol))
 			protocol = fabric.Protocol(e.Protocol)
 		}
-		rule := api.DumpRule{From: identity(e.Src), To: identity(e.Dst), Protocol: protocol, Contract: parts[2]}
+		rule := api.DumpRule{From: identity(e.Src), To: identity(e.Dst), Protocol: protocol, Contract: contract}
 		for _, p := range e.Ports {
 			rule.Ports = fabric.PortRange{From: p.First, To: p.Last}
 			d.Rules = append(d.Rules, rule)

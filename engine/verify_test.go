@@ -54,7 +54,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		ports := map[string]ovs.Port{zonePort: {No: 1}, "gcp1/p1": {No: 2}}
 		b := &bridge{ports: ports, wanted: wanted}
 		differences := func(s ovs.State) (list []verify.Difference) {
-			d := dumpOf(s, ports, num)
+			d := dumpOf(s, ports, newSwitchNames(ports, num))
 			d.Node, d.Sequence, d.Root = "aws1/p1", 1, f.Pointer.Root
 			f.Dumps = map[string]api.Dump{"aws1/p1": d}
 			for _, d := range verify.Compare(f).Differences {

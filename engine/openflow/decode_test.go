@@ -46,6 +46,18 @@ func TestCanonicalMatch(t *testing.T) {
 	must.True(t, a == b, must.Sprintf("%s / %s", a, b))
 }
 
+// A field of somebody else's class keeps its form, so that a flow that names it
+// can be removed.
+func TestFieldOfExperimenter(t *testing.T) {
+	wire := []byte{0xff, 0xff, 42<<1 | 1, 8, 'O', 'N', 'F', 0, 0, 2, 0, 2} // tcp_flags=+syn
+	fields, err := parseOXMs(wire)
+	must.NoError(t, err)
+	must.Eq(t, []FieldMatch{{Field: 0xffff<<16 | 42<<9, Experimenter: 0x4f4e4600, Value: []byte{0, 2}, Mask: []byte{0, 2}}}, fields)
+	must.Eq(t, string(wire), NewMatch(fields...).oxm)
+	_, err = parseOXMs([]byte{0xff, 0xff, 42 << 1, 2, 0, 0})
+	must.ErrorContains(t, err, "experimenter has 2 bytes")
+}
+
 func TestErrorText(t *testing.T) {
 	for _, tc := range []struct {
 		err  Error

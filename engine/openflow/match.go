@@ -80,7 +80,14 @@ type FieldMatch struct {
 	Field Field
 	Value []byte
 	Mask  []byte // nil: every bit counts
+
+	// Experimenter is whose field it is, for fields of the experimenters' class.
+	Experimenter uint32
 }
+
+// experimenterClass is the class of fields whose value begins with the number
+// of whoever defined them.
+const experimenterClass = 0xffff
 
 func (m FieldMatch) String() string {
 	if m.Mask == nil {
@@ -170,14 +177,21 @@ func appendOXM(b []byte, f FieldMatch) []byte {
 		full = full && m == 0xff
 		empty = empty && m == 0
 	}
+	begin := func(flags uint32, n int) []byte {
+		if uint32(f.Field)>>16 != experimenterClass {
+			return binary.BigEndian.AppendUint32(b, uint32(f.Field)|flags|uint32(n))
+		}
+		b = binary.BigEndian.AppendUint32(b, uint32(f.Field)|flags|uint32(4+n))
+		return binary.BigEndian.AppendUint32(b, f.Experimenter)
+	}
 	switch {
 	case f.Mask == nil || full:
-		b = binary.BigEndian.AppendUint32(b, uint32(f.Field)|uint32(len(f.Value)))
+		b = begin(0, len(f.Value))
 		return append(b, f.Value...)
 	case empty:
 		return b
 	}
-	b = binary.BigEndian.AppendUint32(b, uint32(f.Field)|0x100|uint32(len(f.Value)+len(f.Mask)))
+	b = begin(0x100, len(f.Value)+len(f.Mask))
 	for i := range f.Value {
 		b = append(b, f.Value[i]&f.Mask[i])
 	}
@@ -224,6 +238,14 @@ func parseOXMs(b []byte) ([]FieldMatch, error) {
 			return nil, fmt.Errorf("match field of %d bytes cut short at %d", n, len(b)-4)
 		}
 		f := FieldMatch{Field: Field(header &^ 0x1ff), Value: bytes.Clone(b[4 : 4+n])}
+		b = b[4+n:]
+		if header>>16 == experimenterClass {
+			if n < 4 {
+				return nil, fmt.Errorf("match field of an experimenter has %d bytes", n)
+			}
+			n -= 4
+			f.Experimenter, f.Value = binary.BigEndian.Uint32(f.Value), f.Value[4:]
+		}
 		if header&0x100 != 0 {
 			if n%2 != 0 {
 				return nil, fmt.Errorf("masked match field has odd length %d", n)
@@ -231,7 +253,6 @@ func parseOXMs(b []byte) ([]FieldMatch, error) {
 			f.Value, f.Mask = f.Value[:n/2:n/2], f.Value[n/2:]
 		}
 		fields = append(fields, f)
-		b = b[4+n:]
 	}
 	return fields, nil
 }

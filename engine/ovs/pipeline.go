@@ -58,7 +58,14 @@ var ErrDetached = errors.New("no connection to the switch")
 
 // Diff is what a switch had that was not wanted, and lacked that was.
 type Diff struct {
-	Added, Changed, Removed []of.Flow
+	Added, Removed []of.Flow
+	Changed        []Change
+}
+
+// Change is a flow that was there, but not as wanted.
+type Change struct {
+	Have of.FlowStats
+	Want of.Flow
 }
 
 // Empty says that the switch was as wanted.

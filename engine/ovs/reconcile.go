@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -84,7 +85,7 @@ func compare(have []of.FlowStats, want map[of.Key]of.Flow) (diff Diff, mods []of
 			diff.Removed = append(diff.Removed, f.Flow)
 			mods = append(mods, of.DeleteStrict(f.Key))
 		case wanted != f.Flow || f.Foreign:
-			diff.Changed = append(diff.Changed, f.Flow)
+			diff.Changed = append(diff.Changed, Change{f, wanted})
 			mods = append(mods, of.Add(wanted))
 		}
 		delete(want, f.Key)
@@ -180,12 +181,27 @@ func (p *Pipeline) Inspect(ctx context.Context) (State, Diff, error) {
 	}
 	like := NewPipeline(p.zone, nil)
 	ports, endpoints, entries := read(flows)
-	like.ports, like.endpoints = ports, endpoints
+	like.ports, like.endpoints = p.known(ports), endpoints
 	for _, e := range entries {
 		like.keepEntry(e)
 	}
 	diff, _ := compare(flows, like.wantedFlows())
 	return newState(ports, endpoints, entries), diff, nil
+}
+
+// known completes ports of which the flow is gone that tells the addresses of
+// their devices.
+func (p *Pipeline) known(ports map[uint32]Port) map[uint32]Port {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	all := maps.Clone(ports)
+	for no, port := range all {
+		if wanted, ok := p.ports[no]; ok && port.MAC == (MAC{}) && port.Peer == (MAC{}) {
+			port.MAC, port.Peer = wanted.MAC, wanted.Peer
+			all[no] = port
+		}
+	}
+	return all
 }
 
 func read(flows []of.FlowStats) (map[uint32]Port, map[uint64]Endpoint, map[uint64]Entry) {
@@ -287,6 +303,9 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
 	case tablePolicy:
+		if e.Src == 0 { // its connections cannot live, which is another matter
+			e.Src, e.Dst = number(regSource), number(regDestination)
+		}
 		for protocol, field := range portFields {
 			m, ok := f.Match.Get(field)
 			if !ok {

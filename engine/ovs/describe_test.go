@@ -1,0 +1,119 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
+
+// plainNames names numbers by themselves.
+type plainNames struct{}
+
+func (plainNames) Class(c uint32) string  { return fmt.Sprintf("class-%d", c) }
+func (plainNames) Port(no uint32) string  { return fmt.Sprintf("port-%d", no) }
+func (plainNames) Entry(id uint64) string { return fmt.Sprintf("entry-%d", id) }
+
+const notInWords = "(as the switch writes it: "
+
+func TestDescribe(t *testing.T) {
+	port := Port{No: 3, MAC: MAC{2, 0, 0, 0, 0, 1}, Peer: MAC{2, 0, 0, 0, 0, 2}, Routers: true}
+	endpoint := Endpoint{ID: 5, Class: 11, OutPort: 3, SourcePorts: []uint32{3}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("fd00::/64")}}
+	entry := Entry{ID: 7, Src: 11, Dst: 12, Protocol: 6, Ports: []PortRange{{First: 8080, Last: 8087}}}
+	ping := Entry{ID: 8, Src: 11, Dst: 12, Protocol: 58, Ports: []PortRange{{First: 128, Last: 128}}}
+	var have []string
+	for _, flows := range [][]of.Flow{port.flows(), endpoint.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows()} {
+		for _, f := range flows {
+			have = append(have, Describe(f, plainNames{}))
+		}
+	}
+	must.Eq(t, strings.TrimSpace(`
+table output, priority 100: packets leaving by port-3: given source 02:00:00:00:00:01, given destination 02:00:00:00:00:02, out by port-3
+table source, priority 10: icmp over IPv4 coming in by port-3 of type 3 with code 4: taken to be from a router on the way, go on to table destination
+table source, priority 10: icmpv6 over IPv6 coming in by port-3 of type 2 with code 0: taken to be from a router on the way, go on to table destination
+table source, priority 132: IPv4 coming in by port-3 from 10.0.0.1: taken to be from class-11, go on to table destination
+table destination, priority 132: IPv4 to 10.0.0.1: taken to be for class-11, to leave by port-3, go on to table track
+table source, priority 164: IPv6 coming in by port-3 from fd00::/64: taken to be from class-11, go on to table destination
+table destination, priority 164: IPv6 to fd00::/64: taken to be for class-11, to leave by port-3, go on to table track
+table state, priority 500: packets from class-11 for class-12 of connections of entry-7 in the direction of the first packet: go on to table output
+table state, priority 500: packets from class-12 for class-11 of connections of entry-7 that answer: go on to table output
+table state, priority 500: packets from a router on the way of connections of entry-7 about a connection that exists: go on to table output
+table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 for class-12: their connection is remembered as one of entry-7 in zone 1, go on to table output
+table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 for class-12: their connection is remembered as one of entry-7 in zone 1, go on to table output
+table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 for class-12: their connection is remembered as one of entry-8 in zone 1, go on to table output
+table state, priority 2000: every packet: go on to table output
+table source, priority 3: IPv4: go on to table destination
+table source, priority 3: IPv6: go on to table destination
+`), strings.Join(have, "\n"))
+}
+
+// All that a pipeline writes can be put into words.
+func TestOwnFlowsHaveWords(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		p := NewPipeline(uint16(rapid.IntRange(0, 9).Draw(t, "zone")), nil)
+		p.passAll = rapid.Bool().Draw(t, "passes all")
+		number := rapid.Uint32Range(1, 1000)
+		prefix := rapid.Custom(func(t *rapid.T) netip.Prefix {
+			a := netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "v4")))
+			if rapid.Bool().Draw(t, "six") {
+				a = netip.AddrFrom16([16]byte(append([]byte{0xfd}, rapid.SliceOfN(rapid.Byte(), 15, 15).Draw(t, "v6")...)))
+			}
+			return netip.PrefixFrom(a, rapid.IntRange(0, a.BitLen()).Draw(t, "bits")).Masked()
+		})
+		for range rapid.IntRange(0, 3).Draw(t, "things") {
+			no := number.Draw(t, "port")
+			p.ports[no] = Port{No: no, Routers: rapid.Bool().Draw(t, "routers")}
+			p.keepEndpoint(Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
+			e := Entry{ID: uint64(number.Draw(t, "entry")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
+			most := uint16(65535)
+			if _, types := typeFields[e.Protocol]; types {
+				most = 255
+			}
+			first := rapid.Uint16Range(0, most).Draw(t, "first")
+			e.Ports = []PortRange{{First: first, Last: rapid.Uint16Range(first, most).Draw(t, "last")}}
+			p.keepEntry(e)
+		}
+		for _, f := range p.wantedFlows() {
+			must.StrNotContains(t, Describe(f, plainNames{}), notInWords)
+		}
+	})
+}
+
+// Whatever a switch holds is described: in words, or as it is with the reason.
+func TestAnyFlowIsDescribed(t *testing.T) {
+	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3)}
+	rapid.Check(t, func(t *rapid.T) {
+		var match []of.FieldMatch
+		var actions []of.Action
+		for range rapid.IntRange(0, 4).Draw(t, "fields") {
+			n := rapid.SampledFrom([]int{0, 1, 2, 4, 6, 8, 16, 17}).Draw(t, "length")
+			bytes := rapid.SliceOfN(rapid.Byte(), n, n)
+			m := of.FieldMatch{Field: rapid.SampledFrom(fields).Draw(t, "field"), Value: bytes.Draw(t, "value")}
+			if rapid.Bool().Draw(t, "masked") {
+				m.Mask = bytes.Draw(t, "mask")
+			}
+			match = append(match, m)
+			actions = append(actions, rapid.SampledFrom([]of.Action{
+				of.Output{Port: 0xfffffffa}, of.SetField{Field: m.Field, Value: m.Value}, of.Unknown{Wire: []byte{0, 17, 0, 8, 0, 0, 0, 0}},
+				of.CT{Commit: true, Exec: []of.Action{of.SetField{Field: m.Field, Value: m.Value}}},
+			}).Draw(t, "action"))
+		}
+		f := of.Flow{Key: of.Key{Table: rapid.Byte().Draw(t, "table"), Match: of.NewMatch(match...)}, Instructions: of.Apply(actions...), Cookie: rapid.Uint64().Draw(t, "cookie")}
+		text := Describe(f, plainNames{})
+		must.StrContains(t, text, "table")
+		if strings.Contains(text, notInWords) {
+			must.StrContains(t, text, f.String())
+		}
+		for _, line := range (Diff{Added: []of.Flow{f}, Removed: []of.Flow{f}, Changed: []Change{{Have: of.FlowStats{Flow: f}, Want: pokeFlow()}, {Have: of.FlowStats{Flow: f}, Want: f}}}).Describe(plainNames{}) {
+			must.StrContains(t, line, " flow: ")
+		}
+	})
+}
