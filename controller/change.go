@@ -183,6 +183,11 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 		if d == nil || d.Name != name {
 			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "domain %q: its definition is missing or carries another name", name)
 		}
+		for _, c := range d.Contracts {
+			if lacksProtocol(c.Rules) {
+				return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "contract %q of domain %q: a rule names no protocol", c.Name, name)
+			}
+		}
 		g.Domains[name] = d
 	}
 	for _, name := range req.RemoveDomains {
@@ -204,6 +209,11 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 	}
 	given := map[string]bool{}
 	for _, r := range req.Guardrails {
+		for _, d := range r.Deny {
+			if lacksProtocol(d.Rules) {
+				return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "guardrail %q: a rule names no protocol", r.Name)
+			}
+		}
 		if i := at(r.Name); i >= 0 && !given[r.Name] {
 			g.Guardrails[i] = r
 		} else {
@@ -213,6 +223,12 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 	}
 	slices.SortStableFunc(g.Guardrails, func(a, b fabric.Guardrail) int { return strings.Compare(a.Name, b.Name) })
 	return nil
+}
+
+// lacksProtocol reports whether a rule leaves its protocol out, which JSON may
+// and a graph file may not.
+func lacksProtocol(rules []fabric.Rule) bool {
+	return slices.ContainsFunc(rules, func(r fabric.Rule) bool { return r.Protocol == 0 })
 }
 
 // remove takes a domain out.

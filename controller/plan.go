@@ -6,6 +6,7 @@ package controller
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"slices"
 	"strings"
 
@@ -22,6 +23,7 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	req.CAS, req.Expect = nil, fabric.Hash{} // the plan says them itself
 	plan := api.Plan{Format: api.PlanFormat, Fabric: p.fabric, Sequence: held.pointer.Sequence, Base: held.pointer.Root, Request: req}
 	graph, err := p.edited(held, func(g *fabric.Graph) error { return merge(g, req) })
+	refusal := err
 	if plan.Problems, err = asProblems(err); err != nil {
 		return plan, err
 	}
@@ -30,8 +32,16 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	if len(plan.Problems) == 0 {
 		compiled, _, _ := held.compiled.Next(graph)
 		plan.Root, plan.Changed = compiled.Root, compiled.Root != plan.Base
+	} else if !legible(plan) {
+		return api.Plan{}, refusal // of names or protocols that are none, nothing but the problems can be told
 	}
 	return plan, nil
+}
+
+// legible reports whether who gets the plan can read it.
+func legible(plan api.Plan) bool {
+	data, err := json.Marshal(plan)
+	return err == nil && json.Unmarshal(data, &api.Plan{}) == nil
 }
 
 // diff compares two kept revisions.

@@ -186,6 +186,10 @@ func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 	}
 	for _, b := range group.Blocks {
 		if b.Type == "meta" {
+			if len(b.LabelRanges) > 0 { // it could not become an attribute
+				x.report(errorAt(b.LabelRanges[0], "Remove the label.", "a meta block takes no label"))
+				return ""
+			}
 			x.edit(b.OpenBraceRange.Start.Byte, b.OpenBraceRange.Start.Byte, "= ")
 			x.insertPairs(pairs, b.OpenBraceRange, b.CloseBraceRange.Start.Byte, indentAt(src, b.TypeRange.Start.Byte))
 			return ""
