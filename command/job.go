@@ -209,13 +209,14 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) bool {
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
 	}
+	applied := hcl.Applied{Graph: reply.Graph, Partial: reply.Partial, Waiting: reply.Waiting}
 	var diags hcl.Diagnostics
 	for _, g := range j.parsed.TaskGroups {
 		if g.Name == nil {
 			continue
 		}
 		if s, ok := j.spec.Stanzas[*g.Name]; ok {
-			diags = append(diags, s.Check(reply.Graph, j.workload(g), time.Now())...)
+			diags = append(diags, s.Check(applied, j.workload(g), time.Now())...)
 		}
 	}
 	m.diagnose(diags)

@@ -40,7 +40,7 @@ func TestJobScripts(t *testing.T) {
 			c.setenv(env)
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits, "consul-token": c.consulToken},
 	})
 }
 

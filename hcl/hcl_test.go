@@ -332,7 +332,7 @@ func TestStanzaCheck(t *testing.T) {
 			job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 			must.NoError(t, diags.Err())
 			var got []string
-			for _, d := range job.Stanzas["g"].Check(g, tt.workload, at.Now) {
+			for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, tt.workload, at.Now) {
 				got = append(got, d.String())
 			}
 			must.Eq(t, tt.want, got)
@@ -424,10 +424,46 @@ domain "c" {
 		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 		must.NoError(t, diags.Err())
 		var got []string
-		for _, d := range job.Stanzas["g"].Check(g, fabric.Workload{Namespace: "default", Job: "web", Group: "g"}, at.Now) {
+		for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, fabric.Workload{Namespace: "default", Job: "web", Group: "g"}, at.Now) {
 			got = append(got, d.String())
 		}
 		must.Eq(t, tt.want, got, must.Sprint(tt.stanza))
+	}
+}
+
+// Who may read one domain only is told nothing wrong about the others.
+func TestStanzaCheckOfPartOfTheGraph(t *testing.T) {
+	rule := []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 1, To: 1}}}}
+	refs := func(domain, name string) []fabric.Ref { return []fabric.Ref{{Domain: domain, Name: name}} }
+	g := &fabric.Graph{Domains: map[string]*fabric.Domain{"a": {
+		Name:     "a",
+		Services: []fabric.Service{{Name: "web", Selectors: []fabric.Selector{{Kind: fabric.SelectNomad, Job: "web"}}}},
+		Contracts: []fabric.Contract{
+			{Name: "consented", Originators: refs("a", "web"), Responders: refs("b", "x"), Rules: rule},
+			{Name: "feed", Originators: refs("a", "web"), Responders: refs("b", "x"), Rules: rule},
+		},
+	}}}
+	applied := Applied{Graph: g, Partial: true, Waiting: []fabric.Waiting{{Contract: fabric.Ref{Domain: "a", Name: "feed"}, For: refs("b", "x")}}}
+	for _, tt := range []struct {
+		stanza, job string
+		want        []string // beginnings
+	}{
+		{`originate = ["consented"]`, "web", nil},
+		{`originate = ["feed"]`, "web", []string{`j.hcl:4:14: warning: contract "a/feed" waits until domain "b" accepts it for b/x`}},
+		{`originate = ["b/c"]`, "web", []string{`j.hcl:4:14: warning: contract "b/c" is not checked: the token may not read domain "b", if there is one`}},
+		{`originate = ["fed"]`, "web", []string{`j.hcl:4:14: error: the applied graph has no contract "a/fed"`}},
+		{`service = "b/x"`, "web", []string{`j.hcl:4:11: warning: service "b/x" is not checked`}},
+		{`service = "a/x"`, "web", []string{`j.hcl:4:11: error: the applied graph has no service "a/x"`}},
+		{``, "other", []string{`j.hcl:3:5: warning: no service that the token may read selects group "g" of job "other"`}},
+	} {
+		src := "job \"" + tt.job + "\" {\n  group \"g\" {\n    connectivity {\n" + tt.stanza + "\n    }\n  }\n}\n"
+		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
+		must.NoError(t, diags.Err())
+		got := job.Stanzas["g"].Check(applied, fabric.Workload{Namespace: "default", Job: tt.job, Group: "g"}, at.Now)
+		must.Len(t, len(tt.want), got, must.Sprint(tt.stanza))
+		for i, d := range got {
+			must.StrHasPrefix(t, tt.want[i], d.String())
+		}
 	}
 }
 

@@ -15,39 +15,64 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Check says what keeps a stanza whose group is attested as w from its roles
-// under graph g at now. Errors: a service or contract that g lacks, a service
-// that does not select w, a role that the service does not have. Warnings, as
-// the graph's owners or those of another domain can mend it without the job: a
-// contract that has expired or waits for consent.
-func (s Stanza) Check(g *fabric.Graph, w fabric.Workload, now time.Time) Diagnostics {
-	var diags hcl2.Diagnostics
-	report := func(r hcl2.Range, detail, format string, args ...any) {
-		diags = append(diags, errorAt(r, detail, format, args...))
-	}
-	if service, ok := s.selected(g, w, report); ok {
-		var requested []request
-		requested = append(requested, s.checkRoles(g, service, s.originate, "originator", report)...)
-		requested = append(requested, s.checkRoles(g, service, s.respond, "responder", report)...)
-		diags = append(diags, dormant(g, requested, now)...)
-	}
-	return newDiagnostics(diags, s.source)
+// Applied is the graph in force, as far as whoever asks may read it.
+type Applied struct {
+	Graph   *fabric.Graph
+	Partial bool             // there are domains that Graph leaves out
+	Waiting []fabric.Waiting // contracts of Graph that wait for consent
 }
 
-type reporter func(r hcl2.Range, detail, format string, args ...any)
+// hides reports whether the domain may be there and cannot be seen.
+func (a Applied) hides(domain string) bool { return a.Partial && a.Graph.Domains[domain] == nil }
+
+// Check says what keeps a stanza whose group is attested as w from its roles
+// under the graph in force at now. Errors: a service or contract that the graph
+// lacks, a service that does not select w, a role that the service does not
+// have. Warnings, as the graph's owners or those of another domain can mend it
+// without the job: a contract that has expired or waits for consent. What may
+// not be read is not checked, which is a warning too.
+func (s Stanza) Check(a Applied, w fabric.Workload, now time.Time) Diagnostics {
+	c := &checker{Applied: a}
+	if service, ok := c.selected(s, w); ok {
+		requested := slices.Concat(c.roles(service, s.originate, "originator"), c.roles(service, s.respond, "responder"))
+		c.dormant(requested, now)
+	}
+	return newDiagnostics(c.diags, s.source)
+}
+
+// checker checks one stanza.
+type checker struct {
+	Applied
+	diags hcl2.Diagnostics
+}
+
+func (c *checker) report(r hcl2.Range, detail, format string, args ...any) {
+	c.diags = append(c.diags, errorAt(r, detail, format, args...))
+}
+
+func (c *checker) warn(r hcl2.Range, detail, format string, args ...any) {
+	c.diags = append(c.diags, warningAt(r, detail, format, args...))
+}
+
+// unseen warns of what cannot be checked.
+func (c *checker) unseen(r hcl2.Range, format string, args ...any) {
+	c.warn(r, "The controller checks it when the workload starts. A token that may read the domain has it checked here.", format, args...)
+}
 
 // selected returns the service that the group would be an instance of.
-func (s Stanza) selected(g *fabric.Graph, w fabric.Workload, report reporter) (fabric.Ref, bool) {
-	matches := g.Select(w)
+func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
+	matches := c.Graph.Select(w)
 	what := fmt.Sprintf("group %q of job %q in namespace %q", w.Group, w.Job, w.Namespace)
 	if s.Service == "" {
-		switch len(matches) {
-		case 1:
+		switch {
+		case len(matches) == 1:
 			return matches[0], true
-		case 0:
-			report(s.block, "Add a selector to the service in the graph, and apply it.", "no service of the applied graph selects %s", what)
+		case len(matches) == 0 && c.Partial:
+			c.unseen(s.block, "no service that the token may read selects %s", what)
+		case len(matches) == 0:
+			c.report(s.block, "Add a selector to the service in the graph, and apply it.", "no service of the applied graph selects %s", what)
 		default:
-			report(s.block, "Name one of them: service = \"domain/service\".", "several services select %s: %s", what, joinRefs(matches))
+			c.report(s.block, "Name one of them: service = \"domain/service\".", "several services select %s: %s", what, joinRefs(matches))
 		}
 		return fabric.Ref{}, false
 	}
@@ -58,8 +83,12 @@ func (s Stanza) selected(g *fabric.Graph, w fabric.Workload, report reporter) (f
 	if slices.Contains(matches, ref) {
 		return ref, true
 	}
+	if c.hides(ref.Domain) {
+		c.unseen(s.service, "service %q is not checked: the token may not read domain %q, if there is one", ref, ref.Domain)
+		return ref, false
+	}
 	var known []string
-	for _, d := range g.Domains {
+	for _, d := range c.Graph.Domains {
 		for _, svc := range d.Services {
 			r := fabric.Ref{Domain: d.Name, Name: svc.Name}
 			known = append(known, r.String())
@@ -74,7 +103,7 @@ func (s Stanza) selected(g *fabric.Graph, w fabric.Workload, report reporter) (f
 			if len(selectors) > 0 {
 				detail = fmt.Sprintf("Its selectors are %s. Correct the graph or the job.", strings.Join(selectors, ", "))
 			}
-			report(s.service, detail, "service %q does not select %s", ref, what)
+			c.report(s.service, detail, "service %q does not select %s", ref, what)
 			return ref, false
 		}
 	}
@@ -82,7 +111,7 @@ func (s Stanza) selected(g *fabric.Graph, w fabric.Workload, report reporter) (f
 	if remedy == "" {
 		remedy = "Apply a graph that declares it, or correct the name."
 	}
-	report(s.service, remedy, "the applied graph has no service %q", ref)
+	c.report(s.service, remedy, "the applied graph has no service %q", ref)
 	return ref, false
 }
 
@@ -94,9 +123,9 @@ type request struct {
 	contract fabric.Contract
 }
 
-// checkRoles returns the requests that the graph grants the service, and
-// reports the others.
-func (s Stanza) checkRoles(g *fabric.Graph, service fabric.Ref, names []text, role string, report reporter) []request {
+// roles returns the requests that the graph grants the service, and reports
+// the others.
+func (c *checker) roles(service fabric.Ref, names []text, role string) []request {
 	var granted []request
 	for _, n := range names {
 		ref := fabric.Ref{Domain: service.Domain, Name: n.value}
@@ -107,48 +136,46 @@ func (s Stanza) checkRoles(g *fabric.Graph, service fabric.Ref, names []text, ro
 			}
 		}
 		contracts := map[string]fabric.Contract{}
-		if d := g.Domains[ref.Domain]; d != nil {
-			for _, c := range d.Contracts {
-				contracts[c.Name] = c
+		if d := c.Graph.Domains[ref.Domain]; d != nil {
+			for _, contract := range d.Contracts {
+				contracts[contract.Name] = contract
 			}
 		}
-		c, ok := contracts[ref.Name]
-		side := c.Originators
+		contract, ok := contracts[ref.Name]
+		side := contract.Originators
 		if role == "responder" {
-			side = c.Responders
+			side = contract.Responders
 		}
 		switch {
+		case c.hides(ref.Domain):
+			c.unseen(n.rng, "contract %q is not checked: the token may not read domain %q, if there is one", ref, ref.Domain)
 		case !ok:
 			remedy := didYouMean(ref.Name, slices.Sorted(maps.Keys(contracts)))
 			if remedy == "" {
 				remedy = "Apply a graph that declares it, or correct the name."
 			}
-			report(n.rng, remedy, "the applied graph has no contract %q", ref)
-		case c.Disabled:
-			report(n.rng, "Enable it in the graph, or leave it out.", "contract %q is disabled", ref)
+			c.report(n.rng, remedy, "the applied graph has no contract %q", ref)
+		case contract.Disabled:
+			c.report(n.rng, "Enable it in the graph, or leave it out.", "contract %q is disabled", ref)
 		case !slices.Contains(side, service):
-			report(n.rng, fmt.Sprintf("Its %ss are %s.", role, joinRefs(side)), "service %q is not among the %ss of contract %q", service, role, ref)
+			c.report(n.rng, fmt.Sprintf("Its %ss are %s.", role, joinRefs(side)), "service %q is not among the %ss of contract %q", service, role, ref)
 		default:
-			granted = append(granted, request{n, ref, c})
+			granted = append(granted, request{n, ref, contract})
 		}
 	}
 	return granted
 }
 
 // dormant warns of requested contracts that allow nothing at now.
-func dormant(g *fabric.Graph, requested []request, now time.Time) hcl2.Diagnostics {
-	if len(requested) == 0 {
-		return nil
-	}
+func (c *checker) dormant(requested []request, now time.Time) {
 	waiting := map[fabric.Ref][]fabric.Ref{}
-	for _, w := range g.Waiting() {
+	for _, w := range c.Waiting {
 		waiting[w.Contract] = w.For
 	}
-	var diags hcl2.Diagnostics
 	for _, r := range requested {
 		if !r.contract.InForce(now) { // and not disabled, which is an error
-			diags = append(diags, warningAt(r.name.rng, "It allows nothing any more. Set a later time in the graph, or leave it out.",
-				"contract %q expired at %s", r.ref, r.contract.Expires.Format(time.RFC3339)))
+			c.warn(r.name.rng, "It allows nothing any more. Set a later time in the graph, or leave it out.",
+				"contract %q expired at %s", r.ref, r.contract.Expires.Format(time.RFC3339))
 		}
 		missing, names := map[string][]fabric.Ref{}, map[string][]string{}
 		for _, service := range waiting[r.ref] {
@@ -156,12 +183,11 @@ func dormant(g *fabric.Graph, requested []request, now time.Time) hcl2.Diagnosti
 			names[service.Domain] = append(names[service.Domain], service.Name)
 		}
 		for _, domain := range slices.Sorted(maps.Keys(missing)) {
-			diags = append(diags, warningAt(r.name.rng,
+			c.warn(r.name.rng,
 				fmt.Sprintf("Workloads that request it are refused until then. In domain %q, write: accept %q { services = [%s] }.", domain, r.ref, quotedList(names[domain])),
-				"contract %q waits until domain %q accepts it for %s", r.ref, domain, joinRefs(missing[domain])))
+				"contract %q waits until domain %q accepts it for %s", r.ref, domain, joinRefs(missing[domain]))
 		}
 	}
-	return diags
 }
 
 func joinRefs(refs []fabric.Ref) string {
