@@ -67,7 +67,7 @@ func (f *file) parse() {
 // of what it says, nothing stays.
 func (f *file) decode(d *decoder) declarations {
 	if !f.parsed {
-		if all, ok := f.decodePlain(d); ok {
+		if all, ok := f.decodePlain(d, pieceSize); ok {
 			return all
 		}
 		f.parse()
@@ -81,13 +81,13 @@ func (f *file) decode(d *decoder) declarations {
 // pieceSize is how much of a plain file is turned into a syntax tree at once.
 const pieceSize = 64 << 10
 
-// decodePlain decodes a file of plain HCL piece by piece. It reports false if
-// the file is not plain, or something is wrong with its form.
-func (f *file) decodePlain(d *decoder) (all declarations, ok bool) {
+// decodePlain decodes a file of plain HCL in pieces of at least size bytes. It
+// reports false if the file is not plain, or something is wrong with its form.
+func (f *file) decodePlain(d *decoder, size int) (all declarations, ok bool) {
 	r := newPlainReader(f.source)
 	for r != nil && r.at < len(r.src) {
 		var piece hclsyntax.Body
-		if !r.items(&piece, min(r.at+pieceSize, len(r.src))) || r.peek() == '}' {
+		if !r.items(&piece, min(r.at+size, len(r.src))) || r.peek() == '}' {
 			return all, false
 		}
 		content := asExpected(&piece, graphFile.schema)

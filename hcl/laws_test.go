@@ -238,6 +238,66 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 	})
 }
 
+// Graphs that arrive without the language are held to the same law for labels
+// and rules: fabric finds something wrong with a graph if and only if the decoder
+// does with its text.
+func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
+	genLabel := rapid.MapOfN(rapid.SampledFrom([]string{"", "a", "domain", "name"}), rapid.SampledFrom([]string{"", "b", "c"}), 1, 2)
+	genRule := rapid.Custom(func(t *rapid.T) fabric.Rule {
+		return fabric.Rule{
+			Name:     rapid.SampledFrom([]string{"", "a", "a", "b", "A", "a--b"}).Draw(t, "name"),
+			Protocol: rapid.SampledFrom([]fabric.Protocol{fabric.TCP, fabric.ICMP}).Draw(t, "protocol"),
+			Ports:    rapid.SliceOfNDistinct(rapid.SampledFrom([]fabric.PortRange{{From: 0, To: 0}, {From: 1, To: 255}, {From: 1, To: 256}}), 0, 1, rapid.ID).Draw(t, "ports"),
+		}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		g := genGraph(t)
+		d := g.Domains[rapid.SampledFrom(slices.Sorted(maps.Keys(g.Domains))).Draw(t, "domain")]
+		rules := rapid.SliceOfN(genRule, 1, 2).Draw(t, "rules")
+		labels := genLabel.Draw(t, "labels")
+		switch rapid.IntRange(0, 6).Draw(t, "where") {
+		case 0:
+			d.Labels = labels
+		case 1:
+			d.Services[0].Labels = labels
+		case 2:
+			d.Externals = append(d.Externals, fabric.External{Name: "x-x-x", Labels: labels, Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}})
+		case 3, 4:
+			web := []fabric.Ref{{Domain: d.Name, Name: d.Services[0].Name}}
+			d.Contracts = append(d.Contracts, fabric.Contract{Name: "x-x-x", Labels: labels, Originators: web, Responders: web, Rules: rules})
+		case 5:
+			g.Guardrails = append(g.Guardrails, fabric.Guardrail{Name: "x-x-x", Deny: []fabric.Denial{{From: fabric.Labels{"domain": "no-graph-has-it"}, To: labels, Rules: rules}}})
+		case 6:
+			g.Guardrails = append(g.Guardrails, fabric.Guardrail{Name: "x-x-x", Deny: []fabric.Denial{{}}})
+		}
+		problems := g.Check(at.Now)
+		_, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: EncodeGraph(g)})
+		if (len(problems) > 0) != diags.HasErrors() {
+			t.Fatalf("fabric: %v\ndecoder: %v\n%s", problems, diags, EncodeGraph(g))
+		}
+	})
+}
+
+// Pieces of a file declare what the file declares.
+func TestPiecesDeclareTheSame(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		src := EncodeGraph(genGraph(t))
+		if rapid.Bool().Draw(t, "untidy") {
+			src = unformat(t, src)
+		}
+		d := &decoder{now: at.Now}
+		f := newFile(Source{Name: "g.sif.hcl", Data: src})
+		pieces, ok := f.decodePlain(d, rapid.IntRange(1, len(src)).Draw(t, "size"))
+		if !ok {
+			t.Fatalf("not plain:\n%s", src)
+		}
+		f.parse()
+		if whole := f.decode(d); !reflect.DeepEqual(whole, pieces) {
+			t.Fatalf("whole %# v\npieces %# v\n%s", whole, pieces, src)
+		}
+	})
+}
+
 // asExpected is the library's Content where that has nothing to say, and
 // declines where it has.
 func TestAsExpectedIsContent(t *testing.T) {
