@@ -11,7 +11,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity/identitytest"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 // A request is due at two thirds of whichever ends first, its admission or the

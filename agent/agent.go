@@ -22,17 +22,17 @@ import (
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
-	"github.com/sif-project/sif/internal/firewall"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/keylock"
-	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/node"
-	"github.com/sif-project/sif/internal/number"
+	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // cniTimeout bounds a CNI call: Nomad has no bound of its own, and one slow
@@ -45,7 +45,7 @@ const reconcileInterval = 5 * time.Second
 
 // Agent is the policy agent of one workload node.
 type Agent struct {
-	node         *node.Node
+	node         *daemon.Node
 	log          hclog.Logger
 	now          func() time.Time
 	data         Datapath
@@ -62,7 +62,7 @@ type Agent struct {
 	namespaces   probe.Finder
 	audited      audited
 
-	locks       keylock.Locks[attach.Attachment]
+	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
 	keys        sync.Mutex            // serialises asking for services' certificates
 	addresses   *addresses
@@ -74,7 +74,7 @@ type Agent struct {
 // Start makes this process the agent of its node: it takes over what an earlier
 // one left in the kernel and on disk. What it returns is Run.
 func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, error) {
-	n, err := node.Join(ctx, c, fabric.KindWorkload, log)
+	n, err := daemon.Join(ctx, c, fabric.KindWorkload, log)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +197,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })
-	group.Go(func() error { return attach.Serve(ctx, cni, cniTimeout, a.Handle) })
+	group.Go(func() error { return cnicall.Serve(ctx, cni, cniTimeout, a.Handle) })
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
 	group.Go(func() error { return a.health.Run(ctx) })

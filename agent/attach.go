@@ -14,9 +14,9 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // inForce is how long ADD waits for the connectivity to be in force beyond
@@ -24,8 +24,8 @@ import (
 const inForce = 500 * time.Millisecond
 
 // Handle serves a CNI call.
-func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, error) {
-	at := attach.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}
+func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result, error) {
+	at := cnicall.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}
 	// Calls for one attachment come one after the other; those for others at
 	// the same time.
 	unlock := a.locks.Lock(at)
@@ -58,8 +58,8 @@ func (a *Agent) Handle(ctx context.Context, r attach.Request) (*current.Result, 
 
 // attaching and renewing are the subjects under which it is reported that an
 // endpoint is not as it should be.
-func attaching(at attach.Attachment) string { return "attach " + at.ContainerID }
-func renewing(ep endpoint) string           { return "renew " + ep.ID }
+func attaching(at cnicall.Attachment) string { return "attach " + at.ContainerID }
+func renewing(ep endpoint) string            { return "renew " + ep.ID }
 
 // tidyTimeout bounds telling the controller that an endpoint is gone: Nomad lets
 // every other workload of the node wait for it.
@@ -74,7 +74,7 @@ func (a *Agent) ready() error {
 }
 
 // add attaches a workload. Nothing of a failed attempt stays.
-func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request, parts *stopwatch) (_ *current.Result, err error) {
+func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Request, parts *stopwatch) (_ *current.Result, err error) {
 	if r.Namespace == nil || r.Allocation == "" || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"this is not an allocation of Nomad: CNI_ARGS names no NOMAD_ALLOC_ID", "only Nomad's word says what a workload is")
@@ -105,7 +105,7 @@ func (a *Agent) add(ctx context.Context, at attach.Attachment, r attach.Request,
 	if err := vacate(at.IfName, r.Namespace); err != nil {
 		return nil, err
 	}
-	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, node.WorkloadMTU(node.SwitchMTU(a.node.Config.Link.MTU)))
+	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, daemon.WorkloadMTU(daemon.SwitchMTU(a.node.Config.Link.MTU)))
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +197,7 @@ func refusal(err error) error {
 
 // remove detaches a workload. An unknown one is no error: DEL may come twice,
 // or after an ADD that failed.
-func (a *Agent) remove(ctx context.Context, at attach.Attachment) error {
+func (a *Agent) remove(ctx context.Context, at cnicall.Attachment) error {
 	a.node.Degrade(attaching(at), nil) // what was refused is gone, too
 	ep, known := a.endpoints.get(at)
 	if !known {
@@ -264,7 +264,7 @@ func (a *Agent) dismantle(hostIf string) error {
 // check repairs an attachment in place. It fails only where that cannot help:
 // Nomad answers a failed CHECK with a new namespace, while the tasks stay in
 // the old one.
-func (a *Agent) check(at attach.Attachment, r attach.Request) error {
+func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 	ep, known := a.endpoints.get(at)
 	if !known {
 		return types.NewError(types.ErrUnknownContainer, "the sif agent has not attached container "+at.ContainerID, "")
@@ -283,7 +283,7 @@ func (a *Agent) check(at attach.Attachment, r attach.Request) error {
 }
 
 // collect detaches every workload that valid does not name.
-func (a *Agent) collect(ctx context.Context, valid []attach.Attachment) error {
+func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
 	var errs []error
 	for _, ep := range a.endpoints.all() {
 		if !slices.Contains(valid, ep.Attachment) {
@@ -305,7 +305,7 @@ func (a *Agent) sweep(ctx context.Context) {
 	}
 }
 
-func (a *Agent) sweepOne(ctx context.Context, at attach.Attachment) error {
+func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	unlock := a.locks.Lock(at)
 	defer unlock()
 	ep, still := a.endpoints.get(at)

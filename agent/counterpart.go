@@ -7,16 +7,16 @@ import (
 	"errors"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/rpc"
 )
 
 // announced takes up counterparts on an engine's word, which is checked like
 // anybody's, and returns when they are programmed.
-func (a *Agent) announced(p signal.AnnounceParams) (signal.AnnounceReply, error) {
+func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	verifier := a.node.Verifier()
-	reply := signal.AnnounceReply{Refused: map[string]string{}}
+	reply := rpc.AnnounceReply{Refused: map[string]string{}}
 	for _, r := range p.Requests {
 		if _, held := a.counterparts.Held(r, a.now()); held {
 			continue // it stands until it expires, its certificate need not

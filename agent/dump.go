@@ -13,7 +13,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // dump reads back what the kernel really enforces.
@@ -52,7 +52,7 @@ func (a *Agent) ways() map[uint32]string {
 			}
 		}
 	}
-	add(node.ZonePeer, api.ViaZone)
+	add(daemon.ZonePeer, api.ViaZone)
 	for _, n := range a.node.Nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
 			add(n.ID(), n.ID())

@@ -18,21 +18,21 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
-	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/coalesce"
+	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
 // endpoint is an attached workload. A value is never changed once it is in the
 // set; a changed copy replaces it.
 type endpoint struct {
-	ID         string               `json:"id"` // of the endpoint: the allocation's
-	Attachment attach.Attachment    `json:"attachment"`
-	HostIf     string               `json:"hostIf"` // host side of the veth pair
-	IPv4       netip.Addr           `json:"ipv4"`
-	IPv6       netip.Addr           `json:"ipv6"`
-	Ports      []attach.PortMapping `json:"ports,omitempty"`
-	Request    fabric.Request       `json:"request"`
-	Admission  fabric.Admission     `json:"admission"`
+	ID         string                `json:"id"` // of the endpoint: the allocation's
+	Attachment cnicall.Attachment    `json:"attachment"`
+	HostIf     string                `json:"hostIf"` // host side of the veth pair
+	IPv4       netip.Addr            `json:"ipv4"`
+	IPv6       netip.Addr            `json:"ipv6"`
+	Ports      []cnicall.PortMapping `json:"ports,omitempty"`
+	Request    fabric.Request        `json:"request"`
+	Admission  fabric.Admission      `json:"admission"`
 
 	// HostIndex is the index of HostIf; 0 once the interface is known to be gone.
 	HostIndex int `json:"hostIndex"`
@@ -43,7 +43,7 @@ type endpoint struct {
 // hostIfName names the host side of an attachment's veth pair. Nomad's DEL
 // brings nothing but container ID and interface name, so the name follows from
 // them alone.
-func hostIfName(a attach.Attachment) string {
+func hostIfName(a cnicall.Attachment) string {
 	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
 	return "sif" + hex.EncodeToString(sum[:])[:11]
 }
@@ -55,11 +55,11 @@ type endpoints struct {
 	saved *coalesce.Func
 
 	mu  sync.Mutex
-	set map[attach.Attachment]endpoint
+	set map[cnicall.Attachment]endpoint
 }
 
 func openEndpoints(path string) (*endpoints, error) {
-	es := &endpoints{path: path, set: map[attach.Attachment]endpoint{}}
+	es := &endpoints{path: path, set: map[cnicall.Attachment]endpoint{}}
 	es.saved = coalesce.New(es.save)
 	data, err := os.ReadFile(path)
 	switch {
@@ -78,7 +78,7 @@ func openEndpoints(path string) (*endpoints, error) {
 	return es, nil
 }
 
-func (es *endpoints) get(a attach.Attachment) (endpoint, bool) {
+func (es *endpoints) get(a cnicall.Attachment) (endpoint, bool) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	ep, ok := es.set[a]
@@ -129,7 +129,7 @@ func (es *endpoints) put(ep endpoint) (kept func() error) {
 }
 
 // setPending notes what is not in force elsewhere, and writes only what differs.
-func (es *endpoints) setPending(a attach.Attachment, pending []string) error {
+func (es *endpoints) setPending(a cnicall.Attachment, pending []string) error {
 	if ep, ok := es.get(a); !ok || slices.Equal(ep.Pending, pending) {
 		return nil
 	}
@@ -137,7 +137,7 @@ func (es *endpoints) setPending(a attach.Attachment, pending []string) error {
 }
 
 // change applies fn to the endpoint if it is still there.
-func (es *endpoints) change(a attach.Attachment, fn func(*endpoint)) error {
+func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) error {
 	es.mu.Lock()
 	ep, ok := es.set[a]
 	if ok {
@@ -151,7 +151,7 @@ func (es *endpoints) change(a attach.Attachment, fn func(*endpoint)) error {
 	return es.saved.Call()
 }
 
-func (es *endpoints) remove(a attach.Attachment) error {
+func (es *endpoints) remove(a cnicall.Attachment) error {
 	es.mu.Lock()
 	delete(es.set, a)
 	es.mu.Unlock()

@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/rpc"
 )
 
 // settle bounds a call to an engine that nobody waits for any more.
@@ -92,7 +92,7 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	})
 	dialing, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := signal.Dial(dialing, netip.AddrPortFrom(n.Underlay, n.Engine).String(), tls, node.Config.TrustDomain, e.handle)
+	conn, err := rpc.Dial(dialing, netip.AddrPortFrom(n.Underlay, n.Engine).String(), tls, node.Config.TrustDomain, e.handle)
 	if err != nil {
 		return fmt.Errorf("reach the engine %s: %w", n.ID(), err)
 	}
@@ -132,7 +132,7 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 	for _, ep := range e.agent.endpoints.all() {
 		group.Go(func() error {
 			pending, err := e.request(ctx, en, ep.Attachment)
-			var refused *signal.RemoteError
+			var refused *rpc.RemoteError
 			if errors.As(err, &refused) {
 				pending, err = []string{en.id + ": " + err.Error()}, nil
 			}
@@ -159,7 +159,7 @@ func (e *engines) sync(ctx context.Context, en *engine) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	return en.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: ids}, nil)
+	return en.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: ids}, nil)
 }
 
 // syncAll mends what an engine missed though it was connected.
@@ -173,7 +173,7 @@ func (e *engines) syncAll(ctx context.Context) {
 
 // request requests the connectivity of an endpoint from one engine, as the
 // endpoint is when it is its turn. One that has gone by then needs none.
-func (e *engines) request(ctx context.Context, en *engine, at attach.Attachment) (pending []string, err error) {
+func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment) (pending []string, err error) {
 	en.order.RLock()
 	defer en.order.RUnlock()
 	ep, ok := e.agent.endpoints.get(at)
@@ -182,8 +182,8 @@ func (e *engines) request(ctx context.Context, en *engine, at attach.Attachment)
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	var reply signal.ConnectReply
-	if err := en.conn.Call(ctx, signal.MethodConnect, signal.ConnectParams{Request: ep.Request}, &reply); err != nil {
+	var reply rpc.ConnectReply
+	if err := en.conn.Call(ctx, rpc.MethodConnect, rpc.ConnectParams{Request: ep.Request}, &reply); err != nil {
 		return nil, err
 	}
 	return reply.Pending, nil
@@ -192,7 +192,7 @@ func (e *engines) request(ctx context.Context, en *engine, at attach.Attachment)
 // connect requests the connectivity of an endpoint from every engine of the
 // zone. It returns what is not in force elsewhere when ctx ends; the calls go on
 // after that. An engine that refuses is an error.
-func (e *engines) connect(ctx context.Context, at attach.Attachment) (pending []string, err error) {
+func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	type outcome struct {
 		id      string
 		pending []string
@@ -259,29 +259,29 @@ func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	return en.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: []string{id}}, nil)
+	return en.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: []string{id}}, nil)
 }
 
 // handle serves the calls of an engine.
-func (e *engines) handle(_ context.Context, from signal.Peer, method string, params json.RawMessage) (any, error) {
+func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	if from.Kind != fabric.KindProcessor || from.Zone != e.agent.node.Self.Zone {
 		return nil, fmt.Errorf("%s %s/%s is not an engine of zone %s", from.Kind, from.Zone, from.Node, e.agent.node.Self.Zone)
 	}
 	switch method {
-	case signal.MethodAnnounce:
-		var p signal.AnnounceParams
+	case rpc.MethodAnnounce:
+		var p rpc.AnnounceParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}
 		return e.agent.announced(p)
-	case signal.MethodWithdraw:
-		var p signal.WithdrawParams
+	case rpc.MethodWithdraw:
+		var p rpc.WithdrawParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}
 		return struct{}{}, e.agent.forget(func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
-	case signal.MethodSync:
-		var p signal.SyncParams
+	case rpc.MethodSync:
+		var p rpc.SyncParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}

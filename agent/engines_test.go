@@ -17,8 +17,8 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/attach"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/rpc"
 )
 
 // fakeEngine remembers which endpoints it holds, as an engine would: by their
@@ -33,7 +33,7 @@ type fakeEngine struct {
 
 func (f *fakeEngine) Call(ctx context.Context, method string, params, _ any) error {
 	var endpoint string
-	if p, ok := params.(signal.ConnectParams); ok {
+	if p, ok := params.(rpc.ConnectParams); ok {
 		endpoint = string(p.Request.Signature)
 	}
 	if f.before != nil {
@@ -45,16 +45,16 @@ func (f *fakeEngine) Call(ctx context.Context, method string, params, _ any) err
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch p := params.(type) {
-	case signal.ConnectParams:
+	case rpc.ConnectParams:
 		if endpoint == f.refuse {
-			return &signal.RemoteError{Method: method, Message: "not believed"}
+			return &rpc.RemoteError{Method: method, Message: "not believed"}
 		}
 		f.holds[endpoint] = true
-	case signal.WithdrawParams:
+	case rpc.WithdrawParams:
 		for _, id := range p.Endpoints {
 			delete(f.holds, id)
 		}
-	case signal.SyncParams:
+	case rpc.SyncParams:
 		for id := range f.holds {
 			if !slices.Contains(p.Endpoints, id) {
 				delete(f.holds, id)
@@ -85,7 +85,7 @@ func newEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 	return a.engines, en, f
 }
 
-func at(id string) attach.Attachment { return attach.Attachment{ContainerID: id, IfName: "eth0"} }
+func at(id string) cnicall.Attachment { return cnicall.Attachment{ContainerID: id, IfName: "eth0"} }
 
 func (e *engines) put(t *testing.T, id string) {
 	must.NoError(t, e.agent.endpoints.put(endpoint{ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}})())
@@ -98,7 +98,7 @@ func TestAttachedDuringIntroduction(t *testing.T) {
 	f.holds["gone"] = true
 	var coming sync.WaitGroup
 	f.before = func(method, _ string) {
-		if method == signal.MethodSync {
+		if method == rpc.MethodSync {
 			coming.Go(func() {
 				e.put(t, "new")
 				_, err := e.connect(context.Background(), at("new"))
@@ -117,7 +117,7 @@ func TestWithdrawnWhileConnecting(t *testing.T) {
 	e, _, f := newEngines(t)
 	e.put(t, "a")
 	f.before = func(method, _ string) {
-		if method == signal.MethodConnect {
+		if method == rpc.MethodConnect {
 			time.Sleep(100 * time.Millisecond)
 		}
 	}

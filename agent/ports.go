@@ -8,7 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/firewall"
+	"github.com/sif-project/sif/internal/node/firewall"
 )
 
 // setPorts makes the node's port mappings be those of its endpoints.

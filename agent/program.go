@@ -13,7 +13,7 @@ import (
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // Datapath is the node's data path, which lives on when the agent stops.
@@ -302,7 +302,7 @@ func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
 		}
 		return linkIndex(name)
 	}
-	within, err := index(node.ZonePeer)
+	within, err := index(daemon.ZonePeer)
 	if err != nil {
 		return nil, err
 	}

@@ -12,7 +12,7 @@ import (
 
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // taskParallel bounds the tasks that are carried out at once; observations only
@@ -50,7 +50,7 @@ func (a *Agent) serveTasks(ctx context.Context) error {
 
 func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 	if t.Kind == api.TaskDump {
-		return node.DumpTask(ctx, t, a.dump)
+		return daemon.DumpTask(ctx, t, a.dump)
 	}
 	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
 	defer cancel()

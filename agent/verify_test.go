@@ -14,7 +14,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
 // Name makes registry a registry that can be asked both ways.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/signature"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 // exitDropped is what `sif explain` exits with when the flow is not allowed.

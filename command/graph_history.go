@@ -12,7 +12,7 @@ import (
 	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/internal/signature"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 // GraphHistoryCommand is `sif graph history`.

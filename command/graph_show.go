@@ -12,7 +12,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
-	"github.com/sif-project/sif/internal/signature"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 // GraphShowCommand is `sif graph show`.

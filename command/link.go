@@ -8,7 +8,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/sif-project/sif/internal/link"
+	"github.com/sif-project/sif/internal/node/link"
 )
 
 // LinkCommand is `sif link`: the process that holds a node's WireGuard devices.

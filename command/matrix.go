@@ -12,7 +12,7 @@ import (
 	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/matrix"
+	"github.com/sif-project/sif/internal/inspect/matrix"
 )
 
 // exitDisagreement is what `sif matrix` exits with when graph and network

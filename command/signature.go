@@ -20,9 +20,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/setup"
-	"github.com/sif-project/sif/internal/signature"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 // The environment that says where the fabric's public keys are.

@@ -19,9 +19,9 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/controller"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // withoutVault keeps the environment of whoever runs the tests out of them.

@@ -22,8 +22,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/explain"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/inspect/explain"
+	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
 // controllerOf serves what a command reads of a controller, over TLS, and

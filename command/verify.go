@@ -9,9 +9,9 @@ import (
 
 	"github.com/posener/complete"
 
-	"github.com/sif-project/sif/internal/enforced"
-	"github.com/sif-project/sif/internal/signature"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/inspect/enforced"
+	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 // VerifyCommand is `sif verify`.

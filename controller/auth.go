@@ -15,8 +15,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // access is what the holder of a token may do. It follows from the names of

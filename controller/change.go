@@ -17,7 +17,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // edit is a change of the graph and what the history says of it.

@@ -11,7 +11,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // collectEvery is how often objects that no kept revision names are removed.

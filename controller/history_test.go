@@ -15,8 +15,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/revision"
-	"github.com/sif-project/sif/internal/signature"
+	"github.com/sif-project/sif/internal/trust/revision"
+	"github.com/sif-project/sif/internal/trust/signature"
 )
 
 func TestHistory(t *testing.T) {

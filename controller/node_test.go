@@ -21,8 +21,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 func TestNodes(t *testing.T) {

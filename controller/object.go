@@ -11,7 +11,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // fetch reads the graph of a verified pointer. Objects that are missing or

@@ -20,7 +20,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // applyAttempts bounds how often an apply starts anew because the pointer was

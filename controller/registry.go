@@ -24,9 +24,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 const (

@@ -19,9 +19,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/internal/config"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // startWait is how long Consul and Vault may take to answer at start.

@@ -13,10 +13,10 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/enforced"
-	"github.com/sif-project/sif/internal/explain"
+	"github.com/sif-project/sif/internal/inspect/enforced"
+	"github.com/sif-project/sif/internal/inspect/explain"
+	"github.com/sif-project/sif/internal/inspect/verify"
 	"github.com/sif-project/sif/internal/setup"
-	"github.com/sif-project/sif/internal/verify"
 )
 
 // dumpTimeout bounds how long a node may take to read its data path.

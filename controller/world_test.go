@@ -23,9 +23,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/identity"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 const (

@@ -13,7 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/matrix"
+	"github.com/sif-project/sif/internal/inspect/matrix"
 )
 
 // matrix runs `sif matrix -json`, which must agree in everything.

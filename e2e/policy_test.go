@@ -24,7 +24,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
 // What the commands exit with, besides 0 and 1.

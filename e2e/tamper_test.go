@@ -20,7 +20,7 @@ import (
 
 	"github.com/sif-project/sif/e2e/lab"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // get reads a key of Consul.

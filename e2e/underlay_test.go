@@ -24,7 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/e2e/lab"
-	"github.com/sif-project/sif/internal/firewall"
+	"github.com/sif-project/sif/internal/node/firewall"
 )
 
 // TestCloudsReachEachOtherThroughTheFabricOnly tries from each workload node of one cloud to reach each node of the

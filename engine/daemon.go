@@ -23,12 +23,12 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
-	"github.com/sif-project/sif/internal/firewall"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/node"
-	"github.com/sif-project/sif/internal/number"
-	"github.com/sif-project/sif/internal/roster"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/roster"
 )
 
 // reconcileInterval is how often the switch is compared with what it should
@@ -42,7 +42,7 @@ const introduction = time.Minute
 // its zone, and, inside the encrypted links, to the engines of other zones.
 type Daemon struct {
 	*Engine
-	node     *node.Node
+	node     *daemon.Node
 	bridge   *bridge
 	ports    *ports
 	firewall *firewall.Firewall
@@ -51,7 +51,7 @@ type Daemon struct {
 // Start makes this process the engine of its node. It takes over what an
 // earlier one left in the switch and on disk.
 func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, error) {
-	n, err := node.Join(ctx, c, fabric.KindProcessor, log)
+	n, err := daemon.Join(ctx, c, fabric.KindProcessor, log)
 	if err != nil {
 		return nil, err
 	}
@@ -187,11 +187,11 @@ func (d *Daemon) serveAgents(ctx context.Context) error {
 
 func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 	config := d.node.Identity.ServerTLS(tls.RequireAndVerifyClientCert)
-	return signal.Serve(ctx, l, config, d.node.Config.TrustDomain, func(c *signal.Conn) { d.welcome(ctx, c) }, d.Handle)
+	return rpc.Serve(ctx, l, config, d.node.Config.TrustDomain, func(c *rpc.Conn) { d.welcome(ctx, c) }, d.Handle)
 }
 
 // welcome brings a daemon that has connected up to date.
-func (d *Daemon) welcome(ctx context.Context, c *signal.Conn) {
+func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, introduction)
 	defer cancel()
 	if err := d.Attach(ctx, c); err != nil {
@@ -224,9 +224,9 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	})
 	dialing, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
-	var conn *signal.Conn
+	var conn *rpc.Conn
 	err := d.inLink(n, func() (err error) {
-		conn, err = signal.Dial(dialing, netip.AddrPortFrom(n.Gateway4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
+		conn, err = rpc.Dial(dialing, netip.AddrPortFrom(n.Gateway4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
 		return err
 	})
 	if err != nil {

@@ -15,7 +15,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // serveTasks reads back what the switch enforces for `sif verify` and
@@ -27,7 +27,7 @@ func (d *Daemon) serveTasks(ctx context.Context) error {
 				d.node.TaskDone(ctx, api.TaskResult{ID: t.ID, Error: fmt.Sprintf("an engine does not know tasks of kind %q", t.Kind)})
 				continue
 			}
-			d.node.TaskDone(ctx, node.DumpTask(ctx, t, d.dump))
+			d.node.TaskDone(ctx, daemon.DumpTask(ctx, t, d.dump))
 		}
 	})
 }

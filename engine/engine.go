@@ -17,11 +17,11 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/admission"
 	"github.com/sif-project/sif/internal/coalesce"
-	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/admission"
 )
 
 // inForce bounds how long a request waits for other nodes. The agent waits
@@ -128,7 +128,7 @@ func (e *Engine) leased() map[fabric.Ref]bool {
 }
 
 // Handle answers the calls of agents and of other engines.
-func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, params json.RawMessage) (any, error) {
+func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	decode := func(v any) error {
 		if err := json.Unmarshal(params, v); err != nil {
 			return fmt.Errorf("decode the parameters of %s: %w", method, err)
@@ -136,26 +136,26 @@ func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, pa
 		return nil
 	}
 	switch method {
-	case signal.MethodConnect:
-		var p signal.ConnectParams
+	case rpc.MethodConnect:
+		var p rpc.ConnectParams
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
 		return e.connect(ctx, from, p)
-	case signal.MethodForward:
-		var p signal.ForwardParams
+	case rpc.MethodForward:
+		var p rpc.ForwardParams
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
 		return e.forward(ctx, from, p)
-	case signal.MethodWithdraw:
-		var p signal.WithdrawParams
+	case rpc.MethodWithdraw:
+		var p rpc.WithdrawParams
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
 		return struct{}{}, e.withdraw(from, p)
-	case signal.MethodSync:
-		var p signal.SyncParams
+	case rpc.MethodSync:
+		var p rpc.SyncParams
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
@@ -167,16 +167,16 @@ func (e *Engine) Handle(ctx context.Context, from signal.Peer, method string, pa
 // connect takes a connectivity request from an agent of the zone and returns
 // when it is in force everywhere, or when waiting any longer would hold up the
 // workload.
-func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.ConnectParams) (signal.ConnectReply, error) {
+func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams) (rpc.ConnectReply, error) {
 	a, err := e.believe(p.Request)
 	if err != nil {
-		return signal.ConnectReply{}, err
+		return rpc.ConnectReply{}, err
 	}
 	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Zone != from.Zone || a.Node != from.Node {
-		return signal.ConnectReply{}, fmt.Errorf("node %s/%s may not request connectivity for endpoint %s of %s/%s", from.Zone, from.Node, a.Endpoint, a.Zone, a.Node)
+		return rpc.ConnectReply{}, fmt.Errorf("node %s/%s may not request connectivity for endpoint %s of %s/%s", from.Zone, from.Node, a.Endpoint, a.Zone, a.Node)
 	}
 	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
-		return signal.ConnectReply{}, err
+		return rpc.ConnectReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
@@ -193,25 +193,25 @@ func (e *Engine) connect(ctx context.Context, from signal.Peer, p signal.Connect
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
 	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Zone+"/"+a.Node, "pending", len(pending))
-	return signal.ConnectReply{Pending: pending}, nil
+	return rpc.ConnectReply{Pending: pending}, nil
 }
 
 // forward takes a request that another zone's engine has accepted. It is
 // believed no more than an agent's.
-func (e *Engine) forward(ctx context.Context, from signal.Peer, p signal.ForwardParams) (signal.ForwardReply, error) {
+func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams) (rpc.ForwardReply, error) {
 	a, err := e.believe(p.Request)
 	if err != nil {
-		return signal.ForwardReply{}, err
+		return rpc.ForwardReply{}, err
 	}
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
-		return signal.ForwardReply{}, fmt.Errorf("engine %s/%s may not forward endpoint %s of zone %s", from.Zone, from.Node, a.Endpoint, a.Zone)
+		return rpc.ForwardReply{}, fmt.Errorf("engine %s/%s may not forward endpoint %s of zone %s", from.Zone, from.Node, a.Endpoint, a.Zone)
 	}
 	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
-		return signal.ForwardReply{}, err
+		return rpc.ForwardReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
-	reply := signal.ForwardReply{Pending: e.tell(waiting, a)}
+	reply := rpc.ForwardReply{Pending: e.tell(waiting, a)}
 	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
 			reply.Counterparts = append(reply.Counterparts, le.Request)
@@ -291,8 +291,8 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 	if _, held := e.leases.Held(r, e.now()); !held {
 		return nil, nil // it was withdrawn, or a younger one took its place
 	}
-	var reply signal.ForwardReply
-	if err := peer.conn.Call(ctx, signal.MethodForward, signal.ForwardParams{Request: r}, &reply); err != nil {
+	var reply rpc.ForwardReply
+	if err := peer.conn.Call(ctx, rpc.MethodForward, rpc.ForwardParams{Request: r}, &reply); err != nil {
 		return nil, err
 	}
 	for _, c := range reply.Counterparts {
@@ -314,17 +314,17 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 
 // withdraw ends leases on the word of their owner: an agent for its own node,
 // an engine for its own zone.
-func (e *Engine) withdraw(from signal.Peer, p signal.WithdrawParams) error {
+func (e *Engine) withdraw(from rpc.Peer, p rpc.WithdrawParams) error {
 	return e.end(from, func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
 }
 
 // sync ends the leases of an owner that it no longer names; it says all that
 // it has.
-func (e *Engine) sync(from signal.Peer, p signal.SyncParams) error {
+func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) error {
 	return e.end(from, func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
 }
 
-func (e *Engine) end(from signal.Peer, gone func(fabric.Admission) bool) error {
+func (e *Engine) end(from rpc.Peer, gone func(fabric.Admission) bool) error {
 	owns := func(a fabric.Admission) bool {
 		if a.Zone != from.Zone {
 			return false
@@ -357,7 +357,7 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 			group.Go(func() error {
 				peer.order.Lock() // after the forwards that are on their way
 				defer peer.order.Unlock()
-				return peer.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: own}, nil)
+				return peer.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: own}, nil)
 			})
 		}
 	}

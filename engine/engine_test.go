@@ -22,9 +22,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/admission"
-	"github.com/sif-project/sif/internal/identity/identitytest"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/admission"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 // world is a fabric of two zones in memory: real engines and signatures, with
@@ -138,12 +138,12 @@ func (w *world) requestBy(cert *tls.Certificate, n int, zone, node string, servi
 
 // wire calls a handler directly, through JSON as on the wire.
 type wire struct {
-	self, peer signal.Peer // the caller, and whom it calls
-	handle     signal.Handler
+	self, peer rpc.Peer // the caller, and whom it calls
+	handle     rpc.Handler
 	done       chan struct{}
 }
 
-func (c wire) Peer() signal.Peer     { return c.peer }
+func (c wire) Peer() rpc.Peer        { return c.peer }
 func (c wire) Done() <-chan struct{} { return c.done }
 func (c wire) Call(ctx context.Context, method string, params, reply any) error {
 	data, err := json.Marshal(params)
@@ -152,7 +152,7 @@ func (c wire) Call(ctx context.Context, method string, params, reply any) error 
 	}
 	result, err := c.handle(ctx, c.self, method, data)
 	if err != nil {
-		return &signal.RemoteError{Peer: c.peer, Method: method, Message: err.Error()}
+		return &rpc.RemoteError{Peer: c.peer, Method: method, Message: err.Error()}
 	}
 	if reply == nil {
 		return nil
@@ -167,8 +167,8 @@ func (c wire) Call(ctx context.Context, method string, params, reply any) error 
 func (w *world) agentOf(e *Engine, node string) *told {
 	a := &told{set: map[string]bool{}}
 	c := wire{
-		self: signal.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor},
-		peer: signal.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{}),
+		self: rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor},
+		peer: rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{}),
 	}
 	must.NoError(w.t, e.Attach(context.Background(), c))
 	return a
@@ -181,12 +181,12 @@ type told struct {
 	synced []string          // as the engine named them last
 }
 
-func (a *told) handle(_ context.Context, _ signal.Peer, method string, params json.RawMessage) (any, error) {
+func (a *told) handle(_ context.Context, _ rpc.Peer, method string, params json.RawMessage) (any, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch method {
-	case signal.MethodAnnounce:
-		var p signal.AnnounceParams
+	case rpc.MethodAnnounce:
+		var p rpc.AnnounceParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, err
 		}
@@ -199,22 +199,22 @@ func (a *told) handle(_ context.Context, _ signal.Peer, method string, params js
 				a.set[adm.Endpoint] = true
 			}
 		}
-	case signal.MethodWithdraw:
-		var p signal.WithdrawParams
+	case rpc.MethodWithdraw:
+		var p rpc.WithdrawParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, err
 		}
 		for _, id := range p.Endpoints {
 			delete(a.set, id)
 		}
-	case signal.MethodSync:
-		var p signal.SyncParams
+	case rpc.MethodSync:
+		var p rpc.SyncParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, err
 		}
 		a.synced = p.Endpoints
 	}
-	return signal.AnnounceReply{Refused: a.refuse}, nil
+	return rpc.AnnounceReply{Refused: a.refuse}, nil
 }
 
 func (a *told) endpoints() []string {
@@ -225,22 +225,22 @@ func (a *told) endpoints() []string {
 
 // join connects two engines in both directions.
 func (w *world) join(a, b *Engine) {
-	peer := func(e *Engine) signal.Peer {
-		return signal.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
+	peer := func(e *Engine) rpc.Peer {
+		return rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
 	}
 	done := make(chan struct{})
 	must.NoError(w.t, a.Attach(context.Background(), wire{peer(a), peer(b), b.Handle, done}))
 	must.NoError(w.t, b.Attach(context.Background(), wire{peer(b), peer(a), a.Handle, done}))
 }
 
-func (w *world) connect(e *Engine, node string, r fabric.Request) (signal.ConnectReply, error) {
-	params, err := json.Marshal(signal.ConnectParams{Request: r})
+func (w *world) connect(e *Engine, node string, r fabric.Request) (rpc.ConnectReply, error) {
+	params, err := json.Marshal(rpc.ConnectParams{Request: r})
 	must.NoError(w.t, err)
-	reply, err := e.Handle(context.Background(), signal.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, signal.MethodConnect, params)
+	reply, err := e.Handle(context.Background(), rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, rpc.MethodConnect, params)
 	if err != nil {
-		return signal.ConnectReply{}, err
+		return rpc.ConnectReply{}, err
 	}
-	return reply.(signal.ConnectReply), nil
+	return reply.(rpc.ConnectReply), nil
 }
 
 // When connect returns with nothing pending, both switches and all agents that
@@ -273,9 +273,9 @@ func TestConnectIsInForceInBothZones(t *testing.T) {
 	}
 
 	// The owner withdraws: everybody forgets.
-	params, err := json.Marshal(signal.WithdrawParams{Endpoints: []string{"news-1"}})
+	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{"news-1"}})
 	must.NoError(t, err)
-	_, err = gcp.Handle(context.Background(), signal.Peer{Zone: "gcp1", Node: "w1", Kind: fabric.KindWorkload}, signal.MethodWithdraw, params)
+	_, err = gcp.Handle(context.Background(), rpc.Peer{Zone: "gcp1", Node: "w1", Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
 	must.NoError(t, err)
 	must.Eq(t, []string{"web-3"}, aws1.endpoints())
 	must.Eq(t, []string{"svc-2", "web-3"}, awsSwitch.endpoints())
@@ -332,16 +332,16 @@ func TestOwnersOnly(t *testing.T) {
 	e, sw, _ := w.engine("aws1")
 	_, err := w.connect(e, "w1", w.request(1, "aws1", "w1", svc))
 	must.NoError(t, err)
-	params, err := json.Marshal(signal.WithdrawParams{Endpoints: []string{"svc-1"}})
+	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{"svc-1"}})
 	must.NoError(t, err)
-	for _, stranger := range []signal.Peer{{Zone: "aws1", Node: "w2", Kind: fabric.KindWorkload}, {Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}} {
-		_, err = e.Handle(context.Background(), stranger, signal.MethodWithdraw, params)
+	for _, stranger := range []rpc.Peer{{Zone: "aws1", Node: "w2", Kind: fabric.KindWorkload}, {Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}} {
+		_, err = e.Handle(context.Background(), stranger, rpc.MethodWithdraw, params)
 		must.NoError(t, err)
 		must.Eq(t, []string{"svc-1"}, sw.endpoints())
 	}
-	params, err = json.Marshal(signal.ForwardParams{Request: w.request(2, "aws1", "w2", web)})
+	params, err = json.Marshal(rpc.ForwardParams{Request: w.request(2, "aws1", "w2", web)})
 	must.NoError(t, err)
-	_, err = e.Handle(context.Background(), signal.Peer{Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}, signal.MethodForward, params)
+	_, err = e.Handle(context.Background(), rpc.Peer{Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}, rpc.MethodForward, params)
 	must.ErrorContains(t, err, "may not forward")
 }
 

@@ -17,8 +17,8 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/rpc"
 )
 
 // through is a connection to an engine that has before called with each method
@@ -33,14 +33,14 @@ func (c through) Call(ctx context.Context, method string, params, reply any) err
 	return c.wire.Call(ctx, method, params, reply)
 }
 
-func peerOf(e *Engine) signal.Peer {
-	return signal.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
+func peerOf(e *Engine) rpc.Peer {
+	return rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
 }
 
 func (w *world) withdraw(e *Engine, node, endpoint string) {
-	params, err := json.Marshal(signal.WithdrawParams{Endpoints: []string{endpoint}})
+	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{endpoint}})
 	must.NoError(w.t, err)
-	_, err = e.Handle(context.Background(), signal.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, signal.MethodWithdraw, params)
+	_, err = e.Handle(context.Background(), rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
 	must.NoError(w.t, err)
 }
 
@@ -54,7 +54,7 @@ func TestEndpointsThatComeDuringSync(t *testing.T) {
 	var coming sync.WaitGroup
 	first := true
 	conn := through{wire: wire{peerOf(aws), peerOf(gcp), gcp.Handle, make(chan struct{})}, before: func(method string) {
-		if method == signal.MethodSync && first {
+		if method == rpc.MethodSync && first {
 			first = false
 			coming.Go(func() {
 				_, err := w.connect(aws, "w1", news2)
@@ -74,7 +74,7 @@ func TestWithdrawalWaitsForForwards(t *testing.T) {
 	aws, _, _ := w.engine("aws1")
 	gcp, gcpSwitch, _ := w.engine("gcp1")
 	conn := through{wire: wire{peerOf(aws), peerOf(gcp), gcp.Handle, make(chan struct{})}, before: func(method string) {
-		if method == signal.MethodForward {
+		if method == rpc.MethodForward {
 			time.Sleep(inForce + 200*time.Millisecond)
 		}
 	}}
@@ -120,7 +120,7 @@ func TestRefusedByAnAgent(t *testing.T) {
 		must.NoError(t, err)
 	}
 	a := &told{set: map[string]bool{}, refuse: map[string]string{"web-2": "I do not believe it"}}
-	c := wire{self: peerOf(e), peer: signal.Peer{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
+	c := wire{self: peerOf(e), peer: rpc.Peer{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
 	must.NoError(t, e.Attach(context.Background(), c))
 	must.Eq(t, []string{"web-3"}, a.endpoints())
 	reply, err := w.connect(e, "w1", w.request(4, "aws1", "w1", svc))

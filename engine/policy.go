@@ -8,7 +8,7 @@ import (
 	"net/netip"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/node/lease"
 )
 
 // SwitchState is what the switch at the zone's boundary should hold. Its size

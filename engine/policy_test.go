@@ -13,7 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
+	"github.com/sif-project/sif/internal/node/lease"
 )
 
 // counter numbers names in order.

@@ -15,8 +15,8 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/link"
-	"github.com/sif-project/sif/internal/node"
+	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/link"
 )
 
 // namespaceDir is where named network namespaces are.
@@ -41,7 +41,7 @@ func (p *ports) config(d link.Device) port.Config {
 		Namespace: p.prefix + "-l" + number,
 		Outer:     "sif-o" + number,
 		Device:    d.Name,
-		MTU:       node.SwitchMTU(d.MTU),
+		MTU:       daemon.SwitchMTU(d.MTU),
 		Addrs:     []netip.Addr{p.self.Gateway4(), p.self.Gateway6()},
 	}
 	for _, peer := range d.Peers {

@@ -16,9 +16,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/signal"
+	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/rpc"
 )
 
 // remote is a connected agent or engine.
@@ -42,7 +42,7 @@ type remote struct {
 // Conn is the connection to another daemon.
 type Conn interface {
 	Call(ctx context.Context, method string, params, reply any) error
-	Peer() signal.Peer
+	Peer() rpc.Peer
 	Done() <-chan struct{}
 }
 
@@ -110,7 +110,7 @@ func (e *Engine) offer(ctx context.Context, r *remote) error {
 	for _, le := range e.own() {
 		group.Go(func() error {
 			_, err := e.forwardTo(ctx, r, le.Request)
-			var refused *signal.RemoteError
+			var refused *rpc.RemoteError
 			if errors.As(err, &refused) {
 				e.log.Warn("endpoint not taken up by another zone", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, r.id, logkey.Error, err)
 				return nil
@@ -173,7 +173,7 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	}
 	if len(gone) > 0 {
 		slices.Sort(gone)
-		if err := r.conn.Call(ctx, signal.MethodWithdraw, signal.WithdrawParams{Endpoints: gone}, nil); err != nil {
+		if err := r.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: gone}, nil); err != nil {
 			return err
 		}
 		for _, endpoint := range gone {
@@ -189,12 +189,12 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	slices.Sort(news)
 	refused := map[string]string{}
 	for some := range slices.Chunk(news, announceAtOnce) {
-		var params signal.AnnounceParams
+		var params rpc.AnnounceParams
 		for _, endpoint := range some {
 			params.Requests = append(params.Requests, relevant[endpoint].Request)
 		}
-		var reply signal.AnnounceReply
-		if err := r.conn.Call(ctx, signal.MethodAnnounce, params, &reply); err != nil {
+		var reply rpc.AnnounceReply
+		if err := r.conn.Call(ctx, rpc.MethodAnnounce, params, &reply); err != nil {
 			return err
 		}
 		for _, endpoint := range some {
@@ -237,7 +237,7 @@ func (e *Engine) Sync(ctx context.Context) {
 func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
+	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
 }
 
 // syncEngine names all endpoints of the own zone. No forward may overtake the
@@ -249,7 +249,7 @@ func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	for _, le := range e.own() {
 		endpoints = append(endpoints, le.Admission.Endpoint)
 	}
-	return r.conn.Call(ctx, signal.MethodSync, signal.SyncParams{Endpoints: endpoints}, nil)
+	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: endpoints}, nil)
 }
 
 // counterparts returns the leases that may open flows to endpoints of any of the

@@ -13,8 +13,8 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/lease"
-	"github.com/sif-project/sif/internal/verify"
+	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/node/lease"
 )
 
 // Name makes counter a registry that can be asked both ways.

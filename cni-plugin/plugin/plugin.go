@@ -22,7 +22,7 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
 
-	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
 const (
@@ -44,7 +44,7 @@ type Config struct {
 
 // Runtime is what the runtime adds for the capabilities of the plugin.
 type Runtime struct {
-	PortMappings []attach.PortMapping `json:"portMappings,omitempty"`
+	PortMappings []cnicall.PortMapping `json:"portMappings,omitempty"`
 }
 
 // Versions are the versions of the CNI specification that the plugin speaks.
@@ -64,7 +64,7 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+err.Error(), args.Args)
 	}
-	request := attach.Request{
+	request := cnicall.Request{
 		Command: "ADD", ContainerID: args.ContainerID, IfName: args.IfName,
 		Allocation: allocation, Ports: c.RuntimeConfig.PortMappings,
 	}
@@ -96,7 +96,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.inNamespace(attach.Request{Command: "CHECK", ContainerID: args.ContainerID, IfName: args.IfName}, args.Netns)
+	_, err = c.inNamespace(cnicall.Request{Command: "CHECK", ContainerID: args.ContainerID, IfName: args.IfName}, args.Netns)
 	return err
 }
 
@@ -108,7 +108,7 @@ func del(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.call(attach.Request{Command: "DEL", ContainerID: args.ContainerID, IfName: args.IfName}, 0)
+	_, err = c.call(cnicall.Request{Command: "DEL", ContainerID: args.ContainerID, IfName: args.IfName}, 0)
 	if unavailable(err) {
 		fmt.Fprintf(os.Stderr, "sif: container %s is left for the agent to clean up: %s\n", args.ContainerID, err)
 		return nil
@@ -121,11 +121,11 @@ func collect(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	valid := []attach.Attachment{}
+	valid := []cnicall.Attachment{}
 	for _, a := range c.ValidAttachments {
-		valid = append(valid, attach.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
+		valid = append(valid, cnicall.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
 	}
-	_, err = c.call(attach.Request{Command: "GC", Valid: valid}, 0)
+	_, err = c.call(cnicall.Request{Command: "GC", Valid: valid}, 0)
 	return err
 }
 
@@ -134,7 +134,7 @@ func status(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.call(attach.Request{Command: "STATUS"}, 0)
+	_, err = c.call(cnicall.Request{Command: "STATUS"}, 0)
 	if unavailable(err) {
 		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "") // what the specification wants of STATUS
 	}
@@ -170,7 +170,7 @@ func load(stdin []byte) (config, error) {
 }
 
 // inNamespace makes a call that takes the workload's namespace along.
-func (c config) inNamespace(r attach.Request, path string) (*current.Result, error) {
+func (c config) inNamespace(r cnicall.Request, path string) (*current.Result, error) {
 	own, nsErr := ns.CheckNetNS(path)
 	if nsErr != nil {
 		return nil, nsErr
@@ -188,12 +188,12 @@ func (c config) inNamespace(r attach.Request, path string) (*current.Result, err
 }
 
 // call asks the agent, and while it is not there again for as long as patience.
-func (c config) call(r attach.Request, patience time.Duration) (*current.Result, error) {
+func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
 	last := time.Now().Add(min(patience, c.timeout) - retry)
 	for {
-		result, err := attach.Call(ctx, c.Socket, r)
+		result, err := cnicall.Call(ctx, c.Socket, r)
 		if !unavailable(err) || time.Now().After(last) {
 			return result, err
 		}

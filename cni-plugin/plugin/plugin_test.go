@@ -26,7 +26,7 @@ import (
 	"github.com/shoenig/test/must"
 	"golang.org/x/sys/unix"
 
-	"github.com/sif-project/sif/internal/attach"
+	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -59,16 +59,16 @@ printf '{"cniVersion":"1.0.0","interfaces":[{"name":"lo","mac":"00:00:00:00:00:0
 // agent is the other end of the socket.
 type agent struct {
 	socket string
-	answer func(attach.Request) (*current.Result, error)
+	answer func(cnicall.Request) (*current.Result, error)
 
 	mu    sync.Mutex
-	calls []attach.Request
+	calls []cnicall.Request
 	inode uint64 // of the last namespace received
 }
 
 func newAgent(t *testing.T) *agent {
 	a := &agent{socket: filepath.Join(t.TempDir(), "cni.sock")}
-	a.answer = func(attach.Request) (*current.Result, error) { return nil, nil }
+	a.answer = func(cnicall.Request) (*current.Result, error) { return nil, nil }
 	return a
 }
 
@@ -77,11 +77,11 @@ func (a *agent) serve(t *testing.T) {
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- attach.Serve(ctx, l, 10*time.Second, a.handle) }()
+	go func() { done <- cnicall.Serve(ctx, l, 10*time.Second, a.handle) }()
 	t.Cleanup(func() { cancel(); must.NoError(t, <-done) })
 }
 
-func (a *agent) handle(_ context.Context, r attach.Request) (*current.Result, error) {
+func (a *agent) handle(_ context.Context, r cnicall.Request) (*current.Result, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.inode = 0
@@ -98,14 +98,14 @@ func (a *agent) handle(_ context.Context, r attach.Request) (*current.Result, er
 	return a.answer(r)
 }
 
-func (a *agent) last() attach.Request {
+func (a *agent) last() cnicall.Request {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.calls[len(a.calls)-1]
 }
 
 // attached is what the real agent answers to ADD.
-func attached(attach.Request) (*current.Result, error) {
+func attached(cnicall.Request) (*current.Result, error) {
 	_, v4, _ := net.ParseCIDR("100.64.1.2/32")
 	_, v6, _ := net.ParseCIDR("fd5f::2/128")
 	return &current.Result{
@@ -174,9 +174,9 @@ func TestThroughLibCNI(t *testing.T) {
 				a.answer = attached
 				res, err := cni.AddNetworkList(ctx, conf, rt)
 				must.NoError(t, err)
-				must.Eq(t, attach.Request{
+				must.Eq(t, cnicall.Request{
 					Command: "ADD", ContainerID: "5e8bd7c6-alloc", IfName: "eth0", Allocation: "5e8bd7c6",
-					Ports: []attach.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}},
+					Ports: []cnicall.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}},
 				}, a.last())
 				must.Eq(t, inode, a.inode)
 				must.Eq(t, version, res.Version())
@@ -184,21 +184,21 @@ func TestThroughLibCNI(t *testing.T) {
 				must.NoError(t, err)
 				checkResult(t, got, space.Path(), chained)
 
-				a.answer = func(attach.Request) (*current.Result, error) { return nil, nil }
+				a.answer = func(cnicall.Request) (*current.Result, error) { return nil, nil }
 				must.NoError(t, cni.CheckNetworkList(ctx, conf, rt))
-				must.Eq(t, attach.Request{Command: "CHECK", ContainerID: "5e8bd7c6-alloc", IfName: "eth0"}, a.last())
+				must.Eq(t, cnicall.Request{Command: "CHECK", ContainerID: "5e8bd7c6-alloc", IfName: "eth0"}, a.last())
 				must.Eq(t, inode, a.inode)
 
 				bare := &libcni.RuntimeConf{ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName}
 				must.NoError(t, cni.DelNetworkList(ctx, conf, bare))
-				must.Eq(t, attach.Request{Command: "DEL", ContainerID: "5e8bd7c6-alloc", IfName: "eth0"}, a.last())
+				must.Eq(t, cnicall.Request{Command: "DEL", ContainerID: "5e8bd7c6-alloc", IfName: "eth0"}, a.last())
 
 				if version == "1.1.0" {
 					must.NoError(t, cni.GetStatusNetworkList(ctx, conf))
 					must.Eq(t, "STATUS", a.last().Command)
 					args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{{ContainerID: "c2", IfName: "eth0"}}}
 					must.NoError(t, cni.GCNetworkList(ctx, conf, args))
-					must.Eq(t, attach.Request{Command: "GC", Valid: []attach.Attachment{{ContainerID: "c2", IfName: "eth0"}}}, a.last())
+					must.Eq(t, cnicall.Request{Command: "GC", Valid: []cnicall.Attachment{{ContainerID: "c2", IfName: "eth0"}}}, a.last())
 				}
 			})
 		}
@@ -207,7 +207,7 @@ func TestThroughLibCNI(t *testing.T) {
 
 func checkResult(t *testing.T, got *current.Result, sandbox string, chained bool) {
 	t.Helper()
-	want, _ := attached(attach.Request{})
+	want, _ := attached(cnicall.Request{})
 	want.Interfaces[1].Sandbox = sandbox
 	if chained {
 		_, lo, _ := net.ParseCIDR("127.0.0.1/8")
@@ -261,7 +261,7 @@ func TestDelWithoutAgent(t *testing.T) {
 func TestErrors(t *testing.T) {
 	space, _ := namespace(t)
 	a := newAgent(t)
-	a.answer = func(r attach.Request) (*current.Result, error) {
+	a.answer = func(r cnicall.Request) (*current.Result, error) {
 		if r.Command == "STATUS" {
 			return nil, types.NewError(types.ErrTryAgainLater, "no engine", "")
 		}
@@ -310,7 +310,7 @@ func TestADDIsBoundInTime(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
 	silent := newAgent(t)
-	silent.answer = func(attach.Request) (*current.Result, error) { <-release; return nil, nil }
+	silent.answer = func(cnicall.Request) (*current.Result, error) { <-release; return nil, nil }
 	silent.serve(t)
 	start := time.Now()
 	stdout, _, code := run(t, conf(silent.socket, "500ms"), call("ADD", space.Path())...)

@@ -15,7 +15,7 @@ import (
 	"github.com/sif-project/sif/e2e/lab"
 	model "github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 const applies = 20

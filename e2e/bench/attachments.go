@@ -18,8 +18,8 @@ import (
 
 	nomad "github.com/hashicorp/nomad/api"
 
-	"github.com/sif-project/sif/internal/attach"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
 // attachments is how long ADD took inside the agent.
@@ -62,8 +62,8 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 		}
 		spaces = append(spaces, s)
 	}
-	request := func(i int) attach.Request {
-		return attach.Request{Command: "ADD", ContainerID: allocs[i], IfName: "eth0", Allocation: allocs[i], Namespace: spaces[i]}
+	request := func(i int) cnicall.Request {
+		return cnicall.Request{Command: "ADD", ContainerID: allocs[i], IfName: "eth0", Allocation: allocs[i], Namespace: spaces[i]}
 	}
 	parallel := 1
 	if atOnce {
@@ -77,7 +77,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	for range parallel {
 		group.Go(func() {
 			for i := range next {
-				if _, err := attach.Call(ctx, socket, request(i)); err != nil {
+				if _, err := cnicall.Call(ctx, socket, request(i)); err != nil {
 					mu.Lock()
 					failed = append(failed, fmt.Errorf("attach %s: %w", allocs[i], err))
 					mu.Unlock()
@@ -94,7 +94,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	for i := range count {
 		r := request(i)
 		r.Command, r.Namespace = "DEL", nil
-		if _, err := attach.Call(ctx, socket, r); err != nil {
+		if _, err := cnicall.Call(ctx, socket, r); err != nil {
 			failed = append(failed, fmt.Errorf("detach %s: %w", allocs[i], err))
 		}
 	}

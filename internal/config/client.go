@@ -12,7 +12,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
-	"github.com/sif-project/sif/internal/identity"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // ConsulClient returns a client of the Consul agent that the file names.

@@ -22,7 +22,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/graphgen"
-	"github.com/sif-project/sif/internal/revision"
+	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 const (

@@ -1,0 +1,111 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package enforced brings together what is declared and what nodes enforce, as
+// of a moment at which neither changed. It knows when that is so, not what
+// either means, nor how it is asked for.
+package enforced
+
+import (
+	"context"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
+)
+
+const (
+	// attempts is how often state is read that changed while it was read.
+	attempts = 10
+	// pause lets a change arrive everywhere: nodes report every 2 s.
+	pause = time.Second
+)
+
+// Source is what can be asked about a fabric.
+type Source interface {
+	// Declared returns the graph, its pointer, and the status.
+	Declared(ctx context.Context) (verify.Fabric, error)
+	// Dumps has nodes ("zone/node") read back what they enforce. A node that
+	// could not is among the failed, with the reason.
+	Dumps(ctx context.Context, nodes []string) (dumps map[string]api.Dump, failed map[string]string, err error)
+}
+
+// Read asks the nodes that pick chooses; nil: all. If the fabric does not rest
+// for long enough, it returns what it read last.
+func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]string, error)) (verify.Fabric, error) {
+	for attempt := 1; ; attempt++ {
+		f, err := s.Declared(ctx)
+		if err != nil {
+			return f, err
+		}
+		f.Now = time.Now()
+		var nodes []string
+		if pick != nil {
+			if nodes, err = pick(f); err != nil {
+				return f, err
+			}
+		} else {
+			for _, n := range f.Status.Nodes {
+				nodes = append(nodes, n.ID())
+			}
+		}
+		if f.Dumps, f.Failed, err = s.Dumps(ctx, nodes); err != nil {
+			return f, fmt.Errorf("have the nodes read back what they enforce: %w", err)
+		}
+		after, err := s.Declared(ctx)
+		if err != nil {
+			return f, err
+		}
+		if attempt == attempts || same(f, after) {
+			return f, nil
+		}
+		select {
+		case <-ctx.Done():
+			return f, ctx.Err()
+		case <-time.After(pause):
+		}
+	}
+}
+
+// same reports whether the same has to be enforced by now as before.
+func same(before, after verify.Fabric) bool {
+	return before.Pointer.Sequence == after.Pointer.Sequence && before.Pointer.Root == after.Pointer.Root &&
+		reflect.DeepEqual(placement(before.Status), placement(after.Status)) &&
+		verify.NextExpiry(before.Graph, before.Now).Equal(verify.NextExpiry(before.Graph, time.Now()))
+}
+
+// placement is the part of the status that says what has to be enforced where.
+func placement(s api.Status) map[string]api.EndpointStatus {
+	endpoints := map[string]api.EndpointStatus{}
+	for _, n := range s.Nodes {
+		endpoints[n.ID()] = api.EndpointStatus{}
+		for _, e := range n.Endpoints {
+			endpoints[n.ID()+" "+e.Endpoint] = api.EndpointStatus{Service: e.Service, Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks}
+		}
+	}
+	return endpoints
+}
+
+// Controller is what a controller's API says.
+type Controller struct{ *api.Client }
+
+// Declared implements Source.
+func (c Controller) Declared(ctx context.Context) (verify.Fabric, error) {
+	var f verify.Fabric
+	var err error
+	if f.Status, err = c.Status(ctx); err != nil {
+		return f, fmt.Errorf("read the status: %w", err)
+	}
+	reply, err := c.Graph(ctx)
+	if err != nil {
+		return f, fmt.Errorf("read the graph: %w", err)
+	}
+	f.Graph, f.Pointer, f.Signed = reply.Graph, reply.Pointer, reply.Signed
+	if f.Graph == nil {
+		f.Graph = &fabric.Graph{}
+	}
+	return f, nil
+}

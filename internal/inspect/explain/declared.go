@@ -1,0 +1,171 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
+)
+
+// declared asks the one rule, and finds out why it says what it says.
+func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
+	docs := verify.Documents(f.Graph, f.Now)
+	no := func(why string) api.Declared { return api.Declared{Reasons: []api.Reason{{Why: why}}} }
+	var d api.Declared
+	switch none := (fabric.Ref{}); {
+	case from.Service == none && from.External == none:
+		return no(fmt.Sprintf("nobody has the address %s", from.Address))
+	case to.Service == none && to.External == none:
+		return no(fmt.Sprintf("nobody has the address %s", to.Address))
+	case from.External != none && to.External != none:
+		return no("both ends are outside the fabric")
+	case to.External != none:
+		d = no("flows to externals are not carried yet, so they are dropped whatever a contract says")
+		d.Reasons = append(d.Reasons, against(f, from, to, protocol, port)...)
+		return d
+	case from.External != none:
+		d = fromExternal(from.Address, to.Identity(), docs[to.Service], protocol, port)
+	default:
+		v := fabric.Decide(from.Identity(), docs[from.Service], to.Identity(), protocol, port)
+		d = api.Declared{Allowed: v.Allowed, Audit: v.Audit, Contract: v.Contract}
+	}
+	if !d.Allowed {
+		d.Reasons = against(f, from, to, protocol, port)
+		return d
+	}
+	d.Reasons = []api.Reason{inFavour(f.Graph, d, from, to)}
+	return d
+}
+
+// fromExternal is the rule for an address outside the fabric.
+func fromExternal(a netip.Addr, to fabric.Identity, doc fabric.Document, protocol fabric.Protocol, port uint16) api.Declared {
+	var d api.Declared
+	for _, g := range fabric.ExternalGrants(to, doc) {
+		within := slices.ContainsFunc(g.Prefixes, func(p netip.Prefix) bool { return p.Contains(a) })
+		opens := slices.ContainsFunc(g.Rules, func(r fabric.Rule) bool { return r.Matches(protocol, port) })
+		if within && opens && (!d.Allowed || d.Audit && !g.Audit) {
+			d = api.Declared{Allowed: true, Audit: g.Audit, Contract: g.Contract}
+		}
+	}
+	return d
+}
+
+func inFavour(g *fabric.Graph, d api.Declared, from, to api.Party) api.Reason {
+	r := api.Reason{Contract: d.Contract}
+	domain := g.Domains[d.Contract.Domain]
+	if d.Contract.Name == fabric.AuditContract {
+		r.Pos = domain.Pos
+		r.Why = fmt.Sprintf("domain %s is in audit mode: no contract allows the flow, but it passes and is reported", domain.Name)
+		return r
+	}
+	var parts []string
+	if d.Audit {
+		parts = append(parts, "in audit mode, so flows pass and are reported as what would have been dropped")
+	} else {
+		parts = append(parts, "allows it")
+	}
+	if from.Service != (fabric.Ref{}) {
+		parts = append(parts, "the originator requested its role and so did the responder")
+	} else {
+		parts = append(parts, "the responder requested its role")
+	}
+	for _, c := range domain.Contracts {
+		if c.Name != d.Contract.Name {
+			continue
+		}
+		r.Pos, r.Expires = c.Pos, c.Expires
+		if !c.Expires.IsZero() {
+			parts = append(parts, "it expires at "+c.Expires.Format(time.RFC3339))
+		}
+	}
+	for _, p := range []api.Party{from, to} {
+		if p.Service.Domain != "" && p.Service.Domain != d.Contract.Domain {
+			parts = append(parts, "domain "+p.Service.Domain+" accepts it")
+		}
+	}
+	r.Why = strings.Join(parts, "; ")
+	return r
+}
+
+// against lists what keeps each contract that comes near from allowing a flow.
+func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) []api.Reason {
+	waiting := map[fabric.Ref][]fabric.Ref{}
+	for _, w := range f.Graph.Waiting() {
+		waiting[w.Contract] = w.For
+	}
+	names := func(refs []fabric.Ref, p api.Party) bool {
+		return slices.ContainsFunc(refs, func(r fabric.Ref) bool { return r == p.Service || r == p.External })
+	}
+	var domains []string
+	for name := range f.Graph.Domains {
+		domains = append(domains, name)
+	}
+	slices.Sort(domains)
+	var reasons []api.Reason
+	for _, domain := range domains {
+		for _, c := range f.Graph.Domains[domain].Contracts {
+			r := fabric.Ref{Domain: domain, Name: c.Name}
+			opens := slices.ContainsFunc(c.Rules, func(rule fabric.Rule) bool { return rule.Matches(protocol, port) })
+			var why []string
+			switch {
+			case names(c.Originators, from) && names(c.Responders, to):
+				why = obstacles(c, r, f.Now, waiting[r], from, to)
+				if !opens {
+					why = append(why, fmt.Sprintf("it opens %s, not %s", rulesText(c.Rules), flowText(protocol, port)))
+				}
+			case names(c.Originators, to) && names(c.Responders, from) && opens:
+				why = []string{"it leads the other way"}
+			default:
+				continue
+			}
+			reasons = append(reasons, api.Reason{Contract: r, Pos: c.Pos, Expires: c.Expires, Why: strings.Join(why, "; ")})
+		}
+	}
+	if len(reasons) == 0 {
+		reasons = []api.Reason{{Why: fmt.Sprintf("no contract has %s as originator and %s as responder", from.Name(), to.Name())}}
+	}
+	return reasons
+}
+
+func obstacles(c fabric.Contract, r fabric.Ref, now time.Time, waiting []fabric.Ref, from, to api.Party) []string {
+	var why []string
+	if c.Disabled {
+		why = append(why, "it is disabled")
+	}
+	if !c.Disabled && !c.InForce(now) {
+		why = append(why, "it expired at "+c.Expires.Format(time.RFC3339))
+	}
+	for _, w := range waiting {
+		why = append(why, fmt.Sprintf("it waits for domain %s to accept it for %s", w.Domain, w))
+	}
+	if len(why) > 0 {
+		return why // nobody can request a role in it
+	}
+	if from.Live() && !slices.Contains(from.Roles.Originate, r) {
+		why = append(why, fmt.Sprintf("endpoint %s did not request to originate it", from.Endpoint))
+	}
+	if to.Live() && !slices.Contains(to.Roles.Respond, r) {
+		why = append(why, fmt.Sprintf("endpoint %s did not request to respond to it", to.Endpoint))
+	}
+	return why
+}
+
+func rulesText(rules []fabric.Rule) string {
+	texts := make([]string, len(rules))
+	for i, r := range rules {
+		texts[i] = r.String()
+	}
+	return strings.Join(texts, " ")
+}
+
+func flowText(protocol fabric.Protocol, port uint16) string {
+	return fmt.Sprintf("%s/%d", protocol, port)
+}

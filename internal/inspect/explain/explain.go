@@ -1,0 +1,237 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package explain
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
+)
+
+// View is a fabric as somebody may see it.
+type View struct {
+	verify.Fabric
+	Reads func(domain string) bool // whether he may read a domain; nil: all of them
+}
+
+// Nodes lists the nodes whose dumps an answer needs.
+func Nodes(v View, q api.Question) ([]string, error) {
+	from, to, err := parties(v, q)
+	if err != nil {
+		return nil, err
+	}
+	set := map[string]bool{}
+	for _, a := range from {
+		for _, b := range to {
+			for _, s := range way(v.Status, a, b) {
+				set[s.node] = true
+			}
+		}
+	}
+	var nodes []string
+	for n := range set {
+		nodes = append(nodes, n)
+	}
+	slices.Sort(nodes)
+	return nodes, nil
+}
+
+func parties(v View, q api.Question) (from, to []api.Party, err error) {
+	if from, err = resolve(v, q.From); err != nil {
+		return nil, nil, err
+	}
+	to, err = resolve(v, q.To)
+	return from, to, err
+}
+
+// Explain answers a question. What concerns neither of the two parties, such
+// as what else is wrong with a data path, it tells only whoever may read all.
+func Explain(v View, q api.Question) (api.Explanation, error) {
+	f := v.Fabric
+	from, to, err := parties(v, q)
+	if err != nil {
+		return api.Explanation{}, err
+	}
+	answer := api.Explanation{Pointer: f.Pointer, Signed: f.Signed, Protocol: q.Protocol, Port: q.Port, Allowed: true, Agree: true}
+	for _, a := range from {
+		for _, b := range to {
+			if a.Live() && a.Endpoint == b.Endpoint {
+				continue // a flow of an endpoint to itself never leaves it
+			}
+			flow := api.ExplainedFlow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port)}
+			for _, s := range way(f.Status, a, b) {
+				l := s.look(f, a, b, q)
+				flow.Layers = append(flow.Layers, l)
+				switch {
+				case l.Unread:
+					flow.Differs = append(flow.Differs, fmt.Sprintf("what %s enforces is not known: %s", l.Node, l.Why))
+				case l.Allowed && !flow.Declared.Allowed:
+					flow.Differs = append(flow.Differs, fmt.Sprintf("not declared, but the %s of %s passes it: %s", l.Layer, l.Node, l.Why))
+				case !l.Allowed && flow.Declared.Allowed:
+					flow.Differs = append(flow.Differs, fmt.Sprintf("declared, but the %s of %s drops it: %s", l.Layer, l.Node, l.Why))
+				}
+				for _, p := range v.problems(l.Node) {
+					flow.Differs = append(flow.Differs, fmt.Sprintf("the %s of %s: %s", l.Layer, l.Node, p))
+				}
+			}
+			answer.Allowed = answer.Allowed && flow.Declared.Allowed
+			answer.Agree = answer.Agree && len(flow.Differs) == 0
+			answer.Flows = append(answer.Flows, flow)
+		}
+	}
+	if len(answer.Flows) == 0 {
+		return answer, fmt.Errorf("%s and %s are the same single endpoint", q.From, q.To)
+	}
+	return answer, nil
+}
+
+// problems are what no state of ours would look like in a node's data path.
+func (v View) problems(node string) []string {
+	list := v.Dumps[node].Problems
+	if len(list) > 0 && v.Reads != nil {
+		return []string{"it holds what it should not; sif verify says what, to whoever may read every domain"}
+	}
+	return list
+}
+
+// station is a data path on the way of a flow.
+type station struct {
+	node, place      string
+	layer            api.Layer
+	fromVia, destVia string // by what the parties are reached from there
+}
+
+// way lists the data paths that a flow passes.
+func way(status api.Status, from, to api.Party) []station {
+	if !to.Live() {
+		return nil
+	}
+	if from.External != (fabric.Ref{}) {
+		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF, destVia: api.ViaEndpoint}}
+	}
+	if !from.Live() {
+		return nil
+	}
+	sender := station{node: from.Node, place: "sender", layer: api.LayerEBPF, fromVia: api.ViaEndpoint, destVia: api.ViaZone}
+	receiver := station{node: to.Node, place: "receiver", layer: api.LayerEBPF, fromVia: api.ViaZone, destVia: api.ViaEndpoint}
+	if from.Node == to.Node {
+		sender.destVia, receiver.fromVia = api.ViaEndpoint, api.ViaEndpoint
+	}
+	if from.Zone == to.Zone {
+		return []station{sender, receiver}
+	}
+	leaving, entering := verify.Processor(status, from.Zone), verify.Processor(status, to.Zone)
+	sender.destVia, receiver.fromVia = cmp.Or(leaving, "a processor"), cmp.Or(entering, "a processor")
+	stations := []station{sender}
+	if leaving != "" {
+		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, api.ViaZone, entering})
+	}
+	if entering != "" {
+		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving, api.ViaZone})
+	}
+	return append(stations, receiver)
+}
+
+// look tells what a data path would do with the first packet of a flow, over
+// both versions of IP.
+func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.ExplainedLayer {
+	l := api.ExplainedLayer{Node: s.node, Layer: s.layer, Place: s.place}
+	dump, ok := f.Dumps[s.node]
+	l.Broken = len(dump.Problems) > 0
+	if !ok {
+		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "it was not read")
+		return l
+	}
+	if dump.Sequence != f.Pointer.Sequence || dump.Root != f.Pointer.Root {
+		l.Follows = &dump.Sequence
+	}
+	judge := func(src, dst netip.Addr) api.ExplainedLayer {
+		l := l // one for each version of IP
+		source, why := s.owner(dump, src, s.fromVia, "source")
+		if from.External != (fabric.Ref{}) {
+			source, why = external(dump, src)
+		}
+		if why == "" {
+			var destination string
+			if destination, why = s.owner(dump, dst, s.destVia, "destination"); why == "" {
+				s.rule(&l, dump, source, destination, q)
+				return l
+			}
+		}
+		l.Why = why
+		return l
+	}
+	if from.External != (fabric.Ref{}) {
+		if from.Address.Is4() {
+			return judge(from.Address, to.IPv4)
+		}
+		return judge(from.Address, to.IPv6)
+	}
+	four, six := judge(from.IPv4, to.IPv4), judge(from.IPv6, to.IPv6)
+	if four.Why != six.Why {
+		four.Allowed = four.Allowed && six.Allowed
+		four.Why = "over IPv4 " + four.Why + "; over IPv6 " + six.Why
+	}
+	return four
+}
+
+// owner finds whose an address is, or why the packet is dropped.
+func (s station) owner(d api.Dump, a netip.Addr, via, role string) (identity, why string) {
+	if via == api.ViaEndpoint {
+		i := slices.IndexFunc(d.Guarded, func(e api.DumpEndpoint) bool { return e.IPv4 == a || e.IPv6 == a })
+		if i < 0 {
+			return "", fmt.Sprintf("no endpoint is guarded with the %s address", role)
+		}
+	}
+	i := slices.IndexFunc(d.Peers, func(p api.DumpPeer) bool { return p.Address == a })
+	if i < 0 {
+		return "", fmt.Sprintf("nobody is known to have the %s address", role)
+	}
+	if p := d.Peers[i]; p.Via != via {
+		return "", fmt.Sprintf("the %s address is expected by %s, not by %s", role, p.Via, via)
+	}
+	return d.Peers[i].Identity, ""
+}
+
+// external finds whose an address outside the fabric is.
+func external(d api.Dump, a netip.Addr) (identity, why string) {
+	narrowest := -1
+	for _, x := range d.External {
+		if x.Prefix.Contains(a) && x.Prefix.Bits() > narrowest {
+			narrowest, identity = x.Prefix.Bits(), x.Identity
+		}
+	}
+	if narrowest < 0 {
+		return "", "nobody is known to have the source address"
+	}
+	return identity, ""
+}
+
+func (s station) rule(l *api.ExplainedLayer, d api.Dump, from, to string, q api.Question) {
+	var open []string
+	for _, r := range d.Rules {
+		if r.From != from || r.To != to || r.Shadowed {
+			continue
+		}
+		if r.Protocol == q.Protocol && r.Ports.Contains(q.Port) {
+			l.Allowed, l.Contract, l.Audit = true, r.Contract, r.Audit
+			l.Why = "contract " + r.Contract
+			if r.Audit {
+				l.Why += ", reported for audit mode"
+			}
+			return
+		}
+		open = append(open, fmt.Sprintf("%s/%s", r.Protocol, r.Ports))
+	}
+	l.Why = "no rule lets one identity call the other"
+	if len(open) > 0 {
+		l.Why = "between the two identities only " + strings.Join(open, " ") + " are open"
+	}
+}

@@ -1,0 +1,339 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package explain
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
+)
+
+var now = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
+
+func ref(s string) fabric.Ref {
+	r, err := fabric.ParseRef(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+func ask(from, to string, protocol fabric.Protocol, port uint16) api.Question {
+	return api.Question{From: from, To: to, Protocol: protocol, Port: port}
+}
+
+const webKey, dbKey = "shop/web >shop/sql", "shop/db <shop/sql"
+
+// world has web in z1 and db in z2. bare is a web that requested nothing.
+func world() View {
+	contract := func(name string, from, to string, port uint16, line int) fabric.Contract {
+		return fabric.Contract{Name: name, Originators: []fabric.Ref{ref(from)}, Responders: []fabric.Ref{ref(to)}, Pos: fabric.Position{File: "shop.sif.hcl", Line: line, Column: 3},
+			Rules: []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: port, To: port}}}}}
+	}
+	off := contract("off", "shop/web", "shop/db", 1001, 20)
+	off.Disabled = true
+	old := contract("old", "shop/web", "shop/db", 1002, 30)
+	old.Expires = now
+	soon := contract("soon", "shop/api", "shop/db", 1003, 40)
+	soon.Expires = now.Add(time.Hour)
+	trial := contract("trial", "shop/api", "shop/db", 1004, 50)
+	trial.Mode = fabric.ModeAudit
+	sql := contract("sql", "shop/web", "shop/db", 5432, 10)
+	g := &fabric.Graph{Domains: map[string]*fabric.Domain{
+		"shop": {
+			Name: "shop", Services: []fabric.Service{{Name: "web"}, {Name: "db"}, {Name: "api"}},
+			Externals: []fabric.External{{Name: "users", Prefixes: []netip.Prefix{netip.MustParsePrefix("203.0.113.0/24")}}, {Name: "bank", Prefixes: []netip.Prefix{netip.MustParsePrefix("198.51.100.7/32")}}},
+			Contracts: []fabric.Contract{sql, off, old, soon, trial,
+				contract("ads", "shop/web", "media/ads", 80, 60), contract("front", "shop/users", "shop/api", 443, 70), contract("pay", "shop/api", "shop/bank", 443, 80)},
+		},
+		"media": {Name: "media", Services: []fabric.Service{{Name: "ads"}}},
+		"lab":   {Name: "lab", Mode: fabric.ModeAudit, Services: []fabric.Service{{Name: "a"}, {Name: "b"}}},
+	}}
+	endpoint := func(id, service string, n byte, roles fabric.Roles) api.EndpointStatus {
+		return api.EndpointStatus{Endpoint: id, Service: ref(service), Roles: roles,
+			IPv4: netip.AddrFrom4([4]byte{100, 64, 0, n}), IPv6: netip.AddrFrom16([16]byte{0xfd, 0x5f, 15: n})}
+	}
+	f := verify.Fabric{Graph: g, Now: now, Dumps: map[string]api.Dump{}, Failed: map[string]string{}, Status: api.Status{Nodes: []api.NodeStatus{
+		{Zone: "z1", Node: "p1", Kind: fabric.KindProcessor}, {Zone: "z2", Node: "p1", Kind: fabric.KindProcessor},
+		{Zone: "z1", Node: "w1", Kind: fabric.KindWorkload, Endpoints: []api.EndpointStatus{
+			endpoint("web-1", "shop/web", 2, fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}}), endpoint("web-bare", "shop/web", 3, fabric.Roles{}),
+		}},
+		{Zone: "z2", Node: "w1", Kind: fabric.KindWorkload, Endpoints: []api.EndpointStatus{
+			endpoint("db-1", "shop/db", 4, fabric.Roles{Respond: []fabric.Ref{ref("shop/sql")}}),
+		}},
+	}}}
+	web, bare, db := f.Status.Nodes[2].Endpoints[0], f.Status.Nodes[2].Endpoints[1], f.Status.Nodes[3].Endpoints[0]
+	peers := func(e api.EndpointStatus, key, via string) []api.DumpPeer {
+		return []api.DumpPeer{{Address: e.IPv4, Identity: key, Via: via}, {Address: e.IPv6, Identity: key, Via: via}}
+	}
+	guard := func(e api.EndpointStatus, key string) api.DumpEndpoint {
+		return api.DumpEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Identity: key}
+	}
+	rules := func() []api.DumpRule {
+		return []api.DumpRule{{From: webKey, To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 5432, To: 5432}, Contract: "shop/sql"}}
+	}
+	f.Dumps["z1/w1"] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(web, webKey), guard(bare, "shop/web")},
+		Peers: append(append(peers(web, webKey, api.ViaEndpoint), peers(bare, "shop/web", api.ViaEndpoint)...), peers(db, dbKey, "z1/p1")...)}
+	f.Dumps["z2/w1"] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, api.ViaEndpoint), peers(web, webKey, "z2/p1")...)}
+	boundary := func(own, other string) []api.DumpPeer {
+		return append(append(peers(web, webKey, own), peers(bare, "shop/web", own)...), peers(db, dbKey, other)...)
+	}
+	f.Dumps["z1/p1"] = api.Dump{Rules: rules(), Peers: boundary(api.ViaZone, "z2/p1")}
+	f.Dumps["z2/p1"] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", api.ViaZone)}
+	return View{Fabric: f}
+}
+
+func TestDeclared(t *testing.T) {
+	for _, tc := range []struct {
+		from, to string
+		protocol fabric.Protocol
+		port     uint16
+		allowed  bool
+		why      string
+	}{
+		{"web-1", "db-1", fabric.TCP, 5432, true, "contract shop/sql (shop.sif.hcl:10:3): allows it; the originator requested its role and so did the responder"},
+		{"web-1", "shop/db", fabric.TCP, 5433, false, "contract shop/sql (shop.sif.hcl:10:3): it opens tcp/5432, not tcp/5433"},
+		{"web-1", "shop/db", fabric.UDP, 5432, false, "it opens tcp/5432, not udp/5432"},
+		{"web-bare", "100.64.0.4", fabric.TCP, 5432, false, "endpoint web-bare did not request to originate it"},
+		{"shop/db", "web-1", fabric.TCP, 5432, false, "it leads the other way"},
+		{"web-1", "shop/db", fabric.TCP, 1001, false, "contract shop/off (shop.sif.hcl:20:3): it is disabled"},
+		{"web-1", "shop/db", fabric.TCP, 1002, false, "contract shop/old (shop.sif.hcl:30:3): it expired at 2026-11-01T00:00:00Z"},
+		{"shop/api", "shop/db", fabric.TCP, 1003, false, "endpoint db-1 did not request to respond to it"},
+		{"web-1", "media/ads", fabric.TCP, 80, false, "it waits for domain media to accept it for media/ads"},
+		{"web-1", "lab/a", fabric.TCP, 80, false, "no contract has shop/web as originator and lab/a as responder"},
+		{"lab/a", "lab/b", fabric.UDP, 9, true, "domain lab is in audit mode"},
+		{"203.0.113.9", "shop/api", fabric.TCP, 443, true, "contract shop/front"},
+		{"203.0.113.9", "shop/api", fabric.TCP, 80, false, "it opens tcp/443, not tcp/80"},
+		{"192.0.2.1", "shop/api", fabric.TCP, 443, false, "nobody has the address 192.0.2.1"},
+		{"shop/api", "192.0.2.1", fabric.TCP, 443, false, "nobody has the address 192.0.2.1"},
+		{"shop/api", "shop/bank", fabric.TCP, 443, false, "flows to externals are not carried yet"},
+		{"shop/users", "shop/bank", fabric.TCP, 443, false, "both ends are outside"},
+	} {
+		a, err := Explain(world(), ask(tc.from, tc.to, tc.protocol, tc.port))
+		must.NoError(t, err)
+		must.Eq(t, tc.allowed, a.Allowed, must.Sprintf("%+v", tc))
+		var all []string
+		for _, r := range a.Flows[0].Declared.Reasons {
+			all = append(all, r.String())
+		}
+		must.StrContains(t, strings.Join(all, "\n"), tc.why)
+	}
+}
+
+func TestAuditAndExpiryAreTold(t *testing.T) {
+	f := world()
+	f.Status.Nodes[3].Endpoints = nil // the service itself then
+	a, err := Explain(f, ask("shop/api", "shop/db", fabric.TCP, 1003))
+	must.NoError(t, err)
+	must.True(t, a.Allowed)
+	must.StrContains(t, a.Flows[0].Declared.Reasons[0].String(), "it expires at 2026-11-01T01:00:00Z")
+	a, err = Explain(f, ask("shop/api", "shop/db", fabric.TCP, 1004))
+	must.NoError(t, err)
+	must.True(t, a.Allowed && a.Flows[0].Declared.Audit)
+	f.Graph.Domains["media"].Accepts = []fabric.Accept{{Contract: ref("shop/ads")}}
+	a, err = Explain(f, ask("shop/web", "media/ads", fabric.TCP, 80))
+	must.NoError(t, err)
+	must.False(t, a.Allowed) // the live endpoints of web requested no such role
+	must.StrContains(t, a.Flows[0].Declared.Reasons[0].Why, "endpoint web-1 did not request to originate it")
+}
+
+func TestLayers(t *testing.T) {
+	f := world()
+	q := ask("web-1", "shop/db", fabric.TCP, 5432)
+	nodes, err := Nodes(f, q)
+	must.NoError(t, err)
+	must.Eq(t, []string{"z1/p1", "z1/w1", "z2/p1", "z2/w1"}, nodes)
+	a, err := Explain(f, q)
+	must.NoError(t, err)
+	must.True(t, a.Agree, must.Sprintf("%+v", a))
+	var places []string
+	for _, l := range a.Flows[0].Layers {
+		must.True(t, l.Allowed, must.Sprint(l))
+		must.Eq(t, "shop/sql", l.Contract)
+		places = append(places, l.Node+" "+l.Place)
+	}
+	must.Eq(t, []string{"z1/w1 sender", "z1/p1 boundary", "z2/p1 boundary", "z2/w1 receiver"}, places)
+
+	// What is not declared is dropped in every layer.
+	for _, q := range []api.Question{ask("web-1", "db-1", fabric.TCP, 5433), ask("web-bare", "db-1", fabric.TCP, 5432), ask("db-1", "web-1", fabric.TCP, 5432)} {
+		a, err := Explain(f, q)
+		must.NoError(t, err)
+		must.True(t, a.Agree && !a.Allowed)
+		must.Len(t, 4, a.Flows[0].Layers)
+		for _, l := range a.Flows[0].Layers {
+			must.False(t, l.Allowed, must.Sprint(l))
+		}
+	}
+
+	for name, tc := range map[string]struct {
+		node   string
+		change func(*api.Dump)
+		want   string
+	}{
+		"rule gone":         {"z2/w1", func(d *api.Dump) { d.Rules = nil }, "declared, but the ebpf of z2/w1 drops it: no rule lets"},
+		"other port":        {"z1/p1", func(d *api.Dump) { d.Rules[0].Ports = fabric.PortRange{From: 1, To: 9} }, "declared, but the switch of z1/p1 drops it: between the two identities only tcp/1-9 are open"},
+		"peer gone":         {"z1/w1", func(d *api.Dump) { d.Peers = d.Peers[:4] }, "nobody is known to have the destination address"},
+		"wrong way":         {"z2/w1", func(d *api.Dump) { d.Peers[2].Via = "zone" }, "over IPv4 the source address is expected by zone, not by z2/p1; over IPv6 contract shop/sql"},
+		"not guarded":       {"z1/w1", func(d *api.Dump) { d.Guarded = nil }, "no endpoint is guarded with the source address"},
+		"everything passes": {"z2/p1", func(d *api.Dump) { d.Problems = []string{"everything passes"} }, "the switch of z2/p1: everything passes"},
+	} {
+		f := world()
+		d := f.Dumps[tc.node]
+		tc.change(&d)
+		f.Dumps[tc.node] = d
+		a, err := Explain(f, q)
+		must.NoError(t, err)
+		must.True(t, a.Allowed)
+		must.False(t, a.Agree, must.Sprint(name))
+		must.StrContains(t, strings.Join(a.Flows[0].Differs, "\n"), tc.want)
+	}
+
+	delete(f.Dumps, "z1/p1")
+	f.Failed["z1/p1"] = "it did not answer"
+	a, err = Explain(f, q)
+	must.NoError(t, err)
+	must.Eq(t, []string{"what z1/p1 enforces is not known: it did not answer"}, a.Flows[0].Differs)
+}
+
+// From outside the fabric only the receiver decides.
+func TestFromOutside(t *testing.T) {
+	f := world()
+	front := &f.Graph.Domains["shop"].Contracts[6]
+	front.Responders = []fabric.Ref{ref("shop/db")}
+	f.Status.Nodes[3].Endpoints[0].Roles.Respond = []fabric.Ref{ref("shop/front"), ref("shop/sql")}
+	d := f.Dumps["z2/w1"]
+	d.External = []api.DumpExternal{{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}}
+	d.Rules = append(d.Rules, api.DumpRule{From: "external shop/users", To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 443, To: 443}, Contract: "shop/front"})
+	f.Dumps["z2/w1"] = d
+	for _, from := range []string{"203.0.113.9", "shop/users"} {
+		a, err := Explain(f, ask(from, "db-1", fabric.TCP, 443))
+		must.NoError(t, err)
+		must.True(t, a.Allowed && a.Agree, must.Sprintf("%+v", a))
+		must.Len(t, 1, a.Flows[0].Layers)
+	}
+	a, err := Explain(f, ask("203.0.113.9", "db-1", fabric.TCP, 80))
+	must.NoError(t, err)
+	must.True(t, !a.Allowed && a.Agree)
+	d.External = nil
+	f.Dumps["z2/w1"] = d
+	a, err = Explain(f, ask("203.0.113.9", "db-1", fabric.TCP, 443))
+	must.NoError(t, err)
+	must.Eq(t, []string{"declared, but the ebpf of z2/w1 drops it: nobody is known to have the source address"}, a.Flows[0].Differs)
+}
+
+// A rule that nothing declares is a difference, too.
+func TestExtraRule(t *testing.T) {
+	f := world()
+	d := f.Dumps["z1/w1"]
+	d.Rules[0].Ports.To = 6000
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5500))
+	must.NoError(t, err)
+	must.False(t, a.Allowed || a.Agree)
+	must.Eq(t, []string{"not declared, but the ebpf of z1/w1 passes it: contract shop/sql"}, a.Flows[0].Differs)
+}
+
+func TestResolve(t *testing.T) {
+	f := world()
+	for text, want := range map[string]int{"shop/web": 2, "shop/db": 1, "db": 1, "web-1": 1, "100.64.0.2": 1, "fd5f::2": 1, "::ffff:100.64.0.2": 1, "shop/users": 1, "8.8.8.8": 1} {
+		parties, err := resolve(f, text)
+		must.NoError(t, err)
+		must.Len(t, want, parties, must.Sprint(text))
+	}
+	for text, want := range map[string]string{"web": "several endpoints: web-1, web-bare", "shop/webb": "no service or external shop/webb", "nothing": "neither a service"} {
+		_, err := resolve(f, text)
+		must.ErrorContains(t, err, want)
+	}
+	_, err := Explain(f, ask("web-1", "100.64.0.2", fabric.TCP, 80))
+	must.ErrorContains(t, err, "the same single endpoint")
+}
+
+// Whoever may not read a domain learns nothing of it, but for what is between
+// it and a domain that he may read both.
+func TestReaders(t *testing.T) {
+	f := world()
+	f.Status.Nodes[3].Endpoints = append(f.Status.Nodes[3].Endpoints, api.EndpointStatus{Endpoint: "web-ads", Service: ref("media/ads"), IPv4: netip.MustParseAddr("100.64.0.9")})
+	d := f.Dumps["z1/w1"]
+	d.Problems = []string{"endpoint of lab/a is not guarded"}
+	f.Dumps["z1/w1"] = d
+	reads := func(domains ...string) func(string) bool {
+		return func(d string) bool { return slices.Contains(domains, d) }
+	}
+	for _, tc := range []struct {
+		reads    []string
+		from, to string
+		domain   string // that is refused; empty: none
+	}{
+		{[]string{"shop"}, "shop/web", "shop/db", ""},
+		{[]string{"shop"}, "web-1", "100.64.0.4", ""},
+		{[]string{"shop"}, "203.0.113.9", "shop/web", ""},
+		{[]string{"shop"}, "8.8.8.8", "shop/web", ""},
+		{[]string{"lab"}, "203.0.113.9", "lab/a", "shop"},
+		{[]string{"shop"}, "shop/web", "media/ads", "media"},
+		{[]string{"media"}, "shop/web", "media/ads", "shop"},
+		{[]string{"media"}, "shop/nobody", "media/ads", "shop"}, // not told that there is none
+		{[]string{"media"}, "web-1", "media/ads", "shop"},
+		{[]string{"media"}, "100.64.0.2", "media/ads", "shop"},
+		{[]string{"media", "shop"}, "shop/web", "media/ads", ""},
+		{nil, "lab/a", "lab/b", "lab"},
+	} {
+		f.Reads = reads(tc.reads...)
+		for _, do := range []func() error{
+			func() error { _, err := Nodes(f, ask(tc.from, tc.to, fabric.TCP, 80)); return err },
+			func() error { _, err := Explain(f, ask(tc.from, tc.to, fabric.TCP, 80)); return err },
+		} {
+			err := do()
+			if tc.domain == "" {
+				must.NoError(t, err, must.Sprintf("%+v", tc))
+				continue
+			}
+			var refused *UnreadableError
+			must.True(t, errors.As(err, &refused), must.Sprintf("%+v: %v", tc, err))
+			must.Eq(t, tc.domain, refused.Domain)
+		}
+	}
+	// The beginning of an ID only stands for what may be read.
+	f.Reads = reads("media")
+	parties, err := resolve(f, "web-")
+	must.NoError(t, err)
+	must.Eq(t, "web-ads", parties[0].Endpoint)
+	f.Reads = nil
+	_, err = resolve(f, "web-")
+	must.ErrorContains(t, err, "several endpoints: web-1, web-ads, web-bare")
+
+	// What is wrong with a data path may be about anybody.
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.Eq(t, []string{"the ebpf of z1/w1: endpoint of lab/a is not guarded"}, a.Flows[0].Differs)
+	f.Reads = reads("shop")
+	a, err = Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.Eq(t, []string{"the ebpf of z1/w1: it holds what it should not; sif verify says what, to whoever may read every domain"}, a.Flows[0].Differs)
+	must.True(t, a.Flows[0].Layers[0].Broken)
+}
+
+func TestNodeThatFollowsAnotherRevision(t *testing.T) {
+	f := world()
+	f.Pointer.Sequence = 4
+	for name, d := range f.Dumps {
+		d.Sequence = 4
+		f.Dumps[name] = d
+	}
+	behind := f.Dumps["z1/p1"]
+	behind.Sequence = 3
+	f.Dumps["z1/p1"] = behind
+	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.True(t, a.Agree) // it does what it must all the same
+	must.Nil(t, a.Flows[0].Layers[0].Follows)
+	must.Eq(t, "z1/p1 switch at the boundary: passes: contract shop/sql (the node follows revision 3)", a.Flows[0].Layers[1].String())
+}

@@ -1,0 +1,145 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package explain says of a flow whether the graph allows it and why, and what
+// each data path on its way holds about it. It is pure: graph, status and what
+// nodes read back are given to it, and it knows no daemon.
+package explain
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
+)
+
+// UnknownError says that a text stands for nobody.
+type UnknownError struct{ text string }
+
+func (e *UnknownError) Error() string { return e.text }
+
+func unknown(format string, args ...any) error { return &UnknownError{fmt.Sprintf(format, args...)} }
+
+// UnreadableError says that a party is of a domain that may not be read.
+type UnreadableError struct{ Party, Domain string }
+
+func (e *UnreadableError) Error() string {
+	return fmt.Sprintf("%q is of domain %q, which may not be read", e.Party, e.Domain)
+}
+
+func partyOf(e verify.Endpoint) api.Party {
+	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
+}
+
+// resolve finds whom a text means: a service or external ("domain/name"), an
+// address, or an endpoint or allocation by its ID or the beginning of it. A
+// service stands for all its live endpoints.
+func resolve(v View, text string) ([]api.Party, error) {
+	parties, err := v.find(text)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range parties {
+		if domain := p.Domain(); domain != "" && !v.reads(domain) {
+			return nil, &UnreadableError{text, domain}
+		}
+	}
+	return parties, nil
+}
+
+func (v View) reads(domain string) bool { return v.Reads == nil || v.Reads(domain) }
+
+func (v View) find(text string) ([]api.Party, error) {
+	live := verify.Endpoints(v.Status, v.Now)
+	if a, err := netip.ParseAddr(text); err == nil {
+		return []api.Party{byAddress(v.Graph, live, a.Unmap())}, nil
+	}
+	if r, err := fabric.ParseRef(text); err == nil {
+		if !v.reads(r.Domain) {
+			return nil, &UnreadableError{text, r.Domain} // not even whether there is such a service
+		}
+		return byName(v.Fabric, live, r)
+	}
+	var found []verify.Endpoint
+	for _, e := range live {
+		if e.Endpoint == text {
+			return []api.Party{partyOf(e)}, nil
+		}
+		if strings.HasPrefix(e.Endpoint, text) && v.reads(e.Service.Domain) {
+			found = append(found, e)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return nil, unknown("%q is neither a service (domain/service), nor an address, nor the ID of a live endpoint or allocation", text)
+	case 1:
+		return []api.Party{partyOf(found[0])}, nil
+	}
+	var ids []string
+	for _, e := range found {
+		ids = append(ids, e.Endpoint)
+	}
+	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
+}
+
+func byAddress(g *fabric.Graph, live []verify.Endpoint, a netip.Addr) api.Party {
+	for _, e := range live {
+		if e.IPv4 == a || e.IPv6 == a {
+			return partyOf(e)
+		}
+	}
+	p := api.Party{Address: a}
+	narrowest := -1
+	eachExternal(g, func(r fabric.Ref, x fabric.External) {
+		for _, prefix := range x.Prefixes {
+			if prefix.Contains(a) && prefix.Bits() > narrowest {
+				narrowest, p.External = prefix.Bits(), r
+			}
+		}
+	})
+	return p
+}
+
+func byName(f verify.Fabric, live []verify.Endpoint, r fabric.Ref) ([]api.Party, error) {
+	var parties []api.Party
+	for _, e := range live {
+		if e.Service == r {
+			parties = append(parties, partyOf(e))
+		}
+	}
+	if len(parties) > 0 {
+		return parties, nil
+	}
+	if doc, ok := verify.Documents(f.Graph, f.Now)[r]; ok {
+		return []api.Party{{Service: r, Roles: doc.Roles()}}, nil
+	}
+	eachExternal(f.Graph, func(name fabric.Ref, x fabric.External) {
+		if name == r {
+			for _, prefix := range x.Prefixes {
+				parties = append(parties, api.Party{External: r, Address: prefix.Addr()})
+			}
+		}
+	})
+	if len(parties) == 0 {
+		return nil, unknown("the graph in force has no service or external %s", r)
+	}
+	return parties, nil
+}
+
+// eachExternal visits all externals in order of their names.
+func eachExternal(g *fabric.Graph, visit func(fabric.Ref, fabric.External)) {
+	var names []string
+	for name := range g.Domains {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		for _, x := range g.Domains[name].Externals {
+			visit(fabric.Ref{Domain: name, Name: x.Name}, x)
+		}
+	}
+}

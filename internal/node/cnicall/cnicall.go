@@ -1,0 +1,205 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package cnicall carries a CNI call from the plugin to the node's agent over a
+// unix socket, with the workload's network namespace as an open descriptor:
+// the agent needs no path to it, so it does not matter whose mount namespace
+// the runtime made it in. The package knows the socket and the messages; what
+// a call does is the agent's business.
+//
+// A call is one JSON request, sent with the descriptor as ancillary data, and
+// one JSON reply; then the connection is closed.
+package cnicall
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"syscall"
+	"time"
+
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+)
+
+// maxMessage bounds a request or reply, in bytes.
+const maxMessage = 1 << 20
+
+// Request is a CNI call. The descriptor of the namespace goes with ADD and
+// CHECK only.
+type Request struct {
+	Command     string        `json:"command"` // ADD, DEL, CHECK, GC or STATUS
+	ContainerID string        `json:"containerId,omitempty"`
+	IfName      string        `json:"ifName,omitempty"`
+	Allocation  string        `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
+	Ports       []PortMapping `json:"ports,omitempty"`
+	Valid       []Attachment  `json:"valid,omitempty"` // GC: what is to stay
+
+	// Namespace is the workload's network namespace; nil where none goes along.
+	Namespace *os.File `json:"-"`
+}
+
+// Attachment names an interface of a container.
+type Attachment struct {
+	ContainerID string `json:"containerId"`
+	IfName      string `json:"ifName"`
+}
+
+// PortMapping is the "portMappings" capability of the CNI conventions.
+type PortMapping struct {
+	HostPort      uint16 `json:"hostPort"`
+	ContainerPort uint16 `json:"containerPort"`
+	Protocol      string `json:"protocol"` // "tcp" or "udp"
+	HostIP        string `json:"hostIP,omitempty"`
+}
+
+// Reply answers a call. Exactly one of Result (ADD only) and Error may be set.
+type Reply struct {
+	Result *current.Result `json:"result,omitempty"`
+	Error  *types.Error    `json:"error,omitempty"`
+}
+
+// Call sends a request to the agent that listens at socket. The errors that it
+// returns are *types.Error, ready for the runtime.
+func Call(ctx context.Context, socket string, r Request) (*current.Result, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return nil, types.NewError(types.ErrTryAgainLater, "the sif agent of this node is not running",
+			fmt.Sprintf("connect to %s: %v", socket, err))
+	}
+	defer conn.Close()
+	if deadline, ok := ctx.Deadline(); ok {
+		conn.SetDeadline(deadline)
+	}
+	reply, err := exchange(conn.(*net.UnixConn), r)
+	if err != nil {
+		return nil, types.NewError(types.ErrTryAgainLater, "the sif agent of this node did not answer", err.Error())
+	}
+	if reply.Error != nil {
+		return nil, reply.Error
+	}
+	return reply.Result, nil
+}
+
+func exchange(conn *net.UnixConn, r Request) (Reply, error) {
+	var reply Reply
+	data, err := json.Marshal(r)
+	if err != nil {
+		return reply, fmt.Errorf("encode the request: %w", err)
+	}
+	var rights []byte
+	if r.Namespace != nil {
+		rights = syscall.UnixRights(int(r.Namespace.Fd()))
+	}
+	if _, _, err := conn.WriteMsgUnix(data, rights, nil); err != nil {
+		return reply, fmt.Errorf("send the request: %w", err)
+	}
+	if err := conn.CloseWrite(); err != nil {
+		return reply, fmt.Errorf("send the request: %w", err)
+	}
+	if err := json.NewDecoder(io.LimitReader(conn, maxMessage)).Decode(&reply); err != nil {
+		return reply, fmt.Errorf("read the reply: %w", err)
+	}
+	return reply, nil
+}
+
+// Handler serves a call. An error that is a *types.Error reaches the runtime
+// as it is, any other as ErrInternal.
+type Handler func(ctx context.Context, r Request) (*current.Result, error)
+
+// Serve answers calls on l until ctx ends. Each call has at most timeout.
+func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler) error {
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	for {
+		conn, err := l.AcceptUnix()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				conn.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept a CNI call: %w", err)
+		case err != nil: // for instance out of file descriptors: others may be freed
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		go func() {
+			defer conn.Close()
+			ctx, cancel := context.WithTimeout(ctx, timeout)
+			defer cancel()
+			conn.SetDeadline(time.Now().Add(timeout + time.Second))
+			answer(ctx, conn, h)
+		}()
+	}
+}
+
+func answer(ctx context.Context, conn *net.UnixConn, h Handler) {
+	var reply Reply
+	r, err := receive(conn)
+	if err == nil {
+		if r.Namespace != nil {
+			defer r.Namespace.Close()
+		}
+		reply.Result, err = h(ctx, r)
+	}
+	if err != nil {
+		var e *types.Error
+		if !errors.As(err, &e) {
+			e = types.NewError(types.ErrInternal, err.Error(), "")
+		}
+		reply = Reply{Error: e}
+	}
+	json.NewEncoder(conn).Encode(reply) // if the plugin is gone, nobody reads it
+}
+
+// receive reads one request and the descriptor that comes with its first byte.
+func receive(conn *net.UnixConn) (Request, error) {
+	var r Request
+	first := make([]byte, 64<<10)
+	oob := make([]byte, syscall.CmsgSpace(4))
+	n, oobn, _, _, err := conn.ReadMsgUnix(first, oob)
+	if err != nil {
+		return r, fmt.Errorf("read the request: %w", err)
+	}
+	namespace, err := descriptor(oob[:oobn])
+	if err != nil {
+		return r, err
+	}
+	rest, err := io.ReadAll(io.LimitReader(conn, maxMessage))
+	if err == nil {
+		err = json.Unmarshal(append(first[:n], rest...), &r)
+	}
+	if err != nil {
+		if namespace != nil {
+			namespace.Close()
+		}
+		return r, fmt.Errorf("read the request: %w", err)
+	}
+	r.Namespace = namespace
+	return r, nil
+}
+
+func descriptor(oob []byte) (*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	messages, err := syscall.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return nil, fmt.Errorf("read the namespace's descriptor: %d control messages: %w", len(messages), err)
+	}
+	fds, err := syscall.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, fmt.Errorf("read the namespace's descriptor: %d descriptors: %w", len(fds), err)
+	}
+	syscall.CloseOnExec(fds[0])
+	return os.NewFile(uintptr(fds[0]), "netns"), nil
+}

@@ -1,0 +1,74 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// redial is the pause between attempts to reach an engine.
+const redial = time.Second
+
+// KeepEngines keeps a session with the engine of each processor that the roster
+// names and mine accepts, until ctx ends. A session that ends is begun again; one
+// with a processor that left, or moved to another address, is ended.
+func (n *Node) KeepEngines(ctx context.Context, mine func(fabric.Node) bool, address func(fabric.Node) netip.Addr, session func(context.Context, fabric.Node) error) error {
+	var running sync.WaitGroup
+	defer running.Wait()
+	started := map[string]context.CancelFunc{}
+	tick := time.NewTicker(redial)
+	defer tick.Stop()
+	for {
+		want := map[string]fabric.Node{}
+		for _, m := range n.Nodes() {
+			if m.Kind == fabric.KindProcessor && mine(m) {
+				want[fmt.Sprintf("%s %s:%d", m.ID(), address(m), m.Engine)] = m
+			}
+		}
+		for id, stop := range started {
+			if _, stays := want[id]; !stays {
+				stop()
+				delete(started, id)
+			}
+		}
+		for id, m := range want {
+			if started[id] != nil {
+				continue
+			}
+			each, stop := context.WithCancel(ctx)
+			started[id] = stop
+			running.Go(func() { n.keepEngine(each, m, session) })
+		}
+		select {
+		case <-ctx.Done():
+			for _, stop := range started {
+				stop()
+			}
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// keepEngine keeps the session with one engine.
+func (n *Node) keepEngine(ctx context.Context, m fabric.Node, session func(context.Context, fabric.Node) error) {
+	for ctx.Err() == nil {
+		err := session(ctx, m)
+		if ctx.Err() != nil {
+			n.Degrade("engine "+m.ID(), nil)
+			return
+		}
+		n.Degrade("engine "+m.ID(), err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(redial):
+		}
+	}
+}

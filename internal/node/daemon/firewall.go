@@ -1,0 +1,29 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"fmt"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/firewall"
+)
+
+// Firewall returns the node's own firewall: open to the underlay are the
+// links, what the configuration lists, and a processor's engine.
+func (n *Node) Firewall() (*firewall.Firewall, error) {
+	var open []firewall.Port
+	for _, text := range n.Config.Underlay.Management {
+		protocol, port, err := config.ParseManagement(text)
+		if err != nil {
+			return nil, fmt.Errorf("set up the node's firewall: %w", err)
+		}
+		open = append(open, firewall.Port{Protocol: protocol, Number: port})
+	}
+	if n.Self.Engine != 0 {
+		open = append(open, firewall.Port{Protocol: fabric.TCP, Number: n.Self.Engine})
+	}
+	return firewall.New(firewall.Config{Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open}), nil
+}

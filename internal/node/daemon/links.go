@@ -1,0 +1,287 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/trust/roster"
+)
+
+// Every WireGuard device of a node listens on a UDP port of its own, from
+// basePort upwards: the first is the device towards the nodes of the zone.
+const (
+	basePort = 51820
+	lastPort = 51899
+)
+
+// ZonePeer stands for the nodes of the own zone among the peers of links.
+const ZonePeer = ""
+
+// Home is a network namespace for each device of a node. Both methods are
+// called again and again, and repair what they find wrong.
+type Home interface {
+	// Prepare makes the namespace for the device towards a peer and returns its
+	// path.
+	Prepare(peer string, d link.Device) (namespace string, err error)
+	// Settle completes it when the device is in.
+	Settle(peer string, d link.Device) error
+}
+
+// Links are the encrypted links of this node: one device towards the nodes of
+// its zone, and one towards each processor that it deals with.
+type Links struct {
+	// Home, if set, is where the devices live; without it they live in the
+	// node's own network namespace.
+	Home Home
+
+	kind   fabric.NodeKind
+	client *link.Client
+	mtu    int
+	path   string
+
+	mu    sync.Mutex
+	key   link.PrivateKey
+	ports map[string]uint16 // by peer; a port is never given to another
+}
+
+// linksState is how the links are kept on disk.
+type linksState struct {
+	Key   string            `json:"key"` // base64
+	Ports map[string]uint16 `json:"ports"`
+}
+
+func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
+	l := &Links{
+		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
+		path:  filepath.Join(c.DataDir, "links.json"),
+		ports: map[string]uint16{ZonePeer: basePort},
+	}
+	data, err := os.ReadFile(l.path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if l.key, err = link.GenerateKey(); err != nil {
+			return nil, fmt.Errorf("make the key of the node's links: %w", err)
+		}
+		return l, l.save()
+	case err != nil:
+		return nil, fmt.Errorf("read the key of the node's links: %w", err)
+	}
+	var kept linksState
+	if err := json.Unmarshal(data, &kept); err != nil {
+		return nil, fmt.Errorf("read the key of the node's links %s: %w", l.path, err)
+	}
+	if l.key, err = link.ParsePrivateKey(kept.Key); err != nil {
+		return nil, fmt.Errorf("read the key of the node's links %s: %w", l.path, err)
+	}
+	l.ports = kept.Ports
+	return l, nil
+}
+
+func (l *Links) save() error {
+	data, err := json.Marshal(linksState{Key: l.key.Base64(), Ports: l.ports})
+	if err != nil {
+		return fmt.Errorf("encode the key of the node's links: %w", err)
+	}
+	if err := atomicfile.Write(l.path, data, 0o600); err != nil {
+		return fmt.Errorf("keep the key of the node's links: %w", err)
+	}
+	return nil
+}
+
+// statement is what the node publishes of its links.
+func (l *Links) statement(node string) fabric.Link {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := l.key.Public()
+	return fabric.Link{Node: node, PublicKey: key[:], Ports: maps.Clone(l.ports), Issued: time.Now().UTC()}
+}
+
+// processors returns the peers with which a node has a link of its own: those
+// of its zone for a workload node, those of the other zones for a processor.
+func processors(self fabric.Node, members []roster.Member) []roster.Member {
+	var list []roster.Member
+	for _, m := range members {
+		if m.Kind == fabric.KindProcessor && (m.Zone == self.Zone) == (self.Kind == fabric.KindWorkload) {
+			list = append(list, m)
+		}
+	}
+	return list
+}
+
+// assignPorts gives each processor that the node has to do with a port, and
+// reports whether that gave out new ones.
+func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bool, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	next := uint16(basePort)
+	for _, p := range l.ports {
+		next = max(next, p)
+	}
+	for _, m := range processors(self, members) {
+		if _, has := l.ports[m.ID()]; has {
+			continue
+		}
+		if next == lastPort {
+			err = fmt.Errorf("no port up to %d is left for the link to %s", lastPort, m.ID())
+			break
+		}
+		next++
+		l.ports[m.ID()] = next
+		grown = true
+	}
+	if grown {
+		err = errors.Join(err, l.save())
+	}
+	return grown, err
+}
+
+// deviceName returns the name of the device that listens on port.
+func deviceName(port uint16) string { return "sif-l" + strconv.Itoa(int(port)-basePort) }
+
+// apply makes the devices be what the roster asks for. What fails for one
+// device does not keep the others from being set up.
+func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) error {
+	l.mu.Lock()
+	wanted := devices(self, members, l.key, l.ports, l.mtu)
+	l.mu.Unlock()
+	var errs []error
+	list := make([]link.Device, 0, len(wanted))
+	for peer, d := range wanted {
+		if l.Home != nil {
+			namespace, err := l.Home.Prepare(peer, d)
+			if err != nil {
+				errs = append(errs, err)
+				delete(wanted, peer)
+				continue
+			}
+			d.Namespace = namespace
+		}
+		list = append(list, d)
+	}
+	if err := l.client.Apply(ctx, list); err != nil {
+		errs = append(errs, err)
+	}
+	if l.Home != nil {
+		for peer, d := range wanted {
+			errs = append(errs, l.Home.Settle(peer, d))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// devices returns what each device of a node must be, by peer.
+func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[string]uint16, mtu int) map[string]link.Device {
+	device := func(peer string) link.Device {
+		return link.Device{
+			Name:       deviceName(ports[peer]),
+			Interface:  link.Interface{MTU: mtu, Routes: true},
+			ListenPort: ports[peer], PrivateKey: key,
+		}
+	}
+	zone := device(ZonePeer)
+	for _, m := range members {
+		if m.Zone == self.Zone && m.Kind == fabric.KindWorkload && m.ID() != self.ID() {
+			zone.Peers = appendPeer(zone.Peers, self, m, pools(m))
+		}
+	}
+	all := map[string]link.Device{ZonePeer: zone}
+	reached := map[string]bool{} // zones that have a way already
+	for _, p := range processors(self, members) {
+		d := device(p.ID())
+		if d.ListenPort == 0 {
+			continue // its port is not assigned yet
+		}
+		var beyond []netip.Prefix
+		for _, m := range members {
+			switch {
+			case self.Kind == fabric.KindWorkload && m.Zone != self.Zone && m.Kind == fabric.KindWorkload && !reached[m.Zone]:
+				beyond = append(beyond, pools(m)...)
+			case self.Kind == fabric.KindProcessor && m.Zone == p.Zone && m.Kind == fabric.KindWorkload && !reached[p.Zone]:
+				beyond = append(beyond, pools(m)...)
+			case self.Kind == fabric.KindProcessor && m.ID() == p.ID():
+				beyond = append(beyond, pools(m)...) // where its engine listens
+			}
+		}
+		d.Peers = appendPeer(nil, self, p, beyond)
+		all[p.ID()] = d
+		if self.Kind == fabric.KindProcessor {
+			reached[p.Zone] = true
+			continue
+		}
+		for _, m := range members {
+			if m.Zone != self.Zone {
+				reached[m.Zone] = true
+			}
+		}
+	}
+	return all
+}
+
+func pools(m roster.Member) []netip.Prefix {
+	return []netip.Prefix{m.Pool4.Masked(), m.Pool6.Masked()}
+}
+
+// appendPeer adds m, unless it has published no key yet.
+func appendPeer(peers []link.Peer, self fabric.Node, m roster.Member, allowed []netip.Prefix) []link.Peer {
+	var key link.Key
+	if copy(key[:], m.Link.PublicKey) != len(key) {
+		return peers
+	}
+	return append(peers, link.Peer{
+		PublicKey: key, Endpoint: netip.AddrPortFrom(m.Underlay, m.Link.Port(self.ID())), AllowedIPs: allowed,
+	})
+}
+
+// Interface returns the name of the device towards a peer.
+func (l *Links) Interface(peer string) (string, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	port, ok := l.ports[peer]
+	return deviceName(port), ok
+}
+
+// status reports the links by peer.
+func (l *Links) status(ctx context.Context, members []roster.Member) ([]api.LinkStatus, error) {
+	devs, err := l.client.Status(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("ask sif link: %w", err)
+	}
+	names := map[link.Key]string{}
+	for _, m := range members {
+		var key link.Key
+		copy(key[:], m.Link.PublicKey)
+		names[key] = m.ID()
+	}
+	var list []api.LinkStatus
+	for _, d := range devs {
+		for _, p := range d.Peers {
+			list = append(list, api.LinkStatus{Peer: names[p.PublicKey], LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes})
+		}
+	}
+	slices.SortFunc(list, func(a, b api.LinkStatus) int {
+		if a.Peer < b.Peer {
+			return -1
+		}
+		return 1
+	})
+	return list, nil
+}

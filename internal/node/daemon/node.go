@@ -1,0 +1,347 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package daemon is what agent and engine have in common as daemons of a node:
+// they obtain the node's identity, register with the controller, follow the
+// revision and the roster, hold the node's encrypted links, and report how
+// they are. It does not know endpoints, leases or any data path.
+package daemon
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/admission"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revision"
+	"github.com/sif-project/sif/internal/trust/roster"
+	"github.com/sif-project/sif/internal/version"
+)
+
+// reportInterval is how often a node tells the controller how it is.
+const reportInterval = 2 * time.Second
+
+// linkInterval is how often the links are compared with what they should be,
+// and linkRetry how soon after that failed.
+const (
+	linkInterval = 10 * time.Second
+	linkRetry    = 500 * time.Millisecond
+)
+
+// joinTimeout bounds how long a start waits for the servers it cannot do
+// without.
+const joinTimeout = 30 * time.Second
+
+// Node is a node that has joined the fabric.
+type Node struct {
+	Config     *config.Config
+	Kind       fabric.NodeKind
+	Log        hclog.Logger
+	Identity   *identity.Source
+	Consul     *consulapi.Client
+	Controller *api.Client
+	Revision   *revision.Follower
+	Roster     *roster.Watcher
+	Links      *Links
+	Self       fabric.Node // as the controller signed it
+
+	mu       sync.Mutex
+	problems map[string]string // what is degraded, by subject
+}
+
+// Join makes this process the daemon of its node. A node that has joined
+// before starts from what it kept on disk when Vault, Consul or the controller
+// cannot be reached; a new one needs all three.
+func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Node, error) {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	n := &Node{Config: c, Kind: kind, Log: log, problems: map[string]string{}}
+	var err error
+	for _, dir := range []string{c.DataDir, c.RunDir} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the node's directory: %w", err)
+		}
+	}
+	ic := c.Identity()
+	ic.IPs = []net.IP{c.Underlay.Addr().AsSlice()}
+	if n.Identity, err = identity.Open(ctx, ic, log.Named("identity")); err != nil {
+		return nil, err
+	}
+	if n.Consul, err = c.ConsulClient(); err != nil {
+		return nil, err
+	}
+	tls := n.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
+		if path != fabric.ControllerSPIFFE {
+			return fmt.Errorf("the server is spiffe://%s%s, not the controller", c.TrustDomain, path)
+		}
+		return nil
+	})
+	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls}); err != nil {
+		return nil, err
+	}
+	if n.Links, err = openLinks(c, kind); err != nil {
+		return nil, err
+	}
+	if n.Self, err = n.register(ctx); err != nil {
+		if loadErr := n.loadSelf(); loadErr != nil {
+			return nil, errors.Join(err, loadErr)
+		}
+		log.Warn("the controller cannot be reached; starting with the node record on disk", logkey.Error, err)
+		n.Degrade("controller", err)
+	}
+	dir := filepath.Join(c.DataDir, "revision")
+	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
+		return nil, err
+	}
+	dir = filepath.Join(c.DataDir, "roster")
+	n.Roster, err = roster.New(n.Consul, dir, n.Self.Fabric, c.TrustDomain, n.Identity.Keys, n.Identity.Roots, log.Named("roster"))
+	if err != nil {
+		return nil, err
+	}
+	return n, nil
+}
+
+// Verifier returns what the node checks connectivity requests with.
+func (n *Node) Verifier() admission.Verifier {
+	return admission.Verifier{
+		Fabric: n.Self.Fabric, TrustDomain: n.Config.TrustDomain,
+		Keys: n.Identity.Keys, Roots: n.Identity.Roots, Node: n.member,
+	}
+}
+
+func (n *Node) member(zone, name string) (fabric.Node, bool) {
+	m, ok := n.Roster.Member(zone, name)
+	return m.Node, ok
+}
+
+// Nodes returns the nodes of the fabric.
+func (n *Node) Nodes() []fabric.Node {
+	var nodes []fabric.Node
+	for _, m := range n.Roster.Members() {
+		nodes = append(nodes, m.Node)
+	}
+	return nodes
+}
+
+// register publishes this node's links and returns the node as the controller
+// signed it in answer, which it keeps on disk.
+func (n *Node) register(ctx context.Context) (fabric.Node, error) {
+	var self fabric.Node
+	req, err := n.registration()
+	if err != nil {
+		return self, err
+	}
+	record, err := n.Controller.RegisterNode(ctx, req)
+	if err != nil {
+		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
+	}
+	if err := n.Identity.Keys().Verify(record.Node, fabric.KindNode, &self); err != nil {
+		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
+	}
+	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
+		return self, fmt.Errorf("register node %s: the controller's record is of %s %s", n.Config.NodeID(), self.Kind, self.ID())
+	}
+	return self, n.saveSelf(record)
+}
+
+// registerAgain publishes what has changed. Self stays: everything that runs was
+// made with it.
+func (n *Node) registerAgain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
+	defer cancel()
+	self, err := n.register(ctx)
+	if err == nil && (self.Pool4 != n.Self.Pool4 || self.Pool6 != n.Self.Pool6) {
+		err = fmt.Errorf("the controller gave this node other pools, %s and %s: restart this daemon", self.Pool4, self.Pool6)
+	}
+	return err
+}
+
+func (n *Node) registration() (api.NodeRequest, error) {
+	req := api.NodeRequest{Underlay: n.Config.Underlay.Addr()}
+	if n.Kind == fabric.KindProcessor {
+		_, text, err := net.SplitHostPort(n.Config.Engine.Listen)
+		if err != nil {
+			return req, fmt.Errorf("address of the engine %q: %w", n.Config.Engine.Listen, err)
+		}
+		port, err := strconv.ParseUint(text, 10, 16)
+		if err != nil {
+			return req, fmt.Errorf("port of the engine %q: %w", text, err)
+		}
+		req.Engine = uint16(port)
+	}
+	link, err := json.Marshal(n.Links.statement(n.Config.NodeID()))
+	if err != nil {
+		return req, fmt.Errorf("encode the link statement: %w", err)
+	}
+	sig, chain, err := n.Identity.Sign(fabric.LinkSigningInput(link))
+	if err != nil {
+		return req, fmt.Errorf("sign the link statement: %w", err)
+	}
+	req.Link, req.Certificate, req.Signature = link, chain, sig
+	return req, nil
+}
+
+func (n *Node) selfPath() string { return filepath.Join(n.Config.DataDir, "node.json") }
+
+func (n *Node) saveSelf(r fabric.NodeRecord) error {
+	data, err := json.Marshal(r.Node)
+	if err != nil {
+		return fmt.Errorf("encode the node record: %w", err)
+	}
+	if err := atomicfile.Write(n.selfPath(), data, 0o600); err != nil {
+		return fmt.Errorf("keep the node record: %w", err)
+	}
+	return nil
+}
+
+func (n *Node) loadSelf() error {
+	data, err := os.ReadFile(n.selfPath())
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("node %s has never joined, so there is nothing on disk to start from", n.Config.NodeID())
+	}
+	if err != nil {
+		return fmt.Errorf("read the node record: %w", err)
+	}
+	var s fabric.Signed
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("read the node record %s: %w", n.selfPath(), err)
+	}
+	return n.Identity.Keys().Verify(s, fabric.KindNode, &n.Self)
+}
+
+// Run keeps identity, revision, roster, links and registration up to date and
+// reports status until ctx ends.
+func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
+	changed := make(chan struct{}, 1)
+	n.Roster.OnChange(func([]roster.Member) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	})
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return n.Identity.Run(ctx) })
+	group.Go(func() error { return n.Revision.Run(ctx) })
+	group.Go(func() error { return n.Roster.Run(ctx) })
+	group.Go(func() error { return n.keepLinks(ctx, changed) })
+	group.Go(func() error { return n.keepReporting(ctx, status) })
+	return group.Wait()
+}
+
+// keepLinks holds the node's links to what the roster asks for, and publishes
+// the ports that a new peer needs.
+func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
+	// The record carries the certificate that signed it, so each new one is
+	// published.
+	registered := n.Identity.Expiry()
+	if n.problem("controller") != "" {
+		registered = time.Time{}
+	}
+	for {
+		grown, err := n.Links.assignPorts(n.Self, n.Roster.Members())
+		if expiry := n.Identity.Expiry(); grown || !registered.Equal(expiry) {
+			registering := n.registerAgain(ctx)
+			if registering == nil {
+				registered = expiry
+			}
+			n.Degrade("controller", registering)
+		}
+		pause := linkInterval
+		err = errors.Join(err, n.Links.apply(ctx, n.Self, n.Roster.Members()))
+		if err != nil {
+			pause = linkRetry
+		}
+		n.Degrade("links", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-changed:
+		case <-time.After(pause):
+		}
+	}
+}
+
+func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) error {
+	tick := time.NewTicker(reportInterval)
+	defer tick.Stop()
+	for {
+		report, cancel := context.WithTimeout(ctx, reportInterval)
+		err := n.Controller.Report(report, n.complete(report, status()))
+		cancel()
+		if ctx.Err() != nil {
+			return nil
+		}
+		n.Degrade("report", err)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// complete adds to a daemon's status what every node has to say.
+func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
+	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
+	pointer := n.Revision.Pointer()
+	s.Sequence, s.Root = pointer.Sequence, pointer.Root
+	s.CertificateExpires = n.Identity.Expiry()
+	links, err := n.Links.status(ctx, n.Roster.Members())
+	n.Degrade("link process", err)
+	s.Links = links
+	s.Degraded = slices.Concat(s.Degraded, n.Identity.Degraded(), n.Revision.Degraded(), n.Roster.Degraded(), n.degraded())
+	return s
+}
+
+// Degrade records what is wrong with a subject, or with a nil error that it is
+// well again. It logs changes only.
+func (n *Node) Degrade(subject string, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	old := n.problems[subject]
+	switch {
+	case err == nil && old != "":
+		delete(n.problems, subject)
+		n.Log.Info("recovered", "subject", subject)
+	case err != nil && old != err.Error():
+		n.problems[subject] = err.Error()
+		n.Log.Warn("degraded", "subject", subject, logkey.Error, err)
+	}
+}
+
+func (n *Node) problem(subject string) string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.problems[subject]
+}
+
+func (n *Node) degraded() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	var list []string
+	for subject, why := range n.problems {
+		list = append(list, subject+": "+why)
+	}
+	slices.Sort(list)
+	return list
+}

@@ -1,0 +1,240 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package rpc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/sourcegraph/jsonrpc2"
+
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+const (
+	methodPing   = "ping"          // answered here, never seen by handlers
+	pingInterval = 8 * time.Second // a dead peer is noticed within interval + timeout,
+	pingTimeout  = 8 * time.Second // plus writeTimeout if its receive window is full
+
+	maxRunning     = 64       // handlers at a time, per connection
+	maxWaiting     = 1024     // calls accepted and not answered
+	maxWaitingSize = 64 << 20 // bytes of their params
+)
+
+// keepAlive lets the kernel notice a peer whose host is gone.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
+
+// ErrClosed is returned by calls on a connection that is gone.
+var ErrClosed = errors.New("the connection is closed")
+
+// RemoteError is an error that the peer's handler returned.
+type RemoteError struct {
+	Peer    Peer
+	Method  string
+	Message string
+}
+
+func (e *RemoteError) Error() string {
+	return fmt.Sprintf("%s at %s: %s", e.Method, e.Peer.ID(), e.Message)
+}
+
+// Conn is a connection to a peer. It ends when either side closes it, when the
+// peer no longer answers, and when the peer's certificate expires.
+type Conn struct {
+	peer    Peer
+	conn    net.Conn
+	expires time.Time // of the peer's certificate
+	rpc     *jsonrpc2.Conn
+	done    chan struct{}
+	ready   chan struct{} // closed when calls may be handled
+
+	handlers sync.WaitGroup
+	running  chan struct{}
+	waiting  atomic.Int64 // calls
+	size     atomic.Int64 // bytes of their params
+}
+
+// start begins to read. It returns when calls of the peer may be handled.
+func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
+	c.running = make(chan struct{}, maxRunning)
+	logger := log.New(io.Discard, "", 0) // what it says reaches us as errors too
+	c.rpc = jsonrpc2.NewConn(ctx, newStream(c.conn), rpcHandler{c, h}, jsonrpc2.SetLogger(logger))
+	go func() {
+		<-c.rpc.DisconnectNotify()
+		close(c.done)
+	}()
+	go c.watch()
+	if onConn != nil {
+		onConn(c)
+	}
+	close(c.ready)
+}
+
+// watch closes the connection when the peer is dead or its certificate has
+// expired.
+func (c *Conn) watch() {
+	ticker := time.NewTicker(pingInterval)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-c.done:
+			return
+		case <-ticker.C:
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
+		err := c.rpc.Call(ctx, methodPing, nil, nil)
+		cancel()
+		if err != nil || !time.Now().Before(c.expires) {
+			c.Close()
+			return
+		}
+	}
+}
+
+// Call calls a method of the peer, waits for the result and decodes it into
+// reply, unless that is nil. The error is a *RemoteError if the peer's handler
+// returned one, ErrClosed if the connection is gone, or ctx's.
+func (c *Conn) Call(ctx context.Context, method string, params, reply any) error {
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("call %s of %s: %w", method, c.peer.ID(), err)
+	}
+	err := c.rpc.Call(ctx, method, params, reply)
+	var remote *jsonrpc2.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &remote):
+		return &RemoteError{Peer: c.peer, Method: method, Message: remote.Message}
+	case errors.Is(err, jsonrpc2.ErrClosed):
+		err = ErrClosed
+	}
+	return fmt.Errorf("call %s of %s: %w", method, c.peer.ID(), err)
+}
+
+// Notify calls a method of the peer without waiting for a result, or even for
+// the peer to have received it.
+func (c *Conn) Notify(ctx context.Context, method string, params any) error {
+	err := c.rpc.Notify(ctx, method, params)
+	if errors.Is(err, jsonrpc2.ErrClosed) {
+		err = ErrClosed
+	}
+	if err != nil {
+		return fmt.Errorf("notify %s of %s: %w", c.peer.ID(), method, err)
+	}
+	return nil
+}
+
+// Peer returns who is at the other end.
+func (c *Conn) Peer() Peer { return c.peer }
+
+// Done is closed once the connection is gone.
+func (c *Conn) Done() <-chan struct{} { return c.done }
+
+// RemoteAddr returns the address at the other end.
+func (c *Conn) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
+
+// Close ends the connection. Closing twice is fine.
+func (c *Conn) Close() error {
+	err := c.rpc.Close()
+	if errors.Is(err, jsonrpc2.ErrClosed) {
+		return nil
+	}
+	return err
+}
+
+// rpcHandler passes calls on to a Handler, each in a goroutine of its own, so
+// that reading never waits for a handler: replies that handlers wait for come
+// in by the same connection.
+type rpcHandler struct {
+	c *Conn
+	h Handler
+}
+
+// Handle implements jsonrpc2.Handler.
+func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc2.Request) {
+	c := r.c
+	var params json.RawMessage
+	if req.Params != nil {
+		params = *req.Params
+	}
+	size := int64(len(params))
+	waiting := c.waiting.Add(1)
+	full := waiting > maxWaiting
+	if waiting > 2*maxWaiting { // it sends without reading our refusals
+		c.waiting.Add(-1)
+		rpc.Close()
+		return
+	}
+	if c.size.Add(size) > maxWaitingSize && size > 0 {
+		full = true
+	}
+	c.handlers.Go(func() {
+		defer c.waiting.Add(-1)
+		defer c.size.Add(-size)
+		var result any
+		var err error
+		switch {
+		case req.Method == methodPing:
+		case full:
+			err = errors.New("too many calls are waiting; try again later")
+		default:
+			result, err = r.run(ctx, req.Method, params)
+		}
+		if req.Notif {
+			if err != nil {
+				hclog.FromContext(ctx).Warn("handle a notification: "+req.Method, logkey.Node, c.peer.ID(), logkey.Error, err)
+			}
+			return
+		}
+		resp := &jsonrpc2.Response{ID: req.ID}
+		if err == nil {
+			err = resp.SetResult(result)
+		}
+		if err != nil {
+			resp.Result = nil
+			resp.Error = &jsonrpc2.Error{Code: jsonrpc2.CodeInternalError, Message: err.Error()}
+		}
+		err = rpc.SendResponse(ctx, resp)
+		if err == nil || errors.Is(err, jsonrpc2.ErrClosed) {
+			return
+		}
+		hclog.FromContext(ctx).Warn("answer a call: "+req.Method, logkey.Node, c.peer.ID(), logkey.Error, err)
+		refusal := &jsonrpc2.Response{ID: req.ID, Error: &jsonrpc2.Error{Code: jsonrpc2.CodeInternalError, Message: err.Error()}}
+		if rpc.SendResponse(ctx, refusal) != nil {
+			rpc.Close() // or the peer would wait for ever
+		}
+	})
+}
+
+// run calls the handler when there is room, and contains its panics.
+func (r rpcHandler) run(ctx context.Context, method string, params json.RawMessage) (result any, err error) {
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-r.c.ready:
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case r.c.running <- struct{}{}:
+	}
+	defer func() { <-r.c.running }()
+	defer func() {
+		if p := recover(); p != nil {
+			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.ID(), logkey.Error, p, "stack", string(debug.Stack()))
+			result, err = nil, errors.New("internal error")
+		}
+	}()
+	return r.h(ctx, r.c.peer, method, params)
+}

@@ -1,0 +1,165 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package rpc is the RPC between agents and engines: JSON-RPC 2.0 over
+// mutual TLS, in which both sides call. It knows connections, who is at their
+// other end, and the messages; it does not judge what a message says.
+package rpc
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/identity"
+)
+
+const (
+	handshakeTimeout = 10 * time.Second
+	maxHandshakes    = 64 // at a time; the rest waits to be accepted
+)
+
+// Handler answers one call. Calls are handled concurrently: a sender for whom
+// order matters waits for each reply. A returned error reaches the caller as
+// a *RemoteError. ctx ends with the connection.
+type Handler func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error)
+
+// Peer is the node at the other end, as its certificate says: zone and node by
+// SPIFFE ID, kind by organizational unit.
+type Peer struct {
+	Zone string
+	Node string
+	Kind fabric.NodeKind
+}
+
+// ID is "zone/node".
+func (p Peer) ID() string { return p.Zone + "/" + p.Node }
+
+// peerOf returns the node that a certificate belongs to. Controllers and
+// services have no business here.
+func peerOf(spiffePath string, leaf *x509.Certificate) (Peer, error) {
+	parts := strings.Split(strings.TrimPrefix(spiffePath, "/"), "/")
+	if len(parts) != 3 || parts[0] != fabric.ReservedDomain {
+		return Peer{}, fmt.Errorf("%s is not a node", spiffePath)
+	}
+	p := Peer{Zone: parts[1], Node: parts[2]}
+	for _, name := range parts[1:] {
+		if err := fabric.CheckName(name); err != nil {
+			return Peer{}, fmt.Errorf("%s: %w", spiffePath, err)
+		}
+	}
+	if ou := leaf.Subject.OrganizationalUnit; len(ou) == 1 {
+		p.Kind = fabric.NodeKind(ou[0])
+	}
+	if p.Kind != fabric.KindWorkload && p.Kind != fabric.KindProcessor {
+		return Peer{}, fmt.Errorf("the certificate of %s gives the node no kind: its organizational units are %q", spiffePath, leaf.Subject.OrganizationalUnit)
+	}
+	return p, nil
+}
+
+// Dial connects to addr ("host:port"). conf is of identity.ClientTLS, which
+// verifies the peer; ctx bounds only the connecting.
+func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string, h Handler) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAliveConfig: keepAlive}
+	d.SetMultipathTCP(false)
+	raw, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	c, err := handshake(ctx, tls.Client(raw, conf), trustDomain)
+	if err != nil {
+		raw.Close()
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	// The connection lives on when ctx ends; its values stay.
+	c.start(context.WithoutCancel(ctx), h, nil)
+	return c, nil
+}
+
+// Serve accepts connections until ctx ends, then closes them all, waits for
+// their handlers and returns nil. conf is of identity.ServerTLS and must ask
+// for a certificate. onConn, if not nil, is called with each connection before
+// any of its calls is handled. Refused peers are logged to the logger of ctx.
+func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain string, onConn func(*Conn), h Handler) error {
+	if conf.ClientAuth < tls.RequireAnyClientCert {
+		return errors.New("serve agents and engines: the TLS configuration does not require client certificates")
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	defer cancel() // before the wait
+
+	log := hclog.FromContext(ctx)
+	slots := make(chan struct{}, maxHandshakes)
+	for {
+		raw, err := l.Accept()
+		switch {
+		case ctx.Err() != nil:
+			if err == nil {
+				raw.Close()
+			}
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return fmt.Errorf("accept agents and engines on %s: %w", l.Addr(), err)
+		case err != nil: // for instance out of file descriptors: others may be freed
+			log.Warn("accept a connection", logkey.Address, l.Addr().String(), logkey.Error, err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		if tcp, ok := raw.(*net.TCPConn); ok {
+			tcp.SetKeepAliveConfig(keepAlive)
+		}
+		slots <- struct{}{}
+		conns.Go(func() {
+			hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+			c, err := handshake(hctx, tls.Server(raw, conf), trustDomain)
+			cancel()
+			<-slots
+			if err != nil {
+				raw.Close()
+				if ctx.Err() == nil {
+					log.Warn("refused a peer", logkey.Address, raw.RemoteAddr().String(), logkey.Error, err)
+				}
+				return
+			}
+			c.start(ctx, h, onConn)
+			<-c.Done()
+			c.handlers.Wait()
+		})
+	}
+}
+
+// handshake completes TLS and finds out who the peer is.
+func handshake(ctx context.Context, t *tls.Conn, trustDomain string) (*Conn, error) {
+	if err := t.HandshakeContext(ctx); err != nil {
+		return nil, err
+	}
+	path, leaf, err := identity.Peer(t.ConnectionState(), trustDomain)
+	if err != nil {
+		return nil, err
+	}
+	peer, err := peerOf(path, leaf)
+	if err != nil {
+		return nil, err
+	}
+	return &Conn{peer: peer, conn: t, expires: leaf.NotAfter, done: make(chan struct{}), ready: make(chan struct{})}, nil
+}

@@ -1,0 +1,342 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"go.uber.org/goleak"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func quiet() context.Context {
+	return hclog.WithContext(context.Background(), hclog.NewNullLogger())
+}
+
+func deny(context.Context, Peer, string, json.RawMessage) (any, error) {
+	return nil, errors.New("nothing is served here")
+}
+
+// serve runs a server until the test ends and returns its address.
+func serve(t *testing.T, conf *tls.Config, onConn func(*Conn), h Handler) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	ctx, cancel := context.WithCancel(quiet())
+	done := make(chan error, 1)
+	go func() { done <- Serve(ctx, l, conf, identitytest.TrustDomain, onConn, h) }()
+	t.Cleanup(func() {
+		cancel()
+		must.NoError(t, <-done)
+	})
+	return l.Addr().String()
+}
+
+func TestBothSidesCall(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	agent := ca.Node("aws1", "aws1-w1", fabric.KindWorkload)
+	engine := ca.Node("aws1", "aws1-p1", fabric.KindProcessor)
+
+	conns := make(chan *Conn, 1)
+	// The engine's handler calls the agent back before it answers.
+	addr := serve(t, engine.ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c },
+		func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error) {
+			if method != MethodConnect || from != (Peer{"aws1", "aws1-w1", fabric.KindWorkload}) {
+				return nil, fmt.Errorf("unexpected %s from %v", method, from)
+			}
+			c := <-conns
+			conns <- c
+			var reply AnnounceReply
+			if err := c.Call(ctx, MethodAnnounce, AnnounceParams{}, &reply); err != nil {
+				return nil, err
+			}
+			return ConnectReply{Pending: []string{reply.Refused["e"]}}, nil
+		})
+	c, err := Dial(quiet(), addr, agent.ClientTLS(nil), identitytest.TrustDomain,
+		func(_ context.Context, from Peer, method string, _ json.RawMessage) (any, error) {
+			return AnnounceReply{Refused: map[string]string{"e": from.ID() + " " + method}}, nil
+		})
+	must.NoError(t, err)
+	defer c.Close()
+	must.Eq(t, Peer{"aws1", "aws1-p1", fabric.KindProcessor}, c.Peer())
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var reply ConnectReply
+	must.NoError(t, c.Call(ctx, MethodConnect, ConnectParams{}, &reply))
+	must.Eq(t, []string{"aws1/aws1-p1 announce"}, reply.Pending)
+
+	err = c.Call(ctx, "nonsense", nil, nil)
+	var remote *RemoteError
+	must.True(t, errors.As(err, &remote))
+	must.StrContains(t, remote.Message, "unexpected nonsense")
+}
+
+func TestRefusedPeers(t *testing.T) {
+	ca, other := identitytest.NewCA(t), identitytest.NewCA(t)
+	engine := ca.Node("aws1", "aws1-p1", fabric.KindProcessor)
+	addr := serve(t, engine.ServerTLS(tls.RequireAndVerifyClientCert), nil,
+		func(context.Context, Peer, string, json.RawMessage) (any, error) { return "in", nil })
+
+	good := ca.Node("aws1", "aws1-w1", fabric.KindWorkload)
+	node := fabric.NodeSPIFFE("aws1", "aws1-w1")
+	for name, cert := range map[string]*tls.Certificate{
+		"none":            {},
+		"other authority": other.Issue(node, "workload"),
+		"service":         ca.Issue("/getaway-app/http-proxy", "workload"),
+		"controller":      ca.Issue("/controller", "workload"),
+		"no kind":         ca.Issue(node, ""),
+		"odd kind":        ca.Issue(node, "printer"),
+		"two kinds": ca.Issue(node, "", func(c *x509.Certificate) {
+			c.Subject.OrganizationalUnit = []string{"workload", "processor"}
+		}),
+		"deeper path": ca.Issue(node+"/x", "workload"),
+		"bad name":    ca.Issue("/node/aws1/Aws", "workload"),
+		"two URIs":    ca.Issue(node, "workload", func(c *x509.Certificate) { c.URIs = append(c.URIs, c.URIs[0]) }),
+		"other domain": ca.Issue(node, "workload", func(c *x509.Certificate) {
+			u := *c.URIs[0]
+			u.Host = "evil.test"
+			c.URIs[0] = &u
+		}),
+		"expired":   ca.Issue(node, "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Second) }),
+		"authority": ca.Issue(node, "workload", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }),
+	} {
+		t.Run(name, func(t *testing.T) {
+			conf := good.ClientTLS(nil)
+			conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
+			c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
+			if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
+				defer c.Close()
+				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+				defer cancel()
+				var got string
+				err = c.Call(ctx, MethodConnect, nil, &got)
+				must.NotEq(t, "in", got)
+				must.ErrorIs(t, err, ErrClosed)
+			}
+			must.Error(t, err)
+		})
+	}
+	t.Run("the server is not who was expected", func(t *testing.T) {
+		conf := good.ClientTLS(func(path string, _ *x509.Certificate) error {
+			if path != "/node/gcp1/gcp1-p1" {
+				return fmt.Errorf("%s answered", path)
+			}
+			return nil
+		})
+		_, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
+		must.ErrorContains(t, err, "/node/aws1/aws1-p1 answered")
+	})
+	t.Run("the server is of another authority", func(t *testing.T) {
+		_, err := Dial(quiet(), addr, other.Node("aws1", "aws1-w1", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, deny)
+		must.ErrorContains(t, err, "unknown authority")
+	})
+	t.Run("a server that asks for no certificate", func(t *testing.T) {
+		err := Serve(quiet(), nil, engine.ServerTLS(tls.RequestClientCert), identitytest.TrustDomain, nil, deny)
+		must.ErrorContains(t, err, "does not require client certificates")
+	})
+}
+
+// connect returns both ends of a connection.
+func connect(t *testing.T, server, client Handler) (atServer, atClient *Conn) {
+	t.Helper()
+	ca := identitytest.NewCA(t)
+	conns := make(chan *Conn, 1)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c }, server)
+	c, err := Dial(quiet(), addr, ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, client)
+	must.NoError(t, err)
+	t.Cleanup(func() { c.Close() })
+	return <-conns, c
+}
+
+func TestHandlers(t *testing.T) {
+	var running, most atomic.Int64
+	release := make(chan struct{})
+	_, c := connect(t, func(ctx context.Context, _ Peer, method string, params json.RawMessage) (any, error) {
+		switch method {
+		case "panic":
+			panic("oops")
+		case "large":
+			return strings.Repeat("x", maxFrame), nil
+		case "wait":
+			n := running.Add(1)
+			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+			}
+			defer running.Add(-1)
+			select {
+			case <-release:
+			case <-ctx.Done():
+			}
+		}
+		return params, nil
+	}, deny)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+
+	must.ErrorContains(t, c.Call(ctx, "panic", nil, nil), "internal error")
+	must.ErrorContains(t, c.Call(ctx, "large", nil, nil), "larger than")
+	must.ErrorContains(t, c.Call(ctx, "echo", strings.Repeat("x", maxFrame), nil), "larger than")
+	var got string
+	must.NoError(t, c.Call(ctx, "echo", "still here", &got))
+	must.Eq(t, "still here", got)
+
+	// A call's own time ends it, and only it.
+	short, stop := context.WithTimeout(ctx, 50*time.Millisecond)
+	defer stop()
+	must.ErrorIs(t, c.Call(short, "wait", nil, nil), context.DeadlineExceeded)
+
+	// Handlers are bounded, and calls beyond the bound of waiting are refused.
+	const n = maxWaiting + 50
+	errs := make(chan error, n)
+	for range n {
+		go func() { errs <- c.Call(ctx, "wait", nil, nil) }()
+	}
+	refused := 0
+	for refused < 50 { // one waits from above
+		must.ErrorContains(t, <-errs, "too many calls")
+		refused++
+	}
+	close(release)
+	for range n - refused {
+		if err := <-errs; err != nil {
+			must.ErrorContains(t, err, "too many calls")
+		}
+	}
+	must.LessEq(t, maxRunning, most.Load())
+	must.NoError(t, c.Call(ctx, "echo", "and now", &got))
+}
+
+func TestCloseEndsCallsAndHandlers(t *testing.T) {
+	started := make(chan struct{})
+	ended := make(chan struct{})
+	s, c := connect(t, func(ctx context.Context, _ Peer, _ string, _ json.RawMessage) (any, error) {
+		close(started)
+		<-ctx.Done()
+		close(ended)
+		return nil, ctx.Err()
+	}, deny)
+	errs := make(chan error, 1)
+	go func() { errs <- c.Call(context.Background(), "wait", nil, nil) }()
+	<-started
+	must.NoError(t, s.Close())
+	must.NoError(t, s.Close())
+	<-ended
+	<-s.Done()
+	must.ErrorIs(t, <-errs, ErrClosed)
+	<-c.Done()
+	must.ErrorIs(t, c.Call(context.Background(), "x", nil, nil), ErrClosed)
+	must.ErrorIs(t, c.Notify(context.Background(), "x", nil), ErrClosed)
+}
+
+// TestDeadPeerIsNoticed puts a relay between two peers and has it swallow
+// everything, as a host that is gone would.
+func TestDeadPeerIsNoticed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as a dead peer goes unnoticed")
+	}
+	t.Parallel()
+	ca := identitytest.NewCA(t)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
+	relay, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	defer relay.Close()
+	var silent atomic.Bool
+	go func() {
+		in, err := relay.Accept()
+		if err != nil {
+			return
+		}
+		defer in.Close()
+		out, err := net.Dial("tcp", addr)
+		if err != nil {
+			return
+		}
+		defer out.Close()
+		pass := func(to, from net.Conn) {
+			buf := make([]byte, 4096)
+			for {
+				n, err := from.Read(buf)
+				if err != nil {
+					return
+				}
+				if !silent.Load() {
+					to.Write(buf[:n])
+				}
+			}
+		}
+		go pass(in, out)
+		pass(out, in)
+	}()
+	c, err := Dial(quiet(), relay.Addr().String(), ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, deny)
+	must.NoError(t, err)
+	silent.Store(true)
+	select {
+	case <-c.Done():
+	case <-time.After(30 * time.Second):
+		c.Close()
+		t.Fatal("the connection is still thought to live after 30 s")
+	}
+}
+
+func TestConnectionEndsWithTheCertificate(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes as long as a ping interval")
+	}
+	t.Parallel()
+	ca := identitytest.NewCA(t)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
+	conf := ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil)
+	soon := ca.Issue(fabric.NodeSPIFFE("z", "w"), "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return soon, nil }
+	c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
+	must.NoError(t, err)
+	defer c.Close()
+	select {
+	case <-c.Done():
+	case <-time.After(15 * time.Second):
+		t.Fatal("the connection outlives the certificate")
+	}
+}
+
+func FuzzReadFrame(f *testing.F) {
+	f.Add([]byte{0, 0, 0, 2, '{', '}'})
+	f.Add([]byte{0xff, 0xff, 0xff, 0xff})
+	f.Add([]byte{0, 0, 0, 9, '{'})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		body, err := readFrame(bytes.NewReader(data))
+		if err != nil {
+			return
+		}
+		if want := binary.BigEndian.Uint32(data); len(body) != int(want) {
+			t.Fatalf("%d bytes instead of %d", len(body), want)
+		}
+	})
+}
+
+func TestReadFrameLimits(t *testing.T) {
+	head := binary.BigEndian.AppendUint32(nil, maxFrame+1)
+	_, err := readFrame(bytes.NewReader(head))
+	must.ErrorContains(t, err, "at most")
+	_, err = readFrame(bytes.NewReader([]byte{0, 0, 0, 9, '{'}))
+	must.ErrorIs(t, err, io.ErrUnexpectedEOF)
+}

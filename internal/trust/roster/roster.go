@@ -1,0 +1,197 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package roster is the nodes of the fabric, from their doubly signed records
+// in Consul KV: the controller's word for where a node is and which addresses
+// it has, and the node's own for its key. It does not know what a node is
+// used for.
+package roster
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revision"
+)
+
+// Member is a node whose record verified: the controller's word and its own.
+// Link is zero while the node has published none.
+type Member struct {
+	fabric.Node
+	Link fabric.Link `json:"link"`
+}
+
+// entry is a member with the record that it comes from.
+type entry struct {
+	member Member
+	record []byte // as Consul held it
+}
+
+// verifier judges records.
+type verifier struct {
+	fabric      string
+	trustDomain string
+	keys        func() fabric.KeySet
+	roots       func() *x509.CertPool
+}
+
+// node verifies the controller's part of a record that is stored for id
+// ("zone/node").
+func (v verifier) node(id string, r fabric.NodeRecord) (fabric.Node, error) {
+	var n fabric.Node
+	if err := v.keys().Verify(r.Node, fabric.KindNode, &n); err != nil {
+		return fabric.Node{}, err
+	}
+	switch {
+	case n.Fabric != v.fabric:
+		return n, fmt.Errorf("it is of fabric %q, not %q", n.Fabric, v.fabric)
+	case n.ID() != id:
+		return n, fmt.Errorf("it is about node %s", n.ID())
+	case n.Kind != fabric.KindWorkload && n.Kind != fabric.KindProcessor:
+		return n, fmt.Errorf("the node is of unknown kind %q", n.Kind)
+	case !n.Underlay.IsValid():
+		return n, errors.New("the node has no underlay address")
+	case !n.Pool4.IsValid() || !n.Pool4.Addr().Is4() || !n.Pool6.IsValid() || !n.Pool6.Addr().Is6():
+		return n, fmt.Errorf("the node's pools %s and %s are not an IPv4 and an IPv6 prefix", n.Pool4, n.Pool6)
+	}
+	return n, errors.Join(fabric.CheckName(n.Zone), fabric.CheckName(n.Name))
+}
+
+// link verifies the node's own part of a record.
+func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
+	if len(r.Link) == 0 {
+		return fabric.Link{}, nil
+	}
+	path, leaf, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
+	if err != nil {
+		return fabric.Link{}, err
+	}
+	if path != fabric.NodeSPIFFE(n.Zone, n.Name) {
+		return fabric.Link{}, fmt.Errorf("its key was signed by %s", path)
+	}
+	if ou := leaf.Subject.OrganizationalUnit; !slices.Equal(ou, []string{string(n.Kind)}) {
+		return fabric.Link{}, fmt.Errorf("its key was signed by a node of kind %q, not %q", ou, n.Kind)
+	}
+	return decodeLink(n, r)
+}
+
+func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
+	var l fabric.Link
+	if err := json.Unmarshal(r.Link, &l); err != nil {
+		return fabric.Link{}, fmt.Errorf("decode its link: %w", err)
+	}
+	switch {
+	case l.Node != n.ID():
+		return fabric.Link{}, fmt.Errorf("its link is of node %s", l.Node)
+	case len(l.PublicKey) != 32:
+		return fabric.Link{}, fmt.Errorf("its public key has %d bytes instead of 32", len(l.PublicKey))
+	}
+	return l, nil
+}
+
+// judge verifies a record. held is what was known of the node before, or nil.
+func (v verifier) judge(id string, record []byte, held *entry) (entry, error) {
+	var r fabric.NodeRecord
+	if err := json.Unmarshal(record, &r); err != nil {
+		return entry{}, fmt.Errorf("decode it: %w", err)
+	}
+	n, err := v.node(id, r)
+	if err != nil {
+		return entry{}, err
+	}
+	l, err := v.link(n, r)
+	if err != nil {
+		return entry{}, err
+	}
+	if held != nil {
+		switch was := held.member; {
+		case n.Issued.Before(was.Issued):
+			return entry{}, errors.New("it is older than the one that was seen before")
+		case l.Issued.Before(was.Link.Issued):
+			return entry{}, errors.New("its link is older than the one that was seen before")
+		}
+	}
+	return entry{Member{Node: n, Link: l}, record}, nil
+}
+
+// restore takes a record that was verified before it was saved. Of the two
+// signatures only the controller's is checked again: the node's certificate
+// may have expired since.
+func (v verifier) restore(id string, record []byte) (entry, error) {
+	var r fabric.NodeRecord
+	if err := json.Unmarshal(record, &r); err != nil {
+		return entry{}, fmt.Errorf("decode it: %w", err)
+	}
+	n, err := v.node(id, r)
+	if err != nil {
+		return entry{}, err
+	}
+	m := Member{Node: n}
+	if len(r.Link) > 0 {
+		if m.Link, err = decodeLink(n, r); err != nil {
+			return entry{}, err
+		}
+	}
+	return entry{m, record}, nil
+}
+
+// merge judges all records that Consul holds, by "zone/node", against those
+// held. It returns what to hold now and what is wrong. A record that is
+// refused leaves the one before in force; one that is gone while others stay
+// is a node that was removed.
+func (v verifier) merge(held map[string]entry, records map[string][]byte) (map[string]entry, []string) {
+	if len(records) == 0 && len(held) > 0 {
+		return held, []string{fmt.Sprintf("Consul holds no node records under %s: keeping the %d that it held", revision.KeyNodes, len(held))}
+	}
+	next := map[string]entry{}
+	var wrong []string
+	owner := map[string]string{} // of public keys
+	take := func(id string, e entry) {
+		next[id] = e
+		if key := e.member.Link.PublicKey; len(key) > 0 {
+			owner[string(key)] = id
+		}
+	}
+	var changed []string
+	for id, record := range records {
+		if e, ok := held[id]; ok && bytes.Equal(e.record, record) {
+			take(id, e)
+		} else {
+			changed = append(changed, id)
+		}
+	}
+	slices.Sort(changed)
+	for _, id := range changed {
+		var before *entry
+		if e, ok := held[id]; ok {
+			before = &e
+		}
+		e, err := v.judge(id, records[id], before)
+		if err == nil {
+			// Two peers of one key would be one peer to WireGuard: whoever
+			// copied the key would take the other's traffic away.
+			if other, taken := owner[string(e.member.Link.PublicKey)]; taken {
+				err = fmt.Errorf("its public key is that of node %s", other)
+			}
+		}
+		if err != nil {
+			wrong = append(wrong, fmt.Sprintf("the record of node %s is refused: %v", id, err))
+			if before != nil {
+				take(id, *before)
+			}
+			continue
+		}
+		take(id, e)
+	}
+	return next, wrong
+}
+
+// idOf returns the node ("zone/node") of a key.
+func idOf(key string) string { return strings.TrimPrefix(key, revision.KeyNodes) }

@@ -1,0 +1,280 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package roster
+
+import (
+	"bytes"
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/revision"
+)
+
+const (
+	watchTime      = 5 * time.Minute // of one blocking query
+	requestTimeout = 10 * time.Second
+	minBackoff     = 250 * time.Millisecond
+	maxBackoff     = 10 * time.Second
+	recheckTime    = 10 * time.Second // between comparisons of the keys
+	stateFile      = "roster.json"
+)
+
+// Watcher watches the records. Its methods are safe for concurrent use.
+type Watcher struct {
+	consul *consulapi.Client
+	dir    string
+	verify verifier
+	log    hclog.Logger
+
+	mu       sync.Mutex
+	held     map[string]entry // by zone/node
+	onChange []func([]Member)
+	keys     []string           // that Consul held when it was last read
+	again    context.CancelFunc // ends the query that is waiting, or nil
+	wrong    []string           // refused records
+	trouble  []string           // Consul or the disk
+}
+
+// New returns a Watcher of the named fabric, which holds what dir keeps of an
+// earlier run. keys are the fabric's public keys, roots the authorities of
+// nodes' certificates.
+func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys func() fabric.KeySet, roots func() *x509.CertPool, log hclog.Logger) (*Watcher, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the directory of the roster: %w", err)
+	}
+	w := &Watcher{
+		consul: consul,
+		dir:    dir,
+		verify: verifier{fabricName, trustDomain, keys, roots},
+		log:    log,
+		held:   map[string]entry{},
+	}
+	path := filepath.Join(dir, stateFile)
+	b, err := os.ReadFile(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return w, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read the roster: %w", err)
+	}
+	var records map[string][]byte
+	if err := json.Unmarshal(b, &records); err != nil {
+		return nil, fmt.Errorf("read the roster: decode %s: %w", path, err)
+	}
+	for id, record := range records {
+		e, err := w.verify.restore(id, record)
+		if err != nil {
+			w.wrong = append(w.wrong, fmt.Sprintf("the record of node %s on disk is not used: %v", id, err))
+			continue
+		}
+		w.held[id] = e
+	}
+	return w, nil
+}
+
+// Run watches until ctx ends.
+func (w *Watcher) Run(ctx context.Context) error {
+	var background sync.WaitGroup
+	background.Go(func() { w.recheckLoop(ctx) })
+	defer background.Wait()
+	var index uint64
+	failures := 0
+	for ctx.Err() == nil {
+		wait := watchTime
+		if failures > 0 {
+			wait = backoff(failures - 1) // what is refused may verify when keys arrive
+		}
+		// The request's own time-out notices a Consul that accepts and never answers.
+		qctx, cancel := context.WithTimeout(ctx, wait+wait/16+requestTimeout)
+		w.mu.Lock()
+		w.again = cancel
+		w.mu.Unlock()
+		opts := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(qctx)
+		pairs, meta, err := w.consul.KV().List(revision.KeyNodes, opts)
+		w.mu.Lock()
+		interrupted := w.again == nil
+		w.again = nil
+		w.mu.Unlock()
+		cancel()
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil && interrupted {
+			index = 0
+			continue
+		}
+		if err != nil {
+			w.troubled(fmt.Errorf("watch %s: %w", revision.KeyNodes, err))
+			timer := time.NewTimer(backoff(failures))
+			select {
+			case <-ctx.Done():
+			case <-timer.C:
+			}
+			timer.Stop()
+			failures++
+			continue
+		}
+		if meta.LastIndex < index { // Consul was restored from elsewhere
+			index = 0
+		} else {
+			index = meta.LastIndex
+		}
+		if w.take(pairs) {
+			failures = 0
+		} else {
+			failures++
+		}
+	}
+	return nil
+}
+
+// recheckLoop has the records read again when there are other keys than the
+// watch knows of: Consul does not wake a query for a prefix when a tree above
+// it is deleted and something below it was deleted before.
+func (w *Watcher) recheckLoop(ctx context.Context) {
+	for {
+		timer := time.NewTimer(recheckTime - time.Second + rand.N(2*time.Second))
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		case <-timer.C:
+		}
+		qctx, cancel := context.WithTimeout(ctx, requestTimeout)
+		keys, _, err := w.consul.KV().Keys(revision.KeyNodes, "", (&consulapi.QueryOptions{}).WithContext(qctx))
+		cancel()
+		if err != nil {
+			continue // Consul is out of reach: the watch reports it
+		}
+		slices.Sort(keys)
+		w.mu.Lock()
+		if w.again != nil && !slices.Equal(keys, w.keys) {
+			w.again()
+			w.again = nil
+		}
+		w.mu.Unlock()
+	}
+}
+
+// take takes over what Consul holds. It reports whether all of it is right.
+func (w *Watcher) take(pairs consulapi.KVPairs) bool {
+	records := map[string][]byte{}
+	var keys []string
+	for _, p := range pairs {
+		records[idOf(p.Key)] = p.Value
+		keys = append(keys, p.Key)
+	}
+	slices.Sort(keys)
+	w.mu.Lock()
+	w.keys = keys
+	next, wrong := w.verify.merge(w.held, records)
+	changed := !maps.EqualFunc(next, w.held, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
+	news := slices.DeleteFunc(slices.Clone(wrong), func(s string) bool { return slices.Contains(w.wrong, s) })
+	w.held, w.wrong = next, wrong
+	callbacks := slices.Clone(w.onChange)
+	w.mu.Unlock()
+	for _, text := range news {
+		w.log.Warn("degraded: the nodes known before stay", logkey.Error, text)
+	}
+	var err error
+	if changed {
+		err = w.save(next)
+		members := sorted(next)
+		w.log.Info("the nodes of the fabric changed", "nodes", len(members))
+		for _, fn := range callbacks {
+			fn(slices.Clone(members))
+		}
+	}
+	w.troubled(err)
+	return len(wrong) == 0 && err == nil
+}
+
+func (w *Watcher) save(held map[string]entry) error {
+	records := map[string][]byte{}
+	for id, e := range held {
+		records[id] = e.record
+	}
+	b, err := json.Marshal(records)
+	if err == nil {
+		err = atomicfile.Write(filepath.Join(w.dir, stateFile), b, 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("keep the roster on disk: %w", err)
+	}
+	return nil
+}
+
+func (w *Watcher) troubled(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if err == nil {
+		w.trouble = nil
+		return
+	}
+	if !slices.Contains(w.trouble, err.Error()) {
+		w.log.Warn("degraded: the nodes known before stay", logkey.Error, err)
+	}
+	w.trouble = []string{err.Error()}
+}
+
+// Members returns the nodes, ordered by zone and name.
+func (w *Watcher) Members() []Member {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return sorted(w.held)
+}
+
+// Member returns a node of the fabric.
+func (w *Watcher) Member(zone, name string) (Member, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	e, ok := w.held[zone+"/"+name]
+	return e.member, ok
+}
+
+func sorted(held map[string]entry) []Member {
+	members := make([]Member, 0, len(held))
+	for _, e := range held {
+		members = append(members, e.member)
+	}
+	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.ID(), b.ID()) })
+	return members
+}
+
+// OnChange has fn called, one call at a time, with all members after each
+// change.
+func (w *Watcher) OnChange(fn func([]Member)) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.onChange = append(w.onChange, fn)
+}
+
+// Degraded returns what was refused or is out of reach, and why, for people.
+func (w *Watcher) Degraded() []string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return append(slices.Clone(w.trouble), w.wrong...)
+}
+
+func backoff(failures int) time.Duration {
+	d := min(minBackoff<<min(failures, 10), maxBackoff)
+	return d/2 + rand.N(d/2)
+}
