@@ -80,7 +80,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	a := &Agent{node: n, log: log, now: time.Now}
 	a.reprogram = coalesce.New(a.program)
-	a.engines = &engines{agent: a, log: log, conns: map[string]*engine{}}
+	a.engines = &engines{agent: a, log: log, conns: map[fabric.NodeID]*engine{}}
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err
 	}

@@ -45,7 +45,7 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 // ways names what is beyond the interfaces of links.
 func (a *Agent) ways() map[uint32]string {
 	ways := map[uint32]string{}
-	add := func(peer, way string) {
+	add := func(peer fabric.NodeID, way string) {
 		if name, ok := a.node.Links.Interface(peer); ok {
 			if index, err := linkIndex(name); err == nil && index != 0 {
 				ways[uint32(index)] = way
@@ -55,7 +55,7 @@ func (a *Agent) ways() map[uint32]string {
 	add(daemon.ZonePeer, api.ViaZone)
 	for _, n := range a.node.Nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
-			add(n.ID(), n.ID())
+			add(n.ID(), n.ID().String())
 		}
 	}
 	return ways

@@ -41,7 +41,7 @@ type caller interface {
 
 // engine is a connected engine.
 type engine struct {
-	id   string // zone/node
+	id   fabric.NodeID
 	conn caller
 
 	// order keeps what the engine is told of an endpoint in order: requests share
@@ -56,7 +56,7 @@ type engines struct {
 	log   hclog.Logger
 
 	mu    sync.Mutex
-	conns map[string]*engine // by zone/node
+	conns map[fabric.NodeID]*engine
 }
 
 // connected reports whether an engine can be asked.
@@ -85,7 +85,7 @@ func (e *engines) run(ctx context.Context) error {
 func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	node := e.agent.node
 	tls := node.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
-		if path != fabric.NodeSPIFFE(n.Zone, n.Name) {
+		if path != n.ID().SPIFFE() {
 			return fmt.Errorf("the server is spiffe://%s%s, not the engine of %s", node.Config.TrustDomain, path, n.ID())
 		}
 		return nil
@@ -113,7 +113,7 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	if err := e.introduce(ctx, en); err != nil {
 		return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
 	}
-	node.Degrade("engine "+n.ID(), nil)
+	node.Degrade("engine "+n.ID().String(), nil)
 	e.log.Info("connected to engine", logkey.Node, n.ID())
 	select {
 	case <-ctx.Done():
@@ -134,7 +134,7 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 			pending, err := e.request(ctx, en, ep.Attachment)
 			var refused *rpc.RemoteError
 			if errors.As(err, &refused) {
-				pending, err = []string{en.id + ": " + err.Error()}, nil
+				pending, err = []string{en.id.String() + ": " + err.Error()}, nil
 			}
 			if err != nil {
 				return err
@@ -194,7 +194,7 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 // after that. An engine that refuses is an error.
 func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	type outcome struct {
-		id      string
+		id      fabric.NodeID
 		pending []string
 		err     error
 	}
@@ -203,7 +203,7 @@ func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending [
 		return nil, errNoEngine
 	}
 	results := make(chan outcome, len(conns))
-	waiting := map[string]bool{}
+	waiting := map[fabric.NodeID]bool{}
 	for _, en := range conns {
 		waiting[en.id] = true
 		go func() {
@@ -221,7 +221,7 @@ func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending [
 			pending = append(pending, o.pending...)
 		case <-ctx.Done():
 			for id := range waiting {
-				pending = append(pending, id+": no answer in time")
+				pending = append(pending, id.String()+": no answer in time")
 			}
 			return pending, nil
 		}

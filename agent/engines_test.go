@@ -80,8 +80,8 @@ func newEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 	must.NoError(t, err)
 	a := &Agent{endpoints: eps, log: hclog.NewNullLogger()}
 	f := &fakeEngine{holds: map[string]bool{}}
-	en := &engine{id: "aws1/p1", conn: f}
-	a.engines = &engines{agent: a, log: a.log, conns: map[string]*engine{en.id: en}}
+	en := &engine{id: fabric.NodeID{Zone: "aws1", Name: "p1"}, conn: f}
+	a.engines = &engines{agent: a, log: a.log, conns: map[fabric.NodeID]*engine{en.id: en}}
 	return a.engines, en, f
 }
 

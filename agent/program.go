@@ -295,7 +295,7 @@ func (a *Agent) live() []endpoint {
 // processor. It looks the interfaces up once.
 func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
 	self := a.node.Self
-	index := func(peer string) (int, error) {
+	index := func(peer fabric.NodeID) (int, error) {
 		name, ok := a.node.Links.Interface(peer)
 		if !ok {
 			return 0, nil
@@ -307,14 +307,14 @@ func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
 		return nil, err
 	}
 	beyond := 0
-	var processors []string
+	var processors []fabric.NodeID
 	for _, n := range a.node.Nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone {
 			processors = append(processors, n.ID())
 		}
 	}
 	if len(processors) > 0 {
-		if beyond, err = index(slices.Min(processors)); err != nil {
+		if beyond, err = index(slices.MinFunc(processors, fabric.CompareNodeIDs)); err != nil {
 			return nil, err
 		}
 	}

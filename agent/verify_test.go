@@ -60,11 +60,11 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		im := imageOf(state)
 		dump := func() api.Dump {
 			d := dumpOf(im, num, map[uint32]string{3: api.ViaZone, 4: "z1/p1"}, 2)
-			d.Node, d.Sequence, d.Root = "z1/w1", f.Pointer.Sequence, f.Pointer.Root
+			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "z1", Name: "w1"}, f.Pointer.Sequence, f.Pointer.Root
 			return d
 		}
 		differences := func() (list []verify.Difference) {
-			f.Dumps = map[string]api.Dump{"z1/w1": dump()}
+			f.Dumps = map[fabric.NodeID]api.Dump{{Zone: "z1", Name: "w1"}: dump()}
 			for _, d := range verify.Compare(f).Differences {
 				if d.Node == "z1/w1" {
 					list = append(list, d)

@@ -26,7 +26,7 @@ const (
 // not from what its daemon remembers. Only the names for the numbers in them
 // are the daemon's.
 type Dump struct {
-	Node     string         `json:"node"` // zone/node
+	Node     fabric.NodeID  `json:"node"`
 	Layer    Layer          `json:"layer"`
 	Sequence uint64         `json:"sequence"`      // of the revision that the node enforces
 	Root     fabric.Hash    `json:"root,omitzero"` // likewise
@@ -83,9 +83,9 @@ type DumpRule struct {
 	Shadowed bool `json:"shadowed,omitempty"`
 }
 
-// DumpRequest names nodes, at most MaxDumpNodes, as "zone/node".
+// DumpRequest names nodes, at most MaxDumpNodes.
 type DumpRequest struct {
-	Nodes []string `json:"nodes"`
+	Nodes []fabric.NodeID `json:"nodes"`
 }
 
 // MaxDumpNodes is how many nodes can be asked at once.
@@ -93,14 +93,14 @@ const MaxDumpNodes = 1024
 
 // DumpReply is what the nodes read back, by their names.
 type DumpReply struct {
-	Dumps  map[string]Dump   `json:"dumps"`
-	Failed map[string]string `json:"failed,omitempty"` // why a node's dump is missing
+	Dumps  map[fabric.NodeID]Dump   `json:"dumps"`
+	Failed map[fabric.NodeID]string `json:"failed,omitempty"` // why a node's dump is missing
 }
 
-// Dumps has nodes ("zone/node") read back what they enforce. A node that could
+// Dumps has nodes read back what they enforce. A node that could
 // not is missing among the dumps and there with the reason among the failed.
-func (c *Client) Dumps(ctx context.Context, nodes []string) (dumps map[string]Dump, failed map[string]string, err error) {
-	dumps, failed = map[string]Dump{}, map[string]string{}
+func (c *Client) Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric.NodeID]Dump, failed map[fabric.NodeID]string, err error) {
+	dumps, failed = map[fabric.NodeID]Dump{}, map[fabric.NodeID]string{}
 	for some := range slices.Chunk(nodes, MaxDumpNodes) {
 		var reply DumpReply
 		if err := c.call(ctx, http.MethodPost, "/v1/dump", DumpRequest{Nodes: some}, &reply); err != nil {

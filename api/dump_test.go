@@ -9,13 +9,15 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
 )
 
 // A task that names no flow survives the way through the controller.
 func TestDumpTaskIsCarried(t *testing.T) {
-	data, err := json.Marshal(Task{Node: "z1/w1", Kind: TaskDump, Timeout: time.Second})
+	data, err := json.Marshal(Task{Node: fabric.NodeID{Zone: "z1", Name: "w1"}, Kind: TaskDump, Timeout: time.Second})
 	must.NoError(t, err)
 	var back Task
 	must.NoError(t, json.Unmarshal(data, &back))
-	must.Eq(t, Task{Node: "z1/w1", Kind: TaskDump, Timeout: time.Second}, back)
+	must.Eq(t, Task{Node: fabric.NodeID{Zone: "z1", Name: "w1"}, Kind: TaskDump, Timeout: time.Second}, back)
 }

@@ -48,15 +48,15 @@ type ExplainedFlow struct {
 // Party is one end of a flow: a live endpoint, a service without one, an
 // external, or an address of nobody.
 type Party struct {
-	Service  fabric.Ref   `json:"service,omitzero"`
-	External fabric.Ref   `json:"external,omitzero"`
-	Address  netip.Addr   `json:"address,omitzero"` // of externals and of nobody
-	Endpoint string       `json:"endpoint,omitempty"`
-	Zone     string       `json:"zone,omitempty"`
-	Node     string       `json:"node,omitempty"` // zone/node
-	Roles    fabric.Roles `json:"roles,omitzero"` // of a service without endpoints: all that it may request
-	IPv4     netip.Addr   `json:"ipv4,omitzero"`
-	IPv6     netip.Addr   `json:"ipv6,omitzero"`
+	Service  fabric.Ref    `json:"service,omitzero"`
+	External fabric.Ref    `json:"external,omitzero"`
+	Address  netip.Addr    `json:"address,omitzero"` // of externals and of nobody
+	Endpoint string        `json:"endpoint,omitempty"`
+	Zone     string        `json:"zone,omitempty"`
+	Node     fabric.NodeID `json:"node,omitzero"`
+	Roles    fabric.Roles  `json:"roles,omitzero"` // of a service without endpoints: all that it may request
+	IPv4     netip.Addr    `json:"ipv4,omitzero"`
+	IPv6     netip.Addr    `json:"ipv6,omitzero"`
 }
 
 // Live reports whether the party is a running instance.

@@ -30,8 +30,8 @@ type NodeStatus struct {
 	Reported           time.Time         `json:"reported"`          // set by the controller
 }
 
-// ID is "zone/node".
-func (s NodeStatus) ID() string { return s.Zone + "/" + s.Node }
+// ID names the node.
+func (s NodeStatus) ID() fabric.NodeID { return fabric.NodeID{Zone: s.Zone, Name: s.Node} }
 
 // EndpointStatus is one endpoint as its node enforces it.
 type EndpointStatus struct {

@@ -39,8 +39,8 @@ const (
 // Task is a small piece of diagnosis that a node does, most of them in the
 // network namespace of one of its endpoints.
 type Task struct {
-	ID       string          `json:"id"`   // set by the controller
-	Node     string          `json:"node"` // zone/node
+	ID       string          `json:"id"` // set by the controller
+	Node     fabric.NodeID   `json:"node"`
 	Kind     TaskKind        `json:"kind"`
 	Endpoint string          `json:"endpoint"`
 	Peer     netip.AddrPort  `json:"peer"` // observe, listening: the endpoint's own address and port

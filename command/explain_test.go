@@ -32,8 +32,8 @@ func TestParsePort(t *testing.T) {
 }
 
 func TestExplainViewSaysWhatDiffersFirst(t *testing.T) {
-	web := api.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: "z1/w1"}
-	db := api.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: "z1/w2"}
+	web := api.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: fabric.NodeID{Zone: "z1", Name: "w1"}}
+	db := api.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: fabric.NodeID{Zone: "z1", Name: "w2"}}
 	sql := fabric.Ref{Domain: "shop", Name: "sql"}
 	answer := api.Explanation{Protocol: fabric.TCP, Port: 5432, Allowed: true, Flows: []api.ExplainedFlow{{
 		From: web, To: db, Differs: []string{"declared, but the ebpf of z1/w2 drops it: no rule"},

@@ -111,36 +111,36 @@ func statusProblems(s api.Status, now time.Time) []string {
 	}
 	for _, n := range s.Nodes {
 		if n.Reported.IsZero() {
-			report(n.ID(), "it has not reported since the controller started")
+			report(n.ID().String(), "it has not reported since the controller started")
 			continue
 		}
 		if age := now.Sub(n.Reported); age > silentAfter {
-			report(n.ID(), "it has not reported for %s", brief(age))
+			report(n.ID().String(), "it has not reported for %s", brief(age))
 		}
 		if n.Sequence != s.Pointer.Sequence {
-			report(n.ID(), "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
+			report(n.ID().String(), "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
 		} else if n.Root != s.Pointer.Root {
-			report(n.ID(), "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
+			report(n.ID().String(), "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
 		}
 		if expired(n.CertificateExpires, now) {
-			report(n.ID(), "its certificate has expired")
+			report(n.ID().String(), "its certificate has expired")
 		}
 		for _, why := range n.Degraded {
-			report(n.ID(), "%s", why)
+			report(n.ID().String(), "%s", why)
 		}
 		for _, e := range n.Endpoints {
 			name := fmt.Sprintf("endpoint %s of %s", shortID(e.Endpoint), e.Service)
 			switch {
 			case len(e.Pending) > 0:
-				report(n.ID(), "the connectivity of %s is not in force everywhere: %s", name, strings.Join(e.Pending, "; "))
+				report(n.ID().String(), "the connectivity of %s is not in force everywhere: %s", name, strings.Join(e.Pending, "; "))
 			case !e.InForce:
-				report(n.ID(), "the connectivity of %s is not in force", name)
+				report(n.ID().String(), "the connectivity of %s is not in force", name)
 			}
 			if expired(e.Expires, now) {
-				report(n.ID(), "the admission of %s has expired", name)
+				report(n.ID().String(), "the admission of %s has expired", name)
 			}
 			if expired(e.CertificateExpires, now) {
-				report(n.ID(), "the certificate of %s has expired", name)
+				report(n.ID().String(), "the certificate of %s has expired", name)
 			}
 		}
 	}
@@ -178,10 +178,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	var links, drops [][]string
 	audited := [][]string{{"From", "To", "On", "Contract", "Flows", "Last"}}
 	for _, n := range s.Nodes {
-		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", troubled(n.ID())}
+		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", troubled(n.ID().String())}
 		if !n.Reported.IsZero() {
 			row = []string{n.Zone, n.Node, string(n.Kind), n.Version, fmt.Sprint(n.Sequence), fmt.Sprint(len(n.Endpoints)),
-				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", troubled(n.ID())}
+				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", troubled(n.ID().String())}
 		}
 		nodes = append(nodes, row)
 		for _, e := range n.Endpoints {
@@ -196,10 +196,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 			if !l.LastHandshake.IsZero() {
 				shaken = brief(now.Sub(l.LastHandshake)) + " ago"
 			}
-			links = append(links, []string{n.ID(), l.Peer, shaken, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
+			links = append(links, []string{n.ID().String(), l.Peer, shaken, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
 		}
 		for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
-			drops = append(drops, []string{n.ID(), reason, fmt.Sprint(n.Drops[reason])})
+			drops = append(drops, []string{n.ID().String(), reason, fmt.Sprint(n.Drops[reason])})
 		}
 	}
 	section(&b, "Nodes", nodes)
@@ -228,7 +228,7 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 	if verbose {
 		id = e.Endpoint
 	}
-	row := []string{e.Service.String(), id, n.ID(), e.IPv4.String(), remaining(e.Expires, now), remaining(e.CertificateExpires, now), inForce}
+	row := []string{e.Service.String(), id, n.ID().String(), e.IPv4.String(), remaining(e.Expires, now), remaining(e.CertificateExpires, now), inForce}
 	if verbose {
 		row = append(row, e.IPv6.String(), list(e.Roles.Originate), list(e.Roles.Respond))
 	}

@@ -35,7 +35,7 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 	mux.HandleFunc("GET /v1/graph", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, api.GraphReply{Pointer: status.Pointer, Graph: graph})
 	})
-	unread := map[string]string{}
+	unread := map[fabric.NodeID]string{}
 	for _, n := range status.Nodes {
 		unread[n.ID()] = "no data path here"
 	}
@@ -209,7 +209,7 @@ func runMatrix(t *testing.T, passes func(api.Task) bool, args ...string) (out st
 }
 
 func TestMatrix(t *testing.T) {
-	declared := func(s api.Task) bool { return s.Node == "aws1/w1" && s.Protocol == fabric.TCP }
+	declared := func(s api.Task) bool { return s.Node.String() == "aws1/w1" && s.Protocol == fabric.TCP }
 	out, code := runMatrix(t, declared, "-ip=4")
 	must.Eq(t, 0, code, must.Sprint(out))
 	must.StrContains(t, out, "2 pairs, 4 probes, 0 requests completed, 100.0 % agreement")
@@ -217,7 +217,7 @@ func TestMatrix(t *testing.T) {
 	must.Eq(t, []string{"1", "shop/db", "."}, strings.Fields(lines[1])) // db to web; never to itself
 	must.Eq(t, []string{"2", "shop/web", "="}, strings.Fields(lines[2]))
 
-	leak := func(s api.Task) bool { return s.Node == "aws1/w1" }
+	leak := func(s api.Task) bool { return s.Node.String() == "aws1/w1" }
 	out, code = runMatrix(t, leak, "-ip=4", "-filter=shop")
 	must.Eq(t, exitDisagreement, code)
 	must.StrContains(t, out, "75.0 % agreement")

@@ -38,7 +38,7 @@ type admitter struct {
 	table  *table
 
 	endpoints keylock.Locks[string] // by ID
-	bindings  sync.Map              // zone/node -> scheduler's node ID, as pinned in Consul
+	bindings  sync.Map              // fabric.NodeID -> scheduler's node ID, as pinned in Consul
 }
 
 // admit admits an allocation that the scheduler placed on the calling node.
@@ -195,7 +195,7 @@ func (a *admitter) bound(ctx context.Context, who caller, nodeID string) error {
 	if id, ok := a.bindings.Load(who.ID()); ok && id == nodeID {
 		return nil
 	}
-	key := prefixBinding + who.ID()
+	key := prefixBinding + who.ID().String()
 	kv := a.cfg.Consul().KV()
 	// Index 0: written only if the key is absent.
 	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nodeID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {

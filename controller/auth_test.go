@@ -108,7 +108,7 @@ func testPermissions(t *testing.T, w *world) {
 			return err
 		},
 		"dump": func(c *api.Client) error {
-			_, _, err := c.Dumps(ctx, []string{"aws1/nobody"})
+			_, _, err := c.Dumps(ctx, []fabric.NodeID{{Zone: "aws1", Name: "nobody"}})
 			if api.IsCode(err, api.CodeNotFound) {
 				return nil // he may ask, but there is no such node
 			}

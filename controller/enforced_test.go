@@ -62,7 +62,7 @@ func testEnforced(t *testing.T, w *world) {
 		return []api.DumpPeer{{Address: e.IPv4, Identity: key, Via: via}, {Address: e.IPv6, Identity: key, Via: via}}
 	}
 	held := api.Dump{
-		Node: "aws1/w1", Layer: api.LayerEBPF, Sequence: 1, Root: c.policy.pointer().Root,
+		Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Layer: api.LayerEBPF, Sequence: 1, Root: c.policy.pointer().Root,
 		Guarded: []api.DumpEndpoint{{IPv4: proxy.IPv4, IPv6: proxy.IPv6, Identity: proxyKey}},
 		Peers:   append(peers(proxy, proxyKey, api.ViaEndpoint), peers(svc, svcKey, api.ViaZone)...),
 		Rules:   []api.DumpRule{{From: proxyKey, To: svcKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 8080, To: 8080}, Contract: "app/frontend"}},
@@ -70,13 +70,13 @@ func testEnforced(t *testing.T, w *world) {
 	w1.answerDumps(t, func() api.TaskResult { return api.TaskResult{Done: true, Dump: &held} })
 	w2.answerDumps(t, func() api.TaskResult { return api.TaskResult{Error: "read the data path: no maps"} })
 
-	dumps, failed, err := w.reader(t, c, "sif-read").Dumps(ctx, []string{"aws1/w1", "aws1/w2"})
+	dumps, failed, err := w.reader(t, c, "sif-read").Dumps(ctx, []fabric.NodeID{{Zone: "aws1", Name: "w1"}, {Zone: "aws1", Name: "w2"}})
 	must.NoError(t, err)
-	must.Eq(t, map[string]api.Dump{"aws1/w1": held}, dumps)
-	must.Eq(t, map[string]string{"aws1/w2": "read the data path: no maps"}, failed)
-	_, _, err = c.operator.Dumps(ctx, []string{"aws1/w1", "aws1/nobody"})
+	must.Eq(t, map[fabric.NodeID]api.Dump{held.Node: held}, dumps)
+	must.Eq(t, map[fabric.NodeID]string{{Zone: "aws1", Name: "w2"}: "read the data path: no maps"}, failed)
+	_, _, err = c.operator.Dumps(ctx, []fabric.NodeID{{Zone: "aws1", Name: "w1"}, {Zone: "aws1", Name: "nobody"}})
 	must.StrContains(t, code(t, api.CodeNotFound, err).Message, `there is no node "aws1/nobody"`)
-	_, err = c.operator.Probe(ctx, []api.Task{{Node: "aws1/w1", Kind: api.TaskDump, Protocol: fabric.TCP}})
+	_, err = c.operator.Probe(ctx, []api.Task{{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: api.TaskDump, Protocol: fabric.TCP}})
 	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "POST /v1/dump")
 
 	ask := func(client *api.Client, from, to string, port uint16) (api.Explanation, error) {

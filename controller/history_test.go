@@ -91,8 +91,8 @@ func testPlan(t *testing.T, w *world) {
 
 	// Live endpoints and connections.
 	c.table.mu.Lock()
-	c.table.seats[seatID{"aws1/w1", "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
-	c.table.seats[seatID{"aws1/w1", "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.seats[seatID{fabric.NodeID{Zone: "aws1", Name: "w1"}, "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.seats[seatID{fabric.NodeID{Zone: "aws1", Name: "w1"}, "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
 	c.table.mu.Unlock()
 	flow := api.FlowStatus{From: fabric.Ref{Domain: "app", Name: "proxy"}, To: fabric.Ref{Domain: "app", Name: "svc"}, Protocol: fabric.TCP, Port: 8080, Count: 3, Contract: fabric.Ref{Domain: "app", Name: "frontend"}}
 	c.reports.put(caller{Zone: "aws1", Node: "w1"}, api.NodeStatus{Flows: []api.FlowStatus{flow}})

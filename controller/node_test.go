@@ -90,7 +90,7 @@ func testRegistration(t *testing.T, w *world) {
 	must.NoError(t, w.node(t, c, "w1").Report(ctx, api.NodeStatus{Zone: "forged", Node: "name", Sequence: 5}))
 	status, err = c.operator.Status(ctx)
 	must.NoError(t, err)
-	must.Eq(t, "aws1/w1", status.Nodes[1].ID())
+	must.Eq(t, "aws1/w1", status.Nodes[1].ID().String())
 	must.Eq(t, 5, status.Nodes[1].Sequence)
 	must.Len(t, 1, status.Controller.Degraded)
 	must.StrContains(t, status.Controller.Degraded[0], "node aws1/w1 says that it enforces sequence 5, but the newest known here is 0")
@@ -108,7 +108,9 @@ func testLink(t *testing.T, w *world) {
 	statement := func(of string, signer *testNode, key byte) api.NodeRequest {
 		public := make([]byte, 32)
 		public[0] = key
-		link, err := json.Marshal(fabric.Link{Node: of, PublicKey: public, Ports: map[string]uint16{"": 51820}})
+		id, err := fabric.ParseNodeID(of)
+		must.NoError(t, err)
+		link, err := json.Marshal(fabric.Link{Node: id, PublicKey: public, Ports: map[fabric.NodeID]uint16{{}: 51820}})
 		must.NoError(t, err)
 		sig, chain, err := signer.source.Sign(fabric.LinkSigningInput(link))
 		must.NoError(t, err)
@@ -398,19 +400,19 @@ func testTasks(t *testing.T, w *world) {
 	}()
 	peer := netip.MustParseAddrPort("100.64.0.9:8080")
 	results, err := c.operator.Probe(ctx, []api.Task{
-		{Node: "aws1/w1", Kind: api.TaskSend, Endpoint: "a", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
-		{Node: "aws1/w2", Kind: api.TaskObserve, Endpoint: "b", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
+		{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: api.TaskSend, Endpoint: "a", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
+		{Node: fabric.NodeID{Zone: "aws1", Name: "w2"}, Kind: api.TaskObserve, Endpoint: "b", Peer: peer, Protocol: fabric.TCP, Nonce: 7, Timeout: time.Second},
 	})
 	must.NoError(t, err)
 	must.Eq(t, "sent", results[0].Reason)
 	must.Eq(t, "100.64.0.5", results[1].Source.String())
 
-	results, err = c.operator.Probe(ctx, []api.Task{{Node: "aws1/w1", Kind: api.TaskSend, Protocol: fabric.UDP}})
+	results, err = c.operator.Probe(ctx, []api.Task{{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: api.TaskSend, Protocol: fabric.UDP}})
 	must.NoError(t, err)
 	must.StrContains(t, results[0].Error, "did not answer in time")
 	left, err := w1.Tasks(ctx, 0)
 	must.NoError(t, err)
 	must.SliceEmpty(t, left)
-	_, err = c.operator.Probe(ctx, []api.Task{{Node: "aws1/nobody", Protocol: fabric.UDP}})
+	_, err = c.operator.Probe(ctx, []api.Task{{Node: fabric.NodeID{Zone: "aws1", Name: "nobody"}, Protocol: fabric.UDP}})
 	code(t, api.CodeNotFound, err)
 }

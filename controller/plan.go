@@ -81,7 +81,7 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	now := t.now()
 	for id, s := range t.seats {
 		if e := effect[s.admission.Service]; e != "" && s.live(now) {
-			list = append(list, api.Touched{Endpoint: id.endpoint, Node: id.node, Service: s.admission.Service, Effect: e})
+			list = append(list, api.Touched{Endpoint: id.endpoint, Node: id.node.String(), Service: s.admission.Service, Effect: e})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.Touched) int {
@@ -108,7 +108,7 @@ func (r *reports) cut(delta fabric.Delta) []api.CutFlow {
 	for node, s := range r.last {
 		for _, f := range s.Flows {
 			if slices.ContainsFunc(lost[pair{f.From, f.To}], func(r fabric.Rule) bool { return r.Matches(f.Protocol, f.Port) }) {
-				list = append(list, api.CutFlow{Node: node, FlowStatus: f})
+				list = append(list, api.CutFlow{Node: node.String(), FlowStatus: f})
 			}
 		}
 	}

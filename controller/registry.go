@@ -68,8 +68,8 @@ type caller struct {
 	Kind       fabric.NodeKind
 }
 
-// ID is "zone/node".
-func (c caller) ID() string { return c.Zone + "/" + c.Node }
+// ID names the node.
+func (c caller) ID() fabric.NodeID { return fabric.NodeID{Zone: c.Zone, Name: c.Node} }
 
 // callerOf reads a node from its certificate: the SPIFFE ID says which one,
 // the organisational unit of what kind.
@@ -108,13 +108,13 @@ type registry struct {
 	log hclog.Logger
 
 	mu      sync.Mutex
-	members map[string]*member // by zone/node
-	pools   map[int]string     // zone/node by number of the pool
-	refused map[string]string  // by key: why a record in Consul is not believed
+	members map[fabric.NodeID]*member
+	pools   map[int]string    // zone/node by number of the pool
+	refused map[string]string // by key: why a record in Consul is not believed
 }
 
 func newRegistry(cfg Config) *registry {
-	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[string]*member{}, pools: map[int]string{}, refused: map[string]string{}}
+	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, pools: map[int]string{}, refused: map[string]string{}}
 }
 
 // load reads the records of nodes and pools. Records that do not verify are
@@ -131,7 +131,7 @@ func (r *registry) load(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members, r.pools, r.refused = map[string]*member{}, map[int]string{}, map[string]string{}
+	r.members, r.pools, r.refused = map[fabric.NodeID]*member{}, map[int]string{}, map[string]string{}
 	for _, kv := range owned {
 		n, err := strconv.Atoi(strings.TrimPrefix(kv.Key, prefixPool))
 		if err != nil {
@@ -186,7 +186,7 @@ func (r *registry) degraded() []string {
 }
 
 // get returns a registered node.
-func (r *registry) get(id string) (fabric.Node, bool) {
+func (r *registry) get(id fabric.NodeID) (fabric.Node, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m, ok := r.members[id]
@@ -204,7 +204,7 @@ func (r *registry) all() []fabric.Node {
 	for _, m := range r.members {
 		list = append(list, m.node)
 	}
-	slices.SortFunc(list, func(a, b fabric.Node) int { return strings.Compare(a.ID(), b.ID()) })
+	slices.SortFunc(list, func(a, b fabric.Node) int { return fabric.CompareNodeIDs(a.ID(), b.ID()) })
 	return list
 }
 
@@ -323,7 +323,7 @@ func (r *registry) checkLink(who caller, req api.NodeRequest) (fabric.Link, erro
 	if err != nil {
 		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.ID(), err)
 	}
-	if path != fabric.NodeSPIFFE(who.Zone, who.Node) {
+	if path != who.ID().SPIFFE() {
 		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s is signed by %s", who.ID(), path)
 	}
 	if err := json.Unmarshal(req.Link, &link); err != nil {
@@ -345,26 +345,26 @@ func (r *registry) checkLink(who caller, req api.NodeRequest) (fabric.Link, erro
 
 // poolOf returns the node's pools: those of its signed record, else those
 // noted for it, else the first that nobody has. The caller holds r.mu.
-func (r *registry) poolOf(ctx context.Context, id string) (netip.Prefix, netip.Prefix, error) {
-	taken := map[netip.Prefix]string{}
+func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, netip.Prefix, error) {
+	taken := map[netip.Prefix]bool{}
 	for other, m := range r.members {
 		if other == id && r.cfg.Pool4.Contains(m.node.Pool4.Addr()) && r.cfg.Pool6.Contains(m.node.Pool6.Addr()) {
 			return m.node.Pool4, m.node.Pool6, nil
 		}
-		taken[m.node.Pool4], taken[m.node.Pool6] = other, other
+		taken[m.node.Pool4], taken[m.node.Pool6] = true, true
 	}
 	count := poolCount(r.cfg.Pool4, r.cfg.Pool6)
 	for n, owner := range r.pools {
-		if v4, v6 := pools(r.cfg.Pool4, r.cfg.Pool6, n); owner == id && n < count && taken[v4] == "" && taken[v6] == "" {
+		if v4, v6 := pools(r.cfg.Pool4, r.cfg.Pool6, n); owner == id.String() && n < count && !taken[v4] && !taken[v6] {
 			return v4, v6, nil
 		}
 	}
 	for n := range count {
 		v4, v6 := pools(r.cfg.Pool4, r.cfg.Pool6, n)
-		if r.pools[n] != "" || taken[v4] != "" || taken[v6] != "" {
+		if r.pools[n] != "" || taken[v4] || taken[v6] {
 			continue
 		}
-		kv := &consulapi.KVPair{Key: prefixPool + strconv.Itoa(n), Value: []byte(id)} // index 0: only if absent
+		kv := &consulapi.KVPair{Key: prefixPool + strconv.Itoa(n), Value: []byte(id.String())} // index 0: only if absent
 		ok, _, err := r.cfg.Consul().KV().CAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
 		if err != nil {
 			return v4, v6, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "note pool %s for node %s: %v", v4, id, err)
@@ -373,7 +373,7 @@ func (r *registry) poolOf(ctx context.Context, id string) (netip.Prefix, netip.P
 			r.pools[n] = "another controller's"
 			continue
 		}
-		r.pools[n] = id
+		r.pools[n] = id.String()
 		return v4, v6, nil
 	}
 	return netip.Prefix{}, netip.Prefix{}, api.Errorf(http.StatusInsufficientStorage, api.CodeAddress, "all %d pools of %s and %s are taken", count, r.cfg.Pool4, r.cfg.Pool6)

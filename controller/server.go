@@ -35,7 +35,7 @@ type request struct {
 
 func (r request) actor() string {
 	if r.node != (caller{}) {
-		return r.node.ID()
+		return r.node.ID().String()
 	}
 	return cmp.Or(r.operator.actor, unknownActor)
 }

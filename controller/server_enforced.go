@@ -45,7 +45,7 @@ func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 }
 
 // knows refuses a node that is not registered.
-func (c *Controller) knows(node string) error {
+func (c *Controller) knows(node fabric.NodeID) error {
 	if _, ok := c.nodes.get(node); !ok {
 		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q", node)
 	}
@@ -65,7 +65,7 @@ func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	if !r.operator.readsAll() {
 		view.Reads = r.operator.reads
 	}
-	view.Fabric, err = enforced.Read(ctx, own{c}, func(f verify.Fabric) ([]string, error) {
+	view.Fabric, err = enforced.Read(ctx, own{c}, func(f verify.Fabric) ([]fabric.NodeID, error) {
 		return explain.Nodes(explain.View{Fabric: f, Reads: view.Reads}, q)
 	})
 	var answer api.Explanation
@@ -112,12 +112,12 @@ func (o own) Declared(context.Context) (verify.Fabric, error) {
 }
 
 // Dumps implements enforced.Source.
-func (o own) Dumps(ctx context.Context, nodes []string) (dumps map[string]api.Dump, failed map[string]string, err error) {
+func (o own) Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric.NodeID]api.Dump, failed map[fabric.NodeID]string, err error) {
 	work := make([]api.Task, len(nodes))
 	for i, n := range nodes {
 		work[i] = api.Task{Node: n, Kind: api.TaskDump, Timeout: dumpTimeout}
 	}
-	dumps, failed = map[string]api.Dump{}, map[string]string{}
+	dumps, failed = map[fabric.NodeID]api.Dump{}, map[fabric.NodeID]string{}
 	for i, r := range o.tasks.run(ctx, work) {
 		switch {
 		case r.Error != "":

@@ -15,7 +15,7 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.entry.Target, r.entry.Message = r.node.ID(), string(r.node.Kind)
+	r.entry.Target, r.entry.Message = r.node.ID().String(), string(r.node.Kind)
 	return c.nodes.register(ctx, r.node, req)
 }
 

@@ -8,20 +8,21 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
 )
 
 // reports is what the nodes last said of themselves. It lives in memory: a
 // new leader knows it as soon as the nodes report again.
 type reports struct {
 	mu   sync.Mutex
-	last map[string]api.NodeStatus // by zone/node
-	bell *bell                     // rings at each report
+	last map[fabric.NodeID]api.NodeStatus
+	bell *bell // rings at each report
 }
 
 // newReports begins with an index beyond those of leaders before, so that
 // whoever waited there does not wait for ever here.
 func newReports() *reports {
-	r := &reports{last: map[string]api.NodeStatus{}, bell: newBell()}
+	r := &reports{last: map[fabric.NodeID]api.NodeStatus{}, bell: newBell()}
 	r.bell.ring(uint64(time.Now().UnixMilli()))
 	return r
 }
@@ -35,7 +36,7 @@ func (r *reports) put(who caller, s api.NodeStatus) {
 	r.bell.bump()
 }
 
-func (r *reports) get(id string) (api.NodeStatus, bool) {
+func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s, ok := r.last[id]
@@ -44,7 +45,7 @@ func (r *reports) get(id string) (api.NodeStatus, bool) {
 
 // ahead names a node that enforces a newer revision than sequence, if any
 // says so.
-func (r *reports) ahead(sequence uint64) (node string, has uint64) {
+func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for id, s := range r.last {

@@ -76,9 +76,12 @@ func (s *seat) over(now time.Time) bool {
 	return true
 }
 
-type seatID struct{ node, endpoint string } // node: zone/node
+type seatID struct {
+	node     fabric.NodeID
+	endpoint string
+}
 
-func (id seatID) key() string { return prefixAdmission + id.node + "/" + id.endpoint }
+func (id seatID) key() string { return prefixAdmission + id.node.String() + "/" + id.endpoint }
 
 // table is the admissions that were given, so that no address has two
 // holders and no certificate goes to a node without an endpoint of the
@@ -119,7 +122,7 @@ func (t *table) load(ctx context.Context) error {
 		if err == nil {
 			err = t.keys().Verify(s.Signed, fabric.KindAdmission, &s.admission)
 		}
-		id := seatID{s.admission.Zone + "/" + s.admission.Node, s.admission.Endpoint}
+		id := seatID{s.admission.Host(), s.admission.Endpoint}
 		if err == nil && (s.admission.Fabric != t.fabric || id.key() != kv.Key) {
 			err = fmt.Errorf("it is the admission of endpoint %s on %s in fabric %s", id.endpoint, id.node, s.admission.Fabric)
 		}
@@ -264,7 +267,7 @@ func (t *table) reread(ctx context.Context, id seatID) {
 }
 
 // serves reports whether the node holds a live admission of the service.
-func (t *table) serves(node string, service fabric.Ref) bool {
+func (t *table) serves(node fabric.NodeID, service fabric.Ref) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
 )
 
 const (
@@ -28,7 +29,7 @@ const (
 // whoever waits.
 type taskBoard struct {
 	mu     sync.Mutex
-	queues map[string]*taskQueue   // by zone/node
+	queues map[fabric.NodeID]*taskQueue
 	open   map[string]*pendingTask // by the task's ID
 }
 
@@ -47,10 +48,10 @@ type pendingTask struct {
 func (p *pendingTask) setReady() { p.once.Do(func() { close(p.ready) }) }
 
 func newTaskBoard() *taskBoard {
-	return &taskBoard{queues: map[string]*taskQueue{}, open: map[string]*pendingTask{}}
+	return &taskBoard{queues: map[fabric.NodeID]*taskQueue{}, open: map[string]*pendingTask{}}
 }
 
-func (b *taskBoard) queue(node string) *taskQueue {
+func (b *taskBoard) queue(node fabric.NodeID) *taskQueue {
 	q := b.queues[node]
 	if q == nil {
 		q = &taskQueue{bell: make(chan struct{})}
@@ -60,7 +61,7 @@ func (b *taskBoard) queue(node string) *taskQueue {
 }
 
 // next waits at most wait for tasks of a node and takes them off its queue.
-func (b *taskBoard) next(ctx context.Context, node string, wait time.Duration) []api.Task {
+func (b *taskBoard) next(ctx context.Context, node fabric.NodeID, wait time.Duration) []api.Task {
 	timer := time.NewTimer(min(max(wait, 0), maxWait))
 	defer timer.Stop()
 	for {
@@ -83,7 +84,7 @@ func (b *taskBoard) next(ctx context.Context, node string, wait time.Duration) [
 }
 
 // done takes a result from the node that was given the task.
-func (b *taskBoard) done(node string, r api.TaskResult) error {
+func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.open[r.ID]

@@ -201,7 +201,7 @@ func (w *world) node(t testing.TB, r *running, name string) *testNode {
 		if n.Name != name {
 			continue
 		}
-		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], setup.NodeRole(n), fabric.NodeSPIFFE(n.Zone, n.Name))
+		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], setup.NodeRole(n), fabric.NodeID{Zone: n.Zone, Name: n.Name}.SPIFFE())
 		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(func(path string, _ *x509.Certificate) error {
 			if path != fabric.ControllerSPIFFE {
 				return fmt.Errorf("%s is not the controller", path)

@@ -78,9 +78,9 @@ func (f *fabricUnderTest) complains(t *testing.T, wanted ...complaint) {
 				if slices.ContainsFunc(n.Degraded, func(d string) bool {
 					return !slices.ContainsFunc(c.says, func(part string) bool { return !strings.Contains(d, part) })
 				}) {
-					said = append(said, n.ID())
+					said = append(said, n.ID().String())
 				} else {
-					silent = append(silent, n.ID()+fmt.Sprintf(" %q", n.Degraded))
+					silent = append(silent, n.ID().String()+fmt.Sprintf(" %q", n.Degraded))
 				}
 			}
 			if len(said) == 0 || c.all && len(silent) > 0 {

@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -34,19 +35,19 @@ type bridge struct {
 	names registry
 
 	mu       sync.Mutex
-	ports    map[string]ovs.Port // by the peer that each leads to
-	wanted   SwitchState         // as last asked for
-	written  ovs.State           // as last written
-	attached bool                // a connection to the switch is open
-	asked    bool                // Program was called: before that the switch keeps what it has
+	ports    map[fabric.NodeID]ovs.Port // by the peer that each leads to
+	wanted   SwitchState                // as last asked for
+	written  ovs.State                  // as last written
+	attached bool                       // a connection to the switch is open
+	asked    bool                       // Program was called: before that the switch keeps what it has
 }
 
 func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
-	return &bridge{log: log, sw: sw, names: names, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[string]ovs.Port{}}
+	return &bridge{log: log, sw: sw, names: names, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[fabric.NodeID]ovs.Port{}}
 }
 
 // setPort tells the bridge by which port a peer is reached.
-func (b *bridge) setPort(peer string, port ovs.Port) error {
+func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.ports[peer] == port {
@@ -184,7 +185,7 @@ func byID[T any](list []T, id func(T) uint64) map[uint64]T {
 // that do not exist yet are left out.
 func (b *bridge) state() ovs.State {
 	var s ovs.State
-	for _, peer := range slices.Sorted(maps.Keys(b.ports)) {
+	for _, peer := range slices.SortedFunc(maps.Keys(b.ports), fabric.CompareNodeIDs) {
 		s.Ports = append(s.Ports, b.ports[peer])
 	}
 	for name, ep := range b.wanted.Endpoints {

@@ -207,7 +207,7 @@ func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 func (d *Daemon) meetEngines(ctx context.Context) error {
 	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone }
 	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Gateway4, func(ctx context.Context, n fabric.Node) error {
-		if d.self.ID() < n.ID() {
+		if fabric.CompareNodeIDs(d.self.ID(), n.ID()) < 0 {
 			return d.call(ctx, n)
 		}
 		return d.answer(ctx, n)
@@ -217,7 +217,7 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 // call connects to another zone's engine and stays until the connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	config := d.node.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
-		if path != fabric.NodeSPIFFE(n.Zone, n.Name) {
+		if path != n.ID().SPIFFE() {
 			return fmt.Errorf("the server is spiffe://%s%s, not the engine of %s", d.node.Config.TrustDomain, path, n.ID())
 		}
 		return nil
@@ -238,7 +238,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	if err := d.Attach(introducing, conn); err != nil {
 		return err
 	}
-	d.node.Degrade("engine "+n.ID(), nil)
+	d.node.Degrade("engine "+n.ID().String(), nil)
 	select {
 	case <-ctx.Done():
 		return nil
@@ -257,7 +257,7 @@ func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	if err != nil {
 		return fmt.Errorf("listen for the engine of %s: %w", n.ID(), err)
 	}
-	d.node.Degrade("engine "+n.ID(), nil)
+	d.node.Degrade("engine "+n.ID().String(), nil)
 	return d.serve(ctx, l)
 }
 

@@ -54,7 +54,7 @@ func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 
 // inspect reads the switch back. ports are those that it should have, by the
 // peer that each leads to.
-func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[string]ovs.Port, error) {
+func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[fabric.NodeID]ovs.Port, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if !b.attached {
@@ -73,10 +73,10 @@ type switchNames struct {
 	ways     map[uint32]string // by port
 }
 
-func newSwitchNames(ports map[string]ovs.Port, registry registry) switchNames {
+func newSwitchNames(ports map[fabric.NodeID]ovs.Port, registry registry) switchNames {
 	n := switchNames{registry, map[uint32]string{}}
 	for peer, port := range ports {
-		n.ways[port.No] = peer
+		n.ways[port.No] = peer.String()
 		if peer == zonePort {
 			n.ways[port.No] = api.ViaZone
 		}
@@ -137,7 +137,7 @@ func (n switchNames) Entry(id uint64) string {
 
 // dumpOf puts names to what the switch holds. ports are those that it should
 // have.
-func dumpOf(s ovs.State, ports map[string]ovs.Port, names switchNames) api.Dump {
+func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) api.Dump {
 	d := api.Dump{Layer: api.LayerSwitch}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
 	for _, port := range ports {

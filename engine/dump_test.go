@@ -21,13 +21,14 @@ func (f fixedNames) Name(n uint32) string { return f[n] }
 
 func TestDumpOf(t *testing.T) {
 	names := fixedNames{16: "identity shop/web >shop/sql", 17: "identity shop/db <shop/sql", 18: "entry 16 17 shop/sql", 19: "entry 16 17 shop/too"}
-	ports := map[string]ovs.Port{zonePort: {No: 1}, "gcp1/p1": {No: 2, Routers: true}}
+	beyond := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	ports := map[fabric.NodeID]ovs.Port{zonePort: {No: 1}, beyond: {No: 2, Routers: true}}
 	web, db := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("100.64.1.2")
 	endpoint := func(id uint64, a netip.Addr, class, port uint32) ovs.Endpoint {
 		return ovs.Endpoint{ID: id, Class: class, OutPort: port, SourcePorts: []uint32{port}, Prefixes: []netip.Prefix{netip.PrefixFrom(a, 32)}}
 	}
 	state := ovs.State{
-		Ports:     []ovs.Port{ports[zonePort], ports["gcp1/p1"]},
+		Ports:     []ovs.Port{ports[zonePort], ports[beyond]},
 		Endpoints: []ovs.Endpoint{endpoint(1, web, 16, 1), endpoint(2, db, 17, 2)},
 		Entries: []ovs.Entry{
 			{ID: 18<<8 | 6, Src: 16, Dst: 17, Protocol: 6, Ports: []ovs.PortRange{{First: 5432, Last: 5432}}},

@@ -60,8 +60,8 @@ type Engine struct {
 	behind      atomic.Bool    // the switch was not brought to what the leases ask for
 
 	mu      sync.Mutex
-	agents  map[string]*remote // connected agents of the zone, by zone/node
-	engines map[string]*remote // connected engines of other zones, by zone/node
+	agents  map[fabric.NodeID]*remote // connected agents of the zone
+	engines map[fabric.NodeID]*remote // connected engines of other zones
 }
 
 // Options is what an Engine is made of.
@@ -85,7 +85,7 @@ func New(o Options) (*Engine, error) {
 	e := &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
 		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
-		agents: map[string]*remote{}, engines: map[string]*remote{},
+		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
 	}
 	e.reprogram = coalesce.New(e.program)
 	return e, nil
@@ -192,7 +192,7 @@ func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams
 	<-told
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
-	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Zone+"/"+a.Node, "pending", len(pending))
+	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Host(), "pending", len(pending))
 	return rpc.ConnectReply{Pending: pending}, nil
 }
 
@@ -243,12 +243,12 @@ func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 // calls go on after that.
 func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
 	type outcome struct {
-		engine  string
+		engine  fabric.NodeID
 		pending []string
 	}
 	zones := e.otherZones()
 	results := make(chan outcome, len(zones))
-	waiting := map[string]bool{}
+	waiting := map[fabric.NodeID]bool{}
 	for zone, nodes := range zones {
 		peer := e.engineOf(nodes)
 		if peer == nil {
@@ -275,7 +275,7 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 			pending = append(pending, o.pending...)
 		case <-ctx.Done():
 			for id := range waiting {
-				pending = append(pending, id+": no answer in time")
+				pending = append(pending, id.String()+": no answer in time")
 			}
 			return pending
 		}
@@ -301,7 +301,7 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 			e.log.Warn("counterpart refused", logkey.Node, peer.id, logkey.Error, err)
 			continue
 		}
-		if a.Zone != peer.zone {
+		if a.Zone != peer.id.Zone {
 			e.log.Warn("counterpart refused: it is not of the engine's zone", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
 			continue
 		}
@@ -375,12 +375,12 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 // known, so it ends nothing.
 func (e *Engine) Expire() error {
 	now := e.now()
-	known := map[string]bool{}
+	known := map[fabric.NodeID]bool{}
 	for _, n := range e.nodes() {
 		known[n.ID()] = true
 	}
 	return e.drop(func(a fabric.Admission) bool {
-		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Zone+"/"+a.Node]
+		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()]
 	})
 }
 
@@ -406,7 +406,7 @@ func (e *Engine) program() error {
 	e.programming.Lock()
 	defer e.programming.Unlock()
 	ports := e.ports()
-	portOf := func(a fabric.Admission) (string, bool) {
+	portOf := func(a fabric.Admission) (fabric.NodeID, bool) {
 		port, ok := ports[a.Zone]
 		return port, ok
 	}
@@ -420,8 +420,8 @@ func (e *Engine) program() error {
 
 // ports returns the port towards each zone: its processor that comes first by
 // name.
-func (e *Engine) ports() map[string]string {
-	ports := map[string]string{e.self.Zone: zonePort}
+func (e *Engine) ports() map[string]fabric.NodeID {
+	ports := map[string]fabric.NodeID{e.self.Zone: zonePort}
 	for zone, nodes := range e.otherZones() {
 		ports[zone] = nodes[0]
 	}
@@ -429,15 +429,15 @@ func (e *Engine) ports() map[string]string {
 }
 
 // otherZones returns the IDs of the processors of every other zone, in order.
-func (e *Engine) otherZones() map[string][]string {
-	zones := map[string][]string{}
+func (e *Engine) otherZones() map[string][]fabric.NodeID {
+	zones := map[string][]fabric.NodeID{}
 	for _, n := range e.nodes() {
 		if n.Kind == fabric.KindProcessor && n.Zone != e.self.Zone {
 			zones[n.Zone] = append(zones[n.Zone], n.ID())
 		}
 	}
 	for _, ids := range zones {
-		slices.Sort(ids)
+		slices.SortFunc(ids, fabric.CompareNodeIDs)
 	}
 	return zones
 }

@@ -50,8 +50,8 @@ func newWorld(t *testing.T) *world {
 	return w
 }
 
-func (w *world) node(zone, name string) (fabric.Node, bool) {
-	i := slices.IndexFunc(w.nodes, func(n fabric.Node) bool { return n.Zone == zone && n.Name == name })
+func (w *world) node(id fabric.NodeID) (fabric.Node, bool) {
+	i := slices.IndexFunc(w.nodes, func(n fabric.Node) bool { return n.ID() == id })
 	if i < 0 {
 		return fabric.Node{}, false
 	}
@@ -100,7 +100,7 @@ func (r *recorder) endpoints() []string {
 
 func (w *world) engine(zone string) (*Engine, *recorder, *fixedDocuments) {
 	sw, docs := &recorder{}, &fixedDocuments{docs: documents(graph())}
-	self, _ := w.node(zone, "p1")
+	self, _ := w.node(fabric.NodeID{Zone: zone, Name: "p1"})
 	leases := w.leases
 	if leases == "" {
 		leases = filepath.Join(w.t.TempDir(), "leases.json")
@@ -121,7 +121,7 @@ func (w *world) request(n int, zone, node string, service fabric.Ref, change ...
 }
 
 func (w *world) requestBy(cert *tls.Certificate, n int, zone, node string, service fabric.Ref, change ...func(*fabric.Admission)) fabric.Request {
-	host, _ := w.node(zone, node)
+	host, _ := w.node(fabric.NodeID{Zone: zone, Name: node})
 	a := instance(n, zone, node, service)
 	b4, b6 := host.Pool4.Addr().As4(), host.Pool6.Addr().As16()
 	b4[3], b6[15] = byte(n+2), byte(n+2)

@@ -22,8 +22,8 @@ type SwitchState struct {
 // and go out to it, by one port only.
 type SwitchEndpoint struct {
 	IPv4, IPv6 netip.Addr
-	Class      uint32 // of its identity
-	Port       string // the peer that the port leads to; zonePort for the own zone
+	Class      uint32        // of its identity
+	Port       fabric.NodeID // the peer that the port leads to; zonePort for the own zone
 }
 
 // SwitchEntry lets one class of endpoints open flows to another. Its ID is the
@@ -35,8 +35,8 @@ type SwitchEntry struct {
 }
 
 // zonePort names the port towards the workload nodes of the own zone. Any
-// other port is named after the remote processor, "zone/node".
-const zonePort = ""
+// other port is named after the remote processor.
+var zonePort fabric.NodeID
 
 // Switch is the boundary that the engine programs.
 type Switch interface {
@@ -57,7 +57,7 @@ type numbers interface {
 
 // boundary computes what the switch should hold. portOf names the port towards
 // an endpoint's node and reports false while there is none.
-func boundary(zone string, live []lease.Lease, docs map[fabric.Ref]fabric.Document, portOf func(fabric.Admission) (string, bool), num numbers) (SwitchState, error) {
+func boundary(zone string, live []lease.Lease, docs map[fabric.Ref]fabric.Document, portOf func(fabric.Admission) (fabric.NodeID, bool), num numbers) (SwitchState, error) {
 	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[string]uint32{}
 	var local, all []fabric.Identity

@@ -61,11 +61,11 @@ func instance(n int, zone, node string, service fabric.Ref) fabric.Admission {
 	}
 }
 
-func twoZones(a fabric.Admission) (string, bool) {
+func twoZones(a fabric.Admission) (fabric.NodeID, bool) {
 	if a.Zone == "aws1" {
 		return zonePort, true
 	}
-	return "gcp1/p1", a.Zone == "gcp1"
+	return fabric.NodeID{Zone: "gcp1", Name: "p1"}, a.Zone == "gcp1"
 }
 
 // What the switch holds grows with endpoints plus contracts between the
@@ -97,7 +97,7 @@ func TestBoundary(t *testing.T) {
 	s, err := boundary("aws1", live, documents(graph()), twoZones, counter{})
 	must.NoError(t, err)
 	must.MapLen(t, 3, s.Endpoints) // nothing leads to azure1
-	must.Eq(t, "gcp1/p1", s.Endpoints["news-2"].Port)
+	must.Eq(t, fabric.NodeID{Zone: "gcp1", Name: "p1"}, s.Endpoints["news-2"].Port)
 	must.Eq(t, zonePort, s.Endpoints["svc-1"].Port)
 	class := func(endpoint string) uint32 { return s.Endpoints[endpoint].Class }
 	pairs := map[[2]uint32]bool{}

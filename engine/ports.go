@@ -51,7 +51,7 @@ func (p *ports) config(d link.Device) port.Config {
 }
 
 // Prepare makes the namespace.
-func (p *ports) Prepare(_ string, d link.Device) (string, error) {
+func (p *ports) Prepare(_ fabric.NodeID, d link.Device) (string, error) {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil && !errors.Is(err, port.ErrNoDevice) {
 		return "", err
@@ -60,7 +60,7 @@ func (p *ports) Prepare(_ string, d link.Device) (string, error) {
 }
 
 // Settle completes the port and plugs it into the switch.
-func (p *ports) Settle(peer string, d link.Device) error {
+func (p *ports) Settle(peer fabric.NodeID, d link.Device) error {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil {
 		return err

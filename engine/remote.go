@@ -23,9 +23,7 @@ import (
 
 // remote is a connected agent or engine.
 type remote struct {
-	id   string // zone/node
-	zone string
-	node string
+	id   fabric.NodeID
 	conn Conn
 
 	// order keeps what another engine is told of an endpoint in order: forwards
@@ -59,7 +57,7 @@ const (
 // the other side does not believe is no reason to be without it.
 func (e *Engine) Attach(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
-	r := &remote{id: peer.Zone + "/" + peer.Node, zone: peer.Zone, node: peer.Node, conn: conn, told: map[string]time.Time{}}
+	r := &remote{id: peer.ID(), conn: conn, told: map[string]time.Time{}}
 	switch {
 	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)
@@ -82,7 +80,7 @@ func (e *Engine) Attach(ctx context.Context, conn Conn) error {
 	return nil
 }
 
-func (e *Engine) enter(set map[string]*remote, r *remote) {
+func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Lock()
 	set[r.id] = r
 	e.mu.Unlock()
@@ -145,7 +143,7 @@ func (r refusal) Error() string {
 // relevant returns the leases of other nodes that an agent has to know.
 func (e *Engine) relevant(r *remote) map[string]lease.Lease {
 	var hosted []fabric.Identity
-	onNode := func(a fabric.Admission) bool { return a.Zone == r.zone && a.Node == r.node }
+	onNode := func(a fabric.Admission) bool { return a.Host() == r.id }
 	for _, le := range e.leases.Where(e.now(), onNode) {
 		hosted = append(hosted, le.Admission.Identity())
 	}
@@ -217,7 +215,7 @@ func (e *Engine) Sync(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	var group errgroup.Group
-	tell := func(set map[string]*remote, do func(context.Context, *remote) error) {
+	tell := func(set map[fabric.NodeID]*remote, do func(context.Context, *remote) error) {
 		for _, r := range e.remotes(set) {
 			group.Go(func() error {
 				if err := do(ctx, r); err != nil {
@@ -279,27 +277,27 @@ func (e *Engine) counterparts(of []fabric.Identity) []lease.Lease {
 // tell brings the agents that host counterparts of a, and a's own, up to date.
 // It returns what is not in force when ctx ends; the calls go on after that.
 func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string) {
-	hosts := map[string]bool{}
+	hosts := map[fabric.NodeID]bool{}
 	if a.Zone == e.self.Zone {
-		hosts[a.Zone+"/"+a.Node] = true
+		hosts[a.Host()] = true
 	}
 	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
-			hosts[le.Admission.Zone+"/"+le.Admission.Node] = true
+			hosts[le.Admission.Host()] = true
 		}
 	}
 	type outcome struct {
-		id  string
+		id  fabric.NodeID
 		err error
 	}
 	results := make(chan outcome, len(hosts))
-	waiting := map[string]bool{}
+	waiting := map[fabric.NodeID]bool{}
 	for id := range hosts {
 		e.mu.Lock()
 		agent := e.agents[id]
 		e.mu.Unlock()
 		if agent == nil {
-			pending = append(pending, id+": its agent is not connected")
+			pending = append(pending, id.String()+": its agent is not connected")
 			continue
 		}
 		waiting[id] = true
@@ -318,7 +316,7 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 			}
 		case <-ctx.Done():
 			for id := range waiting {
-				pending = append(pending, id+": no answer in time")
+				pending = append(pending, id.String()+": no answer in time")
 			}
 			return pending
 		}
@@ -327,7 +325,7 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 }
 
 // remotes returns a snapshot of a set of connections.
-func (e *Engine) remotes(set map[string]*remote) []*remote {
+func (e *Engine) remotes(set map[fabric.NodeID]*remote) []*remote {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	list := make([]*remote, 0, len(set))
@@ -338,7 +336,7 @@ func (e *Engine) remotes(set map[string]*remote) []*remote {
 }
 
 // engineOf returns a connected engine among the given ones.
-func (e *Engine) engineOf(ids []string) *remote {
+func (e *Engine) engineOf(ids []fabric.NodeID) *remote {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, id := range ids {

@@ -51,12 +51,12 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		num := counter{}
 		wanted, err := boundary("aws1", live, fabric.DocumentsAt(documents(g), now), twoZones, num)
 		must.NoError(t, err)
-		ports := map[string]ovs.Port{zonePort: {No: 1}, "gcp1/p1": {No: 2}}
+		ports := map[fabric.NodeID]ovs.Port{zonePort: {No: 1}, {Zone: "gcp1", Name: "p1"}: {No: 2}}
 		b := &bridge{ports: ports, wanted: wanted}
 		differences := func(s ovs.State) (list []verify.Difference) {
 			d := dumpOf(s, ports, newSwitchNames(ports, num))
-			d.Node, d.Sequence, d.Root = "aws1/p1", 1, f.Pointer.Root
-			f.Dumps = map[string]api.Dump{"aws1/p1": d}
+			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "aws1", Name: "p1"}, 1, f.Pointer.Root
+			f.Dumps = map[fabric.NodeID]api.Dump{d.Node: d}
 			for _, d := range verify.Compare(f).Differences {
 				if d.Node == "aws1/p1" {
 					list = append(list, d)

@@ -35,6 +35,9 @@ type Check struct {
 	Port     uint16   `json:"port"`
 }
 
+// Host is the node that the endpoint was admitted on.
+func (a Admission) Host() NodeID { return NodeID{Zone: a.Zone, Name: a.Node} }
+
 // Identity returns who the endpoint is to policy.
 func (a Admission) Identity() Identity {
 	return Identity{Service: a.Service, Roles: a.Roles}
@@ -54,8 +57,8 @@ func (a Admission) Current(fabric string, now time.Time) error {
 // PlacedOn reports why the admission's addresses cannot live on n, or nil.
 func (a Admission) PlacedOn(n Node) error {
 	switch {
-	case a.Zone != n.Zone || a.Node != n.Name:
-		return fmt.Errorf("endpoint %s was admitted on %s/%s, not on %s", a.Endpoint, a.Zone, a.Node, n.ID())
+	case a.Host() != n.ID():
+		return fmt.Errorf("endpoint %s was admitted on %s, not on %s", a.Endpoint, a.Host(), n.ID())
 	case !n.Pool4.Contains(a.IPv4):
 		return fmt.Errorf("address %s of endpoint %s lies outside the pool %s of node %s", a.IPv4, a.Endpoint, n.Pool4, n.ID())
 	case !n.Pool6.Contains(a.IPv6):
@@ -96,8 +99,8 @@ type Node struct {
 	Issued time.Time      `json:"issued"`
 }
 
-// ID is "zone/node".
-func (n Node) ID() string { return n.Zone + "/" + n.Name }
+// ID names the node.
+func (n Node) ID() NodeID { return NodeID{Zone: n.Zone, Name: n.Name} }
 
 // Gateway4 and Gateway6 are the node's own addresses inside the fabric: the
 // first of its pools. An engine listens on them for engines of other zones.
@@ -110,18 +113,18 @@ func (n Node) Gateway6() netip.Addr { return n.Pool6.Addr().Next() }
 // devices and the UDP port on which it listens for each peer. It is signed by
 // the node's certificate.
 type Link struct {
-	Node      string            `json:"node"`      // zone/node
+	Node      NodeID            `json:"node"`
 	PublicKey []byte            `json:"publicKey"` // Curve25519, 32 bytes
-	Ports     map[string]uint16 `json:"ports"`     // by peer's zone/node; "" for the node's own zone
+	Ports     map[NodeID]uint16 `json:"ports"`     // by peer; the zero NodeID stands for the node's own zone
 	Issued    time.Time         `json:"issued"`
 }
 
 // Port returns the UDP port on which the node listens for a peer.
-func (l Link) Port(peer string) uint16 {
+func (l Link) Port(peer NodeID) uint16 {
 	if p, ok := l.Ports[peer]; ok {
 		return p
 	}
-	return l.Ports[""]
+	return l.Ports[NodeID{}]
 }
 
 // NodeRecord is a node as the store holds it.
@@ -150,9 +153,6 @@ func RequestSigningInput(admission []byte) []byte {
 
 // SPIFFE returns the path of a service's SPIFFE ID.
 func (r Ref) SPIFFE() string { return "/" + r.Domain + "/" + r.Name }
-
-// NodeSPIFFE returns the path of a node's SPIFFE ID.
-func NodeSPIFFE(zone, node string) string { return "/node/" + zone + "/" + node }
 
 // ControllerSPIFFE is the path of the controller's SPIFFE ID.
 const ControllerSPIFFE = "/controller"

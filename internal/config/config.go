@@ -144,8 +144,8 @@ type Pools struct {
 // Prefixes returns both prefixes.
 func (p *Pools) Prefixes() (v4, v6 netip.Prefix) { return parsedPrefix(p.IPv4), parsedPrefix(p.IPv6) }
 
-// NodeID is "zone/node".
-func (c *Config) NodeID() string { return c.Zone + "/" + c.Node }
+// NodeID names the node that the configuration is for.
+func (c *Config) NodeID() fabric.NodeID { return fabric.NodeID{Zone: c.Zone, Name: c.Node} }
 
 // IsNode reports whether the file is a node's; otherwise it is the
 // controller's.
@@ -154,7 +154,7 @@ func (c *Config) IsNode() bool { return c.Zone != "" && c.Node != "" }
 // SPIFFEPath is the path of the SPIFFE ID of the process that uses the file.
 func (c *Config) SPIFFEPath() string {
 	if c.IsNode() {
-		return fabric.NodeSPIFFE(c.Zone, c.Node)
+		return c.NodeID().SPIFFE()
 	}
 	return fabric.ControllerSPIFFE
 }

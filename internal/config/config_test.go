@@ -54,7 +54,7 @@ func TestParseAgent(t *testing.T) {
 	c, err := parse([]byte(agentFile), "agent.hcl", none)
 	must.NoError(t, err)
 	must.NoError(t, c.Require(RoleAgent))
-	must.Eq(t, "aws1/aws1-w1", c.NodeID())
+	must.Eq(t, "aws1/aws1-w1", c.NodeID().String())
 	must.Eq(t, "/node/aws1/aws1-w1", c.SPIFFEPath())
 	must.Eq(t, "10.1.0.11", c.Underlay.Addr().String())
 	must.Eq(t, "sif-pki", c.Vault.PKIMount)

@@ -28,21 +28,21 @@ const (
 type Source interface {
 	// Declared returns the graph, its pointer, and the status.
 	Declared(ctx context.Context) (verify.Fabric, error)
-	// Dumps has nodes ("zone/node") read back what they enforce. A node that
+	// Dumps has nodes read back what they enforce. A node that
 	// could not is among the failed, with the reason.
-	Dumps(ctx context.Context, nodes []string) (dumps map[string]api.Dump, failed map[string]string, err error)
+	Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric.NodeID]api.Dump, failed map[fabric.NodeID]string, err error)
 }
 
 // Read asks the nodes that pick chooses; nil: all. If the fabric does not rest
 // for long enough, it returns what it read last.
-func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]string, error)) (verify.Fabric, error) {
+func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]fabric.NodeID, error)) (verify.Fabric, error) {
 	for attempt := 1; ; attempt++ {
 		f, err := s.Declared(ctx)
 		if err != nil {
 			return f, err
 		}
 		f.Now = time.Now()
-		var nodes []string
+		var nodes []fabric.NodeID
 		if pick != nil {
 			if nodes, err = pick(f); err != nil {
 				return f, err
@@ -78,15 +78,16 @@ func same(before, after verify.Fabric) bool {
 }
 
 // placement is the part of the status that says what has to be enforced where.
-func placement(s api.Status) map[string]api.EndpointStatus {
-	endpoints := map[string]api.EndpointStatus{}
+func placement(s api.Status) map[fabric.NodeID]map[string]api.EndpointStatus {
+	nodes := map[fabric.NodeID]map[string]api.EndpointStatus{}
 	for _, n := range s.Nodes {
-		endpoints[n.ID()] = api.EndpointStatus{}
+		endpoints := map[string]api.EndpointStatus{}
+		nodes[n.ID()] = endpoints
 		for _, e := range n.Endpoints {
-			endpoints[n.ID()+" "+e.Endpoint] = api.EndpointStatus{Service: e.Service, Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks}
+			endpoints[e.Endpoint] = api.EndpointStatus{Service: e.Service, Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks}
 		}
 	}
-	return endpoints
+	return nodes
 }
 
 // Controller is what a controller's API says.

@@ -6,6 +6,7 @@ package explain
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -22,12 +23,12 @@ type View struct {
 }
 
 // Nodes lists the nodes whose dumps an answer needs.
-func Nodes(v View, q api.Question) ([]string, error) {
+func Nodes(v View, q api.Question) ([]fabric.NodeID, error) {
 	from, to, err := parties(v, q)
 	if err != nil {
 		return nil, err
 	}
-	set := map[string]bool{}
+	set := map[fabric.NodeID]bool{}
 	for _, a := range from {
 		for _, b := range to {
 			for _, s := range way(v.Status, a, b) {
@@ -35,12 +36,7 @@ func Nodes(v View, q api.Question) ([]string, error) {
 			}
 		}
 	}
-	var nodes []string
-	for n := range set {
-		nodes = append(nodes, n)
-	}
-	slices.Sort(nodes)
-	return nodes, nil
+	return slices.SortedFunc(maps.Keys(set), fabric.CompareNodeIDs), nil
 }
 
 func parties(v View, q api.Question) (from, to []api.Party, err error) {
@@ -77,7 +73,7 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 				case !l.Allowed && flow.Declared.Allowed:
 					flow.Differs = append(flow.Differs, fmt.Sprintf("declared, but the %s of %s drops it: %s", l.Layer, l.Node, l.Why))
 				}
-				for _, p := range v.problems(l.Node) {
+				for _, p := range v.problems(s.node) {
 					flow.Differs = append(flow.Differs, fmt.Sprintf("the %s of %s: %s", l.Layer, l.Node, p))
 				}
 			}
@@ -93,7 +89,7 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 }
 
 // problems are what no state of ours would look like in a node's data path.
-func (v View) problems(node string) []string {
+func (v View) problems(node fabric.NodeID) []string {
 	list := v.Dumps[node].Problems
 	if len(list) > 0 && v.Reads != nil {
 		return []string{"it holds what it should not; sif verify says what, to whoever may read every domain"}
@@ -103,7 +99,8 @@ func (v View) problems(node string) []string {
 
 // station is a data path on the way of a flow.
 type station struct {
-	node, place      string
+	node             fabric.NodeID
+	place            string
 	layer            api.Layer
 	fromVia, destVia string // by what the parties are reached from there
 }
@@ -128,13 +125,13 @@ func way(status api.Status, from, to api.Party) []station {
 		return []station{sender, receiver}
 	}
 	leaving, entering := verify.Processor(status, from.Zone), verify.Processor(status, to.Zone)
-	sender.destVia, receiver.fromVia = cmp.Or(leaving, "a processor"), cmp.Or(entering, "a processor")
+	sender.destVia, receiver.fromVia = cmp.Or(leaving.String(), "a processor"), cmp.Or(entering.String(), "a processor")
 	stations := []station{sender}
-	if leaving != "" {
-		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, api.ViaZone, entering})
+	if !leaving.IsZero() {
+		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, api.ViaZone, entering.String()})
 	}
-	if entering != "" {
-		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving, api.ViaZone})
+	if !entering.IsZero() {
+		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving.String(), api.ViaZone})
 	}
 	return append(stations, receiver)
 }
@@ -142,7 +139,7 @@ func way(status api.Status, from, to api.Party) []station {
 // look tells what a data path would do with the first packet of a flow, over
 // both versions of IP.
 func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.ExplainedLayer {
-	l := api.ExplainedLayer{Node: s.node, Layer: s.layer, Place: s.place}
+	l := api.ExplainedLayer{Node: s.node.String(), Layer: s.layer, Place: s.place}
 	dump, ok := f.Dumps[s.node]
 	l.Broken = len(dump.Problems) > 0
 	if !ok {

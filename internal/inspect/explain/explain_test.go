@@ -20,6 +20,15 @@ import (
 
 var now = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
+// nodeID parses "zone/node".
+func nodeID(s string) fabric.NodeID {
+	id, err := fabric.ParseNodeID(s)
+	if err != nil {
+		panic(err)
+	}
+	return id
+}
+
 func ref(s string) fabric.Ref {
 	r, err := fabric.ParseRef(s)
 	if err != nil {
@@ -63,7 +72,7 @@ func world() View {
 		return api.EndpointStatus{Endpoint: id, Service: ref(service), Roles: roles,
 			IPv4: netip.AddrFrom4([4]byte{100, 64, 0, n}), IPv6: netip.AddrFrom16([16]byte{0xfd, 0x5f, 15: n})}
 	}
-	f := verify.Fabric{Graph: g, Now: now, Dumps: map[string]api.Dump{}, Failed: map[string]string{}, Status: api.Status{Nodes: []api.NodeStatus{
+	f := verify.Fabric{Graph: g, Now: now, Dumps: map[fabric.NodeID]api.Dump{}, Failed: map[fabric.NodeID]string{}, Status: api.Status{Nodes: []api.NodeStatus{
 		{Zone: "z1", Node: "p1", Kind: fabric.KindProcessor}, {Zone: "z2", Node: "p1", Kind: fabric.KindProcessor},
 		{Zone: "z1", Node: "w1", Kind: fabric.KindWorkload, Endpoints: []api.EndpointStatus{
 			endpoint("web-1", "shop/web", 2, fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}}), endpoint("web-bare", "shop/web", 3, fabric.Roles{}),
@@ -82,14 +91,14 @@ func world() View {
 	rules := func() []api.DumpRule {
 		return []api.DumpRule{{From: webKey, To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 5432, To: 5432}, Contract: "shop/sql"}}
 	}
-	f.Dumps["z1/w1"] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(web, webKey), guard(bare, "shop/web")},
+	f.Dumps[nodeID("z1/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(web, webKey), guard(bare, "shop/web")},
 		Peers: append(append(peers(web, webKey, api.ViaEndpoint), peers(bare, "shop/web", api.ViaEndpoint)...), peers(db, dbKey, "z1/p1")...)}
-	f.Dumps["z2/w1"] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, api.ViaEndpoint), peers(web, webKey, "z2/p1")...)}
+	f.Dumps[nodeID("z2/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, api.ViaEndpoint), peers(web, webKey, "z2/p1")...)}
 	boundary := func(own, other string) []api.DumpPeer {
 		return append(append(peers(web, webKey, own), peers(bare, "shop/web", own)...), peers(db, dbKey, other)...)
 	}
-	f.Dumps["z1/p1"] = api.Dump{Rules: rules(), Peers: boundary(api.ViaZone, "z2/p1")}
-	f.Dumps["z2/p1"] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", api.ViaZone)}
+	f.Dumps[nodeID("z1/p1")] = api.Dump{Rules: rules(), Peers: boundary(api.ViaZone, "z2/p1")}
+	f.Dumps[nodeID("z2/p1")] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", api.ViaZone)}
 	return View{Fabric: f}
 }
 
@@ -152,7 +161,7 @@ func TestLayers(t *testing.T) {
 	q := ask("web-1", "shop/db", fabric.TCP, 5432)
 	nodes, err := Nodes(f, q)
 	must.NoError(t, err)
-	must.Eq(t, []string{"z1/p1", "z1/w1", "z2/p1", "z2/w1"}, nodes)
+	must.Eq(t, []fabric.NodeID{nodeID("z1/p1"), nodeID("z1/w1"), nodeID("z2/p1"), nodeID("z2/w1")}, nodes)
 	a, err := Explain(f, q)
 	must.NoError(t, err)
 	must.True(t, a.Agree, must.Sprintf("%+v", a))
@@ -188,9 +197,9 @@ func TestLayers(t *testing.T) {
 		"everything passes": {"z2/p1", func(d *api.Dump) { d.Problems = []string{"everything passes"} }, "the switch of z2/p1: everything passes"},
 	} {
 		f := world()
-		d := f.Dumps[tc.node]
+		d := f.Dumps[nodeID(tc.node)]
 		tc.change(&d)
-		f.Dumps[tc.node] = d
+		f.Dumps[nodeID(tc.node)] = d
 		a, err := Explain(f, q)
 		must.NoError(t, err)
 		must.True(t, a.Allowed)
@@ -198,8 +207,8 @@ func TestLayers(t *testing.T) {
 		must.StrContains(t, strings.Join(a.Flows[0].Differs, "\n"), tc.want)
 	}
 
-	delete(f.Dumps, "z1/p1")
-	f.Failed["z1/p1"] = "it did not answer"
+	delete(f.Dumps, nodeID("z1/p1"))
+	f.Failed[nodeID("z1/p1")] = "it did not answer"
 	a, err = Explain(f, q)
 	must.NoError(t, err)
 	must.Eq(t, []string{"what z1/p1 enforces is not known: it did not answer"}, a.Flows[0].Differs)
@@ -211,10 +220,10 @@ func TestFromOutside(t *testing.T) {
 	front := &f.Graph.Domains["shop"].Contracts[6]
 	front.Responders = []fabric.Ref{ref("shop/db")}
 	f.Status.Nodes[3].Endpoints[0].Roles.Respond = []fabric.Ref{ref("shop/front"), ref("shop/sql")}
-	d := f.Dumps["z2/w1"]
+	d := f.Dumps[nodeID("z2/w1")]
 	d.External = []api.DumpExternal{{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}}
 	d.Rules = append(d.Rules, api.DumpRule{From: "external shop/users", To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 443, To: 443}, Contract: "shop/front"})
-	f.Dumps["z2/w1"] = d
+	f.Dumps[nodeID("z2/w1")] = d
 	for _, from := range []string{"203.0.113.9", "shop/users"} {
 		a, err := Explain(f, ask(from, "db-1", fabric.TCP, 443))
 		must.NoError(t, err)
@@ -225,7 +234,7 @@ func TestFromOutside(t *testing.T) {
 	must.NoError(t, err)
 	must.True(t, !a.Allowed && a.Agree)
 	d.External = nil
-	f.Dumps["z2/w1"] = d
+	f.Dumps[nodeID("z2/w1")] = d
 	a, err = Explain(f, ask("203.0.113.9", "db-1", fabric.TCP, 443))
 	must.NoError(t, err)
 	must.Eq(t, []string{"declared, but the ebpf of z2/w1 drops it: nobody is known to have the source address"}, a.Flows[0].Differs)
@@ -234,7 +243,7 @@ func TestFromOutside(t *testing.T) {
 // A rule that nothing declares is a difference, too.
 func TestExtraRule(t *testing.T) {
 	f := world()
-	d := f.Dumps["z1/w1"]
+	d := f.Dumps[nodeID("z1/w1")]
 	d.Rules[0].Ports.To = 6000
 	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5500))
 	must.NoError(t, err)
@@ -262,9 +271,9 @@ func TestResolve(t *testing.T) {
 func TestReaders(t *testing.T) {
 	f := world()
 	f.Status.Nodes[3].Endpoints = append(f.Status.Nodes[3].Endpoints, api.EndpointStatus{Endpoint: "web-ads", Service: ref("media/ads"), IPv4: netip.MustParseAddr("100.64.0.9")})
-	d := f.Dumps["z1/w1"]
+	d := f.Dumps[nodeID("z1/w1")]
 	d.Problems = []string{"endpoint of lab/a is not guarded"}
-	f.Dumps["z1/w1"] = d
+	f.Dumps[nodeID("z1/w1")] = d
 	reads := func(domains ...string) func(string) bool {
 		return func(d string) bool { return slices.Contains(domains, d) }
 	}
@@ -328,9 +337,9 @@ func TestNodeThatFollowsAnotherRevision(t *testing.T) {
 		d.Sequence = 4
 		f.Dumps[name] = d
 	}
-	behind := f.Dumps["z1/p1"]
+	behind := f.Dumps[nodeID("z1/p1")]
 	behind.Sequence = 3
-	f.Dumps["z1/p1"] = behind
+	f.Dumps[nodeID("z1/p1")] = behind
 	a, err := Explain(f, ask("web-1", "db-1", fabric.TCP, 5432))
 	must.NoError(t, err)
 	must.True(t, a.Agree) // it does what it must all the same

@@ -25,12 +25,12 @@ const expanded = 8
 
 // Endpoint is a live endpoint.
 type Endpoint struct {
-	ID      string       `json:"endpoint"`
-	Node    string       `json:"node"` // zone/node
-	Service fabric.Ref   `json:"service"`
-	Roles   fabric.Roles `json:"-"`
-	IPv4    netip.Addr   `json:"-"`
-	IPv6    netip.Addr   `json:"-"`
+	ID      string        `json:"endpoint"`
+	Node    fabric.NodeID `json:"node"`
+	Service fabric.Ref    `json:"service"`
+	Roles   fabric.Roles  `json:"-"`
+	IPv4    netip.Addr    `json:"-"`
+	IPv6    netip.Addr    `json:"-"`
 }
 
 // Probe is one question: may From open Protocol and Port towards To?
@@ -126,7 +126,7 @@ func Endpoints(status api.Status) []Endpoint {
 		}
 	}
 	slices.SortFunc(list, func(a, b Endpoint) int {
-		return cmp.Or(fabric.CompareRefs(a.Service, b.Service), cmp.Compare(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(fabric.CompareRefs(a.Service, b.Service), fabric.CompareNodeIDs(a.Node, b.Node), cmp.Compare(a.ID, b.ID))
 	})
 	return list
 }

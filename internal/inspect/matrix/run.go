@@ -71,7 +71,7 @@ func (r Report) Disagreements() []Outcome {
 // declared probe, whose observation was begun first. If that is lost, the
 // silence is not believed and its probes are repeated.
 func Run(ctx context.Context, p Prober, probes []Probe, window time.Duration, progress func(done, all int)) (Report, error) {
-	r := &run{prober: p, window: window, outcomes: make([]Outcome, len(probes)), controls: map[string][]int{}}
+	r := &run{prober: p, window: window, outcomes: make([]Outcome, len(probes)), controls: map[fabric.NodeID][]int{}}
 	var todo, silent []int
 	for i, probe := range probes {
 		r.outcomes[i].Probe = probe
@@ -111,14 +111,14 @@ type run struct {
 	prober   Prober
 	window   time.Duration
 	outcomes []Outcome
-	controls map[string][]int // declared probes by the sender's node
+	controls map[fabric.NodeID][]int // declared probes by the sender's node
 }
 
 // probe sends some of the probes and returns those that should be repeated.
 func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, err error) {
 	controls := r.pickControls(some, attempt)
 	order := make([]int, 0, len(some)+len(controls)) // of the observations
-	at := map[string]int{}                           // controls by node: position in order
+	at := map[fabric.NodeID]int{}                    // controls by node: position in order
 	for node, i := range controls {
 		at[node] = len(order)
 		order = append(order, i)
@@ -160,8 +160,8 @@ func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, 
 
 // pickControls returns a control for each node that sends a probe which should
 // stay silent, where it has one.
-func (r *run) pickControls(some []int, attempt int) map[string]int {
-	picked := map[string]int{}
+func (r *run) pickControls(some []int, attempt int) map[fabric.NodeID]int {
+	picked := map[fabric.NodeID]int{}
 	for _, i := range some {
 		o := r.outcomes[i]
 		list := r.controls[o.From.Node]

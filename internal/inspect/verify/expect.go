@@ -28,8 +28,8 @@ func (e Endpoint) Identity() fabric.Identity {
 	return fabric.Identity{Service: e.Service, Roles: e.Roles}
 }
 
-// Host is "zone/node".
-func (e Endpoint) Host() string { return e.Zone + "/" + e.Node }
+// Host is the node that the endpoint runs on.
+func (e Endpoint) Host() fabric.NodeID { return fabric.NodeID{Zone: e.Zone, Name: e.Node} }
 
 // Endpoints lists the endpoints whose admission holds at now, by ID.
 func Endpoints(status api.Status, now time.Time) []Endpoint {
@@ -45,12 +45,12 @@ func Endpoints(status api.Status, now time.Time) []Endpoint {
 	return list
 }
 
-// Processor returns the processor by which a zone is reached and left, as
-// "zone/node": its first by name. It is empty if the zone has none.
-func Processor(status api.Status, zone string) string {
-	first := ""
+// Processor returns the processor by which a zone is reached and left: its
+// first by name. It is zero if the zone has none.
+func Processor(status api.Status, zone string) fabric.NodeID {
+	var first fabric.NodeID
 	for _, n := range status.Nodes {
-		if n.Kind == fabric.KindProcessor && n.Zone == zone && (first == "" || n.ID() < first) {
+		if n.Kind == fabric.KindProcessor && n.Zone == zone && (first.IsZero() || n.Node < first.Name) {
 			first = n.ID()
 		}
 	}
@@ -130,7 +130,7 @@ func (x *expected) among(local, all []Endpoint, docs map[fabric.Ref]fabric.Docum
 // counterparts of those, and the externals that may call them.
 func workload(self api.NodeStatus, status api.Status, live []Endpoint, docs map[fabric.Ref]fabric.Document) expected {
 	x := newExpected()
-	processor := Processor(status, self.Zone)
+	processor := Processor(status, self.Zone).String()
 	var local, all []Endpoint
 	for _, e := range live {
 		if e.Host() == self.ID() {
@@ -207,7 +207,7 @@ func processor(self api.NodeStatus, status api.Status, live []Endpoint, docs map
 	for _, e := range live {
 		via := api.ViaZone
 		if e.Zone != self.Zone {
-			via = Processor(status, e.Zone)
+			via = Processor(status, e.Zone).String()
 		}
 		if via == "" {
 			continue // nothing leads there

@@ -23,8 +23,8 @@ type Fabric struct {
 	Signed  fabric.Signed     // the pointer
 	Anchor  *signature.Anchor // nil: nobody checks the signature
 	Status  api.Status
-	Dumps   map[string]api.Dump // by zone/node
-	Failed  map[string]string   // why there is no dump, by zone/node
+	Dumps   map[fabric.NodeID]api.Dump
+	Failed  map[fabric.NodeID]string // why there is no dump
 	Now     time.Time
 }
 
@@ -92,7 +92,7 @@ func Compare(f Fabric) Report {
 	r.Differences = append(r.Differences, elsewhere(f)...)
 	docs, live := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now)
 	for _, n := range f.Status.Nodes {
-		c := comparison{node: n.ID(), layer: layerOf(n)}
+		c := comparison{node: n.ID().String(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]
 		if !ok {
 			c.add(Broken, "data path", "", cmp.Or(f.Failed[n.ID()], "it was not read"))
@@ -128,7 +128,7 @@ func elsewhere(f Fabric) (list []Difference) {
 		if sequence == f.Pointer.Sequence && root == f.Pointer.Root {
 			continue
 		}
-		d := Difference{Node: n.ID(), Layer: layerOf(n), Kind: Altered, Entry: "revision", Expected: fmt.Sprint(f.Pointer.Sequence), Enforced: fmt.Sprint(sequence)}
+		d := Difference{Node: n.ID().String(), Layer: layerOf(n), Kind: Altered, Entry: "revision", Expected: fmt.Sprint(f.Pointer.Sequence), Enforced: fmt.Sprint(sequence)}
 		if sequence == f.Pointer.Sequence {
 			d.Expected, d.Enforced = fmt.Sprintf("%d with root %s", sequence, f.Pointer.Root), fmt.Sprintf("%d with root %s", sequence, root)
 		}

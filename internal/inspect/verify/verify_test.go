@@ -19,6 +19,15 @@ import (
 
 var now = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
+// nodeID parses "zone/node".
+func nodeID(s string) fabric.NodeID {
+	id, err := fabric.ParseNodeID(s)
+	if err != nil {
+		panic(err)
+	}
+	return id
+}
+
 func ref(s string) fabric.Ref {
 	r, err := fabric.ParseRef(s)
 	if err != nil {
@@ -71,7 +80,7 @@ func world() Fabric {
 			node("z1", "w2", fabric.KindWorkload, endpoint("db-1", "shop/db", 2, 2)),
 			node("z2", "w1", fabric.KindWorkload, endpoint("db-2", "shop/db", 3, 2)),
 		}},
-		Dumps: map[string]api.Dump{}, Failed: map[string]string{},
+		Dumps: map[fabric.NodeID]api.Dump{}, Failed: map[fabric.NodeID]string{},
 	}
 	web, db := "shop/web >shop/probe >shop/sql <shop/front <shop/old", "shop/db >shop/old <shop/probe <shop/sql"
 	peers := func(list ...[2]string) (out []api.DumpPeer) {
@@ -101,15 +110,15 @@ func world() Fabric {
 		return []api.DumpEndpoint{{IPv4: e.IPv4, IPv6: e.IPv6, Identity: id}}
 	}
 	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}
-	f.Dumps["z1/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
+	f.Dumps[nodeID("z1/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
 		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z1/p1"}),
 		External: []api.DumpExternal{users}, Rules: append(slices.Clone(rules), rule(users.Identity, web, 443, 443, "front", false))}
-	f.Dumps["z1/w2"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
-	f.Dumps["z2/w1"] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "z2/p1"}), Rules: slices.Clone(rules)}
+	f.Dumps[nodeID("z1/w2")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
+	f.Dumps[nodeID("z2/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "z2/p1"}), Rules: slices.Clone(rules)}
 	// The switch has the wider entry first; it hides the other.
 	sw := []api.DumpRule{rule(web, db, 5000, 6000, "probe", false), {From: web, To: db, Protocol: fabric.TCP, Contract: "shop/sql", Shadowed: true}}
-	f.Dumps["z1/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z2/p1"})}
-	f.Dumps["z2/p1"] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "z1/p1"}, [2]string{"db-1", "z1/p1"}, [2]string{"db-2", "zone"})}
+	f.Dumps[nodeID("z1/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z2/p1"})}
+	f.Dumps[nodeID("z2/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "z1/p1"}, [2]string{"db-1", "z1/p1"}, [2]string{"db-2", "zone"})}
 	return f
 }
 
@@ -134,9 +143,9 @@ func TestAgreement(t *testing.T) {
 func TestDifferences(t *testing.T) {
 	change := func(node string, do func(*api.Dump)) func(*Fabric) {
 		return func(f *Fabric) {
-			d := f.Dumps[node]
+			d := f.Dumps[nodeID(node)]
 			do(&d)
-			f.Dumps[node] = d
+			f.Dumps[nodeID(node)] = d
 		}
 	}
 	for _, tc := range []struct {
@@ -184,12 +193,12 @@ func TestDifferences(t *testing.T) {
 			change("z1/w1", func(d *api.Dump) { d.Sequence = 2 })(f)
 		}, []string{"z1/w1 ebpf: altered revision: must be 3, is 2", "z2/w1 ebpf: altered revision: must be 3, is 1", "z1/p1 switch: broken data path: everything passes"}},
 		{"no dump of one behind", func(f *Fabric) {
-			delete(f.Dumps, "z2/w1")
-			f.Failed["z2/w1"] = "it did not answer"
+			delete(f.Dumps, nodeID("z2/w1"))
+			f.Failed[nodeID("z2/w1")] = "it did not answer"
 			f.Status.Nodes[4].Sequence = 2
 		}, []string{"z2/w1 ebpf: altered revision: must be 3, is 2", "z2/w1 ebpf: broken data path: it did not answer"}},
-		{"a report that is older than the dump", func(f *Fabric) { f.Status.Nodes[4].Sequence = 2; f.Dumps["z2/w1"].Rules[2].Ports.To++ }, []string{"z2/w1 ebpf: extra rule"}},
-		{"no dump", func(f *Fabric) { delete(f.Dumps, "z2/w1"); f.Failed["z2/w1"] = "it did not answer" }, []string{"z2/w1 ebpf: broken data path: it did not answer"}},
+		{"a report that is older than the dump", func(f *Fabric) { f.Status.Nodes[4].Sequence = 2; f.Dumps[nodeID("z2/w1")].Rules[2].Ports.To++ }, []string{"z2/w1 ebpf: extra rule"}},
+		{"no dump", func(f *Fabric) { delete(f.Dumps, nodeID("z2/w1")); f.Failed[nodeID("z2/w1")] = "it did not answer" }, []string{"z2/w1 ebpf: broken data path: it did not answer"}},
 		{"another graph", func(f *Fabric) { root := f.Pointer.Root; root[0]++; f.follow(root) }, []string{"controller: altered graph: the graph compiles to root "}},
 		{"no signature", func(f *Fabric) { f.Anchor = &signature.Anchor{Source: "a file"} }, []string{"controller: broken signature of the revision: the controller handed out no signed pointer"}},
 	} {

@@ -62,10 +62,10 @@ func (n *Node) keepEngine(ctx context.Context, m fabric.Node, session func(conte
 	for ctx.Err() == nil {
 		err := session(ctx, m)
 		if ctx.Err() != nil {
-			n.Degrade("engine "+m.ID(), nil)
+			n.Degrade("engine "+m.ID().String(), nil)
 			return
 		}
-		n.Degrade("engine "+m.ID(), err)
+		n.Degrade("engine "+m.ID().String(), err)
 		select {
 		case <-ctx.Done():
 		case <-time.After(redial):

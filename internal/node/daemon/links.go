@@ -34,16 +34,16 @@ const (
 )
 
 // ZonePeer stands for the nodes of the own zone among the peers of links.
-const ZonePeer = ""
+var ZonePeer fabric.NodeID
 
 // Home is a network namespace for each device of a node. Both methods are
 // called again and again, and repair what they find wrong.
 type Home interface {
 	// Prepare makes the namespace for the device towards a peer and returns its
 	// path.
-	Prepare(peer string, d link.Device) (namespace string, err error)
+	Prepare(peer fabric.NodeID, d link.Device) (namespace string, err error)
 	// Settle completes it when the device is in.
-	Settle(peer string, d link.Device) error
+	Settle(peer fabric.NodeID, d link.Device) error
 }
 
 // Links are the encrypted links of this node: one device towards the nodes of
@@ -60,20 +60,20 @@ type Links struct {
 
 	mu    sync.Mutex
 	key   link.PrivateKey
-	ports map[string]uint16 // by peer; a port is never given to another
+	ports map[fabric.NodeID]uint16 // by peer; a port is never given to another
 }
 
 // linksState is how the links are kept on disk.
 type linksState struct {
-	Key   string            `json:"key"` // base64
-	Ports map[string]uint16 `json:"ports"`
+	Key   string                   `json:"key"` // base64
+	Ports map[fabric.NodeID]uint16 `json:"ports"`
 }
 
 func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 	l := &Links{
 		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
 		path:  filepath.Join(c.DataDir, "links.json"),
-		ports: map[string]uint16{ZonePeer: basePort},
+		ports: map[fabric.NodeID]uint16{ZonePeer: basePort},
 	}
 	data, err := os.ReadFile(l.path)
 	switch {
@@ -108,7 +108,7 @@ func (l *Links) save() error {
 }
 
 // statement is what the node publishes of its links.
-func (l *Links) statement(node string) fabric.Link {
+func (l *Links) statement(node fabric.NodeID) fabric.Link {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	key := l.key.Public()
@@ -189,8 +189,8 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 }
 
 // devices returns what each device of a node must be, by peer.
-func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[string]uint16, mtu int) map[string]link.Device {
-	device := func(peer string) link.Device {
+func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[fabric.NodeID]uint16, mtu int) map[fabric.NodeID]link.Device {
+	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
 			Name:       deviceName(ports[peer]),
 			Interface:  link.Interface{MTU: mtu, Routes: true},
@@ -203,7 +203,7 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, por
 			zone.Peers = appendPeer(zone.Peers, self, m, pools(m))
 		}
 	}
-	all := map[string]link.Device{ZonePeer: zone}
+	all := map[fabric.NodeID]link.Device{ZonePeer: zone}
 	reached := map[string]bool{} // zones that have a way already
 	for _, p := range processors(self, members) {
 		d := device(p.ID())
@@ -252,7 +252,7 @@ func appendPeer(peers []link.Peer, self fabric.Node, m roster.Member, allowed []
 }
 
 // Interface returns the name of the device towards a peer.
-func (l *Links) Interface(peer string) (string, bool) {
+func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	port, ok := l.ports[peer]
@@ -269,7 +269,7 @@ func (l *Links) status(ctx context.Context, members []roster.Member) ([]api.Link
 	for _, m := range members {
 		var key link.Key
 		copy(key[:], m.Link.PublicKey)
-		names[key] = m.ID()
+		names[key] = m.ID().String()
 	}
 	var list []api.LinkStatus
 	for _, d := range devs {

@@ -129,8 +129,8 @@ func (n *Node) Verifier() admission.Verifier {
 	}
 }
 
-func (n *Node) member(zone, name string) (fabric.Node, bool) {
-	m, ok := n.Roster.Member(zone, name)
+func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
+	m, ok := n.Roster.Member(id)
 	return m.Node, ok
 }
 

@@ -43,8 +43,8 @@ type Peer struct {
 	Kind fabric.NodeKind
 }
 
-// ID is "zone/node".
-func (p Peer) ID() string { return p.Zone + "/" + p.Node }
+// ID names the node.
+func (p Peer) ID() fabric.NodeID { return fabric.NodeID{Zone: p.Zone, Name: p.Node} }
 
 // peerOf returns the node that a certificate belongs to. Controllers and
 // services have no business here.

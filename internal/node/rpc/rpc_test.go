@@ -74,7 +74,7 @@ func TestBothSidesCall(t *testing.T) {
 		})
 	c, err := Dial(quiet(), addr, agent.ClientTLS(nil), identitytest.TrustDomain,
 		func(_ context.Context, from Peer, method string, _ json.RawMessage) (any, error) {
-			return AnnounceReply{Refused: map[string]string{"e": from.ID() + " " + method}}, nil
+			return AnnounceReply{Refused: map[string]string{"e": from.ID().String() + " " + method}}, nil
 		})
 	must.NoError(t, err)
 	defer c.Close()
@@ -99,7 +99,7 @@ func TestRefusedPeers(t *testing.T) {
 		func(context.Context, Peer, string, json.RawMessage) (any, error) { return "in", nil })
 
 	good := ca.Node("aws1", "aws1-w1", fabric.KindWorkload)
-	node := fabric.NodeSPIFFE("aws1", "aws1-w1")
+	node := fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}.SPIFFE()
 	for name, cert := range map[string]*tls.Certificate{
 		"none":            {},
 		"other authority": other.Issue(node, "workload"),
@@ -306,7 +306,7 @@ func TestConnectionEndsWithTheCertificate(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
 	conf := ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil)
-	soon := ca.Issue(fabric.NodeSPIFFE("z", "w"), "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
+	soon := ca.Issue(fabric.NodeID{Zone: "z", Name: "w"}.SPIFFE(), "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return soon, nil }
 	c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
 	must.NoError(t, err)

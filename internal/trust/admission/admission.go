@@ -23,7 +23,7 @@ type Verifier struct {
 	TrustDomain string
 	Keys        func() fabric.KeySet
 	Roots       func() *x509.CertPool
-	Node        func(zone, node string) (fabric.Node, bool)
+	Node        func(fabric.NodeID) (fabric.Node, bool)
 }
 
 // Verify returns the admission that r carries if all of this holds: the
@@ -39,9 +39,9 @@ func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, err
 	if err := a.Current(v.Fabric, now); err != nil {
 		return a, err
 	}
-	node, ok := v.Node(a.Zone, a.Node)
+	node, ok := v.Node(a.Host())
 	if !ok {
-		return a, fmt.Errorf("endpoint %s was admitted on %s/%s, which is not a node of the fabric", a.Endpoint, a.Zone, a.Node)
+		return a, fmt.Errorf("endpoint %s was admitted on %s, which is not a node of the fabric", a.Endpoint, a.Host())
 	}
 	if err := a.PlacedOn(node); err != nil {
 		return a, err

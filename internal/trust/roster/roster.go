@@ -42,9 +42,8 @@ type verifier struct {
 	roots       func() *x509.CertPool
 }
 
-// node verifies the controller's part of a record that is stored for id
-// ("zone/node").
-func (v verifier) node(id string, r fabric.NodeRecord) (fabric.Node, error) {
+// node verifies the controller's part of a record that is stored for id.
+func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, error) {
 	var n fabric.Node
 	if err := v.keys().Verify(r.Node, fabric.KindNode, &n); err != nil {
 		return fabric.Node{}, err
@@ -73,7 +72,7 @@ func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) 
 	if err != nil {
 		return fabric.Link{}, err
 	}
-	if path != fabric.NodeSPIFFE(n.Zone, n.Name) {
+	if path != n.ID().SPIFFE() {
 		return fabric.Link{}, fmt.Errorf("its key was signed by %s", path)
 	}
 	if ou := leaf.Subject.OrganizationalUnit; !slices.Equal(ou, []string{string(n.Kind)}) {
@@ -97,7 +96,7 @@ func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
 }
 
 // judge verifies a record. held is what was known of the node before, or nil.
-func (v verifier) judge(id string, record []byte, held *entry) (entry, error) {
+func (v verifier) judge(id fabric.NodeID, record []byte, held *entry) (entry, error) {
 	var r fabric.NodeRecord
 	if err := json.Unmarshal(record, &r); err != nil {
 		return entry{}, fmt.Errorf("decode it: %w", err)
@@ -124,7 +123,7 @@ func (v verifier) judge(id string, record []byte, held *entry) (entry, error) {
 // restore takes a record that was verified before it was saved. Of the two
 // signatures only the controller's is checked again: the node's certificate
 // may have expired since.
-func (v verifier) restore(id string, record []byte) (entry, error) {
+func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	var r fabric.NodeRecord
 	if err := json.Unmarshal(record, &r); err != nil {
 		return entry{}, fmt.Errorf("decode it: %w", err)
@@ -142,24 +141,24 @@ func (v verifier) restore(id string, record []byte) (entry, error) {
 	return entry{m, record}, nil
 }
 
-// merge judges all records that Consul holds, by "zone/node", against those
+// merge judges all records that Consul holds, by node, against those
 // held. It returns what to hold now and what is wrong. A record that is
 // refused leaves the one before in force; one that is gone while others stay
 // is a node that was removed.
-func (v verifier) merge(held map[string]entry, records map[string][]byte) (map[string]entry, []string) {
+func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
 	if len(records) == 0 && len(held) > 0 {
 		return held, []string{fmt.Sprintf("Consul holds no node records under %s: keeping the %d that it held", revision.KeyNodes, len(held))}
 	}
-	next := map[string]entry{}
+	next := map[fabric.NodeID]entry{}
 	var wrong []string
-	owner := map[string]string{} // of public keys
-	take := func(id string, e entry) {
+	owner := map[string]fabric.NodeID{} // of public keys
+	take := func(id fabric.NodeID, e entry) {
 		next[id] = e
 		if key := e.member.Link.PublicKey; len(key) > 0 {
 			owner[string(key)] = id
 		}
 	}
-	var changed []string
+	var changed []fabric.NodeID
 	for id, record := range records {
 		if e, ok := held[id]; ok && bytes.Equal(e.record, record) {
 			take(id, e)
@@ -167,7 +166,7 @@ func (v verifier) merge(held map[string]entry, records map[string][]byte) (map[s
 			changed = append(changed, id)
 		}
 	}
-	slices.Sort(changed)
+	slices.SortFunc(changed, fabric.CompareNodeIDs)
 	for _, id := range changed {
 		var before *entry
 		if e, ok := held[id]; ok {
@@ -193,5 +192,7 @@ func (v verifier) merge(held map[string]entry, records map[string][]byte) (map[s
 	return next, wrong
 }
 
-// idOf returns the node ("zone/node") of a key.
-func idOf(key string) string { return strings.TrimPrefix(key, revision.KeyNodes) }
+// idOf returns the node that a key of Consul is about.
+func idOf(key string) (fabric.NodeID, error) {
+	return fabric.ParseNodeID(strings.TrimPrefix(key, revision.KeyNodes))
+}

@@ -44,7 +44,7 @@ func (l *lab) record(n int, change func(*fabric.Node, *fabric.Link, **identity.S
 		Pool4:    netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(n), 0}), 24),
 		Pool6:    netip.MustParsePrefix(fmt.Sprintf("fd5f:0:0:%d::/64", n)), Issued: time.Now(),
 	}
-	link := fabric.Link{Node: node.ID(), PublicKey: bytes.Repeat([]byte{byte(n)}, 32), Ports: map[string]uint16{"": 51820}, Issued: time.Now()}
+	link := fabric.Link{Node: node.ID(), PublicKey: bytes.Repeat([]byte{byte(n)}, 32), Ports: map[fabric.NodeID]uint16{{}: 51820}, Issued: time.Now()}
 	id := l.ca.Node("aws1", node.Name, fabric.KindWorkload)
 	if change != nil {
 		change(&node, &link, &id)
@@ -202,7 +202,9 @@ func TestRefused(t *testing.T) {
 		{"link signed by another authority", "unknown authority", changed(func(_ *fabric.Node, _ *fabric.Link, id **identity.Source) {
 			*id = other.Node("aws1", "w1", fabric.KindWorkload)
 		})},
-		{"link of another node", "link is of node", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.Node = "aws1/w2" })},
+		{"link of another node", "link is of node", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) {
+			k.Node = fabric.NodeID{Zone: "aws1", Name: "w2"}
+		})},
 		{"short key", "31 bytes", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = k.PublicKey[1:] })},
 		{"somebody else's key", "that of node aws1/w2", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{2}, 32) })},
 		{"no pool", "pools", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) { n.Pool4 = netip.Prefix{} })},
@@ -224,7 +226,7 @@ func TestRefused(t *testing.T) {
 func TestExpiredCertificate(t *testing.T) {
 	l := newLab(t)
 	end := time.Now().Add(3 * time.Second)
-	cert := l.ca.Issue(fabric.NodeSPIFFE("aws1", "w1"), "workload", func(c *x509.Certificate) { c.NotAfter = end })
+	cert := l.ca.Issue(fabric.NodeID{Zone: "aws1", Name: "w1"}.SPIFFE(), "workload", func(c *x509.Certificate) { c.NotAfter = end })
 	r := l.record(1, func(_ *fabric.Node, _ *fabric.Link, id **identity.Source) {
 		*id = identity.Fixed(identitytest.TrustDomain, cert, l.ca.Roots(), l.ca.Keys())
 	})

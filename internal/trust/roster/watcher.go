@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -45,7 +44,7 @@ type Watcher struct {
 	log    hclog.Logger
 
 	mu       sync.Mutex
-	held     map[string]entry // by zone/node
+	held     map[fabric.NodeID]entry
 	onChange []func([]Member)
 	keys     []string           // that Consul held when it was last read
 	again    context.CancelFunc // ends the query that is waiting, or nil
@@ -65,7 +64,7 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 		dir:    dir,
 		verify: verifier{fabricName, trustDomain, keys, roots},
 		log:    log,
-		held:   map[string]entry{},
+		held:   map[fabric.NodeID]entry{},
 	}
 	path := filepath.Join(dir, stateFile)
 	b, err := os.ReadFile(path)
@@ -79,10 +78,14 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 	if err := json.Unmarshal(b, &records); err != nil {
 		return nil, fmt.Errorf("read the roster: decode %s: %w", path, err)
 	}
-	for id, record := range records {
-		e, err := w.verify.restore(id, record)
+	for name, record := range records {
+		id, err := fabric.ParseNodeID(name)
+		var e entry
+		if err == nil {
+			e, err = w.verify.restore(id, record)
+		}
 		if err != nil {
-			w.wrong = append(w.wrong, fmt.Sprintf("the record of node %s on disk is not used: %v", id, err))
+			w.wrong = append(w.wrong, fmt.Sprintf("the record of node %s on disk is not used: %v", name, err))
 			continue
 		}
 		w.held[id] = e
@@ -176,16 +179,22 @@ func (w *Watcher) recheckLoop(ctx context.Context) {
 
 // take takes over what Consul holds. It reports whether all of it is right.
 func (w *Watcher) take(pairs consulapi.KVPairs) bool {
-	records := map[string][]byte{}
-	var keys []string
+	records := map[fabric.NodeID][]byte{}
+	var keys, strange []string
 	for _, p := range pairs {
-		records[idOf(p.Key)] = p.Value
 		keys = append(keys, p.Key)
+		id, err := idOf(p.Key)
+		if err != nil {
+			strange = append(strange, fmt.Sprintf("the record under %s is refused: %v", p.Key, err))
+			continue
+		}
+		records[id] = p.Value
 	}
 	slices.Sort(keys)
 	w.mu.Lock()
 	w.keys = keys
 	next, wrong := w.verify.merge(w.held, records)
+	wrong = append(strange, wrong...)
 	changed := !maps.EqualFunc(next, w.held, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
 	news := slices.DeleteFunc(slices.Clone(wrong), func(s string) bool { return slices.Contains(w.wrong, s) })
 	w.held, w.wrong = next, wrong
@@ -207,8 +216,8 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	return len(wrong) == 0 && err == nil
 }
 
-func (w *Watcher) save(held map[string]entry) error {
-	records := map[string][]byte{}
+func (w *Watcher) save(held map[fabric.NodeID]entry) error {
+	records := map[fabric.NodeID][]byte{}
 	for id, e := range held {
 		records[id] = e.record
 	}
@@ -243,19 +252,19 @@ func (w *Watcher) Members() []Member {
 }
 
 // Member returns a node of the fabric.
-func (w *Watcher) Member(zone, name string) (Member, bool) {
+func (w *Watcher) Member(id fabric.NodeID) (Member, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e, ok := w.held[zone+"/"+name]
+	e, ok := w.held[id]
 	return e.member, ok
 }
 
-func sorted(held map[string]entry) []Member {
+func sorted(held map[fabric.NodeID]entry) []Member {
 	members := make([]Member, 0, len(held))
 	for _, e := range held {
 		members = append(members, e.member)
 	}
-	slices.SortFunc(members, func(a, b Member) int { return strings.Compare(a.ID(), b.ID()) })
+	slices.SortFunc(members, func(a, b Member) int { return fabric.CompareNodeIDs(a.ID(), b.ID()) })
 	return members
 }
 
