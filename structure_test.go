@@ -32,7 +32,7 @@ var layers = []struct {
 	{`^hcl$`, `^fabric$`, "the languages know the model and nothing else"},
 	{`^api$`, `^fabric$`, "users import the client; it must stay light"},
 	{`^internal/node/firewall$`, `^fabric$`, "it takes from the model what a protocol is, and knows no policy"},
-	{`^internal/(testhost|logkey|atomicfile|keylock|coalesce|version|node/number|node/link)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
+	{`^internal/(testhost|logkey|atomicfile|keylock|coalesce|fanout|version|node/number|node/link)$`, `^internal/(logkey|atomicfile)$`, "it knows nothing of the fabric"},
 	{`^internal/node/cnicall$`, `^$`, "the plugin is thin"},
 	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "what is believed does not depend on who shares it or looks at it"},
 	{`^internal/node/.*`, `^(api|fabric|internal/(trust|node)/.*|internal/[a-z]+)$`, "what nodes share looks at nobody else's data path"},

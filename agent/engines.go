@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/rpc"
@@ -193,38 +194,19 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 // zone. It returns what is not in force elsewhere when ctx ends; the calls go on
 // after that. An engine that refuses is an error.
 func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
-	type outcome struct {
-		id      fabric.NodeID
-		pending []string
-		err     error
-	}
-	conns := e.all()
-	if len(conns) == 0 {
+	engines := e.all()
+	if len(engines) == 0 {
 		return nil, errNoEngine
 	}
-	results := make(chan outcome, len(conns))
-	waiting := map[fabric.NodeID]bool{}
-	for _, en := range conns {
-		waiting[en.id] = true
-		go func() {
-			pending, err := e.request(context.WithoutCancel(ctx), en, at)
-			results <- outcome{en.id, pending, err}
-		}()
-	}
-	for len(waiting) > 0 {
-		select {
-		case o := <-results:
-			delete(waiting, o.id)
-			if o.err != nil {
-				return nil, fmt.Errorf("engine %s: %w", o.id, o.err)
-			}
-			pending = append(pending, o.pending...)
-		case <-ctx.Done():
-			for id := range waiting {
-				pending = append(pending, id.String()+": no answer in time")
-			}
-			return pending, nil
+	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
+	for o := range fanout.Call(ctx, settle, engines, request) {
+		switch {
+		case errors.Is(o.Err, fanout.ErrLate):
+			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
+		case o.Err != nil:
+			return nil, fmt.Errorf("engine %s: %w", o.Peer.id, o.Err)
 		}
+		pending = append(pending, o.Reply...)
 	}
 	return pending, nil
 }
@@ -232,22 +214,14 @@ func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending [
 // withdraw tells the engines that an endpoint is gone and waits for them until
 // ctx ends. One that does not hear of it then learns it by the next sync.
 func (e *engines) withdraw(ctx context.Context, endpoint string) {
-	var told sync.WaitGroup
-	for _, en := range e.all() {
-		told.Go(func() {
-			if err := e.tellGone(context.WithoutCancel(ctx), en, endpoint); err != nil {
-				e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, endpoint, logkey.Error, err)
-			}
-		})
+	tell := func(ctx context.Context, en *engine) (struct{}, error) {
+		err := e.tellGone(ctx, en, endpoint)
+		if err != nil {
+			e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, endpoint, logkey.Error, err)
+		}
+		return struct{}{}, err
 	}
-	done := make(chan struct{})
-	go func() {
-		told.Wait()
-		close(done)
-	}()
-	select {
-	case <-done:
-	case <-ctx.Done():
+	for range fanout.Call(ctx, settle, e.all(), tell) { // the outcomes are logged, also those that come later
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/coalesce"
+	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/rpc"
@@ -242,43 +243,21 @@ func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 // with their counterparts. It returns what is not in force when ctx ends; the
 // calls go on after that.
 func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
-	type outcome struct {
-		engine  fabric.NodeID
-		pending []string
-	}
-	zones := e.otherZones()
-	results := make(chan outcome, len(zones))
-	waiting := map[fabric.NodeID]bool{}
-	for zone, nodes := range zones {
+	var peers []*remote
+	for zone, nodes := range e.otherZones() {
 		peer := e.engineOf(nodes)
 		if peer == nil {
 			pending = append(pending, fmt.Sprintf("zone %s: its engine cannot be reached", zone))
 			continue
 		}
-		waiting[peer.id] = true
-		go func() {
-			background, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
-			defer cancel()
-			o := outcome{engine: peer.id}
-			if p, err := e.forwardTo(background, peer, r); err != nil {
-				o.pending = []string{fmt.Sprintf("%s: %v", peer.id, err)}
-			} else {
-				o.pending = p
-			}
-			results <- o
-		}()
+		peers = append(peers, peer)
 	}
-	for len(waiting) > 0 {
-		select {
-		case o := <-results:
-			delete(waiting, o.engine)
-			pending = append(pending, o.pending...)
-		case <-ctx.Done():
-			for id := range waiting {
-				pending = append(pending, id.String()+": no answer in time")
-			}
-			return pending
+	forward := func(ctx context.Context, peer *remote) ([]string, error) { return e.forwardTo(ctx, peer, r) }
+	for o := range fanout.Call(ctx, settle, peers, forward) {
+		if o.Err != nil {
+			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
 		}
+		pending = append(pending, o.Reply...)
 	}
 	return pending
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/rpc"
@@ -286,12 +287,7 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 			hosts[le.Admission.Host()] = true
 		}
 	}
-	type outcome struct {
-		id  fabric.NodeID
-		err error
-	}
-	results := make(chan outcome, len(hosts))
-	waiting := map[fabric.NodeID]bool{}
+	var agents []*remote
 	for id := range hosts {
 		e.mu.Lock()
 		agent := e.agents[id]
@@ -300,25 +296,12 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 			pending = append(pending, id.String()+": its agent is not connected")
 			continue
 		}
-		waiting[id] = true
-		go func() {
-			background, cancel := context.WithTimeout(context.WithoutCancel(ctx), settle)
-			defer cancel()
-			results <- outcome{id, e.update(background, agent)}
-		}()
+		agents = append(agents, agent)
 	}
-	for len(waiting) > 0 {
-		select {
-		case o := <-results:
-			delete(waiting, o.id)
-			if o.err != nil {
-				pending = append(pending, fmt.Sprintf("%s: %v", o.id, o.err))
-			}
-		case <-ctx.Done():
-			for id := range waiting {
-				pending = append(pending, id.String()+": no answer in time")
-			}
-			return pending
+	update := func(ctx context.Context, agent *remote) (struct{}, error) { return struct{}{}, e.update(ctx, agent) }
+	for o := range fanout.Call(ctx, settle, agents, update) {
+		if o.Err != nil {
+			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
 		}
 	}
 	return pending
