@@ -33,6 +33,7 @@ import (
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // cniTimeout bounds a CNI call: Nomad has no bound of its own, and one slow
@@ -170,7 +171,7 @@ func (a *Agent) takeOver(ctx context.Context) error {
 // version are left to the programs that are attached: they go on until the new
 // maps are filled and the new programs replace them.
 func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
-	options := bpf.Options{Resolver4: gateway4, Fabric: ranges}
+	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges}
 	d, err := bpf.Open(dir, options)
 	if !errors.Is(err, bpf.ErrIncompatible) {
 		return d, err
@@ -259,7 +260,7 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 		upstreams = append(upstreams, addr)
 	}
 	server, err := dns.Listen(dns.Config{
-		Listen: netip.AddrPortFrom(gateway4, 53), Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
+		Listen: netip.AddrPortFrom(wellknown.LinkLocal4, wellknown.DNSPort), Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
 	})
 	if err != nil {
 		return err

@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // inForce is how long ADD waits for the connectivity to be in force beyond
@@ -164,7 +165,7 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 	}
 	a.refreshCatalog()
 	result := pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6)
-	result.DNS = types.DNS{Nameservers: []string{gateway4.String()}}
+	result.DNS = types.DNS{Nameservers: []string{wellknown.LinkLocal4.String()}}
 	return result, nil
 }
 

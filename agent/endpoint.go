@@ -20,6 +20,7 @@ import (
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // endpoint is an attached workload. A value is never changed once it is in the
@@ -45,7 +46,7 @@ type endpoint struct {
 // them alone.
 func hostIfName(a cnicall.Attachment) string {
 	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
-	return "sif" + hex.EncodeToString(sum[:])[:11]
+	return wellknown.InterfacePrefix + hex.EncodeToString(sum[:])[:11]
 }
 
 // endpoints is the set of attached workloads, on disk as well. It is safe for

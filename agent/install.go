@@ -16,11 +16,10 @@ import (
 	"github.com/vishvananda/netns"
 
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// What Nomad knows the fabric by: a group's network mode is "cni/sif".
 const (
-	cniNetwork    = "sif"
 	cniPlugin     = "sif"
 	cniConfigFile = "sif.conflist"
 	pluginTimeout = "20s"
@@ -89,7 +88,7 @@ func cniConfig(socket string) ([]byte, error) {
 		CNIVersion string   `json:"cniVersion"`
 		Name       string   `json:"name"`
 		Plugins    []plugin `json:"plugins"`
-	}{"1.0.0", cniNetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, pluginTimeout}}}, "", "  ")
+	}{"1.0.0", wellknown.CNINetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, pluginTimeout}}}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode the CNI configuration: %w", err)
 	}

@@ -16,13 +16,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-)
 
-// Every workload sees the node under the same addresses, which lead nowhere
-// else.
-var (
-	gateway4 = netip.MustParseAddr("169.254.1.1") // RFC 3927; the node's resolver too
-	gateway6 = netip.MustParseAddr("fe80::1")
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // veth is the interface of a workload, both ends.
@@ -133,15 +128,15 @@ func (v veth) raiseWorkload(ifName string, namespace *os.File, v4, v6 netip.Addr
 		return fmt.Errorf("bring up %s of the workload: %w", ifName, err)
 	}
 	index := link.Attrs().Index
-	for _, gw := range []netip.Addr{gateway4, gateway6} {
+	for _, gw := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
 		if err := h.NeighSet(neighbour(index, gw, v.hostMAC)); err != nil {
 			return fmt.Errorf("set the neighbour %s of the workload: %w", gw, err)
 		}
 	}
 	routes := []*netlink.Route{
-		{LinkIndex: index, Dst: hostPrefix(gateway4), Scope: netlink.SCOPE_LINK, Src: v4.AsSlice()},
-		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: gateway4.AsSlice(), Src: v4.AsSlice()},
-		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: gateway6.AsSlice(), Src: v6.AsSlice()},
+		{LinkIndex: index, Dst: hostPrefix(wellknown.LinkLocal4), Scope: netlink.SCOPE_LINK, Src: v4.AsSlice()},
+		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: wellknown.LinkLocal4.AsSlice(), Src: v4.AsSlice()},
+		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: wellknown.LinkLocal6.AsSlice(), Src: v6.AsSlice()},
 	}
 	for _, r := range routes {
 		if err := h.RouteReplace(r); err != nil {
@@ -240,8 +235,8 @@ func prepareNode() error {
 	if err := netlink.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("bring up the loopback interface: %w", err)
 	}
-	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: hostPrefix(gateway4), Scope: unix.RT_SCOPE_LINK}); err != nil {
-		return fmt.Errorf("give the node the address %s: %w", gateway4, err)
+	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: hostPrefix(wellknown.LinkLocal4), Scope: unix.RT_SCOPE_LINK}); err != nil {
+		return fmt.Errorf("give the node the address %s: %w", wellknown.LinkLocal4, err)
 	}
 	return nil
 }
@@ -264,8 +259,8 @@ func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result 
 			{Name: ifName, Mac: v.peerMAC.String(), Sandbox: sandbox},
 		},
 		IPs: []*current.IPConfig{
-			{Interface: &inside, Address: *hostPrefix(v4), Gateway: gateway4.AsSlice()},
-			{Interface: &inside, Address: *hostPrefix(v6), Gateway: gateway6.AsSlice()},
+			{Interface: &inside, Address: *hostPrefix(v4), Gateway: wellknown.LinkLocal4.AsSlice()},
+			{Interface: &inside, Address: *hostPrefix(v6), Gateway: wellknown.LinkLocal6.AsSlice()},
 		},
 	}
 }

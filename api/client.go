@@ -18,6 +18,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // The environment that DefaultConfig reads.
@@ -33,7 +35,7 @@ const (
 )
 
 // DefaultAddress is where a controller is looked for when nothing else is said.
-const DefaultAddress = "https://127.0.0.1:8440"
+const DefaultAddress = "https://127.0.0.1:" + wellknown.ControllerPort
 
 // TokenHeader carries an operator's Consul ACL token; "Authorization: Bearer"
 // does too. VaultTokenHeader carries a Vault token. A call shows one of them.

@@ -5,10 +5,12 @@ package command
 
 import (
 	"context"
+	"path/filepath"
 
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // LinkCommand is `sif link`: the process that holds a node's WireGuard devices.
@@ -32,9 +34,9 @@ Usage: sif link [options]
 
 Options:
 
-  -run-dir=<path>    Directory of the sockets. Default: /run/sif/link
+  -run-dir=<path>    Directory of the sockets. Default: ` + wellknown.RunDir + "/" + wellknown.LinkDir + `
   -data-dir=<path>   Directory of the saved devices, private keys included.
-                     Default: /var/lib/sif/link
+                     Default: ` + wellknown.DataDir + "/" + wellknown.LinkDir + `
   -log-level=<level> trace, debug, info, warn or error. Default: info
   -log-json          Log in JSON.
 `)
@@ -44,8 +46,8 @@ Options:
 func (c *LinkCommand) Run(args []string) int {
 	var config link.ServerConfig
 	flags := c.flagSet("link")
-	flags.StringVar(&config.RunDir, "run-dir", "/run/sif/link", "")
-	flags.StringVar(&config.DataDir, "data-dir", "/var/lib/sif/link", "")
+	flags.StringVar(&config.RunDir, "run-dir", filepath.Join(wellknown.RunDir, wellknown.LinkDir), "")
+	flags.StringVar(&config.DataDir, "data-dir", filepath.Join(wellknown.DataDir, wellknown.LinkDir), "")
 	logLevel := flags.String("log-level", "info", "")
 	logJSON := flags.Bool("log-json", false, "")
 	if code, ok := c.parseOptions(flags, args); !ok {

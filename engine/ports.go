@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/sif-project/sif/engine/ovs"
@@ -17,6 +16,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // namespaceDir is where named network namespaces are.
@@ -36,10 +36,9 @@ type ports struct {
 // config describes the port of a link device: "sif-l0" lives in namespace
 // "<prefix>-l0", whose veth is "sif-o0" at the switch.
 func (p *ports) config(d link.Device) port.Config {
-	number := strings.TrimPrefix(d.Name, "sif-l")
 	c := port.Config{
-		Namespace: p.prefix + "-l" + number,
-		Outer:     "sif-o" + number,
+		Namespace: wellknown.LinkNamespace(p.prefix, d.Name),
+		Outer:     wellknown.SwitchInterface(d.Name),
 		Device:    d.Name,
 		MTU:       daemon.SwitchMTU(d.MTU),
 		Addrs:     []netip.Addr{p.self.Gateway4(), p.self.Gateway6()},

@@ -11,10 +11,11 @@ import (
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // NetworkMode is the network mode of groups that are connected by the fabric.
-const NetworkMode = "cni/sif"
+const NetworkMode = "cni/" + wellknown.CNINetwork
 
 // The keys of a group's meta by which the controller learns what a group asks
 // for. Originate and respond are lists of contracts, separated by commas. Who

@@ -15,6 +15,7 @@ import (
 	"github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -159,7 +160,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 // ours reports whether a service of the Consul agent is an endpoint of this
 // node, so that this node's agent may remove it.
 func (r *Registrar) ours(s *api.AgentService) bool {
-	return strings.HasPrefix(s.ID, "sif-"+r.Zone+"-") && s.Meta[metaZone] == r.Zone && s.Meta[metaNode] == r.Node
+	return strings.HasPrefix(s.ID, fabric.CatalogID(r.Zone, "")) && s.Meta[metaZone] == r.Zone && s.Meta[metaNode] == r.Node
 }
 
 // checks returns the sorted names of the checks that the endpoint shall have,

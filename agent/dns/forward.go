@@ -16,6 +16,8 @@ import (
 	"time"
 
 	miekg "github.com/miekg/dns"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // attemptTimeout bounds one attempt with one resolver. Stub resolvers give up
@@ -173,7 +175,7 @@ func (r *resolvConf) servers() ([]netip.AddrPort, error) {
 	r.read, r.list = info.ModTime(), nil
 	for _, s := range conf.Servers {
 		if addr, err := netip.ParseAddr(s); err == nil {
-			r.list = append(r.list, netip.AddrPortFrom(addr, 53))
+			r.list = append(r.list, netip.AddrPortFrom(addr, wellknown.DNSPort))
 		}
 	}
 	return r.list, nil

@@ -68,13 +68,6 @@ const (
 	ruleFromSwitch  = 102
 )
 
-// The gateways by which the namespace reaches the switch. Nobody has these
-// addresses; permanent neighbours stand in for them.
-var (
-	gateway4 = netip.MustParseAddr("169.254.1.1")
-	gateway6 = netip.MustParseAddr("fe80::1")
-)
-
 // ErrNoDevice says that the link's device is in neither namespace. The rest of
 // the port is ready; Ensure again when the device is there.
 var ErrNoDevice = errors.New("the link's device is not there")

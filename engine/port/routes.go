@@ -13,6 +13,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 var families = []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
@@ -142,7 +144,7 @@ func (s *spaces) ensureSwitchSide(c Config) error {
 	if err != nil {
 		return fmt.Errorf("find the veth: %w", err)
 	}
-	for i, gateway := range []netip.Addr{gateway4, gateway6} {
+	for i, gateway := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
 		err := s.port.NeighSet(&netlink.Neigh{
 			LinkIndex: in.Attrs().Index, Family: families[i], State: netlink.NUD_PERMANENT,
 			IP: gateway.AsSlice(), HardwareAddr: hardware(own),

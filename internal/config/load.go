@@ -20,6 +20,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Role is a daemon that reads a configuration file.
@@ -125,8 +126,8 @@ func (c *Config) fillDefaults() {
 	}
 	fill(&c.Fabric, "sif")
 	fill(&c.LogLevel, "info")
-	fill(&c.DataDir, "/var/lib/sif")
-	fill(&c.RunDir, "/run/sif")
+	fill(&c.DataDir, wellknown.DataDir)
+	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
@@ -137,7 +138,7 @@ func (c *Config) fillDefaults() {
 		fill(&c.Vault.PKIRole, "node-"+c.Zone+"-"+c.Node)
 	} else {
 		fill(&c.Vault.PKIRole, "controller")
-		fill(&c.Listen, ":8440")
+		fill(&c.Listen, ":"+wellknown.ControllerPort)
 		fill(&c.Nomad.Address, "http://127.0.0.1:4646")
 		fill(&c.Pools.IPv4, "100.64.0.0/10")
 		fill(&c.Pools.IPv6, "fd5f:7369:6600::/48")
@@ -146,11 +147,11 @@ func (c *Config) fillDefaults() {
 		// SSH, Serf gossip of Consul, Nomad's HTTP API.
 		c.Underlay.Management = []string{"tcp/22", "tcp/8301", "udp/8301", "tcp/4646"}
 	}
-	fill(&c.Link.Socket, filepath.Join(c.RunDir, "link", "link.sock"))
+	fill(&c.Link.Socket, filepath.Join(c.RunDir, wellknown.LinkDir, wellknown.LinkSocket))
 	if c.Link.MTU == 0 {
 		c.Link.MTU = 1420
 	}
-	fill(&c.Engine.Listen, ":8441")
+	fill(&c.Engine.Listen, ":"+wellknown.EnginePort)
 	fill(&c.Engine.Namespaces, "sif-"+c.Node)
 	fill(&c.OVS.RunDir, "/var/run/openvswitch")
 	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
@@ -232,7 +233,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	}
 	for i, u := range c.DNS.Upstream {
 		if a, err := netip.ParseAddr(u); err == nil {
-			c.DNS.Upstream[i] = netip.AddrPortFrom(a, 53).String()
+			c.DNS.Upstream[i] = netip.AddrPortFrom(a, wellknown.DNSPort).String()
 		} else if _, err := netip.ParseAddrPort(u); err != nil {
 			report("dns.upstream", fmt.Errorf("%q is neither an address nor address:port", u))
 		}

@@ -14,7 +14,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"sync"
 	"time"
 
@@ -24,13 +23,7 @@ import (
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/trust/roster"
-)
-
-// Every WireGuard device of a node listens on a UDP port of its own, from
-// basePort upwards: the first is the device towards the nodes of the zone.
-const (
-	basePort = 51820
-	lastPort = 51899
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // ZonePeer stands for the nodes of the own zone among the peers of links.
@@ -58,9 +51,11 @@ type Links struct {
 	mtu    int
 	path   string
 
-	mu    sync.Mutex
-	key   link.PrivateKey
-	ports map[fabric.NodeID]uint16 // by peer; a port is never given to another
+	mu  sync.Mutex
+	key link.PrivateKey
+	// ports has the UDP port of each device by peer: the first of the range for the nodes of the
+	// zone, then one for each processor. A port is never given to another peer.
+	ports map[fabric.NodeID]uint16
 }
 
 // linksState is how the links are kept on disk.
@@ -73,7 +68,7 @@ func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 	l := &Links{
 		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
 		path:  filepath.Join(c.DataDir, "links.json"),
-		ports: map[fabric.NodeID]uint16{ZonePeer: basePort},
+		ports: map[fabric.NodeID]uint16{ZonePeer: wellknown.FirstLinkPort},
 	}
 	data, err := os.ReadFile(l.path)
 	switch {
@@ -132,7 +127,7 @@ func processors(self fabric.Node, members []roster.Member) []roster.Member {
 func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	next := uint16(basePort)
+	next := uint16(wellknown.FirstLinkPort)
 	for _, p := range l.ports {
 		next = max(next, p)
 	}
@@ -140,8 +135,8 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 		if _, has := l.ports[m.ID()]; has {
 			continue
 		}
-		if next == lastPort {
-			err = fmt.Errorf("no port up to %d is left for the link to %s", lastPort, m.ID())
+		if next == wellknown.LastLinkPort {
+			err = fmt.Errorf("no port up to %d is left for the link to %s", wellknown.LastLinkPort, m.ID())
 			break
 		}
 		next++
@@ -153,9 +148,6 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 	}
 	return grown, err
 }
-
-// deviceName returns the name of the device that listens on port.
-func deviceName(port uint16) string { return "sif-l" + strconv.Itoa(int(port)-basePort) }
 
 // apply makes the devices be what the roster asks for. What fails for one
 // device does not keep the others from being set up.
@@ -192,7 +184,7 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[fabric.NodeID]uint16, mtu int) map[fabric.NodeID]link.Device {
 	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
-			Name:       deviceName(ports[peer]),
+			Name:       wellknown.LinkInterface(ports[peer]),
 			Interface:  link.Interface{MTU: mtu, Routes: true},
 			ListenPort: ports[peer], PrivateKey: key,
 		}
@@ -256,7 +248,7 @@ func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	port, ok := l.ports[peer]
-	return deviceName(port), ok
+	return wellknown.LinkInterface(port), ok
 }
 
 // status reports the links by peer.

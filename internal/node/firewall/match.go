@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Expressions of nftables' machine. Each helper loads what it looks at into
@@ -40,7 +41,7 @@ func prefix(key expr.MetaKey, start string) []expr.Any {
 
 // veth matches the interface of an endpoint.
 func veth(key expr.MetaKey) []expr.Any {
-	return append(prefix(key, prefixOurs), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(prefixDash)})
+	return append(prefix(key, wellknown.InterfacePrefix), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(wellknown.ReservedPrefix)})
 }
 
 func protocol(p byte) []expr.Any {

@@ -11,23 +11,11 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// How interfaces of the fabric are called: endpoints' are "sif" and eleven hex
-// digits, links' "sif-l" and a number.
-const (
-	prefixOurs  = "sif"
-	prefixDash  = "sif-"
-	prefixLinks = "sif-l"
-)
-
-// The UDP ports of the encrypted links (internal/node).
-const firstLinkPort, lastLinkPort = 51820, 51899
-
-// resolver is the address by which workloads know the node's resolver.
-var resolver = netip.MustParsePrefix("169.254.1.1/32")
-
-const dnsPort = 53
+// resolver is the address at which workloads ask the node's DNS server.
+var resolver = netip.PrefixFrom(wellknown.LinkLocal4, 32)
 
 // The ICMP messages that a node takes from the underlay: echo requests, errors,
 // and what IPv6 cannot do without (RFC 4890 section 4.4).
@@ -81,10 +69,10 @@ func (f *Firewall) prerouting(maps portMaps) [][]expr.Any {
 
 // input: what is for the node itself.
 func (f *Firewall) input(portMaps) [][]expr.Any {
-	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, prefixLinks)
+	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, wellknown.LinkPrefix)
 	rules := [][]expr.Any{
 		rule(underlay, ongoing(), accept()),
-		rule(underlay, destinationPorts(fabric.UDP, firstLinkPort, lastLinkPort), accept()),
+		rule(underlay, destinationPorts(fabric.UDP, wellknown.FirstLinkPort, wellknown.LastLinkPort), accept()),
 	}
 	for _, p := range f.config.Management {
 		rules = append(rules, rule(underlay, destinationPorts(p.Protocol, p.Number, p.Number), accept()))
@@ -98,8 +86,8 @@ func (f *Firewall) input(portMaps) [][]expr.Any {
 	return append(rules,
 		rule(underlay, drop(UnderlayInput)),
 		rule(workload, ongoing(), accept()), // the node's own health checks
-		rule(workload, within(destination, resolver), destinationPorts(fabric.UDP, dnsPort, dnsPort), accept()),
-		rule(workload, within(destination, resolver), destinationPorts(fabric.TCP, dnsPort, dnsPort), accept()),
+		rule(workload, within(destination, resolver), destinationPorts(fabric.UDP, wellknown.DNSPort, wellknown.DNSPort), accept()),
+		rule(workload, within(destination, resolver), destinationPorts(fabric.TCP, wellknown.DNSPort, wellknown.DNSPort), accept()),
 		rule(workload, drop(WorkloadInput)),
 		rule(link, ongoing(), accept()),
 		rule(link, drop(LinkInput)),
@@ -112,14 +100,14 @@ func (f *Firewall) forward(portMaps) [][]expr.Any {
 	underlay := f.config.Underlay
 	return [][]expr.Any{
 		rule(veth(in), veth(out), accept()),
-		rule(veth(in), prefix(out, prefixLinks), accept()),
-		rule(prefix(in, prefixLinks), veth(out), accept()),
+		rule(veth(in), prefix(out, wellknown.LinkPrefix), accept()),
+		rule(prefix(in, wellknown.LinkPrefix), veth(out), accept()),
 		rule(name(in, underlay), veth(out), mapped(), accept()),
 		rule(veth(in), name(out, underlay), ongoing(), mapped(), accept()),
 		rule(veth(in), drop(Forward)),
 		rule(veth(out), drop(Forward)),
-		rule(prefix(in, prefixLinks), drop(Forward)),
-		rule(prefix(out, prefixLinks), drop(Forward)),
+		rule(prefix(in, wellknown.LinkPrefix), drop(Forward)),
+		rule(prefix(out, wellknown.LinkPrefix), drop(Forward)),
 		rule(name(in, underlay), name(out, underlay), drop(Forward)), // nobody's router
 	}
 }

@@ -20,9 +20,6 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// apiSocket is the HTTP socket's name in the run dir. No device can have it.
-const apiSocket = "link.sock"
-
 // maxConfiguration bounds one UAPI "set" operation: some 50,000 peers.
 const maxConfiguration = 16 << 20
 

@@ -21,6 +21,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Client tells the `sif link` of a run dir which devices there should be. It
@@ -41,7 +43,7 @@ func NewClient(runDir string) *Client {
 	c.http.Transport = &http.Transport{
 		DisableKeepAlives: true, // a server that was restarted has a new socket
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return c.dial(ctx, apiSocket)
+			return c.dial(ctx, wellknown.LinkSocket)
 		},
 	}
 	return c

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	wgdevice "golang.zx2c4.com/wireguard/device"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Device is a WireGuard device as its owner wants it.
@@ -76,7 +78,7 @@ type PeerStatus struct {
 	SentBytes     uint64    `json:"sent_bytes"`
 }
 
-var deviceName = regexp.MustCompile(`^sif-[a-z0-9-]{1,11}$`) // IFNAMSIZ leaves 15
+var deviceName = regexp.MustCompile(`^` + wellknown.ReservedPrefix + `[a-z0-9-]{1,11}$`) // IFNAMSIZ leaves 15
 
 func validateName(name string) error {
 	if !deviceName.MatchString(name) {

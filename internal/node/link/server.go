@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // repairInterval is how often the server compares what there is with what is
@@ -67,7 +68,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if err := s.restore(); err != nil {
 		return err
 	}
-	listener, err := listenUnix(filepath.Join(s.config.RunDir, apiSocket))
+	listener, err := listenUnix(filepath.Join(s.config.RunDir, wellknown.LinkSocket))
 	if err != nil {
 		return err
 	}

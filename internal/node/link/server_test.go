@@ -20,6 +20,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 func TestLinks(t *testing.T) {
@@ -308,7 +309,7 @@ func TestSecondServerIsRefused(t *testing.T) {
 	must.ErrorContains(t, err, "another `sif link`")
 	_, err = n.client.Status(t.Context())
 	must.NoError(t, err)
-	for path, mode := range map[string]os.FileMode{n.runDir(): 0o700, filepath.Join(n.runDir(), apiSocket): 0o600} {
+	for path, mode := range map[string]os.FileMode{n.runDir(): 0o700, filepath.Join(n.runDir(), wellknown.LinkSocket): 0o600} {
 		info, err := os.Stat(path)
 		must.NoError(t, err)
 		must.Eq(t, mode, info.Mode().Perm())

@@ -1,0 +1,77 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package wellknown holds the addresses, ports, names and paths on which packages must agree that
+// do not import one another: the agent gives interfaces the names by which the firewall recognises
+// them, `sif link` listens where the daemons dial. It contains constants and what derives one name
+// from another. It imports nothing of ours and does no I/O.
+package wellknown
+
+import (
+	"net/netip"
+	"strconv"
+	"strings"
+)
+
+// LinkLocal4 and LinkLocal6 are the next hop of every workload and of every port of a switch. They
+// are the same everywhere and are never on the wire: permanent neighbours stand in for ARP and
+// neighbour discovery. On a workload node LinkLocal4 is also an address of the node itself, at
+// which its DNS server listens.
+var (
+	LinkLocal4 = netip.AddrFrom4([4]byte{169, 254, 1, 1}) // RFC 3927
+	LinkLocal6 = netip.AddrFrom16([16]byte{0xfe, 0x80, 15: 1})
+)
+
+// DNSPort is the UDP and TCP port of the node's DNS server and of the resolvers that it asks. The
+// eBPF programs have it as DNS_PORT (bpf/headers/policy.h).
+const DNSPort = 53
+
+// TCP ports of the daemons, unless the configuration names others.
+const (
+	ControllerPort = "8440"
+	EnginePort     = "8441"
+)
+
+// FirstLinkPort to LastLinkPort are the UDP ports of a node's WireGuard devices, one each.
+const (
+	FirstLinkPort = 51820
+	LastLinkPort  = 51899
+)
+
+// Names of interfaces. A workload's interface is InterfacePrefix and eleven hexadecimal digits, so
+// it never begins with ReservedPrefix, which all other interfaces of ours have.
+const (
+	InterfacePrefix = "sif"
+	ReservedPrefix  = InterfacePrefix + "-"
+	LinkPrefix      = ReservedPrefix + "l" // a WireGuard device; a number follows
+	SwitchPrefix    = ReservedPrefix + "o" // the end of a veth pair that is a port of the switch; a number follows
+)
+
+// LinkInterface returns the name of the WireGuard device that listens on a port: "sif-l0" for the
+// first.
+func LinkInterface(port uint16) string { return LinkPrefix + strconv.Itoa(int(port)-FirstLinkPort) }
+
+// SwitchInterface returns the name of the switch's port for a WireGuard device: "sif-o0" for
+// "sif-l0".
+func SwitchInterface(link string) string { return SwitchPrefix + strings.TrimPrefix(link, LinkPrefix) }
+
+// LinkNamespace returns the name of the network namespace in which a processor's WireGuard device
+// lives: "<prefix>-l0" for "sif-l0".
+func LinkNamespace(prefix, link string) string {
+	return prefix + "-" + strings.TrimPrefix(link, ReservedPrefix)
+}
+
+// CNINetwork is the name of the CNI network. Nomad calls it "cni/sif".
+const CNINetwork = "sif"
+
+// Directories, unless the configuration or an option names others. `sif link` has LinkDir of each
+// for itself.
+const (
+	RunDir  = "/run/sif"
+	DataDir = "/var/lib/sif"
+	LinkDir = "link"
+)
+
+// LinkSocket is the name of the socket in the run directory of `sif link` over which it is told
+// which devices to make. No interface can have this name, so no device's own socket can.
+const LinkSocket = "link.sock"
