@@ -60,7 +60,7 @@ type goPackage struct {
 	Imports              []string
 }
 
-func packages(t *testing.T) []goPackage {
+func listPackages(t *testing.T) []goPackage {
 	t.Helper()
 	cmd := exec.Command("go", "list", "-json=ImportPath,Dir,Doc,Imports", "-tags", "e2e", "./...")
 	cmd.Stderr = os.Stderr
@@ -76,7 +76,7 @@ func packages(t *testing.T) []goPackage {
 }
 
 func TestDependenciesPointOneWay(t *testing.T) {
-	for _, p := range packages(t) {
+	for _, p := range listPackages(t) {
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
 		i := slices.IndexFunc(layers, func(l struct{ pkg, may, why string }) bool { return regexp.MustCompile(l.pkg).MatchString(name) })
 		if i < 0 {
@@ -97,7 +97,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 }
 
 func TestEveryPackageSaysWhatItKnows(t *testing.T) {
-	for _, p := range packages(t) {
+	for _, p := range listPackages(t) {
 		if p.Doc == "" && len(p.Imports) > 0 {
 			t.Errorf("%s has no package comment: say what it knows and what it must not know", p.ImportPath)
 		}

@@ -43,7 +43,7 @@ func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result,
 		}
 		a.node.Degrade(attaching(at), nil)
 		a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(began))
-		a.log.Debug("parts of attaching", append(parts.laps, logkey.Endpoint, r.Allocation)...)
+		a.log.Debug("parts of attaching", logkey.Endpoint, r.Allocation, logkey.Parts, parts.String())
 		return result, nil
 	case "DEL":
 		return nil, a.remove(ctx, at)
@@ -158,7 +158,7 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 	}
 	parts.lap("ports")
 	if len(pending) > 0 {
-		a.log.Warn("attached, but not in force everywhere yet", logkey.Endpoint, ep.ID, "pending", pending)
+		a.log.Warn("attached, but not in force everywhere yet", logkey.Endpoint, ep.ID, logkey.Pending, pending)
 	}
 	if err := a.endpoints.setPending(at, pending); err != nil {
 		return nil, err

@@ -117,14 +117,14 @@ func (a *Agent) watchEvents(ctx context.Context) error {
 	for e := range events {
 		if k, ok := auditedFlow(a.num, e); ok {
 			if a.audited.add(k, e.Time) {
-				a.log.Warn("would have been dropped, but for audit mode", logkey.Service, k.From, "to", k.To,
-					logkey.Contract, k.Contract, "protocol", k.Protocol, "port", k.Port, "from", e.Source, logkey.Address, e.Destination)
+				a.log.Warn("would have been dropped, but for audit mode", logkey.Service, k.From, logkey.To, k.To,
+					logkey.Contract, k.Contract, logkey.Protocol, k.Protocol, logkey.Port, k.Port, logkey.From, e.Source, logkey.Address, e.Destination)
 			}
 			continue
 		}
 		if !e.Reason.Allowed() && a.log.IsTrace() {
-			a.log.Trace("dropped", "reason", e.Reason, "direction", e.Direction, "protocol", e.Protocol,
-				"from", e.Source, logkey.Address, e.Destination)
+			a.log.Trace("dropped", logkey.Reason, e.Reason, logkey.Direction, e.Direction, logkey.Protocol, e.Protocol,
+				logkey.From, e.Source, logkey.Address, e.Destination)
 		}
 	}
 	return nil

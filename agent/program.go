@@ -249,7 +249,7 @@ func (a *Agent) Reconcile() error {
 		}
 	}
 	if len(changes) > 0 {
-		a.log.Warn("the data path differed from the declared state and was repaired", "repaired", changes)
+		a.log.Warn("the data path differed from the declared state and was repaired", logkey.Repaired, changes)
 	}
 	return err
 }

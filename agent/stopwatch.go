@@ -3,17 +3,23 @@
 
 package agent
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
-// stopwatch notes what the parts of a piece of work took.
+// stopwatch measures the parts of a piece of work.
 type stopwatch struct {
-	last time.Time // the end of the part before
-	laps []any     // for a log: name, duration, name, ...
+	last  time.Time // the end of the part before
+	parts []string  // name=duration
 }
 
 // lap ends a part.
 func (s *stopwatch) lap(name string) {
 	now := time.Now()
-	s.laps = append(s.laps, name, now.Sub(s.last))
+	s.parts = append(s.parts, name+"="+now.Sub(s.last).String())
 	s.last = now
 }
+
+// String returns the parts in the form of logkey.Parts.
+func (s *stopwatch) String() string { return strings.Join(s.parts, ",") }

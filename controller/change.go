@@ -152,7 +152,7 @@ func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Co
 func (p *policy) repair(ctx context.Context, graph *fabric.Graph) error {
 	repaired, err := revision.NewWriter(p.consul()).Repair(ctx, fabric.Compile(graph).Objects)
 	for _, h := range repaired {
-		p.log.Warn("object in Consul was missing or altered; writing it again", "object", h.String())
+		p.log.Warn("object in Consul was missing or altered; writing it again", logkey.Object, h.String())
 	}
 	if err != nil {
 		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "compare the graph with the objects in Consul: %v", err)

@@ -30,7 +30,7 @@ func (p *policy) collecting(ctx context.Context) error {
 		case err != nil:
 			p.log.Warn("objects that no revision needs were not collected", logkey.Error, err)
 		case removed > 0:
-			p.log.Info("objects that no kept revision names were removed", "objects", removed)
+			p.log.Info("objects that no kept revision names were removed", logkey.Count, removed)
 		}
 		select {
 		case <-ctx.Done():

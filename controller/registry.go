@@ -248,7 +248,7 @@ func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest
 	}
 	r.members[who.ID()] = &member{record: next, node: node, link: link, index: index}
 	delete(r.refused, revision.NodeKey(node.Zone, node.Name))
-	r.log.Info("node registered", logkey.Node, who.ID(), logkey.Address, node.Underlay.String(), "pool", node.Pool4.String())
+	r.log.Info("node registered", logkey.Node, who.ID(), logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
 	return next, nil
 }
 

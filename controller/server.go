@@ -128,7 +128,7 @@ func (c *Controller) asError(pattern string, err error) *api.Error {
 	if errors.As(err, &e) {
 		return e
 	}
-	c.log.Error("call failed", "call", pattern, logkey.Error, err)
+	c.log.Error("call failed", logkey.Call, pattern, logkey.Error, err)
 	return api.Errorf(http.StatusInternalServerError, api.CodeInternal, "%v", err)
 }
 
@@ -160,7 +160,7 @@ func (c *Controller) record(r request, err error) error {
 		if errors.As(err, &e) {
 			r.entry.Code = e.Code
 		}
-		c.log.Warn("refused", "action", r.entry.Action, "actor", r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
+		c.log.Warn("refused", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
 	}
 	return errors.Join(err, c.audit.write(*r.entry))
 }

@@ -128,7 +128,7 @@ func (t *table) load(ctx context.Context) error {
 		}
 		if err != nil {
 			t.refused = append(t.refused, fmt.Sprintf("%s: %v", kv.Key, err))
-			t.log.Error("admission in Consul refused", "key", kv.Key, logkey.Error, err)
+			t.log.Error("admission in Consul refused", logkey.Key, kv.Key, logkey.Error, err)
 			continue
 		}
 		t.seats[id] = s

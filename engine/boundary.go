@@ -244,7 +244,7 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 	diff, err := b.pipe.Replace(ctx, b.state())
 	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
 	if len(repaired) > 0 {
-		b.log.Warn("the switch differed from the declared state and was repaired", "repaired", repaired)
+		b.log.Warn("the switch differed from the declared state and was repaired", logkey.Repaired, repaired)
 	}
 	return repaired, err
 }

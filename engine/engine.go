@@ -193,7 +193,7 @@ func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams
 	<-told
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
-	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Host(), "pending", len(pending))
+	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Host(), logkey.Pending, pending)
 	return rpc.ConnectReply{Pending: pending}, nil
 }
 

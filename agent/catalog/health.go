@@ -250,7 +250,7 @@ func (h *Health) take(ctx context.Context, service fabric.Ref, s seen) {
 	h.mu.Unlock()
 	for record, why := range s.refused {
 		if old.refused[record] != why {
-			h.Log.Warn("catalog record refused", logkey.Service, service, "record", record, logkey.Error, why)
+			h.Log.Warn("catalog record refused", logkey.Service, service, logkey.Record, record, logkey.Error, why)
 		}
 	}
 }

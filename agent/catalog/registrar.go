@@ -141,7 +141,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 			errs = append(errs, fmt.Errorf("register endpoint %s: %w", reg.Admission.Endpoint, err))
 			continue
 		}
-		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, "checks", checks)
+		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, logkey.Checks, checks)
 	}
 	for id, s := range have {
 		if wanted[id] || !r.ours(s) {
@@ -151,7 +151,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 			errs = append(errs, fmt.Errorf("deregister %s: %w", id, err))
 			continue
 		}
-		r.Log.Debug("deregistered", logkey.Service, s.Meta[metaService], "id", id)
+		r.Log.Debug("deregistered", logkey.Service, s.Meta[metaService], logkey.Record, id)
 	}
 	maps.DeleteFunc(r.gone, func(id string, _ time.Time) bool { return !wanted[id] })
 	return errors.Join(errs...)

@@ -128,10 +128,13 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 		if !slices.Contains(allocs, l.fields[logkey.Endpoint]) {
 			continue
 		}
-		for key, value := range l.fields {
-			if d, err := time.ParseDuration(value); err == nil {
-				a.parts[key] = append(a.parts[key], d)
+		for part := range strings.SplitSeq(strings.Trim(l.fields[logkey.Parts], `"`), ",") {
+			name, value, _ := strings.Cut(part, "=")
+			d, err := time.ParseDuration(value)
+			if err != nil {
+				return fmt.Errorf("read the parts of attaching that the agent logged: %w", err)
 			}
+			a.parts[name] = append(a.parts[name], d)
 		}
 	}
 	if len(a.took) != len(allocs) {

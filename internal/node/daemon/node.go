@@ -322,10 +322,10 @@ func (n *Node) Degrade(subject string, err error) {
 	switch {
 	case err == nil && old != "":
 		delete(n.problems, subject)
-		n.Log.Info("recovered", "subject", subject)
+		n.Log.Info("recovered", logkey.Subject, subject)
 	case err != nil && old != err.Error():
 		n.problems[subject] = err.Error()
-		n.Log.Warn("degraded", "subject", subject, logkey.Error, err)
+		n.Log.Warn("degraded", logkey.Subject, subject, logkey.Error, err)
 	}
 }
 

@@ -42,7 +42,7 @@ func (n *Node) ServeTasks(ctx context.Context, take func([]api.Task)) error {
 // TaskDone hands in the result of a task.
 func (n *Node) TaskDone(ctx context.Context, result api.TaskResult) {
 	if err := n.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
-		n.Log.Warn("the controller did not take a task's result", "task", result.ID, logkey.Error, err)
+		n.Log.Warn("the controller did not take a task's result", logkey.Task, result.ID, logkey.Error, err)
 	}
 }
 

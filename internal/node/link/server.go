@@ -118,7 +118,7 @@ func (s *Server) restore() error {
 		h.logRepair(h.repair(), nil)
 	}
 	if len(devices) > 0 {
-		s.logger.Info("restored saved devices", "count", len(devices))
+		s.logger.Info("restored saved devices", logkey.Count, len(devices))
 	}
 	return nil
 }
@@ -162,7 +162,7 @@ func (s *Server) putDevice(name string, want Interface) error {
 		}
 		return errors.Join(err, s.save())
 	}
-	h.logger.Info("device is set up", "namespace", want.Namespace, "mtu", want.MTU)
+	h.logger.Info("device is set up", logkey.Namespace, want.Namespace, logkey.MTU, want.MTU)
 	return s.save()
 }
 

@@ -232,7 +232,7 @@ func (r rpcHandler) run(ctx context.Context, method string, params json.RawMessa
 	defer func() { <-r.c.running }()
 	defer func() {
 		if p := recover(); p != nil {
-			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.ID(), logkey.Error, p, "stack", string(debug.Stack()))
+			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.ID(), logkey.Error, p, logkey.Stack, string(debug.Stack()))
 			result, err = nil, errors.New("internal error")
 		}
 	}()

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/internal/logkey"
 )
 
 const (
@@ -149,7 +151,7 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	s.mu.Lock()
 	s.keys = keys
 	s.mu.Unlock()
-	s.log.Info("pinned the fabric's public keys", "versions", len(keys.Keys))
+	s.log.Info("pinned the fabric's public keys", logkey.Count, len(keys.Keys))
 	return next, s.store.putKeys(keys)
 }
 
@@ -181,7 +183,7 @@ func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	s.mu.Lock()
 	s.cert = cert
 	s.mu.Unlock()
-	s.log.Info("took over a new certificate", "expires", cert.Leaf.NotAfter)
+	s.log.Info("took over a new certificate", logkey.Expires, cert.Leaf.NotAfter)
 	return renewalTime(cert.Leaf), s.store.putCertificate(cert)
 }
 

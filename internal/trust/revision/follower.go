@@ -186,7 +186,7 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	// revision, which may take permissions away, from being enforced.
 	f.report(causeDisk, texts(f.save())...)
 	f.report(causeSwitch)
-	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, "services", len(docs))
+	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, logkey.Services, len(docs))
 	for _, fn := range callbacks {
 		fn(pointer, maps.Clone(docs))
 	}

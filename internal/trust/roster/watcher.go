@@ -207,7 +207,7 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	if changed {
 		err = w.save(next)
 		members := sorted(next)
-		w.log.Info("the nodes of the fabric changed", "nodes", len(members))
+		w.log.Info("the nodes of the fabric changed", logkey.Count, len(members))
 		for _, fn := range callbacks {
 			fn(slices.Clone(members))
 		}
