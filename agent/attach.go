@@ -103,10 +103,15 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 	if err := a.dismantle(ep.HostIf); err != nil {
 		return nil, err
 	}
-	if err := vacate(at.IfName, r.Namespace); err != nil {
+	namespace, err := openNamespace(r.Namespace)
+	if err != nil {
 		return nil, err
 	}
-	pair, err := makeVeth(ep.HostIf, at.IfName, r.Namespace, daemon.WorkloadMTU(daemon.SwitchMTU(a.node.Config.Link.MTU)))
+	defer namespace.Close()
+	if err := vacate(at.IfName, namespace); err != nil {
+		return nil, err
+	}
+	pair, err := makeVeth(ep.HostIf, at.IfName, namespace, daemon.WorkloadMTU(daemon.SwitchMTU(a.node.Config.Link.MTU)))
 	if err != nil {
 		return nil, err
 	}
@@ -146,10 +151,10 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 	if err := pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
-	if err := raiseLoopback(r.Namespace); err != nil {
+	if err := raiseLoopback(namespace); err != nil {
 		return nil, err
 	}
-	if err := pair.raiseWorkload(at.IfName, r.Namespace, ep.IPv4, ep.IPv6); err != nil {
+	if err := pair.raiseWorkload(at.IfName, namespace, ep.IPv4, ep.IPv6); err != nil {
 		return nil, err
 	}
 	parts.lap("raise")

@@ -12,9 +12,6 @@ import (
 	"os"
 	"path/filepath"
 
-	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
-
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -118,21 +115,4 @@ func installFile(path string, data []byte, perm fs.FileMode) error {
 		return err
 	}
 	return atomicfile.Write(path, data, perm)
-}
-
-// raiseLoopback brings up "lo" in the workload's namespace: Nomad does not.
-func raiseLoopback(namespace *os.File) error {
-	h, err := netlink.NewHandleAt(netns.NsHandle(namespace.Fd()))
-	if err != nil {
-		return fmt.Errorf("enter the workload's namespace: %w", err)
-	}
-	defer h.Close()
-	lo, err := h.LinkByName("lo")
-	if err != nil {
-		return fmt.Errorf("find the loopback interface of the workload: %w", err)
-	}
-	if err := h.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bring up the loopback interface of the workload: %w", err)
-	}
-	return nil
 }

@@ -4,17 +4,12 @@
 package agent
 
 import (
-	"net"
 	"os"
 	"path/filepath"
 	"testing"
 
 	"github.com/containernetworking/cni/libcni"
-	"github.com/containernetworking/plugins/pkg/ns"
-	"github.com/containernetworking/plugins/pkg/testutils"
 	"github.com/shoenig/test/must"
-
-	"github.com/sif-project/sif/internal/testhost"
 )
 
 func TestInstallCNI(t *testing.T) {
@@ -57,26 +52,4 @@ func TestInstallCNI(t *testing.T) {
 		must.NoError(t, err)
 		must.SliceEmpty(t, left)
 	}
-}
-
-func TestRaiseLoopback(t *testing.T) {
-	testhost.RequireRoot(t)
-	space, err := testutils.NewNS()
-	must.NoError(t, err)
-	t.Cleanup(func() {
-		must.NoError(t, space.Close())
-		must.NoError(t, testutils.UnmountNS(space))
-	})
-	f, err := os.Open(space.Path())
-	must.NoError(t, err)
-	defer f.Close()
-	must.NoError(t, raiseLoopback(f))
-	must.NoError(t, space.Do(func(ns.NetNS) error {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		defer l.Close()
-		c, err := net.Dial("tcp", l.Addr().String())
-		must.NoError(t, err)
-		return c.Close()
-	}))
 }

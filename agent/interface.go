@@ -12,62 +12,68 @@ import (
 	"path/filepath"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// veth is the interface of a workload, both ends.
+// veth is a workload's pair of interfaces.
 type veth struct {
-	host      string // name in the node's namespace
+	host      string // name of the end in the node's namespace
 	hostIndex int
 	hostMAC   net.HardwareAddr
-	peerMAC   net.HardwareAddr
+	peerMAC   net.HardwareAddr // of the end in the workload's namespace
 }
 
-// makeVeth makes the pair with one end in the workload's namespace. Both ends
-// are down.
-func makeVeth(host, ifName string, namespace *os.File, mtu int) (veth, error) {
+// openNamespace opens the workload's network namespace, which the plugin passes as an open
+// descriptor. The result is independent of the descriptor.
+func openNamespace(descriptor *os.File) (ns.NetNS, error) {
+	namespace, err := ns.GetNS(fmt.Sprintf("/proc/self/fd/%d", descriptor.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("open the workload's network namespace: %w", err)
+	}
+	return namespace, nil
+}
+
+// makeVeth makes the pair, with the end named ifName in the workload's namespace. Both ends are
+// down.
+func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
 	v := veth{host: host}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU = host, mtu
-	pair := &netlink.Veth{LinkAttrs: attrs, PeerName: ifName, PeerNamespace: netlink.NsFd(int(namespace.Fd()))}
-	if err := netlink.LinkAdd(pair); err != nil {
-		return v, fmt.Errorf("make the interface pair %s: %w", host, err)
+	pair := &netlink.Veth{
+		LinkAttrs: attrs, PeerName: ifName, PeerNamespace: netlink.NsFd(int(namespace.Fd())),
+		PeerMTU: uint32(mtu), // the kernel does not copy it from the pair
 	}
-	link, err := netlink.LinkByName(host)
+	if err := netlink.LinkAdd(pair); err != nil {
+		return v, fmt.Errorf("create the interface pair %s: %w", host, err)
+	}
+	link, err := netlinksafe.LinkByName(host)
 	if err != nil {
 		return v, fmt.Errorf("find interface %s: %w", host, err)
 	}
 	v.hostIndex, v.hostMAC = link.Attrs().Index, link.Attrs().HardwareAddr
-	inside, err := netlink.NewHandleAt(netns.NsHandle(namespace.Fd()))
-	if err != nil {
-		return v, fmt.Errorf("enter the workload's namespace: %w", err)
-	}
-	defer inside.Close()
-	peer, err := inside.LinkByName(ifName)
-	if err != nil {
-		return v, fmt.Errorf("find interface %s of the workload: %w", ifName, err)
-	}
-	v.peerMAC = peer.Attrs().HardwareAddr
-	// The kernel takes the MTU of the peer from a default, not from the pair.
-	if err := inside.LinkSetMTU(peer, mtu); err != nil {
-		return v, fmt.Errorf("set the MTU of %s: %w", ifName, err)
-	}
-	return v, nil
+	return v, namespace.Do(func(ns.NetNS) error {
+		peer, err := netlinksafe.LinkByName(ifName)
+		if err != nil {
+			return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
+		}
+		v.peerMAC = peer.Attrs().HardwareAddr
+		return nil
+	})
 }
 
-// raiseHost brings the host side up and leads the endpoint's addresses to it.
-// The programs must be attached before.
+// raiseHost brings the host side up and routes the endpoint's addresses to it. The eBPF programs
+// must be attached before.
 func (v veth) raiseHost(v4, v6 netip.Addr) error {
-	link, err := netlink.LinkByName(v.host)
+	link, err := netlinksafe.LinkByName(v.host)
 	if err != nil {
 		return fmt.Errorf("find interface %s: %w", v.host, err)
 	}
-	// Nothing in the workload may configure the node.
+	// The workload must not be able to configure the node by router advertisements or redirects.
 	for _, knob := range []struct{ name, value string }{
 		{"net/ipv6/conf/" + v.host + "/accept_ra", "0"},
 		{"net/ipv6/conf/" + v.host + "/accept_dad", "0"},
@@ -96,98 +102,92 @@ func (v veth) raiseHost(v4, v6 netip.Addr) error {
 	return nil
 }
 
-// raiseWorkload gives the workload's side its addresses and its only routes:
-// everything goes to the node.
-func (v veth) raiseWorkload(ifName string, namespace *os.File, v4, v6 netip.Addr) error {
-	h, err := netlink.NewHandleAt(netns.NsHandle(namespace.Fd()))
-	if err != nil {
-		return fmt.Errorf("enter the workload's namespace: %w", err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(ifName)
-	if err != nil {
-		return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
-	}
-	// A runtime that knows of no IPv6 switches it off: Docker does.
-	err = ns.WithNetNSPath(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()), func(ns.NetNS) error {
-		return errors.Join(
+// raiseWorkload brings the workload's side up and gives it its addresses and routes. All routes
+// lead to the node.
+func (v veth) raiseWorkload(ifName string, namespace ns.NetNS, v4, v6 netip.Addr) error {
+	return namespace.Do(func(ns.NetNS) error {
+		link, err := netlinksafe.LinkByName(ifName)
+		if err != nil {
+			return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
+		}
+		// Docker disables IPv6 in the namespaces that it makes.
+		if err := errors.Join(
 			sysctl("net/ipv6/conf/"+ifName+"/disable_ipv6", "0"),
 			sysctl("net/ipv6/conf/"+ifName+"/accept_ra", "0"),
-		)
+		); err != nil {
+			return fmt.Errorf("configure interface %s of the workload: %w", ifName, err)
+		}
+		for _, addr := range []netip.Addr{v4, v6} {
+			// Addresses are unique in the fabric, so duplicate address detection would only delay.
+			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: hostPrefix(addr), Flags: unix.IFA_F_NODAD}); err != nil {
+				return fmt.Errorf("add the address %s to interface %s of the workload: %w", addr, ifName, err)
+			}
+		}
+		if err := netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bring up %s of the workload: %w", ifName, err)
+		}
+		index := link.Attrs().Index
+		for _, gateway := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
+			if err := netlink.NeighSet(neighbour(index, gateway, v.hostMAC)); err != nil {
+				return fmt.Errorf("set the neighbour %s of the workload: %w", gateway, err)
+			}
+		}
+		routes := []*netlink.Route{
+			{LinkIndex: index, Dst: hostPrefix(wellknown.LinkLocal4), Scope: netlink.SCOPE_LINK, Src: v4.AsSlice()},
+			{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: wellknown.LinkLocal4.AsSlice(), Src: v4.AsSlice()},
+			{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: wellknown.LinkLocal6.AsSlice(), Src: v6.AsSlice()},
+		}
+		for _, r := range routes {
+			if err := netlink.RouteReplace(r); err != nil {
+				return fmt.Errorf("add the route to %s in the workload: %w", r.Dst, err)
+			}
+		}
+		return nil
 	})
-	if err != nil {
-		return fmt.Errorf("prepare %s of the workload: %w", ifName, err)
-	}
-	for _, addr := range []netip.Addr{v4, v6} {
-		// Nobody else can have the address: duplicate detection only delays.
-		if err := h.AddrReplace(link, &netlink.Addr{IPNet: hostPrefix(addr), Flags: unix.IFA_F_NODAD}); err != nil {
-			return fmt.Errorf("give %s the address %s: %w", ifName, addr, err)
+}
+
+// raiseLoopback brings up "lo" in the workload's namespace, which Nomad does not do.
+func raiseLoopback(namespace ns.NetNS) error {
+	return namespace.Do(func(ns.NetNS) error {
+		lo, err := netlinksafe.LinkByName("lo")
+		if err != nil {
+			return fmt.Errorf("find the loopback interface of the workload: %w", err)
 		}
-	}
-	if err := h.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up %s of the workload: %w", ifName, err)
-	}
-	index := link.Attrs().Index
-	for _, gw := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
-		if err := h.NeighSet(neighbour(index, gw, v.hostMAC)); err != nil {
-			return fmt.Errorf("set the neighbour %s of the workload: %w", gw, err)
+		if err := netlink.LinkSetUp(lo); err != nil {
+			return fmt.Errorf("bring up the loopback interface of the workload: %w", err)
 		}
-	}
-	routes := []*netlink.Route{
-		{LinkIndex: index, Dst: hostPrefix(wellknown.LinkLocal4), Scope: netlink.SCOPE_LINK, Src: v4.AsSlice()},
-		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: wellknown.LinkLocal4.AsSlice(), Src: v4.AsSlice()},
-		{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: wellknown.LinkLocal6.AsSlice(), Src: v6.AsSlice()},
-	}
-	for _, r := range routes {
-		if err := h.RouteReplace(r); err != nil {
-			return fmt.Errorf("add the route to %s in the workload: %w", r.Dst, err)
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // removeVeth removes the pair by the name of its host side, if it exists.
-func removeVeth(host string) error {
-	link, err := netlink.LinkByName(host)
+func removeVeth(host string) error { return removeLink(host, "interface "+host) }
+
+// vacate removes an interface that an attachment left in the workload's namespace when it failed
+// halfway.
+func vacate(ifName string, namespace ns.NetNS) error {
+	return namespace.Do(func(ns.NetNS) error { return removeLink(ifName, "interface "+ifName+" of the workload") })
+}
+
+// removeLink removes an interface of the current namespace, if it exists. Errors call it what.
+func removeLink(name, what string) error {
+	link, err := netlinksafe.LinkByName(name)
 	var absent netlink.LinkNotFoundError
 	if errors.As(err, &absent) {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("find interface %s: %w", host, err)
+		return fmt.Errorf("find %s: %w", what, err)
 	}
 	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("remove interface %s: %w", host, err)
+		return fmt.Errorf("remove %s: %w", what, err)
 	}
 	return nil
 }
 
-// vacate removes what carries the interface's name in the workload's
-// namespace: the leftover of an attachment that failed half-way.
-func vacate(ifName string, namespace *os.File) error {
-	h, err := netlink.NewHandleAt(netns.NsHandle(namespace.Fd()))
-	if err != nil {
-		return fmt.Errorf("enter the workload's namespace: %w", err)
-	}
-	defer h.Close()
-	link, err := h.LinkByName(ifName)
-	var absent netlink.LinkNotFoundError
-	if errors.As(err, &absent) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
-	}
-	if err := h.LinkDel(link); err != nil {
-		return fmt.Errorf("remove interface %s of the workload: %w", ifName, err)
-	}
-	return nil
-}
-
-// linkIndex returns the index of an interface, 0 if there is none. That it
-// cannot be looked up does not mean that it is not there. Unlike netlink the
-// call does not wait for the kernel's lock of all interfaces, which whoever
-// attaches a program holds for tens of milliseconds.
+// linkIndex returns the index of an interface, or 0 if it does not exist. An error means that this
+// is unknown. It uses an ioctl because netlink requests wait for the kernel's rtnl lock, which
+// attaching a TCX program holds for some 10 ms.
 func linkIndex(name string) (int, error) {
 	request, err := unix.NewIfreq(name)
 	if err != nil {
@@ -220,15 +220,15 @@ func hostPrefix(addr netip.Addr) *net.IPNet {
 	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
 }
 
-// prepareNode makes the node a router for its endpoints and gives it the
-// address that they know it by.
+// prepareNode makes the node a router and gives it the address at which workloads reach its DNS
+// server.
 func prepareNode() error {
 	for _, knob := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
 		if err := sysctl(knob, "1"); err != nil {
 			return err
 		}
 	}
-	lo, err := netlink.LinkByName("lo")
+	lo, err := netlinksafe.LinkByName("lo")
 	if err != nil {
 		return fmt.Errorf("find the loopback interface: %w", err)
 	}
@@ -236,12 +236,12 @@ func prepareNode() error {
 		return fmt.Errorf("bring up the loopback interface: %w", err)
 	}
 	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: hostPrefix(wellknown.LinkLocal4), Scope: unix.RT_SCOPE_LINK}); err != nil {
-		return fmt.Errorf("give the node the address %s: %w", wellknown.LinkLocal4, err)
+		return fmt.Errorf("add the address %s to the loopback interface: %w", wellknown.LinkLocal4, err)
 	}
 	return nil
 }
 
-// sysctl writes a kernel parameter of the process's network namespace.
+// sysctl writes a kernel parameter of the current thread's network namespace.
 func sysctl(name, value string) error {
 	if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0); err != nil {
 		return fmt.Errorf("set the kernel parameter %s: %w", name, err)
@@ -249,7 +249,7 @@ func sysctl(name, value string) error {
 	return nil
 }
 
-// result is the answer to ADD.
+// result returns the CNI result of ADD.
 func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result {
 	inside := 1
 	return &current.Result{

@@ -7,8 +7,9 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
 
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/api"
@@ -66,12 +67,12 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 	case api.TaskObserve:
 		err = a.observe(ctx, ep, t, &result)
 	case api.TaskSend:
-		err = a.inside(ep, func(namespace *os.File) error {
+		err = a.inside(ep, func(namespace ns.NetNS) error {
 			return probe.Send(namespace, netip.AddrPortFrom(ep.address(t.Peer.Addr()), 0), t.Peer, t.Protocol, t.Nonce)
 		})
 		result.Done = err == nil
 	case api.TaskRequest:
-		err = a.inside(ep, func(namespace *os.File) error {
+		err = a.inside(ep, func(namespace ns.NetNS) error {
 			answered, err := probe.Request(ctx, namespace, t.Peer, t.Protocol, t.Nonce)
 			if err == nil && !answered {
 				result.Reason = "connected, no answer"
@@ -80,7 +81,7 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 		})
 		result.Done = err == nil
 	case api.TaskListening:
-		err = a.inside(ep, func(namespace *os.File) (err error) {
+		err = a.inside(ep, func(namespace ns.NetNS) (err error) {
 			result.Done, err = probe.Listening(namespace, t.Peer, t.Protocol)
 			return err
 		})
@@ -96,7 +97,7 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 
 // observe watches for a probe until it comes or the time is over.
 func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *api.TaskResult) error {
-	open := func() (*os.File, error) { return a.namespaces.Find(ep.HostIf) }
+	open := func() (ns.NetNS, error) { return a.namespaces.Find(ep.HostIf) }
 	seen, stop, err := a.observers.Expect(ep.ID, open, ep.Attachment.IfName, t.Peer, t.Protocol, t.Nonce)
 	if err != nil {
 		return err
@@ -117,7 +118,7 @@ func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *ap
 }
 
 // inside opens an endpoint's namespace for do.
-func (a *Agent) inside(ep endpoint, do func(namespace *os.File) error) error {
+func (a *Agent) inside(ep endpoint, do func(namespace ns.NetNS) error) error {
 	namespace, err := a.namespaces.Find(ep.HostIf)
 	if err != nil {
 		return err

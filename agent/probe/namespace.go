@@ -19,6 +19,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -41,8 +42,8 @@ type Finder struct {
 // Find opens the namespace at the other end of hostIf, an interface in the
 // network namespace of this process. The caller closes it soon: an open one
 // keeps the namespace alive after its workload.
-func (f *Finder) Find(hostIf string) (*os.File, error) {
-	link, err := netlink.LinkByName(hostIf)
+func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
+	link, err := netlinksafe.LinkByName(hostIf)
 	if err != nil {
 		return nil, fmt.Errorf("find interface %s: %w", hostIf, err)
 	}
@@ -74,7 +75,7 @@ func (f *Finder) Find(hostIf string) (*os.File, error) {
 
 // search looks for the namespace that this one knows as id among those that
 // are mounted somewhere and those of all processes.
-func search(id int) (*os.File, string, error) {
+func search(id int) (ns.NetNS, string, error) {
 	seen := map[uint64]bool{}
 	for _, list := range []func() []string{mounted, byProcess} {
 		for _, path := range list() {
@@ -92,8 +93,8 @@ func search(id int) (*os.File, string, error) {
 }
 
 // openIf opens the namespace at path if this one knows it as id.
-func openIf(path string, id int) *os.File {
-	space, err := os.Open(path)
+func openIf(path string, id int) ns.NetNS {
+	space, err := ns.GetNS(path)
 	if err != nil {
 		return nil
 	}
@@ -128,22 +129,11 @@ func byProcess() []string {
 	return paths
 }
 
-// enter calls fn on a thread that is in the namespace. A thread that does not
-// come back from there is not used again.
-func enter(namespace *os.File, fn func() error) error {
-	space, err := ns.GetNS(fmt.Sprintf("/proc/self/fd/%d", namespace.Fd()))
-	if err != nil {
-		return fmt.Errorf("enter the workload's namespace: %w", err)
-	}
-	defer space.Close()
-	return space.Do(func(ns.NetNS) error { return fn() })
-}
-
 // Listening reports whether anything listens at an address and port in the
 // namespace, on the address itself or on all.
-func Listening(namespace *os.File, at netip.AddrPort, protocol fabric.Protocol) (bool, error) {
+func Listening(namespace ns.NetNS, at netip.AddrPort, protocol fabric.Protocol) (bool, error) {
 	found := false
-	err := enter(namespace, func() error {
+	err := namespace.Do(func(ns.NetNS) error {
 		for _, version := range []string{"", "6"} {
 			table := "/proc/thread-self/net/" + protocol.String() + version
 			content, err := os.ReadFile(table)

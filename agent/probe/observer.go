@@ -12,6 +12,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
@@ -44,7 +45,7 @@ type Observers struct {
 //
 // key names the endpoint; namespace is called, and its result closed, if it is
 // not being watched yet.
-func (o *Observers) Expect(key string, namespace func() (*os.File, error), ifName string, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (seen <-chan Observation, cancel func(), err error) {
+func (o *Observers) Expect(key string, namespace func() (ns.NetNS, error), ifName string, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (seen <-chan Observation, cancel func(), err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	ob := o.open[key]
@@ -107,14 +108,14 @@ type expectation struct {
 	nonce    uint64
 }
 
-func (o *Observers) start(key string, namespace func() (*os.File, error), ifName string) (*observer, error) {
+func (o *Observers) start(key string, namespace func() (ns.NetNS, error), ifName string) (*observer, error) {
 	space, err := namespace()
 	if err != nil {
 		return nil, err
 	}
 	defer space.Close()
 	ob := &observer{waiting: map[expectation]chan Observation{}}
-	if err := enter(space, func() error {
+	if err := space.Do(func(ns.NetNS) error {
 		ob.socket, err = listenPackets(ifName)
 		return err
 	}); err != nil {

@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
 	"os/exec"
 	"sync"
 	"testing"
@@ -81,13 +80,6 @@ func (s *site) run(n ns.NetNS, args ...string) {
 	}
 }
 
-func open(t *testing.T, n ns.NetNS) *os.File {
-	f, err := os.Open(n.Path())
-	must.NoError(t, err)
-	t.Cleanup(func() { f.Close() })
-	return f
-}
-
 // open returns how many observers there are.
 func (s *site) open() int {
 	s.observers.mu.Lock()
@@ -99,11 +91,11 @@ func (s *site) open() int {
 func (s *site) probe(src, dst string, protocol fabric.Protocol, nonce uint64) bool {
 	s.t.Helper()
 	to := netip.MustParseAddrPort(dst)
-	seen, cancel, err := s.observers.Expect("b", func() (*os.File, error) { return os.Open(s.b.Path()) }, "eth0", to, protocol, nonce)
+	seen, cancel, err := s.observers.Expect("b", func() (ns.NetNS, error) { return ns.GetNS(s.b.Path()) }, "eth0", to, protocol, nonce)
 	must.NoError(s.t, err)
 	defer cancel()
 	from := netip.AddrPortFrom(netip.MustParseAddr(src), 0)
-	must.NoError(s.t, Send(open(s.t, s.a), from, to, protocol, nonce))
+	must.NoError(s.t, Send(s.a, from, to, protocol, nonce))
 	select {
 	case o, ok := <-seen:
 		must.True(s.t, ok)
@@ -133,19 +125,19 @@ func TestSendAndObserve(t *testing.T) {
 	// What the sender itself may not send is not seen, and no error.
 	s.run(s.a, "nft", "add table inet t; add chain inet t o { type filter hook output priority 0; policy drop; }")
 	must.False(t, s.probe(a4, b4+":80", fabric.UDP, 100))
-	must.Error(t, Send(open(t, s.a), netip.MustParseAddrPort(a4+":1"), netip.MustParseAddrPort("["+b6+"]:1"), fabric.UDP, 1))
+	must.Error(t, Send(s.a, netip.MustParseAddrPort(a4+":1"), netip.MustParseAddrPort("["+b6+"]:1"), fabric.UDP, 1))
 }
 
 func TestManyProbesAtOnce(t *testing.T) {
 	s := newSite(t)
-	space := open(t, s.a)
+	space := s.a
 	const n = 300
 	var wg sync.WaitGroup
 	missed := make(chan string, n)
 	for i := range n {
 		wg.Go(func() {
 			to := netip.AddrPortFrom(netip.MustParseAddr(b4), uint16(1000+i))
-			seen, cancel, err := s.observers.Expect("b", func() (*os.File, error) { return os.Open(s.b.Path()) }, "eth0", to, fabric.TCP, uint64(i))
+			seen, cancel, err := s.observers.Expect("b", func() (ns.NetNS, error) { return ns.GetNS(s.b.Path()) }, "eth0", to, fabric.TCP, uint64(i))
 			if err == nil {
 				defer cancel()
 				err = Send(space, netip.AddrPortFrom(netip.MustParseAddr(a4), 0), to, fabric.TCP, uint64(i))
@@ -174,7 +166,7 @@ func TestManyProbesAtOnce(t *testing.T) {
 func TestObserverEndsWithInterface(t *testing.T) {
 	s := newSite(t)
 	to := netip.MustParseAddrPort(b4 + ":1")
-	namespace := func() (*os.File, error) { return os.Open(s.b.Path()) }
+	namespace := func() (ns.NetNS, error) { return ns.GetNS(s.b.Path()) }
 	seen, cancel, err := s.observers.Expect("b", namespace, "eth0", to, fabric.TCP, 1)
 	must.NoError(t, err)
 	defer cancel()
@@ -265,7 +257,7 @@ func TestRequestAndListening(t *testing.T) {
 		}()
 		return nil
 	}))
-	from, at := open(t, s.a), open(t, s.b)
+	from, at := s.a, s.b
 	for _, tc := range []struct {
 		dst       string
 		protocol  fabric.Protocol

@@ -12,8 +12,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
-	"os"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
@@ -26,7 +26,7 @@ import (
 //
 // A packet that a route or filter of the sender refuses is no error: it is
 // sent, and will not be seen.
-func Send(namespace *os.File, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
+func Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
 	if src.Port() == 0 {
 		src = netip.AddrPortFrom(src.Addr(), uint16(32768+rand.IntN(28000)))
 	}
@@ -34,7 +34,7 @@ func Send(namespace *os.File, src, dst netip.AddrPort, protocol fabric.Protocol,
 	if err := p.check(); err != nil {
 		return err
 	}
-	err := enter(namespace, func() error { return sendRaw(p) })
+	err := namespace.Do(func(ns.NetNS) error { return sendRaw(p) })
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
 		return nil
 	}
@@ -67,9 +67,9 @@ func sendRaw(p packet) error {
 // flow came about. answered says whether the responder had anything to say: a
 // TCP service that does not speak HTTP may accept the flow and keep silent.
 // The context bounds it.
-func Request(ctx context.Context, namespace *os.File, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (answered bool, err error) {
+func Request(ctx context.Context, namespace ns.NetNS, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (answered bool, err error) {
 	var conn net.Conn
-	err = enter(namespace, func() error {
+	err = namespace.Do(func(ns.NetNS) error {
 		conn, err = new(net.Dialer).DialContext(ctx, protocol.String(), dst.String())
 		return err
 	})

@@ -11,8 +11,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/hashicorp/go-hclog"
-	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	wgdevice "golang.zx2c4.com/wireguard/device"
 
@@ -35,7 +36,7 @@ type runningDevice struct {
 	id        namespaceID
 	tun       *tunDevice
 	wireguard *wgdevice.Device
-	netlink   *netlink.Handle // in the interface's namespace
+	netlink   netlinksafe.Handle // in the interface's namespace
 	// relisten says that the UDP socket could not be opened: WireGuard has then
 	// forgotten the port and would take any.
 	relisten bool
@@ -81,7 +82,7 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 		if r.tun, err = openTUN(want.Name, want.MTU); err != nil {
 			return err
 		}
-		if r.netlink, err = netlink.NewHandle(); err != nil {
+		if r.netlink, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
 			return fmt.Errorf("open netlink: %w", err)
 		}
 		if reversePathFiltered() {
@@ -90,9 +91,7 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 		return setSysctls(want.Name)
 	})
 	if err != nil {
-		if r.netlink != nil {
-			r.netlink.Close()
-		}
+		r.netlink.Close()
 		if r.tun != nil {
 			r.tun.Close()
 		}

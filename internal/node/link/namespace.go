@@ -10,12 +10,12 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"sync/atomic"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/tun"
 )
@@ -24,44 +24,13 @@ import (
 // rtnetlink(7); 205 is not in iproute2's rt_protos).
 const routeProtocol = 205
 
-// inNamespace runs f on a thread of the network namespace at path, or in the
-// process's own for the empty path. f must not start goroutines that are to
-// be in that namespace.
+// inNamespace runs f on a thread of the network namespace at path, or of the process's own if path
+// is empty. Goroutines that f starts run in the process's own namespace.
 func inNamespace(path string, f func() error) error {
 	if path == "" {
 		return f()
 	}
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		own, err := netns.Get()
-		if err != nil {
-			runtime.UnlockOSThread()
-			result <- fmt.Errorf("open own network namespace: %w", err)
-			return
-		}
-		defer own.Close()
-		err = func() error {
-			target, err := netns.GetFromPath(path)
-			if err != nil {
-				return fmt.Errorf("open network namespace %s: %w", path, err)
-			}
-			defer target.Close()
-			if err := netns.Set(target); err != nil {
-				return fmt.Errorf("enter network namespace %s: %w", path, err)
-			}
-			return f()
-		}()
-		if back := netns.Set(own); back != nil {
-			// Still locked: the thread ends with this goroutine, and nothing
-			// else ever runs in the wrong namespace.
-			result <- errors.Join(err, fmt.Errorf("leave network namespace %s: %w", path, back))
-			return
-		}
-		runtime.UnlockOSThread()
-		result <- err
-	}()
-	return <-result
+	return ns.WithNetNSPath(path, func(ns.NetNS) error { return f() })
 }
 
 // namespaceID tells namespaces apart that had the same path one after another.
@@ -168,7 +137,7 @@ func setSysctls(name string) error {
 
 // setRoutes makes the routes of ours to the interface be exactly those to the
 // given prefixes with the given MTU.
-func setRoutes(nl *netlink.Handle, link netlink.Link, prefixes []netip.Prefix, mtu int) error {
+func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix, mtu int) error {
 	index := link.Attrs().Index
 	missing := make(map[netip.Prefix]bool, len(prefixes))
 	for _, p := range prefixes {

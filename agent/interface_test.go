@@ -1,0 +1,91 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netlink"
+
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+func TestRaiseLoopback(t *testing.T) {
+	testhost.RequireRoot(t)
+	space := newNamespace(t)
+	f, err := os.Open(space.Path())
+	must.NoError(t, err)
+	defer f.Close()
+	namespace, err := openNamespace(f)
+	must.NoError(t, err)
+	defer namespace.Close()
+	must.NoError(t, raiseLoopback(namespace))
+	must.NoError(t, space.Do(func(ns.NetNS) error {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		must.NoError(t, err)
+		defer l.Close()
+		c, err := net.Dial("tcp", l.Addr().String())
+		must.NoError(t, err)
+		return c.Close()
+	}))
+}
+
+func TestVeth(t *testing.T) {
+	testhost.RequireRoot(t)
+	node, workload := newNamespace(t), newNamespace(t)
+	v4, v6 := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd5f::2")
+	must.NoError(t, node.Do(func(ns.NetNS) error {
+		must.NoError(t, prepareNode())
+		for range 2 { // the second time there is something to replace
+			must.NoError(t, removeVeth("sif0123456789a"))
+			must.NoError(t, vacate("eth0", workload))
+			pair, err := makeVeth("sif0123456789a", "eth0", workload, 1376)
+			must.NoError(t, err)
+			must.NoError(t, pair.raiseHost(v4, v6))
+			must.NoError(t, pair.raiseWorkload("eth0", workload, v4, v6))
+			host, err := netlink.LinkByName(pair.host)
+			must.NoError(t, err)
+			must.Eq(t, 1376, host.Attrs().MTU)
+			must.Eq(t, pair.hostIndex, host.Attrs().Index)
+			must.Eq(t, pair.hostMAC, host.Attrs().HardwareAddr)
+		}
+		return nil
+	}))
+	must.NoError(t, workload.Do(func(ns.NetNS) error {
+		inside, err := netlink.LinkByName("eth0")
+		must.NoError(t, err)
+		must.Eq(t, 1376, inside.Attrs().MTU)
+		for _, l := range []struct{ network, address string }{{"udp4", "100.64.0.9:1"}, {"udp6", "[fd5f::9]:1"}} {
+			c, err := net.Dial(l.network, l.address)
+			must.NoError(t, err)
+			must.True(t, slices.Contains([]netip.Addr{v4, v6}, netip.MustParseAddrPort(c.LocalAddr().String()).Addr()))
+			must.NoError(t, c.Close())
+		}
+		return nil
+	}))
+	must.NoError(t, vacate("eth0", workload))
+	must.NoError(t, node.Do(func(ns.NetNS) error {
+		must.NoError(t, removeVeth("sif0123456789a"))
+		index, err := linkIndex("sif0123456789a")
+		must.Zero(t, index)
+		return err
+	}))
+}
+
+func newNamespace(t *testing.T) ns.NetNS {
+	namespace, err := testutils.NewNS()
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		must.NoError(t, namespace.Close())
+		must.NoError(t, testutils.UnmountNS(namespace))
+	})
+	return namespace
+}
