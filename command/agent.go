@@ -4,36 +4,34 @@
 package command
 
 import (
+	"context"
+	"flag"
+
 	"github.com/sif-project/sif/agent"
-	"github.com/sif-project/sif/internal/config"
 )
 
-// AgentCommand is `sif agent`: the daemon of a workload node.
-type AgentCommand struct{ Meta }
+// AgentCommand is sif agent, the daemon of a workload node.
+type AgentCommand struct{ configured }
 
 // Synopsis implements cli.Command.
 func (c *AgentCommand) Synopsis() string { return "Run the policy agent of a workload node" }
 
-// Help implements cli.Command.
-func (c *AgentCommand) Help() string {
-	return help(`
+func (c *AgentCommand) usage() string {
+	return `
 Usage: sif agent [options]
 
-  Runs the policy agent of a workload node. It attaches workloads to the fabric
-  on behalf of the CNI plugin, which it installs, programs eBPF for each of
-  them, requests their connectivity from the engines of its zone and answers
-  their DNS questions. It needs root.
+  Runs the policy agent of a workload node. The agent installs the CNI plugin
+  and attaches workloads to the fabric on its behalf: it loads eBPF programs for
+  each endpoint, requests connectivity from the engines of its zone, and answers
+  DNS queries. It must run as root.
 
-  SIGINT and SIGTERM stop it; what it enforces stays enforced, and the next
-  start takes it over. SIGHUP rereads the log level.
-
-Options:
-
-  -config=<path>  Configuration file. Default: /etc/sif/agent.hcl
-`)
+  SIGINT and SIGTERM stop the agent. Policy stays enforced while it is stopped,
+  and the next start takes it over. SIGHUP reloads the log level.
+`
 }
 
-// Run implements cli.Command.
-func (c *AgentCommand) Run(args []string) int {
-	return c.runConfigured(c.flagSet("agent"), config.RoleAgent, args, onNode(agent.Start))
+func (c *AgentCommand) options() []*flag.FlagSet { return []*flag.FlagSet{c.configOptions()} }
+
+func (c *AgentCommand) run(ctx context.Context, _ []string) error {
+	return serveNode(ctx, &c.configured, agent.Start)
 }

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"flag"
 	"strconv"
 
 	"github.com/hashicorp/go-hclog"
@@ -16,60 +17,63 @@ import (
 	"github.com/sif-project/sif/internal/version"
 )
 
-// ControllerCommand is `sif controller`: the policy controller.
-type ControllerCommand struct{ Meta }
+// ControllerCommand is sif controller, the policy controller.
+type ControllerCommand struct {
+	configured
+	history int
+}
 
 // Synopsis implements cli.Command.
 func (c *ControllerCommand) Synopsis() string { return "Run the policy controller" }
 
-// Help implements cli.Command.
-func (c *ControllerCommand) Help() string {
-	return help(`
+func (c *ControllerCommand) usage() string {
+	return `
 Usage: sif controller [options]
 
-  Runs the policy controller of a fabric: it compiles, signs and publishes
-  service graphs, gives nodes their address pools, and admits workloads after
-  asking Nomad. Consul, Vault and Nomad must have been set up for the fabric.
-  Of several controllers one leads.
+  Runs the policy controller of a fabric. The controller compiles, signs and
+  publishes service graphs, assigns address pools to nodes, and admits workloads
+  after checking them with Nomad. Consul, Vault and Nomad must have been set up
+  for the fabric. If several controllers run, one of them leads.
 
-  If Consul or Vault does not answer within 10 seconds, the controller ends
-  with an error and has changed nothing. SIGINT and SIGTERM stop it after the
-  calls under way. SIGHUP opens the audit log anew, as logrotate wants it, reads
-  the configuration file again and takes the tokens and the log level from it;
-  other changes need a restart.
+  The controller exits with an error if Consul or Vault does not answer within
+  10 seconds; it has changed nothing then. SIGINT and SIGTERM stop it after it
+  has finished the calls in progress. SIGHUP reopens the audit log, for
+  logrotate, and reloads the tokens and the log level from the configuration
+  file; other changes need a restart.
 
-  The data directory remembers the last signed revision. If the pointer in
-  Consul is then altered by hand, the controller refuses to build on it and
-  "sif status" says so. To recover, put the last one back, with a Consul token
-  that may write it:
+  The controller remembers the last signed revision in its data directory. If
+  somebody changes the pointer in Consul, the controller does not accept it, and
+  "sif status" reports that. To recover, write the last pointer back with a
+  Consul token that has write access:
 
-      consul kv put sif/v1/current @<data_dir>/revision/pointer.json
+      $ consul kv put sif/v1/current @<data_dir>/revision/pointer.json
 
-  An object that was altered or deleted is written again when the same graph
-  is applied once more.
-
-Options:
-
-  -config=<path>  Configuration file. Default: /etc/sif/controller.hcl
-
-  -history=<n>    How many revisions are kept, 1 to 10000. Overrides "history"
-                  in the configuration file. Default: 100
-`)
+  To restore an object that was changed or deleted, apply the same graph again.
+`
 }
 
-// Run implements cli.Command.
-func (c *ControllerCommand) Run(args []string) int {
-	history := 0
-	flags := c.flagSet("controller")
-	flags.Func("history", "", func(s string) (err error) {
-		if history, err = strconv.Atoi(s); err != nil {
-			return errors.New("not a number")
-		}
-		return config.CheckHistory(history)
-	})
-	return c.runConfigured(flags, config.RoleController, args,
-		func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error {
-			cfg.History = cmp.Or(history, cfg.History)
-			return controller.Serve(ctx, cfg, reload, version.Version, log)
+func (c *ControllerCommand) options() []*flag.FlagSet {
+	o := c.configOptions()
+	c.history = 0
+	o.Func("history", "The `number` of revisions to keep, from 1 to 10000. Overrides \"history\" of the configuration file. Default: 100",
+		func(s string) (err error) {
+			if c.history, err = strconv.Atoi(s); err != nil {
+				return errors.New("not a number")
+			}
+			return config.CheckHistory(c.history)
 		})
+	return []*flag.FlagSet{o}
+}
+
+func (c *ControllerCommand) run(ctx context.Context, _ []string) error {
+	reload := make(chan *config.Config)
+	return c.serveConfigured(ctx, func(ctx context.Context, changed *config.Config, _ hclog.Logger) {
+		select {
+		case reload <- changed: // nil as well: the audit log is reopened in any case
+		case <-ctx.Done():
+		}
+	}, func(ctx context.Context, cfg *config.Config, log hclog.Logger) error {
+		cfg.History = cmp.Or(c.history, cfg.History)
+		return controller.Serve(ctx, cfg, reload, version.Version, log)
+	})
 }

@@ -17,107 +17,101 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// serveFunc serves as a configuration says until ctx ends. What comes over
-// reload, at each SIGHUP, is the configuration as it was changed meanwhile, or
-// nil if it cannot be read.
-type serveFunc func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error
-
-// runConfigured is the body of the commands of daemons that have a
-// configuration file. flags may have options of the daemon's own.
-func (m *Meta) runConfigured(flags *flag.FlagSet, role config.Role, args []string, serve serveFunc) int {
-	path := flags.String("config", "/etc/sif/"+string(role)+".hcl", "")
-	if code, ok := m.parseOptions(flags, args); !ok {
-		return code
-	}
-	load := func() (*config.Config, error) {
-		cfg, err := config.Load(*path)
-		if err != nil {
-			return nil, err
-		}
-		return cfg, cfg.Require(role)
-	}
-	cfg, err := load()
-	if err != nil {
-		m.UI.Error(err.Error())
-		return 1
-	}
-	log := daemonLog(string(role), hclog.LevelFromString(cfg.LogLevel), cfg.LogJSON)
-	reload := make(chan *config.Config)
-	reread := func(ctx context.Context) {
-		again, err := load()
-		if err != nil {
-			log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
-			again = nil
-		}
-		select {
-		case reload <- again:
-		case <-ctx.Done():
-		}
-	}
-	return m.serve(string(role), log, reread, func(ctx context.Context) error { return serve(ctx, cfg, reload, log) })
-}
-
-// nodeDaemon is the daemon of a node, once it has started.
-type nodeDaemon interface {
-	Run(ctx context.Context) error
-}
-
-// onNode serves with the daemon of a node. Of a changed configuration that
-// takes the log level.
-func onNode[D nodeDaemon](start func(context.Context, *config.Config, hclog.Logger) (D, error)) serveFunc {
-	return func(ctx context.Context, cfg *config.Config, reload <-chan *config.Config, log hclog.Logger) error {
-		go func() {
-			for {
-				select {
-				case again := <-reload:
-					if again == nil {
-						continue
-					}
-					log.SetLevel(hclog.LevelFromString(again.LogLevel))
-					log.Info("configuration reloaded: the log level")
-				case <-ctx.Done():
-					return
-				}
-			}
-		}()
-		d, err := start(ctx, cfg, log)
-		if err != nil {
-			return err
-		}
-		log.Info("started")
-		if err := d.Run(ctx); err != nil && ctx.Err() == nil {
-			return err
-		}
-		return nil
-	}
-}
-
-// daemonLog is the log of a daemon: standard error.
-func daemonLog(name string, level hclog.Level, json bool) hclog.Logger {
-	return hclog.New(&hclog.LoggerOptions{Name: name, Level: level, JSONFormat: json, Output: os.Stderr})
-}
-
-// serve runs a daemon until SIGINT or SIGTERM, and calls reload at each SIGHUP.
-func (m *Meta) serve(name string, log hclog.Logger, reload func(context.Context), run func(context.Context) error) int {
-	ctx, stop := interruptible()
-	defer stop()
-	hup := make(chan os.Signal, 1)
-	signal.Notify(hup, syscall.SIGHUP)
-	defer signal.Stop(hup)
+// serve runs a daemon until SIGINT or SIGTERM ends ctx, and calls reload on each SIGHUP.
+func (m *Meta) serve(ctx context.Context, log hclog.Logger, reload func(context.Context), run func(context.Context) error) error {
+	signals := make(chan os.Signal, 1)
+	// SIGINT and SIGTERM are caught here too, so that a second one does not cut the shutdown short.
+	signal.Notify(signals, syscall.SIGHUP, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	go func() {
 		for {
 			select {
-			case <-hup:
-				reload(ctx)
+			case s := <-signals:
+				if s == syscall.SIGHUP {
+					reload(ctx)
+				}
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
 	if err := run(ctx); err != nil {
-		m.UI.Error(fmt.Sprintf("sif %s: %s", name, err))
-		return 1
+		return fmt.Errorf("running sif %s: %w", m.name, err)
 	}
 	log.Info("stopped")
-	return 0
+	return nil
+}
+
+// newLog returns the log of a daemon, on standard error.
+func (m *Meta) newLog(level hclog.Level, json bool) hclog.Logger {
+	return hclog.New(&hclog.LoggerOptions{Name: m.name, Level: level, JSONFormat: json, Output: os.Stderr})
+}
+
+// configured is a daemon with a configuration file. The name of the command is its role.
+type configured struct {
+	Meta
+	file string
+}
+
+// configOptions returns the options of the daemon.
+func (d *configured) configOptions() *flag.FlagSet {
+	o := newOptions("Options")
+	file := "/etc/sif/" + d.name + ".hcl"
+	o.StringVar(&d.file, "config", file, "The `path` to the configuration file. Default: "+file)
+	return o
+}
+
+func (d *configured) load() (*config.Config, error) {
+	cfg, err := config.Load(d.file)
+	if err == nil {
+		err = cfg.Require(config.Role(d.name))
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading the configuration: %w", err)
+	}
+	return cfg, nil
+}
+
+// serveConfigured runs the daemon as its configuration file says. On SIGHUP it reads the file again
+// and calls reload with it, or with nil if it is not valid.
+func (d *configured) serveConfigured(ctx context.Context, reload func(context.Context, *config.Config, hclog.Logger), run func(context.Context, *config.Config, hclog.Logger) error) error {
+	cfg, err := d.load()
+	if err != nil {
+		return err
+	}
+	log := d.newLog(hclog.LevelFromString(cfg.LogLevel), cfg.LogJSON)
+	return d.serve(ctx, log, func(ctx context.Context) {
+		changed, err := d.load()
+		if err != nil {
+			log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
+			changed = nil
+		}
+		reload(ctx, changed, log)
+	}, func(ctx context.Context) error { return run(ctx, cfg, log) })
+}
+
+// nodeDaemon is the daemon of a node, after its start.
+type nodeDaemon interface {
+	Run(ctx context.Context) error
+}
+
+// serveNode runs the daemon of a node. A SIGHUP changes its log level; everything else needs a
+// restart.
+func serveNode[D nodeDaemon](ctx context.Context, d *configured, start func(context.Context, *config.Config, hclog.Logger) (D, error)) error {
+	return d.serveConfigured(ctx, func(_ context.Context, changed *config.Config, log hclog.Logger) {
+		if changed != nil {
+			log.SetLevel(hclog.LevelFromString(changed.LogLevel))
+			log.Info("log level reloaded")
+		}
+	}, func(ctx context.Context, cfg *config.Config, log hclog.Logger) error {
+		daemon, err := start(ctx, cfg, log)
+		if err != nil {
+			return err
+		}
+		log.Info("started")
+		if err := daemon.Run(ctx); err != nil && ctx.Err() == nil {
+			return err
+		}
+		return nil
+	})
 }

@@ -26,7 +26,7 @@ func TestLinkCommandRefusesBadArguments(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			ui := cli.NewMockUi()
-			must.Eq(t, tc.code, (&LinkCommand{Meta{UI: ui}}).Run(tc.args))
+			must.Eq(t, tc.code, run(ui, "link", tc.args...))
 			must.StrContains(t, ui.ErrorWriter.String(), tc.want)
 		})
 	}
@@ -35,11 +35,7 @@ func TestLinkCommandRefusesBadArguments(t *testing.T) {
 func TestDaemonsRefuseBadArguments(t *testing.T) {
 	bad := filepath.Join(t.TempDir(), "bad.hcl")
 	must.NoError(t, os.WriteFile(bad, []byte("log_level = \"loud\"\n"), 0o600))
-	for role, run := range map[string]func(Meta, []string) int{
-		"controller": func(m Meta, args []string) int { return (&ControllerCommand{m}).Run(args) },
-		"engine":     func(m Meta, args []string) int { return (&EngineCommand{m}).Run(args) },
-		"agent":      func(m Meta, args []string) int { return (&AgentCommand{m}).Run(args) },
-	} {
+	for _, role := range []string{"controller", "engine", "agent"} {
 		for want, args := range map[string][]string{
 			"flag provided but not defined: -bogus":   {"-bogus"},
 			"takes no arguments, got [\"x\"]":         {"-config=" + bad, "x"},
@@ -48,7 +44,7 @@ func TestDaemonsRefuseBadArguments(t *testing.T) {
 			bad + ":1:1":                              {"-config=" + bad},
 		} {
 			ui := cli.NewMockUi()
-			must.Eq(t, 1, run(Meta{UI: ui}, args), must.Sprint(role, args))
+			must.Eq(t, 1, run(ui, role, args...), must.Sprint(role, args))
 			must.StrContains(t, ui.ErrorWriter.String(), want)
 		}
 	}

@@ -4,36 +4,34 @@
 package command
 
 import (
+	"context"
+	"flag"
+
 	"github.com/sif-project/sif/engine"
-	"github.com/sif-project/sif/internal/config"
 )
 
-// EngineCommand is `sif engine`: the daemon of a processor node.
-type EngineCommand struct{ Meta }
+// EngineCommand is sif engine, the daemon of a processor node.
+type EngineCommand struct{ configured }
 
 // Synopsis implements cli.Command.
 func (c *EngineCommand) Synopsis() string { return "Run the policy engine of a processor node" }
 
-// Help implements cli.Command.
-func (c *EngineCommand) Help() string {
-	return help(`
+func (c *EngineCommand) usage() string {
+	return `
 Usage: sif engine [options]
 
-  Runs the policy engine of a processor node. It validates the connectivity
-  requests of its zone's agents, programs the Open vSwitch bridge at the zone's
-  boundary, and carries requests to and from the engines of other zones. It
-  needs root and a running ovs-vswitchd.
+  Runs the policy engine of a processor node. The engine validates connectivity
+  requests of the agents in its zone, programs the Open vSwitch bridge at the
+  zone's boundary, and exchanges requests with the engines of other zones. It
+  must run as root, and ovs-vswitchd must be running.
 
-  SIGINT and SIGTERM stop it; what it enforces stays enforced, and the next
-  start takes it over. SIGHUP rereads the log level.
-
-Options:
-
-  -config=<path>  Configuration file. Default: /etc/sif/engine.hcl
-`)
+  SIGINT and SIGTERM stop the engine. Policy stays enforced while it is stopped,
+  and the next start takes it over. SIGHUP reloads the log level.
+`
 }
 
-// Run implements cli.Command.
-func (c *EngineCommand) Run(args []string) int {
-	return c.runConfigured(c.flagSet("engine"), config.RoleEngine, args, onNode(engine.Start))
+func (c *EngineCommand) options() []*flag.FlagSet { return []*flag.FlagSet{c.configOptions()} }
+
+func (c *EngineCommand) run(ctx context.Context, _ []string) error {
+	return serveNode(ctx, &c.configured, engine.Start)
 }

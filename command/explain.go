@@ -4,6 +4,8 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
 
@@ -14,117 +16,86 @@ import (
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// exitDropped is what `sif explain` exits with when the flow is not allowed.
-const exitDropped = 3
-
-// ExplainCommand is `sif explain`.
+// ExplainCommand is sif explain.
 type ExplainCommand struct {
 	Meta
 	anchor anchor
 }
 
 // Synopsis implements cli.Command.
-func (c *ExplainCommand) Synopsis() string {
-	return "Say whether a flow passes, why, and what each layer does"
-}
+func (c *ExplainCommand) Synopsis() string { return "Explain why a flow is allowed or dropped" }
 
-// Help implements cli.Command.
-func (c *ExplainCommand) Help() string {
-	return help(`
+func (c *ExplainCommand) usage() string {
+	return `
 Usage: sif explain [options] <src> <dst> <port>[/<protocol>]
 
-  Says whether <src> may open a flow to <dst>, and why: the contract and where
-  it is declared, roles requested, consent of other domains, expiry, audit
-  mode. For live endpoints it also has each data path on the way read back what
-  it holds about the flow: eBPF at the sender, the switch at each boundary of a
-  zone, eBPF at the receiver. Where declared and enforced differ, it says so
-  first.
+  Shows whether <src> may open a flow to <dst>, and why: the contract and where
+  it is declared, requested roles, consent of other domains, expiry, and audit
+  mode. If both are live endpoints, each data path on the way reads back what it
+  enforces for the flow: eBPF at the sender, the switch at each zone boundary,
+  and eBPF at the receiver. Differences between declared and enforced policy are
+  shown first.
 
-  <src> and <dst> are services or externals (domain/name), endpoints or
-  allocations by their ID or the beginning of it, or addresses. A service stands
-  for all its live endpoints. The protocol is tcp unless it is named; of icmp
-  and icmpv6, <port> is the type.
-
-  The token must be allowed to read the domains of both. The controller gives
-  the answer: sif verify is what takes nobody's word.
-
-  Exits with 0 if every flow is allowed, with 3 if one is dropped, with 2 if
-  declared and enforced differ, and with 1 if the question cannot be answered
-  or the signature of the revision is refused.
+  <src> and <dst> are each a service or an external (domain/name), the ID or an
+  ID prefix of an endpoint or allocation, or an address. A service stands for
+  all its live endpoints. The default protocol is tcp. For icmp and icmpv6,
+  <port> is the type.
 
       $ sif explain shop/web shop/db 5432
       $ sif explain 203.0.113.7 shop/web 443/tcp
       $ sif explain 4a2f shop/db 8/icmp
-`, `
-Explain Options:
 
-  -json
-    Print the answer in JSON.
-`, signatureOptions, controllerOptions)
+  The token must have read access to the domains of both. The controller
+  computes the answer; for a check that does not rely on the controller, run
+  sif verify.
+
+  The exit code is 0 if all flows are allowed, 3 if one is dropped, 2 if
+  declared and enforced policy differ, and 1 on an error or if the signature of
+  the revision is refused.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *ExplainCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
+func (c *ExplainCommand) options() []*flag.FlagSet {
+	o := newOptions("Explain Options")
+	c.jsonOption(o, "Print the answer in JSON.")
+	return []*flag.FlagSet{c.generalOptions(), o, c.anchor.options()}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *ExplainCommand) AutocompleteArgs() complete.Predictor { return complete.PredictAnything }
+func (c *ExplainCommand) arguments() arguments {
+	return arguments{min: 3, max: 3, words: "<src>, <dst> and <port>", predict: complete.PredictAnything}
+}
 
-// Run implements cli.Command.
-func (c *ExplainCommand) Run(args []string) int {
-	flags := c.flagSet("explain")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	c.anchor.flags(flags)
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
-	if flags.NArg() != 3 {
-		return c.usage("explain", "This command takes <src>, <dst> and <port>, got %q.", flags.Args())
-	}
-	q := api.Question{From: flags.Arg(0), To: flags.Arg(1)}
+func (c *ExplainCommand) run(ctx context.Context, args []string) error {
+	q := api.Question{From: args[0], To: args[1]}
 	var err error
-	if q.Protocol, q.Port, err = parsePort(flags.Arg(2)); err != nil {
-		return c.usage("explain", "%s", err)
+	if q.Protocol, q.Port, err = parsePort(args[2]); err != nil {
+		return usageError{err}
 	}
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	answer, err := client.Explain(ctx, q)
 	if err != nil {
-		return c.fail("explaining", err)
+		return fmt.Errorf("explaining the flow: %w", err)
 	}
 	f, err := c.anchor.check(ctx, answer.Signed, answer.Pointer)
-	if err != nil {
-		return c.fail("checking the signature", err)
+	if err := c.trusted(f, err, answer.Pointer.Sequence); err != nil {
+		return err
 	}
-	if f.State == signature.Refused {
-		c.tellSignature(f, answer.Pointer.Sequence)
-		return 1
+	if err := c.outputSigned(f, answer.Pointer.Sequence, struct {
+		signature.Finding
+		api.Explanation
+	}{f, answer}, func() string { return explainView(answer) }); err != nil {
+		return err
 	}
-	code := 0
 	switch {
 	case !answer.Agree:
-		code = exitDisagreement
+		return exitDisagreement
 	case !answer.Allowed:
-		code = exitDropped
+		return exitDropped
 	}
-	if c.json {
-		if failed := c.outputJSON(struct {
-			signature.Finding
-			api.Explanation
-		}{f, answer}); failed != 0 {
-			return failed
-		}
-		return code
-	}
-	c.UI.Output(explainView(answer))
-	c.tellSignature(f, answer.Pointer.Sequence)
-	return code
+	return nil
 }
 
 // parsePort parses "5432", "53/udp" or "8/icmp".
@@ -140,7 +111,7 @@ func parsePort(s string) (protocol fabric.Protocol, port uint16, err error) {
 	return protocol, port, err
 }
 
-// explainView shows an answer to people: first what is wrong.
+// explainView shows an answer to people, differences first.
 func explainView(a api.Explanation) string {
 	var b strings.Builder
 	for _, f := range a.Flows {

@@ -5,9 +5,10 @@ package command
 
 import (
 	"cmp"
+	"context"
 	"flag"
 	"fmt"
-	"strconv"
+	"slices"
 
 	"github.com/posener/complete"
 
@@ -16,167 +17,114 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// GraphApplyCommand is `sif graph apply`.
-type GraphApplyCommand struct{ Meta }
+// GraphApplyCommand is sif graph apply.
+type GraphApplyCommand struct {
+	Meta
+	change   graphChange
+	approved bool
+	sequence *uint64
+}
 
 // Synopsis implements cli.Command.
-func (c *GraphApplyCommand) Synopsis() string { return "Put a graph in force" }
+func (c *GraphApplyCommand) Synopsis() string { return "Apply a service graph or a plan" }
 
-// Help implements cli.Command.
-func (c *GraphApplyCommand) Help() string {
-	return help(`
+func (c *GraphApplyCommand) usage() string {
+	return `
 Usage: sif graph apply [options] [<path>...]
        sif graph apply [options] <plan>
 
-  Checks the graph that lies in files and directories (without a path, in the
-  current directory) and puts it in force. Each domain and guardrail in it
-  takes the place of the one of its name; others stay as they are. A graph with
-  a mistake changes nothing.
+  Validates the graph in the given files and directories, by default in the
+  current directory, and puts it in force. Each domain and each guardrail in it
+  replaces the one of the same name; all others stay as they are. If the graph
+  has an error, nothing is changed.
 
-  At a terminal it shows what that does and asks before it does it. When
-  standard input is no terminal it does not ask.
+  If standard input is a terminal, the command shows the plan and asks for
+  approval. Otherwise it applies the graph without asking.
 
-  A plan that sif graph plan -out wrote is applied without a question: just as
-  it was shown, or not at all if the graph was changed since.
+  A plan file of sif graph plan -out is applied without asking, exactly as it
+  was shown. If the graph has changed since the plan was made, the plan is
+  refused.
 
-  The exit code is 0 if the graph is in force, whether or not it changed
-  anything, and 1 if it is not.
-`, `
-Apply Options:
-
-  -auto-approve
-    Show what is done, but do not ask.
-
-  -check-sequence=<number>
-    Apply only if the graph in force has this sequence; 0 if there must not be
-    one yet. See sif graph show -json.
-
-  -json
-    Print the result in JSON; nothing is shown or asked before.
-`, changeOptions, variableOptions, controllerOptions)
+  The exit code is 0 if the graph is in force, whether or not it was changed,
+  and 1 if it is not.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphApplyCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(variablePredictions(changePredictions(complete.Flags{
-		"-auto-approve": complete.PredictNothing, "-check-sequence": complete.PredictAnything, "-json": complete.PredictNothing,
-	})))
+func (c *GraphApplyCommand) options() []*flag.FlagSet {
+	o := newOptions("Apply Options")
+	o.BoolVar(&c.approved, "auto-approve", false, "Show the plan, and apply it without asking.")
+	o.Func("check-sequence", "Apply only if the graph in force has this sequence `number`, or, for 0, if no graph was applied yet. "+
+		"See sif graph show -json.", optionalUint(&c.sequence))
+	c.jsonOption(o, "Print the result in JSON. No plan is shown and no approval is asked for.")
+	return slices.Concat([]*flag.FlagSet{c.generalOptions(), o}, c.change.options())
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphApplyCommand) AutocompleteArgs() complete.Predictor {
-	return complete.PredictOr(graphPaths, complete.PredictFiles("*"))
+func (c *GraphApplyCommand) arguments() arguments {
+	return arguments{max: -1, predict: complete.PredictOr(graphArguments.predict, complete.PredictFiles("*"))}
 }
 
-// Run implements cli.Command.
-func (c *GraphApplyCommand) Run(args []string) int {
-	var change graphChange
-	var cas *uint64
-	var approved bool
-	flags := c.flagSet("graph apply")
-	c.controllerFlags(flags)
-	c.variableFlags(flags)
-	c.jsonFlag(flags)
-	change.flags(flags)
-	flags.Func("check-sequence", "", optionalUint(&cas))
-	flags.BoolVar(&approved, "auto-approve", false, "")
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
+func (c *GraphApplyCommand) run(ctx context.Context, args []string) error {
 	var plan *api.Plan
-	if flags.NArg() == 1 {
+	if len(args) == 1 {
 		var err error
-		if plan, err = readPlan(flags.Arg(0)); err != nil {
-			return c.fail("reading the plan", err)
+		if plan, err = readPlan(args[0]); err != nil {
+			return err
 		}
 	}
 	var req api.GraphRequest
 	var sources []hcl.Source
 	if plan != nil {
-		if len(change.domains)+len(change.guardrails)+len(c.vars)+len(c.varFiles) > 0 {
-			return c.usage("graph apply", "A plan is applied as it is; it takes no variables and no removals.")
+		if c.change.fromFiles() {
+			return usagef("A plan is applied as it is: it takes no variables and no removals.")
 		}
 		req = plan.Apply()
-		req.Message = cmp.Or(change.message, req.Message)
+		req.Message = cmp.Or(c.change.message, req.Message)
 	} else {
-		var ok bool
-		if req, sources, ok = c.request(change, flags.Args()); !ok {
-			return 1
+		var err error
+		if req, sources, err = c.request(ctx, &c.change, args); err != nil {
+			return err
 		}
 	}
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
-	if plan == nil && !c.json && (approved || interactive()) {
+	if plan == nil && !c.json && (c.approved || interactive()) {
 		shown, err := client.Plan(ctx, req)
 		if err != nil {
-			return c.fail("planning the change", err)
+			return fmt.Errorf("planning the change: %w", err)
 		}
 		c.UI.Output(planText(shown))
 		if len(shown.Problems) == 0 {
-			if shown.Changed && !approved && !c.confirm("\nApply this?") {
-				return 1
+			if shown.Changed && !c.approved {
+				if err := c.confirm("\nApply this plan?"); err != nil {
+					return err
+				}
 			}
-			req = shown.Apply() // what was shown, and nothing else
+			req = shown.Apply() // exactly the plan that was shown
 		}
 	}
-	if cas != nil {
-		req.CAS = cas
+	if c.sequence != nil {
+		req.CAS = c.sequence
 	}
 	reply, err := client.Apply(ctx, req)
-	if c.refused(err, sources) {
-		return 1
-	}
 	if err != nil {
-		return c.fail("applying the graph", err)
+		return c.refused("applying the graph", err, sources)
 	}
-	if c.json {
-		return c.outputJSON(struct {
-			Sequence uint64           `json:"sequence"`
-			Root     string           `json:"root"`
-			Changed  bool             `json:"changed"`
-			Waiting  []fabric.Waiting `json:"waiting,omitempty"`
-		}{reply.Pointer.Sequence, reply.Pointer.Root.String(), reply.Changed, reply.Waiting})
-	}
-	if reply.Changed {
-		c.UI.Output(fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains, Guardrails: req.Guardrails}), reply.Pointer.Sequence))
-	} else {
-		c.UI.Output(fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence))
-	}
-	for _, w := range reply.Waiting {
-		if req.Domains[w.Contract.Domain] != nil {
-			for _, service := range w.For {
-				c.UI.Warn(fmt.Sprintf("Contract %s is not in force: it waits until domain %q accepts it for %s.", w.Contract, service.Domain, service))
-			}
+	result := struct {
+		Sequence uint64           `json:"sequence"`
+		Root     string           `json:"root"`
+		Changed  bool             `json:"changed"`
+		Waiting  []fabric.Waiting `json:"waiting,omitempty"`
+	}{reply.Pointer.Sequence, reply.Pointer.Root.String(), reply.Changed, reply.Waiting}
+	err = c.output(result, func() string {
+		if !reply.Changed {
+			return fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence)
 		}
+		return fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains, Guardrails: req.Guardrails}), reply.Pointer.Sequence)
+	})
+	if !c.json {
+		c.warnWaiting(reply.Waiting, req.Domains)
 	}
-	return 0
-}
-
-// optionalUint parses a flag into a number that is nil unless it was given.
-func optionalUint(p **uint64) func(string) error {
-	return func(s string) error {
-		n, err := strconv.ParseUint(s, 10, 64)
-		if err != nil {
-			return fmt.Errorf("%q is not a number", s)
-		}
-		*p = &n
-		return nil
-	}
-}
-
-var _ flag.Value = (*stringList)(nil)
-
-// stringList is a flag that may be given several times.
-type stringList []string
-
-func (l *stringList) String() string { return fmt.Sprint(*l) }
-
-// Set implements flag.Value.
-func (l *stringList) Set(s string) error {
-	*l = append(*l, s)
-	return nil
+	return err
 }

@@ -4,13 +4,13 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"os"
 
-	"github.com/posener/complete"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/api"
@@ -20,56 +20,42 @@ import (
 
 // graphChange is what the commands that change the graph have in common.
 type graphChange struct {
-	message    string
-	domains    stringList // to remove
-	guardrails stringList // to remove
+	variables
+	message          string
+	removeDomains    stringList
+	removeGuardrails stringList
 }
 
-// changeOptions is the help of the flags of graphChange.
-const changeOptions = `
-Change Options:
-
-  -message=<text>
-    Why the graph is changed, for the history and the audit log.
-
-  -remove-domain=<name>
-    Take a domain and its contracts out of the graph. May be given several
-    times; no file is read then unless a path is given.
-
-  -remove-guardrail=<name>
-    Take a guardrail out of the graph. May be given several times.
-`
-
-func (c *graphChange) flags(flags *flag.FlagSet) {
-	flags.StringVar(&c.message, "message", "", "")
-	flags.Var(&c.domains, "remove-domain", "")
-	flags.Var(&c.guardrails, "remove-guardrail", "")
+// options returns the sections of options of a change.
+func (c *graphChange) options() []*flag.FlagSet {
+	o := newOptions("Change Options")
+	o.StringVar(&c.message, "message", "", "A `message` that says why, for the history and the audit log.")
+	o.Var(&c.removeDomains, "remove-domain",
+		"The `name` of a domain to remove, with its contracts. May be given several times. Without a path, no file is read then.")
+	o.Var(&c.removeGuardrails, "remove-guardrail", "The `name` of a guardrail to remove. May be given several times.")
+	return []*flag.FlagSet{o, c.variables.options()}
 }
 
-// changePredictions completes the flags of graphChange.
-func changePredictions(more complete.Flags) complete.Flags {
-	more["-message"], more["-remove-domain"], more["-remove-guardrail"] = complete.PredictAnything, complete.PredictAnything, complete.PredictAnything
-	return more
+// fromFiles reports whether options were given that a plan does not take.
+func (c *graphChange) fromFiles() bool {
+	return len(c.removeDomains)+len(c.removeGuardrails)+len(c.settings)+len(c.paths) > 0
 }
 
-// request reads the graph at paths and returns the change that it makes. If it
-// is not ok, everything is said.
-func (m *Meta) request(c graphChange, paths []string) (req api.GraphRequest, sources []hcl.Source, ok bool) {
-	req = api.GraphRequest{Message: c.message, RemoveDomains: c.domains, RemoveGuardrails: c.guardrails}
-	if len(paths) == 0 && len(c.domains)+len(c.guardrails) > 0 {
-		return req, nil, true
+// request reads the graph at paths and returns the change to it. Diagnostics are shown.
+func (m *Meta) request(ctx context.Context, c *graphChange, paths []string) (api.GraphRequest, []hcl.Source, error) {
+	req := api.GraphRequest{Message: c.message, RemoveDomains: c.removeDomains, RemoveGuardrails: c.removeGuardrails}
+	if len(paths) == 0 && len(c.removeDomains)+len(c.removeGuardrails) > 0 {
+		return req, nil, nil
 	}
-	g, sources, diags := m.loadGraph(paths)
-	m.diagnose(diags)
-	if diags.HasErrors() {
-		return req, sources, false
+	g, sources, diags := loadGraph(ctx, &c.variables, paths)
+	if err := m.diagnose(diags); err != nil {
+		return req, sources, err
 	}
 	if len(g.Domains)+len(g.Guardrails) == 0 {
-		m.UI.Error("The files declare no domain and no guardrail; nothing was done.")
-		return req, sources, false
+		return req, sources, m.report("The files declare no domain and no guardrail. Nothing was changed.")
 	}
 	req.Domains, req.Guardrails, req.Files = g.Domains, g.Guardrails, digest(sources)
-	return req, sources, true
+	return req, sources, nil
 }
 
 // digest is the digest of the names and the contents of files.
@@ -85,16 +71,16 @@ func digest(sources []hcl.Source) fabric.Hash {
 	return fabric.NewObject(files).Hash
 }
 
-// readPlan reads a plan that sif graph plan -out wrote; nil if the file is
-// something else.
+// readPlan reads a plan that sif graph plan -out wrote. It returns nil if the file is not a plan: the
+// caller reads it as a graph then, and reports what is wrong with it.
 func readPlan(path string) (*api.Plan, error) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
-		return nil, nil // whoever reads graphs reports it
+		return nil, nil
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the plan: %w", err)
 	}
 	var mark struct {
 		Format *int         `json:"format"`
@@ -105,38 +91,37 @@ func readPlan(path string) (*api.Plan, error) {
 	}
 	plan := &api.Plan{}
 	if err := json.Unmarshal(data, plan); err != nil {
-		return nil, fmt.Errorf("decode the plan %s: %w", path, err)
+		return nil, fmt.Errorf("reading the plan: decode %s: %w", path, err)
 	}
 	if err := plan.Check(); err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("reading the plan: %s: %w", path, err)
 	}
 	return plan, nil
 }
 
-// refused reports what the controller refused, with the lines of the files.
-// If it is not about the graph, it returns false.
-func (m *Meta) refused(err error, sources []hcl.Source) bool {
+// refused returns the error of a change that failed. It shows the problems for which the controller
+// refused the change, with the lines of the files.
+func (m *Meta) refused(doing string, err error, sources []hcl.Source) error {
 	var e *api.Error
 	if !errors.As(err, &e) || len(e.Details.Problems) == 0 {
-		return false
+		return fmt.Errorf("%s: %w", doing, err)
 	}
 	m.UI.Error("The controller refused the change: " + e.Message)
-	m.diagnose(hcl.FromProblems(e.Details.Problems, sources...))
-	return true
+	_ = m.diagnose(hcl.FromProblems(e.Details.Problems, sources...))
+	return errReported
 }
 
-// interactive reports whether a person can be asked.
+// interactive reports whether standard input is a terminal.
 func interactive() bool {
 	_, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
 	return err == nil
 }
 
-// confirm asks whether to go on.
-func (m *Meta) confirm(question string) bool {
-	answer, err := m.UI.Ask(question + "\nOnly 'yes' is taken for a yes:")
+// confirm asks the user whether to go on.
+func (m *Meta) confirm(question string) error {
+	answer, err := m.UI.Ask(question + "\nOnly 'yes' is accepted:")
 	if err != nil || answer != "yes" {
-		m.UI.Error("Nothing was changed.")
-		return false
+		return m.report("Nothing was changed.")
 	}
-	return true
+	return nil
 }

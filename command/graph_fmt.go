@@ -5,88 +5,77 @@ package command
 
 import (
 	"bytes"
-	"io"
+	"context"
+	"flag"
+	"fmt"
 	"os"
+	"slices"
 	"strings"
-
-	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/hcl"
 )
 
-// GraphFmtCommand is `sif graph fmt`.
-type GraphFmtCommand struct{ Meta }
+// GraphFmtCommand is sif graph fmt.
+type GraphFmtCommand struct {
+	Meta
+	check, write bool
+}
 
 // Synopsis implements cli.Command.
-func (c *GraphFmtCommand) Synopsis() string { return "Bring graph files into canonical layout" }
+func (c *GraphFmtCommand) Synopsis() string { return "Rewrite graph files in canonical format" }
 
-// Help implements cli.Command.
-func (c *GraphFmtCommand) Help() string {
-	return help(`
+func (c *GraphFmtCommand) usage() string {
+	return `
 Usage: sif graph fmt [options] [<path>...]
 
-  Rewrites files of HCL in the canonical layout and prints the names of those
-  that changed. A path is a file, or a directory whose *.sif.hcl files are
-  meant; without a path it is the current directory. If the path is "-",
-  standard input is formatted to standard output.
+  Rewrites HCL files in canonical format, and prints the names of the files that
+  changed. A path is a file, or a directory in which all *.sif.hcl files are
+  formatted; the default is the current directory. If the path is "-", standard
+  input is formatted to standard output.
 
-  The exit code is 0 on success, 1 if a file cannot be formatted, or if -check
-  finds files that are not in canonical layout.
-`, `
-Fmt Options:
-
-  -check
-    Change nothing; print the names of the files that would change.
-
-  -write=<bool>
-    Write the result back to the file. With -write=false it goes to standard
-    output. Default: true
-`)
+  The exit code is 0 on success, and 1 if a file cannot be formatted or -check
+  finds a file that is not in canonical format.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphFmtCommand) AutocompleteFlags() complete.Flags {
-	return complete.Flags{"-check": complete.PredictNothing, "-write": complete.PredictSet("true", "false")}
+func (c *GraphFmtCommand) options() []*flag.FlagSet {
+	o := newOptions("Fmt Options")
+	o.BoolVar(&c.check, "check", false, "Print the names of the files that would change, and change nothing.")
+	o.BoolVar(&c.write, "write", true, "Write the result to the files; otherwise, to standard output. Default: true")
+	return []*flag.FlagSet{o}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphFmtCommand) AutocompleteArgs() complete.Predictor { return graphPaths }
+func (c *GraphFmtCommand) arguments() arguments { return graphArguments }
 
-// Run implements cli.Command.
-func (c *GraphFmtCommand) Run(args []string) int {
-	var check, write bool
-	flags := c.flagSet("graph fmt")
-	flags.BoolVar(&check, "check", false, "")
-	flags.BoolVar(&write, "write", true, "")
-	if code, ok := c.parse(flags, args); !ok {
-		return code
+func (c *GraphFmtCommand) run(ctx context.Context, paths []string) error {
+	if slices.Equal(paths, []string{"-"}) {
+		source, err := readSource(ctx, "-")
+		if err != nil {
+			return fmt.Errorf("reading standard input: %w", err)
+		}
+		c.write = false
+		return c.format(source)
 	}
-	paths := flags.Args()
 	if len(paths) == 0 {
 		paths = []string{"."}
 	}
-	if len(paths) == 1 && paths[0] == "-" {
-		data, err := io.ReadAll(os.Stdin)
-		if err != nil {
-			return c.fail("reading standard input", err)
-		}
-		return c.format(hcl.Source{Name: "<stdin>", Data: data}, check, false)
-	}
 	sources, err := hcl.ReadSources(paths...)
 	if err != nil {
-		return c.fail("reading files", err)
+		return fmt.Errorf("reading files: %w", err)
 	}
-	code := 0
+	var failed error
 	for _, s := range sources {
 		if strings.HasSuffix(s.Name, ".json") && !named(s.Name, paths) {
-			continue // a directory's JSON has no layout of ours
+			continue // JSON has no canonical format; a directory may contain it
 		}
-		code = max(code, c.format(s, check, write))
+		if err := c.format(s); err != nil {
+			failed = err
+		}
 	}
-	return code
+	return failed
 }
 
-// named reports whether the user named the file itself.
+// named reports whether one of paths is the file itself, not a directory that contains it.
 func named(name string, paths []string) bool {
 	for _, p := range paths {
 		if info, err := os.Stat(p); err == nil && !info.IsDir() {
@@ -98,25 +87,25 @@ func named(name string, paths []string) bool {
 	return false
 }
 
-func (c *GraphFmtCommand) format(s hcl.Source, check, write bool) int {
+// format formats a file, and shows what is wrong with it.
+func (c *GraphFmtCommand) format(s hcl.Source) error {
 	out, diags := hcl.Format(s)
-	c.diagnose(diags)
-	if diags.HasErrors() {
-		return 1
+	if err := c.diagnose(diags); err != nil {
+		return err
 	}
 	changed := !bytes.Equal(out, s.Data)
 	switch {
-	case check && changed:
+	case c.check && changed:
 		c.UI.Output(s.Name)
-		return 1
-	case check:
-	case !write:
+		return errReported
+	case c.check:
+	case !c.write:
 		c.UI.Output(strings.TrimSuffix(string(out), "\n"))
 	case changed:
 		if err := os.WriteFile(s.Name, out, 0o644); err != nil {
-			return c.fail("writing the formatted file", err)
+			return c.report("Error writing the formatted file: %s", err)
 		}
 		c.UI.Output(s.Name)
 	}
-	return 0
+	return nil
 }

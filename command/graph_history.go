@@ -4,103 +4,79 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
-	"text/tabwriter"
 	"time"
 
-	"github.com/posener/complete"
-
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// GraphHistoryCommand is `sif graph history`.
+// GraphHistoryCommand is sif graph history.
 type GraphHistoryCommand struct {
 	Meta
 	anchor anchor
 }
 
 // Synopsis implements cli.Command.
-func (c *GraphHistoryCommand) Synopsis() string { return "List the revisions that are kept" }
+func (c *GraphHistoryCommand) Synopsis() string { return "List the kept revisions of the graph" }
 
-// Help implements cli.Command.
-func (c *GraphHistoryCommand) Help() string {
-	return help(`
+func (c *GraphHistoryCommand) usage() string {
+	return `
 Usage: sif graph history [options]
 
-  Lists the revisions of the graph that are kept, the newest first: who applied
-  them, when and why. Each entry names the one before by its hash, and the
-  newest is named by the signed pointer, so none can be altered or left out.
-  This is checked if public keys are given, and then nothing is listed that
-  does not verify.
-`, `
-History Options:
+  Lists the kept revisions of the graph, newest first: who applied them, when
+  and why. Each entry contains the hash of the entry before it, and the signed
+  pointer contains the hash of the newest, so that entries cannot be changed or
+  left out. If public keys are given, the command verifies this, and lists
+  nothing that fails verification.
 
-  -json
-    Print the history in JSON, with the digests of the files.
-`, signatureOptions, controllerOptions)
+  The exit code is 0 on success, and 1 on an error or if verification fails.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphHistoryCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
+func (c *GraphHistoryCommand) options() []*flag.FlagSet {
+	o := newOptions("History Options")
+	c.jsonOption(o, "Print the history in JSON, with the digests of the files.")
+	return []*flag.FlagSet{c.generalOptions(), o, c.anchor.options()}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphHistoryCommand) AutocompleteArgs() complete.Predictor { return complete.PredictNothing }
-
-// Run implements cli.Command.
-func (c *GraphHistoryCommand) Run(args []string) int {
-	flags := c.flagSet("graph history")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	c.anchor.flags(flags)
-	if code, ok := c.parseOptions(flags, args); !ok {
-		return code
-	}
+func (c *GraphHistoryCommand) run(ctx context.Context, _ []string) error {
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	history, err := client.History(ctx)
 	if err != nil {
-		return c.fail("reading the history", err)
+		return fmt.Errorf("reading the history: %w", err)
 	}
 	f, err := c.anchor.checkHistory(ctx, history)
-	if err != nil {
-		return c.fail("checking the signature", err)
+	if err := c.trusted(f, err, history.Pointer.Sequence); err != nil {
+		return err
 	}
-	if f.State == signature.Refused {
-		c.tellSignature(f, history.Pointer.Sequence)
-		return 1
+	if len(history.Changes) == 0 && !c.json {
+		c.UI.Warn(noGraph)
+		return nil
 	}
-	if c.json {
-		return c.outputJSON(struct {
-			signature.Finding
-			api.History
-		}{f, history})
-	}
-	if len(history.Changes) == 0 {
-		c.UI.Error("No graph has been applied yet.")
-		return 0
-	}
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "REVISION\tTIME\tROOT\tAUTHOR\tMESSAGE")
-	for _, h := range history.Changes {
+	return c.outputSigned(f, history.Pointer.Sequence, struct {
+		signature.Finding
+		api.History
+	}{f, history}, func() string { return historyText(history.Changes) })
+}
+
+func historyText(changes []fabric.Change) string {
+	rows := [][]string{{"Revision", "Time", "Root", "Author", "Message"}}
+	for _, h := range changes {
 		message := strings.Join(strings.Fields(h.Message), " ")
 		if h.Rollback > 0 {
 			message = strings.TrimSpace(fmt.Sprintf("(rollback to %d) %s", h.Rollback, message))
 		}
-		fmt.Fprintf(w, "%d\t%s\t%s\t%s\t%s\n", h.Sequence, h.Time.UTC().Format(time.RFC3339), h.Root.String()[:12], h.Author, message)
+		rows = append(rows, []string{fmt.Sprint(h.Sequence), h.Time.UTC().Format(time.RFC3339), fmt.Sprintf("%.12s", h.Root), h.Author, message})
 	}
-	w.Flush()
-	for line := range strings.Lines(b.String()) {
-		c.UI.Output(strings.TrimRight(line, " \n"))
-	}
-	c.tellSignature(f, history.Pointer.Sequence)
-	return 0
+	var b strings.Builder
+	table(&b, rows)
+	return b.String()
 }

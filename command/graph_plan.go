@@ -4,115 +4,91 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"os"
-
-	"github.com/posener/complete"
+	"slices"
 
 	"github.com/sif-project/sif/hcl"
 )
 
-// GraphPlanCommand is `sif graph plan`.
-type GraphPlanCommand struct{ Meta }
+// GraphPlanCommand is sif graph plan.
+type GraphPlanCommand struct {
+	Meta
+	change   graphChange
+	out      string
+	detailed bool
+}
 
 // Synopsis implements cli.Command.
-func (c *GraphPlanCommand) Synopsis() string { return "Show what applying a graph would do" }
+func (c *GraphPlanCommand) Synopsis() string {
+	return "Show what applying a service graph would change"
+}
 
-// Help implements cli.Command.
-func (c *GraphPlanCommand) Help() string {
-	return help(`
+func (c *GraphPlanCommand) usage() string {
+	return `
 Usage: sif graph plan [options] [<path>...]
 
-  Shows what sif graph apply would do with the graph that lies in files and
-  directories (without a path, in the current directory): which service gains
-  or loses which other on which ports and by which contract, what begins to
-  wait for another domain's consent, the live endpoints that this touches, the
-  connections that nodes last reported and that would be cut, and the
-  guardrails and mistakes that stand against it. Nothing is changed.
+  Shows what sif graph apply would change for the graph in the given files and
+  directories, by default in the current directory: which services gain or lose
+  reachability, on which ports and by which contract; which contracts would wait
+  for another domain's consent; which live endpoints are affected; which
+  reported connections would be cut; and the errors and guardrails for which the
+  graph would be refused. The command changes nothing.
 
-  The exit code is 0 unless there is an error or applying would be refused,
-  which is 1. With -detailed-exitcode it is 2 if applying would make another
-  revision; one that only moves lines or words descriptions otherwise is one.
-`, `
-Plan Options:
-
-  -out=<path>
-    Write the plan to a file, for sif graph apply to apply just that.
-
-  -detailed-exitcode
-    0: nothing would change; 1: error; 2: something would change.
-
-  -json
-    Print the plan in JSON.
-`, changeOptions, variableOptions, controllerOptions)
+  The exit code is 0 if the graph can be applied, and 1 on an error or if it
+  would be refused. With -detailed-exitcode it is 2 if applying would make a new
+  revision, even one that differs only in descriptions or in positions in files.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphPlanCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(variablePredictions(changePredictions(complete.Flags{
-		"-out": complete.PredictFiles("*"), "-detailed-exitcode": complete.PredictNothing, "-json": complete.PredictNothing,
-	})))
+func (c *GraphPlanCommand) options() []*flag.FlagSet {
+	o := newOptions("Plan Options")
+	o.BoolVar(&c.detailed, "detailed-exitcode", false, "Exit with 0 if nothing would change, 1 on an error, 2 if something would change.")
+	c.jsonOption(o, "Print the plan in JSON.")
+	o.StringVar(&c.out, "out", "", "The `path` to which the plan is written. sif graph apply applies exactly that plan.")
+	return slices.Concat([]*flag.FlagSet{c.generalOptions(), o}, c.change.options())
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphPlanCommand) AutocompleteArgs() complete.Predictor { return graphPaths }
+func (c *GraphPlanCommand) arguments() arguments { return graphArguments }
 
-// Run implements cli.Command.
-func (c *GraphPlanCommand) Run(args []string) int {
-	var change graphChange
-	var out string
-	var detailed bool
-	flags := c.flagSet("graph plan")
-	c.controllerFlags(flags)
-	c.variableFlags(flags)
-	c.jsonFlag(flags)
-	change.flags(flags)
-	flags.StringVar(&out, "out", "", "")
-	flags.BoolVar(&detailed, "detailed-exitcode", false, "")
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
-	req, sources, ok := c.request(change, flags.Args())
-	if !ok {
-		return 1
+func (c *GraphPlanCommand) run(ctx context.Context, paths []string) error {
+	req, sources, err := c.request(ctx, &c.change, paths)
+	if err != nil {
+		return err
 	}
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	plan, err := client.Plan(ctx, req)
 	if err != nil {
-		return c.fail("planning the change", err)
+		return fmt.Errorf("planning the change: %w", err)
 	}
-	if c.json {
-		if code := c.outputJSON(plan); code != 0 {
-			return code
-		}
-	} else {
-		c.UI.Output(planText(plan))
+	if err := c.output(plan, func() string { return planText(plan) }); err != nil {
+		return err
 	}
 	if len(plan.Problems) > 0 {
-		c.UI.Error("This stands against the plan; applying it would be refused:")
-		c.diagnose(hcl.FromProblems(plan.Problems, sources...))
-		return 1
+		c.UI.Error("The plan cannot be applied. The controller would refuse it:")
+		_ = c.diagnose(hcl.FromProblems(plan.Problems, sources...))
+		return errReported
 	}
-	if out != "" {
+	if c.out != "" {
 		data, err := json.MarshalIndent(plan, "", "  ")
 		if err != nil {
-			return c.fail("encoding the plan", err)
+			return fmt.Errorf("encoding the plan: %w", err)
 		}
-		if err := os.WriteFile(out, append(data, '\n'), 0o600); err != nil {
-			return c.fail("writing the plan", err)
+		if err := os.WriteFile(c.out, append(data, '\n'), 0o600); err != nil {
+			return fmt.Errorf("writing the plan: %w", err)
 		}
 		if !c.json {
-			c.UI.Output(fmt.Sprintf("\nThe plan is in %s. Apply just this:\n\n    sif graph apply %s", out, out))
+			c.UI.Output(fmt.Sprintf("\nSaved the plan to %s. To apply exactly this plan, run:\n\n    sif graph apply %s", c.out, c.out))
 		}
 	}
-	if detailed && plan.Changed {
-		return 2
+	if c.detailed && plan.Changed {
+		return exitChanges
 	}
-	return 0
+	return nil
 }

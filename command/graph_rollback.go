@@ -4,6 +4,8 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
 
@@ -12,100 +14,75 @@ import (
 	"github.com/sif-project/sif/api"
 )
 
-// GraphRollbackCommand is `sif graph rollback`.
-type GraphRollbackCommand struct{ Meta }
+// GraphRollbackCommand is sif graph rollback.
+type GraphRollbackCommand struct {
+	Meta
+	message  string
+	approved bool
+}
 
 // Synopsis implements cli.Command.
-func (c *GraphRollbackCommand) Synopsis() string { return "Put an old revision in force again" }
+func (c *GraphRollbackCommand) Synopsis() string { return "Roll back to a kept revision of the graph" }
 
-// Help implements cli.Command.
-func (c *GraphRollbackCommand) Help() string {
-	return help(`
+func (c *GraphRollbackCommand) usage() string {
+	return `
 Usage: sif graph rollback [options] <revision>
 
-  Puts the graph of a kept revision in force again, all domains and guardrails,
-  under a new sequence. Only operators may do this.
+  Applies the graph of a kept revision again, with all its domains and
+  guardrails, as a new revision. The token must be an operator's.
 
-  At a terminal it shows what that does and asks before it does it. When
-  standard input is no terminal it does not ask.
-`, `
-Rollback Options:
+  If standard input is a terminal, the command shows what would change and asks
+  for approval. Otherwise it rolls back without asking.
 
-  -auto-approve
-    Show what is done, but do not ask.
-
-  -message=<text>
-    Why, for the history and the audit log.
-
-  -json
-    Print the result in JSON; nothing is shown or asked before.
-`, controllerOptions)
+  The exit code is 0 if the graph of the revision is in force, and 1 if it is
+  not.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphRollbackCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{
-		"-auto-approve": complete.PredictNothing, "-message": complete.PredictAnything, "-json": complete.PredictNothing,
-	})
+func (c *GraphRollbackCommand) options() []*flag.FlagSet {
+	o := newOptions("Rollback Options")
+	o.BoolVar(&c.approved, "auto-approve", false, "Show what would change, and roll back without asking.")
+	c.jsonOption(o, "Print the result in JSON. Nothing is shown before, and no approval is asked for.")
+	o.StringVar(&c.message, "message", "", "A `message` that says why, for the history and the audit log.")
+	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphRollbackCommand) AutocompleteArgs() complete.Predictor { return complete.PredictAnything }
+func (c *GraphRollbackCommand) arguments() arguments {
+	return arguments{min: 1, max: 1, words: "one argument: <revision>", predict: complete.PredictAnything}
+}
 
-// Run implements cli.Command.
-func (c *GraphRollbackCommand) Run(args []string) int {
-	var req api.RollbackRequest
-	var approved bool
-	flags := c.flagSet("graph rollback")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	flags.StringVar(&req.Message, "message", "", "")
-	flags.BoolVar(&approved, "auto-approve", false, "")
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
-	if flags.NArg() != 1 {
-		return c.usage("graph rollback", "One revision is needed.")
-	}
-	var err error
-	if req.Revision, err = parseRevision(flags.Arg(0)); err != nil {
-		return c.usage("graph rollback", "%s", err)
+func (c *GraphRollbackCommand) run(ctx context.Context, args []string) error {
+	revision, err := parseRevision(args[0])
+	if err != nil {
+		return err
 	}
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
-	if !c.json && (approved || interactive()) {
+	req := api.RollbackRequest{Revision: revision, Message: c.message}
+	if !c.json && (c.approved || interactive()) {
 		req.DryRun = true
 		shown, err := client.Rollback(ctx, req)
-		if c.refused(err, nil) {
-			return 1
-		}
 		if err != nil {
-			return c.fail("planning the rollback", err)
+			return c.refused("planning the rollback", err, nil)
 		}
-		c.UI.Output(fmt.Sprintf("From revision %d back to %d:\n%s", shown.Pointer.Sequence, req.Revision, strings.TrimSuffix(deltaText(shown.Delta), "\n")))
-		if shown.Changed && !approved && !c.confirm("\nRoll back?") {
-			return 1
+		c.UI.Output(fmt.Sprintf("From revision %d back to %d:\n%s", shown.Pointer.Sequence, revision, strings.TrimSuffix(deltaText(shown.Delta), "\n")))
+		if shown.Changed && !c.approved {
+			if err := c.confirm("\nRoll back?"); err != nil {
+				return err
+			}
 		}
 		req.DryRun, req.CAS = false, &shown.Pointer.Sequence
 	}
 	reply, err := client.Rollback(ctx, req)
-	if c.refused(err, nil) {
-		return 1
-	}
 	if err != nil {
-		return c.fail("rolling back", err)
+		return c.refused("rolling back", err, nil)
 	}
-	if c.json {
-		return c.outputJSON(reply)
-	}
-	if reply.Changed {
-		c.UI.Output(fmt.Sprintf("Revision %d is in force again. The graph has sequence %d.", req.Revision, reply.Pointer.Sequence))
-	} else {
-		c.UI.Output(fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence))
-	}
-	return 0
+	return c.output(reply, func() string {
+		if !reply.Changed {
+			return fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence)
+		}
+		return fmt.Sprintf("Revision %d is in force again. The graph has sequence %d.", revision, reply.Pointer.Sequence)
+	})
 }

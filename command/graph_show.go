@@ -4,6 +4,8 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
 
@@ -15,7 +17,10 @@ import (
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// GraphShowCommand is `sif graph show`.
+// noGraph is the message of a fabric without a graph.
+const noGraph = "No graph has been applied yet."
+
+// GraphShowCommand is sif graph show.
 type GraphShowCommand struct {
 	Meta
 	anchor anchor
@@ -24,103 +29,79 @@ type GraphShowCommand struct {
 // Synopsis implements cli.Command.
 func (c *GraphShowCommand) Synopsis() string { return "Print the graph in force" }
 
-// Help implements cli.Command.
-func (c *GraphShowCommand) Help() string {
-	return help(`
+func (c *GraphShowCommand) usage() string {
+	return `
 Usage: sif graph show [options] [<revision>] [<domain>...]
 
-  Prints the graph in force, or that of a kept revision, in HCL: all of it or
-  the named domains. The output can be applied again. Contracts that wait for
-  another domain's consent are named on standard error. If public keys are
-  given, nothing is printed that is not what the fabric signed; of a graph that
-  the token may read in part, only the signature is checked.
-`, `
-Show Options:
+  Prints the graph in force, or the graph of a kept revision, in HCL: all of it
+  or the named domains. The output can be applied again. Contracts that wait for
+  another domain's consent are listed on standard error.
 
-  -json
-    Print the graph and its pointer in JSON.
-`, signatureOptions, controllerOptions)
+  If public keys are given, the command verifies that the fabric signed the
+  graph, and prints nothing that fails verification. If the token can read only
+  part of the graph, only the signature of the revision is verified.
+
+  The exit code is 0 on success, and 1 on an error or if verification fails.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphShowCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
+func (c *GraphShowCommand) options() []*flag.FlagSet {
+	o := newOptions("Show Options")
+	c.jsonOption(o, "Print the graph and its pointer in JSON.")
+	return []*flag.FlagSet{c.generalOptions(), o, c.anchor.options()}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphShowCommand) AutocompleteArgs() complete.Predictor { return complete.PredictAnything }
+func (c *GraphShowCommand) arguments() arguments {
+	return arguments{max: -1, predict: complete.PredictAnything}
+}
 
-// Run implements cli.Command.
-func (c *GraphShowCommand) Run(args []string) int {
-	flags := c.flagSet("graph show")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	c.anchor.flags(flags)
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
+func (c *GraphShowCommand) run(ctx context.Context, args []string) error {
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
-	names := flags.Args()
 	var reply api.GraphReply
-	if len(names) > 0 && strings.Trim(names[0], "0123456789") == "" {
+	domains := args
+	if len(args) > 0 && strings.Trim(args[0], "0123456789") == "" {
 		var sequence uint64
-		if sequence, err = parseRevision(names[0]); err != nil {
-			return c.usage("graph show", "%s", err)
+		if sequence, err = parseRevision(args[0]); err != nil {
+			return err
 		}
-		names = names[1:]
+		domains = args[1:]
 		reply, err = client.GraphAt(ctx, sequence)
 	} else {
 		reply, err = client.Graph(ctx)
 	}
 	if err != nil {
-		return c.fail("reading the graph", err)
+		return fmt.Errorf("reading the graph: %w", err)
 	}
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
 	}
 	f, err := c.anchor.checkGraph(ctx, client, reply)
-	if err != nil {
-		return c.fail("checking the signature", err)
+	if err := c.trusted(f, err, reply.Pointer.Sequence); err != nil {
+		return err
 	}
-	if f.State == signature.Refused {
-		c.tellSignature(f, reply.Pointer.Sequence)
-		return 1
-	}
-	if len(names) > 0 {
+	if len(domains) > 0 {
 		some := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-		for _, name := range names {
+		for _, name := range domains {
 			d := reply.Graph.Domains[name]
 			if d == nil {
-				c.UI.Error(fmt.Sprintf("The graph has no domain %q, or the token may not read it.", name))
-				return 1
+				return c.report("The graph has no domain %q, or the token may not read it.", name)
 			}
 			some.Domains[name] = d
 		}
 		reply.Graph = some
 	}
-	if c.json {
-		return c.outputJSON(struct {
-			signature.Finding
-			api.GraphReply
-		}{f, reply})
-	}
-	if reply.Pointer.Sequence == 0 {
-		c.UI.Error("No graph has been applied yet.")
-		return 0
-	}
-	for _, w := range reply.Waiting {
-		if reply.Graph.Domains[w.Contract.Domain] != nil {
-			for _, service := range w.For {
-				c.UI.Error(fmt.Sprintf("Contract %s is not in force: it waits until domain %q accepts it for %s.", w.Contract, service.Domain, service))
-			}
+	if !c.json {
+		if reply.Pointer.Sequence == 0 {
+			c.UI.Warn(noGraph)
+			return nil
 		}
+		c.warnWaiting(reply.Waiting, reply.Graph.Domains)
 	}
-	c.UI.Output(strings.TrimSuffix(string(hcl.EncodeGraph(reply.Graph)), "\n"))
-	c.tellSignature(f, reply.Pointer.Sequence)
-	return 0
+	return c.outputSigned(f, reply.Pointer.Sequence, struct {
+		signature.Finding
+		api.GraphReply
+	}{f, reply}, func() string { return string(hcl.EncodeGraph(reply.Graph)) })
 }

@@ -4,94 +4,61 @@
 package command
 
 import (
-	"fmt"
-	"strings"
+	"context"
+	"flag"
 
-	"github.com/posener/complete"
-
-	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 )
 
-// GraphValidateCommand is `sif graph validate`.
-type GraphValidateCommand struct{ Meta }
+// GraphValidateCommand is sif graph validate.
+type GraphValidateCommand struct {
+	Meta
+	variables variables
+}
 
 // Synopsis implements cli.Command.
-func (c *GraphValidateCommand) Synopsis() string { return "Check graph files" }
+func (c *GraphValidateCommand) Synopsis() string { return "Check the files of a service graph" }
 
-// Help implements cli.Command.
-func (c *GraphValidateCommand) Help() string {
-	return help(`
+func (c *GraphValidateCommand) usage() string {
+	return `
 Usage: sif graph validate [options] [<path>...]
 
-  Checks the graph that lies in files and directories; without a path, in the
-  current directory. It needs no fabric.
+  Checks the graph in the given files and directories, by default in the current
+  directory. It does not contact the controller.
 
-  The exit code is 0 if the graph is valid, 1 if it is not.
-`, `
-Validate Options:
-
-  -json
-    Print the result in JSON.
-`, variableOptions)
+  The exit code is 0 if the graph is valid, and 1 if it is not.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *GraphValidateCommand) AutocompleteFlags() complete.Flags {
-	return variablePredictions(complete.Flags{"-json": complete.PredictNothing})
+func (c *GraphValidateCommand) options() []*flag.FlagSet {
+	o := newOptions("Validate Options")
+	c.jsonOption(o, "Print the result in JSON.")
+	return []*flag.FlagSet{o, c.variables.options()}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *GraphValidateCommand) AutocompleteArgs() complete.Predictor { return graphPaths }
+func (c *GraphValidateCommand) arguments() arguments { return graphArguments }
 
-// Run implements cli.Command.
-func (c *GraphValidateCommand) Run(args []string) int {
-	flags := c.flagSet("graph validate")
-	c.variableFlags(flags)
-	c.jsonFlag(flags)
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
-	g, _, diags := c.loadGraph(flags.Args())
-	code := 0
+func (c *GraphValidateCommand) run(ctx context.Context, paths []string) error {
+	g, _, diags := loadGraph(ctx, &c.variables, paths)
+	var invalid error
 	if diags.HasErrors() {
-		code = 1
+		invalid = errReported
 	}
-	if c.json {
-		if diags == nil {
-			diags = hcl.Diagnostics{}
+	if !c.json {
+		_ = c.diagnose(diags)
+		if invalid == nil {
+			c.UI.Output("The graph is valid: " + summary(g) + ".")
 		}
-		return max(code, c.outputJSON(struct {
-			Valid       bool            `json:"valid"`
-			Diagnostics hcl.Diagnostics `json:"diagnostics"`
-		}{code == 0, diags}))
+		return invalid
 	}
-	c.diagnose(diags)
-	if code == 0 {
-		c.UI.Output("The graph is valid: " + summary(g) + ".")
+	if diags == nil {
+		diags = hcl.Diagnostics{}
 	}
-	return code
-}
-
-func summary(g *fabric.Graph) string {
-	services, contracts := 0, 0
-	for _, d := range g.Domains {
-		services += len(d.Services)
-		contracts += len(d.Contracts)
+	if err := c.output(struct {
+		Valid       bool            `json:"valid"`
+		Diagnostics hcl.Diagnostics `json:"diagnostics"`
+	}{invalid == nil, diags}, nil); err != nil {
+		return err
 	}
-	var parts []string
-	if len(g.Domains) > 0 || len(g.Guardrails) == 0 {
-		parts = append(parts, count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
-	}
-	if len(g.Guardrails) > 0 {
-		parts = append(parts, count(len(g.Guardrails), "guardrail"))
-	}
-	return strings.Join(parts, ", ")
-}
-
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
+	return invalid
 }

@@ -4,12 +4,11 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
-	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -23,15 +22,14 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// graphCheckTimeout bounds how long a job command waits for the controller,
-// without which it can do its work.
+// graphCheckTimeout limits how long a job command waits for the controller, which it can do without.
 const graphCheckTimeout = 5 * time.Second
 
 // jobMeta is what the job commands have in common.
 type jobMeta struct {
 	Meta
-
-	nomadConfig *nomad.Config
+	variables variables
+	nomad     *nomad.Config
 }
 
 // job is a job file on its way to Nomad.
@@ -40,133 +38,92 @@ type job struct {
 	variables string // for Nomad's parser
 	spec      *hcl.Job
 	parsed    *nomad.Job
-	namespace string // that it runs in
+	namespace string // in which Nomad runs the job
 	client    *nomad.Client
 }
 
-const jobOptions = `
-Job Options:
-
-  -var 'key=value'
-    Value of a variable of the job file; may be given several times.
-
-  -var-file=<path>
-    File of variables in HCL, or in JSON if it ends in .json; may be given
-    several times. Later files override earlier ones, -var overrides files.
-
-  -namespace=<namespace>
-    Nomad namespace of a job whose file does not name one. Overrides
-    NOMAD_NAMESPACE.
-
-  -region=<region>
-    Nomad region of a job whose file does not name one. Overrides NOMAD_REGION.
-
-  -nomad-address=<addr>
-    Address of Nomad. Overrides NOMAD_ADDR. Nomad's other environment variables,
-    such as NOMAD_TOKEN and NOMAD_CACERT, hold too.
-`
-
-func (m *jobMeta) jobFlags(flags *flag.FlagSet) {
-	m.controllerFlags(flags)
-	m.nomadConfig = nomad.DefaultConfig()
-	m.variableFlags(flags)
-	flags.StringVar(&m.nomadConfig.Namespace, "namespace", m.nomadConfig.Namespace, "")
-	flags.StringVar(&m.nomadConfig.Region, "region", m.nomadConfig.Region, "")
-	flags.StringVar(&m.nomadConfig.Address, "nomad-address", m.nomadConfig.Address, "")
+// jobOptions returns the sections of options of all job commands.
+func (m *jobMeta) jobOptions() []*flag.FlagSet {
+	m.nomad = nomad.DefaultConfig()
+	o := newOptions("Job Options")
+	m.variables.add(o, "Set a variable of the job file, as `name=value`. May be given several times.",
+		"The `path` to a file with values of variables, in HCL, or in JSON if its name ends in .json. May be given several times: "+
+			"later files override earlier ones, and -var overrides files.")
+	o.StringVar(&m.nomad.Namespace, "namespace", m.nomad.Namespace,
+		"The Nomad `namespace` of a job whose file does not name one. Overrides NOMAD_NAMESPACE.")
+	o.StringVar(&m.nomad.Region, "region", m.nomad.Region,
+		"The Nomad `region` of a job whose file does not name one. Overrides NOMAD_REGION.")
+	o.StringVar(&m.nomad.Address, "nomad-address", m.nomad.Address,
+		"The `address` of Nomad. Overrides NOMAD_ADDR. Nomad's other environment variables, such as NOMAD_TOKEN and NOMAD_CACERT, apply.")
+	return []*flag.FlagSet{m.generalOptions(), o}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (m *jobMeta) AutocompleteArgs() complete.Predictor { return complete.PredictFiles("*.hcl") }
-
-func jobPredictions(more complete.Flags) complete.Flags {
-	flags := controllerPredictions(complete.Flags{
-		"-var": complete.PredictAnything, "-var-file": complete.PredictFiles("*"), "-namespace": complete.PredictAnything,
-		"-region": complete.PredictAnything, "-nomad-address": complete.PredictAnything,
-	})
-	for name, p := range more {
-		flags[name] = p
-	}
-	return flags
+func (m *jobMeta) arguments() arguments {
+	return arguments{min: 1, max: 1, words: "one argument: <path>", predict: complete.PredictFiles("*.hcl")}
 }
 
-// read reads the one job file that the arguments name and rewrites it. Like
-// the steps that follow it says itself what is wrong.
-func (m *jobMeta) read(flags *flag.FlagSet) (*job, bool) {
-	if flags.NArg() != 1 {
-		m.usage(flags.Name(), "This command takes one argument: <path>")
-		return nil, false
-	}
+// read reads a job file and rewrites its stanzas as plain Nomad.
+func (m *jobMeta) read(ctx context.Context, path string) (*job, error) {
 	j := &job{}
 	var err error
-	if j.source, err = readFile(flags.Arg(0)); err != nil {
-		m.fail("reading the job", err)
-		return nil, false
+	if j.source, err = readSource(ctx, path); err != nil {
+		return nil, fmt.Errorf("reading the job: %w", err)
 	}
-	var files []hcl.Source
-	for _, name := range m.varFiles {
-		f, err := readFile(name)
-		if err != nil {
-			m.fail("reading variables", err)
-			return nil, false
-		}
-		files = append(files, f)
+	files, err := m.variables.files(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("reading values of variables: %w", err)
 	}
 	var diags hcl.Diagnostics
 	j.spec, diags = hcl.ExtractConnectivity(j.source)
-	m.diagnose(diags)
-	if diags.HasErrors() {
-		return nil, false
+	if err := m.diagnose(diags); err != nil {
+		return nil, err
 	}
-	j.variables, diags = hcl.JobVariables(j.source, files, m.vars)
-	m.diagnose(diags)
-	return j, !diags.HasErrors()
+	j.variables, diags = hcl.JobVariables(j.source, files, m.variables.settings)
+	return j, m.diagnose(diags)
 }
 
-func readFile(name string) (hcl.Source, error) {
-	if name == "-" {
-		data, err := io.ReadAll(os.Stdin)
-		return hcl.Source{Name: "<stdin>", Data: data}, err
-	}
-	data, err := os.ReadFile(name)
-	return hcl.Source{Name: name, Data: data}, err
-}
-
-// parse has Nomad parse the rewritten job.
-func (m *jobMeta) parseJob(j *job) bool {
-	client, err := nomad.NewClient(m.nomadConfig)
+// parse sends the rewritten job to Nomad's parser.
+func (m *jobMeta) parse(ctx context.Context, j *job) error {
+	client, err := nomad.NewClient(m.nomad)
 	if err != nil {
-		m.fail("reaching Nomad", err)
-		return false
+		return fmt.Errorf("reaching Nomad: %w", err)
 	}
-	j.client = client
-	j.parsed, err = client.Jobs().ParseHCLOpts(&nomad.JobsParseRequest{JobHCL: string(j.spec.Plain), Variables: j.variables})
+	j.client, j.parsed = client, &nomad.Job{}
+	// Jobs().ParseHCLOpts takes no context.
+	_, err = client.Raw().Write("/v1/jobs/parse", &nomad.JobsParseRequest{JobHCL: string(j.spec.Plain), Variables: j.variables}, j.parsed, writeOptions(ctx))
 	if err != nil {
-		m.fail("parsing the job", j.explain(err))
-		return false
+		return fmt.Errorf("parsing the job: %w", j.explain(err))
 	}
-	j.namespace = m.nomadConfig.Namespace
+	j.namespace = m.nomad.Namespace
 	if j.parsed.Namespace != nil {
 		j.namespace = *j.parsed.Namespace
 	}
-	if j.namespace == "" {
-		j.namespace = nomad.DefaultNamespace
-	}
+	j.namespace = cmp.Or(j.namespace, nomad.DefaultNamespace)
 	client.SetNamespace(j.namespace)
 	if j.parsed.Region != nil {
 		client.SetRegion(*j.parsed.Region)
 	}
 	if j.parsed.ID == nil {
-		m.fail("parsing the job", errors.New("the file holds no job block"))
-		return false
+		return errors.New("parsing the job: the file has no job block")
 	}
-	return true
+	return nil
 }
 
-// nomadPlace is how Nomad's parser names a place in what it was sent.
+func writeOptions(ctx context.Context) *nomad.WriteOptions {
+	return (&nomad.WriteOptions{}).WithContext(ctx)
+}
+
+// warn shows the warnings of a reply of Nomad.
+func (m *jobMeta) warn(warnings string) {
+	if warnings != "" {
+		m.UI.Warn("Job Warnings:\n" + warnings)
+	}
+}
+
+// nomadPlace matches how Nomad's parser names a position in its input.
 var nomadPlace = regexp.MustCompile(`input\.hcl:(\d+),(\d+)(-\d+(,\d+)?)?`)
 
-// explain turns an error of Nomad's API into what it says, with places in the
-// job file as it was written.
+// explain returns the message of an error of Nomad's API, with positions in the original job file.
 func (j *job) explain(err error) error {
 	var resp nomad.UnexpectedResponseError
 	if !errors.As(err, &resp) || !resp.HasBody() {
@@ -183,28 +140,26 @@ func (j *job) explain(err error) error {
 			return fmt.Sprintf("%s:%d:%s", j.source.Name, j.spec.Line(line), part[2])
 		})
 	}
-	return fmt.Errorf("nomad answers %d: %s", resp.StatusCode(), text)
+	return fmt.Errorf("nomad answered %d: %s", resp.StatusCode(), text)
 }
 
-// checkGraph checks the job's stanzas against the graph in force. A controller
-// that does not answer is a warning: it will check the stanzas itself when the
-// workloads start.
-func (m *jobMeta) checkGraph(ctx context.Context, j *job) bool {
+// checkGraph checks the stanzas of a job against the graph in force. If the controller does not
+// answer, it warns: the controller checks the stanzas again when the workloads start.
+func (m *jobMeta) checkGraph(ctx context.Context, j *job) error {
 	if len(j.spec.Stanzas) == 0 {
 		m.UI.Warn("Warning: the job has no connectivity stanza, so it is handed to Nomad as it is.")
-		return true
+		return nil
 	}
 	ctx, stop := context.WithTimeout(ctx, graphCheckTimeout)
 	defer stop()
 	client, err := m.client()
 	if err != nil {
-		m.fail("reaching the controller", err)
-		return false
+		return err
 	}
 	reply, err := client.Graph(ctx)
 	if err != nil {
 		m.UI.Warn(fmt.Sprintf("Warning: the connectivity stanzas were not checked against the graph in force: %s", err))
-		return true
+		return nil
 	}
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
@@ -219,11 +174,10 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) bool {
 			diags = append(diags, s.Check(applied, j.workload(g), time.Now())...)
 		}
 	}
-	m.diagnose(diags)
-	return !diags.HasErrors()
+	return m.diagnose(diags)
 }
 
-// workload is what the scheduler will attest of a group's allocations.
+// workload returns what the scheduler will attest for the allocations of a group.
 func (j *job) workload(g *nomad.TaskGroup) fabric.Workload {
 	w := fabric.Workload{Namespace: j.namespace, Job: *j.parsed.ID, Group: *g.Name}
 	services := slices.Clone(g.Services)

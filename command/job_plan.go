@@ -4,80 +4,64 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
 
 	nomad "github.com/hashicorp/nomad/api"
-	"github.com/posener/complete"
 )
 
-// exitPlanFailed is the exit code of a plan that could not be made; 1 says that
-// the plan changes something.
-const exitPlanFailed = 255
-
-// JobPlanCommand is `sif job plan`.
-type JobPlanCommand struct{ jobMeta }
+// JobPlanCommand is sif job plan.
+type JobPlanCommand struct {
+	jobMeta
+	diff bool
+}
 
 // Synopsis implements cli.Command.
-func (c *JobPlanCommand) Synopsis() string { return "Show what running a job would do" }
+func (c *JobPlanCommand) Synopsis() string { return "Show what running a job would change" }
 
-// Help implements cli.Command.
-func (c *JobPlanCommand) Help() string {
-	return help(`
+func (c *JobPlanCommand) usage() string {
+	return `
 Usage: sif job plan [options] <path>
 
-  Turns the connectivity stanzas of a Nomad job file into plain Nomad, checks
-  them against the graph in force if the controller answers, and has Nomad
-  tell what registering the job would change. It changes nothing. If the path is
-  "-", the job file is read from standard input.
+  Rewrites the connectivity stanzas of a Nomad job file as plain Nomad, checks
+  them against the graph in force if the controller answers, and shows the plan
+  that Nomad's scheduler makes for the job. The command changes nothing. If the
+  path is "-", the job file is read from standard input.
 
   The exit code is 0 if no allocation would be created or destroyed, 1 if some
-  would, and 255 if the plan could not be made.
-`, `
-Plan Options:
-
-  -diff=<bool>
-    Show the difference to the job that runs. Default: true
-`, jobOptions, controllerOptions)
+  would, and 255 on an error.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *JobPlanCommand) AutocompleteFlags() complete.Flags {
-	return jobPredictions(complete.Flags{"-diff": complete.PredictSet("true", "false")})
+func (c *JobPlanCommand) options() []*flag.FlagSet {
+	o := newOptions("Plan Options")
+	o.BoolVar(&c.diff, "diff", true, "Show the difference to the job that is registered. Default: true")
+	return append(c.jobOptions(), o)
 }
 
-// Run implements cli.Command.
-func (c *JobPlanCommand) Run(args []string) int {
-	diff := true
-	flags := c.flagSet("job plan")
-	c.jobFlags(flags)
-	flags.BoolVar(&diff, "diff", true, "")
-	if code, ok := c.parse(flags, args); !ok {
-		if code == 1 {
-			code = exitPlanFailed
-		}
-		return code
-	}
-	j, ok := c.read(flags)
-	if !ok || !c.parseJob(j) {
-		return exitPlanFailed
-	}
-	ctx, stop := interruptible()
-	defer stop()
-	if !c.checkGraph(ctx, j) {
-		return exitPlanFailed
-	}
-	resp, _, err := j.client.Jobs().Plan(j.parsed, diff, nil)
+func (c *JobPlanCommand) failure() exitCode { return exitPlanFailed }
+
+func (c *JobPlanCommand) run(ctx context.Context, args []string) error {
+	j, err := c.read(ctx, args[0])
 	if err != nil {
-		c.fail("planning the job", j.explain(err))
-		return exitPlanFailed
+		return err
 	}
-	if resp.Warnings != "" {
-		c.UI.Warn("Job Warnings:\n" + resp.Warnings)
+	if err := c.parse(ctx, j); err != nil {
+		return err
 	}
-	if diff && resp.Diff != nil {
+	if err := c.checkGraph(ctx, j); err != nil {
+		return err
+	}
+	resp, _, err := j.client.Jobs().Plan(j.parsed, c.diff, writeOptions(ctx))
+	if err != nil {
+		return fmt.Errorf("planning the job: %w", j.explain(err))
+	}
+	c.warn(resp.Warnings)
+	if c.diff && resp.Diff != nil {
 		c.UI.Output(strings.Join(diffJob(resp.Diff), "\n") + "\n")
 	}
 	if len(resp.FailedTGAllocs) == 0 {
@@ -87,24 +71,27 @@ func (c *JobPlanCommand) Run(args []string) int {
 			c.UI.Output(line)
 		}
 	}
-	c.UI.Output(fmt.Sprintf("\nJob Modify Index: %d\nTo register just this version of the job, run:\n\n  sif job run -check-index=%d %s",
-		resp.JobModifyIndex, resp.JobModifyIndex, strings.Join(c.again(flags.Arg(0)), " ")))
-	return planCode(resp)
+	c.UI.Output(fmt.Sprintf("\nJob Modify Index: %d\nTo register exactly this version of the job, run:\n\n  sif job run -check-index=%d %s",
+		resp.JobModifyIndex, resp.JobModifyIndex, strings.Join(c.again(args[0]), " ")))
+	if changesAllocations(resp) {
+		return exitJobChanges
+	}
+	return nil
 }
 
-// again is the arguments that lead to the same job.
+// again returns the arguments of sif job run for the same job.
 func (c *JobPlanCommand) again(path string) []string {
 	var args []string
-	for _, f := range c.varFiles {
+	for _, f := range c.variables.paths {
 		args = append(args, "-var-file="+quote(f))
 	}
-	for _, v := range c.vars {
+	for _, v := range c.variables.settings {
 		args = append(args, "-var "+quote(v))
 	}
 	return append(args, quote(path))
 }
 
-// quote quotes an argument for the shell if need be.
+// quote quotes an argument for the shell if it needs to be.
 func quote(s string) string {
 	if strings.ContainsFunc(s, func(r rune) bool { return strings.ContainsRune(" \t\n'\"\\$`*?[]{}()<>|&;!#~", r) }) {
 		return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
@@ -112,28 +99,29 @@ func quote(s string) string {
 	return s
 }
 
-func planCode(resp *nomad.JobPlanResponse) int {
+// changesAllocations reports whether a plan would create or destroy allocations.
+func changesAllocations(resp *nomad.JobPlanResponse) bool {
 	if resp.Annotations == nil {
-		return 0
+		return false
 	}
 	for _, u := range resp.Annotations.DesiredTGUpdates {
 		if u.Stop+u.Place+u.Migrate+u.DestructiveUpdate+u.Canary > 0 {
-			return 1
+			return true
 		}
 	}
-	return 0
+	return false
 }
 
 const edited = "Edited"
 
-// diffSigns mark what is added, deleted and edited.
+// diffSigns are the marks of the types of a difference.
 var diffSigns = map[string]string{"Added": "+", "Deleted": "-", edited: "+/-"}
 
-// diffJob shows a difference as lines, what stays the same left out.
+// diffJob formats a difference as lines, without what stays the same.
 func diffJob(d *nomad.JobDiff) []string {
 	w := &diffWriter{}
 	w.line(0, d.Type, "Job: %q", d.ID)
-	if d.Type == edited { // what is new or gone as a whole needs no details
+	if d.Type == edited { // an added or deleted job is not listed field by field
 		w.fields(1, d.Fields)
 		w.objects(1, d.Objects)
 	}

@@ -4,104 +4,84 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
 
 	nomad "github.com/hashicorp/nomad/api"
-	"github.com/posener/complete"
 )
 
-// JobRunCommand is `sif job run`.
-type JobRunCommand struct{ jobMeta }
+// JobRunCommand is sif job run.
+type JobRunCommand struct {
+	jobMeta
+	index          *uint64
+	detach, output bool
+}
 
 // Synopsis implements cli.Command.
-func (c *JobRunCommand) Synopsis() string { return "Run a job or update a running one" }
+func (c *JobRunCommand) Synopsis() string { return "Run a new job or update an existing job" }
 
-// Help implements cli.Command.
-func (c *JobRunCommand) Help() string {
-	return help(`
+func (c *JobRunCommand) usage() string {
+	return `
 Usage: sif job run [options] <path>
 
-  Turns the connectivity stanzas of a Nomad job file into plain Nomad, checks
+  Rewrites the connectivity stanzas of a Nomad job file as plain Nomad, checks
   them against the graph in force if the controller answers, registers the job,
-  and follows it until its deployment is healthy, or, for a job without
+  and monitors it until its deployment is healthy or, for a job without
   deployments, until its allocations are placed. If the path is "-", the job
   file is read from standard input.
 
-  The job may be left alone at any time with Ctrl-C; it runs on.
+  Ctrl-C ends the monitoring; the job continues to run.
 
-  The exit code is 0 on success, 2 if not all allocations could be placed, and
-  1 for any other failure, an unhealthy deployment among them.
-`, `
-Run Options:
-
-  -check-index=<index>
-    Register the job only if its modify index is still this one, as shown by
-    sif job plan; 0 if it must not exist yet.
-
-  -detach
-    Return when the job is registered, with the ID of its evaluation.
-
-  -output
-    Print the job file as plain Nomad understands it, and do nothing else.
-`, jobOptions, controllerOptions)
+  The exit code is 0 on success, 2 if not all allocations could be placed, and 1
+  on any other error, including a failed deployment.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *JobRunCommand) AutocompleteFlags() complete.Flags {
-	return jobPredictions(complete.Flags{
-		"-check-index": complete.PredictAnything, "-detach": complete.PredictNothing, "-output": complete.PredictNothing,
-	})
+func (c *JobRunCommand) options() []*flag.FlagSet {
+	o := newOptions("Run Options")
+	o.Func("check-index", "Register the job only if its modify `index`, as shown by sif job plan, is this one; for 0, only if the job does not exist.",
+		optionalUint(&c.index))
+	o.BoolVar(&c.detach, "detach", false, "Return when the job is registered, and print the ID of the evaluation.")
+	o.BoolVar(&c.output, "output", false, "Print the job file as plain Nomad, without submitting it.")
+	return append(c.jobOptions(), o)
 }
 
-// Run implements cli.Command.
-func (c *JobRunCommand) Run(args []string) int {
-	var (
-		index          *uint64
-		detach, output bool
-	)
-	flags := c.flagSet("job run")
-	c.jobFlags(flags)
-	flags.Func("check-index", "", optionalUint(&index))
-	flags.BoolVar(&detach, "detach", false, "")
-	flags.BoolVar(&output, "output", false, "")
-	if code, ok := c.parse(flags, args); !ok {
-		return code
+func (c *JobRunCommand) run(ctx context.Context, args []string) error {
+	j, err := c.read(ctx, args[0])
+	if err != nil {
+		return err
 	}
-	j, ok := c.read(flags)
-	if !ok {
-		return 1
-	}
-	if output {
+	if c.output {
 		c.UI.Output(strings.TrimSuffix(string(j.spec.Plain), "\n"))
-		return 0
+		return nil
 	}
-	ctx, stop := interruptible()
-	defer stop()
-	if !c.parseJob(j) || !c.checkGraph(ctx, j) {
-		return 1
+	if err := c.parse(ctx, j); err != nil {
+		return err
+	}
+	if err := c.checkGraph(ctx, j); err != nil {
+		return err
 	}
 	opts := &nomad.RegisterOptions{Submission: &nomad.JobSubmission{
-		// What Nomad's own commands and pages can parse again.
+		// The rewritten file, which Nomad's own commands and web UI can parse.
 		Source: string(j.spec.Plain), Format: "hcl2", Variables: j.variables,
 	}}
-	if index != nil {
-		opts.EnforceIndex, opts.ModifyIndex = true, *index
+	if c.index != nil {
+		opts.EnforceIndex, opts.ModifyIndex = true, *c.index
 	}
-	resp, _, err := j.client.Jobs().RegisterOpts(j.parsed, opts, nil)
+	resp, _, err := j.client.Jobs().RegisterOpts(j.parsed, opts, writeOptions(ctx))
 	if err != nil {
-		return c.fail("registering the job", j.explain(err))
+		return fmt.Errorf("registering the job: %w", j.explain(err))
 	}
-	if resp.Warnings != "" {
-		c.UI.Warn("Job Warnings:\n" + resp.Warnings)
-	}
-	if detach || resp.EvalID == "" { // a periodic or parameterized job starts nothing by itself
+	c.warn(resp.Warnings)
+	if c.detach || resp.EvalID == "" { // a periodic or parameterized job has no evaluation of its own
 		c.UI.Output(fmt.Sprintf("Job %q is registered in namespace %q.", *j.parsed.ID, j.namespace))
 		if resp.EvalID != "" {
 			c.UI.Output("Evaluation ID: " + resp.EvalID)
 		}
-		return 0
+		return nil
 	}
-	f := &follower{ui: c.UI, nomad: j.client, allocs: map[string]string{}}
-	return f.evaluation(ctx, resp.EvalID)
+	m := &monitor{Meta: &c.Meta, nomad: j.client, allocs: map[string]string{}}
+	return m.evaluation(ctx, resp.EvalID)
 }

@@ -77,9 +77,8 @@ func nomadUnderstands(t *testing.T) {
 func demoJobsAreValid(t *testing.T) {
 	for _, path := range glob(t, "../jobs/*/*.nomad.hcl") {
 		ui := cli.NewMockUi()
-		c := &JobValidateCommand{jobMeta{Meta: Meta{UI: ui}}}
 		// The graphs and jobs are checked against each other in package jobs.
-		must.Eq(t, 0, c.Run([]string{"-address=https://127.0.0.1:1", path}), must.Sprint(path, ui.ErrorWriter.String()))
+		must.Eq(t, 0, run(ui, "job validate", "-address=https://127.0.0.1:1", path), must.Sprint(path, ui.ErrorWriter.String()))
 	}
 }
 

@@ -4,60 +4,57 @@
 package command
 
 import (
+	"context"
 	"errors"
-
-	"github.com/posener/complete"
+	"flag"
+	"fmt"
 )
 
-// JobValidateCommand is `sif job validate`.
+// JobValidateCommand is sif job validate.
 type JobValidateCommand struct{ jobMeta }
 
 // Synopsis implements cli.Command.
-func (c *JobValidateCommand) Synopsis() string { return "Check a job" }
+func (c *JobValidateCommand) Synopsis() string { return "Check a job file" }
 
-// Help implements cli.Command.
-func (c *JobValidateCommand) Help() string {
-	return help(`
+func (c *JobValidateCommand) usage() string {
+	return `
 Usage: sif job validate [options] <path>
 
-  Checks a Nomad job file with connectivity stanzas: the stanzas themselves,
-  the rest with Nomad, and, if the controller answers, the stanzas against the
-  graph in force. If the path is "-", the job file is read from standard input.
+  Checks a Nomad job file with connectivity stanzas: the stanzas themselves, the
+  rest of the file with Nomad, and, if the controller answers, the stanzas
+  against the graph in force. If the path is "-", the job file is read from
+  standard input.
 
-  The exit code is 0 if the job is valid, 1 if it is not.
-`, jobOptions, controllerOptions)
+  The exit code is 0 if the job is valid, and 1 if it is not.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *JobValidateCommand) AutocompleteFlags() complete.Flags { return jobPredictions(nil) }
+func (c *JobValidateCommand) options() []*flag.FlagSet { return c.jobOptions() }
 
-// Run implements cli.Command.
-func (c *JobValidateCommand) Run(args []string) int {
-	flags := c.flagSet("job validate")
-	c.jobFlags(flags)
-	if code, ok := c.parse(flags, args); !ok {
-		return code
-	}
-	j, ok := c.read(flags)
-	if !ok || !c.parseJob(j) {
-		return 1
-	}
-	ctx, stop := interruptible()
-	defer stop()
-	valid := c.checkGraph(ctx, j)
-	resp, _, err := j.client.Jobs().Validate(j.parsed, nil)
+func (c *JobValidateCommand) run(ctx context.Context, args []string) error {
+	j, err := c.read(ctx, args[0])
 	if err != nil {
-		return c.fail("validating the job", j.explain(err))
+		return err
 	}
-	if resp.Warnings != "" {
-		c.UI.Warn("Job Warnings:\n" + resp.Warnings)
+	if err := c.parse(ctx, j); err != nil {
+		return err
 	}
+	invalid := c.checkGraph(ctx, j)
+	if invalid != nil && !errors.Is(invalid, errReported) {
+		return invalid
+	}
+	// Nomad checks the job even if the stanzas are not valid, to report all errors at once.
+	resp, _, err := j.client.Jobs().Validate(j.parsed, writeOptions(ctx))
+	if err != nil {
+		return fmt.Errorf("validating the job: %w", j.explain(err))
+	}
+	c.warn(resp.Warnings)
 	if resp.Error != "" {
-		return c.fail("validating the job", errors.New(resp.Error))
+		return fmt.Errorf("validating the job: %s", resp.Error)
 	}
-	if !valid {
-		return 1
+	if invalid != nil {
+		return invalid
 	}
 	c.UI.Output("The job is valid.")
-	return 0
+	return nil
 }

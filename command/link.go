@@ -5,6 +5,7 @@ package command
 
 import (
 	"context"
+	"flag"
 	"path/filepath"
 
 	"github.com/hashicorp/go-hclog"
@@ -13,51 +14,50 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// LinkCommand is `sif link`: the process that holds a node's WireGuard devices.
-type LinkCommand struct{ Meta }
-
-// Synopsis implements cli.Command.
-func (c *LinkCommand) Synopsis() string { return "Hold this node's encrypted links" }
-
-// Help implements cli.Command.
-func (c *LinkCommand) Help() string {
-	return help(`
-Usage: sif link [options]
-
-  Holds the WireGuard devices of this node in user space. One such process runs
-  on every processor and workload node, supervised apart from the agent and the
-  engine, which tell it over the sockets in its run dir which devices and peers
-  there should be. Restarting them does not touch a tunnel; stopping this
-  process takes the tunnels down. It restores its devices when it starts.
-
-  SIGINT and SIGTERM stop it. SIGHUP does nothing: it has nothing to reload.
-
-Options:
-
-  -run-dir=<path>    Directory of the sockets. Default: ` + wellknown.RunDir + "/" + wellknown.LinkDir + `
-  -data-dir=<path>   Directory of the saved devices, private keys included.
-                     Default: ` + wellknown.DataDir + "/" + wellknown.LinkDir + `
-  -log-level=<level> trace, debug, info, warn or error. Default: info
-  -log-json          Log in JSON.
-`)
+// LinkCommand is sif link, the process that runs the WireGuard devices of a node.
+type LinkCommand struct {
+	Meta
+	server   link.ServerConfig
+	logLevel string
+	logJSON  bool
 }
 
-// Run implements cli.Command.
-func (c *LinkCommand) Run(args []string) int {
-	var config link.ServerConfig
-	flags := c.flagSet("link")
-	flags.StringVar(&config.RunDir, "run-dir", filepath.Join(wellknown.RunDir, wellknown.LinkDir), "")
-	flags.StringVar(&config.DataDir, "data-dir", filepath.Join(wellknown.DataDir, wellknown.LinkDir), "")
-	logLevel := flags.String("log-level", "info", "")
-	logJSON := flags.Bool("log-json", false, "")
-	if code, ok := c.parseOptions(flags, args); !ok {
-		return code
-	}
-	level := hclog.LevelFromString(*logLevel)
+// Synopsis implements cli.Command.
+func (c *LinkCommand) Synopsis() string { return "Run the encrypted links of a node" }
+
+func (c *LinkCommand) usage() string {
+	return `
+Usage: sif link [options]
+
+  Runs the WireGuard devices of a node in user space. Each processor and
+  workload node runs one such process, supervised apart from the agent and the
+  engine, which configure devices and peers over sockets in the run directory.
+  A restart of the agent or the engine does not affect the tunnels; stopping
+  this process takes them down. On start it restores its devices.
+
+  SIGINT and SIGTERM stop the process. SIGHUP has no effect: there is no
+  configuration to reload.
+`
+}
+
+func (c *LinkCommand) options() []*flag.FlagSet {
+	o := newOptions("Options")
+	runDir, dataDir := filepath.Join(wellknown.RunDir, wellknown.LinkDir), filepath.Join(wellknown.DataDir, wellknown.LinkDir)
+	o.StringVar(&c.server.RunDir, "run-dir", runDir, "The `path` to the directory of the sockets. Default: "+runDir)
+	o.StringVar(&c.server.DataDir, "data-dir", dataDir, "The `path` to the directory of saved devices, including private keys. Default: "+dataDir)
+	o.StringVar(&c.logLevel, "log-level", "info", "Log level: `trace|debug|info|warn|error`. Default: info")
+	o.BoolVar(&c.logJSON, "log-json", false, "Log in JSON.")
+	return []*flag.FlagSet{o}
+}
+
+func (c *LinkCommand) run(ctx context.Context, _ []string) error {
+	level := hclog.LevelFromString(c.logLevel)
 	if level == hclog.NoLevel {
-		return c.usage("link", "-log-level: %q is none of trace, debug, info, warn, error", *logLevel)
+		return usagef("-log-level: %q is not one of trace, debug, info, warn, error", c.logLevel)
 	}
-	config.Logger = daemonLog("link", level, *logJSON)
-	nothing := func(context.Context) { config.Logger.Info("nothing to reload: devices come over the socket") }
-	return c.serve("link", config.Logger, nothing, link.NewServer(config).Run)
+	c.server.Logger = c.newLog(level, c.logJSON)
+	reload := func(context.Context) {
+		c.server.Logger.Info("nothing to reload: devices are configured over the socket")
+	}
+	return c.serve(ctx, c.server.Logger, reload, link.NewServer(c.server).Run)
 }

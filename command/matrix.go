@@ -4,155 +4,126 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/posener/complete"
-
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/matrix"
 )
 
-// exitDisagreement is what `sif matrix` exits with when graph and network
-// differ.
-const exitDisagreement = 2
-
-// MatrixCommand is `sif matrix`.
-type MatrixCommand struct{ Meta }
+// MatrixCommand is sif matrix.
+type MatrixCommand struct {
+	Meta
+	domain   string
+	ip       string
+	protocol string
+	window   time.Duration
+}
 
 // Synopsis implements cli.Command.
-func (c *MatrixCommand) Synopsis() string { return "Compare the graph with what the network does" }
+func (c *MatrixCommand) Synopsis() string { return "Compare the graph with probes of the network" }
 
-// Help implements cli.Command.
-func (c *MatrixCommand) Help() string {
-	return help(`
+func (c *MatrixCommand) usage() string {
+	return `
 Usage: sif matrix [options]
 
-  Probes every ordered pair of live endpoints on every port that any contract
-  uses, over TCP and UDP, IPv4 and IPv6, and compares what arrives with what
-  the graph declares. Of a large range of ports the ends and the middle are
-  probed. A probe is a single packet, sent within the namespace of one endpoint
-  and watched for in that of the other, so nobody need listen; where a declared
-  pair has a listener, a request is completed as well.
+  Probes all ordered pairs of live endpoints on all ports that a contract uses,
+  over TCP and UDP, IPv4 and IPv6, and compares which probes arrive with what
+  the graph declares. Of a large port range, the first, the last and the middle
+  port are probed. A probe is a single packet, sent in the network namespace of
+  one endpoint and observed in that of the other, so that no listener is needed.
+  If a declared pair has a listener, a request is completed as well.
 
-  In the matrix, "=" means that declared flows pass, "." that nothing is
-  declared and nothing passes, "!" that graph and network differ.
+  In the matrix, "=" means that declared flows pass, "." that no flow is
+  declared and none passes, and "!" that the graph and the network differ.
 
-  Exits with 0 if all agree, with 2 if not, and with 1 if the controller cannot
-  be asked.
-`, `
-Matrix Options:
-
-  -filter=<domain>
-    Only pairs with an endpoint of a service of this domain.
-
-  -ip=<4|6|all>
-    Default: all
-
-  -json
-    Print the outcome of every probe in JSON.
-
-  -protocol=<tcp|udp|all>
-    Default: all
-
-  -window=<duration>
-    How long each observation lasts. Default: 3s
-`, controllerOptions)
+  The exit code is 0 if all probes agree with the graph, 2 if some do not, and 1
+  on an error.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *MatrixCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{
-		"-filter": complete.PredictAnything, "-json": complete.PredictNothing, "-window": complete.PredictAnything,
-		"-ip": complete.PredictSet("4", "6", "all"), "-protocol": complete.PredictSet("tcp", "udp", "all"),
-	})
+func (c *MatrixCommand) options() []*flag.FlagSet {
+	o := newOptions("Matrix Options")
+	o.StringVar(&c.domain, "filter", "", "Probe only pairs with an endpoint of a service of this `domain`.")
+	o.StringVar(&c.ip, "ip", "all", "The IP versions to probe: `4|6|all`. Default: all")
+	c.jsonOption(o, "Print the outcome of each probe in JSON.")
+	o.StringVar(&c.protocol, "protocol", "all", "The protocols to probe: `tcp|udp|all`. Default: all")
+	o.DurationVar(&c.window, "window", 3*time.Second, "The `duration` of each observation, from 100ms to 1m. Default: 3s")
+	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *MatrixCommand) AutocompleteArgs() complete.Predictor { return complete.PredictNothing }
-
-// Run implements cli.Command.
-func (c *MatrixCommand) Run(args []string) int {
-	flags := c.flagSet("matrix")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	var options matrix.Options
-	flags.StringVar(&options.Domain, "filter", "", "")
-	ip := flags.String("ip", "all", "")
-	protocol := flags.String("protocol", "all", "")
-	window := flags.Duration("window", 3*time.Second, "")
-	if code, ok := c.parseOptions(flags, args); !ok {
-		return code
+// plan returns which pairs the options select.
+func (c *MatrixCommand) plan() (matrix.Options, error) {
+	options := matrix.Options{Domain: c.domain}
+	switch c.protocol {
+	case "tcp":
+		options.Protocols = []fabric.Protocol{fabric.TCP}
+	case "udp":
+		options.Protocols = []fabric.Protocol{fabric.UDP}
+	case "all":
+	default:
+		return options, usagef("-protocol: %q is not one of tcp, udp, all", c.protocol)
 	}
-	if *protocol != "all" {
-		p, err := fabric.ParseProtocol(*protocol)
-		if err != nil {
-			return c.usage("matrix", "-protocol: %s", err)
-		}
-		if p != fabric.TCP && p != fabric.UDP {
-			return c.usage("matrix", "-protocol: probes are of tcp or udp, not %s", p)
-		}
-		if p != fabric.TCP && p != fabric.UDP {
-			return c.usage("matrix", "-protocol: %s is none of tcp, udp, all", p)
-		}
-		options.Protocols = []fabric.Protocol{p}
-	}
-	switch *ip {
+	switch c.ip {
 	case "4":
 		options.IPs = []int{4}
 	case "6":
 		options.IPs = []int{6}
 	case "all":
 	default:
-		return c.usage("matrix", "-ip: %q is none of 4, 6, all", *ip)
+		return options, usagef("-ip: %q is not one of 4, 6, all", c.ip)
 	}
-	if *window < 100*time.Millisecond || *window > time.Minute {
-		return c.usage("matrix", "-window: %s is not between 100ms and 1m", *window)
+	if c.window < 100*time.Millisecond || c.window > time.Minute {
+		return options, usagef("-window: %s is not between 100ms and 1m", c.window)
+	}
+	return options, nil
+}
+
+func (c *MatrixCommand) run(ctx context.Context, _ []string) error {
+	options, err := c.plan()
+	if err != nil {
+		return err
 	}
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	status, err := client.Status(ctx)
 	if err != nil {
-		return c.fail("reading the status", err)
+		return fmt.Errorf("reading the status: %w", err)
 	}
 	reply, err := client.Graph(ctx)
 	if err != nil {
-		return c.fail("reading the graph", err)
+		return fmt.Errorf("reading the graph: %w", err)
 	}
 	if reply.Graph == nil {
 		reply.Graph = &fabric.Graph{}
 	}
-	if options.Domain != "" && reply.Graph.Domains[options.Domain] == nil {
-		c.UI.Error(fmt.Sprintf("The graph in force has no domain %q.", options.Domain))
-		return 1
+	if c.domain != "" && reply.Graph.Domains[c.domain] == nil {
+		return c.report("The graph in force has no domain %q.", c.domain)
 	}
 	probes := matrix.Plan(status, reply.Graph, options)
 	if len(probes) == 0 {
-		c.UI.Error("There is nothing to probe: it takes two live endpoints and a contract.")
-		return 1
+		return c.report("Nothing to probe: at least two live endpoints and a contract are required.")
 	}
-	report, err := matrix.Run(ctx, client, probes, *window, c.progress())
+	report, err := matrix.Run(ctx, client, probes, c.window, c.progress())
 	if err != nil {
-		return c.fail("probing", err)
+		return fmt.Errorf("probing: %w", err)
 	}
-	code := 0
+	if err := c.output(report, func() string { return formatMatrix(report) }); err != nil {
+		return err
+	}
 	if report.Agreed != report.Probes {
-		code = exitDisagreement
+		return exitDisagreement
 	}
-	if c.json {
-		return max(code, c.outputJSON(report))
-	}
-	c.UI.Output(formatMatrix(report))
-	return code
+	return nil
 }
 
-// progress tells, at most every few seconds, how far the probes are.
+// progress returns a function that shows, every few seconds, how many probes are done.
 func (c *MatrixCommand) progress() func(done, all int) {
 	last := time.Now()
 	return func(done, all int) {
@@ -182,11 +153,11 @@ func formatMatrix(r matrix.Report) string {
 		}
 		section(&b, "Disagreements", rows)
 	}
-	// Rounding must not make 100 of what is less.
+	// Round down: only full agreement is 100 %.
 	percent := float64(int(r.Agreement*10)) / 10
 	fmt.Fprintf(&b, "\n%d pairs, %d probes, %d requests completed, %.1f %% agreement", r.Pairs, r.Probes, r.Requests, percent)
 	if r.Unproven > 0 {
-		fmt.Fprintf(&b, "\n%d silent probes came from nodes without a declared flow to prove that their probes get out.", r.Unproven)
+		fmt.Fprintf(&b, "\n%d probes that did not arrive came from nodes without a declared flow, so nothing proves that their probes leave the node.", r.Unproven)
 	}
 	return b.String()
 }

@@ -16,7 +16,6 @@ import (
 	"time"
 
 	vaultapi "github.com/hashicorp/vault/api"
-	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -25,7 +24,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// The environment that says where the fabric's public keys are.
+// Environment variables that say where the fabric's public keys are.
 const (
 	envKeys       = "SIF_KEYS"
 	envTransitKey = "SIF_TRANSIT_KEY"
@@ -33,49 +32,33 @@ const (
 
 const defaultTransitKey = setup.DefaultTransitMount + "/" + setup.DefaultTransitKey
 
-// vaultWait bounds the reading of keys from Vault.
-const vaultWait = 10 * time.Second
+// vaultTimeout limits how long reading keys from Vault may take.
+const vaultTimeout = 10 * time.Second
 
-// anchor says where public keys of the fabric are, other than at the
-// controller.
+// anchor says where the public keys of the fabric are. They never come from the controller, whose
+// signatures they verify.
 type anchor struct {
 	keysFile   string
 	transitKey string // mount/name
 }
 
-// signatureOptions is the help of the flags of anchor.
-const signatureOptions = `
-Signature Options:
-
-  The controller's word is not taken for the signature of the revision: it is
-  checked with the fabric's public keys from elsewhere, if these are given.
-
-  -keys=<path>
-    File of the public keys, as every daemon keeps them in
-    <data_dir>/identity/fabric-keys.json. Overrides SIF_KEYS.
-
-  -transit-key=<mount>/<name>
-    The key in Vault, whose public versions are read if there is no -keys and
-    VAULT_ADDR is set, with the usual VAULT_ environment. The token, of
-    VAULT_TOKEN or vault login, must be allowed to read <mount>/keys/<name>.
-    Overrides SIF_TRANSIT_KEY. Default: ` + defaultTransitKey + `
-`
-
-func (a *anchor) flags(flags *flag.FlagSet) {
-	flags.StringVar(&a.keysFile, "keys", os.Getenv(envKeys), "")
-	flags.StringVar(&a.transitKey, "transit-key", cmp.Or(os.Getenv(envTransitKey), defaultTransitKey), "")
+// options returns the options of a command that verifies signatures.
+func (a *anchor) options() *flag.FlagSet {
+	o := newOptions("Signature Options")
+	o.StringVar(&a.keysFile, "keys", os.Getenv(envKeys),
+		"The `path` to a file of the fabric's public keys, with which the signature of the revision is verified. The daemons keep such a "+
+			"file in <data_dir>/identity/fabric-keys.json. Overrides "+envKeys+".")
+	o.StringVar(&a.transitKey, "transit-key", cmp.Or(os.Getenv(envTransitKey), defaultTransitKey),
+		"The Vault transit key, as `mount/name`, whose public versions are read if -keys is not given and VAULT_ADDR is set. Vault's own "+
+			"environment variables apply. The token, from VAULT_TOKEN or vault login, must have read access to <mount>/keys/<name>. "+
+			"Overrides "+envTransitKey+". Default: "+defaultTransitKey)
+	return o
 }
 
-// signaturePredictions completes the flags of anchor.
-func signaturePredictions(more complete.Flags) complete.Flags {
-	more["-keys"], more["-transit-key"] = complete.PredictFiles("*.json"), complete.PredictAnything
-	return more
-}
-
-// errVault says that Vault was to give the keys and did not.
+// errVault is the error of keys that cannot be read from Vault.
 var errVault = errors.New("read the fabric's public keys from Vault")
 
-// read returns the public keys; nil if none are given.
+// read returns the public keys, or nil if none are given.
 func (a *anchor) read(ctx context.Context) (*signature.Anchor, error) {
 	address := os.Getenv(vaultapi.EnvVaultAddress)
 	switch {
@@ -90,7 +73,7 @@ func (a *anchor) read(ctx context.Context) (*signature.Anchor, error) {
 	}
 	keys, err := a.fromVault(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("%w at %s: %w; correct the VAULT_ environment, give -keys, or unset VAULT_ADDR to leave the signature unchecked", errVault, address, err)
+		return nil, fmt.Errorf("%w at %s: %w; correct the VAULT_ environment variables, use -keys, or unset VAULT_ADDR to leave the signature unchecked", errVault, address, err)
 	}
 	return &signature.Anchor{Keys: keys, Source: fmt.Sprintf("%s of %s", a.transitKey, address)}, nil
 }
@@ -98,7 +81,7 @@ func (a *anchor) read(ctx context.Context) (*signature.Anchor, error) {
 func (a *anchor) fromVault(ctx context.Context) (fabric.KeySet, error) {
 	at := strings.LastIndexByte(a.transitKey, '/')
 	if at < 1 || at == len(a.transitKey)-1 {
-		return fabric.KeySet{}, fmt.Errorf("-transit-key %q is not of the form <mount>/<name>", a.transitKey)
+		return fabric.KeySet{}, fmt.Errorf("-transit-key %q must have the form <mount>/<name>", a.transitKey)
 	}
 	conf := vaultapi.DefaultConfig()
 	if conf.Error != nil {
@@ -115,12 +98,12 @@ func (a *anchor) fromVault(ctx context.Context) (fabric.KeySet, error) {
 		}
 		client.SetToken(token)
 	}
-	ctx, cancel := context.WithTimeout(ctx, vaultWait)
+	ctx, cancel := context.WithTimeout(ctx, vaultTimeout)
 	defer cancel()
 	return identity.VaultKeys(ctx, client, a.transitKey[:at], a.transitKey[at+1:])
 }
 
-// vaultLogin returns the token that `vault login` left, if it did.
+// vaultLogin returns the token that vault login stored, or "" if there is none.
 func vaultLogin() (string, error) {
 	home, err := os.UserHomeDir()
 	if err != nil {
@@ -133,8 +116,8 @@ func vaultLogin() (string, error) {
 	return strings.TrimSpace(string(token)), err
 }
 
-// check checks the signature of a pointer for a command that is about
-// something else: a Vault that does not answer leaves it unchecked.
+// check checks the signature of a pointer for a command with another purpose than verification: if
+// Vault does not answer, the signature stays unchecked.
 func (a *anchor) check(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer) (signature.Finding, error) {
 	keys, err := a.read(ctx)
 	if errors.Is(err, errVault) {
@@ -146,7 +129,7 @@ func (a *anchor) check(ctx context.Context, signed fabric.Signed, pointer fabric
 	return signature.Check(keys, signed, pointer), nil
 }
 
-// checkHistory checks a history, too.
+// checkHistory checks the signature of a history and its chain of hashes.
 func (a *anchor) checkHistory(ctx context.Context, h api.History) (signature.Finding, error) {
 	f, err := a.check(ctx, h.Signed, h.Pointer)
 	if err == nil && f.State == signature.Verified {
@@ -155,8 +138,9 @@ func (a *anchor) checkHistory(ctx context.Context, h api.History) (signature.Fin
 	return f, err
 }
 
-// checkGraph checks a graph, too: that in force, or that of a revision, which is
-// signed as an entry of the history. A part of a graph cannot be checked.
+// checkGraph checks the signature of a graph: of the graph in force by its pointer, of an old revision
+// by its entry in the history. Of a graph that the token may read only in part, the content cannot be
+// checked.
 func (a *anchor) checkGraph(ctx context.Context, client *api.Client, reply api.GraphReply) (signature.Finding, error) {
 	if reply.Change == nil {
 		f, err := a.check(ctx, reply.Signed, reply.Pointer)
@@ -184,8 +168,31 @@ func (a *anchor) checkGraph(ctx context.Context, client *api.Client, reply api.G
 	return f.Refuse(fmt.Errorf("the history has no revision %d", reply.Change.Sequence)), nil
 }
 
-// tellSignature says what is known of the signature of a revision, on standard
-// error: it is no part of the result.
+// trusted returns an error unless what a finding is about may be shown. err is the error of the check
+// that made the finding.
+func (m *Meta) trusted(f signature.Finding, err error, sequence uint64) error {
+	if err != nil {
+		return fmt.Errorf("checking the signature: %w", err)
+	}
+	if f.State == signature.Refused {
+		m.tellSignature(f, sequence)
+		return errReported
+	}
+	return nil
+}
+
+// outputSigned is output for a result whose signature was checked. v contains the finding; people are
+// told it after the result.
+func (m *Meta) outputSigned(f signature.Finding, sequence uint64, v any, text func() string) error {
+	err := m.output(v, text)
+	if !m.json {
+		m.tellSignature(f, sequence)
+	}
+	return err
+}
+
+// tellSignature shows the state of the signature of a revision on standard error, because it is not
+// part of the result.
 func (m *Meta) tellSignature(f signature.Finding, sequence uint64) {
 	switch f.State {
 	case signature.Verified:

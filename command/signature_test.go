@@ -115,12 +115,11 @@ func (f signedFabric) serve(t *testing.T) []string {
 
 func (f signedFabric) run(t *testing.T, args ...string) (stdout, stderr string, code int) {
 	ui := cli.NewMockUi()
-	m := Meta{UI: ui}
-	run := map[string]func([]string) int{
-		"verify": (&VerifyCommand{Meta: m}).Run, "show": (&GraphShowCommand{Meta: m}).Run, "history": (&GraphHistoryCommand{Meta: m}).Run,
-		"explain": (&ExplainCommand{Meta: m}).Run,
-	}[args[0]]
-	code = run(append(f.serve(t), args[1:]...))
+	command := args[0]
+	if command == "show" || command == "history" {
+		command = "graph " + command
+	}
+	code = run(ui, command, append(f.serve(t), args[1:]...)...)
 	return ui.OutputWriter.String(), ui.ErrorWriter.String(), code
 }
 
@@ -181,7 +180,7 @@ func TestSignatures(t *testing.T) {
 				t.Setenv("VAULT_TOKEN", "root")
 				t.Setenv(envTransitKey, "sif-transit/no")
 			},
-			"not of the form <mount>/<name>": func() { t.Setenv("VAULT_ADDR", f.address); t.Setenv(envTransitKey, "sif") },
+			"must have the form <mount>/<name>": func() { t.Setenv("VAULT_ADDR", f.address); t.Setenv(envTransitKey, "sif") },
 		} {
 			t.Setenv("VAULT_MAX_RETRIES", "0")
 			t.Setenv("VAULT_TOKEN", "")

@@ -4,100 +4,75 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"maps"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
-
-	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/api"
 )
 
-// exitDegraded is what `sif status` exits with when something is wrong.
-const exitDegraded = 2
-
-// silentAfter is how old the last report of a node may be: several times the
+// reportTimeout is the age from which the last report of a node is a problem: several times the
 // interval at which nodes report.
-const silentAfter = 10 * time.Second
+const reportTimeout = 10 * time.Second
 
-// StatusCommand is `sif status`.
-type StatusCommand struct{ Meta }
+// StatusCommand is sif status.
+type StatusCommand struct {
+	Meta
+	verbose bool
+}
 
 // Synopsis implements cli.Command.
 func (c *StatusCommand) Synopsis() string { return "Show the state of the fabric" }
 
-// Help implements cli.Command.
-func (c *StatusCommand) Help() string {
-	return help(`
+func (c *StatusCommand) usage() string {
+	return `
 Usage: sif status [options]
 
-  Shows the controller, the nodes of all zones, which revision each enforces,
-  the endpoints on them, how long certificates are still valid, and what is
+  Shows the controller, the nodes of all zones and the revision that each
+  enforces, their endpoints, the remaining life of certificates, and what is
   degraded and why.
 
-  Exits with 0 if all is well, with 2 if anything is degraded, and with 1 if
-  the controller cannot be asked.
-`, `
-Status Options:
-
-  -json
-    Print the status in JSON, with "healthy" and "problems".
-
-  -verbose
-    Print full IDs, addresses and roles of endpoints, the encrypted links, and
-    what was dropped.
-`, controllerOptions)
+  The exit code is 0 if nothing is degraded, 2 if something is, and 1 on an
+  error.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *StatusCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(complete.Flags{"-json": complete.PredictNothing, "-verbose": complete.PredictNothing})
+func (c *StatusCommand) options() []*flag.FlagSet {
+	o := newOptions("Status Options")
+	c.jsonOption(o, "Print the status in JSON, with \"healthy\" and \"problems\".")
+	o.BoolVar(&c.verbose, "verbose", false, "Show full IDs, IPv6 addresses and roles of endpoints, the encrypted links, and dropped packets.")
+	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *StatusCommand) AutocompleteArgs() complete.Predictor { return complete.PredictNothing }
-
-// Run implements cli.Command.
-func (c *StatusCommand) Run(args []string) int {
-	flags := c.flagSet("status")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	verbose := flags.Bool("verbose", false, "")
-	if code, ok := c.parseOptions(flags, args); !ok {
-		return code
-	}
+func (c *StatusCommand) run(ctx context.Context, _ []string) error {
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	status, err := client.Status(ctx)
 	if err != nil {
-		return c.fail("reading the status", err)
+		return fmt.Errorf("reading the status: %w", err)
 	}
 	now := time.Now()
 	problems := statusProblems(status, now)
-	code := 0
+	if err := c.output(struct {
+		api.Status
+		Healthy  bool     `json:"healthy"`
+		Problems []string `json:"problems"`
+	}{status, len(problems) == 0, problems}, func() string { return formatStatus(status, problems, c.verbose, now) }); err != nil {
+		return err
+	}
 	if len(problems) > 0 {
-		code = exitDegraded
+		return exitDegraded
 	}
-	if c.json {
-		out := struct {
-			api.Status
-			Healthy  bool     `json:"healthy"`
-			Problems []string `json:"problems"`
-		}{status, len(problems) == 0, problems}
-		return max(code, c.outputJSON(out))
-	}
-	c.UI.Output(formatStatus(status, problems, *verbose, now))
-	return code
+	return nil
 }
 
-// statusProblems lists what is wrong, a sentence each.
+// statusProblems lists what is degraded, one sentence each.
 func statusProblems(s api.Status, now time.Time) []string {
 	problems := []string{}
 	report := func(who, format string, args ...any) {
@@ -114,7 +89,7 @@ func statusProblems(s api.Status, now time.Time) []string {
 			report(n.ID().String(), "it has not reported since the controller started")
 			continue
 		}
-		if age := now.Sub(n.Reported); age > silentAfter {
+		if age := now.Sub(n.Reported); age > reportTimeout {
 			report(n.ID().String(), "it has not reported for %s", brief(age))
 		}
 		if n.Sequence != s.Pointer.Sequence {
@@ -192,11 +167,11 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 				fmt.Sprint(f.Count), brief(now.Sub(f.Last)) + " ago"})
 		}
 		for _, l := range n.Links {
-			shaken := "never"
+			handshake := "never"
 			if !l.LastHandshake.IsZero() {
-				shaken = brief(now.Sub(l.LastHandshake)) + " ago"
+				handshake = brief(now.Sub(l.LastHandshake)) + " ago"
 			}
-			links = append(links, []string{n.ID().String(), l.Peer, shaken, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
+			links = append(links, []string{n.ID().String(), l.Peer, handshake, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
 		}
 		for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
 			drops = append(drops, []string{n.ID().String(), reason, fmt.Sprint(n.Drops[reason])})
@@ -235,27 +210,6 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 	return row
 }
 
-// section writes a table under a title, unless it has a heading only.
-func section(b *strings.Builder, title string, rows [][]string) {
-	if len(rows) > 1 {
-		b.WriteString("\n" + title + "\n")
-		table(b, rows)
-	}
-}
-
-// table writes rows in columns.
-func table(b *strings.Builder, rows [][]string) {
-	var columns strings.Builder
-	w := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
-	for _, r := range rows {
-		fmt.Fprintln(w, strings.Join(r, "\t"))
-	}
-	w.Flush() // a Builder takes everything
-	for line := range strings.Lines(columns.String()) {
-		b.WriteString(strings.TrimRight(line, " \n") + "\n")
-	}
-}
-
 func list[T fmt.Stringer](items []T) string {
 	if len(items) == 0 {
 		return "-"
@@ -267,14 +221,6 @@ func list[T fmt.Stringer](items []T) string {
 	return strings.Join(names, ",")
 }
 
-// shortID is enough of an allocation's ID to know it by, as Nomad prints it.
-func shortID(id string) string {
-	if len(id) == 36 {
-		return id[:8]
-	}
-	return id
-}
-
 func remaining(t, now time.Time) string {
 	switch {
 	case t.IsZero():
@@ -283,19 +229,4 @@ func remaining(t, now time.Time) string {
 		return "expired"
 	}
 	return brief(t.Sub(now))
-}
-
-// brief prints a duration in its two largest units.
-func brief(d time.Duration) string {
-	d = max(d, 0).Round(time.Second)
-	days, hours, minutes, seconds := int(d.Hours())/24, int(d.Hours())%24, int(d.Minutes())%60, int(d.Seconds())%60
-	switch {
-	case days > 0:
-		return fmt.Sprintf("%dd%dh", days, hours)
-	case hours > 0:
-		return fmt.Sprintf("%dh%dm", hours, minutes)
-	case minutes > 0:
-		return fmt.Sprintf("%dm%ds", minutes, seconds)
-	}
-	return fmt.Sprintf("%ds", seconds)
 }

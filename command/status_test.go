@@ -123,7 +123,7 @@ func healthyFabric() (api.Status, *fabric.Graph) {
 
 func runStatus(t *testing.T, status api.Status, args ...string) (out string, code int) {
 	ui := cli.NewMockUi()
-	code = (&StatusCommand{Meta{UI: ui}}).Run(append(controllerOf(t, status, nil, nil), args...))
+	code = run(ui, "status", append(controllerOf(t, status, nil, nil), args...)...)
 	return ui.OutputWriter.String() + ui.ErrorWriter.String(), code
 }
 
@@ -171,11 +171,11 @@ func TestStatusDegraded(t *testing.T) {
 			status, _ := healthyFabric()
 			spoil(&status)
 			out, code := runStatus(t, status)
-			must.Eq(t, exitDegraded, code)
+			must.Eq(t, int(exitDegraded), code)
 			must.StrContains(t, out, "Degraded\n")
 			must.StrContains(t, out, want)
 			out, code = runStatus(t, status, "-json")
-			must.Eq(t, exitDegraded, code)
+			must.Eq(t, int(exitDegraded), code)
 			var parsed struct {
 				Healthy  bool
 				Problems []string
@@ -204,7 +204,7 @@ func TestStatusErrors(t *testing.T) {
 func runMatrix(t *testing.T, passes func(api.Task) bool, args ...string) (out string, code int) {
 	status, graph := healthyFabric()
 	ui := cli.NewMockUi()
-	code = (&MatrixCommand{Meta{UI: ui}}).Run(append(controllerOf(t, status, graph, passes), args...))
+	code = run(ui, "matrix", append(controllerOf(t, status, graph, passes), args...)...)
 	return ui.OutputWriter.String() + ui.ErrorWriter.String(), code
 }
 
@@ -219,11 +219,11 @@ func TestMatrix(t *testing.T) {
 
 	leak := func(s api.Task) bool { return s.Node.String() == "aws1/w1" }
 	out, code = runMatrix(t, leak, "-ip=4", "-filter=shop")
-	must.Eq(t, exitDisagreement, code)
+	must.Eq(t, int(exitDisagreement), code)
 	must.StrContains(t, out, "75.0 % agreement")
 	must.StrContains(t, out, "not declared, but it arrived")
 	out, code = runMatrix(t, leak, "-ip=4", "-protocol=udp", "-json")
-	must.Eq(t, exitDisagreement, code)
+	must.Eq(t, int(exitDisagreement), code)
 	var parsed struct {
 		Agreement float64
 		Outcomes  []struct {
@@ -237,12 +237,12 @@ func TestMatrix(t *testing.T) {
 	must.Len(t, 2, parsed.Outcomes)
 
 	for want, args := range map[string][]string{
-		`no domain "none"`:     {"-filter=none"},
-		`"5" is none of 4, 6`:  {"-ip=5"},
-		"-protocol":            {"-protocol=icmp"},
-		"-window":              {"-window=1h"},
-		"takes no arguments":   {"x"},
-		"Error reading the st": {"-token=other"},
+		`no domain "none"`:       {"-filter=none"},
+		`"5" is not one of 4, 6`: {"-ip=5"},
+		"-protocol":              {"-protocol=icmp"},
+		"-window":                {"-window=1h"},
+		"takes no arguments":     {"x"},
+		"Error reading the st":   {"-token=other"},
 	} {
 		out, code := runMatrix(t, declared, args...)
 		must.Eq(t, 1, code)

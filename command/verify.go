@@ -4,103 +4,79 @@
 package command
 
 import (
+	"context"
+	"flag"
 	"fmt"
 	"strings"
-
-	"github.com/posener/complete"
 
 	"github.com/sif-project/sif/internal/inspect/enforced"
 	"github.com/sif-project/sif/internal/inspect/verify"
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// VerifyCommand is `sif verify`.
+// VerifyCommand is sif verify.
 type VerifyCommand struct {
 	Meta
 	anchor anchor
 }
 
 // Synopsis implements cli.Command.
-func (c *VerifyCommand) Synopsis() string {
-	return "Compare what nodes must enforce with what they do"
-}
+func (c *VerifyCommand) Synopsis() string { return "Verify that all nodes enforce the graph" }
 
-// Help implements cli.Command.
-func (c *VerifyCommand) Help() string {
-	return help(`
+func (c *VerifyCommand) usage() string {
+	return `
 Usage: sif verify [options]
 
-  Computes from the revision in force, the admitted endpoints and the nodes of
-  the fabric what every node must enforce, has every node read its eBPF maps or
-  the flows of its switch back, and compares the two entry by entry: addresses
-  and whose they are, guarded endpoints, and who may call whom on which ports
-  under which contract. It checks that the fabric signed that revision, if it
-  is given public keys.
+  Computes what each node must enforce, from the revision in force, the admitted
+  endpoints and the nodes of the fabric. Each node reads back its eBPF maps or
+  the flows of its switch, and the command compares the two entry by entry:
+  addresses and their identities, guarded endpoints, and which identity may open
+  flows to which other, on which ports, under which contract. If public keys are
+  given, it also verifies that the fabric signed the revision.
 
-  Each difference is a line: the node, its layer, whether the entry is missing,
-  extra or altered, and what it must be and is. What is wrong with the revision
-  itself, and nodes that follow another one, come first.
-
-  Exits with 0 if every node enforces what it must and nothing else, with 2 if
-  not or if the signature is refused, and with 1 if the controller or the keys
-  cannot be read. A signature that nobody checked is a warning, and
+  Each difference is one line: the node, its layer, whether the entry is
+  missing, extra or altered, and the expected and the actual value. Errors of
+  the revision itself, and nodes that enforce another revision, are listed
+  first. A signature that was not checked is a warning, and
   "signature": "unchecked" in JSON.
-`, `
-Verify Options:
 
-  -json
-    Print the differences in JSON.
-`, signatureOptions, controllerOptions)
+  The exit code is 0 if all nodes enforce exactly what they must, 2 if they do
+  not or if the signature is refused, and 1 on an error.
+`
 }
 
-// AutocompleteFlags implements cli.CommandAutocomplete.
-func (c *VerifyCommand) AutocompleteFlags() complete.Flags {
-	return controllerPredictions(signaturePredictions(complete.Flags{"-json": complete.PredictNothing}))
+func (c *VerifyCommand) options() []*flag.FlagSet {
+	o := newOptions("Verify Options")
+	c.jsonOption(o, "Print the differences in JSON.")
+	return []*flag.FlagSet{c.generalOptions(), o, c.anchor.options()}
 }
 
-// AutocompleteArgs implements cli.CommandAutocomplete.
-func (c *VerifyCommand) AutocompleteArgs() complete.Predictor { return complete.PredictNothing }
-
-// Run implements cli.Command.
-func (c *VerifyCommand) Run(args []string) int {
-	flags := c.flagSet("verify")
-	c.controllerFlags(flags)
-	c.jsonFlag(flags)
-	c.anchor.flags(flags)
-	if code, ok := c.parseOptions(flags, args); !ok {
-		return code
-	}
+func (c *VerifyCommand) run(ctx context.Context, _ []string) error {
 	client, err := c.client()
 	if err != nil {
-		return c.fail("reaching the controller", err)
+		return err
 	}
-	ctx, stop := interruptible()
-	defer stop()
 	keys, err := c.anchor.read(ctx)
 	if err != nil {
-		return c.fail("verifying", err)
+		return fmt.Errorf("verifying: %w", err)
 	}
 	f, err := enforced.Read(ctx, enforced.Controller{Client: client}, nil)
 	if err != nil {
-		return c.fail("verifying", err)
+		return fmt.Errorf("verifying: %w", err)
 	}
 	f.Anchor = keys
 	report := verify.Compare(f)
-	code := 0
-	if !report.Agrees() {
-		code = exitDisagreement
+	if err := c.output(report, func() string { return verifyView(report) }); err != nil {
+		return err
 	}
-	if c.json {
-		if failed := c.outputJSON(report); failed != 0 {
-			return failed
-		}
-		return code
-	}
-	c.UI.Output(verifyView(report))
-	if report.State != signature.Refused { // else it is the first difference
+	// A refused signature is the first of the differences.
+	if !c.json && report.State != signature.Refused {
 		c.tellSignature(report.Finding, report.Sequence)
 	}
-	return code
+	if !report.Agrees() {
+		return exitDisagreement
+	}
+	return nil
 }
 
 // verifyView shows a report to people.

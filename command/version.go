@@ -4,22 +4,20 @@
 package command
 
 import (
-	"github.com/hashicorp/cli"
+	"context"
 
 	"github.com/sif-project/sif/internal/version"
 )
 
-// VersionCommand is `sif version`.
-type VersionCommand struct{ UI cli.Ui }
+// VersionCommand is sif version.
+type VersionCommand struct{ Meta }
 
 // Synopsis implements cli.Command.
-func (c *VersionCommand) Synopsis() string { return "Print the version" }
+func (c *VersionCommand) Synopsis() string { return "Print the version of sif" }
 
-// Help implements cli.Command.
-func (c *VersionCommand) Help() string { return "Usage: sif version\n\n  Prints the version of sif." }
+func (c *VersionCommand) usage() string { return "Usage: sif version\n\n  Prints the version of sif." }
 
-// Run implements cli.Command.
-func (c *VersionCommand) Run([]string) int {
+func (c *VersionCommand) run(context.Context, []string) error {
 	c.UI.Output("sif v" + version.Version)
-	return 0
+	return nil
 }

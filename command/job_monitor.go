@@ -11,73 +11,69 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/cli"
 	nomad "github.com/hashicorp/nomad/api"
 
 	"github.com/sif-project/sif/hcl"
 )
 
-// followInterval is the pause between looks at what a job is doing.
-const followInterval = 500 * time.Millisecond
+// monitorInterval is the interval at which a monitor asks Nomad.
+const monitorInterval = 500 * time.Millisecond
 
-// follower tells what becomes of a registered job, each change once.
-type follower struct {
-	ui     cli.Ui
+// monitor shows what happens to a registered job, each change once.
+type monitor struct {
+	*Meta
 	nomad  *nomad.Client
-	allocs map[string]string // what was last said of each allocation
+	allocs map[string]string // the state of each allocation as last shown
 }
 
-func (f *follower) say(format string, args ...any) {
-	f.ui.Output(time.Now().Format("15:04:05") + " " + fmt.Sprintf(format, args...))
+func (m *monitor) printf(format string, args ...any) {
+	m.UI.Output(time.Now().Format("15:04:05") + " " + fmt.Sprintf(format, args...))
 }
 
-// evaluation follows an evaluation, those that come of it, and the deployment,
-// and returns the exit code of the command.
-func (f *follower) evaluation(ctx context.Context, id string) int {
-	f.say("Evaluation %s", short(id))
+// evaluation monitors an evaluation, those that follow it, and the deployment.
+func (m *monitor) evaluation(ctx context.Context, id string) error {
+	m.printf("Evaluation %s", shortID(id))
 	unplaced := false
 	var deployment string
 	for id != "" {
-		eval, err := f.finished(ctx, id)
+		eval, err := m.finished(ctx, id)
 		if err != nil {
-			f.ui.Error(fmt.Sprintf("Error following evaluation %s: %s", short(id), err))
-			return 1
+			return fmt.Errorf("monitoring evaluation %s: %w", shortID(id), err)
 		}
 		if deployment == "" {
 			deployment = eval.DeploymentID
 		}
 		if len(eval.FailedTGAllocs) > 0 {
 			unplaced = true
-			f.unplaced(eval)
+			m.unplaced(eval)
 		} else if eval.Status != nomad.EvalStatusComplete {
-			f.ui.Error(fmt.Sprintf("Evaluation %s is %s: %s", short(id), eval.Status, eval.StatusDescription))
-			return 1
+			return m.report("Evaluation %s is %s: %s", shortID(id), eval.Status, eval.StatusDescription)
 		}
 		id = eval.NextEval
 	}
 	if deployment != "" {
-		return f.deployment(ctx, deployment)
+		return m.deployment(ctx, deployment)
 	}
 	if unplaced {
-		return 2
+		return exitUnplaced
 	}
-	f.say("All allocations are placed.")
-	return 0
+	m.printf("All allocations are placed.")
+	return nil
 }
 
-// finished waits until the scheduler is done with an evaluation.
-func (f *follower) finished(ctx context.Context, id string) (*nomad.Evaluation, error) {
+// finished waits until the scheduler has finished an evaluation.
+func (m *monitor) finished(ctx context.Context, id string) (*nomad.Evaluation, error) {
 	for {
 		q := (&nomad.QueryOptions{}).WithContext(ctx)
-		eval, _, err := f.nomad.Evaluations().Info(id, q)
+		eval, _, err := m.nomad.Evaluations().Info(id, q)
 		if err != nil {
 			return nil, err
 		}
-		allocs, _, err := f.nomad.Evaluations().Allocations(id, q)
+		allocs, _, err := m.nomad.Evaluations().Allocations(id, q)
 		if err != nil {
 			return nil, err
 		}
-		f.allocations(allocs)
+		m.allocations(allocs)
 		switch eval.Status {
 		case nomad.EvalStatusComplete, nomad.EvalStatusFailed, nomad.EvalStatusCancelled:
 			return eval, nil
@@ -89,36 +85,33 @@ func (f *follower) finished(ctx context.Context, id string) (*nomad.Evaluation, 
 }
 
 // deployment waits until a deployment ends.
-func (f *follower) deployment(ctx context.Context, id string) int {
-	f.say("Deployment %s", short(id))
-	said := ""
+func (m *monitor) deployment(ctx context.Context, id string) error {
+	m.printf("Deployment %s", shortID(id))
+	shown := ""
 	for {
 		q := (&nomad.QueryOptions{}).WithContext(ctx)
-		d, _, err := f.nomad.Deployments().Info(id, q)
+		d, _, err := m.nomad.Deployments().Info(id, q)
 		if err == nil {
 			var allocs []*nomad.AllocationListStub
-			if allocs, _, err = f.nomad.Deployments().Allocations(id, q); err == nil {
-				f.allocations(allocs)
+			if allocs, _, err = m.nomad.Deployments().Allocations(id, q); err == nil {
+				m.allocations(allocs)
 			}
 		}
 		if err != nil {
-			f.ui.Error(fmt.Sprintf("Error following deployment %s: %s", short(id), err))
-			return 1
+			return fmt.Errorf("monitoring deployment %s: %w", shortID(id), err)
 		}
-		if s := deploymentState(d); s != said {
-			f.say("%s", s)
-			said = s
+		if s := deploymentState(d); s != shown {
+			m.printf("%s", s)
+			shown = s
 		}
 		switch d.Status {
 		case nomad.DeploymentStatusSuccessful:
-			return 0
+			return nil
 		case nomad.DeploymentStatusFailed, nomad.DeploymentStatusCancelled, nomad.DeploymentStatusBlocked, nomad.DeploymentStatusPaused:
-			f.ui.Error(fmt.Sprintf("Deployment %s is %s: %s", short(id), d.Status, d.StatusDescription))
-			return 1
+			return m.report("Deployment %s is %s: %s", shortID(id), d.Status, d.StatusDescription)
 		}
-		if err := pause(ctx); err != nil {
-			f.ui.Error(fmt.Sprintf("Stopped following deployment %s; it goes on.", short(id)))
-			return 1
+		if pause(ctx) != nil {
+			return m.report("Monitoring of deployment %s was interrupted. The deployment continues.", shortID(id))
 		}
 	}
 }
@@ -136,8 +129,8 @@ func deploymentState(d *nomad.Deployment) string {
 	return fmt.Sprintf("Deployment %s: %s", d.Status, strings.Join(groups, "; "))
 }
 
-// allocations tells what changed of allocations, and why those failed that did.
-func (f *follower) allocations(list []*nomad.AllocationListStub) {
+// allocations shows which allocations changed, and why they failed if they did.
+func (m *monitor) allocations(list []*nomad.AllocationListStub) {
 	for _, a := range list {
 		state := a.ClientStatus
 		if a.DeploymentStatus != nil && a.DeploymentStatus.Healthy != nil && a.ClientStatus == nomad.AllocClientStatusRunning {
@@ -145,32 +138,32 @@ func (f *follower) allocations(list []*nomad.AllocationListStub) {
 				state = "unhealthy"
 			}
 		}
-		trouble := troubles(a)
-		key := state + strings.Join(trouble, "\n")
-		if f.allocs[a.ID] == key {
+		why := failures(a)
+		key := state + strings.Join(why, "\n")
+		if m.allocs[a.ID] == key {
 			continue
 		}
-		f.allocs[a.ID] = key
-		f.say("Allocation %s of group %q on node %s is %s", short(a.ID), a.TaskGroup, a.NodeName, state)
-		for _, t := range trouble {
-			f.ui.Error("           " + t)
+		m.allocs[a.ID] = key
+		m.printf("Allocation %s of group %q on node %s is %s", shortID(a.ID), a.TaskGroup, a.NodeName, state)
+		for _, w := range why {
+			m.UI.Error("           " + w)
 		}
 	}
 }
 
-// troubleEvents are the events of tasks that tell why something does not run.
-var troubleEvents = []string{
+// failureEvents are the task events that say why a task does not run.
+var failureEvents = []string{
 	nomad.TaskSetupFailure, nomad.TaskDriverFailure, nomad.TaskFailedValidation, nomad.TaskArtifactDownloadFailed,
 	nomad.TaskNotRestarting, nomad.TaskSiblingFailed, nomad.TaskTerminated,
 }
 
-// troubles says what went wrong with an allocation, in the words of the events
-// of its tasks: a network that the fabric refused is one of them.
-func troubles(a *nomad.AllocationListStub) []string {
+// failures returns why an allocation failed, from the events of its tasks. A network that the fabric
+// refused is such an event.
+func failures(a *nomad.AllocationListStub) []string {
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(a.TaskStates)) {
 		for _, e := range a.TaskStates[name].Events {
-			if !slices.Contains(troubleEvents, e.Type) || (e.Type == nomad.TaskTerminated && e.ExitCode == 0) {
+			if !slices.Contains(failureEvents, e.Type) || (e.Type == nomad.TaskTerminated && e.ExitCode == 0) {
 				continue
 			}
 			list = append(list, fmt.Sprintf("task %q: %s: %s", name, e.Type, e.DisplayMessage))
@@ -182,17 +175,17 @@ func troubles(a *nomad.AllocationListStub) []string {
 	return list
 }
 
-// unplaced tells why allocations have no node.
-func (f *follower) unplaced(eval *nomad.Evaluation) {
+// unplaced shows why allocations could not be placed.
+func (m *monitor) unplaced(eval *nomad.Evaluation) {
 	for _, line := range unplacedGroups(eval.FailedTGAllocs) {
-		f.ui.Error(line)
+		m.UI.Error(line)
 	}
 	if eval.BlockedEval != "" {
-		f.say("Evaluation %s waits for nodes that can take the rest", short(eval.BlockedEval))
+		m.printf("Evaluation %s waits for nodes with capacity for the remaining allocations", shortID(eval.BlockedEval))
 	}
 }
 
-// missingNetwork is what Nomad calls the lack of a CNI network on a node.
+// missingNetwork is Nomad's name for the constraint on a node's CNI networks.
 const missingNetwork = "missing network"
 
 func unplacedGroups(failed map[string]*nomad.AllocationMetric) []string {
@@ -215,7 +208,7 @@ func unplacedGroups(failed map[string]*nomad.AllocationMetric) []string {
 		for _, c := range slices.Sorted(maps.Keys(m.ConstraintFiltered)) {
 			why("constraint %q excludes %s", c, count(m.ConstraintFiltered[c], "node"))
 			if c == missingNetwork {
-				why("the sif agent of a node installs network %q there; see whether it runs", hcl.NetworkMode)
+				why("the sif agent installs network %q on its node: check that it runs", hcl.NetworkMode)
 			}
 		}
 		if m.NodesExhausted > 0 {
@@ -235,10 +228,7 @@ func pause(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
-	case <-time.After(followInterval):
+	case <-time.After(monitorInterval):
 		return nil
 	}
 }
-
-// short is the first part of an ID, as Nomad shows it.
-func short(id string) string { return id[:min(8, len(id))] }
