@@ -344,9 +344,6 @@ func (s subject) of(what string) subject { return subject{what + " of " + s.befo
 // content decodes a body by its schema. What the schema lacks is an error that
 // proposes the nearest name, or else lists what is expected.
 func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where subject) *hcl2.BodyContent {
-	if content := asExpected(body, schema); content != nil {
-		return content
-	}
 	content, diags := body.Content(schema)
 	for _, diag := range diags {
 		name := firstQuoted.FindString(diag.Detail)
@@ -374,38 +371,6 @@ func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where subject
 		}
 	}
 	d.report(diags...)
-	return content
-}
-
-// asExpected does what body.Content(schema) does, at a fraction of its cost,
-// for a body of native syntax with which nothing is wrong: else it returns nil.
-func asExpected(body hcl2.Body, schema *hcl2.BodySchema) *hcl2.BodyContent {
-	b, ok := body.(*hclsyntax.Body)
-	if !ok {
-		return nil
-	}
-	content := &hcl2.BodyContent{
-		Attributes:       make(hcl2.Attributes, len(b.Attributes)),
-		Blocks:           slices.Grow(hcl2.Blocks(nil), len(b.Blocks)),
-		MissingItemRange: b.MissingItemRange(),
-	}
-	for _, a := range schema.Attributes {
-		if set := b.Attributes[a.Name]; set != nil {
-			content.Attributes[a.Name] = set.AsHCLAttribute()
-		} else if a.Required {
-			return nil
-		}
-	}
-	if len(content.Attributes) < len(b.Attributes) {
-		return nil
-	}
-	for _, block := range b.Blocks {
-		i := slices.IndexFunc(schema.Blocks, func(h hcl2.BlockHeaderSchema) bool { return h.Type == block.Type })
-		if i < 0 || len(block.Labels) != len(schema.Blocks[i].LabelNames) {
-			return nil
-		}
-		content.Blocks = append(content.Blocks, block.AsHCLBlock())
-	}
 	return content
 }
 

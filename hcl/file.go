@@ -63,40 +63,16 @@ func (f *file) parse() {
 	f.parsed, f.diags = true, d.diags
 }
 
-// decode decodes the file. Of its syntax tree, which takes many times the memory
-// of what it says, nothing stays.
+// decode decodes the file. It keeps nothing of the syntax tree, which takes many times the memory of what
+// the file declares.
 func (f *file) decode(d *decoder) declarations {
 	if !f.parsed {
-		if all, ok := f.decodePlain(d, pieceSize); ok {
-			return all
-		}
 		f.parse()
 	}
 	all := declarations{diags: f.diags}
 	f.decodeBlocks(d, f.blocks, &all)
 	f.blocks = nil
 	return all
-}
-
-// pieceSize is how much of a plain file is turned into a syntax tree at once.
-const pieceSize = 64 << 10
-
-// decodePlain decodes a file of plain HCL in pieces of at least size bytes. It
-// reports false if the file is not plain, or something is wrong with its form.
-func (f *file) decodePlain(d *decoder, size int) (all declarations, ok bool) {
-	r := newPlainReader(f.source)
-	for r != nil && r.at < len(r.src) {
-		var piece hclsyntax.Body
-		if !r.items(&piece, min(r.at+size, len(r.src))) || r.peek() == '}' {
-			return all, false
-		}
-		content := asExpected(&piece, graphFile.schema)
-		if content == nil {
-			return all, false
-		}
-		f.decodeBlocks(d, content.Blocks, &all)
-	}
-	return all, r != nil
 }
 
 // decodeBlocks decodes the domains and guardrails among blocks, each by itself.
@@ -130,9 +106,6 @@ func parse(s Source) (hcl2.Body, hcl2.Diagnostics) {
 	if isJSON(s) {
 		f, diags := hcljson.Parse(s.Data, s.Name)
 		return f.Body, diags
-	}
-	if body := readPlain(s); body != nil {
-		return body, nil
 	}
 	f, diags := hclsyntax.ParseConfig(s.Data, s.Name, hcl2.InitialPos)
 	return f.Body, diags

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -278,61 +277,6 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 	})
 }
 
-// Pieces of a file declare what the file declares.
-func TestPiecesDeclareTheSame(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		src := EncodeGraph(genGraph(t))
-		if rapid.Bool().Draw(t, "untidy") {
-			src = unformat(t, src)
-		}
-		d := &decoder{now: at.Now}
-		f := newFile(Source{Name: "g.sif.hcl", Data: src})
-		pieces, ok := f.decodePlain(d, rapid.IntRange(1, len(src)).Draw(t, "size"))
-		if !ok {
-			t.Fatalf("not plain:\n%s", src)
-		}
-		f.parse()
-		if whole := f.decode(d); !reflect.DeepEqual(whole, pieces) {
-			t.Fatalf("whole %# v\npieces %# v\n%s", whole, pieces, src)
-		}
-	})
-}
-
-// asExpected is the library's Content where that has nothing to say, and
-// declines where it has.
-func TestAsExpectedIsContent(t *testing.T) {
-	var check func(t *rapid.T, body *hclsyntax.Body, schema *hcl.BodySchema, blocks []*definition)
-	check = func(t *rapid.T, body *hclsyntax.Body, schema *hcl.BodySchema, blocks []*definition) {
-		want, diags := body.Content(schema)
-		got := asExpected(body, schema)
-		if (got == nil) != (len(diags) > 0) {
-			t.Fatalf("%v, but the library says %v", got, diags)
-		}
-		if got != nil && !reflect.DeepEqual(want, got) {
-			t.Fatalf("library %# v\n    got %# v", want, got)
-		}
-		for _, b := range body.Blocks {
-			for _, d := range blocks {
-				if d.name == b.Type {
-					check(t, b.Body, d.schema, d.blocks)
-				}
-			}
-		}
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		lines := strings.SplitAfter(string(EncodeGraph(genGraph(t))), "\n")
-		if rapid.Bool().Draw(t, "mistake") {
-			i := rapid.IntRange(0, len(lines)-1).Draw(t, "line")
-			lines[i] = rapid.SampledFrom([]string{"", "x = 1\n", "x {}\n", "rule \"x\" {\n", "service {\n", "contract \"x\" \"y\" {\n"}).Draw(t, "instead")
-		}
-		file, diags := hclsyntax.ParseConfig([]byte(strings.Join(lines, "")), "g.sif.hcl", hcl.InitialPos)
-		if diags.HasErrors() {
-			return
-		}
-		check(t, file.Body.(*hclsyntax.Body), graphFile.schema, graphFile.blocks)
-	})
-}
-
 // unformat disturbs the layout of HCL without changing what it says.
 func unformat(t *rapid.T, src []byte) []byte {
 	var b strings.Builder
@@ -346,6 +290,24 @@ func unformat(t *rapid.T, src []byte) []byte {
 		b.WriteString(strings.Repeat("\n", rapid.IntRange(1, 3).Draw(t, "newlines")))
 	}
 	return []byte(b.String())
+}
+
+// Layout and comments do not change what a graph means.
+func TestLayoutMeansNothing(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := genGraph(t)
+		src := unformat(t, EncodeGraph(g))
+		if rapid.Bool().Draw(t, "CRLF") {
+			src = bytes.ReplaceAll(src, []byte("\n"), []byte("\r\n"))
+		}
+		back, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: src})
+		if diags.HasErrors() {
+			t.Fatalf("%s\n%s", diags.Error(), src)
+		}
+		if diff := cmp.Diff(g, back, ignorePositions); diff != "" {
+			t.Fatalf("(-tidy +untidy)\n%s\n%s", diff, src)
+		}
+	})
 }
 
 func TestFormatIsIdempotent(t *testing.T) {

@@ -33,12 +33,6 @@ func BenchmarkDecodeLarge(b *testing.B) {
 			}
 			return []Source{{Name: "graph.sif.hcl", Data: bytes.Clone(all)}}
 		}},
-		{"no file plain", func(files []Source) []Source {
-			for i := range files {
-				files[i].Data = append(files[i].Data, "/**/"...)
-			}
-			return files
-		}},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			sources := c.form(largeGraph())
