@@ -14,46 +14,23 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
-	"github.com/vishvananda/netns"
 )
 
 // within calls fn on a thread that is in the network namespace at path. Sockets that fn opens belong to it.
 func within[T any](path string, fn func() (T, error)) (T, error) {
 	var value T
-	target, err := netns.GetFromPath(path)
-	if err != nil {
-		return value, fmt.Errorf("open namespace %s: %w", path, err)
-	}
-	defer target.Close()
-	done := make(chan error, 1)
-	go func() {
-		// Not unlocked unless it is back where it was: the runtime then ends the thread with the goroutine.
-		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			done <- err
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(target); err != nil {
-			done <- fmt.Errorf("enter namespace %s: %w", path, err)
-			return
-		}
+	err := ns.WithNetNSPath(path, func(ns.NetNS) (err error) {
 		value, err = fn()
-		if netns.Set(home) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	err = <-done
+		return err
+	})
 	return value, err
 }
 

@@ -21,6 +21,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -54,7 +55,7 @@ func (r remnants) remove(ctx context.Context) error {
 	}
 	errs = append(errs, r.unmount(allocs)...)
 	errs = append(errs, r.removeNamespaces(ctx, allocs)...)
-	if link, err := netlink.LinkByName(hostLink(r.lab)); err == nil {
+	if link, err := netlinksafe.LinkByName(hostLink(r.lab)); err == nil {
 		if err := netlink.LinkDel(link); err != nil {
 			errs = append(errs, fmt.Errorf("remove link %s: %w", hostLink(r.lab), err))
 		}

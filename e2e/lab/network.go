@@ -12,10 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -49,7 +50,7 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 		if out, err := exec.CommandContext(ctx, "ip", "netns", "add", l.Namespace(name)).CombinedOutput(); err != nil {
 			return fmt.Errorf("add namespace %s: %w: %s", l.Namespace(name), err, out)
 		}
-		if err := l.withLinks(name, func(h *netlink.Handle) error { return setUp(h, "lo") }); err != nil {
+		if err := l.withLinks(name, func(h netlinksafe.Handle) error { return setUp(h, "lo") }); err != nil {
 			return err
 		}
 	}
@@ -99,7 +100,7 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 func bridgeOf(zone string) string { return "zone-" + zone }
 
 func (l *Lab) addBridge(name string, subnet netip.Prefix) error {
-	return l.withLinks(internetNS, func(h *netlink.Handle) error {
+	return l.withLinks(internetNS, func(h netlinksafe.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = name, l.Topology.Underlay.MTU
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
@@ -111,15 +112,15 @@ func (l *Lab) addBridge(name string, subnet netip.Prefix) error {
 
 // join gives a node its underlay interface: a veth whose other end, named after the node, is a port of the bridge.
 func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
-	ns, err := netns.GetFromPath(l.NetNS(node))
+	namespace, err := ns.GetNS(l.NetNS(node))
 	if err != nil {
 		return fmt.Errorf("open namespace of %s: %w", node, err)
 	}
-	defer ns.Close()
-	if err := l.addPort(node, bridge, underlay, netlink.NsFd(ns)); err != nil {
+	defer namespace.Close()
+	if err := l.addPort(node, bridge, underlay, netlink.NsFd(int(namespace.Fd()))); err != nil {
 		return err
 	}
-	return l.withLinks(node, func(h *netlink.Handle) error {
+	return l.withLinks(node, func(h netlinksafe.Handle) error {
 		if err := addressText(h, underlay, addr, subnet); err != nil {
 			return err
 		}
@@ -128,7 +129,7 @@ func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
 }
 
 func (l *Lab) addPort(name, bridge, peer string, peerNS any) error {
-	return l.withLinks(internetNS, func(h *netlink.Handle) error {
+	return l.withLinks(internetNS, func(h netlinksafe.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = name, l.Topology.Underlay.MTU
 		veth := &netlink.Veth{LinkAttrs: attrs, PeerName: peer, PeerNamespace: peerNS, PeerMTU: uint32(attrs.MTU)}
@@ -152,7 +153,7 @@ func (l *Lab) joinHost(users netip.Prefix) error {
 	for _, z := range l.Topology.Zones {
 		subnets = append(subnets, netip.MustParsePrefix(z.Subnet))
 	}
-	h, err := netlink.NewHandle()
+	h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("open netlink: %w", err)
 	}
@@ -160,13 +161,13 @@ func (l *Lab) joinHost(users netip.Prefix) error {
 	if err := routesFree(h, subnets); err != nil {
 		return err
 	}
-	host, err := netns.Get()
+	host, err := ns.GetCurrentNS()
 	if err != nil {
 		return fmt.Errorf("open own namespace: %w", err)
 	}
 	defer host.Close()
 	link := hostLink(l.Name)
-	if err := l.addPort("host", "users", link, netlink.NsFd(host)); err != nil {
+	if err := l.addPort("host", "users", link, netlink.NsFd(int(host.Fd()))); err != nil {
 		return err
 	}
 	if err := addressText(h, link, l.Topology.Internet.Users.Host, users); err != nil {
@@ -181,7 +182,7 @@ func (l *Lab) joinHost(users netip.Prefix) error {
 }
 
 // routesFree refuses to hide networks that the machine already reaches.
-func routesFree(h *netlink.Handle, subnets []netip.Prefix) error {
+func routesFree(h netlinksafe.Handle, subnets []netip.Prefix) error {
 	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
 		return fmt.Errorf("list the machine's routes: %w", err)
@@ -203,7 +204,7 @@ func routesFree(h *netlink.Handle, subnets []netip.Prefix) error {
 	return nil
 }
 
-func setUp(h *netlink.Handle, name string) error {
+func setUp(h netlinksafe.Handle, name string) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", name, err)
@@ -214,7 +215,7 @@ func setUp(h *netlink.Handle, name string) error {
 	return nil
 }
 
-func addressText(h *netlink.Handle, name, addr string, subnet netip.Prefix) error {
+func addressText(h netlinksafe.Handle, name, addr string, subnet netip.Prefix) error {
 	a, err := netip.ParseAddr(addr)
 	if err != nil {
 		return err
@@ -223,7 +224,7 @@ func addressText(h *netlink.Handle, name, addr string, subnet netip.Prefix) erro
 }
 
 // address gives a link an address and sets it up.
-func address(h *netlink.Handle, name string, p netip.Prefix) error {
+func address(h netlinksafe.Handle, name string, p netip.Prefix) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", name, err)
@@ -235,7 +236,7 @@ func address(h *netlink.Handle, name string, p netip.Prefix) error {
 	return setUp(h, name)
 }
 
-func route(h *netlink.Handle, name string, dst netip.Prefix, via netip.Addr) error {
+func route(h netlinksafe.Handle, name string, dst netip.Prefix, via netip.Addr) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("find link %s: %w", name, err)
@@ -252,21 +253,18 @@ func route(h *netlink.Handle, name string, dst netip.Prefix, via netip.Addr) err
 }
 
 // withLinks hands fn a netlink handle in the node's namespace.
-func (l *Lab) withLinks(node string, fn func(*netlink.Handle) error) error {
-	ns, err := netns.GetFromPath(l.NetNS(node))
-	if err != nil {
-		return fmt.Errorf("open namespace of %s: %w", node, err)
-	}
-	defer ns.Close()
-	h, err := netlink.NewHandleAt(ns)
-	if err != nil {
-		return fmt.Errorf("open netlink in %s: %w", node, err)
-	}
-	defer h.Close()
-	if err := fn(h); err != nil {
-		return fmt.Errorf("in %s: %w", node, err)
-	}
-	return nil
+func (l *Lab) withLinks(node string, fn func(netlinksafe.Handle) error) error {
+	return l.In(node, func() error {
+		h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open netlink in %s: %w", node, err)
+		}
+		defer h.Close()
+		if err := fn(h); err != nil {
+			return fmt.Errorf("in %s: %w", node, err)
+		}
+		return nil
+	})
 }
 
 func sysctl(key, value string) error {
@@ -279,32 +277,12 @@ func sysctl(key, value string) error {
 // In calls fn on a thread that is in the node's network namespace.
 // Sockets that fn opens belong to that namespace; goroutines that it starts do not.
 func (l *Lab) In(node string, fn func() error) error {
-	target, err := netns.GetFromPath(l.NetNS(node))
+	namespace, err := ns.GetNS(l.NetNS(node))
 	if err != nil {
 		return fmt.Errorf("open namespace of %s: %w", node, err)
 	}
-	defer target.Close()
-	done := make(chan error, 1)
-	go func() {
-		// Never unlocked unless it is back where it was: the runtime then ends the thread with the goroutine.
-		runtime.LockOSThread()
-		home, err := netns.Get()
-		if err != nil {
-			done <- fmt.Errorf("open own namespace: %w", err)
-			return
-		}
-		defer home.Close()
-		if err := netns.Set(target); err != nil {
-			done <- fmt.Errorf("enter namespace of %s: %w", node, err)
-			return
-		}
-		err = fn()
-		if netns.Set(home) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
+	defer namespace.Close()
+	return namespace.Do(func(ns.NetNS) error { return fn() })
 }
 
 // Dial returns a dial function whose connections come from the node. Addresses must be IP:port.
