@@ -22,48 +22,47 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// The environment that DefaultConfig reads.
+// The environment variables that DefaultConfig reads.
 const (
 	EnvAddress    = "SIF_HTTP_ADDR"     // https://host:port
 	EnvToken      = "SIF_TOKEN"         // Consul ACL token
-	EnvVaultToken = "SIF_VAULT_TOKEN"   // Vault token, in the place of one of Consul
+	EnvVaultToken = "SIF_VAULT_TOKEN"   // Vault token, instead of a Consul ACL token
 	EnvCACert     = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
 	EnvClientCert = "SIF_CLIENT_CERT"   // PEM file
 	EnvClientKey  = "SIF_CLIENT_KEY"    // PEM file
-	envConsul     = "CONSUL_HTTP_TOKEN" // what operators have set already: used if neither token of SIF is set
-	envVault      = "VAULT_TOKEN"       // likewise, if that is not set either
+	envConsul     = "CONSUL_HTTP_TOKEN" // used if no token for SIF is set
+	envVault      = "VAULT_TOKEN"       // used if no other token is set
 )
 
 // DefaultAddress is where a controller is looked for when nothing else is said.
 const DefaultAddress = "https://127.0.0.1:" + wellknown.ControllerPort
 
-// TokenHeader carries an operator's Consul ACL token; "Authorization: Bearer"
-// does too. VaultTokenHeader carries a Vault token. A call shows one of them.
+// TokenHeader carries an operator's Consul ACL token, as "Authorization: Bearer" does. VaultTokenHeader
+// carries a Vault token. A call carries only one of them.
 const (
 	TokenHeader      = "X-Sif-Token"
 	VaultTokenHeader = "X-Vault-Token"
 )
 
-// maxReply bounds what a client reads of one reply, in bytes.
+// maxReply is the largest reply that a client reads, in bytes.
 const maxReply = 256 << 20
 
-// Config tells a Client where the controller is and who calls.
+// Config says where the controller is and who calls it.
 type Config struct {
 	Address    string // https://host:port, or host:port
 	Token      string // Consul ACL token of an operator
 	VaultToken string // or Vault token; not both
-	CACert     string // file; empty: the system's roots
-	ClientCert string // file
-	ClientKey  string // file
+	CACert     string // PEM file; empty: the roots of the system
+	ClientCert string // PEM file
+	ClientKey  string // PEM file
 
-	// TLS, when set, is used as it is and the three files are not read. Nodes
-	// set it to the configuration that carries their identity.
+	// TLS, when set, replaces the three files. Nodes set it to the configuration with their
+	// certificate.
 	TLS *tls.Config
 }
 
-// DefaultConfig is the configuration that the environment gives. A token that
-// is meant for other programs is taken only if none is set for SIF, and one of
-// Vault only if there is none of Consul.
+// DefaultConfig returns the configuration of the environment. A token for another program is used only
+// if none is set for SIF, and a Vault token of another program only if there is no Consul token.
 func DefaultConfig() Config {
 	cfg := Config{
 		Address:    os.Getenv(EnvAddress),
@@ -85,7 +84,7 @@ func DefaultConfig() Config {
 	return cfg
 }
 
-// Client calls one controller. It is safe for use by several goroutines.
+// Client calls one controller. It is safe for concurrent use.
 type Client struct {
 	base       *url.URL
 	token      string
@@ -93,7 +92,7 @@ type Client struct {
 	http       *http.Client
 }
 
-// NewClient makes a client. It opens no connection yet.
+// NewClient returns a client. It does not open a connection.
 func NewClient(cfg Config) (*Client, error) {
 	address := cfg.Address
 	if address == "" {
@@ -107,10 +106,10 @@ func NewClient(cfg Config) (*Client, error) {
 		return nil, fmt.Errorf("address of the controller: %w", err)
 	}
 	if base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("address of the controller %q: it must be of the form https://host:port", cfg.Address)
+		return nil, fmt.Errorf("address of the controller %q: must be of the form https://host:port", cfg.Address)
 	}
 	if cfg.Token != "" && cfg.VaultToken != "" {
-		return nil, fmt.Errorf("there is a Consul token and a Vault token for the controller: set %s or %s, not both", EnvToken, EnvVaultToken)
+		return nil, fmt.Errorf("both a Consul token and a Vault token are set for the controller: set %s or %s, not both", EnvToken, EnvVaultToken)
 	}
 	tlsConfig := cfg.TLS
 	if tlsConfig == nil {
@@ -119,7 +118,7 @@ func NewClient(cfg Config) (*Client, error) {
 		}
 	}
 	transport := &http.Transport{
-		TLSClientConfig:     tlsConfig.Clone(), // the transport adds to it
+		TLSClientConfig:     tlsConfig.Clone(), // the transport modifies it
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 10 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
@@ -127,7 +126,7 @@ func NewClient(cfg Config) (*Client, error) {
 	}
 	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, http: &http.Client{
 		Transport: transport,
-		// The controller redirects nobody, and a token must not follow.
+		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
 }
@@ -141,7 +140,7 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 		}
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("CA of the controller: %s holds no PEM certificate", cfg.CACert)
+			return nil, fmt.Errorf("CA of the controller: %s contains no PEM certificate", cfg.CACert)
 		}
 	}
 	if cfg.ClientCert != "" || cfg.ClientKey != "" {
@@ -157,14 +156,14 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// call sends body, unless nil, as JSON and decodes the answer into reply,
-// unless nil. A refusal is an *Error.
+// call sends body as JSON, unless it is nil, and decodes the answer into reply, unless it is nil. If
+// the controller refuses the call, the error is an *Error.
 func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
 	_, err := c.do(ctx, method, path, body, reply)
 	return err
 }
 
-// read is a GET that returns the index of its answer, 0 if it has none.
+// read is call for a GET. It returns the index of the answer, or 0 if it has none.
 func (c *Client) read(ctx context.Context, path string, reply any) (uint64, error) {
 	header, err := c.do(ctx, http.MethodGet, path, nil, reply)
 	if err != nil {
@@ -233,11 +232,11 @@ func (c *Client) refusal(resp *http.Response, data []byte) error {
 	return e
 }
 
-// explain adds to a transport error what its reader can do about it.
+// explain adds the remedy to a transport error.
 func (c *Client) explain(err error) error {
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("the controller at %s shows a certificate of an unknown authority; set %s to its CA file: %w", c.base.Host, EnvCACert, err)
+		return fmt.Errorf("the certificate of the controller at %s is signed by an unknown authority; set %s to its CA file: %w", c.base.Host, EnvCACert, err)
 	}
 	return fmt.Errorf("ask the controller at %s: %w", c.base.Host, err)
 }

@@ -32,7 +32,7 @@ func TestDefaultConfig(t *testing.T) {
 	t.Setenv(EnvToken, "own")
 	must.Eq(t, Config{Address: "https://c:1", Token: "own"}, DefaultConfig())
 
-	// Which of several tokens is shown.
+	// Which of several tokens is used.
 	for _, tt := range []struct {
 		set    []string
 		consul string
@@ -61,7 +61,7 @@ func TestNewClientRefuses(t *testing.T) {
 	for text, cfg := range map[string]Config{
 		"must be of the form https://host:port": {Address: "http://c:1"},
 		"read the CA of the controller":         {CACert: empty + ".no"},
-		"holds no PEM certificate":              {CACert: empty},
+		"contains no PEM certificate":           {CACert: empty},
 		"read the client certificate":           {ClientCert: empty, ClientKey: empty},
 		"set SIF_TOKEN or SIF_VAULT_TOKEN":      {Token: "a", VaultToken: "b"},
 	} {
@@ -70,7 +70,7 @@ func TestNewClientRefuses(t *testing.T) {
 	}
 }
 
-// A token goes to the controller that was named, and nowhere else.
+// A token goes only to the configured controller, not to a host that it redirects to.
 func TestTokensStayWithTheController(t *testing.T) {
 	for _, tt := range []struct{ header, other, token, vaultToken string }{
 		{TokenHeader, VaultTokenHeader, "secret", ""},

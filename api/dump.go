@@ -13,7 +13,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Layer is a data path that decides about packets.
+// Layer is a kind of data path.
 type Layer string
 
 // The layers.
@@ -22,9 +22,8 @@ const (
 	LayerSwitch Layer = "switch" // Open vSwitch, at a zone's boundary
 )
 
-// Dump is what a node's data path really holds: read from its maps or flows,
-// not from what its daemon remembers. Only the names for the numbers in them
-// are the daemon's.
+// Dump is the content of a node's data path, as read back from its maps or flows. The daemon only adds
+// the names of the numbers in it.
 type Dump struct {
 	Node     fabric.NodeID  `json:"node"`
 	Layer    Layer          `json:"layer"`
@@ -34,28 +33,28 @@ type Dump struct {
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`
 	Guarded  []DumpEndpoint `json:"endpoints,omitempty"` // ebpf only
-	// Problems are what no state of ours would look like, a sentence each:
-	// programs that are not attached, flows of somebody else, a test override.
+	// Problems are what the daemon would never write, one sentence each: programs that are not attached,
+	// flows of another program, a test override.
 	Problems []string `json:"problems,omitempty"`
 }
 
-// DumpPeer is an address of the fabric whose owner the data path knows.
+// DumpPeer is an address of the fabric with its identity.
 type DumpPeer struct {
 	Address  netip.Addr `json:"address"`
 	Identity string     `json:"identity"` // the key of a fabric.Identity
-	// Via is by what its packets come, and go: "endpoint" for one of the node's
-	// own, "zone" for the link to the nodes of the own zone, else "zone/node" of
-	// the processor at the other end of the link.
+	// Via is the path of its packets in both directions: "endpoint" for an endpoint of this node, "zone"
+	// for the link to the nodes of this zone, otherwise "zone/node", the processor at the other end of
+	// the link.
 	Via string `json:"via"`
 }
 
-// The ways of DumpPeer.Via that are not a processor.
+// Values of DumpPeer.Via that are not a processor.
 const (
 	ViaEndpoint = "endpoint"
 	ViaZone     = "zone"
 )
 
-// DumpEndpoint is an endpoint whose interface the data path guards.
+// DumpEndpoint is a local endpoint whose interface has our programs.
 type DumpEndpoint struct {
 	IPv4     netip.Addr     `json:"ipv4"`
 	IPv6     netip.Addr     `json:"ipv6"`
@@ -63,23 +62,23 @@ type DumpEndpoint struct {
 	Checks   []fabric.Check `json:"checks,omitempty"`
 }
 
-// DumpExternal is a prefix outside the fabric whose owner the data path knows.
+// DumpExternal is a prefix outside the fabric with its identity.
 type DumpExternal struct {
 	Prefix   netip.Prefix `json:"prefix"`
-	Identity string       `json:"identity"` // "external", and the names of all externals that the prefix belongs to
+	Identity string       `json:"identity"` // "external" and the names of all externals with this prefix
 }
 
-// DumpRule lets one identity open flows to another.
+// DumpRule allows one identity to open flows to another.
 type DumpRule struct {
-	From     string           `json:"from"` // identities as of peers and externals
+	From     string           `json:"from"` // identity, as in DumpPeer and DumpExternal
 	To       string           `json:"to"`
 	Protocol fabric.Protocol  `json:"protocol"`
 	Ports    fabric.PortRange `json:"ports"`
 	Contract string           `json:"contract"` // "domain/contract"
-	// Audit: ebpf only. The switch does not tell such flows from others.
+	// Audit is set by ebpf only: the switch does not distinguish flows that audit mode allows.
 	Audit bool `json:"audit,omitempty"`
-	// Shadowed: switch only. Other rules of the pair admit all ports of the
-	// contract first, so Ports is zero. Connections of it may live.
+	// Shadowed is set by the switch only: other rules of the pair match all ports of the contract first,
+	// so Ports is zero. Connections that the contract admitted may still exist.
 	Shadowed bool `json:"shadowed,omitempty"`
 }
 
@@ -88,17 +87,16 @@ type DumpRequest struct {
 	Nodes []fabric.NodeID `json:"nodes"`
 }
 
-// MaxDumpNodes is how many nodes can be asked at once.
+// MaxDumpNodes is the largest number of nodes in a DumpRequest.
 const MaxDumpNodes = 1024
 
-// DumpReply is what the nodes read back, by their names.
+// DumpReply has the dumps of the nodes.
 type DumpReply struct {
 	Dumps  map[fabric.NodeID]Dump   `json:"dumps"`
-	Failed map[fabric.NodeID]string `json:"failed,omitempty"` // why a node's dump is missing
+	Failed map[fabric.NodeID]string `json:"failed,omitempty"` // why the dump of a node is missing
 }
 
-// Dumps has nodes read back what they enforce. A node that could
-// not is missing among the dumps and there with the reason among the failed.
+// Dumps makes nodes read back what they enforce. A node that cannot is in failed, with the reason.
 func (c *Client) Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric.NodeID]Dump, failed map[fabric.NodeID]string, err error) {
 	dumps, failed = map[fabric.NodeID]Dump{}, map[fabric.NodeID]string{}
 	for some := range slices.Chunk(nodes, MaxDumpNodes) {

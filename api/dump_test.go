@@ -13,7 +13,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// A task that names no flow survives the way through the controller.
+// A task without a flow survives encoding.
 func TestDumpTaskIsCarried(t *testing.T) {
 	data, err := json.Marshal(Task{Node: fabric.NodeID{Zone: "z1", Name: "w1"}, Kind: TaskDump, Timeout: time.Second})
 	must.NoError(t, err)

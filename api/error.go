@@ -11,42 +11,42 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// The codes of errors. They are stable; messages are for people.
+// Codes of errors. They are stable; messages are not.
 const (
-	CodeInvalid         = "invalid-request"     // the request cannot be understood
-	CodeForbidden       = "forbidden"           // the caller may not do this
+	CodeInvalid         = "invalid-request"     // the request is malformed
+	CodeForbidden       = "forbidden"           // the caller is not allowed to do this
 	CodeNotFound        = "not-found"           // no such domain, node, endpoint or task
 	CodeProblems        = "graph-has-problems"  // Details.Problems lists them
-	CodeConflict        = "conflict"            // the graph is not at the sequence that the caller named
-	CodeRevision        = "revision-refused"    // the revision in the store is not one to build upon
-	CodeNotLeader       = "not-leader"          // Details.Leader is the address of the controller to ask
+	CodeConflict        = "conflict"            // the graph does not have the sequence or root that the caller expects
+	CodeRevision        = "revision-refused"    // the revision in Consul fails verification, so no change can be based on it
+	CodeNotLeader       = "not-leader"          // Details.Leader is the address of the controller to call
 	CodeUnavailable     = "unavailable"         // Consul or Vault does not answer
-	CodeNotRegistered   = "not-registered"      // the node has no record yet
-	CodeNomad           = "nomad-unreachable"   // nothing can be admitted without the scheduler's word
-	CodeNotPlaced       = "not-placed-here"     // the scheduler did not place the allocation on the caller
+	CodeNotRegistered   = "not-registered"      // the node has not registered yet
+	CodeNomad           = "nomad-unreachable"   // Nomad does not answer, so nothing can be admitted
+	CodeNotPlaced       = "not-placed-here"     // Nomad did not place the allocation on the calling node
 	CodeNoSelector      = "no-selector-matched" // Details.Tried lists selectors
 	CodeAmbiguous       = "ambiguous"           // Details.Services lists the services that match
 	CodeUnknownService  = "unknown-service"     // the graph has no such service
-	CodeUnknownRole     = "unknown-role"        // the stanza names a contract that gives no such role
-	CodeAddress         = "address-refused"     // an address is foreign, taken, or still resting
+	CodeUnknownRole     = "unknown-role"        // the stanza requests a role that the contract does not give the service
+	CodeAddress         = "address-refused"     // an address is not in a pool of the node, in use, or not free again yet
 	CodeTimeout         = "timeout"             // a node did not answer in time
-	CodeInternal        = "internal"            // a fault of the controller
-	CodeNodeUnreachable = "node-unreachable"    // the node does not ask for tasks
+	CodeInternal        = "internal"            // an error of the controller itself
+	CodeNodeUnreachable = "node-unreachable"    // the node does not poll for tasks
 )
 
-// Error is a refusal by the controller.
+// Error is the reply of a controller that refuses a call.
 type Error struct {
 	Code    string  `json:"code"`
 	Message string  `json:"message"`
-	Status  int     `json:"status"` // of HTTP
+	Status  int     `json:"status"` // HTTP status code
 	Details Details `json:"details,omitzero"`
 }
 
-// Details is what a program may want of an error beyond its code.
+// Details are the parts of an error that a program may need besides its code.
 type Details struct {
 	Problems []fabric.Problem `json:"problems,omitempty"`
-	Tried    []string         `json:"tried,omitempty"`    // selectors, each with its service
-	Services []fabric.Ref     `json:"services,omitempty"` // candidates
+	Tried    []string         `json:"tried,omitempty"`    // the selectors that were tried, with their services
+	Services []fabric.Ref     `json:"services,omitempty"` // the services that match
 	Leader   string           `json:"leader,omitempty"`   // host:port
 }
 
@@ -62,12 +62,12 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
-// Errorf makes an Error with the status and code.
+// Errorf returns an Error with an HTTP status and a code.
 func Errorf(status int, code, format string, args ...any) *Error {
 	return &Error{Code: code, Status: status, Message: fmt.Sprintf(format, args...)}
 }
 
-// IsCode reports whether err is, or wraps, a controller's Error of that code.
+// IsCode reports whether err is or wraps an *Error with a code.
 func IsCode(err error, code string) bool {
 	var e *Error
 	return errors.As(err, &e) && e.Code == code

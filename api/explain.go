@@ -15,59 +15,58 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Question asks whether one party may open a flow to another. A party is a
-// service or external ("domain/name"), an endpoint or allocation by its ID or
-// the beginning of it, or an address. A service stands for all its live
-// endpoints.
+// Question asks whether one party may open a flow to another. A party is a service or an external
+// ("domain/name"), the ID or an ID prefix of an endpoint or allocation, or an address. A service
+// stands for all its live endpoints.
 type Question struct {
 	From, To string
 	Protocol fabric.Protocol
-	Port     uint16 // of ICMP: the type
+	Port     uint16 // ICMP: the type
 }
 
-// Explanation is what is declared about flows and what is enforced.
+// Explanation compares what the graph declares about flows with what the nodes enforce.
 type Explanation struct {
-	Pointer  fabric.Pointer  `json:"pointer,omitzero"` // of the revision that it is about
+	Pointer  fabric.Pointer  `json:"pointer,omitzero"` // of the revision that declares it
 	Signed   fabric.Signed   `json:"signed,omitzero"`  // the pointer, as the fabric signed it
 	Protocol fabric.Protocol `json:"protocol"`
 	Port     uint16          `json:"port"`
-	Allowed  bool            `json:"allowed"` // every flow, by declaration
-	Agree    bool            `json:"agree"`   // declared and enforced do not differ
+	Allowed  bool            `json:"allowed"` // the graph allows all flows
+	Agree    bool            `json:"agree"`   // no flow has Differs
 	Flows    []ExplainedFlow `json:"flows"`
 }
 
-// ExplainedFlow is that of one pair of parties.
+// ExplainedFlow is the flow of one pair of parties.
 type ExplainedFlow struct {
 	From     Party            `json:"from"`
 	To       Party            `json:"to"`
 	Declared Declared         `json:"declared"`
-	Layers   []ExplainedLayer `json:"layers,omitempty"` // on its way, in order; none without two live ends
+	Layers   []ExplainedLayer `json:"layers,omitempty"` // on the path, in order; empty unless both parties are live
 	Differs  []string         `json:"differs,omitempty"`
 }
 
-// Party is one end of a flow: a live endpoint, a service without one, an
-// external, or an address of nobody.
+// Party is one end of a flow: a live endpoint, a service without live endpoints, an external, or an
+// address that is not in the fabric.
 type Party struct {
 	Service  fabric.Ref    `json:"service,omitzero"`
 	External fabric.Ref    `json:"external,omitzero"`
-	Address  netip.Addr    `json:"address,omitzero"` // of externals and of nobody
+	Address  netip.Addr    `json:"address,omitzero"` // of an external, or outside the fabric
 	Endpoint string        `json:"endpoint,omitempty"`
 	Zone     string        `json:"zone,omitempty"`
 	Node     fabric.NodeID `json:"node,omitzero"`
-	Roles    fabric.Roles  `json:"roles,omitzero"` // of a service without endpoints: all that it may request
+	Roles    fabric.Roles  `json:"roles,omitzero"` // of a service without endpoints: all roles that it may request
 	IPv4     netip.Addr    `json:"ipv4,omitzero"`
 	IPv6     netip.Addr    `json:"ipv6,omitzero"`
 }
 
-// Live reports whether the party is a running instance.
+// Live reports whether the party is a live endpoint.
 func (p Party) Live() bool { return p.Endpoint != "" }
 
-// Identity is who the party is to policy.
+// Identity returns the identity of the party.
 func (p Party) Identity() fabric.Identity {
 	return fabric.Identity{Service: p.Service, Roles: p.Roles}
 }
 
-// Domain is whose the party is; empty for nobody's address.
+// Domain returns the domain of the party, or "" for an address outside the fabric.
 func (p Party) Domain() string {
 	if p.External != (fabric.Ref{}) {
 		return p.External.Domain
@@ -75,7 +74,7 @@ func (p Party) Domain() string {
 	return p.Service.Domain
 }
 
-// Name is the service or external, or the address of nobody.
+// Name returns the name of the service or external, or the address.
 func (p Party) Name() string {
 	switch {
 	case p.Service != fabric.Ref{}:
@@ -95,18 +94,18 @@ func (p Party) String() string {
 	case p.External != fabric.Ref{}:
 		return fmt.Sprintf("external %s (%s)", p.External, p.Address)
 	}
-	return p.Address.String() + " (nobody)"
+	return p.Address.String() + " (not in the fabric)"
 }
 
-// Declared is what the graph says of a flow.
+// Declared is what the graph declares about a flow.
 type Declared struct {
 	Allowed  bool       `json:"allowed"`
-	Audit    bool       `json:"audit,omitempty"` // it passes only because of audit mode, and is reported
+	Audit    bool       `json:"audit,omitempty"` // allowed only by audit mode, and reported
 	Contract fabric.Ref `json:"contract,omitzero"`
-	Reasons  []Reason   `json:"reasons"` // why so; never empty
+	Reasons  []Reason   `json:"reasons"` // never empty
 }
 
-// Reason is one thing that speaks for or against a flow.
+// Reason is one reason why a flow is allowed or not.
 type Reason struct {
 	Contract fabric.Ref      `json:"contract,omitzero"`
 	Pos      fabric.Position `json:"pos,omitzero"` // where the contract is declared
@@ -125,18 +124,17 @@ func (r Reason) String() string {
 	return s + ": " + r.Why
 }
 
-// ExplainedLayer is what a data path on the way of a flow holds about it now.
+// ExplainedLayer is what a data path on the path of a flow enforces for it.
 type ExplainedLayer struct {
 	Node     string `json:"node"`
 	Layer    Layer  `json:"layer"`
 	Place    string `json:"place"` // "sender", "boundary" or "receiver"
 	Allowed  bool   `json:"allowed"`
-	Unread   bool   `json:"unread,omitempty"` // the node did not read it back: see Why
-	Broken   bool   `json:"broken,omitempty"` // it holds what it should not, which may decide otherwise
+	Unread   bool   `json:"unread,omitempty"` // the node did not read it back; Why says why
+	Broken   bool   `json:"broken,omitempty"` // it has unexpected state, which may decide differently
 	Contract string `json:"contract,omitempty"`
 	Audit    bool   `json:"audit,omitempty"`
-	// Follows is the revision that the node follows, if that is another one
-	// than is in force.
+	// Follows is the revision that the node follows, if it is not the one in force.
 	Follows *uint64 `json:"follows,omitempty"`
 	Why     string  `json:"why"`
 }
@@ -154,12 +152,12 @@ func (l ExplainedLayer) String() string {
 		s += fmt.Sprintf(" (the node follows revision %d)", *l.Follows)
 	}
 	if l.Broken {
-		s += " (but this data path is not as it should be)"
+		s += " (but this data path has unexpected state)"
 	}
 	return s
 }
 
-// Explain answers a question. Nodes on the way read back what they hold.
+// Explain answers a question. The nodes on the path read back what they enforce.
 func (c *Client) Explain(ctx context.Context, q Question) (Explanation, error) {
 	v := url.Values{"from": {q.From}, "to": {q.To}, "protocol": {q.Protocol.String()}, "port": {strconv.Itoa(int(q.Port))}}
 	var reply Explanation

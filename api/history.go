@@ -10,29 +10,27 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// History is the revisions that are kept, the newest first.
+// History lists the kept revisions.
 type History struct {
 	Pointer fabric.Pointer  `json:"pointer,omitzero"`
 	Signed  fabric.Signed   `json:"signed,omitzero"` // the pointer, as the fabric signed it
-	Changes []fabric.Change `json:"changes"`
+	Changes []fabric.Change `json:"changes"`         // newest first
 }
 
-// History returns the revisions that are kept.
+// History returns the kept revisions.
 func (c *Client) History(ctx context.Context) (History, error) {
 	reply, _, err := c.WatchHistory(ctx, Query{})
 	return reply, err
 }
 
-// WatchHistory is History once it is newer than q.Index, or when q.Wait is
-// over, and the index of the answer.
+// WatchHistory is History as a blocking query, like WatchGraph.
 func (c *Client) WatchHistory(ctx context.Context, q Query) (History, uint64, error) {
 	var reply History
 	index, err := c.read(ctx, withQuery("/v1/history", q.values()), &reply)
 	return reply, index, err
 }
 
-// RollbackRequest puts the graph of a kept revision in force again, guardrails
-// included, under a new sequence.
+// RollbackRequest applies the graph of a kept revision again, with its guardrails, as a new revision.
 type RollbackRequest struct {
 	Revision uint64  `json:"revision"` // sequence
 	Message  string  `json:"message,omitempty"`
@@ -40,14 +38,14 @@ type RollbackRequest struct {
 	DryRun   bool    `json:"dryRun,omitempty"`
 }
 
-// RollbackReply is what a rollback does, or would do.
+// RollbackReply is what a rollback changed or, after a dry run, would change.
 type RollbackReply struct {
 	Pointer fabric.Pointer `json:"pointer"`
 	Changed bool           `json:"changed"`
 	Delta   fabric.Delta   `json:"delta"`
 }
 
-// Rollback takes up the graph of a kept revision again.
+// Rollback applies the graph of a kept revision again.
 func (c *Client) Rollback(ctx context.Context, req RollbackRequest) (RollbackReply, error) {
 	var reply RollbackReply
 	err := c.call(ctx, http.MethodPost, "/v1/graph/rollback", req, &reply)

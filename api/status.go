@@ -12,7 +12,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// NodeStatus is what an agent or an engine says of itself and its node.
+// NodeStatus is what an agent or an engine reports about itself and its node.
 type NodeStatus struct {
 	Zone               string            `json:"zone"`
 	Node               string            `json:"node"`
@@ -22,18 +22,18 @@ type NodeStatus struct {
 	Root               fabric.Hash       `json:"root,omitzero"` // of the revision enforced
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
-	Degraded           []string          `json:"degraded,omitempty"` // what is wrong, a sentence each
+	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
 	Drops              map[string]uint64 `json:"drops,omitempty"`   // packets by reason, since the rules were loaded
-	Audited            []FlowStatus      `json:"audited,omitempty"` // flows opened because of audit mode only, since the agent started
-	Flows              []FlowStatus      `json:"flows,omitempty"`   // connections that endpoints of the node opened, or externals to them
+	Audited            []FlowStatus      `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
+	Flows              []FlowStatus      `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
 	Reported           time.Time         `json:"reported"`          // set by the controller
 }
 
 // ID names the node.
 func (s NodeStatus) ID() fabric.NodeID { return fabric.NodeID{Zone: s.Zone, Name: s.Node} }
 
-// EndpointStatus is one endpoint as its node enforces it.
+// EndpointStatus is an endpoint as its node enforces it.
 type EndpointStatus struct {
 	Endpoint           string       `json:"endpoint"`
 	Service            fabric.Ref   `json:"service,omitzero"`
@@ -42,24 +42,24 @@ type EndpointStatus struct {
 	IPv6               netip.Addr   `json:"ipv6"`
 	Expires            time.Time    `json:"expires,omitzero"` // of the admission
 	InForce            bool         `json:"inForce"`
-	Pending            []string     `json:"pending,omitempty"` // what is not in force yet: "zone/node: reason"
+	Pending            []string     `json:"pending,omitempty"` // where its connectivity is not in force yet: "zone/node: reason"
 	CertificateExpires time.Time    `json:"certificateExpires,omitzero"`
 
-	Checks []fabric.Check `json:"checks,omitempty"` // by which the node itself may reach it
+	Checks []fabric.Check `json:"checks,omitempty"` // through which the node itself may reach the endpoint
 }
 
-// FlowStatus is all flows of one kind between two services.
+// FlowStatus counts the flows of one contract, protocol and port between two services.
 type FlowStatus struct {
-	From     fabric.Ref      `json:"from"` // an external's, if several share its addresses: the first
+	From     fabric.Ref      `json:"from"` // if several externals share the address: the first of them
 	To       fabric.Ref      `json:"to"`
 	Contract fabric.Ref      `json:"contract"`
 	Protocol fabric.Protocol `json:"protocol"`
-	Port     uint16          `json:"port"`  // of ICMP: the type
-	Count    uint64          `json:"count"` // Audited: flows opened; Flows: connections in the table now
-	Last     time.Time       `json:"last"`  // when one of them was last seen
+	Port     uint16          `json:"port"`  // ICMP: the type
+	Count    uint64          `json:"count"` // Audited: flows opened; Flows: connections in the table
+	Last     time.Time       `json:"last"`  // when a packet of one of them was last seen
 }
 
-// LinkStatus is one encrypted link of a node.
+// LinkStatus is an encrypted link of a node.
 type LinkStatus struct {
 	Peer          string    `json:"peer"` // zone/node
 	LastHandshake time.Time `json:"lastHandshake,omitzero"`
@@ -67,7 +67,7 @@ type LinkStatus struct {
 	Tx            uint64    `json:"tx"`
 }
 
-// ControllerStatus is what the controller says of itself.
+// ControllerStatus is what the controller reports about itself.
 type ControllerStatus struct {
 	Address            string    `json:"address"`
 	Version            string    `json:"version"`
@@ -76,8 +76,8 @@ type ControllerStatus struct {
 	Degraded           []string  `json:"degraded,omitempty"`
 }
 
-// Status is the state of the whole fabric. Nodes lists every registered node;
-// one that never reported since the controller started has a zero Reported.
+// Status is the state of the fabric. Nodes lists all registered nodes; a node that has not reported
+// since the controller started has a zero Reported.
 type Status struct {
 	Fabric     string           `json:"fabric"`
 	Pointer    fabric.Pointer   `json:"pointer,omitzero"`
@@ -91,15 +91,14 @@ func (c *Client) Status(ctx context.Context) (Status, error) {
 	return reply, err
 }
 
-// WatchStatus is Status once something was reported after q.Index, or when
-// q.Wait is over, and the index of the answer.
+// WatchStatus is Status as a blocking query, like WatchGraph.
 func (c *Client) WatchStatus(ctx context.Context, q Query) (Status, uint64, error) {
 	var reply Status
 	index, err := c.read(ctx, withQuery("/v1/status", q.values()), &reply)
 	return reply, index, err
 }
 
-// Health fails unless the controller answers and leads.
+// Health returns an error unless the controller answers and is the leader.
 func (c *Client) Health(ctx context.Context) (ControllerStatus, error) {
 	var reply ControllerStatus
 	err := c.call(ctx, http.MethodGet, "/v1/health", nil, &reply)
