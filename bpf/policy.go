@@ -7,8 +7,9 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"math/bits"
 	"slices"
+
+	"github.com/sif-project/sif/internal/portrange"
 )
 
 // Pair is an ordered pair of identities: who calls whom.
@@ -80,23 +81,6 @@ func without(r Rule, taken []Rule) []Rule {
 	return left
 }
 
-// prefix is the set of ports that have their first length bits in common with port.
-type prefix struct {
-	port   uint16
-	length uint8
-}
-
-// prefixes returns the fewest prefixes whose union is from..to.
-func prefixes(from, to uint16) []prefix {
-	var all []prefix
-	for at, end := uint32(from), uint32(to); at <= end; {
-		size := min(bits.TrailingZeros32(at|1<<16), bits.Len32(end-at+1)-1)
-		all = append(all, prefix{uint16(at), uint8(16 - size)})
-		at += 1 << size
-	}
-	return all
-}
-
 // ruleKeys returns what the map holds for rules, which need not be canonical.
 func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 	keys := map[endpointRuleKey]uint32{}
@@ -111,8 +95,8 @@ func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 		}
 	}
 	for _, r := range Canonical(rules) {
-		for _, x := range prefixes(r.From, r.To) {
-			key := endpointRuleKey{Source: p.Source, Destination: p.Destination, Port: x.port, Length: x.length, Protocol: r.Protocol}
+		for _, b := range portrange.Split(r.From, r.To) {
+			key := endpointRuleKey{Source: p.Source, Destination: p.Destination, Port: b.First, Length: b.Length, Protocol: r.Protocol}
 			keys[key] = r.Contract
 		}
 	}
@@ -233,7 +217,7 @@ func (d *Datapath) Pairs() (map[Pair][]Rule, error) {
 		}
 		var rules []Rule
 		for k, contract := range keys {
-			rules = append(rules, Rule{k.Protocol, k.Port, k.Port | uint16(1<<(16-k.Length)-1), contract})
+			rules = append(rules, Rule{k.Protocol, k.Port, portrange.Block{First: k.Port, Length: k.Length}.Last(), contract})
 		}
 		all[p] = Canonical(rules)
 	}

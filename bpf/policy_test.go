@@ -16,27 +16,6 @@ import (
 	"pgregory.net/rapid"
 )
 
-func TestPrefixesCoverTheRangeOnce(t *testing.T) {
-	rapid.Check(t, func(t *rapid.T) {
-		from := rapid.Uint16().Draw(t, "from")
-		to := rapid.Uint16Min(from).Draw(t, "to")
-		next := uint32(from)
-		for _, p := range prefixes(from, to) {
-			size := uint32(1) << (16 - p.length)
-			if uint32(p.port) != next || uint32(p.port)%size != 0 {
-				t.Fatalf("prefix %d/%d does not start at %d", p.port, p.length, next)
-			}
-			next += size
-		}
-		if next != uint32(to)+1 {
-			t.Fatalf("the prefixes end before %d, want %d", next, uint32(to)+1)
-		}
-	})
-	if n := len(prefixes(0, 65535)); n != 1 {
-		t.Errorf("all ports take %d prefixes, want 1", n)
-	}
-}
-
 func TestCanonicalMeansTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Rule {

@@ -258,45 +258,19 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 	}
 }
 
-// suggest proposes the declared name that is nearest to an unknown one.
+// suggest returns a remedy for an unknown name: the nearest declared one, if any is near.
 func (g *Graph) suggest(r Ref) string {
-	best, distance := "", 3
+	var names []string
 	if d := g.Domains[r.Domain]; d != nil {
-		try := func(name string) {
-			if n := editDistance(r.Name, name); n < distance {
-				best, distance = name, n
-			}
-		}
 		for _, s := range d.Services {
-			try(s.Name)
+			names = append(names, s.Name)
 		}
 		for _, e := range d.Externals {
-			try(e.Name)
+			names = append(names, e.Name)
 		}
 	}
-	if best == "" {
-		return fmt.Sprintf("declare service %q or correct the name", r.Name)
+	if near := Nearest(r.Name, names); near != "" {
+		return fmt.Sprintf("did you mean %q?", near)
 	}
-	return fmt.Sprintf("did you mean %q?", best)
-}
-
-// editDistance is the Levenshtein distance of a and b.
-func editDistance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := 1; i <= len(a); i++ {
-		diagonal := row[0]
-		row[0] = i
-		for j := 1; j <= len(b); j++ {
-			cost := diagonal
-			if a[i-1] != b[j-1] {
-				cost++
-			}
-			diagonal = row[j]
-			row[j] = min(cost, row[j]+1, row[j-1]+1)
-		}
-	}
-	return row[len(b)]
+	return fmt.Sprintf("declare service %q or correct the name", r.Name)
 }

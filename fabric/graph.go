@@ -147,6 +147,36 @@ func (r PortRange) String() string {
 // Contains reports whether port lies in r.
 func (r PortRange) Contains(port uint16) bool { return r.From <= port && port <= r.To }
 
+// Overlap returns the ports that r and other have in common, and whether there are any.
+func (r PortRange) Overlap(other PortRange) (common PortRange, ok bool) {
+	common = PortRange{From: max(r.From, other.From), To: min(r.To, other.To)}
+	return common, common.From <= common.To
+}
+
+// Join returns r extended by next, and whether next begins right after r.
+func (r PortRange) Join(next PortRange) (joined PortRange, ok bool) {
+	if int(r.To)+1 != int(next.From) {
+		return PortRange{}, false
+	}
+	return PortRange{From: r.From, To: next.To}, true
+}
+
+// SplitPorts cuts the ports from the first to the last of the ranges, gaps included, wherever a range begins or ends: all
+// ports of a piece lie in the same ranges. The pieces are in order.
+func SplitPorts(ranges []PortRange) []PortRange {
+	var starts []int
+	for _, r := range ranges {
+		starts = append(starts, int(r.From), int(r.To)+1)
+	}
+	slices.Sort(starts)
+	starts = slices.Compact(starts)
+	var pieces []PortRange
+	for i := 0; i+1 < len(starts); i++ {
+		pieces = append(pieces, PortRange{From: uint16(starts[i]), To: uint16(starts[i+1] - 1)})
+	}
+	return pieces
+}
+
 // MarshalText implements encoding.TextMarshaler.
 func (r PortRange) MarshalText() ([]byte, error) { return []byte(r.String()), nil }
 

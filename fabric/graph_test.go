@@ -5,6 +5,7 @@ package fabric
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -141,5 +142,47 @@ func TestSelect(t *testing.T) {
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { must.Eq(t, c.want, g.Select(c.w)) })
+	}
+}
+
+func TestPortRangeArithmetic(t *testing.T) {
+	genRange := rapid.Custom(func(t *rapid.T) PortRange {
+		from := rapid.Uint16Range(0, 20).Draw(t, "from")
+		return PortRange{from, rapid.SampledFrom([]uint16{from, from + 3, 65535}).Draw(t, "to")}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		ranges := rapid.SliceOfN(genRange, 2, 4).Draw(t, "ranges")
+		a, b := ranges[0], ranges[1]
+		common, overlap := a.Overlap(b)
+		joined, adjacent := a.Join(b)
+		pieces := SplitPorts(ranges)
+		met := false
+		for port := range uint16(30) {
+			both := a.Contains(port) && b.Contains(port)
+			met = met || both
+			must.Eq(t, both, overlap && common.Contains(port))
+			if adjacent {
+				must.Eq(t, a.Contains(port) || b.Contains(port), joined.Contains(port))
+			}
+			in := slices.DeleteFunc(slices.Clone(pieces), func(p PortRange) bool { return !p.Contains(port) })
+			must.LessEq(t, 1, len(in))
+			for _, r := range ranges {
+				if r.Contains(port) {
+					must.Len(t, 1, in)
+					must.True(t, r.From <= in[0].From && in[0].To <= r.To)
+				}
+			}
+		}
+		must.Eq(t, met, overlap)
+		must.Eq(t, int(a.To)+1 == int(b.From), adjacent)
+	})
+}
+
+func TestNearest(t *testing.T) {
+	names := []string{"frontend", "front-end-v2", "api", "x"}
+	for name, want := range map[string]string{
+		"frontent": "frontend", "forntend": "frontend", "apj": "api", "front-endv2": "front-end-v2", "back": "", "y": "", "frontend": "frontend",
+	} {
+		must.Eq(t, want, Nearest(name, names), must.Sprint(name))
 	}
 }

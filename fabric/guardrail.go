@@ -105,8 +105,8 @@ func overlap(rules, denied []Rule) (Rule, bool) {
 			}
 			for _, p := range r.Ports {
 				for _, q := range d.Ports {
-					if from, to := max(p.From, q.From), min(p.To, q.To); from <= to {
-						return Rule{Protocol: r.Protocol, Ports: []PortRange{{from, to}}}, true
+					if ports, ok := p.Overlap(q); ok {
+						return Rule{Protocol: r.Protocol, Ports: []PortRange{ports}}, true
 					}
 				}
 			}

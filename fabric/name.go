@@ -6,7 +6,10 @@ package fabric
 import (
 	"cmp"
 	"fmt"
+	"slices"
 	"strings"
+
+	"github.com/agext/levenshtein"
 )
 
 // MaxNameLength is the longest name in bytes. A service's catalog name
@@ -85,4 +88,37 @@ func (r *Ref) UnmarshalText(b []byte) error {
 // CompareRefs orders refs by domain, then name.
 func CompareRefs(a, b Ref) int {
 	return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name))
+}
+
+// Nearest returns the one of names that was most likely meant by name, or "" if none is near enough to be a
+// misspelling of it.
+func Nearest(name string, names []string) string {
+	distance := func(s string) int {
+		if sortedBytes(s) == sortedBytes(name) {
+			return 1 // swapped letters are one mistake
+		}
+		return levenshtein.Distance(name, s, nil)
+	}
+	near := slices.DeleteFunc(slices.Clone(names), func(s string) bool {
+		return len(s) < 2 || distance(s) > max(1, min(3, len(s)/3))
+	})
+	if len(near) == 0 {
+		return ""
+	}
+	commonPrefix := func(s string) int {
+		n := 0
+		for n < min(len(s), len(name)) && s[n] == name[n] {
+			n++
+		}
+		return n
+	}
+	return slices.MinFunc(near, func(a, b string) int {
+		return cmp.Or(distance(a)-distance(b), commonPrefix(b)-commonPrefix(a), cmp.Compare(a, b))
+	})
+}
+
+func sortedBytes(s string) string {
+	b := []byte(s)
+	slices.Sort(b)
+	return string(b)
 }

@@ -95,26 +95,19 @@ func compareOpenings(p pairOfRefs, before, after []opening) []ReachChange {
 	type kind struct{ was, is Standing }
 	changes := map[kind]*ReachChange{}
 	for _, protocol := range Protocols {
-		var cuts []int
-		var old, now []opening
-		for _, o := range before {
-			if o.protocol == protocol {
-				old = append(old, o)
-				cuts = append(cuts, int(o.ports.From), int(o.ports.To)+1)
+		var ranges []PortRange
+		of := func(openings []opening) (list []opening) {
+			for _, o := range openings {
+				if o.protocol == protocol {
+					list, ranges = append(list, o), append(ranges, o.ports)
+				}
 			}
+			return list
 		}
-		for _, o := range after {
-			if o.protocol == protocol {
-				now = append(now, o)
-				cuts = append(cuts, int(o.ports.From), int(o.ports.To)+1)
-			}
-		}
-		slices.Sort(cuts)
-		cuts = slices.Compact(cuts)
-		for i := range max(len(cuts)-1, 0) {
-			from, to := uint16(cuts[i]), uint16(cuts[i+1]-1)
-			was, causesBefore := standing(old, from)
-			is, causesAfter := standing(now, from)
+		old, now := of(before), of(after)
+		for _, ports := range SplitPorts(ranges) {
+			was, causesBefore := standing(old, ports.From)
+			is, causesAfter := standing(now, ports.From)
 			if was == is {
 				continue
 			}
@@ -123,7 +116,7 @@ func compareOpenings(p pairOfRefs, before, after []opening) []ReachChange {
 				changes[k] = &ReachChange{From: p.from, To: p.to, Was: was, Is: is}
 			}
 			change := changes[k]
-			change.addPorts(protocol, PortRange{from, to})
+			change.addPorts(protocol, ports)
 			if change.Gains() {
 				change.Because = append(change.Because, causesAfter...)
 			} else {
@@ -166,9 +159,11 @@ func (c *ReachChange) addPorts(protocol Protocol, ports PortRange) {
 		c.Rules = append(c.Rules, Rule{Protocol: protocol})
 	}
 	r := &c.Rules[len(c.Rules)-1]
-	if n := len(r.Ports); n > 0 && int(r.Ports[n-1].To)+1 == int(ports.From) {
-		r.Ports[n-1].To = ports.To
-		return
+	if n := len(r.Ports); n > 0 {
+		if joined, ok := r.Ports[n-1].Join(ports); ok {
+			r.Ports[n-1] = joined
+			return
+		}
 	}
 	r.Ports = append(r.Ports, ports)
 }

@@ -4,17 +4,17 @@
 package hcl
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"regexp"
 	"slices"
 	"strings"
 
-	"github.com/agext/levenshtein"
 	hcl2 "github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
+
+	"github.com/sif-project/sif/fabric"
 )
 
 // text is a string with its place.
@@ -406,33 +406,8 @@ func kindOf(v cty.Value) string {
 
 // didYouMean proposes the nearest of names, or nothing.
 func didYouMean(name string, names []string) string {
-	distance := func(s string) int {
-		if sortedBytes(s) == sortedBytes(name) {
-			return 1 // letters in the wrong order are one mistake
-		}
-		return levenshtein.Distance(name, s, nil)
+	if near := fabric.Nearest(name, names); near != "" {
+		return fmt.Sprintf("Did you mean %q?", near)
 	}
-	near := slices.DeleteFunc(slices.Clone(names), func(s string) bool {
-		return len(s) < 2 || distance(s) > max(1, min(3, len(s)/3))
-	})
-	if len(near) == 0 {
-		return ""
-	}
-	common := func(s string) int { // bytes at the beginning that agree
-		n := 0
-		for n < min(len(s), len(name)) && s[n] == name[n] {
-			n++
-		}
-		return n
-	}
-	best := slices.MinFunc(near, func(a, b string) int {
-		return cmp.Or(distance(a)-distance(b), common(b)-common(a), cmp.Compare(a, b))
-	})
-	return fmt.Sprintf("Did you mean %q?", best)
-}
-
-func sortedBytes(s string) string {
-	b := []byte(s)
-	slices.Sort(b)
-	return string(b)
+	return ""
 }

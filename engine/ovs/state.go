@@ -9,6 +9,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/sif-project/sif/internal/portrange"
 )
 
 // MAC is an Ethernet address. It compares with ==.
@@ -123,13 +125,8 @@ type maskedPort struct{ Value, Mask uint16 }
 // masks splits a range into the fewest masked ports that cover it exactly.
 func (r PortRange) masks() []maskedPort {
 	var out []maskedPort
-	for at, last := uint32(r.First), uint32(r.Last); at <= last; {
-		size := uint32(1)
-		for at&size == 0 && size < 1<<16 && at+2*size-1 <= last {
-			size *= 2
-		}
-		out = append(out, maskedPort{Value: uint16(at), Mask: uint16(0xffff &^ (size - 1))})
-		at += size
+	for _, b := range portrange.Split(r.First, r.Last) {
+		out = append(out, maskedPort{Value: b.First, Mask: b.Mask()})
 	}
 	return out
 }

@@ -250,10 +250,10 @@ func (c *comparison) comparePair(k pair, want, have []grant) {
 		want, have string
 	}
 	var last outcome
-	var from, to uint16
+	var ports fabric.PortRange
 	flush := func() {
 		if last.kind != "" {
-			entry := fmt.Sprintf("rule %q -> %q %s/%s", k.from, k.to, k.protocol, fabric.PortRange{From: from, To: to})
+			entry := fmt.Sprintf("rule %q -> %q %s/%s", k.from, k.to, k.protocol, ports)
 			c.add(last.kind, entry, last.want, last.have)
 		}
 	}
@@ -273,12 +273,12 @@ func (c *comparison) comparePair(k pair, want, have []grant) {
 		default:
 			o = outcome{}
 		}
-		if o == last && int(to)+1 == int(s.From) {
-			to = s.To
+		if joined, ok := ports.Join(s); ok && o == last {
+			ports = joined
 			continue
 		}
 		flush()
-		last, from, to = o, s.From, s.To
+		last, ports = o, s
 	}
 	flush()
 }
@@ -339,19 +339,13 @@ func preferred(grants []grant) []grant {
 // segments cuts all ports that grants name into ranges within which the same
 // grants hold.
 func segments(lists ...[]grant) []fabric.PortRange {
-	var starts []int
+	var ranges []fabric.PortRange
 	for _, list := range lists {
 		for _, g := range list {
-			starts = append(starts, int(g.ports.From), int(g.ports.To)+1)
+			ranges = append(ranges, g.ports)
 		}
 	}
-	slices.Sort(starts)
-	starts = slices.Compact(starts)
-	var out []fabric.PortRange
-	for i := 0; i+1 < len(starts); i++ {
-		out = append(out, fabric.PortRange{From: uint16(starts[i]), To: uint16(starts[i+1] - 1)})
-	}
-	return out
+	return fabric.SplitPorts(ranges)
 }
 
 func at(grants []grant, port uint16) []grant {
