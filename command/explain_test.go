@@ -31,7 +31,7 @@ func TestParsePort(t *testing.T) {
 	}
 }
 
-func TestExplainViewSaysWhatDiffersFirst(t *testing.T) {
+func TestExplainViewShowsDifferencesFirst(t *testing.T) {
 	web := api.Party{Service: fabric.Ref{Domain: "shop", Name: "web"}, Endpoint: "web-1", Node: fabric.NodeID{Zone: "z1", Name: "w1"}}
 	db := api.Party{Service: fabric.Ref{Domain: "shop", Name: "db"}, Endpoint: "db-1", Node: fabric.NodeID{Zone: "z1", Name: "w2"}}
 	sql := fabric.Ref{Domain: "shop", Name: "sql"}
@@ -55,8 +55,8 @@ func TestVerifyView(t *testing.T) {
 			{Node: "z1/w1", Layer: "ebpf", Kind: verify.Missing, Entry: "address 100.64.0.2", Expected: "\"shop/web\" by zone"}}}))
 }
 
-// runOn runs a command against a controller of healthyFabric, whose nodes
-// cannot read anything back.
+// runOn runs a command against a controller of healthyFabric, whose nodes cannot read back their data
+// paths.
 func runOn(t *testing.T, command string, args ...string) (out string, code int) {
 	status, graph := healthyFabric()
 	status.Pointer.Root = fabric.Compile(graph).Root

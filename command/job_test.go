@@ -4,17 +4,12 @@
 package command
 
 import (
-	"bytes"
-	"fmt"
-	"net"
-	"net/http"
+	"errors"
 	"os"
-	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/hashicorp/cli"
 	nomad "github.com/hashicorp/nomad/api"
@@ -27,8 +22,7 @@ import (
 
 // TestJobScripts runs the job commands against a real Nomad.
 func TestJobScripts(t *testing.T) {
-	testhost.RequireRoot(t) // Nomad's client
-	address := startNomad(t, testhost.RequireServer(t, "nomad"))
+	address := startNomad(t)
 	t.Setenv("NOMAD_ADDR", address)
 	t.Run("rewritten", nomadUnderstands)
 	t.Run("demo", demoJobsAreValid)
@@ -44,8 +38,7 @@ func TestJobScripts(t *testing.T) {
 	})
 }
 
-// nomadUnderstands has Nomad parse what the stanzas of all sorts of groups are
-// turned into.
+// nomadUnderstands has Nomad parse the rewritten stanzas of all kinds of groups.
 func nomadUnderstands(t *testing.T) {
 	client, err := nomad.NewClient(nomad.DefaultConfig())
 	must.NoError(t, err)
@@ -77,7 +70,7 @@ func nomadUnderstands(t *testing.T) {
 func demoJobsAreValid(t *testing.T) {
 	for _, path := range glob(t, "../jobs/*/*.nomad.hcl") {
 		ui := cli.NewMockUi()
-		// The graphs and jobs are checked against each other in package jobs.
+		// No controller: package jobs checks the jobs against their graphs.
 		must.Eq(t, 0, run(ui, "job validate", "-address=https://127.0.0.1:1", path), must.Sprint(path, ui.ErrorWriter.String()))
 	}
 }
@@ -90,83 +83,16 @@ func glob(t *testing.T, pattern string) []string {
 	return paths
 }
 
-// startNomad runs a server and client of Nomad for the test.
-func startNomad(t *testing.T, program string) (address string) {
+// startNomad starts a Nomad server with a ready client, and returns its address.
+func startNomad(t *testing.T) string {
 	t.Helper()
-	ports := freePorts(t, 3)
-	config := filepath.Join(t.TempDir(), "nomad.hcl")
-	must.NoError(t, os.WriteFile(config, fmt.Appendf(nil, `
-bind_addr            = "127.0.0.1"
-disable_update_check = true
-ports {
-  http = %d
-  rpc  = %d
-  serf = %d
-}
-client {
-  options {
-    "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
-  }
-}
-plugin "raw_exec" {
-  config {
-    enabled = true
-  }
-}
-consul {
-  auto_advertise   = false
-  server_auto_join = false
-  client_auto_join = false
-}
-`, ports[0], ports[1], ports[2]), 0o600))
-	var log bytes.Buffer
-	cmd := exec.Command(program, "agent", "-dev", "-config="+config)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	cmd.Dir = t.TempDir()
-	cmd.Env = []string{"TMPDIR=" + t.TempDir()} // where it keeps allocations and leaves their directories
-	for _, v := range os.Environ() {
-		if !strings.HasPrefix(v, "AWS_") && !strings.HasPrefix(v, "NOMAD_") && !strings.HasPrefix(v, "TMPDIR=") { // a CA bundle of AWS keeps Nomad from starting
-			cmd.Env = append(cmd.Env, v)
+	server, client := testhost.Nomad(t, "disable_update_check = true")
+	eventually(t, func() error {
+		nodes, _, err := client.Nodes().List(nil)
+		if err == nil && !slices.ContainsFunc(nodes, func(n *nomad.NodeListStub) bool { return n.Status == nomad.NodeStatusReady }) {
+			err = errors.New("no node is ready")
 		}
-	}
-	must.NoError(t, cmd.Start())
-	t.Cleanup(func() {
-		_ = cmd.Process.Signal(syscall.SIGINT) // in development mode it ends its allocations
-		_ = cmd.Wait()
-		if t.Failed() {
-			t.Logf("Nomad's log:\n%s", log.String())
-		}
+		return err
 	})
-	address = fmt.Sprintf("http://127.0.0.1:%d", ports[0])
-	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Millisecond) {
-		if ready(address) {
-			return address
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("Nomad has no ready node after 60 s")
-		}
-	}
-}
-
-func ready(address string) bool {
-	resp, err := http.Get(address + "/v1/nodes?filter=" + "Status==ready")
-	if err != nil {
-		return false
-	}
-	defer resp.Body.Close()
-	var b bytes.Buffer
-	_, err = b.ReadFrom(resp.Body)
-	return err == nil && resp.StatusCode == http.StatusOK && strings.Contains(b.String(), `"ready"`)
-}
-
-func freePorts(t *testing.T, n int) []int {
-	t.Helper()
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		defer l.Close()
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports
+	return "http://" + server.Address
 }

@@ -166,8 +166,7 @@ func end(e matrix.Endpoint) string {
 	return fmt.Sprintf("%s %s on %s", e.Service, shortID(e.ID), e.Node)
 }
 
-// matrixView writes a row for each originating service and a column for each
-// responding one.
+// matrixView writes a row per originating service and a column per responding service.
 func matrixView(b *strings.Builder, r matrix.Report) {
 	type pair struct{ from, to fabric.Ref }
 	rank := map[string]int{"": 0, ".": 1, "=": 2, "!": 3}

@@ -11,10 +11,10 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// listed is how many endpoints or connections a text lists.
-const listed = 20
+// maxListed is the largest number of endpoints or connections that a plan lists.
+const maxListed = 20
 
-// planText words a plan for people.
+// planText formats a plan for people.
 func planText(p api.Plan) string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Against revision %d:\n", p.Sequence)
@@ -23,27 +23,27 @@ func planText(p api.Plan) string {
 		b.WriteString("\nNothing to change.")
 		return b.String()
 	case p.Delta.Empty():
-		b.WriteString("\nNo service gains or loses anything; only texts or places in files differ.")
+		b.WriteString("\nReachability does not change; only descriptions or positions in files differ.")
 		return b.String()
 	}
 	b.WriteString(deltaText(p.Delta))
 	if len(p.Touched) > 0 {
-		fmt.Fprintf(&b, "\nTouches %s:\n", count(len(p.Touched), "live endpoint"))
+		fmt.Fprintf(&b, "\nAffects %s:\n", count(len(p.Touched), "live endpoint"))
 		for i, t := range p.Touched {
-			if i == listed {
-				fmt.Fprintf(&b, "    and %d more\n", len(p.Touched)-listed)
+			if i == maxListed {
+				fmt.Fprintf(&b, "    and %d more\n", len(p.Touched)-maxListed)
 				break
 			}
 			fmt.Fprintf(&b, "    %s of %s on %s%s\n", t.Endpoint, t.Service, t.Node, map[string]string{
-				"selectors": " (when its admission is renewed)", "removed": " (its service goes)",
+				"selectors": " (when its admission is renewed)", "removed": " (its service is removed)",
 			}[t.Effect])
 		}
 	}
 	if len(p.Cut) > 0 {
-		b.WriteString("\nCuts connections that nodes last reported:\n")
+		b.WriteString("\nDrops connections that nodes reported:\n")
 		for i, f := range p.Cut {
-			if i == listed {
-				fmt.Fprintf(&b, "    and %d more\n", len(p.Cut)-listed)
+			if i == maxListed {
+				fmt.Fprintf(&b, "    and %d more\n", len(p.Cut)-maxListed)
 				break
 			}
 			fmt.Fprintf(&b, "    %s to %s on %s/%d: %s, on %s\n", f.From, f.To, f.Protocol, f.Port, count(int(f.Count), "connection"), f.Node)
@@ -55,7 +55,7 @@ func planText(p api.Plan) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// deltaText words the difference between two graphs.
+// deltaText formats the difference between two graphs for people.
 func deltaText(d fabric.Delta) string {
 	var b strings.Builder
 	section := func(title string, lines []string) {
@@ -86,7 +86,7 @@ func deltaText(d fabric.Delta) string {
 			lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s contract %s is %s %s", sign(c.Change), c.Contract, changed(c.Change, c.What), at(c.Pos))))
 		}
 	}
-	section("Contracts that give or take nothing now:", lines)
+	section("Contracts without effect on reachability:", lines)
 
 	lines = nil
 	for _, w := range d.Waiting {
@@ -95,7 +95,7 @@ func deltaText(d fabric.Delta) string {
 		}
 	}
 	for _, r := range d.Accepted {
-		lines = append(lines, fmt.Sprintf("+ contract %s waits no longer: every domain accepts it", r))
+		lines = append(lines, fmt.Sprintf("+ contract %s no longer waits: all domains accept it", r))
 	}
 	section("Consent:", lines)
 
@@ -112,19 +112,19 @@ func deltaText(d fabric.Delta) string {
 	lines = nil
 	for _, m := range d.Modes {
 		if m.Is == fabric.ModeAudit {
-			lines = append(lines, fmt.Sprintf("! domain %s goes into audit mode: nothing between its services is dropped", m.Domain))
+			lines = append(lines, fmt.Sprintf("! domain %s enters audit mode: no flow between its services is dropped", m.Domain))
 		} else {
-			lines = append(lines, fmt.Sprintf("! domain %s leaves audit mode: what no contract allows is dropped", m.Domain))
+			lines = append(lines, fmt.Sprintf("! domain %s leaves audit mode: flows that no contract allows are dropped", m.Domain))
 		}
 	}
 	for _, g := range d.Guardrails {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s guardrail %s is %s %s", sign(g.Change), g.Name, g.Change, at(g.Pos))))
 	}
-	section("Rules above contracts:", lines)
+	section("Audit mode and guardrails:", lines)
 	return b.String()
 }
 
-// reachText words what becomes of the flows between two services.
+// reachText formats how reachability between two services changes.
 func reachText(c fabric.ReachChange) string {
 	rules := make([]string, len(c.Rules))
 	for i, r := range c.Rules {

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,7 +32,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"sif": func() { os.Exit(Run(os.Args[1:])) }})
 }
 
-// TestScripts runs what needs no fabric.
+// TestScripts runs the scripts that need no controller.
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireUniqueNames: true, RequireExplicitExec: true,
@@ -39,8 +40,7 @@ func TestScripts(t *testing.T) {
 	})
 }
 
-// TestControllerScripts runs the commands against a controller that knows
-// nothing before each script.
+// TestControllerScripts runs each script against a controller without a graph.
 func TestControllerScripts(t *testing.T) {
 	s := startServers(t)
 	for _, path := range glob(t, "testdata/script/controller/*.txtar") {
@@ -57,7 +57,7 @@ func TestControllerScripts(t *testing.T) {
 	}
 }
 
-// exits runs a program and checks its exit code: exits 2 sif job run x
+// exits runs a program and checks its exit code: "exits 2 sif job run x".
 func exits(ts *testscript.TestScript, neg bool, args []string) {
 	if neg || len(args) < 2 {
 		ts.Fatalf("usage: exits code program [args...]")
@@ -74,7 +74,7 @@ func exits(ts *testscript.TestScript, neg bool, args []string) {
 	}
 }
 
-// servers are a Consul and a Vault that were set up for a fabric.
+// servers are a Consul and a Vault, set up for a fabric.
 type servers struct {
 	consulAddress, vaultAddress string
 	consul                      *consulapi.Client
@@ -102,7 +102,7 @@ acl {
 	s.consul, err = consulapi.NewClient(&consulapi.Config{Address: consul.Address, Token: management})
 	must.NoError(t, err)
 	spec := setup.Spec{Fabric: "test", TrustDomain: "sif.test"}
-	eventually(t, func() error { // Consul makes the management token when it is ready
+	eventually(t, func() error { // Consul creates the management token some time after its start
 		s.tokens, err = setup.Consul(t.Context(), s.consul, spec)
 		return err
 	})
@@ -115,7 +115,7 @@ acl {
 	return s
 }
 
-// consulToken makes a token with policies: consul-token VARIABLE policy...
+// consulToken creates a Consul token with policies: "consul-token VARIABLE policy...".
 func (s *servers) consulToken(ts *testscript.TestScript, _ bool, args []string) {
 	token := &consulapi.ACLToken{Description: args[0]}
 	for _, name := range args[1:] {
@@ -130,8 +130,7 @@ func (s *servers) consulToken(ts *testscript.TestScript, _ bool, args []string) 
 	ts.Setenv(args[0], made.SecretID)
 }
 
-// vaultLogin logs a user in whose entity has policies: vault-login VARIABLE
-// user policy...
+// vaultLogin logs a user in whose entity has policies: "vault-login VARIABLE user policy...".
 func (s *servers) vaultLogin(ts *testscript.TestScript, _ bool, args []string) {
 	write := func(path string, data map[string]any) *vaultapi.Secret {
 		secret, err := s.vault.Logical().Write(path, data)
@@ -154,15 +153,23 @@ type controllerProcess struct {
 	process *os.Process
 }
 
-// startController starts a controller without a past, and waits until it
-// leads.
+// freeAddress returns an address on which a server can listen.
+func freeAddress(t *testing.T) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must.NoError(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// startController starts a controller without a graph, and waits until it is the leader.
 func (s *servers) startController(t *testing.T) *controllerProcess {
 	t.Helper()
 	_, err := s.consul.KV().DeleteTree("sif/", nil)
 	must.NoError(t, err)
 	dir := t.TempDir()
 	c := &controllerProcess{
-		servers: s, address: fmt.Sprintf("127.0.0.1:%d", freePorts(t, 1)[0]),
+		servers: s, address: freeAddress(t),
 		dataDir: filepath.Join(dir, "data"), config: filepath.Join(dir, "controller.hcl"),
 	}
 	must.NoError(t, os.WriteFile(c.config, fmt.Appendf(nil, `
@@ -214,7 +221,7 @@ func (c *controllerProcess) client(t *testing.T) *api.Client {
 	return client
 }
 
-// setenv points a script to the controller.
+// setenv sets the environment of a script for the controller.
 func (c *controllerProcess) setenv(env *testscript.Env) {
 	env.Setenv(api.EnvAddress, "https://"+c.address)
 	env.Setenv(api.EnvCACert, c.ca)
@@ -237,12 +244,12 @@ func eventually(t *testing.T, try func() error) {
 	}
 }
 
-// TestControllerHangup sends the signal of logrotate.
+// TestControllerHangup sends SIGHUP, as logrotate does.
 func TestControllerHangup(t *testing.T) {
 	c := startServers(t).startController(t)
 	client, path := c.client(t), filepath.Join(c.dataDir, "audit.log")
 	recorded := func() int {
-		_, err := client.DeleteDomain(context.Background(), "nothing") // refused, and recorded
+		_, err := client.DeleteDomain(context.Background(), "nothing") // refused, and written to the audit log
 		must.True(t, api.IsCode(err, api.CodeNotFound), must.Sprint(err))
 		data, err := os.ReadFile(path)
 		if err != nil {
@@ -251,7 +258,7 @@ func TestControllerHangup(t *testing.T) {
 		return bytes.Count(data, []byte("\n"))
 	}
 	must.Eq(t, 1, recorded())
-	// Even if the configuration cannot be read.
+	// The audit log is reopened even if the configuration is not valid.
 	must.NoError(t, os.WriteFile(c.config, []byte("{"), 0o600))
 	must.NoError(t, os.Rename(path, path+".1"))
 	must.Eq(t, 0, recorded())

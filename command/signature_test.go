@@ -24,7 +24,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// withoutVault keeps the environment of whoever runs the tests out of them.
+// withoutVault clears the environment variables that name Vault and keys.
 func withoutVault(t *testing.T) {
 	for _, name := range []string{"VAULT_ADDR", "VAULT_TOKEN", "VAULT_NAMESPACE", "VAULT_CACERT", envKeys, envTransitKey} {
 		t.Setenv(name, "")
@@ -32,16 +32,15 @@ func withoutVault(t *testing.T) {
 	t.Setenv("HOME", t.TempDir())
 }
 
-// signedFabric is what a controller hands out of a fabric with two revisions,
-// signed by a real Vault.
+// signedFabric is what a controller serves of a fabric with two revisions, signed by a real Vault.
 type signedFabric struct {
 	vault    *vaultapi.Client
 	address  string
-	token    string // may read the public keys, and nothing else
+	token    string // may only read the public keys
 	keysFile string
 
 	status  api.Status
-	graphs  []*fabric.Graph // of each revision
+	graphs  []*fabric.Graph // of revisions 1 and 2
 	pointer fabric.Pointer
 	signed  fabric.Signed
 	changes []fabric.Change // the newest first
@@ -59,7 +58,7 @@ func newSignedFabric(t *testing.T) *signedFabric {
 	var second *fabric.Graph
 	f.status, second = healthyFabric()
 	first := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {Name: "shop", Services: []fabric.Service{{Name: "web"}}}}}
-	f.status.Nodes = nil // what they enforce is of other tests
+	f.status.Nodes = nil // other tests are about what nodes enforce
 	for i, g := range []*fabric.Graph{first, second} {
 		f.graphs = append(f.graphs, g)
 		c := fabric.Change{Sequence: uint64(i + 1), Root: fabric.Compile(g).Root, Time: time.Unix(int64(i), 0).UTC(), Author: "anna", Previous: f.pointer.Change}
@@ -71,7 +70,7 @@ func newSignedFabric(t *testing.T) *signedFabric {
 	return f
 }
 
-// sign signs the pointer with the newest version of the key.
+// sign signs the pointer with the latest version of the key.
 func (f *signedFabric) sign(t *testing.T) {
 	t.Helper()
 	payload, err := json.Marshal(f.pointer)
@@ -81,7 +80,7 @@ func (f *signedFabric) sign(t *testing.T) {
 	must.NoError(t, err)
 }
 
-// writeKeys writes the public keys as daemons keep them.
+// writeKeys writes the file of public keys as the daemons do.
 func (f *signedFabric) writeKeys(t *testing.T) {
 	t.Helper()
 	keys, err := identity.VaultKeys(t.Context(), f.vault, setup.DefaultTransitMount, setup.DefaultTransitKey)
@@ -91,7 +90,7 @@ func (f *signedFabric) writeKeys(t *testing.T) {
 	must.NoError(t, os.WriteFile(f.keysFile, data, 0o600))
 }
 
-// serve serves it as a controller does, and returns the flags that lead there.
+// serve serves the fabric like a controller, and returns the options that name it.
 func (f signedFabric) serve(t *testing.T) []string {
 	mux := http.NewServeMux()
 	reply := func(w http.ResponseWriter, v any) { json.NewEncoder(w).Encode(v) }
@@ -123,8 +122,8 @@ func (f signedFabric) run(t *testing.T, args ...string) (stdout, stderr string, 
 	return ui.OutputWriter.String(), ui.ErrorWriter.String(), code
 }
 
-// Each command that shows what is signed says whether it verifies, by keys that
-// do not come from the controller.
+// Each command that shows signed data says whether the signature verifies, with keys that do not come
+// from the controller.
 func TestSignatures(t *testing.T) {
 	withoutVault(t)
 	f := newSignedFabric(t)
@@ -207,7 +206,7 @@ func TestSignatures(t *testing.T) {
 		}
 	})
 
-	// What is not what the fabric signed is not shown as if it were.
+	// Data that the fabric did not sign is not shown.
 	refused := func(t *testing.T, forged *signedFabric, want string, commands ...string) {
 		t.Helper()
 		for _, c := range commands {
@@ -257,7 +256,7 @@ func TestSignatures(t *testing.T) {
 		_, err := f.vault.Logical().WriteWithContext(ctx, key+"/rotate", nil)
 		must.NoError(t, err)
 		f.writeKeys(t)
-		verified(t, f.keysFile, "-keys="+f.keysFile) // rotation ends nothing
+		verified(t, f.keysFile, "-keys="+f.keysFile) // old versions stay valid after a rotation
 		_, err = f.vault.Logical().WriteWithContext(ctx, key+"/config", map[string]any{"min_decryption_version": 2, "min_encryption_version": 2})
 		must.NoError(t, err)
 		f.writeKeys(t)

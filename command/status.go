@@ -85,37 +85,38 @@ func statusProblems(s api.Status, now time.Time) []string {
 		report("controller", "its certificate has expired")
 	}
 	for _, n := range s.Nodes {
+		id := n.ID().String()
 		if n.Reported.IsZero() {
-			report(n.ID().String(), "it has not reported since the controller started")
+			report(id, "it has not reported since the controller started")
 			continue
 		}
 		if age := now.Sub(n.Reported); age > reportTimeout {
-			report(n.ID().String(), "it has not reported for %s", brief(age))
+			report(id, "it has not reported for %s", brief(age))
 		}
 		if n.Sequence != s.Pointer.Sequence {
-			report(n.ID().String(), "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
+			report(id, "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
 		} else if n.Root != s.Pointer.Root {
-			report(n.ID().String(), "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
+			report(id, "it enforces another revision %d, with root %.12s", n.Sequence, n.Root)
 		}
 		if expired(n.CertificateExpires, now) {
-			report(n.ID().String(), "its certificate has expired")
+			report(id, "its certificate has expired")
 		}
 		for _, why := range n.Degraded {
-			report(n.ID().String(), "%s", why)
+			report(id, "%s", why)
 		}
 		for _, e := range n.Endpoints {
 			name := fmt.Sprintf("endpoint %s of %s", shortID(e.Endpoint), e.Service)
 			switch {
 			case len(e.Pending) > 0:
-				report(n.ID().String(), "the connectivity of %s is not in force everywhere: %s", name, strings.Join(e.Pending, "; "))
+				report(id, "the connectivity of %s is not in force everywhere: %s", name, strings.Join(e.Pending, "; "))
 			case !e.InForce:
-				report(n.ID().String(), "the connectivity of %s is not in force", name)
+				report(id, "the connectivity of %s is not in force", name)
 			}
 			if expired(e.Expires, now) {
-				report(n.ID().String(), "the admission of %s has expired", name)
+				report(id, "the admission of %s has expired", name)
 			}
 			if expired(e.CertificateExpires, now) {
-				report(n.ID().String(), "the certificate of %s has expired", name)
+				report(id, "the certificate of %s has expired", name)
 			}
 		}
 	}
@@ -130,16 +131,16 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if s.Pointer.Sequence > 0 {
 		revision = fmt.Sprintf("%d, root %.12s, applied %s ago", s.Pointer.Sequence, s.Pointer.Root, brief(now.Sub(s.Pointer.Time)))
 	}
-	role := "leads"
+	role := "leader"
 	if !s.Controller.Leader {
-		role = "does not lead"
+		role = "not the leader"
 	}
 	table(&b, [][]string{
 		{"Fabric", s.Fabric},
 		{"Revision", revision},
 		{"Controller", fmt.Sprintf("%s, v%s, %s, certificate valid for %s", s.Controller.Address, s.Controller.Version, role, remaining(s.Controller.CertificateExpires, now))},
 	})
-	troubled := func(id string) string {
+	state := func(id string) string {
 		if slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, id+": ") }) {
 			return "degraded"
 		}
@@ -151,12 +152,13 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
 	var links, drops [][]string
-	audited := [][]string{{"From", "To", "On", "Contract", "Flows", "Last"}}
+	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
-		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", troubled(n.ID().String())}
+		id := n.ID().String()
+		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(id)}
 		if !n.Reported.IsZero() {
 			row = []string{n.Zone, n.Node, string(n.Kind), n.Version, fmt.Sprint(n.Sequence), fmt.Sprint(len(n.Endpoints)),
-				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", troubled(n.ID().String())}
+				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(id)}
 		}
 		nodes = append(nodes, row)
 		for _, e := range n.Endpoints {
@@ -171,17 +173,17 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 			if !l.LastHandshake.IsZero() {
 				handshake = brief(now.Sub(l.LastHandshake)) + " ago"
 			}
-			links = append(links, []string{n.ID().String(), l.Peer, handshake, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
+			links = append(links, []string{id, l.Peer, handshake, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
 		}
 		for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
-			drops = append(drops, []string{n.ID().String(), reason, fmt.Sprint(n.Drops[reason])})
+			drops = append(drops, []string{id, reason, fmt.Sprint(n.Drops[reason])})
 		}
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
-	section(&b, "Would have been dropped, but for audit mode", audited)
+	section(&b, "Allowed only by audit mode", audited)
 	if verbose {
-		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Handshake", "Bytes in", "Bytes out"}))
+		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Last handshake", "Bytes in", "Bytes out"}))
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 	}
 	if len(problems) == 0 {

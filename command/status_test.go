@@ -26,8 +26,8 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// controllerOf serves what a command reads of a controller, over TLS, and
-// returns the flags that lead to it.
+// controllerOf serves a controller's status, graph, explanations and probes over TLS, and returns the
+// options that name it. passes decides whether a packet arrives.
 func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes func(send api.Task) bool) []string {
 	mux := http.NewServeMux()
 	reply := func(w http.ResponseWriter, v any) { json.NewEncoder(w).Encode(v) }
@@ -77,8 +77,7 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 	return serveTLS(t, mux)
 }
 
-// serveTLS serves calls of an operator over TLS and returns the flags that lead
-// there.
+// serveTLS serves calls with the token "operator" over TLS, and returns the options that name the server.
 func serveTLS(t *testing.T, mux http.Handler) []string {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(api.TokenHeader) != "operator" {
@@ -131,7 +130,7 @@ func TestStatusHealthy(t *testing.T) {
 	status, _ := healthyFabric()
 	out, code := runStatus(t, status)
 	must.Eq(t, 0, code, must.Sprint(out))
-	for _, want := range []string{"lab", "7, root 000000000000, applied 5s ago", "leads", "w1", "1h30m", "shop/db", "bbbbbbbb ", "2d1h", "All is well."} {
+	for _, want := range []string{"lab", "7, root 000000000000, applied 5s ago", "leader", "w1", "1h30m", "shop/db", "bbbbbbbb ", "2d1h", "All is well."} {
 		must.StrContains(t, out, want)
 	}
 	must.StrNotContains(t, out, "no-contract")
@@ -143,29 +142,29 @@ func TestStatusHealthy(t *testing.T) {
 	}
 }
 
-func TestStatusShowsWhatWouldHaveBeenDropped(t *testing.T) {
+func TestStatusShowsFlowsOfAuditMode(t *testing.T) {
 	status, _ := healthyFabric()
 	sql := fabric.Ref{Domain: "shop", Name: "sql"}
 	status.Nodes[0].Audited = []api.FlowStatus{{From: fabric.Ref{Domain: "shop", Name: "web"}, To: fabric.Ref{Domain: "shop", Name: "db"},
 		Contract: sql, Protocol: fabric.TCP, Port: 5433, Count: 12, Last: time.Now()}}
 	out, code := runStatus(t, status)
 	must.Eq(t, 0, code)
-	must.StrContains(t, out, "but for audit mode")
+	must.StrContains(t, out, "Allowed only by audit mode")
 	must.RegexMatch(t, regexp.MustCompile(`shop/web +shop/db +tcp/5433 +shop/sql +12 `), out)
 }
 
 func TestStatusDegraded(t *testing.T) {
 	for want, spoil := range map[string]func(*api.Status){
-		"aws1/w1: it enforces revision 6, not 7":                            func(s *api.Status) { s.Nodes[0].Sequence = 6 },
-		"aws1/w1: it enforces a revision 7 with another root, 010000000000": func(s *api.Status) { s.Nodes[0].Root[0] = 1 },
-		"aws1/w2: it has not reported since the controller started":         func(s *api.Status) { s.Nodes[1] = api.NodeStatus{Zone: "aws1", Node: "w2"} },
-		"aws1/w1: it has not reported for 1m":                               func(s *api.Status) { s.Nodes[0].Reported = time.Now().Add(-time.Minute) },
-		"aws1/w1: revision: bad signature":                                  func(s *api.Status) { s.Nodes[0].Degraded = []string{"revision: bad signature"} },
-		"aws1/w2: its certificate has expired":                              func(s *api.Status) { s.Nodes[1].CertificateExpires = time.Now() },
-		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1":  func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
-		"endpoint bbbbbbbb of shop/db is not in force":                      func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
-		"the admission of endpoint aaaaaaaa of shop/web has expired":        func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
-		"controller: Vault is sealed":                                       func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
+		"aws1/w1: it enforces revision 6, not 7":                           func(s *api.Status) { s.Nodes[0].Sequence = 6 },
+		"aws1/w1: it enforces another revision 7, with root 010000000000":  func(s *api.Status) { s.Nodes[0].Root[0] = 1 },
+		"aws1/w2: it has not reported since the controller started":        func(s *api.Status) { s.Nodes[1] = api.NodeStatus{Zone: "aws1", Node: "w2"} },
+		"aws1/w1: it has not reported for 1m":                              func(s *api.Status) { s.Nodes[0].Reported = time.Now().Add(-time.Minute) },
+		"aws1/w1: revision: bad signature":                                 func(s *api.Status) { s.Nodes[0].Degraded = []string{"revision: bad signature"} },
+		"aws1/w2: its certificate has expired":                             func(s *api.Status) { s.Nodes[1].CertificateExpires = time.Now() },
+		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1": func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
+		"endpoint bbbbbbbb of shop/db is not in force":                     func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
+		"the admission of endpoint aaaaaaaa of shop/web has expired":       func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
+		"controller: Vault is sealed":                                      func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
 	} {
 		t.Run(want, func(t *testing.T) {
 			status, _ := healthyFabric()
@@ -214,7 +213,7 @@ func TestMatrix(t *testing.T) {
 	must.Eq(t, 0, code, must.Sprint(out))
 	must.StrContains(t, out, "2 pairs, 4 probes, 0 requests completed, 100.0 % agreement")
 	lines := strings.Split(out, "\n")
-	must.Eq(t, []string{"1", "shop/db", "."}, strings.Fields(lines[1])) // db to web; never to itself
+	must.Eq(t, []string{"1", "shop/db", "."}, strings.Fields(lines[1])) // db to web; a service is not probed with itself
 	must.Eq(t, []string{"2", "shop/web", "="}, strings.Fields(lines[2]))
 
 	leak := func(s api.Task) bool { return s.Node.String() == "aws1/w1" }
