@@ -20,14 +20,15 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// maxConfiguration bounds one UAPI "set" operation: some 50,000 peers.
+// maxConfiguration is the maximum size of a UAPI "set" operation in bytes, enough for some 50,000
+// peers.
 const maxConfiguration = 16 << 20
 
 // handler serves:
 //
-//	GET    /v1/devices         all devices with their peers' statistics
-//	PUT    /v1/devices/{name}  an Interface: make the device, or change it in place
-//	DELETE /v1/devices/{name}
+//	GET    /v1/devices         returns all devices with their peers' statistics
+//	PUT    /v1/devices/{name}  creates the device or changes it in place; the body is an Interface
+//	DELETE /v1/devices/{name}  deletes the device; that it does not exist is not an error
 //
 // Errors are one line of plain text.
 func (s *Server) handler() http.Handler {
@@ -35,7 +36,7 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "application/json")
 		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
-			s.logger.Debug("answer was not taken", logkey.Error, err)
+			s.logger.Debug("cannot send the list of devices", logkey.Error, err)
 		}
 	})
 	mux.HandleFunc("PUT /v1/devices/{name}", func(w http.ResponseWriter, r *http.Request) {
@@ -67,20 +68,20 @@ func answer(w http.ResponseWriter, err error) {
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// serveUAPI answers on a device's UAPI socket until the socket is closed.
+// serveUAPI serves a device's UAPI socket until the socket is closed.
 func (s *Server) serveUAPI(name string, listener net.Listener) {
 	for {
 		conn, err := listener.Accept()
 		if err != nil {
-			return // closed with the device
+			return // the device was removed
 		}
 		go s.serveUAPIConn(name, conn)
 	}
 }
 
-// serveUAPIConn is wireguard-go's IpcHandle, except that an operation is read
-// whole before it starts, so that a slow writer holds nobody up, and that a
-// "set" is saved and its routes are set before it is answered.
+// serveUAPIConn is wireguard-go's IpcHandle with two differences: it reads an operation completely
+// before it starts it, so that a slow writer does not block others, and it answers a "set" only
+// after the configuration is saved and the routes are set.
 func (s *Server) serveUAPIConn(name string, conn net.Conn) {
 	defer conn.Close()
 	reader := bufio.NewReader(conn)
@@ -92,7 +93,7 @@ func (s *Server) serveUAPIConn(name string, conn net.Conn) {
 		conn.SetReadDeadline(time.Now().Add(10 * time.Second))
 		lines, err := readOperation(reader)
 		if err != nil {
-			s.logger.Warn("UAPI operation broke off", logkey.Interface, name, logkey.Error, err)
+			s.logger.Warn("cannot read a UAPI operation", logkey.Interface, name, logkey.Error, err)
 			return
 		}
 		conn.SetReadDeadline(time.Time{})
@@ -113,22 +114,22 @@ func (s *Server) serveUAPIConn(name string, conn net.Conn) {
 	}
 }
 
-// configuration answers a UAPI "get" operation.
+// configuration returns the answer to a UAPI "get" operation.
 func (s *Server) configuration(name string) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h, known := s.devices[name]
-	if !known || h.running == nil {
+	m, known := s.devices[name]
+	if !known || m.running == nil {
 		return "", syscall.ENODEV
 	}
-	return h.running.wireguard.IpcGet()
+	return m.running.wireguard.IpcGet()
 }
 
-// readOperation reads lines up to the empty one that ends an operation.
+// readOperation reads lines up to the empty line that ends an operation.
 func readOperation(r *bufio.Reader) (string, error) {
 	var b strings.Builder
 	for {
-		line, err := r.ReadSlice('\n') // the buffer's 4 KiB hold any line of UAPI
+		line, err := r.ReadSlice('\n') // no UAPI line exceeds the buffer's 4 KiB
 		if err != nil {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF
@@ -139,13 +140,13 @@ func readOperation(r *bufio.Reader) (string, error) {
 			return b.String(), nil
 		}
 		if b.Len()+len(line) > maxConfiguration {
-			return "", fmt.Errorf("more than %d bytes", maxConfiguration)
+			return "", fmt.Errorf("the operation exceeds %d bytes", maxConfiguration)
 		}
 		b.Write(line)
 	}
 }
 
-// errno is the one number by which UAPI tells of an error; the log has its text.
+// errno returns the number by which UAPI reports an error. The error's text is only in the log.
 func errno(err error) int64 {
 	var ipcError *wgdevice.IPCError
 	var number syscall.Errno

@@ -25,23 +25,22 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Client tells the `sif link` of a run dir which devices there should be. It
-// may be used by many goroutines at once.
+// Client configures the `sif link` that serves a run directory. It is safe for concurrent use.
 type Client struct {
 	runDir string
 	http   http.Client
 
 	mu sync.Mutex // one Apply at a time
-	// declared has the endpoints of the last Apply, by device: see uapiChange.
+	// declared has the endpoints that the last Apply asked for, by device: see uapiChange.
 	declared map[string]map[Key]netip.AddrPort
 }
 
-// NewClient returns a client; it connects when it is used.
+// NewClient returns a client. It connects for each call.
 func NewClient(runDir string) *Client {
 	c := &Client{runDir: runDir, declared: make(map[string]map[Key]netip.AddrPort)}
 	c.http.Timeout = 10 * time.Second
 	c.http.Transport = &http.Transport{
-		DisableKeepAlives: true, // a server that was restarted has a new socket
+		DisableKeepAlives: true, // a restarted server has a new socket
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return c.dial(ctx, wellknown.LinkSocket)
 		},
@@ -49,10 +48,9 @@ func NewClient(runDir string) *Client {
 	return c
 }
 
-// Apply makes the devices that `sif link` holds be exactly these: others that
-// it holds are deleted, interfaces that it did not make are left alone.
-// Sessions with peers that did not change go on. Every device is tried; the
-// error tells of all that failed. If a device is not valid nothing is changed.
+// Apply makes `sif link` run exactly these devices. It deletes the others, but not interfaces that
+// `sif link` did not create. Sessions with peers that did not change continue. If a device is
+// invalid, nothing changes; otherwise Apply tries every device and returns the errors of all.
 func (c *Client) Apply(ctx context.Context, devices []Device) error {
 	var errs []error
 	wanted := make(map[string]bool, len(devices))
@@ -82,13 +80,13 @@ func (c *Client) Apply(ctx context.Context, devices []Device) error {
 		if !wanted[d.Name] {
 			delete(c.declared, d.Name)
 			if err := c.call(ctx, http.MethodDelete, "/v1/devices/"+url.PathEscape(d.Name), nil, nil); err != nil {
-				errs = append(errs, fmt.Errorf("delete link device %s: %w", d.Name, err))
+				errs = append(errs, fmt.Errorf("delete device %s: %w", d.Name, err))
 			}
 		}
 	}
 	for _, d := range devices {
 		if err := c.applyDevice(ctx, d); err != nil {
-			errs = append(errs, fmt.Errorf("apply link device %s: %w", d.Name, err))
+			errs = append(errs, fmt.Errorf("apply device %s: %w", d.Name, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -106,7 +104,7 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 	reader := bufio.NewReader(conn)
 	text, err := operate(conn, reader, "get=1\n\n")
 	if err != nil {
-		return fmt.Errorf("read its configuration: %w", err)
+		return fmt.Errorf("read the configuration: %w", err)
 	}
 	state, err := parseUAPI(text)
 	if err != nil {
@@ -114,7 +112,7 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 	}
 	if change := uapiChange(state, d, c.declared[d.Name], time.Now()); change != "" {
 		if _, err := operate(conn, reader, "set=1\n"+change+"\n"); err != nil {
-			return fmt.Errorf("change its configuration: %w", c.explain(ctx, d.Name, err))
+			return fmt.Errorf("change the configuration: %w", c.explain(ctx, d.Name, err))
 		}
 	}
 	declared := make(map[Key]netip.AddrPort, len(d.Peers))
@@ -125,7 +123,7 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 	return nil
 }
 
-// explain adds to UAPI's bare number what the server has to say.
+// explain adds the server's error text to UAPI's error number.
 func (c *Client) explain(ctx context.Context, name string, err error) error {
 	devices, statusErr := c.Status(ctx)
 	if statusErr != nil {
@@ -139,11 +137,11 @@ func (c *Client) explain(ctx context.Context, name string, err error) error {
 	return err
 }
 
-// Status returns the devices that `sif link` holds, by name.
+// Status returns the devices that `sif link` runs, ordered by name.
 func (c *Client) Status(ctx context.Context) ([]DeviceStatus, error) {
 	var devices []DeviceStatus
 	if err := c.call(ctx, http.MethodGet, "/v1/devices", nil, &devices); err != nil {
-		return nil, fmt.Errorf("ask sif link for its devices: %w", err)
+		return nil, fmt.Errorf("list the devices of sif link: %w", err)
 	}
 	return devices, nil
 }
@@ -174,7 +172,7 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 		return nil
 	}
 	if err := json.NewDecoder(response.Body).Decode(out); err != nil {
-		return fmt.Errorf("decode answer: %w", err)
+		return fmt.Errorf("decode the answer of sif link: %w", err)
 	}
 	return nil
 }
@@ -195,8 +193,8 @@ func (c *Client) dial(ctx context.Context, socket string) (net.Conn, error) {
 	return conn, nil
 }
 
-// operate sends a UAPI operation and returns the answer without its errno,
-// which becomes the error.
+// operate sends a UAPI operation and returns the answer without its errno line, which becomes the
+// error.
 func operate(conn net.Conn, reader *bufio.Reader, operation string) (string, error) {
 	if _, err := io.WriteString(conn, operation); err != nil {
 		return "", err

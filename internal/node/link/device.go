@@ -15,88 +15,87 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Device is a WireGuard device as its owner wants it.
+// Device is the desired state of a WireGuard device.
 type Device struct {
-	// Name is the interface's name: "sif-" and up to eleven of a-z, 0-9 and
-	// "-". The prefix marks the interface as ours to make and remove.
+	// Name is the interface's name: "sif-" and one to eleven of a-z, 0-9 and "-". The prefix marks
+	// interfaces that this package may create and remove.
 	Name string
-	// Interface is what the kernel's side of the device looks like.
 	Interface
-	// ListenPort is the UDP port, 1 to 65535, in the namespace of `sif link`
-	// itself, wherever the interface lives.
+	// ListenPort is the UDP port, 1 to 65535. It is opened in the namespace of `sif link`, whichever
+	// namespace the interface is in.
 	ListenPort uint16
 	PrivateKey PrivateKey
 	Peers      []Peer
 }
 
-// Interface is the side of a device that packets in clear enter and leave by.
+// Interface is the kernel's side of a device, where packets are in the clear.
 type Interface struct {
-	// Namespace is the path of the network namespace in which the interface
-	// lives; empty means that of `sif link`.
+	// Namespace is the path of the network namespace that the interface is in. Empty means the
+	// namespace of `sif link`.
 	Namespace string `json:"namespace,omitempty"`
-	// MTU is in bytes, of the packet in clear: at least 1280, IPv6's minimum.
-	// An IPv4 underlay's is 60 higher, an IPv6 underlay's 80.
+	// MTU is the size of the largest packet in the clear, in bytes: at least 1280, IPv6's minimum.
+	// The underlay's MTU must be 60 bytes larger with IPv4 and 80 with IPv6.
 	MTU int `json:"mtu"`
-	// Routes says whether the peers' allowed addresses are routed to the
-	// interface, in the main table of its namespace.
+	// Routes says whether the main table of the namespace has routes to the interface for the
+	// peers' allowed addresses.
 	Routes bool `json:"routes"`
 }
 
 // Peer is the other end of a link.
 type Peer struct {
 	PublicKey Key `json:"public_key"`
-	// Endpoint is where the peer listens. Unset, the peer must speak first.
+	// Endpoint is the address at which the peer listens. If it is unset, the peer must start the
+	// handshake.
 	Endpoint netip.AddrPort `json:"endpoint"`
-	// AllowedIPs are the addresses that are the peer's: only they are sent to
-	// it, and only they are accepted from it.
+	// AllowedIPs are the peer's addresses: the destinations of packets to it and the only sources
+	// that are accepted from it.
 	AllowedIPs []netip.Prefix `json:"allowed_ips"`
-	// PersistentKeepalive is in whole seconds, up to 65535 s; 0 switches it off.
+	// PersistentKeepalive is in whole seconds, up to 65535 s. 0 disables it.
 	PersistentKeepalive time.Duration `json:"persistent_keepalive"`
 }
 
-// DeviceStatus is a device as it is.
+// DeviceStatus is the actual state of a device.
 type DeviceStatus struct {
 	Name string `json:"name"`
 	Interface
-	// Up says that packets can pass: key and port are set, the interface is
-	// up, the UDP socket open.
+	// Up says that packets can pass: key and port are set, the interface is up and the UDP socket
+	// is open.
 	Up bool `json:"up"`
-	// Error says why the device is not as it should be; empty if it is.
+	// Error says why the device is not in its desired state. It is empty if it is.
 	Error      string       `json:"error,omitempty"`
 	PublicKey  Key          `json:"public_key"`
 	ListenPort uint16       `json:"listen_port"`
 	Peers      []PeerStatus `json:"peers"`
 }
 
-// PeerStatus is a peer as it is. Its Endpoint is the one that authenticated
-// packets came from last.
+// PeerStatus is the actual state of a peer. Its Endpoint is the source of the last authenticated
+// packet.
 type PeerStatus struct {
 	Peer
-	// LastHandshake is the zero time if there was none yet.
+	// LastHandshake is zero if there was none yet.
 	LastHandshake time.Time `json:"last_handshake"`
 	ReceivedBytes uint64    `json:"received_bytes"`
 	SentBytes     uint64    `json:"sent_bytes"`
 }
 
-var deviceName = regexp.MustCompile(`^` + wellknown.ReservedPrefix + `[a-z0-9-]{1,11}$`) // IFNAMSIZ leaves 15
+var deviceName = regexp.MustCompile(`^` + wellknown.ReservedPrefix + `[a-z0-9-]{1,11}$`) // IFNAMSIZ allows 15 bytes
 
 func validateName(name string) error {
 	if !deviceName.MatchString(name) {
-		return fmt.Errorf("device name %q: want \"sif-\" and one to eleven of a-z, 0-9, \"-\"", name)
+		return fmt.Errorf("device name %q: must be \"sif-\" and one to eleven of a-z, 0-9, \"-\"", name)
 	}
 	return nil
 }
 
 func (i Interface) validate() error {
 	if i.MTU < 1280 || i.MTU > wgdevice.MaxContentSize {
-		return fmt.Errorf("MTU %d: want 1280 to %d", i.MTU, wgdevice.MaxContentSize)
+		return fmt.Errorf("MTU %d: must be 1280 to %d", i.MTU, wgdevice.MaxContentSize)
 	}
 	return nil
 }
 
-// validate refuses what WireGuard would take but not do: it drops a peer with
-// the device's own key silently, and gives an address claimed by two peers to
-// the last one.
+// validate also rejects what WireGuard accepts without an error and then does not do: it ignores a
+// peer with the device's own key, and gives an address that two peers claim to the last of them.
 func (d Device) validate() error {
 	errs := []error{validateName(d.Name), d.Interface.validate()}
 	if d.ListenPort == 0 {
@@ -119,7 +118,7 @@ func (d Device) validate() error {
 		}
 		keys[p.PublicKey] = true
 		if k := p.PersistentKeepalive; k < 0 || k > 65535*time.Second || k%time.Second != 0 {
-			errs = append(errs, fmt.Errorf("peer %s: keepalive %s: want whole seconds up to 65535", p.PublicKey, k))
+			errs = append(errs, fmt.Errorf("peer %s: keepalive %s: must be whole seconds up to 65535", p.PublicKey, k))
 		}
 		for _, prefix := range p.AllowedIPs {
 			if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
@@ -127,7 +126,7 @@ func (d Device) validate() error {
 				continue
 			}
 			if d.Routes && prefix.Bits() == 0 {
-				errs = append(errs, fmt.Errorf("peer %s: %s would take the namespace's default route", p.PublicKey, prefix))
+				errs = append(errs, fmt.Errorf("peer %s: %s would replace the namespace's default route", p.PublicKey, prefix))
 			}
 			if other, taken := owner[prefix]; taken {
 				errs = append(errs, fmt.Errorf("peers %s and %s both claim %s", other, p.PublicKey, prefix))

@@ -1,21 +1,19 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package link makes a node's encrypted links: WireGuard devices and their
-// peers. A Server is the process `sif link`, which holds the devices in user
-// space so that a restart of agent or engine does not touch a tunnel; a Client
-// is what agent and engine tell it their wishes with.
+// Package link manages a node's encrypted links: WireGuard devices and their peers. A Server is the
+// process `sif link`, which runs the devices in user space, so that a restart of the agent or the
+// engine does not interrupt a tunnel. A Client is how the agent and the engine configure it.
 //
-// It knows devices, keys, peers, network namespaces and the routes to peers.
-// It must not know zones, services, policy, Consul or Vault: who is a peer,
-// and for which addresses, is decided by its callers.
+// It knows devices, keys, peers, network namespaces and the routes to peers. It must not know
+// zones, services, policy, Consul or Vault: its callers decide who is a peer, and for which
+// addresses.
 //
-// Two protocols divide the work. What WireGuard's cross-platform configuration
-// protocol (UAPI, https://www.wireguard.com/xplatform/) has words for, key,
-// listen port and peers, goes over the device's UAPI socket,
-// <run dir>/<device>.sock. What it has none for, that a device exists, in which
-// namespace, with which MTU and with routes or without, goes over HTTP on
-// <run dir>/link.sock. Private keys therefore never pass through the HTTP API.
+// The client uses two protocols. Key, listen port and peers go over the device's UAPI socket, <run
+// dir>/<device>.sock, in WireGuard's cross-platform configuration protocol
+// (https://www.wireguard.com/xplatform/). What that protocol does not cover (that the device
+// exists, its namespace, its MTU, whether it has routes) goes over HTTP on <run dir>/link.sock.
+// Private keys therefore never pass through the HTTP API.
 //
-// The kernel's own WireGuard is not used yet, also where there is one.
+// The kernel's WireGuard is not used yet, even where the kernel has it.
 package link

@@ -12,11 +12,10 @@ import (
 	"io"
 )
 
-// Key is a WireGuard public key (Curve25519). Its text form is the base64 that
-// wg(8) prints.
+// Key is a WireGuard public key (Curve25519). Its text form is base64, as in wg(8).
 type Key [32]byte
 
-// ParseKey reads the base64 form of a public key.
+// ParseKey parses the base64 form of a public key.
 func ParseKey(s string) (Key, error) {
 	b, err := decodeKey(s)
 	return Key(b), err
@@ -31,15 +30,14 @@ func (k Key) IsZero() bool { return k == Key{} }
 // MarshalText returns the base64 form.
 func (k Key) MarshalText() ([]byte, error) { return []byte(k.String()), nil }
 
-// UnmarshalText reads the base64 form.
+// UnmarshalText parses the base64 form.
 func (k *Key) UnmarshalText(text []byte) (err error) {
 	*k, err = ParseKey(string(text))
 	return err
 }
 
-// PrivateKey is a WireGuard private key. Whichever way it is printed, logged
-// or marshalled it shows as "(private key)"; Base64 is the one way to its
-// value.
+// PrivateKey is a WireGuard private key. Printed, logged or marshalled it is "(private key)"; only
+// Base64 returns its value.
 type PrivateKey [32]byte
 
 const redacted = "(private key)"
@@ -53,7 +51,7 @@ func GenerateKey() (PrivateKey, error) {
 	return k.clamped(), nil
 }
 
-// ParsePrivateKey reads the base64 form of a private key.
+// ParsePrivateKey parses the base64 form of a private key.
 func ParsePrivateKey(s string) (PrivateKey, error) {
 	b, err := decodeKey(s)
 	if err != nil {
@@ -62,8 +60,8 @@ func ParsePrivateKey(s string) (PrivateKey, error) {
 	return PrivateKey(b).clamped(), nil
 }
 
-// clamped sets the bits that every Curve25519 scalar has set, as WireGuard
-// does itself: so a key compares equal to what a device reports.
+// clamped fixes the bits that are the same in every Curve25519 scalar, as WireGuard does, so that
+// the key equals the one that a device reports.
 func (k PrivateKey) clamped() PrivateKey {
 	if k.IsZero() {
 		return k
@@ -73,10 +71,10 @@ func (k PrivateKey) clamped() PrivateKey {
 	return k
 }
 
-// Base64 returns the key itself, to be kept in a file that only root reads.
+// Base64 returns the key's value, for a file that only root can read.
 func (k PrivateKey) Base64() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
-// Public returns the public half. That of an unset key is unset.
+// Public returns the public key. That of an unset key is unset.
 func (k PrivateKey) Public() Key {
 	if k.IsZero() {
 		return Key{}
@@ -102,14 +100,14 @@ func (k PrivateKey) MarshalText() ([]byte, error) { return []byte(redacted), nil
 
 func (k PrivateKey) hex() string { return hex.EncodeToString(k[:]) }
 
-// decodeKey's errors do not repeat the text: it may be a private key.
+// decodeKey does not repeat the text in errors because it may be a private key.
 func decodeKey(s string) (b [32]byte, err error) {
 	raw, err := base64.StdEncoding.Strict().DecodeString(s)
 	if err != nil {
-		return b, fmt.Errorf("decode WireGuard key: not base64")
+		return b, fmt.Errorf("decode WireGuard key: it is not base64")
 	}
 	if len(raw) != len(b) {
-		return b, fmt.Errorf("decode WireGuard key: %d bytes, want %d", len(raw), len(b))
+		return b, fmt.Errorf("decode WireGuard key: it has %d bytes, expected %d", len(raw), len(b))
 	}
 	copy(b[:], raw)
 	return b, nil

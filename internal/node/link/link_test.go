@@ -145,8 +145,8 @@ func TestSavedDevices(t *testing.T) {
 	must.Error(t, err)
 }
 
-// wantedDevices generates what callers may ask for: few keys and prefixes, so
-// that peers come back and addresses move from one to another.
+// wantedDevices generates desired states with few keys and prefixes, so that peers come back and
+// addresses move from one peer to another.
 func wantedDevices(keys []PrivateKey) *rapid.Generator[Device] {
 	return rapid.Custom(func(t *rapid.T) Device {
 		d := Device{
@@ -182,8 +182,8 @@ func wantedDevices(keys []PrivateKey) *rapid.Generator[Device] {
 	})
 }
 
-// Law: whatever a real device has, the change to what is wanted makes it have
-// just that, and then there is nothing more to change.
+// Law: from any state of a real device, the change brings it into the desired state, after which
+// there is no further change.
 func TestChangeMakesDeviceAsWanted(t *testing.T) {
 	keys := make([]PrivateKey, 6)
 	for i := range keys {
@@ -216,8 +216,8 @@ func TestChangeMakesDeviceAsWanted(t *testing.T) {
 	})
 }
 
-// A peer that moved keeps the endpoint that WireGuard learnt, while its
-// session lives and its declaration stays.
+// A peer that moved keeps the endpoint that WireGuard learnt until its session is dead or its
+// declaration changes.
 func TestChangeOfEndpoint(t *testing.T) {
 	at := time.Unix(1_700_000_000, 0)
 	declared, learnt := netip.MustParseAddrPort("192.0.2.1:1"), netip.MustParseAddrPort("198.51.100.9:9")

@@ -25,8 +25,7 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// TestMain makes the test binary a `sif link` of its own when a test starts it
-// as one, in a network namespace.
+// TestMain runs `sif link` if a test started the test binary for that, in a network namespace.
 func TestMain(m *testing.M) {
 	runDir := os.Getenv("SIF_LINK_TEST_RUN_DIR")
 	if runDir == "" {
@@ -44,8 +43,8 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// testNode is a node: a namespace with an underlay address and a `sif link`,
-// and a second namespace, in which the clear side of its device lives.
+// testNode is a node: a namespace with an underlay address and a `sif link`, and a second namespace
+// with its device's interface.
 type testNode struct {
 	outer, inner string // names of namespaces
 	underlay     netip.Addr
@@ -113,7 +112,7 @@ func newNodes(t testing.TB, count int) []*testNode {
 		run(t, "ip", "netns", "add", name)
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", name).Run() })
 		run(t, "ip", "-n", name, "link", "set", "lo", "up")
-		// Some machines start namespaces with reverse-path filtering on.
+		// On some machines new namespaces have reverse-path filtering enabled.
 		run(t, "nsenter", "--net=/var/run/netns/"+name, "sysctl", "-qw", "net.ipv4.conf.all.rp_filter=0")
 	}
 	namespace(bridge)
@@ -171,7 +170,7 @@ func eventually(t testing.TB, f func() error) {
 	}
 }
 
-// listen serves an echo in a namespace.
+// listen starts an echo server in a namespace.
 func listen(t testing.TB, namespace string, addr netip.AddrPort) {
 	t.Helper()
 	var listener net.Listener
@@ -210,7 +209,7 @@ func echo(conn net.Conn, size int) error {
 		return fmt.Errorf("read echo: %w", err)
 	}
 	if !bytes.Equal(sent, got) {
-		return fmt.Errorf("the echo differs")
+		return fmt.Errorf("the echo is different")
 	}
 	return <-errs
 }

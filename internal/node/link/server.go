@@ -23,40 +23,39 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// repairInterval is how often the server compares what there is with what is
-// wanted, unasked.
+// repairInterval is how often the server compares actual and desired state.
 const repairInterval = 2 * time.Second
 
-// ServerConfig says where a Server keeps its things.
+// ServerConfig configures a Server.
 type ServerConfig struct {
-	// RunDir takes the sockets. Whoever may enter it may change the links.
+	// RunDir is the directory of the sockets. Access to it is access to the links.
 	RunDir string
-	// DataDir takes the saved devices, private keys included.
+	// DataDir is the directory of the saved devices and their private keys.
 	DataDir string
 	Logger  hclog.Logger
 }
 
-// Server holds the devices of a node.
+// Server runs the devices of a node.
 type Server struct {
 	config ServerConfig
 	logger hclog.Logger
 
 	mu      sync.Mutex
-	devices map[string]*heldDevice
+	devices map[string]*managedDevice
 }
 
-// NewServer returns a server that does nothing yet.
+// NewServer returns a server. Run starts it.
 func NewServer(config ServerConfig) *Server {
-	return &Server{config: config, logger: config.Logger, devices: make(map[string]*heldDevice)}
+	return &Server{config: config, logger: config.Logger, devices: make(map[string]*managedDevice)}
 }
 
-// Run restores the saved devices and serves until ctx ends; then the devices
-// go away, and stay saved. It returns an error if it could not serve, also
-// when another server uses the run dir.
+// Run restores the saved devices and serves until ctx ends, which removes the devices but not the
+// saved state. It returns an error if it cannot serve, for instance because another server uses the
+// run directory.
 func (s *Server) Run(ctx context.Context) error {
 	for _, dir := range []string{s.config.RunDir, s.config.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return fmt.Errorf("make directory: %w", err)
+			return fmt.Errorf("create the directory: %w", err)
 		}
 	}
 	lock, err := lockDir(s.config.RunDir)
@@ -96,26 +95,26 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// restore makes the saved devices. One that cannot be made yet, because its
-// namespace is not there after a reboot, is tried again by and by.
+// restore creates the saved devices. Devices that cannot be created yet, because after a reboot
+// their namespace does not exist, are retried by repairAll.
 func (s *Server) restore() error {
 	devices, err := loadDevices(s.config.DataDir)
 	if err != nil {
-		// The file is a cache of what agent or engine will ask for again.
+		// The file only bridges the time until the agent or the engine applies the devices again.
 		path := filepath.Join(s.config.DataDir, stateFile)
-		s.logger.Error("starting without the saved devices; their file is put aside", logkey.Error, err)
+		s.logger.Error("starting without the saved devices, whose file is unreadable and was renamed", logkey.Error, err)
 		if err := os.Rename(path, path+".unreadable"); err != nil {
-			return fmt.Errorf("put aside unreadable devices: %w", err)
+			return fmt.Errorf("rename the unreadable file of saved devices: %w", err)
 		}
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, d := range devices {
-		h, err := s.hold(d)
+		m, err := s.add(d)
 		if err != nil {
 			return err
 		}
-		h.logRepair(h.repair(), nil)
+		m.logRepair(m.repair(), nil)
 	}
 	if len(devices) > 0 {
 		s.logger.Info("restored saved devices", logkey.Count, len(devices))
@@ -123,59 +122,59 @@ func (s *Server) restore() error {
 	return nil
 }
 
-// hold takes up a device and opens its UAPI socket.
-func (s *Server) hold(d Device) (*heldDevice, error) {
+// add adds a device and opens its UAPI socket. The device is created by repair.
+func (s *Server) add(d Device) (*managedDevice, error) {
 	socket, err := listenUnix(filepath.Join(s.config.RunDir, d.Name+".sock"))
 	if err != nil {
 		return nil, err
 	}
-	h := &heldDevice{want: d, socket: socket, logger: s.logger.With(logkey.Interface, d.Name)}
-	s.devices[d.Name] = h
+	m := &managedDevice{want: d, socket: socket, logger: s.logger.With(logkey.Interface, d.Name)}
+	s.devices[d.Name] = m
 	go s.serveUAPI(d.Name, socket)
-	return h, nil
+	return m, nil
 }
 
-func (s *Server) drop(h *heldDevice) {
-	h.socket.Close() // removes the file
-	h.stop()
-	delete(s.devices, h.want.Name)
+func (s *Server) remove(m *managedDevice) {
+	m.socket.Close() // removes the file
+	m.stop()
+	delete(s.devices, m.want.Name)
 }
 
-// putDevice makes the device or changes its interface in place.
+// putDevice creates the device or changes its interface in place.
 func (s *Server) putDevice(name string, want Interface) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h, known := s.devices[name]
+	m, known := s.devices[name]
 	if !known {
 		var err error
-		if h, err = s.hold(Device{Name: name, Interface: want}); err != nil {
+		if m, err = s.add(Device{Name: name, Interface: want}); err != nil {
 			return err
 		}
 	}
-	if known && h.want.Interface == want {
-		return h.repair()
+	if known && m.want.Interface == want {
+		return m.repair()
 	}
-	h.want.Interface = want
-	if err := h.repair(); err != nil {
+	m.want.Interface = want
+	if err := m.repair(); err != nil {
 		if !known {
-			s.drop(h)
+			s.remove(m)
 		}
 		return errors.Join(err, s.save())
 	}
-	h.logger.Info("device is set up", logkey.Namespace, want.Namespace, logkey.MTU, want.MTU)
+	m.logger.Info("device set up", logkey.Namespace, want.Namespace, logkey.MTU, want.MTU)
 	return s.save()
 }
 
-// deleteDevice is content with a device that is not there.
+// deleteDevice deletes a device. That it does not exist is not an error.
 func (s *Server) deleteDevice(name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h, known := s.devices[name]
+	m, known := s.devices[name]
 	if !known {
 		return nil
 	}
-	s.drop(h)
-	h.logger.Info("device is deleted")
+	s.remove(m)
+	m.logger.Info("device deleted")
 	return s.save()
 }
 
@@ -183,28 +182,27 @@ func (s *Server) deleteDevice(name string) error {
 func (s *Server) configure(name string, lines string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	h, known := s.devices[name]
+	m, known := s.devices[name]
 	if !known {
-		return fmt.Errorf("device %s is gone", name)
+		return fmt.Errorf("device %s was deleted", name)
 	}
-	err := h.set(lines)
-	// An address may have moved from another device's peers to this one's:
-	// the route there and the route here are set in one go.
+	err := m.set(lines)
+	// An address may have moved here from a peer of another device, whose route must then go.
 	for _, other := range s.devices {
-		if other != h {
+		if other != m {
 			before := other.err
 			other.logRepair(other.repair(), before)
 		}
 	}
-	return errors.Join(err, h.repair(), s.save())
+	return errors.Join(err, m.repair(), s.save())
 }
 
 func (s *Server) repairAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, h := range s.devices {
-		before := h.err
-		h.logRepair(h.repair(), before)
+	for _, m := range s.devices {
+		before := m.err
+		m.logRepair(m.repair(), before)
 	}
 }
 
@@ -238,17 +236,17 @@ func (s *Server) names() []string {
 func (s *Server) closeDevices() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, h := range s.devices {
-		s.drop(h)
+	for _, m := range s.devices {
+		s.remove(m)
 	}
 }
 
-// lockDir keeps a second server, which would take the sockets over, out of a
-// run dir. The kernel releases the lock with the process.
+// lockDir prevents a second server, which would replace the sockets, from using a run directory. The
+// kernel releases the lock when the process ends.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "link.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("open lock: %w", err)
+		return nil, fmt.Errorf("open the lock file: %w", err)
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		f.Close()
@@ -257,19 +255,19 @@ func lockDir(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// listenUnix opens a socket for root alone, in place of one that a killed
-// server left: the lock says that there is no other.
+// listenUnix opens a socket that only root can use. It replaces one that a killed server left; the
+// lock guarantees that no other server uses it.
 func listenUnix(path string) (net.Listener, error) {
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("remove stale socket: %w", err)
+		return nil, fmt.Errorf("remove the stale socket: %w", err)
 	}
 	listener, err := net.Listen("unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("listen: %w", err)
+		return nil, fmt.Errorf("open the socket: %w", err)
 	}
 	if err := os.Chmod(path, 0o600); err != nil {
 		listener.Close()
-		return nil, fmt.Errorf("restrict socket: %w", err)
+		return nil, fmt.Errorf("restrict access to the socket: %w", err)
 	}
 	return listener, nil
 }

@@ -67,8 +67,8 @@ func TestLinks(t *testing.T) {
 	})
 
 	t.Run("changing one peer does not interrupt another", func(t *testing.T) {
-		// a pings b every 2 ms, on one connection; no answer may take longer
-		// than TCP's shortest retransmission would, meanwhile c comes and goes.
+		// While c is added and removed, a pings b every 2 ms on one connection, and TCP must
+		// retransmit nothing.
 		conn, err := dial(a.innerPath(), netip.AddrPortFrom(b.v4, 7))
 		must.NoError(t, err)
 		defer conn.Close()
@@ -113,9 +113,9 @@ func TestLinks(t *testing.T) {
 		must.Eq(t, retransmitted, counter())
 		close(stop)
 		must.NoError(t, <-done)
-		must.True(t, before.Equal(handshake()), must.Sprint("the session with b was made anew"))
-		// c takes one handshake of a's in 20 ms (WireGuard's guard against
-		// floods), and a's next try is 5 s later.
+		must.True(t, before.Equal(handshake()), must.Sprint("the session with b was replaced"))
+		// c accepts one handshake of a per 20 ms (WireGuard's protection against floods), and a
+		// retries after 5 s.
 		eventually(t, func() error { return converse(a, c) })
 	})
 
@@ -138,19 +138,19 @@ func TestLinks(t *testing.T) {
 		must.NoError(t, a.client.Apply(ctx, []Device{d}))
 		must.Eq(t, "", strings.TrimSpace(routes()))
 
-		// A route that somebody takes away comes back.
+		// A route that is removed from outside is restored.
 		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
 		run(t, "ip", "-n", a.inner, "route", "del", "100.64.2.0/24")
 		eventually(t, func() error {
 			if !strings.Contains(routes(), "100.64.2.0/24") {
-				return fmt.Errorf("the route stays away: %s", routes())
+				return fmt.Errorf("the route is not restored: %s", routes())
 			}
 			return nil
 		})
 	})
 
 	t.Run("an address of another peer is not accepted", func(t *testing.T) {
-		// c claims an address of b's: a knows it as b's.
+		// c sends from an address that a knows as b's.
 		run(t, "ip", "-n", c.inner, "addr", "add", "100.64.2.99/32", "dev", "lo")
 		listenAddr := netip.AddrPortFrom(a.v4, 9)
 		listen(t, a.innerPath(), listenAddr)
@@ -170,7 +170,7 @@ func TestLinks(t *testing.T) {
 
 	t.Run("wg configures it too", func(t *testing.T) {
 		testhost.RequireProgram(t, "wg")
-		// wg looks for sockets in one place only.
+		// wg looks for sockets in this directory only.
 		name := fmt.Sprintf("siflt%d", os.Getpid())
 		if err := os.Mkdir("/var/run/wireguard", 0o755); err == nil {
 			t.Cleanup(func() { os.Remove("/var/run/wireguard") })
@@ -217,7 +217,7 @@ func TestLinks(t *testing.T) {
 		listen(t, a.innerPath(), addr)
 		a.stop(syscall.SIGKILL)
 		a.start(t)
-		conn, err := dial(b.innerPath(), addr) // within 5 s; WireGuard's own time-out is 15 s
+		conn, err := dial(b.innerPath(), addr) // within 5 s; WireGuard's own timeout is 15 s
 		must.NoError(t, err)
 		conn.Close()
 	})
@@ -227,11 +227,11 @@ func TestLinks(t *testing.T) {
 		eventually(t, func() error { return converse(a, b) })
 	})
 
-	t.Run("a namespace made anew gets its interface", func(t *testing.T) {
+	t.Run("a replaced namespace gets its interface", func(t *testing.T) {
 		run(t, "ip", "netns", "del", a.inner)
 		eventually(t, func() error {
 			if s := status(t, a); s.Up || !strings.Contains(s.Error, a.inner) {
-				return fmt.Errorf("status does not tell: %+v", s)
+				return fmt.Errorf("the status does not name the missing namespace: %+v", s)
 			}
 			return nil
 		})
@@ -243,7 +243,7 @@ func TestLinks(t *testing.T) {
 		eventually(t, func() error { return converse(a, b) })
 	})
 
-	t.Run("a port that is taken is told and tried again", func(t *testing.T) {
+	t.Run("a port in use is reported and tried again", func(t *testing.T) {
 		var other *net.UDPConn
 		must.NoError(t, inNamespace("/var/run/netns/"+a.outer, func() (err error) {
 			other, err = net.ListenUDP("udp4", &net.UDPAddr{Port: 51999})
@@ -253,12 +253,12 @@ func TestLinks(t *testing.T) {
 		d := a.device(b.peer(), c.peer())
 		d.ListenPort = 51999
 		must.ErrorContains(t, a.client.Apply(ctx, []Device{d}), "address already in use")
-		// What was goes on.
+		// The device goes on with the old port.
 		must.True(t, status(t, a).Up)
 		must.Eq(t, testPort, status(t, a).ListenPort)
 		must.NoError(t, converse(a, b))
 
-		// A device that has no port yet comes up by itself once it can.
+		// A device without a port comes up when the port becomes free.
 		must.NoError(t, a.client.Apply(ctx, nil))
 		must.ErrorContains(t, a.client.Apply(ctx, []Device{d}), "address already in use")
 		must.False(t, status(t, a).Up)
@@ -274,7 +274,7 @@ func TestLinks(t *testing.T) {
 		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
 	})
 
-	t.Run("nothing is changed by what is not valid", func(t *testing.T) {
+	t.Run("an invalid device changes nothing", func(t *testing.T) {
 		d := a.device(b.peer())
 		d.MTU = 12
 		must.Error(t, a.client.Apply(ctx, []Device{d}))
@@ -285,7 +285,7 @@ func TestLinks(t *testing.T) {
 	})
 
 	t.Run("deleting leaves nothing", func(t *testing.T) {
-		// What is not ours stays, whatever its name.
+		// Interfaces that sif link did not create stay, whatever their names.
 		run(t, "ip", "-n", a.inner, "link", "add", "sif-foreign", "type", "veth", "peer", "name", "other")
 		must.NoError(t, a.client.Apply(ctx, nil))
 		devices, err := a.client.Status(ctx)

@@ -10,11 +10,12 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
-// stateFile, in the data dir, holds the devices as they were wanted last, so
-// that `sif link` makes them again by itself after it was killed. It holds
-// private keys: mode 0600.
+// stateFile is a file in the data directory with the last desired state of the devices, from which
+// `sif link` restores them when it starts. It contains private keys: mode 0600.
 const stateFile = "link.json"
 
 type savedDevice struct {
@@ -25,7 +26,7 @@ type savedDevice struct {
 	Peers      []Peer `json:"peers"`
 }
 
-// loadDevices returns nothing if nothing was saved yet.
+// loadDevices returns no devices if the file does not exist.
 func loadDevices(dir string) ([]Device, error) {
 	path := filepath.Join(dir, stateFile)
 	text, err := os.ReadFile(path)
@@ -33,20 +34,20 @@ func loadDevices(dir string) ([]Device, error) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, fmt.Errorf("read saved devices: %w", err)
+		return nil, fmt.Errorf("read the saved devices: %w", err)
 	}
 	var saved []savedDevice
 	if err := json.Unmarshal(text, &saved); err != nil {
-		return nil, fmt.Errorf("decode saved devices %s: %w", path, err)
+		return nil, fmt.Errorf("decode the saved devices %s: %w", path, err)
 	}
 	var devices []Device
 	for _, s := range saved {
 		key, err := ParsePrivateKey(s.PrivateKey)
 		if err != nil {
-			return nil, fmt.Errorf("decode saved devices %s: device %s: %w", path, s.Name, err)
+			return nil, fmt.Errorf("decode the saved devices %s: device %s: %w", path, s.Name, err)
 		}
 		if err := errors.Join(validateName(s.Name), s.Interface.validate()); err != nil {
-			return nil, fmt.Errorf("decode saved devices %s: %w", path, err)
+			return nil, fmt.Errorf("decode the saved devices %s: %w", path, err)
 		}
 		devices = append(devices, Device{
 			Name: s.Name, Interface: s.Interface, ListenPort: s.ListenPort, PrivateKey: key, Peers: s.Peers,
@@ -55,14 +56,8 @@ func loadDevices(dir string) ([]Device, error) {
 	return devices, nil
 }
 
-// saveDevices replaces the file as a whole, so that a crash leaves the old or
-// the new one.
-func saveDevices(dir string, devices []Device) (err error) {
-	defer func() {
-		if err != nil {
-			err = fmt.Errorf("save devices: %w", err)
-		}
-	}()
+// saveDevices replaces the file atomically.
+func saveDevices(dir string, devices []Device) error {
 	saved := make([]savedDevice, 0, len(devices))
 	for _, d := range devices {
 		saved = append(saved, savedDevice{
@@ -72,16 +67,10 @@ func saveDevices(dir string, devices []Device) (err error) {
 	}
 	text, err := json.MarshalIndent(saved, "", "  ")
 	if err != nil {
-		return err
+		return fmt.Errorf("encode the devices: %w", err)
 	}
-	f, err := os.CreateTemp(dir, stateFile+".new-*") // mode 0600
-	if err != nil {
-		return err
+	if err := atomicfile.Write(filepath.Join(dir, stateFile), append(text, '\n'), 0o600); err != nil {
+		return fmt.Errorf("save the devices: %w", err)
 	}
-	defer os.Remove(f.Name()) // fails once it is renamed, as it should
-	_, err = f.Write(append(text, '\n'))
-	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(f.Name(), filepath.Join(dir, stateFile))
+	return nil
 }

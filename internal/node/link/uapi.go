@@ -15,22 +15,21 @@ import (
 	"time"
 )
 
-// uapiState is what a device answers to the UAPI operation "get".
+// uapiState is a device's answer to the UAPI operation "get".
 type uapiState struct {
 	privateKey PrivateKey
 	listenPort uint16
-	peers      []PeerStatus // by key; each one's allowed addresses in order
+	peers      []PeerStatus // sorted by key; their allowed addresses are sorted
 }
 
-// parseUAPI reads the answer to "get". Keys that this package has no use for,
-// such as preshared_key, are passed over. Format:
-// https://www.wireguard.com/xplatform/#configuration-protocol
+// parseUAPI parses the answer to "get". It ignores keys that this package does not use, such as
+// preshared_key. Format: https://www.wireguard.com/xplatform/#configuration-protocol
 func parseUAPI(text string) (uapiState, error) {
 	var s uapiState
 	var handshakeSec, handshakeNsec int64
 	peer := func() (*PeerStatus, error) {
 		if len(s.peers) == 0 {
-			return nil, errors.New("peer's property before any public_key")
+			return nil, errors.New("a property of a peer precedes its public_key")
 		}
 		return &s.peers[len(s.peers)-1], nil
 	}
@@ -41,7 +40,7 @@ func parseUAPI(text string) (uapiState, error) {
 		}
 		key, value, found := strings.Cut(line, "=")
 		if !found {
-			return uapiState{}, errors.New("parse UAPI: a line without =")
+			return uapiState{}, errors.New("parse UAPI: a line has no =")
 		}
 		var p *PeerStatus
 		var n uint64
@@ -88,8 +87,8 @@ func parseUAPI(text string) (uapiState, error) {
 			}
 		}
 		if err != nil {
-			// Not the value: it may be a private key.
-			return uapiState{}, fmt.Errorf("parse UAPI: the value of %s: %w", key, err)
+			// The value is left out because it may be a private key.
+			return uapiState{}, fmt.Errorf("parse UAPI: value of %s: %w", key, err)
 		}
 	}
 	slices.SortFunc(s.peers, func(a, b PeerStatus) int { return slices.Compare(a.PublicKey[:], b.PublicKey[:]) })
@@ -101,26 +100,23 @@ func parseUAPI(text string) (uapiState, error) {
 
 func parseHexKey(s string) (b [32]byte, err error) {
 	if len(s) != hex.EncodedLen(len(b)) {
-		return b, errors.New("not a key's length")
+		return b, fmt.Errorf("must have %d characters", hex.EncodedLen(len(b)))
 	}
 	if _, err := hex.Decode(b[:], []byte(s)); err != nil {
-		return b, errors.New("not hexadecimal")
+		return b, errors.New("must be hexadecimal")
 	}
 	return b, nil
 }
 
-// sessionAlive is how long after a handshake WireGuard still uses the session
-// (its REJECT_AFTER_TIME).
+// sessionAlive is how long after a handshake WireGuard uses the session (its REJECT_AFTER_TIME).
 const sessionAlive = 180 * time.Second
 
-// uapiChange returns the "set" lines that make a device in state have what
-// want says, and nothing if it has. Peers that are as they should be are not
-// named, so their sessions are not touched. declared holds the endpoints that
-// were wanted last time.
+// uapiChange returns the "set" lines that change a device from state to want, or "" if they are
+// equal. It does not name peers that do not change, so that their sessions continue. declared has
+// the endpoints that were wanted last time.
 //
-// WireGuard follows a peer that moved: its endpoint differs from the declared
-// one because it knows better, so the declared one is set again only when the
-// declaration changed or the session is dead.
+// When a peer moves, WireGuard learns its new endpoint, which then differs from the declared one.
+// So a different endpoint is set only if the declaration changed or the session is dead.
 func uapiChange(state uapiState, want Device, declared map[Key]netip.AddrPort, now time.Time) string {
 	var b strings.Builder
 	if state.privateKey != want.PrivateKey {

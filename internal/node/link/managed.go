@@ -1,0 +1,263 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package link
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/hashicorp/go-hclog"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/conn"
+	wgdevice "golang.zx2c4.com/wireguard/device"
+
+	"github.com/sif-project/sif/internal/logkey"
+)
+
+// managedDevice is the desired and the actual state of a device. The server's mutex guards it.
+type managedDevice struct {
+	want    Device
+	socket  net.Listener // UAPI
+	running *runningDevice
+	err     error // why it is not in the desired state
+	logger  hclog.Logger
+}
+
+// runningDevice is an interface and the WireGuard instance behind it.
+type runningDevice struct {
+	namespace string
+	id        namespaceID
+	tun       *tunDevice
+	wireguard *wgdevice.Device
+	netlink   netlinksafe.Handle // in the interface's namespace
+	// relisten says that the UDP socket could not be opened. WireGuard has then forgotten the port
+	// and would choose one itself.
+	relisten bool
+	// initiated are the peers to which a handshake was started.
+	initiated map[Key]bool
+}
+
+// repair brings the device into the desired state from any other. Devices are created and changed
+// only here; mostly there is nothing to do.
+func (m *managedDevice) repair() error {
+	m.err = m.doRepair()
+	return m.err
+}
+
+func (m *managedDevice) doRepair() error {
+	id, err := identifyNamespace(m.want.Namespace)
+	if err != nil {
+		m.stop() // the open TUN would keep a namespace alive that has no path any more
+		return err
+	}
+	if r := m.running; r != nil && (r.ended() || r.namespace != m.want.Namespace || r.id != id) {
+		m.stop()
+	}
+	if m.running == nil {
+		if m.running, err = startDevice(m.want, id, m.logger); err != nil {
+			return err
+		}
+	}
+	return m.running.apply(m.want)
+}
+
+func (m *managedDevice) stop() {
+	if m.running != nil {
+		m.running.close()
+		m.running = nil
+	}
+}
+
+// startDevice creates the interface, which stays down, and configures WireGuard.
+func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevice, error) {
+	r := &runningDevice{namespace: want.Namespace, id: id}
+	err := inNamespace(want.Namespace, func() (err error) {
+		if r.tun, err = openTUN(want.Name, want.MTU); err != nil {
+			return err
+		}
+		if r.netlink, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
+			return fmt.Errorf("open netlink: %w", err)
+		}
+		if reversePathFiltered() {
+			logger.Warn("net.ipv4.conf.all.rp_filter is enabled in the interface's namespace and may drop its packets")
+		}
+		return setSysctls(want.Name)
+	})
+	if err != nil {
+		r.netlink.Close()
+		if r.tun != nil {
+			r.tun.Close()
+		}
+		return nil, fmt.Errorf("create the interface: %w", err)
+	}
+	// WireGuard opens the UDP socket on goroutines of its own, so in the process's namespace.
+	r.wireguard = wgdevice.NewDevice(r.tun, conn.NewStdNetBind(), &wgdevice.Logger{
+		Verbosef: func(format string, args ...any) { logger.Trace(fmt.Sprintf(format, args...)) },
+		Errorf:   func(format string, args ...any) { logger.Warn(fmt.Sprintf(format, args...)) },
+	})
+	if change := uapiChange(uapiState{}, want, nil, time.Now()); change != "" {
+		if err := r.wireguard.IpcSet(change); err != nil {
+			r.close()
+			return nil, fmt.Errorf("configure WireGuard: %w", err)
+		}
+	}
+	return r, nil
+}
+
+// apply brings interface, socket and routes into the desired state. The device stays down and has no
+// socket until key and port are set, which happens over UAPI after the interface exists.
+func (r *runningDevice) apply(want Device) error {
+	link, err := r.netlink.LinkByName(want.Name)
+	if err != nil {
+		return fmt.Errorf("find the interface: %w", err)
+	}
+	if link.Attrs().MTU != want.MTU {
+		if err := r.netlink.LinkSetMTU(link, want.MTU); err != nil {
+			return fmt.Errorf("set the MTU %d: %w", want.MTU, err)
+		}
+	}
+	r.tun.setMTU(want.MTU)
+	if want.PrivateKey.IsZero() || want.ListenPort == 0 {
+		return nil
+	}
+	if err := r.listen(want.ListenPort); err != nil {
+		return fmt.Errorf("listen on UDP port %d: %w", want.ListenPort, err)
+	}
+	if link.Attrs().Flags&net.FlagUp == 0 {
+		if err := r.netlink.LinkSetUp(link); err != nil {
+			return fmt.Errorf("bring up the interface: %w", err)
+		}
+	}
+	var prefixes []netip.Prefix
+	if want.Routes {
+		for _, p := range want.Peers {
+			for _, prefix := range p.AllowedIPs {
+				if prefix.Bits() > 0 { // never replace the namespace's default route
+					prefixes = append(prefixes, prefix)
+				}
+			}
+		}
+	}
+	if err := setRoutes(r.netlink, link, prefixes, want.MTU); err != nil {
+		return err
+	}
+	r.initiateHandshakes(want.Peers)
+	return nil
+}
+
+// listen makes WireGuard listen on the port.
+func (r *runningDevice) listen(port uint16) error {
+	if r.relisten {
+		if err := r.wireguard.IpcSet(fmt.Sprintf("listen_port=%d\n", port)); err != nil {
+			return err
+		}
+	}
+	r.relisten = true
+	if err := r.wireguard.Up(); err != nil {
+		return err
+	}
+	r.relisten = false
+	return nil
+}
+
+// initiateHandshakes starts a handshake with each new peer. Otherwise a peer that knew this device
+// before would go on sending in a session that ended with our process, and lose its packets for the
+// 15 s after which WireGuard gives up a session.
+func (r *runningDevice) initiateHandshakes(peers []Peer) {
+	initiated := make(map[Key]bool, len(peers))
+	for _, p := range peers {
+		if !p.Endpoint.IsValid() {
+			continue
+		}
+		initiated[p.PublicKey] = true
+		if r.initiated[p.PublicKey] {
+			continue
+		}
+		if peer := r.wireguard.LookupPeer(wgdevice.NoisePublicKey(p.PublicKey)); peer != nil {
+			// If the peer is unreachable, WireGuard logs it and retries.
+			_ = peer.SendHandshakeInitiation(false)
+		}
+	}
+	r.initiated = initiated
+}
+
+// set executes the lines of a UAPI "set" operation. The configuration that the device then has
+// becomes the desired one, also if the operation failed halfway, except for a port that could not be
+// opened.
+func (m *managedDevice) set(lines string) error {
+	if m.running == nil {
+		return fmt.Errorf("the device does not exist: %w", m.err)
+	}
+	err := m.running.wireguard.IpcSet(lines)
+	if err != nil {
+		m.running.relisten = true
+	}
+	state, getErr := m.state()
+	if getErr != nil {
+		return errors.Join(err, getErr)
+	}
+	m.want.PrivateKey = state.privateKey
+	if state.listenPort != 0 || err == nil {
+		m.want.ListenPort = state.listenPort
+	}
+	m.want.Peers = nil
+	for _, p := range state.peers {
+		m.want.Peers = append(m.want.Peers, p.Peer)
+	}
+	return err
+}
+
+// state reads the state of the running device.
+func (m *managedDevice) state() (uapiState, error) {
+	var b strings.Builder
+	if err := m.running.wireguard.IpcGetOperation(&b); err != nil {
+		return uapiState{}, fmt.Errorf("read the state of WireGuard: %w", err)
+	}
+	return parseUAPI(b.String())
+}
+
+func (m *managedDevice) status() DeviceStatus {
+	s := DeviceStatus{Name: m.want.Name, Interface: m.want.Interface, Peers: []PeerStatus{}}
+	err := m.err
+	if m.running != nil {
+		state, stateErr := m.state()
+		err = errors.Join(err, stateErr)
+		s.PublicKey, s.ListenPort = state.privateKey.Public(), state.listenPort
+		s.Peers = append(s.Peers, state.peers...)
+		s.Up = err == nil && !m.running.ended() && s.ListenPort != 0 && !s.PublicKey.IsZero()
+	}
+	if err != nil {
+		s.Error = err.Error()
+	}
+	return s
+}
+
+// ended reports whether WireGuard stopped, as it does when the interface is deleted.
+func (r *runningDevice) ended() bool {
+	select {
+	case <-r.wireguard.Wait():
+		return true
+	default:
+		return false
+	}
+}
+
+func (r *runningDevice) close() {
+	r.wireguard.Close()
+	r.netlink.Close()
+}
+
+func (m *managedDevice) logRepair(err error, before error) {
+	switch {
+	case err == nil && before != nil:
+		m.logger.Info("device repaired")
+	case err != nil && (before == nil || before.Error() != err.Error()):
+		m.logger.Error("cannot repair device", logkey.Error, err)
+	}
+}
