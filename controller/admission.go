@@ -21,10 +21,9 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/keylock"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 )
-
-const prefixBinding = "sif/v1/binding/"
 
 var allocationID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
@@ -72,7 +71,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	if err != nil {
 		return reply, none, err
 	}
-	id := seatID{who.ID(), req.Allocation}
+	id := kvkey.Admission{Node: who.ID(), Endpoint: req.Allocation}
 	done, err := a.table.claim(id, req.IPv4, req.IPv6)
 	if err != nil {
 		return reply, none, err
@@ -117,7 +116,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 // release ends the admission of an endpoint of the calling node.
 func (a *admitter) release(ctx context.Context, who caller, endpoint string) error {
 	defer a.endpoints.Lock(endpoint)()
-	return a.table.release(ctx, seatID{who.ID(), endpoint})
+	return a.table.release(ctx, kvkey.Admission{Node: who.ID(), Endpoint: endpoint})
 }
 
 // certificate has a certificate issued for a service of which the calling
@@ -195,7 +194,7 @@ func (a *admitter) bound(ctx context.Context, who caller, nodeID string) error {
 	if id, ok := a.bindings.Load(who.ID()); ok && id == nodeID {
 		return nil
 	}
-	key := prefixBinding + who.ID().String()
+	key := kvkey.Binding(who.ID()).String()
 	kv := a.cfg.Consul().KV()
 	// Index 0: written only if the key is absent.
 	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nodeID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {

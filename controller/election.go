@@ -15,20 +15,18 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-const (
-	keyLeader  = "sif/v1/leader"
-	sessionTTL = "10s" // the least that Consul grants
-)
+const sessionTTL = "10s" // the least that Consul grants
 
-// leaderRecord is the value of keyLeader.
+// leaderRecord is the value of kvkey.Leader.
 type leaderRecord struct {
 	Address string `json:"address"`
 }
 
-// election campaigns for the lock on keyLeader. Every change is written by
+// election campaigns for the lock on kvkey.Leader. Every change is written by
 // check-and-set, so the lock spares work and confusion; correctness does not
 // hang on it.
 type election struct {
@@ -93,15 +91,15 @@ func (e *election) term(ctx context.Context) error {
 		return fmt.Errorf("encode the leader's record: %w", err)
 	}
 	lock, err := consul.LockOpts(&consulapi.LockOptions{
-		Key: keyLeader, Value: value, Session: id,
+		Key: kvkey.Leader, Value: value, Session: id,
 		MonitorRetries: 3, MonitorRetryTime: time.Second, LockDelay: time.Millisecond,
 	})
 	if err != nil {
-		return fmt.Errorf("prepare the lock %s: %w", keyLeader, err)
+		return fmt.Errorf("prepare the lock %s: %w", kvkey.Leader, err)
 	}
 	lost, err := lock.Lock(ctx.Done())
 	if err != nil {
-		return fmt.Errorf("acquire %s: %w", keyLeader, err)
+		return fmt.Errorf("acquire %s: %w", kvkey.Leader, err)
 	}
 	if lost == nil {
 		return nil // ctx ended first
@@ -125,7 +123,7 @@ func (e *election) term(ctx context.Context) error {
 
 // leaderAddress returns where the leader is, as far as Consul knows.
 func leaderAddress(ctx context.Context, consul *consulapi.Client) string {
-	kv, _, err := consul.KV().Get(keyLeader, (&consulapi.QueryOptions{}).WithContext(ctx))
+	kv, _, err := consul.KV().Get(kvkey.Leader, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil || kv == nil || kv.Session == "" {
 		return ""
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/revision"
 	"github.com/sif-project/sif/internal/trust/signature"
 )
@@ -91,8 +92,8 @@ func testPlan(t *testing.T, w *world) {
 
 	// Live endpoints and connections.
 	c.table.mu.Lock()
-	c.table.seats[seatID{fabric.NodeID{Zone: "aws1", Name: "w1"}, "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
-	c.table.seats[seatID{fabric.NodeID{Zone: "aws1", Name: "w1"}, "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.seats[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.seats[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
 	c.table.mu.Unlock()
 	flow := api.FlowStatus{From: fabric.Ref{Domain: "app", Name: "proxy"}, To: fabric.Ref{Domain: "app", Name: "svc"}, Protocol: fabric.TCP, Port: 8080, Count: 3, Contract: fabric.Ref{Domain: "app", Name: "frontend"}}
 	c.reports.put(caller{Zone: "aws1", Node: "w1"}, api.NodeStatus{Flows: []api.FlowStatus{flow}})
@@ -172,7 +173,7 @@ func testRollback(t *testing.T, w *world) {
 
 	// An entry that was altered is not believed.
 	entry := history.Pointer.Change
-	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: revision.ObjectKey(entry), Value: []byte(`{"sequence":4}`)}, nil)
+	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: kvkey.Object(entry).String(), Value: []byte(`{"sequence":4}`)}, nil)
 	must.NoError(t, err)
 	last := w.start(t, c.dir, nil, false)
 	_, err = last.operator.History(ctx)
@@ -267,7 +268,7 @@ func testCollect(t *testing.T, w *world) {
 	again.policy.keep = 2
 	var root fabric.Root
 	must.NoError(t, revision.ReadObject(ctx, w.consul, history.Changes[0].Root, &root))
-	_, err = w.consul.KV().Delete(revision.ObjectKey(root.Domains), nil)
+	_, err = w.consul.KV().Delete(kvkey.Object(root.Domains).String(), nil)
 	must.NoError(t, err)
 	before = objects(t, w)
 	_, err = again.policy.collect(ctx)

@@ -21,8 +21,8 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/identity"
-	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 func TestNodes(t *testing.T) {
@@ -74,7 +74,7 @@ func testRegistration(t *testing.T, w *world) {
 	}
 
 	// A record that was altered is not believed, and mended by its node.
-	must.NoError(t, putString(w, revision.NodeKey("aws1", "w1"), "{}"))
+	must.NoError(t, putString(w, kvkey.Node{Zone: "aws1", Name: "w1"}.String(), "{}"))
 	c.stop()
 	c = w.start(t, c.dir, nil, false)
 	status, err := c.operator.Status(ctx)
@@ -299,7 +299,7 @@ func testAddresses(t *testing.T, w *world) {
 	c.table.now = func() time.Time { return time.Now().Add(restTime + time.Minute) }
 	c.table.mu.Unlock()
 	c.table.sweepOnce(ctx)
-	keys, _, err := w.consul.KV().Keys(prefixAdmission, "", nil)
+	keys, _, err := w.consul.KV().Keys(kvkey.Admissions, "", nil)
 	must.NoError(t, err)
 	must.SliceEmpty(t, keys)
 	must.NoError(t, admit(2, 10))

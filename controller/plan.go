@@ -81,7 +81,7 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	now := t.now()
 	for id, s := range t.seats {
 		if e := effect[s.admission.Service]; e != "" && s.live(now) {
-			list = append(list, api.Touched{Endpoint: id.endpoint, Node: id.node.String(), Service: s.admission.Service, Effect: e})
+			list = append(list, api.Touched{Endpoint: id.Endpoint, Node: id.Node.String(), Service: s.admission.Service, Effect: e})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.Touched) int {

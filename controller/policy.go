@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/revision"
 )
@@ -116,7 +117,7 @@ func (p *policy) watch(ctx context.Context) error {
 	var index uint64
 	for ctx.Err() == nil {
 		q := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: time.Minute}).WithContext(ctx)
-		_, meta, err := p.consul().KV().Get(revision.KeyCurrent, q)
+		_, meta, err := p.consul().KV().Get(kvkey.Current, q)
 		if err == nil {
 			index = meta.LastIndex
 			p.mu.Lock()
@@ -197,9 +198,9 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 // refuse says what is wrong with the pointer in Consul and how to put it right.
 func (p *policy) refuse(format string, args ...any) *api.Error {
 	why := fmt.Sprintf(format, args...)
-	remedy := "restore " + revision.KeyCurrent + " from a backup"
+	remedy := "restore " + kvkey.Current + " from a backup"
 	if p.current.Load().pointer.Sequence > 0 {
-		remedy = fmt.Sprintf("restore it on the controller's node with `consul kv put %s @%s`", revision.KeyCurrent, p.memory.pointerFile())
+		remedy = fmt.Sprintf("restore it on the controller's node with `consul kv put %s @%s`", kvkey.Current, p.memory.pointerFile())
 	}
-	return api.Errorf(http.StatusConflict, api.CodeRevision, "the pointer %s in Consul is refused: %s; %s", revision.KeyCurrent, why, remedy)
+	return api.Errorf(http.StatusConflict, api.CodeRevision, "the pointer %s in Consul is refused: %s; %s", kvkey.Current, why, remedy)
 }

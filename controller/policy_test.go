@@ -17,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
@@ -145,14 +146,14 @@ func testTampered(t *testing.T, w *world) {
 		return err
 	}
 	put := func(value []byte) {
-		_, err := w.consul.KV().Put(&consulapi.KVPair{Key: revision.KeyCurrent, Value: value}, nil)
+		_, err := w.consul.KV().Put(&consulapi.KVPair{Key: kvkey.Current, Value: value}, nil)
 		must.NoError(t, err)
 	}
 	must.NoError(t, apply("one"))
-	older, _, err := w.consul.KV().Get(revision.KeyCurrent, nil)
+	older, _, err := w.consul.KV().Get(kvkey.Current, nil)
 	must.NoError(t, err)
 	must.NoError(t, apply("two"))
-	newest, _, err := w.consul.KV().Get(revision.KeyCurrent, nil)
+	newest, _, err := w.consul.KV().Get(kvkey.Current, nil)
 	must.NoError(t, err)
 
 	forged := func(edit func(*fabric.Pointer)) []byte {
@@ -186,7 +187,7 @@ func testTampered(t *testing.T, w *world) {
 	refused("does not verify")
 	put(forged(func(p *fabric.Pointer) { p.Sequence = 7 }))
 	refused("does not verify")
-	_, err = w.consul.KV().Delete(revision.KeyCurrent, nil)
+	_, err = w.consul.KV().Delete(kvkey.Current, nil)
 	must.NoError(t, err)
 	refused("it is gone, but this controller has seen sequence 2")
 
@@ -227,7 +228,7 @@ func testAlteredObject(t *testing.T, w *world) {
 	must.NoError(t, revision.ReadObject(ctx, w.consul, reply.Pointer.Root, &root))
 	var index fabric.DomainIndex
 	must.NoError(t, revision.ReadObject(ctx, w.consul, root.Domains, &index))
-	key := revision.ObjectKey(index["app"])
+	key := kvkey.Object(index["app"]).String()
 	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: key, Value: []byte(`{"name":"app"}`)}, nil)
 	must.NoError(t, err)
 
@@ -273,7 +274,7 @@ func testLeadership(t *testing.T, w *world) {
 	second.stop()
 	left, _, err := w.consul.Session().CreateNoChecks(&consulapi.SessionEntry{TTL: "600s", LockDelay: time.Millisecond}, nil)
 	must.NoError(t, err)
-	lock, err := w.consul.LockOpts(&consulapi.LockOptions{Key: keyLeader, Session: left, Value: []byte(`{"address":"dead"}`)})
+	lock, err := w.consul.LockOpts(&consulapi.LockOptions{Key: kvkey.Leader, Session: left, Value: []byte(`{"address":"dead"}`)})
 	must.NoError(t, err)
 	_, err = lock.Lock(nil)
 	must.NoError(t, err)

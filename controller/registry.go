@@ -14,7 +14,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -24,17 +23,12 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
-	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-const (
-	prefixNode = "sif/v1/node/"
-	prefixPool = "sif/v1/pool/"
-
-	bits4, bits6 = 24, 64 // the size of a node's pools
-)
+const bits4, bits6 = 24, 64 // the size of a node's pools
 
 // checkPools reports why node pools cannot be cut out of the two prefixes.
 func checkPools(v4, v6 netip.Prefix) error {
@@ -121,11 +115,11 @@ func newRegistry(cfg Config) *registry {
 // not believed, and reported.
 func (r *registry) load(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
-	owned, _, err := r.cfg.Consul().KV().List(prefixPool, q)
+	owned, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
 	if err != nil {
 		return fmt.Errorf("read the pools from Consul: %w", err)
 	}
-	records, _, err := r.cfg.Consul().KV().List(prefixNode, q)
+	records, _, err := r.cfg.Consul().KV().List(kvkey.Nodes, q)
 	if err != nil {
 		return fmt.Errorf("read the nodes from Consul: %w", err)
 	}
@@ -133,18 +127,18 @@ func (r *registry) load(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.members, r.pools, r.refused = map[fabric.NodeID]*member{}, map[int]string{}, map[string]string{}
 	for _, kv := range owned {
-		n, err := strconv.Atoi(strings.TrimPrefix(kv.Key, prefixPool))
+		n, err := kvkey.ParsePool(kv.Key)
 		if err != nil {
-			r.refused[kv.Key] = fmt.Sprintf("%s: not the number of a pool", kv.Key)
+			r.refused[kv.Key] = fmt.Sprintf("%s: %v", kv.Key, err)
 			continue
 		}
-		r.pools[n] = string(kv.Value)
+		r.pools[int(n)] = string(kv.Value)
 	}
 	for _, kv := range records {
 		m, err := r.verify(kv)
 		if err != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v; the node mends it when it registers again", kv.Key, err)
-			r.log.Error("node record refused", logkey.Node, strings.TrimPrefix(kv.Key, prefixNode), logkey.Error, err)
+			r.log.Error("node record refused", logkey.Key, kv.Key, logkey.Error, err)
 			continue
 		}
 		r.members[m.node.ID()] = m
@@ -163,7 +157,7 @@ func (r *registry) verify(kv *consulapi.KVPair) (*member, error) {
 	if m.node.Fabric != r.cfg.Fabric {
 		return nil, fmt.Errorf("it is of fabric %q", m.node.Fabric)
 	}
-	if kv.Key != revision.NodeKey(m.node.Zone, m.node.Name) {
+	if kv.Key != kvkey.Node(m.node.ID()).String() {
 		return nil, fmt.Errorf("it is the record of node %s", m.node.ID())
 	}
 	if len(m.record.Link) > 0 {
@@ -247,7 +241,7 @@ func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest
 		return fabric.NodeRecord{}, err
 	}
 	r.members[who.ID()] = &member{record: next, node: node, link: link, index: index}
-	delete(r.refused, revision.NodeKey(node.Zone, node.Name))
+	delete(r.refused, kvkey.Node(node.ID()).String())
 	r.log.Info("node registered", logkey.Node, who.ID(), logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
 	return next, nil
 }
@@ -259,7 +253,7 @@ func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRe
 	if !reflect.DeepEqual(node, known.node) || !bytes.Equal(next.Link, known.record.Link) || !bytes.Equal(next.Signature, known.record.Signature) {
 		return false
 	}
-	kv, _, err := r.cfg.Consul().KV().Get(revision.NodeKey(node.Zone, node.Name), nil)
+	kv, _, err := r.cfg.Consul().KV().Get(kvkey.Node(node.ID()).String(), nil)
 	return err == nil && kv != nil && kv.ModifyIndex == known.index
 }
 
@@ -270,7 +264,7 @@ func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.No
 	if err != nil {
 		return 0, fmt.Errorf("encode the record of node %s: %w", node.ID(), err)
 	}
-	key := revision.NodeKey(node.Zone, node.Name)
+	key := kvkey.Node(node.ID()).String()
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
 	for range 5 {
 		old, _, err := r.cfg.Consul().KV().Get(key, q)
@@ -364,7 +358,7 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, 
 		if r.pools[n] != "" || taken[v4] || taken[v6] {
 			continue
 		}
-		kv := &consulapi.KVPair{Key: prefixPool + strconv.Itoa(n), Value: []byte(id.String())} // index 0: only if absent
+		kv := &consulapi.KVPair{Key: kvkey.Pool(n).String(), Value: []byte(id.String())} // index 0: only if absent
 		ok, _, err := r.cfg.Consul().KV().CAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
 		if err != nil {
 			return v4, v6, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "note pool %s for node %s: %v", v4, id, err)

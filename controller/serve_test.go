@@ -18,6 +18,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 func TestServe(t *testing.T) {
@@ -127,7 +128,7 @@ vault {
 		case <-time.After(10 * time.Second):
 			t.Fatal("the controller does not stop")
 		}
-		kv, _, err := w.consul.KV().Get(keyLeader, nil)
+		kv, _, err := w.consul.KV().Get(kvkey.Leader, nil)
 		must.NoError(t, err)
 		must.Eq(t, "", kv.Session)
 	})

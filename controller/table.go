@@ -19,10 +19,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 )
-
-const prefixAdmission = "sif/v1/admission/"
 
 // restTime is how long an address is given to nobody else after its endpoint
 // is gone: until every cache of it has been corrected.
@@ -76,13 +75,6 @@ func (s *seat) over(now time.Time) bool {
 	return true
 }
 
-type seatID struct {
-	node     fabric.NodeID
-	endpoint string
-}
-
-func (id seatID) key() string { return prefixAdmission + id.node.String() + "/" + id.endpoint }
-
 // table is the admissions that were given, so that no address has two
 // holders and no certificate goes to a node without an endpoint of the
 // service. It is kept in Consul.
@@ -94,38 +86,30 @@ type table struct {
 	now    func() time.Time
 
 	mu      sync.Mutex
-	seats   map[seatID]*seat
-	claims  map[netip.Addr]seatID // addresses of admissions that are being made
+	seats   map[kvkey.Admission]*seat
+	claims  map[netip.Addr]kvkey.Admission // addresses of admissions that are being made
 	refused []string
 }
 
 func newTable(cfg Config) *table {
 	return &table{
 		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: time.Now,
-		seats: map[seatID]*seat{}, claims: map[netip.Addr]seatID{},
+		seats: map[kvkey.Admission]*seat{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
 }
 
 // load reads the table. A seat whose admission does not verify is left out,
 // and reported.
 func (t *table) load(ctx context.Context) error {
-	list, _, err := t.consul().KV().List(prefixAdmission, (&consulapi.QueryOptions{}).WithContext(ctx))
+	list, _, err := t.consul().KV().List(kvkey.Admissions, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("read the admissions from Consul: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.seats, t.refused = map[seatID]*seat{}, nil
+	t.seats, t.refused = map[kvkey.Admission]*seat{}, nil
 	for _, kv := range list {
-		s := &seat{index: kv.ModifyIndex}
-		err := json.Unmarshal(kv.Value, s)
-		if err == nil {
-			err = t.keys().Verify(s.Signed, fabric.KindAdmission, &s.admission)
-		}
-		id := seatID{s.admission.Host(), s.admission.Endpoint}
-		if err == nil && (s.admission.Fabric != t.fabric || id.key() != kv.Key) {
-			err = fmt.Errorf("it is the admission of endpoint %s on %s in fabric %s", id.endpoint, id.node, s.admission.Fabric)
-		}
+		id, s, err := t.verify(kv)
 		if err != nil {
 			t.refused = append(t.refused, fmt.Sprintf("%s: %v", kv.Key, err))
 			t.log.Error("admission in Consul refused", logkey.Key, kv.Key, logkey.Error, err)
@@ -136,6 +120,25 @@ func (t *table) load(ctx context.Context) error {
 	return nil
 }
 
+// verify reads a seat from Consul.
+func (t *table) verify(kv *consulapi.KVPair) (kvkey.Admission, *seat, error) {
+	id, err := kvkey.ParseAdmission(kv.Key)
+	if err != nil {
+		return id, nil, err
+	}
+	s := &seat{index: kv.ModifyIndex}
+	if err := json.Unmarshal(kv.Value, s); err != nil {
+		return id, nil, err
+	}
+	if err := t.keys().Verify(s.Signed, fabric.KindAdmission, &s.admission); err != nil {
+		return id, nil, err
+	}
+	if a := s.admission; a.Fabric != t.fabric || a.Host() != id.Node || a.Endpoint != id.Endpoint {
+		return id, nil, fmt.Errorf("it is the admission of endpoint %s on node %s in fabric %s", a.Endpoint, a.Host(), a.Fabric)
+	}
+	return id, s, nil
+}
+
 func (t *table) degraded() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -144,7 +147,7 @@ func (t *table) degraded() []string {
 
 // claim reserves addresses for an endpoint until the returned function is
 // called. They must be free, or the endpoint's own.
-func (t *table) claim(id seatID, addresses ...netip.Addr) (release func(), err error) {
+func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
@@ -162,7 +165,7 @@ func (t *table) claim(id seatID, addresses ...netip.Addr) (release func(), err e
 				return nil, taken(addr, other)
 			case held:
 				return nil, api.Errorf(http.StatusConflict, api.CodeAddress,
-					"address %s rests until %s after endpoint %s of node %s; take another", addr, until.UTC().Format(time.RFC3339), other.endpoint, other.node)
+					"address %s rests until %s after endpoint %s of node %s; take another", addr, until.UTC().Format(time.RFC3339), other.Endpoint, other.Node)
 			}
 		}
 	}
@@ -180,12 +183,12 @@ func (t *table) claim(id seatID, addresses ...netip.Addr) (release func(), err e
 	}, nil
 }
 
-func taken(addr netip.Addr, by seatID) error {
-	return api.Errorf(http.StatusConflict, api.CodeAddress, "address %s is that of endpoint %s of node %s; take another", addr, by.endpoint, by.node)
+func taken(addr netip.Addr, by kvkey.Admission) error {
+	return api.Errorf(http.StatusConflict, api.CodeAddress, "address %s is that of endpoint %s of node %s; take another", addr, by.Endpoint, by.Node)
 }
 
 // admit writes an endpoint's admission. Addresses that it had before rest.
-func (t *table) admit(ctx context.Context, id seatID, a fabric.Admission, signed fabric.Signed) error {
+func (t *table) admit(ctx context.Context, id kvkey.Admission, a fabric.Admission, signed fabric.Signed) error {
 	now := t.now()
 	next := &seat{Signed: signed, admission: a}
 	if old := t.get(id); old != nil {
@@ -205,7 +208,7 @@ func (t *table) admit(ctx context.Context, id seatID, a fabric.Admission, signed
 }
 
 // release ends an endpoint's admission, if it has one.
-func (t *table) release(ctx context.Context, id seatID) error {
+func (t *table) release(ctx context.Context, id kvkey.Admission) error {
 	old := t.get(id)
 	if old == nil || !old.Released.IsZero() {
 		return nil
@@ -215,28 +218,28 @@ func (t *table) release(ctx context.Context, id seatID) error {
 	return t.put(ctx, id, &next)
 }
 
-func (t *table) get(id seatID) *seat {
+func (t *table) get(id kvkey.Admission) *seat {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.seats[id]
 }
 
 // put writes a seat if Consul still holds the one it takes the place of.
-func (t *table) put(ctx context.Context, id seatID, s *seat) error {
+func (t *table) put(ctx context.Context, id kvkey.Admission, s *seat) error {
 	value, err := json.Marshal(s)
 	if err != nil {
-		return fmt.Errorf("encode the admission of endpoint %s: %w", id.endpoint, err)
+		return fmt.Errorf("encode the admission of endpoint %s: %w", id.Endpoint, err)
 	}
-	ops := consulapi.KVTxnOps{{Verb: consulapi.KVCAS, Key: id.key(), Value: value, Index: s.index}}
+	ops := consulapi.KVTxnOps{{Verb: consulapi.KVCAS, Key: id.String(), Value: value, Index: s.index}}
 	ok, resp, _, err := t.consul().KV().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "write the admission of endpoint %s to Consul: %v", id.endpoint, err)
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "write the admission of endpoint %s to Consul: %v", id.Endpoint, err)
 	}
 	if !ok {
 		// Somebody else wrote it: learn what is there, so that the caller's
 		// next attempt builds on it.
 		t.reread(ctx, id)
-		return api.Errorf(http.StatusConflict, api.CodeConflict, "the admission of endpoint %s was changed in Consul meanwhile; try again", id.endpoint)
+		return api.Errorf(http.StatusConflict, api.CodeConflict, "the admission of endpoint %s was changed in Consul meanwhile; try again", id.Endpoint)
 	}
 	s.index = resp.Results[0].ModifyIndex
 	t.mu.Lock()
@@ -245,8 +248,8 @@ func (t *table) put(ctx context.Context, id seatID, s *seat) error {
 	return nil
 }
 
-func (t *table) reread(ctx context.Context, id seatID) {
-	kv, _, err := t.consul().KV().Get(id.key(), (&consulapi.QueryOptions{}).WithContext(ctx))
+func (t *table) reread(ctx context.Context, id kvkey.Admission) {
+	kv, _, err := t.consul().KV().Get(id.String(), (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return
 	}
@@ -272,7 +275,7 @@ func (t *table) serves(node fabric.NodeID, service fabric.Ref) bool {
 	defer t.mu.Unlock()
 	now := t.now()
 	for id, s := range t.seats {
-		if id.node == node && s.admission.Service == service && s.live(now) {
+		if id.Node == node && s.admission.Service == service && s.live(now) {
 			return true
 		}
 	}
@@ -309,7 +312,7 @@ func (t *table) sweep(ctx context.Context) error {
 func (t *table) sweepOnce(ctx context.Context) {
 	t.mu.Lock()
 	now := t.now()
-	var done []seatID
+	var done []kvkey.Admission
 	for id, s := range t.seats {
 		if s.over(now) {
 			done = append(done, id)
@@ -321,9 +324,9 @@ func (t *table) sweepOnce(ctx context.Context) {
 		if s == nil || !s.over(t.now()) {
 			continue
 		}
-		ok, _, err := t.consul().KV().DeleteCAS(&consulapi.KVPair{Key: id.key(), ModifyIndex: s.index}, (&consulapi.WriteOptions{}).WithContext(ctx))
+		ok, _, err := t.consul().KV().DeleteCAS(&consulapi.KVPair{Key: id.String(), ModifyIndex: s.index}, (&consulapi.WriteOptions{}).WithContext(ctx))
 		if err != nil {
-			t.log.Warn("remove an admission that is over", logkey.Endpoint, id.endpoint, logkey.Error, err)
+			t.log.Warn("remove an admission that is over", logkey.Endpoint, id.Endpoint, logkey.Error, err)
 			return
 		}
 		if !ok {

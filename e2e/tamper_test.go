@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/e2e/lab"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
@@ -115,7 +116,7 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 	service := fabric.Ref{Domain: "getaway-app", Name: "news-gw"}
 	var root fabric.Root
 	must.NoError(t, revision.ReadObject(t.Context(), world.consul, world.status(t).Pointer.Root, &root))
-	shardKey := revision.ObjectKey(root.Shards[fabric.ShardOf(service)])
+	shardKey := kvkey.Object(root.Shards[fabric.ShardOf(service)]).String()
 	var shard fabric.Shard
 	must.NoError(t, json.Unmarshal(world.get(t, shardKey), &shard))
 	document := shard[service.String()]
@@ -126,7 +127,7 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 
 	t.Run("document", func(t *testing.T) {
 		// Who may call the gateway on which port.
-		world.tamper(t, revision.ObjectKey(document), replace(t, "9001", "9002"))
+		world.tamper(t, kvkey.Object(document).String(), replace(t, "9001", "9002"))
 		says := []string{document.String()}
 		world.complains(t, complaint{kind: lab.Workload, says: says}, complaint{kind: lab.Processor, all: true, says: says})
 		world.unchanged(t, sequence)
@@ -135,7 +136,7 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 	t.Run("shard, node record, catalog record", func(t *testing.T) {
 		world.tamper(t, shardKey, replace(t, document.String(), strings.Repeat("0", 64)))
 		// Another node's key or pool: whatever it is, nobody signed it.
-		key := revision.NodeKey("gcp1", "gcp1-w1")
+		key := kvkey.Node{Zone: "gcp1", Name: "gcp1-w1"}.String()
 		world.tamper(t, key, func(b []byte) []byte {
 			var r fabric.NodeRecord
 			must.NoError(t, json.Unmarshal(b, &r))
@@ -193,7 +194,7 @@ func (f *fabricUnderTest) copyRecord(t *testing.T, victim, other workload) {
 // one, which the controller did sign once.
 func TestAlteredPointerIsRefused(t *testing.T) {
 	world.allWell(t, 30*time.Second)
-	older := world.get(t, revision.KeyCurrent)
+	older := world.get(t, kvkey.Current)
 	world.withTestPorts(t)
 	sequence := world.sequence(t)
 	// The older root would forbid this, the newer one allows it.
@@ -205,7 +206,7 @@ func TestAlteredPointerIsRefused(t *testing.T) {
 	}
 
 	t.Run("another root", func(t *testing.T) {
-		world.tamper(t, revision.KeyCurrent, func(b []byte) []byte {
+		world.tamper(t, kvkey.Current, func(b []byte) []byte {
 			var signed, old fabric.Signed
 			must.NoError(t, errors.Join(json.Unmarshal(b, &signed), json.Unmarshal(older, &old)))
 			var now, before fabric.Pointer
@@ -218,14 +219,14 @@ func TestAlteredPointerIsRefused(t *testing.T) {
 			must.NoError(t, err)
 			return altered
 		})
-		says := []string{revision.KeyCurrent, "refused"}
+		says := []string{kvkey.Current, "refused"}
 		world.complains(t, complaint{kind: lab.Workload, all: true, says: says}, complaint{kind: lab.Processor, all: true, says: says})
 		allowed(t)
 	})
 	world.allWell(t, 30*time.Second)
 	t.Run("an older one", func(t *testing.T) {
-		world.tamper(t, revision.KeyCurrent, func([]byte) []byte { return older })
-		says := []string{revision.KeyCurrent, "refused", "lower"}
+		world.tamper(t, kvkey.Current, func([]byte) []byte { return older })
+		says := []string{kvkey.Current, "refused", "lower"}
 		world.complains(t, complaint{kind: lab.Workload, all: true, says: says}, complaint{kind: lab.Processor, all: true, says: says})
 		allowed(t)
 	})

@@ -8,6 +8,8 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/consul/api"
+
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 const (
@@ -37,7 +39,7 @@ agent_prefix "" {
 acl = "read"
 `,
 	consulNodePolicy: `
-key_prefix "sif/v1/" {
+key_prefix "` + kvkey.Root + `" {
   policy = "read"
 }
 service_prefix "" {

@@ -14,12 +14,8 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
-
-// keyCollected is written by every transaction that removes objects. A Publish
-// moves the pointer only if that has not happened since before it wrote its
-// objects, so none of them can be removed in between.
-const keyCollected = "sif/v1/collected"
 
 // unchanged is the condition that a key still is as it was read.
 func unchanged(key string, index uint64) *consulapi.TxnOp {
@@ -43,11 +39,11 @@ func conditionally(ctx context.Context, consul *consulapi.Client, ops consulapi.
 	return ErrConflict
 }
 
-// collected returns the modify index of keyCollected, 0 if it does not exist.
+// collected returns the modify index of kvkey.Collected, 0 if it does not exist.
 func collected(ctx context.Context, consul *consulapi.Client) (uint64, error) {
-	pair, _, err := consul.KV().Get(keyCollected, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	pair, _, err := consul.KV().Get(kvkey.Collected, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
-		return 0, fmt.Errorf("read %s: %w", keyCollected, err)
+		return 0, fmt.Errorf("read %s: %w", kvkey.Collected, err)
 	}
 	if pair == nil {
 		return 0, nil
@@ -132,23 +128,23 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 // still at index, and returns how many it removed; ErrConflict if the pointer
 // moved. keep must hold everything that the pointer's revision consists of.
 func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash]bool, index uint64) (removed int, err error) {
-	const prefix = "sif/v1/obj/"
-	keys, _, err := consul.KV().Keys(prefix, "", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	keys, _, err := consul.KV().Keys(kvkey.Objects, "", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
 		return 0, fmt.Errorf("list the objects: %w", err)
 	}
 	var stale []string
 	for _, key := range keys {
-		var h fabric.Hash
-		if h.UnmarshalText([]byte(strings.TrimPrefix(key, prefix))) == nil && !keep[h] {
+		if object, err := kvkey.ParseObject(key); err == nil && !keep[fabric.Hash(object)] {
 			stale = append(stale, key)
 		}
 	}
 	for chunk := range slices.Chunk(stale, txnOps) {
+		// A Publish of several transactions moves the pointer only if kvkey.Collected is as it was before
+		// it wrote its objects, so none of them can be removed in between.
 		ops := consulapi.TxnOps{
-			unchanged(KeyCurrent, index),
+			unchanged(kvkey.Current, index),
 			// Consul counts only a write of another value as one.
-			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: keyCollected, Value: []byte(rand.Text())}},
+			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: kvkey.Collected, Value: []byte(rand.Text())}},
 		}
 		for _, key := range chunk {
 			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})

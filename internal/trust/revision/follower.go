@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -103,13 +104,13 @@ func (f *Follower) Run(ctx context.Context) error {
 		// The request's own time-out notices a Consul that accepts and never answers.
 		qctx, cancel := context.WithTimeout(ctx, wait+wait/16+requestTimeout)
 		opts := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(qctx)
-		pair, meta, err := f.consul.KV().Get(KeyCurrent, opts)
+		pair, meta, err := f.consul.KV().Get(kvkey.Current, opts)
 		cancel()
 		if ctx.Err() != nil {
 			break
 		}
 		if err != nil {
-			f.report(causeConsul, fmt.Sprintf("watch %s: %v", KeyCurrent, err))
+			f.report(causeConsul, fmt.Sprintf("watch %s: %v", kvkey.Current, err))
 			sleep(ctx, backoff(failures))
 			failures++
 			continue
@@ -204,7 +205,7 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 		if highest.Sequence == 0 {
 			return fabric.Signed{}, none, ErrNoRevision
 		}
-		return fabric.Signed{}, none, fmt.Errorf("%s is missing from Consul", KeyCurrent)
+		return fabric.Signed{}, none, fmt.Errorf("%s is missing from Consul", kvkey.Current)
 	}
 	signed, err := decodeSigned(pair.Value)
 	if err != nil {
@@ -213,11 +214,11 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 	pointer, err := f.verify(signed)
 	switch {
 	case err != nil:
-		return signed, none, fmt.Errorf("%s is refused: %w", KeyCurrent, err)
+		return signed, none, fmt.Errorf("%s is refused: %w", kvkey.Current, err)
 	case pointer.Sequence < highest.Sequence:
-		return signed, none, fmt.Errorf("%s is refused: its sequence %d is lower than %d, which was seen before", KeyCurrent, pointer.Sequence, highest.Sequence)
+		return signed, none, fmt.Errorf("%s is refused: its sequence %d is lower than %d, which was seen before", kvkey.Current, pointer.Sequence, highest.Sequence)
 	case pointer.Sequence == highest.Sequence && pointer.Root != highest.Root:
-		return signed, none, fmt.Errorf("%s is refused: sequence %d was seen before with another root", KeyCurrent, pointer.Sequence)
+		return signed, none, fmt.Errorf("%s is refused: sequence %d was seen before with another root", kvkey.Current, pointer.Sequence)
 	}
 	return signed, pointer, nil
 }
@@ -444,7 +445,7 @@ func (f *Follower) recheck(ctx context.Context, full bool) ([]string, error) {
 			return f.refused(pair), nil
 		}
 	}
-	pair, _, err := f.consul.KV().Get(KeyCurrent, (&consulapi.QueryOptions{}).WithContext(ctx))
+	pair, _, err := f.consul.KV().Get(kvkey.Current, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil, err
 	}

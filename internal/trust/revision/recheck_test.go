@@ -15,6 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
@@ -64,7 +65,7 @@ func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 		return f
 	}
 	f := follower()
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	for _, r := range []fabric.Ref{proxy, svc} {
 		_, err = f.Document(ctx, r)
 		must.NoError(t, err)
@@ -84,7 +85,7 @@ func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 
 	// A change that touches nothing here is no reason to read anything.
 	l.publish(graph(8080, proxy, svc))
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	must.SliceEmpty(t, recheck(false, compared))
 
 	must.NoError(t, f.save())
@@ -93,7 +94,7 @@ func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 	must.SliceEmpty(t, recheck(false, compared))
 
 	for _, h := range []fabric.Hash{docs[proxy], shards[proxy]} {
-		key := ObjectKey(h)
+		key := kvkey.Object(h).String()
 		good := l.get(key).Value
 		for what, do := range map[string]func(){
 			"altered": func() { l.put(key, []byte("{}")) },
@@ -115,11 +116,11 @@ func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 			must.SliceEmpty(t, recheck(false, compared))
 		}
 	}
-	l.put(KeyCurrent, []byte("garbage"))
+	l.put(kvkey.Current, []byte("garbage"))
 	problems := recheck(false, compared)
 	must.Len(t, 1, problems)
 	must.StrContains(t, problems[0], "decode")
-	_, err = l.consul.KV().Delete(KeyCurrent, nil)
+	_, err = l.consul.KV().Delete(kvkey.Current, nil)
 	must.NoError(t, err)
 	problems = recheck(false, compared)
 	must.Len(t, 1, problems)

@@ -17,6 +17,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 // Errors that callers tell apart.
@@ -25,18 +26,6 @@ var (
 	ErrNoRevision     = errors.New("no graph has been applied yet")
 	ErrUnknownService = errors.New("the graph has no such service")
 )
-
-// KeyCurrent is where the signed pointer lives.
-const KeyCurrent = "sif/v1/current"
-
-// ObjectKey is where an object lives.
-func ObjectKey(h fabric.Hash) string { return "sif/v1/obj/" + h.String() }
-
-// KeyNodes is the prefix of the node records.
-const KeyNodes = "sif/v1/node/"
-
-// NodeKey is where a node's record lives.
-func NodeKey(zone, node string) string { return KeyNodes + zone + "/" + node }
 
 // Consul takes at most 128 operations and 524,288 bytes of body in one
 // transaction, and values of at most 524,288 bytes. Values are in base64.
@@ -51,9 +40,9 @@ const (
 // modify index; ErrNoRevision if there is none.
 func ReadCurrent(ctx context.Context, consul *consulapi.Client) (fabric.Signed, uint64, error) {
 	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
-	pair, _, err := consul.KV().Get(KeyCurrent, opts)
+	pair, _, err := consul.KV().Get(kvkey.Current, opts)
 	if err != nil {
-		return fabric.Signed{}, 0, fmt.Errorf("read %s: %w", KeyCurrent, err)
+		return fabric.Signed{}, 0, fmt.Errorf("read %s: %w", kvkey.Current, err)
 	}
 	if pair == nil {
 		return fabric.Signed{}, 0, ErrNoRevision
@@ -65,7 +54,7 @@ func ReadCurrent(ctx context.Context, consul *consulapi.Client) (fabric.Signed, 
 func decodeSigned(b []byte) (fabric.Signed, error) {
 	var s fabric.Signed
 	if err := json.Unmarshal(b, &s); err != nil {
-		return s, fmt.Errorf("decode %s: %w", KeyCurrent, err)
+		return s, fmt.Errorf("decode %s: %w", kvkey.Current, err)
 	}
 	return s, nil
 }
@@ -127,8 +116,8 @@ func read(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (
 		var ops consulapi.TxnOps
 		byKey := map[string]fabric.Hash{}
 		for _, h := range chunk {
-			byKey[ObjectKey(h)] = h
-			ops = append(ops, get(ObjectKey(h)))
+			byKey[kvkey.Object(h).String()] = h
+			ops = append(ops, get(kvkey.Object(h).String()))
 		}
 		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
 		if err != nil {
@@ -158,12 +147,12 @@ func get(key string) *consulapi.TxnOp {
 // the objects still are at their modify indexes. The pointer counts only if they
 // are. Consul answers without sending the objects, or asking its other servers.
 func compare(ctx context.Context, consul *consulapi.Client, indexes map[fabric.Hash]uint64) (pointer *consulapi.KVPair, same bool, err error) {
-	ops := consulapi.TxnOps{get(KeyCurrent)}
+	ops := consulapi.TxnOps{get(kvkey.Current)}
 	for h, index := range indexes {
 		if index == 0 {
 			return nil, false, nil
 		}
-		ops = append(ops, unchanged(ObjectKey(h), index))
+		ops = append(ops, unchanged(kvkey.Object(h).String(), index))
 	}
 	for chunk := range slices.Chunk(ops, txnOps) {
 		ok, resp, _, err := consul.Txn().Txn(chunk, (&consulapi.QueryOptions{}).WithContext(ctx))
@@ -174,7 +163,7 @@ func compare(ctx context.Context, consul *consulapi.Client, indexes map[fabric.H
 			return nil, false, nil // another index, or the key is gone
 		}
 		for _, r := range resp.Results {
-			if r.KV.Key == KeyCurrent && r.KV.ModifyIndex != 0 {
+			if r.KV.Key == kvkey.Current && r.KV.ModifyIndex != 0 {
 				pointer = &consulapi.KVPair{Key: r.KV.Key, Value: r.KV.Value, ModifyIndex: r.KV.ModifyIndex}
 			}
 		}
@@ -214,7 +203,7 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 	if err != nil {
 		return err
 	}
-	ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: KeyCurrent, Value: value, Index: casIndex}})
+	ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: kvkey.Current, Value: value, Index: casIndex}})
 	parts := split(ops)
 	last := parts[len(parts)-1]
 	if len(parts) > 1 {
@@ -222,13 +211,13 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 		if err != nil {
 			return err
 		}
-		last = append(last, unchanged(keyCollected, index))
+		last = append(last, unchanged(kvkey.Collected, index))
 		if err := w.set(ctx, parts[:len(parts)-1]); err != nil {
 			return err
 		}
 	}
 	if err := conditionally(ctx, w.consul, last); err != nil {
-		return fmt.Errorf("move %s: %w", KeyCurrent, err)
+		return fmt.Errorf("move %s: %w", kvkey.Current, err)
 	}
 	return nil
 }
@@ -275,7 +264,7 @@ func sets(objects []fabric.Object) (consulapi.TxnOps, error) {
 		if err != nil {
 			return nil, fmt.Errorf("write object %s: %w", o.Hash, err)
 		}
-		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: ObjectKey(o.Hash), Value: value}})
+		ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: kvkey.Object(o.Hash).String(), Value: value}})
 	}
 	return ops, nil
 }

@@ -22,6 +22,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
@@ -91,7 +92,7 @@ func (l *lab) get(key string) *consulapi.KVPair {
 	return pair
 }
 
-func (l *lab) pointer(signed fabric.Signed) { l.put(KeyCurrent, fabric.NewObject(signed).Data) }
+func (l *lab) pointer(signed fabric.Signed) { l.put(kvkey.Current, fabric.NewObject(signed).Data) }
 
 func (l *lab) follower(dir string) *Follower {
 	l.t.Helper()
@@ -199,7 +200,7 @@ func TestPublishConflictAndRepair(t *testing.T) {
 
 	// What was altered is written anew.
 	h := rev.Objects[0].Hash
-	l.put(ObjectKey(h), []byte("{}"))
+	l.put(kvkey.Object(h).String(), []byte("{}"))
 	var v any
 	must.ErrorContains(t, ReadObject(ctx, l.consul, h, &v), "was altered")
 	l.publish(graph(8080, proxy, svc))
@@ -214,20 +215,20 @@ func TestPublishAtOnceOrPointerLast(t *testing.T) {
 	ctx := context.Background()
 	rev, signed := l.publish(graph(8080, proxy, svc, news))
 	for _, o := range rev.Objects {
-		must.Eq(t, l.get(KeyCurrent).ModifyIndex, l.get(ObjectKey(o.Hash)).ModifyIndex)
+		must.Eq(t, l.get(kvkey.Current).ModifyIndex, l.get(kvkey.Object(o.Hash).String()).ModifyIndex)
 	}
 	next := fabric.Compile(graph(8081, proxy, svc, news))
 	must.ErrorIs(t, NewWriter(l.consul).Publish(ctx, next, signed, 1), ErrConflict)
-	must.Nil(t, l.get(ObjectKey(next.Root)))
+	must.Nil(t, l.get(kvkey.Object(next.Root).String()))
 
 	for _, large := range [][]fabric.Object{blobs(2*txnOps, 10), blobs(2, txnBytes-100), blobs(1, txnBytes+1)} {
-		index := l.get(KeyCurrent).ModifyIndex
+		index := l.get(kvkey.Current).ModifyIndex
 		signed.Version++ // Consul counts only a write of another value as one
 		must.NoError(t, NewWriter(l.consul).Publish(ctx, fabric.Revision{Objects: large}, signed, index))
-		first := l.get(ObjectKey(large[0].Hash))
-		must.Greater(t, first.ModifyIndex, l.get(KeyCurrent).ModifyIndex)
+		first := l.get(kvkey.Object(large[0].Hash).String())
+		must.Greater(t, first.ModifyIndex, l.get(kvkey.Current).ModifyIndex)
 		for _, o := range large {
-			data, err := unpack(l.get(ObjectKey(o.Hash)).Value)
+			data, err := unpack(l.get(kvkey.Object(o.Hash).String()).Value)
 			must.NoError(t, err)
 			must.Eq(t, string(o.Data), string(data))
 		}
@@ -350,9 +351,9 @@ func TestAlteredPointer(t *testing.T) {
 			l.pointer(l.ca.Sign(fabric.KindNode, fabric.Pointer{Fabric: name, Sequence: 9, Root: oldRev.Root}))
 		}},
 		{"of another fabric", "of fabric \"other\"", func() { l.pointer(point(func(p *fabric.Pointer) { p.Fabric = "other" })) }},
-		{"garbage", "decode", func() { l.put(KeyCurrent, []byte("garbage")) }},
+		{"garbage", "decode", func() { l.put(kvkey.Current, []byte("garbage")) }},
 		{"deleted", "is missing from Consul", func() {
-			_, err := l.consul.KV().Delete(KeyCurrent, nil)
+			_, err := l.consul.KV().Delete(kvkey.Current, nil)
 			must.NoError(t, err)
 		}},
 	} {
@@ -384,12 +385,12 @@ func TestAlteredObjects(t *testing.T) {
 	// After: noticed in time, and nothing changes.
 	docs, shards := objectsOf(t, rev)
 	for _, h := range []fabric.Hash{docs[proxy], shards[proxy], rev.Root} {
-		good := l.get(ObjectKey(h)).Value
-		l.put(ObjectKey(h), fabric.NewObject(fabric.Document{Service: proxy}).Data)
+		good := l.get(kvkey.Object(h).String()).Value
+		l.put(kvkey.Object(h).String(), fabric.NewObject(fabric.Document{Service: proxy}).Data)
 		eventually(t, 15*time.Second, "reported", degradedBy(f, h.String()))
 		must.True(t, degradedBy(f, "was altered")())
 		must.Eq(t, documentOf(first, proxy), f.Documents()[proxy])
-		l.put(ObjectKey(h), good)
+		l.put(kvkey.Object(h).String(), good)
 	}
 	eventually(t, 15*time.Second, "over", func() bool { return len(f.Degraded()) == 0 })
 
@@ -398,7 +399,7 @@ func TestAlteredObjects(t *testing.T) {
 	next := fabric.Compile(second)
 	docs, _ = objectsOf(t, next)
 	must.NoError(t, NewWriter(l.consul).Write(ctx, next.Objects))
-	key := ObjectKey(docs[proxy])
+	key := kvkey.Object(docs[proxy]).String()
 	good := l.get(key).Value
 	l.put(key, fabric.NewObject(documentOf(graph(1, proxy, svc), proxy)).Data)
 	l.sequence++
@@ -536,13 +537,13 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				if rapid.Bool().Draw(t, "restore") {
 					with = o
 				}
-				l.put(ObjectKey(o.Hash), with.Data)
+				l.put(kvkey.Object(o.Hash).String(), with.Data)
 			},
 			"delete an object": func(t *rapid.T) {
 				if len(objects) == 0 {
 					t.Skip("no objects")
 				}
-				_, err := l.consul.KV().Delete(ObjectKey(rapid.SampledFrom(objects).Draw(t, "object").Hash), nil)
+				_, err := l.consul.KV().Delete(kvkey.Object(rapid.SampledFrom(objects).Draw(t, "object").Hash).String(), nil)
 				must.NoError(t, err)
 			},
 			"replay a pointer": func(t *rapid.T) {
@@ -569,7 +570,7 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				f = l.follower(dir)
 			},
 			"": func(t *rapid.T) {
-				f.consider(ctx, l.get(KeyCurrent))
+				f.consider(ctx, l.get(kvkey.Current))
 				p := f.Pointer()
 				if p.Sequence < last {
 					t.Fatalf("the sequence fell from %d to %d", last, p.Sequence)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/graphgen"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 // scale is a large graph in a Consul, of which one contract changes at a time.
@@ -39,7 +40,7 @@ func (s *scale) move(next *fabric.Compiled, fresh []fabric.Object) {
 	s.t.Helper()
 	var index uint64
 	if s.sequence > 0 {
-		index = s.get(KeyCurrent).ModifyIndex
+		index = s.get(kvkey.Current).ModifyIndex
 	}
 	s.sequence++
 	signed := s.ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: name, Sequence: s.sequence, Root: next.Root, Time: time.Now()})
@@ -67,7 +68,7 @@ func (s *scale) change() (next *fabric.Compiled, fresh []fabric.Object, touched 
 // the shards and the indexes that lead to them.
 func TestOnlyWhatChangedIsWritten(t *testing.T) {
 	s := newScale(t, graphgen.Shape{Services: 1000, Contracts: 5000})
-	before := s.get(KeyCurrent).ModifyIndex
+	before := s.get(kvkey.Current).ModifyIndex
 	next, fresh, touched := s.change()
 	s.move(next, fresh)
 	pairs, _, err := s.consul.KV().List("sif/v1/", nil)
@@ -86,7 +87,7 @@ func TestOnlyWhatChangedIsWritten(t *testing.T) {
 
 	// Whoever had no part in it finds everything in its place all the same.
 	f := s.follower(t.TempDir())
-	must.True(t, f.consider(context.Background(), s.get(KeyCurrent)))
+	must.True(t, f.consider(context.Background(), s.get(kvkey.Current)))
 	for r, want := range next.Documents {
 		if len(f.Documents()) == 50 {
 			break

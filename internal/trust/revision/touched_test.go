@@ -16,6 +16,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 // transactions counts the requests for objects.
@@ -64,14 +65,14 @@ func TestUntouchedNodesReadThePointerOnly(t *testing.T) {
 		return f
 	}
 	f := follower()
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	_, err = f.Document(ctx, news)
 	must.NoError(t, err)
 	before := counted.count.Load()
 
 	for port := uint16(8081); port < 8084; port++ {
 		must.Eq(t, []fabric.Ref{svc, proxy}, step(graph(port, proxy, svc, news)))
-		must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+		must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 		must.Eq(t, l.sequence, f.Pointer().Sequence)
 	}
 	must.Eq(t, before, counted.count.Load())
@@ -87,13 +88,13 @@ func TestUntouchedNodesReadThePointerOnly(t *testing.T) {
 	must.Eq(t, compiled.Documents[proxy], doc)
 	// What touches an interest is read, and so is what does not follow directly.
 	step(graph(9000, proxy, svc, news))
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	must.Eq(t, compiled.Documents[proxy], f.Documents()[proxy])
 	f.Retain(func() map[fabric.Ref]bool { return map[fabric.Ref]bool{svc: true, news: true} })
 	step(graph(9001, proxy, svc, news))
 	step(graph(0, proxy, svc))
 	before = counted.count.Load()
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	must.Greater(t, before, counted.count.Load())
 	must.Eq(t, fabric.Document{Service: news}, f.Documents()[news])
 }

@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 func TestPackIsUndone(t *testing.T) {
@@ -116,19 +117,19 @@ func TestObjectsAboveConsulsLimit(t *testing.T) {
 	largest := 0
 	for _, o := range rev.Objects {
 		largest = max(largest, len(o.Data))
-		must.Less(t, maxValue, len(l.get(ObjectKey(o.Hash)).Value))
+		must.Less(t, maxValue, len(l.get(kvkey.Object(o.Hash).String()).Value))
 	}
 	must.Greater(t, maxValue, largest)
 
 	f := l.follower(t.TempDir())
-	must.True(t, f.consider(ctx, l.get(KeyCurrent)))
+	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	hub := fabric.Ref{Domain: "large", Name: "hub"}
 	doc, err := f.Document(ctx, hub)
 	must.NoError(t, err)
 	must.Eq(t, documentOf(g, hub), doc)
 
 	docs, _ := objectsOf(t, rev)
-	l.put(ObjectKey(docs[hub]), []byte{gzipMagic, 0x8b, 1})
+	l.put(kvkey.Object(docs[hub]).String(), []byte{gzipMagic, 0x8b, 1})
 	var v fabric.Document
 	must.ErrorContains(t, ReadObject(ctx, l.consul, docs[hub], &v), "was altered")
 	repaired, err := NewWriter(l.consul).Repair(ctx, rev.Objects)

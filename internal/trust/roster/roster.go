@@ -14,11 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/identity"
-	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 // Member is a node whose record verified: the controller's word and its own.
@@ -147,7 +146,7 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 // is a node that was removed.
 func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
 	if len(records) == 0 && len(held) > 0 {
-		return held, []string{fmt.Sprintf("Consul holds no node records under %s: keeping the %d that it held", revision.KeyNodes, len(held))}
+		return held, []string{fmt.Sprintf("Consul holds no node records under %s: keeping the %d that it held", kvkey.Nodes, len(held))}
 	}
 	next := map[fabric.NodeID]entry{}
 	var wrong []string
@@ -190,9 +189,4 @@ func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID]
 		take(id, e)
 	}
 	return next, wrong
-}
-
-// idOf returns the node that a key of Consul is about.
-func idOf(key string) (fabric.NodeID, error) {
-	return fabric.ParseNodeID(strings.TrimPrefix(key, revision.KeyNodes))
 }

@@ -20,10 +20,10 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
-	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 const name = "test"
@@ -62,7 +62,7 @@ func (l *lab) put(n int, v any) {
 	l.t.Helper()
 	b, err := json.Marshal(v)
 	must.NoError(l.t, err)
-	_, err = l.consul.KV().Put(&consulapi.KVPair{Key: revision.NodeKey("aws1", fmt.Sprintf("w%d", n)), Value: b}, nil)
+	_, err = l.consul.KV().Put(&consulapi.KVPair{Key: kvkey.Node{Zone: "aws1", Name: fmt.Sprintf("w%d", n)}.String(), Value: b}, nil)
 	must.NoError(l.t, err)
 }
 
@@ -123,7 +123,7 @@ func TestWatch(t *testing.T) {
 	must.Eq(t, byte(2), w.Members()[1].Link.PublicKey[0])
 
 	// One goes, others stay: removed.
-	_, err := l.consul.KV().Delete(revision.NodeKey("aws1", "w3"), nil)
+	_, err := l.consul.KV().Delete(kvkey.Node{Zone: "aws1", Name: "w3"}.String(), nil)
 	must.NoError(t, err)
 	must.Eq(t, 2, <-changes)
 

@@ -23,8 +23,8 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/trust/revision"
 )
 
 const (
@@ -111,7 +111,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		w.again = cancel
 		w.mu.Unlock()
 		opts := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(qctx)
-		pairs, meta, err := w.consul.KV().List(revision.KeyNodes, opts)
+		pairs, meta, err := w.consul.KV().List(kvkey.Nodes, opts)
 		w.mu.Lock()
 		interrupted := w.again == nil
 		w.again = nil
@@ -125,7 +125,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 			continue
 		}
 		if err != nil {
-			w.troubled(fmt.Errorf("watch %s: %w", revision.KeyNodes, err))
+			w.troubled(fmt.Errorf("watch %s: %w", kvkey.Nodes, err))
 			timer := time.NewTimer(backoff(failures))
 			select {
 			case <-ctx.Done():
@@ -162,7 +162,7 @@ func (w *Watcher) recheckLoop(ctx context.Context) {
 		case <-timer.C:
 		}
 		qctx, cancel := context.WithTimeout(ctx, requestTimeout)
-		keys, _, err := w.consul.KV().Keys(revision.KeyNodes, "", (&consulapi.QueryOptions{}).WithContext(qctx))
+		keys, _, err := w.consul.KV().Keys(kvkey.Nodes, "", (&consulapi.QueryOptions{}).WithContext(qctx))
 		cancel()
 		if err != nil {
 			continue // Consul is out of reach: the watch reports it
@@ -183,12 +183,12 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	var keys, strange []string
 	for _, p := range pairs {
 		keys = append(keys, p.Key)
-		id, err := idOf(p.Key)
+		id, err := kvkey.ParseNode(p.Key)
 		if err != nil {
 			strange = append(strange, fmt.Sprintf("the record under %s is refused: %v", p.Key, err))
 			continue
 		}
-		records[id] = p.Value
+		records[fabric.NodeID(id)] = p.Value
 	}
 	slices.Sort(keys)
 	w.mu.Lock()
