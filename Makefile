@@ -42,8 +42,9 @@ test: setup build ## Run all tests, the end-to-end ones included (root)
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
 .PHONY: test-laws
-test-laws: ## Compare the evaluator with the rule as written, in 100,000 cases
+test-laws: ## Compare the evaluator with the rule as written (100,000 cases), and the desired state with the design (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
+	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000
 
 .PHONY: bench
 bench: setup build ## Measure a fabric against its alternatives (root, 2 minutes)

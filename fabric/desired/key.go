@@ -1,0 +1,132 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Party is who stands at one end of a rule: an identity, or a set of externals. It is a text, so it
+// is compared with == and can be a map key. The text of an identity is fabric.Identity.Key; that of
+// externals is "external" and their names, in order.
+type Party string
+
+const externals = "external "
+
+// PartyOf returns the party of endpoints with this identity.
+func PartyOf(id fabric.Identity) Party { return Party(id.Key()) }
+
+// PartyOfExternals returns the party of an address that belongs to all of these externals.
+func PartyOfExternals(names []fabric.Ref) Party {
+	names = slices.Clone(names)
+	slices.SortFunc(names, fabric.CompareRefs)
+	texts := make([]string, 0, len(names))
+	for _, name := range slices.Compact(names) {
+		texts = append(texts, name.String())
+	}
+	return Party(externals + strings.Join(texts, " "))
+}
+
+// External reports whether the party is a set of externals.
+func (p Party) External() bool { return strings.HasPrefix(string(p), externals) }
+
+// Name returns the service of an identity, or the first of the externals.
+func (p Party) Name() (fabric.Ref, error) {
+	name, _, _ := strings.Cut(strings.TrimPrefix(string(p), externals), " ")
+	return fabric.ParseRef(name)
+}
+
+func (p Party) String() string { return string(p) }
+
+// Key is what a node-local number stands for: a PartyKey, a ContractKey or an EntryKey. Its text
+// form is kept on disk with the number.
+type Key interface {
+	fmt.Stringer
+	isKey()
+}
+
+// PartyKey stands for a party in maps and registers.
+type PartyKey struct{ Party Party }
+
+// ContractKey stands for a contract in the maps of a workload node.
+type ContractKey struct{ Contract fabric.Ref }
+
+// EntryKey stands for an entry of a switch: a contract between two classes.
+type EntryKey struct {
+	Source, Destination uint32 // the numbers of the parties
+	Contract            fabric.Ref
+}
+
+func (PartyKey) isKey()    {}
+func (ContractKey) isKey() {}
+func (EntryKey) isKey()    {}
+
+const (
+	kindIdentity = "identity"
+	kindContract = "contract"
+	kindEntry    = "entry"
+)
+
+func (k PartyKey) String() string {
+	if k.Party.External() {
+		return string(k.Party)
+	}
+	return kindIdentity + " " + string(k.Party)
+}
+
+func (k ContractKey) String() string { return kindContract + " " + k.Contract.String() }
+
+func (k EntryKey) String() string {
+	return fmt.Sprintf("%s %d %d %s", kindEntry, k.Source, k.Destination, k.Contract)
+}
+
+// ParseKey parses the text form of a key.
+func ParseKey(text string) (Key, error) {
+	kind, rest, _ := strings.Cut(text, " ")
+	key, err := parseKey(kind, rest)
+	if err != nil {
+		return nil, fmt.Errorf("parse the key %q: %w", text, err)
+	}
+	return key, nil
+}
+
+func parseKey(kind, rest string) (Key, error) {
+	switch kind {
+	case kindIdentity:
+		return partyKey(Party(rest))
+	case strings.TrimSpace(externals):
+		return partyKey(Party(externals + rest))
+	case kindContract:
+		contract, err := fabric.ParseRef(rest)
+		return ContractKey{contract}, err
+	case kindEntry:
+		parts := strings.Split(rest, " ")
+		if len(parts) != 3 {
+			return nil, fmt.Errorf("an entry has 3 parts, not %d", len(parts))
+		}
+		source, err := strconv.ParseUint(parts[0], 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		destination, err := strconv.ParseUint(parts[1], 10, 32)
+		if err != nil {
+			return nil, err
+		}
+		contract, err := fabric.ParseRef(parts[2])
+		return EntryKey{uint32(source), uint32(destination), contract}, err
+	}
+	return nil, fmt.Errorf("unknown kind %q", kind)
+}
+
+func partyKey(p Party) (Key, error) {
+	if _, err := p.Name(); err != nil {
+		return nil, err
+	}
+	return PartyKey{p}, nil
+}

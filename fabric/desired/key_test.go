@@ -1,0 +1,73 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"testing"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+func ref(s string) fabric.Ref {
+	r, err := fabric.ParseRef(s)
+	if err != nil {
+		panic(err)
+	}
+	return r
+}
+
+// The texts are on disk beside the numbers of running nodes.
+func TestKeyTexts(t *testing.T) {
+	web := PartyOf(fabric.Identity{Service: ref("shop/web"), Roles: fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}, Respond: []fabric.Ref{ref("shop/www")}}})
+	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users"), ref("shop/world")})
+	for text, key := range map[string]Key{
+		"identity shop/web >shop/sql <shop/www": PartyKey{web},
+		"identity shop/db":                      PartyKey{PartyOf(fabric.Identity{Service: ref("shop/db")})},
+		"external shop/users shop/world":        PartyKey{users},
+		"contract shop/sql":                     ContractKey{ref("shop/sql")},
+		"entry 16 4294967295 shop/sql":          EntryKey{16, 1<<32 - 1, ref("shop/sql")},
+	} {
+		must.Eq(t, text, key.String())
+		back, err := ParseKey(text)
+		must.NoError(t, err)
+		must.Eq(t, key, back)
+	}
+	for _, text := range []string{
+		"", "identity", "identity ", "external", "external ", "contract", "contract shop", "contract a/b c/d",
+		"entry 1 2", "entry 1 2 3", "entry 1 2 a/b c", "entry -1 2 a/b", "entry 1 4294967296 a/b", "peer a/b",
+	} {
+		_, err := ParseKey(text)
+		must.Error(t, err, must.Sprint(text))
+	}
+}
+
+func TestPartyName(t *testing.T) {
+	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users")})
+	must.True(t, users.External())
+	name, err := users.Name()
+	must.NoError(t, err)
+	must.Eq(t, ref("shop/users"), name)
+	db := PartyOf(fabric.Identity{Service: ref("external/db")})
+	must.False(t, db.External())
+	name, err = db.Name()
+	must.NoError(t, err)
+	must.Eq(t, ref("external/db"), name)
+}
+
+func TestWayTexts(t *testing.T) {
+	p := fabric.NodeID{Zone: "z1", Name: "p1"}
+	for text, way := range map[string]Way{"endpoint": OwnInterface, "zone": ZoneLink, "z1/p1": Through(p)} {
+		must.Eq(t, text, way.String())
+		back, err := ParseWay(text)
+		must.NoError(t, err)
+		must.Eq(t, way, back)
+		processor, is := way.Processor()
+		must.Eq(t, text == "z1/p1", is)
+		must.Eq(t, is, processor == p)
+	}
+	_, err := ParseWay("elsewhere")
+	must.ErrorContains(t, err, `"elsewhere" is neither "endpoint", "zone" nor a processor`)
+}

@@ -1,0 +1,427 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// at is the time of the tests.
+var at = time.Unix(1000, 0)
+
+// world is a fabric as DESIGN.md describes it: a graph, nodes, endpoints. Everything below that is
+// called naive is computed from it alone, one flow at a time, without documents, parties or grants.
+type world struct {
+	graph     *fabric.Graph
+	nodes     []fabric.Node
+	endpoints []fabric.Admission
+}
+
+// verdict is what becomes of a flow.
+type verdict struct{ allowed, audited bool }
+
+// naiveEnabled reports whether a contract takes part at all (DESIGN.md sections 2 and 3).
+func (w world) naiveEnabled(d *fabric.Domain, c fabric.Contract) bool {
+	if c.Disabled || !c.Expires.IsZero() && !c.Expires.After(at) {
+		return false
+	}
+	for _, end := range append(slices.Clone(c.Originators), c.Responders...) {
+		if end.Domain == d.Name {
+			continue
+		}
+		accepted := false
+		for _, a := range w.graph.Domains[end.Domain].Accepts {
+			accepted = accepted || a.Contract == (fabric.Ref{Domain: d.Name, Name: c.Name}) &&
+				(len(a.Services) == 0 || slices.Contains(a.Services, end.Name))
+		}
+		if !accepted {
+			return false
+		}
+	}
+	return true
+}
+
+// naiveFlow is the one rule of DESIGN.md section 2 for a flow between two endpoints.
+func (w world) naiveFlow(src, dst fabric.Admission, protocol fabric.Protocol, port uint16) verdict {
+	var v verdict
+	for _, d := range w.graph.Domains {
+		for _, c := range d.Contracts {
+			name := fabric.Ref{Domain: d.Name, Name: c.Name}
+			if !w.naiveEnabled(d, c) || !naiveOpens(c, protocol, port) ||
+				!slices.Contains(c.Originators, src.Service) || !slices.Contains(c.Responders, dst.Service) ||
+				!slices.Contains(src.Roles.Originate, name) || !slices.Contains(dst.Roles.Respond, name) {
+				continue
+			}
+			v.add(c.Mode)
+		}
+	}
+	if d := w.graph.Domains[src.Service.Domain]; d.Mode == fabric.ModeAudit && src.Service.Domain == dst.Service.Domain {
+		v.add(fabric.ModeAudit)
+	}
+	return v
+}
+
+// naiveVisit is the same for a flow from an address outside the fabric.
+func (w world) naiveVisit(src netip.Addr, dst fabric.Admission, protocol fabric.Protocol, port uint16) verdict {
+	var v verdict
+	for _, d := range w.graph.Domains {
+		for _, c := range d.Contracts {
+			if !w.naiveEnabled(d, c) || !naiveOpens(c, protocol, port) || !slices.Contains(c.Responders, dst.Service) ||
+				!slices.Contains(dst.Roles.Respond, fabric.Ref{Domain: d.Name, Name: c.Name}) {
+				continue
+			}
+			for _, x := range d.Externals {
+				if !slices.Contains(c.Originators, fabric.Ref{Domain: d.Name, Name: x.Name}) {
+					continue
+				}
+				for _, p := range x.Prefixes {
+					if p.Contains(src) {
+						v.add(c.Mode)
+					}
+				}
+			}
+		}
+	}
+	return v
+}
+
+// add is one more reason to let a flow pass. One that enforces wins over audit mode.
+func (v *verdict) add(m fabric.Mode) {
+	audit := m == fabric.ModeAudit
+	*v = verdict{true, audit && (!v.allowed || v.audited)}
+}
+
+func naiveOpens(c fabric.Contract, protocol fabric.Protocol, port uint16) bool {
+	for _, r := range c.Rules {
+		for _, p := range r.Ports {
+			if r.Protocol == protocol && p.From <= port && port <= p.To {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// naiveWay follows DESIGN.md section 5: straight on one node, by the zone's link within a zone,
+// else by a processor. With one that counts in each zone, it is the first by name.
+func (w world) naiveWay(from fabric.NodeID, a fabric.Admission, boundaryOf string) string {
+	switch {
+	case a.Host() == from:
+		return "endpoint"
+	case a.Zone == from.Zone:
+		return "zone"
+	}
+	first := ""
+	for _, n := range w.nodes {
+		if n.Kind == fabric.KindProcessor && n.Zone == boundaryOf && (first == "" || n.Name < first) {
+			first = n.Name
+		}
+	}
+	if first == "" {
+		return ""
+	}
+	return boundaryOf + "/" + first
+}
+
+func flows(do func(protocol fabric.Protocol, port uint16)) {
+	for _, protocol := range []fabric.Protocol{fabric.TCP, fabric.UDP} {
+		for port := uint16(1); port < 5; port++ {
+			do(protocol, port)
+		}
+	}
+}
+
+// decide looks a flow up as a data path does: by parties, protocol and port.
+func decide(rules []Rule, from, to Party, protocol fabric.Protocol, port uint16) verdict {
+	var v verdict
+	for _, r := range rules {
+		if r.From != from || r.To != to {
+			continue
+		}
+		for _, rule := range r.Rules {
+			if !rule.Matches(protocol, port) {
+				continue
+			}
+			v = verdict{true, r.Audit && (!v.allowed || v.audited)}
+		}
+	}
+	return v
+}
+
+func byID(endpoints []Endpoint) map[string]Endpoint {
+	m := map[string]Endpoint{}
+	for _, e := range endpoints {
+		m[e.Admission.Endpoint] = e
+	}
+	return m
+}
+
+func (w world) documents() Documents {
+	docs := Documents{}
+	for _, d := range fabric.Documents(w.graph) {
+		docs[d.Service] = d.At(at)
+	}
+	return docs
+}
+
+func (w world) topology() Topology { return NewTopology(w.nodes, OneProcessor(w.nodes)) }
+
+func TestWorkloadAgreesWithTheDesign(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		for _, n := range w.nodes {
+			if n.Kind == fabric.KindWorkload {
+				w.checkWorkload(t, n.ID())
+			}
+		}
+	})
+}
+
+func (w world) checkWorkload(t *rapid.T, self fabric.NodeID) {
+	// A node reads the documents of its own services only.
+	docs := w.documents()
+	for service := range docs {
+		if !slices.ContainsFunc(w.endpoints, func(a fabric.Admission) bool { return a.Host() == self && a.Service == service }) {
+			delete(docs, service)
+		}
+	}
+	got := ForWorkload(self, w.topology(), w.endpoints, docs)
+	have := byID(got.Endpoints)
+	must.MapLen(t, len(got.Endpoints), have)
+	present := map[Party]bool{}
+	for _, a := range w.endpoints {
+		way := w.naiveWay(self, a, self.Zone)
+		known := a.Host() == self || way != "" && w.naiveCounterpart(self, a)
+		e, is := have[a.Endpoint]
+		must.Eq(t, known, is, must.Sprintf("%s on %s", a.Endpoint, self))
+		if is {
+			must.Eq(t, way, e.Way.String())
+			present[e.Party] = true
+		}
+	}
+	for _, own := range w.endpoints {
+		if own.Host() != self {
+			continue
+		}
+		for _, other := range w.endpoints {
+			e, known := have[other.Endpoint]
+			flows(func(protocol fabric.Protocol, port uint16) {
+				out, in := w.naiveFlow(own, other, protocol, port), w.naiveFlow(other, own, protocol, port)
+				if !known {
+					if w.naiveWay(self, other, self.Zone) != "" {
+						must.False(t, out.allowed || in.allowed)
+					}
+					return
+				}
+				must.Eq(t, out, decide(got.Rules, have[own.Endpoint].Party, e.Party, protocol, port))
+				must.Eq(t, in, decide(got.Rules, e.Party, have[own.Endpoint].Party, protocol, port))
+			})
+		}
+		for _, visitor := range visitors {
+			party := longest(got.Externals, visitor)
+			flows(func(protocol fabric.Protocol, port uint16) {
+				must.Eq(t, w.naiveVisit(visitor, own, protocol, port), decide(got.Rules, party, have[own.Endpoint].Party, protocol, port))
+			})
+		}
+	}
+	for _, p := range got.Externals {
+		present[p] = true
+	}
+	w.checkRules(t, got.Rules, present)
+}
+
+// naiveCounterpart reports whether any flow between a and an endpoint of the node is allowed.
+func (w world) naiveCounterpart(self fabric.NodeID, a fabric.Admission) bool {
+	is := false
+	for _, own := range w.endpoints {
+		if own.Host() == self {
+			flows(func(protocol fabric.Protocol, port uint16) {
+				is = is || w.naiveFlow(own, a, protocol, port).allowed || w.naiveFlow(a, own, protocol, port).allowed
+			})
+		}
+	}
+	return is
+}
+
+// checkRules checks that nothing stands in the rules that cannot be of use: rules of parties that
+// are not there, and the same rule twice.
+func (w world) checkRules(t *rapid.T, rules []Rule, present map[Party]bool) {
+	seen := map[string]bool{}
+	for _, r := range rules {
+		must.True(t, present[r.From] && present[r.To], must.Sprintf("%+v", r))
+		key := fmt.Sprint(r.From, "|", r.To, "|", r.Contract)
+		must.False(t, seen[key], must.Sprint(key))
+		seen[key] = true
+	}
+}
+
+func TestProcessorAgreesWithTheDesign(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		for _, n := range w.nodes {
+			if n.Kind == fabric.KindProcessor {
+				w.checkProcessor(t, n)
+			}
+		}
+	})
+}
+
+func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
+	got := ForProcessor(self.Zone, w.topology(), w.endpoints, w.documents())
+	have := byID(got.Endpoints)
+	must.MapLen(t, len(got.Endpoints), have)
+	present := map[Party]bool{}
+	for _, a := range w.endpoints {
+		way := w.naiveWay(self.ID(), a, a.Zone)
+		e, is := have[a.Endpoint]
+		must.Eq(t, way != "", is)
+		if is {
+			must.Eq(t, way, e.Way.String())
+			present[e.Party] = true
+		}
+	}
+	// A processor is asked about every flow that crosses its switch; one between two other zones
+	// does not, and an identity that is at home elsewhere too is judged at its own boundary as well.
+	local := map[Party]bool{}
+	for _, a := range w.endpoints {
+		if a.Zone == self.Zone {
+			local[have[a.Endpoint].Party] = true
+		}
+	}
+	for _, a := range w.endpoints {
+		for _, b := range w.endpoints {
+			from, ok1 := have[a.Endpoint]
+			to, ok2 := have[b.Endpoint]
+			if !ok1 || !ok2 {
+				continue
+			}
+			flows(func(protocol fabric.Protocol, port uint16) {
+				want := verdict{}
+				if local[from.Party] || local[to.Party] {
+					want = w.naiveFlow(a, b, protocol, port)
+				}
+				must.Eq(t, want, decide(got.Rules, from.Party, to.Party, protocol, port))
+			})
+		}
+	}
+	w.checkRules(t, got.Rules, present)
+}
+
+// longest looks an address up as the data path does.
+func longest(externals map[netip.Prefix]Party, a netip.Addr) Party {
+	bits, party := -1, Party("")
+	for p, who := range externals {
+		if p.Contains(a) && p.Bits() > bits {
+			bits, party = p.Bits(), who
+		}
+	}
+	return party
+}
+
+var visitors = []netip.Addr{
+	netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.7"),
+	netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1"),
+}
+
+var prefixes = []netip.Prefix{
+	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.9/29"), netip.MustParsePrefix("203.0.113.9/32"),
+	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("0.0.0.0/0"),
+}
+
+// drawWorld draws a small fabric in which services meet often: two domains, three zones with none
+// to two processors, endpoints with some of the roles that exist, whether the graph gives them to
+// their service or not.
+func drawWorld(t *rapid.T) world {
+	w := world{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}
+	services := []fabric.Ref{ref("a/s0"), ref("a/s1"), ref("a/s2"), ref("b/s0")}
+	drawDomain(t, w.graph, "a", services)
+	drawDomain(t, w.graph, "b", services)
+	for _, zone := range []string{"z1", "z2", "z3"} {
+		for i := range rapid.IntRange(0, 2).Draw(t, "processors") {
+			w.nodes = append(w.nodes, fabric.Node{Zone: zone, Name: fmt.Sprintf("p%d", 2-i), Kind: fabric.KindProcessor})
+		}
+	}
+	hosts := []fabric.NodeID{{Zone: "z1", Name: "w1"}, {Zone: "z1", Name: "w2"}, {Zone: "z2", Name: "w1"}, {Zone: "z3", Name: "w1"}}
+	for _, h := range hosts {
+		w.nodes = append(w.nodes, fabric.Node{Zone: h.Zone, Name: h.Name, Kind: fabric.KindWorkload})
+	}
+	var contracts []fabric.Ref
+	for _, name := range []string{"a", "b"} {
+		for _, c := range w.graph.Domains[name].Contracts {
+			contracts = append(contracts, fabric.Ref{Domain: name, Name: c.Name})
+		}
+	}
+	some := func(label string) (list []fabric.Ref) {
+		for _, c := range contracts {
+			if rapid.IntRange(0, 3).Draw(t, label) > 0 {
+				list = append(list, c)
+			}
+		}
+		return list
+	}
+	for i := range rapid.IntRange(0, 6).Draw(t, "endpoints") {
+		host := rapid.SampledFrom(hosts).Draw(t, "host")
+		w.endpoints = append(w.endpoints, fabric.Admission{
+			Endpoint: fmt.Sprintf("e%d", i), Zone: host.Zone, Node: host.Name,
+			Service: rapid.SampledFrom(services).Draw(t, "service"),
+			Roles:   fabric.Roles{Originate: some("originates"), Respond: some("responds")},
+		})
+	}
+	return w
+}
+
+func drawDomain(t *rapid.T, g *fabric.Graph, name string, services []fabric.Ref) {
+	d := &fabric.Domain{Name: name}
+	if rapid.IntRange(0, 4).Draw(t, "domain in audit mode") == 0 {
+		d.Mode = fabric.ModeAudit
+	}
+	for _, s := range services {
+		if s.Domain == name {
+			d.Services = append(d.Services, fabric.Service{Name: s.Name})
+		}
+	}
+	var outside []fabric.Ref
+	for i := range rapid.IntRange(0, 2).Draw(t, "externals") {
+		x := fabric.External{Name: fmt.Sprintf("x%d", i), Prefixes: rapid.SliceOfN(rapid.SampledFrom(prefixes), 1, 2).Draw(t, "prefixes")}
+		d.Externals = append(d.Externals, x)
+		outside = append(outside, fabric.Ref{Domain: name, Name: x.Name})
+	}
+	for i := range rapid.IntRange(0, 3).Draw(t, "contracts") {
+		c := fabric.Contract{
+			Name:        fmt.Sprintf("c%d", i),
+			Originators: rapid.SliceOfN(rapid.SampledFrom(append(slices.Clone(services), outside...)), 1, 3).Draw(t, "originators"),
+			Responders:  rapid.SliceOfN(rapid.SampledFrom(services), 1, 2).Draw(t, "responders"),
+			Disabled:    rapid.IntRange(0, 5).Draw(t, "disabled") == 0,
+			Expires:     rapid.SampledFrom([]time.Time{{}, {}, at.Add(-1), at, at.Add(1)}).Draw(t, "expires"),
+			Mode:        rapid.SampledFrom([]fabric.Mode{fabric.ModeEnforce, fabric.ModeEnforce, fabric.ModeAudit}).Draw(t, "mode"),
+		}
+		for range rapid.IntRange(1, 2).Draw(t, "rules") {
+			from := rapid.Uint16Range(1, 3).Draw(t, "from")
+			c.Rules = append(c.Rules, fabric.Rule{
+				Protocol: rapid.SampledFrom([]fabric.Protocol{fabric.TCP, fabric.UDP}).Draw(t, "protocol"),
+				Ports:    []fabric.PortRange{{From: from, To: from + rapid.Uint16Range(0, 1).Draw(t, "width")}},
+			})
+		}
+		d.Contracts = append(d.Contracts, c)
+	}
+	for i := range 3 {
+		if rapid.Bool().Draw(t, "accepts") {
+			a := fabric.Accept{Contract: fabric.Ref{Domain: map[string]string{"a": "b", "b": "a"}[name], Name: fmt.Sprintf("c%d", i)}}
+			if rapid.Bool().Draw(t, "in part") {
+				a.Services = []string{"s0"}
+			}
+			d.Accepts = append(d.Accepts, a)
+		}
+	}
+	g.Domains[name] = d
+}

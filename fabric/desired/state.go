@@ -1,0 +1,119 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"net/netip"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Endpoint is an endpoint that a data path knows, and the one way by which its packets may come.
+type Endpoint struct {
+	fabric.Admission
+	Party Party
+	Way   Way
+}
+
+// Rule lets one party open flows to another.
+type Rule struct {
+	From, To Party
+	Contract fabric.Ref
+	Rules    []fabric.Rule
+	Audit    bool // flows pass and are reported
+}
+
+// Workload is what the maps of a workload node must contain.
+type Workload struct {
+	// Endpoints are those of the node and their counterparts elsewhere.
+	Endpoints []Endpoint
+	// Externals are the prefixes outside the fabric whose flows the node's endpoints accept.
+	Externals map[netip.Prefix]Party
+	Rules     []Rule
+}
+
+// Processor is what the switch at the boundary of a zone must contain.
+type Processor struct {
+	// Endpoints are those of the fabric that something leads to.
+	Endpoints []Endpoint
+	Rules     []Rule
+}
+
+// ForWorkload computes what a workload node must enforce. endpoints are the admissions in force
+// that the node may know of, its own among them; of the others, those that are no counterparts do
+// not appear in the result, nor do those that nothing leads to.
+func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents) Workload {
+	var own parties
+	for _, a := range endpoints {
+		if a.Host() == self {
+			own.add(a.Identity())
+		}
+	}
+	isCounterpart := CounterpartOf(own.identities, docs)
+	var w Workload
+	var all parties
+	for _, a := range endpoints {
+		way, ok := OwnInterface, true
+		if a.Host() != self {
+			// The packets of another zone come by a processor of the own one.
+			if way, ok = topology.way(self.Zone, a, self.Zone); !ok || !isCounterpart(a.Identity()) {
+				continue
+			}
+		}
+		w.Endpoints = append(w.Endpoints, Endpoint{Admission: a, Party: all.add(a.Identity()), Way: way})
+	}
+	w.Rules = rulesAmong(own.identities, all.identities, docs)
+	w.addExternals(own.identities, docs)
+	return w
+}
+
+// ForProcessor computes what the switch of a zone's processor must enforce. It knows every endpoint
+// of the fabric that a link leads to, and who of the zone may open flows to whom.
+func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, docs Documents) Processor {
+	var p Processor
+	var own, all parties
+	for _, a := range endpoints {
+		// The packets of another zone come by a processor of that zone.
+		way, ok := topology.way(zone, a, a.Zone)
+		if !ok {
+			continue
+		}
+		p.Endpoints = append(p.Endpoints, Endpoint{Admission: a, Party: all.add(a.Identity()), Way: way})
+		if a.Zone == zone {
+			own.add(a.Identity())
+		}
+	}
+	p.Rules = rulesAmong(own.identities, all.identities, docs)
+	return p
+}
+
+// parties collects identities without repetitions.
+type parties struct {
+	seen       map[Party]bool
+	identities []fabric.Identity
+}
+
+func (s *parties) add(id fabric.Identity) Party {
+	p := PartyOf(id)
+	if s.seen == nil {
+		s.seen = map[Party]bool{}
+	}
+	if !s.seen[p] {
+		s.seen[p] = true
+		s.identities = append(s.identities, id)
+	}
+	return p
+}
+
+// rulesAmong applies the one rule to all pairs of identities of which at least one is own.
+func rulesAmong(own, all []fabric.Identity, docs Documents) []Rule {
+	var rules []Rule
+	for _, g := range fabric.GrantsAmong(own, all, docs) {
+		rules = append(rules, Rule{
+			From: PartyOf(g.Originator), To: PartyOf(g.Responder),
+			Contract: g.Contract, Rules: g.Rules, Audit: g.Audit,
+		})
+	}
+	return rules
+}

@@ -1,0 +1,55 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"fmt"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Way is by what the packets of an endpoint come in, and what leads to it. Ways are compared with
+// ==. Their text forms are "endpoint", "zone" and the "zone/node" of a processor.
+type Way struct {
+	own       bool
+	processor fabric.NodeID
+}
+
+var (
+	// OwnInterface is the way to an endpoint of the node itself: the endpoint's veth.
+	OwnInterface = Way{own: true}
+	// ZoneLink is the link to the nodes of the own zone.
+	ZoneLink = Way{}
+)
+
+// Through is the link to a processor.
+func Through(processor fabric.NodeID) Way { return Way{processor: processor} }
+
+// Processor returns the processor at the far end of the link; false if the way is another one.
+func (w Way) Processor() (fabric.NodeID, bool) { return w.processor, !w.processor.IsZero() }
+
+func (w Way) String() string {
+	switch {
+	case w.own:
+		return "endpoint"
+	case w.processor.IsZero():
+		return "zone"
+	}
+	return w.processor.String()
+}
+
+// ParseWay parses what String returns.
+func ParseWay(s string) (Way, error) {
+	switch s {
+	case OwnInterface.String():
+		return OwnInterface, nil
+	case ZoneLink.String():
+		return ZoneLink, nil
+	}
+	processor, err := fabric.ParseNodeID(s)
+	if err != nil {
+		return Way{}, fmt.Errorf("%q is neither %q, %q nor a processor: %w", s, OwnInterface, ZoneLink, err)
+	}
+	return Through(processor), nil
+}
