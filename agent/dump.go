@@ -8,12 +8,11 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/fabric/desired"
 )
 
 // dump reads back what the kernel really enforces.
@@ -29,7 +28,11 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	if err != nil {
 		return api.Dump{}, err
 	}
-	d := dumpOf(im, a.num, a.ways(), underlay)
+	links, err := a.links()
+	if err != nil {
+		return api.Dump{}, err
+	}
+	d := dumpOf(im, a.num, links, uint32(underlay))
 	d.Node, d.Sequence, d.Root = a.node.Self.ID(), pointer.Sequence, pointer.Root
 	for _, ep := range a.live() {
 		if err := a.kernel.Guarded(ep.HostIf); err != nil {
@@ -42,37 +45,14 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	return d, nil
 }
 
-// ways names what is beyond the interfaces of links.
-func (a *Agent) ways() map[uint32]string {
-	ways := map[uint32]string{}
-	add := func(peer fabric.NodeID, way string) {
-		if name, ok := a.node.Links.Interface(peer); ok {
-			if index, err := linkIndex(name); err == nil && index != 0 {
-				ways[uint32(index)] = way
-			}
-		}
-	}
-	add(daemon.ZonePeer, api.ViaZone)
-	for _, n := range a.node.Nodes() {
-		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
-			add(n.ID(), n.ID().String())
-		}
-	}
-	return ways
-}
-
-// dumpOf puts names to what the maps hold. ways names what is beyond an
-// interface, underlay is the one by which externals come.
-func dumpOf(im image, n names, ways map[uint32]string, underlay int) api.Dump {
+// dumpOf puts names to what the maps contain. links are the interfaces of links, underlay is the one
+// by which externals come.
+func dumpOf(im image, n names, links map[desired.Way]uint32, underlay uint32) api.Dump {
 	d := api.Dump{Layer: api.LayerEBPF}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
 	identity := func(number uint32) string {
-		kind, key, _ := strings.Cut(n.Name(number), " ")
-		switch kind {
-		case "identity":
-			return key
-		case "external":
-			return "external " + key
+		if p, ok := partyOf(n, number); ok {
+			return p.String()
 		}
 		problem("the maps name identity %d, which this node never gave to anybody", number)
 		return fmt.Sprintf("number %d", number)
@@ -88,17 +68,19 @@ func dumpOf(im image, n names, ways map[uint32]string, underlay int) api.Dump {
 		d.Guarded = append(d.Guarded, e)
 	}
 	for _, p := range im.peers {
-		way := ways[p.Interface]
+		via := fmt.Sprintf("interface %d", p.Interface)
+		for way, index := range links {
+			if index == p.Interface {
+				via = way.String()
+			}
+		}
 		if ep, own := im.endpoints[p.Interface]; own && (ep.IPv4 == p.Address || ep.IPv6 == p.Address) {
-			way = api.ViaEndpoint
+			via = desired.OwnInterface.String()
 		}
-		if way == "" {
-			way = fmt.Sprintf("interface %d", p.Interface)
-		}
-		d.Peers = append(d.Peers, api.DumpPeer{Address: p.Address, Identity: identity(p.Identity), Via: way})
+		d.Peers = append(d.Peers, api.DumpPeer{Address: p.Address, Identity: identity(p.Identity), Via: via})
 	}
 	for _, x := range im.externals {
-		if int(x.Interface) != underlay {
+		if x.Interface != underlay {
 			problem("external %s is expected by interface %d, not by the underlay", x.Prefix, x.Interface)
 		}
 		d.External = append(d.External, api.DumpExternal{Prefix: x.Prefix, Identity: identity(x.Identity)})

@@ -16,6 +16,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/expiry"
 )
 
@@ -27,24 +28,24 @@ func TestDumpOf(t *testing.T) {
 	im.endpoints[7] = bpf.Endpoint{Interface: 7, Identity: 16, IPv4: web4, IPv6: web6}
 	im.peers[web4] = bpf.Peer{Address: web4, Identity: 16, Interface: 7}
 	im.peers[db4] = bpf.Peer{Address: db4, Identity: 17, Interface: 3}
-	im.externals[kernelExternal{2, users}] = bpf.External{Prefix: users, Identity: 19, Interface: 2}
+	im.externals[externalKey{2, users}] = bpf.External{Prefix: users, Identity: 19, Interface: 2}
 	im.checks[bpf.Check{Interface: 7, Protocol: 6, Port: 80}] = true
 	im.pairs[bpf.Pair{Source: 16, Destination: 17}] = []bpf.Rule{{Protocol: 6, From: 5432, To: 5433, Contract: 18 | bpf.AuditContract}}
 	want := api.Dump{
 		Layer:    api.LayerEBPF,
 		Guarded:  []api.DumpEndpoint{{IPv4: web4, IPv6: web6, Identity: "shop/web >shop/sql", Checks: []fabric.Check{{Protocol: fabric.TCP, Port: 80}}}},
-		Peers:    []api.DumpPeer{{Address: web4, Identity: "shop/web >shop/sql", Via: api.ViaEndpoint}, {Address: db4, Identity: "shop/db <shop/sql", Via: "z1/p1"}},
+		Peers:    []api.DumpPeer{{Address: web4, Identity: "shop/web >shop/sql", Via: desired.OwnInterface.String()}, {Address: db4, Identity: "shop/db <shop/sql", Via: "z1/p1"}},
 		External: []api.DumpExternal{{Prefix: users, Identity: "external shop/users shop/world"}},
 		Rules: []api.DumpRule{{From: "shop/web >shop/sql", To: "shop/db <shop/sql", Protocol: fabric.TCP,
 			Ports: fabric.PortRange{From: 5432, To: 5433}, Contract: "shop/sql", Audit: true}},
 	}
-	ways := map[uint32]string{3: "z1/p1"}
-	must.Eq(t, want, dumpOf(im, someNames, ways, 2))
+	links := map[desired.Way]uint32{desired.Through(fabric.NodeID{Zone: "z1", Name: "p1"}): 3}
+	must.Eq(t, want, dumpOf(im, someNames, links, 2))
 
 	im.peers[db4] = bpf.Peer{Address: db4, Identity: 99, Interface: 3}
 	im.pairs[bpf.Pair{Source: 17, Destination: 16}] = nil
 	im.pairs[bpf.Pair{Source: 16, Destination: 17}] = []bpf.Rule{{Protocol: 6, From: 1, To: 2, Contract: 98}}
-	must.Len(t, 4, dumpOf(im, someNames, ways, 1).Problems)
+	must.Len(t, 4, dumpOf(im, someNames, links, 1).Problems)
 }
 
 // registry gives out numbers, and knows what they stand for.
@@ -90,16 +91,13 @@ func TestContractExpiresByItself(t *testing.T) {
 		instance := func(n byte, service fabric.Ref) endpoint {
 			v4, v6 := netip.AddrFrom4([4]byte{100, 64, 0, n}), netip.AddrFrom16([16]byte{0xfd, 0x5f, 15: n})
 			return endpoint{ID: service.Name, HostIf: "sif" + service.Name, HostIndex: int(n), IPv4: v4, IPv6: v6,
-				Admission: fabric.Admission{Endpoint: service.Name, Service: service, Roles: docs[service].Roles(), IPv4: v4, IPv6: v6}}
+				Admission: fabric.Admission{Endpoint: service.Name, Zone: here.Zone, Node: here.Name, Service: service, Roles: docs[service].Roles(), IPv4: v4, IPv6: v6}}
 		}
 		local := []endpoint{instance(2, web), instance(3, db)}
 		num, data, written := registry{}, &pairMaps{pairs: map[bpf.Pair][]bpf.Rule{}}, newImage()
 		program := func() {
-			c := compiler{num: num, towards: func(string, string) (int, bool) { return 0, false }}
-			state, err := c.compile(local, nil, fabric.DocumentsAt(docs, time.Now()))
-			must.NoError(t, err)
-			want := imageOf(state)
-			_, err = write(data, written, want)
+			want := imageHere(t, num, local, nil, fabric.DocumentsAt(docs, time.Now()))
+			_, err := write(data, written, want)
 			must.NoError(t, err)
 			written = want
 		}

@@ -8,13 +8,13 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -47,20 +47,34 @@ func compareFlows(a, b api.FlowStatus) int {
 // names tells what the numbers in the maps stand for.
 type names interface{ Name(uint32) string }
 
-// party names the service, or the first of the externals, that has the number
-// of an identity.
-func party(n names, identity uint32) (r fabric.Ref, external, ok bool) {
-	kind, rest, _ := strings.Cut(n.Name(identity), " ")
-	name, _, _ := strings.Cut(rest, " ")
-	r, err := fabric.ParseRef(name)
-	return r, kind == "external", err == nil && (kind == "identity" || kind == "external")
+// partyOf returns the party that has a number in the maps.
+func partyOf(n names, number uint32) (desired.Party, bool) {
+	key, err := desired.ParseKey(n.Name(number))
+	if err != nil {
+		return "", false
+	}
+	k, ok := key.(desired.PartyKey)
+	return k.Party, ok
+}
+
+// party names the service, or the first of the externals, that has a number in the maps.
+func party(n names, number uint32) (r fabric.Ref, external, ok bool) {
+	p, ok := partyOf(n, number)
+	if !ok {
+		return r, false, false
+	}
+	r, err := p.Name()
+	return r, p.External(), err == nil
 }
 
 // contractOf names the contract that has a number in the maps.
 func contractOf(n names, number uint32) (fabric.Ref, bool) {
-	kind, name, _ := strings.Cut(n.Name(number&^bpf.AuditContract), " ")
-	r, err := fabric.ParseRef(name)
-	return r, err == nil && kind == "contract"
+	key, err := desired.ParseKey(n.Name(number &^ bpf.AuditContract))
+	if err != nil {
+		return fabric.Ref{}, false
+	}
+	k, ok := key.(desired.ContractKey)
+	return k.Contract, ok
 }
 
 // audited counts the flows that only audit mode lets pass. It is safe for

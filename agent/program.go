@@ -12,6 +12,7 @@ import (
 
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/daemon"
 )
@@ -35,155 +36,6 @@ type Datapath interface {
 	Checks() ([]bpf.Check, error)
 	ReplacePair(bpf.Pair, []bpf.Rule) error
 	Pairs() (map[bpf.Pair][]bpf.Rule, error)
-}
-
-// image is the content of the data path's maps.
-type image struct {
-	endpoints map[uint32]bpf.Endpoint // by interface index
-	peers     map[netip.Addr]bpf.Peer
-	externals map[kernelExternal]bpf.External
-	checks    map[bpf.Check]bool
-	pairs     map[bpf.Pair][]bpf.Rule // canonical
-}
-
-func newImage() image {
-	return image{
-		endpoints: map[uint32]bpf.Endpoint{}, peers: map[netip.Addr]bpf.Peer{}, externals: map[kernelExternal]bpf.External{},
-		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{},
-	}
-}
-
-// imageOf lays a kernelState out as the maps hold it.
-func imageOf(s kernelState) image {
-	im := newImage()
-	for _, ep := range s.Endpoints {
-		index := uint32(ep.Index)
-		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: ep.Identity, IPv4: ep.IPv4, IPv6: ep.IPv6}
-		for _, c := range ep.Checks {
-			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
-		}
-	}
-	for addr, p := range s.Peers {
-		im.peers[addr] = bpf.Peer{Address: addr, Identity: p.Identity, Interface: uint32(p.Index)}
-	}
-	for x, identity := range s.Externals {
-		im.externals[x] = bpf.External{Prefix: x.Prefix, Identity: identity, Interface: uint32(x.Index)}
-	}
-	for pair, rules := range s.Pairs {
-		var list []bpf.Rule
-		for _, r := range rules {
-			contract := r.Contract
-			if r.Audit {
-				contract |= bpf.AuditContract
-			}
-			list = append(list, bpf.Rule{Protocol: uint8(r.Protocol), From: r.Ports.From, To: r.Ports.To, Contract: contract})
-		}
-		im.pairs[bpf.Pair{Source: pair.Src, Destination: pair.Dst}] = bpf.Canonical(list)
-	}
-	return im
-}
-
-// readImage reads what the maps hold.
-func readImage(d Datapath) (image, error) {
-	im := newImage()
-	endpoints, err := d.Endpoints()
-	if err != nil {
-		return im, err
-	}
-	for _, ep := range endpoints {
-		im.endpoints[ep.Interface] = ep
-	}
-	peers, err := d.Peers()
-	if err != nil {
-		return im, err
-	}
-	for _, p := range peers {
-		im.peers[p.Address] = p
-	}
-	externals, err := d.Externals()
-	if err != nil {
-		return im, err
-	}
-	for _, x := range externals {
-		im.externals[kernelExternal{int(x.Interface), x.Prefix}] = x
-	}
-	checks, err := d.Checks()
-	if err != nil {
-		return im, err
-	}
-	for _, c := range checks {
-		im.checks[c] = true
-	}
-	im.pairs, err = d.Pairs()
-	return im, err
-}
-
-// write turns the maps from have into want and says what it changed. What is
-// no longer allowed goes first. It carries on after an error, because each
-// entry stands alone.
-func write(d Datapath, have, want image) (changes []string, err error) {
-	var errs []error
-	do := func(err error, format string, args ...any) {
-		changes = append(changes, fmt.Sprintf(format, args...))
-		if err != nil {
-			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
-		}
-	}
-	for pair := range have.pairs {
-		if _, stays := want.pairs[pair]; !stays {
-			do(d.ReplacePair(pair, nil), "remove the rules of identities %d to %d", pair.Source, pair.Destination)
-		}
-	}
-	for addr := range have.peers {
-		if _, stays := want.peers[addr]; !stays {
-			do(d.DeletePeer(addr), "remove peer %s", addr)
-		}
-	}
-	for key, x := range have.externals {
-		if _, stays := want.externals[key]; !stays {
-			do(d.DeleteExternal(x), "remove external %s", x.Prefix)
-		}
-	}
-	for index, ep := range have.endpoints {
-		if _, stays := want.endpoints[index]; !stays {
-			do(d.DeleteEndpoint(index), "remove endpoint %s", ep.IPv4)
-		}
-	}
-	for c := range have.checks {
-		_, was := have.endpoints[c.Interface]
-		_, stays := want.endpoints[c.Interface]
-		// With an endpoint its checks have gone; one without an endpoint would
-		// be that of the next interface with this index.
-		if !want.checks[c] && (stays || !was) {
-			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
-		}
-	}
-	for pair, rules := range want.pairs {
-		if !slices.Equal(have.pairs[pair], rules) {
-			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
-		}
-	}
-	for key, x := range want.externals {
-		if have.externals[key] != x {
-			do(d.PutExternal(x), "set external %s", x.Prefix)
-		}
-	}
-	for addr, p := range want.peers {
-		if have.peers[addr] != p {
-			do(d.PutPeer(p), "set peer %s", addr)
-		}
-	}
-	for index, ep := range want.endpoints {
-		if have.endpoints[index] != ep {
-			do(d.PutEndpoint(ep), "set endpoint %s", ep.IPv4)
-		}
-	}
-	for c := range want.checks {
-		if !have.checks[c] {
-			do(d.PutCheck(c), "set the check of port %d at interface %d", c.Port, c.Interface)
-		}
-	}
-	return changes, errors.Join(errs...)
 }
 
 // program computes what the kernel should hold now and writes what differs
@@ -259,26 +111,34 @@ func (a *Agent) documents() map[fabric.Ref]fabric.Document {
 	return fabric.DocumentsAt(a.node.Revision.Documents(), a.now())
 }
 
+// wanted is what the maps must contain now.
 func (a *Agent) wanted() (image, error) {
-	var counterparts []fabric.Admission
+	live := a.live()
+	l := layout{num: a.num, own: map[string]uint32{}}
+	var endpoints []fabric.Admission
+	for _, ep := range live {
+		l.own[ep.ID] = uint32(ep.HostIndex)
+		endpoints = append(endpoints, ep.Admission)
+	}
 	for _, le := range a.counterparts.All(a.now()) {
-		counterparts = append(counterparts, le.Admission)
+		if le.Admission.Host() != a.node.Self.ID() { // its own endpoints it knows itself
+			endpoints = append(endpoints, le.Admission)
+		}
 	}
 	// An interface that cannot be looked up must not take away what is enforced.
 	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
 	if err != nil {
 		return image{}, err
 	}
-	towards, err := a.towards()
-	if err != nil {
+	l.underlay = uint32(underlay)
+	if l.links, err = a.links(); err != nil {
 		return image{}, err
 	}
-	c := compiler{num: a.num, underlay: underlay, towards: towards}
-	state, err := c.compile(a.live(), counterparts, a.documents())
+	want, err := l.image(desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents()))
 	if err != nil {
 		return image{}, fmt.Errorf("compute the data path: %w", err)
 	}
-	return imageOf(state), nil
+	return want, nil
 }
 
 // live returns the endpoints of this node that have an interface and an
@@ -290,41 +150,28 @@ func (a *Agent) live() []endpoint {
 	})
 }
 
-// towards returns a function that names the interface by which the endpoints
-// of a node come: the link to the nodes of the own zone, or that to the zone's
-// processor. It looks the interfaces up once.
-func (a *Agent) towards() (func(zone, node string) (int, bool), error) {
-	self := a.node.Self
-	index := func(peer fabric.NodeID) (int, error) {
+// links returns the interfaces of the links that are up: that to the nodes of the zone, and those to
+// the zone's processors.
+func (a *Agent) links() (map[desired.Way]uint32, error) {
+	peers := []fabric.NodeID{daemon.ZonePeer}
+	for _, n := range a.node.Nodes() {
+		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
+			peers = append(peers, n.ID())
+		}
+	}
+	links := map[desired.Way]uint32{}
+	for _, peer := range peers {
 		name, ok := a.node.Links.Interface(peer)
 		if !ok {
-			return 0, nil
+			continue
 		}
-		return linkIndex(name)
-	}
-	within, err := index(daemon.ZonePeer)
-	if err != nil {
-		return nil, err
-	}
-	beyond := 0
-	var processors []fabric.NodeID
-	for _, n := range a.node.Nodes() {
-		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone {
-			processors = append(processors, n.ID())
-		}
-	}
-	if len(processors) > 0 {
-		if beyond, err = index(slices.MinFunc(processors, fabric.CompareNodeIDs)); err != nil {
+		index, err := linkIndex(name)
+		if err != nil {
 			return nil, err
 		}
-	}
-	return func(zone, node string) (int, bool) {
-		switch {
-		case zone != self.Zone:
-			return beyond, beyond != 0
-		case node != self.Name:
-			return within, within != 0
+		if index != 0 {
+			links[desired.Through(peer)] = uint32(index)
 		}
-		return 0, false // its own endpoints are known by their own interfaces
-	}, nil
+	}
+	return links, nil
 }

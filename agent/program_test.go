@@ -58,10 +58,10 @@ func (k *kernel) DeletePeer(a netip.Addr) error {
 }
 func (k *kernel) Peers() ([]bpf.Peer, error) { return slices.Collect(maps.Values(k.peers)), nil }
 func (k *kernel) PutExternal(x bpf.External) error {
-	return k.do("+", func() { k.externals[kernelExternal{int(x.Interface), x.Prefix}] = x })
+	return k.do("+", func() { k.externals[externalKey{x.Interface, x.Prefix}] = x })
 }
 func (k *kernel) DeleteExternal(x bpf.External) error {
-	return k.do("-", func() { delete(k.externals, kernelExternal{int(x.Interface), x.Prefix}) })
+	return k.do("-", func() { delete(k.externals, externalKey{x.Interface, x.Prefix}) })
 }
 func (k *kernel) Externals() ([]bpf.External, error) {
 	return slices.Collect(maps.Values(k.externals)), nil
@@ -96,7 +96,7 @@ func draw(t *rapid.T, name string) image {
 	}
 	for range small("externals") {
 		x := bpf.External{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(small("prefix"))}), 16), Interface: 9, Identity: small("identity")}
-		im.externals[kernelExternal{9, x.Prefix}] = x
+		im.externals[externalKey{9, x.Prefix}] = x
 	}
 	for range small("pairs") {
 		im.pairs[bpf.Pair{Source: small("src"), Destination: small("dst")}] = []bpf.Rule{{Protocol: 6, From: uint16(small("from")), To: 9, Contract: 16}}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
@@ -35,31 +36,26 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		f, local, counterparts := anyFabric(t, now)
 		docs := verify.Documents(f.Graph, now)
 		num := registry{}
-		c := compiler{num: num, underlay: 2, towards: func(zone, node string) (int, bool) {
-			switch {
-			case zone != "z1":
-				return 4, true
-			case node != "w1":
-				return 3, true
-			}
-			return 0, false
-		}}
+		l := layout{num: num, underlay: 2, own: map[string]uint32{}, links: map[desired.Way]uint32{desired.ZoneLink: 3, desired.Through(fabric.NodeID{Zone: "z1", Name: "p1"}): 4}}
 		// The engine announces counterparts only.
-		var told []fabric.Admission
+		var known []fabric.Admission
+		for _, own := range local {
+			l.own[own.ID] = uint32(own.HostIndex)
+			known = append(known, own.Admission)
+		}
 		for _, other := range counterparts {
 			for _, own := range local {
 				id, doc := own.Admission.Identity(), docs[own.Admission.Service]
 				if len(fabric.Grants(id, doc, other.Identity()))+len(fabric.GrantsTo(id, doc, other.Identity())) > 0 {
-					told = append(told, other)
+					known = append(known, other)
 					break
 				}
 			}
 		}
-		state, err := c.compile(local, told, docs)
+		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f.Status), known, docs))
 		must.NoError(t, err)
-		im := imageOf(state)
 		dump := func() api.Dump {
-			d := dumpOf(im, num, map[uint32]string{3: api.ViaZone, 4: "z1/p1"}, 2)
+			d := dumpOf(im, num, l.links, 2)
 			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "z1", Name: "w1"}, f.Pointer.Sequence, f.Pointer.Root
 			return d
 		}

@@ -48,12 +48,6 @@ type DumpPeer struct {
 	Via string `json:"via"`
 }
 
-// Values of DumpPeer.Via that are not a processor.
-const (
-	ViaEndpoint = "endpoint"
-	ViaZone     = "zone"
-)
-
 // DumpEndpoint is a local endpoint whose interface has our programs.
 type DumpEndpoint struct {
 	IPv4     netip.Addr     `json:"ipv4"`

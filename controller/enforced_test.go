@@ -13,6 +13,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 )
 
 // reader makes a client whose token carries policies of these names.
@@ -64,7 +65,7 @@ func testEnforced(t *testing.T, w *world) {
 	held := api.Dump{
 		Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Layer: api.LayerEBPF, Sequence: 1, Root: c.policy.pointer().Root,
 		Guarded: []api.DumpEndpoint{{IPv4: proxy.IPv4, IPv6: proxy.IPv6, Identity: proxyKey}},
-		Peers:   append(peers(proxy, proxyKey, api.ViaEndpoint), peers(svc, svcKey, api.ViaZone)...),
+		Peers:   append(peers(proxy, proxyKey, desired.OwnInterface.String()), peers(svc, svcKey, desired.ZoneLink.String())...),
 		Rules:   []api.DumpRule{{From: proxyKey, To: svcKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 8080, To: 8080}, Contract: "app/frontend"}},
 	}
 	w1.answerDumps(t, func() api.TaskResult { return api.TaskResult{Done: true, Dump: &held} })

@@ -189,7 +189,8 @@ func (b *bridge) state() ovs.State {
 		s.Ports = append(s.Ports, b.ports[peer])
 	}
 	for name, ep := range b.wanted.Endpoints {
-		port, ok := b.ports[ep.Port]
+		peer, _ := ep.Way.Processor() // none: the zone's own nodes
+		port, ok := b.ports[peer]
 		if !ok {
 			continue
 		}
@@ -209,7 +210,7 @@ func (b *bridge) state() ovs.State {
 func (e SwitchEntry) flows() []ovs.Entry {
 	var list []ovs.Entry
 	for _, r := range e.Rules {
-		id := uint64(e.ID)<<8 | uint64(r.Protocol)
+		id := uint64(NewEntryID(e.Number, r.Protocol))
 		i := slices.IndexFunc(list, func(o ovs.Entry) bool { return o.ID == id })
 		if i < 0 {
 			i = len(list)

@@ -15,6 +15,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/daemon"
 )
 
@@ -70,39 +71,41 @@ type registry interface{ Name(uint32) string }
 // switchNames tells what the numbers in the switch stand for.
 type switchNames struct {
 	registry registry
-	ways     map[uint32]string // by port
+	ways     map[uint32]desired.Way // by port
 }
 
 func newSwitchNames(ports map[fabric.NodeID]ovs.Port, registry registry) switchNames {
-	n := switchNames{registry, map[uint32]string{}}
+	n := switchNames{registry, map[uint32]desired.Way{}}
 	for peer, port := range ports {
-		n.ways[port.No] = peer.String()
-		if peer == zonePort {
-			n.ways[port.No] = api.ViaZone
-		}
+		n.ways[port.No] = desired.Through(peer)
 	}
 	return n
 }
 
-// identity is who has a class.
-func (n switchNames) identity(class uint32) (key string, known bool) {
-	return strings.CutPrefix(n.registry.Name(class), "identity ")
+// party is who has a class.
+func (n switchNames) party(class uint32) (p desired.Party, known bool) {
+	key, err := desired.ParseKey(n.registry.Name(class))
+	if err != nil {
+		return "", false
+	}
+	k, known := key.(desired.PartyKey)
+	return k.Party, known
 }
 
-// entry is what an entry was made for; entries are numbered by protocol.
-func (n switchNames) entry(id uint64) (src, dst, contract string, protocol fabric.Protocol, known bool) {
-	kind, rest, _ := strings.Cut(n.registry.Name(uint32(id>>8)), " ")
-	parts := strings.Fields(rest)
-	if kind != "entry" || len(parts) != 3 {
-		return "", "", "", 0, false
+// entry is what an entry was made for.
+func (n switchNames) entry(id EntryID) (k desired.EntryKey, known bool) {
+	key, err := desired.ParseKey(n.registry.Name(id.Number()))
+	if err != nil {
+		return k, false
 	}
-	return parts[0], parts[1], parts[2], fabric.Protocol(id & 0xff), true
+	k, known = key.(desired.EntryKey)
+	return k, known
 }
 
 // Class implements ovs.Names.
 func (n switchNames) Class(class uint32) string {
-	if key, ok := n.identity(class); ok {
-		return strconv.Quote(key)
+	if p, ok := n.party(class); ok {
+		return strconv.Quote(p.String())
 	}
 	return fmt.Sprintf("class %d, which nobody has", class)
 }
@@ -112,10 +115,10 @@ func (n switchNames) Port(no uint32) string {
 	switch way, ok := n.ways[no]; {
 	case !ok:
 		return fmt.Sprintf("port %d, which leads to nobody", no)
-	case way == api.ViaZone:
+	case way == desired.ZoneLink:
 		return "the port to the zone's nodes"
 	default:
-		return "the port to " + way
+		return "the port to " + way.String()
 	}
 }
 
@@ -129,8 +132,8 @@ func (n switchNames) list(ports []uint32) string {
 
 // Entry implements ovs.Names.
 func (n switchNames) Entry(id uint64) string {
-	if _, _, contract, protocol, ok := n.entry(id); ok {
-		return fmt.Sprintf("contract %s over %s", contract, protocol)
+	if k, ok := n.entry(EntryID(id)); ok {
+		return fmt.Sprintf("contract %s over %s", k.Contract, EntryID(id).Protocol())
 	}
 	return fmt.Sprintf("entry %d, which was never made", id)
 }
@@ -151,17 +154,17 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 		}
 	}
 	identity := func(class uint32) string {
-		key, ok := names.identity(class)
+		p, ok := names.party(class)
 		if !ok {
 			problem("the switch names class %d, which this engine never gave to anybody", class)
 			return fmt.Sprintf("number %d", class)
 		}
-		return key
+		return p.String()
 	}
 	for _, e := range s.Endpoints {
-		way, ok := names.ways[e.OutPort]
-		if !ok {
-			way = fmt.Sprintf("port %d", e.OutPort)
+		via := fmt.Sprintf("port %d", e.OutPort)
+		if way, ok := names.ways[e.OutPort]; ok {
+			via = way.String()
 		}
 		for _, p := range e.Prefixes {
 			if !p.IsSingleIP() {
@@ -170,15 +173,16 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 			if !slices.Equal(e.SourcePorts, []uint32{e.OutPort}) {
 				problem("packets of %s may come in by %s, but go out by %s", p.Addr(), names.list(e.SourcePorts), names.Port(e.OutPort))
 			}
-			d.Peers = append(d.Peers, api.DumpPeer{Address: p.Addr(), Identity: identity(e.Class), Via: way})
+			d.Peers = append(d.Peers, api.DumpPeer{Address: p.Addr(), Identity: identity(e.Class), Via: via})
 		}
 	}
 	for _, e := range s.Entries {
-		src, dst, contract, protocol, ok := names.entry(e.ID)
+		key, ok := names.entry(EntryID(e.ID))
+		contract, protocol := key.Contract.String(), EntryID(e.ID).Protocol()
 		if !ok {
 			problem("the switch has an entry %d, which this engine never numbered", e.ID)
-			contract, protocol = fmt.Sprintf("number %d", e.ID), fabric.Protocol(e.ID&0xff)
-		} else if src != fmt.Sprint(e.Src) || dst != fmt.Sprint(e.Dst) {
+			contract = fmt.Sprintf("number %d", e.ID)
+		} else if key.Source != e.Src || key.Destination != e.Dst {
 			problem("the entry of %s is from %s to %s, but was made for other identities", names.Entry(e.ID), names.Class(e.Src), names.Class(e.Dst))
 		}
 		if len(e.Ports) > 0 && uint8(protocol) != e.Protocol {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
@@ -384,12 +385,7 @@ func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 func (e *Engine) program() error {
 	e.programming.Lock()
 	defer e.programming.Unlock()
-	ports := e.ports()
-	portOf := func(a fabric.Admission) (fabric.NodeID, bool) {
-		port, ok := ports[a.Zone]
-		return port, ok
-	}
-	want, err := boundary(e.self.Zone, e.leases.All(e.now()), e.documents(), portOf, e.num)
+	want, err := numbered(e.desired(), e.num)
 	if err == nil {
 		err = e.sw.Program(want)
 	}
@@ -397,14 +393,13 @@ func (e *Engine) program() error {
 	return err
 }
 
-// ports returns the port towards each zone: its processor that comes first by
-// name.
-func (e *Engine) ports() map[string]fabric.NodeID {
-	ports := map[string]fabric.NodeID{e.self.Zone: zonePort}
-	for zone, nodes := range e.otherZones() {
-		ports[zone] = nodes[0]
+// desired is what the switch must enforce now.
+func (e *Engine) desired() desired.Processor {
+	var live []fabric.Admission
+	for _, le := range e.leases.All(e.now()) {
+		live = append(live, le.Admission)
 	}
-	return ports
+	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents())
 }
 
 // otherZones returns the IDs of the processors of every other zone, in order.

@@ -4,94 +4,88 @@
 package engine
 
 import (
-	"fmt"
 	"net/netip"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/fabric/desired"
 )
 
-// SwitchState is what the switch at the zone's boundary should hold. Its size
-// is endpoints + pairs of identities with a contract, never pairs of endpoints.
+// SwitchState is what the switch at the zone's boundary must contain: desired.Processor in numbers.
+// Its size is endpoints + pairs of identities with a contract, never pairs of endpoints.
 type SwitchState struct {
 	Endpoints map[string]SwitchEndpoint // by endpoint
-	Entries   map[uint32]SwitchEntry    // by ID
+	Entries   map[uint32]SwitchEntry    // by number
 }
 
-// SwitchEndpoint is one endpoint as the switch sees it: its packets come in,
-// and go out to it, by one port only.
+// SwitchEndpoint is one endpoint as the switch sees it: its packets come in by one port, and packets
+// to it go out by the same one.
 type SwitchEndpoint struct {
 	IPv4, IPv6 netip.Addr
-	Class      uint32        // of its identity
-	Port       fabric.NodeID // the peer that the port leads to; zonePort for the own zone
+	Class      uint32      // of its identity
+	Way        desired.Way // names the port
 }
 
-// SwitchEntry lets one class of endpoints open flows to another. Its ID is the
-// label of every connection that it admits.
+// SwitchEntry lets one class of endpoints open flows to another.
 type SwitchEntry struct {
-	ID       uint32
+	Number   uint32
 	Src, Dst uint32 // classes
 	Rules    []fabric.Rule
 }
 
-// zonePort names the port towards the workload nodes of the own zone. Any
-// other port is named after the remote processor.
-var zonePort fabric.NodeID
+// EntryID labels every connection that an entry admits over one protocol. The upper bits are the
+// entry's number.
+type EntryID uint64
+
+// NewEntryID returns the ID of an entry for one protocol.
+func NewEntryID(number uint32, protocol fabric.Protocol) EntryID {
+	return EntryID(number)<<8 | EntryID(protocol)
+}
+
+// Number returns the number of the entry.
+func (id EntryID) Number() uint32 { return uint32(id >> 8) }
+
+// Protocol returns the protocol that the ID is for.
+func (id EntryID) Protocol() fabric.Protocol { return fabric.Protocol(id & 0xff) }
 
 // Switch is the boundary that the engine programs.
 type Switch interface {
-	// Program makes the switch hold want, writing only what differs from what
-	// was programmed before.
+	// Program makes the switch contain want, writing only what differs from what was programmed
+	// before.
 	Program(want SwitchState) error
-	// Reconcile compares what the switch really holds with what was
-	// programmed, repairs it, and says what it found.
+	// Reconcile compares what the switch contains with what was programmed, repairs it, and says
+	// what it found.
 	Reconcile() (repaired []string, err error)
 	// Drops returns the dropped packets by reason.
 	Drops() (map[string]uint64, error)
 }
 
-// numbers gives identities and entries their node-local numbers.
+// numbers gives keys their node-local numbers.
 type numbers interface {
-	Of(name string) (uint32, error)
+	Of(key string) (uint32, error)
 }
 
-// boundary computes what the switch should hold. portOf names the port towards
-// an endpoint's node and reports false while there is none.
-func boundary(zone string, live []lease.Lease, docs map[fabric.Ref]fabric.Document, portOf func(fabric.Admission) (fabric.NodeID, bool), num numbers) (SwitchState, error) {
+// numbered gives the parties and entries of a processor's state their numbers.
+func numbered(p desired.Processor, num numbers) (SwitchState, error) {
 	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
-	classes := map[string]uint32{}
-	var local, all []fabric.Identity
-	here := map[string]bool{}
-	for _, le := range live {
-		a := le.Admission
-		port, ok := portOf(a)
-		if !ok {
-			continue
-		}
-		id := a.Identity()
-		key := id.Key()
-		class, known := classes[key]
+	classes := map[desired.Party]uint32{}
+	for _, e := range p.Endpoints {
+		class, known := classes[e.Party]
 		if !known {
 			var err error
-			if class, err = num.Of("identity " + key); err != nil {
+			if class, err = num.Of(desired.PartyKey{Party: e.Party}.String()); err != nil {
 				return state, err
 			}
-			classes[key] = class
-			all = append(all, id)
+			classes[e.Party] = class
 		}
-		if a.Zone == zone && !here[key] {
-			here[key] = true
-			local = append(local, id)
-		}
-		state.Endpoints[a.Endpoint] = SwitchEndpoint{IPv4: a.IPv4, IPv6: a.IPv6, Class: class, Port: port}
+		state.Endpoints[e.Endpoint] = SwitchEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Class: class, Way: e.Way}
 	}
-	for _, g := range fabric.GrantsAmong(local, all, docs) {
-		src, dst := classes[g.Originator.Key()], classes[g.Responder.Key()]
-		id, err := num.Of(fmt.Sprintf("entry %d %d %s", src, dst, g.Contract))
+	for _, r := range p.Rules {
+		src, dst := classes[r.From], classes[r.To]
+		n, err := num.Of(desired.EntryKey{Source: src, Destination: dst, Contract: r.Contract}.String())
 		if err != nil {
 			return state, err
 		}
-		state.Entries[id] = SwitchEntry{ID: id, Src: src, Dst: dst, Rules: g.Rules}
+		state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Rules: r.Rules}
 	}
 	return state, nil
 }

@@ -13,6 +13,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/lease"
 )
 
@@ -61,11 +62,16 @@ func instance(n int, zone, node string, service fabric.Ref) fabric.Admission {
 	}
 }
 
-func twoZones(a fabric.Admission) (fabric.NodeID, bool) {
-	if a.Zone == "aws1" {
-		return zonePort, true
+var beyond = fabric.NodeID{Zone: "gcp1", Name: "p1"}
+
+// boundary is what the switch of aws1 must contain in a fabric whose other zone is gcp1.
+func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbers) (SwitchState, error) {
+	topology := desired.NewTopology([]fabric.Node{{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}}, nil)
+	var endpoints []fabric.Admission
+	for _, le := range live {
+		endpoints = append(endpoints, le.Admission)
 	}
-	return fabric.NodeID{Zone: "gcp1", Name: "p1"}, a.Zone == "gcp1"
+	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs), num)
 }
 
 // What the switch holds grows with endpoints plus contracts between the
@@ -79,7 +85,7 @@ func TestBoundarySize(t *testing.T) {
 			service := rapid.SampledFrom([]fabric.Ref{web, svc, news}).Draw(t, "service")
 			live = append(live, lease.Lease{Admission: instance(i, zone, "w1", service)})
 		}
-		s, err := boundary("aws1", live, documents(graph()), twoZones, counter{})
+		s, err := boundary(live, documents(graph()), counter{})
 		must.NoError(t, err)
 		must.MapLen(t, n, s.Endpoints)
 		must.LessEq(t, 2, len(s.Entries))
@@ -94,11 +100,11 @@ func TestBoundary(t *testing.T) {
 		{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)},
 		{Admission: instance(3, "gcp1", "w1", web)}, {Admission: instance(4, "azure1", "w1", web)},
 	}
-	s, err := boundary("aws1", live, documents(graph()), twoZones, counter{})
+	s, err := boundary(live, documents(graph()), counter{})
 	must.NoError(t, err)
 	must.MapLen(t, 3, s.Endpoints) // nothing leads to azure1
-	must.Eq(t, fabric.NodeID{Zone: "gcp1", Name: "p1"}, s.Endpoints["news-2"].Port)
-	must.Eq(t, zonePort, s.Endpoints["svc-1"].Port)
+	must.Eq(t, desired.Through(beyond), s.Endpoints["news-2"].Way)
+	must.Eq(t, desired.ZoneLink, s.Endpoints["svc-1"].Way)
 	class := func(endpoint string) uint32 { return s.Endpoints[endpoint].Class }
 	pairs := map[[2]uint32]bool{}
 	for _, e := range s.Entries {
@@ -113,7 +119,7 @@ func TestBoundary(t *testing.T) {
 func TestEntriesKeepTheirNumbers(t *testing.T) {
 	num := counter{}
 	live := []lease.Lease{{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)}}
-	before, err := boundary("aws1", live, documents(graph()), twoZones, num)
+	before, err := boundary(live, documents(graph()), num)
 	must.NoError(t, err)
 	g := graph()
 	g.Domains["app"].Contracts = g.Domains["app"].Contracts[:1]
@@ -122,7 +128,7 @@ func TestEntriesKeepTheirNumbers(t *testing.T) {
 	for i := range live {
 		live[i].Admission.Roles = fabric.Roles{Originate: []fabric.Ref{newsAPI, other}, Respond: []fabric.Ref{newsAPI, other}}
 	}
-	after, err := boundary("aws1", live, documents(g), twoZones, num)
+	after, err := boundary(live, documents(g), num)
 	must.NoError(t, err)
 	must.MapLen(t, 1, before.Entries)
 	must.MapLen(t, 1, after.Entries)

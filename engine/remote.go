@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -251,28 +252,11 @@ func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: endpoints}, nil)
 }
 
-// counterparts returns the leases that may open flows to endpoints of any of the
-// given identities, or answer flows of theirs, under the revision in force.
+// counterparts returns the leases of endpoints that are counterparts of any of the given identities
+// under the revision in force.
 func (e *Engine) counterparts(of []fabric.Identity) []lease.Lease {
-	docs := e.documents()
-	mine := map[string]fabric.Identity{}
-	for _, id := range of {
-		mine[id.Key()] = id
-	}
-	concerned := map[string]bool{} // identities are few, endpoints many
-	return e.leases.Where(e.now(), func(a fabric.Admission) bool {
-		other := a.Identity()
-		key := other.Key()
-		is, known := concerned[key]
-		if !known {
-			for _, id := range mine {
-				doc := docs[id.Service]
-				is = is || len(fabric.Grants(id, doc, other)) > 0 || len(fabric.GrantsTo(id, doc, other)) > 0
-			}
-			concerned[key] = is
-		}
-		return is
-	})
+	isCounterpart := desired.CounterpartOf(of, e.documents())
+	return e.leases.Where(e.now(), func(a fabric.Admission) bool { return isCounterpart(a.Identity()) })
 }
 
 // tell brings the agents that host counterparts of a, and a's own, up to date.

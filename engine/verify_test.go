@@ -14,6 +14,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/lease"
 )
 
@@ -49,9 +50,9 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 			f.Status.Nodes[at].Endpoints = append(f.Status.Nodes[at].Endpoints, api.EndpointStatus{Endpoint: a.Endpoint, Service: a.Service, Roles: a.Roles, IPv4: a.IPv4, IPv6: a.IPv6, Expires: a.Expires})
 		}
 		num := counter{}
-		wanted, err := boundary("aws1", live, fabric.DocumentsAt(documents(g), now), twoZones, num)
+		wanted, err := boundary(live, fabric.DocumentsAt(documents(g), now), num)
 		must.NoError(t, err)
-		ports := map[fabric.NodeID]ovs.Port{zonePort: {No: 1}, {Zone: "gcp1", Name: "p1"}: {No: 2}}
+		ports := map[fabric.NodeID]ovs.Port{daemon.ZonePeer: {No: 1}, beyond: {No: 2}}
 		b := &bridge{ports: ports, wanted: wanted}
 		differences := func(s ovs.State) (list []verify.Difference) {
 			d := dumpOf(s, ports, newSwitchNames(ports, num))

@@ -174,7 +174,7 @@ func (w world) documents() Documents {
 	return docs
 }
 
-func (w world) topology() Topology { return NewTopology(w.nodes, OneProcessor(w.nodes)) }
+func (w world) topology() Topology { return SingleProcessor(w.nodes) }
 
 func TestWorkloadAgreesWithTheDesign(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {

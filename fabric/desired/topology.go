@@ -46,10 +46,10 @@ func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
 	return t
 }
 
-// OneProcessor returns the link states under which only the first processor of each zone, by name,
-// is live. Engines do not publish link states yet, and maps and flow tables keep one way for each
-// address, so until both change, every node uses these states.
-func OneProcessor(nodes []fabric.Node) []LinkState {
+// SingleProcessor returns the topology in which only the first processor of each zone, by name, is
+// live. Engines do not publish link states yet, and maps and flow tables keep one way for each
+// address; until both change, all nodes use this topology.
+func SingleProcessor(nodes []fabric.Node) Topology {
 	first := map[string]fabric.NodeID{}
 	for _, n := range nodes {
 		if have, ok := first[n.Zone]; n.Kind == fabric.KindProcessor && (!ok || n.Name < have.Name) {
@@ -62,7 +62,7 @@ func OneProcessor(nodes []fabric.Node) []LinkState {
 			states = append(states, LinkState{Processor: n.ID(), Live: n.ID() == first[n.Zone]})
 		}
 	}
-	return states
+	return NewTopology(nodes, states)
 }
 
 // Live reports whether a processor is live.
@@ -106,7 +106,7 @@ func weight(processor fabric.NodeID, pair Pair) uint64 {
 
 // way returns how an endpoint is reached from a node of zone, and false if nothing leads there. The
 // packets of other zones' endpoints come by a processor of the zone via. A data path keeps one way
-// for each address, so the choice cannot depend on the other end of the pair: see OneProcessor.
+// for each address, so the choice cannot depend on the other end of the pair: see SingleProcessor.
 func (t Topology) way(zone string, a fabric.Admission, via string) (Way, bool) {
 	if a.Zone == zone {
 		return ZoneLink, true

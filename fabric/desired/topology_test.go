@@ -75,11 +75,11 @@ func TestTheHigherNumberHolds(t *testing.T) {
 	must.True(t, NewTopology(nodes, []LinkState{{first, 5, false}}).Live(nodes[1].ID())) // it has no state
 }
 
-func TestOneProcessor(t *testing.T) {
+func TestSingleProcessor(t *testing.T) {
 	nodes := append(processorsOf("z2", 3), processorsOf("z1", 2)...)
 	nodes = append(nodes, fabric.Node{Zone: "z1", Name: "a", Kind: fabric.KindWorkload})
 	slices.Reverse(nodes)
-	topology := NewTopology(nodes, OneProcessor(nodes))
+	topology := SingleProcessor(nodes)
 	var live []string
 	for _, n := range nodes {
 		if topology.Live(n.ID()) {

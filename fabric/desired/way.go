@@ -23,7 +23,8 @@ var (
 	ZoneLink = Way{}
 )
 
-// Through is the link to a processor.
+// Through is the link to a processor. The zero NodeID stands for the nodes of the own zone, as it
+// does among the peers of links.
 func Through(processor fabric.NodeID) Way { return Way{processor: processor} }
 
 // Processor returns the processor at the far end of the link; false if the way is another one.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
@@ -97,6 +98,9 @@ func (v View) problems(node fabric.NodeID) []string {
 	return list
 }
 
+// The ways that are not a processor, in the words of a dump.
+var ownInterface, zoneLink = desired.OwnInterface.String(), desired.ZoneLink.String()
+
 // station is a data path on the way of a flow.
 type station struct {
 	node             fabric.NodeID
@@ -111,27 +115,29 @@ func way(status api.Status, from, to api.Party) []station {
 		return nil
 	}
 	if from.External != (fabric.Ref{}) {
-		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF, destVia: api.ViaEndpoint}}
+		return []station{{node: to.Node, place: "receiver", layer: api.LayerEBPF, destVia: ownInterface}}
 	}
 	if !from.Live() {
 		return nil
 	}
-	sender := station{node: from.Node, place: "sender", layer: api.LayerEBPF, fromVia: api.ViaEndpoint, destVia: api.ViaZone}
-	receiver := station{node: to.Node, place: "receiver", layer: api.LayerEBPF, fromVia: api.ViaZone, destVia: api.ViaEndpoint}
+	sender := station{node: from.Node, place: "sender", layer: api.LayerEBPF, fromVia: ownInterface, destVia: zoneLink}
+	receiver := station{node: to.Node, place: "receiver", layer: api.LayerEBPF, fromVia: zoneLink, destVia: ownInterface}
 	if from.Node == to.Node {
-		sender.destVia, receiver.fromVia = api.ViaEndpoint, api.ViaEndpoint
+		sender.destVia, receiver.fromVia = ownInterface, ownInterface
 	}
 	if from.Zone == to.Zone {
 		return []station{sender, receiver}
 	}
-	leaving, entering := verify.Processor(status, from.Zone), verify.Processor(status, to.Zone)
+	topology, pair := verify.Topology(status), desired.Pair{A: from.Endpoint, B: to.Endpoint}
+	leaving, _ := topology.Processor(from.Zone, pair)
+	entering, _ := topology.Processor(to.Zone, pair)
 	sender.destVia, receiver.fromVia = cmp.Or(leaving.String(), "a processor"), cmp.Or(entering.String(), "a processor")
 	stations := []station{sender}
 	if !leaving.IsZero() {
-		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, api.ViaZone, entering.String()})
+		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, zoneLink, entering.String()})
 	}
 	if !entering.IsZero() {
-		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving.String(), api.ViaZone})
+		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving.String(), zoneLink})
 	}
 	return append(stations, receiver)
 }
@@ -181,7 +187,7 @@ func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.E
 
 // owner finds whose an address is, or why the packet is dropped.
 func (s station) owner(d api.Dump, a netip.Addr, via, role string) (identity, why string) {
-	if via == api.ViaEndpoint {
+	if via == ownInterface {
 		i := slices.IndexFunc(d.Guarded, func(e api.DumpEndpoint) bool { return e.IPv4 == a || e.IPv6 == a })
 		if i < 0 {
 			return "", fmt.Sprintf("no endpoint is guarded with the %s address", role)

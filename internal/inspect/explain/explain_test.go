@@ -15,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
@@ -92,13 +93,13 @@ func world() View {
 		return []api.DumpRule{{From: webKey, To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 5432, To: 5432}, Contract: "shop/sql"}}
 	}
 	f.Dumps[nodeID("z1/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(web, webKey), guard(bare, "shop/web")},
-		Peers: append(append(peers(web, webKey, api.ViaEndpoint), peers(bare, "shop/web", api.ViaEndpoint)...), peers(db, dbKey, "z1/p1")...)}
-	f.Dumps[nodeID("z2/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, api.ViaEndpoint), peers(web, webKey, "z2/p1")...)}
+		Peers: append(append(peers(web, webKey, desired.OwnInterface.String()), peers(bare, "shop/web", desired.OwnInterface.String())...), peers(db, dbKey, "z1/p1")...)}
+	f.Dumps[nodeID("z2/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, desired.OwnInterface.String()), peers(web, webKey, "z2/p1")...)}
 	boundary := func(own, other string) []api.DumpPeer {
 		return append(append(peers(web, webKey, own), peers(bare, "shop/web", own)...), peers(db, dbKey, other)...)
 	}
-	f.Dumps[nodeID("z1/p1")] = api.Dump{Rules: rules(), Peers: boundary(api.ViaZone, "z2/p1")}
-	f.Dumps[nodeID("z2/p1")] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", api.ViaZone)}
+	f.Dumps[nodeID("z1/p1")] = api.Dump{Rules: rules(), Peers: boundary(desired.ZoneLink.String(), "z2/p1")}
+	f.Dumps[nodeID("z2/p1")] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", desired.ZoneLink.String())}
 	return View{Fabric: f}
 }
 

@@ -31,7 +31,7 @@ func (e *UnreadableError) Error() string {
 	return fmt.Sprintf("%q is of domain %q, which may not be read", e.Party, e.Domain)
 }
 
-func partyOf(e verify.Endpoint) api.Party {
+func partyOf(e fabric.Admission) api.Party {
 	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
 }
 
@@ -64,7 +64,7 @@ func (v View) find(text string) ([]api.Party, error) {
 		}
 		return byName(v.Fabric, live, r)
 	}
-	var found []verify.Endpoint
+	var found []fabric.Admission
 	for _, e := range live {
 		if e.Endpoint == text {
 			return []api.Party{partyOf(e)}, nil
@@ -86,7 +86,7 @@ func (v View) find(text string) ([]api.Party, error) {
 	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
 }
 
-func byAddress(g *fabric.Graph, live []verify.Endpoint, a netip.Addr) api.Party {
+func byAddress(g *fabric.Graph, live []fabric.Admission, a netip.Addr) api.Party {
 	for _, e := range live {
 		if e.IPv4 == a || e.IPv6 == a {
 			return partyOf(e)
@@ -104,7 +104,7 @@ func byAddress(g *fabric.Graph, live []verify.Endpoint, a netip.Addr) api.Party 
 	return p
 }
 
-func byName(f verify.Fabric, live []verify.Endpoint, r fabric.Ref) ([]api.Party, error) {
+func byName(f verify.Fabric, live []fabric.Admission, r fabric.Ref) ([]api.Party, error) {
 	var parties []api.Party
 	for _, e := range live {
 		if e.Service == r {

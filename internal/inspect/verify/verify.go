@@ -90,7 +90,7 @@ func Compare(f Fabric) Report {
 		r.Differences = append(r.Differences, Difference{Node: handedOut, Kind: Altered, Entry: "graph", Enforced: err.Error()})
 	}
 	r.Differences = append(r.Differences, elsewhere(f)...)
-	docs, live := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now)
+	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
 	for _, n := range f.Status.Nodes {
 		c := comparison{node: n.ID().String(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]
@@ -99,16 +99,10 @@ func Compare(f Fabric) Report {
 			r.Differences = append(r.Differences, c.found...)
 			continue
 		}
-		var want expected
-		if n.Kind == fabric.KindProcessor {
-			want = processor(n, f.Status, live, docs)
-		} else {
-			want = workload(n, f.Status, live, docs)
-		}
 		for _, p := range dump.Problems {
 			c.add(Broken, "data path", "", p)
 		}
-		c.compare(want, dump)
+		c.compare(expect(n, topology, live, docs), dump)
 		slices.SortFunc(c.found, func(a, b Difference) int {
 			return cmp.Or(strings.Compare(a.Entry, b.Entry), strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.Enforced, b.Enforced))
 		})

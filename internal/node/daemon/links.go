@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/link"
@@ -196,7 +197,7 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, por
 		}
 	}
 	all := map[fabric.NodeID]link.Device{ZonePeer: zone}
-	reached := map[string]bool{} // zones that have a way already
+	topology := desired.SingleProcessor(nodesOf(members))
 	for _, p := range processors(self, members) {
 		d := device(p.ID())
 		if d.ListenPort == 0 {
@@ -204,26 +205,17 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, por
 		}
 		var beyond []netip.Prefix
 		for _, m := range members {
-			switch {
-			case self.Kind == fabric.KindWorkload && m.Zone != self.Zone && m.Kind == fabric.KindWorkload && !reached[m.Zone]:
+			// A workload node reaches all other zones by its own processor, a processor reaches
+			// each zone by that zone's.
+			behind := m.Kind == fabric.KindWorkload && topology.Live(p.ID()) &&
+				(self.Kind == fabric.KindWorkload && m.Zone != self.Zone || self.Kind == fabric.KindProcessor && m.Zone == p.Zone)
+			listens := self.Kind == fabric.KindProcessor && m.ID() == p.ID() // its engine, at its gateway address
+			if behind || listens {
 				beyond = append(beyond, pools(m)...)
-			case self.Kind == fabric.KindProcessor && m.Zone == p.Zone && m.Kind == fabric.KindWorkload && !reached[p.Zone]:
-				beyond = append(beyond, pools(m)...)
-			case self.Kind == fabric.KindProcessor && m.ID() == p.ID():
-				beyond = append(beyond, pools(m)...) // where its engine listens
 			}
 		}
 		d.Peers = appendPeer(nil, self, p, beyond)
 		all[p.ID()] = d
-		if self.Kind == fabric.KindProcessor {
-			reached[p.Zone] = true
-			continue
-		}
-		for _, m := range members {
-			if m.Zone != self.Zone {
-				reached[m.Zone] = true
-			}
-		}
 	}
 	return all
 }

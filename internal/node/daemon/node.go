@@ -135,9 +135,11 @@ func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
 }
 
 // Nodes returns the nodes of the fabric.
-func (n *Node) Nodes() []fabric.Node {
+func (n *Node) Nodes() []fabric.Node { return nodesOf(n.Roster.Members()) }
+
+func nodesOf(members []roster.Member) []fabric.Node {
 	var nodes []fabric.Node
-	for _, m := range n.Roster.Members() {
+	for _, m := range members {
 		nodes = append(nodes, m.Node)
 	}
 	return nodes

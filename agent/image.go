@@ -1,0 +1,226 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric/desired"
+)
+
+// image is the content of the data path's maps.
+type image struct {
+	endpoints map[uint32]bpf.Endpoint // by interface index
+	peers     map[netip.Addr]bpf.Peer
+	externals map[externalKey]bpf.External
+	checks    map[bpf.Check]bool
+	pairs     map[bpf.Pair][]bpf.Rule // canonical
+}
+
+// externalKey is the key of an external in the maps.
+type externalKey struct {
+	Interface uint32
+	Prefix    netip.Prefix
+}
+
+func newImage() image {
+	return image{
+		endpoints: map[uint32]bpf.Endpoint{}, peers: map[netip.Addr]bpf.Peer{}, externals: map[externalKey]bpf.External{},
+		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{},
+	}
+}
+
+// numbers gives keys their node-local numbers.
+type numbers interface {
+	Of(key string) (uint32, error)
+}
+
+// layout is what turns words into the content of maps: numbers of parties and contracts, and
+// indexes of interfaces.
+type layout struct {
+	num      numbers
+	underlay uint32                 // the interface by which externals come
+	own      map[string]uint32      // interfaces of the node's endpoints, by endpoint
+	links    map[desired.Way]uint32 // interfaces of the links that are up
+}
+
+// image returns what the maps must contain. Endpoints behind a link that is not up yet are left out.
+func (l layout) image(w desired.Workload) (image, error) {
+	im := newImage()
+	parties := map[desired.Party]uint32{}
+	number := func(p desired.Party) (n uint32, err error) {
+		n, known := parties[p]
+		if !known {
+			if n, err = l.num.Of(desired.PartyKey{Party: p}.String()); err != nil {
+				return 0, err
+			}
+			parties[p] = n
+		}
+		return n, nil
+	}
+	for _, e := range w.Endpoints {
+		index, up := l.links[e.Way]
+		if e.Way == desired.OwnInterface {
+			index, up = l.own[e.Endpoint]
+		}
+		if !up {
+			continue
+		}
+		n, err := number(e.Party)
+		if err != nil {
+			return im, err
+		}
+		for _, addr := range []netip.Addr{e.IPv4, e.IPv6} {
+			im.peers[addr] = bpf.Peer{Address: addr, Identity: n, Interface: index}
+		}
+		if e.Way != desired.OwnInterface {
+			continue
+		}
+		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6}
+		for _, c := range e.Checks {
+			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
+		}
+	}
+	for prefix, p := range w.Externals {
+		n, err := number(p)
+		if err != nil {
+			return im, err
+		}
+		im.externals[externalKey{l.underlay, prefix}] = bpf.External{Prefix: prefix, Identity: n, Interface: l.underlay}
+	}
+	for _, r := range w.Rules {
+		from, err := number(r.From)
+		if err != nil {
+			return im, err
+		}
+		to, err := number(r.To)
+		if err != nil {
+			return im, err
+		}
+		contract, err := l.num.Of(desired.ContractKey{Contract: r.Contract}.String())
+		if err != nil {
+			return im, err
+		}
+		if r.Audit {
+			contract |= bpf.AuditContract
+		}
+		pair := bpf.Pair{Source: from, Destination: to}
+		for _, rule := range r.Rules {
+			for _, p := range rule.Ports {
+				im.pairs[pair] = append(im.pairs[pair], bpf.Rule{Protocol: uint8(rule.Protocol), From: p.From, To: p.To, Contract: contract})
+			}
+		}
+	}
+	for pair, rules := range im.pairs {
+		im.pairs[pair] = bpf.Canonical(rules)
+	}
+	return im, nil
+}
+
+// readImage reads what the maps hold.
+func readImage(d Datapath) (image, error) {
+	im := newImage()
+	endpoints, err := d.Endpoints()
+	if err != nil {
+		return im, err
+	}
+	for _, ep := range endpoints {
+		im.endpoints[ep.Interface] = ep
+	}
+	peers, err := d.Peers()
+	if err != nil {
+		return im, err
+	}
+	for _, p := range peers {
+		im.peers[p.Address] = p
+	}
+	externals, err := d.Externals()
+	if err != nil {
+		return im, err
+	}
+	for _, x := range externals {
+		im.externals[externalKey{x.Interface, x.Prefix}] = x
+	}
+	checks, err := d.Checks()
+	if err != nil {
+		return im, err
+	}
+	for _, c := range checks {
+		im.checks[c] = true
+	}
+	im.pairs, err = d.Pairs()
+	return im, err
+}
+
+// write turns the maps from have into want and says what it changed. What is
+// no longer allowed goes first. It carries on after an error, because each
+// entry stands alone.
+func write(d Datapath, have, want image) (changes []string, err error) {
+	var errs []error
+	do := func(err error, format string, args ...any) {
+		changes = append(changes, fmt.Sprintf(format, args...))
+		if err != nil {
+			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
+		}
+	}
+	for pair := range have.pairs {
+		if _, stays := want.pairs[pair]; !stays {
+			do(d.ReplacePair(pair, nil), "remove the rules of identities %d to %d", pair.Source, pair.Destination)
+		}
+	}
+	for addr := range have.peers {
+		if _, stays := want.peers[addr]; !stays {
+			do(d.DeletePeer(addr), "remove peer %s", addr)
+		}
+	}
+	for key, x := range have.externals {
+		if _, stays := want.externals[key]; !stays {
+			do(d.DeleteExternal(x), "remove external %s", x.Prefix)
+		}
+	}
+	for index, ep := range have.endpoints {
+		if _, stays := want.endpoints[index]; !stays {
+			do(d.DeleteEndpoint(index), "remove endpoint %s", ep.IPv4)
+		}
+	}
+	for c := range have.checks {
+		_, was := have.endpoints[c.Interface]
+		_, stays := want.endpoints[c.Interface]
+		// With an endpoint its checks have gone; one without an endpoint would
+		// be that of the next interface with this index.
+		if !want.checks[c] && (stays || !was) {
+			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
+		}
+	}
+	for pair, rules := range want.pairs {
+		if !slices.Equal(have.pairs[pair], rules) {
+			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
+		}
+	}
+	for key, x := range want.externals {
+		if have.externals[key] != x {
+			do(d.PutExternal(x), "set external %s", x.Prefix)
+		}
+	}
+	for addr, p := range want.peers {
+		if have.peers[addr] != p {
+			do(d.PutPeer(p), "set peer %s", addr)
+		}
+	}
+	for index, ep := range want.endpoints {
+		if have.endpoints[index] != ep {
+			do(d.PutEndpoint(ep), "set endpoint %s", ep.IPv4)
+		}
+	}
+	for c := range want.checks {
+		if !have.checks[c] {
+			do(d.PutCheck(c), "set the check of port %d at interface %d", c.Port, c.Interface)
+		}
+	}
+	return changes, errors.Join(errs...)
+}
