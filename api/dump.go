@@ -28,7 +28,7 @@ type Dump struct {
 	Node     fabric.NodeID  `json:"node"`
 	Layer    Layer          `json:"layer"`
 	Sequence uint64         `json:"sequence"`      // of the revision that the node enforces
-	Root     fabric.Hash    `json:"root,omitzero"` // likewise
+	Root     fabric.Hash    `json:"root,omitzero"` // of that revision
 	Peers    []DumpPeer     `json:"peers,omitempty"`
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`

@@ -80,7 +80,7 @@ func (c *ExplainCommand) run(ctx context.Context, args []string) error {
 		return fmt.Errorf("explaining the flow: %w", err)
 	}
 	f, err := c.anchor.check(ctx, answer.Signed, answer.Pointer)
-	if err := c.trusted(f, err, answer.Pointer.Sequence); err != nil {
+	if err := c.requireTrusted(f, err, answer.Pointer.Sequence); err != nil {
 		return err
 	}
 	if err := c.outputSigned(f, answer.Pointer.Sequence, struct {

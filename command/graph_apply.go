@@ -74,7 +74,7 @@ func (c *GraphApplyCommand) run(ctx context.Context, args []string) error {
 	var req api.GraphRequest
 	var sources []hcl.Source
 	if plan != nil {
-		if c.change.fromFiles() {
+		if c.change.given() {
 			return usagef("A plan is applied as it is: it takes no variables and no removals.")
 		}
 		req = plan.Apply()

@@ -11,14 +11,14 @@ import (
 	"fmt"
 	"os"
 
-	"golang.org/x/sys/unix"
+	"github.com/mattn/go-isatty"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 )
 
-// graphChange is what the commands that change the graph have in common.
+// graphChange has the options of the commands that change the graph.
 type graphChange struct {
 	variables
 	message          string
@@ -36,8 +36,8 @@ func (c *graphChange) options() []*flag.FlagSet {
 	return []*flag.FlagSet{o, c.variables.options()}
 }
 
-// fromFiles reports whether options were given that a plan does not take.
-func (c *graphChange) fromFiles() bool {
+// given reports whether an option was given that a plan file does not allow.
+func (c *graphChange) given() bool {
 	return len(c.removeDomains)+len(c.removeGuardrails)+len(c.settings)+len(c.paths) > 0
 }
 
@@ -71,8 +71,8 @@ func digest(sources []hcl.Source) fabric.Hash {
 	return fabric.NewObject(files).Hash
 }
 
-// readPlan reads a plan that sif graph plan -out wrote. It returns nil if the file is not a plan: the
-// caller reads it as a graph then, and reports what is wrong with it.
+// readPlan reads a plan that sif graph plan -out wrote. It returns nil if the file is not a plan or
+// cannot be read: the caller reads it as a graph then, which reports its errors.
 func readPlan(path string) (*api.Plan, error) {
 	info, err := os.Stat(path)
 	if err != nil || !info.Mode().IsRegular() {
@@ -113,8 +113,7 @@ func (m *Meta) refused(doing string, err error, sources []hcl.Source) error {
 
 // interactive reports whether standard input is a terminal.
 func interactive() bool {
-	_, err := unix.IoctlGetTermios(int(os.Stdin.Fd()), unix.TCGETS)
-	return err == nil
+	return isatty.IsTerminal(os.Stdin.Fd())
 }
 
 // confirm asks the user whether to go on.

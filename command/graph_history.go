@@ -54,7 +54,7 @@ func (c *GraphHistoryCommand) run(ctx context.Context, _ []string) error {
 		return fmt.Errorf("reading the history: %w", err)
 	}
 	f, err := c.anchor.checkHistory(ctx, history)
-	if err := c.trusted(f, err, history.Pointer.Sequence); err != nil {
+	if err := c.requireTrusted(f, err, history.Pointer.Sequence); err != nil {
 		return err
 	}
 	if len(history.Changes) == 0 && !c.json {

@@ -79,7 +79,7 @@ func (c *GraphShowCommand) run(ctx context.Context, args []string) error {
 		reply.Graph = &fabric.Graph{}
 	}
 	f, err := c.anchor.checkGraph(ctx, client, reply)
-	if err := c.trusted(f, err, reply.Pointer.Sequence); err != nil {
+	if err := c.requireTrusted(f, err, reply.Pointer.Sequence); err != nil {
 		return err
 	}
 	if len(domains) > 0 {

@@ -25,7 +25,7 @@ import (
 // graphCheckTimeout limits how long a job command waits for the controller, which it can do without.
 const graphCheckTimeout = 5 * time.Second
 
-// jobMeta is what the job commands have in common.
+// jobMeta is the common part of the job commands.
 type jobMeta struct {
 	Meta
 	variables variables
@@ -177,7 +177,7 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) error {
 	return m.diagnose(diags)
 }
 
-// workload returns what the scheduler will attest for the allocations of a group.
+// workload returns the properties that the scheduler will attest of the allocations of a group.
 func (j *job) workload(g *nomad.TaskGroup) fabric.Workload {
 	w := fabric.Workload{Namespace: j.namespace, Job: *j.parsed.ID, Group: *g.Name}
 	services := slices.Clone(g.Services)

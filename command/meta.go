@@ -22,9 +22,10 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// subcommand is what the file of a command declares. A runner makes a cli.Command of it: it parses
-// the options, checks the number of arguments, cancels ctx on SIGINT and SIGTERM, and turns the
-// error of run into messages and an exit code. Embedding Meta gives the rest.
+// subcommand is a command as its file declares it. A runner makes a cli.Command of it: the runner parses
+// the options, checks the number of arguments, cancels ctx on SIGINT and SIGTERM, and turns the error of
+// run into messages and an exit code. A subcommand embeds Meta, which has the UI, the client of the
+// controller, the output in JSON, and defaults for the optional methods.
 type subcommand interface {
 	// Synopsis is one line for the list of commands.
 	Synopsis() string
@@ -34,8 +35,8 @@ type subcommand interface {
 	options() []*flag.FlagSet
 	// arguments says what may follow the options.
 	arguments() arguments
-	// run does the work. Messages that are errors of other packages begin with what was being done,
-	// as in "reading the status: ...".
+	// run runs the command with its arguments. Its errors begin with what the command was doing:
+	// "reading the status: ...".
 	run(ctx context.Context, args []string) error
 	// failure is the exit code of an error that is not an exitCode.
 	failure() exitCode
@@ -50,7 +51,7 @@ type arguments struct {
 	predict  complete.Predictor
 }
 
-// Meta is what all commands have in common.
+// Meta is the common part of all commands.
 type Meta struct {
 	UI   cli.Ui
 	name string // without "sif": "graph plan"
@@ -62,11 +63,14 @@ type Meta struct {
 
 func (m *Meta) init(ui cli.Ui, name string) { m.UI, m.name = ui, name }
 
-// The defaults of a command that declares nothing else.
+// Defaults: a command without options and arguments that fails with exit code 1.
+
 func (m *Meta) options() []*flag.FlagSet { return nil }
+
 func (m *Meta) arguments() arguments {
 	return arguments{words: "no arguments", predict: complete.PredictNothing}
 }
+
 func (m *Meta) failure() exitCode { return 1 }
 
 // generalOptions says where the controller is and who calls it.
@@ -245,7 +249,7 @@ func readSource(ctx context.Context, name string) (hcl.Source, error) {
 		read <- result{data, err}
 	}()
 	select {
-	case <-ctx.Done(): // a read of a terminal cannot be interrupted: leave it
+	case <-ctx.Done(): // a read of a terminal cannot be cancelled: it is left behind
 		return hcl.Source{}, ctx.Err()
 	case r := <-read:
 		return hcl.Source{Name: "<stdin>", Data: r.data}, r.err

@@ -43,7 +43,7 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// What a shell offers for the value of an option follows from the name of the value.
+// A shell completes the value of an option by the name of the value.
 func TestCompletionOfValues(t *testing.T) {
 	c, err := commands(cli.NewMockUi())["matrix"]()
 	must.NoError(t, err)

@@ -168,9 +168,9 @@ func (a *anchor) checkGraph(ctx context.Context, client *api.Client, reply api.G
 	return f.Refuse(fmt.Errorf("the history has no revision %d", reply.Change.Sequence)), nil
 }
 
-// trusted returns an error unless what a finding is about may be shown. err is the error of the check
-// that made the finding.
-func (m *Meta) trusted(f signature.Finding, err error, sequence uint64) error {
+// requireTrusted reports a refused signature, and returns an error then. err is the error of the check
+// itself.
+func (m *Meta) requireTrusted(f signature.Finding, err error, sequence uint64) error {
 	if err != nil {
 		return fmt.Errorf("checking the signature: %w", err)
 	}
@@ -181,8 +181,8 @@ func (m *Meta) trusted(f signature.Finding, err error, sequence uint64) error {
 	return nil
 }
 
-// outputSigned is output for a result whose signature was checked. v contains the finding; people are
-// told it after the result.
+// outputSigned is output for a result whose signature was checked. v contains the finding; for people,
+// it follows the result.
 func (m *Meta) outputSigned(f signature.Finding, sequence uint64, v any, text func() string) error {
 	err := m.output(v, text)
 	if !m.json {

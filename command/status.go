@@ -96,7 +96,7 @@ func statusProblems(s api.Status, now time.Time) []string {
 		if n.Sequence != s.Pointer.Sequence {
 			report(id, "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
 		} else if n.Root != s.Pointer.Root {
-			report(id, "it enforces another revision %d, with root %.12s", n.Sequence, n.Root)
+			report(id, "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
 		}
 		if expired(n.CertificateExpires, now) {
 			report(id, "its certificate has expired")

@@ -155,16 +155,16 @@ func TestStatusShowsFlowsOfAuditMode(t *testing.T) {
 
 func TestStatusDegraded(t *testing.T) {
 	for want, spoil := range map[string]func(*api.Status){
-		"aws1/w1: it enforces revision 6, not 7":                           func(s *api.Status) { s.Nodes[0].Sequence = 6 },
-		"aws1/w1: it enforces another revision 7, with root 010000000000":  func(s *api.Status) { s.Nodes[0].Root[0] = 1 },
-		"aws1/w2: it has not reported since the controller started":        func(s *api.Status) { s.Nodes[1] = api.NodeStatus{Zone: "aws1", Node: "w2"} },
-		"aws1/w1: it has not reported for 1m":                              func(s *api.Status) { s.Nodes[0].Reported = time.Now().Add(-time.Minute) },
-		"aws1/w1: revision: bad signature":                                 func(s *api.Status) { s.Nodes[0].Degraded = []string{"revision: bad signature"} },
-		"aws1/w2: its certificate has expired":                             func(s *api.Status) { s.Nodes[1].CertificateExpires = time.Now() },
-		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1": func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
-		"endpoint bbbbbbbb of shop/db is not in force":                     func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
-		"the admission of endpoint aaaaaaaa of shop/web has expired":       func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
-		"controller: Vault is sealed":                                      func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
+		"aws1/w1: it enforces revision 6, not 7":                            func(s *api.Status) { s.Nodes[0].Sequence = 6 },
+		"aws1/w1: it enforces a revision 7 with another root, 010000000000": func(s *api.Status) { s.Nodes[0].Root[0] = 1 },
+		"aws1/w2: it has not reported since the controller started":         func(s *api.Status) { s.Nodes[1] = api.NodeStatus{Zone: "aws1", Node: "w2"} },
+		"aws1/w1: it has not reported for 1m":                               func(s *api.Status) { s.Nodes[0].Reported = time.Now().Add(-time.Minute) },
+		"aws1/w1: revision: bad signature":                                  func(s *api.Status) { s.Nodes[0].Degraded = []string{"revision: bad signature"} },
+		"aws1/w2: its certificate has expired":                              func(s *api.Status) { s.Nodes[1].CertificateExpires = time.Now() },
+		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1":  func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
+		"endpoint bbbbbbbb of shop/db is not in force":                      func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
+		"the admission of endpoint aaaaaaaa of shop/web has expired":        func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
+		"controller: Vault is sealed":                                       func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
 	} {
 		t.Run(want, func(t *testing.T) {
 			status, _ := healthyFabric()
