@@ -22,20 +22,20 @@ const (
 	pluginTimeout = "20s"
 )
 
-// pluginName is the plugin as it is shipped; libexecPlugin is where packages
-// put it.
+// pluginName is the plugin's file beside the sif binary, and libexecPlugin the path at which packages
+// install it.
 const (
 	pluginName    = "sif-cni"
 	libexecPlugin = "/usr/libexec/sif/sif-cni"
 )
 
-// installCNI puts the CNI plugin and the network configuration where the
-// node's Nomad client looks for them, and leaves alone what is as it should be.
-// The plugin calls the agent at socket.
+// installCNI installs the CNI plugin and the network configuration in the directories of the node's
+// Nomad client. It does not write files that are up to date. socket is the path at which the plugin
+// calls the agent.
 func installCNI(pluginDir, configDir, socket string) error {
 	executable, err := os.Executable()
 	if err != nil {
-		return fmt.Errorf("install the CNI plugin: find the running program: %w", err)
+		return fmt.Errorf("install the CNI plugin: find the path of this program: %w", err)
 	}
 	candidates := []string{filepath.Join(filepath.Dir(executable), pluginName), libexecPlugin}
 	return installCNIFrom(candidates, pluginDir, configDir, socket)
@@ -50,7 +50,7 @@ func installCNIFrom(candidates []string, pluginDir, configDir, socket string) er
 	if err != nil {
 		return fmt.Errorf("install the CNI plugin: %w", err)
 	}
-	// The configuration last: Nomad offers the network as soon as it is there.
+	// The configuration comes last because Nomad uses the network as soon as it exists.
 	if err := installFile(filepath.Join(pluginDir, cniPlugin), plugin, 0o755); err != nil {
 		return fmt.Errorf("install the CNI plugin: %w", err)
 	}
@@ -60,8 +60,8 @@ func installCNIFrom(candidates []string, pluginDir, configDir, socket string) er
 	return nil
 }
 
-// uninstallCNI takes both away again; Nomad then places nothing that needs the
-// fabric on this node. Directories stay.
+// uninstallCNI removes both files, after which Nomad places no workload of the fabric on this node.
+// It does not remove directories.
 func uninstallCNI(pluginDir, configDir string) error {
 	var errs []error
 	for _, path := range []string{filepath.Join(configDir, cniConfigFile), filepath.Join(pluginDir, cniPlugin)} {
@@ -72,8 +72,8 @@ func uninstallCNI(pluginDir, configDir string) error {
 	return errors.Join(errs...)
 }
 
-// cniConfig returns the network configuration list. There is no loopback
-// plugin in it, since a node need not have one: the agent brings "lo" up.
+// cniConfig returns the network configuration list. It has no loopback plugin, which may not be
+// installed on the node: the agent brings "lo" up.
 func cniConfig(socket string) ([]byte, error) {
 	type plugin struct {
 		Type         string          `json:"type"`
@@ -99,11 +99,10 @@ func readFirst(candidates []string) ([]byte, error) {
 			return data, err
 		}
 	}
-	return nil, fmt.Errorf("found at none of %q", candidates)
+	return nil, fmt.Errorf("found at none of %q: install sif-cni beside the sif binary", candidates)
 }
 
-// installFile makes the file at path be data, executable by all if perm says
-// so, and does not touch it if it is already.
+// installFile writes the file unless it has this content and mode already.
 func installFile(path string, data []byte, perm fs.FileMode) error {
 	info, err := os.Stat(path)
 	if err == nil && info.Mode().Perm() == perm && info.Size() == int64(len(data)) {

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// The CNI plugin of the fabric. Nomad runs it for each allocation in network
-// mode cni/sif; it hands the call to the agent of the node and prints what
-// that answers. All it does is in package plugin.
+// Command sif-cni is the CNI plugin of the fabric. Nomad runs it for each allocation in network mode
+// cni/sif. It passes the call to the node's agent and prints the agent's answer. The code is in
+// package plugin.
 package main
 
 import (
@@ -14,7 +14,6 @@ import (
 )
 
 func main() {
-	// Nomad's fingerprint runs the plugin without any argument and parses this
-	// line.
+	// For its fingerprint Nomad runs the plugin without arguments and parses this line.
 	skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions(), "CNI sif plugin v"+version.Version)
 }

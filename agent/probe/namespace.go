@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package probe finds out what the network really does between two endpoints:
-// it sends single packets from within the namespace of one and watches for
-// them in the namespace of the other, so that nobody need listen and silence
-// can be told from loss. It knows namespaces, interfaces and packets; what
-// should pass, and whom to ask, its caller knows.
+// Package probe measures what the network does between two endpoints: it sends single packets from
+// the namespace of one and captures them in the namespace of the other. So the workload need not
+// listen, and a silent workload can be told from a lost packet. It knows namespaces, interfaces and
+// packets. It does not know which packets should pass.
 package probe
 
 import (
@@ -27,21 +26,20 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// ErrNoNamespace says that no process and no mount has the namespace at the
-// other end of an interface, though the interface exists.
-var ErrNoNamespace = errors.New("the network namespace of the workload is not found")
+// ErrNoNamespace says that neither a process nor a mount refers to the namespace at the other end of
+// an interface, although the interface exists.
+var ErrNoNamespace = errors.New("cannot find the network namespace of the workload")
 
-// Finder finds the namespace at the other end of a veth pair, from nothing but
-// the name of this end. It keeps no namespace alive: it remembers only where
-// it found one. The zero Finder is ready, and safe for concurrent use.
+// Finder finds the namespace at the other end of a veth pair by the name of this end. It caches the
+// paths of namespaces, which does not keep them alive. The zero Finder is ready to use. It is safe
+// for concurrent use.
 type Finder struct {
 	mu    sync.Mutex
 	paths map[string]string // by interface
 }
 
-// Find opens the namespace at the other end of hostIf, an interface in the
-// network namespace of this process. The caller closes it soon: an open one
-// keeps the namespace alive after its workload.
+// Find opens the namespace at the other end of hostIf, an interface in the network namespace of this
+// process. The caller must close it soon, because an open namespace stays alive after its workload.
 func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 	link, err := netlinksafe.LinkByName(hostIf)
 	if err != nil {
@@ -73,8 +71,8 @@ func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 	return space, nil
 }
 
-// search looks for the namespace that this one knows as id among those that
-// are mounted somewhere and those of all processes.
+// search looks for the namespace that has the ID id in this one among mounted namespaces and those of
+// all processes.
 func search(id int) (ns.NetNS, string, error) {
 	seen := map[uint64]bool{}
 	for _, list := range []func() []string{mounted, byProcess} {
@@ -92,7 +90,7 @@ func search(id int) (ns.NetNS, string, error) {
 	return nil, "", ErrNoNamespace
 }
 
-// openIf opens the namespace at path if this one knows it as id.
+// openIf opens the namespace at path if its ID in this one is id, and returns nil otherwise.
 func openIf(path string, id int) ns.NetNS {
 	space, err := ns.GetNS(path)
 	if err != nil {
@@ -105,8 +103,8 @@ func openIf(path string, id int) ns.NetNS {
 	return space
 }
 
-// mounted lists where namespaces are mounted: Nomad mounts those of its
-// allocations, docker those of its containers.
+// mounted lists the mount points of namespaces. Nomad mounts those of its allocations, Docker those
+// of its containers.
 func mounted() []string {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -129,8 +127,8 @@ func byProcess() []string {
 	return paths
 }
 
-// Listening reports whether anything listens at an address and port in the
-// namespace, on the address itself or on all.
+// Listening reports whether a socket in the namespace listens at an address and port, on the address
+// itself or on all addresses.
 func Listening(namespace ns.NetNS, at netip.AddrPort, protocol fabric.Protocol) (bool, error) {
 	found := false
 	err := namespace.Do(func(ns.NetNS) error {
@@ -141,7 +139,7 @@ func Listening(namespace ns.NetNS, at netip.AddrPort, protocol fabric.Protocol) 
 				continue // a kernel without IPv6
 			}
 			if err != nil {
-				return fmt.Errorf("read the sockets of the workload: %w", err)
+				return fmt.Errorf("list the sockets of the workload: %w", err)
 			}
 			found = found || listens(string(content), at, protocol)
 		}

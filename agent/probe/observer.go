@@ -19,32 +19,30 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// idle is how long an observer that nobody needs goes on: the next probes to
-// the same endpoint mostly follow soon. It is short, since its socket keeps
-// the namespace alive.
+// idle is how long an unused observer stays open, because more probes to the same endpoint often
+// follow. It is short because the observer's socket keeps the namespace alive.
 const idle = 3 * time.Second
 
-// Observation is a probe that arrived.
+// Observation is a captured probe.
 type Observation struct {
 	Src, Dst netip.AddrPort
 	Protocol fabric.Protocol
 	At       time.Time
 }
 
-// Observers watches for probes, with one socket per endpoint however many are
-// expected there. The zero Observers is ready, and safe for concurrent use.
+// Observers captures probes with one socket per endpoint, however many probes are expected there. The
+// zero Observers is ready to use. It is safe for concurrent use.
 type Observers struct {
 	mu   sync.Mutex
 	open map[string]*observer // by key
 }
 
-// Expect watches interface ifName of a namespace for a probe to dst with the
-// nonce. When it returns, no packet is missed any more. The channel gets the
-// first such packet; it is closed without one if the interface goes away. The
-// caller calls cancel when it has what it wants or waited long enough.
+// Expect captures a probe to dst with the nonce on interface ifName of a namespace. Packets that
+// arrive after it returns are not missed. The channel receives the first such packet; it is closed
+// without one if the interface is removed. The caller must call cancel when it no longer waits.
 //
-// key names the endpoint; namespace is called, and its result closed, if it is
-// not being watched yet.
+// key names the endpoint. If the endpoint has no observer yet, Expect calls namespace to open its
+// namespace, and closes it.
 func (o *Observers) Expect(key string, namespace func() (ns.NetNS, error), ifName string, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (seen <-chan Observation, cancel func(), err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -68,7 +66,7 @@ func (o *Observers) Expect(key string, namespace func() (ns.NetNS, error), ifNam
 	return c, sync.OnceFunc(func() { o.release(key, ob, e) }), nil
 }
 
-// Close stops all observers.
+// Close closes all observers.
 func (o *Observers) Close() {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -94,7 +92,7 @@ func (o *Observers) release(key string, ob *observer, e expectation) {
 	})
 }
 
-// observer is the socket in one endpoint's namespace. Observers.mu guards it.
+// observer is the socket in an endpoint's namespace. Observers.mu guards it.
 type observer struct {
 	socket  *os.File
 	waiting map[expectation]chan Observation
@@ -129,8 +127,7 @@ func (o *Observers) start(key string, namespace func() (ns.NetNS, error), ifName
 	return ob, nil
 }
 
-// watch hands out what arrives until the socket is closed or its interface
-// gone.
+// watch delivers probes until the socket is closed or its interface is removed.
 func (o *Observers) watch(key string, ob *observer) {
 	raw, err := ob.socket.SyscallConn()
 	buffer := make([]byte, 512) // a probe is far shorter
@@ -155,7 +152,7 @@ func (o *Observers) watch(key string, ob *observer) {
 			if c := ob.waiting[e]; c != nil {
 				select {
 				case c <- Observation{p.src, p.dst, p.protocol, time.Now()}:
-				default: // seen before
+				default: // not the first
 				}
 			}
 			o.mu.Unlock()
@@ -173,14 +170,14 @@ func (o *Observers) watch(key string, ob *observer) {
 	}
 }
 
-// listenPackets opens a packet socket (packet(7)) on an interface of the
-// current namespace that gets nothing but probes.
+// listenPackets opens a packet socket (packet(7)) on an interface of the current namespace that
+// receives only probes.
 func listenPackets(ifName string) (*os.File, error) {
 	device, err := net.InterfaceByName(ifName)
 	if err != nil {
 		return nil, fmt.Errorf("find interface %s of the workload: %w", ifName, err)
 	}
-	// Without a protocol it receives nothing until it is bound.
+	// With protocol 0 the socket receives nothing until it is bound.
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open a packet socket: %w", err)
@@ -192,8 +189,7 @@ func listenPackets(ifName string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "probes on "+ifName), nil
 }
 
-// receiveBuffer is the room for probes that have arrived and are not read yet,
-// in bytes: thousands of them.
+// receiveBuffer is the size of the socket's receive buffer in bytes, enough for thousands of probes.
 const receiveBuffer = 8 << 20
 
 func configure(fd, index int) error {
@@ -203,10 +199,10 @@ func configure(fd, index int) error {
 	}
 	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
 	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		return fmt.Errorf("attach the filter of probes: %w", err)
+		return fmt.Errorf("attach the socket filter: %w", err)
 	}
-	// A whole matrix may send its probes at once; those that find no room are
-	// lost and taken for dropped ones.
+	// A matrix may send all its probes at once. One that does not fit into the buffer would be
+	// reported as dropped by the fabric.
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
 		return fmt.Errorf("enlarge the buffer of the packet socket: %w", err)
 	}
@@ -217,20 +213,20 @@ func configure(fd, index int) error {
 	return nil
 }
 
-// probeFilter lets through what has the magic where probes have it. A load
-// beyond the end of a packet rejects it, so the nearest place comes first.
+// probeFilter accepts packets that have the magic at an offset where probes have it. A load beyond
+// the end of a packet rejects it, so the offsets are in ascending order.
 func probeFilter() ([]unix.SockFilter, error) {
 	var program []bpf.Instruction
 	places := []uint32{ipv4Length + udpLength, ipv4Length + tcpLength, ipv6Length + udpLength, ipv6Length + tcpLength}
 	start := uint32(magic[0])<<24 | uint32(magic[1])<<16 | uint32(magic[2])<<8 | uint32(magic[3])
 	for i, at := range places {
-		accept := uint8(2*(len(places)-i) - 1) // to the instruction after the next
+		accept := uint8(2*(len(places)-i) - 1) // to the last instruction, which accepts
 		program = append(program, bpf.LoadAbsolute{Off: at, Size: 4}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: start, SkipTrue: accept})
 	}
 	program = append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 512})
 	raw, err := bpf.Assemble(program)
 	if err != nil {
-		return nil, fmt.Errorf("assemble the filter of probes: %w", err)
+		return nil, fmt.Errorf("assemble the socket filter: %w", err)
 	}
 	filter := make([]unix.SockFilter, len(raw))
 	for i, r := range raw {

@@ -11,8 +11,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// magic begins the payload of every probe; the nonce follows it. Its first
-// four bytes are what the observer's socket filters by.
+// magic is the start of a probe's payload, before the nonce. The observer's socket filter compares
+// its first four bytes.
 const magic = "SIFprobe"
 
 const payloadLength = len(magic) + 8
@@ -26,15 +26,14 @@ const (
 	flagSYN    = 0x02
 )
 
-// packet is a probe, as it is sent and as it is seen.
+// packet is a probe.
 type packet struct {
 	src, dst netip.AddrPort
 	protocol fabric.Protocol
 	nonce    uint64
 }
 
-// marshal returns the IP packet: UDP, or a TCP segment that opens a
-// connection, with the nonce as payload.
+// marshal returns the IP packet with the nonce as its payload: UDP or a TCP SYN.
 func (p packet) marshal() []byte {
 	header := udpLength
 	if p.protocol == fabric.TCP {
@@ -46,7 +45,7 @@ func (p packet) marshal() []byte {
 	checksumAt := 6
 	if p.protocol == fabric.TCP {
 		checksumAt = 16
-		binary.BigEndian.PutUint32(segment[4:], uint32(p.nonce)) // sequence number: any
+		binary.BigEndian.PutUint32(segment[4:], uint32(p.nonce)) // any sequence number
 		segment[12] = tcpLength / 4 << 4
 		segment[13] = flagSYN
 		binary.BigEndian.PutUint16(segment[14:], 65535)
@@ -60,7 +59,7 @@ func (p packet) marshal() []byte {
 	sum = sum16(sum+uint32(p.protocol)+uint32(len(segment)), segment)
 	c := ^uint16(sum)
 	if c == 0 {
-		c = 0xffff // 0 means "none" to UDP
+		c = 0xffff // in UDP 0 means "no checksum"
 	}
 	binary.BigEndian.PutUint16(segment[checksumAt:], c)
 	return append(p.ipHeader(len(segment)), segment...)
@@ -101,7 +100,7 @@ func sum16(sum uint32, data []byte) uint32 {
 	return sum
 }
 
-// parse reads a probe from an IP packet, and reports whether it is one.
+// parse parses an IP packet and reports whether it is a probe.
 func parse(b []byte) (packet, bool) {
 	var p packet
 	var next []byte
@@ -142,14 +141,14 @@ func parse(b []byte) (packet, bool) {
 	return p, true
 }
 
-// check reports what cannot be sent.
+// check returns an error if the packet cannot be sent.
 func (p packet) check() error {
 	a, b := p.src.Addr(), p.dst.Addr()
 	if !a.IsValid() || !b.IsValid() || a.Is4() != b.Is4() || a.Is4In6() || b.Is4In6() {
-		return fmt.Errorf("probe from %s to %s: the addresses are not of one IP version", p.src, p.dst)
+		return fmt.Errorf("probe from %s to %s: the addresses must be of the same IP version", p.src, p.dst)
 	}
 	if p.protocol != fabric.TCP && p.protocol != fabric.UDP {
-		return fmt.Errorf("probe from %s to %s: protocol %s is neither tcp nor udp", p.src, p.dst, p.protocol)
+		return fmt.Errorf("probe from %s to %s: protocol %s must be tcp or udp", p.src, p.dst, p.protocol)
 	}
 	return nil
 }

@@ -29,7 +29,7 @@ func TestPacketRoundTrip(t *testing.T) {
 		}
 		for n := range b {
 			if _, ok := parse(b[:n]); ok {
-				t.Fatalf("a packet cut to %d of %d bytes passes for a probe", n, len(b))
+				t.Fatalf("a packet truncated to %d of %d bytes is parsed as a probe", n, len(b))
 			}
 		}
 	})
@@ -44,7 +44,7 @@ func FuzzParse(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if p, ok := parse(b); ok && p.check() != nil && !p.src.Addr().Is4In6() && !p.dst.Addr().Is4In6() {
-			t.Fatalf("a probe that cannot be sent: %v", p)
+			t.Fatalf("parsed a probe that cannot be sent: %v", p)
 		}
 	})
 }

@@ -111,7 +111,7 @@ func TestSendAndObserve(t *testing.T) {
 	s := newSite(t)
 	s.run(s.node, "nft", "add table inet t; add chain inet t f { type filter hook forward priority 0; }; "+
 		"add rule inet t f tcp dport 81 drop; add rule inet t f udp dport 81 drop; add rule inet t f ct state invalid drop")
-	// A wrong checksum would be invalid to connection tracking.
+	// With this setting connection tracking marks packets with a wrong checksum as invalid.
 	s.run(s.node, "sysctl", "-qw", "net.netfilter.nf_conntrack_checksum=1")
 	nonce := uint64(1)
 	for _, protocol := range []fabric.Protocol{fabric.TCP, fabric.UDP} {
@@ -122,7 +122,7 @@ func TestSendAndObserve(t *testing.T) {
 			must.False(t, s.probe(src, dst+":81", protocol, nonce), must.Sprintf("%s to %s over %s", src, dst, protocol))
 		}
 	}
-	// What the sender itself may not send is not seen, and no error.
+	// A packet that the sender's own filter drops is not seen, and is not an error.
 	s.run(s.a, "nft", "add table inet t; add chain inet t o { type filter hook output priority 0; policy drop; }")
 	must.False(t, s.probe(a4, b4+":80", fabric.UDP, 100))
 	must.Error(t, Send(s.a, netip.MustParseAddrPort(a4+":1"), netip.MustParseAddrPort("["+b6+"]:1"), fabric.UDP, 1))
@@ -155,7 +155,7 @@ func TestManyProbesAtOnce(t *testing.T) {
 		t.Error("missed", m)
 	}
 	must.Eq(t, 1, s.open())
-	// When nobody needs it any more, the socket goes.
+	// An unused observer is closed.
 	deadline := time.Now().Add(idle + 5*time.Second)
 	for s.open() > 0 {
 		must.True(t, time.Now().Before(deadline))
@@ -177,7 +177,7 @@ func TestObserverEndsWithInterface(t *testing.T) {
 	case _, ok := <-seen:
 		must.False(t, ok)
 	case <-time.After(5 * time.Second):
-		t.Fatal("the observer goes on without its interface")
+		t.Fatal("the observer did not end with its interface")
 	}
 	_, _, err = s.observers.Expect("b", namespace, "eth0", to, fabric.TCP, 2)
 	must.ErrorContains(t, err, "eth0")
@@ -204,7 +204,7 @@ func TestFinder(t *testing.T) {
 		must.NoError(t, err2)
 		return ino, err
 	}
-	for range 2 { // by search, and by memory
+	for range 2 { // first by search, then from the cache
 		got, err := find("sifb")
 		must.NoError(t, err)
 		must.Eq(t, inode(s.b.Path()), got)
@@ -215,7 +215,7 @@ func TestFinder(t *testing.T) {
 	_, err := find("sifc")
 	must.ErrorContains(t, err, "sifc")
 
-	// A namespace that only a process has.
+	// A namespace that is not mounted.
 	sleeper := exec.Command("unshare", "--net", "sleep", "60")
 	must.NoError(t, sleeper.Start())
 	defer func() { sleeper.Process.Kill(); sleeper.Wait() }()

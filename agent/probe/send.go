@@ -19,13 +19,11 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Send sends one packet with the nonce from within the namespace, the way that
-// the namespace's own routes lead: UDP, or a TCP SYN. Nothing is said of
-// whether it arrives. A zero source port is replaced by one of the ephemeral
-// ports at random, so that each probe is a new flow.
+// Send sends one packet with the nonce from the namespace, by the namespace's routes: UDP or a TCP
+// SYN. It does not know whether the packet arrives. If the source port is zero, it chooses a random
+// ephemeral port, so that each probe is a new flow.
 //
-// A packet that a route or filter of the sender refuses is no error: it is
-// sent, and will not be seen.
+// It is not an error that a route or a filter of the sender rejects the packet.
 func Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
 	if src.Port() == 0 {
 		src = netip.AddrPortFrom(src.Addr(), uint16(32768+rand.IntN(28000)))
@@ -44,8 +42,8 @@ func Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol,
 	return nil
 }
 
-// sendRaw sends on a socket of IPPROTO_RAW, which takes packets with their IP
-// header (raw(7)).
+// sendRaw sends on a socket of IPPROTO_RAW, to which packets are written with their IP header
+// (raw(7)).
 func sendRaw(p packet) error {
 	family, to := unix.AF_INET, unix.Sockaddr(nil)
 	if p.dst.Addr().Is6() {
@@ -61,12 +59,10 @@ func sendRaw(p packet) error {
 	return unix.Sendto(fd, p.marshal(), 0, to)
 }
 
-// Request opens a flow from within the namespace and completes a request. TCP:
-// it connects, asks for "GET /health" in HTTP/1.0 and waits for the first
-// byte; UDP: it sends a packet and waits for an answer. An error says that no
-// flow came about. answered says whether the responder had anything to say: a
-// TCP service that does not speak HTTP may accept the flow and keep silent.
-// The context bounds it.
+// Request opens a flow from the namespace and makes a request. With TCP it connects, sends "GET
+// /health" in HTTP/1.0 and waits for the first byte; with UDP it sends a packet and waits for an
+// answer. An error means that there was no flow. answered reports whether the responder answered: a
+// TCP service that does not speak HTTP may accept the connection and stay silent. ctx limits the time.
 func Request(ctx context.Context, namespace ns.NetNS, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (answered bool, err error) {
 	var conn net.Conn
 	err = namespace.Do(func(ns.NetNS) error {
@@ -91,7 +87,7 @@ func Request(ctx context.Context, namespace ns.NetNS, dst netip.AddrPort, protoc
 	case err == nil, errors.Is(err, io.EOF):
 		return true, nil
 	case protocol == fabric.TCP && ctx.Err() != nil:
-		return false, nil // connected, and silent
+		return false, nil // connected, but no answer
 	}
 	if ctx.Err() != nil {
 		err = ctx.Err()

@@ -13,15 +13,14 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// States of a socket in /proc/net (include/net/tcp_states.h): a UDP socket
-// without a peer is "closed".
+// States of a socket in /proc/net (include/net/tcp_states.h). The state of a UDP socket without a
+// peer is "closed".
 const (
 	stateListen = "0A"
 	stateClosed = "07"
 )
 
-// listens reports whether a table of /proc/net has a socket that takes what
-// comes for at.
+// listens reports whether a table of /proc/net has a socket that receives packets to at.
 func listens(table string, at netip.AddrPort, protocol fabric.Protocol) bool {
 	want := stateListen
 	if protocol == fabric.UDP {
@@ -37,7 +36,7 @@ func listens(table string, at netip.AddrPort, protocol fabric.Protocol) bool {
 			continue
 		}
 		address := local.Addr()
-		// A socket on all IPv6 addresses takes IPv4 as well.
+		// A socket on all IPv6 addresses also receives IPv4.
 		everywhere := address.IsUnspecified() && (address.Is6() || at.Addr().Is4())
 		if everywhere || address.Unmap() == at.Addr() {
 			return true
@@ -46,7 +45,7 @@ func listens(table string, at netip.AddrPort, protocol fabric.Protocol) bool {
 	return false
 }
 
-// parseLocal reads "0100007F:1F90": 32-bit words in the machine's byte order,
+// parseLocal parses a local address such as "0100007F:1F90": 32-bit words in the machine's byte order
 // and a port.
 func parseLocal(s string) (netip.AddrPort, bool) {
 	host, port, ok := strings.Cut(s, ":")

@@ -8,14 +8,13 @@ import (
 	"strings"
 )
 
-// argAllocation is the argument by which Nomad names the allocation. A job
-// cannot set arguments of that prefix.
+// argAllocation is the argument that names the allocation. Nomad does not let a job set arguments
+// with its prefix.
 const argAllocation = "NOMAD_ALLOC_ID"
 
-// allocationID returns the allocation that CNI_ARGS ("K=V;K=V") names, or ""
-// if it names none. Other arguments are no business of ours: whatever they
-// say, identity comes from the scheduler. An argument string that could be
-// read in two ways is refused.
+// allocationID returns the allocation that CNI_ARGS ("K=V;K=V") names, or "" if it names none. It
+// ignores other arguments, because a workload's identity comes from the scheduler alone, and rejects
+// ambiguous ones.
 func allocationID(args string) (string, error) {
 	id := ""
 	for pair := range strings.SplitSeq(args, ";") {

@@ -45,11 +45,11 @@ func FuzzAllocationID(f *testing.F) {
 		}
 		switch {
 		case err != nil && id != "":
-			t.Fatalf("an error and the ID %q", id)
+			t.Fatalf("both an error and the ID %q", id)
 		case err == nil && (id != "") != (named == 1):
-			t.Fatalf("ID %q though the allocation is named %d times", id, named)
+			t.Fatalf("ID %q, but the allocation is named %d times", id, named)
 		case strings.Contains(id, ";"):
-			t.Fatalf("ID %q reaches beyond its argument", id)
+			t.Fatalf("ID %q contains more than one argument", id)
 		}
 	})
 }

@@ -9,9 +9,8 @@ import (
 	current "github.com/containernetworking/cni/pkg/types/100"
 )
 
-// chain adds ours to the result of the plugins that ran before, as the
-// specification asks of every plugin of a list: nothing of theirs is lost, and
-// the indexes of our interfaces move behind theirs.
+// chain appends our result to that of the plugins that ran before, as the specification requires of
+// every plugin in a list. The indexes of our interfaces follow theirs.
 func chain(previous, ours *current.Result) *current.Result {
 	offset := len(previous.Interfaces)
 	merged := &current.Result{

@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package plugin is what the CNI plugin does: it turns a call of the runtime
-// into a call of the node's agent, with the workload's namespace as an open
-// descriptor, and the agent's answer into a CNI result. It is bound in time,
-// since Nomad serialises all networks of a client behind it, and it keeps no
-// state. It decides nothing: who a workload is, the agent finds out.
+// Package plugin implements the CNI plugin: it turns a call of the runtime into a call of the node's
+// agent, with the workload's namespace as an open descriptor, and the agent's answer into a CNI
+// result. It limits its own time, because Nomad runs one plugin at a time on a client. It has no
+// state and makes no decisions: the agent finds out who a workload is.
 package plugin
 
 import (
@@ -26,31 +25,31 @@ import (
 )
 
 const (
-	// defaultTimeout bounds a call when the configuration does not.
+	// defaultTimeout limits a call if the configuration has no timeout.
 	defaultTimeout = 20 * time.Second
-	// patience is how long ADD and CHECK wait for an agent that is just being
-	// restarted.
-	patience = 5 * time.Second
-	retry    = 200 * time.Millisecond
+	// patience is how long ADD and CHECK wait for an agent that is restarting, and retryInterval
+	// how often they try to reach it.
+	patience      = 5 * time.Second
+	retryInterval = 200 * time.Millisecond
 )
 
 // Config is the plugin's entry of a network configuration list.
 type Config struct {
 	types.PluginConf
 	Socket        string  `json:"socket"`            // where the agent listens
-	Timeout       string  `json:"timeout,omitempty"` // of a call, as time.ParseDuration reads it
+	Timeout       string  `json:"timeout,omitempty"` // of a call, in the format of time.ParseDuration
 	RuntimeConfig Runtime `json:"runtimeConfig,omitzero"`
 }
 
-// Runtime is what the runtime adds for the capabilities of the plugin.
+// Runtime is what the runtime passes for the plugin's capabilities.
 type Runtime struct {
 	PortMappings []cnicall.PortMapping `json:"portMappings,omitempty"`
 }
 
-// Versions are the versions of the CNI specification that the plugin speaks.
+// Versions returns the supported versions of the CNI specification.
 func Versions() version.PluginInfo { return version.PluginSupports("1.0.0", "1.1.0") }
 
-// Funcs are the plugin's commands.
+// Funcs returns the plugin's commands.
 func Funcs() skel.CNIFuncs {
 	return skel.CNIFuncs{Add: add, Del: del, Check: check, GC: collect, Status: status}
 }
@@ -75,7 +74,7 @@ func add(args *skel.CmdArgs) error {
 	if result == nil {
 		return types.NewError(types.ErrInternal, "the sif agent answered ADD without a result", "")
 	}
-	// The agent knows the namespace by a descriptor; the path is the runtime's.
+	// The agent knows only the namespace's descriptor, not the path by which the runtime knows it.
 	for _, i := range result.Interfaces {
 		if i.Sandbox != "" {
 			i.Sandbox = args.Netns
@@ -100,9 +99,8 @@ func check(args *skel.CmdArgs) error {
 	return err
 }
 
-// del succeeds when the agent cannot be reached: Nomad does not repeat a
-// failed DEL, the interface goes with its namespace, and the agent finds
-// attachments without an interface by itself.
+// del succeeds if the agent cannot be reached: Nomad does not repeat a failed DEL, the kernel removes
+// the interface with its namespace, and the agent later removes attachments without an interface.
 func del(args *skel.CmdArgs) error {
 	c, err := load(args.StdinData)
 	if err != nil {
@@ -136,12 +134,12 @@ func status(args *skel.CmdArgs) error {
 	}
 	_, err = c.call(cnicall.Request{Command: "STATUS"}, 0)
 	if unavailable(err) {
-		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "") // what the specification wants of STATUS
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "") // the code that the specification requires
 	}
 	return err
 }
 
-// config is a Config that was checked.
+// config is a validated Config.
 type config struct {
 	Config
 	timeout time.Duration
@@ -153,8 +151,8 @@ func load(stdin []byte) (config, error) {
 		return c, types.NewError(types.ErrDecodingFailure, "read the network configuration: "+err.Error(), "")
 	}
 	if c.Socket == "" {
-		return c, types.NewError(types.ErrInvalidNetworkConfig, `the network configuration lacks "socket", where the sif agent listens`,
-			"the agent writes the configuration; was it altered?")
+		return c, types.NewError(types.ErrInvalidNetworkConfig, `the network configuration has no "socket", the path of the sif agent's socket`,
+			"the sif agent writes this configuration when it starts: restart it")
 	}
 	if c.Timeout != "" {
 		d, err := time.ParseDuration(c.Timeout)
@@ -169,7 +167,7 @@ func load(stdin []byte) (config, error) {
 	return c, nil
 }
 
-// inNamespace makes a call that takes the workload's namespace along.
+// inNamespace makes a call that passes the workload's namespace.
 func (c config) inNamespace(r cnicall.Request, path string) (*current.Result, error) {
 	own, nsErr := ns.CheckNetNS(path)
 	if nsErr != nil {
@@ -187,17 +185,17 @@ func (c config) inNamespace(r cnicall.Request, path string) (*current.Result, er
 	return c.call(r, patience)
 }
 
-// call asks the agent, and while it is not there again for as long as patience.
+// call calls the agent. While the agent does not run, it retries for the duration of patience.
 func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
-	last := time.Now().Add(min(patience, c.timeout) - retry)
+	last := time.Now().Add(min(patience, c.timeout) - retryInterval)
 	for {
 		result, err := cnicall.Call(ctx, c.Socket, r)
 		if !unavailable(err) || time.Now().After(last) {
 			return result, err
 		}
-		time.Sleep(retry)
+		time.Sleep(retryInterval)
 	}
 }
 

@@ -30,7 +30,7 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// bin holds the plugin, and a plugin that stands before it in a chain.
+// bin is the directory of the plugin and of one that precedes it in a chain.
 var bin string
 
 func TestMain(m *testing.M) {
@@ -43,7 +43,7 @@ func TestMain(m *testing.M) {
 		if out, err := exec.Command("go", "build", "-o", filepath.Join(bin, "sif"), "..").CombinedOutput(); err != nil {
 			panic(string(out))
 		}
-		// As the loopback plugin answers.
+		// It answers like the loopback plugin.
 		first := `#!/bin/sh
 cat >/dev/null
 [ "$CNI_COMMAND" = ADD ] || exit 0
@@ -104,7 +104,7 @@ func (a *agent) last() cnicall.Request {
 	return a.calls[len(a.calls)-1]
 }
 
-// attached is what the real agent answers to ADD.
+// attached answers ADD like the real agent.
 func attached(cnicall.Request) (*current.Result, error) {
 	_, v4, _ := net.ParseCIDR("100.64.1.2/32")
 	_, v6, _ := net.ParseCIDR("fd5f::2/128")
@@ -135,7 +135,7 @@ func namespace(t *testing.T) (ns.NetNS, uint64) {
 	return n, st.Ino
 }
 
-// nomadPort has the JSON of the type by which Nomad passes port mappings.
+// nomadPort has the JSON form of Nomad's port mappings.
 type nomadPort struct {
 	HostPort, ContainerPort int32
 	Protocol, HostIP        string
@@ -153,8 +153,8 @@ func list(t *testing.T, version, socket string, chained bool) *libcni.NetworkCon
 	return l
 }
 
-// The life of an attachment as Nomad leads it: through libcni, with its
-// arguments to ADD and none to DEL.
+// Makes the calls of an attachment's life as Nomad does: through libcni, with arguments to ADD and
+// none to DEL.
 func TestThroughLibCNI(t *testing.T) {
 	for _, version := range []string{"1.0.0", "1.1.0"} {
 		for _, chained := range []bool{false, true} {
@@ -274,13 +274,13 @@ func TestErrors(t *testing.T) {
 		code  uint
 		want  string
 	}{
-		"the agent's word":    {conf(a.socket, ""), call("ADD", space.Path()), types.ErrInternal, "no selector matched"},
+		"the agent's error":   {conf(a.socket, ""), call("ADD", space.Path()), types.ErrInternal, "no selector matched"},
 		"DEL refused":         {conf(a.socket, ""), call("DEL", space.Path()), types.ErrInternal, "no selector matched"},
 		"no socket":           {conf("", ""), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, "socket"},
 		"bad timeout":         {conf(a.socket, "soon"), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, `\"soon\"`},
 		"negative timeout":    {conf(a.socket, "-1s"), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, `\"-1s\"`},
 		"no namespace":        {conf(a.socket, ""), call("ADD", "/run/netns/none"), types.ErrInvalidNetNS, "/run/netns/none"},
-		"the node itself":     {conf(a.socket, ""), call("ADD", "/proc/self/ns/net"), types.ErrInvalidNetNS, "own network namespace"},
+		"the node's own":      {conf(a.socket, ""), call("ADD", "/proc/self/ns/net"), types.ErrInvalidNetNS, "own network namespace"},
 		"arguments":           {conf(a.socket, ""), append(call("ADD", space.Path()), "CNI_ARGS=NOMAD_ALLOC_ID=a;NOMAD_ALLOC_ID=b"), types.ErrInvalidEnvironmentVariables, "twice"},
 		"unknown version":     {strings.Replace(conf(a.socket, ""), "1.0.0", "0.4.0", 1), call("ADD", space.Path()), types.ErrIncompatibleCNIVersion, "0.4.0"},
 		"no agent, out of it": {conf(a.socket+".none", "300ms"), call("ADD", space.Path()), types.ErrTryAgainLater, "not running"},
@@ -297,8 +297,7 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// ADD outlives a restart of the agent, and no agent holds it longer than its
-// time.
+// ADD survives a restart of the agent and ends at its timeout if the agent does not answer.
 func TestADDIsBoundInTime(t *testing.T) {
 	space, _ := namespace(t)
 	a := newAgent(t)

@@ -5,6 +5,7 @@ package testhost
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -22,10 +23,10 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 )
 
-// startTimeout is how long a server may take until it answers.
+// startTimeout is how long a server may take to answer.
 const startTimeout = 60 * time.Second
 
-// Server is a real server that dies with the test.
+// Server is a real server that ends with the test.
 type Server struct {
 	Address string // host:port of its HTTP API
 	Token   string // Vault: the root token
@@ -34,20 +35,20 @@ type Server struct {
 	exited  chan struct{}
 }
 
-// Pause stops the server from answering, as if it were unreachable.
+// Pause stops the server's process, so that it does not answer.
 func (s *Server) Pause() error { return s.cmd.Process.Signal(syscall.SIGSTOP) }
 
-// Resume is the opposite of Pause.
+// Resume continues a paused server.
 func (s *Server) Resume() error { return s.cmd.Process.Signal(syscall.SIGCONT) }
 
-// Consul starts a Consul server in development mode. config is HCL that is added
-// to its configuration, for instance an acl block.
+// Consul starts a Consul server in development mode. config is HCL that is added to its
+// configuration, for instance an acl block.
 func Consul(t testing.TB, config ...string) (*Server, *consulapi.Client) {
 	t.Helper()
 	return startConsul(t, []string{"-dev"}, config)
 }
 
-// ConsulOnDisk is Consul for benchmarks: with its data on disk, as in production.
+// ConsulOnDisk starts a Consul server with its data on disk, as in production, for benchmarks.
 func ConsulOnDisk(t testing.TB, config ...string) (*Server, *consulapi.Client) {
 	t.Helper()
 	return startConsul(t, []string{"-server", "-bootstrap-expect=1", "-data-dir=" + t.TempDir()}, config)
@@ -78,15 +79,14 @@ func startConsul(t testing.TB, mode, config []string) (*Server, *consulapi.Clien
 	s.wait(t, "consul", func() error {
 		leader, err := client.Status().Leader()
 		if err == nil && leader == "" {
-			err = fmt.Errorf("it has no leader")
+			err = errors.New("it has no leader")
 		}
 		return err
 	})
 	return s, client
 }
 
-// Vault starts a Vault server, unsealed and in memory. The client has the root
-// token.
+// Vault starts an unsealed Vault server with in-memory storage. The client has the root token.
 func Vault(t testing.TB) (*Server, *vaultapi.Client) {
 	t.Helper()
 	ports := freePorts(t, 2)
@@ -105,15 +105,15 @@ func Vault(t testing.TB) (*Server, *vaultapi.Client) {
 	s.wait(t, "vault", func() error {
 		h, err := client.Sys().Health()
 		if err == nil && (h.Sealed || !h.Initialized) {
-			err = fmt.Errorf("it is sealed")
+			err = errors.New("it is sealed")
 		}
 		return err
 	})
 	return s, client
 }
 
-// Nomad starts a Nomad server that is its own client. config is HCL that is
-// added to its configuration. Its jobs may use the raw_exec driver.
+// Nomad starts a Nomad agent that is server and client and has the raw_exec driver. config is HCL
+// that is added to its configuration.
 func Nomad(t testing.TB, config ...string) (*Server, *nomadapi.Client) {
 	t.Helper()
 	RequireRoot(t)
@@ -158,16 +158,15 @@ consul {
 	s.wait(t, "nomad", func() error {
 		leader, err := client.Status().Leader()
 		if err == nil && leader == "" {
-			err = fmt.Errorf("it has no leader")
+			err = errors.New("it has no leader")
 		}
 		return err
 	})
 	return s, client
 }
 
-// RequireServer returns the path of consul, vault or nomad: in the directory
-// $SIF_SERVERS, among the links that `make setup` made in this repository, on
-// PATH, or in the cache of servers that were built.
+// RequireServer returns the path of consul, vault or nomad. It looks in the directory $SIF_SERVERS,
+// in bin/servers of this repository, on PATH and in the cache of built servers.
 func RequireServer(t testing.TB, name string) string {
 	t.Helper()
 	var places []string
@@ -180,7 +179,7 @@ func RequireServer(t testing.TB, name string) string {
 	if path, err := exec.LookPath(name); err == nil {
 		places = append(places, path)
 	}
-	// Not what is being built there: its directory begins with a dot.
+	// The name of a directory in which a server is being built begins with a dot.
 	cached, _ := filepath.Glob("/var/cache/sif/servers/" + name + "-*/" + name)
 	for _, path := range append(places, cached...) {
 		if info, err := os.Stat(path); err == nil && info.Mode().IsRegular() && info.Mode()&0o111 != 0 {
@@ -191,7 +190,7 @@ func RequireServer(t testing.TB, name string) string {
 	return ""
 }
 
-// repository finds the root of the repository above the test's directory.
+// repository returns the root of the repository that the test is in.
 func repository() (string, bool) {
 	dir, err := os.Getwd()
 	if err != nil {
@@ -205,7 +204,7 @@ func repository() (string, bool) {
 	return "", false
 }
 
-// start runs a server with an environment that names no other server.
+// start starts a server without the environment variables that would point it to other servers.
 func start(t testing.TB, name string, port int, env []string, args ...string) *Server {
 	t.Helper()
 	s := &Server{Address: fmt.Sprintf("127.0.0.1:%d", port), log: &bytes.Buffer{}, exited: make(chan struct{})}
@@ -219,11 +218,11 @@ func start(t testing.TB, name string, port int, env []string, args ...string) *S
 	}
 	s.cmd.Env = append(s.cmd.Env, env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.log, s.log
-	// A test that is killed takes the server with it.
+	// The kernel kills the server if the test is killed.
 	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	started := make(chan error)
 	go func() {
-		runtime.LockOSThread() // Pdeathsig is about the thread that forks: this one waits
+		runtime.LockOSThread() // the signal is sent when the thread that forked ends, so this one stays
 		defer runtime.UnlockOSThread()
 		err := s.cmd.Start()
 		started <- err
@@ -259,26 +258,26 @@ func (s *Server) wait(t testing.TB, name string, ready func() error) {
 		}
 		select {
 		case <-s.exited:
-			t.Fatalf("%s died at its start: %s", name, s.log)
+			t.Fatalf("%s ended while it started: %s", name, s.log)
 		default:
 		}
 		if time.Now().After(deadline) {
 			s.cmd.Process.Kill()
 			<-s.exited
-			t.Fatalf("%s does not answer after %s: %v: %s", name, startTimeout, err, s.log)
+			t.Fatalf("%s did not answer within %s: %v: %s", name, startTimeout, err, s.log)
 		}
 		time.Sleep(50 * time.Millisecond)
 	}
 }
 
-// freePorts returns ports that were free a moment ago, for TCP and UDP, below
-// those that the kernel gives to outgoing connections.
+// freePorts returns ports that are free for TCP and UDP when it returns, below the kernel's range of
+// ephemeral ports.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int
 	for try := 0; len(ports) < n; try++ {
 		if try > 1000 {
-			t.Fatal("found no free ports")
+			t.Fatal("cannot find free ports")
 		}
 		port := 12000 + int(time.Now().UnixNano()/100)%18000
 		tcp, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))

@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package testhost states what a test needs of the machine it runs on.
-// Elsewhere a test whose need is not met is skipped with the reason; under CI
-// (CI=true) it fails, because a skipped test proves nothing.
-// Only tests may import it.
+// Package testhost checks that the machine has what a test needs, and starts the servers for it. If
+// something is missing, the test is skipped with the reason; with CI=true it fails, because a skipped
+// test proves nothing. Only tests may import it.
 package testhost
 
 import (
@@ -17,7 +16,7 @@ import (
 func RequireRoot(t testing.TB) {
 	t.Helper()
 	if os.Geteuid() != 0 {
-		Unmet(t, "needs root: it makes network namespaces and loads eBPF programs")
+		Unmet(t, "needs root: it creates network namespaces and loads eBPF programs")
 	}
 }
 
@@ -31,7 +30,7 @@ func RequireProgram(t testing.TB, name string) string {
 	return path
 }
 
-// Unmet skips the test because of what the machine lacks; under CI it fails it.
+// Unmet skips the test because the machine lacks something. With CI=true it fails the test.
 func Unmet(t testing.TB, why string) {
 	t.Helper()
 	if os.Getenv("CI") == "true" {
