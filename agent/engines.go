@@ -5,7 +5,6 @@ package agent
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // settle bounds a call to an engine that nobody waits for any more.
@@ -85,12 +85,7 @@ func (e *engines) run(ctx context.Context) error {
 // until the connection is gone.
 func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	node := e.agent.node
-	tls := node.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
-		if path != n.ID().SPIFFE() {
-			return fmt.Errorf("the server is spiffe://%s%s, not the engine of %s", node.Config.TrustDomain, path, n.ID())
-		}
-		return nil
-	})
+	tls := node.Identity.ClientTLS(identity.OfNode(n))
 	dialing, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	conn, err := rpc.Dial(dialing, netip.AddrPortFrom(n.Underlay, n.Engine).String(), tls, node.Config.TrustDomain, e.handle)
@@ -239,7 +234,7 @@ func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
 // handle serves the calls of an engine.
 func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	if from.Kind != fabric.KindProcessor || from.Zone != e.agent.node.Self.Zone {
-		return nil, fmt.Errorf("%s %s/%s is not an engine of zone %s", from.Kind, from.Zone, from.Node, e.agent.node.Self.Zone)
+		return nil, fmt.Errorf("%s node %s is not an engine of zone %s", from.Kind, from.NodeID, e.agent.node.Self.Zone)
 	}
 	switch method {
 	case rpc.MethodAnnounce:

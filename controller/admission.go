@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 var allocationID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
@@ -41,7 +42,7 @@ type admitter struct {
 }
 
 // admit admits an allocation that the scheduler placed on the calling node.
-func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionRequest) (api.AdmissionReply, fabric.Admission, error) {
+func (a *admitter) admit(ctx context.Context, who identity.Node, req api.AdmissionRequest) (api.AdmissionReply, fabric.Admission, error) {
 	var reply api.AdmissionReply
 	var none fabric.Admission
 	node, err := a.workloadNode(who)
@@ -62,7 +63,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	}
 	held := a.policy.current.Load()
 	wanted := stanzaOf(place.Meta)
-	place.Workload.Zone, place.Workload.Node = who.Zone, who.Node // the certificate's word
+	place.Workload.Zone, place.Workload.Node = who.Zone, who.Name // the certificate's word
 	service, err := choose(held.graph, place.Workload, wanted)
 	if err != nil {
 		return reply, none, err
@@ -71,7 +72,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 	if err != nil {
 		return reply, none, err
 	}
-	id := kvkey.Admission{Node: who.ID(), Endpoint: req.Allocation}
+	id := kvkey.Admission{Node: who.NodeID, Endpoint: req.Allocation}
 	done, err := a.table.claim(id, req.IPv4, req.IPv6)
 	if err != nil {
 		return reply, none, err
@@ -85,7 +86,7 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 		now = old.admission.Issued.Add(time.Millisecond)
 	}
 	admission := fabric.Admission{
-		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Node,
+		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Name,
 		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles, Checks: place.Checks,
 		Issued: now, Expires: now.Add(a.cfg.AdmissionLife),
 	}
@@ -114,19 +115,19 @@ func (a *admitter) admit(ctx context.Context, who caller, req api.AdmissionReque
 }
 
 // release ends the admission of an endpoint of the calling node.
-func (a *admitter) release(ctx context.Context, who caller, endpoint string) error {
+func (a *admitter) release(ctx context.Context, who identity.Node, endpoint string) error {
 	defer a.endpoints.Lock(endpoint)()
-	return a.table.release(ctx, kvkey.Admission{Node: who.ID(), Endpoint: endpoint})
+	return a.table.release(ctx, kvkey.Admission{Node: who.NodeID, Endpoint: endpoint})
 }
 
 // certificate has a certificate issued for a service of which the calling
 // node holds a live admission.
-func (a *admitter) certificate(ctx context.Context, who caller, req api.CertificateRequest) ([][]byte, error) {
+func (a *admitter) certificate(ctx context.Context, who identity.Node, req api.CertificateRequest) ([][]byte, error) {
 	if _, err := a.workloadNode(who); err != nil {
 		return nil, err
 	}
-	if !a.table.serves(who.ID(), req.Service) {
-		return nil, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s holds no live admission of service %s", who.ID(), req.Service)
+	if !a.table.serves(who.NodeID, req.Service) {
+		return nil, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s holds no live admission of service %s", who.NodeID, req.Service)
 	}
 	chain, err := a.cfg.Authority.SignWorkload(ctx, req.CSR, req.Service)
 	if err != nil {
@@ -135,13 +136,13 @@ func (a *admitter) certificate(ctx context.Context, who caller, req api.Certific
 	return chain, nil
 }
 
-func (a *admitter) workloadNode(who caller) (fabric.Node, error) {
+func (a *admitter) workloadNode(who identity.Node) (fabric.Node, error) {
 	if who.Kind != fabric.KindWorkload {
-		return fabric.Node{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node: no workload runs there", who.ID(), who.Kind)
+		return fabric.Node{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node: no workload runs there", who.NodeID, who.Kind)
 	}
-	node, ok := a.nodes.get(who.ID())
+	node, ok := a.nodes.get(who.NodeID)
 	if !ok {
-		return node, api.Errorf(http.StatusConflict, api.CodeNotRegistered, "node %s is not registered yet", who.ID())
+		return node, api.Errorf(http.StatusConflict, api.CodeNotRegistered, "node %s is not registered yet", who.NodeID)
 	}
 	return node, nil
 }
@@ -164,8 +165,8 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 
 // placement asks the scheduler, and refuses what it did not place on the
 // caller.
-func (a *admitter) placement(ctx context.Context, who caller, allocation string) (Placement, error) {
-	likely, _ := a.bindings.Load(who.ID())
+func (a *admitter) placement(ctx context.Context, who identity.Node, allocation string) (Placement, error) {
+	likely, _ := a.bindings.Load(who.NodeID)
 	node, _ := likely.(string)
 	place, err := a.cfg.Scheduler.Placement(ctx, allocation, node)
 	if errors.Is(err, ErrNoAllocation) {
@@ -174,9 +175,9 @@ func (a *admitter) placement(ctx context.Context, who caller, allocation string)
 	if err != nil {
 		return place, api.Errorf(http.StatusServiceUnavailable, api.CodeNomad, "%v", err)
 	}
-	if place.NodeName != who.Node || place.Datacenter != who.Zone {
+	if place.NodeName != who.Name || place.Datacenter != who.Zone {
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"allocation %s was not placed on node %s: Nomad placed it on node %q of datacenter %q", allocation, who.ID(), place.NodeName, place.Datacenter)
+			"allocation %s was not placed on node %s: Nomad placed it on node %q of datacenter %q", allocation, who.NodeID, place.NodeName, place.Datacenter)
 	}
 	if err := a.bound(ctx, who, place.NodeID); err != nil {
 		return place, err
@@ -190,25 +191,25 @@ func (a *admitter) placement(ctx context.Context, who caller, allocation string)
 // bound pins the scheduler's node to ours on first use. A Nomad client that
 // later comes under the same name is another one until the operator says
 // otherwise by deleting the key.
-func (a *admitter) bound(ctx context.Context, who caller, nodeID string) error {
-	if id, ok := a.bindings.Load(who.ID()); ok && id == nodeID {
+func (a *admitter) bound(ctx context.Context, who identity.Node, nodeID string) error {
+	if id, ok := a.bindings.Load(who.NodeID); ok && id == nodeID {
 		return nil
 	}
-	key := kvkey.Binding(who.ID()).String()
+	key := kvkey.Binding(who.NodeID).String()
 	kv := a.cfg.Consul().KV()
 	// Index 0: written only if the key is absent.
 	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nodeID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "pin the Nomad node of %s: %v", who.ID(), err)
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "pin the Nomad node of %s: %v", who.NodeID, err)
 	}
 	pinned, _, err := kv.Get(key, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil || pinned == nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read which Nomad node %s is bound to: %v", who.ID(), err)
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read which Nomad node %s is bound to: %v", who.NodeID, err)
 	}
 	if got := strings.TrimSpace(string(pinned.Value)); got != nodeID {
 		return api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"node %s is bound to Nomad node %s, but the allocation is on %s of the same name; if Nomad's client was set up anew, `consul kv delete %s`", who.ID(), got, nodeID, key)
+			"node %s is bound to Nomad node %s, but the allocation is on %s of the same name; if Nomad's client was set up anew, `consul kv delete %s`", who.NodeID, got, nodeID, key)
 	}
-	a.bindings.Store(who.ID(), nodeID)
+	a.bindings.Store(who.NodeID, nodeID)
 	return nil
 }
 

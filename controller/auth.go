@@ -188,14 +188,13 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 }
 
 // caller returns which node is at the other end of the connection.
-func (c *Controller) caller(r *http.Request) (caller, error) {
-	path, leaf, err := identity.Peer(*r.TLS, c.cfg.TrustDomain)
+func (c *Controller) caller(r *http.Request) (identity.Node, error) {
+	peer, _, err := identity.Peer(*r.TLS, c.cfg.TrustDomain)
 	if err != nil {
-		return caller{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs a node's certificate: %v", err)
+		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs a node's certificate: %v", err)
 	}
-	who, err := callerOf(path, leaf)
-	if err != nil {
-		return caller{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "%v", err)
+	if !peer.IsNode() {
+		return identity.Node{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "this call needs a node's certificate, not that of %s", peer)
 	}
-	return who, nil
+	return peer.Node, nil
 }

@@ -16,6 +16,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/revision"
 	"github.com/sif-project/sif/internal/trust/signature"
 )
@@ -96,7 +97,7 @@ func testPlan(t *testing.T, w *world) {
 	c.table.seats[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
 	c.table.mu.Unlock()
 	flow := api.FlowStatus{From: fabric.Ref{Domain: "app", Name: "proxy"}, To: fabric.Ref{Domain: "app", Name: "svc"}, Protocol: fabric.TCP, Port: 8080, Count: 3, Contract: fabric.Ref{Domain: "app", Name: "frontend"}}
-	c.reports.put(caller{Zone: "aws1", Node: "w1"}, api.NodeStatus{Flows: []api.FlowStatus{flow}})
+	c.reports.put(identity.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}}, api.NodeStatus{Flows: []api.FlowStatus{flow}})
 	third, err := c.operator.Plan(ctx, api.GraphRequest{RemoveDomains: []string{"app"}})
 	must.NoError(t, err)
 	must.Eq(t, []api.Touched{{Endpoint: "alloc", Node: "aws1/w1", Service: flow.To, Effect: "removed"}}, third.Touched)

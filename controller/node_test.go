@@ -120,9 +120,9 @@ func testLink(t *testing.T, w *world) {
 	record, err := w1.RegisterNode(ctx, req)
 	must.NoError(t, err)
 	must.Eq(t, req.Link, record.Link)
-	path, _, err := identity.VerifyBy(w1.source.Roots(), trustDomain, record.Certificate, fabric.LinkSigningInput(record.Link), record.Signature)
+	signer, _, err := identity.VerifyBy(w1.source.Roots(), trustDomain, record.Certificate, fabric.LinkSigningInput(record.Link), record.Signature)
 	must.NoError(t, err)
-	must.Eq(t, "/node/aws1/w1", path)
+	must.Eq(t, "/node/aws1/w1", signer.SPIFFE())
 
 	// Registering without a link keeps the one on record.
 	record, err = w1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.7")})

@@ -4,8 +4,6 @@
 package controller
 
 import (
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/base64"
 	"fmt"
 	"net/netip"
@@ -32,28 +30,6 @@ func FuzzParseSignature(f *testing.F) {
 		must.Eq(t, version, again)
 		must.Eq(t, sig, sig2)
 	})
-}
-
-func TestCallerOf(t *testing.T) {
-	for _, c := range []struct {
-		path  string
-		units []string
-		want  caller
-		ok    bool
-	}{
-		{"/node/aws1/w1", []string{"workload"}, caller{"aws1", "w1", fabric.KindWorkload}, true},
-		{"/node/aws1/p1", []string{"x", "processor"}, caller{"aws1", "p1", fabric.KindProcessor}, true},
-		{"/node/aws1/p1", []string{"workload", "processor"}, caller{}, false},
-		{"/node/aws1/w1", nil, caller{}, false},
-		{"/node/aws1/w1", []string{"service"}, caller{}, false}, // a workload's role
-		{"/aws1/w1", []string{"workload"}, caller{}, false},
-		{"/node/aws1", []string{"workload"}, caller{}, false},
-		{"/controller", []string{"workload"}, caller{}, false},
-	} {
-		got, err := callerOf(c.path, &x509.Certificate{Subject: pkix.Name{OrganizationalUnit: c.units}})
-		must.Eq(t, c.ok, err == nil, must.Sprint(c.path, c.units))
-		must.Eq(t, c.want, got)
-	}
 }
 
 func TestPools(t *testing.T) {

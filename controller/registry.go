@@ -6,7 +6,6 @@ package controller
 import (
 	"bytes"
 	"context"
-	"crypto/x509"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -53,39 +51,6 @@ func pools(v4, v6 netip.Prefix, n int) (netip.Prefix, netip.Prefix) {
 	a6 := v6.Masked().Addr().As16()
 	binary.BigEndian.PutUint64(a6[:8], binary.BigEndian.Uint64(a6[:8])+uint64(n))
 	return netip.PrefixFrom(netip.AddrFrom4(a4), bits4), netip.PrefixFrom(netip.AddrFrom16(a6), bits6)
-}
-
-// caller is a node at the other end of a TLS connection, as its certificate
-// attests.
-type caller struct {
-	Zone, Node string
-	Kind       fabric.NodeKind
-}
-
-// ID names the node.
-func (c caller) ID() fabric.NodeID { return fabric.NodeID{Zone: c.Zone, Name: c.Node} }
-
-// callerOf reads a node from its certificate: the SPIFFE ID says which one,
-// the organisational unit of what kind.
-func callerOf(spiffePath string, leaf *x509.Certificate) (caller, error) {
-	parts := strings.Split(spiffePath, "/")
-	if len(parts) != 4 || parts[0] != "" || parts[1] != fabric.ReservedDomain {
-		return caller{}, fmt.Errorf("spiffe path %s is not a node's", spiffePath)
-	}
-	c := caller{Zone: parts[2], Node: parts[3]}
-	for _, ou := range leaf.Subject.OrganizationalUnit {
-		switch k := fabric.NodeKind(ou); k {
-		case fabric.KindWorkload, fabric.KindProcessor:
-			if c.Kind != "" && c.Kind != k {
-				return caller{}, fmt.Errorf("the certificate of node %s names two kinds of node", c.ID())
-			}
-			c.Kind = k
-		}
-	}
-	if c.Kind == "" {
-		return caller{}, fmt.Errorf("the certificate of node %s does not say (OU) whether it is a %s or a %s node", c.ID(), fabric.KindWorkload, fabric.KindProcessor)
-	}
-	return c, nil
 }
 
 // member is a registered node.
@@ -204,7 +169,7 @@ func (r *registry) all() []fabric.Node {
 
 // register writes the record of the calling node. The same request again
 // returns the record that is there.
-func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest) (fabric.NodeRecord, error) {
+func (r *registry) register(ctx context.Context, who identity.Node, req api.NodeRequest) (fabric.NodeRecord, error) {
 	if err := r.checkNode(who, req); err != nil {
 		return fabric.NodeRecord{}, err
 	}
@@ -214,16 +179,16 @@ func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest
 	if err != nil {
 		return fabric.NodeRecord{}, err
 	}
-	known := r.members[who.ID()]
+	known := r.members[who.NodeID]
 	next := fabric.NodeRecord{Link: req.Link, Certificate: req.Certificate, Signature: req.Signature}
 	if len(req.Link) == 0 && known != nil {
 		next.Link, next.Certificate, next.Signature, link = known.record.Link, known.record.Certificate, known.record.Signature, known.link
 	}
 	node := fabric.Node{
-		Fabric: r.cfg.Fabric, Zone: who.Zone, Name: who.Node, Kind: who.Kind,
+		Fabric: r.cfg.Fabric, Zone: who.Zone, Name: who.Name, Kind: who.Kind,
 		Underlay: req.Underlay, Engine: req.Engine, Ranges: []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6}, Issued: time.Now().UTC().Truncate(time.Millisecond),
 	}
-	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.ID()); err != nil {
+	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID); err != nil {
 		return fabric.NodeRecord{}, err
 	}
 	if known != nil && r.unchanged(known, node, next) {
@@ -231,7 +196,7 @@ func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest
 	}
 	payload, err := json.Marshal(node)
 	if err != nil {
-		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.ID(), err)
+		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.NodeID, err)
 	}
 	if next.Node, err = r.cfg.Signer.Sign(ctx, fabric.KindNode, payload); err != nil {
 		return fabric.NodeRecord{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
@@ -240,9 +205,9 @@ func (r *registry) register(ctx context.Context, who caller, req api.NodeRequest
 	if err != nil {
 		return fabric.NodeRecord{}, err
 	}
-	r.members[who.ID()] = &member{record: next, node: node, link: link, index: index}
+	r.members[who.NodeID] = &member{record: next, node: node, link: link, index: index}
 	delete(r.refused, kvkey.Node(node.ID()).String())
-	r.log.Info("node registered", logkey.Node, who.ID(), logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
+	r.log.Info("node registered", logkey.Node, who.NodeID, logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
 	return next, nil
 }
 
@@ -286,52 +251,47 @@ func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.No
 	return 0, api.Errorf(http.StatusConflict, api.CodeConflict, "the record of node %s keeps being changed by somebody else", node.ID())
 }
 
-func (r *registry) checkNode(who caller, req api.NodeRequest) error {
-	for _, name := range []string{who.Zone, who.Node} {
-		if err := fabric.CheckName(name); err != nil {
-			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: %v", who.ID(), err)
-		}
-	}
+func (r *registry) checkNode(who identity.Node, req api.NodeRequest) error {
 	if !req.Underlay.IsValid() || req.Underlay.IsUnspecified() || req.Underlay.IsMulticast() {
-		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %q cannot be reached by other nodes", who.ID(), req.Underlay)
+		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %q cannot be reached by other nodes", who.NodeID, req.Underlay)
 	}
 	for _, p := range []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6} {
 		if p.Contains(req.Underlay) {
-			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %s lies inside the fabric's own %s", who.ID(), req.Underlay, p)
+			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %s lies inside the fabric's own %s", who.NodeID, req.Underlay, p)
 		}
 	}
 	if who.Kind != fabric.KindProcessor && req.Engine != 0 {
-		return api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node, so it cannot offer an engine", who.ID(), who.Kind)
+		return api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node, so it cannot offer an engine", who.NodeID, who.Kind)
 	}
 	return nil
 }
 
 // checkLink verifies a node's link statement: signed by a certificate of that
 // very node, about that node, with a key that no other node uses.
-func (r *registry) checkLink(who caller, req api.NodeRequest) (fabric.Link, error) {
+func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Link, error) {
 	var link fabric.Link
 	if len(req.Link) == 0 {
 		return link, nil
 	}
-	path, _, err := identity.VerifyBy(r.cfg.Identity.Roots(), r.cfg.TrustDomain, req.Certificate, fabric.LinkSigningInput(req.Link), req.Signature)
+	signer, _, err := identity.VerifyBy(r.cfg.Identity.Roots(), r.cfg.TrustDomain, req.Certificate, fabric.LinkSigningInput(req.Link), req.Signature)
 	if err != nil {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.ID(), err)
+		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.NodeID, err)
 	}
-	if path != who.ID().SPIFFE() {
-		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s is signed by %s", who.ID(), path)
+	if signer != (identity.Subject{Node: who}) {
+		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s is signed by %s", who.NodeID, signer)
 	}
 	if err := json.Unmarshal(req.Link, &link); err != nil {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.ID(), err)
+		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.NodeID, err)
 	}
-	if link.Node != who.ID() {
-		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s claims to be of %s", who.ID(), link.Node)
+	if link.Node != who.NodeID {
+		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s claims to be of %s", who.NodeID, link.Node)
 	}
 	if len(link.PublicKey) != 32 {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: its public key has %d bytes, not 32", who.ID(), len(link.PublicKey))
+		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: its public key has %d bytes, not 32", who.NodeID, len(link.PublicKey))
 	}
 	for id, m := range r.members {
-		if id != who.ID() && bytes.Equal(m.link.PublicKey, link.PublicKey) {
-			return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s: its public key is that of node %s", who.ID(), id)
+		if id != who.NodeID && bytes.Equal(m.link.PublicKey, link.PublicKey) {
+			return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s: its public key is that of node %s", who.NodeID, id)
 		}
 	}
 	return link, nil

@@ -17,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 const (
@@ -27,15 +28,15 @@ const (
 // request is a call whose caller is known.
 type request struct {
 	*http.Request
-	operator access // set for calls of operators
-	node     caller // set for calls of nodes
+	operator access        // set for calls of operators
+	node     identity.Node // set for calls of nodes
 	stop     context.Context
 	entry    *auditEntry // handlers say in it what the call is about
 }
 
 func (r request) actor() string {
-	if r.node != (caller{}) {
-		return r.node.ID().String()
+	if r.node != (identity.Node{}) {
+		return r.node.NodeID.String()
 	}
 	return cmp.Or(r.operator.actor, unknownActor)
 }

@@ -15,7 +15,7 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	r.entry.Target, r.entry.Message = r.node.ID().String(), string(r.node.Kind)
+	r.entry.Target, r.entry.Message = r.node.NodeID.String(), string(r.node.Kind)
 	return c.nodes.register(ctx, r.node, req)
 }
 
@@ -27,7 +27,7 @@ func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(r.stop, cancel)()
-	return c.tasks.next(ctx, r.node.ID(), wait), nil
+	return c.tasks.next(ctx, r.node.NodeID, wait), nil
 }
 
 func (c *Controller) putStatus(_ context.Context, r request) (any, error) {
@@ -44,7 +44,7 @@ func (c *Controller) putTask(_ context.Context, r request) (any, error) {
 		return nil, err
 	}
 	result.ID = r.PathValue("id")
-	return nil, c.tasks.done(r.node.ID(), result)
+	return nil, c.tasks.done(r.node.NodeID, result)
 }
 
 func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) {

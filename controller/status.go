@@ -9,6 +9,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // reports is what the nodes last said of themselves. It lives in memory: a
@@ -28,11 +29,11 @@ func newReports() *reports {
 }
 
 // put keeps a report under the name and kind that the certificate attests.
-func (r *reports) put(who caller, s api.NodeStatus) {
-	s.Zone, s.Node, s.Kind, s.Reported = who.Zone, who.Node, who.Kind, time.Now().UTC()
+func (r *reports) put(who identity.Node, s api.NodeStatus) {
+	s.Zone, s.Node, s.Kind, s.Reported = who.Zone, who.Name, who.Kind, time.Now().UTC()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last[who.ID()] = s
+	r.last[who.NodeID] = s
 	r.bell.bump()
 }
 

@@ -5,7 +5,6 @@ package controller
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -202,12 +201,7 @@ func (w *world) node(t testing.TB, r *running, name string) *testNode {
 			continue
 		}
 		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], setup.NodeRole(n), fabric.NodeID{Zone: n.Zone, Name: n.Name}.SPIFFE())
-		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(func(path string, _ *x509.Certificate) error {
-			if path != fabric.ControllerSPIFFE {
-				return fmt.Errorf("%s is not the controller", path)
-			}
-			return nil
-		})})
+		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(identity.Subject{Controller: true})})
 		must.NoError(t, err)
 		t.Cleanup(client.Close)
 		return &testNode{Client: client, id: n.ID(), source: source}

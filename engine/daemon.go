@@ -6,7 +6,6 @@ package engine
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/netip"
@@ -28,6 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/roster"
 )
 
@@ -216,12 +216,7 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 
 // call connects to another zone's engine and stays until the connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
-	config := d.node.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
-		if path != n.ID().SPIFFE() {
-			return fmt.Errorf("the server is spiffe://%s%s, not the engine of %s", d.node.Config.TrustDomain, path, n.ID())
-		}
-		return nil
-	})
+	config := d.node.Identity.ClientTLS(identity.OfNode(n))
 	dialing, cancel := context.WithTimeout(ctx, settle)
 	defer cancel()
 	var conn *rpc.Conn

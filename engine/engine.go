@@ -174,8 +174,8 @@ func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams
 	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
-	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Zone != from.Zone || a.Node != from.Node {
-		return rpc.ConnectReply{}, fmt.Errorf("node %s/%s may not request connectivity for endpoint %s of %s/%s", from.Zone, from.Node, a.Endpoint, a.Zone, a.Node)
+	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Host() != from.NodeID {
+		return rpc.ConnectReply{}, fmt.Errorf("node %s may not request connectivity for endpoint %s of %s", from.NodeID, a.Endpoint, a.Host())
 	}
 	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ConnectReply{}, err
@@ -206,7 +206,7 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 		return rpc.ForwardReply{}, err
 	}
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
-		return rpc.ForwardReply{}, fmt.Errorf("engine %s/%s may not forward endpoint %s of zone %s", from.Zone, from.Node, a.Endpoint, a.Zone)
+		return rpc.ForwardReply{}, fmt.Errorf("engine %s may not forward endpoint %s of zone %s", from.NodeID, a.Endpoint, a.Zone)
 	}
 	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ForwardReply{}, err
@@ -309,7 +309,7 @@ func (e *Engine) end(from rpc.Peer, gone func(fabric.Admission) bool) error {
 		if a.Zone != from.Zone {
 			return false
 		}
-		return from.Kind == fabric.KindProcessor && from.Zone != e.self.Zone || a.Node == from.Node
+		return from.Kind == fabric.KindProcessor && from.Zone != e.self.Zone || a.Node == from.Name
 	}
 	return e.drop(func(a fabric.Admission) bool { return owns(a) && gone(a) })
 }

@@ -167,8 +167,8 @@ func (c wire) Call(ctx context.Context, method string, params, reply any) error 
 func (w *world) agentOf(e *Engine, node string) *told {
 	a := &told{set: map[string]bool{}}
 	c := wire{
-		self: rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor},
-		peer: rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{}),
+		self: rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor},
+		peer: rpc.Peer{NodeID: fabric.NodeID{Zone: e.self.Zone, Name: node}, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{}),
 	}
 	must.NoError(w.t, e.Attach(context.Background(), c))
 	return a
@@ -226,7 +226,7 @@ func (a *told) endpoints() []string {
 // join connects two engines in both directions.
 func (w *world) join(a, b *Engine) {
 	peer := func(e *Engine) rpc.Peer {
-		return rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
+		return rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor}
 	}
 	done := make(chan struct{})
 	must.NoError(w.t, a.Attach(context.Background(), wire{peer(a), peer(b), b.Handle, done}))
@@ -236,7 +236,7 @@ func (w *world) join(a, b *Engine) {
 func (w *world) connect(e *Engine, node string, r fabric.Request) (rpc.ConnectReply, error) {
 	params, err := json.Marshal(rpc.ConnectParams{Request: r})
 	must.NoError(w.t, err)
-	reply, err := e.Handle(context.Background(), rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, rpc.MethodConnect, params)
+	reply, err := e.Handle(context.Background(), rpc.Peer{NodeID: fabric.NodeID{Zone: e.self.Zone, Name: node}, Kind: fabric.KindWorkload}, rpc.MethodConnect, params)
 	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
@@ -275,7 +275,7 @@ func TestConnectIsInForceInBothZones(t *testing.T) {
 	// The owner withdraws: everybody forgets.
 	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{"news-1"}})
 	must.NoError(t, err)
-	_, err = gcp.Handle(context.Background(), rpc.Peer{Zone: "gcp1", Node: "w1", Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
+	_, err = gcp.Handle(context.Background(), rpc.Peer{NodeID: fabric.NodeID{Zone: "gcp1", Name: "w1"}, Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
 	must.NoError(t, err)
 	must.Eq(t, []string{"web-3"}, aws1.endpoints())
 	must.Eq(t, []string{"svc-2", "web-3"}, awsSwitch.endpoints())
@@ -334,14 +334,17 @@ func TestOwnersOnly(t *testing.T) {
 	must.NoError(t, err)
 	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{"svc-1"}})
 	must.NoError(t, err)
-	for _, stranger := range []rpc.Peer{{Zone: "aws1", Node: "w2", Kind: fabric.KindWorkload}, {Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}} {
+	for _, stranger := range []rpc.Peer{
+		{NodeID: fabric.NodeID{Zone: "aws1", Name: "w2"}, Kind: fabric.KindWorkload},
+		{NodeID: fabric.NodeID{Zone: "gcp1", Name: "p1"}, Kind: fabric.KindProcessor},
+	} {
 		_, err = e.Handle(context.Background(), stranger, rpc.MethodWithdraw, params)
 		must.NoError(t, err)
 		must.Eq(t, []string{"svc-1"}, sw.endpoints())
 	}
 	params, err = json.Marshal(rpc.ForwardParams{Request: w.request(2, "aws1", "w2", web)})
 	must.NoError(t, err)
-	_, err = e.Handle(context.Background(), rpc.Peer{Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor}, rpc.MethodForward, params)
+	_, err = e.Handle(context.Background(), rpc.Peer{NodeID: fabric.NodeID{Zone: "gcp1", Name: "p1"}, Kind: fabric.KindProcessor}, rpc.MethodForward, params)
 	must.ErrorContains(t, err, "may not forward")
 }
 

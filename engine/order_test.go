@@ -34,13 +34,13 @@ func (c through) Call(ctx context.Context, method string, params, reply any) err
 }
 
 func peerOf(e *Engine) rpc.Peer {
-	return rpc.Peer{Zone: e.self.Zone, Node: e.self.Name, Kind: fabric.KindProcessor}
+	return rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor}
 }
 
 func (w *world) withdraw(e *Engine, node, endpoint string) {
 	params, err := json.Marshal(rpc.WithdrawParams{Endpoints: []string{endpoint}})
 	must.NoError(w.t, err)
-	_, err = e.Handle(context.Background(), rpc.Peer{Zone: e.self.Zone, Node: node, Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
+	_, err = e.Handle(context.Background(), rpc.Peer{NodeID: fabric.NodeID{Zone: e.self.Zone, Name: node}, Kind: fabric.KindWorkload}, rpc.MethodWithdraw, params)
 	must.NoError(w.t, err)
 }
 
@@ -120,7 +120,7 @@ func TestRefusedByAnAgent(t *testing.T) {
 		must.NoError(t, err)
 	}
 	a := &told{set: map[string]bool{}, refuse: map[string]string{"web-2": "I do not believe it"}}
-	c := wire{self: peerOf(e), peer: rpc.Peer{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
+	c := wire{self: peerOf(e), peer: rpc.Peer{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
 	must.NoError(t, e.Attach(context.Background(), c))
 	must.Eq(t, []string{"web-3"}, a.endpoints())
 	reply, err := w.connect(e, "w1", w.request(4, "aws1", "w1", svc))

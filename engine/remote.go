@@ -59,7 +59,7 @@ const (
 // the other side does not believe is no reason to be without it.
 func (e *Engine) Attach(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
-	r := &remote{id: peer.ID(), conn: conn, told: map[string]time.Time{}}
+	r := &remote{id: peer.NodeID, conn: conn, told: map[string]time.Time{}}
 	switch {
 	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)

@@ -9,7 +9,6 @@ package daemon
 
 import (
 	"context"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,12 +89,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Consul, err = c.ConsulClient(); err != nil {
 		return nil, err
 	}
-	tls := n.Identity.ClientTLS(func(path string, _ *x509.Certificate) error {
-		if path != fabric.ControllerSPIFFE {
-			return fmt.Errorf("the server is spiffe://%s%s, not the controller", c.TrustDomain, path)
-		}
-		return nil
-	})
+	tls := n.Identity.ClientTLS(identity.Subject{Controller: true})
 	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls}); err != nil {
 		return nil, err
 	}

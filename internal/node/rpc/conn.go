@@ -46,7 +46,7 @@ type RemoteError struct {
 }
 
 func (e *RemoteError) Error() string {
-	return fmt.Sprintf("%s at %s: %s", e.Method, e.Peer.ID(), e.Message)
+	return fmt.Sprintf("%s at %s: %s", e.Method, e.Peer.NodeID, e.Message)
 }
 
 // Conn is a connection to a peer. It ends when either side closes it, when the
@@ -107,7 +107,7 @@ func (c *Conn) watch() {
 // returned one, ErrClosed if the connection is gone, or ctx's.
 func (c *Conn) Call(ctx context.Context, method string, params, reply any) error {
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("call %s of %s: %w", method, c.peer.ID(), err)
+		return fmt.Errorf("call %s of %s: %w", method, c.peer.NodeID, err)
 	}
 	err := c.rpc.Call(ctx, method, params, reply)
 	var remote *jsonrpc2.Error
@@ -119,7 +119,7 @@ func (c *Conn) Call(ctx context.Context, method string, params, reply any) error
 	case errors.Is(err, jsonrpc2.ErrClosed):
 		err = ErrClosed
 	}
-	return fmt.Errorf("call %s of %s: %w", method, c.peer.ID(), err)
+	return fmt.Errorf("call %s of %s: %w", method, c.peer.NodeID, err)
 }
 
 // Notify calls a method of the peer without waiting for a result, or even for
@@ -130,7 +130,7 @@ func (c *Conn) Notify(ctx context.Context, method string, params any) error {
 		err = ErrClosed
 	}
 	if err != nil {
-		return fmt.Errorf("notify %s of %s: %w", c.peer.ID(), method, err)
+		return fmt.Errorf("notify %s of %s: %w", c.peer.NodeID, method, err)
 	}
 	return nil
 }
@@ -193,7 +193,7 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 		}
 		if req.Notif {
 			if err != nil {
-				hclog.FromContext(ctx).Warn("handle a notification: "+req.Method, logkey.Node, c.peer.ID(), logkey.Error, err)
+				hclog.FromContext(ctx).Warn("handle a notification: "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
 			}
 			return
 		}
@@ -209,7 +209,7 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 		if err == nil || errors.Is(err, jsonrpc2.ErrClosed) {
 			return
 		}
-		hclog.FromContext(ctx).Warn("answer a call: "+req.Method, logkey.Node, c.peer.ID(), logkey.Error, err)
+		hclog.FromContext(ctx).Warn("answer a call: "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
 		refusal := &jsonrpc2.Response{ID: req.ID, Error: &jsonrpc2.Error{Code: jsonrpc2.CodeInternalError, Message: err.Error()}}
 		if rpc.SendResponse(ctx, refusal) != nil {
 			rpc.Close() // or the peer would wait for ever
@@ -232,7 +232,7 @@ func (r rpcHandler) run(ctx context.Context, method string, params json.RawMessa
 	defer func() { <-r.c.running }()
 	defer func() {
 		if p := recover(); p != nil {
-			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.ID(), logkey.Error, p, logkey.Stack, string(debug.Stack()))
+			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.NodeID, logkey.Error, p, logkey.Stack, string(debug.Stack()))
 			result, err = nil, errors.New("internal error")
 		}
 	}()

@@ -9,18 +9,15 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -35,38 +32,8 @@ const (
 // a *RemoteError. ctx ends with the connection.
 type Handler func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error)
 
-// Peer is the node at the other end, as its certificate says: zone and node by
-// SPIFFE ID, kind by organizational unit.
-type Peer struct {
-	Zone string
-	Node string
-	Kind fabric.NodeKind
-}
-
-// ID names the node.
-func (p Peer) ID() fabric.NodeID { return fabric.NodeID{Zone: p.Zone, Name: p.Node} }
-
-// peerOf returns the node that a certificate belongs to. Controllers and
-// services have no business here.
-func peerOf(spiffePath string, leaf *x509.Certificate) (Peer, error) {
-	parts := strings.Split(strings.TrimPrefix(spiffePath, "/"), "/")
-	if len(parts) != 3 || parts[0] != fabric.ReservedDomain {
-		return Peer{}, fmt.Errorf("%s is not a node", spiffePath)
-	}
-	p := Peer{Zone: parts[1], Node: parts[2]}
-	for _, name := range parts[1:] {
-		if err := fabric.CheckName(name); err != nil {
-			return Peer{}, fmt.Errorf("%s: %w", spiffePath, err)
-		}
-	}
-	if ou := leaf.Subject.OrganizationalUnit; len(ou) == 1 {
-		p.Kind = fabric.NodeKind(ou[0])
-	}
-	if p.Kind != fabric.KindWorkload && p.Kind != fabric.KindProcessor {
-		return Peer{}, fmt.Errorf("the certificate of %s gives the node no kind: its organizational units are %q", spiffePath, leaf.Subject.OrganizationalUnit)
-	}
-	return p, nil
-}
+// Peer is the node at the other end of a connection, as its certificate attests it.
+type Peer = identity.Node
 
 // Dial connects to addr ("host:port"). conf is of identity.ClientTLS, which
 // verifies the peer; ctx bounds only the connecting.
@@ -153,13 +120,12 @@ func handshake(ctx context.Context, t *tls.Conn, trustDomain string) (*Conn, err
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	path, leaf, err := identity.Peer(t.ConnectionState(), trustDomain)
+	peer, leaf, err := identity.Peer(t.ConnectionState(), trustDomain)
 	if err != nil {
 		return nil, err
 	}
-	peer, err := peerOf(path, leaf)
-	if err != nil {
-		return nil, err
+	if !peer.IsNode() {
+		return nil, fmt.Errorf("the peer is %s, expected a node", peer)
 	}
-	return &Conn{peer: peer, conn: t, expires: leaf.NotAfter, done: make(chan struct{}), ready: make(chan struct{})}, nil
+	return &Conn{peer: peer.Node, conn: t, expires: leaf.NotAfter, done: make(chan struct{}), ready: make(chan struct{})}, nil
 }

@@ -24,6 +24,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
@@ -52,6 +53,15 @@ func serve(t *testing.T, conf *tls.Config, onConn func(*Conn), h Handler) string
 	return l.Addr().String()
 }
 
+func peer(zone, name string, kind fabric.NodeKind) Peer {
+	return Peer{NodeID: fabric.NodeID{Zone: zone, Name: name}, Kind: kind}
+}
+
+// engineAt is the engine of a node, as clients expect it.
+func engineAt(zone, name string) identity.Subject {
+	return identity.Subject{Node: peer(zone, name, fabric.KindProcessor)}
+}
+
 func TestBothSidesCall(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	agent := ca.Node("aws1", "aws1-w1", fabric.KindWorkload)
@@ -61,7 +71,7 @@ func TestBothSidesCall(t *testing.T) {
 	// The engine's handler calls the agent back before it answers.
 	addr := serve(t, engine.ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c },
 		func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error) {
-			if method != MethodConnect || from != (Peer{"aws1", "aws1-w1", fabric.KindWorkload}) {
+			if method != MethodConnect || from != peer("aws1", "aws1-w1", fabric.KindWorkload) {
 				return nil, fmt.Errorf("unexpected %s from %v", method, from)
 			}
 			c := <-conns
@@ -72,13 +82,13 @@ func TestBothSidesCall(t *testing.T) {
 			}
 			return ConnectReply{Pending: []string{reply.Refused["e"]}}, nil
 		})
-	c, err := Dial(quiet(), addr, agent.ClientTLS(nil), identitytest.TrustDomain,
+	c, err := Dial(quiet(), addr, agent.ClientTLS(engineAt("aws1", "aws1-p1")), identitytest.TrustDomain,
 		func(_ context.Context, from Peer, method string, _ json.RawMessage) (any, error) {
-			return AnnounceReply{Refused: map[string]string{"e": from.ID().String() + " " + method}}, nil
+			return AnnounceReply{Refused: map[string]string{"e": from.String() + " " + method}}, nil
 		})
 	must.NoError(t, err)
 	defer c.Close()
-	must.Eq(t, Peer{"aws1", "aws1-p1", fabric.KindProcessor}, c.Peer())
+	must.Eq(t, peer("aws1", "aws1-p1", fabric.KindProcessor), c.Peer())
 
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -122,7 +132,7 @@ func TestRefusedPeers(t *testing.T) {
 		"authority": ca.Issue(node, "workload", func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }),
 	} {
 		t.Run(name, func(t *testing.T) {
-			conf := good.ClientTLS(nil)
+			conf := good.ClientTLS(engineAt("aws1", "aws1-p1"))
 			conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 			c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
 			if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
@@ -138,17 +148,18 @@ func TestRefusedPeers(t *testing.T) {
 		})
 	}
 	t.Run("the server is not who was expected", func(t *testing.T) {
-		conf := good.ClientTLS(func(path string, _ *x509.Certificate) error {
-			if path != "/node/gcp1/gcp1-p1" {
-				return fmt.Errorf("%s answered", path)
-			}
-			return nil
-		})
-		_, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
-		must.ErrorContains(t, err, "/node/aws1/aws1-p1 answered")
+		for want, expected := range map[identity.Subject]string{
+			engineAt("gcp1", "gcp1-p1"):                            "processor node gcp1/gcp1-p1",
+			{Node: peer("aws1", "aws1-p1", fabric.KindWorkload)}:   "workload node aws1/aws1-p1",
+			{Service: fabric.Ref{Domain: "aws1", Name: "aws1-p1"}}: "service aws1/aws1-p1",
+			{Controller: true}:                                     "the controller",
+		} {
+			_, err := Dial(quiet(), addr, good.ClientTLS(want), identitytest.TrustDomain, deny)
+			must.ErrorContains(t, err, "the server is processor node aws1/aws1-p1, expected "+expected)
+		}
 	})
 	t.Run("the server is of another authority", func(t *testing.T) {
-		_, err := Dial(quiet(), addr, other.Node("aws1", "aws1-w1", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, deny)
+		_, err := Dial(quiet(), addr, other.Node("aws1", "aws1-w1", fabric.KindWorkload).ClientTLS(engineAt("aws1", "aws1-p1")), identitytest.TrustDomain, deny)
 		must.ErrorContains(t, err, "unknown authority")
 	})
 	t.Run("a server that asks for no certificate", func(t *testing.T) {
@@ -163,7 +174,7 @@ func connect(t *testing.T, server, client Handler) (atServer, atClient *Conn) {
 	ca := identitytest.NewCA(t)
 	conns := make(chan *Conn, 1)
 	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c }, server)
-	c, err := Dial(quiet(), addr, ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, client)
+	c, err := Dial(quiet(), addr, ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p")), identitytest.TrustDomain, client)
 	must.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	return <-conns, c
@@ -287,7 +298,7 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 		go pass(in, out)
 		pass(out, in)
 	}()
-	c, err := Dial(quiet(), relay.Addr().String(), ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil), identitytest.TrustDomain, deny)
+	c, err := Dial(quiet(), relay.Addr().String(), ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p")), identitytest.TrustDomain, deny)
 	must.NoError(t, err)
 	silent.Store(true)
 	select {
@@ -305,7 +316,7 @@ func TestConnectionEndsWithTheCertificate(t *testing.T) {
 	t.Parallel()
 	ca := identitytest.NewCA(t)
 	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
-	conf := ca.Node("z", "w", fabric.KindWorkload).ClientTLS(nil)
+	conf := ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p"))
 	soon := ca.Issue(fabric.NodeID{Zone: "z", Name: "w"}.SPIFFE(), "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
 	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return soon, nil }
 	c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)

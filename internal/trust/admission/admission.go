@@ -46,12 +46,12 @@ func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, err
 	if err := a.PlacedOn(node); err != nil {
 		return a, err
 	}
-	path, _, err := identity.VerifyBy(v.Roots(), v.TrustDomain, r.Certificate, fabric.RequestSigningInput(r.Admission.Payload), r.Signature)
+	signer, _, err := identity.VerifyBy(v.Roots(), v.TrustDomain, r.Certificate, fabric.RequestSigningInput(r.Admission.Payload), r.Signature)
 	if err != nil {
 		return a, fmt.Errorf("request of endpoint %s: %w", a.Endpoint, err)
 	}
-	if path != a.Service.SPIFFE() {
-		return a, fmt.Errorf("endpoint %s was admitted as %s, but the request is signed by spiffe://%s%s", a.Endpoint, a.Service, v.TrustDomain, path)
+	if signer != (identity.Subject{Service: a.Service}) {
+		return a, fmt.Errorf("endpoint %s was admitted as service %s, but the request is signed by %s", a.Endpoint, a.Service, signer)
 	}
 	return a, nil
 }

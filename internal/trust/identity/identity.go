@@ -118,19 +118,15 @@ func (s *Source) restore() error {
 
 // suits reports why cert is not a valid certificate of this process, or nil.
 func (s *Source) suits(cert *tls.Certificate) error {
-	chain := make([]*x509.Certificate, len(cert.Certificate))
-	for i, der := range cert.Certificate {
-		c, err := x509.ParseCertificate(der)
-		if err != nil {
-			return err
-		}
-		chain[i] = c
-	}
-	path, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	chain, err := parseChain(cert.Certificate)
 	if err != nil {
 		return err
 	}
-	if path != s.config.SPIFFEPath {
+	subject, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	if err != nil {
+		return err
+	}
+	if path := subject.SPIFFE(); path != s.config.SPIFFEPath {
 		return fmt.Errorf("it is for %s, not for %s", path, s.config.SPIFFEPath)
 	}
 	for _, ip := range s.config.IPs {

@@ -79,12 +79,12 @@ func (k *ServiceKeys) file(service fabric.Ref) string {
 }
 
 func (k *ServiceKeys) suits(service fabric.Ref, cert *tls.Certificate) error {
-	path, err := spiffePathOf(cert.Leaf, k.trustDomain)
+	subject, err := Read(cert.Leaf, k.trustDomain)
 	if err != nil {
 		return err
 	}
-	if path != service.SPIFFE() {
-		return fmt.Errorf("the certificate is for %s", path)
+	if subject != (Subject{Service: service}) {
+		return fmt.Errorf("the certificate is for %s", subject.SPIFFE())
 	}
 	return nil
 }

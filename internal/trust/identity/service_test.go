@@ -36,9 +36,9 @@ func TestServiceKeys(t *testing.T) {
 		t.Helper()
 		sig, chain, err := k.Sign(web, []byte("x"))
 		must.NoError(t, err)
-		path, _, err := identity.VerifyBy(ca.Roots(), identitytest.TrustDomain, chain, []byte("x"), sig)
+		signer, _, err := identity.VerifyBy(ca.Roots(), identitytest.TrustDomain, chain, []byte("x"), sig)
 		must.NoError(t, err)
-		must.Eq(t, web.SPIFFE(), path)
+		must.Eq(t, web.SPIFFE(), signer.SPIFFE())
 	}
 	sign()
 	must.ErrorContains(t, k.Put(web, ca.Certify(web.SPIFFE(), csr1, time.Hour)), "none was asked for")

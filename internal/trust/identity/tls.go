@@ -5,18 +5,23 @@ package identity
 
 import (
 	"crypto/tls"
-	"crypto/x509"
-	"errors"
+	"fmt"
 )
 
-// ServerTLS returns the configuration of a server that shows the current
-// certificate. clientAuth says whether clients must show one; a chain that is
-// shown is always verified against the current authorities and must carry one
-// SPIFFE ID of the trust domain. Peer returns it.
+// ServerTLS returns the configuration of a server that shows the current certificate. clientAuth says whether clients must
+// show one; a chain that is shown is always verified against the current authorities, and Read must accept its leaf. Peer
+// returns the client.
 func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config {
-	c := s.baseTLS(nil)
+	c := s.baseTLS()
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.Certificate(), nil }
-	// Go's own verification knows only a fixed pool; ours replaces it.
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		if len(state.PeerCertificates) == 0 {
+			return nil // clientAuth decides whether a client needs a certificate
+		}
+		_, err := verifyChain(s.Roots(), s.config.TrustDomain, state.PeerCertificates)
+		return err
+	}
+	// Go's own verification knows only a fixed pool of authorities; VerifyConnection replaces it.
 	switch clientAuth {
 	case tls.VerifyClientCertIfGiven:
 		clientAuth = tls.RequestClientCert
@@ -27,36 +32,26 @@ func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config {
 	return c
 }
 
-// ClientTLS returns the configuration of a client that shows the current
-// certificate. The server's chain is verified against the current authorities
-// and must carry one SPIFFE ID of the trust domain, which takes the place of
-// the host name; expect, if not nil, refuses further.
-func (s *Source) ClientTLS(expect func(spiffePath string, leaf *x509.Certificate) error) *tls.Config {
-	c := s.baseTLS(expect)
+// ClientTLS returns the configuration of a client that shows the current certificate and talks to no other server than the
+// given one. The server's chain is verified against the current authorities; whom its certificate was issued to takes the
+// place of the host name.
+func (s *Source) ClientTLS(server Subject) *tls.Config {
+	c := s.baseTLS()
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return s.Certificate(), nil }
 	c.InsecureSkipVerify = true // the host name does not matter; VerifyConnection verifies the chain
+	c.VerifyConnection = func(state tls.ConnectionState) error {
+		peer, err := verifyChain(s.Roots(), s.config.TrustDomain, state.PeerCertificates)
+		if err == nil && peer != server {
+			err = fmt.Errorf("the server is %s, expected %s", peer, server)
+		}
+		return err
+	}
 	return c
 }
 
-func (s *Source) baseTLS(expect func(string, *x509.Certificate) error) *tls.Config {
+func (s *Source) baseTLS() *tls.Config {
 	return &tls.Config{
 		MinVersion:             tls.VersionTLS13,
-		SessionTicketsDisabled: true, // every connection is judged by today's authorities
-		VerifyConnection: func(state tls.ConnectionState) error {
-			if len(state.PeerCertificates) == 0 {
-				if expect != nil {
-					return errors.New("the peer showed no certificate")
-				}
-				return nil // a server that does not require one; a client always has the server's
-			}
-			path, err := verifyChain(s.Roots(), s.config.TrustDomain, state.PeerCertificates)
-			if err != nil {
-				return err
-			}
-			if expect != nil {
-				return expect(path, state.PeerCertificates[0])
-			}
-			return nil
-		},
+		SessionTicketsDisabled: true, // every connection is judged by the current authorities
 	}
 }

@@ -120,9 +120,9 @@ func TestIdentityFromVault(t *testing.T) {
 	// What it signs verifies, and nothing else does.
 	sig, chain, err := s.Sign([]byte("hello"))
 	must.NoError(t, err)
-	path, got, err := identity.VerifyBy(s.Roots(), trustDomain, chain, []byte("hello"), sig)
+	signer, got, err := identity.VerifyBy(s.Roots(), trustDomain, chain, []byte("hello"), sig)
 	must.NoError(t, err)
-	must.Eq(t, conf.SPIFFEPath, path)
+	must.Eq(t, conf.SPIFFEPath, signer.SPIFFE())
 	must.True(t, got.Equal(leaf))
 	_, _, err = identity.VerifyBy(s.Roots(), trustDomain, chain, []byte("hallo"), sig)
 	must.ErrorContains(t, err, "does not verify")
@@ -275,6 +275,7 @@ func TestServerTLS(t *testing.T) {
 	_, _, conf := setUp(t, "1h")
 	s, err := identity.Open(context.Background(), conf, hclog.NewNullLogger())
 	must.NoError(t, err)
+	self := identity.OfNode(fabric.Node{Zone: "aws1", Name: "aws1-w1", Kind: fabric.KindWorkload})
 	l, err := tls.Listen("tcp", "127.0.0.1:0", s.ServerTLS(tls.VerifyClientCertIfGiven))
 	must.NoError(t, err)
 	defer l.Close()
@@ -291,15 +292,16 @@ func TestServerTLS(t *testing.T) {
 			c.Close()
 		}
 	}()
-	c, err := tls.Dial("tcp", l.Addr().String(), s.ClientTLS(nil))
+	c, err := tls.Dial("tcp", l.Addr().String(), s.ClientTLS(self))
 	must.NoError(t, err)
 	c.Close()
-	path, _, err := identity.Peer(<-states, trustDomain)
+	peer, _, err := identity.Peer(<-states, trustDomain)
 	must.NoError(t, err)
-	must.Eq(t, conf.SPIFFEPath, path)
+	must.Eq(t, self, peer)
+	must.Eq(t, conf.SPIFFEPath, peer.SPIFFE())
 
 	// An operator without a certificate is let in, and has no identity.
-	bare := s.ClientTLS(nil)
+	bare := s.ClientTLS(self)
 	bare.GetClientCertificate = nil
 	c, err = tls.Dial("tcp", l.Addr().String(), bare)
 	must.NoError(t, err)

@@ -13,60 +13,62 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 )
 
-// VerifyBy checks that chain (DER, leaf first) leads to roots now, that the
-// leaf has exactly one SPIFFE ID, of that trust domain, and that sig is its
-// key's signature over msg (ECDSA with SHA-256 in ASN.1, or Ed25519).
-func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig []byte) (spiffePath string, leaf *x509.Certificate, err error) {
-	certs := make([]*x509.Certificate, len(chain))
-	for i, der := range chain {
-		if certs[i], err = x509.ParseCertificate(der); err != nil {
-			return "", nil, fmt.Errorf("certificate %d of the chain: %w", i, err)
-		}
-	}
-	path, err := verifyChain(roots, trustDomain, certs)
+// VerifyBy checks that chain (DER, leaf first) leads to roots now, that Read accepts the leaf, and that sig is the
+// signature of its key over msg (ECDSA with SHA-256 in ASN.1, or Ed25519).
+func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig []byte) (signer Subject, leaf *x509.Certificate, err error) {
+	certs, err := parseChain(chain)
 	if err != nil {
-		return "", nil, err
+		return Subject{}, nil, err
+	}
+	if signer, err = verifyChain(roots, trustDomain, certs); err != nil {
+		return Subject{}, nil, err
 	}
 	leaf = certs[0]
 	if err := verifySignature(leaf.PublicKey, msg, sig); err != nil {
-		return "", nil, fmt.Errorf("signature by %s: %w", path, err)
+		return Subject{}, nil, fmt.Errorf("signature by %s: %w", signer, err)
 	}
-	return path, leaf, nil
+	return signer, leaf, nil
 }
 
-// Peer returns who is at the other end of a TLS connection whose
-// configuration came from ServerTLS or ClientTLS: these have verified the
-// chain. A peer that showed no certificate is an error.
-func Peer(state tls.ConnectionState, trustDomain string) (spiffePath string, leaf *x509.Certificate, err error) {
+// Peer returns who is at the other end of a TLS connection whose configuration came from ServerTLS or ClientTLS, which
+// have verified the chain. A peer that showed no certificate is an error.
+func Peer(state tls.ConnectionState, trustDomain string) (Subject, *x509.Certificate, error) {
 	if len(state.PeerCertificates) == 0 {
-		return "", nil, errors.New("the peer showed no certificate")
+		return Subject{}, nil, errors.New("the peer showed no certificate")
 	}
-	leaf = state.PeerCertificates[0]
-	path, err := spiffePathOf(leaf, trustDomain)
+	leaf := state.PeerCertificates[0]
+	peer, err := Read(leaf, trustDomain)
 	if err != nil {
-		return "", nil, err
+		return Subject{}, nil, err
 	}
-	return path, leaf, nil
+	return peer, leaf, nil
 }
 
-// verifyChain verifies certs (leaf first) against roots and returns the path
-// of the leaf's SPIFFE ID.
-func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certificate) (string, error) {
-	if len(certs) == 0 {
-		return "", errors.New("there is no certificate")
+func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
+	certs := make([]*x509.Certificate, len(chain))
+	for i, der := range chain {
+		var err error
+		if certs[i], err = x509.ParseCertificate(der); err != nil {
+			return nil, fmt.Errorf("parse certificate %d of the chain: %w", i, err)
+		}
 	}
-	if roots == nil { // x509 would take the system's authorities
-		return "", errors.New("there is no authority to verify a certificate with")
+	return certs, nil
+}
+
+// verifyChain verifies certs (leaf first) against roots and returns whom the leaf was issued to.
+func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certificate) (Subject, error) {
+	if len(certs) == 0 {
+		return Subject{}, errors.New("there is no certificate")
+	}
+	if roots == nil { // x509 would use the system's authorities
+		return Subject{}, errors.New("there is no authority to verify a certificate with")
 	}
 	leaf := certs[0]
-	path, err := spiffePathOf(leaf, trustDomain)
+	subject, err := Read(leaf, trustDomain)
 	if err != nil {
-		return "", err
+		return Subject{}, err
 	}
 	intermediates := x509.NewCertPool()
 	for _, c := range certs[1:] {
@@ -78,29 +80,9 @@ func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certifi
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 	})
 	if err != nil {
-		return "", fmt.Errorf("certificate of %s: %w", path, err)
+		return Subject{}, fmt.Errorf("certificate of %s: %w", subject, err)
 	}
-	return path, nil
-}
-
-// spiffePathOf returns the path of the leaf's only SPIFFE ID. By the X.509
-// SVID standard a leaf must not be able to sign certificates.
-func spiffePathOf(leaf *x509.Certificate, trustDomain string) (string, error) {
-	id, err := x509svid.IDFromCert(leaf)
-	if err != nil {
-		return "", fmt.Errorf("certificate: %w", err)
-	}
-	td, err := spiffeid.TrustDomainFromString(trustDomain)
-	if err != nil {
-		return "", err
-	}
-	switch {
-	case !id.MemberOf(td):
-		return "", fmt.Errorf("certificate of %s: it is not of trust domain %s", id, td)
-	case leaf.IsCA, leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
-		return "", fmt.Errorf("certificate of %s: it is an authority's, not a node's or service's", id)
-	}
-	return id.Path(), nil
+	return subject, nil
 }
 
 func verifySignature(key crypto.PublicKey, msg, sig []byte) error {

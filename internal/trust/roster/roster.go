@@ -67,15 +67,12 @@ func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) 
 	if len(r.Link) == 0 {
 		return fabric.Link{}, nil
 	}
-	path, leaf, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
+	signer, _, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
 	if err != nil {
 		return fabric.Link{}, err
 	}
-	if path != n.ID().SPIFFE() {
-		return fabric.Link{}, fmt.Errorf("its key was signed by %s", path)
-	}
-	if ou := leaf.Subject.OrganizationalUnit; !slices.Equal(ou, []string{string(n.Kind)}) {
-		return fabric.Link{}, fmt.Errorf("its key was signed by a node of kind %q, not %q", ou, n.Kind)
+	if signer != identity.OfNode(n) {
+		return fabric.Link{}, fmt.Errorf("its key was signed by %s of kind %q, expected %s of kind %q", signer.SPIFFE(), signer.Node.Kind, n.ID().SPIFFE(), n.Kind)
 	}
 	return decodeLink(n, r)
 }

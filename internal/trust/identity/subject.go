@@ -1,0 +1,108 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"crypto/x509"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// Node is a node with its kind, as its certificate attests them.
+type Node struct {
+	fabric.NodeID
+	Kind fabric.NodeKind
+}
+
+// Subject is whom a certificate was issued to. Exactly one field is set.
+type Subject struct {
+	Node       Node
+	Service    fabric.Ref
+	Controller bool
+}
+
+// OfNode returns the subject of the certificates of a node of the fabric.
+func OfNode(n fabric.Node) Subject { return Subject{Node: Node{NodeID: n.ID(), Kind: n.Kind}} }
+
+// IsNode reports whether s is a node.
+func (s Subject) IsNode() bool { return s.Node != Node{} }
+
+// SPIFFE returns the path of the SPIFFE ID of s.
+func (s Subject) SPIFFE() string {
+	switch {
+	case s.Controller:
+		return fabric.ControllerSPIFFE
+	case s.IsNode():
+		return s.Node.SPIFFE()
+	}
+	return s.Service.SPIFFE()
+}
+
+func (s Subject) String() string {
+	switch {
+	case s.Controller:
+		return "the controller"
+	case s.IsNode():
+		return fmt.Sprintf("%s node %s", s.Node.Kind, s.Node.NodeID)
+	}
+	return "service " + s.Service.String()
+}
+
+// Read returns whom a certificate was issued to. It is the only place where certificates are taken apart, so that all of
+// them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID of the trust domain; the ID is that of a node,
+// a service or the controller; a node's certificate has exactly one organizational unit, the kind of the node. By the
+// X.509-SVID standard the leaf cannot sign certificates. Read does not verify the chain.
+func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
+	id, err := x509svid.IDFromCert(leaf)
+	if err != nil {
+		return Subject{}, fmt.Errorf("certificate: %w", err)
+	}
+	td, err := spiffeid.TrustDomainFromString(trustDomain)
+	if err != nil {
+		return Subject{}, fmt.Errorf("trust domain %q: %w", trustDomain, err)
+	}
+	switch {
+	case !id.MemberOf(td):
+		return Subject{}, fmt.Errorf("certificate of %s: its trust domain is not %s", id, td)
+	case leaf.IsCA, leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
+		return Subject{}, fmt.Errorf("certificate of %s: it is the certificate of an authority", id)
+	}
+	s, err := parsePath(id.Path())
+	if err == nil && s.IsNode() {
+		s.Node.Kind, err = kind(leaf.Subject.OrganizationalUnit)
+	}
+	if err != nil {
+		return Subject{}, fmt.Errorf("certificate of %s: %w", id, err)
+	}
+	return s, nil
+}
+
+// parsePath is the inverse of Subject.SPIFFE, except for the kind of a node, which the path does not contain.
+func parsePath(path string) (Subject, error) {
+	if path == fabric.ControllerSPIFFE {
+		return Subject{Controller: true}, nil
+	}
+	name := strings.TrimPrefix(path, "/")
+	if node, ok := strings.CutPrefix(name, fabric.ReservedDomain+"/"); ok {
+		id, err := fabric.ParseNodeID(node)
+		return Subject{Node: Node{NodeID: id}}, err
+	}
+	service, err := fabric.ParseRef(name)
+	return Subject{Service: service}, err
+}
+
+// kind returns the kind of a node from the organizational units of its certificate.
+func kind(units []string) (fabric.NodeKind, error) {
+	if len(units) == 1 {
+		if k := fabric.NodeKind(units[0]); k == fabric.KindWorkload || k == fabric.KindProcessor {
+			return k, nil
+		}
+	}
+	return "", fmt.Errorf("its organizational units are %q, expected one, %q or %q", units, fabric.KindWorkload, fabric.KindProcessor)
+}
