@@ -79,7 +79,7 @@ func (f *fabricUnderTest) boundary(t *testing.T, node string) *ovs.Pipeline {
 	t.Cleanup(func() { conn.Close() })
 	// The zone matters for flows of entries only, which this one never writes.
 	p := ovs.NewPipeline(1, s.Revalidated)
-	p.Attach(conn)
+	p.UseConn(conn)
 	return p
 }
 

@@ -9,13 +9,13 @@ import (
 	"encoding/binary"
 	"maps"
 	"net/netip"
-	"reflect"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/engine/openflow"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
@@ -34,12 +34,11 @@ type bridge struct {
 	pipe  *ovs.Pipeline
 	names registry
 
-	mu       sync.Mutex
-	ports    map[fabric.NodeID]ovs.Port // by the peer that each leads to
-	wanted   SwitchState                // as last asked for
-	written  ovs.State                  // as last written
-	attached bool                       // a connection to the switch is open
-	asked    bool                       // Program was called: before that the switch keeps what it has
+	mu         sync.Mutex
+	conn       *openflow.Conn             // to the switch; nil before the first and after one was lost
+	ports      map[fabric.NodeID]ovs.Port // by the peer that each leads to
+	wanted     SwitchState                // of the last Program
+	programmed bool                       // Program was called; until then the switch keeps what an earlier process wrote
 }
 
 func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
@@ -54,7 +53,7 @@ func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
 		return nil
 	}
 	b.ports[peer] = port
-	if !b.asked {
+	if !b.programmed {
 		return nil
 	}
 	return b.write()
@@ -64,130 +63,44 @@ func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
 func (b *bridge) Program(want SwitchState) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.wanted, b.asked = want, true
+	b.wanted, b.programmed = want, true
 	return b.write()
 }
 
-// attach opens the connection to the switch if there is none. After that, what
-// the switch holds has to be compared with what it should hold.
-func (b *bridge) attach(ctx context.Context) error {
-	if b.attached {
-		return nil
-	}
-	conn, err := b.sw.Dial(ctx)
-	if err != nil {
-		return err
-	}
-	b.pipe.Attach(conn)
-	want := b.state()
-	if _, err := b.pipe.Replace(ctx, want); err != nil {
-		conn.Close() // only after a comparison it is known what to write
-		return err
-	}
-	b.attached, b.written = true, want
-	go func() {
-		<-conn.Done()
-		b.log.Warn("the connection to the switch was lost; it will be opened again")
-		b.mu.Lock()
-		b.attached = false
-		b.mu.Unlock()
-	}()
-	return nil
-}
-
-// write brings the switch from what was written last to what is wanted.
+// write makes the switch enforce what is wanted.
 func (b *bridge) write() error {
 	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
 	defer cancel()
-	if !b.attached {
-		return b.attach(ctx)
+	if _, err := b.connect(ctx); err != nil {
+		return err
 	}
-	want := b.state()
-	if err := b.change(ctx, b.written, want); err != nil {
-		// Which part was made is found out by comparing.
-		if _, err := b.pipe.Replace(ctx, want); err != nil {
-			return err
-		}
-	}
-	grown := len(want.Entries) > len(b.written.Entries)
-	b.written = want
-	if grown {
-		// Removals wait by themselves until the datapath follows. What was
-		// refused until now may still be remembered as refused, too.
-		return b.pipe.Settle(ctx)
-	}
-	return nil
+	return b.pipe.Set(ctx, b.state())
 }
 
-// change writes the differences one by one, what is no longer allowed first.
-func (b *bridge) change(ctx context.Context, have, want ovs.State) error {
-	oldEntries, newEntries := byID(have.Entries, entryID), byID(want.Entries, entryID)
-	oldEndpoints, newEndpoints := byID(have.Endpoints, endpointID), byID(want.Endpoints, endpointID)
-	oldPorts, newPorts := byID(have.Ports, portID), byID(want.Ports, portID)
-	for id := range oldEntries {
-		if _, stays := newEntries[id]; !stays {
-			if err := b.pipe.DeleteEntry(ctx, id); err != nil {
-				return err
-			}
+// connect opens a connection to the switch unless there is one, and says whether it did.
+func (b *bridge) connect(ctx context.Context) (opened bool, err error) {
+	if b.conn != nil {
+		err := b.conn.Err()
+		if err == nil {
+			return false, nil
 		}
+		b.log.Warn("lost the connection to the switch, connecting again", logkey.Error, err)
+		b.conn = nil
 	}
-	for id := range oldEndpoints {
-		if _, stays := newEndpoints[id]; !stays {
-			if err := b.pipe.DeleteEndpoint(ctx, id); err != nil {
-				return err
-			}
-		}
+	if b.conn, err = b.sw.Dial(ctx); err != nil {
+		return false, err
 	}
-	for no := range oldPorts {
-		if _, stays := newPorts[no]; !stays {
-			if err := b.pipe.DeletePort(ctx, uint32(no)); err != nil {
-				return err
-			}
-		}
-	}
-	for no, p := range newPorts {
-		if oldPorts[no] != p {
-			if err := b.pipe.SetPort(ctx, p); err != nil {
-				return err
-			}
-		}
-	}
-	for id, e := range newEndpoints {
-		if !reflect.DeepEqual(oldEndpoints[id], e) {
-			if err := b.pipe.PutEndpoint(ctx, e); err != nil {
-				return err
-			}
-		}
-	}
-	for id, e := range newEntries {
-		if !reflect.DeepEqual(oldEntries[id], e) {
-			if err := b.pipe.PutEntry(ctx, e); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	b.pipe.UseConn(b.conn)
+	return true, nil
 }
 
-func entryID(e ovs.Entry) uint64       { return e.ID }
-func endpointID(e ovs.Endpoint) uint64 { return e.ID }
-func portID(p ovs.Port) uint64         { return uint64(p.No) }
-
-func byID[T any](list []T, id func(T) uint64) map[uint64]T {
-	m := make(map[uint64]T, len(list))
-	for _, v := range list {
-		m[id(v)] = v
-	}
-	return m
-}
-
-// state is what is wanted in the terms of the pipeline. Endpoints beyond ports
-// that do not exist yet are left out.
+// state translates what is wanted for the pipeline. It leaves out endpoints whose port does not exist yet.
 func (b *bridge) state() ovs.State {
 	var s ovs.State
 	for _, peer := range slices.SortedFunc(maps.Keys(b.ports), fabric.CompareNodeIDs) {
 		s.Ports = append(s.Ports, b.ports[peer])
 	}
+	s.Endpoints = make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))
 	for name, ep := range b.wanted.Endpoints {
 		peer, _ := ep.Way.Processor() // none: the zone's own nodes
 		port, ok := b.ports[peer]
@@ -200,14 +113,13 @@ func (b *bridge) state() ovs.State {
 		})
 	}
 	for _, e := range b.wanted.Entries {
-		s.Entries = append(s.Entries, e.flows()...)
+		s.Entries = append(s.Entries, e.entries()...)
 	}
 	return s
 }
 
-// flows returns the entry in the terms of the pipeline, which wants one entry
-// a protocol: all of them are parts of the same number.
-func (e SwitchEntry) flows() []ovs.Entry {
+// entries translates e for the pipeline, whose entries have one protocol each.
+func (e SwitchEntry) entries() []ovs.Entry {
 	var list []ovs.Entry
 	for _, r := range e.Rules {
 		id := uint64(NewEntryID(e.Number, r.Protocol))
@@ -223,8 +135,8 @@ func (e SwitchEntry) flows() []ovs.Entry {
 	return list
 }
 
-// endpointNumber maps an endpoint's name to the number that the pipeline wants:
-// 55 bits of its hash, so that nothing has to be remembered.
+// endpointNumber returns the pipeline's number of an endpoint: 55 bits of its name's hash, which needs no table of
+// numbers in use.
 func endpointNumber(name string) uint64 {
 	sum := sha256.Sum256([]byte(name))
 	return binary.BigEndian.Uint64(sum[:])>>9 | 1
@@ -236,13 +148,18 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 	defer b.mu.Unlock()
 	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
 	defer cancel()
-	switch {
-	case !b.asked:
+	if !b.programmed {
 		return nil, nil
-	case !b.attached:
-		return nil, b.attach(ctx)
 	}
-	diff, err := b.pipe.Replace(ctx, b.state())
+	opened, err := b.connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if opened {
+		// A switch that restarted lacks everything, which is no news flow by flow.
+		return nil, b.pipe.Set(ctx, b.state())
+	}
+	diff, err := b.pipe.Reconcile(ctx, b.state())
 	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
 	if len(repaired) > 0 {
 		b.log.Warn("the switch differed from the declared state and was repaired", logkey.Repaired, repaired)
@@ -256,7 +173,7 @@ func (b *bridge) Drops() (map[string]uint64, error) {
 	defer cancel()
 	drops, err := b.pipe.Drops(ctx)
 	if err != nil {
-		b.log.Debug("drop counters not read", logkey.Error, err)
+		b.log.Debug("cannot read the drop counters of the switch", logkey.Error, err)
 	}
 	return drops, err
 }

@@ -39,63 +39,81 @@ func crowd(n int) ovs.State {
 	return state
 }
 
-func BenchmarkReplaceFromNothing(b *testing.B) {
-	ctx := context.Background()
-	instance := ovstest.Start(b)
-	sw := ovs.NewSwitch(instance.Config)
-	must.NoError(b, sw.Create(ctx))
-	state := crowd(*benchEndpoints)
-	for b.Loop() {
-		b.StopTimer()
-		p := ovs.NewPipeline(7, sw.Revalidated)
-		conn, err := sw.Dial(ctx)
-		must.NoError(b, err)
-		p.Attach(conn)
-		_, err = p.Replace(ctx, ovs.State{})
-		must.NoError(b, err)
-		b.StartTimer()
-		_, err = p.Replace(ctx, state)
-		must.NoError(b, err)
-		b.StopTimer()
-		_ = conn.Close()
-		b.StartTimer()
+// thousand is 1,000 entries between the classes of a crowd of n endpoints.
+func thousand(n int) []ovs.Entry {
+	var entries []ovs.Entry
+	for i := range 1000 {
+		class, port := uint32(i%(n/100)+1), uint16(9000+i)
+		entries = append(entries, ovs.Entry{
+			ID: uint64(1<<20 + i), Src: class, Dst: class + 1, Protocol: 6, Ports: []ovs.PortRange{{First: port, Last: port}},
+		})
 	}
-	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/replace")
+	return entries
 }
 
-// BenchmarkOneEndpoint adds an endpoint to the crowd and removes it again: the
-// first is the way of a starting workload, the second returns only when the
-// datapath follows.
-func BenchmarkOneEndpoint(b *testing.B) {
+func benchPipeline(b *testing.B) *ovs.Pipeline {
 	ctx := context.Background()
-	instance := ovstest.Start(b)
-	sw := ovs.NewSwitch(instance.Config)
+	sw := ovs.NewSwitch(ovstest.Start(b).Config)
 	must.NoError(b, sw.Create(ctx))
-	p := ovs.NewPipeline(7, sw.Revalidated)
 	conn, err := sw.Dial(ctx)
 	must.NoError(b, err)
 	b.Cleanup(func() { _ = conn.Close() })
-	p.Attach(conn)
+	p := ovs.NewPipeline(7, sw.Revalidated)
+	p.UseConn(conn)
+	return p
+}
+
+func BenchmarkLoad(b *testing.B) {
+	ctx := context.Background()
+	p := benchPipeline(b)
 	state := crowd(*benchEndpoints)
-	_, err = p.Replace(ctx, state)
-	must.NoError(b, err)
-	e := state.Endpoints[0]
+	for b.Loop() {
+		b.StopTimer()
+		must.NoError(b, p.Set(ctx, ovs.State{}))
+		b.StartTimer()
+		must.NoError(b, p.Set(ctx, state))
+	}
+	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/load")
+}
+
+// BenchmarkOneEndpoint adds an endpoint to the crowd and removes it again. A starting workload waits for the first; the
+// second returns only when the datapath follows. Each state is built anew, as the engine does.
+func BenchmarkOneEndpoint(b *testing.B) {
+	ctx := context.Background()
+	p := benchPipeline(b)
+	with, without := crowd(*benchEndpoints), crowd(*benchEndpoints)
+	e := with.Endpoints[0]
 	e.ID, e.Prefixes = 1<<32, []netip.Prefix{netip.MustParsePrefix("10.9.9.9/32"), netip.MustParsePrefix("fd00::9/128")}
-	var added, settled, removed []time.Duration
+	with.Endpoints = append(with.Endpoints, e)
+	must.NoError(b, p.Set(ctx, without))
+	var added, removed []time.Duration
 	for b.Loop() {
 		start := time.Now()
-		must.NoError(b, p.PutEndpoint(ctx, e))
+		must.NoError(b, p.Set(ctx, with))
 		added = append(added, time.Since(start))
 		start = time.Now()
-		must.NoError(b, p.Settle(ctx))
-		settled = append(settled, time.Since(start))
-		start = time.Now()
-		must.NoError(b, p.DeleteEndpoint(ctx, e.ID))
+		must.NoError(b, p.Set(ctx, without))
 		removed = append(removed, time.Since(start))
 	}
-	for name, took := range map[string][]time.Duration{"add": added, "settle": settled, "remove": removed} {
+	for name, took := range map[string][]time.Duration{"add": added, "remove": removed} {
 		slices.Sort(took)
 		b.ReportMetric(float64(took[len(took)/2].Microseconds()), name+"-us-p50")
 		b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), name+"-us-p99")
 	}
+}
+
+// BenchmarkRemoveThousandEntries returns when no packet passes by any of them.
+func BenchmarkRemoveThousandEntries(b *testing.B) {
+	ctx := context.Background()
+	p := benchPipeline(b)
+	without := crowd(*benchEndpoints)
+	with := without
+	with.Entries = slices.Concat(without.Entries, thousand(*benchEndpoints))
+	for b.Loop() {
+		b.StopTimer()
+		must.NoError(b, p.Set(ctx, with))
+		b.StartTimer()
+		must.NoError(b, p.Set(ctx, without))
+	}
+	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/removal")
 }

@@ -58,8 +58,8 @@ table source, priority 3: IPv6: go on to table destination
 // All that a pipeline writes can be put into words.
 func TestOwnFlowsHaveWords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		p := NewPipeline(uint16(rapid.IntRange(0, 9).Draw(t, "zone")), nil)
-		p.passAll = rapid.Bool().Draw(t, "passes all")
+		w := newWanted(uint16(rapid.IntRange(0, 9).Draw(t, "zone")))
+		var state State
 		number := rapid.Uint32Range(1, 1000)
 		prefix := rapid.Custom(func(t *rapid.T) netip.Prefix {
 			a := netip.AddrFrom4([4]byte(rapid.SliceOfN(rapid.Byte(), 4, 4).Draw(t, "v4")))
@@ -70,8 +70,8 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 		})
 		for range rapid.IntRange(0, 3).Draw(t, "things") {
 			no := number.Draw(t, "port")
-			p.ports[no] = Port{No: no, Routers: rapid.Bool().Draw(t, "routers")}
-			p.keepEndpoint(Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
+			state.Ports = append(state.Ports, Port{No: no, Routers: rapid.Bool().Draw(t, "routers")})
+			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
 			e := Entry{ID: uint64(number.Draw(t, "entry")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
 			most := uint16(65535)
 			if _, types := typeFields[e.Protocol]; types {
@@ -79,9 +79,14 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 			}
 			first := rapid.Uint16Range(0, most).Draw(t, "first")
 			e.Ports = []PortRange{{First: first, Last: rapid.Uint16Range(first, most).Draw(t, "last")}}
-			p.keepEntry(e)
+			state.Entries = append(state.Entries, e)
 		}
-		for _, f := range p.wantedFlows() {
+		w.apply(change{after: state, next: state})
+		flows := w.flows()
+		if rapid.Bool().Draw(t, "passes all") {
+			put(flows, passAllFlows())
+		}
+		for _, f := range flows {
 			must.StrNotContains(t, Describe(f, plainNames{}), notInWords)
 		}
 	})

@@ -25,7 +25,7 @@ func (testNames) Entry(id uint64) string { return fmt.Sprintf("entry-%d", id) }
 func TestChangesByHandAreDescribed(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	for _, tc := range []struct {
 		ofctl string
@@ -63,7 +63,7 @@ func TestChangesByHandAreDescribed(t *testing.T) {
 		for i, want := range tc.want {
 			must.StrContains(t, have[i], want)
 		}
-		_, err = f.p.Reconcile(ctx)
+		_, err = f.p.Reconcile(ctx, f.state)
 		must.NoError(t, err)
 	}
 }

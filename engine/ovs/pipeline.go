@@ -7,329 +7,168 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"net/netip"
-	"slices"
 	"sync"
+	"sync/atomic"
 
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// Pipeline keeps the flows of one bridge. It holds what is wanted; the switch
-// holds what is enforced, and keeps it when this process stops.
+// Pipeline writes the flows of one bridge. The switch enforces them also when this process has stopped.
 //
-// A change that the switch refuses is not remembered. After any other error it
-// is open whether the change was made: it is remembered as wanted, and Reconcile
-// settles it.
+// Its methods may be called at the same time. Changes are made one after the other, each with its wait for the
+// datapath: a later change must not widen what an earlier one has not yet taken away.
 type Pipeline struct {
-	zone    uint16
-	settler settler
+	revalidated func(context.Context) error
+	conn        atomic.Pointer[of.Conn]
+	passAll     atomic.Bool
 
-	mu        sync.Mutex // held during a change, so that changes keep their order
-	conn      *of.Conn
-	ports     map[uint32]Port
-	endpoints map[uint64]Endpoint
-	entries   map[uint64]Entry
-	prefixes  map[netip.Prefix]uint64       // whose prefix it is
-	policy    map[of.Key]map[uint64]of.Flow // the entries that want a policy flow
-	passAll   bool
+	mu     sync.Mutex // held during a change
+	wanted *wanted    // by the last Set or Reconcile
+	// known says that the tables contain the flows of wanted. It is false on a new connection and after a failed
+	// write; the next change then reads the tables back.
+	known bool
+	// lagging says that the datapath may still decide by earlier tables because a wait for it failed.
+	lagging bool
 }
 
-// NewPipeline is an empty pipeline. zone is the connection tracking zone, which
-// no other bridge of the same switch may use. wait returns when the switch has
-// compared the datapath with its tables once more: Switch.Revalidated. Nothing
-// is written before Attach.
-func NewPipeline(zone uint16, wait func(context.Context) error) *Pipeline {
-	p := &Pipeline{zone: zone, settler: settler{wait: wait}}
-	p.forget()
-	return p
+// NewPipeline returns a pipeline without a connection. zone is the connection tracking zone, which no other bridge of
+// the same switch may use. revalidated returns when the switch has compared the datapath with its tables once more;
+// see Switch.Revalidated.
+func NewPipeline(zone uint16, revalidated func(context.Context) error) *Pipeline {
+	return &Pipeline{revalidated: revalidated, wanted: newWanted(zone)}
 }
 
-func (p *Pipeline) forget() {
-	p.ports = map[uint32]Port{}
-	p.endpoints = map[uint64]Endpoint{}
-	p.entries = map[uint64]Entry{}
-	p.prefixes = map[netip.Prefix]uint64{}
-	p.policy = map[of.Key]map[uint64]of.Flow{}
-}
+// ErrNotConnected is returned while the pipeline has no connection to the switch.
+var ErrNotConnected = errors.New("no connection to the switch")
 
-// ErrDetached says that the pipeline has no connection to the switch.
-var ErrDetached = errors.New("no connection to the switch")
-
-// Diff is what a switch had that was not wanted, and lacked that was.
-type Diff struct {
-	Added, Removed []of.Flow
-	Changed        []Change
-}
-
-// Change is a flow that was there, but not as wanted.
-type Change struct {
-	Have of.FlowStats
-	Want of.Flow
-}
-
-// Empty says that the switch was as wanted.
-func (d Diff) Empty() bool { return len(d.Added)+len(d.Changed)+len(d.Removed) == 0 }
-
-// Attach makes conn the pipeline's connection, the first or after one that
-// ended, but changes nothing in the switch. Dump may be called then, to learn
-// what an earlier process left; Replace or Reconcile comes next.
-func (p *Pipeline) Attach(conn *of.Conn) {
+// UseConn makes conn the pipeline's connection: the first one, or the successor of one that ended. It changes nothing
+// in the switch. The next Set reads back what an earlier process or connection left there.
+func (p *Pipeline) UseConn(conn *of.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.conn = conn
+	p.conn.Store(conn)
+	p.known = false
 }
 
-// SetPort adds a port or changes it.
-func (p *Pipeline) SetPort(ctx context.Context, port Port) error {
-	if err := port.check(); err != nil {
-		return err
-	}
-	return p.enforce(ctx, fmt.Sprintf("set port %d", port.No), func() (bool, error) {
-		return p.change(ctx, p.ports[port.No].wanted(), port.flows(), func() { p.ports[port.No] = port })
-	})
-}
-
-// wanted is flows, for a port that exists: a map's zero value has none.
-func (p Port) wanted() []of.Flow {
-	if p.No == 0 {
-		return nil
-	}
-	return p.flows()
-}
-
-// DeletePort removes a port. Endpoints that are reached by it stay, unreachable.
-func (p *Pipeline) DeletePort(ctx context.Context, no uint32) error {
-	return p.enforce(ctx, fmt.Sprintf("delete port %d", no), func() (bool, error) {
-		return p.change(ctx, p.ports[no].wanted(), nil, func() { delete(p.ports, no) })
-	})
-}
-
-// PutEndpoint adds an endpoint or replaces the one with its ID. It fails if a
-// prefix is another's.
-func (p *Pipeline) PutEndpoint(ctx context.Context, e Endpoint) error {
-	if err := e.check(); err != nil {
-		return err
-	}
-	return p.enforce(ctx, fmt.Sprintf("put endpoint %d", e.ID), func() (bool, error) {
-		if err := p.free(e); err != nil {
-			return false, err
-		}
-		return p.change(ctx, p.endpoints[e.ID].flows(), e.flows(), func() { p.keepEndpoint(e) })
-	})
-}
-
-func (p *Pipeline) free(e Endpoint) error {
-	for _, prefix := range e.Prefixes {
-		if owner, ok := p.prefixes[prefix]; ok && owner != e.ID {
-			return fmt.Errorf("%s belongs to endpoint %d, not to %d", prefix, owner, e.ID)
-		}
+// Set makes the switch enforce state and writes only what differs from the previous state, as one OpenFlow bundle.
+// When it returns without an error, no packet passes by what state no longer allows, connections included, and what
+// it newly allows passes. The one exception is a Set that only adds endpoints or ports: the switch may drop packets
+// to and from them for some more milliseconds if it dropped such packets before.
+//
+// Until Set returns, each packet is treated as the previous state or the new one says, or is dropped. If the
+// difference is such that a mix of old and new decisions could let another packet pass, Set writes two bundles: what
+// takes away, and, when the datapath follows, what adds.
+//
+// An invalid state is refused and changes nothing. After any other error the switch may have either state; the next
+// Set or Reconcile reads it back.
+//
+// The pipeline keeps the lists of state, so the caller must not modify them afterwards. Lists in order of numbers are
+// compared fastest.
+func (p *Pipeline) Set(ctx context.Context, state State) error {
+	if _, err := p.set(ctx, state, false); err != nil {
+		return fmt.Errorf("program the switch: %w", err)
 	}
 	return nil
 }
 
-func (p *Pipeline) keepEndpoint(e Endpoint) {
-	p.dropEndpoint(e.ID)
-	p.endpoints[e.ID] = e
-	for _, prefix := range e.Prefixes {
-		p.prefixes[prefix] = e.ID
+// Reconcile is Set with the difference between state and what the switch really contains, which it returns: flows
+// that were missing, altered or foreign. Flows that were right keep their counters.
+func (p *Pipeline) Reconcile(ctx context.Context, state State) (Diff, error) {
+	diff, err := p.set(ctx, state, true)
+	if err != nil {
+		return diff, fmt.Errorf("repair the switch: %w", err)
 	}
+	return diff, nil
 }
 
-func (p *Pipeline) dropEndpoint(id uint64) {
-	for _, prefix := range p.endpoints[id].Prefixes {
-		delete(p.prefixes, prefix)
+func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change, err := p.wanted.change(state)
+	if err != nil {
+		return Diff{}, err
 	}
-	delete(p.endpoints, id)
-}
-
-// DeleteEndpoint removes an endpoint; its connections stop at once.
-func (p *Pipeline) DeleteEndpoint(ctx context.Context, id uint64) error {
-	return p.enforce(ctx, fmt.Sprintf("delete endpoint %d", id), func() (bool, error) {
-		return p.change(ctx, p.endpoints[id].flows(), nil, func() { p.dropEndpoint(id) })
-	})
-}
-
-// PutEntry adds an entry or replaces the one with its ID. Where two entries
-// admit the same packets, new connections are labelled with the lower number.
-func (p *Pipeline) PutEntry(ctx context.Context, e Entry) error {
-	if err := e.check(); err != nil {
-		return err
-	}
-	return p.enforce(ctx, fmt.Sprintf("put entry %d", e.ID), func() (bool, error) {
-		return p.changeEntry(ctx, e.ID, &e)
-	})
-}
-
-// DeleteEntry removes an entry. When it returns, no packet of a connection that
-// the entry admitted passes in either direction, unless another entry admits
-// that very packet.
-func (p *Pipeline) DeleteEntry(ctx context.Context, id uint64) error {
-	return p.enforce(ctx, fmt.Sprintf("delete entry %d", id), func() (bool, error) {
-		return p.changeEntry(ctx, id, nil)
-	})
-}
-
-// changeEntry replaces entry id by e, or removes it if e is nil.
-func (p *Pipeline) changeEntry(ctx context.Context, id uint64, e *Entry) (bool, error) {
-	old, existed := p.entries[id]
-	var before, after []of.Flow
-	keys := map[of.Key]bool{}
-	if existed {
-		before = old.stateFlows()
-		for _, f := range old.policyFlows(p.zone) {
-			keys[f.Key] = true
+	var have []of.FlowStats
+	var want map[of.Key]of.Flow
+	if p.known && !readBack {
+		have = p.wanted.flowsBefore(change)
+		p.wanted.apply(change)
+		want = p.wanted.flowsAfter(change)
+	} else {
+		if have, err = p.flows(ctx, of.Filter{Table: of.AllTables}); err != nil {
+			return Diff{}, err
+		}
+		p.wanted.apply(change)
+		want = p.wanted.flows()
+		if p.passAll.Load() {
+			put(want, passAllFlows())
 		}
 	}
-	if e != nil {
-		after = e.stateFlows()
-		for _, f := range e.policyFlows(p.zone) {
-			keys[f.Key] = true
-		}
+	diff := compare(have, want)
+	p.known = false
+	if err := p.write(ctx, diff); err != nil {
+		return diff, err
 	}
-	before = append(before, p.policyOf(keys)...)
-	if existed {
-		p.dropEntry(old)
-	}
-	if e != nil {
-		p.keepEntry(*e)
-	}
-	after = append(after, p.policyOf(keys)...)
-	took, err := p.change(ctx, before, after, func() {})
-	if refused := (*of.Error)(nil); errors.As(err, &refused) {
-		if e != nil {
-			p.dropEntry(*e)
-		}
-		if existed {
-			p.keepEntry(old)
-		}
-	}
-	return took, err
+	p.known = true
+	return diff, nil
 }
 
-// policyOf is the wanted policy flows among keys.
-func (p *Pipeline) policyOf(keys map[of.Key]bool) []of.Flow {
-	var flows []of.Flow
-	for key := range keys {
-		if wants := p.policy[key]; len(wants) > 0 {
-			flows = append(flows, wants[slices.Min(slices.Collect(maps.Keys(wants)))])
-		}
-	}
-	return flows
-}
-
-func (p *Pipeline) keepEntry(e Entry) {
-	p.entries[e.ID] = e
-	for _, f := range e.policyFlows(p.zone) {
-		if p.policy[f.Key] == nil {
-			p.policy[f.Key] = map[uint64]of.Flow{}
-		}
-		p.policy[f.Key][e.ID] = f
-	}
-}
-
-func (p *Pipeline) dropEntry(e Entry) {
-	delete(p.entries, e.ID)
-	for _, f := range e.policyFlows(p.zone) {
-		delete(p.policy[f.Key], e.ID)
-		if len(p.policy[f.Key]) == 0 {
-			delete(p.policy, f.Key)
-		}
-	}
-}
-
-// SetPassAll switches the policy off, for tests of the other layers: every
-// packet to a known destination passes, whoever sent it. It does not survive
-// this process: the next one's Replace takes it back.
+// SetPassAll switches the policy off or on again, for tests of the other layers: every packet to a known destination
+// passes, whoever sent it. It does not survive this process: the next one's Set takes it back.
 func (p *Pipeline) SetPassAll(ctx context.Context, on bool) error {
-	return p.enforce(ctx, fmt.Sprintf("set pass-all %t", on), func() (bool, error) {
-		var before, after []of.Flow
-		if p.passAll {
-			before = passAllFlows()
-		}
-		if on {
-			after = passAllFlows()
-		}
-		return p.change(ctx, before, after, func() { p.passAll = on })
-	})
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	diff := Diff{Added: passAllFlows()}
+	if !on {
+		diff = Diff{Removed: passAllFlows()}
+	}
+	p.passAll.Store(on)
+	p.known = false
+	if err := p.write(ctx, diff); err != nil {
+		return fmt.Errorf("set pass-all to %t: %w", on, err)
+	}
+	return nil
 }
 
 // PassAll says that the policy is switched off. A status must show it.
-func (p *Pipeline) PassAll() bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.passAll
-}
+func (p *Pipeline) PassAll() bool { return p.passAll.Load() }
 
-// enforce runs a change, which tells whether it took something away, and then
-// waits until that is so in the datapath too.
-func (p *Pipeline) enforce(ctx context.Context, what string, change func() (bool, error)) error {
-	p.mu.Lock()
-	took, err := change()
-	p.mu.Unlock()
-	if err == nil && took {
-		err = p.Settle(ctx)
-	}
-	if err != nil {
-		return fmt.Errorf("%s: %w", what, err)
+// write brings the tables and then the datapath from one side of a difference to the other.
+func (p *Pipeline) write(ctx context.Context, d Diff) error {
+	for _, s := range d.steps(p.lagging) {
+		p.lagging = p.lagging || s.wait
+		if err := p.send(ctx, s.mods()); err != nil {
+			return err
+		}
+		if !s.wait {
+			continue
+		}
+		if err := p.awaitDatapath(ctx); err != nil {
+			return err
+		}
+		p.lagging = false
 	}
 	return nil
 }
 
-// change turns flows before into flows after and remembers it by keep, unless
-// the switch refuses. It tells whether a flow was changed or removed.
-func (p *Pipeline) change(ctx context.Context, before, after []of.Flow, keep func()) (bool, error) {
-	have := make(map[of.Key]of.Flow, len(before))
-	for _, f := range before {
-		have[f.Key] = f
-	}
-	var mods []of.FlowMod
-	took := false
-	for _, f := range after {
-		old, ok := have[f.Key]
-		if !ok || old != f {
-			mods = append(mods, of.Add(f))
-		}
-		took = took || ok && old != f
-		delete(have, f.Key)
-	}
-	for key := range have {
-		took = true
-		mods = append(mods, of.DeleteStrict(key))
-	}
-	err := p.write(ctx, mods)
-	if refused := (*of.Error)(nil); errors.As(err, &refused) {
-		return took, err
-	}
-	keep()
-	return took, err
-}
-
-// Settle returns when packets meet the tables as they were when it was called.
-// The datapath remembers decisions, and the switch corrects them a few
-// milliseconds after its tables changed. What takes something away waits by
-// itself; after what only adds, the caller may wait to be sure that the next
-// packet passes.
-func (p *Pipeline) Settle(ctx context.Context) error {
-	p.mu.Lock()
-	conn := p.conn
-	p.mu.Unlock()
-	if conn == nil {
-		return ErrDetached
-	}
-	return p.settler.settle(ctx, conn)
-}
-
-func (p *Pipeline) write(ctx context.Context, mods []of.FlowMod) error {
-	if p.conn == nil {
-		return ErrDetached
-	}
-	if len(mods) == 0 {
+func (p *Pipeline) send(ctx context.Context, mods []of.FlowMod) error {
+	conn := p.conn.Load()
+	switch {
+	case len(mods) == 0:
 		return nil
+	case conn == nil:
+		return ErrNotConnected
+	case len(mods) == 1:
+		return conn.Apply(ctx, mods...) // a single change needs no bundle to be atomic
 	}
-	do := p.conn.Bundle
-	if len(mods) == 1 {
-		do = p.conn.Apply // one change is whole anyway, and needs no bundle
+	return conn.Bundle(ctx, mods...)
+}
+
+// flows reads back the flows that a filter selects.
+func (p *Pipeline) flows(ctx context.Context, filter of.Filter) ([]of.FlowStats, error) {
+	conn := p.conn.Load()
+	if conn == nil {
+		return nil, ErrNotConnected
 	}
-	return do(ctx, mods...)
+	return conn.Flows(ctx, filter)
 }

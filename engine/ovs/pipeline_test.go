@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -67,24 +68,35 @@ func newFixture(t testing.TB) *fixture {
 		f.state.Ports = append(f.state.Ports, ovs.Port{No: no, MAC: mac, Peer: peer, Routers: true})
 		f.state.Endpoints = append(f.state.Endpoints, ovs.Endpoint{
 			ID: uint64(n), Class: uint32(classA + i), OutPort: no, SourcePorts: []uint32{no},
-			Prefixes: []netip.Prefix{
-				netip.MustParsePrefix(fmt.Sprintf("10.0.0.%d/32", n)),
-				netip.MustParsePrefix(fmt.Sprintf("fd00::%d/128", n)),
-			},
+			Prefixes: prefixes(fmt.Sprintf("10.0.0.%d/32", n), fmt.Sprintf("fd00::%d/128", n)),
 		})
 	}
 	f.state.Entries = []ovs.Entry{{ID: entryAB, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}}}}
 	f.p = ovs.NewPipeline(7, f.sw.Revalidated)
-	f.attach()
+	f.connect()
 	return f
 }
 
-func (f *fixture) attach() {
+func (f *fixture) connect() {
 	conn, err := f.sw.Dial(context.Background())
 	must.NoError(f.t, err)
 	f.t.Cleanup(func() { _ = conn.Close() })
 	f.conn = conn
-	f.p.Attach(conn)
+	f.p.UseConn(conn)
+}
+
+// setEntries sets the state with other entries.
+func (f *fixture) setEntries(entries ...ovs.Entry) {
+	f.t.Helper()
+	f.state.Entries = entries
+	must.NoError(f.t, f.p.Set(context.Background(), f.state))
+}
+
+func prefixes(texts ...string) (list []netip.Prefix) {
+	for _, text := range texts {
+		list = append(list, netip.MustParsePrefix(text))
+	}
+	return list
 }
 
 // in runs do inside a network namespace.
@@ -178,18 +190,18 @@ func (f *fixture) dropped(reason string, more uint64) {
 func TestPipeline(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	diff, err := f.p.Replace(ctx, f.state)
+	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.SliceEmpty(t, diff.Changed)
 	must.SliceEmpty(t, diff.Removed)
 
 	t.Run("what was written is what is read", func(t *testing.T) {
-		diff, err := f.p.Reconcile(ctx)
+		diff, err := f.p.Reconcile(ctx, f.state)
 		must.NoError(t, err)
 		must.True(t, diff.Empty(), must.Sprintf("%v", diff))
 		got, err := f.p.Dump(ctx)
 		must.NoError(t, err)
-		must.Eq(t, f.p.State(), got)
+		must.Eq(t, f.state, got)
 	})
 
 	go echo(listen(t, f.b, "10.0.0.2:8080"))
@@ -272,7 +284,8 @@ func arrived(n <-chan int, wait time.Duration) int {
 func TestDeletedEntryCutsBothDirections(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	entry := f.state.Entries[0]
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	for _, address := range []string{"10.0.0.2:8080", "[fd00::2]:8080"} {
 		t.Run(address, func(t *testing.T) {
@@ -304,7 +317,7 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 			must.Positive(t, arrived(toServer, 300*time.Millisecond))
 			must.Positive(t, arrived(toClient, 10*time.Millisecond))
 
-			must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+			f.setEntries()
 			// What passed before the deletion may still lie in queues.
 			time.Sleep(20 * time.Millisecond)
 			arrived(toServer, 0)
@@ -319,19 +332,19 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 			f.dropped(ovs.DropEntryGone, 0)
 
 			// Another entry for the same packets takes the connection over.
-			again := f.state.Entries[0]
+			again := entry
 			again.ID = entryAB2
-			must.NoError(t, f.p.PutEntry(ctx, again))
+			f.setEntries(again)
 			must.Positive(t, arrived(toServer, 3*time.Second))
 			must.Positive(t, arrived(toClient, time.Second))
-			must.NoError(t, f.p.DeleteEntry(ctx, entryAB2))
+			f.setEntries()
 			time.Sleep(20 * time.Millisecond)
 			for len(toServer)+len(toClient) > 0 {
 				arrived(toServer, time.Millisecond)
 				arrived(toClient, time.Millisecond)
 			}
 			must.Zero(t, arrived(toServer, time.Second))
-			must.NoError(t, f.p.PutEntry(ctx, f.state.Entries[0]))
+			f.setEntries(entry)
 		})
 	}
 }
@@ -339,44 +352,44 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 func TestOverlappingEntries(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	wider := ovs.Entry{ID: entryAB2, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}, {First: 9000, Last: 9010}}}
-	must.NoError(t, f.p.PutEntry(ctx, wider))
+	f.setEntries(f.state.Entries[0], wider)
 	l := listen(t, f.b, "10.0.0.2:8080")
 	go echo(l)
 	c, err := dial(t, f.a, "10.0.0.2:8080", 0, 3*time.Second)
 	must.NoError(t, err)
 	must.NoError(t, answers(c, time.Second))
 	// The connection outlives one of the entries that allow it, and not both.
-	must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+	f.setEntries(wider)
 	must.NoError(t, answers(c, 3*time.Second))
-	diff, err := f.p.Reconcile(ctx)
+	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
-	must.NoError(t, f.p.DeleteEntry(ctx, entryAB2))
+	f.setEntries()
 	must.Error(t, answers(c, time.Second))
 }
 
 func TestChangedClassCutsConnection(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	go echo(listen(t, f.b, "10.0.0.2:8080"))
 	c, err := dial(t, f.a, "10.0.0.2:8080", 0, 3*time.Second)
 	must.NoError(t, err)
 	must.NoError(t, answers(c, time.Second))
-	other := f.state.Endpoints[0]
-	other.Class = classC
-	must.NoError(t, f.p.PutEndpoint(ctx, other))
+	f.state.Endpoints = slices.Clone(f.state.Endpoints)
+	f.state.Endpoints[0].Class = classC
+	must.NoError(t, f.p.Set(ctx, f.state))
 	must.Error(t, answers(c, time.Second))
 }
 
 func TestPassAll(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	go echo(listen(t, f.b, "10.0.0.2:8081"))
 	must.NoError(t, f.p.SetPassAll(ctx, true))
@@ -390,8 +403,8 @@ func TestPassAll(t *testing.T) {
 	// It does not outlive the process that set it.
 	must.NoError(t, f.p.SetPassAll(ctx, true))
 	f.p = ovs.NewPipeline(7, f.sw.Revalidated)
-	f.attach()
-	diff, err := f.p.Replace(ctx, f.state)
+	f.connect()
+	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.SliceLen(t, 3, diff.Removed)
 	_, err = dial(t, f.a, "10.0.0.2:8081", 0, 300*time.Millisecond)
@@ -401,7 +414,7 @@ func TestPassAll(t *testing.T) {
 func TestRepair(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	ofctl := func(args ...string) {
 		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
@@ -409,12 +422,12 @@ func TestRepair(t *testing.T) {
 	ofctl("add-flow", "table=4,priority=7,actions=learn(table=9,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:5")
 	ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
 	ofctl("add-flow", "table=2,priority=1,cookie=0x0100000000000000,ip,idle_timeout=900,actions=ct(table=3,zone=7)")
-	diff, err := f.p.Reconcile(ctx)
+	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.SliceLen(t, 1, diff.Removed)
 	must.SliceLen(t, 1, diff.Added)
 	must.SliceLen(t, 1, diff.Changed)
-	diff, err = f.p.Reconcile(ctx)
+	diff, err = f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
 
@@ -426,12 +439,12 @@ func TestRepair(t *testing.T) {
 		again, err := f.sw.Ports(ctx)
 		must.NoError(t, err)
 		must.Eq(t, ports, again)
-		e := f.state.Endpoints[0]
-		must.NoError(t, f.p.PutEndpoint(ctx, e)) // nothing to write
-		e.Class = classC
-		must.Error(t, f.p.PutEndpoint(ctx, e))
-		f.attach()
-		diff, err := f.p.Reconcile(ctx)
+		must.NoError(t, f.p.Set(ctx, f.state)) // nothing to write
+		f.state.Endpoints = slices.Clone(f.state.Endpoints)
+		f.state.Endpoints[0].Class = classC
+		must.Error(t, f.p.Set(ctx, f.state))
+		f.connect()
+		diff, err := f.p.Reconcile(ctx, f.state)
 		must.NoError(t, err)
 		must.SliceEmpty(t, diff.Changed)
 		got, err := f.p.Dump(ctx)
@@ -443,19 +456,41 @@ func TestRepair(t *testing.T) {
 func TestRefusedInput(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	thief := f.state.Endpoints[0]
 	thief.ID = 99
-	must.ErrorContains(t, f.p.PutEndpoint(ctx, thief), "belongs to endpoint 1")
-	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2")
-	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "no type")
-	must.ErrorContains(t, f.p.PutEntry(ctx, ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards")
-	must.Error(t, f.p.SetPort(ctx, ovs.Port{}))
+	with := func(change func(*ovs.State)) ovs.State {
+		s := ovs.State{Ports: slices.Clone(f.state.Ports), Endpoints: slices.Clone(f.state.Endpoints), Entries: slices.Clone(f.state.Entries)}
+		change(&s)
+		return s
+	}
+	withEntry := func(e ovs.Entry) ovs.State {
+		return with(func(s *ovs.State) { s.Entries = append(s.Entries, e) })
+	}
+	for _, tc := range []struct {
+		state ovs.State
+		want  string
+	}{
+		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, thief) }), "belongs to endpoint 1"},
+		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, s.Endpoints[1]) }), "endpoint 2 is in the state twice"},
+		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2"},
+		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "no type"},
+		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards"},
+		{with(func(s *ovs.State) { s.Ports = append(s.Ports, ovs.Port{}) }), "port 0"},
+		{ovs.State{Endpoints: []ovs.Endpoint{f.state.Endpoints[0], thief}}, "belongs to"},
+	} {
+		must.ErrorContains(t, f.p.Set(ctx, tc.state), tc.want)
+		_, err = f.p.Reconcile(ctx, tc.state)
+		must.ErrorContains(t, err, tc.want)
+	}
+	have, err := f.p.Dump(ctx)
+	must.NoError(t, err)
+	must.Eq(t, "", cmp.Diff(f.state, have, cmpopts.EquateComparable(netip.Prefix{})))
 
-	_, err = f.p.Replace(ctx, ovs.State{Endpoints: []ovs.Endpoint{f.state.Endpoints[0], thief}})
-	must.ErrorContains(t, err, "belongs to")
-	must.Eq(t, "", cmp.Diff(f.state, f.p.State(), cmpopts.EquateComparable(netip.Prefix{})))
+	// An address may go from one endpoint to another in one change.
+	must.NoError(t, f.p.Set(ctx, with(func(s *ovs.State) { s.Endpoints[0] = thief })))
+	must.NoError(t, f.p.Set(ctx, f.state))
 
 	// The switch itself refuses, and as a whole.
 	flow := of.Flow{Key: of.Key{Table: 9, Match: of.NewMatch(of.Is16(of.TCPDst, 1))}}
@@ -463,7 +498,7 @@ func TestRefusedInput(t *testing.T) {
 	var refused *of.Error
 	must.True(t, errors.As(err, &refused))
 	must.True(t, strings.Contains(err.Error(), "prerequisite"), must.Sprint(err))
-	diff, err := f.p.Reconcile(ctx)
+	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
 }
@@ -472,7 +507,7 @@ func TestRefusedInput(t *testing.T) {
 func TestTooBig(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()
-	_, err := f.p.Replace(ctx, f.state)
+	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	l := listen(t, f.b, "10.0.0.2:8080")
 	go echo(l)
@@ -492,7 +527,7 @@ func TestTooBig(t *testing.T) {
 	must.Eq(t, uint64(1), icmpIn(t, f.a))
 
 	// And with the entry gone, that about the connection too.
-	must.NoError(t, f.p.DeleteEntry(ctx, entryAB))
+	f.setEntries()
 	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40000)
 	f.dropped(ovs.DropEntryGone, 0)
 	must.Eq(t, uint64(1), icmpIn(t, f.a))

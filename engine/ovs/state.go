@@ -4,8 +4,8 @@
 package ovs
 
 import (
+	"cmp"
 	"fmt"
-	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -74,46 +74,70 @@ const routerClass = 0xffffffff
 
 const maxID = 1<<56 - 1
 
-func (p Port) check() error {
+func byPort(a, b Port) int         { return cmp.Compare(a.No, b.No) }
+func byEndpoint(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }
+func byEntry(a, b Entry) int       { return cmp.Compare(a.ID, b.ID) }
+
+func (p *Port) name() string     { return fmt.Sprintf("port %d", p.No) }
+func (e *Endpoint) name() string { return fmt.Sprintf("endpoint %d", e.ID) }
+func (e *Entry) name() string    { return fmt.Sprintf("entry %d", e.ID) }
+
+func (p *Port) equal(o *Port) bool { return *p == *o }
+
+func (e *Endpoint) equal(o *Endpoint) bool {
+	return e.ID == o.ID && e.Class == o.Class && e.OutPort == o.OutPort &&
+		same(e.Prefixes, o.Prefixes) && same(e.SourcePorts, o.SourcePorts)
+}
+
+func (e *Entry) equal(o *Entry) bool {
+	return e.ID == o.ID && e.Src == o.Src && e.Dst == o.Dst && e.Protocol == o.Protocol && same(e.Ports, o.Ports)
+}
+
+// same is slices.Equal that does not read what both share.
+func same[T comparable](a, b []T) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+func (p *Port) check() error {
 	if p.No == 0 || p.No >= 0xffffff00 {
-		return fmt.Errorf("port number %d is not one of a device", p.No)
+		return fmt.Errorf("%s: the number is not one of a device", p.name())
 	}
 	return nil
 }
 
-func (e Endpoint) check() error {
+func (e *Endpoint) check() error {
 	if e.ID == 0 || e.ID > maxID {
-		return fmt.Errorf("endpoint number %d is out of range", e.ID)
+		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
 	if e.Class == 0 || e.Class == routerClass {
-		return fmt.Errorf("endpoint %d: class %d is reserved", e.ID, e.Class)
+		return fmt.Errorf("%s: class %d is reserved", e.name(), e.Class)
 	}
 	for _, p := range e.Prefixes {
 		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() {
-			return fmt.Errorf("endpoint %d: %v is not a prefix in its shortest form", e.ID, p)
+			return fmt.Errorf("%s: %v is not a prefix in its shortest form", e.name(), p)
 		}
 	}
 	return nil
 }
 
-func (e Entry) check() error {
+func (e *Entry) check() error {
 	if e.ID == 0 || e.ID > maxID {
-		return fmt.Errorf("entry number %d is out of range", e.ID)
+		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
 	if e.Src == 0 || e.Src == routerClass || e.Dst == 0 || e.Dst == routerClass {
-		return fmt.Errorf("entry %d: classes %d and %d: reserved", e.ID, e.Src, e.Dst)
+		return fmt.Errorf("%s: class %d or %d is reserved", e.name(), e.Src, e.Dst)
 	}
 	_, ports := portFields[e.Protocol]
 	_, types := typeFields[e.Protocol]
 	if !ports && !types {
-		return fmt.Errorf("entry %d: protocol %d has neither ports nor types that a switch can match", e.ID, e.Protocol)
+		return fmt.Errorf("%s: a switch cannot match ports or message types of protocol %d", e.name(), e.Protocol)
 	}
 	for _, r := range e.Ports {
 		if types && r.Last > allTypes.Last {
-			return fmt.Errorf("entry %d: %d is no type of a message", e.ID, r.Last)
+			return fmt.Errorf("%s: %d is no type of a message", e.name(), r.Last)
 		}
 		if r.First > r.Last {
-			return fmt.Errorf("entry %d: ports %d-%d run backwards", e.ID, r.First, r.Last)
+			return fmt.Errorf("%s: ports %d-%d run backwards", e.name(), r.First, r.Last)
 		}
 	}
 	return nil
@@ -133,25 +157,22 @@ func (r PortRange) masks() []maskedPort {
 
 func (m maskedPort) ports() PortRange { return PortRange{First: m.Value, Last: m.Value | ^m.Mask} }
 
-// newState puts things in order of their numbers and ranges into their shortest
-// form.
-func newState(ports map[uint32]Port, endpoints map[uint64]Endpoint, entries map[uint64]Entry) State {
-	var s State
-	for _, no := range slices.Sorted(maps.Keys(ports)) {
-		s.Ports = append(s.Ports, ports[no])
-	}
-	for _, id := range slices.Sorted(maps.Keys(endpoints)) {
-		e := endpoints[id]
+// tidy returns s in order of numbers, with ranges in their shortest form.
+func (s State) tidy() State {
+	var t State
+	t.Ports = slices.SortedFunc(slices.Values(s.Ports), byPort)
+	for _, e := range s.Endpoints {
 		e.Prefixes = slices.SortedFunc(slices.Values(e.Prefixes), netip.Prefix.Compare)
 		e.SourcePorts = slices.Sorted(slices.Values(e.SourcePorts))
-		s.Endpoints = append(s.Endpoints, e)
+		t.Endpoints = append(t.Endpoints, e)
 	}
-	for _, id := range slices.Sorted(maps.Keys(entries)) {
-		e := entries[id]
+	slices.SortFunc(t.Endpoints, byEndpoint)
+	for _, e := range s.Entries {
 		e.Ports = join(e.Ports)
-		s.Entries = append(s.Entries, e)
+		t.Entries = append(t.Entries, e)
 	}
-	return s
+	slices.SortFunc(t.Entries, byEntry)
+	return t
 }
 
 // join merges ranges that touch or overlap.

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -157,9 +158,8 @@ func TestLinksThroughSwitch(t *testing.T) {
 	conn, err := sw.Dial(ctx)
 	must.NoError(t, err)
 	defer conn.Close()
-	p.Attach(conn)
-	_, err = p.Replace(ctx, state)
-	must.NoError(t, err)
+	p.UseConn(conn)
+	must.NoError(t, p.Set(ctx, state))
 
 	works := func(network, address string) error {
 		var l, c net.Conn
@@ -275,9 +275,9 @@ func TestLinksThroughSwitch(t *testing.T) {
 		must.NoError(t, sw.DeletePort(ctx, configs[0].Outer))
 		no, err := sw.AddPort(ctx, configs[0].Outer)
 		must.NoError(t, err)
+		state.Ports, state.Endpoints = slices.Clone(state.Ports), slices.Clone(state.Endpoints)
 		state.Ports[0].No, state.Endpoints[0].OutPort, state.Endpoints[0].SourcePorts = no, no, []uint32{no}
-		_, err = p.Replace(ctx, state)
-		must.NoError(t, err)
+		must.NoError(t, p.Set(ctx, state))
 		must.NoError(t, works("tcp", "100.64.2.1:80"))
 	})
 	t.Run("a missing device is told", func(t *testing.T) {

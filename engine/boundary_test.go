@@ -1,0 +1,107 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package engine
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/ovs/ovstest"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/node/daemon"
+)
+
+var benchEndpoints = flag.Int("endpoints", 10_000, "endpoints in the switch during benchmarks")
+
+// crowd is n endpoints on two ports, in n/100 classes, each of which may open flows to the next one.
+func crowd(n int, other fabric.NodeID) SwitchState {
+	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
+	v4, v6 := netip.MustParseAddr("100.64.0.0"), netip.MustParseAddr("fd5f::")
+	for i := range n {
+		v4, v6 = v4.Next(), v6.Next()
+		class := uint32(i/100 + 1)
+		ep := SwitchEndpoint{IPv4: v4, IPv6: v6, Class: class, Way: desired.ZoneLink}
+		if i%2 == 0 {
+			ep.Way = desired.Through(other)
+		}
+		state.Endpoints[fmt.Sprintf("endpoint-%d", i)] = ep
+		state.Entries[class] = SwitchEntry{Number: class, Src: class, Dst: class + 1, Rules: []fabric.Rule{
+			{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}}},
+		}}
+	}
+	return state
+}
+
+func newTestBridge(t testing.TB, other fabric.NodeID) (*bridge, *ovstest.Instance) {
+	instance := ovstest.Start(t)
+	sw := ovs.NewSwitch(instance.Config)
+	must.NoError(t, sw.Create(context.Background()))
+	b := newBridge(sw, fixedNames{}, hclog.NewNullLogger())
+	must.NoError(t, b.setPort(daemon.ZonePeer, ovs.Port{No: 1}))
+	must.NoError(t, b.setPort(other, ovs.Port{No: 2}))
+	return b, instance
+}
+
+// A switch that lost its flows is filled again, by the next change or the next comparison.
+func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
+	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	b, instance := newTestBridge(t, other)
+	state := crowd(200, other)
+	for _, fill := range []func() error{
+		func() error { return b.Program(state) },
+		func() error { _, err := b.Reconcile(); return err },
+	} {
+		must.NoError(t, fill())
+		have, diff, _, err := b.inspect(context.Background())
+		must.NoError(t, err)
+		must.True(t, diff.Empty())
+		must.Len(t, 200, have.Endpoints)
+		must.Len(t, 2, have.Entries)
+		instance.RestartSwitch()
+		<-b.conn.Done()
+	}
+	// Before anything was programmed, what an earlier process wrote stays.
+	must.NoError(t, b.Program(state))
+	later := newBridge(b.sw, fixedNames{}, hclog.NewNullLogger())
+	_, err := later.Reconcile()
+	must.NoError(t, err)
+	have, _, _, err := b.inspect(context.Background())
+	must.NoError(t, err)
+	must.Len(t, 200, have.Endpoints)
+}
+
+// BenchmarkProgram has the switch programmed with one endpoint more, and then with one less.
+func BenchmarkProgram(b *testing.B) {
+	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	bridge, _ := newTestBridge(b, other)
+	state := crowd(*benchEndpoints, other)
+	more := SwitchState{Endpoints: maps.Clone(state.Endpoints), Entries: state.Entries}
+	more.Endpoints["one more"] = SwitchEndpoint{IPv4: netip.MustParseAddr("10.9.9.9"), IPv6: netip.MustParseAddr("fd00::9"), Class: 1, Way: desired.ZoneLink}
+	must.NoError(b, bridge.Program(state))
+	var added, removed []time.Duration
+	for b.Loop() {
+		start := time.Now()
+		must.NoError(b, bridge.Program(more))
+		added = append(added, time.Since(start))
+		start = time.Now()
+		must.NoError(b, bridge.Program(state))
+		removed = append(removed, time.Since(start))
+	}
+	for name, took := range map[string][]time.Duration{"add": added, "remove": removed} {
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)/2].Microseconds()), name+"-us-p50")
+		b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), name+"-us-p99")
+	}
+}

@@ -1,0 +1,199 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
+
+// Drops counts the packets that the switch dropped, by reason, since it was started. The counters lag by up to a
+// second.
+func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
+	flows, err := p.flows(ctx, of.Filter{
+		Table: of.AllTables, Cookie: cookie(cookieDrop, 0), CookieMask: 0xff << cookieShift,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("count dropped packets: %w", err)
+	}
+	drops := make(map[string]uint64, len(dropReasons))
+	for _, reason := range dropReasons {
+		drops[reason] = 0
+	}
+	for _, f := range flows {
+		if n := f.Cookie & maxID; n >= 1 && n <= uint64(len(dropReasons)) {
+			drops[dropReasons[n-1]] += f.Packets
+		}
+	}
+	return drops, nil
+}
+
+// Dump reads back what the switch enforces, whichever process wrote it. It leaves out flows that are part of no State;
+// Reconcile removes them. Of ports that two entries admit, only the entry with the lower number shows them; an entry
+// left without ports has protocol 0.
+func (p *Pipeline) Dump(ctx context.Context) (State, error) {
+	flows, err := p.flows(ctx, of.Filter{Table: of.AllTables})
+	if err != nil {
+		return State{}, fmt.Errorf("read back the switch: %w", err)
+	}
+	return read(flows).tidy(), nil
+}
+
+// Inspect is Dump, and how the switch differs from one with just that state, as Reconcile would report it: parts that
+// are missing or altered, foreign flows, a policy that is switched off. It changes nothing.
+func (p *Pipeline) Inspect(ctx context.Context) (State, Diff, error) {
+	flows, err := p.flows(ctx, of.Filter{Table: of.AllTables})
+	if err != nil {
+		return State{}, Diff{}, fmt.Errorf("inspect the switch: %w", err)
+	}
+	state := read(flows)
+	whole := state
+	whole.Ports = p.withMACs(state.Ports)
+	like := newWanted(p.wanted.zone)
+	like.apply(change{after: whole, next: whole})
+	return state.tidy(), compare(flows, like.flows()), nil
+}
+
+// withMACs completes ports whose flow with the MAC addresses is missing.
+func (p *Pipeline) withMACs(ports []Port) []Port {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ports = slices.Clone(ports)
+	for i, port := range ports {
+		for _, wanted := range p.wanted.state.Ports {
+			if wanted.No == port.No && port.MAC == (MAC{}) && port.Peer == (MAC{}) {
+				ports[i].MAC, ports[i].Peer = wanted.MAC, wanted.Peer
+			}
+		}
+	}
+	return ports
+}
+
+// read finds the parts of a state to which flows belong by their cookies.
+func read(flows []of.FlowStats) State {
+	ports, endpoints, entries := map[uint32]Port{}, map[uint64]Endpoint{}, map[uint64]Entry{}
+	for _, f := range flows {
+		actions, _, err := f.Instructions.Decode()
+		if err != nil {
+			continue // a foreign flow
+		}
+		number := f.Cookie & maxID
+		switch f.Cookie >> cookieShift {
+		case cookiePort:
+			no := uint32(number)
+			ports[no] = ports[no].read(no, f.Flow, actions)
+		case cookieEndpoint:
+			endpoints[number] = endpoints[number].read(number, f.Flow, actions)
+		case cookieEntry:
+			entries[number] = entries[number].read(number, f.Flow)
+		}
+	}
+	return State{slices.Collect(maps.Values(ports)), slices.Collect(maps.Values(endpoints)), slices.Collect(maps.Values(entries))}
+}
+
+func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
+	p.No = no
+	p.Routers = p.Routers || f.Table == tableSource
+	for _, a := range actions {
+		if set, ok := a.(of.SetField); ok && len(set.Value) == len(p.MAC) {
+			switch set.Field {
+			case of.EthSrc:
+				p.MAC = MAC(set.Value)
+			case of.EthDst:
+				p.Peer = MAC(set.Value)
+			}
+		}
+	}
+	return p
+}
+
+func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
+	e.ID = id
+	for _, a := range actions {
+		set, ok := a.(of.SetField)
+		if !ok || len(set.Value) != 4 {
+			continue
+		}
+		switch v := binary.BigEndian.Uint32(set.Value); set.Field {
+		case regSource, regDestination:
+			e.Class = v
+		case regPort:
+			e.OutPort = v
+		}
+	}
+	for _, m := range f.Match.Fields() {
+		switch m.Field {
+		case of.InPort:
+			if no := binary.BigEndian.Uint32(m.Value); !slices.Contains(e.SourcePorts, no) {
+				e.SourcePorts = append(e.SourcePorts, no)
+			}
+		case of.IPv4Src, of.IPv4Dst, of.IPv6Src, of.IPv6Dst:
+			addr, _ := netip.AddrFromSlice(m.Value)
+			// The priority tells the length; a hand-made flow may lie.
+			prefix, err := addr.Prefix(int(f.Priority) - priorityPrefix)
+			if err == nil && !slices.Contains(e.Prefixes, prefix) {
+				e.Prefixes = append(e.Prefixes, prefix)
+			}
+		}
+	}
+	return e
+}
+
+func (e Entry) read(id uint64, f of.Flow) Entry {
+	e.ID = id
+	number := func(field of.Field) uint32 {
+		m, ok := f.Match.Get(field)
+		if !ok || len(m.Value) != 4 {
+			return 0
+		}
+		return binary.BigEndian.Uint32(m.Value)
+	}
+	switch f.Table {
+	case tableState:
+		state, ok := f.Match.Get(of.CTState)
+		if !ok || len(state.Value) != 4 || len(state.Mask) != 4 {
+			break
+		}
+		reply := binary.BigEndian.Uint32(state.Mask)&of.CTReply != 0
+		if reply && binary.BigEndian.Uint32(state.Value)&of.CTReply == 0 {
+			e.Src, e.Dst = number(regSource), number(regDestination)
+		}
+	case tablePolicy:
+		if e.Src == 0 { // its connections cannot live, which is another matter
+			e.Src, e.Dst = number(regSource), number(regDestination)
+		}
+		for protocol, field := range portFields {
+			m, ok := f.Match.Get(field)
+			if !ok {
+				continue
+			}
+			mask := uint16(0xffff)
+			if m.Mask != nil {
+				mask = binary.BigEndian.Uint16(m.Mask)
+			}
+			e.Protocol = protocol
+			e.Ports = append(e.Ports, maskedPort{binary.BigEndian.Uint16(m.Value), mask}.ports())
+			return e
+		}
+		proto, ok := f.Match.Get(of.IPProto)
+		if !ok || len(proto.Value) != 1 {
+			break
+		}
+		e.Protocol = proto.Value[0]
+		if m, ok := f.Match.Get(typeFields[e.Protocol].field); ok && len(m.Value) == 1 {
+			e.Ports = append(e.Ports, PortRange{uint16(m.Value[0]), uint16(m.Value[0])})
+		} else if _, types := typeFields[e.Protocol]; types {
+			e.Ports = append(e.Ports, allTypes)
+		} else {
+			e.Ports = append(e.Ports, PortRange{0, 65535}) // the mask of all ports is no mask
+		}
+	}
+	return e
+}

@@ -1,0 +1,213 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
+
+// wanted is a State, indexed so that going on to the next State takes time only for what differs, apart from one
+// comparison of the two in order.
+type wanted struct {
+	zone     uint16
+	state    State                   // in order of numbers
+	prefixes map[netip.Prefix]uint64 // the endpoint that has it
+	policy   map[of.Key][]of.Flow    // flows of entries that admit the same packets, lowest entry first
+}
+
+func newWanted(zone uint16) *wanted {
+	return &wanted{zone: zone, prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}}
+}
+
+// change is how one State differs from the one before: before are the parts that go or are replaced, after those that
+// come or replace.
+type change struct{ before, after, next State }
+
+// change validates the next state and compares it with the current one.
+func (w *wanted) change(next State) (c change, err error) {
+	c.next = next
+	if c.before.Ports, c.after.Ports, err = differing(w.state.Ports, &c.next.Ports, byPort); err != nil {
+		return c, err
+	}
+	if c.before.Endpoints, c.after.Endpoints, err = differing(w.state.Endpoints, &c.next.Endpoints, byEndpoint); err != nil {
+		return c, err
+	}
+	if c.before.Entries, c.after.Entries, err = differing(w.state.Entries, &c.next.Entries, byEntry); err != nil {
+		return c, err
+	}
+	return c, w.checkOwners(c)
+}
+
+// checkOwners refuses a prefix that would have two endpoints.
+func (w *wanted) checkOwners(c change) error {
+	owners := map[netip.Prefix]uint64{}
+	for _, e := range c.before.Endpoints {
+		for _, prefix := range e.Prefixes {
+			owners[prefix] = 0
+		}
+	}
+	for _, e := range c.after.Endpoints {
+		for _, prefix := range e.Prefixes {
+			owner, changes := owners[prefix]
+			if !changes {
+				owner = w.prefixes[prefix]
+			}
+			if owner != 0 && owner != e.ID {
+				return fmt.Errorf("%s belongs to endpoint %d, not to %d", prefix, owner, e.ID)
+			}
+			owners[prefix] = e.ID
+		}
+	}
+	return nil
+}
+
+// apply makes c's next state the current one.
+func (w *wanted) apply(c change) {
+	for _, e := range c.before.Endpoints {
+		for _, prefix := range e.Prefixes {
+			delete(w.prefixes, prefix)
+		}
+	}
+	for _, e := range c.after.Endpoints {
+		for _, prefix := range e.Prefixes {
+			w.prefixes[prefix] = e.ID
+		}
+	}
+	byCookie := func(a, b of.Flow) int { return cmp.Compare(a.Cookie, b.Cookie) }
+	for _, e := range c.before.Entries {
+		for _, f := range e.policyFlows(w.zone) {
+			rest := slices.DeleteFunc(w.policy[f.Key], func(o of.Flow) bool { return o.Cookie == f.Cookie })
+			if w.policy[f.Key] = rest; len(rest) == 0 {
+				delete(w.policy, f.Key)
+			}
+		}
+	}
+	for _, e := range c.after.Entries {
+		for _, f := range e.policyFlows(w.zone) {
+			list := w.policy[f.Key]
+			if i, found := slices.BinarySearchFunc(list, f, byCookie); !found {
+				w.policy[f.Key] = slices.Insert(list, i, f)
+			}
+		}
+	}
+	w.state = c.next
+}
+
+// flowsBefore returns the flows that a change may alter, before it is applied.
+func (w *wanted) flowsBefore(c change) []of.FlowStats {
+	flows := map[of.Key]of.Flow{}
+	w.put(flows, c.before, w.policyKeys(c))
+	list := make([]of.FlowStats, 0, len(flows))
+	for _, f := range flows {
+		list = append(list, of.FlowStats{Flow: f})
+	}
+	return list
+}
+
+// flowsAfter returns what these flows are after the change was applied.
+func (w *wanted) flowsAfter(c change) map[of.Key]of.Flow {
+	flows := map[of.Key]of.Flow{}
+	w.put(flows, c.after, w.policyKeys(c))
+	return flows
+}
+
+// flows returns all flows of the current state.
+func (w *wanted) flows() map[of.Key]of.Flow {
+	s := w.state
+	flows := make(map[of.Key]of.Flow, 32+4*len(s.Endpoints)+3*len(s.Entries)+len(w.policy))
+	put(flows, baseFlows(w.zone))
+	for key, list := range w.policy {
+		flows[key] = list[0]
+	}
+	w.put(flows, s, nil)
+	return flows
+}
+
+// policyKeys returns the keys of the policy flows that a change may alter.
+func (w *wanted) policyKeys(c change) (keys []of.Key) {
+	for _, list := range [][]Entry{c.before.Entries, c.after.Entries} {
+		for _, e := range list {
+			for _, f := range e.policyFlows(w.zone) {
+				keys = append(keys, f.Key)
+			}
+		}
+	}
+	return keys
+}
+
+// put adds the flows of a state's parts, and, of the policy, those with the given keys.
+func (w *wanted) put(flows map[of.Key]of.Flow, s State, policy []of.Key) {
+	for _, p := range s.Ports {
+		put(flows, p.flows())
+	}
+	for _, e := range s.Endpoints {
+		put(flows, e.flows())
+	}
+	for _, e := range s.Entries {
+		put(flows, e.stateFlows())
+	}
+	for _, key := range policy {
+		if list := w.policy[key]; len(list) > 0 {
+			flows[key] = list[0]
+		}
+	}
+}
+
+func put(flows map[of.Key]of.Flow, more []of.Flow) {
+	for _, f := range more {
+		flows[f.Key] = f
+	}
+}
+
+// part is a pointer to a Port, an Endpoint or an Entry.
+type part[T any] interface {
+	*T
+	name() string
+	equal(*T) bool
+	check() error
+}
+
+// differing compares two lists, of which have is in order of numbers and want is put in that order. It returns the
+// elements of have that are not in want, and the elements of want that are not in have, which it checks. Elements that
+// are the same in both, nearly all as a rule, cost one comparison each.
+func differing[T any, P part[T]](have []T, want *[]T, byNumber func(a, b T) int) (before, after []T, err error) {
+	list, h := *want, 0
+	for i := 0; i < len(list); {
+		w := P(&list[i])
+		if h < len(have) && w.equal(&have[h]) {
+			i, h = i+1, h+1
+			continue
+		}
+		if i > 0 {
+			switch order := byNumber(list[i-1], *w); {
+			case order == 0:
+				return nil, nil, fmt.Errorf("%s is in the state twice", w.name())
+			case order > 0:
+				*want = slices.Clone(list) // the caller's list is not ours to sort
+				slices.SortFunc(*want, byNumber)
+				return differing[T, P](have, want, byNumber)
+			}
+		}
+		if h < len(have) {
+			if order := byNumber(have[h], *w); order <= 0 {
+				before = append(before, have[h])
+				h++
+				if order < 0 {
+					continue
+				}
+			}
+		}
+		if err := w.check(); err != nil {
+			return nil, nil, err
+		}
+		after = append(after, *w)
+		i++
+	}
+	return append(before, have[h:]...), after, nil
+}
