@@ -315,7 +315,7 @@ func TestRequestsThatAreRefused(t *testing.T) {
 		{"signed by another service", "w1", stolen, "is signed by"},
 		{"an address of another node's pool", "w1", w.request(1, "aws1", "w1", svc, func(a *fabric.Admission) { a.IPv4 = netip.MustParseAddr("100.64.2.9") }), "outside the pool"},
 		{"expired", "w1", w.request(1, "aws1", "w1", svc, func(a *fabric.Admission) { a.Expires = time.Unix(1001, 0) }), "expired"},
-		{"of another fabric", "w1", w.request(1, "aws1", "w1", svc, func(a *fabric.Admission) { a.Fabric = "other" }), `is of fabric "other"`},
+		{"of another fabric", "w1", w.request(1, "aws1", "w1", svc, func(a *fabric.Admission) { a.Fabric = "other" }), `belongs to fabric "other"`},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// Problem is one reason why a graph cannot be applied.
+// Problem is one reason why a graph cannot be applied, and what to do about it.
 type Problem struct {
 	Pos     Position `json:"pos,omitzero"`
 	Summary string   `json:"summary"`
@@ -29,25 +29,24 @@ func (p Problem) String() string {
 	return s
 }
 
-// reporter takes a problem.
+// reporter records a problem.
 type reporter func(pos Position, remedy, format string, args ...any)
 
-// AuditContract is the name of the contract that a domain in audit mode has for
-// whatever its own contracts do not allow. No graph may declare it.
+// AuditContract names the implicit contract of a domain in audit mode, which covers every flow
+// inside the domain that no declared contract allows. No graph may declare a contract of this name.
 const AuditContract = "sif-audit"
 
-// Check returns everything that keeps g from being applied, in the order of
-// the domains' names: names that lead nowhere or are taken, contracts that
-// would allow nothing, and contracts that break a guardrail. A contract that
-// still waits for the consent of another domain is no problem; see Waiting.
+// Check returns every problem that prevents g from being applied, ordered by domain: unknown and
+// duplicate names, contracts that would allow nothing, contracts that breach a guardrail. A
+// contract that waits for the consent of another domain is not a problem; see Waiting.
 func (g *Graph) Check(now time.Time) []Problem { return g.CheckChange(&Graph{}, now) }
 
-// CheckChange is Check for a graph that was made of base, which has passed Check
-// at now or before, at the cost of what differs. Domains that are the same object
-// in both graphs are taken to be equal.
+// CheckChange is Check for a graph that was derived from base, which has passed Check at now or
+// earlier. Its cost follows the size of the change. Domains that are the same object in both graphs
+// are taken to be equal.
 func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
-	// Only what a contract names can make it a problem without a change of its own
-	// domain; or a guardrail.
+	// A contract of an unchanged domain can become a problem only because of a changed domain that
+	// it names, or because of a guardrail.
 	changed := g.changedSince(base)
 	var concerned []*Domain
 	for _, d := range g.sortedDomains() {
@@ -70,7 +69,7 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 		}
 		for _, other := range g.Guardrails[:i] {
 			if other.Name == r.Name {
-				report(r.Pos, "rename one of the two", "guardrail %q: the name is already taken at %s", r.Name, other.Pos)
+				report(r.Pos, "rename one of the two", "guardrail %q is already declared at %s", r.Name, other.Pos)
 			}
 		}
 		if len(r.Deny) == 0 {
@@ -89,8 +88,8 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 	return problems
 }
 
-// changedSince returns the names of the domains that are not the same object in
-// base.
+// changedSince returns the names of the domains that are not the same object in base, removed ones
+// included.
 func (g *Graph) changedSince(base *Graph) map[string]bool {
 	changed := map[string]bool{}
 	for name, d := range g.Domains {
@@ -111,7 +110,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 		report(d.Pos, "", "domain: %v", err)
 	}
 	if d.Name == ReservedDomain {
-		report(d.Pos, "choose another name", "domain %q is reserved for the identities of nodes", d.Name)
+		report(d.Pos, "choose another name", "domain %q is reserved for node identities", d.Name)
 	}
 	checkMode(d.Mode, d.Pos, report)
 	checkOwnLabels(d.Labels, "domain", d.Name, d.Pos, report)
@@ -121,7 +120,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 			report(pos, "", "%s: %v", kind, err)
 		}
 		if first, dup := seen[name]; dup {
-			report(pos, "rename one of the two", "%s %q: the name is already taken at %s", kind, name, first)
+			report(pos, "rename one of the two", "%s %q is already declared at %s", kind, name, first)
 			return
 		}
 		seen[name] = pos
@@ -141,13 +140,13 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	for i, c := range d.Contracts {
 		declare("contract", c.Name, c.Pos)
 		if c.Name == AuditContract {
-			report(c.Pos, "choose another name", "contract %q is reserved for domains in audit mode", c.Name)
+			report(c.Pos, "choose another name", "contract name %q is reserved for domains in audit mode", c.Name)
 		}
 		x.checkContract(&d.Contracts[i], d.Name, report)
 	}
 	for _, a := range d.Accepts {
 		if a.Contract.Domain == d.Name {
-			report(a.Pos, "remove it", "domain %q accepts its own contract %q, which needs no consent", d.Name, a.Contract.Name)
+			report(a.Pos, "remove it", "domain %q accepts its own contract %q; only contracts of other domains need consent", d.Name, a.Contract.Name)
 		}
 		for _, name := range a.Services {
 			if x.node(Ref{d.Name, name}).service == nil {
@@ -159,31 +158,31 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 
 func checkMode(m Mode, pos Position, report reporter) {
 	if m != ModeEnforce && m != ModeAudit {
-		report(pos, "", "mode %q is not %q; leave it out to enforce", m, ModeAudit)
+		report(pos, "omit it to enforce", "mode must be %q if it is set, not %q", ModeAudit, m)
 	}
 }
 
-// checkLabels checks labels that a thing has, or that a guardrail names.
+// checkLabels checks the labels of a block, or those that a guardrail matches.
 func checkLabels(labels Labels, kind, name string, pos Position, report reporter) {
 	for _, key := range slices.Sorted(maps.Keys(labels)) {
 		if key == "" || labels[key] == "" {
-			report(pos, "give it a value or leave it out", "label %q of %s %q has an empty key or value", key, kind, name)
+			report(pos, "set both or remove the label", "label %q of %s %q has an empty key or value", key, kind, name)
 		}
 	}
 }
 
-// checkOwnLabels checks labels that a thing gives to itself. Those that LabelsOf
-// adds would have no effect, or lie.
+// checkOwnLabels checks the labels that a block declares for itself. LabelsOf sets "domain" and
+// "name", so a declared value would be ignored or misleading.
 func checkOwnLabels(labels Labels, kind, name string, pos Position, report reporter) {
 	checkLabels(labels, kind, name, pos, report)
 	for _, taken := range []string{"domain", "name"} {
 		if _, set := labels[taken]; set {
-			report(pos, "choose another key", "label %q of %s %q cannot be set: every thing has it already", taken, kind, name)
+			report(pos, "choose another key", "label %q of %s %q cannot be set: the fabric sets it", taken, kind, name)
 		}
 	}
 }
 
-// checkRules checks rules that stand together, in a contract or a denial.
+// checkRules checks the rules of one contract or one denial.
 func checkRules(rules []Rule, kind, name string, pos Position, report reporter) {
 	seen := map[string]bool{}
 	for _, r := range rules {
@@ -192,12 +191,12 @@ func checkRules(rules []Rule, kind, name string, pos Position, report reporter) 
 				report(pos, "choose another name for the rule", "a rule of %s %q: %v", kind, name, err)
 			}
 			if seen[r.Name] {
-				report(pos, "rename one of the two", "%s %q has two rules of the name %q", kind, name, r.Name)
+				report(pos, "rename one of the two", "%s %q has two rules named %q", kind, name, r.Name)
 			}
 			seen[r.Name] = true
 		}
 		if len(r.Ports) == 0 {
-			report(pos, "list its ports", "a rule of %s %q names no ports", kind, name)
+			report(pos, "list at least one port", "a rule of %s %q has no ports", kind, name)
 		}
 		bounds := AllPorts
 		if !r.Protocol.HasPorts() {
@@ -205,7 +204,7 @@ func checkRules(rules []Rule, kind, name string, pos Position, report reporter) 
 		}
 		for _, p := range r.Ports {
 			if p.From < bounds.From || p.To > bounds.To || p.From > p.To {
-				report(pos, "", "a rule of %s %q names %s %s; %s are allowed", kind, name, r.Protocol, p, bounds)
+				report(pos, "", "a rule of %s %q names %s %s; only %s is allowed", kind, name, r.Protocol, p, bounds)
 			}
 		}
 	}
@@ -213,7 +212,7 @@ func checkRules(rules []Rule, kind, name string, pos Position, report reporter) 
 
 func (d Denial) check(guardrail string, report reporter) {
 	if len(d.From)+len(d.To)+len(d.Rules) == 0 {
-		report(d.Pos, "say from where or to where, or add a rule", "a denial of guardrail %q would deny every contract", guardrail)
+		report(d.Pos, "set from or to, or add a rule", "a deny block of guardrail %q would deny every contract", guardrail)
 	}
 	checkLabels(d.From, "guardrail", guardrail, d.Pos, report)
 	checkLabels(d.To, "guardrail", guardrail, d.Pos, report)
@@ -239,7 +238,7 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 			external = external || n.external != nil
 			switch {
 			case r.Domain != domain && n.external != nil:
-				report(c.Pos, "declare the external in this domain", "contract %q names external %s of another domain", c.Name, r)
+				report(c.Pos, "declare the external in this domain", "contract %q names external %s, which belongs to another domain", c.Name, r)
 			case r.Domain == domain && n == (node{}):
 				report(c.Pos, x.graph.suggest(r), "contract %q names an unknown service %q among its %s", c.Name, r.Name, role)
 			}
@@ -251,10 +250,10 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 	side("originators", c.Originators)
 	side("responders", c.Responders)
 	if externals == 2 {
-		report(c.Pos, "the fabric is at neither end of such a flow", "contract %q has externals on both sides", c.Name)
+		report(c.Pos, "use a service on one side: the fabric controls neither end of such a flow", "contract %q has externals on both sides", c.Name)
 	}
 	if !own && len(c.Originators) > 0 && len(c.Responders) > 0 {
-		report(c.Pos, "declare it in a domain that takes part", "contract %q names no service of its own domain %q", c.Name, domain)
+		report(c.Pos, "declare it in the domain of one of its services", "contract %q names no service of its own domain %q", c.Name, domain)
 	}
 }
 

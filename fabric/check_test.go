@@ -12,8 +12,7 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Checking what changed finds what checking everything finds, of any change to
-// any graph that passed.
+// CheckChange finds what Check finds, for any change to any graph that has passed Check.
 func TestCheckChangeIsCheck(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		base := &Graph{Domains: map[string]*Domain{}}
@@ -28,7 +27,7 @@ func TestCheckChangeIsCheck(t *testing.T) {
 	})
 }
 
-// drawChange draws a graph that shares some domains, or all, with base.
+// drawChange draws a graph that shares some or all domains with base.
 func drawChange(t *rapid.T, base *Graph) *Graph {
 	next := &Graph{Domains: maps.Clone(base.Domains), Guardrails: base.Guardrails}
 	for name, d := range drawRichGraph(t, "next ").Domains {
@@ -60,7 +59,7 @@ func drawChange(t *rapid.T, base *Graph) *Graph {
 	return next
 }
 
-// What the graph cannot enforce is what its documents cannot.
+// Graph.Unenforced is what all of its documents report.
 func TestUnenforcedIsThatOfTheDocuments(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		for range 30 { // most graphs have little of it

@@ -17,37 +17,35 @@ type Shard map[string]Hash
 // ShardCount is the number of index shards.
 const ShardCount = 256
 
-// DomainIndex maps the names of domains to their objects, each a Domain as
+// DomainIndex maps domain names to the hashes of their objects. Each object is the Domain as
 // declared.
 type DomainIndex map[string]Hash
 
-// Root lists what a revision consists of. Every node reads it, so its size does
-// not depend on that of the graph.
+// Root lists the top-level objects of a revision. Every node reads it, so its size does not depend
+// on the size of the graph.
 type Root struct {
-	Shards     []Hash `json:"shards"`              // ShardCount of them; those of empty shards are zero
+	Shards     []Hash `json:"shards"`              // ShardCount hashes; zero for an empty shard
 	Domains    Hash   `json:"domains"`             // the DomainIndex
-	Guardrails Hash   `json:"guardrails,omitzero"` // all of them ([]Guardrail)
+	Guardrails Hash   `json:"guardrails,omitzero"` // the []Guardrail
 }
 
-// Revision is a compiled graph: the hash of its root and objects that it
-// consists of.
+// Revision is a compiled graph: the hash of its root, and its objects.
 type Revision struct {
 	Root    Hash
 	Objects []Object
 }
 
-// Compile turns a graph that has passed Check into a revision with every object
-// of it. Equal graphs compile to equal revisions.
+// Compile compiles a graph that has passed Check into a revision with all of its objects. Equal
+// graphs compile to equal revisions.
 func Compile(g *Graph) Revision {
 	var none *Compiled
 	c, fresh, _ := none.Next(g)
 	return Revision{Root: c.Root, Objects: fresh}
 }
 
-// Compiled is a graph with what it compiled to, but for the bytes of the
-// objects. It is never changed, nor may be what it holds; it is what the next
-// revision can be compiled from at the cost of what differs. A nil *Compiled is
-// that of no graph at all.
+// Compiled is a graph with its compiled form, without the bytes of the objects. The next revision
+// can be compiled from it at the cost of what differs. It is immutable, and so is what it refers
+// to. A nil *Compiled stands for no graph.
 type Compiled struct {
 	Graph     *Graph
 	Root      Hash
@@ -58,10 +56,9 @@ type Compiled struct {
 	domains DomainIndex
 }
 
-// Next compiles g, which has passed Check. Domains that are the same object in
-// both graphs are taken to be equal. fresh are the objects of g that c has not;
-// touched are the services whose document is another than in c, is new or gone,
-// in order.
+// Next compiles g, which must have passed Check. Domains that are the same object in both graphs
+// are taken to be equal. fresh are the objects of g that c lacks. touched are the services whose
+// document was added, removed or changed, in order.
 func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref) {
 	if c == nil {
 		c = &Compiled{Graph: &Graph{}, shards: make([]Shard, ShardCount), root: Root{Shards: make([]Hash, ShardCount)}}
@@ -93,8 +90,7 @@ func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref
 	return next, fresh, touched
 }
 
-// changedDomains returns the names of the domains that differ, and brings index
-// up to date.
+// changedDomains returns the names of the domains that differ, and updates index.
 func (c *Compiled) changedDomains(g *Graph, index DomainIndex, add func(Object, Hash) Hash) map[string]bool {
 	changed := map[string]bool{}
 	for name := range c.Graph.Domains {
@@ -119,9 +115,8 @@ func (c *Compiled) changedDomains(g *Graph, index DomainIndex, add func(Object, 
 	return changed
 }
 
-// replaceDocuments makes anew the documents that the changed domains have a
-// part in, and the shards that list them. It returns the services whose
-// document differs.
+// replaceDocuments recompiles the documents that involve the changed domains, and the shards that
+// list them. It returns the services whose document differs.
 func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add func(Object, Hash) Hash) (touched []Ref) {
 	concerned := map[Ref]bool{}
 	for _, d := range c.Graph.Domains {
@@ -155,7 +150,7 @@ func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add 
 			touched = append(touched, r)
 		}
 	}
-	for r := range concerned { // what is left has no document any more, if it ever had
+	for r := range concerned { // these have no document in the new graph
 		if _, had := c.Documents[r]; had {
 			delete(c.Documents, r)
 			_, s := shard(r)
@@ -180,9 +175,9 @@ func (c *Compiled) replaceDocuments(old *Compiled, changed map[string]bool, add 
 	return touched
 }
 
-// concerned notes the services and externals whose documents may depend on the
-// changed domains: those of these domains, and those of contracts that are
-// declared there or name anything there.
+// concerned adds to into the services and externals whose documents may depend on the changed
+// domains: those of these domains, and those named by contracts that are declared in a changed
+// domain or name something there.
 func (d *Domain) concerned(changed map[string]bool, into map[Ref]bool) {
 	if changed[d.Name] {
 		for _, s := range d.Services {
@@ -203,8 +198,8 @@ func (d *Domain) concerned(changed map[string]bool, into map[Ref]bool) {
 	}
 }
 
-// among returns whether a name leads into one of the domains. Most names in d
-// lead to d, which is seen faster than looked up.
+// among returns a function that reports whether a name belongs to one of the domains. Most names in
+// d are d's own, so it looks d up only once.
 func (d *Domain) among(domains map[string]bool) func(Ref) bool {
 	own := domains[d.Name]
 	return func(r Ref) bool {
@@ -215,24 +210,24 @@ func (d *Domain) among(domains map[string]bool) func(Ref) bool {
 	}
 }
 
-// names reports whether c names anything that is wanted.
+// names reports whether an originator or responder of c is wanted.
 func (c *Contract) names(wanted func(Ref) bool) bool {
 	return slices.ContainsFunc(c.Originators, wanted) || slices.ContainsFunc(c.Responders, wanted)
 }
 
-// newObjects is NewObject for many things, on all processors.
-func newObjects[T any](things []T) []Object {
-	objects := make([]Object, len(things))
+// newObjects calls NewObject for many values, on all cores.
+func newObjects[T any](values []T) []Object {
+	objects := make([]Object, len(values))
 	var next atomic.Int64
 	var workers sync.WaitGroup
-	for range min(runtime.GOMAXPROCS(0), len(things)) {
+	for range min(runtime.GOMAXPROCS(0), len(values)) {
 		workers.Go(func() {
 			for {
 				i := int(next.Add(1)) - 1
-				if i >= len(things) {
+				if i >= len(values) {
 					return
 				}
-				objects[i] = NewObject(things[i])
+				objects[i] = NewObject(values[i])
 			}
 		})
 	}

@@ -12,8 +12,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Compiling what changed gives what compiling everything gives, over any chain
-// of graphs; and the objects that were fresh once are all there are.
+// Compiled.Next gives what Compile gives, over any sequence of graphs, and the fresh objects of all
+// steps include every object of the last.
 func TestNextIsCompile(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var c *Compiled

@@ -13,13 +13,13 @@ import (
 	"time"
 )
 
-// Hash is the SHA-256 of an object's canonical bytes; it is the object's
-// address in the store. Its text form is lower-case hexadecimal.
+// Hash is the SHA-256 of an object's canonical bytes, and the object's address in the store. Its
+// text form is lower-case hexadecimal.
 type Hash [sha256.Size]byte
 
 func (h Hash) String() string { return hex.EncodeToString(h[:]) }
 
-// IsZero reports whether h addresses nothing.
+// IsZero reports whether h is unset.
 func (h Hash) IsZero() bool { return h == Hash{} }
 
 // MarshalText implements encoding.TextMarshaler.
@@ -29,54 +29,52 @@ func (h Hash) MarshalText() ([]byte, error) { return []byte(h.String()), nil }
 func (h *Hash) UnmarshalText(b []byte) error {
 	raw, err := hex.DecodeString(string(b))
 	if err != nil || len(raw) != len(h) {
-		return fmt.Errorf("%q is not a SHA-256 in hexadecimal", b)
+		return fmt.Errorf("%q is not a SHA-256 hash in hexadecimal", b)
 	}
 	copy(h[:], raw)
 	return nil
 }
 
-// Object is an immutable piece of a revision: its canonical bytes and their
-// hash.
+// Object is an immutable part of a revision: its canonical bytes and their hash.
 type Object struct {
 	Hash Hash
 	Data []byte
 }
 
-// HashOf returns the address of an object with these bytes.
+// HashOf returns the hash of data.
 func HashOf(data []byte) Hash { return sha256.Sum256(data) }
 
-// NewObject encodes v canonically. Every type that is stored has no maps with
-// other than string-like keys, so encoding/json (sorted keys, no indentation)
-// is canonical.
+// NewObject encodes v canonically. The keys of all maps in stored types are strings in JSON, so
+// encoding/json, which sorts keys and does not indent, is canonical.
 func NewObject(v any) Object {
 	data, err := json.Marshal(v)
 	if err != nil {
-		panic(fmt.Sprintf("fabric: %T cannot be encoded: %v", v, err)) // our own plain types
+		panic(fmt.Sprintf("fabric: %T cannot be encoded: %v", v, err)) // cannot happen: v is one of our plain types
 	}
 	return Object{Hash: HashOf(data), Data: data}
 }
 
-// DecodeObject checks that data hashes to want and decodes it into v.
+// DecodeObject checks that the hash of data is want, and decodes data into v.
 func DecodeObject(data []byte, want Hash, v any) error {
 	if got := HashOf(data); got != want {
-		return fmt.Errorf("object %s: its content hashes to %s: it was altered", want, got)
+		return fmt.Errorf("object %s: the hash of its content is %s: it was altered", want, got)
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("object %s: %w", want, err)
+		return fmt.Errorf("decode object %s: %w", want, err)
 	}
 	return nil
 }
 
-// Document is all that enforcement needs to know of one service: what it may
-// reach and what may reach it. Contracts that are disabled, or wait for another
-// domain's consent, are not in it; those that expire are, with the time.
+// Document is everything that enforcement needs to know about one service: what it may reach and
+// what may reach it. It omits contracts that are disabled or wait for another domain's consent.
+// Contracts that expire are included, with the time.
 type Document struct {
 	Service    Ref    `json:"service"`
 	Originates []Edge `json:"originates,omitempty"`
 	Responds   []Edge `json:"responds,omitempty"`
 }
 
-// Edge is one contract seen from one of its services.
+// Edge is a contract from the point of view of one of its services.
 type Edge struct {
 	Contract Ref    `json:"contract"`
 	Rules    []Rule `json:"rules"`
@@ -84,14 +82,14 @@ type Edge struct {
 	Path     Path   `json:"path,omitzero"`
 
 	Expires time.Time `json:"expires,omitzero"`
-	Audit   bool      `json:"audit,omitempty"` // flows pass and are reported
-	// Unrequested edges hold for every endpoint of the service, whatever roles
-	// it requested: those of domains in audit mode.
+	Audit   bool      `json:"audit,omitempty"` // flows pass, and are reported
+	// Unrequested is set for domains in audit mode: the edge applies to every endpoint of the
+	// service, whatever roles the endpoint requested.
 	Unrequested bool `json:"unrequested,omitempty"`
 }
 
-// At returns the document as it holds at now: without the edges that have
-// expired. Nodes do this by themselves, without anybody there.
+// At returns the document without the edges that have expired at now. Nodes apply expiry by
+// themselves: no new revision is needed.
 func (d Document) At(now time.Time) Document {
 	live := func(e Edge) bool { return e.Expires.IsZero() || now.Before(e.Expires) }
 	keep := func(edges []Edge) []Edge {
@@ -110,7 +108,7 @@ func (d Document) At(now time.Time) Document {
 	return d
 }
 
-// DocumentsAt returns the documents as they hold at now.
+// DocumentsAt returns the documents without the edges that have expired at now.
 func DocumentsAt(docs map[Ref]Document, now time.Time) map[Ref]Document {
 	at := make(map[Ref]Document, len(docs))
 	for r, d := range docs {
@@ -119,8 +117,8 @@ func DocumentsAt(docs map[Ref]Document, now time.Time) map[Ref]Document {
 	return at
 }
 
-// NextExpiry returns when the first edge of the documents expires after now;
-// zero if none does.
+// NextExpiry returns the earliest time after now at which an edge of the documents expires; zero if
+// none does.
 func NextExpiry(docs map[Ref]Document, now time.Time) time.Time {
 	var next time.Time
 	for _, d := range docs {
@@ -135,17 +133,16 @@ func NextExpiry(docs map[Ref]Document, now time.Time) time.Time {
 	return next
 }
 
-// Peer is the service, or the external with its prefixes, at the other end of
-// an edge.
+// Peer is what is at the other end of an edge: a service, or an external with its prefixes.
 type Peer struct {
 	Name     Ref            `json:"name"`
 	Prefixes []netip.Prefix `json:"prefixes,omitempty"` // externals only
 }
 
-// IsExternal reports whether the peer lies outside the fabric.
+// IsExternal reports whether the peer is outside the fabric.
 func (p Peer) IsExternal() bool { return len(p.Prefixes) > 0 }
 
-// Roles returns every role that the graph gives to the service.
+// Roles returns all roles that the graph gives to the service.
 func (d Document) Roles() Roles {
 	var r Roles
 	for _, e := range d.Originates {
@@ -179,8 +176,7 @@ func Documents(g *Graph) []Document {
 	return documentsOf(g, all)
 }
 
-// documentsOf returns the documents of those of the names that are services of g,
-// ordered by name.
+// documentsOf returns the documents of those names that are services of g, ordered by name.
 func documentsOf(g *Graph, names map[Ref]bool) []Document {
 	x := newIndex(g)
 	docs, domains := map[Ref]*Document{}, map[string]bool{}
@@ -234,8 +230,7 @@ func documentsOf(g *Graph, names map[Ref]bool) []Document {
 	return list
 }
 
-// peers returns one side of a contract as the other side's documents list it:
-// each once, in order.
+// peers returns one side of a contract as documents list it: without duplicates, in order.
 func (x *index) peers(refs []Ref) []Peer {
 	peers := make([]Peer, 0, len(refs))
 	for _, r := range refs {
@@ -249,7 +244,7 @@ func (x *index) peers(refs []Ref) []Peer {
 	return slices.CompactFunc(peers, func(a, b Peer) bool { return a.Name == b.Name })
 }
 
-// everything is every flow that a rule can name.
+// everything are the rules that cover every flow that a rule can name.
 var everything = func() (rules []Rule) {
 	for _, p := range Protocols {
 		ports := AllPorts

@@ -10,13 +10,12 @@ import (
 	"time"
 )
 
-// Admission is the controller's word for an endpoint: that this workload, on
-// this node, at these addresses, is an instance of that service with those
-// roles, until it expires. It is signed (KindAdmission) and verified by every
-// engine and agent before anything is programmed.
+// Admission is the controller's signed statement (KindAdmission) about an endpoint: this workload,
+// on this node, at these addresses, is an instance of that service with those roles, until it
+// expires. Every engine and agent verifies it before it programs anything.
 type Admission struct {
 	Fabric   string     `json:"fabric"`
-	Endpoint string     `json:"endpoint"` // unique in the fabric; the allocation's ID
+	Endpoint string     `json:"endpoint"` // the allocation's ID, unique in the fabric
 	Zone     string     `json:"zone"`
 	Node     string     `json:"node"`
 	IPv4     netip.Addr `json:"ipv4"`
@@ -28,8 +27,7 @@ type Admission struct {
 	Expires  time.Time  `json:"expires"`
 }
 
-// Check is a port that a Nomad or Consul health check of the workload names;
-// the endpoint's own node may reach it.
+// Check is a port of a Nomad or Consul health check. The endpoint's own node may reach it.
 type Check struct {
 	Protocol Protocol `json:"protocol"`
 	Port     uint16   `json:"port"`
@@ -38,31 +36,31 @@ type Check struct {
 // Host is the node that the endpoint was admitted on.
 func (a Admission) Host() NodeID { return NodeID{Zone: a.Zone, Name: a.Node} }
 
-// Identity returns who the endpoint is to policy.
+// Identity returns the identity that policy applies to.
 func (a Admission) Identity() Identity {
 	return Identity{Service: a.Service, Roles: a.Roles}
 }
 
-// Current reports why the admission is not in force at now, or nil.
+// Current returns an error if the admission is not in force in the fabric at now.
 func (a Admission) Current(fabric string, now time.Time) error {
 	switch {
 	case a.Fabric != fabric:
-		return fmt.Errorf("admission of endpoint %s is of fabric %q, not %q", a.Endpoint, a.Fabric, fabric)
+		return fmt.Errorf("admission of endpoint %s belongs to fabric %q, not %q", a.Endpoint, a.Fabric, fabric)
 	case !now.Before(a.Expires):
 		return fmt.Errorf("admission of endpoint %s expired at %s", a.Endpoint, a.Expires.Format(time.RFC3339))
 	}
 	return nil
 }
 
-// PlacedOn reports why the admission's addresses cannot live on n, or nil.
+// PlacedOn returns an error if the admission's addresses do not belong to n.
 func (a Admission) PlacedOn(n Node) error {
 	switch {
 	case a.Host() != n.ID():
 		return fmt.Errorf("endpoint %s was admitted on %s, not on %s", a.Endpoint, a.Host(), n.ID())
 	case !n.Pool4.Contains(a.IPv4):
-		return fmt.Errorf("address %s of endpoint %s lies outside the pool %s of node %s", a.IPv4, a.Endpoint, n.Pool4, n.ID())
+		return fmt.Errorf("address %s of endpoint %s is outside the pool %s of node %s", a.IPv4, a.Endpoint, n.Pool4, n.ID())
 	case !n.Pool6.Contains(a.IPv6):
-		return fmt.Errorf("address %s of endpoint %s lies outside the pool %s of node %s", a.IPv6, a.Endpoint, n.Pool6, n.ID())
+		return fmt.Errorf("address %s of endpoint %s is outside the pool %s of node %s", a.IPv6, a.Endpoint, n.Pool6, n.ID())
 	}
 	return nil
 }
@@ -79,11 +77,11 @@ const (
 	KindProcessor NodeKind = "processor"
 )
 
-// NodeKind says what a node does in its zone.
+// NodeKind is the role of a node in its zone.
 type NodeKind string
 
-// Node is the controller's word for a node: where it is and which addresses
-// its endpoints have. It is signed (KindNode).
+// Node is the controller's signed statement (KindNode) about a node: its place in the fabric, and
+// the addresses of its endpoints.
 type Node struct {
 	Fabric   string       `json:"fabric"`
 	Zone     string       `json:"zone"`
@@ -93,8 +91,8 @@ type Node struct {
 	Engine   uint16       `json:"engine,omitempty"` // processors: TCP port of the engine
 	Pool4    netip.Prefix `json:"pool4"`
 	Pool6    netip.Prefix `json:"pool6"`
-	// Ranges are what all pools of the fabric are taken from. An address in
-	// them is an endpoint or nobody, never an external.
+	// Ranges contain all pools of the fabric. An address in them belongs to an endpoint or is
+	// unused; it never belongs to an external.
 	Ranges []netip.Prefix `json:"ranges"`
 	Issued time.Time      `json:"issued"`
 }
@@ -102,16 +100,15 @@ type Node struct {
 // ID names the node.
 func (n Node) ID() NodeID { return NodeID{Zone: n.Zone, Name: n.Name} }
 
-// Gateway4 and Gateway6 are the node's own addresses inside the fabric: the
-// first of its pools. An engine listens on them for engines of other zones.
+// Gateway4 returns the node's own IPv4 address inside the fabric, the first of its pool. An engine
+// listens on it for engines of other zones.
 func (n Node) Gateway4() netip.Addr { return n.Pool4.Addr().Next() }
 
-// Gateway6 is the IPv6 counterpart of Gateway4.
+// Gateway6 returns the IPv6 counterpart of Gateway4.
 func (n Node) Gateway6() netip.Addr { return n.Pool6.Addr().Next() }
 
-// Link is what a node adds to its record: the public key of its WireGuard
-// devices and the UDP port on which it listens for each peer. It is signed by
-// the node's certificate.
+// Link is the part of a node's record that the node itself signs, with the key of its certificate:
+// the public key of its WireGuard devices, and the UDP port on which it listens for each peer.
 type Link struct {
 	Node      NodeID            `json:"node"`
 	PublicKey []byte            `json:"publicKey"` // Curve25519, 32 bytes
@@ -127,7 +124,7 @@ func (l Link) Port(peer NodeID) uint16 {
 	return l.Ports[NodeID{}]
 }
 
-// NodeRecord is a node as the store holds it.
+// NodeRecord is a node as stored in Consul.
 type NodeRecord struct {
 	Node        Signed   `json:"node"`                  // KindNode
 	Link        []byte   `json:"link,omitempty"`        // JSON of a Link
@@ -138,15 +135,15 @@ type NodeRecord struct {
 // LinkSigningInput returns the bytes that a node signs for its Link.
 func LinkSigningInput(link []byte) []byte { return append([]byte("sif/v1/link\n"), link...) }
 
-// Request is a connectivity request: an admission, with the proof that the
-// sender holds the key of the service on that node.
+// Request is a connectivity request: an admission, and proof that the sender has the service's key
+// on that node.
 type Request struct {
 	Admission   Signed   `json:"admission"`   // KindAdmission
 	Certificate [][]byte `json:"certificate"` // DER, leaf first; its SPIFFE ID is the service's
 	Signature   []byte   `json:"signature"`   // ECDSA (ASN.1) or Ed25519 over RequestSigningInput(Admission.Payload)
 }
 
-// RequestSigningInput returns the bytes that are signed for a request.
+// RequestSigningInput returns the bytes that the service signs for a request.
 func RequestSigningInput(admission []byte) []byte {
 	return append([]byte("sif/v1/request\n"), admission...)
 }

@@ -15,10 +15,10 @@ import (
 	"time"
 )
 
-// Protocol is an IP protocol number that a rule may name.
+// Protocol is the number of an IP protocol that a rule may name.
 type Protocol uint8
 
-// The protocols of rules, by their IANA numbers.
+// The protocols that rules may name, by their IANA numbers.
 const (
 	ICMP   Protocol = 1
 	TCP    Protocol = 6
@@ -27,7 +27,7 @@ const (
 	SCTP   Protocol = 132
 )
 
-// Protocols are all protocols of rules, in the order of their names.
+// Protocols are all protocols that rules may name, ordered by name.
 var Protocols = []Protocol{ICMP, ICMPv6, SCTP, TCP, UDP}
 
 // ParseProtocol parses the name of a protocol, such as "tcp".
@@ -60,11 +60,10 @@ func (p Protocol) String() string {
 	return "protocol " + strconv.Itoa(int(p))
 }
 
-// HasPorts reports whether flows of the protocol have ports. Those of ICMP and
-// ICMPv6 have a type instead.
+// HasPorts reports whether the protocol has ports. ICMP and ICMPv6 have message types instead.
 func (p Protocol) HasPorts() bool { return p != ICMP && p != ICMPv6 }
 
-// ParsePort parses a port of a flow of the protocol; of ICMP and ICMPv6, a type.
+// ParsePort parses a port of the protocol or, for ICMP and ICMPv6, a message type.
 func (p Protocol) ParsePort(s string) (uint16, error) {
 	what, bounds := "port", AllPorts
 	if !p.HasPorts() {
@@ -90,22 +89,22 @@ func (p *Protocol) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// PortRange is a range of destination ports, or of types of ICMP messages, both
-// ends included. Its text form is "8080" or "9000-9010".
+// PortRange is a range of destination ports, or of ICMP message types, both ends included. Its text
+// form is "8080" or "9000-9010".
 type PortRange struct {
 	From, To uint16
 }
 
-// AllPorts are all ports; AllTypes are all types of ICMP messages.
+// AllPorts are all ports, AllTypes all ICMP message types.
 var (
 	AllPorts = PortRange{From: 1, To: 65535}
 	AllTypes = PortRange{From: 0, To: 255}
 )
 
-// ParsePortRange parses ports: "8080" or "9000-9010".
+// ParsePortRange parses a port or a range of ports: "8080" or "9000-9010".
 func ParsePortRange(s string) (PortRange, error) { return parseRange(s, "port", AllPorts) }
 
-// ParseTypeRange parses types of ICMP messages: "8" or "0-8".
+// ParseTypeRange parses an ICMP message type or a range of types: "8" or "0-8".
 func ParseTypeRange(s string) (PortRange, error) { return parseRange(s, "type", AllTypes) }
 
 func parseRange(s, what string, bounds PortRange) (PortRange, error) {
@@ -144,7 +143,7 @@ func (r PortRange) String() string {
 	return fmt.Sprintf("%d-%d", r.From, r.To)
 }
 
-// Contains reports whether port lies in r.
+// Contains reports whether port is in r.
 func (r PortRange) Contains(port uint16) bool { return r.From <= port && port <= r.To }
 
 // Overlap returns the ports that r and other have in common, and whether there are any.
@@ -161,8 +160,9 @@ func (r PortRange) Join(next PortRange) (joined PortRange, ok bool) {
 	return PortRange{From: r.From, To: next.To}, true
 }
 
-// SplitPorts cuts the ports from the first to the last of the ranges, gaps included, wherever a range begins or ends: all
-// ports of a piece lie in the same ranges. The pieces are in order.
+// SplitPorts cuts the ports from the first to the last of the ranges, gaps included, wherever a
+// range begins or ends, so that all ports of a piece are in the same ranges. The pieces are in
+// order.
 func SplitPorts(ranges []PortRange) []PortRange {
 	var starts []int
 	for _, r := range ranges {
@@ -190,15 +190,15 @@ func (r *PortRange) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// Rule names a protocol and the destination ports that a contract opens; of
-// ICMP and ICMPv6, the types of the messages.
+// Rule is a protocol with the destination ports that a contract opens or, for ICMP and ICMPv6, the
+// message types.
 type Rule struct {
 	Name     string      `json:"name,omitempty"`
 	Protocol Protocol    `json:"protocol"`
 	Ports    []PortRange `json:"ports"`
 }
 
-// String writes the rule as "tcp/80,9000-9010".
+// String returns the rule in the form "tcp/80,9000-9010".
 func (r Rule) String() string {
 	ports := make([]string, len(r.Ports))
 	for i, p := range r.Ports {
@@ -213,8 +213,8 @@ func (r Rule) Matches(protocol Protocol, port uint16) bool {
 		slices.ContainsFunc(r.Ports, func(p PortRange) bool { return p.Contains(port) })
 }
 
-// Position is a place in a graph file; lines and columns count from one. The
-// zero Position stands for a thing that no file declares.
+// Position is a place in a graph file. Lines and columns start at 1. The zero Position means that
+// the thing was not declared in a file.
 type Position struct {
 	File   string `json:"file,omitempty"`
 	Line   int    `json:"line,omitempty"`
@@ -228,15 +228,15 @@ func (p Position) String() string {
 	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
 }
 
-// Graph is the declared policy of a whole fabric: domains by name, and the
-// guardrails above them.
+// Graph is the declared policy of a whole fabric: domains by name, and the guardrails that apply to
+// all of them.
 type Graph struct {
 	Domains    map[string]*Domain `json:"domains"`
 	Guardrails []Guardrail        `json:"guardrails,omitempty"`
 }
 
-// Mode says what becomes of a flow that a thing in audit mode covers: it
-// passes, and is reported as what would have been dropped.
+// Mode says what happens to flows that a domain or contract covers. In audit mode they pass, and
+// are reported as flows that would otherwise have been dropped.
 type Mode string
 
 // The modes.
@@ -245,14 +245,14 @@ const (
 	ModeAudit   Mode = "audit"
 )
 
-// Labels are free names that people and guardrails go by.
+// Labels are free-form keys and values for people and guardrails.
 type Labels map[string]string
 
-// Domain is a namespace of policy with its own owners. Services and externals
-// share one space of names, because contracts refer to both in the same way.
+// Domain is a namespace of policy with its own owners. Services and externals share one namespace,
+// because contracts refer to both in the same way.
 //
-// In audit mode every flow between services of the domain passes; those that no
-// contract allows are reported.
+// In audit mode every flow between services of the domain passes; those that no contract allows are
+// reported.
 type Domain struct {
 	Name        string     `json:"name"`
 	Description string     `json:"description,omitempty"`
@@ -265,16 +265,15 @@ type Domain struct {
 	Pos         Position   `json:"pos,omitzero"`
 }
 
-// Accept is the consent of a domain to a contract of another one that names
-// services of it.
+// Accept is a domain's consent to a contract of another domain that names its services.
 type Accept struct {
 	Contract Ref      `json:"contract"`
 	Services []string `json:"services,omitempty"` // of this domain; empty: any
 	Pos      Position `json:"pos,omitzero"`
 }
 
-// Service is a node of the graph: an identity, bound by selectors to attested
-// properties of workloads. A workload has the identity if any selector matches.
+// Service is a node of the graph: an identity, bound by selectors to attested properties of
+// workloads. A workload has the identity if any selector matches it.
 type Service struct {
 	Name        string     `json:"name"`
 	Description string     `json:"description,omitempty"`
@@ -283,7 +282,7 @@ type Service struct {
 	Pos         Position   `json:"pos,omitzero"`
 }
 
-// External stands for addresses outside the fabric that take part in contracts.
+// External is a set of addresses outside the fabric that takes part in contracts.
 type External struct {
 	Name        string         `json:"name"`
 	Description string         `json:"description,omitempty"`
@@ -292,18 +291,18 @@ type External struct {
 	Pos         Position       `json:"pos,omitzero"`
 }
 
-// Contract is an edge of the graph: its originators may open flows to its
-// responders on the ports of its rules.
+// Contract is an edge of the graph: its originators may open flows to its responders on the ports
+// of its rules.
 //
-// In audit mode its flows pass and are reported: it is about to be removed, or
-// on trial.
+// In audit mode its flows pass and are reported. That mode is for contracts that are on trial or
+// about to be removed.
 type Contract struct {
 	Name        string    `json:"name"`
 	Description string    `json:"description,omitempty"`
 	Labels      Labels    `json:"labels,omitempty"`
 	Disabled    bool      `json:"disabled,omitempty"`
 	Mode        Mode      `json:"mode,omitempty"`
-	Expires     time.Time `json:"expires,omitzero"` // from then on it is off, in every layer, by itself
+	Expires     time.Time `json:"expires,omitzero"` // every layer stops allowing its flows at this time
 	Originators []Ref     `json:"originators"`
 	Responders  []Ref     `json:"responders"`
 	Rules       []Rule    `json:"rules"`
@@ -311,21 +310,20 @@ type Contract struct {
 	Pos         Position  `json:"pos,omitzero"`
 }
 
-// InForce reports whether the contract allows anything at now, as far as its
-// own domain has a say.
+// InForce reports whether the contract is enabled and unexpired at now. Consent of other domains is
+// not considered.
 func (c Contract) InForce(now time.Time) bool {
 	return !c.Disabled && (c.Expires.IsZero() || now.Before(c.Expires))
 }
 
-// Path constrains the links between zones that a contract's flows take, by
-// their labels.
+// Path constrains, by labels, the links between zones that a contract's flows may take.
 type Path struct {
 	Require []string `json:"require,omitempty"`
 	Prefer  []string `json:"prefer,omitempty"`
 }
 
-// LabelsOf returns the labels of a service or external: those of its domain,
-// its own over them, and "domain" and "name", which nobody can set.
+// LabelsOf returns the labels of a service or external: the labels of its domain, overridden by its
+// own, and "domain" and "name", which no one can declare.
 func (g *Graph) LabelsOf(r Ref) Labels {
 	labels := Labels{}
 	if d := g.Domains[r.Domain]; d != nil {
@@ -341,7 +339,7 @@ func (g *Graph) LabelsOf(r Ref) Labels {
 	return labels
 }
 
-// node finds the service or external of that name.
+// node returns the service or external of that name; both are nil if there is none.
 func (g *Graph) node(r Ref) (svc *Service, ext *External) {
 	d := g.Domains[r.Domain]
 	if d == nil {

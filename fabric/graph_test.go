@@ -77,28 +77,28 @@ func TestCheckNamesThingAndRemedy(t *testing.T) {
 		{"no rules", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Pos: at(9)}),
 			[]string{`g.sif.hcl:9:1: contract "c" has no rules, so it would allow nothing; add a rule block`}},
 		{"duplicate", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(8)}, Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(9)}),
-			[]string{`g.sif.hcl:9:1: contract "c": the name is already taken at g.sif.hcl:8:1; rename one of the two`}},
+			[]string{`g.sif.hcl:9:1: contract "c" is already declared at g.sif.hcl:8:1; rename one of the two`}},
 		{"reserved domain", &Graph{Domains: map[string]*Domain{"node": {Name: "node", Pos: at(1)}}},
-			[]string{`g.sif.hcl:1:1: domain "node" is reserved for the identities of nodes; choose another name`}},
+			[]string{`g.sif.hcl:1:1: domain "node" is reserved for node identities; choose another name`}},
 		{"rules", domain(sound(func(c *Contract) {
 			c.Rules = []Rule{{Name: "No", Protocol: TCP, Ports: http}, {Name: "a", Protocol: TCP, Ports: http}, {Name: "a", Protocol: ICMP, Ports: []PortRange{{0, 256}}}, {Protocol: UDP}}
 		})), []string{
 			`g.sif.hcl:9:1: a rule of contract "c": name "No" contains 'N'; only lower-case letters, digits and '-' are allowed; choose another name for the rule`,
-			`g.sif.hcl:9:1: contract "c" has two rules of the name "a"; rename one of the two`,
-			`g.sif.hcl:9:1: a rule of contract "c" names icmp 0-256; 0-255 are allowed`,
-			`g.sif.hcl:9:1: a rule of contract "c" names no ports; list its ports`,
+			`g.sif.hcl:9:1: contract "c" has two rules named "a"; rename one of the two`,
+			`g.sif.hcl:9:1: a rule of contract "c" names icmp 0-256; only 0-255 is allowed`,
+			`g.sif.hcl:9:1: a rule of contract "c" has no ports; list at least one port`,
 		}},
 		{"labels of a contract", domain(sound(func(c *Contract) { c.Labels = Labels{"": "x", "y": "", "z": "1", "name": "c"} })), []string{
-			`g.sif.hcl:9:1: label "" of contract "c" has an empty key or value; give it a value or leave it out`,
-			`g.sif.hcl:9:1: label "y" of contract "c" has an empty key or value; give it a value or leave it out`,
-			`g.sif.hcl:9:1: label "name" of contract "c" cannot be set: every thing has it already; choose another key`,
+			`g.sif.hcl:9:1: label "" of contract "c" has an empty key or value; set both or remove the label`,
+			`g.sif.hcl:9:1: label "y" of contract "c" has an empty key or value; set both or remove the label`,
+			`g.sif.hcl:9:1: label "name" of contract "c" cannot be set: the fabric sets it; choose another key`,
 		}},
 		{"labels of others", &Graph{Domains: map[string]*Domain{"d": {Name: "d", Pos: at(1), Labels: Labels{"domain": "e"},
 			Services:  []Service{{Name: "web", Pos: at(2), Labels: Labels{"name": "x"}}},
 			Externals: []External{{Name: "net", Pos: at(3), Labels: Labels{"env": ""}, Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}}}}, []string{
-			`g.sif.hcl:1:1: label "domain" of domain "d" cannot be set: every thing has it already; choose another key`,
-			`g.sif.hcl:2:1: label "name" of service "web" cannot be set: every thing has it already; choose another key`,
-			`g.sif.hcl:3:1: label "env" of external "net" has an empty key or value; give it a value or leave it out`,
+			`g.sif.hcl:1:1: label "domain" of domain "d" cannot be set: the fabric sets it; choose another key`,
+			`g.sif.hcl:2:1: label "name" of service "web" cannot be set: the fabric sets it; choose another key`,
+			`g.sif.hcl:3:1: label "env" of external "net" has an empty key or value; set both or remove the label`,
 		}},
 		{"denials", &Graph{Guardrails: []Guardrail{{Name: "g", Deny: []Denial{
 			{From: Labels{"domain": "d", "env": ""}, Pos: at(1)},
@@ -106,10 +106,10 @@ func TestCheckNamesThingAndRemedy(t *testing.T) {
 			{Rules: []Rule{{Name: "-", Protocol: TCP, Ports: http}}, Pos: at(3)},
 			{Pos: at(4)},
 		}}}}, []string{
-			`g.sif.hcl:1:1: label "env" of guardrail "g" has an empty key or value; give it a value or leave it out`,
-			`g.sif.hcl:2:1: label "" of guardrail "g" has an empty key or value; give it a value or leave it out`,
+			`g.sif.hcl:1:1: label "env" of guardrail "g" has an empty key or value; set both or remove the label`,
+			`g.sif.hcl:2:1: label "" of guardrail "g" has an empty key or value; set both or remove the label`,
 			`g.sif.hcl:3:1: a rule of guardrail "g": name "-" must start and end with a letter or digit; choose another name for the rule`,
-			`g.sif.hcl:4:1: a denial of guardrail "g" would deny every contract; say from where or to where, or add a rule`,
+			`g.sif.hcl:4:1: a deny block of guardrail "g" would deny every contract; set from or to, or add a rule`,
 		}},
 	}
 	for _, c := range cases {

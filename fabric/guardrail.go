@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Guardrail is a rule of the organisation above all domains, which no graph may
-// break. It never reaches a data path: it keeps a graph from being applied.
+// Guardrail is a rule of the organisation that applies to all domains. It never reaches a data
+// path: a graph that breaches it cannot be applied.
 type Guardrail struct {
 	Name        string   `json:"name"`
 	Description string   `json:"description,omitempty"`
@@ -19,9 +19,9 @@ type Guardrail struct {
 	Pos         Position `json:"pos,omitzero"`
 }
 
-// Denial says from where to where no contract may lead. A side matches what has
-// all of its labels; one without labels matches everything. Without rules all
-// protocols and ports are meant.
+// Denial says between which services and externals no contract may exist. A side matches whatever
+// has all of its labels; a side without labels matches everything. Without rules, the denial covers
+// all protocols and ports.
 type Denial struct {
 	From  Labels   `json:"from,omitempty"`
 	To    Labels   `json:"to,omitempty"`
@@ -29,7 +29,7 @@ type Denial struct {
 	Pos   Position `json:"pos,omitzero"`
 }
 
-// Breach is a contract that leads where a guardrail denies it.
+// Breach is a contract that opens what a guardrail denies.
 type Breach struct {
 	Guardrail string   `json:"guardrail"`
 	Deny      Position `json:"deny,omitzero"` // of the denial
@@ -37,10 +37,10 @@ type Breach struct {
 	Pos       Position `json:"pos,omitzero"` // of the contract
 	From      Ref      `json:"from"`
 	To        Ref      `json:"to"`
-	Rule      Rule     `json:"rule"` // what the contract opens that is denied
+	Rule      Rule     `json:"rule"` // the first part of the contract that is denied
 }
 
-// Problem words the breach.
+// Problem describes the breach.
 func (b Breach) Problem() Problem {
 	return Problem{
 		Pos:     b.Pos,
@@ -49,10 +49,9 @@ func (b Breach) Problem() Problem {
 	}
 }
 
-// breaches returns how contracts of some domains break guardrails, the first
-// breach of each contract by each denial. Contracts that wait for consent count:
-// they could come into force without another look. Disabled and expired ones do
-// not.
+// breaches returns how contracts of the domains breach guardrails: for each contract and denial,
+// the first breach. A contract that waits for consent counts, because it can come into force
+// without another check. Disabled and expired contracts do not count.
 func (x *index) breaches(domains []*Domain, now time.Time) []Breach {
 	if len(x.graph.Guardrails) == 0 {
 		return nil
@@ -92,8 +91,7 @@ func (x *index) breach(c *Contract, deny Denial) (Breach, bool) {
 	return Breach{Deny: deny.Pos, From: c.Originators[from], To: c.Responders[to], Rule: opened}, true
 }
 
-// overlap returns the first part of rules that denied covers; no rules in
-// denied cover everything.
+// overlap returns the first part of rules that denied covers. Empty denied covers everything.
 func overlap(rules, denied []Rule) (Rule, bool) {
 	for _, r := range rules {
 		if len(denied) == 0 {
@@ -115,14 +113,13 @@ func overlap(rules, denied []Rule) (Rule, bool) {
 	return Rule{}, false
 }
 
-// Waiting is a contract that is not in force because another domain has not
-// consented to it.
+// Waiting is a contract that is not in force because another domain has not consented to it.
 type Waiting struct {
 	Contract Ref   `json:"contract"`
 	For      []Ref `json:"for"` // services of other domains, unknown ones included
 }
 
-// Waiting returns the contracts that wait for consent, in order.
+// Waiting returns the contracts that wait for consent, ordered by name.
 func (g *Graph) Waiting() []Waiting {
 	var list []Waiting
 	x := newIndex(g)

@@ -9,14 +9,14 @@ import (
 	"strings"
 )
 
-// Roles is the set of contracts that an endpoint requested to originate and
-// to respond to. The order of a canonical Roles is CompareRefs; see Canonical.
+// Roles are the contracts that an endpoint requested to originate and to respond to. Canonical
+// orders them by CompareRefs.
 type Roles struct {
 	Originate []Ref `json:"originate,omitempty"`
 	Respond   []Ref `json:"respond,omitempty"`
 }
 
-// Canonical returns r sorted and without repetitions.
+// Canonical returns r sorted and without duplicates.
 func (r Roles) Canonical() Roles {
 	set := func(refs []Ref) []Ref {
 		refs = slices.Clone(refs)
@@ -26,15 +26,14 @@ func (r Roles) Canonical() Roles {
 	return Roles{Originate: set(r.Originate), Respond: set(r.Respond)}
 }
 
-// Identity is what policy knows of an endpoint: its service and the roles it
-// requested. Endpoints of equal identity are treated alike.
+// Identity is what policy knows about an endpoint: its service and the roles that it requested.
+// Policy treats endpoints of equal identity alike.
 type Identity struct {
 	Service Ref   `json:"service"`
 	Roles   Roles `json:"roles"`
 }
 
-// Key returns a text that is equal for equal identities and for no others,
-// fit to be a map key.
+// Key returns a string that is equal for equal identities only, for use as a map key.
 func (id Identity) Key() string {
 	var b strings.Builder
 	b.WriteString(id.Service.String())
@@ -48,9 +47,9 @@ func (id Identity) Key() string {
 	return b.String()
 }
 
-// Request narrows the roles that the graph gives to a service to those that
-// the instance asks for. Empty lists in want request every role. A contract
-// that gives the service no such role is an error that names it.
+// Request returns the roles that an instance of the service gets if it asks for want. Empty want
+// asks for every role that the graph gives the service. It is an error to ask for a role that the
+// graph does not give.
 func (d Document) Request(want Roles) (Roles, error) {
 	have := d.Roles()
 	if len(want.Originate) == 0 && len(want.Respond) == 0 {

@@ -5,15 +5,15 @@ package fabric
 
 import "slices"
 
-// index finds by name what a graph declares. It is made for one walk over the
-// graph, because the graph may change afterwards. A domain is looked into when
-// something there is asked for first: most walks need few.
+// index finds declarations of a graph by name. It is made for a single pass over the graph, because
+// the graph may change afterwards. A domain is indexed on first use, because most passes need few
+// of them.
 type index struct {
 	graph   *Graph
 	domains map[string]*members
 }
 
-// members are what a domain declares for others to name.
+// members are the declarations of a domain that others may name.
 type members struct {
 	nodes   map[string]node
 	accepts map[Ref][]Accept // by contract
@@ -27,7 +27,7 @@ type node struct {
 
 func newIndex(g *Graph) *index { return &index{graph: g, domains: map[string]*members{}} }
 
-// in returns what a domain declares; nothing if there is no such domain.
+// in returns the members of a domain, or empty members if there is no such domain.
 func (x *index) in(domain string) *members {
 	m := x.domains[domain]
 	if m != nil {
@@ -41,7 +41,7 @@ func (x *index) in(domain string) *members {
 	}
 	m.nodes, m.accepts = make(map[string]node, len(d.Services)+len(d.Externals)), make(map[Ref][]Accept, len(d.Accepts))
 	add := func(name string, n node) {
-		if _, taken := m.nodes[name]; !taken { // which Check reports
+		if _, taken := m.nodes[name]; !taken { // Check reports duplicates
 			m.nodes[name] = n
 		}
 	}
@@ -57,10 +57,10 @@ func (x *index) in(domain string) *members {
 	return m
 }
 
-// node returns what a name leads to.
+// node returns the service or external that r names.
 func (x *index) node(r Ref) node { return x.in(r.Domain).nodes[r.Name] }
 
-// hasLabels reports whether LabelsOf(r) has all of want.
+// hasLabels reports whether LabelsOf(r) contains all of want.
 func (x *index) hasLabels(r Ref, want Labels) bool {
 	if len(want) == 0 {
 		return true
@@ -93,8 +93,8 @@ func (x *index) hasLabels(r Ref, want Labels) bool {
 	return true
 }
 
-// missingConsent returns the services of other domains that a contract names
-// without their domain's consent.
+// missingConsent returns the services of other domains that a contract names and whose domain has
+// not consented.
 func (x *index) missingConsent(domain string, c *Contract) []Ref {
 	var missing []Ref
 	for _, refs := range [][]Ref{c.Originators, c.Responders} {

@@ -12,21 +12,20 @@ import (
 	"github.com/agext/levenshtein"
 )
 
-// MaxNameLength is the longest name in bytes. A service's catalog name
-// "sif-<domain>--<service>" must itself be a DNS label of at most 63 bytes.
+// MaxNameLength is the maximum length of a name in bytes. A catalog name "sif-<domain>--<service>"
+// must be a DNS label, which has at most 63 bytes.
 const MaxNameLength = 28
 
-// ReservedDomain is the path segment of node identities in SPIFFE IDs, so no
-// domain may carry it.
+// ReservedDomain is the first path segment of node identities in SPIFFE IDs, so no domain may have
+// this name.
 const ReservedDomain = "node"
 
-// CheckName reports why s cannot name a domain, service, external, contract,
-// zone or node: names are lower-case RFC 1123 labels of at most MaxNameLength
-// bytes without "--".
+// CheckName returns an error if s cannot name a domain, service, external, contract, zone or node.
+// Names are lower-case RFC 1123 labels of at most MaxNameLength bytes without "--".
 func CheckName(s string) error {
 	switch {
 	case s == "":
-		return fmt.Errorf("a name must not be empty")
+		return fmt.Errorf("name must not be empty")
 	case len(s) > MaxNameLength:
 		return fmt.Errorf("name %q is %d characters long; at most %d are allowed", s, len(s), MaxNameLength)
 	case strings.Contains(s, "--"):
@@ -42,8 +41,8 @@ func CheckName(s string) error {
 	return nil
 }
 
-// Ref names a service, an external or a contract across domains. Its text
-// form is "domain/name".
+// Ref names a service, external or contract together with its domain. Its text form is
+// "domain/name".
 type Ref struct {
 	Domain string
 	Name   string
@@ -66,12 +65,12 @@ func ParseRef(s string) (Ref, error) {
 
 func (r Ref) String() string { return r.Domain + "/" + r.Name }
 
-// IsZero reports whether r names nothing.
+// IsZero reports whether r is unset.
 func (r Ref) IsZero() bool { return r == Ref{} }
 
 // MarshalText implements encoding.TextMarshaler.
 func (r Ref) MarshalText() ([]byte, error) {
-	b := make([]byte, 0, len(r.Domain)+1+len(r.Name)) // one allocation: revisions have many
+	b := make([]byte, 0, len(r.Domain)+1+len(r.Name)) // a single allocation, because revisions have many refs
 	return append(append(append(b, r.Domain...), '/'), r.Name...), nil
 }
 
@@ -90,8 +89,8 @@ func CompareRefs(a, b Ref) int {
 	return cmp.Or(cmp.Compare(a.Domain, b.Domain), cmp.Compare(a.Name, b.Name))
 }
 
-// Nearest returns the one of names that was most likely meant by name, or "" if none is near enough to be a
-// misspelling of it.
+// Nearest returns the element of names that name most likely misspells, or "" if none is close
+// enough.
 func Nearest(name string, names []string) string {
 	distance := func(s string) int {
 		if sortedBytes(s) == sortedBytes(name) {

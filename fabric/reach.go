@@ -12,11 +12,11 @@ import (
 	"time"
 )
 
-// Standing says how a flow between two services stands: it is dropped, it
-// passes only because of audit mode, or it is allowed.
+// Standing says what happens to a flow between two services: it is dropped, it passes because of
+// audit mode only, or it is allowed.
 type Standing string
 
-// The standings, from least to most.
+// The standings, from least to most permissive.
 const (
 	StandsDropped Standing = ""
 	StandsAudit   Standing = "audit"
@@ -33,32 +33,30 @@ func (s Standing) rank() int {
 	return 0
 }
 
-// Cause is a contract that makes flows stand as they do, and where it is
-// declared.
+// Cause is a contract that decides the standing of flows, and where it is declared.
 type Cause struct {
 	Contract Ref      `json:"contract"`
 	Pos      Position `json:"pos,omitzero"`
 }
 
-// ReachChange is what becomes of flows that endpoints of From open towards
-// endpoints of To, if both requested every role that the graph gives them.
+// ReachChange is a change for flows that endpoints of From open to endpoints of To, if both
+// requested every role that the graph gives them.
 type ReachChange struct {
 	From Ref      `json:"from"`
 	To   Ref      `json:"to"`
 	Was  Standing `json:"was"`
 	Is   Standing `json:"is"`
-	// Rules are canonical: a rule for each protocol, its ports in order,
-	// disjoint and not adjacent.
+	// Rules are canonical: one rule for each protocol, with its ports in order, disjoint and not
+	// adjacent.
 	Rules []Rule `json:"rules"`
-	// Because are the contracts that open what is gained, or that opened what
-	// is lost.
+	// Because are the contracts that open what is gained, or opened what is lost.
 	Because []Cause `json:"because"`
 }
 
-// Gains reports whether the flows stand better than before.
+// Gains reports whether the flows are more permitted than before.
 func (c ReachChange) Gains() bool { return c.Is.rank() > c.Was.rank() }
 
-// Alteration says what was done to a thing of the graph.
+// Alteration says how an element of the graph changed.
 type Alteration string
 
 // The alterations.
@@ -68,8 +66,8 @@ const (
 	Altered Alteration = "altered"
 )
 
-// ContractChange is a contract that was declared, withdrawn, or says something
-// else than before. What names the things that differ.
+// ContractChange is a contract that was added, removed or altered. What names the parts that
+// differ.
 type ContractChange struct {
 	Contract Ref        `json:"contract"`
 	Pos      Position   `json:"pos,omitzero"`
@@ -77,8 +75,7 @@ type ContractChange struct {
 	What     []string   `json:"what,omitempty"`
 }
 
-// NodeChange is a service or an external that came, went, or stands for other
-// workloads or addresses than before.
+// NodeChange is a service or external that was added, removed or altered.
 type NodeChange struct {
 	Name     Ref        `json:"name"`
 	External bool       `json:"external,omitempty"`
@@ -87,28 +84,27 @@ type NodeChange struct {
 	What     []string   `json:"what,omitempty"` // "selectors", "prefixes", "labels"
 }
 
-// Delta is the difference between two graphs in terms of what it does. What
-// merely documents (descriptions, positions) is no difference.
+// Delta is the difference between two graphs in terms of its effect. Descriptions and positions do
+// not count.
 type Delta struct {
 	Reach     []ReachChange    `json:"reach,omitempty"`
 	Contracts []ContractChange `json:"contracts,omitempty"`
 	Nodes     []NodeChange     `json:"nodes,omitempty"`
 	Modes     []ModeChange     `json:"modes,omitempty"`
-	// Waiting are contracts that begin to wait for consent; Accepted are those
-	// that waited and do so no longer.
+	// Waiting are contracts that now wait for consent, Accepted those that no longer do.
 	Waiting    []Waiting         `json:"waiting,omitempty"`
 	Accepted   []Ref             `json:"accepted,omitempty"`
 	Guardrails []GuardrailChange `json:"guardrails,omitempty"`
 }
 
-// ModeChange is a domain that goes into audit mode or leaves it.
+// ModeChange is a domain that enters or leaves audit mode.
 type ModeChange struct {
 	Domain string `json:"domain"`
 	Was    Mode   `json:"was"`
 	Is     Mode   `json:"is"`
 }
 
-// GuardrailChange is a guardrail that came, went or denies something else.
+// GuardrailChange is a guardrail that was added, removed or altered.
 type GuardrailChange struct {
 	Name   string     `json:"name"`
 	Pos    Position   `json:"pos,omitzero"`
@@ -118,9 +114,9 @@ type GuardrailChange struct {
 // Empty reports whether nothing differs.
 func (d Delta) Empty() bool { return reflect.ValueOf(d).IsZero() }
 
-// Compare returns the difference between two graphs as they hold at now.
-// Domains that are the same object in both are not looked into, so that the
-// cost follows what changed, apart from one pass over the contracts.
+// Compare returns the difference between two graphs at now. It skips domains that are the same
+// object in both, so its cost follows the size of the change, apart from one pass over all
+// contracts.
 func Compare(before, after *Graph, now time.Time) Delta {
 	c := comparison{before: before, after: after, was: newIndex(before), is: newIndex(after), now: now, pairs: map[pairOfRefs]bool{}}
 	return c.run()
@@ -137,8 +133,8 @@ type comparison struct {
 }
 
 func (c *comparison) run() Delta {
-	changed := map[string]bool{} // domains in which something that acts differs
-	consent := map[string]bool{} // domains that may consent to other contracts than before
+	changed := map[string]bool{} // domains with a difference that has an effect
+	consent := map[string]bool{} // domains whose consents may differ
 	none := &Domain{}
 	for _, name := range sortedKeys(c.after.changedSince(c.before)) {
 		was, is := cmp.Or(c.before.Domains[name], none), cmp.Or(c.after.Domains[name], none)
@@ -176,8 +172,8 @@ func sameAccept(a, b Accept) bool {
 	return a.Contract == b.Contract && slices.Equal(a.Services, b.Services)
 }
 
-// compareNodes notes which services and externals of a domain differ, and
-// reports whether any came, went or changed its sort.
+// compareNodes records which services and externals of a domain differ. It reports whether any was
+// added, removed or changed between service and external.
 func (c *comparison) compareNodes(domain string, was, is *Domain) (set bool) {
 	type node struct {
 		external  bool
@@ -249,7 +245,7 @@ func (c *comparison) allPairs(domain string, was, is *Domain) {
 	}
 }
 
-// compareContracts marks the contracts of a domain that say something else.
+// compareContracts marks the contracts of a domain that were added, removed or altered.
 func (c *comparison) compareContracts(domain string, touched map[Ref]bool) {
 	index := func(g *Graph) map[string]*Contract {
 		m := map[string]*Contract{}
@@ -274,8 +270,7 @@ func (c *comparison) compareContracts(domain string, touched map[Ref]bool) {
 	}
 }
 
-// contractsNaming marks the contracts that name services of domains other
-// than their own.
+// contractsNaming marks the contracts that name services of the domains, other than their own.
 func (c *comparison) contractsNaming(domains map[string]bool, touched map[Ref]bool) {
 	for _, g := range []*Graph{c.before, c.after} {
 		for _, d := range g.Domains {
@@ -289,7 +284,7 @@ func (c *comparison) contractsNaming(domains map[string]bool, touched map[Ref]bo
 	}
 }
 
-// differences names what acts differently in two versions of a contract.
+// differences names the parts of a contract that differ in effect between two versions.
 func differences(a, b *Contract) []string {
 	var what []string
 	differ := func(name string, same bool) {
@@ -309,7 +304,7 @@ func differences(a, b *Contract) []string {
 	return what
 }
 
-// compareContract notes how a contract differs and which pairs that may touch.
+// compareContract records how a contract differs, and which pairs that may affect.
 func (c *comparison) compareContract(r Ref) {
 	was, is := c.before.contract(r), c.after.contract(r)
 	var missingBefore, missingAfter []Ref
@@ -347,7 +342,7 @@ func (c *comparison) compareContract(r Ref) {
 	}
 }
 
-// contract finds a contract.
+// contract returns the contract of that name, or nil.
 func (g *Graph) contract(r Ref) *Contract {
 	if d := g.Domains[r.Domain]; d != nil {
 		for i := range d.Contracts {

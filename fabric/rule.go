@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// Grant is one permission between two identities: endpoints of Originator may
-// open flows to endpoints of Responder on Rules, because of Contract.
+// Grant is a permission between two identities: endpoints of Originator may open flows to endpoints
+// of Responder on Rules, because of Contract.
 type Grant struct {
 	Contract   Ref
 	Originator Identity
@@ -19,9 +19,9 @@ type Grant struct {
 	Audit      bool // flows pass and are reported
 }
 
-// holds reports whether the edge applies to a pair of identities: the contract
-// names both services, and both endpoints requested their role.
-func (e Edge) holds(originator, responder Identity) bool {
+// applies reports whether the edge applies to a pair of identities whose services it names: both
+// must have requested their role.
+func (e Edge) applies(originator, responder Identity) bool {
 	return e.Unrequested ||
 		slices.Contains(originator.Roles.Originate, e.Contract) && slices.Contains(responder.Roles.Respond, e.Contract)
 }
@@ -34,33 +34,33 @@ func (e Edge) grant(originator, responder Identity) Grant {
 	return Grant{Contract: e.Contract, Originator: originator, Responder: responder, Rules: e.Rules, Path: e.Path, Audit: e.Audit}
 }
 
-// Grants applies the one rule to a pair of identities: it returns what
-// endpoints of a may open towards endpoints of b. doc is the document of a's
-// service. What b may open towards a is Grants(b, docOfB, a).
+// Grants applies the one rule to a pair of identities: it returns what endpoints of a may open to
+// endpoints of b. doc is the document of a's service. For the other direction call Grants(b,
+// docOfB, a).
 func Grants(a Identity, doc Document, b Identity) []Grant {
 	var grants []Grant
 	for _, e := range doc.Originates {
-		if e.names(b.Service) && e.holds(a, b) {
+		if e.names(b.Service) && e.applies(a, b) {
 			grants = append(grants, e.grant(a, b))
 		}
 	}
 	return grants
 }
 
-// GrantsTo is Grants seen from the responder: what endpoints of a may open
-// towards endpoints of b, where doc is the document of b's service.
+// GrantsTo is Grants from the responder's side: it returns what endpoints of a may open to
+// endpoints of b, where doc is the document of b's service.
 func GrantsTo(b Identity, doc Document, a Identity) []Grant {
 	var grants []Grant
 	for _, e := range doc.Responds {
-		if e.names(a.Service) && e.holds(a, b) {
+		if e.names(a.Service) && e.applies(a, b) {
 			grants = append(grants, e.grant(a, b))
 		}
 	}
 	return grants
 }
 
-// ExternalGrant is a permission that a contract gives to addresses outside
-// the fabric.
+// ExternalGrant is a permission of addresses outside the fabric to open flows to endpoints of
+// Responder.
 type ExternalGrant struct {
 	Contract  Ref
 	External  Ref
@@ -70,9 +70,8 @@ type ExternalGrant struct {
 	Audit     bool
 }
 
-// ExternalGrants returns what externals may open towards endpoints of b, where
-// doc is the document of b's service. An external requests nothing: it holds
-// every role that the graph gives it.
+// ExternalGrants returns what externals may open to endpoints of b, where doc is the document of
+// b's service. An external requests nothing: it has every role that the graph gives it.
 func ExternalGrants(b Identity, doc Document) []ExternalGrant {
 	var grants []ExternalGrant
 	for _, e := range doc.Responds {
@@ -88,16 +87,16 @@ func ExternalGrants(b Identity, doc Document) []ExternalGrant {
 	return grants
 }
 
-// Verdict is what the one rule says of a single flow.
+// Verdict is the result of the one rule for a single flow.
 type Verdict struct {
 	Allowed  bool
-	Contract Ref  // under which it is allowed
+	Contract Ref  // that allows it
 	Audit    bool // it passes only because of audit mode
 }
 
-// Decide is the one rule for a single flow: whether an endpoint of a may open
-// protocol/port towards an endpoint of b. doc is the document of a's service as
-// it holds now. A contract that enforces wins over one in audit mode.
+// Decide applies the one rule to a single flow: may an endpoint of a open protocol and port to an
+// endpoint of b? doc is the document of a's service as of now; see Document.At. A contract that
+// enforces takes precedence over one in audit mode.
 func Decide(a Identity, doc Document, b Identity, protocol Protocol, port uint16) Verdict {
 	var v Verdict
 	for _, g := range Grants(a, doc, b) {
@@ -109,14 +108,14 @@ func Decide(a Identity, doc Document, b Identity, protocol Protocol, port uint16
 	return v
 }
 
-// Allow is Decide for callers who do not care for audit mode.
+// Allow is Decide for callers that do not need to know about audit mode.
 func Allow(a Identity, doc Document, b Identity, protocol Protocol, port uint16) (Ref, bool) {
 	v := Decide(a, doc, b, protocol, port)
 	return v.Contract, v.Allowed
 }
 
-// Counterparts returns the services that may originate to or respond to
-// endpoints of id, given the document of its service, in order.
+// Counterparts returns the services that endpoints of id may open flows to or accept flows from,
+// given the document of its service, in order.
 func Counterparts(id Identity, doc Document) []Ref {
 	var refs []Ref
 	collect := func(edges []Edge, roles []Ref) {
@@ -137,10 +136,9 @@ func Counterparts(id Identity, doc Document) []Ref {
 	return slices.Compact(refs)
 }
 
-// GrantsAmong applies the one rule to every pair of identities of which at
-// least one is local; docs holds the documents of the local identities'
-// services. It costs as much as there are edges between identities that are
-// present, not as there are pairs. The order of the result is not defined.
+// GrantsAmong applies the one rule to every pair of identities of which at least one is local. docs
+// are the documents of the services of local. The cost is proportional to the edges between
+// identities that are present, not to the number of pairs. The result is not ordered.
 func GrantsAmong(local, all []Identity, docs map[Ref]Document) []Grant {
 	type pair struct {
 		contract              Ref
@@ -164,7 +162,7 @@ func GrantsAmong(local, all []Identity, docs map[Ref]Document) []Grant {
 	for _, id := range local {
 		doc, ok := docs[id.Service]
 		if !ok {
-			continue // no document, no rights
+			continue // without a document it has no rights
 		}
 		for _, service := range Counterparts(id, doc) {
 			for _, other := range present[service] {

@@ -14,8 +14,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// naive is the one rule of DESIGN.md section 2 written down a second time,
-// straight from the graph, without documents, identities' keys or indexes.
+// naive is the one rule of DESIGN.md section 2, written a second time: straight from the graph,
+// without documents, identity keys or indexes.
 func naive(g *Graph, now time.Time, src, dst Identity, protocol Protocol, port uint16) (allowed, audited bool) {
 	for _, d := range g.Domains {
 		for _, c := range d.Contracts {
@@ -58,7 +58,7 @@ func naive(g *Graph, now time.Time, src, dst Identity, protocol Protocol, port u
 // at is the time of the tests.
 var at = time.Unix(1000, 0)
 
-// drawGraph draws a small graph whose services meet often.
+// drawGraph draws a small graph in which pairs of services often share contracts.
 func drawGraph(t *rapid.T) *Graph {
 	g := &Graph{Domains: map[string]*Domain{}}
 	var refs []Ref
@@ -104,8 +104,8 @@ func drawGraph(t *rapid.T) *Graph {
 	return g
 }
 
-// drawIdentity draws an endpoint's identity: a service with some of the roles
-// that exist, whether the graph gives them to it or not.
+// drawIdentity draws an endpoint's identity: a service with some of the existing roles, including
+// roles that the graph does not give it.
 func drawIdentity(t *rapid.T, g *Graph, label string) Identity {
 	var services, contracts []Ref
 	for _, d := range g.sortedDomains() {
@@ -152,8 +152,8 @@ func TestAllowAgreesWithTheRuleAsWritten(t *testing.T) {
 	})
 }
 
-// A node knows the documents of its own services only, so what it computes
-// must not depend on which end of a contract is local.
+// A node knows only the documents of its own services, so the result must not depend on which end
+// of a contract is local.
 func TestGrantsAreTheSameFromBothEnds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := drawGraph(t)
@@ -203,7 +203,7 @@ func TestGrantsAmongIsEveryPair(t *testing.T) {
 	})
 }
 
-// A graph only allows: adding a contract never takes a right away.
+// Contracts only allow: adding one never removes a permission.
 func TestGraphIsMonotone(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := drawGraph(t)
@@ -285,5 +285,5 @@ func TestExternalGrants(t *testing.T) {
 	must.Len(t, 1, grants)
 	must.Eq(t, contract, grants[0].Contract)
 	must.Eq(t, []netip.Prefix{prefix}, grants[0].Prefixes)
-	must.Len(t, 0, ExternalGrants(Identity{Service: web}, doc)) // it did not request the role
+	must.Len(t, 0, ExternalGrants(Identity{Service: web}, doc)) // without the role
 }

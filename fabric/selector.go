@@ -9,24 +9,23 @@ import (
 	"strings"
 )
 
-// SelectorKind says whose word a selector takes for the properties of a
-// workload.
+// SelectorKind says where the properties that a selector matches come from.
 type SelectorKind string
 
 // The kinds of selectors.
 const (
 	SelectNomad  SelectorKind = "nomad"  // properties of a Nomad allocation
 	SelectConsul SelectorKind = "consul" // service blocks of a Nomad job version
-	SelectNode   SelectorKind = "node"   // the node that the workload was placed on
+	SelectNode   SelectorKind = "node"   // properties of the node that the workload runs on
 )
 
-// DefaultNamespace is the Nomad namespace of a selector that names none.
-// Whoever may run jobs in another namespace can name jobs and service blocks
-// as he likes, so no namespace never means any.
+// DefaultNamespace is the Nomad namespace of a selector that names none. A selector never matches
+// all namespaces: users with the right to run jobs in some other namespace are free to choose the
+// names of jobs and services there.
 const DefaultNamespace = "default"
 
-// Selector matches workloads by attested properties; all that are set must
-// agree. Namespace is never empty in a nomad or consul selector.
+// Selector matches workloads by attested properties. All properties that are set must match.
+// Namespace is never empty in a nomad or consul selector of a decoded graph.
 type Selector struct {
 	Kind      SelectorKind `json:"kind"`
 	Namespace string       `json:"namespace,omitempty"` // nomad, consul: Nomad's namespace
@@ -72,8 +71,8 @@ func (s Selector) String() string {
 	return fmt.Sprintf("%s(%s)", s.Kind, strings.Join(parts, ", "))
 }
 
-// Workload is what the scheduler attests of a workload; selectors match on it
-// and on nothing that the workload says of itself.
+// Workload is what the scheduler attests about a workload. Selectors match these properties, and
+// nothing that the workload says about itself.
 type Workload struct {
 	Region, Namespace, Job, Group string
 	Datacenter                    string
@@ -89,7 +88,7 @@ type WorkloadService struct {
 	Meta map[string]string
 }
 
-// Matches reports whether the workload has the properties that s names.
+// Matches reports whether w has all properties that s names.
 func (s Selector) Matches(w Workload) bool {
 	agree := func(want, have string) bool { return want == "" || want == have }
 	switch s.Kind {
@@ -131,7 +130,7 @@ func (s Selector) matchesService(have WorkloadService) bool {
 	return true
 }
 
-// Select returns the services that w matches, in order.
+// Select returns the services of which w is an instance, in order.
 func (g *Graph) Select(w Workload) []Ref {
 	var refs []Ref
 	for _, d := range g.Domains {

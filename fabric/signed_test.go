@@ -37,7 +37,7 @@ func TestVerify(t *testing.T) {
 	}{
 		{"signed by the fabric", good, KindPointer, ""},
 		{"signed by somebody else", sign(t, stranger, 2, KindPointer, pointer), KindPointer, "does not verify"},
-		{"of another kind", good, KindAdmission, "a signed admission was expected"},
+		{"of another kind", good, KindAdmission, "expected a signed admission"},
 		{"passed off as another kind", func() Signed { s := good; s.Kind = KindAdmission; return s }(), KindAdmission, "does not verify"},
 		{"altered", func() Signed { s := good; s.Payload = append(slices.Clone(s.Payload), ' '); return s }(), KindPointer, "does not verify"},
 		{"by a retired version", sign(t, private, 1, KindPointer, pointer), KindPointer, "the lowest accepted is 2"},
@@ -69,5 +69,5 @@ func TestAdmissionIsBoundToItsNode(t *testing.T) {
 	must.ErrorContains(t, foreign.PlacedOn(node), "outside the pool")
 	must.NoError(t, good.Current("f", time.Unix(99, 0)))
 	must.ErrorContains(t, good.Current("f", time.Unix(100, 0)), "expired")
-	must.ErrorContains(t, good.Current("g", time.Unix(99, 0)), "is of fabric")
+	must.ErrorContains(t, good.Current("g", time.Unix(99, 0)), "belongs to fabric")
 }

@@ -8,7 +8,7 @@ import (
 	"slices"
 )
 
-// opening is one range of ports that a contract opens between two services.
+// opening is a range of ports that a contract opens between two services.
 type opening struct {
 	protocol Protocol
 	ports    PortRange
@@ -16,7 +16,7 @@ type opening struct {
 	cause    Cause
 }
 
-// compareReach decides for every marked pair how its flows stood and stand.
+// compareReach records, for every marked pair, the flows whose standing differs.
 func (c *comparison) compareReach() {
 	if len(c.pairs) == 0 {
 		return
@@ -30,12 +30,12 @@ func (c *comparison) compareReach() {
 	})
 }
 
-// openings returns what the contracts of a graph open between the marked pairs.
+// openings returns what the contracts of the indexed graph open between the marked pairs.
 func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 	g := x.graph
 	froms, tos := map[Ref]bool{}, map[Ref]bool{}
 	domains := map[string]bool{}
-	audited := map[string]map[Ref]bool{} // services of domains in audit mode that occur
+	audited := map[string]map[Ref]bool{} // services of domains in audit mode, for domains of marked pairs
 	for p := range c.pairs {
 		froms[p.from], tos[p.to] = true, true
 		domains[p.from.Domain], domains[p.to.Domain] = true, true
@@ -89,8 +89,7 @@ func openingsOf(rules []Rule, audit bool, cause Cause) []opening {
 	return list
 }
 
-// compareOpenings cuts the ports of each protocol at every border of an
-// opening, and compares the pieces.
+// compareOpenings compares the openings of a pair, protocol by protocol and piece by piece.
 func compareOpenings(p pairOfRefs, before, after []opening) []ReachChange {
 	type kind struct{ was, is Standing }
 	changes := map[kind]*ReachChange{}
@@ -133,7 +132,7 @@ func compareOpenings(p pairOfRefs, before, after []opening) []ReachChange {
 	return list
 }
 
-// standing returns how a port stands, and the contracts that make it so.
+// standing returns the standing of a port, and the contracts that decide it.
 func standing(openings []opening, port uint16) (s Standing, causes []Cause) {
 	for _, o := range openings {
 		if !o.ports.Contains(port) {
@@ -153,7 +152,7 @@ func standing(openings []opening, port uint16) (s Standing, causes []Cause) {
 	return s, causes
 }
 
-// addPorts adds ports that lie beyond those already there.
+// addPorts adds ports beyond those that are already in c.
 func (c *ReachChange) addPorts(protocol Protocol, ports PortRange) {
 	if n := len(c.Rules); n == 0 || c.Rules[n-1].Protocol != protocol {
 		c.Rules = append(c.Rules, Rule{Protocol: protocol})

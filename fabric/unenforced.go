@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// Unenforced says what of the document no data path can do yet: flows to
-// externals are dropped, whatever contract allows them. A sentence each.
+// Unenforced lists, one sentence each, what the document declares and no data path can enforce yet:
+// flows to externals are dropped, even if a contract allows them.
 func (d Document) Unenforced() []string {
 	var list []string
 	for _, e := range d.Originates {
@@ -22,12 +22,12 @@ func (d Document) Unenforced() []string {
 	return list
 }
 
-// Unenforced says what of the graph no data path can do yet, a sentence each.
+// Unenforced lists, one sentence each, what the graph declares and no data path can enforce yet.
 func (g *Graph) Unenforced() []string {
 	var list []string
 	x := newIndex(g)
 	for _, d := range g.Domains {
-		// A contract names externals of its own domain only.
+		// A contract may name externals of its own domain only.
 		if len(d.Externals) == 0 {
 			continue
 		}
