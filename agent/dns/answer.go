@@ -12,55 +12,55 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// lifetime, in seconds, is how long an answer may be cached, an empty one
-// included: a change of connectivity must show.
-const lifetime = 1
+// ttl is how long an answer may be cached, in seconds, also an empty one. It is short so that
+// changes of connectivity take effect quickly.
+const ttl = 1
 
-// Record is an endpoint as the resolver's view has it.
+// Record is an endpoint of a service.
 type Record struct {
 	Zone       string
-	IPv4, IPv6 netip.Addr // either may be the zero Addr
+	IPv4, IPv6 netip.Addr // either may be zero
 	Healthy    bool
 }
 
-// Reach is what an asker may know of a service.
+// Reach is what an asker may know about a service.
 type Reach struct {
 	// Allowed says that a contract lets the asker open flows to the service.
 	Allowed bool
-	// Endpoints are the service's endpoints that the asker may reach, healthy
-	// or not. They count only if Allowed.
+	// Endpoints are the service's endpoints that the asker may reach, healthy or not. They are used
+	// only if Allowed.
 	Endpoints []Record
 }
 
-// View is what the agent knows of its endpoints and their counterparts. It is
-// called for every question and must not block.
+// View is the agent's knowledge of its endpoints and their counterparts. It is called for every
+// query and must not block.
 type View interface {
 	// Known reports whether asker is the address of one of the node's endpoints.
 	Known(asker netip.Addr) bool
-	// Reach returns what asker, a known one, may know of a service.
+	// Reach returns what asker, which is Known, may know about a service.
 	Reach(asker netip.Addr, service fabric.Ref) Reach
 }
 
-// Outcome says what became of a question, for metrics.
+// Outcome is the result of a query, for metrics.
 type Outcome string
 
 // The outcomes.
 const (
 	Answered  Outcome = "answered"  // with addresses
-	Empty     Outcome = "empty"     // the name exists and has no such records now
-	NoName    Outcome = "no-name"   // no such name for this asker
-	Refused   Outcome = "refused"   // the asker is no endpoint of the node, or asks what is not served
+	Empty     Outcome = "empty"     // the name exists but has no such records now
+	NoName    Outcome = "no-name"   // the name does not exist for this asker
+	Refused   Outcome = "refused"   // the asker is not an endpoint of the node, or the query is not supported
 	Forwarded Outcome = "forwarded" // a resolver of the node answered
 	Failed    Outcome = "failed"    // no resolver of the node answered
 )
 
-// authority answers questions under the apex.
+// authority answers queries under the apex.
 type authority struct {
-	zone string // the node's own
+	zone string // the node's
 	view View
 }
 
-// answer returns the response to a question under the apex.
+// answer returns the response to a query under the apex.
 func (a authority) answer(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
 	q := req.Question[0]
 	resp := reply(req, miekg.RcodeSuccess)
@@ -97,8 +97,8 @@ func (a authority) answer(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome
 	return resp, Answered
 }
 
-// lookup returns the healthy endpoints that a name stands for, in a slice of
-// the caller's own, and whether the name exists for the asker.
+// lookup returns the healthy endpoints of a name, and whether the name exists for the asker. The
+// caller may modify the slice.
 func (a authority) lookup(asker netip.Addr, qname string) ([]Record, bool) {
 	name, ok := parseName(qname)
 	if !ok {
@@ -125,8 +125,8 @@ func (a authority) lookup(asker netip.Addr, qname string) ([]Record, bool) {
 	return records, exists
 }
 
-// nearest returns the nearest zone that has a healthy endpoint: the node's
-// own, else the first by name. It returns "" if none has.
+// nearest returns the nearest zone with a healthy endpoint: the node's own, else the first by name.
+// It returns "" if there is none.
 func (a authority) nearest(endpoints []Record) string {
 	var best string
 	for _, r := range endpoints {
@@ -142,18 +142,18 @@ func (a authority) nearest(endpoints []Record) string {
 }
 
 func header(name string, rrtype uint16) miekg.RR_Header {
-	return miekg.RR_Header{Name: name, Rrtype: rrtype, Class: miekg.ClassINET, Ttl: lifetime}
+	return miekg.RR_Header{Name: name, Rrtype: rrtype, Class: miekg.ClassINET, Ttl: ttl}
 }
 
-// soa is the record that lets resolvers cache an empty answer (RFC 2308).
+// soa returns the record that lets resolvers cache an empty answer (RFC 2308).
 func soa() miekg.RR {
 	return &miekg.SOA{
 		Hdr: header(apex, miekg.TypeSOA), Ns: "ns." + apex, Mbox: "hostmaster." + apex,
-		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: lifetime,
+		Serial: 1, Refresh: 3600, Retry: 600, Expire: 86400, Minttl: ttl,
 	}
 }
 
-// reply makes an empty response to req.
+// reply returns an empty response to req.
 func reply(req *miekg.Msg, rcode int) *miekg.Msg {
 	resp := new(miekg.Msg)
 	resp.SetRcode(req, rcode)

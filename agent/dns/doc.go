@@ -1,28 +1,25 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package dns answers the DNS questions of a node's endpoints.
+// Package dns answers the DNS queries of a node's endpoints.
 //
-// What a name means depends on who asks: the asker is known by its source
-// address, which the data path has verified, and a service that its contracts
-// do not let it reach does not exist for it.
+// The answer depends on the asker, which is known by its source address, as verified by the data
+// path. For an asker, only services exist that its contracts let it reach:
 //
 //	<service>.<domain>.sif         the healthy endpoints of the nearest zone that has any
 //	<zone>.<service>.<domain>.sif  the healthy endpoints of that zone
 //
-// The asker's own zone is the nearest; the others follow in the order of their
-// names. All endpoints of the zone are in the answer, in random order, as A
-// and AAAA records that live for a second, so that changes show.
+// The nearest zone is the asker's own; the others follow in the order of their names. The answer
+// has all healthy endpoints of the zone in random order, as A and AAAA records with a TTL of one
+// second, so that changes take effect quickly.
 //
-// A name of a service that the asker may reach exists even while no endpoint
-// of it is healthy; the answer is then empty (NOERROR without records). A
-// zone's name exists while the zone has an endpoint, healthy or not. Any other
-// name under .sif is NXDOMAIN. So a workload's operator can tell "no contract
-// leads there" from "nobody is there now". Empty answers may be cached for a
-// second too.
+// The name of a service that the asker may reach exists even if none of its endpoints is healthy;
+// the answer is then empty (NOERROR without records, TTL one second too). The name with a zone
+// exists while the zone has an endpoint, healthy or not. Any other name under .sif is NXDOMAIN. So
+// an operator can tell "no contract allows it" from "no healthy endpoint".
 //
-// Names outside .sif go to the node's own resolvers. Nothing under .sif ever
-// leaves the node. Whoever is no endpoint of the node is refused.
+// Queries for names outside .sif are forwarded to the node's resolvers. Queries under .sif never
+// leave the node. Queries from addresses that are not endpoints of the node are refused.
 //
-// The package does not know contracts, the catalog, or the data path.
+// The package does not know contracts, the catalog or the data path.
 package dns

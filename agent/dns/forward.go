@@ -20,21 +20,21 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// attemptTimeout bounds one attempt with one resolver. Stub resolvers give up
-// after five seconds, so that a second resolver still gets its turn.
+// attemptTimeout limits one query to one resolver. Stub resolvers give up after five seconds, so
+// two resolvers can be tried.
 const attemptTimeout = 2 * time.Second
 
-// errNoUpstream says that the node has no resolver to ask.
+// errNoUpstream says that no resolver is configured.
 var errNoUpstream = errors.New("the node has no resolver")
 
-// forwarder asks the node's own resolvers.
+// forwarder queries the node's resolvers.
 type forwarder struct {
-	self  netip.AddrPort // never asked
+	self  netip.AddrPort // this server, which is never queried
 	fixed []netip.AddrPort
 	conf  resolvConf // used if fixed is empty
 	udp   miekg.Client
 	tcp   miekg.Client
-	good  atomic.Pointer[netip.AddrPort] // the resolver that answered last is asked first
+	good  atomic.Pointer[netip.AddrPort] // the resolver that answered last; it is queried first
 }
 
 func newForwarder(self netip.AddrPort, fixed []netip.AddrPort, resolvConfPath string) *forwarder {
@@ -45,7 +45,7 @@ func newForwarder(self netip.AddrPort, fixed []netip.AddrPort, resolvConfPath st
 	}
 }
 
-// upstreams returns the resolvers to ask, in order.
+// upstreams returns the resolvers to query, in order.
 func (f *forwarder) upstreams() ([]netip.AddrPort, error) {
 	list := f.fixed
 	if len(list) == 0 {
@@ -66,21 +66,20 @@ func (f *forwarder) upstreams() ([]netip.AddrPort, error) {
 	return list, nil
 }
 
-// isSelf reports whether a resolver is this listener: asking it would loop.
+// isSelf reports whether a resolver is this server, to which a query would loop.
 func (f *forwarder) isSelf(a netip.AddrPort) bool {
 	return a.Port() == f.self.Port() && a.Addr().Unmap() == f.self.Addr()
 }
 
-// forward asks the node's resolvers, one after the other until one answers,
-// and returns the answer as one to req. EDNS options are between neighbours
-// (RFC 6891), so none is passed on in either direction.
+// forward queries the node's resolvers one after the other until one answers, and returns the
+// answer as the response to req. EDNS is hop by hop (RFC 6891), so its options are not forwarded.
 func (f *forwarder) forward(ctx context.Context, req *miekg.Msg) (*miekg.Msg, error) {
 	upstreams, err := f.upstreams()
 	if err != nil {
 		return nil, err
 	}
 	out := new(miekg.Msg)
-	out.Id = miekg.Id() // not the workload's: it must not help to forge answers
+	out.Id = miekg.Id() // not the workload's ID, which would help it to forge answers
 	out.RecursionDesired = req.RecursionDesired
 	out.CheckingDisabled, out.AuthenticatedData = req.CheckingDisabled, req.AuthenticatedData
 	out.Question = slices.Clone(req.Question)
@@ -91,12 +90,12 @@ func (f *forwarder) forward(ctx context.Context, req *miekg.Msg) (*miekg.Msg, er
 	for _, upstream := range upstreams {
 		in, err := f.exchange(ctx, out, upstream.String())
 		if err != nil {
-			errs = append(errs, fmt.Errorf("ask resolver %s: %w", upstream, err))
+			errs = append(errs, fmt.Errorf("query resolver %s: %w", upstream, err))
 			continue
 		}
 		last = in
 		if in.Rcode == miekg.RcodeServerFailure || in.Rcode == miekg.RcodeRefused {
-			continue // another may know better
+			continue // another resolver may answer
 		}
 		f.good.Store(&upstream)
 		break
@@ -112,11 +111,11 @@ func (f *forwarder) forward(ctx context.Context, req *miekg.Msg) (*miekg.Msg, er
 	return resp, nil
 }
 
-// exchange asks one resolver over UDP, and over TCP if the answer did not fit.
+// exchange queries one resolver over UDP, and over TCP if the answer is truncated.
 func (f *forwarder) exchange(ctx context.Context, out *miekg.Msg, upstream string) (*miekg.Msg, error) {
 	in, _, err := f.udp.ExchangeContext(ctx, out, upstream)
 	if err == nil && in.Rcode == miekg.RcodeFormatError {
-		// A resolver from before EDNS (RFC 6891, section 7).
+		// The resolver may not support EDNS (RFC 6891, section 7).
 		out = out.Copy()
 		out.Extra = nil
 		in, _, err = f.udp.ExchangeContext(ctx, out, upstream)
@@ -125,7 +124,7 @@ func (f *forwarder) exchange(ctx context.Context, out *miekg.Msg, upstream strin
 		return nil, err
 	}
 	if in.Truncated {
-		// If TCP fails, better a part than nothing: the asker sees that it is one.
+		// If TCP fails, return the truncated answer, which is marked as such.
 		if whole, _, err := f.tcp.ExchangeContext(ctx, out, upstream); err == nil {
 			in = whole
 		}
@@ -133,35 +132,35 @@ func (f *forwarder) exchange(ctx context.Context, out *miekg.Msg, upstream strin
 	return in, sameQuestion(out, in)
 }
 
-// sameQuestion refuses an answer to something that was not asked.
+// sameQuestion returns an error if in is not a response to out.
 func sameQuestion(out, in *miekg.Msg) error {
 	if !in.Response {
-		return errors.New("the answer is not a response")
+		return errors.New("the message is not a response")
 	}
 	if len(in.Question) == 0 && in.Rcode != miekg.RcodeSuccess {
-		return nil // some leave the question out of errors
+		return nil // some resolvers omit the question from errors
 	}
 	if len(in.Question) != 1 || in.Question[0].Qtype != out.Question[0].Qtype || in.Question[0].Qclass != out.Question[0].Qclass ||
 		!strings.EqualFold(in.Question[0].Name, out.Question[0].Name) {
-		return errors.New("the answer is to another question")
+		return errors.New("the response is to another question")
 	}
 	return nil
 }
 
-// resolvConf reads the name servers of a resolv.conf (see resolv.conf(5)), and
-// reads it again when it has changed.
+// resolvConf reads the name servers of a resolv.conf (see resolv.conf(5)), and reads the file again
+// when it changes.
 type resolvConf struct {
 	path string
 
 	mu   sync.Mutex
-	read time.Time // modification time of what was read
+	read time.Time // modification time of the file when it was read
 	list []netip.AddrPort
 }
 
 func (r *resolvConf) servers() ([]netip.AddrPort, error) {
 	info, err := os.Stat(r.path)
 	if err != nil {
-		return nil, fmt.Errorf("find the node's resolvers: %w", err)
+		return nil, fmt.Errorf("read the node's resolvers: %w", err)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -170,7 +169,7 @@ func (r *resolvConf) servers() ([]netip.AddrPort, error) {
 	}
 	conf, err := miekg.ClientConfigFromFile(r.path)
 	if err != nil {
-		return nil, fmt.Errorf("find the node's resolvers: %w", err)
+		return nil, fmt.Errorf("read the node's resolvers: %w", err)
 	}
 	r.read, r.list = info.ModTime(), nil
 	for _, s := range conf.Servers {

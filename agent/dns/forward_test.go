@@ -18,19 +18,19 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// upstream is a resolver of the node: a real one, on the loopback address.
+// upstream is a resolver of the node, a real server on the loopback address.
 type upstream struct {
 	addr     netip.AddrPort
-	udp, tcp atomic.Int64 // questions
+	udp, tcp atomic.Int64 // number of queries
 }
 
-// startUpstream starts a resolver whose answers handle makes.
+// startUpstream starts a resolver that answers by handle.
 func startUpstream(t *testing.T, handle func(w miekg.ResponseWriter, m *miekg.Msg)) *upstream {
 	t.Helper()
 	var conn net.PacketConn
 	var listener net.Listener
 	u := &upstream{}
-	for range 20 { // a port that is free for UDP may be taken for TCP
+	for range 20 { // a port that is free for UDP may be in use for TCP
 		var err error
 		conn, err = net.ListenPacket("udp", "127.0.0.1:0")
 		must.NoError(t, err)
@@ -59,7 +59,7 @@ func startUpstream(t *testing.T, handle func(w miekg.ResponseWriter, m *miekg.Ms
 	return u
 }
 
-// world answers every A question with an address of the documentation range.
+// world answers every A query with an address of a documentation prefix.
 func world(w miekg.ResponseWriter, m *miekg.Msg) {
 	resp := new(miekg.Msg).SetReply(m)
 	resp.Answer = []miekg.RR{&miekg.A{
@@ -130,8 +130,7 @@ func TestForward(t *testing.T) {
 	}
 }
 
-// Nothing under .sif leaves the node, and the resolver that answered last is
-// asked first.
+// Queries under .sif do not leave the node, and the resolver that answered last is queried first.
 func TestForwardOnlyWhatIsNotOurs(t *testing.T) {
 	sick, well := startUpstream(t, failing(miekg.RcodeServerFailure)), startUpstream(t, world)
 	s := testServer(testGraph, sick.addr, well.addr)
@@ -149,7 +148,7 @@ func TestForwardOnlyWhatIsNotOurs(t *testing.T) {
 	must.Eq(t, 3, well.udp.Load())
 }
 
-// What the workload put into its question's EDNS stays with us, and its ID too.
+// The EDNS options and the ID of the workload's query are not forwarded.
 func TestForwardHidesTheAsker(t *testing.T) {
 	var got atomic.Pointer[miekg.Msg]
 	u := startUpstream(t, func(w miekg.ResponseWriter, m *miekg.Msg) {
@@ -198,7 +197,7 @@ func TestUpstreams(t *testing.T) {
 	must.ErrorIs(t, err, errNoUpstream)
 }
 
-// A workload whose questions hang cannot take the resolvers from the others.
+// A workload whose queries hang cannot block those of others.
 func TestForwardShare(t *testing.T) {
 	release := make(chan struct{})
 	u := startUpstream(t, func(w miekg.ResponseWriter, m *miekg.Msg) {

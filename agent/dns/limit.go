@@ -9,39 +9,37 @@ import (
 	"sync"
 )
 
-// share bounds how many of something each asker may have at a time, so that
-// no workload takes the node's DNS away from the others.
+// share is a counting semaphore for each asker, so that no workload can use up the node's DNS.
 type share struct {
 	limit int
 
 	mu   sync.Mutex
-	held map[netip.Addr]int
+	used map[netip.Addr]int
 }
 
-func newShare(limit int) *share { return &share{limit: limit, held: map[netip.Addr]int{}} }
+func newShare(limit int) *share { return &share{limit: limit, used: map[netip.Addr]int{}} }
 
-// take takes one for the asker, and returns false if it has all it may have.
-func (s *share) take(asker netip.Addr) bool {
+// acquire reports whether the asker is below its limit, and counts one more if so.
+func (s *share) acquire(asker netip.Addr) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held[asker] >= s.limit {
+	if s.used[asker] >= s.limit {
 		return false
 	}
-	s.held[asker]++
+	s.used[asker]++
 	return true
 }
 
-// giveBack ends one take.
-func (s *share) giveBack(asker netip.Addr) {
+// release undoes one acquire.
+func (s *share) release(asker netip.Addr) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.held[asker]--; s.held[asker] == 0 {
-		delete(s.held, asker)
+	if s.used[asker]--; s.used[asker] == 0 {
+		delete(s.used, asker)
 	}
 }
 
-// sharedListener closes at once the connections of strangers and those beyond
-// an asker's share.
+// sharedListener closes connections of unknown askers and those above an asker's limit.
 type sharedListener struct {
 	net.Listener
 	share *share
@@ -55,8 +53,8 @@ func (l sharedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		asker := addrOf(c.RemoteAddr())
-		if l.known(asker) && l.share.take(asker) {
-			return &sharedConn{Conn: c, giveBack: sync.OnceFunc(func() { l.share.giveBack(asker) })}, nil
+		if l.known(asker) && l.share.acquire(asker) {
+			return &sharedConn{Conn: c, release: sync.OnceFunc(func() { l.share.release(asker) })}, nil
 		}
 		c.Close()
 	}
@@ -64,11 +62,11 @@ func (l sharedListener) Accept() (net.Conn, error) {
 
 type sharedConn struct {
 	net.Conn
-	giveBack func()
+	release func()
 }
 
 func (c *sharedConn) Close() error {
-	c.giveBack()
+	c.release()
 	return c.Conn.Close()
 }
 

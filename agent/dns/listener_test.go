@@ -22,7 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// namespace makes a network namespace that goes with the test.
+// namespace creates a network namespace that is removed after the test.
 func namespace(t *testing.T, name string) ns.NetNS {
 	t.Helper()
 	name = fmt.Sprintf("sif-dns-%d-%s", os.Getpid(), name)
@@ -42,8 +42,8 @@ func ip(t *testing.T, args ...string) {
 	}
 }
 
-// A node with two workloads as the agent wires them: one listener on the
-// link-local address, each asker known by its address.
+// A node with two workloads that are connected as the agent does it: one listener on the link-local
+// address, which knows each asker by its address.
 func TestListener(t *testing.T) {
 	testhost.RequireRoot(t)
 	node := namespace(t, "node")

@@ -11,21 +11,20 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// apex is the zone of names that this package is the authority for.
+// apex is the DNS zone that this package serves.
 const apex = "sif."
 
 // inApex reports whether a name in presentation form is the apex or below it.
 func inApex(name string) bool { return miekg.IsSubDomain(apex, name) }
 
-// serviceName is what a name under the apex means.
+// serviceName is a parsed name under the apex.
 type serviceName struct {
 	service fabric.Ref
-	zone    string // empty: the nearest zone that has a healthy endpoint
+	zone    string // if empty, the nearest zone with a healthy endpoint
 }
 
-// parseName understands "<service>.<domain>.sif." and
-// "<zone>.<service>.<domain>.sif.", in any case. It returns false for every
-// other name.
+// parseName parses "<service>.<domain>.sif." and "<zone>.<service>.<domain>.sif.", ignoring case.
+// It returns false for any other name.
 func parseName(name string) (serviceName, bool) {
 	labels := miekg.SplitDomainName(strings.ToLower(name))
 	if n := len(labels); n != 3 && n != 4 || labels[n-1]+"." != apex {

@@ -19,27 +19,27 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// Bounds of each asker.
+// Limits of each asker.
 const (
-	maxForwards    = 64 // questions at the node's resolvers
-	maxConnections = 32 // TCP
+	maxForwards    = 64 // concurrent queries to the node's resolvers
+	maxConnections = 32 // TCP connections
 )
 
-// maxUDP is the largest UDP message sent or asked for, in bytes: what no path
-// fragments (RFC 9715).
+// maxUDP is the maximum size of UDP messages in bytes, which avoids fragments on all paths (RFC
+// 9715).
 const maxUDP = 1232
 
-// forwardTimeout bounds a question that goes to the node's resolvers.
+// forwardTimeout limits a query that is forwarded to the node's resolvers.
 const forwardTimeout = 5 * time.Second
 
-// Config says where to listen and what to answer.
+// Config configures a Server.
 type Config struct {
-	Listen     netip.AddrPort   // UDP and TCP; port 0 takes a free one
-	Zone       string           // the node's
-	View       View             //
-	Upstreams  []netip.AddrPort // resolvers of names outside .sif; none: those of ResolvConf
-	ResolvConf string           // path; empty: /etc/resolv.conf
-	Observe    func(Outcome)    // called for every question, if set; must not block
+	Listen     netip.AddrPort // UDP and TCP; with port 0 the kernel chooses one
+	Zone       string         // the node's zone
+	View       View
+	Upstreams  []netip.AddrPort // resolvers for names outside .sif; if none, those of ResolvConf
+	ResolvConf string           // a path; if empty, /etc/resolv.conf
+	Observe    func(Outcome)    // if set, called for every query; must not block
 	Log        hclog.Logger
 }
 
@@ -54,11 +54,10 @@ type Server struct {
 	udp, tcp  *miekg.Server
 
 	mu     sync.Mutex
-	failed bool // the last forwarded question; changes are logged
+	failed bool // the last forwarded query failed
 }
 
-// Listen opens the listener in the network namespace of the calling thread.
-// It answers from Serve on.
+// Listen opens the listener in the network namespace of the calling thread. Serve answers queries.
 func Listen(c Config) (*Server, error) {
 	if c.ResolvConf == "" {
 		c.ResolvConf = "/etc/resolv.conf"
@@ -88,10 +87,10 @@ func Listen(c Config) (*Server, error) {
 	return s, nil
 }
 
-// Addr is where the server listens.
+// Addr returns the address at which the server listens.
 func (s *Server) Addr() netip.AddrPort { return s.addr }
 
-// Serve answers questions until ctx ends. It closes the listener.
+// Serve answers queries until ctx ends, and then closes the listener.
 func (s *Server) Serve(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, server := range []*miekg.Server{s.udp, s.tcp} {
@@ -104,7 +103,7 @@ func (s *Server) Serve(ctx context.Context) error {
 		group.Go(func() error {
 			<-ctx.Done()
 			select {
-			case <-started: // only then can it be shut down
+			case <-started: // ShutdownContext requires a started server
 			case <-ended:
 				return nil
 			}
@@ -122,7 +121,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	return nil
 }
 
-// ServeDNS implements the handler of miekg/dns. It is called concurrently.
+// ServeDNS implements the Handler of miekg/dns.
 func (s *Server) ServeDNS(w miekg.ResponseWriter, req *miekg.Msg) {
 	asker := addrOf(w.RemoteAddr())
 	resp, outcome := s.respond(asker, req)
@@ -130,11 +129,11 @@ func (s *Server) ServeDNS(w miekg.ResponseWriter, req *miekg.Msg) {
 	_, isUDP := w.RemoteAddr().(*net.UDPAddr)
 	finish(req, resp, isUDP)
 	if err := w.WriteMsg(resp); err != nil {
-		s.log.Debug("answer not sent", logkey.Address, asker, logkey.Error, err)
+		s.log.Debug("cannot send answer", logkey.Address, asker, logkey.Error, err)
 	}
 }
 
-// respond answers one question.
+// respond returns the response to a query.
 func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
 	opt := req.IsEdns0()
 	switch {
@@ -158,10 +157,10 @@ func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 }
 
 func (s *Server) forward(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
-	if !s.forwards.take(asker) {
+	if !s.forwards.acquire(asker) {
 		return reply(req, miekg.RcodeServerFailure), Failed
 	}
-	defer s.forwards.giveBack(asker)
+	defer s.forwards.release(asker)
 	ctx, cancel := context.WithTimeout(context.Background(), forwardTimeout)
 	defer cancel()
 	resp, err := s.forwarder.forward(ctx, req)
@@ -172,7 +171,7 @@ func (s *Server) forward(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 	return resp, Forwarded
 }
 
-// note logs when the node's resolvers begin and cease to answer.
+// note logs when the node's resolvers stop answering and when they answer again.
 func (s *Server) note(err error) {
 	s.mu.Lock()
 	changed := s.failed != (err != nil)
@@ -180,13 +179,14 @@ func (s *Server) note(err error) {
 	s.mu.Unlock()
 	switch {
 	case changed && err != nil:
-		s.log.Warn("names outside .sif cannot be resolved", logkey.Error, err)
+		s.log.Warn("cannot resolve names outside .sif", logkey.Error, err)
 	case changed:
-		s.log.Info("names outside .sif can be resolved again")
+		s.log.Info("names outside .sif are resolved again")
 	}
 }
 
-// finish makes the response fit the way that the question came.
+// finish adds EDNS to the response if the query has it, and truncates the response to the size that
+// the asker accepts.
 func finish(req, resp *miekg.Msg, isUDP bool) {
 	size := miekg.MaxMsgSize
 	if isUDP {
@@ -199,7 +199,7 @@ func finish(req, resp *miekg.Msg, isUDP bool) {
 		if isUDP {
 			size = min(max(size, int(opt.UDPSize())), maxUDP)
 		}
-	case resp.Rcode > 0xf: // cannot be said without EDNS
+	case resp.Rcode > 0xf: // needs EDNS
 		resp.Rcode = miekg.RcodeServerFailure
 	}
 	resp.Truncate(size)

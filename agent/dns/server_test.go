@@ -16,8 +16,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// graph is a View of fixed endpoints: each asker may reach the services that
-// it lists.
+// graph is a View of fixed endpoints, which lists the services that each asker may reach.
 type graph map[netip.Addr]map[fabric.Ref][]Record
 
 func (g graph) Known(asker netip.Addr) bool { _, ok := g[asker]; return ok }
@@ -142,7 +141,7 @@ func TestRespond(t *testing.T) {
 				must.Eq(t, 1, resp.Ns[0].Header().Ttl)
 			}
 			for _, rr := range resp.Answer {
-				must.Eq(t, lifetime, rr.Header().Ttl)
+				must.Eq(t, ttl, rr.Header().Ttl)
 				must.True(t, strings.EqualFold(tc.name, rr.Header().Name))
 			}
 		})
@@ -178,7 +177,7 @@ func TestRespondRefuses(t *testing.T) {
 	}
 }
 
-// What one asker may reach says nothing of what another may.
+// The answers to one asker do not depend on what another may reach.
 func TestRespondByAsker(t *testing.T) {
 	other := netip.MustParseAddr("100.64.1.20")
 	s := testServer(graph{proxy: testGraph[proxy], other: {}})
@@ -188,7 +187,7 @@ func TestRespondByAsker(t *testing.T) {
 	must.Eq(t, miekg.RcodeNameError, resp.Rcode)
 }
 
-// Every endpoint is the first of some answers.
+// Each endpoint comes first in some answers.
 func TestAnswerOrder(t *testing.T) {
 	s := testServer(testGraph)
 	first := map[string]int{}
@@ -244,8 +243,8 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// Whatever is asked, the answer can be sent, is to that question, and gives
-// only addresses that the asker may reach.
+// To any query, the response can be sent, is to that query, and has only addresses that the asker may
+// reach.
 func FuzzRespond(f *testing.F) {
 	for _, m := range []*miekg.Msg{
 		question("svc.app.sif.", miekg.TypeA), question("gcp1.svc.app.sif.", miekg.TypeAAAA),
