@@ -112,9 +112,8 @@ func (a *addresses) offset(v4 netip.Addr) uint32 {
 	return offset
 }
 
-// hold marks an address as taken: it belongs to an endpoint from before a
-// restart.
-func (a *addresses) hold(v4 netip.Addr) {
+// reserve marks the address of an endpoint from before a restart as taken.
+func (a *addresses) reserve(v4 netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.taken[a.offset(v4)] = true

@@ -74,7 +74,7 @@ func TestAddresses(t *testing.T) {
 			case "restart":
 				a = open()
 				for v4 := range holders {
-					a.hold(v4)
+					a.reserve(v4)
 				}
 			}
 		}

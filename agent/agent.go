@@ -81,7 +81,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	a := &Agent{node: n, log: log, now: time.Now}
 	a.reprogram = coalesce.New(a.program)
-	a.engines = &engines{agent: a, log: log, conns: map[fabric.NodeID]*engine{}}
+	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err
 	}
@@ -98,7 +98,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	for _, ep := range a.endpoints.all() {
-		a.addresses.hold(ep.IPv4)
+		a.addresses.reserve(ep.IPv4)
 	}
 	if err := prepareNode(); err != nil {
 		return nil, err
@@ -230,7 +230,7 @@ func (a *Agent) tend(ctx context.Context) error {
 		a.sweep(ctx)
 		a.node.Degrade("services", a.leave())
 		a.renew(ctx)
-		a.settle(ctx)
+		a.retryPending(ctx)
 		a.engines.syncAll(ctx)
 	})
 }

@@ -9,10 +9,10 @@
 // counterparts. It does not decide who may talk to whom: the controller admits
 // and fabric applies the one rule to the signed revision.
 //
-// An endpoint begins with the CNI plugin's ADD (attach.go): an address is
-// taken (address.go), the controller admits it (admit.go), the interface is
-// made with the programs in place before it is up (interface.go), and its
-// connectivity is requested (engines.go). What the kernel must hold follows
-// from endpoints, counterparts and documents alone (policy.go) and is written
-// by difference (program.go).
+// An endpoint begins with the CNI plugin's ADD (attach.go), which goes through one hook for each
+// concern (hook.go, *_hook.go): the interface with its programs, the addresses, the controller's
+// admission, the record on disk, the connectivity that engines are asked for, the maps, the port
+// mappings, the catalog. DEL goes through the same hooks. What the maps must contain is computed by
+// fabric/desired, laid out in numbers and interface indexes (image.go), and written by difference
+// (program.go).
 package agent

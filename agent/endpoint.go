@@ -37,9 +37,10 @@ type endpoint struct {
 
 	// HostIndex is the index of HostIf; 0 once the interface is known to be gone.
 	HostIndex int `json:"hostIndex"`
-	// Pending says what is not in force elsewhere yet.
-	Pending []string `json:"pending,omitempty"`
 }
+
+// admitted reports whether the controller has admitted the endpoint: then others may know of it.
+func (ep endpoint) admitted() bool { return ep.Admission.Endpoint != "" }
 
 // hostIfName names the host side of an attachment's veth pair. Nomad's DEL
 // brings nothing but container ID and interface name, so the name follows from
@@ -127,14 +128,6 @@ func (es *endpoints) put(ep endpoint) (kept func() error) {
 	es.set[ep.Attachment] = ep
 	es.mu.Unlock()
 	return start(es.saved.Call)
-}
-
-// setPending notes what is not in force elsewhere, and writes only what differs.
-func (es *endpoints) setPending(a cnicall.Attachment, pending []string) error {
-	if ep, ok := es.get(a); !ok || slices.Equal(ep.Pending, pending) {
-		return nil
-	}
-	return es.change(a, func(ep *endpoint) { ep.Pending = pending })
 }
 
 // change applies fn to the endpoint if it is still there.

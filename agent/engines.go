@@ -25,8 +25,8 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// settle bounds a call to an engine that nobody waits for any more.
-const settle = 10 * time.Second
+// callTimeout bounds a call to an engine that nobody waits for any more.
+const callTimeout = 10 * time.Second
 
 // introduceAtOnce is how many requests are on their way to an engine that has
 // just been connected.
@@ -58,6 +58,34 @@ type engines struct {
 
 	mu    sync.Mutex
 	conns map[fabric.NodeID]*engine
+	// pending says for each endpoint where its connectivity is not in force yet. An endpoint that
+	// is missing was not requested since the agent started.
+	pending map[cnicall.Attachment][]string
+}
+
+func newEngines(a *Agent, log hclog.Logger) *engines {
+	return &engines{agent: a, log: log, conns: map[fabric.NodeID]*engine{}, pending: map[cnicall.Attachment][]string{}}
+}
+
+// pendingOf returns where the connectivity of an endpoint is not in force yet.
+func (e *engines) pendingOf(at cnicall.Attachment) []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	pending, requested := e.pending[at]
+	if !requested {
+		return []string{"not requested since the agent started"}
+	}
+	return pending
+}
+
+// setPending notes where the connectivity of an endpoint is not in force yet, if the endpoint is
+// still there.
+func (e *engines) setPending(at cnicall.Attachment, pending []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if _, still := e.agent.endpoints.get(at); still {
+		e.pending[at] = pending
+	}
 }
 
 // connected reports whether an engine can be asked.
@@ -135,7 +163,8 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 			if err != nil {
 				return err
 			}
-			return e.agent.endpoints.setPending(ep.Attachment, pending)
+			e.setPending(ep.Attachment, pending)
+			return nil
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -153,7 +182,7 @@ func (e *engines) sync(ctx context.Context, en *engine) error {
 	for _, ep := range e.agent.endpoints.all() {
 		ids = append(ids, ep.ID)
 	}
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return en.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: ids}, nil)
 }
@@ -176,7 +205,7 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 	if !ok {
 		return nil, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var reply rpc.ConnectReply
 	if err := en.conn.Call(ctx, rpc.MethodConnect, rpc.ConnectParams{Request: ep.Request}, &reply); err != nil {
@@ -185,16 +214,16 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 	return reply.Pending, nil
 }
 
-// connect requests the connectivity of an endpoint from every engine of the
-// zone. It returns what is not in force elsewhere when ctx ends; the calls go on
-// after that. An engine that refuses is an error.
-func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
+// requestConnectivity requests the connectivity of an endpoint from every engine of the zone. It
+// returns, and remembers, where it is not in force when ctx ends; the calls go on after that. An
+// engine that refuses is an error.
+func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	engines := e.all()
 	if len(engines) == 0 {
 		return nil, errNoEngine
 	}
 	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
-	for o := range fanout.Call(ctx, settle, engines, request) {
+	for o := range fanout.Call(ctx, callTimeout, engines, request) {
 		switch {
 		case errors.Is(o.Err, fanout.ErrLate):
 			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
@@ -203,20 +232,24 @@ func (e *engines) connect(ctx context.Context, at cnicall.Attachment) (pending [
 		}
 		pending = append(pending, o.Reply...)
 	}
+	e.setPending(at, pending)
 	return pending, nil
 }
 
 // withdraw tells the engines that an endpoint is gone and waits for them until
 // ctx ends. One that does not hear of it then learns it by the next sync.
-func (e *engines) withdraw(ctx context.Context, endpoint string) {
+func (e *engines) withdraw(ctx context.Context, gone endpoint) {
+	e.mu.Lock()
+	delete(e.pending, gone.Attachment)
+	e.mu.Unlock()
 	tell := func(ctx context.Context, en *engine) (struct{}, error) {
-		err := e.tellGone(ctx, en, endpoint)
+		err := e.tellGone(ctx, en, gone.ID)
 		if err != nil {
-			e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, endpoint, logkey.Error, err)
+			e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, gone.ID, logkey.Error, err)
 		}
 		return struct{}{}, err
 	}
-	for range fanout.Call(ctx, settle, e.all(), tell) { // the outcomes are logged, also those that come later
+	for range fanout.Call(ctx, callTimeout, e.all(), tell) { // the outcomes are logged, also those that come later
 	}
 }
 
@@ -226,7 +259,7 @@ func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
 	if _, back := e.agent.endpoints.find(func(ep endpoint) bool { return ep.ID == id }); back {
 		return nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	return en.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: []string{id}}, nil)
 }

@@ -75,13 +75,14 @@ func (f *fakeEngine) has() []string {
 	return list
 }
 
-func newEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
+func testEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 	eps, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
 	must.NoError(t, err)
 	a := &Agent{endpoints: eps, log: hclog.NewNullLogger()}
 	f := &fakeEngine{holds: map[string]bool{}}
 	en := &engine{id: fabric.NodeID{Zone: "aws1", Name: "p1"}, conn: f}
-	a.engines = &engines{agent: a, log: a.log, conns: map[fabric.NodeID]*engine{en.id: en}}
+	a.engines = newEngines(a, a.log)
+	a.engines.conns[en.id] = en
 	return a.engines, en, f
 }
 
@@ -93,7 +94,7 @@ func (e *engines) put(t *testing.T, id string) {
 
 // An endpoint that is attached while an engine is introduced stays with it.
 func TestAttachedDuringIntroduction(t *testing.T) {
-	e, en, f := newEngines(t)
+	e, en, f := testEngines(t)
 	e.put(t, "old")
 	f.holds["gone"] = true
 	var coming sync.WaitGroup
@@ -101,7 +102,7 @@ func TestAttachedDuringIntroduction(t *testing.T) {
 		if method == rpc.MethodSync {
 			coming.Go(func() {
 				e.put(t, "new")
-				_, err := e.connect(context.Background(), at("new"))
+				_, err := e.requestConnectivity(context.Background(), at("new"))
 				must.NoError(t, err)
 			})
 			time.Sleep(50 * time.Millisecond)
@@ -114,7 +115,7 @@ func TestAttachedDuringIntroduction(t *testing.T) {
 
 // A request that is slow does not outlive the endpoint's end.
 func TestWithdrawnWhileConnecting(t *testing.T) {
-	e, _, f := newEngines(t)
+	e, _, f := testEngines(t)
 	e.put(t, "a")
 	f.before = func(method, _ string) {
 		if method == rpc.MethodConnect {
@@ -123,14 +124,14 @@ func TestWithdrawnWhileConnecting(t *testing.T) {
 	}
 	short, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 	defer cancel()
-	pending, err := e.connect(short, at("a"))
+	pending, err := e.requestConnectivity(short, at("a"))
 	must.NoError(t, err)
 	must.Eq(t, []string{"aws1/p1: no answer in time"}, pending)
 	must.NoError(t, e.agent.endpoints.remove(at("a")))
-	e.withdraw(context.Background(), "a")
+	e.withdraw(context.Background(), endpoint{ID: "a", Attachment: at("a")})
 	must.SliceEmpty(t, f.has())
 	// Asking again for what has gone asks for nothing.
-	_, err = e.connect(context.Background(), at("a"))
+	_, err = e.requestConnectivity(context.Background(), at("a"))
 	must.NoError(t, err)
 	must.SliceEmpty(t, f.has())
 }
@@ -138,21 +139,21 @@ func TestWithdrawnWhileConnecting(t *testing.T) {
 // An engine that does not answer holds up the end of an endpoint no longer than
 // the caller waits; a withdrawal that comes too late spares who is back.
 func TestWithdrawalDoesNotWaitForEver(t *testing.T) {
-	e, _, f := newEngines(t)
+	e, _, f := testEngines(t)
 	release := make(chan struct{})
 	f.before = func(method, _ string) { <-release }
 	e.put(t, "slow")
-	go e.connect(context.Background(), at("slow"))
+	go e.requestConnectivity(context.Background(), at("slow"))
 	time.Sleep(20 * time.Millisecond)
 	must.NoError(t, e.agent.endpoints.remove(at("slow")))
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
 	defer cancel()
 	start := time.Now()
-	e.withdraw(ctx, "slow")
+	e.withdraw(ctx, endpoint{ID: "slow", Attachment: at("slow")})
 	must.Less(t, time.Second, time.Since(start))
 	e.put(t, "slow")
 	close(release)
-	_, err := e.connect(context.Background(), at("slow"))
+	_, err := e.requestConnectivity(context.Background(), at("slow"))
 	must.NoError(t, err)
 	must.Eq(t, []string{"slow"}, f.has())
 }
@@ -160,46 +161,46 @@ func TestWithdrawalDoesNotWaitForEver(t *testing.T) {
 // One endpoint that is refused keeps no other from being introduced, and is
 // pending; without an engine nothing is in force.
 func TestRefusalAndAbsence(t *testing.T) {
-	e, en, f := newEngines(t)
+	e, en, f := testEngines(t)
 	e.put(t, "a")
 	e.put(t, "b")
 	f.refuse = "a"
 	must.NoError(t, e.introduce(context.Background(), en))
 	must.Eq(t, []string{"b"}, f.has())
-	ep, _ := e.agent.endpoints.get(at("a"))
-	must.Len(t, 1, ep.Pending)
-	_, err := e.connect(context.Background(), at("a"))
+	must.Len(t, 1, e.pendingOf(at("a")))
+	must.SliceEmpty(t, e.pendingOf(at("b")))
+	_, err := e.requestConnectivity(context.Background(), at("a"))
 	must.ErrorContains(t, err, "not believed")
 	delete(e.conns, en.id)
-	_, err = e.connect(context.Background(), at("b"))
+	_, err = e.requestConnectivity(context.Background(), at("b"))
 	must.True(t, errors.Is(err, errNoEngine))
 }
 
 // Everything at once ends with the engine holding just what there is.
 func TestEnginesAtOnce(t *testing.T) {
-	e, en, f := newEngines(t)
+	e, en, f := testEngines(t)
 	var all sync.WaitGroup
 	for n := range 30 {
 		id := fmt.Sprintf("e%02d", n)
 		all.Go(func() {
 			e.put(t, id)
-			_, err := e.connect(context.Background(), at(id))
+			_, err := e.requestConnectivity(context.Background(), at(id))
 			must.NoError(t, err)
 			if n%2 == 0 {
 				must.NoError(t, e.agent.endpoints.remove(at(id)))
-				e.withdraw(context.Background(), id)
+				e.withdraw(context.Background(), endpoint{ID: id, Attachment: at(id)})
 			}
 		})
 		all.Go(func() { must.NoError(t, e.introduce(context.Background(), en)) })
-		all.Go(func() { e.settle(t) })
+		all.Go(func() { e.requestAll(t) })
 	}
 	all.Wait()
 	must.Len(t, 15, f.has())
 }
 
-func (e *engines) settle(t *testing.T) {
+func (e *engines) requestAll(t *testing.T) {
 	for _, ep := range e.agent.endpoints.all() {
-		_, err := e.connect(context.Background(), ep.Attachment)
+		_, err := e.requestConnectivity(context.Background(), ep.Attachment)
 		must.NoError(t, err)
 	}
 }

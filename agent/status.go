@@ -20,9 +20,10 @@ func (a *Agent) Status() api.NodeStatus {
 		if ep.HostIndex == 0 {
 			continue // it is being attached
 		}
+		pending := a.engines.pendingOf(ep.Attachment)
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
-			Expires: ep.Admission.Expires, InForce: len(ep.Pending) == 0, Pending: ep.Pending,
+			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending,
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks,
 		})
 	}

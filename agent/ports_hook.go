@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
 
@@ -11,7 +12,16 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 )
 
-// setPorts makes the node's port mappings be those of its endpoints.
+// portsHook maps ports of the node to the endpoint's.
+type portsHook struct{ *Agent }
+
+func (portsHook) name() string { return "ports" }
+
+func (h portsHook) attach(context.Context, *attachment) error { return h.setPorts() }
+
+func (h portsHook) detach(context.Context, *detachment) error { return h.setPorts() }
+
+// setPorts makes the node's port mappings those of its endpoints.
 func (a *Agent) setPorts() error {
 	var list []firewall.PortMapping
 	for _, ep := range a.endpoints.all() {

@@ -10,10 +10,56 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/containernetworking/cni/pkg/types"
+
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 )
+
+// releaseTimeout bounds telling the controller that an endpoint is gone: Nomad lets every other
+// workload of the node wait for it.
+const releaseTimeout = 2 * time.Second
+
+// admissionHook has the controller admit the workload, and tells it when the endpoint is gone.
+type admissionHook struct{ *Agent }
+
+func (admissionHook) name() string { return "admission" }
+
+func (h admissionHook) attach(ctx context.Context, at *attachment) error {
+	if err := h.admitAnywhere(ctx, &at.endpoint); err != nil {
+		return refusal(err)
+	}
+	return nil
+}
+
+func (h admissionHook) detach(ctx context.Context, d *detachment) error {
+	ep := d.endpoint
+	if !ep.admitted() {
+		return nil
+	}
+	// The engines hear of the end without waiting for the controller. If the controller does not
+	// hear of it, the admission ends by itself.
+	d.start(func() error {
+		ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
+		defer cancel()
+		if err := h.node.Controller.Release(ctx, ep.ID); err != nil && !api.IsCode(err, api.CodeNotFound) {
+			return fmt.Errorf("tell the controller of the release: %w", err)
+		}
+		return nil
+	})
+	return nil
+}
+
+// refusal makes of the controller's refusal an error that says in the allocation's events what to
+// do.
+func refusal(err error) error {
+	var e *api.Error
+	if errors.As(err, &e) {
+		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, "")
+	}
+	return fmt.Errorf("ask the controller to admit the workload: %w", err)
+}
 
 // addressTries is how many addresses are offered to the controller, which may
 // know of some that they rest though this node has forgotten it.
@@ -148,8 +194,8 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	if err := a.admit(ctx, &ep); err != nil {
 		return err
 	}
-	// Until the engines have it, it is not in force: settle goes on asking.
-	ep.Pending = []string{"renewed, not announced yet"}
+	// Until the engines have it, it is not in force: retryPending goes on asking.
+	a.engines.setPending(ep.Attachment, []string{"renewed, not announced yet"})
 	if err := a.endpoints.put(ep)(); err != nil {
 		return err
 	}
@@ -159,22 +205,4 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	}
 	a.refreshCatalog()
 	return a.reprogram.Call()
-}
-
-// settle asks again for what is not in force everywhere.
-func (a *Agent) settle(ctx context.Context) {
-	for _, ep := range a.endpoints.all() {
-		if len(ep.Pending) == 0 || !a.engines.connected() {
-			continue
-		}
-		asking, cancel := context.WithTimeout(ctx, inForce)
-		pending, err := a.engines.connect(asking, ep.Attachment)
-		cancel()
-		if err != nil {
-			pending = []string{err.Error()}
-		}
-		if err := a.endpoints.setPending(ep.Attachment, pending); err != nil {
-			a.log.Error("endpoint not kept", logkey.Endpoint, ep.ID, logkey.Error, err)
-		}
-	}
 }

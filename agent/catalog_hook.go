@@ -1,0 +1,23 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import "context"
+
+// catalogHook has the Consul catalog follow the node's endpoints.
+type catalogHook struct{ *Agent }
+
+func (catalogHook) name() string { return "catalog" }
+
+func (h catalogHook) attach(context.Context, *attachment) error {
+	h.refreshCatalog()
+	return nil
+}
+
+func (h catalogHook) detach(_ context.Context, d *detachment) error {
+	if d.endpoint.admitted() {
+		h.refreshCatalog()
+	}
+	return nil
+}
