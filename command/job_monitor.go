@@ -97,6 +97,9 @@ func (m *monitor) deployment(ctx context.Context, id string) error {
 				m.allocations(allocs)
 			}
 		}
+		if ctx.Err() != nil {
+			return m.report("Monitoring of deployment %s was interrupted. The deployment continues.", shortID(id))
+		}
 		if err != nil {
 			return fmt.Errorf("monitoring deployment %s: %w", shortID(id), err)
 		}
@@ -110,9 +113,7 @@ func (m *monitor) deployment(ctx context.Context, id string) error {
 		case nomad.DeploymentStatusFailed, nomad.DeploymentStatusCancelled, nomad.DeploymentStatusBlocked, nomad.DeploymentStatusPaused:
 			return m.report("Deployment %s is %s: %s", shortID(id), d.Status, d.StatusDescription)
 		}
-		if pause(ctx) != nil {
-			return m.report("Monitoring of deployment %s was interrupted. The deployment continues.", shortID(id))
-		}
+		_ = pause(ctx) // an interruption is reported above
 	}
 }
 
