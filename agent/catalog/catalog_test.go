@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"github.com/shoenig/test/wait"
@@ -22,7 +22,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// signer is the fabric's key.
+// signer signs admissions with the fabric's key.
 type signer struct {
 	key  ed25519.PrivateKey
 	keys fabric.KeySet
@@ -59,7 +59,7 @@ func allocation(n int) string { return fmt.Sprintf("%08d-0000-0000-0000-00000000
 
 func admit(n int, service fabric.Ref) fabric.Admission {
 	var roles fabric.Roles
-	for i := range 12 { // more than one value of metadata holds
+	for i := range 12 { // more than fits into one value of metadata
 		roles.Respond = append(roles.Respond, fabric.Ref{Domain: service.Domain, Name: fmt.Sprintf("contract-%d", i)})
 	}
 	return fabric.Admission{
@@ -69,7 +69,7 @@ func admit(n int, service fabric.Ref) fabric.Admission {
 	}
 }
 
-// wanted is a changing set of registrations.
+// wanted is a set of registrations that tests change.
 type wanted struct {
 	mu   sync.Mutex
 	list []Registration
@@ -78,7 +78,7 @@ type wanted struct {
 func (w *wanted) set(list ...Registration) { w.mu.Lock(); w.list = list; w.mu.Unlock() }
 func (w *wanted) get() []Registration      { w.mu.Lock(); defer w.mu.Unlock(); return slices.Clone(w.list) }
 
-// reports keeps the last error reported.
+// reports stores the last reported error.
 type reports struct {
 	mu  sync.Mutex
 	n   int
@@ -93,7 +93,7 @@ func (r *reports) last() (int, error) {
 }
 
 // startRegistrar runs a Registrar of node aws1-w1.
-func startRegistrar(t *testing.T, consul *api.Client, w *wanted) (*Registrar, *reports) {
+func startRegistrar(t *testing.T, consul *consulapi.Client, w *wanted) (*Registrar, *reports) {
 	t.Helper()
 	reported := &reports{}
 	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Want: w.get, Report: reported.report, Log: hclog.NewNullLogger()})
@@ -101,8 +101,8 @@ func startRegistrar(t *testing.T, consul *api.Client, w *wanted) (*Registrar, *r
 	return r, reported
 }
 
-// startHealth runs a Health that follows services.
-func startHealth(t *testing.T, consul *api.Client, s signer, services ...fabric.Ref) *Health {
+// startHealth runs a Health that watches services.
+func startHealth(t *testing.T, consul *consulapi.Client, s signer, services ...fabric.Ref) *Health {
 	t.Helper()
 	h := NewHealth(HealthConfig{Consul: consul, Verify: s.verify, Log: hclog.NewNullLogger()})
 	h.Follow(services)
@@ -110,7 +110,7 @@ func startHealth(t *testing.T, consul *api.Client, s signer, services ...fabric.
 	return h
 }
 
-// run runs f until the test ends, and sees that it ends then.
+// run runs f until the test ends, and checks that f then returns.
 func run(t *testing.T, f func(context.Context) error) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
@@ -133,18 +133,17 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	must.Wait(t, wait.InitialSuccess(wait.BoolFunc(ok), wait.Timeout(15*time.Second), wait.Gap(20*time.Millisecond)), must.Sprint(what))
 }
 
-// nomadService registers a service as Nomad does, with a check in the given
-// state.
-func nomadService(t *testing.T, consul *api.Client, allocation, status string) (id string) {
+// nomadService registers a service as Nomad does, with a check of this status.
+func nomadService(t *testing.T, consul *consulapi.Client, allocation, status string) (id string) {
 	t.Helper()
 	id = "_nomad-task-" + allocation + "-group-proxy-web-http"
-	must.NoError(t, consul.Agent().ServiceRegister(&api.AgentServiceRegistration{
-		ID: id, Name: "web", Check: &api.AgentServiceCheck{CheckID: "check-" + allocation, TTL: "1h", Status: status},
+	must.NoError(t, consul.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{
+		ID: id, Name: "web", Check: &consulapi.AgentServiceCheck{CheckID: "check-" + allocation, TTL: "1h", Status: status},
 	}))
 	return id
 }
 
-func setCheck(t *testing.T, consul *api.Client, allocation, status string) {
+func setCheck(t *testing.T, consul *consulapi.Client, allocation, status string) {
 	t.Helper()
 	must.NoError(t, consul.Agent().UpdateTTL("check-"+allocation, "by the test", status))
 }

@@ -1,15 +1,14 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package catalog keeps the node's endpoints in the Consul catalog, for people
-// and tools to see, and reads from it which endpoints are healthy.
+// Package catalog registers the node's endpoints in the Consul catalog, for people and tools, and
+// reads the health of endpoints from it.
 //
-// A Registrar makes the local Consul agent's registrations equal to what the
-// node has. Its records carry the signed admission, so that a reader need not
-// trust the catalog, and mirror the checks of the Nomad services of the same
-// allocation. Health follows the records of some services.
+// A Registrar keeps the registrations in the local Consul agent equal to the node's endpoints. Each
+// record carries the signed admission, so that readers need not trust the catalog, and mirrors the
+// checks of the Nomad services of the same allocation. Health watches the records of a set of
+// services.
 //
-// The catalog never decides what is enforced, and the package does not know
-// what is: an unreachable or emptied catalog withdraws nothing and makes
-// nothing unhealthy.
+// What is enforced never depends on the catalog, and the package does not know what is: an
+// unreachable or empty catalog neither withdraws endpoints nor makes them unhealthy.
 package catalog

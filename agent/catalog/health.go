@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
@@ -18,46 +18,43 @@ import (
 )
 
 const (
-	// blockFor is how long a query waits for a change.
+	// blockFor is how long a blocking query waits for a change.
 	blockFor = time.Minute
-	// knownFor is how long the catalog's last word counts while it does not
-	// answer.
+	// knownFor is how long the last answer of the catalog is used while it does not answer.
 	knownFor = 2*blockFor + requestTimeout
 )
 
-// HealthConfig says where to read and whom to believe.
+// HealthConfig configures a Health.
 type HealthConfig struct {
-	Consul *api.Client
-	// Verify checks the admission of a record. It is called often.
+	Consul *consulapi.Client
+	// Verify verifies the admission of a record. It is called often.
 	Verify func(fabric.Signed) (fabric.Admission, error)
 	Log    hclog.Logger
 }
 
-// Health follows the health of the endpoints of some services.
+// Health watches the health of the endpoints of a set of services. It is safe for concurrent use.
 type Health struct {
 	HealthConfig
-	changed chan struct{} // the set of services to follow has
+	changed chan struct{} // signals that follow changed
 
 	mu       sync.RWMutex
 	follow   map[fabric.Ref]bool
-	services map[fabric.Ref]seen
+	services map[fabric.Ref]serviceHealth
 }
 
-// seen is what the catalog said of a service.
-type seen struct {
+// serviceHealth is the catalog's last answer about a service.
+type serviceHealth struct {
 	healthy map[string]bool   // by endpoint
-	refused map[string]string // why, by record
-	at      time.Time         // of the answer
+	refused map[string]string // the reason, by record
+	at      time.Time         // when it was received
 }
 
-// NewHealth makes a Health that follows no service. It reads nothing before
-// Run.
+// NewHealth returns a Health without services. Run reads the catalog.
 func NewHealth(c HealthConfig) *Health {
-	return &Health{HealthConfig: c, changed: make(chan struct{}, 1), follow: map[fabric.Ref]bool{}, services: map[fabric.Ref]seen{}}
+	return &Health{HealthConfig: c, changed: make(chan struct{}, 1), follow: map[fabric.Ref]bool{}, services: map[fabric.Ref]serviceHealth{}}
 }
 
-// Follow sets the services to follow. It may be called at any time and does
-// not block.
+// Follow sets the services to watch. It does not block.
 func (h *Health) Follow(services []fabric.Ref) {
 	follow := map[fabric.Ref]bool{}
 	for _, s := range services {
@@ -77,10 +74,9 @@ func (h *Health) Follow(services []fabric.Ref) {
 	}
 }
 
-// Healthy reports the health of an endpoint of a followed service. It is
-// unhealthy only if the catalog says that it, or its Consul node, is critical
-// or under maintenance. It is not known if the catalog has no record of it
-// that verifies, or has not answered for some time.
+// Healthy reports the health of an endpoint of a watched service. An endpoint is unhealthy only if
+// the catalog says that it, or its Consul node, is critical or in maintenance. Its health is
+// unknown if the catalog has no valid record of it or has not answered for knownFor.
 func (h *Health) Healthy(endpoint string) (healthy, known bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -92,8 +88,8 @@ func (h *Health) Healthy(endpoint string) (healthy, known bool) {
 	return false, false
 }
 
-// Refused lists the records of followed services that are not what a node
-// registered: a sentence each, sorted.
+// Refused lists the records of watched services that no node registered in this form: a sentence
+// with the reason for each, sorted.
 func (h *Health) Refused() []string {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -107,7 +103,7 @@ func (h *Health) Refused() []string {
 	return list
 }
 
-// Run follows the services until ctx ends.
+// Run watches the services until ctx ends.
 func (h *Health) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -116,7 +112,7 @@ func (h *Health) Run(ctx context.Context) error {
 	cancels := map[fabric.Ref]context.CancelFunc{}
 	for {
 		h.mu.RLock()
-		follow := h.follow // never changed, only replaced
+		follow := h.follow // replaced as a whole, never modified
 		h.mu.RUnlock()
 		for s, cancel := range cancels {
 			if !follow[s] {
@@ -128,7 +124,7 @@ func (h *Health) Run(ctx context.Context) error {
 			if cancels[s] == nil {
 				each, cancel := context.WithCancel(ctx)
 				cancels[s] = cancel
-				running.Go(func() { h.followOne(each, s) })
+				running.Go(func() { h.watch(each, s) })
 			}
 		}
 		select {
@@ -139,10 +135,10 @@ func (h *Health) Run(ctx context.Context) error {
 	}
 }
 
-// followOne follows one service until ctx ends.
-func (h *Health) followOne(ctx context.Context, service fabric.Ref) {
+// watch watches one service until ctx ends.
+func (h *Health) watch(ctx context.Context, service fabric.Ref) {
 	var index uint64
-	verified := map[string]verdict{}
+	verified := map[string]verifiedAdmission{}
 	for failures := 0; ; {
 		entries, next, err := h.query(ctx, service, index)
 		if ctx.Err() != nil {
@@ -150,7 +146,7 @@ func (h *Health) followOne(ctx context.Context, service fabric.Ref) {
 		}
 		if err != nil {
 			if failures == 0 {
-				h.Log.Warn("the catalog does not answer; health stays what it was, then counts as unknown", logkey.Service, service, logkey.Error, err)
+				h.Log.Warn("cannot read the catalog; the last known health is used, later it is unknown", logkey.Service, service, logkey.Error, err)
 			}
 			select {
 			case <-ctx.Done():
@@ -164,18 +160,17 @@ func (h *Health) followOne(ctx context.Context, service fabric.Ref) {
 			next = 0 // the servers' state was replaced
 		}
 		failures, index = 0, next
-		h.take(ctx, service, h.judge(service, entries, verified))
+		h.store(ctx, service, h.assess(service, entries, verified))
 	}
 }
 
-// query waits until the catalog's entries of a service are newer than index.
-// It lets the Consul agent serve it from its materialised view, which streams
-// changes from the servers. (Near would forbid it that; zones decide what is
-// near anyway.)
-func (h *Health) query(ctx context.Context, service fabric.Ref, index uint64) ([]*api.ServiceEntry, uint64, error) {
+// query waits until the catalog's entries of a service are newer than index, and returns them. With
+// UseCache the Consul agent answers from its materialized view, to which the servers stream
+// changes. A query with Near would not use that view.
+func (h *Health) query(ctx context.Context, service fabric.Ref, index uint64) ([]*consulapi.ServiceEntry, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, blockFor+requestTimeout)
 	defer cancel()
-	query := &api.QueryOptions{WaitIndex: index, WaitTime: blockFor, UseCache: true}
+	query := &consulapi.QueryOptions{WaitIndex: index, WaitTime: blockFor, UseCache: true}
 	entries, meta, err := h.Consul.Health().Service(fabric.CatalogName(service), "", false, query.WithContext(ctx))
 	if err != nil {
 		return nil, 0, fmt.Errorf("read the health of service %s: %w", service, err)
@@ -183,26 +178,25 @@ func (h *Health) query(ctx context.Context, service fabric.Ref, index uint64) ([
 	return entries, meta.LastIndex, nil
 }
 
-// verdict is what was found of one record's admission.
-type verdict struct {
-	text      string // of the admission
+// verifiedAdmission caches a record's admission that passed Verify.
+type verifiedAdmission struct {
+	text      string // the encoded admission
 	admission fabric.Admission
-	until     time.Time // when to look again: keys and time change
+	until     time.Time // when to verify again, since keys and time change
 }
 
-// verdictFor is how long a verified admission needs no second look. Nothing is
-// enforced by it.
-const verdictFor = time.Minute
+// trustFor is how long an admission stays verified. What is enforced does not depend on it.
+const trustFor = time.Minute
 
-// judge tells the records that are genuine from those that are not. verified
-// remembers genuine admissions by the record's ID from call to call.
-func (h *Health) judge(service fabric.Ref, entries []*api.ServiceEntry, verified map[string]verdict) seen {
-	s := seen{healthy: map[string]bool{}, refused: map[string]string{}, at: time.Now()}
+// assess separates valid records from others. verified is a cache of admissions by the record's ID,
+// which the caller keeps between calls.
+func (h *Health) assess(service fabric.Ref, entries []*consulapi.ServiceEntry, verified map[string]verifiedAdmission) serviceHealth {
+	s := serviceHealth{healthy: map[string]bool{}, refused: map[string]string{}, at: time.Now()}
 	present := map[string]bool{}
 	for _, e := range entries {
 		a, err := h.admitted(e.Service, verified, s.at)
 		if err == nil {
-			err = agrees(service, a, e.Service)
+			err = checkRecord(service, a, e.Service)
 		}
 		if err != nil {
 			record := fmt.Sprintf("catalog record %s of service %s on Consul node %s", e.Service.ID, service, e.Node.Node)
@@ -211,8 +205,8 @@ func (h *Health) judge(service fabric.Ref, entries []*api.ServiceEntry, verified
 		}
 		present[e.Service.ID] = true
 		status := e.Checks.AggregatedStatus()
-		// A copy of a record elsewhere cannot make an endpoint unhealthy.
-		s.healthy[a.Endpoint] = s.healthy[a.Endpoint] || status != api.HealthCritical && status != api.HealthMaint
+		// A copy of the record on another Consul node must not make the endpoint unhealthy.
+		s.healthy[a.Endpoint] = s.healthy[a.Endpoint] || status != consulapi.HealthCritical && status != consulapi.HealthMaint
 	}
 	for id := range verified {
 		if !present[id] {
@@ -223,7 +217,7 @@ func (h *Health) judge(service fabric.Ref, entries []*api.ServiceEntry, verified
 }
 
 // admitted returns the verified admission that a record carries.
-func (h *Health) admitted(record *api.AgentService, verified map[string]verdict, now time.Time) (fabric.Admission, error) {
+func (h *Health) admitted(record *consulapi.AgentService, verified map[string]verifiedAdmission, now time.Time) (fabric.Admission, error) {
 	text := admissionText(record.Meta)
 	if v, ok := verified[record.ID]; ok && v.text == text && now.Before(v.until) {
 		return v.admission, nil
@@ -234,14 +228,15 @@ func (h *Health) admitted(record *api.AgentService, verified map[string]verdict,
 	}
 	a, err := h.Verify(signed)
 	if err != nil {
-		return a, fmt.Errorf("its admission is refused: %w", err)
+		return a, fmt.Errorf("its admission is invalid: %w", err)
 	}
-	verified[record.ID] = verdict{text: text, admission: a, until: now.Add(verdictFor)}
+	verified[record.ID] = verifiedAdmission{text: text, admission: a, until: now.Add(trustFor)}
 	return a, nil
 }
 
-// take puts what was seen in force, unless the service is no longer followed.
-func (h *Health) take(ctx context.Context, service fabric.Ref, s seen) {
+// store stores the health of a service unless it is no longer watched, and logs newly refused
+// records.
+func (h *Health) store(ctx context.Context, service fabric.Ref, s serviceHealth) {
 	h.mu.Lock()
 	old := h.services[service]
 	if ctx.Err() == nil && h.follow[service] {

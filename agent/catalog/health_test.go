@@ -9,7 +9,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
@@ -17,13 +17,13 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// write puts a record into the catalog on a Consul node without an agent, as
-// somebody with a token could; so no agent repairs it.
-func write(t *testing.T, consul *api.Client, node string, reg Registration, alter func(*api.AgentService), checks ...*api.HealthCheck) {
+// write puts a record into the catalog on a Consul node without an agent, which therefore does not
+// repair it. An attacker with a token could do the same.
+func write(t *testing.T, consul *consulapi.Client, node string, reg Registration, alter func(*consulapi.AgentService), checks ...*consulapi.HealthCheck) {
 	t.Helper()
 	s, err := reg.service(nil)
 	must.NoError(t, err)
-	record := &api.AgentService{ID: s.ID, Service: s.Name, Address: s.Address, Meta: s.Meta, TaggedAddresses: s.TaggedAddresses}
+	record := &consulapi.AgentService{ID: s.ID, Service: s.Name, Address: s.Address, Meta: s.Meta, TaggedAddresses: s.TaggedAddresses}
 	if alter != nil {
 		alter(record)
 	}
@@ -33,14 +33,14 @@ func write(t *testing.T, consul *api.Client, node string, reg Registration, alte
 			c.ServiceID = record.ID
 		}
 	}
-	_, err = consul.Catalog().Register(&api.CatalogRegistration{
+	_, err = consul.Catalog().Register(&consulapi.CatalogRegistration{
 		Node: node, Address: "192.0.2.1", Service: record, Checks: checks,
 	}, nil)
 	must.NoError(t, err)
 }
 
-func serviceCheck(service, status string) *api.HealthCheck {
-	return &api.HealthCheck{CheckID: "check" + service, Name: "check", ServiceID: service, Status: status}
+func serviceCheck(service, status string) *consulapi.HealthCheck {
+	return &consulapi.HealthCheck{CheckID: "check" + service, Name: "check", ServiceID: service, Status: status}
 }
 
 func TestHealth(t *testing.T) {
@@ -50,18 +50,18 @@ func TestHealth(t *testing.T) {
 	h := startHealth(t, consul, s, web)
 	reg := func(n int) Registration { return s.register(t, admit(n, web)) }
 	id := func(n int) string { return reg(n).id() }
-	serf := &api.HealthCheck{CheckID: "serfHealth", Name: "Serf", Status: api.HealthCritical}
+	serf := &consulapi.HealthCheck{CheckID: "serfHealth", Name: "Serf", Status: consulapi.HealthCritical}
 
 	write(t, consul, "n1", reg(1), nil)
-	write(t, consul, "n1", reg(2), nil, serviceCheck(id(2), api.HealthPassing))
-	write(t, consul, "n1", reg(3), nil, serviceCheck(id(3), api.HealthWarning))
-	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), api.HealthCritical))
+	write(t, consul, "n1", reg(2), nil, serviceCheck(id(2), consulapi.HealthPassing))
+	write(t, consul, "n1", reg(3), nil, serviceCheck(id(3), consulapi.HealthWarning))
+	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthCritical))
 	write(t, consul, "n2", reg(5), nil, serf)
-	write(t, consul, "n1", reg(6), nil, &api.HealthCheck{CheckID: "_service_maintenance:x", Name: "x", ServiceID: id(6), Status: api.HealthCritical})
-	// The same record twice: on its node, and forged by somebody else.
+	write(t, consul, "n1", reg(6), nil, &consulapi.HealthCheck{CheckID: "_service_maintenance:x", Name: "x", ServiceID: id(6), Status: consulapi.HealthCritical})
+	// The same record twice: on its node, and forged on another.
 	write(t, consul, "n1", reg(7), nil)
-	write(t, consul, "n3", reg(7), nil, serviceCheck(id(7), api.HealthCritical))
-	// A service that nobody follows.
+	write(t, consul, "n3", reg(7), nil, serviceCheck(id(7), consulapi.HealthCritical))
+	// A service that is not watched.
 	write(t, consul, "n1", s.register(t, admit(8, db)), nil)
 
 	type health struct{ healthy, known bool }
@@ -77,23 +77,23 @@ func TestHealth(t *testing.T) {
 	}
 	must.SliceEmpty(t, h.Refused())
 
-	// A change shows at once; a record that goes is no longer known.
-	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), api.HealthPassing))
+	// A change is seen at once. The health of a removed record is unknown.
+	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthPassing))
 	eventually(t, "recovered", is(4, health{true, true}))
-	_, err := consul.Catalog().Deregister(&api.CatalogDeregistration{Node: "n1", ServiceID: id(2)}, nil)
+	_, err := consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: "n1", ServiceID: id(2)}, nil)
 	must.NoError(t, err)
 	eventually(t, "gone", is(2, health{false, false}))
 
-	// An emptied catalog makes nothing unhealthy.
+	// An empty catalog makes no endpoint unhealthy.
 	for _, node := range []string{"n1", "n2", "n3"} {
-		_, err := consul.Catalog().Deregister(&api.CatalogDeregistration{Node: node}, nil)
+		_, err := consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: node}, nil)
 		must.NoError(t, err)
 	}
 	for _, n := range []int{1, 3, 4, 5, 6, 7} {
 		eventually(t, "emptied", is(n, health{false, false}))
 	}
 
-	// Following another set forgets the rest.
+	// The health of services that are no longer watched is forgotten.
 	write(t, consul, "n1", reg(1), nil)
 	write(t, consul, "n1", s.register(t, admit(8, db)), nil)
 	h.Follow([]fabric.Ref{db})
@@ -105,8 +105,8 @@ func TestHealth(t *testing.T) {
 	must.True(t, is(1, health{false, false})())
 }
 
-// Records that somebody altered or made by hand say nothing of health, and are
-// named with the reason.
+// Records that were altered or forged do not count for health, and Refused lists them with the
+// reason.
 func TestHealthRefuses(t *testing.T) {
 	t.Parallel()
 	_, consul := testhost.Consul(t)
@@ -114,29 +114,31 @@ func TestHealthRefuses(t *testing.T) {
 	h := startHealth(t, consul, s, web)
 	for n, tc := range []struct {
 		reg   Registration
-		alter func(*api.AgentService)
+		alter func(*consulapi.AgentService)
 		why   string
 	}{
-		{s.register(t, admit(1, web)), func(r *api.AgentService) { r.Address = "100.64.7.7" },
+		{s.register(t, admit(1, web)), func(r *consulapi.AgentService) { r.Address = "100.64.7.7" },
 			`its address is "100.64.7.7", but 100.64.1.1 was admitted`},
-		{s.register(t, admit(2, web)), func(r *api.AgentService) { r.TaggedAddresses["lan_ipv6"] = api.ServiceAddress{Address: "fd5f::bad"} },
+		{s.register(t, admit(2, web)), func(r *consulapi.AgentService) {
+			r.TaggedAddresses["lan_ipv6"] = consulapi.ServiceAddress{Address: "fd5f::bad"}
+		},
 			`its IPv6 address is "fd5f::bad", but fd5f:1::2 was admitted`},
-		{s.register(t, admit(3, web)), func(r *api.AgentService) { r.TaggedAddresses = nil },
+		{s.register(t, admit(3, web)), func(r *consulapi.AgentService) { r.TaggedAddresses = nil },
 			`its IPv4 address is "", but 100.64.1.3 was admitted`},
-		{s.register(t, admit(4, web)), func(r *api.AgentService) { r.Meta = nil },
-			`it carries no admission`},
-		{s.register(t, admit(5, web)), func(r *api.AgentService) { r.Meta["sif-admission-0"] = "{" },
+		{s.register(t, admit(4, web)), func(r *consulapi.AgentService) { r.Meta = nil },
+			`it has no admission`},
+		{s.register(t, admit(5, web)), func(r *consulapi.AgentService) { r.Meta["sif-admission-0"] = "{" },
 			`its admission cannot be decoded: invalid character`},
 		{newSigner(t).register(t, admit(6, web)), nil,
-			`its admission is refused: the signature of the admission does not verify`},
-		{s.register(t, admit(7, db)), func(r *api.AgentService) { r.Service = "sif-app--web" },
-			`its admission is of service app/db`},
-		{s.register(t, admit(8, web)), func(r *api.AgentService) { r.ID = "sif-aws1-" + allocation(80) },
-			`its admission is of sif-aws1-` + allocation(8)},
+			`its admission is invalid: the signature of the admission does not verify`},
+		{s.register(t, admit(7, db)), func(r *consulapi.AgentService) { r.Service = "sif-app--web" },
+			`its admission is for service app/db`},
+		{s.register(t, admit(8, web)), func(r *consulapi.AgentService) { r.ID = "sif-aws1-" + allocation(80) },
+			`its admission is for the record sif-aws1-` + allocation(8)},
 	} {
 		id := fabric.CatalogID("aws1", allocation(n+1))
-		status := serviceCheck(id, api.HealthPassing)
-		alter := func(r *api.AgentService) {
+		status := serviceCheck(id, consulapi.HealthPassing)
+		alter := func(r *consulapi.AgentService) {
 			r.Meta = maps.Clone(r.Meta)
 			if tc.alter != nil {
 				tc.alter(r)
@@ -148,13 +150,13 @@ func TestHealthRefuses(t *testing.T) {
 		must.StrContains(t, h.Refused()[0], "catalog record "+id+" of service app/web on Consul node n1: "+tc.why)
 		_, known := h.Healthy(tc.reg.Admission.Endpoint)
 		must.False(t, known)
-		_, err := consul.Catalog().Deregister(&api.CatalogDeregistration{Node: "n1"}, nil)
+		_, err := consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: "n1"}, nil)
 		must.NoError(t, err)
 		eventually(t, "no longer refused", func() bool { return len(h.Refused()) == 0 })
 	}
 }
 
-// Consul streams the changes instead of answering each query from the servers.
+// The Consul agent answers from its materialized view.
 func TestHealthStreams(t *testing.T) {
 	t.Parallel()
 	_, consul := testhost.Consul(t)
@@ -162,17 +164,17 @@ func TestHealthStreams(t *testing.T) {
 	_, index, err := h.query(t.Context(), web, 0)
 	must.NoError(t, err)
 	must.Positive(t, index)
-	_, meta, err := consul.Health().Service("sif-app--web", "", false, &api.QueryOptions{UseCache: true})
+	_, meta, err := consul.Health().Service("sif-app--web", "", false, &consulapi.QueryOptions{UseCache: true})
 	must.NoError(t, err)
-	must.Eq(t, api.QueryBackendStreaming, meta.QueryBackend)
+	must.Eq(t, consulapi.QueryBackendStreaming, meta.QueryBackend)
 }
 
-// While Consul is away its last word counts, then nothing is known.
+// While Consul cannot be reached its last answer is used, later health is unknown.
 func TestHealthConsulAway(t *testing.T) {
 	t.Parallel()
 	server, consul := testhost.Consul(t)
 	s := newSigner(t)
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), api.HealthCritical))
+	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthCritical))
 	h := startHealth(t, consul, s, web)
 	unhealthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy }
 	eventually(t, "unhealthy", unhealthy)
@@ -180,7 +182,7 @@ func TestHealthConsulAway(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	must.True(t, unhealthy())
 	must.NoError(t, server.Resume())
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), api.HealthPassing))
+	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthPassing))
 	eventually(t, "healthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy })
 	h.mu.Lock()
 	old := h.services[web]
@@ -191,26 +193,26 @@ func TestHealthConsulAway(t *testing.T) {
 	must.False(t, known)
 }
 
-// BenchmarkJudge judges a service of 1,000 endpoints, first seen and again.
-func BenchmarkJudge(b *testing.B) {
+// BenchmarkAssess assesses a service of 1,000 endpoints, without and with cached admissions.
+func BenchmarkAssess(b *testing.B) {
 	s := newSigner(b)
 	h := NewHealth(HealthConfig{Verify: s.verify, Log: hclog.NewNullLogger()})
-	var entries []*api.ServiceEntry
+	var entries []*consulapi.ServiceEntry
 	for n := range 1000 {
 		reg, err := s.register(b, admit(n, web)).service(nil)
 		must.NoError(b, err)
-		entries = append(entries, &api.ServiceEntry{Node: &api.Node{Node: "n1"}, Service: &api.AgentService{
+		entries = append(entries, &consulapi.ServiceEntry{Node: &consulapi.Node{Node: "n1"}, Service: &consulapi.AgentService{
 			ID: reg.ID, Address: reg.Address, Meta: reg.Meta, TaggedAddresses: reg.TaggedAddresses}})
 	}
 	b.Run("First", func(b *testing.B) {
 		for b.Loop() {
-			must.MapEmpty(b, h.judge(web, entries, map[string]verdict{}).refused)
+			must.MapEmpty(b, h.assess(web, entries, map[string]verifiedAdmission{}).refused)
 		}
 	})
 	b.Run("Again", func(b *testing.B) {
-		verified := map[string]verdict{}
+		verified := map[string]verifiedAdmission{}
 		for b.Loop() {
-			must.MapEmpty(b, h.judge(web, entries, verified).refused)
+			must.MapEmpty(b, h.assess(web, entries, verified).refused)
 		}
 	})
 }

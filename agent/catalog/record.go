@@ -11,21 +11,21 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 
 	"github.com/sif-project/sif/fabric"
 )
 
-// Registration is an endpoint that shall be in the catalog.
+// Registration is an endpoint to be registered in the catalog.
 type Registration struct {
 	Admission fabric.Admission
-	Signed    fabric.Signed // what Admission was decoded from
+	Signed    fabric.Signed // the signed form of Admission
 }
 
 func (r Registration) id() string { return fabric.CatalogID(r.Admission.Zone, r.Admission.Endpoint) }
 
-// Keys of a record's metadata. The admission is the JSON of a fabric.Signed,
-// cut into values of metaAdmission+"0", metaAdmission+"1" and so on.
+// Keys of a record's metadata. The admission is the JSON form of a fabric.Signed, split into the
+// values of metaAdmission+"0", metaAdmission+"1" and so on.
 const (
 	metaZone      = "sif-zone"
 	metaNode      = "sif-node"
@@ -33,11 +33,10 @@ const (
 	metaAdmission = "sif-admission-"
 )
 
-// Consul's limits of metadata: bytes of a value, and pairs of a record less
-// those of the other keys.
+// Consul's limits of metadata.
 const (
-	maxValue  = 512
-	maxChunks = 64 - 3
+	maxValue  = 512    // bytes of a value
+	maxChunks = 64 - 3 // pairs of a record, less the three with other keys
 )
 
 // Keys of a record's tagged addresses.
@@ -53,7 +52,7 @@ func (r Registration) meta() (map[string]string, error) {
 		return nil, fmt.Errorf("encode the admission of endpoint %s: %w", r.Admission.Endpoint, err)
 	}
 	if len(text) > maxChunks*maxValue {
-		return nil, fmt.Errorf("the admission of endpoint %s has %d bytes, and a catalog record holds %d", r.Admission.Endpoint, len(text), maxChunks*maxValue)
+		return nil, fmt.Errorf("the admission of endpoint %s has %d bytes, but a catalog record can contain only %d", r.Admission.Endpoint, len(text), maxChunks*maxValue)
 	}
 	m := map[string]string{metaZone: r.Admission.Zone, metaNode: r.Admission.Node, metaService: r.Admission.Service.String()}
 	for i := 0; len(text) > 0; i++ {
@@ -64,8 +63,7 @@ func (r Registration) meta() (map[string]string, error) {
 	return m, nil
 }
 
-// admissionText returns the encoded admission that a record's metadata carry,
-// or "".
+// admissionText returns the encoded admission in a record's metadata, or "" if there is none.
 func admissionText(meta map[string]string) string {
 	var text strings.Builder
 	for i := 0; ; i++ {
@@ -78,11 +76,11 @@ func admissionText(meta map[string]string) string {
 	return text.String()
 }
 
-// decodeAdmission decodes what admissionText returned. It verifies nothing.
+// decodeAdmission decodes the result of admissionText. It does not verify the signature.
 func decodeAdmission(text string) (fabric.Signed, error) {
 	var s fabric.Signed
 	if text == "" {
-		return s, errors.New("it carries no admission")
+		return s, errors.New("it has no admission")
 	}
 	if err := json.Unmarshal([]byte(text), &s); err != nil {
 		return s, fmt.Errorf("its admission cannot be decoded: %w", err)
@@ -90,18 +88,17 @@ func decodeAdmission(text string) (fabric.Signed, error) {
 	return s, nil
 }
 
-// service returns what the local Consul agent shall hold of a registration,
-// with checks of these names.
-func (r Registration) service(checks []string) (*api.AgentServiceRegistration, error) {
+// service returns the registration for the local Consul agent, with checks of these names.
+func (r Registration) service(checks []string) (*consulapi.AgentServiceRegistration, error) {
 	meta, err := r.meta()
 	if err != nil {
 		return nil, err
 	}
-	s := &api.AgentServiceRegistration{
+	s := &consulapi.AgentServiceRegistration{
 		ID:      r.id(),
 		Name:    fabric.CatalogName(r.Admission.Service),
 		Address: r.Admission.IPv4.String(),
-		TaggedAddresses: map[string]api.ServiceAddress{
+		TaggedAddresses: map[string]consulapi.ServiceAddress{
 			tagIPv4: {Address: r.Admission.IPv4.String()},
 			tagIPv6: {Address: r.Admission.IPv6.String()},
 		},
@@ -113,39 +110,37 @@ func (r Registration) service(checks []string) (*api.AgentServiceRegistration, e
 	return s, nil
 }
 
-// checkEnding is the name of the check of an endpoint whose Nomad services
-// have gone. Other checks are named by the ID of the Nomad service whose
-// checks they mirror.
+// checkEnding is the name of the check of an endpoint whose Nomad services were removed. Other
+// checks have the ID of the Nomad service that they mirror as their name.
 const checkEnding = "ending"
 
-// check returns a check of an endpoint, by the endpoint's service ID.
-func check(service, name string) *api.AgentServiceCheck {
-	c := &api.AgentServiceCheck{CheckID: service + ":" + name}
+// check returns a check of the endpoint with this service ID.
+func check(service, name string) *consulapi.AgentServiceCheck {
+	c := &consulapi.AgentServiceCheck{CheckID: service + ":" + name}
 	if name == checkEnding {
-		// An alias of a service that has gone would do, but Consul 1.20 may
-		// notice that only after a minute.
-		c.Name, c.TTL, c.Status = "Nomad has withdrawn the services", "24h", api.HealthCritical
+		// An alias check would also become critical when its service is removed, but Consul 1.20
+		// may take a minute to notice.
+		c.Name, c.TTL, c.Status = "Nomad has withdrawn the services", "24h", consulapi.HealthCritical
 		return c
 	}
 	c.Name, c.AliasService = "Nomad service "+name, name
 	return c
 }
 
-// checkName returns the name of an endpoint's check, and false if the check is
-// not one of ours.
-func checkName(c *api.AgentCheck) (string, bool) {
+// checkName returns the name of an endpoint's check. It returns false if this package did not
+// register the check.
+func checkName(c *consulapi.AgentCheck) (string, bool) {
 	return strings.CutPrefix(c.CheckID, c.ServiceID+":")
 }
 
-// agrees reports why a record of the catalog is not the one that the
-// admission it carries calls for, or nil.
-func agrees(service fabric.Ref, a fabric.Admission, s *api.AgentService) error {
+// checkRecord returns an error if a record does not match the admission in it.
+func checkRecord(service fabric.Ref, a fabric.Admission, s *consulapi.AgentService) error {
 	id := fabric.CatalogID(a.Zone, a.Endpoint)
 	switch {
 	case a.Service != service:
-		return fmt.Errorf("its admission is of service %s", a.Service)
+		return fmt.Errorf("its admission is for service %s", a.Service)
 	case s.ID != id:
-		return fmt.Errorf("its admission is of %s", id)
+		return fmt.Errorf("its admission is for the record %s", id)
 	}
 	for _, addr := range []struct {
 		what, text string

@@ -12,7 +12,7 @@ import (
 	"strings"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
@@ -20,47 +20,46 @@ import (
 )
 
 const (
-	// registerInterval is how often the registrations are compared with what
-	// they should be, though nothing is known to have changed.
+	// registerInterval is how often the registrations are compared with the node's endpoints if no
+	// change is known.
 	registerInterval = 30 * time.Second
-	// requestTimeout bounds one comparison.
+	// requestTimeout limits one comparison.
 	requestTimeout = 10 * time.Second
 	// retryFirst and retryMost bound the wait after a failure; it doubles.
 	retryFirst, retryMost = 250 * time.Millisecond, 30 * time.Second
-	// linger is how long an endpoint stays unhealthy after the last of its
-	// Nomad services has gone. Nomad withdraws those before it stops the tasks,
-	// and the endpoint must not count as healthy while it waits for its end.
+	// linger is how long an endpoint stays unhealthy after the last of its Nomad services was
+	// removed. Nomad removes them before it stops the tasks, and until then the endpoint must not
+	// be healthy.
 	linger = 2 * time.Minute
 )
 
-// RegistrarConfig says what to register where.
+// RegistrarConfig configures a Registrar.
 type RegistrarConfig struct {
-	Consul     *api.Client // of the node's own Consul agent
+	Consul     *consulapi.Client // of the node's own Consul agent
 	Zone, Node string
-	// Want returns the endpoints of the node. Whatever else is registered as
-	// an endpoint of this node is deregistered.
+	// Want returns the endpoints of the node. Other records of this node's endpoints are
+	// deregistered.
 	Want func() []Registration
-	// Report is told after every comparison what is wrong, or nil.
+	// Report is called after every comparison with its error or nil.
 	Report func(error)
 	Log    hclog.Logger
 }
 
-// Registrar keeps the registrations of the node's endpoints in its Consul
-// agent.
+// Registrar keeps the node's endpoints registered in its Consul agent.
 type Registrar struct {
 	RegistrarConfig
 	trigger chan struct{}
-	// gone tells since when an endpoint, by its service ID, is known to have no
-	// Nomad service left. Only the goroutine of Run uses it.
+	// gone has the time since when an endpoint, by its service ID, has no Nomad service any more.
+	// Only the goroutine of Run uses it.
 	gone map[string]time.Time
 }
 
-// NewRegistrar makes a Registrar. It registers nothing before Run.
+// NewRegistrar returns a Registrar. Run registers the endpoints.
 func NewRegistrar(c RegistrarConfig) *Registrar {
 	return &Registrar{RegistrarConfig: c, trigger: make(chan struct{}, 1), gone: map[string]time.Time{}}
 }
 
-// Refresh has the registrations compared soon. It does not block.
+// Refresh makes Run compare the registrations now. It does not block.
 func (r *Registrar) Refresh() {
 	select {
 	case r.trigger <- struct{}{}:
@@ -68,7 +67,7 @@ func (r *Registrar) Refresh() {
 	}
 }
 
-// Run keeps the registrations until ctx ends. They stay when it ends.
+// Run keeps the endpoints registered until ctx ends. The registrations then remain.
 func (r *Registrar) Run(ctx context.Context) error {
 	watched := make(chan struct{})
 	go func() {
@@ -101,12 +100,12 @@ func (r *Registrar) Run(ctx context.Context) error {
 
 func backoff(failures int) time.Duration { return min(retryFirst<<min(failures, 10), retryMost) }
 
-// reconcile makes the Consul agent's registrations of this node's endpoints
-// equal to those wanted.
+// reconcile makes the Consul agent's registrations of this node's endpoints equal to the wanted
+// ones.
 func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	query := (&api.QueryOptions{}).WithContext(ctx)
+	query := (&consulapi.QueryOptions{}).WithContext(ctx)
 	have, err := r.Consul.Agent().ServicesWithFilterOpts("", query)
 	if err != nil {
 		return fmt.Errorf("list the services of the Consul agent: %w", err)
@@ -136,7 +135,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		if current := have[id]; current != nil && same(service, current) && slices.Equal(checks, names[id]) {
 			continue
 		}
-		opts := api.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
+		opts := consulapi.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
 		if err := r.Consul.Agent().ServiceRegisterOpts(service, opts); err != nil {
 			errs = append(errs, fmt.Errorf("register endpoint %s: %w", reg.Admission.Endpoint, err))
 			continue
@@ -157,14 +156,14 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	return errors.Join(errs...)
 }
 
-// ours reports whether a service of the Consul agent is an endpoint of this
-// node, so that this node's agent may remove it.
-func (r *Registrar) ours(s *api.AgentService) bool {
+// ours reports whether a service of the Consul agent is an endpoint of this node, which the
+// registrar may remove.
+func (r *Registrar) ours(s *consulapi.AgentService) bool {
 	return strings.HasPrefix(s.ID, fabric.CatalogID(r.Zone, "")) && s.Meta[metaZone] == r.Zone && s.Meta[metaNode] == r.Node
 }
 
-// checks returns the sorted names of the checks that the endpoint shall have,
-// from those of its Nomad services and of the checks that it has.
+// checks returns the sorted names of an endpoint's wanted checks. nomad are the IDs of its Nomad
+// services, before the names of its current checks.
 func (r *Registrar) checks(id string, nomad, before []string, now time.Time) []string {
 	if len(nomad) > 0 || len(before) == 0 {
 		delete(r.gone, id)
@@ -180,12 +179,12 @@ func (r *Registrar) checks(id string, nomad, before []string, now time.Time) []s
 	return nil
 }
 
-// nomadPrefix begins the IDs of the services that Nomad registers.
+// nomadPrefix is the prefix of the IDs of services that Nomad registers.
 const nomadPrefix = "_nomad-task-"
 
-// nomadServices returns the IDs of an allocation's services, as Nomad
-// registers them: _nomad-task-<allocation>-<task>-<service>-<port>.
-func nomadServices(have map[string]*api.AgentService, allocation string) []string {
+// nomadServices returns the IDs of an allocation's services. Nomad registers them as
+// _nomad-task-<allocation>-<task>-<service>-<port>.
+func nomadServices(have map[string]*consulapi.AgentService, allocation string) []string {
 	var ids []string
 	for id := range have {
 		if strings.HasPrefix(id, nomadPrefix+allocation+"-") {
@@ -196,9 +195,9 @@ func nomadServices(have map[string]*api.AgentService, allocation string) []strin
 	return ids
 }
 
-// same reports whether the Consul agent holds just what is wanted, checks
-// aside.
-func same(want *api.AgentServiceRegistration, have *api.AgentService) bool {
+// same reports whether a service of the Consul agent equals the wanted registration. It does not
+// compare checks.
+func same(want *consulapi.AgentServiceRegistration, have *consulapi.AgentService) bool {
 	for tag, addr := range want.TaggedAddresses {
 		if have.TaggedAddresses[tag] != addr {
 			return false
@@ -207,10 +206,9 @@ func same(want *api.AgentServiceRegistration, have *api.AgentService) bool {
 	return have.Service == want.Name && have.Address == want.Address && maps.Equal(have.Meta, want.Meta)
 }
 
-// watchNomad has the registrations compared when the set of Nomad's services
-// on this Consul agent changes: they appear some time after their endpoint.
-// It only spares waiting for the next regular comparison, so it says nothing
-// of its failures.
+// watchNomad calls Refresh when the set of Nomad's services on this Consul agent changes: they
+// appear some time after their endpoint. Its errors are not reported, because without it the next
+// regular comparison finds the change.
 func (r *Registrar) watchNomad(ctx context.Context) {
 	var name string
 	var seen []string
@@ -236,21 +234,21 @@ func (r *Registrar) watchNomad(ctx context.Context) {
 	}
 }
 
-// nomadOnNode waits until the node's catalog entry is newer than index and
-// returns the sorted IDs of Nomad's services in it.
+// nomadOnNode waits until the catalog entry of the Consul node is newer than index, and returns the
+// sorted IDs of Nomad's services in it. It sets *name to the node's name if it is empty.
 func (r *Registrar) nomadOnNode(ctx context.Context, name *string, index uint64) ([]string, uint64, error) {
 	ctx, cancel := context.WithTimeout(ctx, blockFor+requestTimeout)
 	defer cancel()
 	if *name == "" {
 		var self struct{ Config struct{ NodeName string } }
-		if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&api.QueryOptions{}).WithContext(ctx)); err != nil {
-			return nil, 0, fmt.Errorf("ask the Consul agent its name: %w", err)
+		if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&consulapi.QueryOptions{}).WithContext(ctx)); err != nil {
+			return nil, 0, fmt.Errorf("read the name of the Consul agent: %w", err)
 		}
 		*name = self.Config.NodeName
 	}
-	query := &api.QueryOptions{
+	query := &consulapi.QueryOptions{
 		WaitIndex: index, WaitTime: blockFor, AllowStale: true,
-		Filter: `ID matches "^` + nomadPrefix + `"`, // the rest may be large
+		Filter: `ID matches "^` + nomadPrefix + `"`, // the entry may have many other services
 	}
 	node, meta, err := r.Consul.Catalog().Node(*name, query.WithContext(ctx))
 	if err != nil {

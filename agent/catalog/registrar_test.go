@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/consul/api"
+	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
@@ -19,8 +19,8 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// ids returns the IDs of the endpoints that the Consul agent holds.
-func ids(t *testing.T, consul *api.Client) []string {
+// ids returns the IDs of the endpoints that are registered in the Consul agent.
+func ids(t *testing.T, consul *consulapi.Client) []string {
 	t.Helper()
 	services, err := consul.Agent().Services()
 	must.NoError(t, err)
@@ -36,13 +36,13 @@ func TestRegistrar(t *testing.T) {
 	first, second := s.register(t, admit(1, web)), s.register(t, admit(2, db))
 	w.set(first, second)
 
-	// Another node's endpoint, and something that only looks like one of ours.
+	// An endpoint of another node, and a service that only has an ID like ours.
 	other := admit(9, web)
 	other.Node = "aws1-w2"
 	foreign, err := s.register(t, other).service(nil)
 	must.NoError(t, err)
 	must.NoError(t, consul.Agent().ServiceRegister(foreign))
-	must.NoError(t, consul.Agent().ServiceRegister(&api.AgentServiceRegistration{ID: "sif-aws1-by-hand", Name: "by-hand"}))
+	must.NoError(t, consul.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{ID: "sif-aws1-by-hand", Name: "by-hand"}))
 	kept := []string{foreign.ID, "sif-aws1-by-hand"}
 	expect := func(ids ...string) []string {
 		list := slices.Concat(ids, kept)
@@ -50,14 +50,14 @@ func TestRegistrar(t *testing.T) {
 		return list
 	}
 
-	// What an earlier run left and nobody wants any more.
+	// A registration of an earlier run that is not wanted any more.
 	stale, err := s.register(t, admit(3, web)).service(nil)
 	must.NoError(t, err)
 	must.NoError(t, consul.Agent().ServiceRegister(stale))
 
 	r, reported := startRegistrar(t, consul, w)
 	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), expect(first.id(), second.id())) })
-	record := func() *api.CatalogService {
+	record := func() *consulapi.CatalogService {
 		list, _, err := consul.Catalog().Service("sif-app--web", "", nil)
 		must.NoError(t, err)
 		for _, c := range list {
@@ -79,7 +79,7 @@ func TestRegistrar(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, first.Signed, signed)
 
-	// Nothing is written when nothing changed.
+	// Without a change nothing is written.
 	compare := func() {
 		n, _ := reported.last()
 		r.Refresh()
@@ -88,7 +88,7 @@ func TestRegistrar(t *testing.T) {
 	compare()
 	must.Eq(t, c.ModifyIndex, record().ModifyIndex)
 
-	// What somebody altered in the Consul agent is put right.
+	// A record that was altered in the Consul agent is repaired.
 	altered, err := first.service(nil)
 	must.NoError(t, err)
 	altered.Address = "100.64.7.7"
@@ -108,7 +108,7 @@ func TestRegistrar(t *testing.T) {
 		return err == nil && string(signed.Payload) == string(first.Signed.Payload)
 	})
 
-	// What cannot be registered is reported, and the rest goes on.
+	// An endpoint that cannot be registered is reported, and the others are registered.
 	fat := admit(4, web)
 	for range 2000 {
 		fat.Roles.Originate = append(fat.Roles.Originate, fabric.Ref{Domain: "app", Name: "contract"})
@@ -121,7 +121,7 @@ func TestRegistrar(t *testing.T) {
 	must.Eq(t, expect(first.id(), second.id()), ids(t, consul))
 }
 
-// An unreachable Consul withdraws nothing, and what changed meanwhile follows.
+// While Consul cannot be reached nothing is deregistered. Changes are written later.
 func TestRegistrarConsulAway(t *testing.T) {
 	t.Parallel()
 	server, consul := testhost.Consul(t)
@@ -141,8 +141,8 @@ func TestRegistrarConsulAway(t *testing.T) {
 	eventually(t, "recovered", func() bool { _, err := reported.last(); return err == nil })
 }
 
-// The health of Nomad's services is that of the endpoint, from the moment they
-// appear until the endpoint ends.
+// The endpoint has the health of its Nomad services from their registration until the endpoint
+// ends.
 func TestRegistrarMirrorsNomad(t *testing.T) {
 	t.Parallel()
 	_, consul := testhost.Consul(t)
@@ -157,21 +157,21 @@ func TestRegistrarMirrorsNomad(t *testing.T) {
 	}
 	eventually(t, "healthy without checks", is(1, true))
 	eventually(t, "healthy without checks", is(2, true))
-	nomadService(t, consul, allocation(1), api.HealthCritical)
+	nomadService(t, consul, allocation(1), consulapi.HealthCritical)
 	eventually(t, "unhealthy with its Nomad service", is(1, false))
-	setCheck(t, consul, allocation(1), api.HealthPassing)
+	setCheck(t, consul, allocation(1), consulapi.HealthPassing)
 	eventually(t, "healthy with its Nomad service", is(1, true))
-	setCheck(t, consul, allocation(1), api.HealthWarning)
+	setCheck(t, consul, allocation(1), consulapi.HealthWarning)
 	time.Sleep(200 * time.Millisecond)
 	eventually(t, "a warning is not critical", is(1, true))
-	setCheck(t, consul, allocation(1), api.HealthPassing)
+	setCheck(t, consul, allocation(1), consulapi.HealthPassing)
 
 	// Nomad withdraws the service before it stops the tasks.
 	must.NoError(t, consul.Agent().ServiceDeregister("_nomad-task-"+allocation(1)+"-group-proxy-web-http"))
 	eventually(t, "unhealthy when its Nomad service has gone", is(1, false))
-	time.Sleep(500 * time.Millisecond) // the registrar has seen it too by now
+	time.Sleep(500 * time.Millisecond) // by now the registrar has seen it too
 	must.True(t, is(1, false)(), must.Sprint("healthy again while it ends"))
-	nomadService(t, consul, allocation(1), api.HealthPassing)
+	nomadService(t, consul, allocation(1), consulapi.HealthPassing)
 	eventually(t, "healthy when its Nomad service is back", is(1, true))
 	must.True(t, is(2, true)(), must.Sprint("the other endpoint has no part in it"))
 }
@@ -198,7 +198,7 @@ func TestChecks(t *testing.T) {
 	}
 }
 
-// A node's token suffices for all of it, and for no other service.
+// A node's token is sufficient for this, but not for other services.
 func TestNodeToken(t *testing.T) {
 	t.Parallel()
 	const management = "11111111-1111-1111-1111-111111111111"
@@ -210,8 +210,8 @@ func TestNodeToken(t *testing.T) {
     agent = "`+management+`"
   }
 }`)
-	client := func(token string) *api.Client {
-		c, err := api.NewClient(&api.Config{Address: server.Address, Token: token})
+	client := func(token string) *consulapi.Client {
+		c, err := consulapi.NewClient(&consulapi.Config{Address: server.Address, Token: token})
 		must.NoError(t, err)
 		return c
 	}
@@ -233,16 +233,16 @@ func TestNodeToken(t *testing.T) {
 	h := startHealth(t, node, s, web)
 	healthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy }
 	eventually(t, "healthy", healthy)
-	nomadService(t, manager, allocation(1), api.HealthCritical)
+	nomadService(t, manager, allocation(1), consulapi.HealthCritical)
 	eventually(t, "unhealthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy })
-	setCheck(t, manager, allocation(1), api.HealthPassing)
+	setCheck(t, manager, allocation(1), consulapi.HealthPassing)
 	eventually(t, "healthy again", healthy)
 	_, err := reported.last()
 	must.NoError(t, err)
-	must.Error(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "something-else"}))
+	must.Error(t, node.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{Name: "something-else"}))
 }
 
-// One comparison of a full node's 250 endpoints with nothing to change.
+// BenchmarkReconcile compares the 250 endpoints of a full node without a change.
 func BenchmarkReconcile(b *testing.B) {
 	_, consul := testhost.Consul(b)
 	s := newSigner(b)
