@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/engine/ovs/ovstest"
 )
 
 // sendTooBig sends, from router in namespace ns, "fragmentation needed" to
@@ -29,7 +31,7 @@ func sendTooBig(t testing.TB, ns string, router netip.Addr, port uint16) {
 	icmp := append([]byte{3, 4, 0, 0, 0, 0, 1400 >> 8, 1400 & 0xff}, quoted...)
 	binary.BigEndian.PutUint16(icmp[2:], checksum(icmp))
 	packet := append(ipv4Header(router, a, syscall.IPPROTO_ICMP, len(icmp)), icmp...)
-	in(t, ns, func() {
+	ovstest.In(t, ns, func() {
 		fd, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_RAW, syscall.IPPROTO_RAW)
 		must.NoError(t, err)
 		defer syscall.Close(fd)

@@ -10,7 +10,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +18,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/shoenig/test/must"
-	"github.com/vishvananda/netns"
 
 	of "github.com/sif-project/sif/engine/openflow"
 	"github.com/sif-project/sif/engine/ovs"
@@ -99,26 +97,10 @@ func prefixes(texts ...string) (list []netip.Prefix) {
 	return list
 }
 
-// in runs do inside a network namespace.
-func in(t testing.TB, ns string, do func()) {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := netns.Get()
-	must.NoError(t, err)
-	defer home.Close()
-	there, err := netns.GetFromName(ns)
-	must.NoError(t, err)
-	defer there.Close()
-	must.NoError(t, netns.Set(there))
-	defer func() { must.NoError(t, netns.Set(home)) }()
-	do()
-}
-
 func listen(t testing.TB, ns, address string) net.Listener {
 	t.Helper()
 	var l net.Listener
-	in(t, ns, func() {
+	ovstest.In(t, ns, func() {
 		var err error
 		l, err = net.Listen("tcp", address)
 		must.NoError(t, err)
@@ -146,7 +128,7 @@ func dial(t testing.TB, ns, address string, port int, wait time.Duration) (net.C
 	t.Helper()
 	var c net.Conn
 	var err error
-	in(t, ns, func() {
+	ovstest.In(t, ns, func() {
 		d := net.Dialer{Timeout: wait}
 		if port != 0 {
 			d.LocalAddr = &net.TCPAddr{Port: port}
@@ -229,7 +211,7 @@ func TestPipeline(t *testing.T) {
 	})
 	t.Run("unknown source and destination are dropped and counted", func(t *testing.T) {
 		ovstest.Run(t, "ip", "-n", f.a, "addr", "add", "10.0.0.99/32", "dev", "eth0")
-		in(t, f.a, func() {
+		ovstest.In(t, f.a, func() {
 			d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.0.0.99")}}
 			_, err := d.Dial("tcp", "10.0.0.2:8080")
 			must.Error(t, err)
@@ -245,7 +227,7 @@ func TestPipeline(t *testing.T) {
 		defer ovstest.Run(t, "ip", "-n", f.b, "addr", "del", "10.0.0.1/32", "dev", "eth0")
 		before, err := f.p.Drops(ctx)
 		must.NoError(t, err)
-		in(t, f.b, func() {
+		ovstest.In(t, f.b, func() {
 			d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP("10.0.0.1")}}
 			_, err := d.Dial("tcp", "10.0.0.77:8080")
 			must.Error(t, err)

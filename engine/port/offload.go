@@ -12,10 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpSegmentation is the kernel's name of what hands trains of UDP datagrams as
-// one packet to a device. Links make such trains of datagrams that arrive
-// together; Open vSwitch 3.1 knows only those of TCP and drops others silently.
-// Without it the kernel takes trains apart before the switch.
+// udpSegmentation is the kernel's name of UDP segmentation offload: several UDP datagrams are passed to a device as one
+// packet. Links merge datagrams that arrive together; Open vSwitch 3.1 supports only TCP segmentation and drops such
+// packets silently. With the feature off, the kernel splits them before the switch.
 const udpSegmentation = "tx-udp-segmentation"
 
 // The ABI of <linux/ethtool.h>.
@@ -25,15 +24,14 @@ const (
 	word         = 4  // bytes of a __u32
 )
 
-// switchOff switches a feature of a device of the calling thread's namespace
-// off.
+// switchOff switches off a feature of a device in the calling thread's namespace.
 func switchOff(device, feature string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open a socket: %w", err)
 	}
 	defer unix.Close(fd)
-	// struct ethtool_sset_info: command, reserved, mask of 64 bits, a length each.
+	// struct ethtool_sset_info: command, reserved, mask of 64 bits, one length for each set bit.
 	info := []uint32{unix.ETHTOOL_GSSET_INFO, 0, 1 << featureNames, 0, 0}
 	if err := ethtool(fd, device, unsafe.Pointer(&info[0])); err != nil {
 		return fmt.Errorf("count the features of %s: %w", device, err)
@@ -51,20 +49,19 @@ func switchOff(device, feature string) error {
 		if string(name) != feature {
 			continue
 		}
-		// struct ethtool_sfeatures: command, blocks, of each the valid bits and
-		// their values.
+		// struct ethtool_sfeatures: command, number of blocks, and in each block the valid bits and their values.
 		set := make([]uint32, 2+2*((count+31)/32))
 		set[0], set[1] = unix.ETHTOOL_SFEATURES, uint32(count+31)/32
 		set[2+i/32*2] = 1 << (i % 32)
 		if err := ethtool(fd, device, unsafe.Pointer(&set[0])); err != nil {
-			return fmt.Errorf("switch %s of %s off: %w", feature, device, err)
+			return fmt.Errorf("switch off %s of %s: %w", feature, device, err)
 		}
 		return nil
 	}
-	return nil // a kernel without the feature makes no such trains
+	return nil // a kernel without the feature merges no datagrams
 }
 
-// ethtool carries out a command of struct ethtool_* at data.
+// ethtool runs the command in the struct ethtool_* at data.
 func ethtool(fd int, device string, data unsafe.Pointer) error {
 	// struct ifreq.
 	request := struct {

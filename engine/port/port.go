@@ -1,23 +1,19 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package port plugs an encrypted link into the switch: it keeps a network
-// namespace that holds the link's device, one end of a veth pair whose other end
-// is the switch's port, and routes between the two.
+// Package port connects an encrypted link to the switch. It keeps a network namespace that contains the link's device
+// and one end of a veth pair, whose other end is a port of the switch, and routes between the two.
 //
-// It knows devices, addresses, routes. It must not know who is allowed what, nor
-// how the link is encrypted.
+// It knows devices, addresses and routes. It must not know who may talk to whom, nor how the link is encrypted.
 //
-// In that namespace a packet from the link can only go to the switch, and one
-// from the switch only to the link: rules by incoming interface choose a routing
-// table each, and each table ends in a black hole. The main table serves the
-// namespace's own error messages. So two peers behind one link cannot reach each
-// other around the switch, although routes to both are there.
+// In that namespace a packet from the link can only go to the switch, and one from the switch only to the link: rules
+// by incoming interface choose one of two routing tables, and each table ends in a blackhole route. The main table
+// serves the namespace's own error messages. So two peers behind one link cannot reach each other around the switch,
+// although there are routes to both.
 //
-// The device of the switch's end has another MAC address than the one that
-// packets for the switch carry. The switch reads packets of any address; the
-// kernel behind the same device takes them for somebody else's and does not
-// route them around the switch.
+// The switch's end of the veth has another MAC address than the packets that are sent to it. The switch reads packets
+// with any destination address; the kernel behind the same device takes them for another host's and does not route
+// them around the switch.
 package port
 
 import (
@@ -27,35 +23,34 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"runtime"
+	"path/filepath"
 
-	"github.com/vishvananda/netlink"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 )
 
-// Config says what a port is made of.
+// Config describes a port.
 type Config struct {
 	// Namespace is the name of the port's own network namespace.
 	Namespace string
-	// Home is the name of the switch's network namespace, or empty for that of
-	// this process. The link's device is found there, or already in Namespace.
+	// Home is the name of the switch's network namespace; if empty, it is the caller's. The link's device is there, or
+	// already in Namespace.
 	Home string
 	// Outer is the name of the veth's end at the switch: the switch's port.
 	Outer string
 	// Device is the name of the link's device.
 	Device string
-	// MTU is that of the veth, in bytes: at least 26 less than the smallest MTU of
-	// all links of the switch, and the same at all its ports. With segmentation
-	// offload Open vSwitch 3.1 cuts TCP anew when it leaves, to this MTU less a
-	// header without options, of which there may be 40 bytes, less the 14 of
-	// Ethernet. A segment that then does not fit the link is lost each time it is
-	// sent. Other packets that are too big are refused before the switch, where
-	// the kernel tells their sender.
+	// MTU is the veth's, in bytes: at least 26 less than the smallest MTU of all links of the switch, and the same at
+	// all its ports. With segmentation offload Open vSwitch 3.1 segments TCP anew on output, to this MTU less a header
+	// without options, of which there may be 40 bytes, less the 14 of Ethernet. A segment that then does not fit the
+	// link is lost each time it is sent. Other packets that are too big are refused before the switch, where the kernel
+	// tells their sender.
 	MTU int
 	// Prefixes are behind the link.
 	Prefixes []netip.Prefix
-	// Addrs are the namespace's own, from which it tells senders that packets are
-	// too big. IPv6 needs one for that.
+	// Addrs are the namespace's own, from which it tells senders that a packet is too big. IPv6 needs one for that.
 	Addrs []netip.Addr
 }
 
@@ -68,12 +63,12 @@ const (
 	ruleFromSwitch  = 102
 )
 
-// ErrNoDevice says that the link's device is in neither namespace. The rest of
-// the port is ready; Ensure again when the device is there.
-var ErrNoDevice = errors.New("the link's device is not there")
+// ErrNoDevice says that the link's device is in neither namespace. The rest of the port is ready; call Ensure again when
+// the device exists.
+var ErrNoDevice = errors.New("the link's device does not exist")
 
-// MACs are the Ethernet addresses of the port with the given outer device: the
-// one that the switch sends from, and the one it sends to.
+// MACs returns the Ethernet addresses of the port with the given outer device: the source and the destination of what
+// the switch sends.
 func MACs(outer string) (own, peer [6]byte) {
 	sum := sha256.Sum256([]byte("sif port " + outer))
 	copy(own[:], sum[:6])
@@ -85,66 +80,68 @@ func MACs(outer string) (own, peer [6]byte) {
 	return own, peer
 }
 
-// spaces are the two namespaces of a port.
-type spaces struct {
-	home, port     *netlink.Handle
-	homeNS, portNS netns.NsHandle
+// space is a network namespace with a netlink socket in it.
+type space struct {
+	netlinksafe.Handle
+	ns ns.NetNS
 }
 
-func (s *spaces) close() {
-	s.home.Close()
-	s.port.Close()
-	_ = s.homeNS.Close()
-	_ = s.portNS.Close()
+// in runs do in the namespace.
+func (s space) in(do func() error) error { return s.ns.Do(func(ns.NetNS) error { return do() }) }
+
+func (s space) close() {
+	s.Handle.Close()
+	_ = s.ns.Close()
 }
 
-// startNamespace leads to the namespace that the process was started in. It is
-// opened before any thread can have moved: /proc/self/ns/net is that of the main
-// thread, which the runtime may lend to a goroutine that visits another one.
-var startNamespace = func() string {
-	ns, err := netns.Get()
-	if err != nil {
-		return "/proc/self/ns/net"
-	}
-	return fmt.Sprintf("/proc/self/fd/%d", int(ns))
-}()
-
-func openHome(c Config) (netns.NsHandle, error) {
-	if c.Home == "" {
-		return netns.GetFromPath(startNamespace)
-	}
-	return netns.GetFromName(c.Home)
-}
-
-func open(c Config) (*spaces, error) {
-	homeNS, err := openHome(c)
-	if err != nil {
-		return nil, fmt.Errorf("open the switch's namespace: %w", err)
-	}
-	portNS, err := netns.GetFromName(c.Namespace)
-	if err != nil {
-		_ = homeNS.Close()
-		return nil, fmt.Errorf("open namespace %s: %w", c.Namespace, err)
-	}
-	s := &spaces{homeNS: homeNS, portNS: portNS}
-	if s.home, err = netlink.NewHandleAt(homeNS); err == nil {
-		s.port, err = netlink.NewHandleAt(portNS)
+// openSpace opens the named network namespace, or the caller's if the name is empty.
+func openSpace(name string) (s space, err error) {
+	if name == "" {
+		s.ns, err = ns.GetCurrentNS()
+	} else {
+		s.ns, err = ns.GetNS(namespacePath(name))
 	}
 	if err != nil {
-		if s.home != nil {
-			s.home.Close()
-		}
-		_ = homeNS.Close()
-		_ = portNS.Close()
-		return nil, fmt.Errorf("talk to the kernel about namespaces: %w", err)
+		return s, fmt.Errorf("open namespace %q: %w", name, err)
+	}
+	err = s.in(func() (err error) {
+		s.Handle, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE)
+		return err
+	})
+	if err != nil {
+		_ = s.ns.Close()
+		return s, fmt.Errorf("open a netlink socket in namespace %q: %w", name, err)
 	}
 	return s, nil
 }
 
-// Ensure makes the port, or repairs what is missing or wrong of it. It can be
-// called at any time. fresh says, with or without an error, that Outer is a new
-// device: the caller takes the old one out of the switch, if it was in, and adds
-// the new one.
+// namespacePath returns where package netns and `ip netns` keep a named namespace.
+func namespacePath(name string) string { return filepath.Join("/run/netns", name) }
+
+// spaces are the two namespaces of a port: the switch's and its own.
+type spaces struct{ home, port space }
+
+func (s *spaces) close() {
+	s.home.close()
+	s.port.close()
+}
+
+func open(c Config) (*spaces, error) {
+	home, err := openSpace(c.Home)
+	if err != nil {
+		return nil, err
+	}
+	port, err := openSpace(c.Namespace)
+	if err != nil {
+		home.close()
+		return nil, err
+	}
+	return &spaces{home, port}, nil
+}
+
+// Ensure makes the port, or repairs what of it is missing or wrong. It can be called at any time. fresh says, with or
+// without an error, that Outer is a new device: the caller must remove the old one from the switch, if it was a port
+// there, and add the new one.
 func Ensure(c Config) (fresh bool, err error) {
 	if fresh, err = ensure(c); err != nil {
 		return fresh, fmt.Errorf("port %s: %w", c.Outer, err)
@@ -161,7 +158,7 @@ func ensure(c Config) (fresh bool, err error) {
 		return false, err
 	}
 	defer s.close()
-	if err := inNamespace(s.portNS, func() error { return writeSysctls(base) }); err != nil {
+	if err := s.port.in(func() error { return writeSysctls(base) }); err != nil {
 		return false, err
 	}
 	if fresh, err = s.ensureVeth(c); err != nil {
@@ -176,20 +173,19 @@ func ensure(c Config) (fresh bool, err error) {
 	return fresh, s.ensureLinkSide(c)
 }
 
-// Remove gives the link's device back to the switch's namespace and removes the
-// rest. What is already gone is no error. The caller takes Outer out of the
-// switch first.
+// Remove gives the link's device back to the switch's namespace and removes the rest. Parts that do not exist are no
+// error. The caller removes Outer from the switch first.
 func Remove(c Config) error {
 	s, err := open(c)
 	switch {
-	case errors.Is(err, os.ErrNotExist):
+	case missingNamespace(err):
 		return nil // the veth went with its namespace
 	case err != nil:
 		return fmt.Errorf("remove port %s: %w", c.Outer, err)
 	}
 	defer s.close()
 	if device, err := s.port.LinkByName(c.Device); err == nil {
-		if err := s.port.LinkSetNsFd(device, int(s.homeNS)); err != nil {
+		if err := s.port.LinkSetNsFd(device, int(s.home.ns.Fd())); err != nil {
 			return fmt.Errorf("remove port %s: give back %s: %w", c.Outer, c.Device, err)
 		}
 	}
@@ -205,47 +201,38 @@ func Remove(c Config) error {
 }
 
 func ensureNamespace(name string) error {
-	ns, err := netns.GetFromName(name)
+	there, err := ns.GetNS(namespacePath(name))
 	if err == nil {
-		return ns.Close()
+		return there.Close()
 	}
-	if !errors.Is(err, os.ErrNotExist) {
+	if !missingNamespace(err) {
 		return fmt.Errorf("open namespace %s: %w", name, err)
 	}
-	return onThread(func() error {
-		ns, err := netns.NewNamed(name)
+	here, err := ns.GetCurrentNS()
+	if err != nil {
+		return fmt.Errorf("open this thread's namespace: %w", err)
+	}
+	defer here.Close()
+	// NewNamed leaves its thread in the new namespace; Do brings it back.
+	return here.Do(func(ns.NetNS) error {
+		made, err := netns.NewNamed(name)
 		if err != nil {
 			return fmt.Errorf("make namespace %s: %w", name, err)
 		}
-		return ns.Close()
+		return made.Close()
 	})
 }
 
-func inNamespace(ns netns.NsHandle, do func() error) error {
-	return onThread(func() error {
-		if err := netns.Set(ns); err != nil {
-			return fmt.Errorf("enter namespace: %w", err)
-		}
-		return do()
-	})
-}
-
-// onThread runs do on a thread that ends with it, because it changes the
-// thread's namespace.
-func onThread(do func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // never unlocked: the thread ends
-		done <- do()
-	}()
-	return <-done
+func missingNamespace(err error) bool {
+	var missing ns.NSPathNotExistErr
+	return errors.As(err, &missing)
 }
 
 // sysctl is a file below /proc/sys/net and what to write to it.
 type sysctl struct{ path, value string }
 
-// base makes a router of a namespace that checks and says nothing by itself:
-// who may send from where is the switch's to judge.
+// base makes the namespace a router that filters nothing and sends nothing on its own account: the switch decides who
+// may send from where.
 var base = []sysctl{
 	{"ipv4/ip_forward", "1"},
 	{"ipv4/conf/all/rp_filter", "0"},
@@ -265,7 +252,7 @@ var base = []sysctl{
 	{"ipv6/conf/default/addr_gen_mode", "1"}, // no link-local address, so no noise
 }
 
-// ofDevice is what a device that came from elsewhere did not get by default.
+// ofDevice returns what a device that was made in another namespace did not inherit from base.
 func ofDevice(name string) []sysctl {
 	return []sysctl{
 		{"ipv4/conf/" + name + "/rp_filter", "0"},

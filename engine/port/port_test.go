@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/engine/ovs"
@@ -33,16 +31,15 @@ const (
 	mtu     = linkMTU - 26
 )
 
-// tun makes a TUN device in a namespace, up, and returns its packets' file. Like
-// that of a userspace WireGuard device it takes and gives TCP, and trains of UDP
-// datagrams, in packets of up to 64 KiB.
+// tun makes a TUN device in a namespace, sets it up, and returns the file of its packets. Like a user-space WireGuard
+// device it reads and writes TCP, and several UDP datagrams at once, in packets of up to 64 KiB.
 func tun(t testing.TB, ns, name string) *os.File {
 	t.Helper()
 	device := &netlink.Tuntap{
 		LinkAttrs: netlink.LinkAttrs{Name: name}, Mode: netlink.TUNTAP_MODE_TUN,
 		Flags: netlink.TUNTAP_NO_PI | netlink.TUNTAP_VNET_HDR, NonPersist: true, Queues: 1,
 	}
-	in(t, ns, func() {
+	ovstest.In(t, ns, func() {
 		must.NoError(t, netlink.LinkAdd(device))
 		must.NoError(t, netlink.LinkSetMTU(device, linkMTU))
 		must.NoError(t, netlink.LinkSetUp(device))
@@ -67,25 +64,10 @@ func wire(a, b *os.File) {
 				if err != nil {
 					return
 				}
-				_, _ = pair[1].Write(packet[:n]) // refused while the device is down, as on a real link
+				_, _ = pair[1].Write(packet[:n]) // fails while the device is down, as on a real link
 			}
 		}()
 	}
-}
-
-func in(t testing.TB, ns string, do func()) {
-	t.Helper()
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	home, err := netns.Get()
-	must.NoError(t, err)
-	defer home.Close()
-	there, err := netns.GetFromName(ns)
-	must.NoError(t, err)
-	defer there.Close()
-	must.NoError(t, netns.Set(there))
-	defer func() { must.NoError(t, netns.Set(home)) }()
-	do()
 }
 
 func ensure(t testing.TB, c port.Config) bool {
@@ -106,9 +88,8 @@ func TestLinksThroughSwitch(t *testing.T) {
 	instance := ovstest.Start(t)
 	sw := ovs.NewSwitch(instance.Config)
 	must.NoError(t, sw.Create(ctx))
-	// The kernel of the switch's node routes, to show that it does not route
-	// around the switch.
-	in(t, instance.Namespace, func() {
+	// The kernel of the switch's node is a router, which must not route around the switch.
+	ovstest.In(t, instance.Namespace, func() {
 		must.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644))
 	})
 
@@ -164,12 +145,12 @@ func TestLinksThroughSwitch(t *testing.T) {
 	works := func(network, address string) error {
 		var l, c net.Conn
 		var listener net.Listener
-		in(t, hosts[1], func() {
+		ovstest.In(t, hosts[1], func() {
 			listener, err = net.Listen("tcp", address)
 			must.NoError(t, err)
 		})
 		defer listener.Close()
-		in(t, hosts[0], func() { c, err = net.DialTimeout(network, address, 1500*time.Millisecond) })
+		ovstest.In(t, hosts[0], func() { c, err = net.DialTimeout(network, address, 1500*time.Millisecond) })
 		if err != nil {
 			return err
 		}
@@ -200,13 +181,13 @@ func TestLinksThroughSwitch(t *testing.T) {
 	must.NoError(t, works("tcp", "[fd5f:0:0:2::1]:80"))
 	must.Error(t, works("tcp", "100.64.2.1:81"))
 
-	t.Run("trains of datagrams arrive whole", func(t *testing.T) {
+	t.Run("merged datagrams arrive one by one", func(t *testing.T) {
 		for _, address := range []string{"100.64.2.1:53", "[fd5f:0:0:2::1]:53"} {
 			var there, here net.PacketConn
-			in(t, hosts[1], func() { there, err = net.ListenPacket("udp", address) })
+			ovstest.In(t, hosts[1], func() { there, err = net.ListenPacket("udp", address) })
 			must.NoError(t, err)
 			defer there.Close()
-			in(t, hosts[0], func() { here, err = net.ListenPacket("udp", ":0") })
+			ovstest.In(t, hosts[0], func() { here, err = net.ListenPacket("udp", ":0") })
 			must.NoError(t, err)
 			defer here.Close()
 			const size, count = 100, 20
@@ -226,7 +207,7 @@ func TestLinksThroughSwitch(t *testing.T) {
 			}
 		}
 	})
-	t.Run("what is too big is refused before the switch", func(t *testing.T) {
+	t.Run("too big packets are refused before the switch", func(t *testing.T) {
 		testhost.RequireProgram(t, "ping")
 		c := configs[0]
 		c.MTU = 1300
@@ -280,7 +261,7 @@ func TestLinksThroughSwitch(t *testing.T) {
 		must.NoError(t, p.Set(ctx, state))
 		must.NoError(t, works("tcp", "100.64.2.1:80"))
 	})
-	t.Run("a missing device is told", func(t *testing.T) {
+	t.Run("a missing device is an error", func(t *testing.T) {
 		c := configs[0]
 		c.Namespace, c.Outer, c.Device = c.Namespace+"x", "sifp-x", "wg-none"
 		fresh, err := port.Ensure(c)

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -23,7 +24,7 @@ func missing(err error) bool {
 	return errors.As(err, &netlink.LinkNotFoundError{})
 }
 
-// ensureVeth joins the switch's namespace and the port's.
+// ensureVeth connects the switch's namespace and the port's.
 func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 	outer, outerErr := s.home.LinkByName(c.Outer)
 	in, innerErr := s.port.LinkByName(inner)
@@ -32,7 +33,7 @@ func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 			return false, fmt.Errorf("look for the veth: %w", err)
 		}
 	}
-	// Half a pair, or ends of two pairs, cannot be repaired.
+	// One end without the other, or ends of two pairs, cannot be repaired.
 	if outerErr != nil || innerErr != nil ||
 		outer.Attrs().ParentIndex != in.Attrs().Index || in.Attrs().ParentIndex != outer.Attrs().Index {
 		if outer, in, err = s.makeVeth(c); err != nil {
@@ -40,8 +41,8 @@ func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 		}
 		fresh = true
 	}
-	// The switch's end is not this host's to speak on.
-	err = inNamespace(s.homeNS, func() error {
+	// The host must send nothing of its own by the switch's end.
+	err = s.home.in(func() error {
 		return writeSysctls([]sysctl{{"ipv6/conf/" + c.Outer + "/disable_ipv6", "1"}})
 	})
 	if err != nil {
@@ -54,7 +55,7 @@ func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 		}
 	}
 	for _, end := range []struct {
-		h    *netlink.Handle
+		h    space
 		link netlink.Link
 	}{{s.home, outer}, {s.port, in}} {
 		if end.link.Attrs().MTU != c.MTU {
@@ -66,28 +67,28 @@ func (s *spaces) ensureVeth(c Config) (fresh bool, err error) {
 			return fresh, fmt.Errorf("set the veth up: %w", err)
 		}
 	}
-	return fresh, inNamespace(s.portNS, func() error {
+	return fresh, s.port.in(func() error {
 		return errors.Join(writeSysctls(ofDevice(inner)), switchOff(inner, udpSegmentation))
 	})
 }
 
-// makeVeth makes the pair anew, in place of what is left of an old one.
+// makeVeth makes a new pair and deletes what remains of an old one.
 func (s *spaces) makeVeth(c Config) (outer, in netlink.Link, err error) {
-	// The second end of a pair goes with the first, so each is looked up again.
+	// Deleting one end of a pair deletes the other, so look up each just before.
 	if old, err := s.home.LinkByName(c.Outer); err == nil {
 		if err := s.home.LinkDel(old); err != nil {
-			return nil, nil, fmt.Errorf("delete what is left of the veth: %w", err)
+			return nil, nil, fmt.Errorf("delete the remaining end of the old veth: %w", err)
 		}
 	}
 	if old, err := s.port.LinkByName(inner); err == nil {
 		if err := s.port.LinkDel(old); err != nil {
-			return nil, nil, fmt.Errorf("delete what is left of the veth: %w", err)
+			return nil, nil, fmt.Errorf("delete the remaining end of the old veth: %w", err)
 		}
 	}
 	if err := s.home.LinkAdd(&netlink.Veth{
 		LinkAttrs:     netlink.LinkAttrs{Name: c.Outer, MTU: c.MTU},
 		PeerName:      inner,
-		PeerNamespace: netlink.NsFd(s.portNS),
+		PeerNamespace: netlink.NsFd(int(s.port.ns.Fd())),
 	}); err != nil {
 		return nil, nil, fmt.Errorf("make the veth: %w", err)
 	}
@@ -109,7 +110,11 @@ func (s *spaces) ensureAddresses(c Config) error {
 	if err := s.port.LinkSetUp(lo); err != nil {
 		return fmt.Errorf("set loopback up: %w", err)
 	}
-	have, err := s.port.AddrList(lo, netlink.FAMILY_ALL)
+	var have []netlink.Addr
+	err = s.port.in(func() (err error) {
+		have, err = netlinksafe.AddrList(lo, netlink.FAMILY_ALL)
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -136,8 +141,7 @@ func nodad(a netip.Addr) int {
 	return 0
 }
 
-// ensureSwitchSide leads what comes from the link, and what the namespace says
-// itself, to the switch.
+// ensureSwitchSide routes packets from the link, and those of the namespace itself, to the switch.
 func (s *spaces) ensureSwitchSide(c Config) error {
 	own, _ := MACs(c.Outer)
 	in, err := s.port.LinkByName(inner)
@@ -167,7 +171,7 @@ func (s *spaces) ensureSwitchSide(c Config) error {
 				Dst: anywhere(families[i]), Priority: 1 << 20,
 			})
 			if err != nil {
-				return fmt.Errorf("end table %d: %w", table, err)
+				return fmt.Errorf("add the blackhole route of table %d: %w", table, err)
 			}
 		}
 		if err := s.ensureRule(families[i], ruleFromLink, c.Device, tableFromLink); err != nil {
@@ -208,7 +212,7 @@ func (s *spaces) ensureRule(family, priority int, device string, table int) erro
 	return nil
 }
 
-// ensureLinkSide fetches the link's device and leads to it what is behind it.
+// ensureLinkSide moves the link's device into the namespace and routes the prefixes behind it to it.
 func (s *spaces) ensureLinkSide(c Config) error {
 	device, err := s.port.LinkByName(c.Device)
 	if missing(err) {
@@ -219,7 +223,7 @@ func (s *spaces) ensureLinkSide(c Config) error {
 		if homeErr != nil {
 			return fmt.Errorf("look for %s: %w", c.Device, homeErr)
 		}
-		if err := s.home.LinkSetNsFd(stray, int(s.portNS)); err != nil {
+		if err := s.home.LinkSetNsFd(stray, int(s.port.ns.Fd())); err != nil {
 			return fmt.Errorf("move %s into namespace %s: %w", c.Device, c.Namespace, err)
 		}
 		device, err = s.port.LinkByName(c.Device)
@@ -227,7 +231,7 @@ func (s *spaces) ensureLinkSide(c Config) error {
 	if err != nil {
 		return fmt.Errorf("look for %s: %w", c.Device, err)
 	}
-	if err := inNamespace(s.portNS, func() error { return writeSysctls(ofDevice(c.Device)) }); err != nil {
+	if err := s.port.in(func() error { return writeSysctls(ofDevice(c.Device)) }); err != nil {
 		return err
 	}
 	if err := s.port.LinkSetUp(device); err != nil {
@@ -241,7 +245,7 @@ func (s *spaces) ensureLinkSide(c Config) error {
 	return nil
 }
 
-// ensurePrefixes makes the routes of table to device those of the config.
+// ensurePrefixes makes the config's prefixes the only routes to device in table.
 func (s *spaces) ensurePrefixes(c Config, device netlink.Link, table int) error {
 	for _, family := range families {
 		routes, err := s.port.RouteListFiltered(family, &netlink.Route{Table: table, LinkIndex: device.Attrs().Index},

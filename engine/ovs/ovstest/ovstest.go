@@ -1,9 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package ovstest starts an Open vSwitch of a test's own, in a network namespace
-// of its own, and takes everything away again. It knows how the daemons are
-// started and nothing of what is done with them. Only tests may import it.
+// Package ovstest starts an Open vSwitch for one test, in a network namespace of its own, and removes everything when
+// the test ends. It knows how to start the daemons, and nothing of bridges and flows. Only tests may import it.
 package ovstest
 
 import (
@@ -17,28 +16,29 @@ import (
 	"testing"
 	"time"
 
+	"github.com/containernetworking/plugins/pkg/ns"
+
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
 // Instance is a running ovsdb-server and ovs-vswitchd.
 type Instance struct {
-	// Namespace is the name of the network namespace they are in.
+	// Namespace is the name of their network namespace.
 	Namespace string
-	// Config is what ovs.NewSwitch needs; the bridge is not there yet.
+	// Config is for ovs.NewSwitch. The bridge does not exist yet.
 	Config ovs.Config
 
 	tb       testing.TB
 	vswitchd *exec.Cmd
 }
 
-// receiveBuffer is the default size of a socket's receive buffer, in bytes,
-// with which ovs-vswitchd keeps up with a veth (LAB notes, section F).
+// receiveBuffer is the default size of a socket's receive buffer, in bytes, that ovs-vswitchd needs to keep up with a
+// veth.
 const receiveBuffer = 8 << 20
 
-// Start starts the daemons for as long as the test runs. The datapath is the
-// one in user space, with segmentation offload, without which TCP over a veth
-// does not work.
+// Start starts the daemons and stops them when the test ends. The datapath is the one in user space, with segmentation
+// offload, without which TCP over a veth does not work.
 func Start(tb testing.TB) *Instance {
 	tb.Helper()
 	testhost.RequireRoot(tb)
@@ -80,15 +80,14 @@ func (i *Instance) startSwitch() {
 	i.wait("ovs-vswitchd", func() error { _, err := os.Stat(i.Config.Control); return err })
 }
 
-// RestartSwitch kills ovs-vswitchd and starts it again: flows and connections
-// are lost, bridges and ports come back.
+// RestartSwitch kills ovs-vswitchd and starts it again: flows and connections are lost, bridges and ports come back.
 func (i *Instance) RestartSwitch() {
 	i.tb.Helper()
 	_ = i.vswitchd.Process.Kill()
 	_ = i.vswitchd.Wait()
 	_ = os.Remove(i.Config.Control)
 	i.startSwitch()
-	// The bridge's socket appears once the bridge is there again.
+	// The bridge's socket appears when the bridge exists again.
 	i.wait("bridge", func() error {
 		conn, err := ovs.NewSwitch(i.Config).Dial(context.Background())
 		if err == nil {
@@ -98,14 +97,10 @@ func (i *Instance) RestartSwitch() {
 	})
 }
 
-// VSwitchd is the process id of ovs-vswitchd.
-func (i *Instance) VSwitchd() int { return i.vswitchd.Process.Pid }
-
-// spawn starts a daemon in the namespace, in the foreground so that it is ours
-// to end.
+// spawn starts a daemon in the namespace, in the foreground, so that the test can kill it.
 func (i *Instance) spawn(program string, args ...string) *exec.Cmd {
 	i.tb.Helper()
-	// nsenter execs, so the process id is the daemon's.
+	// nsenter execs, so the process ID is the daemon's.
 	c := exec.Command("nsenter", append([]string{"--net=/var/run/netns/" + i.Namespace, program}, args...)...)
 	c.Env = append(os.Environ(), "OVS_RUNDIR="+i.Config.RunDir, "OVS_DBDIR="+i.Config.RunDir)
 	if err := c.Start(); err != nil {
@@ -139,8 +134,8 @@ func (i *Instance) wait(what string, ready func() error) {
 	}
 }
 
-// Namespace makes a network namespace with a unique name that ends in suffix,
-// its loopback up, for as long as the test runs.
+// Namespace makes a network namespace with a unique name that ends in suffix, and its loopback up, and deletes it when
+// the test ends.
 func Namespace(tb testing.TB, suffix string) string {
 	tb.Helper()
 	testhost.RequireRoot(tb)
@@ -149,6 +144,18 @@ func Namespace(tb testing.TB, suffix string) string {
 	tb.Cleanup(func() { Run(tb, "ip", "netns", "del", name) })
 	Run(tb, "ip", "-n", name, "link", "set", "lo", "up")
 	return name
+}
+
+// In runs do in a named network namespace.
+func In(tb testing.TB, namespace string, do func()) {
+	tb.Helper()
+	err := ns.WithNetNSPath("/run/netns/"+namespace, func(ns.NetNS) error {
+		do()
+		return nil
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
 }
 
 // Run runs a program, returns its output and fails the test if it fails.
@@ -161,7 +168,7 @@ func Run(tb testing.TB, program string, args ...string) string {
 	return string(out)
 }
 
-// raiseReceiveBuffer is machine-wide, as the kernel has it, so it is put back.
+// raiseReceiveBuffer changes a setting of the whole machine, so it restores it when the test ends.
 func raiseReceiveBuffer(tb testing.TB) {
 	tb.Helper()
 	const path = "/proc/sys/net/core/rmem_default"
