@@ -22,15 +22,13 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/kvkey"
-	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 var allocationID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// admitter decides about admissions. What it believes comes from the
-// caller's certificate, from the scheduler and from the graph; of the
-// request only the allocation's ID and the choice of addresses count.
+// admitter decides about admissions, from the caller's certificate, the scheduler's answer and the graph. From the request
+// it takes only the allocation's ID, the addresses, and the key of the signing request.
 type admitter struct {
 	cfg    Config
 	policy *policy
@@ -38,80 +36,106 @@ type admitter struct {
 	table  *table
 
 	endpoints keylock.Locks[string] // by ID
-	bindings  sync.Map              // fabric.NodeID -> scheduler's node ID, as pinned in Consul
+	bindings  sync.Map              // fabric.NodeID to the scheduler's node ID; a cache of kvkey.Bindings
 }
 
 // admit admits an allocation that the scheduler placed on the calling node.
-func (a *admitter) admit(ctx context.Context, who identity.Node, req api.AdmissionRequest) (api.AdmissionReply, fabric.Admission, error) {
-	var reply api.AdmissionReply
-	var none fabric.Admission
-	node, err := a.workloadNode(who)
-	if err != nil {
-		return reply, none, err
-	}
-	if !allocationID.MatchString(req.Allocation) {
-		return reply, none, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%q is not the ID of an allocation", req.Allocation)
-	}
-	if err := checkAddresses(node, req.IPv4, req.IPv6); err != nil {
-		return reply, none, err
+func (a *admitter) admit(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, api.AdmissionReply, error) {
+	if err := a.checkRequest(who, req); err != nil {
+		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
 	defer a.endpoints.Lock(req.Allocation)()
-
-	place, err := a.placement(ctx, who, req.Allocation)
+	admission, err := a.decide(ctx, who, req)
 	if err != nil {
-		return reply, none, err
-	}
-	held := a.policy.current.Load()
-	wanted := stanzaOf(place.Meta)
-	place.Workload.Zone, place.Workload.Node = who.Zone, who.Name // the certificate's word
-	service, err := choose(held.graph, place.Workload, wanted)
-	if err != nil {
-		return reply, none, err
-	}
-	roles, err := requested(held.graph, held.documents[service], wanted)
-	if err != nil {
-		return reply, none, err
+		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
 	id := kvkey.Admission{Node: who.NodeID, Endpoint: req.Allocation}
-	done, err := a.table.claim(id, req.IPv4, req.IPv6)
+	release, err := a.table.claim(id, req.IPv4, req.IPv6)
 	if err != nil {
-		return reply, none, err
+		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
-	defer done()
+	defer release()
+	admission.Issued = a.issueTime(id)
+	admission.Expires = admission.Issued.Add(a.cfg.AdmissionLife)
+	reply, err := a.sign(ctx, admission, req.CSR)
+	if err != nil {
+		return fabric.Admission{}, api.AdmissionReply{}, err
+	}
+	// Once Vault has signed it, a caller that gives up must not leave the table without it.
+	if err := a.table.admit(context.WithoutCancel(ctx), id, admission, reply.Admission); err != nil {
+		return fabric.Admission{}, api.AdmissionReply{}, err
+	}
+	return admission, reply, nil
+}
 
-	now := time.Now().UTC().Truncate(time.Millisecond)
-	// Engines and agents keep the youngest: a clock that was set back, or that of
-	// another controller, must not make this one the older.
-	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
-		now = old.admission.Issued.Add(time.Millisecond)
+// checkRequest refuses what is wrong whatever the scheduler says.
+func (a *admitter) checkRequest(who identity.Node, req api.AdmissionRequest) error {
+	node, err := a.workloadNode(who)
+	if err != nil {
+		return err
 	}
-	admission := fabric.Admission{
+	if !allocationID.MatchString(req.Allocation) {
+		return invalid("%q is not the ID of a Nomad allocation", req.Allocation)
+	}
+	return checkAddresses(node, req.IPv4, req.IPv6)
+}
+
+// decide returns the admission of an allocation without its times: its service, its roles and its health checks.
+func (a *admitter) decide(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, error) {
+	place, err := a.placement(ctx, who, req.Allocation)
+	if err != nil {
+		return fabric.Admission{}, err
+	}
+	revision := a.policy.current.Load()
+	wanted := stanzaOf(place.Meta)
+	place.Workload.Zone, place.Workload.Node = who.Zone, who.Name // as the certificate attests them
+	service, err := choose(revision.graph, place.Workload, wanted)
+	if err != nil {
+		return fabric.Admission{}, err
+	}
+	roles, err := requested(revision.graph, revision.documents[service], wanted)
+	if err != nil {
+		return fabric.Admission{}, err
+	}
+	return fabric.Admission{
 		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Name,
 		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles, Checks: place.Checks,
-		Issued: now, Expires: now.Add(a.cfg.AdmissionLife),
+	}, nil
+}
+
+// issueTime returns the time at which a new admission of an endpoint is issued: now, but later than the one before.
+// Engines and agents use the admission with the latest time, and the clock may have been set back, or be another
+// controller's.
+func (a *admitter) issueTime(id kvkey.Admission) time.Time {
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
+		return old.admission.Issued.Add(time.Millisecond)
 	}
+	return now
+}
+
+// sign has the admission signed, and a certificate issued if there is a signing request.
+func (a *admitter) sign(ctx context.Context, admission fabric.Admission, csr []byte) (api.AdmissionReply, error) {
 	payload, err := json.Marshal(admission)
 	if err != nil {
-		return reply, none, fmt.Errorf("encode the admission of endpoint %s: %w", req.Allocation, err)
+		return api.AdmissionReply{}, fmt.Errorf("encode the admission of endpoint %s: %w", admission.Endpoint, err)
 	}
-	g, sub := errgroup.WithContext(ctx)
+	var reply api.AdmissionReply
+	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() (err error) {
-		reply.Admission, err = a.cfg.Signer.Sign(sub, fabric.KindAdmission, payload)
+		reply.Admission, err = a.cfg.Signer.Sign(ctx, fabric.KindAdmission, payload)
 		return err
 	})
-	if len(req.CSR) > 0 {
+	if len(csr) > 0 {
 		g.Go(func() (err error) {
-			reply.Certificate, err = a.cfg.Authority.SignWorkload(sub, req.CSR, service)
+			reply.Certificate, err = a.cfg.Authority.SignWorkload(ctx, csr, admission.Service)
 			return err
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return reply, none, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
+		return api.AdmissionReply{}, unavailable("%v", err)
 	}
-	if err := a.table.admit(context.WithoutCancel(ctx), id, admission, reply.Admission); err != nil {
-		return reply, none, err
-	}
-	return reply, admission, nil
+	return reply, nil
 }
 
 // release ends the admission of an endpoint of the calling node.
@@ -120,25 +144,25 @@ func (a *admitter) release(ctx context.Context, who identity.Node, endpoint stri
 	return a.table.release(ctx, kvkey.Admission{Node: who.NodeID, Endpoint: endpoint})
 }
 
-// certificate has a certificate issued for a service of which the calling
-// node holds a live admission.
+// certificate has a certificate issued for a service, if the calling node has a live admission of it.
 func (a *admitter) certificate(ctx context.Context, who identity.Node, req api.CertificateRequest) ([][]byte, error) {
 	if _, err := a.workloadNode(who); err != nil {
 		return nil, err
 	}
 	if !a.table.serves(who.NodeID, req.Service) {
-		return nil, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s holds no live admission of service %s", who.NodeID, req.Service)
+		return nil, forbidden("node %s has no live admission of service %s", who.NodeID, req.Service)
 	}
 	chain, err := a.cfg.Authority.SignWorkload(ctx, req.CSR, req.Service)
 	if err != nil {
-		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
+		return nil, unavailable("%v", err)
 	}
 	return chain, nil
 }
 
+// workloadNode returns the record of the calling node, which must be a workload node.
 func (a *admitter) workloadNode(who identity.Node) (fabric.Node, error) {
 	if who.Kind != fabric.KindWorkload {
-		return fabric.Node{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node: no workload runs there", who.NodeID, who.Kind)
+		return fabric.Node{}, forbidden("the certificate of node %s is of a %s node; only a %s node has endpoints", who.NodeID, who.Kind, fabric.KindWorkload)
 	}
 	node, ok := a.nodes.get(who.NodeID)
 	if !ok {
@@ -147,7 +171,7 @@ func (a *admitter) workloadNode(who identity.Node) (fabric.Node, error) {
 	return node, nil
 }
 
-// checkAddresses reports addresses that no endpoint of the node may have.
+// checkAddresses refuses addresses that an endpoint of the node cannot have.
 func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 	for _, c := range []struct {
 		addr, gateway netip.Addr
@@ -155,16 +179,15 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 	}{{v4, node.Gateway4(), node.Pool4}, {v6, node.Gateway6(), node.Pool6}} {
 		switch {
 		case !c.pool.Contains(c.addr):
-			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s lies outside the pool %s of node %s", c.addr, c.pool, node.ID())
+			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s is not in pool %s of node %s", c.addr, c.pool, node.ID())
 		case c.addr == c.pool.Addr() || c.addr == c.gateway:
-			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s of pool %s is the node's own", c.addr, c.pool)
+			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s of pool %s is reserved for node %s itself", c.addr, c.pool, node.ID())
 		}
 	}
 	return nil
 }
 
-// placement asks the scheduler, and refuses what it did not place on the
-// caller.
+// placement asks the scheduler about an allocation. It refuses one that is not placed on the calling node, or is stopped.
 func (a *admitter) placement(ctx context.Context, who identity.Node, allocation string) (Placement, error) {
 	likely, _ := a.bindings.Load(who.NodeID)
 	node, _ := likely.(string)
@@ -179,42 +202,38 @@ func (a *admitter) placement(ctx context.Context, who identity.Node, allocation 
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
 			"allocation %s was not placed on node %s: Nomad placed it on node %q of datacenter %q", allocation, who.NodeID, place.NodeName, place.Datacenter)
 	}
-	if err := a.bound(ctx, who, place.NodeID); err != nil {
+	if err := a.bind(ctx, who.NodeID, place.NodeID); err != nil {
 		return place, err
 	}
 	if place.Stopped != "" {
-		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s is not to run: %s", allocation, place.Stopped)
+		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", allocation, place.Stopped)
 	}
 	return place, nil
 }
 
-// bound pins the scheduler's node to ours on first use. A Nomad client that
-// later comes under the same name is another one until the operator says
-// otherwise by deleting the key.
-func (a *admitter) bound(ctx context.Context, who identity.Node, nodeID string) error {
-	if id, ok := a.bindings.Load(who.NodeID); ok && id == nodeID {
+// bind binds a node to its Nomad node at the first admission, in Consul, and refuses another Nomad node later. A Nomad
+// client that comes with another ID under the same name could be anybody's machine, until an operator deletes the key.
+func (a *admitter) bind(ctx context.Context, node fabric.NodeID, nomadID string) error {
+	if id, ok := a.bindings.Load(node); ok && id == nomadID {
 		return nil
 	}
-	key := kvkey.Binding(who.NodeID).String()
+	key := kvkey.Binding(node).String()
 	kv := a.cfg.Consul().KV()
-	// Index 0: written only if the key is absent.
-	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nodeID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "pin the Nomad node of %s: %v", who.NodeID, err)
+	// Index 0: written only if the key does not exist.
+	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nomadID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+		return unavailable("write %s to Consul: %v", key, err)
 	}
-	pinned, _, err := kv.Get(key, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-	if err != nil || pinned == nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read which Nomad node %s is bound to: %v", who.NodeID, err)
+	pair, _, err := kv.Get(key, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
+	if err != nil {
+		return unavailable("read %s from Consul: %v", key, err)
 	}
-	if got := strings.TrimSpace(string(pinned.Value)); got != nodeID {
+	if pair == nil {
+		return unavailable("%s was deleted from Consul meanwhile; try again", key)
+	}
+	if bound := strings.TrimSpace(string(pair.Value)); bound != nomadID {
 		return api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"node %s is bound to Nomad node %s, but the allocation is on %s of the same name; if Nomad's client was set up anew, `consul kv delete %s`", who.NodeID, got, nodeID, key)
+			"node %s is bound to Nomad node %s, but the allocation is on Nomad node %s of the same name; if the Nomad client was set up anew, run `consul kv delete %s`", node, bound, nomadID, key)
 	}
-	a.bindings.Store(who.NodeID, nodeID)
+	a.bindings.Store(node, nomadID)
 	return nil
-}
-
-// logAdmission says what was admitted.
-func (c *Controller) logAdmission(a fabric.Admission, took time.Duration) {
-	c.log.Info("endpoint admitted", logkey.Endpoint, a.Endpoint, logkey.Node, a.Zone+"/"+a.Node,
-		logkey.Identity, a.Identity().Key(), logkey.Address, a.IPv4.String(), logkey.Duration, took)
 }

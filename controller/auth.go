@@ -100,7 +100,7 @@ func (a access) applies(domain string) bool { return a.has(applyPolicy + "-" + d
 
 // missing refuses because none of the policies is carried.
 func (a access) missing(what string, policies ...string) error {
-	return api.Errorf(http.StatusForbidden, api.CodeForbidden, "the %s may not %s: it carries none of the %s %s",
+	return forbidden("the %s may not %s: it carries none of the %s %s",
 		a.actor, what, a.by, strings.Join(append(policies, setup.OperatorPolicy), ", "))
 }
 
@@ -175,7 +175,7 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 		return access{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs an operator's token: set %s to a Consul ACL token, or %s to a Vault token, with the policy %s",
 			api.EnvToken, api.EnvVaultToken, setup.OperatorPolicy)
 	case consul != "" && vault != "": // whose permissions count must not be a guess
-		return access{}, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "the call shows a Consul token and a Vault token; show one of them")
+		return access{}, invalid("the call shows a Consul token and a Vault token; show one of them")
 	case consul != "":
 		a, err = consulAccess(ctx, c.cfg.Consul(), consul)
 	default:
@@ -194,7 +194,7 @@ func (c *Controller) caller(r *http.Request) (identity.Node, error) {
 		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs a node's certificate: %v", err)
 	}
 	if !peer.IsNode() {
-		return identity.Node{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "this call needs a node's certificate, not that of %s", peer)
+		return identity.Node{}, forbidden("this call needs a node's certificate, not that of %s", peer)
 	}
 	return peer.Node, nil
 }

@@ -46,7 +46,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		}
 		held := p.current.Load()
 		if e.cas != nil && *e.cas != held.pointer.Sequence {
-			return api.GraphReply{}, api.Errorf(http.StatusConflict, api.CodeConflict,
+			return api.GraphReply{}, conflict(
 				"the graph is at sequence %d, not %d: somebody else applied a change; look at it and try again", held.pointer.Sequence, *e.cas)
 		}
 		graph, err := p.edited(held, e.apply)
@@ -55,7 +55,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		}
 		compiled, fresh, touched := held.compiled.Next(graph)
 		if !e.expect.IsZero() && compiled.Root != e.expect {
-			return api.GraphReply{}, api.Errorf(http.StatusConflict, api.CodeConflict,
+			return api.GraphReply{}, conflict(
 				"the change leads to root %s, not to %s as planned; plan it again", compiled.Root, e.expect)
 		}
 		reply := api.GraphReply{Pointer: held.pointer, Graph: graph, Waiting: graph.Waiting()}
@@ -72,7 +72,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		reply.Pointer, reply.Changed = next.pointer, true
 		return reply, nil
 	}
-	return api.GraphReply{}, api.Errorf(http.StatusConflict, api.CodeConflict,
+	return api.GraphReply{}, conflict(
 		"the pointer was moved by others %d times while this change was computed; try again", applyAttempts)
 }
 
@@ -117,7 +117,7 @@ func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Co
 	}
 	signed, err := p.signer.Sign(ctx, fabric.KindPointer, payload)
 	if err != nil {
-		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
+		return nil, unavailable("%v", err)
 	}
 	var check fabric.Pointer
 	if err := p.keys().Verify(signed, fabric.KindPointer, &check); err != nil {
@@ -130,7 +130,7 @@ func (p *policy) publish(ctx context.Context, held *inForce, compiled *fabric.Co
 		if errors.Is(err, revision.ErrConflict) {
 			return nil, err
 		}
-		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "publish revision %d: %v", pointer.Sequence, err)
+		return nil, unavailable("publish revision %d: %v", pointer.Sequence, err)
 	}
 	next := &inForce{signed: signed, pointer: pointer, graph: compiled.Graph, documents: compiled.Documents, compiled: compiled, sound: true}
 	p.chain.put(entry.Hash, change)
@@ -155,7 +155,7 @@ func (p *policy) repair(ctx context.Context, graph *fabric.Graph) error {
 		p.log.Warn("object in Consul was missing or altered; writing it again", logkey.Object, h.String())
 	}
 	if err != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "compare the graph with the objects in Consul: %v", err)
+		return unavailable("compare the graph with the objects in Consul: %v", err)
 	}
 	return nil
 }
@@ -171,7 +171,7 @@ func (p *policy) apply(ctx context.Context, req api.GraphRequest, author string)
 	})
 }
 
-var errEmpty = api.Errorf(http.StatusBadRequest, api.CodeInvalid, "the request names no domain and no guardrail")
+var errEmpty = invalid("the request names no domain and no guardrail")
 
 func empty(req api.GraphRequest) bool {
 	return len(req.Domains)+len(req.Guardrails)+len(req.RemoveDomains)+len(req.RemoveGuardrails) == 0
@@ -181,18 +181,18 @@ func empty(req api.GraphRequest) bool {
 func merge(g *fabric.Graph, req api.GraphRequest) error {
 	for name, d := range req.Domains {
 		if d == nil || d.Name != name {
-			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "domain %q: its definition is missing or carries another name", name)
+			return invalid("domain %q: its definition is missing or carries another name", name)
 		}
 		for _, c := range d.Contracts {
 			if lacksProtocol(c.Rules) {
-				return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "contract %q of domain %q: a rule names no protocol", c.Name, name)
+				return invalid("contract %q of domain %q: a rule names no protocol", c.Name, name)
 			}
 		}
 		g.Domains[name] = d
 	}
 	for _, name := range req.RemoveDomains {
 		if g.Domains[name] == nil || req.Domains[name] != nil {
-			return api.Errorf(http.StatusNotFound, api.CodeNotFound, "the graph has no domain %q to remove", name)
+			return notFound("the graph has no domain %q to remove", name)
 		}
 		delete(g.Domains, name)
 	}
@@ -203,7 +203,7 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 	for _, name := range req.RemoveGuardrails {
 		i := at(name)
 		if i < 0 {
-			return api.Errorf(http.StatusNotFound, api.CodeNotFound, "the graph has no guardrail %q to remove", name)
+			return notFound("the graph has no guardrail %q to remove", name)
 		}
 		g.Guardrails = slices.Delete(g.Guardrails, i, i+1)
 	}
@@ -211,7 +211,7 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 	for _, r := range req.Guardrails {
 		for _, d := range r.Deny {
 			if lacksProtocol(d.Rules) {
-				return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "guardrail %q: a rule names no protocol", r.Name)
+				return invalid("guardrail %q: a rule names no protocol", r.Name)
 			}
 		}
 		if i := at(r.Name); i >= 0 && !given[r.Name] {

@@ -61,7 +61,7 @@ func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.
 		if !known {
 			found, err := revision.Fetch(ctx, p.consul(), []fabric.Hash{h})
 			if err != nil {
-				return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read the history from Consul: %v", err)
+				return nil, unavailable("read the history from Consul: %v", err)
 			}
 			data, ok := found[h]
 			if !ok {
@@ -112,19 +112,19 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 		return past{change, graph}, nil
 	}
 	if held.pointer.Sequence == 0 {
-		return past{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "no graph has been applied yet")
+		return past{}, notFound("no graph has been applied yet")
 	}
 	oldest := held.pointer.Sequence
 	if len(changes) > 0 {
 		oldest = changes[len(changes)-1].Sequence
 	}
-	return past{}, api.Errorf(http.StatusNotFound, api.CodeNotFound, "revision %d is not kept; the history reaches from %d to %d", sequence, oldest, held.pointer.Sequence)
+	return past{}, notFound("revision %d is not kept; the history reaches from %d to %d", sequence, oldest, held.pointer.Sequence)
 }
 
 // rollback takes up the graph of a kept revision again.
 func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
-		return api.RollbackReply{}, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "the request names no revision")
+		return api.RollbackReply{}, invalid("the request names no revision")
 	}
 	old, err := p.at(ctx, req.Revision)
 	if err != nil {

@@ -93,8 +93,8 @@ func testPlan(t *testing.T, w *world) {
 
 	// Live endpoints and connections.
 	c.table.mu.Lock()
-	c.table.seats[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "alloc"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
-	c.table.seats[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "stranger"}] = &seat{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.grants[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "alloc"}] = &grant{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
+	c.table.grants[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "stranger"}] = &grant{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
 	c.table.mu.Unlock()
 	flow := api.FlowStatus{From: fabric.Ref{Domain: "app", Name: "proxy"}, To: fabric.Ref{Domain: "app", Name: "svc"}, Protocol: fabric.TCP, Port: 8080, Count: 3, Contract: fabric.Ref{Domain: "app", Name: "frontend"}}
 	c.reports.put(identity.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}}, api.NodeStatus{Flows: []api.FlowStatus{flow}})

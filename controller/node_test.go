@@ -134,7 +134,7 @@ func testLink(t *testing.T, w *world) {
 	_, err = w1.RegisterNode(ctx, statement(w2.id, w1, 2))
 	code(t, api.CodeForbidden, err)
 	_, err = w2.RegisterNode(ctx, statement(w2.id, w2, 1))
-	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "is that of node aws1/w1")
+	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "node aws1/w1 has the same public key")
 	broken := statement(w1.id, w1, 3)
 	broken.Link = append(broken.Link, ' ')
 	_, err = w1.RegisterNode(ctx, broken)
@@ -265,7 +265,7 @@ func testAddresses(t *testing.T, w *world) {
 		return err
 	}
 	must.NoError(t, admit(1, 10))
-	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "is that of endpoint "+allocation(1))
+	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "is in use by endpoint "+allocation(1))
 	code(t, api.CodeAddress, admit(2, 0))
 	code(t, api.CodeAddress, admit(2, 1))
 	outside := request4(2, 20)

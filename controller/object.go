@@ -41,7 +41,7 @@ func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Grap
 	})
 	switch {
 	case storeErr != nil:
-		return nil, nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read the graph from Consul: %v", storeErr)
+		return nil, nil, unavailable("read the graph from Consul: %v", storeErr)
 	case err != nil:
 		return nil, nil, api.Errorf(http.StatusConflict, api.CodeRevision,
 			"the graph in Consul is refused: %v; restore the object from a backup of Consul", err)

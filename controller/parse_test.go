@@ -42,8 +42,8 @@ func TestPools(t *testing.T) {
 	must.Error(t, checkPools(v4, netip.MustParsePrefix("fd00::/65")))
 	rapid.Check(t, func(t *rapid.T) {
 		n, m := rapid.IntRange(0, 16383).Draw(t, "n"), rapid.IntRange(0, 16383).Draw(t, "m")
-		a4, a6 := pools(v4, v6, n)
-		b4, b6 := pools(v4, v6, m)
+		a4, a6 := poolPair(v4, v6, n)
+		b4, b6 := poolPair(v4, v6, m)
 		if !v4.Overlaps(a4) || !v6.Overlaps(a6) || a4.Bits() != bits4 || a6.Bits() != bits6 {
 			t.Fatalf("pools %s, %s lie outside", a4, a6)
 		}

@@ -79,9 +79,9 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	for id, s := range t.seats {
-		if e := effect[s.admission.Service]; e != "" && s.live(now) {
-			list = append(list, api.Touched{Endpoint: id.Endpoint, Node: id.Node.String(), Service: s.admission.Service, Effect: e})
+	for id, g := range t.grants {
+		if e := effect[g.admission.Service]; e != "" && g.live(now) {
+			list = append(list, api.Touched{Endpoint: id.Endpoint, Node: id.Node.String(), Service: g.admission.Service, Effect: e})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.Touched) int {

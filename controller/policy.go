@@ -167,7 +167,7 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	case err != nil && index > 0: // it was read, but is no signed statement
 		return index, p.refuse("%v", err)
 	case err != nil:
-		return 0, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read the pointer from Consul: %v", err)
+		return 0, unavailable("read the pointer from Consul: %v", err)
 	}
 	var pointer fabric.Pointer
 	if err := p.keys().Verify(signed, fabric.KindPointer, &pointer); err != nil {

@@ -6,10 +6,9 @@ package controller
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"fmt"
-	"net/http"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -26,61 +25,34 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-const bits4, bits6 = 24, 64 // the size of a node's pools
-
-// checkPools reports why node pools cannot be cut out of the two prefixes.
-func checkPools(v4, v6 netip.Prefix) error {
-	switch {
-	case !v4.IsValid() || !v4.Addr().Is4() || v4.Bits() > bits4:
-		return fmt.Errorf("pool of IPv4 addresses %v: it must be an IPv4 prefix of at most %d bits, for instance 100.64.0.0/10", v4, bits4)
-	case !v6.IsValid() || !v6.Addr().Is6() || v6.Bits() > bits6:
-		return fmt.Errorf("pool of IPv6 addresses %v: it must be an IPv6 prefix of at most %d bits, for instance fd5f::/32", v6, bits6)
-	}
-	return nil
-}
-
-// poolCount is how many nodes the two prefixes can serve.
-func poolCount(v4, v6 netip.Prefix) int {
-	return 1 << min(bits4-v4.Bits(), bits6-v6.Bits(), 30)
-}
-
-// pools returns the n-th pair of node pools.
-func pools(v4, v6 netip.Prefix, n int) (netip.Prefix, netip.Prefix) {
-	a4 := v4.Masked().Addr().As4()
-	binary.BigEndian.PutUint32(a4[:], binary.BigEndian.Uint32(a4[:])+uint32(n)<<(32-bits4))
-	a6 := v6.Masked().Addr().As16()
-	binary.BigEndian.PutUint64(a6[:8], binary.BigEndian.Uint64(a6[:8])+uint64(n))
-	return netip.PrefixFrom(netip.AddrFrom4(a4), bits4), netip.PrefixFrom(netip.AddrFrom16(a6), bits6)
-}
-
 // member is a registered node.
 type member struct {
 	record fabric.NodeRecord
-	node   fabric.Node
-	link   fabric.Link // zero without one
-	index  uint64      // of the record in Consul
+	node   fabric.Node // the payload of record.Node
+	link   fabric.Link // decoded from record.Link; zero if there is none
+	index  uint64      // the modify index of the record in Consul
 }
 
-// registry is the nodes of the fabric and their pools.
+// registry contains the nodes of the fabric and their pools. Both are stored in Consul.
 type registry struct {
 	cfg Config
 	log hclog.Logger
 
-	mu      sync.Mutex
-	members map[fabric.NodeID]*member
-	pools   map[int]string    // zone/node by number of the pool
-	refused map[string]string // by key: why a record in Consul is not believed
+	mu         sync.Mutex
+	members    map[fabric.NodeID]*member
+	poolOwners map[int]fabric.NodeID // by number of the pair of pools; zero: somebody, but not known who
+	refused    map[string]string     // what is wrong with keys in Consul, for people
 }
 
 func newRegistry(cfg Config) *registry {
-	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, pools: map[int]string{}, refused: map[string]string{}}
+	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, poolOwners: map[int]fabric.NodeID{}, refused: map[string]string{}}
 }
 
-// load reads the records of nodes and pools. Records that do not verify are
-// not believed, and reported.
+// load reads the records of nodes and the owners of pools from Consul. A record that does not verify is left out and
+// reported.
 func (r *registry) load(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
-	owned, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
+	pools, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
 	if err != nil {
 		return fmt.Errorf("read the pools from Consul: %w", err)
 	}
@@ -90,19 +62,20 @@ func (r *registry) load(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members, r.pools, r.refused = map[fabric.NodeID]*member{}, map[int]string{}, map[string]string{}
-	for _, kv := range owned {
+	r.members, r.poolOwners, r.refused = map[fabric.NodeID]*member{}, map[int]fabric.NodeID{}, map[string]string{}
+	for _, kv := range pools {
 		n, err := kvkey.ParsePool(kv.Key)
 		if err != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v", kv.Key, err)
 			continue
 		}
-		r.pools[int(n)] = string(kv.Value)
+		// An owner that cannot be read still is one: the pool must not be assigned again.
+		r.poolOwners[int(n)], _ = fabric.ParseNodeID(string(kv.Value))
 	}
 	for _, kv := range records {
 		m, err := r.verify(kv)
 		if err != nil {
-			r.refused[kv.Key] = fmt.Sprintf("%s: %v; the node mends it when it registers again", kv.Key, err)
+			r.refused[kv.Key] = fmt.Sprintf("%s: %v; it is replaced when the node registers again", kv.Key, err)
 			r.log.Error("node record refused", logkey.Key, kv.Key, logkey.Error, err)
 			continue
 		}
@@ -111,6 +84,7 @@ func (r *registry) load(ctx context.Context) error {
 	return nil
 }
 
+// verify decodes a node record from Consul. The controller's part must be signed, and be of the node of the key.
 func (r *registry) verify(kv *consulapi.KVPair) (*member, error) {
 	m := &member{index: kv.ModifyIndex}
 	if err := json.Unmarshal(kv.Value, &m.record); err != nil {
@@ -120,31 +94,27 @@ func (r *registry) verify(kv *consulapi.KVPair) (*member, error) {
 		return nil, err
 	}
 	if m.node.Fabric != r.cfg.Fabric {
-		return nil, fmt.Errorf("it is of fabric %q", m.node.Fabric)
+		return nil, fmt.Errorf("it is of fabric %q, not %q", m.node.Fabric, r.cfg.Fabric)
 	}
 	if kv.Key != kvkey.Node(m.node.ID()).String() {
 		return nil, fmt.Errorf("it is the record of node %s", m.node.ID())
 	}
 	if len(m.record.Link) > 0 {
 		if err := json.Unmarshal(m.record.Link, &m.link); err != nil {
-			return nil, fmt.Errorf("link: %w", err)
+			return nil, fmt.Errorf("decode its link: %w", err)
 		}
 	}
 	return m, nil
 }
 
+// degraded returns what is wrong with the registry, for people.
 func (r *registry) degraded() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	var list []string
-	for _, why := range r.refused {
-		list = append(list, why)
-	}
-	slices.Sort(list)
-	return list
+	return slices.Sorted(maps.Values(r.refused))
 }
 
-// get returns a registered node.
+// get returns a registered node, and whether it is registered.
 func (r *registry) get(id fabric.NodeID) (fabric.Node, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -167,8 +137,7 @@ func (r *registry) all() []fabric.Node {
 	return list
 }
 
-// register writes the record of the calling node. The same request again
-// returns the record that is there.
+// register stores the record of the calling node. A request that changes nothing returns the record that exists.
 func (r *registry) register(ctx context.Context, who identity.Node, req api.NodeRequest) (fabric.NodeRecord, error) {
 	if err := r.checkNode(who, req); err != nil {
 		return fabric.NodeRecord{}, err
@@ -181,7 +150,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	}
 	known := r.members[who.NodeID]
 	next := fabric.NodeRecord{Link: req.Link, Certificate: req.Certificate, Signature: req.Signature}
-	if len(req.Link) == 0 && known != nil {
+	if len(req.Link) == 0 && known != nil { // the link stays as it is
 		next.Link, next.Certificate, next.Signature, link = known.record.Link, known.record.Certificate, known.record.Signature, known.link
 	}
 	node := fabric.Node{
@@ -199,7 +168,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.NodeID, err)
 	}
 	if next.Node, err = r.cfg.Signer.Sign(ctx, fabric.KindNode, payload); err != nil {
-		return fabric.NodeRecord{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "%v", err)
+		return fabric.NodeRecord{}, unavailable("%v", err)
 	}
 	index, err := r.write(ctx, node, next)
 	if err != nil {
@@ -211,8 +180,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	return next, nil
 }
 
-// unchanged reports whether the record on file says what the new one would,
-// and still is in Consul.
+// unchanged reports whether the record that is known has the content of the new one, and still is in Consul.
 func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRecord) bool {
 	node.Issued = known.node.Issued
 	if !reflect.DeepEqual(node, known.node) || !bytes.Equal(next.Link, known.record.Link) || !bytes.Equal(next.Signature, known.record.Signature) {
@@ -222,8 +190,13 @@ func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRe
 	return err == nil && kv != nil && kv.ModifyIndex == known.index
 }
 
-// write stores the record. The leader alone writes records, under its lock,
-// so whatever is there, altered or not, is to be replaced.
+const publicKeySize = 32 // bytes of a WireGuard key
+
+// writeAttempts bounds how often a record is written while another process writes it too.
+const writeAttempts = 5
+
+// write stores the record of a node in Consul, and returns its modify index. Only the leading controller writes records,
+// and it holds r.mu, so the value in Consul is out of date or was altered, and is replaced.
 func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.NodeRecord) (uint64, error) {
 	value, err := json.Marshal(record)
 	if err != nil {
@@ -231,43 +204,44 @@ func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.No
 	}
 	key := kvkey.Node(node.ID()).String()
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
-	for range 5 {
+	for range writeAttempts {
 		old, _, err := r.cfg.Consul().KV().Get(key, q)
 		if err != nil {
-			return 0, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "read the record of node %s: %v", node.ID(), err)
+			return 0, unavailable("read the record of node %s from Consul: %v", node.ID(), err)
 		}
-		kv := &consulapi.KVPair{Key: key, Value: value}
+		var index uint64
 		if old != nil {
-			kv.ModifyIndex = old.ModifyIndex
+			index = old.ModifyIndex
 		}
-		ok, resp, _, err := r.cfg.Consul().KV().Txn(consulapi.KVTxnOps{{Verb: consulapi.KVCAS, Key: key, Value: value, Index: kv.ModifyIndex}}, q)
+		next, ok, err := checkAndSet(ctx, r.cfg.Consul(), key, value, index)
 		if err != nil {
-			return 0, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "write the record of node %s: %v", node.ID(), err)
+			return 0, unavailable("write the record of node %s to Consul: %v", node.ID(), err)
 		}
 		if ok {
-			return resp.Results[0].ModifyIndex, nil
+			return next, nil
 		}
 	}
-	return 0, api.Errorf(http.StatusConflict, api.CodeConflict, "the record of node %s keeps being changed by somebody else", node.ID())
+	return 0, conflict("the record %s in Consul was changed %d times meanwhile; only the controller must write it", key, writeAttempts)
 }
 
+// checkNode refuses a registration whose addresses or engine cannot be right.
 func (r *registry) checkNode(who identity.Node, req api.NodeRequest) error {
 	if !req.Underlay.IsValid() || req.Underlay.IsUnspecified() || req.Underlay.IsMulticast() {
-		return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %q cannot be reached by other nodes", who.NodeID, req.Underlay)
+		return invalid("node %s: underlay address %q must be a unicast address that other nodes reach", who.NodeID, req.Underlay)
 	}
 	for _, p := range []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6} {
 		if p.Contains(req.Underlay) {
-			return api.Errorf(http.StatusBadRequest, api.CodeInvalid, "node %s: underlay address %s lies inside the fabric's own %s", who.NodeID, req.Underlay, p)
+			return invalid("node %s: underlay address %s must not be in the fabric's pool %s", who.NodeID, req.Underlay, p)
 		}
 	}
 	if who.Kind != fabric.KindProcessor && req.Engine != 0 {
-		return api.Errorf(http.StatusForbidden, api.CodeForbidden, "node %s is attested as a %s node, so it cannot offer an engine", who.NodeID, who.Kind)
+		return forbidden("the certificate of node %s is of a %s node; only a processor node can have an engine", who.NodeID, who.Kind)
 	}
 	return nil
 }
 
-// checkLink verifies a node's link statement: signed by a certificate of that
-// very node, about that node, with a key that no other node uses.
+// checkLink verifies a node's link statement. It must be signed with a certificate of that node, be about that node, and
+// have a public key that no other node has. The caller holds r.mu.
 func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Link, error) {
 	var link fabric.Link
 	if len(req.Link) == 0 {
@@ -275,60 +249,24 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 	}
 	signer, _, err := identity.VerifyBy(r.cfg.Identity.Roots(), r.cfg.TrustDomain, req.Certificate, fabric.LinkSigningInput(req.Link), req.Signature)
 	if err != nil {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.NodeID, err)
+		return link, invalid("link of node %s: verify its signature: %v", who.NodeID, err)
 	}
 	if signer != (identity.Subject{Node: who}) {
-		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s is signed by %s", who.NodeID, signer)
+		return link, forbidden("link of node %s: it is signed by %s", who.NodeID, signer)
 	}
 	if err := json.Unmarshal(req.Link, &link); err != nil {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: %v", who.NodeID, err)
+		return link, invalid("link of node %s: decode it: %v", who.NodeID, err)
 	}
 	if link.Node != who.NodeID {
-		return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s claims to be of %s", who.NodeID, link.Node)
+		return link, forbidden("link of node %s: it is about node %s", who.NodeID, link.Node)
 	}
-	if len(link.PublicKey) != 32 {
-		return link, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "link of node %s: its public key has %d bytes, not 32", who.NodeID, len(link.PublicKey))
+	if len(link.PublicKey) != publicKeySize {
+		return link, invalid("link of node %s: its public key has %d bytes, expected %d", who.NodeID, len(link.PublicKey), publicKeySize)
 	}
 	for id, m := range r.members {
 		if id != who.NodeID && bytes.Equal(m.link.PublicKey, link.PublicKey) {
-			return link, api.Errorf(http.StatusForbidden, api.CodeForbidden, "link of node %s: its public key is that of node %s", who.NodeID, id)
+			return link, forbidden("link of node %s: node %s has the same public key", who.NodeID, id)
 		}
 	}
 	return link, nil
-}
-
-// poolOf returns the node's pools: those of its signed record, else those
-// noted for it, else the first that nobody has. The caller holds r.mu.
-func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, netip.Prefix, error) {
-	taken := map[netip.Prefix]bool{}
-	for other, m := range r.members {
-		if other == id && r.cfg.Pool4.Contains(m.node.Pool4.Addr()) && r.cfg.Pool6.Contains(m.node.Pool6.Addr()) {
-			return m.node.Pool4, m.node.Pool6, nil
-		}
-		taken[m.node.Pool4], taken[m.node.Pool6] = true, true
-	}
-	count := poolCount(r.cfg.Pool4, r.cfg.Pool6)
-	for n, owner := range r.pools {
-		if v4, v6 := pools(r.cfg.Pool4, r.cfg.Pool6, n); owner == id.String() && n < count && !taken[v4] && !taken[v6] {
-			return v4, v6, nil
-		}
-	}
-	for n := range count {
-		v4, v6 := pools(r.cfg.Pool4, r.cfg.Pool6, n)
-		if r.pools[n] != "" || taken[v4] || taken[v6] {
-			continue
-		}
-		kv := &consulapi.KVPair{Key: kvkey.Pool(n).String(), Value: []byte(id.String())} // index 0: only if absent
-		ok, _, err := r.cfg.Consul().KV().CAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
-		if err != nil {
-			return v4, v6, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "note pool %s for node %s: %v", v4, id, err)
-		}
-		if !ok {
-			r.pools[n] = "another controller's"
-			continue
-		}
-		r.pools[n] = id.String()
-		return v4, v6, nil
-	}
-	return netip.Prefix{}, netip.Prefix{}, api.Errorf(http.StatusInsufficientStorage, api.CodeAddress, "all %d pools of %s and %s are taken", count, r.cfg.Pool4, r.cfg.Pool6)
 }

@@ -79,7 +79,7 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, api.Errorf(http.StatusNotFound, api.CodeNotFound, "the controller has no %s %s", r.Method, r.URL.Path))
+		refuse(w, notFound("the controller has no %s %s", r.Method, r.URL.Path))
 	})
 	return mux
 }
@@ -185,7 +185,7 @@ func decode[T any](r request) (T, error) {
 	case errors.As(err, &large):
 		return v, api.Errorf(http.StatusRequestEntityTooLarge, api.CodeInvalid, "the request is larger than %d bytes", large.Limit)
 	case err != nil:
-		return v, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "decode the request: %v", err)
+		return v, invalid("decode the request: %v", err)
 	}
 	return v, nil
 }

@@ -6,7 +6,6 @@ package controller
 import (
 	"context"
 	"errors"
-	"net/http"
 	"net/url"
 	"strconv"
 	"time"
@@ -32,7 +31,7 @@ func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	if len(req.Nodes) > api.MaxDumpNodes {
-		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d nodes are more than the %d of one request", len(req.Nodes), api.MaxDumpNodes)
+		return nil, invalid("%d nodes are more than the %d of one request", len(req.Nodes), api.MaxDumpNodes)
 	}
 	for _, n := range req.Nodes {
 		if err := c.knows(n); err != nil {
@@ -47,7 +46,7 @@ func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 // knows refuses a node that is not registered.
 func (c *Controller) knows(node fabric.NodeID) error {
 	if _, ok := c.nodes.get(node); !ok {
-		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q", node)
+		return notFound("there is no node %q", node)
 	}
 	return nil
 }
@@ -56,7 +55,7 @@ func (c *Controller) knows(node fabric.NodeID) error {
 func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	q, err := questionOf(r.URL.Query())
 	if err != nil {
-		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%v", err)
+		return nil, invalid("%v", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -78,13 +77,13 @@ func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	case err == nil:
 		return answer, nil
 	case ctx.Err() != nil:
-		return nil, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "the call was cut short: %v", err)
+		return nil, unavailable("the call was cut short: %v", err)
 	case errors.As(err, &unreadable):
 		return nil, r.operator.missing("read domain "+strconv.Quote(unreadable.Domain), setup.ReadPolicy, setup.ReadPolicy+"-"+unreadable.Domain)
 	case errors.As(err, &unknown):
-		return nil, api.Errorf(http.StatusNotFound, api.CodeNotFound, "%v", err)
+		return nil, notFound("%v", err)
 	}
-	return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%v", err)
+	return nil, invalid("%v", err)
 }
 
 // questionOf reads a question from the parameters of a query.

@@ -7,7 +7,6 @@ import (
 	"context"
 	"fmt"
 	"maps"
-	"net/http"
 	"slices"
 	"strconv"
 	"strings"
@@ -24,7 +23,7 @@ func awaitIndex(ctx context.Context, r request, b *bell) (uint64, error) {
 	var err error
 	if s := query.Get("index"); s != "" {
 		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
-			return 0, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "index: %q is not a number", s)
+			return 0, invalid("index: %q is not a number", s)
 		}
 	}
 	wait, err := waitOf(r, api.DefaultWait, api.MaxWait)
@@ -48,7 +47,7 @@ func waitOf(r request, otherwise, most time.Duration) (time.Duration, error) {
 	}
 	d, err := time.ParseDuration(s)
 	if err != nil || d < 0 {
-		return 0, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "wait: %q is not a duration such as 30s", s)
+		return 0, invalid("wait: %q is not a duration such as 30s", s)
 	}
 	return min(d, most), nil
 }
@@ -57,7 +56,7 @@ func (c *Controller) getGraph(ctx context.Context, r request) (any, error) {
 	if s := r.URL.Query().Get("revision"); s != "" {
 		sequence, err := strconv.ParseUint(s, 10, 64)
 		if err != nil || sequence == 0 {
-			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "revision: %q is not a sequence", s)
+			return nil, invalid("revision: %q is not a sequence", s)
 		}
 		old, err := c.policy.at(ctx, sequence)
 		if err != nil {
@@ -206,14 +205,14 @@ func (c *Controller) probe(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	if len(req.Tasks) > api.MaxProbeTasks {
-		return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
+		return nil, invalid("%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
 	}
 	for _, t := range req.Tasks {
 		if err := c.knows(t.Node); err != nil {
 			return nil, err
 		}
 		if t.Kind == api.TaskDump {
-			return nil, api.Errorf(http.StatusBadRequest, api.CodeInvalid, "a dump is no probe; ask for it with POST /v1/dump")
+			return nil, invalid("a dump is no probe; ask for it with POST /v1/dump")
 		}
 	}
 	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/logkey"
 )
 
 func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
@@ -54,13 +55,15 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 	}
 	begin := time.Now()
 	r.entry.Target = req.Allocation
-	reply, admission, err := c.admitter.admit(ctx, r.node, req)
+	admission, reply, err := c.admitter.admit(ctx, r.node, req)
 	if err != nil {
 		return nil, err
 	}
+	took := time.Since(begin)
 	r.entry.Message = admission.Identity().Key()
-	c.metrics.admission.Observe(time.Since(begin).Seconds())
-	c.logAdmission(admission, time.Since(begin))
+	c.metrics.admission.Observe(took.Seconds())
+	c.log.Info("endpoint admitted", logkey.Endpoint, admission.Endpoint, logkey.Node, admission.Host().String(),
+		logkey.Identity, admission.Identity().Key(), logkey.Address, admission.IPv4.String(), logkey.Duration, took)
 	return reply, nil
 }
 

@@ -23,61 +23,11 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// restTime is how long an address is given to nobody else after its endpoint
-// is gone: until every cache of it has been corrected.
-const restTime = 10 * time.Minute
+// sweepInterval is how often grants that are over are deleted.
+const sweepInterval = time.Minute
 
-// seat is the place of an endpoint in the table: its admission while it
-// lives, and the addresses that rest after it.
-type seat struct {
-	Signed   fabric.Signed            `json:"signed"`
-	Released time.Time                `json:"released,omitzero"`
-	Resting  map[netip.Addr]time.Time `json:"resting,omitempty"` // until when
-
-	admission fabric.Admission
-	index     uint64 // of the seat in Consul
-}
-
-func (s *seat) live(now time.Time) bool {
-	return s.Released.IsZero() && now.Before(s.admission.Expires)
-}
-
-// holds reports until when addr may not be given to another endpoint.
-func (s *seat) holds(addr netip.Addr, now time.Time) (until time.Time, held bool) {
-	if addr == s.admission.IPv4 || addr == s.admission.IPv6 {
-		until = s.admission.Expires
-		if !s.Released.IsZero() {
-			until = s.Released
-		}
-		until = until.Add(restTime)
-	}
-	if t, ok := s.Resting[addr]; ok && t.After(until) {
-		until = t
-	}
-	return until, now.Before(until)
-}
-
-// over reports whether nothing of the seat matters any more.
-func (s *seat) over(now time.Time) bool {
-	if s.live(now) {
-		return false
-	}
-	for _, addr := range []netip.Addr{s.admission.IPv4, s.admission.IPv6} {
-		if _, held := s.holds(addr, now); held {
-			return false
-		}
-	}
-	for _, until := range s.Resting {
-		if now.Before(until) {
-			return false
-		}
-	}
-	return true
-}
-
-// table is the admissions that were given, so that no address has two
-// holders and no certificate goes to a node without an endpoint of the
-// service. It is kept in Consul.
+// table contains the grants of all endpoints. With it, no address is given to two endpoints, and a node gets
+// certificates only for services of which it has an endpoint. The table is stored in Consul.
 type table struct {
 	fabric string
 	consul func() *consulapi.Client
@@ -86,20 +36,19 @@ type table struct {
 	now    func() time.Time
 
 	mu      sync.Mutex
-	seats   map[kvkey.Admission]*seat
+	grants  map[kvkey.Admission]*grant     // the grants are replaced, never changed
 	claims  map[netip.Addr]kvkey.Admission // addresses of admissions that are being made
-	refused []string
+	refused []string                       // what is wrong with keys in Consul, for people
 }
 
 func newTable(cfg Config) *table {
 	return &table{
 		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: time.Now,
-		seats: map[kvkey.Admission]*seat{}, claims: map[netip.Addr]kvkey.Admission{},
+		grants: map[kvkey.Admission]*grant{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
 }
 
-// load reads the table. A seat whose admission does not verify is left out,
-// and reported.
+// load reads the table from Consul. A grant that does not verify is left out and reported.
 func (t *table) load(ctx context.Context) error {
 	list, _, err := t.consul().KV().List(kvkey.Admissions, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
@@ -107,46 +56,47 @@ func (t *table) load(ctx context.Context) error {
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.seats, t.refused = map[kvkey.Admission]*seat{}, nil
+	t.grants, t.refused = map[kvkey.Admission]*grant{}, nil
 	for _, kv := range list {
-		id, s, err := t.verify(kv)
+		id, g, err := t.verify(kv)
 		if err != nil {
 			t.refused = append(t.refused, fmt.Sprintf("%s: %v", kv.Key, err))
 			t.log.Error("admission in Consul refused", logkey.Key, kv.Key, logkey.Error, err)
 			continue
 		}
-		t.seats[id] = s
+		t.grants[id] = g
 	}
 	return nil
 }
 
-// verify reads a seat from Consul.
-func (t *table) verify(kv *consulapi.KVPair) (kvkey.Admission, *seat, error) {
+// verify decodes a grant from Consul. Its admission must be signed, and be the one of the key.
+func (t *table) verify(kv *consulapi.KVPair) (kvkey.Admission, *grant, error) {
 	id, err := kvkey.ParseAdmission(kv.Key)
 	if err != nil {
 		return id, nil, err
 	}
-	s := &seat{index: kv.ModifyIndex}
-	if err := json.Unmarshal(kv.Value, s); err != nil {
+	g := &grant{index: kv.ModifyIndex}
+	if err := json.Unmarshal(kv.Value, g); err != nil {
 		return id, nil, err
 	}
-	if err := t.keys().Verify(s.Signed, fabric.KindAdmission, &s.admission); err != nil {
+	if err := t.keys().Verify(g.Signed, fabric.KindAdmission, &g.admission); err != nil {
 		return id, nil, err
 	}
-	if a := s.admission; a.Fabric != t.fabric || a.Host() != id.Node || a.Endpoint != id.Endpoint {
+	if a := g.admission; a.Fabric != t.fabric || a.Host() != id.Node || a.Endpoint != id.Endpoint {
 		return id, nil, fmt.Errorf("it is the admission of endpoint %s on node %s in fabric %s", a.Endpoint, a.Host(), a.Fabric)
 	}
-	return id, s, nil
+	return id, g, nil
 }
 
+// degraded returns what is wrong with the table, for people.
 func (t *table) degraded() []string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return slices.Clone(t.refused)
 }
 
-// claim reserves addresses for an endpoint until the returned function is
-// called. They must be free, or the endpoint's own.
+// claim reserves addresses for an endpoint until release is called. It fails if another endpoint has one of them, or had
+// it too recently.
 func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -155,17 +105,17 @@ func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func
 		if other, ok := t.claims[addr]; ok && other != id {
 			return nil, taken(addr, other)
 		}
-		for other, s := range t.seats {
+		for other, g := range t.grants {
 			if other == id {
 				continue
 			}
-			until, held := s.holds(addr, now)
+			until, reserved := g.reserves(addr, now)
 			switch {
-			case held && s.live(now) && (addr == s.admission.IPv4 || addr == s.admission.IPv6):
+			case reserved && g.live(now) && g.has(addr):
 				return nil, taken(addr, other)
-			case held:
+			case reserved:
 				return nil, api.Errorf(http.StatusConflict, api.CodeAddress,
-					"address %s rests until %s after endpoint %s of node %s; take another", addr, until.UTC().Format(time.RFC3339), other.Endpoint, other.Node)
+					"address %s was used by endpoint %s of node %s and rests until %s; take another address", addr, other.Endpoint, other.Node, until.UTC().Format(time.RFC3339))
 			}
 		}
 	}
@@ -184,25 +134,25 @@ func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func
 }
 
 func taken(addr netip.Addr, by kvkey.Admission) error {
-	return api.Errorf(http.StatusConflict, api.CodeAddress, "address %s is that of endpoint %s of node %s; take another", addr, by.Endpoint, by.Node)
+	return api.Errorf(http.StatusConflict, api.CodeAddress, "address %s is in use by endpoint %s of node %s; take another address", addr, by.Endpoint, by.Node)
 }
 
-// admit writes an endpoint's admission. Addresses that it had before rest.
+// admit stores an endpoint's new admission. Addresses that only the admission before had rest.
 func (t *table) admit(ctx context.Context, id kvkey.Admission, a fabric.Admission, signed fabric.Signed) error {
 	now := t.now()
-	next := &seat{Signed: signed, admission: a}
+	next := &grant{Signed: signed, admission: a}
 	if old := t.get(id); old != nil {
 		next.index = old.index
 		next.Resting = maps.Clone(old.Resting)
 		for _, addr := range []netip.Addr{old.admission.IPv4, old.admission.IPv6} {
-			if addr != a.IPv4 && addr != a.IPv6 {
+			if !next.has(addr) {
 				if next.Resting == nil {
 					next.Resting = map[netip.Addr]time.Time{}
 				}
 				next.Resting[addr] = now.Add(restTime)
 			}
 		}
-		maps.DeleteFunc(next.Resting, func(addr netip.Addr, until time.Time) bool { return !now.Before(until) })
+		maps.DeleteFunc(next.Resting, func(_ netip.Addr, until time.Time) bool { return !now.Before(until) })
 	}
 	return t.put(ctx, id, next)
 }
@@ -218,64 +168,64 @@ func (t *table) release(ctx context.Context, id kvkey.Admission) error {
 	return t.put(ctx, id, &next)
 }
 
-func (t *table) get(id kvkey.Admission) *seat {
+// get returns the grant of an endpoint, or nil.
+func (t *table) get(id kvkey.Admission) *grant {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.seats[id]
+	return t.grants[id]
 }
 
-// put writes a seat if Consul still holds the one it takes the place of.
-func (t *table) put(ctx context.Context, id kvkey.Admission, s *seat) error {
-	value, err := json.Marshal(s)
+// put stores a grant, unless the one before was changed in Consul since it was read.
+func (t *table) put(ctx context.Context, id kvkey.Admission, g *grant) error {
+	value, err := json.Marshal(g)
 	if err != nil {
 		return fmt.Errorf("encode the admission of endpoint %s: %w", id.Endpoint, err)
 	}
-	ops := consulapi.KVTxnOps{{Verb: consulapi.KVCAS, Key: id.String(), Value: value, Index: s.index}}
-	ok, resp, _, err := t.consul().KV().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+	index, ok, err := checkAndSet(ctx, t.consul(), id.String(), value, g.index)
 	if err != nil {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "write the admission of endpoint %s to Consul: %v", id.Endpoint, err)
+		return unavailable("write the admission of endpoint %s to Consul: %v", id.Endpoint, err)
 	}
 	if !ok {
-		// Somebody else wrote it: learn what is there, so that the caller's
-		// next attempt builds on it.
-		t.reread(ctx, id)
-		return api.Errorf(http.StatusConflict, api.CodeConflict, "the admission of endpoint %s was changed in Consul meanwhile; try again", id.Endpoint)
+		t.refreshIndex(ctx, id)
+		return conflict("the admission of endpoint %s was changed in Consul meanwhile; try again", id.Endpoint)
 	}
-	s.index = resp.Results[0].ModifyIndex
+	g.index = index
 	t.mu.Lock()
-	t.seats[id] = s
+	t.grants[id] = g
 	t.mu.Unlock()
 	return nil
 }
 
-func (t *table) reread(ctx context.Context, id kvkey.Admission) {
+// refreshIndex reads the modify index of a grant after a conflict, so that the next attempt to write it succeeds. The
+// value in Consul is not read: only this controller writes grants, so what this process knows is newer.
+func (t *table) refreshIndex(ctx context.Context, id kvkey.Admission) {
 	kv, _, err := t.consul().KV().Get(id.String(), (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	old := t.seats[id]
-	if old == nil {
-		old = &seat{}
+	known := t.grants[id] != nil
+	next := grant{}
+	if known {
+		next = *t.grants[id]
 	}
-	next := *old
 	next.index = 0
 	if kv != nil {
 		next.index = kv.ModifyIndex
 	}
-	if next.admission.Endpoint != "" || kv != nil {
-		t.seats[id] = &next
+	if known || kv != nil {
+		t.grants[id] = &next
 	}
 }
 
-// serves reports whether the node holds a live admission of the service.
+// serves reports whether the node has a live admission of the service.
 func (t *table) serves(node fabric.NodeID, service fabric.Ref) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now := t.now()
-	for id, s := range t.seats {
-		if id.Node == node && s.admission.Service == service && s.live(now) {
+	for id, g := range t.grants {
+		if id.Node == node && g.admission.Service == service && g.live(now) {
 			return true
 		}
 	}
@@ -287,17 +237,17 @@ func (t *table) count() int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	now, n := t.now(), 0
-	for _, s := range t.seats {
-		if s.live(now) {
+	for _, g := range t.grants {
+		if g.live(now) {
 			n++
 		}
 	}
 	return n
 }
 
-// sweep removes seats that are over until ctx ends.
+// sweep deletes grants that are over, until ctx ends.
 func (t *table) sweep(ctx context.Context) error {
-	tick := time.NewTicker(time.Minute)
+	tick := time.NewTicker(sweepInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -312,30 +262,30 @@ func (t *table) sweep(ctx context.Context) error {
 func (t *table) sweepOnce(ctx context.Context) {
 	t.mu.Lock()
 	now := t.now()
-	var done []kvkey.Admission
-	for id, s := range t.seats {
-		if s.over(now) {
-			done = append(done, id)
+	var over []kvkey.Admission
+	for id, g := range t.grants {
+		if g.over(now) {
+			over = append(over, id)
 		}
 	}
 	t.mu.Unlock()
-	for _, id := range done {
-		s := t.get(id)
-		if s == nil || !s.over(t.now()) {
-			continue
+	for _, id := range over {
+		g := t.get(id)
+		if g == nil || !g.over(t.now()) {
+			continue // changed meanwhile
 		}
-		ok, _, err := t.consul().KV().DeleteCAS(&consulapi.KVPair{Key: id.String(), ModifyIndex: s.index}, (&consulapi.WriteOptions{}).WithContext(ctx))
+		ok, _, err := t.consul().KV().DeleteCAS(&consulapi.KVPair{Key: id.String(), ModifyIndex: g.index}, (&consulapi.WriteOptions{}).WithContext(ctx))
 		if err != nil {
-			t.log.Warn("remove an admission that is over", logkey.Endpoint, id.Endpoint, logkey.Error, err)
+			t.log.Warn("cannot delete an expired admission, retrying later", logkey.Endpoint, id.Endpoint, logkey.Error, err)
 			return
 		}
 		if !ok {
-			t.reread(ctx, id)
+			t.refreshIndex(ctx, id)
 			continue
 		}
 		t.mu.Lock()
-		if t.seats[id] == s {
-			delete(t.seats, id)
+		if t.grants[id] == g {
+			delete(t.grants, id)
 		}
 		t.mu.Unlock()
 	}

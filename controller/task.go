@@ -7,7 +7,6 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
-	"net/http"
 	"sync"
 	"time"
 
@@ -89,7 +88,7 @@ func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	defer b.mu.Unlock()
 	p := b.open[r.ID]
 	if p == nil || p.task.Node != node {
-		return api.Errorf(http.StatusNotFound, api.CodeNotFound, "node %s has no task %q, or it came too late", node, r.ID)
+		return notFound("node %s has no task %q, or it came too late", node, r.ID)
 	}
 	p.setReady()
 	if r.Ready {

@@ -12,8 +12,6 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	vaultapi "github.com/hashicorp/vault/api"
-
-	"github.com/sif-project/sif/api"
 )
 
 // managementPolicyID is that of Consul's built-in policy of operators who may
@@ -32,9 +30,9 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	var answer consulapi.StatusError
 	switch {
 	case errors.As(err, &answer) && (answer.Code == http.StatusForbidden || answer.Code == http.StatusUnauthorized || answer.Code == http.StatusNotFound):
-		return access{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "Consul does not accept the token: %s", strings.TrimSpace(answer.Body))
+		return access{}, forbidden("Consul does not accept the token: %s", strings.TrimSpace(answer.Body))
 	case err != nil:
-		return access{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "have Consul check the token: %v", err)
+		return access{}, unavailable("have Consul check the token: %v", err)
 	}
 	a := newAccess("token "+self.AccessorID, self.Description, "Consul policies or roles")
 	for _, p := range self.Policies {
@@ -46,7 +44,7 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	}
 	whole, _, err := consul.ACL().TokenReadExpanded(self.AccessorID, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
-		return access{}, api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable,
+		return access{}, unavailable(
 			"have Consul say what the roles of the token are, for which the controller's own token needs acl = \"read\": %v", err)
 	}
 	for _, role := range whole.ExpandedRoles {
@@ -63,32 +61,29 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 // vault's own is not used: it need not be allowed to look up others.
 func vaultAccess(ctx context.Context, vault *vaultapi.Client, token string) (access, error) {
 	if strings.ContainsFunc(token, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return access{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "the Vault token contains characters that no token has")
-	}
-	unavailable := func(err error) error {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, "have Vault check the token: %v", err)
+		return access{}, forbidden("the Vault token contains characters that no token has")
 	}
 	asking, err := vault.Clone()
 	if err != nil {
-		return access{}, unavailable(err)
+		return access{}, unavailable("have Vault check the token: %v", err)
 	}
 	asking.SetToken(token)
 	secret, err := asking.Auth().Token().LookupSelfWithContext(ctx)
 	var answer *vaultapi.ResponseError
 	switch {
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusBadRequest):
-		return access{}, api.Errorf(http.StatusForbidden, api.CodeForbidden,
+		return access{}, forbidden(
 			"Vault does not accept the token: it is unknown, expired or revoked, or may not read auth/token/lookup-self, as Vault's policy \"default\" lets it: %s", oneLine(answer.Errors))
 	case err != nil:
-		return access{}, unavailable(err)
+		return access{}, unavailable("have Vault check the token: %v", err)
 	case secret == nil || secret.Data == nil:
-		return access{}, unavailable(errors.New("the answer says nothing of the token"))
+		return access{}, unavailable("have Vault check the token: the answer has no data")
 	}
 	text := func(field string) string { s, _ := secret.Data[field].(string); return s }
 	// The same name may mean something else in a namespace of Vault Enterprise
 	// that others administer.
 	if theirs, ours := strings.Trim(text("namespace_path"), "/"), strings.Trim(vault.Namespace(), "/"); theirs != ours {
-		return access{}, api.Errorf(http.StatusForbidden, api.CodeForbidden, "the token is of Vault's namespace %q; the controller uses %q", theirs, ours)
+		return access{}, forbidden("the token is of Vault's namespace %q; the controller uses %q", theirs, ours)
 	}
 	actor := "vault batch token" // it has no accessor
 	switch entity, accessor := text("entity_id"), text("accessor"); {

@@ -1,0 +1,68 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// restTime is how long a released address is not given to another endpoint, so that every cache on nodes is corrected
+// before.
+const restTime = 10 * time.Minute
+
+// grant is what the controller stores about an endpoint: its last admission, and the addresses that rest after it.
+type grant struct {
+	Signed   fabric.Signed            `json:"signed"`
+	Released time.Time                `json:"released,omitzero"` // zero: it was not released
+	Resting  map[netip.Addr]time.Time `json:"resting,omitempty"` // addresses of earlier admissions, until when they rest
+
+	admission fabric.Admission // the payload of Signed
+	index     uint64           // the modify index of the grant in Consul
+}
+
+// live reports whether the admission is in force.
+func (g *grant) live(now time.Time) bool {
+	return g.Released.IsZero() && now.Before(g.admission.Expires)
+}
+
+// has reports whether addr is an address of the admission.
+func (g *grant) has(addr netip.Addr) bool {
+	return addr == g.admission.IPv4 || addr == g.admission.IPv6
+}
+
+// reserves reports whether addr cannot be given to another endpoint, and until when.
+func (g *grant) reserves(addr netip.Addr, now time.Time) (until time.Time, reserved bool) {
+	if g.has(addr) {
+		until = g.admission.Expires
+		if !g.Released.IsZero() {
+			until = g.Released
+		}
+		until = until.Add(restTime)
+	}
+	if t, ok := g.Resting[addr]; ok && t.After(until) {
+		until = t
+	}
+	return until, now.Before(until)
+}
+
+// over reports whether the grant is neither live nor reserves an address, so that it can be deleted.
+func (g *grant) over(now time.Time) bool {
+	if g.live(now) {
+		return false
+	}
+	for _, addr := range []netip.Addr{g.admission.IPv4, g.admission.IPv6} {
+		if _, reserved := g.reserves(addr, now); reserved {
+			return false
+		}
+	}
+	for _, until := range g.Resting {
+		if now.Before(until) {
+			return false
+		}
+	}
+	return true
+}

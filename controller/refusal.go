@@ -1,0 +1,33 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"net/http"
+
+	"github.com/sif-project/sif/api"
+)
+
+// The refusals that many calls have in common, each with the HTTP status of its code.
+
+func invalid(format string, args ...any) *api.Error {
+	return api.Errorf(http.StatusBadRequest, api.CodeInvalid, format, args...)
+}
+
+func forbidden(format string, args ...any) *api.Error {
+	return api.Errorf(http.StatusForbidden, api.CodeForbidden, format, args...)
+}
+
+func notFound(format string, args ...any) *api.Error {
+	return api.Errorf(http.StatusNotFound, api.CodeNotFound, format, args...)
+}
+
+func conflict(format string, args ...any) *api.Error {
+	return api.Errorf(http.StatusConflict, api.CodeConflict, format, args...)
+}
+
+// unavailable says that Consul or Vault could not be used: the same call may succeed later.
+func unavailable(format string, args ...any) *api.Error {
+	return api.Errorf(http.StatusServiceUnavailable, api.CodeUnavailable, format, args...)
+}
