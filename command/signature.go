@@ -19,9 +19,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/signature"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Environment variables that say where the fabric's public keys are.
@@ -30,7 +30,7 @@ const (
 	envTransitKey = "SIF_TRANSIT_KEY"
 )
 
-const defaultTransitKey = setup.DefaultTransitMount + "/" + setup.DefaultTransitKey
+const defaultTransitKey = wellknown.TransitMount + "/" + wellknown.TransitKey
 
 // vaultTimeout limits how long reading keys from Vault may take.
 const vaultTimeout = 10 * time.Second

@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // withoutVault clears the environment variables that name Vault and keys.
@@ -75,7 +76,7 @@ func (f *signedFabric) sign(t *testing.T) {
 	t.Helper()
 	payload, err := json.Marshal(f.pointer)
 	must.NoError(t, err)
-	transit := controller.Transit{Vault: func() *vaultapi.Client { return f.vault }, Mount: setup.DefaultTransitMount, Key: setup.DefaultTransitKey}
+	transit := controller.Transit{Vault: func() *vaultapi.Client { return f.vault }, Mount: wellknown.TransitMount, Key: wellknown.TransitKey}
 	f.signed, err = transit.Sign(t.Context(), fabric.KindPointer, payload)
 	must.NoError(t, err)
 }
@@ -83,7 +84,7 @@ func (f *signedFabric) sign(t *testing.T) {
 // writeKeys writes the file of public keys as the daemons do.
 func (f *signedFabric) writeKeys(t *testing.T) {
 	t.Helper()
-	keys, err := identity.VaultKeys(t.Context(), f.vault, setup.DefaultTransitMount, setup.DefaultTransitKey)
+	keys, err := identity.VaultKeys(t.Context(), f.vault, wellknown.TransitMount, wellknown.TransitKey)
 	must.NoError(t, err)
 	data, err := json.Marshal(keys)
 	must.NoError(t, err)
@@ -252,7 +253,7 @@ func TestSignatures(t *testing.T) {
 	})
 	t.Run("a key that has ended", func(t *testing.T) {
 		ctx := t.Context()
-		key := setup.DefaultTransitMount + "/keys/" + setup.DefaultTransitKey
+		key := wellknown.TransitMount + "/keys/" + wellknown.TransitKey
 		_, err := f.vault.Logical().WriteWithContext(ctx, key+"/rotate", nil)
 		must.NoError(t, err)
 		f.writeKeys(t)

@@ -25,6 +25,7 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 const (
@@ -111,8 +112,8 @@ func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, p
 	secret := filepath.Join(dir, "secret-id")
 	must.NoError(t, os.WriteFile(secret, []byte(role.SecretID), 0o600))
 	s, err := identity.Open(t.Context(), identity.Config{
-		VaultAddress: w.vaultAddress, RoleID: role.RoleID, SecretIDFile: secret, PKIMount: setup.DefaultPKIMount, PKIRole: pkiRole,
-		TransitMount: setup.DefaultTransitMount, TransitKey: setup.DefaultTransitKey, TrustDomain: trustDomain,
+		VaultAddress: w.vaultAddress, RoleID: role.RoleID, SecretIDFile: secret, PKIMount: wellknown.PKIMount, PKIRole: pkiRole,
+		TransitMount: wellknown.TransitMount, TransitKey: wellknown.TransitKey, TrustDomain: trustDomain,
 		SPIFFEPath: path, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, DataDir: dir,
 	}, hclog.NewNullLogger())
 	must.NoError(t, err)
@@ -133,7 +134,7 @@ type running struct {
 // leads, unless it cannot.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
-	source := w.source(t, "controller", w.vault.Controller, setup.RoleController, fabric.ControllerSPIFFE)
+	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE)
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	consul := w.consulClient(t, w.tokens.Controller)
@@ -141,8 +142,8 @@ func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool
 		Fabric: testFabric, TrustDomain: trustDomain, DataDir: dir, Address: listener.Addr().String(), Version: "test",
 		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"),
 		Consul: func() *consulapi.Client { return consul }, Vault: source.Vault, Identity: source,
-		Signer:    Transit{Vault: source.Vault, Mount: setup.DefaultTransitMount, Key: setup.DefaultTransitKey},
-		Authority: PKI{Vault: source.Vault, Mount: setup.DefaultPKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
+		Signer:    Transit{Vault: source.Vault, Mount: wellknown.TransitMount, Key: wellknown.TransitKey},
+		Authority: PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
 		Scheduler: scheduler, Log: testLogger(t),
 	})
 	must.NoError(t, err)
@@ -200,7 +201,7 @@ func (w *world) node(t testing.TB, r *running, name string) *testNode {
 		if n.Name != name {
 			continue
 		}
-		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], setup.NodeRole(n), fabric.NodeID{Zone: n.Zone, Name: n.Name}.SPIFFE())
+		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], wellknown.NodeRole(n.Zone, n.Name), fabric.NodeID{Zone: n.Zone, Name: n.Name}.SPIFFE())
 		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(identity.Subject{Controller: true})})
 		must.NoError(t, err)
 		t.Cleanup(client.Close)

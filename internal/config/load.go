@@ -131,13 +131,13 @@ func (c *Config) fillDefaults() {
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
-	fill(&c.Vault.PKIMount, "sif-pki")
-	fill(&c.Vault.TransitMount, "sif-transit")
-	fill(&c.Vault.TransitKey, "sif")
+	fill(&c.Vault.PKIMount, wellknown.PKIMount)
+	fill(&c.Vault.TransitMount, wellknown.TransitMount)
+	fill(&c.Vault.TransitKey, wellknown.TransitKey)
 	if c.IsNode() {
-		fill(&c.Vault.PKIRole, "node-"+c.Zone+"-"+c.Node)
+		fill(&c.Vault.PKIRole, wellknown.NodeRole(c.Zone, c.Node))
 	} else {
-		fill(&c.Vault.PKIRole, "controller")
+		fill(&c.Vault.PKIRole, wellknown.ControllerRole)
 		fill(&c.Listen, ":"+wellknown.ControllerPort)
 		fill(&c.Nomad.Address, "http://127.0.0.1:4646")
 		fill(&c.Pools.IPv4, "100.64.0.0/10")
@@ -152,7 +152,7 @@ func (c *Config) fillDefaults() {
 		c.Link.MTU = 1420
 	}
 	fill(&c.Engine.Listen, ":"+wellknown.EnginePort)
-	fill(&c.Engine.Namespaces, "sif-"+c.Node)
+	fill(&c.Engine.Namespaces, wellknown.ReservedPrefix+c.Node)
 	fill(&c.OVS.RunDir, "/var/run/openvswitch")
 	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
 	fill(&c.OVS.Bridge, "br-sif")

@@ -14,6 +14,8 @@ package setup
 import (
 	"fmt"
 	"time"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // The names by which the controller knows what operators may do, of policies in Consul and in Vault alike. Those of
@@ -29,9 +31,9 @@ type Spec struct {
 	TrustDomain string // of the SPIFFE IDs, such as sif.example.com
 	Nodes       []Node // processors and workload nodes
 
-	PKIMount     string        // Vault mount of the fabric's CA; DefaultPKIMount if empty
-	TransitMount string        // Vault mount of the signing key; DefaultTransitMount if empty
-	TransitKey   string        // name of the signing key; DefaultTransitKey if empty
+	PKIMount     string        // Vault mount of the fabric's CA; wellknown.PKIMount if empty
+	TransitMount string        // Vault mount of the signing key; wellknown.TransitMount if empty
+	TransitKey   string        // name of the signing key; wellknown.TransitKey if empty
 	CertTTL      time.Duration // life of the daemons' and workloads' certificates; DefaultCertTTL if 0
 }
 
@@ -48,13 +50,8 @@ const (
 	KindWorkload  = "workload"
 )
 
-// Defaults for what a Spec leaves out.
-const (
-	DefaultPKIMount     = "sif-pki"
-	DefaultTransitMount = "sif-transit"
-	DefaultTransitKey   = "sif"
-	DefaultCertTTL      = 8 * time.Hour
-)
+// DefaultCertTTL is the CertTTL of a Spec without one.
+const DefaultCertTTL = 8 * time.Hour
 
 // ID is the name under which a node is listed in the maps of results: zone/name.
 func (n Node) ID() string { return n.Zone + "/" + n.Name }
@@ -69,13 +66,13 @@ func (s Spec) withDefaults() (Spec, error) {
 		}
 	}
 	if s.PKIMount == "" {
-		s.PKIMount = DefaultPKIMount
+		s.PKIMount = wellknown.PKIMount
 	}
 	if s.TransitMount == "" {
-		s.TransitMount = DefaultTransitMount
+		s.TransitMount = wellknown.TransitMount
 	}
 	if s.TransitKey == "" {
-		s.TransitKey = DefaultTransitKey
+		s.TransitKey = wellknown.TransitKey
 	}
 	if s.CertTTL == 0 {
 		s.CertTTL = DefaultCertTTL

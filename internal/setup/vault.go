@@ -11,19 +11,16 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Names of the controller's PKI roles.
-const (
-	RoleWorkload   = "workload"   // signs workloads' certificates: any spiffe://<trust domain>/<domain>/<service>
-	RoleController = "controller" // signs the controller's own certificate
-)
+// RoleWorkload is the PKI role with which the controller signs workloads' certificates: any
+// spiffe://<trust domain>/<domain>/<service>.
+const RoleWorkload = "workload"
 
 // VerifyPolicy is the Vault policy for people and pipelines that check the fabric's signatures: it reads public keys.
 const VerifyPolicy = "sif-verify"
-
-// NodeRole is the PKI role, AppRole and policy suffix of a node.
-func NodeRole(n Node) string { return "node-" + n.Zone + "-" + n.Name }
 
 // AppRole is how a daemon logs in to Vault.
 type AppRole struct {
@@ -70,11 +67,11 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 			return nil, fmt.Errorf("set up Vault: %w", err)
 		}
 	}
-	if result.Controller, err = v.appRole(ctx, "controller", v.controllerPolicy()); err != nil {
+	if result.Controller, err = v.appRole(ctx, wellknown.ControllerRole, v.controllerPolicy()); err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
 	for _, n := range spec.Nodes {
-		if result.Nodes[n.ID()], err = v.appRole(ctx, NodeRole(n), v.nodePolicy(n)); err != nil {
+		if result.Nodes[n.ID()], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
 			return nil, fmt.Errorf("set up Vault: %w", err)
 		}
 	}
@@ -186,13 +183,13 @@ func (v *vault) roles(ctx context.Context) error {
 	controller["allow_any_name"] = true // people name the controller as they like: its identity is the URI
 	roles := map[string]map[string]any{
 		// The glob also fits node identities: what tells them apart is the organizational unit.
-		RoleWorkload:   v.role("service", "spiffe://"+v.spec.TrustDomain+"/*/*"),
-		RoleController: controller,
+		RoleWorkload:             v.role("service", "spiffe://"+v.spec.TrustDomain+"/*/*"),
+		wellknown.ControllerRole: controller,
 	}
 	for _, n := range v.spec.Nodes {
 		role := v.role(n.Kind, "spiffe://"+v.spec.TrustDomain+"/node/"+n.ID())
 		role["allow_ip_sans"] = true
-		roles[NodeRole(n)] = role
+		roles[wellknown.NodeRole(n.Zone, n.Name)] = role
 	}
 	for name, role := range roles {
 		if _, err := v.write(ctx, v.spec.PKIMount+"/roles/"+name, role); err != nil {
@@ -261,11 +258,11 @@ func (v *vault) controllerPolicy() string {
 	return v.readPolicy() +
 		rule(v.spec.TransitMount+"/sign/"+v.spec.TransitKey, "update") +
 		rule(v.spec.PKIMount+"/sign/"+RoleWorkload, "update") +
-		rule(v.spec.PKIMount+"/sign/"+RoleController, "update")
+		rule(v.spec.PKIMount+"/sign/"+wellknown.ControllerRole, "update")
 }
 
 func (v *vault) nodePolicy(n Node) string {
-	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+NodeRole(n), "update")
+	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+wellknown.NodeRole(n.Zone, n.Name), "update")
 }
 
 // readPolicy lets a daemon verify: the public halves of the signing key, the CA.
