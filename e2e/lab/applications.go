@@ -16,13 +16,14 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// RunApplications deploys applications as their owners would, with the sif command: it applies the graphs in the
-// directories (*.sif.hcl), runs the jobs (*.nomad.hcl) and waits until all their deployments are healthy.
+// RunApplications deploys applications as their owners would, with the sif command: it applies the
+// graphs in the directories (*.sif.hcl), runs the jobs (*.nomad.hcl) and waits until all their
+// deployments are healthy.
 func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	if out, err := l.SIF(ctx, append([]string{"graph", "apply", "-message=sif-lab"}, dirs...)...); err != nil {
 		return fmt.Errorf("apply the graphs: %w\n%s", err, out)
 	}
-	l.told.line("graphs of %s are in force", strings.Join(dirs, ", "))
+	l.progress.line("the graphs of %s are in force", strings.Join(dirs, ", "))
 	var jobs []string
 	for _, dir := range dirs {
 		files, err := filepath.Glob(filepath.Join(dir, "*.nomad.hcl"))
@@ -32,7 +33,7 @@ func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 		jobs = append(jobs, files...)
 	}
 	if len(jobs) == 0 {
-		return fmt.Errorf("there are no jobs in %s", strings.Join(dirs, ", "))
+		return fmt.Errorf("no jobs (*.nomad.hcl) in %s", strings.Join(dirs, ", "))
 	}
 	g, running := errgroup.WithContext(ctx)
 	g.SetLimit(4)
@@ -61,8 +62,8 @@ func (l *Lab) SIF(ctx context.Context, args ...string) (string, error) {
 	return string(out), err
 }
 
-// awaitDeployments waits until the latest deployment of every job is successful, and says what became of those that
-// are not.
+// awaitDeployments waits until the latest deployment of every job is successful. Its error
+// describes the deployments that are not.
 func (l *Lab) awaitDeployments(parent context.Context, within time.Duration) error {
 	client, err := l.Nomad(l.Secrets.Nomad.Operator)
 	if err != nil {
@@ -87,7 +88,7 @@ func (l *Lab) awaitDeployments(parent context.Context, within time.Duration) err
 				return fmt.Errorf("read the deployment of %s: %w", j.ID, err)
 			case d != nil && d.Status == api.DeploymentStatusSuccessful:
 				healthy[j.ID] = true
-				l.told.line("%s is healthy", j.ID)
+				l.progress.line("%s is healthy", j.ID)
 				continue
 			case d != nil && d.Status == api.DeploymentStatusFailed:
 				return fmt.Errorf("the deployment of %s failed: %s%s", j.ID, d.StatusDescription, events(parent, client, j.ID))
@@ -112,7 +113,7 @@ func (l *Lab) awaitDeployments(parent context.Context, within time.Duration) err
 	}
 }
 
-// events tells the last events of a job's tasks, and why allocations were not placed.
+// events describes the last events of a job's tasks, and why allocations were not placed.
 func events(ctx context.Context, client *api.Client, job string) string {
 	var b strings.Builder
 	query := (&api.QueryOptions{}).WithContext(ctx)
@@ -121,7 +122,7 @@ func events(ctx context.Context, client *api.Client, job string) string {
 		return "\n  " + err.Error()
 	}
 	if len(allocs) == 0 {
-		fmt.Fprintf(&b, "\n  %s: Nomad has placed no allocation: nomad job status %s", job, job)
+		fmt.Fprintf(&b, "\n  %s: Nomad has placed no allocation; see `nomad job status %s`", job, job)
 	}
 	for _, a := range allocs {
 		fmt.Fprintf(&b, "\n  %s.%s on %s is %s: %s", job, a.TaskGroup, a.NodeName, a.ClientStatus, a.ClientDescription)
@@ -140,7 +141,7 @@ type Page struct {
 	URL string
 }
 
-// Pages lists what the running jobs publish.
+// Pages lists the ports that the running jobs publish.
 func (l *Lab) Pages(ctx context.Context) ([]Page, error) {
 	client, err := l.Nomad(l.Secrets.Nomad.Operator)
 	if err != nil {
@@ -158,7 +159,7 @@ func (l *Lab) Pages(ctx context.Context) ([]Page, error) {
 		}
 		node := l.Topology.Node(a.NodeName)
 		if node == nil {
-			return nil, errors.New("Nomad knows a node that the lab does not: " + a.NodeName)
+			return nil, errors.New("Nomad lists a node that the lab does not have: " + a.NodeName)
 		}
 		for _, p := range a.AllocatedResources.Shared.Ports {
 			pages = append(pages, Page{Job: a.JobID, URL: fmt.Sprintf("http://%s:%d/", node.Address, p.Value)})

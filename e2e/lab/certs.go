@@ -18,8 +18,8 @@ import (
 	"time"
 )
 
-// authority signs the certificates of Consul, Vault and Nomad. It lives as long as one Up; the fabric's own
-// certificates come from Vault and have nothing to do with it.
+// authority signs the certificates of Consul, Vault and Nomad. Each Up makes a new one. The
+// fabric's own certificates come from Vault.
 type authority struct {
 	dir  string
 	cert *x509.Certificate
@@ -57,10 +57,11 @@ func newAuthority(dir string) (*authority, error) {
 
 func (a *authority) caFile() string { return filepath.Join(a.dir, "ca.pem") }
 
-// keyPair names the files of a certificate and its key.
+// keyPair contains the paths of a certificate and its key.
 type keyPair struct{ cert, key string }
 
-// issue makes a certificate, for servers and clients, under the given names and 127.0.0.1, localhost and address.
+// issue makes a certificate for servers and clients. It is valid for the given names, localhost,
+// 127.0.0.1 and address.
 func (a *authority) issue(name, address string, names ...string) (keyPair, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -26,19 +26,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// remnants finds and removes what a lab of one name left on the machine. It needs nothing but the name: the lab's
-// own files may be gone or half written.
+// remnants finds and removes what a lab left on the machine. It needs only the lab's name, because
+// the lab's own files may be missing or incomplete.
 type remnants struct {
 	lab string
 }
 
-// remove takes everything away, in the order in which one thing holds the next: processes, mounts, namespaces,
-// links, control groups, files. It goes on after an error and reports all of them.
+// remove removes everything in an order in which nothing is still in use: processes, mounts,
+// namespaces, links, control groups, files. It continues after an error and returns all errors.
 func (r remnants) remove(ctx context.Context) error {
 	var errs []error
 	settings := r.savedSettings()
 	allocs := r.allocations()
-	// Killing is repeated: a process may have started another one meanwhile.
+	// A process may start another one while we kill, so repeat.
 	for range 5 {
 		pids := r.processes()
 		if len(pids) == 0 {
@@ -78,7 +78,8 @@ func (r remnants) remove(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// savedSettings reads what the lab changed of the machine; nothing if it did not come that far.
+// savedSettings returns the machine's settings from before the lab changed them. It returns an
+// empty value if the lab changed none.
 func (r remnants) savedSettings() hostSettings {
 	var s hostSettings
 	if err := readJSON(hostSettingsFile(r.lab), &s); err != nil {
@@ -87,7 +88,8 @@ func (r remnants) savedSettings() hostSettings {
 	return s
 }
 
-// allocations lists the IDs of Nomad allocations that have a directory in the lab: their namespaces bear the ID.
+// allocations lists the IDs of Nomad allocations that have a directory in the lab. Their network
+// namespaces are named after the IDs.
 func (r remnants) allocations() []string {
 	dirs, err := filepath.Glob(filepath.Join(varRoot, r.lab, "*", "nomad", "alloc", "*-*"))
 	if err != nil {
@@ -99,8 +101,9 @@ func (r remnants) allocations() []string {
 	return dirs
 }
 
-// processes finds the lab's processes by their environment, the control groups of its tasks and containers, and the
-// network namespace they are in. The last two catch tasks and containers, whose environment is their own.
+// processes finds the lab's processes by their environment, by the control groups of its tasks and
+// containers, and by their network namespace. The last two find tasks and containers, which do not
+// inherit the lab's environment.
 func (r remnants) processes() []int {
 	found := map[int]bool{}
 	for _, dir := range r.cgroups(r.allocations()) {
@@ -173,7 +176,7 @@ func (r remnants) namespacePaths(allocs []string) []string {
 	return paths
 }
 
-// unmount takes away every mount on a path of the lab, last mounted first.
+// unmount unmounts everything under the lab's paths, the last mount first.
 func (r remnants) unmount(allocs []string) []error {
 	var errs []error
 	prefixes := []string{filepath.Join(runRoot, r.lab) + "/", filepath.Join(varRoot, r.lab) + "/"}
@@ -195,7 +198,7 @@ func (r remnants) unmount(allocs []string) []error {
 	return errs
 }
 
-// mountPoints lists this mount namespace's mounts in the order in which they were made.
+// mountPoints lists the mounts of this mount namespace, oldest first.
 func mountPoints() ([]string, error) {
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
@@ -217,7 +220,7 @@ func (r remnants) removeNamespaces(ctx context.Context, allocs []string) []error
 	for _, path := range r.namespacePaths(allocs) {
 		name := filepath.Base(path)
 		if out, err := exec.CommandContext(ctx, "ip", "netns", "del", name).CombinedOutput(); err != nil {
-			// Already unmounted: then only the file is left.
+			// If it was unmounted already, only the file is left.
 			if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				errs = append(errs, fmt.Errorf("remove namespace %s: %w: %s", name, err, out))
 			}
@@ -226,11 +229,11 @@ func (r remnants) removeNamespaces(ctx context.Context, allocs []string) []error
 	return errs
 }
 
-// cgroupParent is the control group under which a node's tasks and containers live.
+// cgroupParent is the parent control group of a node's tasks and containers.
 func cgroupParent(lab, node string) string { return "sif-" + lab + "-" + node }
 
-// cgroups lists the lab's control groups in all hierarchies, parents first. On version 1 Nomad heeds no parent of
-// ours: there its groups bear the allocations' IDs.
+// cgroups lists the lab's control groups in all hierarchies, parents first. With cgroups v1 Nomad
+// ignores the configured parent and names its groups after the allocations.
 func (r remnants) cgroups(allocs []string) []string {
 	patterns := []string{"/sys/fs/cgroup/sif-" + r.lab + "-*", "/sys/fs/cgroup/*/sif-" + r.lab + "-*"}
 	for _, a := range allocs {
@@ -244,7 +247,7 @@ func (r remnants) cgroups(allocs []string) []string {
 		}
 	}
 	for _, root := range roots {
-		// A group may vanish while it is walked: what is gone needs no removal.
+		// A group may disappear during the walk; then it needs no removal.
 		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
 			if err == nil && d.IsDir() {
 				dirs = append(dirs, path)
@@ -259,7 +262,7 @@ func (r remnants) removeCgroups(allocs []string) []error {
 	var errs []error
 	for _, dir := range slices.Backward(r.cgroups(allocs)) {
 		var err error
-		// The kernel lets go of a dead process's group a moment after its end.
+		// The kernel releases the group of a dead process a moment after its end.
 		for range 100 {
 			if err = unix.Rmdir(dir); err == nil || errors.Is(err, unix.ENOENT) {
 				err = nil
@@ -274,11 +277,13 @@ func (r remnants) removeCgroups(allocs []string) []error {
 	return errs
 }
 
-// removeSharedEmpty removes what the lab's programs made for everybody and left empty: Nomad's own control groups on
-// version 1, the directory of named namespaces, Docker's and containerd's directories outside their roots.
+// removeSharedEmpty removes shared directories that the lab's programs made, if they are empty:
+// Nomad's own control groups with cgroups v1, the directory of named namespaces, and the
+// directories of Docker and containerd outside their roots.
 func removeSharedEmpty() {
 	if !running("nomad") {
-		// A group is busy until init has reaped its last process. One that stays busy has others' tasks.
+		// A group is busy until init has reaped its last process. A group that stays busy contains
+		// tasks of another Nomad.
 		for deadline := time.Now().Add(3 * time.Second); !removeNomadGroups() && time.Now().Before(deadline); {
 			time.Sleep(50 * time.Millisecond)
 		}
@@ -298,7 +303,7 @@ func removeSharedEmpty() {
 	}
 }
 
-// removeNomadGroups removes Nomad's own control groups and reports whether none is left.
+// removeNomadGroups removes Nomad's own control groups and reports whether all of them are gone.
 func removeNomadGroups() bool {
 	groups, _ := filepath.Glob("/sys/fs/cgroup/*/nomad/*") // the pattern is well-formed
 	roots, _ := filepath.Glob("/sys/fs/cgroup/*/nomad")
@@ -328,8 +333,8 @@ func running(name string) bool {
 	})
 }
 
-// removeShimSockets removes containerd's sockets that nobody listens on any more: they are the one thing of an
-// engine of ours that lies outside the lab's directories.
+// removeShimSockets removes sockets of containerd on which nothing listens any more. They are the
+// only files of the lab's Docker engines outside the lab's directories.
 func removeShimSockets() {
 	const dir = "/run/containerd/s"
 	sockets, err := filepath.Glob(dir + "/*")
@@ -354,7 +359,7 @@ func removeShimSockets() {
 	removeEmpty(filepath.Dir(dir))
 }
 
-// removeEmpty removes a directory if it is empty; another lab may use it.
+// removeEmpty removes a directory if it is empty. Another lab may still use it.
 func removeEmpty(dir string) { _ = unix.Rmdir(dir) }
 
 func exists(path string) bool {

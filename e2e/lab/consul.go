@@ -15,16 +15,16 @@ import (
 	"github.com/hashicorp/consul/api"
 )
 
-// ConsulAddress is where the Consul server answers: HTTPS with the servers' CA, ACLs on, default deny.
-// On every node the local agent answers plain HTTP on 127.0.0.1:8500.
+// ConsulAddress is the address of the Consul server: HTTPS with the servers' CA, ACLs enabled,
+// default deny. On every node the local agent answers plain HTTP on 127.0.0.1:8500.
 func (l *Lab) ConsulAddress() string {
 	return "https://" + l.Topology.Orchestrator().Address + ":8501"
 }
 
-// ServersCA is the file with the CA of Consul's, Vault's and Nomad's certificates.
+// ServersCA is the file with the CA of the certificates of Consul, Vault and Nomad.
 func (l *Lab) ServersCA() string { return l.varDir("tls", "ca.pem") }
 
-// Consul returns a client of the Consul server for a token; of the server itself with the management token.
+// Consul returns a client of the Consul server that uses the given token.
 func (l *Lab) Consul(token string) (*api.Client, error) {
 	config := api.DefaultConfigWithLogger(nil)
 	config.Address = l.ConsulAddress()
@@ -46,7 +46,7 @@ func (l *Lab) ConsulAgent(node, token string) (*api.Client, error) {
 	return api.NewClient(config)
 }
 
-// startConsulServer starts the server and creates the tokens of Consul's and Nomad's own agents.
+// startConsulServer starts the server and creates the tokens of the Consul and Nomad agents.
 func (l *Lab) startConsulServer(ctx context.Context) error {
 	node := l.Topology.Orchestrator()
 	p, err := l.consulProcess(node)
@@ -58,7 +58,8 @@ func (l *Lab) startConsulServer(ctx context.Context) error {
 		return err
 	}
 	if err := l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
-		// A token answers only when there is a leader and it has taken over the management token.
+		// The server answers a request with a token only when there is a leader that knows the
+		// management token.
 		_, _, err := client.ACL().TokenReadSelf((&api.QueryOptions{}).WithContext(ctx))
 		return err
 	}); err != nil {
@@ -84,7 +85,7 @@ func (l *Lab) startConsulServer(ctx context.Context) error {
 	}, write); err != nil {
 		return fmt.Errorf("create Nomad's token: %w", err)
 	}
-	l.told.line("Consul server")
+	l.progress.line("Consul server")
 	return nil
 }
 
@@ -117,7 +118,7 @@ func (l *Lab) startConsulClient(ctx context.Context, node *Node) error {
 	return l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
 		leader, err := client.Status().LeaderWithQueryOptions((&api.QueryOptions{}).WithContext(ctx))
 		if err == nil && leader == "" {
-			return errors.New("it knows no leader")
+			return errors.New("it has no leader")
 		}
 		return err
 	})
@@ -157,7 +158,7 @@ func (l *Lab) consulProcess(node *Node) (*Process, error) {
 			},
 			"internal_rpc": map[string]any{"verify_incoming": true, "verify_server_hostname": true},
 		},
-		// Every blocking query of a node comes from one address.
+		// All blocking queries of a node come from one address.
 		"limits":                     map[string]any{"http_max_conns_per_client": 10000, "rpc_max_conns_per_client": 1000},
 		"disable_update_check":       true,
 		"disable_remote_exec":        true,

@@ -17,19 +17,20 @@ import (
 	"time"
 )
 
-// pauseImage holds the network namespace of an allocation's containers.
+// pauseImage runs the container that keeps an allocation's network namespace.
 const pauseImage = "sif-pause:local"
 
-// DockerSocket is the socket of a node's own Docker engine.
+// DockerSocket is the socket of the node's own Docker engine.
 func (l *Lab) DockerSocket(node string) string { return l.runDir(node, "docker.sock") }
 
-// startDocker starts a node's Docker engine and gives it the images.
+// startDocker starts a node's Docker engine and imports the images.
 func (l *Lab) startDocker(ctx context.Context, node *Node) error {
 	config := l.varDir(node.Name, "docker.json")
 	if err := mkdirs(l.varDir(node.Name), l.runDir(node.Name)); err != nil {
 		return err
 	}
-	// An own file, lest the machine's /etc/docker/daemon.json counts, or a key is written there.
+	// The engine has its own file, so that it does not read the machine's /etc/docker/daemon.json
+	// or write a key next to it.
 	text := fmt.Sprintf("{%q: %q}\n", "deprecated-key-path", l.varDir(node.Name, "docker-key.json"))
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return fmt.Errorf("write Docker's configuration: %w", err)
@@ -41,7 +42,7 @@ func (l *Lab) startDocker(ctx context.Context, node *Node) error {
 			"--data-root=" + l.varDir(node.Name, "docker"), "--exec-root=" + l.runDir(node.Name, "docker"),
 			"--host=unix://" + l.DockerSocket(node.Name), "--pidfile=" + l.runDir(node.Name, "docker.pid"),
 			"--cgroup-parent=/" + cgroupParent(l.Name, node.Name),
-			// The fabric alone gives containers their network.
+			// Only the fabric gives containers a network.
 			"--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false", "--userland-proxy=false",
 		},
 	}
@@ -62,7 +63,7 @@ func (l *Lab) startDocker(ctx context.Context, node *Node) error {
 	return l.importImage(ctx, client, DemoImage, `ENV PATH=/bin`)
 }
 
-// importImage makes an image of the tasks' root filesystem with one instruction of a Dockerfile.
+// importImage makes an image from the tasks' root filesystem and one instruction of a Dockerfile.
 func (l *Lab) importImage(ctx context.Context, client *http.Client, name, instruction string) error {
 	repo, tag, _ := strings.Cut(name, ":")
 	query := url.Values{"fromSrc": {"-"}, "repo": {repo}, "tag": {tag}, "changes": {instruction}}
@@ -91,7 +92,7 @@ func dockerCall(ctx context.Context, client *http.Client, method, path string, b
 	if method == http.MethodGet {
 		return nil
 	}
-	// Docker tells of failures in the stream, after the status.
+	// Docker reports failures in the stream, after the status.
 	for d := json.NewDecoder(response.Body); ; {
 		var message struct{ Error string }
 		switch err := d.Decode(&message); {

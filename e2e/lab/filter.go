@@ -12,7 +12,7 @@ import (
 	"strings"
 )
 
-// loadFilter gives the internet namespace its only rules: the topology's passes.
+// loadFilter loads the topology's passes into the internet namespace, which has no other rules.
 func (l *Lab) loadFilter(ctx context.Context) error {
 	rules := l.Topology.filter()
 	cmd := exec.CommandContext(ctx, "nsenter", "--net="+l.NetNS(internetNS), "--", "nft", "-f", "-")
@@ -23,8 +23,8 @@ func (l *Lab) loadFilter(ctx context.Context) error {
 	return nil
 }
 
-// filter writes the internet's rules in the language of nft(8): drop whatever is routed, but for new flows that a
-// pass names, and what belongs to flows that began so.
+// filter returns the internet's rules in the language of nft(8): drop everything that is routed,
+// except new flows that a pass names and packets of flows that began so.
 func (t *Topology) filter() string {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "table inet internet {\n")
@@ -59,7 +59,7 @@ func (t *Topology) filter() string {
 		}
 	}
 	fmt.Fprintf(&b, "    counter comment \"dropped\"\n  }\n")
-	// Nobody has business with the internet itself but to learn that a packet was too big.
+	// Packets to the internet namespace itself are dropped, except loopback and ping.
 	fmt.Fprintf(&b, "  chain input {\n    type filter hook input priority filter; policy drop;\n    iif lo accept\n    icmp type echo-request accept\n  }\n}\n")
 	return b.String()
 }

@@ -1,16 +1,17 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package lab brings up a whole fabric on one machine: nodes that are network namespaces, an internet between their
-// zones that filters, real Consul, Vault, Nomad, Docker and Open vSwitch, and the SIF daemons on them. `make dev` and
-// the end-to-end tests use it.
+// Package lab brings up a whole fabric on one machine: nodes as network namespaces, an internet
+// between their zones that filters, real Consul, Vault, Nomad, Docker and Open vSwitch, and the SIF
+// daemons. `make dev` and the end-to-end tests use it.
 //
-// It knows how the parts are started, configured and taken away, and what they need to find one another. It knows
-// nothing of what the fabric does with them: not of graphs, policy, packets.
+// It knows how the parts are started, configured and removed, and what they need to find one
+// another. It knows nothing of what the fabric does with them: no graphs, policy or packets.
 //
-// Everything that a lab makes bears its name: namespaces sif-<lab>-<node>, control groups likewise, the link
-// sif-<lab>-u of the machine into the users' network, processes with SIF_LAB=<lab> in their environment, and files
-// only in /run/sif-lab/<lab> and /var/lib/sif-lab/<lab>. So Down needs nothing but the name, and Up begins with it.
+// Everything that a lab makes carries its name: namespaces and control groups sif-<lab>-<node>, the
+// machine's link sif-<lab>-u into the users' network, processes with SIF_LAB=<lab> in their
+// environment, and files only in /run/sif-lab/<lab> and /var/lib/sif-lab/<lab>. So Down needs only
+// the name, and Up begins by removing what an earlier lab of the same name left.
 package lab
 
 import (
@@ -34,17 +35,18 @@ const (
 	runRoot = "/run/sif-lab"
 )
 
-// Options say what Up brings up.
+// Options configure Up.
 type Options struct {
-	Name        string    // of the lab: at most 8 lower-case letters and digits
-	Topology    *Topology // DefaultTopology if nil
-	Bin         string    // directory of sif, sif-cni and sif-demo; of servers/{consul,vault,nomad} when PATH lacks them
+	Name        string    // of the lab: 1 to 8 lower-case letters and digits
+	Topology    *Topology // if nil, DefaultTopology
+	Bin         string    // directory of sif, sif-cni and sif-demo, and of servers/{consul,vault,nomad} if they are not on PATH
 	ServersOnly bool      // leave out the SIF daemons
-	HostAccess  bool      // give the machine itself an address among the users; one lab at a time can have it
-	Out         io.Writer // where progress is told; nowhere if nil
+	HostAccess  bool      // give the machine itself an address in the users' network; only one lab at a time can have it
+	Out         io.Writer // receives progress messages; may be nil
 }
 
-// Lab is a running lab. Its exported fields are what another program needs to use it, and are kept in a file.
+// Lab is a running lab. Its exported fields are stored in a file, from which another program can
+// open it.
 type Lab struct {
 	Name        string
 	Topology    *Topology
@@ -53,20 +55,20 @@ type Lab struct {
 	HostAccess  bool
 	Secrets     Secrets
 
-	servers map[string]string // consul, vault, nomad: paths
-	ca      *authority        // of the servers; only in the program that brings the lab up
-	told    *progress
+	servers  map[string]string // paths of consul, vault and nomad
+	ca       *authority        // of the servers; only in the program that called Up
+	progress *progress
 }
 
-// Secrets are the tokens of a lab. They are worth nothing outside it.
+// Secrets are the tokens of a lab. They are useless outside it.
 type Secrets struct {
 	ConsulManagement string
 	NomadManagement  string
 	VaultRoot        string
 	VaultUnseal      string
 	GossipKey        string
-	NomadConsul      string            // Nomad's servers and clients, at Consul
-	ConsulAgents     map[string]string // by node name: the Consul agent's own token
+	NomadConsul      string            // token of Nomad's servers and clients for Consul
+	ConsulAgents     map[string]string // the Consul agents' own tokens, by node name
 
 	Vault  *setup.VaultResult
 	Consul *setup.ConsulResult
@@ -75,14 +77,14 @@ type Secrets struct {
 
 var labName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)
 
-// Up brings a lab up, after taking away what an earlier one of that name left. When it fails, or ctx ends, it takes
-// everything away again and says what failed first.
+// Up brings a lab up, after removing what an earlier one of that name left. If it fails, or ctx
+// ends, it removes everything again and returns the first error.
 func Up(ctx context.Context, o Options) (*Lab, error) {
 	if !labName.MatchString(o.Name) {
 		return nil, fmt.Errorf("lab name %q: must be 1 to 8 lower-case letters and digits", o.Name)
 	}
 	if os.Geteuid() != 0 {
-		return nil, errors.New("the lab needs root: it makes network namespaces and starts Docker and Open vSwitch in them")
+		return nil, errors.New("the lab needs root: it creates network namespaces and starts Docker and Open vSwitch in them")
 	}
 	if o.Topology == nil {
 		t, err := DefaultTopology()
@@ -93,7 +95,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	}
 	l := &Lab{
 		Name: o.Name, Topology: o.Topology, Bin: o.Bin, ServersOnly: o.ServersOnly, HostAccess: o.HostAccess,
-		told: newProgress(o.Out),
+		progress: newProgress(o.Out),
 	}
 	if err := l.checkPrograms(ctx); err != nil {
 		return nil, err
@@ -104,10 +106,10 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	}
 	defer unlock()
 	if err := (remnants{o.Name}).remove(ctx); err != nil {
-		return nil, fmt.Errorf("take away what an earlier lab left: %w", err)
+		return nil, fmt.Errorf("remove what an earlier lab left: %w", err)
 	}
 	if err := l.bringUp(ctx); err != nil {
-		l.told.line("taking everything away again")
+		l.progress.line("removing everything again")
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 		defer cancel()
 		return nil, errors.Join(err, (remnants{o.Name}).remove(down))
@@ -122,12 +124,12 @@ func (l *Lab) bringUp(ctx context.Context) error {
 		}
 	}
 	if err := writeJSON(filepath.Join(l.runDir(), ownerFile), os.Getpid()); err != nil {
-		return fmt.Errorf("note who brings the lab up: %w", err)
+		return fmt.Errorf("store the PID of this process: %w", err)
 	}
 	if err := l.buildNetwork(ctx); err != nil {
 		return fmt.Errorf("build the network: %w", err)
 	}
-	l.told.line("network: %d nodes in %d zones, and the internet between them", len(l.Topology.Nodes()), len(l.Topology.Zones))
+	l.progress.line("network: %d nodes in %d zones, and the internet between them", len(l.Topology.Nodes()), len(l.Topology.Zones))
 	if err := l.startServers(ctx); err != nil {
 		return err
 	}
@@ -142,7 +144,7 @@ func (l *Lab) bringUp(ctx context.Context) error {
 
 // Open returns a lab that another program brought up.
 func Open(name string) (*Lab, error) {
-	l := &Lab{Name: name, told: newProgress(nil)}
+	l := &Lab{Name: name, progress: newProgress(nil)}
 	if err := readJSON(l.file(), l); err != nil {
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fmt.Errorf("lab %s is not up", name)
@@ -152,20 +154,21 @@ func Open(name string) (*Lab, error) {
 	return l, nil
 }
 
-// Down takes the lab away: processes, containers, mounts, namespaces, links, control groups, files. A lab that is
-// not there is down. An Up that is under way in another program is ended first.
+// Down removes the lab: processes, containers, mounts, namespaces, links, control groups, files. It
+// succeeds if there is no such lab. If another program is bringing the lab up, Down ends that
+// first.
 func Down(ctx context.Context, name string) error {
 	if !labName.MatchString(name) {
 		return fmt.Errorf("lab name %q: must be 1 to 8 lower-case letters and digits", name)
 	}
 	if os.Geteuid() != 0 {
-		return errors.New("taking a lab away needs root")
+		return errors.New("removing a lab needs root")
 	}
 	unlock, err := tryLock(name)
 	if err != nil {
 		var owner int
 		if readJSON(filepath.Join(runRoot, name, ownerFile), &owner) == nil && owner > 1 {
-			// The lock is held, so the owner lives: its PID cannot mean another process.
+			// The lock is taken, so the owner lives, and its PID cannot belong to another process.
 			_ = syscall.Kill(owner, syscall.SIGTERM)
 		}
 		if unlock, err = lock(ctx, name); err != nil {
@@ -174,19 +177,19 @@ func Down(ctx context.Context, name string) error {
 	}
 	defer unlock()
 	if err := (remnants{name}).remove(ctx); err != nil {
-		return fmt.Errorf("take lab %s away: %w", name, err)
+		return fmt.Errorf("remove lab %s: %w", name, err)
 	}
 	return nil
 }
 
-// Down takes the lab away.
+// Down removes the lab.
 func (l *Lab) Down(ctx context.Context) error { return Down(ctx, l.Name) }
 
-// ownerFile holds the PID of the program that brings the lab up.
+// ownerFile contains the PID of the program that brings the lab up.
 const ownerFile = "owner.json"
 
-// lock waits until no other program brings this lab up or takes it away. The lock is an abstract unix socket, which
-// leaves no file and ends with its process.
+// lock waits until no other program brings this lab up or removes it. The lock is an abstract unix
+// socket, which leaves no file and is released when its process ends.
 func lock(ctx context.Context, name string) (unlock func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, 90*time.Second)
 	defer cancel()
@@ -196,7 +199,7 @@ func lock(ctx context.Context, name string) (unlock func(), err error) {
 		}
 		select {
 		case <-ctx.Done():
-			return nil, fmt.Errorf("lab %s is being brought up or taken away by another program: %w", name, ctx.Err())
+			return nil, fmt.Errorf("another program is bringing up or removing lab %s: %w", name, ctx.Err())
 		case <-time.After(100 * time.Millisecond):
 		}
 	}

@@ -34,10 +34,12 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// testLab is the name of the tests' lab, so that one under development stays.
+// testLab is the name of the tests' lab. It differs from the default, so that a lab under
+// development stays up.
 const testLab = "labtest"
 
-// TestLab brings up the servers once and looks at them from all sides; then nothing may be left of them.
+// TestLab brings the servers up once, checks each of them, and then checks that nothing is left of
+// them.
 func TestLab(t *testing.T) {
 	testhost.RequireRoot(t)
 	must.NoError(t, Down(t.Context(), testLab))
@@ -128,7 +130,7 @@ func testVault(t *testing.T, l *Lab) {
 	_, err = client.Logical().Write("sif-pki/sign/node-aws1-aws1-w1", map[string]any{"csr": "x"})
 	must.ErrorContains(t, err, "permission denied")
 
-	// A node gets a certificate for its own name, with its kind, and for no other name.
+	// A node gets a certificate for its own name and kind, and for no other name.
 	sign := func(role, id string) (*x509.Certificate, error) {
 		secret, err := client.Logical().Write("sif-pki/sign/"+role, map[string]any{"csr": signingRequest(t, id)})
 		if err != nil {
@@ -168,7 +170,7 @@ func testVault(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "permission denied")
 }
 
-// signingRequest asks for a certificate of a SPIFFE ID and the address of aws1-p1.
+// signingRequest makes a request for a certificate with a SPIFFE ID and the address of aws1-p1.
 func signingRequest(t *testing.T, id string) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -193,13 +195,13 @@ func testNomad(t *testing.T, l *Lab) {
 	_, _, err = anonymous.Nodes().List(nil)
 	must.ErrorContains(t, err, "403")
 
-	// A task of either driver starts, from an image and a chroot that the lab made.
+	// A task starts with each driver, from the image or the chroot that the lab made.
 	for datacenter, driver := range map[string]string{"aws1": "docker", "gcp1": "exec"} {
 		config := map[string]any{"command": "/bin/busybox", "args": []string{"sleep", "600"}}
 		if driver == "docker" {
 			config["image"] = DemoImage
 		}
-		disk := 110 // MB; more than the logs' 100
+		disk := 110 // MB; must exceed the 100 MB of the logs
 		job := nomad.NewServiceJob("t-"+driver, "t-"+driver, "global", 50)
 		job.Datacenters = []string{datacenter}
 		group := nomad.NewTaskGroup("g", 1)
@@ -222,11 +224,11 @@ func testNomad(t *testing.T, l *Lab) {
 	}
 }
 
-// testInternet shows that nothing of a workload node reaches another cloud but gossip, and what else the internet
-// lets through.
+// testInternet shows that only gossip of a workload node reaches another cloud, and what else the
+// internet passes.
 func testInternet(t *testing.T, l *Lab) {
 	const (
-		closed = "closed" // it does not arrive
+		closed = "closed" // the packet or connection does not arrive
 		open   = "open"
 	)
 	for _, tc := range []struct {
@@ -269,7 +271,7 @@ func testInternet(t *testing.T, l *Lab) {
 	must.Error(t, ping.Run())
 }
 
-// arrives sends from one node and looks whether something arrives at the other's port.
+// arrives sends from one node and reports whether something arrives at the other's port.
 func arrives(t *testing.T, l *Lab, from, to, network string, port int) bool {
 	t.Helper()
 	address := l.Topology.Internet.Users.Client
@@ -285,7 +287,7 @@ func arrives(t *testing.T, l *Lab, from, to, network string, port int) bool {
 			listener, err = net.Listen("tcp4", target)
 			return err
 		})
-		// A server of ours that listens there will do as well.
+		// If one of the lab's servers already listens there, it serves as well.
 		if err == nil {
 			defer listener.Close()
 		}
@@ -321,7 +323,7 @@ func testProcesses(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "no process gcp1-p1/nothing")
 }
 
-// TestUpUndoesItself interrupts Up and kills it, and looks for what stayed.
+// TestUpUndoesItself interrupts and kills Up at several moments, and checks that nothing is left.
 func TestUpUndoesItself(t *testing.T) {
 	testhost.RequireRoot(t)
 	must.NoError(t, Down(t.Context(), testLab))
@@ -355,7 +357,7 @@ func TestUpUndoesItself(t *testing.T) {
 	}
 }
 
-// machine lists what a lab could leave on the machine.
+// machine lists everything that a lab could leave on the machine.
 func machine(t *testing.T) []string {
 	t.Helper()
 	var found []string
@@ -383,7 +385,7 @@ func machine(t *testing.T) []string {
 		pid, err := strconv.Atoi(filepath.Base(dir))
 		must.NoError(t, err)
 		if _, err := bornAt(pid); err != nil {
-			continue // ended; init has yet to reap it
+			continue // it has ended, but init has not reaped it yet
 		}
 		environ, err := os.ReadFile(dir + "/environ")
 		if err == nil && bytes.Contains(environ, []byte(labVariable+"="+testLab)) {

@@ -26,14 +26,14 @@ const (
 	underlay   = "eth0"     // a node's only interface at the start
 )
 
-// Namespace is the name of a node's network namespace, as `ip netns` lists it.
-// "internet" and "client" are nodes here too.
+// Namespace returns the name of a node's network namespace, as `ip netns` lists it. "internet" and
+// "client" are nodes here too.
 func (l *Lab) Namespace(node string) string { return "sif-" + l.Name + "-" + node }
 
-// NetNS is the path of a node's network namespace.
+// NetNS returns the path of a node's network namespace.
 func (l *Lab) NetNS(node string) string { return filepath.Join(netnsDir, l.Namespace(node)) }
 
-// hostLink is the host's end of the veth into the users' network.
+// hostLink is the name of the host's end of the veth pair into the users' network.
 func hostLink(lab string) string { return "sif-" + lab + "-u" }
 
 func (l *Lab) namespaces() []string {
@@ -44,7 +44,8 @@ func (l *Lab) namespaces() []string {
 	return names
 }
 
-// buildNetwork makes the namespaces and joins each to its zone's bridge in the internet namespace.
+// buildNetwork makes the namespaces and connects each one to its zone's bridge in the internet
+// namespace.
 func (l *Lab) buildNetwork(ctx context.Context) error {
 	for _, name := range l.namespaces() {
 		if out, err := exec.CommandContext(ctx, "ip", "netns", "add", l.Namespace(name)).CombinedOutput(); err != nil {
@@ -55,7 +56,8 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 		}
 	}
 	err := l.In(internetNS, func() error {
-		// Frames between nodes of one zone are the zone's own business, the filter is for routed packets.
+		// The filter is for routed packets only. Nodes of one zone reach each other directly over
+		// their bridge.
 		if err := sysctl("net/bridge/bridge-nf-call-iptables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -110,7 +112,8 @@ func (l *Lab) addBridge(name string, subnet netip.Prefix) error {
 	})
 }
 
-// join gives a node its underlay interface: a veth whose other end, named after the node, is a port of the bridge.
+// join gives a node its underlay interface: a veth whose other end is a port of the bridge, named
+// after the node.
 func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
 	namespace, err := ns.GetNS(l.NetNS(node))
 	if err != nil {
@@ -147,7 +150,8 @@ func (l *Lab) addPort(name, bridge, peer string, peerNS any) error {
 	})
 }
 
-// joinHost gives the machine itself an address in the users' network, so that its browser is a user.
+// joinHost gives the machine itself an address in the users' network, so that its browser can act
+// as a user.
 func (l *Lab) joinHost(users netip.Prefix) error {
 	subnets := []netip.Prefix{users}
 	for _, z := range l.Topology.Zones {
@@ -163,7 +167,7 @@ func (l *Lab) joinHost(users netip.Prefix) error {
 	}
 	host, err := ns.GetCurrentNS()
 	if err != nil {
-		return fmt.Errorf("open own namespace: %w", err)
+		return fmt.Errorf("open this process's namespace: %w", err)
 	}
 	defer host.Close()
 	link := hostLink(l.Name)
@@ -181,7 +185,8 @@ func (l *Lab) joinHost(users netip.Prefix) error {
 	return nil
 }
 
-// routesFree refuses to hide networks that the machine already reaches.
+// routesFree returns an error if the lab's networks would hide networks that the machine already
+// reaches.
 func routesFree(h netlinksafe.Handle, subnets []netip.Prefix) error {
 	routes, err := h.RouteList(nil, netlink.FAMILY_V4)
 	if err != nil {
@@ -197,7 +202,7 @@ func routesFree(h netlinksafe.Handle, subnets []netip.Prefix) error {
 		}
 		for _, s := range subnets {
 			if dst.Overlaps(s) {
-				return fmt.Errorf("this machine already has a route to %s, which overlaps the lab's %s: use another topology, or run without host access", dst, s)
+				return fmt.Errorf("this machine already has a route to %s, which overlaps the lab's %s: use another topology, or bring the lab up without host access (-host=false)", dst, s)
 			}
 		}
 	}
@@ -223,7 +228,7 @@ func addressText(h netlinksafe.Handle, name, addr string, subnet netip.Prefix) e
 	return address(h, name, netip.PrefixFrom(a, subnet.Bits()))
 }
 
-// address gives a link an address and sets it up.
+// address adds an address to a link and sets it up.
 func address(h netlinksafe.Handle, name string, p netip.Prefix) error {
 	link, err := h.LinkByName(name)
 	if err != nil {
@@ -252,7 +257,7 @@ func route(h netlinksafe.Handle, name string, dst netip.Prefix, via netip.Addr) 
 	return nil
 }
 
-// withLinks hands fn a netlink handle in the node's namespace.
+// withLinks calls fn with a netlink handle in the node's namespace.
 func (l *Lab) withLinks(node string, fn func(netlinksafe.Handle) error) error {
 	return l.In(node, func() error {
 		h, err := netlinksafe.NewHandle(unix.NETLINK_ROUTE)
@@ -274,8 +279,8 @@ func sysctl(key, value string) error {
 	return nil
 }
 
-// In calls fn on a thread that is in the node's network namespace.
-// Sockets that fn opens belong to that namespace; goroutines that it starts do not.
+// In calls fn on a thread in the node's network namespace. Sockets that fn opens belong to that
+// namespace; goroutines that it starts do not.
 func (l *Lab) In(node string, fn func() error) error {
 	namespace, err := ns.GetNS(l.NetNS(node))
 	if err != nil {
@@ -285,11 +290,12 @@ func (l *Lab) In(node string, fn func() error) error {
 	return namespace.Do(func(ns.NetNS) error { return fn() })
 }
 
-// Dial returns a dial function whose connections come from the node. Addresses must be IP:port.
+// Dial returns a dial function whose connections originate from the node. Addresses must be
+// IP:port.
 func (l *Lab) Dial(node string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	return func(ctx context.Context, network, address string) (conn net.Conn, err error) {
 		inner := l.In(node, func() error {
-			// With one literal address the dialer opens its socket on this very goroutine.
+			// For a single literal address, the dialer opens its socket on the calling goroutine.
 			if _, perr := netip.ParseAddrPort(address); perr != nil {
 				return fmt.Errorf("dial from %s: %w", node, perr)
 			}

@@ -17,12 +17,12 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// NomadAddress is where the Nomad server answers: HTTPS with the servers' CA, ACLs on.
+// NomadAddress is the address of the Nomad server: HTTPS with the servers' CA, ACLs enabled.
 func (l *Lab) NomadAddress() string {
 	return "https://" + l.Topology.Orchestrator().Address + ":4646"
 }
 
-// Nomad returns a client of the Nomad server for a token.
+// Nomad returns a client of the Nomad server that uses the given token.
 func (l *Lab) Nomad(token string) (*api.Client, error) {
 	client, err := l.httpsClient(clientNS)
 	if err != nil {
@@ -30,12 +30,12 @@ func (l *Lab) Nomad(token string) (*api.Client, error) {
 	}
 	return api.NewClient(&api.Config{
 		Address: l.NomadAddress(), SecretID: token, HttpClient: client,
-		// With a client of one's own the API wants no TLS settings.
+		// The API refuses TLS settings if it is given an HTTP client.
 		TLSConfig: &api.TLSConfig{},
 	})
 }
 
-// startNomadServer starts the server, sets up its ACLs and the fabric's tokens.
+// startNomadServer starts the server and sets up its ACLs and the fabric's tokens.
 func (l *Lab) startNomadServer(ctx context.Context) error {
 	node := l.Topology.Orchestrator()
 	p, err := l.nomadProcess(node, `server {
@@ -63,16 +63,18 @@ func (l *Lab) startNomadServer(ctx context.Context) error {
 	if l.Secrets.Nomad, err = setup.Nomad(ctx, client, l.setupSpec()); err != nil {
 		return err
 	}
-	l.told.line("Nomad server")
+	l.progress.line("Nomad server")
 	return nil
 }
 
-// CNIDirs are a node's directories for CNI plugins and for network configurations, as its Nomad client knows them.
+// CNIDirs returns a node's directories of CNI plugins and of network configurations, as its Nomad
+// client is configured.
 func (l *Lab) CNIDirs(node string) (plugins, configs string) {
 	return l.varDir(node, "cni", "bin"), l.varDir(node, "cni", "config")
 }
 
-// startNomadClient starts a workload node's Nomad client and waits until the server knows it as ready.
+// startNomadClient starts a workload node's Nomad client and waits until the server lists it as
+// ready.
 func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	plugins, configs := l.CNIDirs(node.Name)
 	if err := mkdirs(plugins, configs); err != nil {
@@ -106,7 +108,8 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 `, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name),
 		strings.Join(node.Drivers, ","), root+"/bin", root+"/usr", root+"/etc/passwd", root+"/etc/group")
 	if node.HasDriver("docker") {
-		// Each client has an engine of its own, so that none sees another's containers as dangling.
+		// Each client has a Docker engine of its own, so that none removes another's containers as
+		// dangling.
 		config += fmt.Sprintf(`plugin "docker" {
   config {
     endpoint    = "unix://%s"
@@ -137,11 +140,11 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	}); err != nil {
 		return err
 	}
-	l.told.line("%s: Nomad client with %s", node.Name, strings.Join(node.Drivers, ", "))
+	l.progress.line("%s: Nomad client with %s", node.Name, strings.Join(node.Drivers, ", "))
 	return nil
 }
 
-// nomadReady reports why the node's Nomad client cannot take jobs yet.
+// nomadReady returns an error that says why the node's Nomad client cannot run jobs yet.
 func nomadReady(ctx context.Context, client *api.Client, node *Node) error {
 	nodes, _, err := client.Nodes().List((&api.QueryOptions{}).WithContext(ctx))
 	if err != nil {
@@ -153,17 +156,17 @@ func nomadReady(ctx context.Context, client *api.Client, node *Node) error {
 		}
 		for _, d := range node.Drivers {
 			if info := n.Drivers[d]; info == nil || !info.Healthy {
-				return fmt.Errorf("its driver %s is not healthy", d)
+				return fmt.Errorf("driver %s is not healthy", d)
 			}
 		}
 		return nil
 	}
-	return errors.New("the server does not list it as ready")
+	return errors.New("the server does not list the client as ready")
 }
 
-// ReloadNomad makes a node's Nomad client look for CNI networks again: it does so only at start and on SIGHUP, and
-// tells the server 5 to 10 s later. A job that was placed nowhere before then stays blocked until it is evaluated
-// again: networks are not part of a node's class.
+// ReloadNomad makes a node's Nomad client look for CNI networks again. A client does so only at
+// start and on SIGHUP, and tells the server 5 to 10 s later. A job that found no node before then
+// stays blocked until it is evaluated again, because networks are not part of a node's class.
 func (l *Lab) ReloadNomad(node string) error { return l.Signal(node, "nomad", syscall.SIGHUP) }
 
 func (l *Lab) nomadProcess(node *Node, role string) (*Process, error) {

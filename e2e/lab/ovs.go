@@ -16,18 +16,19 @@ import (
 const (
 	ovsSchema        = "/usr/share/openvswitch/vswitch.ovsschema"
 	receiveBufferKey = "net/core/rmem_default"
-	receiveBuffer    = 8 << 20 // bytes; less and the userspace datapath loses bursts
+	receiveBuffer    = 8 << 20 // bytes; with less, the userspace datapath loses bursts
 )
 
-// hostSettings are settings of the machine, not of a namespace, that the lab changes and Down restores.
+// hostSettings are settings of the whole machine, not of a namespace, that the lab changes and Down
+// restores.
 type hostSettings struct {
-	ReceiveBuffer string // net.core.rmem_default as it was
+	ReceiveBuffer string // the previous net.core.rmem_default
 }
 
 func hostSettingsFile(lab string) string { return runRoot + "/" + lab + "/host.json" }
 
-// raiseReceiveBuffer raises the machine's default socket buffer: the setting exists only once, and a socket of
-// vswitchd takes over what it is when the port is added.
+// raiseReceiveBuffer raises the machine's default socket buffer. There is only one such setting,
+// and a socket of ovs-vswitchd uses the value at the time when its port is added.
 func (l *Lab) raiseReceiveBuffer() error {
 	have, err := os.ReadFile("/proc/sys/" + receiveBufferKey)
 	if err != nil {
@@ -38,7 +39,7 @@ func (l *Lab) raiseReceiveBuffer() error {
 		return nil
 	}
 	if err := writeJSON(hostSettingsFile(l.Name), hostSettings{ReceiveBuffer: old}); err != nil {
-		return fmt.Errorf("note the machine's settings: %w", err)
+		return fmt.Errorf("store the machine's settings: %w", err)
 	}
 	return sysctl(receiveBufferKey, strconv.Itoa(receiveBuffer))
 }
@@ -74,7 +75,8 @@ func (l *Lab) startOVS(ctx context.Context, node *Node) error {
 	}); err != nil {
 		return err
 	}
-	// Without it TCP over a veth fails on partial checksums; read only when vswitchd starts.
+	// Without this, TCP over a veth fails because of partial checksums. ovs-vswitchd reads it only
+	// when it starts.
 	if err := command(ctx, "ovs-vsctl", append(vsctl, "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")...); err != nil {
 		return err
 	}

@@ -19,26 +19,27 @@ import (
 	"time"
 )
 
-// Process is one daemon of the lab. Its file under the lab's proc directory is how another program finds it.
+// Process is one daemon of the lab. Another program finds it by its file in the lab's proc
+// directory.
 type Process struct {
 	Node string
 	Name string   // consul, vault, nomad, dockerd, controller, ...
 	Args []string // the program and its arguments
-	Env  []string // beside PATH, HOME and the lab's tag
-	PID  int      // 0 before it was started
-	Born uint64   // start time in clock ticks since boot: tells a process from a later one with the same PID
+	Env  []string // in addition to PATH, HOME and the lab's variables
+	PID  int      // 0 until it is started
+	Born uint64   // start time in clock ticks since boot: distinguishes it from a later process with the same PID
 }
 
 func (p *Process) String() string { return p.Node + "/" + p.Name }
 
-// environment variable by which even a process whose file is lost is known as a lab's.
+// labVariable is the environment variable that identifies a lab's process even if its file is lost.
 const labVariable = "SIF_LAB"
 
 func (l *Lab) processFile(p *Process) string {
 	return filepath.Join(l.varDir("proc"), p.Node+"."+p.Name+".json")
 }
 
-// LogFile is where a process's output goes.
+// LogFile returns the file that receives a process's output.
 func (l *Lab) LogFile(node, name string) string {
 	return filepath.Join(l.varDir("log"), node+"."+name+".log")
 }
@@ -50,7 +51,8 @@ func (l *Lab) start(p *Process) error {
 		return fmt.Errorf("start %s: %w", p, err)
 	}
 	defer log.Close()
-	// Only the network namespace: a private mount namespace would hide pins and allocations from the others.
+	// Enter only the network namespace: a private mount namespace would hide pins and allocations
+	// from other processes.
 	cmd := exec.Command("nsenter", slices.Concat([]string{"--net=" + l.NetNS(p.Node), "--"}, p.Args)...)
 	cmd.Env = slices.Concat([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
@@ -61,15 +63,15 @@ func (l *Lab) start(p *Process) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p, err)
 	}
-	go cmd.Wait() //nolint:errcheck // reaps it; whether it lives is read from /proc
+	go cmd.Wait() //nolint:errcheck // reaps it; alive reads /proc
 	p.PID = cmd.Process.Pid
 	if p.Born, err = bornAt(p.PID); err != nil {
-		return fmt.Errorf("start %s: it ended at once: %s", p, l.tail(p.Node, p.Name))
+		return fmt.Errorf("start %s: it ended immediately: %s", p, l.tail(p.Node, p.Name))
 	}
 	return writeJSON(l.processFile(p), p)
 }
 
-// alive reports whether the very process that was started still runs.
+// alive reports whether this process still runs, not another one with its PID.
 func (p *Process) alive() bool {
 	born, err := bornAt(p.PID)
 	return p.PID > 0 && err == nil && born == p.Born
@@ -81,10 +83,10 @@ func bornAt(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The second field, the command in parentheses, may hold anything.
+	// The second field, the command in parentheses, may contain blanks and parentheses.
 	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat is short", pid)
+		return 0, fmt.Errorf("/proc/%d/stat has too few fields", pid)
 	}
 	if fields[0] == "Z" || fields[0] == "X" {
 		return 0, fmt.Errorf("process %d has ended", pid)
@@ -92,7 +94,7 @@ func bornAt(pid int) (uint64, error) {
 	return strconv.ParseUint(fields[19], 10, 64)
 }
 
-// Processes lists what the lab started, by node and name.
+// Processes lists the lab's daemons, by node and name.
 func (l *Lab) Processes() ([]*Process, error) {
 	files, err := filepath.Glob(filepath.Join(l.varDir("proc"), "*.json"))
 	if err != nil {
@@ -109,7 +111,7 @@ func (l *Lab) Processes() ([]*Process, error) {
 	return processes, nil
 }
 
-// Process finds a process by node and name.
+// Process finds a daemon by node and name.
 func (l *Lab) Process(node, name string) (*Process, error) {
 	p := Process{Node: node, Name: name}
 	if err := readJSON(l.processFile(&p), &p); err != nil {
@@ -118,20 +120,20 @@ func (l *Lab) Process(node, name string) (*Process, error) {
 	return &p, nil
 }
 
-// Alive reports whether a process of the lab runs.
+// Alive reports whether a daemon of the lab runs.
 func (l *Lab) Alive(node, name string) bool {
 	p, err := l.Process(node, name)
 	return err == nil && p.alive()
 }
 
-// Signal sends a signal to one process of the lab: SIGSTOP, SIGCONT, SIGKILL, ...
+// Signal sends a signal to one daemon of the lab.
 func (l *Lab) Signal(node, name string, s syscall.Signal) error {
 	p, err := l.Process(node, name)
 	if err != nil {
 		return err
 	}
 	if !p.alive() {
-		return fmt.Errorf("%s does not run", p)
+		return fmt.Errorf("%s is not running", p)
 	}
 	if err := syscall.Kill(p.PID, s); err != nil {
 		return fmt.Errorf("send %s to %s: %w", s, p, err)
@@ -139,7 +141,7 @@ func (l *Lab) Signal(node, name string, s syscall.Signal) error {
 	return nil
 }
 
-// Stop ends a process: SIGTERM, and SIGKILL when it is not gone by the deadline of ctx, or in 5 s.
+// Stop ends a daemon: it sends SIGTERM, and SIGKILL after 5 s or at the deadline of ctx.
 func (l *Lab) Stop(ctx context.Context, node, name string) error {
 	p, err := l.Process(node, name)
 	if err != nil {
@@ -148,7 +150,7 @@ func (l *Lab) Stop(ctx context.Context, node, name string) error {
 	return p.stop(ctx, 5*time.Second)
 }
 
-// Start starts a process again, as it was started first. One that runs is left alone.
+// Start starts a daemon again, as it was first started. It does nothing if the daemon runs.
 func (l *Lab) Start(node, name string) error {
 	p, err := l.Process(node, name)
 	if err != nil {
@@ -184,7 +186,7 @@ func (p *Process) stop(ctx context.Context, grace time.Duration) error {
 	return nil
 }
 
-// waitGone waits until none of the processes is left but as a zombie.
+// waitGone waits until all processes have ended; zombies count as ended.
 func waitGone(pids []int, within time.Duration) error {
 	deadline := time.Now().Add(within)
 	for {
@@ -199,8 +201,8 @@ func waitGone(pids []int, within time.Duration) error {
 	}
 }
 
-// await calls probe until it succeeds. When the process ends first or the time is over, the error ends with the
-// last lines of the process's log.
+// await calls probe until it succeeds. If the process ends first or the time is over, the error
+// contains the last lines of the process's log.
 func (l *Lab) await(ctx context.Context, p *Process, within time.Duration, probe func(context.Context) error) error {
 	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
@@ -249,7 +251,7 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	// Renamed into place, so that a reader or a kill -9 never meets half a file.
+	// Rename it into place, so that neither a reader nor a kill -9 leaves half a file.
 	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
 		return err
 	}

@@ -13,10 +13,10 @@ import (
 	"strings"
 )
 
-// Lines of versions that the lab is made for. tools/setup.sh looks for the same.
+// serverLines are the version lines that the lab supports. tools/setup.sh looks for the same.
 var serverLines = map[string]string{"consul": "1.20.", "vault": "1.21.", "nomad": "1.10."}
 
-// checkPrograms finds the servers and says, all at once, what is missing.
+// checkPrograms finds the servers. Its error lists everything that is missing.
 func (l *Lab) checkPrograms(ctx context.Context) error {
 	var missing []error
 	need := []string{"ip", "nsenter", "nft"}
@@ -62,7 +62,8 @@ func (l *Lab) checkPrograms(ctx context.Context) error {
 	return nil
 }
 
-// findServer looks for a server of a version line on PATH, then among the links that tools/setup.sh made.
+// findServer looks for a server of a version line, first on PATH, then among the links that
+// tools/setup.sh made.
 func findServer(ctx context.Context, name, line, links string) (string, error) {
 	candidates := []string{filepath.Join(links, name)}
 	if path, err := exec.LookPath(name); err == nil {

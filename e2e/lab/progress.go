@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// progress tells what happens, a line each with the seconds since the start.
+// progress prints a line for each step, with the seconds since the start.
 type progress struct {
 	mu    sync.Mutex
 	out   io.Writer

@@ -12,19 +12,20 @@ import (
 	"text/tabwriter"
 )
 
-// Command prepares a command that runs in a node's network namespace; "internet" and "client" are nodes too. Down
-// ends it like every process of the lab.
+// Command prepares a command that runs in a node's network namespace; "internet" and "client" are
+// nodes too. Down ends it like every process of the lab.
 func (l *Lab) Command(ctx context.Context, node, program string, args ...string) (*exec.Cmd, error) {
 	if !exists(l.NetNS(node)) {
-		return nil, fmt.Errorf("lab %s has no node %q: it has %s", l.Name, node, strings.Join(l.namespaces(), ", "))
+		return nil, fmt.Errorf("lab %s has no node %q; its nodes are %s", l.Name, node, strings.Join(l.namespaces(), ", "))
 	}
 	cmd := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + l.NetNS(node), "--", program}, args...)...)
 	cmd.Env = append(cmd.Environ(), labVariable+"="+l.Name)
 	return cmd, nil
 }
 
-// Environment lists, as KEY=value, what consul, vault, nomad and sif need to reach the lab as its operator. The
-// addresses are reachable from its nodes and, with host access, from the machine itself.
+// Environment returns, as KEY=value, what consul, vault, nomad and sif need to reach the lab as its
+// operator. The addresses are reachable from the lab's nodes and, with host access, from the
+// machine itself.
 func (l *Lab) Environment() []string {
 	env := []string{
 		"CONSUL_HTTP_ADDR=" + l.ConsulAddress(),
@@ -71,7 +72,7 @@ func (l *Lab) WriteStatus(w io.Writer) (bool, error) {
 	return ok, table.Flush()
 }
 
-// WriteSummary tells what runs where and what to try next.
+// WriteSummary prints what runs where and what to try next.
 func (l *Lab) WriteSummary(w io.Writer) error {
 	processes, err := l.Processes()
 	if err != nil {
@@ -116,10 +117,10 @@ Logs are in %s, secrets in %s. Next:
 	fmt.Fprintf(table, "  eval \"$(%s env)\"\taddresses and tokens for consul, vault, nomad and sif\n", prefix)
 	if !l.ServersOnly {
 		fmt.Fprintf(table, "  bin/sif status\tnodes, revision, endpoints, certificates\n")
-		fmt.Fprintf(table, "  bin/sif matrix\twho may reach whom, and who does\n")
+		fmt.Fprintf(table, "  bin/sif matrix\twho may reach whom, and who does reach whom\n")
 	}
 	fmt.Fprintf(table, "  %s exec %s -- ip addr\ta command on a node\n", prefix, l.Topology.Nodes(Processor, Workload)[0].Name)
-	fmt.Fprintf(table, "  %s status\twhich daemons run\n", prefix)
-	fmt.Fprintf(table, "  %s down\ttake everything away\n", prefix)
+	fmt.Fprintf(table, "  %s status\twhich daemons are running\n", prefix)
+	fmt.Fprintf(table, "  %s down\tremove everything\n", prefix)
 	return table.Flush()
 }

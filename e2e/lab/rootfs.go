@@ -12,8 +12,9 @@ import (
 	"path/filepath"
 )
 
-// DemoImage is the container image that every Docker engine of the lab holds: busybox in /bin, and sif-demo in
-// /usr/local/bin when it is built. The exec driver's chroot has the same files. None can be pulled.
+// DemoImage is the container image in every Docker engine of the lab: busybox in /bin, and sif-demo
+// in /usr/local/bin if it was built. The exec driver's chroot contains the same files. The lab's
+// engines cannot pull other images.
 const DemoImage = "sif-demo:local"
 
 const busybox = "/bin/busybox"
@@ -80,7 +81,7 @@ func tarball(dir string, w io.Writer) error {
 	return t.Close()
 }
 
-// linkFS lets AddFS keep symbolic links.
+// linkFS makes AddFS keep symbolic links.
 type linkFS struct {
 	fs.FS
 	dir string

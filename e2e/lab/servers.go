@@ -14,8 +14,8 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// startServers starts everything that is not SIF, but for Nomad's clients: those look for networks when they start,
-// and come after the agents. What does not depend on one another is started at the same time.
+// startServers starts everything except SIF and Nomad's clients. The clients look for CNI networks
+// when they start, so they come after the agents. Independent parts start at the same time.
 func (l *Lab) startServers(ctx context.Context) error {
 	var err error
 	if l.ca, err = newAuthority(l.varDir("tls")); err != nil {
@@ -68,7 +68,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 			if err := l.startConsulClient(ctx, n); err != nil {
 				return err
 			}
-			l.told.line("%s: Open vSwitch, Consul agent", n.Name)
+			l.progress.line("%s: Open vSwitch, Consul agent", n.Name)
 			return nil
 		})
 	}
@@ -83,7 +83,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 			if err := l.startConsulClient(ctx, n); err != nil {
 				return err
 			}
-			l.told.line("%s: Consul agent", n.Name)
+			l.progress.line("%s: Consul agent", n.Name)
 			return nil
 		})
 	}
@@ -99,7 +99,8 @@ func (l *Lab) startNomadClients(ctx context.Context) error {
 	return g.Wait()
 }
 
-// makeSecrets chooses the tokens that the servers let one choose, so that nothing has to wait for them.
+// makeSecrets generates the tokens that the servers accept from their operator, so that no step
+// must wait for them.
 func (l *Lab) makeSecrets() {
 	l.Secrets.ConsulManagement = newUUID()
 	l.Secrets.NomadManagement = newUUID()
@@ -109,13 +110,13 @@ func (l *Lab) makeSecrets() {
 		l.Secrets.ConsulAgents[n.Name] = newUUID()
 	}
 	gossip := make([]byte, 32)
-	rand.Read(gossip) // never fails (crypto/rand)
+	rand.Read(gossip) // never returns an error
 	l.Secrets.GossipKey = base64.StdEncoding.EncodeToString(gossip)
 }
 
 func newUUID() string {
 	b := make([]byte, 16)
-	rand.Read(b) // never fails (crypto/rand)
+	rand.Read(b) // never returns an error
 	b[6], b[8] = b[6]&0x0f|0x40, b[8]&0x3f|0x80
 	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
 }

@@ -23,10 +23,10 @@ const (
 	bridge         = "sif0"
 )
 
-// wireguardOverhead is what WireGuard adds to a packet over IPv4, in bytes, and 20 more for an IPv6 underlay.
+// wireguardOverhead is what WireGuard adds to a packet, at most, in bytes: 80 over IPv6, 60 over IPv4.
 const wireguardOverhead = 80
 
-// ControllerAddress is where the controller's API answers: HTTPS with the fabric's CA.
+// ControllerAddress is the address of the controller's API: HTTPS with the fabric's CA.
 func (l *Lab) ControllerAddress() string {
 	return fmt.Sprintf("https://%s:%d", l.Topology.Orchestrator().Address, controllerPort)
 }
@@ -37,7 +37,7 @@ func (l *Lab) BPFDir(node string) string { return l.runDir(node, "bpf") }
 // SIFRunDir is the directory of the sockets of a node's SIF daemons.
 func (l *Lab) SIFRunDir(node string) string { return l.runDir(node, "sif") }
 
-// SIFDataDir is the directory of a node's SIF daemons' files.
+// SIFDataDir is the directory of the files of a node's SIF daemons.
 func (l *Lab) SIFDataDir(node string) string { return l.varDir(node, "sif") }
 
 // SIFConfig is the configuration file of a node's daemon: controller, engine or agent.
@@ -83,11 +83,11 @@ func (l *Lab) startController(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
-	l.told.line("controller: %s", l.ControllerAddress())
+	l.progress.line("controller: %s", l.ControllerAddress())
 	return nil
 }
 
-// httpAnswers succeeds on any HTTP answer that is not a server's failure.
+// httpAnswers succeeds on any HTTP answer except a server error.
 func httpAnswers(ctx context.Context, client *http.Client, url string) error {
 	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
@@ -99,7 +99,7 @@ func httpAnswers(ctx context.Context, client *http.Client, url string) error {
 	}
 	response.Body.Close()
 	if response.StatusCode >= http.StatusInternalServerError {
-		return fmt.Errorf("it answers %s", response.Status)
+		return fmt.Errorf("it answered %s", response.Status)
 	}
 	return nil
 }
@@ -159,14 +159,14 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if err := l.launch(ctx, p, 40*time.Second, ready); err != nil {
 		return err
 	}
-	l.told.line("%s: link, %s", node.Name, daemon)
+	l.progress.line("%s: link, %s", node.Name, daemon)
 	if node.Kind == Processor {
 		return nil
 	}
 	return l.startNomadClient(ctx, node)
 }
 
-// conflistExists probes for the agent's network configuration.
+// conflistExists checks for the agent's network configuration.
 func (l *Lab) conflistExists(node string) error {
 	_, configs := l.CNIDirs(node)
 	files, err := filepath.Glob(configs + "/*.conflist")
@@ -176,7 +176,8 @@ func (l *Lab) conflistExists(node string) error {
 	return err
 }
 
-// mountBPF gives a node a BPF filesystem in the machine's mount namespace, where it outlives every daemon.
+// mountBPF mounts a BPF filesystem for a node in the machine's mount namespace, so that it outlives
+// every daemon.
 func (l *Lab) mountBPF(node string) error {
 	dir := l.BPFDir(node)
 	if err := mkdirs(dir); err != nil {
@@ -197,7 +198,7 @@ func socketExists(path string) func(context.Context) error {
 	}
 }
 
-// listens probes for a TCP listener from the node itself.
+// listens checks from the node itself that something listens on a TCP address.
 func (l *Lab) listens(node, address string) func(context.Context) error {
 	return func(ctx context.Context) error {
 		conn, err := l.Dial(node)(ctx, "tcp", address)
@@ -222,7 +223,7 @@ func (l *Lab) vaultBlock(c *hclText, roleID, secretIDFile string) {
 
 func (l *Lab) writeSecretID(node, secretID string) (string, error) {
 	if secretID == "" {
-		return "", errors.New("there is no secret ID for " + node)
+		return "", errors.New("Vault has made no secret ID for " + node)
 	}
 	file := l.varDir(node, "secret-id")
 	if err := os.WriteFile(file, []byte(secretID+"\n"), 0o600); err != nil {
@@ -231,7 +232,7 @@ func (l *Lab) writeSecretID(node, secretID string) (string, error) {
 	return file, nil
 }
 
-// daemon writes a daemon's configuration and describes its process.
+// daemon writes a daemon's configuration and returns its process, not started yet.
 func (l *Lab) daemon(node *Node, name string, c hclText) (*Process, error) {
 	if err := mkdirs(l.SIFRunDir(node.Name), l.SIFDataDir(node.Name)); err != nil {
 		return nil, err

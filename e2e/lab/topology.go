@@ -23,29 +23,29 @@ const (
 	Workload     = "workload"
 )
 
-// Topology says which zones and nodes a lab has and what the internet between the zones passes.
+// Topology describes a lab's zones and nodes, and what the internet passes between the zones.
 type Topology struct {
 	Fabric      string   `hcl:"fabric"`
 	TrustDomain string   `hcl:"trust_domain"`
-	Datacenter  string   `hcl:"datacenter"` // of Consul; a Nomad datacenter is a zone
+	Datacenter  string   `hcl:"datacenter"` // Consul's datacenter; a Nomad datacenter is a zone
 	Underlay    Underlay `hcl:"underlay,block"`
 	Pools       Pools    `hcl:"pools,block"`
 	Internet    Internet `hcl:"internet,block"`
 	Zones       []*Zone  `hcl:"zone,block"`
 }
 
-// Underlay describes the links that nodes hang on.
+// Underlay describes the nodes' interfaces.
 type Underlay struct {
 	MTU int `hcl:"mtu"` // bytes
 }
 
-// Pools are the prefixes out of which the controller gives nodes their address pools.
+// Pools are the prefixes from which the controller assigns address pools to nodes.
 type Pools struct {
 	IPv4 string `hcl:"ipv4"`
 	IPv6 string `hcl:"ipv6"`
 }
 
-// Internet is the namespace that routes between zones and drops what no Pass names.
+// Internet is the namespace that routes between zones and drops packets that no Pass names.
 type Internet struct {
 	Users  Users   `hcl:"users,block"`
 	Passes []*Pass `hcl:"pass,block"`
@@ -58,7 +58,7 @@ type Users struct {
 	Client string `hcl:"client"` // address of the namespace "client"
 }
 
-// Pass lets new flows through the internet; their answers pass with them.
+// Pass lets new flows through the internet, and the packets that answer them.
 type Pass struct {
 	Name string   `hcl:"name,label"`
 	From []string `hcl:"from"` // "nodes", a kind of node, "users"
@@ -81,13 +81,13 @@ type Node struct {
 	Address string   `hcl:"address"`
 	Drivers []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
 
-	Zone string // name of the zone that holds it; not in the file
+	Zone string // name of its zone; not in the file
 }
 
 //go:embed topology/*.hcl
 var topologies embed.FS
 
-// DefaultTopology is the one that `make dev` brings up: two zones.
+// DefaultTopology returns the topology that `make dev` brings up: two zones.
 func DefaultTopology() (*Topology, error) {
 	const name = "topology/two-zones.hcl"
 	src, err := topologies.ReadFile(name)
@@ -106,7 +106,7 @@ func LoadTopology(path string) (*Topology, error) {
 	return ParseTopology(path, src)
 }
 
-// ParseTopology decodes and checks a topology; name is used in messages and must end in .hcl.
+// ParseTopology decodes and checks a topology. Messages contain name, which must end in .hcl.
 func ParseTopology(name string, src []byte) (*Topology, error) {
 	var t Topology
 	if err := hclsimple.Decode(name, src, nil, &t); err != nil {
@@ -125,7 +125,7 @@ var (
 
 func (t *Topology) check() error {
 	if t.Underlay.MTU < 1280 || t.Underlay.MTU > 65535 {
-		return fmt.Errorf("underlay mtu is %d, must be 1280 to 65535", t.Underlay.MTU)
+		return fmt.Errorf("underlay mtu is %d, but must be 1280 to 65535", t.Underlay.MTU)
 	}
 	for _, p := range []string{t.Pools.IPv4, t.Pools.IPv6} {
 		if _, err := netip.ParsePrefix(p); err != nil {
@@ -147,7 +147,7 @@ func (t *Topology) check() error {
 	orchestrators := 0
 	for _, z := range t.Zones {
 		if !label.MatchString(z.Name) || len(z.Name) > 10 {
-			return fmt.Errorf("zone %q: a name is a lower-case label of at most 10 characters here (it names a link)", z.Name)
+			return fmt.Errorf("zone %q: the name must be a lower-case label of at most 10 characters, because it names a network interface", z.Name)
 		}
 		subnet, err := netip.ParsePrefix(z.Subnet)
 		if err != nil {
@@ -163,15 +163,15 @@ func (t *Topology) check() error {
 			n.Zone = z.Name
 			switch {
 			case !label.MatchString(n.Name) || len(n.Name) > 15:
-				return fmt.Errorf("node %q: a name is a lower-case label of at most 15 characters here (it names a link)", n.Name)
+				return fmt.Errorf("node %q: the name must be a lower-case label of at most 15 characters, because it names a network interface", n.Name)
 			case names[n.Name] || n.Name == internetNS || n.Name == clientNS:
-				return fmt.Errorf("node %s: the name is taken", n.Name)
+				return fmt.Errorf("node %s: another node has this name", n.Name)
 			case addresses[n.Address]:
-				return fmt.Errorf("node %s: address %s is taken", n.Name, n.Address)
+				return fmt.Errorf("node %s: another node has address %s", n.Name, n.Address)
 			case !slices.Contains([]string{Orchestrator, Processor, Workload}, n.Kind):
 				return fmt.Errorf("node %s: unknown kind %q", n.Name, n.Kind)
 			case (n.Kind == Workload) != (len(n.Drivers) > 0):
-				return fmt.Errorf("node %s: drivers belong to workload nodes, and each needs one", n.Name)
+				return fmt.Errorf("node %s: a workload node must have drivers, and other nodes must not", n.Name)
 			}
 			for _, d := range n.Drivers {
 				if d != "docker" && d != "exec" {
@@ -188,7 +188,7 @@ func (t *Topology) check() error {
 		}
 	}
 	if orchestrators != 1 {
-		return fmt.Errorf("%d orchestrator nodes, must be one", orchestrators)
+		return fmt.Errorf("expected one orchestrator node, found %d", orchestrators)
 	}
 	for _, p := range t.Internet.Passes {
 		if err := p.check(); err != nil {
@@ -206,7 +206,7 @@ func (p *Pass) check() error {
 	}
 	for _, r := range slices.Concat(p.TCP, p.UDP) {
 		if !portRange.MatchString(r) {
-			return fmt.Errorf("ports %q: want a port or a range such as 18080-18099", r)
+			return fmt.Errorf("ports %q: expected a port or a range such as 18080-18099", r)
 		}
 		from, to, _ := strings.Cut(r, "-")
 		lo, _ := strconv.Atoi(from)
@@ -215,7 +215,7 @@ func (p *Pass) check() error {
 			hi, _ = strconv.Atoi(to)
 		}
 		if lo < 1 || hi < lo || hi > 65535 {
-			return fmt.Errorf("ports %q are out of range", r)
+			return fmt.Errorf("ports %q: out of range", r)
 		}
 	}
 	return nil
@@ -227,15 +227,15 @@ func inside(subnet netip.Prefix, address string) error {
 		return err
 	}
 	if !subnet.Contains(a) || a == gateway(subnet) {
-		return fmt.Errorf("address %s is not one of subnet %s, or is its gateway's", a, subnet)
+		return fmt.Errorf("address %s must be in subnet %s and must not be its gateway's", a, subnet)
 	}
 	return nil
 }
 
-// gateway is the internet's address in a subnet: the first one.
+// gateway returns the internet's address in a subnet, the first one.
 func gateway(subnet netip.Prefix) netip.Addr { return subnet.Masked().Addr().Next() }
 
-// Nodes returns the nodes of the given kinds in the file's order; of all kinds if none is given.
+// Nodes returns the nodes of the given kinds in the file's order, or all nodes if no kind is given.
 func (t *Topology) Nodes(kinds ...string) []*Node {
 	var nodes []*Node
 	for _, z := range t.Zones {

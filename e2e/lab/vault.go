@@ -19,15 +19,15 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// VaultAddress is where Vault answers: HTTPS with the servers' CA.
+// VaultAddress is the address of Vault: HTTPS with the servers' CA.
 func (l *Lab) VaultAddress() string {
 	return "https://" + l.Topology.Orchestrator().Address + ":8200"
 }
 
-// FabricCA is the file with the root of the fabric's own certificates, those of the daemons and workloads.
+// FabricCA is the file with the root of the certificates of the fabric's daemons and workloads.
 func (l *Lab) FabricCA() string { return l.varDir("tls", "fabric-ca.pem") }
 
-// Vault returns a client of Vault for a token, which may be empty.
+// Vault returns a client of Vault that uses the given token, which may be empty.
 func (l *Lab) Vault(token string) (*api.Client, error) {
 	config := api.DefaultConfig()
 	if config.Error != nil {
@@ -48,7 +48,7 @@ func (l *Lab) Vault(token string) (*api.Client, error) {
 	return vault, nil
 }
 
-// httpsClient returns an HTTP client that comes from a node and trusts the servers' CA only.
+// httpsClient returns an HTTP client that connects from a node and trusts only the servers' CA.
 func (l *Lab) httpsClient(node string) (*http.Client, error) {
 	return l.httpsClientOf(node, l.ServersCA())
 }
@@ -60,7 +60,7 @@ func (l *Lab) httpsClientOf(node, caFile string) (*http.Client, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("%s holds no certificate", caFile)
+		return nil, fmt.Errorf("%s contains no certificate", caFile)
 	}
 	return &http.Client{Transport: &http.Transport{
 		DialContext:     l.Dial(node),
@@ -125,11 +125,11 @@ log_level     = "info"
 	if err := os.WriteFile(l.FabricCA(), []byte(l.Secrets.Vault.CA+"\n"), 0o644); err != nil {
 		return fmt.Errorf("write the fabric's CA: %w", err)
 	}
-	l.told.line("Vault, with the fabric's CA and signing key")
+	l.progress.line("Vault, with the fabric's CA and signing key")
 	return nil
 }
 
-// Unseal unseals Vault, as is needed after a restart of it, and waits until it is active.
+// Unseal unseals Vault, which every restart of Vault requires, and waits until it is active.
 func (l *Lab) Unseal(ctx context.Context) error {
 	client, err := l.Vault("")
 	if err != nil {
@@ -163,7 +163,7 @@ func (l *Lab) setupSpec() setup.Spec {
 	return spec
 }
 
-// nodeID names a node in the results of package setup.
+// nodeID returns the key of a node in the results of package setup.
 func nodeID(n *Node) string { return setup.Node{Zone: n.Zone, Name: n.Name}.ID() }
 
 func mkdirs(dirs ...string) error {

@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command sif-lab brings up a fabric on this machine, tells about it and takes it away. It is a thin front of
-// package e2e/lab.
+// Command sif-lab brings up a fabric on this machine, shows its state and removes it. It is a thin
+// front end of package e2e/lab.
 package main
 
 import (
@@ -27,16 +27,17 @@ const usage = `Usage: sif-lab [-lab NAME] COMMAND [options]
 
 Commands:
 
-  up                   Bring it up. What an earlier one left is taken away
-                       first; an interrupted one takes itself away.
+  up                   Bring the fabric up. First removes what an earlier
+                       one left; if interrupted, removes everything again.
     -topology=<file>   Zones and nodes. Default: two zones.
     -servers-only      Leave out the SIF daemons.
-    -host=false        Give this machine no address among the users.
+    -host=false        Give this machine no address in the users' network.
     -apps=<dir>,<dir>  Applications to deploy: graphs and jobs.
-    -bin=<dir>         Where sif, sif-cni and sif-demo are. Default: where
-                       sif-lab is.
-  down                 Take it away.
-  status [-q]          What runs where. -q: only the exit code; 0 if all runs.
+    -bin=<dir>         Directory of sif, sif-cni and sif-demo. Default: that
+                       of sif-lab.
+  down                 Remove it.
+  status [-q]          Show what runs where. -q prints nothing. Exits with 0
+                       if every daemon is running, else with 1.
   env                  Print the environment for consul, vault, nomad and sif:
                        eval "$(sif-lab env)"
   exec NODE -- CMD...  Run a command on a node: in its network namespace.
@@ -68,7 +69,7 @@ func main() {
 	}
 }
 
-// exitCode ends the program with a code, without a message.
+// exitCode makes the program exit with a code, without a message.
 type exitCode int
 
 func (e exitCode) Error() string { return fmt.Sprintf("exit code %d", int(e)) }
@@ -135,12 +136,12 @@ func up(ctx context.Context, name string, args []string) error {
 	if *apps != "" {
 		if err := l.RunApplications(ctx, strings.Split(*apps, ",")...); err != nil {
 			if _, gone := lab.Open(name); gone != nil && ctx.Err() == nil {
-				return fmt.Errorf("another program took the lab away meanwhile: %w", gone)
+				return fmt.Errorf("another program removed the lab meanwhile: %w", gone)
 			}
 			if ctx.Err() == nil {
-				return fmt.Errorf("%w\nthe fabric stays up, to look at; sif-lab down takes it away", err)
+				return fmt.Errorf("%w\nthe fabric stays up for inspection; `sif-lab down` removes it", err)
 			}
-			fmt.Println("taking everything away again")
+			fmt.Println("removing everything again")
 			return errors.Join(ctx.Err(), l.Down(context.WithoutCancel(ctx)))
 		}
 	}
@@ -186,7 +187,7 @@ func execOn(name string, args []string) error {
 		args = append(args[:1:1], args[2:]...)
 	}
 	if len(args) < 2 {
-		return errors.New("want a node and a command: sif-lab exec NODE -- COMMAND")
+		return errors.New("expected a node and a command: sif-lab exec NODE -- COMMAND")
 	}
 	l, err := lab.Open(name)
 	if err != nil {
@@ -201,7 +202,7 @@ func execOn(name string, args []string) error {
 
 func startStop(ctx context.Context, verb, name string, args []string) error {
 	if len(args) != 2 {
-		return fmt.Errorf("want a node and a daemon: sif-lab %s NODE NAME", verb)
+		return fmt.Errorf("expected a node and a daemon: sif-lab %s NODE NAME", verb)
 	}
 	l, err := lab.Open(name)
 	if err != nil {
