@@ -22,8 +22,8 @@ const (
 	pluginTimeout = "20s"
 )
 
-// pluginName is the plugin's file beside the sif binary, and libexecPlugin the path at which packages
-// install it.
+// pluginName is the plugin's file beside the sif binary, and libexecPlugin the path at which
+// packages install it.
 const (
 	pluginName    = "sif-cni"
 	libexecPlugin = "/usr/libexec/sif/sif-cni"

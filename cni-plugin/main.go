@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command sif-cni is the CNI plugin of the fabric. Nomad runs it for each allocation in network mode
-// cni/sif. It passes the call to the node's agent and prints the agent's answer. The code is in
-// package plugin.
+// Command sif-cni is the CNI plugin of the fabric. Nomad runs it for each allocation in network
+// mode cni/sif. It passes the call to the node's agent and prints the agent's answer. The code is
+// in package plugin.
 package main
 
 import (

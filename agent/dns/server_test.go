@@ -243,8 +243,8 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
-// To any query, the response can be sent, is to that query, and has only addresses that the asker may
-// reach.
+// To any query, the response can be sent, is to that query, and has only addresses that the asker
+// may reach.
 func FuzzRespond(f *testing.F) {
 	for _, m := range []*miekg.Msg{
 		question("svc.app.sif.", miekg.TypeA), question("gcp1.svc.app.sif.", miekg.TypeAAAA),

@@ -26,8 +26,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// ErrNoNamespace says that neither a process nor a mount refers to the namespace at the other end of
-// an interface, although the interface exists.
+// ErrNoNamespace says that neither a process nor a mount refers to the namespace at the other end
+// of an interface, although the interface exists.
 var ErrNoNamespace = errors.New("cannot find the network namespace of the workload")
 
 // Finder finds the namespace at the other end of a veth pair by the name of this end. It caches the
@@ -38,8 +38,9 @@ type Finder struct {
 	paths map[string]string // by interface
 }
 
-// Find opens the namespace at the other end of hostIf, an interface in the network namespace of this
-// process. The caller must close it soon, because an open namespace stays alive after its workload.
+// Find opens the namespace at the other end of hostIf, an interface in the network namespace of
+// this process. The caller must close it soon, because an open namespace stays alive after its
+// workload.
 func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 	link, err := netlinksafe.LinkByName(hostIf)
 	if err != nil {
@@ -71,8 +72,8 @@ func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 	return space, nil
 }
 
-// search looks for the namespace that has the ID id in this one among mounted namespaces and those of
-// all processes.
+// search looks for the namespace that has the ID id in this one among mounted namespaces and those
+// of all processes.
 func search(id int) (ns.NetNS, string, error) {
 	seen := map[uint64]bool{}
 	for _, list := range []func() []string{mounted, byProcess} {
@@ -127,8 +128,8 @@ func byProcess() []string {
 	return paths
 }
 
-// Listening reports whether a socket in the namespace listens at an address and port, on the address
-// itself or on all addresses.
+// Listening reports whether a socket in the namespace listens at an address and port, on the
+// address itself or on all addresses.
 func Listening(namespace ns.NetNS, at netip.AddrPort, protocol fabric.Protocol) (bool, error) {
 	found := false
 	err := namespace.Do(func(ns.NetNS) error {

@@ -30,8 +30,8 @@ type Observation struct {
 	At       time.Time
 }
 
-// Observers captures probes with one socket per endpoint, however many probes are expected there. The
-// zero Observers is ready to use. It is safe for concurrent use.
+// Observers captures probes with one socket per endpoint, however many probes are expected there.
+// The zero Observers is ready to use. It is safe for concurrent use.
 type Observers struct {
 	mu   sync.Mutex
 	open map[string]*observer // by key
@@ -189,7 +189,8 @@ func listenPackets(ifName string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "probes on "+ifName), nil
 }
 
-// receiveBuffer is the size of the socket's receive buffer in bytes, enough for thousands of probes.
+// receiveBuffer is the size of the socket's receive buffer in bytes, enough for thousands of
+// probes.
 const receiveBuffer = 8 << 20
 
 func configure(fd, index int) error {

@@ -62,7 +62,8 @@ func sendRaw(p packet) error {
 // Request opens a flow from the namespace and makes a request. With TCP it connects, sends "GET
 // /health" in HTTP/1.0 and waits for the first byte; with UDP it sends a packet and waits for an
 // answer. An error means that there was no flow. answered reports whether the responder answered: a
-// TCP service that does not speak HTTP may accept the connection and stay silent. ctx limits the time.
+// TCP service that does not speak HTTP may accept the connection and stay silent. ctx limits the
+// time.
 func Request(ctx context.Context, namespace ns.NetNS, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) (answered bool, err error) {
 	var conn net.Conn
 	err = namespace.Do(func(ns.NetNS) error {

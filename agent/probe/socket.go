@@ -45,8 +45,8 @@ func listens(table string, at netip.AddrPort, protocol fabric.Protocol) bool {
 	return false
 }
 
-// parseLocal parses a local address such as "0100007F:1F90": 32-bit words in the machine's byte order
-// and a port.
+// parseLocal parses a local address such as "0100007F:1F90": 32-bit words in the machine's byte
+// order and a port.
 func parseLocal(s string) (netip.AddrPort, bool) {
 	host, port, ok := strings.Cut(s, ":")
 	b, err := hex.DecodeString(host)

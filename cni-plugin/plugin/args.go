@@ -13,8 +13,8 @@ import (
 const argAllocation = "NOMAD_ALLOC_ID"
 
 // allocationID returns the allocation that CNI_ARGS ("K=V;K=V") names, or "" if it names none. It
-// ignores other arguments, because a workload's identity comes from the scheduler alone, and rejects
-// ambiguous ones.
+// ignores other arguments, because a workload's identity comes from the scheduler alone, and
+// rejects ambiguous ones.
 func allocationID(args string) (string, error) {
 	id := ""
 	for pair := range strings.SplitSeq(args, ";") {

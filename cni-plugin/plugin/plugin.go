@@ -1,10 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package plugin implements the CNI plugin: it turns a call of the runtime into a call of the node's
-// agent, with the workload's namespace as an open descriptor, and the agent's answer into a CNI
-// result. It limits its own time, because Nomad runs one plugin at a time on a client. It has no
-// state and makes no decisions: the agent finds out who a workload is.
+// Package plugin implements the CNI plugin: it turns a call of the runtime into a call of the
+// node's agent, with the workload's namespace as an open descriptor, and the agent's answer into a
+// CNI result. It limits its own time, because Nomad runs one plugin at a time on a client. It has
+// no state and makes no decisions: the agent finds out who a workload is.
 package plugin
 
 import (
@@ -99,8 +99,9 @@ func check(args *skel.CmdArgs) error {
 	return err
 }
 
-// del succeeds if the agent cannot be reached: Nomad does not repeat a failed DEL, the kernel removes
-// the interface with its namespace, and the agent later removes attachments without an interface.
+// del succeeds if the agent cannot be reached: Nomad does not repeat a failed DEL, the kernel
+// removes the interface with its namespace, and the agent later removes attachments without an
+// interface.
 func del(args *skel.CmdArgs) error {
 	c, err := load(args.StdinData)
 	if err != nil {

@@ -270,8 +270,8 @@ func (s *Server) wait(t testing.TB, name string, ready func() error) {
 	}
 }
 
-// freePorts returns ports that are free for TCP and UDP when it returns, below the kernel's range of
-// ephemeral ports.
+// freePorts returns ports that are free for TCP and UDP when it returns, below the kernel's range
+// of ephemeral ports.
 func freePorts(t testing.TB, n int) []int {
 	t.Helper()
 	var ports []int

@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package testhost checks that the machine has what a test needs, and starts the servers for it. If
-// something is missing, the test is skipped with the reason; with CI=true it fails, because a skipped
-// test proves nothing. Only tests may import it.
+// something is missing, the test is skipped with the reason; with CI=true it fails, because a
+// skipped test proves nothing. Only tests may import it.
 package testhost
 
 import (

@@ -21,8 +21,8 @@ type Device struct {
 	// interfaces that this package may create and remove.
 	Name string
 	Interface
-	// ListenPort is the UDP port, 1 to 65535. It is opened in the namespace of `sif link`, whichever
-	// namespace the interface is in.
+	// ListenPort is the UDP port, 1 to 65535. It is opened in the namespace of `sif link`,
+	// whichever namespace the interface is in.
 	ListenPort uint16
 	PrivateKey PrivateKey
 	Peers      []Peer

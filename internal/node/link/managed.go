@@ -110,8 +110,8 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 	return r, nil
 }
 
-// apply brings interface, socket and routes into the desired state. The device stays down and has no
-// socket until key and port are set, which happens over UAPI after the interface exists.
+// apply brings interface, socket and routes into the desired state. The device stays down and has
+// no socket until key and port are set, which happens over UAPI after the interface exists.
 func (r *runningDevice) apply(want Device) error {
 	link, err := r.netlink.LinkByName(want.Name)
 	if err != nil {
@@ -188,8 +188,8 @@ func (r *runningDevice) initiateHandshakes(peers []Peer) {
 }
 
 // set executes the lines of a UAPI "set" operation. The configuration that the device then has
-// becomes the desired one, also if the operation failed halfway, except for a port that could not be
-// opened.
+// becomes the desired one, also if the operation failed halfway, except for a port that could not
+// be opened.
 func (m *managedDevice) set(lines string) error {
 	if m.running == nil {
 		return fmt.Errorf("the device does not exist: %w", m.err)

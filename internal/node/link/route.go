@@ -38,8 +38,8 @@ func setSysctls(name string) error {
 	return nil
 }
 
-// setRoutes makes the routes to the interface that have routeProtocol exactly those to the prefixes,
-// with the given MTU.
+// setRoutes makes the routes to the interface that have routeProtocol exactly those to the
+// prefixes, with the given MTU.
 func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix, mtu int) error {
 	index := link.Attrs().Index
 	missing := make(map[netip.Prefix]bool, len(prefixes))

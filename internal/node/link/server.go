@@ -241,8 +241,8 @@ func (s *Server) closeDevices() {
 	}
 }
 
-// lockDir prevents a second server, which would replace the sockets, from using a run directory. The
-// kernel releases the lock when the process ends.
+// lockDir prevents a second server, which would replace the sockets, from using a run directory.
+// The kernel releases the lock when the process ends.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "link.lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -316,8 +316,8 @@ func TestSecondServerIsRefused(t *testing.T) {
 	}
 }
 
-// BenchmarkThroughput sends one TCP stream from node to node: over the bare
-// veth pairs of the underlay, and through the link. Compare within one run.
+// BenchmarkThroughput sends one TCP stream from node to node: over the bare veth pairs of the
+// underlay, and through the link. Compare within one run.
 func BenchmarkThroughput(b *testing.B) {
 	nodes := newNodes(b, 2)
 	from, to := nodes[0], nodes[1]

@@ -12,9 +12,9 @@ import (
 	"golang.zx2c4.com/wireguard/tun"
 )
 
-// tunDevice is a TUN interface that may be in another namespace. It replaces wireguard-go's monitored
-// one, which reads MTU and state by name in the namespace of the calling thread and so confuses it
-// with a device of the same name there. Up and down are the server's decision.
+// tunDevice is a TUN interface that may be in another namespace. It replaces wireguard-go's
+// monitored one, which reads MTU and state by name in the namespace of the calling thread and so
+// confuses it with a device of the same name there. Up and down are the server's decision.
 type tunDevice struct {
 	tun.Device
 	mtu atomic.Int64
