@@ -19,7 +19,7 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// intruder is a job of one process in gcp1 that wants to be in the fabric.
+// intruder is a job with one task in gcp1 that tries to join the fabric.
 func intruder(id, namespace string, meta, args map[string]string) *nomad.Job {
 	job := nomad.NewServiceJob(id, id, "global", 50)
 	job.Datacenters, job.Namespace = []string{"gcp1"}, &namespace
@@ -42,8 +42,9 @@ func intruder(id, namespace string, meta, args map[string]string) *nomad.Job {
 
 func ptr[T any](v T) *T { return &v }
 
-// TestUnadmittedWorkloadGetsNothing starts workloads that no selector matches, with whatever claims a job can make: a
-// stanza, forged CNI arguments, the name of another namespace's job. Each fails and says which selectors were tried.
+// TestUnadmittedWorkloadGetsNothing starts workloads that no selector matches, with every kind of
+// claim that a job can make: a stanza, forged CNI arguments, the name of another namespace's job.
+// Each one fails and says which selectors were tried.
 func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 	_, err := world.nomad.Namespaces().Register(&nomad.Namespace{Name: "e2e-other"}, nil)
 	must.NoError(t, err)

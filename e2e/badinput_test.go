@@ -21,7 +21,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// place is where text first occurs, as line:column.
+// place returns where text first occurs, as line:column.
 func place(t *testing.T, text, what string) string {
 	t.Helper()
 	before, _, found := strings.Cut(text, what)
@@ -29,8 +29,8 @@ func place(t *testing.T, text, what string) string {
 	return fmt.Sprintf("%d:%d", strings.Count(before, "\n")+1, len(before)-strings.LastIndex(before, "\n"))
 }
 
-// TestBadGraphChangesNothing applies graphs with mistakes: each is answered by the place and the kind of its mistake,
-// and the revision in force stays.
+// TestBadGraphChangesNothing applies graphs with mistakes. The command reports the place and the
+// kind of each mistake, and the revision in force stays.
 func TestBadGraphChangesNothing(t *testing.T) {
 	sequence := world.sequence(t)
 	good := world.getaway(t)
@@ -39,8 +39,8 @@ func TestBadGraphChangesNothing(t *testing.T) {
 		return strings.Replace(good, old, new, 1)
 	}
 	for name, tc := range map[string]struct {
-		text, at string   // at: the text whose place is named; empty: the end of the file is
-		says     []string // in what is printed
+		text, at string   // the text at whose place the mistake is reported; if empty, the end of the file
+		says     []string // must be in the output
 	}{
 		"broken HCL":      {altered(`contract "users" {`, `contract "users" {{`), "{{", nil},
 		"unknown block":   {altered(`service "news-gw"`, `servcie "news-gw"`), "servcie", []string{"unknown", "service"}},
@@ -68,7 +68,8 @@ func TestBadGraphChangesNothing(t *testing.T) {
 	}
 }
 
-// TestBadStanzaRegistersNothing updates a job by one whose stanza names a contract that the graph lacks.
+// TestBadStanzaRegistersNothing updates a job with a stanza that names a contract that the graph
+// does not have.
 func TestBadStanzaRegistersNothing(t *testing.T) {
 	before, _, err := world.nomad.Jobs().Info("news-gw", nil)
 	must.NoError(t, err)
@@ -83,8 +84,8 @@ func TestBadStanzaRegistersNothing(t *testing.T) {
 	must.Eq(t, *before.Version, *after.Version)
 }
 
-// TestControllerNeedsItsServers starts another controller with a server that does not answer: it says which, ends,
-// and has changed nothing.
+// TestControllerNeedsItsServers starts another controller with a server that does not answer: the
+// controller names that server, exits, and has changed nothing.
 func TestControllerNeedsItsServers(t *testing.T) {
 	sequence := world.sequence(t)
 	node := world.Topology.Orchestrator().Name
@@ -117,7 +118,7 @@ func TestControllerNeedsItsServers(t *testing.T) {
 			var out bytes.Buffer
 			cmd.Stdout, cmd.Stderr = &out, &out
 			err = cmd.Run()
-			must.NoError(t, ctx.Err(), must.Sprintf("it did not end:\n%s", out.String()))
+			must.NoError(t, ctx.Err(), must.Sprintf("the controller did not exit:\n%s", out.String()))
 			var exit *exec.ExitError
 			must.True(t, errors.As(err, &exit), must.Sprint(err))
 			must.Positive(t, exit.ExitCode())

@@ -15,20 +15,20 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Ports that testPorts adds to contracts: no service of the application listens there.
+// Ports that testPorts adds to contracts. No service of the application listens there.
 const (
 	newsPort    = 9101 // tcp and udp
 	weatherPort = 9103 // tcp
 )
 
-// getaway is the graph of the application as the repository has it.
+// getaway returns the application's graph as it is in the repository.
 func (f *fabricUnderTest) getaway(t *testing.T) string {
 	t.Helper()
 	return f.file(t, "jobs/getaway/getaway.sif.hcl")
 }
 
-// testPorts adds ports for the tests' own listeners to the graph of getaway: to the contracts from the service to the
-// news gateway and to the weather gateway.
+// testPorts adds ports for the tests' own listeners to getaway's graph: to the contracts from the
+// service to the news gateway and to the weather gateway.
 func (f *fabricUnderTest) testPorts(t *testing.T) string {
 	t.Helper()
 	text := f.getaway(t)
@@ -53,7 +53,7 @@ func (f *fabricUnderTest) withTestPorts(t *testing.T) {
 	f.allWell(t, 30*time.Second)
 }
 
-// withoutContract takes a contract out of a graph.
+// withoutContract removes a contract from a graph.
 func withoutContract(t *testing.T, text, name string) string {
 	t.Helper()
 	block := regexp.MustCompile(`(?ms)^  contract "` + regexp.QuoteMeta(name) + `" \{$.*?^  \}$\n`)

@@ -19,8 +19,8 @@ import (
 	"github.com/sif-project/sif/e2e/lab"
 )
 
-// TestHealthChecksAndDeployments looks at what Nomad and Consul themselves think of the demo services: a node's
-// checks reach its endpoints, and deployments succeed by them.
+// TestHealthChecksAndDeployments checks what Nomad and Consul report about the demo services: a
+// node's checks reach its endpoints, so that deployments succeed.
 func TestHealthChecksAndDeployments(t *testing.T) {
 	jobs, _, err := world.nomad.Jobs().List(nil)
 	must.NoError(t, err)
@@ -54,14 +54,14 @@ func TestHealthChecksAndDeployments(t *testing.T) {
 				}
 			}
 			if passing != instances || len(entries) != instances {
-				return fmt.Errorf("of service %s %d of %d instances pass their HTTP checks, want %d", service, passing, len(entries), instances)
+				return fmt.Errorf("service %s: %d of %d instances pass their HTTP checks, expected %d", service, passing, len(entries), instances)
 			}
 			return nil
 		})
 	}
 }
 
-// TestStatusIsHealthy has `sif status` find nothing to complain of.
+// TestStatusIsHealthy checks that `sif status` finds no problem.
 func TestStatusIsHealthy(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 	r := world.sif(t, "status")
@@ -71,7 +71,8 @@ func TestStatusIsHealthy(t *testing.T) {
 	}
 }
 
-// TestPageShowsAllBackends opens getaway's page from outside the fabric, by the job's published port.
+// TestPageShowsAllBackends opens getaway's page from outside the fabric, at the job's published
+// port.
 func TestPageShowsAllBackends(t *testing.T) {
 	p := world.page(t, nil)
 	nodes := map[string]bool{}
@@ -92,7 +93,7 @@ func TestPageShowsAllBackends(t *testing.T) {
 	}
 }
 
-// votingResult is what voting's result page shows.
+// votingResult is the content of voting's result page.
 type votingResult struct {
 	Options []struct {
 		ID     string `json:"id"`
@@ -101,7 +102,8 @@ type votingResult struct {
 	Voters int `json:"voters"`
 }
 
-// TestVoteIsCounted casts a vote from outside the fabric and finds it in the result: six contracts, both clouds.
+// TestVoteIsCounted casts a vote from outside the fabric and finds it in the result, which involves
+// six contracts and both clouds.
 func TestVoteIsCounted(t *testing.T) {
 	base := strings.TrimSuffix(world.url(t, "voting-web"), "/")
 	outside := world.NetNS("client")
@@ -115,7 +117,7 @@ func TestVoteIsCounted(t *testing.T) {
 				return o.Voters, nil
 			}
 		}
-		return 0, fmt.Errorf("the result lacks an option: %+v", reply.Data)
+		return 0, fmt.Errorf("an option is missing in the result: %+v", reply.Data)
 	}
 	var before int
 	eventually(t, 15*time.Second, func() (err error) {
@@ -128,7 +130,7 @@ func TestVoteIsCounted(t *testing.T) {
 	eventually(t, 15*time.Second, func() error {
 		now, err := seaside()
 		if err == nil && now != before+1 {
-			err = fmt.Errorf("%d voters chose the sea, want %d", now, before+1)
+			err = fmt.Errorf("%d voters chose the sea, expected %d", now, before+1)
 		}
 		return err
 	})

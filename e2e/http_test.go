@@ -23,10 +23,10 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// resolver is where every workload finds the node's resolver.
+// resolver is the address of the node's resolver, the same for every workload.
 const resolver = "169.254.1.1:53"
 
-// resolve asks the resolver from within a workload for IPv4 addresses.
+// resolve asks the resolver for a name's IPv4 addresses, from inside a workload.
 func resolve(w workload, name string) ([]netip.Addr, error) {
 	conn, err := within(w.netns, func() (net.Conn, error) { return net.DialTimeout("udp", resolver, time.Second) })
 	if err != nil {
@@ -54,7 +54,7 @@ func resolve(w workload, name string) ([]netip.Addr, error) {
 	return list, nil
 }
 
-// client makes HTTP requests from a namespace and follows no redirects.
+// client returns an HTTP client that sends from a namespace and follows no redirects.
 func client(path string) *http.Client {
 	return &http.Client{
 		Timeout: 5 * time.Second,
@@ -72,7 +72,7 @@ func client(path string) *http.Client {
 	}
 }
 
-// instance is who answered, as the demo services say it.
+// instance identifies the instance of a demo service that answered.
 type instance struct {
 	Service string `json:"service"`
 	Node    string `json:"node"`
@@ -80,7 +80,7 @@ type instance struct {
 	Alloc   string `json:"alloc"`
 }
 
-// answer is what the demo services answer with.
+// answer is the answer of a demo service.
 type answer[T any] struct {
 	Instance instance `json:"instance"`
 	Data     T        `json:"data"`
@@ -120,25 +120,26 @@ func ask[T any](path, url string, form url.Values) (answer[T], error) {
 	return reply, nil
 }
 
-// part is what the page shows of one gateway.
+// part is the part of the page that comes from one gateway.
 type part struct {
 	From  *instance `json:"from"`
 	Error string    `json:"error"`
 }
 
-// page is what the getaway service has collected.
+// page is what the getaway service collected.
 type page struct {
 	News    part `json:"news"`
 	Places  part `json:"places"`
 	Weather part `json:"weather"`
 }
 
-// parts are the page's three parts by the service that each is of.
+// parts returns the three parts of the page by service.
 func (p page) parts() map[string]part {
 	return map[string]part{"news-gw": p.News, "places-gw": p.Places, "weather-gw": p.Weather}
 }
 
-// page waits until getaway's page shows the answers of all three gateways, from outside the fabric, and returns it.
+// page requests getaway's page from outside the fabric until it contains the answers of all three
+// gateways, and returns it.
 func (f *fabricUnderTest) page(t *testing.T, want func(page) error) page {
 	t.Helper()
 	var got page
@@ -161,10 +162,10 @@ func (f *fabricUnderTest) page(t *testing.T, want func(page) error) page {
 	return got
 }
 
-// url is where a job's page is published.
+// url returns the URL at which a job's page is published.
 func (f *fabricUnderTest) url(t *testing.T, job string) string {
 	t.Helper()
-	pages, err := f.Pages(context.Background()) // also after the test
+	pages, err := f.Pages(context.Background()) // Cleanups use it, so it must outlive the test's context
 	must.NoError(t, err)
 	for _, p := range pages {
 		if p.Job == job {

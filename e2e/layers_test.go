@@ -21,7 +21,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 )
 
-// kernel opens what a workload node's data path has pinned.
+// kernel opens the pinned data path of a workload node.
 func (f *fabricUnderTest) kernel(t *testing.T, node string) *bpf.Datapath {
 	t.Helper()
 	d, err := bpf.OpenPinned(filepath.Join(f.BPFDir(node), "sif"))
@@ -30,7 +30,8 @@ func (f *fabricUnderTest) kernel(t *testing.T, node string) *bpf.Datapath {
 	return d
 }
 
-// kernelPasses has eBPF pass everything on the given nodes, or on all, until undo is called or the test ends.
+// kernelPasses makes eBPF let everything pass on the given nodes, or on all, until undo is called
+// or the test ends.
 func (f *fabricUnderTest) kernelPasses(t *testing.T, nodes ...string) (undo func()) {
 	t.Helper()
 	var opened []*bpf.Datapath
@@ -50,8 +51,8 @@ func (f *fabricUnderTest) kernelPasses(t *testing.T, nodes ...string) (undo func
 	return undo
 }
 
-// kernelDrops counts what eBPF judged to be dropped on a node in one direction; of these, passed is what passed all
-// the same because everything was to pass.
+// kernelDrops counts the packets that eBPF judged to drop on a node in one direction; passed counts
+// those of them that passed because of kernelPasses.
 func (f *fabricUnderTest) kernelDrops(t *testing.T, node string, dir bpf.Direction) (dropped, passed uint64) {
 	t.Helper()
 	c, err := f.kernel(t, node).Counters()
@@ -65,7 +66,7 @@ func (f *fabricUnderTest) kernelDrops(t *testing.T, node string, dir bpf.Directi
 	return dropped, passed
 }
 
-// boundary connects to the switch of a processor, beside its engine.
+// boundary connects to a processor's switch, in addition to its engine.
 func (f *fabricUnderTest) boundary(t *testing.T, node string) *ovs.Pipeline {
 	t.Helper()
 	controls, err := filepath.Glob(filepath.Join(f.OVSRunDir(node), "ovs-vswitchd*.ctl"))
@@ -77,14 +78,14 @@ func (f *fabricUnderTest) boundary(t *testing.T, node string) *ovs.Pipeline {
 	conn, err := s.Dial(ctx)
 	must.NoError(t, err)
 	t.Cleanup(func() { conn.Close() })
-	// The zone matters for flows of entries only, which this one never writes.
+	// The zone matters only for flows of entries, which this pipeline never writes.
 	p := ovs.NewPipeline(1, s.Revalidated)
 	p.UseConn(conn)
 	return p
 }
 
-// boundaryPasses has Open vSwitch pass everything on all processors until undo is called or the test ends. The
-// engines must be stopped, lest they take it back.
+// boundaryPasses makes Open vSwitch let everything pass on all processors until undo is called or
+// the test ends. The engines must be stopped, because they would revert it.
 func (f *fabricUnderTest) boundaryPasses(t *testing.T) (undo func()) {
 	t.Helper()
 	var pipes []*ovs.Pipeline
@@ -110,7 +111,7 @@ func (f *fabricUnderTest) boundaryPasses(t *testing.T) (undo func()) {
 	return undo
 }
 
-// boundaryDrops counts what the switches of all processors dropped, by node and reason.
+// boundaryDrops counts the packets that the switches of all processors dropped, by node and reason.
 func (f *fabricUnderTest) boundaryDrops(t *testing.T) map[string]uint64 {
 	t.Helper()
 	all := map[string]uint64{}
@@ -126,7 +127,7 @@ func (f *fabricUnderTest) boundaryDrops(t *testing.T) map[string]uint64 {
 	return all
 }
 
-// rise says which counters of a rose from before to after, by how much.
+// rise returns the counters that rose from before to after, and by how much.
 func rise(before, after map[string]uint64) map[string]uint64 {
 	grown := map[string]uint64{}
 	for name, n := range after {
@@ -137,7 +138,7 @@ func rise(before, after map[string]uint64) map[string]uint64 {
 	return grown
 }
 
-// sumOf adds up the counters whose reason is given.
+// sumOf adds up the counters of one reason.
 func sumOf(counters map[string]uint64, reason string) (sum uint64) {
 	for name, n := range counters {
 		if name == "aws1-p1: "+reason || name == "gcp1-p1: "+reason {
@@ -147,9 +148,10 @@ func sumOf(counters map[string]uint64, reason string) (sum uint64) {
 	return sum
 }
 
-// TestEachLayerHoldsAloneWithoutDaemons shows with stopped daemons that an undeclared flow to the other zone is
-// dropped by Open vSwitch when eBPF lets everything pass, by eBPF at either end when the rest lets everything pass,
-// and that it arrives when nothing holds it: so it was none but these.
+// TestEachLayerHoldsAloneWithoutDaemons stops the daemons and sends an undeclared flow to the other
+// zone. Open vSwitch drops it if eBPF lets everything pass. eBPF at either end drops it if
+// everything else lets everything pass. It arrives if nothing drops it, which shows that nothing
+// but these layers did.
 func TestEachLayerHoldsAloneWithoutDaemons(t *testing.T) {
 	from, to := world.workload(t, "voting-app/voting-svc", "aws1"), world.workload(t, "voting-app/result-db", "gcp1")
 	const port = 7002 // result-db listens there
@@ -166,7 +168,7 @@ func TestEachLayerHoldsAloneWithoutDaemons(t *testing.T) {
 		before := world.boundaryDrops(t)
 		_, passed := world.kernelDrops(t, from.node, bpf.FromWorkload)
 		silent(t)
-		// The switch adds up what its datapath has counted every half second.
+		// The switch adds up the counters of its datapath every half second.
 		eventually(t, 5*time.Second, func() error {
 			if grown := rise(before, world.boundaryDrops(t)); sumOf(grown, ovs.DropNoContract) < 2 {
 				return fmt.Errorf("the switches' drop counters rose by %v", grown)
@@ -174,7 +176,7 @@ func TestEachLayerHoldsAloneWithoutDaemons(t *testing.T) {
 			return nil
 		})
 		_, now := world.kernelDrops(t, from.node, bpf.FromWorkload)
-		must.Greater(t, passed, now, must.Sprint("eBPF was to let the packets pass"))
+		must.Greater(t, passed, now, must.Sprint("eBPF must let the packets pass"))
 	})
 	t.Run("eBPF at the sender", func(t *testing.T) {
 		world.boundaryPasses(t)
@@ -197,14 +199,15 @@ func TestEachLayerHoldsAloneWithoutDaemons(t *testing.T) {
 		world.kernelPasses(t)
 		reaches(t, from, to, port, true, 5*time.Second)
 	})
-	// And when all of that is over, with the daemons still stopped.
+	// The layers drop again after all overrides ended, with the daemons still stopped.
 	silent(t)
 }
 
-// TestRemovedContractCutsItsConnections removes a contract under an established connection between the zones, once
-// for each layer with the other one set to pass everything. Another contract's connection goes on.
+// TestRemovedContractCutsItsConnections removes a contract that has an established connection
+// between the zones, once for each layer, while the other layer lets everything pass. The
+// connection of another contract continues.
 func TestRemovedContractCutsItsConnections(t *testing.T) {
-	const quiet = 2 * time.Second // three retransmissions go unanswered meanwhile
+	const quiet = 2 * time.Second // enough for three retransmissions without an answer
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
 	news, weather := world.workload(t, "getaway-app/news-gw", "gcp1"), world.workload(t, "getaway-app/weather-gw", "gcp1")
@@ -235,12 +238,12 @@ func TestRemovedContractCutsItsConnections(t *testing.T) {
 			return nil
 		})
 		_, now := world.kernelDrops(t, svc.node, bpf.FromWorkload)
-		must.Greater(t, passed, now, must.Sprint("eBPF was to let the packets pass"))
+		must.Greater(t, passed, now, must.Sprint("eBPF must let the packets pass"))
 	})
 	t.Run("eBPF", func(t *testing.T) {
 		world.allWell(t, 20*time.Second)
 		t.Cleanup(func() { world.apply(t, world.testPorts(t)) })
-		// The engines would take it back that the switch passes everything, so they stand still.
+		// The engines would revert the override of the switch, so they are stopped.
 		t.Cleanup(func() { world.signalEngines(t, syscall.SIGCONT) })
 		world.signalEngines(t, syscall.SIGSTOP)
 		world.boundaryPasses(t)

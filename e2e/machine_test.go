@@ -19,8 +19,8 @@ import (
 	"time"
 )
 
-// machine lists what a fabric could leave on this machine: namespaces, links, mounts, pins, control groups, nftables
-// rules, files and processes.
+// machine lists everything that a fabric could leave on this machine: namespaces, links, mounts,
+// pins, control groups, nftables rules, files and processes.
 func machine() map[string]bool {
 	found := map[string]bool{}
 	add := func(kind string, names ...string) {
@@ -39,7 +39,7 @@ func machine() map[string]bool {
 		}
 	}
 	if sockets, err := filepath.Glob("/run/containerd/s/*"); err == nil {
-		// Those that are listened on are another engine's: ours has ended.
+		// Sockets with a listener belong to another Docker engine: the lab's engines have ended.
 		add("file", slices.DeleteFunc(sockets, listenedOn)...)
 	}
 	if mounts, err := os.ReadFile("/proc/self/mountinfo"); err == nil {
@@ -73,7 +73,7 @@ func machine() map[string]bool {
 	return found
 }
 
-// listenedOn reports whether a process answers at a unix socket.
+// listenedOn reports whether a process listens on a unix socket.
 func listenedOn(path string) bool {
 	conn, err := net.Dial("unix", path)
 	if err == nil {
@@ -82,7 +82,7 @@ func listenedOn(path string) bool {
 	return err == nil
 }
 
-// otherLabs returns texts that are in the names of things of labs beside the tests' own.
+// otherLabs returns texts that occur in the names of other labs' objects.
 func otherLabs() []string {
 	dirs, err := filepath.Glob("/var/lib/sif-lab/*")
 	if err != nil {
@@ -97,10 +97,11 @@ func otherLabs() []string {
 	return marks
 }
 
-// allocation is what Nomad calls an allocation, and its namespace, control groups and directories.
+// allocation matches the ID of a Nomad allocation, after which its namespace, control groups and
+// directories are named.
 var allocation = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-// processes lists processes of labs and of Nomad's allocations, with how they were called.
+// processes lists the processes of labs and of Nomad's allocations with their command lines.
 func processes() []string {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
@@ -112,7 +113,7 @@ func processes() []string {
 		if err != nil {
 			continue
 		}
-		cgroup, _ := os.ReadFile(dir + "/cgroup") // gone with its process
+		cgroup, _ := os.ReadFile(dir + "/cgroup") // the process has ended
 		ours := bytes.Contains(environ, []byte("SIF_LAB=")) || bytes.Contains(environ, []byte("NOMAD_ALLOC_ID=")) ||
 			bytes.Contains(cgroup, []byte("/nomad/")) || bytes.Contains(cgroup, []byte("/sif-"))
 		if !ours {
@@ -120,7 +121,7 @@ func processes() []string {
 		}
 		cmdline, _ := os.ReadFile(dir + "/cmdline") // empty for a zombie
 		if len(cmdline) == 0 {
-			continue // init has yet to reap it
+			continue // it has ended, but init has not reaped it yet
 		}
 		text := string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '}))
 		for v := range bytes.SplitSeq(environ, []byte{0}) {
@@ -139,8 +140,9 @@ func processes() []string {
 	return list
 }
 
-// remains says what is here now that was not before, or lacks; the kernel lets go of some things a moment later. Of
-// what bears an allocation's name only those of allocs count: another lab may be up.
+// remains returns what appeared or disappeared since before. It waits, because the kernel releases
+// some objects a moment later. Objects with an allocation's name count only if the allocation is in
+// allocs, because another lab may be up.
 func remains(before map[string]bool, allocs []string, within time.Duration) []string {
 	deadline := time.Now().Add(within)
 	for {

@@ -3,11 +3,12 @@
 
 //go:build e2e
 
-// Package e2e shows what the fabric promises, on a real one: two clouds of network namespaces with Consul, Vault,
-// Nomad, Docker and Open vSwitch, both demo applications, and every SIF daemon, brought up once for all tests.
+// Package e2e tests the fabric's promises on a real fabric: two clouds of network namespaces with
+// Consul, Vault, Nomad, Docker and Open vSwitch, both demo applications, and every SIF daemon,
+// brought up once for all tests.
 //
-// It knows the product from outside: the sif command, Nomad, Consul, packets and counters. It must not reach into a
-// daemon's memory.
+// It knows the product from outside: the sif command, Nomad, Consul, packets and counters. It must
+// not reach into a daemon's memory.
 package e2e
 
 import (
@@ -26,14 +27,15 @@ import (
 	"github.com/sif-project/sif/e2e/lab"
 )
 
-// attachVariable makes the tests use a lab that is up, and leave it up: "existing" is the one of `make dev`, anything
-// else is a lab's name.
+// attachVariable makes the tests use a lab that is already up, and leave it up: "existing" means
+// that of `make dev`, anything else is a lab's name.
 const attachVariable = "SIF_E2E_LAB"
 
-// labName is the tests' own lab, which lives beside one of `make dev`.
+// labName is the tests' own lab, which can run next to that of `make dev`.
 const labName = "e2e"
 
-// applications are deployed before the tests, relative to the root of the repository.
+// applications are the directories of the applications to deploy before the tests, relative to the
+// root of the repository.
 var applications = []string{"jobs/getaway", "jobs/voting"}
 
 // world is the fabric under test.
@@ -74,15 +76,16 @@ func testMain(m *testing.M) int {
 	before := machine()
 	code, allocs := withLab(ctx, m, root)
 	if left := remains(before, allocs, 15*time.Second); len(left) > 0 {
-		return failed(fmt.Errorf("the fabric was taken away, and this is left of it:\n  %s", strings.Join(left, "\n  ")))
+		return failed(fmt.Errorf("the fabric was removed, but these differences are left:\n  %s", strings.Join(left, "\n  ")))
 	}
 	return code
 }
 
-// withLab brings the fabric up, runs the tests and takes it away. It returns the allocations that Nomad has made.
+// withLab brings the fabric up, runs the tests and removes the fabric. It returns the IDs of the
+// allocations that Nomad made.
 func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs []string) {
 	defer func() {
-		// Also when ctx has ended.
+		// The lab must be removed even if ctx has ended.
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
 		if err := lab.Down(down, labName); err != nil {
@@ -120,14 +123,14 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 	return code, allocs
 }
 
-// keepLogs copies the daemons' logs to where SIF_E2E_LOGS says, before the lab goes with them.
+// keepLogs copies the daemons' logs to the directory in SIF_E2E_LOGS, before the lab is removed.
 func keepLogs() {
 	dir := os.Getenv("SIF_E2E_LOGS")
 	if dir == "" {
 		return
 	}
 	if err := os.CopyFS(dir, os.DirFS(filepath.Join("/var/lib/sif-lab", labName, "log"))); err != nil {
-		fmt.Println("the logs could not be kept:", err)
+		fmt.Println("cannot keep the logs:", err)
 	}
 }
 

@@ -16,7 +16,7 @@ import (
 	"github.com/sif-project/sif/internal/inspect/matrix"
 )
 
-// matrix runs `sif matrix -json`, which must agree in everything.
+// matrix runs `sif matrix -json` and fails unless declared and observed agree for every probe.
 func (f *fabricUnderTest) matrix(t *testing.T, args ...string) matrix.Report {
 	t.Helper()
 	r := f.sif(t, append([]string{"matrix", "-json"}, args...)...)
@@ -31,13 +31,15 @@ func (f *fabricUnderTest) matrix(t *testing.T, args ...string) matrix.Report {
 	return report
 }
 
-// TestMatrixAgreesInEverything compares the graphs of both applications with what every pair of endpoints can do.
+// TestMatrixAgreesInEverything compares the graphs of both applications with what every pair of
+// endpoints can do.
 func TestMatrixAgreesInEverything(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 	report := world.matrix(t)
 	t.Logf("%d pairs, %d probes, %d requests", report.Pairs, report.Probes, report.Requests)
 
-	// It has looked at what there is: every declared contract between running services, and silence elsewhere.
+	// The matrix covered every declared contract between running services, and pairs without a
+	// contract.
 	seen := map[string]bool{}
 	silent := 0
 	for _, o := range report.Outcomes {

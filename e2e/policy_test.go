@@ -27,10 +27,10 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// What the commands exit with, besides 0 and 1.
+// Exit codes of the commands, in addition to 0 and 1.
 const (
-	exitChanges  = 2 // sif graph plan -detailed-exitcode: it would make another revision
-	exitDiffers  = 2 // sif verify: a node enforces something else than it must
+	exitChanges  = 2 // sif graph plan -detailed-exitcode: apply would make another revision
+	exitDiffers  = 2 // sif verify: a node does not enforce what it must
 	exitDropped  = 3 // sif explain: the flow is not allowed
 	exitNegative = 1
 )
@@ -50,7 +50,7 @@ func (f *fabricUnderTest) verified(t *testing.T, within time.Duration) {
 	eventually(t, within, func() error {
 		report, code := f.verify(t)
 		if code != 0 {
-			return fmt.Errorf("sif verify exits with %d: %v", code, report.Differences)
+			return fmt.Errorf("sif verify exited with %d: %v", code, report.Differences)
 		}
 		must.Eq(t, len(f.status(t).Nodes), report.Nodes)
 		must.Positive(t, report.Entries)
@@ -59,7 +59,7 @@ func (f *fabricUnderTest) verified(t *testing.T, within time.Duration) {
 	})
 }
 
-// explain runs `sif explain -json` and expects an exit code.
+// explain runs `sif explain -json` and checks its exit code.
 func (f *fabricUnderTest) explain(t *testing.T, code int, from, to, port string) api.Explanation {
 	t.Helper()
 	r := f.sif(t, "explain", "-json", from, to, port)
@@ -70,7 +70,7 @@ func (f *fabricUnderTest) explain(t *testing.T, code int, from, to, port string)
 	return answer
 }
 
-// altered replaces text in a graph, which must be there: old, new, old, new...
+// altered replaces texts in a graph, given as old, new, old, new... Each old text must be there.
 func altered(t *testing.T, text string, pairs ...string) string {
 	t.Helper()
 	for pair := range slices.Chunk(pairs, 2) {
@@ -80,8 +80,9 @@ func altered(t *testing.T, text string, pairs ...string) string {
 	return text
 }
 
-// TestPolicyVerifyReportsWhatWasChangedByHand takes an entry out of the data path of each layer behind the daemons'
-// backs. They put it back within seconds, so it is taken out until `sif verify` has looked in time.
+// TestPolicyVerifyReportsWhatWasChangedByHand removes an entry from the data path of each layer
+// without the daemons' knowledge. They restore it within seconds, so the test removes it again
+// until `sif verify` has read it in time.
 func TestPolicyVerifyReportsWhatWasChangedByHand(t *testing.T) {
 	world.withTestPorts(t)
 	world.verified(t, 20*time.Second)
@@ -90,7 +91,7 @@ func TestPolicyVerifyReportsWhatWasChangedByHand(t *testing.T) {
 	for name, tc := range map[string]struct {
 		node   string
 		layer  api.Layer
-		says   []string // in the entry that is missing
+		says   []string // must be in the description of the missing entry
 		damage func(t *testing.T)
 	}{
 		"eBPF": {
@@ -105,7 +106,7 @@ func TestPolicyVerifyReportsWhatWasChangedByHand(t *testing.T) {
 		"Open vSwitch": {
 			node: "gcp1/gcp1-p1", layer: api.LayerSwitch, says: []string{"rule", svc.service.String(), news.service.String(), fmt.Sprintf("tcp/%d", newsPort)},
 			damage: func(t *testing.T) {
-				for _, protocol := range []string{"tcp", "tcp6"} { // of IPv4 and of IPv6
+				for _, protocol := range []string{"tcp", "tcp6"} { // one for IPv4 and one for IPv6
 					world.deleteFlows(t, "gcp1-p1", fmt.Sprintf("%s,tp_dst=%d", protocol, newsPort))
 				}
 			},
@@ -116,7 +117,7 @@ func TestPolicyVerifyReportsWhatWasChangedByHand(t *testing.T) {
 				tc.damage(t)
 				report, code := world.verify(t)
 				if code == 0 {
-					return errors.New("sif verify saw nothing")
+					return errors.New("sif verify reported no difference")
 				}
 				must.Eq(t, exitDiffers, code)
 				for _, d := range report.Differences {
@@ -136,7 +137,7 @@ func TestPolicyVerifyReportsWhatWasChangedByHand(t *testing.T) {
 	}
 }
 
-// deleteFlows deletes flows of a processor's switch that match.
+// deleteFlows deletes the matching flows of a processor's switch.
 func (f *fabricUnderTest) deleteFlows(t *testing.T, node, match string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
@@ -146,10 +147,10 @@ func (f *fabricUnderTest) deleteFlows(t *testing.T, node, match string) {
 	must.NoError(t, err, must.Sprintf("%s", out))
 }
 
-// TestPolicyExplainNamesContractAndLayers asks about a flow that crosses clouds on a port that is open, and on one that
-// is not.
+// TestPolicyExplainNamesContractAndLayers explains a flow between clouds on an open port and on a
+// closed one.
 func TestPolicyExplainNamesContractAndLayers(t *testing.T) {
-	world.withTestPorts(t) // so that the graph comes from a file whose lines are known
+	world.withTestPorts(t) // makes the graph come from a file whose lines are known
 	line := place(t, world.testPorts(t), `"news-api"`)
 	svc, news := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
 	contract := fabric.Ref{Domain: "getaway-app", Name: "news-api"}
@@ -197,8 +198,8 @@ func TestPolicyExplainNamesContractAndLayers(t *testing.T) {
 	must.StrContains(t, r.stdout, "it leads the other way")
 }
 
-// TestPolicyPlanApplyHistoryRollback plans a change, has another one come in between, applies it after all, and goes
-// back, with a connection open that the change cuts.
+// TestPolicyPlanApplyHistoryRollback plans a change, applies another one in between, then applies
+// the planned change anyway and rolls back, while a connection is open that the change cuts.
 func TestPolicyPlanApplyHistoryRollback(t *testing.T) {
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
@@ -211,7 +212,8 @@ func TestPolicyPlanApplyHistoryRollback(t *testing.T) {
 	victim := openStream(t, svc, weather, weatherPort, "weather")
 	other := openStream(t, svc, news, newsPort, "news")
 
-	// Connections of earlier tests on the port may still be known: how many there are is not said.
+	// Nodes may still report connections of earlier tests on the port, so the number is not
+	// checked.
 	cuts := regexp.MustCompile(fmt.Sprintf(`getaway-app/getaway-svc to getaway-app/weather-gw on tcp/%d: \d+ connections?, on %s/%s\b`, weatherPort, svc.zone, svc.node))
 	eventually(t, 10*time.Second, func() error { // nodes report their connections every few seconds
 		r := world.sif(t, "graph", "plan", "-detailed-exitcode", "-out="+plan, "-message=planned", file)
@@ -226,7 +228,7 @@ func TestPolicyPlanApplyHistoryRollback(t *testing.T) {
 	})
 	must.Eq(t, base, world.status(t).Pointer, must.Sprint("a plan changes nothing"))
 
-	// The state moves on under the plan.
+	// Another apply changes the state on which the plan is based.
 	between := world.apply(t, altered(t, world.testPorts(t), "[9002]", "[9002, 9105]"))
 	must.Greater(t, base.Sequence, between)
 	r := world.sif(t, "graph", "apply", plan)
@@ -246,7 +248,7 @@ func TestPolicyPlanApplyHistoryRollback(t *testing.T) {
 	planned := world.status(t).Pointer
 	must.Eq(t, between+1, planned.Sequence)
 	r = world.sif(t, "graph", "plan", "-detailed-exitcode", file)
-	must.Zero(t, r.code, must.Sprint("what was planned is in force: ", r.stdout))
+	must.Zero(t, r.code, must.Sprint("the plan is in force: ", r.stdout))
 
 	newest := func(t *testing.T) fabric.Change {
 		t.Helper()
@@ -284,15 +286,16 @@ func TestPolicyPlanApplyHistoryRollback(t *testing.T) {
 	world.verified(t, 20*time.Second)
 }
 
-// TestPolicyExpiredContractCutsItsConnections has a contract expire under an established connection between the zones,
-// once for each layer with the other one set to pass everything. Nobody applies anything.
+// TestPolicyExpiredContractCutsItsConnections lets a contract expire that has an established
+// connection between the zones, once for each layer, while the other layer lets everything pass.
+// Nobody applies a graph meanwhile.
 func TestPolicyExpiredContractCutsItsConnections(t *testing.T) {
 	const quiet = 2 * time.Second
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
 	news, weather := world.workload(t, "getaway-app/news-gw", "gcp1"), world.workload(t, "getaway-app/weather-gw", "gcp1")
 
-	// expire has the contract expire; layer makes one layer stand alone.
+	// expire lets the contract expire; layer prepares the layer that must cut the connection alone.
 	expire := func(t *testing.T, layer func()) {
 		t.Helper()
 		expires := time.Now().Add(20 * time.Second).Truncate(time.Second)
@@ -304,7 +307,7 @@ func TestPolicyExpiredContractCutsItsConnections(t *testing.T) {
 		other := openStream(t, svc, weather, weatherPort, "weather")
 		time.Sleep(time.Until(expires.Add(-2 * time.Second)))
 		victim.mustFlow(t, 1500*time.Millisecond)
-		must.True(t, time.Now().Before(expires), must.Sprint("too late to have seen it flow until it expires"))
+		must.True(t, time.Now().Before(expires), must.Sprint("the contract expired before the test saw payload pass"))
 		time.Sleep(time.Until(expires))
 		victim.mustBeCut(t, other, quiet, 5*time.Second)
 		must.False(t, arrives(t, svc, news, newsPort, 700*time.Millisecond), must.Sprint("a new connection"))
@@ -327,7 +330,7 @@ func TestPolicyExpiredContractCutsItsConnections(t *testing.T) {
 	expired(t)
 	t.Run("eBPF", func(t *testing.T) {
 		expire(t, func() {
-			// The engines would take it back that the switch passes everything, so they stand still.
+			// The engines would revert the override of the switch, so they are stopped.
 			t.Cleanup(func() { world.signalEngines(t, syscall.SIGCONT) })
 			world.signalEngines(t, syscall.SIGSTOP)
 			world.boundaryPasses(t)
@@ -361,7 +364,7 @@ func TestPolicyAuditModeLetsPassAndReports(t *testing.T) {
 	}
 	eventually(t, 10*time.Second, func() error {
 		if now := audited(); now < before+3 {
-			return fmt.Errorf("%d flows were audited before, %d are now", before, now)
+			return fmt.Errorf("%d audited flows before, %d now", before, now)
 		}
 		return nil
 	})
@@ -400,6 +403,6 @@ guardrail "no-tests" {
 		must.StrContains(t, r.stderr, "breaks.sif.hcl:"+place(t, text, `"news-api"`)+": error: contract getaway-app/news-api")
 		must.StrContains(t, r.stderr, fmt.Sprintf(`reach getaway-app/news-gw on tcp/%d, which guardrail "no-tests" denies`, newsPort))
 	}
-	must.Eq(t, before, world.status(t).Pointer, must.Sprint("what was refused changes nothing"))
+	must.Eq(t, before, world.status(t).Pointer, must.Sprint("a refused apply changes nothing"))
 	world.allWell(t, 30*time.Second)
 }

@@ -18,7 +18,7 @@ import (
 	"github.com/sif-project/sif/e2e/lab"
 )
 
-// attempts opens new TCP connections, 20 a second, to one address that was resolved before.
+// attempts opens 20 new TCP connections a second to one address, without resolving a name.
 type attempts struct {
 	mu       sync.Mutex
 	made     int
@@ -34,7 +34,7 @@ func openAttempts(t *testing.T, from, to workload, port uint16) *attempts {
 	var running sync.WaitGroup
 	running.Go(func() {
 		for ctx.Err() == nil {
-			// Each on its own, so that a slow one does not keep the next from being made.
+			// Each attempt has its own goroutine, so that a slow one does not delay the next.
 			running.Go(func() {
 				conn, err := dial(from.netns, at, 5*time.Second)
 				if err == nil {
@@ -67,8 +67,9 @@ func (a *attempts) count() (made int, err error) {
 	return a.made, errors.Join(a.failures...)
 }
 
-// TestKilledDaemonsTakeOver kills agents and engines while flows run between and within zones: established ones, and
-// new ones to addresses that are known already, go on without a lost packet; the restarted daemons take over.
+// TestKilledDaemonsTakeOver kills agents and engines while flows pass between and within zones.
+// Established flows, and new ones to addresses that are known already, continue without a lost
+// packet, and the restarted daemons take over.
 func TestKilledDaemonsTakeOver(t *testing.T) {
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
@@ -98,11 +99,11 @@ func TestKilledDaemonsTakeOver(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			// A second without them.
+			// Let a second pass without the daemons.
 			eventually(t, 20*time.Second, func() error {
 				for i, f := range flows {
 					if made, _ := f.count(); made < before[i]+20 {
-						return fmt.Errorf("%d connections were attempted", made-before[i])
+						return fmt.Errorf("only %d connections were attempted", made-before[i])
 					}
 				}
 				return nil
@@ -122,19 +123,19 @@ func TestKilledDaemonsTakeOver(t *testing.T) {
 		f.stop()
 		made, err := f.count()
 		if err != nil {
-			t.Errorf("of %d new connections some failed:\n%v", made, err)
+			t.Errorf("some of %d new connections failed:\n%v", made, err)
 		}
 	}
 	eventually(t, 5*time.Second, func() error {
 		if sent, lost := packets.count(time.Second); lost > 0 {
-			return fmt.Errorf("%d of %d packets did not come back, sent from %s", lost, sent, packets.gap(time.Second))
+			return fmt.Errorf("no echo of %d of %d packets, sent from %s", lost, sent, packets.gap(time.Second))
 		}
 		return nil
 	})
 	packets.stop()
 	connection.mustFlow(t, 5*time.Second)
 
-	// And the daemons do their work again.
+	// The restarted daemons do their work.
 	t.Cleanup(func() { world.scale(t, "places-gw", "gcp1", 1) })
 	world.scale(t, "places-gw", "gcp1", 2)
 	for _, w := range world.instances(t, "getaway-app/places-gw", "gcp1", 2) {

@@ -20,7 +20,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// scale has Nomad run another number of instances of a group, and waits until the deployment is healthy.
+// scale makes Nomad run another number of instances of a group, and waits until the deployment is
+// healthy.
 func (f *fabricUnderTest) scale(t *testing.T, job, group string, count int) {
 	t.Helper()
 	f.deployed(t, job)
@@ -30,7 +31,8 @@ func (f *fabricUnderTest) scale(t *testing.T, job, group string, count int) {
 	f.deployed(t, job)
 }
 
-// deployed waits until all groups of a job run as many healthy instances as they should and no deployment is under way.
+// deployed waits until all groups of a job have all their instances healthy and no deployment is in
+// progress.
 func (f *fabricUnderTest) deployed(t *testing.T, job string) {
 	t.Helper()
 	eventually(t, 90*time.Second, func() error {
@@ -82,7 +84,8 @@ func (f *fabricUnderTest) instances(t *testing.T, service, zone string, count in
 	return list
 }
 
-// traces says where an endpoint is still known: at the workload nodes' eBPF, the processors' switches, in Consul.
+// traces lists where an endpoint is still known: in the eBPF maps of workload nodes, in the
+// switches of processors, in Consul.
 func (f *fabricUnderTest) traces(t *testing.T, w workload) []string {
 	t.Helper()
 	var found []string
@@ -118,8 +121,8 @@ func (f *fabricUnderTest) traces(t *testing.T, w workload) []string {
 	return found
 }
 
-// TestNewInstanceIsFoundAndStoppedOneForgotten has Nomad start a gateway's second instance in the other cloud, and
-// stop it again, without a change of any configuration.
+// TestNewInstanceIsFoundAndStoppedOneForgotten makes Nomad start a gateway's second instance in the
+// other cloud, and stop it again, without a change of any configuration.
 func TestNewInstanceIsFoundAndStoppedOneForgotten(t *testing.T) {
 	const (
 		service = "getaway-app/news-gw"
@@ -176,13 +179,14 @@ func TestNewInstanceIsFoundAndStoppedOneForgotten(t *testing.T) {
 	}
 }
 
-// TestTrafficMovesToTheOtherCloud stops the only instance of a gateway in the nearest zone: the page goes on with the
-// one in the other cloud, and returns when there is a near one again.
+// TestTrafficMovesToTheOtherCloud stops the only instance of a gateway in the nearest zone: the
+// page uses the instance in the other cloud, and returns to the nearest zone when that has an
+// instance again.
 func TestTrafficMovesToTheOtherCloud(t *testing.T) {
 	from := func(zone string) func(page) error {
 		return func(p page) error {
 			if p.News.From.Zone != zone {
-				return fmt.Errorf("the news come from %s, not from %s", p.News.From.Zone, zone)
+				return fmt.Errorf("the news came from zone %s, expected %s", p.News.From.Zone, zone)
 			}
 			return nil
 		}

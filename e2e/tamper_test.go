@@ -40,17 +40,17 @@ func (f *fabricUnderTest) put(t *testing.T, key string, value []byte) {
 	must.NoError(t, err)
 }
 
-// tamper alters a key of Consul until the test ends, or undo is called.
+// tamper alters a key of Consul until the test ends or undo is called.
 func (f *fabricUnderTest) tamper(t *testing.T, key string, alter func([]byte) []byte) {
 	t.Helper()
 	good := f.get(t, key)
 	bad := alter(bytes.Clone(good))
-	must.False(t, bytes.Equal(good, bad), must.Sprintf("%s was to be altered", key))
+	must.False(t, bytes.Equal(good, bad), must.Sprintf("%s must be altered", key))
 	t.Cleanup(func() { f.put(t, key, good) })
 	f.put(t, key, bad)
 }
 
-// replace alters text once.
+// replace returns a function that replaces a text once.
 func replace(t *testing.T, old, new string) func([]byte) []byte {
 	return func(b []byte) []byte {
 		must.StrContains(t, string(b), old)
@@ -58,14 +58,14 @@ func replace(t *testing.T, old, new string) func([]byte) []byte {
 	}
 }
 
-// complaint is something that a kind of daemon should say; with all, each of them.
+// complaint is a text that at least one daemon of a kind must report; with all, each of them.
 type complaint struct {
 	kind string // lab.Workload, lab.Processor
 	all  bool
 	says []string
 }
 
-// complains waits until the daemons say in `sif status` what is wrong.
+// complains waits until `sif status` shows the complaints of the daemons.
 func (f *fabricUnderTest) complains(t *testing.T, wanted ...complaint) {
 	t.Helper()
 	eventually(t, 30*time.Second, func() error {
@@ -85,7 +85,7 @@ func (f *fabricUnderTest) complains(t *testing.T, wanted ...complaint) {
 				}
 			}
 			if len(said) == 0 || c.all && len(silent) > 0 {
-				return fmt.Errorf("of the %s nodes, these do not say %q: %s", c.kind, c.says, strings.Join(silent, ", "))
+				return fmt.Errorf("these %s nodes do not report %q: %s", c.kind, c.says, strings.Join(silent, ", "))
 			}
 		}
 		return nil
@@ -93,7 +93,8 @@ func (f *fabricUnderTest) complains(t *testing.T, wanted ...complaint) {
 	must.Eq(t, 2, f.sif(t, "status").code, must.Sprint("the exit code of sif status"))
 }
 
-// unchanged checks that what was enforced still is: on each node, in what it says of itself and in what passes.
+// unchanged checks that the fabric still enforces the same: each node reports the sequence, and
+// packets pass and are dropped as before.
 func (f *fabricUnderTest) unchanged(t *testing.T, sequence uint64) {
 	t.Helper()
 	for _, n := range f.status(t).Nodes {
@@ -109,7 +110,8 @@ func (f *fabricUnderTest) unchanged(t *testing.T, sequence uint64) {
 	}
 }
 
-// TestAlteredObjectsAreRefused alters a document, an index shard, a node record and a catalog record by hand.
+// TestAlteredObjectsAreRefused alters a document, an index shard, a node record and a catalog
+// record by hand.
 func TestAlteredObjectsAreRefused(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 	sequence := world.sequence(t)
@@ -126,7 +128,7 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
 
 	t.Run("document", func(t *testing.T) {
-		// Who may call the gateway on which port.
+		// Widen who may call the gateway, and on which port.
 		world.tamper(t, kvkey.Object(document).String(), replace(t, "9001", "9002"))
 		says := []string{document.String()}
 		world.complains(t, complaint{kind: lab.Workload, says: says}, complaint{kind: lab.Processor, all: true, says: says})
@@ -135,7 +137,7 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 	t.Run("shard, node record, catalog record", func(t *testing.T) {
 		world.tamper(t, shardKey, replace(t, document.String(), strings.Repeat("0", 64)))
-		// Another node's key or pool: whatever it is, nobody signed it.
+		// Put in another node's key or pool, which nobody signed.
 		key := kvkey.Node{Zone: "gcp1", Name: "gcp1-w1"}.String()
 		world.tamper(t, key, func(b []byte) []byte {
 			var r fabric.NodeRecord
@@ -167,8 +169,8 @@ func TestAlteredObjectsAreRefused(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 }
 
-// copyRecord registers, until the test ends, a catalog record of one endpoint with another one's address, as if it
-// came from a Consul node that nobody knows.
+// copyRecord registers, until the test ends, a catalog record of one endpoint with another
+// endpoint's address, at a Consul node that the fabric does not know.
 func (f *fabricUnderTest) copyRecord(t *testing.T, victim, other workload) {
 	t.Helper()
 	const node = "e2e-intruder"
@@ -190,18 +192,18 @@ func (f *fabricUnderTest) copyRecord(t *testing.T, victim, other workload) {
 	must.NoError(t, err)
 }
 
-// TestAlteredPointerIsRefused moves the pointer by hand: to another root, which nobody signed, and back to an older
-// one, which the controller did sign once.
+// TestAlteredPointerIsRefused alters the pointer by hand: first to a root that nobody signed, then
+// to an older pointer, which the controller did sign.
 func TestAlteredPointerIsRefused(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 	older := world.get(t, kvkey.Current)
 	world.withTestPorts(t)
 	sequence := world.sequence(t)
-	// The older root would forbid this, the newer one allows it.
+	// The older root forbids this, the newer one allows it.
 	svc, gateway := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
 	allowed := func(t *testing.T) {
 		t.Helper()
-		must.True(t, arrives(t, svc, gateway, newsPort, 2*time.Second), must.Sprint("what the revision in force allows"))
+		must.True(t, arrives(t, svc, gateway, newsPort, 2*time.Second), must.Sprint("the revision in force allows it"))
 		world.unchanged(t, sequence)
 	}
 

@@ -24,7 +24,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// within calls fn on a thread that is in the network namespace at path. Sockets that fn opens belong to it.
+// within calls fn on a thread in the network namespace at path. Sockets that fn opens belong to it.
 func within[T any](path string, fn func() (T, error)) (T, error) {
 	var value T
 	err := ns.WithNetNSPath(path, func(ns.NetNS) (err error) {
@@ -37,7 +37,7 @@ func within[T any](path string, fn func() (T, error)) (T, error) {
 // dial opens a plain TCP connection from a namespace.
 func dial(path string, to netip.AddrPort, timeout time.Duration) (net.Conn, error) {
 	return within(path, func() (net.Conn, error) {
-		// With one literal address the dialer opens its socket on this very goroutine.
+		// For a single literal address, the dialer opens its socket on the calling goroutine.
 		d := net.Dialer{Timeout: timeout}
 		d.SetMultipathTCP(false)
 		return d.Dial("tcp", to.String())
@@ -53,7 +53,8 @@ func listen(path string, at netip.AddrPort) (net.Listener, error) {
 	})
 }
 
-// arrives reports whether a TCP connection attempt is answered, be it by a refusal: then packets pass both ways.
+// arrives reports whether a TCP connection attempt is answered. A refusal counts: then packets pass
+// both ways.
 func arrives(t *testing.T, from, to workload, port uint16, timeout time.Duration) bool {
 	t.Helper()
 	conn, err := dial(from.netns, netip.AddrPortFrom(to.v4, port), timeout)
@@ -75,8 +76,8 @@ func isTimeout(err error) bool {
 	return errors.As(err, &e) && e.Timeout()
 }
 
-// reaches waits until TCP connections pass from one workload to a port of another, or, if want is false, until three
-// attempts in a row were not answered.
+// reaches waits until TCP connections pass from one workload to a port of another. If want is
+// false, it waits until three attempts in a row got no answer.
 func reaches(t *testing.T, from, to workload, port uint16, want bool, within time.Duration) {
 	t.Helper()
 	silent := 0
@@ -85,25 +86,24 @@ func reaches(t *testing.T, from, to workload, port uint16, want bool, within tim
 			if silent++; want || silent == 3 {
 				return nil
 			}
-			return errors.New("not long enough silent")
+			return errors.New("not silent for long enough")
 		}
 		silent = 0
-		return fmt.Errorf("from %s to %s port %d: passes is %t, want %t", from, to, port, !want, want)
+		return fmt.Errorf("from %s to %s port %d: passes is %t, expected %t", from, to, port, !want, want)
 	})
 }
 
-// stream is an established TCP connection between two workloads over which payload goes to and fro: the far end
-// returns what it gets.
+// stream is an established TCP connection between two workloads. The far end echoes all payload.
 type stream struct {
 	from, to workload
 	conn     net.Conn
-	served   atomic.Uint64 // bytes that the far end has got
+	served   atomic.Uint64 // bytes that the far end received
 	returned atomic.Uint64 // bytes that came back
 	failure  atomic.Pointer[error]
 	stop     func()
 }
 
-// tick is the pause between two pieces of payload, of pieceSize bytes.
+// tick is the interval between two pieces of payload, of pieceSize bytes each.
 const (
 	tick      = 20 * time.Millisecond
 	pieceSize = 64
@@ -155,7 +155,7 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 		l.Close()
 		for _, end := range []net.Conn{s.conn, <-accepted} {
 			if c, ok := end.(*net.TCPConn); ok {
-				_ = c.SetLinger(0) // a reset leaves nothing behind in the kernel
+				_ = c.SetLinger(0) // a reset leaves no connection state in the kernel
 				c.Close()
 			}
 		}
@@ -183,13 +183,13 @@ func (s *stream) mustFlow(t *testing.T, within time.Duration) {
 			must.NoError(t, *err)
 		}
 		if s.returned.Load() < before+5*pieceSize {
-			return fmt.Errorf("no payload comes back from %s to %s", s.to, s.from)
+			return fmt.Errorf("no payload is echoed from %s to %s", s.to, s.from)
 		}
 		return nil
 	})
 }
 
-// mustBeCut waits until no payload passes in either direction for quiet, while other goes on.
+// mustBeCut waits until no payload has passed in either direction for quiet, while other continues.
 func (s *stream) mustBeCut(t *testing.T, other *stream, quiet, within time.Duration) {
 	t.Helper()
 	deadline := time.Now().Add(within)
@@ -207,15 +207,15 @@ func (s *stream) mustBeCut(t *testing.T, other *stream, quiet, within time.Durat
 	}
 }
 
-// datagrams is a UDP flow that sends a numbered packet at each tick and expects each of them back.
+// datagrams is a UDP flow that sends a numbered packet at each tick and expects its echo.
 type datagrams struct {
 	mu   sync.Mutex
-	open map[uint64]time.Time // sent and not come back
+	open map[uint64]time.Time // sent without an echo yet
 	sent int
 	stop func()
 }
 
-// openDatagrams starts the flow.
+// openDatagrams starts a UDP flow.
 func openDatagrams(t *testing.T, from, to workload, port uint16) *datagrams {
 	t.Helper()
 	at := netip.AddrPortFrom(to.v4, port)
@@ -245,7 +245,7 @@ func openDatagrams(t *testing.T, from, to workload, port uint16) *datagrams {
 			d.open[i] = time.Now()
 			d.sent++
 			d.mu.Unlock()
-			_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, i)) // one that was not sent does not come back
+			_, _ = conn.Write(binary.BigEndian.AppendUint64(nil, i)) // a packet that could not be sent has no echo
 			select {
 			case <-ctx.Done():
 				return
@@ -262,14 +262,15 @@ func openDatagrams(t *testing.T, from, to workload, port uint16) *datagrams {
 	eventually(t, 5*time.Second, func() error {
 		sent, lost := d.count(time.Second)
 		if sent-lost < 10 {
-			return fmt.Errorf("of %d packets from %s to %s only %d came back", sent, from, to, sent-lost)
+			return fmt.Errorf("of %d packets from %s to %s, only %d were echoed", sent, from, to, sent-lost)
 		}
 		return nil
 	})
 	return d
 }
 
-// count returns how many packets were sent, and how many of them have not come back for longer than after.
+// count returns how many packets were sent, and for how many of them the echo has been missing for
+// longer than after.
 func (d *datagrams) count(after time.Duration) (sent, lost int) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -281,7 +282,8 @@ func (d *datagrams) count(after time.Duration) (sent, lost int) {
 	return d.sent, lost
 }
 
-// gap returns when the first and the last of the packets were sent that have not come back for longer than after.
+// gap returns when the first and the last of the packets were sent whose echo has been missing for
+// longer than after.
 func (d *datagrams) gap(after time.Duration) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -300,7 +302,7 @@ func (d *datagrams) gap(after time.Duration) string {
 	return first.Format(time.StampMilli) + " to " + last.Format(time.StampMilli)
 }
 
-// echo returns UDP packets in a workload's namespace until the test ends.
+// echo echoes UDP packets in a workload's namespace until the test ends.
 func echo(t *testing.T, w workload, at netip.AddrPort) {
 	t.Helper()
 	socket, err := within(w.netns, func() (net.PacketConn, error) { return net.ListenPacket("udp", at.String()) })

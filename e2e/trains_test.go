@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// TestTrainsOfDatagramsCrossClouds sends UDP datagrams that the kernel carries as one packet, as QUIC does and as
-// links make of those that arrive together: each of them arrives, and its answer too.
+// TestTrainsOfDatagramsCrossClouds sends UDP datagrams that the kernel carries as one packet
+// (segmentation offload), as QUIC does and as links make of datagrams that arrive together. Each
+// datagram arrives, and so does its answer.
 func TestTrainsOfDatagramsCrossClouds(t *testing.T) {
 	world.withTestPorts(t)
 	from, to := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")

@@ -27,8 +27,8 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 )
 
-// TestCloudsReachEachOtherThroughTheFabricOnly tries from each workload node of one cloud to reach each node of the
-// other one by itself: nothing passes but gossip.
+// TestCloudsReachEachOtherThroughTheFabricOnly tries to reach each node of one cloud from each
+// workload node of the other, outside the fabric: only gossip passes.
 func TestCloudsReachEachOtherThroughTheFabricOnly(t *testing.T) {
 	const gossip = 8301
 	tcp := []int{22, 53, 80, 443, 4646, 4647, 7701, 8080, 8300, 8500, 9001, 18080, 51820}
@@ -39,7 +39,7 @@ func TestCloudsReachEachOtherThroughTheFabricOnly(t *testing.T) {
 		}
 		for _, port := range tcp {
 			l, err := listen(world.NetNS(to.Name), netip.AddrPortFrom(netip.MustParseAddr(to.Address), uint16(port)))
-			if err == nil { // else a daemon listens there, which will do as well
+			if err == nil { // otherwise a daemon listens there already, which serves as well
 				t.Cleanup(func() { l.Close() })
 			}
 		}
@@ -55,7 +55,7 @@ func TestCloudsReachEachOtherThroughTheFabricOnly(t *testing.T) {
 			}
 			addr := netip.MustParseAddr(to.Address)
 			conn, err := dial(world.NetNS(from.Name), netip.AddrPortFrom(addr, gossip), 3*time.Second)
-			must.NoError(t, err, must.Sprint("gossip is to pass"))
+			must.NoError(t, err, must.Sprint("gossip must pass"))
 			conn.Close()
 			for _, port := range tcp {
 				trying.Go(func() {
@@ -86,7 +86,8 @@ func TestCloudsReachEachOtherThroughTheFabricOnly(t *testing.T) {
 	trying.Wait()
 }
 
-// datagramArrives sends a UDP packet from one namespace and fails if a raw socket in the other one sees it arrive.
+// datagramArrives sends a UDP packet from one namespace and fails if a raw socket in the other one
+// receives it.
 func datagramArrives(from, to string, at netip.AddrPort) error {
 	socket, err := within(to, func() (*net.IPConn, error) {
 		return net.ListenIP("ip4:udp", &net.IPAddr{IP: at.Addr().AsSlice()})
@@ -102,7 +103,7 @@ func datagramArrives(from, to string, at netip.AddrPort) error {
 	}
 	defer conn.Close()
 	if _, err := conn.Write(nonce); err != nil {
-		return nil // refused at once: it does not arrive
+		return nil // refused at once, so it does not arrive
 	}
 	if err := socket.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
 		return err
@@ -118,13 +119,13 @@ func datagramArrives(from, to string, at netip.AddrPort) error {
 	}
 }
 
-// capture looks at every packet of a namespace, on all its interfaces.
+// capture reads every packet of a namespace, on all its interfaces.
 type capture struct {
-	packets atomic.Uint64 // all
-	links   atomic.Uint64 // of WireGuard
+	packets atomic.Uint64 // all packets
+	links   atomic.Uint64 // packets of WireGuard
 	mu      sync.Mutex
-	needles map[string]int    // how often text was seen
-	clear   map[string]string // packets with an address of an endpoint, by what they are
+	needles map[string]int    // how often each text was found
+	clear   map[string]string // packets with an endpoint's address, by description
 	stop    func()
 }
 
@@ -151,7 +152,7 @@ func openCapture(t *testing.T, node string, needles ...string) *capture {
 			}
 			n, _, err := unix.Recvfrom(fd, buf, 0)
 			if err != nil {
-				continue // nothing came in time
+				continue // no packet arrived in time
 			}
 			c.look(buf[:n], needles, pools)
 		}
@@ -189,7 +190,7 @@ func (c *capture) look(packet []byte, needles []string, pools []netip.Prefix) {
 	}
 }
 
-// addresses reads the addresses of an IP packet.
+// addresses returns the source and destination of an IP packet.
 func addresses(packet []byte) (src, dst netip.Addr, ok bool) {
 	switch {
 	case len(packet) >= 20 && packet[0]>>4 == 4:
@@ -208,8 +209,8 @@ func (c *capture) seen(needle string) int {
 
 func htons(n uint16) uint16 { return n<<8 | n>>8 }
 
-// TestInternetSeesNoPlainByte captures in the namespace that joins all nodes, while applications and a connection with
-// a known payload are under way, within and between clouds.
+// TestInternetSeesNoPlainByte captures in the namespace that connects all nodes, while applications
+// and a connection with a known payload run, within and between clouds.
 func TestInternetSeesNoPlainByte(t *testing.T) {
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
@@ -226,7 +227,7 @@ func TestInternetSeesNoPlainByte(t *testing.T) {
 		})
 		s.stop()
 	}
-	// What is not encrypted does show up.
+	// Traffic in the clear does show up in the capture.
 	conn, err := world.Dial("aws1-p1")(t.Context(), "udp", world.Topology.Node("gcp1-p1").Address+":51899")
 	must.NoError(t, err)
 	defer conn.Close()
@@ -241,12 +242,12 @@ func TestInternetSeesNoPlainByte(t *testing.T) {
 	})
 	c.stop()
 	must.Positive(t, c.links.Load(), must.Sprint("packets of encrypted links"))
-	must.Zero(t, c.seen(secret), must.Sprint("the payload was captured in clear"))
-	must.MapEmpty(t, c.clear, must.Sprint("packets with addresses of endpoints were captured in clear"))
+	must.Zero(t, c.seen(secret), must.Sprint("the payload was captured in the clear"))
+	must.MapEmpty(t, c.clear, must.Sprint("packets with addresses of endpoints were captured in the clear"))
 }
 
-// TestPlainPacketOfEndpointIsDropped puts a packet with the source address of an endpoint, which may call the one that
-// it is for, on the underlay of the latter's node.
+// TestPlainPacketOfEndpointIsDropped sends a packet in the clear, over the underlay of the
+// destination's node. Its source is the address of an endpoint that may call the destination.
 func TestPlainPacketOfEndpointIsDropped(t *testing.T) {
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
@@ -263,7 +264,7 @@ func TestPlainPacketOfEndpointIsDropped(t *testing.T) {
 				_, _, err := socket.ReadFrom(make([]byte, 64))
 				return err == nil
 			}
-			// The same packet through the fabric is welcome.
+			// The same packet passes through the fabric.
 			conn, err := within(svc.netns, func() (net.Conn, error) {
 				return net.Dial("udp", netip.AddrPortFrom(gateway.v4, newsPort).String())
 			})
@@ -274,7 +275,7 @@ func TestPlainPacketOfEndpointIsDropped(t *testing.T) {
 					return err
 				}
 				if !received(300 * time.Millisecond) {
-					return errors.New("what a contract allows did not arrive")
+					return errors.New("the packet that a contract allows did not arrive")
 				}
 				return nil
 			})
@@ -284,7 +285,7 @@ func TestPlainPacketOfEndpointIsDropped(t *testing.T) {
 			before := world.plainDrops(t, gateway.node)
 			const forged = 5
 			for range forged {
-				// Another node of the zone puts it there.
+				// Another node of the zone sends it over the underlay.
 				world.inject(t, zone+"-p1", gateway.node, datagram(svc.v4, gateway.v4, newsPort, "past the fabric"))
 			}
 			must.False(t, received(500*time.Millisecond), must.Sprint("the forged packet arrived"))
@@ -293,7 +294,7 @@ func TestPlainPacketOfEndpointIsDropped(t *testing.T) {
 	}
 }
 
-// plainDrops reads the counter of a node's firewall that this is about.
+// plainDrops reads a node's firewall counter of packets in the clear with the fabric's addresses.
 func (f *fabricUnderTest) plainDrops(t *testing.T, node string) uint64 {
 	t.Helper()
 	cmd, err := f.Command(t.Context(), node, "nft", "-j", "list", "counter", "inet", "sif", firewall.PlainFabricSource)
@@ -318,7 +319,8 @@ func (f *fabricUnderTest) plainDrops(t *testing.T, node string) uint64 {
 	return 0
 }
 
-// datagram makes an IPv4 packet (RFC 791) of UDP (RFC 768), without the latter's optional checksum.
+// datagram makes an IPv4 packet (RFC 791) with a UDP datagram (RFC 768), without the optional UDP
+// checksum.
 func datagram(src, dst netip.Addr, port uint16, payload string) []byte {
 	p := make([]byte, 28, 28+len(payload))
 	p[0], p[8], p[9] = 0x45, 64, unix.IPPROTO_UDP
@@ -339,7 +341,8 @@ func datagram(src, dst netip.Addr, port uint16, payload string) []byte {
 	return append(p, payload...)
 }
 
-// inject puts an IPv4 packet on the underlay at one node for the underlay interface of another one of its zone.
+// inject sends an IPv4 packet over the underlay from one node to the underlay interface of another
+// node of its zone.
 func (f *fabricUnderTest) inject(t *testing.T, at, to string, packet []byte) {
 	t.Helper()
 	link := func(node string) netlink.Link {

@@ -50,7 +50,7 @@ func newWorld(ctx context.Context, l *lab.Lab, root string) (*fabricUnderTest, e
 	return f, ctx.Err()
 }
 
-// result is what a command printed and how it ended.
+// result is the output and the exit code of a command.
 type result struct {
 	stdout, stderr string
 	code           int
@@ -59,7 +59,7 @@ type result struct {
 // sif runs the sif command as the operator, outside the fabric.
 func (f *fabricUnderTest) sif(t *testing.T, args ...string) result {
 	t.Helper()
-	// Not the test's context: graphs are restored when that has ended.
+	// Cleanups restore graphs after the test's context has ended, so do not use that.
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd, err := f.Command(ctx, "client", filepath.Join(f.Bin, "sif"), args...)
@@ -77,7 +77,8 @@ func (f *fabricUnderTest) sif(t *testing.T, args ...string) result {
 	return r
 }
 
-// status is what `sif status -json` says. It exits with another code than 0 while something is degraded.
+// status returns the output of `sif status -json`, which exits with another code than 0 while
+// something is degraded.
 func (f *fabricUnderTest) status(t *testing.T) api.Status {
 	t.Helper()
 	r := f.sif(t, "status", "-json")
@@ -86,7 +87,7 @@ func (f *fabricUnderTest) status(t *testing.T) api.Status {
 	return s
 }
 
-// allWell waits until every daemon enforces the revision in force and complains of nothing.
+// allWell waits until every daemon enforces the revision in force and reports no problem.
 func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
 	t.Helper()
 	began := time.Now()
@@ -126,7 +127,7 @@ func (w workload) String() string {
 	return fmt.Sprintf("%s at %s on %s (%s)", w.service, w.v4, w.node, w.alloc[:8])
 }
 
-// workloads returns the endpoints of a service, in one zone or, with "", in all.
+// workloads returns the endpoints of a service in one zone, or in all zones if zone is "".
 func (f *fabricUnderTest) workloads(t *testing.T, service, zone string) []workload {
 	t.Helper()
 	ref, err := fabric.ParseRef(service)
@@ -158,7 +159,8 @@ func (f *fabricUnderTest) workload(t *testing.T, service, zone string) workload 
 	return list[0]
 }
 
-// namespaceOf finds the network namespace of an allocation by a process of it, whichever driver started that.
+// namespaceOf finds the network namespace of an allocation by one of its processes, whichever
+// driver started it.
 func namespaceOf(alloc string) string {
 	comms, err := filepath.Glob("/proc/[0-9]*/comm")
 	if err != nil {
@@ -187,7 +189,7 @@ func (f *fabricUnderTest) file(t *testing.T, path string) string {
 	return string(data)
 }
 
-// write puts text into a file of the test's own directory and returns its path.
+// write writes text into a file in the test's temporary directory and returns its path.
 func write(t *testing.T, name, text string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), name)
@@ -205,7 +207,7 @@ func (f *fabricUnderTest) apply(t *testing.T, text string) uint64 {
 	return reply.Sequence
 }
 
-// sequence is that of the graph in force.
+// sequence returns the sequence of the graph in force.
 func (f *fabricUnderTest) sequence(t *testing.T) uint64 {
 	t.Helper()
 	return f.status(t).Pointer.Sequence
@@ -219,7 +221,7 @@ func (f *fabricUnderTest) signalDaemons(t *testing.T, s syscall.Signal) {
 	}
 }
 
-// freeze stops agents and engines until the test ends.
+// freeze stops agents and engines with SIGSTOP until the test ends.
 func (f *fabricUnderTest) freeze(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() { f.signalDaemons(t, syscall.SIGCONT) })
@@ -243,7 +245,7 @@ func eventually(t *testing.T, within time.Duration, probe func() error) {
 			return
 		}
 		if time.Now().After(deadline) {
-			must.NoError(t, err, must.Sprintf("not within %s", within))
+			must.NoError(t, err, must.Sprintf("not after %s", within))
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
