@@ -69,7 +69,7 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 		}
 		for _, other := range g.Guardrails[:i] {
 			if other.Name == r.Name {
-				report(r.Pos, "rename one of the two", "guardrail %q is already declared at %s", r.Name, other.Pos)
+				report(r.Pos, "rename one of the two", "guardrail %q: the name is already taken at %s", r.Name, other.Pos)
 			}
 		}
 		if len(r.Deny) == 0 {
@@ -120,7 +120,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 			report(pos, "", "%s: %v", kind, err)
 		}
 		if first, dup := seen[name]; dup {
-			report(pos, "rename one of the two", "%s %q is already declared at %s", kind, name, first)
+			report(pos, "rename one of the two", "%s %q: the name is already taken at %s", kind, name, first)
 			return
 		}
 		seen[name] = pos

@@ -77,7 +77,7 @@ func TestCheckNamesThingAndRemedy(t *testing.T) {
 		{"no rules", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Pos: at(9)}),
 			[]string{`g.sif.hcl:9:1: contract "c" has no rules, so it would allow nothing; add a rule block`}},
 		{"duplicate", domain(Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(8)}, Contract{Name: "c", Originators: []Ref{web}, Responders: []Ref{api}, Rules: rules, Pos: at(9)}),
-			[]string{`g.sif.hcl:9:1: contract "c" is already declared at g.sif.hcl:8:1; rename one of the two`}},
+			[]string{`g.sif.hcl:9:1: contract "c": the name is already taken at g.sif.hcl:8:1; rename one of the two`}},
 		{"reserved domain", &Graph{Domains: map[string]*Domain{"node": {Name: "node", Pos: at(1)}}},
 			[]string{`g.sif.hcl:1:1: domain "node" is reserved for node identities; choose another name`}},
 		{"rules", domain(sound(func(c *Contract) {

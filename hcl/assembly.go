@@ -13,9 +13,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// assembly puts together what the files of a graph declare, in their order,
-// and checks what only the whole can tell: whether names are new, and where
-// they lead.
+// assembly joins what the files of a graph declare, in their order, and checks what depends on
+// several blocks: duplicate names, and names that refer to nothing.
 type assembly struct {
 	*decoder
 	graph      *fabric.Graph
@@ -23,11 +22,11 @@ type assembly struct {
 	guardrails map[string]hcl2.Range
 }
 
-// domainDecl is a domain with the places that names resolve against.
+// domainDecl is a domain, with the source positions of its declarations.
 type domainDecl struct {
 	domain    fabric.Domain
 	places    []hcl2.Range          // of its blocks
-	set       map[string]hcl2.Range // its own arguments
+	set       map[string]hcl2.Range // arguments of the domain itself
 	nodes     map[string]hcl2.Range // services and externals
 	externals map[string]bool
 	contracts map[string]hcl2.Range
@@ -67,7 +66,7 @@ func (a *assembly) domain(p domainPart) {
 		return
 	}
 	if p.name == fabric.ReservedDomain {
-		a.report(errorAt(p.place, "Choose another name for the domain.", "domain %q is reserved for the identities of nodes", p.name))
+		a.report(errorAt(p.place, "Choose another name for the domain.", "domain %q is reserved for node identities", p.name))
 		return
 	}
 	decl := a.domains[p.name]
@@ -84,8 +83,8 @@ func (a *assembly) domain(p domainPart) {
 	}
 	for _, place := range decl.places {
 		if place.Filename == p.place.Filename {
-			a.report(errorAt(p.place, "Merge the two blocks. A domain may be spread over several files, but not within one.",
-				"domain %q: it is already declared in this file at %s", p.name, position(place)))
+			a.report(errorAt(p.place, "Merge the two blocks. A domain may be spread over several files, with one block in each.",
+				"domain %q is already declared in this file at %s", p.name, position(place)))
 			break
 		}
 	}
@@ -97,8 +96,8 @@ func (a *assembly) domain(p domainPart) {
 	}
 }
 
-// item adds a part of a domain to it. Of one that cannot be added, only that
-// is said.
+// item adds an item to its domain. If the item cannot be added, the problems inside it are not
+// reported.
 func (a *assembly) item(decl *domainDecl, it item) {
 	if !a.fits(decl, it) {
 		return
@@ -126,8 +125,7 @@ func (a *assembly) item(decl *domainDecl, it item) {
 	}
 }
 
-// fits notes the name of a part of a domain. It reports whether the name is new
-// and may be used.
+// fits records the name of an item, and reports whether the item can be added.
 func (a *assembly) fits(decl *domainDecl, it item) bool {
 	switch it.kind {
 	case "argument":
@@ -151,13 +149,13 @@ func (a *assembly) declares(it item, names map[string]hcl2.Range) bool {
 		return false
 	}
 	if it.kind == "contract" && it.name == fabric.AuditContract {
-		a.report(errorAt(it.place, "Choose another name for the contract.", "contract %q is reserved for domains in audit mode", it.name))
+		a.report(errorAt(it.place, "Choose another name for the contract.", "contract name %q is reserved for domains in audit mode", it.name))
 		return false
 	}
 	if first, dup := names[it.name]; dup {
 		what := "Rename one of the two."
 		if it.kind == "service" || it.kind == "external" {
-			what = "Services and externals of a domain share one space of names. Rename one of the two."
+			what = "Services and externals of a domain share one namespace. Rename one of the two."
 		}
 		a.report(errorAt(it.place, what, "%s %q: the name is already taken at %s", it.kind, it.name, position(first)))
 		return false
@@ -173,7 +171,7 @@ func (a *assembly) consents(decl *domainDecl, it item) bool {
 		return false
 	}
 	if contract.Domain == decl.domain.Name {
-		a.report(errorAt(it.place, "Remove the block.", "contract %q is of this domain and needs no consent", contract))
+		a.report(errorAt(it.place, "Remove the block.", "contract %q belongs to this domain and needs no consent", contract))
 		return false
 	}
 	if first, dup := decl.accepted[it.name]; dup {
@@ -184,7 +182,7 @@ func (a *assembly) consents(decl *domainDecl, it item) bool {
 	return true
 }
 
-// resolve checks what the contracts and consents of a domain mention.
+// resolve checks the names in the contracts and accept blocks of a domain.
 func (a *assembly) resolve(decl *domainDecl) {
 	for _, c := range decl.declared {
 		own := false
@@ -204,14 +202,14 @@ func (a *assembly) resolve(decl *domainDecl) {
 		from, to := external(c.Originators, c.originators), external(c.Responders, c.responders)
 		switch {
 		case from != nil && to != nil:
-			a.report(errorAt(to.rng, "The fabric is at neither end of flows between externals. Make two contracts of it.",
+			a.report(errorAt(to.rng, "The fabric controls neither end of a flow between externals. Name a service on one of the sides.",
 				"contract %q has externals on both sides: %q is an originator at %s", c.Name, from.value, position(from.rng)))
 		case to != nil:
-			a.report(warningAt(to.rng, "The contract is part of the graph and of what plan and explain say of it.",
+			a.report(warningAt(to.rng, "The contract stays in the graph, and plan and explain show it.",
 				"egress to externals is not enforced yet: flows to %q are dropped", to.value))
 		}
 		if !own && !c.broken && len(c.Originators) > 0 && len(c.Responders) > 0 {
-			a.report(errorAt(c.place, "Declare it in a domain that takes part.", "contract %q names no service of its own domain %q", c.Name, decl.domain.Name))
+			a.report(errorAt(c.place, "Declare it in the domain of one of its services.", "contract %q names no service of its own domain %q", c.Name, decl.domain.Name))
 		}
 	}
 	for _, k := range decl.accepts {
@@ -228,12 +226,12 @@ func (a *assembly) resolve(decl *domainDecl) {
 	}
 }
 
-// services are the names that a domain's consents may use.
+// services returns the names that accept blocks of the domain may use.
 func (decl *domainDecl) services() []string {
 	return slices.DeleteFunc(slices.Collect(maps.Keys(decl.nodes)), func(n string) bool { return decl.externals[n] })
 }
 
-// nearest is didYouMean with other advice if nothing is near.
+// nearest is didYouMean with other advice if no name is near.
 func nearest(name string, names []string) string {
 	if s := didYouMean(name, names); s != "" {
 		return s
@@ -245,7 +243,7 @@ func (a *assembly) resolveRef(decl *domainDecl, c *contractDecl, r fabric.Ref, t
 	in := decl
 	if r.Domain != decl.domain.Name {
 		if in = a.domains[r.Domain]; in == nil {
-			return // of a domain that these files do not declare
+			return // these files do not declare the domain
 		}
 	}
 	_, known := in.nodes[r.Name]
@@ -255,14 +253,14 @@ func (a *assembly) resolveRef(decl *domainDecl, c *contractDecl, r fabric.Ref, t
 			"unknown service %q", t.value))
 	case !known:
 		a.report(warningAt(t.rng, fmt.Sprintf("Domain %q declares no service of that name. %s", in.domain.Name, nearest(r.Name, in.services())),
-			"contract %q waits for a service %q", c.Name, t.value))
+			"contract %q waits for service %q, which is not declared", c.Name, t.value))
 	case in != decl && in.externals[r.Name]:
-		a.report(errorAt(t.rng, fmt.Sprintf("Declare an external in domain %q.", decl.domain.Name), "external %q is of another domain", t.value))
+		a.report(errorAt(t.rng, fmt.Sprintf("Declare an external in domain %q.", decl.domain.Name), "external %q belongs to another domain", t.value))
 	}
 }
 
-// warnOfWaiting says which contracts wait for the consent of a domain that is
-// among the files. What waits for others, plan and show say.
+// warnOfWaiting warns of contracts that wait for the consent of a domain in these files. Plan and
+// show report the others.
 func (a *assembly) warnOfWaiting() {
 	for _, w := range a.graph.Waiting() {
 		missing := map[string][]string{}

@@ -13,16 +13,16 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// contractDecl is a contract with its Originators and Responders as they are
+// contractDecl is a contract with its source positions, and its originators and responders as
 // written.
 type contractDecl struct {
 	fabric.Contract
 	place                   hcl2.Range
 	originators, responders []text
-	broken                  bool // a name could not be read
+	broken                  bool // a name is invalid
 }
 
-// acceptDecl is a consent with places.
+// acceptDecl is an accept block with its source positions.
 type acceptDecl struct {
 	place    hcl2.Range
 	contract fabric.Ref
@@ -71,11 +71,11 @@ func (d *decoder) expires(content *hcl2.BodyContent, where subject) time.Time {
 	}
 	at, err := time.Parse(time.RFC3339Nano, t.value)
 	if err != nil || at.IsZero() {
-		d.report(errorAt(t.rng, `Write a date, a time and a zone: "2027-01-31T00:00:00Z" or "2027-01-31T00:00:00+01:00".`, "%q is not a time of RFC 3339", t.value))
+		d.report(errorAt(t.rng, `Write a date, a time and a zone: "2027-01-31T00:00:00Z" or "2027-01-31T00:00:00+01:00".`, "%q is not an RFC 3339 time", t.value))
 		return time.Time{}
 	}
 	if !d.now.Before(at) {
-		d.report(warningAt(t.rng, "It allows nothing any more. Remove it, or set a later time.", "%s has expired", where))
+		d.report(warningAt(t.rng, "It no longer allows anything. Remove it, or set a later time.", "%s has expired", where))
 	}
 	return at.UTC()
 }
@@ -91,8 +91,8 @@ func values(list []text) []string {
 	return s
 }
 
-// refs decodes one side of a contract. Names without a domain are of the
-// contract's own. What they lead to is looked up when all files are read.
+// refs decodes one side of a contract. A name without a domain belongs to the domain of the
+// contract. The names are resolved when all files have been decoded.
 func (d *decoder) refs(domain string, c *contractDecl, content *hcl2.BodyContent, side string) ([]fabric.Ref, []text) {
 	attr := content.Attributes[side]
 	if attr == nil {
@@ -124,7 +124,7 @@ func (d *decoder) refs(domain string, c *contractDecl, content *hcl2.BodyContent
 	return refs, written
 }
 
-// parseRef parses "name", of the given domain, or "domain/name".
+// parseRef parses "domain/name", or "name" in the given domain.
 func parseRef(s, domain string) (fabric.Ref, error) {
 	if strings.Contains(s, "/") {
 		return fabric.ParseRef(s)
@@ -132,12 +132,12 @@ func parseRef(s, domain string) (fabric.Ref, error) {
 	return fabric.Ref{Domain: domain, Name: s}, fabric.CheckName(s)
 }
 
-// accept decodes what is in the consent to a contract.
+// accept decodes the body of an accept block.
 func (d *decoder) accept(contract string, place hcl2.Range, content *hcl2.BodyContent) acceptDecl {
 	a := acceptDecl{place: place, services: d.stringList(content, "services")}
-	a.contract, _ = fabric.ParseRef(contract) // which the assembly checks
+	a.contract, _ = fabric.ParseRef(contract) // the assembly reports an invalid name
 	if attr := content.Attributes["services"]; attr != nil && a.services != nil && len(a.services) == 0 {
-		d.emptyList(attr, "Name services, or leave the argument out: then the contract may name any.", "the consent to contract %q names no service", contract)
+		d.emptyList(attr, "Name at least one service, or remove the argument to accept any.", "the consent to contract %q names no service", contract)
 	}
 	return a
 }

@@ -10,17 +10,17 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// What the language of graphs consists of. docs/graph-reference.md and
-// docs/graph.schema.json are generated from it.
+// The blocks and arguments of the graph language. docs/graph-reference.md and
+// docs/graph.schema.json are generated from these definitions.
 
 var (
-	descriptionArg = argument{name: "description", kind: kindString, doc: "What it is for, for people."}
-	labelsArg      = argument{name: "labels", kind: kindLabels, doc: "Free names and values that people and guardrails go by. The keys `domain` and `name` are taken: they always are the names of the domain and of the service."}
+	descriptionArg = argument{name: "description", kind: kindString, doc: "A description for people. It has no effect."}
+	labelsArg      = argument{name: "labels", kind: kindLabels, doc: "Free-form keys and values for people and guardrails. The keys `domain` and `name` are reserved: they are always the names of the domain and of the service."}
 )
 
 var ruleBlock = define(definition{
 	name: "rule",
-	doc:  "A protocol and what of it is meant: destination ports, or types of ICMP messages.",
+	doc:  "A protocol with destination ports, or with ICMP message types.",
 	example: `rule {
   name     = "web"
   protocol = "tcp"
@@ -31,10 +31,10 @@ rule {
   types    = ["echo-request"]
 }`,
 	args: []argument{
-		{name: "name", kind: kindString, doc: "A name for people, unlike those of the block's other rules."},
+		{name: "name", kind: kindString, doc: "A name for people, unique among the rules of the block."},
 		{name: "protocol", kind: kindString, required: true, values: protocolNames(), doc: "The IP protocol."},
 		{name: "ports", kind: kindPorts, doc: "Destination ports from 1 to 65535, such as `8080`, or ranges, such as `\"9000-9010\"`. Required for tcp, udp and sctp."},
-		{name: "types", kind: kindTypes, doc: "Types of messages from 0 to 255, ranges of them, or names, such as `\"echo-request\"`. Required for icmp and icmpv6. Answers to an echo request belong to its flow and need no rule."},
+		{name: "types", kind: kindTypes, doc: "Message types from 0 to 255, ranges, or names, such as `\"echo-request\"`. Required for icmp and icmpv6. Answers to an echo request belong to its flow and need no rule."},
 	},
 })
 
@@ -47,14 +47,14 @@ var pathBlock = define(definition{
 }`,
 	args: []argument{
 		{name: "require", kind: kindStrings, doc: "Labels that each link must have."},
-		{name: "prefer", kind: kindStrings, doc: "Labels that are looked for before the cost."},
+		{name: "prefer", kind: kindStrings, doc: "Labels that are preferred over a lower cost."},
 	},
 })
 
 var selectorBlocks = []*definition{
 	define(definition{
 		name: "selector", label: "kind", is: string(fabric.SelectNomad), title: `selector "nomad"`,
-		doc: "Matches allocations by what Nomad says of them. All arguments that are set must agree.",
+		doc: "Matches allocations by their properties in Nomad. All arguments that are set must match.",
 		example: `selector "nomad" {
   namespace = "prod"
   job       = "shop"
@@ -63,7 +63,7 @@ var selectorBlocks = []*definition{
 		args: []argument{
 			{name: "job", kind: kindString, required: true, doc: "ID of the job."},
 			{name: "group", kind: kindString, implied: "any", doc: "Task group of the job."},
-			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace; never any."},
+			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace. A selector matches in one namespace only."},
 			{name: "region", kind: kindString, implied: "any", doc: "Nomad region."},
 			{name: "datacenter", kind: kindString, implied: "any", doc: "Datacenter of the Nomad node."},
 			{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node."},
@@ -72,7 +72,7 @@ var selectorBlocks = []*definition{
 	}),
 	define(definition{
 		name: "selector", label: "kind", is: string(fabric.SelectConsul), title: `selector "consul"`,
-		doc: "Matches allocations by the service blocks of their job version, as Nomad reports them. All arguments that are set must agree, the tags and meta with one and the same service block.",
+		doc: "Matches allocations by the service blocks of their job version, as Nomad reports them. All arguments that are set must match; tags and meta must match the same service block.",
 		example: `selector "consul" {
   service = "news-gw"
   tags    = ["v2"]
@@ -80,15 +80,15 @@ var selectorBlocks = []*definition{
 }`,
 		args: []argument{
 			{name: "service", kind: kindString, required: true, doc: "Name of the service."},
-			{name: "tags", kind: kindStrings, implied: "any", doc: "Tags, all of which the service has."},
-			{name: "meta", kind: kindLabels, implied: "any", doc: "Keys and values, all of which the service has in its meta."},
-			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace of the job; never any."},
+			{name: "tags", kind: kindStrings, implied: "any", doc: "Tags, all of which the service must have."},
+			{name: "meta", kind: kindLabels, implied: "any", doc: "Keys and values, all of which the meta of the service must contain."},
+			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace of the job. A selector matches in one namespace only."},
 			{name: "datacenter", kind: kindString, implied: "any", doc: "Datacenter of the node."},
 		},
 	}),
 	define(definition{
 		name: "selector", label: "kind", is: string(fabric.SelectNode), title: `selector "node"`,
-		doc: "Matches every workload on nodes of the fabric. At least one argument is needed; all that are set must agree.",
+		doc: "Matches every workload on nodes of the fabric. At least one argument is required; all that are set must match.",
 		example: `selector "node" {
   zone       = "aws"
   node_class = "batch"
@@ -119,13 +119,13 @@ var serviceBlock = define(definition{
 
 var externalBlock = define(definition{
 	name: "external", label: "name",
-	doc: "Addresses outside the fabric that take part in contracts, as originators or as responders. It shares one space of names with services.",
+	doc: "Addresses outside the fabric that take part in contracts, as originators or as responders. Externals and services of a domain share one namespace.",
 	example: `external "office" {
   prefixes = ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7"]
 }`,
 	args: []argument{
 		descriptionArg, labelsArg,
-		{name: "prefixes", kind: kindStrings, required: true, doc: "IPv4 and IPv6 prefixes. An address stands for itself alone."},
+		{name: "prefixes", kind: kindStrings, required: true, doc: "IPv4 and IPv6 prefixes, or single addresses."},
 	},
 })
 
@@ -144,10 +144,10 @@ var contractBlock = define(definition{
 	args: []argument{
 		descriptionArg, labelsArg,
 		{name: "originators", kind: kindStrings, required: true, doc: "Services and externals that may open flows."},
-		{name: "responders", kind: kindStrings, required: true, doc: "Services and externals that take them. Flows to externals are part of the graph, but not enforced yet: they are dropped."},
+		{name: "responders", kind: kindStrings, required: true, doc: "Services and externals that accept them. Flows to externals can be declared, but are not enforced yet: they are dropped."},
 		{name: "enabled", kind: kindBool, implied: "true", doc: "Whether the contract allows anything."},
-		modeArg("`audit`: its flows pass, and are reported as what would have been dropped without it."),
-		{name: "expires", kind: kindTime, implied: "never", doc: "When the contract ends by itself, in every layer, in RFC 3339, such as `\"2027-01-31T00:00:00Z\"`."},
+		modeArg("`audit`: its flows pass, and are reported as flows that would be dropped without the contract."),
+		{name: "expires", kind: kindTime, implied: "never", doc: "When the contract stops allowing flows: a time in the format of RFC 3339, such as `\"2027-01-31T00:00:00Z\"`."},
 	},
 	blocks: []*definition{ruleBlock, pathBlock},
 })
@@ -179,7 +179,7 @@ var domainBlock = define(definition{
 
 var denyBlock = define(definition{
 	name: "deny",
-	doc:  "Says from where to where no contract may lead. It takes services and externals with all of the labels, those of their domain included.",
+	doc:  "Forbids contracts from services and externals that match `from` to those that match `to`. They match if they have all of the labels; labels of their domain count.",
 	example: `deny {
   from = { env = "dev" }
   to   = { pci = "yes" }
@@ -197,7 +197,7 @@ var denyBlock = define(definition{
 
 var guardrailBlock = define(definition{
 	name: "guardrail", label: "name",
-	doc: "A rule of the organisation above all domains. It never drops a packet: a graph with a contract that breaks it is refused. Without rules a deny block is about all protocols and ports.",
+	doc: "A rule of the organisation that applies to all domains. It never drops a packet: a graph with a contract that breaches it is refused. A deny block without rules covers all protocols and ports.",
 	example: `guardrail "no-dev-to-pci" {
   description = "Card data stays in production"
   deny {
@@ -211,28 +211,28 @@ var guardrailBlock = define(definition{
 
 var validationBlock = define(definition{
 	name: "validation",
-	doc:  "Refuses values of a variable.",
+	doc:  "Rejects invalid values of a variable.",
 	example: `validation {
   condition     = var.port > 1023
   error_message = "The port must not be a privileged one."
 }`,
 	args: []argument{
-		{name: "condition", kind: kindExpression, required: true, doc: "True for values that may be. It may refer to variables."},
-		{name: "error_message", kind: kindString, required: true, doc: "What to say of values that may not."},
+		{name: "condition", kind: kindExpression, required: true, doc: "Must be true for a valid value. It may refer to variables."},
+		{name: "error_message", kind: kindString, required: true, doc: "The error message for an invalid value."},
 	},
 })
 
 var variableBlock = define(definition{
 	name: "variable", label: "name",
-	doc: "A value from outside the files, used as `var.<name>`. Variables are shared by all files that are read together. The value is that of `-var`, else of the last `-var-file` that has one, else of the environment variable `SIF_VAR_<name>`, else the default.",
+	doc: "A value from outside the files, used as `var.<name>`. Variables are shared by all files that are read together. The value comes from `-var`, else from the last `-var-file` that sets it, else from the environment variable `SIF_VAR_<name>`, else from the default.",
 	example: `variable "port" {
   type        = number
   default     = 8080
   description = "Where the API listens"
 }`,
 	args: []argument{
-		{name: "type", kind: kindType, implied: "any", doc: "Type of the value, such as `string`, `number`, `bool` or `list(string)`. With `-var` and `SIF_VAR_*`, values of strings, numbers and variables without a type are taken as they are; others are expressions."},
-		{name: "default", kind: kindExpression, implied: "none: a value must be given", doc: "Value that holds unless another is given."},
+		{name: "type", kind: kindType, implied: "any", doc: "Type of the value, such as `string`, `number`, `bool` or `list(string)`. Values from `-var` and `SIF_VAR_*` are taken literally if the type is string, number or not set; otherwise they are parsed as expressions."},
+		{name: "default", kind: kindExpression, implied: "none: a value must be given", doc: "The value if no other is given."},
 		descriptionArg,
 	},
 	blocks: []*definition{validationBlock},
@@ -256,7 +256,7 @@ func modeArg(audit string) argument {
 	return argument{name: "mode", kind: kindString, values: modes, implied: `"enforce"`, doc: audit}
 }
 
-// modeEnforce is how the language writes fabric.ModeEnforce.
+// modeEnforce is fabric.ModeEnforce as written in a graph.
 const modeEnforce = "enforce"
 
 var modes = []string{string(fabric.ModeAudit), modeEnforce}
@@ -269,8 +269,8 @@ func protocolNames() []string {
 	return names
 }
 
-// icmpTypes are the types of messages that have names, by protocol: from the
-// registries of IANA, "ICMP Type Numbers" and "ICMPv6 'type' Numbers".
+// icmpTypes are the named message types by protocol, from the IANA registries "ICMP Type Numbers"
+// and "ICMPv6 'type' Numbers".
 var icmpTypes = map[fabric.Protocol]map[string]uint16{
 	fabric.ICMP: {
 		"echo-reply": 0, "destination-unreachable": 3, "redirect": 5, "echo-request": 8,

@@ -17,7 +17,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Severity says whether a diagnostic keeps the input from being used.
+// Severity says whether a diagnostic makes the input unusable.
 type Severity string
 
 // The severities.
@@ -26,16 +26,16 @@ const (
 	Warning Severity = "warning"
 )
 
-// Diagnostic is one thing to say about a place in a file: what is wrong
-// (Summary), and why and what to do about it (Detail).
+// Diagnostic is a message about a place in a file: what is wrong (Summary), and why and what to do
+// about it (Detail).
 type Diagnostic struct {
 	Severity Severity        `json:"severity"`
 	Summary  string          `json:"summary"`
 	Detail   string          `json:"detail,omitempty"`
-	Pos      fabric.Position `json:"pos,omitzero"`     // zero if it concerns no place in a file
-	Source   string          `json:"source,omitempty"` // the line at Pos, as it is in the file
+	Pos      fabric.Position `json:"pos,omitzero"`     // zero if it is not about a place in a file
+	Source   string          `json:"source,omitempty"` // the line at Pos
 
-	marker string // blanks and carets that point into Source
+	marker string // blanks and carets under Source
 }
 
 func (d Diagnostic) String() string {
@@ -49,15 +49,15 @@ func (d Diagnostic) String() string {
 	return s
 }
 
-// Diagnostics are ordered by place. Diagnostics with errors are an error.
+// Diagnostics are ordered by position. Diagnostics with errors are an error.
 type Diagnostics []Diagnostic
 
-// HasErrors reports whether any diagnostic keeps the input from being used.
+// HasErrors reports whether any diagnostic is an error.
 func (ds Diagnostics) HasErrors() bool {
 	return slices.ContainsFunc(ds, func(d Diagnostic) bool { return d.Severity == Error })
 }
 
-// Error lists the diagnostics, one a line.
+// Error returns the diagnostics, one per line.
 func (ds Diagnostics) Error() string {
 	lines := make([]string, len(ds))
 	for i, d := range ds {
@@ -74,8 +74,7 @@ func (ds Diagnostics) Err() error {
 	return nil
 }
 
-// WriteText writes the diagnostics for people, each with the line of source
-// that it is about.
+// WriteText writes the diagnostics for people, each with its source line.
 func (ds Diagnostics) WriteText(w io.Writer) error {
 	var b strings.Builder
 	for i, d := range ds {
@@ -97,14 +96,14 @@ func (ds Diagnostics) WriteText(w io.Writer) error {
 	return err
 }
 
-// Source is a file: its name as diagnostics show it, and its content.
+// Source is a file: its name as shown in diagnostics, and its content.
 type Source struct {
 	Name string
 	Data []byte
 }
 
-// newDiagnostics orders diagnostics of the HCL library by place, drops
-// repetitions and attaches the lines of source.
+// newDiagnostics sorts diagnostics of the HCL library by position, removes duplicates and adds
+// source lines.
 func newDiagnostics(list hcl2.Diagnostics, sources ...Source) Diagnostics {
 	var ds Diagnostics
 	for _, d := range list {
@@ -128,8 +127,7 @@ func newDiagnostics(list hcl2.Diagnostics, sources ...Source) Diagnostics {
 	return slices.Compact(ds)
 }
 
-// snippet returns the line at the start of r and a marker under what r covers
-// of it.
+// snippet returns the line at the start of r, and a marker for the part of the line that r covers.
 func snippet(src []byte, r hcl2.Range) (line, marker string) {
 	start := r.Start.Byte
 	if start < 0 || start > len(src) {
@@ -158,12 +156,12 @@ func position(r hcl2.Range) fabric.Position {
 
 func lowerFirst(s string) string {
 	if s == "" || (len(s) > 1 && s[1] >= 'A' && s[1] <= 'Z') {
-		return s // an abbreviation
+		return s // an acronym
 	}
 	return strings.ToLower(s[:1]) + s[1:]
 }
 
-// errorAt makes an error: what is wrong, and why and what to do.
+// errorAt returns an error: what is wrong, and why and what to do about it.
 func errorAt(r hcl2.Range, detail, format string, args ...any) *hcl2.Diagnostic {
 	return &hcl2.Diagnostic{Severity: hcl2.DiagError, Summary: fmt.Sprintf(format, args...), Detail: detail, Subject: &r}
 }

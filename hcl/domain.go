@@ -12,14 +12,13 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// domainPart is a domain block, decoded by itself: what one file says of the
-// domain.
+// domainPart is a decoded domain block: what one file declares in the domain.
 type domainPart struct {
 	name      string
 	place     hcl2.Range
 	items     []item
 	contracts int              // how many of the items are contracts
-	diags     hcl2.Diagnostics // about what is in no item
+	diags     hcl2.Diagnostics // about the block outside its items
 }
 
 func (d *decoder) domain(b *hcl2.Block) domainPart {
@@ -66,12 +65,12 @@ func (d *decoder) description(content *hcl2.BodyContent) string {
 	return t.value
 }
 
-// labels decodes labels that a block gives to itself.
+// labels decodes the labels of a block.
 func (d *decoder) labels(content *hcl2.BodyContent) fabric.Labels {
 	m, places := d.stringMap(content, "labels")
 	for _, taken := range []string{"domain", "name"} {
 		if place, set := places[taken]; set {
-			d.report(errorAt(place, "Choose another key.", "label %q cannot be set: it always is the name of the %s", taken, map[string]string{"domain": "domain", "name": "block"}[taken]))
+			d.report(errorAt(place, "Choose another key.", "label %q cannot be set: it is always the name of the %s", taken, map[string]string{"domain": "domain", "name": "block"}[taken]))
 		}
 	}
 	return m
@@ -88,6 +87,6 @@ func (d *decoder) mode(content *hcl2.BodyContent) fabric.Mode {
 	return fabric.Mode(t.value)
 }
 
-// labelRange is the place of a block's first label: unlike the block's
-// keyword, it is the block's own in JSON too.
+// labelRange returns the range of a block's first label. In JSON, unlike the range of the block
+// type, it is different for each block.
 func labelRange(b *hcl2.Block) hcl2.Range { return b.LabelRanges[0] }

@@ -15,8 +15,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// EncodeGraph writes a graph as HCL, domains in the order of their names and
-// guardrails behind them. Decoding it gives the same graph, but for positions.
+// EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails. Decoding the result
+// gives the same graph, except for positions.
 func EncodeGraph(g *fabric.Graph) []byte {
 	f := hclwrite.NewEmptyFile()
 	e := encoder{body: f.Body()}
@@ -32,7 +32,7 @@ func EncodeGraph(g *fabric.Graph) []byte {
 // encoder writes blocks with blank lines between them.
 type encoder struct {
 	body *hclwrite.Body
-	some bool // there is something before the next block
+	some bool // the next block needs a blank line before it
 }
 
 func (e *encoder) block(kind, label string) *hclwrite.Body {
@@ -155,7 +155,7 @@ func encodeGuardrail(b *hclwrite.Body, g fabric.Guardrail) {
 	}
 }
 
-// setString, setStrings and setMap set an attribute unless it is empty.
+// setString, setStrings and setMap set an attribute unless the value is empty.
 
 func setString(b *hclwrite.Body, name, value string) {
 	if value != "" {
@@ -184,8 +184,8 @@ func setMap(b *hclwrite.Body, name string, m map[string]string) {
 	b.SetAttributeRaw(name, hclwrite.TokensForObject(members))
 }
 
-// plainKey matches keys that need no quotes. HCL takes more, but not all that
-// its writer leaves without quotes.
+// plainKey matches keys that need no quotes. HCL allows more, but its writer leaves some keys
+// unquoted that need quotes.
 var plainKey = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_-]*$`)
 
 func setList(b *hclwrite.Body, name string, list []string) {

@@ -17,13 +17,13 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// text is a string with its place.
+// text is a string with its source range.
 type text struct {
 	value string
 	rng   hcl2.Range
 }
 
-// stringAttr returns the string that an attribute is set to, if it is set.
+// stringAttr returns the string value of an attribute, if it is set and valid.
 func (d *decoder) stringAttr(content *hcl2.BodyContent, name string) (text, bool) {
 	attr := content.Attributes[name]
 	if attr == nil {
@@ -32,17 +32,17 @@ func (d *decoder) stringAttr(content *hcl2.BodyContent, name string) (text, bool
 	return d.stringExpr(attr.Expr, "argument %q", name)
 }
 
-// nameAttr is stringAttr for a name that must not be empty.
+// nameAttr is stringAttr for a value that must not be empty.
 func (d *decoder) nameAttr(content *hcl2.BodyContent, name string) string {
 	t, ok := d.stringAttr(content, name)
 	if ok && t.value == "" {
-		d.report(errorAt(t.rng, "Give it a value or leave it out.", "argument %q is empty", name))
+		d.report(errorAt(t.rng, "Set a value, or remove it.", "argument %q is empty", name))
 	}
 	return t.value
 }
 
-// stringExpr evaluates an expression that must be a string; what and name say in
-// diagnostics what it is.
+// stringExpr evaluates an expression that must be a string. Diagnostics name it by what, formatted
+// with name.
 func (d *decoder) stringExpr(expr hcl2.Expression, what, name string) (text, bool) {
 	v, ok := d.value(expr)
 	if !ok {
@@ -59,7 +59,7 @@ func (d *decoder) stringValue(v cty.Value, rng hcl2.Range, what, name string) (t
 	return text{value: v.AsString(), rng: rng}, true
 }
 
-// value evaluates an expression to a known value.
+// value evaluates an expression that must have a known value.
 func (d *decoder) value(expr hcl2.Expression) (cty.Value, bool) {
 	if v, ok := literal(expr); ok {
 		return v, true
@@ -76,7 +76,7 @@ func (d *decoder) value(expr hcl2.Expression) (cty.Value, bool) {
 			name := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
 			diag.Summary, diag.Detail = fmt.Sprintf("unknown name %q", name), didYouMean(name, slices.Sorted(maps.Keys(d.scopes)))
 			if diag.Detail == "" {
-				diag.Detail = fmt.Sprintf("Write a string in quotes, %q, a variable as var.%s and a local as local.%s.", name, name, name)
+				diag.Detail = fmt.Sprintf("Write a string as %q, a variable as var.%s, or a local as local.%s.", name, name, name)
 			}
 		case "Call to unknown function":
 			name := strings.Trim(firstQuoted.FindString(diag.Detail), `"`)
@@ -89,7 +89,8 @@ func (d *decoder) value(expr hcl2.Expression) (cty.Value, bool) {
 	return v, !diags.HasErrors() && v.IsWhollyKnown()
 }
 
-// literal returns what an expression says that is as literal as most are.
+// literal returns the value of a string, number or keyword without evaluating it: most expressions
+// of a large graph are one of these.
 func literal(expr hcl2.Expression) (cty.Value, bool) {
 	if t, ok := expr.(*hclsyntax.TemplateExpr); ok && t.IsStringLiteral() {
 		expr = t.Parts[0]
@@ -100,9 +101,8 @@ func literal(expr hcl2.Expression) (cty.Value, bool) {
 	return cty.NilVal, false
 }
 
-// defined reports whether all variables and locals that an expression names
-// have values. What has none because of an error in its declaration has been
-// reported there.
+// defined reports whether all variables and locals that an expression refers to have values. If a
+// declaration is invalid, that has already been reported.
 func (d *decoder) defined(expr hcl2.Expression) bool {
 	ok := true
 	for _, t := range expr.Variables() {
@@ -111,12 +111,12 @@ func (d *decoder) defined(expr hcl2.Expression) bool {
 		name, named := member(t)
 		switch {
 		case keyword != "var" && keyword != "local":
-			continue // an iterator, a type or a mistake, as evaluation will tell
+			continue // an iterator, a type or a mistake, which evaluation reports
 		case !known:
 			d.report(errorAt(place, d.why, "%s cannot be used here", sourceOf(t)))
 		case !named:
 			if len(s.values) == len(s.declared) {
-				continue // the object of all of them
+				continue // the object with all of them
 			}
 		case s.declared[name] == hcl2.Range{}:
 			remedy := didYouMean(name, slices.Sorted(maps.Keys(s.declared)))
@@ -134,7 +134,7 @@ func (d *decoder) defined(expr hcl2.Expression) bool {
 	return ok
 }
 
-// member is the name behind the first dot of a traversal.
+// member returns the name after the first dot of a traversal.
 func member(t hcl2.Traversal) (string, bool) {
 	if len(t) < 2 {
 		return "", false
@@ -157,7 +157,7 @@ func sourceOf(t hcl2.Traversal) string {
 	return t.RootName()
 }
 
-// boolAttr returns what an attribute is set to, or what is implied.
+// boolAttr returns the value of an attribute, or implied if it is not set or invalid.
 func (d *decoder) boolAttr(content *hcl2.BodyContent, name string, implied bool) bool {
 	attr := content.Attributes[name]
 	if attr == nil {
@@ -182,14 +182,14 @@ func (d *decoder) boolExpr(expr hcl2.Expression, name string) (value, ok bool) {
 	return v.True(), true
 }
 
-// element is a member of a list with its own place.
+// element is an element of a list with its source range.
 type element struct {
 	value cty.Value
 	rng   hcl2.Range
 }
 
-// members returns the expressions of a list literal. Those of a dynamic
-// block's content are not taken apart: alone they would lack its iterator.
+// members returns the expressions of a list literal. It does not split a list from the content of a
+// dynamic block, because its elements could not be evaluated without the block's iterator.
 func members(expr hcl2.Expression) ([]hcl2.Expression, bool) {
 	if isDynamic(expr) {
 		return nil, false
@@ -208,9 +208,8 @@ func isEmptyList(attr *hcl2.Attribute) bool {
 	return ok && len(exprs) == 0
 }
 
-// list returns the members of a list that an attribute is set to; nil if none is
-// known because of errors. A single value in place of a list is an
-// error that says how to write it.
+// list returns the elements of the list that an attribute is set to; nil if errors leave none. A
+// single value instead of a list is an error that shows how to write a list.
 func (d *decoder) list(attr *hcl2.Attribute) []element {
 	if exprs, ok := members(attr.Expr); ok {
 		list := make([]element, 0, len(exprs))
@@ -224,7 +223,7 @@ func (d *decoder) list(attr *hcl2.Attribute) []element {
 		}
 		return list
 	}
-	// Not a list literal: an expression whose members have no places.
+	// Not a list literal: its elements have no source ranges of their own.
 	v, ok := d.value(attr.Expr)
 	if !ok {
 		return nil
@@ -242,8 +241,8 @@ func (d *decoder) list(attr *hcl2.Attribute) []element {
 	return list
 }
 
-// stringMap returns the strings that an attribute maps keys to, with the
-// places of the keys.
+// stringMap returns the map of strings that an attribute is set to, and the source ranges of the
+// keys.
 func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]string, map[string]hcl2.Range) {
 	attr := content.Attributes[name]
 	if attr == nil {
@@ -256,7 +255,7 @@ func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]
 		switch {
 		case !ok:
 		case key.value == "" || value.value == "":
-			d.report(errorAt(rng, "Give it a value or leave it out.", "%q of %q has an empty key or value", key.value, name))
+			d.report(errorAt(rng, "Set both, or remove it.", "%q of %q has an empty key or value", key.value, name))
 		case dup:
 			d.report(errorAt(key.rng, "Remove one of the two.", "%q is already set at %s", key.value, position(first)))
 		default:
@@ -292,9 +291,8 @@ func (d *decoder) stringMap(content *hcl2.BodyContent, name string) (map[string]
 	return m, places
 }
 
-// stringList returns the strings of a list attribute; nil if it is not set, or
-// none is known because of errors. Empty strings and repetitions are
-// errors.
+// stringList returns the strings of a list attribute; nil if it is not set or errors leave none.
+// Empty and duplicate strings are errors.
 func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 	attr := content.Attributes[name]
 	if attr == nil {
@@ -312,7 +310,7 @@ func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 			continue
 		}
 		if t.value == "" {
-			d.report(errorAt(t.rng, "Give it a value or leave it out.", "an element of %q is empty", name))
+			d.report(errorAt(t.rng, "Set a value, or remove it.", "an element of %q is empty", name))
 			continue
 		}
 		if first, dup := seen[t.value]; dup {
@@ -325,10 +323,10 @@ func (d *decoder) stringList(content *hcl2.BodyContent, name string) []text {
 	return list
 }
 
-// firstQuoted finds the name that a diagnostic of the HCL library is about.
+// firstQuoted matches the name in a diagnostic of the HCL library.
 var firstQuoted = regexp.MustCompile(`"[^"]*"`)
 
-// subject names a block for diagnostics: words before it, its type and its label.
+// subject names a block in diagnostics: a prefix, the type and the label.
 type subject struct{ before, kind, label string }
 
 func (s subject) String() string {
@@ -338,11 +336,11 @@ func (s subject) String() string {
 	return fmt.Sprintf("%s%s %q", s.before, s.kind, s.label)
 }
 
-// of is something in s.
+// of names a part of s.
 func (s subject) of(what string) subject { return subject{what + " of " + s.before, s.kind, s.label} }
 
-// content decodes a body by its schema. What the schema lacks is an error that
-// proposes the nearest name, or else lists what is expected.
+// content decodes a body by its schema. For an argument or block that the schema lacks, the error
+// suggests the nearest name, or lists what is expected.
 func (d *decoder) content(body hcl2.Body, schema *hcl2.BodySchema, where subject) *hcl2.BodyContent {
 	content, diags := body.Content(schema)
 	for _, diag := range diags {
@@ -388,7 +386,7 @@ func expected(schema *hcl2.BodySchema, where subject) string {
 	return fmt.Sprintf("Expected in %s: %s.", where, strings.Join(names, ", "))
 }
 
-// kindOf says for people what a value is.
+// kindOf describes the type of a value.
 func kindOf(v cty.Value) string {
 	switch {
 	case v.IsNull():
@@ -404,7 +402,7 @@ func kindOf(v cty.Value) string {
 	}
 }
 
-// didYouMean proposes the nearest of names, or nothing.
+// didYouMean returns a sentence that suggests the nearest of names, or "" if none is near.
 func didYouMean(name string, names []string) string {
 	if near := fabric.Nearest(name, names); near != "" {
 		return fmt.Sprintf("Did you mean %q?", near)

@@ -18,14 +18,14 @@ import (
 // file is a file of a graph before it is decoded.
 type file struct {
 	source  Source
-	dynamic bool // it may have dynamic blocks
+	dynamic bool // it may contain dynamic blocks
 	parsed  bool
 	blocks  hcl2.Blocks
-	diags   hcl2.Diagnostics // about the form
+	diags   hcl2.Diagnostics // about syntax and top-level blocks
 }
 
-// newFile parses the file if variables or locals may be declared there. In JSON
-// a word can be written in many ways.
+// newFile parses the file if it may declare variables or locals, which all files need before they
+// are decoded. JSON files are always parsed, because JSON can escape any letter of a word.
 func newFile(s Source) *file {
 	has := func(word string) bool { return bytes.Contains(s.Data, []byte(word)) }
 	f := &file{source: s, dynamic: has("dynamic")}
@@ -35,36 +35,35 @@ func newFile(s Source) *file {
 	return f
 }
 
-// declarations is what a file declares. Whether that fits with the other files
-// is not known yet.
+// declarations are the decoded contents of a file, before they are checked against other files.
 type declarations struct {
-	diags      hcl2.Diagnostics // about the form of the file
+	diags      hcl2.Diagnostics // about syntax and top-level blocks
 	domains    []domainPart
 	guardrails []item
 }
 
-// item is a part of a domain, or a guardrail, decoded by itself.
+// item is a decoded part of a domain, or a guardrail.
 type item struct {
-	kind  string // type of the block; "argument"
+	kind  string // block type, or "argument"
 	name  string
 	place hcl2.Range
-	value any              // what it says
-	diags hcl2.Diagnostics // about what is in it
+	value any              // the decoded value
+	diags hcl2.Diagnostics // about its content
 }
 
-// parse finds the blocks of the file.
+// parse parses the file and finds its top-level blocks.
 func (f *file) parse() {
 	var d decoder
 	body, diags := parse(f.source)
 	d.report(diags...)
-	if !diags.HasErrors() { // else what is wrong further on would be guesswork
+	if !diags.HasErrors() { // after a syntax error, further errors would be misleading
 		f.blocks = d.content(body, graphFile.schema, subject{kind: "a graph"}).Blocks
 	}
 	f.parsed, f.diags = true, d.diags
 }
 
-// decode decodes the file. It keeps nothing of the syntax tree, which takes many times the memory of what
-// the file declares.
+// decode decodes the file. It drops the syntax tree, which takes many times the memory of the
+// declarations.
 func (f *file) decode(d *decoder) declarations {
 	if !f.parsed {
 		f.parse()
@@ -75,7 +74,7 @@ func (f *file) decode(d *decoder) declarations {
 	return all
 }
 
-// decodeBlocks decodes the domains and guardrails among blocks, each by itself.
+// decodeBlocks decodes the domains and guardrails among blocks side by side.
 func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) {
 	expand := func(b *hcl2.Block) *hcl2.Block { return b }
 	if f.dynamic {
@@ -111,8 +110,7 @@ func parse(s Source) (hcl2.Body, hcl2.Diagnostics) {
 	return f.Body, diags
 }
 
-// inParallel calls do for each thing, several at a time, and returns the
-// results in order.
+// inParallel calls do for each thing, on all cores, and returns the results in order.
 func inParallel[T, R any](things []T, do func(T) R) []R {
 	results := make([]R, len(things))
 	var wg sync.WaitGroup

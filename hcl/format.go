@@ -12,9 +12,8 @@ import (
 	"github.com/hashicorp/hcl/v2/hclwrite"
 )
 
-// Format brings HCL into its canonical layout. Comments stay. Formatting what
-// is formatted changes nothing. Source that does not parse is an error, and so
-// is the JSON form, which has no layout of ours.
+// Format formats HCL in its canonical layout and keeps comments. It is idempotent. Source that does
+// not parse is an error. The JSON form is an error too, because it has no canonical layout.
 func Format(s Source) ([]byte, Diagnostics) {
 	if strings.HasSuffix(s.Name, ".json") {
 		return nil, Diagnostics{{Severity: Error, Summary: s.Name + " is JSON, which has no canonical layout", Detail: "Format it with a JSON tool such as jq."}}
@@ -23,7 +22,7 @@ func Format(s Source) ([]byte, Diagnostics) {
 		return nil, newDiagnostics(diags, s)
 	}
 	out := layout(s.Data)
-	// One pass can leave work for the next where comments wrap expressions.
+	// If comments wrap expressions, one pass may not be enough.
 	for range 4 {
 		next := layout(out)
 		if bytes.Equal(next, out) {

@@ -14,9 +14,9 @@ import (
 	"github.com/zclconf/go-cty/cty/function/stdlib"
 )
 
-// functions are those of Nomad's job files, under the same names. Left out are
-// those whose result is not made of their arguments alone, so that a graph
-// means the same to whoever reads it; see functionsLeftOut.
+// functions are the functions of Nomad job files, under the same names, except those whose result
+// depends on more than their arguments: a graph must mean the same wherever it is read. See
+// functionsLeftOut.
 var functions = map[string]function.Function{
 	"abs":             stdlib.AbsoluteFunc,
 	"base64decode":    encoding.Base64DecodeFunc,
@@ -90,18 +90,18 @@ var functions = map[string]function.Function{
 	"zipmap":          stdlib.ZipmapFunc,
 }
 
-// functionsLeftOut says of functions of Nomad's job files why graphs lack them
-// and what to do instead.
+// functionsLeftOut says, for functions of Nomad job files that graphs lack, why and what to use
+// instead.
 var functionsLeftOut = map[string]string{}
 
 func init() {
 	for _, name := range []string{"abspath", "basename", "dirname", "file", "filebase64", "fileexists", "fileset", "pathexpand"} {
-		functionsLeftOut[name] = "Graphs read no other files. Put the value into a variable and its file after -var-file."
+		functionsLeftOut[name] = "A graph must not read other files. Use a variable, and set it in a file given with -var-file."
 	}
 	for _, name := range []string{"bcrypt", "timestamp", "uuidv4"} {
-		functionsLeftOut[name] = "Its result would be another one each time the graph is read. Put the value into a variable."
+		functionsLeftOut[name] = "Its result would differ each time the graph is read. Use a variable."
 	}
-	functionsLeftOut["rsadecrypt"] = "A graph holds no secrets."
+	functionsLeftOut["rsadecrypt"] = "A graph must not contain secrets."
 	functionsLeftOut["yamldecode"] = "Use jsondecode."
 	functionsLeftOut["yamlencode"] = "Use jsonencode."
 }

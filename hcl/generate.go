@@ -3,8 +3,7 @@
 
 //go:build ignore
 
-// Command generate writes the reference page and the JSON schema of the
-// language of graphs to docs/.
+// Command generate writes the reference page and the JSON schema of the graph language to docs/.
 package main
 
 import (

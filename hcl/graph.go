@@ -13,24 +13,23 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// DecodeGraph decodes the files of one graph. Blocks of the same domain in
-// several files are one domain; names may be declared once in it. Variables and
-// locals are shared by all files. The graph is nil if the diagnostics have
-// errors.
+// DecodeGraph decodes the files of one graph. Blocks of the same domain in several files are one
+// domain, in which a name may be declared only once. Variables and locals are shared by all files.
+// The graph is nil if the diagnostics contain errors.
 func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 	d := &decoder{
 		now:     o.now(),
 		sources: slices.Clone(sources),
 		ctx:     &hcl2.EvalContext{Functions: functions, Variables: map[string]cty.Value{}},
 	}
-	// Everything may refer to variables and locals, so they come first.
+	// Any expression may refer to variables and locals, so they are evaluated first.
 	files := inParallel(sources, newFile)
 	d.variables(blocksOf(files, "variable"), o)
 	d.locals(blocksOf(files, "locals"))
 	a := assemble(d, inParallel(files, func(f *file) declarations { return f.decode(d) }))
 	if !d.diags.HasErrors() {
-		// Guardrails apart, nothing is expected: what fabric checks, the
-		// decoder has checked with better places.
+		// Only breaches of guardrails are expected here: the decoder has already checked the rest,
+		// with more precise positions.
 		d.report(fromProblems(a.graph.Check(d.now), sources)...)
 		a.warnOfWaiting()
 	}
@@ -41,27 +40,27 @@ func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 	return a.graph, diags
 }
 
-// decoder decodes blocks, and collects what there is to say about them.
+// decoder decodes blocks and collects diagnostics.
 type decoder struct {
 	diags   hcl2.Diagnostics
 	now     time.Time
-	sources []Source          // files and values from elsewhere, for diagnostics to show
-	ctx     *hcl2.EvalContext // nil: only literals are taken
-	why     string            // why names mean nothing (yet), for diagnostics
+	sources []Source          // files and values from elsewhere, which diagnostics quote
+	ctx     *hcl2.EvalContext // nil: only literals are allowed
+	why     string            // why expressions cannot use names (yet), for diagnostics
 	scopes  map[string]*scope // by keyword
 }
 
 func (d *decoder) report(diags ...*hcl2.Diagnostic) { d.diags = append(d.diags, diags...) }
 
-// apart returns a decoder with the same variables and locals for use at the
-// same time. It has said nothing yet.
+// apart returns a decoder with the same variables and locals and no diagnostics, for concurrent
+// use.
 func (d *decoder) apart() *decoder {
 	other := *d
 	other.diags = nil
 	return &other
 }
 
-// said returns what there is to say since it was asked last.
+// said returns the diagnostics since the last call.
 func (d *decoder) said() hcl2.Diagnostics {
 	diags := d.diags
 	d.diags = nil

@@ -30,7 +30,7 @@ func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
 	side := func(name string) fabric.Labels {
 		m, _ := d.stringMap(content, name)
 		if attr := content.Attributes[name]; attr != nil && m != nil && len(m) == 0 {
-			d.emptyList(attr, "Name labels, or leave the argument out: then it is about everything.", "argument %q has no labels", name)
+			d.emptyList(attr, "Name at least one label, or remove the argument to match everything.", "argument %q has no labels", name)
 		}
 		return m
 	}
@@ -40,7 +40,7 @@ func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
 		deny.Rules = append(deny.Rules, d.rule(b, where, names))
 	}
 	if len(content.Attributes)+len(content.Blocks) == 0 && len(d.diags) == before {
-		d.report(errorAt(b.DefRange, "Say from where or to where, or add a rule.", "a deny block of %s would deny every contract", where))
+		d.report(errorAt(b.DefRange, "Set from or to, or add a rule.", "a deny block of %s would deny every contract", where))
 	}
 	return deny
 }

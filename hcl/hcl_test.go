@@ -20,7 +20,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-var update = flag.Bool("update", false, "write the golden files anew")
+var update = flag.Bool("update", false, "rewrite the golden files")
 
 // golden compares got with the golden file of an input.
 func golden(t *testing.T, input string, got []byte) {
@@ -52,7 +52,7 @@ func inputs(t *testing.T, pattern string) []string {
 	return paths
 }
 
-// at is when the graphs of these tests are read.
+// at is the time at which the graphs of these tests are read.
 var at = Options{Now: time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)}
 
 func TestDiagnostics(t *testing.T) {
@@ -98,8 +98,8 @@ func TestDecode(t *testing.T) {
 	}
 }
 
-// TestWholeLanguage decodes a graph that has everything, in HCL and in JSON,
-// and compares what it means with a golden file.
+// TestWholeLanguage decodes a graph that uses the whole language, in HCL and in JSON, and compares
+// the result with a golden file.
 func TestWholeLanguage(t *testing.T) {
 	native, diags := LoadGraph(at, "testdata/valid/organisation.sif.hcl")
 	must.NoError(t, diags.Err())
@@ -108,7 +108,7 @@ func TestWholeLanguage(t *testing.T) {
 		said = append(said, d.String())
 	}
 	must.Eq(t, []string{`testdata/valid/organisation.sif.hcl:104:20: warning: egress to externals is not enforced yet: flows to "offices" are dropped; ` +
-		`The contract is part of the graph and of what plan and explain say of it.`}, said)
+		`The contract stays in the graph, and plan and explain show it.`}, said)
 	golden(t, "testdata/valid/organisation.sif.hcl", EncodeGraph(native))
 
 	json, diags := LoadGraph(at, "testdata/valid/organisation.sif.json")
@@ -161,8 +161,8 @@ func TestDomainInSeveralFiles(t *testing.T) {
 	must.StrContains(t, diags[0].Summary, "a.sif.hcl:2:11")
 }
 
-// TestTwiceInSeveralFiles declares everything in two files. The first one
-// counts, and of what is wrong inside of the second nothing is said yet.
+// TestTwiceInSeveralFiles declares everything in two files. The first file counts, and problems
+// inside a duplicate of the second are not reported.
 func TestTwiceInSeveralFiles(t *testing.T) {
 	a := Source{Name: "a.sif.hcl", Data: []byte(`domain "d" {
   description = "first"
@@ -232,7 +232,7 @@ func TestGraphFiles(t *testing.T) {
 	must.Eq(t, []string{"a.sif.json", "b.sif.hcl", "c.hcl", "d.sif.hcl.json"}, files)
 
 	_, err = GraphFiles(t.TempDir())
-	must.ErrorContains(t, err, "holds no graph")
+	must.ErrorContains(t, err, "contains no graph file")
 	_, diags := LoadGraph(Options{}, filepath.Join(dir, "absent"))
 	must.ErrorContains(t, diags.Err(), "no such file")
 }
@@ -279,7 +279,7 @@ func TestStanza(t *testing.T) {
 	must.Eq(t, "full.nomad.hcl:14:5", s.Pos.String())
 }
 
-// TestLine follows every line that the job file and its rewritten form share.
+// TestLine checks every line that the job file and its rewritten form have in common.
 func TestLine(t *testing.T) {
 	for _, path := range inputs(t, "testdata/stanza/*.nomad.hcl") {
 		src := read(t, path)
@@ -315,7 +315,7 @@ func TestStanzaCheck(t *testing.T) {
 		{"wrong role", `respond = ["frontend"]`, web,
 			[]string{`j.hcl:4:12: error: service "getaway-app/http-proxy" is not among the responders of contract "getaway-app/frontend"; Its responders are getaway-app/getaway-svc.`}},
 		{"disabled", `originate = ["news-api"]`, fabric.Workload{Namespace: "prod", Job: "getaway", Group: "g"},
-			[]string{`j.hcl:4:14: error: contract "getaway-app/news-api" is disabled; Enable it in the graph, or leave it out.`}},
+			[]string{`j.hcl:4:14: error: contract "getaway-app/news-api" is disabled; Enable it in the graph, or remove it from the stanza.`}},
 		{"unknown service", `service = "getaway-app/http-proxi"`, web,
 			[]string{`j.hcl:4:11: error: the applied graph has no service "getaway-app/http-proxi"; Did you mean "getaway-app/http-proxy"?`}},
 		{"other namespace", `service = "getaway-app/http-proxy"`, fabric.Workload{Namespace: "evil", Job: "getaway-web", Group: "proxy"},
@@ -340,7 +340,7 @@ func TestStanzaCheck(t *testing.T) {
 	}
 }
 
-// Contracts that allow nothing for now are no fault of the job.
+// Contracts that allow nothing at the moment are not an error of the job.
 func TestStanzaCheckWarns(t *testing.T) {
 	g, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: []byte(`
 domain "a" {
@@ -403,12 +403,12 @@ domain "c" {
 }
 `)})
 	must.NoError(t, diags.Err())
-	past := `warning: contract "a/past" expired at 2001-02-03T04:05:06Z; It allows nothing any more. Set a later time in the graph, or leave it out.`
+	past := `warning: contract "a/past" expired at 2001-02-03T04:05:06Z; It no longer allows anything. Set a later time in the graph, or remove it from the stanza.`
 	tests := []struct {
 		stanza string
 		want   []string
 	}{
-		{``, nil}, // it requests what there is
+		{``, nil}, // it requests all roles
 		{`originate = ["future", "consented"]`, nil},
 		{"originate = [\"past\"]\n      respond = [\"past\"]", []string{"j.hcl:4:14: " + past, "j.hcl:5:18: " + past}},
 		{`originate = ["a/feed"]`, []string{
@@ -431,7 +431,7 @@ domain "c" {
 	}
 }
 
-// Who may read one domain only is told nothing wrong about the others.
+// A user who may read only one domain gets no false errors about the others.
 func TestStanzaCheckOfPartOfTheGraph(t *testing.T) {
 	rule := []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 1, To: 1}}}}
 	refs := func(domain, name string) []fabric.Ref { return []fabric.Ref{{Domain: domain, Name: name}} }

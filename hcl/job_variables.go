@@ -16,13 +16,12 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// JobVariables merges variable files and settings of the form "name=value"
-// into the one text of variables that Nomad's parser takes. As in Nomad, later
-// files override earlier ones and settings override files; a setting of a
-// string, a number or a variable without a type is taken literally, others are
-// expressions.
+// JobVariables merges variable files and settings of the form "name=value" into the single text of
+// variables that Nomad's parser accepts. As in Nomad, later files override earlier ones, and
+// settings override files. A setting is taken literally if the variable is a string, a number or
+// has no type; otherwise it is an expression.
 func JobVariables(job Source, files []Source, settings []string) (string, Diagnostics) {
-	values := map[string]string{} // expressions in HCL
+	values := map[string]string{} // HCL expressions
 	for _, f := range files {
 		exprs, diags := variableFile(f)
 		if diags.HasErrors() {
@@ -55,7 +54,7 @@ func JobVariables(job Source, files []Source, settings []string) (string, Diagno
 	return b.String(), nil
 }
 
-// variableFile returns the expressions of a variable file.
+// variableFile returns the expressions in a variable file by name.
 func variableFile(f Source) (map[string]string, hcl2.Diagnostics) {
 	json := strings.HasSuffix(f.Name, ".json")
 	parse := func() (*hcl2.File, hcl2.Diagnostics) { return hclsyntax.ParseConfig(f.Data, f.Name, hcl2.InitialPos) }
@@ -85,8 +84,8 @@ func variableFile(f Source) (map[string]string, hcl2.Diagnostics) {
 	return values, nil
 }
 
-// variableTypes returns the declared types of the variables of a job file, as
-// written. What is wrong with the declarations is Nomad's to say.
+// variableTypes returns the declared types of the variables of a job file, as written. Nomad
+// reports invalid declarations.
 func variableTypes(job Source) map[string]string {
 	types := map[string]string{}
 	file, diags := hclsyntax.ParseConfig(job.Data, job.Name, hcl2.InitialPos)

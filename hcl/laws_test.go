@@ -28,7 +28,7 @@ var genName = rapid.StringMatching(`[a-z][a-z0-9]{0,8}(-[a-z0-9]{1,8})?`).Filter
 	return fabric.CheckName(s) == nil && s != fabric.ReservedDomain && s != "elsewhere"
 })
 
-// HCL's strings are Unicode in normal form.
+// Strings in HCL are Unicode in normal form C.
 var (
 	genNormal = rapid.Map(rapid.String(), func(s string) string { return cty.StringVal(s).AsString() })
 	genText   = genNormal.Filter(func(s string) bool { return s != "" })
@@ -138,7 +138,7 @@ func genNodes(t *rapid.T, domain string) *fabric.Domain {
 	return d
 }
 
-// genContracts gives a domain contracts, and consents to those of another.
+// genContracts adds contracts to a domain, and accept blocks for contracts of another.
 func genContracts(t *rapid.T, d *fabric.Domain, services []fabric.Ref) {
 	var own, externals []fabric.Ref
 	for _, s := range d.Services {
@@ -191,7 +191,7 @@ func TestDecodeInvertsEncode(t *testing.T) {
 	})
 }
 
-// spread cuts a list into n parts at any places.
+// spread cuts a list into n parts at random places.
 func spread[T any](t *rapid.T, list []T, n int) [][]T {
 	cuts := rapid.SliceOfN(rapid.IntRange(0, len(list)), n-1, n-1).Draw(t, "cuts")
 	slices.Sort(cuts)
@@ -204,8 +204,7 @@ func spread[T any](t *rapid.T, list []T, n int) [][]T {
 	return parts
 }
 
-// However a graph is spread over files, which are read at the same time, it is
-// the same graph.
+// A graph means the same however it is spread over files.
 func TestSeveralFilesAreOneGraph(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		g := genGraph(t)
@@ -237,9 +236,8 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 	})
 }
 
-// Graphs that arrive without the language are held to the same law for labels
-// and rules: fabric finds something wrong with a graph if and only if the decoder
-// does with its text.
+// A graph that comes by the API is checked as strictly as its text: fabric finds a problem with
+// labels or rules if and only if the decoder does.
 func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 	genLabel := rapid.MapOfN(rapid.SampledFrom([]string{"", "a", "domain", "name"}), rapid.SampledFrom([]string{"", "b", "c"}), 1, 2)
 	genRule := rapid.Custom(func(t *rapid.T) fabric.Rule {
@@ -277,7 +275,7 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 	})
 }
 
-// unformat disturbs the layout of HCL without changing what it says.
+// unformat changes the layout of HCL without changing its meaning.
 func unformat(t *rapid.T, src []byte) []byte {
 	var b strings.Builder
 	for _, line := range strings.Split(string(src), "\n") {
@@ -362,7 +360,7 @@ func FuzzDecodeGraph(f *testing.F) {
 	})
 }
 
-// FuzzVariables gives values of all kinds to the variables of a graph.
+// FuzzVariables sets the variables of a graph to values of all kinds.
 func FuzzVariables(f *testing.F) {
 	f.Fuzz(func(t *testing.T, setting string, file []byte, json bool) {
 		o := Options{Now: at.Now, Settings: []string{setting}, Environment: []string{EnvironmentPrefix + setting}, Files: []Source{{Name: "v.hcl", Data: file}}}

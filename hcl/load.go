@@ -17,14 +17,12 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Extensions are the file names that make a file in a directory part of a
-// graph; the first is HCL, the others are its JSON form.
+// Extensions are the file extensions of a graph: HCL, then its JSON form.
 var Extensions = []string{".sif.hcl", ".sif.json", ".sif.hcl.json"}
 
-// LoadGraph decodes the graph that lies in the given files and directories. Of
-// a directory it takes the files with one of Extensions, not those of its
-// subdirectories. A file that is named itself may be called anything; it is
-// JSON if it ends in ".json".
+// LoadGraph decodes the graph in the given files and directories. In a directory it reads the files
+// with one of Extensions, and ignores subdirectories. A file that is given by its own path may have
+// any name; it is JSON if it ends in ".json".
 func LoadGraph(o Options, paths ...string) (*fabric.Graph, Diagnostics) {
 	sources, err := ReadSources(paths...)
 	if err != nil {
@@ -33,7 +31,7 @@ func LoadGraph(o Options, paths ...string) (*fabric.Graph, Diagnostics) {
 	return DecodeGraph(o, sources...)
 }
 
-// ReadSources reads the files of a graph; see LoadGraph for which.
+// ReadSources reads the files of a graph; LoadGraph describes which.
 func ReadSources(paths ...string) ([]Source, error) {
 	files, err := GraphFiles(paths...)
 	if err != nil {
@@ -50,7 +48,7 @@ func ReadSources(paths ...string) ([]Source, error) {
 	return sources, nil
 }
 
-// GraphFiles lists the files of a graph; see LoadGraph for which.
+// GraphFiles lists the files of a graph; LoadGraph describes which.
 func GraphFiles(paths ...string) ([]string, error) {
 	var files []string
 	for _, p := range paths {
@@ -73,7 +71,7 @@ func GraphFiles(paths ...string) ([]string, error) {
 			}
 		}
 		if len(found) == 0 {
-			return nil, fmt.Errorf("read graph: directory %s holds no graph; its files end in %s", p, strings.Join(Extensions, ", "))
+			return nil, fmt.Errorf("read graph: directory %s contains no graph file; their names end in %s", p, strings.Join(Extensions, ", "))
 		}
 		files = append(files, found...)
 	}
@@ -87,8 +85,7 @@ func isGraphFile(e fs.DirEntry) bool {
 		slices.ContainsFunc(Extensions, func(x string) bool { return strings.HasSuffix(e.Name(), x) })
 }
 
-// FromProblems turns what fabric finds wrong with a graph into diagnostics
-// that show the lines of the files it came from.
+// FromProblems converts problems of a graph into diagnostics that quote the lines of its files.
 func FromProblems(problems []fabric.Problem, sources ...Source) Diagnostics {
 	return newDiagnostics(fromProblems(problems, sources), sources...)
 }
@@ -107,7 +104,7 @@ func fromProblems(problems []fabric.Problem, sources []Source) hcl2.Diagnostics 
 	return diags
 }
 
-// sentence makes a sentence of a phrase.
+// sentence turns a phrase into a sentence.
 func sentence(s string) string {
 	if s == "" || strings.ContainsAny(s[len(s)-1:], ".?!") {
 		return s
@@ -115,8 +112,8 @@ func sentence(s string) string {
 	return strings.ToUpper(s[:1]) + s[1:] + "."
 }
 
-// offset is the byte at which the line of pos starts, moved by its column. It
-// serves to show the line; a column of wide characters may be off.
+// offset returns the byte offset of pos. It only selects the line to show: it is inexact in a line
+// with wide characters.
 func offset(src []byte, pos fabric.Position) int {
 	at := 0
 	for line := 1; line < pos.Line; line++ {

@@ -21,8 +21,8 @@ func TestReferenceIsFresh(t *testing.T) {
 	}
 }
 
-// TestExamples checks that the examples of the reference are in canonical
-// layout and consist of what the definitions define.
+// TestExamples checks that the examples of the reference are formatted and use only defined blocks
+// and arguments.
 func TestExamples(t *testing.T) {
 	var check func(t *testing.T, body hcl2.Body, d *definition)
 	check = func(t *testing.T, body hcl2.Body, d *definition) {

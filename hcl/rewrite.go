@@ -15,8 +15,8 @@ import (
 	"github.com/zclconf/go-cty/cty"
 )
 
-// edit replaces the bytes from start to end of a job file. Editing bytes, and
-// not the syntax tree, leaves all other text alone, whatever its layout.
+// edit replaces the bytes from start to end of a job file. Editing bytes instead of the syntax tree
+// leaves all other text untouched, whatever its layout.
 type edit struct {
 	start, end int
 	text       string
@@ -40,8 +40,8 @@ func sortedEdits(edits []edit) []edit {
 	return edits
 }
 
-// Line translates a line of Plain to the line of the job file as it was
-// written, so that what Nomad says about it makes sense to its author.
+// Line returns the line of the original job file for a line of Plain, so that messages from Nomad
+// refer to what the user wrote.
 func (j *Job) Line(plain int) int {
 	at := 0 // offset of the line in Plain
 	for line := 1; line < plain; line++ {
@@ -51,13 +51,13 @@ func (j *Job) Line(plain int) int {
 		}
 		at += n + 1
 	}
-	shift := 0 // what to add to an offset of Plain
+	shift := 0 // from an offset in Plain to the offset in the original
 	for _, e := range sortedEdits(j.edits) {
 		if at+shift < e.start {
 			break
 		}
 		if at+shift < e.start+len(e.text) {
-			at = e.start - shift // inside what we wrote
+			at = e.start - shift // inside inserted text
 			break
 		}
 		shift += e.end - e.start - len(e.text)
@@ -71,8 +71,8 @@ func (x *extractor) edit(start, end int, text string) {
 	x.job.edits = append(x.job.edits, edit{start, end, text})
 }
 
-// rewrite puts into a group what the stanza asks for and removes the stanza.
-// What has no block yet to go into takes the stanza's place.
+// rewrite adds to a group what the stanza requests, and removes the stanza. New blocks take its
+// place.
 func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Stanza) {
 	src := x.job.source.Data
 	indent := indentAt(src, block.TypeRange.Start.Byte)
@@ -92,8 +92,7 @@ func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Sta
 	x.edit(start, end, indented(strings.Join(parts, "\n\n"), indent))
 }
 
-// network sets the mode of the group's network, or returns a network block if
-// there is none.
+// network sets the mode of the group's network, or returns a network block if the group has none.
 func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 	cni := ""
 	if s.Service != "" {
@@ -102,7 +101,7 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 	var network *hclsyntax.Block
 	for _, b := range group.Blocks {
 		if b.Type == "dynamic" && len(b.Labels) == 1 && b.Labels[0] == "network" {
-			x.report(errorAt(b.DefRange(), "Write a plain network block.", "a group with a connectivity block cannot have a dynamic network"))
+			x.report(errorAt(b.DefRange(), "Write a static network block.", "a group with a connectivity block cannot have a dynamic network block"))
 		}
 		if b.Type == "network" && network == nil {
 			network = b
@@ -124,7 +123,7 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 		return ""
 	}
 	if slices.ContainsFunc(network.Body.Blocks, func(b *hclsyntax.Block) bool { return b.Type == "cni" }) {
-		cni = "" // the group's own arguments stay alone
+		cni = "" // keep the group's own arguments
 	}
 	indent := indentAt(x.job.source.Data, network.TypeRange.Start.Byte)
 	x.insertInto(network.OpenBraceRange, network.CloseBraceRange,
@@ -132,8 +131,8 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 	return ""
 }
 
-// insertInto adds text after the opening and before the closing brace of a
-// block; each starts with a newline. A block on one line is opened up.
+// insertInto inserts text after the opening and before the closing brace of a block. Each text
+// starts with a newline. A block on one line is split.
 func (x *extractor) insertInto(open, shut hcl2.Range, first, last string) {
 	src := x.job.source.Data
 	start, end := open.End.Byte, shut.Start.Byte
@@ -147,16 +146,14 @@ func (x *extractor) insertInto(open, shut hcl2.Range, first, last string) {
 	}
 	x.edit(start, start, first)
 	if last != "" {
-		// The closing brace stands on a line of its own: the new text goes
-		// behind the line before it.
+		// The closing brace is on a line of its own: insert at the end of the line before it.
 		at := bytes.LastIndexByte(src[:end], '\n')
 		x.edit(at, at, last)
 	}
 }
 
-// meta adds the stanza to the group's meta, or returns a meta attribute if
-// there is none. The keys have dots, which a meta block cannot hold, so a
-// block becomes an attribute.
+// meta adds the stanza to the group's meta, or returns a meta attribute if the group has none. The
+// keys contain dots, which a meta block does not allow, so a meta block becomes an attribute.
 func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 	var pairs []pair
 	for _, p := range []pair{
@@ -186,7 +183,7 @@ func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 	}
 	for _, b := range group.Blocks {
 		if b.Type == "meta" {
-			if len(b.LabelRanges) > 0 { // it could not become an attribute
+			if len(b.LabelRanges) > 0 { // an attribute cannot have a label
 				x.report(errorAt(b.LabelRanges[0], "Remove the label.", "a meta block takes no label"))
 				return ""
 			}
@@ -204,18 +201,18 @@ func (x *extractor) refuseTakenKey(expr hclsyntax.Expression, pairs []pair, s St
 		return
 	}
 	if slices.ContainsFunc(pairs, func(p pair) bool { return p.key == v.AsString() }) {
-		x.report(errorAt(expr.Range(), "Keep one of the two.", "meta key %q is also set by the connectivity block at %s", v.AsString(), s.Pos))
+		x.report(errorAt(expr.Range(), "Remove one of the two.", "meta key %q is also set by the connectivity block at %s", v.AsString(), s.Pos))
 	}
 }
 
-// insertPairs adds members to an object that is written in braces.
+// insertPairs inserts members into an object that is written in braces.
 func (x *extractor) insertPairs(pairs []pair, open hcl2.Range, shut int, indent string) {
 	start := open.End.Byte
 	inside := x.job.source.Data[start:shut]
 	if n := bytes.IndexByte(inside, '\n'); n >= 0 {
 		text := "\n" + indent + "  " + joinPairs(pairs, "\n"+indent+"  ")
 		if rest := bytes.TrimSpace(inside[:n]); len(rest) > 0 && rest[0] != '#' && !bytes.HasPrefix(rest, []byte("//")) {
-			text += "," // a member follows on the line
+			text += "," // another member follows on this line
 		}
 		x.edit(start, start, text)
 		return
@@ -227,8 +224,8 @@ func (x *extractor) insertPairs(pairs []pair, open hcl2.Range, shut int, indent 
 	x.edit(start, shut, text+" ")
 }
 
-// joinPairs writes members of an object, aligned if each has its own line.
-// Values are names and commas, which need no escaping.
+// joinPairs formats members of an object, aligned if each is on a line of its own. Values are names
+// and commas, which need no escaping.
 func joinPairs(pairs []pair, sep string) string {
 	width := 0
 	if strings.Contains(sep, "\n") {
@@ -243,7 +240,7 @@ func joinPairs(pairs []pair, sep string) string {
 	return strings.Join(list, sep)
 }
 
-// indented indents all lines of text but the first and blank ones.
+// indented indents all lines of text except the first and blank lines.
 func indented(text, indent string) string {
 	lines := strings.Split(text, "\n")
 	for i, l := range lines {
@@ -254,14 +251,14 @@ func indented(text, indent string) string {
 	return strings.Join(lines, "\n")
 }
 
-// indentAt is the white space at the beginning of the line of a byte.
+// indentAt returns the white space at the start of the line that contains the byte.
 func indentAt(src []byte, at int) string {
 	line := src[bytes.LastIndexByte(src[:at], '\n')+1 : at]
 	return string(line[:len(line)-len(bytes.TrimLeft(line, " \t"))])
 }
 
-// wholeLines widens a range to the lines that it alone fills, and to one of
-// two blank lines that would meet.
+// wholeLines extends a range to whole lines if nothing else is on them, and over one of two blank
+// lines that would become adjacent.
 func wholeLines(src []byte, start, end int) (int, int) {
 	first := bytes.LastIndexByte(src[:start], '\n') + 1
 	n := bytes.IndexByte(src[end:], '\n')

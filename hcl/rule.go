@@ -13,7 +13,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// rule decodes a rule; names are those of the other rules around it.
+// rule decodes a rule. names are the names of the other rules of the block.
 func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range) fabric.Rule {
 	var r fabric.Rule
 	content := d.content(b.Body, ruleBlock.schema, where.of("a rule"))
@@ -21,7 +21,7 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 		if err := fabric.CheckName(t.value); err != nil {
 			d.report(errorAt(t.rng, "Choose another name for the rule.", "%s", err))
 		} else if first, dup := names[t.value]; dup {
-			d.report(errorAt(t.rng, "Rename one of the two.", "rule %q: the name is already taken at %s", t.value, position(first)))
+			d.report(errorAt(t.rng, "Rename one of the two.", "rule %q is already declared at %s", t.value, position(first)))
 		}
 		r.Name, names[t.value] = t.value, t.rng
 	}
@@ -44,12 +44,12 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 		name, other, example = "types", "ports", `"echo-request"`
 	}
 	if wrong := content.Attributes[other]; wrong != nil {
-		d.report(errorAt(wrong.NameRange, fmt.Sprintf("Write %s, such as %s.", name, example), "a rule for %s has no %s", p, other))
+		d.report(errorAt(wrong.NameRange, fmt.Sprintf("Write %s, such as %s.", name, example), "%s do not apply to a rule for %s", other, p))
 		return r
 	}
 	attr := content.Attributes[name]
 	if attr == nil {
-		d.report(errorAt(t.rng, fmt.Sprintf("Add %s = [...], with members such as %s.", name, example), "a rule of %s names no %s", where, name))
+		d.report(errorAt(t.rng, fmt.Sprintf("Add %s = [...], with members such as %s.", name, example), "a rule of %s has no %s", where, name))
 		return r
 	}
 	seen := map[fabric.PortRange]hcl2.Range{}
@@ -67,13 +67,12 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 		r.Ports = append(r.Ports, pr)
 	}
 	if list != nil && len(list) == 0 {
-		d.emptyList(attr, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of %s names no %s", where, name)
+		d.emptyList(attr, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of %s has no %s", where, name)
 	}
 	return r
 }
 
-// ports decodes a port or a type of messages, written as a number or a string,
-// a range of them, or the name of a type.
+// ports decodes a port or an ICMP message type: a number, a range, or the name of a type.
 func (d *decoder) ports(e element, p fabric.Protocol) (fabric.PortRange, bool) {
 	what, bounds, parse := "port", fabric.AllPorts, fabric.ParsePortRange
 	remedy := `Write a number from 1 to 65535, or a range such as "9000-9010".`
@@ -104,7 +103,7 @@ func (d *decoder) ports(e element, p fabric.Protocol) (fabric.PortRange, bool) {
 		n := e.value.AsBigFloat()
 		if !n.IsInt() {
 			err = fmt.Errorf("%s %s is not a whole number", what, n.Text('g', 10))
-		} else if i, _ := n.Int64(); i < int64(bounds.From) || i > int64(bounds.To) { // Int64 stops at the ends
+		} else if i, _ := n.Int64(); i < int64(bounds.From) || i > int64(bounds.To) { // Int64 saturates
 			err = fmt.Errorf("%s %s is outside %s", what, n.Text('g', 10), bounds)
 		} else {
 			return fabric.PortRange{From: uint16(i), To: uint16(i)}, true

@@ -16,10 +16,9 @@ import (
 	"github.com/sif-project/sif/internal/graphgen"
 )
 
-// BenchmarkDecodeLarge parses and checks a graph of 10,000 services and 50,000
-// contracts, and has it compiled: what `sif graph apply` and the controller do
-// of it together. Its metric is the most memory that the heap had in use
-// meanwhile, the files themselves included, measured in one more run.
+// BenchmarkDecodeLarge parses and checks a graph of 10,000 services and 50,000 contracts, and
+// compiles it: the work of sif graph apply and of the controller together. Its metric is the peak
+// of the heap in use, the files included, measured in one more run.
 func BenchmarkDecodeLarge(b *testing.B) {
 	for _, c := range []struct {
 		name string
@@ -69,9 +68,8 @@ func largeGraph() []Source {
 	return append(sources, Source{Name: "guardrails.sif.hcl", Data: EncodeGraph(&fabric.Graph{Guardrails: g.Guardrails})})
 }
 
-// peakHeap returns the most bytes that were in use by the heap (HeapInuse of
-// runtime.MemStats) while do ran, as seen every millisecond. What was garbage
-// before does not count.
+// peakHeap returns the peak of the heap in use (HeapInuse of runtime.MemStats) while do runs,
+// sampled every millisecond. It frees garbage first.
 func peakHeap(do func()) uint64 {
 	debug.FreeOSMemory()
 	done, peak := make(chan struct{}), make(chan uint64)

@@ -9,7 +9,7 @@ import (
 	hcl2 "github.com/hashicorp/hcl/v2"
 )
 
-// kind is what an argument takes.
+// kind is the kind of value that an argument takes.
 type kind string
 
 const (
@@ -24,34 +24,34 @@ const (
 	kindExpression kind = "expression"
 )
 
-// argument defines an argument of a block. The decoder, the JSON schema and
-// the reference page are made from it.
+// argument defines an argument of a block. The decoder, the JSON schema and the reference page use
+// it.
 type argument struct {
 	name     string
 	kind     kind
 	required bool
-	values   []string // what a string may be, if not anything
-	implied  string   // what holds if it is not set
+	values   []string // allowed strings; nil: any
+	implied  string   // the default, in words
 	doc      string
 }
 
-// definition defines a type of block likewise.
+// definition defines a block type, or one form of it that is told apart by its label.
 type definition struct {
 	name    string // type of the block
-	label   string // what its label is; empty: it has none
-	is      string // the one label that this definition is about; empty: any
-	title   string // of its section in the reference; empty: name
+	label   string // name of the label; empty: no label
+	is      string // the only label that the definition applies to; empty: any
+	title   string // section title in the reference; empty: name
 	doc     string
 	example string
 	args    []argument
-	free    string // what arguments of any name are; empty: only args
+	free    string // description of arguments with any name; empty: only args are allowed
 	blocks  []*definition
 	once    bool // at most one in its parent
 
 	schema *hcl2.BodySchema
 }
 
-// define completes a definition by what the HCL library needs of it.
+// define returns d with its schema for the HCL library.
 func define(d definition) *definition {
 	d.schema = &hcl2.BodySchema{}
 	for _, a := range d.args {
@@ -62,7 +62,7 @@ func define(d definition) *definition {
 		if b.label != "" {
 			header.LabelNames = []string{b.label}
 		}
-		// Definitions of one type, for different labels, are one to the library.
+		// The library knows only one schema for all labels of a block type.
 		if !slices.ContainsFunc(d.schema.Blocks, func(h hcl2.BlockHeaderSchema) bool { return h.Type == b.name }) {
 			d.schema.Blocks = append(d.schema.Blocks, header)
 		}

@@ -108,8 +108,7 @@ func (d *decoder) external(b *hcl2.Block) fabric.External {
 	return e
 }
 
-// emptyList reports that a list came out empty, unless something was found
-// wrong with its members.
+// emptyList reports that a list is empty, unless its elements were invalid.
 func (d *decoder) emptyList(attr *hcl2.Attribute, detail, format string, args ...any) {
 	rng := attr.Expr.Range()
 	for _, diag := range d.diags {
@@ -120,7 +119,7 @@ func (d *decoder) emptyList(attr *hcl2.Attribute, detail, format string, args ..
 	d.report(errorAt(rng, detail, format, args...))
 }
 
-// prefix decodes a prefix, or an address, which stands for itself alone.
+// prefix decodes a prefix or a single address.
 func (d *decoder) prefix(t text) (netip.Prefix, bool) {
 	var p netip.Prefix
 	var err error
@@ -129,7 +128,7 @@ func (d *decoder) prefix(t text) (netip.Prefix, bool) {
 	} else {
 		var a netip.Addr
 		if a, err = netip.ParseAddr(t.value); err == nil && a.Zone() != "" {
-			err = fmt.Errorf("a zone belongs to one machine")
+			err = fmt.Errorf("an address must not have a zone")
 		}
 		if err == nil {
 			p = netip.PrefixFrom(a, a.BitLen())
@@ -140,11 +139,11 @@ func (d *decoder) prefix(t text) (netip.Prefix, bool) {
 		return p, false
 	}
 	if p.Addr().Is4In6() {
-		d.report(errorAt(t.rng, "Write the IPv4 prefix.", "prefix %q is IPv4 written as IPv6", t.value))
+		d.report(errorAt(t.rng, "Write the IPv4 prefix.", "prefix %q is an IPv4-mapped IPv6 prefix", t.value))
 		return p, false
 	}
 	if m := p.Masked(); m != p {
-		d.report(errorAt(t.rng, fmt.Sprintf("Write %q, or %q for the one address.", m, p.Addr()),
+		d.report(errorAt(t.rng, fmt.Sprintf("Write %q, or %q for the single address.", m, p.Addr()),
 			"prefix %q has bits set beyond its length", t.value))
 		return p, false
 	}

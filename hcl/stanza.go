@@ -17,24 +17,24 @@ import (
 // NetworkMode is the network mode of groups that are connected by the fabric.
 const NetworkMode = "cni/" + wellknown.CNINetwork
 
-// The keys of a group's meta by which the controller learns what a group asks
-// for. Originate and respond are lists of contracts, separated by commas. Who
-// keeps to plain Nomad jobs writes them by hand.
+// The keys of a group's meta from which the controller learns what the group requests.
+// MetaOriginate and MetaRespond are comma-separated lists of contracts. In a plain Nomad job users
+// write them by hand.
 const (
 	MetaService   = "sif.service"
 	MetaOriginate = "sif.originate"
 	MetaRespond   = "sif.respond"
 )
 
-// argService is a CNI argument that tells people and logs what the group
-// claims to be. Nothing trusts it.
+// argService is a CNI argument that shows people and logs which service the group requests. It is
+// not trusted.
 const argService = "SIF_SERVICE"
 
-// Stanza is a connectivity block: what the instances of a group ask for.
+// Stanza is a connectivity block: what the instances of a group request.
 type Stanza struct {
-	Service   string          // "domain/service"; empty: the one that selectors match
+	Service   string          // "domain/service"; empty: the service that selects the group
 	Originate []string        // contracts as written: "name" (of the service's domain) or "domain/name"
-	Respond   []string        // likewise; both lists empty: every role that the graph gives
+	Respond   []string        // likewise; if both lists are empty, all roles of the service
 	Pos       fabric.Position // of the block
 
 	source    Source
@@ -44,9 +44,9 @@ type Stanza struct {
 	respond   []text
 }
 
-// Job is a Nomad job file without its connectivity blocks.
+// Job is a Nomad job file with its connectivity blocks extracted.
 type Job struct {
-	Plain   []byte            // the job file that Nomad understands
+	Plain   []byte            // the job file for Nomad, without the blocks
 	Stanzas map[string]Stanza // by group
 
 	source Source
@@ -55,14 +55,13 @@ type Job struct {
 
 var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}}}
 
-// ExtractConnectivity takes the connectivity blocks out of a Nomad job file
-// and writes what they ask for in plain Nomad: network mode NetworkMode and
-// the Meta keys. All other text stays as it is; expressions elsewhere may refer
-// to variables, locals and functions, those of the stanza may not. The job is
-// nil if the diagnostics have errors. JSON job files are not supported.
+// ExtractConnectivity removes the connectivity blocks from a Nomad job file, and writes what they
+// request as plain Nomad: network mode NetworkMode and the Meta keys. All other text is unchanged.
+// The stanza must consist of literals; expressions elsewhere may refer to variables, locals and
+// functions. The job is nil if the diagnostics contain errors. JSON job files are not supported.
 func ExtractConnectivity(src Source) (*Job, Diagnostics) {
 	if strings.HasSuffix(src.Name, ".json") {
-		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, in which the connectivity stanza is not supported",
+		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, which cannot have a connectivity stanza",
 			Detail: fmt.Sprintf("Write it in HCL, or set network mode %q and the meta keys %s, %s and %s by hand and use nomad job run.", NetworkMode, MetaService, MetaOriginate, MetaRespond)}}
 	}
 	file, parseDiags := hclsyntax.ParseConfig(src.Data, src.Name, hcl2.InitialPos)
@@ -70,7 +69,7 @@ func ExtractConnectivity(src Source) (*Job, Diagnostics) {
 		return nil, newDiagnostics(parseDiags, src)
 	}
 	x := &extractor{
-		decoder: decoder{why: "The stanza is read before Nomad evaluates the job, so it takes literal values only."},
+		decoder: decoder{why: "The stanza is read before Nomad evaluates the job, so its values must be literals."},
 		job:     &Job{Stanzas: map[string]Stanza{}, source: src},
 		groups:  map[string]hcl2.Range{},
 	}
@@ -90,18 +89,18 @@ type extractor struct {
 	groups map[string]hcl2.Range
 }
 
-// walk looks for groups, and for stanzas that stand where they have no effect.
-// path is the types of the enclosing blocks.
+// walk finds groups, and stanzas in places where they would have no effect. path are the types of
+// the enclosing blocks.
 func (x *extractor) walk(body *hclsyntax.Body, path []string) {
 	for _, b := range body.Blocks {
 		here := strings.Join(append(path, b.Type), "/")
 		switch {
 		case b.Type == "config":
-			continue // the task driver's own language
+			continue // configuration of the task driver
 		case b.Type == "dynamic" && len(b.Labels) == 1 && b.Labels[0] == "connectivity",
 			b.Type == "connectivity" && here != "job/group/connectivity":
-			x.report(errorAt(b.DefRange(), "Move it into the group block whose instances it is about.",
-				"a connectivity block must stand directly in a group"))
+			x.report(errorAt(b.DefRange(), "Move it directly into the group that it applies to.",
+				"a connectivity block must be directly inside a group"))
 			continue
 		case here == "job/group":
 			x.group(b)
@@ -123,16 +122,16 @@ func (x *extractor) group(group *hclsyntax.Block) {
 		}
 	}
 	if stanza == nil || len(group.Labels) != 1 {
-		return // Nomad says what it thinks of the group
+		return // Nomad reports an invalid group
 	}
 	name := group.Labels[0]
 	if first, dup := x.groups[name]; dup {
-		x.report(errorAt(group.LabelRanges[0], "Rename one of the two.", "group %q: the name is already taken at %s", name, position(first)))
+		x.report(errorAt(group.LabelRanges[0], "Rename one of the two.", "group %q is already declared at %s", name, position(first)))
 		return
 	}
 	x.groups[name] = group.LabelRanges[0]
 	if len(stanza.Labels) > 0 {
-		x.report(errorAt(stanza.LabelRanges[0], "Remove the label; the service goes into the block: service = \"domain/service\".",
+		x.report(errorAt(stanza.LabelRanges[0], "Remove the label, and name the service inside the block: service = \"domain/service\".",
 			"a connectivity block takes no label"))
 		return
 	}
@@ -162,7 +161,7 @@ func (x *extractor) contracts(content *hcl2.BodyContent, name string) []text {
 		return nil
 	}
 	if isEmptyList(attr) {
-		x.report(errorAt(attr.Expr.Range(), "Name contracts, or leave it out: a stanza that names no contract at all asks for every role of the service.",
+		x.report(errorAt(attr.Expr.Range(), "Name at least one contract, or remove the argument. A stanza without contracts requests every role of the service.",
 			"argument %q is an empty list", name))
 	}
 	list := x.stringList(content, name)

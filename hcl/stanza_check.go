@@ -15,22 +15,21 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Applied is the graph in force, as far as whoever asks may read it.
+// Applied is the graph in force, as far as the user may read it.
 type Applied struct {
 	Graph   *fabric.Graph
-	Partial bool             // there are domains that Graph leaves out
+	Partial bool             // Graph lacks domains that the user may not read
 	Waiting []fabric.Waiting // contracts of Graph that wait for consent
 }
 
-// hides reports whether the domain may be there and cannot be seen.
+// hides reports whether the domain may exist although it is not in Graph.
 func (a Applied) hides(domain string) bool { return a.Partial && a.Graph.Domains[domain] == nil }
 
-// Check says what keeps a stanza whose group is attested as w from its roles
-// under the graph in force at now. Errors: a service or contract that the graph
-// lacks, a service that does not select w, a role that the service does not
-// have. Warnings, as the graph's owners or those of another domain can mend it
-// without the job: a contract that has expired or waits for consent. What may
-// not be read is not checked, which is a warning too.
+// Check reports what prevents a stanza, whose group is attested as w, from getting its roles under
+// the graph in force at now. Errors: the graph lacks a service or contract, the service does not
+// select w, or the service does not have a role. Warnings are about what the owners of a domain can
+// fix without a change of the job: a contract that has expired or waits for consent. What the user
+// may not read is not checked, which is a warning too.
 func (s Stanza) Check(a Applied, w fabric.Workload, now time.Time) Diagnostics {
 	c := &checker{Applied: a}
 	if service, ok := c.selected(s, w); ok {
@@ -54,12 +53,12 @@ func (c *checker) warn(r hcl2.Range, detail, format string, args ...any) {
 	c.diags = append(c.diags, warningAt(r, detail, format, args...))
 }
 
-// unseen warns of what cannot be checked.
+// unseen warns of something that cannot be checked.
 func (c *checker) unseen(r hcl2.Range, format string, args ...any) {
-	c.warn(r, "The controller checks it when the workload starts. A token that may read the domain has it checked here.", format, args...)
+	c.warn(r, "The controller checks it when the workload starts. To check it here, use a token that may read the domain.", format, args...)
 }
 
-// selected returns the service that the group would be an instance of.
+// selected returns the service of which the group would be an instance.
 func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
 	matches := c.Graph.Select(w)
 	what := fmt.Sprintf("group %q of job %q in namespace %q", w.Group, w.Job, w.Namespace)
@@ -78,7 +77,7 @@ func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
 	}
 	ref, err := fabric.ParseRef(s.Service)
 	if err != nil {
-		return ref, false // ExtractConnectivity has refused it
+		return ref, false // ExtractConnectivity has reported it
 	}
 	if slices.Contains(matches, ref) {
 		return ref, true
@@ -115,16 +114,14 @@ func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
 	return ref, false
 }
 
-// request is a contract that a stanza names and in which the service has the
-// role.
+// request is a contract that a stanza names and in which the service has the role.
 type request struct {
 	name     text
 	ref      fabric.Ref
 	contract fabric.Contract
 }
 
-// roles returns the requests that the graph grants the service, and reports
-// the others.
+// roles returns the requests that the graph grants to the service, and reports the others.
 func (c *checker) roles(service fabric.Ref, names []text, role string) []request {
 	var granted []request
 	for _, n := range names {
@@ -132,7 +129,7 @@ func (c *checker) roles(service fabric.Ref, names []text, role string) []request
 		if strings.Contains(n.value, "/") {
 			var err error
 			if ref, err = fabric.ParseRef(n.value); err != nil {
-				continue // ExtractConnectivity has refused it
+				continue // ExtractConnectivity has reported it
 			}
 		}
 		contracts := map[string]fabric.Contract{}
@@ -156,7 +153,7 @@ func (c *checker) roles(service fabric.Ref, names []text, role string) []request
 			}
 			c.report(n.rng, remedy, "the applied graph has no contract %q", ref)
 		case contract.Disabled:
-			c.report(n.rng, "Enable it in the graph, or leave it out.", "contract %q is disabled", ref)
+			c.report(n.rng, "Enable it in the graph, or remove it from the stanza.", "contract %q is disabled", ref)
 		case !slices.Contains(side, service):
 			c.report(n.rng, fmt.Sprintf("Its %ss are %s.", role, joinRefs(side)), "service %q is not among the %ss of contract %q", service, role, ref)
 		default:
@@ -173,8 +170,8 @@ func (c *checker) dormant(requested []request, now time.Time) {
 		waiting[w.Contract] = w.For
 	}
 	for _, r := range requested {
-		if !r.contract.InForce(now) { // and not disabled, which is an error
-			c.warn(r.name.rng, "It allows nothing any more. Set a later time in the graph, or leave it out.",
+		if !r.contract.InForce(now) { // it has expired: roles reports disabled contracts
+			c.warn(r.name.rng, "It no longer allows anything. Set a later time in the graph, or remove it from the stanza.",
 				"contract %q expired at %s", r.ref, r.contract.Expires.Format(time.RFC3339))
 		}
 		missing, names := map[string][]fabric.Ref{}, map[string][]string{}

@@ -17,17 +17,16 @@ import (
 	"github.com/zclconf/go-cty/cty/convert"
 )
 
-// EnvironmentPrefix starts the names of environment variables that give values
-// to the variables of graphs.
+// EnvironmentPrefix is the prefix of environment variables that set variables of graphs.
 const EnvironmentPrefix = "SIF_VAR_"
 
-// Options are what a graph takes from outside its files. Settings win over
-// Files and later ones over earlier ones; both win over the Environment.
+// Options are the inputs of a graph from outside its files. Settings override Files, later ones
+// override earlier ones, and both override Environment.
 type Options struct {
 	Settings    []string  // "name=value", as after -var
-	Files       []Source  // of variables, as after -var-file
+	Files       []Source  // variable files, as after -var-file
 	Environment []string  // as of os.Environ; only names with EnvironmentPrefix count
-	Now         time.Time // tells what has expired; zero: the time of the call
+	Now         time.Time // decides what has expired; zero: the time of the call
 }
 
 func (o Options) now() time.Time {
@@ -43,41 +42,40 @@ type variable struct {
 	typ      cty.Type
 	defaults *typeexpr.Defaults
 	implied  hcl2.Expression // the default; nil if a value is required
-	broken   bool            // the declaration is not understood
+	broken   bool            // the declaration is invalid
 	checks   []*hcl2.BodyContent
 	given    *given
 }
 
-// given is a value from outside, as yet unconverted.
+// given is a value from outside the files, before its conversion.
 type given struct {
-	expr hcl2.Expression // nil: text, whose meaning depends on the type
+	expr hcl2.Expression // nil: the value is text, whose meaning depends on the type
 	text text
 }
 
-// scope is what expressions may name behind a keyword: "var" or "local".
+// scope are the names that expressions may use after a keyword: "var" or "local".
 type scope struct {
 	declared map[string]hcl2.Range
-	values   map[string]cty.Value // what is declared without an error
+	values   map[string]cty.Value // of the declared names without an error
 }
 
 func newScope() *scope {
 	return &scope{declared: map[string]hcl2.Range{}, values: map[string]cty.Value{}}
 }
 
-// variables evaluates the variable blocks of all files, and lets expressions
-// refer to them from then on.
+// variables evaluates the variable blocks of all files, and lets expressions refer to them.
 func (d *decoder) variables(blocks []*hcl2.Block, o Options) {
 	d.why = "The default of a variable, and a value given to it, must not refer to variables or locals."
 	vars, declared := newScope(), map[string]*variable{}
 	for _, b := range blocks {
 		name := b.Labels[0]
 		if !hclsyntax.ValidIdentifier(name) {
-			d.report(errorAt(labelRange(b), "Use letters, digits, _ and -, and begin with a letter.", "%q cannot be the name of a variable", name))
+			d.report(errorAt(labelRange(b), "Use letters, digits, _ and -, and start with a letter.", "%q is not a valid variable name", name))
 			continue
 		}
 		if first, dup := vars.declared[name]; dup {
-			d.report(errorAt(labelRange(b), "Variables are shared by all files that are read together. Keep one of the two.",
-				"variable %q: it is already declared at %s", name, position(first)))
+			d.report(errorAt(labelRange(b), "Variables are shared by all files that are read together. Remove one of the two.",
+				"variable %q is already declared at %s", name, position(first)))
 			continue
 		}
 		vars.declared[name] = labelRange(b)
@@ -129,12 +127,12 @@ func (d *decoder) variable(b *hcl2.Block) *variable {
 	return v
 }
 
-// given notes the values that are given to variables.
+// given records the values that are given to variables.
 func (d *decoder) given(o Options, declared map[string]*variable) {
 	undeclared := func(r hcl2.Range, name string) {
 		remedy := didYouMean(name, slices.Collect(maps.Keys(declared)))
 		if remedy == "" {
-			remedy = fmt.Sprintf("Declare it: variable %q {}. Or leave the value out.", name)
+			remedy = fmt.Sprintf("Declare it with variable %q {}, or remove the value.", name)
 		}
 		d.report(errorAt(r, remedy, "a value for an undeclared variable %q", name))
 	}
@@ -179,14 +177,15 @@ func (d *decoder) given(o Options, declared map[string]*variable) {
 	}
 }
 
-// outside makes a text that stands in no file a source, for diagnostics to show.
+// outside returns a value from outside the files as a text, and adds it to the sources that
+// diagnostics quote.
 func (d *decoder) outside(name, value string) text {
 	d.sources = append(d.sources, Source{Name: name, Data: []byte(value)})
 	end := hcl2.Pos{Line: 1, Column: 1 + len(value), Byte: len(value)}
 	return text{value: value, rng: hcl2.Range{Filename: name, Start: hcl2.InitialPos, End: end}}
 }
 
-// variableValue is the value of a variable, if it has one of its type.
+// variableValue returns the value of a variable, if it has a valid one.
 func (d *decoder) variableValue(name string, v *variable) (cty.Value, bool) {
 	if v.broken {
 		return cty.NilVal, false
@@ -198,7 +197,7 @@ func (d *decoder) variableValue(name string, v *variable) (cty.Value, bool) {
 			expr = d.textExpression(v)
 		}
 	} else if expr == nil {
-		d.report(errorAt(v.place, fmt.Sprintf("Give it one with -var '%s=...', in a file after -var-file, or as %s%s; or give the variable a default.", name, EnvironmentPrefix, name),
+		d.report(errorAt(v.place, fmt.Sprintf("Set it with -var '%s=...', in a file given with -var-file, or as the environment variable %s%s; or declare a default.", name, EnvironmentPrefix, name),
 			"variable %q has no value", name))
 	}
 	if expr == nil {
@@ -220,8 +219,8 @@ func (d *decoder) variableValue(name string, v *variable) (cty.Value, bool) {
 	return val, true
 }
 
-// textExpression is what a text from the command line or the environment
-// means: itself if a string or a number is wanted, or anything; else an
+// textExpression returns the expression for a text from the command line or the environment: the
+// text itself if the variable is a string, a number or has no type; otherwise the text parsed as an
 // expression. It is nil if there is an error.
 func (d *decoder) textExpression(v *variable) hcl2.Expression {
 	t := v.given.text
@@ -237,7 +236,7 @@ func (d *decoder) textExpression(v *variable) hcl2.Expression {
 	return expr
 }
 
-// validate applies the validation blocks of a variable.
+// validate evaluates the validation blocks of a variable.
 func (d *decoder) validate(name string, v *variable) {
 	if _, ok := d.scopes["var"].values[name]; !ok {
 		return
@@ -265,8 +264,8 @@ func (d *decoder) validate(name string, v *variable) {
 	}
 }
 
-// locals evaluates the locals blocks of all files, each local after those that
-// it refers to, and lets expressions refer to them from then on.
+// locals evaluates the locals blocks of all files, each local after those that it refers to, and
+// lets expressions refer to them.
 func (d *decoder) locals(blocks []*hcl2.Block) {
 	l := localsEvaluation{decoder: d, scope: newScope(), exprs: map[string]hcl2.Expression{}, done: map[string]bool{}}
 	for _, b := range blocks {
@@ -274,8 +273,8 @@ func (d *decoder) locals(blocks []*hcl2.Block) {
 		d.report(diags...)
 		for _, a := range sortedAttributes(attrs) {
 			if first, dup := l.scope.declared[a.Name]; dup {
-				d.report(errorAt(a.NameRange, "Locals are shared by all files that are read together. Keep one of the two.",
-					"local %q: it is already declared at %s", a.Name, position(first)))
+				d.report(errorAt(a.NameRange, "Locals are shared by all files that are read together. Remove one of the two.",
+					"local %q is already declared at %s", a.Name, position(first)))
 				continue
 			}
 			l.scope.declared[a.Name] = a.NameRange
@@ -295,13 +294,13 @@ type localsEvaluation struct {
 	done  map[string]bool
 }
 
-// evaluate evaluates a local; path is what led to it.
+// evaluate evaluates a local. path are the locals that led to it.
 func (l *localsEvaluation) evaluate(name string, path []string) {
 	if l.done[name] {
 		return
 	}
 	if i := slices.Index(path, name); i >= 0 {
-		l.report(errorAt(l.scope.declared[name], "Break the circle.", "local %q depends on itself: %s",
+		l.report(errorAt(l.scope.declared[name], "Remove the cycle.", "local %q depends on itself: %s",
 			name, strings.Join(append(path[i:], name), " needs ")))
 		l.done[name] = true
 		return
@@ -314,7 +313,7 @@ func (l *localsEvaluation) evaluate(name string, path []string) {
 		}
 	}
 	if l.done[name] {
-		return // found in a circle
+		return // it is part of a cycle
 	}
 	l.done[name] = true
 	if v, ok := l.value(expr); ok {

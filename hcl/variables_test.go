@@ -103,12 +103,12 @@ func TestVariableMistakes(t *testing.T) {
 		}},
 		{"undeclared", Options{Settings: []string{"jbo=x"}, Files: []Source{{Name: "v.hcl", Data: []byte("\nsurprise = 1\n")}}}, []string{
 			`-var jbo:1:1: error: a value for an undeclared variable "jbo"; Did you mean "job"?`,
-			`v.hcl:2:1: error: a value for an undeclared variable "surprise"; Declare it: variable "surprise" {}. Or leave the value out.`,
+			`v.hcl:2:1: error: a value for an undeclared variable "surprise"; Declare it with variable "surprise" {}, or remove the value.`,
 		}},
 		{"types", Options{Settings: []string{"port=http"}, Environment: []string{"SIF_VAR_on=maybe", `SIF_VAR_meta="x"`}}, []string{
 			`-var port:1:1: error: unsuitable value for variable "port": a number is required; The variable is declared as number at g.sif.hcl:25:10.`,
 			`SIF_VAR_meta:1:1: error: unsuitable value for variable "meta": map of string required, but have string; The variable is declared as map(string) at g.sif.hcl:13:10.`,
-			`SIF_VAR_on:1:1: error: unknown name "maybe"; Write a string in quotes, "maybe", a variable as var.maybe and a local as local.maybe.`,
+			`SIF_VAR_on:1:1: error: unknown name "maybe"; Write a string as "maybe", a variable as var.maybe, or a local as local.maybe.`,
 		}},
 		{"syntax", Options{Settings: []string{"tags=[1,"}}, []string{
 			`-var tags:1:4: error: missing expression; Expected the start of an expression, but found the end of the file.`,
@@ -148,10 +148,10 @@ func TestSharedVariables(t *testing.T) {
 		sources = slices.Concat(sources[1:], sources[:1])
 	}
 	_, diags := DecodeGraph(at, sources[0], sources[1], sources[2], Source{Name: "d.sif.json", Data: []byte(`{"variable": {"env": {}}}`)})
-	must.StrContains(t, diags.Error(), `d.sif.json:1:15: error: variable "env": it is already declared at b.sif.hcl:1:10`)
+	must.StrContains(t, diags.Error(), `d.sif.json:1:15: error: variable "env" is already declared at b.sif.hcl:1:10`)
 }
 
-// TestFunctions calls every function once, so that none is there in name only.
+// TestFunctions calls every function once, so that each is known to work.
 func TestFunctions(t *testing.T) {
 	calls := map[string]string{
 		"abs": `abs(-1)`, "base64decode": `base64decode("YQ==")`, "base64encode": `base64encode("a")`, "can": `can(local.x)`, "ceil": `ceil(1.2)`,
