@@ -27,7 +27,7 @@ const (
 	ctNoTable = 0xff
 )
 
-// Action is something done to a packet.
+// Action is what a flow does to a packet.
 type Action interface {
 	append(b []byte) []byte
 	String() string
@@ -36,41 +36,38 @@ type Action interface {
 // Output sends the packet out of a port.
 type Output struct{ Port uint32 }
 
-// SetField overwrites a header field or a register. Value is in network byte
-// order and of the field's length.
+// SetField sets a header field or a register. Value is in network byte order and has the field's length.
 type SetField struct {
 	Field Field
 	Value []byte
 }
 
-// Load is SetField for a 32-bit field.
+// Load returns a SetField for a 32-bit field.
 func Load(f Field, v uint32) SetField {
 	return SetField{Field: f, Value: binary.BigEndian.AppendUint32(nil, v)}
 }
 
-// CT hands the packet to the connection tracker.
+// CT passes the packet through the connection tracker.
 type CT struct {
 	Zone uint16
-	// Commit remembers the connection; Exec is done to its entry.
+	// Commit stores the connection. Exec changes the stored entry.
 	Commit bool
-	// Force makes the packet's direction the original one, replacing an entry
-	// that was made by the other side.
+	// Force makes the packet's direction the original one and replaces an entry with the other direction.
 	Force bool
-	// Table, unless nil, is where the packet goes on with its state known.
+	// Table, unless nil, is the table in which the packet continues with its connection state.
 	Table *uint8
-	// Exec may set CTMark and CTLabel.
+	// Exec sets CTMark or CTLabel.
 	Exec []Action
 }
 
-// Unknown is an action that this package cannot make but can carry, as found
-// in a dump of somebody else's flow. It holds the whole wire form.
+// Unknown is an action that this package cannot make, read back from a foreign flow. Wire is its whole wire form.
 type Unknown struct{ Wire []byte }
 
 func (a Output) append(b []byte) []byte {
 	b = binary.BigEndian.AppendUint16(b, actionOutput)
 	b = binary.BigEndian.AppendUint16(b, 16)
 	b = binary.BigEndian.AppendUint32(b, a.Port)
-	return append(b, 0, 0, 0, 0, 0, 0, 0, 0) // max_len is for the controller port only
+	return append(b, 0, 0, 0, 0, 0, 0, 0, 0) // max_len is only for the controller port
 }
 
 func (a Output) String() string { return fmt.Sprintf("output:%d", a.Port) }
@@ -101,14 +98,14 @@ func (a CT) append(b []byte) []byte {
 		flags |= ctForce
 	}
 	b = binary.BigEndian.AppendUint16(b, flags)
-	b = binary.BigEndian.AppendUint32(b, 0) // the zone is immediate
+	b = binary.BigEndian.AppendUint32(b, 0) // the zone is a number, not a field
 	b = binary.BigEndian.AppendUint16(b, a.Zone)
 	table := uint8(ctNoTable)
 	if a.Table != nil {
 		table = *a.Table
 	}
 	b = append(b, table, 0, 0, 0)
-	b = binary.BigEndian.AppendUint16(b, 0) // no application gateway
+	b = binary.BigEndian.AppendUint16(b, 0) // no application layer gateway
 	for _, nested := range a.Exec {
 		b = nested.append(b)
 	}
@@ -146,14 +143,14 @@ func joinActions(actions []Action) string {
 	return strings.Join(parts, ",")
 }
 
-// Instructions are what a flow does with a packet, in wire form so that equal
-// instructions compare equal with ==. The zero value drops.
+// Instructions are what a flow does with a packet, in wire form, so that equal instructions compare equal with ==. The
+// zero value drops.
 type Instructions struct{ wire string }
 
-// Drop lets the packet end here.
+// Drop drops the packet.
 var Drop = Instructions{}
 
-// Apply does actions in order and ends.
+// Apply returns instructions that do actions in order.
 func Apply(actions ...Action) Instructions {
 	if len(actions) == 0 {
 		return Drop
@@ -167,14 +164,13 @@ func Apply(actions ...Action) Instructions {
 	return Instructions{string(b)}
 }
 
-// Goto goes on in a later table after what was there before.
+// Goto returns in with a jump to a later table at its end.
 func (in Instructions) Goto(table uint8) Instructions {
 	return Instructions{in.wire + string([]byte{0, instructionGotoTable, 0, 8, table, 0, 0, 0})}
 }
 
-// Decode takes instructions apart. next is the table that the packet goes on
-// in, or -1. Instructions of a kind that this package does not make are an
-// error.
+// Decode returns the actions and the table in which the packet continues, or -1. Instructions that this package cannot
+// make are an error.
 func (in Instructions) Decode() (actions []Action, next int, err error) {
 	next = -1
 	b := []byte(in.wire)
@@ -217,10 +213,10 @@ func (in Instructions) String() string {
 	return s
 }
 
-// tlv reads the type and length that begin actions and instructions.
+// tlv reads the type and the length at the beginning of an action or instruction.
 func tlv(b []byte, what string) (kind, n int, err error) {
 	if len(b) < 8 {
-		return 0, 0, fmt.Errorf("%s cut short at %d bytes", what, len(b))
+		return 0, 0, fmt.Errorf("%s is cut off at %d bytes", what, len(b))
 	}
 	kind, n = int(binary.BigEndian.Uint16(b)), int(binary.BigEndian.Uint16(b[2:]))
 	if n < 8 || n%8 != 0 || n > len(b) {

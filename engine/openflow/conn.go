@@ -17,16 +17,14 @@ import (
 	"time"
 )
 
-// Conn is a connection to one bridge. Its methods may be called at the same
-// time; what each changes reaches the switch as a whole.
+// Conn is a connection to one bridge. Its methods may be called at the same time; the messages of two calls do not mix.
 //
-// An error other than *Error leaves open whether the change was made: the
-// caller must look at the switch again.
+// After an error other than *Error it is unknown whether the change was made: the caller must read the switch back.
 type Conn struct {
 	nc   net.Conn
 	done chan struct{}
 
-	writing sync.Mutex // held while one exchange's messages are written
+	writing sync.Mutex // serialises the messages of exchanges
 	w       *bufio.Writer
 
 	mu        sync.Mutex
@@ -35,18 +33,17 @@ type Conn struct {
 	err       error // why the connection ended
 }
 
-// exchange is a request, of one message or many, that waits for its answers.
+// exchange is a request of one or more messages that waits for its answers.
 type exchange struct {
-	first, last uint32 // the transaction ids of its messages
-	// answer is called by the reader for every message with one of those ids. It
-	// returns true when nothing more will come.
+	first, last uint32 // the transaction IDs of its messages
+	// answer is called by the reader for every message with one of these IDs. It returns true for the last one.
 	answer func(message) (bool, error)
 	err    error
 	done   chan struct{}
 }
 
-// Dial connects to the bridge's management socket and greets the switch. ctx
-// bounds the greeting, not the connection.
+// Dial connects to the bridge's management socket and agrees on the version of the protocol. ctx bounds that, not the
+// life of the connection.
 func Dial(ctx context.Context, socket string) (*Conn, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", socket)
@@ -56,22 +53,22 @@ func Dial(ctx context.Context, socket string) (*Conn, error) {
 	c := &Conn{nc: nc, w: bufio.NewWriterSize(nc, 256<<10), done: make(chan struct{}), xid: 1}
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	r := bufio.NewReaderSize(nc, 256<<10)
-	err = c.greet(r)
+	err = c.hello(r)
 	if !stop() && err == nil {
 		err = ctx.Err()
 	}
 	if err != nil {
 		_ = nc.Close()
-		return nil, fmt.Errorf("greet the switch at %s: %w", socket, err)
+		return nil, fmt.Errorf("begin OpenFlow with the switch at %s: %w", socket, err)
 	}
 	go c.read(r)
 	return c, nil
 }
 
-func (c *Conn) greet(r io.Reader) error {
+func (c *Conn) hello(r io.Reader) error {
 	b := beginMessage(nil, typeHello, 0)
 	b = append(b, 0, 1, 0, 8)                                // OFPHET_VERSIONBITMAP
-	b = binary.BigEndian.AppendUint32(b, uint32(1)<<version) // this version only
+	b = binary.BigEndian.AppendUint32(b, uint32(1)<<version) // only this version
 	b, err := endMessage(b, 0)
 	if err != nil {
 		return err
@@ -87,16 +84,16 @@ func (c *Conn) greet(r io.Reader) error {
 		if e, err := parseError(m.body); err == nil {
 			return e
 		}
-		return errors.New("it answered with an error")
+		return errors.New("the switch answered with an error")
 	case m.kind != typeHello:
-		return fmt.Errorf("expected a hello, got message type %d", m.kind)
+		return fmt.Errorf("expected a hello message, got message type %d", m.kind)
 	case theirs < version:
-		return fmt.Errorf("it speaks OpenFlow wire version %d at most, %d is needed", theirs, version)
+		return fmt.Errorf("the switch supports OpenFlow up to wire version %d, %d is required", theirs, version)
 	}
 	return nil
 }
 
-// readMessage reads one message and tells the version in its header.
+// readMessage reads one message and returns it with the version in its header.
 func readMessage(r io.Reader) (message, uint8, error) {
 	var h [headerLen]byte
 	if _, err := io.ReadFull(r, h[:]); err != nil {
@@ -113,7 +110,7 @@ func readMessage(r io.Reader) (message, uint8, error) {
 	return m, h[0], nil
 }
 
-// read hands incoming messages to whom they answer until the connection ends.
+// read passes incoming messages to the exchanges that they answer, until the connection ends.
 func (c *Conn) read(r io.Reader) {
 	for {
 		m, _, err := readMessage(r)
@@ -122,8 +119,8 @@ func (c *Conn) read(r io.Reader) {
 			return
 		}
 		if m.kind == typeEchoRequest {
-			// Answered apart, because the writer may be waiting for the switch
-			// to read while the switch waits for us.
+			// Not answered here, because the writer may be waiting for the switch to read, while the switch waits for
+			// this goroutine to read.
 			go c.echo(m)
 			continue
 		}
@@ -140,12 +137,11 @@ func (c *Conn) echo(m message) {
 	c.writing.Lock()
 	defer c.writing.Unlock()
 	if _, err := c.w.Write(b); err == nil {
-		_ = c.w.Flush() // a failure shows at the reader
+		_ = c.w.Flush() // if it fails, the reader fails too
 	}
 }
 
-// deliver ignores messages that answer nothing: port status, and answers whose
-// exchange was given up.
+// deliver ignores messages that belong to no exchange: port status, and answers that came too late.
 func (c *Conn) deliver(m message) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -164,7 +160,7 @@ func (c *Conn) deliver(m message) {
 	}
 }
 
-// end fails what waits and closes the connection. Only the first reason counts.
+// end closes the connection and fails the exchanges that wait. Only the first reason counts.
 func (c *Conn) end(why error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -187,19 +183,17 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Done is closed when the connection has ended. The switch may have lost its
-// flows then: it does when it restarts.
+// Done is closed when the connection has ended, for example because the switch restarted and lost its flows.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
-// Err is why the connection ended, or nil while it lives.
+// Err returns why the connection ended, or nil while it is open.
 func (c *Conn) Err() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.err
 }
 
-// exchange writes count messages, made by write with ids from first on, and
-// waits until answer says that all came.
+// exchange writes count messages, which write makes with IDs from first on, and waits until answer has returned true.
 func (c *Conn) exchange(ctx context.Context, count int, write func(w *bufio.Writer, first uint32) error, answer func(m message, first uint32) (bool, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -209,7 +203,7 @@ func (c *Conn) exchange(ctx context.Context, count int, write func(w *bufio.Writ
 		defer c.mu.Unlock()
 		return c.err
 	}
-	// Ids stay clear of 0, which unasked messages carry.
+	// 0 is the ID of messages that answer nothing.
 	if c.xid > 1<<31 {
 		c.xid = 1
 	}
@@ -234,23 +228,23 @@ func (c *Conn) exchange(ctx context.Context, count int, write func(w *bufio.Writ
 	}
 }
 
-// write sends an exchange's messages. A failure in the middle ends the
-// connection, because the switch would take what follows for the rest.
+// write sends an exchange's messages. A failure ends the connection, because the switch would read the next message as
+// the rest of the one that was cut.
 func (c *Conn) write(ctx context.Context, do func(*bufio.Writer) error) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
-	fallen := make(chan struct{})
+	expired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		_ = c.nc.SetWriteDeadline(time.Unix(1, 0))
-		close(fallen)
+		close(expired)
 	})
 	err := do(c.w)
 	if err == nil {
 		err = c.w.Flush()
 	}
 	if !stop() && err == nil {
-		// Written just before the deadline fell: undo it for the next one.
-		<-fallen
+		// All was written just before ctx ended: remove the deadline, which would fail the next exchange.
+		<-expired
 		err = c.nc.SetWriteDeadline(time.Time{})
 	}
 	if err != nil {
@@ -263,8 +257,8 @@ func (c *Conn) write(ctx context.Context, do func(*bufio.Writer) error) error {
 	return err
 }
 
-// Apply makes changes in order, not as one: those before a refused one stay. It
-// returns when the switch's tables hold them.
+// Apply makes changes in order, but not atomically: those before a refused one stay. It returns when they are in the
+// switch's tables.
 func (c *Conn) Apply(ctx context.Context, mods ...FlowMod) error {
 	messages, err := encode(mods)
 	if err != nil {
@@ -296,8 +290,7 @@ const (
 	bundleOverhead                 = headerLen + 8 // of an add message
 )
 
-// Bundle makes changes as one: all or, if one is refused, none. No packet sees
-// some of them.
+// Bundle makes changes atomically: all of them or, if one is refused, none. No packet meets a part of them.
 func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 	if len(mods) == 0 {
 		return nil
@@ -306,9 +299,8 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 	if err != nil {
 		return err
 	}
-	// The switch checks the form of a change when it is added to the bundle and
-	// leaves a bad one out of it; committing before all answers are in would
-	// commit the rest.
+	// The switch checks the form of a change when it is added to the bundle, and leaves out a bad one. So the bundle is
+	// committed only after all answers have come.
 	var id uint32
 	fillErr := c.exchange(ctx, len(mods)+2, func(w *bufio.Writer, first uint32) error {
 		id = first
@@ -342,7 +334,7 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 		return false, refusal(m, mods, first+1)
 	})
 	if refused := (*Error)(nil); fillErr != nil && !errors.As(fillErr, &refused) {
-		return fillErr // the switch discards a bundle that is left alone
+		return fillErr // the switch discards a bundle after a timeout
 	}
 	request, answer := uint16(bundleCommit), uint16(bundleCommitted)
 	if fillErr != nil {
@@ -371,7 +363,7 @@ func encode(mods []FlowMod) ([][]byte, error) {
 			return nil, fmt.Errorf("encode flow: %w", err)
 		}
 		if len(b) > 0xffff-bundleOverhead {
-			return nil, fmt.Errorf("encode flow: %d bytes are too many for a bundle", len(b))
+			return nil, fmt.Errorf("encode flow: %d bytes exceed the size of a message of a bundle", len(b))
 		}
 		messages[i] = b
 	}
@@ -386,15 +378,14 @@ func bundleControl(xid, id uint32, kind uint16) []byte {
 	return binary.BigEndian.AppendUint16(b, bundleFlags)
 }
 
-// bare is a message without a body.
+// bare returns a message without a body.
 func bare(kind uint8, xid uint32) []byte {
 	b := beginMessage(nil, kind, xid)
 	binary.BigEndian.PutUint16(b[2:], headerLen)
 	return b
 }
 
-// refusal turns an error message into an *Error that names the change whose id
-// it carries, counted from first.
+// refusal turns an error message into an *Error that names the refused change. first is the ID of mods[0].
 func refusal(m message, mods []FlowMod, first uint32) error {
 	if m.kind != typeError {
 		return fmt.Errorf("unexpected message type %d in answer to a change", m.kind)
@@ -415,8 +406,7 @@ const (
 	multipartMore     = 1
 )
 
-// Flows lists the switch's flows that f selects. Counters lag behind the
-// packets by up to a second.
+// Flows returns the switch's flows that f selects. Their counters lag by up to a second.
 func (c *Conn) Flows(ctx context.Context, f Filter) ([]FlowStats, error) {
 	var flows []FlowStats
 	err := c.multipart(ctx, multipartFlow, f.append(nil), func(b []byte) error {
@@ -430,7 +420,7 @@ func (c *Conn) Flows(ctx context.Context, f Filter) ([]FlowStats, error) {
 	return flows, nil
 }
 
-// Ports lists the bridge's ports.
+// Ports returns the bridge's ports.
 func (c *Conn) Ports(ctx context.Context) ([]Port, error) {
 	var ports []Port
 	err := c.multipart(ctx, multipartPortDesc, nil, func(b []byte) error {
@@ -465,7 +455,7 @@ func (c *Conn) multipart(ctx context.Context, kind uint16, body []byte, part fun
 			return true, e
 		}
 		if m.kind != typeMultipartRep || len(m.body) < 8 || binary.BigEndian.Uint16(m.body) != kind {
-			return true, fmt.Errorf("unexpected message type %d in answer to a listing", m.kind)
+			return true, fmt.Errorf("unexpected message type %d in answer to a multipart request", m.kind)
 		}
 		return binary.BigEndian.Uint16(m.body[2:])&multipartMore == 0, part(m.body[8:])
 	})

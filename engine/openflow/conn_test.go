@@ -64,15 +64,14 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 
 	changed := numbered(2, 3)
 	changed.Instructions = of.Drop.Goto(9)
-	must.NoError(t, conn.Apply(ctx, of.ModifyStrict(changed)))
+	must.NoError(t, conn.Apply(ctx, of.Add(changed)))
 	must.True(t, flows(of.Filter{Table: of.AllTables, Cookie: 3 << 32, CookieMask: ^uint64(0)})[0] == changed)
 
-	must.NoError(t, conn.Bundle(ctx, of.DeleteCookie(3<<32, ^uint64(0)), of.DeleteStrict(numbered(1, 1).Key)))
+	must.NoError(t, conn.Bundle(ctx, of.DeleteStrict(changed.Key), of.DeleteStrict(numbered(1, 1).Key)))
 	must.SliceLen(t, 1, flows(all))
 
-	t.Run("a bundle is whole or nothing", func(t *testing.T) {
-		// The first fault is seen when the change is added, the second when the
-		// bundle is committed.
+	t.Run("a bundle is atomic", func(t *testing.T) {
+		// The switch finds the first fault when the change is added, the second when the bundle is committed.
 		badForm := of.Flow{Key: of.Key{Match: of.NewMatch(of.Is16(of.TCPDst, 1))}}
 		badTable := numbered(3, 1)
 		badTable.Instructions = of.Drop.Goto(1)
@@ -112,7 +111,7 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 		}
 		must.SliceLen(t, 400, flows(of.Filter{Table: 21}))
 	})
-	t.Run("a call that is given up leaves the connection usable", func(t *testing.T) {
+	t.Run("the connection survives a cancelled call", func(t *testing.T) {
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
 		_, err := conn.Flows(gone, all)
@@ -123,14 +122,14 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 		_, err = conn.Flows(ctx, all)
 		must.NoError(t, err)
 	})
-	t.Run("the end of the switch is seen", func(t *testing.T) {
+	t.Run("the end of the connection is reported", func(t *testing.T) {
 		conn, err := ovs.NewSwitch(instance.Config).Dial(ctx)
 		must.NoError(t, err)
 		instance.RestartSwitch()
 		select {
 		case <-conn.Done():
 		case <-ctx.Done():
-			t.Fatal("not seen")
+			t.Fatal("the connection did not end")
 		}
 		must.Error(t, conn.Err())
 		must.Error(t, conn.Apply(ctx, of.Add(numbered(1, 1))))

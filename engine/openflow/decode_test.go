@@ -10,7 +10,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// statsOf is flow as the switch would list it.
+// statsOf encodes a flow as the switch lists it.
 func statsOf(f Flow) []byte {
 	b := make([]byte, flowStatsLen)
 	b[2] = f.Table
@@ -46,8 +46,7 @@ func TestCanonicalMatch(t *testing.T) {
 	must.True(t, a == b, must.Sprintf("%s / %s", a, b))
 }
 
-// A field of somebody else's class keeps its form, so that a flow that names it
-// can be removed.
+// A field of the experimenter class keeps its form, so that a flow that matches it can be removed.
 func TestFieldOfExperimenter(t *testing.T) {
 	wire := []byte{0xff, 0xff, 42<<1 | 1, 8, 'O', 'N', 'F', 0, 0, 2, 0, 2} // tcp_flags=+syn
 	fields, err := parseOXMs(wire)
@@ -71,8 +70,7 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
-// FuzzDecode feeds the decoders of all that a switch sends: they must refuse or
-// give something that survives being encoded again.
+// FuzzDecode feeds the decoders of everything that a switch sends. What they accept must survive encoding.
 func FuzzDecode(f *testing.F) {
 	for _, tc := range golden {
 		f.Add(statsOf(tc.mod.flow))

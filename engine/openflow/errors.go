@@ -11,7 +11,7 @@ import (
 // Error is a refusal by the switch.
 type Error struct {
 	Type, Code uint16
-	// Request is what was refused, where that is known.
+	// Request is the refused change, if known.
 	Request string
 }
 
@@ -21,8 +21,7 @@ var errorTypes = map[uint16]string{
 	17: "bundle failed", 0xffff: "experimenter error",
 }
 
-// errorCodes are those that a flow mod, a dump or a bundle can meet, by type
-// and code.
+// errorCodes names the errors of flow mods, dumps and bundles by type and code.
 var errorCodes = map[[2]uint16]string{
 	{0, 0}: "incompatible version", {0, 1}: "permission denied",
 	{1, 0}: "version not supported", {1, 1}: "type not supported", {1, 2}: "multipart type not supported",
@@ -62,7 +61,7 @@ func (e *Error) Error() string {
 // parseError reads the body of an OFPT_ERROR.
 func parseError(b []byte) (*Error, error) {
 	if len(b) < 4 {
-		return nil, fmt.Errorf("error message cut short at %d bytes", len(b))
+		return nil, fmt.Errorf("error message is cut off at %d bytes", len(b))
 	}
 	return &Error{Type: binary.BigEndian.Uint16(b), Code: binary.BigEndian.Uint16(b[2:])}, nil
 }

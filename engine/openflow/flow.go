@@ -6,20 +6,19 @@ package openflow
 import (
 	"encoding/binary"
 	"fmt"
-	"time"
 )
 
-// Key is what a flow table holds at most one flow of.
+// Key identifies a flow in the switch.
 type Key struct {
 	Table    uint8
 	Priority uint16
 	Match    Match
 }
 
-// Flow is a flow as a controller wants it. Flows compare with ==.
+// Flow is a flow as a controller writes it. Flows compare with ==.
 type Flow struct {
 	Key
-	// Cookie is the caller's mark; the switch does not look at it.
+	// Cookie is the caller's mark. It means nothing to the switch.
 	Cookie       uint64
 	Instructions Instructions
 }
@@ -28,68 +27,44 @@ func (f Flow) String() string {
 	return fmt.Sprintf("table=%d,priority=%d,cookie=%#x,%s actions=%s", f.Table, f.Priority, f.Cookie, f.Match, f.Instructions)
 }
 
-// FlowStats is a flow as the switch has it.
+// FlowStats is a flow as the switch lists it.
 type FlowStats struct {
 	Flow
 	Packets, Bytes uint64
-	Age            time.Duration
-	// Foreign says that the flow carries timeouts or flags, which flows of ours
-	// never do.
+	// Foreign says that the flow has timeouts or flags, which this package never sets.
 	Foreign bool
 }
 
 // FlowMod is a change of a flow table.
 type FlowMod struct {
-	command    uint8
-	flow       Flow
-	cookieMask uint64
+	command uint8
+	flow    Flow
 }
 
 const (
 	commandAdd          = 0
-	commandModifyStrict = 2
-	commandDelete       = 3
 	commandDeleteStrict = 4
 )
 
-// Add inserts f, replacing a flow with the same Key and its counters.
+// Add inserts f in place of a flow with the same Key, whose counters are lost.
 func Add(f Flow) FlowMod { return FlowMod{command: commandAdd, flow: f} }
 
-// ModifyStrict gives the flow with f's Key the instructions of f and keeps its
-// cookie and counters. It does nothing if there is none.
-func ModifyStrict(f Flow) FlowMod { return FlowMod{command: commandModifyStrict, flow: f} }
-
-// DeleteStrict removes the flow with key k, if there is one.
+// DeleteStrict removes the flow with key k, if it exists.
 func DeleteStrict(k Key) FlowMod { return FlowMod{command: commandDeleteStrict, flow: Flow{Key: k}} }
 
-// DeleteCookie removes all flows of all tables whose cookie is cookie in the
-// bits of mask.
-func DeleteCookie(cookie, mask uint64) FlowMod {
-	return FlowMod{
-		command:    commandDelete,
-		flow:       Flow{Key: Key{Table: anyTable}, Cookie: cookie},
-		cookieMask: mask,
-	}
-}
-
 func (m FlowMod) String() string {
-	switch m.command {
-	case commandAdd:
+	if m.command == commandAdd {
 		return "add " + m.flow.String()
-	case commandModifyStrict:
-		return "modify " + m.flow.String()
-	case commandDeleteStrict:
-		return "delete " + m.flow.String()
 	}
-	return fmt.Sprintf("delete cookie=%#x/%#x", m.flow.Cookie, m.cookieMask)
+	return "delete " + m.flow.String()
 }
 
-// appendFlowMod appends a whole OFPT_FLOW_MOD message.
+// append appends an OFPT_FLOW_MOD message.
 func (m FlowMod) append(b []byte, xid uint32) ([]byte, error) {
 	start := len(b)
 	b = beginMessage(b, typeFlowMod, xid)
 	b = binary.BigEndian.AppendUint64(b, m.flow.Cookie)
-	b = binary.BigEndian.AppendUint64(b, m.cookieMask)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0)              // no cookie mask
 	b = append(b, m.flow.Table, m.command, 0, 0, 0, 0) // no timeouts
 	b = binary.BigEndian.AppendUint16(b, m.flow.Priority)
 	b = binary.BigEndian.AppendUint32(b, noBuffer)
@@ -108,7 +83,7 @@ func parseFlowStats(b []byte) ([]FlowStats, error) {
 	var flows []FlowStats
 	for len(b) > 0 {
 		if len(b) < flowStatsLen {
-			return nil, fmt.Errorf("flow statistics cut short at %d bytes", len(b))
+			return nil, fmt.Errorf("flow statistics are cut off at %d bytes", len(b))
 		}
 		n := int(binary.BigEndian.Uint16(b))
 		if n < flowStatsLen || n > len(b) {
@@ -124,8 +99,6 @@ func parseFlowStats(b []byte) ([]FlowStats, error) {
 				Cookie:       binary.BigEndian.Uint64(b[24:]),
 				Instructions: Instructions{string(rest)},
 			},
-			Age: time.Duration(binary.BigEndian.Uint32(b[4:]))*time.Second +
-				time.Duration(binary.BigEndian.Uint32(b[8:])),
 			// idle and hard timeout, flags, importance
 			Foreign: binary.BigEndian.Uint64(b[14:]) != 0,
 			Packets: binary.BigEndian.Uint64(b[32:]),
@@ -137,11 +110,11 @@ func parseFlowStats(b []byte) ([]FlowStats, error) {
 	return flows, nil
 }
 
-// Filter selects flows for a dump.
+// Filter selects flows to list.
 type Filter struct {
 	// Table is the table, or AllTables.
 	Table uint8
-	// Cookie is compared in the bits of CookieMask.
+	// Cookie is compared with the flows' in the bits of CookieMask.
 	Cookie, CookieMask uint64
 }
 
@@ -160,7 +133,7 @@ func (f Filter) append(b []byte) []byte {
 
 // Port is a port of the bridge.
 type Port struct {
-	// No is its OpenFlow number; the bridge itself has LocalPort.
+	// No is its OpenFlow number. That of the bridge's own device is LocalPort.
 	No   uint32
 	Name string
 }
@@ -173,7 +146,7 @@ func parsePorts(b []byte) ([]Port, error) {
 	var ports []Port
 	for len(b) > 0 {
 		if len(b) < 40 {
-			return nil, fmt.Errorf("port description cut short at %d bytes", len(b))
+			return nil, fmt.Errorf("port description is cut off at %d bytes", len(b))
 		}
 		n := int(binary.BigEndian.Uint16(b[4:]))
 		if n < 40 || n > len(b) {

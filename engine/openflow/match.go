@@ -13,14 +13,14 @@ import (
 	"strings"
 )
 
-// Field names a header field, a register or a piece of packet metadata: the
-// class and number of its OXM header, without length and mask bit.
+// Field identifies a header field, a register or packet metadata: the class and number in its OXM header, without
+// length and mask bit.
 type Field uint32
 
 func basic(n uint32) Field  { return Field(0x8000<<16 | n<<9) }
 func nicira(n uint32) Field { return Field(0x0001<<16 | n<<9) }
 
-// The fields that this package can name. Values are in network byte order.
+// The fields that this package has names for. Values are in network byte order.
 var (
 	InPort     = basic(0)
 	EthDst     = basic(3)
@@ -43,11 +43,10 @@ var (
 	CTLabel    = nicira(108)
 )
 
-// Reg is the 32-bit register number n, 0 to 15, that lives with a packet while
-// it is in the pipeline.
+// Reg returns the 32-bit register n, 0 to 15, which a packet has while it is in the pipeline.
 func Reg(n int) Field { return nicira(uint32(n)) }
 
-// Bits of CTState, as ovs-fields(7) lists them.
+// Bits of CTState, from ovs-fields(7).
 const (
 	CTNew         = 0x01
 	CTEstablished = 0x02
@@ -75,18 +74,17 @@ func (f Field) String() string {
 	return fmt.Sprintf("field(%#x,%d)", uint32(f)>>16, f>>9&0x7f)
 }
 
-// FieldMatch demands that Field, under Mask where there is one, equals Value.
+// FieldMatch matches packets whose Field equals Value in the bits of Mask.
 type FieldMatch struct {
 	Field Field
 	Value []byte
-	Mask  []byte // nil: every bit counts
+	Mask  []byte // nil: all bits
 
-	// Experimenter is whose field it is, for fields of the experimenters' class.
+	// Experimenter is the number of the organisation that defined a field of the experimenter class.
 	Experimenter uint32
 }
 
-// experimenterClass is the class of fields whose value begins with the number
-// of whoever defined them.
+// experimenterClass is the class of fields whose value begins with the number of an organisation.
 const experimenterClass = 0xffff
 
 func (m FieldMatch) String() string {
@@ -96,43 +94,42 @@ func (m FieldMatch) String() string {
 	return fmt.Sprintf("%s=%s/%s", m.Field, hex.EncodeToString(m.Value), hex.EncodeToString(m.Mask))
 }
 
-// Is8 matches an 8-bit field exactly.
+// Is8 matches all bits of an 8-bit field.
 func Is8(f Field, v uint8) FieldMatch { return FieldMatch{Field: f, Value: []byte{v}} }
 
-// Is16 matches a 16-bit field exactly.
+// Is16 matches all bits of a 16-bit field.
 func Is16(f Field, v uint16) FieldMatch {
 	return FieldMatch{Field: f, Value: binary.BigEndian.AppendUint16(nil, v)}
 }
 
-// Is32 matches a 32-bit field exactly.
+// Is32 matches all bits of a 32-bit field.
 func Is32(f Field, v uint32) FieldMatch {
 	return FieldMatch{Field: f, Value: binary.BigEndian.AppendUint32(nil, v)}
 }
 
-// Masked16 matches the bits of a 16-bit field that mask names.
+// Masked16 matches the bits of a 16-bit field that are set in mask.
 func Masked16(f Field, v, mask uint16) FieldMatch {
 	m := Is16(f, v)
 	m.Mask = binary.BigEndian.AppendUint16(nil, mask)
 	return m
 }
 
-// State matches bits of the connection state: all of set, none of clear.
+// State matches connections that have all of the state bits in set and none of those in clear.
 func State(set, clear uint32) FieldMatch {
 	m := Is32(CTState, set)
 	m.Mask = binary.BigEndian.AppendUint32(nil, set|clear)
 	return m
 }
 
-// Label matches a connection label whose value is v.
+// Label matches connections with the label v.
 func Label(v uint64) FieldMatch { return FieldMatch{Field: CTLabel, Value: LabelBytes(v)} }
 
-// LabelBytes is the 128-bit connection label with the value v.
+// LabelBytes returns the 128-bit connection label v.
 func LabelBytes(v uint64) []byte {
 	return binary.BigEndian.AppendUint64(make([]byte, 8, 16), v)
 }
 
-// Within matches an address field by prefix; the field must be of the prefix's
-// address family.
+// Within matches an address field by a prefix of the same address family.
 func Within(f Field, p netip.Prefix) FieldMatch {
 	p = p.Masked()
 	m := FieldMatch{Field: f, Value: p.Addr().AsSlice()}
@@ -143,12 +140,11 @@ func Within(f Field, p netip.Prefix) FieldMatch {
 	return m
 }
 
-// Match is a set of field matches in canonical wire form, so that two matches
-// of the same packets compare equal with ==.
+// Match is a set of field matches in canonical wire form, so that equal sets compare equal with ==.
 type Match struct{ oxm string }
 
-// NewMatch puts fields into canonical form: sorted so that a field comes after
-// those it presupposes, full masks dropped, empty ones left out.
+// NewMatch puts fields into canonical form: a field comes after its prerequisites, a mask of all bits is dropped, a field
+// with a mask of no bits is left out.
 func NewMatch(fields ...FieldMatch) Match {
 	fields = slices.Clone(fields)
 	slices.SortFunc(fields, func(a, b FieldMatch) int { return compareFields(a.Field, b.Field) })
@@ -159,8 +155,8 @@ func NewMatch(fields ...FieldMatch) Match {
 	return Match{string(b)}
 }
 
-// compareFields orders the basic class before extensions, and by number within:
-// Open vSwitch refuses a field that precedes its prerequisite.
+// compareFields orders the basic class before extensions, and fields of a class by number: Open vSwitch refuses a field
+// that precedes its prerequisite.
 func compareFields(a, b Field) int {
 	if ab, bb := a>>16 == 0x8000, b>>16 == 0x8000; ab != bb {
 		if ab {
@@ -198,17 +194,17 @@ func appendOXM(b []byte, f FieldMatch) []byte {
 	return append(b, f.Mask...)
 }
 
-// Fields lists what the match demands, in canonical order.
+// Fields returns the field matches in canonical order.
 func (m Match) Fields() []FieldMatch {
 	fields, err := parseOXMs([]byte(m.oxm))
 	if err != nil {
-		// A Match is only made by NewMatch and by parseMatch, which parsed it.
+		// Only NewMatch and parseMatch make a Match, and both write what parseOXMs reads.
 		panic("openflow: corrupt match: " + err.Error())
 	}
 	return fields
 }
 
-// Get is the value that the match demands of f in full or in part.
+// Get returns the match of field f, if there is one.
 func (m Match) Get(f Field) (FieldMatch, bool) {
 	for _, have := range m.Fields() {
 		if have.Field == f {
@@ -230,25 +226,25 @@ func parseOXMs(b []byte) ([]FieldMatch, error) {
 	var fields []FieldMatch
 	for len(b) > 0 {
 		if len(b) < 4 {
-			return nil, fmt.Errorf("match field header cut short at %d bytes", len(b))
+			return nil, fmt.Errorf("match field header is cut off at %d bytes", len(b))
 		}
 		header := binary.BigEndian.Uint32(b)
 		n := int(header & 0xff)
 		if len(b) < 4+n {
-			return nil, fmt.Errorf("match field of %d bytes cut short at %d", n, len(b)-4)
+			return nil, fmt.Errorf("match field of %d bytes is cut off at %d", n, len(b)-4)
 		}
 		f := FieldMatch{Field: Field(header &^ 0x1ff), Value: bytes.Clone(b[4 : 4+n])}
 		b = b[4+n:]
 		if header>>16 == experimenterClass {
 			if n < 4 {
-				return nil, fmt.Errorf("match field of an experimenter has %d bytes", n)
+				return nil, fmt.Errorf("match field of an experimenter has %d bytes, fewer than its number", n)
 			}
 			n -= 4
 			f.Experimenter, f.Value = binary.BigEndian.Uint32(f.Value), f.Value[4:]
 		}
 		if header&0x100 != 0 {
 			if n%2 != 0 {
-				return nil, fmt.Errorf("masked match field has odd length %d", n)
+				return nil, fmt.Errorf("masked match field has the odd length %d", n)
 			}
 			f.Value, f.Mask = f.Value[:n/2:n/2], f.Value[n/2:]
 		}
@@ -257,7 +253,7 @@ func parseOXMs(b []byte) ([]FieldMatch, error) {
 	return fields, nil
 }
 
-// appendMatch appends an ofp_match and its padding.
+// append appends an ofp_match and its padding.
 func (m Match) append(b []byte) []byte {
 	start := len(b)
 	b = binary.BigEndian.AppendUint16(b, 1) // OFPMT_OXM
@@ -266,10 +262,10 @@ func (m Match) append(b []byte) []byte {
 	return pad(b, start)
 }
 
-// parseMatch reads an ofp_match and returns what follows its padding.
+// parseMatch reads an ofp_match and returns the bytes after its padding.
 func parseMatch(b []byte) (Match, []byte, error) {
 	if len(b) < 4 {
-		return Match{}, nil, fmt.Errorf("match header cut short at %d bytes", len(b))
+		return Match{}, nil, fmt.Errorf("match header is cut off at %d bytes", len(b))
 	}
 	if t := binary.BigEndian.Uint16(b); t != 1 {
 		return Match{}, nil, fmt.Errorf("match type %d is not OXM", t)

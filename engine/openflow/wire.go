@@ -40,7 +40,7 @@ type message struct {
 	body []byte
 }
 
-// beginMessage appends a header whose length endMessage fills in.
+// beginMessage appends a header. endMessage sets its length.
 func beginMessage(b []byte, kind uint8, xid uint32) []byte {
 	b = append(b, version, kind, 0, 0)
 	return binary.BigEndian.AppendUint32(b, xid)
@@ -49,13 +49,13 @@ func beginMessage(b []byte, kind uint8, xid uint32) []byte {
 func endMessage(b []byte, start int) ([]byte, error) {
 	n := len(b) - start
 	if n > 0xffff {
-		return nil, fmt.Errorf("message of %d bytes is longer than OpenFlow allows", n)
+		return nil, fmt.Errorf("message of %d bytes exceeds the limit of OpenFlow", n)
 	}
 	binary.BigEndian.PutUint16(b[start+2:], uint16(n))
 	return b, nil
 }
 
-// pad appends zeroes until the length counted from start is a multiple of 8.
+// pad appends zeroes until the length from start is a multiple of 8.
 func pad(b []byte, start int) []byte {
 	for (len(b)-start)%8 != 0 {
 		b = append(b, 0)
@@ -63,5 +63,5 @@ func pad(b []byte, start int) []byte {
 	return b
 }
 
-// roundUp8 is n rounded up to a multiple of 8.
+// roundUp8 rounds n up to a multiple of 8.
 func roundUp8(n int) int { return (n + 7) &^ 7 }
