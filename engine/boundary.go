@@ -156,7 +156,7 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 		return nil, err
 	}
 	if opened {
-		// A switch that restarted lacks everything, which is no news flow by flow.
+		// Not Reconcile: a switch that restarted lacks every flow, and the log need not list them.
 		return nil, b.pipe.Set(ctx, b.state())
 	}
 	diff, err := b.pipe.Reconcile(ctx, b.state())

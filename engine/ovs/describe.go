@@ -14,15 +14,15 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// Names tells people what the numbers in flows stand for.
+// Names returns what the numbers in flows stand for, for people.
 type Names interface {
-	Class(class uint32) string // whose endpoints are of it
+	Class(class uint32) string // the identity whose endpoints have it
 	Port(no uint32) string     // where it leads
-	Entry(id uint64) string    // in whose name it admits
+	Entry(id uint64) string    // the contract of its connections
 }
 
-// Describe puts a flow into words: which packets, and what becomes of them. What
-// it has no words for stays as the switch writes it, with the reason.
+// Describe puts a flow into words: which packets it matches, and what it does with them. A flow that it cannot describe
+// is printed as a flow, with the reason.
 func Describe(f of.Flow, names Names) string {
 	d := describer{names}
 	packets, err := d.packets(f.Match)
@@ -32,10 +32,10 @@ func Describe(f of.Flow, names Names) string {
 			return fmt.Sprintf("table %s, priority %d: %s: %s", tableName(f.Table), f.Priority, packets, fate)
 		}
 	}
-	return fmt.Sprintf("%v (as the switch writes it: %v)", f, err)
+	return fmt.Sprintf("%v (cannot be described: %v)", f, err)
 }
 
-// Describe puts a difference into words, a sentence for each flow.
+// Describe puts a difference into words, one sentence for each flow.
 func (d Diff) Describe(names Names) []string {
 	var list []string
 	say := func(format string, args ...any) { list = append(list, fmt.Sprintf(format, args...)) }
@@ -46,15 +46,15 @@ func (d Diff) Describe(names Names) []string {
 		is := Describe(c.Have.Flow, names)
 		switch {
 		case c.Have.Instructions != c.Want.Instructions:
-			must, err := describer{names}.fate(c.Want)
+			expected, err := describer{names}.fate(c.Want)
 			if err != nil {
-				must = c.Want.Instructions.String()
+				expected = c.Want.Instructions.String()
 			}
-			say("altered flow: %s; must be: %s", is, must)
+			say("altered flow: %s; expected: %s", is, expected)
 		case c.Have.Cookie != c.Want.Cookie:
-			say("altered flow: %s; its cookie is %#x, must be %#x", is, c.Have.Cookie, c.Want.Cookie)
+			say("altered flow: %s; its cookie is %#x, expected %#x", is, c.Have.Cookie, c.Want.Cookie)
 		default:
-			say("altered flow: %s; it has timeouts or flags, which flows of ours never have", is)
+			say("altered flow: %s; it has timeouts or flags, expected none", is)
 		}
 	}
 	for _, f := range d.Removed {
@@ -78,12 +78,12 @@ func tableName(table uint8) string {
 
 type describer struct{ names Names }
 
-// protocolNames are those of header fields, whatever entries can name.
+// protocolNames are the names of IP protocols that flows match.
 var protocolNames = map[uint8]string{protoICMP: "icmp", 6: "tcp", 17: "udp", protoICMP6: "icmpv6", 132: "sctp"}
 
 const ethARP = 0x0806
 
-// packets says which packets a flow takes.
+// packets says which packets a flow matches.
 func (d describer) packets(m of.Match) (string, error) {
 	var protocol, version, state string
 	var words []string
@@ -91,7 +91,7 @@ func (d describer) packets(m of.Match) (string, error) {
 	for _, f := range m.Fields() {
 		exact := func(bytes int) (n uint64, err error) {
 			if f.Mask != nil || len(f.Value) != bytes {
-				return 0, fmt.Errorf("%s is not matched as a whole", f.Field)
+				return 0, fmt.Errorf("%s is matched with a mask or has an unexpected length", f.Field)
 			}
 			return number(f.Value), nil
 		}
@@ -100,7 +100,7 @@ func (d describer) packets(m of.Match) (string, error) {
 		switch f.Field {
 		case of.InPort:
 			if n, err = exact(4); err == nil {
-				say("coming in by %s", d.port(uint32(n)))
+				say("received on %s", d.port(uint32(n)))
 			}
 		case of.EthType:
 			if n, err = exact(2); err == nil {
@@ -123,7 +123,7 @@ func (d describer) packets(m of.Match) (string, error) {
 			}
 		case of.EthSrc, of.EthDst:
 			if f.Mask != nil || len(f.Value) != 6 {
-				err = fmt.Errorf("%s is not matched as a whole", f.Field)
+				err = fmt.Errorf("%s is matched with a mask or has an unexpected length", f.Field)
 				break
 			}
 			say("%s %s", direction(f.Field == of.EthSrc), MAC(f.Value))
@@ -159,7 +159,7 @@ func (d describer) packets(m of.Match) (string, error) {
 			}
 		case regDestination:
 			if n, err = exact(4); err == nil {
-				say("for %s", d.class(uint32(n)))
+				say("to %s", d.class(uint32(n)))
 			}
 		case regPort:
 			if n, err = exact(4); err == nil {
@@ -169,12 +169,12 @@ func (d describer) packets(m of.Match) (string, error) {
 			state, err = stateText(f)
 		case of.CTLabel:
 			if f.Mask != nil || len(f.Value) != 16 || number(f.Value[:8]) != 0 {
-				err = fmt.Errorf("%s is none of ours", f.Field)
+				err = fmt.Errorf("%s is not the number of an entry", f.Field)
 				break
 			}
 			say("of connections of %s", d.names.Entry(number(f.Value[8:])))
 		default:
-			err = fmt.Errorf("there are no words for matching %s", f.Field)
+			err = fmt.Errorf("no description for matching %s", f.Field)
 		}
 		if err != nil {
 			return "", err
@@ -202,7 +202,7 @@ func direction(source bool) string {
 	return "to"
 }
 
-// number reads up to eight bytes in network order.
+// number decodes up to eight bytes in network order.
 func number(b []byte) (n uint64) {
 	for _, c := range b {
 		n = n<<8 | uint64(c)
@@ -210,7 +210,7 @@ func number(b []byte) (n uint64) {
 	return n
 }
 
-// prefixOf returns the prefix that an address field is matched by.
+// prefixOf returns the prefix of a match of an address field.
 func prefixOf(f of.FieldMatch) (netip.Prefix, error) {
 	addr, ok := netip.AddrFromSlice(f.Value)
 	if !ok {
@@ -223,14 +223,14 @@ func prefixOf(f of.FieldMatch) (netip.Prefix, error) {
 			ones += bits.OnesCount8(b)
 		}
 		if within := of.Within(f.Field, netip.PrefixFrom(addr, ones)); !slices.Equal(within.Mask, f.Mask) {
-			return netip.Prefix{}, fmt.Errorf("the mask of %s is no prefix", f.Field)
+			return netip.Prefix{}, fmt.Errorf("the mask of %s is not a prefix", f.Field)
 		}
 		length = ones
 	}
 	return netip.PrefixFrom(addr, length), nil
 }
 
-// portsOf returns the ports that a port field is matched by.
+// portsOf returns the ports of a match of a port field.
 func portsOf(f of.FieldMatch) (PortRange, error) {
 	if len(f.Value) != 2 {
 		return PortRange{}, fmt.Errorf("%s has %d bytes", f.Field, len(f.Value))
@@ -240,12 +240,12 @@ func portsOf(f of.FieldMatch) (PortRange, error) {
 		m.Mask = binary.BigEndian.Uint16(f.Mask)
 	}
 	if free := ^m.Mask; free&(free+1) != 0 {
-		return PortRange{}, fmt.Errorf("the mask of %s is no range", f.Field)
+		return PortRange{}, fmt.Errorf("the mask of %s is not a range", f.Field)
 	}
 	return m.ports(), nil
 }
 
-// stateText says what is demanded of the state of a connection.
+// stateText puts a match of the connection state into words.
 func stateText(f of.FieldMatch) (string, error) {
 	if len(f.Value) != 4 {
 		return "", fmt.Errorf("%s has %d bytes", f.Field, len(f.Value))
@@ -259,11 +259,11 @@ func stateText(f of.FieldMatch) (string, error) {
 		bit     uint32
 		set, no string
 	}{
-		{of.CTInvalid, "that fit no connection", "that are valid"},
+		{of.CTInvalid, "in an invalid connection state", "in a valid connection state"},
 		{of.CTNew, "that open a connection", "that open no connection"},
-		{of.CTEstablished, "of a connection that exists", "of no connection that exists"},
-		{of.CTRelated, "about a connection that exists", "that are not about another connection"},
-		{of.CTReply, "that answer", "in the direction of the first packet"},
+		{of.CTEstablished, "of an established connection", "of no established connection"},
+		{of.CTRelated, "related to a connection", "not related to another connection"},
+		{of.CTReply, "in reply direction", "in original direction"},
 	} {
 		switch {
 		case mask&flag.bit == 0:
@@ -287,15 +287,15 @@ func stateText(f of.FieldMatch) (string, error) {
 
 func (d describer) class(class uint32) string {
 	if class == routerClass {
-		return "a router on the way"
+		return "a router on the path"
 	}
 	return d.names.Class(class)
 }
 
-// Port numbers of OpenFlow that are no devices.
+// reservedPorts are the port numbers of OpenFlow that are not devices.
 var reservedPorts = map[uint32]string{
-	0xfffffff8: "the port of their arrival", 0xfffffff9: "the tables, from the beginning", 0xfffffffa: "whatever port a learning switch would take",
-	0xfffffffb: "all ports but that of their arrival, as a learning switch does", 0xfffffffc: "all ports", 0xfffffffd: "the controller of the switch", of.LocalPort: "the bridge's own device",
+	0xfffffff8: "the ingress port", 0xfffffff9: "the flow tables again, from the first one", 0xfffffffa: "the port that MAC learning chooses",
+	0xfffffffb: "all ports except the ingress port", 0xfffffffc: "all ports", 0xfffffffd: "the switch's controller", of.LocalPort: "the bridge's own device",
 }
 
 func (d describer) port(no uint32) string {
@@ -305,7 +305,7 @@ func (d describer) port(no uint32) string {
 	return d.names.Port(no)
 }
 
-// fate says what becomes of the packets of a flow.
+// fate says what a flow does with its packets.
 func (d describer) fate(f of.Flow) (string, error) {
 	actions, next, err := f.Instructions.Decode()
 	if err != nil {
@@ -321,9 +321,9 @@ func (d describer) fate(f of.Flow) (string, error) {
 	}
 	switch {
 	case next >= 0:
-		words = append(words, "go on to table "+tableName(uint8(next)))
+		words = append(words, "go to table "+tableName(uint8(next)))
 	case len(words) == 0:
-		words = append(words, "dropped")
+		words = append(words, "drop")
 		if n := f.Cookie & maxID; f.Cookie>>cookieShift == cookieDrop && n >= 1 && n <= uint64(len(dropReasons)) {
 			words[0] += " as " + dropReasons[n-1]
 		}
@@ -334,46 +334,46 @@ func (d describer) fate(f of.Flow) (string, error) {
 func (d describer) action(a of.Action) (string, error) {
 	switch a := a.(type) {
 	case of.Output:
-		return "out by " + d.port(a.Port), nil
+		return "output to " + d.port(a.Port), nil
 	case of.SetField:
 		return d.set(a)
 	case of.CT:
 		return d.track(a)
 	}
-	return "", fmt.Errorf("there are no words for the action %v", a)
+	return "", fmt.Errorf("no description for the action %v", a)
 }
 
 func (d describer) set(a of.SetField) (string, error) {
 	switch {
 	case a.Field == of.EthSrc && len(a.Value) == 6:
-		return "given source " + MAC(a.Value).String(), nil
+		return "set source MAC " + MAC(a.Value).String(), nil
 	case a.Field == of.EthDst && len(a.Value) == 6:
-		return "given destination " + MAC(a.Value).String(), nil
+		return "set destination MAC " + MAC(a.Value).String(), nil
 	case a.Field == regSource && len(a.Value) == 4:
-		return "taken to be from " + d.class(uint32(number(a.Value))), nil
+		return "source is " + d.class(uint32(number(a.Value))), nil
 	case a.Field == regDestination && len(a.Value) == 4:
-		return "taken to be for " + d.class(uint32(number(a.Value))), nil
+		return "destination is " + d.class(uint32(number(a.Value))), nil
 	case a.Field == regPort && len(a.Value) == 4:
-		return "to leave by " + d.port(uint32(number(a.Value))), nil
+		return "output port is " + d.port(uint32(number(a.Value))), nil
 	}
-	return "", fmt.Errorf("there are no words for setting %s", a.Field)
+	return "", fmt.Errorf("no description for setting %s", a.Field)
 }
 
 func (d describer) track(a of.CT) (string, error) {
-	text := "tracked"
+	text := "track the connection"
 	if a.Commit {
-		text = "their connection is remembered"
+		text = "commit the connection"
 	}
 	for _, exec := range a.Exec {
 		label, ok := exec.(of.SetField)
 		if !ok || label.Field != of.CTLabel || len(label.Value) != 16 || number(label.Value[:8]) != 0 {
-			return "", fmt.Errorf("there are no words for the action %v on a connection", exec)
+			return "", fmt.Errorf("no description for the action %v on a connection", exec)
 		}
-		text += " as one of " + d.names.Entry(number(label.Value[8:]))
+		text += " to " + d.names.Entry(number(label.Value[8:]))
 	}
 	text += fmt.Sprintf(" in zone %d", a.Zone)
 	if a.Table != nil {
-		text += ", go on to table " + tableName(*a.Table)
+		text += ", go to table " + tableName(*a.Table)
 	}
 	return text, nil
 }

@@ -15,14 +15,14 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// plainNames names numbers by themselves.
+// plainNames makes names of the numbers.
 type plainNames struct{}
 
 func (plainNames) Class(c uint32) string  { return fmt.Sprintf("class-%d", c) }
 func (plainNames) Port(no uint32) string  { return fmt.Sprintf("port-%d", no) }
 func (plainNames) Entry(id uint64) string { return fmt.Sprintf("entry-%d", id) }
 
-const notInWords = "(as the switch writes it: "
+const notInWords = "(cannot be described: "
 
 func TestDescribe(t *testing.T) {
 	port := Port{No: 3, MAC: MAC{2, 0, 0, 0, 0, 1}, Peer: MAC{2, 0, 0, 0, 0, 2}, Routers: true}
@@ -36,26 +36,26 @@ func TestDescribe(t *testing.T) {
 		}
 	}
 	must.Eq(t, strings.TrimSpace(`
-table output, priority 100: packets leaving by port-3: given source 02:00:00:00:00:01, given destination 02:00:00:00:00:02, out by port-3
-table source, priority 10: icmp over IPv4 coming in by port-3 of type 3 with code 4: taken to be from a router on the way, go on to table destination
-table source, priority 10: icmpv6 over IPv6 coming in by port-3 of type 2 with code 0: taken to be from a router on the way, go on to table destination
-table source, priority 132: IPv4 coming in by port-3 from 10.0.0.1: taken to be from class-11, go on to table destination
-table destination, priority 132: IPv4 to 10.0.0.1: taken to be for class-11, to leave by port-3, go on to table track
-table source, priority 164: IPv6 coming in by port-3 from fd00::/64: taken to be from class-11, go on to table destination
-table destination, priority 164: IPv6 to fd00::/64: taken to be for class-11, to leave by port-3, go on to table track
-table state, priority 500: packets from class-11 for class-12 of connections of entry-7 in the direction of the first packet: go on to table output
-table state, priority 500: packets from class-12 for class-11 of connections of entry-7 that answer: go on to table output
-table state, priority 500: packets from a router on the way of connections of entry-7 about a connection that exists: go on to table output
-table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 for class-12: their connection is remembered as one of entry-7 in zone 1, go on to table output
-table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 for class-12: their connection is remembered as one of entry-7 in zone 1, go on to table output
-table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 for class-12: their connection is remembered as one of entry-8 in zone 1, go on to table output
-table state, priority 2000: every packet: go on to table output
-table source, priority 3: IPv4: go on to table destination
-table source, priority 3: IPv6: go on to table destination
+table output, priority 100: packets leaving by port-3: set source MAC 02:00:00:00:00:01, set destination MAC 02:00:00:00:00:02, output to port-3
+table source, priority 10: icmp over IPv4 received on port-3 of type 3 with code 4: source is a router on the path, go to table destination
+table source, priority 10: icmpv6 over IPv6 received on port-3 of type 2 with code 0: source is a router on the path, go to table destination
+table source, priority 132: IPv4 received on port-3 from 10.0.0.1: source is class-11, go to table destination
+table destination, priority 132: IPv4 to 10.0.0.1: destination is class-11, output port is port-3, go to table track
+table source, priority 164: IPv6 received on port-3 from fd00::/64: source is class-11, go to table destination
+table destination, priority 164: IPv6 to fd00::/64: destination is class-11, output port is port-3, go to table track
+table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: go to table output
+table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table output
+table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table output
+table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table output
+table state, priority 2000: every packet: go to table output
+table source, priority 3: IPv4: go to table destination
+table source, priority 3: IPv6: go to table destination
 `), strings.Join(have, "\n"))
 }
 
-// All that a pipeline writes can be put into words.
+// Every flow that a pipeline writes can be described.
 func TestOwnFlowsHaveWords(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		w := newWanted(uint16(rapid.IntRange(0, 9).Draw(t, "zone")))
@@ -92,7 +92,7 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 	})
 }
 
-// Whatever a switch holds is described: in words, or as it is with the reason.
+// Any flow is described in words, or printed with the reason why not.
 func TestAnyFlowIsDescribed(t *testing.T) {
 	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3)}
 	rapid.Check(t, func(t *rapid.T) {

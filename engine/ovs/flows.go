@@ -9,7 +9,7 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// The tables, in the order in which a packet meets them.
+// The tables, in the order in which packets pass them.
 const (
 	tableSource uint8 = iota
 	tableDestination
@@ -21,7 +21,7 @@ const (
 	tablePoke uint8 = 253
 )
 
-// A cookie's first byte says what a flow belongs to, the rest which one.
+// The first byte of a cookie is the kind of part that a flow belongs to; the rest is the part's number.
 const (
 	cookieBase uint64 = iota + 1
 	cookieDrop
@@ -35,7 +35,7 @@ const (
 
 func cookie(kind, number uint64) uint64 { return kind<<cookieShift | number }
 
-// Reasons for which packets are dropped, as Drops names them.
+// Reasons why packets are dropped, as Drops names them.
 const (
 	DropNotIP              = "not unicast ip"
 	DropUnknownSource      = "unknown source"
@@ -46,7 +46,7 @@ const (
 	DropNoPort             = "no port"
 )
 
-// dropReasons numbers the reasons, from 1, as cookies of drop flows.
+// dropReasons numbers the reasons, from 1, for the cookies of drop flows.
 var dropReasons = []string{
 	DropNotIP, DropUnknownSource, DropUnknownDestination, DropInvalid,
 	DropNoContract, DropEntryGone, DropNoPort,
@@ -81,7 +81,7 @@ var (
 
 	portFields = map[uint8]of.Field{6: of.TCPDst, 17: of.UDPDst, 132: of.SCTPDst}
 
-	// typeFields are the protocols with types of messages instead of ports.
+	// typeFields are the protocols that have message types instead of ports.
 	typeFields = map[uint8]struct {
 		field of.Field
 		eth   uint16
@@ -109,18 +109,18 @@ func drop(table uint8, priority uint16, reason string, match ...of.FieldMatch) o
 	panic("ovs: unknown drop reason " + reason)
 }
 
-// baseFlows are there before any port, endpoint or entry.
+// baseFlows are the flows of an empty State.
 func baseFlows(zone uint16) []of.Flow {
 	state := tableState
 	base := cookie(cookieBase, 0)
 	flows := []of.Flow{
 		drop(tableSource, priorityMiss, DropNotIP),
-		// Neighbour discovery and listener reports of the ports' own kernels.
+		// Neighbour discovery and multicast listener reports of the kernels behind the ports.
 		drop(tableSource, priorityMulticast, DropNotIP, of.Is16(of.EthType, ethIPv6),
 			of.Within(of.IPv6Dst, netip.MustParsePrefix("ff00::/8"))),
 		drop(tableDestination, priorityMiss, DropUnknownDestination),
 		drop(tableState, priorityInvalid, DropInvalid, of.State(of.CTTracked|of.CTInvalid, 0)),
-		// An error report about a connection that no longer passes opens nothing.
+		// An error report about a connection that no longer passes must not open one.
 		drop(tableState, priorityRelated, DropEntryGone, of.State(of.CTTracked|of.CTRelated, 0)),
 		flow(tableState, priorityJudge, base, of.Drop.Goto(tablePolicy), of.State(of.CTTracked|of.CTNew, 0)),
 		flow(tableState, priorityJudge, base, of.Drop.Goto(tablePolicy), of.State(of.CTTracked|of.CTEstablished, 0)),
@@ -138,8 +138,8 @@ func baseFlows(zone uint16) []of.Flow {
 	return flows
 }
 
-// passAllFlows let every packet pass whose destination is known. Connections
-// are still tracked, so that those under way survive the return of the policy.
+// passAllFlows let every packet to a known destination pass. Connections are still tracked, so that those that exist
+// survive the return of the policy.
 func passAllFlows() []of.Flow {
 	c := cookie(cookiePassAll, 0)
 	flows := []of.Flow{flow(tableState, priorityPassAll, c, of.Drop.Goto(tableOutput))}
@@ -190,7 +190,7 @@ func (e Endpoint) flows() []of.Flow {
 	return flows
 }
 
-// stateFlows let the connections of the entry live.
+// stateFlows let packets of the entry's connections pass.
 func (e Entry) stateFlows() []of.Flow {
 	c := cookie(cookieEntry, e.ID)
 	pass := of.Drop.Goto(tableOutput)
@@ -204,8 +204,7 @@ func (e Entry) stateFlows() []of.Flow {
 	}
 }
 
-// policyFlows let new connections begin. Another entry may have some of the
-// same.
+// policyFlows admit new connections. Another entry may have flows with the same keys.
 func (e Entry) policyFlows(zone uint16) []of.Flow {
 	c := cookie(cookieEntry, e.ID)
 	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: []of.Action{
@@ -218,7 +217,7 @@ func (e Entry) policyFlows(zone uint16) []of.Flow {
 	}
 	for _, r := range e.Ports {
 		if icmp, ok := typeFields[e.Protocol]; ok {
-			// A type has no mask: all of them are one flow, others one each.
+			// A switch cannot mask a type: all types are one flow, others one flow each.
 			if r == allTypes {
 				begin(icmp.eth)
 				continue

@@ -114,7 +114,7 @@ func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, e
 }
 
 // SetPassAll switches the policy off or on again, for tests of the other layers: every packet to a known destination
-// passes, whoever sent it. It does not survive this process: the next one's Set takes it back.
+// passes, from any source. The first Set of the next process switches the policy on again.
 func (p *Pipeline) SetPassAll(ctx context.Context, on bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -130,7 +130,7 @@ func (p *Pipeline) SetPassAll(ctx context.Context, on bool) error {
 	return nil
 }
 
-// PassAll says that the policy is switched off. A status must show it.
+// PassAll says whether the policy is switched off. A status must show it.
 func (p *Pipeline) PassAll() bool { return p.passAll.Load() }
 
 // write brings the tables and then the datapath from one side of a difference to the other.

@@ -153,8 +153,7 @@ func answers(c net.Conn, wait time.Duration) error {
 	return err
 }
 
-// dropped waits until more than that many packets were dropped for a reason:
-// counters lag.
+// dropped waits until more than that many packets were dropped for a reason: counters lag.
 func (f *fixture) dropped(reason string, more uint64) {
 	f.t.Helper()
 	var n uint64
@@ -177,7 +176,7 @@ func TestPipeline(t *testing.T) {
 	must.SliceEmpty(t, diff.Changed)
 	must.SliceEmpty(t, diff.Removed)
 
-	t.Run("what was written is what is read", func(t *testing.T) {
+	t.Run("what is read back is what was written", func(t *testing.T) {
 		diff, err := f.p.Reconcile(ctx, f.state)
 		must.NoError(t, err)
 		must.True(t, diff.Empty(), must.Sprintf("%v", diff))
@@ -221,8 +220,8 @@ func TestPipeline(t *testing.T) {
 		f.dropped(ovs.DropUnknownSource, 0)
 		f.dropped(ovs.DropUnknownDestination, 0)
 	})
-	t.Run("an address is nothing without its port", func(t *testing.T) {
-		// b takes a's address, and with it a's right to call b's class.
+	t.Run("an address counts only at its port", func(t *testing.T) {
+		// b uses a's address, whose class may open connections to b's class.
 		ovstest.Run(t, "ip", "-n", f.b, "addr", "add", "10.0.0.1/32", "dev", "eth0")
 		defer ovstest.Run(t, "ip", "-n", f.b, "addr", "del", "10.0.0.1/32", "dev", "eth0")
 		before, err := f.p.Drops(ctx)
@@ -300,7 +299,7 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 			must.Positive(t, arrived(toClient, 10*time.Millisecond))
 
 			f.setEntries()
-			// What passed before the deletion may still lie in queues.
+			// Packets that passed before may still be in queues.
 			time.Sleep(20 * time.Millisecond)
 			arrived(toServer, 0)
 			arrived(toClient, 0)
@@ -313,7 +312,7 @@ func TestDeletedEntryCutsBothDirections(t *testing.T) {
 			f.dropped(ovs.DropNoContract, 0)
 			f.dropped(ovs.DropEntryGone, 0)
 
-			// Another entry for the same packets takes the connection over.
+			// Another entry that admits the same packets takes over the connection.
 			again := entry
 			again.ID = entryAB2
 			f.setEntries(again)
@@ -382,7 +381,7 @@ func TestPassAll(t *testing.T) {
 	must.NoError(t, f.p.SetPassAll(ctx, false))
 	must.Error(t, answers(c, time.Second))
 
-	// It does not outlive the process that set it.
+	// It ends with the process that set it.
 	must.NoError(t, f.p.SetPassAll(ctx, true))
 	f.p = ovs.NewPipeline(7, f.sw.Revalidated)
 	f.connect()
@@ -457,7 +456,7 @@ func TestRefusedInput(t *testing.T) {
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, thief) }), "belongs to endpoint 1"},
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, s.Endpoints[1]) }), "endpoint 2 is in the state twice"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2"},
-		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "no type"},
+		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "not a message type"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards"},
 		{with(func(s *ovs.State) { s.Ports = append(s.Ports, ovs.Port{}) }), "port 0"},
 		{ovs.State{Endpoints: []ovs.Endpoint{f.state.Endpoints[0], thief}}, "belongs to"},
@@ -497,18 +496,18 @@ func TestTooBig(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, answers(c, time.Second))
 
-	// Whether a's TCP believes it is not ours to test: it arrives.
+	// Whether a's TCP believes it is not tested, only that it arrives.
 	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40000)
 	must.Eq(t, uint64(1), icmpIn(t, f.a))
 
-	// One about a connection that does not exist stops at the switch.
+	// A report about a connection that does not exist is dropped.
 	before, err := f.p.Drops(ctx)
 	must.NoError(t, err)
 	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40001)
 	f.dropped(ovs.DropInvalid, before[ovs.DropInvalid])
 	must.Eq(t, uint64(1), icmpIn(t, f.a))
 
-	// And with the entry gone, that about the connection too.
+	// Without the entry, so is a report about its connection.
 	f.setEntries()
 	sendTooBig(t, f.b, netip.MustParseAddr("192.0.2.1"), 40000)
 	f.dropped(ovs.DropEntryGone, 0)

@@ -41,7 +41,7 @@ func TestEcho(t *testing.T) {
 	must.True(t, pings(f.a, "fd00::2"))
 }
 
-// What is read back is what was written, for entries of every protocol.
+// Dump returns entries of every protocol as they were written.
 func TestDumpOfAllProtocols(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()

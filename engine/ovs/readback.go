@@ -136,7 +136,7 @@ func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
 			}
 		case of.IPv4Src, of.IPv4Dst, of.IPv6Src, of.IPv6Dst:
 			addr, _ := netip.AddrFromSlice(m.Value)
-			// The priority tells the length; a hand-made flow may lie.
+			// The priority is the length of the prefix, but not always in a flow that was written by hand.
 			prefix, err := addr.Prefix(int(f.Priority) - priorityPrefix)
 			if err == nil && !slices.Contains(e.Prefixes, prefix) {
 				e.Prefixes = append(e.Prefixes, prefix)
@@ -166,7 +166,7 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
 	case tablePolicy:
-		if e.Src == 0 { // its connections cannot live, which is another matter
+		if e.Src == 0 { // unless the state flows say it
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
 		for protocol, field := range portFields {
@@ -192,7 +192,7 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 		} else if _, types := typeFields[e.Protocol]; types {
 			e.Ports = append(e.Ports, allTypes)
 		} else {
-			e.Ports = append(e.Ports, PortRange{0, 65535}) // the mask of all ports is no mask
+			e.Ports = append(e.Ports, PortRange{0, 65535}) // a match of all ports has no port field
 		}
 	}
 	return e

@@ -18,58 +18,56 @@ type MAC [6]byte
 
 func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 
-// Port is a port of the bridge on which endpoints are.
+// Port is a port of the bridge.
 type Port struct {
 	// No is the OpenFlow port number.
 	No uint32
-	// MAC is the source address of what leaves by the port, Peer its
-	// destination: the device at the far end.
+	// MAC is the source address of packets that leave by the port. Peer is their destination address: that of the
+	// device at the far end.
 	MAC, Peer MAC
-	// Routers says that routers beyond the port may report, from any address,
-	// that a packet of a connection that passes was too big.
+	// Routers says that routers beyond the port may report, from any address, that a packet of an admitted connection
+	// was too big.
 	Routers bool
 }
 
-// Endpoint is a set of addresses with one class. A running instance has host
-// prefixes; a party outside the fabric may have wider ones, of which the
-// longest that matches counts.
+// Endpoint is a set of addresses with one class. A running instance has host prefixes; a party outside the fabric may
+// have wider ones, of which the longest match counts.
 type Endpoint struct {
 	// ID is the caller's number, from 1 to 2^56-1.
 	ID uint64
-	// Prefixes are its addresses. No two endpoints have the same prefix.
+	// Prefixes are its addresses. Two endpoints must not have the same prefix.
 	Prefixes []netip.Prefix
-	// SourcePorts are the ports by which its packets may come in.
+	// SourcePorts are the ports by which packets from it may arrive.
 	SourcePorts []uint32
-	// OutPort leads to it.
+	// OutPort is the port by which packets to it leave.
 	OutPort uint32
-	// Class is the caller's number for who it is, from 1 to 2^32-2.
+	// Class is the caller's number for its identity, from 1 to 2^32-2.
 	Class uint32
 }
 
 // Entry lets endpoints of class Src open connections to those of class Dst.
 type Entry struct {
-	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it
-	// must not be used again while connections of a deleted entry may live.
+	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it must not be reused while connections of
+	// a deleted entry may exist.
 	ID       uint64
 	Src, Dst uint32
 	// Protocol is 1 (ICMP), 6 (TCP), 17 (UDP), 58 (ICMPv6) or 132 (SCTP).
 	Protocol uint8
-	// Ports are destination ports; of ICMP and ICMPv6, the types of messages
-	// that begin an exchange.
+	// Ports are destination ports. For ICMP and ICMPv6 they are the types of messages that begin an exchange.
 	Ports []PortRange
 }
 
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
-// State is all that a pipeline enforces.
+// State is everything that a pipeline enforces.
 type State struct {
 	Ports     []Port
 	Endpoints []Endpoint
 	Entries   []Entry
 }
 
-// routerClass is the source class of a router's error report.
+// routerClass is the source class of error reports from routers.
 const routerClass = 0xffffffff
 
 const maxID = 1<<56 - 1
@@ -93,14 +91,14 @@ func (e *Entry) equal(o *Entry) bool {
 	return e.ID == o.ID && e.Src == o.Src && e.Dst == o.Dst && e.Protocol == o.Protocol && same(e.Ports, o.Ports)
 }
 
-// same is slices.Equal that does not read what both share.
+// same is slices.Equal, but does not read an array that both slices share.
 func same[T comparable](a, b []T) bool {
 	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
 }
 
 func (p *Port) check() error {
 	if p.No == 0 || p.No >= 0xffffff00 {
-		return fmt.Errorf("%s: the number is not one of a device", p.name())
+		return fmt.Errorf("%s: the number is not that of a device", p.name())
 	}
 	return nil
 }
@@ -134,19 +132,19 @@ func (e *Entry) check() error {
 	}
 	for _, r := range e.Ports {
 		if types && r.Last > allTypes.Last {
-			return fmt.Errorf("%s: %d is no type of a message", e.name(), r.Last)
+			return fmt.Errorf("%s: %d is not a message type", e.name(), r.Last)
 		}
 		if r.First > r.Last {
-			return fmt.Errorf("%s: ports %d-%d run backwards", e.name(), r.First, r.Last)
+			return fmt.Errorf("%s: the port range %d-%d is backwards", e.name(), r.First, r.Last)
 		}
 	}
 	return nil
 }
 
-// maskedPort is the ports that equal Value in the bits of Mask.
+// maskedPort is the set of ports that equal Value in the bits of Mask.
 type maskedPort struct{ Value, Mask uint16 }
 
-// masks splits a range into the fewest masked ports that cover it exactly.
+// masks returns the fewest masked ports that cover the range exactly.
 func (r PortRange) masks() []maskedPort {
 	var out []maskedPort
 	for _, b := range portrange.Split(r.First, r.Last) {
@@ -175,7 +173,7 @@ func (s State) tidy() State {
 	return t
 }
 
-// join merges ranges that touch or overlap.
+// join merges adjacent and overlapping ranges.
 func join(ranges []PortRange) []PortRange {
 	sorted := slices.SortedFunc(slices.Values(ranges), func(a, b PortRange) int { return int(a.First) - int(b.First) })
 	var out []PortRange

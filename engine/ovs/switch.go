@@ -16,32 +16,31 @@ import (
 	"strings"
 	"time"
 
-	"github.com/digitalocean/go-openvswitch/ovs"
+	govs "github.com/digitalocean/go-openvswitch/ovs"
 	"github.com/vishvananda/netlink"
 
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// Config says where one Open vSwitch is. Several may run on one machine.
+// Config says how to reach one Open vSwitch. Several may run on one machine.
 type Config struct {
-	// RunDir is the OVS_RUNDIR of its daemons.
+	// RunDir is the run directory of its daemons (OVS_RUNDIR).
 	RunDir string
 	// Database is the path of ovsdb-server's unix socket; RunDir/db.sock if empty.
 	Database string
-	// Control is the path of ovs-vswitchd's control socket. If empty it is found
-	// by RunDir/ovs-vswitchd.pid.
+	// Control is the path of ovs-vswitchd's control socket. If empty, it follows from RunDir/ovs-vswitchd.pid.
 	Control string
 	// Bridge is the bridge's name.
 	Bridge string
-	// Datapath is "system", the kernel's, or "netdev", in user space. If empty it
-	// is the kernel's where there is one.
+	// Datapath is "system", the kernel's, or "netdev", in user space. If empty, it is the kernel's if the kernel has
+	// one.
 	Datapath string
 }
 
 // Switch manages the bridge that Config names.
 type Switch struct{ config Config }
 
-// NewSwitch does not touch the switch yet.
+// NewSwitch returns a Switch. It does not access Open vSwitch.
 func NewSwitch(config Config) *Switch {
 	if config.Database == "" {
 		config.Database = filepath.Join(config.RunDir, "db.sock")
@@ -49,13 +48,12 @@ func NewSwitch(config Config) *Switch {
 	return &Switch{config: config}
 }
 
-// toolTimeout bounds a call of an Open vSwitch tool, which otherwise waits for
-// ever for a daemon that does not come.
+// toolTimeout bounds a call of an Open vSwitch tool, which otherwise waits forever for a daemon that does not run.
 const toolTimeout = 10 * time.Second
 
-// client makes go-openvswitch run the tools against our database and within ctx.
-func (s *Switch) client(ctx context.Context) *ovs.Client {
-	return ovs.New(ovs.Exec(func(cmd string, args ...string) ([]byte, error) {
+// client returns a go-openvswitch client that runs the tools with our database and within ctx.
+func (s *Switch) client(ctx context.Context) *govs.Client {
+	return govs.New(govs.Exec(func(cmd string, args ...string) ([]byte, error) {
 		return s.run(ctx, cmd, args...)
 	}))
 }
@@ -76,8 +74,7 @@ func (s *Switch) run(ctx context.Context, cmd string, args ...string) ([]byte, e
 	return stdout.Bytes(), nil
 }
 
-// Create makes the bridge if it is not there. A bridge without flows drops
-// everything.
+// Create makes the bridge if it does not exist. A bridge without flows drops everything.
 func (s *Switch) Create(ctx context.Context) error {
 	datapath := s.config.Datapath
 	if datapath == "" {
@@ -86,26 +83,18 @@ func (s *Switch) Create(ctx context.Context) error {
 			datapath = "system"
 		}
 	}
-	// Not go-openvswitch's AddBridge: the bridge must never be there with the
-	// default fail mode, which forwards, nor with another datapath.
+	// Not by go-openvswitch's AddBridge: the bridge must never exist with the default fail mode, which forwards
+	// packets, nor with another datapath.
 	if _, err := s.run(ctx, "ovs-vsctl", "--may-exist", "add-br", s.config.Bridge, "--",
-		"set", "bridge", s.config.Bridge, "fail_mode="+string(ovs.FailModeSecure), "datapath_type="+datapath,
-		"protocols="+ovs.ProtocolOpenFlow13+","+ovs.ProtocolOpenFlow14, "mcast_snooping_enable=false"); err != nil {
+		"set", "bridge", s.config.Bridge, "fail_mode="+string(govs.FailModeSecure), "datapath_type="+datapath,
+		"protocols="+govs.ProtocolOpenFlow13+","+govs.ProtocolOpenFlow14, "mcast_snooping_enable=false"); err != nil {
 		return fmt.Errorf("create bridge %s: %w", s.config.Bridge, err)
 	}
 	return nil
 }
 
-// Delete removes the bridge, if it is there.
-func (s *Switch) Delete(ctx context.Context) error {
-	if err := s.client(ctx).VSwitch.DeleteBridge(s.config.Bridge); err != nil {
-		return fmt.Errorf("delete bridge %s: %w", s.config.Bridge, err)
-	}
-	return nil
-}
-
-// AddPort plugs a network device of the switch's namespace in, if it is not in,
-// and returns its OpenFlow number, which it keeps when the switch restarts.
+// AddPort makes a network device of the switch's namespace a port of the bridge, if it is not one, and returns its
+// OpenFlow number, which it keeps when the switch restarts.
 func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
 	if err := s.client(ctx).VSwitch.AddPort(s.config.Bridge, device); err != nil {
 		return 0, fmt.Errorf("add port %s: %w", device, err)
@@ -124,7 +113,7 @@ func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
 	return no, nil
 }
 
-// DeletePort unplugs a device, if it is in.
+// DeletePort removes a port from the bridge, if it is one.
 func (s *Switch) DeletePort(ctx context.Context, device string) error {
 	if err := s.client(ctx).VSwitch.DeletePort(s.config.Bridge, device); err != nil {
 		return fmt.Errorf("delete port %s: %w", device, err)
@@ -132,16 +121,7 @@ func (s *Switch) DeletePort(ctx context.Context, device string) error {
 	return nil
 }
 
-// Devices lists the devices that should be in, working or not.
-func (s *Switch) Devices(ctx context.Context) ([]string, error) {
-	devices, err := s.client(ctx).VSwitch.ListPorts(s.config.Bridge)
-	if err != nil {
-		return nil, fmt.Errorf("list ports of %s: %w", s.config.Bridge, err)
-	}
-	return devices, nil
-}
-
-// Ports tells the OpenFlow numbers of the devices that work.
+// Ports returns the OpenFlow numbers of the ports whose devices the switch could open.
 func (s *Switch) Ports(ctx context.Context) (map[string]uint32, error) {
 	conn, err := s.Dial(ctx)
 	if err != nil {
@@ -166,16 +146,14 @@ func (s *Switch) Dial(ctx context.Context) (*of.Conn, error) {
 	return of.Dial(ctx, filepath.Join(s.config.RunDir, s.config.Bridge+".mgmt"))
 }
 
-// Revalidated returns when ovs-vswitchd has compared the datapath's remembered
-// decisions with the flow tables once more. That happens after each change of
-// a table, else every half second. It needs a daemon whose bridges all have the
-// same datapath type, and at least one bridge.
+// Revalidated returns when ovs-vswitchd has compared the datapath's cached decisions with the flow tables once more,
+// which it does after each change of a table and otherwise every half second. All bridges of the daemon must have the
+// same datapath type.
 func (s *Switch) Revalidated(ctx context.Context) error {
 	return s.control(ctx, "revalidator/wait")
 }
 
-// control calls a command of ovs-vswitchd, as ovs-appctl does: JSON-RPC 1.0 on
-// its control socket.
+// control runs a command of ovs-vswitchd as ovs-appctl does: by JSON-RPC 1.0 on its control socket.
 func (s *Switch) control(ctx context.Context, method string) error {
 	socket := s.config.Control
 	if socket == "" {
