@@ -16,17 +16,16 @@ import (
 	"github.com/sif-project/sif/internal/atomicfile"
 )
 
-// rest is how long a released address is not given out again, so that nothing
-// that still remembers its last holder can mistake the next one for it.
+// rest is the time for which a released address is not reused. A node that still knows the last
+// holder must not mistake the next one for it.
 const rest = 10 * time.Minute
 
-// errPoolExhausted says that every address of the pool is taken or resting.
-var errPoolExhausted = errors.New("no address of the node's pool is free")
+// errPoolExhausted is returned when every address of the pool is in use or resting.
+var errPoolExhausted = errors.New("the address pool of the node is exhausted")
 
-// addresses hands out the addresses of the node's pools. An endpoint's IPv4
-// and IPv6 addresses have the same offset in their pools. Which of them rest is
-// kept on disk; which are taken, the endpoints say. It is safe for concurrent
-// use.
+// addresses allocates addresses from the node's pools. The IPv4 and IPv6 addresses of an endpoint
+// have the same offset in their pools. Resting addresses are stored on disk; the addresses in use
+// are known from the endpoints. It is safe for concurrent use.
 type addresses struct {
 	path         string
 	pool4, pool6 netip.Prefix
@@ -37,7 +36,7 @@ type addresses struct {
 	resting map[uint32]time.Time // until when
 }
 
-// firstOffset leaves the pool's network address and the node's own.
+// firstOffset skips the network address of the pool and the address of the node.
 const firstOffset = 2
 
 func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {
@@ -64,8 +63,8 @@ func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {
 	return a, nil
 }
 
-// take returns a free pair of addresses. It goes round the pool, so that an
-// address rests as long as the pool allows.
+// take returns a free pair of addresses. It cycles through the pool, so that an address rests as
+// long as the pool size allows.
 func (a *addresses) take(now time.Time) (v4, v6 netip.Addr, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -112,21 +111,21 @@ func (a *addresses) offset(v4 netip.Addr) uint32 {
 	return offset
 }
 
-// reserve marks the address of an endpoint from before a restart as taken.
+// reserve marks the address of an endpoint that existed before a restart as in use.
 func (a *addresses) reserve(v4 netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.taken[a.offset(v4)] = true
 }
 
-// giveBack frees an address that nobody was told of.
+// giveBack frees an address that no other node has learned of.
 func (a *addresses) giveBack(v4 netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.taken, a.offset(v4))
 }
 
-// release gives an address back and lets it rest.
+// release frees an address and starts its rest.
 func (a *addresses) release(v4 netip.Addr, now time.Time) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()

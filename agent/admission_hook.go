@@ -17,11 +17,12 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// releaseTimeout bounds telling the controller that an endpoint is gone: Nomad lets every other
-// workload of the node wait for it.
+// releaseTimeout limits the call that tells the controller about a removed endpoint. Nomad blocks
+// all other workloads of the node meanwhile.
 const releaseTimeout = 2 * time.Second
 
-// admissionHook has the controller admit the workload, and tells it when the endpoint is gone.
+// admissionHook asks the controller to admit the workload, and tells it when the endpoint is
+// removed.
 type admissionHook struct{ *Agent }
 
 func (admissionHook) name() string { return "admission" }
@@ -38,8 +39,8 @@ func (h admissionHook) detach(ctx context.Context, d *detachment) error {
 	if !ep.admitted() {
 		return nil
 	}
-	// The engines hear of the end without waiting for the controller. If the controller does not
-	// hear of it, the admission ends by itself.
+	// The release runs beside the next hooks, so the engines do not wait for the controller. If the
+	// controller cannot be reached, the admission expires.
 	d.start(func() error {
 		ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 		defer cancel()
@@ -51,8 +52,8 @@ func (h admissionHook) detach(ctx context.Context, d *detachment) error {
 	return nil
 }
 
-// refusal makes of the controller's refusal an error that says in the allocation's events what to
-// do.
+// refusal turns a refusal of the controller into an error that explains it in the allocation's
+// events.
 func refusal(err error) error {
 	var e *api.Error
 	if errors.As(err, &e) {
@@ -61,21 +62,21 @@ func refusal(err error) error {
 	return fmt.Errorf("ask the controller to admit the workload: %w", err)
 }
 
-// addressTries is how many addresses are offered to the controller, which may
-// know of some that they rest though this node has forgotten it.
+// addressTries is the number of addresses that the agent offers to the controller. The controller
+// may know resting addresses that this node has forgotten.
 const addressTries = 8
 
-// renewTimeout bounds one renewal.
+// renewTimeout limits one renewal.
 const renewTimeout = 5 * time.Second
 
-// admitAnywhere is admit, at other addresses if the controller refuses those.
+// admitAnywhere calls admit, with other addresses if the controller refuses the first ones.
 func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
 	for range addressTries - 1 {
 		err := a.admit(ctx, ep)
 		if !api.IsCode(err, api.CodeAddress) {
 			return err
 		}
-		a.log.Warn("address refused by the controller; trying another one", logkey.Endpoint, ep.ID, logkey.Address, ep.IPv4, logkey.Error, err)
+		a.log.Warn("the controller refused the address, trying another one", logkey.Endpoint, ep.ID, logkey.Address, ep.IPv4, logkey.Error, err)
 		v4, v6, err := a.addresses.take(a.now())
 		if err != nil {
 			return err
@@ -88,9 +89,8 @@ func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
 	return a.admit(ctx, ep)
 }
 
-// admit asks the controller to admit the workload at its addresses, gets its
-// service a certificate if this node has none, and signs its connectivity
-// request.
+// admit asks the controller to admit the workload at its addresses, requests a certificate for the
+// service if the node has none, and signs the connectivity request.
 func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
 	reply, err := a.node.Controller.Admit(ctx, api.AdmissionRequest{Allocation: ep.ID, IPv4: ep.IPv4, IPv6: ep.IPv6})
 	if err != nil {
@@ -112,7 +112,7 @@ func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
 	return nil
 }
 
-// certify gets a service a certificate if this node has none, or one past two
+// certify requests a certificate for a service if this node has none, or one that is past two
 // thirds of its life.
 func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
 	a.keys.Lock()
@@ -131,9 +131,8 @@ func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
 	return a.services.Put(service, chain)
 }
 
-// leave ends what there is of services without endpoints on this node: their
-// documents are followed no longer, and their keys go when they would have to be
-// renewed. Until then they serve the next endpoint.
+// leave cleans up services that have no endpoint on this node. It stops following their documents,
+// and deletes their keys when they are due for renewal; until then the next endpoint can use them.
 func (a *Agent) leave() error {
 	a.node.Revision.Retain(a.endpoints.services)
 	a.keys.Lock() // nobody is getting a certificate
@@ -148,9 +147,9 @@ func (a *Agent) leave() error {
 	return errors.Join(errs...)
 }
 
-// due reports when a request has to be renewed: at two thirds of the life of its
-// admission, or of the certificate that signed it, which others check whenever
-// they are told of the endpoint.
+// due returns when a request must be renewed: at two thirds of the life of its admission or of the
+// certificate that signed it, whichever is earlier. Other nodes check both when they learn of the
+// endpoint.
 func due(ep endpoint) time.Time {
 	third := func(from, to time.Time) time.Time { return from.Add(to.Sub(from) * 2 / 3) }
 	at := third(ep.Admission.Issued, ep.Admission.Expires)
@@ -167,7 +166,7 @@ func due(ep endpoint) time.Time {
 	return at
 }
 
-// renew admits anew the endpoints that are due.
+// renew renews the admissions that are due.
 func (a *Agent) renew(ctx context.Context) {
 	for _, ep := range a.endpoints.all() {
 		if a.now().Before(due(ep)) {
@@ -177,7 +176,7 @@ func (a *Agent) renew(ctx context.Context) {
 		a.node.Degrade(renewing(ep), err)
 		var refused *api.Error
 		if err != nil && !errors.As(err, &refused) {
-			return // nobody to ask: the others would wait in vain, too
+			return // the controller cannot be reached, so the other renewals would fail as well
 		}
 	}
 }
@@ -187,21 +186,21 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	defer unlock()
 	ep, still := a.endpoints.get(ep.Attachment)
 	if !still || a.now().Before(due(ep)) {
-		return nil // it has gone, or was attached anew
+		return nil // removed, or attached again
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
 	defer cancel()
 	if err := a.admit(ctx, &ep); err != nil {
 		return err
 	}
-	// Until the engines have it, it is not in force: retryPending goes on asking.
+	// The renewed request is not in force until the engines have it. retryPending sends it.
 	a.engines.setPending(ep.Attachment, []string{"renewed, not announced yet"})
 	if err := a.endpoints.put(ep)(); err != nil {
 		return err
 	}
-	// The controller may see it as another service by now, or in other roles.
+	// The renewal may have changed the service or the roles.
 	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
-		a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
+		a.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 	}
 	a.refreshCatalog()
 	return a.reprogram.Call()

@@ -36,12 +36,11 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// cniTimeout bounds a CNI call: Nomad has no bound of its own, and one slow
-// call holds up every allocation of the node.
+// cniTimeout limits a CNI call. Nomad sets no limit, and one slow call blocks every allocation of
+// the node.
 const cniTimeout = 15 * time.Second
 
-// reconcileInterval is how often the kernel is compared with what it should
-// hold.
+// reconcileInterval is the time between comparisons of the kernel's state with the desired state.
 const reconcileInterval = 5 * time.Second
 
 // Agent is the policy agent of one workload node.
@@ -72,8 +71,8 @@ type Agent struct {
 	written     image          // empty before the first Reconcile; guarded by programming
 }
 
-// Start makes this process the agent of its node: it takes over what an earlier
-// one left in the kernel and on disk. What it returns is Run.
+// Start starts the agent of the node. It takes over the kernel state and the files of an earlier
+// agent. Call Run next.
 func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, error) {
 	n, err := daemon.Join(ctx, c, fabric.KindWorkload, log)
 	if err != nil {
@@ -130,8 +129,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	return a, a.Reconcile()
 }
 
-// takeOver finds out which endpoints are still there, and removes what an earlier
-// agent did not finish. Once the maps are filled, Reconcile replaces its programs.
+// takeOver finds the endpoints whose interfaces still exist, and removes interfaces that an earlier
+// agent did not finish. Reconcile replaces the programs after the maps are filled.
 func (a *Agent) takeOver(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, ep := range a.endpoints.all() {
@@ -141,15 +140,15 @@ func (a *Agent) takeOver(ctx context.Context) error {
 			return err
 		}
 		if index == 0 || index != ep.HostIndex {
-			// It went with a reboot. Nomad may ask for it again; its index may be
-			// another's by now.
+			// The interface disappeared, for example in a reboot. Nomad may call ADD again, and
+			// another interface may have the index now.
 			if err := a.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.HostIndex = 0 }); err != nil {
 				return err
 			}
 			continue
 		}
 		if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
-			a.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
+			a.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 		}
 	}
 	attached, err := a.data.Attached()
@@ -167,23 +166,23 @@ func (a *Agent) takeOver(ctx context.Context) error {
 	return nil
 }
 
-// openDatapath takes over the maps that an earlier agent pinned. Those of another
-// version are left to the programs that are attached: they go on until the new
-// maps are filled and the new programs replace them.
+// openDatapath takes over the maps that an earlier agent pinned. Maps of another version stay with
+// the attached programs, which keep working until the new maps are filled and new programs replace
+// them.
 func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
 	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges}
 	d, err := bpf.Open(dir, options)
 	if !errors.Is(err, bpf.ErrIncompatible) {
 		return d, err
 	}
-	log.Warn("the data path is of another version and is made anew; connections are judged as new ones", logkey.Error, err)
+	log.Warn("the data path has another version and is created again; open connections are checked like new ones", logkey.Error, err)
 	if err := bpf.DiscardMaps(dir); err != nil {
 		return nil, err
 	}
 	return bpf.Open(dir, options)
 }
 
-// Run serves until ctx ends. What is enforced stays enforced after that.
+// Run serves until ctx ends. The kernel keeps enforcing after that.
 func (a *Agent) Run(ctx context.Context) error {
 	defer a.kernel.Close()
 	cni, err := a.listenCNI()
@@ -213,8 +212,8 @@ func (a *Agent) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// repair compares what the kernel holds with what it should, always. It waits for
-// nobody else.
+// repair compares the kernel's state with the desired state at each interval. It never waits for
+// another daemon.
 func (a *Agent) repair(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
@@ -224,7 +223,7 @@ func (a *Agent) repair(ctx context.Context) error {
 	})
 }
 
-// tend looks after the endpoints, with the help of controller and engines.
+// tend renews and re-announces endpoints, for which it needs the controller and the engines.
 func (a *Agent) tend(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.sweep(ctx)
@@ -235,7 +234,7 @@ func (a *Agent) tend(ctx context.Context) error {
 	})
 }
 
-// every does do at once and then at each interval, until ctx ends.
+// every calls do immediately and then at each interval, until ctx ends.
 func every(ctx context.Context, interval time.Duration, do func()) error {
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
@@ -249,7 +248,7 @@ func every(ctx context.Context, interval time.Duration, do func()) error {
 	}
 }
 
-// serveDNS answers the questions of the endpoints.
+// serveDNS answers DNS questions of the node's endpoints.
 func (a *Agent) serveDNS(ctx context.Context) error {
 	var upstreams []netip.AddrPort
 	for _, u := range a.node.Config.DNS.Upstream {
@@ -268,12 +267,12 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 	return server.Serve(ctx)
 }
 
-// listenCNI opens the socket that the CNI plugin calls, and installs plugin
-// and network configuration on the node.
+// listenCNI opens the socket that the CNI plugin calls, and installs the plugin and its network
+// configuration on the node.
 func (a *Agent) listenCNI() (*net.UnixListener, error) {
 	c := a.node.Config.CNI
 	if err := os.MkdirAll(filepath.Dir(c.Socket), 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of the CNI socket: %w", err)
+		return nil, fmt.Errorf("create the directory of the CNI socket: %w", err)
 	}
 	if err := os.Remove(c.Socket); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("remove the CNI socket of an earlier agent: %w", err)
@@ -283,7 +282,7 @@ func (a *Agent) listenCNI() (*net.UnixListener, error) {
 		return nil, fmt.Errorf("listen for CNI calls: %w", err)
 	}
 	if err := os.Chmod(c.Socket, 0o600); err != nil {
-		return nil, fmt.Errorf("protect the CNI socket: %w", err)
+		return nil, fmt.Errorf("set the permissions of the CNI socket: %w", err)
 	}
 	if err := installCNI(c.PluginDir, c.ConfigDir, c.Socket); err != nil {
 		return nil, err

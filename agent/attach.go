@@ -21,8 +21,8 @@ import (
 // Handle serves a CNI call.
 func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result, error) {
 	at := cnicall.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}
-	// Calls for one attachment come one after the other; those for others at
-	// the same time.
+	// Calls for one attachment run one after another, calls for different attachments run
+	// concurrently.
 	unlock := a.locks.Lock(at)
 	defer unlock()
 	switch r.Command {
@@ -40,12 +40,11 @@ func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result,
 	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "unknown CNI command "+r.Command, "")
 }
 
-// attaching and renewing are the subjects under which it is reported that an
-// endpoint is not as it should be.
+// attaching and renewing name what is degraded in the node's status.
 func attaching(at cnicall.Attachment) string { return "attach " + at.ContainerID }
 func renewing(ep endpoint) string            { return "renew " + ep.ID }
 
-// ready reports why nothing can be attached now, or nil.
+// ready returns an error if the agent cannot attach workloads now.
 func (a *Agent) ready() error {
 	if !a.engines.connected() {
 		return types.NewError(types.ErrTryAgainLater, "no engine of zone "+a.node.Self.Zone+" can be reached", "is sif engine running on the zone's processor?")
@@ -53,13 +52,13 @@ func (a *Agent) ready() error {
 	return nil
 }
 
-// add attaches a workload and reports how that went.
+// add attaches a workload, and logs and reports the outcome.
 func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Request) (*current.Result, error) {
 	began := time.Now()
 	result, err := a.attach(ctx, at, r, began)
 	a.node.Degrade(attaching(at), err)
 	if err != nil {
-		a.log.Error("workload not attached", logkey.Endpoint, r.Allocation, logkey.Error, err)
+		a.log.Error("cannot attach workload", logkey.Endpoint, r.Allocation, logkey.Error, err)
 		return nil, err
 	}
 	a.log.Info("workload attached", logkey.Endpoint, r.Allocation, logkey.Duration, time.Since(began))
@@ -69,7 +68,7 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Request, began time.Time) (*current.Result, error) {
 	if r.Namespace == nil || r.Allocation == "" || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
-			"this is not an allocation of Nomad: CNI_ARGS names no NOMAD_ALLOC_ID", "only Nomad's word says what a workload is")
+			"not a Nomad allocation: CNI_ARGS has no NOMAD_ALLOC_ID", "the fabric identifies a workload by its Nomad allocation")
 	}
 	if err := a.ready(); err != nil {
 		return nil, err
@@ -88,15 +87,15 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	if err := a.attachAll(ctx, adding); err != nil {
 		return nil, err
 	}
-	a.log.Debug("parts of attaching", logkey.Endpoint, r.Allocation, logkey.Parts, adding.parts.String())
+	a.log.Debug("time spent attaching", logkey.Endpoint, r.Allocation, logkey.Parts, adding.parts.String())
 	ep = adding.endpoint
 	result := adding.pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6)
 	result.DNS = types.DNS{Nameservers: []string{wellknown.LinkLocal4.String()}}
 	return result, nil
 }
 
-// remove detaches a workload. An unknown one is no error: DEL may come twice,
-// or after an ADD that failed.
+// remove detaches a workload. An unknown workload is not an error: DEL can be called twice, or
+// after a failed ADD.
 func (a *Agent) remove(ctx context.Context, at cnicall.Attachment) error {
 	a.node.Degrade(attaching(at), nil) // what was refused is gone, too
 	ep, known := a.endpoints.get(at)
@@ -108,20 +107,19 @@ func (a *Agent) remove(ctx context.Context, at cnicall.Attachment) error {
 	return nil
 }
 
-// check repairs an attachment in place. It fails only where that cannot help:
-// Nomad answers a failed CHECK with a new namespace, while the tasks stay in
-// the old one.
+// check repairs an attachment in place. It fails only if repair is impossible: when CHECK fails,
+// Nomad creates a new namespace but leaves the tasks in the old one.
 func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 	ep, known := a.endpoints.get(at)
 	if !known {
-		return types.NewError(types.ErrUnknownContainer, "the sif agent has not attached container "+at.ContainerID, "")
+		return types.NewError(types.ErrUnknownContainer, "container "+at.ContainerID+" is not attached to the fabric", "")
 	}
 	index, err := linkIndex(ep.HostIf)
 	if err != nil {
 		return err
 	}
 	if index == 0 || index != ep.HostIndex {
-		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" is gone", ep.HostIf)
+		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" no longer exists", ep.HostIf)
 	}
 	if err := a.attachPrograms(ep.HostIf); err != nil {
 		return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
@@ -129,7 +127,7 @@ func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 	return a.Reconcile()
 }
 
-// collect detaches every workload that valid does not name.
+// collect detaches every workload that is not in valid.
 func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
 	var errs []error
 	for _, ep := range a.endpoints.all() {
@@ -142,12 +140,12 @@ func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
 	return errors.Join(errs...)
 }
 
-// sweep detaches the workloads whose interface is gone: their namespace went
-// without a DEL, as after a reboot.
+// sweep detaches workloads whose interface no longer exists. Their namespace was removed without
+// DEL, for example by a reboot.
 func (a *Agent) sweep(ctx context.Context) {
 	for _, ep := range a.endpoints.all() {
 		if err := a.sweepOne(ctx, ep.Attachment); err != nil {
-			a.log.Error("workload not detached", logkey.Endpoint, ep.ID, logkey.Error, err)
+			a.log.Error("cannot detach workload", logkey.Endpoint, ep.ID, logkey.Error, err)
 		}
 	}
 }
@@ -163,6 +161,6 @@ func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	if err != nil || index != 0 && index == ep.HostIndex {
 		return err
 	}
-	a.log.Warn("the workload's namespace is gone", logkey.Endpoint, ep.ID)
+	a.log.Warn("the interface of the workload no longer exists, detaching it", logkey.Endpoint, ep.ID)
 	return a.remove(ctx, at)
 }

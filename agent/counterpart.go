@@ -12,14 +12,14 @@ import (
 	"github.com/sif-project/sif/internal/node/rpc"
 )
 
-// announced takes up counterparts on an engine's word, which is checked like
-// anybody's, and returns when they are programmed.
+// announced verifies the counterparts that an engine announces, and returns after they are
+// programmed.
 func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	verifier := a.node.Verifier()
 	reply := rpc.AnnounceReply{Refused: map[string]string{}}
 	for _, r := range p.Requests {
 		if _, held := a.counterparts.Held(r, a.now()); held {
-			continue // it stands until it expires, its certificate need not
+			continue // verified before, and valid until it expires, even if its certificate has expired
 		}
 		adm, err := verifier.Verify(r, a.now())
 		if err != nil {
@@ -34,7 +34,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	return reply, a.reprogram.Call()
 }
 
-// forget drops counterparts.
+// forget removes counterparts.
 func (a *Agent) forget(gone func(fabric.Admission) bool) error {
 	removed, err := a.counterparts.Remove(gone)
 	if len(removed) == 0 {
@@ -43,8 +43,8 @@ func (a *Agent) forget(gone func(fabric.Admission) bool) error {
 	return errors.Join(err, a.reprogram.Call())
 }
 
-// departed tells the counterparts that have expired or whose node has left.
-// An empty roster means that nothing is known.
+// departed reports whether a counterpart has expired or its node has left the roster. With an empty
+// roster, no node has left.
 func (a *Agent) departed(adm fabric.Admission) bool {
 	known := false
 	nodes := a.node.Nodes()

@@ -15,7 +15,7 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 )
 
-// dump reads back what the kernel really enforces.
+// dump reads back what the kernel enforces.
 func (a *Agent) dump(context.Context) (api.Dump, error) {
 	a.programming.Lock()
 	im, err := readImage(a.kernel)
@@ -45,8 +45,8 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	return d, nil
 }
 
-// dumpOf puts names to what the maps contain. links are the interfaces of links, underlay is the one
-// by which externals come.
+// dumpOf translates the content of the maps into words. links are the interfaces of the links,
+// underlay is the interface by which externals come.
 func dumpOf(im image, n names, links map[desired.Way]uint32, underlay uint32) api.Dump {
 	d := api.Dump{Layer: api.LayerEBPF}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
@@ -54,7 +54,7 @@ func dumpOf(im image, n names, links map[desired.Way]uint32, underlay uint32) ap
 		if p, ok := partyOf(n, number); ok {
 			return p.String()
 		}
-		problem("the maps name identity %d, which this node never gave to anybody", number)
+		problem("the maps contain identity %d, which this node never assigned", number)
 		return fmt.Sprintf("number %d", number)
 	}
 	for index, ep := range im.endpoints {
@@ -81,20 +81,20 @@ func dumpOf(im image, n names, links map[desired.Way]uint32, underlay uint32) ap
 	}
 	for _, x := range im.externals {
 		if x.Interface != underlay {
-			problem("external %s is expected by interface %d, not by the underlay", x.Prefix, x.Interface)
+			problem("external %s is expected on interface %d, not on the underlay interface", x.Prefix, x.Interface)
 		}
 		d.External = append(d.External, api.DumpExternal{Prefix: x.Prefix, Identity: identity(x.Identity)})
 	}
 	for pair, rules := range im.pairs {
 		if len(rules) == 0 {
-			problem("the maps contradict each other about identities %d and %d", pair.Source, pair.Destination)
+			problem("the maps are inconsistent for identities %d and %d", pair.Source, pair.Destination)
 			continue
 		}
 		from, to := identity(pair.Source), identity(pair.Destination)
 		for _, r := range rules {
 			contract, ok := contractOf(n, r.Contract)
 			if !ok {
-				problem("the maps name contract %d, which this node never gave a number", r.Contract&^bpf.AuditContract)
+				problem("the maps contain contract %d, which this node never assigned", r.Contract&^bpf.AuditContract)
 			}
 			d.Rules = append(d.Rules, api.DumpRule{From: from, To: to, Protocol: fabric.Protocol(r.Protocol),
 				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0})

@@ -23,8 +23,8 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// endpoint is an attached workload. A value is never changed once it is in the
-// set; a changed copy replaces it.
+// endpoint is an attached workload. A value in the set is never modified; a modified copy replaces
+// it.
 type endpoint struct {
 	ID         string                `json:"id"` // of the endpoint: the allocation's
 	Attachment cnicall.Attachment    `json:"attachment"`
@@ -35,23 +35,22 @@ type endpoint struct {
 	Request    fabric.Request        `json:"request"`
 	Admission  fabric.Admission      `json:"admission"`
 
-	// HostIndex is the index of HostIf; 0 once the interface is known to be gone.
+	// HostIndex is the index of HostIf, or 0 if the interface no longer exists.
 	HostIndex int `json:"hostIndex"`
 }
 
-// admitted reports whether the controller has admitted the endpoint: then others may know of it.
+// admitted reports whether the controller has admitted the endpoint. Other nodes may know only
+// admitted endpoints.
 func (ep endpoint) admitted() bool { return ep.Admission.Endpoint != "" }
 
-// hostIfName names the host side of an attachment's veth pair. Nomad's DEL
-// brings nothing but container ID and interface name, so the name follows from
-// them alone.
+// hostIfName returns the name of the host side of the veth pair. DEL has only the container ID and
+// the interface name, so the name is derived from these two.
 func hostIfName(a cnicall.Attachment) string {
 	sum := sha256.Sum256([]byte(a.ContainerID + "/" + a.IfName))
 	return wellknown.InterfacePrefix + hex.EncodeToString(sum[:])[:11]
 }
 
-// endpoints is the set of attached workloads, on disk as well. It is safe for
-// concurrent use.
+// endpoints is the set of attached workloads, in memory and on disk. It is safe for concurrent use.
 type endpoints struct {
 	path  string
 	saved *coalesce.Func
@@ -122,7 +121,7 @@ func (es *endpoints) all() []endpoint {
 	})
 }
 
-// put takes up an endpoint. What it returns waits until that is on disk.
+// put stores an endpoint. The returned function waits until the endpoint is on disk.
 func (es *endpoints) put(ep endpoint) (kept func() error) {
 	es.mu.Lock()
 	es.set[ep.Attachment] = ep
@@ -130,7 +129,7 @@ func (es *endpoints) put(ep endpoint) (kept func() error) {
 	return start(es.saved.Call)
 }
 
-// change applies fn to the endpoint if it is still there.
+// change applies fn to the endpoint, if the endpoint exists.
 func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) error {
 	es.mu.Lock()
 	ep, ok := es.set[a]

@@ -25,14 +25,13 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// callTimeout bounds a call to an engine that nobody waits for any more.
+// callTimeout limits a call to an engine after its caller has stopped waiting.
 const callTimeout = 10 * time.Second
 
-// introduceAtOnce is how many requests are on their way to an engine that has
-// just been connected.
+// introduceAtOnce is the number of concurrent requests to an engine that has just connected.
 const introduceAtOnce = 16
 
-// errNoEngine says that nobody can be asked for connectivity.
+// errNoEngine is returned when no engine is connected that could be asked for connectivity.
 var errNoEngine = errors.New("no engine of the zone is connected")
 
 // caller is a connection to an engine.
@@ -45,9 +44,8 @@ type engine struct {
 	id   fabric.NodeID
 	conn caller
 
-	// order keeps what the engine is told of an endpoint in order: requests share
-	// it, and the word that endpoints are gone waits for those that are on their
-	// way.
+	// order keeps messages about an endpoint in order. Requests hold it for reading. Messages about
+	// removed endpoints hold it for writing, so that they wait for requests in progress.
 	order sync.RWMutex
 }
 
@@ -58,8 +56,8 @@ type engines struct {
 
 	mu    sync.Mutex
 	conns map[fabric.NodeID]*engine
-	// pending says for each endpoint where its connectivity is not in force yet. An endpoint that
-	// is missing was not requested since the agent started.
+	// pending lists, for each endpoint, where its connectivity is not in force yet. An endpoint
+	// that is missing here was not requested since the agent started.
 	pending map[cnicall.Attachment][]string
 }
 
@@ -67,7 +65,7 @@ func newEngines(a *Agent, log hclog.Logger) *engines {
 	return &engines{agent: a, log: log, conns: map[fabric.NodeID]*engine{}, pending: map[cnicall.Attachment][]string{}}
 }
 
-// pendingOf returns where the connectivity of an endpoint is not in force yet.
+// pendingOf lists where the connectivity of an endpoint is not in force yet.
 func (e *engines) pendingOf(at cnicall.Attachment) []string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -78,8 +76,8 @@ func (e *engines) pendingOf(at cnicall.Attachment) []string {
 	return pending
 }
 
-// setPending notes where the connectivity of an endpoint is not in force yet, if the endpoint is
-// still there.
+// setPending records where the connectivity of an endpoint is not in force yet. It ignores an
+// endpoint that no longer exists.
 func (e *engines) setPending(at cnicall.Attachment, pending []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -88,7 +86,7 @@ func (e *engines) setPending(at cnicall.Attachment, pending []string) {
 	}
 }
 
-// connected reports whether an engine can be asked.
+// connected reports whether any engine is connected.
 func (e *engines) connected() bool {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -102,15 +100,15 @@ func (e *engines) all() []*engine {
 	return slices.Collect(maps.Values(e.conns))
 }
 
-// run connects to the zone's engines, as the roster names them, until ctx ends.
+// run connects to the engines of the zone that the roster lists, until ctx ends.
 func (e *engines) run(ctx context.Context) error {
 	ofZone := func(n fabric.Node) bool { return n.Zone == e.agent.node.Self.Zone }
 	underlay := func(n fabric.Node) netip.Addr { return n.Underlay }
 	return e.agent.node.KeepEngines(ctx, ofZone, underlay, e.session)
 }
 
-// session connects to an engine, tells it all that this node has, and stays
-// until the connection is gone.
+// session connects to an engine, introduces all endpoints of this node, and returns when the
+// connection ends.
 func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	node := e.agent.node
 	tls := node.Identity.ClientTLS(identity.OfNode(n))
@@ -122,8 +120,7 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	}
 	defer conn.Close()
 	en := &engine{id: n.ID(), conn: conn}
-	// From here on it hears of what comes and goes; introduce adds what was there
-	// before.
+	// From here on the engine receives changes. introduce sends the endpoints that existed before.
 	e.mu.Lock()
 	e.conns[en.id] = en
 	e.mu.Unlock()
@@ -147,9 +144,8 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	}
 }
 
-// introduce sends the requests of all endpoints, and then their list, so that
-// the engine ends what it holds beyond them. An endpoint that the engine refuses
-// keeps the others from nothing.
+// introduce sends the requests of all endpoints, and then their list, so that the engine ends
+// leases of endpoints that no longer exist. A refused endpoint does not affect the others.
 func (e *engines) introduce(ctx context.Context, en *engine) error {
 	var group errgroup.Group
 	group.SetLimit(introduceAtOnce)
@@ -173,8 +169,8 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 	return e.sync(ctx, en)
 }
 
-// sync names all endpoints of this node. No request may overtake the list: its
-// endpoint would be taken for one that is gone.
+// sync sends the list of all endpoints of this node. No request may overtake the list, because the
+// engine would then treat the new endpoint as removed.
 func (e *engines) sync(ctx context.Context, en *engine) error {
 	en.order.Lock()
 	defer en.order.Unlock()
@@ -187,17 +183,17 @@ func (e *engines) sync(ctx context.Context, en *engine) error {
 	return en.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: ids}, nil)
 }
 
-// syncAll mends what an engine missed though it was connected.
+// syncAll sends the list to all engines, in case a connected engine missed a message.
 func (e *engines) syncAll(ctx context.Context) {
 	for _, en := range e.all() {
 		if err := e.sync(ctx, en); err != nil && ctx.Err() == nil {
-			e.log.Warn("engine not synchronised", logkey.Node, en.id, logkey.Error, err)
+			e.log.Warn("cannot send the list of endpoints to the engine", logkey.Node, en.id, logkey.Error, err)
 		}
 	}
 }
 
-// request requests the connectivity of an endpoint from one engine, as the
-// endpoint is when it is its turn. One that has gone by then needs none.
+// request sends the connectivity request of an endpoint to one engine. It reads the endpoint only
+// when it may send, and does nothing if the endpoint has been removed by then.
 func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment) (pending []string, err error) {
 	en.order.RLock()
 	defer en.order.RUnlock()
@@ -214,9 +210,9 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 	return reply.Pending, nil
 }
 
-// requestConnectivity requests the connectivity of an endpoint from every engine of the zone. It
-// returns, and remembers, where it is not in force when ctx ends; the calls go on after that. An
-// engine that refuses is an error.
+// requestConnectivity sends the connectivity request of an endpoint to every engine of the zone. It
+// returns, and records, where the connectivity is not in force when ctx ends; the calls continue
+// after that. A refusal by an engine is an error.
 func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	engines := e.all()
 	if len(engines) == 0 {
@@ -236,8 +232,8 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 	return pending, nil
 }
 
-// withdraw tells the engines that an endpoint is gone and waits for them until
-// ctx ends. One that does not hear of it then learns it by the next sync.
+// withdraw tells the engines that an endpoint was removed, and waits for them until ctx ends. The
+// next sync informs an engine that missed the message.
 func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	e.mu.Lock()
 	delete(e.pending, gone.Attachment)
@@ -245,7 +241,7 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	tell := func(ctx context.Context, en *engine) (struct{}, error) {
 		err := e.tellGone(ctx, en, gone.ID)
 		if err != nil {
-			e.log.Warn("engine not told of a withdrawal; it will be", logkey.Node, en.id, logkey.Endpoint, gone.ID, logkey.Error, err)
+			e.log.Warn("cannot tell the engine of a removed endpoint, the next synchronisation will", logkey.Node, en.id, logkey.Endpoint, gone.ID, logkey.Error, err)
 		}
 		return struct{}{}, err
 	}
@@ -264,7 +260,7 @@ func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
 	return en.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: []string{id}}, nil)
 }
 
-// handle serves the calls of an engine.
+// handle answers calls of an engine.
 func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	if from.Kind != fabric.KindProcessor || from.Zone != e.agent.node.Self.Zone {
 		return nil, fmt.Errorf("%s node %s is not an engine of zone %s", from.Kind, from.NodeID, e.agent.node.Self.Zone)
@@ -289,5 +285,5 @@ func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params
 		}
 		return struct{}{}, e.agent.forget(func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
 	}
-	return nil, fmt.Errorf("an agent does not serve %q", method)
+	return nil, fmt.Errorf("unknown method %q", method)
 }

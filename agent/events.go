@@ -19,16 +19,16 @@ import (
 )
 
 const (
-	// maxAudited bounds the kinds of audited flows that are told apart: in a
-	// domain in audit mode any port may be one.
+	// maxAudited limits the number of distinct audited flows. In a domain in audit mode, every port
+	// can be one.
 	maxAudited = 1000
-	// maxFlows bounds the kinds of flows in a report.
+	// maxFlows limits the number of distinct flows in a report.
 	maxFlows = 1000
-	// recent is how long ago a flow in a report was seen at most.
+	// recent is the maximum age of a flow in a report.
 	recent = 10 * time.Minute
 )
 
-// flowKey is a kind of flow.
+// flowKey identifies flows that are counted together.
 type flowKey struct {
 	From, To, Contract fabric.Ref
 	Protocol           fabric.Protocol
@@ -44,7 +44,7 @@ func compareFlows(a, b api.FlowStatus) int {
 		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// names tells what the numbers in the maps stand for.
+// names returns the text of the key that a number stands for.
 type names interface{ Name(uint32) string }
 
 // partyOf returns the party that has a number in the maps.
@@ -57,7 +57,7 @@ func partyOf(n names, number uint32) (desired.Party, bool) {
 	return k.Party, ok
 }
 
-// party names the service, or the first of the externals, that has a number in the maps.
+// party returns the service, or the first of the externals, that has a number in the maps.
 func party(n names, number uint32) (r fabric.Ref, external, ok bool) {
 	p, ok := partyOf(n, number)
 	if !ok {
@@ -67,7 +67,7 @@ func party(n names, number uint32) (r fabric.Ref, external, ok bool) {
 	return r, p.External(), err == nil
 }
 
-// contractOf names the contract that has a number in the maps.
+// contractOf returns the contract that has a number in the maps.
 func contractOf(n names, number uint32) (fabric.Ref, bool) {
 	key, err := desired.ParseKey(n.Name(number &^ bpf.AuditContract))
 	if err != nil {
@@ -77,15 +77,15 @@ func contractOf(n names, number uint32) (fabric.Ref, bool) {
 	return k.Contract, ok
 }
 
-// audited counts the flows that only audit mode lets pass. It is safe for
-// concurrent use; the zero value is empty.
+// audited counts the flows that pass only because of audit mode. It is safe for concurrent use. The
+// zero value is empty.
 type audited struct {
 	mu    sync.Mutex
 	flows map[flowKey]api.FlowStatus
 }
 
-// add counts a flow and reports whether it is the first of its kind. Of too
-// many kinds the rest is counted without its ports.
+// add counts a flow and reports whether it is the first of its kind. Beyond maxAudited kinds, flows
+// are counted without their port.
 func (a *audited) add(k flowKey, at time.Time) (first bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -107,9 +107,8 @@ func (a *audited) all() []api.FlowStatus {
 	return slices.SortedFunc(maps.Values(a.flows), compareFlows)
 }
 
-// auditedFlow returns the kind of flow that an event says would have been
-// dropped. A flow between endpoints is reported at both ends: the originator's
-// counts.
+// auditedFlow returns the flow of an event that would have been dropped without audit mode. Both
+// ends report a flow between endpoints; only the originator's report counts.
 func auditedFlow(n names, e bpf.Event) (k flowKey, ok bool) {
 	if e.Reason != bpf.AllowedContract || e.Contract&bpf.AuditContract == 0 {
 		return k, false
@@ -121,8 +120,8 @@ func auditedFlow(n names, e bpf.Event) (k flowKey, ok bool) {
 	return flowKey{from, to, contract, fabric.Protocol(e.Protocol), e.Destination.Port()}, counts && fromOK && toOK && contractOK
 }
 
-// watchEvents counts and logs what would have been dropped, and shows what is
-// dropped to whoever looks that closely.
+// watchEvents counts and logs flows that pass because of audit mode, and logs dropped packets at
+// trace level.
 func (a *Agent) watchEvents(ctx context.Context) error {
 	events, err := a.kernel.Events(ctx)
 	if err != nil {
@@ -131,7 +130,7 @@ func (a *Agent) watchEvents(ctx context.Context) error {
 	for e := range events {
 		if k, ok := auditedFlow(a.num, e); ok {
 			if a.audited.add(k, e.Time) {
-				a.log.Warn("would have been dropped, but for audit mode", logkey.Service, k.From, logkey.To, k.To,
+				a.log.Warn("flow passed only because of audit mode", logkey.Service, k.From, logkey.To, k.To,
 					logkey.Contract, k.Contract, logkey.Protocol, k.Protocol, logkey.Port, k.Port, logkey.From, e.Source, logkey.Address, e.Destination)
 			}
 			continue
@@ -144,8 +143,7 @@ func (a *Agent) watchEvents(ctx context.Context) error {
 	return nil
 }
 
-// flows sums up the connections that endpoints of this node opened, or
-// externals to them, as far as they were seen lately.
+// flows summarises the recent connections that endpoints of this node, or externals, opened.
 func flows(n names, connections []bpf.Connection, now time.Time) []api.FlowStatus {
 	set := map[flowKey]api.FlowStatus{}
 	for _, c := range connections {

@@ -40,8 +40,8 @@ type numbers interface {
 	Of(key string) (uint32, error)
 }
 
-// layout is what turns words into the content of maps: numbers of parties and contracts, and
-// indexes of interfaces.
+// layout maps words to what the maps contain: numbers for parties and contracts, indexes for
+// interfaces.
 type layout struct {
 	num      numbers
 	underlay uint32                 // the interface by which externals come
@@ -49,7 +49,7 @@ type layout struct {
 	links    map[desired.Way]uint32 // interfaces of the links that are up
 }
 
-// image returns what the maps must contain. Endpoints behind a link that is not up yet are left out.
+// image returns what the maps must contain. It leaves out endpoints behind a link that is not up.
 func (l layout) image(w desired.Workload) (image, error) {
 	im := newImage()
 	parties := map[desired.Party]uint32{}
@@ -122,7 +122,7 @@ func (l layout) image(w desired.Workload) (image, error) {
 	return im, nil
 }
 
-// readImage reads what the maps hold.
+// readImage reads the content of the maps.
 func readImage(d Datapath) (image, error) {
 	im := newImage()
 	endpoints, err := d.Endpoints()
@@ -157,9 +157,8 @@ func readImage(d Datapath) (image, error) {
 	return im, err
 }
 
-// write turns the maps from have into want and says what it changed. What is
-// no longer allowed goes first. It carries on after an error, because each
-// entry stands alone.
+// write changes the maps from have to want and lists the changes. It removes first what is no
+// longer allowed. It continues after an error, because the entries are independent.
 func write(d Datapath, have, want image) (changes []string, err error) {
 	var errs []error
 	do := func(err error, format string, args ...any) {
@@ -191,8 +190,8 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 	for c := range have.checks {
 		_, was := have.endpoints[c.Interface]
 		_, stays := want.endpoints[c.Interface]
-		// With an endpoint its checks have gone; one without an endpoint would
-		// be that of the next interface with this index.
+		// Deleting an endpoint deleted its checks. A check without an endpoint would apply to the
+		// next interface with the same index.
 		if !want.checks[c] && (stays || !was) {
 			do(d.DeleteCheck(c), "remove the check of port %d at interface %d", c.Port, c.Interface)
 		}

@@ -17,7 +17,7 @@ import (
 	"github.com/sif-project/sif/internal/node/daemon"
 )
 
-// Datapath is the node's data path, which lives on when the agent stops.
+// Datapath is the node's eBPF data path. It keeps working when the agent stops.
 type Datapath interface {
 	Attach(ifName string) error
 	Detach(ifName string) error
@@ -38,8 +38,8 @@ type Datapath interface {
 	Pairs() (map[bpf.Pair][]bpf.Rule, error)
 }
 
-// program computes what the kernel should hold now and writes what differs
-// from what was written last.
+// program computes the desired content of the maps and writes the difference to what was written
+// last.
 func (a *Agent) program() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
@@ -47,17 +47,17 @@ func (a *Agent) program() error {
 	if err != nil {
 		return err
 	}
-	return a.follow(want)
+	return a.apply(want)
 }
 
-// follow writes what differs from what was written last. It is for holders of
-// programming.
-func (a *Agent) follow(want image) error {
+// apply writes the difference to what was written last. The caller must hold programming.
+func (a *Agent) apply(want image) error {
 	if reflect.DeepEqual(a.written, want) {
 		return nil
 	}
 	if _, err := write(a.data, a.written, want); err != nil {
-		// Which part was made, the maps say; the rest is written the next time.
+		// Some of the changes may have been made. The maps tell which, and the next call writes the
+		// rest.
 		if have, err := readImage(a.data); err == nil {
 			a.written = have
 		}
@@ -67,8 +67,8 @@ func (a *Agent) follow(want image) error {
 	return nil
 }
 
-// Reconcile compares what the kernel really holds with what it should hold,
-// repairs it, and reports what it found.
+// Reconcile compares the maps and programs in the kernel with the desired state, repairs them, and
+// logs what it repaired.
 func (a *Agent) Reconcile() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
@@ -76,11 +76,11 @@ func (a *Agent) Reconcile() error {
 	if err != nil {
 		return err
 	}
-	// What is only not written yet is no difference to report. What an earlier
-	// process left has to be read first: it is not to be added to.
+	// Changes that were not written yet are not differences, so they are written first. After a
+	// start nothing is known to be written, and the maps must be read before they are changed.
 	if a.written.pairs != nil {
-		if err := a.follow(want); err != nil {
-			a.log.Warn("trying again to program the data path", logkey.Error, err)
+		if err := a.apply(want); err != nil {
+			a.log.Warn("cannot program the data path, trying again", logkey.Error, err)
 		}
 	}
 	have, err := readImage(a.data)
@@ -91,7 +91,7 @@ func (a *Agent) Reconcile() error {
 	if err == nil {
 		a.written = want
 	}
-	// Programs that somebody took off leave an interface open.
+	// If another process detached a program, the interface is open.
 	for _, ep := range a.endpoints.all() {
 		if index, unknown := linkIndex(ep.HostIf); unknown != nil || index == 0 || index != ep.HostIndex {
 			continue
@@ -106,12 +106,12 @@ func (a *Agent) Reconcile() error {
 	return err
 }
 
-// documents are those of the revision in force, as they hold now.
+// documents returns the documents of the revision in force, without expired contracts.
 func (a *Agent) documents() map[fabric.Ref]fabric.Document {
 	return fabric.DocumentsAt(a.node.Revision.Documents(), a.now())
 }
 
-// wanted is what the maps must contain now.
+// wanted computes what the maps must contain.
 func (a *Agent) wanted() (image, error) {
 	live := a.live()
 	l := layout{num: a.num, own: map[string]uint32{}}
@@ -125,7 +125,7 @@ func (a *Agent) wanted() (image, error) {
 			endpoints = append(endpoints, le.Admission)
 		}
 	}
-	// An interface that cannot be looked up must not take away what is enforced.
+	// A failed lookup must not remove what is enforced.
 	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
 	if err != nil {
 		return image{}, err
@@ -141,8 +141,7 @@ func (a *Agent) wanted() (image, error) {
 	return want, nil
 }
 
-// live returns the endpoints of this node that have an interface and an
-// admission: one that has expired gives no rights here either.
+// live returns the endpoints of this node that have an interface and a valid admission.
 func (a *Agent) live() []endpoint {
 	now := a.now()
 	return slices.DeleteFunc(a.endpoints.all(), func(ep endpoint) bool {
@@ -150,8 +149,8 @@ func (a *Agent) live() []endpoint {
 	})
 }
 
-// links returns the interfaces of the links that are up: that to the nodes of the zone, and those to
-// the zone's processors.
+// links returns the interfaces of the links that exist: the link to the nodes of the zone, and the
+// links to the processors of the zone.
 func (a *Agent) links() (map[desired.Way]uint32, error) {
 	peers := []fabric.NodeID{daemon.ZonePeer}
 	for _, n := range a.node.Nodes() {

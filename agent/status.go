@@ -13,12 +13,12 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Status reports how the agent is and what it enforces.
+// Status returns the state of the agent and of what it enforces.
 func (a *Agent) Status() api.NodeStatus {
 	s := api.NodeStatus{Drops: map[string]uint64{}}
 	for _, ep := range a.endpoints.all() {
 		if ep.HostIndex == 0 {
-			continue // it is being attached
+			continue // its interface no longer exists
 		}
 		pending := a.engines.pendingOf(ep.Attachment)
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
@@ -58,8 +58,7 @@ func (a *Agent) Status() api.NodeStatus {
 	return s
 }
 
-// registrations are the endpoints of this node as the Consul catalog shows
-// them.
+// registrations returns the endpoints of this node for the Consul catalog.
 func (a *Agent) registrations() []catalog.Registration {
 	var list []catalog.Registration
 	for _, ep := range a.endpoints.all() {
@@ -68,7 +67,7 @@ func (a *Agent) registrations() []catalog.Registration {
 	return list
 }
 
-// verifyRecord checks the admission that a catalog record carries.
+// verifyRecord verifies the admission in a catalog record.
 func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 	var adm fabric.Admission
 	if err := a.node.Identity.Keys().Verify(s, fabric.KindAdmission, &adm); err != nil {
@@ -82,11 +81,11 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 			return adm, adm.PlacedOn(n)
 		}
 	}
-	return adm, fmt.Errorf("endpoint %s was admitted on %s/%s, which is not a node of the fabric", adm.Endpoint, adm.Zone, adm.Node)
+	return adm, fmt.Errorf("endpoint %s was admitted on %s, which is not a node of the fabric", adm.Endpoint, adm.Host())
 }
 
-// followed are the services whose health matters to endpoints of this node,
-// and their own.
+// followed returns the services whose health the node needs: those of its endpoints and of their
+// counterparts.
 func (a *Agent) followed() []fabric.Ref {
 	docs := a.documents()
 	set := map[fabric.Ref]bool{}
@@ -100,8 +99,8 @@ func (a *Agent) followed() []fabric.Ref {
 	return slices.SortedFunc(maps.Keys(set), fabric.CompareRefs)
 }
 
-// refreshCatalog has the Consul catalog and what is read from it follow a
-// change of endpoints or counterparts.
+// refreshCatalog updates the Consul catalog, and what is read from it, after endpoints or
+// counterparts changed.
 func (a *Agent) refreshCatalog() {
 	a.registrar.Refresh()
 	a.health.Follow(a.followed())

@@ -16,12 +16,11 @@ import (
 	"github.com/sif-project/sif/internal/node/daemon"
 )
 
-// taskParallel bounds the tasks that are carried out at once; observations only
-// wait and are not among them.
+// taskParallel limits the number of concurrent tasks. Observations do not count, because they only
+// wait.
 const taskParallel = 16
 
-// serveTasks carries out the controller's tasks: `sif matrix`, `sif verify` and
-// `sif explain` look at the fabric through the eyes of the node.
+// serveTasks runs the controller's tasks, which `sif matrix`, `sif verify` and `sif explain` need.
 func (a *Agent) serveTasks(ctx context.Context) error {
 	defer a.observers.Close()
 	slots := make(chan struct{}, taskParallel)
@@ -40,8 +39,8 @@ func (a *Agent) serveTasks(ctx context.Context) error {
 				a.node.TaskDone(ctx, a.carryOut(ctx, t))
 			}()
 		}
-		// What is sent last arrives last: it proves that the others had their
-		// time.
+		// Probes are sent in order: the arrival of the last one proves that the others had time to
+		// arrive.
 		for _, t := range sends {
 			result := a.carryOut(ctx, t)
 			go a.node.TaskDone(ctx, result)
@@ -86,7 +85,7 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 			return err
 		})
 	default:
-		err = fmt.Errorf("this agent does not know tasks of kind %q", t.Kind)
+		err = fmt.Errorf("unknown kind of task %q", t.Kind)
 	}
 	if err != nil {
 		result.Error = err.Error()
@@ -95,7 +94,7 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 	return result
 }
 
-// observe watches for a probe until it comes or the time is over.
+// observe waits until a probe arrives or the time is over.
 func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *api.TaskResult) error {
 	open := func() (ns.NetNS, error) { return a.namespaces.Find(ep.HostIf) }
 	seen, stop, err := a.observers.Expect(ep.ID, open, ep.Attachment.IfName, t.Peer, t.Protocol, t.Nonce)
@@ -104,12 +103,12 @@ func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *ap
 	}
 	defer stop()
 	if err := a.node.Controller.TaskDone(ctx, api.TaskResult{ID: t.ID, Ready: true}); err != nil {
-		return fmt.Errorf("tell the controller that the observation has begun: %w", err)
+		return fmt.Errorf("tell the controller that the observation has started: %w", err)
 	}
 	select {
 	case o, came := <-seen:
 		if !came {
-			return fmt.Errorf("the interface of endpoint %s went away", ep.ID)
+			return fmt.Errorf("the interface of endpoint %s was removed", ep.ID)
 		}
 		result.Done, result.Source = true, o.Src.Addr()
 	case <-ctx.Done():
@@ -117,7 +116,7 @@ func (a *Agent) observe(ctx context.Context, ep endpoint, t api.Task, result *ap
 	return nil
 }
 
-// inside opens an endpoint's namespace for do.
+// inside opens the network namespace of an endpoint for do.
 func (a *Agent) inside(ep endpoint, do func(namespace ns.NetNS) error) error {
 	namespace, err := a.namespaces.Find(ep.HostIf)
 	if err != nil {
@@ -127,7 +126,7 @@ func (a *Agent) inside(ep endpoint, do func(namespace ns.NetNS) error) error {
 	return do(namespace)
 }
 
-// address returns the endpoint's address of the family of peer.
+// address returns the endpoint's address of the same family as peer.
 func (ep endpoint) address(peer netip.Addr) netip.Addr {
 	if peer.Is4() {
 		return ep.IPv4

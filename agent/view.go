@@ -24,8 +24,8 @@ func (v view) asker(addr netip.Addr) (endpoint, bool) {
 	return v.agent.endpoints.find(func(ep endpoint) bool { return ep.IPv4 == addr || ep.IPv6 == addr })
 }
 
-// Reach implements dns.View: the one rule, asked for a whole service. Only the
-// health comes from the Consul catalog; who exists is what was admitted.
+// Reach implements dns.View. It applies the one rule to a service. Only health comes from the
+// Consul catalog; endpoints exist if they were admitted.
 func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 	ep, ok := v.asker(asker)
 	if !ok {
@@ -55,8 +55,7 @@ func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) boo
 	})
 }
 
-// known returns every endpoint of a service that this node knows: of its own and
-// of their counterparts.
+// known returns the endpoints of a service that this node knows: its own and their counterparts.
 func (a *Agent) known(service fabric.Ref) []fabric.Admission {
 	var list []fabric.Admission
 	for _, ep := range a.live() {
