@@ -31,15 +31,15 @@ import (
 	"github.com/sif-project/sif/internal/trust/roster"
 )
 
-// reconcileInterval is how often the switch is compared with what it should
-// hold, and everybody with what they were told.
+// reconcileInterval is the time between comparisons of the switch with the desired state, and
+// between complete lists to other daemons.
 const reconcileInterval = 5 * time.Second
 
-// introduction bounds bringing a daemon that has connected up to date.
+// introduction limits the time to bring a newly connected daemon up to date.
 const introduction = time.Minute
 
-// Daemon is the engine with its connections: to the switch, to the agents of
-// its zone, and, inside the encrypted links, to the engines of other zones.
+// Daemon is the engine with its connections: to the switch, to the agents of its zone, and, inside
+// the encrypted links, to the engines of other zones.
 type Daemon struct {
 	*Engine
 	node     *daemon.Node
@@ -48,8 +48,8 @@ type Daemon struct {
 	firewall *firewall.Firewall
 }
 
-// Start makes this process the engine of its node. It takes over what an
-// earlier one left in the switch and on disk.
+// Start starts the engine of the node. It takes over the state of an earlier engine in the switch
+// and on disk. Call Run next.
 func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, error) {
 	n, err := daemon.Join(ctx, c, fabric.KindProcessor, log)
 	if err != nil {
@@ -79,7 +79,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	return d, err
 }
 
-// Run serves until ctx ends. What is enforced stays enforced after that.
+// Run serves until ctx ends. The switch keeps enforcing after that.
 func (d *Daemon) Run(ctx context.Context) error {
 	refresh := make(chan struct{}, 1)
 	trigger := func() {
@@ -92,13 +92,12 @@ func (d *Daemon) Run(ctx context.Context) error {
 	d.node.Roster.OnChange(func([]roster.Member) { trigger() })
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.node.Run(ctx, d.Status) })
-	// The links come first: the ports that they lead to are part of what the
-	// switch takes over.
+	// The links come first, because the flows to be taken over refer to their ports.
 	if err := d.awaitPorts(ctx); err != nil {
-		d.log.Warn("not all links are up yet", logkey.Error, err)
+		d.log.Warn("some links have no port yet, continuing without them", logkey.Error, err)
 	}
 	if ctx.Err() != nil {
-		return group.Wait() // what the switch holds is not to shrink to the ports known so far
+		return group.Wait() // Resume would remove the flows of ports that are not known yet
 	}
 	if err := d.Resume(ctx); err != nil {
 		d.node.Degrade("switch", err)
@@ -108,7 +107,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	group.Go(func() error { return d.keep(ctx, refresh) })
 	group.Go(func() error { return d.serveTasks(ctx) })
 	group.Go(func() error {
-		// The switch first: bringing agents up to date may take its time.
+		// The switch comes first, because updating the agents can take long.
 		expiry.Watch(ctx, d.now, d.docs.Documents, func() {
 			d.node.Degrade("refresh", d.reprogram.Call())
 			trigger()
@@ -119,9 +118,8 @@ func (d *Daemon) Run(ctx context.Context) error {
 	return group.Wait()
 }
 
-// awaitPorts waits until the bridge has the port of every link that the roster
-// on disk asks for, so that taking over does not remove flows of ports that
-// are only not yet known.
+// awaitPorts waits until the bridge has a port for every link in the stored roster. Otherwise
+// taking over would remove flows of ports that are not known yet.
 func (d *Daemon) awaitPorts(ctx context.Context) error {
 	deadline := time.Now().Add(10 * time.Second)
 	for {
@@ -139,8 +137,8 @@ func (d *Daemon) awaitPorts(ctx context.Context) error {
 	}
 }
 
-// repair compares switch and firewall with what they should be, always. It waits
-// for nobody else.
+// repair compares the switch and the firewall with the desired state at each interval. It never
+// waits for another daemon.
 func (d *Daemon) repair(ctx context.Context) error {
 	tick := time.NewTicker(reconcileInterval)
 	defer tick.Stop()
@@ -156,7 +154,8 @@ func (d *Daemon) repair(ctx context.Context) error {
 	}
 }
 
-// keep refreshes on every change, ends leases, and keeps everybody in step.
+// keep updates switch and peers after changes, ends expired leases, and synchronises with all
+// peers.
 func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 	tick := time.NewTicker(reconcileInterval)
 	defer tick.Stop()
@@ -190,20 +189,19 @@ func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 	return rpc.Serve(ctx, l, config, d.node.Config.TrustDomain, func(c *rpc.Conn) { d.welcome(ctx, c) }, d.Handle)
 }
 
-// welcome brings a daemon that has connected up to date.
+// welcome handles a new connection.
 func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 	ctx, cancel := context.WithTimeout(ctx, introduction)
 	defer cancel()
-	if err := d.Attach(ctx, c); err != nil {
-		d.log.Warn("connection refused or not brought up to date", logkey.Error, err)
+	if err := d.Welcome(ctx, c); err != nil {
+		d.log.Warn("cannot serve the connection", logkey.Error, err)
 		c.Close()
 	}
 }
 
-// meetEngines keeps a connection with each engine of the other zones. It runs
-// inside the encrypted link between the two processors, because nothing else
-// crosses between zones. Of two engines the one that comes first by name
-// connects, the other one listens.
+// meetEngines keeps a connection with each engine of the other zones, inside the encrypted link
+// between the two processors, because nothing else passes between zones. Of two engines, the one
+// with the lower node ID connects and the other listens.
 func (d *Daemon) meetEngines(ctx context.Context) error {
 	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone }
 	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Gateway4, func(ctx context.Context, n fabric.Node) error {
@@ -214,10 +212,10 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 	})
 }
 
-// call connects to another zone's engine and stays until the connection ends.
+// call connects to the engine of another zone and returns when the connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	config := d.node.Identity.ClientTLS(identity.OfNode(n))
-	dialing, cancel := context.WithTimeout(ctx, settle)
+	dialing, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var conn *rpc.Conn
 	err := d.inLink(n, func() (err error) {
@@ -230,7 +228,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	defer conn.Close()
 	introducing, cancel := context.WithTimeout(ctx, introduction)
 	defer cancel()
-	if err := d.Attach(introducing, conn); err != nil {
+	if err := d.Welcome(introducing, conn); err != nil {
 		return err
 	}
 	d.node.Degrade("engine "+n.ID().String(), nil)
@@ -242,7 +240,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	}
 }
 
-// answer listens for another zone's engine at this end of the link.
+// answer listens for the engine of another zone at this end of the link.
 func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	var l net.Listener
 	err := d.inLink(n, func() (err error) {
@@ -256,8 +254,8 @@ func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	return d.serve(ctx, l)
 }
 
-// inLink runs do in the namespace of the link towards n: sockets that it opens
-// stay there.
+// inLink runs do in the network namespace of the link to n. Sockets that do opens stay in that
+// namespace.
 func (d *Daemon) inLink(n fabric.Node, do func() error) error {
 	device, ok := d.node.Links.Interface(n.ID())
 	if !ok {
@@ -266,7 +264,7 @@ func (d *Daemon) inLink(n fabric.Node, do func() error) error {
 	return ns.WithNetNSPath(d.ports.namespace(device), func(ns.NetNS) error { return do() })
 }
 
-// Status reports how the engine is.
+// Status returns the state of the engine.
 func (d *Daemon) Status() api.NodeStatus {
 	s := api.NodeStatus{}
 	drops, err := d.bridge.Drops()

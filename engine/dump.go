@@ -19,13 +19,13 @@ import (
 	"github.com/sif-project/sif/internal/node/daemon"
 )
 
-// serveTasks reads back what the switch enforces for `sif verify` and
-// `sif explain`; an engine has no endpoints for other tasks.
+// serveTasks reads back the switch for `sif verify` and `sif explain`. An engine has no endpoints
+// for other tasks.
 func (d *Daemon) serveTasks(ctx context.Context) error {
 	return d.node.ServeTasks(ctx, func(tasks []api.Task) {
 		for _, t := range tasks {
 			if t.Kind != api.TaskDump {
-				d.node.TaskDone(ctx, api.TaskResult{ID: t.ID, Error: fmt.Sprintf("an engine does not know tasks of kind %q", t.Kind)})
+				d.node.TaskDone(ctx, api.TaskResult{ID: t.ID, Error: fmt.Sprintf("unknown kind of task %q", t.Kind)})
 				continue
 			}
 			d.node.TaskDone(ctx, daemon.DumpTask(ctx, t, d.dump))
@@ -33,7 +33,7 @@ func (d *Daemon) serveTasks(ctx context.Context) error {
 	})
 }
 
-// dump reads back what the switch really enforces.
+// dump reads back what the switch enforces.
 func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	d.programming.Lock()
 	state, diff, ports, err := d.bridge.inspect(ctx)
@@ -53,8 +53,7 @@ func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	return dump, nil
 }
 
-// inspect reads the switch back. ports are those that it should have, by the
-// peer that each leads to.
+// inspect reads back the switch. ports are the ports that it should have, by peer.
 func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[fabric.NodeID]ovs.Port, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -62,10 +61,10 @@ func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[fabric.N
 	return state, diff, maps.Clone(b.ports), err
 }
 
-// registry tells which name has a number.
+// registry returns the text of the key that a number stands for.
 type registry interface{ Name(uint32) string }
 
-// switchNames tells what the numbers in the switch stand for.
+// switchNames translates the numbers in the switch into words.
 type switchNames struct {
 	registry registry
 	ways     map[uint32]desired.Way // by port
@@ -79,7 +78,7 @@ func newSwitchNames(ports map[fabric.NodeID]ovs.Port, registry registry) switchN
 	return n
 }
 
-// party is who has a class.
+// party returns the party that has a class.
 func (n switchNames) party(class uint32) (p desired.Party, known bool) {
 	key, err := desired.ParseKey(n.registry.Name(class))
 	if err != nil {
@@ -89,7 +88,7 @@ func (n switchNames) party(class uint32) (p desired.Party, known bool) {
 	return k.Party, known
 }
 
-// entry is what an entry was made for.
+// entry returns the key that the number of an entry stands for.
 func (n switchNames) entry(id EntryID) (k desired.EntryKey, known bool) {
 	key, err := desired.ParseKey(n.registry.Name(id.Number()))
 	if err != nil {
@@ -104,14 +103,14 @@ func (n switchNames) Class(class uint32) string {
 	if p, ok := n.party(class); ok {
 		return strconv.Quote(p.String())
 	}
-	return fmt.Sprintf("class %d, which nobody has", class)
+	return fmt.Sprintf("unassigned class %d", class)
 }
 
 // Port implements ovs.Names.
 func (n switchNames) Port(no uint32) string {
 	switch way, ok := n.ways[no]; {
 	case !ok:
-		return fmt.Sprintf("port %d, which leads to nobody", no)
+		return fmt.Sprintf("unknown port %d", no)
 	case way == desired.ZoneLink:
 		return "the port to the zone's nodes"
 	default:
@@ -132,11 +131,10 @@ func (n switchNames) Entry(id uint64) string {
 	if k, ok := n.entry(EntryID(id)); ok {
 		return fmt.Sprintf("contract %s over %s", k.Contract, EntryID(id).Protocol())
 	}
-	return fmt.Sprintf("entry %d, which was never made", id)
+	return fmt.Sprintf("unknown entry %d", id)
 }
 
-// dumpOf puts names to what the switch holds. ports are those that it should
-// have.
+// dumpOf translates the content of the switch into words. ports are the ports that it should have.
 func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) api.Dump {
 	d := api.Dump{Layer: api.LayerSwitch}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
@@ -147,13 +145,13 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 	}
 	for _, p := range s.Ports {
 		if _, known := names.ways[p.No]; !known {
-			problem("port %d leads to nobody that this engine knows", p.No)
+			problem("unknown port %d", p.No)
 		}
 	}
 	identity := func(class uint32) string {
 		p, ok := names.party(class)
 		if !ok {
-			problem("the switch names class %d, which this engine never gave to anybody", class)
+			problem("the switch contains class %d, which this engine never assigned", class)
 			return fmt.Sprintf("number %d", class)
 		}
 		return p.String()
@@ -168,7 +166,7 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 				problem("%s has one owner", p)
 			}
 			if !slices.Equal(e.SourcePorts, []uint32{e.OutPort}) {
-				problem("packets of %s may come in by %s, but go out by %s", p.Addr(), names.list(e.SourcePorts), names.Port(e.OutPort))
+				problem("packets from %s may come in by %s, but packets to it go out by %s", p.Addr(), names.list(e.SourcePorts), names.Port(e.OutPort))
 			}
 			d.Peers = append(d.Peers, api.DumpPeer{Address: p.Addr(), Identity: identity(e.Class), Via: via})
 		}
@@ -177,7 +175,7 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 		key, ok := names.entry(EntryID(e.ID))
 		contract, protocol := key.Contract.String(), EntryID(e.ID).Protocol()
 		if !ok {
-			problem("the switch has an entry %d, which this engine never numbered", e.ID)
+			problem("the switch contains entry %d, which this engine never assigned", e.ID)
 			contract = fmt.Sprintf("number %d", e.ID)
 		} else if key.Source != e.Src || key.Destination != e.Dst {
 			problem("the entry of %s is from %s to %s, but was made for other identities", names.Entry(e.ID), names.Class(e.Src), names.Class(e.Dst))

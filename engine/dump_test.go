@@ -49,15 +49,15 @@ func TestDumpOf(t *testing.T) {
 	state.Entries[0].Dst = 16
 	state.Entries[1].ID = 77<<8 | 17
 	must.Eq(t, []string{
-		"packets of 100.64.0.2 may come in by the port to the zone's nodes and the port to gcp1/p1, but go out by the port to the zone's nodes",
+		"packets from 100.64.0.2 may come in by the port to the zone's nodes and the port to gcp1/p1, but packets to it go out by the port to the zone's nodes",
 		`the entry of contract shop/sql over tcp is from "shop/web >shop/sql" to "shop/web >shop/sql", but was made for other identities`,
 		"the port to gcp1/p1 is missing or altered",
-		"the switch has an entry 19729, which this engine never numbered",
+		"the switch contains entry 19729, which this engine never assigned",
 	}, dumpOf(state, ports, newSwitchNames(ports, names)).Problems)
 	n := newSwitchNames(ports, names)
-	must.Eq(t, "class 99, which nobody has", n.Class(99))
-	must.Eq(t, "port 9, which leads to nobody", n.Port(9))
-	must.Eq(t, "entry 99, which was never made", n.Entry(99))
+	must.Eq(t, "unassigned class 99", n.Class(99))
+	must.Eq(t, "unknown port 9", n.Port(9))
+	must.Eq(t, "unknown entry 99", n.Entry(99))
 }
 
 // An expired contract leaves the switch when the engine looks again.

@@ -26,26 +26,25 @@ import (
 	"github.com/sif-project/sif/internal/trust/admission"
 )
 
-// inForce bounds how long a request waits for other nodes. The agent waits
-// 500 ms in all; what is not in force by then follows by itself.
+// inForce limits the time for which a request waits for other nodes. The agent waits 500 ms in
+// total. What is not in force by then becomes so later.
 const inForce = 400 * time.Millisecond
 
-// settle bounds a call to another daemon that nobody waits for any more.
-const settle = 10 * time.Second
+// callTimeout limits a call to another daemon after its caller has stopped waiting.
+const callTimeout = 10 * time.Second
 
-// errSuperseded says that a younger admission is in force than the one that a
-// request carries.
-var errSuperseded = errors.New("a younger admission is in force")
+// errSuperseded is returned for a request whose endpoint has a lease with a newer admission.
+var errSuperseded = errors.New("a newer admission is in force")
 
-// Documents hands out the documents of the revision in force. Asking for a
-// service makes it an interest: it is then kept up to date.
+// Documents returns documents of the revision in force. Requesting a document also subscribes to
+// its changes.
 type Documents interface {
 	Document(ctx context.Context, service fabric.Ref) (fabric.Document, error)
 	Documents() map[fabric.Ref]fabric.Document
 }
 
-// Engine holds the leases of a zone and keeps the switch, the zone's agents
-// and the other zones' engines in step with them.
+// Engine keeps the leases of a zone, and updates the switch, the agents of the zone and the engines
+// of other zones.
 type Engine struct {
 	self   fabric.Node
 	log    hclog.Logger
@@ -66,7 +65,7 @@ type Engine struct {
 	engines map[fabric.NodeID]*remote // connected engines of other zones
 }
 
-// Options is what an Engine is made of.
+// Options configures an Engine.
 type Options struct {
 	Self      fabric.Node
 	Log       hclog.Logger
@@ -78,7 +77,7 @@ type Options struct {
 	Nodes     func() []fabric.Node
 }
 
-// New returns an engine that holds the leases it held when it stopped.
+// New returns an engine with the leases that are stored on disk.
 func New(o Options) (*Engine, error) {
 	ls, err := lease.Open(o.Leases, o.Log)
 	if err != nil {
@@ -93,8 +92,7 @@ func New(o Options) (*Engine, error) {
 	return e, nil
 }
 
-// Resume takes up the leases from disk: it makes their services interests and
-// programs the switch. It must come before anything else.
+// Resume subscribes to the documents of the stored leases and programs the switch. Call it first.
 func (e *Engine) Resume(ctx context.Context) error {
 	for _, le := range e.leases.All(e.now()) {
 		e.interest(ctx, le.Admission.Service)
@@ -102,9 +100,9 @@ func (e *Engine) Resume(ctx context.Context) error {
 	return e.reprogram.Call()
 }
 
-// believe returns the admission of a request if it may be believed. One that is
-// held was verified when it came and stands until it expires: that its
-// certificate has expired meanwhile must not end it when a daemon restarts.
+// believe verifies a request and returns its admission. A request that is already in force was
+// verified when it arrived. It stays valid until it expires, even if its certificate expires first;
+// otherwise a restart would end it.
 func (e *Engine) believe(r fabric.Request) (fabric.Admission, error) {
 	if a, held := e.leases.Held(r, e.now()); held {
 		return a, nil
@@ -112,15 +110,15 @@ func (e *Engine) believe(r fabric.Request) (fabric.Admission, error) {
 	return e.verify.Verify(r, e.now())
 }
 
-// interest makes the document of a service known. A service that the revision
-// does not have has no rights, which is no error.
+// interest subscribes to the document of a service. A service that is not in the revision has no
+// rights, which is not an error.
 func (e *Engine) interest(ctx context.Context, service fabric.Ref) {
 	if _, err := e.docs.Document(ctx, service); err != nil {
-		e.log.Warn("no document of the service in the revision in force; it has no rights", logkey.Service, service, logkey.Error, err)
+		e.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, service, logkey.Error, err)
 	}
 }
 
-// leased returns the services that have leases, whose documents matter.
+// leased returns the services that have leases.
 func (e *Engine) leased() map[fabric.Ref]bool {
 	services := map[fabric.Ref]bool{}
 	for _, le := range e.leases.All(e.now()) {
@@ -129,7 +127,7 @@ func (e *Engine) leased() map[fabric.Ref]bool {
 	return services
 }
 
-// Handle answers the calls of agents and of other engines.
+// Handle answers calls of agents and of other engines.
 func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	decode := func(v any) error {
 		if err := json.Unmarshal(params, v); err != nil {
@@ -143,7 +141,7 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
-		return e.connect(ctx, from, p)
+		return e.requestConnectivity(ctx, from, p)
 	case rpc.MethodForward:
 		var p rpc.ForwardParams
 		if err := decode(&p); err != nil {
@@ -163,13 +161,12 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 		}
 		return struct{}{}, e.sync(from, p)
 	}
-	return nil, fmt.Errorf("an engine does not serve %q", method)
+	return nil, fmt.Errorf("unknown method %q", method)
 }
 
-// connect takes a connectivity request from an agent of the zone and returns
-// when it is in force everywhere, or when waiting any longer would hold up the
-// workload.
-func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams) (rpc.ConnectReply, error) {
+// requestConnectivity accepts a connectivity request from an agent of the zone. It returns when the
+// request is in force everywhere, or when the workload should not wait longer.
+func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.ConnectParams) (rpc.ConnectReply, error) {
 	a, err := e.believe(p.Request)
 	if err != nil {
 		return rpc.ConnectReply{}, err
@@ -177,14 +174,14 @@ func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams
 	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Host() != from.NodeID {
 		return rpc.ConnectReply{}, fmt.Errorf("node %s may not request connectivity for endpoint %s of %s", from.NodeID, a.Endpoint, a.Host())
 	}
-	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
+	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ConnectReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
-	// The zone's agents and the other zones hear of it at the same time. What
-	// the other zones answer may be news for the agents, so they are told again;
-	// whoever knows everything is not called.
+	// The agents of the zone and the other zones are told at the same time. The answers of the
+	// other zones may contain new counterparts, so the agents are updated again; an agent without
+	// changes is not called.
 	told := make(chan struct{})
 	go func() {
 		e.tell(waiting, a)
@@ -198,8 +195,8 @@ func (e *Engine) connect(ctx context.Context, from rpc.Peer, p rpc.ConnectParams
 	return rpc.ConnectReply{Pending: pending}, nil
 }
 
-// forward takes a request that another zone's engine has accepted. It is
-// believed no more than an agent's.
+// forward accepts a request that the engine of another zone has accepted. It is verified like a
+// request of an agent.
 func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams) (rpc.ForwardReply, error) {
 	a, err := e.believe(p.Request)
 	if err != nil {
@@ -208,7 +205,7 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
 		return rpc.ForwardReply{}, fmt.Errorf("engine %s may not forward endpoint %s of zone %s", from.NodeID, a.Endpoint, a.Zone)
 	}
-	if err := e.hold(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
+	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ForwardReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
@@ -222,13 +219,13 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	return reply, nil
 }
 
-// hold keeps a verified lease and returns when the switch is programmed for it.
-func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
+// accept stores a verified lease and returns after the switch is programmed.
+func (e *Engine) accept(ctx context.Context, le lease.Lease) error {
 	changed, err := e.leases.Put(le)
 	if err != nil {
 		return err
 	}
-	e.interest(ctx, le.Admission.Service) // after Put: see leased
+	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it
 	if !changed {
 		if _, held := e.leases.Held(le.Request, e.now()); !held {
 			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
@@ -240,9 +237,8 @@ func (e *Engine) hold(ctx context.Context, le lease.Lease) error {
 	return e.reprogram.Call()
 }
 
-// spread carries a request to the engines of all other zones, which answer
-// with their counterparts. It returns what is not in force when ctx ends; the
-// calls go on after that.
+// spread forwards a request to the engines of all other zones. They answer with their counterparts.
+// It returns what is not in force when ctx ends; the calls continue after that.
 func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
 	var peers []*remote
 	for zone, nodes := range e.otherZones() {
@@ -254,7 +250,7 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 		peers = append(peers, peer)
 	}
 	forward := func(ctx context.Context, peer *remote) ([]string, error) { return e.forwardTo(ctx, peer, r) }
-	for o := range fanout.Call(ctx, settle, peers, forward) {
+	for o := range fanout.Call(ctx, callTimeout, peers, forward) {
 		if o.Err != nil {
 			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
 		}
@@ -263,8 +259,8 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 	return pending
 }
 
-// forwardTo forwards one request to one engine, if it is still in force, and
-// takes up the counterparts that it answers with.
+// forwardTo forwards one request to one engine, if the request is still in force, and accepts the
+// counterparts in the answer.
 func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) (pending []string, err error) {
 	peer.order.RLock()
 	defer peer.order.RUnlock()
@@ -282,24 +278,23 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 			continue
 		}
 		if a.Zone != peer.id.Zone {
-			e.log.Warn("counterpart refused: it is not of the engine's zone", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
+			e.log.Warn("counterpart refused: it is not in the zone of the engine that sent it", logkey.Node, peer.id, logkey.Endpoint, a.Endpoint)
 			continue
 		}
-		if err := e.hold(ctx, lease.Lease{Request: c, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
+		if err := e.accept(ctx, lease.Lease{Request: c, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
 			return nil, err
 		}
 	}
 	return reply.Pending, nil
 }
 
-// withdraw ends leases on the word of their owner: an agent for its own node,
-// an engine for its own zone.
+// withdraw ends leases on request of their owner: an agent for its own node, an engine for its own
+// zone.
 func (e *Engine) withdraw(from rpc.Peer, p rpc.WithdrawParams) error {
 	return e.end(from, func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
 }
 
-// sync ends the leases of an owner that it no longer names; it says all that
-// it has.
+// sync ends the leases of an owner that are missing in the owner's complete list.
 func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) error {
 	return e.end(from, func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
 }
@@ -314,15 +309,15 @@ func (e *Engine) end(from rpc.Peer, gone func(fabric.Admission) bool) error {
 	return e.drop(func(a fabric.Admission) bool { return owns(a) && gone(a) })
 }
 
-// drop ends leases and lets everybody know who was told of them.
+// drop ends leases and informs everybody who was told of them.
 func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 	removed, err := e.leases.Remove(gone)
 	if len(removed) == 0 {
 		return err
 	}
-	// A switch that cannot be programmed keeps nobody from hearing of it.
+	// Others are informed even if the switch cannot be programmed.
 	err = errors.Join(err, e.reprogram.Call())
-	ctx, cancel := context.WithTimeout(context.Background(), settle)
+	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	var own []string
 	for _, le := range removed {
@@ -345,14 +340,13 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 		group.Go(func() error { return e.update(ctx, agent) })
 	}
 	if err := group.Wait(); err != nil {
-		e.log.Warn("not everybody heard of the end of a lease; they will", logkey.Error, err)
+		e.log.Warn("cannot inform everybody about ended leases, the next synchronisation will", logkey.Error, err)
 	}
 	return err
 }
 
-// Expire ends the leases that are past their admission's life, and those of
-// nodes that have left the fabric. An empty roster means that nothing is
-// known, so it ends nothing.
+// Expire ends leases whose admission has expired or whose node has left the roster. With an empty
+// roster, no node has left.
 func (e *Engine) Expire() error {
 	now := e.now()
 	known := map[fabric.NodeID]bool{}
@@ -364,9 +358,9 @@ func (e *Engine) Expire() error {
 	})
 }
 
-// Refresh brings switch and agents up to a new revision or roster.
+// Refresh updates the switch and the agents after a change of the revision or the roster.
 func (e *Engine) Refresh(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	err := e.reprogram.Call()
 	var group errgroup.Group
@@ -376,12 +370,12 @@ func (e *Engine) Refresh(ctx context.Context) error {
 	return errors.Join(err, group.Wait())
 }
 
-// documents are those of the revision in force, as they hold now.
+// documents returns the documents of the revision in force, without expired contracts.
 func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 	return fabric.DocumentsAt(e.docs.Documents(), e.now())
 }
 
-// program computes what the switch should hold and has it programmed.
+// program computes what the switch must contain and programs it.
 func (e *Engine) program() error {
 	e.programming.Lock()
 	defer e.programming.Unlock()
@@ -393,7 +387,7 @@ func (e *Engine) program() error {
 	return err
 }
 
-// desired is what the switch must enforce now.
+// desired returns what the switch must enforce.
 func (e *Engine) desired() desired.Processor {
 	var live []fabric.Admission
 	for _, le := range e.leases.All(e.now()) {
@@ -402,7 +396,7 @@ func (e *Engine) desired() desired.Processor {
 	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents())
 }
 
-// otherZones returns the IDs of the processors of every other zone, in order.
+// otherZones returns the processors of every other zone, in order.
 func (e *Engine) otherZones() map[string][]fabric.NodeID {
 	zones := map[string][]fabric.NodeID{}
 	for _, n := range e.nodes() {

@@ -170,7 +170,7 @@ func (w *world) agentOf(e *Engine, node string) *told {
 		self: rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor},
 		peer: rpc.Peer{NodeID: fabric.NodeID{Zone: e.self.Zone, Name: node}, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{}),
 	}
-	must.NoError(w.t, e.Attach(context.Background(), c))
+	must.NoError(w.t, e.Welcome(context.Background(), c))
 	return a
 }
 
@@ -229,8 +229,8 @@ func (w *world) join(a, b *Engine) {
 		return rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor}
 	}
 	done := make(chan struct{})
-	must.NoError(w.t, a.Attach(context.Background(), wire{peer(a), peer(b), b.Handle, done}))
-	must.NoError(w.t, b.Attach(context.Background(), wire{peer(b), peer(a), a.Handle, done}))
+	must.NoError(w.t, a.Welcome(context.Background(), wire{peer(a), peer(b), b.Handle, done}))
+	must.NoError(w.t, b.Welcome(context.Background(), wire{peer(b), peer(a), a.Handle, done}))
 }
 
 func (w *world) connect(e *Engine, node string, r fabric.Request) (rpc.ConnectReply, error) {

@@ -63,7 +63,7 @@ func TestEndpointsThatComeDuringSync(t *testing.T) {
 			time.Sleep(100 * time.Millisecond)
 		}
 	}}
-	must.NoError(t, aws.Attach(context.Background(), conn))
+	must.NoError(t, aws.Welcome(context.Background(), conn))
 	coming.Wait()
 	must.Eq(t, []string{"svc-2"}, gcpSwitch.endpoints())
 }
@@ -78,7 +78,7 @@ func TestWithdrawalWaitsForForwards(t *testing.T) {
 			time.Sleep(inForce + 200*time.Millisecond)
 		}
 	}}
-	must.NoError(t, aws.Attach(context.Background(), conn))
+	must.NoError(t, aws.Welcome(context.Background(), conn))
 	reply, err := w.connect(aws, "w1", w.request(1, "aws1", "w1", svc))
 	must.NoError(t, err)
 	must.Eq(t, []string{"aws1/w1: its agent is not connected", "gcp1/p1: no answer in time"}, reply.Pending)
@@ -121,7 +121,7 @@ func TestRefusedByAnAgent(t *testing.T) {
 	}
 	a := &told{set: map[string]bool{}, refuse: map[string]string{"web-2": "I do not believe it"}}
 	c := wire{self: peerOf(e), peer: rpc.Peer{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}, handle: a.handle, done: make(chan struct{})}
-	must.NoError(t, e.Attach(context.Background(), c))
+	must.NoError(t, e.Welcome(context.Background(), c))
 	must.Eq(t, []string{"web-3"}, a.endpoints())
 	reply, err := w.connect(e, "w1", w.request(4, "aws1", "w1", svc))
 	must.NoError(t, err)

@@ -17,8 +17,8 @@ type SwitchState struct {
 	Entries   map[uint32]SwitchEntry    // by number
 }
 
-// SwitchEndpoint is one endpoint as the switch sees it: its packets come in by one port, and packets
-// to it go out by the same one.
+// SwitchEndpoint is one endpoint as the switch sees it. Its packets come in by one port, and
+// packets to it go out by the same port.
 type SwitchEndpoint struct {
 	IPv4, IPv6 netip.Addr
 	Class      uint32      // of its identity
@@ -49,22 +49,22 @@ func (id EntryID) Protocol() fabric.Protocol { return fabric.Protocol(id & 0xff)
 
 // Switch is the boundary that the engine programs.
 type Switch interface {
-	// Program makes the switch contain want, writing only what differs from what was programmed
+	// Program brings the switch to want. It writes only the difference to what was programmed
 	// before.
 	Program(want SwitchState) error
-	// Reconcile compares what the switch contains with what was programmed, repairs it, and says
-	// what it found.
+	// Reconcile compares the content of the switch with what was programmed, repairs it, and lists
+	// what it repaired.
 	Reconcile() (repaired []string, err error)
-	// Drops returns the dropped packets by reason.
+	// Drops returns the number of dropped packets by reason.
 	Drops() (map[string]uint64, error)
 }
 
-// numbers gives keys their node-local numbers.
+// numbers assigns node-local numbers to keys.
 type numbers interface {
 	Of(key string) (uint32, error)
 }
 
-// numbered gives the parties and entries of a processor's state their numbers.
+// numbered translates the desired state into numbers.
 func numbered(p desired.Processor, num numbers) (SwitchState, error) {
 	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[desired.Party]uint32{}

@@ -19,11 +19,11 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// namespaceDir is where named network namespaces are.
+// namespaceDir is the directory of named network namespaces.
 const namespaceDir = "/var/run/netns"
 
-// ports gives each link of the processor a network namespace of its own, whose
-// only other way out is the switch.
+// ports places each link of the processor in a network namespace of its own, whose only other
+// interface leads to the switch.
 type ports struct {
 	self   fabric.Node
 	prefix string // of the names of namespaces
@@ -33,8 +33,8 @@ type ports struct {
 	mu sync.Mutex // one plug at a time
 }
 
-// config describes the port of a link device: "sif-l0" lives in namespace
-// "<prefix>-l0", whose veth is "sif-o0" at the switch.
+// config returns the port of a link device. Device "sif-l0" is in namespace "<prefix>-l0"; the
+// switch side of its veth pair is "sif-o0".
 func (p *ports) config(d link.Device) port.Config {
 	c := port.Config{
 		Namespace: wellknown.LinkNamespace(p.prefix, d.Name),
@@ -49,7 +49,7 @@ func (p *ports) config(d link.Device) port.Config {
 	return c
 }
 
-// Prepare makes the namespace.
+// Prepare creates the namespace.
 func (p *ports) Prepare(_ fabric.NodeID, d link.Device) (string, error) {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil && !errors.Is(err, port.ErrNoDevice) {
@@ -58,8 +58,8 @@ func (p *ports) Prepare(_ fabric.NodeID, d link.Device) (string, error) {
 	return filepath.Join(namespaceDir, c.Namespace), nil
 }
 
-// Settle completes the port and plugs it into the switch.
-func (p *ports) Settle(peer fabric.NodeID, d link.Device) error {
+// Complete finishes the port and adds it to the switch.
+func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil {
 		return err
@@ -72,8 +72,8 @@ func (p *ports) Settle(peer fabric.NodeID, d link.Device) error {
 	return p.bridge.setPort(peer, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
 }
 
-// ensure makes or repairs a port. A veth that had to be made anew is not the
-// device that the switch holds open under the same name, so it is taken out.
+// ensure creates or repairs a port. If the veth pair was created again, the switch still has the
+// old device open under the same name, so ensure removes that port.
 func (p *ports) ensure(c port.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -86,7 +86,7 @@ func (p *ports) ensure(c port.Config) error {
 	return errors.Join(err, p.sw.DeletePort(ctx, c.Outer))
 }
 
-// plug adds the outer device to the switch, if it is not in.
+// plug adds the outer device to the switch, if it is missing.
 func (p *ports) plug(outer string) (uint32, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -102,7 +102,7 @@ func (p *ports) plug(outer string) (uint32, error) {
 	return p.sw.AddPort(ctx, outer)
 }
 
-// namespace returns the path of the namespace of the link towards a peer.
+// namespace returns the path of the network namespace of a link device.
 func (p *ports) namespace(device string) string {
 	return filepath.Join(namespaceDir, p.config(link.Device{Name: device}).Namespace)
 }

@@ -28,36 +28,35 @@ type remote struct {
 	id   fabric.NodeID
 	conn Conn
 
-	// order keeps what another engine is told of an endpoint in order: forwards
-	// share it, and the word that endpoints are gone waits for those that are on
-	// their way.
+	// order keeps messages about an endpoint to another engine in order. Forwards hold it for
+	// reading. Messages about ended leases hold it for writing, so that they wait for forwards in
+	// progress.
 	order sync.RWMutex
 
-	// told is what an agent was told of other endpoints: when the admission of
-	// each was issued. mu keeps the messages about it in order.
+	// told contains, for each endpoint that an agent was told of, when its admission was issued. mu
+	// keeps the messages about it in order.
 	mu   sync.Mutex
 	told map[string]time.Time
 }
 
-// Conn is the connection to another daemon.
+// Conn is a connection to another daemon.
 type Conn interface {
 	Call(ctx context.Context, method string, params, reply any) error
 	Peer() rpc.Peer
 	Done() <-chan struct{}
 }
 
-// announceAtOnce is how many requests go into one message to an agent, far below
-// what a frame holds; forwardAtOnce is how many forwards are on their way to an
-// engine that has just connected.
+// announceAtOnce is the number of requests in one message to an agent, far below the limit of a
+// frame. forwardAtOnce is the number of concurrent forwards to an engine that has just connected.
 const (
 	announceAtOnce = 500
 	forwardAtOnce  = 16
 )
 
-// Attach takes up the connection of an agent of the zone or of another zone's
-// engine, brings the other side up to date, and forgets it when it closes. What
-// the other side does not believe is no reason to be without it.
-func (e *Engine) Attach(ctx context.Context, conn Conn) error {
+// Welcome adds the connection of an agent of the zone or of the engine of another zone, brings the
+// peer up to date, and removes the connection when it closes. A peer that refuses endpoints stays
+// connected.
+func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
 	r := &remote{id: peer.NodeID, conn: conn, told: map[string]time.Time{}}
 	switch {
@@ -77,7 +76,7 @@ func (e *Engine) Attach(ctx context.Context, conn Conn) error {
 			return fmt.Errorf("bring engine %s up to date: %w", r.id, err)
 		}
 	default:
-		return fmt.Errorf("%s %s has no business with the engine of zone %s", peer.Kind, r.id, e.self.Zone)
+		return fmt.Errorf("%s node %s is neither an agent of zone %s nor an engine of another zone", peer.Kind, r.id, e.self.Zone)
 	}
 	return nil
 }
@@ -94,16 +93,16 @@ func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 			delete(set, r.id)
 		}
 		e.mu.Unlock()
-		e.log.Info("disconnected; what it announced stays in force", logkey.Node, r.id)
+		e.log.Info("disconnected, its leases stay in force", logkey.Node, r.id)
 	}()
 }
 
-// own returns the leases of the own zone.
+// own returns the leases of this zone.
 func (e *Engine) own() []lease.Lease {
 	return e.leases.Where(e.now(), func(a fabric.Admission) bool { return a.Zone == e.self.Zone })
 }
 
-// offer forwards all endpoints of the own zone to another zone's engine.
+// offer forwards all endpoints of this zone to the engine of another zone.
 func (e *Engine) offer(ctx context.Context, r *remote) error {
 	var group errgroup.Group
 	group.SetLimit(forwardAtOnce)
@@ -112,7 +111,7 @@ func (e *Engine) offer(ctx context.Context, r *remote) error {
 			_, err := e.forwardTo(ctx, r, le.Request)
 			var refused *rpc.RemoteError
 			if errors.As(err, &refused) {
-				e.log.Warn("endpoint not taken up by another zone", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, r.id, logkey.Error, err)
+				e.log.Warn("another zone refused the endpoint", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, r.id, logkey.Error, err)
 				return nil
 			}
 			return err
@@ -126,12 +125,12 @@ func (e *Engine) offer(ctx context.Context, r *remote) error {
 	}
 	err := e.Refresh(ctx)
 	if err != nil {
-		e.log.Warn("not everybody is up to date; they will be", logkey.Error, err)
+		e.log.Warn("cannot bring everybody up to date, the next synchronisation will", logkey.Error, err)
 	}
 	return nil
 }
 
-// refusal is an agent's answer that it does not believe what it was told.
+// refusal is returned when an agent refused counterparts.
 type refusal struct{ reasons map[string]string } // by endpoint
 
 func (r refusal) Error() string {
@@ -142,7 +141,7 @@ func (r refusal) Error() string {
 	return strings.Join(texts, "; ")
 }
 
-// relevant returns the leases of other nodes that an agent has to know.
+// relevant returns the leases of other nodes that an agent must know.
 func (e *Engine) relevant(r *remote) map[string]lease.Lease {
 	var hosted []fabric.Identity
 	onNode := func(a fabric.Admission) bool { return a.Host() == r.id }
@@ -158,9 +157,8 @@ func (e *Engine) relevant(r *remote) map[string]lease.Lease {
 	return all
 }
 
-// update tells an agent what has changed among the counterparts of the
-// endpoints that it hosts, and returns when it has programmed them. What the
-// agent refused is a refusal.
+// update sends an agent the changes among the counterparts of its endpoints, and returns after the
+// agent has programmed them. If the agent refuses some, the error is a refusal.
 func (e *Engine) update(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -211,17 +209,17 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	return nil
 }
 
-// Sync tells every connected agent and engine all that it should have of us, so
-// that it drops what it missed the end of.
+// Sync sends every connected agent and engine the complete list of what it should have from us, in
+// case it missed the end of a lease.
 func (e *Engine) Sync(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, settle)
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var group errgroup.Group
 	tell := func(set map[fabric.NodeID]*remote, do func(context.Context, *remote) error) {
 		for _, r := range e.remotes(set) {
 			group.Go(func() error {
 				if err := do(ctx, r); err != nil {
-					e.log.Warn("not synchronised", logkey.Node, r.id, logkey.Error, err)
+					e.log.Warn("cannot send the list of endpoints", logkey.Node, r.id, logkey.Error, err)
 				}
 				return nil
 			})
@@ -232,16 +230,16 @@ func (e *Engine) Sync(ctx context.Context) {
 	group.Wait()
 }
 
-// syncAgent names all that an agent has to know, whether it was told yet or not:
-// what it refuses or missed it does not have anyway.
+// syncAgent sends the list of all endpoints that an agent must know, even those that it was not
+// told of yet: the list only removes.
 func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
 }
 
-// syncEngine names all endpoints of the own zone. No forward may overtake the
-// list: the endpoint would be taken for one that is gone.
+// syncEngine sends the list of all endpoints of this zone. No forward may overtake the list,
+// because the peer would then treat the new endpoint as removed.
 func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	r.order.Lock()
 	defer r.order.Unlock()
@@ -259,8 +257,8 @@ func (e *Engine) counterparts(of []fabric.Identity) []lease.Lease {
 	return e.leases.Where(e.now(), func(a fabric.Admission) bool { return isCounterpart(a.Identity()) })
 }
 
-// tell brings the agents that host counterparts of a, and a's own, up to date.
-// It returns what is not in force when ctx ends; the calls go on after that.
+// tell updates the agents that host counterparts of a, and a's own agent. It returns what is not in
+// force when ctx ends; the calls continue after that.
 func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string) {
 	hosts := map[fabric.NodeID]bool{}
 	if a.Zone == e.self.Zone {
@@ -283,7 +281,7 @@ func (e *Engine) tell(ctx context.Context, a fabric.Admission) (pending []string
 		agents = append(agents, agent)
 	}
 	update := func(ctx context.Context, agent *remote) (struct{}, error) { return struct{}{}, e.update(ctx, agent) }
-	for o := range fanout.Call(ctx, settle, agents, update) {
+	for o := range fanout.Call(ctx, callTimeout, agents, update) {
 		if o.Err != nil {
 			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
 		}
@@ -302,7 +300,7 @@ func (e *Engine) remotes(set map[fabric.NodeID]*remote) []*remote {
 	return list
 }
 
-// engineOf returns a connected engine among the given ones.
+// engineOf returns a connected engine among the given processors.
 func (e *Engine) engineOf(ids []fabric.NodeID) *remote {
 	e.mu.Lock()
 	defer e.mu.Unlock()

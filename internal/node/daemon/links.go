@@ -37,7 +37,7 @@ type Home interface {
 	// path.
 	Prepare(peer fabric.NodeID, d link.Device) (namespace string, err error)
 	// Settle completes it when the device is in.
-	Settle(peer fabric.NodeID, d link.Device) error
+	Complete(peer fabric.NodeID, d link.Device) error
 }
 
 // Links are the encrypted links of this node: one device towards the nodes of
@@ -175,7 +175,7 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 	}
 	if l.Home != nil {
 		for peer, d := range wanted {
-			errs = append(errs, l.Home.Settle(peer, d))
+			errs = append(errs, l.Home.Complete(peer, d))
 		}
 	}
 	return errors.Join(errs...)
