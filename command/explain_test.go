@@ -73,7 +73,7 @@ func TestExplainExitCodes(t *testing.T) {
 		want string
 	}{
 		{[]string{"shop/web", "shop/db", "5432"}, 2, "what aws1/w1 enforces is not known: no data path here"},
-		{[]string{"shop/web", "192.0.2.1", "5432"}, 3, "nobody has the address 192.0.2.1"},
+		{[]string{"shop/web", "192.0.2.1", "5432"}, 3, "no endpoint or external has address 192.0.2.1"},
 		{[]string{"-json", "shop/web", "192.0.2.1", "5432"}, 3, `"allowed": false`},
 		{[]string{"shop/web", "shop/nobody", "5432"}, 1, "no service or external shop/nobody"},
 		{[]string{"shop/web", "shop/db", "sql"}, 1, `port "sql" of tcp is not a number from 1 to 65535`},

@@ -195,7 +195,7 @@ func TestPolicyExplainNamesContractAndLayers(t *testing.T) {
 	must.StrContains(t, r.stdout, "graph.sif.hcl:"+line+"): it opens ")
 	r = world.sif(t, "explain", news.alloc, svc.alloc, "9001")
 	must.Eq(t, exitDropped, r.code, must.Sprint(r.stderr))
-	must.StrContains(t, r.stdout, "it leads the other way")
+	must.StrContains(t, r.stdout, "it allows the opposite direction only")
 }
 
 // TestPolicyPlanApplyHistoryRollback plans a change, applies another one in between, then applies

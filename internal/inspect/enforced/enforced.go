@@ -1,9 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package enforced brings together what is declared and what nodes enforce, as
-// of a moment at which neither changed. It knows when that is so, not what
-// either means, nor how it is asked for.
+// Package enforced reads the declared state and what nodes enforce, at a moment when neither
+// changed. It does not interpret either of them.
 package enforced
 
 import (
@@ -18,23 +17,24 @@ import (
 )
 
 const (
-	// attempts is how often state is read that changed while it was read.
+	// attempts is the number of times that state is read again because it changed while it was
+	// read.
 	attempts = 10
-	// pause lets a change arrive everywhere: nodes report every 2 s.
+	// pause is the time for a change to arrive everywhere. Nodes report every 2 s.
 	pause = time.Second
 )
 
-// Source is what can be asked about a fabric.
+// Source provides the state of a fabric.
 type Source interface {
 	// Declared returns the graph, its pointer, and the status.
 	Declared(ctx context.Context) (verify.Fabric, error)
-	// Dumps has nodes read back what they enforce. A node that
-	// could not is among the failed, with the reason.
+	// Dumps asks nodes to read back what they enforce. For a node that cannot, failed contains the
+	// reason.
 	Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric.NodeID]api.Dump, failed map[fabric.NodeID]string, err error)
 }
 
-// Read asks the nodes that pick chooses; nil: all. If the fabric does not rest
-// for long enough, it returns what it read last.
+// Read asks the nodes that pick returns; all nodes if pick is nil. If the fabric keeps changing,
+// Read returns what it read last.
 func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]fabric.NodeID, error)) (verify.Fabric, error) {
 	for attempt := 1; ; attempt++ {
 		f, err := s.Declared(ctx)
@@ -70,14 +70,14 @@ func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]fabric.Node
 	}
 }
 
-// same reports whether the same has to be enforced by now as before.
+// same reports whether the desired state is the same before and after.
 func same(before, after verify.Fabric) bool {
 	return before.Pointer.Sequence == after.Pointer.Sequence && before.Pointer.Root == after.Pointer.Root &&
 		reflect.DeepEqual(placement(before.Status), placement(after.Status)) &&
 		verify.NextExpiry(before.Graph, before.Now).Equal(verify.NextExpiry(before.Graph, time.Now()))
 }
 
-// placement is the part of the status that says what has to be enforced where.
+// placement returns the part of the status that the desired state depends on.
 func placement(s api.Status) map[fabric.NodeID]map[string]api.EndpointStatus {
 	nodes := map[fabric.NodeID]map[string]api.EndpointStatus{}
 	for _, n := range s.Nodes {
@@ -90,7 +90,7 @@ func placement(s api.Status) map[fabric.NodeID]map[string]api.EndpointStatus {
 	return nodes
 }
 
-// Controller is what a controller's API says.
+// Controller is the Source that reads from a controller's API.
 type Controller struct{ *api.Client }
 
 // Declared implements Source.

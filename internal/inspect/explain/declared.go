@@ -15,20 +15,20 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// declared asks the one rule, and finds out why it says what it says.
+// declared applies the one rule to a flow and collects the reasons.
 func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	docs := verify.Documents(f.Graph, f.Now)
 	no := func(why string) api.Declared { return api.Declared{Reasons: []api.Reason{{Why: why}}} }
 	var d api.Declared
 	switch none := (fabric.Ref{}); {
 	case from.Service == none && from.External == none:
-		return no(fmt.Sprintf("nobody has the address %s", from.Address))
+		return no(fmt.Sprintf("no endpoint or external has address %s", from.Address))
 	case to.Service == none && to.External == none:
-		return no(fmt.Sprintf("nobody has the address %s", to.Address))
+		return no(fmt.Sprintf("no endpoint or external has address %s", to.Address))
 	case from.External != none && to.External != none:
 		return no("both ends are outside the fabric")
 	case to.External != none:
-		d = no("flows to externals are not carried yet, so they are dropped whatever a contract says")
+		d = no("flows to externals are not supported yet, so they are dropped even if a contract allows them")
 		d.Reasons = append(d.Reasons, against(f, from, to, protocol, port)...)
 		return d
 	case from.External != none:
@@ -45,7 +45,7 @@ func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, por
 	return d
 }
 
-// fromExternal is the rule for an address outside the fabric.
+// fromExternal applies the rule to a flow from an address outside the fabric.
 func fromExternal(a netip.Addr, to fabric.Identity, doc fabric.Document, protocol fabric.Protocol, port uint16) api.Declared {
 	var d api.Declared
 	for _, g := range fabric.ExternalGrants(to, doc) {
@@ -68,12 +68,12 @@ func inFavour(g *fabric.Graph, d api.Declared, from, to api.Party) api.Reason {
 	}
 	var parts []string
 	if d.Audit {
-		parts = append(parts, "in audit mode, so flows pass and are reported as what would have been dropped")
+		parts = append(parts, "is in audit mode, so flows pass and are reported")
 	} else {
 		parts = append(parts, "allows it")
 	}
 	if from.Service != (fabric.Ref{}) {
-		parts = append(parts, "the originator requested its role and so did the responder")
+		parts = append(parts, "originator and responder requested their roles")
 	} else {
 		parts = append(parts, "the responder requested its role")
 	}
@@ -95,7 +95,7 @@ func inFavour(g *fabric.Graph, d api.Declared, from, to api.Party) api.Reason {
 	return r
 }
 
-// against lists what keeps each contract that comes near from allowing a flow.
+// against lists, for each contract between the two parties, why it does not allow the flow.
 func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) []api.Reason {
 	waiting := map[fabric.Ref][]fabric.Ref{}
 	for _, w := range f.Graph.Waiting() {
@@ -119,10 +119,10 @@ func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 			case names(c.Originators, from) && names(c.Responders, to):
 				why = obstacles(c, r, f.Now, waiting[r], from, to)
 				if !opens {
-					why = append(why, fmt.Sprintf("it opens %s, not %s", rulesText(c.Rules), flowText(protocol, port)))
+					why = append(why, fmt.Sprintf("it allows %s, not %s", rulesText(c.Rules), flowText(protocol, port)))
 				}
 			case names(c.Originators, to) && names(c.Responders, from) && opens:
-				why = []string{"it leads the other way"}
+				why = []string{"it allows the opposite direction only"}
 			default:
 				continue
 			}

@@ -17,13 +17,13 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// View is a fabric as somebody may see it.
+// View is a fabric, restricted to the domains that the asker may read.
 type View struct {
 	verify.Fabric
 	Reads func(domain string) bool // whether he may read a domain; nil: all of them
 }
 
-// Nodes lists the nodes whose dumps an answer needs.
+// Nodes returns the nodes whose dumps the answer needs.
 func Nodes(v View, q api.Question) ([]fabric.NodeID, error) {
 	from, to, err := parties(v, q)
 	if err != nil {
@@ -48,8 +48,8 @@ func parties(v View, q api.Question) (from, to []api.Party, err error) {
 	return from, to, err
 }
 
-// Explain answers a question. What concerns neither of the two parties, such
-// as what else is wrong with a data path, it tells only whoever may read all.
+// Explain answers a question. Problems of a data path that concern neither party are described only
+// to an asker who may read all domains.
 func Explain(v View, q api.Question) (api.Explanation, error) {
 	f := v.Fabric
 	from, to, err := parties(v, q)
@@ -89,11 +89,11 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 	return answer, nil
 }
 
-// problems are what no state of ours would look like in a node's data path.
+// problems lists what must not be in the data path of a node.
 func (v View) problems(node fabric.NodeID) []string {
 	list := v.Dumps[node].Problems
 	if len(list) > 0 && v.Reads != nil {
-		return []string{"it holds what it should not; sif verify says what, to whoever may read every domain"}
+		return []string{"it differs from the desired state; run sif verify with a token that may read all domains"}
 	}
 	return list
 }
@@ -101,7 +101,7 @@ func (v View) problems(node fabric.NodeID) []string {
 // The ways that are not a processor, in the words of a dump.
 var ownInterface, zoneLink = desired.OwnInterface.String(), desired.ZoneLink.String()
 
-// station is a data path on the way of a flow.
+// station is a data path on the path of a flow.
 type station struct {
 	node             fabric.NodeID
 	place            string
@@ -109,7 +109,7 @@ type station struct {
 	fromVia, destVia string // by what the parties are reached from there
 }
 
-// way lists the data paths that a flow passes.
+// way returns the data paths on the path of a flow.
 func way(status api.Status, from, to api.Party) []station {
 	if !to.Live() {
 		return nil
@@ -142,14 +142,13 @@ func way(status api.Status, from, to api.Party) []station {
 	return append(stations, receiver)
 }
 
-// look tells what a data path would do with the first packet of a flow, over
-// both versions of IP.
+// look tells what a data path does with the first packet of a flow, over IPv4 and IPv6.
 func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.ExplainedLayer {
 	l := api.ExplainedLayer{Node: s.node.String(), Layer: s.layer, Place: s.place}
 	dump, ok := f.Dumps[s.node]
 	l.Broken = len(dump.Problems) > 0
 	if !ok {
-		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "it was not read")
+		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "not read")
 		return l
 	}
 	if dump.Sequence != f.Pointer.Sequence || dump.Root != f.Pointer.Root {
@@ -185,7 +184,7 @@ func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.E
 	return four
 }
 
-// owner finds whose an address is, or why the packet is dropped.
+// owner returns the party that has an address, or why the packet is dropped.
 func (s station) owner(d api.Dump, a netip.Addr, via, role string) (identity, why string) {
 	if via == ownInterface {
 		i := slices.IndexFunc(d.Guarded, func(e api.DumpEndpoint) bool { return e.IPv4 == a || e.IPv6 == a })
@@ -195,15 +194,15 @@ func (s station) owner(d api.Dump, a netip.Addr, via, role string) (identity, wh
 	}
 	i := slices.IndexFunc(d.Peers, func(p api.DumpPeer) bool { return p.Address == a })
 	if i < 0 {
-		return "", fmt.Sprintf("nobody is known to have the %s address", role)
+		return "", fmt.Sprintf("the %s address is unknown", role)
 	}
 	if p := d.Peers[i]; p.Via != via {
-		return "", fmt.Sprintf("the %s address is expected by %s, not by %s", role, p.Via, via)
+		return "", fmt.Sprintf("the %s address is expected by way of %s, not %s", role, p.Via, via)
 	}
 	return d.Peers[i].Identity, ""
 }
 
-// external finds whose an address outside the fabric is.
+// external returns the party that has an address outside the fabric.
 func external(d api.Dump, a netip.Addr) (identity, why string) {
 	narrowest := -1
 	for _, x := range d.External {
@@ -212,7 +211,7 @@ func external(d api.Dump, a netip.Addr) (identity, why string) {
 		}
 	}
 	if narrowest < 0 {
-		return "", "nobody is known to have the source address"
+		return "", "the source address is unknown"
 	}
 	return identity, ""
 }
@@ -233,8 +232,8 @@ func (s station) rule(l *api.ExplainedLayer, d api.Dump, from, to string, q api.
 		}
 		open = append(open, fmt.Sprintf("%s/%s", r.Protocol, r.Ports))
 	}
-	l.Why = "no rule lets one identity call the other"
+	l.Why = "no rule between the two identities"
 	if len(open) > 0 {
-		l.Why = "between the two identities only " + strings.Join(open, " ") + " are open"
+		l.Why = "the rules between the two identities allow only " + strings.Join(open, " ")
 	}
 }

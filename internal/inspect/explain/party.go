@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package explain says of a flow whether the graph allows it and why, and what
-// each data path on its way holds about it. It is pure: graph, status and what
-// nodes read back are given to it, and it knows no daemon.
+// Package explain tells whether the graph allows a flow and why, and what each data path on the
+// flow's path contains about it. It is pure: graph, status and dumps are its input. It knows no
+// daemon.
 package explain
 
 import (
@@ -17,14 +17,14 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// UnknownError says that a text stands for nobody.
+// UnknownError is returned for a text that names no party.
 type UnknownError struct{ text string }
 
 func (e *UnknownError) Error() string { return e.text }
 
 func unknown(format string, args ...any) error { return &UnknownError{fmt.Sprintf(format, args...)} }
 
-// UnreadableError says that a party is of a domain that may not be read.
+// UnreadableError is returned for a party of a domain that the asker may not read.
 type UnreadableError struct{ Party, Domain string }
 
 func (e *UnreadableError) Error() string {
@@ -35,9 +35,9 @@ func partyOf(e fabric.Admission) api.Party {
 	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
 }
 
-// resolve finds whom a text means: a service or external ("domain/name"), an
-// address, or an endpoint or allocation by its ID or the beginning of it. A
-// service stands for all its live endpoints.
+// resolve returns the parties that a text names: a service or external ("domain/name"), an address,
+// or an endpoint or allocation by its ID or a prefix of the ID. A service stands for all its live
+// endpoints.
 func resolve(v View, text string) ([]api.Party, error) {
 	parties, err := v.find(text)
 	if err != nil {
@@ -130,7 +130,7 @@ func byName(f verify.Fabric, live []fabric.Admission, r fabric.Ref) ([]api.Party
 	return parties, nil
 }
 
-// eachExternal visits all externals in order of their names.
+// eachExternal calls a function for all externals, ordered by name.
 func eachExternal(g *fabric.Graph, visit func(fabric.Ref, fabric.External)) {
 	var names []string
 	for name := range g.Domains {

@@ -184,16 +184,16 @@ func TestDisagreements(t *testing.T) {
 		report, err := Run(context.Background(), n, probes, time.Second, func(int, int) { declared = false })
 		must.NoError(t, err)
 		must.Len(t, 55, report.Disagreements()) // all silent ones from w1
-		must.StrContains(t, report.Disagreements()[0].Why, "so was the control")
+		must.StrContains(t, report.Disagreements()[0].Why, "neither did the control")
 	})
 	t.Run("a foreign source", func(t *testing.T) {
 		report := runOn(t, &network{passes: allowed, source: func(netip.Addr) netip.Addr { return netip.MustParseAddr("192.0.2.1") }}, Options{IPs: []int{4}})
-		must.StrContains(t, report.Disagreements()[0].Why, "it came from 192.0.2.1, not from 100.64.0.2")
+		must.StrContains(t, report.Disagreements()[0].Why, "it arrived from 192.0.2.1, expected 100.64.0.2")
 	})
 	t.Run("a request that fails", func(t *testing.T) {
 		report := runOn(t, &network{passes: allowed, listens: func(api.Task) bool { return true },
 			request: func(api.Task) api.TaskResult { return api.TaskResult{Reason: "reset"} }}, Options{IPs: []int{4}})
 		must.Len(t, 5, report.Disagreements())
-		must.StrContains(t, report.Disagreements()[0].Why, "a request was not completed: reset")
+		must.StrContains(t, report.Disagreements()[0].Why, "a request failed: reset")
 	})
 }

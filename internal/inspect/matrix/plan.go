@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package matrix compares what the graph declares with what the network does:
-// it asks the one rule about every ordered pair of live endpoints and every
-// port that any contract uses, has the endpoints' nodes probe the same, and
-// tells where the two differ. It knows the model and how to have nodes carry
-// out tasks; how a packet is sent and seen is the nodes' business.
+// Package matrix compares what the graph declares with what the network does. It applies the one
+// rule to every ordered pair of live endpoints and every port that any contract uses, asks the
+// endpoints' nodes to send and observe a packet for each, and reports where the two differ. It
+// knows the model and the tasks of nodes. It does not know how a packet is sent or observed.
 package matrix
 
 import (
@@ -19,8 +18,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// expanded is how many ports a range may have to be probed port by port. Of a
-// larger one the ends and the middle are probed.
+// expanded is the largest number of ports in a range that are all probed. Of a larger range, the
+// first, last and middle port are probed.
 const expanded = 8
 
 // Endpoint is a live endpoint.
@@ -75,7 +74,7 @@ type Options struct {
 	IPs       []int             // none: 4 and 6
 }
 
-// Plan lists all probes, in a fixed order.
+// Plan returns all probes, in a fixed order.
 func Plan(status api.Status, graph *fabric.Graph, o Options) []Probe {
 	now := time.Now()
 	docs := map[fabric.Ref]fabric.Document{}
@@ -117,7 +116,7 @@ func declared(from, to Endpoint, docs map[fabric.Ref]fabric.Document, protocol f
 	return &contract
 }
 
-// Endpoints lists the endpoints that nodes report, ordered by service.
+// Endpoints returns the endpoints that nodes report, ordered by service.
 func Endpoints(status api.Status) []Endpoint {
 	var list []Endpoint
 	for _, n := range status.Nodes {
@@ -131,8 +130,7 @@ func Endpoints(status api.Status) []Endpoint {
 	return list
 }
 
-// ports returns every port that a contract uses, in order. Types of ICMP
-// messages are none.
+// ports returns every port that a contract uses, in order. Types of ICMP messages are not ports.
 func ports(g *fabric.Graph) []uint16 {
 	var list []uint16
 	for _, d := range g.Domains {

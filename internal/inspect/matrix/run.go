@@ -15,20 +15,20 @@ import (
 )
 
 const (
-	// attempts is how often a probe is repeated that got lost or failed.
+	// attempts is the number of times that a lost or failed probe is repeated.
 	attempts = 3
-	// batch is how many probes are under way at once.
+	// batch is the number of concurrent probes.
 	batch = 500
-	// requestTimeout bounds a request to a listener.
+	// requestTimeout limits a request to a listener.
 	requestTimeout = 3 * time.Second
 )
 
-// Prober has nodes carry out tasks; *api.Client is one.
+// Prober asks nodes to run tasks. *api.Client implements it.
 type Prober interface {
 	Probe(ctx context.Context, tasks []api.Task) ([]api.TaskResult, error)
 }
 
-// Outcome is what came of a probe.
+// Outcome is the result of a probe.
 type Outcome struct {
 	Probe
 	Observed bool   `json:"observed"`
@@ -46,8 +46,8 @@ type Report struct {
 	Agreed    int       `json:"agreed"`
 	Agreement float64   `json:"agreement"` // percent
 	Outcomes  []Outcome `json:"outcomes"`
-	// Unproven is how many probes stayed silent, as they should, from nodes
-	// without any declared flow that could prove that their probes get out.
+	// Unproven is the number of probes that correctly stayed silent, but whose node has no declared
+	// flow that could prove that its probes are sent.
 	Unproven int `json:"unproven"`
 }
 
@@ -62,14 +62,13 @@ func (r Report) Disagreements() []Outcome {
 	return list
 }
 
-// Run carries out the probes. Each observation lasts window: longer than it
-// takes to begin all those of a batch. An error says that the controller could
-// not be asked; what nodes could not do makes its probe a disagreement.
+// Run sends the probes. Each observation lasts window, which must be longer than starting all
+// observations of a batch takes. Run returns an error if the controller cannot be reached; a probe
+// that a node cannot run is a disagreement.
 //
-// Silence proves something only if a packet would have been seen. So with the
-// probes that should stay silent, every sending node sends a control last: a
-// declared probe, whose observation was begun first. If that is lost, the
-// silence is not believed and its probes are repeated.
+// Silence proves something only if a packet would have been observed. Therefore every sending node
+// sends a control as the last of a batch of probes that should stay silent: a declared probe, whose
+// observation was started first. If the control is lost, the silent probes are repeated.
 func Run(ctx context.Context, p Prober, probes []Probe, window time.Duration, progress func(done, all int)) (Report, error) {
 	r := &run{prober: p, window: window, outcomes: make([]Outcome, len(probes)), controls: map[fabric.NodeID][]int{}}
 	var todo, silent []int
@@ -82,7 +81,7 @@ func Run(ctx context.Context, p Prober, probes []Probe, window time.Duration, pr
 			silent = append(silent, i)
 		}
 	}
-	// The declared ones first: then it is known which of them make a control.
+	// Declared probes come first, because the results tell which of them can be controls.
 	done := 0
 	for _, todo := range [][]int{todo, silent} {
 		for attempt := 1; attempt <= attempts && len(todo) > 0; attempt++ {
@@ -114,7 +113,7 @@ type run struct {
 	controls map[fabric.NodeID][]int // declared probes by the sender's node
 }
 
-// probe sends some of the probes and returns those that should be repeated.
+// probe sends some of the probes and returns those that must be repeated.
 func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, err error) {
 	controls := r.pickControls(some, attempt)
 	order := make([]int, 0, len(some)+len(controls)) // of the observations
@@ -137,10 +136,10 @@ func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, 
 	}
 	results, err := r.prober.Probe(ctx, tasks)
 	if err != nil {
-		return nil, fmt.Errorf("have the nodes send and observe: %w", err)
+		return nil, fmt.Errorf("send and observe probes: %w", err)
 	}
 	if len(results) != len(tasks) {
-		return nil, fmt.Errorf("have the nodes send and observe: %d results for %d tasks", len(results), len(tasks))
+		return nil, fmt.Errorf("send and observe probes: %d results for %d tasks", len(results), len(tasks))
 	}
 	seen := func(k int) bool { return results[k].Error == "" && results[k].Done }
 	for k := first; k < len(order); k++ {
@@ -149,7 +148,7 @@ func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, 
 		o.Attempts = attempt
 		r.judge(o, results[k], sent)
 		if control, ok := at[o.From.Node]; o.Agree && !o.Declared() && ok && !seen(control) {
-			o.Agree, o.Why = false, "silent, but so was the control "+r.outcomes[order[control]].Probe.String()
+			o.Agree, o.Why = false, "no packet arrived, but neither did the control "+r.outcomes[order[control]].Probe.String()
 		}
 		if !o.Agree && !(o.Observed && !o.Declared()) {
 			again = append(again, order[k])
@@ -158,8 +157,8 @@ func (r *run) probe(ctx context.Context, some []int, attempt int) (again []int, 
 	return again, nil
 }
 
-// pickControls returns a control for each node that sends a probe which should
-// stay silent, where it has one.
+// pickControls returns a control for each node that sends a probe which should stay silent, if the
+// node has one.
 func (r *run) pickControls(some []int, attempt int) map[fabric.NodeID]int {
 	picked := map[fabric.NodeID]int{}
 	for _, i := range some {
@@ -190,14 +189,14 @@ func (r *run) sending(i int, nonce uint64) api.Task {
 	return api.Task{Node: p.From.Node, Kind: api.TaskSend, Endpoint: p.From.ID, Peer: p.destination(), Protocol: p.Protocol, Nonce: nonce, Timeout: r.window}
 }
 
-// judge says whether graph and network agree about a probe.
+// judge decides whether graph and network agree about a probe.
 func (r *run) judge(o *Outcome, observed, sent api.TaskResult) {
 	o.Observed, o.Agree, o.Why = observed.Error == "" && observed.Done, false, ""
 	switch {
 	case o.Observed && o.Declared() && observed.Source == o.source():
 		o.Agree = true
 	case o.Observed && o.Declared():
-		o.Why = fmt.Sprintf("it came from %s, not from %s", observed.Source, o.source())
+		o.Why = fmt.Sprintf("it arrived from %s, expected %s", observed.Source, o.source())
 	case o.Observed:
 		o.Why = "not declared, but it arrived"
 	case sent.Error != "":
@@ -213,8 +212,7 @@ func (r *run) judge(o *Outcome, observed, sent api.TaskResult) {
 	}
 }
 
-// request completes a request to each listener of a declared probe that
-// arrived.
+// request sends a request to each listener of a declared probe that arrived.
 func (r *run) request(ctx context.Context) error {
 	type place struct {
 		endpoint string
@@ -236,7 +234,7 @@ func (r *run) request(ctx context.Context) error {
 	}
 	answers, err := r.inBatches(ctx, questions)
 	if err != nil {
-		return fmt.Errorf("ask the nodes who listens: %w", err)
+		return fmt.Errorf("find listeners: %w", err)
 	}
 	for i, a := range answers {
 		listening[places[i]] = a.Error == "" && a.Done
@@ -250,7 +248,7 @@ func (r *run) request(ctx context.Context) error {
 		}
 	}
 	if answers, err = r.inBatches(ctx, requests); err != nil {
-		return fmt.Errorf("have the nodes make requests: %w", err)
+		return fmt.Errorf("send requests: %w", err)
 	}
 	for k, a := range answers {
 		o := &r.outcomes[of[k]]
@@ -258,11 +256,11 @@ func (r *run) request(ctx context.Context) error {
 		case a.Error == "" && a.Done:
 			o.Request = "completed"
 		case o.Protocol == fabric.UDP:
-			// A service need not answer a packet that it does not understand.
+			// A service may ignore a packet that it does not understand.
 			o.Request = "no answer"
 		default:
 			o.Request = a.Reason + a.Error
-			o.Agree, o.Why = false, "declared, but a request was not completed: "+o.Request
+			o.Agree, o.Why = false, "declared, but a request failed: "+o.Request
 		}
 	}
 	return nil

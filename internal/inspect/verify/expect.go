@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package verify compares what every node must enforce with what its data path
-// really holds. What must be enforced follows from the declared graph, the
-// endpoints that were admitted and the nodes there are, by the one rule; what
-// is held was read back from maps and flows. It is pure: it asks nobody.
+// Package verify compares what every node must enforce with what its data path contains. The former
+// follows from the declared graph, the admitted endpoints and the roster (fabric/desired); the
+// latter was read back from maps and flows. The package is pure: it calls no server and no node.
 package verify
 
 import (
@@ -16,7 +15,8 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 )
 
-// Endpoints lists the admissions that hold at now, by endpoint, as the nodes report them.
+// Endpoints returns the admissions that are valid at now, as the nodes report them, ordered by
+// endpoint.
 func Endpoints(status api.Status, now time.Time) []fabric.Admission {
 	var list []fabric.Admission
 	for _, n := range status.Nodes {
@@ -33,7 +33,7 @@ func Endpoints(status api.Status, now time.Time) []fabric.Admission {
 	return list
 }
 
-// Topology is where the processors of the fabric are.
+// Topology returns the topology of the nodes in a status.
 func Topology(status api.Status) desired.Topology {
 	var nodes []fabric.Node
 	for _, n := range status.Nodes {
@@ -42,7 +42,7 @@ func Topology(status api.Status) desired.Topology {
 	return desired.SingleProcessor(nodes)
 }
 
-// Documents returns every service's document as it holds at now.
+// Documents returns the document of every service, without contracts that have expired at now.
 func Documents(g *fabric.Graph, now time.Time) map[fabric.Ref]fabric.Document {
 	docs := map[fabric.Ref]fabric.Document{}
 	for _, d := range fabric.Documents(g) {
@@ -51,8 +51,7 @@ func Documents(g *fabric.Graph, now time.Time) map[fabric.Ref]fabric.Document {
 	return docs
 }
 
-// NextExpiry returns when the first contract expires after now; zero if none
-// does.
+// NextExpiry returns when the next contract expires after now, or zero if none does.
 func NextExpiry(g *fabric.Graph, now time.Time) time.Time {
 	docs := map[fabric.Ref]fabric.Document{}
 	for _, d := range fabric.Documents(g) {
@@ -69,7 +68,7 @@ type expected struct {
 	grants    map[pair][]grant
 }
 
-// pair is who may call whom, over what.
+// pair is two parties and a protocol.
 type pair struct {
 	from, to string
 	protocol fabric.Protocol

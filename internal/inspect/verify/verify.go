@@ -16,7 +16,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
-// Fabric is all that a comparison takes.
+// Fabric is the input of a comparison.
 type Fabric struct {
 	Graph   *fabric.Graph
 	Pointer fabric.Pointer
@@ -28,7 +28,7 @@ type Fabric struct {
 	Now     time.Time
 }
 
-// Kind says how an entry of a data path differs.
+// Kind is the kind of a difference.
 type Kind string
 
 // The kinds of differences.
@@ -39,7 +39,7 @@ const (
 	Broken  Kind = "broken"  // nothing that could be compared: see Enforced
 )
 
-// Difference is one entry of a node's data path that is not as it must be.
+// Difference is one entry of a node's data path that differs from the desired state.
 type Difference struct {
 	Node     string    `json:"node"`
 	Layer    api.Layer `json:"layer,omitempty"`
@@ -63,7 +63,7 @@ func (d Difference) String() string {
 	return s
 }
 
-// Report is what came of a comparison.
+// Report is the result of a comparison.
 type Report struct {
 	signature.Finding
 	Sequence    uint64       `json:"sequence"`
@@ -72,14 +72,12 @@ type Report struct {
 	Differences []Difference `json:"differences"`
 }
 
-// Agrees reports whether every node enforces what it must, and nothing else, of
-// a revision whose signature was not refused. See Finding for whether anybody
-// looked at that.
+// Agrees reports whether every node enforces exactly what it must, and the signature of the
+// revision was not refused. Finding tells whether the signature was checked at all.
 func (r Report) Agrees() bool { return len(r.Differences) == 0 }
 
-// Compare compares every registered node. Of the differences, those come first
-// that explain others: what is wrong with the revision itself, then which nodes
-// follow another one.
+// Compare compares every registered node. Differences that explain others come first: problems of
+// the revision, then nodes that follow another revision.
 func Compare(f Fabric) Report {
 	r := Report{Finding: signature.Check(f.Anchor, f.Signed, f.Pointer), Sequence: f.Pointer.Sequence, Nodes: len(f.Status.Nodes), Differences: []Difference{}}
 	const handedOut = "controller"
@@ -95,7 +93,7 @@ func Compare(f Fabric) Report {
 		c := comparison{node: n.ID().String(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]
 		if !ok {
-			c.add(Broken, "data path", "", cmp.Or(f.Failed[n.ID()], "it was not read"))
+			c.add(Broken, "data path", "", cmp.Or(f.Failed[n.ID()], "not read"))
 			r.Differences = append(r.Differences, c.found...)
 			continue
 		}
@@ -112,7 +110,7 @@ func Compare(f Fabric) Report {
 	return r
 }
 
-// elsewhere lists the nodes that follow another revision than the one in force.
+// elsewhere returns the nodes that follow another revision than the one in force.
 func elsewhere(f Fabric) (list []Difference) {
 	for _, n := range f.Status.Nodes {
 		sequence, root := n.Sequence, n.Root
@@ -131,7 +129,7 @@ func elsewhere(f Fabric) (list []Difference) {
 	return list
 }
 
-// layerOf is the layer that a node enforces in.
+// layerOf returns the layer that a node enforces in.
 func layerOf(n api.NodeStatus) api.Layer {
 	if n.Kind == fabric.KindProcessor {
 		return api.LayerSwitch
@@ -139,7 +137,7 @@ func layerOf(n api.NodeStatus) api.Layer {
 	return api.LayerEBPF
 }
 
-// comparison is that of one node.
+// comparison is the comparison of one node.
 type comparison struct {
 	node    string
 	layer   api.Layer
@@ -208,8 +206,7 @@ func compareTexts[K comparable](c *comparison, what string, want, have map[K]str
 	}
 }
 
-// compareRules compares port by port, because the same rules can be cut into
-// ranges in many ways.
+// compareRules compares port by port, because the same rules can be split into ranges in many ways.
 func (c *comparison) compareRules(want expected, have []api.DumpRule) {
 	held := map[pair][]grant{}
 	contracts := map[pair]map[string]bool{} // switch: in whose name connections may live
@@ -277,8 +274,8 @@ func (c *comparison) comparePair(k pair, want, have []grant) {
 	flush()
 }
 
-// fits reports whether what is held for a port is in the name of a contract
-// that allows it. The switch does not tell audit mode.
+// fits reports whether the contracts that admit a port in the data path are contracts that allow
+// it. The switch does not distinguish audit mode.
 func (c *comparison) fits(want, have []grant) bool {
 	choose := preferred(want)
 	if c.layer == api.LayerSwitch {
@@ -294,7 +291,7 @@ func (c *comparison) fits(want, have []grant) bool {
 	return true
 }
 
-// compareContracts compares in whose name connections may live.
+// compareContracts compares the contracts under which connections may exist.
 func (c *comparison) compareContracts(k pair, want []grant, have map[string]bool) {
 	entry := func(contract string) string {
 		return fmt.Sprintf("entry %q -> %q %s of contract %s", k.from, k.to, k.protocol, contract)
@@ -315,8 +312,8 @@ func (c *comparison) compareContracts(k pair, want []grant, have map[string]bool
 	}
 }
 
-// preferred are the grants in whose name a flow passes: those that enforce, or
-// else those in audit mode.
+// preferred returns the grants under which a flow passes: those that enforce, otherwise those in
+// audit mode.
 func preferred(grants []grant) []grant {
 	var enforcing []grant
 	for _, g := range grants {
@@ -330,8 +327,7 @@ func preferred(grants []grant) []grant {
 	return grants
 }
 
-// segments cuts all ports that grants name into ranges within which the same
-// grants hold.
+// segments splits the ports of all grants into ranges in which the same grants apply.
 func segments(lists ...[]grant) []fabric.PortRange {
 	var ranges []fabric.PortRange
 	for _, list := range lists {
