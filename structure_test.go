@@ -30,6 +30,7 @@ var layers = []struct {
 	{`^bpf(/.*)?$`, `^(bpf(/.*)?|internal/portrange)$`, "the data path knows packets, maps and ports, not Consul nor the model"},
 	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and says what they need of the machine"},
 	{`^engine/(openflow|ovs|port)(/.*)?$`, `^(engine/(openflow|ovs|port)(/.*)?|internal/(portrange|wellknown))$`, "the switch's pipeline knows numbers, not the model"},
+	{`^hcl/generate$`, `^hcl$`, "it writes to docs/ what the language says about itself"},
 	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model and what a job calls the fabric's network"},
 	{`^api$`, `^(fabric|internal/wellknown)$`, "users import the client; it must stay light"},
 	{`^internal/node/firewall$`, `^(fabric|internal/wellknown)$`, "it takes from the model what a protocol is, and knows no policy"},

@@ -60,18 +60,6 @@ func installCNIFrom(candidates []string, pluginDir, configDir, socket string) er
 	return nil
 }
 
-// uninstallCNI removes both files, after which Nomad places no workload of the fabric on this node.
-// It does not remove directories.
-func uninstallCNI(pluginDir, configDir string) error {
-	var errs []error
-	for _, path := range []string{filepath.Join(configDir, cniConfigFile), filepath.Join(pluginDir, cniPlugin)} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, fmt.Errorf("remove the CNI plugin: %w", err))
-		}
-	}
-	return errors.Join(errs...)
-}
-
 // cniConfig returns the network configuration list. It has no loopback plugin, which may not be
 // installed on the node: the agent brings "lo" up.
 func cniConfig(socket string) ([]byte, error) {

@@ -390,7 +390,7 @@ func TestMountBPFFS(t *testing.T) {
 	mounted, err := MountBPFFS(dir)
 	must.NoError(t, err)
 	must.False(t, mounted)
-	must.Error(t, UnmountBPFFS(dir))
+	must.Error(t, unmountBPFFS(dir))
 	_, err = Open(t.TempDir(), Options{})
 	must.Error(t, err, must.Sprint("not a BPF filesystem"))
 	_, err = OpenPinned(dir)

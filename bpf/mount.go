@@ -29,15 +29,3 @@ func MountBPFFS(dir string) (bool, error) {
 	}
 	return true, nil
 }
-
-// UnmountBPFFS unmounts what MountBPFFS mounted at dir and removes the directory. All that
-// is pinned there, and enforced by nothing else, is gone then.
-func UnmountBPFFS(dir string) error {
-	if err := unix.Unmount(dir, 0); err != nil {
-		return fmt.Errorf("unmount BPF filesystem at %s: %w", dir, err)
-	}
-	if err := os.Remove(dir); err != nil {
-		return fmt.Errorf("remove mount point of the BPF filesystem: %w", err)
-	}
-	return nil
-}

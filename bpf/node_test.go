@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"net/netip"
+	"os"
 	"path/filepath"
 	"runtime"
 	"testing"
@@ -14,9 +15,18 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/testhost"
 )
+
+// unmountBPFFS unmounts the BPF filesystem at dir and removes the directory.
+func unmountBPFFS(dir string) error {
+	if err := unix.Unmount(dir, 0); err != nil {
+		return err
+	}
+	return os.Remove(dir)
+}
 
 // enterNamespace moves the test's goroutine into a new network namespace, which is gone
 // with the test.
@@ -45,7 +55,7 @@ func pinDirectory(t testing.TB) string {
 	mounted, err := MountBPFFS(dir)
 	must.NoError(t, err)
 	must.True(t, mounted)
-	t.Cleanup(func() { must.NoError(t, UnmountBPFFS(dir)) })
+	t.Cleanup(func() { must.NoError(t, unmountBPFFS(dir)) })
 	return filepath.Join(dir, "sif")
 }
 

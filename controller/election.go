@@ -62,7 +62,7 @@ func (e *election) term(ctx context.Context) error {
 		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
 			return fmt.Errorf("end the session of an earlier run: %w", err)
 		}
-		os.Remove(e.file)
+		_ = os.Remove(e.file) // it is written anew below
 	}
 	id, _, err := consul.Session().CreateNoChecks(&consulapi.SessionEntry{
 		Name: "sif controller", TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
@@ -84,7 +84,7 @@ func (e *election) term(ctx context.Context) error {
 			cancel()
 		}
 	}()
-	defer func() { cancel(); <-renewed; os.Remove(e.file) }()
+	defer func() { cancel(); <-renewed; _ = os.Remove(e.file) }()
 
 	value, err := json.Marshal(leaderRecord{Address: e.address})
 	if err != nil {
@@ -104,7 +104,7 @@ func (e *election) term(ctx context.Context) error {
 	if lost == nil {
 		return nil // ctx ended first
 	}
-	defer lock.Unlock()
+	defer func() { _ = lock.Unlock() }() // if it fails, the session ends and the lock with it
 	term, end := context.WithCancel(ctx)
 	defer end()
 	go func() {

@@ -227,7 +227,7 @@ func (e *Engine) Sync(ctx context.Context) {
 	}
 	tell(e.agents, e.syncAgent)
 	tell(e.engines, e.syncEngine)
-	group.Wait()
+	_ = group.Wait() // errors are logged above
 }
 
 // syncAgent sends the list of all endpoints that an agent must know, even those that it was not

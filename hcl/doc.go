@@ -14,4 +14,4 @@
 // reference page are made from it.
 package hcl
 
-//go:generate go run generate.go
+//go:generate go run ./generate

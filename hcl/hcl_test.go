@@ -55,6 +55,15 @@ func inputs(t *testing.T, pattern string) []string {
 // at is the time at which the graphs of these tests are read.
 var at = Options{Now: time.Date(2026, 11, 23, 8, 0, 0, 0, time.UTC)}
 
+// loadGraph decodes the graph in the given files and directories.
+func loadGraph(o Options, paths ...string) (*fabric.Graph, Diagnostics) {
+	sources, err := ReadSources(paths...)
+	if err != nil {
+		return nil, Diagnostics{{Severity: Error, Summary: err.Error()}}
+	}
+	return DecodeGraph(o, sources...)
+}
+
 func TestDiagnostics(t *testing.T) {
 	for _, path := range append(inputs(t, "testdata/invalid/*.sif.hcl"), inputs(t, "testdata/invalid/*.sif.json")...) {
 		t.Run(filepath.Base(path), func(t *testing.T) {
@@ -80,7 +89,7 @@ var ignorePositions = cmp.Options{
 }
 
 func TestDecode(t *testing.T) {
-	native, diags := LoadGraph(Options{}, "testdata/valid/getaway.sif.hcl")
+	native, diags := loadGraph(Options{}, "testdata/valid/getaway.sif.hcl")
 	must.NoError(t, diags.Err())
 	must.Len(t, 0, diags)
 	d := native.Domains["getaway-app"]
@@ -91,7 +100,7 @@ func TestDecode(t *testing.T) {
 	must.True(t, d.Contracts[2].Disabled)
 	must.Eq(t, fabric.Path{Require: []string{"encrypted"}, Prefer: []string{"low-cost"}}, d.Contracts[2].Path)
 
-	json, diags := LoadGraph(Options{}, "testdata/valid/getaway.sif.json")
+	json, diags := loadGraph(Options{}, "testdata/valid/getaway.sif.json")
 	must.NoError(t, diags.Err())
 	if diff := cmp.Diff(native, json, ignorePositions); diff != "" {
 		t.Errorf("HCL and JSON differ (-hcl +json)\n%s", diff)
@@ -101,7 +110,7 @@ func TestDecode(t *testing.T) {
 // TestWholeLanguage decodes a graph that uses the whole language, in HCL and in JSON, and compares
 // the result with a golden file.
 func TestWholeLanguage(t *testing.T) {
-	native, diags := LoadGraph(at, "testdata/valid/organisation.sif.hcl")
+	native, diags := loadGraph(at, "testdata/valid/organisation.sif.hcl")
 	must.NoError(t, diags.Err())
 	var said []string
 	for _, d := range diags {
@@ -111,7 +120,7 @@ func TestWholeLanguage(t *testing.T) {
 		`The contract stays in the graph, and plan and explain show it.`}, said)
 	golden(t, "testdata/valid/organisation.sif.hcl", EncodeGraph(native))
 
-	json, diags := LoadGraph(at, "testdata/valid/organisation.sif.json")
+	json, diags := loadGraph(at, "testdata/valid/organisation.sif.json")
 	must.NoError(t, diags.Err())
 	if diff := cmp.Diff(native, json, ignorePositions); diff != "" {
 		t.Errorf("HCL and JSON differ (-hcl +json)\n%s", diff)
@@ -233,7 +242,7 @@ func TestGraphFiles(t *testing.T) {
 
 	_, err = GraphFiles(t.TempDir())
 	must.ErrorContains(t, err, "contains no graph file")
-	_, diags := LoadGraph(Options{}, filepath.Join(dir, "absent"))
+	_, diags := loadGraph(Options{}, filepath.Join(dir, "absent"))
 	must.ErrorContains(t, diags.Err(), "no such file")
 }
 
@@ -299,7 +308,7 @@ func TestLine(t *testing.T) {
 }
 
 func TestStanzaCheck(t *testing.T) {
-	g, diags := LoadGraph(Options{}, "testdata/valid/getaway.sif.hcl")
+	g, diags := loadGraph(Options{}, "testdata/valid/getaway.sif.hcl")
 	must.NoError(t, diags.Err())
 	web := fabric.Workload{Namespace: "default", Job: "getaway-web", Group: "proxy"}
 	tests := []struct {

@@ -20,18 +20,7 @@ import (
 // Extensions are the file extensions of a graph: HCL, then its JSON form.
 var Extensions = []string{".sif.hcl", ".sif.json", ".sif.hcl.json"}
 
-// LoadGraph decodes the graph in the given files and directories. In a directory it reads the files
-// with one of Extensions, and ignores subdirectories. A file that is given by its own path may have
-// any name; it is JSON if it ends in ".json".
-func LoadGraph(o Options, paths ...string) (*fabric.Graph, Diagnostics) {
-	sources, err := ReadSources(paths...)
-	if err != nil {
-		return nil, Diagnostics{{Severity: Error, Summary: err.Error()}}
-	}
-	return DecodeGraph(o, sources...)
-}
-
-// ReadSources reads the files of a graph; LoadGraph describes which.
+// ReadSources reads the files of a graph: those that GraphFiles lists.
 func ReadSources(paths ...string) ([]Source, error) {
 	files, err := GraphFiles(paths...)
 	if err != nil {
@@ -48,7 +37,9 @@ func ReadSources(paths ...string) ([]Source, error) {
 	return sources, nil
 }
 
-// GraphFiles lists the files of a graph; LoadGraph describes which.
+// GraphFiles lists the files of the graph in the given files and directories. In a directory these
+// are the files with one of Extensions, subdirectories excluded. A file that is named itself may
+// be called anything; it is JSON if it ends in ".json".
 func GraphFiles(paths ...string) ([]string, error) {
 	var files []string
 	for _, p := range paths {

@@ -21,7 +21,9 @@ import (
 var jobName = regexp.MustCompile(`(?m)^job "([^"]+)"`)
 
 func TestJobsAgreeWithGraphs(t *testing.T) {
-	graph, diags := hcl.LoadGraph(hcl.Options{}, "getaway", "voting")
+	sources, err := hcl.ReadSources("getaway", "voting")
+	must.NoError(t, err)
+	graph, diags := hcl.DecodeGraph(hcl.Options{}, sources...)
 	must.SliceEmpty(t, diags)
 	must.MapLen(t, 2, graph.Domains)
 

@@ -63,7 +63,7 @@ func (l *Lab) start(p *Process) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p, err)
 	}
-	go cmd.Wait() //nolint:errcheck // reaps it; alive reads /proc
+	go func() { _ = cmd.Wait() }() // reaps the process; alive reads its state from /proc
 	p.PID = cmd.Process.Pid
 	if p.Born, err = bornAt(p.PID); err != nil {
 		return fmt.Errorf("start %s: it ended immediately: %s", p, l.tail(p.Node, p.Name))

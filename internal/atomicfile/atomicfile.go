@@ -44,7 +44,7 @@ func replace(path string, data []byte, perm os.FileMode, sync func(*os.File) err
 	defer func() {
 		if err != nil {
 			f.Close()
-			os.Remove(f.Name())
+			_ = os.Remove(f.Name())
 			err = fmt.Errorf("replace %s: %w", path, err)
 		}
 	}()

@@ -67,8 +67,10 @@ func startConsul(t testing.TB, mode, config []string) (*Server, *consulapi.Clien
 		if err != nil {
 			t.Fatal(err)
 		}
-		fmt.Fprintln(file, c)
-		file.Close()
+		_, err = file.WriteString(c + "\n")
+		if err := errors.Join(err, file.Close()); err != nil {
+			t.Fatal(err)
+		}
 		args = append(args, "-config-file="+file.Name())
 	}
 	s := start(t, "consul", ports[0], nil, args...)
@@ -227,7 +229,7 @@ func start(t testing.TB, name string, port int, env []string, args ...string) *S
 		err := s.cmd.Start()
 		started <- err
 		if err == nil {
-			s.cmd.Wait()
+			_ = s.cmd.Wait() // it is ended by a signal
 			close(s.exited)
 		}
 	}()
@@ -235,12 +237,13 @@ func start(t testing.TB, name string, port int, env []string, args ...string) *S
 		t.Fatalf("start %s: %v", name, err)
 	}
 	t.Cleanup(func() {
-		s.Resume()
-		s.cmd.Process.Signal(syscall.SIGTERM)
+		// Both fail if the server has ended.
+		_ = s.Resume()
+		_ = s.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-s.exited:
 		case <-time.After(10 * time.Second):
-			syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
+			_ = syscall.Kill(-s.cmd.Process.Pid, syscall.SIGKILL)
 			<-s.exited
 		}
 	})
@@ -262,7 +265,7 @@ func (s *Server) wait(t testing.TB, name string, ready func() error) {
 		default:
 		}
 		if time.Now().After(deadline) {
-			s.cmd.Process.Kill()
+			_ = s.cmd.Process.Kill()
 			<-s.exited
 			t.Fatalf("%s did not answer within %s: %v: %s", name, startTimeout, err, s.log)
 		}

@@ -100,8 +100,8 @@ func freePorts(n int) ([]int, error) {
 }
 
 func (s *server) stop() {
-	s.cmd.Process.Signal(syscall.SIGTERM)
-	s.cmd.Wait()
+	_ = s.cmd.Process.Signal(syscall.SIGTERM)
+	_ = s.cmd.Wait() // it is ended by a signal
 	os.RemoveAll(s.dir)
 }
 

@@ -158,7 +158,7 @@ func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 			w.services[services[b.rng.IntN(len(services))]] = true
 		}
 		w.OnChange(func(p fabric.Pointer, _ map[fabric.Ref]fabric.Document) { w.switched <- at{p.Sequence, time.Now()} })
-		running.Go(func() { w.Run(ctx) })
+		running.Go(func() { _ = w.Run(ctx) }) // until ctx ends
 		b.watchers = append(b.watchers, w)
 	}
 	var g errgroup.Group

@@ -158,7 +158,7 @@ func answer(ctx context.Context, conn *net.UnixConn, h Handler) {
 		}
 		reply = Reply{Error: e}
 	}
-	json.NewEncoder(conn).Encode(reply) // if the plugin is gone, nobody reads it
+	_ = json.NewEncoder(conn).Encode(reply) // fails if the plugin is gone
 }
 
 // receive reads one request and the descriptor that comes with its first byte.

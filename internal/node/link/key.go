@@ -90,7 +90,7 @@ func (k PrivateKey) Public() Key {
 func (k PrivateKey) IsZero() bool { return k == PrivateKey{} }
 
 // Format writes the redacted form for every verb of package fmt.
-func (k PrivateKey) Format(f fmt.State, _ rune) { io.WriteString(f, redacted) }
+func (k PrivateKey) Format(f fmt.State, _ rune) { _, _ = io.WriteString(f, redacted) }
 
 // String returns the redacted form.
 func (k PrivateKey) String() string { return redacted }

@@ -93,7 +93,7 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 			continue
 		}
 		if tcp, ok := raw.(*net.TCPConn); ok {
-			tcp.SetKeepAliveConfig(keepAlive)
+			_ = tcp.SetKeepAliveConfig(keepAlive) // fails if the connection is closed
 		}
 		slots <- struct{}{}
 		conns.Go(func() {

@@ -1,9 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-//go:build ignore
-
-// Command generate writes the reference page and the JSON schema of the graph language to docs/.
+// Command generate writes the reference page and the JSON schema of the graph language to docs/. It
+// is run in the directory of package hcl, by go generate.
 package main
 
 import (
