@@ -52,17 +52,34 @@ bench: setup build ## Measure a fabric against its alternatives (root, 2 minutes
 	go build -o bin/sif-bench ./e2e/bench
 	bin/sif-bench -nebula bin
 
-# Linters are a module of their own, so that what they need is no part of the product's go.mod.
-STATICCHECK := go tool -modfile=tools/lint/go.mod staticcheck
+# The linters have a go.mod of their own, which keeps their dependencies out of the product's.
+LINTER := go tool -modfile=tools/lint/go.mod
+
+# Comments and documents use British spelling, except for words of Go, Nomad, X.509 and ICMPv6.
+SPELLING := -locale UK -i artifacts,behavior,dialing,initialized,neighbor,organizational
 
 .PHONY: lint
-lint: ## Check format, vet, staticcheck, structure, shell scripts
+lint: ## Check format, static analysis, structure, spelling, known vulnerabilities
 	@files=$$(git ls-files '*.go') && unformatted=$$(gofmt -l $$files </dev/null) || exit; [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	sources=$$(git ls-files '*.c' '*.h') && clang-format --dry-run -Werror $$sources
 	go vet ./...
 	go vet -tags e2e ./e2e/...
-	$(STATICCHECK) -tags e2e ./...
+	$(LINTER) staticcheck -tags e2e ./...
+	$(LINTER) errcheck -ignoretests -tags e2e -exclude tools/lint/errcheck.exclude ./...
+	tools/lint/deadcode.sh
 	go test .
 	scripts=$$(git ls-files '*.sh') && shellcheck $$scripts .ci/run
+	files=$$(git ls-files '*.go' '*.[ch]' '*.md' '*.sh' '*.hcl' Makefile .ci | grep -vE '/testdata/|_bpfel') && $(LINTER) misspell -error $(SPELLING) $$files
+	@$(MAKE) --no-print-directory vulncheck
+
+# The database of vulnerabilities; GOVULNDB is govulncheck's own variable for another one.
+VULNDB := $(or $(GOVULNDB),https://vuln.go.dev)
+
+.PHONY: vulncheck
+vulncheck: ## Check for known vulnerabilities, if their database answers
+	@if curl -fsSo /dev/null --max-time 10 $(VULNDB)/index/db.json.gz; \
+	then $(LINTER) govulncheck -db $(VULNDB) -tags e2e ./...; \
+	else echo "vulncheck: LEFT OUT: the database $(VULNDB) does not answer"; fi
 
 .PHONY: generate
 generate: ## Generate the eBPF programs' Go files (clang 14), and the reference of the graph language

@@ -121,8 +121,8 @@ static __always_inline enum reason arrived(const struct packet *p, const struct 
 // recheck judges a known connection again: its generation is not the newest, or its
 // packets come by another interface than before. On refusal the entry goes, unless it is
 // only this packet that is wrong.
-static __always_inline enum reason recheck(struct packet *p, const struct config *cfg,
-					   const struct conn *c, enum direction dir, __u64 generation, __u64 now)
+static __always_inline enum reason recheck(struct packet *p, const struct config *cfg, const struct conn *c,
+					   enum direction dir, __u64 generation, __u64 now)
 {
 	struct conn next = *c;
 	bool outbound = next.flags & CONN_OUTBOUND;
@@ -175,8 +175,8 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 	return bpf_map_update_elem(&sif_conns, &p->key, &next, BPF_EXIST) ? REASON_STALE_CONNECTION : REASON_NONE;
 }
 
-static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg,
-					     enum direction dir, __u64 generation, __u64 now)
+static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg, enum direction dir,
+					     __u64 generation, __u64 now)
 {
 	bool outbound = dir == DIRECTION_FROM_WORKLOAD;
 	struct remote r = {};
@@ -206,8 +206,8 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 
 // judge_error lets an ICMP error pass if it quotes a packet of a live connection and comes
 // from its other end, from this node, or (too big) from any router.
-static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg,
-					       const struct conn *c, enum direction dir, __u64 generation, __u64 now)
+static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg, const struct conn *c,
+					       enum direction dir, __u64 generation, __u64 now)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	bool node = !from_local && p->ingress == 0;
@@ -240,8 +240,7 @@ static __always_inline bool owns(const struct endpoint *ep, const struct addr *a
 }
 
 // decide is for every packet that is not plainly one of a known connection.
-static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir,
-			     __u64 generation)
+static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	bool error = p->kind == PACKET_ERROR || p->kind == PACKET_TOO_BIG;

@@ -17,7 +17,7 @@ home=~ # also when HOME is not set
 [[ -n ${SIF_CACHE:-} ]] || caches+=("${XDG_CACHE_HOME:-$home/.cache}/sif/servers")
 
 packages=(
-  bpftool busybox-static ca-certificates clang conntrack curl docker.io ethtool gcc git iproute2 iputils-ping jq
+  bpftool busybox-static ca-certificates clang clang-format conntrack curl docker.io ethtool gcc git iproute2 iputils-ping jq
   libbpf-dev libc6-dev llvm make nftables openvswitch-switch procps shellcheck tcpdump util-linux wireguard-tools
 )
 
@@ -117,7 +117,7 @@ fetch_modules() {
   if ! retry progress "fetching Go modules" "$temporary/log" timeout 900 \
     go list -C "$repo" -deps -test -tags e2e ./... ||
     ! retry progress "fetching the linters" "$temporary/log" timeout 900 \
-      go list -C "$repo" -modfile=tools/lint/go.mod -deps honnef.co/go/tools/cmd/staticcheck; then
+      go list -C "$repo" -modfile=tools/lint/go.mod -deps tool; then
     die "the Go modules cannot be fetched from GOPROXY=$(go env GOPROXY)"
   fi
   rm -rf "$temporary"

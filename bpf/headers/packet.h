@@ -81,7 +81,8 @@ static __always_inline void copy_ipv6(struct addr *a, const __be32 *ip)
 
 static __always_inline bool same_addr(const struct addr *a, const struct addr *b)
 {
-	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] && a->word[3] == b->word[3];
+	return a->word[0] == b->word[0] && a->word[1] == b->word[1] && a->word[2] == b->word[2] &&
+	       a->word[3] == b->word[3];
 }
 
 static __always_inline bool is_ipv4(const struct addr *a)
