@@ -17,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const sessionTTL = "10s" // the least that Consul grants
@@ -46,10 +47,7 @@ func (e *election) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := e.term(ctx); err != nil && ctx.Err() == nil {
 			e.log.Error("not leading", logkey.Error, err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
-			}
+			retry.Sleep(ctx, time.Second)
 		}
 	}
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/revision"
@@ -114,26 +115,24 @@ func (p *policy) load(ctx context.Context) error {
 
 // watch keeps examining the pointer as it changes in Consul.
 func (p *policy) watch(ctx context.Context) error {
-	var index uint64
-	for ctx.Err() == nil {
-		q := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: time.Minute}).WithContext(ctx)
-		_, meta, err := p.consul().KV().Get(kvkey.Current, q)
-		if err == nil {
-			index = meta.LastIndex
+	pointer := consulwatch.Watch[*consulapi.KVPair]{
+		Query: func(opts *consulapi.QueryOptions) (*consulapi.KVPair, *consulapi.QueryMeta, error) {
+			return p.consul().KV().Get(kvkey.Current, opts)
+		},
+		Handle: func(*consulapi.KVPair) bool {
 			p.mu.Lock()
-			_, err = p.examine(ctx)
+			_, err := p.examine(ctx)
 			p.mu.Unlock()
-		}
-		if err != nil && ctx.Err() == nil && !api.IsCode(err, api.CodeRevision) {
-			p.log.Warn("watch the revision", logkey.Error, err)
-		}
-		if err != nil {
-			select {
-			case <-ctx.Done():
-			case <-time.After(time.Second):
+			if err != nil && ctx.Err() == nil && !api.IsCode(err, api.CodeRevision) {
+				p.log.Warn("cannot read the revision, retrying", logkey.Error, err)
+				return false
 			}
-		}
+			return true // a pointer that is refused stays so until another one is there
+		},
+		Failed: func(err error) { p.log.Warn("cannot watch the revision, retrying", logkey.Error, err) },
+		Wait:   time.Minute, MinPause: time.Second, MaxPause: 10 * time.Second,
 	}
+	pointer.Run(ctx)
 	return nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -190,10 +191,8 @@ func await(ctx context.Context, try func(context.Context) error) error {
 		if last == nil || ctx.Err() == nil { // not the time-out itself, if there is better
 			last = err
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, 250*time.Millisecond) {
 			return last
-		case <-time.After(250 * time.Millisecond):
 		}
 	}
 }

@@ -27,6 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/roster"
 )
@@ -129,10 +130,8 @@ func (d *Daemon) awaitPorts(ctx context.Context) error {
 		} else if time.Now().After(deadline) {
 			return fmt.Errorf("%d of %d ports of the switch are there", have, want)
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, 50*time.Millisecond) {
 			return ctx.Err()
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

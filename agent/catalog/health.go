@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -137,45 +138,33 @@ func (h *Health) Run(ctx context.Context) error {
 
 // watch watches one service until ctx ends.
 func (h *Health) watch(ctx context.Context, service fabric.Ref) {
-	var index uint64
 	verified := map[string]verifiedAdmission{}
-	for failures := 0; ; {
-		entries, next, err := h.query(ctx, service, index)
-		if ctx.Err() != nil {
-			return
-		}
-		if err != nil {
-			if failures == 0 {
+	silent := false // the catalog did not answer the last time
+	entries := consulwatch.Watch[[]*consulapi.ServiceEntry]{
+		Query: func(opts *consulapi.QueryOptions) ([]*consulapi.ServiceEntry, *consulapi.QueryMeta, error) {
+			return h.query(service, opts)
+		},
+		Handle: func(entries []*consulapi.ServiceEntry) bool {
+			silent = false
+			h.store(ctx, service, h.assess(service, entries, verified))
+			return true
+		},
+		Failed: func(err error) {
+			if !silent {
 				h.Log.Warn("cannot read the catalog; the last known health is used, later it is unknown", logkey.Service, service, logkey.Error, err)
 			}
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(backoff(failures)):
-			}
-			failures, index = failures+1, 0
-			continue
-		}
-		if next < index {
-			next = 0 // the servers' state was replaced
-		}
-		failures, index = 0, next
-		h.store(ctx, service, h.assess(service, entries, verified))
+			silent = true
+		},
+		Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
 	}
+	entries.Run(ctx)
 }
 
-// query waits until the catalog's entries of a service are newer than index, and returns them. With
-// UseCache the Consul agent answers from its materialized view, to which the servers stream
-// changes. A query with Near would not use that view.
-func (h *Health) query(ctx context.Context, service fabric.Ref, index uint64) ([]*consulapi.ServiceEntry, uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, blockFor+requestTimeout)
-	defer cancel()
-	query := &consulapi.QueryOptions{WaitIndex: index, WaitTime: blockFor, UseCache: true}
-	entries, meta, err := h.Consul.Health().Service(fabric.CatalogName(service), "", false, query.WithContext(ctx))
-	if err != nil {
-		return nil, 0, fmt.Errorf("read the health of service %s: %w", service, err)
-	}
-	return entries, meta.LastIndex, nil
+// query reads the catalog's entries of a service. The Consul agent serves them from its materialized view, which streams
+// changes from the servers. (Near would prevent that; zones decide what is near anyway.)
+func (h *Health) query(service fabric.Ref, opts *consulapi.QueryOptions) ([]*consulapi.ServiceEntry, *consulapi.QueryMeta, error) {
+	opts.UseCache = true
+	return h.Consul.Health().Service(fabric.CatalogName(service), "", false, opts)
 }
 
 // verifiedAdmission caches a record's admission that passed Verify.

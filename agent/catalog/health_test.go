@@ -161,10 +161,10 @@ func TestHealthStreams(t *testing.T) {
 	t.Parallel()
 	_, consul := testhost.Consul(t)
 	h := NewHealth(HealthConfig{Consul: consul, Log: hclog.NewNullLogger()})
-	_, index, err := h.query(t.Context(), web, 0)
+	_, meta, err := h.query(web, (&consulapi.QueryOptions{}).WithContext(t.Context()))
 	must.NoError(t, err)
-	must.Positive(t, index)
-	_, meta, err := consul.Health().Service("sif-app--web", "", false, &consulapi.QueryOptions{UseCache: true})
+	must.Positive(t, meta.LastIndex)
+	_, meta, err = consul.Health().Service("sif-app--web", "", false, &consulapi.QueryOptions{UseCache: true})
 	must.NoError(t, err)
 	must.Eq(t, consulapi.QueryBackendStreaming, meta.QueryBackend)
 }

@@ -16,7 +16,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
@@ -25,7 +27,7 @@ const (
 	registerInterval = 30 * time.Second
 	// requestTimeout limits one comparison.
 	requestTimeout = 10 * time.Second
-	// retryFirst and retryMost bound the wait after a failure; it doubles.
+	// retryFirst and retryMost bound the pauses after failures; see retry.Backoff.
 	retryFirst, retryMost = 250 * time.Millisecond, 30 * time.Second
 	// linger is how long an endpoint stays unhealthy after the last of its Nomad services was
 	// removed. Nomad removes them before it stops the tasks, and until then the endpoint must not
@@ -75,7 +77,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 		r.watchNomad(ctx)
 	}()
 	defer func() { <-watched }()
-	var failures int
+	pauses := retry.Backoff(retryFirst, retryMost)
 	for {
 		err := r.reconcile(ctx, time.Now())
 		if ctx.Err() != nil {
@@ -84,10 +86,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 		r.Report(err)
 		wait := registerInterval
 		if err != nil {
-			wait = backoff(failures)
-			failures++
+			wait = pauses.NextBackOff()
 		} else {
-			failures = 0
+			pauses.Reset()
 		}
 		select {
 		case <-ctx.Done():
@@ -98,10 +99,8 @@ func (r *Registrar) Run(ctx context.Context) error {
 	}
 }
 
-func backoff(failures int) time.Duration { return min(retryFirst<<min(failures, 10), retryMost) }
-
-// reconcile makes the Consul agent's registrations of this node's endpoints equal to the wanted
-// ones.
+// reconcile makes the Consul agent's registrations of this node's endpoints
+// equal to those wanted.
 func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -212,50 +211,40 @@ func same(want *consulapi.AgentServiceRegistration, have *consulapi.AgentService
 func (r *Registrar) watchNomad(ctx context.Context) {
 	var name string
 	var seen []string
-	var index uint64
-	for failures := 0; ctx.Err() == nil; {
-		ids, next, err := r.nomadOnNode(ctx, &name, index)
-		if err != nil {
-			select {
-			case <-ctx.Done():
-			case <-time.After(backoff(failures)):
+	services := consulwatch.Watch[[]string]{
+		Query: func(opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
+			return r.nomadOnNode(&name, opts)
+		},
+		Handle: func(ids []string) bool {
+			if !slices.Equal(ids, seen) {
+				seen = ids
+				r.Refresh()
 			}
-			failures, index = failures+1, 0
-			continue
-		}
-		if next < index {
-			next = 0
-		}
-		failures, index = 0, next
-		if !slices.Equal(ids, seen) {
-			seen = ids
-			r.Refresh()
-		}
+			return true
+		},
+		Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
 	}
+	services.Run(ctx)
 }
 
-// nomadOnNode waits until the catalog entry of the Consul node is newer than index, and returns the
-// sorted IDs of Nomad's services in it. It sets *name to the node's name if it is empty.
-func (r *Registrar) nomadOnNode(ctx context.Context, name *string, index uint64) ([]string, uint64, error) {
-	ctx, cancel := context.WithTimeout(ctx, blockFor+requestTimeout)
-	defer cancel()
+// nomadOnNode returns the sorted IDs of Nomad's services in the node's catalog entry. It looks up the node's name in Consul
+// if it is empty.
+func (r *Registrar) nomadOnNode(name *string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
 	if *name == "" {
 		var self struct{ Config struct{ NodeName string } }
-		if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&consulapi.QueryOptions{}).WithContext(ctx)); err != nil {
-			return nil, 0, fmt.Errorf("read the name of the Consul agent: %w", err)
+		if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&consulapi.QueryOptions{}).WithContext(opts.Context())); err != nil {
+			return nil, nil, fmt.Errorf("read the name of the Consul agent: %w", err)
 		}
 		*name = self.Config.NodeName
 	}
-	query := &consulapi.QueryOptions{
-		WaitIndex: index, WaitTime: blockFor, AllowStale: true,
-		Filter: `ID matches "^` + nomadPrefix + `"`, // the entry may have many other services
-	}
-	node, meta, err := r.Consul.Catalog().Node(*name, query.WithContext(ctx))
+	opts.AllowStale = true
+	opts.Filter = `ID matches "^` + nomadPrefix + `"` // the rest may be large
+	node, meta, err := r.Consul.Catalog().Node(*name, opts)
 	if err != nil {
-		return nil, 0, fmt.Errorf("watch the services of Consul node %s: %w", *name, err)
+		return nil, nil, fmt.Errorf("watch the services of Consul node %s: %w", *name, err)
 	}
 	if node == nil {
-		return nil, meta.LastIndex, nil
+		return nil, meta, nil
 	}
-	return slices.Sorted(maps.Keys(node.Services)), meta.LastIndex, nil
+	return slices.Sorted(maps.Keys(node.Services)), meta, nil
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
@@ -62,10 +63,8 @@ func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]fabric.Node
 		if attempt == attempts || same(f, after) {
 			return f, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, pause) {
 			return f, ctx.Err()
-		case <-time.After(pause):
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 // redial is the pause between attempts to reach an engine.
@@ -66,9 +67,6 @@ func (n *Node) keepEngine(ctx context.Context, m fabric.Node, session func(conte
 			return
 		}
 		n.Degrade("engine "+m.ID().String(), err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(redial):
-		}
+		retry.Sleep(ctx, redial)
 	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
@@ -28,10 +29,7 @@ func (n *Node) ServeTasks(ctx context.Context, take func([]api.Task)) error {
 		}
 		n.Degrade("tasks", err)
 		if err != nil {
-			select {
-			case <-ctx.Done():
-			case <-time.After(taskRetry):
-			}
+			retry.Sleep(ctx, taskRetry)
 			continue
 		}
 		take(tasks)

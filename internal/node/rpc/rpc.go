@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
@@ -86,10 +87,7 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 			return fmt.Errorf("accept agents and engines on %s: %w", l.Addr(), err)
 		case err != nil: // for instance out of file descriptors: others may be freed
 			log.Warn("accept a connection", logkey.Address, l.Addr().String(), logkey.Error, err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
+			retry.Sleep(ctx, 100*time.Millisecond)
 			continue
 		}
 		if tcp, ok := raw.(*net.TCPConn); ok {

@@ -9,37 +9,43 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"time"
 
+	"github.com/cenkalti/backoff/v4"
 	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/internal/retry"
 
 	"github.com/sif-project/sif/internal/logkey"
 )
 
 const (
 	refreshInterval = time.Minute // of authorities and public keys
-	minBackoff      = time.Second
-	maxBackoff      = 30 * time.Second
+	minPause        = time.Second // after a failure
+	maxPause        = 30 * time.Second
 )
 
 // chore is something that keeps the identity fresh. It says when it is to be
 // done next.
 type chore struct {
-	name     string
-	run      func(ctx context.Context) (time.Time, error)
-	due      time.Time
-	failures int
+	name   string
+	run    func(ctx context.Context) (time.Time, error)
+	due    time.Time
+	pauses *backoff.ExponentialBackOff // after failures
 }
 
 // chores returns what there is to do, in the order of need.
 func (s *Source) chores() []*chore {
-	return []*chore{
+	list := []*chore{
 		{name: "token", run: s.doToken},
 		{name: "authorities", run: s.doRoots},
 		{name: "fabric keys", run: s.doKeys},
 		{name: "certificate", run: s.doCertificate},
 	}
+	for _, ch := range list {
+		ch.pauses = retry.Backoff(minPause, maxPause)
+	}
+	return list
 }
 
 // Run keeps the identity fresh until ctx ends: it renews the token, refreshes
@@ -59,12 +65,8 @@ func (s *Source) Run(ctx context.Context) error {
 				next = ch
 			}
 		}
-		timer := time.NewTimer(time.Until(next.due))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !retry.Sleep(ctx, time.Until(next.due)) {
 			return nil
-		case <-timer.C:
 		}
 		due, err := next.run(ctx)
 		if ctx.Err() != nil {
@@ -72,11 +74,11 @@ func (s *Source) Run(ctx context.Context) error {
 		}
 		s.report(next.name, err)
 		if err == nil {
-			next.due, next.failures = due, 0
+			next.due = due
+			next.pauses.Reset()
 			continue
 		}
-		next.due = time.Now().Add(backoff(next.failures))
-		next.failures++
+		next.due = time.Now().Add(next.pauses.NextBackOff())
 		var r *vaultapi.ResponseError
 		if next != token && errors.As(err, &r) && r.StatusCode == 403 {
 			// The token may have been revoked, or Vault rebuilt: take another
@@ -87,11 +89,6 @@ func (s *Source) Run(ctx context.Context) error {
 			}
 		}
 	}
-}
-
-func backoff(failures int) time.Duration {
-	d := min(minBackoff<<min(failures, 10), maxBackoff)
-	return d/2 + rand.N(d/2)
 }
 
 func (s *Source) doToken(ctx context.Context) (time.Time, error) {

@@ -18,14 +18,16 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
 	watchTime       = 5 * time.Minute // of one blocking query
-	minBackoff      = 250 * time.Millisecond
-	maxBackoff      = 5 * time.Second
+	minPause        = 250 * time.Millisecond
+	maxPause        = 5 * time.Second
 	recheckInterval = 10 * time.Second // what Consul holds is compared with what is enforced
 	fullRecheck     = 60               // so many comparisons read everything once
 	requestTimeout  = 10 * time.Second
@@ -94,39 +96,18 @@ func (f *Follower) Run(ctx context.Context) error {
 	background.Go(func() { f.recheckLoop(ctx) })
 	background.Go(func() { f.saveLoop(ctx) })
 	defer background.Wait()
-	var index uint64
-	failures := 0
-	for ctx.Err() == nil {
-		wait := watchTime
-		if failures > 0 {
-			wait = backoff(failures - 1)
-		}
-		// The request's own time-out notices a Consul that accepts and never answers.
-		qctx, cancel := context.WithTimeout(ctx, wait+wait/16+requestTimeout)
-		opts := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(qctx)
-		pair, meta, err := f.consul.KV().Get(kvkey.Current, opts)
-		cancel()
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil {
-			f.report(causeConsul, fmt.Sprintf("watch %s: %v", kvkey.Current, err))
-			sleep(ctx, backoff(failures))
-			failures++
-			continue
-		}
-		f.report(causeConsul)
-		if meta.LastIndex < index { // Consul was restored from elsewhere
-			index = 0
-		} else {
-			index = meta.LastIndex
-		}
-		if f.consider(ctx, pair) {
-			failures = 0
-		} else {
-			failures++
-		}
+	pointer := consulwatch.Watch[*consulapi.KVPair]{
+		Query: func(opts *consulapi.QueryOptions) (*consulapi.KVPair, *consulapi.QueryMeta, error) {
+			return f.consul.KV().Get(kvkey.Current, opts)
+		},
+		Handle: func(pair *consulapi.KVPair) bool {
+			f.report(causeConsul)
+			return f.consider(ctx, pair)
+		},
+		Failed: func(err error) { f.report(causeConsul, fmt.Sprintf("watch %s: %v", kvkey.Current, err)) },
+		Wait:   watchTime, MinPause: minPause, MaxPause: maxPause,
 	}
+	pointer.Run(ctx)
 	return nil
 }
 
@@ -397,7 +378,7 @@ func (f *Follower) saveLoop(ctx context.Context) {
 		case <-f.dirty:
 		}
 		f.report(causeDisk, texts(f.save())...)
-		sleep(ctx, 100*time.Millisecond) // many changes, one write
+		retry.Sleep(ctx, 100*time.Millisecond) // many changes, one write
 	}
 }
 
@@ -413,7 +394,7 @@ func (f *Follower) markDirty() {
 // through Consul gets another modify index; so that not everything rests on
 // Consul's own word, all is read every now and then.
 func (f *Follower) recheckLoop(ctx context.Context) {
-	for n := rand.N(fullRecheck); sleep(ctx, recheckInterval-time.Second+rand.N(2*time.Second)); n++ {
+	for n := rand.N(fullRecheck); retry.Sleep(ctx, recheckInterval-time.Second+rand.N(2*time.Second)); n++ {
 		problems, err := f.recheck(ctx, n%fullRecheck == 0)
 		if ctx.Err() != nil {
 			return
@@ -479,21 +460,4 @@ func texts(err error) []string {
 		return nil
 	}
 	return []string{fmt.Sprintf("keep the revision on disk: %v", err)}
-}
-
-func backoff(failures int) time.Duration {
-	d := min(minBackoff<<min(failures, 10), maxBackoff)
-	return d/2 + rand.N(d/2)
-}
-
-// sleep reports whether ctx is still alive after d.
-func sleep(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
-	}
 }

@@ -23,15 +23,17 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
 	watchTime      = 5 * time.Minute // of one blocking query
 	requestTimeout = 10 * time.Second
-	minBackoff     = 250 * time.Millisecond
-	maxBackoff     = 10 * time.Second
+	minPause       = 250 * time.Millisecond
+	maxPause       = 10 * time.Second
 	recheckTime    = 10 * time.Second // between comparisons of the keys
 	stateFile      = "roster.json"
 )
@@ -46,10 +48,9 @@ type Watcher struct {
 	mu       sync.Mutex
 	held     map[fabric.NodeID]entry
 	onChange []func([]Member)
-	keys     []string           // that Consul held when it was last read
-	again    context.CancelFunc // ends the query that is waiting, or nil
-	wrong    []string           // refused records
-	trouble  []string           // Consul or the disk
+	keys     []string // that Consul held when it was last read
+	wrong    []string // refused records
+	trouble  []string // Consul or the disk
 }
 
 // New returns a Watcher of the named fabric, which holds what dir keeps of an
@@ -95,85 +96,38 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 
 // Run watches until ctx ends.
 func (w *Watcher) Run(ctx context.Context) error {
-	var background sync.WaitGroup
-	background.Go(func() { w.recheckLoop(ctx) })
-	defer background.Wait()
-	var index uint64
-	failures := 0
-	for ctx.Err() == nil {
-		wait := watchTime
-		if failures > 0 {
-			wait = backoff(failures - 1) // what is refused may verify when keys arrive
-		}
-		// The request's own time-out notices a Consul that accepts and never answers.
-		qctx, cancel := context.WithTimeout(ctx, wait+wait/16+requestTimeout)
-		w.mu.Lock()
-		w.again = cancel
-		w.mu.Unlock()
-		opts := (&consulapi.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(qctx)
-		pairs, meta, err := w.consul.KV().List(kvkey.Nodes, opts)
-		w.mu.Lock()
-		interrupted := w.again == nil
-		w.again = nil
-		w.mu.Unlock()
-		cancel()
-		if ctx.Err() != nil {
-			break
-		}
-		if err != nil && interrupted {
-			index = 0
-			continue
-		}
-		if err != nil {
-			w.troubled(fmt.Errorf("watch %s: %w", kvkey.Nodes, err))
-			timer := time.NewTimer(backoff(failures))
-			select {
-			case <-ctx.Done():
-			case <-timer.C:
-			}
-			timer.Stop()
-			failures++
-			continue
-		}
-		if meta.LastIndex < index { // Consul was restored from elsewhere
-			index = 0
-		} else {
-			index = meta.LastIndex
-		}
-		if w.take(pairs) {
-			failures = 0
-		} else {
-			failures++
-		}
+	records := consulwatch.Watch[consulapi.KVPairs]{
+		Query: func(opts *consulapi.QueryOptions) (consulapi.KVPairs, *consulapi.QueryMeta, error) {
+			return w.consul.KV().List(kvkey.Nodes, opts)
+		},
+		Handle: w.take, // a record that is refused may verify when keys arrive
+		Failed: func(err error) { w.troubled(fmt.Errorf("watch %s: %w", kvkey.Nodes, err)) },
+		Wait:   watchTime, MinPause: minPause, MaxPause: maxPause,
 	}
+	var background sync.WaitGroup
+	background.Go(func() { w.recheckLoop(ctx, records.Refresh) })
+	defer background.Wait()
+	records.Run(ctx)
 	return nil
 }
 
-// recheckLoop has the records read again when there are other keys than the
-// watch knows of: Consul does not wake a query for a prefix when a tree above
-// it is deleted and something below it was deleted before.
-func (w *Watcher) recheckLoop(ctx context.Context) {
-	for {
-		timer := time.NewTimer(recheckTime - time.Second + rand.N(2*time.Second))
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
+// recheckLoop calls refresh when Consul has other keys than the watch knows of: Consul does not wake a query for a prefix
+// when a tree above it is deleted and something below it was deleted before.
+func (w *Watcher) recheckLoop(ctx context.Context, refresh func()) {
+	for retry.Sleep(ctx, recheckTime-time.Second+rand.N(2*time.Second)) {
 		qctx, cancel := context.WithTimeout(ctx, requestTimeout)
 		keys, _, err := w.consul.KV().Keys(kvkey.Nodes, "", (&consulapi.QueryOptions{}).WithContext(qctx))
 		cancel()
 		if err != nil {
-			continue // Consul is out of reach: the watch reports it
+			continue // Consul cannot be reached: the watch reports it
 		}
 		slices.Sort(keys)
 		w.mu.Lock()
-		if w.again != nil && !slices.Equal(keys, w.keys) {
-			w.again()
-			w.again = nil
-		}
+		differ := !slices.Equal(keys, w.keys)
 		w.mu.Unlock()
+		if differ {
+			refresh()
+		}
 	}
 }
 
@@ -281,9 +235,4 @@ func (w *Watcher) Degraded() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return append(slices.Clone(w.trouble), w.wrong...)
-}
-
-func backoff(failures int) time.Duration {
-	d := min(minBackoff<<min(failures, 10), maxBackoff)
-	return d/2 + rand.N(d/2)
 }
