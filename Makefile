@@ -47,7 +47,10 @@ test-laws: ## Compare the evaluator with the rule as written (100,000 cases), an
 	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000
 
 .PHONY: bench
-bench: setup build ## Measure a fabric against its alternatives (root, 2 minutes)
+bench: setup build ## Measure the data paths, and a fabric against its alternatives (root, 4 minutes)
+	go test -run '^$$' -bench . ./bpf
+	go test -run '^$$' -bench . ./engine/ovs -endpoints=10000
+	go test -run '^$$' -bench . ./engine/ovs -endpoints=100000
 	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
 	go build -o bin/sif-bench ./e2e/bench
 	bin/sif-bench -nebula bin

@@ -21,11 +21,12 @@ import (
 	"github.com/vishvananda/netlink"
 )
 
-// gateway is under what address a workload sees its node.
+// gateway is the address under which a workload sees its node.
 const gateway = "169.254.1.1"
 
-// plain makes a namespace on a node that is connected as a workload's is, with the same MTU and an address of the
-// node's pool, the last but n, but without programs at its interface. Like everything of the lab it goes with it.
+// plain makes a namespace on a node that is connected like a workload, with the same MTU and an
+// address of the node's pool (the n-th from the end), but without programs at its interface. It is
+// removed with the lab.
 func (f *fabric) plain(ctx context.Context, node string, like endpoint, n int) (endpoint, error) {
 	name := fmt.Sprintf("sif-%s-plain-%s-%d", f.Name, node, n)
 	pool := like.addr.As4()
@@ -35,7 +36,7 @@ func (f *fabric) plain(ctx context.Context, node string, like endpoint, n int) (
 	if err != nil {
 		return e, err
 	}
-	// Named as an endpoint's, so that the node's firewall treats it like one.
+	// Its name has the form of an endpoint's, so that the node's firewall treats it like one.
 	host := fmt.Sprintf("sif%011x", 0xbe0000+n)
 	return e, script(ctx, fmt.Sprintf(`
 		ip netns add %[1]s
@@ -70,7 +71,8 @@ func mtuOf(e endpoint) (mtu int, err error) {
 	return mtu, err
 }
 
-// bare makes a namespace in a zone that is connected like a node, and lets all its packets through the internet.
+// bare makes a namespace in a zone that is connected like a node, and lets all its packets pass the
+// internet.
 func (f *fabric) bare(ctx context.Context, zone string) (endpoint, error) {
 	for _, z := range f.Topology.Zones {
 		if z.Name != zone {
@@ -92,11 +94,11 @@ func (f *fabric) bare(ctx context.Context, zone string) (endpoint, error) {
 			ip netns exec %[2]s nft insert rule inet internet forward ip saddr %[4]s accept`,
 			name, f.Namespace("internet"), zone, e.addr, subnet.Bits(), subnet.Masked().Addr().Next()))
 	}
-	return endpoint{}, fmt.Errorf("there is no zone %s", zone)
+	return endpoint{}, fmt.Errorf("the topology has no zone %s", zone)
 }
 
-// nebula joins two bare namespaces with Nebula, from the programs in dir, and returns its two ends. They send to one
-// another directly.
+// nebula connects two bare namespaces with Nebula, from the programs in dir, and returns its two
+// ends. They send to each other directly.
 func (f *fabric) nebula(ctx context.Context, dir string, a, b endpoint) (x, y endpoint, stop func(), err error) {
 	cert := filepath.Join(dir, "nebula-cert")
 	run := func(args ...string) {
@@ -121,7 +123,7 @@ func (f *fabric) nebula(ctx context.Context, dir string, a, b endpoint) (x, y en
 	stop = func() {
 		for _, c := range running {
 			_ = c.Process.Signal(syscall.SIGTERM)
-			_ = c.Wait() // it was ended
+			_ = c.Wait() // it always fails: a signal ended the process
 		}
 	}
 	for name, e := range map[string]endpoint{"a": a, "b": b} {
@@ -159,7 +161,7 @@ firewall:
 		running = append(running, cmd)
 	}
 	if err := awaitAddress(x, 5*time.Second); err != nil {
-		log, _ := os.ReadFile(filepath.Join(f.dir, "a.log")) // it is only told
+		log, _ := os.ReadFile(filepath.Join(f.dir, "a.log")) // if it cannot be read, the error lacks it
 		stop()
 		return x, y, nil, fmt.Errorf("nebula: %w: %s", err, log)
 	}
@@ -185,7 +187,7 @@ func awaitAddress(e endpoint, within time.Duration) error {
 			return nil
 		}
 		if time.Now().After(deadline) {
-			return errors.Join(fmt.Errorf("%s is not there after %s", e.addr, within), err)
+			return errors.Join(fmt.Errorf("no interface has address %s after %s", e.addr, within), err)
 		}
 		runtime.Gosched()
 		time.Sleep(50 * time.Millisecond)

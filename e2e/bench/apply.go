@@ -20,14 +20,14 @@ import (
 
 const applies = 20
 
-// enforcement is how long after a change of the graph the nodes enforce it.
+// enforcement measures how long it takes from a change of the graph until the nodes enforce it.
 type enforcement struct {
-	decided  []time.Duration // since the time in the signed pointer, before it was signed and stored
-	returned []time.Duration // since the command had ended; negative if that was later
-	command  []time.Duration // what the command took
+	decided  []time.Duration // since the time in the pointer, which is before it is signed and stored
+	returned []time.Duration // since the command returned; negative if the node was faster
+	command  []time.Duration // duration of the command
 }
 
-// enforced changes the graph again and again.
+// enforced changes the graph several times and waits for every node each time.
 func (f *fabric) enforced(ctx context.Context) (enforcement, error) {
 	var e enforcement
 	consul, err := f.Consul(f.Secrets.ConsulManagement)
@@ -62,7 +62,7 @@ func (f *fabric) enforced(ctx context.Context) (enforcement, error) {
 	return e, nil
 }
 
-// enforcedAt waits until a node says that it enforces a revision.
+// enforcedAt waits until a node logs that it enforces a revision.
 func (f *fabric) enforcedAt(ctx context.Context, n *lab.Node, sequence uint64) (time.Time, error) {
 	daemon := "agent"
 	if n.Kind == lab.Processor {
@@ -85,7 +85,7 @@ func (f *fabric) enforcedAt(ctx context.Context, n *lab.Node, sequence uint64) (
 	return time.Time{}, fmt.Errorf("%s does not enforce revision %d after 10 s", n.Name, sequence)
 }
 
-// line is one of a daemon's log.
+// line is a line of a daemon's log.
 type line struct {
 	at     time.Time
 	fields map[string]string

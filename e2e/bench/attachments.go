@@ -22,7 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
-// attachments is how long ADD took inside the agent.
+// attachments measures how long ADD took inside the agent.
 type attachments struct {
 	took    []time.Duration
 	parts   map[string][]time.Duration // as the agent logs them
@@ -30,9 +30,10 @@ type attachments struct {
 	whole   time.Duration              // from the first call to the last answer
 }
 
-// attached has count allocations attached, one after the other or all at once, and detached again. They are real ones:
-// Nomad has placed them on the node. But its client there is stopped, so that it is us who call the agent, over the
-// socket of the CNI plugin, and the time that Nomad needs to start processes is not part of it.
+// attached attaches count allocations, one after the other or all at once, and detaches them again.
+// Nomad has placed them on the node, but its client there is stopped: attached calls the agent over
+// the socket of the CNI plugin itself, so the time does not include the start of processes by
+// Nomad.
 func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attachments, err error) {
 	node := clientNode
 	if err := f.awaitNomad(ctx, node); err != nil {
@@ -104,7 +105,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	return a, a.read(f, node, allocs)
 }
 
-// read takes from the agent's log what ADD took.
+// read reads the durations of ADD from the agent's log.
 func (a *attachments) read(f *fabric, node string, allocs []string) error {
 	lines, err := f.logged(node, "agent", ": workload attached: ")
 	if err != nil {
@@ -117,7 +118,7 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 		}
 		d, err := time.ParseDuration(l.fields[logkey.Duration])
 		if err != nil {
-			return fmt.Errorf("read what the agent logged: %w", err)
+			return fmt.Errorf("read the duration that the agent logged: %w", err)
 		}
 		a.took = append(a.took, d)
 	}
@@ -138,9 +139,9 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 		}
 	}
 	if len(a.took) != len(allocs) {
-		return fmt.Errorf("the agent has logged %d attachments of %d", len(a.took), len(allocs))
+		return fmt.Errorf("the agent logged %d of %d attachments", len(a.took), len(allocs))
 	}
-	lines, err = f.logged(node, "agent", ": attached, but not in force everywhere yet: ")
+	lines, err = f.logged(node, "agent", ": connectivity is not in force everywhere yet: ")
 	for _, l := range lines {
 		if slices.Contains(allocs, l.fields[logkey.Endpoint]) {
 			a.pending++
@@ -149,7 +150,7 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 	return err
 }
 
-// partsText tells the parts of ADD, the longest first.
+// partsText lists the parts of ADD, the longest first.
 func (a *attachments) partsText() string {
 	names := make([]string, 0, len(a.parts))
 	for name := range a.parts {
@@ -162,7 +163,7 @@ func (a *attachments) partsText() string {
 	return strings.Join(names, ", ")
 }
 
-// place registers a job and returns the allocations that Nomad has placed.
+// place registers a job and returns the allocations that Nomad placed.
 func (f *fabric) place(ctx context.Context, name, node string, count int) ([]string, error) {
 	file := name + ".nomad.hcl"
 	if err := f.write(file, job(name, node, name, count)); err != nil {
@@ -187,7 +188,7 @@ func (f *fabric) place(ctx context.Context, name, node string, count int) ([]str
 			return ids, nil
 		}
 	}
-	return nil, fmt.Errorf("nomad has placed %d of %d allocations of %s", len(ids), count, name)
+	return nil, fmt.Errorf("job %s: Nomad placed only %d of %d allocations", name, len(ids), count)
 }
 
 func (f *fabric) purge(job string) error {
@@ -198,7 +199,8 @@ func (f *fabric) purge(job string) error {
 	return nil
 }
 
-// awaitNomad waits until Nomad's server counts on a node and has nothing of an earlier measurement to stop there.
+// awaitNomad waits until Nomad's server lists a node as ready and the allocations of the previous
+// measurement are stopped.
 func (f *fabric) awaitNomad(ctx context.Context, node string) error {
 	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(200 * time.Millisecond) {
 		nodes, _, err := f.nomad.Nodes().List((&nomad.QueryOptions{}).WithContext(ctx))

@@ -14,16 +14,17 @@ import (
 	"time"
 )
 
-// usage is what each daemon of the lab has used of the processors, by node and name.
+// usage is the processor time that each daemon of the lab has used, by node and name.
 type usage struct {
 	at    time.Time
 	spent map[string]time.Duration
 }
 
-// tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on all of Linux's architectures that Go knows.
+// tick is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on all architectures of Linux
+// that Go supports.
 const tick = 10 * time.Millisecond
 
-// usage reads what the lab's daemons have used until now.
+// usage reads the processor time that the lab's daemons have used so far.
 func (f *fabric) usage() usage {
 	u := usage{time.Now(), map[string]time.Duration{}}
 	processes, err := f.Processes()
@@ -50,13 +51,13 @@ func (u usage) since(earlier usage) usage {
 	d := usage{at: u.at, spent: map[string]time.Duration{}}
 	whole := u.at.Sub(earlier.at)
 	for name, spent := range u.spent {
-		// A share of one core, in a second.
+		// The share of one core.
 		d.spent[name] = time.Duration(float64(spent-earlier.spent[name]) / float64(whole) * float64(time.Second))
 	}
 	return d
 }
 
-// shares tells what the busiest daemons used on the average, in percent of one core.
+// shares lists the average use of the busiest daemons, in percent of one core.
 func shares(list []usage) string {
 	total := map[string]time.Duration{}
 	for _, u := range list {

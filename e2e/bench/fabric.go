@@ -21,11 +21,11 @@ import (
 // Nodes of topology.hcl.
 const (
 	clientNode = "east-w1"
-	nextNode   = "east-w2" // of the same zone
-	farNode    = "west-w1" // of the other one
+	nextNode   = "east-w2" // in the same zone
+	farNode    = "west-w1" // in the other zone
 )
 
-// Ports that the contract "traffic" names.
+// Ports of the contract "traffic".
 const (
 	throughputPort = 5001
 	latencyPort    = 5002
@@ -34,11 +34,11 @@ const (
 //go:embed topology.hcl
 var topology []byte
 
-// fabric is the lab and what runs on it.
+// fabric is a lab and the workloads that run on it.
 type fabric struct {
 	*lab.Lab
 	nomad *nomad.Client
-	dir   string // for files
+	dir   string // directory for graphs and jobs
 
 	client, near, next, far endpoint
 }
@@ -49,7 +49,7 @@ type endpoint struct {
 	addr  netip.Addr
 }
 
-// bringUp starts a lab and one workload at each place that traffic is measured between.
+// bringUp starts a lab, and one workload at each end of the measured paths.
 func bringUp(ctx context.Context, o lab.Options) (_ *fabric, err error) {
 	t, err := lab.ParseTopology("topology.hcl", topology)
 	if err != nil {
@@ -104,7 +104,7 @@ func (f *fabric) write(name, text string) error {
 	return os.WriteFile(filepath.Join(f.dir, name), []byte(text), 0o644)
 }
 
-// endpointOf finds the only allocation of a job.
+// endpointOf returns the endpoint of a job's only allocation.
 func (f *fabric) endpointOf(ctx context.Context, job string) (endpoint, error) {
 	var e endpoint
 	allocs, _, err := f.nomad.Jobs().Allocations(job, false, (&nomad.QueryOptions{}).WithContext(ctx))
@@ -123,8 +123,8 @@ func (f *fabric) endpointOf(ctx context.Context, job string) (endpoint, error) {
 	return e, err
 }
 
-// graph is the domain that is measured. Each edition differs in the ports of a contract that concerns every endpoint
-// and that none of them uses.
+// graph returns the domain that is measured. Editions differ in the ports of a contract that
+// concerns every endpoint and that none of them uses.
 func graph(edition int) string {
 	return fmt.Sprintf(`domain "bench" {
   service "client" {
@@ -168,7 +168,7 @@ func graph(edition int) string {
 `, throughputPort, latencyPort, 6000+edition)
 }
 
-// job describes count idle workloads of a service on one node.
+// job returns a job with count idle workloads of a service on one node.
 func job(name, node, service string, count int) string {
 	datacenter, _, _ := strings.Cut(node, "-")
 	return fmt.Sprintf(`job %q {

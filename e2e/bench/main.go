@@ -1,12 +1,12 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command bench measures a whole fabric against its alternatives, in one run on one machine: a lab of its own that it
-// brings up and takes away again. Needs root and what `make setup build` makes.
+// Command bench measures a whole fabric against its alternatives, in one run on one machine, in a
+// lab of its own that it brings up and removes. It needs root and what `make setup build` makes.
 //
-// It knows what DESIGN.md demands in figures and how to measure that from outside: with TCP sockets in workloads'
-// namespaces, at the CNI socket, in daemons' logs. It must not reach into a daemon's memory. Ratios mean more than
-// figures: both sides of each are measured in turns.
+// It knows the fabric's targets and measures them from outside: with TCP sockets in workloads'
+// namespaces, at the CNI socket, in daemons' logs. It must not reach into a daemon's memory. It
+// alternates between both sides of each ratio, because ratios mean more than absolute figures.
 package main
 
 import (
@@ -38,20 +38,26 @@ func main() {
 }
 
 func run(ctx context.Context) (err error) {
-	name := flag.String("lab", "bench", "name of the lab that is brought up")
+	name := flag.String("lab", "bench", "name of the lab")
 	bin := flag.String("bin", "bin", "directory of sif, sif-cni and sif-demo")
-	nebula := flag.String("nebula", "", "directory of nebula and nebula-cert, to compare with; without it that is left out")
+	nebula := flag.String("nebula", "", "directory of nebula and nebula-cert; without it the comparison with Nebula is left out")
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
 	only := flag.String("only", "", "measure only this: nodes, zones, graph or attach")
-	keep := flag.Bool("keep", false, "leave the lab up, to look at; a run without it takes it away")
+	keep := flag.Bool("keep", false, "leave the lab up for inspection; a run without -keep removes it")
 	logs := flag.String("logs", "", "directory to copy the daemons' logs to")
 	flag.Parse()
+	// Daemons and nebula-cert run in directories of their own, so their paths must be absolute.
 	if *bin, err = filepath.Abs(*bin); err != nil {
 		return err
 	}
+	if *nebula != "" {
+		if *nebula, err = filepath.Abs(*nebula); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	r := newReport()
-	// Also when ctx has ended, and when bringing up failed half way.
+	// The lab must be removed even if ctx has ended or bringUp failed half-way.
 	defer func() {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
@@ -99,8 +105,8 @@ func run(ctx context.Context) (err error) {
 	return r.write(os.Stdout)
 }
 
-// withinZone measures one node and two nodes of one zone, each against namespaces that are connected in the same way,
-// without programs.
+// withinZone measures paths on one node and between two nodes of one zone, each against namespaces
+// that are connected in the same way but without programs.
 func withinZone(ctx context.Context, f *fabric, r *Report) error {
 	var plain [3]endpoint
 	for i, p := range []struct {
@@ -129,7 +135,8 @@ func withinZone(ctx context.Context, f *fabric, r *Report) error {
 	return nil
 }
 
-// betweenZones measures two zones through both processors, against the underlay as it is and, if it is there, Nebula.
+// betweenZones measures the path between two zones through both processors, against the plain
+// underlay and, if available, Nebula.
 func betweenZones(ctx context.Context, f *fabric, r *Report, nebula string) error {
 	a, err := f.bare(ctx, "east")
 	if err != nil {
@@ -148,7 +155,7 @@ func betweenZones(ctx context.Context, f *fabric, r *Report, nebula string) erro
 		defer stop()
 		paths = append(paths, path{"Nebula", x, y})
 	} else {
-		r.note("Nebula was not there to compare with (-nebula)")
+		r.note("Nebula was not measured: run with -nebula=DIR")
 	}
 	m, err := f.measure(paths...)
 	if err != nil {
@@ -190,7 +197,7 @@ func attaching(ctx context.Context, f *fabric, r *Report) error {
 			return fmt.Errorf("%s: %w", run.name, err)
 		}
 		r.times("CNI ADD inside the agent, in force in both zones: "+run.name, "ADD", a.took, run.p50, run.p99)
-		r.note("CNI ADD, %s: %s for each one of the whole; %d not in force everywhere at its end; parts, p50: %s",
+		r.note("CNI ADD, %s: %s each, averaged over the whole run; %d not in force everywhere when ADD returned; parts, p50: %s",
 			run.name, milliseconds(a.whole/time.Duration(run.count)), a.pending, a.partsText())
 	}
 	return nil

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// How long and how often a path is measured.
+// Duration and number of the measurements of a path.
 const (
 	rounds       = 5
 	sending      = 800 * time.Millisecond
@@ -16,21 +16,22 @@ const (
 	manyConnects = 60
 )
 
-// path is a way that packets take.
+// path is a pair of endpoints that send to each other.
 type path struct {
 	name     string
 	from, to endpoint
 }
 
-// measurement is what was measured of one path.
+// measurement contains the results for one path.
 type measurement struct {
-	throughput []float64 // Mb/s, one for each round
+	throughput []float64 // Mb/s, one value per round
 	requests   []time.Duration
 	connects   []time.Duration
-	cpu        []usage // of the fabric's processes, while sending
+	cpu        []usage // processor time of the fabric's processes, while sending
 }
 
-// measure measures several paths in turns, so that whatever else the machine does meets all of them.
+// measure measures several paths alternately, so that other load on the machine affects all of
+// them.
 func (f *fabric) measure(paths ...path) ([]measurement, error) {
 	list := make([]measurement, len(paths))
 	for _, p := range paths {
@@ -42,7 +43,7 @@ func (f *fabric) measure(paths ...path) ([]measurement, error) {
 	}
 	for round := range rounds {
 		for i := range paths {
-			// Each one is the first in some round.
+			// Each path is the first one in some round.
 			i = (i + round) % len(paths)
 			p, m := paths[i], &list[i]
 			before := f.usage()

@@ -20,19 +20,19 @@ type Figure struct {
 	Name    string  `json:"name"`
 	Value   float64 `json:"value"`
 	Unit    string  `json:"unit"`              // Mb/s, µs, ms
-	Against string  `json:"against,omitempty"` // what it is compared with
-	Other   float64 `json:"other,omitempty"`   // that one's value
+	Against string  `json:"against,omitempty"` // name of the alternative
+	Other   float64 `json:"other,omitempty"`   // value of the alternative
 	Ratio   float64 `json:"ratio,omitempty"`   // value / other
-	Target  string  `json:"target,omitempty"`  // of DESIGN.md, section 7
+	Target  string  `json:"target,omitempty"`  // the design's target for Value or Ratio
 	Met     *bool   `json:"met,omitempty"`
 }
 
-// Report is what one run has measured.
+// Report contains the results of one run.
 type Report struct {
 	Date    time.Time `json:"date"`
 	Machine string    `json:"machine"`
 	Load    string    `json:"load"`      // before the lab was up
-	After   string    `json:"loadAfter"` // when all was measured
+	After   string    `json:"loadAfter"` // after the last measurement
 	Figures []Figure  `json:"figures"`
 	Notes   []string  `json:"notes"`
 	Took    string    `json:"took"`
@@ -50,7 +50,7 @@ func newReport() *Report {
 	}
 }
 
-// load is the machine's load averages.
+// load returns the machine's load averages.
 func load() string {
 	text, err := os.ReadFile("/proc/loadavg")
 	if err != nil {
@@ -94,7 +94,7 @@ func (r *Report) add(f Figure, b bound) {
 	r.Figures = append(r.Figures, f)
 }
 
-// compare reports a path against another one.
+// compare reports a path next to an alternative.
 func (r *Report) compare(group, against string, m, other measurement, rate, time bound) {
 	r.add(Figure{Group: group, Name: "TCP, 1 stream", Value: median(m.throughput), Unit: "Mb/s", Against: against, Other: median(other.throughput)}, rate)
 	r.add(Figure{Group: group, Name: "1 KiB request p50", Value: us(quantile(m.requests, 0.5)), Unit: "µs", Against: against, Other: us(quantile(other.requests, 0.5))}, time)

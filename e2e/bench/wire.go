@@ -24,8 +24,8 @@ import (
 // message is the size of a request and of its answer, in bytes.
 const message = 1024
 
-// serve listens in an endpoint until stop is called: on one port it swallows, on the other it answers each message
-// with one of the same size.
+// serve listens in an endpoint until stop is called. One port discards what it receives; the other
+// answers each message with a message of the same size.
 func serve(e endpoint) (stop func(), err error) {
 	var listeners []net.Listener
 	stop = func() {
@@ -69,7 +69,7 @@ func swallow(conn net.Conn) {
 	}
 }
 
-// answer uses blocking calls on a thread of its own: Go's poller would be part of the time.
+// answer uses blocking calls on a thread of its own, so that the time does not include Go's poller.
 func answer(conn net.Conn) {
 	stay(1)
 	fd, done, err := blocking(conn)
@@ -82,12 +82,12 @@ func answer(conn net.Conn) {
 	}
 }
 
-// blocking takes a connection's socket out of Go's poller. The connection itself is closed.
+// blocking takes a connection's socket out of Go's poller and closes the connection.
 func blocking(conn net.Conn) (fd int, done func(), err error) {
 	defer conn.Close()
 	file, err := conn.(*net.TCPConn).File()
 	if err != nil {
-		return 0, nil, fmt.Errorf("take the socket: %w", err)
+		return 0, nil, fmt.Errorf("duplicate the socket: %w", err)
 	}
 	fd = int(file.Fd())
 	if err := unix.SetNonblock(fd, false); err != nil {
@@ -128,7 +128,7 @@ func writeFull(fd int, buf []byte) error {
 
 func dial(from, to endpoint, port uint16) (conn net.Conn, err error) {
 	err = ns.WithNetNSPath(from.netns, func(ns.NetNS) (err error) {
-		// With one literal address the dialer opens its socket on this very goroutine.
+		// For a single literal address, the dialer opens its socket on the calling goroutine.
 		conn, err = net.DialTimeout("tcp", netip.AddrPortFrom(to.addr, port).String(), 3*time.Second)
 		return err
 	})
@@ -138,8 +138,8 @@ func dial(from, to endpoint, port uint16) (conn net.Conn, err error) {
 	return conn, nil
 }
 
-// throughput sends for a while on one TCP connection and returns how much arrived, in Mb/s. The first part, in which
-// the window grows, does not count.
+// throughput sends on one TCP connection for a while and returns the rate of received data, in
+// Mb/s. The first part, in which the TCP window grows, does not count.
 func throughput(from, to endpoint, during time.Duration) (float64, error) {
 	conn, err := dial(from, to, throughputPort)
 	if err != nil {
@@ -169,7 +169,7 @@ func throughput(from, to endpoint, during time.Duration) (float64, error) {
 	return float64(sent) * 8 / 1e6 / time.Since(began).Seconds(), nil
 }
 
-// latency returns how long each of count requests took to be answered, on one connection.
+// latency returns the durations of count requests on one connection.
 func latency(from, to endpoint, count int) (list []time.Duration, err error) {
 	done := make(chan struct{})
 	go func() {
@@ -181,13 +181,13 @@ func latency(from, to endpoint, count int) (list []time.Duration, err error) {
 	return list, err
 }
 
-// stay keeps the goroutine on a thread of its own, which ends with it, on one core. Whether the two ends of a
-// connection share a core makes more of a difference than what is measured.
+// stay locks the goroutine to a thread of its own, which ends with it, and to one core. Whether the
+// two ends of a connection share a core matters more than what is measured.
 func stay(core int) {
 	runtime.LockOSThread()
 	var set unix.CPUSet
 	set.Set(core % runtime.NumCPU())
-	_ = unix.SchedSetaffinity(0, &set) // where that is not allowed it is only less exact
+	_ = unix.SchedSetaffinity(0, &set) // if this is not permitted, the measurement is only less exact
 }
 
 func ask(from, to endpoint, count int) ([]time.Duration, error) {
@@ -222,7 +222,7 @@ func ask(from, to endpoint, count int) ([]time.Duration, error) {
 	return list, nil
 }
 
-// connects returns how long each of count connections took, with its first request.
+// connects returns the durations of count connections, each with its first request.
 func connects(from, to endpoint, count int) ([]time.Duration, error) {
 	list := make([]time.Duration, 0, count)
 	buf := make([]byte, message)
@@ -250,8 +250,9 @@ func connects(from, to endpoint, count int) ([]time.Duration, error) {
 	return list, err
 }
 
-// awake keeps every core from falling asleep until stop is called: on an idle machine the time of a request is that
-// of the virtual cores' wake-up. The spinners are other processes of the lowest priority that give way to anybody.
+// awake prevents every core from idling until stop is called: on an idle machine, the time of a
+// request is mostly the time that virtual cores need to wake up. The spinning processes have the
+// lowest priority, so they do not delay others.
 func awake() (stop func(), err error) {
 	self, err := os.Executable()
 	if err != nil {
@@ -277,7 +278,7 @@ func awake() (stop func(), err error) {
 	return stop, nil
 }
 
-// spinVariable makes this program a spinner on a core.
+// spinVariable makes this program spin on a core.
 const spinVariable = "SIF_BENCH_SPIN"
 
 func spin(core string) {
@@ -289,7 +290,7 @@ func spin(core string) {
 	if err := unix.Setpriority(unix.PRIO_PROCESS, 0, 19); err != nil {
 		os.Exit(1)
 	}
-	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // else it is ended by stop
+	_ = unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0) // without it, only stop ends the process
 	parent := os.Getppid()
 	for i := uint(1); ; i++ {
 		if i%(1<<28) == 0 && os.Getppid() != parent {
@@ -298,7 +299,7 @@ func spin(core string) {
 	}
 }
 
-// quantile returns the value below which a share q of the list lies.
+// quantile returns the value below which the share q of the list lies.
 func quantile(list []time.Duration, q float64) time.Duration {
 	if len(list) == 0 {
 		return 0

@@ -22,7 +22,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 )
 
-// server is a Consul server with its data on disk, as in production, but alone.
+// server is a single Consul server with its data on disk, as in production.
 type server struct {
 	address string
 	cmd     *exec.Cmd
@@ -93,7 +93,7 @@ func freePorts(n int) ([]int, error) {
 		if err != nil {
 			return nil, err
 		}
-		defer l.Close() // not before all are found, lest one is found twice
+		defer l.Close() // close them only after all are found, so that no port is found twice
 		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
 	}
 	return ports, nil
@@ -105,8 +105,7 @@ func (s *server) stop() {
 	os.RemoveAll(s.dir)
 }
 
-// client returns a client with connections of its own, like those of a node. It
-// counts what it reads.
+// client returns a client with connections of its own, like a node's. It counts what it reads.
 func (s *server) client(counts *counts) (*consulapi.Client, error) {
 	conf := &consulapi.Config{Address: s.address, Transport: &http.Transport{
 		MaxIdleConnsPerHost: 2, IdleConnTimeout: time.Minute, DisableCompression: true,
@@ -118,10 +117,10 @@ func (s *server) client(counts *counts) (*consulapi.Client, error) {
 	return consulapi.NewClient(conf)
 }
 
-// counts are what was read.
+// counts count what a client read.
 type counts struct {
-	all, objects atomic.Int64 // requests; of these, those that read objects
-	bytes        atomic.Int64 // of bodies of answers
+	all, objects atomic.Int64 // all requests, and those that read objects
+	bytes        atomic.Int64 // in the bodies of answers
 }
 
 type counting struct {
@@ -141,8 +140,7 @@ func (c counting) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, err
 }
 
-// compares reports whether a transaction only asks whether objects are what
-// they were.
+// compares reports whether a transaction only checks that objects are unchanged.
 func compares(r *http.Request) bool {
 	body, err := r.GetBody()
 	if err != nil {
@@ -163,15 +161,15 @@ func (b *countingBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// usage is what the server has used until a moment.
+// usage is what the server has used so far.
 type usage struct {
 	at             time.Time
 	cpu            time.Duration
 	resident, peak float64 // MiB
 }
 
-// tick is the unit of times in /proc/PID/stat: USER_HZ, 100 on all of Linux's
-// architectures that Go knows.
+// tick is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on all architectures of Linux
+// that Go supports.
 const tick = 10 * time.Millisecond
 
 func (s *server) usage() (usage, error) {

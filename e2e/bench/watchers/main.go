@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command watchers measures what it takes to bring a change of the graph to
-// many nodes: it publishes a large graph into a real Consul server of its own,
-// has many followers watch it, each with services of its own and a connection
-// of its own, changes one contract at a time, and tells how long it takes until
-// the last follower holds the documents, verified, and what that costs Consul.
+// Command watchers measures what a change of the graph costs with many nodes. It publishes a large
+// graph to a Consul server of its own and starts many watchers, each with services and a connection
+// of its own. Then it changes one contract at a time, and reports how long it takes until the last
+// watcher has verified its documents, and what that costs Consul.
 //
 //	go run ./e2e/bench/watchers -consul $(which consul) [-watchers 1000] [-json]
 package main
@@ -34,10 +33,10 @@ type options struct {
 
 func main() {
 	var o options
-	flag.StringVar(&o.consul, "consul", "consul", "the server's binary")
-	flag.StringVar(&o.data, "data", os.TempDir(), "where Consul's data lies, on a disk")
-	flag.StringVar(&o.nodes, "nodes", "/dev/shm", "where the nodes' state lies: they have disks of their own, so not on Consul's")
-	flag.IntVar(&o.watchers, "watchers", 1000, "how many nodes follow")
+	flag.StringVar(&o.consul, "consul", "consul", "Consul's binary")
+	flag.StringVar(&o.data, "data", os.TempDir(), "directory of Consul's data, on a disk")
+	flag.StringVar(&o.nodes, "nodes", "/dev/shm", "directory of the nodes' state; not on Consul's disk, because real nodes have disks of their own")
+	flag.IntVar(&o.watchers, "watchers", 1000, "number of nodes that watch the graph")
 	flag.IntVar(&o.services, "services", 10_000, "services of the graph")
 	flag.IntVar(&o.contract, "contracts", 50_000, "contracts of the graph")
 	flag.IntVar(&o.interests, "interests", 10, "services that each node hosts")
@@ -61,59 +60,59 @@ func main() {
 	}
 }
 
-// Report is what one run has measured. Times are in milliseconds.
+// Report contains the results of one run. Times are in milliseconds.
 type Report struct {
 	Date      time.Time `json:"date"`
 	Machine   string    `json:"machine"`
 	Load      string    `json:"load"`  // before the run
-	Data      string    `json:"data"`  // where Consul's data lies
-	Nodes     string    `json:"nodes"` // where the nodes' state lies
+	Data      string    `json:"data"`  // directory of Consul's data
+	Nodes     string    `json:"nodes"` // directory of the nodes' state
 	Watchers  int       `json:"watchers"`
-	Interests int       `json:"interests"` // of each
+	Interests int       `json:"interests"` // of each watcher
 	Services  int       `json:"services"`
 	Contracts int       `json:"contracts"`
 	Changes   int       `json:"changes"`
 
-	Objects    int     `json:"objects"`    // of the first revision
-	FirstWrite float64 `json:"firstWrite"` // of all of them
-	Join       float64 `json:"join"`       // until every watcher held its first documents
-	JoinBytes  float64 `json:"joinBytes"`  // read by each for that
+	Objects    int     `json:"objects"`    // objects of the first revision
+	FirstWrite float64 `json:"firstWrite"` // to write them all
+	Join       float64 `json:"join"`       // until every watcher had its first documents
+	JoinBytes  float64 `json:"joinBytes"`  // that each watcher read for that
 
-	Publish Spread  `json:"publish"` // writing a change
-	Keys    float64 `json:"keys"`    // written by a change, on average
-	All     Spread  `json:"all"`     // from Publish returning to a watcher having switched
-	Touched Spread  `json:"touched"` // of those whose documents changed
-	Last    Spread  `json:"last"`    // to the last watcher, by change
+	Publish Spread  `json:"publish"` // to write a change
+	Keys    float64 `json:"keys"`    // written per change, on average
+	All     Spread  `json:"all"`     // from the return of Publish until a watcher has switched
+	Touched Spread  `json:"touched"` // the same, for watchers whose documents changed
+	Last    Spread  `json:"last"`    // until the last watcher has switched, per change
 
-	TouchedWatchers float64 `json:"touchedWatchers"` // by change, on average
-	// What a watcher that hosts a touched service reads because of a change, and
-	// what one that hosts none.
+	TouchedWatchers float64 `json:"touchedWatchers"` // per change, on average
+	// What a watcher with a changed service reads because of a change, and what a watcher without
+	// one reads.
 	ReadTouched   Reads `json:"readTouched"`
 	ReadUntouched Reads `json:"readUntouched"`
 
 	ConsulChanging Cost `json:"consulChanging"`
 	ConsulIdle     Cost `json:"consulIdle"`
-	// ByChange is what a change cost Consul above being idle, in milliseconds
-	// of one core.
+	// ByChange is the processor time that a change costs Consul in addition to idle time, in
+	// milliseconds of one core.
 	ByChange float64 `json:"byChange"`
 }
 
-// Spread are the percentiles of times in milliseconds.
+// Spread contains percentiles of times in milliseconds.
 type Spread struct {
 	P50 float64 `json:"p50"`
 	P99 float64 `json:"p99"`
 	Max float64 `json:"max"`
 }
 
-// Reads are reads of one watcher within a second of a change, on average.
+// Reads are what one watcher reads within a second of a change, on average.
 type Reads struct {
 	Objects float64 `json:"objects"` // requests for objects
-	Bytes   float64 `json:"bytes"`   // all in all, the pointer included
+	Bytes   float64 `json:"bytes"`   // in total, including the pointer
 }
 
 // Cost is what the server used.
 type Cost struct {
-	CPU      float64 `json:"cpu"`      // of one core, 1 is all of it
+	CPU      float64 `json:"cpu"`      // of one core; 1 is a whole core
 	Resident float64 `json:"resident"` // MiB at the end
 	Peak     float64 `json:"peak"`     // MiB since its start
 	Requests float64 `json:"requests"` // a second

@@ -27,9 +27,9 @@ import (
 
 const (
 	fabricName = "watchers"
-	// patience is how long the last watcher may take.
+	// patience limits how long the last watcher may take.
 	patience = 2 * time.Minute
-	// pause between changes, in which what was read because of one is counted.
+	// pause separates changes. Reads in it are attributed to the change before.
 	pause = time.Second
 )
 
@@ -47,7 +47,7 @@ type bench struct {
 	watchers []*watcher
 }
 
-// watcher is what a node does about the graph.
+// watcher does what a node does about the graph.
 type watcher struct {
 	*revision.Follower
 	counts   counts
@@ -111,7 +111,7 @@ func run(ctx context.Context, o options) (*Report, error) {
 	return r, nil
 }
 
-// publish moves the pointer to next. touched goes into the pointer.
+// publish moves the pointer to next. The pointer names touched.
 func (b *bench) publish(ctx context.Context, next *fabric.Compiled, fresh []fabric.Object, touched []fabric.Ref) error {
 	var index uint64
 	pointer := fabric.Pointer{Fabric: fabricName, Sequence: b.sequence + 1, Root: next.Root, Time: time.Now().UTC()}
@@ -138,7 +138,7 @@ func (b *bench) publish(ctx context.Context, next *fabric.Compiled, fresh []fabr
 	return nil
 }
 
-// join starts the watchers, and returns when each holds its documents.
+// join starts the watchers and returns when each one has its documents.
 func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 	public := b.key.Public().(ed25519.PublicKey)
 	keys := fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: public}, Min: 1}
@@ -169,7 +169,8 @@ func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 				return fmt.Errorf("watcher %d: %w", i, err)
 			}
 			for s := range w.services {
-				// A server that many join at once may keep one of them waiting for too long.
+				// If many watchers join at once, the server may keep one of them waiting for too
+				// long.
 				for end := time.Now().Add(patience); ; {
 					_, err := w.Document(ctx, s)
 					if err == nil {
@@ -186,8 +187,7 @@ func (b *bench) join(ctx context.Context, running *sync.WaitGroup) error {
 	return g.Wait()
 }
 
-// wait returns when the watcher has switched to a revision, or was found to
-// have.
+// wait waits until the watcher has switched to a revision and returns when it did.
 func (w *watcher) wait(ctx context.Context, sequence uint64) (time.Time, error) {
 	timeout := time.After(patience)
 	for {
@@ -197,14 +197,14 @@ func (w *watcher) wait(ctx context.Context, sequence uint64) (time.Time, error) 
 				return a.time, nil
 			}
 		case <-timeout:
-			return time.Time{}, fmt.Errorf("it has not switched to revision %d within %s: %v", sequence, patience, w.Degraded())
+			return time.Time{}, fmt.Errorf("not at revision %d after %s: %v", sequence, patience, w.Degraded())
 		case <-ctx.Done():
 			return time.Time{}, ctx.Err()
 		}
 	}
 }
 
-// changes changes one contract at a time.
+// changes publishes changes of one contract, one after the other.
 func (b *bench) changes(ctx context.Context, r *Report) error {
 	var publish, all, touched, last []time.Duration
 	var keys float64
@@ -228,7 +228,7 @@ func (b *bench) changes(ctx context.Context, r *Report) error {
 			if err != nil {
 				return fmt.Errorf("watcher %d: %w", i, err)
 			}
-			took := max(0, switched.Sub(published)) // it may be faster than the answer to who published
+			took := max(0, switched.Sub(published)) // the watcher may switch before Publish returns
 			latest = max(latest, took)
 			all = append(all, took)
 			if w.hosts(services) {
@@ -239,7 +239,8 @@ func (b *bench) changes(ctx context.Context, r *Report) error {
 		if err := sleep(ctx, pause); err != nil {
 			return err
 		}
-		// Not before all have switched, lest it keeps them from the processors.
+		// Verify only after all watchers have switched, because it would take processor time from
+		// them.
 		for i, w := range b.watchers {
 			reads := &otherReads
 			if w.hosts(services) {
@@ -265,7 +266,7 @@ func (c *counts) reads() Reads {
 	return Reads{Objects: float64(c.objects.Load()), Bytes: float64(c.bytes.Load())}
 }
 
-// by divides.
+// by returns the reads divided by n.
 func (r Reads) by(n int) Reads {
 	d := float64(max(1, n))
 	return Reads{r.Objects / d, r.Bytes / d}
@@ -292,19 +293,18 @@ func (w *watcher) hosts(services []fabric.Ref) bool {
 	return slices.ContainsFunc(services, func(r fabric.Ref) bool { return w.services[r] })
 }
 
-// verify compares what the watcher holds with what the graph says.
+// verify compares the watcher's documents with the graph.
 func (w *watcher) verify(c *fabric.Compiled) error {
 	held := w.Documents()
 	for r := range w.services {
 		if fabric.NewObject(held[r]).Hash != fabric.NewObject(c.Documents[r]).Hash {
-			return fmt.Errorf("its document of %s is not that of the graph", r)
+			return fmt.Errorf("its document of %s differs from the graph", r)
 		}
 	}
 	return nil
 }
 
-// measure returns what the server used while do was running, and how long that
-// was.
+// measure returns what the server used while do ran, and how long do ran.
 func (b *bench) measure(do func() error) (Cost, time.Duration, error) {
 	requests := func() (n int64) {
 		for _, w := range b.watchers {
