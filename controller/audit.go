@@ -18,42 +18,39 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// auditEntry is one line of the audit log: who asked for which change, and
-// what came of it.
+// auditEntry is one line of the audit log: who asked for which change, and whether it was accepted.
 type auditEntry struct {
 	Time     time.Time `json:"time"`
-	Actor    string    `json:"actor"`  // an operator's token or entity, zone/node, or unknownActor
+	Actor    string    `json:"actor"`  // the accessor of an operator's token or his entity, zone/node, or unknownActor
 	Remote   string    `json:"remote"` // address:port of the caller
 	Action   string    `json:"action"` // for instance "graph.apply"
 	Target   string    `json:"target,omitempty"`
-	Message  string    `json:"message,omitempty"` // the caller's reason
-	Revision uint64    `json:"revision,omitempty"`
-	Refused  string    `json:"refused,omitempty"` // why; empty: accepted
-	Code     string    `json:"code,omitempty"`
+	Message  string    `json:"message,omitempty"`  // the caller's reason
+	Revision uint64    `json:"revision,omitempty"` // the sequence after the change
+	Refused  string    `json:"refused,omitempty"`  // why the change was refused; empty: it was accepted
+	Code     string    `json:"code,omitempty"`     // of the refusal
 
-	harmless bool // the call changes nothing: it is recorded only if it is forbidden
+	harmless bool // the call changes nothing, so it is recorded only if the caller may not make it
 }
 
-// unknownActor is who was not authenticated.
+// unknownActor is the actor of a call that was not authenticated.
 const unknownActor = "unknown"
 
 // Rotation bounds the audit log. The zero value does not rotate it.
 type Rotation struct {
-	Bytes    int64 // how large a file may grow, unless a single entry is larger; 0: any size
-	MaxFiles int   // how many old files are kept; 0: all
+	Bytes    int64 // the maximum size of a file, unless a single entry is larger; 0: no maximum
+	MaxFiles int   // how many rotated files are kept; 0: all
 }
 
 const (
 	auditFile = "audit.log"
-	// Files that were rotated out are named by when that was: the names sort
-	// by time.
-	auditOld   = "audit-"
-	auditStamp = "20060102T150405.000000000Z"
+	// A rotated file has the time of its rotation in its name, so that the names sort by time.
+	rotatedPrefix = "audit-"
+	rotatedTime   = "20060102T150405.000000000Z"
 )
 
-// audit appends entries to a file, one JSON object a line. When the file would
-// grow beyond its bound it is set aside under a name with the time, and the
-// oldest of those are removed.
+// audit is the audit log: a file with one JSON object per line. A file that would exceed its maximum size is rotated, and
+// the oldest rotated files are deleted.
 type audit struct {
 	dir      string
 	rotation Rotation
@@ -61,7 +58,7 @@ type audit struct {
 
 	mu   sync.Mutex
 	file *os.File
-	torn bool // the last line was not written in full
+	torn bool // the last line is incomplete
 }
 
 func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) {
@@ -69,8 +66,8 @@ func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) 
 	return a, a.reopen()
 }
 
-// reopen goes on in the file that has the log's name now, a new one if
-// somebody moved the old one away. If that fails, the old one stays in use.
+// reopen opens the file by its name again, so that somebody else can rotate it by moving it away. If that fails, the old
+// file stays in use.
 func (a *audit) reopen() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -80,6 +77,7 @@ func (a *audit) reopen() error {
 	return nil
 }
 
+// open is reopen for callers that hold a.mu.
 func (a *audit) open() error {
 	f, err := os.OpenFile(filepath.Join(a.dir, auditFile), os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o600)
 	if err != nil {
@@ -97,8 +95,7 @@ func (a *audit) open() error {
 	return nil
 }
 
-// isTorn reports whether the last line of a file has no end, because a machine
-// or a disk failed.
+// isTorn reports whether the last line of a file is incomplete, as after a failure of the machine or the disk.
 func isTorn(f *os.File) (bool, error) {
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 {
@@ -111,6 +108,7 @@ func isTorn(f *os.File) (bool, error) {
 	return last[0] != '\n', nil
 }
 
+// write appends an entry, with the current time.
 func (a *audit) write(e auditEntry) error {
 	e.Time = time.Now().UTC()
 	line, err := json.Marshal(e)
@@ -121,7 +119,7 @@ func (a *audit) write(e auditEntry) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := a.makeRoom(len(line), e.Time); err != nil {
-		a.log.Warn("the audit log is not rotated, and goes on as it is", logkey.Error, err)
+		a.log.Warn("cannot rotate the audit log, continuing in the same file", logkey.Error, err)
 	}
 	if a.torn {
 		line = append([]byte{'\n'}, line...)
@@ -134,7 +132,7 @@ func (a *audit) write(e auditEntry) error {
 	return nil
 }
 
-// makeRoom rotates the file if it would grow beyond its bound.
+// makeRoom rotates the file if it would exceed its maximum size with more bytes. The caller holds a.mu.
 func (a *audit) makeRoom(more int, now time.Time) error {
 	if a.rotation.Bytes == 0 {
 		return nil
@@ -143,16 +141,16 @@ func (a *audit) makeRoom(more int, now time.Time) error {
 	if err != nil || info.Size() == 0 || info.Size()+int64(more) <= a.rotation.Bytes {
 		return err
 	}
-	old, err := a.old()
+	old, err := a.rotated()
 	if err != nil {
 		return err
 	}
-	if len(old) > 0 { // a clock may have been set back
+	if len(old) > 0 { // the clock may have been set back
 		if newest := old[len(old)-1]; !now.After(newest) {
 			now = newest.Add(time.Nanosecond)
 		}
 	}
-	err = os.Rename(filepath.Join(a.dir, auditFile), a.oldPath(now))
+	err = os.Rename(filepath.Join(a.dir, auditFile), a.rotatedPath(now))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // somebody else moved it away
 		return err
 	}
@@ -162,25 +160,24 @@ func (a *audit) makeRoom(more int, now time.Time) error {
 	var errs []error
 	old = append(old, now)
 	for _, t := range old[:max(0, len(old)-a.rotation.MaxFiles)] {
-		errs = append(errs, os.Remove(a.oldPath(t)))
+		errs = append(errs, os.Remove(a.rotatedPath(t)))
 	}
 	return errors.Join(errs...)
 }
 
-func (a *audit) oldPath(t time.Time) string {
-	return filepath.Join(a.dir, auditOld+t.UTC().Format(auditStamp)+filepath.Ext(auditFile))
+func (a *audit) rotatedPath(t time.Time) string {
+	return filepath.Join(a.dir, rotatedPrefix+t.UTC().Format(rotatedTime)+filepath.Ext(auditFile))
 }
 
-// old lists when files were rotated out that are still there, the oldest
-// first.
-func (a *audit) old() ([]time.Time, error) {
+// rotated returns the times of the rotated files that exist, oldest first.
+func (a *audit) rotated() ([]time.Time, error) {
 	files, err := os.ReadDir(a.dir) // sorted by name
 	if err != nil {
 		return nil, err
 	}
 	var times []time.Time
 	for _, f := range files {
-		t, err := time.Parse(auditOld+auditStamp+filepath.Ext(auditFile), f.Name())
+		t, err := time.Parse(rotatedPrefix+rotatedTime+filepath.Ext(auditFile), f.Name())
 		if err == nil {
 			times = append(times, t)
 		}

@@ -223,15 +223,15 @@ func TestAuditRotationInTrouble(t *testing.T) {
 	must.Eq(t, "2", auditLines(t, path)[0].Target)
 
 	// The clock is behind the newest file.
-	future := a.oldPath(time.Now().Add(time.Hour))
+	future := a.rotatedPath(time.Now().Add(time.Hour))
 	must.NoError(t, os.Rename(path, future))
 	must.NoError(t, a.reopen())
 	must.NoError(t, a.write(auditEntry{Target: "3"}))
 	must.NoError(t, a.write(auditEntry{Target: "4"}))
-	old, err := a.old()
+	old, err := a.rotated()
 	must.NoError(t, err)
 	must.Len(t, 1, old)
-	must.Eq(t, "3", auditLines(t, a.oldPath(old[0]))[0].Target)
+	must.Eq(t, "3", auditLines(t, a.rotatedPath(old[0]))[0].Target)
 	_, err = os.Stat(foreign)
 	must.NoError(t, err)
 }

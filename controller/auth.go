@@ -19,9 +19,8 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// access is what the holder of a token may do. It follows from the names of
-// the policies, and in Consul of the roles, that the token carries, whose rules
-// do not matter here:
+// access is what the holder of a token may do. It follows from the names of the token's policies, and of its roles in
+// Consul. Their rules do not matter here:
 //
 //	sif-operator          everything
 //	sif-read              read every domain, the status and the history
@@ -31,11 +30,11 @@ import (
 //
 // Guardrails and rollbacks concern every domain and are for operators only.
 type access struct {
-	actor     string // for the audit log, for instance "token " and its accessor
-	author    string // for the history: that, and what the token is called
-	by        string // what names its permissions, for messages
-	superuser bool   // may do everything in Consul or Vault, and so here
-	names     map[string]bool
+	actor     string          // for the audit log, for instance "token <accessor>"
+	author    string          // for the history: the actor and the name of the token
+	by        string          // what the names are of, for messages, for instance "Vault policies"
+	superuser bool            // may do everything in Consul or Vault, and therefore here
+	names     map[string]bool // of policies and roles
 }
 
 const (
@@ -43,35 +42,35 @@ const (
 	applyPolicy = "sif-apply"
 )
 
-// newAccess returns the access of somebody whose permissions have no names
-// yet. called is what people know the token by; it may be empty.
-func newAccess(actor, called, by string) access {
+// newAccess returns an access without names. tokenName is how people know the token; it may be empty.
+func newAccess(actor, tokenName, by string) access {
 	a := access{actor: actor, author: actor, by: by, names: map[string]bool{}}
-	if called = label(called); called != "" {
-		a.author += " (" + called + ")"
+	if tokenName = printable(tokenName); tokenName != "" {
+		a.author += " (" + tokenName + ")"
 	}
 	return a
 }
 
-// maxLabel is how many characters of a token's name the history keeps.
-const maxLabel = 100
+// maxTokenName bounds how many characters of a token's name the history contains.
+const maxTokenName = 100
 
-// label makes a name that others chose fit for logs and terminals.
-func label(s string) string {
+// printable returns a name that other people chose without what could confuse logs and terminals.
+func printable(s string) string {
 	runes := []rune(strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r
 		}
 		return -1
 	}, s))
-	return string(runes[:min(len(runes), maxLabel)])
+	return string(runes[:min(len(runes), maxTokenName)])
 }
 
+// has reports whether the token has one of the names, or may do everything.
 func (a access) has(names ...string) bool {
 	return a.superuser || a.names[setup.OperatorPolicy] || slices.ContainsFunc(names, func(n string) bool { return a.names[n] })
 }
 
-// any reports whether there is anything at all that may be done.
+// any reports whether the token permits anything.
 func (a access) any() bool {
 	if a.readsAll() {
 		return true
@@ -98,13 +97,13 @@ func (a access) plans(domain string) bool {
 
 func (a access) applies(domain string) bool { return a.has(applyPolicy + "-" + domain) }
 
-// missing refuses because none of the policies is carried.
+// missing returns the refusal of a token that has none of the policies.
 func (a access) missing(what string, policies ...string) error {
-	return forbidden("the %s may not %s: it carries none of the %s %s",
+	return forbidden("the %s may not %s: it has none of the %s %s",
 		a.actor, what, a.by, strings.Join(append(policies, setup.OperatorPolicy), ", "))
 }
 
-// mayOperate refuses all but operators.
+// mayOperate refuses everybody except operators.
 func (a access) mayOperate(what string) error {
 	if !a.has() {
 		return a.missing(what)
@@ -112,6 +111,7 @@ func (a access) mayOperate(what string) error {
 	return nil
 }
 
+// mayReadAll refuses a token that may not read everything.
 func (a access) mayReadAll(what string) error {
 	if !a.readsAll() {
 		return a.missing(what, setup.ReadPolicy)
@@ -119,8 +119,8 @@ func (a access) mayReadAll(what string) error {
 	return nil
 }
 
-// mayChange refuses a request that concerns a domain that the token has no
-// say in. What is planned only needs the permission to plan.
+// mayChange refuses a request that changes a domain which the token may not change. For a plan, the permission to plan is
+// enough.
 func (a access) mayChange(req api.GraphRequest, planned bool) error {
 	verb, may, policies := "apply", a.applies, []string{applyPolicy}
 	if planned {
@@ -141,8 +141,8 @@ func (a access) mayChange(req api.GraphRequest, planned bool) error {
 	return nil
 }
 
-// visible returns the part of a graph that may be read, and whether that is
-// less than all. Guardrails bind every domain, so everybody reads them.
+// visible returns the part of a graph that the token may read, and whether that is less than the graph. Guardrails apply to
+// every domain, so everybody may read them.
 func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	if a.readsAll() {
 		return g, false
@@ -156,11 +156,11 @@ func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	return part, len(part.Domains) < len(g.Domains)
 }
 
-// authTimeout bounds how long Consul or Vault may take to answer about a token.
+// authTimeout bounds how long the controller asks Consul or Vault about a token.
 const authTimeout = 10 * time.Second
 
-// operator returns what whoever shows a token may do. Consul or Vault is asked
-// each time, so a revoked token is refused at once.
+// operator returns what the token of a call permits. Consul or Vault is asked each time, so a revoked token is refused at
+// once.
 func (c *Controller) operator(ctx context.Context, r *http.Request) (access, error) {
 	ctx, cancel := context.WithTimeout(ctx, authTimeout)
 	defer cancel()
@@ -172,17 +172,17 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 	var err error
 	switch {
 	case consul == "" && vault == "":
-		return access{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs an operator's token: set %s to a Consul ACL token, or %s to a Vault token, with the policy %s",
+		return access{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the token of an operator: set %s to a Consul ACL token, or %s to a Vault token, with the policy %s",
 			api.EnvToken, api.EnvVaultToken, setup.OperatorPolicy)
-	case consul != "" && vault != "": // whose permissions count must not be a guess
-		return access{}, invalid("the call shows a Consul token and a Vault token; show one of them")
+	case consul != "" && vault != "": // their permissions may differ
+		return access{}, invalid("the call has a Consul token and a Vault token; send only one of them")
 	case consul != "":
 		a, err = consulAccess(ctx, c.cfg.Consul(), consul)
 	default:
 		a, err = vaultAccess(ctx, c.cfg.Vault(), vault)
 	}
 	if err == nil && !a.any() {
-		err = a.missing("call this", setup.ReadPolicy, setup.ReadPolicy+"-<domain>", planPolicy+"-<domain>", applyPolicy+"-<domain>")
+		err = a.missing("make this call", setup.ReadPolicy, setup.ReadPolicy+"-<domain>", planPolicy+"-<domain>", applyPolicy+"-<domain>")
 	}
 	return a, err
 }

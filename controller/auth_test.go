@@ -159,8 +159,8 @@ func testPermissions(t *testing.T, w *world) {
 	for _, tt := range []struct {
 		kind, want string
 	}{
-		{"consul roles with these policies", "it carries none of the Consul policies or roles sif-apply-app, sif-operator"},
-		{"vault group", "it carries none of the Vault policies sif-apply-app, sif-operator"},
+		{"consul roles with these policies", "it has none of the Consul policies or roles sif-apply-app, sif-operator"},
+		{"vault group", "it has none of the Vault policies sif-apply-app, sif-operator"},
 	} {
 		e := code(t, api.CodeForbidden, calls["apply"](w.clientOf(t, at(c, tokenKinds[tt.kind](t, w, []string{"sif-plan-app"})))))
 		must.StrContains(t, e.Message, `may not apply changes of domain "app": `+tt.want)

@@ -14,23 +14,23 @@ import (
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-// collectEvery is how often objects that no kept revision names are removed.
-const collectEvery = 15 * time.Minute
+// collectInterval is how often objects are deleted that no revision of the history needs.
+const collectInterval = 15 * time.Minute
 
-// collecting removes, again and again, what no kept revision names.
-func (p *policy) collecting(ctx context.Context) error {
-	tick := time.NewTicker(collectEvery)
+// collectLoop calls collect now and at intervals, until ctx ends.
+func (p *policy) collectLoop(ctx context.Context) error {
+	tick := time.NewTicker(collectInterval)
 	defer tick.Stop()
 	for {
 		removed, err := p.collect(ctx)
 		switch {
 		case ctx.Err() != nil:
 			return nil
-		case errors.Is(err, revision.ErrConflict): // an apply was faster; the next round does it
+		case errors.Is(err, revision.ErrConflict): // a graph was applied meanwhile; the next round collects
 		case err != nil:
-			p.log.Warn("objects that no revision needs were not collected", logkey.Error, err)
+			p.log.Warn("cannot delete old objects, retrying later", logkey.Error, err)
 		case removed > 0:
-			p.log.Info("objects that no kept revision names were removed", logkey.Count, removed)
+			p.log.Info("deleted objects that no revision of the history needs", logkey.Count, removed)
 		}
 		select {
 		case <-ctx.Done():
@@ -40,8 +40,8 @@ func (p *policy) collecting(ctx context.Context) error {
 	}
 }
 
-// collect removes the objects that neither the revision in force nor a kept
-// one names. If any of those cannot be read in full, nothing is removed.
+// collect deletes the objects that no revision of the history needs. If one of these revisions cannot be read in full,
+// nothing is deleted.
 func (p *policy) collect(ctx context.Context) (removed int, err error) {
 	signed, index, err := revision.ReadCurrent(ctx, p.consul())
 	if errors.Is(err, revision.ErrNoRevision) {
@@ -54,7 +54,7 @@ func (p *policy) collect(ctx context.Context) (removed int, err error) {
 	if err := p.keys().Verify(signed, fabric.KindPointer, &pointer); err != nil {
 		return 0, err
 	}
-	if held := p.pointer(); pointer.Sequence != held.Sequence || pointer.Root != held.Root {
+	if known := p.pointer(); pointer.Sequence != known.Sequence || pointer.Root != known.Root {
 		return 0, revision.ErrConflict
 	}
 	changes, err := p.history(ctx, pointer)
@@ -71,11 +71,11 @@ func (p *policy) collect(ctx context.Context) (removed int, err error) {
 	}
 	keep, err := revision.Reachable(ctx, p.consul(), roots)
 	if err != nil {
-		return 0, fmt.Errorf("find out what the kept revisions consist of: %w", err)
+		return 0, fmt.Errorf("list the objects of the history: %w", err)
 	}
 	for h := range entries {
 		keep[h] = true
 	}
-	p.chain.only(entries)
+	p.changes.retain(entries)
 	return revision.Collect(ctx, p.consul(), keep, index)
 }

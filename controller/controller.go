@@ -27,7 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// AdmissionLife is how long an admission is in force unless renewed.
+// AdmissionLife is how long an admission is valid unless it is renewed.
 const AdmissionLife = 24 * time.Hour
 
 // Signer signs statements with the fabric's key.
@@ -35,13 +35,12 @@ type Signer interface {
 	Sign(ctx context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error)
 }
 
-// Authority issues certificates (DER, leaf first) for the SPIFFE IDs of
-// services, to the keys of signing requests (DER).
+// Authority issues certificates (DER, leaf first) with the SPIFFE ID of a service, for the key of a signing request (DER).
 type Authority interface {
 	SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error)
 }
 
-// Identity is who the controller is, and whom it trusts.
+// Identity contains the controller's certificate, and the keys and roots that it trusts.
 type Identity interface {
 	Keys() fabric.KeySet
 	Roots() *x509.CertPool
@@ -50,20 +49,20 @@ type Identity interface {
 	Degraded() []string
 }
 
-// Config is what a Controller works with.
+// Config configures a Controller.
 type Config struct {
 	Fabric        string
 	TrustDomain   string
-	DataDir       string // must be on a disk that survives reboots
-	Address       string // host:port under which others reach this controller
+	DataDir       string // must survive reboots
+	Address       string // host:port at which clients reach this controller
 	Version       string
 	Pool4, Pool6  netip.Prefix
 	AdmissionLife time.Duration // zero: AdmissionLife
-	History       int           // how many revisions are kept; zero: DefaultHistory
+	History       int           // how many revisions the history keeps; zero: DefaultHistory
 	Audit         Rotation      // of the audit log
 
-	Consul    func() *consulapi.Client // asked anew for each use: tokens are reloaded
-	Vault     func() *vaultapi.Client  // to ask about operators' tokens, with these tokens
+	Consul    func() *consulapi.Client // called for each use, because tokens are reloaded
+	Vault     func() *vaultapi.Client  // for questions about operators' tokens, with these tokens
 	Identity  Identity
 	Signer    Signer
 	Authority Authority
@@ -87,7 +86,7 @@ type Controller struct {
 	leading  atomic.Bool
 }
 
-// New prepares a controller. It contacts nothing.
+// New returns a controller. It makes no network calls.
 func New(cfg Config) (*Controller, error) {
 	if cfg.AdmissionLife == 0 {
 		cfg.AdmissionLife = AdmissionLife
@@ -96,7 +95,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the data directory: %w", err)
+		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
 	lock, err := lockDir(cfg.DataDir)
 	if err != nil {
@@ -117,7 +116,7 @@ func New(cfg Config) (*Controller, error) {
 	return c, nil
 }
 
-// lockDir keeps two controllers from sharing one memory of what was signed.
+// lockDir locks the data directory, so that two controllers cannot use the same one.
 func lockDir(dir string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -125,18 +124,17 @@ func lockDir(dir string) (*os.File, error) {
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by another controller", dir)
+		return nil, fmt.Errorf("data directory %s is in use by another controller; stop it, or configure another data_dir", dir)
 	}
 	return f, nil
 }
 
-// Run serves on l and campaigns for leadership until ctx ends; then it lets
-// calls under way finish, gives up leadership and returns nil.
+// Run serves the API on l and campaigns for leadership until ctx ends. Then it finishes the calls in progress, gives up
+// leadership and returns nil.
 func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	defer c.lock.Close()
 	defer c.audit.Close()
-	// Handlers outlive ctx by the time that Shutdown grants them; long polls
-	// end with ctx itself.
+	// Calls in progress may continue after ctx ends, for as long as Shutdown waits. Long polls end with ctx.
 	server := &http.Server{
 		Handler:           c.handler(ctx),
 		TLSConfig:         c.cfg.Identity.ServerTLS(tls.VerifyClientCertIfGiven),
@@ -144,7 +142,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       3 * time.Minute,
 		ErrorLog:          c.log.Named("http").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
-	c.log.Info("controller listens", logkey.Address, l.Addr().String())
+	c.log.Info("controller listening", logkey.Address, l.Addr().String())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
@@ -153,7 +151,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error {
-		// Leadership is given up only after the last change is answered.
+		// Leadership is given up only after the last call has been answered.
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))
 		ended := make(chan struct{})
 		go func() {
@@ -173,7 +171,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	return g.Wait()
 }
 
-// lead loads the state and serves changes until ctx ends with the leadership.
+// lead loads the state and accepts calls until ctx ends, which it does with the leadership.
 func (c *Controller) lead(ctx context.Context) error {
 	if err := c.policy.load(ctx); err != nil {
 		return err
@@ -186,25 +184,25 @@ func (c *Controller) lead(ctx context.Context) error {
 	}
 	c.leading.Store(true)
 	defer c.leading.Store(false)
-	c.log.Info("controller leads", logkey.Revision, c.policy.pointer().Sequence)
+	c.log.Info("controller became the leader", logkey.Revision, c.policy.pointer().Sequence)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.policy.watch(ctx) })
-	g.Go(func() error { return c.policy.collecting(ctx) })
+	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
 	return g.Wait()
 }
 
-// degraded returns everything that is wrong with the controller, for people.
+// degraded returns what is wrong with the controller, for people.
 func (c *Controller) degraded() []string {
 	list := c.cfg.Identity.Degraded()
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.table.degraded()...)
-	// A controller that lost its memory cannot know that the pointer was
-	// rolled back, but nodes do. It is only said, since a node may lie.
-	held := c.policy.pointer().Sequence
-	if node, has := c.reports.ahead(held); has > 0 {
-		list = append(list, fmt.Sprintf("node %s says that it enforces sequence %d, but the newest known here is %d: if the pointer in Consul was rolled back, nodes will refuse what is applied now; restore it first", node, has, held))
+	// A controller that lost its data directory cannot see that the pointer in Consul was rolled back, but nodes can. It is
+	// only reported, because a node could lie.
+	known := c.policy.pointer().Sequence
+	if node, has := c.reports.ahead(known); has > 0 {
+		list = append(list, fmt.Sprintf("node %s reports that it enforces sequence %d, but the newest that this controller knows is %d: if the pointer in Consul was rolled back, restore it before you apply a change, because nodes refuse older sequences", node, has, known))
 	}
 	return list
 }

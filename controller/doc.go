@@ -1,16 +1,13 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package controller is the policy controller: the fabric's registration
-// authority. It takes graphs from operators, compiles, signs and publishes
-// them; it gives nodes their pools and endpoints their admissions, after
-// asking the scheduler itself; it has Vault sign whatever it says.
+// Package controller is the policy controller, the registration authority of the fabric. It compiles, signs and publishes
+// the graphs of operators. It assigns address pools to nodes, and gives admissions to endpoints after it has asked the
+// scheduler about them. Vault signs for it.
 //
-// It holds no key. What it keeps lives in Consul KV under sif/v1/ and is
-// written by check-and-set; of the pointer it has signed last it keeps a copy
-// on disk, so that altering Consul cannot make it build on another past.
+// The controller has no signing key. Its state is in Consul KV under sif/v1/ and is written by check-and-set. A copy of the
+// last signed revision is on disk, so that somebody who alters Consul cannot make the controller build on an old one.
 //
-// Of several controllers one leads; the others answer every call with the
-// leader's address. The package knows nothing of packets, kernels and
-// switches.
+// One of several controllers leads. The others answer every call with the address of the leader. The package knows nothing
+// about packets, kernels and switches.
 package controller

@@ -20,20 +20,19 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-const sessionTTL = "10s" // the least that Consul grants
+const sessionTTL = "10s" // the shortest that Consul permits
 
 // leaderRecord is the value of kvkey.Leader.
 type leaderRecord struct {
 	Address string `json:"address"`
 }
 
-// election campaigns for the lock on kvkey.Leader. Every change is written by
-// check-and-set, so the lock spares work and confusion; correctness does not
-// hang on it.
+// election campaigns for the lock on kvkey.Leader. Correctness does not depend on the lock, because every change is written
+// by check-and-set. The lock avoids useless conflicts, and tells clients which controller to call.
 type election struct {
 	consul  func() *consulapi.Client
 	address string
-	file    string // remembers the session, so that a restart need not wait for it to expire
+	file    string // contains the ID of the session, so that a restarted controller can end it instead of waiting for its expiry
 	lead    func(context.Context) error
 	log     hclog.Logger
 }
@@ -42,7 +41,7 @@ func newElection(cfg Config, lead func(context.Context) error) *election {
 	return &election{consul: cfg.Consul, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
 }
 
-// run campaigns until ctx ends and returns when leadership is given up.
+// run campaigns until ctx ends, and returns when leadership was given up.
 func (e *election) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		if err := e.term(ctx); err != nil && ctx.Err() == nil {
@@ -52,11 +51,11 @@ func (e *election) run(ctx context.Context) {
 	}
 }
 
-// term waits for the lock and leads while it is held.
+// term waits for the lock, and leads while it holds the lock.
 func (e *election) term(ctx context.Context) error {
 	consul := e.consul()
 	if old, err := os.ReadFile(e.file); err == nil {
-		// The data directory is locked, so whoever held that session is dead.
+		// The data directory is locked, so the process that created that session has ended.
 		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
 			return fmt.Errorf("end the session of an earlier run: %w", err)
 		}
@@ -69,7 +68,7 @@ func (e *election) term(ctx context.Context) error {
 		return fmt.Errorf("create a Consul session: %w", err)
 	}
 	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil {
-		return fmt.Errorf("remember the Consul session: %w", err)
+		return fmt.Errorf("store the ID of the Consul session: %w", err)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -78,7 +77,7 @@ func (e *election) term(ctx context.Context) error {
 		defer close(renewed)
 		// RenewPeriodic destroys the session when it is told to end.
 		if err := consul.Session().RenewPeriodic(sessionTTL, id, nil, ctx.Done()); err != nil && ctx.Err() == nil {
-			e.log.Warn("renew the Consul session", logkey.Error, err)
+			e.log.Warn("cannot renew the Consul session", logkey.Error, err)
 			cancel()
 		}
 	}()
@@ -86,7 +85,7 @@ func (e *election) term(ctx context.Context) error {
 
 	value, err := json.Marshal(leaderRecord{Address: e.address})
 	if err != nil {
-		return fmt.Errorf("encode the leader's record: %w", err)
+		return fmt.Errorf("encode the record of the leader: %w", err)
 	}
 	lock, err := consul.LockOpts(&consulapi.LockOptions{
 		Key: kvkey.Leader, Value: value, Session: id,
@@ -97,7 +96,7 @@ func (e *election) term(ctx context.Context) error {
 	}
 	lost, err := lock.Lock(ctx.Done())
 	if err != nil {
-		return fmt.Errorf("acquire %s: %w", kvkey.Leader, err)
+		return fmt.Errorf("acquire the lock %s: %w", kvkey.Leader, err)
 	}
 	if lost == nil {
 		return nil // ctx ended first
@@ -119,7 +118,7 @@ func (e *election) term(ctx context.Context) error {
 	return nil
 }
 
-// leaderAddress returns where the leader is, as far as Consul knows.
+// leaderAddress returns the address of the leader, or "" if Consul knows none.
 func leaderAddress(ctx context.Context, consul *consulapi.Client) string {
 	kv, _, err := consul.KV().Get(kvkey.Leader, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil || kv == nil || kv.Session == "" {

@@ -100,7 +100,7 @@ func testEnforced(t *testing.T, w *world) {
 	must.True(t, a.Agree)
 
 	_, err = ask(reader, "app/svc", "news/svc", 8080)
-	must.StrContains(t, code(t, api.CodeForbidden, err).Message, `may not read domain "news": it carries none of the Consul policies or roles sif-read, sif-read-news, sif-operator`)
+	must.StrContains(t, code(t, api.CodeForbidden, err).Message, `may not read domain "news": it has none of the Consul policies or roles sif-read, sif-read-news, sif-operator`)
 	_, err = ask(reader, "app/svc", "app/nobody", 80)
 	code(t, api.CodeNotFound, err)
 	_, err = ask(reader, "e-", "app/svc", 80)
@@ -108,7 +108,7 @@ func testEnforced(t *testing.T, w *world) {
 	_, err = ask(reader, "app/svc", "app/proxy", 0)
 	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "from 1 to 65535")
 	_, err = ask(reader, "", "app/proxy", 1)
-	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "both are needed")
+	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "both are required")
 	_, err = questionOf(url.Values{"from": {"a/b"}, "to": {"a/c"}, "port": {"8"}, "protocol": {"icmp"}})
 	must.NoError(t, err)
 	_, err = questionOf(url.Values{"from": {"a/b"}, "to": {"a/c"}, "port": {"8"}, "protocol": {"ipx"}})

@@ -69,7 +69,7 @@ func FuzzRequestBody(f *testing.F) {
 		graph := &fabric.Graph{Domains: domains(testDomain("app"))}
 		compiled, _, _ := none.Next(graph)
 		p := &policy{fabric: testFabric, now: time.Now, bell: newBell()}
-		p.hold(&inForce{graph: graph, pointer: fabric.Pointer{Sequence: 1, Root: compiled.Root}, compiled: compiled})
+		p.use(&inForce{graph: graph, pointer: fabric.Pointer{Sequence: 1, Root: compiled.Root}, compiled: compiled})
 		plan, err := p.plan(change)
 		try(err)
 		if err != nil {

@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"sync"
 
@@ -14,10 +15,10 @@ import (
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-// DefaultHistory is how many revisions are kept.
+// DefaultHistory is how many revisions the history keeps, unless configured otherwise.
 const DefaultHistory = 100
 
-// changeCache remembers entries of the history, which never change.
+// changeCache caches entries of the history by their hashes.
 type changeCache struct {
 	mu      sync.Mutex
 	entries map[fabric.Hash]fabric.Change
@@ -39,25 +40,20 @@ func (c *changeCache) put(h fabric.Hash, change fabric.Change) {
 	c.entries[h] = change
 }
 
-// only forgets all other entries.
-func (c *changeCache) only(keep map[fabric.Hash]bool) {
+// retain removes all entries but those in keep.
+func (c *changeCache) retain(keep map[fabric.Hash]bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for h := range c.entries {
-		if !keep[h] {
-			delete(c.entries, h)
-		}
-	}
+	maps.DeleteFunc(c.entries, func(h fabric.Hash, _ fabric.Change) bool { return !keep[h] })
 }
 
-// history returns the kept changes up to a pointer that verified, the newest
-// first. Each names the hash of the one before, so none can be altered or left
-// out; what was collected ends the list.
+// history returns the entries of the history up to a verified pointer, newest first. Each contains the hash of the one
+// before, so none can be altered or left out. The list ends at the first entry that was collected.
 func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.Change, error) {
 	changes := []fabric.Change{}
 	sequence := pointer.Sequence
 	for h := pointer.Change; !h.IsZero() && len(changes) < p.keep; {
-		change, known := p.chain.get(h)
+		change, known := p.changes.get(h)
 		if !known {
 			found, err := revision.Fetch(ctx, p.consul(), []fabric.Hash{h})
 			if err != nil {
@@ -68,12 +64,12 @@ func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.
 				break
 			}
 			if err := fabric.DecodeObject(data, h, &change); err != nil {
-				return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: entry %d: %v", sequence, err)
+				return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: entry of revision %d: %v", sequence, err)
 			}
-			p.chain.put(h, change)
+			p.changes.put(h, change)
 		}
 		if change.Sequence != sequence || len(changes) == 0 && change.Root != pointer.Root {
-			return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history is refused: its entry %d claims to be that of revision %d", sequence, change.Sequence)
+			return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: the entry of revision %d is about revision %d or has another root", sequence, change.Sequence)
 		}
 		changes = append(changes, change)
 		h = change.Previous
@@ -88,22 +84,22 @@ type past struct {
 	graph  *fabric.Graph
 }
 
-// at returns a kept revision by its sequence; 0 is the one in force.
+// at returns a revision of the history by its sequence; 0 is the revision in force.
 func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
-	held := p.current.Load()
-	changes, err := p.history(ctx, held.pointer)
+	current := p.current.Load()
+	changes, err := p.history(ctx, current.pointer)
 	if err != nil {
 		return past{}, err
 	}
 	if sequence == 0 {
-		sequence = held.pointer.Sequence
+		sequence = current.pointer.Sequence
 	}
 	for _, change := range changes {
 		switch {
 		case change.Sequence != sequence:
 			continue
-		case change.Root == held.pointer.Root:
-			return past{change, held.graph}, nil
+		case change.Root == current.pointer.Root:
+			return past{change, current.graph}, nil
 		}
 		graph, _, err := p.fetchGraph(ctx, change.Root)
 		if err != nil {
@@ -111,37 +107,37 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 		}
 		return past{change, graph}, nil
 	}
-	if held.pointer.Sequence == 0 {
+	if current.pointer.Sequence == 0 {
 		return past{}, notFound("no graph has been applied yet")
 	}
-	oldest := held.pointer.Sequence
+	oldest := current.pointer.Sequence
 	if len(changes) > 0 {
 		oldest = changes[len(changes)-1].Sequence
 	}
-	return past{}, notFound("revision %d is not kept; the history reaches from %d to %d", sequence, oldest, held.pointer.Sequence)
+	return past{}, notFound("revision %d is not kept; the history reaches from %d to %d", sequence, oldest, current.pointer.Sequence)
 }
 
-// rollback takes up the graph of a kept revision again.
+// rollback puts the graph of a revision of the history in force again, or compares it with the graph in force.
 func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
-		return api.RollbackReply{}, invalid("the request names no revision")
+		return api.RollbackReply{}, invalid("the request must name a revision")
 	}
 	old, err := p.at(ctx, req.Revision)
 	if err != nil {
 		return api.RollbackReply{}, err
 	}
-	held := p.current.Load()
-	reply := api.RollbackReply{Pointer: held.pointer, Changed: old.change.Root != held.pointer.Root, Delta: fabric.Compare(held.graph, old.graph, p.now())}
-	again := func(g *fabric.Graph) error {
+	current := p.current.Load()
+	reply := api.RollbackReply{Pointer: current.pointer, Changed: old.change.Root != current.pointer.Root, Delta: fabric.Compare(current.graph, old.graph, p.now())}
+	restore := func(g *fabric.Graph) error {
 		g.Domains, g.Guardrails = old.graph.Domains, old.graph.Guardrails
 		return nil
 	}
 	if req.DryRun {
-		_, err := p.edited(held, again)
+		_, err := p.edited(current, restore)
 		return reply, err
 	}
 	done, err := p.change(ctx, edit{
-		apply: again, cas: req.CAS, expect: old.change.Root, rollback: req.Revision, author: author, message: req.Message,
+		apply: restore, cas: req.CAS, expect: old.change.Root, rollback: req.Revision, author: author, message: req.Message,
 	})
 	reply.Pointer, reply.Changed = done.Pointer, done.Changed
 	return reply, err

@@ -17,10 +17,9 @@ import (
 	"github.com/sif-project/sif/internal/atomicfile"
 )
 
-// memory is the last verified revision on disk. revision.json is the signed
-// pointer that the controller itself reads, obj/ holds the declared objects of
-// its root by their hashes; pointer.json is a value of the pointer's key in
-// Consul, so that an operator can put it back.
+// memory is a directory with the last verified revision: the signed pointer in revision.json, and the objects of its
+// declared graph in obj/, named by their hashes. Compiled objects are not stored. pointer.json is a copy of the pointer in
+// the form in which Consul stores it, with which an operator restores the key.
 type memory struct{ dir string }
 
 func (m memory) pointerFile() string  { return filepath.Join(m.dir, "pointer.json") }
@@ -29,11 +28,10 @@ func (m memory) objectDir() string    { return filepath.Join(m.dir, "obj") }
 
 func (m memory) objectFile(h fabric.Hash) string { return filepath.Join(m.objectDir(), h.String()) }
 
-// keep replaces what is on disk. objects are those that the revision before
-// had not; only what is declared of them is kept, nothing of what is compiled.
+// keep replaces the stored revision. objects must contain what the graph has that the stored revision does not have.
 func (m memory) keep(signed fabric.Signed, objects map[fabric.Hash][]byte) error {
 	if err := m.write(signed, objects); err != nil {
-		return fmt.Errorf("keep the revision: %w", err)
+		return fmt.Errorf("store the revision in %s: %w", m.dir, err)
 	}
 	return nil
 }
@@ -46,16 +44,26 @@ func (m memory) write(signed fabric.Signed, objects map[fabric.Hash][]byte) erro
 	if err := os.MkdirAll(m.objectDir(), 0o700); err != nil {
 		return err
 	}
-	declared, err := m.declared(pointer.Root, objects)
+	manifest, err := readManifest(pointer.Root, func(h fabric.Hash, v any) error {
+		data, ok := objects[h]
+		if !ok {
+			var err error
+			if data, err = os.ReadFile(m.objectFile(h)); err != nil {
+				return err
+			}
+		}
+		return fabric.DecodeObject(data, h, v)
+	})
 	if err != nil {
 		return err
 	}
+	declared := manifest.objects()
 	var g errgroup.Group
 	g.SetLimit(16)
 	for h := range declared {
-		data, fresh := objects[h]
-		if !fresh {
-			continue // the revision before had it
+		data, ok := objects[h]
+		if !ok {
+			continue // the stored revision has it
 		}
 		g.Go(func() error { return atomicfile.Write(m.objectFile(h), data, 0o600) })
 	}
@@ -68,13 +76,18 @@ func (m memory) write(signed fabric.Signed, objects map[fabric.Hash][]byte) erro
 	if err := writeJSON(m.pointerFile(), signed); err != nil {
 		return err
 	}
+	return m.deleteOthers(declared)
+}
+
+// deleteOthers deletes the objects that are not in keep.
+func (m memory) deleteOthers(keep map[fabric.Hash]bool) error {
 	files, err := os.ReadDir(m.objectDir())
 	if err != nil {
 		return err
 	}
 	for _, f := range files {
 		var h fabric.Hash
-		if h.UnmarshalText([]byte(f.Name())) != nil || !declared[h] {
+		if h.UnmarshalText([]byte(f.Name())) != nil || !keep[h] {
 			if err := os.Remove(filepath.Join(m.objectDir(), f.Name())); err != nil {
 				return err
 			}
@@ -83,43 +96,8 @@ func (m memory) write(signed fabric.Signed, objects map[fabric.Hash][]byte) erro
 	return nil
 }
 
-// declared returns the hashes of the objects that the graph of a root is made
-// of.
-func (m memory) declared(root fabric.Hash, objects map[fabric.Hash][]byte) (map[fabric.Hash]bool, error) {
-	read := func(h fabric.Hash, v any) error {
-		data, ok := objects[h]
-		if !ok {
-			var err error
-			if data, err = os.ReadFile(m.objectFile(h)); err != nil {
-				return err
-			}
-		}
-		return fabric.DecodeObject(data, h, v)
-	}
-	var r fabric.Root
-	if err := read(root, &r); err != nil {
-		return nil, err
-	}
-	set := map[fabric.Hash]bool{root: true}
-	if !r.Guardrails.IsZero() {
-		set[r.Guardrails] = true
-	}
-	if !r.Domains.IsZero() {
-		var index fabric.DomainIndex
-		if err := read(r.Domains, &index); err != nil {
-			return nil, err
-		}
-		set[r.Domains] = true
-		for _, h := range index {
-			set[h] = true
-		}
-	}
-	return set, nil
-}
-
-// recall returns what was kept, or nil if there is nothing. A file that does
-// not verify is an error: without it a controller could be led to sign on top
-// of an older past.
+// recall reads the stored revision, or returns nil if there is none. A revision that does not verify is an error: without
+// it, the controller could be made to sign the next revision on top of an old one.
 func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) {
 	var signed fabric.Signed
 	if err := readJSON(m.revisionFile(), &signed); errors.Is(err, fs.ErrNotExist) {
@@ -134,25 +112,27 @@ func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) 
 	if pointer.Fabric != fabricName {
 		return nil, fmt.Errorf("recall the revision: %s is of fabric %q, not %q", m.revisionFile(), pointer.Fabric, fabricName)
 	}
-	graph, err := assemble(pointer.Root, func(hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
-		found := map[fabric.Hash][]byte{}
-		for _, h := range hashes {
-			data, err := os.ReadFile(m.objectFile(h))
-			if err != nil {
-				return nil, err
-			}
-			found[h] = data
-		}
-		return found, nil
-	})
+	graph, err := assemble(pointer.Root, m.readObjects)
 	if err != nil {
 		return nil, fmt.Errorf("recall the revision from %s: %w", m.dir, err)
 	}
-	// A crash can have left the copy for people one revision behind.
+	// A crash between the two writes leaves the operator's copy one revision behind.
 	if err := writeJSON(m.pointerFile(), signed); err != nil {
 		return nil, fmt.Errorf("recall the revision: %w", err)
 	}
-	return enforce(signed, pointer, graph), nil
+	return compile(signed, pointer, graph), nil
+}
+
+func (m memory) readObjects(hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
+	found := map[fabric.Hash][]byte{}
+	for _, h := range hashes {
+		data, err := os.ReadFile(m.objectFile(h))
+		if err != nil {
+			return nil, err
+		}
+		found[h] = data
+	}
+	return found, nil
 }
 
 func writeJSON(path string, v any) error {
@@ -169,7 +149,7 @@ func readJSON(path string, v any) error {
 		return err
 	}
 	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return fmt.Errorf("decode %s: %w", path, err)
 	}
 	return nil
 }

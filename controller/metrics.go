@@ -8,7 +8,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
 
-// metrics is what /metrics shows.
+// metrics are the metrics at /metrics.
 type metrics struct {
 	registry  *prometheus.Registry
 	requests  *prometheus.CounterVec
@@ -19,7 +19,7 @@ func newMetrics(c *Controller) *metrics {
 	m := &metrics{
 		registry: prometheus.NewRegistry(),
 		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "sif_controller_requests_total", Help: "API calls by route and by error code, or ok.",
+			Name: "sif_controller_requests_total", Help: "API calls by route and error code; the code is ok if there was no error.",
 		}, []string{"route", "code"}),
 		admission: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "sif_controller_admission_seconds", Help: "Time to grant an admission.",
@@ -36,10 +36,10 @@ func newMetrics(c *Controller) *metrics {
 		return 0
 	})
 	gauge("sif_controller_revision", "Sequence of the revision in force.", func() float64 { return float64(c.policy.pointer().Sequence) })
-	gauge("sif_controller_degraded", "Number of things that are wrong; see sif status.", func() float64 { return float64(len(c.degraded())) })
+	gauge("sif_controller_degraded", "Number of problems that sif status reports of the controller.", func() float64 { return float64(len(c.degraded())) })
 	gauge("sif_controller_nodes", "Registered nodes.", func() float64 { return float64(len(c.nodes.all())) })
 	gauge("sif_controller_admissions", "Live admissions.", func() float64 { return float64(c.table.count()) })
-	gauge("sif_controller_certificate_expiry_seconds", "When the controller's certificate expires, in Unix time.", func() float64 {
+	gauge("sif_controller_certificate_expiry_seconds", "Unix time at which the controller's certificate expires.", func() float64 {
 		return float64(c.cfg.Identity.Expiry().Unix())
 	})
 	m.registry.MustRegister(m.requests, m.admission, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))

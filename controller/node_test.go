@@ -93,7 +93,7 @@ func testRegistration(t *testing.T, w *world) {
 	must.Eq(t, "aws1/w1", status.Nodes[1].ID().String())
 	must.Eq(t, 5, status.Nodes[1].Sequence)
 	must.Len(t, 1, status.Controller.Degraded)
-	must.StrContains(t, status.Controller.Degraded[0], "node aws1/w1 says that it enforces sequence 5, but the newest known here is 0")
+	must.StrContains(t, status.Controller.Degraded[0], "node aws1/w1 reports that it enforces sequence 5, but the newest that this controller knows is 0")
 	must.False(t, status.Nodes[1].Reported.IsZero())
 }
 
@@ -220,7 +220,7 @@ func testAdmission(t *testing.T, w *world) {
 	refused(api.CodeUnknownService, w1, stanza(placed("app", "g"), "app/nobody", ""), `names service "app/nobody", which is not in the graph`)
 	refused(api.CodeAmbiguous, w1, placed("both", "g"), "matches several services: twice/proxy, twice/svc")
 	refused(api.CodeUnknownRole, w1, stanza(placed("app", "g"), "app/svc", "frontend"), "service app/svc is not an originator of contract app/frontend; it may originate nothing and respond to app/frontend")
-	refused(api.CodeUnknownRole, w1, stanza(placed("app", "g"), "svc", "Front End"), "the connectivity stanza names a contract")
+	refused(api.CodeUnknownRole, w1, stanza(placed("app", "g"), "svc", "Front End"), "the connectivity stanza names an invalid contract")
 
 	scheduler.placed[allocation(3)] = stanza(placed("both", "g"), "proxy", "frontend,twice/frontend")
 	reply, err = w1.Admit(ctx, request4(3, 30))

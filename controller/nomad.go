@@ -17,26 +17,25 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// ErrNoAllocation is returned by a Scheduler that knows no such allocation.
-var ErrNoAllocation = errors.New("the scheduler knows no such allocation")
+// ErrNoAllocation means that the scheduler does not know the allocation.
+var ErrNoAllocation = errors.New("the scheduler does not know the allocation")
 
-// Placement is what the scheduler attests of an allocation.
+// Placement is what the scheduler attests about an allocation.
 type Placement struct {
 	NodeID     string // the scheduler's own ID of the node
 	NodeName   string
 	Datacenter string // of the node
-	Stopped    string // why it shall not or does not run any more; empty: it shall run
+	Stopped    string // why the allocation must not run, or does not run any more; empty: it must run
 	Workload   fabric.Workload
 	Meta       map[string]string // of the group
-	Checks     []fabric.Check    // ports inside the workload that health checks name
+	Checks     []fabric.Check    // ports inside the workload to which health checks connect
 }
 
-// Scheduler places workloads. Any error but ErrNoAllocation means that it
-// could not be asked.
+// Scheduler places workloads. Any error except ErrNoAllocation means that it could not be asked.
 type Scheduler interface {
-	// Placement asks about an allocation. node is the scheduler's ID of the node
-	// that it is probably on, or empty: knowing it only saves time.
-	Placement(ctx context.Context, allocation, node string) (Placement, error)
+	// Placement returns where an allocation is placed, and what it is. likely is the scheduler's ID of the node where the
+	// allocation probably is, or empty. It only saves time.
+	Placement(ctx context.Context, allocation, likely string) (Placement, error)
 }
 
 // Nomad is the Scheduler that asks Nomad's servers.
@@ -44,17 +43,17 @@ type Nomad struct {
 	Client func() *nomadapi.Client
 }
 
-// Placement implements Scheduler. The job is the version that the allocation
-// was made of, whatever was registered since.
+// Placement implements Scheduler. The job is the version from which the allocation was made, even if a newer one is
+// registered.
 func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placement, error) {
 	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
-	guessed := make(chan *nomadapi.Node, 1)
+	likelyNode := make(chan *nomadapi.Node, 1)
 	go func() {
 		var node *nomadapi.Node
 		if likely != "" {
 			node, _, _ = n.Client().Nodes().Info(likely, q)
 		}
-		guessed <- node
+		likelyNode <- node
 	}()
 	alloc, _, err := n.Client().Allocations().Info(allocation, q)
 	if status(err) == http.StatusNotFound {
@@ -64,9 +63,9 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 		return Placement{}, fmt.Errorf("ask Nomad for allocation %s: %w", allocation, err)
 	}
 	if alloc.ID != allocation {
-		return Placement{}, ErrNoAllocation // Nomad completes prefixes; an endpoint's name must be exact
+		return Placement{}, ErrNoAllocation // Nomad completes prefixes of IDs; the ID of an endpoint must be complete
 	}
-	node := <-guessed
+	node := <-likelyNode
 	if node == nil || node.ID != alloc.NodeID {
 		node, _, err = n.Client().Nodes().Info(alloc.NodeID, q)
 	}
@@ -75,7 +74,7 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	}
 	group := alloc.GetTaskGroup()
 	if alloc.Job == nil || group == nil {
-		return Placement{}, fmt.Errorf("nomad's answer about allocation %s does not hold its job", allocation)
+		return Placement{}, fmt.Errorf("nomad's answer about allocation %s does not contain its job", allocation)
 	}
 	p := Placement{
 		NodeID: node.ID, NodeName: node.Name, Datacenter: node.Datacenter,
@@ -106,7 +105,7 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	return p, nil
 }
 
-// status returns the HTTP status of an unexpected answer of Nomad.
+// status returns the HTTP status in an error from Nomad, or 0.
 func status(err error) int {
 	var u nomadapi.UnexpectedResponseError
 	if errors.As(err, &u) {
@@ -124,8 +123,8 @@ func servicesOf(group *nomadapi.TaskGroup) []*nomadapi.Service {
 	return services
 }
 
-// checksOf returns the ports inside the workload at which the checks of a
-// service look. A check without a port looks at its service's.
+// checksOf returns the ports inside the workload to which the checks of a service connect. A check without a port uses
+// that of its service.
 func checksOf(s *nomadapi.Service, alloc *nomadapi.Allocation) []fabric.Check {
 	var checks []fabric.Check
 	for _, c := range s.Checks {
@@ -139,9 +138,8 @@ func checksOf(s *nomadapi.Service, alloc *nomadapi.Allocation) []fabric.Check {
 	return checks
 }
 
-// portInside returns the port of a label inside the workload's namespace: the
-// label itself if it is a number, else what the port maps to; 0 if there is
-// no such port.
+// portInside returns the port inside the workload's network namespace for a label: the label itself if it is a number, or
+// the port to which the label maps. It returns 0 if there is none.
 func portInside(label string, alloc *nomadapi.Allocation) uint16 {
 	if n, err := strconv.ParseUint(label, 10, 16); err == nil {
 		return uint16(n)
@@ -150,7 +148,7 @@ func portInside(label string, alloc *nomadapi.Allocation) uint16 {
 		return 0
 	}
 	inside := func(value, to int) uint16 {
-		if to <= 0 { // unset, or "the same as outside"
+		if to <= 0 { // unset, or -1: the same as outside
 			to = value
 		}
 		if to < 0 || to > 65535 {

@@ -6,7 +6,9 @@ package controller
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -14,18 +16,85 @@ import (
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-// fetch reads the graph of a verified pointer. Objects that are missing or
-// altered make an *api.Error of CodeRevision.
-func (p *policy) fetch(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer) (*inForce, map[fabric.Hash][]byte, error) {
-	graph, objects, err := p.fetchGraph(ctx, pointer.Root)
-	if err != nil {
-		return nil, nil, fmt.Errorf("revision %d: %w", pointer.Sequence, err)
-	}
-	return enforce(signed, pointer, graph), objects, nil
+// manifest lists the objects from which the declared graph of a root is read.
+type manifest struct {
+	root    fabric.Hash
+	index   fabric.Hash        // of the domains; zero: there are none
+	domains fabric.DomainIndex // the decoded index
+	rails   fabric.Hash        // the guardrails; zero: there are none
 }
 
-// fetchGraph reads the graph of a root, and returns the objects that it is
-// made of.
+// readManifest reads the manifest of a root. read decodes the object with a hash into v, and verifies it.
+func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (manifest, error) {
+	var r fabric.Root
+	if err := read(root, &r); err != nil {
+		return manifest{}, fmt.Errorf("root: %w", err)
+	}
+	m := manifest{root: root, index: r.Domains, rails: r.Guardrails}
+	if !m.index.IsZero() {
+		if err := read(m.index, &m.domains); err != nil {
+			return manifest{}, fmt.Errorf("index of domains: %w", err)
+		}
+	}
+	return m, nil
+}
+
+// objects returns the hashes of all objects of the manifest.
+func (m manifest) objects() map[fabric.Hash]bool {
+	set := map[fabric.Hash]bool{m.root: true}
+	for _, h := range []fabric.Hash{m.index, m.rails} {
+		if !h.IsZero() {
+			set[h] = true
+		}
+	}
+	for _, h := range m.domains {
+		set[h] = true
+	}
+	return set
+}
+
+// assemble builds the graph of a root from the objects that get returns. Each is verified against its hash.
+func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte, error)) (*fabric.Graph, error) {
+	decode := func(found map[fabric.Hash][]byte, h fabric.Hash, v any) error {
+		data, ok := found[h]
+		if !ok {
+			return fmt.Errorf("object %s is missing", h)
+		}
+		return fabric.DecodeObject(data, h, v)
+	}
+	read := func(h fabric.Hash, v any) error {
+		found, err := get([]fabric.Hash{h})
+		if err != nil {
+			return err
+		}
+		return decode(found, h, v)
+	}
+	m, err := readManifest(root, read)
+	if err != nil {
+		return nil, err
+	}
+	found, err := get(slices.Collect(maps.Values(m.domains)))
+	if err != nil {
+		return nil, err
+	}
+	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
+	for name, h := range m.domains {
+		d := &fabric.Domain{}
+		if err := decode(found, h, d); err != nil {
+			return nil, fmt.Errorf("domain %s: %w", name, err)
+		}
+		graph.Domains[name] = d
+	}
+	if !m.rails.IsZero() {
+		if err := read(m.rails, &graph.Guardrails); err != nil {
+			return nil, fmt.Errorf("guardrails: %w", err)
+		}
+	}
+	return graph, nil
+}
+
+// fetchGraph reads the graph of a root from Consul. It also returns the objects from which the graph was read. Objects
+// that are missing or altered are an *api.Error of CodeRevision.
 func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Graph, map[fabric.Hash][]byte, error) {
 	objects := map[fabric.Hash][]byte{}
 	var storeErr error
@@ -34,9 +103,7 @@ func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Grap
 		if found, storeErr = revision.Fetch(ctx, p.consul(), hashes); storeErr != nil {
 			return nil, storeErr
 		}
-		for h, data := range found {
-			objects[h] = data
-		}
+		maps.Copy(objects, found)
 		return found, nil
 	})
 	switch {
@@ -49,62 +116,10 @@ func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Grap
 	return graph, objects, nil
 }
 
-// assemble builds the graph of a root from the objects that get returns, each
-// of which is checked against its hash.
-func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte, error)) (*fabric.Graph, error) {
-	read := func(h fabric.Hash, v any) error {
-		found, err := get([]fabric.Hash{h})
-		if err != nil {
-			return err
-		}
-		data, ok := found[h]
-		if !ok {
-			return fmt.Errorf("object %s is missing", h)
-		}
-		return fabric.DecodeObject(data, h, v)
-	}
-	var r fabric.Root
-	if err := read(root, &r); err != nil {
-		return nil, fmt.Errorf("root: %w", err)
-	}
-	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-	var index fabric.DomainIndex
-	if !r.Domains.IsZero() {
-		if err := read(r.Domains, &index); err != nil {
-			return nil, fmt.Errorf("index of domains: %w", err)
-		}
-	}
-	hashes := make([]fabric.Hash, 0, len(index))
-	for _, h := range index {
-		hashes = append(hashes, h)
-	}
-	found, err := get(hashes)
-	if err != nil {
-		return nil, err
-	}
-	for name, h := range index {
-		data, ok := found[h]
-		if !ok {
-			return nil, fmt.Errorf("domain %s: object %s is missing", name, h)
-		}
-		d := &fabric.Domain{}
-		if err := fabric.DecodeObject(data, h, d); err != nil {
-			return nil, fmt.Errorf("domain %s: %w", name, err)
-		}
-		graph.Domains[name] = d
-	}
-	if !r.Guardrails.IsZero() {
-		if err := read(r.Guardrails, &graph.Guardrails); err != nil {
-			return nil, fmt.Errorf("guardrails: %w", err)
-		}
-	}
-	return graph, nil
-}
-
-// enforce compiles the graph of a revision that was read. If it compiles to
-// another root, because another version of SIF made it, nothing of what it
-// compiles to is known to be in the store.
-func enforce(signed fabric.Signed, pointer fabric.Pointer, graph *fabric.Graph) *inForce {
+// compile returns the revision of a verified pointer and its graph. The graph may compile to another root, if another
+// version of SIF made the pointer. Then Consul may lack the objects to which this version compiles it, and the result has
+// no compiled form on which the next revision could be based.
+func compile(signed fabric.Signed, pointer fabric.Pointer, graph *fabric.Graph) *inForce {
 	var none *fabric.Compiled
 	compiled, _, _ := none.Next(graph)
 	r := &inForce{signed: signed, pointer: pointer, graph: graph, documents: compiled.Documents, sound: len(graph.Check(time.Now())) == 0}

@@ -58,9 +58,9 @@ func TestOpenAPI(t *testing.T) {
 		"components": object{
 			"schemas": s,
 			"securitySchemes": object{
-				"consul":      object{"type": "apiKey", "in": "header", "name": api.TokenHeader, "description": "Consul ACL token; \"Authorization: Bearer\" does too. What it may do follows from the names of its policies and roles, and of its roles' policies."},
-				"vault":       object{"type": "apiKey", "in": "header", "name": api.VaultTokenHeader, "description": "Vault token, in the place of one of Consul. What it may do follows from the names of its policies and of those of its entity and groups."},
-				"certificate": object{"type": "mutualTLS", "description": "Certificate of a node's SPIFFE ID."},
+				"consul":      object{"type": "apiKey", "in": "header", "name": api.TokenHeader, "description": "Consul ACL token, which may also be sent as \"Authorization: Bearer\". What it permits follows from the names of its policies and roles, and of its roles' policies."},
+				"vault":       object{"type": "apiKey", "in": "header", "name": api.VaultTokenHeader, "description": "Vault token, instead of a Consul token. What it permits follows from the names of its policies, and of those of its entity and groups."},
+				"certificate": object{"type": "mutualTLS", "description": "Certificate with the SPIFFE ID of a node."},
 			},
 		},
 	}
@@ -110,14 +110,14 @@ func (s schemas) operation(t *testing.T, r route, urlPath string) object {
 	if r.request != nil {
 		op["requestBody"] = object{"required": true, "content": content(r.request)}
 	}
-	failed := object{"description": "Refused; the code says why.", "content": content(api.Error{})}
+	failed := object{"description": "Refused. The code says why.", "content": content(api.Error{})}
 	responses := object{"default": failed}
 	if r.reply == nil {
 		responses["204"] = object{"description": "Done."}
 	} else {
 		done := object{"description": "Done.", "content": content(r.reply)}
 		if slices.Contains(r.query, "index") {
-			done["headers"] = object{api.IndexHeader: object{"description": "Index of this answer, to wait on.", "schema": object{"type": "integer"}}}
+			done["headers"] = object{api.IndexHeader: object{"description": "Index of this response. A later call can wait until the result is newer.", "schema": object{"type": "integer"}}}
 		}
 		responses["200"] = done
 	}

@@ -14,37 +14,37 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// plan returns what apply would do.
+// plan returns what applying a request would change, without what nodes report.
 func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	if empty(req) {
 		return api.Plan{}, errEmpty
 	}
-	held := p.current.Load()
-	req.CAS, req.Expect = nil, fabric.Hash{} // the plan says them itself
-	plan := api.Plan{Format: api.PlanFormat, Fabric: p.fabric, Sequence: held.pointer.Sequence, Base: held.pointer.Root, Request: req}
-	graph, err := p.edited(held, func(g *fabric.Graph) error { return merge(g, req) })
+	current := p.current.Load()
+	req.CAS, req.Expect = nil, fabric.Hash{} // the plan has these itself
+	plan := api.Plan{Format: api.PlanFormat, Fabric: p.fabric, Sequence: current.pointer.Sequence, Base: current.pointer.Root, Request: req}
+	graph, err := p.edited(current, func(g *fabric.Graph) error { return merge(g, req) })
 	refusal := err
 	if plan.Problems, err = asProblems(err); err != nil {
 		return plan, err
 	}
-	plan.Delta, plan.Warnings = fabric.Compare(held.graph, graph, p.now()), graph.Unenforced()
+	plan.Delta, plan.Warnings = fabric.Compare(current.graph, graph, p.now()), graph.Unenforced()
 	plan.Changed = true
 	if len(plan.Problems) == 0 {
-		compiled, _, _ := held.compiled.Next(graph)
+		compiled, _, _ := current.compiled.Next(graph)
 		plan.Root, plan.Changed = compiled.Root, compiled.Root != plan.Base
-	} else if !legible(plan) {
-		return api.Plan{}, refusal // of names or protocols that are none, nothing but the problems can be told
+	} else if !decodable(plan) {
+		return api.Plan{}, refusal // with invalid names or protocols, only the problems can be encoded
 	}
 	return plan, nil
 }
 
-// legible reports whether who gets the plan can read it.
-func legible(plan api.Plan) bool {
+// decodable reports whether a client can decode the plan.
+func decodable(plan api.Plan) bool {
 	data, err := json.Marshal(plan)
 	return err == nil && json.Unmarshal(data, &api.Plan{}) == nil
 }
 
-// diff compares two kept revisions.
+// diff compares two revisions of the history.
 func (p *policy) diff(ctx context.Context, req api.DiffRequest) (api.DiffReply, error) {
 	from, err := p.at(ctx, req.From)
 	if err != nil {
@@ -57,7 +57,7 @@ func (p *policy) diff(ctx context.Context, req api.DiffRequest) (api.DiffReply, 
 	return api.DiffReply{From: from.change.Sequence, To: to.change.Sequence, Delta: fabric.Compare(from.graph, to.graph, p.now())}, nil
 }
 
-// touched returns the live endpoints that a change is about.
+// touched returns the live endpoints that a change affects.
 func (t *table) touched(delta fabric.Delta) []api.Touched {
 	effect := map[fabric.Ref]string{}
 	for _, c := range delta.Reach {
@@ -90,7 +90,7 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	return list
 }
 
-// cut returns the flows that nodes last reported and that a change would drop.
+// cut returns the flows in the last reports of nodes that a change would cut.
 func (r *reports) cut(delta fabric.Delta) []api.CutFlow {
 	type pair struct{ from, to fabric.Ref }
 	lost := map[pair][]fabric.Rule{}

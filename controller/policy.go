@@ -25,44 +25,42 @@ import (
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-// applyAttempts bounds how often an apply starts anew because the pointer was
-// moved meanwhile.
+// applyAttempts bounds how often an apply starts again because somebody else moved the pointer meanwhile.
 const applyAttempts = 16
 
-// inForce is a revision that verified, with the graph that it was made of.
+// inForce is a verified revision and the graph from which it was compiled. It is replaced, never changed.
 type inForce struct {
 	signed    fabric.Signed
-	pointer   fabric.Pointer
+	pointer   fabric.Pointer // the payload of signed
 	graph     *fabric.Graph
 	documents map[fabric.Ref]fabric.Document
-	compiled  *fabric.Compiled // nil before the first revision
-	sound     bool             // graph has passed this version's Check, so that of a change is enough
+	compiled  *fabric.Compiled // nil if the next revision cannot be based on it; see compile
+	sound     bool             // the graph passes this version's Check, so CheckChange is enough for the next one
 }
 
 var noRevision = &inForce{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}
 
-// policy is the graph in force and the only way to change it.
+// policy contains the graph in force. All changes of the graph go through it.
 //
-// Consul may be altered by those who can write to it, so a pointer found
-// there is built upon only if the fabric signed it and it is no older than
-// what this controller has seen: memory holds the last verified revision, and
-// the disk keeps it over restarts.
+// Everybody who can write to Consul can alter the pointer there. So the controller builds on a pointer only if it is signed
+// by the fabric and not older than the last one that this controller verified, which is in current and, for restarts, in
+// memory.
 type policy struct {
 	fabric string
 	consul func() *consulapi.Client
 	keys   func() fabric.KeySet
 	signer Signer
 	memory memory
-	keep   int // revisions
+	keep   int // revisions in the history
 	log    hclog.Logger
 	now    func() time.Time
 	bell   *bell // rings when another revision comes into force
 
-	chain changeCache
+	changes changeCache
 
-	mu      sync.Mutex // held while the revision is looked at or changed
-	current atomic.Pointer[inForce]
-	refusal atomic.Pointer[string] // why the pointer in Consul is refused; nil: it is not
+	mu      sync.Mutex              // held while the pointer is examined or moved
+	current atomic.Pointer[inForce] // never nil
+	refusal atomic.Pointer[string]  // why the pointer in Consul is refused; nil: it is not
 }
 
 func newPolicy(cfg Config) *policy {
@@ -72,18 +70,19 @@ func newPolicy(cfg Config) *policy {
 		keep:   cmp.Or(cfg.History, DefaultHistory),
 		log:    cfg.Log.Named("policy"), now: time.Now, bell: newBell(),
 	}
-	p.hold(noRevision)
+	p.use(noRevision)
 	return p
 }
 
-// hold makes a verified revision the one in force.
-func (p *policy) hold(r *inForce) {
+// use puts a verified revision in force.
+func (p *policy) use(r *inForce) {
 	p.current.Store(r)
 	p.bell.ring(r.pointer.Sequence + 1)
 }
 
 func (p *policy) pointer() fabric.Pointer { return p.current.Load().pointer }
 
+// degraded returns what is wrong with the revision in Consul, for people.
 func (p *policy) degraded() []string {
 	if why := p.refusal.Load(); why != nil {
 		return []string{*why}
@@ -91,19 +90,18 @@ func (p *policy) degraded() []string {
 	return nil
 }
 
-// load recalls what this controller has seen and looks at what Consul holds.
-// A pointer that is refused is no error: the controller then serves what it
-// remembers, and says so.
+// load reads the stored revision and examines the pointer in Consul. A pointer that is refused is not an error: the
+// controller then serves the stored revision and reports that it is degraded.
 func (p *policy) load(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.current.Load().pointer.Sequence == 0 {
-		held, err := p.memory.recall(p.fabric, p.keys())
+		stored, err := p.memory.recall(p.fabric, p.keys())
 		if err != nil {
 			return err
 		}
-		if held != nil {
-			p.hold(held)
+		if stored != nil {
+			p.use(stored)
 		}
 	}
 	_, err := p.examine(ctx)
@@ -113,7 +111,7 @@ func (p *policy) load(ctx context.Context) error {
 	return err
 }
 
-// watch keeps examining the pointer as it changes in Consul.
+// watch examines the pointer whenever it changes in Consul, until ctx ends.
 func (p *policy) watch(ctx context.Context) error {
 	pointer := consulwatch.Watch[*consulapi.KVPair]{
 		Query: func(opts *consulapi.QueryOptions) (*consulapi.KVPair, *consulapi.QueryMeta, error) {
@@ -136,34 +134,34 @@ func (p *policy) watch(ctx context.Context) error {
 	return nil
 }
 
-// examine reads the pointer, adopts it if it is newer than what is held, and
-// returns its modify index. A pointer that cannot be built upon is an
-// *api.Error of CodeRevision. The caller holds p.mu.
+// examine reads the pointer from Consul, puts its revision in force if it is newer, and returns the pointer's modify index.
+// A pointer that is refused is an *api.Error of CodeRevision, and is reported. The caller holds p.mu.
 func (p *policy) examine(ctx context.Context) (uint64, error) {
 	index, err := p.adopt(ctx)
 	var refusal *api.Error
 	switch {
 	case err == nil:
 		if p.refusal.Swap(nil) != nil {
-			p.log.Info("the pointer in Consul verifies again", logkey.Revision, p.pointer().Sequence)
+			p.log.Info("pointer in Consul verified again", logkey.Revision, p.pointer().Sequence)
 		}
 	case errors.As(err, &refusal) && refusal.Code == api.CodeRevision:
 		if old := p.refusal.Swap(&refusal.Message); old == nil || *old != refusal.Message {
-			p.log.Error("the revision in Consul is refused", logkey.Revision, p.pointer().Sequence, logkey.Error, err)
+			p.log.Error("revision in Consul refused", logkey.Revision, p.pointer().Sequence, logkey.Error, err)
 		}
 	}
 	return index, err
 }
 
+// adopt is examine without the report.
 func (p *policy) adopt(ctx context.Context) (uint64, error) {
-	held := p.current.Load()
+	known := p.current.Load().pointer
 	signed, index, err := revision.ReadCurrent(ctx, p.consul())
 	switch {
-	case errors.Is(err, revision.ErrNoRevision) && held.pointer.Sequence == 0:
+	case errors.Is(err, revision.ErrNoRevision) && known.Sequence == 0:
 		return 0, nil
 	case errors.Is(err, revision.ErrNoRevision):
-		return 0, p.refuse("it is gone, but this controller has seen sequence %d", held.pointer.Sequence)
-	case err != nil && index > 0: // it was read, but is no signed statement
+		return 0, p.refuse("it was deleted, but this controller has seen sequence %d", known.Sequence)
+	case err != nil && index > 0: // it was read, but cannot be decoded
 		return index, p.refuse("%v", err)
 	case err != nil:
 		return 0, unavailable("read the pointer from Consul: %v", err)
@@ -175,26 +173,27 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	switch {
 	case pointer.Fabric != p.fabric:
 		return index, p.refuse("it is of fabric %q, not %q", pointer.Fabric, p.fabric)
-	case pointer.Sequence < held.pointer.Sequence:
-		return index, p.refuse("it has sequence %d, but this controller has seen %d: it was rolled back by hand", pointer.Sequence, held.pointer.Sequence)
-	case pointer.Sequence == held.pointer.Sequence && pointer.Root == held.pointer.Root:
+	case pointer.Sequence < known.Sequence:
+		return index, p.refuse("it has sequence %d, but this controller has seen %d: it was rolled back by hand", pointer.Sequence, known.Sequence)
+	case pointer.Sequence == known.Sequence && pointer.Root == known.Root:
 		return index, nil
-	case pointer.Sequence == held.pointer.Sequence:
-		return index, p.refuse("it has sequence %d like the one this controller has seen, but another root", pointer.Sequence)
+	case pointer.Sequence == known.Sequence:
+		return index, p.refuse("it has sequence %d like the one that this controller has seen, but another root", pointer.Sequence)
 	}
-	next, objects, err := p.fetch(ctx, signed, pointer)
+	graph, objects, err := p.fetchGraph(ctx, pointer.Root)
 	if err != nil {
-		return index, err
+		return index, fmt.Errorf("revision %d: %w", pointer.Sequence, err)
 	}
+	next := compile(signed, pointer, graph)
 	if err := p.memory.keep(next.signed, objects); err != nil {
 		return index, err
 	}
-	p.hold(next)
+	p.use(next)
 	p.log.Info("revision adopted", logkey.Revision, pointer.Sequence)
 	return index, nil
 }
 
-// refuse says what is wrong with the pointer in Consul and how to put it right.
+// refuse returns an error that says what is wrong with the pointer in Consul and how to restore it.
 func (p *policy) refuse(format string, args ...any) *api.Error {
 	why := fmt.Sprintf(format, args...)
 	remedy := "restore " + kvkey.Current + " from a backup"

@@ -189,7 +189,7 @@ func testTampered(t *testing.T, w *world) {
 	refused("does not verify")
 	_, err = w.consul.KV().Delete(kvkey.Current, nil)
 	must.NoError(t, err)
-	refused("it is gone, but this controller has seen sequence 2")
+	refused("it was deleted, but this controller has seen sequence 2")
 
 	// A restart does not make it forget.
 	put(older.Value)

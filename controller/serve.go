@@ -25,13 +25,12 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// startWait is how long Consul and Vault may take to answer at start.
-const startWait = 10 * time.Second
+// startTimeout bounds how long Serve waits for Consul and Vault.
+const startTimeout = 10 * time.Second
 
-// Serve runs a controller as its configuration file says until ctx ends. Each
-// time something comes over reload, the audit log is opened anew; unless it is
-// nil, it replaces the tokens and the log level. If Consul or Vault cannot be
-// reached within 10 seconds, Serve fails and has changed nothing.
+// Serve runs a controller with a configuration file until ctx ends. For each value from reload, it opens the audit log
+// again, and unless the value is nil, it uses the tokens and the log level of the new file. If it cannot reach Consul or
+// Vault within 10 seconds, Serve fails and has changed nothing.
 func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, log hclog.Logger) error {
 	address, ips, err := addresses(file.Listen)
 	if err != nil {
@@ -46,7 +45,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	if err := reachable(ctx, clients.consul.Load(), file, id); err != nil {
 		return err
 	}
-	opening, cancel := context.WithTimeout(ctx, startWait)
+	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	source, err := identity.Open(opening, id, log.Named("identity"))
 	if err != nil {
@@ -89,13 +88,13 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 				return nil
 			case file := <-reload:
 				if err := c.audit.reopen(); err != nil {
-					log.Error("the audit log goes on in the old file", logkey.Error, err)
+					log.Error("cannot open the audit log again, continuing in the old file", logkey.Error, err)
 				}
 				if file == nil {
 					continue
 				}
 				if err := clients.use(file); err != nil {
-					log.Error("configuration not reloaded", logkey.Error, err)
+					log.Error("cannot use the new configuration, keeping the old one", logkey.Error, err)
 					continue
 				}
 				log.SetLevel(hclog.LevelFromString(file.LogLevel))
@@ -106,7 +105,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	return g.Wait()
 }
 
-// clients are what the configuration names, replaced when it is reloaded.
+// clients are the clients of the servers in the configuration. They are replaced when it is reloaded.
 type clients struct {
 	consul atomic.Pointer[consulapi.Client]
 	nomad  atomic.Pointer[nomadapi.Client]
@@ -126,8 +125,7 @@ func (c *clients) use(file *config.Config) error {
 	return nil
 }
 
-// reachable waits a bounded time until Consul has a leader and Vault is
-// unsealed.
+// reachable waits at most startTimeout until Consul has a leader and Vault is unsealed.
 func reachable(ctx context.Context, consul *consulapi.Client, file *config.Config, id identity.Config) error {
 	conf := vaultapi.DefaultConfig()
 	if conf.Error != nil {
@@ -141,7 +139,7 @@ func reachable(ctx context.Context, consul *consulapi.Client, file *config.Confi
 	if err != nil {
 		return fmt.Errorf("make a client of Vault: %w", err)
 	}
-	ctx, cancel := context.WithTimeout(ctx, startWait)
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
@@ -153,7 +151,7 @@ func reachable(ctx context.Context, consul *consulapi.Client, file *config.Confi
 			return err
 		})
 		if err != nil {
-			return fmt.Errorf("consul at %s cannot be reached: %w; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR", file.Consul.Address, err)
+			return fmt.Errorf("cannot reach Consul at %s: %w; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR", file.Consul.Address, err)
 		}
 		return nil
 	})
@@ -164,21 +162,21 @@ func reachable(ctx context.Context, consul *consulapi.Client, file *config.Confi
 			case err != nil:
 				return err
 			case !health.Initialized:
-				return errors.New("it is not initialised")
+				return errors.New("it is not initialized")
 			case health.Sealed:
 				return errors.New("it is sealed")
 			}
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("vault at %s cannot be used: %w; start and unseal it, or correct vault.address in the configuration or VAULT_ADDR", id.VaultAddress, err)
+			return fmt.Errorf("cannot use Vault at %s: %w; start and unseal it, or correct vault.address in the configuration or VAULT_ADDR", id.VaultAddress, err)
 		}
 		return nil
 	})
 	return g.Wait()
 }
 
-// await tries until ctx ends and returns what was last in the way.
+// await calls try until it succeeds. If ctx ends first, it returns the last error of try.
 func await(ctx context.Context, try func(context.Context) error) error {
 	var last error
 	for {
@@ -188,7 +186,7 @@ func await(ctx context.Context, try func(context.Context) error) error {
 		if err == nil {
 			return nil
 		}
-		if last == nil || ctx.Err() == nil { // not the time-out itself, if there is better
+		if last == nil || ctx.Err() == nil { // an error that ctx caused says less than the one before
 			last = err
 		}
 		if !retry.Sleep(ctx, 250*time.Millisecond) {
@@ -197,18 +195,18 @@ func await(ctx context.Context, try func(context.Context) error) error {
 	}
 }
 
-// addresses returns under which address others reach a server that listens
-// there, and the addresses for its certificate.
+// addresses returns the host:port at which clients reach a server that listens on listen, and the IP addresses for its
+// certificate.
 func addresses(listen string) (address string, ips []net.IP, err error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {
-		return "", nil, fmt.Errorf("listen: %w", err)
+		return "", nil, fmt.Errorf("listen address %q: %w", listen, err)
 	}
 	ip := net.ParseIP(host)
 	if host != "" && ip == nil {
 		found, err := net.LookupIP(host)
 		if err != nil {
-			return "", nil, fmt.Errorf("listen: %w", err)
+			return "", nil, fmt.Errorf("listen address %q: %w", listen, err)
 		}
 		return listen, found, nil
 	}
@@ -217,7 +215,7 @@ func addresses(listen string) (address string, ips []net.IP, err error) {
 	}
 	local, err := net.InterfaceAddrs()
 	if err != nil {
-		return "", nil, fmt.Errorf("list this node's addresses: %w", err)
+		return "", nil, fmt.Errorf("list the addresses of this machine: %w", err)
 	}
 	var outside string
 	for _, a := range local {

@@ -21,19 +21,20 @@ import (
 )
 
 const (
-	maxGraphBody = 64 << 20 // bytes of a request that carries a graph
-	maxBody      = 1 << 20  // bytes of any other
+	maxLargeBody = 64 << 20 // bytes of a request to a route that is large
+	maxBody      = 1 << 20  // bytes of any other request
 )
 
-// request is a call whose caller is known.
+// request is a call whose caller was authenticated.
 type request struct {
 	*http.Request
-	operator access        // set for calls of operators
-	node     identity.Node // set for calls of nodes
-	stop     context.Context
-	entry    *auditEntry // handlers say in it what the call is about
+	operator access          // set for calls of operators
+	node     identity.Node   // set for calls of nodes
+	stop     context.Context // ends when the controller stops
+	entry    *auditEntry     // handlers fill in target, message and revision
 }
 
+// actor returns the caller's name for the audit log.
 func (r request) actor() string {
 	if r.node != (identity.Node{}) {
 		return r.node.NodeID.String()
@@ -41,17 +42,16 @@ func (r request) actor() string {
 	return cmp.Or(r.operator.actor, unknownActor)
 }
 
-// indexed is a reply that carries an index to wait on.
+// indexed is a reply with the index from which a later call can wait for a newer one.
 type indexed struct {
 	reply any
 	index uint64
 }
 
-// call answers a request: with a reply that is encoded as JSON (nil: none), or
-// with an error.
+// call answers a request, with a reply that is encoded as JSON (nil: no content), or with an error.
 type call func(ctx context.Context, r request) (reply any, err error)
 
-// handler serves the API. Long polls end with stop.
+// handler serves the API. Long polls end when stop ends.
 func (c *Controller) handler(stop context.Context) http.Handler {
 	mux := http.NewServeMux()
 	for _, r := range c.routes() {
@@ -70,7 +70,7 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 	}
 	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, r *http.Request) {
 		self := c.self()
-		self.Degraded = nil // for operators; see status
+		self.Degraded = nil // only for operators, in the status
 		code := http.StatusOK
 		if !self.Leader {
 			code = http.StatusServiceUnavailable
@@ -79,18 +79,17 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 	})
 	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		refuse(w, notFound("the controller has no %s %s", r.Method, r.URL.Path))
+		refuse(w, notFound("the controller has no call %s %s", r.Method, r.URL.Path))
 	})
 	return mux
 }
 
-// handle finds out who calls, refuses unless this controller leads, and
-// answers.
+// handle authenticates the caller, refuses the call unless this controller leads, answers it and records it.
 func (c *Controller) handle(route route, stop context.Context, authenticate func(*request) error) http.Handler {
 	pattern := route.pattern
 	limit := int64(maxBody)
 	if route.large {
-		limit = maxGraphBody
+		limit = maxLargeBody
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
@@ -122,8 +121,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 	})
 }
 
-// asError makes an *api.Error of any error. What is no refusal is a fault of
-// ours, and logged.
+// asError returns any error as an *api.Error. An error that is not one already is a fault of the controller, and is logged.
 func (c *Controller) asError(pattern string, err error) *api.Error {
 	var e *api.Error
 	if errors.As(err, &e) {
@@ -138,20 +136,20 @@ func (c *Controller) notLeader(ctx context.Context) error {
 	defer cancel()
 	leader := leaderAddress(ctx, c.cfg.Consul())
 	if leader == "" || leader == c.cfg.Address {
-		return api.Errorf(http.StatusServiceUnavailable, api.CodeNotLeader, "this controller does not lead yet; try again")
+		return api.Errorf(http.StatusServiceUnavailable, api.CodeNotLeader, "no controller leads yet; try again")
 	}
-	e := api.Errorf(http.StatusServiceUnavailable, api.CodeNotLeader, "this controller does not lead; ask the one at %s", leader)
+	e := api.Errorf(http.StatusServiceUnavailable, api.CodeNotLeader, "this controller does not lead; call the leader at %s", leader)
 	e.Details.Leader = leader
 	return e
 }
 
-// record writes what came of a call to the audit log, if it belongs there, and
-// returns err. What cannot be recorded is reported as failed.
+// record writes the result of a call to the audit log, if it belongs there, and returns err. A call that cannot be recorded
+// fails.
 func (c *Controller) record(r request, err error) error {
 	switch {
 	case r.entry.Action == "",
 		r.entry.harmless && !api.IsCode(err, api.CodeForbidden),
-		api.IsCode(err, api.CodeNotLeader): // the leader decides, and records it
+		api.IsCode(err, api.CodeNotLeader): // the leader decides and records
 		return err
 	}
 	r.entry.Actor = r.actor()
@@ -161,13 +159,13 @@ func (c *Controller) record(r request, err error) error {
 		if errors.As(err, &e) {
 			r.entry.Code = e.Code
 		}
-		c.log.Warn("refused", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
+		c.log.Warn("call refused", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
 	}
 	return errors.Join(err, c.audit.write(*r.entry))
 }
 
-// decode reads a request's body. What an operator says must be understood in
-// full, lest part of a graph be lost; a node may be newer than its controller.
+// decode decodes the body of a request. Unknown fields are refused from operators, because a part of a graph would be lost,
+// and ignored from nodes, which may run a newer version than the controller.
 func decode[T any](r request) (T, error) {
 	var v T
 	d := json.NewDecoder(r.Body)
@@ -177,13 +175,13 @@ func decode[T any](r request) (T, error) {
 	err := d.Decode(&v)
 	if err == nil {
 		if _, extra := d.Token(); extra != io.EOF {
-			err = errors.New("something follows the JSON value")
+			err = errors.New("unexpected data after the JSON value")
 		}
 	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
-		return v, api.Errorf(http.StatusRequestEntityTooLarge, api.CodeInvalid, "the request is larger than %d bytes", large.Limit)
+		return v, api.Errorf(http.StatusRequestEntityTooLarge, api.CodeInvalid, "the request must not be larger than %d bytes", large.Limit)
 	case err != nil:
 		return v, invalid("decode the request: %v", err)
 	}
@@ -198,7 +196,7 @@ func respond(w http.ResponseWriter, code int, v any) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(code)
-	_, _ = w.Write(data) // the caller is gone if this fails
+	_, _ = w.Write(data) // fails only if the caller is gone
 }
 
 func refuse(w http.ResponseWriter, e *api.Error) {

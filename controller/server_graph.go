@@ -10,70 +10,32 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sif-project/sif/api"
 )
-
-// awaitIndex holds a read back until b is newer than the index that the query
-// names, and returns the index of the answer.
-func awaitIndex(ctx context.Context, r request, b *bell) (uint64, error) {
-	query := r.URL.Query()
-	var after uint64
-	var err error
-	if s := query.Get("index"); s != "" {
-		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
-			return 0, invalid("index: %q is not a number", s)
-		}
-	}
-	wait, err := waitOf(r, api.DefaultWait, api.MaxWait)
-	if err != nil {
-		return 0, err
-	}
-	if after == 0 {
-		wait = 0
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
-	return b.wait(ctx, after, wait), nil
-}
-
-// waitOf returns how long a call wants to wait.
-func waitOf(r request, otherwise, most time.Duration) (time.Duration, error) {
-	s := r.URL.Query().Get("wait")
-	if s == "" {
-		return otherwise, nil
-	}
-	d, err := time.ParseDuration(s)
-	if err != nil || d < 0 {
-		return 0, invalid("wait: %q is not a duration such as 30s", s)
-	}
-	return min(d, most), nil
-}
 
 func (c *Controller) getGraph(ctx context.Context, r request) (any, error) {
 	if s := r.URL.Query().Get("revision"); s != "" {
 		sequence, err := strconv.ParseUint(s, 10, 64)
 		if err != nil || sequence == 0 {
-			return nil, invalid("revision: %q is not a sequence", s)
+			return nil, invalid("revision: %q must be the sequence of a revision", s)
 		}
 		old, err := c.policy.at(ctx, sequence)
 		if err != nil {
 			return nil, err
 		}
-		held := c.policy.current.Load()
+		current := c.policy.current.Load()
 		graph, partial := r.operator.visible(old.graph)
-		return api.GraphReply{Pointer: held.pointer, Signed: held.signed, Graph: graph, Partial: partial, Change: &old.change}, nil
+		return api.GraphReply{Pointer: current.pointer, Signed: current.signed, Graph: graph, Partial: partial, Change: &old.change}, nil
 	}
 	index, err := awaitIndex(ctx, r, c.policy.bell)
 	if err != nil {
 		return nil, err
 	}
-	held := c.policy.current.Load()
-	graph, partial := r.operator.visible(held.graph)
-	reply := api.GraphReply{Pointer: held.pointer, Signed: held.signed, Graph: graph, Partial: partial}
-	for _, w := range held.graph.Waiting() {
+	current := c.policy.current.Load()
+	graph, partial := r.operator.visible(current.graph)
+	reply := api.GraphReply{Pointer: current.pointer, Signed: current.signed, Graph: graph, Partial: partial}
+	for _, w := range current.graph.Waiting() {
 		if r.operator.reads(w.Contract.Domain) {
 			reply.Waiting = append(reply.Waiting, w)
 		}
@@ -133,7 +95,7 @@ func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 	return r.changed(c.policy.remove(ctx, name, r.operator.author))
 }
 
-// changed is the answer to a change of the graph.
+// changed returns the reply to a change of the graph, and records its revision.
 func (r request) changed(reply api.GraphReply, err error) (any, error) {
 	r.entry.Revision = reply.Pointer.Sequence
 	if reply.Graph != nil {
@@ -177,48 +139,15 @@ func (c *Controller) getHistory(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	held := c.policy.current.Load()
-	changes, err := c.policy.history(ctx, held.pointer)
+	current := c.policy.current.Load()
+	changes, err := c.policy.history(ctx, current.pointer)
 	if err != nil {
 		return nil, err
 	}
-	return indexed{api.History{Pointer: held.pointer, Signed: held.signed, Changes: changes}, index}, nil
+	return indexed{api.History{Pointer: current.pointer, Signed: current.signed, Changes: changes}, index}, nil
 }
 
-func (c *Controller) getStatus(ctx context.Context, r request) (any, error) {
-	if err := r.operator.mayReadAll("read the status of the fabric"); err != nil {
-		return nil, err
-	}
-	index, err := awaitIndex(ctx, r, c.reports.bell)
-	if err != nil {
-		return nil, err
-	}
-	return indexed{c.status(), index}, nil
-}
-
-func (c *Controller) probe(ctx context.Context, r request) (any, error) {
-	req, err := decode[api.ProbeRequest](r)
-	if err != nil {
-		return nil, err
-	}
-	if err := r.operator.mayOperate("send probes"); err != nil {
-		return nil, err
-	}
-	if len(req.Tasks) > api.MaxProbeTasks {
-		return nil, invalid("%d tasks are more than the %d of one request", len(req.Tasks), api.MaxProbeTasks)
-	}
-	for _, t := range req.Tasks {
-		if err := c.knows(t.Node); err != nil {
-			return nil, err
-		}
-		if t.Kind == api.TaskDump {
-			return nil, invalid("a dump is no probe; ask for it with POST /v1/dump")
-		}
-	}
-	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil
-}
-
-// targets names what a request changes, for the audit log.
+// targets lists what a request changes, for the audit log.
 func targets(req api.GraphRequest) string {
 	list := slices.Sorted(maps.Keys(req.Domains))
 	for _, name := range req.RemoveDomains {

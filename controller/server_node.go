@@ -25,9 +25,8 @@ func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := r.untilStop(ctx)
 	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
 	return c.tasks.next(ctx, r.node.NodeID, wait), nil
 }
 

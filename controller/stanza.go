@@ -17,16 +17,16 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// maxTried is how many selectors an error lists.
+// maxTried bounds how many selectors an error lists.
 const maxTried = 10
 
-// stanza is what a job's group says that its instances want. It narrows what
-// the graph gives; it cannot widen it.
+// stanza is the connectivity stanza of a job's group. It can only narrow what the graph gives to a service.
 type stanza struct {
-	service            string // "", "service" or "domain/service"
-	originate, respond []string
+	service            string   // "domain/service", "service", or "" for the one that matches
+	originate, respond []string // contracts: "domain/contract", or "contract" in the service's domain
 }
 
+// stanzaOf decodes the stanza from the group's meta, whose lists are separated by commas or white space.
 func stanzaOf(meta map[string]string) stanza {
 	list := func(s string) []string {
 		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' })
@@ -34,9 +34,8 @@ func stanzaOf(meta map[string]string) stanza {
 	return stanza{service: strings.TrimSpace(meta[hcl.MetaService]), originate: list(meta[hcl.MetaOriginate]), respond: list(meta[hcl.MetaRespond])}
 }
 
-// choose returns the service of a workload: the one that its attested
-// properties match, or, if they match several, the one of those that its
-// stanza names.
+// choose returns the service of a workload: the one whose selectors match its attested properties. If several match, the
+// stanza must name one of them.
 func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	matched := g.Select(w)
 	if s.service == "" {
@@ -46,7 +45,7 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 		case 1:
 			return matched[0], nil
 		}
-		e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s matches several services: %s; name one as `service` in the connectivity stanza", describe(w), join(matched))
+		e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s matches several services: %s; name one of them as `service` in the connectivity stanza", describe(w), join(matched))
 		e.Details.Services = matched
 		return fabric.Ref{}, e
 	}
@@ -58,11 +57,12 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	case 1:
 		return named[0], nil
 	}
-	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s names service %q, which may be any of %s; write it as domain/service", describe(w), s.service, join(named))
+	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "the connectivity stanza of %s names service %q, which can be any of %s; write it as <domain>/<service>", describe(w), s.service, join(named))
 	e.Details.Services = named
 	return fabric.Ref{}, e
 }
 
+// unmatchedNamed returns the error for a workload that does not match the service which its stanza names.
 func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(fabric.Ref) bool) error {
 	var candidates []fabric.Ref
 	for _, d := range g.Domains {
@@ -73,13 +73,13 @@ func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(
 		}
 	}
 	if len(candidates) == 0 {
-		return api.Errorf(http.StatusForbidden, api.CodeUnknownService, "%s names service %q, which is not in the graph", describe(w), name)
+		return api.Errorf(http.StatusForbidden, api.CodeUnknownService, "the connectivity stanza of %s names service %q, which is not in the graph", describe(w), name)
 	}
 	return unmatched(g, w, candidates)
 }
 
-// unmatched tells which selectors were tried: those of the services in only,
-// or those of the whole graph that come nearest.
+// unmatched returns the error for a workload that no selector matches. It lists the selectors that come nearest: of the
+// services in only, or of the whole graph if only is nil.
 func unmatched(g *fabric.Graph, w fabric.Workload, only []fabric.Ref) error {
 	type attempt struct {
 		distance int
@@ -116,7 +116,7 @@ func unmatched(g *fabric.Graph, w fabric.Workload, only []fabric.Ref) error {
 	return e
 }
 
-// mismatch says why a selector does not match, and by how much.
+// mismatch returns why a selector does not match a workload, and how far it is from matching.
 func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 	var reasons []string
 	miss := func(weight int, format string, args ...any) {
@@ -162,7 +162,7 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 		case !slices.Contains(names, s.Service):
 			miss(nearest, "its services are %s", strings.Join(names, ", "))
 		case bare.Matches(w) && (len(s.Tags) > 0 || len(s.Meta) > 0):
-			miss(2, "service %s has other tags or meta", s.Service)
+			miss(2, "service %s has different tags or meta", s.Service)
 		}
 	case fabric.SelectNode:
 		differs("zone", s.Zone, w.Zone)
@@ -170,13 +170,13 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 		differs("node class", s.NodeClass, w.NodeClass)
 		differs("node pool", s.NodePool, w.NodePool)
 	default:
-		miss(100, "selectors of kind %q are unknown here", s.Kind)
+		miss(100, "this controller does not know selectors of kind %q", s.Kind)
 	}
 	return distance, strings.Join(reasons, ", ")
 }
 
-// requested returns the roles that the stanza asks for, as far as the graph
-// gives them to the service.
+// requested returns the roles that the stanza requests; all roles of the service if it names none. It fails if the graph
+// does not give the service one of them.
 func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, error) {
 	resolve := func(names []string) ([]fabric.Ref, error) {
 		var refs []fabric.Ref
@@ -186,7 +186,7 @@ func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, er
 			}
 			r, err := fabric.ParseRef(n)
 			if err != nil {
-				return nil, api.Errorf(http.StatusForbidden, api.CodeUnknownRole, "the connectivity stanza names a contract: %v", err)
+				return nil, api.Errorf(http.StatusForbidden, api.CodeUnknownRole, "the connectivity stanza names an invalid contract: %v", err)
 			}
 			refs = append(refs, r)
 		}
@@ -205,12 +205,12 @@ func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, er
 		for _, w := range g.Waiting() {
 			if slices.Contains(want.Originate, w.Contract) || slices.Contains(want.Respond, w.Contract) {
 				return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
-					"the connectivity stanza asks for a role that is not in force: %v; contract %s waits until its consent is given for %s", err, w.Contract, join(w.For))
+					"the connectivity stanza requests a role that is not in force: %v; contract %s is not accepted yet for %s", err, w.Contract, join(w.For))
 			}
 		}
 		have := doc.Roles()
 		return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
-			"the connectivity stanza asks for a role that the graph does not give: %v; it may originate %s and respond to %s", err, join(have.Originate), join(have.Respond))
+			"the connectivity stanza requests a role that the graph does not give: %v; it may originate %s and respond to %s", err, join(have.Originate), join(have.Respond))
 	}
 	return roles, nil
 }

@@ -12,23 +12,23 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// reports is what the nodes last said of themselves. It lives in memory: a
-// new leader knows it as soon as the nodes report again.
+// reports contains the last report of each node. It is only in memory: a new leader knows it when the nodes have reported
+// again.
 type reports struct {
 	mu   sync.Mutex
 	last map[fabric.NodeID]api.NodeStatus
 	bell *bell // rings at each report
 }
 
-// newReports begins with an index beyond those of leaders before, so that
-// whoever waited there does not wait for ever here.
+// newReports returns reports whose index begins above that of any earlier leader. Otherwise a client that knows an index of
+// that leader would wait here without need.
 func newReports() *reports {
 	r := &reports{last: map[fabric.NodeID]api.NodeStatus{}, bell: newBell()}
 	r.bell.ring(uint64(time.Now().UnixMilli()))
 	return r
 }
 
-// put keeps a report under the name and kind that the certificate attests.
+// put stores a report under the name and kind in the certificate of the node.
 func (r *reports) put(who identity.Node, s api.NodeStatus) {
 	s.Zone, s.Node, s.Kind, s.Reported = who.Zone, who.Name, who.Kind, time.Now().UTC()
 	r.mu.Lock()
@@ -37,6 +37,7 @@ func (r *reports) put(who identity.Node, s api.NodeStatus) {
 	r.bell.bump()
 }
 
+// get returns the last report of a node, and whether there is one.
 func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -44,8 +45,7 @@ func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
 	return s, ok
 }
 
-// ahead names a node that enforces a newer revision than sequence, if any
-// says so.
+// ahead returns the node that reports the newest revision above sequence, and that revision; 0 if there is none.
 func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -57,7 +57,7 @@ func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 	return node, has
 }
 
-// status assembles the state of the fabric.
+// status returns the state of the fabric.
 func (c *Controller) status() api.Status {
 	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}}
 	for _, n := range c.nodes.all() {
@@ -70,6 +70,7 @@ func (c *Controller) status() api.Status {
 	return s
 }
 
+// self returns the state of this controller.
 func (c *Controller) self() api.ControllerStatus {
 	return api.ControllerStatus{
 		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leading.Load(),

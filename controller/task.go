@@ -15,17 +15,15 @@ import (
 )
 
 const (
-	// taskSlack is what a task may take beyond its own time-out: fetching it
-	// and handing in its result.
+	// taskSlack is added to a task's own timeout, for the time in which the node fetches it and returns the result.
 	taskSlack = 5 * time.Second
-	// maxTaskTimeout bounds a task's own time-out.
+	// maxTaskTimeout bounds a task's own timeout.
 	maxTaskTimeout = time.Minute
 	// maxWait bounds a long poll.
 	maxWait = 2 * time.Minute
 )
 
-// taskBoard hands tasks to the nodes that ask for them and their results to
-// whoever waits.
+// taskBoard passes tasks to the nodes that ask for them, and passes the results to the callers of run.
 type taskBoard struct {
 	mu     sync.Mutex
 	queues map[fabric.NodeID]*taskQueue
@@ -34,12 +32,12 @@ type taskBoard struct {
 
 type taskQueue struct {
 	tasks []api.Task
-	bell  chan struct{} // closed, and replaced, when tasks are added
+	added chan struct{} // closed and replaced when tasks are added
 }
 
 type pendingTask struct {
 	task   api.Task
-	ready  chan struct{} // closed when an observation has begun, or with the result
+	ready  chan struct{} // closed when an observation has begun, or at the latest with the result
 	result chan api.TaskResult
 	once   sync.Once
 }
@@ -50,23 +48,24 @@ func newTaskBoard() *taskBoard {
 	return &taskBoard{queues: map[fabric.NodeID]*taskQueue{}, open: map[string]*pendingTask{}}
 }
 
+// queue returns the queue of a node. The caller holds b.mu.
 func (b *taskBoard) queue(node fabric.NodeID) *taskQueue {
 	q := b.queues[node]
 	if q == nil {
-		q = &taskQueue{bell: make(chan struct{})}
+		q = &taskQueue{added: make(chan struct{})}
 		b.queues[node] = q
 	}
 	return q
 }
 
-// next waits at most wait for tasks of a node and takes them off its queue.
+// next waits at most wait for tasks of a node, and removes them from its queue.
 func (b *taskBoard) next(ctx context.Context, node fabric.NodeID, wait time.Duration) []api.Task {
 	timer := time.NewTimer(min(max(wait, 0), maxWait))
 	defer timer.Stop()
 	for {
 		b.mu.Lock()
 		q := b.queue(node)
-		tasks, bell := q.tasks, q.bell
+		tasks, added := q.tasks, q.added
 		q.tasks = nil
 		b.mu.Unlock()
 		if len(tasks) > 0 {
@@ -77,30 +76,30 @@ func (b *taskBoard) next(ctx context.Context, node fabric.NodeID, wait time.Dura
 			return []api.Task{}
 		case <-timer.C:
 			return []api.Task{}
-		case <-bell:
+		case <-added:
 		}
 	}
 }
 
-// done takes a result from the node that was given the task.
+// done accepts the result of a task, or the report that an observation has begun, from the node of the task.
 func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p := b.open[r.ID]
 	if p == nil || p.task.Node != node {
-		return notFound("node %s has no task %q, or it came too late", node, r.ID)
+		return notFound("node %s has no task %q; its result may be too late", node, r.ID)
 	}
 	p.setReady()
 	if r.Ready {
 		return nil
 	}
 	delete(b.open, r.ID)
-	p.result <- r // never blocks: one place, and taken out of open
+	p.result <- r // cannot block: the channel has room for one, and the task is not open any more
 	return nil
 }
 
-// run has nodes carry out tasks and returns the results in order: first the
-// observations, and when all of them have begun, the rest.
+// run has nodes carry out tasks, and returns the results in the order of the tasks. It starts the observations first, and
+// the other tasks when all observations have begun.
 func (b *taskBoard) run(ctx context.Context, tasks []api.Task) []api.TaskResult {
 	pending := make([]*pendingTask, len(tasks))
 	longest := time.Duration(0)
@@ -131,7 +130,7 @@ func (b *taskBoard) run(ctx context.Context, tasks []api.Task) []api.TaskResult 
 		case results[i] = <-p.result:
 		case <-end.Done():
 			select {
-			case results[i] = <-p.result: // it came at the same moment
+			case results[i] = <-p.result: // it arrived at the same moment
 			default:
 				results[i] = api.TaskResult{Error: fmt.Sprintf("node %s did not answer in time", p.task.Node)}
 			}
@@ -141,11 +140,11 @@ func (b *taskBoard) run(ctx context.Context, tasks []api.Task) []api.TaskResult 
 	return results
 }
 
-// post queues those of the tasks that pick wants.
+// post queues the tasks that pick selects.
 func (b *taskBoard) post(pending []*pendingTask, pick func(api.Task) bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	rung := map[*taskQueue]bool{}
+	extended := map[*taskQueue]bool{}
 	for _, p := range pending {
 		if !pick(p.task) {
 			continue
@@ -153,15 +152,15 @@ func (b *taskBoard) post(pending []*pendingTask, pick func(api.Task) bool) {
 		b.open[p.task.ID] = p
 		q := b.queue(p.task.Node)
 		q.tasks = append(q.tasks, p.task)
-		rung[q] = true
+		extended[q] = true
 	}
-	for q := range rung {
-		close(q.bell)
-		q.bell = make(chan struct{})
+	for q := range extended {
+		close(q.added)
+		q.added = make(chan struct{})
 	}
 }
 
-// forget takes tasks that nobody waits for any more off the board.
+// forget removes the tasks when run returns.
 func (b *taskBoard) forget(pending []*pendingTask) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -14,17 +14,15 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 )
 
-// managementPolicyID is that of Consul's built-in policy of operators who may
-// do everything, global-management. Its name can be changed.
+// managementPolicyID is the ID of Consul's built-in policy global-management, which permits everything. Its name can be
+// changed.
 const managementPolicyID = "00000000-0000-0000-0000-000000000001"
 
-// rootPolicy is Vault's built-in policy of those who may do everything. Only
-// tokens carry it, never entities or groups.
+// rootPolicy is Vault's built-in policy that permits everything. Only tokens have it, never entities or groups.
 const rootPolicy = "root"
 
-// consulAccess has Consul say what a token carries: its policies, its roles,
-// and the policies of its roles. A token reads itself, but not its roles:
-// those are read with the controller's own token, which consul has.
+// consulAccess asks Consul which policies and roles a token has, and which policies its roles have. A token can read
+// itself, but not its roles. These are read with the controller's own token, which is that of the client.
 func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (access, error) {
 	self, _, err := consul.ACL().TokenReadSelf((&consulapi.QueryOptions{Token: token}).WithContext(ctx))
 	var answer consulapi.StatusError
@@ -32,7 +30,7 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	case errors.As(err, &answer) && (answer.Code == http.StatusForbidden || answer.Code == http.StatusUnauthorized || answer.Code == http.StatusNotFound):
 		return access{}, forbidden("Consul does not accept the token: %s", strings.TrimSpace(answer.Body))
 	case err != nil:
-		return access{}, unavailable("have Consul check the token: %v", err)
+		return access{}, unavailable("ask Consul about the token: %v", err)
 	}
 	a := newAccess("token "+self.AccessorID, self.Description, "Consul policies or roles")
 	for _, p := range self.Policies {
@@ -45,7 +43,7 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	whole, _, err := consul.ACL().TokenReadExpanded(self.AccessorID, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return access{}, unavailable(
-			"have Consul say what the roles of the token are, for which the controller's own token needs acl = \"read\": %v", err)
+			"read the roles of the token from Consul, for which the controller's own token needs acl = \"read\": %v", err)
 	}
 	for _, role := range whole.ExpandedRoles {
 		a.names[role.Name] = true
@@ -56,34 +54,32 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	return a, nil
 }
 
-// vaultAccess has Vault say what a token carries: its own policies, and those
-// that its entity has by itself and by groups. Vault is asked with that token.
-// vault's own is not used: it need not be allowed to look up others.
+// vaultAccess asks Vault which policies a token has: its own, and those of its entity and the entity's groups. The token
+// looks up itself, so the controller's own token needs no permission to look up others.
 func vaultAccess(ctx context.Context, vault *vaultapi.Client, token string) (access, error) {
 	if strings.ContainsFunc(token, func(r rune) bool { return !unicode.IsPrint(r) }) {
-		return access{}, forbidden("the Vault token contains characters that no token has")
+		return access{}, forbidden("the Vault token contains unprintable characters that no token has")
 	}
-	asking, err := vault.Clone()
+	clone, err := vault.Clone()
 	if err != nil {
-		return access{}, unavailable("have Vault check the token: %v", err)
+		return access{}, unavailable("ask Vault about the token: %v", err)
 	}
-	asking.SetToken(token)
-	secret, err := asking.Auth().Token().LookupSelfWithContext(ctx)
+	clone.SetToken(token)
+	secret, err := clone.Auth().Token().LookupSelfWithContext(ctx)
 	var answer *vaultapi.ResponseError
 	switch {
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusBadRequest):
 		return access{}, forbidden(
-			"Vault does not accept the token: it is unknown, expired or revoked, or may not read auth/token/lookup-self, as Vault's policy \"default\" lets it: %s", oneLine(answer.Errors))
+			"Vault does not accept the token: it is unknown, expired or revoked, or it must not read auth/token/lookup-self, which Vault's policy \"default\" permits: %s", oneLine(answer.Errors))
 	case err != nil:
-		return access{}, unavailable("have Vault check the token: %v", err)
+		return access{}, unavailable("ask Vault about the token: %v", err)
 	case secret == nil || secret.Data == nil:
-		return access{}, unavailable("have Vault check the token: the answer has no data")
+		return access{}, unavailable("ask Vault about the token: the answer has no data")
 	}
 	text := func(field string) string { s, _ := secret.Data[field].(string); return s }
-	// The same name may mean something else in a namespace of Vault Enterprise
-	// that others administer.
+	// In another namespace of Vault Enterprise, other people may have given a policy the same name.
 	if theirs, ours := strings.Trim(text("namespace_path"), "/"), strings.Trim(vault.Namespace(), "/"); theirs != ours {
-		return access{}, forbidden("the token is of Vault's namespace %q; the controller uses %q", theirs, ours)
+		return access{}, forbidden("the token is from Vault namespace %q, but the controller uses namespace %q", theirs, ours)
 	}
 	actor := "vault batch token" // it has no accessor
 	switch entity, accessor := text("entity_id"), text("accessor"); {
@@ -104,8 +100,7 @@ func vaultAccess(ctx context.Context, vault *vaultapi.Client, token string) (acc
 	return a, nil
 }
 
-// oneLine makes a message of Vault's errors, which are lists over several
-// lines.
+// oneLine returns Vault's errors, each of which has several lines, as one line.
 func oneLine(errs []string) string {
 	return strings.Join(strings.Fields(strings.Join(errs, ", ")), " ")
 }

@@ -31,23 +31,23 @@ func (t Transit) Sign(ctx context.Context, kind fabric.Kind, payload []byte) (fa
 		"input": base64.StdEncoding.EncodeToString(fabric.SigningInput(kind, payload)),
 	})
 	if err != nil {
-		return s, fmt.Errorf("have Vault sign the %s with %s/%s: %w", kind, t.Mount, t.Key, err)
+		return s, fmt.Errorf("sign the %s with Vault key %s/%s: %w", kind, t.Mount, t.Key, err)
 	}
 	text, _ := secret.Data["signature"].(string)
 	if s.Version, s.Signature, err = parseSignature(text); err != nil {
-		return s, fmt.Errorf("have Vault sign the %s with %s/%s: %w", kind, t.Mount, t.Key, err)
+		return s, fmt.Errorf("sign the %s with Vault key %s/%s: %w", kind, t.Mount, t.Key, err)
 	}
 	return s, nil
 }
 
-// parseSignature takes apart Vault's "vault:v<version>:<base64>".
+// parseSignature parses a signature of Vault: "vault:v<version>:<base64>".
 func parseSignature(text string) (version int, signature []byte, err error) {
 	parts := strings.Split(text, ":")
 	if len(parts) != 3 || parts[0] != "vault" || !strings.HasPrefix(parts[1], "v") {
 		return 0, nil, fmt.Errorf("signature %q is not of the form vault:v<version>:<base64>", text)
 	}
 	if version, err = strconv.Atoi(parts[1][1:]); err != nil || version < 1 {
-		return 0, nil, fmt.Errorf("signature %q has no key version", text)
+		return 0, nil, fmt.Errorf("signature %q must have a key version of at least 1", text)
 	}
 	if signature, err = base64.StdEncoding.DecodeString(parts[2]); err != nil {
 		return 0, nil, fmt.Errorf("signature %q: %w", text, err)
@@ -63,16 +63,15 @@ type PKI struct {
 	TrustDomain string
 }
 
-// SignWorkload implements Authority. Of the request only the key counts: the
-// certificate must carry the service's SPIFFE ID and no other name, whatever
-// the role would let through.
+// SignWorkload implements Authority. It uses only the key of the request. Whatever the role permits, the certificate must
+// contain the service's SPIFFE ID and no other name.
 func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error) {
 	request, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
-		return nil, fmt.Errorf("signing request for %s: %w", service, err)
+		return nil, fmt.Errorf("decode the signing request for %s: %w", service, err)
 	}
 	if err := request.CheckSignature(); err != nil {
-		return nil, fmt.Errorf("signing request for %s: %w", service, err)
+		return nil, fmt.Errorf("verify the signing request for %s: %w", service, err)
 	}
 	id := "spiffe://" + p.TrustDomain + service.SPIFFE()
 	secret, err := p.Vault().Logical().WriteWithContext(ctx, p.Mount+"/sign/"+p.Role, map[string]any{
@@ -81,25 +80,24 @@ func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) (
 		"exclude_cn_from_sans": true,
 	})
 	if err != nil {
-		return nil, fmt.Errorf("have Vault sign a certificate for %s with %s/%s: %w", service, p.Mount, p.Role, err)
+		return nil, fmt.Errorf("sign a certificate for %s with Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
 	chain, err := chainOf(secret)
 	if err != nil {
-		return nil, fmt.Errorf("certificate for %s from %s/%s: %w", service, p.Mount, p.Role, err)
+		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
 	leaf, err := x509.ParseCertificate(chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("certificate for %s from %s/%s: %w", service, p.Mount, p.Role, err)
+		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
 	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id ||
 		len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 || leaf.IsCA {
-		return nil, fmt.Errorf("certificate for %s from %s/%s: it carries names other than %s: set use_csr_sans=false in the role", service, p.Mount, p.Role, id)
+		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: it contains other names than %s; set use_csr_sans=false in the role", service, p.Mount, p.Role, id)
 	}
 	return chain, nil
 }
 
-// chainOf returns the certificate of a signing reply and its issuers, without
-// the self-signed root.
+// chainOf returns the certificate in Vault's answer and its issuers, without the self-signed root.
 func chainOf(secret *vaultapi.Secret) ([][]byte, error) {
 	leaf, _ := secret.Data["certificate"].(string)
 	texts := []string{leaf}
@@ -113,7 +111,7 @@ func chainOf(secret *vaultapi.Secret) ([][]byte, error) {
 	for i, t := range texts {
 		block, _ := pem.Decode([]byte(t))
 		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("the reply holds no PEM certificate")
+			return nil, fmt.Errorf("the answer contains no PEM certificate")
 		}
 		cert, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {

@@ -18,10 +18,21 @@ import (
 	"github.com/sif-project/sif/internal/setup"
 )
 
-// dumpTimeout bounds how long a node may take to read its data path.
+// dumpTimeout bounds how long a node may take to read back its data path.
 const dumpTimeout = 20 * time.Second
 
-// dump has nodes read back what they enforce.
+func (c *Controller) getStatus(ctx context.Context, r request) (any, error) {
+	if err := r.operator.mayReadAll("read the status of the fabric"); err != nil {
+		return nil, err
+	}
+	index, err := awaitIndex(ctx, r, c.reports.bell)
+	if err != nil {
+		return nil, err
+	}
+	return indexed{c.status(), index}, nil
+}
+
+// dump asks nodes to read back what they enforce.
 func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 	req, err := decode[api.DumpRequest](r)
 	if err != nil {
@@ -31,10 +42,10 @@ func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	if len(req.Nodes) > api.MaxDumpNodes {
-		return nil, invalid("%d nodes are more than the %d of one request", len(req.Nodes), api.MaxDumpNodes)
+		return nil, invalid("the request names %d nodes; it must name at most %d", len(req.Nodes), api.MaxDumpNodes)
 	}
 	for _, n := range req.Nodes {
-		if err := c.knows(n); err != nil {
+		if err := c.checkRegistered(n); err != nil {
 			return nil, err
 		}
 	}
@@ -43,23 +54,45 @@ func (c *Controller) dump(ctx context.Context, r request) (any, error) {
 	return reply, err
 }
 
-// knows refuses a node that is not registered.
-func (c *Controller) knows(node fabric.NodeID) error {
+// checkRegistered refuses a node that is not registered.
+func (c *Controller) checkRegistered(node fabric.NodeID) error {
 	if _, ok := c.nodes.get(node); !ok {
-		return notFound("there is no node %q", node)
+		return notFound("there is no node %q; sif status lists the nodes", node)
 	}
 	return nil
 }
 
-// explain answers whether a flow passes, and why.
+// probe asks nodes to carry out tasks.
+func (c *Controller) probe(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.ProbeRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.operator.mayOperate("send probes"); err != nil {
+		return nil, err
+	}
+	if len(req.Tasks) > api.MaxProbeTasks {
+		return nil, invalid("the request has %d tasks; it must have at most %d", len(req.Tasks), api.MaxProbeTasks)
+	}
+	for _, t := range req.Tasks {
+		if err := c.checkRegistered(t.Node); err != nil {
+			return nil, err
+		}
+		if t.Kind == api.TaskDump {
+			return nil, invalid("a dump is not a probe; use POST /v1/dump")
+		}
+	}
+	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil
+}
+
+// explain explains whether a flow passes.
 func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	q, err := questionOf(r.URL.Query())
 	if err != nil {
 		return nil, invalid("%v", err)
 	}
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := r.untilStop(ctx)
 	defer cancel()
-	defer context.AfterFunc(r.stop, cancel)()
 	var view explain.View
 	if !r.operator.readsAll() {
 		view.Reads = r.operator.reads
@@ -77,7 +110,7 @@ func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	case err == nil:
 		return answer, nil
 	case ctx.Err() != nil:
-		return nil, unavailable("the call was cut short: %v", err)
+		return nil, unavailable("the call was cancelled: %v", err)
 	case errors.As(err, &unreadable):
 		return nil, r.operator.missing("read domain "+strconv.Quote(unreadable.Domain), setup.ReadPolicy, setup.ReadPolicy+"-"+unreadable.Domain)
 	case errors.As(err, &unknown):
@@ -86,11 +119,11 @@ func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	return nil, invalid("%v", err)
 }
 
-// questionOf reads a question from the parameters of a query.
+// questionOf decodes a question from the query parameters.
 func questionOf(v url.Values) (q api.Question, err error) {
 	q.From, q.To, q.Protocol = v.Get("from"), v.Get("to"), fabric.TCP
 	if q.From == "" || q.To == "" {
-		return q, errors.New("from and to: both are needed")
+		return q, errors.New("from and to: both are required")
 	}
 	if name := v.Get("protocol"); name != "" {
 		if q.Protocol, err = fabric.ParseProtocol(name); err != nil {
@@ -101,13 +134,13 @@ func questionOf(v url.Values) (q api.Question, err error) {
 	return q, err
 }
 
-// own is what the controller knows without its API.
+// own is an enforced.Source that needs no API calls.
 type own struct{ *Controller }
 
 // Declared implements enforced.Source.
 func (o own) Declared(context.Context) (verify.Fabric, error) {
-	held := o.policy.current.Load()
-	return verify.Fabric{Graph: held.graph, Pointer: held.pointer, Signed: held.signed, Status: o.status()}, nil
+	current := o.policy.current.Load()
+	return verify.Fabric{Graph: current.graph, Pointer: current.pointer, Signed: current.signed, Status: o.status()}, nil
 }
 
 // Dumps implements enforced.Source.
@@ -122,7 +155,7 @@ func (o own) Dumps(ctx context.Context, nodes []fabric.NodeID) (dumps map[fabric
 		case r.Error != "":
 			failed[nodes[i]] = r.Error
 		case r.Dump == nil || r.Dump.Node != nodes[i]:
-			failed[nodes[i]] = "the node answered without a dump of its own"
+			failed[nodes[i]] = "the answer of the node contains no dump of it"
 		default:
 			dumps[nodes[i]] = *r.Dump
 		}
