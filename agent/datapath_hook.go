@@ -23,9 +23,6 @@ func (h datapathHook) attach(_ context.Context, at *attachment) error {
 	if err := at.pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return err
 	}
-	if err := raiseLoopback(at.namespace); err != nil {
-		return err
-	}
 	return at.pair.raiseWorkload(ep.Attachment.IfName, at.namespace, ep.IPv4, ep.IPv6)
 }
 

@@ -103,9 +103,12 @@ func (v veth) raiseHost(v4, v6 netip.Addr) error {
 }
 
 // raiseWorkload brings the workload's side up and gives it its addresses and routes. All routes
-// lead to the node.
+// lead to the node. It also brings up "lo", which Nomad does not do.
 func (v veth) raiseWorkload(ifName string, namespace ns.NetNS, v4, v6 netip.Addr) error {
 	return namespace.Do(func(ns.NetNS) error {
+		if _, err := raiseLoopback(); err != nil {
+			return fmt.Errorf("in the workload's namespace: %w", err)
+		}
 		link, err := netlinksafe.LinkByName(ifName)
 		if err != nil {
 			return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
@@ -146,18 +149,16 @@ func (v veth) raiseWorkload(ifName string, namespace ns.NetNS, v4, v6 netip.Addr
 	})
 }
 
-// raiseLoopback brings up "lo" in the workload's namespace, which Nomad does not do.
-func raiseLoopback(namespace ns.NetNS) error {
-	return namespace.Do(func(ns.NetNS) error {
-		lo, err := netlinksafe.LinkByName("lo")
-		if err != nil {
-			return fmt.Errorf("find the loopback interface of the workload: %w", err)
-		}
-		if err := netlink.LinkSetUp(lo); err != nil {
-			return fmt.Errorf("bring up the loopback interface of the workload: %w", err)
-		}
-		return nil
-	})
+// raiseLoopback brings up "lo" in the current namespace.
+func raiseLoopback() (netlink.Link, error) {
+	lo, err := netlinksafe.LinkByName("lo")
+	if err != nil {
+		return nil, fmt.Errorf("find the loopback interface: %w", err)
+	}
+	if err := netlink.LinkSetUp(lo); err != nil {
+		return nil, fmt.Errorf("bring up the loopback interface: %w", err)
+	}
+	return lo, nil
 }
 
 // removeVeth removes the pair by the name of its host side, if it exists.
@@ -228,12 +229,9 @@ func prepareNode() error {
 			return err
 		}
 	}
-	lo, err := netlinksafe.LinkByName("lo")
+	lo, err := raiseLoopback()
 	if err != nil {
-		return fmt.Errorf("find the loopback interface: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return fmt.Errorf("bring up the loopback interface: %w", err)
+		return err
 	}
 	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: hostPrefix(wellknown.LinkLocal4), Scope: unix.RT_SCOPE_LINK}); err != nil {
 		return fmt.Errorf("add the address %s to the loopback interface: %w", wellknown.LinkLocal4, err)

@@ -27,7 +27,10 @@ func TestRaiseLoopback(t *testing.T) {
 	namespace, err := openNamespace(f)
 	must.NoError(t, err)
 	defer namespace.Close()
-	must.NoError(t, raiseLoopback(namespace))
+	must.NoError(t, namespace.Do(func(ns.NetNS) error {
+		_, err := raiseLoopback()
+		return err
+	}))
 	must.NoError(t, space.Do(func(ns.NetNS) error {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		must.NoError(t, err)
