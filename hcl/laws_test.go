@@ -112,7 +112,7 @@ func genGraph(t *rapid.T) *fabric.Graph {
 		r := fabric.Guardrail{Name: name, Description: genNormal.Draw(t, "description")}
 		for range rapid.IntRange(1, 2).Draw(t, "denials") {
 			from := genLabels.Draw(t, "from")
-			from["domain"] = "no-graph-has-it" // so that no contract breaks it
+			from["domain"] = "no-graph-has-it" // so that no contract breaches it
 			r.Deny = append(r.Deny, fabric.Denial{From: from, To: genLabels.Draw(t, "to"), Rules: genRules(t, 0)})
 		}
 		g.Guardrails = append(g.Guardrails, r)
