@@ -3,17 +3,20 @@
 
 SHELL := /bin/bash
 
-# Which fabric `make dev` brings up.
+# The fabric that `make dev` brings up.
 TOPOLOGY ?= e2e/lab/topology/two-zones.hcl
 
-# Which applications it deploys there: directories of graphs and jobs, with commas between.
+# The applications that it deploys: directories of graphs and jobs, separated by commas.
 APPS ?= jobs/getaway,jobs/voting
 
 .DEFAULT_GOAL := help
 
+# Prerequisites are built in the order in which they are listed, also with -j.
+.NOTPARALLEL:
+
 .PHONY: help
-help: ## Say what there is to make
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## ?/  make \1\t/' | expand -t 26
+help: ## List the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):[^#]*## ?/  make \1\t/' | expand -t 26
 
 .PHONY: setup
 setup: ## Install Debian packages; find or build Consul, Vault and Nomad
@@ -32,22 +35,27 @@ dev: setup build ## Bring up a fabric with a running application on this machine
 	@bin/sif-lab up -topology=$(TOPOLOGY) -apps=$(APPS)
 
 .PHONY: dev-down
-dev-down: ## Take everything that `make dev` brought up away again
+dev-down: ## Remove everything that `make dev` brought up
 	@[[ ! -x bin/sif-lab ]] && go build -o bin/sif-lab ./e2e/cmd/sif-lab; bin/sif-lab down
 
 .PHONY: test
-test: setup build ## Run all tests, the end-to-end ones included (root)
+test: setup test-units test-laws test-e2e ## Run all tests, end-to-end tests included (root)
+
+.PHONY: test-units
+test-units: build ## Run the unit tests with the race detector (root, after make setup)
 	go test -race -timeout 30m ./...
-	$(MAKE) --no-print-directory test-laws
+
+.PHONY: test-e2e
+test-e2e: build ## Run the end-to-end tests (root, after make setup)
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 
 .PHONY: test-laws
-test-laws: ## Compare the evaluator with the rule as written (100,000 cases), and the desired state with the design (10,000)
+test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
 	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000
 
 .PHONY: bench
-bench: setup build ## Measure the data paths, and a fabric against its alternatives (root, 4 minutes)
+bench: setup build ## Measure the data paths, and a fabric and its alternatives (root, 4 minutes)
 	go test -run '^$$' -bench . ./bpf
 	go test -run '^$$' -bench . ./engine/ovs -endpoints=10000
 	go test -run '^$$' -bench . ./engine/ovs -endpoints=100000
@@ -63,7 +71,7 @@ SPELLING := -locale UK -i artifacts,behavior,dialing,initialized,neighbor,organi
 
 .PHONY: lint
 lint: ## Check format, static analysis, structure, spelling, known vulnerabilities
-	@files=$$(git ls-files '*.go') && unformatted=$$(gofmt -l $$files </dev/null) || exit; [[ -z $$unformatted ]] || { echo "not gofmt-ed: $$unformatted"; exit 1; }
+	@files=$$(git ls-files '*.go') && unformatted=$$(gofmt -l $$files </dev/null) || exit; [[ -z $$unformatted ]] || { echo "run gofmt -w on: $$unformatted"; exit 1; }
 	sources=$$(git ls-files '*.c' '*.h') && clang-format --dry-run -Werror $$sources
 	go vet ./...
 	go vet -tags e2e ./e2e/...
@@ -85,15 +93,15 @@ vulncheck: ## Check for known vulnerabilities, if their database answers
 	else echo "vulncheck: LEFT OUT: the database $(VULNDB) does not answer"; fi
 
 .PHONY: generate
-generate: ## Generate the eBPF programs' Go files (clang 14), and the reference of the graph language
-	@clang --version | grep -q 'clang version 14\.' || { echo "the eBPF programs are generated with clang 14, Debian 12's; here is: $$(clang --version 2>&1 | head -n 1)"; exit 1; }
+generate: ## Generate the eBPF objects and their Go code (clang 14), and the graph language's reference
+	@clang --version | grep -q 'clang version 14\.' || { echo "the eBPF programs must be compiled with clang 14 of Debian 12; this is $$(clang --version 2>&1 | head -n 1)"; exit 1; }
 	go generate ./...
 
 .PHONY: check-generated
-check-generated: generate ## Fail if generated files differ from what is committed
+check-generated: generate ## Fail if the committed generated files are stale
 	@git rev-parse --git-dir >/dev/null
-	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: commit what \`make generate\` writes"; exit 1; }
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: run \`make generate\` and commit the result"; exit 1; }
 
 .PHONY: clean
-clean: ## Remove what was built; the cached servers stay
+clean: ## Remove bin/; the cache of Consul, Vault and Nomad stays
 	rm -rf bin

@@ -2,18 +2,18 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Makes a Debian machine ready to build SIF and to run its lab: Debian packages, Go modules, and Consul, Vault and
-# Nomad. All that comes over the network comes here, where it is tried again when it fails.
-# Ends with links to the three servers in $1 (default: bin/servers in the repository).
-# It can be interrupted and run again at any time, also twice at once: a server is built to a temporary name,
+# Prepares a Debian machine to build SIF and to run its lab: installs Debian packages, downloads Go modules, finds
+# or builds Consul, Vault and Nomad, and links the three servers into $1 (default: bin/servers in the repository).
+# All downloads of a build happen here, with retries.
+# It may be interrupted and run again at any time, also concurrently: a server is built under a temporary name,
 # under a lock, and renamed.
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 links=${1:-$repo/bin/servers}
-# Where servers are looked for; they are built in the first place that can be written.
+# Caches of servers that were built. A new server goes to the first one that is writable.
 caches=("${SIF_CACHE:-/var/cache/sif}/servers")
-home=~ # also when HOME is not set
+home=~ # is set even if HOME is not
 [[ -n ${SIF_CACHE:-} ]] || caches+=("${XDG_CACHE_HOME:-$home/.cache}/sif/servers")
 
 packages=(
@@ -27,15 +27,15 @@ die() {
   exit 1
 }
 
-# The servers: which version line of each, and with which build tags. Without "release" nomad registers a mock driver.
+# The version line and the build tags of each server. Without the tag "release", Nomad registers a mock driver.
 declare -A minor=([consul]=1.20 [vault]=1.21 [nomad]=1.10)
 declare -A tags=([consul]='' [vault]=minimal [nomad]=release)
 
-# What building servers takes of disk in GiB: modules, Go's build cache and what the linker writes. Vault alone peaked
-# at 6.9, all three took 10 before they were linked.
+# Disk space to build servers, in GiB: modules, Go's build cache and the linker's output. Vault alone peaked at 6.9,
+# all three took 10 before they were linked.
 gib_at_all=5 gib_per_server=3
 
-# retry COMMAND... runs a command up to three times: the network may spoil it.
+# retry COMMAND... runs a command up to three times, for failures of the network.
 retry() {
   local try
   for try in 1 2 3; do
@@ -48,8 +48,8 @@ retry() {
   return 1
 }
 
-# progress WHAT LOG COMMAND... runs a command with its output in LOG and says every 15 s that it is still at it.
-# When the command fails, the end of its output is printed.
+# progress WHAT LOG COMMAND... runs a command with its output in LOG and prints every 15 s that it is still running.
+# If the command fails, it prints the end of LOG.
 progress() {
   local what=$1 log=$2 began=$SECONDS next=15 last
   shift 2
@@ -72,7 +72,7 @@ progress() {
   running=
 }
 
-# What EXIT takes away: the command that runs, and files half made.
+# The running command and the incomplete files that clean_up removes on exit.
 running='' temporary=''
 clean_up() {
   [[ -z $running ]] || kill "$running" 2>/dev/null || true
@@ -88,18 +88,19 @@ install_packages() {
   if [[ ${#missing[@]} -eq 0 ]]; then
     return
   fi
-  [[ $EUID -eq 0 ]] || die "these Debian packages are missing, run this as root once: ${missing[*]}"
+  [[ $EUID -eq 0 ]] || die "Debian packages are missing: run this once as root to install ${missing[*]}"
   say "installing Debian packages: ${missing[*]}"
-  # The lab starts Docker and Open vSwitch itself, one per node: keep the packages from starting theirs.
+  # The lab starts Docker and Open vSwitch itself, one per node: the packages must not start their services.
   export DEBIAN_FRONTEND=noninteractive SYSTEMD_OFFLINE=1 RUNLEVEL=1
-  # Another installation, such as the machine's own upgrade at its start, is waited for.
+  # Wait for other installations, such as the upgrades that a new machine runs.
   local options=(-qq -o DPkg::Lock::Timeout=300 -o Acquire::Retries=3)
   retry apt-get "${options[@]}" update || die "apt-get update failed: is a Debian mirror reachable? See /etc/apt"
   retry apt-get "${options[@]}" -y --no-install-recommends install "${missing[@]}" >/dev/null ||
-    die "apt-get install failed; the packages are those of Debian 12, this is $(sed -nE 's/^PRETTY_NAME="(.*)"/\1/p' /etc/os-release)"
+    die "apt-get install failed: SIF needs the packages of Debian 12, and this is $(sed -nE 's/^PRETTY_NAME="(.*)"/\1/p' /etc/os-release)"
 }
 
-# require_room GIB WHAT DIRECTORY... dies unless GIB are free wherever the directories are, or will be.
+# require_room GIB WHAT DIRECTORY... exits with an error unless GIB are free on the file system of each directory,
+# which need not exist yet.
 require_room() {
   local want=$1 what=$2 place free
   shift 2
@@ -107,24 +108,24 @@ require_room() {
     until [[ -e $place ]]; do place=$(dirname "$place"); done
     free=$(df --output=avail -BM "$place" | tr -dc '0-9\n' | tail -n 1)
     ((free >= want * 1024)) ||
-      die "$what needs $want GiB of disk, $place has $free MiB free: make room (go clean -cache -modcache), or set TMPDIR, GOCACHE, GOMODCACHE and SIF_CACHE to other places"
+      die "$what needs $want GiB of disk, $place has $free MiB free: free disk space (go clean -cache -modcache), or set TMPDIR, GOCACHE, GOMODCACHE and SIF_CACHE to directories with more"
   done
 }
 
-# fetch_modules fetches what the repository's own programs, tests and linters are made of.
+# fetch_modules downloads the Go modules of the repository's programs, tests and linters.
 fetch_modules() {
   temporary=$(mktemp -d)
-  if ! retry progress "fetching Go modules" "$temporary/log" timeout 900 \
+  if ! retry progress "downloading Go modules" "$temporary/log" timeout 900 \
     go list -C "$repo" -deps -test -tags e2e ./... ||
-    ! retry progress "fetching the linters" "$temporary/log" timeout 900 \
+    ! retry progress "downloading the linters" "$temporary/log" timeout 900 \
       go list -C "$repo" -modfile=tools/lint/go.mod -deps tool; then
-    die "the Go modules cannot be fetched from GOPROXY=$(go env GOPROXY)"
+    die "cannot download the Go modules from GOPROXY=$(go env GOPROXY)"
   fi
   rm -rf "$temporary"
   temporary=
 }
 
-# version_on_path NAME prints the version of the NAME on PATH, such as 1.20.6, or nothing.
+# version_on_path NAME prints the version of program NAME on PATH, such as 1.20.6. It prints nothing if there is none.
 version_on_path() {
   command -v "$1" >/dev/null || return 0
   "$1" version 2>/dev/null | sed -nE '1s/^[A-Za-z]+ v([0-9]+\.[0-9]+\.[0-9]+).*/\1/p'
@@ -134,20 +135,20 @@ version_on_path() {
 build() {
   local name=$1 output=$2 began=$SECONDS
   [[ $name != nomad ]] || command -v gcc >/dev/null || die "nomad needs gcc to build"
-  say "building $name from tools/$name: once, takes 5 to 10 minutes on two cores"
-  retry progress "fetching the modules of $name" "$output.log" timeout 900 \
+  say "building $name from tools/$name: this happens once and takes 5 to 10 minutes on two cores"
+  retry progress "downloading the modules of $name" "$output.log" timeout 900 \
     go list -C "$repo/tools/$name" -deps -tags "${tags[$name]}" "github.com/hashicorp/$name" ||
-    die "the modules of $name cannot be fetched from GOPROXY=$(go env GOPROXY)"
+    die "cannot download the modules of $name from GOPROXY=$(go env GOPROXY)"
   progress "building $name" "$output.log" nice -n 5 go build -C "$repo/tools/$name" -tags "${tags[$name]}" -trimpath \
     -ldflags '-s -w' -o "$output" "github.com/hashicorp/$name" || die "building $name failed"
   rm -f "$output.log"
   say "built $name in $((SECONDS - began)) s"
 }
 
-# key NAME names the server that tools/NAME makes, the same on every machine.
+# key NAME prints the name of the cache entry for the server that tools/NAME builds.
 key() { printf '%s-%s' "$1" "$(cat "$repo/tools/$1/go.mod" "$repo/tools/$1/go.sum" | sha256sum | cut -c1-16)"; }
 
-# built KEY prints the directory of a server that was built before, if there is one.
+# built KEY prints the directory of a cached server. It prints nothing if there is none.
 built() {
   local cache
   for cache in "${caches[@]}"; do
@@ -155,7 +156,7 @@ built() {
   done
 }
 
-# writable_cache prints the first of the caches that can be written.
+# writable_cache prints the first cache that is writable.
 writable_cache() {
   local cache
   for cache in "${caches[@]}"; do
@@ -163,13 +164,14 @@ writable_cache() {
       echo "$cache" && return
     fi
   done
-  die "none of these can be written to keep the servers in: ${caches[*]}; set SIF_CACHE to a directory that can"
+  die "no cache for the servers is writable: ${caches[*]}; set SIF_CACHE to a writable directory"
 }
 
-# fits NAME tells whether the server on PATH is of the version line that is needed.
+# fits NAME succeeds if the server on PATH has the required version.
 fits() { [[ $(version_on_path "$1") == "${minor[$1]}".* ]]; }
 
-# require_room_for_servers dies unless all servers that have to be built find room, before the first is.
+# require_room_for_servers exits with an error unless there is disk space for all servers that must be built. It runs
+# before the first build.
 require_room_for_servers() {
   local name cache need=0
   for name in "${!minor[@]}"; do
@@ -181,7 +183,7 @@ require_room_for_servers() {
   fi
 }
 
-# server NAME finds or builds one server and links it into $links.
+# server NAME finds or builds a server and links it into $links.
 server() {
   local name=$1 key home cache
   if fits "$name"; then
@@ -194,9 +196,9 @@ server() {
   if [[ -z $home ]]; then
     cache=$(writable_cache)
     home=$cache/$key
-    # A build that outlived its script holds the lock too: then its result is waited for.
+    # A build that outlived its script keeps the lock; its result is used when it ends.
     exec 9>"$cache/.lock"
-    flock -n 9 || say "waiting for another build of the servers to end" && flock 9
+    flock -n 9 || say "waiting for another build of the servers" && flock 9
     if [[ ! -x $home/$name ]]; then
       rm -rf "$cache/.building-$name".*
       temporary=$(mktemp -d "$cache/.building-$name.XXXXXX")
@@ -212,10 +214,10 @@ server() {
   ln -sfn "$home/$name" "$links/$name"
 }
 
-command -v go >/dev/null || die "Go is not on PATH: install the version that go.mod names (https://go.dev/dl)"
+command -v go >/dev/null || die "Go is not on PATH: install the version in go.mod (https://go.dev/dl)"
 install_packages
 [[ ! -e $repo/.git ]] || git -C "$repo" rev-parse --git-dir >/dev/null ||
-  die "git, which go build and make lint ask, refuses $repo: see above"
+  die "git cannot read $repo, and go build and make lint need it: see the error above"
 require_room_for_servers
 fetch_modules
 mkdir -p "$links"
