@@ -21,10 +21,12 @@ import (
 
 	"github.com/miekg/dns"
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // resolver is the address of the node's resolver, the same for every workload.
-const resolver = "169.254.1.1:53"
+var resolver = netip.AddrPortFrom(wellknown.LinkLocal4, wellknown.DNSPort).String()
 
 // resolve asks the resolver for a name's IPv4 addresses, from inside a workload.
 func resolve(w workload, name string) ([]netip.Addr, error) {

@@ -19,25 +19,24 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netlink"
-)
 
-// gateway is the address under which a workload sees its node.
-const gateway = "169.254.1.1"
+	"github.com/sif-project/sif/internal/wellknown"
+)
 
 // plain makes a namespace on a node that is connected like a workload, with the same MTU and an
 // address of the node's pool (the n-th from the end), but without programs at its interface. It is
 // removed with the lab.
 func (f *fabric) plain(ctx context.Context, node string, like endpoint, n int) (endpoint, error) {
-	name := fmt.Sprintf("sif-%s-plain-%s-%d", f.Name, node, n)
+	name := fmt.Sprintf("plain-%s-%d", node, n)
 	pool := like.addr.As4()
 	pool[3] = byte(255 - n)
-	e := endpoint{netns: "/var/run/netns/" + name, addr: netip.AddrFrom4(pool)}
+	e := endpoint{netns: f.NetNS(name), addr: netip.AddrFrom4(pool)}
 	mtu, err := mtuOf(like)
 	if err != nil {
 		return e, err
 	}
 	// Its name has the form of an endpoint's, so that the node's firewall treats it like one.
-	host := fmt.Sprintf("sif%011x", 0xbe0000+n)
+	host := fmt.Sprintf("%s%011x", wellknown.InterfacePrefix, 0xbe0000+n)
 	return e, script(ctx, fmt.Sprintf(`
 		ip netns add %[1]s
 		ip -n %[2]s link add %[3]s mtu %[4]d type veth peer name eth0 mtu %[4]d netns %[1]s
@@ -49,7 +48,7 @@ func (f *fabric) plain(ctx context.Context, node string, like endpoint, n int) (
 		ip -n %[2]s neigh replace %[5]s dev %[3]s lladdr $(ip -n %[1]s -br link show eth0 | awk '{print $3}') nud permanent
 		ip -n %[1]s neigh replace %[6]s dev eth0 lladdr $(ip -n %[2]s -br link show %[3]s | awk '{print $3}') nud permanent
 		ip -n %[1]s route add %[6]s dev eth0
-		ip -n %[1]s route add default via %[6]s src %[5]s`, name, f.Namespace(node), host, mtu, e.addr, gateway))
+		ip -n %[1]s route add default via %[6]s src %[5]s`, f.Namespace(name), f.Namespace(node), host, mtu, e.addr, wellknown.LinkLocal4))
 }
 
 // script runs lines in a shell that stops at the first failure.
@@ -81,8 +80,8 @@ func (f *fabric) bare(ctx context.Context, zone string) (endpoint, error) {
 		subnet := netip.MustParsePrefix(z.Subnet)
 		octets := subnet.Addr().As4()
 		octets[3] = 200
-		name := fmt.Sprintf("sif-%s-bare-%s", f.Name, zone)
-		e := endpoint{netns: "/var/run/netns/" + name, addr: netip.AddrFrom4(octets)}
+		name := "bare-" + zone
+		e := endpoint{netns: f.NetNS(name), addr: netip.AddrFrom4(octets)}
 		return e, script(ctx, fmt.Sprintf(`
 			ip netns add %[1]s
 			ip -n %[2]s link add bare-%[3]s type veth peer name eth0 netns %[1]s
@@ -92,7 +91,7 @@ func (f *fabric) bare(ctx context.Context, zone string) (endpoint, error) {
 			ip -n %[1]s link set eth0 up
 			ip -n %[1]s route add default via %[6]s
 			ip netns exec %[2]s nft insert rule inet internet forward ip saddr %[4]s accept`,
-			name, f.Namespace("internet"), zone, e.addr, subnet.Bits(), subnet.Masked().Addr().Next()))
+			f.Namespace(name), f.Namespace("internet"), zone, e.addr, subnet.Bits(), subnet.Masked().Addr().Next()))
 	}
 	return endpoint{}, fmt.Errorf("the topology has no zone %s", zone)
 }

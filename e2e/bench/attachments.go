@@ -225,7 +225,7 @@ func addNS(name string) (*os.File, error) {
 	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("add namespace %s: %w: %s", name, err, out)
 	}
-	return os.Open("/var/run/netns/" + name)
+	return os.Open(netnsDir + name)
 }
 
 func delNS(name string) error {

@@ -4,14 +4,13 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
+
+	"github.com/prometheus/procfs"
 )
 
 // usage is the processor time that each daemon of the lab has used, by node and name.
@@ -19,10 +18,6 @@ type usage struct {
 	at    time.Time
 	spent map[string]time.Duration
 }
-
-// tick is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on all architectures of Linux
-// that Go supports.
-const tick = 10 * time.Millisecond
 
 // usage reads the processor time that the lab's daemons have used so far.
 func (f *fabric) usage() usage {
@@ -32,17 +27,13 @@ func (f *fabric) usage() usage {
 		return u
 	}
 	for _, p := range processes {
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.PID))
+		proc, err := procfs.NewProc(p.PID)
 		if err != nil {
-			continue
+			continue // it is not running
 		}
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-		if len(fields) < 13 {
-			continue
+		if stat, err := proc.Stat(); err == nil {
+			u.spent[p.String()] = time.Duration(stat.CPUTime() * float64(time.Second))
 		}
-		user, _ := strconv.Atoi(fields[11])
-		system, _ := strconv.Atoi(fields[12])
-		u.spent[p.String()] = time.Duration(user+system) * tick
 	}
 	return u
 }

@@ -31,6 +31,9 @@ const (
 	latencyPort    = 5002
 )
 
+// netnsDir is where `ip netns` and Nomad keep named network namespaces.
+const netnsDir = "/var/run/netns/"
+
 //go:embed topology.hcl
 var topology []byte
 
@@ -118,7 +121,7 @@ func (f *fabric) endpointOf(ctx context.Context, job string) (endpoint, error) {
 	if alloc.NetworkStatus == nil {
 		return e, fmt.Errorf("the allocation of %s has no network", job)
 	}
-	e.netns = "/var/run/netns/" + alloc.ID
+	e.netns = netnsDir + alloc.ID
 	e.addr, err = netip.ParseAddr(alloc.NetworkStatus.Address)
 	return e, err
 }

@@ -4,7 +4,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,10 +12,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/prometheus/procfs"
+
+	"github.com/sif-project/sif/internal/atomicfile"
 )
 
 // Process is one daemon of the lab. Another program finds it by its file in the lab's proc
@@ -77,21 +79,20 @@ func (p *Process) alive() bool {
 	return p.PID > 0 && err == nil && born == p.Born
 }
 
-// bornAt reads the start time of a process that is not a zombie, field 22 of /proc/PID/stat.
+// bornAt returns the start time of a process, or an error if it has ended. A zombie has ended.
 func bornAt(pid int) (uint64, error) {
-	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	proc, err := procfs.NewProc(pid)
 	if err != nil {
 		return 0, err
 	}
-	// The second field, the command in parentheses, may contain blanks and parentheses.
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 20 {
-		return 0, fmt.Errorf("/proc/%d/stat has too few fields", pid)
+	stat, err := proc.Stat()
+	if err != nil {
+		return 0, err
 	}
-	if fields[0] == "Z" || fields[0] == "X" {
+	if stat.State == "Z" || stat.State == "X" {
 		return 0, fmt.Errorf("process %d has ended", pid)
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return stat.Starttime, nil
 }
 
 // Processes lists the lab's daemons, by node and name.
@@ -251,11 +252,7 @@ func writeJSON(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", path, err)
 	}
-	// Rename it into place, so that neither a reader nor a kill -9 leaves half a file.
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+	return atomicfile.WriteLazily(path, data, 0o600)
 }
 
 func readJSON(path string, v any) error {

@@ -15,6 +15,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 const (
@@ -111,10 +113,10 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if err := mkdirs(l.SIFRunDir(node.Name), l.SIFDataDir(node.Name)); err != nil {
 		return err
 	}
-	socket := filepath.Join(l.SIFRunDir(node.Name), "link.sock")
+	socket := filepath.Join(l.SIFRunDir(node.Name), wellknown.LinkSocket)
 	links := &Process{Node: node.Name, Name: "link", Args: []string{
 		filepath.Join(l.Bin, "sif"), "link",
-		"-run-dir=" + l.SIFRunDir(node.Name), "-data-dir=" + filepath.Join(l.SIFDataDir(node.Name), "link"), "-log-level=debug",
+		"-run-dir=" + l.SIFRunDir(node.Name), "-data-dir=" + filepath.Join(l.SIFDataDir(node.Name), wellknown.LinkDir), "-log-level=debug",
 	}}
 	if err := l.launch(ctx, links, 10*time.Second, socketExists(socket)); err != nil {
 		return err
@@ -216,9 +218,9 @@ func (l *Lab) common(c *hclText, node *Node) {
 	c.attr("run_dir", l.SIFRunDir(node.Name))
 }
 
+// vaultBlock leaves the mounts and roles at their defaults, which are what package setup creates.
 func (l *Lab) vaultBlock(c *hclText, roleID, secretIDFile string) {
-	c.block("vault", "address", l.VaultAddress(), "ca_file", l.ServersCA(), "role_id", roleID, "secret_id_file", secretIDFile,
-		"pki_mount", "sif-pki", "transit_mount", "sif-transit", "transit_key", "sif")
+	c.block("vault", "address", l.VaultAddress(), "ca_file", l.ServersCA(), "role_id", roleID, "secret_id_file", secretIDFile)
 }
 
 func (l *Lab) writeSecretID(node, secretID string) (string, error) {

@@ -13,13 +13,13 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
+	"github.com/prometheus/procfs"
 )
 
 // server is a single Consul server with its data on disk, as in production.
@@ -168,41 +168,23 @@ type usage struct {
 	resident, peak float64 // MiB
 }
 
-// tick is the unit of times in /proc/PID/stat: USER_HZ, which is 100 on all architectures of Linux
-// that Go supports.
-const tick = 10 * time.Millisecond
-
 func (s *server) usage() (usage, error) {
 	u := usage{at: time.Now()}
-	proc := fmt.Sprintf("/proc/%d/", s.cmd.Process.Pid)
-	stat, err := os.ReadFile(proc + "stat")
+	proc, err := procfs.NewProc(s.cmd.Process.Pid)
 	if err != nil {
 		return u, err
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
-	if len(fields) < 13 {
-		return u, fmt.Errorf("%sstat has %d fields", proc, len(fields))
-	}
-	for _, f := range fields[11:13] { // user and system
-		n, err := strconv.Atoi(f)
-		if err != nil {
-			return u, err
-		}
-		u.cpu += time.Duration(n) * tick
-	}
-	status, err := os.ReadFile(proc + "status")
+	stat, err := proc.Stat()
 	if err != nil {
 		return u, err
 	}
-	for line := range strings.Lines(string(status)) {
-		var kib float64
-		if n, _ := fmt.Sscanf(line, "VmRSS: %f", &kib); n == 1 {
-			u.resident = kib / 1024
-		}
-		if n, _ := fmt.Sscanf(line, "VmHWM: %f", &kib); n == 1 {
-			u.peak = kib / 1024
-		}
+	status, err := proc.NewStatus()
+	if err != nil {
+		return u, err
 	}
+	const mib = 1 << 20
+	u.cpu = time.Duration(stat.CPUTime() * float64(time.Second))
+	u.resident, u.peak = float64(status.VmRSS)/mib, float64(status.VmHWM)/mib
 	return u, nil
 }
 
