@@ -34,7 +34,7 @@ var layers = []struct {
 	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model and what a job calls the fabric's network"},
 	{`^api$`, `^(fabric|internal/wellknown)$`, "users import the client; it must stay light"},
 	{`^internal/node/firewall$`, `^(fabric|internal/wellknown)$`, "it takes from the model what a protocol is, and knows no policy"},
-	{`^internal/(testhost|portrange|logkey|atomicfile|keylock|coalesce|fanout|retry|consulwatch|version|node/number|node/link)$`, `^internal/(logkey|atomicfile|retry|wellknown)$`, "it knows nothing of the fabric"},
+	{`^internal/(testhost|portrange|logkey|atomicfile|keylock|coalesce|fanout|retry|consulwatch|statefile|dirlock|vaultclient|version|node/number|node/link)$`, `^internal/(logkey|atomicfile|coalesce|dirlock|retry|statefile|wellknown)$`, "it knows nothing of the fabric"},
 	{`^internal/node/cnicall$`, `^$`, "the plugin is thin"},
 	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "what is believed does not depend on who shares it or looks at it"},
 	{`^internal/node/.*`, `^(api|fabric(/desired)?|internal/(trust|node)/.*|internal/[a-z]+)$`, "what nodes share looks at nobody else's data path"},

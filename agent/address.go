@@ -4,16 +4,13 @@
 package agent
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/netip"
-	"os"
 	"sync"
 	"time"
 
-	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // rest is the time for which a released address is not reused. A node that still knows the last
@@ -27,7 +24,7 @@ var errPoolExhausted = errors.New("the address pool of the node is exhausted")
 // have the same offset in their pools. Resting addresses are stored on disk; the addresses in use
 // are known from the endpoints. It is safe for concurrent use.
 type addresses struct {
-	path         string
+	file         statefile.File[map[netip.Addr]time.Time]
 	pool4, pool6 netip.Prefix
 
 	mu      sync.Mutex
@@ -41,19 +38,13 @@ const firstOffset = 2
 
 func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {
 	a := &addresses{
-		path: path, pool4: pool4.Masked(), pool6: pool6.Masked(),
+		file:  statefile.File[map[netip.Addr]time.Time]{Path: path, What: "the resting addresses"},
+		pool4: pool4.Masked(), pool6: pool6.Masked(),
 		next: firstOffset, taken: map[uint32]bool{}, resting: map[uint32]time.Time{},
 	}
-	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return a, nil
-	case err != nil:
-		return nil, fmt.Errorf("read the resting addresses: %w", err)
-	}
-	var kept map[netip.Addr]time.Time
-	if err := json.Unmarshal(data, &kept); err != nil {
-		return nil, fmt.Errorf("read the resting addresses %s: %w", path, err)
+	kept, _, err := a.file.Read()
+	if err != nil {
+		return nil, err
 	}
 	for addr, until := range kept {
 		if a.pool4.Contains(addr) {
@@ -141,12 +132,6 @@ func (a *addresses) release(v4 netip.Addr, now time.Time) error {
 		addr, _ := a.at(offset)
 		kept[addr] = until.UTC()
 	}
-	data, err := json.Marshal(kept)
-	if err != nil {
-		return fmt.Errorf("encode the resting addresses: %w", err)
-	}
-	if err := atomicfile.Write(a.path, data, 0o600); err != nil {
-		return fmt.Errorf("write the resting addresses: %w", err)
-	}
-	return nil
+
+	return a.file.Write(kept)
 }

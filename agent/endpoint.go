@@ -6,20 +6,15 @@ package agent
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"slices"
 	"sync"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -52,7 +47,6 @@ func hostIfName(a cnicall.Attachment) string {
 
 // endpoints is the set of attached workloads, in memory and on disk. It is safe for concurrent use.
 type endpoints struct {
-	path  string
 	saved *coalesce.Func
 
 	mu  sync.Mutex
@@ -60,18 +54,12 @@ type endpoints struct {
 }
 
 func openEndpoints(path string) (*endpoints, error) {
-	es := &endpoints{path: path, set: map[cnicall.Attachment]endpoint{}}
-	es.saved = coalesce.New(es.save)
-	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return es, nil
-	case err != nil:
-		return nil, fmt.Errorf("read the endpoints: %w", err)
-	}
-	var list []endpoint
-	if err := json.Unmarshal(data, &list); err != nil {
-		return nil, fmt.Errorf("read the endpoints %s: %w", path, err)
+	es := &endpoints{set: map[cnicall.Attachment]endpoint{}}
+	file := statefile.File[[]endpoint]{Path: path, What: "the endpoints"}
+	es.saved = file.Saver(es.all)
+	list, _, err := file.Read()
+	if err != nil {
+		return nil, err
 	}
 	for _, ep := range list {
 		es.set[ep.Attachment] = ep
@@ -149,15 +137,4 @@ func (es *endpoints) remove(a cnicall.Attachment) error {
 	delete(es.set, a)
 	es.mu.Unlock()
 	return es.saved.Call()
-}
-
-func (es *endpoints) save() error {
-	data, err := json.Marshal(es.all())
-	if err != nil {
-		return fmt.Errorf("encode the endpoints: %w", err)
-	}
-	if err := atomicfile.Write(es.path, data, 0o600); err != nil {
-		return fmt.Errorf("write the endpoints: %w", err)
-	}
-	return nil
 }

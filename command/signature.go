@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/signature"
+	"github.com/sif-project/sif/internal/vaultclient"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -83,11 +84,7 @@ func (a *anchor) fromVault(ctx context.Context) (fabric.KeySet, error) {
 	if at < 1 || at == len(a.transitKey)-1 {
 		return fabric.KeySet{}, fmt.Errorf("-transit-key %q must have the form <mount>/<name>", a.transitKey)
 	}
-	conf := vaultapi.DefaultConfig()
-	if conf.Error != nil {
-		return fabric.KeySet{}, conf.Error
-	}
-	client, err := vaultapi.NewClient(conf)
+	client, err := vaultclient.FromEnvironment()
 	if err != nil {
 		return fabric.KeySet{}, err
 	}

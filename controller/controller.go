@@ -13,9 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
@@ -24,6 +22,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -97,7 +96,11 @@ func New(cfg Config) (*Controller, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
-	lock, err := lockDir(cfg.DataDir)
+	// Two controllers must not share one memory of what was signed.
+	lock, err := dirlock.Lock(cfg.DataDir, "lock")
+	if errors.Is(err, dirlock.ErrLocked) {
+		return nil, fmt.Errorf("data directory %s is in use by another controller; stop it, or configure another data_dir", cfg.DataDir)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -114,19 +117,6 @@ func New(cfg Config) (*Controller, error) {
 	c.metrics = newMetrics(c)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
 	return c, nil
-}
-
-// lockDir locks the data directory, so that two controllers cannot use the same one.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock the data directory: %w", err)
-	}
-	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("data directory %s is in use by another controller; stop it, or configure another data_dir", dir)
-	}
-	return f, nil
 }
 
 // Run serves the API on l and campaigns for leadership until ctx ends. Then it finishes the calls in progress, gives up

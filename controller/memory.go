@@ -5,9 +5,7 @@ package controller
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -15,6 +13,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // memory is a directory with the last verified revision: the signed pointer in revision.json, and the objects of its
@@ -27,6 +26,11 @@ func (m memory) revisionFile() string { return filepath.Join(m.dir, "revision.js
 func (m memory) objectDir() string    { return filepath.Join(m.dir, "obj") }
 
 func (m memory) objectFile(h fabric.Hash) string { return filepath.Join(m.objectDir(), h.String()) }
+
+// file is the file at path as one that contains a signed pointer.
+func (memory) file(path string) statefile.File[fabric.Signed] {
+	return statefile.File[fabric.Signed]{Path: path, What: "the last verified revision"}
+}
 
 // keep replaces the stored revision. objects must contain what the graph has that the stored revision does not have.
 func (m memory) keep(signed fabric.Signed, objects map[fabric.Hash][]byte) error {
@@ -70,10 +74,10 @@ func (m memory) write(signed fabric.Signed, objects map[fabric.Hash][]byte) erro
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := writeJSON(m.revisionFile(), signed); err != nil {
+	if err := m.file(m.revisionFile()).Write(signed); err != nil {
 		return err
 	}
-	if err := writeJSON(m.pointerFile(), signed); err != nil {
+	if err := m.file(m.pointerFile()).Write(signed); err != nil {
 		return err
 	}
 	return m.deleteOthers(declared)
@@ -99,11 +103,9 @@ func (m memory) deleteOthers(keep map[fabric.Hash]bool) error {
 // recall reads the stored revision, or returns nil if there is none. A revision that does not verify is an error: without
 // it, the controller could be made to sign the next revision on top of an old one.
 func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) {
-	var signed fabric.Signed
-	if err := readJSON(m.revisionFile(), &signed); errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	} else if err != nil {
-		return nil, fmt.Errorf("recall the revision: %w", err)
+	signed, found, err := m.file(m.revisionFile()).Read()
+	if err != nil || !found {
+		return nil, err
 	}
 	var pointer fabric.Pointer
 	if err := keys.Verify(signed, fabric.KindPointer, &pointer); err != nil {
@@ -117,7 +119,7 @@ func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) 
 		return nil, fmt.Errorf("recall the revision from %s: %w", m.dir, err)
 	}
 	// A crash between the two writes leaves the operator's copy one revision behind.
-	if err := writeJSON(m.pointerFile(), signed); err != nil {
+	if err := m.file(m.pointerFile()).Write(signed); err != nil {
 		return nil, fmt.Errorf("recall the revision: %w", err)
 	}
 	return compile(signed, pointer, graph), nil
@@ -133,23 +135,4 @@ func (m memory) readObjects(hashes []fabric.Hash) (map[fabric.Hash][]byte, error
 		found[h] = data
 	}
 	return found, nil
-}
-
-func writeJSON(path string, v any) error {
-	data, err := json.Marshal(v)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(path, data, 0o600)
-}
-
-func readJSON(path string, v any) error {
-	data, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(data, v); err != nil {
-		return fmt.Errorf("decode %s: %w", path, err)
-	}
-	return nil
 }

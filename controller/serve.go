@@ -15,7 +15,6 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
-	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/internal/config"
@@ -23,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/vaultclient"
 )
 
 // startTimeout bounds how long Serve waits for Consul and Vault.
@@ -127,18 +127,11 @@ func (c *clients) use(file *config.Config) error {
 
 // reachable waits at most startTimeout until Consul has a leader and Vault is unsealed.
 func reachable(ctx context.Context, consul *consulapi.Client, file *config.Config, id identity.Config) error {
-	conf := vaultapi.DefaultConfig()
-	if conf.Error != nil {
-		return fmt.Errorf("make a client of Vault: %w", conf.Error)
-	}
-	conf.Address, conf.MaxRetries = id.VaultAddress, 0
-	if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACert: id.VaultCAFile}); err != nil {
-		return fmt.Errorf("make a client of Vault: %w", err)
-	}
-	vault, err := vaultapi.NewClient(conf)
+	vault, err := vaultclient.New(id.VaultAddress, id.VaultCAFile)
 	if err != nil {
-		return fmt.Errorf("make a client of Vault: %w", err)
+		return err
 	}
+	vault.SetMaxRetries(0) // await retries
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)

@@ -15,6 +15,7 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // Transit signs with an ed25519 key of a Vault transit mount.
@@ -82,7 +83,7 @@ func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) (
 	if err != nil {
 		return nil, fmt.Errorf("sign a certificate for %s with Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
-	chain, err := chainOf(secret)
+	chain, err := identity.SignedChain(secret)
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
@@ -90,37 +91,12 @@ func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) (
 	if err != nil {
 		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: %w", service, p.Mount, p.Role, err)
 	}
-	if len(leaf.URIs) != 1 || leaf.URIs[0].String() != id ||
-		len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0 || leaf.IsCA {
-		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: it contains other names than %s; set use_csr_sans=false in the role", service, p.Mount, p.Role, id)
+	issued, err := identity.Read(leaf, p.TrustDomain)
+	if err == nil && (issued != (identity.Subject{Service: service}) || len(leaf.DNSNames)+len(leaf.IPAddresses)+len(leaf.EmailAddresses) > 0) {
+		err = fmt.Errorf("it contains other names than %s", id)
 	}
-	return chain, nil
-}
-
-// chainOf returns the certificate in Vault's answer and its issuers, without the self-signed root.
-func chainOf(secret *vaultapi.Secret) ([][]byte, error) {
-	leaf, _ := secret.Data["certificate"].(string)
-	texts := []string{leaf}
-	if list, _ := secret.Data["ca_chain"].([]any); len(list) > 0 {
-		for _, v := range list {
-			s, _ := v.(string)
-			texts = append(texts, s)
-		}
-	}
-	var chain [][]byte
-	for i, t := range texts {
-		block, _ := pem.Decode([]byte(t))
-		if block == nil || block.Type != "CERTIFICATE" {
-			return nil, fmt.Errorf("the answer contains no PEM certificate")
-		}
-		cert, err := x509.ParseCertificate(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		if i > 0 && cert.CheckSignatureFrom(cert) == nil {
-			continue
-		}
-		chain = append(chain, block.Bytes)
+	if err != nil {
+		return nil, fmt.Errorf("certificate for %s from Vault PKI role %s/%s: %w; set use_csr_sans=false in the role", service, p.Mount, p.Role, err)
 	}
 	return chain, nil
 }

@@ -5,13 +5,10 @@ package daemon
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,9 +17,9 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
-	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/roster"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -50,7 +47,7 @@ type Links struct {
 	kind   fabric.NodeKind
 	client *link.Client
 	mtu    int
-	path   string
+	file   statefile.File[linksState]
 
 	mu  sync.Mutex
 	key link.PrivateKey
@@ -68,40 +65,27 @@ type linksState struct {
 func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 	l := &Links{
 		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
-		path:  filepath.Join(c.DataDir, "links.json"),
+		file:  statefile.File[linksState]{Path: filepath.Join(c.DataDir, "links.json"), What: "the key of the node's links"},
 		ports: map[fabric.NodeID]uint16{ZonePeer: wellknown.FirstLinkPort},
 	}
-	data, err := os.ReadFile(l.path)
+	kept, found, err := l.file.Read()
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case err != nil:
+		return nil, err
+	case !found:
 		if l.key, err = link.GenerateKey(); err != nil {
 			return nil, fmt.Errorf("make the key of the node's links: %w", err)
 		}
 		return l, l.save()
-	case err != nil:
-		return nil, fmt.Errorf("read the key of the node's links: %w", err)
-	}
-	var kept linksState
-	if err := json.Unmarshal(data, &kept); err != nil {
-		return nil, fmt.Errorf("read the key of the node's links %s: %w", l.path, err)
 	}
 	if l.key, err = link.ParsePrivateKey(kept.Key); err != nil {
-		return nil, fmt.Errorf("read the key of the node's links %s: %w", l.path, err)
+		return nil, fmt.Errorf("read the key of the node's links from %s: %w", l.file.Path, err)
 	}
 	l.ports = kept.Ports
 	return l, nil
 }
 
-func (l *Links) save() error {
-	data, err := json.Marshal(linksState{Key: l.key.Base64(), Ports: l.ports})
-	if err != nil {
-		return fmt.Errorf("encode the key of the node's links: %w", err)
-	}
-	if err := atomicfile.Write(l.path, data, 0o600); err != nil {
-		return fmt.Errorf("keep the key of the node's links: %w", err)
-	}
-	return nil
-}
+func (l *Links) save() error { return l.file.Write(linksState{Key: l.key.Base64(), Ports: l.ports}) }
 
 // statement is what the node publishes of its links.
 func (l *Links) statement(node fabric.NodeID) fabric.Link {

@@ -12,7 +12,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -27,9 +26,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/revision"
@@ -157,7 +156,7 @@ func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
 		return self, fmt.Errorf("register node %s: the controller's record is of %s %s", n.Config.NodeID(), self.Kind, self.ID())
 	}
-	return self, n.saveSelf(record)
+	return self, n.record().Write(record.Node)
 }
 
 // registerAgain publishes what has changed. Self stays: everything that runs was
@@ -197,32 +196,20 @@ func (n *Node) registration() (api.NodeRequest, error) {
 	return req, nil
 }
 
-func (n *Node) selfPath() string { return filepath.Join(n.Config.DataDir, "node.json") }
-
-func (n *Node) saveSelf(r fabric.NodeRecord) error {
-	data, err := json.Marshal(r.Node)
-	if err != nil {
-		return fmt.Errorf("encode the node record: %w", err)
-	}
-	if err := atomicfile.Write(n.selfPath(), data, 0o600); err != nil {
-		return fmt.Errorf("keep the node record: %w", err)
-	}
-	return nil
+// record is where the node's record is kept on disk.
+func (n *Node) record() statefile.File[fabric.Signed] {
+	return statefile.File[fabric.Signed]{Path: filepath.Join(n.Config.DataDir, "node.json"), What: "the node record"}
 }
 
 func (n *Node) loadSelf() error {
-	data, err := os.ReadFile(n.selfPath())
-	if errors.Is(err, fs.ErrNotExist) {
+	record, found, err := n.record().Read()
+	if err != nil {
+		return err
+	}
+	if !found {
 		return fmt.Errorf("node %s has never joined, so there is nothing on disk to start from", n.Config.NodeID())
 	}
-	if err != nil {
-		return fmt.Errorf("read the node record: %w", err)
-	}
-	var s fabric.Signed
-	if err := json.Unmarshal(data, &s); err != nil {
-		return fmt.Errorf("read the node record %s: %w", n.selfPath(), err)
-	}
-	return n.Identity.Keys().Verify(s, fabric.KindNode, &n.Self)
+	return n.Identity.Keys().Verify(record, fabric.KindNode, &n.Self)
 }
 
 // Run keeps identity, revision, roster, links and registration up to date and

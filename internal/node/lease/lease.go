@@ -11,10 +11,7 @@ package lease
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
 	"maps"
-	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -24,9 +21,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // Lease is a verified connectivity request in force.
@@ -37,7 +34,6 @@ type Lease struct {
 
 // Set is a set of leases, by endpoint. It is safe for concurrent use.
 type Set struct {
-	path  string
 	saved *coalesce.Func
 
 	mu  sync.Mutex
@@ -48,19 +44,17 @@ type Set struct {
 // file makes no sense: a crash of the machine can do that, but with it went what
 // the leases opened, and their holders will ask again.
 func Open(path string, log hclog.Logger) (*Set, error) {
-	l := &Set{path: path, set: map[string]Lease{}}
-	l.saved = coalesce.New(l.save)
-	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	// Workloads wait for the file to be written, and the leases are of no use after a reboot.
+	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
+	l := &Set{set: map[string]Lease{}}
+	l.saved = file.Saver(l.snapshot)
+	kept, _, err := file.Read()
+	if errors.Is(err, statefile.ErrCorrupt) {
+		log.Warn("cannot use the leases on disk, starting without leases", logkey.Error, err)
 		return l, nil
-	case err != nil:
-		return nil, fmt.Errorf("read the leases: %w", err)
 	}
-	var kept map[string]Lease
-	if err := json.Unmarshal(data, &kept); err != nil {
-		log.Warn("the leases on disk are of no use and start anew", logkey.Error, fmt.Errorf("decode %s: %w", path, err))
-		return l, nil
+	if err != nil {
+		return nil, err
 	}
 	maps.Copy(l.set, kept)
 	return l, nil
@@ -154,16 +148,8 @@ func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
 	return list
 }
 
-func (l *Set) save() error {
+func (l *Set) snapshot() map[string]Lease {
 	l.mu.Lock()
-	data, err := json.Marshal(l.set)
-	l.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("encode the leases: %w", err)
-	}
-	// Workloads wait for this, and the leases are of no use after a reboot.
-	if err := atomicfile.WriteLazily(l.path, data, 0o600); err != nil {
-		return fmt.Errorf("write the leases: %w", err)
-	}
-	return nil
+	defer l.mu.Unlock()
+	return maps.Clone(l.set)
 }

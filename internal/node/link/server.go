@@ -17,8 +17,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -58,7 +58,11 @@ func (s *Server) Run(ctx context.Context) error {
 			return fmt.Errorf("create the directory: %w", err)
 		}
 	}
-	lock, err := lockDir(s.config.RunDir)
+	// A second server would replace the sockets.
+	lock, err := dirlock.Lock(s.config.RunDir, "link.lock")
+	if errors.Is(err, dirlock.ErrLocked) {
+		return fmt.Errorf("lock %s: another `sif link` is running there", s.config.RunDir)
+	}
 	if err != nil {
 		return err
 	}
@@ -239,20 +243,6 @@ func (s *Server) closeDevices() {
 	for _, m := range s.devices {
 		s.remove(m)
 	}
-}
-
-// lockDir prevents a second server, which would replace the sockets, from using a run directory.
-// The kernel releases the lock when the process ends.
-func lockDir(dir string) (*os.File, error) {
-	f, err := os.OpenFile(filepath.Join(dir, "link.lock"), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("open the lock file: %w", err)
-	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock %s, is another `sif link` running there?: %w", f.Name(), err)
-	}
-	return f, nil
 }
 
 // listenUnix opens a socket that only root can use. It replaces one that a killed server left; the

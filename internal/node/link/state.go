@@ -4,14 +4,11 @@
 package link
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 
-	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // stateFile is a file in the data directory with the last desired state of the devices, from which
@@ -26,28 +23,25 @@ type savedDevice struct {
 	Peers      []Peer `json:"peers"`
 }
 
+func file(dir string) statefile.File[[]savedDevice] {
+	return statefile.File[[]savedDevice]{Path: filepath.Join(dir, stateFile), What: "the saved devices"}
+}
+
 // loadDevices returns no devices if the file does not exist.
 func loadDevices(dir string) ([]Device, error) {
-	path := filepath.Join(dir, stateFile)
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+	f := file(dir)
+	saved, _, err := f.Read()
 	if err != nil {
-		return nil, fmt.Errorf("read the saved devices: %w", err)
-	}
-	var saved []savedDevice
-	if err := json.Unmarshal(text, &saved); err != nil {
-		return nil, fmt.Errorf("decode the saved devices %s: %w", path, err)
+		return nil, err
 	}
 	var devices []Device
 	for _, s := range saved {
 		key, err := ParsePrivateKey(s.PrivateKey)
 		if err != nil {
-			return nil, fmt.Errorf("decode the saved devices %s: device %s: %w", path, s.Name, err)
+			return nil, fmt.Errorf("read the saved devices from %s: device %s: %w", f.Path, s.Name, err)
 		}
 		if err := errors.Join(validateName(s.Name), s.Interface.validate()); err != nil {
-			return nil, fmt.Errorf("decode the saved devices %s: %w", path, err)
+			return nil, fmt.Errorf("read the saved devices from %s: %w", f.Path, err)
 		}
 		devices = append(devices, Device{
 			Name: s.Name, Interface: s.Interface, ListenPort: s.ListenPort, PrivateKey: key, Peers: s.Peers,
@@ -65,12 +59,6 @@ func saveDevices(dir string, devices []Device) error {
 			ListenPort: d.ListenPort, Peers: d.Peers,
 		})
 	}
-	text, err := json.MarshalIndent(saved, "", "  ")
-	if err != nil {
-		return fmt.Errorf("encode the devices: %w", err)
-	}
-	if err := atomicfile.Write(filepath.Join(dir, stateFile), append(text, '\n'), 0o600); err != nil {
-		return fmt.Errorf("save the devices: %w", err)
-	}
-	return nil
+
+	return file(dir).Write(saved)
 }

@@ -8,14 +8,10 @@
 package number
 
 import (
-	"encoding/json"
 	"errors"
-	"fmt"
-	"io/fs"
-	"os"
 	"sync"
 
-	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // First is the lowest number given out; lower ones are left to the data path
@@ -24,7 +20,7 @@ const First = 16
 
 // Registry assigns numbers. It is safe for concurrent use.
 type Registry struct {
-	path string
+	file statefile.File[state]
 
 	mu    sync.Mutex
 	state state
@@ -39,16 +35,14 @@ type state struct {
 // Open reads the registry kept at path, or starts an empty one. A registry
 // that cannot be read is an error: guessing would reuse numbers.
 func Open(path string) (*Registry, error) {
-	r := &Registry{path: path, state: state{Next: First, Numbers: map[string]uint32{}}, names: map[uint32]string{}}
-	data, err := os.ReadFile(path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return r, nil
-	case err != nil:
-		return nil, fmt.Errorf("read the registry of numbers: %w", err)
+	r := &Registry{file: statefile.File[state]{Path: path, What: "the registry of numbers"}, names: map[uint32]string{}}
+	var found bool
+	var err error
+	if r.state, found, err = r.file.Read(); err != nil {
+		return nil, err
 	}
-	if err := json.Unmarshal(data, &r.state); err != nil {
-		return nil, fmt.Errorf("read the registry of numbers %s: %w", path, err)
+	if !found {
+		r.state = state{Next: First, Numbers: map[string]uint32{}}
 	}
 	for name, n := range r.state.Numbers {
 		r.names[n] = name
@@ -65,12 +59,13 @@ func (r *Registry) Of(name string) (uint32, error) {
 	}
 	n := r.state.Next
 	if n == 0 {
-		return 0, errors.New("the registry of numbers is exhausted; drain the node and remove " + r.path)
+		return 0, errors.New("the registry of numbers is exhausted; drain the node and remove " + r.file.Path)
 	}
 	r.state.Next++
 	r.state.Numbers[name] = n
 	r.names[n] = name
-	if err := r.save(); err != nil {
+	// It is on disk before the number is used, so that a crash can lose a number but never assign it twice.
+	if err := r.file.Write(r.state); err != nil {
 		r.state.Next--
 		delete(r.state.Numbers, name)
 		delete(r.names, n)
@@ -84,17 +79,4 @@ func (r *Registry) Name(n uint32) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.names[n]
-}
-
-// save writes the registry before a number is used, so that a crash can lose
-// a number but never give it out twice.
-func (r *Registry) save() error {
-	data, err := json.Marshal(r.state)
-	if err != nil {
-		return fmt.Errorf("encode the registry of numbers: %w", err)
-	}
-	if err := atomicfile.Write(r.path, data, 0o600); err != nil {
-		return fmt.Errorf("write the registry of numbers: %w", err)
-	}
-	return nil
 }

@@ -24,26 +24,16 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/vaultclient"
 )
 
 func newVault(c Config) (*vaultapi.Client, error) {
-	conf := vaultapi.DefaultConfig()
-	if conf.Error != nil {
-		return nil, fmt.Errorf("make a client of Vault: %w", conf.Error)
-	}
-	conf.Address = c.VaultAddress
-	conf.Timeout = 10 * time.Second
-	conf.MaxRetries = 1 // chores are repeated anyway
-	if c.VaultCAFile != "" {
-		if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACert: c.VaultCAFile}); err != nil {
-			return nil, fmt.Errorf("make a client of Vault: %w", err)
-		}
-	}
-	client, err := vaultapi.NewClient(conf)
+	client, err := vaultclient.New(c.VaultAddress, c.VaultCAFile)
 	if err != nil {
-		return nil, fmt.Errorf("make a client of Vault: %w", err)
+		return nil, err
 	}
-	client.ClearToken() // one from the environment is somebody else's
+	client.SetClientTimeout(10 * time.Second)
+	client.SetMaxRetries(1) // Run retries anyway
 	return client, nil
 }
 
@@ -172,9 +162,6 @@ func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error)
 	if err != nil {
 		return nil, nil, fmt.Errorf("have %s sign the certificate: %w", path, err)
 	}
-	if resp == nil {
-		return nil, nil, fmt.Errorf("have %s sign the certificate: the answer is empty", path)
-	}
 	chain, err := SignedChain(resp)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", path, err)
@@ -185,6 +172,9 @@ func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error)
 // SignedChain returns the chain (DER, leaf first, without self-signed
 // authorities) of an answer of Vault's pki/sign.
 func SignedChain(resp *vaultapi.Secret) ([][]byte, error) {
+	if resp == nil {
+		return nil, errors.New("the answer is empty")
+	}
 	leaf, _ := resp.Data["certificate"].(string)
 	text := []string{leaf}
 	authorities, _ := resp.Data["ca_chain"].([]any)
@@ -195,8 +185,8 @@ func SignedChain(resp *vaultapi.Secret) ([][]byte, error) {
 	var chain [][]byte
 	for i, t := range text {
 		block, _ := pem.Decode([]byte(t))
-		if block == nil {
-			return nil, errors.New("the answer holds no certificate")
+		if block == nil || block.Type != "CERTIFICATE" {
+			return nil, errors.New("the answer contains no certificate")
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {

@@ -5,16 +5,13 @@ package revision
 
 import (
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"path/filepath"
 	"slices"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // stateFile holds everything that a Follower must not forget. It is one file,
@@ -37,21 +34,8 @@ type mark struct {
 	Root     fabric.Hash `json:"root"`
 }
 
-func load(dir string) (saved, error) {
-	var s saved
-	path := filepath.Join(dir, stateFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return s, nil
-	}
-	if err != nil {
-		return s, fmt.Errorf("read the last revision: %w", err)
-	}
-	if err := json.Unmarshal(b, &s); err != nil {
-		// Forgetting the highest sequence would open the way for older ones.
-		return s, fmt.Errorf("read the last revision: decode %s: %w", path, err)
-	}
-	return s, nil
+func file(dir string) statefile.File[saved] {
+	return statefile.File[saved]{Path: filepath.Join(dir, stateFile), What: "the last revision"}
 }
 
 // save writes the state of f.
@@ -68,11 +52,7 @@ func (f *Follower) save() error {
 	}
 	f.mu.Unlock()
 	slices.SortFunc(s.Interests, fabric.CompareRefs)
-	b, err := json.Marshal(s)
-	if err != nil {
-		return err
-	}
-	return atomicfile.Write(filepath.Join(f.dir, stateFile), b, 0o600)
+	return file(f.dir).Write(s)
 }
 
 // restore takes over what load found, as far as it verifies. Everything that

@@ -70,8 +70,8 @@ func NewFollower(consul *consulapi.Client, dir, fabricName string, keys func() f
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the directory of the revision: %w", err)
 	}
-	s, err := load(dir)
-	if err != nil {
+	s, _, err := file(dir).Read()
+	if err != nil { // to forget the highest sequence would make older revisions acceptable
 		return nil, err
 	}
 	f := &Follower{

@@ -7,8 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -22,11 +20,11 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 const (
@@ -41,7 +39,7 @@ const (
 // Watcher watches the records. Its methods are safe for concurrent use.
 type Watcher struct {
 	consul *consulapi.Client
-	dir    string
+	file   statefile.File[map[string][]byte] // records by zone/node
 	verify verifier
 	log    hclog.Logger
 
@@ -62,22 +60,14 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 	}
 	w := &Watcher{
 		consul: consul,
-		dir:    dir,
+		file:   statefile.File[map[string][]byte]{Path: filepath.Join(dir, stateFile), What: "the roster"},
 		verify: verifier{fabricName, trustDomain, keys, roots},
 		log:    log,
 		held:   map[fabric.NodeID]entry{},
 	}
-	path := filepath.Join(dir, stateFile)
-	b, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return w, nil
-	}
+	records, _, err := w.file.Read()
 	if err != nil {
-		return nil, fmt.Errorf("read the roster: %w", err)
-	}
-	var records map[string][]byte
-	if err := json.Unmarshal(b, &records); err != nil {
-		return nil, fmt.Errorf("read the roster: decode %s: %w", path, err)
+		return nil, err
 	}
 	for name, record := range records {
 		id, err := fabric.ParseNodeID(name)
@@ -171,18 +161,11 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 }
 
 func (w *Watcher) save(held map[fabric.NodeID]entry) error {
-	records := map[fabric.NodeID][]byte{}
+	records := map[string][]byte{}
 	for id, e := range held {
-		records[id] = e.record
+		records[id.String()] = e.record
 	}
-	b, err := json.Marshal(records)
-	if err == nil {
-		err = atomicfile.Write(filepath.Join(w.dir, stateFile), b, 0o600)
-	}
-	if err != nil {
-		return fmt.Errorf("keep the roster on disk: %w", err)
-	}
-	return nil
+	return w.file.Write(records)
 }
 
 func (w *Watcher) troubled(err error) {

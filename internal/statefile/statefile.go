@@ -1,0 +1,64 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package statefile keeps the state of a daemon in a file, as JSON. It does not know what the state means.
+package statefile
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/coalesce"
+)
+
+// ErrCorrupt is returned for a file that can be read but does not contain a T.
+var ErrCorrupt = errors.New("the file is corrupt")
+
+// File is a file that contains a T, readable by its owner only.
+type File[T any] struct {
+	Path string
+	What string // what it contains, for messages: "the leases"
+	// Lazy leaves it to the kernel when the content goes to disk: for state that is of no use after a crash of the machine.
+	Lazy bool
+}
+
+// Read returns the content of the file. found is false if there is no file.
+func (f File[T]) Read() (v T, found bool, err error) {
+	data, err := os.ReadFile(f.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, false, nil
+	}
+	if err != nil {
+		return v, false, fmt.Errorf("read %s: %w", f.What, err)
+	}
+	if err := json.Unmarshal(data, &v); err != nil {
+		var none T
+		return none, true, fmt.Errorf("read %s from %s: %w: %w", f.What, f.Path, ErrCorrupt, err)
+	}
+	return v, true, nil
+}
+
+// Write replaces the content of the file. A crash leaves the old content or the new one.
+func (f File[T]) Write(v T) error {
+	data, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", f.What, err)
+	}
+	write := atomicfile.Write
+	if f.Lazy {
+		write = atomicfile.WriteLazily
+	}
+	if err := write(f.Path, data, 0o600); err != nil {
+		return fmt.Errorf("write %s: %w", f.What, err)
+	}
+	return nil
+}
+
+// Saver writes what snapshot returns, once for all who call it at the same time.
+func (f File[T]) Saver(snapshot func() T) *coalesce.Func {
+	return coalesce.New(func() error { return f.Write(snapshot()) })
+}

@@ -1,0 +1,70 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package statefile
+
+import (
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+
+	"github.com/shoenig/test/must"
+)
+
+func TestFile(t *testing.T) {
+	for _, lazy := range []bool{false, true} {
+		f := File[map[string]int]{Path: filepath.Join(t.TempDir(), "numbers.json"), What: "the numbers", Lazy: lazy}
+		v, found, err := f.Read()
+		must.NoError(t, err)
+		must.False(t, found)
+		must.Nil(t, v)
+
+		must.NoError(t, f.Write(map[string]int{"a": 1}))
+		text, err := os.ReadFile(f.Path)
+		must.NoError(t, err)
+		must.Eq(t, `{"a":1}`, string(text))
+		info, err := os.Stat(f.Path)
+		must.NoError(t, err)
+		must.Eq(t, 0o600, info.Mode())
+		v, found, err = f.Read()
+		must.NoError(t, err)
+		must.True(t, found)
+		must.Eq(t, map[string]int{"a": 1}, v)
+
+		// A file that is cut short is not taken for one that is missing.
+		must.NoError(t, os.WriteFile(f.Path, []byte(`{"a":1,"b"`), 0o600))
+		v, found, err = f.Read()
+		must.ErrorIs(t, err, ErrCorrupt)
+		must.ErrorContains(t, err, "read the numbers from "+f.Path)
+		must.True(t, found)
+		must.Nil(t, v)
+	}
+}
+
+func TestFileErrors(t *testing.T) {
+	dir := t.TempDir()
+	_, _, err := File[int]{Path: dir, What: "the number"}.Read()
+	must.ErrorContains(t, err, "read the number")
+	must.False(t, os.IsNotExist(err))
+	must.ErrorContains(t, File[int]{Path: filepath.Join(dir, "no", "file"), What: "the number"}.Write(1), "write the number")
+	must.ErrorContains(t, File[func()]{Path: filepath.Join(dir, "f"), What: "the function"}.Write(nil), "encode the function")
+}
+
+func TestSaver(t *testing.T) {
+	f := File[int64]{Path: filepath.Join(t.TempDir(), "n.json"), What: "the number"}
+	var n atomic.Int64
+	save := f.Saver(n.Load)
+	var all sync.WaitGroup
+	for range 100 {
+		all.Go(func() {
+			want := n.Add(1)
+			must.NoError(t, save.Call())
+			got, _, err := f.Read()
+			must.NoError(t, err)
+			must.GreaterEq(t, want, got) // the caller's change is on disk when Call returns
+		})
+	}
+	all.Wait()
+}
