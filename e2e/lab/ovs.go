@@ -44,7 +44,8 @@ func (l *Lab) raiseReceiveBuffer() error {
 	return sysctl(receiveBufferKey, strconv.Itoa(receiveBuffer))
 }
 
-// OVSRunDir is the directory of a processor's Open vSwitch sockets: db.sock, ovs-vswitchd.ctl, <bridge>.mgmt.
+// OVSRunDir is the directory of a processor's Open vSwitch sockets: db.sock, ovs-vswitchd.ctl,
+// <bridge>.mgmt.
 func (l *Lab) OVSRunDir(node string) string { return l.runDir(node, "ovs") }
 
 // OVSDatabase is the address of a processor's Open vSwitch database.

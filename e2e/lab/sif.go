@@ -25,7 +25,8 @@ const (
 	bridge         = "sif0"
 )
 
-// wireguardOverhead is what WireGuard adds to a packet, at most, in bytes: 80 over IPv6, 60 over IPv4.
+// wireguardOverhead is the most that WireGuard adds to a packet, in bytes: 80 over IPv6, 60 over
+// IPv4.
 const wireguardOverhead = 80
 
 // ControllerAddress is the address of the controller's API: HTTPS with the fabric's CA.
