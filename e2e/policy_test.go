@@ -192,7 +192,7 @@ func TestPolicyExplainNamesContractAndLayers(t *testing.T) {
 	r = world.sif(t, "explain", svc.alloc, news.alloc, "9002")
 	must.Eq(t, exitDropped, r.code, must.Sprint(r.stderr))
 	must.StrContains(t, r.stdout, "tcp/9002: dropped\n")
-	must.StrContains(t, r.stdout, "graph.sif.hcl:"+line+"): it opens ")
+	must.StrContains(t, r.stdout, "graph.sif.hcl:"+line+"): it allows ")
 	r = world.sif(t, "explain", news.alloc, svc.alloc, "9001")
 	must.Eq(t, exitDropped, r.code, must.Sprint(r.stderr))
 	must.StrContains(t, r.stdout, "it allows the opposite direction only")
