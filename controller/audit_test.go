@@ -31,7 +31,7 @@ func auditIn(t *testing.T, dir string, rotation Rotation) *audit {
 	return a
 }
 
-// auditFiles lists the log's files, the oldest first.
+// auditFiles lists the files of the log, oldest first.
 func auditFiles(t *testing.T, dir string) []string {
 	t.Helper()
 	old, err := filepath.Glob(filepath.Join(dir, "audit-*.log"))
@@ -54,9 +54,8 @@ func auditLines(t *testing.T, files ...string) (entries []auditEntry) {
 	return entries
 }
 
-// Whatever is written, in however many runs: the files hold the newest
-// entries, in order and whole; none is larger than it may be, and there are no
-// more than there may be.
+// After any number of writes and restarts, the files contain the newest entries, complete and in order. No file is too large,
+// and there are not too many.
 func TestAuditRotation(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp(t.TempDir(), "")
@@ -100,20 +99,20 @@ func TestAuditReopen(t *testing.T) {
 	path, moved := filepath.Join(dir, auditFile), filepath.Join(dir, "audit.log.1")
 	must.NoError(t, a.write(auditEntry{Target: "1"}))
 	must.NoError(t, os.Rename(path, moved))
-	must.NoError(t, a.write(auditEntry{Target: "2"})) // nobody said anything yet
+	must.NoError(t, a.write(auditEntry{Target: "2"})) // the file was moved away, but reopen was not called yet
 	must.NoError(t, a.reopen())
 	must.NoError(t, a.write(auditEntry{Target: "3"}))
 	must.Len(t, 2, auditLines(t, moved))
 	must.Eq(t, "3", auditLines(t, path)[0].Target)
 
-	// If there is no new file, the old one will do.
+	// If the new file cannot be opened, the old one stays in use.
 	must.NoError(t, os.Remove(path))
 	must.NoError(t, os.Mkdir(path, 0o700))
 	must.ErrorContains(t, a.reopen(), "open the audit log")
 	must.NoError(t, a.write(auditEntry{Target: "4"}))
 }
 
-// What a broken write left does not spoil the entries after it.
+// An incomplete line does not spoil the entries after it.
 func TestAuditTornLine(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, auditFile)
@@ -128,8 +127,8 @@ func TestAuditTornLine(t *testing.T) {
 	must.StrContains(t, lines[2], `"target":"2"`)
 }
 
-// Every change is recorded, accepted or refused, whoever asked; what changes
-// nothing only if it is forbidden.
+// Every change is recorded, accepted or refused, from any caller. A call that changes nothing is recorded only if the caller
+// may not make it.
 func testRecorded(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	reader := w.clientOf(t, at(c, tokenKinds["vault token"](t, w, []string{"sif-read-app"})))
@@ -185,7 +184,7 @@ func testRecorded(t *testing.T, w *world) {
 		{"read", func() error { _, err := c.operator.Status(ctx); return err }, nil},
 		{"not to be read", func() error { _, err := stranger.Status(ctx); return err }, nil},
 	} {
-		_ = tt.call() // whether it is refused is what the log says
+		_ = tt.call() // the log shows whether it was refused
 		lines := auditLines(t, filepath.Join(c.dir, auditFile))
 		fresh := lines[seen:]
 		seen = len(lines)
@@ -201,14 +200,14 @@ func testRecorded(t *testing.T, w *world) {
 		must.StrHasPrefix(t, "127.0.0.1:", e.Remote)
 	}
 
-	// What cannot be recorded has failed, whatever came of it.
+	// A call that cannot be recorded fails, even if it was accepted.
 	must.NoError(t, c.audit.Close())
 	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(ported("app", 81))})
 	must.StrContains(t, code(t, api.CodeInternal, err).Message, "write the audit log")
 	must.NoError(t, c.audit.reopen())
 }
 
-// Rotating goes wrong without a loss, and only files of the log are removed.
+// A rotation that fails loses no entries, and only files of the log are deleted.
 func TestAuditRotationInTrouble(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, auditFile)

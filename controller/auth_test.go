@@ -39,13 +39,13 @@ func TestAuth(t *testing.T) {
 	t.Run("who it was", func(t *testing.T) { testActors(t, w) })
 }
 
-// show is a token as a client shows it.
+// show is a token in the form in which a client sends it.
 type show = api.Config
 
 func consulToken(secret string) show { return show{Token: secret} }
 func vaultToken(secret string) show  { return show{VaultToken: secret} }
 
-// tokenKinds are the ways to come by permissions of given names.
+// tokenKinds are the ways to create a token with permissions of given names.
 var tokenKinds = map[string]func(t *testing.T, w *world, names []string) show{
 	"consul policies": func(t *testing.T, w *world, names []string) show {
 		return consulToken(w.consulToken(t, &consulapi.ACLToken{Policies: w.consulPolicies(t, names)}).SecretID)
@@ -110,7 +110,7 @@ func testPermissions(t *testing.T, w *world) {
 		"dump": func(c *api.Client) error {
 			_, _, err := c.Dumps(ctx, []fabric.NodeID{{Zone: "aws1", Name: "nobody"}})
 			if api.IsCode(err, api.CodeNotFound) {
-				return nil // he may ask, but there is no such node
+				return nil // the call is permitted, but there is no such node
 			}
 			return err
 		},
@@ -121,7 +121,7 @@ func testPermissions(t *testing.T, w *world) {
 	for kind, made := range tokenKinds {
 		for _, holder := range []struct {
 			names []string
-			may   string // calls, by commas
+			may   string // calls, separated by commas
 			sees  int
 		}{
 			{[]string{"sif-read"}, "read,status,diff,plan rollback,dump,explain own,explain both", 2},
@@ -138,7 +138,7 @@ func testPermissions(t *testing.T, w *world) {
 				what := must.Sprint(kind, holder.names, name)
 				may := strings.Contains(","+holder.may+",", ","+name+",")
 				switch {
-				case may && name == "delete other": // the next holder counts on it
+				case may && name == "delete other": // the next token needs the domain
 				case may:
 					must.NoError(t, call(client), what)
 				default:
@@ -167,14 +167,14 @@ func testPermissions(t *testing.T, w *world) {
 	}
 }
 
-// at is a client's configuration for a controller.
+// at returns the configuration of a client for a controller.
 func at(c *running, s show) api.Config {
 	s.Address = c.address
 	return s
 }
 
-// Superusers of Consul and Vault are operators; who merely has a policy or
-// role of that name, or has it at second hand, is not.
+// Superusers of Consul and Vault are operators. A token that has only a policy or role of that name, or has the policy only
+// through a role or entity, is not.
 func testOperators(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	named := []string{"global-management"}
@@ -198,11 +198,11 @@ func testOperators(t *testing.T, w *world) {
 			code(t, api.CodeForbidden, err)
 		}
 	}
-	// What setup writes into Vault suffices.
+	// The policy that package setup writes into Vault is enough.
 	reader := vaultToken(w.vaultToken(t, &vaultapi.TokenCreateRequest{Policies: []string{setup.ReadPolicy}, NoDefaultPolicy: true}))
 	_, err := w.clientOf(t, at(c, reader)).Status(ctx)
 	must.NoError(t, err)
-	// A node's certificate is no operator's token, nor the other way round.
+	// A node's certificate is not accepted instead of an operator's token, nor the other way round.
 	_, err = w.node(t, c, "w1").Graph(ctx)
 	code(t, api.CodeForbidden, err)
 	_, err = c.operator.RegisterNode(ctx, api.NodeRequest{})
@@ -241,7 +241,7 @@ func testRefusedTokens(t *testing.T, w *world) {
 	}{
 		"none":                  {show{}, http.StatusUnauthorized, "set SIF_TOKEN to a Consul ACL token, or SIF_VAULT_TOKEN to a Vault token"},
 		"unknown to Consul":     {consulToken("11111111-2222-3333-4444-555555555555"), http.StatusForbidden, "Consul does not accept the token"},
-		"a node's":              {consulToken(w.tokens.Nodes["aws1/w1"]), http.StatusForbidden, "sif-operator"},
+		"a node's":              {consulToken(w.tokens.Nodes[fabric.NodeID{Zone: "aws1", Name: "w1"}]), http.StatusForbidden, "sif-operator"},
 		"deleted in Consul":     {consulToken(deleted.SecretID), http.StatusForbidden, "Consul does not accept the token"},
 		"its role is gone":      {consulToken(bereft.SecretID), http.StatusForbidden, "none of the Consul policies or roles"},
 		"unknown to Vault":      {vaultToken("hvs.nobody"), http.StatusForbidden, "Vault does not accept the token"},
@@ -262,7 +262,7 @@ func testRefusedTokens(t *testing.T, w *world) {
 		}
 	}
 
-	// Both kinds at once: whose permissions count is not guessed.
+	// Both kinds at once are refused, because their permissions may differ.
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "/v1/status", nil)
 	must.NoError(t, err)
 	req.Header.Set(api.TokenHeader, w.tokens.Operator)
@@ -277,7 +277,7 @@ func testRefusedTokens(t *testing.T, w *world) {
 	_, err = c.Controller.operator(ctx, req)
 	must.NoError(t, err)
 
-	// A controller that may not read roles refuses, and says what it lacks.
+	// A controller that may not read roles refuses the token, and names the permission that it lacks.
 	poor := w.consulClient(t, w.consulToken(t, &consulapi.ACLToken{Policies: w.consulPolicies(t, []string{"nothing"})}).SecretID)
 	withRole := tokenKinds["consul roles with these policies"](t, w, []string{"sif-operator"})
 	_, err = consulAccess(ctx, poor, withRole.Token)
@@ -290,7 +290,7 @@ func testRefusedTokens(t *testing.T, w *world) {
 	code(t, api.CodeUnavailable, err)
 }
 
-// A Vault that does not answer refuses nobody: it is not there.
+// A Vault that does not answer is reported as unavailable, not as a refusal.
 func TestVaultIsAway(t *testing.T) {
 	_, vault := testhost.Vault(t)
 	_, err := vaultAccess(t.Context(), vault, vault.Token())
@@ -306,7 +306,7 @@ func TestVaultIsAway(t *testing.T) {
 	}
 }
 
-// The history and the audit log name who it was, and never by the secret.
+// The history and the audit log name the caller, never by the secret.
 func testActors(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	consul := w.consulToken(t, &consulapi.ACLToken{Description: "anna\x1b[31m", Policies: w.consulPolicies(t, []string{"sif-operator"})})
@@ -341,7 +341,7 @@ func testActors(t *testing.T, w *world) {
 	}
 }
 
-// consulPolicies makes policies of these names, without rules.
+// consulPolicies creates policies with these names, without rules.
 func (w *world) consulPolicies(t *testing.T, names []string) (links []*consulapi.ACLTokenPolicyLink) {
 	t.Helper()
 	for _, name := range names {
@@ -354,7 +354,7 @@ func (w *world) consulPolicies(t *testing.T, names []string) (links []*consulapi
 	return links
 }
 
-// consulRole makes a role, unless there is one of its name.
+// consulRole creates a role, unless one with its name exists.
 func (w *world) consulRole(t *testing.T, name string, policies ...string) *consulapi.ACLTokenRoleLink {
 	t.Helper()
 	role, _, err := w.consul.ACL().RoleReadByName(name, nil)
@@ -373,7 +373,7 @@ func (w *world) consulToken(t *testing.T, token *consulapi.ACLToken) *consulapi.
 	return made
 }
 
-// consulLogin logs in by an auth method whose binding rule gives the role.
+// consulLogin logs in with an auth method whose binding rule gives the role.
 func (w *world) consulLogin(t *testing.T, role *consulapi.ACLTokenRoleLink) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -417,7 +417,7 @@ func (w *world) vaultWrite(t *testing.T, path string, data map[string]any) *vaul
 
 const vaultPassword = "correct horse"
 
-// vaultUser makes a user who can log in with a password, and his entity.
+// vaultUser creates a user who can log in with a password, and the user's entity.
 func (w *world) vaultUser(t *testing.T) (user, entity string) {
 	t.Helper()
 	auths, err := w.vaultRoot.Sys().ListAuth()

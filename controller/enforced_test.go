@@ -16,12 +16,12 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 )
 
-// reader makes a client whose token carries policies of these names.
+// reader returns a client whose token has policies with these names.
 func (w *world) reader(t *testing.T, c *running, names ...string) *api.Client {
 	return w.clientOf(t, at(c, tokenKinds["consul policies"](t, w, names)))
 }
 
-// answerDumps does the tasks of a node until the test ends.
+// answerDumps carries out the tasks of a node until the test ends.
 func (n *testNode) answerDumps(t *testing.T, result func() api.TaskResult) {
 	ctx := t.Context()
 	go func() {
@@ -42,8 +42,8 @@ func (n *testNode) answerDumps(t *testing.T, result func() api.TaskResult) {
 	}()
 }
 
-// What nodes enforce is read with the permission to read: all of it with that
-// for every domain, and what concerns a flow with that for its two ends.
+// Reading everything that nodes enforce needs the permission to read every domain. An explanation of a flow needs it only for
+// the domains of its two parties.
 func testEnforced(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"), testDomain("news"))})

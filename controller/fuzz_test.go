@@ -17,9 +17,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// FuzzRequestBody throws bodies at every route's decoder. What decodes as a
-// change of the graph is planned too: that must not fail in another way than
-// by a refusal, and the plan must survive being kept in a file.
+// FuzzRequestBody decodes bodies as the requests of all routes. A body that decodes as a change of the graph is planned too.
+// This must not fail except with a refusal, and the plan must be the same after it was stored in a file.
 func FuzzRequestBody(f *testing.F) {
 	for _, v := range []any{
 		api.GraphRequest{Domains: domains(testDomain("app")), Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{To: fabric.Labels{"domain": "app"}}}}}},

@@ -31,7 +31,7 @@ func TestHistory(t *testing.T) {
 	t.Run("blocking reads", func(t *testing.T) { testBlocking(t, w) })
 }
 
-// ported is testDomain with other ports.
+// ported returns testDomain with other ports.
 func ported(name string, port uint16) *fabric.Domain {
 	d := testDomain(name)
 	d.Contracts[0].Rules[0].Ports = []fabric.PortRange{{From: port, To: port}}
@@ -49,7 +49,7 @@ func testPlan(t *testing.T, w *world) {
 	_, _, err = revision.ReadCurrent(ctx, w.consul)
 	must.ErrorIs(t, err, revision.ErrNoRevision)
 
-	// A plan survives its file, and only unaltered.
+	// A plan can be read from its file, unless it was altered.
 	data, err := json.Marshal(plan)
 	must.NoError(t, err)
 	var kept api.Plan
@@ -62,7 +62,7 @@ func testPlan(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Eq(t, plan.Root, reply.Pointer.Root)
 
-	// The state moved on.
+	// The graph was changed after the plan.
 	second, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(ported("app", 81))})
 	must.NoError(t, err)
 	must.Len(t, 2, second.Delta.Reach)
@@ -71,7 +71,7 @@ func testPlan(t *testing.T, w *world) {
 	_, err = c.operator.Apply(ctx, second.Apply())
 	code(t, api.CodeConflict, err)
 
-	// A request that does not lead where the plan says.
+	// A request that leads to another root than the planned one.
 	wrong := second.Apply()
 	sequence := uint64(2)
 	wrong.CAS = &sequence
@@ -83,7 +83,7 @@ func testPlan(t *testing.T, w *world) {
 	must.False(t, same.Changed)
 	must.True(t, same.Delta.Empty())
 
-	// What stands against a plan is in it.
+	// A plan contains the problems that prevent it.
 	bad := testDomain("app")
 	bad.Contracts[0].Responders[0].Name = "svx"
 	refused, err := c.operator.Plan(ctx, api.GraphRequest{Domains: domains(bad)})
@@ -91,7 +91,7 @@ func testPlan(t *testing.T, w *world) {
 	must.Len(t, 1, refused.Problems)
 	must.True(t, refused.Root.IsZero())
 
-	// Live endpoints and connections.
+	// A plan contains the live endpoints and connections that it affects.
 	c.table.mu.Lock()
 	c.table.grants[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "alloc"}] = &grant{admission: fabric.Admission{Service: fabric.Ref{Domain: "app", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
 	c.table.grants[kvkey.Admission{Node: fabric.NodeID{Zone: "aws1", Name: "w1"}, Endpoint: "stranger"}] = &grant{admission: fabric.Admission{Service: fabric.Ref{Domain: "other", Name: "svc"}, Expires: time.Now().Add(time.Hour)}}
@@ -145,7 +145,7 @@ func testRollback(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Eq(t, 1, history.Changes[0].Rollback)
 
-	// What is handed out verifies as far as the wire carries it.
+	// What the API returns can be verified by the client.
 	anchor := &signature.Anchor{Keys: c.cfg.Identity.Keys(), Source: "Vault"}
 	must.Eq(t, signature.Finding{State: signature.Verified, Source: "Vault"}, signature.Check(anchor, history.Signed, history.Pointer))
 	must.NoError(t, signature.History(history.Pointer, history.Changes))
@@ -162,7 +162,7 @@ func testRollback(t *testing.T, w *world) {
 		}
 	}
 
-	// A controller that starts anew, with its memory and without, knows it all.
+	// A controller that is restarted, with its stored revision or without, knows the whole history.
 	c.stop()
 	for _, dir := range []string{c.dir, t.TempDir()} {
 		again := w.start(t, dir, nil, false)
@@ -172,7 +172,7 @@ func testRollback(t *testing.T, w *world) {
 		again.stop()
 	}
 
-	// An entry that was altered is not believed.
+	// An altered entry is refused.
 	entry := history.Pointer.Change
 	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: kvkey.Object(entry).String(), Value: []byte(`{"sequence":4}`)}, nil)
 	must.NoError(t, err)
@@ -194,7 +194,7 @@ func testGuardrails(t *testing.T, w *world) {
 	must.Len(t, 1, plan.Problems)
 	must.Len(t, 1, plan.Delta.Reach)
 
-	// They outlive restarts.
+	// They are still there after a restart.
 	c.stop()
 	for _, dir := range []string{c.dir, t.TempDir()} {
 		again := w.start(t, dir, nil, false)
@@ -210,7 +210,7 @@ func testGuardrails(t *testing.T, w *world) {
 	_, err = c.operator.Apply(ctx, api.GraphRequest{RemoveGuardrails: []string{"no-app"}})
 	code(t, api.CodeNotFound, err)
 
-	// A contract waits for consent, and is told so.
+	// A contract that waits for consent is reported.
 	foreign := testDomain("app")
 	foreign.Contracts[0].Responders = []fabric.Ref{{Domain: "news", Name: "svc"}}
 	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(foreign, testDomain("news"))})
@@ -244,7 +244,7 @@ func testCollect(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Zero(t, removed)
 
-	// Everything that is kept is whole; the rest is gone.
+	// The revisions of the history are complete; all other objects were deleted.
 	c.stop()
 	again := w.start(t, t.TempDir(), nil, false)
 	history, err := again.operator.History(ctx)
@@ -265,7 +265,7 @@ func testCollect(t *testing.T, w *world) {
 	_, err = again.operator.Rollback(ctx, api.RollbackRequest{Revision: 6})
 	must.NoError(t, err)
 
-	// If a kept revision cannot be read in full, nothing is removed.
+	// If a revision of the history cannot be read in full, nothing is deleted.
 	again.policy.keep = 2
 	var root fabric.Root
 	must.NoError(t, revision.ReadObject(ctx, w.consul, history.Changes[0].Root, &root))
@@ -277,8 +277,8 @@ func testCollect(t *testing.T, w *world) {
 	must.Eq(t, before, objects(t, w))
 }
 
-// Applies that bring old objects back, by two controllers, while two collect
-// as much as they can: whatever the pointer names is there.
+// Two controllers apply changes that need deleted objects again, while two delete as many objects as they can. All objects of
+// the revision in force exist at any time.
 func testCollectConcurrent(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	cfg := c.cfg
@@ -297,7 +297,7 @@ func testCollectConcurrent(t *testing.T, w *world) {
 					return
 				default:
 				}
-				n, _ := p.collect(ctx) // conflicts are what this is about
+				n, _ := p.collect(ctx) // conflicts are expected
 				if p == second {
 					removed += n
 				}
@@ -314,7 +314,7 @@ func testCollectConcurrent(t *testing.T, w *world) {
 	appliers.Wait()
 	close(done)
 	collectors.Wait()
-	must.NoError(t, second.load(ctx)) // the last change may be the other's
+	must.NoError(t, second.load(ctx)) // the other controller may have made the last change
 	_, err := second.collect(ctx)
 	must.NoError(t, err)
 	held := second.current.Load()
@@ -374,7 +374,7 @@ func testBlocking(t *testing.T, w *world) {
 	must.Greater(t, index, next)
 	must.Eq(t, 1, status.Nodes[0].Sequence)
 
-	// Reads that wait do not keep a controller from stopping.
+	// Long polls do not prevent a controller from stopping.
 	_, index, err = c.operator.WatchGraph(ctx, api.Query{})
 	must.NoError(t, err)
 	go func() {

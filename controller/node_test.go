@@ -73,7 +73,7 @@ func testRegistration(t *testing.T, w *world) {
 		must.Error(t, err, must.Sprint(name))
 	}
 
-	// A record that was altered is not believed, and mended by its node.
+	// An altered record is refused, and replaced when its node registers again.
 	must.NoError(t, putString(w, kvkey.Node{Zone: "aws1", Name: "w1"}.String(), "{}"))
 	c.stop()
 	c = w.start(t, c.dir, nil, false)
@@ -105,12 +105,10 @@ func putString(w *world, key, value string) error {
 func testLink(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
-	statement := func(of string, signer *testNode, key byte) api.NodeRequest {
+	statement := func(of fabric.NodeID, signer *testNode, key byte) api.NodeRequest {
 		public := make([]byte, 32)
 		public[0] = key
-		id, err := fabric.ParseNodeID(of)
-		must.NoError(t, err)
-		link, err := json.Marshal(fabric.Link{Node: id, PublicKey: public, Ports: map[fabric.NodeID]uint16{{}: 51820}})
+		link, err := json.Marshal(fabric.Link{Node: of, PublicKey: public, Ports: map[fabric.NodeID]uint16{{}: 51820}})
 		must.NoError(t, err)
 		sig, chain, err := signer.source.Sign(fabric.LinkSigningInput(link))
 		must.NoError(t, err)
@@ -124,7 +122,7 @@ func testLink(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Eq(t, "/node/aws1/w1", signer.SPIFFE())
 
-	// Registering without a link keeps the one on record.
+	// Registering without a link keeps the stored link.
 	record, err = w1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.7")})
 	must.NoError(t, err)
 	must.Eq(t, req.Link, record.Link)
@@ -228,7 +226,7 @@ func testAdmission(t *testing.T, w *world) {
 	must.NoError(t, w1.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &a))
 	must.Eq(t, "twice/proxy >twice/frontend", a.Identity().Key())
 
-	// Another node's allocation, a node without workloads, an unknown one.
+	// An allocation of another node, a processor node, and an unknown allocation.
 	_, err = w2.Admit(ctx, request4(1, 10))
 	code(t, api.CodeAddress, err)
 	req := request4(1, 0)
@@ -273,7 +271,7 @@ func testAddresses(t *testing.T, w *world) {
 	_, err = w1.Admit(ctx, outside)
 	code(t, api.CodeAddress, err)
 
-	// An endpoint that changes its addresses leaves the old ones at rest.
+	// If an endpoint changes its addresses, the old ones rest.
 	must.NoError(t, admit(1, 11))
 	must.StrContains(t, code(t, api.CodeAddress, admit(2, 10)).Message, "rests until")
 	must.NoError(t, admit(1, 10))
@@ -285,7 +283,7 @@ func testAddresses(t *testing.T, w *world) {
 	must.NoError(t, admit(1, 10)) // its own
 	must.NoError(t, w1.Release(ctx, allocation(1)))
 
-	// The table outlives the controller; rest ends after ten minutes.
+	// The table is still there after a restart of the controller. Addresses rest for ten minutes.
 	c.stop()
 	c = w.start(t, c.dir, scheduler, false)
 	w1 = w.node(t, c, "w1")
@@ -345,7 +343,7 @@ func testCertificate(t *testing.T, w *world) {
 	code(t, api.CodeForbidden, err)
 	_, err = w1.Certificate(ctx, api.CertificateRequest{Service: fabric.Ref{Domain: "app", Name: "proxy"}, CSR: own})
 	code(t, api.CodeForbidden, err)
-	// What the request itself asks to be called does not get through.
+	// The names in the signing request are ignored.
 	for _, id := range []string{"/app/proxy", "/node/aws1/w1", "/controller"} {
 		_, err = w1.Certificate(ctx, api.CertificateRequest{Service: service, CSR: csr(t, "spiffe://"+trustDomain+id)})
 		must.Error(t, err, must.Sprint(id))
@@ -383,7 +381,7 @@ func testTasks(t *testing.T, w *world) {
 			t.Error(err)
 		}
 	}()
-	go func() { // the node that sends, only when the other observes
+	go func() { // the node that sends, but only when the other one observes
 		tasks, err := w1.Tasks(ctx, 10*time.Second)
 		if err != nil || len(tasks) != 1 || tasks[0].Nonce != 7 {
 			t.Errorf("w1 got %v, %v", tasks, err)

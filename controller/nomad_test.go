@@ -19,7 +19,7 @@ import (
 
 const nomadBootstrap = "2b778dd9-f5f1-6f29-b4b4-9a5fa948757a"
 
-// A real Nomad with ACLs, whose only client is our node aws1/w1.
+// A real Nomad with ACLs, whose only client is node aws1/w1.
 func TestNomad(t *testing.T) {
 	testhost.RequireRoot(t)
 	w := newWorld(t)
@@ -74,7 +74,7 @@ acl {
 	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
 	must.Eq(t, []fabric.Check{{Protocol: fabric.TCP, Port: 8080}, {Protocol: fabric.TCP, Port: 9100}}, a.Checks)
 
-	// Whatever node it was expected on, it is where it is.
+	// The expected node has no influence on the answer.
 	nomad := Nomad{Client: func() *nomadapi.Client { return root }}
 	place, err := nomad.Placement(ctx, web, "")
 	must.NoError(t, err)
@@ -84,15 +84,15 @@ acl {
 		must.Eq(t, place, again)
 	}
 
-	// A node that got hold of another node's allocation.
+	// A node asks for the allocation of another node.
 	_, err = admit(w2, web, 10)
 	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, `was not placed on node aws1/w2: Nomad placed it on node "w1" of datacenter "aws1"`)
 
-	// The prefix of an allocation's ID is not the allocation.
+	// A prefix of an allocation's ID does not name the allocation.
 	_, err = admit(w1, web[:8]+"-0000-0000-0000-000000000000", 11)
 	code(t, api.CodeNotPlaced, err)
 
-	// The same job name, and the same service block, in another namespace.
+	// The same job name and the same service block in another namespace.
 	foreign := runJob(t, root, "other", "app-web", "proxy", nil)
 	_, err = admit(w1, foreign, 11)
 	must.StrContains(t, code(t, api.CodeNoSelector, err).Message,
@@ -113,7 +113,7 @@ acl {
 	must.SliceContains(t, e.Details.Tried, `app/svc: nomad(namespace=default, job=app): job is "stray"`)
 	must.SliceContains(t, e.Details.Tried, `app/news: consul(service=news): its services are stray-http`)
 
-	// A stopped one.
+	// A stopped allocation.
 	_, _, err = root.Jobs().Deregister("stray", false, nil)
 	must.NoError(t, err)
 	eventually(t, func() error {
@@ -124,7 +124,7 @@ acl {
 		return nil
 	})
 
-	// Without Nomad nothing is admitted.
+	// Nothing is admitted while Nomad cannot be reached.
 	_, err = Nomad{Client: func() *nomadapi.Client {
 		c, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://127.0.0.1:1"})
 		must.NoError(t, err)
@@ -133,9 +133,8 @@ acl {
 	must.ErrorContains(t, err, "ask Nomad for allocation "+web)
 }
 
-// runJob runs a job of one group, that sleeps, and returns the ID of its
-// allocation. It has a service "<job>-http", with checks, and one for each
-// name in services.
+// runJob runs a job with one group that sleeps, and returns the ID of its allocation. The job has the service "<job>-http",
+// with checks, and a service for each name in services.
 func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string, meta map[string]string, services ...string) string {
 	t.Helper()
 	job := nomadapi.NewServiceJob(name, name, "global", 50)

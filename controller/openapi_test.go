@@ -26,12 +26,11 @@ var update = flag.Bool("update", false, "write api/openapi.json anew")
 
 const openapiFile = "../api/openapi.json"
 
-// object keeps nothing of the order of its keys; encoding/json sorts them.
+// object is a JSON object. encoding/json sorts its keys.
 type object = map[string]any
 
-// TestOpenAPI generates the description of the API from the routes that are
-// served and the types that they decode and encode, and compares it with the
-// one in the tree.
+// TestOpenAPI generates the description of the API from the routes and the types of their requests and replies, and compares
+// it with api/openapi.json.
 func TestOpenAPI(t *testing.T) {
 	s := schemas{}
 	paths := object{}
@@ -74,13 +73,13 @@ func TestOpenAPI(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, string(have), string(data), must.Sprint("run: go test ./controller -run TestOpenAPI -update"))
 
-	// Every reference leads somewhere.
+	// Every reference has a target.
 	for _, ref := range regexp.MustCompile(`"#/components/schemas/([^"]+)"`).FindAllSubmatch(data, -1) {
 		must.MapContainsKey(t, s, string(ref[1]))
 	}
 }
 
-// schemas are the types that were met, by name.
+// schemas contains the schemas of structs by the name of the type.
 type schemas map[string]any
 
 func (s schemas) operation(t *testing.T, r route, urlPath string) object {
@@ -162,7 +161,7 @@ func (s schemas) of(t reflect.Type) object {
 	case reflect.Struct:
 		name := path.Base(t.PkgPath()) + "." + t.Name()
 		if _, met := s[name]; !met {
-			s[name] = nil // it may contain itself
+			s[name] = nil // the type may contain itself
 			properties := object{}
 			required := map[string]bool{}
 			s.fields(t, properties, required)

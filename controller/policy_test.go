@@ -102,8 +102,7 @@ func testBadGraphs(t *testing.T, w *world) {
 	must.ErrorIs(t, err, revision.ErrNoRevision)
 }
 
-// Two controllers at once, as if both believed to lead, each with several
-// applies under way.
+// Two controllers that both consider themselves the leader, each with several applies at once.
 func testConcurrent(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	cfg := c.cfg
@@ -191,13 +190,13 @@ func testTampered(t *testing.T, w *world) {
 	must.NoError(t, err)
 	refused("it was deleted, but this controller has seen sequence 2")
 
-	// A restart does not make it forget.
+	// The controller knows the sequence after a restart.
 	put(older.Value)
 	c.stop()
 	c = w.start(t, c.dir, nil, false)
 	refused("it has sequence 1, but this controller has seen 2")
 
-	// The documented way back.
+	// The documented recovery.
 	kept, err := os.ReadFile(filepath.Join(c.dir, "revision", "pointer.json"))
 	must.NoError(t, err)
 	must.Eq(t, string(newest.Value), string(kept))
@@ -211,7 +210,7 @@ func testTampered(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.MapLen(t, 3, g.Graph.Domains)
 
-	// A controller that remembers nothing takes the graph from the store.
+	// A controller without a stored revision reads the graph from Consul.
 	c.stop()
 	c = w.start(t, t.TempDir(), nil, false)
 	g2, err := c.operator.Graph(ctx)
@@ -232,7 +231,7 @@ func testAlteredObject(t *testing.T, w *world) {
 	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: key, Value: []byte(`{"name":"app"}`)}, nil)
 	must.NoError(t, err)
 
-	// A controller without memory does not believe it ...
+	// A controller without a stored revision refuses the altered object ...
 	c.stop()
 	other := w.start(t, t.TempDir(), nil, false)
 	_, err = other.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("new"))})
@@ -240,7 +239,7 @@ func testAlteredObject(t *testing.T, w *world) {
 	must.StrContains(t, e.Message, "it was altered")
 	other.stop()
 
-	// ... the one that remembers writes it again when the graph is applied.
+	// ... and one that has it writes it again when the graph is applied.
 	c = w.start(t, c.dir, nil, false)
 	reply, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
 	must.NoError(t, err)
@@ -269,8 +268,8 @@ func testLeadership(t *testing.T, w *world) {
 		return err
 	})
 
-	// A controller that was killed left a session that holds the lock: the
-	// next one on the same data directory need not wait for it to expire.
+	// The session of a killed controller still holds the lock. The next controller with the same data directory does not wait
+	// for its expiry.
 	second.stop()
 	left, _, err := w.consul.Session().CreateNoChecks(&consulapi.SessionEntry{TTL: "600s", LockDelay: time.Millisecond}, nil)
 	must.NoError(t, err)

@@ -16,7 +16,7 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// many is the graph that the goals of docs/performance.md are about, in force.
+// many starts a controller with the large graph of docs/performance.md in force.
 type many struct {
 	*running
 	graph *fabric.Graph
@@ -31,8 +31,8 @@ func newMany(b *testing.B) *many {
 	return m
 }
 
-// change returns a request for another port in one contract: with the domain of
-// that contract, or with the whole graph as it lies in an operator's files.
+// change returns a request that changes a port of one contract. It contains the domain of that contract, or the whole graph as
+// an operator's files would.
 func (m *many) change(whole bool) api.GraphRequest {
 	m.port++
 	d := *m.graph.Domains["d00500"]
@@ -46,8 +46,7 @@ func (m *many) change(whole bool) api.GraphRequest {
 	return req
 }
 
-// BenchmarkPlan is a plan of one changed contract among 50,000, from the request
-// over HTTPS to the decoded answer.
+// BenchmarkPlan plans a change of one contract among 50,000, from the HTTPS request to the decoded answer.
 func BenchmarkPlan(b *testing.B) {
 	m := newMany(b)
 	m.eachSize(b, func(req api.GraphRequest) {
@@ -57,8 +56,7 @@ func BenchmarkPlan(b *testing.B) {
 	})
 }
 
-// BenchmarkApply is an apply of it, likewise: with Consul's data and the
-// controller's own on disk.
+// BenchmarkApply applies the same change. Consul and the controller store it on disk.
 func BenchmarkApply(b *testing.B) {
 	m := newMany(b)
 	m.eachSize(b, func(req api.GraphRequest) {

@@ -82,7 +82,7 @@ vault {
 		reload := make(chan *config.Config)
 		ended := make(chan error, 1)
 		log := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: t.Output()})
-		// A token that Consul does not know: this controller answers, and cannot lead ...
+		// With a token that Consul does not know, the controller answers but cannot lead ...
 		go func() {
 			ended <- Serve(ctx, load(w.consulAddress, "11111111-2222-3333-4444-555555555555", w.vaultAddress, "info"), reload, "test", log)
 		}()
@@ -93,7 +93,7 @@ vault {
 			}
 			return nil
 		})
-		// ... until it is told the right one.
+		// ... until it reloads the right one.
 		reload <- load(w.consulAddress, w.tokens.Controller, w.vaultAddress, "debug")
 		eventually(t, func() error {
 			_, err := client.Health(ctx)
@@ -103,7 +103,7 @@ vault {
 		_, err := client.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
 		must.NoError(t, err)
 
-		// The rest of the configuration holds too.
+		// The rest of the configuration is in use too.
 		for i := range 4 {
 			_, err := client.Apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i)))})
 			must.NoError(t, err)
@@ -113,7 +113,7 @@ vault {
 		must.Len(t, 2, history.Changes)
 		must.Len(t, 3, auditFiles(t, filepath.Join(dir, "data")))
 
-		// Even a configuration that cannot be read has the audit log opened anew.
+		// Even after a configuration that cannot be read, the audit log is opened again.
 		path := filepath.Join(dir, "data", auditFile)
 		must.NoError(t, os.Rename(path, path+".1"))
 		reload <- nil

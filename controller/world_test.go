@@ -35,13 +35,13 @@ const (
 )
 
 var testNodes = []setup.Node{
-	{Zone: "aws1", Name: "w1", Kind: setup.KindWorkload},
-	{Zone: "aws1", Name: "w2", Kind: setup.KindWorkload},
-	{Zone: "aws1", Name: "p1", Kind: setup.KindProcessor},
+	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload},
+	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w2"}, Kind: fabric.KindWorkload},
+	{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor},
 }
 
-// world is a real Consul and a real Vault, set up for a fabric. The sub-tests
-// of one test share it, and begin with an empty store.
+// world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it, and begin with an empty KV
+// store.
 type world struct {
 	consulAddress string
 	consul        *consulapi.Client // with the management token
@@ -94,14 +94,14 @@ func (w *world) consulClient(t testing.TB, token string) *consulapi.Client {
 	return client
 }
 
-// reset empties the store.
+// reset empties the KV store.
 func (w *world) reset(t testing.TB) {
 	t.Helper()
 	_, err := w.consul.KV().DeleteTree("sif/", nil)
 	must.NoError(t, err)
 }
 
-// source returns the identity of a process, from Vault.
+// source returns the identity of a process from Vault.
 func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, path string) *identity.Source {
 	t.Helper()
 	if s := w.sources[name]; s != nil {
@@ -130,8 +130,7 @@ type running struct {
 	stop     func()
 }
 
-// start starts a controller that forgets nothing of dir, and waits until it
-// leads, unless it cannot.
+// start starts a controller with the data directory dir. Unless follow is set, it waits until the controller leads.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
 	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE)
@@ -191,7 +190,7 @@ func (w *world) clientOf(t testing.TB, cfg api.Config) *api.Client {
 // testNode is a node that calls the controller.
 type testNode struct {
 	*api.Client
-	id     string
+	id     fabric.NodeID
 	source *identity.Source
 }
 
@@ -201,11 +200,11 @@ func (w *world) node(t testing.TB, r *running, name string) *testNode {
 		if n.Name != name {
 			continue
 		}
-		source := w.source(t, n.ID(), w.vault.Nodes[n.ID()], wellknown.NodeRole(n.Zone, n.Name), fabric.NodeID{Zone: n.Zone, Name: n.Name}.SPIFFE())
+		source := w.source(t, n.String(), w.vault.Nodes[n.NodeID], wellknown.NodeRole(n.Zone, n.Name), n.SPIFFE())
 		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(identity.Subject{Controller: true})})
 		must.NoError(t, err)
 		t.Cleanup(client.Close)
-		return &testNode{Client: client, id: n.ID(), source: source}
+		return &testNode{Client: client, id: n.NodeID, source: source}
 	}
 	t.Fatalf("no node %s", name)
 	return nil
@@ -244,7 +243,7 @@ func eventually(t testing.TB, try func() error) {
 	}
 }
 
-// code asserts that err is a refusal of that code and returns it.
+// code asserts that err is a refusal with that code, and returns it.
 func code(t testing.TB, want string, err error) *api.Error {
 	t.Helper()
 	var e *api.Error
@@ -255,7 +254,7 @@ func code(t testing.TB, want string, err error) *api.Error {
 	return e
 }
 
-// testDomain is one domain: a proxy that may reach a service on port 8080.
+// testDomain returns a domain with a proxy that may reach a service on port 8080.
 func testDomain(name string) *fabric.Domain {
 	ref := func(n string) fabric.Ref { return fabric.Ref{Domain: name, Name: n} }
 	return &fabric.Domain{
@@ -279,7 +278,7 @@ func domains(list ...*fabric.Domain) map[string]*fabric.Domain {
 	return m
 }
 
-// fakeScheduler attests what a test says.
+// fakeScheduler attests the placements that a test sets.
 type fakeScheduler struct {
 	mu     sync.Mutex
 	placed map[string]Placement

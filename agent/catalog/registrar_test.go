@@ -219,13 +219,13 @@ func TestNodeToken(t *testing.T) {
 	var tokens *setup.ConsulResult
 	eventually(t, "set up", func() (ok bool) {
 		var err error
-		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{{Zone: "aws1", Name: "aws1-w1", Kind: setup.KindWorkload}}})
+		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{{NodeID: fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}, Kind: fabric.KindWorkload}}})
 		if err != nil {
 			t.Log(err)
 		}
 		return err == nil
 	})
-	node := client(tokens.Nodes["aws1/aws1-w1"])
+	node := client(tokens.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}])
 	s := newSigner(t)
 	w := &wanted{}
 	w.set(s.register(t, admit(1, web)))

@@ -31,6 +31,7 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -97,7 +98,7 @@ func testConsul(t *testing.T, l *Lab) {
 	_, err = controller.KV().Put(&api.KVPair{Key: "other"}, nil)
 	must.ErrorContains(t, err, "403")
 
-	node, err := l.ConsulAgent("aws1-w1", l.Secrets.Consul.Nodes["aws1/aws1-w1"])
+	node, err := l.ConsulAgent("aws1-w1", l.Secrets.Consul.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}])
 	must.NoError(t, err)
 	pair, _, err := node.KV().Get("sif/v1/test", nil)
 	must.NoError(t, err)
@@ -118,7 +119,7 @@ func testVault(t *testing.T, l *Lab) {
 	_, err = client.Logical().Read("sif-transit/keys/sif")
 	must.Error(t, err)
 
-	node := l.Secrets.Vault.Nodes["aws1/aws1-p1"]
+	node := l.Secrets.Vault.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-p1"}]
 	login, err := client.Logical().Write("auth/approle/login", map[string]any{"role_id": node.RoleID, "secret_id": node.SecretID})
 	must.NoError(t, err)
 	client.SetToken(login.Auth.ClientToken)

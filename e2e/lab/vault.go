@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/setup"
 )
 
@@ -158,13 +159,13 @@ func (l *Lab) Unseal(ctx context.Context) error {
 func (l *Lab) setupSpec() setup.Spec {
 	spec := setup.Spec{Fabric: l.Topology.Fabric, TrustDomain: l.Topology.TrustDomain}
 	for _, n := range l.Topology.Nodes(Processor, Workload) {
-		spec.Nodes = append(spec.Nodes, setup.Node{Zone: n.Zone, Name: n.Name, Kind: n.Kind})
+		spec.Nodes = append(spec.Nodes, setup.Node{NodeID: nodeID(n), Kind: fabric.NodeKind(n.Kind)})
 	}
 	return spec
 }
 
 // nodeID returns the key of a node in the results of package setup.
-func nodeID(n *Node) string { return setup.Node{Zone: n.Zone, Name: n.Name}.ID() }
+func nodeID(n *Node) fabric.NodeID { return fabric.NodeID{Zone: n.Zone, Name: n.Name} }
 
 func mkdirs(dirs ...string) error {
 	for _, d := range dirs {

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package logkey is the vocabulary of keys under which the daemons log: the same thing has the
-// same key in every daemon's log, and there are no other keys (style_test.go checks it).
-// It knows nothing but the words.
+// Package logkey lists the keys with which the daemons log, so that the same thing has the same key
+// in the log of each daemon. There are no other keys; style_test.go checks this. The package knows
+// only the keys.
 package logkey
 
 // The fabric.
@@ -15,20 +15,20 @@ const (
 	Node     = "node"     // zone/node
 	Contract = "contract" // domain/contract
 	Revision = "revision" // the sequence of the signed pointer
-	Object   = "object"   // the hash of a part of a revision, under which Consul stores it
-	Pool     = "pool"     // the addresses that a node gives to its endpoints
-	Task     = "task"     // the ID of a task that the controller gave to a node
-	Pending  = "pending"  // where an endpoint's connectivity is not in force yet
-	Services = "services" // how many services have a document in force on this node
+	Object   = "object"   // the hash of an object of a revision, which is its key in Consul
+	Pool     = "pool"     // the address pool of a node
+	Task     = "task"     // the ID of a task from the controller
+	Pending  = "pending"  // nodes and zones where the connectivity of an endpoint is not in force yet
+	Services = "services" // number of services with a document in force on this node
 )
 
 // Packets and flows. A packet's destination is logged as Address.
 const (
-	From      = "from"      // the address that a packet came from
-	To        = "to"        // domain/service or external that a flow goes to
+	From      = "from"      // source address of a packet
+	To        = "to"        // the domain/service or external to which a flow is opened
 	Protocol  = "protocol"  // tcp, udp, icmp
 	Port      = "port"      // a destination port
-	Direction = "direction" // of a packet, as seen from the workload
+	Direction = "direction" // direction of a packet, as seen from the workload
 	Reason    = "reason"    // why a packet was dropped: a name of bpf.Reason
 )
 
@@ -45,19 +45,19 @@ const (
 	Key    = "key"    // a key in Consul's key-value store
 	Record = "record" // a service's ID in Consul's catalog
 	Checks = "checks" // the names of a catalog record's health checks
-	Call   = "call"   // method and path of a call of the controller's API
-	Action = "action" // what an operator asked for, as in the audit log
-	Actor  = "actor"  // who asked for it, as in the audit log
+	Call   = "call"   // method and path of a call to the controller's API
+	Action = "action" // what the caller asked for, as in the audit log
+	Actor  = "actor"  // the caller, as in the audit log
 )
 
 // The daemon.
 const (
-	Error    = "error"    // an error, wrapped with what was being done
-	Subject  = "subject"  // which part of a daemon is degraded, as in its status
-	Repaired = "repaired" // what differed from the declared state
+	Error    = "error"    // an error, which says what was being done
+	Subject  = "subject"  // the part of a daemon that is degraded, as in its status
+	Repaired = "repaired" // differences from the declared state that were repaired
 	Duration = "duration" // how long something took
-	Parts    = "parts"    // how long the parts of something took: name=duration, with commas between
-	Count    = "count"    // how many there are of what the message names
-	Expires  = "expires"  // when a certificate ends
-	Stack    = "stack"    // the goroutine's stack, after a panic
+	Parts    = "parts"    // how long the parts of something took: name=duration, separated by commas
+	Count    = "count"    // number of the things that the message names
+	Expires  = "expires"  // when a certificate expires
+	Stack    = "stack"    // stack of the goroutine after a panic
 )

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/consul/api"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
@@ -17,8 +18,8 @@ const (
 	consulNodePolicy       = "sif-node"
 )
 
-// What holders of each policy may do in Consul. The controller reads ACLs to learn which policies the roles of
-// operators' tokens have.
+// consulRules are the rules of the policies in Consul. The controller reads ACLs because it needs to know which policies the
+// roles of operators' tokens have.
 var consulRules = map[string]string{
 	consulControllerPolicy: `
 key_prefix "sif/" {
@@ -69,17 +70,17 @@ agent_prefix "" {
   policy = "read"
 }
 `,
-	ReadPolicy: "", // its name is all that counts
+	ReadPolicy: "", // only its name matters
 }
 
-// ConsulResult is what the daemons and the operator need of Consul: ACL tokens.
+// ConsulResult contains the ACL tokens for daemons and the operator.
 type ConsulResult struct {
-	Controller string            // writes the fabric's keys, reads the catalog and ACLs
-	Operator   string            // has OperatorPolicy
-	Nodes      map[string]string // by Node.ID; read the fabric's keys and the catalog, register services named sif-*
+	Controller string                   // writes the fabric's keys, reads the catalog and ACLs
+	Operator   string                   // has OperatorPolicy
+	Nodes      map[fabric.NodeID]string // read the fabric's keys and the catalog, register services named sif-*
 }
 
-// Consul writes the ACL policies and issues the tokens. The client's token must be able to write ACLs.
+// Consul writes the ACL policies and issues the tokens. The client's token needs acl = "write".
 func Consul(ctx context.Context, client *api.Client, spec Spec) (*ConsulResult, error) {
 	spec, err := spec.withDefaults()
 	if err != nil {
@@ -100,7 +101,7 @@ func Consul(ctx context.Context, client *api.Client, spec Spec) (*ConsulResult, 
 		}
 		return token.SecretID, nil
 	}
-	result := &ConsulResult{Nodes: make(map[string]string)}
+	result := &ConsulResult{Nodes: map[fabric.NodeID]string{}}
 	if result.Controller, err = issue("controller", consulControllerPolicy); err != nil {
 		return nil, err
 	}
@@ -108,14 +109,14 @@ func Consul(ctx context.Context, client *api.Client, spec Spec) (*ConsulResult, 
 		return nil, err
 	}
 	for _, n := range spec.Nodes {
-		if result.Nodes[n.ID()], err = issue("node "+n.ID(), consulNodePolicy); err != nil {
+		if result.Nodes[n.NodeID], err = issue("node "+n.String(), consulNodePolicy); err != nil {
 			return nil, err
 		}
 	}
 	return result, nil
 }
 
-// consulPolicy makes a policy or brings it up to date.
+// consulPolicy creates a policy, or updates the one that exists.
 func consulPolicy(ctx context.Context, client *api.Client, name, rules string) error {
 	query, write := (&api.QueryOptions{}).WithContext(ctx), (&api.WriteOptions{}).WithContext(ctx)
 	policies, _, err := client.ACL().PolicyList(query)

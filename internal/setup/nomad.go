@@ -10,9 +10,9 @@ import (
 	"github.com/hashicorp/nomad/api"
 )
 
-// What holders of each policy may do in Nomad.
+// nomadRules are the rules of the policies in Nomad.
 var nomadRules = map[string]string{
-	// Attestation: which allocation, on which node, from which version of which job.
+	// For attestation: which allocation is on which node, from which version of which job.
 	"sif-controller": `
 namespace "*" {
   capabilities = ["list-jobs", "read-job", "parse-job"]
@@ -21,7 +21,7 @@ node {
   policy = "read"
 }
 `,
-	// `sif job run`.
+	// For `sif job run`.
 	"sif-operator": `
 namespace "*" {
   policy       = "write"
@@ -36,7 +36,7 @@ agent {
 `,
 }
 
-// NomadResult is what the controller and the operator need of Nomad: ACL tokens.
+// NomadResult contains the ACL tokens for the controller and the operator.
 type NomadResult struct {
 	Controller string // reads jobs, allocations and nodes
 	Operator   string // submits jobs

@@ -1,31 +1,31 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package setup prepares Vault, Consul and Nomad for a fabric: what an operator does once, with powerful tokens,
-// before the first daemon starts. It makes the mounts, keys, roles, policies and tokens, each with no more rights
-// than its holder needs, and hands back the secrets.
+// Package setup prepares Vault, Consul and Nomad for a fabric, as an operator does once, with powerful tokens, before the
+// first daemon starts. It creates mounts, keys, roles, policies and tokens, each with only the rights that its holder
+// needs, and returns the secrets.
 //
-// It knows the servers' APIs and the names that the daemons rely on. It knows nothing of how the daemons, the nodes
-// or the servers themselves are started, and keeps nothing: every function can be called again, for instance with
-// a further node, and leaves what is there in place. Called again it issues fresh tokens and secret IDs; those issued
-// before stay valid until they are revoked.
+// It knows the APIs of the servers, and the names that the daemons use. It does not know how daemons, nodes or servers are
+// started, and it stores nothing. Each function can be called again, for instance with another node: what exists stays, and
+// new tokens and secret IDs are issued. Those issued before stay valid until they are revoked.
 package setup
 
 import (
 	"fmt"
 	"time"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// The names by which the controller knows what operators may do, of policies in Consul and in Vault alike. Those of
-// single domains are for the operator to make; see docs/policy.md.
+// Names of policies, in Consul and in Vault. From them the controller knows what the holder of a token may do. Policies for
+// single domains are created by the operator; see docs/policy.md.
 const (
 	OperatorPolicy = "sif-operator" // everything
 	ReadPolicy     = "sif-read"     // read everything
 )
 
-// Spec says what is set up.
+// Spec describes the fabric that is set up.
 type Spec struct {
 	Fabric      string // its name, for descriptions
 	TrustDomain string // of the SPIFFE IDs, such as sif.example.com
@@ -34,35 +34,25 @@ type Spec struct {
 	PKIMount     string        // Vault mount of the fabric's CA; wellknown.PKIMount if empty
 	TransitMount string        // Vault mount of the signing key; wellknown.TransitMount if empty
 	TransitKey   string        // name of the signing key; wellknown.TransitKey if empty
-	CertTTL      time.Duration // life of the daemons' and workloads' certificates; DefaultCertTTL if 0
+	CertTTL      time.Duration // lifetime of the certificates of daemons and workloads; DefaultCertTTL if 0
 }
 
 // Node is a processor or workload node.
 type Node struct {
-	Zone string
-	Name string
-	Kind string // KindProcessor or KindWorkload: its certificates say so in their organizational unit
+	fabric.NodeID
+	Kind fabric.NodeKind // the organizational unit of its certificates
 }
-
-// Kinds of node, as the organizational unit of node certificates names them.
-const (
-	KindProcessor = "processor"
-	KindWorkload  = "workload"
-)
 
 // DefaultCertTTL is the CertTTL of a Spec without one.
 const DefaultCertTTL = 8 * time.Hour
 
-// ID is the name under which a node is listed in the maps of results: zone/name.
-func (n Node) ID() string { return n.Zone + "/" + n.Name }
-
 func (s Spec) withDefaults() (Spec, error) {
 	if s.TrustDomain == "" {
-		return s, fmt.Errorf("the trust domain is empty")
+		return s, fmt.Errorf("the trust domain must not be empty")
 	}
 	for _, n := range s.Nodes {
-		if n.Kind != KindProcessor && n.Kind != KindWorkload {
-			return s, fmt.Errorf("node %s: unknown kind %q", n.ID(), n.Kind)
+		if n.Kind != fabric.KindProcessor && n.Kind != fabric.KindWorkload {
+			return s, fmt.Errorf("node %s: its kind is %q, expected %q or %q", n.NodeID, n.Kind, fabric.KindProcessor, fabric.KindWorkload)
 		}
 	}
 	if s.PKIMount == "" {

@@ -12,45 +12,47 @@ import (
 
 	"github.com/hashicorp/vault/api"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// RoleWorkload is the PKI role with which the controller signs workloads' certificates: any
+// RoleWorkload is the PKI role with which the controller has certificates of workloads signed, for any
 // spiffe://<trust domain>/<domain>/<service>.
 const RoleWorkload = "workload"
 
-// VerifyPolicy is the Vault policy for people and pipelines that check the fabric's signatures: it reads public keys.
+// VerifyPolicy is the Vault policy for people and pipelines that verify the fabric's signatures. It permits reading the public
+// keys.
 const VerifyPolicy = "sif-verify"
 
-// AppRole is how a daemon logs in to Vault.
+// AppRole contains the credentials with which a daemon logs in to Vault.
 type AppRole struct {
 	RoleID   string
 	SecretID string
 }
 
-// VaultResult is what the daemons need of Vault.
+// VaultResult contains what the daemons need from Vault.
 type VaultResult struct {
-	CA         string             // the fabric's root certificate, PEM
-	Controller AppRole            // may sign with the transit key and have workloads' certificates signed
-	Nodes      map[string]AppRole // by Node.ID; may have their own certificate signed, and read the transit key
+	CA         string                    // the fabric's root certificate, PEM
+	Controller AppRole                   // may sign with the transit key, and have certificates of workloads signed
+	Nodes      map[fabric.NodeID]AppRole // may have their own certificate signed, and read the public keys
 }
 
 const (
 	rootTTL   = 10 * 365 * 24 * time.Hour
-	loginTTL  = "1h" // of Vault tokens; the daemons renew them
-	clockSkew = "60s"
+	loginTTL  = "1h"  // of Vault tokens, which the daemons renew
+	clockSkew = "60s" // how far the clock of a verifier may be behind that of Vault
 )
 
-// Vault makes the PKI with its root and roles, the signing key, the policies of operators, and an AppRole for the
-// controller and each node.
-// The client's token must be able to mount secrets engines and auth methods and to write policies.
+// Vault creates the PKI with its root and roles, the signing key, the policies of operators, and an AppRole for the
+// controller and each node. The client's token must be able to mount secrets engines and auth methods, and to write
+// policies.
 func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, error) {
 	spec, err := spec.withDefaults()
 	if err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
 	v := vault{client: client, spec: spec}
-	result := &VaultResult{Nodes: make(map[string]AppRole)}
+	result := &VaultResult{Nodes: map[fabric.NodeID]AppRole{}}
 	if err := v.mounts(ctx); err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
@@ -71,15 +73,15 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
 	for _, n := range spec.Nodes {
-		if result.Nodes[n.ID()], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
+		if result.Nodes[n.NodeID], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
 			return nil, fmt.Errorf("set up Vault: %w", err)
 		}
 	}
 	return result, nil
 }
 
-// operatorRule is what an operator needs in Vault: the controller has him look up his own token. Vault's policy
-// "default" has it too.
+// operatorRule permits the token of an operator to look up itself, which the controller asks of it. Vault's policy "default"
+// contains the same rule.
 var operatorRule = rule("auth/token/lookup-self", "read")
 
 type vault struct {
@@ -95,6 +97,7 @@ func (v *vault) write(ctx context.Context, path string, data map[string]any) (*a
 	return secret, nil
 }
 
+// mounts creates the mounts, the auth method AppRole and the signing key.
 func (v *vault) mounts(ctx context.Context) error {
 	mounted, err := v.client.Sys().ListMountsWithContext(ctx)
 	if err != nil {
@@ -113,7 +116,7 @@ func (v *vault) mounts(ctx context.Context) error {
 	} {
 		if have, ok := mounted[path+"/"]; ok {
 			if have.Type != input.Type {
-				return fmt.Errorf("mount %s is of type %s, must be %s", path, have.Type, input.Type)
+				return fmt.Errorf("the type of mount %s is %s, expected %s; use another mount", path, have.Type, input.Type)
 			}
 			continue
 		}
@@ -130,7 +133,7 @@ func (v *vault) mounts(ctx context.Context) error {
 			return fmt.Errorf("enable AppRole: %w", err)
 		}
 	}
-	// Writing a key that exists changes nothing, but a key of another type would be kept silently.
+	// Writing a key that exists changes nothing, without an error, even if the key has another type.
 	key := v.spec.TransitMount + "/keys/" + v.spec.TransitKey
 	if _, err := v.write(ctx, key, map[string]any{"type": "ed25519"}); err != nil {
 		return err
@@ -140,16 +143,16 @@ func (v *vault) mounts(ctx context.Context) error {
 		return fmt.Errorf("read %s: %w", key, err)
 	}
 	if secret == nil || secret.Data["type"] != "ed25519" {
-		return fmt.Errorf("%s exists and is not an ed25519 key", key)
+		return fmt.Errorf("%s exists but is not an ed25519 key; use another key name", key)
 	}
 	return nil
 }
 
-// root returns the root certificate, made if the mount has none.
+// root returns the root certificate. It creates one if the mount has none.
 func (v *vault) root(ctx context.Context) (string, error) {
 	path := v.spec.PKIMount + "/cert/ca"
 	secret, err := v.client.Logical().ReadWithContext(ctx, path)
-	// Without an issuer Vault answers with an error or with an empty certificate, depending on its version.
+	// Without an issuer, Vault answers with an error or with an empty certificate, depending on its version.
 	if rerr, ok := err.(*api.ResponseError); ok && rerr.StatusCode < http.StatusInternalServerError && rerr.StatusCode != http.StatusForbidden {
 		err = nil
 	}
@@ -162,7 +165,7 @@ func (v *vault) root(ctx context.Context) (string, error) {
 	secret, err = v.write(ctx, v.spec.PKIMount+"/root/generate/internal", map[string]any{
 		"common_name": "SIF " + v.spec.TrustDomain,
 		"issuer_name": "sif",
-		"uri_sans":    "spiffe://" + v.spec.TrustDomain,
+		"uri_sans":    v.spiffeID(""),
 		"key_type":    "ec",
 		"key_bits":    256,
 		"ttl":         fmt.Sprintf("%.0fh", rootTTL.Hours()),
@@ -172,22 +175,23 @@ func (v *vault) root(ctx context.Context) (string, error) {
 	}
 	pem := text(secret, "certificate")
 	if pem == "" {
-		return "", fmt.Errorf("Vault made a root but returned no certificate")
+		return "", fmt.Errorf("Vault created a root but returned no certificate")
 	}
 	return pem, nil
 }
 
+// roles writes the PKI roles.
 func (v *vault) roles(ctx context.Context) error {
-	controller := v.role("controller", "spiffe://"+v.spec.TrustDomain+"/controller")
+	controller := v.role("controller", v.spiffeID(fabric.ControllerSPIFFE))
 	controller["allow_ip_sans"] = true
-	controller["allow_any_name"] = true // people name the controller as they like: its identity is the URI
+	controller["allow_any_name"] = true // it may have any DNS name; its identity is the URI
 	roles := map[string]map[string]any{
-		// The glob also fits node identities: what tells them apart is the organizational unit.
-		RoleWorkload:             v.role("service", "spiffe://"+v.spec.TrustDomain+"/*/*"),
+		// The pattern matches the IDs of nodes too. They differ in the organizational unit.
+		RoleWorkload:             v.role("service", v.spiffeID("/*/*")),
 		wellknown.ControllerRole: controller,
 	}
 	for _, n := range v.spec.Nodes {
-		role := v.role(n.Kind, "spiffe://"+v.spec.TrustDomain+"/node/"+n.ID())
+		role := v.role(string(n.Kind), v.spiffeID(n.SPIFFE()))
 		role["allow_ip_sans"] = true
 		roles[wellknown.NodeRole(n.Zone, n.Name)] = role
 	}
@@ -199,7 +203,9 @@ func (v *vault) roles(ctx context.Context) error {
 	return nil
 }
 
-// role is a PKI role for short certificates of clients and servers whose only name is one SPIFFE ID.
+func (v *vault) spiffeID(path string) string { return "spiffe://" + v.spec.TrustDomain + path }
+
+// role returns a PKI role for short-lived certificates of clients and servers whose only name is a SPIFFE ID.
 func (v *vault) role(unit, spiffeID string) map[string]any {
 	ttl := fmt.Sprintf("%.0fs", v.spec.CertTTL.Seconds())
 	return map[string]any{
@@ -213,13 +219,14 @@ func (v *vault) role(unit, spiffeID string) map[string]any {
 		"key_usage":           []string{"DigitalSignature"},
 		"server_flag":         true,
 		"client_flag":         true,
-		"no_store":            true, // storing costs 100 ms on raft, and the certificates are short-lived
+		"no_store":            true, // storing takes 100 ms on raft, and the certificates are short-lived
 		"ttl":                 ttl,
 		"max_ttl":             ttl,
 		"not_before_duration": clockSkew,
 	}
 }
 
+// appRole creates an AppRole with a policy of its own, and returns new credentials for it.
 func (v *vault) appRole(ctx context.Context, name, policy string) (AppRole, error) {
 	policyName := "sif-" + name
 	if err := v.policy(ctx, policyName, policy); err != nil {
@@ -265,7 +272,7 @@ func (v *vault) nodePolicy(n Node) string {
 	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+wellknown.NodeRole(n.Zone, n.Name), "update")
 }
 
-// readPolicy lets a daemon verify: the public halves of the signing key, the CA.
+// readPolicy permits reading what a daemon needs to verify: the public keys and the certificates of the CA.
 func (v *vault) readPolicy() string {
 	return v.keysPolicy() +
 		rule(v.spec.PKIMount+"/cert/*", "read") +
@@ -273,7 +280,7 @@ func (v *vault) readPolicy() string {
 		rule(v.spec.PKIMount+"/issuer/*", "read")
 }
 
-// keysPolicy lets its holder read the public halves of the signing key.
+// keysPolicy permits reading the public keys of the signing key.
 func (v *vault) keysPolicy() string {
 	return rule(v.spec.TransitMount+"/keys/"+v.spec.TransitKey, "read")
 }

@@ -37,13 +37,13 @@ acl {
 }`, management, management))
 	client, err := consulapi.NewClient(&consulapi.Config{Address: server.Address, Token: management})
 	must.NoError(t, err)
-	node := setup.Node{Zone: "aws1", Name: "w1", Kind: setup.KindWorkload}
+	node := setup.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}
 	var tokens *setup.ConsulResult
 	eventually(t, 30*time.Second, "Consul is set up", func() bool {
 		tokens, err = setup.Consul(t.Context(), client, setup.Spec{Fabric: name, TrustDomain: identitytest.TrustDomain, Nodes: []setup.Node{node}})
 		return err == nil
 	})
-	return &lab{t: t, server: server, consul: client, ca: identitytest.NewCA(t)}, tokens.Nodes[node.ID()]
+	return &lab{t: t, server: server, consul: client, ca: identitytest.NewCA(t)}, tokens.Nodes[node.NodeID]
 }
 
 // What Consul still holds as it was read is compared with one request, which
