@@ -4,7 +4,6 @@
 package fabric
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 )
@@ -61,7 +60,6 @@ func (id *NodeID) UnmarshalText(b []byte) error {
 	return nil
 }
 
-// CompareNodeIDs orders nodes by zone, then name.
-func CompareNodeIDs(a, b NodeID) int {
-	return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Name, b.Name))
-}
+// CompareNodeIDs orders nodes by their text form, so "eu-west/p1" comes before "eu/p1". Two engines
+// decide by this order which of them connects, so engines of all versions must use the same.
+func CompareNodeIDs(a, b NodeID) int { return strings.Compare(a.String(), b.String()) }
