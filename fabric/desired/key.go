@@ -14,7 +14,7 @@ import (
 
 // Party is who stands at one end of a rule: an identity, or a set of externals. It is a text, so it
 // is compared with == and can be a map key. The text of an identity is fabric.Identity.Key; that of
-// externals is "external" and their names, in order.
+// externals is "external" and their names, in alphabetical order.
 type Party string
 
 const externals = "external "
@@ -24,13 +24,12 @@ func PartyOf(id fabric.Identity) Party { return Party(id.Key()) }
 
 // PartyOfExternals returns the party of an address that belongs to all of these externals.
 func PartyOfExternals(names []fabric.Ref) Party {
-	names = slices.Clone(names)
-	slices.SortFunc(names, fabric.CompareRefs)
 	texts := make([]string, 0, len(names))
-	for _, name := range slices.Compact(names) {
+	for _, name := range names {
 		texts = append(texts, name.String())
 	}
-	return Party(externals + strings.Join(texts, " "))
+	slices.Sort(texts) // by text, not by domain: numbers on disk are kept under it
+	return Party(externals + strings.Join(slices.Compact(texts), " "))
 }
 
 // External reports whether the party is a set of externals.

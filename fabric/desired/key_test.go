@@ -23,7 +23,9 @@ func ref(s string) fabric.Ref {
 func TestKeyTexts(t *testing.T) {
 	web := PartyOf(fabric.Identity{Service: ref("shop/web"), Roles: fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}, Respond: []fabric.Ref{ref("shop/www")}}})
 	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users"), ref("shop/world")})
+	nearby := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop-eu/users")}) // "-" comes before "/"
 	for text, key := range map[string]Key{
+		"external shop-eu/users shop/world":     PartyKey{nearby},
 		"identity shop/web >shop/sql <shop/www": PartyKey{web},
 		"identity shop/db":                      PartyKey{PartyOf(fabric.Identity{Service: ref("shop/db")})},
 		"external shop/users shop/world":        PartyKey{users},
