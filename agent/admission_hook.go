@@ -193,9 +193,10 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	if err := a.admit(ctx, &ep); err != nil {
 		return err
 	}
+	kept := a.endpoints.put(ep)
 	// The renewed request is not in force until the engines have it. retryPending sends it.
-	a.engines.setPending(ep.Attachment, []string{"renewed, not announced yet"})
-	if err := a.endpoints.put(ep)(); err != nil {
+	a.engines.setPending(ep, []string{"renewed, not announced yet"})
+	if err := kept(); err != nil {
 		return err
 	}
 	// The renewal may have changed the service or the roles.

@@ -57,7 +57,7 @@ func (a *Agent) retryPending(ctx context.Context) {
 		}
 		asking, cancel := context.WithTimeout(ctx, inForce)
 		if _, err := a.engines.requestConnectivity(asking, ep.Attachment); err != nil {
-			a.engines.setPending(ep.Attachment, []string{err.Error()})
+			a.engines.setPending(ep, []string{err.Error()})
 		}
 		cancel()
 	}

@@ -76,13 +76,15 @@ func (e *engines) pendingOf(at cnicall.Attachment) []string {
 	return pending
 }
 
-// setPending records where the connectivity of an endpoint is not in force yet. It ignores an
-// endpoint that no longer exists.
-func (e *engines) setPending(at cnicall.Attachment, pending []string) {
+// setPending records where the connectivity of an endpoint, as ep describes it, is not in force yet.
+// It ignores an endpoint that was removed or got another request since ep was read: the answers to
+// an earlier request say nothing about the present one.
+func (e *engines) setPending(ep endpoint, pending []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if _, still := e.agent.endpoints.get(at); still {
-		e.pending[at] = pending
+	now, still := e.agent.endpoints.get(ep.Attachment)
+	if still && slices.Equal(now.Request.Signature, ep.Request.Signature) {
+		e.pending[ep.Attachment] = pending
 	}
 }
 
@@ -159,7 +161,7 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 			if err != nil {
 				return err
 			}
-			e.setPending(ep.Attachment, pending)
+			e.setPending(ep, pending)
 			return nil
 		})
 	}
@@ -218,6 +220,7 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 	if len(engines) == 0 {
 		return nil, errNoEngine
 	}
+	ep, _ := e.agent.endpoints.get(at)
 	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
 	for o := range fanout.Call(ctx, callTimeout, engines, request) {
 		switch {
@@ -228,7 +231,7 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 		}
 		pending = append(pending, o.Reply...)
 	}
-	e.setPending(at, pending)
+	e.setPending(ep, pending)
 	return pending, nil
 }
 

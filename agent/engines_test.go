@@ -176,6 +176,35 @@ func TestRefusalAndAbsence(t *testing.T) {
 	must.True(t, errors.Is(err, errNoEngine))
 }
 
+// An answer that belongs to the request before a renewal does not hide that the renewed one has to
+// be sent.
+func TestRenewedWhileAsking(t *testing.T) {
+	e, en, f := testEngines(t)
+	for what, ask := range map[string]func(){
+		"an introduction": func() { must.NoError(t, e.introduce(t.Context(), en)) },
+		"a request": func() {
+			_, err := e.requestConnectivity(t.Context(), at("a"))
+			must.NoError(t, err)
+		},
+	} {
+		e.put(t, "a")
+		f.before = func(method, _ string) {
+			if method != rpc.MethodConnect {
+				return
+			}
+			renewed := endpoint{ID: "a", Attachment: at("a"), Request: fabric.Request{Signature: []byte("renewed")}}
+			must.NoError(t, e.agent.endpoints.put(renewed)())
+			e.setPending(renewed, []string{"renewed, not announced yet"})
+		}
+		ask()
+		must.Eq(t, []string{"renewed, not announced yet"}, e.pendingOf(at("a")), must.Sprint(what))
+		f.before = nil
+		_, err := e.requestConnectivity(t.Context(), at("a"))
+		must.NoError(t, err)
+		must.SliceEmpty(t, e.pendingOf(at("a")))
+	}
+}
+
 // Everything at once ends with the engine holding just what there is.
 func TestEnginesAtOnce(t *testing.T) {
 	e, en, f := testEngines(t)
