@@ -228,7 +228,7 @@ func TestSignatures(t *testing.T) {
 	t.Run("no signature", func(t *testing.T) {
 		forged := *f
 		forged.signed = fabric.Signed{}
-		refused(t, &forged, "the controller handed out no signed pointer", "verify", "show", "show 1", "history", "explain a/b a/c 80")
+		refused(t, &forged, "the controller returned no signed pointer", "verify", "show", "show 1", "history", "explain a/b a/c 80")
 	})
 	t.Run("another pointer than was signed", func(t *testing.T) {
 		forged := *f

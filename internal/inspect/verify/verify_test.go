@@ -200,7 +200,7 @@ func TestDifferences(t *testing.T) {
 		{"a report that is older than the dump", func(f *Fabric) { f.Status.Nodes[4].Sequence = 2; f.Dumps[nodeID("z2/w1")].Rules[2].Ports.To++ }, []string{"z2/w1 ebpf: extra rule"}},
 		{"no dump", func(f *Fabric) { delete(f.Dumps, nodeID("z2/w1")); f.Failed[nodeID("z2/w1")] = "it did not answer" }, []string{"z2/w1 ebpf: broken data path: it did not answer"}},
 		{"another graph", func(f *Fabric) { root := f.Pointer.Root; root[0]++; f.follow(root) }, []string{"controller: altered graph: the graph compiles to root "}},
-		{"no signature", func(f *Fabric) { f.Anchor = &signature.Anchor{Source: "a file"} }, []string{"controller: broken signature of the revision: the controller handed out no signed pointer"}},
+		{"no signature", func(f *Fabric) { f.Anchor = &signature.Anchor{Source: "a file"} }, []string{"controller: broken signature of the revision: the controller returned no signed pointer"}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			f := world()

@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package admission decides whether a connectivity request may be believed.
-// Engines and agents each ask it, independently, before they program
-// anything. It knows signatures, certificates and the roster of nodes; it
-// does not know who sent the request or what will be programmed.
+// Package admission verifies connectivity requests. Engines and agents each do so, independently,
+// before they program anything. It knows signatures, certificates and the roster; it does not know
+// who sent the request or what will be programmed.
 package admission
 
 import (
@@ -16,8 +15,8 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// Verifier holds what a request is checked against. The functions are asked
-// anew each time, because keys, roots and nodes change.
+// Verifier is what a request is checked against. The functions are called each time, because keys,
+// roots and nodes change.
 type Verifier struct {
 	Fabric      string
 	TrustDomain string
@@ -26,11 +25,10 @@ type Verifier struct {
 	Node        func(fabric.NodeID) (fabric.Node, bool)
 }
 
-// Verify returns the admission that r carries if all of this holds: the
-// fabric signed it, it has not expired, its addresses lie in the pool of the
-// node on which it was admitted, and r was signed by the key of the service
-// itself. That the roles are still in the graph is not asked here: the one
-// rule applies the newest revision to them whenever it is evaluated.
+// Verify returns the admission in r if the fabric signed it, it has not expired, its addresses are
+// in the pool of the node on which it was admitted, and r was signed with the key of the service.
+// It does not check that the graph still has the roles: the one rule does, with the newest
+// revision, whenever it is evaluated.
 func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, error) {
 	var a fabric.Admission
 	if err := v.Keys().Verify(r.Admission, fabric.KindAdmission, &a); err != nil {

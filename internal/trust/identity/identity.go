@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package identity is who this process is: its certificate, the authorities
-// that it trusts and the fabric's public keys, all obtained from Vault and
-// kept on disk, so that Vault may be away. It does not know what the
-// identities are used for.
+// Package identity is the identity of this process: its certificate, the authorities that it trusts
+// and the public keys of the fabric. All of them come from Vault and are kept on disk, so that the
+// process works while Vault is unavailable. The package does not know what identities are used for.
 package identity
 
 import (
@@ -26,10 +25,10 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 )
 
-// Config says where Vault is and which identity to ask for.
+// Config configures a Source.
 type Config struct {
 	VaultAddress string
-	VaultCAFile  string // PEM; empty: the system's authorities
+	VaultCAFile  string // PEM; the system's authorities if empty
 	RoleID       string // AppRole
 	SecretIDFile string
 	PKIMount     string
@@ -39,11 +38,10 @@ type Config struct {
 	TrustDomain  string
 	SPIFFEPath   string // for instance fabric.NodeSPIFFE(zone, node)
 	IPs          []net.IP
-	DataDir      string // certificate, key, authorities and public keys live in its "identity"
+	DataDir      string // the files are in its subdirectory "identity"
 }
 
-// Source holds the identity and keeps it fresh. Its methods are safe for
-// concurrent use.
+// Source is the identity, which Run renews. Its methods are safe for concurrent use.
 type Source struct {
 	config Config
 	log    hclog.Logger
@@ -54,13 +52,13 @@ type Source struct {
 	cert     *tls.Certificate
 	roots    *x509.CertPool
 	keys     fabric.KeySet
-	degraded map[string]string // by chore
-	tokenTTL time.Duration     // as of the last login or renewal; zero without a token
+	degraded map[string]string // error by name of the chore
+	tokenTTL time.Duration     // at the last login or renewal; zero without a token
 }
 
-// Open obtains the identity: it logs in to Vault and fetches what the disk
-// does not hold fresh. If Vault cannot be reached, what is on disk does, as
-// long as the certificate is valid; if Vault answers and refuses, Open fails.
+// Open logs in to Vault and obtains what is not on disk or is due for renewal. If Vault cannot be
+// reached, Open uses what is on disk, as long as the certificate is valid. If Vault refuses, Open
+// fails.
 func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
 	s := &Source{config: c, log: log, degraded: map[string]string{}}
 	var err error
@@ -82,18 +80,18 @@ func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
 			return nil, fmt.Errorf("obtain the identity %s: %s: %w", c.SPIFFEPath, ch.name, err)
 		}
 		s.report(ch.name, err)
-		break // Run does the rest when Vault is back
+		break // Run does the rest when Vault is available again
 	}
 	return s, nil
 }
 
-// Fixed returns a Source that never changes and has no Vault: for processes
-// whose certificate comes from elsewhere. Its Run only waits.
+// Fixed returns a Source that never changes and does not use Vault, for processes whose certificate
+// comes from elsewhere. Its Run only waits.
 func Fixed(trustDomain string, cert *tls.Certificate, roots *x509.CertPool, keys fabric.KeySet) *Source {
 	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys}
 }
 
-// restore takes over what is on disk, as far as it is still good.
+// restore loads what is on disk and still valid.
 func (s *Source) restore() error {
 	roots, err := s.store.roots()
 	if err != nil {
@@ -109,14 +107,14 @@ func (s *Source) restore() error {
 		return err
 	}
 	if err := s.suits(cert); err != nil {
-		s.log.Warn("the certificate on disk does not do: asking for another", logkey.Error, err)
+		s.log.Warn("cannot use the certificate on disk, requesting another", logkey.Error, fmt.Errorf("%s: %w", s.store.path(certificateFile), err))
 		return nil
 	}
 	s.cert = cert
 	return nil
 }
 
-// suits reports why cert is not a valid certificate of this process, or nil.
+// suits reports why this process cannot use cert.
 func (s *Source) suits(cert *tls.Certificate) error {
 	chain, err := parseChain(cert.Certificate)
 	if err != nil {
@@ -127,11 +125,11 @@ func (s *Source) suits(cert *tls.Certificate) error {
 		return err
 	}
 	if path := subject.SPIFFE(); path != s.config.SPIFFEPath {
-		return fmt.Errorf("it is for %s, not for %s", path, s.config.SPIFFEPath)
+		return fmt.Errorf("the certificate is for %s, expected %s", path, s.config.SPIFFEPath)
 	}
 	for _, ip := range s.config.IPs {
 		if !slices.ContainsFunc(chain[0].IPAddresses, ip.Equal) {
-			return fmt.Errorf("it is not for address %s", ip)
+			return fmt.Errorf("the certificate does not contain the address %s", ip)
 		}
 	}
 	return nil
@@ -144,8 +142,8 @@ func (s *Source) Keys() fabric.KeySet {
 	return s.keys
 }
 
-// Roots returns the authorities that certificates are verified against. It is
-// replaced, not changed, when they change.
+// Roots returns the authorities that certificates are verified with. The pool is replaced, never
+// modified.
 func (s *Source) Roots() *x509.CertPool {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -186,7 +184,7 @@ func signWith(cert *tls.Certificate, msg []byte) (sig []byte, chain [][]byte, er
 	return sig, cert.Certificate, nil
 }
 
-// Degraded returns what is wrong, for people.
+// Degraded describes what is wrong, for people.
 func (s *Source) Degraded() []string {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -201,7 +199,7 @@ func (s *Source) Degraded() []string {
 	return list
 }
 
-// report notes how a chore went.
+// report records the outcome of a chore.
 func (s *Source) report(chore string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -209,17 +207,17 @@ func (s *Source) report(chore string, err error) {
 	switch {
 	case err == nil && bad:
 		delete(s.degraded, chore)
-		s.log.Info("recovered: " + chore)
+		s.log.Info("recovered", logkey.Subject, chore)
 	case err != nil:
 		s.degraded[chore] = err.Error()
 		if was != err.Error() {
-			s.log.Warn(chore+": going on with what there is", logkey.Error, err)
+			s.log.Warn("cannot renew, using what is there", logkey.Subject, chore, logkey.Error, err)
 		}
 	}
 }
 
-// refused reports whether Vault, or our own configuration, said no, rather
-// than being unable to answer.
+// refused reports whether Vault refused, or the configuration is wrong, as opposed to Vault being
+// unavailable.
 func refused(err error) bool {
 	var r *vaultapi.ResponseError
 	if errors.As(err, &r) {
@@ -228,5 +226,5 @@ func refused(err error) bool {
 	return errors.Is(err, errRefused)
 }
 
-// errRefused marks errors that waiting does not mend.
+// errRefused marks errors that do not go away by waiting.
 var errRefused = errors.New("refused")

@@ -19,8 +19,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// VaultKeys reads the public versions of the fabric's key, an ed25519 key of a
-// transit mount.
+// VaultKeys reads the public keys of all versions of the fabric's key, an ed25519 key of a transit
+// mount.
 func VaultKeys(ctx context.Context, vault *vaultapi.Client, mount, key string) (fabric.KeySet, error) {
 	path := mount + "/keys/" + key
 	resp, err := vault.Logical().ReadWithContext(ctx, path)
@@ -28,10 +28,10 @@ func VaultKeys(ctx context.Context, vault *vaultapi.Client, mount, key string) (
 		return fabric.KeySet{}, fmt.Errorf("read %s: %w", path, err)
 	}
 	if resp == nil {
-		return fabric.KeySet{}, fmt.Errorf("read %s: there is no such key", path)
+		return fabric.KeySet{}, fmt.Errorf("read %s: the key does not exist", path)
 	}
 	if t := resp.Data["type"]; t != "ed25519" {
-		return fabric.KeySet{}, fmt.Errorf("%s is a key of type %v, not ed25519", path, t)
+		return fabric.KeySet{}, fmt.Errorf("%s is a key of type %v, expected ed25519", path, t)
 	}
 	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}}
 	versions, _ := resp.Data["keys"].(map[string]any)
@@ -59,8 +59,8 @@ func VaultKeys(ctx context.Context, vault *vaultapi.Client, mount, key string) (
 	return set, nil
 }
 
-// ReadKeys reads public keys from a file of the form in which every daemon
-// keeps those that it pinned, as "fabric-keys.json" of its identity.
+// ReadKeys reads public keys from a file such as the "fabric-keys.json" of a daemon's identity,
+// which contains the keys that it has pinned.
 func ReadKeys(path string) (fabric.KeySet, error) {
 	data, err := os.ReadFile(path)
 	if err != nil {
@@ -81,20 +81,20 @@ func decodeKeys(data []byte) (fabric.KeySet, error) {
 		return fabric.KeySet{}, err
 	}
 	if d.More() {
-		return fabric.KeySet{}, errors.New("something follows the JSON value")
+		return fabric.KeySet{}, errors.New("unexpected data after the JSON value")
 	}
 	return set, checkKeys(set)
 }
 
-// checkKeys reports what makes keys useless, or unfit to be verified with.
+// checkKeys reports why signatures cannot be verified with the keys.
 func checkKeys(set fabric.KeySet) error {
 	for n, key := range set.Keys {
 		if len(key) != ed25519.PublicKeySize {
-			return fmt.Errorf("version %d carries no ed25519 public key", n)
+			return fmt.Errorf("version %d is not an ed25519 public key", n)
 		}
 	}
 	if len(set.Keys) == 0 {
-		return errors.New("there are no versions of the key")
+		return errors.New("the key has no versions")
 	}
 	return nil
 }

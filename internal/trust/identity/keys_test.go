@@ -32,9 +32,9 @@ func TestReadKeys(t *testing.T) {
 
 	for text, want := range map[string]string{
 		"":                                   "EOF",
-		"{}":                                 "there are no versions",
-		`{"keys":{}}`:                        "there are no versions",
-		`{"keys":{"1":"AAAA"},"min":1}`:      "version 1 carries no ed25519 public key",
+		"{}":                                 "the key has no versions",
+		`{"keys":{}}`:                        "the key has no versions",
+		`{"keys":{"1":"AAAA"},"min":1}`:      "version 1 is not an ed25519 public key",
 		`{"keys":{"one":"AAAA"},"min":1}`:    "cannot unmarshal",
 		`{"keyz":{"1":"AAAA"}}`:              `unknown field "keyz"`,
 		`{"keys":{"1":"*"}}`:                 "illegal base64",

@@ -20,13 +20,12 @@ import (
 )
 
 const (
-	refreshInterval = time.Minute // of authorities and public keys
+	refreshInterval = time.Minute // of the authorities and the public keys
 	minPause        = time.Second // after a failure
 	maxPause        = 30 * time.Second
 )
 
-// chore is something that keeps the identity fresh. It says when it is to be
-// done next.
+// chore renews a part of the identity. run returns when it is due again.
 type chore struct {
 	name   string
 	run    func(ctx context.Context) (time.Time, error)
@@ -34,7 +33,7 @@ type chore struct {
 	pauses *backoff.ExponentialBackOff // after failures
 }
 
-// chores returns what there is to do, in the order of need.
+// chores returns all chores. Later ones need what earlier ones obtain.
 func (s *Source) chores() []*chore {
 	list := []*chore{
 		{name: "token", run: s.doToken},
@@ -48,9 +47,8 @@ func (s *Source) chores() []*chore {
 	return list
 }
 
-// Run keeps the identity fresh until ctx ends: it renews the token, refreshes
-// authorities and public keys, and replaces the certificate at two thirds of
-// its life. Trouble with Vault is reported by Degraded and tried again.
+// Run renews the identity until ctx ends: the token, the authorities, the public keys, and the
+// certificate at two thirds of its life. Failures are reported by Degraded and retried.
 func (s *Source) Run(ctx context.Context) error {
 	if s.vault == nil {
 		<-ctx.Done()
@@ -81,8 +79,8 @@ func (s *Source) Run(ctx context.Context) error {
 		next.due = time.Now().Add(next.pauses.NextBackOff())
 		var r *vaultapi.ResponseError
 		if next != token && errors.As(err, &r) && r.StatusCode == 403 {
-			// The token may have been revoked, or Vault rebuilt: take another
-			// one, at the pace of the failures.
+			// The token may have been revoked, or Vault set up anew: log in again before the next
+			// attempt.
 			s.vault.ClearToken()
 			if token.due.After(next.due) {
 				token.due = next.due.Add(-time.Millisecond)
@@ -99,7 +97,7 @@ func (s *Source) doToken(ctx context.Context) (time.Time, error) {
 	s.mu.Lock()
 	s.tokenTTL = max(s.tokenTTL, ttl)
 	s.mu.Unlock()
-	if ttl == 0 { // does not expire
+	if ttl == 0 { // the token does not expire
 		ttl = time.Hour
 	}
 	return time.Now().Add(max(ttl/2, time.Second)), nil
@@ -111,11 +109,11 @@ func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	held, err := s.store.read(rootsFile)
+	onDisk, err := s.store.read(rootsFile)
 	if err != nil {
 		return time.Time{}, err
 	}
-	if bytes.Equal(held, fetched) && s.Roots() != nil {
+	if bytes.Equal(onDisk, fetched) && s.Roots() != nil {
 		return next, nil
 	}
 	pool := x509.NewCertPool()
@@ -123,7 +121,7 @@ func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
 	s.mu.Lock()
 	s.roots = pool
 	s.mu.Unlock()
-	s.log.Info("took over the authorities of Vault")
+	s.log.Info("authorities changed")
 	return next, s.store.write(rootsFile, fetched)
 }
 
@@ -133,8 +131,8 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	held := s.Keys()
-	keys, err := pin(held, fetched)
+	pinned := s.Keys()
+	keys, err := pin(pinned, fetched)
 	if err != nil {
 		return time.Time{}, err
 	}
@@ -142,18 +140,17 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	if sameKeys(keys, held) && sameKeys(keys, onDisk) {
+	if sameKeys(keys, pinned) && sameKeys(keys, onDisk) {
 		return next, nil
 	}
 	s.mu.Lock()
 	s.keys = keys
 	s.mu.Unlock()
-	s.log.Info("pinned the fabric's public keys", logkey.Count, len(keys.Keys))
+	s.log.Info("fabric keys pinned", logkey.Count, len(keys.Keys))
 	return next, s.store.putKeys(keys)
 }
 
-// doCertificate replaces the certificate if there is none, or it is past two
-// thirds of its life.
+// doCertificate obtains a certificate if there is none, or if it is past two thirds of its life.
 func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	if cert := s.Certificate(); cert != nil {
 		if at := renewalTime(cert.Leaf); time.Now().Before(at) {
@@ -169,22 +166,22 @@ func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 		return time.Time{}, err
 	}
 	if err := s.suits(cert); err != nil {
-		// Perhaps issued by an authority that is newer than those known here.
+		// Vault may use an authority that is not known here yet.
 		if _, rerr := s.doRoots(ctx); rerr != nil {
 			return time.Time{}, rerr
 		}
 		if err := s.suits(cert); err != nil {
-			return time.Time{}, fmt.Errorf("what Vault signed does not do: %w", err)
+			return time.Time{}, fmt.Errorf("cannot use the certificate that Vault signed: %w", err)
 		}
 	}
 	s.mu.Lock()
 	s.cert = cert
 	s.mu.Unlock()
-	s.log.Info("took over a new certificate", logkey.Expires, cert.Leaf.NotAfter)
+	s.log.Info("certificate renewed", logkey.Expires, cert.Leaf.NotAfter)
 	return renewalTime(cert.Leaf), s.store.putCertificate(cert)
 }
 
-// renewalTime is two thirds into the life of a certificate.
+// renewalTime returns the time at two thirds of the life of a certificate.
 func renewalTime(leaf *x509.Certificate) time.Time {
 	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3)
 }

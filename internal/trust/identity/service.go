@@ -19,11 +19,11 @@ import (
 	"github.com/sif-project/sif/internal/atomicfile"
 )
 
-// maxPending bounds the requests of a service that await a certificate.
+// maxPending bounds the keys of a service that wait for their certificate.
 const maxPending = 8
 
-// ServiceKeys are the keys and certificates of the services that have
-// endpoints on this node. The keys never leave it. Safe for concurrent use.
+// ServiceKeys are the keys and certificates of the services that have endpoints on this node. The
+// keys never leave the node. It is safe for concurrent use.
 type ServiceKeys struct {
 	dir         string
 	trustDomain string
@@ -33,10 +33,10 @@ type ServiceKeys struct {
 	pending map[fabric.Ref][]*ecdsa.PrivateKey
 }
 
-// OpenServiceKeys reads the keys kept in dir, which is made if need be.
+// OpenServiceKeys reads the keys in dir, which it creates if need be.
 func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of service keys: %w", err)
+		return nil, fmt.Errorf("create the directory of service keys: %w", err)
 	}
 	k := &ServiceKeys{
 		dir:         dir,
@@ -53,7 +53,7 @@ func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) {
 		if !ok {
 			continue
 		}
-		// Names contain no "--", so this is the only way to read it.
+		// Names do not contain "--", so the file name is unambiguous.
 		service, err := fabric.ParseRef(strings.Replace(name, "--", "/", 1))
 		if err != nil {
 			continue
@@ -67,7 +67,7 @@ func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) {
 			err = k.suits(service, cert)
 		}
 		if err != nil {
-			continue // of no use: it is asked for anew
+			continue // the caller requests another one
 		}
 		k.certs[service] = cert
 	}
@@ -89,8 +89,8 @@ func (k *ServiceKeys) suits(service fabric.Ref, cert *tls.Certificate) error {
 	return nil
 }
 
-// Key returns a signing request (DER) for a new key of the service. The
-// current key stays in use until Put.
+// Key returns a signing request (DER) for a new key of the service. The current key is used until
+// Put.
 func (k *ServiceKeys) Key(service fabric.Ref) (csr []byte, err error) {
 	key, csr, err := request(k.trustDomain, service.SPIFFE(), nil)
 	if err != nil {
@@ -103,13 +103,13 @@ func (k *ServiceKeys) Key(service fabric.Ref) (csr []byte, err error) {
 	return csr, nil
 }
 
-// Put stores and takes into use the certificate (DER, leaf first) that was
-// issued for one of the requests that Key returned.
+// Put stores and uses the certificate (DER, leaf first) that was issued for a request that Key
+// returned.
 func (k *ServiceKeys) Put(service fabric.Ref, chain [][]byte) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if err := k.put(service, chain); err != nil {
-		return fmt.Errorf("take the certificate of service %s: %w", service, err)
+		return fmt.Errorf("use the certificate of service %s: %w", service, err)
 	}
 	return nil
 }
@@ -137,8 +137,8 @@ func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
 	return atomicfile.Write(k.file(service), b, 0o600)
 }
 
-// NeedsRenewal reports whether the service has no certificate, or one past
-// two thirds of its life.
+// NeedsRenewal reports whether the service has no certificate, or one that is past two thirds of
+// its life.
 func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -146,8 +146,7 @@ func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	return cert == nil || !time.Now().Before(renewalTime(cert.Leaf))
 }
 
-// Sign signs msg with the service's key and returns the chain (DER, leaf
-// first) to verify it with; see VerifyBy.
+// Sign signs msg with the service's key and returns the chain (DER, leaf first) for VerifyBy.
 func (k *ServiceKeys) Sign(service fabric.Ref, msg []byte) (sig []byte, chain [][]byte, err error) {
 	k.mu.Lock()
 	cert := k.certs[service]
@@ -162,7 +161,7 @@ func (k *ServiceKeys) Sign(service fabric.Ref, msg []byte) (sig []byte, chain []
 	return sig, chain, nil
 }
 
-// Expiry returns when the service's certificate expires; zero without one.
+// Expiry returns when the service's certificate expires, or zero if it has none.
 func (k *ServiceKeys) Expiry(service fabric.Ref) time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()

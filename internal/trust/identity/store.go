@@ -18,13 +18,12 @@ import (
 	"github.com/sif-project/sif/internal/atomicfile"
 )
 
-// store is the directory in which a Source keeps itself. Absent files read as
-// nil; broken ones are errors, because keys that were pinned must not be
-// forgotten silently.
+// store is the directory of a Source. A missing file is read as nil. A corrupt file is an error,
+// because pinned keys must not be forgotten silently.
 type store string
 
 const (
-	certificateFile = "certificate.pem" // key and chain in one file: they change together
+	certificateFile = "certificate.pem" // key and chain in one file, because they change together
 	rootsFile       = "authorities.pem"
 	keysFile        = "fabric-keys.json"
 )
@@ -32,13 +31,15 @@ const (
 func openStore(dataDir string) (store, error) {
 	dir := filepath.Join(dataDir, "identity")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return "", fmt.Errorf("make the directory of the identity: %w", err)
+		return "", fmt.Errorf("create the directory of the identity: %w", err)
 	}
 	return store(dir), nil
 }
 
+func (s store) path(name string) string { return filepath.Join(string(s), name) }
+
 func (s store) read(name string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(string(s), name))
+	b, err := os.ReadFile(s.path(name))
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
@@ -46,7 +47,7 @@ func (s store) read(name string) ([]byte, error) {
 }
 
 func (s store) write(name string, data []byte) error {
-	return atomicfile.Write(filepath.Join(string(s), name), data, 0o600)
+	return atomicfile.Write(s.path(name), data, 0o600)
 }
 
 func (s store) certificate() (*tls.Certificate, error) {
@@ -72,13 +73,13 @@ func (s store) roots() (*x509.CertPool, error) {
 	}
 	pool := x509.NewCertPool()
 	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("%s holds no certificate", filepath.Join(string(s), rootsFile))
+		return nil, fmt.Errorf("%s contains no certificate", s.path(rootsFile))
 	}
 	return pool, nil
 }
 
 func (s store) keys() (fabric.KeySet, error) {
-	k, err := ReadKeys(filepath.Join(string(s), keysFile))
+	k, err := ReadKeys(s.path(keysFile))
 	if errors.Is(err, os.ErrNotExist) {
 		return fabric.KeySet{}, nil
 	}
@@ -108,14 +109,14 @@ func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
 
 // decodeCertificate is the inverse of encodeCertificate.
 func decodeCertificate(b []byte) (*tls.Certificate, error) {
-	cert, err := tls.X509KeyPair(b, b) // takes the blocks that it needs of each; sets Leaf
+	cert, err := tls.X509KeyPair(b, b) // skips blocks of the other kind, and sets Leaf
 	if err != nil {
 		return nil, fmt.Errorf("decode a certificate with its key: %w", err)
 	}
 	return &cert, nil
 }
 
-// pair joins a chain (DER, leaf first) with the key that it certifies.
+// pair combines a chain (DER, leaf first) with its key.
 func pair(key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("there is no certificate")

@@ -37,7 +37,7 @@ func newVault(c Config) (*vaultapi.Client, error) {
 	return client, nil
 }
 
-// login takes a new token for the AppRole.
+// login obtains a token for the AppRole.
 func (s *Source) login(ctx context.Context) (time.Duration, error) {
 	secret, err := os.ReadFile(s.config.SecretIDFile)
 	if err != nil {
@@ -51,14 +51,14 @@ func (s *Source) login(ctx context.Context) (time.Duration, error) {
 		return 0, fmt.Errorf("log in to Vault: %w", err)
 	}
 	if resp == nil || resp.Auth == nil {
-		return 0, errors.New("log in to Vault: the answer carries no token")
+		return 0, errors.New("log in to Vault: the answer contains no token")
 	}
 	s.vault.SetToken(resp.Auth.ClientToken)
 	return time.Duration(resp.Auth.LeaseDuration) * time.Second, nil
 }
 
-// renew prolongs the token, or takes a new one when that is not possible or
-// no longer gains much.
+// renew renews the token, or logs in again if that is not possible, or if the token is near its
+// maximum life.
 func (s *Source) renew(ctx context.Context) (time.Duration, error) {
 	if s.vault.Token() == "" {
 		return s.login(ctx)
@@ -79,8 +79,8 @@ func (s *Source) renew(ctx context.Context) (time.Duration, error) {
 	return s.login(ctx)
 }
 
-// fetchRoots reads the mount's authorities. While a new one takes over, Vault
-// lists both.
+// fetchRoots reads the authorities of the mount. During a rotation Vault lists the old and the new
+// one.
 func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
 	var pemBytes []byte
 	list, err := s.vault.Logical().ListWithContext(ctx, s.config.PKIMount+"/issuers")
@@ -98,24 +98,23 @@ func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
 			return nil, fmt.Errorf("read %s: %w", path, err)
 		}
 		if issuer == nil {
-			continue // deleted meanwhile
+			continue // it was just deleted
 		}
 		text, _ := issuer.Data["certificate"].(string)
 		pemBytes = append(pemBytes, strings.TrimSpace(text)+"\n"...)
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(pemBytes) {
-		return nil, fmt.Errorf("the issuers of %s hold no certificate", s.config.PKIMount)
+		return nil, fmt.Errorf("the issuers of %s contain no certificate", s.config.PKIMount)
 	}
 	return pemBytes, nil
 }
 
-// pin checks fetched keys against those that were pinned: versions come and
-// go, but none ever becomes another key, and the lowest accepted version does
-// not fall.
+// pin compares fetched keys with the pinned ones. Versions may be added and removed, but a version
+// never changes its key, and the lowest accepted version never decreases.
 func pin(pinned, fetched fabric.KeySet) (fabric.KeySet, error) {
 	for n, key := range fetched.Keys {
 		if was, ok := pinned.Keys[n]; ok && !was.Equal(key) {
-			return pinned, fmt.Errorf("version %d of the fabric's key is not the one that was pinned: keeping the pinned one", n)
+			return pinned, fmt.Errorf("version %d of the fabric's key differs from the pinned one, which stays in use", n)
 		}
 	}
 	fetched.Min = max(fetched.Min, pinned.Min)
@@ -126,11 +125,11 @@ func sameKeys(a, b fabric.KeySet) bool {
 	return a.Min == b.Min && maps.EqualFunc(a.Keys, b.Keys, func(x, y ed25519.PublicKey) bool { return x.Equal(y) })
 }
 
-// request makes a key and a signing request for a SPIFFE ID.
+// request generates a key and a signing request for a SPIFFE ID.
 func request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a key: %w", err)
+		return nil, nil, fmt.Errorf("generate a key: %w", err)
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
 		Subject:     pkix.Name{},
@@ -138,12 +137,12 @@ func request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte,
 		IPAddresses: ips,
 	}, key)
 	if err != nil {
-		return nil, nil, fmt.Errorf("make a signing request for %s: %w", path, err)
+		return nil, nil, fmt.Errorf("create a signing request for %s: %w", path, err)
 	}
 	return key, csr, nil
 }
 
-// issue has Vault sign a new key.
+// issue generates a key and has Vault sign its certificate.
 func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error) {
 	key, csr, err := request(s.config.TrustDomain, s.config.SPIFFEPath, s.config.IPs)
 	if err != nil {
@@ -160,7 +159,7 @@ func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error)
 		"ip_sans":  strings.Join(ips, ","),
 	})
 	if err != nil {
-		return nil, nil, fmt.Errorf("have %s sign the certificate: %w", path, err)
+		return nil, nil, fmt.Errorf("sign the certificate with %s: %w", path, err)
 	}
 	chain, err := SignedChain(resp)
 	if err != nil {
@@ -169,8 +168,8 @@ func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error)
 	return key, chain, nil
 }
 
-// SignedChain returns the chain (DER, leaf first, without self-signed
-// authorities) of an answer of Vault's pki/sign.
+// SignedChain returns the chain (DER, leaf first, without self-signed authorities) in an answer of
+// Vault's pki/sign.
 func SignedChain(resp *vaultapi.Secret) ([][]byte, error) {
 	if resp == nil {
 		return nil, errors.New("the answer is empty")

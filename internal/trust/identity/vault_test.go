@@ -246,7 +246,7 @@ func TestPinnedKeyMustNotChange(t *testing.T) {
 	s, err = identity.Open(context.Background(), conf, hclog.NewNullLogger())
 	must.NoError(t, err)
 	must.Eq(t, before, s.Keys())
-	must.StrContains(t, strings.Join(s.Degraded(), "\n"), "not the one that was pinned")
+	must.StrContains(t, strings.Join(s.Degraded(), "\n"), "differs from the pinned one")
 }
 
 func TestNewAuthorityOverlaps(t *testing.T) {

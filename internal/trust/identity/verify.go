@@ -63,7 +63,7 @@ func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certifi
 		return Subject{}, errors.New("there is no certificate")
 	}
 	if roots == nil { // x509 would use the system's authorities
-		return Subject{}, errors.New("there is no authority to verify a certificate with")
+		return Subject{}, errors.New("there is no authority to verify the certificate with")
 	}
 	leaf := certs[0]
 	subject, err := Read(leaf, trustDomain)
@@ -102,7 +102,7 @@ func verifySignature(key crypto.PublicKey, msg, sig []byte) error {
 	return errors.New("it does not verify")
 }
 
-// sign is the counterpart of verifySignature.
+// sign makes a signature for verifySignature.
 func sign(key *ecdsa.PrivateKey, msg []byte) ([]byte, error) {
 	digest := sha256.Sum256(msg)
 	return ecdsa.SignASN1(rand.Reader, key, digest[:])

@@ -1,9 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package signature tells whether what a controller hands out is what the
-// fabric signed. The public keys come from its caller, who must have them from
-// elsewhere than that controller. It is pure: it asks nobody.
+// Package signature checks whether the fabric signed what a controller returns. The caller supplies
+// the public keys, which must not come from that controller. The package does no I/O.
 package signature
 
 import (
@@ -13,31 +12,31 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// State is what is known of a signature.
+// State is the result of checking a signature.
 type State string
 
 // The states.
 const (
 	Verified  State = "verified"
-	Unchecked State = "unchecked" // nobody here had keys to check it with
-	Refused   State = "refused"   // it is missing, not the fabric's, or of something else
-	Absent    State = "none"      // there is nothing to sign: no graph was ever applied
+	Unchecked State = "unchecked" // there are no keys to check it with
+	Refused   State = "refused"   // it is missing, or it is not the fabric's signature of this pointer
+	Absent    State = "none"      // no graph has been applied yet
 )
 
-// Anchor is the fabric's public keys.
+// Anchor is the trusted public keys of the fabric.
 type Anchor struct {
 	Keys   fabric.KeySet
-	Source string // where they come from, for people
+	Source string // where they were read from, for messages
 }
 
-// Finding is what is known of the signature of a pointer.
+// Finding is the result of checking the signature of a pointer.
 type Finding struct {
 	State  State  `json:"signature"`
-	Source string `json:"signatureKeys,omitempty"` // of the keys by which it was checked
+	Source string `json:"signatureKeys,omitempty"` // of the keys that it was checked with
 	Why    string `json:"signatureWhy,omitempty"`  // it is not verified
 }
 
-// Refuse returns f, but refused if err says why.
+// Refuse returns f, with the state Refused if err is not nil.
 func (f Finding) Refuse(err error) Finding {
 	if err != nil {
 		f.State, f.Why = Refused, err.Error()
@@ -45,11 +44,11 @@ func (f Finding) Refuse(err error) Finding {
 	return f
 }
 
-// NoKeys is why a signature stays unchecked without an anchor.
+// NoKeys is the reason why a signature stays unchecked without an anchor.
 const NoKeys = "no public keys of the fabric were given"
 
-// Check says whether signed is the fabric's signature of the pointer. Without
-// an anchor that stays unchecked.
+// Check checks whether signed is the fabric's signature of the pointer. Without an anchor the state
+// is Unchecked.
 func Check(anchor *Anchor, signed fabric.Signed, pointer fabric.Pointer) Finding {
 	switch {
 	case pointer.Sequence == 0 && len(signed.Payload) == 0:
@@ -62,24 +61,24 @@ func Check(anchor *Anchor, signed fabric.Signed, pointer fabric.Pointer) Finding
 
 func (a *Anchor) check(signed fabric.Signed, pointer fabric.Pointer) error {
 	if len(signed.Payload) == 0 {
-		return errors.New("the controller handed out no signed pointer")
+		return errors.New("the controller returned no signed pointer")
 	}
 	var vouched fabric.Pointer
 	if err := a.Keys.Verify(signed, fabric.KindPointer, &vouched); err != nil {
 		return err
 	}
 	if fabric.NewObject(vouched).Hash != fabric.NewObject(pointer).Hash {
-		return fmt.Errorf("revision %d with root %s was signed, but the controller names revision %d with root %s", vouched.Sequence, vouched.Root, pointer.Sequence, pointer.Root)
+		return fmt.Errorf("the signed pointer is of revision %d with root %s, but the controller returned revision %d with root %s", vouched.Sequence, vouched.Root, pointer.Sequence, pointer.Root)
 	}
 	return nil
 }
 
-// Graph says that a graph is not the one that a pointer leads to, or nil.
+// Graph returns an error if the graph is not that of the pointer.
 func Graph(pointer fabric.Pointer, g *fabric.Graph) error {
 	return leadsTo(pointer.Sequence, pointer.Root, g)
 }
 
-// Past says that a graph is not that of a change of the history, or nil.
+// Past returns an error if the graph is not that of a change in the history.
 func Past(change fabric.Change, g *fabric.Graph) error {
 	return leadsTo(change.Sequence, change.Root, g)
 }
@@ -94,8 +93,8 @@ func leadsTo(sequence uint64, root fabric.Hash, g *fabric.Graph) error {
 	return nil
 }
 
-// History says which change, of the newest first, is not the one that the
-// pointer, or the change after it, names; or nil.
+// History returns an error if a change (newest first) is not the one that the pointer, or the
+// change after it, refers to.
 func History(pointer fabric.Pointer, changes []fabric.Change) error {
 	want := pointer.Change
 	for i, c := range changes {
@@ -104,7 +103,7 @@ func History(pointer fabric.Pointer, changes []fabric.Change) error {
 			if i > 0 {
 				named = fmt.Sprintf("the entry of revision %d", changes[i-1].Sequence)
 			}
-			return fmt.Errorf("the entry of revision %d in the history is not the one that %s names: it was altered, or one was left out", c.Sequence, named)
+			return fmt.Errorf("the entry of revision %d in the history is not the one that %s refers to: an entry was altered or removed", c.Sequence, named)
 		}
 		want = c.Previous
 	}

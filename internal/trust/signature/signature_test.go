@@ -60,7 +60,7 @@ func TestCheck(t *testing.T) {
 		"signed":                  {anchorOf(2, one, two), good, pointer, Verified, ""},
 		"no keys":                 {nil, good, pointer, Unchecked, NoKeys},
 		"nothing applied yet":     {anchorOf(1, one), fabric.Signed{}, fabric.Pointer{}, Absent, ""},
-		"no signature":            {anchorOf(1, one), fabric.Signed{}, pointer, Refused, "handed out no signed pointer"},
+		"no signature":            {anchorOf(1, one), fabric.Signed{}, pointer, Refused, "returned no signed pointer"},
 		"a stranger's":            {anchorOf(1, one, two), stranger.sign(t, fabric.KindPointer, pointer), pointer, Refused, "version 3 of the fabric's key, which is unknown here"},
 		"in the fabric's name":    {anchorOf(1, one, two), key{2, stranger.private}.sign(t, fabric.KindPointer, pointer), pointer, Refused, "does not verify"},
 		"altered":                 {anchorOf(1, one, two), altered, pointer, Refused, "does not verify"},
@@ -116,6 +116,6 @@ func TestHistory(t *testing.T) {
 		case 2:
 			forged = append(forged, forged[i])
 		}
-		must.ErrorContains(t, History(pointer, forged), "it was altered, or one was left out")
+		must.ErrorContains(t, History(pointer, forged), "an entry was altered or removed")
 	})
 }
