@@ -232,7 +232,7 @@ func (a *admitter) bind(ctx context.Context, node fabric.NodeID, nomadID string)
 	}
 	if bound := strings.TrimSpace(string(pair.Value)); bound != nomadID {
 		return api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"node %s is bound to Nomad node %s, but the allocation is on Nomad node %s of the same name; if the Nomad client was set up anew, run `consul kv delete %s`", node, bound, nomadID, key)
+			"node %s is bound to Nomad node %s, but the allocation is on Nomad node %s of the same name; if the Nomad client was set up again, run `consul kv delete %s`", node, bound, nomadID, key)
 	}
 	a.bindings.Store(node, nomadID)
 	return nil

@@ -191,10 +191,10 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 func (c *Controller) caller(r *http.Request) (identity.Node, error) {
 	peer, _, err := identity.Peer(*r.TLS, c.cfg.TrustDomain)
 	if err != nil {
-		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs a node's certificate: %v", err)
+		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the certificate of a node: %v", err)
 	}
 	if !peer.IsNode() {
-		return identity.Node{}, forbidden("this call needs a node's certificate, not that of %s", peer)
+		return identity.Node{}, forbidden("this call needs the certificate of a node, not one of %s", peer)
 	}
 	return peer.Node, nil
 }

@@ -96,7 +96,7 @@ func New(cfg Config) (*Controller, error) {
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
-	// Two controllers must not share one memory of what was signed.
+	// Two controllers with one data directory would replace each other's stored revision.
 	lock, err := dirlock.Lock(cfg.DataDir, "lock")
 	if errors.Is(err, dirlock.ErrLocked) {
 		return nil, fmt.Errorf("data directory %s is in use by another controller; stop it, or configure another data_dir", cfg.DataDir)

@@ -54,21 +54,9 @@ func (e *election) run(ctx context.Context) {
 // term waits for the lock, and leads while it holds the lock.
 func (e *election) term(ctx context.Context) error {
 	consul := e.consul()
-	if old, err := os.ReadFile(e.file); err == nil {
-		// The data directory is locked, so the process that created that session has ended.
-		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
-			return fmt.Errorf("end the session of an earlier run: %w", err)
-		}
-		_ = os.Remove(e.file) // it is written anew below
-	}
-	id, _, err := consul.Session().CreateNoChecks(&consulapi.SessionEntry{
-		Name: "sif controller", TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
-	}, (&consulapi.WriteOptions{}).WithContext(ctx))
+	id, err := e.newSession(ctx, consul)
 	if err != nil {
-		return fmt.Errorf("create a Consul session: %w", err)
-	}
-	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil {
-		return fmt.Errorf("store the ID of the Consul session: %w", err)
+		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -116,6 +104,27 @@ func (e *election) term(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// newSession creates a Consul session and returns its ID. It ends the session of an earlier run first: the data directory is
+// locked, so the process that created that session has ended.
+func (e *election) newSession(ctx context.Context, consul *consulapi.Client) (string, error) {
+	if old, err := os.ReadFile(e.file); err == nil {
+		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
+			return "", fmt.Errorf("end the session of an earlier run: %w", err)
+		}
+		_ = os.Remove(e.file) // it is written again below
+	}
+	id, _, err := consul.Session().CreateNoChecks(&consulapi.SessionEntry{
+		Name: "sif controller", TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
+	}, (&consulapi.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return "", fmt.Errorf("create a Consul session: %w", err)
+	}
+	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil {
+		return "", fmt.Errorf("store the ID of the Consul session: %w", err)
+	}
+	return id, nil
 }
 
 // leaderAddress returns the address of the leader, or "" if Consul knows none.

@@ -5,7 +5,6 @@ package controller
 
 import (
 	"context"
-	"fmt"
 	"maps"
 	"net/http"
 	"sync"
@@ -101,11 +100,8 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 		case change.Root == current.pointer.Root:
 			return past{change, current.graph}, nil
 		}
-		graph, _, err := p.fetchGraph(ctx, change.Root)
-		if err != nil {
-			return past{}, fmt.Errorf("revision %d: %w", sequence, err)
-		}
-		return past{change, graph}, nil
+		graph, _, err := p.fetchGraph(ctx, sequence, change.Root)
+		return past{change, graph}, err
 	}
 	if current.pointer.Sequence == 0 {
 		return past{}, notFound("no graph has been applied yet")

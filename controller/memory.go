@@ -21,16 +21,16 @@ import (
 // the form in which Consul stores it, with which an operator restores the key.
 type memory struct{ dir string }
 
-func (m memory) pointerFile() string  { return filepath.Join(m.dir, "pointer.json") }
-func (m memory) revisionFile() string { return filepath.Join(m.dir, "revision.json") }
-func (m memory) objectDir() string    { return filepath.Join(m.dir, "obj") }
-
-func (m memory) objectFile(h fabric.Hash) string { return filepath.Join(m.objectDir(), h.String()) }
-
-// file is the file at path as one that contains a signed pointer.
-func (memory) file(path string) statefile.File[fabric.Signed] {
-	return statefile.File[fabric.Signed]{Path: path, What: "the last verified revision"}
+func (m memory) revisionFile() statefile.File[fabric.Signed] {
+	return statefile.File[fabric.Signed]{Path: filepath.Join(m.dir, "revision.json"), What: "the last verified revision"}
 }
+
+func (m memory) pointerFile() statefile.File[fabric.Signed] {
+	return statefile.File[fabric.Signed]{Path: filepath.Join(m.dir, "pointer.json"), What: "the copy of the pointer"}
+}
+
+func (m memory) objectDir() string               { return filepath.Join(m.dir, "obj") }
+func (m memory) objectFile(h fabric.Hash) string { return filepath.Join(m.objectDir(), h.String()) }
 
 // keep replaces the stored revision. objects must contain what the graph has that the stored revision does not have.
 func (m memory) keep(signed fabric.Signed, objects map[fabric.Hash][]byte) error {
@@ -74,10 +74,10 @@ func (m memory) write(signed fabric.Signed, objects map[fabric.Hash][]byte) erro
 	if err := g.Wait(); err != nil {
 		return err
 	}
-	if err := m.file(m.revisionFile()).Write(signed); err != nil {
+	if err := m.revisionFile().Write(signed); err != nil {
 		return err
 	}
-	if err := m.file(m.pointerFile()).Write(signed); err != nil {
+	if err := m.pointerFile().Write(signed); err != nil {
 		return err
 	}
 	return m.deleteOthers(declared)
@@ -103,23 +103,26 @@ func (m memory) deleteOthers(keep map[fabric.Hash]bool) error {
 // recall reads the stored revision, or returns nil if there is none. A revision that does not verify is an error: without
 // it, the controller could be made to sign the next revision on top of an old one.
 func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) {
-	signed, found, err := m.file(m.revisionFile()).Read()
-	if err != nil || !found {
-		return nil, err
+	signed, found, err := m.revisionFile().Read()
+	if err != nil {
+		return nil, fmt.Errorf("recall the revision: %w", err)
+	}
+	if !found {
+		return nil, nil
 	}
 	var pointer fabric.Pointer
 	if err := keys.Verify(signed, fabric.KindPointer, &pointer); err != nil {
-		return nil, fmt.Errorf("recall the revision from %s: %w", m.revisionFile(), err)
+		return nil, fmt.Errorf("recall the revision from %s: %w", m.revisionFile().Path, err)
 	}
 	if pointer.Fabric != fabricName {
-		return nil, fmt.Errorf("recall the revision: %s is of fabric %q, not %q", m.revisionFile(), pointer.Fabric, fabricName)
+		return nil, fmt.Errorf("recall the revision: %s is of fabric %q, not %q", m.revisionFile().Path, pointer.Fabric, fabricName)
 	}
 	graph, err := assemble(pointer.Root, m.readObjects)
 	if err != nil {
 		return nil, fmt.Errorf("recall the revision from %s: %w", m.dir, err)
 	}
 	// A crash between the two writes leaves the operator's copy one revision behind.
-	if err := m.file(m.pointerFile()).Write(signed); err != nil {
+	if err := m.pointerFile().Write(signed); err != nil {
 		return nil, fmt.Errorf("recall the revision: %w", err)
 	}
 	return compile(signed, pointer, graph), nil

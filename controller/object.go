@@ -93,9 +93,9 @@ func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte,
 	return graph, nil
 }
 
-// fetchGraph reads the graph of a root from Consul. It also returns the objects from which the graph was read. Objects
+// fetchGraph reads the graph of a revision from Consul. It also returns the objects from which the graph was read. Objects
 // that are missing or altered are an *api.Error of CodeRevision.
-func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Graph, map[fabric.Hash][]byte, error) {
+func (p *policy) fetchGraph(ctx context.Context, sequence uint64, root fabric.Hash) (*fabric.Graph, map[fabric.Hash][]byte, error) {
 	objects := map[fabric.Hash][]byte{}
 	var storeErr error
 	graph, err := assemble(root, func(hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
@@ -108,10 +108,10 @@ func (p *policy) fetchGraph(ctx context.Context, root fabric.Hash) (*fabric.Grap
 	})
 	switch {
 	case storeErr != nil:
-		return nil, nil, unavailable("read the graph from Consul: %v", storeErr)
+		return nil, nil, unavailable("read the graph of revision %d from Consul: %v", sequence, storeErr)
 	case err != nil:
 		return nil, nil, api.Errorf(http.StatusConflict, api.CodeRevision,
-			"the graph in Consul is refused: %v; restore the object from a backup of Consul", err)
+			"the graph of revision %d in Consul is refused: %v; restore the object from a backup of Consul", sequence, err)
 	}
 	return graph, objects, nil
 }

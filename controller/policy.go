@@ -125,7 +125,7 @@ func (p *policy) watch(ctx context.Context) error {
 				p.log.Warn("cannot read the revision, retrying", logkey.Error, err)
 				return false
 			}
-			return true // a pointer that is refused stays so until another one is there
+			return true // a refused pointer is refused until it changes
 		},
 		Failed: func(err error) { p.log.Warn("cannot watch the revision, retrying", logkey.Error, err) },
 		Wait:   time.Minute, MinPause: time.Second, MaxPause: 10 * time.Second,
@@ -180,9 +180,9 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	case pointer.Sequence == known.Sequence:
 		return index, p.refuse("it has sequence %d like the one that this controller has seen, but another root", pointer.Sequence)
 	}
-	graph, objects, err := p.fetchGraph(ctx, pointer.Root)
+	graph, objects, err := p.fetchGraph(ctx, pointer.Sequence, pointer.Root)
 	if err != nil {
-		return index, fmt.Errorf("revision %d: %w", pointer.Sequence, err)
+		return index, err
 	}
 	next := compile(signed, pointer, graph)
 	if err := p.memory.keep(next.signed, objects); err != nil {
@@ -198,7 +198,7 @@ func (p *policy) refuse(format string, args ...any) *api.Error {
 	why := fmt.Sprintf(format, args...)
 	remedy := "restore " + kvkey.Current + " from a backup"
 	if p.current.Load().pointer.Sequence > 0 {
-		remedy = fmt.Sprintf("restore it on the controller's node with `consul kv put %s @%s`", kvkey.Current, p.memory.pointerFile())
+		remedy = fmt.Sprintf("restore it on the controller's node with `consul kv put %s @%s`", kvkey.Current, p.memory.pointerFile().Path)
 	}
 	return api.Errorf(http.StatusConflict, api.CodeRevision, "the pointer %s in Consul is refused: %s; %s", kvkey.Current, why, remedy)
 }

@@ -15,6 +15,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
+	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/internal/config"
@@ -136,37 +137,39 @@ func reachable(ctx context.Context, consul *consulapi.Client, file *config.Confi
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		err := await(ctx, func(ctx context.Context) error {
-			leader, err := consul.Status().LeaderWithQueryOptions((&consulapi.QueryOptions{}).WithContext(ctx))
-			if err == nil && leader == "" {
-				err = errors.New("it has no leader")
-			}
-			return err
-		})
-		if err != nil {
+		if err := await(ctx, func(ctx context.Context) error { return consulReady(ctx, consul) }); err != nil {
 			return fmt.Errorf("cannot reach Consul at %s: %w; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR", file.Consul.Address, err)
 		}
 		return nil
 	})
 	g.Go(func() error {
-		err := await(ctx, func(ctx context.Context) error {
-			health, err := vault.Sys().HealthWithContext(ctx)
-			switch {
-			case err != nil:
-				return err
-			case !health.Initialized:
-				return errors.New("it is not initialized")
-			case health.Sealed:
-				return errors.New("it is sealed")
-			}
-			return nil
-		})
-		if err != nil {
+		if err := await(ctx, func(ctx context.Context) error { return vaultReady(ctx, vault) }); err != nil {
 			return fmt.Errorf("cannot use Vault at %s: %w; start and unseal it, or correct vault.address in the configuration or VAULT_ADDR", id.VaultAddress, err)
 		}
 		return nil
 	})
 	return g.Wait()
+}
+
+func consulReady(ctx context.Context, consul *consulapi.Client) error {
+	leader, err := consul.Status().LeaderWithQueryOptions((&consulapi.QueryOptions{}).WithContext(ctx))
+	if err == nil && leader == "" {
+		err = errors.New("it has no leader")
+	}
+	return err
+}
+
+func vaultReady(ctx context.Context, vault *vaultapi.Client) error {
+	health, err := vault.Sys().HealthWithContext(ctx)
+	switch {
+	case err != nil:
+		return err
+	case !health.Initialized:
+		return errors.New("it is not initialized")
+	case health.Sealed:
+		return errors.New("it is sealed")
+	}
+	return nil
 }
 
 // await calls try until it succeeds. If ctx ends first, it returns the last error of try.
