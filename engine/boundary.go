@@ -4,6 +4,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -24,8 +25,12 @@ import (
 // conntrackZone is the connection tracking zone of the bridge.
 const conntrackZone = 1
 
-// switchTimeout bounds a change of the switch.
-const switchTimeout = 10 * time.Second
+// switchTimeout bounds a call to the switch. A change has endpointTimeout more for each endpoint: on two busy cores,
+// Open vSwitch needs up to 100 µs to load one.
+const (
+	switchTimeout   = 10 * time.Second
+	endpointTimeout = 500 * time.Microsecond
+)
 
 // bridge is the Switch that is a bridge of Open vSwitch.
 type bridge struct {
@@ -52,6 +57,8 @@ func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
 	if b.ports[peer] == port {
 		return nil
 	}
+	// Open vSwitch gives the number of a port that is gone to a new one.
+	maps.DeleteFunc(b.ports, func(_ fabric.NodeID, other ovs.Port) bool { return other.No == port.No })
 	b.ports[peer] = port
 	if !b.programmed {
 		return nil
@@ -69,12 +76,18 @@ func (b *bridge) Program(want SwitchState) error {
 
 // write makes the switch enforce what is wanted.
 func (b *bridge) write() error {
-	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+	ctx, cancel := b.changeContext()
 	defer cancel()
 	if _, err := b.connect(ctx); err != nil {
 		return err
 	}
 	return b.pipe.Set(ctx, b.state())
+}
+
+// changeContext bounds a change of the switch.
+func (b *bridge) changeContext() (context.Context, context.CancelFunc) {
+	limit := switchTimeout + time.Duration(len(b.wanted.Endpoints))*endpointTimeout
+	return context.WithTimeout(context.Background(), limit)
 }
 
 // connect opens a connection to the switch unless there is one, and says whether it did.
@@ -96,11 +109,7 @@ func (b *bridge) connect(ctx context.Context) (opened bool, err error) {
 
 // state translates what is wanted for the pipeline. It leaves out endpoints whose port does not exist yet.
 func (b *bridge) state() ovs.State {
-	var s ovs.State
-	for _, peer := range slices.SortedFunc(maps.Keys(b.ports), fabric.CompareNodeIDs) {
-		s.Ports = append(s.Ports, b.ports[peer])
-	}
-	s.Endpoints = make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))
+	s := ovs.State{Ports: slices.Collect(maps.Values(b.ports)), Endpoints: make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))}
 	for name, ep := range b.wanted.Endpoints {
 		peer, _ := ep.Way.Processor() // none: the zone's own nodes
 		port, ok := b.ports[peer]
@@ -115,6 +124,7 @@ func (b *bridge) state() ovs.State {
 	for _, e := range b.wanted.Entries {
 		s.Entries = append(s.Entries, e.entries()...)
 	}
+	slices.SortFunc(s.Endpoints, func(a, b ovs.Endpoint) int { return cmp.Compare(a.ID, b.ID) }) // see Pipeline.Set
 	return s
 }
 
@@ -146,7 +156,7 @@ func endpointNumber(name string) uint64 {
 func (b *bridge) Reconcile() (repaired []string, err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+	ctx, cancel := b.changeContext()
 	defer cancel()
 	if !b.programmed {
 		return nil, nil

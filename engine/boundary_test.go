@@ -82,6 +82,16 @@ func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
 	must.Len(t, 200, have.Endpoints)
 }
 
+// Open vSwitch reuses the number of a port whose device is gone. The peer that had it is then reached by no port until
+// its own is known again.
+func TestPortNumberIsReused(t *testing.T) {
+	b := newBridge(ovs.NewSwitch(ovs.Config{}), fixedNames{}, hclog.NewNullLogger())
+	first, second := fabric.NodeID{Zone: "gcp1", Name: "p1"}, fabric.NodeID{Zone: "gcp2", Name: "p1"}
+	must.NoError(t, b.setPort(first, ovs.Port{No: 3, MAC: ovs.MAC{1}}))
+	must.NoError(t, b.setPort(second, ovs.Port{No: 3, MAC: ovs.MAC{2}}))
+	must.Eq(t, map[fabric.NodeID]ovs.Port{second: {No: 3, MAC: ovs.MAC{2}}}, b.ports)
+}
+
 // BenchmarkProgram has the switch programmed with one endpoint more, and then with one less.
 func BenchmarkProgram(b *testing.B) {
 	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
