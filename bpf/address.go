@@ -9,8 +9,8 @@ import (
 	"net/netip"
 )
 
-// toMap gives an address the form that it has in maps: 16 bytes in network order, IPv4 as
-// ::ffff:a.b.c.d. The invalid address becomes all zeros.
+// toMap converts an address to its form in maps: 16 bytes in network byte order, IPv4 as
+// ::ffff:a.b.c.d. The invalid address becomes zero.
 func toMap(a netip.Addr) (m endpointAddr) {
 	if !a.IsValid() {
 		return m
@@ -33,7 +33,7 @@ func fromMap(m endpointAddr) netip.Addr {
 	return netip.AddrFrom16(b).Unmap()
 }
 
-// prefixToMap returns a prefix's address and its length among 128 bits.
+// prefixToMap returns a prefix's address and its length, counted in 128 bits.
 func prefixToMap(p netip.Prefix) (endpointAddr, uint32, error) {
 	if !p.IsValid() {
 		return endpointAddr{}, 0, fmt.Errorf("prefix %q is not valid", p)
@@ -57,10 +57,10 @@ func prefixFromMap(m endpointAddr, length uint32) netip.Prefix {
 	return netip.PrefixFrom(a, int(length))
 }
 
-// plain refuses addresses that cannot be anybody's in the maps.
+// plain returns an error for an address that no endpoint, peer or resolver can have.
 func plain(a netip.Addr) error {
 	if !a.IsValid() || a.Zone() != "" || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() {
-		return fmt.Errorf("address %q is not a plain unicast address", a)
+		return fmt.Errorf("address %q is not a unicast address without a zone", a)
 	}
 	return nil
 }

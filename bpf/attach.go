@@ -16,7 +16,7 @@ import (
 
 const linksDirectory = "links"
 
-// hook is a place on an interface, by the name of its pin.
+// hook is a TCX hook of an interface and our program for it.
 type hook struct {
 	pin     string
 	attach  ebpf.AttachType
@@ -34,21 +34,21 @@ func (d *Datapath) linkDirectory(name string) string {
 	return filepath.Join(d.dir, linksDirectory, name)
 }
 
-// Attach puts the programs on an interface, given by its name in the network namespace of
-// the calling thread (lock the thread), and pins them there, so that they stay when the
-// process ends. From then on nothing passes unless the maps say so: attach before the link
-// is up. On an interface that has programs of an earlier process, it replaces each in one
-// step without a gap. If it fails, what it did attach stays: deny is the safe side.
+// Attach attaches the programs to an interface, given by its name in the network namespace of the
+// calling thread (lock the thread), and pins the links, so that they outlive the process. From then
+// on a packet passes only if the maps allow it: attach before the link is up. Programs of a
+// previous process are replaced atomically. If Attach fails, programs that it did attach stay,
+// because they deny.
 func (d *Datapath) Attach(name string) error {
 	if d.programs == nil {
-		return fmt.Errorf("attach to %s: the data path was opened to look at only", name)
+		return fmt.Errorf("attach to %s: the data path was opened without programs", name)
 	}
 	device, err := net.InterfaceByName(name)
 	if err != nil {
 		return fmt.Errorf("attach to %s: %w", name, err)
 	}
 	if err := os.MkdirAll(d.linkDirectory(name), 0o700); err != nil {
-		return fmt.Errorf("attach to %s: make pin directory: %w", name, err)
+		return fmt.Errorf("attach to %s: create the pin directory: %w", name, err)
 	}
 	for _, h := range d.hooks() {
 		if err := h.put(device.Index, filepath.Join(d.linkDirectory(name), h.pin)); err != nil {
@@ -69,52 +69,52 @@ func (h hook) put(ifindex int, pin string) error {
 	}
 	defer l.Close()
 	if err := l.Pin(pin); err != nil {
-		return fmt.Errorf("pin: %w", err)
+		return fmt.Errorf("pin the link: %w", err)
 	}
 	return nil
 }
 
-// takeOver puts the program into the pinned link, if that is of this interface. Returns
-// false, with the pin removed, if there is none or its interface is gone.
+// takeOver updates the pinned link to the program and reports whether it did. If the link is of
+// another interface, it removes the pin and returns false.
 func (h hook) takeOver(ifindex int, pin string) (bool, error) {
 	l, err := link.LoadPinnedLink(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
 	}
 	if err != nil {
-		return false, fmt.Errorf("open pinned link: %w", err)
+		return false, fmt.Errorf("open the pinned link: %w", err)
 	}
 	defer l.Close()
 	info, err := l.Info()
 	if err != nil {
-		return false, fmt.Errorf("read pinned link: %w", err)
+		return false, fmt.Errorf("read the pinned link: %w", err)
 	}
 	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
 		return false, l.Unpin()
 	}
 	program, err := h.program.Info()
 	if err != nil {
-		return false, fmt.Errorf("read program: %w", err)
+		return false, fmt.Errorf("read the program: %w", err)
 	}
-	// An update to the program that is there already fails with EEXIST.
+	// An update to the same program fails with EEXIST.
 	if id, ok := program.ID(); ok && id == info.Program {
 		return true, nil
 	}
 	if err := l.Update(h.program); err != nil {
-		return false, fmt.Errorf("replace program: %w", err)
+		return false, fmt.Errorf("replace the program: %w", err)
 	}
 	return true, nil
 }
 
-// Guarded reports why the programs do not decide about the packets of an
-// interface, read from the kernel; nil: they do, and nobody else.
+// Guarded reads from the kernel whether our programs, and no others, decide about the packets of an
+// interface. It returns an error that says why not.
 func (d *Datapath) Guarded(name string) error {
 	if d.programs == nil {
-		return fmt.Errorf("look at the programs of %s: the data path was opened to look at only", name)
+		return fmt.Errorf("list the programs of %s: the data path was opened without programs", name)
 	}
 	device, err := net.InterfaceByName(name)
 	if err != nil {
-		return fmt.Errorf("look at the programs of %s: %w", name, err)
+		return fmt.Errorf("list the programs of %s: %w", name, err)
 	}
 	for _, h := range d.hooks() {
 		info, err := h.program.Info()
@@ -124,18 +124,18 @@ func (d *Datapath) Guarded(name string) error {
 		own, _ := info.ID()
 		found, err := link.QueryPrograms(link.QueryOptions{Target: device.Index, Attach: h.attach})
 		if err != nil {
-			return fmt.Errorf("ask which programs %s has: %w", name, err)
+			return fmt.Errorf("list the programs of %s: %w", name, err)
 		}
 		if len(found.Programs) != 1 || found.Programs[0].ID != own {
-			return fmt.Errorf("interface %s has %d programs at its %s hook, which should be ours alone", name, len(found.Programs), h.pin)
+			return fmt.Errorf("interface %s has %d programs at its %s hook, expected only ours", name, len(found.Programs), h.pin)
 		}
 	}
 	return nil
 }
 
-// Detach takes the programs off the interface that had this name when they were attached,
-// which may be gone. If it is not, everything passes it from then on: delete it first, or
-// set it down. To detach what is not attached is no error.
+// Detach removes the programs from the interface that had this name when they were attached and
+// that may be gone. If it still exists, all packets pass from then on: delete it or set it down
+// first. It is not an error if nothing is attached.
 func (d *Datapath) Detach(name string) error {
 	for _, h := range []string{"from_workload", "to_workload", ""} {
 		err := os.Remove(filepath.Join(d.linkDirectory(name), h))
@@ -146,8 +146,8 @@ func (d *Datapath) Detach(name string) error {
 	return nil
 }
 
-// Attached returns the names of the interfaces to which programs were attached and not
-// detached, by this or an earlier process.
+// Attached returns the names of the interfaces to which this or an earlier process attached
+// programs.
 func (d *Datapath) Attached() ([]string, error) {
 	entries, err := os.ReadDir(filepath.Join(d.dir, linksDirectory))
 	if errors.Is(err, os.ErrNotExist) {

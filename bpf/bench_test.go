@@ -17,9 +17,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// BenchmarkVerdict prints what a packet costs by the kernel's own program test run, in
-// ns/packet, between 100 and 100,000 policy entries. "empty" is the test run's own cost;
-// "denied" includes trying a ring that nobody empties.
+// BenchmarkVerdict measures the cost of a packet with the kernel's program test run, in ns/packet,
+// with 100 to 100,000 policy entries. "empty" is the cost of the test run itself; "denied" includes
+// an attempt to write to a full ring.
 func BenchmarkVerdict(b *testing.B) {
 	f := newFixture(b)
 	established := ethernet(ip(me4, friend4, 6, tcp(4000, 8080, ack)))
@@ -43,7 +43,7 @@ func BenchmarkVerdict(b *testing.B) {
 	}
 }
 
-// fill brings the rules of other pairs, and as many peers, up to a number.
+// fill adds rules of other pairs, and as many peers, up to a number.
 func (f *fixture) fill(entries int) {
 	pairs, masks := make([]endpointPairKey, entries), make([]uint32, entries)
 	keys, rules := make([]endpointRuleKey, entries), make([]endpointRule, entries)
@@ -63,10 +63,10 @@ func (f *fixture) fill(entries int) {
 	must.NoError(f.t, err)
 }
 
-// measure is a benchmark of its own in the fixture's network namespace.
+// measure runs a sub-benchmark in the fixture's network namespace.
 func (f *fixture) measure(b *testing.B, name string, program *ebpf.Program, context skb, data []byte) {
 	b.Run(name, func(b *testing.B) {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // without an unlock, so that the thread ends with the goroutine
 		must.NoError(b, netns.Set(f.namespace))
 		ns, err := testRun(program, context, data, b.N)
 		must.NoError(b, err)
@@ -74,8 +74,8 @@ func (f *fixture) measure(b *testing.B, name string, program *ebpf.Program, cont
 	})
 }
 
-// testRun runs a program many times on one packet and returns the kernel's figure, the mean
-// time in ns. The library's own Benchmark takes no context, in which the interfaces are.
+// testRun runs a program many times on one packet and returns the mean time in ns that the kernel
+// measured. The library's Benchmark cannot set the context, which contains the interfaces.
 func testRun(program *ebpf.Program, context skb, data []byte, repeat int) (uint32, error) {
 	attr := struct {
 		program, verdict              uint32

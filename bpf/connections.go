@@ -11,24 +11,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Connection is an entry of the connection table, as one endpoint sees it. A flow between
-// two endpoints of one node has two.
+// Connection is an entry of the connection table, as seen by one endpoint. A flow between two
+// endpoints of the same node has two entries.
 type Connection struct {
 	Interface      uint32         // the endpoint's
-	Local, Remote  netip.AddrPort // of ICMP echo, the asking side's port is the identifier
+	Local, Remote  netip.AddrPort // for ICMP echo, the requesting side's port is the identifier
 	Protocol       uint8
 	Outbound       bool   // the workload opened it
 	Host           bool   // the other side is a socket of this node
-	Answered       bool   // the other side has sent
+	Answered       bool   // the other side has sent a packet
 	Contract       uint32 // 0 if Host
 	LocalIdentity  uint32
 	RemoteIdentity uint32
-	Generation     uint64        // under which it was last found allowed
-	Idle           time.Duration // since a packet was seen, to about a second
+	Generation     uint64        // in which it was last evaluated and allowed
+	Idle           time.Duration // time since its last packet, accurate to about a second
 }
 
-// Connections returns the connection table, entries that are past their time included:
-// they are as good as none.
+// Connections returns the connection table. It includes expired entries, which the programs ignore.
 func (d *Datapath) Connections() ([]Connection, error) {
 	var ts unix.Timespec
 	if err := unix.ClockGettime(unix.CLOCK_MONOTONIC_COARSE, &ts); err != nil {

@@ -7,24 +7,24 @@ import (
 	"fmt"
 )
 
-// Count is how many packets met a verdict, since the maps were made.
+// Count is the number of packets with a verdict since the maps were created.
 type Count struct {
 	Direction  Direction
 	Reason     Reason
-	Interface  uint32 // 0: of all endpoints
+	Interface  uint32 // 0: all endpoints
 	Packets    uint64
-	Overridden uint64 // of these, passed only because everything was to pass
+	Overridden uint64 // of these, passed because of PassAll
 }
 
-// Counters is what the programs have counted.
+// Counters are the counters of the programs.
 type Counters struct {
-	Verdicts   []Count // by direction and reason; those of zero packets are left out
+	Verdicts   []Count // by direction and reason; without zeros
 	Drops      []Count // by interface, direction and reason; drops only
-	LostEvents uint64  // for which the ring had no room
-	Generation uint64  // the present one
+	LostEvents uint64  // dropped because the ring was full
+	Generation uint64  // in force
 }
 
-// Verdict returns the packets of one direction and reason.
+// Verdict returns the number of packets with one direction and reason.
 func (c Counters) Verdict(dir Direction, why Reason) uint64 {
 	for _, v := range c.Verdicts {
 		if v.Direction == dir && v.Reason == why {
@@ -34,7 +34,7 @@ func (c Counters) Verdict(dir Direction, why Reason) uint64 {
 	return 0
 }
 
-// Counters reads the counters, summed over the CPUs.
+// Counters returns the counters, summed over all CPUs.
 func (d *Datapath) Counters() (Counters, error) {
 	var c Counters
 	for _, dir := range []Direction{FromWorkload, ToWorkload} {

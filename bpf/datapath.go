@@ -17,32 +17,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ErrIncompatible says that the pinned maps have another layout or size than this version
-// wants. DiscardMaps clears the way: what is attached goes on with the old maps until Attach.
-var ErrIncompatible = errors.New("pinned maps are of another version or size")
+// ErrIncompatible means that the layout or size of the pinned maps is not the one that this version
+// needs. Call DiscardMaps, then Open again: attached programs use the old maps until Attach
+// replaces them.
+var ErrIncompatible = errors.New("the pinned maps are of another version or size")
 
-// FullError says that a map has no room for another entry.
+// FullError means that a map has no room for another entry.
 type FullError struct {
 	Map  string
-	Size uint32 // the entries that it can hold
+	Size uint32 // its number of entries
 }
 
 func (e *FullError) Error() string {
-	return fmt.Sprintf("map %s is full with its %d entries", e.Map, e.Size)
+	return fmt.Sprintf("map %s is full: it has %d entries", e.Map, e.Size)
 }
 
-// Options is what the programs are told once, when the data path is opened.
+// Options configures the programs when the data path is opened.
 type Options struct {
-	// Resolver4 and Resolver6 are the addresses at which the node's own resolver listens on
-	// UDP and TCP port 53. Every workload may ask it. The zero value: there is none.
+	// Resolver4 and Resolver6 are the addresses of the node's own resolver, on UDP and TCP port 53.
+	// Every workload may query it. The zero value means that there is none.
 	Resolver4, Resolver6 netip.Addr
-	// Fabric holds all prefixes out of which endpoints get addresses. An address within
-	// them is a peer or unknown, never an external.
+	// Fabric contains all prefixes from which endpoints get addresses. An address in one of them is
+	// a peer or unknown, never an external.
 	Fabric []netip.Prefix
-	// FlowEvents has allowed new flows reported too, not only drops.
+	// FlowEvents also reports allowed new flows, not only drops.
 	FlowEvents bool
-	// PassAll has everything pass that would be dropped; it is counted all the same. It
-	// exists to show that another layer holds alone.
+	// PassAll lets packets pass that would be dropped; they are still counted. Tests use it to show
+	// that another layer enforces the policy by itself.
 	PassAll bool
 	// Sizes overrides the number of entries of maps by their name ("sif_rules").
 	Sizes map[string]uint32
@@ -52,35 +53,35 @@ type Options struct {
 type Datapath struct {
 	dir      string
 	objects  endpointMaps
-	programs *endpointPrograms // nil: opened to look at only
+	programs *endpointPrograms // nil after OpenPinned
 
 	mu     sync.Mutex
 	memory []byte          // sif_config, mapped; nil after Close
-	config *endpointConfig // in memory
+	config *endpointConfig // points into memory
 	pairs  map[Pair]map[endpointRuleKey]uint32
 }
 
-// Open loads the programs and makes the maps, or takes over the maps that are pinned in
-// dir, which must lie on a BPF filesystem. What is in them stays and goes on being enforced;
-// the configuration becomes that of opts, and the generation is raised, because the process
-// before may have died between a change and raising it. Programs of an earlier process stay
-// where they are attached until Attach replaces them.
+// Open loads the programs and creates the maps, or opens those that are pinned in dir, which must
+// be on a BPF filesystem. Entries of pinned maps stay and are enforced without interruption. Open
+// replaces the configuration by opts and raises the generation, because the previous process may
+// have ended between a change and raising the generation. Programs of a previous process stay
+// attached until Attach replaces them.
 //
-// Returns an error that wraps ErrIncompatible if the pinned maps do not fit.
+// The error wraps ErrIncompatible if the pinned maps do not fit.
 func Open(dir string, opts Options) (*Datapath, error) {
 	spec, err := loadEndpoint()
 	if err != nil {
-		return nil, fmt.Errorf("read the compiled programs: %w", err)
+		return nil, fmt.Errorf("read the compiled eBPF programs: %w", err)
 	}
 	for name, size := range opts.Sizes {
 		m, ok := spec.Maps[name]
 		if !ok {
-			return nil, fmt.Errorf("size of map %q: there is no such map", name)
+			return nil, fmt.Errorf("set the size of map %q: there is no such map", name)
 		}
 		m.MaxEntries = size
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make pin directory: %w", err)
+		return nil, fmt.Errorf("create the pin directory: %w", err)
 	}
 	var objects endpointObjects
 	err = spec.LoadAndAssign(&objects, &ebpf.CollectionOptions{Maps: ebpf.MapOptions{PinPath: dir}})
@@ -88,10 +89,10 @@ func Open(dir string, opts Options) (*Datapath, error) {
 		return nil, fmt.Errorf("%w: %w", ErrIncompatible, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load programs and maps pinned in %s: %w", dir, err)
+		return nil, fmt.Errorf("load the programs and the maps pinned in %s: %w", dir, err)
 	}
 	d := &Datapath{dir: dir, objects: objects.endpointMaps, programs: &objects.endpointPrograms}
-	if err := d.take(); err != nil {
+	if err := d.load(); err != nil {
 		d.Close()
 		return nil, err
 	}
@@ -102,8 +103,8 @@ func Open(dir string, opts Options) (*Datapath, error) {
 	return d, nil
 }
 
-// OpenPinned opens the maps that another process pinned in dir, to look at them or to set
-// PassAll. It loads no programs and changes nothing; Attach fails on what it returns.
+// OpenPinned opens the maps that another process pinned in dir, to read them or to call SetPassAll.
+// It loads no programs, so Attach fails.
 func OpenPinned(dir string) (*Datapath, error) {
 	d := &Datapath{dir: dir}
 	for name, m := range d.maps() {
@@ -113,16 +114,16 @@ func OpenPinned(dir string) (*Datapath, error) {
 			return nil, fmt.Errorf("open pinned map %s in %s: %w", name, dir, err)
 		}
 	}
-	if err := d.take(); err != nil {
+	if err := d.load(); err != nil {
 		d.Close()
 		return nil, err
 	}
 	return d, nil
 }
 
-// DiscardMaps removes the pins of the maps in dir, so that the next Open makes new, empty
-// ones. Attached programs keep the old ones. To change over without a gap: DiscardMaps,
-// Open, fill the maps, Attach every interface.
+// DiscardMaps removes the pins of the maps in dir, so that the next Open creates new, empty maps.
+// Attached programs keep the old maps. To migrate without a gap: DiscardMaps, Open, fill the maps,
+// Attach to each interface.
 func DiscardMaps(dir string) error {
 	for name := range new(Datapath).maps() {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -132,7 +133,7 @@ func DiscardMaps(dir string) error {
 	return nil
 }
 
-// Close gives up what the process holds. All that is pinned goes on without it.
+// Close releases the resources of the process. Pinned programs and maps stay in force.
 func (d *Datapath) Close() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -161,8 +162,8 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 	}
 }
 
-// take maps the configuration into memory and reads which rules there are.
-func (d *Datapath) take() error {
+// load maps the configuration into memory and reads the rules.
+func (d *Datapath) load() error {
 	memory, err := unix.Mmap(d.objects.SifConfig.FD(), 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
 	if err != nil {
 		return fmt.Errorf("map sif_config into memory: %w", err)
@@ -226,8 +227,8 @@ func (d *Datapath) replaceFabric(prefixes []netip.Prefix) error {
 	return nil
 }
 
-// RaiseGeneration has every connection judged again by its next packet. The methods that
-// remove or alter entries do it by themselves. Returns the new generation.
+// RaiseGeneration makes the programs evaluate each connection again at its next packet, and returns
+// the new generation. Methods that remove or change entries call it themselves.
 func (d *Datapath) RaiseGeneration() (uint64, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -237,25 +238,25 @@ func (d *Datapath) RaiseGeneration() (uint64, error) {
 	return d.raise(), nil
 }
 
-// raise is for callers that hold mu, or own d alone.
+// raise requires that the caller holds mu or is the only user of d.
 func (d *Datapath) raise() uint64 { return atomic.AddUint64(&d.config.Generation, 1) }
 
-// change runs f, and raises the generation if f says that it took something away, also
-// when it failed half way.
+// change runs f. It raises the generation if f reports that it removed or changed an entry, even if
+// f also returns an error.
 func (d *Datapath) change(f func() (bool, error)) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.config == nil {
 		return os.ErrClosed
 	}
-	taken, err := f()
-	if taken {
+	removed, err := f()
+	if removed {
 		d.raise()
 	}
 	return err
 }
 
-// SetPassAll switches Options.PassAll on or off while the programs run.
+// SetPassAll changes Options.PassAll of running programs.
 func (d *Datapath) SetPassAll(on bool) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -271,7 +272,7 @@ func (d *Datapath) SetPassAll(on bool) error {
 	return nil
 }
 
-// PassAll tells whether everything passes.
+// PassAll returns the value of Options.PassAll in force.
 func (d *Datapath) PassAll() bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -23,25 +23,26 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// These tests run real workloads: namespaces behind veth pairs of a node that forwards.
+// These tests run real workloads: network namespaces connected by veth pairs to a node that
+// forwards.
 
-// workload is one of them.
+// workload is one of these network namespaces.
 type workload struct {
 	t      *testing.T
-	host   string // host side
+	host   string // name of the host side
 	index  uint32
 	v4, v6 string
 	ns     netns.NsHandle
 }
 
-// newWorkload makes a workload on the node in whose namespace the calling thread is.
+// newWorkload creates a workload on the node whose namespace is that of the calling thread.
 func newWorkload(t *testing.T, d *Datapath, name, v4, v6 string, identity uint32) *workload {
 	t.Helper()
 	w := &workload{t: t, host: "sif" + name, v4: v4, v6: v6}
 	node, err := netns.Get()
 	must.NoError(t, err)
 	defer node.Close()
-	w.ns, err = netns.New() // and the thread is in it
+	w.ns, err = netns.New() // moves the thread into it
 	must.NoError(t, err)
 	must.NoError(t, netns.Set(node))
 	t.Cleanup(func() { _ = w.ns.Close() })
@@ -79,12 +80,12 @@ func newWorkload(t *testing.T, d *Datapath, name, v4, v6 string, identity uint32
 	return w
 }
 
-// inside runs f on a thread in the workload's namespace.
+// inside runs f on a thread in the workload's network namespace.
 func (w *workload) inside(f func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		runtime.LockOSThread() // without an unlock, so that the thread ends with the goroutine
 		if err := netns.Set(w.ns); err != nil {
 			w.t.Errorf("enter the workload's namespace: %v", err)
 			return
@@ -94,7 +95,7 @@ func (w *workload) inside(f func()) {
 	<-done
 }
 
-// serve answers every line of every connection with itself.
+// serve echoes every connection.
 func (w *workload) serve(address string) {
 	w.t.Helper()
 	w.inside(func() {
@@ -124,7 +125,7 @@ func (w *workload) dial(address string) (c net.Conn, err error) {
 	return c, err
 }
 
-// echo sends a line and waits for it to come back.
+// echo sends a line and waits for its echo.
 func echo(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(600 * time.Millisecond)); err != nil {
 		return err
@@ -136,7 +137,7 @@ func echo(c net.Conn) error {
 	return err
 }
 
-// transfer sends so many bytes and takes them back.
+// transfer sends a number of bytes and reads their echo.
 func transfer(c net.Conn, size int64) error {
 	if err := c.SetDeadline(time.Now().Add(20 * time.Second)); err != nil {
 		return err
@@ -210,7 +211,7 @@ func TestRealFlows(t *testing.T) {
 	_, err = n.server.dial("100.64.0.10:8080")
 	must.Error(t, err, must.Sprint("a responder opens no flow"))
 
-	// The node itself: only the port of a check.
+	// The node may call only the port of a check.
 	_, err = net.DialTimeout("tcp", "100.64.0.11:8080", 300*time.Millisecond)
 	must.Error(t, err, must.Sprint("the node without a check"))
 	must.NoError(t, n.PutCheck(Check{n.server.index, 6, 8080}))
@@ -221,7 +222,7 @@ func TestRealFlows(t *testing.T) {
 	_, err = net.DialTimeout("tcp", "100.64.0.11:8081", 300*time.Millisecond)
 	must.Error(t, err, must.Sprint("the node on another port"))
 
-	// An address of its own making.
+	// A spoofed source address.
 	n.server.inside(func() { script(t, "ip addr add 100.64.0.99/32 dev eth0") })
 	n.server.inside(func() {
 		d := net.Dialer{Timeout: 200 * time.Millisecond, LocalAddr: &net.TCPAddr{IP: net.ParseIP("100.64.0.99")}}
@@ -229,7 +230,7 @@ func TestRealFlows(t *testing.T) {
 	})
 	must.Error(t, err, must.Sprint("spoofed source"))
 
-	// Revocation cuts established flows.
+	// Revocation ends established flows.
 	must.NoError(t, echo(old))
 	must.NoError(t, n.ReplacePair(Pair{1, 2}, nil))
 	must.Error(t, echo(old), must.Sprint("established flow after revocation"))
@@ -292,7 +293,7 @@ func TestPassAllIsCounted(t *testing.T) {
 }
 
 // TestTakeover closes the data path, as the end of the process does, and opens it again:
-// what was enforced goes on meanwhile, and the new programs take over without a gap.
+// enforcement continues in between, and the new programs replace the old ones without a gap.
 func TestTakeover(t *testing.T) {
 	n := newNode(t)
 	n.allow()
@@ -345,7 +346,7 @@ func TestTakeover(t *testing.T) {
 	must.NoError(t, again.ReplacePair(Pair{1, 2}, nil))
 	must.Error(t, echo(c), must.Sprint("the new process revoked it"))
 
-	// An interface made anew under an old name gets the programs, too.
+	// A new interface with the name of a deleted one also gets the programs.
 	must.NoError(t, again.Attach("sifclient"))
 	l, err := netlink.LinkByName("sifclient")
 	must.NoError(t, err)
@@ -386,7 +387,7 @@ func TestAttachToNothing(t *testing.T) {
 }
 
 func TestMountBPFFS(t *testing.T) {
-	dir := pinDirectory(t) // below a mount of ours
+	dir := pinDirectory(t) // below a BPF filesystem
 	mounted, err := MountBPFFS(dir)
 	must.NoError(t, err)
 	must.False(t, mounted)

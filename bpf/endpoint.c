@@ -3,10 +3,10 @@
 
 //go:build ignore
 
-// The rule of an endpoint, at both hooks of the host side of its veth pair. What the
-// workload sends is judged at TCX ingress, what it is sent at TCX egress. A packet passes
-// if it opens a flow that a contract, a check or the resolver allows, or belongs to such a
-// flow. Everything else is dropped, counted and reported.
+// The programs of an endpoint, at both TCX hooks of the host side of its veth pair: ingress for
+// packets from the workload, egress for packets to it. A packet passes if it opens a flow that a
+// contract, a check or the rule for the resolver allows, or belongs to such a flow. All other
+// packets are dropped, counted and reported.
 
 #include "headers/maps.h"
 #include "headers/packet.h"
@@ -36,19 +36,20 @@ static __always_inline __u64 lifetime(const struct conn *c, __u8 protocol)
 	return c->state & CONN_ANSWERED ? LIFETIME_ESTABLISHED : LIFETIME_UNANSWERED;
 }
 
-// live: signed, because another CPU may have set seen a moment after we read the clock.
+// live compares signed numbers, because another CPU may have set seen after we read the clock.
 static __always_inline bool live(const struct conn *c, __u8 protocol, __u64 now)
 {
 	return (__s64)(now - c->seen) <= (__s64)lifetime(c, protocol);
 }
 
-// original tells whether a packet at this hook travels the way of the one that opened c.
+// original reports whether a packet at this hook has the direction of the packet that opened c.
 static __always_inline bool original(const struct conn *c, enum direction dir)
 {
 	return !!(c->flags & CONN_OUTBOUND) == (dir == DIRECTION_FROM_WORKLOAD);
 }
 
-// belongs: a packet that opens a flow is never an answer, nor the other way round.
+// belongs reports whether a packet can be part of c: a packet that opens a flow is never an answer,
+// and an answer never opens a flow.
 static __always_inline bool belongs(const struct packet *p, const struct conn *c, enum direction dir)
 {
 	return original(c, dir) ? !p->answers : !p->opens;
@@ -67,7 +68,7 @@ static __always_inline __u32 progress(const struct packet *p, __u32 state, bool 
 	return state;
 }
 
-// touch writes only what changes: the entry is shared by the CPUs.
+// touch writes only fields that change, because the CPUs share the entry.
 static __always_inline void touch(struct conn *c, const struct packet *p, enum direction dir, __u64 now)
 {
 	__u32 state = progress(p, c->state, original(c, dir));
@@ -78,8 +79,8 @@ static __always_inline void touch(struct conn *c, const struct packet *p, enum d
 		c->seen = now;
 }
 
-// judge finds the other side's identity and whether it and the workload may have a flow
-// that was opened outbound or inbound. ingress is where the remote's packets arrive.
+// judge looks up the remote's identity and evaluates whether the policy allows a flow that was
+// opened in this direction. ingress is the interface where the remote's packets arrive.
 static __always_inline enum reason judge(struct packet *p, const struct config *cfg, bool outbound, __u32 ingress,
 					 __u16 port, struct remote *r)
 {
@@ -104,23 +105,23 @@ static __always_inline enum reason judge(struct packet *p, const struct config *
 	return p->contract ? REASON_ALLOWED_CONTRACT : REASON_NO_CONTRACT;
 }
 
-// arrived tells whether what comes in by ingress is from the remote of an outbound
-// connection, to which r now belongs.
+// arrived reports whether a packet that arrives at ingress is from r, the remote of an outbound
+// connection.
 static __always_inline enum reason arrived(const struct packet *p, const struct remote *r, __u32 ingress)
 {
 	__u32 *identity;
 
 	if (r->host || r->ingress != INGRESS_UNSEEN)
 		return ingress == r->ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
-	if (ingress == 0) // in sif_externals, 0 is not an interface
+	if (ingress == 0) // in sif_externals, 0 means a destination
 		return REASON_WRONG_INTERFACE;
 	identity = external(&p->key.remote, ingress);
 	return identity && *identity == r->identity ? REASON_NONE : REASON_UNKNOWN_SOURCE;
 }
 
-// recheck judges a known connection again: its generation is not the newest, or its
-// packets come by another interface than before. On refusal the entry goes, unless it is
-// only this packet that is wrong.
+// recheck evaluates a known connection again, because its generation is not the newest or because
+// its packets arrive at another interface than before. If the connection is not allowed any more,
+// recheck deletes its entry; if only this packet is not allowed, the entry stays.
 static __always_inline enum reason recheck(struct packet *p, const struct config *cfg, const struct conn *c,
 					   enum direction dir, __u64 generation, __u64 now)
 {
@@ -144,7 +145,7 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		if (r.host != !!(next.flags & CONN_HOST))
 			return REASON_WRONG_INTERFACE;
 	} else if (!outbound && !(next.flags & CONN_HOST)) {
-		// The remote may have moved to another interface since; its next packet must come by that.
+		// The remote may have moved to another interface; its next packet must arrive there.
 		peer = bpf_map_lookup_elem(&sif_peers, &p->key.remote);
 		if (peer)
 			ingress = peer->ifindex;
@@ -171,7 +172,7 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		next.state = progress(p, next.state, original(&next, dir));
 		next.seen = now;
 	}
-	// Gone meanwhile: then somebody else found that it is not allowed.
+	// If the entry is gone, another CPU has found that the connection is not allowed.
 	return bpf_map_update_elem(&sif_conns, &p->key, &next, BPF_EXIST) ? REASON_STALE_CONNECTION : REASON_NONE;
 }
 
@@ -198,14 +199,14 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	c.remote_identity = p->remote_identity;
 	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0);
 	c.state = progress(p, 0, true);
-	// Without the entry its answers would be dropped: say so now.
+	// Without an entry the answers would be dropped, so drop the first packet and report why.
 	if (bpf_map_update_elem(&sif_conns, &p->key, &c, BPF_ANY))
 		return REASON_TABLE_FULL;
 	return why;
 }
 
-// judge_error lets an ICMP error pass if it quotes a packet of a live connection and comes
-// from its other end, from this node, or (too big) from any router.
+// judge_error allows an ICMP error that quotes a packet of a live connection, if the error is from
+// the other end, from this node, or (too big) from any router.
 static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg, const struct conn *c,
 					       enum direction dir, __u64 generation, __u64 now)
 {
@@ -221,7 +222,7 @@ static __always_inline enum reason judge_error(struct packet *p, const struct co
 	}
 	if (!c)
 		return REASON_NO_CONNECTION;
-	// Who sent it is settled: judge the connection alone, where its own packets arrive.
+	// The sender is known to be right: evaluate only the connection, at its own ingress.
 	if (from_local || node)
 		p->kind = PACKET_TOO_BIG;
 	if (c->generation != generation || (p->kind == PACKET_ERROR && c->ingress != p->ingress)) {
@@ -239,7 +240,7 @@ static __always_inline bool owns(const struct endpoint *ep, const struct addr *a
 	return (a->word[0] | a->word[1] | a->word[2] | a->word[3]) && same_addr(a, own);
 }
 
-// decide is for every packet that is not plainly one of a known connection.
+// decide handles packets that do not belong to a known connection of the newest generation.
 static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
@@ -283,7 +284,8 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 
 	if (!cfg)
 		return TCX_DROP;
-	// Read before any policy: a change that we do not see then raises it above what we store.
+	// Read the generation before the policy: a change that this run does not see raises it above
+	// the one that we store.
 	generation = *(volatile __u64 *)&cfg->generation;
 	why = parse(skb, &p, from_local);
 	if (why != REASON_NONE)

@@ -8,47 +8,47 @@ import (
 	"net/netip"
 )
 
-// Identities are numbers of the caller's, fixed for as long as a map or a connection names
-// them. 0 is nobody.
+// Identities are numbers that the caller chooses. It must not reuse a number that is still in a map
+// or in the connection table. 0 means none.
 
-// Endpoint is a workload behind the host side of a veth pair.
+// Endpoint is a workload at the other end of a veth pair.
 type Endpoint struct {
-	Interface uint32 // index of the host side
+	Interface uint32 // index of the host side of the veth pair
 	Identity  uint32
-	IPv4      netip.Addr // invalid: it has none
+	IPv4      netip.Addr // invalid: none
 	IPv6      netip.Addr
 }
 
-// Peer is the owner of an address within the fabric: of this node or another one.
+// Peer is the owner of an address in the fabric, on this node or another.
 type Peer struct {
 	Address   netip.Addr
 	Identity  uint32
-	Interface uint32 // the only one by which its packets arrive; a local endpoint's own
+	Interface uint32 // the only one that may receive its packets; for a local endpoint, its own
 }
 
-// External is a prefix outside the fabric. Of prefixes that contain an address, the
-// longest counts.
+// External is a prefix outside the fabric. An address belongs to the longest prefix that contains
+// it.
 type External struct {
 	Prefix   netip.Prefix
 	Identity uint32
-	// Interface is where packets from the prefix arrive; 0 makes the prefix a destination.
-	// Externals that are called need both: answers pass only if, by the interface by which
-	// they arrive, they are of the same identity.
+	// Interface is where packets from the prefix arrive; 0 makes the prefix a destination. An
+	// external that workloads call needs both entries: an answer passes only if it belongs to the
+	// same identity at the interface where it arrives.
 	Interface uint32
 }
 
-// Check is a port on which this node itself may call an endpoint of its own.
+// Check is a port on which this node may call one of its endpoints.
 type Check struct {
 	Interface uint32 // the endpoint's
 	Protocol  uint8
-	Port      uint16 // of ICMP: the type
+	Port      uint16 // for ICMP: the type
 }
 
-// PutEndpoint adds or replaces the endpoint of an interface. Peers reach it, and it them,
-// only once PutPeer named its addresses as well.
+// PutEndpoint adds or replaces the endpoint of an interface. Other endpoints of the node can talk
+// to it only after PutPeer for its addresses.
 func (d *Datapath) PutEndpoint(e Endpoint) error {
 	if e.Interface == 0 || e.Identity == 0 {
-		return fmt.Errorf("endpoint %s: it has no interface or no identity", e.IPv4)
+		return fmt.Errorf("endpoint %s: interface and identity must not be 0", e.IPv4)
 	}
 	if e.IPv4.IsValid() && (!e.IPv4.Is4() || plain(e.IPv4) != nil) {
 		return fmt.Errorf("endpoint of interface %d: %q is not an IPv4 unicast address", e.Interface, e.IPv4)
@@ -62,8 +62,8 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	})
 }
 
-// DeleteEndpoint removes the endpoint of an interface, its checks, connections and drop
-// counters. Nothing passes the interface any more.
+// DeleteEndpoint removes the endpoint of an interface, with its checks, connections and drop
+// counters. No packet passes the interface afterwards.
 func (d *Datapath) DeleteEndpoint(ifindex uint32) error {
 	err := d.change(func() (bool, error) {
 		return remove(d.objects.SifEndpoints, "sif_endpoints", ifindex)
@@ -106,13 +106,13 @@ func (d *Datapath) PutPeer(p Peer) error {
 		return fmt.Errorf("peer: %w", err)
 	}
 	if p.Interface == 0 || p.Identity == 0 {
-		return fmt.Errorf("peer %s: it has no interface or no identity", p.Address)
+		return fmt.Errorf("peer %s: interface and identity must not be 0", p.Address)
 	}
 	value := endpointPeer{Identity: p.Identity, Ifindex: p.Interface}
 	address := toMap(p.Address)
 	return d.change(func() (bool, error) {
 		altered, err := replace(d.objects.SifPeers, "sif_peers", address, value)
-		// Outside the fabric's prefixes, it may have been an external until now.
+		// An address outside the fabric's prefixes may have been an external until now.
 		var one uint32
 		outside := d.objects.SifFabric.Lookup(endpointFabricKey{PrefixLength: 128, Address: address}, &one) != nil
 		return altered || outside, err
@@ -144,22 +144,23 @@ func (e External) key() (endpointExternalKey, error) {
 	return endpointExternalKey{PrefixLength: 32 + length, Ifindex: e.Interface, Address: address}, nil
 }
 
-// PutExternal adds or replaces the identity of a prefix at an interface. A new prefix may
-// take addresses from a shorter one, so this raises the generation always: compare first.
+// PutExternal adds or replaces the identity of a prefix at an interface. It always raises the
+// generation, because a new prefix may take addresses from a shorter one: compare before calling
+// it.
 func (d *Datapath) PutExternal(e External) error {
 	key, err := e.key()
 	if err != nil {
 		return err
 	}
 	if e.Identity == 0 {
-		return fmt.Errorf("external %s: it has no identity", e.Prefix)
+		return fmt.Errorf("external %s: the identity must not be 0", e.Prefix)
 	}
 	return d.change(func() (bool, error) {
 		return true, put(d.objects.SifExternals, "sif_externals", key, e.Identity)
 	})
 }
 
-// DeleteExternal removes a prefix at an interface. The identity does not matter.
+// DeleteExternal removes a prefix at an interface. It ignores the identity.
 func (d *Datapath) DeleteExternal(e External) error {
 	key, err := e.key()
 	if err != nil {
@@ -185,14 +186,14 @@ func (c Check) key() endpointCheckKey {
 	return endpointCheckKey{Ifindex: c.Interface, Port: c.Port, Protocol: c.Protocol}
 }
 
-// PutCheck lets this node call an endpoint of its own on a port.
+// PutCheck allows this node to call an endpoint on a port.
 func (d *Datapath) PutCheck(c Check) error {
 	return d.change(func() (bool, error) {
 		return replace(d.objects.SifChecks, "sif_checks", c.key(), uint32(1))
 	})
 }
 
-// DeleteCheck takes that back.
+// DeleteCheck removes a check.
 func (d *Datapath) DeleteCheck(c Check) error {
 	return d.change(func() (bool, error) {
 		return remove(d.objects.SifChecks, "sif_checks", c.key())

@@ -16,32 +16,33 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// eventPoll is how long an event may lie before it is read. The programs wake the reader
-// only when many wait, because a wake-up costs them more than all the rest.
+// eventPoll is the longest time until an event is read. The programs wake the reader only when many
+// events are waiting, because a wake-up costs more than the rest of the program.
 const eventPoll = 20 * time.Millisecond
 
 const eventOverridden = 1 // EVENT_OVERRIDDEN in headers/maps.h
 
-// Event is a dropped packet, or an allowed one that opened a flow: with Options.FlowEvents
-// any, else only one in the name of a contract with AuditContract.
+// Event is a dropped packet, or an allowed packet that opened a flow: of any flow with
+// Options.FlowEvents, else only of a flow whose contract has AuditContract.
 type Event struct {
 	Time                time.Time
 	Interface           uint32 // the endpoint's
 	Direction           Direction
 	Reason              Reason
-	Overridden          bool           // it passed only because everything was to pass
-	Source, Destination netip.AddrPort // of ICMP, Destination's port is the type; no address: not IP
+	Overridden          bool           // it passed because of PassAll
+	Source, Destination netip.AddrPort // for ICMP, Destination's port is the type; invalid address: not an IP packet
 	Protocol            uint8
-	SourceIdentity      uint32 // 0: not known, or not looked up for this verdict
+	SourceIdentity      uint32 // 0: unknown, or not needed for this verdict
 	DestinationIdentity uint32
 	Contract            uint32 // 0: none
 }
 
-// Events delivers events until ctx ends, then closes the channel. Each event goes to one reader only: let one process, and in it one caller, read.
+// Events delivers events until ctx ends, then closes the channel. Each event is delivered once:
+// only one process, and one caller in it, should read.
 func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 	reader, err := ringbuf.NewReader(d.objects.SifEvents)
 	if err != nil {
-		return nil, fmt.Errorf("read ring sif_events: %w", err)
+		return nil, fmt.Errorf("open the ring buffer sif_events: %w", err)
 	}
 	events := make(chan Event, 256)
 	go func() {
@@ -70,7 +71,7 @@ func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 	return events, nil
 }
 
-// decode reads a `struct event`. Returns false if it is too short to be one.
+// decode reads a struct event. It returns false if raw is too short.
 func decode(raw []byte) (Event, bool) {
 	var e endpointEvent
 	if len(raw) < int(unsafe.Sizeof(e)) {
@@ -92,7 +93,7 @@ func decode(raw []byte) (Event, bool) {
 	}, true
 }
 
-// wallClock turns a time of the kernel's monotonic clock, in ns, into one of the calendar.
+// wallClock converts a time of the kernel's monotonic clock, in ns, to wall-clock time.
 func wallClock(monotonic uint64) time.Time {
 	var ts unix.Timespec
 	now := time.Now()

@@ -43,14 +43,14 @@ func TestFlowEvents(t *testing.T) {
 	must.False(t, more)
 }
 
-// Without Options.FlowEvents, of what passes only flows in the name of audit
-// mode are reported, each when it opens.
+// Without Options.FlowEvents, the only allowed flows that are reported are those that pass because
+// of audit mode, each when it opens.
 func TestAuditedFlowsAreReported(t *testing.T) {
 	f := newFixture(t)
 	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{6, 8000, 9000, AuditContract | contractDatagrams})
 	events, err := f.Events(t.Context())
 	must.NoError(t, err)
-	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8080, syn)))) // a contract that enforces wins
+	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8080, syn)))) // an enforced contract applies first
 	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8081, syn))))
 	f.step(wire(AllowedConnection, ip(friend4, me4, 6, tcp(8081, 4000, syn|ack))))
 	f.step(sent(AllowedConnection, ip(me4, friend4, 6, tcp(4000, 8081, ack))))
@@ -81,8 +81,9 @@ func TestLostEventsAreCounted(t *testing.T) {
 	}
 }
 
-// TestNoFrameGetsAround gives the programs frames that are near good ones. Whatever passes
-// from the workload has its address, whatever passes to it came by the right interface.
+// TestNoFrameGetsAround gives the programs mutations of valid frames. A frame that passes from the
+// workload must have its source address, one that passes to it must have arrived at the right
+// interface.
 func TestNoFrameGetsAround(t *testing.T) {
 	f := newFixture(t)
 	good := [][]byte{

@@ -27,7 +27,7 @@ func enumOf(t *testing.T, spec *ebpf.CollectionSpec, name string) []btf.EnumValu
 	return enum.Values
 }
 
-// constantName turns "no-endpoint" into "REASON_NO_ENDPOINT".
+// constantName converts "no-endpoint" to "REASON_NO_ENDPOINT".
 func constantName(prefix, name string) string {
 	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 }
@@ -42,7 +42,8 @@ func programOf(t *testing.T, pin string) string {
 	return fmt.Sprint(info.Program)
 }
 
-// TestGeneratedIsFresh compiles again and compares with what is checked in.
+// TestGeneratedIsFresh compiles the programs again and compares the result with the committed
+// files.
 func TestGeneratedIsFresh(t *testing.T) {
 	testhost.RequireProgram(t, "clang")
 	testhost.RequireProgram(t, "llvm-strip")

@@ -21,7 +21,7 @@ func TestGuarded(t *testing.T) {
 	must.NoError(t, f.Attach("me"))
 	must.NoError(t, f.Guarded("me"))
 
-	// Another program beside ours may decide, too.
+	// A second program could decide before ours.
 	other, err := link.AttachTCX(link.TCXOptions{Interface: int(f.me), Program: f.programs.SifToWorkload, Attach: ebpf.AttachTCXIngress})
 	must.NoError(t, err)
 	must.ErrorContains(t, f.Guarded("me"), "2 programs")
@@ -29,7 +29,7 @@ func TestGuarded(t *testing.T) {
 	must.NoError(t, f.Guarded("me"))
 
 	must.NoError(t, os.Remove(filepath.Join(f.linkDirectory("me"), "to_workload")))
-	// The kernel takes the program off a moment later.
+	// The kernel removes the program asynchronously.
 	for deadline := time.Now().Add(5 * time.Second); f.Guarded("me") == nil && time.Now().Before(deadline); {
 		time.Sleep(10 * time.Millisecond)
 	}

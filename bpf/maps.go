@@ -22,7 +22,7 @@ func put(m *ebpf.Map, name string, key, value any) error {
 	return nil
 }
 
-// remove returns whether there was such an entry.
+// remove deletes an entry and reports whether it existed.
 func remove(m *ebpf.Map, name string, key any) (bool, error) {
 	err := m.Delete(key)
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -34,7 +34,7 @@ func remove(m *ebpf.Map, name string, key any) (bool, error) {
 	return true, nil
 }
 
-// replace writes an entry. Returns whether it altered one that was there.
+// replace writes an entry and reports whether it changed an existing one.
 func replace[V comparable](m *ebpf.Map, name string, key any, value V) (bool, error) {
 	var old V
 	err := m.Lookup(key, &old)
@@ -53,8 +53,8 @@ type entry[K, V any] struct {
 	value V
 }
 
-// dump reads a whole map in batches: unlike a walk from key to key it does not start over
-// when entries come and go meanwhile.
+// dump reads a whole map in batches. Unlike iteration by keys, a batch does not start over when an
+// entry is deleted concurrently.
 func dump[K, V any](m *ebpf.Map, name string) ([]entry[K, V], error) {
 	const batch = 4096
 	keys, values := make([]K, batch), make([]V, batch)

@@ -10,16 +10,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// MountBPFFS makes sure that dir lies on a BPF filesystem: unless it does, it makes the
-// directory and mounts one there, readable by root only. Returns whether it mounted.
-// The mount belongs to the calling thread's mount namespace and lives as long as that.
+// MountBPFFS ensures that dir is on a BPF filesystem: if it is not, MountBPFFS creates the
+// directory, mounts a BPF filesystem that only root can read, and returns true. The mount belongs
+// to the mount namespace of the calling thread.
 func MountBPFFS(dir string) (bool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return false, fmt.Errorf("make directory for the BPF filesystem: %w", err)
+		return false, fmt.Errorf("create the mount point of the BPF filesystem: %w", err)
 	}
 	var fs unix.Statfs_t
 	if err := unix.Statfs(dir, &fs); err != nil {
-		return false, fmt.Errorf("look at the filesystem of %s: %w", dir, err)
+		return false, fmt.Errorf("read the filesystem type of %s: %w", dir, err)
 	}
 	if uint32(fs.Type) == unix.BPF_FS_MAGIC {
 		return false, nil

@@ -28,8 +28,7 @@ func unmountBPFFS(dir string) error {
 	return os.Remove(dir)
 }
 
-// enterNamespace moves the test's goroutine into a new network namespace, which is gone
-// with the test.
+// enterNamespace moves the test's goroutine into a new network namespace, which ends with the test.
 func enterNamespace(t testing.TB) netns.NsHandle {
 	t.Helper()
 	testhost.RequireRoot(t)
@@ -47,7 +46,7 @@ func enterNamespace(t testing.TB) netns.NsHandle {
 	return inside
 }
 
-// pinDirectory returns a directory on a BPF filesystem of the test's own.
+// pinDirectory returns a directory on a BPF filesystem that is mounted for the test.
 func pinDirectory(t testing.TB) string {
 	t.Helper()
 	testhost.RequireRoot(t)
@@ -67,7 +66,7 @@ func open(t testing.TB, dir string, opts Options) *Datapath {
 	return d
 }
 
-// device makes some interface of that name.
+// device creates a dummy interface with that name.
 func device(t testing.TB, name string) uint32 {
 	t.Helper()
 	must.NoError(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "-x"}))
@@ -76,15 +75,15 @@ func device(t testing.TB, name string) uint32 {
 	return uint32(l.Attrs().Index)
 }
 
-// The cast of the fixture. me is the endpoint whose hooks are tested.
+// The addresses of the fixture. me is the endpoint whose hooks are tested.
 const (
 	me4, me6           = "100.64.0.2", "fd5f::2"
-	friend4, friend6   = "100.64.1.2", "fd5f:1::2"    // I may call it, and it me
+	friend4, friend6   = "100.64.1.2", "fd5f:1::2"    // me may call it, and it may call me
 	stranger4          = "100.64.1.3"                 // a peer without a contract
-	neighbour4         = "100.64.0.3"                 // on this node, I may call it
-	nobody4, nobody6   = "100.64.9.9", "fd5f:9::9"    // in the fabric's range, and no peer
+	neighbour4         = "100.64.0.3"                 // on this node, me may call it
+	nobody4, nobody6   = "100.64.9.9", "fd5f:9::9"    // in the fabric's prefixes, not a peer
 	user4, user6       = "203.0.113.7", "2001:db8::7" // external, may call me
-	bank4              = "198.51.100.7"               // external, I may call it
+	bank4              = "198.51.100.7"               // external, me may call it
 	elsewhere4         = "192.0.2.77"
 	host4, host6       = "192.0.2.1", "fe80::1"
 	resolver4          = "169.254.1.1"
@@ -103,7 +102,7 @@ const (
 	contractStreams    = 17
 )
 
-// fixture is a node with an endpoint, to whose programs packets are given by test run.
+// fixture is a node with an endpoint, whose programs get packets by program test run.
 type fixture struct {
 	*Datapath
 	namespace                           netns.NsHandle
@@ -131,7 +130,7 @@ func newFixture(t testing.TB) *fixture {
 	for _, e := range []External{
 		{netip.MustParsePrefix("203.0.113.0/24"), idUsers, f.underlay},
 		{netip.MustParsePrefix("2001:db8::/32"), idUsers, f.underlay},
-		{netip.MustParsePrefix("100.64.0.0/10"), idUsers, f.underlay}, // must never count
+		{netip.MustParsePrefix("100.64.0.0/10"), idUsers, f.underlay}, // must never be used
 		{netip.MustParsePrefix("198.51.100.0/24"), idBank, 0},
 		{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay},
 	} {
@@ -165,14 +164,14 @@ func (f *fixture) rules(source, destination uint32, rules ...Rule) {
 	must.NoError(f.t, f.ReplacePair(Pair{source, destination}, rules))
 }
 
-// forget empties the connection table.
+// forget deletes all connections.
 func (f *fixture) forget() {
 	f.t.Helper()
 	must.NoError(f.t, f.forgetConnections(f.me))
 	must.NoError(f.t, f.forgetConnections(f.neighbour))
 }
 
-// age makes all connections look older.
+// age makes all connections older.
 func (f *fixture) age(by time.Duration) {
 	f.t.Helper()
 	entries, err := dump[endpointConnKey, endpointConn](f.objects.SifConns, "sif_conns")
@@ -183,15 +182,15 @@ func (f *fixture) age(by time.Duration) {
 	}
 }
 
-// skb is the part of `struct __sk_buff` that a test run can set.
+// skb is the part of struct __sk_buff that a test run can set.
 type skb struct {
 	Before  [9]uint32
 	Ingress uint32
 	Ifindex uint32
 }
 
-// run gives a frame to a program and returns the reason that it counted. It checks that
-// the kernel was told what the reason says.
+// run runs a program on a frame and returns the reason that it counted. It checks that the
+// program's verdict agrees with the reason.
 func (f *fixture) run(dir Direction, endpoint, ingress uint32, data []byte) Reason {
 	f.t.Helper()
 	before, err := f.Counters()

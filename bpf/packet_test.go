@@ -9,7 +9,7 @@ import (
 	"slices"
 )
 
-// The packets of the tests. Checksums stay zero: the programs do not look at them.
+// The packets of the tests. Checksums are zero, because the programs do not read them.
 
 const (
 	fin = 0x01
@@ -40,7 +40,7 @@ func icmp(kind, code byte, id uint16, data ...byte) []byte {
 	return append(append([]byte{kind, code}, be16(0, id, 1)...), data...)
 }
 
-// ip makes an IP packet of whichever version the addresses are.
+// ip returns an IP packet of the version of its addresses.
 func ip(from, to string, protocol byte, payload []byte) []byte {
 	src, dst := netip.MustParseAddr(from), netip.MustParseAddr(to)
 	if src.Is4() {
@@ -53,7 +53,7 @@ func ip(from, to string, protocol byte, payload []byte) []byte {
 	return slices.Concat(h, src.AsSlice(), dst.AsSlice(), payload)
 }
 
-// ethernet puts a header before an IP packet.
+// ethernet adds an Ethernet header to an IP packet.
 func ethernet(packet []byte) []byte {
 	kind := uint16(0x0800)
 	if packet[0]>>4 == 6 {
@@ -66,7 +66,7 @@ func frame(kind uint16, payload []byte) []byte {
 	return slices.Concat([]byte{2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2}, be16(kind), payload)
 }
 
-// with returns a copy of a packet with some bytes changed.
+// with returns a copy of a packet with bytes at an offset replaced.
 func with(packet []byte, at int, b ...byte) []byte {
 	c := slices.Clone(packet)
 	copy(c[at:], b)

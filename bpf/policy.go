@@ -15,23 +15,23 @@ import (
 // Pair is an ordered pair of identities: who calls whom.
 type Pair struct{ Source, Destination uint32 }
 
-// Rule lets one identity call another on a range of ports, in the name of a contract.
+// Rule allows one identity to call another on a range of ports, because of a contract.
 type Rule struct {
 	Protocol uint8  // 1, 6, 17, 58 or 132
-	From, To uint16 // ports, both included; of ICMP: types, 0 to 65535 for all
+	From, To uint16 // ports, inclusive; for ICMP: types, 0 to 65535 for all
 	Contract uint32 // not 0
 }
 
-// AuditContract is set in the number of a contract that lets flows pass only because of
-// audit mode: each such flow makes an Event when it opens. Where both allow the same, a
-// contract without it counts.
+// AuditContract is a bit in the number of a contract that allows flows only because of audit mode:
+// each such flow creates an Event when it opens. If a contract without the bit allows the same
+// flow, that contract applies.
 const AuditContract = 1 << 31
 
-// protocols are those that rules may name.
+// protocols are the IP protocols that rules may have.
 var protocols = []uint8{1, 6, 17, 58, 132}
 
-// Canonical returns the one form of rules that mean the same: sorted, without overlaps, as
-// few as possible. Of rules that overlap, the contract with the smaller number counts.
+// Canonical returns the canonical form of rules: sorted, without overlaps, as few as possible.
+// Where rules overlap, the contract with the smaller number applies.
 func Canonical(rules []Rule) []Rule {
 	byContract := slices.Clone(rules)
 	slices.SortFunc(byContract, func(a, b Rule) int {
@@ -56,7 +56,7 @@ func Canonical(rules []Rule) []Rule {
 	return joined
 }
 
-// without returns what is left of r beside the ports that taken has.
+// without returns the parts of r whose ports are not in taken.
 func without(r Rule, taken []Rule) []Rule {
 	left := []Rule{r}
 	for _, t := range taken {
@@ -81,17 +81,17 @@ func without(r Rule, taken []Rule) []Rule {
 	return left
 }
 
-// ruleKeys returns what the map holds for rules, which need not be canonical.
+// ruleKeys returns the entries of sif_rules for rules, which need not be canonical.
 func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 	keys := map[endpointRuleKey]uint32{}
 	for _, r := range rules {
 		switch {
 		case r.From > r.To:
-			return nil, fmt.Errorf("rule of contract %d: port range %d-%d is upside down", r.Contract, r.From, r.To)
+			return nil, fmt.Errorf("rule of contract %d: port range %d-%d must not be reversed", r.Contract, r.From, r.To)
 		case r.Contract == 0:
-			return nil, fmt.Errorf("rule for ports %d-%d: it has no contract", r.From, r.To)
+			return nil, fmt.Errorf("rule for ports %d-%d: the contract must not be 0", r.From, r.To)
 		case !slices.Contains(protocols, r.Protocol):
-			return nil, fmt.Errorf("rule of contract %d: IP protocol %d does not pass", r.Contract, r.Protocol)
+			return nil, fmt.Errorf("rule of contract %d: IP protocol %d is not supported", r.Contract, r.Protocol)
 		}
 	}
 	for _, r := range Canonical(rules) {
@@ -103,7 +103,7 @@ func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 	return keys, nil
 }
 
-// lengths returns the value in sif_pairs of each protocol.
+// lengths returns the value in sif_pairs for each protocol.
 func lengths(keys map[endpointRuleKey]uint32) map[uint8]uint32 {
 	masks := map[uint8]uint32{}
 	for k := range keys {
@@ -112,10 +112,10 @@ func lengths(keys map[endpointRuleKey]uint32) map[uint8]uint32 {
 	return masks
 }
 
-// ReplacePair makes rules all that Source may call Destination by; none: nothing. What
-// both the old and the new rules allow passes without a gap. If it fails, the old rules may
-// still be in force, and after any error but a full map some of the new ones as well;
-// calling it again repairs that.
+// ReplacePair replaces the rules by which Source may call Destination; without rules it may not.
+// Flows that both the old and the new rules allow are not interrupted. After an error the old rules
+// may still be in force, and after an error other than FullError some of the new ones too; calling
+// it again repairs that.
 func (d *Datapath) ReplacePair(p Pair, rules []Rule) error {
 	wanted, err := ruleKeys(p, rules)
 	if err != nil {
@@ -135,7 +135,7 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 		old, ok := present[key]
 		taken = taken || ok && old != contract
 		if err := put(d.objects.SifRules, "sif_rules", key, endpointRule{Contract: contract}); err != nil {
-			// Leave no half of a pair behind in a map that is full.
+			// Do not leave part of a pair in a full map.
 			return true, errors.Join(err, d.dropRules(present, added))
 		}
 		if !ok {
@@ -184,8 +184,8 @@ func (d *Datapath) dropRules(present map[endpointRuleKey]uint32, keys []endpoint
 	return nil
 }
 
-// Pairs returns the rules of all pairs as the kernel has them, in canonical form. A pair
-// whose maps contradict each other is there with no rules: ReplacePair repairs it.
+// Pairs reads the rules of all pairs from the kernel, in canonical form. A pair for which sif_pairs
+// and sif_rules disagree is returned without rules: ReplacePair repairs it.
 func (d *Datapath) Pairs() (map[Pair][]Rule, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()

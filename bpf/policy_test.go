@@ -118,7 +118,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 		t.Errorf("connection %+v, want %+v", c, wantConn)
 	}
 
-	// What somebody else wrote into the maps is seen, and repaired.
+	// Entries that another process wrote are found and repaired.
 	must.NoError(t, f.objects.SifRules.Put(endpointRuleKey{Source: idMe, Destination: idStranger, Port: 22, Length: 16, Protocol: 6}, endpointRule{Contract: 99}))
 	must.NoError(t, f.objects.SifPairs.Delete(endpointPairKey{Source: idMe, Destination: idBank, Protocol: 6}))
 	pairs, err = f.Pairs()
@@ -211,14 +211,14 @@ func TestFullMapsSayWhich(t *testing.T) {
 	err := d.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 1000, 1}})
 	must.True(t, errors.As(err, &full))
 	must.Eq(t, FullError{"sif_rules", 4}, *full)
-	must.ErrorContains(t, err, "map sif_rules is full with its 4 entries")
+	must.ErrorContains(t, err, "map sif_rules is full: it has 4 entries")
 	must.NoError(t, d.PutPeer(Peer{addr(me4), 1, 1}))
 	must.True(t, errors.As(d.PutPeer(Peer{addr(friend4), 1, 1}), &full))
 	must.Eq(t, "sif_peers", full.Map)
 	must.NoError(t, d.PutExternal(External{netip.MustParsePrefix("0.0.0.0/0"), 1, 1}))
 	must.True(t, errors.As(d.PutExternal(External{netip.MustParsePrefix("::/0"), 1, 1}), &full))
 	must.Eq(t, "sif_externals", full.Map)
-	// What did go in was taken back.
+	// The entries that were written are removed again.
 	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{{6, 80, 80, 1}}))
 	pairs, err := d.Pairs()
 	must.NoError(t, err)

@@ -5,34 +5,34 @@ package bpf
 
 import "fmt"
 
-// Reason is why a packet passed or was dropped. The numbers are those of `enum reason`
-// in headers/maps.h; the names are stable, for people, metrics and logs.
+// Reason is why a packet passed or was dropped. The numbers are those of enum reason in
+// headers/maps.h. The names are stable, because metrics and logs use them.
 type Reason uint8
 
-// The reasons of the programs. Those named Allowed let the packet pass.
+// The reasons. Packets pass with those named Allowed.
 const (
 	AllowedContract    Reason = iota + 1 // it opens a flow that a contract allows
 	AllowedConnection                    // it belongs to an allowed flow
 	AllowedCheck                         // this node's health check of its own endpoint
-	AllowedDNS                           // the workload asks the node's resolver
+	AllowedDNS                           // the workload queries the node's resolver
 	AllowedError                         // an ICMP error about an allowed flow
-	NoEndpoint                           // the interface has no endpoint (yet, or any more)
+	NoEndpoint                           // the interface has no endpoint
 	NotIP                                // neither IPv4 nor IPv6: ARP, VLAN tags and the like
-	Malformed                            // headers are short or contradict each other
+	Malformed                            // headers are truncated or inconsistent
 	IPOption                             // an IPv4 header with options
-	ExtensionHeader                      // an IPv6 extension header that does not pass
+	ExtensionHeader                      // an IPv6 extension header that is not allowed
 	Fragment                             // a fragment other than the first
-	Protocol                             // neither TCP, UDP, SCTP nor ICMP, or ICMP that steers routers and neighbours
+	Protocol                             // not TCP, UDP, SCTP or ICMP, or an ICMP message for routers and neighbours
 	Multicast                            // to a multicast or broadcast address
-	SpoofedSource                        // the workload sent with an address not its own
-	UnknownSource                        // nobody known has this source address
-	UnknownDestination                   // nobody known has this destination address
-	WrongInterface                       // the source address is known but arrived elsewhere
-	NoContract                           // no contract lets source call destination
-	NoCheck                              // this node called its endpoint on a port that no check names
+	SpoofedSource                        // the workload sent from an address that is not its own
+	UnknownSource                        // no peer or external has this source address
+	UnknownDestination                   // no peer or external has this destination address
+	WrongInterface                       // the source address is known, but at another interface
+	NoContract                           // no contract allows source to call destination
+	NoCheck                              // this node called its endpoint on a port without a check
 	NoConnection                         // an answer to a flow that does not exist
 	StaleConnection                      // the flow was allowed and no longer is
-	TableFull                            // the connection table took no entry
+	TableFull                            // the connection table has no room
 )
 
 var reasonNames = map[Reason]string{
@@ -68,13 +68,13 @@ func (r Reason) String() string {
 	return fmt.Sprintf("reason-%d", uint8(r))
 }
 
-// Allowed tells whether the reason lets a packet pass.
+// Allowed reports whether packets pass with this reason.
 func (r Reason) Allowed() bool { return r >= AllowedContract && r <= AllowedError }
 
-// Direction is the hook, as the workload sees it.
+// Direction is the direction of a packet, as seen by the workload.
 type Direction uint8
 
-// The directions, numbered as `enum direction` in headers/maps.h.
+// The directions, with the numbers of enum direction in headers/maps.h.
 const (
 	FromWorkload Direction = iota
 	ToWorkload

@@ -10,18 +10,18 @@ import (
 	"time"
 )
 
-// step is one packet at the fixture's endpoint, or a change between packets.
+// step is a packet at the fixture's endpoint, or a change between packets.
 type step struct {
 	want    Reason
 	dir     Direction
 	packet  []byte                // an IP packet
-	ingress func(*fixture) uint32 // to the workload: where it came in
+	ingress func(*fixture) uint32 // to the workload: interface where it arrived
 	change  func(*fixture)
-	frame   []byte // instead of packet, with its Ethernet header
+	frame   []byte // instead of packet: with its Ethernet header
 	at      func(*fixture) uint32
 }
 
-// sent is a packet of the workload; wire, host and underlay bring it one.
+// sent is a packet from the workload; wire, host and underlay are packets to it.
 func sent(want Reason, packet []byte) step {
 	return step{want: want, dir: FromWorkload, packet: packet}
 }
@@ -298,7 +298,7 @@ func (f *fixture) step(s step) Reason {
 	return f.run(s.dir, at, ingress, data)
 }
 
-// restore undoes what the changes between packets do.
+// restore undoes the changes between packets.
 func (f *fixture) restore() {
 	f.t.Helper()
 	f.forget()
@@ -309,7 +309,7 @@ func (f *fixture) restore() {
 	_ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay})
 }
 
-// v6Mapped is an IPv6 packet whose addresses look like IPv4 ones in the maps.
+// v6Mapped is an IPv6 packet whose addresses have the form of IPv4 addresses in the maps.
 func v6Mapped() []byte {
 	packet := ip(me6, friend6, 6, tcp(4000, 8080, syn))
 	a, b := addr(me4).As16(), addr(friend4).As16()

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// What the programs need of the kernel's interface, in the kernel's own names
-// (include/uapi/linux/bpf.h and the protocols' headers). Written out here so that
-// the object does not depend on the kernel headers of the machine that builds it.
+// The parts of the kernel's interface that the programs use, with the kernel's names
+// (include/uapi/linux/bpf.h and the protocols' headers). They are copied so that the object does
+// not depend on the kernel headers of the machine that compiles it.
 #ifndef SIF_KERNEL_H
 #define SIF_KERNEL_H
 
@@ -41,7 +41,7 @@ typedef _Bool bool;
 #define BPF_RB_FORCE_WAKEUP 2
 #define BPF_RB_AVAIL_DATA 0
 
-// TCX_NEXT hands the packet to the next program on the hook and, after the last, to the stack.
+// TCX_NEXT passes the packet to the next program at the hook and, after the last, to the stack.
 #define TCX_NEXT -1
 #define TCX_DROP 2
 

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// The maps: what user space says (endpoints, peers, externals, policy, checks, config)
-// and what the programs answer (connections, counters, events).
-// Ports are in host byte order, addresses in network byte order, IPv4 as ::ffff:a.b.c.d.
+// The maps. User space writes endpoints, peers, externals, policy, checks and config; the programs
+// write connections, counters and events. Ports are in host byte order, addresses in network byte
+// order, IPv4 as ::ffff:a.b.c.d.
 #ifndef SIF_MAPS_H
 #define SIF_MAPS_H
 
@@ -19,8 +19,8 @@ enum direction {
 	DIRECTION_COUNT,
 };
 
-// Why a packet passed or not. The numbers are in pinned counters: append, never renumber.
-// reason.go has the same list with the names that people see.
+// Why a packet passed or was dropped. Pinned counters use the numbers: append, never renumber.
+// reason.go has the same list with the names that users see.
 enum reason {
 	REASON_NONE,
 	REASON_ALLOWED_CONTRACT,
@@ -49,20 +49,20 @@ enum reason {
 };
 
 enum config_flag {
-	CONFIG_PASS_ALL = 1,    // count what would be dropped, and let it pass
-	CONFIG_FLOW_EVENTS = 2, // report allowed new flows too
+	CONFIG_PASS_ALL = 1,    // packets that would be dropped pass, and are counted
+	CONFIG_FLOW_EVENTS = 2, // also report allowed new flows
 };
 
 struct config {
 	__u64 generation;
-	struct addr dns4; // where the node's resolver listens; zero: nowhere
+	struct addr dns4; // address of the node's resolver; zero: none
 	struct addr dns6;
 	enum config_flag flags;
 	__u32 pad;
 };
 
 struct endpoint {
-	struct addr ip4; // zero: has none
+	struct addr ip4; // zero: none
 	struct addr ip6;
 	__u32 identity;
 	__u32 pad;
@@ -70,12 +70,12 @@ struct endpoint {
 
 struct peer {
 	__u32 identity;
-	__u32 ifindex; // the only interface by which packets from it may arrive
+	__u32 ifindex; // the only interface where packets from it may arrive
 };
 
 struct external_key {
-	__u32 prefix_length; // 32 for the ifindex, then that of the address
-	__u32 ifindex;       // where packets from it arrive; 0: as a destination
+	__u32 prefix_length; // 32 for ifindex, plus that of the address
+	__u32 ifindex;       // where packets from it arrive; 0: destination
 	struct addr address;
 };
 
@@ -91,17 +91,17 @@ struct pair_key {
 	__u8 pad[3];
 };
 
-// A port range is the union of such prefixes of the 16-bit port.
+// A prefix of the 16-bit port. A port range is a union of prefixes.
 struct rule_key {
 	__u32 source;
 	__u32 destination;
-	__u16 port; // bits beyond the length are zero
+	__u16 port; // bits after length are zero
 	__u8 length;
 	__u8 protocol;
 };
 
-// Set in the number of a contract: the flow would be dropped but for audit mode, and is
-// reported when it opens.
+// A bit in the number of a contract: without audit mode the flow would be dropped. It is reported
+// when it opens.
 #define CONTRACT_AUDIT (1u << 31)
 
 struct rule {
@@ -115,8 +115,8 @@ struct check_key {
 	__u8 pad;
 };
 
-// A connection as the endpoint sees it. Of an ICMP echo the identifier stands in for the
-// asking side's port, and the other one is zero.
+// A connection as seen by the endpoint. For ICMP echo, the requesting side's port is the identifier
+// and the other port is zero.
 struct conn_key {
 	__u32 ifindex; // the endpoint's
 	struct addr local;
@@ -129,7 +129,7 @@ struct conn_key {
 
 enum conn_flag {
 	CONN_OUTBOUND = 1, // the workload opened it
-	CONN_HOST = 2,     // with a socket of this node: a check, or the resolver
+	CONN_HOST = 2,     // the remote is a socket of this node: a check or the resolver
 };
 
 enum conn_state {
@@ -139,16 +139,16 @@ enum conn_state {
 	CONN_RESET = 8,
 };
 
-// The ingress of an outbound connection to an external before its first answer.
+// The ingress of an outbound connection to an external until its first answer.
 #define INGRESS_UNSEEN 0xffffffff
 
-// Only seen and state are ever written in place. An entry that the table evicts is another
-// connection's at once, and a late write must do that one no harm.
+// Only seen and state are written in place. The table may reuse an evicted entry for another
+// connection at once, and a late write of these two fields does not harm that connection.
 struct conn {
-	__u64 generation; // of the config under which it was last found allowed
-	__u64 seen;       // CLOCK_MONOTONIC_COARSE, ns, to about a second
+	__u64 generation; // of the config when it was last evaluated and allowed
+	__u64 seen;       // CLOCK_MONOTONIC_COARSE in ns, accurate to about a second
 	__u32 contract;
-	__u32 ingress; // where the remote's packets arrive; 0: this node itself
+	__u32 ingress; // where the remote's packets arrive; 0: from this node
 	__u32 local_identity;
 	__u32 remote_identity;
 	enum conn_flag flags;
@@ -157,7 +157,7 @@ struct conn {
 
 struct verdict_count {
 	__u64 packets;
-	__u64 overridden; // of these, passed by CONFIG_PASS_ALL
+	__u64 overridden; // of these, passed because of CONFIG_PASS_ALL
 };
 
 struct drop_key {
@@ -169,15 +169,15 @@ struct drop_key {
 #define EVENT_OVERRIDDEN 1
 
 struct event {
-	__u64 time; // CLOCK_MONOTONIC, ns
+	__u64 time; // CLOCK_MONOTONIC in ns
 	__u32 ifindex;
-	__u32 source_identity; // 0: not known
+	__u32 source_identity; // 0: unknown
 	__u32 destination_identity;
 	__u32 contract;
 	struct addr source;
 	struct addr destination;
 	__u16 source_port;
-	__u16 destination_port; // of ICMP: the type
+	__u16 destination_port; // for ICMP: the type
 	__u8 protocol;
 	__u8 reason;
 	__u8 direction;
@@ -235,7 +235,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 262144);
 	__type(key, struct pair_key);
-	__type(value, __u32); // bit n: rules with prefix length n exist
+	__type(value, __u32); // bit n: there are rules with prefix length n
 	PINNED;
 } sif_pairs SEC(".maps");
 
@@ -292,7 +292,7 @@ struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, __u64); // events for which the ring had no room
+	__type(value, __u64); // events dropped because the ring was full
 	PINNED;
 } sif_lost SEC(".maps");
 

@@ -1,7 +1,7 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Reading a packet into the key of the connection that it belongs to.
+// Parses a packet into the key of its connection.
 #ifndef SIF_PACKET_H
 #define SIF_PACKET_H
 
@@ -17,25 +17,25 @@
 #define TCP_ACK 0x10
 
 enum packet_kind {
-	PACKET_FLOW,    // belongs to a connection, or could open one
-	PACKET_SINGLE,  // ICMP other than echo and errors: judged alone, never answered
-	PACKET_ERROR,   // an ICMP error; the key is that of the packet it quotes
+	PACKET_FLOW,    // part of a connection, or may open one
+	PACKET_SINGLE,  // ICMP other than echo and errors: evaluated alone, has no answer
+	PACKET_ERROR,   // an ICMP error; the key is that of the quoted packet
 	PACKET_TOO_BIG, // an ICMP error that any router may send
 };
 
 struct packet {
 	struct conn_key key;
-	__u32 ingress;      // where it came in; 0: a socket of this node sent it
-	struct addr sender; // of an ICMP error: outer source and destination
+	__u32 ingress;      // interface where it arrived; 0: sent by a socket of this node
+	struct addr sender; // for an ICMP error: outer source and destination
 	struct addr receiver;
-	__u32 local_identity; // what the decision found out, for the event
+	__u32 local_identity; // set by the decision, for the event
 	__u32 remote_identity;
 	__u32 contract;
-	__u16 port; // what a rule names: the destination port, or the ICMP type
+	__u16 port; // the port in rules: the destination port or the ICMP type
 	__u8 kind;
 	__u8 tcp_flags;
-	bool opens;   // begins a flow, so it is never an answer
-	bool answers; // is an answer, so it never begins a flow
+	bool opens;   // opens a flow, so it is not an answer
+	bool answers; // is an answer, so it does not open a flow
 };
 
 // The first bytes of TCP, UDP, SCTP and ICMP.
@@ -52,7 +52,7 @@ struct transport {
 #define ICMP_CODE(t) (bpf_ntohs((t)->source) & 0xff)
 #define ICMP_IDENTIFIER(t) bpf_ntohs((t)->word[0])
 
-// has_ports tells the protocols whose header begins with both ports.
+// has_ports reports whether the header of a protocol begins with both ports.
 static __always_inline bool has_ports(__u8 protocol)
 {
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
@@ -90,7 +90,7 @@ static __always_inline bool is_ipv4(const struct addr *a)
 	return a->word[0] == 0 && a->word[1] == 0 && a->word[2] == bpf_htonl(0xffff);
 }
 
-// group tells multicast and limited broadcast addresses: the chatter of an interface.
+// group reports whether an address is a multicast or the limited broadcast address.
 static __always_inline bool group(const struct addr *a)
 {
 	if (is_ipv4(a))
@@ -111,7 +111,7 @@ static __always_inline bool is_error(__u8 protocol, __u8 type)
 	return type >= 1 && type <= 4;
 }
 
-// forbidden tells ICMP that steers routers and neighbours: no workload needs it.
+// forbidden reports whether an ICMP message is for routers and neighbours. No workload needs those.
 static __always_inline bool forbidden(__u8 protocol, __u8 type)
 {
 	if (protocol == IPPROTO_ICMP)
@@ -119,7 +119,8 @@ static __always_inline bool forbidden(__u8 protocol, __u8 type)
 	return type >= 130 && type <= 137;
 }
 
-// set_echo puts the identifier at the asking side. Returns whether it is an echo packet.
+// set_echo sets the port of the requesting side to the identifier. It returns false if the packet
+// is not an echo.
 static __always_inline bool set_echo(struct conn_key *key, bool from_local, const struct transport *t)
 {
 	__u8 type = ICMP_TYPE(t);
@@ -150,8 +151,8 @@ static __always_inline void set_addresses(struct conn_key *key, bool from_local,
 	}
 }
 
-// skip_extensions walks to the transport header. A routing header would change where the
-// packet goes after we looked, and the others have no business here: not walked.
+// skip_extensions moves offset to the transport header. It refuses a routing header, which would
+// change the destination after the decision, and headers that workloads do not need.
 static __always_inline enum reason skip_extensions(struct __sk_buff *skb, __u32 *offset, __u8 *next)
 {
 #pragma unroll
@@ -191,8 +192,8 @@ static __always_inline enum reason skip_extensions(struct __sk_buff *skb, __u32 
 	return REASON_EXTENSION_HEADER;
 }
 
-// parse_quoted fills the key from the packet that an ICMP error at offset quotes.
-// Whoever gets the error sent what it quotes.
+// parse_quoted fills the key from the packet that an ICMP error at offset quotes. The receiver of
+// the error is the sender of the quoted packet.
 static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u32 offset, bool from_local)
 {
 	struct conn_key *key = &p->key;
@@ -264,7 +265,7 @@ static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 
 	return REASON_NONE;
 }
 
-// parse fills a zeroed packet. from_local: the workload sent it.
+// parse fills p, which must be zero. from_local means that the workload sent the packet.
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool from_local)
 {
 	void *data = (void *)(long)skb->data;
@@ -293,7 +294,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 		if ((void *)(ip + 1) > end || ip->version_ihl >> 4 != 4)
 			return REASON_MALFORMED;
 		set_addresses(&p->key, from_local, ip, NULL);
-		// A source route would change where the packet goes after we looked.
+		// A source route would change the destination after the decision.
 		if (ip->version_ihl != 0x45)
 			return (ip->version_ihl & 0xf) < 5 ? REASON_MALFORMED : REASON_IP_OPTION;
 		protocol = ip->protocol;
@@ -311,7 +312,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 		if ((void *)(ip + 1) > end || ip->version_class >> 4 != 6)
 			return REASON_MALFORMED;
 		set_addresses(&p->key, from_local, NULL, ip);
-		// An IPv4 address has one form in the maps, and no packet may bring another.
+		// Maps have IPv4 addresses in this form; an IPv6 packet must not imitate it.
 		if (is_ipv4(&p->key.local) || is_ipv4(&p->key.remote))
 			return REASON_MALFORMED;
 		protocol = ip->next_header;

@@ -1,7 +1,7 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Who an address is, and what the policy says of two identities.
+// Looks up the identity of an address, and the contract between two identities.
 #ifndef SIF_POLICY_H
 #define SIF_POLICY_H
 
@@ -11,8 +11,8 @@
 
 struct remote {
 	__u32 identity;
-	__u32 ingress; // where its packets arrive
-	bool host;     // a socket of this node
+	__u32 ingress; // interface where its packets arrive
+	bool host;     // it is a socket of this node
 };
 
 static __always_inline bool in_fabric(const struct addr *a)
@@ -29,7 +29,7 @@ static __always_inline __u32 *external(const struct addr *a, __u32 ifindex)
 	return bpf_map_lookup_elem(&sif_externals, &key);
 }
 
-// source tells who sends from an address by an interface: identity is address and interface.
+// source looks up the remote by its address and the interface where its packet arrived.
 static __always_inline enum reason source(const struct addr *a, __u32 ingress, struct remote *r)
 {
 	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
@@ -53,7 +53,7 @@ static __always_inline enum reason source(const struct addr *a, __u32 ingress, s
 	return REASON_NONE;
 }
 
-// destination tells to whom an address belongs and where answers will arrive.
+// destination looks up the remote by its address, and the interface where its answers must arrive.
 static __always_inline enum reason destination(const struct addr *a, struct remote *r)
 {
 	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
@@ -74,7 +74,7 @@ static __always_inline enum reason destination(const struct addr *a, struct remo
 	return REASON_NONE;
 }
 
-// contract_of finds the contract that lets source call destination. Returns 0 if none does.
+// contract_of returns the contract that allows source to call destination, or 0.
 static __always_inline __u32 contract_of(__u32 source, __u32 destination, __u8 protocol, __u16 port)
 {
 	struct pair_key pair = { .source = source, .destination = destination, .protocol = protocol };

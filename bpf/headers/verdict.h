@@ -1,14 +1,14 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Carrying out a decision: counting it, reporting it, and what the kernel is told.
+// Carries out a decision: counts it, reports it, and returns the verdict to the kernel.
 #ifndef SIF_VERDICT_H
 #define SIF_VERDICT_H
 
 #include "maps.h"
 #include "packet.h"
 
-// The reader polls; it is woken only when this much waits for it.
+// The reader polls. The programs wake it only when this much data is waiting.
 #define EVENTS_WAKE_BYTES (128 * 1024)
 
 static __always_inline bool allowed(enum reason why)
@@ -43,7 +43,7 @@ static __always_inline void count_drop(__u32 ifindex, enum direction dir, enum r
 		n->overridden++;
 }
 
-// describe is a function of its own so that struct event is in the object's type information.
+// describe must not be inlined, so that struct event is in the object's BTF.
 static __noinline void describe(struct event *e, const struct packet *p, enum direction dir)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
@@ -84,7 +84,7 @@ static __always_inline void report(const struct packet *p, enum direction dir, e
 	bpf_ringbuf_submit(e, wake);
 }
 
-// carry_out is for all but packets of known connections, which need a count only.
+// carry_out handles all packets except those of known connections, which are only counted.
 static __noinline int carry_out(const struct packet *p, const struct config *cfg, enum direction dir, enum reason why)
 {
 	bool overridden;
