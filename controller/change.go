@@ -67,6 +67,9 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		if base.pointer.Sequence > 0 && next.compiled.Root == base.pointer.Root {
 			return reply, p.repair(ctx, graph)
 		}
+		if err := next.compiled.CheckObjects(next.fresh); err != nil {
+			return api.GraphReply{}, invalid("the graph cannot be stored: %v", err)
+		}
 		published, err := p.publish(ctx, next, e, index)
 		if errors.Is(err, revision.ErrConflict) {
 			continue

@@ -30,11 +30,6 @@ func mergeDomains(g *fabric.Graph, req api.GraphRequest) error {
 		if d == nil || d.Name != name {
 			return invalid("domain %q: its definition is missing or has another name", name)
 		}
-		for _, c := range d.Contracts {
-			if lacksProtocol(c.Rules) {
-				return invalid("contract %q of domain %q: a rule has no protocol", c.Name, name)
-			}
-		}
 		g.Domains[name] = d
 	}
 	for _, name := range req.RemoveDomains {
@@ -60,11 +55,6 @@ func mergeGuardrails(g *fabric.Graph, req api.GraphRequest) error {
 	}
 	given := map[string]bool{} // a second one of the same name stays, and is a problem of the graph
 	for _, r := range req.Guardrails {
-		for _, d := range r.Deny {
-			if lacksProtocol(d.Rules) {
-				return invalid("guardrail %q: a rule has no protocol", r.Name)
-			}
-		}
 		if i := at(r.Name); i >= 0 && !given[r.Name] {
 			g.Guardrails[i] = r
 		} else {
@@ -74,9 +64,4 @@ func mergeGuardrails(g *fabric.Graph, req api.GraphRequest) error {
 	}
 	slices.SortStableFunc(g.Guardrails, func(a, b fabric.Guardrail) int { return strings.Compare(a.Name, b.Name) })
 	return nil
-}
-
-// lacksProtocol reports whether a rule has no protocol, which is possible in JSON, but not in a graph file.
-func lacksProtocol(rules []fabric.Rule) bool {
-	return slices.ContainsFunc(rules, func(r fabric.Rule) bool { return r.Protocol == 0 })
 }

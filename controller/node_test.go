@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/netip"
 	"net/url"
 	"testing"
@@ -28,6 +29,7 @@ import (
 func TestNodes(t *testing.T) {
 	w := newWorld(t)
 	t.Run("registration", func(t *testing.T) { testRegistration(t, w) })
+	t.Run("empty report", func(t *testing.T) { testEmptyReport(t, w) })
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
@@ -95,6 +97,24 @@ func testRegistration(t *testing.T, w *world) {
 	must.Len(t, 1, status.Controller.Degraded)
 	must.StrContains(t, status.Controller.Degraded[0], "node aws1/w1 reports that it enforces sequence 5, but the newest that this controller knows is 0")
 	must.False(t, status.Nodes[1].Reported.IsZero())
+}
+
+// A report that nobody could decode again is refused: one node does not keep operators from seeing the
+// others.
+func testEmptyReport(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	w1 := w.node(t, c, "w1")
+	w1.register(t, "10.0.0.1")
+	for _, report := range []string{`{"flows":[{}]}`, `{"flows":[null]}`, `{"audited":[{"from":"a/b"}]}`, `{"endpoints":[{"checks":[{}]}]}`} {
+		status, reply := c.put(t, w1.source.ClientTLS(identity.Subject{Controller: true}), "/v1/node/status", "", report)
+		must.Eq(t, http.StatusBadRequest, status, must.Sprint(report, reply))
+		_, err := c.operator.Status(ctx)
+		must.NoError(t, err, must.Sprint(report))
+	}
+	must.NoError(t, w1.Report(ctx, api.NodeStatus{Version: "fine"}))
+	status, err := c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.Eq(t, "fine", status.Nodes[0].Version)
 }
 
 func putString(w *world, key, value string) error {

@@ -50,7 +50,7 @@ acl {
 	w1.register(t, "10.0.0.1")
 	w2.register(t, "10.0.0.2")
 	d := testDomain("app")
-	d.Services = append(d.Services, fabric.Service{Name: "news", Selectors: []fabric.Selector{{Kind: fabric.SelectConsul, Service: "news"}}})
+	d.Services = append(d.Services, fabric.Service{Name: "news", Selectors: []fabric.Selector{{Kind: fabric.SelectConsul, Namespace: fabric.DefaultNamespace, Service: "news"}}})
 	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(d)})
 	must.NoError(t, err)
 
@@ -111,7 +111,7 @@ acl {
 	e := code(t, api.CodeNoSelector, err)
 	must.Len(t, 3, e.Details.Tried)
 	must.SliceContains(t, e.Details.Tried, `app/svc: nomad(namespace=default, job=app): job is "stray"`)
-	must.SliceContains(t, e.Details.Tried, `app/news: consul(service=news): its services are stray-http`)
+	must.SliceContains(t, e.Details.Tried, `app/news: consul(namespace=default, service=news): its services are stray-http`)
 
 	// A stopped allocation.
 	_, _, err = root.Jobs().Deregister("stray", false, nil)

@@ -4,10 +4,14 @@
 package controller
 
 import (
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -27,8 +31,58 @@ func TestPolicy(t *testing.T) {
 	t.Run("bad graphs change nothing", func(t *testing.T) { testBadGraphs(t, w) })
 	t.Run("concurrent applies lose nothing", func(t *testing.T) { testConcurrent(t, w) })
 	t.Run("tampered pointer", func(t *testing.T) { testTampered(t, w) })
+	t.Run("nulls", func(t *testing.T) { testNulls(t, w) })
 	t.Run("altered object", func(t *testing.T) { testAlteredObject(t, w) })
 	t.Run("leadership", func(t *testing.T) { testLeadership(t, w) })
+}
+
+// put sends a body as it is, past the client's types.
+func (r *running) put(t *testing.T, conf *tls.Config, path, token, body string) (status int, reply string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPut, "https://"+r.address+path, strings.NewReader(body))
+	must.NoError(t, err)
+	req.Header.Set(api.TokenHeader, token)
+	client := &http.Client{Transport: &http.Transport{TLSClientConfig: conf, DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	must.NoError(t, err)
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	must.NoError(t, err)
+	return resp.StatusCode, string(text)
+}
+
+// What JSON can express and the language cannot is refused with its place: an operator of one domain
+// can neither publish what nobody can read, nor keep the controller from leading again.
+func testNulls(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	must.NoError(t, func() error {
+		_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+		return err
+	}())
+	const rules = `[{"protocol":"tcp","ports":["80"]}]`
+	evil := func(externals, contract string) string {
+		return `{"domains":{"evil":{"name":"evil","services":[{"name":"web","selectors":[]}],"externals":[` + externals + `],"contracts":[` + contract + `]}}}`
+	}
+	for name, body := range map[string]string{
+		"null originator": evil("", `{"name":"c","originators":[null,"evil/web"],"responders":["evil/web"],"rules":`+rules+`}`),
+		"null responder":  evil("", `{"name":"c","originators":["evil/web"],"responders":[null],"rules":`+rules+`}`),
+		"null prefix":     evil(`{"name":"x","prefixes":[null]}`, `{"name":"c","originators":["evil/x"],"responders":["evil/web"],"rules":`+rules+`}`),
+		"null rule":       evil("", `{"name":"c","originators":["evil/web"],"responders":["evil/web"],"rules":[null]}`),
+		"null contract":   evil("", `null`),
+		"null domain":     `{"domains":{"evil":null}}`,
+		"null guardrail":  `{"guardrails":[null]}`,
+		"null denial":     `{"guardrails":[{"name":"g","deny":[null]}]}`,
+	} {
+		status, reply := c.put(t, &tls.Config{RootCAs: c.cfg.Identity.Roots()}, "/v1/graph", w.tokens.Operator, body)
+		must.Between(t, 400, status, 499, must.Sprint(name, reply))
+	}
+	reply, err := c.operator.Graph(ctx)
+	must.NoError(t, err)
+	must.Eq(t, 1, reply.Pointer.Sequence)
+	c.stop()
+	c = w.start(t, c.dir, nil, false)
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("other"))})
+	must.NoError(t, err) // it leads again
 }
 
 func testApply(t *testing.T, w *world) {

@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -178,6 +179,9 @@ func decode[T any](r request) (T, error) {
 			err = errors.New("unexpected data after the JSON value")
 		}
 	}
+	if err == nil && r.operator.actor == "" {
+		err = lasting(v)
+	}
 	var large *http.MaxBytesError
 	switch {
 	case errors.As(err, &large):
@@ -186,6 +190,24 @@ func decode[T any](r request) (T, error) {
 		return v, invalid("decode the request: %v", err)
 	}
 	return v, nil
+}
+
+// lasting returns an error if a value does not survive encoding and decoding, such as a name that was
+// null. The controller hands on what nodes send, and one undecodable value would spoil the whole
+// reply for its reader. What operators send is checked by its meaning.
+func lasting[T any](v T) error {
+	text, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	var back T
+	if err := json.Unmarshal(text, &back); err != nil {
+		return err
+	}
+	if again, err := json.Marshal(back); err != nil || !bytes.Equal(text, again) {
+		return errors.Join(errors.New("the value has another meaning when it is read again"), err)
+	}
+	return nil
 }
 
 func respond(w http.ResponseWriter, code int, v any) {

@@ -128,13 +128,14 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	for _, s := range d.Services {
 		declare("service", s.Name, s.Pos)
 		checkOwnLabels(s.Labels, "service", s.Name, s.Pos, report)
+		for _, sel := range s.Selectors {
+			sel.check(s.Name, report)
+		}
 	}
 	for _, e := range d.Externals {
 		declare("external", e.Name, e.Pos)
 		checkOwnLabels(e.Labels, "external", e.Name, e.Pos, report)
-		if len(e.Prefixes) == 0 {
-			report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
-		}
+		e.checkPrefixes(report)
 	}
 	seen = map[string]Position{}
 	for i, c := range d.Contracts {
@@ -145,6 +146,10 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 		x.checkContract(&d.Contracts[i], d.Name, report)
 	}
 	for _, a := range d.Accepts {
+		if err := a.Contract.Check(); err != nil {
+			report(a.Pos, "name the contract as domain/contract", "domain %q accepts a contract without a valid name: %v", d.Name, err)
+			continue
+		}
 		if a.Contract.Domain == d.Name {
 			report(a.Pos, "remove it", "domain %q accepts its own contract %q; only contracts of other domains need consent", d.Name, a.Contract.Name)
 		}
@@ -195,6 +200,10 @@ func checkRules(rules []Rule, kind, name string, pos Position, report reporter) 
 			}
 			seen[r.Name] = true
 		}
+		if _, err := ParseProtocol(r.Protocol.String()); err != nil {
+			report(pos, "set the protocol of each rule", "a rule of %s %q has no protocol", kind, name)
+			continue
+		}
 		if len(r.Ports) == 0 {
 			report(pos, "list at least one port", "a rule of %s %q has no ports", kind, name)
 		}
@@ -204,7 +213,7 @@ func checkRules(rules []Rule, kind, name string, pos Position, report reporter) 
 		}
 		for _, p := range r.Ports {
 			if p.From < bounds.From || p.To > bounds.To || p.From > p.To {
-				report(pos, "", "a rule of %s %q names %s %s; only %s is allowed", kind, name, r.Protocol, p, bounds)
+				report(pos, "correct the numbers", "a rule of %s %q names %s %s; only %s is allowed", kind, name, r.Protocol, p, bounds)
 			}
 		}
 	}
@@ -219,9 +228,43 @@ func (d Denial) check(guardrail string, report reporter) {
 	checkRules(d.Rules, "guardrail", guardrail, d.Pos, report)
 }
 
+func (e External) checkPrefixes(report reporter) {
+	if len(e.Prefixes) == 0 {
+		report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
+	}
+	for i, p := range e.Prefixes {
+		switch {
+		case !p.IsValid() || p.Addr().Zone() != "":
+			report(e.Pos, `write each prefix as an address and a length, such as "192.0.2.0/24"`, "prefix %d of external %q is not an address prefix", i+1, e.Name)
+		case p.Addr().Is4In6():
+			report(e.Pos, "write the IPv4 prefix", "prefix %s of external %q is an IPv4-mapped IPv6 prefix", p, e.Name)
+		case p.Masked() != p:
+			report(e.Pos, fmt.Sprintf("write %q", p.Masked()), "prefix %s of external %q has bits set beyond its length", p, e.Name)
+		case slices.Index(e.Prefixes, p) != i:
+			report(e.Pos, "remove one of the two", "external %q lists prefix %s twice", e.Name, p)
+		}
+	}
+}
+
+func (s Selector) check(service string, report reporter) {
+	switch s.Kind {
+	case SelectNomad, SelectConsul:
+		// An empty namespace would be none: a selector never matches all namespaces.
+		if s.Namespace == "" {
+			report(s.Pos, fmt.Sprintf("set the namespace, such as %q", DefaultNamespace), "a %s selector of service %q has no namespace", s.Kind, service)
+		}
+	case SelectNode:
+	default:
+		report(s.Pos, fmt.Sprintf("use %q, %q or %q", SelectNomad, SelectConsul, SelectNode), "a selector of service %q has the unknown kind %q", service, s.Kind)
+	}
+}
+
 func (x *index) checkContract(c *Contract, domain string, report reporter) {
 	checkMode(c.Mode, c.Pos, report)
 	checkOwnLabels(c.Labels, "contract", c.Name, c.Pos, report)
+	if year := c.Expires.UTC().Year(); year > 9999 {
+		report(c.Pos, "choose an earlier time", "contract %q expires in the year %d, which no timestamp can express", c.Name, year)
+	}
 	if len(c.Rules) == 0 {
 		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
 	}
@@ -233,6 +276,10 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 		}
 		external := false
 		for _, r := range refs {
+			if err := r.Check(); err != nil {
+				report(c.Pos, "name a service or external as domain/name", "contract %q has an invalid name among its %s: %v", c.Name, role, err)
+				continue
+			}
 			own = own || r.Domain == domain
 			n := x.node(r)
 			external = external || n.external != nil

@@ -4,9 +4,11 @@
 package fabric
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
@@ -71,5 +73,57 @@ func TestUnenforcedIsThatOfTheDocuments(t *testing.T) {
 			slices.Sort(want)
 			must.Eq(t, want, g.Unenforced())
 		}
+	})
+}
+
+// Values that JSON can express and the graph language cannot are refused with their place, before
+// anything is signed.
+func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
+	const pos = `"pos":{"file":"a.hcl","line":7,"column":3}`
+	domain := func(services, externals, contract, accepts string) string {
+		return `{"domains":{"a":{"name":"a","services":[{"name":"web","selectors":[` + services + `],` + pos + `},{"name":"db","selectors":[]}],` +
+			`"externals":[` + externals + `],"contracts":[` + contract + `],"accepts":[` + accepts + `]}}}`
+	}
+	contract := func(originators, rules, more string) string {
+		return `{"name":"c","originators":` + originators + `,"responders":["a/db"],"rules":` + rules + `,` + more + pos + `}`
+	}
+	const rules = `[{"protocol":"tcp","ports":["80"]}]`
+	for name, tc := range map[string]struct{ graph, want string }{
+		"null originator":     {domain("", "", contract(`[null,"a/web"]`, rules, ""), ""), `contract "c" has an invalid name among its originators`},
+		"null prefix":         {domain("", `{"name":"x","prefixes":[null],`+pos+`}`, "", ""), `prefix 1 of external "x" is not an address prefix`},
+		"mapped prefix":       {domain("", `{"name":"x","prefixes":["::ffff:192.0.2.0/120"],`+pos+`}`, "", ""), `IPv4-mapped`},
+		"prefix with bits":    {domain("", `{"name":"x","prefixes":["192.0.2.1/24"],`+pos+`}`, "", ""), `bits set beyond its length`},
+		"prefix twice":        {domain("", `{"name":"x","prefixes":["192.0.2.0/24","192.0.2.0/24"],`+pos+`}`, "", ""), `twice`},
+		"null rule":           {domain("", "", contract(`["a/web"]`, `[null]`, ""), ""), `a rule of contract "c" has no protocol`},
+		"null protocol":       {domain("", "", contract(`["a/web"]`, `[{"protocol":null,"ports":["80"]}]`, ""), ""), `has no protocol`},
+		"null port":           {domain("", "", contract(`["a/web"]`, `[{"protocol":"tcp","ports":[null]}]`, ""), ""), `only 1-65535 is allowed`},
+		"far end":             {domain("", "", contract(`["a/web"]`, rules, `"expires":"9999-12-31T23:59:59-14:00",`), ""), `expires in the year 10000`},
+		"accepts nothing":     {domain("", "", "", `{"contract":null,`+pos+`}`), `accepts a contract without a valid name`},
+		"null selector":       {domain(`null`, "", "", ""), `unknown kind ""`},
+		"any namespace":       {domain(`{"kind":"nomad","job":"web",`+pos+`}`, "", "", ""), `has no namespace`},
+		"null consul service": {domain(`{"kind":"consul","service":"web",`+pos+`}`, "", "", ""), `has no namespace`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var g Graph
+			must.NoError(t, json.Unmarshal([]byte(tc.graph), &g))
+			problems := g.Check(time.Unix(0, 0))
+			must.Len(t, 1, problems, must.Sprint(problems))
+			must.StrContains(t, problems[0].Summary, tc.want)
+			must.NotEq(t, "", problems[0].Remedy)
+		})
+	}
+}
+
+// What Check forgets, CheckObjects still finds: no object may change its meaning when it is read.
+func TestObjectsAreReadBack(t *testing.T) {
+	g := &Graph{Domains: map[string]*Domain{"a": {Name: "a", Services: []Service{{Name: "web"}},
+		Contracts: []Contract{{Name: "c", Originators: []Ref{{}}, Responders: []Ref{{"a", "web"}}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{80, 80}}}}}}}}}
+	var none *Compiled
+	c, fresh, _ := none.Next(g)
+	err := c.CheckObjects(fresh)
+	must.ErrorContains(t, err, `domain "a"`)
+	rapid.Check(t, func(t *rapid.T) {
+		c, fresh, _ := none.Next(drawGraph(t))
+		must.NoError(t, c.CheckObjects(fresh))
 	})
 }

@@ -4,6 +4,8 @@
 package fabric
 
 import (
+	"errors"
+	"fmt"
 	"maps"
 	"runtime"
 	"slices"
@@ -213,6 +215,55 @@ func (d *Domain) among(domains map[string]bool) func(Ref) bool {
 // names reports whether an originator or responder of c is wanted.
 func (c *Contract) names(wanted func(Ref) bool) bool {
 	return slices.ContainsFunc(c.Originators, wanted) || slices.ContainsFunc(c.Responders, wanted)
+}
+
+// CheckObjects decodes the objects of the revision that are among fresh, as nodes and the next
+// controller will, and returns an error if one cannot be decoded or has another meaning then. Values
+// such as the zero Ref can be encoded, but not decoded; a revision with one would stop every reader.
+func (c *Compiled) CheckObjects(fresh []Object) error {
+	data := make(map[Hash][]byte, len(fresh))
+	for _, o := range fresh {
+		data[o.Hash] = o.Data
+	}
+	var errs []error
+	check := func(what string, h Hash, decode func([]byte, Hash) (Object, error)) {
+		text, isFresh := data[h]
+		if !isFresh {
+			return
+		}
+		back, err := decode(text, h)
+		if err == nil && back.Hash != h {
+			err = errors.New("it has another content when it is decoded")
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", what, err))
+		}
+	}
+	check("root", c.Root, again[Root])
+	check("list of domains", c.root.Domains, again[DomainIndex])
+	check("guardrails", c.root.Guardrails, again[[]Guardrail])
+	for name, h := range c.domains {
+		check(fmt.Sprintf("domain %q", name), h, again[Domain])
+	}
+	for i, shard := range c.shards {
+		if _, isFresh := data[c.root.Shards[i]]; !isFresh {
+			continue
+		}
+		check(fmt.Sprintf("index shard %d", i), c.root.Shards[i], again[Shard])
+		for service, h := range shard {
+			check("document of service "+service, h, again[Document])
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// again decodes an object and encodes the result.
+func again[T any](data []byte, h Hash) (Object, error) {
+	var v T
+	if err := DecodeObject(data, h, &v); err != nil {
+		return Object{}, err
+	}
+	return NewObject(v), nil
 }
 
 // newObjects calls NewObject for many values, on all cores.

@@ -85,7 +85,7 @@ func TestCheckNamesThingAndRemedy(t *testing.T) {
 		})), []string{
 			`g.sif.hcl:9:1: a rule of contract "c": name "No" contains 'N'; only lower-case letters, digits and '-' are allowed; choose another name for the rule`,
 			`g.sif.hcl:9:1: contract "c" has two rules named "a"; rename one of the two`,
-			`g.sif.hcl:9:1: a rule of contract "c" names icmp 0-256; only 0-255 is allowed`,
+			`g.sif.hcl:9:1: a rule of contract "c" names icmp 0-256; only 0-255 is allowed; correct the numbers`,
 			`g.sif.hcl:9:1: a rule of contract "c" has no ports; list at least one port`,
 		}},
 		{"labels of a contract", domain(sound(func(c *Contract) { c.Labels = Labels{"": "x", "y": "", "z": "1", "name": "c"} })), []string{

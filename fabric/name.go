@@ -54,13 +54,22 @@ func ParseRef(s string) (Ref, error) {
 	if !ok {
 		return Ref{}, fmt.Errorf("%q is not of the form domain/name", s)
 	}
-	if err := CheckName(domain); err != nil {
-		return Ref{}, fmt.Errorf("domain of %q: %w", s, err)
+	r := Ref{Domain: domain, Name: name}
+	if err := r.Check(); err != nil {
+		return Ref{}, err
 	}
-	if err := CheckName(name); err != nil {
-		return Ref{}, fmt.Errorf("%q: %w", s, err)
+	return r, nil
+}
+
+// Check returns an error if the domain or the name is not a valid name, as in the zero Ref.
+func (r Ref) Check() error {
+	if err := CheckName(r.Domain); err != nil {
+		return fmt.Errorf("domain of %q: %w", r, err)
 	}
-	return Ref{Domain: domain, Name: name}, nil
+	if err := CheckName(r.Name); err != nil {
+		return fmt.Errorf("%q: %w", r, err)
+	}
+	return nil
 }
 
 func (r Ref) String() string { return r.Domain + "/" + r.Name }
