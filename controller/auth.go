@@ -37,11 +37,6 @@ type access struct {
 	names     map[string]bool // of policies and roles
 }
 
-const (
-	planPolicy  = "sif-plan"
-	applyPolicy = "sif-apply"
-)
-
 // newAccess returns an access without names. tokenName is how people know the token; it may be empty.
 func newAccess(actor, tokenName, by string) access {
 	a := access{actor: actor, author: actor, by: by, names: map[string]bool{}}
@@ -76,8 +71,8 @@ func (a access) any() bool {
 		return true
 	}
 	for name := range a.names {
-		for _, p := range []string{setup.ReadPolicy, planPolicy, applyPolicy} {
-			if strings.HasPrefix(name, p+"-") {
+		for _, p := range []string{setup.ReadPolicy, setup.PlanPolicy, setup.ApplyPolicy} {
+			if strings.HasPrefix(name, setup.DomainPolicy(p, "")) {
 				return true
 			}
 		}
@@ -88,14 +83,16 @@ func (a access) any() bool {
 func (a access) readsAll() bool { return a.has(setup.ReadPolicy) }
 
 func (a access) reads(domain string) bool {
-	return a.readsAll() || a.plans(domain) || a.names[setup.ReadPolicy+"-"+domain]
+	return a.readsAll() || a.plans(domain) || a.names[setup.DomainPolicy(setup.ReadPolicy, domain)]
 }
 
 func (a access) plans(domain string) bool {
-	return a.applies(domain) || a.names[planPolicy+"-"+domain]
+	return a.applies(domain) || a.names[setup.DomainPolicy(setup.PlanPolicy, domain)]
 }
 
-func (a access) applies(domain string) bool { return a.has(applyPolicy + "-" + domain) }
+func (a access) applies(domain string) bool {
+	return a.has(setup.DomainPolicy(setup.ApplyPolicy, domain))
+}
 
 // missing returns the refusal of a token that has none of the policies.
 func (a access) missing(what string, policies ...string) error {
@@ -119,18 +116,23 @@ func (a access) mayReadAll(what string) error {
 	return nil
 }
 
+// unreadable returns the refusal of a token that may not read a domain.
+func (a access) unreadable(domain string) error {
+	return a.missing(fmt.Sprintf("read domain %q", domain), setup.ReadPolicy, setup.DomainPolicy(setup.ReadPolicy, domain))
+}
+
 // mayChange refuses a request that changes a domain which the token may not change. For a plan, the permission to plan is
 // enough.
 func (a access) mayChange(req api.GraphRequest, planned bool) error {
-	verb, may, policies := "apply", a.applies, []string{applyPolicy}
+	verb, may, policies := "apply", a.applies, []string{setup.ApplyPolicy}
 	if planned {
-		verb, may, policies = "plan", a.plans, []string{planPolicy, applyPolicy}
+		verb, may, policies = "plan", a.plans, []string{setup.PlanPolicy, setup.ApplyPolicy}
 	}
 	for _, domain := range slices.Concat(slices.Sorted(maps.Keys(req.Domains)), req.RemoveDomains) {
 		if !may(domain) {
 			var wanted []string
 			for _, p := range policies {
-				wanted = append(wanted, p+"-"+domain)
+				wanted = append(wanted, setup.DomainPolicy(p, domain))
 			}
 			return a.missing(fmt.Sprintf("%s changes of domain %q", verb, domain), wanted...)
 		}
@@ -182,7 +184,9 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 		a, err = vaultAccess(ctx, c.cfg.Vault(), vault)
 	}
 	if err == nil && !a.any() {
-		err = a.missing("make this call", setup.ReadPolicy, setup.ReadPolicy+"-<domain>", planPolicy+"-<domain>", applyPolicy+"-<domain>")
+		const domain = "<domain>"
+		err = a.missing("make this call", setup.ReadPolicy,
+			setup.DomainPolicy(setup.ReadPolicy, domain), setup.DomainPolicy(setup.PlanPolicy, domain), setup.DomainPolicy(setup.ApplyPolicy, domain))
 	}
 	return a, err
 }

@@ -7,7 +7,6 @@ import (
 	"context"
 	"errors"
 	"net/url"
-	"strconv"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -15,7 +14,6 @@ import (
 	"github.com/sif-project/sif/internal/inspect/enforced"
 	"github.com/sif-project/sif/internal/inspect/explain"
 	"github.com/sif-project/sif/internal/inspect/verify"
-	"github.com/sif-project/sif/internal/setup"
 )
 
 // dumpTimeout bounds how long a node may take to read back its data path.
@@ -112,7 +110,7 @@ func (c *Controller) explain(ctx context.Context, r request) (any, error) {
 	case ctx.Err() != nil:
 		return nil, unavailable("the call was cancelled: %v", err)
 	case errors.As(err, &unreadable):
-		return nil, r.operator.missing("read domain "+strconv.Quote(unreadable.Domain), setup.ReadPolicy, setup.ReadPolicy+"-"+unreadable.Domain)
+		return nil, r.operator.unreadable(unreadable.Domain)
 	case errors.As(err, &unknown):
 		return nil, notFound("%v", err)
 	}

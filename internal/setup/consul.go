@@ -13,15 +13,10 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-const (
-	consulControllerPolicy = "sif-controller"
-	consulNodePolicy       = "sif-node"
-)
-
 // consulRules are the rules of the policies in Consul. The controller reads ACLs because it needs to know which policies the
 // roles of operators' tokens have.
 var consulRules = map[string]string{
-	consulControllerPolicy: `
+	controllerPolicy: `
 key_prefix "sif/" {
   policy = "write"
 }
@@ -39,7 +34,7 @@ agent_prefix "" {
 }
 acl = "read"
 `,
-	consulNodePolicy: `
+	nodePolicy: `
 key_prefix "` + kvkey.Root + `" {
   policy = "read"
 }
@@ -102,14 +97,14 @@ func Consul(ctx context.Context, client *api.Client, spec Spec) (*ConsulResult, 
 		return token.SecretID, nil
 	}
 	result := &ConsulResult{Nodes: map[fabric.NodeID]string{}}
-	if result.Controller, err = issue("controller", consulControllerPolicy); err != nil {
+	if result.Controller, err = issue("controller", controllerPolicy); err != nil {
 		return nil, err
 	}
 	if result.Operator, err = issue("operator", OperatorPolicy); err != nil {
 		return nil, err
 	}
 	for _, n := range spec.Nodes {
-		if result.Nodes[n.NodeID], err = issue("node "+n.String(), consulNodePolicy); err != nil {
+		if result.Nodes[n.NodeID], err = issue("node "+n.String(), nodePolicy); err != nil {
 			return nil, err
 		}
 	}

@@ -13,7 +13,7 @@ import (
 // nomadRules are the rules of the policies in Nomad.
 var nomadRules = map[string]string{
 	// For attestation: which allocation is on which node, from which version of which job.
-	"sif-controller": `
+	controllerPolicy: `
 namespace "*" {
   capabilities = ["list-jobs", "read-job", "parse-job"]
 }
@@ -22,7 +22,7 @@ node {
 }
 `,
 	// For `sif job run`.
-	"sif-operator": `
+	OperatorPolicy: `
 namespace "*" {
   policy       = "write"
   capabilities = ["alloc-exec", "alloc-lifecycle", "read-logs", "read-fs"]
@@ -65,5 +65,5 @@ func Nomad(ctx context.Context, client *api.Client, spec Spec) (*NomadResult, er
 		}
 		tokens[name] = token.SecretID
 	}
-	return &NomadResult{Controller: tokens["sif-controller"], Operator: tokens["sif-operator"]}, nil
+	return &NomadResult{Controller: tokens[controllerPolicy], Operator: tokens[OperatorPolicy]}, nil
 }

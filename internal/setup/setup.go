@@ -18,13 +18,6 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Names of policies, in Consul and in Vault. From them the controller knows what the holder of a token may do. Policies for
-// single domains are created by the operator; see docs/policy.md.
-const (
-	OperatorPolicy = "sif-operator" // everything
-	ReadPolicy     = "sif-read"     // read everything
-)
-
 // Spec describes the fabric that is set up.
 type Spec struct {
 	Fabric      string // its name, for descriptions

@@ -20,10 +20,6 @@ import (
 // spiffe://<trust domain>/<domain>/<service>.
 const RoleWorkload = "workload"
 
-// VerifyPolicy is the Vault policy for people and pipelines that verify the fabric's signatures. It permits reading the public
-// keys.
-const VerifyPolicy = "sif-verify"
-
 // AppRole contains the credentials with which a daemon logs in to Vault.
 type AppRole struct {
 	RoleID   string
