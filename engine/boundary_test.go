@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -90,6 +91,26 @@ func TestPortNumberIsReused(t *testing.T) {
 	must.NoError(t, b.setPort(first, ovs.Port{No: 3, MAC: ovs.MAC{1}}))
 	must.NoError(t, b.setPort(second, ovs.Port{No: 3, MAC: ovs.MAC{2}}))
 	must.Eq(t, map[fabric.NodeID]ovs.Port{second: {No: 3, MAC: ovs.MAC{2}}}, b.ports)
+}
+
+// What the switch refuses to add does not keep it from removing what is no longer allowed.
+func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
+	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	b, instance := newTestBridge(t, other)
+	state := crowd(200, other)
+	must.NoError(t, b.Program(state))
+	count := len(strings.Split(strings.TrimSpace(ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt", "table=4")), "\n")) - 1
+	ovstest.Run(t, "ovs-vsctl", "--db=unix:"+instance.Config.RunDir+"/db.sock", "--timeout=10", "--", "--id=@full", "create", "Flow_Table", fmt.Sprintf("flow_limit=%d", count), "overflow_policy=refuse",
+		"--", "set", "Bridge", instance.Config.Bridge, "flow_tables:4=@full")
+	delete(state.Entries, 1)
+	for n := range uint32(10) {
+		state.Entries[100+n] = SwitchEntry{Number: 100 + n, Src: 2, Dst: 100 + n, Rules: state.Entries[2].Rules}
+	}
+	must.Error(t, b.Program(state))
+	have, _, _, err := b.inspect(context.Background())
+	must.NoError(t, err)
+	must.Len(t, 1, have.Entries)
+	must.Eq(t, 2, have.Entries[0].Src)
 }
 
 // BenchmarkProgram has the switch programmed with one endpoint more, and then with one less.

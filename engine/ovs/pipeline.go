@@ -59,8 +59,8 @@ func (p *Pipeline) UseConn(conn *of.Conn) {
 // difference is such that a mix of old and new decisions could let another packet pass, Set writes two bundles: what
 // takes away, and, when the datapath follows, what adds.
 //
-// An invalid state is refused and changes nothing. After any other error the switch may have either state; the next
-// Set or Reconcile reads it back.
+// An invalid state is refused and changes nothing. After any other error the switch may have either state, or only less
+// than before; the next Set or Reconcile reads it back.
 //
 // The pipeline keeps the lists of state, so the caller must not modify them afterwards. Lists in order of numbers are
 // compared fastest.
@@ -135,7 +135,19 @@ func (p *Pipeline) PassAll() bool { return p.passAll.Load() }
 
 // write brings the tables and then the datapath from one side of a difference to the other.
 func (p *Pipeline) write(ctx context.Context, d Diff) error {
-	for _, s := range d.steps(p.lagging) {
+	steps := d.steps(p.lagging)
+	err := p.writeSteps(ctx, steps)
+	takes := len(d.Removed)+len(d.Changed) > 0
+	if refused := new(of.Error); takes && len(steps) == 1 && errors.As(err, &refused) {
+		// The switch refused the bundle, for example because a table is full. That must not keep it from removing
+		// what is no longer allowed.
+		err = p.writeSteps(ctx, d.steps(true))
+	}
+	return err
+}
+
+func (p *Pipeline) writeSteps(ctx context.Context, steps []step) error {
+	for _, s := range steps {
 		p.lagging = p.lagging || s.wait
 		if err := p.send(ctx, s.mods()); err != nil {
 			return err
