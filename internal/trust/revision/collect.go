@@ -17,7 +17,8 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// unchanged is the condition that a key still is as it was read.
+// unchanged is the condition that a key still has this modify index, or with 0 that it does not
+// exist.
 func unchanged(key string, index uint64) *consulapi.TxnOp {
 	if index == 0 {
 		return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckNotExists, Key: key}}
@@ -25,7 +26,7 @@ func unchanged(key string, index uint64) *consulapi.TxnOp {
 	return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCheckIndex, Key: key, Index: index}}
 }
 
-// conditionally makes a transaction; ErrConflict if a condition does not hold.
+// conditionally runs a transaction, and returns ErrConflict if a condition is not met.
 func conditionally(ctx context.Context, consul *consulapi.Client, ops consulapi.TxnOps) error {
 	ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
 	switch {
@@ -51,12 +52,11 @@ func collected(ctx context.Context, consul *consulapi.Client) (uint64, error) {
 	return pair.ModifyIndex, nil
 }
 
-// Reachable returns the hashes of everything that the roots consist of, the
-// roots included. It fails unless all of it down to the index shards can be
-// read and verified.
+// Reachable returns the hashes of all objects of the given roots, including the roots. It fails if
+// a root, an index or a shard cannot be read and verified.
 func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.Hash]bool) (map[fabric.Hash]bool, error) {
 	set := map[fabric.Hash]bool{}
-	// level reads objects that were not seen before.
+	// level reads the objects that have not been read yet.
 	level := func(hashes map[fabric.Hash]bool, take func(data []byte, h fabric.Hash) error) error {
 		var unread []fabric.Hash
 		for h := range hashes {
@@ -124,9 +124,9 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 	return set, err
 }
 
-// Collect removes the objects that are not in keep, as long as the pointer is
-// still at index, and returns how many it removed; ErrConflict if the pointer
-// moved. keep must hold everything that the pointer's revision consists of.
+// Collect deletes the objects that are not in keep, and returns how many. If the pointer does not
+// have this modify index any more, it returns ErrConflict. keep must contain all objects of the
+// pointer's revision.
 func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash]bool, index uint64) (removed int, err error) {
 	keys, _, err := consul.KV().Keys(kvkey.Objects, "", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
@@ -143,14 +143,14 @@ func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash
 		// it wrote its objects, so none of them can be removed in between.
 		ops := consulapi.TxnOps{
 			unchanged(kvkey.Current, index),
-			// Consul counts only a write of another value as one.
+			// Consul changes the modify index only if the value changes.
 			{KV: &consulapi.KVTxnOp{Verb: consulapi.KVSet, Key: kvkey.Collected, Value: []byte(rand.Text())}},
 		}
 		for _, key := range chunk {
 			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})
 		}
 		if err := conditionally(ctx, consul, ops); err != nil {
-			return removed, fmt.Errorf("remove %d objects: %w", len(chunk), err)
+			return removed, fmt.Errorf("delete %d objects: %w", len(chunk), err)
 		}
 		removed += len(chunk)
 	}

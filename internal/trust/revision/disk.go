@@ -14,21 +14,21 @@ import (
 	"github.com/sif-project/sif/internal/statefile"
 )
 
-// stateFile holds everything that a Follower must not forget. It is one file,
-// so that it is replaced as a whole.
+// stateFile contains the state of a Follower. It is a single file, so that it is replaced as a
+// whole.
 const stateFile = "revision.json"
 
 // saved is the content of stateFile.
 type saved struct {
 	Highest   mark                   `json:"highest"`
-	Current   *fabric.Signed         `json:"current,omitempty"` // the pointer that Objects are of
-	Since     []fabric.Signed        `json:"since,omitempty"`   // those after it, up to the enforced one, that touched none of Interests
+	Current   *fabric.Signed         `json:"current,omitempty"` // the pointer to which Objects belong
+	Since     []fabric.Signed        `json:"since,omitempty"`   // the later pointers, up to the enforced one; they touch none of Interests
 	Interests []fabric.Ref           `json:"interests,omitempty"`
 	Objects   map[fabric.Hash][]byte `json:"objects,omitempty"`
 }
 
-// mark is the highest sequence that was ever seen in a signed pointer, and
-// its root. Nothing older is accepted.
+// mark is the highest sequence that was seen in a signed pointer, and its root. Older pointers are
+// refused.
 type mark struct {
 	Sequence uint64      `json:"sequence"`
 	Root     fabric.Hash `json:"root"`
@@ -55,8 +55,7 @@ func (f *Follower) save() error {
 	return file(f.dir).Write(s)
 }
 
-// restore takes over what load found, as far as it verifies. Everything that
-// is enforced has passed the same checks as what comes from Consul.
+// restore uses the saved state if it verifies. It passes the same checks as what comes from Consul.
 func (f *Follower) restore(s saved) error {
 	f.highest = s.Highest
 	for _, r := range s.Interests {
@@ -87,7 +86,7 @@ func (f *Follower) restore(s saved) error {
 		}
 		followed, ok := v.follow(signed, next, s.Interests)
 		if !ok {
-			return fmt.Errorf("revision %d does not follow from %d without other objects", next.Sequence, v.pointer.Sequence)
+			return fmt.Errorf("revision %d does not follow revision %d without other objects", next.Sequence, v.pointer.Sequence)
 		}
 		v = followed
 	}

@@ -28,12 +28,12 @@ const (
 	watchTime       = 5 * time.Minute // of one blocking query
 	minPause        = 250 * time.Millisecond
 	maxPause        = 5 * time.Second
-	recheckInterval = 10 * time.Second // what Consul holds is compared with what is enforced
-	fullRecheck     = 60               // so many comparisons read everything once
+	recheckInterval = 10 * time.Second // between comparisons of Consul with what is enforced
+	fullRecheck     = 60               // one of so many comparisons reads all objects
 	requestTimeout  = 10 * time.Second
 )
 
-// The causes under which Degraded lists what is wrong.
+// Causes of what Degraded lists.
 const (
 	causeConsul  = "consul"
 	causePointer = "pointer"
@@ -42,9 +42,8 @@ const (
 	causeDisk    = "disk"
 )
 
-// Follower follows the revision on a node. What it holds has passed every
-// check; what does not pass changes nothing and is listed by Degraded. Its
-// methods are safe for concurrent use.
+// Follower follows the revision on a node. It returns only what has passed every check. What fails
+// a check changes nothing and is listed by Degraded. Its methods are safe for concurrent use.
 type Follower struct {
 	consul *consulapi.Client
 	dir    string
@@ -52,9 +51,9 @@ type Follower struct {
 	keys   func() fabric.KeySet
 	log    hclog.Logger
 
-	work   sync.Mutex    // held while a view is being replaced; never while callbacks run
-	dirty  chan struct{} // the state is to be saved
-	saving sync.Mutex    // held from taking the state until it is on disk
+	work   sync.Mutex    // held while a view is replaced; never while callbacks run
+	dirty  chan struct{} // signals that the state must be saved
+	saving sync.Mutex    // held from the copy of the state until it is on disk
 
 	mu        sync.Mutex
 	view      *view // nil before the first revision
@@ -64,11 +63,11 @@ type Follower struct {
 	degraded  map[string][]string // by cause
 }
 
-// NewFollower returns a Follower of the named fabric, which holds what dir
-// keeps of an earlier run. keys are the fabric's public keys.
+// NewFollower returns a Follower of the named fabric, which starts with the revision that an
+// earlier run left in dir. keys returns the fabric's public keys.
 func NewFollower(consul *consulapi.Client, dir, fabricName string, keys func() fabric.KeySet, log hclog.Logger) (*Follower, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of the revision: %w", err)
+		return nil, fmt.Errorf("create the directory of the revision: %w", err)
 	}
 	s, _, err := file(dir).Read()
 	if err != nil { // to forget the highest sequence would make older revisions acceptable
@@ -111,15 +110,15 @@ func (f *Follower) Run(ctx context.Context) error {
 	return nil
 }
 
-// consider judges the pointer that Consul holds and switches to it. It
-// reports whether there is nothing left to do about it.
+// consider verifies the pointer in Consul and switches to its revision. It returns false if that
+// must be tried again.
 func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	signed, pointer, err := f.judge(pair)
 	if err != nil {
 		if !errors.Is(err, ErrNoRevision) {
 			f.report(causePointer, err.Error())
 		}
-		return false // keys may arrive that make it verify
+		return false // it may verify with keys that arrive later
 	}
 	f.report(causePointer)
 
@@ -140,19 +139,19 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	v, followed := old.follow(signed, pointer, interests)
 	if !followed {
 		if advanced {
-			f.markDirty() // it may take long
+			f.markDirty() // build may take long
 		}
 		v, err = f.build(ctx, signed, pointer, interests, old)
 	}
 	if err != nil {
 		f.work.Unlock()
 		if ctx.Err() == nil {
-			f.report(causeSwitch, fmt.Sprintf("revision %d is not taken over: %v", pointer.Sequence, err))
+			f.report(causeSwitch, fmt.Sprintf("cannot switch to revision %d: %v", pointer.Sequence, err))
 		}
 		return false
 	}
 	f.mu.Lock()
-	// Interests that were dropped meanwhile are gone; none were added under work.
+	// Retain may have dropped interests since; none were added, since work is locked.
 	for r := range v.docs {
 		if !f.interests[r] {
 			delete(v.docs, r)
@@ -164,8 +163,8 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	f.mu.Unlock()
 	f.work.Unlock()
 
-	// On disk before it is acted upon; but a full disk does not keep a
-	// revision, which may take permissions away, from being enforced.
+	// It is saved before it is enforced. If that fails it is enforced nevertheless, because it may
+	// revoke permissions.
 	f.report(causeDisk, texts(f.save())...)
 	f.report(causeSwitch)
 	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, logkey.Services, len(docs))
@@ -175,8 +174,7 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	return true
 }
 
-// judge verifies the pointer in Consul and says whether it may follow what
-// was seen before.
+// judge verifies the pointer in Consul and that it is not older than what was seen before.
 func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer, error) {
 	var none fabric.Pointer
 	f.mu.Lock()
@@ -186,7 +184,7 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 		if highest.Sequence == 0 {
 			return fabric.Signed{}, none, ErrNoRevision
 		}
-		return fabric.Signed{}, none, fmt.Errorf("%s is missing from Consul", kvkey.Current)
+		return fabric.Signed{}, none, fmt.Errorf("%s is missing in Consul", kvkey.Current)
 	}
 	signed, err := decodeSigned(pair.Value)
 	if err != nil {
@@ -204,7 +202,7 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 	return signed, pointer, nil
 }
 
-// verify checks the signature of a pointer and whose it is.
+// verify checks the signature of a pointer and its fabric.
 func (f *Follower) verify(signed fabric.Signed) (fabric.Pointer, error) {
 	var p fabric.Pointer
 	if err := f.keys().Verify(signed, fabric.KindPointer, &p); err != nil {
@@ -229,7 +227,7 @@ func (f *Follower) read(ctx context.Context, hashes []fabric.Hash) (map[fabric.H
 	return read(ctx, f.consul, hashes)
 }
 
-// Pointer returns the enforced pointer; zero before the first.
+// Pointer returns the enforced pointer, or zero before the first revision.
 func (f *Follower) Pointer() fabric.Pointer {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -239,17 +237,16 @@ func (f *Follower) Pointer() fabric.Pointer {
 	return f.view.pointer
 }
 
-// Document returns a service's document at the enforced root, and makes the
-// service an interest: its document is kept up to date until Retain ends it. Errors are
-// ErrUnknownService, ErrNoRevision, and those of an object that could not be
-// read or does not verify.
+// Document returns a service's document in the enforced revision. The service becomes an interest:
+// its document is kept up to date until Retain drops it. The error is ErrUnknownService,
+// ErrNoRevision, or that of an object that cannot be read or does not verify.
 func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Document, error) {
 	if doc, known, err := f.lookup(service); known {
 		return doc, err
 	}
 	f.work.Lock()
 	defer f.work.Unlock()
-	if doc, known, err := f.lookup(service); known { // another call was faster
+	if doc, known, err := f.lookup(service); known { // another call has added it
 		return doc, err
 	}
 	f.mu.Lock()
@@ -276,7 +273,7 @@ func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Doc
 	return v.docs[service], nil
 }
 
-// lookup answers Document from what is held.
+// lookup looks for the document in the view.
 func (f *Follower) lookup(service fabric.Ref) (doc fabric.Document, known bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -290,9 +287,8 @@ func (f *Follower) lookup(service fabric.Ref) (doc fabric.Document, known bool, 
 	return doc, known, nil
 }
 
-// Retain ends the interest in every service but the wanted ones. It asks for
-// those at a moment at which no interest is added, so that one who first takes
-// up what he needs a service for and then asks for its document keeps it.
+// Retain drops all interests that are not wanted. wanted runs under mu, so a caller that stores its
+// lease before it calls Document cannot lose the interest.
 func (f *Follower) Retain(wanted func() map[fabric.Ref]bool) {
 	f.mu.Lock()
 	keep, dropped := wanted(), false
@@ -312,8 +308,8 @@ func (f *Follower) Retain(wanted func() map[fabric.Ref]bool) {
 	}
 }
 
-// Documents returns the documents of all interests. One that the graph no
-// longer has comes without edges: it permits nothing.
+// Documents returns the documents of all interests. The document of a service that the graph does
+// not have any more is without edges: it permits nothing.
 func (f *Follower) Documents() map[fabric.Ref]fabric.Document {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -323,17 +319,17 @@ func (f *Follower) Documents() map[fabric.Ref]fabric.Document {
 	return maps.Clone(f.view.docs)
 }
 
-// OnChange has fn called, one call at a time, after each switch to another
-// revision, once the documents of all interests have been verified. An
-// interest that the graph no longer has comes with a document without edges.
+// OnChange registers fn, which is called after each switch to another revision with the documents
+// of all interests. Calls do not overlap. See Documents for services that the graph does not have
+// any more.
 func (f *Follower) OnChange(fn func(fabric.Pointer, map[fabric.Ref]fabric.Document)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.onChange = append(f.onChange, fn)
 }
 
-// Degraded returns what was refused or is out of reach, and why, for people.
-// What is enforced is not affected by any of it.
+// Degraded describes what was refused or cannot be reached, and why, for people. None of it affects
+// what is enforced.
 func (f *Follower) Degraded() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -348,13 +344,13 @@ func (f *Follower) Degraded() []string {
 	return list
 }
 
-// report replaces what is wrong under a cause; nothing clears it.
+// report replaces the problems with a cause. Without arguments it clears them.
 func (f *Follower) report(cause string, what ...string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, text := range what {
 		if !slices.Contains(f.degraded[cause], text) {
-			f.log.Warn("degraded: the enforced revision stays", logkey.Error, text)
+			f.log.Warn("degraded, keeping the revision in force", logkey.Error, text)
 		}
 	}
 	if len(what) == 0 {
@@ -364,7 +360,7 @@ func (f *Follower) report(cause string, what ...string) {
 	f.degraded[cause] = what
 }
 
-// saveLoop saves the state when it has changed.
+// saveLoop saves the state after changes.
 func (f *Follower) saveLoop(ctx context.Context) {
 	for {
 		select {
@@ -378,7 +374,7 @@ func (f *Follower) saveLoop(ctx context.Context) {
 		case <-f.dirty:
 		}
 		f.report(causeDisk, texts(f.save())...)
-		retry.Sleep(ctx, 100*time.Millisecond) // many changes, one write
+		retry.Sleep(ctx, 100*time.Millisecond) // so that many changes cause one write
 	}
 }
 
@@ -389,10 +385,9 @@ func (f *Follower) markDirty() {
 	}
 }
 
-// recheckLoop compares what Consul holds with what is enforced, again and
-// again: somebody may alter what has been fetched already. Whatever is written
-// through Consul gets another modify index; so that not everything rests on
-// Consul's own word, all is read every now and then.
+// recheckLoop regularly compares Consul with what is enforced, because objects may be altered after
+// they were read. A write through Consul changes the modify index. From time to time all objects
+// are read, so that the check does not depend on Consul alone.
 func (f *Follower) recheckLoop(ctx context.Context) {
 	for n := rand.N(fullRecheck); retry.Sleep(ctx, recheckInterval-time.Second+rand.N(2*time.Second)); n++ {
 		problems, err := f.recheck(ctx, n%fullRecheck == 0)
@@ -400,14 +395,14 @@ func (f *Follower) recheckLoop(ctx context.Context) {
 			return
 		}
 		if err != nil {
-			continue // Consul is out of reach: the watch reports it
+			continue // Consul cannot be reached: the watch reports it
 		}
 		f.report(causeRecheck, problems...)
 	}
 }
 
-// recheck returns what is wrong with what Consul holds. Unless in full, it reads
-// objects only if their modify indexes are not those that they were read at.
+// recheck returns what is wrong with the revision in Consul. Unless full is set, it reads the
+// objects only if a modify index has changed.
 func (f *Follower) recheck(ctx context.Context, full bool) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -447,7 +442,7 @@ func (f *Follower) recheck(ctx context.Context, full bool) ([]string, error) {
 	return append(f.refused(pair), problems...), nil
 }
 
-// refused says why the pointer in Consul is refused, if it is.
+// refused returns the reason why the pointer in Consul is refused, if it is.
 func (f *Follower) refused(pair *consulapi.KVPair) []string {
 	if _, _, err := f.judge(pair); err != nil {
 		return []string{err.Error()}
@@ -459,5 +454,5 @@ func texts(err error) []string {
 	if err == nil {
 		return nil
 	}
-	return []string{fmt.Sprintf("keep the revision on disk: %v", err)}
+	return []string{fmt.Sprintf("save the revision: %v", err)}
 }

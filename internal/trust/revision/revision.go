@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package revision keeps the signed revision of the graph in Consul KV: the
-// controller writes it, nodes follow it and believe nothing that does not
-// verify. It knows objects, hashes and the pointer; not what a document means
-// to whoever enforces it.
+// Package revision stores the signed revision of the graph in Consul KV. The controller writes it,
+// nodes follow it and use only what verifies. The package knows objects, hashes and the pointer; it
+// does not know how a document is enforced.
 package revision
 
 import (
@@ -20,24 +19,24 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// Errors that callers tell apart.
+// Errors that callers distinguish.
 var (
-	ErrConflict       = errors.New("the pointer was moved by somebody else meanwhile")
+	ErrConflict       = errors.New("another process has moved the pointer")
 	ErrNoRevision     = errors.New("no graph has been applied yet")
 	ErrUnknownService = errors.New("the graph has no such service")
 )
 
-// Consul takes at most 128 operations and 524,288 bytes of body in one
-// transaction, and values of at most 524,288 bytes. Values are in base64.
+// Consul accepts at most 128 operations and a body of 524,288 bytes in a transaction, and values of
+// at most 524,288 bytes. Values are encoded in base64.
 const (
-	txnOps   = 120       // and a few conditions
-	txnBytes = 256 << 10 // of values, before base64
-	// repairChunk bounds how many objects are held twice while they are compared.
+	txnOps   = 120       // leaves room for a few conditions
+	txnBytes = 256 << 10 // of values, before they are encoded in base64
+	// repairChunk bounds how many objects Repair has in memory twice.
 	repairChunk = 1024
 )
 
-// ReadCurrent returns the pointer as the store has it, unverified, and its
-// modify index; ErrNoRevision if there is none.
+// ReadCurrent returns the pointer in Consul, unverified, and its modify index. Without a pointer it
+// returns ErrNoRevision.
 func ReadCurrent(ctx context.Context, consul *consulapi.Client) (fabric.Signed, uint64, error) {
 	opts := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	pair, _, err := consul.KV().Get(kvkey.Current, opts)
@@ -59,7 +58,7 @@ func decodeSigned(b []byte) (fabric.Signed, error) {
 	return s, nil
 }
 
-// ReadObject reads the object of that hash, checks it, and decodes it into v.
+// ReadObject reads the object with the hash h, verifies it, and decodes it into v.
 func ReadObject(ctx context.Context, consul *consulapi.Client, h fabric.Hash, v any) error {
 	found, err := Fetch(ctx, consul, []fabric.Hash{h})
 	if err != nil {
@@ -72,8 +71,7 @@ func ReadObject(ctx context.Context, consul *consulapi.Client, h fabric.Hash, v 
 	return fabric.DecodeObject(data, h, v)
 }
 
-// check says what is wrong with an object that was looked for and possibly
-// found.
+// check verifies an object that was read. found is false if Consul does not have it.
 func check(data []byte, found bool, h fabric.Hash) error {
 	switch {
 	case !found:
@@ -89,8 +87,8 @@ var (
 	errAltered = errors.New("was altered: its content does not hash to its address")
 )
 
-// Fetch reads objects, unchecked: the caller compares them with their hashes.
-// Those that do not exist are not in the result.
+// Fetch reads objects. It does not verify them: the caller compares them with their hashes. The
+// result lacks those that do not exist.
 func Fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash][]byte, error) {
 	entries, err := read(ctx, consul, hashes)
 	if err != nil {
@@ -103,13 +101,13 @@ func Fetch(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) 
 	return found, nil
 }
 
-// entry is an object as it was found, unchecked.
+// entry is an object as it was read, unverified.
 type entry struct {
 	data  []byte
-	index uint64 // modify index in Consul; 0: it is from elsewhere
+	index uint64 // modify index in Consul; 0 if it is not from Consul
 }
 
-// read is Fetch with the modify indexes.
+// read is Fetch with modify indexes.
 func read(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (map[fabric.Hash]entry, error) {
 	found := map[fabric.Hash]entry{}
 	for chunk := range slices.Chunk(hashes, txnOps) {
@@ -130,7 +128,7 @@ func read(ctx context.Context, consul *consulapi.Client, hashes []fabric.Hash) (
 			if h, asked := byKey[r.KV.Key]; asked && r.KV.ModifyIndex != 0 {
 				data, err := unpack(r.KV.Value)
 				if err != nil {
-					data = r.KV.Value // altered, as its hash will show
+					data = r.KV.Value // it was altered; its hash will not match
 				}
 				found[h] = entry{data, r.KV.ModifyIndex}
 			}
@@ -143,9 +141,9 @@ func get(key string) *consulapi.TxnOp {
 	return &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVGetOrEmpty, Key: key}}
 }
 
-// compare reads the pointer, which is nil if there is none, and reports whether
-// the objects still are at their modify indexes. The pointer counts only if they
-// are. Consul answers without sending the objects, or asking its other servers.
+// compare reports whether the objects still have their modify indexes, and if so returns the
+// pointer, or nil if there is none. Consul answers without sending the objects and without asking
+// its other servers.
 func compare(ctx context.Context, consul *consulapi.Client, indexes map[fabric.Hash]uint64) (pointer *consulapi.KVPair, same bool, err error) {
 	ops := consulapi.TxnOps{get(kvkey.Current)}
 	for h, index := range indexes {
@@ -160,7 +158,7 @@ func compare(ctx context.Context, consul *consulapi.Client, indexes map[fabric.H
 			return nil, false, fmt.Errorf("compare %d objects: %w", len(chunk), err)
 		}
 		if !ok {
-			return nil, false, nil // another index, or the key is gone
+			return nil, false, nil // the index differs, or the key was deleted
 		}
 		for _, r := range resp.Results {
 			if r.KV.Key == kvkey.Current && r.KV.ModifyIndex != 0 {
@@ -186,14 +184,14 @@ type Writer struct {
 // NewWriter returns a Writer.
 func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
 
-// Publish writes the objects of rev and moves the pointer, if its modify index
-// is still casIndex (0: there is none yet); ErrConflict otherwise. What one
-// transaction holds is written at once; of more, the pointer comes last, and not
-// at all if objects were collected meanwhile (ErrConflict too). Until then nobody
-// sees anything of it.
+// Publish writes the objects of rev and moves the pointer if its modify index still is casIndex (0:
+// there is none yet), otherwise it returns ErrConflict. A revision that fits in one transaction is
+// written by one. With several transactions the last one moves the pointer, unless objects were
+// deleted since Publish began, which is ErrConflict too. Nodes see the revision once the pointer
+// has moved.
 //
-// It does not look what is there already: of a revision that was compiled from
-// one in the store, rev need only have the objects that are new.
+// Publish does not check which objects exist. If rev was compiled from a stored revision, it need
+// only contain the new objects.
 func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric.Signed, casIndex uint64) error {
 	value, err := json.Marshal(signed)
 	if err != nil {
@@ -222,8 +220,7 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 	return nil
 }
 
-// Repair writes those of the objects that are missing or were altered. It
-// returns their hashes.
+// Repair writes the objects that are missing or altered in Consul, and returns their hashes.
 func (w *Writer) Repair(ctx context.Context, objects []fabric.Object) ([]fabric.Hash, error) {
 	hashes := make([]fabric.Hash, len(objects))
 	for i, o := range objects {
@@ -247,7 +244,7 @@ func (w *Writer) Repair(ctx context.Context, objects []fabric.Object) ([]fabric.
 	return repaired, w.Write(ctx, bad)
 }
 
-// Write writes objects, whether they are there or not.
+// Write writes objects, whether they exist or not.
 func (w *Writer) Write(ctx context.Context, objects []fabric.Object) error {
 	ops, err := sets(objects)
 	if err != nil {
@@ -269,8 +266,8 @@ func sets(objects []fabric.Object) (consulapi.TxnOps, error) {
 	return ops, nil
 }
 
-// split returns what is to be done in transactions, in order. What is too large
-// for one is a part of its own.
+// split distributes operations over transactions, in order. An operation that is too large for a
+// transaction is a part of its own.
 func split(ops consulapi.TxnOps) []consulapi.TxnOps {
 	var parts []consulapi.TxnOps
 	begin, size := 0, 0
@@ -287,10 +284,10 @@ func split(ops consulapi.TxnOps) []consulapi.TxnOps {
 	return parts
 }
 
-// set writes parts of what split returned.
+// set runs parts that split returned.
 func (w *Writer) set(ctx context.Context, parts []consulapi.TxnOps) error {
 	for _, ops := range parts {
-		if kv := ops[0].KV; len(kv.Value) > txnBytes { // too large for a transaction, not for a value
+		if kv := ops[0].KV; len(kv.Value) > txnBytes { // too large for a transaction, but not for a value
 			pair := &consulapi.KVPair{Key: kv.Key, Value: kv.Value}
 			if _, err := w.consul.KV().Put(pair, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
 				return fmt.Errorf("write %s of %d bytes: %w", kv.Key, len(kv.Value), err)

@@ -352,7 +352,7 @@ func TestAlteredPointer(t *testing.T) {
 		}},
 		{"of another fabric", "of fabric \"other\"", func() { l.pointer(point(func(p *fabric.Pointer) { p.Fabric = "other" })) }},
 		{"garbage", "decode", func() { l.put(kvkey.Current, []byte("garbage")) }},
-		{"deleted", "is missing from Consul", func() {
+		{"deleted", "is missing in Consul", func() {
 			_, err := l.consul.KV().Delete(kvkey.Current, nil)
 			must.NoError(t, err)
 		}},
@@ -404,7 +404,7 @@ func TestAlteredObjects(t *testing.T) {
 	l.put(key, fabric.NewObject(documentOf(graph(1, proxy, svc), proxy)).Data)
 	l.sequence++
 	l.pointer(l.ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: name, Sequence: l.sequence, Root: next.Root}))
-	eventually(t, 5*time.Second, "refused", degradedBy(f, "revision 2 is not taken over: document "+docs[proxy].String()+" of getaway-app/http-proxy in Consul was altered"))
+	eventually(t, 5*time.Second, "refused", degradedBy(f, "cannot switch to revision 2: document "+docs[proxy].String()+" of getaway-app/http-proxy in Consul was altered"))
 	must.Eq(t, 1, f.Pointer().Sequence)
 	must.Eq(t, documentOf(first, proxy), f.Documents()[proxy])
 	l.put(key, good)

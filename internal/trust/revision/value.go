@@ -11,28 +11,27 @@ import (
 	"io"
 )
 
-// Objects are JSON. As values in Consul, those above compressFrom are
-// compressed with gzip, whose first byte begins no JSON. An object's hash is
-// over the plain bytes, so that how it is stored is nobody's concern but this
-// package's.
+// Objects are JSON. In Consul, larger ones are compressed with gzip, whose first byte cannot begin
+// JSON. The hash of an object is that of its uncompressed bytes, so that only this package knows
+// about compression.
 const (
 	compressFrom = 4 << 10
-	// maxValue is Consul's limit for one value.
+	// maxValue is Consul's limit for a value.
 	maxValue = 512 << 10
-	// maxObject is the largest object that a reader unpacks: what is stored can
-	// be altered, and a small value can unpack to a large one.
+	// maxObject bounds the size of a decompressed object, because a small value that was altered
+	// can decompress to a large one.
 	maxObject = 64 << 20
 
 	gzipMagic = 0x1f
 )
 
-// pack returns an object as it is stored.
+// pack returns the value in which an object is stored.
 func pack(data []byte) ([]byte, error) {
 	if len(data) < compressFrom {
 		return data, nil
 	}
 	if len(data) > maxObject {
-		return nil, fmt.Errorf("an object of %d bytes is too large; at most %d are allowed: spread the domain over several", len(data), maxObject)
+		return nil, fmt.Errorf("the object has %d bytes, at most %d are allowed: divide the domain into several", len(data), maxObject)
 	}
 	var b bytes.Buffer
 	w, err := gzip.NewWriterLevel(&b, gzip.BestSpeed)
@@ -46,14 +45,14 @@ func pack(data []byte) ([]byte, error) {
 		return nil, err
 	}
 	if b.Len() > maxValue {
-		return nil, fmt.Errorf("an object of %d bytes, %d compressed, exceeds the %d that Consul takes as one value: spread the domain over several", len(data), b.Len(), maxValue)
+		return nil, fmt.Errorf("the object has %d bytes, %d compressed, but a value in Consul has at most %d: divide the domain into several", len(data), b.Len(), maxValue)
 	}
 	return b.Bytes(), nil
 }
 
-var errTooLarge = errors.New("unpacks to more than an object may have")
+var errTooLarge = errors.New("decompresses to more bytes than are allowed")
 
-// unpack is the opposite of pack. Its input is not trusted.
+// unpack is the inverse of pack. Its input is not trusted.
 func unpack(value []byte) ([]byte, error) {
 	if len(value) == 0 || value[0] != gzipMagic {
 		return value, nil

@@ -37,9 +37,9 @@ func TestPackRefusesWhatConsulCannotTake(t *testing.T) {
 		noise[i] = byte(rng.Uint32())
 	}
 	_, err := pack(noise)
-	must.ErrorContains(t, err, "exceeds the 524288 that Consul takes")
+	must.ErrorContains(t, err, "but a value in Consul has at most 524288")
 	_, err = pack(make([]byte, maxObject+1))
-	must.ErrorContains(t, err, "too large")
+	must.ErrorContains(t, err, "at most 67108864 are allowed")
 }
 
 func TestUnpackIsBounded(t *testing.T) {

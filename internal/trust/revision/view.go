@@ -13,43 +13,42 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// view is a verified revision as far as a set of services needs it. It is
-// never changed, only replaced.
+// view is the verified part of a revision that a set of services needs, the interests. It is
+// replaced, never modified.
 type view struct {
 	signed  fabric.Signed
 	pointer fabric.Pointer
-	shards  map[int]fabric.Shard           // those of the interests
-	docs    map[fabric.Ref]fabric.Document // of the interests; without edges if the graph lacks the service
-	objects map[fabric.Hash]object         // the root, the shards and the documents; verified
+	shards  map[int]fabric.Shard           // of the interests
+	docs    map[fabric.Ref]fabric.Document // of the interests; without edges if the graph does not have the service
+	objects map[fabric.Hash]object         // root, shards and documents, verified
 
-	// indexes are the modify indexes at which Consul was seen to hold the root,
-	// shards and documents that the interests need; 0: not known. They are those
-	// of objects, unless the root was read anew since (see Follower.recheck).
+	// indexes are the modify indexes of root, shards and documents in Consul; 0: not known.
+	// Follower.recheck updates them when a new root was read, so they need not belong to objects.
 	indexes map[fabric.Hash]uint64
 
-	// base is the pointer whose root was read; since are those after it, up to
-	// signed, that touched no interest, so that nothing else had to be read.
+	// base is the pointer whose root was read. since are the later pointers, up to signed, that
+	// touched no interest, so that no other root had to be read.
 	base  fabric.Signed
 	since []fabric.Signed
 }
 
-// object is an object that verified.
+// object is a verified object.
 type object struct {
 	data  []byte
-	value any // what data decodes to
+	value any // the decoded data
 }
 
-// maxSince bounds how many pointers are kept before a root is read again.
+// maxSince bounds the number of pointers in view.since; then a root is read again.
 const maxSince = 64
 
-// follow returns v, which may be nil, at the next pointer, if that pointer itself
-// says that it touches none of the interests. The caller has verified it.
+// follow returns v at the next pointer if that pointer touches none of the interests. v may be nil.
+// The caller has verified the pointer.
 func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fabric.Ref) (*view, bool) {
 	if v == nil || next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
 		return nil, false
 	}
 	for _, r := range interests {
-		if _, held := v.docs[r]; !held || slices.Contains(next.Touched, r) {
+		if _, known := v.docs[r]; !known || slices.Contains(next.Touched, r) {
 			return nil, false
 		}
 	}
@@ -59,7 +58,7 @@ func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fab
 	return &c, true
 }
 
-// source yields objects, unchecked; what it lacks is not in the result.
+// source reads objects, unverified. The result lacks those that do not exist.
 type source func(ctx context.Context, hashes []fabric.Hash) (map[fabric.Hash]entry, error)
 
 func newView(signed fabric.Signed, pointer fabric.Pointer) *view {
@@ -74,9 +73,8 @@ func newView(signed fabric.Signed, pointer fabric.Pointer) *view {
 	}
 }
 
-// build verifies what the interests need of the pointer's root, and returns
-// it as a view. Objects of old, which may be nil, are neither fetched nor
-// verified again.
+// build reads and verifies what the interests need of the pointer's revision. It takes objects that
+// old already has from there. old may be nil.
 func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, interests []fabric.Ref, old *view, from source) (*view, error) {
 	v := newView(signed, pointer)
 	problems, err := v.walk(ctx, interests, old, from)
@@ -91,10 +89,9 @@ func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, in
 	return v, nil
 }
 
-// walk fills v from root over shards to documents, level by level. It returns
-// a text ("document 1a2b of getaway-app/news-gw in Consul was altered: ...")
-// for every object that does not verify; an error means that the source
-// failed.
+// walk fills v level by level: root, shards, documents. It returns a text such as "document 1a2b of
+// getaway-app/news-gw in Consul was altered: ..." for each object that does not verify. An error
+// means that the source failed.
 func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from source) (problems []string, err error) {
 	if old == nil {
 		old = &view{}
@@ -109,7 +106,7 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from
 	name := fmt.Sprintf("root %s of revision %d", v.pointer.Root, v.pointer.Sequence)
 	err = level(ctx, w, map[fabric.Hash]string{v.pointer.Root: name}, func(_ fabric.Hash, r fabric.Root) error {
 		if len(r.Shards) != fabric.ShardCount {
-			return fmt.Errorf("lists %d shards instead of %d", len(r.Shards), fabric.ShardCount)
+			return fmt.Errorf("lists %d shards, expected %d", len(r.Shards), fabric.ShardCount)
 		}
 		root = r
 		return nil
@@ -145,7 +142,7 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from
 	for _, r := range interests {
 		shard, ok := v.shards[fabric.ShardOf(r)]
 		if !ok {
-			continue // the shard is a problem already
+			continue // the shard is among the problems
 		}
 		h, ok := shard[r.String()]
 		if !ok {
@@ -164,19 +161,19 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from
 	})
 }
 
-// walker is on one walk.
+// walker is the state of one walk.
 type walker struct {
 	v, old   *view
 	from     source
 	problems []string
 }
 
-// level takes the wanted objects into the view, from the old one as far as it
-// has them. wanted says what each is, for people.
+// level adds the wanted objects to the view. It takes those that the old view has from there.
+// wanted describes each object, for messages.
 func level[T any](ctx context.Context, w *walker, wanted map[fabric.Hash]string, take func(fabric.Hash, T) error) error {
 	var missing []fabric.Hash
 	for h := range wanted {
-		if _, held := w.old.objects[h]; !held {
+		if _, known := w.old.objects[h]; !known {
 			missing = append(missing, h)
 		}
 	}
@@ -188,10 +185,10 @@ func level[T any](ctx context.Context, w *walker, wanted map[fabric.Hash]string,
 		}
 	}
 	for h, name := range wanted {
-		o, held := w.old.objects[h]
+		o, known := w.old.objects[h]
 		index := w.old.indexes[h]
 		var err error
-		if !held {
+		if !known {
 			e, ok := found[h]
 			o.data, index = e.data, e.index
 			err = check(e.data, ok, h)
@@ -213,13 +210,13 @@ func level[T any](ctx context.Context, w *walker, wanted map[fabric.Hash]string,
 	return nil
 }
 
-// has reports whether the graph of v has the service. Its shard is known.
+// has reports whether the graph has the service. The view must contain its shard.
 func (v *view) has(service fabric.Ref) bool {
 	_, ok := v.shards[fabric.ShardOf(service)][service.String()]
 	return ok
 }
 
-// without returns v less a service. Objects stay until the next revision.
+// without returns v without a service. Its objects stay until the next revision.
 func (v *view) without(service fabric.Ref) *view {
 	c := *v
 	c.docs = map[fabric.Ref]fabric.Document{}

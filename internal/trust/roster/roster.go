@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package roster is the nodes of the fabric, from their doubly signed records
-// in Consul KV: the controller's word for where a node is and which addresses
-// it has, and the node's own for its key. It does not know what a node is
-// used for.
+// Package roster is the list of the fabric's nodes, from their records in Consul KV. A record has
+// two signed parts: the controller's says where the node is and which addresses it has, the node's
+// own has the public key of its links. The package does not know what a node is used for.
 package roster
 
 import (
@@ -20,20 +19,19 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// Member is a node whose record verified: the controller's word and its own.
-// Link is zero while the node has published none.
+// Member is a node with a verified record. Link is zero until the node has published one.
 type Member struct {
 	fabric.Node
 	Link fabric.Link `json:"link"`
 }
 
-// entry is a member with the record that it comes from.
+// entry is a member and the record that it was read from.
 type entry struct {
 	member Member
-	record []byte // as Consul held it
+	record []byte // as in Consul
 }
 
-// verifier judges records.
+// verifier verifies records.
 type verifier struct {
 	fabric      string
 	trustDomain string
@@ -41,7 +39,7 @@ type verifier struct {
 	roots       func() *x509.CertPool
 }
 
-// node verifies the controller's part of a record that is stored for id.
+// node verifies the controller's part of the record of node id.
 func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, error) {
 	var n fabric.Node
 	if err := v.keys().Verify(r.Node, fabric.KindNode, &n); err != nil {
@@ -62,7 +60,7 @@ func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, erro
 	return n, errors.Join(fabric.CheckName(n.Zone), fabric.CheckName(n.Name))
 }
 
-// link verifies the node's own part of a record.
+// link verifies the node's part of a record.
 func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
 	if len(r.Link) == 0 {
 		return fabric.Link{}, nil
@@ -91,8 +89,8 @@ func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
 	return l, nil
 }
 
-// judge verifies a record. held is what was known of the node before, or nil.
-func (v verifier) judge(id fabric.NodeID, record []byte, held *entry) (entry, error) {
+// judge verifies a record. known is the entry of the node so far, or nil.
+func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, error) {
 	var r fabric.NodeRecord
 	if err := json.Unmarshal(record, &r); err != nil {
 		return entry{}, fmt.Errorf("decode it: %w", err)
@@ -105,8 +103,8 @@ func (v verifier) judge(id fabric.NodeID, record []byte, held *entry) (entry, er
 	if err != nil {
 		return entry{}, err
 	}
-	if held != nil {
-		switch was := held.member; {
+	if known != nil {
+		switch was := known.member; {
 		case n.Issued.Before(was.Issued):
 			return entry{}, errors.New("it is older than the one that was seen before")
 		case l.Issued.Before(was.Link.Issued):
@@ -116,9 +114,8 @@ func (v verifier) judge(id fabric.NodeID, record []byte, held *entry) (entry, er
 	return entry{Member{Node: n, Link: l}, record}, nil
 }
 
-// restore takes a record that was verified before it was saved. Of the two
-// signatures only the controller's is checked again: the node's certificate
-// may have expired since.
+// restore reads a record that was verified before it was saved. It checks only the controller's
+// signature again, because the node's certificate may have expired.
 func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	var r fabric.NodeRecord
 	if err := json.Unmarshal(record, &r); err != nil {
@@ -137,13 +134,12 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	return entry{m, record}, nil
 }
 
-// merge judges all records that Consul holds, by node, against those
-// held. It returns what to hold now and what is wrong. A record that is
-// refused leaves the one before in force; one that is gone while others stay
-// is a node that was removed.
-func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
-	if len(records) == 0 && len(held) > 0 {
-		return held, []string{fmt.Sprintf("Consul holds no node records under %s: keeping the %d that it held", kvkey.Nodes, len(held))}
+// merge verifies all records in Consul against the entries so far. It returns the new entries, and
+// the problems. If a record is refused, the entry so far stays. A record that is missing while
+// others exist is that of a node that was removed.
+func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
+	if len(records) == 0 && len(known) > 0 {
+		return known, []string{fmt.Sprintf("Consul has no node records under %s: keeping the %d that were known", kvkey.Nodes, len(known))}
 	}
 	next := map[fabric.NodeID]entry{}
 	var wrong []string
@@ -156,7 +152,7 @@ func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID]
 	}
 	var changed []fabric.NodeID
 	for id, record := range records {
-		if e, ok := held[id]; ok && bytes.Equal(e.record, record) {
+		if e, ok := known[id]; ok && bytes.Equal(e.record, record) {
 			take(id, e)
 		} else {
 			changed = append(changed, id)
@@ -165,13 +161,13 @@ func (v verifier) merge(held map[fabric.NodeID]entry, records map[fabric.NodeID]
 	slices.SortFunc(changed, fabric.CompareNodeIDs)
 	for _, id := range changed {
 		var before *entry
-		if e, ok := held[id]; ok {
+		if e, ok := known[id]; ok {
 			before = &e
 		}
 		e, err := v.judge(id, records[id], before)
 		if err == nil {
-			// Two peers of one key would be one peer to WireGuard: whoever
-			// copied the key would take the other's traffic away.
+			// To WireGuard, two peers with the same key are one peer: a node could copy the key of
+			// another and receive its traffic.
 			if other, taken := owner[string(e.member.Link.PublicKey)]; taken {
 				err = fmt.Errorf("its public key is that of node %s", other)
 			}

@@ -32,11 +32,11 @@ const (
 	requestTimeout = 10 * time.Second
 	minPause       = 250 * time.Millisecond
 	maxPause       = 10 * time.Second
-	recheckTime    = 10 * time.Second // between comparisons of the keys
+	recheckTime    = 10 * time.Second // between comparisons of the keys in Consul
 	stateFile      = "roster.json"
 )
 
-// Watcher watches the records. Its methods are safe for concurrent use.
+// Watcher watches the records in Consul. Its methods are safe for concurrent use.
 type Watcher struct {
 	consul *consulapi.Client
 	file   statefile.File[map[string][]byte] // records by zone/node
@@ -44,26 +44,25 @@ type Watcher struct {
 	log    hclog.Logger
 
 	mu       sync.Mutex
-	held     map[fabric.NodeID]entry
+	nodes    map[fabric.NodeID]entry
 	onChange []func([]Member)
-	keys     []string // that Consul held when it was last read
-	wrong    []string // refused records
-	trouble  []string // Consul or the disk
+	keys     []string // in Consul when they were last read
+	wrong    []string // reasons why records were refused
+	trouble  []string // problems with Consul or the disk
 }
 
-// New returns a Watcher of the named fabric, which holds what dir keeps of an
-// earlier run. keys are the fabric's public keys, roots the authorities of
-// nodes' certificates.
+// New returns a Watcher of the named fabric, which starts with the roster that an earlier run left
+// in dir. keys returns the fabric's public keys, roots the authorities of the nodes' certificates.
 func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys func() fabric.KeySet, roots func() *x509.CertPool, log hclog.Logger) (*Watcher, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the directory of the roster: %w", err)
+		return nil, fmt.Errorf("create the directory of the roster: %w", err)
 	}
 	w := &Watcher{
 		consul: consul,
 		file:   statefile.File[map[string][]byte]{Path: filepath.Join(dir, stateFile), What: "the roster"},
 		verify: verifier{fabricName, trustDomain, keys, roots},
 		log:    log,
-		held:   map[fabric.NodeID]entry{},
+		nodes:  map[fabric.NodeID]entry{},
 	}
 	records, _, err := w.file.Read()
 	if err != nil {
@@ -79,7 +78,7 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 			w.wrong = append(w.wrong, fmt.Sprintf("the record of node %s on disk is not used: %v", name, err))
 			continue
 		}
-		w.held[id] = e
+		w.nodes[id] = e
 	}
 	return w, nil
 }
@@ -90,7 +89,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		Query: func(opts *consulapi.QueryOptions) (consulapi.KVPairs, *consulapi.QueryMeta, error) {
 			return w.consul.KV().List(kvkey.Nodes, opts)
 		},
-		Handle: w.take, // a record that is refused may verify when keys arrive
+		Handle: w.take, // a record that is refused may verify with keys that arrive later
 		Failed: func(err error) { w.troubled(fmt.Errorf("watch %s: %w", kvkey.Nodes, err)) },
 		Wait:   watchTime, MinPause: minPause, MaxPause: maxPause,
 	}
@@ -121,7 +120,7 @@ func (w *Watcher) recheckLoop(ctx context.Context, refresh func()) {
 	}
 }
 
-// take takes over what Consul holds. It reports whether all of it is right.
+// take uses the records in Consul. It reports whether all of them are valid.
 func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	records := map[fabric.NodeID][]byte{}
 	var keys, strange []string
@@ -137,21 +136,21 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	slices.Sort(keys)
 	w.mu.Lock()
 	w.keys = keys
-	next, wrong := w.verify.merge(w.held, records)
+	next, wrong := w.verify.merge(w.nodes, records)
 	wrong = append(strange, wrong...)
-	changed := !maps.EqualFunc(next, w.held, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
+	changed := !maps.EqualFunc(next, w.nodes, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
 	news := slices.DeleteFunc(slices.Clone(wrong), func(s string) bool { return slices.Contains(w.wrong, s) })
-	w.held, w.wrong = next, wrong
+	w.nodes, w.wrong = next, wrong
 	callbacks := slices.Clone(w.onChange)
 	w.mu.Unlock()
 	for _, text := range news {
-		w.log.Warn("degraded: the nodes known before stay", logkey.Error, text)
+		w.log.Warn("degraded, keeping the nodes known so far", logkey.Error, text)
 	}
 	var err error
 	if changed {
 		err = w.save(next)
 		members := sorted(next)
-		w.log.Info("the nodes of the fabric changed", logkey.Count, len(members))
+		w.log.Info("nodes of the fabric changed", logkey.Count, len(members))
 		for _, fn := range callbacks {
 			fn(slices.Clone(members))
 		}
@@ -160,9 +159,9 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	return len(wrong) == 0 && err == nil
 }
 
-func (w *Watcher) save(held map[fabric.NodeID]entry) error {
+func (w *Watcher) save(nodes map[fabric.NodeID]entry) error {
 	records := map[string][]byte{}
-	for id, e := range held {
+	for id, e := range nodes {
 		records[id.String()] = e.record
 	}
 	return w.file.Write(records)
@@ -176,7 +175,7 @@ func (w *Watcher) troubled(err error) {
 		return
 	}
 	if !slices.Contains(w.trouble, err.Error()) {
-		w.log.Warn("degraded: the nodes known before stay", logkey.Error, err)
+		w.log.Warn("degraded, keeping the nodes known so far", logkey.Error, err)
 	}
 	w.trouble = []string{err.Error()}
 }
@@ -185,35 +184,34 @@ func (w *Watcher) troubled(err error) {
 func (w *Watcher) Members() []Member {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return sorted(w.held)
+	return sorted(w.nodes)
 }
 
 // Member returns a node of the fabric.
 func (w *Watcher) Member(id fabric.NodeID) (Member, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	e, ok := w.held[id]
+	e, ok := w.nodes[id]
 	return e.member, ok
 }
 
-func sorted(held map[fabric.NodeID]entry) []Member {
-	members := make([]Member, 0, len(held))
-	for _, e := range held {
+func sorted(nodes map[fabric.NodeID]entry) []Member {
+	members := make([]Member, 0, len(nodes))
+	for _, e := range nodes {
 		members = append(members, e.member)
 	}
 	slices.SortFunc(members, func(a, b Member) int { return fabric.CompareNodeIDs(a.ID(), b.ID()) })
 	return members
 }
 
-// OnChange has fn called, one call at a time, with all members after each
-// change.
+// OnChange registers fn, which is called with all members after each change. Calls do not overlap.
 func (w *Watcher) OnChange(fn func([]Member)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.onChange = append(w.onChange, fn)
 }
 
-// Degraded returns what was refused or is out of reach, and why, for people.
+// Degraded describes what was refused or cannot be reached, and why, for people.
 func (w *Watcher) Degraded() []string {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -65,9 +65,9 @@ func TestCheck(t *testing.T) {
 		"in the fabric's name":    {anchorOf(1, one, two), key{2, stranger.private}.sign(t, fabric.KindPointer, pointer), pointer, Refused, "does not verify"},
 		"altered":                 {anchorOf(1, one, two), altered, pointer, Refused, "does not verify"},
 		"by a key that has ended": {anchorOf(2, one, two), one.sign(t, fabric.KindPointer, pointer), pointer, Refused, "the lowest accepted is 2"},
-		"another statement":       {anchorOf(1, one, two), two.sign(t, fabric.KindNode, pointer), pointer, Refused, "a signed pointer was expected"},
+		"another statement":       {anchorOf(1, one, two), two.sign(t, fabric.KindNode, pointer), pointer, Refused, "expected a signed pointer"},
 		"of an older pointer":     {anchorOf(1, one, two), two.sign(t, fabric.KindPointer, older), pointer, Refused, "revision 3 with root"},
-		"signed before the first": {anchorOf(1, one, two), good, fabric.Pointer{}, Refused, "names revision 0"},
+		"signed before the first": {anchorOf(1, one, two), good, fabric.Pointer{}, Refused, "returned revision 0"},
 	} {
 		f := Check(tc.anchor, tc.signed, tc.pointer)
 		must.Eq(t, tc.state, f.State, must.Sprint(name, f))
