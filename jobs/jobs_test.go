@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package jobs_test checks that the graphs and jobs of the demo applications
-// agree: every group asks for just what its service's graph gives it.
+// Package jobs_test checks that the graphs and jobs of the demo applications agree: each group
+// requests exactly the contracts of its service in the graph.
 package jobs_test
 
 import (

@@ -19,8 +19,8 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// app is a running application: every role a real server on loopback, wired
-// by addresses as the fabric wires them by names.
+// app is a running application: each role is a server on loopback, and roles call each other by
+// address instead of by name.
 type app struct {
 	t     *testing.T
 	urls  map[string]string // role name: base URL
@@ -31,8 +31,8 @@ func newApp(t *testing.T) *app {
 	return &app{t: t, urls: make(map[string]string), stops: make(map[string]func())}
 }
 
-// start runs a role. Services that it needs and that are not running get an
-// address where nothing listens.
+// start runs a role. For a service that the role calls and that does not run, it passes an address
+// where nothing listens.
 func (a *app) start(name string, options ...string) {
 	a.t.Helper()
 	r, ok := findRole(name)
@@ -76,7 +76,7 @@ func (a *app) start(name string, options ...string) {
 	})
 }
 
-// nobody returns the URL of a port that nothing listens on.
+// nobody returns the URL of a port where nothing listens.
 func nobody(t *testing.T) string {
 	t.Helper()
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
@@ -85,13 +85,13 @@ func nobody(t *testing.T) string {
 	return "http://" + ln.Addr().String()
 }
 
-// page gets a page as a browser does.
+// page requests a page like a browser.
 func (a *app) page(role, path string) (int, string) {
 	a.t.Helper()
 	return fetch(a.t, http.DefaultClient, http.MethodGet, a.urls[role]+path, nil, "text/html")
 }
 
-// query gets an answer as a program does.
+// query requests JSON like a program.
 func query[T any](a *app, method, role, path string, form url.Values) (int, reply[T]) {
 	a.t.Helper()
 	status, body := fetch(a.t, http.DefaultClient, method, a.urls[role]+path, form, "application/json")
@@ -137,7 +137,7 @@ func TestGetaway(t *testing.T) {
 			must.StrContains(t, page, want)
 		}
 		must.StrNotContains(t, page, "No answer.")
-		must.StrNotContains(t, page, "ZgotmplZ") // html/template's mark for what it refused
+		must.StrNotContains(t, page, "ZgotmplZ") // html/template writes this for a value that it refuses
 	})
 	t.Run("every destination has all data", func(t *testing.T) {
 		for _, d := range destinations {
@@ -188,7 +188,7 @@ func startVoting(t *testing.T, votingData ...string) *app {
 	return a
 }
 
-// awaitResult waits until the result names so many voters for an option.
+// awaitResult waits until the result has a number of voters for an option.
 func (a *app) awaitResult(choice string, voters int) result {
 	a.t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
@@ -241,14 +241,14 @@ func TestVoting(t *testing.T) {
 	must.StrContains(t, page, "node-of-result-svc")
 	must.StrNotContains(t, page, "ZgotmplZ")
 
-	// What result-db lost the worker counts again.
+	// When result-db has lost its data, the worker counts again.
 	resultDB := a.urls["result-db"]
 	a.stops["result-db"]()
 	a.restartAt("result-db", resultDB)
 	a.awaitResult("sea", 3)
 }
 
-// restartAt starts a role again at the address that it had.
+// restartAt restarts a role at its previous address.
 func (a *app) restartAt(name, base string, options ...string) {
 	a.t.Helper()
 	r, _ := findRole(name)
@@ -296,11 +296,11 @@ func TestVotingFromABrowser(t *testing.T) {
 		must.Eq(t, http.StatusOK, status)
 		must.StrContains(t, page, "was taken")
 	}
-	must.Eq(t, 1, a.awaitResult("city", 1).Voters) // the cookie made it one voter
+	must.Eq(t, 1, a.awaitResult("city", 1).Voters) // the cookie identifies the voter
 
 	status, page = fetch(t, browser, http.MethodPost, a.urls["voting-http-proxy"]+"/vote", url.Values{"choice": {"<b>moon"}}, "text/html")
 	must.Eq(t, http.StatusBadRequest, status)
-	must.StrContains(t, page, "there is no option")
+	must.StrContains(t, page, "unknown option")
 	must.StrNotContains(t, page, "<b>moon")
 	status, _ = fetch(t, browser, http.MethodPost, a.urls["voting-http-proxy"]+"/vote", url.Values{}, "text/html")
 	must.Eq(t, http.StatusBadRequest, status)

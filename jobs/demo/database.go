@@ -19,19 +19,19 @@ type stored struct {
 	Position int    `json:"position,omitempty"` // of an entry in its queue
 }
 
-// queueSlice is a stretch of a queue.
+// queueSlice is a part of a queue.
 type queueSlice struct {
-	Store   string            `json:"store"` // which body of data the positions belong to
+	Store   string            `json:"store"` // ID of the store to which the positions belong
 	Entries []json.RawMessage `json:"entries"`
 	Next    int               `json:"next"` // position after the last entry
 }
 
-// newDatabase builds voting-db and result-db, which differ in their data only:
+// newDatabase builds voting-db and result-db, which differ only in their data:
 //
 //	GET  /kv/{key}                     value and version
-//	PUT  /kv/{key}  If-Match: version  sets it if the version still holds (0: new)
+//	PUT  /kv/{key}  If-Match: version  sets it if it has this version (0: no value yet)
 //	POST /queues/{queue}               appends an entry
-//	GET  /queues/{queue}?from=&limit=  entries from a position on
+//	GET  /queues/{queue}?from=&limit=  entries from a position
 //
 // Values and entries are any JSON.
 func newDatabase(s settings, log *slog.Logger) (*service, error) {
@@ -132,7 +132,7 @@ func (db database) fail(w http.ResponseWriter, err error) {
 	writeError(w, db.self, status, err)
 }
 
-// badRequest is an error of the caller's making.
+// badRequest is an error that the caller caused.
 type badRequest string
 
 func (e badRequest) Error() string { return string(e) }

@@ -80,7 +80,7 @@ func TestRun(t *testing.T) {
 		{"no role", nil, exitUsage, "Usage: sif-demo"},
 		{"help", []string{"-h"}, exitOK, "voting-app/result-db on port 7002"},
 		{"help of a role", []string{"voting-db", "-h"}, exitOK, "$SIF_DEMO_DATA"},
-		{"unknown role", []string{"nginx"}, exitUsage, `there is no role "nginx"`},
+		{"unknown role", []string{"nginx"}, exitUsage, `unknown role "nginx"`},
 		{"bad option", []string{"news-gw", "-listen", "x"}, exitUsage, "option -listen"},
 		{"address in use", []string{"news-gw", "-listen", busy.Addr().String()}, exitFailure, "address already in use"},
 		{"data that cannot be kept", []string{"voting-db", "-data", "/nonexistent/x"}, exitFailure, "/nonexistent/x"},
@@ -132,8 +132,8 @@ func TestCallExplainsFailures(t *testing.T) {
 	}{
 		{"refused", nobody(t), "refused the connection", http.StatusBadGateway},
 		{"silent", listen(func(http.ResponseWriter, *http.Request) { <-hang }), "no answer from 127.0.0.1", http.StatusGatewayTimeout},
-		{"no JSON", text(200, "<html>"), "is not understood", http.StatusBadGateway},
-		{"no data", text(200, "{}"), "holds no data", http.StatusBadGateway},
+		{"no JSON", text(200, "<html>"), "decode the answer of", http.StatusBadGateway},
+		{"no data", text(200, "{}"), "has no data", http.StatusBadGateway},
 		{"says no", text(404, `{"error":"unknown place"}`), "news-gw answered 404: unknown place", http.StatusNotFound},
 		{"fails without words", text(500, ""), "news-gw answered 500 Internal Server Error", http.StatusBadGateway},
 		{"full", text(507, `{"error":"full"}`), "full", http.StatusInsufficientStorage},
@@ -155,13 +155,13 @@ func TestCallExplainsFailures(t *testing.T) {
 		must.ErrorContains(t, gone, "the name news-gw.getaway-app.sif does not exist here: no contract leads there")
 		must.StrNotContains(t, gone.Error(), "Get")
 		slow := u.explain(&net.DNSError{Name: "x", IsTimeout: true})
-		must.ErrorContains(t, slow, "could not be resolved")
+		must.ErrorContains(t, slow, "cannot resolve the name")
 		cut := u.explain(errors.New("connection reset"))
 		must.ErrorContains(t, cut, "connection reset")
 	})
 }
 
-// Each request makes a connection of its own: what changed shows at once.
+// Each request opens a connection of its own, so that a change shows at the next request.
 func TestCallsShareNoConnection(t *testing.T) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)

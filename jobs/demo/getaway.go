@@ -14,11 +14,11 @@ import (
 	"time"
 )
 
-// errUnknownPlace is the answer to a destination that no sample data is for.
+// errUnknownPlace is the answer for a destination without sample data.
 var errUnknownPlace = errors.New("unknown place")
 
-// newGateway builds a gateway: it answers GET <path>?place=<id> with what
-// lookup holds for that destination.
+// newGateway builds a gateway: it answers GET <path>?place=<id> with lookup's data for that
+// destination.
 func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Logger) (*service, error) {
 	return func(s settings, _ *slog.Logger) (*service, error) {
 		mux := http.NewServeMux()
@@ -36,8 +36,8 @@ func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Lo
 	}
 }
 
-// part is what getaway-svc learnt from one gateway: the data and who gave it,
-// or why there is none.
+// part is the answer of one gateway to getaway-svc: the data and the instance that answered, or an
+// error.
 type part[T any] struct {
 	From   *instance `json:"from,omitempty"`
 	Data   *T        `json:"data,omitempty"`
@@ -53,9 +53,8 @@ type getaway struct {
 	Weather part[[]outlook] `json:"weather"`
 }
 
-// newGetawayService builds getaway-svc: GET /getaway?place=<id> asks the three
-// gateways at once. One that fails is reported in its part; the others' answers
-// are given all the same.
+// newGetawayService builds getaway-svc: GET /getaway?place=<id> calls the three gateways
+// concurrently. If one fails, its part contains the error and the answer still contains the others.
 func newGetawayService(s settings, log *slog.Logger) (*service, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", healthy(s.self))
@@ -87,18 +86,18 @@ func ask[T any](ctx context.Context, log *slog.Logger, u upstream, path, place s
 	return part[T]{From: &answer.Instance, Data: answer.Data, Millis: millis}
 }
 
-// getawayPage is what the page of getaway shows.
+// getawayPage is the data of the page of getaway.
 type getawayPage struct {
 	Self         instance      // the proxy
-	Service      *instance     // getaway-svc, when it answered
-	Error        string        // why it did not
+	Service      *instance     // getaway-svc, if it answered
+	Error        string        // why it did not answer
 	Destinations []destination // to choose from
 	Chosen       destination
 	Getaway      *getaway
 }
 
-// newGetawayProxy builds getaway's http-proxy: GET /?place=<id> is the page, or
-// with "Accept: application/json" what getaway-svc answered.
+// newGetawayProxy builds getaway's http-proxy: GET /?place=<id> returns the page, or the answer of
+// getaway-svc with "Accept: application/json".
 func newGetawayProxy(s settings, log *slog.Logger) (*service, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", healthy(s.self))

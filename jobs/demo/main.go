@@ -1,14 +1,13 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command sif-demo is the two demo applications of the fabric, getaway and
-// voting, as one static binary: the first argument says which of their
-// services this process is.
+// Command sif-demo contains all services of the two demo applications, getaway and voting, in one
+// static binary: the first argument selects the service.
 //
-// The services know nothing of the fabric. They speak plain HTTP to names
-// (<service>.<domain>.sif) and show what they got, from whom, or why not.
-// Nothing of the fabric may be imported here: what the demo proves is that an
-// application needs no change, no library and no address to live in it.
+// The services do not know the fabric. They call each other over plain HTTP by name
+// (<service>.<domain>.sif) and show the answer and the instance that gave it, or the error. This
+// package must not import any other package of ours: the demo shows that an application needs no
+// changes, libraries or addresses to run in the fabric.
 package main
 
 import (
@@ -36,7 +35,7 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Getenv, os.Stderr))
 }
 
-// run is main with its surroundings as arguments; it returns the exit code.
+// run is main with its environment as arguments. It returns the exit code.
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) int {
 	if len(args) == 0 {
 		usage(stderr)
@@ -48,7 +47,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	r, ok := findRole(args[0])
 	if !ok {
-		fmt.Fprintf(stderr, "sif-demo: there is no role %q\n\n", args[0])
+		fmt.Fprintf(stderr, "sif-demo: unknown role %q\n\n", args[0])
 		usage(stderr)
 		return exitUsage
 	}
@@ -75,8 +74,8 @@ func runRole(ctx context.Context, r role, s settings, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("start %s: %w", r.name, err)
 	}
-	// Plain TCP: Go listens with multipath TCP by default, and subflows over
-	// further addresses are nothing that a contract speaks of.
+	// Go uses multipath TCP by default, but a contract does not cover subflows over other
+	// addresses.
 	var lc net.ListenConfig
 	lc.SetMultipathTCP(false)
 	ln, err := lc.Listen(ctx, "tcp", s.listen)

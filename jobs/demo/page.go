@@ -16,16 +16,16 @@ var pageFiles embed.FS
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
 	"style": func() (template.CSS, error) {
 		css, err := pageFiles.ReadFile("pages/style.css")
-		return template.CSS(css), err // our own file, not a visitor's words
+		return template.CSS(css), err // a file of ours, not user input
 	},
 }).ParseFS(pageFiles, "pages/*.html"))
 
-// writePage answers with one of the pages. They are self-contained: the policy
-// in the header lets a browser load nothing from elsewhere.
+// writePage answers with a page. Pages are self-contained: their content security policy forbids
+// the browser to load anything else.
 func writePage(w http.ResponseWriter, status int, name string, data any) {
 	var body bytes.Buffer
 	if err := pages.ExecuteTemplate(&body, name, data); err != nil {
-		http.Error(w, "make the page: "+err.Error(), http.StatusInternalServerError)
+		http.Error(w, "render the page: "+err.Error(), http.StatusInternalServerError)
 		return
 	}
 	h := w.Header()
@@ -36,12 +36,12 @@ func writePage(w http.ResponseWriter, status int, name string, data any) {
 	h.Set("Content-Security-Policy",
 		"default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'")
 	w.WriteHeader(status)
-	// An error here means that the visitor has gone.
+	// Writing fails only if the client has gone.
 	_, _ = w.Write(body.Bytes())
 }
 
-// writePageOrError answers with a page that shows err in the field that shown
-// points to, or to a program with err as JSON.
+// writePageOrError answers a browser with a page whose field *shown is set to err, and a program
+// with err as JSON.
 func writePageOrError(w http.ResponseWriter, r *http.Request, self instance, status int, name string, page any, shown *string, err error) {
 	if wantsJSON(r) {
 		writeError(w, self, status, err)

@@ -11,11 +11,11 @@ import (
 	"net/http"
 )
 
-// result is what result-svc reports.
+// result is the answer of result-svc.
 type result struct {
 	Options  []optionResult `json:"options"`
 	Voters   int            `json:"voters"`
-	Votes    int            `json:"votes"` // all ever cast, replaced ones included
+	Votes    int            `json:"votes"` // all votes cast, replaced ones included
 	Database *instance      `json:"database,omitempty"`
 }
 
@@ -43,9 +43,8 @@ func newResultService(s settings, log *slog.Logger) (*service, error) {
 	return &service{handler: mux}, nil
 }
 
-// readTally returns the count in result-db, an empty one as long as the worker
-// has written none. The instance is nil then: an answer of "not found" does not
-// tell it.
+// readTally returns the tally in result-db. Until the worker has written one, it returns an empty
+// tally and a nil instance, because a "not found" answer does not contain the instance.
 func readTally(r *http.Request, db upstream) (tally, *instance, error) {
 	answer, err := get[versioned](r.Context(), db, "/kv/"+tallyKey, nil)
 	var status *statusError
@@ -57,7 +56,7 @@ func readTally(r *http.Request, db upstream) (tally, *instance, error) {
 	}
 	var t tally
 	if err := json.Unmarshal(answer.Data.Value, &t); err != nil {
-		return tally{}, nil, fmt.Errorf("result-db holds no tally: %w", err)
+		return tally{}, nil, fmt.Errorf("decode the tally in result-db: %w", err)
 	}
 	return t, &answer.Instance, nil
 }

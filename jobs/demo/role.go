@@ -16,10 +16,10 @@ const (
 	votingDomain  = "voting-app"
 )
 
-// Budgets of a call, name resolution and connecting included. A caller's
-// budget exceeds that of the calls behind it, so that the one that is near the
-// fault reports it. Go gives each address of a name at least two seconds to
-// connect, so a leaf call has time to try a second instance.
+// Time limits of a call, including name resolution and connecting. A caller's limit exceeds those
+// of the calls that the callee makes, so that the service nearest to the fault reports it. Go gives
+// each address of a name at least two seconds to connect, so a call without further calls has time
+// to try a second instance.
 const (
 	leafBudget  = 4 * time.Second
 	frontBudget = 6 * time.Second
@@ -29,8 +29,8 @@ const (
 type role struct {
 	name    string // the subcommand
 	domain  string // the domain of its graph
-	service string // its name there
-	port    int    // where it listens unless told otherwise
+	service string // its name in the graph
+	port    int    // default port to listen on
 	about   string
 	needs   []need // the services that it calls
 	data    bool   // whether it keeps data (option -data)
@@ -44,11 +44,11 @@ type need struct {
 	budget  time.Duration // longest time that one call may take
 }
 
-// service is a role that has been built and can be served.
+// service is a role that is ready to be served.
 type service struct {
 	handler    http.Handler
-	background func(context.Context) // runs while it is served; may be nil
-	closer     func() error          // after the last request; may be nil
+	background func(context.Context) // runs while the service is served; may be nil
+	closer     func() error          // called after the last request; may be nil
 }
 
 func (s *service) close() error {

@@ -3,10 +3,10 @@
 
 package main
 
-// The gateways stand for services on the Internet that a lab cannot reach;
-// what they answer is fixed, so that a test can know it.
+// The gateways stand for services on the Internet that a lab cannot reach. Their answers are fixed,
+// so that tests can compare them.
 
-// destination is a place to go to.
+// destination is a travel destination.
 type destination struct {
 	ID   string // as in URLs
 	Name string // as shown

@@ -16,8 +16,8 @@ import (
 	"time"
 )
 
-// Times of a server. Connections that idle are closed soon, so that what a
-// caller sees is the connectivity of now and not of a connection from before.
+// Timeouts of a server. Idle connections are closed soon, so that a caller sees the present
+// connectivity instead of that of an old connection.
 const (
 	readHeaderTimeout = 5 * time.Second
 	readTimeout       = 10 * time.Second
@@ -26,8 +26,7 @@ const (
 	stopTimeout       = 4 * time.Second // below Nomad's kill_timeout of 5 s
 )
 
-// serve answers requests on ln until ctx ends, lets the running ones finish,
-// and closes the service.
+// serve answers requests on ln until ctx ends, waits for running requests, and closes the service.
 func serve(ctx context.Context, ln net.Listener, svc *service, log *slog.Logger) error {
 	server := &http.Server{
 		Handler:           svc.handler,
@@ -68,8 +67,7 @@ func serve(ctx context.Context, ln net.Listener, svc *service, log *slog.Logger)
 	return err
 }
 
-// reply is the form of every JSON answer: which instance gave it, and either
-// the data or the reason why there is none.
+// reply is the form of every JSON answer: the instance that answers, and either data or an error.
 type reply[T any] struct {
 	Instance instance `json:"instance"`
 	Data     *T       `json:"data,omitempty"`
@@ -95,20 +93,19 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
 	w.WriteHeader(status)
-	// An error here means that the caller has gone.
+	// Writing fails only if the client has gone.
 	_, _ = w.Write(append(body, '\n'))
 }
 
-// healthy is the answer of /health of a service that can always serve. It does
-// not ask the services behind: an instance is not unwell because another is,
-// and restarting it would not help.
+// healthy answers /health for a service that can always serve. It does not check the services that
+// this one calls: if they fail, restarting this instance does not help.
 func healthy(self instance) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) {
 		writeData(w, self, http.StatusOK, map[string]string{"status": "ok"})
 	}
 }
 
-// wantsJSON tells a program from a browser.
+// wantsJSON reports whether the client is a program instead of a browser.
 func wantsJSON(r *http.Request) bool {
 	return strings.Contains(r.Header.Get("Accept"), "application/json")
 }

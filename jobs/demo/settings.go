@@ -14,7 +14,7 @@ import (
 	"strings"
 )
 
-// settings is what a role is told from outside.
+// settings are the settings of a role, from options and the environment.
 type settings struct {
 	self     instance
 	listen   string // host:port, as net.Listen takes it
@@ -22,13 +22,13 @@ type settings struct {
 	needs    map[string]upstream
 }
 
-// instance says which running instance gave an answer.
+// instance identifies the instance that gave an answer.
 type instance struct {
 	Service string `json:"service"`
 	Node    string `json:"node"`
 	Zone    string `json:"zone"`
 	Alloc   string `json:"alloc"`
-	Runtime string `json:"runtime"` // "container" or "process", as the job says
+	Runtime string `json:"runtime"` // "container" or "process", set by the job
 }
 
 // ShortAlloc is the first part of the allocation ID, as Nomad abbreviates it.
@@ -37,9 +37,8 @@ func (i instance) ShortAlloc() string {
 	return short
 }
 
-// parseSettings reads the options of a role; environment variables stand in
-// for options that are not given. Problems with options and the text of -h are
-// written to output by package flag.
+// parseSettings reads the options of a role. Environment variables are the defaults. Package flag
+// writes errors in options, and the text of -h, to output.
 func parseSettings(r role, args []string, getenv func(string) string, output io.Writer) (settings, error) {
 	env := func(name, fallback string) string {
 		if v := getenv(name); v != "" {
@@ -92,7 +91,7 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 	return s, nil
 }
 
-// urlVariable names the environment variable that holds a service's URL:
+// urlVariable returns the name of the environment variable with a service's URL:
 // SIF_DEMO_URL_NEWS_GW for news-gw.
 func urlVariable(service string) string {
 	return "SIF_DEMO_URL_" + strings.ToUpper(strings.ReplaceAll(service, "-", "_"))
@@ -104,13 +103,13 @@ func parseBaseURL(raw string) (*url.URL, error) {
 		return nil, err
 	}
 	if u.Scheme != "http" {
-		return nil, fmt.Errorf("%q: the scheme must be http: the links of the fabric encrypt", raw)
+		return nil, fmt.Errorf("%q: the scheme must be http, because the links of the fabric encrypt", raw)
 	}
 	if u.Hostname() == "" {
 		return nil, fmt.Errorf("%q has no host", raw)
 	}
 	if u.RawQuery != "" || u.Fragment != "" || strings.Trim(u.Path, "/") != "" {
-		return nil, errors.New("only scheme, host and port are wanted: http://<host>:<port>")
+		return nil, errors.New("expected only scheme, host and port: http://<host>:<port>")
 	}
 	u.Path = ""
 	return u, nil

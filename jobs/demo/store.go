@@ -15,11 +15,11 @@ import (
 	"sync"
 )
 
-// Bounds of a store, in bytes.
+// Limits of a store, in bytes.
 const (
-	maxStored   = 16 << 20 // of all keys and values together: they live in memory
+	maxStored   = 16 << 20 // all keys and values, which are in memory
 	maxValue    = 64 << 10 // of one value
-	fileSlack   = 1 << 20  // the file may exceed twice what it holds by so much
+	fileSlack   = 1 << 20  // the file may be larger than twice its content by this much
 	maxNameSize = 128      // of the name of a key or queue
 )
 
@@ -30,11 +30,11 @@ var (
 	errTooLarge = fmt.Errorf("a value may have at most %d bytes", maxValue)
 )
 
-// store holds versioned values by key, and queues that only grow. With a file
-// every change is on disk before it is acknowledged.
+// store contains versioned values by key, and queues that only grow. If it has a file, each change
+// is on disk before it is acknowledged.
 type store struct {
 	mu     sync.Mutex
-	id     string // of this body of data: another one when the data was lost
+	id     string // of the data; a store that lost its data gets a new one
 	values map[string]versioned
 	queues map[string][]json.RawMessage
 	held   int64 // bytes of names and values in memory
@@ -59,8 +59,8 @@ type record struct {
 	Value   json.RawMessage `json:"value,omitempty"`
 }
 
-// openStore opens the store kept in the file at path, which is made if it does
-// not exist. An empty path keeps it in memory only.
+// openStore opens the store in the file at path, and creates the file if it does not exist. With an
+// empty path the store is in memory only.
 func openStore(path string) (*store, error) {
 	s := &store{
 		id:     rand.Text(),
@@ -74,8 +74,7 @@ func openStore(path string) (*store, error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("load %s: %w", path, err)
 	}
-	// Writing it anew drops what was overwritten, and a last line that a
-	// crash left unfinished.
+	// Rewriting the file removes replaced values and a last line that a crash left incomplete.
 	if err := s.rewrite(); err != nil {
 		return nil, fmt.Errorf("write %s: %w", path, err)
 	}
@@ -95,7 +94,7 @@ func (s *store) load() error {
 	for n := 1; ; n++ {
 		line, err := lines.ReadBytes('\n')
 		if errors.Is(err, io.EOF) {
-			return nil // what follows the last newline was never acknowledged
+			return nil // data after the last newline was not acknowledged
 		}
 		if err != nil {
 			return err
@@ -112,7 +111,7 @@ func (s *store) load() error {
 	}
 }
 
-// apply makes the change of a record in memory.
+// apply applies a record in memory.
 func (s *store) apply(rec record) {
 	if rec.Queue != "" {
 		s.queues[rec.Queue] = append(s.queues[rec.Queue], rec.Value)
@@ -139,8 +138,8 @@ func (s *store) get(key string) (versioned, error) {
 	return v, nil
 }
 
-// put sets the value of a key if its version is still the one given (0: there
-// is no value yet) and returns the new version; else errConflict.
+// put sets the value of a key if it has this version (0: no value yet), and returns the new
+// version. If it has another version, put returns errConflict.
 func (s *store) put(key string, value json.RawMessage, version uint64) (uint64, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,8 +159,8 @@ func (s *store) add(queue string, value json.RawMessage) (int, error) {
 	return position, s.change(record{Queue: queue, Value: value}, size(queue, value))
 }
 
-// change writes a record that lets the store grow by so many bytes, and then
-// makes the change. The lock is held.
+// change writes a record, by which the store grows by a number of bytes, and applies it. The caller
+// must hold the lock.
 func (s *store) change(rec record, growth int64) error {
 	if len(rec.Value) > maxValue {
 		return errTooLarge
@@ -194,14 +193,14 @@ func (s *store) write(rec record) error {
 		err = s.file.Sync()
 	}
 	if err != nil {
-		// Half a line would spoil the next one.
+		// An incomplete line would corrupt the next one.
 		return errors.Join(err, s.file.Truncate(s.fileSize))
 	}
 	s.fileSize += int64(len(line))
 	return nil
 }
 
-// rewrite replaces the file by one that holds just the present state.
+// rewrite replaces the file by one with only the current state.
 func (s *store) rewrite() error {
 	next, err := os.OpenFile(s.path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
@@ -228,7 +227,7 @@ func (s *store) rewrite() error {
 	return nil
 }
 
-// dump writes the present state as records and returns their bytes.
+// dump writes the current state as records and returns their size in bytes.
 func (s *store) dump(w io.Writer) (int64, error) {
 	out := bufio.NewWriter(w)
 	var written int64
@@ -267,9 +266,8 @@ func syncDir(path string) error {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
-// slice returns the entries of a queue from a position on, at most limit of
-// them and at most about half of a message's bytes, and the position after the
-// last one.
+// slice returns entries of a queue from a position, at most limit of them and at most about half
+// the size of a message, and the position after the last one.
 func (s *store) slice(queue string, from, limit int) (entries []json.RawMessage, next int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -42,7 +42,7 @@ func TestStoreComesBack(t *testing.T) {
 	must.Eq(t, 2, version)
 	must.NoError(t, s.close())
 
-	// A crash in the middle of a write leaves a line without an end.
+	// A crash during a write leaves an incomplete line.
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
 	must.NoError(t, err)
 	_, err = io.WriteString(f, `{"queue":"votes","val`)
@@ -80,7 +80,7 @@ func TestStoreBounds(t *testing.T) {
 	_, err := s.add("q", json.RawMessage(strings.Repeat("1", maxValue+1)))
 	must.ErrorIs(t, err, errTooLarge)
 
-	// A value set again and again does not let the file grow for ever.
+	// The file does not grow forever when a value is set repeatedly.
 	big := json.RawMessage(strings.Repeat("1", maxValue))
 	for version := range uint64(40) {
 		_, err := s.put("k", big, version)
@@ -159,8 +159,8 @@ func TestDatabaseOverHTTP(t *testing.T) {
 	}
 }
 
-// Whatever a file holds, opening it either fails or gives a store that comes
-// back the same.
+// For any content of the file, openStore either fails or returns a store that is the same after it
+// is reopened.
 func FuzzStoreFile(f *testing.F) {
 	f.Add("{\"id\":\"x\"}\n{\"queue\":\"q\",\"value\":1}\n{\"key\":\"k\",\"version\":3,\"value\":\"v\"}\n{\"que")
 	f.Add("{}\n")

@@ -17,7 +17,7 @@ import (
 	"time"
 )
 
-// maxBody bounds a message between two services, in bytes.
+// maxBody is the largest size of a message between services, in bytes.
 const maxBody = 1 << 20
 
 // upstream is a service that this one calls.
@@ -28,9 +28,9 @@ type upstream struct {
 	client  *http.Client
 }
 
-// newUpstream returns a caller that opens a connection for every request: the
-// name is resolved anew each time, so an instance that came, went or was cut
-// off shows at once, and no request is lost to a connection that died idle.
+// newUpstream returns a client that opens a connection and resolves the name for each request. So a
+// change of instances or connectivity shows at the next request, and no request fails because an
+// idle connection was closed.
 func newUpstream(service string, base *url.URL, budget time.Duration) upstream {
 	return upstream{
 		service: service,
@@ -38,8 +38,8 @@ func newUpstream(service string, base *url.URL, budget time.Duration) upstream {
 		budget:  budget,
 		client: &http.Client{
 			Transport: &http.Transport{
-				// The transport takes the request's deadline off a dial; with one
-				// of its own the dialer shares the time among a name's addresses.
+				// The transport removes the request's deadline from the dial. With a timeout of its
+				// own, the dialer divides the time among the addresses of a name.
 				DialContext:            (&net.Dialer{Timeout: budget}).DialContext,
 				DisableKeepAlives:      true,
 				MaxResponseHeaderBytes: 16 << 10,
@@ -49,11 +49,11 @@ func newUpstream(service string, base *url.URL, budget time.Duration) upstream {
 	}
 }
 
-// statusError is an answer that says no.
+// statusError is an answer with an error status.
 type statusError struct {
 	service string
 	status  int
-	message string // the service's own words; may be empty
+	message string // the service's message; may be empty
 }
 
 func (e *statusError) Error() string {
@@ -63,9 +63,8 @@ func (e *statusError) Error() string {
 	return fmt.Sprintf("%s answered %d: %s", e.service, e.status, e.message)
 }
 
-// call sends one request with an optional JSON body and decodes the answer's
-// data into a T. The error is meant to be read by people: it names the service
-// and the likely cause.
+// call sends one request with an optional JSON body and decodes the data of the answer. The error
+// is for users: it names the service and the likely cause.
 func call[T any](ctx context.Context, u upstream, method, path string, query url.Values, body any, header http.Header) (reply[T], error) {
 	var none reply[T]
 	ctx, cancel := context.WithTimeout(ctx, u.budget)
@@ -110,10 +109,10 @@ func call[T any](ctx context.Context, u upstream, method, path string, query url
 		return none, &statusError{service: u.service, status: resp.StatusCode, message: answer.Error}
 	}
 	if decodeErr != nil {
-		return none, fmt.Errorf("the answer of %s is not understood: %w", u.service, decodeErr)
+		return none, fmt.Errorf("decode the answer of %s: %w", u.service, decodeErr)
 	}
 	if answer.Data == nil {
-		return none, fmt.Errorf("the answer of %s holds no data", u.service)
+		return none, fmt.Errorf("the answer of %s has no data", u.service)
 	}
 	return answer, nil
 }
@@ -122,10 +121,9 @@ func get[T any](ctx context.Context, u upstream, path string, query url.Values) 
 	return call[T](ctx, u, http.MethodGet, path, query, nil, nil)
 }
 
-// explain says in words why a service could not be reached; the cause stays
-// wrapped.
+// explain returns an error that says why the service cannot be reached. It wraps the cause.
 func (u upstream) explain(err error) error {
-	// The URL that http puts in front is said better by the service's name.
+	// Omit the URL that package http adds: the service's name is more useful.
 	var outer *url.Error
 	if errors.As(err, &outer) {
 		err = outer.Err
@@ -137,7 +135,7 @@ func (u upstream) explain(err error) error {
 		return fmt.Errorf("%s: the name %s does not exist here: no contract leads there, or no instance is healthy (%w)",
 			u.service, u.base.Hostname(), err)
 	case errors.As(err, &dns):
-		return fmt.Errorf("%s: the name %s could not be resolved (%w)", u.service, u.base.Hostname(), err)
+		return fmt.Errorf("%s: cannot resolve the name %s (%w)", u.service, u.base.Hostname(), err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("%s: no answer from %s within %s (%w)", u.service, host, u.budget, err)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -147,8 +145,8 @@ func (u upstream) explain(err error) error {
 	}
 }
 
-// gatewayStatus is the HTTP status with which a service reports that one
-// behind it failed: what that one objected to in the request is passed on.
+// gatewayStatus is the HTTP status with which a service reports that a service which it called
+// failed. Errors that the client caused are passed on.
 func gatewayStatus(err error) int {
 	var status *statusError
 	switch {

@@ -10,7 +10,7 @@ import (
 	"net/http"
 )
 
-// option is something to vote for.
+// option is a choice in the vote.
 type option struct {
 	ID   string `json:"id"`
 	Name string `json:"name"`
@@ -31,7 +31,7 @@ func optionName(id string) (string, bool) {
 	return "", false
 }
 
-// Where the services keep what in the databases.
+// Names in the databases.
 const (
 	voteQueue = "votes" // in voting-db: entries are of type vote
 	tallyKey  = "tally" // in result-db: a tally
@@ -47,20 +47,20 @@ const maxVoter = 64 // bytes of a voter's name
 
 func (v vote) validate() error {
 	if v.Voter == "" || len(v.Voter) > maxVoter {
-		return fmt.Errorf("a vote needs a voter of at most %d bytes", maxVoter)
+		return fmt.Errorf("a vote must have a voter of at most %d bytes", maxVoter)
 	}
 	if _, ok := optionName(v.Choice); !ok {
-		return fmt.Errorf("there is no option %q to vote for", v.Choice)
+		return fmt.Errorf("unknown option %q", v.Choice)
 	}
 	return nil
 }
 
-// ballot is what voting-svc offers.
+// ballot is the list of options of voting-svc.
 type ballot struct {
 	Options []option `json:"options"`
 }
 
-// receipt says where a vote was put.
+// receipt tells where a vote was stored.
 type receipt struct {
 	Vote     vote     `json:"vote"`
 	Position int      `json:"position"` // in the queue, counted from 0
@@ -77,7 +77,7 @@ func newVotingService(s settings, log *slog.Logger) (*service, error) {
 	mux.HandleFunc("POST /votes", func(w http.ResponseWriter, r *http.Request) {
 		var v vote
 		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 4<<10)).Decode(&v); err != nil {
-			writeError(w, s.self, http.StatusBadRequest, fmt.Errorf("the vote is not understood: %w", err))
+			writeError(w, s.self, http.StatusBadRequest, fmt.Errorf("decode the vote: %w", err))
 			return
 		}
 		if err := v.validate(); err != nil {

@@ -14,27 +14,26 @@ import (
 // voterCookie lets a browser change its vote instead of casting another.
 const voterCookie = "voter"
 
-// votePage is what /vote shows.
+// votePage is the data of the page /vote.
 type votePage struct {
 	Self    instance
-	Service *instance // voting-svc, when it answered
+	Service *instance // voting-svc, if it answered
 	Options []option
 	Voted   string // name of the option just voted for
 	Error   string
 }
 
-// resultPage is what /result shows.
+// resultPage is the data of the page /result.
 type resultPage struct {
 	Self    instance
-	Service *instance // result-svc, when it answered
+	Service *instance // result-svc, if it answered
 	Result  *result
 	Error   string
 }
 
-// newVotingProxy builds voting's http-proxy: the page /vote with a form, and
-// the page /result. With "Accept: application/json" they answer what the
-// services behind them said. POST /vote takes the form fields choice and,
-// optionally, voter.
+// newVotingProxy builds voting's http-proxy: the page /vote with a form, and the page /result. With
+// "Accept: application/json" they return the answers of voting-svc and result-svc. POST /vote takes
+// the form fields choice and, optionally, voter.
 func newVotingProxy(s settings, log *slog.Logger) (*service, error) {
 	p := votingProxy{self: s.self, votes: s.needs["voting-svc"], results: s.needs["result-svc"], log: log}
 	mux := http.NewServeMux()
@@ -94,7 +93,7 @@ func (p votingProxy) castVote(w http.ResponseWriter, r *http.Request) {
 		writeJSON(w, http.StatusCreated, answer)
 		return
 	}
-	// A reload of the page that follows does not vote again.
+	// Redirect, so that reloading the page does not vote again.
 	http.Redirect(w, r, "/vote?"+url.Values{"voted": {v.Choice}}.Encode(), http.StatusSeeOther)
 }
 
@@ -103,8 +102,8 @@ func (p votingProxy) failVote(w http.ResponseWriter, r *http.Request, page *vote
 	writePageOrError(w, r, p.self, gatewayStatus(err), "vote.html", page, &page.Error, err)
 }
 
-// voter tells who votes: the form says so, or the cookie, which is set if
-// there was none.
+// voter returns the voter's name from the form or from the cookie. It sets the cookie if there is
+// none.
 func (p votingProxy) voter(w http.ResponseWriter, r *http.Request) string {
 	if name := r.PostForm.Get("voter"); name != "" {
 		return name

@@ -21,8 +21,8 @@ const (
 	workBatch    = 500
 )
 
-// tally is the count of the first Votes entries of the queue of a store. It
-// follows from them alone, so workers that count the same agree.
+// tally is the count of the first Votes entries in the queue of a store. It depends only on them,
+// so all workers that count them get the same tally.
 type tally struct {
 	Store  string         `json:"store"`
 	Votes  int            `json:"votes"`
@@ -30,28 +30,28 @@ type tally struct {
 	Counts map[string]int `json:"counts"` // option ID: voters whose last vote it is
 }
 
-// worker counts votes. It remembers nothing that it cannot read again.
+// worker counts votes. Its state can be rebuilt from the databases.
 type worker struct {
 	votes, results upstream
 	log            *slog.Logger
 
-	store  string            // which queue was read
-	next   int               // position up to which
+	store  string            // ID of the store that was read
+	next   int               // position of the next entry
 	choice map[string]string // voter: last choice
 
 	mu    sync.Mutex
 	state workerState
 }
 
-// workerState is what /health tells of the last round.
+// workerState is the result of the last round, for /health.
 type workerState struct {
 	Status string `json:"status"`
 	Votes  int    `json:"votes"`
 	Error  string `json:"error,omitempty"`
 }
 
-// newWorker builds the worker: each second it reads the new votes from
-// voting-db, and sees to it that result-db holds their count.
+// newWorker builds the worker: each second it reads new votes from voting-db and writes the tally
+// to result-db if it has changed.
 func newWorker(s settings, log *slog.Logger) (*service, error) {
 	wk := &worker{
 		votes:   s.needs["voting-db"],
@@ -65,7 +65,7 @@ func newWorker(s settings, log *slog.Logger) (*service, error) {
 		wk.mu.Lock()
 		state := wk.state
 		wk.mu.Unlock()
-		// It is well as long as it tries: see healthy.
+		// The worker is healthy even if a round fails: see healthy.
 		writeData(w, s.self, http.StatusOK, state)
 	})
 	return &service{handler: mux, background: wk.run}, nil
@@ -88,8 +88,7 @@ func (wk *worker) run(ctx context.Context) {
 	}
 }
 
-// report keeps the outcome of a round and logs it when it is another than
-// that of the round before.
+// report stores the result of a round and logs it if it differs from that of the previous round.
 func (wk *worker) report(err error) {
 	state := workerState{Status: "ok", Votes: wk.next}
 	if err != nil {
@@ -103,11 +102,11 @@ func (wk *worker) report(err error) {
 	case err != nil && before != state.Error:
 		wk.log.Warn("counting failed", "error", err)
 	case err == nil && before != "":
-		wk.log.Info("counting again")
+		wk.log.Info("counting works again")
 	}
 }
 
-// round reads what is new and writes the count where it is missing.
+// round reads new votes and writes the tally if it is missing or old.
 func (wk *worker) round(ctx context.Context) error {
 	for {
 		more, err := wk.read(ctx)
@@ -124,7 +123,7 @@ func (wk *worker) round(ctx context.Context) error {
 	return nil
 }
 
-// read takes one batch; more says whether another may follow.
+// read reads one batch; more reports whether there may be another.
 func (wk *worker) read(ctx context.Context) (more bool, err error) {
 	answer, err := get[queueSlice](ctx, wk.votes, "/queues/"+voteQueue, url.Values{
 		"from":  {strconv.Itoa(wk.next)},
@@ -135,7 +134,7 @@ func (wk *worker) read(ctx context.Context) (more bool, err error) {
 	}
 	batch := answer.Data
 	if batch.Store != wk.store {
-		// Another body of data: the positions known so far mean nothing in it.
+		// It is another store, in which the known positions have no meaning.
 		fromStart := wk.next == 0
 		wk.store, wk.next = batch.Store, 0
 		clear(wk.choice)
@@ -155,7 +154,7 @@ func (wk *worker) read(ctx context.Context) (more bool, err error) {
 	return len(batch.Entries) > 0, nil
 }
 
-// publish puts the count into result-db unless one is there that is as new.
+// publish writes the tally to result-db unless that has one that is as new.
 func (wk *worker) publish(ctx context.Context) error {
 	held, err := get[versioned](ctx, wk.results, "/kv/"+tallyKey, nil)
 	var version uint64
@@ -167,7 +166,7 @@ func (wk *worker) publish(ctx context.Context) error {
 	default:
 		version = held.Data.Version
 		var t tally
-		// What is not a tally is replaced like an old one.
+		// A value that is not a tally is replaced like an old tally.
 		if json.Unmarshal(held.Data.Value, &t) == nil && t.Store == wk.store && t.Votes >= wk.next {
 			return nil
 		}
@@ -175,7 +174,7 @@ func (wk *worker) publish(ctx context.Context) error {
 	_, err = call[stored](ctx, wk.results, http.MethodPut, "/kv/"+tallyKey, nil, wk.count(),
 		http.Header{"If-Match": {strconv.FormatUint(version, 10)}})
 	if errors.As(err, &status) && status.status == http.StatusPreconditionFailed {
-		return nil // another worker was first; the next round looks again
+		return nil // another worker was first; the next round compares again
 	}
 	return err
 }

@@ -21,7 +21,7 @@ job "getaway-web" {
       respond   = ["users"]
     }
 
-    # Where browsers reach the page; the fabric adds the network's mode.
+    # The port for browsers; sif job run adds the network's mode.
     network {
       port "http" {
         static = 18080

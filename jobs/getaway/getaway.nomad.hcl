@@ -1,7 +1,7 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 
-# The service behind the page of getaway: asks the gateways.
+# The backend of the page of getaway: it calls the gateways.
 job "getaway" {
   datacenters = ["aws1"]
   type        = "service"

@@ -28,8 +28,8 @@ domain "getaway-app" {
     }
   }
 
-  # A gateway is the same service in whichever cloud an instance of it runs:
-  # any group of its job.
+  # The instances of a gateway are one service in both clouds: any group of its
+  # job.
   service "news-gw" {
     selector "nomad" {
       job = "news-gw"

@@ -1,7 +1,7 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 
-# The databases of voting, in the other cloud.
+# The databases of voting, in zone gcp1.
 job "voting-data" {
   datacenters = ["gcp1"]
   type        = "service"

@@ -1,7 +1,7 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 
-# The services of voting, which keep nothing.
+# The stateless services of voting.
 job "voting" {
   datacenters = ["aws1"]
   type        = "service"

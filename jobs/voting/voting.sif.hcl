@@ -1,8 +1,8 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 
-# Voting: votes are queued, counted by a worker, and reported. The side that
-# takes votes and the side that reports them meet in the worker only.
+# Voting: votes are queued, counted by a worker, and reported. Only the worker
+# connects the side that takes votes and the side that reports them.
 #
 #   users -> http-proxy -> voting-svc -> voting-db <- worker
 #                       -> result-svc -> result-db <- worker
