@@ -9,6 +9,7 @@ package number
 
 import (
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/sif-project/sif/internal/statefile"
@@ -41,8 +42,11 @@ func Open(path string) (*Registry, error) {
 	if r.state, found, err = r.file.Read(); err != nil {
 		return nil, err
 	}
-	if !found {
+	switch {
+	case !found:
 		r.state = state{Next: First, Numbers: map[string]uint32{}}
+	case r.state.Numbers == nil:
+		return nil, fmt.Errorf("read %s from %s: %w: it contains no numbers", r.file.What, path, statefile.ErrCorrupt)
 	}
 	for name, n := range r.state.Numbers {
 		r.names[n] = name

@@ -42,7 +42,9 @@ func TestNumbersAreNeverReused(t *testing.T) {
 
 func TestOpenRefusesDamage(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "n.json")
-	must.NoError(t, os.WriteFile(path, []byte("{"), 0o600))
-	_, err := Open(path)
-	must.ErrorContains(t, err, path)
+	for _, content := range []string{"{", "{}", "null", `{"next":40}`} {
+		must.NoError(t, os.WriteFile(path, []byte(content), 0o600))
+		_, err := Open(path)
+		must.ErrorContains(t, err, path, must.Sprint(content))
+	}
 }
