@@ -153,6 +153,8 @@ func testLink(t *testing.T, w *world) {
 	code(t, api.CodeForbidden, err)
 	_, err = w2.RegisterNode(ctx, statement(w2.id, w2, 1))
 	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "node aws1/w1 has the same public key")
+	_, err = w1.RegisterNode(ctx, statement(w1.id, w1, 0))
+	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "its public key is zero")
 	broken := statement(w1.id, w1, 3)
 	broken.Link = append(broken.Link, ' ')
 	_, err = w1.RegisterNode(ctx, broken)

@@ -190,8 +190,6 @@ func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRe
 	return err == nil && kv != nil && kv.ModifyIndex == known.index
 }
 
-const publicKeySize = 32 // bytes of a WireGuard key
-
 // writeAttempts bounds how often a record is written while another process writes it too.
 const writeAttempts = 5
 
@@ -240,6 +238,10 @@ func (r *registry) checkNode(who identity.Node, req api.NodeRequest) error {
 	return nil
 }
 
+// clockSkew is how far a node's clock may be ahead. Readers refuse a link that was issued before the last one, so a link
+// from the future would keep the node from ever publishing another key.
+const clockSkew = 10 * time.Minute
+
 // checkLink verifies a node's link statement. It must be signed with a certificate of that node, be about that node, and
 // have a public key that no other node has. The caller holds r.mu.
 func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Link, error) {
@@ -260,8 +262,11 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 	if link.Node != who.NodeID {
 		return link, forbidden("link of node %s: it is about node %s", who.NodeID, link.Node)
 	}
-	if len(link.PublicKey) != publicKeySize {
-		return link, invalid("link of node %s: its public key has %d bytes, expected %d", who.NodeID, len(link.PublicKey), publicKeySize)
+	if err := link.Check(who.NodeID); err != nil {
+		return link, invalid("link of node %s: %v", who.NodeID, err)
+	}
+	if ahead := time.Until(link.Issued); ahead > clockSkew {
+		return link, invalid("link of node %s: it was issued %s in the future; correct the clock of the node", who.NodeID, ahead.Round(time.Second))
 	}
 	for id, m := range r.members {
 		if id != who.NodeID && bytes.Equal(m.link.PublicKey, link.PublicKey) {

@@ -4,6 +4,8 @@
 package fabric
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -123,6 +125,22 @@ func (l Link) Port(peer NodeID) uint16 {
 	}
 	return l.Ports[NodeID{}]
 }
+
+// Check returns an error if the statement cannot be used for a link of node.
+func (l Link) Check(node NodeID) error {
+	switch {
+	case l.Node != node:
+		return fmt.Errorf("it is about node %s", l.Node)
+	case len(l.PublicKey) != publicKeySize:
+		return fmt.Errorf("its public key has %d bytes, expected %d", len(l.PublicKey), publicKeySize)
+	case bytes.Equal(l.PublicKey, make([]byte, publicKeySize)):
+		return errors.New("its public key is zero")
+	}
+	return nil
+}
+
+// publicKeySize is the size of a Curve25519 public key in bytes.
+const publicKeySize = 32
 
 // NodeRecord is a node as stored in Consul.
 type NodeRecord struct {

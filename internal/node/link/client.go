@@ -49,33 +49,38 @@ func NewClient(runDir string) *Client {
 }
 
 // Apply makes `sif link` run exactly these devices. It deletes the others, but not interfaces that
-// `sif link` did not create. Sessions with peers that did not change continue. If a device is
-// invalid, nothing changes; otherwise Apply tries every device and returns the errors of all.
+// `sif link` did not create. Sessions with peers that did not change continue. A device or peer that
+// cannot be configured is left out and named in the error; everything else is applied. A device that
+// is left out stays as it is.
 func (c *Client) Apply(ctx context.Context, devices []Device) error {
 	var errs []error
+	var fit []Device
 	wanted := make(map[string]bool, len(devices))
 	ports := make(map[uint16]string, len(devices))
 	for _, d := range devices {
-		errs = append(errs, d.validate())
-		if wanted[d.Name] {
+		usable, err := d.fit()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		other, taken := ports[d.ListenPort]
+		switch {
+		case wanted[d.Name]:
 			errs = append(errs, fmt.Errorf("device %s is listed twice", d.Name))
-		}
-		if other, taken := ports[d.ListenPort]; taken {
+		case taken:
 			errs = append(errs, fmt.Errorf("devices %s and %s have the same listen port %d", other, d.Name, d.ListenPort))
+		case usable.Name != "":
+			fit = append(fit, usable)
+			ports[d.ListenPort] = d.Name
 		}
-		wanted[d.Name], ports[d.ListenPort] = true, d.Name
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("apply links: %w", err)
+		wanted[d.Name] = true
 	}
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	present, err := c.Status(ctx)
 	if err != nil {
-		return fmt.Errorf("apply links: %w", err)
+		return fmt.Errorf("apply links: %w", errors.Join(append(errs, err)...))
 	}
-	errs = nil
 	for _, d := range present {
 		if !wanted[d.Name] {
 			delete(c.declared, d.Name)
@@ -84,7 +89,7 @@ func (c *Client) Apply(ctx context.Context, devices []Device) error {
 			}
 		}
 	}
-	for _, d := range devices {
+	for _, d := range fit {
 		if err := c.applyDevice(ctx, d); err != nil {
 			errs = append(errs, fmt.Errorf("apply device %s: %w", d.Name, err))
 		}

@@ -94,9 +94,13 @@ func (i Interface) validate() error {
 	return nil
 }
 
-// validate also rejects what WireGuard accepts without an error and then does not do: it ignores a
-// peer with the device's own key, and gives an address that two peers claim to the last of them.
-func (d Device) validate() error {
+// fit returns the device with the peers that can be configured, and an error that names everything
+// else: one peer with an unusable key does not keep the others from being configured. It returns the
+// zero Device if the device itself is invalid.
+//
+// fit also rejects what WireGuard accepts without an error and then does not do: it ignores a peer
+// with the device's own key, and gives an address that two peers claim to the last of them.
+func (d Device) fit() (Device, error) {
 	errs := []error{validateName(d.Name), d.Interface.validate()}
 	if d.ListenPort == 0 {
 		errs = append(errs, errors.New("no listen port"))
@@ -104,38 +108,54 @@ func (d Device) validate() error {
 	if d.PrivateKey.IsZero() {
 		errs = append(errs, errors.New("no private key"))
 	}
-	own := d.PrivateKey.Public()
-	keys := make(map[Key]bool)
+	if err := errors.Join(errs...); err != nil {
+		return Device{}, fmt.Errorf("device %s: %w", d.Name, err)
+	}
+	var peers []Peer
+	keys := map[Key]bool{d.PrivateKey.Public(): true}
 	owner := make(map[netip.Prefix]Key)
 	for _, p := range d.Peers {
-		switch {
-		case p.PublicKey.IsZero():
-			errs = append(errs, errors.New("a peer without public key"))
-		case p.PublicKey == own:
-			errs = append(errs, fmt.Errorf("peer %s has the device's own key", p.PublicKey))
-		case keys[p.PublicKey]:
-			errs = append(errs, fmt.Errorf("peer %s is listed twice", p.PublicKey))
+		if err := d.checkPeer(p, keys, owner); err != nil {
+			errs = append(errs, fmt.Errorf("peer at %s left out: %w", p.Endpoint, err))
+			continue
 		}
 		keys[p.PublicKey] = true
-		if k := p.PersistentKeepalive; k < 0 || k > 65535*time.Second || k%time.Second != 0 {
-			errs = append(errs, fmt.Errorf("peer %s: keepalive %s: must be whole seconds up to 65535", p.PublicKey, k))
-		}
 		for _, prefix := range p.AllowedIPs {
-			if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
-				errs = append(errs, fmt.Errorf("peer %s: allowed prefix %s is not a network", p.PublicKey, prefix))
-				continue
-			}
-			if d.Routes && prefix.Bits() == 0 {
-				errs = append(errs, fmt.Errorf("peer %s: %s would replace the namespace's default route", p.PublicKey, prefix))
-			}
-			if other, taken := owner[prefix]; taken {
-				errs = append(errs, fmt.Errorf("peers %s and %s both claim %s", other, p.PublicKey, prefix))
-			}
 			owner[prefix] = p.PublicKey
 		}
+		peers = append(peers, p)
 	}
+	d.Peers = peers
 	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("device %s: %w", d.Name, err)
+		return d, fmt.Errorf("device %s: %w", d.Name, err)
+	}
+	return d, nil
+}
+
+// checkPeer returns an error if a peer cannot be configured beside those that own the keys and
+// prefixes.
+func (d Device) checkPeer(p Peer, keys map[Key]bool, owner map[netip.Prefix]Key) error {
+	switch {
+	case p.PublicKey.IsZero():
+		return errors.New("it has no public key")
+	case p.PublicKey == d.PrivateKey.Public():
+		return fmt.Errorf("peer %s has the device's own key", p.PublicKey)
+	case keys[p.PublicKey]:
+		return fmt.Errorf("peer %s is listed twice", p.PublicKey)
+	}
+	if k := p.PersistentKeepalive; k < 0 || k > 65535*time.Second || k%time.Second != 0 {
+		return fmt.Errorf("peer %s: keepalive %s: must be whole seconds up to 65535", p.PublicKey, k)
+	}
+	for _, prefix := range p.AllowedIPs {
+		if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
+			return fmt.Errorf("peer %s: allowed prefix %s is not a network", p.PublicKey, prefix)
+		}
+		if d.Routes && prefix.Bits() == 0 {
+			return fmt.Errorf("peer %s: %s would replace the namespace's default route", p.PublicKey, prefix)
+		}
+		if other, taken := owner[prefix]; taken {
+			return fmt.Errorf("peers %s and %s both claim %s", other, p.PublicKey, prefix)
+		}
 	}
 	return nil
 }

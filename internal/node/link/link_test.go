@@ -83,7 +83,9 @@ func TestValidate(t *testing.T) {
 			Peers: []Peer{{PublicKey: peer, AllowedIPs: []netip.Prefix{netip.MustParsePrefix("100.64.1.0/24")}}},
 		}
 	}
-	must.NoError(t, good().validate())
+	fit, err := good().fit()
+	must.NoError(t, err)
+	must.Len(t, 1, fit.Peers)
 	for name, tc := range map[string]struct {
 		change func(*Device)
 		want   string
@@ -95,7 +97,7 @@ func TestValidate(t *testing.T) {
 		"MTU too large":      {func(d *Device) { d.MTU = 65536 }, "MTU 65536"},
 		"no port":            {func(d *Device) { d.ListenPort = 0 }, "no listen port"},
 		"no key":             {func(d *Device) { d.PrivateKey = PrivateKey{} }, "no private key"},
-		"peer without key":   {func(d *Device) { d.Peers[0].PublicKey = Key{} }, "without public key"},
+		"peer without key":   {func(d *Device) { d.Peers[0].PublicKey = Key{} }, "no public key"},
 		"peer is itself":     {func(d *Device) { d.Peers[0].PublicKey = private.Public() }, "own key"},
 		"peer twice":         {func(d *Device) { d.Peers = append(d.Peers, d.Peers[0]) }, "listed twice"},
 		"part of a second":   {func(d *Device) { d.Peers[0].PersistentKeepalive = time.Millisecond }, "whole seconds"},
@@ -106,7 +108,10 @@ func TestValidate(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			d := good()
 			tc.change(&d)
-			must.ErrorContains(t, d.validate(), tc.want)
+			fit, err := d.fit()
+			must.ErrorContains(t, err, tc.want)
+			// A peer is left out alone, an invalid device as a whole.
+			must.True(t, fit.Name == "" || len(fit.Peers) == len(d.Peers)-1)
 		})
 	}
 }
@@ -201,7 +206,8 @@ func TestChangeMakesDeviceAsWanted(t *testing.T) {
 			return s
 		}
 		for _, want := range rapid.SliceOfN(wantedDevices(keys), 1, 4).Draw(t, "wanted") {
-			must.NoError(t, want.validate())
+			_, err := want.fit()
+			must.NoError(t, err)
 			must.NoError(t, device.IpcSet(uapiChange(state(), want, nil, time.Now())))
 			got := state()
 			must.Eq(t, want.PrivateKey, got.privateKey)

@@ -274,7 +274,15 @@ func TestLinks(t *testing.T) {
 		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
 	})
 
-	t.Run("an invalid device changes nothing", func(t *testing.T) {
+	t.Run("a peer without a key is left out alone", func(t *testing.T) {
+		d := a.device(Peer{Endpoint: netip.MustParseAddrPort("192.0.2.1:51820"), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("100.64.9.0/24")}}, b.peer())
+		must.ErrorContains(t, a.client.Apply(ctx, []Device{d}), "peer at 192.0.2.1:51820 left out: it has no public key")
+		must.Len(t, 1, status(t, a).Peers)
+		must.NoError(t, converse(a, b))
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+	})
+
+	t.Run("an invalid device stays as it is", func(t *testing.T) {
 		d := a.device(b.peer())
 		d.MTU = 12
 		must.Error(t, a.client.Apply(ctx, []Device{d}))

@@ -80,11 +80,8 @@ func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
 	if err := json.Unmarshal(r.Link, &l); err != nil {
 		return fabric.Link{}, fmt.Errorf("decode its link: %w", err)
 	}
-	switch {
-	case l.Node != n.ID():
-		return fabric.Link{}, fmt.Errorf("its link is of node %s", l.Node)
-	case len(l.PublicKey) != 32:
-		return fabric.Link{}, fmt.Errorf("its public key has %d bytes instead of 32", len(l.PublicKey))
+	if err := l.Check(n.ID()); err != nil {
+		return fabric.Link{}, fmt.Errorf("link: %w", err)
 	}
 	return l, nil
 }

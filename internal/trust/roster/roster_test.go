@@ -202,9 +202,10 @@ func TestRefused(t *testing.T) {
 		{"link signed by another authority", "unknown authority", changed(func(_ *fabric.Node, _ *fabric.Link, id **identity.Source) {
 			*id = other.Node("aws1", "w1", fabric.KindWorkload)
 		})},
-		{"link of another node", "link is of node", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) {
+		{"link of another node", "it is about node", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) {
 			k.Node = fabric.NodeID{Zone: "aws1", Name: "w2"}
 		})},
+		{"zero key", "its public key is zero", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = make([]byte, 32) })},
 		{"short key", "31 bytes", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = k.PublicKey[1:] })},
 		{"somebody else's key", "that of node aws1/w2", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{2}, 32) })},
 		{"no pool", "pools", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) { n.Pool4 = netip.Prefix{} })},
