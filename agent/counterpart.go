@@ -18,7 +18,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	verifier := a.node.Verifier()
 	reply := rpc.AnnounceReply{Refused: map[string]string{}}
 	for _, r := range p.Requests {
-		if _, held := a.counterparts.Held(r, a.now()); held {
+		if _, held := a.counterparts.InForce(r, a.now()); held {
 			continue // verified before, and valid until it expires, even if its certificate has expired
 		}
 		adm, err := verifier.Verify(r, a.now())
@@ -27,7 +27,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 			reply.Refused[adm.Endpoint] = err.Error()
 			continue
 		}
-		if _, err := a.counterparts.Put(lease.Lease{Request: r, Admission: adm}); err != nil {
+		if _, err := a.counterparts.Accept(lease.Lease{Request: r, Admission: adm}); err != nil {
 			return reply, err
 		}
 	}

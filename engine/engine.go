@@ -104,7 +104,7 @@ func (e *Engine) Resume(ctx context.Context) error {
 // verified when it arrived. It stays valid until it expires, even if its certificate expires first;
 // otherwise a restart would end it.
 func (e *Engine) believe(r fabric.Request) (fabric.Admission, error) {
-	if a, held := e.leases.Held(r, e.now()); held {
+	if a, held := e.leases.InForce(r, e.now()); held {
 		return a, nil
 	}
 	return e.verify.Verify(r, e.now())
@@ -221,13 +221,13 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 
 // accept stores a verified lease and returns after the switch is programmed.
 func (e *Engine) accept(ctx context.Context, le lease.Lease) error {
-	changed, err := e.leases.Put(le)
+	changed, err := e.leases.Accept(le)
 	if err != nil {
 		return err
 	}
 	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it
 	if !changed {
-		if _, held := e.leases.Held(le.Request, e.now()); !held {
+		if _, held := e.leases.InForce(le.Request, e.now()); !held {
 			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
 		}
 		if !e.behind.Load() {
@@ -264,7 +264,7 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) (pending []string, err error) {
 	peer.order.RLock()
 	defer peer.order.RUnlock()
-	if _, held := e.leases.Held(r, e.now()); !held {
+	if _, held := e.leases.InForce(r, e.now()); !held {
 		return nil, nil // it was withdrawn, or a younger one took its place
 	}
 	var reply rpc.ForwardReply

@@ -142,7 +142,7 @@ func TestCertificateThatExpired(t *testing.T) {
 	must.ErrorContains(t, err, "expired")
 	var a fabric.Admission
 	must.NoError(t, json.Unmarshal(r.Admission.Payload, &a))
-	_, err = e.leases.Put(lease.Lease{Request: r, Admission: a})
+	_, err = e.leases.Accept(lease.Lease{Request: r, Admission: a})
 	must.NoError(t, err)
 	_, err = w.connect(e, "w1", r)
 	must.NoError(t, err)

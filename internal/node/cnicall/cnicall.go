@@ -1,14 +1,13 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package cnicall carries a CNI call from the plugin to the node's agent over a
-// unix socket, with the workload's network namespace as an open descriptor:
-// the agent needs no path to it, so it does not matter whose mount namespace
-// the runtime made it in. The package knows the socket and the messages; what
-// a call does is the agent's business.
+// Package cnicall carries a CNI call from the plugin to the node's agent over a unix socket, with
+// the workload's network namespace as an open file descriptor. The agent does not need a path, so
+// the runtime may have created the namespace in another mount namespace. The package knows the
+// socket and the messages, not what a call does.
 //
-// A call is one JSON request, sent with the descriptor as ancillary data, and
-// one JSON reply; then the connection is closed.
+// A call is one JSON request, with the descriptor as ancillary data, and one JSON reply. Then the
+// connection is closed.
 package cnicall
 
 import (
@@ -29,17 +28,16 @@ import (
 // maxMessage bounds a request or reply, in bytes.
 const maxMessage = 1 << 20
 
-// Request is a CNI call. The descriptor of the namespace goes with ADD and
-// CHECK only.
+// Request is a CNI call. Only ADD and CHECK have a namespace.
 type Request struct {
 	Command     string        `json:"command"` // ADD, DEL, CHECK, GC or STATUS
 	ContainerID string        `json:"containerId,omitempty"`
 	IfName      string        `json:"ifName,omitempty"`
 	Allocation  string        `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
 	Ports       []PortMapping `json:"ports,omitempty"`
-	Valid       []Attachment  `json:"valid,omitempty"` // GC: what is to stay
+	Valid       []Attachment  `json:"valid,omitempty"` // GC: the attachments that still exist
 
-	// Namespace is the workload's network namespace; nil where none goes along.
+	// Namespace is the workload's network namespace, or nil.
 	Namespace *os.File `json:"-"`
 }
 
@@ -57,14 +55,14 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// Reply answers a call. Exactly one of Result (ADD only) and Error may be set.
+// Reply answers a call. Result is set only for ADD, and not together with Error.
 type Reply struct {
 	Result *current.Result `json:"result,omitempty"`
 	Error  *types.Error    `json:"error,omitempty"`
 }
 
-// Call sends a request to the agent that listens at socket. The errors that it
-// returns are *types.Error, ready for the runtime.
+// Call sends a request to the agent that listens on socket. It returns errors as *types.Error, as
+// the runtime expects them.
 func Call(ctx context.Context, socket string, r Request) (*current.Result, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
@@ -107,11 +105,11 @@ func exchange(conn *net.UnixConn, r Request) (Reply, error) {
 	return reply, nil
 }
 
-// Handler serves a call. An error that is a *types.Error reaches the runtime
-// as it is, any other as ErrInternal.
+// Handler serves a call. The runtime receives a *types.Error as it is, and any other error as
+// ErrInternal.
 type Handler func(ctx context.Context, r Request) (*current.Result, error)
 
-// Serve answers calls on l until ctx ends. Each call has at most timeout.
+// Serve answers calls on l until ctx ends. timeout limits each call.
 func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
@@ -125,7 +123,7 @@ func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Ha
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept a CNI call: %w", err)
-		case err != nil: // for instance out of file descriptors: others may be freed
+		case err != nil: // for example, no file descriptor is free: retry
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
@@ -161,7 +159,7 @@ func answer(ctx context.Context, conn *net.UnixConn, h Handler) {
 	_ = json.NewEncoder(conn).Encode(reply) // fails if the plugin is gone
 }
 
-// receive reads one request and the descriptor that comes with its first byte.
+// receive reads one request and the descriptor that is sent with its first byte.
 func receive(conn *net.UnixConn) (Request, error) {
 	var r Request
 	first := make([]byte, 64<<10)

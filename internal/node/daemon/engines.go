@@ -14,12 +14,12 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-// redial is the pause between attempts to reach an engine.
+// redial is the pause between attempts to connect to an engine.
 const redial = time.Second
 
-// KeepEngines keeps a session with the engine of each processor that the roster
-// names and mine accepts, until ctx ends. A session that ends is begun again; one
-// with a processor that left, or moved to another address, is ended.
+// KeepEngines runs a session with the engine of each processor in the roster for which mine returns
+// true, until ctx ends. It restarts sessions that end. It cancels the session with a processor that
+// leaves or changes its address.
 func (n *Node) KeepEngines(ctx context.Context, mine func(fabric.Node) bool, address func(fabric.Node) netip.Addr, session func(context.Context, fabric.Node) error) error {
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -58,7 +58,7 @@ func (n *Node) KeepEngines(ctx context.Context, mine func(fabric.Node) bool, add
 	}
 }
 
-// keepEngine keeps the session with one engine.
+// keepEngine runs the session with one engine.
 func (n *Node) keepEngine(ctx context.Context, m fabric.Node, session func(context.Context, fabric.Node) error) {
 	for ctx.Err() == nil {
 		err := session(ctx, m)

@@ -11,8 +11,8 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 )
 
-// Firewall returns the node's own firewall: open to the underlay are the
-// links, what the configuration lists, and a processor's engine.
+// Firewall returns the node's firewall. Open to the underlay are the links, the ports in the
+// configuration, and the engine of a processor.
 func (n *Node) Firewall() (*firewall.Firewall, error) {
 	var open []firewall.Port
 	for _, text := range n.Config.Underlay.Management {

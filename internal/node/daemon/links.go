@@ -27,21 +27,20 @@ import (
 // ZonePeer stands for the nodes of the own zone among the peers of links.
 var ZonePeer fabric.NodeID
 
-// Home is a network namespace for each device of a node. Both methods are
-// called again and again, and repair what they find wrong.
+// Home provides a network namespace for each device of a node. Both methods are called repeatedly
+// and repair what differs.
 type Home interface {
-	// Prepare makes the namespace for the device towards a peer and returns its
-	// path.
+	// Prepare creates the namespace for the device towards a peer and returns its path.
 	Prepare(peer fabric.NodeID, d link.Device) (namespace string, err error)
-	// Settle completes it when the device is in.
+	// Complete finishes the set-up once the device is in the namespace.
 	Complete(peer fabric.NodeID, d link.Device) error
 }
 
-// Links are the encrypted links of this node: one device towards the nodes of
-// its zone, and one towards each processor that it deals with.
+// Links are the encrypted links of this node: one device towards the nodes of its zone, and one
+// towards each of its processors.
 type Links struct {
-	// Home, if set, is where the devices live; without it they live in the
-	// node's own network namespace.
+	// Home, if set, provides the namespaces of the devices. Otherwise they are in the node's
+	// network namespace.
 	Home Home
 
 	kind   fabric.NodeKind
@@ -56,7 +55,7 @@ type Links struct {
 	ports map[fabric.NodeID]uint16
 }
 
-// linksState is how the links are kept on disk.
+// linksState is the content of links.json.
 type linksState struct {
 	Key   string                   `json:"key"` // base64
 	Ports map[fabric.NodeID]uint16 `json:"ports"`
@@ -74,7 +73,7 @@ func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 		return nil, err
 	case !found:
 		if l.key, err = link.GenerateKey(); err != nil {
-			return nil, fmt.Errorf("make the key of the node's links: %w", err)
+			return nil, fmt.Errorf("generate the key of the node's links: %w", err)
 		}
 		return l, l.save()
 	}
@@ -87,7 +86,7 @@ func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 
 func (l *Links) save() error { return l.file.Write(linksState{Key: l.key.Base64(), Ports: l.ports}) }
 
-// statement is what the node publishes of its links.
+// statement returns what the node publishes about its links.
 func (l *Links) statement(node fabric.NodeID) fabric.Link {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -95,8 +94,8 @@ func (l *Links) statement(node fabric.NodeID) fabric.Link {
 	return fabric.Link{Node: node, PublicKey: key[:], Ports: maps.Clone(l.ports), Issued: time.Now().UTC()}
 }
 
-// processors returns the peers with which a node has a link of its own: those
-// of its zone for a workload node, those of the other zones for a processor.
+// processors returns the processors to which a node has a link: those of its zone for a workload
+// node, those of other zones for a processor.
 func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	var list []roster.Member
 	for _, m := range members {
@@ -107,8 +106,8 @@ func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	return list
 }
 
-// assignPorts gives each processor that the node has to do with a port, and
-// reports whether that gave out new ones.
+// assignPorts assigns a port to each of the node's processors, and reports whether it assigned new
+// ones.
 func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -134,8 +133,8 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 	return grown, err
 }
 
-// apply makes the devices be what the roster asks for. What fails for one
-// device does not keep the others from being set up.
+// apply sets up the devices as the roster requires. A failure of one device does not affect the
+// others.
 func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) error {
 	l.mu.Lock()
 	wanted := devices(self, members, l.key, l.ports, l.mtu)
@@ -165,7 +164,7 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 	return errors.Join(errs...)
 }
 
-// devices returns what each device of a node must be, by peer.
+// devices returns the desired state of each device of a node, by peer.
 func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[fabric.NodeID]uint16, mtu int) map[fabric.NodeID]link.Device {
 	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
@@ -185,7 +184,7 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, por
 	for _, p := range processors(self, members) {
 		d := device(p.ID())
 		if d.ListenPort == 0 {
-			continue // its port is not assigned yet
+			continue // it has no port yet
 		}
 		var beyond []netip.Prefix
 		for _, m := range members {
@@ -208,7 +207,7 @@ func pools(m roster.Member) []netip.Prefix {
 	return []netip.Prefix{m.Pool4.Masked(), m.Pool6.Masked()}
 }
 
-// appendPeer adds m, unless it has published no key yet.
+// appendPeer adds m if it has published a key.
 func appendPeer(peers []link.Peer, self fabric.Node, m roster.Member, allowed []netip.Prefix) []link.Peer {
 	var key link.Key
 	if copy(key[:], m.Link.PublicKey) != len(key) {
@@ -231,7 +230,7 @@ func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
 func (l *Links) status(ctx context.Context, members []roster.Member) ([]api.LinkStatus, error) {
 	devs, err := l.client.Status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("ask sif link: %w", err)
+		return nil, fmt.Errorf("read the status from sif link: %w", err)
 	}
 	names := map[link.Key]string{}
 	for _, m := range members {

@@ -3,16 +3,17 @@
 
 package daemon
 
-// Open vSwitch 3.1 cuts TCP anew to the MTU of the port that it leaves by, less headers without options, which may take
-// 40 bytes, and less the 14 of Ethernet.
+// Open vSwitch 3.1 resegments TCP to the MTU of the output port, minus headers without options,
+// which may take 40 bytes, and minus the 14 bytes of Ethernet.
 const (
 	ethernet     = 14
 	mostOptions  = 40
 	usualOptions = 12 // timestamps
 )
 
-// SwitchMTU is the MTU of the switch's ports, in bytes, where the links carry linkMTU: the largest by which what the
-// switch has cut fits the links, and which they carry well.
+// SwitchMTU returns the MTU of the switch's ports, in bytes, for links with linkMTU. It is the
+// largest one with which resegmented packets fit into the links, and which the links carry
+// efficiently.
 func SwitchMTU(linkMTU int) int {
 	largest := linkMTU - (mostOptions - ethernet)
 	for mtu := largest; mtu > largest-200 && mtu > 200; mtu-- {
@@ -23,19 +24,21 @@ func SwitchMTU(linkMTU int) int {
 	return largest
 }
 
-// WorkloadMTU is the MTU of workloads, in bytes, where that of the switch's ports is switchMTU. A segment of such a
-// workload is just what the switch would cut, so that none is cut into a whole one and a rest of two bytes.
+// WorkloadMTU returns the MTU of workloads, in bytes, for switch ports with switchMTU. The segments
+// of such a workload have the size of resegmented ones, so that none is split into a full segment
+// and one of two bytes.
 func WorkloadMTU(switchMTU int) int { return switchMTU - (ethernet - usualOptions) }
 
-// fillsTrains says that the userspace WireGuard device sends packets of this size well. It hands the kernel trains of as
-// many equal datagrams as the length field of one datagram allows. With its headers a train may then be longer than the
-// 65535 bytes that interfaces take, and the kernel cuts it into single datagrams on the processor: half the throughput.
+// fillsTrains reports whether the userspace WireGuard device sends packets of this size
+// efficiently. It passes trains of equal datagrams to the kernel, as many as fit into the length
+// field of one datagram. With headers, a train may then exceed the 65535 bytes that interfaces
+// accept, and the kernel splits it into single datagrams in software, which halves the throughput.
 func fillsTrains(packet int) bool {
 	const (
 		padding     = 16 // WireGuard pads packets to a multiple of it
-		transport   = 32 // WireGuard's header and authenticator
+		transport   = 32 // WireGuard's header and authentication tag
 		udp         = 8
-		longest     = 65535 // of a datagram, and of what an interface takes by default
+		longest     = 65535 // of a datagram, and of what an interface accepts by default
 		ipv4Header  = 20
 		ipv6Header  = 40
 		ipv4Payload = longest - ipv4Header - udp

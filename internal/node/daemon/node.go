@@ -1,10 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package daemon is what agent and engine have in common as daemons of a node:
-// they obtain the node's identity, register with the controller, follow the
-// revision and the roster, hold the node's encrypted links, and report how
-// they are. It does not know endpoints, leases or any data path.
+// Package daemon is what agent and engine have in common as daemons of a node: they obtain the
+// node's identity, register with the controller, follow the revision and the roster, keep the
+// node's encrypted links up, and report their status. It does not know endpoints, leases or any
+// data path.
 package daemon
 
 import (
@@ -36,18 +36,17 @@ import (
 	"github.com/sif-project/sif/internal/version"
 )
 
-// reportInterval is how often a node tells the controller how it is.
+// reportInterval is how often a node reports its status to the controller.
 const reportInterval = 2 * time.Second
 
-// linkInterval is how often the links are compared with what they should be,
-// and linkRetry how soon after that failed.
+// linkInterval is how often the links are compared with the roster, and linkRetry the pause after a
+// failure.
 const (
 	linkInterval = 10 * time.Second
 	linkRetry    = 500 * time.Millisecond
 )
 
-// joinTimeout bounds how long a start waits for the servers it cannot do
-// without.
+// joinTimeout bounds how long Join waits for Vault and the controller.
 const joinTimeout = 30 * time.Second
 
 // Node is a node that has joined the fabric.
@@ -64,12 +63,11 @@ type Node struct {
 	Self       fabric.Node // as the controller signed it
 
 	mu       sync.Mutex
-	problems map[string]string // what is degraded, by subject
+	problems map[string]string // errors by subject
 }
 
-// Join makes this process the daemon of its node. A node that has joined
-// before starts from what it kept on disk when Vault, Consul or the controller
-// cannot be reached; a new one needs all three.
+// Join makes this process the daemon of its node. If Vault, Consul or the controller cannot be
+// reached, a node that has joined before starts with what is on disk. A new node needs all three.
 func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
@@ -77,7 +75,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	var err error
 	for _, dir := range []string{c.DataDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
-			return nil, fmt.Errorf("make the node's directory: %w", err)
+			return nil, fmt.Errorf("create the node's directory: %w", err)
 		}
 	}
 	ic := c.Identity()
@@ -99,7 +97,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		if loadErr := n.loadSelf(); loadErr != nil {
 			return nil, errors.Join(err, loadErr)
 		}
-		log.Warn("the controller cannot be reached; starting with the node record on disk", logkey.Error, err)
+		log.Warn("cannot reach the controller, starting with the node record on disk", logkey.Error, err)
 		n.Degrade("controller", err)
 	}
 	dir := filepath.Join(c.DataDir, "revision")
@@ -114,7 +112,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	return n, nil
 }
 
-// Verifier returns what the node checks connectivity requests with.
+// Verifier returns the verifier of connectivity requests.
 func (n *Node) Verifier() admission.Verifier {
 	return admission.Verifier{
 		Fabric: n.Self.Fabric, TrustDomain: n.Config.TrustDomain,
@@ -138,8 +136,8 @@ func nodesOf(members []roster.Member) []fabric.Node {
 	return nodes
 }
 
-// register publishes this node's links and returns the node as the controller
-// signed it in answer, which it keeps on disk.
+// register publishes this node's links. The controller answers with the node record, which register
+// saves and returns.
 func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 	var self fabric.Node
 	req, err := n.registration()
@@ -154,19 +152,19 @@ func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
 	}
 	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
-		return self, fmt.Errorf("register node %s: the controller's record is of %s %s", n.Config.NodeID(), self.Kind, self.ID())
+		return self, fmt.Errorf("register node %s: the record from the controller is of %s node %s", n.Config.NodeID(), self.Kind, self.ID())
 	}
 	return self, n.record().Write(record.Node)
 }
 
-// registerAgain publishes what has changed. Self stays: everything that runs was
-// made with it.
+// registerAgain publishes changes. It does not change Self, which everything that runs was
+// configured with.
 func (n *Node) registerAgain(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	self, err := n.register(ctx)
 	if err == nil && (self.Pool4 != n.Self.Pool4 || self.Pool6 != n.Self.Pool6) {
-		err = fmt.Errorf("the controller gave this node other pools, %s and %s: restart this daemon", self.Pool4, self.Pool6)
+		err = fmt.Errorf("the controller has assigned other pools to this node, %s and %s: restart this daemon", self.Pool4, self.Pool6)
 	}
 	return err
 }
@@ -176,11 +174,11 @@ func (n *Node) registration() (api.NodeRequest, error) {
 	if n.Kind == fabric.KindProcessor {
 		_, text, err := net.SplitHostPort(n.Config.Engine.Listen)
 		if err != nil {
-			return req, fmt.Errorf("address of the engine %q: %w", n.Config.Engine.Listen, err)
+			return req, fmt.Errorf("parse the address of the engine %q: %w", n.Config.Engine.Listen, err)
 		}
 		port, err := strconv.ParseUint(text, 10, 16)
 		if err != nil {
-			return req, fmt.Errorf("port of the engine %q: %w", text, err)
+			return req, fmt.Errorf("parse the port of the engine %q: %w", text, err)
 		}
 		req.Engine = uint16(port)
 	}
@@ -196,7 +194,7 @@ func (n *Node) registration() (api.NodeRequest, error) {
 	return req, nil
 }
 
-// record is where the node's record is kept on disk.
+// record is the file with the node record.
 func (n *Node) record() statefile.File[fabric.Signed] {
 	return statefile.File[fabric.Signed]{Path: filepath.Join(n.Config.DataDir, "node.json"), What: "the node record"}
 }
@@ -231,11 +229,9 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	return group.Wait()
 }
 
-// keepLinks holds the node's links to what the roster asks for, and publishes
-// the ports that a new peer needs.
+// keepLinks keeps the links as the roster requires, and publishes the ports for new peers.
 func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
-	// The record carries the certificate that signed it, so each new one is
-	// published.
+	// The record contains the certificate that signed it, so each new certificate is published.
 	registered := n.Identity.Expiry()
 	if n.problem("controller") != "" {
 		registered = time.Time{}
@@ -283,7 +279,7 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 	}
 }
 
-// complete adds to a daemon's status what every node has to say.
+// complete adds what all nodes report to the status of a daemon.
 func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
 	pointer := n.Revision.Pointer()
@@ -296,8 +292,8 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	return s
 }
 
-// Degrade records what is wrong with a subject, or with a nil error that it is
-// well again. It logs changes only.
+// Degrade records the error of a subject, or that it has recovered if the error is nil. It logs
+// changes only.
 func (n *Node) Degrade(subject string, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -13,14 +13,14 @@ import (
 )
 
 const (
-	// taskWait is how long the node waits for tasks in one question.
+	// taskWait is how long a request for tasks waits.
 	taskWait = 30 * time.Second
-	// taskRetry is the pause after the controller could not be asked.
+	// taskRetry is the pause after a failed request.
 	taskRetry = time.Second
 )
 
-// ServeTasks asks the controller for tasks and hands them to take until ctx
-// ends. It does not ask again before take returns.
+// ServeTasks requests tasks from the controller and passes them to take until ctx ends. It requests
+// the next ones after take has returned.
 func (n *Node) ServeTasks(ctx context.Context, take func([]api.Task)) error {
 	for ctx.Err() == nil {
 		tasks, err := n.Controller.Tasks(ctx, taskWait)
@@ -37,14 +37,14 @@ func (n *Node) ServeTasks(ctx context.Context, take func([]api.Task)) error {
 	return nil
 }
 
-// TaskDone hands in the result of a task.
+// TaskDone sends the result of a task to the controller.
 func (n *Node) TaskDone(ctx context.Context, result api.TaskResult) {
 	if err := n.Controller.TaskDone(ctx, result); err != nil && ctx.Err() == nil {
-		n.Log.Warn("the controller did not take a task's result", logkey.Task, result.ID, logkey.Error, err)
+		n.Log.Warn("cannot send the result of a task to the controller", logkey.Task, result.ID, logkey.Error, err)
 	}
 }
 
-// DumpTask makes a task's result of what a node reads back of its data path.
+// DumpTask runs a dump task: it returns what the node reads back from its data path.
 func DumpTask(ctx context.Context, t api.Task, dump func(context.Context) (api.Dump, error)) api.TaskResult {
 	ctx, cancel := context.WithTimeout(ctx, t.Timeout)
 	defer cancel()

@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package lease keeps connectivity requests in force: the engine those of all
-// zones, the agent those of its endpoints' counterparts. It knows which of two
-// admissions of an endpoint is younger and keeps every change in a file, so that
-// a restarted daemon goes on where it stopped before anybody has connected
-// again. It does not know what a lease entitles to.
+// Package lease stores the connectivity requests in force: the engine those of all zones, the agent
+// those of its endpoints' counterparts. It knows which of two admissions of an endpoint is the
+// later one, and writes each change to a file, so that a restarted daemon can continue before its
+// peers connect again. It does not know what a lease permits.
 package lease
 
 import (
@@ -40,15 +39,15 @@ type Set struct {
 	set map[string]Lease
 }
 
-// Open returns the set kept at path, or an empty one. It is also empty if the
-// file makes no sense: a crash of the machine can do that, but with it went what
-// the leases opened, and their holders will ask again.
+// Open returns the set stored at path. It is empty if there is no file, or if the file is corrupt:
+// a crash of the machine can corrupt it, but it also ends the connections, and the endpoints
+// request connectivity again.
 func Open(path string, log hclog.Logger) (*Set, error) {
-	// Workloads wait for the file to be written, and the leases are of no use after a reboot.
+	// It is lazy because workloads wait for the write, and after a reboot the leases are useless.
 	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
 	l := &Set{set: map[string]Lease{}}
 	l.saved = file.Saver(l.snapshot)
-	kept, _, err := file.Read()
+	stored, _, err := file.Read()
 	if errors.Is(err, statefile.ErrCorrupt) {
 		log.Warn("cannot use the leases on disk, starting without leases", logkey.Error, err)
 		return l, nil
@@ -56,22 +55,22 @@ func Open(path string, log hclog.Logger) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(l.set, kept)
+	maps.Copy(l.set, stored)
 	return l, nil
 }
 
-// Put keeps le unless a younger admission is already kept, of the endpoint or of
-// another one at its addresses. It reports whether anything changed. An address
-// has one holder: older leases of others at le's addresses end, so that a
-// withdrawal that got lost gives nobody the rights of who was there before.
-func (l *Set) Put(le Lease) (bool, error) {
-	if !l.put(le) {
+// Accept stores le unless a later admission of the endpoint, or of another one with one of its
+// addresses, is stored. It reports whether anything changed. An address belongs to one endpoint:
+// earlier leases of other endpoints with le's addresses end, so that a lost withdrawal cannot give
+// an endpoint the rights of a previous one.
+func (l *Set) Accept(le Lease) (bool, error) {
+	if !l.accept(le) {
 		return false, nil
 	}
 	return true, l.saved.Call()
 }
 
-func (l *Set) put(le Lease) bool {
+func (l *Set) accept(le Lease) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := le.Admission
@@ -96,23 +95,23 @@ func (l *Set) put(le Lease) bool {
 	return true
 }
 
-// Held returns the admission of a request if it is just the one that is kept,
-// and has not expired at now.
-func (l *Set) Held(r fabric.Request, now time.Time) (fabric.Admission, bool) {
-	var said fabric.Admission
-	if json.Unmarshal(r.Admission.Payload, &said) != nil {
+// InForce returns the admission of a request if exactly this request is stored and has not expired
+// at now.
+func (l *Set) InForce(r fabric.Request, now time.Time) (fabric.Admission, bool) {
+	var claimed fabric.Admission
+	if json.Unmarshal(r.Admission.Payload, &claimed) != nil {
 		return fabric.Admission{}, false
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	le, ok := l.set[said.Endpoint]
+	le, ok := l.set[claimed.Endpoint]
 	if !ok || !now.Before(le.Admission.Expires) || !reflect.DeepEqual(le.Request, r) {
 		return fabric.Admission{}, false
 	}
 	return le.Admission, true
 }
 
-// Remove drops every lease for which gone is true and returns them.
+// Remove removes the leases for which gone is true, and returns them.
 func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 	l.mu.Lock()
 	var removed []Lease
@@ -134,7 +133,7 @@ func (l *Set) All(now time.Time) []Lease {
 	return l.Where(now, func(fabric.Admission) bool { return true })
 }
 
-// Where returns those of All for which match is true.
+// Where returns the leases of All for which match is true.
 func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
 	l.mu.Lock()
 	defer l.mu.Unlock()

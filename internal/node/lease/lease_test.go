@@ -48,9 +48,9 @@ func TestLaws(t *testing.T) {
 			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
 				rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued"))
 			before := set.All(epoch)
-			changed, err := set.Put(le)
+			changed, err := set.Accept(le)
 			must.NoError(t, err)
-			_, held := set.Held(le.Request, epoch)
+			_, held := set.InForce(le.Request, epoch)
 			if changed {
 				must.True(t, held)
 			} else {
@@ -77,7 +77,7 @@ func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 		set, err := Open(path, hclog.NewNullLogger())
 		must.NoError(t, err)
 		must.SliceEmpty(t, set.All(epoch))
-		_, err = set.Put(leaseOf("a", 1, 0))
+		_, err = set.Accept(leaseOf("a", 1, 0))
 		must.NoError(t, err)
 	}
 }
@@ -86,19 +86,19 @@ func TestHeldIsTheVeryRequest(t *testing.T) {
 	set, err := Open(filepath.Join(t.TempDir(), "leases.json"), hclog.NewNullLogger())
 	must.NoError(t, err)
 	le := leaseOf("a", 1, 0)
-	_, held := set.Held(le.Request, epoch)
+	_, held := set.InForce(le.Request, epoch)
 	must.False(t, held)
-	_, err = set.Put(le)
+	_, err = set.Accept(le)
 	must.NoError(t, err)
-	a, held := set.Held(le.Request, epoch)
+	a, held := set.InForce(le.Request, epoch)
 	must.True(t, held)
 	must.Eq(t, le.Admission, a)
 	forged := le.Request
 	forged.Admission.Signature = []byte{2}
-	_, held = set.Held(forged, epoch)
+	_, held = set.InForce(forged, epoch)
 	must.False(t, held)
-	_, held = set.Held(le.Request, epoch.Add(time.Hour))
+	_, held = set.InForce(le.Request, epoch.Add(time.Hour))
 	must.False(t, held) // expired
-	_, held = set.Held(fabric.Request{}, epoch)
+	_, held = set.InForce(fabric.Request{}, epoch)
 	must.False(t, held)
 }

@@ -1,10 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package number gives names node-local numbers for use in maps, registers
-// and connection labels. A number is never given to a second name, and the
-// assignment survives restarts, because the kernel may still hold it.
-// It knows nothing of what the names mean.
+// Package number assigns node-local numbers to names, for use in maps, registers and connection
+// labels. A number is never assigned to a second name, and the assignment survives restarts,
+// because the kernel may still use the number. The package does not know what the names mean.
 package number
 
 import (
@@ -15,8 +14,7 @@ import (
 	"github.com/sif-project/sif/internal/statefile"
 )
 
-// First is the lowest number given out; lower ones are left to the data path
-// for meanings of its own.
+// First is the lowest number that is assigned. Lower ones are reserved for the data path.
 const First = 16
 
 // Registry assigns numbers. It is safe for concurrent use.
@@ -33,8 +31,8 @@ type state struct {
 	Numbers map[string]uint32 `json:"numbers"`
 }
 
-// Open reads the registry kept at path, or starts an empty one. A registry
-// that cannot be read is an error: guessing would reuse numbers.
+// Open reads the registry at path, or returns an empty one if there is no file. A file that cannot
+// be read is an error, because an empty registry would reuse numbers.
 func Open(path string) (*Registry, error) {
 	r := &Registry{file: statefile.File[state]{Path: path, What: "the registry of numbers"}, names: map[uint32]string{}}
 	var found bool
@@ -54,7 +52,7 @@ func Open(path string) (*Registry, error) {
 	return r, nil
 }
 
-// Of returns the number of name, assigning and recording one if it has none.
+// Of returns the number of name. If it has none, Of assigns one and saves the registry.
 func (r *Registry) Of(name string) (uint32, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -68,7 +66,8 @@ func (r *Registry) Of(name string) (uint32, error) {
 	r.state.Next++
 	r.state.Numbers[name] = n
 	r.names[n] = name
-	// It is on disk before the number is used, so that a crash can lose a number but never assign it twice.
+	// The registry is on disk before the number is used, so that a crash may lose a number but
+	// never assigns it twice.
 	if err := r.file.Write(r.state); err != nil {
 		r.state.Next--
 		delete(r.state.Numbers, name)
@@ -78,7 +77,7 @@ func (r *Registry) Of(name string) (uint32, error) {
 	return n, nil
 }
 
-// Name returns the name that has number n, or "".
+// Name returns the name with number n, or "".
 func (r *Registry) Name(n uint32) string {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -23,19 +23,19 @@ import (
 )
 
 const (
-	methodPing   = "ping"          // answered here, never seen by handlers
-	pingInterval = 8 * time.Second // a dead peer is noticed within interval + timeout,
+	methodPing   = "ping"          // answered by this package, never passed to handlers
+	pingInterval = 8 * time.Second // a dead peer is detected within interval + timeout,
 	pingTimeout  = 8 * time.Second // plus writeTimeout if its receive window is full
 
-	maxRunning     = 64       // handlers at a time, per connection
-	maxWaiting     = 1024     // calls accepted and not answered
+	maxRunning     = 64       // concurrent handlers per connection
+	maxWaiting     = 1024     // calls that are not answered yet
 	maxWaitingSize = 64 << 20 // bytes of their params
 )
 
-// keepAlive lets the kernel notice a peer whose host is gone.
+// keepAlive lets the kernel detect a peer whose host is down.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
 
-// ErrClosed is returned by calls on a connection that is gone.
+// ErrClosed is returned by calls on a closed connection.
 var ErrClosed = errors.New("the connection is closed")
 
 // RemoteError is an error that the peer's handler returned.
@@ -49,8 +49,8 @@ func (e *RemoteError) Error() string {
 	return fmt.Sprintf("%s at %s: %s", e.Method, e.Peer.NodeID, e.Message)
 }
 
-// Conn is a connection to a peer. It ends when either side closes it, when the
-// peer no longer answers, and when the peer's certificate expires.
+// Conn is a connection to a peer. It ends when either side closes it, when the peer does not answer
+// any more, or when the peer's certificate expires.
 type Conn struct {
 	peer    Peer
 	conn    net.Conn
@@ -65,10 +65,10 @@ type Conn struct {
 	size     atomic.Int64 // bytes of their params
 }
 
-// start begins to read. It returns when calls of the peer may be handled.
+// start starts reading. It returns when the peer's calls may be handled.
 func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
 	c.running = make(chan struct{}, maxRunning)
-	logger := log.New(io.Discard, "", 0) // what it says reaches us as errors too
+	logger := log.New(io.Discard, "", 0) // what it logs is also returned as errors
 	c.rpc = jsonrpc2.NewConn(ctx, newStream(c.conn), rpcHandler{c, h}, jsonrpc2.SetLogger(logger))
 	go func() {
 		<-c.rpc.DisconnectNotify()
@@ -81,8 +81,7 @@ func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
 	close(c.ready)
 }
 
-// watch closes the connection when the peer is dead or its certificate has
-// expired.
+// watch closes the connection when the peer does not answer or its certificate has expired.
 func (c *Conn) watch() {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
@@ -102,9 +101,9 @@ func (c *Conn) watch() {
 	}
 }
 
-// Call calls a method of the peer, waits for the result and decodes it into
-// reply, unless that is nil. The error is a *RemoteError if the peer's handler
-// returned one, ErrClosed if the connection is gone, or ctx's.
+// Call calls a method of the peer, waits for the result and decodes it into reply, unless that is
+// nil. The error is a *RemoteError if the peer's handler returned one, ErrClosed if the connection
+// is closed, or that of ctx.
 func (c *Conn) Call(ctx context.Context, method string, params, reply any) error {
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("call %s of %s: %w", method, c.peer.NodeID, err)
@@ -122,8 +121,7 @@ func (c *Conn) Call(ctx context.Context, method string, params, reply any) error
 	return fmt.Errorf("call %s of %s: %w", method, c.peer.NodeID, err)
 }
 
-// Notify calls a method of the peer without waiting for a result, or even for
-// the peer to have received it.
+// Notify calls a method of the peer and does not wait for the peer to receive the call.
 func (c *Conn) Notify(ctx context.Context, method string, params any) error {
 	err := c.rpc.Notify(ctx, method, params)
 	if errors.Is(err, jsonrpc2.ErrClosed) {
@@ -135,16 +133,16 @@ func (c *Conn) Notify(ctx context.Context, method string, params any) error {
 	return nil
 }
 
-// Peer returns who is at the other end.
+// Peer returns the node at the other end.
 func (c *Conn) Peer() Peer { return c.peer }
 
-// Done is closed once the connection is gone.
+// Done is closed when the connection has ended.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // RemoteAddr returns the address at the other end.
 func (c *Conn) RemoteAddr() net.Addr { return c.conn.RemoteAddr() }
 
-// Close ends the connection. Closing twice is fine.
+// Close ends the connection. It may be called more than once.
 func (c *Conn) Close() error {
 	err := c.rpc.Close()
 	if errors.Is(err, jsonrpc2.ErrClosed) {
@@ -153,9 +151,8 @@ func (c *Conn) Close() error {
 	return err
 }
 
-// rpcHandler passes calls on to a Handler, each in a goroutine of its own, so
-// that reading never waits for a handler: replies that handlers wait for come
-// in by the same connection.
+// rpcHandler runs a Handler for each call in a goroutine of its own. Reading must not wait for a
+// handler, because replies that handlers wait for arrive on the same connection.
 type rpcHandler struct {
 	c *Conn
 	h Handler
@@ -171,7 +168,7 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 	size := int64(len(params))
 	waiting := c.waiting.Add(1)
 	full := waiting > maxWaiting
-	if waiting > 2*maxWaiting { // it sends without reading our refusals
+	if waiting > 2*maxWaiting { // the peer sends calls and does not read the replies
 		c.waiting.Add(-1)
 		rpc.Close()
 		return
@@ -193,7 +190,7 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 		}
 		if req.Notif {
 			if err != nil {
-				hclog.FromContext(ctx).Warn("handle a notification: "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
+				hclog.FromContext(ctx).Warn("cannot handle the notification "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
 			}
 			return
 		}
@@ -209,15 +206,15 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 		if err == nil || errors.Is(err, jsonrpc2.ErrClosed) {
 			return
 		}
-		hclog.FromContext(ctx).Warn("answer a call: "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
+		hclog.FromContext(ctx).Warn("cannot answer the call "+req.Method, logkey.Node, c.peer.NodeID, logkey.Error, err)
 		refusal := &jsonrpc2.Response{ID: req.ID, Error: &jsonrpc2.Error{Code: jsonrpc2.CodeInternalError, Message: err.Error()}}
 		if rpc.SendResponse(ctx, refusal) != nil {
-			rpc.Close() // or the peer would wait for ever
+			rpc.Close() // otherwise the peer would wait forever
 		}
 	})
 }
 
-// run calls the handler when there is room, and contains its panics.
+// run calls the handler when fewer than maxRunning are running, and recovers from its panics.
 func (r rpcHandler) run(ctx context.Context, method string, params json.RawMessage) (result any, err error) {
 	select {
 	case <-ctx.Done():

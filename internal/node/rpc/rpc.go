@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package rpc is the RPC between agents and engines: JSON-RPC 2.0 over
-// mutual TLS, in which both sides call. It knows connections, who is at their
-// other end, and the messages; it does not judge what a message says.
+// Package rpc is the RPC between agents and engines: JSON-RPC 2.0 over mutual TLS, with calls in
+// both directions. It knows connections, their peers and the messages; it does not decide whether
+// to believe a message.
 package rpc
 
 import (
@@ -25,19 +25,19 @@ import (
 
 const (
 	handshakeTimeout = 10 * time.Second
-	maxHandshakes    = 64 // at a time; the rest waits to be accepted
+	maxHandshakes    = 64 // at a time; other connections wait to be accepted
 )
 
-// Handler answers one call. Calls are handled concurrently: a sender for whom
-// order matters waits for each reply. A returned error reaches the caller as
-// a *RemoteError. ctx ends with the connection.
+// Handler answers one call. Calls are handled concurrently: a caller that depends on the order
+// waits for each reply. The caller receives an error as a *RemoteError. ctx ends with the
+// connection.
 type Handler func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error)
 
 // Peer is the node at the other end of a connection, as its certificate attests it.
 type Peer = identity.Node
 
-// Dial connects to addr ("host:port"). conf is of identity.ClientTLS, which
-// verifies the peer; ctx bounds only the connecting.
+// Dial connects to addr ("host:port"). conf must come from identity.ClientTLS, which verifies the
+// peer. ctx bounds only the set-up of the connection.
 func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string, h Handler) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
@@ -52,15 +52,15 @@ func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string
 		raw.Close()
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	// The connection lives on when ctx ends; its values stay.
+	// The connection outlives ctx, and keeps its values.
 	c.start(context.WithoutCancel(ctx), h, nil)
 	return c, nil
 }
 
-// Serve accepts connections until ctx ends, then closes them all, waits for
-// their handlers and returns nil. conf is of identity.ServerTLS and must ask
-// for a certificate. onConn, if not nil, is called with each connection before
-// any of its calls is handled. Refused peers are logged to the logger of ctx.
+// Serve accepts connections until ctx ends. Then it closes them, waits for their handlers and
+// returns nil. conf must come from identity.ServerTLS and require a certificate. onConn, if not
+// nil, is called with each connection before its calls are handled. Refused peers are logged to the
+// logger of ctx.
 func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain string, onConn func(*Conn), h Handler) error {
 	if conf.ClientAuth < tls.RequireAnyClientCert {
 		return errors.New("serve agents and engines: the TLS configuration does not require client certificates")
@@ -85,8 +85,8 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 			return nil
 		case errors.Is(err, net.ErrClosed):
 			return fmt.Errorf("accept agents and engines on %s: %w", l.Addr(), err)
-		case err != nil: // for instance out of file descriptors: others may be freed
-			log.Warn("accept a connection", logkey.Address, l.Addr().String(), logkey.Error, err)
+		case err != nil: // for example, no file descriptor is free: retry
+			log.Warn("cannot accept a connection, retrying", logkey.Address, l.Addr().String(), logkey.Error, err)
 			retry.Sleep(ctx, 100*time.Millisecond)
 			continue
 		}
@@ -102,7 +102,7 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 			if err != nil {
 				raw.Close()
 				if ctx.Err() == nil {
-					log.Warn("refused a peer", logkey.Address, raw.RemoteAddr().String(), logkey.Error, err)
+					log.Warn("peer refused", logkey.Address, raw.RemoteAddr().String(), logkey.Error, err)
 				}
 				return
 			}
@@ -113,7 +113,7 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 	}
 }
 
-// handshake completes TLS and finds out who the peer is.
+// handshake completes the TLS handshake and identifies the peer.
 func handshake(ctx context.Context, t *tls.Conn, trustDomain string) (*Conn, error) {
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, err

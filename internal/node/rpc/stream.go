@@ -15,11 +15,11 @@ import (
 
 const (
 	maxFrame     = 8 << 20          // bytes of one JSON-RPC object
-	writeTimeout = 10 * time.Second // for one frame; a peer that does not read is dead
+	writeTimeout = 10 * time.Second // for one frame; a peer that does not read for so long is dead
 )
 
-// stream frames JSON-RPC objects with their length, 4 bytes in network order.
-// It implements jsonrpc2.ObjectStream, which serialises writes.
+// stream precedes each JSON-RPC object by its length, 4 bytes in network byte order. It implements
+// jsonrpc2.ObjectStream; the caller serializes writes.
 type stream struct {
 	conn net.Conn
 	r    *bufio.Reader
@@ -29,15 +29,15 @@ func newStream(conn net.Conn) *stream {
 	return &stream{conn: conn, r: bufio.NewReader(conn)}
 }
 
-// WriteObject writes v as one frame. An object that is too large is refused
-// before anything is sent, and the stream stays usable.
+// WriteObject writes v as one frame. If v is too large, it returns an error before it sends
+// anything, and the stream stays usable.
 func (s *stream) WriteObject(v any) error {
 	body, err := json.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode a message: %w", err)
 	}
 	if len(body) > maxFrame {
-		return fmt.Errorf("a message of %d bytes is larger than the %d that a frame holds", len(body), maxFrame)
+		return fmt.Errorf("the message has %d bytes, a frame has at most %d", len(body), maxFrame)
 	}
 	frame := binary.BigEndian.AppendUint32(make([]byte, 0, 4+len(body)), uint32(len(body)))
 	frame = append(frame, body...)
@@ -45,7 +45,7 @@ func (s *stream) WriteObject(v any) error {
 		return err
 	}
 	if _, err := s.conn.Write(frame); err != nil {
-		s.conn.Close() // part of a frame may be out: nothing can follow it
+		s.conn.Close() // part of the frame may have been sent, so the stream is broken
 		return fmt.Errorf("write a message: %w", err)
 	}
 	return nil
@@ -60,7 +60,7 @@ func (s *stream) ReadObject(v any) error {
 	return json.Unmarshal(body, v)
 }
 
-// readFrame allocates no more than the peer really sends.
+// readFrame reads one frame. It does not allocate more memory than the peer sends data.
 func readFrame(r io.Reader) ([]byte, error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
@@ -68,7 +68,7 @@ func readFrame(r io.Reader) ([]byte, error) {
 	}
 	size := binary.BigEndian.Uint32(head[:])
 	if size > maxFrame {
-		return nil, fmt.Errorf("the peer announces a message of %d bytes; at most %d are accepted", size, maxFrame)
+		return nil, fmt.Errorf("the peer sends a message of %d bytes, at most %d are allowed", size, maxFrame)
 	}
 	body, err := io.ReadAll(io.LimitReader(r, int64(size)))
 	if err != nil {
