@@ -21,6 +21,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 	vaultapi "github.com/hashicorp/vault/api"
+	"golang.org/x/sys/unix"
 )
 
 // startTimeout is how long a server may take to answer.
@@ -121,6 +122,7 @@ func Nomad(t testing.TB, config ...string) (*Server, *nomadapi.Client) {
 	RequireRoot(t)
 	ports := freePorts(t, 3)
 	dir := t.TempDir()
+	t.Cleanup(func() { unmountSecrets(t, filepath.Join(dir, "data")) }) // after Nomad has ended, and before dir is removed
 	base := fmt.Sprintf(`
 bind_addr = "127.0.0.1"
 ports {
@@ -165,6 +167,21 @@ consul {
 		return err
 	})
 	return s, client
+}
+
+// unmountSecrets unmounts the secrets directories of allocations: Nomad leaves them mounted if it is
+// stopped before it has destroyed the allocations.
+func unmountSecrets(t testing.TB, dataDir string) {
+	secrets, err := filepath.Glob(filepath.Join(dataDir, "alloc", "*", "*", "secrets"))
+	if err != nil {
+		t.Errorf("find the secrets directories of allocations: %v", err)
+	}
+	for _, dir := range secrets {
+		// EINVAL: it is not mounted.
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
+			t.Errorf("unmount %s: %v", dir, err)
+		}
+	}
 }
 
 // RequireServer returns the path of consul, vault or nomad. It looks in the directory $SIF_SERVERS,
