@@ -18,40 +18,40 @@ import (
 
 const module = "github.com/sif-project/sif"
 
-// layers says which of our packages a package may import: dependencies point
-// one way, from command to the daemons to what they share to the model. The
-// first pattern that matches counts. Test files are free.
+// layers lists which of our packages a package may import. Dependencies point one way: from command
+// to the daemons, to the packages that they share, to the model. The first pattern that matches
+// applies. Test files may import any package.
 var layers = []struct {
 	pkg, may, why string
 }{
 	{`^fabric$`, `^$`, "the model is pure: it imports nothing of ours"},
-	{`^internal/wellknown$`, `^$`, "packages that do not import one another agree on it"},
-	{`^fabric/desired$`, `^fabric$`, "what must be enforced follows from the model alone"},
-	{`^bpf(/.*)?$`, `^(bpf(/.*)?|internal/portrange)$`, "the data path knows packets, maps and ports, not Consul nor the model"},
-	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and says what they need of the machine"},
+	{`^internal/wellknown$`, `^$`, "packages that do not import one another share these values"},
+	{`^fabric/desired$`, `^fabric$`, "what must be enforced is computed from the model alone"},
+	{`^bpf(/.*)?$`, `^(bpf(/.*)?|internal/portrange)$`, "the data path knows packets, maps and ports, but neither Consul nor the model"},
+	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and checks their requirements"},
 	{`^engine/(openflow|ovs|port)(/.*)?$`, `^(engine/(openflow|ovs|port)(/.*)?|internal/(portrange|wellknown))$`, "the switch's pipeline knows numbers, not the model"},
-	{`^hcl/generate$`, `^hcl$`, "it writes to docs/ what the language says about itself"},
-	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model and what a job calls the fabric's network"},
-	{`^api$`, `^(fabric|internal/wellknown)$`, "users import the client; it must stay light"},
-	{`^internal/node/firewall$`, `^(fabric|internal/wellknown)$`, "it takes from the model what a protocol is, and knows no policy"},
+	{`^hcl/generate$`, `^hcl$`, "it writes the reference and the schema of the graph language"},
+	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model, and the name of the fabric's network in jobs"},
+	{`^api$`, `^(fabric|internal/wellknown)$`, "users import the client, so it must have few dependencies"},
+	{`^internal/node/firewall$`, `^(fabric|internal/wellknown)$`, "it uses the model's protocols, not its policy"},
 	{`^internal/(testhost|portrange|logkey|atomicfile|keylock|coalesce|fanout|retry|consulwatch|statefile|dirlock|vaultclient|version|node/number|node/link)$`, `^internal/(logkey|atomicfile|coalesce|dirlock|retry|statefile|wellknown)$`, "it knows nothing of the fabric"},
-	{`^internal/node/cnicall$`, `^$`, "the plugin is thin"},
-	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "what is believed does not depend on who shares it or looks at it"},
-	{`^internal/node/.*`, `^(api|fabric(/desired)?|internal/(trust|node)/.*|internal/[a-z]+)$`, "what nodes share looks at nobody else's data path"},
-	{`^internal/inspect/.*`, `^(api|fabric(/desired)?|internal/(trust|inspect)/.*|internal/[a-z]+)$`, "who looks back takes no part in what it looks at"},
-	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "what daemons share knows no daemon"},
+	{`^internal/node/cnicall$`, `^$`, "the plugin has few dependencies"},
+	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "verification of signed state does not depend on its users"},
+	{`^internal/node/.*`, `^(api|fabric(/desired)?|internal/(trust|node)/.*|internal/[a-z]+)$`, "packages that nodes share do not know a data path"},
+	{`^internal/inspect/.*`, `^(api|fabric(/desired)?|internal/(trust|inspect)/.*|internal/[a-z]+)$`, "inspection does not take part in enforcement"},
+	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "packages that daemons share do not know a daemon"},
 	{`^controller$`, `^(api|fabric|hcl|internal/.*)$`, "daemons do not know one another"},
 	{`^engine$`, `^(api|fabric(/desired)?|hcl|engine/.*|internal/.*)$`, "daemons do not know one another"},
 	{`^agent(/.*)?$`, `^(api|fabric(/desired)?|hcl|bpf|agent/.*|internal/.*)$`, "daemons do not know one another"},
-	{`^cni-plugin(/.*)?$`, `^(internal/(node/cnicall|version)|cni-plugin/.*)$`, "the plugin is thin: what it does, the agent does"},
-	{`^command$`, `^(api|fabric|hcl|controller|engine|agent|internal/.*)$`, "the command line hands over"},
-	{`^$`, `^command$`, "main hands over to command"},
-	{`^jobs(/.*)?$`, `^$`, "the demo applications do not know what connects them"},
-	{`^e2e(/.*)?$`, `^(api|fabric|hcl|bpf|engine/ovs|e2e/.*|internal/.*)$`, "the fabric is tested from outside"},
+	{`^cni-plugin(/.*)?$`, `^(internal/(node/cnicall|version)|cni-plugin/.*)$`, "the plugin only forwards calls to the agent"},
+	{`^command$`, `^(api|fabric|hcl|controller|engine|agent|internal/.*)$`, "the command line only starts daemons and calls the API"},
+	{`^$`, `^command$`, "main only calls command"},
+	{`^jobs(/.*)?$`, `^$`, "the demo applications do not know the fabric"},
+	{`^e2e(/.*)?$`, `^(api|fabric|hcl|bpf|engine/ovs|e2e/.*|internal/.*)$`, "end-to-end tests use the fabric from outside"},
 }
 
-// forbidden are server packages, whose licence and weight do not suit the
-// product: only their api modules may be imported.
+// forbidden matches the packages of servers, which the product must not import because of their
+// licence and their dependencies. Only their api modules are permitted.
 var forbidden = regexp.MustCompile(`^github\.com/hashicorp/(consul|nomad|vault)(/|$)`)
 
 var permitted = regexp.MustCompile(`^github\.com/hashicorp/(consul|nomad|vault)/api(/|$)`)
@@ -81,7 +81,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 		name := strings.TrimPrefix(strings.TrimPrefix(p.ImportPath, module), "/")
 		i := slices.IndexFunc(layers, func(l struct{ pkg, may, why string }) bool { return regexp.MustCompile(l.pkg).MatchString(name) })
 		if i < 0 {
-			t.Errorf("package %q has no place in the structure: give it one in the table of this test and in docs/architecture.md", name)
+			t.Errorf("package %q is not in the structure: add it to the table of this test and to docs/architecture.md", name)
 			continue
 		}
 		may := regexp.MustCompile(layers[i].may)
@@ -91,7 +91,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 				t.Errorf("%s must not import %s: %s", name, ours, layers[i].why)
 			}
 			if forbidden.MatchString(imported) && !permitted.MatchString(imported) {
-				t.Errorf("%s must not import %s: servers are built under tools/, the product uses their api modules only", name, imported)
+				t.Errorf("%s must not import %s: the product may use only the api modules of servers", name, imported)
 			}
 		}
 	}
@@ -100,7 +100,7 @@ func TestDependenciesPointOneWay(t *testing.T) {
 func TestEveryPackageSaysWhatItKnows(t *testing.T) {
 	for _, p := range listPackages(t) {
 		if p.Doc == "" && len(p.Imports) > 0 {
-			t.Errorf("%s has no package comment: say what it knows and what it must not know", p.ImportPath)
+			t.Errorf("%s has no package comment: write what it knows and what it must not know", p.ImportPath)
 		}
 	}
 }
@@ -123,7 +123,7 @@ func TestEveryFileCarriesTheLicence(t *testing.T) {
 		}
 		head, _, _ := strings.Cut(string(text), "\n\n")
 		if !strings.Contains(head, "SPDX-License-Identifier:") {
-			t.Errorf("%s does not name its licence in its first lines", path)
+			t.Errorf("%s has no SPDX licence identifier in its first lines", path)
 		}
 		return nil
 	})

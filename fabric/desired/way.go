@@ -3,11 +3,7 @@
 
 package desired
 
-import (
-	"fmt"
-
-	"github.com/sif-project/sif/fabric"
-)
+import "github.com/sif-project/sif/fabric"
 
 // Way is by what the packets of an endpoint come in, and what leads to it. Ways are compared with
 // ==. Their text forms are "endpoint", "zone" and the "zone/node" of a processor.
@@ -38,19 +34,4 @@ func (w Way) String() string {
 		return "zone"
 	}
 	return w.processor.String()
-}
-
-// ParseWay parses what String returns.
-func ParseWay(s string) (Way, error) {
-	switch s {
-	case OwnInterface.String():
-		return OwnInterface, nil
-	case ZoneLink.String():
-		return ZoneLink, nil
-	}
-	processor, err := fabric.ParseNodeID(s)
-	if err != nil {
-		return Way{}, fmt.Errorf("%q is neither %q, %q nor a processor: %w", s, OwnInterface, ZoneLink, err)
-	}
-	return Through(processor), nil
 }
