@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -91,6 +92,9 @@ type line struct {
 	fields map[string]string
 }
 
+// field matches a key and its value in a line of a log. A value with blanks is quoted.
+var field = regexp.MustCompile(`(\w+)=("[^"]*"|\S+)`)
+
 // logged returns the lines of a daemon's log that contain text.
 func (f *fabric) logged(node, daemon, text string) ([]line, error) {
 	data, err := os.ReadFile(f.LogFile(node, daemon))
@@ -103,14 +107,12 @@ func (f *fabric) logged(node, daemon, text string) ([]line, error) {
 			continue
 		}
 		parsed := line{fields: map[string]string{}}
-		words := strings.Fields(l)
-		if parsed.at, err = time.Parse(time.RFC3339, words[0]); err != nil {
+		at, rest, _ := strings.Cut(l, " ")
+		if parsed.at, err = time.Parse(time.RFC3339, at); err != nil {
 			return nil, fmt.Errorf("read the log of %s: %w", node, err)
 		}
-		for _, w := range words[1:] {
-			if key, value, ok := strings.Cut(w, "="); ok {
-				parsed.fields[key] = value
-			}
+		for _, m := range field.FindAllStringSubmatch(rest, -1) {
+			parsed.fields[m[1]] = strings.Trim(m[2], `"`)
 		}
 		list = append(list, parsed)
 	}

@@ -122,14 +122,14 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 		}
 		a.took = append(a.took, d)
 	}
-	if lines, err = f.logged(node, "agent", ": parts of attaching: "); err != nil {
+	if lines, err = f.logged(node, "agent", " "+logkey.Parts+"="); err != nil {
 		return err
 	}
 	for _, l := range lines {
 		if !slices.Contains(allocs, l.fields[logkey.Endpoint]) {
 			continue
 		}
-		for part := range strings.SplitSeq(strings.Trim(l.fields[logkey.Parts], `"`), ",") {
+		for part := range strings.SplitSeq(l.fields[logkey.Parts], ",") {
 			name, value, _ := strings.Cut(part, "=")
 			d, err := time.ParseDuration(value)
 			if err != nil {
@@ -138,10 +138,13 @@ func (a *attachments) read(f *fabric, node string, allocs []string) error {
 			a.parts[name] = append(a.parts[name], d)
 		}
 	}
+	if len(a.parts) == 0 {
+		return errors.New("the agent logged no parts of ADD")
+	}
 	if len(a.took) != len(allocs) {
 		return fmt.Errorf("the agent logged %d of %d attachments", len(a.took), len(allocs))
 	}
-	lines, err = f.logged(node, "agent", ": connectivity is not in force everywhere yet: ")
+	lines, err = f.logged(node, "agent", " "+logkey.Pending+"=")
 	for _, l := range lines {
 		if slices.Contains(allocs, l.fields[logkey.Endpoint]) {
 			a.pending++
