@@ -182,6 +182,10 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	}
 	graph, objects, err := p.fetchGraph(ctx, pointer.Sequence, pointer.Root)
 	if err != nil {
+		// If another controller moved the pointer meanwhile, it may also have deleted objects of this revision.
+		if _, now, readErr := revision.ReadCurrent(ctx, p.consul()); readErr == nil && now != index {
+			return p.adopt(ctx)
+		}
 		return index, err
 	}
 	next := compile(signed, pointer, graph)
