@@ -27,8 +27,9 @@ import (
 
 var allocationID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// admitter decides about admissions, from the caller's certificate, the scheduler's answer and the graph. From the request
-// it takes only the allocation's ID, the addresses, and the key of the signing request.
+// admitter decides about admissions, from the caller's certificate, the scheduler's answer and the
+// graph. From the request it takes only the allocation's ID, the addresses, and the key of the
+// signing request.
 type admitter struct {
 	cfg    Config
 	policy *policy
@@ -80,7 +81,8 @@ func (a *admitter) checkRequest(who identity.Node, req api.AdmissionRequest) err
 	return checkAddresses(node, req.IPv4, req.IPv6)
 }
 
-// decide returns the admission of an allocation without its times: its service, its roles and its health checks.
+// decide returns the admission of an allocation without its times: its service, its roles and its
+// health checks.
 func (a *admitter) decide(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, error) {
 	place, err := a.placement(ctx, who, req.Allocation)
 	if err != nil {
@@ -103,9 +105,9 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 	}, nil
 }
 
-// issueTime returns the time at which a new admission of an endpoint is issued: now, but later than the one before.
-// Engines and agents use the admission with the latest time, and the clock may have been set back, or be another
-// controller's.
+// issueTime returns the time at which a new admission of an endpoint is issued: now, but later than
+// the one before. Engines and agents use the admission with the latest time, and the clock may have
+// been set back, or be another controller's.
 func (a *admitter) issueTime(id kvkey.Admission) time.Time {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
@@ -144,7 +146,8 @@ func (a *admitter) release(ctx context.Context, who identity.Node, endpoint stri
 	return a.table.release(ctx, kvkey.Admission{Node: who.NodeID, Endpoint: endpoint})
 }
 
-// certificate has a certificate issued for a service, if the calling node has a live admission of it.
+// certificate has a certificate issued for a service, if the calling node has a live admission of
+// it.
 func (a *admitter) certificate(ctx context.Context, who identity.Node, req api.CertificateRequest) ([][]byte, error) {
 	if _, err := a.workloadNode(who); err != nil {
 		return nil, err
@@ -187,7 +190,8 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 	return nil
 }
 
-// placement asks the scheduler about an allocation. It refuses one that is not placed on the calling node, or is stopped.
+// placement asks the scheduler about an allocation. It refuses one that is not placed on the
+// calling node, or is stopped.
 func (a *admitter) placement(ctx context.Context, who identity.Node, allocation string) (Placement, error) {
 	likely, _ := a.bindings.Load(who.NodeID)
 	node, _ := likely.(string)
@@ -211,8 +215,9 @@ func (a *admitter) placement(ctx context.Context, who identity.Node, allocation 
 	return place, nil
 }
 
-// bind binds a node to its Nomad node at the first admission, in Consul, and refuses another Nomad node later. A Nomad
-// client that comes with another ID under the same name could be anybody's machine, until an operator deletes the key.
+// bind binds a node to its Nomad node at the first admission, in Consul, and refuses another Nomad
+// node later. A Nomad client that comes with another ID under the same name could be anybody's
+// machine, until an operator deletes the key.
 func (a *admitter) bind(ctx context.Context, node fabric.NodeID, nomadID string) error {
 	if id, ok := a.bindings.Load(node); ok && id == nomadID {
 		return nil

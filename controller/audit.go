@@ -49,8 +49,8 @@ const (
 	rotatedTime   = "20060102T150405.000000000Z"
 )
 
-// audit is the audit log: a file with one JSON object per line. A file that would exceed its maximum size is rotated, and
-// the oldest rotated files are deleted.
+// audit is the audit log: a file with one JSON object per line. A file that would exceed its
+// maximum size is rotated, and the oldest rotated files are deleted.
 type audit struct {
 	dir      string
 	rotation Rotation
@@ -66,8 +66,8 @@ func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) 
 	return a, a.reopen()
 }
 
-// reopen opens the file by its name again, so that somebody else can rotate it by moving it away. If that fails, the old
-// file stays in use.
+// reopen opens the file by its name again, so that somebody else can rotate it by moving it away.
+// If that fails, the old file stays in use.
 func (a *audit) reopen() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -95,7 +95,8 @@ func (a *audit) open() error {
 	return nil
 }
 
-// isTorn reports whether the last line of a file is incomplete, as after a failure of the machine or the disk.
+// isTorn reports whether the last line of a file is incomplete, as after a failure of the machine
+// or the disk.
 func isTorn(f *os.File) (bool, error) {
 	info, err := f.Stat()
 	if err != nil || info.Size() == 0 {
@@ -132,7 +133,8 @@ func (a *audit) write(e auditEntry) error {
 	return nil
 }
 
-// makeRoom rotates the file if it would exceed its maximum size with more bytes. The caller holds a.mu.
+// makeRoom rotates the file if it would exceed its maximum size with more bytes. The caller holds
+// a.mu.
 func (a *audit) makeRoom(more int, now time.Time) error {
 	if a.rotation.Bytes == 0 {
 		return nil

@@ -54,8 +54,8 @@ func auditLines(t *testing.T, files ...string) (entries []auditEntry) {
 	return entries
 }
 
-// After any number of writes and restarts, the files contain the newest entries, complete and in order. No file is too large,
-// and there are not too many.
+// After any number of writes and restarts, the files contain the newest entries, complete and in
+// order. No file is too large, and there are not too many.
 func TestAuditRotation(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		dir, err := os.MkdirTemp(t.TempDir(), "")
@@ -127,8 +127,8 @@ func TestAuditTornLine(t *testing.T) {
 	must.StrContains(t, lines[2], `"target":"2"`)
 }
 
-// Every change is recorded, accepted or refused, from any caller. A call that changes nothing is recorded only if the caller
-// may not make it.
+// Every change is recorded, accepted or refused, from any caller. A call that changes nothing is
+// recorded only if the caller may not make it.
 func testRecorded(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	reader := w.clientOf(t, at(c, tokenKinds["vault token"](t, w, []string{"sif-read-app"})))

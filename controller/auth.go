@@ -19,8 +19,8 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// access is what the holder of a token may do. It follows from the names of the token's policies, and of its roles in
-// Consul. Their rules do not matter here:
+// access is what the holder of a token may do. It follows from the names of the token's policies,
+// and of its roles in Consul. Their rules do not matter here:
 //
 //	sif-operator          everything
 //	sif-read              read every domain, the status and the history
@@ -37,7 +37,8 @@ type access struct {
 	names     map[string]bool // of policies and roles
 }
 
-// newAccess returns an access without names. tokenName is how people know the token; it may be empty.
+// newAccess returns an access without names. tokenName is how people know the token; it may be
+// empty.
 func newAccess(actor, tokenName, by string) access {
 	a := access{actor: actor, author: actor, by: by, names: map[string]bool{}}
 	if tokenName = printable(tokenName); tokenName != "" {
@@ -121,8 +122,8 @@ func (a access) unreadable(domain string) error {
 	return a.missing(fmt.Sprintf("read domain %q", domain), setup.ReadPolicy, setup.DomainPolicy(setup.ReadPolicy, domain))
 }
 
-// mayChange refuses a request that changes a domain which the token may not change. For a plan, the permission to plan is
-// enough.
+// mayChange refuses a request that changes a domain which the token may not change. For a plan, the
+// permission to plan is enough.
 func (a access) mayChange(req api.GraphRequest, planned bool) error {
 	verb, may, policies := "apply", a.applies, []string{setup.ApplyPolicy}
 	if planned {
@@ -143,8 +144,8 @@ func (a access) mayChange(req api.GraphRequest, planned bool) error {
 	return nil
 }
 
-// visible returns the part of a graph that the token may read, and whether that is less than the graph. Guardrails apply to
-// every domain, so everybody may read them.
+// visible returns the part of a graph that the token may read, and whether that is less than the
+// graph. Guardrails apply to every domain, so everybody may read them.
 func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	if a.readsAll() {
 		return g, false
@@ -161,8 +162,8 @@ func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 // authTimeout bounds how long the controller asks Consul or Vault about a token.
 const authTimeout = 10 * time.Second
 
-// operator returns what the token of a call permits. Consul or Vault is asked each time, so a revoked token is refused at
-// once.
+// operator returns what the token of a call permits. Consul or Vault is asked each time, so a
+// revoked token is refused at once.
 func (c *Controller) operator(ctx context.Context, r *http.Request) (access, error) {
 	ctx, cancel := context.WithTimeout(ctx, authTimeout)
 	defer cancel()

@@ -173,8 +173,8 @@ func at(c *running, s show) api.Config {
 	return s
 }
 
-// Superusers of Consul and Vault are operators. A token that has only a policy or role of that name, or has the policy only
-// through a role or entity, is not.
+// Superusers of Consul and Vault are operators. A token that has only a policy or role of that
+// name, or has the policy only through a role or entity, is not.
 func testOperators(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	named := []string{"global-management"}
@@ -277,7 +277,8 @@ func testRefusedTokens(t *testing.T, w *world) {
 	_, err = c.Controller.operator(ctx, req)
 	must.NoError(t, err)
 
-	// A controller that may not read roles refuses the token, and names the permission that it lacks.
+	// A controller that may not read roles refuses the token, and names the permission that it
+	// lacks.
 	poor := w.consulClient(t, w.consulToken(t, &consulapi.ACLToken{Policies: w.consulPolicies(t, []string{"nothing"})}).SecretID)
 	withRole := tokenKinds["consul roles with these policies"](t, w, []string{"sif-operator"})
 	_, err = consulAccess(ctx, poor, withRole.Token)

@@ -40,8 +40,8 @@ type candidate struct {
 	touched  []fabric.Ref    // services whose documents differ from those of base
 }
 
-// change applies e to the graph and puts the result in force. If somebody else moves the pointer meanwhile, it starts
-// again from the new graph, so that no change is lost.
+// change applies e to the graph and puts the result in force. If somebody else moves the pointer
+// meanwhile, it starts again from the new graph, so that no change is lost.
 func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -83,7 +83,8 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 	return api.GraphReply{}, conflict("somebody else moved the pointer %d times while this change was computed; try again", applyAttempts)
 }
 
-// edited returns a copy of the graph of base that apply has changed. It fails if the copy does not pass the checks.
+// edited returns a copy of the graph of base that apply has changed. It fails if the copy does not
+// pass the checks.
 func (p *policy) edited(base *inForce, apply func(*fabric.Graph) error) (*fabric.Graph, error) {
 	next := &fabric.Graph{Domains: maps.Clone(base.graph.Domains), Guardrails: base.graph.Guardrails}
 	if err := apply(next); err != nil {
@@ -105,8 +106,9 @@ func (p *policy) edited(base *inForce, apply func(*fabric.Graph) error) (*fabric
 	return next, nil
 }
 
-// publish signs the pointer to a candidate, stores its objects and the pointer in Consul and on disk, and puts it in force.
-// index is the modify index of the pointer before. If somebody else moved that pointer, the error is revision.ErrConflict.
+// publish signs the pointer to a candidate, stores its objects and the pointer in Consul and on
+// disk, and puts it in force. index is the modify index of the pointer before. If somebody else
+// moved that pointer, the error is revision.ErrConflict.
 func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint64) (*inForce, error) {
 	base, compiled := next.base, next.compiled
 	now := p.now().UTC().Truncate(time.Millisecond)
@@ -125,7 +127,8 @@ func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint
 	if err != nil {
 		return nil, err
 	}
-	// Once the pointer may be in Consul, the revision must be put in force here too, even if the caller gives up.
+	// Once the pointer may be in Consul, the revision must be put in force here too, even if the
+	// caller gives up.
 	ctx = context.WithoutCancel(ctx)
 	rev := fabric.Revision{Root: compiled.Root, Objects: append(slices.Clip(next.fresh), entry)}
 	if err := revision.NewWriter(p.consul()).Publish(ctx, rev, signed, index); err != nil {
@@ -165,8 +168,8 @@ func (p *policy) sign(ctx context.Context, pointer fabric.Pointer) (fabric.Signe
 	return signed, nil
 }
 
-// repair writes the objects of the graph in force that are missing from Consul or were altered there. So an operator
-// repairs them by applying the same graph again.
+// repair writes the objects of the graph in force that are missing from Consul or were altered
+// there. So an operator repairs them by applying the same graph again.
 func (p *policy) repair(ctx context.Context, graph *fabric.Graph) error {
 	repaired, err := revision.NewWriter(p.consul()).Repair(ctx, fabric.Compile(graph).Objects)
 	for _, h := range repaired {

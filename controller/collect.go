@@ -40,8 +40,8 @@ func (p *policy) collectLoop(ctx context.Context) error {
 	}
 }
 
-// collect deletes the objects that no revision of the history needs. If one of these revisions cannot be read in full,
-// nothing is deleted.
+// collect deletes the objects that no revision of the history needs. If one of these revisions
+// cannot be read in full, nothing is deleted.
 func (p *policy) collect(ctx context.Context) (removed int, err error) {
 	signed, index, err := revision.ReadCurrent(ctx, p.consul())
 	if errors.Is(err, revision.ErrNoRevision) {

@@ -34,7 +34,8 @@ type Signer interface {
 	Sign(ctx context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error)
 }
 
-// Authority issues certificates (DER, leaf first) with the SPIFFE ID of a service, for the key of a signing request (DER).
+// Authority issues certificates (DER, leaf first) with the SPIFFE ID of a service, for the key of a
+// signing request (DER).
 type Authority interface {
 	SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error)
 }
@@ -119,12 +120,13 @@ func New(cfg Config) (*Controller, error) {
 	return c, nil
 }
 
-// Run serves the API on l and campaigns for leadership until ctx ends. Then it finishes the calls in progress, gives up
-// leadership and returns nil.
+// Run serves the API on l and campaigns for leadership until ctx ends. Then it finishes the calls
+// in progress, gives up leadership and returns nil.
 func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	defer c.lock.Close()
 	defer c.audit.Close()
-	// Calls in progress may continue after ctx ends, for as long as Shutdown waits. Long polls end with ctx.
+	// Calls in progress may continue after ctx ends, for as long as Shutdown waits. Long polls end
+	// with ctx.
 	server := &http.Server{
 		Handler:           c.handler(ctx),
 		TLSConfig:         c.cfg.Identity.ServerTLS(tls.VerifyClientCertIfGiven),
@@ -188,8 +190,8 @@ func (c *Controller) degraded() []string {
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.table.degraded()...)
-	// A controller that lost its data directory cannot see that the pointer in Consul was rolled back, but nodes can. It is
-	// only reported, because a node could lie.
+	// A controller that lost its data directory cannot see that the pointer in Consul was rolled
+	// back, but nodes can. It is only reported, because a node could lie.
 	known := c.policy.pointer().Sequence
 	if node, has := c.reports.ahead(known); has > 0 {
 		list = append(list, fmt.Sprintf("node %s reports that it enforces sequence %d, but the newest that this controller knows is %d: if the pointer in Consul was rolled back, restore it before you apply a change, because nodes refuse older sequences", node, has, known))

@@ -27,8 +27,9 @@ type leaderRecord struct {
 	Address string `json:"address"`
 }
 
-// election campaigns for the lock on kvkey.Leader. Correctness does not depend on the lock, because every change is written
-// by check-and-set. The lock avoids useless conflicts, and tells clients which controller to call.
+// election campaigns for the lock on kvkey.Leader. Correctness does not depend on the lock, because
+// every change is written by check-and-set. The lock avoids useless conflicts, and tells clients
+// which controller to call.
 type election struct {
 	consul  func() *consulapi.Client
 	address string
@@ -106,8 +107,8 @@ func (e *election) term(ctx context.Context) error {
 	return nil
 }
 
-// newSession creates a Consul session and returns its ID. It ends the session of an earlier run first: the data directory is
-// locked, so the process that created that session has ended.
+// newSession creates a Consul session and returns its ID. It ends the session of an earlier run
+// first: the data directory is locked, so the process that created that session has ended.
 func (e *election) newSession(ctx context.Context, consul *consulapi.Client) (string, error) {
 	if old, err := os.ReadFile(e.file); err == nil {
 		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {

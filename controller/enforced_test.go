@@ -42,8 +42,8 @@ func (n *testNode) answerDumps(t *testing.T, result func() api.TaskResult) {
 	}()
 }
 
-// Reading everything that nodes enforce needs the permission to read every domain. An explanation of a flow needs it only for
-// the domains of its two parties.
+// Reading everything that nodes enforce needs the permission to read every domain. An explanation
+// of a flow needs it only for the domains of its two parties.
 func testEnforced(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"), testDomain("news"))})

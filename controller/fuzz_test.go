@@ -17,8 +17,9 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// FuzzRequestBody decodes bodies as the requests of all routes. A body that decodes as a change of the graph is planned too.
-// This must not fail except with a refusal, and the plan must be the same after it was stored in a file.
+// FuzzRequestBody decodes bodies as the requests of all routes. A body that decodes as a change of
+// the graph is planned too. This must not fail except with a refusal, and the plan must be the same
+// after it was stored in a file.
 func FuzzRequestBody(f *testing.F) {
 	for _, v := range []any{
 		api.GraphRequest{Domains: domains(testDomain("app")), Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{To: fabric.Labels{"domain": "app"}}}}}},

@@ -10,11 +10,12 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// restTime is how long a released address is not given to another endpoint, so that every cache on nodes is corrected
-// before.
+// restTime is how long a released address is not given to another endpoint, so that every cache on
+// nodes is corrected before.
 const restTime = 10 * time.Minute
 
-// grant is what the controller stores about an endpoint: its last admission, and the addresses that rest after it.
+// grant is what the controller stores about an endpoint: its last admission, and the addresses that
+// rest after it.
 type grant struct {
 	Signed   fabric.Signed            `json:"signed"`
 	Released time.Time                `json:"released,omitzero"` // zero: it was not released
@@ -49,7 +50,8 @@ func (g *grant) reserves(addr netip.Addr, now time.Time) (until time.Time, reser
 	return until, now.Before(until)
 }
 
-// over reports whether the grant is neither live nor reserves an address, so that it can be deleted.
+// over reports whether the grant is neither live nor reserves an address, so that it can be
+// deleted.
 func (g *grant) over(now time.Time) bool {
 	if g.live(now) {
 		return false

@@ -46,8 +46,9 @@ func (c *changeCache) retain(keep map[fabric.Hash]bool) {
 	maps.DeleteFunc(c.entries, func(h fabric.Hash, _ fabric.Change) bool { return !keep[h] })
 }
 
-// history returns the entries of the history up to a verified pointer, newest first. Each contains the hash of the one
-// before, so none can be altered or left out. The list ends at the first entry that was collected.
+// history returns the entries of the history up to a verified pointer, newest first. Each contains
+// the hash of the one before, so none can be altered or left out. The list ends at the first entry
+// that was collected.
 func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.Change, error) {
 	changes := []fabric.Change{}
 	sequence := pointer.Sequence
@@ -113,7 +114,8 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 	return past{}, notFound("revision %d is not kept; the history reaches from %d to %d", sequence, oldest, current.pointer.Sequence)
 }
 
-// rollback puts the graph of a revision of the history in force again, or compares it with the graph in force.
+// rollback puts the graph of a revision of the history in force again, or compares it with the
+// graph in force.
 func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
 		return api.RollbackReply{}, invalid("the request must name a revision")

@@ -277,8 +277,8 @@ func testCollect(t *testing.T, w *world) {
 	must.Eq(t, before, objects(t, w))
 }
 
-// Two controllers apply changes that need deleted objects again, while two delete as many objects as they can. All objects of
-// the revision in force exist at any time.
+// Two controllers apply changes that need deleted objects again, while two delete as many objects
+// as they can. All objects of the revision in force exist at any time.
 func testCollectConcurrent(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	cfg := c.cfg

@@ -9,8 +9,9 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 )
 
-// checkAndSet writes a value in Consul KV if the key still has the given modify index, or does not exist if that is 0.
-// It returns the new modify index, which Consul's own KV.CAS does not, and whether the value was written.
+// checkAndSet writes a value in Consul KV if the key still has the given modify index, or does not
+// exist if that is 0. It returns the new modify index, which Consul's own KV.CAS does not, and
+// whether the value was written.
 func checkAndSet(ctx context.Context, consul *consulapi.Client, key string, value []byte, index uint64) (next uint64, ok bool, err error) {
 	op := &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: key, Value: value, Index: index}
 	ok, resp, _, err := consul.KV().Txn(consulapi.KVTxnOps{op}, (&consulapi.QueryOptions{}).WithContext(ctx))

@@ -16,9 +16,10 @@ import (
 	"github.com/sif-project/sif/internal/statefile"
 )
 
-// memory is a directory with the last verified revision: the signed pointer in revision.json, and the objects of its
-// declared graph in obj/, named by their hashes. Compiled objects are not stored. pointer.json is a copy of the pointer in
-// the form in which Consul stores it, with which an operator restores the key.
+// memory is a directory with the last verified revision: the signed pointer in revision.json, and
+// the objects of its declared graph in obj/, named by their hashes. Compiled objects are not
+// stored. pointer.json is a copy of the pointer in the form in which Consul stores it, with which
+// an operator restores the key.
 type memory struct{ dir string }
 
 func (m memory) revisionFile() statefile.File[fabric.Signed] {
@@ -32,7 +33,8 @@ func (m memory) pointerFile() statefile.File[fabric.Signed] {
 func (m memory) objectDir() string               { return filepath.Join(m.dir, "obj") }
 func (m memory) objectFile(h fabric.Hash) string { return filepath.Join(m.objectDir(), h.String()) }
 
-// keep replaces the stored revision. objects must contain what the graph has that the stored revision does not have.
+// keep replaces the stored revision. objects must contain what the graph has that the stored
+// revision does not have.
 func (m memory) keep(signed fabric.Signed, objects map[fabric.Hash][]byte) error {
 	if err := m.write(signed, objects); err != nil {
 		return fmt.Errorf("store the revision in %s: %w", m.dir, err)
@@ -100,8 +102,9 @@ func (m memory) deleteOthers(keep map[fabric.Hash]bool) error {
 	return nil
 }
 
-// recall reads the stored revision, or returns nil if there is none. A revision that does not verify is an error: without
-// it, the controller could be made to sign the next revision on top of an old one.
+// recall reads the stored revision, or returns nil if there is none. A revision that does not
+// verify is an error: without it, the controller could be made to sign the next revision on top of
+// an old one.
 func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) {
 	signed, found, err := m.revisionFile().Read()
 	if err != nil {

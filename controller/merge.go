@@ -17,7 +17,8 @@ func empty(req api.GraphRequest) bool {
 	return len(req.Domains)+len(req.Guardrails)+len(req.RemoveDomains)+len(req.RemoveGuardrails) == 0
 }
 
-// merge makes the changes of a request to g. It replaces domains and the list of guardrails, and changes none in place.
+// merge makes the changes of a request to g. It replaces domains and the list of guardrails, and
+// changes none in place.
 func merge(g *fabric.Graph, req api.GraphRequest) error {
 	if err := mergeDomains(g, req); err != nil {
 		return err

@@ -99,8 +99,8 @@ func testRegistration(t *testing.T, w *world) {
 	must.False(t, status.Nodes[1].Reported.IsZero())
 }
 
-// A report that nobody could decode again is refused: one node does not keep operators from seeing the
-// others.
+// A report that nobody could decode again is refused: one node does not keep operators from seeing
+// the others.
 func testEmptyReport(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	w1 := w.node(t, c, "w1")

@@ -33,8 +33,8 @@ type Placement struct {
 
 // Scheduler places workloads. Any error except ErrNoAllocation means that it could not be asked.
 type Scheduler interface {
-	// Placement returns where an allocation is placed, and what it is. likely is the scheduler's ID of the node where the
-	// allocation probably is, or empty. It only saves time.
+	// Placement returns where an allocation is placed, and what it is. likely is the scheduler's ID
+	// of the node where the allocation probably is, or empty. It only saves time.
 	Placement(ctx context.Context, allocation, likely string) (Placement, error)
 }
 
@@ -43,8 +43,8 @@ type Nomad struct {
 	Client func() *nomadapi.Client
 }
 
-// Placement implements Scheduler. The job is the version from which the allocation was made, even if a newer one is
-// registered.
+// Placement implements Scheduler. The job is the version from which the allocation was made, even
+// if a newer one is registered.
 func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placement, error) {
 	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
 	likelyNode := make(chan *nomadapi.Node, 1)
@@ -123,8 +123,8 @@ func servicesOf(group *nomadapi.TaskGroup) []*nomadapi.Service {
 	return services
 }
 
-// checksOf returns the ports inside the workload to which the checks of a service connect. A check without a port uses
-// that of its service.
+// checksOf returns the ports inside the workload to which the checks of a service connect. A check
+// without a port uses that of its service.
 func checksOf(s *nomadapi.Service, alloc *nomadapi.Allocation) []fabric.Check {
 	var checks []fabric.Check
 	for _, c := range s.Checks {
@@ -138,8 +138,8 @@ func checksOf(s *nomadapi.Service, alloc *nomadapi.Allocation) []fabric.Check {
 	return checks
 }
 
-// portInside returns the port inside the workload's network namespace for a label: the label itself if it is a number, or
-// the port to which the label maps. It returns 0 if there is none.
+// portInside returns the port inside the workload's network namespace for a label: the label itself
+// if it is a number, or the port to which the label maps. It returns 0 if there is none.
 func portInside(label string, alloc *nomadapi.Allocation) uint16 {
 	if n, err := strconv.ParseUint(label, 10, 16); err == nil {
 		return uint16(n)

@@ -133,8 +133,8 @@ acl {
 	must.ErrorContains(t, err, "ask Nomad for allocation "+web)
 }
 
-// runJob runs a job with one group that sleeps, and returns the ID of its allocation. The job has the service "<job>-http",
-// with checks, and a service for each name in services.
+// runJob runs a job with one group that sleeps, and returns the ID of its allocation. The job has
+// the service "<job>-http", with checks, and a service for each name in services.
 func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string, meta map[string]string, services ...string) string {
 	t.Helper()
 	job := nomadapi.NewServiceJob(name, name, "global", 50)

@@ -24,7 +24,8 @@ type manifest struct {
 	rails   fabric.Hash        // the guardrails; zero: there are none
 }
 
-// readManifest reads the manifest of a root. read decodes the object with a hash into v, and verifies it.
+// readManifest reads the manifest of a root. read decodes the object with a hash into v, and
+// verifies it.
 func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (manifest, error) {
 	var r fabric.Root
 	if err := read(root, &r); err != nil {
@@ -53,7 +54,8 @@ func (m manifest) objects() map[fabric.Hash]bool {
 	return set
 }
 
-// assemble builds the graph of a root from the objects that get returns. Each is verified against its hash.
+// assemble builds the graph of a root from the objects that get returns. Each is verified against
+// its hash.
 func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte, error)) (*fabric.Graph, error) {
 	decode := func(found map[fabric.Hash][]byte, h fabric.Hash, v any) error {
 		data, ok := found[h]
@@ -93,8 +95,8 @@ func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte,
 	return graph, nil
 }
 
-// fetchGraph reads the graph of a revision from Consul. It also returns the objects from which the graph was read. Objects
-// that are missing or altered are an *api.Error of CodeRevision.
+// fetchGraph reads the graph of a revision from Consul. It also returns the objects from which the
+// graph was read. Objects that are missing or altered are an *api.Error of CodeRevision.
 func (p *policy) fetchGraph(ctx context.Context, sequence uint64, root fabric.Hash) (*fabric.Graph, map[fabric.Hash][]byte, error) {
 	objects := map[fabric.Hash][]byte{}
 	var storeErr error
@@ -116,9 +118,10 @@ func (p *policy) fetchGraph(ctx context.Context, sequence uint64, root fabric.Ha
 	return graph, objects, nil
 }
 
-// compile returns the revision of a verified pointer and its graph. The graph may compile to another root, if another
-// version of SIF made the pointer. Then Consul may lack the objects to which this version compiles it, and the result has
-// no compiled form on which the next revision could be based.
+// compile returns the revision of a verified pointer and its graph. The graph may compile to
+// another root, if another version of SIF made the pointer. Then Consul may lack the objects to
+// which this version compiles it, and the result has no compiled form on which the next revision
+// could be based.
 func compile(signed fabric.Signed, pointer fabric.Pointer, graph *fabric.Graph) *inForce {
 	var none *fabric.Compiled
 	compiled, _, _ := none.Next(graph)

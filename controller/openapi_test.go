@@ -29,8 +29,8 @@ const openapiFile = "../api/openapi.json"
 // object is a JSON object. encoding/json sorts its keys.
 type object = map[string]any
 
-// TestOpenAPI generates the description of the API from the routes and the types of their requests and replies, and compares
-// it with api/openapi.json.
+// TestOpenAPI generates the description of the API from the routes and the types of their requests
+// and replies, and compares it with api/openapi.json.
 func TestOpenAPI(t *testing.T) {
 	s := schemas{}
 	paths := object{}

@@ -25,10 +25,12 @@ import (
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
-// applyAttempts bounds how often an apply starts again because somebody else moved the pointer meanwhile.
+// applyAttempts bounds how often an apply starts again because somebody else moved the pointer
+// meanwhile.
 const applyAttempts = 16
 
-// inForce is a verified revision and the graph from which it was compiled. It is replaced, never changed.
+// inForce is a verified revision and the graph from which it was compiled. It is replaced, never
+// changed.
 type inForce struct {
 	signed    fabric.Signed
 	pointer   fabric.Pointer // the payload of signed
@@ -42,9 +44,9 @@ var noRevision = &inForce{graph: &fabric.Graph{Domains: map[string]*fabric.Domai
 
 // policy contains the graph in force. All changes of the graph go through it.
 //
-// Everybody who can write to Consul can alter the pointer there. So the controller builds on a pointer only if it is signed
-// by the fabric and not older than the last one that this controller verified, which is in current and, for restarts, in
-// memory.
+// Everybody who can write to Consul can alter the pointer there. So the controller builds on a
+// pointer only if it is signed by the fabric and not older than the last one that this controller
+// verified, which is in current and, for restarts, in memory.
 type policy struct {
 	fabric string
 	consul func() *consulapi.Client
@@ -90,8 +92,8 @@ func (p *policy) degraded() []string {
 	return nil
 }
 
-// load reads the stored revision and examines the pointer in Consul. A pointer that is refused is not an error: the
-// controller then serves the stored revision and reports that it is degraded.
+// load reads the stored revision and examines the pointer in Consul. A pointer that is refused is
+// not an error: the controller then serves the stored revision and reports that it is degraded.
 func (p *policy) load(ctx context.Context) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -134,8 +136,9 @@ func (p *policy) watch(ctx context.Context) error {
 	return nil
 }
 
-// examine reads the pointer from Consul, puts its revision in force if it is newer, and returns the pointer's modify index.
-// A pointer that is refused is an *api.Error of CodeRevision, and is reported. The caller holds p.mu.
+// examine reads the pointer from Consul, puts its revision in force if it is newer, and returns the
+// pointer's modify index. A pointer that is refused is an *api.Error of CodeRevision, and is
+// reported. The caller holds p.mu.
 func (p *policy) examine(ctx context.Context) (uint64, error) {
 	index, err := p.adopt(ctx)
 	var refusal *api.Error
@@ -182,7 +185,8 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	}
 	graph, objects, err := p.fetchGraph(ctx, pointer.Sequence, pointer.Root)
 	if err != nil {
-		// If another controller moved the pointer meanwhile, it may also have deleted objects of this revision.
+		// If another controller moved the pointer meanwhile, it may also have deleted objects of
+		// this revision.
 		if _, now, readErr := revision.ReadCurrent(ctx, p.consul()); readErr == nil && now != index {
 			return p.adopt(ctx)
 		}

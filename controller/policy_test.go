@@ -51,8 +51,8 @@ func (r *running) put(t *testing.T, conf *tls.Config, path, token, body string) 
 	return resp.StatusCode, string(text)
 }
 
-// What JSON can express and the language cannot is refused with its place: an operator of one domain
-// can neither publish what nobody can read, nor keep the controller from leading again.
+// What JSON can express and the language cannot is refused with its place: an operator of one
+// domain can neither publish what nobody can read, nor keep the controller from leading again.
 func testNulls(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	must.NoError(t, func() error {
@@ -322,8 +322,8 @@ func testLeadership(t *testing.T, w *world) {
 		return err
 	})
 
-	// The session of a killed controller still holds the lock. The next controller with the same data directory does not wait
-	// for its expiry.
+	// The session of a killed controller still holds the lock. The next controller with the same
+	// data directory does not wait for its expiry.
 	second.stop()
 	left, _, err := w.consul.Session().CreateNoChecks(&consulapi.SessionEntry{TTL: "600s", LockDelay: time.Millisecond}, nil)
 	must.NoError(t, err)

@@ -17,8 +17,8 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// Each node has a pool of IPv4 and one of IPv6 addresses for its endpoints. The pairs of pools are numbered in the order
-// in which they follow one another in the fabric's two prefixes.
+// Each node has a pool of IPv4 and one of IPv6 addresses for its endpoints. The pairs of pools are
+// numbered in the order in which they follow one another in the fabric's two prefixes.
 const (
 	bits4 = 24 // prefix length of a node's IPv4 pool
 	bits6 = 64 // prefix length of a node's IPv6 pool
@@ -49,8 +49,9 @@ func poolPair(v4, v6 netip.Prefix, n int) (netip.Prefix, netip.Prefix) {
 	return netip.PrefixFrom(netip.AddrFrom4(a4), bits4), netip.PrefixFrom(netip.AddrFrom16(a6), bits6)
 }
 
-// poolOf returns a node's pair of pools: the one in its signed record, else the one that Consul assigns to it, else the
-// first free one, which it assigns to the node in Consul. The caller holds r.mu.
+// poolOf returns a node's pair of pools: the one in its signed record, else the one that Consul
+// assigns to it, else the first free one, which it assigns to the node in Consul. The caller holds
+// r.mu.
 func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, netip.Prefix, error) {
 	used := map[netip.Prefix]bool{} // by signed records of other nodes
 	for other, m := range r.members {

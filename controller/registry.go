@@ -48,8 +48,8 @@ func newRegistry(cfg Config) *registry {
 	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, poolOwners: map[int]fabric.NodeID{}, refused: map[string]string{}}
 }
 
-// load reads the records of nodes and the owners of pools from Consul. A record that does not verify is left out and
-// reported.
+// load reads the records of nodes and the owners of pools from Consul. A record that does not
+// verify is left out and reported.
 func (r *registry) load(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
 	pools, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
@@ -84,7 +84,8 @@ func (r *registry) load(ctx context.Context) error {
 	return nil
 }
 
-// verify decodes a node record from Consul. The controller's part must be signed, and be of the node of the key.
+// verify decodes a node record from Consul. The controller's part must be signed, and be of the
+// node of the key.
 func (r *registry) verify(kv *consulapi.KVPair) (*member, error) {
 	m := &member{index: kv.ModifyIndex}
 	if err := json.Unmarshal(kv.Value, &m.record); err != nil {
@@ -137,7 +138,8 @@ func (r *registry) all() []fabric.Node {
 	return list
 }
 
-// register stores the record of the calling node. A request that changes nothing returns the record that exists.
+// register stores the record of the calling node. A request that changes nothing returns the record
+// that exists.
 func (r *registry) register(ctx context.Context, who identity.Node, req api.NodeRequest) (fabric.NodeRecord, error) {
 	if err := r.checkNode(who, req); err != nil {
 		return fabric.NodeRecord{}, err
@@ -180,7 +182,8 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	return next, nil
 }
 
-// unchanged reports whether the record that is known has the content of the new one, and still is in Consul.
+// unchanged reports whether the record that is known has the content of the new one, and still is
+// in Consul.
 func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRecord) bool {
 	node.Issued = known.node.Issued
 	if !reflect.DeepEqual(node, known.node) || !bytes.Equal(next.Link, known.record.Link) || !bytes.Equal(next.Signature, known.record.Signature) {
@@ -193,8 +196,9 @@ func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRe
 // writeAttempts bounds how often a record is written while another process writes it too.
 const writeAttempts = 5
 
-// write stores the record of a node in Consul, and returns its modify index. Only the leading controller writes records,
-// and it holds r.mu, so the value in Consul is out of date or was altered, and is replaced.
+// write stores the record of a node in Consul, and returns its modify index. Only the leading
+// controller writes records, and it holds r.mu, so the value in Consul is out of date or was
+// altered, and is replaced.
 func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.NodeRecord) (uint64, error) {
 	value, err := json.Marshal(record)
 	if err != nil {

@@ -31,8 +31,8 @@ func newMany(b *testing.B) *many {
 	return m
 }
 
-// change returns a request that changes a port of one contract. It contains the domain of that contract, or the whole graph as
-// an operator's files would.
+// change returns a request that changes a port of one contract. It contains the domain of that
+// contract, or the whole graph as an operator's files would.
 func (m *many) change(whole bool) api.GraphRequest {
 	m.port++
 	d := *m.graph.Domains["d00500"]
@@ -46,7 +46,8 @@ func (m *many) change(whole bool) api.GraphRequest {
 	return req
 }
 
-// BenchmarkPlan plans a change of one contract among 50,000, from the HTTPS request to the decoded answer.
+// BenchmarkPlan plans a change of one contract among 50,000, from the HTTPS request to the decoded
+// answer.
 func BenchmarkPlan(b *testing.B) {
 	m := newMany(b)
 	m.eachSize(b, func(req api.GraphRequest) {

@@ -29,9 +29,10 @@ import (
 // startTimeout bounds how long Serve waits for Consul and Vault.
 const startTimeout = 10 * time.Second
 
-// Serve runs a controller with a configuration file until ctx ends. For each value from reload, it opens the audit log
-// again, and unless the value is nil, it uses the tokens and the log level of the new file. If it cannot reach Consul or
-// Vault within 10 seconds, Serve fails and has changed nothing.
+// Serve runs a controller with a configuration file until ctx ends. For each value from reload, it
+// opens the audit log again, and unless the value is nil, it uses the tokens and the log level of
+// the new file. If it cannot reach Consul or Vault within 10 seconds, Serve fails and has changed
+// nothing.
 func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, log hclog.Logger) error {
 	address, ips, err := addresses(file.Listen)
 	if err != nil {
@@ -106,7 +107,8 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	return g.Wait()
 }
 
-// clients are the clients of the servers in the configuration. They are replaced when it is reloaded.
+// clients are the clients of the servers in the configuration. They are replaced when it is
+// reloaded.
 type clients struct {
 	consul atomic.Pointer[consulapi.Client]
 	nomad  atomic.Pointer[nomadapi.Client]
@@ -191,8 +193,8 @@ func await(ctx context.Context, try func(context.Context) error) error {
 	}
 }
 
-// addresses returns the host:port at which clients reach a server that listens on listen, and the IP addresses for its
-// certificate.
+// addresses returns the host:port at which clients reach a server that listens on listen, and the
+// IP addresses for its certificate.
 func addresses(listen string) (address string, ips []net.IP, err error) {
 	host, port, err := net.SplitHostPort(listen)
 	if err != nil {

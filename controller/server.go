@@ -85,7 +85,8 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 	return mux
 }
 
-// handle authenticates the caller, refuses the call unless this controller leads, answers it and records it.
+// handle authenticates the caller, refuses the call unless this controller leads, answers it and
+// records it.
 func (c *Controller) handle(route route, stop context.Context, authenticate func(*request) error) http.Handler {
 	pattern := route.pattern
 	limit := int64(maxBody)
@@ -122,7 +123,8 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 	})
 }
 
-// asError returns any error as an *api.Error. An error that is not one already is a fault of the controller, and is logged.
+// asError returns any error as an *api.Error. An error that is not one already is a fault of the
+// controller, and is logged.
 func (c *Controller) asError(pattern string, err error) *api.Error {
 	var e *api.Error
 	if errors.As(err, &e) {
@@ -144,8 +146,8 @@ func (c *Controller) notLeader(ctx context.Context) error {
 	return e
 }
 
-// record writes the result of a call to the audit log, if it belongs there, and returns err. A call that cannot be recorded
-// fails.
+// record writes the result of a call to the audit log, if it belongs there, and returns err. A call
+// that cannot be recorded fails.
 func (c *Controller) record(r request, err error) error {
 	switch {
 	case r.entry.Action == "",
@@ -165,8 +167,9 @@ func (c *Controller) record(r request, err error) error {
 	return errors.Join(err, c.audit.write(*r.entry))
 }
 
-// decode decodes the body of a request. Unknown fields are refused from operators, because a part of a graph would be lost,
-// and ignored from nodes, which may run a newer version than the controller.
+// decode decodes the body of a request. Unknown fields are refused from operators, because a part
+// of a graph would be lost, and ignored from nodes, which may run a newer version than the
+// controller.
 func decode[T any](r request) (T, error) {
 	var v T
 	d := json.NewDecoder(r.Body)
@@ -192,9 +195,9 @@ func decode[T any](r request) (T, error) {
 	return v, nil
 }
 
-// lasting returns an error if a value does not survive encoding and decoding, such as a name that was
-// null. The controller hands on what nodes send, and one undecodable value would spoil the whole
-// reply for its reader. What operators send is checked by its meaning.
+// lasting returns an error if a value does not survive encoding and decoding, such as a name that
+// was null. The controller hands on what nodes send, and one undecodable value would spoil the
+// whole reply for its reader. What operators send is checked by its meaning.
 func lasting[T any](v T) error {
 	text, err := json.Marshal(v)
 	if err != nil {

@@ -20,13 +20,15 @@ import (
 // maxTried bounds how many selectors an error lists.
 const maxTried = 10
 
-// stanza is the connectivity stanza of a job's group. It can only narrow what the graph gives to a service.
+// stanza is the connectivity stanza of a job's group. It can only narrow what the graph gives to a
+// service.
 type stanza struct {
 	service            string   // "domain/service", "service", or "" for the one that matches
 	originate, respond []string // contracts: "domain/contract", or "contract" in the service's domain
 }
 
-// stanzaOf decodes the stanza from the group's meta, whose lists are separated by commas or white space.
+// stanzaOf decodes the stanza from the group's meta, whose lists are separated by commas or white
+// space.
 func stanzaOf(meta map[string]string) stanza {
 	list := func(s string) []string {
 		return strings.FieldsFunc(s, func(r rune) bool { return r == ',' || r == ' ' || r == '\n' || r == '\t' })
@@ -34,8 +36,8 @@ func stanzaOf(meta map[string]string) stanza {
 	return stanza{service: strings.TrimSpace(meta[hcl.MetaService]), originate: list(meta[hcl.MetaOriginate]), respond: list(meta[hcl.MetaRespond])}
 }
 
-// choose returns the service of a workload: the one whose selectors match its attested properties. If several match, the
-// stanza must name one of them.
+// choose returns the service of a workload: the one whose selectors match its attested properties.
+// If several match, the stanza must name one of them.
 func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	matched := g.Select(w)
 	if s.service == "" {
@@ -62,7 +64,8 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	return fabric.Ref{}, e
 }
 
-// unmatchedNamed returns the error for a workload that does not match the service which its stanza names.
+// unmatchedNamed returns the error for a workload that does not match the service which its stanza
+// names.
 func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(fabric.Ref) bool) error {
 	var candidates []fabric.Ref
 	for _, d := range g.Domains {
@@ -78,8 +81,8 @@ func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(
 	return unmatched(g, w, candidates)
 }
 
-// unmatched returns the error for a workload that no selector matches. It lists the selectors that come nearest: of the
-// services in only, or of the whole graph if only is nil.
+// unmatched returns the error for a workload that no selector matches. It lists the selectors that
+// come nearest: of the services in only, or of the whole graph if only is nil.
 func unmatched(g *fabric.Graph, w fabric.Workload, only []fabric.Ref) error {
 	type attempt struct {
 		distance int
@@ -175,8 +178,8 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 	return distance, strings.Join(reasons, ", ")
 }
 
-// requested returns the roles that the stanza requests; all roles of the service if it names none. It fails if the graph
-// does not give the service one of them.
+// requested returns the roles that the stanza requests; all roles of the service if it names none.
+// It fails if the graph does not give the service one of them.
 func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, error) {
 	resolve := func(names []string) ([]fabric.Ref, error) {
 		var refs []fabric.Ref

@@ -12,16 +12,16 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// reports contains the last report of each node. It is only in memory: a new leader knows it when the nodes have reported
-// again.
+// reports contains the last report of each node. It is only in memory: a new leader knows it when
+// the nodes have reported again.
 type reports struct {
 	mu   sync.Mutex
 	last map[fabric.NodeID]api.NodeStatus
 	bell *bell // rings at each report
 }
 
-// newReports returns reports whose index begins above that of any earlier leader. Otherwise a client that knows an index of
-// that leader would wait here without need.
+// newReports returns reports whose index begins above that of any earlier leader. Otherwise a
+// client that knows an index of that leader would wait here without need.
 func newReports() *reports {
 	r := &reports{last: map[fabric.NodeID]api.NodeStatus{}, bell: newBell()}
 	r.bell.ring(uint64(time.Now().UnixMilli()))
@@ -45,7 +45,8 @@ func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
 	return s, ok
 }
 
-// ahead returns the node that reports the newest revision above sequence, and that revision; 0 if there is none.
+// ahead returns the node that reports the newest revision above sequence, and that revision; 0 if
+// there is none.
 func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -26,8 +26,9 @@ import (
 // sweepInterval is how often grants that are over are deleted.
 const sweepInterval = time.Minute
 
-// table contains the grants of all endpoints. With it, no address is given to two endpoints, and a node gets
-// certificates only for services of which it has an endpoint. The table is stored in Consul.
+// table contains the grants of all endpoints. With it, no address is given to two endpoints, and a
+// node gets certificates only for services of which it has an endpoint. The table is stored in
+// Consul.
 type table struct {
 	fabric string
 	consul func() *consulapi.Client
@@ -95,8 +96,8 @@ func (t *table) degraded() []string {
 	return slices.Clone(t.refused)
 }
 
-// claim reserves addresses for an endpoint until release is called. It fails if another endpoint has one of them, or had
-// it too recently.
+// claim reserves addresses for an endpoint until release is called. It fails if another endpoint
+// has one of them, or had it too recently.
 func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -196,8 +197,9 @@ func (t *table) put(ctx context.Context, id kvkey.Admission, g *grant) error {
 	return nil
 }
 
-// refreshIndex reads the modify index of a grant after a conflict, so that the next attempt to write it succeeds. The
-// value in Consul is not read: only this controller writes grants, so what this process knows is newer.
+// refreshIndex reads the modify index of a grant after a conflict, so that the next attempt to
+// write it succeeds. The value in Consul is not read: only this controller writes grants, so what
+// this process knows is newer.
 func (t *table) refreshIndex(ctx context.Context, id kvkey.Admission) {
 	kv, _, err := t.consul().KV().Get(id.String(), (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {

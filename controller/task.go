@@ -15,7 +15,8 @@ import (
 )
 
 const (
-	// taskSlack is added to a task's own timeout, for the time in which the node fetches it and returns the result.
+	// taskSlack is added to a task's own timeout, for the time in which the node fetches it and
+	// returns the result.
 	taskSlack = 5 * time.Second
 	// maxTaskTimeout bounds a task's own timeout.
 	maxTaskTimeout = time.Minute
@@ -23,7 +24,8 @@ const (
 	maxWait = 2 * time.Minute
 )
 
-// taskBoard passes tasks to the nodes that ask for them, and passes the results to the callers of run.
+// taskBoard passes tasks to the nodes that ask for them, and passes the results to the callers of
+// run.
 type taskBoard struct {
 	mu     sync.Mutex
 	queues map[fabric.NodeID]*taskQueue
@@ -81,7 +83,8 @@ func (b *taskBoard) next(ctx context.Context, node fabric.NodeID, wait time.Dura
 	}
 }
 
-// done accepts the result of a task, or the report that an observation has begun, from the node of the task.
+// done accepts the result of a task, or the report that an observation has begun, from the node of
+// the task.
 func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -98,8 +101,8 @@ func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	return nil
 }
 
-// run has nodes carry out tasks, and returns the results in the order of the tasks. It starts the observations first, and
-// the other tasks when all observations have begun.
+// run has nodes carry out tasks, and returns the results in the order of the tasks. It starts the
+// observations first, and the other tasks when all observations have begun.
 func (b *taskBoard) run(ctx context.Context, tasks []api.Task) []api.TaskResult {
 	pending := make([]*pendingTask, len(tasks))
 	longest := time.Duration(0)

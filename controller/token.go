@@ -14,15 +14,17 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 )
 
-// managementPolicyID is the ID of Consul's built-in policy global-management, which permits everything. Its name can be
-// changed.
+// managementPolicyID is the ID of Consul's built-in policy global-management, which permits
+// everything. Its name can be changed.
 const managementPolicyID = "00000000-0000-0000-0000-000000000001"
 
-// rootPolicy is Vault's built-in policy that permits everything. Only tokens have it, never entities or groups.
+// rootPolicy is Vault's built-in policy that permits everything. Only tokens have it, never
+// entities or groups.
 const rootPolicy = "root"
 
-// consulAccess asks Consul which policies and roles a token has, and which policies its roles have. A token can read
-// itself, but not its roles. These are read with the controller's own token, which is that of the client.
+// consulAccess asks Consul which policies and roles a token has, and which policies its roles have.
+// A token can read itself, but not its roles. These are read with the controller's own token, which
+// is that of the client.
 func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (access, error) {
 	self, _, err := consul.ACL().TokenReadSelf((&consulapi.QueryOptions{Token: token}).WithContext(ctx))
 	var answer consulapi.StatusError
@@ -54,8 +56,9 @@ func consulAccess(ctx context.Context, consul *consulapi.Client, token string) (
 	return a, nil
 }
 
-// vaultAccess asks Vault which policies a token has: its own, and those of its entity and the entity's groups. The token
-// looks up itself, so the controller's own token needs no permission to look up others.
+// vaultAccess asks Vault which policies a token has: its own, and those of its entity and the
+// entity's groups. The token looks up itself, so the controller's own token needs no permission to
+// look up others.
 func vaultAccess(ctx context.Context, vault *vaultapi.Client, token string) (access, error) {
 	if strings.ContainsFunc(token, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return access{}, forbidden("the Vault token contains unprintable characters that no token has")

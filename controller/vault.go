@@ -64,8 +64,8 @@ type PKI struct {
 	TrustDomain string
 }
 
-// SignWorkload implements Authority. It uses only the key of the request. Whatever the role permits, the certificate must
-// contain the service's SPIFFE ID and no other name.
+// SignWorkload implements Authority. It uses only the key of the request. Whatever the role
+// permits, the certificate must contain the service's SPIFFE ID and no other name.
 func (p PKI) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error) {
 	request, err := x509.ParseCertificateRequest(csr)
 	if err != nil {

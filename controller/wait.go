@@ -43,7 +43,8 @@ func (b *bell) raise(index uint64) {
 	}
 }
 
-// wait waits until the index is greater than after, at most for d or until ctx ends, and returns the index.
+// wait waits until the index is greater than after, at most for d or until ctx ends, and returns
+// the index.
 func (b *bell) wait(ctx context.Context, after uint64, d time.Duration) uint64 {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

@@ -40,8 +40,8 @@ var testNodes = []setup.Node{
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor},
 }
 
-// world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it, and begin with an empty KV
-// store.
+// world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it,
+// and begin with an empty KV store.
 type world struct {
 	consulAddress string
 	consul        *consulapi.Client // with the management token
@@ -130,7 +130,8 @@ type running struct {
 	stop     func()
 }
 
-// start starts a controller with the data directory dir. Unless follow is set, it waits until the controller leads.
+// start starts a controller with the data directory dir. Unless follow is set, it waits until the
+// controller leads.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
 	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE)

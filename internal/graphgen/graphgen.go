@@ -1,9 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package graphgen generates graphs of any size for benchmarks and tests. They look like those of real organisations: many
-// small domains, a few shared services that many others call, and a few contracts across domains. The package knows only the
-// model. Equal shapes give equal graphs on every machine.
+// Package graphgen generates graphs of any size for benchmarks and tests. They look like those of
+// real organisations: many small domains, a few shared services that many others call, and a few
+// contracts across domains. The package knows only the model. Equal shapes give equal graphs on
+// every machine.
 package graphgen
 
 import (
@@ -44,8 +45,8 @@ var (
 	common = []uint16{80, 443, 8080, 8443, 9000, 5432, 3306, 6379, 9092, 53}
 )
 
-// Generate returns the graph of a shape. It passes the checks of package fabric, and its own guardrails, and every contract
-// across domains is accepted.
+// Generate returns the graph of a shape. It passes the checks of package fabric, and its own
+// guardrails, and every contract across domains is accepted.
 func Generate(shape Shape) *fabric.Graph {
 	shape = shape.withDefaults()
 	g := &generator{Shape: shape, rng: rand.New(rand.NewPCG(shape.Seed, 0)), graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}
@@ -133,7 +134,8 @@ func (g *generator) popular(d *fabric.Domain) fabric.Ref {
 	return fabric.Ref{Domain: d.Name, Name: d.Services[int(at*at*float64(len(d.Services)))].Name}
 }
 
-// some returns one to three random services of d, not the one named without unless it is the only one.
+// some returns one to three random services of d, not the one named without unless it is the only
+// one.
 func (g *generator) some(d *fabric.Domain, without string) []fabric.Ref {
 	var refs []fabric.Ref
 	count := min(1+g.rng.IntN(3), len(d.Services))

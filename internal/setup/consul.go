@@ -13,8 +13,8 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// consulRules are the rules of the policies in Consul. The controller reads ACLs because it needs to know which policies the
-// roles of operators' tokens have.
+// consulRules are the rules of the policies in Consul. The controller reads ACLs because it needs
+// to know which policies the roles of operators' tokens have.
 var consulRules = map[string]string{
 	controllerPolicy: `
 key_prefix "sif/" {

@@ -42,7 +42,8 @@ type NomadResult struct {
 	Operator   string // submits jobs
 }
 
-// Nomad writes the ACL policies and issues the tokens. The client's token must be a management token.
+// Nomad writes the ACL policies and issues the tokens. The client's token must be a management
+// token.
 func Nomad(ctx context.Context, client *api.Client, spec Spec) (*NomadResult, error) {
 	spec, err := spec.withDefaults()
 	if err != nil {

@@ -3,8 +3,9 @@
 
 package setup
 
-// Names of policies in Consul, Vault and Nomad. From the first four, in Consul or Vault, the controller knows what the holder
-// of a token may do; see docs/policy.md. Policies for single domains are created by the operator.
+// Names of policies in Consul, Vault and Nomad. From the first four, in Consul or Vault, the
+// controller knows what the holder of a token may do; see docs/policy.md. Policies for single
+// domains are created by the operator.
 const (
 	OperatorPolicy = "sif-operator" // everything
 	ReadPolicy     = "sif-read"     // read every domain, the status and the history

@@ -1,13 +1,14 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package setup prepares Vault, Consul and Nomad for a fabric, as an operator does once, with powerful tokens, before the
-// first daemon starts. It creates mounts, keys, roles, policies and tokens, each with only the rights that its holder
-// needs, and returns the secrets.
+// Package setup prepares Vault, Consul and Nomad for a fabric, as an operator does once, with
+// powerful tokens, before the first daemon starts. It creates mounts, keys, roles, policies and
+// tokens, each with only the rights that its holder needs, and returns the secrets.
 //
-// It knows the APIs of the servers, and the names that the daemons use. It does not know how daemons, nodes or servers are
-// started, and it stores nothing. Each function can be called again, for instance with another node: what exists stays, and
-// new tokens and secret IDs are issued. Those issued before stay valid until they are revoked.
+// It knows the APIs of the servers, and the names that the daemons use. It does not know how
+// daemons, nodes or servers are started, and it stores nothing. Each function can be called again,
+// for instance with another node: what exists stays, and new tokens and secret IDs are issued.
+// Those issued before stay valid until they are revoked.
 package setup
 
 import (

@@ -16,8 +16,8 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// RoleWorkload is the PKI role with which the controller has certificates of workloads signed, for any
-// spiffe://<trust domain>/<domain>/<service>.
+// RoleWorkload is the PKI role with which the controller has certificates of workloads signed, for
+// any spiffe://<trust domain>/<domain>/<service>.
 const RoleWorkload = "workload"
 
 // AppRole contains the credentials with which a daemon logs in to Vault.
@@ -39,9 +39,9 @@ const (
 	clockSkew = "60s" // how far the clock of a verifier may be behind that of Vault
 )
 
-// Vault creates the PKI with its root and roles, the signing key, the policies of operators, and an AppRole for the
-// controller and each node. The client's token must be able to mount secrets engines and auth methods, and to write
-// policies.
+// Vault creates the PKI with its root and roles, the signing key, the policies of operators, and an
+// AppRole for the controller and each node. The client's token must be able to mount secrets
+// engines and auth methods, and to write policies.
 func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, error) {
 	spec, err := spec.withDefaults()
 	if err != nil {
@@ -76,8 +76,8 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 	return result, nil
 }
 
-// operatorRule permits the token of an operator to look up itself, which the controller asks of it. Vault's policy "default"
-// contains the same rule.
+// operatorRule permits the token of an operator to look up itself, which the controller asks of it.
+// Vault's policy "default" contains the same rule.
 var operatorRule = rule("auth/token/lookup-self", "read")
 
 type vault struct {
@@ -129,7 +129,8 @@ func (v *vault) mounts(ctx context.Context) error {
 			return fmt.Errorf("enable AppRole: %w", err)
 		}
 	}
-	// Writing a key that exists changes nothing, without an error, even if the key has another type.
+	// Writing a key that exists changes nothing, without an error, even if the key has another
+	// type.
 	key := v.spec.TransitMount + "/keys/" + v.spec.TransitKey
 	if _, err := v.write(ctx, key, map[string]any{"type": "ed25519"}); err != nil {
 		return err
@@ -148,7 +149,8 @@ func (v *vault) mounts(ctx context.Context) error {
 func (v *vault) root(ctx context.Context) (string, error) {
 	path := v.spec.PKIMount + "/cert/ca"
 	secret, err := v.client.Logical().ReadWithContext(ctx, path)
-	// Without an issuer, Vault answers with an error or with an empty certificate, depending on its version.
+	// Without an issuer, Vault answers with an error or with an empty certificate, depending on its
+	// version.
 	if rerr, ok := err.(*api.ResponseError); ok && rerr.StatusCode < http.StatusInternalServerError && rerr.StatusCode != http.StatusForbidden {
 		err = nil
 	}
@@ -201,7 +203,8 @@ func (v *vault) roles(ctx context.Context) error {
 
 func (v *vault) spiffeID(path string) string { return "spiffe://" + v.spec.TrustDomain + path }
 
-// role returns a PKI role for short-lived certificates of clients and servers whose only name is a SPIFFE ID.
+// role returns a PKI role for short-lived certificates of clients and servers whose only name is a
+// SPIFFE ID.
 func (v *vault) role(unit, spiffeID string) map[string]any {
 	ttl := fmt.Sprintf("%.0fs", v.spec.CertTTL.Seconds())
 	return map[string]any{
@@ -268,7 +271,8 @@ func (v *vault) nodePolicy(n Node) string {
 	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+wellknown.NodeRole(n.Zone, n.Name), "update")
 }
 
-// readPolicy permits reading what a daemon needs to verify: the public keys and the certificates of the CA.
+// readPolicy permits reading what a daemon needs to verify: the public keys and the certificates of
+// the CA.
 func (v *vault) readPolicy() string {
 	return v.keysPolicy() +
 		rule(v.spec.PKIMount+"/cert/*", "read") +
