@@ -242,12 +242,12 @@ func (r *registry) checkNode(who identity.Node, req api.NodeRequest) error {
 	return nil
 }
 
-// clockSkew is how far a node's clock may be ahead. Readers refuse a link that was issued before the last one, so a link
-// from the future would keep the node from ever publishing another key.
+// clockSkew is how far a node's clock may be ahead. Readers refuse a link that was issued before
+// the last one, so a link from the future would keep the node from ever publishing another key.
 const clockSkew = 10 * time.Minute
 
-// checkLink verifies a node's link statement. It must be signed with a certificate of that node, be about that node, and
-// have a public key that no other node has. The caller holds r.mu.
+// checkLink verifies a node's link statement. It must be signed with a certificate of that node, be
+// about that node, and have a public key that no other node has. The caller holds r.mu.
 func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Link, error) {
 	var link fabric.Link
 	if len(req.Link) == 0 {

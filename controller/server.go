@@ -195,9 +195,9 @@ func decode[T any](r request) (T, error) {
 	return v, nil
 }
 
-// lasting returns an error if a value does not survive encoding and decoding, such as a name that
-// was null. The controller hands on what nodes send, and one undecodable value would spoil the
-// whole reply for its reader. What operators send is checked by its meaning.
+// lasting returns an error if a value is not the same after it was encoded and decoded, for instance
+// because a name is null. The controller passes on what nodes send, and one value that cannot be
+// decoded would make the whole reply useless. What operators send is checked by the model.
 func lasting[T any](v T) error {
 	text, err := json.Marshal(v)
 	if err != nil {
@@ -208,7 +208,7 @@ func lasting[T any](v T) error {
 		return err
 	}
 	if again, err := json.Marshal(back); err != nil || !bytes.Equal(text, again) {
-		return errors.Join(errors.New("the value has another meaning when it is read again"), err)
+		return errors.Join(errors.New("it is not the same after it was encoded and decoded"), err)
 	}
 	return nil
 }

@@ -48,30 +48,9 @@ func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, er
 		return nil, fmt.Errorf("set up Vault: %w", err)
 	}
 	v := vault{client: client, spec: spec}
-	result := &VaultResult{Nodes: map[fabric.NodeID]AppRole{}}
-	if err := v.mounts(ctx); err != nil {
+	result, err := v.setUp(ctx)
+	if err != nil {
 		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	if result.CA, err = v.root(ctx); err != nil {
-		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	if err := v.roles(ctx); err != nil {
-		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	for name, rules := range map[string]string{
-		OperatorPolicy: operatorRule + v.keysPolicy(), ReadPolicy: operatorRule + v.keysPolicy(), VerifyPolicy: v.keysPolicy(),
-	} {
-		if err := v.policy(ctx, name, rules); err != nil {
-			return nil, fmt.Errorf("set up Vault: %w", err)
-		}
-	}
-	if result.Controller, err = v.appRole(ctx, wellknown.ControllerRole, v.controllerPolicy()); err != nil {
-		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	for _, n := range spec.Nodes {
-		if result.Nodes[n.NodeID], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
-			return nil, fmt.Errorf("set up Vault: %w", err)
-		}
 	}
 	return result, nil
 }
@@ -83,6 +62,36 @@ var operatorRule = rule("auth/token/lookup-self", "read")
 type vault struct {
 	client *api.Client
 	spec   Spec
+}
+
+func (v *vault) setUp(ctx context.Context) (*VaultResult, error) {
+	if err := v.mounts(ctx); err != nil {
+		return nil, err
+	}
+	result := &VaultResult{Nodes: map[fabric.NodeID]AppRole{}}
+	var err error
+	if result.CA, err = v.root(ctx); err != nil {
+		return nil, err
+	}
+	if err := v.roles(ctx); err != nil {
+		return nil, err
+	}
+	for name, rules := range map[string]string{
+		OperatorPolicy: operatorRule + v.keysPolicy(), ReadPolicy: operatorRule + v.keysPolicy(), VerifyPolicy: v.keysPolicy(),
+	} {
+		if err := v.policy(ctx, name, rules); err != nil {
+			return nil, err
+		}
+	}
+	if result.Controller, err = v.appRole(ctx, wellknown.ControllerRole, v.controllerPolicy()); err != nil {
+		return nil, err
+	}
+	for _, n := range v.spec.Nodes {
+		if result.Nodes[n.NodeID], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
+			return nil, err
+		}
+	}
+	return result, nil
 }
 
 func (v *vault) write(ctx context.Context, path string, data map[string]any) (*api.Secret, error) {
