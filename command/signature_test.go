@@ -175,7 +175,7 @@ func TestSignatures(t *testing.T) {
 		for name, set := range map[string]func(){
 			"permission denied":  func() { t.Setenv("VAULT_ADDR", f.address) },
 			"connection refused": func() { t.Setenv("VAULT_ADDR", "http://127.0.0.1:1") },
-			"there is no such key": func() {
+			"the key does not exist": func() {
 				t.Setenv("VAULT_ADDR", f.address)
 				t.Setenv("VAULT_TOKEN", "root")
 				t.Setenv(envTransitKey, "sif-transit/no")

@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package atomicfile replaces files so that a crash at any moment leaves
-// either the old content or the new one. It does not know what it writes.
+// Package atomicfile replaces files so that a crash leaves either the old content or the new one.
+// It does not know what it writes.
 package atomicfile
 
 import (
@@ -11,13 +11,13 @@ import (
 	"path/filepath"
 )
 
-// Write replaces the file at path, whose directory exists, and returns when
-// the content is on disk.
+// Write replaces the file at path and returns when the content is on disk. The directory must
+// exist.
 func Write(path string, data []byte, perm os.FileMode) error {
 	if err := replace(path, data, perm, (*os.File).Sync); err != nil {
 		return err
 	}
-	// The new name itself is on disk only when its directory is.
+	// The rename is on disk only once the directory is.
 	d, err := os.Open(filepath.Dir(path))
 	if err != nil {
 		return fmt.Errorf("replace %s: %w", path, err)
@@ -29,9 +29,9 @@ func Write(path string, data []byte, perm os.FileMode) error {
 	return nil
 }
 
-// WriteLazily is Write for what need not outlive the machine's run: it leaves it
-// to the kernel when the content goes to disk. A crash of the process does no
-// harm; after one of the machine the file may be cut short.
+// WriteLazily is Write without waiting for the disk, for content that is not needed after a reboot.
+// After a crash of the process the file is complete; after a crash of the machine it may be
+// truncated.
 func WriteLazily(path string, data []byte, perm os.FileMode) error {
 	return replace(path, data, perm, func(*os.File) error { return nil })
 }

@@ -1,24 +1,23 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package coalesce lets callers who want the same thing done at the same time
-// share the doing: bringing something to a state that follows from all they
-// have said costs as much for a hundred of them as for one. It does not know
-// what is done.
+// Package coalesce combines concurrent calls of the same function into one run, for functions whose
+// result depends on the state that the callers have changed before. It does not know what the
+// function does.
 package coalesce
 
 import "sync"
 
-// Func does something for its callers, one run at a time.
+// Func runs a function for its callers, one run at a time.
 type Func struct {
 	do   func() error
-	turn chan struct{} // holds an element during a run
+	turn chan struct{} // contains an element during a run
 
 	mu   sync.Mutex
-	next *run // has not begun; nil if nobody waits for one
+	next *run // the run that has not started; nil if there is none
 }
 
-// run is one run, for all who wait for it.
+// run is one run and its result.
 type run struct {
 	done chan struct{}
 	err  error
@@ -27,8 +26,8 @@ type run struct {
 // New returns a Func that runs do.
 func New(do func() error) *Func { return &Func{do: do, turn: make(chan struct{}, 1)} }
 
-// Call returns the outcome of a run that began after Call did, so that it has
-// seen whatever the caller changed before.
+// Call returns the error of a run that started after Call was called, so that the run has seen what
+// the caller changed before.
 func (f *Func) Call() error {
 	f.mu.Lock()
 	r := f.next
@@ -45,7 +44,7 @@ func (f *Func) Call() error {
 	f.turn <- struct{}{}
 	defer func() { <-f.turn }()
 	f.mu.Lock()
-	f.next = nil // who comes from here on may have changed more than this run sees
+	f.next = nil // later callers may have changed more than this run sees
 	f.mu.Unlock()
 	r.err = f.do()
 	close(r.done)

@@ -19,7 +19,7 @@ import (
 func (c *Config) ConsulClient() (*consulapi.Client, error) {
 	token, err := secret(c.Consul.Token, c.Consul.TokenFile)
 	if err != nil {
-		return nil, fmt.Errorf("read Consul's token: %w", err)
+		return nil, fmt.Errorf("read the token of Consul: %w", err)
 	}
 	conf := consulapi.DefaultConfig()
 	conf.Address = withScheme(c.Consul.Address, c.Consul.CAFile)
@@ -28,12 +28,12 @@ func (c *Config) ConsulClient() (*consulapi.Client, error) {
 	conf.TLSConfig.CAFile = c.Consul.CAFile
 	conf.TLSConfig.CertFile = c.Consul.CertFile
 	conf.TLSConfig.KeyFile = c.Consul.KeyFile
-	// Packing the answers took two thirds of the processor time of a Consul that
-	// a thousand nodes watch; what is large of ours is packed already.
+	// Compression of the answers took two thirds of the CPU time of a Consul agent that a thousand
+	// nodes watch. Large objects of the fabric are already compressed.
 	conf.Transport.DisableCompression = true
 	client, err := consulapi.NewClient(conf)
 	if err != nil {
-		return nil, fmt.Errorf("make a client of Consul at %s: %w", conf.Address, err)
+		return nil, fmt.Errorf("create a client of Consul at %s: %w", conf.Address, err)
 	}
 	return client, nil
 }
@@ -42,7 +42,7 @@ func (c *Config) ConsulClient() (*consulapi.Client, error) {
 func (c *Config) NomadClient() (*nomadapi.Client, error) {
 	token, err := secret(c.Nomad.Token, c.Nomad.TokenFile)
 	if err != nil {
-		return nil, fmt.Errorf("read Nomad's token: %w", err)
+		return nil, fmt.Errorf("read the token of Nomad: %w", err)
 	}
 	conf := nomadapi.DefaultConfig()
 	conf.Address = withScheme(c.Nomad.Address, c.Nomad.CAFile)
@@ -50,13 +50,13 @@ func (c *Config) NomadClient() (*nomadapi.Client, error) {
 	conf.TLSConfig.CACert = c.Nomad.CAFile
 	client, err := nomadapi.NewClient(conf)
 	if err != nil {
-		return nil, fmt.Errorf("make a client of Nomad at %s: %w", conf.Address, err)
+		return nil, fmt.Errorf("create a client of Nomad at %s: %w", conf.Address, err)
 	}
 	return client, nil
 }
 
-// Identity says how this process obtains its identity. A node's certificate
-// carries its underlay address.
+// Identity returns how this process obtains its identity. A node's certificate contains its
+// underlay address.
 func (c *Config) Identity() identity.Config {
 	id := identity.Config{
 		VaultAddress: withScheme(c.Vault.Address, c.Vault.CAFile),
@@ -77,7 +77,7 @@ func (c *Config) Identity() identity.Config {
 	return id
 }
 
-// secret returns the value, or the content of the file if there is no value.
+// secret returns value, or the content of file if value is empty.
 func secret(value, file string) (string, error) {
 	if value != "" || file == "" {
 		return value, nil
@@ -89,8 +89,7 @@ func secret(value, file string) (string, error) {
 	return strings.TrimSpace(string(b)), nil
 }
 
-// withScheme makes a URL of host:port: https if there is an authority to
-// verify it with.
+// withScheme turns host:port into a URL: with https if there is a CA file, otherwise with http.
 func withScheme(address, caFile string) string {
 	switch {
 	case address == "" || strings.Contains(address, "://"):

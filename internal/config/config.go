@@ -1,11 +1,10 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package config reads the HCL configuration files of the daemons. One format
-// serves controller, engine, agent and link; each uses the part that concerns
-// it and states with Require what it cannot do without. The package knows the
-// format, its defaults and the environment, and how to reach the servers that
-// a file names; it starts nothing.
+// Package config reads the HCL configuration files of the daemons. Controller, engine, agent and
+// link have one format: each uses its part, and Require checks what it needs. The package knows the
+// format, its defaults and environment variables, and creates clients of the servers in a file. It
+// does not start anything.
 package config
 
 import (
@@ -14,8 +13,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Config is a configuration file with the environment and the defaults filled
-// in. Blocks are never nil.
+// Config is a configuration file, completed with environment variables and defaults. Blocks are
+// never nil.
 type Config struct {
 	Zone        string `hcl:"zone,optional"` // empty for the controller
 	Node        string `hcl:"node,optional"` // empty for the controller
@@ -27,7 +26,7 @@ type Config struct {
 	RunDir      string `hcl:"run_dir,optional"`  // sockets
 	BPFDir      string `hcl:"bpf_dir,optional"`  // on a BPF filesystem: pins
 	Listen      string `hcl:"listen,optional"`   // controller: host:port of its API
-	History     int    `hcl:"history,optional"`  // controller: how many revisions are kept; 0: its default
+	History     int    `hcl:"history,optional"`  // controller: number of revisions that are kept; 0: its default
 
 	Underlay   *Underlay   `hcl:"underlay,block"`
 	Consul     *Consul     `hcl:"consul,block"`
@@ -45,19 +44,19 @@ type Config struct {
 	path string // of the file, for messages
 }
 
-// Underlay is the network that the links of a node run over.
+// Underlay is the network that the links use.
 type Underlay struct {
 	Address   string `hcl:"address,optional"`
 	Interface string `hcl:"interface,optional"`
-	// Management lists what is open to the underlay besides the links and the
-	// engine: "tcp/22", "udp/8301". An empty list opens nothing more.
+	// Management lists the ports that are open to the underlay besides the links and the engine,
+	// such as "tcp/22" and "udp/8301". With an empty list there are none.
 	Management []string `hcl:"management,optional"`
 }
 
-// Addr returns the address; invalid if the file names none.
+// Addr returns the address, or an invalid one if the file has none.
 func (u *Underlay) Addr() netip.Addr { return parsedAddr(u.Address) }
 
-// Consul says how to reach the local Consul agent.
+// Consul configures the connection to the local Consul agent.
 type Consul struct {
 	Address    string `hcl:"address,optional"` // host:port, http://..., https://..., unix://...
 	Token      string `hcl:"token,optional"`
@@ -68,7 +67,7 @@ type Consul struct {
 	Datacenter string `hcl:"datacenter,optional"`
 }
 
-// Vault says how to reach Vault and as whom.
+// Vault configures the connection to Vault, and the login.
 type Vault struct {
 	Address      string `hcl:"address,optional"`
 	CAFile       string `hcl:"ca_file,optional"`
@@ -80,7 +79,7 @@ type Vault struct {
 	TransitKey   string `hcl:"transit_key,optional"`
 }
 
-// Nomad says how the controller reaches Nomad.
+// Nomad configures the connection of the controller to Nomad.
 type Nomad struct {
 	Address   string `hcl:"address,optional"`
 	Token     string `hcl:"token,optional"`
@@ -88,54 +87,53 @@ type Nomad struct {
 	CAFile    string `hcl:"ca_file,optional"`
 }
 
-// Audit is about the controller's audit log.
+// Audit configures the controller's audit log.
 type Audit struct {
-	RotateBytes    int64 `hcl:"rotate_bytes,optional"`     // how large a file may grow; 0: any size
-	RotateMaxFiles int   `hcl:"rotate_max_files,optional"` // how many old files are kept; 0: all
+	RotateBytes    int64 `hcl:"rotate_bytes,optional"`     // maximum size of a file; 0: unlimited
+	RotateMaxFiles int   `hcl:"rotate_max_files,optional"` // number of old files that are kept; 0: all
 }
 
-// Controller says where a node finds the controller.
+// Controller configures the connection to the controller.
 type Controller struct {
 	Address string `hcl:"address,optional"` // host:port
 }
 
-// Link is about the encrypted links of a node.
+// Link configures the encrypted links of a node.
 type Link struct {
-	Socket string `hcl:"socket,optional"` // where `sif link` is controlled
-	MTU    int    `hcl:"mtu,optional"`    // bytes of a packet inside the links
+	Socket string `hcl:"socket,optional"` // the control socket of `sif link`
+	MTU    int    `hcl:"mtu,optional"`    // in bytes, of packets inside the links
 }
 
-// Engine is about the engine of a processor.
+// Engine configures the engine of a processor.
 type Engine struct {
 	Listen string `hcl:"listen,optional"` // host:port for agents of the zone
-	// Namespaces begins the names of the network namespaces of the links, a
-	// namespace each: "<namespaces>-l0" and so on. It must be unique on the
-	// machine; "sif-<node>" if empty.
+	// Namespaces is the prefix of the names of the network namespaces of the links:
+	// "<namespaces>-l0" and so on. It must be unique on the machine. The default is "sif-<node>".
 	Namespaces string `hcl:"namespaces,optional"`
 }
 
-// OVS says where a processor's Open vSwitch is.
+// OVS configures the connection to a processor's Open vSwitch.
 type OVS struct {
 	DB     string `hcl:"db,optional"` // for instance unix:/run/.../db.sock
 	RunDir string `hcl:"rundir,optional"`
-	// Control is ovs-vswitchd's control socket; found by its pid file if empty.
+	// Control is the control socket of ovs-vswitchd. If it is empty, it is found with the PID file.
 	Control string `hcl:"control,optional"`
 	Bridge  string `hcl:"bridge,optional"`
 }
 
-// CNI says where the agent installs the CNI plugin and where that finds it.
+// CNI configures where the agent installs the CNI plugin, and the socket between them.
 type CNI struct {
 	PluginDir string `hcl:"plugin_dir,optional"`
 	ConfigDir string `hcl:"config_dir,optional"`
 	Socket    string `hcl:"socket,optional"`
 }
 
-// DNS is about the agent's DNS listener.
+// DNS configures the agent's DNS server.
 type DNS struct {
-	Upstream []string `hcl:"upstream,optional"` // host:port of resolvers for other names; none: those of /etc/resolv.conf
+	Upstream []string `hcl:"upstream,optional"` // host:port of resolvers for other names; those in /etc/resolv.conf if empty
 }
 
-// Pools are the prefixes out of which the controller gives each node a pool.
+// Pools are the prefixes from which the controller assigns a pool to each node.
 type Pools struct {
 	IPv4 string `hcl:"ipv4,optional"`
 	IPv6 string `hcl:"ipv6,optional"`
@@ -147,11 +145,10 @@ func (p *Pools) Prefixes() (v4, v6 netip.Prefix) { return parsedPrefix(p.IPv4), 
 // NodeID names the node that the configuration is for.
 func (c *Config) NodeID() fabric.NodeID { return fabric.NodeID{Zone: c.Zone, Name: c.Node} }
 
-// IsNode reports whether the file is a node's; otherwise it is the
-// controller's.
+// IsNode reports whether the file is that of a node. Otherwise it is that of the controller.
 func (c *Config) IsNode() bool { return c.Zone != "" && c.Node != "" }
 
-// SPIFFEPath is the path of the SPIFFE ID of the process that uses the file.
+// SPIFFEPath returns the path of the SPIFFE ID of the process with this file.
 func (c *Config) SPIFFEPath() string {
 	if c.IsNode() {
 		return c.NodeID().SPIFFE()
@@ -159,7 +156,7 @@ func (c *Config) SPIFFEPath() string {
 	return fabric.ControllerSPIFFE
 }
 
-// parsedAddr returns an address that Load has checked.
+// parsedAddr parses an address that Load has checked.
 func parsedAddr(s string) netip.Addr {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
@@ -168,7 +165,7 @@ func parsedAddr(s string) netip.Addr {
 	return a
 }
 
-// parsedPrefix returns a prefix that Load has checked.
+// parsedPrefix parses a prefix that Load has checked.
 func parsedPrefix(s string) netip.Prefix {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {

@@ -102,19 +102,19 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"twice":             {"vault {\n}\nvault {\n}\n", "x.hcl:3:1: Duplicate vault block"},
 		"wrong type":        {"link {\n  mtu = \"many\"\n}\n", "x.hcl:2:10: "},
 		"bad zone":          {"zone = \"AWS\"\nnode = \"n\"\n", "x.hcl:1:8: zone: name \"AWS\" contains"},
-		"only a zone":       {"zone = \"aws\"\n", "x.hcl:1:8: zone: zone and node name a node together"},
+		"only a zone":       {"zone = \"aws\"\n", "x.hcl:1:8: zone: zone and node must be set together"},
 		"bad underlay":      {"underlay {\n  address = \"10.0.0\"\n}\n", "x.hcl:2:13: underlay.address: \"10.0.0\" is not an IP address"},
 		"bad port":          {"controller {\n  address = \"c:70000\"\n}\n", "x.hcl:2:13: controller.address: "},
 		"pool family":       {"pools {\n  ipv4 = \"fd00::/32\"\n}\n", "x.hcl:2:10: pools.ipv4: "},
-		"pool bits":         {"pools {\n  ipv4 = \"100.64.0.1/10\"\n}\n", "100.64.0.0/10 was meant?"},
+		"pool bits":         {"pools {\n  ipv4 = \"100.64.0.1/10\"\n}\n", "did you mean 100.64.0.0/10?"},
 		"pool size":         {"pools {\n  ipv6 = \"fd00::/80\"\n}\n", "too small"},
 		"log level":         {"log_level = \"loud\"\n", "x.hcl:1:13: log_level: \"loud\""},
 		"trust domain":      {"trust_domain = \"Sif Example\"\n", "x.hcl:1:16: trust_domain: "},
 		"mtu":               {"link {\n  mtu = 100\n}\n", "x.hcl:2:9: link.mtu: 100 is outside"},
-		"history":           {"history = 0\n", "x.hcl:1:11: history: 0 revisions cannot be kept: 1 to 10000 can"},
-		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 is less than none"},
-		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 is less than none"},
-		"audit files alone": {"audit {\n  rotate_max_files = 1\n}\n", "x.hcl:2:22: audit.rotate_max_files: without rotate_bytes"},
+		"history":           {"history = 0\n", "x.hcl:1:11: history: cannot keep 0 revisions, expected 1 to 10000"},
+		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 must not be negative"},
+		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 must not be negative"},
+		"audit files alone": {"audit {\n  rotate_max_files = 1\n}\n", "x.hcl:2:22: audit.rotate_max_files: it requires rotate_bytes"},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -127,7 +127,7 @@ func TestErrorsCarryPositions(t *testing.T) {
 func TestRequireNamesWhatIsMissing(t *testing.T) {
 	c, err := parse([]byte("zone = \"a\"\nnode = \"b\"\n"), "x.hcl", none)
 	must.NoError(t, err)
-	must.EqError(t, c.Require(RoleAgent), "x.hcl: sif agent needs trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
+	must.EqError(t, c.Require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
 	must.NoError(t, c.Require(RoleLink))
 }
 

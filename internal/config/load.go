@@ -23,10 +23,10 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Role is a daemon that reads a configuration file.
+// Role is a daemon with a configuration file.
 type Role string
 
-// The daemons.
+// Roles.
 const (
 	RoleController Role = "controller"
 	RoleEngine     Role = "engine"
@@ -34,9 +34,8 @@ const (
 	RoleLink       Role = "link"
 )
 
-// Load reads the file at path, fills what it leaves empty from the
-// environment and the defaults, and checks it. Errors carry file, line and
-// column.
+// Load reads the file at path, completes it with environment variables and defaults, and checks it.
+// Errors contain file, line and column.
 func Load(path string) (*Config, error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
@@ -54,7 +53,7 @@ func parse(src []byte, path string, getenv func(string) string) (*Config, error)
 	if diags := gohcl.DecodeBody(file.Body, nil, c); diags.HasErrors() {
 		return nil, render(diags)
 	}
-	// Every block is optional: those that the file leaves out are empty.
+	// All blocks are optional. Missing ones are replaced by empty ones.
 	blocks := reflect.ValueOf(c).Elem()
 	for i := range blocks.NumField() {
 		if f := blocks.Field(i); f.Kind() == reflect.Pointer && f.IsNil() {
@@ -70,7 +69,7 @@ func parse(src []byte, path string, getenv func(string) string) (*Config, error)
 	return c, nil
 }
 
-// render turns diagnostics into one error, a line each, with positions.
+// render returns the diagnostics as one error, with a line and a position each.
 func render(diags hcl.Diagnostics) error {
 	var errs []error
 	for _, d := range diags {
@@ -161,7 +160,7 @@ func (c *Config) fillDefaults() {
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
 }
 
-// ParseManagement parses what a node opens to the underlay, such as "tcp/22".
+// ParseManagement parses a port that a node opens to the underlay, such as "tcp/22".
 func ParseManagement(s string) (fabric.Protocol, uint16, error) {
 	name, port, ok := strings.Cut(s, "/")
 	if !ok {
@@ -176,12 +175,12 @@ func ParseManagement(s string) (fabric.Protocol, uint16, error) {
 		return 0, 0, fmt.Errorf("%q: %w", s, err)
 	}
 	if ports.From != ports.To {
-		return 0, 0, fmt.Errorf("%q: a single port is wanted, not a range", s)
+		return 0, 0, fmt.Errorf("%q: expected a single port, not a range", s)
 	}
 	return protocol, ports.From, nil
 }
 
-// check reports every value that cannot be right.
+// check reports all invalid values.
 func (c *Config) check(body *hclsyntax.Body) error {
 	var errs []error
 	report := func(attribute string, err error) {
@@ -198,7 +197,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("zone", set(c.Zone, fabric.CheckName))
 	report("node", set(c.Node, fabric.CheckName))
 	if (c.Zone == "") != (c.Node == "") {
-		report("zone", errors.New("zone and node name a node together; the controller has neither"))
+		report("zone", errors.New("zone and node must be set together; the controller has neither"))
 	}
 	report("fabric", fabric.CheckName(c.Fabric))
 	report("trust_domain", set(c.TrustDomain, checkTrustDomain))
@@ -215,15 +214,15 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("history", CheckHistory(c.History))
 	}
 	if c.Audit.RotateBytes < 0 {
-		report("audit.rotate_bytes", fmt.Errorf("%d is less than none", c.Audit.RotateBytes))
+		report("audit.rotate_bytes", fmt.Errorf("%d must not be negative", c.Audit.RotateBytes))
 	}
 	if c.Audit.RotateMaxFiles < 0 {
-		report("audit.rotate_max_files", fmt.Errorf("%d is less than none", c.Audit.RotateMaxFiles))
+		report("audit.rotate_max_files", fmt.Errorf("%d must not be negative", c.Audit.RotateMaxFiles))
 	}
 	if c.Audit.RotateMaxFiles > 0 && c.Audit.RotateBytes == 0 {
-		report("audit.rotate_max_files", errors.New("without rotate_bytes no file is rotated: set that too"))
+		report("audit.rotate_max_files", errors.New("it requires rotate_bytes, without which no file is rotated"))
 	}
-	// What workloads get of it must not be below IPv6's minimum.
+	// The MTU of workloads is smaller, and must not be below the minimum of IPv6.
 	if c.Link.MTU < 1320 || c.Link.MTU > 65455 {
 		report("link.mtu", fmt.Errorf("%d is outside 1320-65455", c.Link.MTU))
 	}
@@ -239,30 +238,30 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		}
 	}
 	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
-		report("consul.token_file", errors.New("token and token_file exclude each other"))
+		report("consul.token_file", errors.New("token and token_file cannot both be set"))
 	}
 	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
-		report("nomad.token_file", errors.New("token and token_file exclude each other"))
+		report("nomad.token_file", errors.New("token and token_file cannot both be set"))
 	}
 	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
-		report("consul.cert_file", errors.New("cert_file and key_file belong together"))
+		report("consul.cert_file", errors.New("cert_file and key_file must be set together"))
 	}
 	return errors.Join(errs...)
 }
 
-// maxHistory bounds what the controller reads at a time of the history.
+// maxHistory bounds how many entries of the history the controller reads at once.
 const maxHistory = 10_000
 
-// CheckHistory reports why a controller cannot keep n revisions.
+// CheckHistory returns an error if a controller cannot keep n revisions.
 func CheckHistory(n int) error {
 	if n < 1 || n > maxHistory {
-		return fmt.Errorf("%d revisions cannot be kept: 1 to %d can", n, maxHistory)
+		return fmt.Errorf("cannot keep %d revisions, expected 1 to %d", n, maxHistory)
 	}
 	return nil
 }
 
-// position finds an attribute ("listen", "engine.listen") in the file; the
-// file alone if it is not there, since then the value came from elsewhere.
+// position returns the position of an attribute such as "listen" or "engine.listen", or the file
+// alone if the value did not come from the file.
 func position(body *hclsyntax.Body, path, attribute string) string {
 	if block, name, nested := strings.Cut(attribute, "."); nested {
 		for _, b := range body.Blocks {
@@ -305,11 +304,11 @@ func checkPool(s string, family, nodeBits int) error {
 	case err != nil:
 		return fmt.Errorf("%q is not a prefix", s)
 	case p != p.Masked():
-		return fmt.Errorf("%q has bits set behind the prefix; %s was meant?", s, p.Masked())
+		return fmt.Errorf("%q has host bits set, did you mean %s?", s, p.Masked())
 	case p.Addr().Is4() != (family == 4):
 		return fmt.Errorf("%q is not an IPv%d prefix", s, family)
 	case p.Bits() > nodeBits:
-		return fmt.Errorf("%q is too small: each node takes a /%d", s, nodeBits)
+		return fmt.Errorf("%q is too small: each node uses a /%d", s, nodeBits)
 	}
 	return nil
 }
@@ -320,12 +319,12 @@ func checkTrustDomain(s string) error {
 		return fmt.Errorf("%q is not a SPIFFE trust domain: %w", s, err)
 	}
 	if td.Name() != s {
-		return fmt.Errorf("%q is not a SPIFFE trust domain; %q was meant?", s, td.Name())
+		return fmt.Errorf("%q is not a SPIFFE trust domain, did you mean %q?", s, td.Name())
 	}
 	return nil
 }
 
-// Require reports what the daemon needs and the file does not give.
+// Require returns an error if the file lacks what the daemon needs.
 func (c *Config) Require(r Role) error {
 	var missing []string
 	need := func(value, name string) {
@@ -335,7 +334,7 @@ func (c *Config) Require(r Role) error {
 	}
 	if r == RoleController {
 		if c.IsNode() {
-			return fmt.Errorf("%s: the controller is no node: leave out zone and node", c.path)
+			return fmt.Errorf("%s: the controller is not a node: remove zone and node", c.path)
 		}
 	} else {
 		need(c.Zone, "zone")
@@ -351,7 +350,7 @@ func (c *Config) Require(r Role) error {
 		need(c.Controller.Address, "controller.address")
 	}
 	if len(missing) > 0 {
-		return fmt.Errorf("%s: sif %s needs %s", c.path, r, strings.Join(missing, ", "))
+		return fmt.Errorf("%s: sif %s requires %s", c.path, r, strings.Join(missing, ", "))
 	}
 	return nil
 }

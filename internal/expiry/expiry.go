@@ -1,9 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package expiry has a daemon act at the moment at which a contract expires,
-// with nobody there and no new revision. It knows when; what then has to be
-// taken out of the data path is for the daemon to compute.
+// Package expiry calls a daemon when a contract expires, which needs no new revision. It knows when
+// a contract expires; the daemon computes what to remove from the data path.
 package expiry
 
 import (
@@ -13,15 +12,14 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// look is how often the documents and the clock are looked at: documents come
-// and go, and the clock may be set.
+// look is the interval at which documents and clock are checked, because documents change and the
+// clock may be set.
 const look = time.Second
 
-// Watch calls act whenever an edge of the documents in force expires, until ctx
-// ends. An act that fails is repeated by whoever compares the data path with
-// what it should hold.
+// Watch calls act whenever an edge of the documents in force expires, until ctx ends. It does not
+// repeat an act that fails; the regular comparison of the data path does.
 func Watch(ctx context.Context, now func() time.Time, docs func() map[fabric.Ref]fabric.Document, act func()) {
-	seen := now() // what had expired by then has been acted on
+	seen := now() // earlier expiries are already applied
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {

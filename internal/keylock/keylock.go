@@ -1,15 +1,14 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package keylock serialises work on things that have a key: what is done about
-// one of them goes on while another is worked on. It knows nothing of what the
-// keys stand for.
+// Package keylock provides a mutex for each key, so that work with different keys runs
+// concurrently. It does not know what the keys mean.
 package keylock
 
 import "sync"
 
-// Locks is a mutex for each key in use. The zero value is ready for use, and
-// must not be copied after first use.
+// Locks is a mutex for each key in use. The zero value is ready for use. Locks must not be copied
+// after first use.
 type Locks[K comparable] struct {
 	mu   sync.Mutex
 	held map[K]*lock
@@ -17,11 +16,11 @@ type Locks[K comparable] struct {
 
 type lock struct {
 	mu    sync.Mutex
-	users int // holding it or waiting for it
+	users int // goroutines that hold it or wait for it
 }
 
-// Lock waits until nobody holds k and takes it. The function that it returns
-// gives it back; it is to be called once.
+// Lock locks k, and waits if it is locked. The function that it returns unlocks k; it must be
+// called once.
 func (l *Locks[K]) Lock(k K) (unlock func()) {
 	l.mu.Lock()
 	if l.held == nil {

@@ -1,15 +1,13 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package firewall is a node's own firewall: the nftables table "inet sif" in
-// the network namespace of the process. It admits on the underlay only the
-// encrypted links and management, keeps addresses of the fabric from coming in
-// the clear, lets workloads at nothing of the node but its resolver, forwards
-// for them nothing but what eBPF decides, and maps ports of the node to
-// endpoints. It knows interfaces, addresses and ports, and no policy.
+// Package firewall is a node's firewall: the nftables table "inet sif" in the network namespace of
+// the process. On the underlay it accepts only the encrypted links and management ports, and drops
+// unencrypted packets with addresses of the fabric. It lets workloads reach nothing of the node
+// except its resolver, forwards only packets between endpoints and links, which eBPF checks, and
+// maps ports of the node to endpoints. It knows interfaces, addresses and ports, but no policy.
 //
-// What has to do neither with the underlay nor with an interface of the fabric
-// it leaves alone: other networks of the node go on as they were.
+// It does not affect packets that use neither the underlay nor an interface of the fabric.
 package firewall
 
 import (
@@ -24,16 +22,16 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// tableName is the name of the table, of family inet.
+// tableName is the name of the table in the inet family.
 const tableName = "sif"
 
-// Names of the counters: packets that were dropped, by what they tried.
+// Names of the counters of dropped packets, by what the packets tried to reach.
 const (
-	PlainFabricSource = "plain-fabric-source" // an address of the fabric, in the clear on the underlay
-	UnderlayInput     = "underlay-input"      // something of the node that is not open to the underlay
-	WorkloadInput     = "workload-input"      // something of the node that is not open to workloads
-	LinkInput         = "link-input"          // something of the node, through an encrypted link
-	Forward           = "forward"             // a way past the fabric
+	PlainFabricSource = "plain-fabric-source" // an address of the fabric, unencrypted on the underlay
+	UnderlayInput     = "underlay-input"      // a port of the node that is not open to the underlay
+	WorkloadInput     = "workload-input"      // a port of the node that is not open to workloads
+	LinkInput         = "link-input"          // a port of the node, through an encrypted link
+	Forward           = "forward"             // forwarding that bypasses the fabric
 )
 
 var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, LinkInput, Forward}
@@ -44,14 +42,14 @@ type Port struct {
 	Number   uint16
 }
 
-// Config says what the node is.
+// Config describes the node.
 type Config struct {
-	Underlay   string         // the interface by which the node reaches others
-	Ranges     []netip.Prefix // what the pools of the fabric are taken from
+	Underlay   string         // the interface towards other nodes
+	Ranges     []netip.Prefix // the prefixes from which the pools of the fabric are assigned
 	Management []Port         // open to the underlay
 }
 
-// PortMapping leads a port of the node to an endpoint.
+// PortMapping maps a port of the node to an endpoint.
 type PortMapping struct {
 	Protocol fabric.Protocol
 	HostIP   netip.Addr // zero, or unspecified: every IPv4 address of the node
@@ -59,24 +57,23 @@ type PortMapping struct {
 	To       netip.AddrPort // IPv4
 }
 
-// Firewall is the table. It is safe for concurrent use.
+// Firewall manages the table. It is safe for concurrent use.
 type Firewall struct {
 	config Config
 
 	mu    sync.Mutex
-	known bool // whether SetPorts said which ports there are
+	known bool // SetPorts has set ports
 	ports []PortMapping
 }
 
-// New returns the firewall of a node and changes nothing yet.
+// New returns the firewall of a node. It does not change the kernel.
 func New(c Config) *Firewall {
 	return &Firewall{config: c}
 }
 
-// Apply makes the table be as it should, in one transaction: no packet sees
-// less than the old or the new rules. A table that an earlier process left is
-// taken over with its counters, and with its port mappings until SetPorts.
-// Established connections go on.
+// Apply sets up or repairs the table in one transaction, so that each packet sees either the old or
+// the new rules. Apply keeps the counters in the table of an earlier process, and its port mappings
+// until SetPorts is called. Established connections continue.
 func (f *Firewall) Apply() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -92,7 +89,8 @@ func (f *Firewall) Apply() error {
 		if err := f.write(conn, false); err == nil {
 			return nil
 		}
-		// Something of ours has another form, such as a hook's priority.
+		// The table of another version may differ in what cannot be changed, such as a hook's
+		// priority.
 	}
 	if err := f.write(conn, true); err != nil {
 		return fmt.Errorf("set up the node's firewall: %w", err)
@@ -100,8 +98,7 @@ func (f *Firewall) Apply() error {
 	return nil
 }
 
-// familiar reports whether the table, if there is one, has no other chains
-// than ours.
+// familiar reports whether the table, if it exists, has no other chains than ours.
 func (f *Firewall) familiar(conn *nftables.Conn) (bool, error) {
 	chains, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
 	if err != nil {
@@ -120,8 +117,8 @@ func (f *Firewall) table() *nftables.Table {
 	return &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 }
 
-// write sends the whole table as one transaction. With anew, the old one goes
-// in the same transaction.
+// write writes the whole table in one transaction. With anew set, the transaction first deletes the
+// old one.
 func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	table := conn.AddTable(f.table())
 	if anew {
@@ -152,8 +149,8 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	return conn.Flush()
 }
 
-// SetPorts replaces all port mappings, in one transaction. Connections that
-// were mapped before go on until they end.
+// SetPorts replaces all port mappings in one transaction. Connections with a removed mapping
+// continue until they end.
 func (f *Firewall) SetPorts(ports []PortMapping) error {
 	if err := checkPorts(ports); err != nil {
 		return err
@@ -161,7 +158,7 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known && slices.Equal(f.ports, ports) {
-		return nil // Apply repairs what somebody else changed
+		return nil // Apply repairs changes from outside
 	}
 	conn, err := nftables.New()
 	if err != nil {
@@ -177,8 +174,7 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 	return nil
 }
 
-// Counters returns how many packets were dropped, by the counter's name, since
-// the table was made.
+// Counters returns the number of dropped packets by counter, since the table was created.
 func (f *Firewall) Counters() (map[string]uint64, error) {
 	conn, err := nftables.New()
 	if err != nil {
@@ -195,18 +191,18 @@ func (f *Firewall) Counters() (map[string]uint64, error) {
 		}
 	}
 	if len(counters) == 0 {
-		return nil, errors.New("read the firewall's counters: the table is gone")
+		return nil, errors.New("read the firewall's counters: the table does not exist")
 	}
 	return counters, nil
 }
 
-// Remove takes the table away, if it is there.
+// Remove deletes the table if it exists.
 func (f *Firewall) Remove() error {
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}
-	conn.DelTable(conn.AddTable(f.table())) // to remove what is not there would be an error
+	conn.DelTable(conn.AddTable(f.table())) // deleting a missing table is an error
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}

@@ -320,7 +320,7 @@ func TestPortMappings(t *testing.T) {
 	s.do(func() error { return s.fw.SetPorts(many) })
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":23000"))
 
-	must.ErrorContains(t, s.fw.SetPorts([]firewall.PortMapping{first, first}), "leads to "+workloadAddress)
+	must.ErrorContains(t, s.fw.SetPorts([]firewall.PortMapping{first, first}), "it is already mapped to "+workloadAddress)
 	must.ErrorContains(t, s.fw.SetPorts([]firewall.PortMapping{{Protocol: fabric.TCP, HostPort: 1, To: to("[fd5f::2]:80")}}), "IPv4")
 }
 

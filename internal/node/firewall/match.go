@@ -17,8 +17,8 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Expressions of nftables' machine. Each helper loads what it looks at into
-// register 1 and goes on if it matches.
+// Expressions of the nftables virtual machine. Each function loads what it compares into register
+// 1; the rule continues if it matches.
 
 func rule(parts ...[]expr.Any) []expr.Any { return slices.Concat(parts...) }
 
@@ -26,7 +26,7 @@ func equal(data ...byte) *expr.Cmp {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: data}
 }
 
-// in and out are the interfaces by which a packet comes and goes.
+// in and out are the input and output interfaces of a packet.
 const in, out = expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME
 
 func name(key expr.MetaKey, device string) []expr.Any {
@@ -39,7 +39,7 @@ func prefix(key expr.MetaKey, start string) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: key, Register: 1}, equal([]byte(start)...)}
 }
 
-// veth matches the interface of an endpoint.
+// veth matches the interfaces of endpoints.
 func veth(key expr.MetaKey) []expr.Any {
 	return append(prefix(key, wellknown.InterfacePrefix), &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte(wellknown.ReservedPrefix)})
 }
@@ -60,7 +60,7 @@ func icmp(p, kind byte) []expr.Any {
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equal(kind))
 }
 
-// side is one of the addresses of a packet.
+// side is the position of an address in the IPv4 and the IPv6 header.
 type side struct{ offset4, offset6 uint32 }
 
 var source, destination = side{12, 8}, side{16, 24}
@@ -84,10 +84,10 @@ func within(s side, p netip.Prefix) []expr.Any {
 	}
 }
 
-// ongoing matches packets of connections that were let through before.
+// ongoing matches packets of accepted connections.
 func ongoing() []expr.Any { return conntrack(expr.CtKeySTATE, ctOngoing) }
 
-// mapped matches packets of connections that came by a port mapping.
+// mapped matches packets of connections with a port mapping.
 func mapped() []expr.Any { return conntrack(expr.CtKeySTATUS, ctDNAT) }
 
 func conntrack(key expr.CtKey, bits uint32) []expr.Any {
@@ -108,7 +108,7 @@ func toNodeItself() []expr.Any {
 
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }
 
-// drop counts and drops.
+// drop counts and drops the packet.
 func drop(counter string) []expr.Any {
 	return []expr.Any{
 		&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter},
@@ -118,7 +118,7 @@ func drop(counter string) []expr.Any {
 
 func newCounter() *expr.Counter { return &expr.Counter{} }
 
-// counted returns what a counter of the table has counted.
+// counted returns the name and value of a counter.
 func counted(o nftables.Obj) (name string, packets uint64, ok bool) {
 	named, ok := o.(*nftables.NamedObj)
 	if !ok {

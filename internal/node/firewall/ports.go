@@ -14,11 +14,11 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// portMaps are the maps that lead ports of the node to endpoints: with an
-// address of the node in the key, and for all of its addresses.
+// portMaps are the maps from ports of the node to endpoints: one with an address of the node in the
+// key, and one for all of its addresses.
 type portMaps struct{ addressed, plain *nftables.Set }
 
-// elementsPerMessage keeps a message below the 64 KiB of a netlink attribute.
+// elementsPerMessage limits a message to the 64 KiB of a netlink attribute.
 const elementsPerMessage = 256
 
 func newPortMaps(table *nftables.Table) portMaps {
@@ -66,7 +66,7 @@ func (m portMaps) fill(conn *nftables.Conn, ports []PortMapping) error {
 	return nil
 }
 
-// The parts of a key and of a value each fill 32-bit registers.
+// Each part of a key and of a value fills a 32-bit register.
 
 func word(b byte) []byte { return []byte{b, 0, 0, 0} }
 
@@ -74,7 +74,7 @@ func port(p uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, p)
 
 func everyAddress(p PortMapping) bool { return !p.HostIP.IsValid() || p.HostIP.IsUnspecified() }
 
-// checkPorts reports what cannot be mapped.
+// checkPorts returns an error if a mapping is invalid or conflicts with another one.
 func checkPorts(ports []PortMapping) error {
 	type key struct {
 		address  string
@@ -91,15 +91,14 @@ func checkPorts(ports []PortMapping) error {
 			k.address = p.HostIP.String()
 		}
 		if other, ok := seen[k]; ok {
-			return fmt.Errorf("map %s port %d of the node to %v: it leads to %v", p.Protocol, p.HostPort, p.To, other.To)
+			return fmt.Errorf("map %s port %d of the node to %v: it is already mapped to %v", p.Protocol, p.HostPort, p.To, other.To)
 		}
 		seen[k] = p
 	}
 	return nil
 }
 
-// Registers of 32 bits as nftables numbers them; the first four overlay the
-// register 1 of 128 bits.
+// 32-bit registers in the numbering of nftables; the first four are the 128-bit register 1.
 const reg0, reg1, reg2 = unix.NFT_REG32_00, unix.NFT_REG32_01, unix.NFT_REG32_02
 
 func (m portMaps) lookUp() []expr.Any {
@@ -123,7 +122,7 @@ func onlyIPv4() []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(unix.NFPROTO_IPV4)}
 }
 
-// translate sends the packet to the address and port that a look-up found.
+// translate changes the destination to the address and port from the look-up.
 func translate() *expr.NAT {
 	return &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1}
 }

@@ -14,11 +14,11 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// resolver is the address at which workloads ask the node's DNS server.
+// resolver is the address of the node's DNS server for workloads.
 var resolver = netip.PrefixFrom(wellknown.LinkLocal4, 32)
 
-// The ICMP messages that a node takes from the underlay: echo requests, errors,
-// and what IPv6 cannot do without (RFC 4890 section 4.4).
+// The ICMP messages that a node accepts from the underlay: echo requests, errors, and those that
+// IPv6 requires (RFC 4890 section 4.4).
 var (
 	icmp4 = []byte{3, 8, 11, 12}
 	icmp6 = []byte{1, 2, 3, 4, 128, 130, 134, 135, 136}
@@ -29,7 +29,7 @@ const (
 	ctDNAT    = 1 << 5 // IPS_DST_NAT
 )
 
-// chain is a base chain and what is in it.
+// chain is a base chain and its rules.
 type chain struct {
 	*nftables.Chain
 	rules func(*Firewall, portMaps) [][]expr.Any
@@ -37,7 +37,7 @@ type chain struct {
 
 func (f *Firewall) chains(table *nftables.Table) []chain {
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
-		policy := nftables.ChainPolicyAccept // what is not the fabric's is not ours to decide
+		policy := nftables.ChainPolicyAccept // other traffic is not affected
 		return &nftables.Chain{Table: table, Name: name, Type: kind, Hooknum: hook, Priority: priority, Policy: &policy}
 	}
 	return []chain{
@@ -48,7 +48,7 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 	}
 }
 
-// raw: traffic of the fabric comes through links only.
+// raw drops packets with addresses of the fabric on the underlay: they must come through links.
 func (f *Firewall) raw(portMaps) [][]expr.Any {
 	var rules [][]expr.Any
 	for _, r := range f.config.Ranges {
@@ -59,7 +59,7 @@ func (f *Firewall) raw(portMaps) [][]expr.Any {
 	return rules
 }
 
-// prerouting: port mappings.
+// prerouting applies port mappings.
 func (f *Firewall) prerouting(maps portMaps) [][]expr.Any {
 	return [][]expr.Any{
 		rule(name(in, f.config.Underlay), maps.lookUpWithAddress()),
@@ -67,7 +67,7 @@ func (f *Firewall) prerouting(maps portMaps) [][]expr.Any {
 	}
 }
 
-// input: what is for the node itself.
+// input filters packets to the node itself.
 func (f *Firewall) input(portMaps) [][]expr.Any {
 	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, wellknown.LinkPrefix)
 	rules := [][]expr.Any{
@@ -85,7 +85,7 @@ func (f *Firewall) input(portMaps) [][]expr.Any {
 	}
 	return append(rules,
 		rule(underlay, drop(UnderlayInput)),
-		rule(workload, ongoing(), accept()), // the node's own health checks
+		rule(workload, ongoing(), accept()), // replies to the node's health checks
 		rule(workload, within(destination, resolver), destinationPorts(fabric.UDP, wellknown.DNSPort, wellknown.DNSPort), accept()),
 		rule(workload, within(destination, resolver), destinationPorts(fabric.TCP, wellknown.DNSPort, wellknown.DNSPort), accept()),
 		rule(workload, drop(WorkloadInput)),
@@ -94,8 +94,8 @@ func (f *Firewall) input(portMaps) [][]expr.Any {
 	)
 }
 
-// forward: between endpoints and links eBPF decides at the endpoints; outside
-// there are only port mappings.
+// forward accepts packets between endpoints and links, which eBPF checks at the endpoints, and
+// those of port mappings.
 func (f *Firewall) forward(portMaps) [][]expr.Any {
 	underlay := f.config.Underlay
 	return [][]expr.Any{
@@ -108,6 +108,6 @@ func (f *Firewall) forward(portMaps) [][]expr.Any {
 		rule(veth(out), drop(Forward)),
 		rule(prefix(in, wellknown.LinkPrefix), drop(Forward)),
 		rule(prefix(out, wellknown.LinkPrefix), drop(Forward)),
-		rule(name(in, underlay), name(out, underlay), drop(Forward)), // nobody's router
+		rule(name(in, underlay), name(out, underlay), drop(Forward)), // the node does not route between others
 	}
 }

@@ -205,8 +205,8 @@ func TestHandlers(t *testing.T) {
 	defer cancel()
 
 	must.ErrorContains(t, c.Call(ctx, "panic", nil, nil), "internal error")
-	must.ErrorContains(t, c.Call(ctx, "large", nil, nil), "larger than")
-	must.ErrorContains(t, c.Call(ctx, "echo", strings.Repeat("x", maxFrame), nil), "larger than")
+	must.ErrorContains(t, c.Call(ctx, "large", nil, nil), "a frame has at most")
+	must.ErrorContains(t, c.Call(ctx, "echo", strings.Repeat("x", maxFrame), nil), "a frame has at most")
 	var got string
 	must.NoError(t, c.Call(ctx, "echo", "still here", &got))
 	must.Eq(t, "still here", got)
