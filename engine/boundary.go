@@ -25,8 +25,8 @@ import (
 // conntrackZone is the connection tracking zone of the bridge.
 const conntrackZone = 1
 
-// switchTimeout bounds a call to the switch. A change has endpointTimeout more for each endpoint: on two busy cores,
-// Open vSwitch needs up to 100 µs to load one.
+// switchTimeout bounds a call to the switch. A change has endpointTimeout more for each endpoint:
+// on two busy cores, Open vSwitch needs up to 100 µs to load one.
 const (
 	switchTimeout   = 10 * time.Second
 	endpointTimeout = 500 * time.Microsecond
@@ -107,7 +107,8 @@ func (b *bridge) connect(ctx context.Context) (opened bool, err error) {
 	return true, nil
 }
 
-// state translates what is wanted for the pipeline. It leaves out endpoints whose port does not exist yet.
+// state translates what is wanted for the pipeline. It leaves out endpoints whose port does not
+// exist yet.
 func (b *bridge) state() ovs.State {
 	s := ovs.State{Ports: slices.Collect(maps.Values(b.ports)), Endpoints: make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))}
 	for name, ep := range b.wanted.Endpoints {
@@ -145,8 +146,8 @@ func (e SwitchEntry) entries() []ovs.Entry {
 	return list
 }
 
-// endpointNumber returns the pipeline's number of an endpoint: 55 bits of its name's hash, which needs no table of
-// numbers in use.
+// endpointNumber returns the pipeline's number of an endpoint: 55 bits of its name's hash, which
+// needs no table of numbers in use.
 func endpointNumber(name string) uint64 {
 	sum := sha256.Sum256([]byte(name))
 	return binary.BigEndian.Uint64(sum[:])>>9 | 1

@@ -26,7 +26,8 @@ import (
 
 var benchEndpoints = flag.Int("endpoints", 10_000, "endpoints in the switch during benchmarks")
 
-// crowd is n endpoints on two ports, in n/100 classes, each of which may open flows to the next one.
+// crowd is n endpoints on two ports, in n/100 classes, each of which may open flows to the next
+// one.
 func crowd(n int, other fabric.NodeID) SwitchState {
 	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	v4, v6 := netip.MustParseAddr("100.64.0.0"), netip.MustParseAddr("fd5f::")
@@ -83,8 +84,8 @@ func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
 	must.Len(t, 200, have.Endpoints)
 }
 
-// Open vSwitch reuses the number of a port whose device is gone. The peer that had it is then reached by no port until
-// its own is known again.
+// Open vSwitch reuses the number of a port whose device is gone. The peer that had it is then
+// reached by no port until its own is known again.
 func TestPortNumberIsReused(t *testing.T) {
 	b := newBridge(ovs.NewSwitch(ovs.Config{}), fixedNames{}, hclog.NewNullLogger())
 	first, second := fabric.NodeID{Zone: "gcp1", Name: "p1"}, fabric.NodeID{Zone: "gcp2", Name: "p1"}

@@ -36,7 +36,8 @@ type Action interface {
 // Output sends the packet out of a port.
 type Output struct{ Port uint32 }
 
-// SetField sets a header field or a register. Value is in network byte order and has the field's length.
+// SetField sets a header field or a register. Value is in network byte order and has the field's
+// length.
 type SetField struct {
 	Field Field
 	Value []byte
@@ -52,7 +53,8 @@ type CT struct {
 	Zone uint16
 	// Commit stores the connection. Exec changes the stored entry.
 	Commit bool
-	// Force makes the packet's direction the original one and replaces an entry with the other direction.
+	// Force makes the packet's direction the original one and replaces an entry with the other
+	// direction.
 	Force bool
 	// Table, unless nil, is the table in which the packet continues with its connection state.
 	Table *uint8
@@ -60,7 +62,8 @@ type CT struct {
 	Exec []Action
 }
 
-// Unknown is an action that this package cannot make, read back from a foreign flow. Wire is its whole wire form.
+// Unknown is an action that this package cannot make, read back from a foreign flow. Wire is its
+// whole wire form.
 type Unknown struct{ Wire []byte }
 
 func (a Output) append(b []byte) []byte {
@@ -143,8 +146,8 @@ func joinActions(actions []Action) string {
 	return strings.Join(parts, ",")
 }
 
-// Instructions are what a flow does with a packet, in wire form, so that equal instructions compare equal with ==. The
-// zero value drops.
+// Instructions are what a flow does with a packet, in wire form, so that equal instructions compare
+// equal with ==. The zero value drops.
 type Instructions struct{ wire string }
 
 // Drop drops the packet.
@@ -169,8 +172,8 @@ func (in Instructions) Goto(table uint8) Instructions {
 	return Instructions{in.wire + string([]byte{0, instructionGotoTable, 0, 8, table, 0, 0, 0})}
 }
 
-// Decode returns the actions and the table in which the packet continues, or -1. Instructions that this package cannot
-// make are an error.
+// Decode returns the actions and the table in which the packet continues, or -1. Instructions that
+// this package cannot make are an error.
 func (in Instructions) Decode() (actions []Action, next int, err error) {
 	next = -1
 	b := []byte(in.wire)

@@ -17,9 +17,11 @@ import (
 	"time"
 )
 
-// Conn is a connection to one bridge. Its methods may be called at the same time; the messages of two calls do not mix.
+// Conn is a connection to one bridge. Its methods may be called at the same time; the messages of
+// two calls do not mix.
 //
-// After an error other than *Error it is unknown whether the change was made: the caller must read the switch back.
+// After an error other than *Error it is unknown whether the change was made: the caller must read
+// the switch back.
 type Conn struct {
 	nc   net.Conn
 	done chan struct{}
@@ -36,14 +38,15 @@ type Conn struct {
 // exchange is a request of one or more messages that waits for its answers.
 type exchange struct {
 	first, last uint32 // the transaction IDs of its messages
-	// answer is called by the reader for every message with one of these IDs. It returns true for the last one.
+	// answer is called by the reader for every message with one of these IDs. It returns true for
+	// the last one.
 	answer func(message) (bool, error)
 	err    error
 	done   chan struct{}
 }
 
-// Dial connects to the bridge's management socket and agrees on the version of the protocol. ctx bounds that, not the
-// life of the connection.
+// Dial connects to the bridge's management socket and agrees on the version of the protocol. ctx
+// bounds that, not the life of the connection.
 func Dial(ctx context.Context, socket string) (*Conn, error) {
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", socket)
@@ -119,8 +122,8 @@ func (c *Conn) read(r io.Reader) {
 			return
 		}
 		if m.kind == typeEchoRequest {
-			// Not answered here, because the writer may be waiting for the switch to read, while the switch waits for
-			// this goroutine to read.
+			// Not answered here, because the writer may be waiting for the switch to read, while
+			// the switch waits for this goroutine to read.
 			go c.echo(m)
 			continue
 		}
@@ -183,7 +186,8 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// Done is closed when the connection has ended, for example because the switch restarted and lost its flows.
+// Done is closed when the connection has ended, for example because the switch restarted and lost
+// its flows.
 func (c *Conn) Done() <-chan struct{} { return c.done }
 
 // Err returns why the connection ended, or nil while it is open.
@@ -193,7 +197,8 @@ func (c *Conn) Err() error {
 	return c.err
 }
 
-// exchange writes count messages, which write makes with IDs from first on, and waits until answer has returned true.
+// exchange writes count messages, which write makes with IDs from first on, and waits until answer
+// has returned true.
 func (c *Conn) exchange(ctx context.Context, count int, write func(w *bufio.Writer, first uint32) error, answer func(m message, first uint32) (bool, error)) error {
 	if err := ctx.Err(); err != nil {
 		return err
@@ -228,8 +233,8 @@ func (c *Conn) exchange(ctx context.Context, count int, write func(w *bufio.Writ
 	}
 }
 
-// write sends an exchange's messages. A failure ends the connection, because the switch would read the next message as
-// the rest of the one that was cut.
+// write sends an exchange's messages. A failure ends the connection, because the switch would read
+// the next message as the rest of the one that was cut.
 func (c *Conn) write(ctx context.Context, do func(*bufio.Writer) error) error {
 	c.writing.Lock()
 	defer c.writing.Unlock()
@@ -243,7 +248,8 @@ func (c *Conn) write(ctx context.Context, do func(*bufio.Writer) error) error {
 		err = c.w.Flush()
 	}
 	if !stop() && err == nil {
-		// All was written just before ctx ended: remove the deadline, which would fail the next exchange.
+		// All was written just before ctx ended: remove the deadline, which would fail the next
+		// exchange.
 		<-expired
 		err = c.nc.SetWriteDeadline(time.Time{})
 	}
@@ -257,8 +263,8 @@ func (c *Conn) write(ctx context.Context, do func(*bufio.Writer) error) error {
 	return err
 }
 
-// Apply makes changes in order, but not atomically: those before a refused one stay. It returns when they are in the
-// switch's tables.
+// Apply makes changes in order, but not atomically: those before a refused one stay. It returns
+// when they are in the switch's tables.
 func (c *Conn) Apply(ctx context.Context, mods ...FlowMod) error {
 	messages, err := encode(mods)
 	if err != nil {
@@ -290,7 +296,8 @@ const (
 	bundleOverhead                 = headerLen + 8 // of an add message
 )
 
-// Bundle makes changes atomically: all of them or, if one is refused, none. No packet meets a part of them.
+// Bundle makes changes atomically: all of them or, if one is refused, none. No packet meets a part
+// of them.
 func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 	if len(mods) == 0 {
 		return nil
@@ -299,8 +306,8 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 	if err != nil {
 		return err
 	}
-	// The switch checks the form of a change when it is added to the bundle, and leaves out a bad one. So the bundle is
-	// committed only after all answers have come.
+	// The switch checks the form of a change when it is added to the bundle, and leaves out a bad
+	// one. So the bundle is committed only after all answers have come.
 	var id uint32
 	fillErr := c.exchange(ctx, len(mods)+2, func(w *bufio.Writer, first uint32) error {
 		id = first
@@ -385,7 +392,8 @@ func bare(kind uint8, xid uint32) []byte {
 	return b
 }
 
-// refusal turns an error message into an *Error that names the refused change. first is the ID of mods[0].
+// refusal turns an error message into an *Error that names the refused change. first is the ID of
+// mods[0].
 func refusal(m message, mods []FlowMod, first uint32) error {
 	if m.kind != typeError {
 		return fmt.Errorf("unexpected message type %d in answer to a change", m.kind)

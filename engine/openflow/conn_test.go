@@ -71,7 +71,8 @@ func TestAgainstOpenVSwitch(t *testing.T) {
 	must.SliceLen(t, 1, flows(all))
 
 	t.Run("a bundle is atomic", func(t *testing.T) {
-		// The switch finds the first fault when the change is added, the second when the bundle is committed.
+		// The switch finds the first fault when the change is added, the second when the bundle is
+		// committed.
 		badForm := of.Flow{Key: of.Key{Match: of.NewMatch(of.Is16(of.TCPDst, 1))}}
 		badTable := numbered(3, 1)
 		badTable.Instructions = of.Drop.Goto(1)

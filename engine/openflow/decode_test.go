@@ -70,7 +70,8 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
-// FuzzDecode feeds the decoders of everything that a switch sends. What they accept must survive encoding.
+// FuzzDecode feeds the decoders of everything that a switch sends. What they accept must survive
+// encoding.
 func FuzzDecode(f *testing.F) {
 	for _, tc := range golden {
 		f.Add(statsOf(tc.mod.flow))

@@ -15,7 +15,8 @@ import (
 
 var trackTable = uint8(3)
 
-// golden contains messages, and what `ovs-ofctl ofp-print` of Open vSwitch 3.1 prints for their bytes.
+// golden contains messages, and what `ovs-ofctl ofp-print` of Open vSwitch 3.1 prints for their
+// bytes.
 var golden = []struct {
 	name    string
 	mod     FlowMod

@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// Field identifies a header field, a register or packet metadata: the class and number in its OXM header, without
-// length and mask bit.
+// Field identifies a header field, a register or packet metadata: the class and number in its OXM
+// header, without length and mask bit.
 type Field uint32
 
 func basic(n uint32) Field  { return Field(0x8000<<16 | n<<9) }
@@ -80,7 +80,8 @@ type FieldMatch struct {
 	Value []byte
 	Mask  []byte // nil: all bits
 
-	// Experimenter is the number of the organisation that defined a field of the experimenter class.
+	// Experimenter is the number of the organisation that defined a field of the experimenter
+	// class.
 	Experimenter uint32
 }
 
@@ -143,8 +144,8 @@ func Within(f Field, p netip.Prefix) FieldMatch {
 // Match is a set of field matches in canonical wire form, so that equal sets compare equal with ==.
 type Match struct{ oxm string }
 
-// NewMatch puts fields into canonical form: a field comes after its prerequisites, a mask of all bits is dropped, a field
-// with a mask of no bits is left out.
+// NewMatch puts fields into canonical form: a field comes after its prerequisites, a mask of all
+// bits is dropped, a field with a mask of no bits is left out.
 func NewMatch(fields ...FieldMatch) Match {
 	fields = slices.Clone(fields)
 	slices.SortFunc(fields, func(a, b FieldMatch) int { return compareFields(a.Field, b.Field) })
@@ -155,8 +156,8 @@ func NewMatch(fields ...FieldMatch) Match {
 	return Match{string(b)}
 }
 
-// compareFields orders the basic class before extensions, and fields of a class by number: Open vSwitch refuses a field
-// that precedes its prerequisite.
+// compareFields orders the basic class before extensions, and fields of a class by number: Open
+// vSwitch refuses a field that precedes its prerequisite.
 func compareFields(a, b Field) int {
 	if ab, bb := a>>16 == 0x8000, b>>16 == 0x8000; ab != bb {
 		if ab {

@@ -76,8 +76,9 @@ func BenchmarkLoad(b *testing.B) {
 	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/load")
 }
 
-// BenchmarkOneEndpoint adds an endpoint to the crowd and removes it again. A starting workload waits for the first; the
-// second returns only when the datapath follows. Each state is built anew, as the engine does.
+// BenchmarkOneEndpoint adds an endpoint to the crowd and removes it again. A starting workload
+// waits for the first; the second returns only when the datapath follows. Each state is built anew,
+// as the engine does.
 func BenchmarkOneEndpoint(b *testing.B) {
 	ctx := context.Background()
 	p := benchPipeline(b)

@@ -14,12 +14,13 @@ import (
 // pokeInterval is a little longer than a pass of the revalidators usually takes.
 const pokeInterval = 5 * time.Millisecond
 
-// pokeFlow is in a table that no packet reaches. Writing it makes ovs-vswitchd compare the datapath with its tables at
-// once instead of within half a second.
+// pokeFlow is in a table that no packet reaches. Writing it makes ovs-vswitchd compare the datapath
+// with its tables at once instead of within half a second.
 func pokeFlow() of.Flow { return flow(tablePoke, priorityMiss, cookie(cookieBase, 0), of.Drop) }
 
-// awaitDatapath returns when packets meet the tables as they were when it was called. The datapath caches decisions;
-// ovs-vswitchd's revalidators correct them a few milliseconds after the tables changed.
+// awaitDatapath returns when packets meet the tables as they were when it was called. The datapath
+// caches decisions; ovs-vswitchd's revalidators correct them a few milliseconds after the tables
+// changed.
 func (p *Pipeline) awaitDatapath(ctx context.Context) error {
 	// The first pass to end may have begun before the change, the second has not.
 	for range 2 {

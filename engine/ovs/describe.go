@@ -21,8 +21,8 @@ type Names interface {
 	Entry(id uint64) string    // the contract of its connections
 }
 
-// Describe puts a flow into words: which packets it matches, and what it does with them. A flow that it cannot describe
-// is printed as a flow, with the reason.
+// Describe puts a flow into words: which packets it matches, and what it does with them. A flow
+// that it cannot describe is printed as a flow, with the reason.
 func Describe(f of.Flow, names Names) string {
 	d := describer{names}
 	packets, err := d.packets(f.Match)

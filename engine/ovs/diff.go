@@ -48,13 +48,14 @@ type step struct {
 
 // steps returns what makes the switch as wanted, in the order in which the datapath must see it.
 //
-// A packet meets the tables twice: tables 0 to 2 find its classes and its port, and after connection tracking tables 3
-// to 5 judge it by these. The datapath caches the two decisions apart, so that while it follows a change, an old one
-// may be combined with a new one. That is harmless if the change only adds or only takes away, or concerns only the
-// tables before or only those after connection tracking. Otherwise an address could meet a new policy with its old
-// class, or with its new class a policy that is gone. Then the first step only takes away, and the second adds when
-// the datapath has forgotten what is gone. The same is necessary if the datapath may not yet have followed an earlier
-// change (lagging).
+// A packet meets the tables twice: tables 0 to 2 find its classes and its port, and after
+// connection tracking tables 3 to 5 judge it by these. The datapath caches the two decisions apart,
+// so that while it follows a change, an old one may be combined with a new one. That is harmless if
+// the change only adds or only takes away, or concerns only the tables before or only those after
+// connection tracking. Otherwise an address could meet a new policy with its old class, or with its
+// new class a policy that is gone. Then the first step only takes away, and the second adds when
+// the datapath has forgotten what is gone. The same is necessary if the datapath may not yet have
+// followed an earlier change (lagging).
 func (d Diff) steps(lagging bool) []step {
 	var all, less, more step
 	var takes, adds [2]bool // before and after connection tracking

@@ -17,7 +17,8 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// drawState draws a small State, so that two of them often share numbers, addresses, classes and ports.
+// drawState draws a small State, so that two of them often share numbers, addresses, classes and
+// ports.
 func drawState(t *rapid.T, name string) State {
 	number := func(most int, what string) uint32 { return uint32(rapid.IntRange(1, most).Draw(t, name+" "+what)) }
 	var s State
@@ -81,8 +82,9 @@ func write(flows map[of.Key]of.Flow, s step) {
 	put(flows, s.add)
 }
 
-// While the datapath follows a change, a packet may meet the old tables before connection tracking and the new ones
-// after it, or the other way round. It never gets where neither the old nor the new state leads it.
+// While the datapath follows a change, a packet may meet the old tables before connection tracking
+// and the new ones after it, or the other way round. It never gets where neither the old nor the
+// new state leads it.
 func TestChangeIsNeverWiderThanBothStates(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		from, to := drawState(t, "from"), drawState(t, "to")
@@ -117,7 +119,8 @@ func TestChangeIsNeverWiderThanBothStates(t *testing.T) {
 	})
 }
 
-// What is taken away is out of the datapath when the last step is over, and what the policy adds is in.
+// What is taken away is out of the datapath when the last step is over, and what the policy adds is
+// in.
 func TestStepsWait(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		from, to := drawState(t, "from"), drawState(t, "to")
@@ -164,8 +167,8 @@ func packets() (list []packet) {
 	return list
 }
 
-// fate says to which port and peer a packet gets, or "", when it meets the flows first before connection tracking and
-// the flows second after it.
+// fate says to which port and peer a packet gets, or "", when it meets the flows first before
+// connection tracking and the flows second after it.
 func fate(first, second map[of.Key]of.Flow, p packet) string {
 	fields := map[of.Field][]byte{
 		of.InPort: binary.BigEndian.AppendUint32(nil, p.in), of.EthType: {8, 0}, of.IPProto: {6},

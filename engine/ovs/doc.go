@@ -1,11 +1,11 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package ovs controls the Open vSwitch of one processor: Switch manages its bridge and ports, Pipeline the flows that
-// decide which packet passes between the ports.
+// Package ovs controls the Open vSwitch of one processor: Switch manages its bridge and ports,
+// Pipeline the flows that decide which packet passes between the ports.
 //
-// It knows numbers: ports, address prefixes, classes, entries. It must not know services, contracts, revisions, Consul
-// or leases: the engine translates them into numbers.
+// It knows numbers: ports, address prefixes, classes, entries. It must not know services,
+// contracts, revisions, Consul or leases: the engine translates them into numbers.
 //
 // # The pipeline
 //
@@ -16,10 +16,10 @@
 //	4 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 5
 //	5 output       reg2                              -> both MACs, out
 //
-// A packet that matches no flow is dropped and counted by reason. The number of flows grows with endpoints + entries,
-// never with endpoints times endpoints.
+// A packet that matches no flow is dropped and counted by reason. The number of flows grows with
+// endpoints + entries, never with endpoints times endpoints.
 //
-// A connection's label is the number of the entry that admitted it. Its packets pass, in both directions, only while
-// table 3 has that entry's flows and both ends have the entry's classes. Otherwise table 4 judges each packet as if it
-// opened a connection.
+// A connection's label is the number of the entry that admitted it. Its packets pass, in both
+// directions, only while table 3 has that entry's flows and both ends have the entry's classes.
+// Otherwise table 4 judges each packet as if it opened a connection.
 package ovs

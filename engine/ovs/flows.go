@@ -21,7 +21,8 @@ const (
 	tablePoke uint8 = 253
 )
 
-// The first byte of a cookie is the kind of part that a flow belongs to; the rest is the part's number.
+// The first byte of a cookie is the kind of part that a flow belongs to; the rest is the part's
+// number.
 const (
 	cookieBase uint64 = iota + 1
 	cookieDrop
@@ -138,8 +139,8 @@ func baseFlows(zone uint16) []of.Flow {
 	return flows
 }
 
-// passAllFlows let every packet to a known destination pass. Connections are still tracked, so that those that exist
-// survive the return of the policy.
+// passAllFlows let every packet to a known destination pass. Connections are still tracked, so that
+// those that exist survive the return of the policy.
 func passAllFlows() []of.Flow {
 	c := cookie(cookiePassAll, 0)
 	flows := []of.Flow{flow(tableState, priorityPassAll, c, of.Drop.Goto(tableOutput))}

@@ -13,10 +13,11 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// Pipeline writes the flows of one bridge. The switch enforces them also when this process has stopped.
+// Pipeline writes the flows of one bridge. The switch enforces them also when this process has
+// stopped.
 //
-// Its methods may be called at the same time. Changes are made one after the other, each with its wait for the
-// datapath: a later change must not widen what an earlier one has not yet taken away.
+// Its methods may be called at the same time. Changes are made one after the other, each with its
+// wait for the datapath: a later change must not widen what an earlier one has not yet taken away.
 type Pipeline struct {
 	revalidated func(context.Context) error
 	conn        atomic.Pointer[of.Conn]
@@ -24,16 +25,17 @@ type Pipeline struct {
 
 	mu     sync.Mutex // held during a change
 	wanted *wanted    // by the last Set or Reconcile
-	// known says that the tables contain the flows of wanted. It is false on a new connection and after a failed
-	// write; the next change then reads the tables back.
+	// known says that the tables contain the flows of wanted. It is false on a new connection and
+	// after a failed write; the next change then reads the tables back.
 	known bool
-	// lagging says that the datapath may still decide by earlier tables because a wait for it failed.
+	// lagging says that the datapath may still decide by earlier tables because a wait for it
+	// failed.
 	lagging bool
 }
 
-// NewPipeline returns a pipeline without a connection. zone is the connection tracking zone, which no other bridge of
-// the same switch may use. revalidated returns when the switch has compared the datapath with its tables once more;
-// see Switch.Revalidated.
+// NewPipeline returns a pipeline without a connection. zone is the connection tracking zone, which
+// no other bridge of the same switch may use. revalidated returns when the switch has compared the
+// datapath with its tables once more; see Switch.Revalidated.
 func NewPipeline(zone uint16, revalidated func(context.Context) error) *Pipeline {
 	return &Pipeline{revalidated: revalidated, wanted: newWanted(zone)}
 }
@@ -41,8 +43,9 @@ func NewPipeline(zone uint16, revalidated func(context.Context) error) *Pipeline
 // ErrNotConnected is returned while the pipeline has no connection to the switch.
 var ErrNotConnected = errors.New("no connection to the switch")
 
-// UseConn makes conn the pipeline's connection: the first one, or the successor of one that ended. It changes nothing
-// in the switch. The next Set reads back what an earlier process or connection left there.
+// UseConn makes conn the pipeline's connection: the first one, or the successor of one that ended.
+// It changes nothing in the switch. The next Set reads back what an earlier process or connection
+// left there.
 func (p *Pipeline) UseConn(conn *of.Conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -50,20 +53,21 @@ func (p *Pipeline) UseConn(conn *of.Conn) {
 	p.known = false
 }
 
-// Set makes the switch enforce state and writes only what differs from the previous state, as one OpenFlow bundle.
-// When it returns without an error, no packet passes by what state no longer allows, connections included, and what
-// it newly allows passes. The one exception is a Set that only adds endpoints or ports: the switch may drop packets
-// to and from them for some more milliseconds if it dropped such packets before.
+// Set makes the switch enforce state and writes only what differs from the previous state, as one
+// OpenFlow bundle. When it returns without an error, no packet passes by what state no longer
+// allows, connections included, and what it newly allows passes. The one exception is a Set that
+// only adds endpoints or ports: the switch may drop packets to and from them for some more
+// milliseconds if it dropped such packets before.
 //
-// Until Set returns, each packet is treated as the previous state or the new one says, or is dropped. If the
-// difference is such that a mix of old and new decisions could let another packet pass, Set writes two bundles: what
-// takes away, and, when the datapath follows, what adds.
+// Until Set returns, each packet is treated as the previous state or the new one says, or is
+// dropped. If the difference is such that a mix of old and new decisions could let another packet
+// pass, Set writes two bundles: what takes away, and, when the datapath follows, what adds.
 //
-// An invalid state is refused and changes nothing. After any other error the switch may have either state, or only less
-// than before; the next Set or Reconcile reads it back.
+// An invalid state is refused and changes nothing. After any other error the switch may have either
+// state, or only less than before; the next Set or Reconcile reads it back.
 //
-// The pipeline keeps the lists of state, so the caller must not modify them afterwards. Lists in order of numbers are
-// compared fastest.
+// The pipeline keeps the lists of state, so the caller must not modify them afterwards. Lists in
+// order of numbers are compared fastest.
 func (p *Pipeline) Set(ctx context.Context, state State) error {
 	if _, err := p.set(ctx, state, false); err != nil {
 		return fmt.Errorf("program the switch: %w", err)
@@ -71,8 +75,8 @@ func (p *Pipeline) Set(ctx context.Context, state State) error {
 	return nil
 }
 
-// Reconcile is Set with the difference between state and what the switch really contains, which it returns: flows
-// that were missing, altered or foreign. Flows that were right keep their counters.
+// Reconcile is Set with the difference between state and what the switch really contains, which it
+// returns: flows that were missing, altered or foreign. Flows that were right keep their counters.
 func (p *Pipeline) Reconcile(ctx context.Context, state State) (Diff, error) {
 	diff, err := p.set(ctx, state, true)
 	if err != nil {
@@ -113,8 +117,9 @@ func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, e
 	return diff, nil
 }
 
-// SetPassAll switches the policy off or on again, for tests of the other layers: every packet to a known destination
-// passes, from any source. The first Set of the next process switches the policy on again.
+// SetPassAll switches the policy off or on again, for tests of the other layers: every packet to a
+// known destination passes, from any source. The first Set of the next process switches the policy
+// on again.
 func (p *Pipeline) SetPassAll(ctx context.Context, on bool) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -139,8 +144,8 @@ func (p *Pipeline) write(ctx context.Context, d Diff) error {
 	err := p.writeSteps(ctx, steps)
 	takes := len(d.Removed)+len(d.Changed) > 0
 	if refused := new(of.Error); takes && len(steps) == 1 && errors.As(err, &refused) {
-		// The switch refused the bundle, for example because a table is full. That must not keep it from removing
-		// what is no longer allowed.
+		// The switch refused the bundle, for example because a table is full. That must not keep it
+		// from removing what is no longer allowed.
 		err = p.writeSteps(ctx, d.steps(true))
 	}
 	return err

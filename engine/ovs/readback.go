@@ -14,8 +14,8 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// Drops counts the packets that the switch dropped, by reason, since it was started. The counters lag by up to a
-// second.
+// Drops counts the packets that the switch dropped, by reason, since it was started. The counters
+// lag by up to a second.
 func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
 	flows, err := p.flows(ctx, of.Filter{
 		Table: of.AllTables, Cookie: cookie(cookieDrop, 0), CookieMask: 0xff << cookieShift,
@@ -35,9 +35,9 @@ func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
 	return drops, nil
 }
 
-// Dump reads back what the switch enforces, whichever process wrote it. It leaves out flows that are part of no State;
-// Reconcile removes them. Of ports that two entries admit, only the entry with the lower number shows them; an entry
-// left without ports has protocol 0.
+// Dump reads back what the switch enforces, whichever process wrote it. It leaves out flows that
+// are part of no State; Reconcile removes them. Of ports that two entries admit, only the entry
+// with the lower number shows them; an entry left without ports has protocol 0.
 func (p *Pipeline) Dump(ctx context.Context) (State, error) {
 	flows, err := p.flows(ctx, of.Filter{Table: of.AllTables})
 	if err != nil {
@@ -46,8 +46,9 @@ func (p *Pipeline) Dump(ctx context.Context) (State, error) {
 	return read(flows).tidy(), nil
 }
 
-// Inspect is Dump, and how the switch differs from one with just that state, as Reconcile would report it: parts that
-// are missing or altered, foreign flows, a policy that is switched off. It changes nothing.
+// Inspect is Dump, and how the switch differs from one with just that state, as Reconcile would
+// report it: parts that are missing or altered, foreign flows, a policy that is switched off. It
+// changes nothing.
 func (p *Pipeline) Inspect(ctx context.Context) (State, Diff, error) {
 	flows, err := p.flows(ctx, of.Filter{Table: of.AllTables})
 	if err != nil {
@@ -136,7 +137,8 @@ func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
 			}
 		case of.IPv4Src, of.IPv4Dst, of.IPv6Src, of.IPv6Dst:
 			addr, _ := netip.AddrFromSlice(m.Value)
-			// The priority is the length of the prefix, but not always in a flow that was written by hand.
+			// The priority is the length of the prefix, but not always in a flow that was written
+			// by hand.
 			prefix, err := addr.Prefix(int(f.Priority) - priorityPrefix)
 			if err == nil && !slices.Contains(e.Prefixes, prefix) {
 				e.Prefixes = append(e.Prefixes, prefix)

@@ -73,7 +73,8 @@ func TestSetWaitsOnce(t *testing.T) {
 	}))
 }
 
-// A Set whose wait failed has not returned before the datapath follows, and neither does the next one.
+// A Set whose wait failed has not returned before the datapath follows, and neither does the next
+// one.
 func TestFailedWait(t *testing.T) {
 	f := newFixture(t)
 	ctx := context.Background()

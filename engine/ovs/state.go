@@ -22,16 +22,16 @@ func (m MAC) String() string { return net.HardwareAddr(m[:]).String() }
 type Port struct {
 	// No is the OpenFlow port number.
 	No uint32
-	// MAC is the source address of packets that leave by the port. Peer is their destination address: that of the
-	// device at the far end.
+	// MAC is the source address of packets that leave by the port. Peer is their destination
+	// address: that of the device at the far end.
 	MAC, Peer MAC
-	// Routers says that routers beyond the port may report, from any address, that a packet of an admitted connection
-	// was too big.
+	// Routers says that routers beyond the port may report, from any address, that a packet of an
+	// admitted connection was too big.
 	Routers bool
 }
 
-// Endpoint is a set of addresses with one class. A running instance has host prefixes; a party outside the fabric may
-// have wider ones, of which the longest match counts.
+// Endpoint is a set of addresses with one class. A running instance has host prefixes; a party
+// outside the fabric may have wider ones, of which the longest match counts.
 type Endpoint struct {
 	// ID is the caller's number, from 1 to 2^56-1.
 	ID uint64
@@ -47,13 +47,14 @@ type Endpoint struct {
 
 // Entry lets endpoints of class Src open connections to those of class Dst.
 type Entry struct {
-	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it must not be reused while connections of
-	// a deleted entry may exist.
+	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it must not be reused
+	// while connections of a deleted entry may exist.
 	ID       uint64
 	Src, Dst uint32
 	// Protocol is 1 (ICMP), 6 (TCP), 17 (UDP), 58 (ICMPv6) or 132 (SCTP).
 	Protocol uint8
-	// Ports are destination ports. For ICMP and ICMPv6 they are the types of messages that begin an exchange.
+	// Ports are destination ports. For ICMP and ICMPv6 they are the types of messages that begin an
+	// exchange.
 	Ports []PortRange
 }
 

@@ -28,12 +28,13 @@ type Config struct {
 	RunDir string
 	// Database is the path of ovsdb-server's unix socket; RunDir/db.sock if empty.
 	Database string
-	// Control is the path of ovs-vswitchd's control socket. If empty, it follows from RunDir/ovs-vswitchd.pid.
+	// Control is the path of ovs-vswitchd's control socket. If empty, it follows from
+	// RunDir/ovs-vswitchd.pid.
 	Control string
 	// Bridge is the bridge's name.
 	Bridge string
-	// Datapath is "system", the kernel's, or "netdev", in user space. If empty, it is the kernel's if the kernel has
-	// one.
+	// Datapath is "system", the kernel's, or "netdev", in user space. If empty, it is the kernel's
+	// if the kernel has one.
 	Datapath string
 }
 
@@ -48,7 +49,8 @@ func NewSwitch(config Config) *Switch {
 	return &Switch{config: config}
 }
 
-// toolTimeout bounds a call of an Open vSwitch tool, which otherwise waits forever for a daemon that does not run.
+// toolTimeout bounds a call of an Open vSwitch tool, which otherwise waits forever for a daemon
+// that does not run.
 const toolTimeout = 10 * time.Second
 
 // client returns a go-openvswitch client that runs the tools with our database and within ctx.
@@ -83,8 +85,8 @@ func (s *Switch) Create(ctx context.Context) error {
 			datapath = "system"
 		}
 	}
-	// Not by go-openvswitch's AddBridge: the bridge must never exist with the default fail mode, which forwards
-	// packets, nor with another datapath.
+	// Not by go-openvswitch's AddBridge: the bridge must never exist with the default fail mode,
+	// which forwards packets, nor with another datapath.
 	if _, err := s.run(ctx, "ovs-vsctl", "--may-exist", "add-br", s.config.Bridge, "--",
 		"set", "bridge", s.config.Bridge, "fail_mode="+string(govs.FailModeSecure), "datapath_type="+datapath,
 		"protocols="+govs.ProtocolOpenFlow13+","+govs.ProtocolOpenFlow14, "mcast_snooping_enable=false"); err != nil {
@@ -93,8 +95,8 @@ func (s *Switch) Create(ctx context.Context) error {
 	return nil
 }
 
-// AddPort makes a network device of the switch's namespace a port of the bridge, if it is not one, and returns its
-// OpenFlow number, which it keeps when the switch restarts.
+// AddPort makes a network device of the switch's namespace a port of the bridge, if it is not one,
+// and returns its OpenFlow number, which it keeps when the switch restarts.
 func (s *Switch) AddPort(ctx context.Context, device string) (uint32, error) {
 	if err := s.client(ctx).VSwitch.AddPort(s.config.Bridge, device); err != nil {
 		return 0, fmt.Errorf("add port %s: %w", device, err)
@@ -146,9 +148,9 @@ func (s *Switch) Dial(ctx context.Context) (*of.Conn, error) {
 	return of.Dial(ctx, filepath.Join(s.config.RunDir, s.config.Bridge+".mgmt"))
 }
 
-// Revalidated returns when ovs-vswitchd has compared the datapath's cached decisions with the flow tables once more,
-// which it does after each change of a table and otherwise every half second. All bridges of the daemon must have the
-// same datapath type.
+// Revalidated returns when ovs-vswitchd has compared the datapath's cached decisions with the flow
+// tables once more, which it does after each change of a table and otherwise every half second. All
+// bridges of the daemon must have the same datapath type.
 func (s *Switch) Revalidated(ctx context.Context) error {
 	return s.control(ctx, "revalidator/wait")
 }

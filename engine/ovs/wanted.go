@@ -12,8 +12,8 @@ import (
 	of "github.com/sif-project/sif/engine/openflow"
 )
 
-// wanted is a State, indexed so that going on to the next State takes time only for what differs, apart from one
-// comparison of the two in order.
+// wanted is a State, indexed so that going on to the next State takes time only for what differs,
+// apart from one comparison of the two in order.
 type wanted struct {
 	zone     uint16
 	state    State                   // in order of numbers
@@ -25,8 +25,8 @@ func newWanted(zone uint16) *wanted {
 	return &wanted{zone: zone, prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}}
 }
 
-// change is how one State differs from the one before: before are the parts that go or are replaced, after those that
-// come or replace.
+// change is how one State differs from the one before: before are the parts that go or are
+// replaced, after those that come or replace.
 type change struct{ before, after, next State }
 
 // change validates the next state and compares it with the current one.
@@ -173,9 +173,10 @@ type part[T any] interface {
 	check() error
 }
 
-// differing compares two lists, of which have is in order of numbers and want is put in that order. It returns the
-// elements of have that are not in want, and the elements of want that are not in have, which it checks. Elements that
-// are the same in both, nearly all as a rule, cost one comparison each.
+// differing compares two lists, of which have is in order of numbers and want is put in that order.
+// It returns the elements of have that are not in want, and the elements of want that are not in
+// have, which it checks. Elements that are the same in both, nearly all as a rule, cost one
+// comparison each.
 func differing[T any, P part[T]](have []T, want *[]T, byNumber func(a, b T) int) (before, after []T, err error) {
 	list, h := *want, 0
 	for i := 0; i < len(list); {

@@ -12,9 +12,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// udpSegmentation is the kernel's name of UDP segmentation offload: several UDP datagrams are passed to a device as one
-// packet. Links merge datagrams that arrive together; Open vSwitch 3.1 supports only TCP segmentation and drops such
-// packets silently. With the feature off, the kernel splits them before the switch.
+// udpSegmentation is the kernel's name of UDP segmentation offload: several UDP datagrams are
+// passed to a device as one packet. Links merge datagrams that arrive together; Open vSwitch 3.1
+// supports only TCP segmentation and drops such packets silently. With the feature off, the kernel
+// splits them before the switch.
 const udpSegmentation = "tx-udp-segmentation"
 
 // The ABI of <linux/ethtool.h>.
@@ -49,7 +50,8 @@ func switchOff(device, feature string) error {
 		if string(name) != feature {
 			continue
 		}
-		// struct ethtool_sfeatures: command, number of blocks, and in each block the valid bits and their values.
+		// struct ethtool_sfeatures: command, number of blocks, and in each block the valid bits and
+		// their values.
 		set := make([]uint32, 2+2*((count+31)/32))
 		set[0], set[1] = unix.ETHTOOL_SFEATURES, uint32(count+31)/32
 		set[2+i/32*2] = 1 << (i % 32)

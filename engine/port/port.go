@@ -1,19 +1,21 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package port connects an encrypted link to the switch. It keeps a network namespace that contains the link's device
-// and one end of a veth pair, whose other end is a port of the switch, and routes between the two.
+// Package port connects an encrypted link to the switch. It keeps a network namespace that contains
+// the link's device and one end of a veth pair, whose other end is a port of the switch, and routes
+// between the two.
 //
-// It knows devices, addresses and routes. It must not know who may talk to whom, nor how the link is encrypted.
+// It knows devices, addresses and routes. It must not know who may talk to whom, nor how the link
+// is encrypted.
 //
-// In that namespace a packet from the link can only go to the switch, and one from the switch only to the link: rules
-// by incoming interface choose one of two routing tables, and each table ends in a blackhole route. The main table
-// serves the namespace's own error messages. So two peers behind one link cannot reach each other around the switch,
-// although there are routes to both.
+// In that namespace a packet from the link can only go to the switch, and one from the switch only
+// to the link: rules by incoming interface choose one of two routing tables, and each table ends in
+// a blackhole route. The main table serves the namespace's own error messages. So two peers behind
+// one link cannot reach each other around the switch, although there are routes to both.
 //
-// The switch's end of the veth has another MAC address than the packets that are sent to it. The switch reads packets
-// with any destination address; the kernel behind the same device takes them for another host's and does not route
-// them around the switch.
+// The switch's end of the veth has another MAC address than the packets that are sent to it. The
+// switch reads packets with any destination address; the kernel behind the same device takes them
+// for another host's and does not route them around the switch.
 package port
 
 import (
@@ -35,22 +37,24 @@ import (
 type Config struct {
 	// Namespace is the name of the port's own network namespace.
 	Namespace string
-	// Home is the name of the switch's network namespace; if empty, it is the caller's. The link's device is there, or
-	// already in Namespace.
+	// Home is the name of the switch's network namespace; if empty, it is the caller's. The link's
+	// device is there, or already in Namespace.
 	Home string
 	// Outer is the name of the veth's end at the switch: the switch's port.
 	Outer string
 	// Device is the name of the link's device.
 	Device string
-	// MTU is the veth's, in bytes: at least 26 less than the smallest MTU of all links of the switch, and the same at
-	// all its ports. With segmentation offload Open vSwitch 3.1 segments TCP anew on output, to this MTU less a header
-	// without options, of which there may be 40 bytes, less the 14 of Ethernet. A segment that then does not fit the
-	// link is lost each time it is sent. Other packets that are too big are refused before the switch, where the kernel
+	// MTU is the veth's, in bytes: at least 26 less than the smallest MTU of all links of the
+	// switch, and the same at all its ports. With segmentation offload Open vSwitch 3.1 segments
+	// TCP anew on output, to this MTU less a header without options, of which there may be 40
+	// bytes, less the 14 of Ethernet. A segment that then does not fit the link is lost each time
+	// it is sent. Other packets that are too big are refused before the switch, where the kernel
 	// tells their sender.
 	MTU int
 	// Prefixes are behind the link.
 	Prefixes []netip.Prefix
-	// Addrs are the namespace's own, from which it tells senders that a packet is too big. IPv6 needs one for that.
+	// Addrs are the namespace's own, from which it tells senders that a packet is too big. IPv6
+	// needs one for that.
 	Addrs []netip.Addr
 }
 
@@ -63,12 +67,12 @@ const (
 	ruleFromSwitch  = 102
 )
 
-// ErrNoDevice says that the link's device is in neither namespace. The rest of the port is ready; call Ensure again when
-// the device exists.
+// ErrNoDevice says that the link's device is in neither namespace. The rest of the port is ready;
+// call Ensure again when the device exists.
 var ErrNoDevice = errors.New("the link's device does not exist")
 
-// MACs returns the Ethernet addresses of the port with the given outer device: the source and the destination of what
-// the switch sends.
+// MACs returns the Ethernet addresses of the port with the given outer device: the source and the
+// destination of what the switch sends.
 func MACs(outer string) (own, peer [6]byte) {
 	sum := sha256.Sum256([]byte("sif port " + outer))
 	copy(own[:], sum[:6])
@@ -139,9 +143,9 @@ func open(c Config) (*spaces, error) {
 	return &spaces{home, port}, nil
 }
 
-// Ensure makes the port, or repairs what of it is missing or wrong. It can be called at any time. fresh says, with or
-// without an error, that Outer is a new device: the caller must remove the old one from the switch, if it was a port
-// there, and add the new one.
+// Ensure makes the port, or repairs what of it is missing or wrong. It can be called at any time.
+// fresh says, with or without an error, that Outer is a new device: the caller must remove the old
+// one from the switch, if it was a port there, and add the new one.
 func Ensure(c Config) (fresh bool, err error) {
 	if fresh, err = ensure(c); err != nil {
 		return fresh, fmt.Errorf("port %s: %w", c.Outer, err)
@@ -173,8 +177,8 @@ func ensure(c Config) (fresh bool, err error) {
 	return fresh, s.ensureLinkSide(c)
 }
 
-// Remove gives the link's device back to the switch's namespace and removes the rest. Parts that do not exist are no
-// error. The caller removes Outer from the switch first.
+// Remove gives the link's device back to the switch's namespace and removes the rest. Parts that do
+// not exist are no error. The caller removes Outer from the switch first.
 func Remove(c Config) error {
 	s, err := open(c)
 	switch {
@@ -231,8 +235,8 @@ func missingNamespace(err error) bool {
 // sysctl is a file below /proc/sys/net and what to write to it.
 type sysctl struct{ path, value string }
 
-// base makes the namespace a router that filters nothing and sends nothing on its own account: the switch decides who
-// may send from where.
+// base makes the namespace a router that filters nothing and sends nothing on its own account: the
+// switch decides who may send from where.
 var base = []sysctl{
 	{"ipv4/ip_forward", "1"},
 	{"ipv4/conf/all/rp_filter", "0"},

@@ -31,8 +31,9 @@ const (
 	mtu     = linkMTU - 26
 )
 
-// tun makes a TUN device in a namespace, sets it up, and returns the file of its packets. Like a user-space WireGuard
-// device it reads and writes TCP, and several UDP datagrams at once, in packets of up to 64 KiB.
+// tun makes a TUN device in a namespace, sets it up, and returns the file of its packets. Like a
+// user-space WireGuard device it reads and writes TCP, and several UDP datagrams at once, in
+// packets of up to 64 KiB.
 func tun(t testing.TB, ns, name string) *os.File {
 	t.Helper()
 	device := &netlink.Tuntap{

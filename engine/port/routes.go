@@ -212,7 +212,8 @@ func (s *spaces) ensureRule(family, priority int, device string, table int) erro
 	return nil
 }
 
-// ensureLinkSide moves the link's device into the namespace and routes the prefixes behind it to it.
+// ensureLinkSide moves the link's device into the namespace and routes the prefixes behind it to
+// it.
 func (s *spaces) ensureLinkSide(c Config) error {
 	device, err := s.port.LinkByName(c.Device)
 	if missing(err) {

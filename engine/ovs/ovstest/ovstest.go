@@ -1,8 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package ovstest starts an Open vSwitch for one test, in a network namespace of its own, and removes everything when
-// the test ends. It knows how to start the daemons, and nothing of bridges and flows. Only tests may import it.
+// Package ovstest starts an Open vSwitch for one test, in a network namespace of its own, and
+// removes everything when the test ends. It knows how to start the daemons, and nothing of bridges
+// and flows. Only tests may import it.
 package ovstest
 
 import (
@@ -33,12 +34,12 @@ type Instance struct {
 	vswitchd *exec.Cmd
 }
 
-// receiveBuffer is the default size of a socket's receive buffer, in bytes, that ovs-vswitchd needs to keep up with a
-// veth.
+// receiveBuffer is the default size of a socket's receive buffer, in bytes, that ovs-vswitchd needs
+// to keep up with a veth.
 const receiveBuffer = 8 << 20
 
-// Start starts the daemons and stops them when the test ends. The datapath is the one in user space, with segmentation
-// offload, without which TCP over a veth does not work.
+// Start starts the daemons and stops them when the test ends. The datapath is the one in user
+// space, with segmentation offload, without which TCP over a veth does not work.
 func Start(tb testing.TB) *Instance {
 	tb.Helper()
 	testhost.RequireRoot(tb)
@@ -80,7 +81,8 @@ func (i *Instance) startSwitch() {
 	i.wait("ovs-vswitchd", func() error { _, err := os.Stat(i.Config.Control); return err })
 }
 
-// RestartSwitch kills ovs-vswitchd and starts it again: flows and connections are lost, bridges and ports come back.
+// RestartSwitch kills ovs-vswitchd and starts it again: flows and connections are lost, bridges and
+// ports come back.
 func (i *Instance) RestartSwitch() {
 	i.tb.Helper()
 	_ = i.vswitchd.Process.Kill()
@@ -134,8 +136,8 @@ func (i *Instance) wait(what string, ready func() error) {
 	}
 }
 
-// Namespace makes a network namespace with a unique name that ends in suffix, and its loopback up, and deletes it when
-// the test ends.
+// Namespace makes a network namespace with a unique name that ends in suffix, and its loopback up,
+// and deletes it when the test ends.
 func Namespace(tb testing.TB, suffix string) string {
 	tb.Helper()
 	testhost.RequireRoot(tb)
