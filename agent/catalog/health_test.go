@@ -156,7 +156,7 @@ func TestHealthRefuses(t *testing.T) {
 	}
 }
 
-// The Consul agent answers from its materialized view.
+// The Consul agent answers from its materialised view.
 func TestHealthStreams(t *testing.T) {
 	t.Parallel()
 	_, consul := testhost.Consul(t)

@@ -19,7 +19,7 @@ const (
 )
 
 // stream precedes each JSON-RPC object by its length, 4 bytes in network byte order. It implements
-// jsonrpc2.ObjectStream; the caller serializes writes.
+// jsonrpc2.ObjectStream; the caller serialises writes.
 type stream struct {
 	conn net.Conn
 	r    *bufio.Reader
