@@ -73,7 +73,7 @@ func vaultAccess(ctx context.Context, vault *vaultapi.Client, token string) (acc
 	switch {
 	case errors.As(err, &answer) && (answer.StatusCode == http.StatusForbidden || answer.StatusCode == http.StatusBadRequest):
 		return access{}, forbidden(
-			"Vault does not accept the token: it is unknown, expired or revoked, or it must not read auth/token/lookup-self, which Vault's policy \"default\" permits: %s", oneLine(answer.Errors))
+			"Vault does not accept the token: it is unknown, expired or revoked, or its policies do not permit reading auth/token/lookup-self, as Vault's policy \"default\" does: %s", oneLine(answer.Errors))
 	case err != nil:
 		return access{}, unavailable("ask Vault about the token: %v", err)
 	case secret == nil || secret.Data == nil:
