@@ -41,7 +41,7 @@ func TestCallSeesWhatItsCallerDid(t *testing.T) {
 	callers.Wait()
 }
 
-// Whoever comes while a run is under way shares the next one, and its error.
+// Callers during a run share the next run, and its error.
 func TestWaitingCallersShareARun(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		runs, proceed := 0, make(chan struct{})

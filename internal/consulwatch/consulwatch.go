@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package consulwatch follows something in Consul by blocking queries. It knows indexes, time limits and what to do when
-// Consul does not answer; not what is asked for.
+// Package consulwatch follows something in Consul by blocking queries. It knows indexes, time
+// limits and what to do when Consul does not answer; not what is asked for.
 package consulwatch
 
 import (
@@ -15,15 +15,16 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-// answerTime is how long Consul may take to answer a query, in addition to the time for which the query waits.
+// answerTime is how long Consul may take to answer a query, in addition to the time for which the
+// query waits.
 const answerTime = 10 * time.Second
 
 // Watch is something to follow.
 type Watch[T any] struct {
 	// Query asks Consul. It must pass on what opts holds; it may set other options.
 	Query func(opts *api.QueryOptions) (T, *api.QueryMeta, error)
-	// Handle takes an answer, also when it is the same as the one before. If it returns false, the query is repeated after
-	// some time even if nothing has changed in Consul.
+	// Handle takes an answer, also when it is the same as the one before. If it returns false, the
+	// query is repeated after some time even if nothing has changed in Consul.
 	Handle func(T) bool
 	// Failed, unless nil, takes the error of each failed query.
 	Failed func(error)
@@ -52,7 +53,7 @@ func (w *Watch[T]) Run(ctx context.Context) {
 			if w.Failed != nil {
 				w.Failed(err)
 			}
-			index = 0 // it may be another server that answers next
+			index = 0 // another server may answer next
 			retry.Sleep(ctx, pauses.NextBackOff())
 		default:
 			index = next(index, meta.LastIndex)
@@ -75,7 +76,8 @@ func next(index, answered uint64) uint64 {
 
 // query makes one query. interrupted reports that Refresh ended it.
 func (w *Watch[T]) query(ctx context.Context, index uint64, wait time.Duration) (answer T, meta *api.QueryMeta, interrupted bool, err error) {
-	// Consul adds up to a sixteenth to the wait. The time limit notices a Consul that accepts connections and never answers.
+	// Consul adds up to a sixteenth to the wait. The time limit notices a Consul that accepts
+	// connections and never answers.
 	ctx, cancel := context.WithTimeout(ctx, wait+wait/16+answerTime)
 	defer cancel()
 	w.mu.Lock()

@@ -29,7 +29,8 @@ type reply struct {
 	never bool // Consul accepts the query and does not answer
 }
 
-// script runs a watch against a Consul that gives these replies, and returns what was asked and what was handled.
+// script runs a watch against a Consul with these replies, and returns the queries, the handled
+// answers and the errors.
 // sound says what Handle returns for an answer, which is its number.
 func script(t *testing.T, sound func(int) bool, during func(*Watch[int]), replies ...reply) (queries []asked, handled []int, failed []error) {
 	synctest.Test(t, func(t *testing.T) {
@@ -84,7 +85,7 @@ func TestIndexes(t *testing.T) {
 		reply{index: 7}, reply{index: 9}, reply{index: 9, late: true}, // nothing new
 		reply{index: 3},          // it went backwards
 		reply{index: 4}, reply{}, // 0 goes backwards
-		reply{}, // 0 is no index
+		reply{}, // 0 is not a valid index
 	)
 	must.Eq(t, []uint64{0, 7, 9, 9, 0, 4, 0, 1}, indexes(queries))
 	must.Eq(t, []int{0, 1, 2, 3, 4, 5, 6}, handled)

@@ -15,8 +15,8 @@ import (
 // ErrLocked is returned if another process has the lock.
 var ErrLocked = errors.New("another process has the lock")
 
-// Lock locks dir by the file of that name in it, which it creates if need be. Closing the file that it returns unlocks dir;
-// the kernel does so when the process ends.
+// Lock locks dir by the file of that name in it, which it creates if need be. Closing the file that
+// it returns unlocks dir; the kernel does so when the process ends.
 func Lock(dir, name string) (*os.File, error) {
 	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package fanout calls several peers at the same time, for a caller that can wait only so long. It does not know what
-// a call does.
+// Package fanout calls several peers at the same time, for a caller that can wait only so long. It
+// does not know what a call does.
 package fanout
 
 import (
@@ -22,16 +22,17 @@ type Outcome[P, R any] struct {
 	Err   error
 }
 
-// Call runs do for each peer in a goroutine of its own and yields the outcomes in the order in which they arrive. When ctx
-// ends, it yields ErrLate for the peers that have not answered. Their calls go on, as do all others when the caller stops
-// early: what do gets is a context with the values of ctx, which ends limit after the start.
+// Call runs do for each peer in a goroutine of its own and yields the outcomes in the order in
+// which they arrive. When ctx ends, it yields ErrLate for the peers that have not answered. Their
+// calls go on, as do all others when the caller stops early: what do gets is a context with the
+// values of ctx, which ends limit after the start.
 func Call[P, R any](ctx context.Context, limit time.Duration, peers []P, do func(context.Context, P) (R, error)) iter.Seq[Outcome[P, R]] {
 	return func(yield func(Outcome[P, R]) bool) {
 		type indexed struct {
 			peer int
 			Outcome[P, R]
 		}
-		outcomes := make(chan indexed, len(peers)) // room for all: nobody reads those that are late
+		outcomes := make(chan indexed, len(peers)) // room for all, since late ones are not read
 		waiting := make(map[int]bool, len(peers))
 		for i, p := range peers {
 			waiting[i] = true

@@ -31,7 +31,7 @@ func TestOneHolderOfAKey(t *testing.T) {
 		total += n
 	}
 	must.Eq(t, workers*rounds, total)
-	must.MapEmpty(t, l.held) // a key that nobody uses costs nothing
+	must.MapEmpty(t, l.held) // an unused key costs nothing
 }
 
 func TestOtherKeysAreFree(t *testing.T) {

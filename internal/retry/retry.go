@@ -11,8 +11,9 @@ import (
 	"github.com/cenkalti/backoff/v4"
 )
 
-// Backoff returns the pauses between attempts: they begin at about first and double up to about most, each up to a half
-// longer or shorter at random, so that many nodes do not try at the same moment. Reset begins anew after a success.
+// Backoff returns the pauses between attempts: they begin at about first and double up to about
+// most, each up to a half longer or shorter at random, so that many nodes do not try at the same
+// moment. Reset begins anew after a success.
 func Backoff(first, most time.Duration) *backoff.ExponentialBackOff {
 	return backoff.NewExponentialBackOff(
 		backoff.WithInitialInterval(first), backoff.WithMaxInterval(most),

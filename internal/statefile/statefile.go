@@ -1,7 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package statefile keeps the state of a daemon in a file, as JSON. It does not know what the state means.
+// Package statefile keeps the state of a daemon in a file, as JSON. It does not know what the state
+// means.
 package statefile
 
 import (
@@ -22,7 +23,8 @@ var ErrCorrupt = errors.New("the file is corrupt")
 type File[T any] struct {
 	Path string
 	What string // what it contains, for messages: "the leases"
-	// Lazy leaves it to the kernel when the content goes to disk: for state that is of no use after a crash of the machine.
+	// Lazy leaves it to the kernel when the content goes to disk: for state that is of no use after
+	// a crash of the machine.
 	Lazy bool
 }
 

@@ -33,7 +33,7 @@ func TestFile(t *testing.T) {
 		must.True(t, found)
 		must.Eq(t, map[string]int{"a": 1}, v)
 
-		// A file that is cut short is not taken for one that is missing.
+		// A truncated file is not treated as a missing one.
 		must.NoError(t, os.WriteFile(f.Path, []byte(`{"a":1,"b"`), 0o600))
 		v, found, err = f.Read()
 		must.ErrorIs(t, err, ErrCorrupt)

@@ -10,8 +10,9 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// New returns a client of the Vault at address, without a token. caFile has the authorities of its certificate in PEM; the
-// system's are used if it is empty. Whatever else matters comes from the environment, such as VAULT_NAMESPACE.
+// New returns a client of the Vault at address, without a token. caFile has the authorities of its
+// certificate in PEM; the system's are used if it is empty. Whatever else matters comes from the
+// environment, such as VAULT_NAMESPACE.
 func New(address, caFile string) (*api.Client, error) {
 	client, err := newClient(func(c *api.Config) error {
 		c.Address = address
@@ -27,7 +28,8 @@ func New(address, caFile string) (*api.Client, error) {
 	return client, nil
 }
 
-// FromEnvironment returns a client of the Vault that VAULT_ADDR names, with the token of VAULT_TOKEN.
+// FromEnvironment returns a client of the Vault that VAULT_ADDR names, with the token of
+// VAULT_TOKEN.
 func FromEnvironment() (*api.Client, error) {
 	return newClient(func(*api.Config) error { return nil })
 }

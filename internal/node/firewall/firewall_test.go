@@ -295,8 +295,8 @@ func TestPortMappings(t *testing.T) {
 	defer established.Close()
 	must.True(t, answers(established))
 
-	// A second process takes the table over, mappings included, and a table of
-	// another form gives way; what is established goes on.
+	// A second process keeps the table and its mappings, and replaces a table of another form.
+	// Established connections continue.
 	s.fw = firewall.New(config)
 	s.do(s.fw.Apply)
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))

@@ -259,8 +259,8 @@ func TestCloseEndsCallsAndHandlers(t *testing.T) {
 	must.ErrorIs(t, c.Notify(context.Background(), "x", nil), ErrClosed)
 }
 
-// TestDeadPeerIsNoticed puts a relay between two peers and has it swallow
-// everything, as a host that is gone would.
+// TestDeadPeerIsNoticed uses a relay between two peers that drops everything, as if the host of the
+// peer were down.
 func TestDeadPeerIsNoticed(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes as long as a dead peer goes unnoticed")

@@ -54,10 +54,11 @@ func (s Subject) String() string {
 	return "service " + s.Service.String()
 }
 
-// Read returns whom a certificate was issued to. It is the only place where certificates are taken apart, so that all of
-// them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID of the trust domain; the ID is that of a node,
-// a service or the controller; a node's certificate has exactly one organizational unit, the kind of the node. By the
-// X.509-SVID standard the leaf cannot sign certificates. Read does not verify the chain.
+// Read returns whom a certificate was issued to. It is the only place where certificates are taken
+// apart, so that all of them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID
+// of the trust domain; the ID is that of a node, a service or the controller; a node's certificate
+// has exactly one organizational unit, the kind of the node. By the X.509-SVID standard the leaf
+// cannot sign certificates. Read does not verify the chain.
 func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
@@ -83,7 +84,8 @@ func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	return s, nil
 }
 
-// parsePath is the inverse of Subject.SPIFFE, except for the kind of a node, which the path does not contain.
+// parsePath is the inverse of Subject.SPIFFE, except for the kind of a node, which the path does
+// not contain.
 func parsePath(path string) (Subject, error) {
 	if path == fabric.ControllerSPIFFE {
 		return Subject{Controller: true}, nil

@@ -116,7 +116,8 @@ func TestRead(t *testing.T) {
 	must.ErrorContains(t, err, "trust domain")
 }
 
-// No two subjects have one SPIFFE ID, but for nodes that differ in their kind: what SPIFFE writes, Read reads.
+// No two subjects have one SPIFFE ID, but for nodes that differ in their kind: what SPIFFE writes,
+// Read reads.
 func TestReadWhatWasIssued(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	name := rapid.StringMatching(`[a-z0-9]([a-z0-9]{0,3}-[a-z0-9]{1,3})?|node|controller`)

@@ -8,9 +8,9 @@ import (
 	"fmt"
 )
 
-// ServerTLS returns the configuration of a server that shows the current certificate. clientAuth says whether clients must
-// show one; a chain that is shown is always verified against the current authorities, and Read must accept its leaf. Peer
-// returns the client.
+// ServerTLS returns the configuration of a server that shows the current certificate. clientAuth
+// says whether clients must show one; a chain that is shown is always verified against the current
+// authorities, and Read must accept its leaf. Peer returns the client.
 func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config {
 	c := s.baseTLS()
 	c.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return s.Certificate(), nil }
@@ -32,9 +32,9 @@ func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config {
 	return c
 }
 
-// ClientTLS returns the configuration of a client that shows the current certificate and talks to no other server than the
-// given one. The server's chain is verified against the current authorities; whom its certificate was issued to takes the
-// place of the host name.
+// ClientTLS returns the configuration of a client that shows the current certificate and talks to
+// no other server than the given one. The server's chain is verified against the current
+// authorities; whom its certificate was issued to takes the place of the host name.
 func (s *Source) ClientTLS(server Subject) *tls.Config {
 	c := s.baseTLS()
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return s.Certificate(), nil }

@@ -153,7 +153,7 @@ func TestIdentityFromVault(t *testing.T) {
 	must.NoError(t, err)
 	must.False(t, s3.Certificate().Leaf.Equal(leaf))
 
-	// Files are for nobody else.
+	// Only the owner can read the files.
 	files, err := filepath.Glob(filepath.Join(conf.DataDir, "identity", "*"))
 	must.NoError(t, err)
 	must.Len(t, 3, files)
@@ -208,7 +208,7 @@ func TestRotationAndVaultAway(t *testing.T) {
 	eventually(t, 20*time.Second, "the certificate is replaced with a new token", func() bool { return !s.Certificate().Leaf.Equal(second) })
 	stop()
 
-	// Vault away: a start goes on with what is on disk, and recovers.
+	// Vault cannot be reached: a start uses what is on disk, and recovers.
 	must.NoError(t, server.Pause())
 	c := conf
 	c.VaultAddress = "http://127.0.0.1:1"

@@ -15,8 +15,8 @@ import (
 	"fmt"
 )
 
-// VerifyBy checks that chain (DER, leaf first) leads to roots now, that Read accepts the leaf, and that sig is the
-// signature of its key over msg (ECDSA with SHA-256 in ASN.1, or Ed25519).
+// VerifyBy checks that chain (DER, leaf first) leads to roots now, that Read accepts the leaf, and
+// that sig is the signature of its key over msg (ECDSA with SHA-256 in ASN.1, or Ed25519).
 func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig []byte) (signer Subject, leaf *x509.Certificate, err error) {
 	certs, err := parseChain(chain)
 	if err != nil {
@@ -32,8 +32,8 @@ func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig
 	return signer, leaf, nil
 }
 
-// Peer returns who is at the other end of a TLS connection whose configuration came from ServerTLS or ClientTLS, which
-// have verified the chain. A peer that showed no certificate is an error.
+// Peer returns who is at the other end of a TLS connection whose configuration came from ServerTLS
+// or ClientTLS, which have verified the chain. A peer that showed no certificate is an error.
 func Peer(state tls.ConnectionState, trustDomain string) (Subject, *x509.Certificate, error) {
 	if len(state.PeerCertificates) == 0 {
 		return Subject{}, nil, errors.New("the peer showed no certificate")

@@ -139,8 +139,8 @@ func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash
 		}
 	}
 	for chunk := range slices.Chunk(stale, txnOps) {
-		// A Publish of several transactions moves the pointer only if kvkey.Collected is as it was before
-		// it wrote its objects, so none of them can be removed in between.
+		// A Publish of several transactions moves the pointer only if kvkey.Collected is as it was
+		// before it wrote its objects, so none of them can be removed in between.
 		ops := consulapi.TxnOps{
 			unchanged(kvkey.Current, index),
 			// Consul changes the modify index only if the value changes.

@@ -23,7 +23,7 @@ import (
 
 const management = "0b7c1d8e-6a52-4c0f-9f0c-5e8a3f6b2d41"
 
-// newGuardedLab returns a lab whose Consul demands tokens, and that of a node.
+// newGuardedLab returns a lab whose Consul requires tokens, and the token of a node.
 func newGuardedLab(t *testing.T) (l *lab, token string) {
 	t.Helper()
 	server, _ := testhost.Consul(t, fmt.Sprintf(`
@@ -83,7 +83,7 @@ func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 	must.SliceEmpty(t, recheck(false, compared))
 	must.SliceEmpty(t, recheck(true, read))
 
-	// A change that touches nothing here is no reason to read anything.
+	// A change that touches no interest does not cause reads.
 	l.publish(graph(8080, proxy, svc))
 	must.True(t, f.consider(ctx, l.get(kvkey.Current)))
 	must.SliceEmpty(t, recheck(false, compared))

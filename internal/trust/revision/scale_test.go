@@ -35,7 +35,7 @@ func newScale(t testing.TB, shape graphgen.Shape) *scale {
 	return s
 }
 
-// move publishes what was compiled.
+// move publishes the compiled revision.
 func (s *scale) move(next *fabric.Compiled, fresh []fabric.Object) {
 	s.t.Helper()
 	var index uint64
@@ -85,7 +85,7 @@ func TestOnlyWhatChangedIsWritten(t *testing.T) {
 	must.GreaterEq(t, len(touched)+5, len(written))
 	must.Eq(t, len(fresh)+1, len(written))
 
-	// Whoever had no part in it finds everything in its place all the same.
+	// A reader that has seen none of it finds all objects.
 	f := s.follower(t.TempDir())
 	must.True(t, f.consider(context.Background(), s.get(kvkey.Current)))
 	for r, want := range next.Documents {

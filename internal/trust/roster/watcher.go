@@ -100,8 +100,9 @@ func (w *Watcher) Run(ctx context.Context) error {
 	return nil
 }
 
-// recheckLoop calls refresh when Consul has other keys than the watch knows of: Consul does not wake a query for a prefix
-// when a tree above it is deleted and something below it was deleted before.
+// recheckLoop calls refresh when Consul has other keys than the watch knows of: Consul does not
+// wake a query for a prefix when a tree above it is deleted and something below it was deleted
+// before.
 func (w *Watcher) recheckLoop(ctx context.Context, refresh func()) {
 	for retry.Sleep(ctx, recheckTime-time.Second+rand.N(2*time.Second)) {
 		qctx, cancel := context.WithTimeout(ctx, requestTimeout)
