@@ -21,8 +21,8 @@ var logged = map[string]int{
 }
 
 // TestLogKeysAreTheVocabulary checks that each key in a call of a logger is a constant of
-// internal/logkey. A slice of keys and values (args...) is refused, because its keys cannot be
-// seen in the call.
+// internal/logkey. A slice of keys and values (args...) is refused, because its keys cannot be seen
+// in the call.
 func TestLogKeysAreTheVocabulary(t *testing.T) {
 	const hclog, logkey = "github.com/hashicorp/go-hclog", module + "/internal/logkey"
 	var patterns []string
