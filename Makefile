@@ -57,8 +57,8 @@ test-laws: ## Run the property tests of the policy rule (100,000 cases) and of t
 .PHONY: bench
 bench: setup build ## Measure the data paths, and a fabric and its alternatives (root, 4 minutes)
 	go test -run '^$$' -bench . ./bpf
-	go test -run '^$$' -bench . ./engine/ovs -endpoints=10000
-	go test -run '^$$' -bench . ./engine/ovs -endpoints=100000
+	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=10000
+	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=100000
 	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
 	go build -o bin/sif-bench ./e2e/bench
 	bin/sif-bench -nebula bin
