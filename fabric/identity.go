@@ -19,11 +19,24 @@ type Roles struct {
 // Canonical returns r sorted and without duplicates.
 func (r Roles) Canonical() Roles {
 	set := func(refs []Ref) []Ref {
+		if isSet(refs) {
+			return refs
+		}
 		refs = slices.Clone(refs)
 		slices.SortFunc(refs, CompareRefs)
 		return slices.Compact(refs)
 	}
 	return Roles{Originate: set(r.Originate), Respond: set(r.Respond)}
+}
+
+// isSet reports whether refs are sorted and have no repetitions, as those of an admission are.
+func isSet(refs []Ref) bool {
+	for i := 1; i < len(refs); i++ {
+		if CompareRefs(refs[i-1], refs[i]) >= 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // Identity is what policy knows about an endpoint: its service and the roles that it requested.
@@ -35,14 +48,27 @@ type Identity struct {
 
 // Key returns a string that is equal for equal identities only, for use as a map key.
 func (id Identity) Key() string {
-	var b strings.Builder
-	b.WriteString(id.Service.String())
 	r := id.Roles.Canonical()
+	size := len(id.Service.Domain) + 1 + len(id.Service.Name)
+	for _, list := range [][]Ref{r.Originate, r.Respond} {
+		for _, c := range list {
+			size += len(" >") + len(c.Domain) + 1 + len(c.Name)
+		}
+	}
+	var b strings.Builder
+	b.Grow(size) // a single allocation: engines compute the keys of all endpoints at each change
+	write := func(prefix string, ref Ref) {
+		b.WriteString(prefix)
+		b.WriteString(ref.Domain)
+		b.WriteByte('/')
+		b.WriteString(ref.Name)
+	}
+	write("", id.Service)
 	for _, c := range r.Originate {
-		b.WriteString(" >" + c.String())
+		write(" >", c)
 	}
 	for _, c := range r.Respond {
-		b.WriteString(" <" + c.String())
+		write(" <", c)
 	}
 	return b.String()
 }

@@ -71,7 +71,7 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 // ForProcessor computes what the switch of a zone's processor must enforce. It knows every endpoint
 // of the fabric that a link leads to, and who of the zone may open flows to whom.
 func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, docs Documents) Processor {
-	var p Processor
+	p := Processor{Endpoints: make([]Endpoint, 0, len(endpoints))}
 	var own, all parties
 	for _, a := range endpoints {
 		// The packets of another zone come by a processor of that zone.
