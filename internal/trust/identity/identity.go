@@ -36,7 +36,7 @@ type Config struct {
 	TransitMount string
 	TransitKey   string
 	TrustDomain  string
-	SPIFFEPath   string // for instance fabric.NodeSPIFFE(zone, node)
+	SPIFFEPath   string // for example fabric.NodeID.SPIFFE
 	IPs          []net.IP
 	DataDir      string // the files are in its subdirectory "identity"
 }
