@@ -14,9 +14,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever is taken, released and restarted: an address never has two holders,
-// rests after its release, and is never the network's, the node's or the
-// broadcast address.
+// Whatever is taken, released and restarted: an address never has two holders, rests after its
+// release, and is never the network's, the node's or the broadcast address.
 func TestAddresses(t *testing.T) {
 	dir, runs := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {

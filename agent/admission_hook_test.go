@@ -14,9 +14,9 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
-// A request is due at two thirds of whichever ends first, its admission or the
-// certificate that signed it: each request carries a certificate of its own, so
-// that renewing the service's for one endpoint does not renew the others.
+// A request is due at two thirds of whichever ends first, its admission or the certificate that
+// signed it: each request carries a certificate of its own, so that renewing the service's for one
+// endpoint does not renew the others.
 func TestDue(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	issued := time.Now().UTC().Truncate(time.Second)

@@ -73,8 +73,7 @@ func (m *pairMaps) ReplacePair(p bpf.Pair, rules []bpf.Rule) error {
 func (m *pairMaps) PutPeer(bpf.Peer) error         { return nil }
 func (m *pairMaps) PutEndpoint(bpf.Endpoint) error { return nil }
 
-// A contract that expires takes its rules out of the maps at that moment, with
-// nobody there.
+// A contract that expires takes its rules out of the maps at that moment, with nobody there.
 func TestContractExpiresByItself(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		expires := time.Now().Add(90 * time.Second)

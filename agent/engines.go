@@ -76,9 +76,9 @@ func (e *engines) pendingOf(at cnicall.Attachment) []string {
 	return pending
 }
 
-// setPending records where the connectivity of an endpoint, as ep describes it, is not in force yet.
-// It ignores an endpoint that was removed or got another request since ep was read: the answers to
-// an earlier request say nothing about the present one.
+// setPending records where the connectivity of an endpoint, as ep describes it, is not in force
+// yet. It ignores an endpoint that was removed or got another request since ep was read: the
+// answers to an earlier request say nothing about the present one.
 func (e *engines) setPending(ep endpoint, pending []string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -21,8 +21,8 @@ import (
 	"github.com/sif-project/sif/internal/node/rpc"
 )
 
-// fakeEngine remembers which endpoints it holds, as an engine would: by their
-// requests, whose signature is the endpoint's ID here.
+// fakeEngine remembers which endpoints it holds, as an engine would: by their requests, whose
+// signature is the endpoint's ID here.
 type fakeEngine struct {
 	before func(method string, endpoint string)
 	refuse string // the endpoint that it does not believe
@@ -136,8 +136,8 @@ func TestWithdrawnWhileConnecting(t *testing.T) {
 	must.SliceEmpty(t, f.has())
 }
 
-// An engine that does not answer holds up the end of an endpoint no longer than
-// the caller waits; a withdrawal that comes too late spares who is back.
+// An engine that does not answer holds up the end of an endpoint no longer than the caller waits; a
+// withdrawal that comes too late spares who is back.
 func TestWithdrawalDoesNotWaitForEver(t *testing.T) {
 	e, _, f := testEngines(t)
 	release := make(chan struct{})
@@ -158,8 +158,8 @@ func TestWithdrawalDoesNotWaitForEver(t *testing.T) {
 	must.Eq(t, []string{"slow"}, f.has())
 }
 
-// One endpoint that is refused keeps no other from being introduced, and is
-// pending; without an engine nothing is in force.
+// One endpoint that is refused keeps no other from being introduced, and is pending; without an
+// engine nothing is in force.
 func TestRefusalAndAbsence(t *testing.T) {
 	e, en, f := testEngines(t)
 	e.put(t, "a")

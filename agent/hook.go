@@ -93,8 +93,8 @@ func (a *Agent) attachAll(ctx context.Context, at *attachment) error {
 	return nil
 }
 
-// detachAll removes all that there is of an endpoint, here and elsewhere, even if ctx has ended. What
-// fails is repaired later, or ends by itself.
+// detachAll removes all that there is of an endpoint, here and elsewhere, even if ctx has ended.
+// What fails is repaired later, or ends by itself.
 func (a *Agent) detachAll(ctx context.Context, ep endpoint) {
 	ctx = context.WithoutCancel(ctx)
 	d := &detachment{endpoint: ep}

@@ -16,8 +16,8 @@ import (
 	"github.com/sif-project/sif/bpf"
 )
 
-// kernel is a Datapath in memory. As the real one, it forgets the checks of an
-// endpoint with the endpoint.
+// kernel is a Datapath in memory. As the real one, it forgets the checks of an endpoint with the
+// endpoint.
 type kernel struct {
 	image
 	broken bool
@@ -104,8 +104,8 @@ func draw(t *rapid.T, name string) image {
 	return im
 }
 
-// From any state of the maps, orphans included, writing leads to the wanted one,
-// takes away before it gives, and finds nothing to do the second time.
+// From any state of the maps, orphans included, writing leads to the wanted one, takes away before
+// it gives, and finds nothing to do the second time.
 func TestWrite(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		k := &kernel{image: draw(t, "have")}

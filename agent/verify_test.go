@@ -28,8 +28,8 @@ func (c registry) Name(n uint32) string {
 	return ""
 }
 
-// What the agent writes into its maps is what `sif verify` expects there, on
-// any graph, and nothing less than all of it.
+// What the agent writes into its maps is what `sif verify` expects there, on any graph, and nothing
+// less than all of it.
 func TestWhatIsProgrammedVerifies(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		now := time.Unix(5000, 0)
@@ -77,8 +77,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 	})
 }
 
-// anyFabric draws a graph and endpoints: on z1/w1 those in local, elsewhere
-// the counterparts.
+// anyFabric draws a graph and endpoints: on z1/w1 those in local, elsewhere the counterparts.
 func anyFabric(t *rapid.T, now time.Time) (f verify.Fabric, local []endpoint, counterparts []fabric.Admission) {
 	services := []fabric.Ref{refOf("a/s"), refOf("a/t"), refOf("b/u")}
 	names := append([]fabric.Ref{refOf("a/x"), refOf("a/y")}, services...)

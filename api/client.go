@@ -37,8 +37,8 @@ const (
 // DefaultAddress is where a controller is looked for when nothing else is said.
 const DefaultAddress = "https://127.0.0.1:" + wellknown.ControllerPort
 
-// TokenHeader carries an operator's Consul ACL token, as "Authorization: Bearer" does. VaultTokenHeader
-// carries a Vault token. A call carries only one of them.
+// TokenHeader carries an operator's Consul ACL token, as "Authorization: Bearer" does.
+// VaultTokenHeader carries a Vault token. A call carries only one of them.
 const (
 	TokenHeader      = "X-Sif-Token"
 	VaultTokenHeader = "X-Vault-Token"
@@ -61,8 +61,9 @@ type Config struct {
 	TLS *tls.Config
 }
 
-// DefaultConfig returns the configuration of the environment. A token for another program is used only
-// if none is set for SIF, and a Vault token of another program only if there is no Consul token.
+// DefaultConfig returns the configuration of the environment. A token for another program is used
+// only if none is set for SIF, and a Vault token of another program only if there is no Consul
+// token.
 func DefaultConfig() Config {
 	cfg := Config{
 		Address:    os.Getenv(EnvAddress),
@@ -156,8 +157,8 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 // Close closes idle connections.
 func (c *Client) Close() { c.http.CloseIdleConnections() }
 
-// call sends body as JSON, unless it is nil, and decodes the answer into reply, unless it is nil. If
-// the controller refuses the call, the error is an *Error.
+// call sends body as JSON, unless it is nil, and decodes the answer into reply, unless it is nil.
+// If the controller refuses the call, the error is an *Error.
 func (c *Client) call(ctx context.Context, method, path string, body, reply any) error {
 	_, err := c.do(ctx, method, path, body, reply)
 	return err

@@ -22,8 +22,8 @@ const (
 	LayerSwitch Layer = "switch" // Open vSwitch, at a zone's boundary
 )
 
-// Dump is the content of a node's data path, as read back from its maps or flows. The daemon only adds
-// the names of the numbers in it.
+// Dump is the content of a node's data path, as read back from its maps or flows. The daemon only
+// adds the names of the numbers in it.
 type Dump struct {
 	Node     fabric.NodeID  `json:"node"`
 	Layer    Layer          `json:"layer"`
@@ -33,8 +33,8 @@ type Dump struct {
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`
 	Guarded  []DumpEndpoint `json:"endpoints,omitempty"` // ebpf only
-	// Problems are what the daemon would never write, one sentence each: programs that are not attached,
-	// flows of another program, a test override.
+	// Problems are what the daemon would never write, one sentence each: programs that are not
+	// attached, flows of another program, a test override.
 	Problems []string `json:"problems,omitempty"`
 }
 
@@ -42,9 +42,9 @@ type Dump struct {
 type DumpPeer struct {
 	Address  netip.Addr `json:"address"`
 	Identity string     `json:"identity"` // the key of a fabric.Identity
-	// Via is the path of its packets in both directions: "endpoint" for an endpoint of this node, "zone"
-	// for the link to the nodes of this zone, otherwise "zone/node", the processor at the other end of
-	// the link.
+	// Via is the path of its packets in both directions: "endpoint" for an endpoint of this node,
+	// "zone" for the link to the nodes of this zone, otherwise "zone/node", the processor at the
+	// other end of the link.
 	Via string `json:"via"`
 }
 
@@ -71,8 +71,8 @@ type DumpRule struct {
 	Contract string           `json:"contract"` // "domain/contract"
 	// Audit is set by ebpf only: the switch does not distinguish flows that audit mode allows.
 	Audit bool `json:"audit,omitempty"`
-	// Shadowed is set by the switch only: other rules of the pair match all ports of the contract first,
-	// so Ports is zero. Connections that the contract admitted may still exist.
+	// Shadowed is set by the switch only: other rules of the pair match all ports of the contract
+	// first, so Ports is zero. Connections that the contract admitted may still exist.
 	Shadowed bool `json:"shadowed,omitempty"`
 }
 

@@ -53,8 +53,8 @@ func ExampleClient_Apply() {
 	// Output: revision 8, changed: true
 }
 
-// A plan can be shown, and kept in a file, before it is applied. Applying it makes exactly the graph
-// that was shown, or fails with CodeConflict if the graph was changed since.
+// A plan can be shown, and kept in a file, before it is applied. Applying it makes exactly the
+// graph that was shown, or fails with CodeConflict if the graph was changed since.
 func ExampleClient_Plan() {
 	client, err := api.NewClient(api.DefaultConfig())
 	if err != nil {
@@ -162,7 +162,8 @@ func TestMain(m *testing.M) {
 	}())
 }
 
-// controller answers the calls of the examples. The graph in force is revision 7; it stores no change.
+// controller answers the calls of the examples. The graph in force is revision 7; it stores no
+// change.
 func controller() http.Handler {
 	web, db, sql := fabric.Ref{Domain: "shop", Name: "web"}, fabric.Ref{Domain: "shop", Name: "db"}, fabric.Ref{Domain: "shop", Name: "sql"}
 	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {

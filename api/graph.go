@@ -24,11 +24,11 @@ type GraphRequest struct {
 	Message string      `json:"message,omitempty"` // the reason, for the history and the audit log
 	Files   fabric.Hash `json:"files,omitzero"`    // digest of the files of the graph
 
-	// CAS, when set, is the sequence that the graph must have before the change, 0 for a fabric without
-	// a graph. Otherwise the call fails with CodeConflict and changes nothing.
+	// CAS, when set, is the sequence that the graph must have before the change, 0 for a fabric
+	// without a graph. Otherwise the call fails with CodeConflict and changes nothing.
 	CAS *uint64 `json:"cas,omitempty"`
-	// Expect, when set, is the root that the graph must have after the change, from Plan.Root. Otherwise
-	// the call fails with CodeConflict and changes nothing.
+	// Expect, when set, is the root that the graph must have after the change, from Plan.Root.
+	// Otherwise the call fails with CodeConflict and changes nothing.
 	Expect fabric.Hash `json:"expect,omitzero"`
 }
 
@@ -86,8 +86,8 @@ func (c *Client) Graph(ctx context.Context) (GraphReply, error) {
 	return reply, err
 }
 
-// WatchGraph is Graph as a blocking query: it returns when the graph is newer than q.Index, or after
-// q.Wait. It also returns the index of the answer.
+// WatchGraph is Graph as a blocking query: it returns when the graph is newer than q.Index, or
+// after q.Wait. It also returns the index of the answer.
 func (c *Client) WatchGraph(ctx context.Context, q Query) (GraphReply, uint64, error) {
 	var reply GraphReply
 	index, err := c.read(ctx, withQuery("/v1/graph", q.values()), &reply)

@@ -30,7 +30,8 @@ func (c *Client) WatchHistory(ctx context.Context, q Query) (History, uint64, er
 	return reply, index, err
 }
 
-// RollbackRequest applies the graph of a kept revision again, with its guardrails, as a new revision.
+// RollbackRequest applies the graph of a kept revision again, with its guardrails, as a new
+// revision.
 type RollbackRequest struct {
 	Revision uint64  `json:"revision"` // sequence
 	Message  string  `json:"message,omitempty"`

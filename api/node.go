@@ -14,7 +14,8 @@ import (
 )
 
 // NodeRequest registers the calling node, whose zone, name and kind are in its certificate. A node
-// registers first without a link, to learn its pools, and again each time its link statement changes.
+// registers first without a link, to learn its pools, and again each time its link statement
+// changes.
 type NodeRequest struct {
 	Underlay    netip.Addr `json:"underlay"`
 	Engine      uint16     `json:"engine,omitempty"`      // processor nodes: the TCP port of the engine
@@ -38,8 +39,8 @@ type AdmissionReply struct {
 	Certificate [][]byte      `json:"certificate,omitempty"` // DER, leaf first
 }
 
-// CertificateRequest requests a certificate of a service. The calling node must have a valid admission
-// of that service. Only the key of the CSR is used, not its names.
+// CertificateRequest requests a certificate of a service. The calling node must have a valid
+// admission of that service. Only the key of the CSR is used, not its names.
 type CertificateRequest struct {
 	Service fabric.Ref `json:"service"`
 	CSR     []byte     `json:"csr"` // DER
@@ -64,8 +65,8 @@ func (c *Client) Admit(ctx context.Context, req AdmissionRequest) (AdmissionRepl
 	return reply, err
 }
 
-// Release ends the admission of an endpoint of the calling node. It is not an error if there is none.
-// The addresses are not assigned again for ten minutes.
+// Release ends the admission of an endpoint of the calling node. It is not an error if there is
+// none. The addresses are not assigned again for ten minutes.
 func (c *Client) Release(ctx context.Context, endpoint string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/node/admission/"+url.PathEscape(endpoint), nil, nil)
 }
@@ -82,8 +83,8 @@ func (c *Client) Report(ctx context.Context, status NodeStatus) error {
 	return c.call(ctx, http.MethodPut, "/v1/node/status", status, nil)
 }
 
-// Tasks returns the tasks of the calling node. It waits for them at most as long as wait, and returns an
-// empty list if there are none.
+// Tasks returns the tasks of the calling node. It waits for them at most as long as wait, and
+// returns an empty list if there are none.
 func (c *Client) Tasks(ctx context.Context, wait time.Duration) ([]Task, error) {
 	var tasks []Task
 	err := c.call(ctx, http.MethodGet, "/v1/node/tasks?wait="+url.QueryEscape(wait.String()), nil, &tasks)

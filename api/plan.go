@@ -15,8 +15,8 @@ import (
 // PlanFormat is the format of plans that this version writes and reads.
 const PlanFormat = 1
 
-// Plan is what a change of the graph would do. It can be stored in a file and applied later: applying it
-// does exactly this, or fails if the graph has changed since.
+// Plan is what a change of the graph would do. It can be stored in a file and applied later:
+// applying it does exactly this, or fails if the graph has changed since.
 type Plan struct {
 	Format int    `json:"format"`
 	Fabric string `json:"fabric"`
@@ -45,8 +45,8 @@ type Touched struct {
 	Node     string     `json:"node"` // zone/node
 	Service  fabric.Ref `json:"service"`
 	// Effect is "rules" if the flows that it may open or accept change; "selectors" if its service
-	// selects different workloads, which takes effect when its admission is renewed; "removed" if its
-	// service is removed.
+	// selects different workloads, which takes effect when its admission is renewed; "removed" if
+	// its service is removed.
 	Effect string `json:"effect"`
 }
 
@@ -84,8 +84,8 @@ func (p *Plan) Apply() GraphRequest {
 	return req
 }
 
-// Plan returns what Apply would do. It changes nothing. If the graph would be refused, the reasons are
-// in Plan.Problems; that is not an error.
+// Plan returns what Apply would do. It changes nothing. If the graph would be refused, the reasons
+// are in Plan.Problems; that is not an error.
 func (c *Client) Plan(ctx context.Context, req GraphRequest) (Plan, error) {
 	var reply Plan
 	err := c.call(ctx, http.MethodPost, "/v1/graph/plan", req, &reply)

@@ -20,16 +20,17 @@ const (
 	// TaskObserve watches in the endpoint's namespace for a packet with the nonce. The node reports
 	// Ready when it watches, and the result when the packet arrives or the time is over.
 	TaskObserve TaskKind = "observe"
-	// TaskSend sends a packet with the nonce from the endpoint's namespace to Peer. It does not wait for
-	// an answer.
+	// TaskSend sends a packet with the nonce from the endpoint's namespace to Peer. It does not
+	// wait for an answer.
 	TaskSend TaskKind = "send"
 	// TaskRequest opens a flow from the endpoint's namespace to Peer and completes a request (TCP:
 	// connect; UDP: send, and wait for an answer).
 	TaskRequest TaskKind = "request"
 	// TaskListening reports whether a program listens on Peer's port in the endpoint's namespace.
 	TaskListening TaskKind = "listening"
-	// TaskDump reads back what the node's data path enforces. Endpoint, Peer and Protocol are not used.
-	// Only the controller makes such tasks, for Client.Dumps; Client.Probe does not accept them.
+	// TaskDump reads back what the node's data path enforces. Endpoint, Peer and Protocol are not
+	// used. Only the controller makes such tasks, for Client.Dumps; Client.Probe does not accept
+	// them.
 	TaskDump TaskKind = "dump"
 )
 
@@ -46,8 +47,8 @@ type Task struct {
 	Timeout  time.Duration   `json:"timeout"` // nanoseconds; the time limit of the node
 }
 
-// TaskResult is the result of a task. Error is set if the task could not be carried out, not if it found
-// nothing.
+// TaskResult is the result of a task. Error is set if the task could not be carried out, not if it
+// found nothing.
 type TaskResult struct {
 	ID       string        `json:"id"`
 	Ready    bool          `json:"ready,omitempty"` // interim: the observation has begun
@@ -73,8 +74,8 @@ type ProbeReply struct {
 	Results []TaskResult `json:"results"`
 }
 
-// Probe makes nodes carry out tasks, and returns the results in the order of the tasks. If a node does
-// not answer, the results of its tasks have an Error; that is not an error of the call.
+// Probe makes nodes carry out tasks, and returns the results in the order of the tasks. If a node
+// does not answer, the results of its tasks have an Error; that is not an error of the call.
 func (c *Client) Probe(ctx context.Context, tasks []Task) ([]TaskResult, error) {
 	var reply ProbeReply
 	err := c.call(ctx, http.MethodPost, "/v1/probe", ProbeRequest{Tasks: tasks}, &reply)

@@ -2,11 +2,12 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package command is the sif command line, one file per command. A command reads options, calls the
-// packages that do the work, and writes the result for people or, with -json, for programs. It makes
-// no decisions about the fabric.
+// packages that do the work, and writes the result for people or, with -json, for programs. It
+// makes no decisions about the fabric.
 //
-// Exit codes are 0 for success and 1 for failure unless the help of a command says more, and 127 for
-// a command that does not exist. Results go to standard output, everything else to standard error.
+// Exit codes are 0 for success and 1 for failure unless the help of a command says more, and 127
+// for a command that does not exist. Results go to standard output, everything else to standard
+// error.
 package command
 
 import (
@@ -18,8 +19,8 @@ import (
 	"github.com/sif-project/sif/internal/version"
 )
 
-// Run runs the command that args name, without the name of the program, and returns the exit code of
-// the process.
+// Run runs the command that args name, without the name of the program, and returns the exit code
+// of the process.
 func Run(args []string) int {
 	ui := &cli.ConcurrentUi{Ui: &cli.BasicUi{Reader: os.Stdin, Writer: os.Stdout, ErrorWriter: os.Stderr}}
 	c := cli.NewCLI("sif", "sif v"+version.Version)

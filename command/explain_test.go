@@ -55,8 +55,8 @@ func TestVerifyView(t *testing.T) {
 			{Node: "z1/w1", Layer: "ebpf", Kind: verify.Missing, Entry: "address 100.64.0.2", Expected: "\"shop/web\" by zone"}}}))
 }
 
-// runOn runs a command against a controller of healthyFabric, whose nodes cannot read back their data
-// paths.
+// runOn runs a command against a controller of healthyFabric, whose nodes cannot read back their
+// data paths.
 func runOn(t *testing.T, command string, args ...string) (out string, code int) {
 	status, graph := healthyFabric()
 	status.Pointer.Root = fabric.Compile(graph).Root

@@ -22,7 +22,8 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// graphCheckTimeout limits how long a job command waits for the controller, which it can do without.
+// graphCheckTimeout limits how long a job command waits for the controller, which it can do
+// without.
 const graphCheckTimeout = 5 * time.Second
 
 // jobMeta is the common part of the job commands.

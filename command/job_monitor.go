@@ -158,8 +158,8 @@ var failureEvents = []string{
 	nomad.TaskNotRestarting, nomad.TaskSiblingFailed, nomad.TaskTerminated,
 }
 
-// failures returns why an allocation failed, from the events of its tasks. A network that the fabric
-// refused is such an event.
+// failures returns why an allocation failed, from the events of its tasks. A network that the
+// fabric refused is such an event.
 func failures(a *nomad.AllocationListStub) []string {
 	var list []string
 	for _, name := range slices.Sorted(maps.Keys(a.TaskStates)) {

@@ -22,10 +22,10 @@ import (
 	"github.com/sif-project/sif/hcl"
 )
 
-// subcommand is a command as its file declares it. A runner makes a cli.Command of it: the runner parses
-// the options, checks the number of arguments, cancels ctx on SIGINT and SIGTERM, and turns the error of
-// run into messages and an exit code. A subcommand embeds Meta, which has the UI, the client of the
-// controller, the output in JSON, and defaults for the optional methods.
+// subcommand is a command as its file declares it. A runner makes a cli.Command of it: the runner
+// parses the options, checks the number of arguments, cancels ctx on SIGINT and SIGTERM, and turns
+// the error of run into messages and an exit code. A subcommand embeds Meta, which has the UI, the
+// client of the controller, the output in JSON, and defaults for the optional methods.
 type subcommand interface {
 	// Synopsis is one line for the list of commands.
 	Synopsis() string

@@ -17,8 +17,8 @@ import (
 // helpWidth is the width of help texts, in columns.
 const helpWidth = 80
 
-// newOptions returns a section of options under its title. The usage of an option names its value in
-// backquotes, as package flag has it: help and completion follow from that.
+// newOptions returns a section of options under its title. The usage of an option names its value
+// in backquotes, as package flag has it: help and completion follow from that.
 func newOptions(title string) *flag.FlagSet { return flag.NewFlagSet(title, flag.ContinueOnError) }
 
 // mergeOptions returns the options of all sections.

@@ -135,9 +135,9 @@ func (a *anchor) checkHistory(ctx context.Context, h api.History) (signature.Fin
 	return f, err
 }
 
-// checkGraph checks the signature of a graph: of the graph in force by its pointer, of an old revision
-// by its entry in the history. Of a graph that the token may read only in part, the content cannot be
-// checked.
+// checkGraph checks the signature of a graph: of the graph in force by its pointer, of an old
+// revision by its entry in the history. Of a graph that the token may read only in part, the
+// content cannot be checked.
 func (a *anchor) checkGraph(ctx context.Context, client *api.Client, reply api.GraphReply) (signature.Finding, error) {
 	if reply.Change == nil {
 		f, err := a.check(ctx, reply.Signed, reply.Pointer)
@@ -165,8 +165,8 @@ func (a *anchor) checkGraph(ctx context.Context, client *api.Client, reply api.G
 	return f.Refuse(fmt.Errorf("the history has no revision %d", reply.Change.Sequence)), nil
 }
 
-// requireTrusted reports a refused signature, and returns an error then. err is the error of the check
-// itself.
+// requireTrusted reports a refused signature, and returns an error then. err is the error of the
+// check itself.
 func (m *Meta) requireTrusted(f signature.Finding, err error, sequence uint64) error {
 	if err != nil {
 		return fmt.Errorf("checking the signature: %w", err)
@@ -178,8 +178,8 @@ func (m *Meta) requireTrusted(f signature.Finding, err error, sequence uint64) e
 	return nil
 }
 
-// outputSigned is output for a result whose signature was checked. v contains the finding; for people,
-// it follows the result.
+// outputSigned is output for a result whose signature was checked. v contains the finding; for
+// people, it follows the result.
 func (m *Meta) outputSigned(f signature.Finding, sequence uint64, v any, text func() string) error {
 	err := m.output(v, text)
 	if !m.json {

@@ -123,8 +123,8 @@ func (f signedFabric) run(t *testing.T, args ...string) (stdout, stderr string, 
 	return ui.OutputWriter.String(), ui.ErrorWriter.String(), code
 }
 
-// Each command that shows signed data says whether the signature verifies, with keys that do not come
-// from the controller.
+// Each command that shows signed data says whether the signature verifies, with keys that do not
+// come from the controller.
 func TestSignatures(t *testing.T) {
 	withoutVault(t)
 	f := newSignedFabric(t)

@@ -26,8 +26,8 @@ import (
 	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
-// controllerOf serves a controller's status, graph, explanations and probes over TLS, and returns the
-// options that name it. passes decides whether a packet arrives.
+// controllerOf serves a controller's status, graph, explanations and probes over TLS, and returns
+// the options that name it. passes decides whether a packet arrives.
 func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes func(send api.Task) bool) []string {
 	mux := http.NewServeMux()
 	reply := func(w http.ResponseWriter, v any) { json.NewEncoder(w).Encode(v) }
@@ -77,7 +77,8 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 	return serveTLS(t, mux)
 }
 
-// serveTLS serves calls with the token "operator" over TLS, and returns the options that name the server.
+// serveTLS serves calls with the token "operator" over TLS, and returns the options that name the
+// server.
 func serveTLS(t *testing.T, mux http.Handler) []string {
 	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(api.TokenHeader) != "operator" {

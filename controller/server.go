@@ -195,9 +195,10 @@ func decode[T any](r request) (T, error) {
 	return v, nil
 }
 
-// lasting returns an error if a value is not the same after it was encoded and decoded, for instance
-// because a name is null. The controller passes on what nodes send, and one value that cannot be
-// decoded would make the whole reply useless. What operators send is checked by the model.
+// lasting returns an error if a value is not the same after it was encoded and decoded, for
+// instance because a name is null. The controller passes on what nodes send, and one value that
+// cannot be decoded would make the whole reply useless. What operators send is checked by the
+// model.
 func lasting[T any](v T) error {
 	text, err := json.Marshal(v)
 	if err != nil {

@@ -27,8 +27,8 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
-// world is a fabric of two zones in memory: real engines and signatures, with
-// recorders where the switch and the agents are.
+// world is a fabric of two zones in memory: real engines and signatures, with recorders where the
+// switch and the agents are.
 type world struct {
 	t     *testing.T
 	ca    *identitytest.CA
@@ -243,8 +243,8 @@ func (w *world) connect(e *Engine, node string, r fabric.Request) (rpc.ConnectRe
 	return reply.(rpc.ConnectReply), nil
 }
 
-// When connect returns with nothing pending, both switches and all agents that
-// host counterparts have been programmed; nobody else was told.
+// When connect returns with nothing pending, both switches and all agents that host counterparts
+// have been programmed; nobody else was told.
 func TestConnectIsInForceInBothZones(t *testing.T) {
 	w := newWorld(t)
 	aws, awsSwitch, _ := w.engine("aws1")
@@ -370,8 +370,8 @@ func TestRevisionChangesCounterparts(t *testing.T) {
 	must.MapEmpty(t, sw.last.Entries)
 }
 
-// A restarted engine goes on where it stopped; expired leases and those of
-// nodes that left end, and an empty roster ends nothing.
+// A restarted engine goes on where it stopped; expired leases and those of nodes that left end, and
+// an empty roster ends nothing.
 func TestResumeAndExpire(t *testing.T) {
 	w := newWorld(t)
 	w.leases = filepath.Join(t.TempDir(), "leases.json")

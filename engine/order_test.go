@@ -21,8 +21,8 @@ import (
 	"github.com/sif-project/sif/internal/node/rpc"
 )
 
-// through is a connection to an engine that has before called with each method
-// before it passes the call on.
+// through is a connection to an engine that has before called with each method before it passes the
+// call on.
 type through struct {
 	wire
 	before func(method string)
@@ -44,8 +44,8 @@ func (w *world) withdraw(e *Engine, node, endpoint string) {
 	must.NoError(w.t, err)
 }
 
-// An endpoint that comes while an engine is told the list of all endpoints is
-// not taken for one that has gone.
+// An endpoint that comes while an engine is told the list of all endpoints is not taken for one
+// that has gone.
 func TestEndpointsThatComeDuringSync(t *testing.T) {
 	w := newWorld(t)
 	aws, _, _ := w.engine("aws1")
@@ -131,8 +131,8 @@ func TestRefusedByAnAgent(t *testing.T) {
 	must.Eq(t, []string{"web-2", "web-3"}, a.synced)
 }
 
-// A request that is held stands until its admission expires, though the
-// certificate that signed it is over; a new one does not.
+// A request that is held stands until its admission expires, though the certificate that signed it
+// is over; a new one does not.
 func TestCertificateThatExpired(t *testing.T) {
 	w := newWorld(t)
 	e, _, _ := w.engine("aws1")

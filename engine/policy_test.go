@@ -74,8 +74,8 @@ func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbe
 	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs), num)
 }
 
-// What the switch holds grows with endpoints plus contracts between the
-// identities that are present, never with pairs of endpoints.
+// What the switch holds grows with endpoints plus contracts between the identities that are
+// present, never with pairs of endpoints.
 func TestBoundarySize(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var live []lease.Lease
@@ -114,8 +114,8 @@ func TestBoundary(t *testing.T) {
 	must.Eq(t, map[[2]uint32]bool{{class("svc-1"), class("news-2")}: true, {class("web-3"), class("svc-1")}: true}, pairs)
 }
 
-// An entry keeps its ID as long as it means the same, because connections
-// carry it; an entry with another meaning never gets it.
+// An entry keeps its ID as long as it means the same, because connections carry it; an entry with
+// another meaning never gets it.
 func TestEntriesKeepTheirNumbers(t *testing.T) {
 	num := counter{}
 	live := []lease.Lease{{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)}}

@@ -218,8 +218,9 @@ func (c *Contract) names(wanted func(Ref) bool) bool {
 }
 
 // CheckObjects decodes the objects of the revision that are among fresh, as nodes and the next
-// controller will, and returns an error if one cannot be decoded or has another meaning then. Values
-// such as the zero Ref can be encoded, but not decoded; a revision with one would stop every reader.
+// controller will, and returns an error if one cannot be decoded or has another meaning then.
+// Values such as the zero Ref can be encoded, but not decoded; a revision with one would stop every
+// reader.
 func (c *Compiled) CheckObjects(fresh []Object) error {
 	data := make(map[Hash][]byte, len(fresh))
 	for _, o := range fresh {

@@ -158,8 +158,7 @@ func (d Document) Roles() Roles {
 	return r.Canonical()
 }
 
-// ShardOf returns the index shard of a service: the first byte of the SHA-256
-// of "domain/service".
+// ShardOf returns the index shard of a service: the first byte of the SHA-256 of "domain/service".
 func ShardOf(service Ref) int {
 	sum := sha256.Sum256([]byte(service.String()))
 	return int(sum[0])

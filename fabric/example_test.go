@@ -27,8 +27,8 @@ func shop() *fabric.Graph {
 	}}}
 }
 
-// identities returns the identities of endpoints that requested all roles of their service, and the documents that say
-// what these may reach.
+// identities returns the identities of endpoints that requested all roles of their service, and the
+// documents that say what these may reach.
 func identities(g *fabric.Graph) (map[string]fabric.Identity, map[string]fabric.Document) {
 	ids, docs := map[string]fabric.Identity{}, map[string]fabric.Document{}
 	for _, d := range fabric.Documents(g) {

@@ -71,8 +71,8 @@ func TestCompare(t *testing.T) {
 	must.Eq(t, []GuardrailChange{{Name: "g", Pos: at, Change: Removed}}, Compare(guarded, none, reachNow).Guardrails)
 }
 
-// drawRichGraph draws a small graph of two domains in which everything that
-// matters to reachability happens.
+// drawRichGraph draws a small graph of two domains in which everything that matters to reachability
+// happens.
 func drawRichGraph(t *rapid.T, label string) *Graph {
 	g := &Graph{Domains: map[string]*Domain{}}
 	draw := func(n int, what string) int { return rapid.IntRange(0, n).Draw(t, label+what) }
@@ -136,8 +136,7 @@ func drawRichGraph(t *rapid.T, label string) *Graph {
 	return g
 }
 
-// oracle asks the one rule about single flows, for endpoints that hold every
-// role.
+// oracle asks the one rule about single flows, for endpoints that hold every role.
 type oracle struct {
 	docs map[Ref]Document
 	all  Roles
@@ -181,8 +180,8 @@ func (o oracle) standing(from, to Ref, protocol Protocol, port uint16) Standing 
 	return s
 }
 
-// TestCompareAgreesWithDecide: what Compare says of every flow is what the one
-// rule says before and after.
+// TestCompareAgreesWithDecide: what Compare says of every flow is what the one rule says before and
+// after.
 func TestCompareAgreesWithDecide(t *testing.T) {
 	var nodes []Ref
 	for _, d := range []string{"a", "b"} {
@@ -259,8 +258,8 @@ func clone(g *Graph) *Graph {
 	return next
 }
 
-// BenchmarkCompare is a plan of a one-contract change among 50,000: with the
-// other domains shared, and with all of them read anew.
+// BenchmarkCompare is a plan of a one-contract change among 50,000: with the other domains shared,
+// and with all of them read anew.
 func BenchmarkCompare(b *testing.B) {
 	before := manyContracts(500)
 	all := clone(before)

@@ -38,8 +38,8 @@ func ReadSources(paths ...string) ([]Source, error) {
 }
 
 // GraphFiles lists the files of the graph in the given files and directories. In a directory these
-// are the files with one of Extensions, subdirectories excluded. A file that is named itself may
-// be called anything; it is JSON if it ends in ".json".
+// are the files with one of Extensions, subdirectories excluded. A file that is named itself may be
+// called anything; it is JSON if it ends in ".json".
 func GraphFiles(paths ...string) ([]string, error) {
 	var files []string
 	for _, p := range paths {

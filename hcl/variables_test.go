@@ -133,8 +133,8 @@ func TestVariableMistakes(t *testing.T) {
 	}
 }
 
-// TestSharedVariables declares variables and locals in one file and uses them
-// in others, of either syntax.
+// TestSharedVariables declares variables and locals in one file and uses them in others, of either
+// syntax.
 func TestSharedVariables(t *testing.T) {
 	sources := []Source{
 		{Name: "a.sif.json", Data: []byte(`{"domain": {"a": {"service": {"web": {"selector": {"nomad": {"job": "${local.job}-${var.env}"}}}}}}}`)},

@@ -160,8 +160,9 @@ func (h *Health) watch(ctx context.Context, service fabric.Ref) {
 	entries.Run(ctx)
 }
 
-// query reads the catalog's entries of a service. The Consul agent serves them from its materialised view, which streams
-// changes from the servers. (Near would prevent that; zones decide what is near anyway.)
+// query reads the catalog's entries of a service. The Consul agent serves them from its
+// materialised view, which streams changes from the servers. (Near would prevent that; zones decide
+// what is near anyway.)
 func (h *Health) query(service fabric.Ref, opts *consulapi.QueryOptions) ([]*consulapi.ServiceEntry, *consulapi.QueryMeta, error) {
 	opts.UseCache = true
 	return h.Consul.Health().Service(fabric.CatalogName(service), "", false, opts)

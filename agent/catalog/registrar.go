@@ -99,8 +99,7 @@ func (r *Registrar) Run(ctx context.Context) error {
 	}
 }
 
-// reconcile makes the Consul agent's registrations of this node's endpoints
-// equal to those wanted.
+// reconcile makes the Consul agent's registrations of this node's endpoints equal to those wanted.
 func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -227,8 +226,8 @@ func (r *Registrar) watchNomad(ctx context.Context) {
 	services.Run(ctx)
 }
 
-// nomadOnNode returns the sorted IDs of Nomad's services in the node's catalog entry. It looks up the node's name in Consul
-// if it is empty.
+// nomadOnNode returns the sorted IDs of Nomad's services in the node's catalog entry. It looks up
+// the node's name in Consul if it is empty.
 func (r *Registrar) nomadOnNode(name *string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
 	if *name == "" {
 		var self struct{ Config struct{ NodeName string } }

@@ -18,8 +18,8 @@ import (
 	"github.com/sif-project/sif/engine/ovs/ovstest"
 )
 
-// sendTooBig sends, from router in namespace ns, "fragmentation needed" to
-// 10.0.0.1 about a TCP packet from its given port to 10.0.0.2:8080.
+// sendTooBig sends, from router in namespace ns, "fragmentation needed" to 10.0.0.1 about a TCP
+// packet from its given port to 10.0.0.2:8080.
 func sendTooBig(t testing.TB, ns string, router netip.Addr, port uint16) {
 	t.Helper()
 	a, b := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")

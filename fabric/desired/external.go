@@ -10,9 +10,9 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// addExternals adds who may come from outside the fabric. Prefixes may overlap: a data path looks up
-// the longest prefix that contains an address, so the party of a prefix is the set of all externals
-// with a prefix that contains it, and has the rights of each.
+// addExternals adds who may come from outside the fabric. Prefixes may overlap: a data path looks
+// up the longest prefix that contains an address, so the party of a prefix is the set of all
+// externals with a prefix that contains it, and has the rights of each.
 func (w *Workload) addExternals(own []fabric.Identity, docs Documents) {
 	w.Externals = map[netip.Prefix]Party{}
 	var grants []fabric.ExternalGrant

@@ -291,7 +291,8 @@ func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
 		}
 	}
 	// A processor is asked about every flow that crosses its switch; one between two other zones
-	// does not, and an identity that is at home elsewhere too is judged at its own boundary as well.
+	// does not, and an identity that is at home elsewhere too is judged at its own boundary as
+	// well.
 	local := map[Party]bool{}
 	for _, a := range w.endpoints {
 		if a.Zone == self.Zone {

@@ -13,8 +13,7 @@ import (
 	"github.com/shoenig/test/must"
 )
 
-// Every caller's change is seen by the run whose outcome it gets, and runs do
-// not overlap.
+// Every caller's change is seen by the run whose outcome it gets, and runs do not overlap.
 func TestCallSeesWhatItsCallerDid(t *testing.T) {
 	var said, seen atomic.Int64
 	var inside atomic.Bool

@@ -30,8 +30,7 @@ type reply struct {
 }
 
 // script runs a watch against a Consul with these replies, and returns the queries, the handled
-// answers and the errors.
-// sound says what Handle returns for an answer, which is its number.
+// answers and the errors. sound says what Handle returns for an answer, which is its number.
 func script(t *testing.T, sound func(int) bool, during func(*Watch[int]), replies ...reply) (queries []asked, handled []int, failed []error) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())

@@ -169,8 +169,8 @@ consul {
 	return s, client
 }
 
-// unmountSecrets unmounts the secrets directories of allocations: Nomad leaves them mounted if it is
-// stopped before it has destroyed the allocations.
+// unmountSecrets unmounts the secrets directories of allocations: Nomad leaves them mounted if it
+// is stopped before it has destroyed the allocations.
 func unmountSecrets(t testing.TB, dataDir string) {
 	secrets, err := filepath.Glob(filepath.Join(dataDir, "alloc", "*", "*", "secrets"))
 	if err != nil {

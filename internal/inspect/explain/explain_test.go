@@ -267,8 +267,8 @@ func TestResolve(t *testing.T) {
 	must.ErrorContains(t, err, "the same single endpoint")
 }
 
-// Whoever may not read a domain learns nothing of it, but for what is between
-// it and a domain that he may read both.
+// Whoever may not read a domain learns nothing of it, but for what is between it and a domain that
+// he may read both.
 func TestReaders(t *testing.T) {
 	f := world()
 	f.Status.Nodes[3].Endpoints = append(f.Status.Nodes[3].Endpoints, api.EndpointStatus{Endpoint: "web-ads", Service: ref("media/ads"), IPv4: netip.MustParseAddr("100.64.0.9")})

@@ -51,8 +51,8 @@ func tcp(ports ...uint16) []fabric.Rule {
 	return []fabric.Rule{r}
 }
 
-// world is two zones: web and db in z1, on two nodes, and db in z2 as well.
-// users reach web from outside; probe may be removed soon, old has expired.
+// world is two zones: web and db in z1, on two nodes, and db in z2 as well. users reach web from
+// outside; probe may be removed soon, old has expired.
 func world() Fabric {
 	g := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {
 		Name: "shop", Services: []fabric.Service{{Name: "web"}, {Name: "db"}},
@@ -229,7 +229,7 @@ func TestEndpointGone(t *testing.T) {
 		must.Eq(t, Extra, d.Kind)
 		extra[d.Node]++
 	}
-	// On its own node everything goes; elsewhere its two
-	// addresses, and at its boundary all that led to it.
+	// On its own node everything goes; elsewhere its two addresses, and at its boundary all that
+	// led to it.
 	must.Eq(t, map[string]int{"z1/p1": 2, "z2/p1": 5, "z1/w1": 2, "z2/w1": 8}, extra)
 }

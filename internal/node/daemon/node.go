@@ -210,8 +210,8 @@ func (n *Node) loadSelf() error {
 	return n.Identity.Keys().Verify(record, fabric.KindNode, &n.Self)
 }
 
-// Run keeps identity, revision, roster, links and registration up to date and
-// reports status until ctx ends.
+// Run keeps identity, revision, roster, links and registration up to date and reports status until
+// ctx ends.
 func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	changed := make(chan struct{}, 1)
 	n.Roster.OnChange(func([]roster.Member) {

@@ -226,8 +226,7 @@ func TestRules(t *testing.T) {
 		{"the node to the outside", s.node, "tcp", outsideAddress + ":80", true, ""},
 		{"the node to itself", s.node, "tcp", nodeAddress + ":80", true, ""},
 	}
-	// Without the firewall all ways are open, so what is closed below is its
-	// doing.
+	// Without the firewall all ways are open, so what is closed below is its doing.
 	for _, p := range probes {
 		if !s.reaches(p.from, p.network, p.to) {
 			t.Errorf("without the firewall: %s (%s %s) is closed", p.name, p.network, p.to)
@@ -250,8 +249,8 @@ func TestRules(t *testing.T) {
 	must.Eq(t, "", s.run(s.node, "sh", "-c", "nft list ruleset 2>&1 >/dev/null")) // the tool can read what we wrote
 }
 
-// A packet in the clear with an endpoint's source address is dropped and
-// counted, whatever it is for.
+// A packet in the clear with an endpoint's source address is dropped and counted, whatever it is
+// for.
 func TestPlainFabricSource(t *testing.T) {
 	s := newSite(t)
 	s.echo(s.node, 8301)

@@ -35,8 +35,8 @@ func leaseOf(endpoint string, n, issued int) Lease {
 	return Lease{Request: fabric.Request{Admission: fabric.Signed{Payload: payload, Signature: []byte{1}}}, Admission: a}
 }
 
-// Whatever comes in whatever order, and across restarts: an endpoint has its
-// youngest admission, and an address one holder.
+// Whatever comes in whatever order, and across restarts: an endpoint has its youngest admission,
+// and an address one holder.
 func TestLaws(t *testing.T) {
 	dir, runs := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {

@@ -49,9 +49,9 @@ func NewClient(runDir string) *Client {
 }
 
 // Apply makes `sif link` run exactly these devices. It deletes the others, but not interfaces that
-// `sif link` did not create. Sessions with peers that did not change continue. A device or peer that
-// cannot be configured is left out and named in the error; everything else is applied. A device that
-// is left out stays as it is.
+// `sif link` did not create. Sessions with peers that did not change continue. A device or peer
+// that cannot be configured is left out and named in the error; everything else is applied. A
+// device that is left out stays as it is.
 func (c *Client) Apply(ctx context.Context, devices []Device) error {
 	var errs []error
 	var fit []Device

@@ -95,8 +95,8 @@ func (i Interface) validate() error {
 }
 
 // fit returns the device with the peers that can be configured, and an error that names everything
-// else: one peer with an unusable key does not keep the others from being configured. It returns the
-// zero Device if the device itself is invalid.
+// else: one peer with an unusable key does not keep the others from being configured. It returns
+// the zero Device if the device itself is invalid.
 //
 // fit also rejects what WireGuard accepts without an error and then does not do: it ignores a peer
 // with the device's own key, and gives an address that two peers claim to the last of them.

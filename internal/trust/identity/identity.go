@@ -163,8 +163,8 @@ func (s *Source) Expiry() time.Time { return s.Certificate().Leaf.NotAfter }
 // Vault returns the logged-in client; nil for a Fixed source.
 func (s *Source) Vault() *vaultapi.Client { return s.vault }
 
-// Sign signs msg with the current certificate's key and returns the chain
-// (DER, leaf first) to verify it with; see VerifyBy.
+// Sign signs msg with the current certificate's key and returns the chain (DER, leaf first) to
+// verify it with; see VerifyBy.
 func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) {
 	return signWith(s.Certificate(), msg)
 }

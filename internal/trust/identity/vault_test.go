@@ -28,8 +28,8 @@ import (
 
 const trustDomain = "sif.test"
 
-// setUp prepares a Vault as the fabric's is and returns the configuration of
-// node aws1/aws1-w1, whose certificates live that long.
+// setUp prepares a Vault as the fabric's is and returns the configuration of node aws1/aws1-w1,
+// whose certificates live that long.
 func setUp(t *testing.T, life string) (*testhost.Server, *vaultapi.Client, identity.Config) {
 	t.Helper()
 	server, v := testhost.Vault(t)

@@ -46,9 +46,9 @@ acl {
 	return &lab{t: t, server: server, consul: client, ca: identitytest.NewCA(t)}, tokens.Nodes[node.NodeID]
 }
 
-// What Consul still holds as it was read is compared with one request, which
-// carries none of it, however often; after a restart, and when something was
-// written, it is read again. A node's token suffices.
+// What Consul still holds as it was read is compared with one request, which carries none of it,
+// however often; after a restart, and when something was written, it is read again. A node's token
+// suffices.
 func TestRecheckReadsWhatWasWrittenOnly(t *testing.T) {
 	l, token := newGuardedLab(t)
 	ctx := context.Background()

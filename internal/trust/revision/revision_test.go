@@ -35,8 +35,7 @@ var (
 	news  = fabric.Ref{Domain: "getaway-app", Name: "news-gw"}
 )
 
-// graph returns a graph whose frontend contract opens that port; no contract
-// if it is zero.
+// graph returns a graph whose frontend contract opens that port; no contract if it is zero.
 func graph(port uint16, services ...fabric.Ref) *fabric.Graph {
 	d := &fabric.Domain{Name: "getaway-app"}
 	for _, s := range services {
@@ -208,8 +207,8 @@ func TestPublishConflictAndRepair(t *testing.T) {
 	must.ErrorContains(t, ReadObject(ctx, l.consul, fabric.Hash{1}, &v), "is missing")
 }
 
-// What fits into one transaction is written at once with the pointer, or not at
-// all; of more, the pointer is written last.
+// What fits into one transaction is written at once with the pointer, or not at all; of more, the
+// pointer is written last.
 func TestPublishAtOnceOrPointerLast(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()
@@ -306,8 +305,8 @@ func TestPublishLarge(t *testing.T) {
 	}
 }
 
-// TestAlteredPointer has pointers refused that must not be believed, one
-// after the other, and a good one accepted afterwards.
+// TestAlteredPointer has pointers refused that must not be believed, one after the other, and a
+// good one accepted afterwards.
 func TestAlteredPointer(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()
@@ -369,8 +368,7 @@ func TestAlteredPointer(t *testing.T) {
 	must.Eq(t, documentOf(old, proxy), f.Documents()[proxy])
 }
 
-// TestAlteredObjects alters, before and after they were fetched, the objects
-// of a revision.
+// TestAlteredObjects alters, before and after they were fetched, the objects of a revision.
 func TestAlteredObjects(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()
@@ -412,8 +410,7 @@ func TestAlteredObjects(t *testing.T) {
 	must.Eq(t, documentOf(second, proxy), f.Documents()[proxy])
 }
 
-// objectsOf returns the hashes of the documents and shards of a revision by
-// service.
+// objectsOf returns the hashes of the documents and shards of a revision by service.
 func objectsOf(t testing.TB, rev fabric.Revision) (docs, shards map[fabric.Ref]fabric.Hash) {
 	t.Helper()
 	objects := map[fabric.Hash][]byte{}
@@ -478,9 +475,9 @@ func TestRestartWithoutConsul(t *testing.T) {
 	must.ErrorContains(t, err, stateFile)
 }
 
-// TestOnlyPublishedIsEnforced is the law of this package: whatever is done to
-// Consul, the enforced documents are those of a graph that was published, as a
-// whole, and the sequence never falls, not even over restarts.
+// TestOnlyPublishedIsEnforced is the law of this package: whatever is done to Consul, the enforced
+// documents are those of a graph that was published, as a whole, and the sequence never falls, not
+// even over restarts.
 func TestOnlyPublishedIsEnforced(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()

@@ -64,8 +64,8 @@ func (s *scale) change() (next *fabric.Compiled, fresh []fabric.Object, touched 
 	return s.base.Next(g)
 }
 
-// Of a change of one contract only the documents that differ are written, with
-// the shards and the indexes that lead to them.
+// Of a change of one contract only the documents that differ are written, with the shards and the
+// indexes that lead to them.
 func TestOnlyWhatChangedIsWritten(t *testing.T) {
 	s := newScale(t, graphgen.Shape{Services: 1000, Contracts: 5000})
 	before := s.get(kvkey.Current).ModifyIndex
@@ -98,8 +98,8 @@ func TestOnlyWhatChangedIsWritten(t *testing.T) {
 	}
 }
 
-// BenchmarkPublishOneContract is the time that it takes to write one changed
-// contract among 50,000 to a Consul, once it is compiled and signed.
+// BenchmarkPublishOneContract is the time that it takes to write one changed contract among 50,000
+// to a Consul, once it is compiled and signed.
 func BenchmarkPublishOneContract(b *testing.B) {
 	s := newScale(b, graphgen.Shape{Services: 10_000, Contracts: 50_000})
 	objects := 0

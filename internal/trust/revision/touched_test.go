@@ -32,9 +32,8 @@ func (c *transactions) RoundTrip(r *http.Request) (*http.Response, error) {
 	return c.RoundTripper.RoundTrip(r)
 }
 
-// A node that hosts no touched service reads the pointer and nothing else; it
-// comes back from its disk at that pointer, and reads the objects again as soon
-// as it needs them.
+// A node that hosts no touched service reads the pointer and nothing else; it comes back from its
+// disk at that pointer, and reads the objects again as soon as it needs them.
 func TestUntouchedNodesReadThePointerOnly(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()

@@ -68,8 +68,8 @@ func FuzzUnpack(f *testing.F) {
 	})
 }
 
-// FuzzDocument has whatever may lie at a document's address read as one. What
-// decodes has a canonical form that decodes to the same.
+// FuzzDocument has whatever may lie at a document's address read as one. What decodes has a
+// canonical form that decodes to the same.
 func FuzzDocument(f *testing.F) {
 	for _, d := range fabric.Documents(graph(8080, proxy, svc, news)) {
 		f.Add(fabric.NewObject(d).Data)
@@ -97,8 +97,8 @@ func FuzzDocument(f *testing.F) {
 	})
 }
 
-// A domain whose declaration and documents are larger than Consul's values is
-// stored, found, repaired and followed like any other.
+// A domain whose declaration and documents are larger than Consul's values is stored, found,
+// repaired and followed like any other.
 func TestObjectsAboveConsulsLimit(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()

@@ -222,8 +222,8 @@ func TestRefused(t *testing.T) {
 	must.Eq(t, want, w.Members())
 }
 
-// TestExpiredCertificate: a record stays good when the certificate in it has
-// expired, but is not believed at first sight.
+// TestExpiredCertificate: a record stays good when the certificate in it has expired, but is not
+// believed at first sight.
 func TestExpiredCertificate(t *testing.T) {
 	l := newLab(t)
 	end := time.Now().Add(3 * time.Second)

@@ -88,8 +88,8 @@ func TestGraph(t *testing.T) {
 	must.ErrorContains(t, Past(fabric.Change{Sequence: 1, Root: root}, g), "but revision 1 has root")
 }
 
-// A history holds only as it was written: nothing of it can be altered, left
-// out, added, or put in another order.
+// A history holds only as it was written: nothing of it can be altered, left out, added, or put in
+// another order.
 func TestHistory(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var changes []fabric.Change // the newest first

@@ -1,8 +1,8 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package identitytest is a certificate authority in memory, for tests of
-// what uses identities. Only tests may import it.
+// Package identitytest is a certificate authority in memory, for tests of what uses identities.
+// Only tests may import it.
 package identitytest
 
 import (
@@ -101,8 +101,7 @@ func (ca *CA) Issue(spiffePath string, unit string, change ...func(*x509.Certifi
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}
 }
 
-// Certify issues a certificate for a signing request (DER), without looking at
-// what it asks for.
+// Certify issues a certificate for a signing request (DER), without looking at what it asks for.
 func (ca *CA) Certify(spiffePath string, csr []byte, life time.Duration) [][]byte {
 	ca.t.Helper()
 	req, err := x509.ParseCertificateRequest(csr)
