@@ -6,8 +6,13 @@ package main
 import (
 	"go/ast"
 	"go/types"
+	"os"
+	"os/exec"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/shoenig/test/must"
 	"golang.org/x/tools/go/packages"
@@ -80,4 +85,34 @@ func called(info *types.Info, e ast.Expr) types.Object {
 		return info.Uses[e.Sel]
 	}
 	return nil
+}
+
+// TestCommentsAreAtMost100ColumnsWide checks the lines of Go and C files that are nothing but a
+// comment. A tab counts as 4 columns. Directives and an Example's expected output cannot be
+// wrapped.
+func TestCommentsAreAtMost100ColumnsWide(t *testing.T) {
+	const most = 100
+	output := regexp.MustCompile(`(?i)^// (unordered )?output:`)
+	cmd := exec.Command("git", "ls-files", "*.go", "*.c", "*.h")
+	cmd.Stderr = os.Stderr
+	files, err := cmd.Output()
+	must.NoError(t, err)
+	for _, name := range strings.Fields(string(files)) {
+		if strings.HasSuffix(name, "_bpfel.go") {
+			continue
+		}
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		inOutput := false
+		for i, line := range strings.Split(string(text), "\n") {
+			comment := strings.TrimSpace(line)
+			inOutput = strings.HasPrefix(comment, "//") && (inOutput || output.MatchString(comment))
+			if !strings.HasPrefix(comment, "//") || strings.HasPrefix(comment, "//go:") || inOutput {
+				continue
+			}
+			if width := utf8.RuneCountInString(strings.ReplaceAll(line, "\t", "    ")); width > most {
+				t.Errorf("%s:%d: the comment is %d columns wide, %d is the most", name, i+1, width, most)
+			}
+		}
+	}
 }
