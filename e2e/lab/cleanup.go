@@ -277,11 +277,30 @@ func (r remnants) removeCgroups(allocs []string) []error {
 	return errs
 }
 
+// cniResults is where the CNI library of Nomad's client keeps the results of ADD, a file for each
+// network, container and interface.
+const cniResults = "/var/lib/cni/results"
+
+// removeCNIResults removes the results that a killed Nomad client left: those of the fabric's
+// network for allocations without a network namespace.
+func removeCNIResults() {
+	files, _ := filepath.Glob(filepath.Join(cniResults, "sif-*-eth0")) // the pattern is well-formed
+	for _, f := range files {
+		alloc := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(f), "sif-"), "-eth0")
+		if !exists(filepath.Join(netnsDir, alloc)) {
+			_ = os.Remove(f)
+		}
+	}
+}
+
 // removeSharedEmpty removes shared directories that the lab's programs made, if they are empty:
-// Nomad's own control groups with cgroups v1, the directory of named namespaces, and the
-// directories of Docker and containerd outside their roots.
+// those of the CNI library, Nomad's own control groups with cgroups v1, the directory of named
+// namespaces, and the directories of Docker and containerd outside their roots.
 func removeSharedEmpty() {
 	if !running("nomad") {
+		removeCNIResults()
+		removeEmpty(cniResults)
+		removeEmpty(filepath.Dir(cniResults))
 		// A group is busy until init has reaped its last process. A group that stays busy contains
 		// tasks of another Nomad.
 		for deadline := time.Now().Add(3 * time.Second); !removeNomadGroups() && time.Now().Before(deadline); {
