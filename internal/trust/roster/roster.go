@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/sif-project/sif/fabric"
@@ -132,30 +133,23 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 }
 
 // merge verifies all records in Consul against the entries so far. It returns the new entries, and
-// the problems. If a record is refused, the entry so far stays. A record that is missing while
-// others exist is that of a node that was removed.
+// the problems. If a record is refused, the entry so far stays. A record that is missing removes
+// nobody: whoever writes Consul, or restores a snapshot of it, could remove nodes otherwise.
 func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
-	if len(records) == 0 && len(known) > 0 {
-		return known, []string{fmt.Sprintf("Consul has no node records under %s: keeping the %d that were known", kvkey.Nodes, len(known))}
-	}
-	next := map[fabric.NodeID]entry{}
-	var wrong []string
-	owner := map[string]fabric.NodeID{} // of public keys
-	take := func(id fabric.NodeID, e entry) {
-		next[id] = e
-		if key := e.member.Link.PublicKey; len(key) > 0 {
-			owner[string(key)] = id
+	next := maps.Clone(known)
+	var missing, changed []fabric.NodeID
+	for id := range known {
+		if _, there := records[id]; !there {
+			missing = append(missing, id)
 		}
 	}
-	var changed []fabric.NodeID
 	for id, record := range records {
-		if e, ok := known[id]; ok && bytes.Equal(e.record, record) {
-			take(id, e)
-		} else {
+		if e, ok := known[id]; !ok || !bytes.Equal(e.record, record) {
 			changed = append(changed, id)
 		}
 	}
 	slices.SortFunc(changed, fabric.CompareNodeIDs)
+	wrong := describeMissing(missing)
 	for _, id := range changed {
 		var before *entry
 		if e, ok := known[id]; ok {
@@ -163,20 +157,45 @@ func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID
 		}
 		e, err := v.judge(id, records[id], before)
 		if err == nil {
-			// To WireGuard, two peers with the same key are one peer: a node could copy the key of
-			// another and receive its traffic.
-			if other, taken := owner[string(e.member.Link.PublicKey)]; taken {
-				err = fmt.Errorf("its public key is that of node %s", other)
-			}
+			err = distinct(e.member, next)
 		}
 		if err != nil {
 			wrong = append(wrong, fmt.Sprintf("the record of node %s is refused: %v", id, err))
-			if before != nil {
-				take(id, *before)
-			}
 			continue
 		}
-		take(id, e)
+		next[id] = e
 	}
 	return next, wrong
+}
+
+// maxMissing is how many missing records are listed one by one.
+const maxMissing = 3
+
+func describeMissing(missing []fabric.NodeID) []string {
+	slices.SortFunc(missing, fabric.CompareNodeIDs)
+	if len(missing) > maxMissing {
+		return []string{fmt.Sprintf("the records of %d nodes are missing in Consul under %s, of %s first; the nodes are kept, and put their records back", len(missing), kvkey.Nodes, missing[0])}
+	}
+	var list []string
+	for _, id := range missing {
+		list = append(list, fmt.Sprintf("the record of node %s is missing in Consul; the node is kept, and puts it back", id))
+	}
+	return list
+}
+
+// distinct returns an error if m has a public key or addresses of another member. To WireGuard, two
+// peers with the same key are one peer, and a packet goes to one of two peers with its address: a
+// node could receive the traffic of another.
+func distinct(m Member, others map[fabric.NodeID]entry) error {
+	for id, e := range others {
+		other := e.member
+		switch {
+		case id == m.ID():
+		case len(m.Link.PublicKey) > 0 && bytes.Equal(m.Link.PublicKey, other.Link.PublicKey):
+			return fmt.Errorf("its public key is that of node %s", id)
+		case m.Pool4.Overlaps(other.Pool4) || m.Pool6.Overlaps(other.Pool6):
+			return fmt.Errorf("its pools %s and %s overlap those of node %s, %s and %s", m.Pool4, m.Pool6, id, other.Pool4, other.Pool6)
+		}
+	}
+	return nil
 }

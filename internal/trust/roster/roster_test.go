@@ -122,25 +122,25 @@ func TestWatch(t *testing.T) {
 	must.Eq(t, "w1 w2 w3", names(w))
 	must.Eq(t, byte(2), w.Members()[1].Link.PublicKey[0])
 
-	// One goes, others stay: removed.
+	// A record that is missing removes nobody, be it one or all.
 	_, err := l.consul.KV().Delete(kvkey.Node{Zone: "aws1", Name: "w3"}.String(), nil)
 	must.NoError(t, err)
-	must.Eq(t, 2, <-changes)
-
-	// All go: nothing is withdrawn.
+	eventually(t, "reported", func() bool { return len(w.Degraded()) == 1 })
+	must.StrContains(t, w.Degraded()[0], "the record of node aws1/w3 is missing in Consul; the node is kept")
+	must.Eq(t, "w1 w2 w3", names(w))
 	_, err = l.consul.KV().DeleteTree("sif/", nil)
 	must.NoError(t, err)
-	eventually(t, "reported", func() bool { return len(w.Degraded()) == 1 })
-	must.StrContains(t, w.Degraded()[0], "keeping the 2")
-	must.Eq(t, "w1 w2", names(w))
+	eventually(t, "reported", func() bool { return len(w.Degraded()) == 3 })
+	must.Eq(t, "w1 w2 w3", names(w))
 
 	// Nor when Consul is away, not even over a restart.
 	must.NoError(t, l.server.Pause())
-	must.Eq(t, "w1 w2", names(l.watcher(dir)))
+	must.Eq(t, "w1 w2 w3", names(l.watcher(dir)))
 	must.NoError(t, l.server.Resume())
-	l.put(1, l.record(1, nil))
-	l.put(2, l.record(2, nil))
-	eventually(t, "recovered", func() bool { return len(w.Degraded()) == 0 && names(w) == "w1 w2" })
+	for n := 1; n <= 3; n++ {
+		l.put(n, l.record(n, nil))
+	}
+	eventually(t, "recovered", func() bool { return len(w.Degraded()) == 0 && names(w) == "w1 w2 w3" })
 
 	// What is on disk must be the fabric's word too.
 	other, err := New(l.consul, dir, name, identitytest.TrustDomain, identitytest.NewCA(t).Keys, l.ca.Roots, hclog.NewNullLogger())
@@ -208,6 +208,12 @@ func TestRefused(t *testing.T) {
 		{"zero key", "its public key is zero", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = make([]byte, 32) })},
 		{"short key", "31 bytes", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = k.PublicKey[1:] })},
 		{"somebody else's key", "that of node aws1/w2", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{2}, 32) })},
+		{"somebody else's IPv4 pool", "overlap those of node aws1/w2", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) {
+			n.Pool4 = netip.MustParsePrefix("100.64.2.128/25")
+		})},
+		{"somebody else's IPv6 pool", "overlap those of node aws1/w2", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) {
+			n.Pool6 = netip.MustParsePrefix("fd5f::/32")
+		})},
 		{"no pool", "pools", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) { n.Pool4 = netip.Prefix{} })},
 		{"odd kind", "unknown kind", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) { n.Kind = "x" })},
 	} {
