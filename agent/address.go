@@ -33,7 +33,7 @@ type addresses struct {
 	resting map[uint32]time.Time // until when
 }
 
-// firstOffset skips the network address of the pool and the address of the node.
+// firstOffset skips the network address of the pool and the node's health address.
 const firstOffset = 2
 
 func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {

@@ -44,12 +44,12 @@ type ExplainedFlow struct {
 	Differs  []string         `json:"differs,omitempty"`
 }
 
-// Party is one end of a flow: a live endpoint, a service without live endpoints, an external, or an
-// address that is not in the fabric.
+// Party is one end of a flow: a live endpoint, a service without live endpoints, an external, a
+// node by its health address, or an address that is not in the fabric.
 type Party struct {
 	Service  fabric.Ref    `json:"service,omitzero"`
 	External fabric.Ref    `json:"external,omitzero"`
-	Address  netip.Addr    `json:"address,omitzero"` // of an external, or outside the fabric
+	Address  netip.Addr    `json:"address,omitzero"` // of an external or a node, or outside the fabric
 	Endpoint string        `json:"endpoint,omitempty"`
 	Zone     string        `json:"zone,omitempty"`
 	Node     fabric.NodeID `json:"node,omitzero"`
@@ -60,6 +60,9 @@ type Party struct {
 
 // Live reports whether the party is a live endpoint.
 func (p Party) Live() bool { return p.Endpoint != "" }
+
+// Health reports whether the party is a node, by its health address.
+func (p Party) Health() bool { return !p.Live() && !p.Node.IsZero() }
 
 // Identity returns the identity of the party.
 func (p Party) Identity() fabric.Identity {
@@ -93,6 +96,9 @@ func (p Party) String() string {
 		return p.Service.String() + " (no live endpoint)"
 	case p.External != fabric.Ref{}:
 		return fmt.Sprintf("external %s (%s)", p.External, p.Address)
+	}
+	if p.Health() {
+		return fmt.Sprintf("%s (health address of %s)", p.Address, p.Node)
 	}
 	return p.Address.String() + " (not in the fabric)"
 }

@@ -18,8 +18,10 @@ type NodeStatus struct {
 	Node               string            `json:"node"`
 	Kind               fabric.NodeKind   `json:"kind"`
 	Version            string            `json:"version"`
-	Sequence           uint64            `json:"sequence"`      // of the revision enforced
-	Root               fabric.Hash       `json:"root,omitzero"` // of the revision enforced
+	Pool4              netip.Prefix      `json:"pool4,omitzero"` // in the signed record; set by the controller
+	Pool6              netip.Prefix      `json:"pool6,omitzero"` // likewise
+	Sequence           uint64            `json:"sequence"`       // of the revision enforced
+	Root               fabric.Hash       `json:"root,omitzero"`  // of the revision enforced
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each

@@ -177,13 +177,13 @@ func (a *admitter) workloadNode(who identity.Node) (fabric.Node, error) {
 // checkAddresses refuses addresses that an endpoint of the node cannot have.
 func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 	for _, c := range []struct {
-		addr, gateway netip.Addr
-		pool          netip.Prefix
-	}{{v4, node.Gateway4(), node.Pool4}, {v6, node.Gateway6(), node.Pool6}} {
+		addr, health netip.Addr
+		pool         netip.Prefix
+	}{{v4, node.Health4(), node.Pool4}, {v6, node.Health6(), node.Pool6}} {
 		switch {
 		case !c.pool.Contains(c.addr):
 			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s is not in pool %s of node %s", c.addr, c.pool, node.ID())
-		case c.addr == c.pool.Addr() || c.addr == c.gateway:
+		case c.addr == c.pool.Addr() || c.addr == c.health:
 			return api.Errorf(http.StatusForbidden, api.CodeAddress, "address %s of pool %s is reserved for node %s itself", c.addr, c.pool, node.ID())
 		}
 	}

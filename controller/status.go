@@ -66,6 +66,7 @@ func (c *Controller) status() api.Status {
 		if !ok {
 			report = api.NodeStatus{Zone: n.Zone, Node: n.Name, Kind: n.Kind}
 		}
+		report.Pool4, report.Pool6 = n.Pool4, n.Pool6
 		s.Nodes = append(s.Nodes, report)
 	}
 	return s

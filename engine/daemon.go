@@ -203,7 +203,7 @@ func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 // with the lower node ID connects and the other listens.
 func (d *Daemon) meetEngines(ctx context.Context) error {
 	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone }
-	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Gateway4, func(ctx context.Context, n fabric.Node) error {
+	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Health4, func(ctx context.Context, n fabric.Node) error {
 		if fabric.CompareNodeIDs(d.self.ID(), n.ID()) < 0 {
 			return d.call(ctx, n)
 		}
@@ -218,7 +218,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	defer cancel()
 	var conn *rpc.Conn
 	err := d.inLink(n, func() (err error) {
-		conn, err = rpc.Dial(dialing, netip.AddrPortFrom(n.Gateway4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
+		conn, err = rpc.Dial(dialing, netip.AddrPortFrom(n.Health4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
 		return err
 	})
 	if err != nil {
@@ -243,7 +243,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	var l net.Listener
 	err := d.inLink(n, func() (err error) {
-		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Gateway4(), d.self.Engine).String())
+		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Health4(), d.self.Engine).String())
 		return err
 	})
 	if err != nil {

@@ -41,7 +41,7 @@ func (p *ports) config(d link.Device) port.Config {
 		Outer:     wellknown.SwitchInterface(d.Name),
 		Device:    d.Name,
 		MTU:       daemon.SwitchMTU(d.MTU),
-		Addrs:     []netip.Addr{p.self.Gateway4(), p.self.Gateway6()},
+		Addrs:     []netip.Addr{p.self.Health4(), p.self.Health6()},
 	}
 	for _, peer := range d.Peers {
 		c.Prefixes = append(c.Prefixes, peer.AllowedIPs...)

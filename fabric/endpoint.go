@@ -102,12 +102,13 @@ type Node struct {
 // ID names the node.
 func (n Node) ID() NodeID { return NodeID{Zone: n.Zone, Name: n.Name} }
 
-// Gateway4 returns the node's own IPv4 address inside the fabric, the first of its pool. An engine
-// listens on it for engines of other zones.
-func (n Node) Gateway4() netip.Addr { return n.Pool4.Addr().Next() }
+// Health4 returns the node's own IPv4 address inside the fabric, its health address: the first of
+// its pool, and so part of the signed record. No endpoint has it. Nodes exchange probes among these
+// addresses, and an engine listens on it for engines of other zones.
+func (n Node) Health4() netip.Addr { return n.Pool4.Addr().Next() }
 
-// Gateway6 returns the IPv6 counterpart of Gateway4.
-func (n Node) Gateway6() netip.Addr { return n.Pool6.Addr().Next() }
+// Health6 returns the node's IPv6 health address; see Health4.
+func (n Node) Health6() netip.Addr { return n.Pool6.Addr().Next() }
 
 // Link is the part of a node's record that the node itself signs, with the key of its certificate:
 // the public key of its WireGuard devices, and the UDP port on which it listens for each peer.

@@ -32,6 +32,10 @@ const (
 	EnginePort     = "8441"
 )
 
+// ProbePort is the UDP port at which nodes exchange probes among their health addresses; both ports
+// of each probe are this one.
+const ProbePort = 8442
+
 // FirstLinkPort to LastLinkPort are the UDP ports of a node's WireGuard devices, one each.
 const (
 	FirstLinkPort = 51820

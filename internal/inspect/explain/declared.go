@@ -13,6 +13,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // declared applies the one rule to a flow and collects the reasons.
@@ -21,6 +22,8 @@ func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, por
 	no := func(why string) api.Declared { return api.Declared{Reasons: []api.Reason{{Why: why}}} }
 	var d api.Declared
 	switch none := (fabric.Ref{}); {
+	case from.Health() || to.Health():
+		return amongNodes(from, to, protocol, port)
 	case from.Service == none && from.External == none:
 		return no(fmt.Sprintf("no endpoint or external has address %s", from.Address))
 	case to.Service == none && to.External == none:
@@ -42,6 +45,25 @@ func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, por
 		return d
 	}
 	d.Reasons = []api.Reason{inFavour(f.Graph, d, from, to)}
+	return d
+}
+
+// amongNodes tells of the built-in exception from the rule: nodes exchange probes among their
+// health addresses.
+func amongNodes(from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
+	var d api.Declared
+	var why string
+	switch probe := protocol == fabric.UDP && port == wellknown.ProbePort; {
+	case from.Health() && to.Health() && probe:
+		d.Allowed, why = true, "nodes exchange probes among their health addresses"
+	case from.Health() && to.Health():
+		why = fmt.Sprintf("health addresses exchange nothing but probes: UDP port %d", wellknown.ProbePort)
+	case from.Health():
+		why = fmt.Sprintf("%s is the health address of node %s, which exchanges probes with other nodes only, never with an endpoint", from.Address, from.Node)
+	default:
+		why = fmt.Sprintf("%s is the health address of node %s, which exchanges probes with other nodes only, never with an endpoint", to.Address, to.Node)
+	}
+	d.Reasons = []api.Reason{{Why: why}}
 	return d
 }
 

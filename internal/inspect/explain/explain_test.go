@@ -75,10 +75,10 @@ func world() View {
 	}
 	f := verify.Fabric{Graph: g, Now: now, Dumps: map[fabric.NodeID]api.Dump{}, Failed: map[fabric.NodeID]string{}, Status: api.Status{Nodes: []api.NodeStatus{
 		{Zone: "z1", Node: "p1", Kind: fabric.KindProcessor}, {Zone: "z2", Node: "p1", Kind: fabric.KindProcessor},
-		{Zone: "z1", Node: "w1", Kind: fabric.KindWorkload, Endpoints: []api.EndpointStatus{
+		{Zone: "z1", Node: "w1", Kind: fabric.KindWorkload, Pool4: netip.MustParsePrefix("100.64.7.0/24"), Pool6: netip.MustParsePrefix("fd5f:7::/64"), Endpoints: []api.EndpointStatus{
 			endpoint("web-1", "shop/web", 2, fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}}), endpoint("web-bare", "shop/web", 3, fabric.Roles{}),
 		}},
-		{Zone: "z2", Node: "w1", Kind: fabric.KindWorkload, Endpoints: []api.EndpointStatus{
+		{Zone: "z2", Node: "w1", Kind: fabric.KindWorkload, Pool4: netip.MustParsePrefix("100.64.8.0/24"), Endpoints: []api.EndpointStatus{
 			endpoint("db-1", "shop/db", 4, fabric.Roles{Respond: []fabric.Ref{ref("shop/sql")}}),
 		}},
 	}}}
@@ -128,6 +128,10 @@ func TestDeclared(t *testing.T) {
 		{"shop/api", "192.0.2.1", fabric.TCP, 443, false, "no endpoint or external has address 192.0.2.1"},
 		{"shop/api", "shop/bank", fabric.TCP, 443, false, "flows to externals are not supported yet"},
 		{"shop/users", "shop/bank", fabric.TCP, 443, false, "both ends are outside"},
+		{"100.64.7.1", "100.64.8.1", fabric.UDP, 8442, true, "nodes exchange probes among their health addresses"},
+		{"100.64.7.1", "100.64.8.1", fabric.TCP, 8442, false, "nothing but probes: UDP port 8442"},
+		{"web-1", "fd5f:7::1", fabric.UDP, 8442, false, "fd5f:7::1 is the health address of node z1/w1"},
+		{"100.64.8.1", "shop/db", fabric.UDP, 8442, false, "100.64.8.1 is the health address of node z2/w1"},
 	} {
 		a, err := Explain(world(), ask(tc.from, tc.to, tc.protocol, tc.port))
 		must.NoError(t, err)

@@ -56,7 +56,7 @@ func (v View) reads(domain string) bool { return v.Reads == nil || v.Reads(domai
 func (v View) find(text string) ([]api.Party, error) {
 	live := verify.Endpoints(v.Status, v.Now)
 	if a, err := netip.ParseAddr(text); err == nil {
-		return []api.Party{byAddress(v.Graph, live, a.Unmap())}, nil
+		return []api.Party{byAddress(v.Fabric, live, a.Unmap())}, nil
 	}
 	if r, err := fabric.ParseRef(text); err == nil {
 		if !v.reads(r.Domain) {
@@ -86,15 +86,21 @@ func (v View) find(text string) ([]api.Party, error) {
 	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
 }
 
-func byAddress(g *fabric.Graph, live []fabric.Admission, a netip.Addr) api.Party {
+func byAddress(f verify.Fabric, live []fabric.Admission, a netip.Addr) api.Party {
 	for _, e := range live {
 		if e.IPv4 == a || e.IPv6 == a {
 			return partyOf(e)
 		}
 	}
 	p := api.Party{Address: a}
+	for _, n := range verify.Nodes(f.Status) {
+		if n.Health4() == a || n.Health6() == a {
+			p.Node = n.ID()
+			return p
+		}
+	}
 	narrowest := -1
-	eachExternal(g, func(r fabric.Ref, x fabric.External) {
+	eachExternal(f.Graph, func(r fabric.Ref, x fabric.External) {
 		for _, prefix := range x.Prefixes {
 			if prefix.Contains(a) && prefix.Bits() > narrowest {
 				narrowest, p.External = prefix.Bits(), r

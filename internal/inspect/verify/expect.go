@@ -34,12 +34,15 @@ func Endpoints(status api.Status, now time.Time) []fabric.Admission {
 }
 
 // Topology returns the topology of the nodes in a status.
-func Topology(status api.Status) desired.Topology {
-	var nodes []fabric.Node
+func Topology(status api.Status) desired.Topology { return desired.SingleProcessor(Nodes(status)) }
+
+// Nodes returns the nodes in a status, with what a status tells of them.
+func Nodes(status api.Status) []fabric.Node {
+	nodes := make([]fabric.Node, 0, len(status.Nodes))
 	for _, n := range status.Nodes {
-		nodes = append(nodes, fabric.Node{Zone: n.Zone, Name: n.Node, Kind: n.Kind})
+		nodes = append(nodes, fabric.Node{Zone: n.Zone, Name: n.Node, Kind: n.Kind, Pool4: n.Pool4, Pool6: n.Pool6})
 	}
-	return desired.SingleProcessor(nodes)
+	return nodes
 }
 
 // Documents returns the document of every service, without contracts that have expired at now.

@@ -192,7 +192,7 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, por
 			// each zone by that zone's.
 			behind := m.Kind == fabric.KindWorkload && topology.Live(p.ID()) &&
 				(self.Kind == fabric.KindWorkload && m.Zone != self.Zone || self.Kind == fabric.KindProcessor && m.Zone == p.Zone)
-			listens := self.Kind == fabric.KindProcessor && m.ID() == p.ID() // its engine, at its gateway address
+			listens := self.Kind == fabric.KindProcessor && m.ID() == p.ID() // its engine and its probes, at its health address
 			if behind || listens {
 				beyond = append(beyond, pools(m)...)
 			}
