@@ -56,6 +56,7 @@ type Agent struct {
 	services     *identity.ServiceKeys
 	engines      *engines
 	firewall     *firewall.Firewall
+	ports        *ports
 	registrar    *catalog.Registrar
 	health       *catalog.Health
 	observers    probe.Observers
@@ -118,9 +119,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err := a.takeOver(ctx); err != nil {
 		return nil, err
 	}
-	if err := a.setPorts(); err != nil {
-		return nil, err
-	}
+	a.ports = newPorts(c.Underlay.Interface, a.firewall.SetPorts)
+	n.Degrade("ports", a.keepPorts())
 	a.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{
 		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Want: a.registrations, Log: log.Named("catalog"),
 		Report: func(err error) { n.Degrade("consul catalog", err) },
@@ -227,6 +227,7 @@ func (a *Agent) repair(ctx context.Context) error {
 func (a *Agent) tend(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.sweep(ctx)
+		a.node.Degrade("ports", a.keepPorts())
 		a.node.Degrade("services", a.leave())
 		a.renew(ctx)
 		a.retryPending(ctx)

@@ -29,8 +29,8 @@ type hook interface {
 // way back: the interface goes first, so that traffic ends before anything else does.
 func (a *Agent) hooks() []hook {
 	return []hook{
-		interfaceHook{a}, addressHook{a}, admissionHook{a}, recordHook{a},
-		connectivityHook{a}, datapathHook{a}, portsHook{a}, catalogHook{a},
+		interfaceHook{a}, addressHook{a}, portsHook{a}, admissionHook{a}, recordHook{a},
+		connectivityHook{a}, datapathHook{a}, catalogHook{a},
 	}
 }
 

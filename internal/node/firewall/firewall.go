@@ -49,14 +49,6 @@ type Config struct {
 	Management []Port         // open to the underlay
 }
 
-// PortMapping maps a port of the node to an endpoint.
-type PortMapping struct {
-	Protocol fabric.Protocol
-	HostIP   netip.Addr // zero, or unspecified: every IPv4 address of the node
-	HostPort uint16
-	To       netip.AddrPort // IPv4
-}
-
 // Firewall manages the table. It is safe for concurrent use.
 type Firewall struct {
 	config Config
@@ -129,14 +121,14 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 		conn.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: nftables.ObjTypeCounter, Obj: newCounter()})
 	}
 	maps := newPortMaps(table)
-	for _, s := range maps.sets() {
-		if err := conn.AddSet(s, nil); err != nil {
+	for _, m := range maps {
+		if err := conn.AddSet(m.Set, nil); err != nil {
 			return err
 		}
-	}
-	if f.known {
-		if err := maps.fill(conn, f.ports); err != nil {
-			return err
+		if f.known {
+			if err := m.fill(conn, f.ports); err != nil {
+				return err
+			}
 		}
 	}
 	for _, c := range f.chains(table) {
@@ -149,12 +141,9 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	return conn.Flush()
 }
 
-// SetPorts replaces all port mappings in one transaction. Connections with a removed mapping
-// continue until they end.
+// SetPorts replaces all port mappings in one transaction. Each mapping must pass Check, and none
+// may overlap another one. Connections with a removed mapping continue until they end.
 func (f *Firewall) SetPorts(ports []PortMapping) error {
-	if err := checkPorts(ports); err != nil {
-		return err
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known && slices.Equal(f.ports, ports) {
@@ -164,8 +153,10 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 	if err != nil {
 		return fmt.Errorf("map ports of the node: %w", err)
 	}
-	if err := newPortMaps(f.table()).fill(conn, ports); err != nil {
-		return err
+	for _, m := range newPortMaps(f.table()) {
+		if err := m.fill(conn, ports); err != nil {
+			return err
+		}
 	}
 	if err := conn.Flush(); err != nil {
 		return fmt.Errorf("map ports of the node: %w", err)

@@ -126,7 +126,7 @@ func (s *site) counter(name string) uint64 {
 func (s *site) echo(n ns.NetNS, port int) {
 	s.t.Helper()
 	must.NoError(s.t, n.Do(func(ns.NetNS) error {
-		l, err := net.Listen("tcp4", fmt.Sprintf(":%d", port))
+		l, err := net.Listen("tcp", fmt.Sprintf(":%d", port))
 		must.NoError(s.t, err)
 		s.t.Cleanup(func() { l.Close() })
 		go func() {
@@ -138,7 +138,7 @@ func (s *site) echo(n ns.NetNS, port int) {
 				go func() { io.Copy(c, c); c.Close() }()
 			}
 		}()
-		u, err := net.ListenPacket("udp4", fmt.Sprintf(":%d", port))
+		u, err := net.ListenPacket("udp", fmt.Sprintf(":%d", port))
 		must.NoError(s.t, err)
 		s.t.Cleanup(func() { u.Close() })
 		go func() {
@@ -280,9 +280,8 @@ func TestPortMappings(t *testing.T) {
 	s.do(s.fw.Apply)
 	must.False(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
 
-	to := netip.MustParseAddrPort
-	first := firewall.PortMapping{Protocol: fabric.TCP, HostIP: netip.MustParseAddr(nodeAddress), HostPort: 20001, To: to(workloadAddress + ":80")}
-	every := firewall.PortMapping{Protocol: fabric.UDP, HostPort: 20002, To: to(secondAddress + ":8080")}
+	first := mapping(fabric.TCP, nodeAddress+":20001", workloadAddress+":80")
+	every := mapping(fabric.UDP, "0.0.0.0:20002", secondAddress+":8080")
 	s.do(func() error { return s.fw.SetPorts([]firewall.PortMapping{first, every}) })
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
 	must.True(t, s.reaches(s.outside, "udp", nodeAddress+":20002"))
@@ -314,13 +313,78 @@ func TestPortMappings(t *testing.T) {
 	many := make([]firewall.PortMapping, 3000)
 	for i := range many {
 		many[i] = first
-		many[i].HostPort = uint16(20001 + i)
+		many[i].From = netip.AddrPortFrom(first.From.Addr(), uint16(20001+i))
 	}
 	s.do(func() error { return s.fw.SetPorts(many) })
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":23000"))
+}
 
-	must.ErrorContains(t, s.fw.SetPorts([]firewall.PortMapping{first, first}), "it is already mapped to "+workloadAddress)
-	must.ErrorContains(t, s.fw.SetPorts([]firewall.PortMapping{{Protocol: fabric.TCP, HostPort: 1, To: to("[fd5f::2]:80")}}), "IPv4")
+func mapping(protocol fabric.Protocol, from, to string) firewall.PortMapping {
+	return firewall.PortMapping{Protocol: protocol, From: netip.MustParseAddrPort(from), To: netip.MustParseAddrPort(to)}
+}
+
+// Ports of the node's IPv6 addresses lead to the endpoint's IPv6 address.
+func TestPortMappingsOfIPv6(t *testing.T) {
+	s := newSite(t)
+	const node, outside, workload = "2001:db8::1", "2001:db8::9", "fd5f::2"
+	s.run(s.node, "ip", "addr", "add", node+"/64", "dev", "under0", "nodad")
+	s.run(s.outside, "ip", "addr", "add", outside+"/64", "dev", "eth0", "nodad")
+	s.run(s.node, "sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+	s.run(s.node, "ip", "addr", "add", "fe80::1/64", "dev", "sif0123456789a", "nodad")
+	s.run(s.node, "ip", "route", "add", workload+"/128", "dev", "sif0123456789a")
+	s.run(s.workload, "ip", "addr", "add", workload+"/128", "dev", "eth0", "nodad")
+	s.run(s.workload, "ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
+	mac := func(n ns.NetNS, device string) string {
+		_, after, _ := strings.Cut(s.run(n, "ip", "-o", "link", "show", "dev", device), "link/ether ")
+		return strings.Fields(after)[0]
+	}
+	s.run(s.node, "ip", "neigh", "replace", workload, "lladdr", mac(s.workload, "eth0"), "dev", "sif0123456789a", "nud", "permanent")
+	s.run(s.workload, "ip", "neigh", "replace", "fe80::1", "lladdr", mac(s.node, "sif0123456789a"), "dev", "eth0", "nud", "permanent")
+	s.echo(s.workload, 80)
+	s.do(s.fw.Apply)
+	s.do(func() error {
+		return s.fw.SetPorts([]firewall.PortMapping{
+			mapping(fabric.TCP, "["+node+"]:20001", "["+workload+"]:80"),
+			mapping(fabric.UDP, "[::]:20002", "["+workload+"]:80"),
+			mapping(fabric.TCP, nodeAddress+":20001", workloadAddress+":80"),
+		})
+	})
+	must.True(t, s.reaches(s.outside, "tcp", "["+node+"]:20001"))
+	must.True(t, s.reaches(s.outside, "udp", "["+node+"]:20002"))
+	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
+	must.False(t, s.reaches(s.outside, "udp", "["+node+"]:20001"))
+	must.False(t, s.reaches(s.outside, "tcp", "["+node+"]:20002"))
+	must.False(t, s.reaches(s.outside, "udp", nodeAddress+":20002"))
+	must.False(t, s.reaches(s.outside, "tcp", "["+workload+"]:80"))
+	must.Eq(t, "", s.run(s.node, "sh", "-c", "nft list ruleset 2>&1 >/dev/null"))
+}
+
+func TestPortMappingCheck(t *testing.T) {
+	ok := mapping(fabric.TCP, "192.0.2.1:80", "100.64.1.2:80")
+	must.NoError(t, ok.Check())
+	must.NoError(t, mapping(fabric.UDP, "[::]:80", "[fd5f::2]:80").Check())
+	for want, m := range map[string]firewall.PortMapping{
+		"only TCP and UDP":      mapping(fabric.ICMP, "192.0.2.1:80", "100.64.1.2:80"),
+		"of one family":         mapping(fabric.TCP, "192.0.2.1:80", "[fd5f::2]:80"),
+		"addresses must be":     {Protocol: fabric.TCP, To: ok.To},
+		"a port is missing":     mapping(fabric.TCP, "192.0.2.1:0", "100.64.1.2:80"),
+		"it leads to no endpoi": mapping(fabric.TCP, "192.0.2.1:80", "0.0.0.0:80"),
+	} {
+		must.ErrorContains(t, m.Check(), want)
+	}
+}
+
+func TestPortMappingOverlaps(t *testing.T) {
+	m := mapping(fabric.TCP, "192.0.2.1:80", "100.64.1.2:80")
+	for from, want := range map[string]bool{
+		"192.0.2.1:80": true, "192.0.2.2:80": false, "192.0.2.1:81": false, "0.0.0.0:80": true, "[::]:80": false,
+	} {
+		other := m
+		other.From = netip.MustParseAddrPort(from)
+		must.Eq(t, want, m.Overlaps(other), must.Sprint(from))
+		must.Eq(t, want, other.Overlaps(m), must.Sprint(from))
+	}
+	must.False(t, m.Overlaps(mapping(fabric.UDP, "192.0.2.1:80", "100.64.1.2:80")))
 }
 
 func TestApplyRepairsAndRemoveLeavesNothing(t *testing.T) {

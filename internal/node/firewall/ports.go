@@ -5,7 +5,9 @@ package firewall
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -14,115 +16,127 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// portMaps are the maps from ports of the node to endpoints: one with an address of the node in the
-// key, and one for all of its addresses.
-type portMaps struct{ addressed, plain *nftables.Set }
+// PortMapping maps a port of the node to an endpoint.
+type PortMapping struct {
+	Protocol fabric.Protocol
+	From     netip.AddrPort // of the node; an unspecified address is every address of its family
+	To       netip.AddrPort // of the endpoint, of the same family
+}
+
+func (p PortMapping) String() string {
+	return fmt.Sprintf("%s port %s of the node to %s", p.Protocol, p.From, p.To)
+}
+
+// Check returns an error if the mapping can never be made.
+func (p PortMapping) Check() error {
+	var err error
+	switch {
+	case p.Protocol != fabric.TCP && p.Protocol != fabric.UDP:
+		err = errors.New("only TCP and UDP ports can be mapped")
+	case !p.From.IsValid() || !p.To.IsValid() || p.From.Addr().Is4() != p.To.Addr().Is4() || p.From.Addr().Is4In6() || p.To.Addr().Is4In6():
+		err = errors.New("both addresses must be of one family")
+	case p.From.Port() == 0 || p.To.Port() == 0:
+		err = errors.New("a port is missing")
+	case p.To.Addr().IsUnspecified():
+		err = errors.New("it leads to no endpoint")
+	default:
+		return nil
+	}
+	return fmt.Errorf("map %s: %w", p, err)
+}
+
+// Overlaps reports whether both mappings would apply to some packet.
+func (p PortMapping) Overlaps(o PortMapping) bool {
+	a, b := p.From.Addr(), o.From.Addr()
+	return p.Protocol == o.Protocol && p.From.Port() == o.From.Port() && a.Is4() == b.Is4() &&
+		(a == b || a.IsUnspecified() || b.IsUnspecified())
+}
+
+// portMap is the kernel's map from ports of the node to endpoints of one family. There are two for
+// each family: one with an address of the node in the key, and one for all of its addresses.
+type portMap struct {
+	*nftables.Set
+	ipv6, addressed bool
+}
 
 // elementsPerMessage limits a message to the 64 KiB of a netlink attribute.
 const elementsPerMessage = 256
 
-func newPortMaps(table *nftables.Table) portMaps {
-	set := func(name string, key ...nftables.SetDatatype) *nftables.Set {
-		return &nftables.Set{
+func newPortMaps(table *nftables.Table) []portMap {
+	one := func(name string, ipv6, addressed bool) portMap {
+		address := nftables.TypeIPAddr
+		if ipv6 {
+			address = nftables.TypeIP6Addr
+		}
+		key := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+		if addressed {
+			key = append([]nftables.SetDatatype{address}, key...)
+		}
+		return portMap{ipv6: ipv6, addressed: addressed, Set: &nftables.Set{
 			Table: table, Name: name, IsMap: true, Concatenation: true,
 			KeyType:  nftables.MustConcatSetType(key...),
-			DataType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService),
-		}
+			DataType: nftables.MustConcatSetType(address, nftables.TypeInetService),
+		}}
 	}
-	return portMaps{
-		addressed: set("ports_of_address", nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
-		plain:     set("ports", nftables.TypeInetProto, nftables.TypeInetService),
+	return []portMap{
+		one("ports_of_address", false, true), one("ports", false, false),
+		one("ports_of_address6", true, true), one("ports6", true, false),
 	}
 }
 
-func (m portMaps) sets() []*nftables.Set { return []*nftables.Set{m.addressed, m.plain} }
+// has reports whether the mapping belongs into the map.
+func (m portMap) has(p PortMapping) bool {
+	return p.From.Addr().Is6() == m.ipv6 && p.From.Addr().IsUnspecified() != m.addressed
+}
 
-// fill replaces the content of the maps.
-func (m portMaps) fill(conn *nftables.Conn, ports []PortMapping) error {
-	var addressed, plain []nftables.SetElement
+// fill replaces the content of the map.
+func (m portMap) fill(conn *nftables.Conn, ports []PortMapping) error {
+	var elements []nftables.SetElement
 	for _, p := range ports {
-		key := append(word(byte(p.Protocol)), port(p.HostPort)...)
-		e := nftables.SetElement{Key: key, Val: append(p.To.Addr().AsSlice(), port(p.To.Port())...)}
-		if everyAddress(p) {
-			plain = append(plain, e)
+		if !m.has(p) {
 			continue
 		}
-		e.Key = append(p.HostIP.AsSlice(), key...)
-		addressed = append(addressed, e)
-	}
-	for _, s := range []struct {
-		set      *nftables.Set
-		elements []nftables.SetElement
-	}{{m.addressed, addressed}, {m.plain, plain}} {
-		conn.FlushSet(s.set)
-		for len(s.elements) > 0 {
-			n := min(len(s.elements), elementsPerMessage)
-			if err := conn.SetAddElements(s.set, s.elements[:n]); err != nil {
-				return fmt.Errorf("map ports of the node: %w", err)
-			}
-			s.elements = s.elements[n:]
+		key := append(word(byte(p.Protocol)), port(p.From.Port())...)
+		if m.addressed {
+			key = append(p.From.Addr().AsSlice(), key...)
 		}
+		elements = append(elements, nftables.SetElement{Key: key, Val: append(p.To.Addr().AsSlice(), port(p.To.Port())...)})
+	}
+	conn.FlushSet(m.Set)
+	for len(elements) > 0 {
+		n := min(len(elements), elementsPerMessage)
+		if err := conn.SetAddElements(m.Set, elements[:n]); err != nil {
+			return fmt.Errorf("map ports of the node: %w", err)
+		}
+		elements = elements[n:]
 	}
 	return nil
 }
 
-// Each part of a key and of a value fills a 32-bit register.
+// Each part of a key and of a value fills 32-bit registers.
 
 func word(b byte) []byte { return []byte{b, 0, 0, 0} }
 
 func port(p uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, p), 0, 0) }
 
-func everyAddress(p PortMapping) bool { return !p.HostIP.IsValid() || p.HostIP.IsUnspecified() }
-
-// checkPorts returns an error if a mapping is invalid or conflicts with another one.
-func checkPorts(ports []PortMapping) error {
-	type key struct {
-		address  string
-		protocol fabric.Protocol
-		port     uint16
+// lookUp looks the packet's destination up in the map, and changes it to the address and port that
+// are found.
+func (m portMap) lookUp() []expr.Any {
+	version, offset, length := byte(unix.NFPROTO_IPV4), destination.offset4, uint32(4)
+	if m.ipv6 {
+		version, offset, length = unix.NFPROTO_IPV6, destination.offset6, 16
 	}
-	seen := map[key]PortMapping{}
-	for _, p := range ports {
-		if !p.To.Addr().Is4() || (!everyAddress(p) && !p.HostIP.Is4()) || p.HostPort == 0 || p.To.Port() == 0 {
-			return fmt.Errorf("map port %d of %v to %v: both must be IPv4 addresses with a port", p.HostPort, p.HostIP, p.To)
-		}
-		k := key{"", p.Protocol, p.HostPort}
-		if !everyAddress(p) {
-			k.address = p.HostIP.String()
-		}
-		if other, ok := seen[k]; ok {
-			return fmt.Errorf("map %s port %d of the node to %v: it is already mapped to %v", p.Protocol, p.HostPort, p.To, other.To)
-		}
-		seen[k] = p
+	// 32-bit registers in the numbering of nftables; the first four are the 128-bit register 1.
+	const first = unix.NFT_REG32_00
+	next := uint32(first)
+	exprs := []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(version)}
+	if m.addressed {
+		exprs = append(exprs, &expr.Payload{DestRegister: next, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length})
+		next += length / 4
 	}
-	return nil
-}
-
-// 32-bit registers in the numbering of nftables; the first four are the 128-bit register 1.
-const reg0, reg1, reg2 = unix.NFT_REG32_00, unix.NFT_REG32_01, unix.NFT_REG32_02
-
-func (m portMaps) lookUp() []expr.Any {
-	return append(onlyIPv4(),
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: m.plain.Name, SetID: m.plain.ID},
-		translate())
-}
-
-func (m portMaps) lookUpWithAddress() []expr.Any {
-	return append(onlyIPv4(),
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: destination.offset4, Len: 4},
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1},
-		&expr.Payload{DestRegister: reg2, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: 1, DestRegister: 1, IsDestRegSet: true, SetName: m.addressed.Name, SetID: m.addressed.ID},
-		translate())
-}
-
-func onlyIPv4() []expr.Any {
-	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(unix.NFPROTO_IPV4)}
-}
-
-// translate changes the destination to the address and port from the look-up.
-func translate() *expr.NAT {
-	return &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1}
+	return append(exprs,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: next},
+		&expr.Payload{DestRegister: next + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: first, DestRegister: first, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(version), RegAddrMin: first, RegProtoMin: first + length/4})
 }

@@ -32,7 +32,7 @@ const (
 // chain is a base chain and its rules.
 type chain struct {
 	*nftables.Chain
-	rules func(*Firewall, portMaps) [][]expr.Any
+	rules func(*Firewall, []portMap) [][]expr.Any
 }
 
 func (f *Firewall) chains(table *nftables.Table) []chain {
@@ -49,7 +49,7 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 }
 
 // raw drops packets with addresses of the fabric on the underlay: they must come through links.
-func (f *Firewall) raw(portMaps) [][]expr.Any {
+func (f *Firewall) raw([]portMap) [][]expr.Any {
 	var rules [][]expr.Any
 	for _, r := range f.config.Ranges {
 		for _, side := range []side{source, destination} {
@@ -60,15 +60,20 @@ func (f *Firewall) raw(portMaps) [][]expr.Any {
 }
 
 // prerouting applies port mappings.
-func (f *Firewall) prerouting(maps portMaps) [][]expr.Any {
-	return [][]expr.Any{
-		rule(name(in, f.config.Underlay), maps.lookUpWithAddress()),
-		rule(name(in, f.config.Underlay), toNodeItself(), maps.lookUp()),
+func (f *Firewall) prerouting(maps []portMap) [][]expr.Any {
+	var rules [][]expr.Any
+	for _, m := range maps {
+		parts := rule(name(in, f.config.Underlay))
+		if !m.addressed {
+			parts = append(parts, toNodeItself()...)
+		}
+		rules = append(rules, append(parts, m.lookUp()...))
 	}
+	return rules
 }
 
 // input filters packets to the node itself.
-func (f *Firewall) input(portMaps) [][]expr.Any {
+func (f *Firewall) input([]portMap) [][]expr.Any {
 	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, wellknown.LinkPrefix)
 	rules := [][]expr.Any{
 		rule(underlay, ongoing(), accept()),
@@ -96,7 +101,7 @@ func (f *Firewall) input(portMaps) [][]expr.Any {
 
 // forward accepts packets between endpoints and links, which eBPF checks at the endpoints, and
 // those of port mappings.
-func (f *Firewall) forward(portMaps) [][]expr.Any {
+func (f *Firewall) forward([]portMap) [][]expr.Any {
 	underlay := f.config.Underlay
 	return [][]expr.Any{
 		rule(veth(in), veth(out), accept()),

@@ -1,0 +1,127 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+func portsOf(id string, number int, asked ...cnicall.PortMapping) endpoint {
+	return endpoint{ID: id, Attachment: at(id), Ports: asked,
+		IPv4: netip.AddrFrom4([4]byte{100, 64, 0, byte(number)}), IPv6: netip.MustParseAddr(fmt.Sprintf("fd5f::%d", number))}
+}
+
+func asks(protocol string, port uint16, host string) cnicall.PortMapping {
+	return cnicall.PortMapping{Protocol: protocol, HostPort: port, ContainerPort: 80, HostIP: host}
+}
+
+// What one endpoint asks for in vain costs no other endpoint anything.
+func TestPortsAreJudgedOneByOne(t *testing.T) {
+	var written []firewall.PortMapping
+	p := newPorts("lo", func(list []firewall.PortMapping) error { written = list; return nil })
+	holder := portsOf("holder", 2, asks("tcp", 18090, "127.0.0.1"), asks("udp", 18090, "127.0.0.1"))
+	must.NoError(t, p.claim(holder))
+	must.Len(t, 2, written)
+	for want, ep := range map[string]endpoint{
+		"tcp port 127.0.0.1:18090 of the node leads to endpoint holder until that is stopped": portsOf("a", 3, asks("tcp", 18090, "127.0.0.1")),
+		"tcp port 0.0.0.0:18090 of the node leads to endpoint holder":                         portsOf("b", 3, asks("tcp", 18090, "")),
+		"tcp port 127.0.0.1:18091 of the node is asked for twice":                             portsOf("c", 3, asks("tcp", 18091, "127.0.0.1"), asks("tcp", 18091, "127.0.0.1")),
+		"203.0.113.9 is not an address of lo, the underlay's interface":                       portsOf("d", 3, asks("tcp", 18092, "203.0.113.9")),
+		"2001:db8::9 is not an address of lo":                                                 portsOf("e", 3, asks("tcp", 18092, "2001:db8::9")),
+		"only TCP and UDP ports can be mapped":                                                portsOf("f", 3, asks("sctp", 18093, "127.0.0.1")),
+		"a port is missing":                                                                   portsOf("g", 3, asks("tcp", 0, "127.0.0.1")),
+		"the address \"nowhere\" of the node":                                                 portsOf("h", 3, asks("tcp", 18094, "nowhere")),
+	} {
+		ep.Ports = append(ep.Ports, asks("tcp", 18099, "127.0.0.1")) // none of its ports is mapped
+		err := p.claim(ep)
+		must.ErrorContains(t, err, want)
+		must.ErrorContains(t, err, "ports of endpoint "+ep.ID+": ")
+		must.Len(t, 2, written)
+		must.NoError(t, p.claim(portsOf("other", 4, asks("tcp", 18095, "127.0.0.1"))))
+		must.Len(t, 3, written)
+		must.NoError(t, p.release(at("other")))
+	}
+	both := portsOf("both", 5, asks("tcp", 18096, ""), asks("udp", 18097, "::"))
+	must.NoError(t, p.claim(both))
+	must.Eq(t, []string{
+		"tcp port 0.0.0.0:18096 of the node to 100.64.0.5:80", "tcp port 127.0.0.1:18090 of the node to 100.64.0.2:80",
+		"udp port 127.0.0.1:18090 of the node to 100.64.0.2:80", "tcp port [::]:18096 of the node to [fd5f::5]:80",
+		"udp port [::]:18097 of the node to [fd5f::5]:80",
+	}, words(written))
+
+	// The one that waited gets the port when the holder is gone.
+	waiting := portsOf("waiting", 6, asks("tcp", 18090, "127.0.0.1"))
+	must.Error(t, p.claim(waiting))
+	must.False(t, p.has(waiting))
+	must.NoError(t, p.release(holder.Attachment))
+	must.NoError(t, p.claim(waiting))
+	must.True(t, p.has(waiting))
+	must.Eq(t, "tcp port 127.0.0.1:18090 of the node to 100.64.0.6:80", written[1].String())
+}
+
+func words(list []firewall.PortMapping) (words []string) {
+	for _, m := range list {
+		words = append(words, m.String())
+	}
+	return words
+}
+
+// A mapping that the kernel refuses is not held.
+func TestPortsRefusedByTheKernel(t *testing.T) {
+	refused := errors.New("no")
+	p := newPorts("lo", func([]firewall.PortMapping) error { return refused })
+	ep := portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))
+	must.ErrorIs(t, p.claim(ep), refused)
+	must.False(t, p.has(ep))
+}
+
+// Of two endpoints on disk that ask for one port, one has it; the other one is named until the
+// first is detached. An ADD meanwhile gets what it asks for, or fails alone.
+func TestConflictingPortsOfEndpoints(t *testing.T) {
+	testhost.RequireRoot(t)
+	node := newNamespace(t)
+	a, _, _ := hookedAgent(t)
+	must.NoError(t, node.Do(func(ns.NetNS) error {
+		_, err := raiseLoopback()
+		must.NoError(t, err)
+		must.NoError(t, a.firewall.Apply())
+		for i, id := range []string{"a", "b", "c"} {
+			ep := portsOf(id, 2+i, asks("tcp", 18090, "127.0.0.1"))
+			if id == "c" {
+				ep.Ports[0].HostPort = 18091
+			}
+			ep.Admission = fabric.Admission{Endpoint: id}
+			must.NoError(t, a.endpoints.put(ep)())
+		}
+		must.ErrorContains(t, a.keepPorts(), "ports of endpoint b: tcp port 127.0.0.1:18090 of the node leads to endpoint a until that is stopped")
+		must.ErrorContains(t, a.keepPorts(), "ports of endpoint b")
+		for id, has := range map[string]bool{"a": true, "b": false, "c": true} {
+			ep, _ := a.endpoints.get(at(id))
+			must.Eq(t, has, a.ports.has(ep), must.Sprint(id))
+		}
+
+		adding := &attachment{namespace: newNamespace(t), parts: stopwatch{last: time.Now()},
+			endpoint: endpoint{ID: "d", Attachment: at("d"), HostIf: "sif0123456789d", Ports: []cnicall.PortMapping{asks("tcp", 18091, "127.0.0.1")}}}
+		must.ErrorContains(t, a.attachAll(t.Context(), adding), "leads to endpoint c until that is stopped")
+		must.MapEmpty(t, a.addresses.resting) // the controller was not asked
+
+		must.NoError(t, a.remove(t.Context(), at("a")))
+		must.NoError(t, a.keepPorts())
+		ep, _ := a.endpoints.get(at("b"))
+		must.True(t, a.ports.has(ep))
+		return nil
+	}))
+}
