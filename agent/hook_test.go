@@ -8,7 +8,6 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"testing"
@@ -119,7 +118,7 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 		_ = json.NewEncoder(w).Encode(api.CertificateReply{Certificate: ca.Certify(service.SPIFFE(), req.CSR, time.Hour)})
 	})
 	mux.HandleFunc("DELETE /v1/node/admission/{endpoint}", func(_ http.ResponseWriter, r *http.Request) { gone <- r.PathValue("endpoint") })
-	server := httptest.NewTLSServer(mux)
+	server := ca.Controller(mux)
 	t.Cleanup(server.Close)
 	roots := x509.NewCertPool()
 	roots.AddCert(server.Certificate())

@@ -24,14 +24,15 @@ import (
 
 // The environment variables that DefaultConfig reads.
 const (
-	EnvAddress    = "SIF_HTTP_ADDR"     // https://host:port
-	EnvToken      = "SIF_TOKEN"         // Consul ACL token
-	EnvVaultToken = "SIF_VAULT_TOKEN"   // Vault token, instead of a Consul ACL token
-	EnvCACert     = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
-	EnvClientCert = "SIF_CLIENT_CERT"   // PEM file
-	EnvClientKey  = "SIF_CLIENT_KEY"    // PEM file
-	envConsul     = "CONSUL_HTTP_TOKEN" // used if no token for SIF is set
-	envVault      = "VAULT_TOKEN"       // used if no other token is set
+	EnvAddress     = "SIF_HTTP_ADDR"     // https://host:port
+	EnvToken       = "SIF_TOKEN"         // Consul ACL token
+	EnvVaultToken  = "SIF_VAULT_TOKEN"   // Vault token, instead of a Consul ACL token
+	EnvCACert      = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
+	EnvClientCert  = "SIF_CLIENT_CERT"   // PEM file
+	EnvClientKey   = "SIF_CLIENT_KEY"    // PEM file
+	EnvTrustDomain = "SIF_TRUST_DOMAIN"  // trust domain of the controller's SPIFFE ID
+	envConsul      = "CONSUL_HTTP_TOKEN" // used if no token for SIF is set
+	envVault       = "VAULT_TOKEN"       // used if no other token is set
 )
 
 // DefaultAddress is where a controller is looked for when nothing else is said.
@@ -56,6 +57,10 @@ type Config struct {
 	ClientCert string // PEM file
 	ClientKey  string // PEM file
 
+	// TrustDomain is that of the controller's SPIFFE ID, spiffe://<trust domain>/controller.
+	// Without it, a controller of any trust domain whose certificate the CA signed is accepted.
+	TrustDomain string
+
 	// TLS, when set, replaces the three files. Nodes set it to the configuration with their
 	// certificate.
 	TLS *tls.Config
@@ -72,6 +77,8 @@ func DefaultConfig() Config {
 		CACert:     os.Getenv(EnvCACert),
 		ClientCert: os.Getenv(EnvClientCert),
 		ClientKey:  os.Getenv(EnvClientKey),
+
+		TrustDomain: os.Getenv(EnvTrustDomain),
 	}
 	if cfg.Address == "" {
 		cfg.Address = DefaultAddress
@@ -85,12 +92,15 @@ func DefaultConfig() Config {
 	return cfg
 }
 
-// Client calls one controller. It is safe for concurrent use.
+// Client calls one controller. It sends nothing to a server whose certificate is not that of a
+// controller. It is safe for concurrent use.
 type Client struct {
 	base       *url.URL
 	token      string
 	vaultToken string
 	http       *http.Client
+
+	trustDomain string // may be empty
 }
 
 // NewClient returns a client. It does not open a connection.
@@ -118,14 +128,24 @@ func NewClient(cfg Config) (*Client, error) {
 			return nil, err
 		}
 	}
+	tlsConfig = tlsConfig.Clone() // this function and the transport modify it
+	verify := tlsConfig.VerifyConnection
+	tlsConfig.VerifyConnection = func(state tls.ConnectionState) error { // also of resumed sessions
+		if verify != nil {
+			if err := verify(state); err != nil {
+				return err
+			}
+		}
+		return checkPeer(state, cfg.TrustDomain)
+	}
 	transport := &http.Transport{
-		TLSClientConfig:     tlsConfig.Clone(), // the transport modifies it
+		TLSClientConfig:     tlsConfig,
 		ForceAttemptHTTP2:   true,
 		TLSHandshakeTimeout: 10 * time.Second,
 		IdleConnTimeout:     90 * time.Second,
 		MaxIdleConnsPerHost: 16,
 	}
-	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, http: &http.Client{
+	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, http: &http.Client{
 		Transport: transport,
 		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -239,7 +259,25 @@ func (c *Client) explain(err error) error {
 	if errors.As(err, &unknown) {
 		return fmt.Errorf("the certificate of the controller at %s is signed by an unknown authority; set %s to its CA file: %w", c.base.Host, EnvCACert, err)
 	}
+	// An impostor may have a certificate for another host.
+	var host x509.HostnameError
+	if errors.As(err, &host) && !isController(host.Certificate, c.trustDomain) {
+		return c.stranger(&strangerError{who: owner(host.Certificate)})
+	}
+	var stranger *strangerError
+	if errors.As(err, &stranger) {
+		return c.stranger(stranger)
+	}
 	return fmt.Errorf("ask the controller at %s: %w", c.base.Host, err)
+}
+
+func (c *Client) stranger(err *strangerError) error {
+	remedy := "correct " + EnvAddress
+	if c.trustDomain != "" {
+		remedy += fmt.Sprintf(", or %s, which is %q", EnvTrustDomain, c.trustDomain)
+	}
+	return fmt.Errorf("ask the controller at %s: %w; no token was sent; %s; if that is right, somebody answers in the controller's place",
+		c.base.Host, err, remedy)
 }
 
 func firstLine(b []byte) string {

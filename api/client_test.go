@@ -8,9 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"io"
-	"log"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -18,11 +16,12 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 func TestDefaultConfig(t *testing.T) {
 	clear := func() {
-		for _, name := range []string{EnvAddress, EnvToken, EnvVaultToken, EnvCACert, EnvClientCert, EnvClientKey, envConsul, envVault} {
+		for _, name := range []string{EnvAddress, EnvToken, EnvVaultToken, EnvCACert, EnvClientCert, EnvClientKey, EnvTrustDomain, envConsul, envVault} {
 			t.Setenv(name, "")
 		}
 	}
@@ -30,7 +29,8 @@ func TestDefaultConfig(t *testing.T) {
 	must.Eq(t, Config{Address: DefaultAddress}, DefaultConfig())
 	t.Setenv(EnvAddress, "https://c:1")
 	t.Setenv(EnvToken, "own")
-	must.Eq(t, Config{Address: "https://c:1", Token: "own"}, DefaultConfig())
+	t.Setenv(EnvTrustDomain, "sif.test")
+	must.Eq(t, Config{Address: "https://c:1", Token: "own", TrustDomain: "sif.test"}, DefaultConfig())
 
 	// Which of several tokens is used.
 	for _, tt := range []struct {
@@ -77,7 +77,7 @@ func TestTokensStayWithTheController(t *testing.T) {
 		{VaultTokenHeader, TokenHeader, "", "secret"},
 	} {
 		seen := 0
-		server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		server := identitytest.NewCA(t).Controller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			seen++
 			must.Eq(t, "secret", r.Header.Get(tt.header))
 			must.MapNotContainsKey(t, r.Header, tt.other)
@@ -101,9 +101,7 @@ func TestErrors(t *testing.T) {
 		w.WriteHeader(http.StatusUnprocessableEntity)
 		_, _ = io.WriteString(w, `{"code":"graph-has-problems","message":"bad","details":{"problems":[{"summary":"wrong","remedy":"right it","pos":{"file":"a.sif.hcl","line":1,"column":2}}]}}`)
 	}
-	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r) }))
-	server.Config.ErrorLog = log.New(io.Discard, "", 0)
-	server.StartTLS()
+	server := identitytest.NewCA(t).Controller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { answer(w, r) }))
 	defer server.Close()
 	ca := filepath.Join(t.TempDir(), "ca.pem")
 	must.NoError(t, os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}), 0o600))

@@ -10,7 +10,6 @@ import (
 	"fmt"
 	"log"
 	"net/http"
-	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"testing"
@@ -18,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 func ExampleClient_Apply() {
@@ -145,7 +145,7 @@ func ExampleClient_WatchGraph() {
 // TestMain serves the examples, so that they can use the environment as a program does.
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
-		server := httptest.NewTLSServer(controller())
+		server := identitytest.NewCA(fatal{}).Controller(controller())
 		defer server.Close()
 		dir, err := os.MkdirTemp("", "sif-api")
 		if err != nil {
@@ -161,6 +161,12 @@ func TestMain(m *testing.M) {
 		return m.Run()
 	}())
 }
+
+// fatal stands for the test that TestMain does not have.
+type fatal struct{ testing.TB }
+
+func (fatal) Helper()           {}
+func (fatal) Fatal(args ...any) { log.Fatal(args...) }
 
 // controller answers the calls of the examples. The graph in force is revision 7; it stores no
 // change.

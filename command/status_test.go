@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -24,6 +23,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/explain"
 	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 // controllerOf serves a controller's status, graph, explanations and probes over TLS, and returns
@@ -80,7 +80,7 @@ func controllerOf(t *testing.T, status api.Status, graph *fabric.Graph, passes f
 // serveTLS serves calls with the token "operator" over TLS, and returns the options that name the
 // server.
 func serveTLS(t *testing.T, mux http.Handler) []string {
-	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := identitytest.NewCA(t).Controller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get(api.TokenHeader) != "operator" {
 			w.WriteHeader(http.StatusForbidden)
 			json.NewEncoder(w).Encode(api.Errorf(http.StatusForbidden, api.CodeForbidden, "no such token"))

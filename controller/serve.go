@@ -43,7 +43,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		return err
 	}
 	id := file.Identity()
-	id.IPs = append(id.IPs, ips...)
+	id.IPs = ips
 	if err := reachable(ctx, clients.consul.Load(), file, id); err != nil {
 		return err
 	}

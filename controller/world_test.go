@@ -102,7 +102,7 @@ func (w *world) reset(t testing.TB) {
 }
 
 // source returns the identity of a process from Vault.
-func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, path string) *identity.Source {
+func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, path string, ips ...net.IP) *identity.Source {
 	t.Helper()
 	if s := w.sources[name]; s != nil {
 		return s
@@ -114,7 +114,7 @@ func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, p
 	s, err := identity.Open(t.Context(), identity.Config{
 		VaultAddress: w.vaultAddress, RoleID: role.RoleID, SecretIDFile: secret, PKIMount: wellknown.PKIMount, PKIRole: pkiRole,
 		TransitMount: wellknown.TransitMount, TransitKey: wellknown.TransitKey, TrustDomain: trustDomain,
-		SPIFFEPath: path, IPs: []net.IP{net.IPv4(127, 0, 0, 1)}, DataDir: dir,
+		SPIFFEPath: path, IPs: ips, DataDir: dir,
 	}, hclog.NewNullLogger())
 	must.NoError(t, err)
 	w.sources[name] = s
@@ -134,7 +134,7 @@ type running struct {
 // controller leads.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
-	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE)
+	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE, net.IPv4(127, 0, 0, 1))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	consul := w.consulClient(t, w.tokens.Controller)

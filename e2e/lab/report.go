@@ -43,6 +43,7 @@ func (l *Lab) Environment() []string {
 			"SIF_HTTP_ADDR="+l.ControllerAddress(),
 			"SIF_TOKEN="+l.Secrets.Consul.Operator,
 			"SIF_CACERT="+l.FabricCA(),
+			"SIF_TRUST_DOMAIN="+l.Topology.TrustDomain,
 		)
 	}
 	return env

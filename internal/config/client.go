@@ -5,7 +5,6 @@ package config
 
 import (
 	"fmt"
-	"net"
 	"os"
 	"strings"
 
@@ -55,10 +54,9 @@ func (c *Config) NomadClient() (*nomadapi.Client, error) {
 	return client, nil
 }
 
-// Identity returns how this process obtains its identity. A node's certificate contains its
-// underlay address.
+// Identity returns how this process obtains its identity.
 func (c *Config) Identity() identity.Config {
-	id := identity.Config{
+	return identity.Config{
 		VaultAddress: withScheme(c.Vault.Address, c.Vault.CAFile),
 		VaultCAFile:  c.Vault.CAFile,
 		RoleID:       c.Vault.RoleID,
@@ -71,10 +69,6 @@ func (c *Config) Identity() identity.Config {
 		SPIFFEPath:   c.SPIFFEPath(),
 		DataDir:      c.DataDir,
 	}
-	if a := c.Underlay.Addr(); a.IsValid() {
-		id.IPs = []net.IP{a.AsSlice()}
-	}
-	return id
 }
 
 // secret returns value, or the content of file if value is empty.

@@ -187,25 +187,51 @@ func (v *vault) root(ctx context.Context) (string, error) {
 	return pem, nil
 }
 
-// roles writes the PKI roles.
+// roles writes the PKI roles. Vault replaces a role that exists, so a role of an earlier version
+// loses what this version does not permit.
 func (v *vault) roles(ctx context.Context) error {
+	// Only the controller is called by people and programs that know a host, so only its
+	// certificate has names and addresses; its identity is the URI.
 	controller := v.role("controller", v.spiffeID(fabric.ControllerSPIFFE))
 	controller["allow_ip_sans"] = true
-	controller["allow_any_name"] = true // it may have any DNS name; its identity is the URI
+	controller["allow_any_name"] = true
 	roles := map[string]map[string]any{
 		// The pattern matches the IDs of nodes too. They differ in the organizational unit.
 		RoleWorkload:             v.role("service", v.spiffeID("/*/*")),
 		wellknown.ControllerRole: controller,
 	}
 	for _, n := range v.spec.Nodes {
-		role := v.role(string(n.Kind), v.spiffeID(n.SPIFFE()))
-		role["allow_ip_sans"] = true
-		roles[wellknown.NodeRole(n.Zone, n.Name)] = role
+		name, id := wellknown.NodeRole(n.Zone, n.Name), v.spiffeID(n.SPIFFE())
+		if err := v.roleIsFree(ctx, name, id, roles[name]); err != nil {
+			return err
+		}
+		roles[name] = v.role(string(n.Kind), id)
 	}
 	for name, role := range roles {
 		if _, err := v.write(ctx, v.spec.PKIMount+"/roles/"+name, role); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// roleIsFree returns an error if a role of that name, in Vault or among those to be written, is for
+// another node: "a-b/c" and "a/b-c" have the same name, and would get each other's certificates.
+func (v *vault) roleIsFree(ctx context.Context, name, spiffeID string, planned map[string]any) error {
+	path := v.spec.PKIMount + "/roles/" + name
+	ids := planned["allowed_uri_sans"]
+	if planned == nil {
+		secret, err := v.client.Logical().ReadWithContext(ctx, path)
+		if err != nil {
+			return fmt.Errorf("read %s: %w", path, err)
+		}
+		if secret == nil {
+			return nil
+		}
+		ids = secret.Data["allowed_uri_sans"]
+	}
+	if have := fmt.Sprint(ids); have != fmt.Sprint([]string{spiffeID}) {
+		return fmt.Errorf("role %s is for %s, not for %s: give the node another name, or delete the role if that node is gone", path, have, spiffeID)
 	}
 	return nil
 }
@@ -231,6 +257,8 @@ func (v *vault) role(unit, spiffeID string) map[string]any {
 		"ttl":                 ttl,
 		"max_ttl":             ttl,
 		"not_before_duration": clockSkew,
+
+		"allow_wildcard_certificates": false,
 	}
 }
 

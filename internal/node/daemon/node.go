@@ -78,9 +78,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 			return nil, fmt.Errorf("create the node's directory: %w", err)
 		}
 	}
-	ic := c.Identity()
-	ic.IPs = []net.IP{c.Underlay.Addr().AsSlice()}
-	if n.Identity, err = identity.Open(ctx, ic, log.Named("identity")); err != nil {
+	if n.Identity, err = identity.Open(ctx, c.Identity(), log.Named("identity")); err != nil {
 		return nil, err
 	}
 	if n.Consul, err = c.ConsulClient(); err != nil {

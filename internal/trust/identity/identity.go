@@ -36,9 +36,9 @@ type Config struct {
 	TransitMount string
 	TransitKey   string
 	TrustDomain  string
-	SPIFFEPath   string // for example fabric.NodeID.SPIFFE
-	IPs          []net.IP
-	DataDir      string // the files are in its subdirectory "identity"
+	SPIFFEPath   string   // for example fabric.NodeID.SPIFFE
+	IPs          []net.IP // only the controller's certificate has any
+	DataDir      string   // the files are in its subdirectory "identity"
 }
 
 // Source is the identity, which Run renews. Its methods are safe for concurrent use.

@@ -14,7 +14,12 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
+	"io"
+	"log"
 	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"testing"
 	"time"
@@ -125,6 +130,23 @@ func (ca *CA) Node(zone, node string, kind fabric.NodeKind) *identity.Source {
 	ca.t.Helper()
 	cert := ca.Issue(fabric.NodeID{Zone: zone, Name: node}.SPIFFE(), string(kind))
 	return identity.Fixed(TrustDomain, cert, ca.Roots(), ca.Keys())
+}
+
+// Controller starts a server that shows a certificate of the controller for 127.0.0.1. The caller
+// closes it.
+func (ca *CA) Controller(h http.Handler) *httptest.Server {
+	ca.t.Helper()
+	cert := ca.Issue(fabric.ControllerSPIFFE, "controller", At(net.IPv4(127, 0, 0, 1)))
+	server := httptest.NewUnstartedServer(h)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{*cert}}
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	server.StartTLS()
+	return server
+}
+
+// At is a change for Issue: the certificate is for an address as well.
+func At(ip net.IP) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, ip) }
 }
 
 // Keys returns the public part of the fabric's key, version 1.
