@@ -110,9 +110,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	a.data = a.kernel
-	if a.firewall, err = n.Firewall(); err != nil {
-		return nil, err
-	}
+	a.firewall = n.Firewall
 	if err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}

@@ -67,9 +67,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	d := &Daemon{node: n, bridge: newBridge(sw, num, log)}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports
-	if d.firewall, err = n.Firewall(); err != nil {
-		return nil, err
-	}
+	d.firewall = n.Firewall
 	if err := d.firewall.Apply(); err != nil {
 		return nil, err
 	}

@@ -28,6 +28,7 @@ const (
 	To        = "to"        // the domain/service or external to which a flow is opened
 	Protocol  = "protocol"  // tcp, udp, icmp
 	Port      = "port"      // a destination port
+	Ports     = "ports"     // UDP ports of the node's links
 	Direction = "direction" // direction of a packet, as seen from the workload
 	Reason    = "reason"    // why a packet was dropped: a name of bpf.Reason
 )

@@ -36,7 +36,8 @@ const (
 // of each probe are this one.
 const ProbePort = 8442
 
-// FirstLinkPort to LastLinkPort are the UDP ports of a node's WireGuard devices, one each.
+// FirstLinkPort to LastLinkPort are the UDP ports that a node's WireGuard devices may have, one
+// each. Which ones a node uses is in its signed record.
 const (
 	FirstLinkPort = 51820
 	LastLinkPort  = 51899
@@ -51,9 +52,8 @@ const (
 	SwitchPrefix    = ReservedPrefix + "o" // the end of a veth pair that is a port of the switch; a number follows
 )
 
-// LinkInterface returns the name of the WireGuard device that listens on a port: "sif-l0" for the
-// first.
-func LinkInterface(port uint16) string { return LinkPrefix + strconv.Itoa(int(port)-FirstLinkPort) }
+// LinkInterface returns the name of a WireGuard device by its number: "sif-l0" for the first.
+func LinkInterface(number int) string { return LinkPrefix + strconv.Itoa(number) }
 
 // SwitchInterface returns the name of the switch's port for a WireGuard device: "sif-o0" for
 // "sif-l0".

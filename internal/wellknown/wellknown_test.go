@@ -14,8 +14,8 @@ import (
 func TestNames(t *testing.T) {
 	must.Eq(t, "169.254.1.1", LinkLocal4.String())
 	must.Eq(t, "fe80::1", LinkLocal6.String())
-	must.Eq(t, "sif-l0", LinkInterface(FirstLinkPort))
-	must.Eq(t, "sif-l79", LinkInterface(LastLinkPort))
+	must.Eq(t, "sif-l0", LinkInterface(0))
+	must.Eq(t, "sif-l79", LinkInterface(79))
 	must.Eq(t, "sif-o12", SwitchInterface("sif-l12"))
 	must.Eq(t, "sif-aws1-p1-l12", LinkNamespace("sif-aws1-p1", "sif-l12"))
 }

@@ -11,9 +11,9 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 )
 
-// Firewall returns the node's firewall. Open to the underlay are the links, the ports in the
+// newFirewall returns the node's firewall. Open to the underlay are the links, the ports in the
 // configuration, and the engine of a processor.
-func (n *Node) Firewall() (*firewall.Firewall, error) {
+func (n *Node) newFirewall() (*firewall.Firewall, error) {
 	var open []firewall.Port
 	for _, text := range n.Config.Underlay.Management {
 		protocol, port, err := config.ParseManagement(text)
@@ -25,5 +25,7 @@ func (n *Node) Firewall() (*firewall.Firewall, error) {
 	if n.Self.Engine != 0 {
 		open = append(open, firewall.Port{Protocol: fabric.TCP, Number: n.Self.Engine})
 	}
-	return firewall.New(firewall.Config{Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open}), nil
+	return firewall.New(firewall.Config{
+		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Links: n.Links.Ports,
+	}), nil
 }

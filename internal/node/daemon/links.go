@@ -48,24 +48,30 @@ type Links struct {
 	mtu    int
 	file   statefile.File[linksState]
 
-	mu  sync.Mutex
-	key link.PrivateKey
-	// ports has the UDP port of each device by peer: the first of the range for the nodes of the
-	// zone, then one for each processor. A port is never given to another peer.
-	ports map[fabric.NodeID]uint16
+	mu    sync.Mutex
+	key   link.PrivateKey
+	slots map[fabric.NodeID]slot // by peer: one for the nodes of the zone, one for each processor
 }
+
+// slot is what a device keeps over restarts. It is never given to another peer.
+type slot struct {
+	Number int    `json:"number"` // of the device, from which its name derives
+	Port   uint16 `json:"port"`   // its UDP port, which moves when another process has it
+}
+
+func (s slot) device() string { return wellknown.LinkInterface(s.Number) }
 
 // linksState is the content of links.json.
 type linksState struct {
-	Key   string                   `json:"key"` // base64
-	Ports map[fabric.NodeID]uint16 `json:"ports"`
+	Key     string                 `json:"key"` // base64
+	Devices map[fabric.NodeID]slot `json:"devices"`
 }
 
 func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 	l := &Links{
 		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
 		file:  statefile.File[linksState]{Path: filepath.Join(c.DataDir, "links.json"), What: "the key of the node's links"},
-		ports: map[fabric.NodeID]uint16{ZonePeer: wellknown.FirstLinkPort},
+		slots: map[fabric.NodeID]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
 	}
 	kept, found, err := l.file.Read()
 	switch {
@@ -80,18 +86,33 @@ func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 	if l.key, err = link.ParsePrivateKey(kept.Key); err != nil {
 		return nil, fmt.Errorf("read the key of the node's links from %s: %w", l.file.Path, err)
 	}
-	l.ports = kept.Ports
+	maps.Copy(l.slots, kept.Devices)
 	return l, nil
 }
 
-func (l *Links) save() error { return l.file.Write(linksState{Key: l.key.Base64(), Ports: l.ports}) }
+func (l *Links) save() error { return l.file.Write(linksState{Key: l.key.Base64(), Devices: l.slots}) }
 
 // statement returns what the node publishes about its links.
 func (l *Links) statement(node fabric.NodeID) fabric.Link {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := l.key.Public()
-	return fabric.Link{Node: node, PublicKey: key[:], Ports: maps.Clone(l.ports), Issued: time.Now().UTC()}
+	key, ports := l.key.Public(), map[fabric.NodeID]uint16{}
+	for peer, s := range l.slots {
+		ports[peer] = s.Port
+	}
+	return fabric.Link{Node: node, PublicKey: key[:], Ports: ports, Issued: time.Now().UTC()}
+}
+
+// Ports returns the UDP ports of the links, in ascending order.
+func (l *Links) Ports() []uint16 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var ports []uint16
+	for _, s := range l.slots {
+		ports = append(ports, s.Port)
+	}
+	slices.Sort(ports)
+	return ports
 }
 
 // processors returns the processors to which a node has a link: those of its zone for a workload
@@ -106,25 +127,25 @@ func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	return list
 }
 
-// assignPorts assigns a port to each of the node's processors, and reports whether it assigned new
-// ones.
-func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bool, err error) {
+// assign gives each of the node's processors a device, and reports whether it gave new ones.
+func (l *Links) assign(self fabric.Node, members []roster.Member) (grown bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	next := uint16(wellknown.FirstLinkPort)
-	for _, p := range l.ports {
-		next = max(next, p)
+	next := 0
+	for _, s := range l.slots {
+		next = max(next, s.Number+1)
 	}
 	for _, m := range processors(self, members) {
-		if _, has := l.ports[m.ID()]; has {
+		if _, has := l.slots[m.ID()]; has {
 			continue
 		}
-		if next == wellknown.LastLinkPort {
+		port, free := l.freePort(nil)
+		if !free {
 			err = fmt.Errorf("no port up to %d is left for the link to %s", wellknown.LastLinkPort, m.ID())
 			break
 		}
+		l.slots[m.ID()] = slot{Number: next, Port: port}
 		next++
-		l.ports[m.ID()] = next
 		grown = true
 	}
 	if grown {
@@ -133,11 +154,60 @@ func (l *Links) assignPorts(self fabric.Node, members []roster.Member) (grown bo
 	return grown, err
 }
 
-// apply sets up the devices as the roster requires. A failure of one device does not affect the
-// others.
-func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) error {
+// freePort returns the lowest port that no link of the node has and that is not among those that
+// other processes have. The caller must hold mu.
+func (l *Links) freePort(taken map[uint16]bool) (uint16, bool) {
+	own := map[uint16]bool{}
+	for _, s := range l.slots {
+		own[s.Port] = true
+	}
+	for port := uint16(wellknown.FirstLinkPort); port <= wellknown.LastLinkPort; port++ {
+		if !own[port] && !taken[port] {
+			return port, true
+		}
+	}
+	return 0, false
+}
+
+// apply sets up the devices as the roster requires. A device whose port another process has moves
+// to a free one; moved says that there was one. A failure of one device does not affect the others.
+func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) (moved bool, err error) {
+	taken := map[uint16]bool{}
+	for {
+		err := l.applyOnce(ctx, self, members)
+		var failed *link.ApplyError
+		if !errors.As(err, &failed) || len(failed.PortTaken) == 0 || ctx.Err() != nil {
+			return moved, err
+		}
+		if moving := l.move(failed.PortTaken, taken); moving != nil {
+			return moved, errors.Join(err, moving)
+		}
+		moved = true
+	}
+}
+
+// move gives devices other ports, and adds those that they had to taken.
+func (l *Links) move(devices []string, taken map[uint16]bool) error {
 	l.mu.Lock()
-	wanted := devices(self, members, l.key, l.ports, l.mtu)
+	defer l.mu.Unlock()
+	for peer, s := range l.slots {
+		if !slices.Contains(devices, s.device()) {
+			continue
+		}
+		taken[s.Port] = true
+		port, free := l.freePort(taken)
+		if !free {
+			return fmt.Errorf("move the port of %s: other processes have all UDP ports from %d to %d that no link has",
+				s.device(), wellknown.FirstLinkPort, wellknown.LastLinkPort)
+		}
+		l.slots[peer] = slot{Number: s.Number, Port: port}
+	}
+	return l.save()
+}
+
+func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roster.Member) error {
+	l.mu.Lock()
+	wanted := devices(self, members, l.key, l.slots, l.mtu)
 	l.mu.Unlock()
 	var errs []error
 	list := make([]link.Device, 0, len(wanted))
@@ -165,12 +235,12 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 }
 
 // devices returns the desired state of each device of a node, by peer.
-func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, ports map[fabric.NodeID]uint16, mtu int) map[fabric.NodeID]link.Device {
+func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slots map[fabric.NodeID]slot, mtu int) map[fabric.NodeID]link.Device {
 	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
-			Name:       wellknown.LinkInterface(ports[peer]),
+			Name:       slots[peer].device(),
 			Interface:  link.Interface{MTU: mtu, Routes: true},
-			ListenPort: ports[peer], PrivateKey: key,
+			ListenPort: slots[peer].Port, PrivateKey: key,
 		}
 	}
 	zone := device(ZonePeer)
@@ -222,8 +292,8 @@ func appendPeer(peers []link.Peer, self fabric.Node, m roster.Member, allowed []
 func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	port, ok := l.ports[peer]
-	return wellknown.LinkInterface(port), ok
+	s, ok := l.slots[peer]
+	return s.device(), ok
 }
 
 // status reports the links by peer.

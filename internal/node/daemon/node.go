@@ -28,6 +28,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -61,6 +62,7 @@ type Node struct {
 	Roster     *roster.Watcher
 	Links      *Links
 	Self       fabric.Node // as the controller signed it
+	Firewall   *firewall.Firewall
 
 	mu       sync.Mutex
 	problems map[string]string // errors by subject
@@ -97,6 +99,9 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		}
 		log.Warn("cannot reach the controller, starting with the node record on disk", logkey.Error, err)
 		n.Degrade("controller", err)
+	}
+	if n.Firewall, err = n.newFirewall(); err != nil {
+		return nil, err
 	}
 	dir := filepath.Join(c.DataDir, "revision")
 	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
@@ -227,7 +232,8 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	return group.Wait()
 }
 
-// keepLinks keeps the links as the roster requires, and publishes the ports for new peers.
+// keepLinks keeps the links as the roster requires, opens the node's firewall for their ports, and
+// publishes these.
 func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 	// The record contains the certificate that signed it, so each new certificate is published.
 	registered := n.Identity.Expiry()
@@ -235,8 +241,15 @@ func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 		registered = time.Time{}
 	}
 	for {
-		grown, err := n.Links.assignPorts(n.Self, n.Roster.Members())
-		if expiry := n.Identity.Expiry(); grown || !registered.Equal(expiry) {
+		grown, assigning := n.Links.assign(n.Self, n.Roster.Members())
+		moved, err := n.Links.apply(ctx, n.Self, n.Roster.Members())
+		err = errors.Join(assigning, err)
+		if grown || moved {
+			n.Log.Info("the node's links have new ports", logkey.Ports, n.Links.Ports())
+			n.Degrade("firewall", n.Firewall.Apply())
+			registered = time.Time{}
+		}
+		if expiry := n.Identity.Expiry(); !registered.Equal(expiry) {
 			registering := n.registerAgain(ctx)
 			if registering == nil {
 				registered = expiry
@@ -244,7 +257,6 @@ func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 			n.Degrade("controller", registering)
 		}
 		pause := linkInterval
-		err = errors.Join(err, n.Links.apply(ctx, n.Self, n.Roster.Members()))
 		if err != nil {
 			pause = linkRetry
 		}

@@ -47,6 +47,9 @@ type Config struct {
 	Underlay   string         // the interface towards other nodes
 	Ranges     []netip.Prefix // the prefixes from which the pools of the fabric are assigned
 	Management []Port         // open to the underlay
+	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
+	// it.
+	Links func() []uint16
 }
 
 // Firewall manages the table. It is safe for concurrent use.

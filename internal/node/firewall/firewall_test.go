@@ -38,6 +38,7 @@ var config = firewall.Config{
 		{Protocol: fabric.TCP, Number: 8301}, {Protocol: fabric.UDP, Number: 8301},
 		{Protocol: fabric.TCP, Number: 4646}, {Protocol: fabric.TCP, Number: 7701},
 	},
+	Links: func() []uint16 { return []uint16{51820, 51899} },
 }
 
 // site is a node with all that it meets, each in a namespace of its own.
@@ -185,7 +186,7 @@ func answers(c net.Conn) bool {
 func TestRules(t *testing.T) {
 	s := newSite(t)
 	for _, n := range []ns.NetNS{s.node, s.outside, s.workload, s.second, s.distant, s.other} {
-		for _, port := range []int{53, 80, 8301, 51820, 51899, 51900} {
+		for _, port := range []int{53, 80, 8301, 51820, 51821, 51899} {
 			s.echo(n, port)
 		}
 	}
@@ -201,9 +202,9 @@ func TestRules(t *testing.T) {
 	probes := []probe{
 		{"management, tcp", s.outside, "tcp", nodeAddress + ":8301", true, ""},
 		{"management, udp", s.outside, "udp", nodeAddress + ":8301", true, ""},
-		{"first link", s.outside, "udp", nodeAddress + ":51820", true, ""},
-		{"last link", s.outside, "udp", nodeAddress + ":51899", true, ""},
-		{"beyond the links", s.outside, "udp", nodeAddress + ":51900", false, firewall.UnderlayInput},
+		{"a link", s.outside, "udp", nodeAddress + ":51820", true, ""},
+		{"another link", s.outside, "udp", nodeAddress + ":51899", true, ""},
+		{"WireGuard of somebody else", s.outside, "udp", nodeAddress + ":51821", false, firewall.UnderlayInput},
 		{"links speak no TCP", s.outside, "tcp", nodeAddress + ":51820", false, firewall.UnderlayInput},
 		{"the node's port, from outside", s.outside, "tcp", nodeAddress + ":80", false, firewall.UnderlayInput},
 		{"an endpoint from outside, in the clear", s.outside, "tcp", workloadAddress + ":80", false, firewall.PlainFabricSource},

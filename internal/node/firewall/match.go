@@ -48,11 +48,10 @@ func protocol(p byte) []expr.Any {
 	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, equal(p)}
 }
 
-func destinationPorts(p fabric.Protocol, from, to uint16) []expr.Any {
+func destinationPort(p fabric.Protocol, port uint16) []expr.Any {
 	return append(protocol(byte(p)),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Cmp{Op: expr.CmpOpGte, Register: 1, Data: binary.BigEndian.AppendUint16(nil, from)},
-		&expr.Cmp{Op: expr.CmpOpLte, Register: 1, Data: binary.BigEndian.AppendUint16(nil, to)})
+		equal(binary.BigEndian.AppendUint16(nil, port)...))
 }
 
 func icmp(p, kind byte) []expr.Any {

@@ -77,10 +77,12 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	underlay, workload, link := name(in, f.config.Underlay), veth(in), prefix(in, wellknown.LinkPrefix)
 	rules := [][]expr.Any{
 		rule(underlay, ongoing(), accept()),
-		rule(underlay, destinationPorts(fabric.UDP, wellknown.FirstLinkPort, wellknown.LastLinkPort), accept()),
+	}
+	for _, port := range f.config.Links() {
+		rules = append(rules, rule(underlay, destinationPort(fabric.UDP, port), accept()))
 	}
 	for _, p := range f.config.Management {
-		rules = append(rules, rule(underlay, destinationPorts(p.Protocol, p.Number, p.Number), accept()))
+		rules = append(rules, rule(underlay, destinationPort(p.Protocol, p.Number), accept()))
 	}
 	for _, kind := range icmp4 {
 		rules = append(rules, rule(underlay, icmp(unix.IPPROTO_ICMP, kind), accept()))
@@ -91,8 +93,8 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	return append(rules,
 		rule(underlay, drop(UnderlayInput)),
 		rule(workload, ongoing(), accept()), // replies to the node's health checks
-		rule(workload, within(destination, resolver), destinationPorts(fabric.UDP, wellknown.DNSPort, wellknown.DNSPort), accept()),
-		rule(workload, within(destination, resolver), destinationPorts(fabric.TCP, wellknown.DNSPort, wellknown.DNSPort), accept()),
+		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), accept()),
+		rule(workload, within(destination, resolver), destinationPort(fabric.TCP, wellknown.DNSPort), accept()),
 		rule(workload, drop(WorkloadInput)),
 		rule(link, ongoing(), accept()),
 		rule(link, drop(LinkInput)),

@@ -30,7 +30,8 @@ const maxConfiguration = 16 << 20
 //	PUT    /v1/devices/{name}  creates the device or changes it in place; the body is an Interface
 //	DELETE /v1/devices/{name}  deletes the device; that it does not exist is not an error
 //
-// Errors are one line of plain text.
+// Errors are one line of plain text. The status is 409 if another process has the device's UDP
+// port.
 func (s *Server) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/devices", func(w http.ResponseWriter, _ *http.Request) {
@@ -62,7 +63,11 @@ func (s *Server) handler() http.Handler {
 
 func answer(w http.ResponseWriter, err error) {
 	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		status := http.StatusInternalServerError
+		if errors.Is(err, syscall.EADDRINUSE) {
+			status = http.StatusConflict
+		}
+		http.Error(w, err.Error(), status)
 		return
 	}
 	w.WriteHeader(http.StatusNoContent)

@@ -48,10 +48,19 @@ func NewClient(runDir string) *Client {
 	return c
 }
 
+// ApplyError says what could not be applied.
+type ApplyError struct {
+	error
+	// PortTaken has the names of the devices whose UDP port another process has.
+	PortTaken []string
+}
+
+func (e *ApplyError) Unwrap() error { return e.error }
+
 // Apply makes `sif link` run exactly these devices. It deletes the others, but not interfaces that
 // `sif link` did not create. Sessions with peers that did not change continue. A device or peer
-// that cannot be configured is left out and named in the error; everything else is applied. A
-// device that is left out stays as it is.
+// that cannot be configured is left out and named in the error, an *ApplyError; everything else is
+// applied. A device that is left out stays as it is.
 func (c *Client) Apply(ctx context.Context, devices []Device) error {
 	var errs []error
 	var fit []Device
@@ -89,17 +98,30 @@ func (c *Client) Apply(ctx context.Context, devices []Device) error {
 			}
 		}
 	}
+	var failed ApplyError
 	for _, d := range fit {
-		if err := c.applyDevice(ctx, d); err != nil {
+		err := c.applyDevice(ctx, d)
+		if err != nil {
 			errs = append(errs, fmt.Errorf("apply device %s: %w", d.Name, err))
 		}
+		if errors.Is(err, errPortTaken) {
+			failed.PortTaken = append(failed.PortTaken, d.Name)
+		}
 	}
-	return errors.Join(errs...)
+	if failed.error = errors.Join(errs...); failed.error != nil {
+		return &failed
+	}
+	return nil
 }
 
+// errPortTaken says that another process has the UDP port of a device.
+var errPortTaken = errors.New("another process has the UDP port")
+
 func (c *Client) applyDevice(ctx context.Context, d Device) error {
-	if err := c.call(ctx, http.MethodPut, "/v1/devices/"+url.PathEscape(d.Name), d.Interface, nil); err != nil {
-		return err
+	listening := c.call(ctx, http.MethodPut, "/v1/devices/"+url.PathEscape(d.Name), d.Interface, nil)
+	// It cannot have the port from before, but perhaps the one in the configuration that follows.
+	if listening != nil && !errors.Is(listening, errPortTaken) {
+		return listening
 	}
 	conn, err := c.dial(ctx, d.Name+".sock")
 	if err != nil {
@@ -115,8 +137,15 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 	if err != nil {
 		return err
 	}
-	if change := uapiChange(state, d, c.declared[d.Name], time.Now()); change != "" {
+	change := uapiChange(state, d, c.declared[d.Name], time.Now())
+	if change == "" && listening != nil {
+		return listening
+	}
+	if change != "" {
 		if _, err := operate(conn, reader, "set=1\n"+change+"\n"); err != nil {
+			if errors.Is(err, syscall.EADDRINUSE) {
+				return fmt.Errorf("%w %d: %w", errPortTaken, d.ListenPort, err)
+			}
 			return fmt.Errorf("change the configuration: %w", c.explain(ctx, d.Name, err))
 		}
 	}
@@ -171,6 +200,9 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	defer response.Body.Close()
 	if response.StatusCode >= 300 {
 		text, _ := io.ReadAll(io.LimitReader(response.Body, 1<<16))
+		if response.StatusCode == http.StatusConflict {
+			return fmt.Errorf("%w: %s", errPortTaken, strings.TrimSpace(string(text)))
+		}
 		return errors.New(strings.TrimSpace(string(text)))
 	}
 	if out == nil {

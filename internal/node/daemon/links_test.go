@@ -1,0 +1,162 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"context"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/containernetworking/plugins/pkg/testutils"
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/trust/roster"
+)
+
+// TestMain runs `sif link` if a test started the test binary for that, in a network namespace.
+func TestMain(m *testing.M) {
+	dir := os.Getenv("SIF_DAEMON_TEST_LINK")
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	server := link.NewServer(link.ServerConfig{RunDir: filepath.Join(dir, "run"), DataDir: filepath.Join(dir, "data"), Logger: hclog.Default()})
+	if server.Run(ctx) != nil {
+		os.Exit(1)
+	}
+}
+
+// startLink starts a `sif link` and waits until it answers.
+func startLink(t *testing.T, namespace ns.NetNS, dir string) (stop func()) {
+	self, err := os.Executable()
+	must.NoError(t, err)
+	process := exec.Command("nsenter", "--net="+namespace.Path(), self)
+	process.Env = append(os.Environ(), "SIF_DAEMON_TEST_LINK="+dir)
+	process.Stderr = os.Stderr
+	must.NoError(t, process.Start())
+	stop = func() {
+		process.Process.Signal(syscall.SIGTERM)
+		process.Wait()
+	}
+	t.Cleanup(stop)
+	client := link.NewClient(filepath.Join(dir, "run"))
+	for range 1000 {
+		if _, err := client.Status(t.Context()); err == nil {
+			return stop
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	t.Fatal("sif link does not answer")
+	return nil
+}
+
+// take takes a UDP port, as a WireGuard device of somebody else does.
+func take(t *testing.T, namespace ns.NetNS, port int) {
+	must.NoError(t, namespace.Do(func(ns.NetNS) error {
+		c, err := net.ListenUDP("udp4", &net.UDPAddr{Port: port})
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+		}
+		return err
+	}))
+}
+
+// A port that another process has, or takes while `sif link` is not running, moves to a free one,
+// which is published and kept. The names of the devices stay.
+func TestTakenPortsMove(t *testing.T) {
+	testhost.RequireRoot(t)
+	testhost.RequireProgram(t, "nsenter")
+	namespace, err := testutils.NewNS()
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		must.NoError(t, namespace.Close())
+		must.NoError(t, testutils.UnmountNS(namespace))
+	})
+	member := func(kind fabric.NodeKind, zone, name string, number byte) roster.Member {
+		m := roster.Member{Node: fabric.Node{
+			Kind: kind, Zone: zone, Name: name, Underlay: netip.AddrFrom4([4]byte{192, 0, 2, number}),
+			Pool4: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, number, 0}), 24),
+			Pool6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 7: number}), 64),
+		}}
+		key, err := link.GenerateKey()
+		must.NoError(t, err)
+		public := key.Public()
+		m.Link = fabric.Link{PublicKey: public[:], Ports: map[fabric.NodeID]uint16{ZonePeer: 51820}}
+		return m
+	}
+	self := member(fabric.KindWorkload, "z1", "w1", 1)
+	processor := member(fabric.KindProcessor, "z1", "p1", 2)
+	members := []roster.Member{self, processor, member(fabric.KindWorkload, "z1", "w2", 3)}
+
+	dir := t.TempDir()
+	c := &config.Config{DataDir: dir, Link: &config.Link{Socket: filepath.Join(dir, "run", "link.sock"), MTU: 1420}}
+	published := func(l *Links) [2]uint16 {
+		ports := l.statement(self.ID()).Ports
+		return [2]uint16{ports[ZonePeer], ports[processor.ID()]}
+	}
+	// set applies the links as keepLinks does, and returns what is then published.
+	set := func(move bool) [2]uint16 {
+		t.Helper()
+		l, err := openLinks(c, fabric.KindWorkload)
+		must.NoError(t, err)
+		_, err = l.assign(self.Node, members)
+		must.NoError(t, err)
+		moved, err := l.apply(t.Context(), self.Node, members)
+		must.NoError(t, err)
+		must.Eq(t, move, moved)
+		devices, err := l.client.Status(t.Context())
+		must.NoError(t, err)
+		var up []string
+		for _, d := range devices {
+			must.True(t, d.Up, must.Sprint(d.Error))
+			up = append(up, d.Name)
+		}
+		must.Eq(t, []string{"sif-l0", "sif-l1"}, up)
+		must.Eq(t, [2]uint16{devices[0].ListenPort, devices[1].ListenPort}, published(l))
+		must.Eq(t, [2]uint16{l.Ports()[0], l.Ports()[1]}, [2]uint16{min(published(l)[0], published(l)[1]), max(published(l)[0], published(l)[1])})
+		return published(l)
+	}
+	stop := startLink(t, namespace, dir)
+	take(t, namespace, 51820)
+	must.Eq(t, [2]uint16{51822, 51821}, set(true))
+	must.Eq(t, [2]uint16{51822, 51821}, set(false))
+
+	stop()
+	stop = startLink(t, namespace, dir)
+	must.Eq(t, [2]uint16{51822, 51821}, set(false))
+
+	stop()
+	take(t, namespace, 51821)
+	stop = startLink(t, namespace, dir)
+	must.Eq(t, [2]uint16{51822, 51823}, set(true))
+
+	// If no port is left, the error says so, and the other device goes on.
+	stop()
+	for port := 51823; port <= 51899; port++ {
+		take(t, namespace, port)
+	}
+	startLink(t, namespace, dir)
+	l, err := openLinks(c, fabric.KindWorkload)
+	must.NoError(t, err)
+	_, err = l.apply(t.Context(), self.Node, members)
+	must.ErrorContains(t, err, "move the port of sif-l1: other processes have all UDP ports from 51820 to 51899 that no link has")
+	devices, err := l.client.Status(t.Context())
+	must.NoError(t, err)
+	must.True(t, devices[0].Up)
+	must.False(t, devices[1].Up)
+}
