@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
+	"github.com/sif-project/sif/internal/nomadjob"
 )
 
 // graphCheckTimeout limits how long a job command waits for the controller, which it can do
@@ -142,6 +143,42 @@ func (j *job) explain(err error) error {
 		})
 	}
 	return fmt.Errorf("nomad answered %d: %s", resp.StatusCode(), text)
+}
+
+// check reports what in a job would be refused when its workloads start, by the job itself and by
+// the graph in force.
+func (m *jobMeta) check(ctx context.Context, j *job) error {
+	refused := m.diagnose(j.escapes())
+	if err := m.checkGraph(ctx, j); err != nil {
+		return err
+	}
+	return refused
+}
+
+// escapes reports how the tasks of connected groups leave the network of their group, or could.
+func (j *job) escapes() hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, g := range j.connected() {
+		for _, e := range nomadjob.Escapes(g) {
+			place := hcl.Place{Group: *g.Name, Task: e.Task, Argument: "driver"}
+			if e.Key != "" {
+				place.Blocks, place.Argument = []hcl.Block{{Type: "config"}}, e.Key
+			}
+			severity, what := hcl.Error, fmt.Sprintf("group %q is connected by the fabric, but its %s", *g.Name, e)
+			if !e.Leaves {
+				severity = hcl.Warning
+			}
+			diags = append(diags, j.spec.Diagnose(severity, place, what, e.Remedy))
+		}
+	}
+	return diags
+}
+
+// connected returns the groups that the fabric connects, by a stanza or by their network mode.
+func (j *job) connected() []*nomad.TaskGroup {
+	return slices.DeleteFunc(slices.Clone(j.parsed.TaskGroups), func(g *nomad.TaskGroup) bool {
+		return g.Name == nil || len(g.Networks) == 0 || g.Networks[0].Mode != hcl.NetworkMode
+	})
 }
 
 // checkGraph checks the stanzas of a job against the graph in force. If the controller does not

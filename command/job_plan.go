@@ -53,7 +53,7 @@ func (c *JobPlanCommand) run(ctx context.Context, args []string) error {
 	if err := c.parse(ctx, j); err != nil {
 		return err
 	}
-	if err := c.checkGraph(ctx, j); err != nil {
+	if err := c.check(ctx, j); err != nil {
 		return err
 	}
 	resp, _, err := j.client.Jobs().Plan(j.parsed, c.diff, writeOptions(ctx))

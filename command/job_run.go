@@ -60,7 +60,7 @@ func (c *JobRunCommand) run(ctx context.Context, args []string) error {
 	if err := c.parse(ctx, j); err != nil {
 		return err
 	}
-	if err := c.checkGraph(ctx, j); err != nil {
+	if err := c.check(ctx, j); err != nil {
 		return err
 	}
 	opts := &nomad.RegisterOptions{Submission: &nomad.JobSubmission{

@@ -39,7 +39,7 @@ func (c *JobValidateCommand) run(ctx context.Context, args []string) error {
 	if err := c.parse(ctx, j); err != nil {
 		return err
 	}
-	invalid := c.checkGraph(ctx, j)
+	invalid := c.check(ctx, j)
 	if invalid != nil && !errors.Is(invalid, errReported) {
 		return invalid
 	}

@@ -15,6 +15,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/nomadjob"
 )
 
 // ErrNoAllocation means that the scheduler does not know the allocation.
@@ -26,6 +27,7 @@ type Placement struct {
 	NodeName   string
 	Datacenter string // of the node
 	Stopped    string // why the allocation must not run, or does not run any more; empty: it must run
+	Leaves     string // how its tasks leave the group's network, with the remedy; empty: they do not
 	Workload   fabric.Workload
 	Meta       map[string]string // of the group
 	Checks     []fabric.Check    // ports inside the workload to which health checks connect
@@ -78,7 +80,7 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	}
 	p := Placement{
 		NodeID: node.ID, NodeName: node.Name, Datacenter: node.Datacenter,
-		Meta: group.Meta,
+		Meta: group.Meta, Leaves: nomadjob.Refusal(group),
 		Workload: fabric.Workload{
 			Namespace: alloc.Namespace, Job: alloc.JobID, Group: alloc.TaskGroup,
 			Datacenter: node.Datacenter, NodeClass: node.NodeClass, NodePool: node.NodePool,

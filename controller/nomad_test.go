@@ -113,6 +113,13 @@ acl {
 	must.SliceContains(t, e.Details.Tried, `app/svc: nomad(namespace=default, job=app): job is "stray"`)
 	must.SliceContains(t, e.Details.Tried, `app/news: consul(namespace=default, service=news): its services are stray-http`)
 
+	// A task with a network of its own, whatever the driver says to it.
+	job := sleepJob("default", "app", "g", nil)
+	job.TaskGroups[0].Tasks[0].SetConfig("network_mode", "host")
+	_, err = admit(w1, runAny(t, root, job), 14)
+	must.StrContains(t, code(t, api.CodeJob, err).Message,
+		`job "app" leaves its group's network: in group "g", task "sleep" has a network of its own beside its group's, by "network_mode" of its driver. Remove "network_mode"`)
+
 	// A stopped allocation.
 	_, _, err = root.Jobs().Deregister("stray", false, nil)
 	must.NoError(t, err)
@@ -137,6 +144,10 @@ acl {
 // the service "<job>-http", with checks, and a service for each name in services.
 func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string, meta map[string]string, services ...string) string {
 	t.Helper()
+	return runAny(t, client, sleepJob(namespace, name, group, meta, services...))
+}
+
+func sleepJob(namespace, name, group string, meta map[string]string, services ...string) *nomadapi.Job {
 	job := nomadapi.NewServiceJob(name, name, "global", 50)
 	job.Namespace = &namespace
 	job.Datacenters = []string{"*"}
@@ -163,11 +174,18 @@ func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string
 	}
 	g.AddTask(task)
 	job.AddTaskGroup(g)
+	return job
+}
+
+// runAny runs a job, and returns the ID of its allocation.
+func runAny(t *testing.T, client *nomadapi.Client, job *nomadapi.Job) string {
+	t.Helper()
+	namespace := *job.Namespace
 	_, _, err := client.Jobs().Register(job, &nomadapi.WriteOptions{Namespace: namespace})
 	must.NoError(t, err)
 	var id string
 	eventually(t, func() error {
-		list, _, err := client.Jobs().Allocations(name, false, &nomadapi.QueryOptions{Namespace: namespace})
+		list, _, err := client.Jobs().Allocations(*job.ID, false, &nomadapi.QueryOptions{Namespace: namespace})
 		if err != nil {
 			return err
 		}
@@ -177,7 +195,7 @@ func runJob(t *testing.T, client *nomadapi.Client, namespace, name, group string
 				return nil
 			}
 		}
-		return fmt.Errorf("no allocation of job %s yet", name)
+		return fmt.Errorf("no allocation of job %s yet", *job.ID)
 	})
 	return id
 }

@@ -53,6 +53,9 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 		must.NoError(t, err)
 	})
 	victim := world.workload(t, "getaway-app/news-gw", "gcp1")
+	outsider := intruder("e2e-outsider", "default", nil, nil)
+	outsider.TaskGroups[0].Tasks[0].Driver = "docker"
+	outsider.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "sif-demo:local", "args": []string{"news-gw"}, "network_mode": "host"}
 	claim := map[string]string{hcl.MetaService: "getaway-app/news-gw", hcl.MetaRespond: "news-api"}
 	for name, tc := range map[string]struct {
 		job  *nomad.Job
@@ -75,6 +78,10 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 		"the name of another namespace's job": {
 			intruder("news-gw", "e2e-other", claim, nil),
 			[]string{`namespace "e2e-other"`, "no selector of service getaway-app/news-gw", "nomad(namespace=default, job=news-gw)"},
+		},
+		"a network of its own": {
+			outsider,
+			[]string{"e2e-outsider", `task "intruder" has a network of its own`, `Remove "network_mode"`},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

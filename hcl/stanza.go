@@ -50,6 +50,7 @@ type Job struct {
 	Stanzas map[string]Stanza // by group
 
 	source Source
+	body   *hclsyntax.Body
 	edits  []edit
 }
 
@@ -68,12 +69,13 @@ func ExtractConnectivity(src Source) (*Job, Diagnostics) {
 	if parseDiags.HasErrors() {
 		return nil, newDiagnostics(parseDiags, src)
 	}
+	body := file.Body.(*hclsyntax.Body)
 	x := &extractor{
 		decoder: decoder{why: "The stanza is read before Nomad evaluates the job, so its values must be literals."},
-		job:     &Job{Stanzas: map[string]Stanza{}, source: src},
+		job:     &Job{Stanzas: map[string]Stanza{}, source: src, body: body},
 		groups:  map[string]hcl2.Range{},
 	}
-	x.walk(file.Body.(*hclsyntax.Body), nil)
+	x.walk(body, nil)
 	diags := newDiagnostics(x.diags, src)
 	if diags.HasErrors() {
 		return nil, diags
