@@ -51,6 +51,8 @@ type Links struct {
 	mu    sync.Mutex
 	key   link.PrivateKey
 	slots map[fabric.NodeID]slot // by peer: one for the nodes of the zone, one for each processor
+
+	issued time.Time // when the latest statement was issued
 }
 
 // slot is what a device keeps over restarts. It is never given to another peer.
@@ -65,6 +67,7 @@ func (s slot) device() string { return wellknown.LinkInterface(s.Number) }
 type linksState struct {
 	Key     string                 `json:"key"` // base64
 	Devices map[fabric.NodeID]slot `json:"devices"`
+	Issued  time.Time              `json:"issued,omitzero"`
 }
 
 func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
@@ -87,20 +90,29 @@ func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
 		return nil, fmt.Errorf("read the key of the node's links from %s: %w", l.file.Path, err)
 	}
 	maps.Copy(l.slots, kept.Devices)
+	l.issued = kept.Issued
 	return l, nil
 }
 
-func (l *Links) save() error { return l.file.Write(linksState{Key: l.key.Base64(), Devices: l.slots}) }
+func (l *Links) save() error {
+	return l.file.Write(linksState{Key: l.key.Base64(), Devices: l.slots, Issued: l.issued})
+}
 
-// statement returns what the node publishes about its links.
-func (l *Links) statement(node fabric.NodeID) fabric.Link {
+// statement returns what the node publishes about its links. Each one is issued later than the one
+// before, even if the clock was set back, because others refuse an older one.
+func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	issued := time.Now().UTC()
+	if !issued.After(l.issued) {
+		issued = l.issued.Add(time.Millisecond)
+	}
+	l.issued = issued
 	key, ports := l.key.Public(), map[fabric.NodeID]uint16{}
 	for peer, s := range l.slots {
 		ports[peer] = s.Port
 	}
-	return fabric.Link{Node: node, PublicKey: key[:], Ports: ports, Issued: time.Now().UTC()}
+	return fabric.Link{Node: node, PublicKey: key[:], Ports: ports, Issued: issued}, l.save()
 }
 
 // Ports returns the UDP ports of the links, in ascending order.

@@ -106,7 +106,9 @@ func TestTakenPortsMove(t *testing.T) {
 	dir := t.TempDir()
 	c := &config.Config{DataDir: dir, Link: &config.Link{Socket: filepath.Join(dir, "run", "link.sock"), MTU: 1420}}
 	published := func(l *Links) [2]uint16 {
-		ports := l.statement(self.ID()).Ports
+		statement, err := l.statement(self.ID())
+		must.NoError(t, err)
+		ports := statement.Ports
 		return [2]uint16{ports[ZonePeer], ports[processor.ID()]}
 	}
 	// set applies the links as keepLinks does, and returns what is then published.

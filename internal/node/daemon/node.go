@@ -66,6 +66,8 @@ type Node struct {
 
 	mu       sync.Mutex
 	problems map[string]string // errors by subject
+	// registered is the record as the controller last returned it. It is zero before that.
+	registered fabric.NodeRecord
 }
 
 // Join makes this process the daemon of its node. If Vault, Consul or the controller cannot be
@@ -157,6 +159,9 @@ func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
 		return self, fmt.Errorf("register node %s: the record from the controller is of %s node %s", n.Config.NodeID(), self.Kind, self.ID())
 	}
+	n.mu.Lock()
+	n.registered = record
+	n.mu.Unlock()
 	return self, n.record().Write(record.Node)
 }
 
@@ -185,7 +190,11 @@ func (n *Node) registration() (api.NodeRequest, error) {
 		}
 		req.Engine = uint16(port)
 	}
-	link, err := json.Marshal(n.Links.statement(n.Config.NodeID()))
+	statement, err := n.Links.statement(n.Config.NodeID())
+	if err != nil {
+		return req, err
+	}
+	link, err := json.Marshal(statement)
 	if err != nil {
 		return req, fmt.Errorf("encode the link statement: %w", err)
 	}
@@ -216,10 +225,10 @@ func (n *Node) loadSelf() error {
 // Run keeps identity, revision, roster, links and registration up to date and reports status until
 // ctx ends.
 func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
-	changed := make(chan struct{}, 1)
-	n.Roster.OnChange(func([]roster.Member) {
+	read := make(chan struct{}, 1)
+	n.Roster.OnRead(func() {
 		select {
-		case changed <- struct{}{}:
+		case read <- struct{}{}:
 		default:
 		}
 	})
@@ -227,19 +236,21 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.Identity.Run(ctx) })
 	group.Go(func() error { return n.Revision.Run(ctx) })
 	group.Go(func() error { return n.Roster.Run(ctx) })
-	group.Go(func() error { return n.keepLinks(ctx, changed) })
+	group.Go(func() error { return n.keepLinks(ctx, read) })
 	group.Go(func() error { return n.keepReporting(ctx, status) })
 	return group.Wait()
 }
 
 // keepLinks keeps the links as the roster requires, opens the node's firewall for their ports, and
-// publishes these.
-func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
+// publishes these. It puts the node's record back if Consul has lost it. read is signalled when the
+// records in Consul were read.
+func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 	// The record contains the certificate that signed it, so each new certificate is published.
 	registered := n.Identity.Expiry()
 	if n.problem("controller") != "" {
 		registered = time.Time{}
 	}
+	back := newPutBack()
 	for {
 		grown, assigning := n.Links.assign(n.Self, n.Roster.Members())
 		moved, err := n.Links.apply(ctx, n.Self, n.Roster.Members())
@@ -249,22 +260,22 @@ func (n *Node) keepLinks(ctx context.Context, changed <-chan struct{}) error {
 			n.Degrade("firewall", n.Firewall.Apply())
 			registered = time.Time{}
 		}
-		if expiry := n.Identity.Expiry(); !registered.Equal(expiry) {
+		lost, pause := back.due(n.displaced(), time.Now())
+		if expiry := n.Identity.Expiry(); lost || !registered.Equal(expiry) {
 			registering := n.registerAgain(ctx)
 			if registering == nil {
 				registered = expiry
 			}
 			n.Degrade("controller", registering)
 		}
-		pause := linkInterval
 		if err != nil {
-			pause = linkRetry
+			pause = min(pause, linkRetry)
 		}
 		n.Degrade("links", err)
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-changed:
+		case <-read:
 		case <-time.After(pause):
 		}
 	}

@@ -228,6 +228,44 @@ func TestRefused(t *testing.T) {
 	must.Eq(t, want, w.Members())
 }
 
+// A node can see whether Consul has its record, even if nothing changes for the members.
+func TestPublished(t *testing.T) {
+	l := newLab(t)
+	w := l.watcher(t.TempDir())
+	reads := make(chan struct{}, 1000)
+	w.OnRead(func() { reads <- struct{}{} })
+	id := fabric.NodeID{Zone: "aws1", Name: "w1"}
+	_, read := w.Published(id)
+	must.False(t, read)
+	run(t, w)
+	<-reads
+	record, read := w.Published(id)
+	must.True(t, read)
+	must.Nil(t, record)
+
+	good := l.record(1, nil)
+	want, err := json.Marshal(good)
+	must.NoError(t, err)
+	l.put(1, good)
+	<-reads
+	record, _ = w.Published(id)
+	must.Eq(t, want, record)
+
+	l.put(1, "x")
+	<-reads
+	record, _ = w.Published(id)
+	must.Eq(t, `"x"`, string(record))
+
+	_, err = l.consul.KV().Delete(kvkey.Node(id).String(), nil)
+	must.NoError(t, err)
+	<-reads
+	eventually(t, "seen", func() bool {
+		record, _ := w.Published(id)
+		return record == nil
+	})
+	must.Eq(t, "w1", names(w))
+}
+
 // TestExpiredCertificate: a record stays good when the certificate in it has expired, but is not
 // believed at first sight.
 func TestExpiredCertificate(t *testing.T) {

@@ -46,9 +46,12 @@ type Watcher struct {
 	mu       sync.Mutex
 	nodes    map[fabric.NodeID]entry
 	onChange []func([]Member)
-	keys     []string // in Consul when they were last read
-	wrong    []string // reasons why records were refused
-	trouble  []string // problems with Consul or the disk
+	onRead   []func()
+	read     bool                     // the records in Consul were read
+	records  map[fabric.NodeID][]byte // in Consul when they were last read
+	keys     []string                 // of the records, and others under the same prefix
+	wrong    []string                 // reasons why records were refused
+	trouble  []string                 // problems with Consul or the disk
 }
 
 // New returns a Watcher of the named fabric, which starts with the roster that an earlier run left
@@ -136,14 +139,17 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	}
 	slices.Sort(keys)
 	w.mu.Lock()
-	w.keys = keys
+	w.read, w.records, w.keys = true, records, keys
 	next, wrong := w.verify.merge(w.nodes, records)
 	wrong = append(strange, wrong...)
 	changed := !maps.EqualFunc(next, w.nodes, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
 	news := slices.DeleteFunc(slices.Clone(wrong), func(s string) bool { return slices.Contains(w.wrong, s) })
 	w.nodes, w.wrong = next, wrong
-	callbacks := slices.Clone(w.onChange)
+	callbacks, readers := slices.Clone(w.onChange), slices.Clone(w.onRead)
 	w.mu.Unlock()
+	for _, fn := range readers {
+		fn()
+	}
 	for _, text := range news {
 		w.log.Warn("degraded, keeping the nodes known so far", logkey.Error, text)
 	}
@@ -210,6 +216,22 @@ func (w *Watcher) OnChange(fn func([]Member)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.onChange = append(w.onChange, fn)
+}
+
+// OnRead registers fn, which is called each time after the records in Consul were read, changed or
+// not. Calls do not overlap.
+func (w *Watcher) OnRead(fn func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.onRead = append(w.onRead, fn)
+}
+
+// Published returns the record of a node that Consul had when it was last read, valid or not, and
+// nil if there was none. It reports whether Consul was read at all.
+func (w *Watcher) Published(id fabric.NodeID) (record []byte, read bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.records[id], w.read
 }
 
 // Degraded describes what was refused or cannot be reached, and why, for people.
