@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/agent/catalog"
-	"github.com/sif-project/sif/agent/dns"
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
@@ -245,25 +244,6 @@ func every(ctx context.Context, interval time.Duration, do func()) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// serveDNS answers DNS questions of the node's endpoints.
-func (a *Agent) serveDNS(ctx context.Context) error {
-	var upstreams []netip.AddrPort
-	for _, u := range a.node.Config.DNS.Upstream {
-		addr, err := netip.ParseAddrPort(u)
-		if err != nil {
-			return fmt.Errorf("DNS resolver %q: %w", u, err)
-		}
-		upstreams = append(upstreams, addr)
-	}
-	server, err := dns.Listen(dns.Config{
-		Listen: netip.AddrPortFrom(wellknown.LinkLocal4, wellknown.DNSPort), Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
-	})
-	if err != nil {
-		return err
-	}
-	return server.Serve(ctx)
 }
 
 // listenCNI opens the socket that the CNI plugin calls, and installs the plugin and its network

@@ -75,7 +75,7 @@ type Node struct {
 func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	n := &Node{Config: c, Kind: kind, Log: log, problems: map[string]string{}}
+	n := &Node{Config: c, Kind: kind, Log: log}
 	var err error
 	for _, dir := range []string{c.DataDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -324,6 +324,9 @@ func (n *Node) Degrade(subject string, err error) {
 		delete(n.problems, subject)
 		n.Log.Info("recovered", logkey.Subject, subject)
 	case err != nil && old != err.Error():
+		if n.problems == nil {
+			n.problems = map[string]string{}
+		}
 		n.problems[subject] = err.Error()
 		n.Log.Warn("degraded", logkey.Subject, subject, logkey.Error, err)
 	}

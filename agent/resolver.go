@@ -1,0 +1,71 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"syscall"
+	"time"
+
+	"github.com/sif-project/sif/agent/dns"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/listener"
+	"github.com/sif-project/sif/internal/retry"
+	"github.com/sif-project/sif/internal/wellknown"
+)
+
+// dnsRetry is the pause after which the agent tries again to listen for DNS.
+const dnsRetry = time.Second
+
+// resolverAddress is where the endpoints of every node find its DNS server.
+var resolverAddress = netip.AddrPortFrom(wellknown.LinkLocal4, wellknown.DNSPort)
+
+// serveDNS answers DNS questions of the node's endpoints. If it cannot, they have no names; nothing
+// else of the agent depends on it.
+func (a *Agent) serveDNS(ctx context.Context) error {
+	var upstreams []netip.AddrPort
+	for _, u := range a.node.Config.DNS.Upstream {
+		addr, err := netip.ParseAddrPort(u)
+		if err != nil {
+			return fmt.Errorf("DNS resolver %q: %w", u, err)
+		}
+		upstreams = append(upstreams, addr)
+	}
+	for {
+		server, err := dns.Listen(dns.Config{
+			Listen: resolverAddress, Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
+		})
+		if err == nil {
+			a.node.Degrade("dns", nil)
+			err = server.Serve(ctx)
+		}
+		if ctx.Err() != nil {
+			return err
+		}
+		a.node.Degrade("dns", whoListens(err))
+		if !retry.Sleep(ctx, dnsRetry) {
+			return nil
+		}
+	}
+}
+
+// whoListens adds to an error of listening for DNS which process has the port, and what to do.
+func whoListens(err error) error {
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		return err
+	}
+	sockets, listing := listener.All()
+	if listing != nil {
+		return errors.Join(err, listing)
+	}
+	for _, s := range sockets {
+		if s.Receives(fabric.UDP, resolverAddress) || s.Receives(fabric.TCP, resolverAddress) {
+			return fmt.Errorf("%w: %s; the endpoints of this node have no names until it listens on addresses of its own only (dnsmasq: bind-dynamic, with an interface or listen-address)", err, s)
+		}
+	}
+	return err
+}
