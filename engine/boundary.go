@@ -111,16 +111,22 @@ func (b *bridge) connect(ctx context.Context) (opened bool, err error) {
 // exist yet.
 func (b *bridge) state() ovs.State {
 	s := ovs.State{Ports: slices.Collect(maps.Values(b.ports)), Endpoints: make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))}
-	for name, ep := range b.wanted.Endpoints {
+	add := func(name string, ep SwitchEndpoint) {
 		peer, _ := ep.Way.Processor() // none: the zone's own nodes
 		port, ok := b.ports[peer]
 		if !ok {
-			continue
+			return
 		}
 		s.Endpoints = append(s.Endpoints, ovs.Endpoint{
 			ID: endpointNumber(name), Class: ep.Class, OutPort: port.No, SourcePorts: []uint32{port.No},
 			Prefixes: []netip.Prefix{netip.PrefixFrom(ep.IPv4, 32), netip.PrefixFrom(ep.IPv6, 128)},
 		})
+	}
+	for name, ep := range b.wanted.Endpoints {
+		add(name, ep)
+	}
+	for node, ep := range b.wanted.Probes {
+		add("node "+node.String(), ep)
 	}
 	for _, e := range b.wanted.Entries {
 		s.Entries = append(s.Entries, e.entries()...)

@@ -80,6 +80,9 @@ func newSwitchNames(ports map[fabric.NodeID]ovs.Port, registry registry) switchN
 
 // party returns the party that has a class.
 func (n switchNames) party(class uint32) (p desired.Party, known bool) {
+	if class == ovs.ProbeClass {
+		return desired.Health, true
+	}
 	key, err := desired.ParseKey(n.registry.Name(class))
 	if err != nil {
 		return "", false

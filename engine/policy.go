@@ -6,6 +6,7 @@ package engine
 import (
 	"net/netip"
 
+	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 )
@@ -13,8 +14,9 @@ import (
 // SwitchState is what the switch at the zone's boundary must contain: desired.Processor in numbers.
 // Its size is endpoints + pairs of identities with a contract, never pairs of endpoints.
 type SwitchState struct {
-	Endpoints map[string]SwitchEndpoint // by endpoint
-	Entries   map[uint32]SwitchEntry    // by number
+	Endpoints map[string]SwitchEndpoint        // by endpoint
+	Probes    map[fabric.NodeID]SwitchEndpoint // the health addresses of workload nodes
+	Entries   map[uint32]SwitchEntry           // by number
 }
 
 // SwitchEndpoint is one endpoint as the switch sees it. Its packets come in by one port, and
@@ -66,7 +68,7 @@ type numbers interface {
 
 // numbered translates the desired state into numbers.
 func numbered(p desired.Processor, num numbers) (SwitchState, error) {
-	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
+	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[desired.Party]uint32{}
 	for _, e := range p.Endpoints {
 		class, known := classes[e.Party]
@@ -78,6 +80,9 @@ func numbered(p desired.Processor, num numbers) (SwitchState, error) {
 			classes[e.Party] = class
 		}
 		state.Endpoints[e.Endpoint] = SwitchEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Class: class, Way: e.Way}
+	}
+	for _, n := range p.Probes {
+		state.Probes[n.Node] = SwitchEndpoint{IPv4: n.IPv4, IPv6: n.IPv6, Class: ovs.ProbeClass, Way: n.Way}
 	}
 	for _, r := range p.Rules {
 		src, dst := classes[r.From], classes[r.To]

@@ -12,6 +12,7 @@ import (
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
 
+	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -62,11 +63,20 @@ func instance(n int, zone, node string, service fabric.Ref) fabric.Admission {
 	}
 }
 
+// probed is the workload nodes of a fabric, of which nothing leads to azure1's.
+func probed() []fabric.Node {
+	node := func(zone, name string, n int) fabric.Node {
+		return fabric.Node{Zone: zone, Name: name, Kind: fabric.KindWorkload,
+			Pool4: netip.MustParsePrefix(fmt.Sprintf("100.65.%d.0/24", n)), Pool6: netip.MustParsePrefix(fmt.Sprintf("fd5f:0:%x::/64", n+1))}
+	}
+	return []fabric.Node{node("aws1", "w1", 1), node("aws1", "w2", 2), node("gcp1", "w1", 3), node("azure1", "w1", 4)}
+}
+
 var beyond = fabric.NodeID{Zone: "gcp1", Name: "p1"}
 
 // boundary is what the switch of aws1 must contain in a fabric whose other zone is gcp1.
 func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbers) (SwitchState, error) {
-	topology := desired.NewTopology([]fabric.Node{{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}}, nil)
+	topology := desired.NewTopology(append(probed(), fabric.Node{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}), nil)
 	var endpoints []fabric.Admission
 	for _, le := range live {
 		endpoints = append(endpoints, le.Admission)
@@ -74,8 +84,8 @@ func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbe
 	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs), num)
 }
 
-// What the switch holds grows with endpoints plus contracts between the identities that are
-// present, never with pairs of endpoints.
+// What the switch holds grows with nodes plus endpoints plus contracts between the identities that
+// are present, never with pairs of nodes or endpoints.
 func TestBoundarySize(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var live []lease.Lease
@@ -88,6 +98,7 @@ func TestBoundarySize(t *testing.T) {
 		s, err := boundary(live, documents(graph()), counter{})
 		must.NoError(t, err)
 		must.MapLen(t, n, s.Endpoints)
+		must.MapLen(t, 3, s.Probes) // nothing leads to azure1
 		must.LessEq(t, 2, len(s.Entries))
 		for _, e := range s.Entries {
 			must.NotEq(t, e.Src, e.Dst)
@@ -103,6 +114,14 @@ func TestBoundary(t *testing.T) {
 	s, err := boundary(live, documents(graph()), counter{})
 	must.NoError(t, err)
 	must.MapLen(t, 3, s.Endpoints) // nothing leads to azure1
+	must.MapLen(t, 3, s.Probes)
+	for _, n := range probed()[:3] {
+		way := desired.ZoneLink
+		if n.Zone == beyond.Zone {
+			way = desired.Through(beyond)
+		}
+		must.Eq(t, SwitchEndpoint{IPv4: n.Health4(), IPv6: n.Health6(), Class: ovs.ProbeClass, Way: way}, s.Probes[n.ID()])
+	}
 	must.Eq(t, desired.Through(beyond), s.Endpoints["news-2"].Way)
 	must.Eq(t, desired.ZoneLink, s.Endpoints["svc-1"].Way)
 	class := func(endpoint string) uint32 { return s.Endpoints[endpoint].Class }

@@ -39,12 +39,14 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		now := time.Unix(2000, 0)
 		f := verify.Fabric{Graph: g, Now: now, Pointer: fabric.Pointer{Sequence: 1, Root: fabric.Compile(g).Root}}
 		f.Status.Nodes = []api.NodeStatus{
-			{Zone: "aws1", Node: "w1", Kind: fabric.KindWorkload}, {Zone: "gcp1", Node: "w1", Kind: fabric.KindWorkload},
 			{Zone: "aws1", Node: "p1", Kind: fabric.KindProcessor}, {Zone: "gcp1", Node: "p1", Kind: fabric.KindProcessor},
+		}
+		for _, n := range probed() {
+			f.Status.Nodes = append(f.Status.Nodes, api.NodeStatus{Zone: n.Zone, Node: n.Name, Kind: n.Kind, Pool4: n.Pool4, Pool6: n.Pool6})
 		}
 		var live []lease.Lease
 		for i := range rapid.IntRange(0, 12).Draw(t, "endpoints") {
-			at := rapid.IntRange(0, 1).Draw(t, "node")
+			at := rapid.SampledFrom([]int{2, 4}).Draw(t, "node") // aws1/w1 or gcp1/w1
 			a := instance(i, f.Status.Nodes[at].Zone, "w1", rapid.SampledFrom([]fabric.Ref{web, svc, news}).Draw(t, "service"))
 			live = append(live, lease.Lease{Admission: a})
 			f.Status.Nodes[at].Endpoints = append(f.Status.Nodes[at].Endpoints, api.EndpointStatus{Endpoint: a.Endpoint, Service: a.Service, Roles: a.Roles, IPv4: a.IPv4, IPv6: a.IPv6, Expires: a.Expires})

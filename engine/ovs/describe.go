@@ -136,13 +136,14 @@ func (d describer) packets(m of.Match) (string, error) {
 				}
 				say("%s %s", direction(f.Field == of.IPv4Src || f.Field == of.IPv6Src), text)
 			}
-		case of.TCPDst, of.UDPDst, of.SCTPDst:
+		case of.TCPDst, of.UDPDst, of.SCTPDst, of.UDPSrc:
 			var r PortRange
 			if r, err = portsOf(f); err == nil {
+				side := direction(f.Field == of.UDPSrc)
 				if r.First == r.Last {
-					say("to port %d", r.First)
+					say("%s port %d", side, r.First)
 				} else {
-					say("to ports %d-%d", r.First, r.Last)
+					say("%s ports %d-%d", side, r.First, r.Last)
 				}
 			}
 		case of.ICMPv4Type, of.ICMPv6Type:
@@ -286,8 +287,11 @@ func stateText(f of.FieldMatch) (string, error) {
 }
 
 func (d describer) class(class uint32) string {
-	if class == routerClass {
+	switch class {
+	case routerClass:
 		return "a router on the path"
+	case ProbeClass:
+		return "nodes' health addresses"
 	}
 	return d.names.Class(class)
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 
 	of "github.com/sif-project/sif/engine/openflow"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // The tables, in the order in which packets pass them.
@@ -72,6 +73,7 @@ const (
 	ethIPv4    = 0x0800
 	ethIPv6    = 0x86dd
 	protoICMP  = 1
+	protoUDP   = 17
 	protoICMP6 = 58
 )
 
@@ -134,6 +136,9 @@ func baseFlows(zone uint16) []of.Flow {
 	for _, eth := range ethIP {
 		flows = append(flows,
 			drop(tableSource, priorityMissIP, DropUnknownSource, of.Is16(of.EthType, eth)),
+			flow(tableTrack, priorityJudge, base, of.Drop.Goto(tableOutput),
+				of.Is32(regSource, ProbeClass), of.Is32(regDestination, ProbeClass), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoUDP),
+				of.Is16(of.UDPSrc, wellknown.ProbePort), of.Is16(of.UDPDst, wellknown.ProbePort)),
 			flow(tableTrack, priorityMissIP, base, of.Apply(of.CT{Zone: zone, Table: &state}), of.Is16(of.EthType, eth)))
 	}
 	return flows

@@ -456,6 +456,7 @@ func TestRefusedInput(t *testing.T) {
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, thief) }), "belongs to endpoint 1"},
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, s.Endpoints[1]) }), "endpoint 2 is in the state twice"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2"},
+		{withEntry(ovs.Entry{ID: 9, Src: ovs.ProbeClass, Dst: 2, Protocol: 17}), "reserved"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "not a message type"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards"},
 		{with(func(s *ovs.State) { s.Ports = append(s.Ports, ovs.Port{}) }), "port 0"},

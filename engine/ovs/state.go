@@ -41,7 +41,7 @@ type Endpoint struct {
 	SourcePorts []uint32
 	// OutPort is the port by which packets to it leave.
 	OutPort uint32
-	// Class is the caller's number for its identity, from 1 to 2^32-2.
+	// Class is the caller's number for its identity, from 1 to 2^32-3, or ProbeClass.
 	Class uint32
 }
 
@@ -68,8 +68,17 @@ type State struct {
 	Entries   []Entry
 }
 
-// routerClass is the source class of error reports from routers.
-const routerClass = 0xffffffff
+const (
+	// ProbeClass is the class of addresses among which probes pass and nothing else: UDP packets
+	// from and to the port for probes. The switch does not track them. No entry can name the class.
+	ProbeClass = 0xfffffffe
+
+	// routerClass is the source class of error reports from routers.
+	routerClass = 0xffffffff
+)
+
+// reserved reports whether no entry can name a class.
+func reserved(class uint32) bool { return class == 0 || class >= ProbeClass }
 
 const maxID = 1<<56 - 1
 
@@ -123,7 +132,7 @@ func (e *Entry) check() error {
 	if e.ID == 0 || e.ID > maxID {
 		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
-	if e.Src == 0 || e.Src == routerClass || e.Dst == 0 || e.Dst == routerClass {
+	if reserved(e.Src) || reserved(e.Dst) {
 		return fmt.Errorf("%s: class %d or %d is reserved", e.name(), e.Src, e.Dst)
 	}
 	_, ports := portFields[e.Protocol]

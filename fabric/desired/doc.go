@@ -7,7 +7,7 @@
 //	documents + admissions + topology
 //	        |
 //	        +- ForWorkload(node)     endpoints, peers, externals, rules
-//	        +- ForProcessor(zone)    endpoints, rules
+//	        +- ForProcessor(zone)    endpoints, nodes' health addresses, rules
 //
 // The results are in words: identities, contracts, and by which way an endpoint is reached. The
 // agent and the engine give the words numbers and write them to maps and flow tables; verify and

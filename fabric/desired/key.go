@@ -19,6 +19,10 @@ type Party string
 
 const externals = "external "
 
+// Health is the party of nodes' health addresses in a switch. It has no rules: nodes exchange
+// probes and nothing else.
+const Health Party = "health addresses"
+
 // PartyOf returns the party of endpoints with this identity.
 func PartyOf(id fabric.Identity) Party { return Party(id.Key()) }
 

@@ -290,6 +290,23 @@ func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
 			present[e.Party] = true
 		}
 	}
+	probes := map[fabric.NodeID]Probed{}
+	for _, p := range got.Probes {
+		probes[p.Node] = p
+	}
+	must.MapLen(t, len(got.Probes), probes)
+	for _, n := range w.nodes {
+		want := ""
+		if n.Kind == fabric.KindWorkload {
+			want = w.naiveWay(self.ID(), fabric.Admission{Zone: n.Zone, Node: n.Name}, n.Zone)
+		}
+		p, is := probes[n.ID()]
+		must.Eq(t, want != "", is, must.Sprint(n.ID()))
+		if is {
+			must.Eq(t, want, p.Way.String())
+			must.Eq(t, []netip.Addr{n.Health4(), n.Health6()}, []netip.Addr{p.IPv4, p.IPv6})
+		}
+	}
 	// A processor is asked about every flow that crosses its switch; one between two other zones
 	// does not, and an identity that is at home elsewhere too is judged at its own boundary as
 	// well.
@@ -354,7 +371,9 @@ func drawWorld(t *rapid.T) world {
 	}
 	hosts := []fabric.NodeID{{Zone: "z1", Name: "w1"}, {Zone: "z1", Name: "w2"}, {Zone: "z2", Name: "w1"}, {Zone: "z3", Name: "w1"}}
 	for _, h := range hosts {
-		w.nodes = append(w.nodes, fabric.Node{Zone: h.Zone, Name: h.Name, Kind: fabric.KindWorkload})
+		n := fabric.Node{Zone: h.Zone, Name: h.Name, Kind: fabric.KindWorkload}
+		n.Pool4, n.Pool6 = netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(len(w.nodes))}), 24), netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 7: byte(len(w.nodes))}), 64)
+		w.nodes = append(w.nodes, n)
 	}
 	var contracts []fabric.Ref
 	for _, name := range []string{"a", "b"} {

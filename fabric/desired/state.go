@@ -37,7 +37,17 @@ type Workload struct {
 type Processor struct {
 	// Endpoints are those of the fabric that something leads to.
 	Endpoints []Endpoint
-	Rules     []Rule
+	// Probes are the workload nodes that something leads to: the switch carries probes among their
+	// health addresses, and nothing else to or from those.
+	Probes []Probed
+	Rules  []Rule
+}
+
+// Probed is a node by its health addresses, and the one way by which its probes may come.
+type Probed struct {
+	Node       fabric.NodeID
+	IPv4, IPv6 netip.Addr
+	Way        Way
 }
 
 // ForWorkload computes what a workload node must enforce. endpoints are the admissions in force
@@ -84,6 +94,7 @@ func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, 
 			own.add(a.Identity())
 		}
 	}
+	p.Probes = topology.probed(zone)
 	p.Rules = rulesAmong(own.identities, all.identities, docs)
 	return p
 }

@@ -22,7 +22,8 @@ type LinkState struct {
 
 // Topology is where the processors of each zone are, and which of them are live.
 type Topology struct {
-	live map[string][]fabric.NodeID // by zone, ordered
+	live      map[string][]fabric.NodeID // by zone, ordered
+	workloads []fabric.Node              // those whose pools are known
 }
 
 // NewTopology returns the topology of the nodes. A processor without a state counts as live.
@@ -35,6 +36,9 @@ func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
 	}
 	t := Topology{live: map[string][]fabric.NodeID{}}
 	for _, n := range nodes {
+		if n.Kind == fabric.KindWorkload && n.Pool4.IsValid() && n.Pool6.IsValid() {
+			t.workloads = append(t.workloads, n)
+		}
 		if s, ok := newest[n.ID()]; n.Kind != fabric.KindProcessor || ok && !s.Live {
 			continue
 		}
@@ -102,6 +106,17 @@ func weight(processor fabric.NodeID, pair Pair) uint64 {
 	text := fmt.Sprintf("%s %d %s %d %s", processor, len(pair.A), pair.A, len(pair.B), pair.B)
 	sum := sha256.Sum256([]byte(text))
 	return binary.BigEndian.Uint64(sum[:])
+}
+
+// probed returns the workload nodes to which something leads from the processor of a zone.
+func (t Topology) probed(zone string) []Probed {
+	var list []Probed
+	for _, n := range t.workloads {
+		if way, ok := t.way(zone, fabric.Admission{Endpoint: n.ID().String(), Zone: n.Zone}, n.Zone); ok {
+			list = append(list, Probed{Node: n.ID(), IPv4: n.Health4(), IPv6: n.Health6(), Way: way})
+		}
+	}
+	return list
 }
 
 // way returns how an endpoint is reached from a node of zone, and false if nothing leads there. The

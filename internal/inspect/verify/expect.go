@@ -87,7 +87,13 @@ type grant struct {
 func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission, docs desired.Documents) expected {
 	if n.Kind == fabric.KindProcessor {
 		p := desired.ForProcessor(n.Zone, topology, live, docs)
-		return inWordsOfDumps(p.Endpoints, nil, p.Rules)
+		x := inWordsOfDumps(p.Endpoints, nil, p.Rules)
+		for _, n := range p.Probes {
+			for _, a := range []netip.Addr{n.IPv4, n.IPv6} {
+				x.peers[a] = api.DumpPeer{Address: a, Identity: desired.Health.String(), Via: n.Way.String()}
+			}
+		}
+		return x
 	}
 	w := desired.ForWorkload(n.ID(), topology, live, docs)
 	return inWordsOfDumps(w.Endpoints, w.Externals, w.Rules)

@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"fmt"
+	"net/netip"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
@@ -27,5 +28,6 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 	}
 	return firewall.New(firewall.Config{
 		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Links: n.Links.Ports,
+		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()},
 	}), nil
 }

@@ -274,9 +274,11 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 			// each zone by that zone's.
 			behind := m.Kind == fabric.KindWorkload && topology.Live(p.ID()) &&
 				(self.Kind == fabric.KindWorkload && m.Zone != self.Zone || self.Kind == fabric.KindProcessor && m.Zone == p.Zone)
-			listens := self.Kind == fabric.KindProcessor && m.ID() == p.ID() // its engine and its probes, at its health address
-			if behind || listens {
+			if behind {
 				beyond = append(beyond, pools(m)...)
+			}
+			if m.ID() == p.ID() { // its engine and its probes
+				beyond = append(beyond, netip.PrefixFrom(m.Health4(), 32), netip.PrefixFrom(m.Health6(), 128))
 			}
 		}
 		d.Peers = appendPeer(nil, self, p, beyond)

@@ -47,6 +47,7 @@ type Config struct {
 	Underlay   string         // the interface towards other nodes
 	Ranges     []netip.Prefix // the prefixes from which the pools of the fabric are assigned
 	Management []Port         // open to the underlay
+	Health     []netip.Addr   // the node's health addresses, at which probes come through links
 	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
 	// it.
 	Links func() []uint16

@@ -25,6 +25,7 @@ import (
 const (
 	nodeAddress     = "192.0.2.1" // on the underlay
 	outsideAddress  = "192.0.2.9"
+	healthAddress   = "100.64.1.1"
 	workloadAddress = "100.64.1.2"
 	secondAddress   = "100.64.1.3"
 	distantAddress  = "100.64.2.2" // beyond a link
@@ -34,6 +35,7 @@ const (
 var config = firewall.Config{
 	Underlay: "under0",
 	Ranges:   []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/32")},
+	Health:   []netip.Addr{netip.MustParseAddr(healthAddress), netip.MustParseAddr("fd5f:0:1::1")},
 	Management: []firewall.Port{
 		{Protocol: fabric.TCP, Number: 8301}, {Protocol: fabric.UDP, Number: 8301},
 		{Protocol: fabric.TCP, Number: 4646}, {Protocol: fabric.TCP, Number: 7701},

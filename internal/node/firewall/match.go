@@ -54,6 +54,12 @@ func destinationPort(p fabric.Protocol, port uint16) []expr.Any {
 		equal(binary.BigEndian.AppendUint16(nil, port)...))
 }
 
+func sourcePort(p fabric.Protocol, port uint16) []expr.Any {
+	return append(protocol(byte(p)),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 2},
+		equal(binary.BigEndian.AppendUint16(nil, port)...))
+}
+
 func icmp(p, kind byte) []expr.Any {
 	return append(protocol(p),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: 0, Len: 1}, equal(kind))

@@ -90,15 +90,19 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	for _, kind := range icmp6 {
 		rules = append(rules, rule(underlay, icmp(unix.IPPROTO_ICMPV6, kind), accept()))
 	}
-	return append(rules,
+	rules = append(rules,
 		rule(underlay, drop(UnderlayInput)),
 		rule(workload, ongoing(), accept()), // replies to the node's health checks
 		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), accept()),
 		rule(workload, within(destination, resolver), destinationPort(fabric.TCP, wellknown.DNSPort), accept()),
 		rule(workload, drop(WorkloadInput)),
 		rule(link, ongoing(), accept()),
-		rule(link, drop(LinkInput)),
 	)
+	for _, h := range f.config.Health {
+		rules = append(rules, rule(link, within(destination, netip.PrefixFrom(h, h.BitLen())),
+			sourcePort(fabric.UDP, wellknown.ProbePort), destinationPort(fabric.UDP, wellknown.ProbePort), accept()))
+	}
+	return append(rules, rule(link, drop(LinkInput)))
 }
 
 // forward accepts packets between endpoints and links, which eBPF checks at the endpoints, and
