@@ -116,7 +116,11 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err := a.takeOver(ctx); err != nil {
 		return nil, err
 	}
-	a.ports = newPorts(c.Underlay.Interface, a.firewall.SetPorts)
+	own, err := newOwnPorts(c.Underlay, n.Links.Ports)
+	if err != nil {
+		return nil, err
+	}
+	a.ports = newPorts(c.Underlay.Interface, own, a.firewall.SetPorts)
 	n.Degrade("ports", a.keepPorts())
 	a.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{
 		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Want: a.registrations, Log: log.Named("catalog"),

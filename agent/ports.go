@@ -6,9 +6,11 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/sif-project/sif/fabric"
@@ -21,6 +23,7 @@ import (
 // keeps it until it is detached. It is safe for concurrent use.
 type ports struct {
 	underlay string // the interface whose addresses have the ports
+	own      ownPorts
 	write    func([]firewall.PortMapping) error
 
 	mu   sync.Mutex
@@ -33,16 +36,29 @@ type claim struct {
 	mappings []firewall.PortMapping
 }
 
-func newPorts(underlay string, write func([]firewall.PortMapping) error) *ports {
-	return &ports{underlay: underlay, write: write, held: map[cnicall.Attachment]claim{}}
+func newPorts(underlay string, own ownPorts, write func([]firewall.PortMapping) error) *ports {
+	return &ports{underlay: underlay, own: own, write: write, held: map[cnicall.Attachment]claim{}}
 }
 
-// claim maps the ports of an endpoint, instead of those that it had. If it cannot have all of them,
-// it has none, and the error says why.
-func (p *ports) claim(ep endpoint) error {
+// claim maps the ports of a new endpoint, instead of those that it had. If it cannot have all of
+// them, it has none, and the error says why.
+func (p *ports) claim(ep endpoint) error { return p.give(ep, p.own.idle) }
+
+// restore maps the ports of an endpoint that an earlier agent attached. It keeps them even if a
+// process of the node has come to listen on one since; see shadowed.
+func (p *ports) restore(ep endpoint) error {
+	return p.give(ep, func(firewall.PortMapping) error { return nil })
+}
+
+func (p *ports) give(ep endpoint, idle func(firewall.PortMapping) error) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	mappings, err := p.judge(ep)
+	for _, m := range mappings {
+		if err == nil {
+			err = idle(m)
+		}
+	}
 	if err != nil {
 		delete(p.held, ep.Attachment)
 		return errors.Join(fmt.Errorf("ports of endpoint %s: %w", ep.ID, err), p.apply())
@@ -100,7 +116,7 @@ func (p *ports) judge(ep endpoint) ([]firewall.PortMapping, error) {
 			return nil, fmt.Errorf("%s port %d: %w", asked.Protocol, asked.HostPort, err)
 		}
 		for _, m := range list {
-			if err := m.Check(); err != nil {
+			if err := errors.Join(m.Check(), p.own.reserved(m)); err != nil {
 				return nil, err
 			}
 			if slices.ContainsFunc(mappings, m.Overlaps) {
@@ -164,6 +180,33 @@ func (p *ports) onUnderlay(host netip.Addr) error {
 	return fmt.Errorf("%s is not an address of %s, the underlay's interface: ports are published there alone; leave out host_network, or name one of that interface", host, p.underlay)
 }
 
+// shadowed returns an error that names the sockets of the node that get nothing from the underlay,
+// because they came to listen on a port after an endpoint had it.
+func (p *ports) shadowed() error {
+	p.mu.Lock()
+	held := maps.Clone(p.held)
+	p.mu.Unlock()
+	if len(held) == 0 {
+		return nil
+	}
+	sockets, err := p.own.sockets()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, c := range held {
+		for _, m := range c.mappings {
+			for _, s := range sockets {
+				if s.Receives(m.Protocol, m.From) {
+					errs = append(errs, fmt.Errorf("%s, but gets nothing from %s, because the port leads to endpoint %s", s, p.underlay, c.endpoint))
+				}
+			}
+		}
+	}
+	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return errors.Join(errs...)
+}
+
 // repair writes what is held again, if an earlier write failed.
 func (p *ports) repair() error {
 	p.mu.Lock()
@@ -180,14 +223,14 @@ func (a *Agent) keepPorts() error {
 			errs = append(errs, a.keepPortsOf(ep.Attachment))
 		}
 	}
-	return errors.Join(append(errs, a.ports.repair())...)
+	return errors.Join(append(errs, a.ports.repair(), a.ports.shadowed())...)
 }
 
 func (a *Agent) keepPortsOf(at cnicall.Attachment) error {
 	unlock := a.locks.Lock(at) // ADD and DEL of the endpoint decide themselves
 	defer unlock()
 	if ep, still := a.endpoints.get(at); still && !a.ports.has(ep) {
-		return a.ports.claim(ep)
+		return a.ports.restore(ep)
 	}
 	return nil
 }

@@ -6,7 +6,9 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"os"
 	"testing"
 	"time"
 
@@ -14,8 +16,10 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/listener"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -28,10 +32,13 @@ func asks(protocol string, port uint16, host string) cnicall.PortMapping {
 	return cnicall.PortMapping{Protocol: protocol, HostPort: port, ContainerPort: 80, HostIP: host}
 }
 
+func noPorts() []uint16                     { return nil }
+func noSockets() ([]listener.Socket, error) { return nil, nil }
+
 // What one endpoint asks for in vain costs no other endpoint anything.
 func TestPortsAreJudgedOneByOne(t *testing.T) {
 	var written []firewall.PortMapping
-	p := newPorts("lo", func(list []firewall.PortMapping) error { written = list; return nil })
+	p := newPorts("lo", ownPorts{links: noPorts, sockets: noSockets}, func(list []firewall.PortMapping) error { written = list; return nil })
 	holder := portsOf("holder", 2, asks("tcp", 18090, "127.0.0.1"), asks("udp", 18090, "127.0.0.1"))
 	must.NoError(t, p.claim(holder))
 	must.Len(t, 2, written)
@@ -82,7 +89,7 @@ func words(list []firewall.PortMapping) (words []string) {
 // A mapping that the kernel refuses is not held.
 func TestPortsRefusedByTheKernel(t *testing.T) {
 	refused := errors.New("no")
-	p := newPorts("lo", func([]firewall.PortMapping) error { return refused })
+	p := newPorts("lo", ownPorts{links: noPorts, sockets: noSockets}, func([]firewall.PortMapping) error { return refused })
 	ep := portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))
 	must.ErrorIs(t, p.claim(ep), refused)
 	must.False(t, p.has(ep))
@@ -122,6 +129,60 @@ func TestConflictingPortsOfEndpoints(t *testing.T) {
 		must.NoError(t, a.keepPorts())
 		ep, _ := a.endpoints.get(at("b"))
 		must.True(t, a.ports.has(ep))
+		return nil
+	}))
+}
+
+// No endpoint gets a port that the node itself uses. One that the node comes to use later stays the
+// endpoint's, and is reported.
+func TestOwnPortsOfTheNode(t *testing.T) {
+	testhost.RequireRoot(t)
+	node := newNamespace(t)
+	underlay := &config.Underlay{Management: []string{"tcp/22"}, ReservedPorts: []string{"tcp/9100", "udp/5000-5100"}}
+	own, err := newOwnPorts(underlay, func() []uint16 { return []uint16{51820, 51823} })
+	must.NoError(t, err)
+	p := newPorts("lo", own, func([]firewall.PortMapping) error { return nil })
+	must.NoError(t, node.Do(func(ns.NetNS) error {
+		_, err := raiseLoopback()
+		must.NoError(t, err)
+		listen := func(address string) {
+			l, err := net.Listen("tcp", address)
+			must.NoError(t, err)
+			t.Cleanup(func() { l.Close() })
+		}
+		listen(":8301")
+		listen("[::1]:8500")
+		for _, tc := range []struct {
+			asked cnicall.PortMapping
+			want  string
+		}{
+			{asks("tcp", 22, "127.0.0.1"), "tcp port 22 is the node's own: it is in underlay.management; ask for another one"},
+			{asks("tcp", 9100, ""), "it is in underlay.reserved_ports"},
+			{asks("udp", 5050, "127.0.0.1"), "it is in underlay.reserved_ports"},
+			{asks("udp", 51823, "127.0.0.1"), "an encrypted link of the node has it"},
+			{asks("tcp", 8301, "127.0.0.1"), fmt.Sprintf("(process %d) listens on tcp port [::]:8301", os.Getpid())},
+			{asks("tcp", 8301, ""), "listens on tcp port [::]:8301"},
+			{asks("udp", 22, "127.0.0.1"), ""},
+			{asks("udp", 8301, "127.0.0.1"), ""},
+			{asks("tcp", 51823, "127.0.0.1"), ""},
+			{asks("tcp", 8500, "127.0.0.1"), ""}, // the node listens there for itself, on another address
+		} {
+			err := p.claim(portsOf("a", 2, tc.asked))
+			if tc.want == "" {
+				must.NoError(t, err)
+			} else {
+				must.ErrorContains(t, err, tc.want)
+			}
+		}
+		must.NoError(t, p.claim(portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))))
+		must.NoError(t, p.shadowed())
+		listen(":18090")
+		must.ErrorContains(t, p.shadowed(), "listens on tcp port [::]:18090, but gets nothing from lo, because the port leads to endpoint a")
+
+		// After a restart of the agent it is the same.
+		p = newPorts("lo", own, p.write)
+		must.NoError(t, p.restore(portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))))
+		must.Error(t, p.shadowed())
 		return nil
 	}))
 }

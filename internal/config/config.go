@@ -51,6 +51,9 @@ type Underlay struct {
 	// Management lists the ports that are open to the underlay besides the links and the engine,
 	// such as "tcp/22" and "udp/8301". With an empty list there are none.
 	Management []string `hcl:"management,optional"`
+	// ReservedPorts lists ports of the node that no workload may have, such as "tcp/9100" and
+	// "udp/5000-5100", besides those that the node uses when a workload asks for one.
+	ReservedPorts []string `hcl:"reserved_ports,optional"`
 }
 
 // Addr returns the address, or an invalid one if the file has none.

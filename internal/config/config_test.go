@@ -115,6 +115,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 must not be negative"},
 		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 must not be negative"},
 		"audit files alone": {"audit {\n  rotate_max_files = 1\n}\n", "x.hcl:2:22: audit.rotate_max_files: it requires rotate_bytes"},
+		"reserved port":     {"underlay {\n  reserved_ports = [\"tcp/22\", \"9100\"]\n}\n", "x.hcl:2:20: underlay.reserved_ports: \"9100\" is not of the form protocol/port"},
+		"reserved ports":    {"underlay {\n  reserved_ports = [\"udp/5100-5000\"]\n}\n", "underlay.reserved_ports: \"udp/5100-5000\": "},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -162,22 +162,26 @@ func (c *Config) fillDefaults() {
 
 // ParseManagement parses a port that a node opens to the underlay, such as "tcp/22".
 func ParseManagement(s string) (fabric.Protocol, uint16, error) {
-	name, port, ok := strings.Cut(s, "/")
+	protocol, ports, err := ParsePorts(s)
+	if err == nil && ports.From != ports.To {
+		err = fmt.Errorf("%q: expected a single port, not a range", s)
+	}
+	return protocol, ports.From, err
+}
+
+// ParsePorts parses ports of a node, such as "tcp/22" or "udp/5000-5100".
+func ParsePorts(s string) (protocol fabric.Protocol, ports fabric.PortRange, err error) {
+	name, numbers, ok := strings.Cut(s, "/")
 	if !ok {
-		return 0, 0, fmt.Errorf("%q is not of the form protocol/port, such as \"tcp/22\"", s)
+		return protocol, ports, fmt.Errorf("%q is not of the form protocol/port, such as \"tcp/22\"", s)
 	}
-	protocol, err := fabric.ParseProtocol(name)
-	if err != nil {
-		return 0, 0, fmt.Errorf("%q: %w", s, err)
+	if protocol, err = fabric.ParseProtocol(name); err != nil {
+		return protocol, ports, fmt.Errorf("%q: %w", s, err)
 	}
-	ports, err := fabric.ParsePortRange(port)
-	if err != nil {
-		return 0, 0, fmt.Errorf("%q: %w", s, err)
+	if ports, err = fabric.ParsePortRange(numbers); err != nil {
+		return protocol, ports, fmt.Errorf("%q: %w", s, err)
 	}
-	if ports.From != ports.To {
-		return 0, 0, fmt.Errorf("%q: expected a single port, not a range", s)
-	}
-	return protocol, ports.From, nil
+	return protocol, ports, nil
 }
 
 // check reports all invalid values.
@@ -229,6 +233,10 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	for _, text := range c.Underlay.Management {
 		_, _, err := ParseManagement(text)
 		report("underlay.management", err)
+	}
+	for _, text := range c.Underlay.ReservedPorts {
+		_, _, err := ParsePorts(text)
+		report("underlay.reserved_ports", err)
 	}
 	for i, u := range c.DNS.Upstream {
 		if a, err := netip.ParseAddr(u); err == nil {
