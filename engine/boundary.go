@@ -129,27 +129,19 @@ func (b *bridge) state() ovs.State {
 		add("node "+node.String(), ep)
 	}
 	for _, e := range b.wanted.Entries {
-		s.Entries = append(s.Entries, e.entries()...)
+		s.Entries = append(s.Entries, e.entry())
 	}
 	slices.SortFunc(s.Endpoints, func(a, b ovs.Endpoint) int { return cmp.Compare(a.ID, b.ID) }) // see Pipeline.Set
 	return s
 }
 
-// entries translates e for the pipeline, whose entries have one protocol each.
-func (e SwitchEntry) entries() []ovs.Entry {
-	var list []ovs.Entry
-	for _, r := range e.Rules {
-		id := uint64(NewEntryID(e.Number, r.Protocol))
-		i := slices.IndexFunc(list, func(o ovs.Entry) bool { return o.ID == id })
-		if i < 0 {
-			i = len(list)
-			list = append(list, ovs.Entry{ID: id, Src: e.Src, Dst: e.Dst, Protocol: uint8(r.Protocol)})
-		}
-		for _, p := range r.Ports {
-			list[i].Ports = append(list[i].Ports, ovs.PortRange{First: p.From, Last: p.To})
-		}
+// entry translates e for the pipeline.
+func (e SwitchEntry) entry() ovs.Entry {
+	to := ovs.Entry{ID: uint64(e.Number), Src: e.Src, Dst: e.Dst, Protocol: uint8(e.Protocol)}
+	for _, p := range e.Ports {
+		to.Ports = append(to.Ports, ovs.PortRange{First: p.From, Last: p.To})
 	}
-	return list
+	return to
 }
 
 // endpointNumber returns the pipeline's number of an endpoint: 55 bits of its name's hash, which

@@ -39,9 +39,9 @@ func crowd(n int, other fabric.NodeID) SwitchState {
 			ep.Way = desired.Through(other)
 		}
 		state.Endpoints[fmt.Sprintf("endpoint-%d", i)] = ep
-		state.Entries[class] = SwitchEntry{Number: class, Src: class, Dst: class + 1, Rules: []fabric.Rule{
-			{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}}},
-		}}
+		state.Entries[class] = SwitchEntry{
+			Number: class, Src: class, Dst: class + 1, Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: 8080, To: 8080}},
+		}
 	}
 	return state
 }
@@ -105,7 +105,7 @@ func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
 		"--", "set", "Bridge", instance.Config.Bridge, "flow_tables:4=@full")
 	delete(state.Entries, 1)
 	for n := range uint32(10) {
-		state.Entries[100+n] = SwitchEntry{Number: 100 + n, Src: 2, Dst: 100 + n, Rules: state.Entries[2].Rules}
+		state.Entries[100+n] = SwitchEntry{Number: 100 + n, Src: 2, Dst: 100 + n, Protocol: fabric.TCP, Ports: state.Entries[2].Ports}
 	}
 	must.Error(t, b.Program(state))
 	have, _, _, err := b.inspect(context.Background())

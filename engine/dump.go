@@ -8,6 +8,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -92,8 +93,11 @@ func (n switchNames) party(class uint32) (p desired.Party, known bool) {
 }
 
 // entry returns the key that the number of an entry stands for.
-func (n switchNames) entry(id EntryID) (k desired.EntryKey, known bool) {
-	key, err := desired.ParseKey(n.registry.Name(id.Number()))
+func (n switchNames) entry(id uint64) (k desired.EntryKey, known bool) {
+	if id > math.MaxUint32 {
+		return k, false
+	}
+	key, err := desired.ParseKey(n.registry.Name(uint32(id)))
 	if err != nil {
 		return k, false
 	}
@@ -131,8 +135,8 @@ func (n switchNames) list(ports []uint32) string {
 
 // Entry implements ovs.Names.
 func (n switchNames) Entry(id uint64) string {
-	if k, ok := n.entry(EntryID(id)); ok {
-		return fmt.Sprintf("contract %s over %s", k.Contract, EntryID(id).Protocol())
+	if k, ok := n.entry(id); ok {
+		return fmt.Sprintf("contract %s over %s/%s", k.Contract, k.Protocol, k.Ports)
 	}
 	return fmt.Sprintf("unknown entry %d", id)
 }
@@ -175,11 +179,11 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 		}
 	}
 	for _, e := range s.Entries {
-		key, ok := names.entry(EntryID(e.ID))
-		contract, protocol := key.Contract.String(), EntryID(e.ID).Protocol()
+		key, ok := names.entry(e.ID)
+		contract, protocol := key.Contract.String(), key.Protocol
 		if !ok {
 			problem("the switch contains entry %d, which this engine never assigned", e.ID)
-			contract = fmt.Sprintf("number %d", e.ID)
+			contract, protocol = fmt.Sprintf("number %d", e.ID), fabric.Protocol(e.Protocol)
 		} else if key.Source != e.Src || key.Destination != e.Dst {
 			problem("the entry of %s is from %s to %s, but was made for other identities", names.Entry(e.ID), names.Class(e.Src), names.Class(e.Dst))
 		}

@@ -22,7 +22,7 @@ type fixedNames map[uint32]string
 func (f fixedNames) Name(n uint32) string { return f[n] }
 
 func TestDumpOf(t *testing.T) {
-	names := fixedNames{16: "identity shop/web >shop/sql", 17: "identity shop/db <shop/sql", 18: "entry 16 17 shop/sql", 19: "entry 16 17 shop/too"}
+	names := fixedNames{16: "identity shop/web >shop/sql", 17: "identity shop/db <shop/sql", 18: "entry 16 17 shop/sql tcp/5432", 19: "entry 16 17 shop/too tcp/5432"}
 	ports := map[fabric.NodeID]ovs.Port{daemon.ZonePeer: {No: 1}, beyond: {No: 2, Routers: true}}
 	web, db := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("100.64.1.2")
 	endpoint := func(id uint64, a netip.Addr, class, port uint32) ovs.Endpoint {
@@ -32,8 +32,8 @@ func TestDumpOf(t *testing.T) {
 		Ports:     []ovs.Port{ports[daemon.ZonePeer], ports[beyond]},
 		Endpoints: []ovs.Endpoint{endpoint(1, web, 16, 1), endpoint(2, db, 17, 2)},
 		Entries: []ovs.Entry{
-			{ID: 18<<8 | 6, Src: 16, Dst: 17, Protocol: 6, Ports: []ovs.PortRange{{First: 5432, Last: 5432}}},
-			{ID: 19<<8 | 6, Src: 16, Dst: 17},
+			{ID: 18, Src: 16, Dst: 17, Protocol: 6, Ports: []ovs.PortRange{{First: 5432, Last: 5432}}},
+			{ID: 19, Src: 16, Dst: 17},
 		},
 	}
 	rule := api.DumpRule{From: "shop/web >shop/sql", To: "shop/db <shop/sql", Protocol: fabric.TCP, Ports: fabric.PortRange{From: 5432, To: 5432}, Contract: "shop/sql"}
@@ -47,12 +47,12 @@ func TestDumpOf(t *testing.T) {
 	state.Ports = state.Ports[:1]
 	state.Endpoints[0].SourcePorts = []uint32{1, 2}
 	state.Entries[0].Dst = 16
-	state.Entries[1].ID = 77<<8 | 17
+	state.Entries[1].ID = 77
 	must.Eq(t, []string{
 		"packets from 100.64.0.2 may come in by the port to the zone's nodes and the port to gcp1/p1, but packets to it go out by the port to the zone's nodes",
-		`the entry of contract shop/sql over tcp is from "shop/web >shop/sql" to "shop/web >shop/sql", but was made for other identities`,
+		`the entry of contract shop/sql over tcp/5432 is from "shop/web >shop/sql" to "shop/web >shop/sql", but was made for other identities`,
 		"the port to gcp1/p1 is missing or altered",
-		"the switch contains entry 19729, which this engine never assigned",
+		"the switch contains entry 77, which this engine never assigned",
 	}, dumpOf(state, ports, newSwitchNames(ports, names)).Problems)
 	n := newSwitchNames(ports, names)
 	must.Eq(t, "unassigned class 99", n.Class(99))

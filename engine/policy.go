@@ -27,27 +27,13 @@ type SwitchEndpoint struct {
 	Way        desired.Way // names the port
 }
 
-// SwitchEntry lets one class of endpoints open flows to another.
+// SwitchEntry lets one class of endpoints open flows to another over one protocol.
 type SwitchEntry struct {
-	Number   uint32
+	Number   uint32 // labels every connection that the entry admits
 	Src, Dst uint32 // classes
-	Rules    []fabric.Rule
+	Protocol fabric.Protocol
+	Ports    []fabric.PortRange
 }
-
-// EntryID labels every connection that an entry admits over one protocol. The upper bits are the
-// entry's number.
-type EntryID uint64
-
-// NewEntryID returns the ID of an entry for one protocol.
-func NewEntryID(number uint32, protocol fabric.Protocol) EntryID {
-	return EntryID(number)<<8 | EntryID(protocol)
-}
-
-// Number returns the number of the entry.
-func (id EntryID) Number() uint32 { return uint32(id >> 8) }
-
-// Protocol returns the protocol that the ID is for.
-func (id EntryID) Protocol() fabric.Protocol { return fabric.Protocol(id & 0xff) }
 
 // Switch is the boundary that the engine programs.
 type Switch interface {
@@ -86,11 +72,14 @@ func numbered(p desired.Processor, num numbers) (SwitchState, error) {
 	}
 	for _, r := range p.Rules {
 		src, dst := classes[r.From], classes[r.To]
-		n, err := num.Of(desired.EntryKey{Source: src, Destination: dst, Contract: r.Contract}.String())
-		if err != nil {
-			return state, err
+		for _, rule := range fabric.ByProtocol(r.Rules) {
+			key := desired.EntryKey{Source: src, Destination: dst, Contract: r.Contract, Protocol: rule.Protocol, Ports: rule.PortsText()}
+			n, err := num.Of(key.String())
+			if err != nil {
+				return state, err
+			}
+			state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Protocol: rule.Protocol, Ports: rule.Ports}
 		}
-		state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Rules: r.Rules}
 	}
 	return state, nil
 }

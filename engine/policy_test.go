@@ -128,9 +128,33 @@ func TestBoundary(t *testing.T) {
 	pairs := map[[2]uint32]bool{}
 	for _, e := range s.Entries {
 		pairs[[2]uint32{e.Src, e.Dst}] = true
-		must.Eq(t, http, e.Rules)
+		must.Eq(t, http, []fabric.Rule{{Protocol: e.Protocol, Ports: e.Ports}})
 	}
 	must.Eq(t, map[[2]uint32]bool{{class("svc-1"), class("news-2")}: true, {class("web-3"), class("svc-1")}: true}, pairs)
+}
+
+// A contract with other ports is another entry, because connections on a port that it no longer has
+// must end. In which rules and in which order the ports are written does not matter.
+func TestEntriesAreTheirPorts(t *testing.T) {
+	num := counter{}
+	live := []lease.Lease{{Admission: instance(1, "aws1", "w1", svc)}, {Admission: instance(2, "gcp1", "w1", news)}}
+	entries := func(rules ...fabric.Rule) map[uint32]SwitchEntry {
+		g := graph()
+		g.Domains["app"].Contracts[1].Rules = rules
+		s, err := boundary(live, documents(g), num)
+		must.NoError(t, err)
+		return s.Entries
+	}
+	ports := func(list ...fabric.PortRange) fabric.Rule { return fabric.Rule{Protocol: fabric.TCP, Ports: list} }
+	one, few, more := fabric.PortRange{From: 80, To: 80}, fabric.PortRange{From: 81, To: 89}, fabric.PortRange{From: 443, To: 443}
+	udp := fabric.Rule{Protocol: fabric.UDP, Ports: []fabric.PortRange{one}}
+	wide := entries(ports(one, few, more), udp)
+	must.MapLen(t, 2, wide)
+	must.Eq(t, wide, entries(udp, fabric.Rule{Name: "web", Protocol: fabric.TCP, Ports: []fabric.PortRange{more, one}}, ports(few)))
+	for number, narrow := range entries(ports(one, few), udp) {
+		_, same := wide[number]
+		must.Eq(t, narrow.Protocol == fabric.UDP, same)
+	}
 }
 
 // An entry keeps its ID as long as it means the same, because connections carry it; an entry with

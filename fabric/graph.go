@@ -199,18 +199,49 @@ type Rule struct {
 }
 
 // String returns the rule in the form "tcp/80,9000-9010".
-func (r Rule) String() string {
+func (r Rule) String() string { return r.Protocol.String() + "/" + r.PortsText() }
+
+// PortsText returns the ports in the form "80,9000-9010".
+func (r Rule) PortsText() string {
 	ports := make([]string, len(r.Ports))
 	for i, p := range r.Ports {
 		ports[i] = p.String()
 	}
-	return r.Protocol.String() + "/" + strings.Join(ports, ",")
+	return strings.Join(ports, ",")
 }
 
 // Matches reports whether the rule opens port of protocol.
 func (r Rule) Matches(protocol Protocol, port uint16) bool {
 	return r.Protocol == protocol &&
 		slices.ContainsFunc(r.Ports, func(p PortRange) bool { return p.Contains(port) })
+}
+
+// ByProtocol returns what rules open as one rule for each protocol, in the order of their numbers,
+// whose ranges are in order and as few as possible. The rules have no names.
+func ByProtocol(rules []Rule) []Rule {
+	ranges := map[Protocol][]PortRange{}
+	for _, r := range rules {
+		ranges[r.Protocol] = append(ranges[r.Protocol], r.Ports...)
+	}
+	var merged []Rule
+	for _, protocol := range slices.Sorted(maps.Keys(ranges)) {
+		merged = append(merged, Rule{Protocol: protocol, Ports: mergePorts(ranges[protocol])})
+	}
+	return merged
+}
+
+// mergePorts returns the same ports in the fewest ranges, in order.
+func mergePorts(ranges []PortRange) []PortRange {
+	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.From) - int(b.From) })
+	var merged []PortRange
+	for _, r := range ranges {
+		if n := len(merged); n > 0 && int(r.From) <= int(merged[n-1].To)+1 {
+			merged[n-1].To = max(merged[n-1].To, r.To)
+			continue
+		}
+		merged = append(merged, r)
+	}
+	return merged
 }
 
 // Position is a place in a graph file. Lines and columns start at 1. The zero Position means that

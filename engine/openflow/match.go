@@ -29,9 +29,11 @@ var (
 	IPProto    = basic(10)
 	IPv4Src    = basic(11)
 	IPv4Dst    = basic(12)
+	TCPSrc     = basic(13)
 	TCPDst     = basic(14)
 	UDPSrc     = basic(15)
 	UDPDst     = basic(16)
+	SCTPSrc    = basic(17)
 	SCTPDst    = basic(18)
 	ICMPv4Type = basic(19)
 	ICMPv4Code = basic(20)
@@ -60,7 +62,7 @@ const (
 var fieldNames = map[Field]string{
 	InPort: "in_port", EthDst: "eth_dst", EthSrc: "eth_src", EthType: "eth_type", IPProto: "ip_proto",
 	IPv4Src: "ipv4_src", IPv4Dst: "ipv4_dst", TCPDst: "tcp_dst", UDPDst: "udp_dst", SCTPDst: "sctp_dst",
-	UDPSrc:     "udp_src",
+	TCPSrc: "tcp_src", UDPSrc: "udp_src", SCTPSrc: "sctp_src",
 	ICMPv4Type: "icmpv4_type", ICMPv4Code: "icmpv4_code", IPv6Src: "ipv6_src", IPv6Dst: "ipv6_dst",
 	ICMPv6Type: "icmpv6_type", ICMPv6Code: "icmpv6_code",
 	CTState: "ct_state", CTMark: "ct_mark", CTLabel: "ct_label",

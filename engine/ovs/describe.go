@@ -136,10 +136,10 @@ func (d describer) packets(m of.Match) (string, error) {
 				}
 				say("%s %s", direction(f.Field == of.IPv4Src || f.Field == of.IPv6Src), text)
 			}
-		case of.TCPDst, of.UDPDst, of.SCTPDst, of.UDPSrc:
+		case of.TCPDst, of.UDPDst, of.SCTPDst, of.TCPSrc, of.UDPSrc, of.SCTPSrc:
 			var r PortRange
 			if r, err = portsOf(f); err == nil {
-				side := direction(f.Field == of.UDPSrc)
+				side := direction(f.Field == of.TCPSrc || f.Field == of.UDPSrc || f.Field == of.SCTPSrc)
 				if r.First == r.Last {
 					say("%s port %d", side, r.First)
 				} else {

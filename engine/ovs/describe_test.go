@@ -47,7 +47,9 @@ table state, priority 500: packets from class-11 to class-12 of connections of e
 table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table output
 table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table output
 table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in reply direction: commit the connection to entry-7 in zone 1, go to table output
 table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in reply direction: commit the connection to entry-7 in zone 1, go to table output
 table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table output
 table state, priority 2000: every packet: go to table output
 table source, priority 3: IPv4: go to table destination

@@ -15,6 +15,7 @@
 //	               a probe among health addresses    -> 5, untracked
 //	3 state        the label names a living entry between these classes -> 5, else 4
 //	4 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 5
+//	               an answer: the same, reversed     -> likewise
 //	5 output       reg2                              -> both MACs, out
 //
 // A packet that matches no flow is dropped and counted by reason. The number of flows grows with
@@ -22,5 +23,7 @@
 //
 // A connection's label is the number of the entry that admitted it. Its packets pass, in both
 // directions, only while table 3 has that entry's flows and both ends have the entry's classes.
-// Otherwise table 4 judges each packet as if it opened a connection.
+// Otherwise table 4 judges each packet as if it opened a connection, or, in reply direction, as if
+// the packet that it answers did. So a connection goes on when another entry admits it, whoever
+// sends next, and ends when none does.
 package ovs

@@ -63,6 +63,7 @@ const (
 	priorityRouter    = 10
 	priorityPrefix    = 100 // plus the prefix length
 	priorityJudge     = 100
+	priorityAnswer    = 150
 	priorityRelated   = 200
 	priorityLiving    = 500
 	priorityInvalid   = 1000
@@ -82,7 +83,9 @@ var (
 	regDestination = of.Reg(1)
 	regPort        = of.Reg(2)
 
-	portFields = map[uint8]of.Field{6: of.TCPDst, 17: of.UDPDst, 132: of.SCTPDst}
+	portFields = map[uint8]struct{ dst, src of.Field }{
+		6: {of.TCPDst, of.TCPSrc}, 17: {of.UDPDst, of.UDPSrc}, 132: {of.SCTPDst, of.SCTPSrc},
+	}
 
 	// typeFields are the protocols that have message types instead of ports.
 	typeFields = map[uint8]struct {
@@ -210,10 +213,16 @@ func (e Entry) stateFlows() []of.Flow {
 	}
 }
 
-// policyFlows admit new connections. Another entry may have flows with the same keys.
+// policyFlows admit new connections, and those whose own entry is gone, by the next packet in either
+// direction. Another entry may have flows with the same keys. An answer to an ICMP message does not
+// name what it answers, so only a further message takes over that exchange.
 func (e Entry) policyFlows(zone uint16) []of.Flow {
 	c := cookie(cookieEntry, e.ID)
 	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: []of.Action{
+		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
+	}}).Goto(tableOutput)
+	// Not Force, which would make this packet's direction the original one.
+	answer := of.Apply(of.CT{Zone: zone, Commit: true, Exec: []of.Action{
 		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
 	}}).Goto(tableOutput)
 	var flows []of.Flow
@@ -233,9 +242,13 @@ func (e Entry) policyFlows(zone uint16) []of.Flow {
 			}
 			continue
 		}
+		fields := portFields[e.Protocol]
 		for _, m := range r.masks() {
 			for _, eth := range ethIP {
-				begin(eth, of.Masked16(portFields[e.Protocol], m.Value, m.Mask))
+				begin(eth, of.Masked16(fields.dst, m.Value, m.Mask))
+				flows = append(flows, flow(tablePolicy, priorityAnswer, c, answer,
+					of.State(of.CTTracked|of.CTReply, 0), of.Is32(regSource, e.Dst), of.Is32(regDestination, e.Src),
+					of.Is16(of.EthType, eth), of.Is8(of.IPProto, e.Protocol), of.Masked16(fields.src, m.Value, m.Mask)))
 			}
 		}
 	}

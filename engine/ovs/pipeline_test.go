@@ -18,6 +18,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	of "github.com/sif-project/sif/engine/openflow"
 	"github.com/sif-project/sif/engine/ovs"
@@ -350,6 +351,53 @@ func TestOverlappingEntries(t *testing.T) {
 	must.True(t, diff.Empty(), must.Sprintf("%v", diff))
 	f.setEntries()
 	must.Error(t, answers(c, time.Second))
+}
+
+// An entry with fewer ports takes over the connections of its predecessor on the ports that it has,
+// even if the responder sends next, and no others.
+func TestNarrowedPorts(t *testing.T) {
+	f := newFixture(t)
+	wide := ovs.Entry{ID: entryAB, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}, {First: 9000, Last: 9010}}}
+	f.setEntries(wide)
+	connect := func(address string) (client, server net.Conn) {
+		l := listen(t, f.b, address)
+		client, err := dial(t, f.a, address, 0, 3*time.Second)
+		must.NoError(t, err)
+		server, err = l.Accept()
+		must.NoError(t, err)
+		t.Cleanup(func() { _ = server.Close() })
+		return client, server
+	}
+	says := func(from, to net.Conn, wait time.Duration) error {
+		must.NoError(t, to.SetReadDeadline(time.Now().Add(wait)))
+		_, err := io.WriteString(from, "hello")
+		must.NoError(t, err)
+		_, err = io.ReadFull(to, make([]byte, 5))
+		return err
+	}
+	for _, host := range []string{"10.0.0.2", "[fd00::2]"} {
+		staying, server := connect(host + ":8080")
+		cut, other := connect(host + ":9005")
+		f.setEntries(ovs.Entry{ID: entryAB2, Src: classA, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 8080, Last: 8080}}})
+		must.NoError(t, says(server, staying, 3*time.Second))
+		must.Zero(t, sentAgain(t, server))
+		must.NoError(t, says(staying, server, 3*time.Second))
+		must.Error(t, says(other, cut, time.Second))
+		must.Error(t, says(cut, other, time.Second))
+		f.setEntries(wide)
+	}
+}
+
+// sentAgain returns how many segments a connection has sent again because they were not answered.
+func sentAgain(t *testing.T, c net.Conn) (n uint32) {
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	must.NoError(t, err)
+	must.NoError(t, raw.Control(func(fd uintptr) {
+		info, err := unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO)
+		must.NoError(t, err)
+		n = info.Total_retrans
+	}))
+	return n
 }
 
 func TestChangedClassCutsConnection(t *testing.T) {

@@ -168,11 +168,14 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
 	case tablePolicy:
+		if _, answer := f.Match.Get(of.CTState); answer {
+			break // it says the same as the flow for the other direction
+		}
 		if e.Src == 0 { // unless the state flows say it
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
-		for protocol, field := range portFields {
-			m, ok := f.Match.Get(field)
+		for protocol, fields := range portFields {
+			m, ok := f.Match.Get(fields.dst)
 			if !ok {
 				continue
 			}

@@ -47,8 +47,9 @@ type Endpoint struct {
 
 // Entry lets endpoints of class Src open connections to those of class Dst.
 type Entry struct {
-	// ID is the caller's number, from 1 to 2^56-1. It labels connections, so it must not be reused
-	// while connections of a deleted entry may exist.
+	// ID is the caller's number, from 1 to 2^56-1. It labels connections, which pass as long as an
+	// entry has their label: an entry with other ports, protocol or classes needs another ID, and
+	// an ID must not be reused while connections of its former entry may exist.
 	ID       uint64
 	Src, Dst uint32
 	// Protocol is 1 (ICMP), 6 (TCP), 17 (UDP), 58 (ICMPv6) or 132 (SCTP).

@@ -60,10 +60,14 @@ type PartyKey struct{ Party Party }
 // ContractKey stands for a contract in the maps of a workload node.
 type ContractKey struct{ Contract fabric.Ref }
 
-// EntryKey stands for an entry of a switch: a contract between two classes.
+// EntryKey stands for an entry of a switch: what a contract opens between two classes over one
+// protocol. The ports are part of it, because connections carry the entry's number and end with the
+// entry: a contract whose ports have changed is another entry.
 type EntryKey struct {
 	Source, Destination uint32 // the numbers of the parties
 	Contract            fabric.Ref
+	Protocol            fabric.Protocol
+	Ports               string // in order, in the form "80,9000-9010"
 }
 
 func (PartyKey) isKey()    {}
@@ -86,7 +90,7 @@ func (k PartyKey) String() string {
 func (k ContractKey) String() string { return kindContract + " " + k.Contract.String() }
 
 func (k EntryKey) String() string {
-	return fmt.Sprintf("%s %d %d %s", kindEntry, k.Source, k.Destination, k.Contract)
+	return fmt.Sprintf("%s %d %d %s %s/%s", kindEntry, k.Source, k.Destination, k.Contract, k.Protocol, k.Ports)
 }
 
 // ParseKey parses the text form of a key.
@@ -109,22 +113,29 @@ func parseKey(kind, rest string) (Key, error) {
 		contract, err := fabric.ParseRef(rest)
 		return ContractKey{contract}, err
 	case kindEntry:
-		parts := strings.Split(rest, " ")
-		if len(parts) != 3 {
-			return nil, fmt.Errorf("an entry has 3 parts, not %d", len(parts))
-		}
-		source, err := strconv.ParseUint(parts[0], 10, 32)
-		if err != nil {
-			return nil, err
-		}
-		destination, err := strconv.ParseUint(parts[1], 10, 32)
-		if err != nil {
-			return nil, err
-		}
-		contract, err := fabric.ParseRef(parts[2])
-		return EntryKey{uint32(source), uint32(destination), contract}, err
+		return entryKey(strings.Split(rest, " "))
 	}
 	return nil, fmt.Errorf("unknown kind %q", kind)
+}
+
+func entryKey(parts []string) (k EntryKey, err error) {
+	if len(parts) != 4 {
+		return k, fmt.Errorf("an entry has 4 parts, not %d", len(parts))
+	}
+	for i, class := range []*uint32{&k.Source, &k.Destination} {
+		n, err := strconv.ParseUint(parts[i], 10, 32)
+		if err != nil {
+			return k, err
+		}
+		*class = uint32(n)
+	}
+	if k.Contract, err = fabric.ParseRef(parts[2]); err != nil {
+		return k, err
+	}
+	protocol, ports, _ := strings.Cut(parts[3], "/")
+	k.Ports = ports
+	k.Protocol, err = fabric.ParseProtocol(protocol)
+	return k, err
 }
 
 func partyKey(p Party) (Key, error) {

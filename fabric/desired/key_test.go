@@ -25,12 +25,12 @@ func TestKeyTexts(t *testing.T) {
 	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users"), ref("shop/world")})
 	nearby := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop-eu/users")}) // "-" comes before "/"
 	for text, key := range map[string]Key{
-		"external shop-eu/users shop/world":     PartyKey{nearby},
-		"identity shop/web >shop/sql <shop/www": PartyKey{web},
-		"identity shop/db":                      PartyKey{PartyOf(fabric.Identity{Service: ref("shop/db")})},
-		"external shop/users shop/world":        PartyKey{users},
-		"contract shop/sql":                     ContractKey{ref("shop/sql")},
-		"entry 16 4294967295 shop/sql":          EntryKey{16, 1<<32 - 1, ref("shop/sql")},
+		"external shop-eu/users shop/world":      PartyKey{nearby},
+		"identity shop/web >shop/sql <shop/www":  PartyKey{web},
+		"identity shop/db":                       PartyKey{PartyOf(fabric.Identity{Service: ref("shop/db")})},
+		"external shop/users shop/world":         PartyKey{users},
+		"contract shop/sql":                      ContractKey{ref("shop/sql")},
+		"entry 16 4294967295 shop/sql tcp/1,5-9": EntryKey{16, 1<<32 - 1, ref("shop/sql"), fabric.TCP, "1,5-9"},
 	} {
 		must.Eq(t, text, key.String())
 		back, err := ParseKey(text)
@@ -39,7 +39,7 @@ func TestKeyTexts(t *testing.T) {
 	}
 	for _, text := range []string{
 		"", "identity", "identity ", "external", "external ", "contract", "contract shop", "contract a/b c/d",
-		"entry 1 2", "entry 1 2 3", "entry 1 2 a/b c", "entry -1 2 a/b", "entry 1 4294967296 a/b", "peer a/b",
+		"entry 1 2", "entry 1 2 3", "entry 1 2 a/b", "entry 1 2 a/b c", "entry -1 2 a/b tcp/1", "entry 1 4294967296 a/b tcp/1", "peer a/b",
 	} {
 		_, err := ParseKey(text)
 		must.Error(t, err, must.Sprint(text))
