@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -203,29 +204,35 @@ func TestEachLayerHoldsAloneWithoutDaemons(t *testing.T) {
 	silent(t)
 }
 
-// TestRemovedContractCutsItsConnections removes a contract that has an established connection
-// between the zones, once for each layer, while the other layer lets everything pass. The
-// connection of another contract continues.
-func TestRemovedContractCutsItsConnections(t *testing.T) {
+// TestGraphChangeCutsConnections removes a contract that has an established connection between the
+// zones, and then only the port of such a connection, once for each layer, while the other layer
+// lets everything pass. The connection of another contract continues.
+func TestGraphChangeCutsConnections(t *testing.T) {
 	const quiet = 2 * time.Second // enough for three retransmissions without an answer
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
 	news, weather := world.workload(t, "getaway-app/news-gw", "gcp1"), world.workload(t, "getaway-app/weather-gw", "gcp1")
-	removed := withoutContract(t, world.testPorts(t), "news-api")
-
+	graph := world.testPorts(t)
 	cut := func(t *testing.T) {
 		t.Helper()
-		victim := openStream(t, svc, news, newsPort, "news")
-		other := openStream(t, svc, weather, weatherPort, "weather")
-		world.apply(t, removed)
-		victim.mustBeCut(t, other, quiet, 15*time.Second)
-		must.False(t, arrives(t, svc, news, newsPort, 700*time.Millisecond), must.Sprint("a new connection"))
-		victim.stop()
-		other.mustFlow(t, 5*time.Second)
-		other.stop()
+		for _, without := range []string{
+			withoutContract(t, graph, "news-api"),
+			strings.Replace(graph, fmt.Sprintf("[9001, %d]", newsPort), "[9001]", 1),
+		} {
+			must.NotEq(t, graph, without)
+			world.apply(t, graph)
+			victim := openStream(t, svc, news, newsPort, "news")
+			other := openStream(t, svc, weather, weatherPort, "weather")
+			world.apply(t, without)
+			victim.mustBeCut(t, other, quiet, 15*time.Second)
+			must.False(t, arrives(t, svc, news, newsPort, 700*time.Millisecond), must.Sprint("a new connection"))
+			victim.stop()
+			other.mustFlow(t, 5*time.Second)
+			other.stop()
+		}
 	}
 	t.Run("Open vSwitch", func(t *testing.T) {
-		t.Cleanup(func() { world.apply(t, world.testPorts(t)) })
+		t.Cleanup(func() { world.apply(t, graph) })
 		world.kernelPasses(t)
 		before := world.boundaryDrops(t)
 		_, passed := world.kernelDrops(t, svc.node, bpf.FromWorkload)
@@ -242,7 +249,7 @@ func TestRemovedContractCutsItsConnections(t *testing.T) {
 	})
 	t.Run("eBPF", func(t *testing.T) {
 		world.allWell(t, 20*time.Second)
-		t.Cleanup(func() { world.apply(t, world.testPorts(t)) })
+		t.Cleanup(func() { world.apply(t, graph) })
 		// The engines would revert the override of the switch, so they are stopped.
 		t.Cleanup(func() { world.signalEngines(t, syscall.SIGCONT) })
 		world.signalEngines(t, syscall.SIGSTOP)
@@ -254,7 +261,7 @@ func TestRemovedContractCutsItsConnections(t *testing.T) {
 	})
 	t.Run("both", func(t *testing.T) {
 		world.allWell(t, 20*time.Second)
-		t.Cleanup(func() { world.apply(t, world.testPorts(t)) })
+		t.Cleanup(func() { world.apply(t, graph) })
 		cut(t)
 	})
 }

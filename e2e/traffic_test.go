@@ -121,6 +121,7 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 	var running sync.WaitGroup
 	running.Go(func() {
 		far, err := l.Accept()
+		l.Close() // for the next stream to this port
 		if err != nil {
 			close(accepted)
 			return
