@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/connlimit"
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/logkey"
@@ -105,7 +106,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
-	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, log); err != nil {
+	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, c.Connections.Limits(), log); err != nil {
 		return nil, err
 	}
 	a.data = a.kernel
@@ -170,8 +171,8 @@ func (a *Agent) takeOver(ctx context.Context) error {
 // openDatapath takes over the maps that an earlier agent pinned. Maps of another version stay with
 // the attached programs, which keep working until the new maps are filled and new programs replace
 // them.
-func openDatapath(dir string, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
-	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges}
+func openDatapath(dir string, ranges []netip.Prefix, limits connlimit.Limits, log hclog.Logger) (*bpf.Datapath, error) {
+	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges, Limits: limits}
 	d, err := bpf.Open(dir, options)
 	if !errors.Is(err, bpf.ErrIncompatible) {
 		return d, err
@@ -219,6 +220,7 @@ func (a *Agent) repair(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
 		a.node.Degrade("data path", a.Reconcile())
+		a.node.Degrade("idle connections", a.kernel.SweepConnections())
 		a.node.Degrade("firewall", a.firewall.Apply())
 		a.health.Follow(a.followed())
 	})

@@ -4,10 +4,12 @@
 package bpf
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
+	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -54,6 +56,19 @@ func (d *Datapath) Connections() ([]Connection, error) {
 	return all, err
 }
 
+// SweepConnections deletes the connections that have been idle for longer than their limit. The
+// programs ignore them, but they take room and count for their endpoint.
+func (d *Datapath) SweepConnections() error {
+	if d.programs == nil {
+		return errors.New("delete idle connections: the data path was opened without programs")
+	}
+	packet := make([]byte, 14) // the kernel wants one, the program does not
+	if _, err := d.programs.SifSweep.Run(&ebpf.RunOptions{Data: packet}); err != nil {
+		return fmt.Errorf("delete idle connections: %w", err)
+	}
+	return nil
+}
+
 func (d *Datapath) forgetConnections(ifindex uint32) error {
 	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
 	if err != nil {
@@ -67,5 +82,6 @@ func (d *Datapath) forgetConnections(ifindex uint32) error {
 			return err
 		}
 	}
-	return nil
+	_, err = remove(d.objects.SifUsage, "sif_usage", ifindex)
+	return err
 }

@@ -38,7 +38,7 @@ func (c Counters) Verdict(dir Direction, why Reason) uint64 {
 func (d *Datapath) Counters() (Counters, error) {
 	var c Counters
 	for _, dir := range []Direction{FromWorkload, ToWorkload} {
-		for why := AllowedContract; why <= TableFull; why++ {
+		for why := AllowedContract; why < reasonCount; why++ {
 			var perCPU []endpointVerdictCount
 			if err := d.objects.SifVerdicts.Lookup(uint32(dir)*64+uint32(why), &perCPU); err != nil {
 				return c, fmt.Errorf("read map sif_verdicts: %w", err)

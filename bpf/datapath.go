@@ -4,6 +4,7 @@
 package bpf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -11,10 +12,13 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/connlimit"
 )
 
 // ErrIncompatible means that the layout or size of the pinned maps is not the one that this version
@@ -45,6 +49,8 @@ type Options struct {
 	// PassAll lets packets pass that would be dropped; they are still counted. Tests use it to show
 	// that another layer enforces the policy by itself.
 	PassAll bool
+	// Limits are those of connections; those of connlimit.Default if they are zero.
+	Limits connlimit.Limits
 	// Sizes overrides the number of entries of maps by their name ("sif_rules").
 	Sizes map[string]uint32
 }
@@ -158,7 +164,7 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 		"sif_externals": &o.SifExternals, "sif_fabric": &o.SifFabric, "sif_pairs": &o.SifPairs,
 		"sif_rules": &o.SifRules, "sif_checks": &o.SifChecks, "sif_conns": &o.SifConns,
 		"sif_verdicts": &o.SifVerdicts, "sif_drops": &o.SifDrops, "sif_events": &o.SifEvents,
-		"sif_lost": &o.SifLost,
+		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost,
 	}
 }
 
@@ -188,6 +194,7 @@ func (d *Datapath) configure(opts Options) error {
 	}
 	d.config.Dns4 = toMap(opts.Resolver4)
 	d.config.Dns6 = toMap(opts.Resolver6)
+	d.limit(cmp.Or(opts.Limits, connlimit.Default()))
 	var flags endpointConfigFlag
 	if opts.FlowEvents {
 		flags |= endpointConfigFlagCONFIG_FLOW_EVENTS
@@ -198,6 +205,19 @@ func (d *Datapath) configure(opts Options) error {
 	atomic.StoreUint32((*uint32)(&d.config.Flags), uint32(flags))
 	d.raise()
 	return nil
+}
+
+// limit writes the limits of connections.
+func (d *Datapath) limit(l connlimit.Limits) {
+	// In the order of enum lifetime in headers/maps.h.
+	for kind, t := range [len(d.config.Lifetime)]time.Duration{
+		l.Idle.TCPOpening, l.Idle.TCPEstablished, l.Idle.TCPClosing, l.Idle.TCPClosed, l.Idle.UDP, l.Idle.SCTP, l.Idle.ICMP,
+	} {
+		atomic.StoreUint64(&d.config.Lifetime[kind], uint64(t))
+	}
+	atomic.StoreUint32(&d.config.MaxConnections, uint32(l.PerEndpoint))
+	atomic.StoreUint64(&d.config.FlowInterval, uint64(time.Second)/uint64(l.NewPerSecond))
+	atomic.StoreUint64(&d.config.FlowBurst, uint64(time.Second))
 }
 
 func (d *Datapath) replaceFabric(prefixes []netip.Prefix) error {

@@ -14,32 +14,28 @@
 #include "headers/verdict.h"
 
 #define SECOND 1000000000ULL
-#define LIFETIME_DATAGRAM (180 * SECOND)
-#define LIFETIME_ECHO (30 * SECOND)
-#define LIFETIME_UNANSWERED (60 * SECOND)
-#define LIFETIME_ESTABLISHED (6 * 3600 * SECOND)
-#define LIFETIME_CLOSING (120 * SECOND)
-#define LIFETIME_CLOSED (10 * SECOND)
 
 #define CONN_FIN (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
 
-static __always_inline __u64 lifetime(const struct conn *c, __u8 protocol)
+static __always_inline enum lifetime lifetime(const struct conn *c, __u8 protocol)
 {
-	if (protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP) // SCTP sends heartbeats
-		return LIFETIME_DATAGRAM;
+	if (protocol == IPPROTO_UDP)
+		return LIFETIME_UDP;
+	if (protocol == IPPROTO_SCTP)
+		return LIFETIME_SCTP;
 	if (protocol != IPPROTO_TCP)
-		return LIFETIME_ECHO;
+		return LIFETIME_ICMP;
 	if ((c->state & CONN_RESET) || (c->state & CONN_FIN) == CONN_FIN)
-		return LIFETIME_CLOSED;
+		return LIFETIME_TCP_CLOSED;
 	if (c->state & CONN_FIN)
-		return LIFETIME_CLOSING;
-	return c->state & CONN_ANSWERED ? LIFETIME_ESTABLISHED : LIFETIME_UNANSWERED;
+		return LIFETIME_TCP_CLOSING;
+	return c->state & CONN_ANSWERED ? LIFETIME_TCP_ESTABLISHED : LIFETIME_TCP_OPENING;
 }
 
 // live compares signed numbers, because another CPU may have set seen after we read the clock.
-static __always_inline bool live(const struct conn *c, __u8 protocol, __u64 now)
+static __always_inline bool live(const struct config *cfg, const struct conn *c, __u8 protocol, __u64 now)
 {
-	return (__s64)(now - c->seen) <= (__s64)lifetime(c, protocol);
+	return (__s64)(now - c->seen) <= (__s64)cfg->lifetime[lifetime(c, protocol)];
 }
 
 // original reports whether a packet at this hook has the direction of the packet that opened c.
@@ -119,6 +115,55 @@ static __always_inline enum reason arrived(const struct packet *p, const struct 
 	return identity && *identity == r->identity ? REASON_NONE : REASON_UNKNOWN_SOURCE;
 }
 
+// usage_of returns what an endpoint has of the connection table.
+static __always_inline struct usage *usage_of(__u32 ifindex)
+{
+	struct usage *u = bpf_map_lookup_elem(&sif_usage, &ifindex);
+	struct usage none = {};
+
+	if (u)
+		return u;
+	bpf_map_update_elem(&sif_usage, &ifindex, &none, BPF_NOEXIST);
+	return bpf_map_lookup_elem(&sif_usage, &ifindex);
+}
+
+// forget deletes a connection.
+static __always_inline void forget(const struct conn_key *key)
+{
+	struct usage *u;
+
+	if (bpf_map_delete_elem(&sif_conns, key))
+		return; // another CPU was first
+	u = bpf_map_lookup_elem(&sif_usage, &key->ifindex);
+	if (u)
+		__sync_fetch_and_add(&u->connections, -1);
+}
+
+// remember stores a new connection unless its endpoint has too many, or they come too fast, or the
+// table is full. Without an entry the answers would be dropped, so the first packet is dropped.
+static __always_inline enum reason remember(const struct conn_key *key, const struct conn *c, const struct config *cfg,
+					    __u64 now)
+{
+	struct usage *u = usage_of(key->ifindex);
+	__u64 next;
+
+	if (!u)
+		return REASON_TABLE_FULL;
+	if (u->connections >= cfg->max_connections)
+		return REASON_ENDPOINT_FULL;
+	next = u->next_flow;
+	if ((__s64)(next - now) < 0)
+		next = now;
+	if (next - now > cfg->flow_burst)
+		return REASON_TOO_FAST;
+	u->next_flow = next + cfg->flow_interval; // of two CPUs at once, one may be free
+	if (!bpf_map_update_elem(&sif_conns, key, c, BPF_NOEXIST))
+		__sync_fetch_and_add(&u->connections, 1);
+	else if (bpf_map_update_elem(&sif_conns, key, c, BPF_EXIST))
+		return REASON_TABLE_FULL;
+	return REASON_NONE;
+}
+
 // recheck evaluates a known connection again, because its generation is not the newest or because
 // its packets arrive at another interface than before. If the connection is not allowed any more,
 // recheck deletes its entry; if only this packet is not allowed, the entry stays.
@@ -152,7 +197,7 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 	}
 	why = judge(p, cfg, outbound, ingress, port, &r);
 	if (!allowed(why)) {
-		bpf_map_delete_elem(&sif_conns, &p->key);
+		forget(&p->key);
 		return REASON_STALE_CONNECTION;
 	}
 	if (outbound && to) {
@@ -182,7 +227,7 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	bool outbound = dir == DIRECTION_FROM_WORKLOAD;
 	struct remote r = {};
 	struct conn c = {};
-	enum reason why;
+	enum reason why, room;
 
 	why = judge(p, cfg, outbound, p->ingress, p->port, &r);
 	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK))
@@ -199,10 +244,8 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	c.remote_identity = p->remote_identity;
 	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0);
 	c.state = progress(p, 0, true);
-	// Without an entry the answers would be dropped, so drop the first packet and report why.
-	if (bpf_map_update_elem(&sif_conns, &p->key, &c, BPF_ANY))
-		return REASON_TABLE_FULL;
-	return why;
+	room = remember(&p->key, &c, cfg, now);
+	return room == REASON_NONE ? why : room;
 }
 
 // judge_error allows an ICMP error that quotes a packet of a live connection, if the error is from
@@ -261,7 +304,7 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 		return from_local ? REASON_SPOOFED_SOURCE : REASON_UNKNOWN_DESTINATION;
 
 	c = bpf_map_lookup_elem(&sif_conns, &p->key);
-	if (c && !live(c, p->key.protocol, now))
+	if (c && !live(cfg, c, p->key.protocol, now))
 		c = NULL;
 	if (error)
 		return judge_error(p, cfg, c, dir, generation, now);
@@ -297,7 +340,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 		    (from_local || c->ingress == p.ingress)) {
 			__u64 now = bpf_ktime_get_coarse_ns();
 
-			if (live(c, p.key.protocol, now)) {
+			if (live(cfg, c, p.key.protocol, now)) {
 				touch(c, &p, dir, now);
 				count(dir, REASON_ALLOWED_CONNECTION, false);
 				return TCX_NEXT;
@@ -317,6 +360,33 @@ SEC("tcx/egress")
 int sif_to_workload(struct __sk_buff *skb)
 {
 	return handle(skb, DIRECTION_TO_WORKLOAD);
+}
+
+struct sweep {
+	struct config *cfg;
+	__u64 now;
+};
+
+static long sweep_one(struct bpf_map *map, struct conn_key *key, struct conn *c, struct sweep *s)
+{
+	if (!live(s->cfg, c, key->protocol, s->now))
+		forget(key);
+	return 0;
+}
+
+// sif_sweep deletes the connections that have been idle for too long. User space runs it; it sees
+// no packet. It is in the kernel because user space could delete a connection that has just begun
+// under the key of one that was idle.
+SEC("tc")
+int sif_sweep(struct __sk_buff *skb)
+{
+	struct sweep s = { .now = bpf_ktime_get_coarse_ns() };
+	__u32 zero = 0;
+
+	s.cfg = bpf_map_lookup_elem(&sif_config, &zero);
+	if (s.cfg)
+		bpf_for_each_map_elem(&sif_conns, sweep_one, &s, 0);
+	return 0;
 }
 
 char sif_license[] SEC("license") = "MPL-2.0";

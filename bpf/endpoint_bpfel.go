@@ -27,12 +27,15 @@ type endpointCheckKey struct {
 }
 
 type endpointConfig struct {
-	_          structs.HostLayout
-	Generation uint64
-	Dns4       endpointAddr
-	Dns6       endpointAddr
-	Flags      endpointConfigFlag
-	Pad        uint32
+	_              structs.HostLayout
+	Generation     uint64
+	Dns4           endpointAddr
+	Dns6           endpointAddr
+	Flags          endpointConfigFlag
+	MaxConnections uint32
+	FlowInterval   uint64
+	FlowBurst      uint64
+	Lifetime       [7]uint64
 }
 
 type endpointConfigFlag uint32
@@ -174,7 +177,9 @@ const (
 	endpointReasonREASON_NO_CONNECTION       endpointReason = 20
 	endpointReasonREASON_STALE_CONNECTION    endpointReason = 21
 	endpointReasonREASON_TABLE_FULL          endpointReason = 22
-	endpointReasonREASON_COUNT               endpointReason = 23
+	endpointReasonREASON_ENDPOINT_FULL       endpointReason = 23
+	endpointReasonREASON_TOO_FAST            endpointReason = 24
+	endpointReasonREASON_COUNT               endpointReason = 25
 )
 
 type endpointRule struct {
@@ -189,6 +194,13 @@ type endpointRuleKey struct {
 	Port        uint16
 	Length      uint8
 	Protocol    uint8
+}
+
+type endpointUsage struct {
+	_           structs.HostLayout
+	NextFlow    uint64
+	Connections uint32
+	Pad         uint32
 }
 
 type endpointVerdictCount struct {
@@ -213,8 +225,10 @@ const (
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
 	endpointMapSifRules         = "sif_rules"
+	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
 	endpointProgSifFromWorkload = "sif_from_workload"
+	endpointProgSifSweep        = "sif_sweep"
 	endpointProgSifToWorkload   = "sif_to_workload"
 )
 
@@ -261,6 +275,7 @@ type endpointSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointProgramSpecs struct {
 	SifFromWorkload *ebpf.ProgramSpec `ebpf:"sif_from_workload"`
+	SifSweep        *ebpf.ProgramSpec `ebpf:"sif_sweep"`
 	SifToWorkload   *ebpf.ProgramSpec `ebpf:"sif_to_workload"`
 }
 
@@ -280,6 +295,7 @@ type endpointMapSpecs struct {
 	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
 	SifRules     *ebpf.MapSpec `ebpf:"sif_rules"`
+	SifUsage     *ebpf.MapSpec `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.MapSpec `ebpf:"sif_verdicts"`
 }
 
@@ -321,6 +337,7 @@ type endpointMaps struct {
 	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
 	SifRules     *ebpf.Map `ebpf:"sif_rules"`
+	SifUsage     *ebpf.Map `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.Map `ebpf:"sif_verdicts"`
 }
 
@@ -338,6 +355,7 @@ func (m *endpointMaps) Close() error {
 		m.SifPairs,
 		m.SifPeers,
 		m.SifRules,
+		m.SifUsage,
 		m.SifVerdicts,
 	)
 }
@@ -353,12 +371,14 @@ type endpointVariables struct {
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointPrograms struct {
 	SifFromWorkload *ebpf.Program `ebpf:"sif_from_workload"`
+	SifSweep        *ebpf.Program `ebpf:"sif_sweep"`
 	SifToWorkload   *ebpf.Program `ebpf:"sif_to_workload"`
 }
 
 func (p *endpointPrograms) Close() error {
 	return _EndpointClose(
 		p.SifFromWorkload,
+		p.SifSweep,
 		p.SifToWorkload,
 	)
 }

@@ -198,7 +198,7 @@ func (f *fixture) run(dir Direction, endpoint, ingress uint32, data []byte) Reas
 	verdict := f.verdict(dir, endpoint, ingress, data)
 	after, err := f.Counters()
 	must.NoError(f.t, err)
-	for why := AllowedContract; why <= TableFull; why++ {
+	for why := AllowedContract; why < reasonCount; why++ {
 		if after.Verdict(dir, why) == before.Verdict(dir, why) {
 			continue
 		}

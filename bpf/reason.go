@@ -33,7 +33,12 @@ const (
 	NoConnection                         // an answer to a flow that does not exist
 	StaleConnection                      // the flow was allowed and no longer is
 	TableFull                            // the connection table has no room
+	EndpointFull                         // the endpoint has as many connections as it may have
+	TooFast                              // more new flows at the endpoint than it may have in a second
 )
+
+// reasonCount is the number after the last reason.
+const reasonCount = Reason(endpointReasonREASON_COUNT)
 
 var reasonNames = map[Reason]string{
 	AllowedContract:    "allowed-contract",
@@ -58,6 +63,8 @@ var reasonNames = map[Reason]string{
 	NoConnection:       "no-connection",
 	StaleConnection:    "stale-connection",
 	TableFull:          "table-full",
+	EndpointFull:       "endpoint-full",
+	TooFast:            "too-fast",
 }
 
 // String returns the reason's stable name.

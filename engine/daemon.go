@@ -64,6 +64,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if err := sw.Create(ctx); err != nil {
 		return nil, err
 	}
+	if err := sw.LimitConnections(ctx, conntrackZone, c.Connections.Limits()); err != nil {
+		return nil, err
+	}
 	d := &Daemon{node: n, bridge: newBridge(sw, num, log)}
 	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
 	n.Links.Home = d.ports

@@ -28,11 +28,9 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_HASH 5
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
-#define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_RINGBUF 27
 
-#define BPF_ANY 0
 #define BPF_NOEXIST 1
 #define BPF_EXIST 2
 #define BPF_F_NO_PREALLOC 1
@@ -75,6 +73,8 @@ struct __sk_buff {
 	__u32 data;
 	__u32 data_end;
 };
+
+struct bpf_map;
 
 struct ethhdr {
 	__u8 destination[6];

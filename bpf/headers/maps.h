@@ -45,6 +45,8 @@ enum reason {
 	REASON_NO_CONNECTION,
 	REASON_STALE_CONNECTION,
 	REASON_TABLE_FULL,
+	REASON_ENDPOINT_FULL,
+	REASON_TOO_FAST,
 	REASON_COUNT,
 };
 
@@ -53,12 +55,27 @@ enum config_flag {
 	CONFIG_FLOW_EVENTS = 2, // also report allowed new flows
 };
 
+// How long a connection may be idle, by its protocol and state. Datapath.limit has the same order.
+enum lifetime {
+	LIFETIME_TCP_OPENING,
+	LIFETIME_TCP_ESTABLISHED,
+	LIFETIME_TCP_CLOSING,
+	LIFETIME_TCP_CLOSED,
+	LIFETIME_UDP,
+	LIFETIME_SCTP,
+	LIFETIME_ICMP,
+	LIFETIME_COUNT,
+};
+
 struct config {
 	__u64 generation;
 	struct addr dns4; // address of the node's resolver; zero: none
 	struct addr dns6;
 	enum config_flag flags;
-	__u32 pad;
+	__u32 max_connections;          // of an endpoint
+	__u64 flow_interval;            // ns between new flows of an endpoint, on average
+	__u64 flow_burst;               // ns by which new flows may be ahead of that
+	__u64 lifetime[LIFETIME_COUNT]; // ns
 };
 
 struct endpoint {
@@ -153,6 +170,13 @@ struct conn {
 	__u32 remote_identity;
 	enum conn_flag flags;
 	enum conn_state state;
+};
+
+// What an endpoint has of the connection table.
+struct usage {
+	__u64 next_flow; // when the next new flow would be on time, CLOCK_MONOTONIC_COARSE in ns
+	__u32 connections;
+	__u32 pad;
 };
 
 struct verdict_count {
@@ -258,12 +282,23 @@ struct {
 } sif_checks SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_LRU_HASH);
-	__uint(max_entries, 131072);
+	// Not an LRU table, which would replace established connections by new ones.
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 524288); // connlimit.MaxConnections
 	__type(key, struct conn_key);
 	__type(value, struct conn);
 	PINNED;
 } sif_conns SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32); // ifindex of the endpoint
+	__type(value, struct usage);
+	PINNED;
+} sif_usage SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

@@ -56,7 +56,8 @@ func (r remnants) remove(ctx context.Context) error {
 	errs = append(errs, r.unmount(allocs)...)
 	errs = append(errs, r.removeNamespaces(ctx, allocs)...)
 	if link, err := netlinksafe.LinkByName(hostLink(r.lab)); err == nil {
-		if err := netlink.LinkDel(link); err != nil {
+		// The kernel removes it with its peer, some time after the peer's namespace.
+		if err := netlink.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
 			errs = append(errs, fmt.Errorf("remove link %s: %w", hostLink(r.lab), err))
 		}
 	}

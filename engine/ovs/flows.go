@@ -213,7 +213,7 @@ func (e Entry) stateFlows() []of.Flow {
 	}
 }
 
-// policyFlows admit new connections, and those whose own entry is gone, by the next packet in either
+// policyFlows admit new connections, and those whose own entry is gone by the next packet in either
 // direction. Another entry may have flows with the same keys. An answer to an ICMP message does not
 // name what it answers, so only a further message takes over that exchange.
 func (e Entry) policyFlows(zone uint16) []of.Flow {

@@ -9,8 +9,10 @@ package config
 
 import (
 	"net/netip"
+	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/connlimit"
 )
 
 // Config is a configuration file, completed with environment variables and defaults. Blocks are
@@ -40,6 +42,8 @@ type Config struct {
 	DNS        *DNS        `hcl:"dns,block"`
 	Pools      *Pools      `hcl:"pools,block"`
 	Audit      *Audit      `hcl:"audit,block"`
+
+	Connections *Connections `hcl:"connections,block"`
 
 	path string // of the file, for messages
 }
@@ -140,6 +144,65 @@ type DNS struct {
 type Pools struct {
 	IPv4 string `hcl:"ipv4,optional"`
 	IPv6 string `hcl:"ipv6,optional"`
+}
+
+// Connections are the limits of connections of a node. Times are of the form "90s" or "6h".
+type Connections struct {
+	TCPOpening         string `hcl:"tcp_opening,optional"`
+	TCPEstablished     string `hcl:"tcp_established,optional"`
+	TCPClosing         string `hcl:"tcp_closing,optional"`
+	TCPClosed          string `hcl:"tcp_closed,optional"`
+	UDP                string `hcl:"udp,optional"`
+	SCTP               string `hcl:"sctp,optional"`
+	ICMP               string `hcl:"icmp,optional"`
+	PerEndpoint        *int   `hcl:"per_endpoint,optional"`
+	NewPerSecond       *int   `hcl:"new_per_second,optional"`
+	PublishedPerSecond *int   `hcl:"published_per_second,optional"`
+	Switch             *int   `hcl:"switch,optional"`
+}
+
+// Limits returns the limits, which Load has checked, completed with the defaults.
+func (c *Connections) Limits() connlimit.Limits {
+	l := connlimit.Default()
+	for _, t := range c.times(&l) {
+		if d, err := time.ParseDuration(t.text); err == nil {
+			*t.limit = d
+		}
+	}
+	for _, n := range c.numbers(&l) {
+		if n.value != nil {
+			*n.limit = *n.value
+		}
+	}
+	return l
+}
+
+type timeLimit struct {
+	name, text string
+	limit      *time.Duration
+}
+
+type numberLimit struct {
+	name         string
+	value, limit *int
+	check        func(int) error
+}
+
+func (c *Connections) numbers(l *connlimit.Limits) []numberLimit {
+	return []numberLimit{
+		{"per_endpoint", c.PerEndpoint, &l.PerEndpoint, connlimit.CheckPerEndpoint},
+		{"new_per_second", c.NewPerSecond, &l.NewPerSecond, connlimit.CheckNewPerSecond},
+		{"published_per_second", c.PublishedPerSecond, &l.PublishedPerSecond, connlimit.CheckNewPerSecond},
+		{"switch", c.Switch, &l.Switch, connlimit.CheckSwitch},
+	}
+}
+
+func (c *Connections) times(l *connlimit.Limits) []timeLimit {
+	return []timeLimit{
+		{"tcp_opening", c.TCPOpening, &l.Idle.TCPOpening}, {"tcp_established", c.TCPEstablished, &l.Idle.TCPEstablished},
+		{"tcp_closing", c.TCPClosing, &l.Idle.TCPClosing}, {"tcp_closed", c.TCPClosed, &l.Idle.TCPClosed},
+		{"udp", c.UDP, &l.Idle.UDP}, {"sctp", c.SCTP, &l.Idle.SCTP}, {"icmp", c.ICMP, &l.Idle.ICMP},
+	}
 }
 
 // Prefixes returns both prefixes.

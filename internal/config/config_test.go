@@ -8,8 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/connlimit"
 )
 
 func none(string) string { return "" }
@@ -117,6 +120,9 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"audit files alone": {"audit {\n  rotate_max_files = 1\n}\n", "x.hcl:2:22: audit.rotate_max_files: it requires rotate_bytes"},
 		"reserved port":     {"underlay {\n  reserved_ports = [\"tcp/22\", \"9100\"]\n}\n", "x.hcl:2:20: underlay.reserved_ports: \"9100\" is not of the form protocol/port"},
 		"reserved ports":    {"underlay {\n  reserved_ports = [\"udp/5100-5000\"]\n}\n", "underlay.reserved_ports: \"udp/5100-5000\": "},
+		"idle time":         {"connections {\n  udp = \"long\"\n}\n", "x.hcl:2:9: connections.udp: \"long\" is not a time such as"},
+		"idle too short":    {"connections {\n  icmp = \"1ms\"\n}\n", "x.hcl:2:10: connections.icmp: 1ms is outside 1s to 720h"},
+		"no connections":    {"connections {\n  per_endpoint = 0\n}\n", "x.hcl:2:18: connections.per_endpoint: 0 is outside 16 to 524288"},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -124,6 +130,15 @@ func TestErrorsCarryPositions(t *testing.T) {
 			must.ErrorContains(t, err, tc.want)
 		})
 	}
+}
+
+func TestConnectionLimits(t *testing.T) {
+	c, err := parse([]byte("connections {\n  udp = \"90s\"\n  switch = 2000\n}\n"), "x.hcl", none)
+	must.NoError(t, err)
+	want := connlimit.Default()
+	want.Idle.UDP, want.Switch = 90*time.Second, 2000
+	must.Eq(t, want, c.Connections.Limits())
+	must.Eq(t, connlimit.Default(), new(Connections).Limits())
 }
 
 func TestRequireNamesWhatIsMissing(t *testing.T) {

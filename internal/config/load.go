@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/hcl/v2"
@@ -20,6 +21,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/connlimit"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -226,6 +228,14 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	if c.Audit.RotateMaxFiles > 0 && c.Audit.RotateBytes == 0 {
 		report("audit.rotate_max_files", errors.New("it requires rotate_bytes, without which no file is rotated"))
 	}
+	for _, t := range c.Connections.times(new(connlimit.Limits)) {
+		report("connections."+t.name, set(t.text, checkIdle))
+	}
+	for _, n := range c.Connections.numbers(new(connlimit.Limits)) {
+		if n.value != nil {
+			report("connections."+n.name, n.check(*n.value))
+		}
+	}
 	// The MTU of workloads is smaller, and must not be below the minimum of IPv6.
 	if c.Link.MTU < 1320 || c.Link.MTU > 65455 {
 		report("link.mtu", fmt.Errorf("%d is outside 1320-65455", c.Link.MTU))
@@ -319,6 +329,14 @@ func checkPool(s string, family, nodeBits int) error {
 		return fmt.Errorf("%q is too small: each node uses a /%d", s, nodeBits)
 	}
 	return nil
+}
+
+func checkIdle(s string) error {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return fmt.Errorf("%q is not a time such as \"90s\" or \"6h\"", s)
+	}
+	return connlimit.CheckIdle(d)
 }
 
 func checkTrustDomain(s string) error {

@@ -32,9 +32,10 @@ const (
 	WorkloadInput     = "workload-input"      // a port of the node that is not open to workloads
 	LinkInput         = "link-input"          // a port of the node, through an encrypted link
 	Forward           = "forward"             // forwarding that bypasses the fabric
+	Published         = "published"           // a published port, of which too many connections opened in a second
 )
 
-var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, LinkInput, Forward}
+var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, LinkInput, Forward, Published}
 
 // Port is a port of the node that is open to the underlay.
 type Port struct {
@@ -48,6 +49,7 @@ type Config struct {
 	Ranges     []netip.Prefix // the prefixes from which the pools of the fabric are assigned
 	Management []Port         // open to the underlay
 	Health     []netip.Addr   // the node's health addresses, at which probes come through links
+	Published  int            // connections to published ports that may open in a second
 	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
 	// it.
 	Links func() []uint16

@@ -40,7 +40,8 @@ var config = firewall.Config{
 		{Protocol: fabric.TCP, Number: 8301}, {Protocol: fabric.UDP, Number: 8301},
 		{Protocol: fabric.TCP, Number: 4646}, {Protocol: fabric.TCP, Number: 7701},
 	},
-	Links: func() []uint16 { return []uint16{51820, 51899} },
+	Links:     func() []uint16 { return []uint16{51820, 51899} },
+	Published: 1000,
 }
 
 // site is a node with all that it meets, each in a namespace of its own.

@@ -92,6 +92,16 @@ func within(s side, p netip.Prefix) []expr.Any {
 // ongoing matches packets of accepted connections.
 func ongoing() []expr.Any { return conntrack(expr.CtKeySTATE, ctOngoing) }
 
+// opening matches the first packet of a connection, which the kernel's table does not contain yet.
+func opening() []expr.Any { return conntrack(expr.CtKeySTATE, expr.CtStateBitNEW) }
+
+// faster matches packets beyond a number in a second.
+func faster(perSecond int) []expr.Any {
+	return []expr.Any{&expr.Limit{
+		Type: expr.LimitTypePkts, Unit: expr.LimitTimeSecond, Over: true, Rate: uint64(perSecond), Burst: uint32(perSecond),
+	}}
+}
+
 // mapped matches packets of connections with a port mapping.
 func mapped() []expr.Any { return conntrack(expr.CtKeySTATUS, ctDNAT) }
 
@@ -103,11 +113,14 @@ func conntrack(key expr.CtKey, bits uint32) []expr.Any {
 	}
 }
 
-// toNodeItself matches packets to any address of the node.
-func toNodeItself() []expr.Any {
+// toNodeItself matches packets to any address of the node, toOthers all others.
+func toNodeItself() []expr.Any { return destinationType(expr.CmpOpEq, unix.RTN_LOCAL) }
+func toOthers() []expr.Any     { return destinationType(expr.CmpOpNeq, unix.RTN_LOCAL) }
+
+func destinationType(op expr.CmpOp, kind uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
-		equal(binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)...),
+		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(kind)},
 	}
 }
 

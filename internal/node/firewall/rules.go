@@ -48,15 +48,18 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 	}
 }
 
-// raw drops packets with addresses of the fabric on the underlay: they must come through links.
+// raw drops packets with addresses of the fabric on the underlay: they must come through links. The
+// kernel does not track the others that are forwarded within the fabric: the eBPF programs do, and
+// no workload shall be able to fill the kernel's table.
 func (f *Firewall) raw([]portMap) [][]expr.Any {
-	var rules [][]expr.Any
+	var drops, untracked [][]expr.Any
 	for _, r := range f.config.Ranges {
 		for _, side := range []side{source, destination} {
-			rules = append(rules, rule(name(in, f.config.Underlay), within(side, r), drop(PlainFabricSource)))
+			drops = append(drops, rule(name(in, f.config.Underlay), within(side, r), drop(PlainFabricSource)))
 		}
+		untracked = append(untracked, rule(within(source, r), within(destination, r), toOthers(), []expr.Any{&expr.Notrack{}}))
 	}
-	return rules
+	return append(drops, untracked...)
 }
 
 // prerouting applies port mappings.
@@ -113,6 +116,7 @@ func (f *Firewall) forward([]portMap) [][]expr.Any {
 		rule(veth(in), veth(out), accept()),
 		rule(veth(in), prefix(out, wellknown.LinkPrefix), accept()),
 		rule(prefix(in, wellknown.LinkPrefix), veth(out), accept()),
+		rule(name(in, underlay), veth(out), mapped(), opening(), faster(f.config.Published), drop(Published)),
 		rule(name(in, underlay), veth(out), mapped(), accept()),
 		rule(veth(in), name(out, underlay), ongoing(), mapped(), accept()),
 		rule(veth(in), drop(Forward)),

@@ -1,0 +1,90 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package ovs_test
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/ovs/ovstest"
+	"github.com/sif-project/sif/internal/connlimit"
+)
+
+// datagrams returns a function that sends a datagram from a port of a to port 9000 of b and says
+// whether it came back.
+func (f *fixture) datagrams() (echoed func(port int) bool) {
+	var server net.PacketConn
+	ovstest.In(f.t, f.b, func() {
+		var err error
+		server, err = net.ListenPacket("udp4", ":9000")
+		must.NoError(f.t, err)
+	})
+	f.t.Cleanup(func() { _ = server.Close() })
+	go func() {
+		buffer := make([]byte, 100)
+		for {
+			n, from, err := server.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			_, _ = server.WriteTo(buffer[:n], from)
+		}
+	}()
+	open := map[int]net.Conn{}
+	return func(port int) bool {
+		c := open[port]
+		if c == nil {
+			ovstest.In(f.t, f.a, func() {
+				var err error
+				c, err = net.DialUDP("udp4", &net.UDPAddr{Port: port}, &net.UDPAddr{IP: net.IPv4(10, 0, 0, 2), Port: 9000})
+				must.NoError(f.t, err)
+			})
+			f.t.Cleanup(func() { _ = c.Close() })
+			open[port] = c
+		}
+		return answers(c, 300*time.Millisecond) == nil
+	}
+}
+
+// The switch keeps the connections that it has and refuses a further one, until one of them was
+// idle for its time.
+func TestLimitConnections(t *testing.T) {
+	ctx := context.Background()
+	f := newFixture(t)
+	udp := f.state.Entries[0]
+	udp.ID, udp.Protocol, udp.Ports = entryAB2, 17, []ovs.PortRange{{First: 9000, Last: 9000}}
+	f.setEntries(udp)
+	limits := connlimit.Default()
+	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits)) // and again, with others
+	limits.Switch, limits.Idle.UDP = 4, 3*time.Second
+	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits))
+	echoed := f.datagrams()
+	for port := range 4 {
+		must.True(t, echoed(5000+port))
+	}
+	for range 10 { // longer than the time limit
+		must.False(t, echoed(6000))
+		for port := range 4 {
+			must.True(t, echoed(5000+port), must.Sprint(port))
+		}
+	}
+	time.Sleep(limits.Idle.UDP)
+	for end := time.Now().Add(60 * time.Second); !echoed(6000); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("the idle connections still take the room of another")
+		}
+	}
+	// Others' settings stay: the time limits are those of our zone.
+	out := ovstest.Run(t, "ovs-vsctl", "--db=unix:"+f.instance.Config.RunDir+"/db.sock", "list-zone-tp", "netdev")
+	must.StrContains(t, out, "Zone:7, Timeout Policies:")
+	for _, want := range []string{"udp_first=3", "udp_multiple=3", fmt.Sprintf("tcp_established=%d", 6*3600)} {
+		must.StrContains(t, out, want)
+	}
+}
