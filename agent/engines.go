@@ -42,7 +42,7 @@ type caller interface {
 // engine is a connected engine.
 type engine struct {
 	id   fabric.NodeID
-	conn caller
+	conn caller // replaced before its certificates end; see engines.enter
 
 	// order keeps messages about an endpoint in order. Requests hold it for reading. Messages about
 	// removed endpoints hold it for writing, so that they wait for requests in progress.
@@ -113,37 +113,49 @@ func (e *engines) run(ctx context.Context) error {
 // connection ends.
 func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	node := e.agent.node
-	tls := node.Identity.ClientTLS(identity.OfNode(n))
-	dialing, cancel := context.WithTimeout(ctx, 5*time.Second)
-	defer cancel()
-	conn, err := rpc.Dial(dialing, netip.AddrPortFrom(n.Underlay, n.Engine).String(), tls, node.Config.TrustDomain, e.handle)
-	if err != nil {
-		return fmt.Errorf("reach the engine %s: %w", n.ID(), err)
-	}
-	defer conn.Close()
-	en := &engine{id: n.ID(), conn: conn}
-	// From here on the engine receives changes. introduce sends the endpoints that existed before.
-	e.mu.Lock()
-	e.conns[en.id] = en
-	e.mu.Unlock()
+	en := &engine{id: n.ID()}
 	defer func() {
 		e.mu.Lock()
+		defer e.mu.Unlock()
 		if e.conns[en.id] == en {
 			delete(e.conns, en.id)
 		}
-		e.mu.Unlock()
 	}()
-	if err := e.introduce(ctx, en); err != nil {
-		return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
+	dial := func(ctx context.Context) (*rpc.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+		defer cancel()
+		tls := node.Identity.ClientTLS(identity.OfNode(n))
+		conn, err := rpc.Dial(ctx, netip.AddrPortFrom(n.Underlay, n.Engine).String(), tls, node.Identity, e.handle)
+		if err != nil {
+			return nil, fmt.Errorf("reach the engine %s: %w", n.ID(), err)
+		}
+		return conn, nil
 	}
-	node.Degrade("engine "+n.ID().String(), nil)
-	e.log.Info("connected to engine", logkey.Node, n.ID())
-	select {
-	case <-ctx.Done():
+	err := rpc.Stay(ctx, dial, func(ctx context.Context, conn *rpc.Conn) error {
+		// From here on the engine receives changes. introduce sends the endpoints that existed
+		// before.
+		e.enter(en, conn)
+		if err := e.introduce(ctx, en); err != nil {
+			return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
+		}
+		node.Degrade("engine "+n.ID().String(), nil)
+		e.log.Info("connected to engine", logkey.Node, n.ID())
 		return nil
-	case <-conn.Done():
+	})
+	if err == rpc.ErrClosed {
 		return fmt.Errorf("the connection to the engine %s was lost", n.ID())
 	}
+	return err
+}
+
+// enter has messages to an engine use conn, after those in progress on the connection before it.
+func (e *engines) enter(en *engine, conn caller) {
+	en.order.Lock()
+	en.conn = conn
+	en.order.Unlock()
+	e.mu.Lock()
+	e.conns[en.id] = en
+	e.mu.Unlock()
 }
 
 // introduce sends the requests of all endpoints, and then their list, so that the engine ends

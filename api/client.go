@@ -17,7 +17,6 @@ import (
 	"os"
 	"strconv"
 	"strings"
-	"time"
 
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -128,25 +127,8 @@ func NewClient(cfg Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	tlsConfig = tlsConfig.Clone() // this function and the transport modify it
-	verify := tlsConfig.VerifyConnection
-	tlsConfig.VerifyConnection = func(state tls.ConnectionState) error { // also of resumed sessions
-		if verify != nil {
-			if err := verify(state); err != nil {
-				return err
-			}
-		}
-		return checkPeer(state, cfg.TrustDomain)
-	}
-	transport := &http.Transport{
-		TLSClientConfig:     tlsConfig,
-		ForceAttemptHTTP2:   true,
-		TLSHandshakeTimeout: 10 * time.Second,
-		IdleConnTimeout:     90 * time.Second,
-		MaxIdleConnsPerHost: 16,
-	}
 	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, http: &http.Client{
-		Transport: transport,
+		Transport: newTransport(tlsConfig, cfg.TrustDomain),
 		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil

@@ -194,7 +194,7 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 
 // caller returns which node is at the other end of the connection.
 func (c *Controller) caller(r *http.Request) (identity.Node, error) {
-	peer, _, err := identity.Peer(*r.TLS, c.cfg.TrustDomain)
+	peer, _, err := c.cfg.Identity.Peer(*r.TLS)
 	if err != nil {
 		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the certificate of a node: %v", err)
 	}

@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // AdmissionLife is how long an admission is valid unless it is renewed.
@@ -45,6 +46,7 @@ type Identity interface {
 	Keys() fabric.KeySet
 	Roots() *x509.CertPool
 	ServerTLS(clientAuth tls.ClientAuthType) *tls.Config
+	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
 	Expiry() time.Time
 	Degraded() []string
 }

@@ -97,6 +97,9 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
 		r.Body = http.MaxBytesReader(w, hr.Body, limit)
 		err := authenticate(r)
+		if err != nil { // a caller whose certificate was renewed comes back on a new connection
+			w.Header().Set("Connection", "close")
+		}
 		if err == nil && !c.leading.Load() {
 			err = c.notLeader(hr.Context())
 		}

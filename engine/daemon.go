@@ -186,7 +186,7 @@ func (d *Daemon) serveAgents(ctx context.Context) error {
 
 func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
 	config := d.node.Identity.ServerTLS(tls.RequireAndVerifyClientCert)
-	return rpc.Serve(ctx, l, config, d.node.Config.TrustDomain, func(c *rpc.Conn) { d.welcome(ctx, c) }, d.Handle)
+	return rpc.Serve(ctx, l, config, d.node.Identity, func(c *rpc.Conn) { d.welcome(ctx, c) }, d.Handle)
 }
 
 // welcome handles a new connection.
@@ -214,30 +214,33 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 
 // call connects to the engine of another zone and returns when the connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
-	config := d.node.Identity.ClientTLS(identity.OfNode(n))
-	dialing, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var conn *rpc.Conn
-	err := d.inLink(n, func() (err error) {
-		conn, err = rpc.Dial(dialing, netip.AddrPortFrom(n.Health4(), n.Engine).String(), config, d.node.Config.TrustDomain, d.Handle)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("reach the engine of %s: %w", n.ID(), err)
+	dial := func(ctx context.Context) (*rpc.Conn, error) {
+		config := d.node.Identity.ClientTLS(identity.OfNode(n))
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
+		var conn *rpc.Conn
+		err := d.inLink(n, func() (err error) {
+			conn, err = rpc.Dial(ctx, netip.AddrPortFrom(n.Health4(), n.Engine).String(), config, d.node.Identity, d.Handle)
+			return err
+		})
+		if err != nil {
+			return nil, fmt.Errorf("reach the engine of %s: %w", n.ID(), err)
+		}
+		return conn, nil
 	}
-	defer conn.Close()
-	introducing, cancel := context.WithTimeout(ctx, introduction)
-	defer cancel()
-	if err := d.Welcome(introducing, conn); err != nil {
-		return err
-	}
-	d.node.Degrade("engine "+n.ID().String(), nil)
-	select {
-	case <-ctx.Done():
+	err := rpc.Stay(ctx, dial, func(ctx context.Context, conn *rpc.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, introduction)
+		defer cancel()
+		if err := d.Welcome(ctx, conn); err != nil {
+			return err
+		}
+		d.node.Degrade("engine "+n.ID().String(), nil)
 		return nil
-	case <-conn.Done():
+	})
+	if err == rpc.ErrClosed {
 		return fmt.Errorf("the connection to the engine of %s was lost", n.ID())
 	}
+	return err
 }
 
 // answer listens for the engine of another zone at this end of the link.

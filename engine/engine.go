@@ -264,6 +264,7 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) (pending []string, err error) {
 	peer.order.RLock()
 	defer peer.order.RUnlock()
+	peer = e.newest(e.engines, peer)
 	if _, held := e.leases.InForce(r, e.now()); !held {
 		return nil, nil // it was withdrawn, or a younger one took its place
 	}
@@ -332,6 +333,7 @@ func (e *Engine) drop(gone func(fabric.Admission) bool) error {
 			group.Go(func() error {
 				peer.order.Lock() // after the forwards that are on their way
 				defer peer.order.Unlock()
+				peer := e.newest(e.engines, peer)
 				return peer.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: own}, nil)
 			})
 		}

@@ -185,3 +185,25 @@ func TestEverybodyAtOnce(t *testing.T) {
 	must.SliceNotEmpty(t, gcpSwitch.endpoints())
 	must.Eq(t, len(aws.own()), len(gcpSwitch.endpoints()))
 }
+
+// A message for an agent that has connected anew goes over the new connection, also when it was
+// meant for the old one: the engine remembers for the new one what the agent was told.
+func TestMessageAfterTheConnectionWasReplaced(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	_, err := w.connect(e, "w1", w.request(1, "aws1", "w1", svc))
+	must.NoError(t, err)
+	first := w.agentOf(e, "w1")
+	old := e.agents[fabric.NodeID{Zone: "aws1", Name: "w1"}]
+	second := w.agentOf(e, "w1")
+	r := w.request(2, "aws1", "w2", web)
+	var a fabric.Admission
+	must.NoError(t, json.Unmarshal(r.Admission.Payload, &a))
+	_, err = e.leases.Accept(lease.Lease{Request: r, Admission: a})
+	must.NoError(t, err)
+	must.NoError(t, e.update(t.Context(), old))
+	must.SliceEmpty(t, first.endpoints())
+	must.Eq(t, []string{"web-2"}, second.endpoints())
+	must.NoError(t, e.syncAgent(t.Context(), old))
+	must.Eq(t, []string{"web-2"}, second.synced)
+}

@@ -23,7 +23,8 @@ import (
 	"github.com/sif-project/sif/internal/node/rpc"
 )
 
-// remote is a connected agent or engine.
+// remote is a connection with an agent or an engine. Before its certificates end, another takes its
+// place, with the same locks, so that messages on both keep their order; see Engine.newest.
 type remote struct {
 	id   fabric.NodeID
 	conn Conn
@@ -31,11 +32,11 @@ type remote struct {
 	// order keeps messages about an endpoint to another engine in order. Forwards hold it for
 	// reading. Messages about ended leases hold it for writing, so that they wait for forwards in
 	// progress.
-	order sync.RWMutex
+	order *sync.RWMutex
 
 	// told contains, for each endpoint that an agent was told of, when its admission was issued. mu
 	// keeps the messages about it in order.
-	mu   sync.Mutex
+	mu   *sync.Mutex
 	told map[string]time.Time
 }
 
@@ -58,7 +59,7 @@ const (
 // connected.
 func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
-	r := &remote{id: peer.NodeID, conn: conn, told: map[string]time.Time{}}
+	r := &remote{id: peer.NodeID, conn: conn, order: new(sync.RWMutex), mu: new(sync.Mutex), told: map[string]time.Time{}}
 	switch {
 	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)
@@ -83,6 +84,9 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 
 func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Lock()
+	if old := set[r.id]; old != nil {
+		r.order, r.mu = old.order, old.mu
+	}
 	set[r.id] = r
 	e.mu.Unlock()
 	e.log.Info("connected", logkey.Node, r.id)
@@ -95,6 +99,16 @@ func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 		e.mu.Unlock()
 		e.log.Info("disconnected, its leases stay in force", logkey.Node, r.id)
 	}()
+}
+
+// newest returns the connection that took the place of r, or r. The caller holds a lock of r.
+func (e *Engine) newest(set map[fabric.NodeID]*remote, r *remote) *remote {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if n := set[r.id]; n != nil && n.mu == r.mu {
+		return n
+	}
+	return r
 }
 
 // own returns the leases of this zone.
@@ -162,6 +176,7 @@ func (e *Engine) relevant(r *remote) map[string]lease.Lease {
 func (e *Engine) update(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r = e.newest(e.agents, r)
 	relevant := e.relevant(r)
 	var gone []string
 	for endpoint := range r.told {
@@ -235,6 +250,7 @@ func (e *Engine) Sync(ctx context.Context) {
 func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r = e.newest(e.agents, r)
 	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
 }
 
@@ -243,6 +259,7 @@ func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
 func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	r.order.Lock()
 	defer r.order.Unlock()
+	r = e.newest(e.engines, r)
 	var endpoints []string
 	for _, le := range e.own() {
 		endpoints = append(endpoints, le.Admission.Endpoint)

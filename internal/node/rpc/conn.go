@@ -32,6 +32,9 @@ const (
 	maxWaitingSize = 64 << 20 // bytes of their params
 )
 
+// codeRefused answers a call that was not handled because the connection may not be used any more.
+const codeRefused = -32001
+
 // keepAlive lets the kernel detect a peer whose host is down.
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3}
 
@@ -50,14 +53,16 @@ func (e *RemoteError) Error() string {
 }
 
 // Conn is a connection to a peer. It ends when either side closes it, when the peer does not answer
-// any more, or when the peer's certificate expires.
+// any more, when the certificate of either side ends, or when the peer's is revoked. No call is
+// sent or handled after that.
 type Conn struct {
-	peer    Peer
-	conn    net.Conn
-	expires time.Time // of the peer's certificate
-	rpc     *jsonrpc2.Conn
-	done    chan struct{}
-	ready   chan struct{} // closed when calls may be handled
+	peer  Peer
+	conn  net.Conn
+	judge func() error // why the peer's certificate is not accepted any more, or nil
+	ends  time.Time    // the earlier end of the two certificates
+	rpc   *jsonrpc2.Conn
+	done  chan struct{}
+	ready chan struct{} // closed when calls may be handled
 
 	handlers sync.WaitGroup
 	running  chan struct{}
@@ -81,24 +86,43 @@ func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
 	close(c.ready)
 }
 
-// watch closes the connection when the peer does not answer or its certificate has expired.
+// watch closes the connection when the peer does not answer, when a certificate ends, or when the
+// peer's is revoked.
 func (c *Conn) watch() {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
+	end := time.NewTimer(time.Until(c.ends))
+	defer end.Stop()
 	for {
 		select {
 		case <-c.done:
+			return
+		case <-end.C:
+			c.Close()
 			return
 		case <-ticker.C:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
 		err := c.rpc.Call(ctx, methodPing, nil, nil)
 		cancel()
-		if err != nil || !time.Now().Before(c.expires) {
+		if err != nil || c.check() != nil {
 			c.Close()
 			return
 		}
 	}
+}
+
+// check returns why the connection may not be used any more, and closes it then, so that whoever
+// dialled dials again.
+func (c *Conn) check() error {
+	err := c.judge()
+	if err == nil && !time.Now().Before(c.ends) {
+		err = errors.New("the certificate that this side showed has ended")
+	}
+	if err != nil {
+		c.Close()
+	}
+	return err
 }
 
 // Call calls a method of the peer, waits for the result and decodes it into reply, unless that is
@@ -108,11 +132,16 @@ func (c *Conn) Call(ctx context.Context, method string, params, reply any) error
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("call %s of %s: %w", method, c.peer.NodeID, err)
 	}
+	if err := c.check(); err != nil {
+		return fmt.Errorf("call %s of %s: %w: %w", method, c.peer.NodeID, ErrClosed, err)
+	}
 	err := c.rpc.Call(ctx, method, params, reply)
 	var remote *jsonrpc2.Error
 	switch {
 	case err == nil:
 		return nil
+	case errors.As(err, &remote) && remote.Code == codeRefused:
+		err = fmt.Errorf("%w: the peer: %s", ErrClosed, remote.Message)
 	case errors.As(err, &remote):
 		return &RemoteError{Peer: c.peer, Method: method, Message: remote.Message}
 	case errors.Is(err, jsonrpc2.ErrClosed):
@@ -123,6 +152,9 @@ func (c *Conn) Call(ctx context.Context, method string, params, reply any) error
 
 // Notify calls a method of the peer and does not wait for the peer to receive the call.
 func (c *Conn) Notify(ctx context.Context, method string, params any) error {
+	if err := c.check(); err != nil {
+		return fmt.Errorf("notify %s of %s: %w: %w", c.peer.NodeID, method, ErrClosed, err)
+	}
 	err := c.rpc.Notify(ctx, method, params)
 	if errors.Is(err, jsonrpc2.ErrClosed) {
 		err = ErrClosed
@@ -161,6 +193,14 @@ type rpcHandler struct {
 // Handle implements jsonrpc2.Handler.
 func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc2.Request) {
 	c := r.c
+	if err := c.judge(); err != nil {
+		hclog.FromContext(ctx).Warn("connection closed", logkey.Node, c.peer.NodeID, logkey.Error, err)
+		if !req.Notif {
+			_ = rpc.SendResponse(ctx, &jsonrpc2.Response{ID: req.ID, Error: &jsonrpc2.Error{Code: codeRefused, Message: err.Error()}})
+		}
+		c.Close()
+		return
+	}
 	var params json.RawMessage
 	if req.Params != nil {
 		params = *req.Params

@@ -9,11 +9,13 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -33,12 +35,19 @@ const (
 // connection.
 type Handler func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error)
 
+// Identity judges peers by their certificates. *identity.Source implements it.
+type Identity interface {
+	// Peer returns who is at the other end. It fails when the certificate has ended or is revoked:
+	// it is asked at the beginning of a connection, for each call, and before each call.
+	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
+}
+
 // Peer is the node at the other end of a connection, as its certificate attests it.
 type Peer = identity.Node
 
 // Dial connects to addr ("host:port"). conf must come from identity.ClientTLS, which verifies the
 // peer. ctx bounds only the set-up of the connection.
-func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string, h Handler) (*Conn, error) {
+func Dial(ctx context.Context, addr string, conf *tls.Config, id Identity, h Handler) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	d := net.Dialer{KeepAliveConfig: keepAlive}
@@ -47,7 +56,8 @@ func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
-	c, err := handshake(ctx, tls.Client(raw, conf), trustDomain)
+	conf, own := noteOwn(conf)
+	c, err := handshake(ctx, tls.Client(raw, conf), id, own)
 	if err != nil {
 		raw.Close()
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
@@ -61,7 +71,7 @@ func Dial(ctx context.Context, addr string, conf *tls.Config, trustDomain string
 // returns nil. conf must come from identity.ServerTLS and require a certificate. onConn, if not
 // nil, is called with each connection before its calls are handled. Refused peers are logged to the
 // logger of ctx.
-func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain string, onConn func(*Conn), h Handler) error {
+func Serve(ctx context.Context, l net.Listener, conf *tls.Config, id Identity, onConn func(*Conn), h Handler) error {
 	if conf.ClientAuth < tls.RequireAnyClientCert {
 		return errors.New("serve agents and engines: the TLS configuration does not require client certificates")
 	}
@@ -96,7 +106,8 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 		slots <- struct{}{}
 		conns.Go(func() {
 			hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-			c, err := handshake(hctx, tls.Server(raw, conf), trustDomain)
+			conf, own := noteOwn(conf)
+			c, err := handshake(hctx, tls.Server(raw, conf), id, own)
 			cancel()
 			<-slots
 			if err != nil {
@@ -113,17 +124,46 @@ func Serve(ctx context.Context, l net.Listener, conf *tls.Config, trustDomain st
 	}
 }
 
+// noteOwn returns a copy of conf, and where the handshake notes the certificate that this side
+// shows. It changes over time, but not for a connection.
+func noteOwn(conf *tls.Config) (*tls.Config, *atomic.Pointer[tls.Certificate]) {
+	own := new(atomic.Pointer[tls.Certificate])
+	note := func(cert *tls.Certificate, err error) (*tls.Certificate, error) {
+		if err == nil {
+			own.Store(cert)
+		}
+		return cert, err
+	}
+	conf = conf.Clone()
+	if get := conf.GetCertificate; get != nil {
+		conf.GetCertificate = func(h *tls.ClientHelloInfo) (*tls.Certificate, error) { return note(get(h)) }
+	}
+	if get := conf.GetClientCertificate; get != nil {
+		conf.GetClientCertificate = func(r *tls.CertificateRequestInfo) (*tls.Certificate, error) { return note(get(r)) }
+	}
+	return conf, own
+}
+
 // handshake completes the TLS handshake and identifies the peer.
-func handshake(ctx context.Context, t *tls.Conn, trustDomain string) (*Conn, error) {
+func handshake(ctx context.Context, t *tls.Conn, id Identity, own *atomic.Pointer[tls.Certificate]) (*Conn, error) {
 	if err := t.HandshakeContext(ctx); err != nil {
 		return nil, err
 	}
-	peer, leaf, err := identity.Peer(t.ConnectionState(), trustDomain)
+	state := t.ConnectionState()
+	peer, leaf, err := id.Peer(state)
 	if err != nil {
 		return nil, err
 	}
 	if !peer.IsNode() {
 		return nil, fmt.Errorf("the peer is %s, expected a node", peer)
 	}
-	return &Conn{peer: peer.Node, conn: t, expires: leaf.NotAfter, done: make(chan struct{}), ready: make(chan struct{})}, nil
+	ends := leaf.NotAfter
+	if cert := own.Load(); cert != nil && cert.Leaf != nil && cert.Leaf.NotAfter.Before(ends) {
+		ends = cert.Leaf.NotAfter
+	}
+	judge := func() error {
+		_, _, err := id.Peer(state)
+		return err
+	}
+	return &Conn{peer: peer.Node, conn: t, judge: judge, ends: ends, done: make(chan struct{}), ready: make(chan struct{})}, nil
 }

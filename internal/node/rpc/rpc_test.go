@@ -39,18 +39,23 @@ func deny(context.Context, Peer, string, json.RawMessage) (any, error) {
 }
 
 // serve runs a server until the test ends and returns its address.
-func serve(t *testing.T, conf *tls.Config, onConn func(*Conn), h Handler) string {
+func serve(t *testing.T, id *identity.Source, onConn func(*Conn), h Handler) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(quiet())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, conf, identitytest.TrustDomain, onConn, h) }()
+	go func() { done <- Serve(ctx, l, id.ServerTLS(tls.RequireAndVerifyClientCert), id, onConn, h) }()
 	t.Cleanup(func() {
 		cancel()
 		must.NoError(t, <-done)
 	})
 	return l.Addr().String()
+}
+
+// dial connects as client to a server.
+func dial(addr string, client *identity.Source, server identity.Subject, h Handler) (*Conn, error) {
+	return Dial(quiet(), addr, client.ClientTLS(server), client, h)
 }
 
 func peer(zone, name string, kind fabric.NodeKind) Peer {
@@ -69,7 +74,7 @@ func TestBothSidesCall(t *testing.T) {
 
 	conns := make(chan *Conn, 1)
 	// The engine's handler calls the agent back before it answers.
-	addr := serve(t, engine.ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c },
+	addr := serve(t, engine, func(c *Conn) { conns <- c },
 		func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error) {
 			if method != MethodConnect || from != peer("aws1", "aws1-w1", fabric.KindWorkload) {
 				return nil, fmt.Errorf("unexpected %s from %v", method, from)
@@ -82,7 +87,7 @@ func TestBothSidesCall(t *testing.T) {
 			}
 			return ConnectReply{Pending: []string{reply.Refused["e"]}}, nil
 		})
-	c, err := Dial(quiet(), addr, agent.ClientTLS(engineAt("aws1", "aws1-p1")), identitytest.TrustDomain,
+	c, err := Dial(quiet(), addr, agent.ClientTLS(engineAt("aws1", "aws1-p1")), agent,
 		func(_ context.Context, from Peer, method string, _ json.RawMessage) (any, error) {
 			return AnnounceReply{Refused: map[string]string{"e": from.String() + " " + method}}, nil
 		})
@@ -105,7 +110,7 @@ func TestBothSidesCall(t *testing.T) {
 func TestRefusedPeers(t *testing.T) {
 	ca, other := identitytest.NewCA(t), identitytest.NewCA(t)
 	engine := ca.Node("aws1", "aws1-p1", fabric.KindProcessor)
-	addr := serve(t, engine.ServerTLS(tls.RequireAndVerifyClientCert), nil,
+	addr := serve(t, engine, nil,
 		func(context.Context, Peer, string, json.RawMessage) (any, error) { return "in", nil })
 
 	good := ca.Node("aws1", "aws1-w1", fabric.KindWorkload)
@@ -134,7 +139,7 @@ func TestRefusedPeers(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			conf := good.ClientTLS(engineAt("aws1", "aws1-p1"))
 			conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
-			c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
+			c, err := Dial(quiet(), addr, conf, good, deny)
 			if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
 				defer c.Close()
 				ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
@@ -154,16 +159,16 @@ func TestRefusedPeers(t *testing.T) {
 			{Service: fabric.Ref{Domain: "aws1", Name: "aws1-p1"}}: "service aws1/aws1-p1",
 			{Controller: true}:                                     "the controller",
 		} {
-			_, err := Dial(quiet(), addr, good.ClientTLS(want), identitytest.TrustDomain, deny)
+			_, err := Dial(quiet(), addr, good.ClientTLS(want), good, deny)
 			must.ErrorContains(t, err, "the server is processor node aws1/aws1-p1, expected "+expected)
 		}
 	})
 	t.Run("the server is of another authority", func(t *testing.T) {
-		_, err := Dial(quiet(), addr, other.Node("aws1", "aws1-w1", fabric.KindWorkload).ClientTLS(engineAt("aws1", "aws1-p1")), identitytest.TrustDomain, deny)
+		_, err := dial(addr, other.Node("aws1", "aws1-w1", fabric.KindWorkload), engineAt("aws1", "aws1-p1"), deny)
 		must.ErrorContains(t, err, "unknown authority")
 	})
 	t.Run("a server that asks for no certificate", func(t *testing.T) {
-		err := Serve(quiet(), nil, engine.ServerTLS(tls.RequestClientCert), identitytest.TrustDomain, nil, deny)
+		err := Serve(quiet(), nil, engine.ServerTLS(tls.RequestClientCert), engine, nil, deny)
 		must.ErrorContains(t, err, "does not require client certificates")
 	})
 }
@@ -173,8 +178,8 @@ func connect(t *testing.T, server, client Handler) (atServer, atClient *Conn) {
 	t.Helper()
 	ca := identitytest.NewCA(t)
 	conns := make(chan *Conn, 1)
-	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), func(c *Conn) { conns <- c }, server)
-	c, err := Dial(quiet(), addr, ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p")), identitytest.TrustDomain, client)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor), func(c *Conn) { conns <- c }, server)
+	c, err := dial(addr, ca.Node("z", "w", fabric.KindWorkload), engineAt("z", "p"), client)
 	must.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
 	return <-conns, c
@@ -267,7 +272,7 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 	}
 	t.Parallel()
 	ca := identitytest.NewCA(t)
-	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor), nil, deny)
 	relay, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	defer relay.Close()
@@ -298,7 +303,7 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 		go pass(in, out)
 		pass(out, in)
 	}()
-	c, err := Dial(quiet(), relay.Addr().String(), ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p")), identitytest.TrustDomain, deny)
+	c, err := dial(relay.Addr().String(), ca.Node("z", "w", fabric.KindWorkload), engineAt("z", "p"), deny)
 	must.NoError(t, err)
 	silent.Store(true)
 	select {
@@ -309,24 +314,138 @@ func TestDeadPeerIsNoticed(t *testing.T) {
 	}
 }
 
-func TestConnectionEndsWithTheCertificate(t *testing.T) {
-	if testing.Short() {
-		t.Skip("takes as long as a ping interval")
-	}
+// until ends a certificate at that time.
+func until(end time.Time) func(*x509.Certificate) {
+	return func(c *x509.Certificate) { c.NotAfter = end }
+}
+
+// source returns the identity of a node whose certificate ends at that time.
+func source(ca *identitytest.CA, zone, name string, kind fabric.NodeKind, end time.Time) *identity.Source {
+	cert := ca.Issue(fabric.NodeID{Zone: zone, Name: name}.SPIFFE(), string(kind), until(end))
+	return identity.Fixed(identitytest.TrustDomain, cert, ca.Roots(), ca.Keys())
+}
+
+// The certificates are checked for each call, on both sides, on connections that are open.
+func TestNoCallAfterTheCertificateEnds(t *testing.T) {
 	t.Parallel()
 	ca := identitytest.NewCA(t)
-	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor).ServerTLS(tls.RequireAndVerifyClientCert), nil, deny)
-	conf := ca.Node("z", "w", fabric.KindWorkload).ClientTLS(engineAt("z", "p"))
-	soon := ca.Issue(fabric.NodeID{Zone: "z", Name: "w"}.SPIFFE(), "workload", func(c *x509.Certificate) { c.NotAfter = time.Now().Add(3 * time.Second) })
-	conf.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return soon, nil }
-	c, err := Dial(quiet(), addr, conf, identitytest.TrustDomain, deny)
-	must.NoError(t, err)
-	defer c.Close()
-	select {
-	case <-c.Done():
-	case <-time.After(15 * time.Second):
-		t.Fatal("the connection outlives the certificate")
+	for name, ends := range map[string]struct{ server, client time.Duration }{
+		"of the client": {time.Hour, 2 * time.Second},
+		"of the server": {2 * time.Second, time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			now := time.Now()
+			conns := make(chan *Conn, 1)
+			var handled atomic.Int64
+			count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
+			addr := serve(t, source(ca, "z", "p", fabric.KindProcessor, now.Add(ends.server)), func(c *Conn) { conns <- c }, count)
+			c, err := dial(addr, source(ca, "z", "w", fabric.KindWorkload, now.Add(ends.client)), engineAt("z", "p"), count)
+			must.NoError(t, err)
+			defer c.Close()
+			s := <-conns
+			for _, side := range []*Conn{c, s} {
+				must.NoError(t, side.Call(t.Context(), "before", nil, nil))
+			}
+			time.Sleep(time.Until(now.Add(2 * time.Second))) // no ping has noticed yet
+			for _, side := range []*Conn{c, s} {
+				err := side.Call(t.Context(), "after", nil, nil)
+				must.ErrorIs(t, err, ErrClosed)
+				must.ErrorContains(t, err, "ended")
+				must.ErrorIs(t, side.Notify(t.Context(), "after", nil), ErrClosed)
+			}
+			must.Eq(t, 2, handled.Load())
+			<-c.Done()
+			<-s.Done()
+		})
 	}
+}
+
+// A certificate that is revoked is refused at the handshake, and at the next call on connections
+// that are open, whoever calls.
+func TestRevokedPeer(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	client, server := ca.Node("z", "w", fabric.KindWorkload), ca.Node("z", "p", fabric.KindProcessor)
+	var gone atomic.Bool
+	server.SetRevoked(func(s identity.Subject, leaf *x509.Certificate) error {
+		if gone.Load() && s.Node == peer("z", "w", fabric.KindWorkload) && leaf.Equal(client.Certificate().Leaf) {
+			return errors.New("the node was removed")
+		}
+		return nil
+	})
+	conns := make(chan *Conn, 2)
+	var handled atomic.Int64
+	count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
+	addr := serve(t, server, func(c *Conn) { conns <- c }, count)
+	first, err := dial(addr, client, engineAt("z", "p"), count)
+	must.NoError(t, err)
+	defer first.Close()
+	second, err := dial(addr, client, engineAt("z", "p"), count)
+	must.NoError(t, err)
+	defer second.Close()
+	must.NoError(t, first.Call(t.Context(), "x", nil, nil))
+	gone.Store(true)
+	err = first.Call(t.Context(), "x", nil, nil)
+	must.ErrorIs(t, err, ErrClosed)
+	must.ErrorContains(t, err, "the certificate of workload node z/w is revoked: the node was removed")
+	<-first.Done()
+	<-conns
+	atServer := <-conns
+	must.ErrorContains(t, atServer.Call(t.Context(), "x", nil, nil), "the node was removed")
+	<-second.Done()
+	must.Eq(t, 1, handled.Load())
+	c, err := dial(addr, client, engineAt("z", "p"), count)
+	if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
+		must.ErrorIs(t, c.Call(t.Context(), "x", nil, nil), ErrClosed)
+	}
+	must.Eq(t, 1, handled.Load())
+}
+
+// A connection is replaced before its certificates end, and no call is lost meanwhile.
+func TestConnectionOutlivesItsCertificates(t *testing.T) {
+	t.Parallel()
+	ca := identitytest.NewCA(t)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor), nil,
+		func(_ context.Context, _ Peer, _ string, params json.RawMessage) (any, error) {
+			time.Sleep(50 * time.Millisecond) // so that calls are in progress whenever the connection changes
+			return params, nil
+		})
+	ctx, cancel := context.WithCancel(quiet())
+	defer cancel()
+	var current atomic.Pointer[Conn]
+	ready, ended := make(chan *Conn, 16), make(chan error, 1)
+	go func() {
+		ended <- Stay(ctx, func(ctx context.Context) (*Conn, error) {
+			client := source(ca, "z", "w", fabric.KindWorkload, time.Now().Add(4*time.Second)) // renewed each time
+			return Dial(ctx, addr, client.ClientTLS(engineAt("z", "p")), client, deny)
+		}, func(_ context.Context, c *Conn) error {
+			current.Store(c)
+			ready <- c
+			return nil
+		})
+	}()
+	first := <-ready
+	for len(ready) < 3 { // three replacements: longer than the first certificate lives
+		var got string
+		must.NoError(t, current.Load().Call(ctx, "echo", "x", &got))
+		must.Eq(t, "x", got)
+	}
+	<-first.Done()
+	current.Load().conn.Close()
+	must.ErrorIs(t, <-ended, ErrClosed)
+
+	// When ctx ends, every connection is closed.
+	go func() {
+		ended <- Stay(ctx, func(ctx context.Context) (*Conn, error) {
+			return dial(addr, ca.Node("z", "w", fabric.KindWorkload), engineAt("z", "p"), deny)
+		}, func(_ context.Context, c *Conn) error {
+			current.Store(c)
+			cancel()
+			return nil
+		})
+	}()
+	must.NoError(t, <-ended)
+	<-current.Load().Done()
 }
 
 func FuzzReadFrame(f *testing.F) {

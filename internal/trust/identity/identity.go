@@ -54,6 +54,8 @@ type Source struct {
 	keys     fabric.KeySet
 	degraded map[string]string // error by name of the chore
 	tokenTTL time.Duration     // at the last login or renewal; zero without a token
+
+	isRevoked func(Subject, *x509.Certificate) error // may be nil
 }
 
 // Open logs in to Vault and obtains what is not on disk or is due for renewal. If Vault cannot be

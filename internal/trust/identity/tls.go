@@ -18,7 +18,7 @@ func (s *Source) ServerTLS(clientAuth tls.ClientAuthType) *tls.Config {
 		if len(state.PeerCertificates) == 0 {
 			return nil // clientAuth decides whether a client needs a certificate
 		}
-		_, err := verifyChain(s.Roots(), s.config.TrustDomain, state.PeerCertificates)
+		_, err := s.verifyPeer(state.PeerCertificates)
 		return err
 	}
 	// Go's own verification knows only a fixed pool of authorities; VerifyConnection replaces it.
@@ -40,7 +40,7 @@ func (s *Source) ClientTLS(server Subject) *tls.Config {
 	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return s.Certificate(), nil }
 	c.InsecureSkipVerify = true // the host name does not matter; VerifyConnection verifies the chain
 	c.VerifyConnection = func(state tls.ConnectionState) error {
-		peer, err := verifyChain(s.Roots(), s.config.TrustDomain, state.PeerCertificates)
+		peer, err := s.verifyPeer(state.PeerCertificates)
 		if err == nil && peer != server {
 			err = fmt.Errorf("the server is %s, expected %s", peer, server)
 		}

@@ -295,7 +295,7 @@ func TestServerTLS(t *testing.T) {
 	c, err := tls.Dial("tcp", l.Addr().String(), s.ClientTLS(self))
 	must.NoError(t, err)
 	c.Close()
-	peer, _, err := identity.Peer(<-states, trustDomain)
+	peer, _, err := s.Peer(<-states)
 	must.NoError(t, err)
 	must.Eq(t, self, peer)
 	must.Eq(t, conf.SPIFFEPath, peer.SPIFFE())
@@ -306,6 +306,6 @@ func TestServerTLS(t *testing.T) {
 	c, err = tls.Dial("tcp", l.Addr().String(), bare)
 	must.NoError(t, err)
 	c.Close()
-	_, _, err = identity.Peer(<-states, trustDomain)
+	_, _, err = s.Peer(<-states)
 	must.ErrorContains(t, err, "no certificate")
 }

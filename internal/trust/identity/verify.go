@@ -13,6 +13,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"time"
 )
 
 // VerifyBy checks that chain (DER, leaf first) leads to roots now, that Read accepts the leaf, and
@@ -33,17 +34,54 @@ func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig
 }
 
 // Peer returns who is at the other end of a TLS connection whose configuration came from ServerTLS
-// or ClientTLS, which have verified the chain. A peer that showed no certificate is an error.
-func Peer(state tls.ConnectionState, trustDomain string) (Subject, *x509.Certificate, error) {
+// or ClientTLS, which have verified the chain. It is an error if the peer showed no certificate, or
+// if that has ended or was revoked since. Ask again for each request on a connection.
+func (s *Source) Peer(state tls.ConnectionState) (Subject, *x509.Certificate, error) {
 	if len(state.PeerCertificates) == 0 {
 		return Subject{}, nil, errors.New("the peer showed no certificate")
 	}
 	leaf := state.PeerCertificates[0]
-	peer, err := Read(leaf, trustDomain)
+	peer, err := Read(leaf, s.config.TrustDomain)
 	if err != nil {
 		return Subject{}, nil, err
 	}
+	if !time.Now().Before(leaf.NotAfter) {
+		return Subject{}, nil, fmt.Errorf("the certificate of %s ended at %s: connect again with a new one", peer, leaf.NotAfter.Format(time.RFC3339))
+	}
+	if err := s.revoked(peer, leaf); err != nil {
+		return Subject{}, nil, err
+	}
 	return peer, leaf, nil
+}
+
+// SetRevoked has each handshake and each call of Peer ask revoked, which returns why a certificate
+// that has not ended is not accepted any more, or nil.
+func (s *Source) SetRevoked(revoked func(Subject, *x509.Certificate) error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.isRevoked = revoked
+}
+
+func (s *Source) revoked(subject Subject, leaf *x509.Certificate) error {
+	s.mu.RLock()
+	ask := s.isRevoked
+	s.mu.RUnlock()
+	if ask == nil {
+		return nil
+	}
+	if err := ask(subject, leaf); err != nil {
+		return fmt.Errorf("the certificate of %s is revoked: %w", subject, err)
+	}
+	return nil
+}
+
+// verifyPeer verifies the chain (leaf first) of a new connection.
+func (s *Source) verifyPeer(chain []*x509.Certificate) (Subject, error) {
+	peer, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	if err == nil {
+		err = s.revoked(peer, chain[0])
+	}
+	return peer, err
 }
 
 func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
