@@ -36,6 +36,16 @@ type reporter func(pos Position, remedy, format string, args ...any)
 // inside the domain that no declared contract allows. No graph may declare a contract of this name.
 const AuditContract = "sif-audit"
 
+// The most that one domain may declare, so that it cannot fill the maps and documents that all
+// domains share.
+const (
+	maxServices  = 10_000 // of a domain
+	maxExternals = 1_000  // of a domain
+	maxContracts = 50_000 // of a domain
+	maxPrefixes  = 1_000  // of an external
+	maxRanges    = 256    // of ports and message types of a contract
+)
+
 // Check returns every problem that prevents g from being applied, ordered by domain: unknown and
 // duplicate names, contracts that would allow nothing, contracts that breach a guardrail. A
 // contract that waits for the consent of another domain is not a problem; see Waiting.
@@ -111,6 +121,18 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	}
 	if d.Name == ReservedDomain {
 		report(d.Pos, "choose another name", "domain %q is reserved for node identities", d.Name)
+	}
+	for _, limit := range []struct {
+		what      string
+		has, most int
+	}{
+		{"services", len(d.Services), maxServices},
+		{"externals", len(d.Externals), maxExternals},
+		{"contracts", len(d.Contracts), maxContracts},
+	} {
+		if limit.has > limit.most {
+			report(d.Pos, "divide it into several domains", "domain %q has %d %s; the most is %d", d.Name, limit.has, limit.what, limit.most)
+		}
 	}
 	checkMode(d.Mode, d.Pos, report)
 	checkOwnLabels(d.Labels, "domain", d.Name, d.Pos, report)
@@ -232,6 +254,10 @@ func (e External) checkPrefixes(report reporter) {
 	if len(e.Prefixes) == 0 {
 		report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
 	}
+	if len(e.Prefixes) > maxPrefixes {
+		report(e.Pos, "use wider prefixes or several externals", "external %q has %d prefixes; the most is %d", e.Name, len(e.Prefixes), maxPrefixes)
+		return
+	}
 	for i, p := range e.Prefixes {
 		switch {
 		case !p.IsValid() || p.Addr().Zone() != "":
@@ -269,6 +295,13 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
 	}
 	checkRules(c.Rules, "contract", c.Name, c.Pos, report)
+	ranges := 0
+	for _, r := range c.Rules {
+		ranges += len(r.Ports)
+	}
+	if ranges > maxRanges {
+		report(c.Pos, "use wider ranges or several contracts", "contract %q lists %d ports and ranges; the most is %d", c.Name, ranges, maxRanges)
+	}
 	own, externals := false, 0
 	side := func(role string, refs []Ref) {
 		if len(refs) == 0 {

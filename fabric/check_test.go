@@ -5,7 +5,9 @@ package fabric
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -78,6 +80,55 @@ func TestUnenforcedIsThatOfTheDocuments(t *testing.T) {
 
 // Values that JSON can express and the graph language cannot are refused with their place, before
 // anything is signed.
+func TestCheckLimits(t *testing.T) {
+	service := func(i int) string { return fmt.Sprintf("s%d", i) }
+	for name, tc := range map[string]struct {
+		most int
+		add  func(d *Domain, i int)
+		want string
+	}{
+		"services": {maxServices, func(d *Domain, i int) { d.Services = append(d.Services, Service{Name: service(i)}) }, `domain "a" has 10001 services; the most is 10000`},
+		"externals": {maxExternals, func(d *Domain, i int) {
+			prefix := netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24)
+			d.Externals = append(d.Externals, External{Name: service(i), Prefixes: []netip.Prefix{prefix}})
+		}, "1001 externals"},
+		"contracts": {maxContracts, func(d *Domain, i int) {
+			d.Services = []Service{{Name: "web"}, {Name: "db"}}
+			d.Contracts = append(d.Contracts, Contract{
+				Name: service(i), Originators: []Ref{{"a", "web"}}, Responders: []Ref{{"a", "db"}}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{80, 80}}}},
+			})
+		}, "50001 contracts"},
+		"prefixes": {maxPrefixes, func(d *Domain, i int) {
+			if i == 0 {
+				d.Externals = []External{{Name: "x"}}
+			}
+			x := &d.Externals[0]
+			x.Prefixes = append(x.Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24))
+		}, `external "x" has 1001 prefixes`},
+		"ranges": {maxRanges, func(d *Domain, i int) {
+			d.Services = []Service{{Name: "web"}, {Name: "db"}}
+			if i == 0 {
+				d.Contracts = []Contract{{Name: "c", Originators: []Ref{{"a", "web"}}, Responders: []Ref{{"a", "db"}}, Rules: []Rule{{Protocol: TCP}, {Protocol: UDP}}}}
+			}
+			rule := &d.Contracts[0].Rules[i%2]
+			rule.Ports = append(rule.Ports, PortRange{uint16(2*i + 1), uint16(2*i + 1)})
+		}, `contract "c" lists 257 ports and ranges`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &Domain{Name: "a"}
+			g := &Graph{Domains: map[string]*Domain{"a": d}}
+			for i := range tc.most {
+				tc.add(d, i)
+			}
+			must.SliceEmpty(t, g.Check(reachNow))
+			tc.add(d, tc.most)
+			problems := g.Check(reachNow)
+			must.Len(t, 1, problems)
+			must.StrContains(t, problems[0].Summary, tc.want)
+		})
+	}
+}
+
 func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 	const pos = `"pos":{"file":"a.hcl","line":7,"column":3}`
 	domain := func(services, externals, contract, accepts string) string {
