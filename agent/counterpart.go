@@ -34,6 +34,18 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	return reply, a.reprogram.Call()
 }
 
+// compare compares the counterparts with those that an engine has announced. It forgets none: the
+// engine withdraws what has ended.
+func (a *Agent) compare(p rpc.SyncParams) rpc.SyncReply {
+	reply := rpc.SyncReply{Missing: a.counterparts.Lacking(p.Endpoints)}
+	for _, le := range a.counterparts.All(a.now()) {
+		if _, listed := p.Endpoints[le.Admission.Endpoint]; !listed {
+			reply.Unlisted = append(reply.Unlisted, rpc.Held{Endpoint: le.Admission.Endpoint, Node: le.Admission.Host()})
+		}
+	}
+	return reply
+}
+
 // forget removes counterparts.
 func (a *Agent) forget(gone func(fabric.Admission) bool) error {
 	removed, err := a.counterparts.Remove(gone)

@@ -56,13 +56,18 @@ type engines struct {
 
 	mu    sync.Mutex
 	conns map[fabric.NodeID]*engine
+	// compared are the connected engines that have listed the counterparts of this node.
+	compared map[fabric.NodeID]bool
 	// pending lists, for each endpoint, where its connectivity is not in force yet. An endpoint
 	// that is missing here was not requested since the agent started.
 	pending map[cnicall.Attachment][]string
 }
 
 func newEngines(a *Agent, log hclog.Logger) *engines {
-	return &engines{agent: a, log: log, conns: map[fabric.NodeID]*engine{}, pending: map[cnicall.Attachment][]string{}}
+	return &engines{
+		agent: a, log: log, conns: map[fabric.NodeID]*engine{}, compared: map[fabric.NodeID]bool{},
+		pending: map[cnicall.Attachment][]string{},
+	}
 }
 
 // pendingOf lists where the connectivity of an endpoint is not in force yet.
@@ -86,6 +91,21 @@ func (e *engines) setPending(ep endpoint, pending []string) {
 	if still && slices.Equal(now.Request.Signature, ep.Request.Signature) {
 		e.pending[ep.Attachment] = pending
 	}
+}
+
+// uncompared describes the engines of the zone that have not listed the counterparts of this node
+// since they connected: some of what they know can be missing here.
+func (e *engines) uncompared() []string {
+	self := e.agent.node.Self
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var list []string
+	for _, n := range e.agent.node.Nodes() {
+		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone && !e.compared[n.ID()] {
+			list = append(list, "engine "+n.ID().String()+" has not listed the counterparts of this node yet")
+		}
+	}
+	return list
 }
 
 // connected reports whether any engine is connected.
@@ -116,10 +136,12 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 	en := &engine{id: n.ID()}
 	defer func() {
 		e.mu.Lock()
-		defer e.mu.Unlock()
 		if e.conns[en.id] == en {
 			delete(e.conns, en.id)
+			delete(e.compared, en.id)
 		}
+		e.mu.Unlock()
+		node.Degrade(missingFrom(en.id), nil)
 	}()
 	dial := func(ctx context.Context) (*rpc.Conn, error) {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
@@ -161,9 +183,18 @@ func (e *engines) enter(en *engine, conn caller) {
 // introduce sends the requests of all endpoints, and then their list, so that the engine ends
 // leases of endpoints that no longer exist. A refused endpoint does not affect the others.
 func (e *engines) introduce(ctx context.Context, en *engine) error {
+	if err := e.requestAll(ctx, en, e.agent.endpoints.all()); err != nil {
+		return err
+	}
+	return e.sync(ctx, en)
+}
+
+// requestAll sends the requests of endpoints to one engine, and records where their connectivity is
+// not in force. A refused endpoint does not affect the others.
+func (e *engines) requestAll(ctx context.Context, en *engine, list []endpoint) error {
 	var group errgroup.Group
 	group.SetLimit(introduceAtOnce)
-	for _, ep := range e.agent.endpoints.all() {
+	for _, ep := range list {
 		group.Go(func() error {
 			pending, err := e.request(ctx, en, ep.Attachment)
 			var refused *rpc.RemoteError
@@ -177,31 +208,62 @@ func (e *engines) introduce(ctx context.Context, en *engine) error {
 			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return err
-	}
-	return e.sync(ctx, en)
+	return group.Wait()
 }
 
-// sync sends the list of all endpoints of this node. No request may overtake the list, because the
-// engine would then treat the new endpoint as removed.
+// sync compares the endpoints of this node with the leases that the engine has of it. It requests
+// what the engine has lost, and withdraws what the engine still has although it has ended.
 func (e *engines) sync(ctx context.Context, en *engine) error {
+	reply, err := e.compare(ctx, en)
+	if err != nil {
+		return err
+	}
+	var gone []string
+	for _, held := range reply.Unlisted {
+		gone = append(gone, held.Endpoint)
+	}
+	if err := e.tellGone(ctx, en, gone); err != nil {
+		return err
+	}
+	if len(reply.Missing) == 0 {
+		return nil
+	}
+	e.log.Info("the engine lacks endpoints of this node, requesting them again", logkey.Node, en.id, logkey.Count, len(reply.Missing))
+	var lost []endpoint
+	for _, ep := range e.agent.endpoints.all() {
+		if slices.Contains(reply.Missing, ep.ID) {
+			e.setPending(ep, []string{en.id.String() + ": it has lost the endpoint"})
+			lost = append(lost, ep)
+		}
+	}
+	if err := e.requestAll(ctx, en, lost); err != nil {
+		return err
+	}
+	_, err = e.compare(ctx, en) // so that the engine sees that it lacks nothing any more
+	return err
+}
+
+// compare sends the list of all endpoints of this node. No request may overtake the list, because
+// the engine would then report the new endpoint as not listed.
+func (e *engines) compare(ctx context.Context, en *engine) (reply rpc.SyncReply, err error) {
 	en.order.Lock()
 	defer en.order.Unlock()
-	ids := []string{}
+	params := rpc.SyncParams{Endpoints: map[string]time.Time{}}
 	for _, ep := range e.agent.endpoints.all() {
-		ids = append(ids, ep.ID)
+		if ep.admitted() {
+			params.Endpoints[ep.ID] = ep.Admission.Issued
+		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return en.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: ids}, nil)
+	return reply, en.conn.Call(ctx, rpc.MethodSync, params, &reply)
 }
 
-// syncAll sends the list to all engines, in case a connected engine missed a message.
+// syncAll compares with all engines, in case one has missed or lost something.
 func (e *engines) syncAll(ctx context.Context) {
 	for _, en := range e.all() {
 		if err := e.sync(ctx, en); err != nil && ctx.Err() == nil {
-			e.log.Warn("cannot send the list of endpoints to the engine", logkey.Node, en.id, logkey.Error, err)
+			e.log.Warn("cannot compare the endpoints with the engine", logkey.Node, en.id, logkey.Error, err)
 		}
 	}
 }
@@ -254,7 +316,7 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	delete(e.pending, gone.Attachment)
 	e.mu.Unlock()
 	tell := func(ctx context.Context, en *engine) (struct{}, error) {
-		err := e.tellGone(ctx, en, gone.ID)
+		err := e.tellGone(ctx, en, []string{gone.ID})
 		if err != nil {
 			e.log.Warn("cannot tell the engine of a removed endpoint, the next synchronisation will", logkey.Node, en.id, logkey.Endpoint, gone.ID, logkey.Error, err)
 		}
@@ -264,16 +326,23 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	}
 }
 
-func (e *engines) tellGone(ctx context.Context, en *engine, id string) error {
+// tellGone withdraws those endpoints that are not on this node.
+func (e *engines) tellGone(ctx context.Context, en *engine, gone []string) error {
 	en.order.Lock()
 	defer en.order.Unlock()
-	if _, back := e.agent.endpoints.find(func(ep endpoint) bool { return ep.ID == id }); back {
+	for _, ep := range e.agent.endpoints.all() {
+		gone = slices.DeleteFunc(gone, func(id string) bool { return id == ep.ID })
+	}
+	if len(gone) == 0 {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	return en.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: []string{id}}, nil)
+	return en.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: gone}, nil)
 }
+
+// missingFrom is the subject of counterparts that an engine listed and that were missing here.
+func missingFrom(engine fabric.NodeID) string { return "counterparts from " + engine.String() }
 
 // handle answers calls of an engine.
 func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
@@ -298,7 +367,15 @@ func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}
-		return struct{}{}, e.agent.forget(func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
+		reply, err := e.agent.compare(p), error(nil)
+		if n := len(reply.Missing); n > 0 {
+			err = fmt.Errorf("%d counterparts were missing; the engine announces them again", n)
+		}
+		e.agent.node.Degrade(missingFrom(from.NodeID), err)
+		e.mu.Lock()
+		e.compared[from.NodeID] = e.conns[from.NodeID] != nil
+		e.mu.Unlock()
+		return reply, nil
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }

@@ -31,7 +31,7 @@ type fakeEngine struct {
 	holds map[string]bool
 }
 
-func (f *fakeEngine) Call(ctx context.Context, method string, params, _ any) error {
+func (f *fakeEngine) Call(ctx context.Context, method string, params, reply any) error {
 	var endpoint string
 	if p, ok := params.(rpc.ConnectParams); ok {
 		endpoint = string(p.Request.Signature)
@@ -55,11 +55,18 @@ func (f *fakeEngine) Call(ctx context.Context, method string, params, _ any) err
 			delete(f.holds, id)
 		}
 	case rpc.SyncParams:
+		var differs rpc.SyncReply
 		for id := range f.holds {
-			if !slices.Contains(p.Endpoints, id) {
-				delete(f.holds, id)
+			if _, listed := p.Endpoints[id]; !listed {
+				differs.Unlisted = append(differs.Unlisted, rpc.Held{Endpoint: id})
 			}
 		}
+		for id := range p.Endpoints {
+			if !f.holds[id] && id != f.refuse {
+				differs.Missing = append(differs.Missing, id)
+			}
+		}
+		*reply.(*rpc.SyncReply) = differs
 	}
 	return nil
 }
@@ -89,7 +96,9 @@ func testEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 func at(id string) cnicall.Attachment { return cnicall.Attachment{ContainerID: id, IfName: "eth0"} }
 
 func (e *engines) put(t *testing.T, id string) {
-	must.NoError(t, e.agent.endpoints.put(endpoint{ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}})())
+	must.NoError(t, e.agent.endpoints.put(endpoint{
+		ID: id, Attachment: at(id), Request: fabric.Request{Signature: []byte(id)}, Admission: fabric.Admission{Endpoint: id},
+	})())
 }
 
 // An endpoint that is attached while an engine is introduced stays with it.
@@ -221,15 +230,40 @@ func TestEnginesAtOnce(t *testing.T) {
 			}
 		})
 		all.Go(func() { must.NoError(t, e.introduce(context.Background(), en)) })
-		all.Go(func() { e.requestAll(t) })
+		all.Go(func() { e.connectAll(t) })
 	}
 	all.Wait()
 	must.Len(t, 15, f.has())
 }
 
-func (e *engines) requestAll(t *testing.T) {
+func (e *engines) connectAll(t *testing.T) {
 	for _, ep := range e.agent.endpoints.all() {
 		_, err := e.requestConnectivity(context.Background(), ep.Attachment)
 		must.NoError(t, err)
 	}
+}
+
+// What an engine has lost is requested again at the next comparison, and nothing else; what it
+// still has although it has ended is withdrawn.
+func TestEngineThatLostEndpoints(t *testing.T) {
+	e, en, f := testEngines(t)
+	for _, id := range []string{"a", "b", "c"} {
+		e.put(t, id)
+	}
+	must.NoError(t, e.introduce(t.Context(), en))
+	must.Eq(t, []string{"a", "b", "c"}, f.has())
+	f.holds = map[string]bool{"b": true, "ended": true}
+	var asked []string
+	f.before = func(method, endpoint string) {
+		if method == rpc.MethodConnect {
+			f.mu.Lock()
+			asked = append(asked, endpoint)
+			f.mu.Unlock()
+		}
+	}
+	e.syncAll(t.Context())
+	slices.Sort(asked)
+	must.Eq(t, []string{"a", "c"}, asked)
+	must.Eq(t, []string{"a", "b", "c"}, f.has())
+	must.SliceEmpty(t, e.pendingOf(at("a")))
 }

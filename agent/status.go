@@ -49,6 +49,7 @@ func (a *Agent) Status() api.NodeStatus {
 			s.Degraded = append(s.Degraded, docs[service].Unenforced()...)
 		}
 	}
+	s.Degraded = append(s.Degraded, a.engines.uncompared()...)
 	if a.kernel.PassAll() {
 		s.Degraded = append(s.Degraded, "eBPF lets everything pass (test override)")
 	}

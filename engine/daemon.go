@@ -273,11 +273,7 @@ func (d *Daemon) Status() api.NodeStatus {
 	drops, err := d.bridge.Drops()
 	d.node.Degrade("switch counters", err)
 	s.Drops = drops
-	for zone, ids := range d.otherZones() {
-		if d.engineOf(ids) == nil {
-			s.Degraded = append(s.Degraded, "zone "+zone+": its engine is not connected")
-		}
-	}
+	s.Degraded = append(s.Degraded, d.unheard()...)
 	if d.bridge.pipe.PassAll() {
 		s.Degraded = append(s.Degraded, "the switch lets everything pass (test override)")
 	}

@@ -13,5 +13,6 @@
 // engine verifies, stores and programs it, forwards it to the engines of other zones, and announces
 // it to the agents that host counterparts. Or the engine of another zone forwards it: then it is
 // not forwarded again. A lease ends when its owner withdraws it, when it expires, or when its node
-// leaves the roster. An unreachable daemon withdraws nothing.
+// leaves the roster. An unreachable daemon withdraws nothing. Daemons compare what they have
+// ("sync"), so that what one has lost comes back and what one has missed ends.
 package engine

@@ -63,6 +63,7 @@ type Engine struct {
 	mu      sync.Mutex
 	agents  map[fabric.NodeID]*remote // connected agents of the zone
 	engines map[fabric.NodeID]*remote // connected engines of other zones
+	ended   map[string]time.Time      // endpoints of the zone that were withdrawn, and when
 }
 
 // Options configures an Engine.
@@ -87,6 +88,7 @@ func New(o Options) (*Engine, error) {
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
 		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
 		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
+		ended: map[string]time.Time{},
 	}
 	e.reprogram = coalesce.New(e.program)
 	return e, nil
@@ -159,7 +161,13 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
-		return struct{}{}, e.sync(from, p)
+		return e.sync(from, p)
+	case rpc.MethodRecall:
+		var p rpc.RecallParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.recalled(from, p)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }
@@ -177,6 +185,9 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ConnectReply{}, err
 	}
+	e.mu.Lock()
+	delete(e.ended, a.Endpoint)
+	e.mu.Unlock()
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	// The agents of the zone and the other zones are told at the same time. The answers of the
@@ -292,41 +303,40 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 // withdraw ends leases on request of their owner: an agent for its own node, an engine for its own
 // zone.
 func (e *Engine) withdraw(from rpc.Peer, p rpc.WithdrawParams) error {
-	return e.end(from, func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
+	owns := e.ownedBy(from)
+	return e.drop(func(a fabric.Admission) bool { return owns(a) && slices.Contains(p.Endpoints, a.Endpoint) }, true)
 }
 
-// sync ends the leases of an owner that are missing in the owner's complete list.
-func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) error {
-	return e.end(from, func(a fabric.Admission) bool { return !slices.Contains(p.Endpoints, a.Endpoint) })
-}
-
-func (e *Engine) end(from rpc.Peer, gone func(fabric.Admission) bool) error {
-	owns := func(a fabric.Admission) bool {
-		if a.Zone != from.Zone {
-			return false
+// ownedBy returns the function that says whether a peer speaks for an endpoint.
+func (e *Engine) ownedBy(from rpc.Peer) func(fabric.Admission) bool {
+	return func(a fabric.Admission) bool {
+		if from.Kind == fabric.KindProcessor {
+			return from.Zone != e.self.Zone && a.Zone == from.Zone
 		}
-		return from.Kind == fabric.KindProcessor && from.Zone != e.self.Zone || a.Node == from.Name
+		return a.Host() == from.NodeID
 	}
-	return e.drop(func(a fabric.Admission) bool { return owns(a) && gone(a) })
 }
 
-// drop ends leases and informs everybody who was told of them.
-func (e *Engine) drop(gone func(fabric.Admission) bool) error {
+// drop ends leases and informs the agents that were told of them. The engines of other zones are
+// informed of a withdrawal; the end of an admission or of a node they see for themselves, by their
+// own clocks.
+func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 	removed, err := e.leases.Remove(gone)
 	if len(removed) == 0 {
 		return err
 	}
+	var own []string
+	for _, le := range removed {
+		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
+		if withdrawn && le.Admission.Zone == e.self.Zone {
+			own = append(own, le.Admission.Endpoint)
+		}
+	}
+	e.remember(own)
 	// Others are informed even if the switch cannot be programmed.
 	err = errors.Join(err, e.reprogram.Call())
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
-	var own []string
-	for _, le := range removed {
-		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
-		if le.Admission.Zone == e.self.Zone {
-			own = append(own, le.Admission.Endpoint)
-		}
-	}
 	var group errgroup.Group
 	if len(own) > 0 {
 		for _, peer := range e.remotes(e.engines) {
@@ -357,7 +367,7 @@ func (e *Engine) Expire() error {
 	}
 	return e.drop(func(a fabric.Admission) bool {
 		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()]
-	})
+	}, false)
 }
 
 // Refresh updates the switch and the agents after a change of the revision or the roster.

@@ -177,8 +177,9 @@ func (w *world) agentOf(e *Engine, node string) *told {
 type told struct {
 	mu     sync.Mutex
 	set    map[string]bool
-	refuse map[string]string // endpoint to reason
-	synced []string          // as the engine named them last
+	refuse map[string]string        // endpoint to reason
+	synced []string                 // as the engine named them last
+	extra  map[string]fabric.NodeID // what it has from before, with the nodes
 }
 
 func (a *told) handle(_ context.Context, _ rpc.Peer, method string, params json.RawMessage) (any, error) {
@@ -206,13 +207,24 @@ func (a *told) handle(_ context.Context, _ rpc.Peer, method string, params json.
 		}
 		for _, id := range p.Endpoints {
 			delete(a.set, id)
+			delete(a.extra, id)
 		}
 	case rpc.MethodSync:
 		var p rpc.SyncParams
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, err
 		}
-		a.synced = p.Endpoints
+		a.synced = slices.Sorted(maps.Keys(p.Endpoints))
+		var reply rpc.SyncReply
+		for endpoint := range p.Endpoints {
+			if !a.set[endpoint] {
+				reply.Missing = append(reply.Missing, endpoint)
+			}
+		}
+		for endpoint, node := range a.extra {
+			reply.Unlisted = append(reply.Unlisted, rpc.Held{Endpoint: endpoint, Node: node})
+		}
+		return reply, nil
 	}
 	return rpc.AnnounceReply{Refused: a.refuse}, nil
 }

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/fanout"
@@ -34,11 +32,17 @@ type remote struct {
 	// progress.
 	order *sync.RWMutex
 
-	// told contains, for each endpoint that an agent was told of, when its admission was issued. mu
+	// told contains, for each endpoint that an agent was told of, the life of its admission. mu
 	// keeps the messages about it in order.
 	mu   *sync.Mutex
-	told map[string]time.Time
+	told map[string]life
+
+	// heard is what the peer listed last. Engine.mu guards it.
+	heard heard
 }
+
+// life is when an admission was issued and when it expires.
+type life struct{ issued, expires time.Time }
 
 // Conn is a connection to another daemon.
 type Conn interface {
@@ -59,7 +63,7 @@ const (
 // connected.
 func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
-	r := &remote{id: peer.NodeID, conn: conn, order: new(sync.RWMutex), mu: new(sync.Mutex), told: map[string]time.Time{}}
+	r := &remote{id: peer.NodeID, conn: conn, order: new(sync.RWMutex), mu: new(sync.Mutex), told: map[string]life{}}
 	switch {
 	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)
@@ -67,6 +71,9 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 		if errors.As(err, new(refusal)) {
 			e.log.Warn("counterparts refused", logkey.Node, r.id, logkey.Error, err)
 			return nil
+		}
+		if err == nil {
+			err = e.syncAgent(ctx, r)
 		}
 		if err != nil {
 			return fmt.Errorf("bring agent %s up to date: %w", r.id, err)
@@ -85,7 +92,7 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Lock()
 	if old := set[r.id]; old != nil {
-		r.order, r.mu = old.order, old.mu
+		r.order, r.mu, r.heard = old.order, old.mu, old.heard
 	}
 	set[r.id] = r
 	e.mu.Unlock()
@@ -118,20 +125,7 @@ func (e *Engine) own() []lease.Lease {
 
 // offer forwards all endpoints of this zone to the engine of another zone.
 func (e *Engine) offer(ctx context.Context, r *remote) error {
-	var group errgroup.Group
-	group.SetLimit(forwardAtOnce)
-	for _, le := range e.own() {
-		group.Go(func() error {
-			_, err := e.forwardTo(ctx, r, le.Request)
-			var refused *rpc.RemoteError
-			if errors.As(err, &refused) {
-				e.log.Warn("another zone refused the endpoint", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, r.id, logkey.Error, err)
-				return nil
-			}
-			return err
-		})
-	}
-	if err := group.Wait(); err != nil {
+	if err := e.forwardAll(ctx, r, e.own()); err != nil {
 		return err
 	}
 	if err := e.syncEngine(ctx, r); err != nil {
@@ -179,8 +173,12 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	r = e.newest(e.agents, r)
 	relevant := e.relevant(r)
 	var gone []string
-	for endpoint := range r.told {
-		if _, stays := relevant[endpoint]; !stays {
+	for endpoint, l := range r.told {
+		switch _, stays := relevant[endpoint]; {
+		case stays:
+		case !e.now().Before(l.expires):
+			delete(r.told, endpoint) // the agent sees by its own clock when an admission expires
+		default:
 			gone = append(gone, endpoint)
 		}
 	}
@@ -195,7 +193,7 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 	}
 	var news []string
 	for endpoint, le := range relevant {
-		if at, told := r.told[endpoint]; !told || at.Before(le.Admission.Issued) {
+		if l, told := r.told[endpoint]; !told || l.issued.Before(le.Admission.Issued) {
 			news = append(news, endpoint)
 		}
 	}
@@ -215,56 +213,14 @@ func (e *Engine) update(ctx context.Context, r *remote) error {
 				refused[endpoint] = why
 				continue
 			}
-			r.told[endpoint] = relevant[endpoint].Admission.Issued
+			a := relevant[endpoint].Admission
+			r.told[endpoint] = life{a.Issued, a.Expires}
 		}
 	}
 	if len(refused) > 0 {
 		return refusal{refused}
 	}
 	return nil
-}
-
-// Sync sends every connected agent and engine the complete list of what it should have from us, in
-// case it missed the end of a lease.
-func (e *Engine) Sync(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var group errgroup.Group
-	tell := func(set map[fabric.NodeID]*remote, do func(context.Context, *remote) error) {
-		for _, r := range e.remotes(set) {
-			group.Go(func() error {
-				if err := do(ctx, r); err != nil {
-					e.log.Warn("cannot send the list of endpoints", logkey.Node, r.id, logkey.Error, err)
-				}
-				return nil
-			})
-		}
-	}
-	tell(e.agents, e.syncAgent)
-	tell(e.engines, e.syncEngine)
-	_ = group.Wait() // errors are logged above
-}
-
-// syncAgent sends the list of all endpoints that an agent must know, even those that it was not
-// told of yet: the list only removes.
-func (e *Engine) syncAgent(ctx context.Context, r *remote) error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	r = e.newest(e.agents, r)
-	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: slices.Sorted(maps.Keys(e.relevant(r)))}, nil)
-}
-
-// syncEngine sends the list of all endpoints of this zone. No forward may overtake the list,
-// because the peer would then treat the new endpoint as removed.
-func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
-	r.order.Lock()
-	defer r.order.Unlock()
-	r = e.newest(e.engines, r)
-	var endpoints []string
-	for _, le := range e.own() {
-		endpoints = append(endpoints, le.Admission.Endpoint)
-	}
-	return r.conn.Call(ctx, rpc.MethodSync, rpc.SyncParams{Endpoints: endpoints}, nil)
 }
 
 // counterparts returns the leases of endpoints that are counterparts of any of the given identities

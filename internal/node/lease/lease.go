@@ -111,6 +111,29 @@ func (l *Set) InForce(r fabric.Request, now time.Time) (fabric.Admission, bool) 
 	return le.Admission, true
 }
 
+// Get returns the lease of an endpoint, expired or not.
+func (l *Set) Get(endpoint string) (Lease, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	le, ok := l.set[endpoint]
+	return le, ok
+}
+
+// Lacking returns, in order, those endpoints of a list that have no lease, or one with an admission
+// that was issued before the time in the list.
+func (l *Set) Lacking(list map[string]time.Time) []string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var lacking []string
+	for endpoint, issued := range list {
+		if le, ok := l.set[endpoint]; !ok || le.Admission.Issued.Before(issued) {
+			lacking = append(lacking, endpoint)
+		}
+	}
+	slices.Sort(lacking)
+	return lacking
+}
+
 // Remove removes the leases for which gone is true, and returns them.
 func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 	l.mu.Lock()

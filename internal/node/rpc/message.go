@@ -4,6 +4,8 @@
 package rpc
 
 import (
+	"time"
+
 	"github.com/sif-project/sif/fabric"
 )
 
@@ -13,7 +15,8 @@ const (
 	MethodForward  = "forward"  // engine to engine: a connectivity request of the sender's zone
 	MethodAnnounce = "announce" // engine to agent: requests of counterparts
 	MethodWithdraw = "withdraw" // these endpoints have ended
-	MethodSync     = "sync"     // all endpoints of the sender that concern the receiver
+	MethodSync     = "sync"     // compare what the sender has for the receiver with what that has
+	MethodRecall   = "recall"   // engine to engine: requests of the sender's zone that it has lost
 )
 
 // ConnectParams requests an endpoint's connectivity from an engine.
@@ -56,8 +59,38 @@ type WithdrawParams struct {
 	Endpoints []string `json:"endpoints"`
 }
 
-// SyncParams names all endpoints that the sender owns or has announced; others have ended. It
-// repairs what was missed while the two were not connected.
+// SyncParams lists all endpoints for which the sender speaks to the receiver: an agent those of its
+// node; an engine those of its zone to the engine of another zone, and to an agent those that it
+// has announced. It repairs what either side missed or lost. The list itself ends nothing: the
+// sender withdraws what it knows to have ended.
 type SyncParams struct {
+	// Endpoints says when the admission of each endpoint was issued.
+	Endpoints map[string]time.Time `json:"endpoints"`
+	// Owners are the nodes of the sender's zone that have listed their endpoints to the sender
+	// since they connected. Only engines send it.
+	Owners []fabric.NodeID `json:"owners,omitempty"`
+}
+
+// SyncReply is how the receiver differs from the list.
+type SyncReply struct {
+	// Missing are endpoints that the receiver lacks, or of which it has an earlier admission.
+	Missing []string `json:"missing,omitempty"`
+	// Unlisted are endpoints that the receiver has from the sender and that are not in the list.
+	Unlisted []Held `json:"unlisted,omitempty"`
+}
+
+// Held is an endpoint that a receiver has, and its node.
+type Held struct {
+	Endpoint string        `json:"endpoint"`
+	Node     fabric.NodeID `json:"node"`
+}
+
+// RecallParams asks for the requests of endpoints of the sender's zone that the sender has lost.
+type RecallParams struct {
 	Endpoints []string `json:"endpoints"`
+}
+
+// RecallReply contains the requests that were asked for, as far as the sender has them.
+type RecallReply struct {
+	Requests []fabric.Request `json:"requests,omitempty"`
 }
