@@ -24,7 +24,7 @@ const (
 	CodeNotRegistered   = "not-registered"      // the node has not registered yet
 	CodeNomad           = "nomad-unreachable"   // Nomad does not answer, so nothing can be admitted
 	CodeNotPlaced       = "not-placed-here"     // Nomad did not place the allocation on the calling node
-	CodeJob             = "job-refused"         // the job of the allocation leaves the network of its group
+	CodeJob             = "job-refused"         // something in the job stands against connecting it
 	CodeNoSelector      = "no-selector-matched" // Details.Tried lists selectors
 	CodeAmbiguous       = "ambiguous"           // Details.Services lists the services that match
 	CodeUnknownService  = "unknown-service"     // the graph has no such service

@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 	"github.com/sif-project/sif/internal/nomadjob"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // graphCheckTimeout limits how long a job command waits for the controller, which it can do
@@ -102,6 +103,7 @@ func (m *jobMeta) parse(ctx context.Context, j *job) error {
 	}
 	j.namespace = cmp.Or(j.namespace, nomad.DefaultNamespace)
 	client.SetNamespace(j.namespace)
+	j.parsed.Namespace = &j.namespace
 	if j.parsed.Region != nil {
 		client.SetRegion(*j.parsed.Region)
 	}
@@ -148,7 +150,7 @@ func (j *job) explain(err error) error {
 // check reports what in a job would be refused when its workloads start, by the job itself and by
 // the graph in force.
 func (m *jobMeta) check(ctx context.Context, j *job) error {
-	refused := m.diagnose(j.escapes())
+	refused := m.diagnose(slices.Concat(j.escapes(), j.gaps(), j.lost()))
 	if err := m.checkGraph(ctx, j); err != nil {
 		return err
 	}
@@ -169,6 +171,55 @@ func (j *job) escapes() hcl.Diagnostics {
 				severity = hcl.Warning
 			}
 			diags = append(diags, j.spec.Diagnose(severity, place, what, e.Remedy))
+		}
+	}
+	return diags
+}
+
+// gaps reports what in the service blocks of connected groups is not known. What only the placement
+// tells is left to the check of the graph.
+func (j *job) gaps() hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, g := range j.connected() {
+		for _, gap := range nomadjob.Describe(j.parsed, g, nil).Gaps {
+			if gap.Later {
+				continue
+			}
+			place := hcl.Place{Group: *g.Name, Task: gap.Task, Blocks: []hcl.Block{{Type: "service", Index: gap.Service}}, Argument: gap.Key}
+			severity, remedy := hcl.Warning, "A selector does not match it."
+			if gap.Refused() {
+				place.Blocks = append(place.Blocks, hcl.Block{Type: "check", Index: gap.Check})
+				severity, remedy = hcl.Error, "The node could not reach the check."
+			}
+			diags = append(diags, j.spec.Diagnose(severity, place, gap.String(), remedy))
+		}
+	}
+	return diags
+}
+
+// lost warns of what connected groups lose by what they declare for themselves: the fabric's
+// resolver, and the endpoint's health.
+func (j *job) lost() hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, g := range j.connected() {
+		if dns := g.Networks[0].DNS; dns != nil && !slices.Contains(dns.Servers, wellknown.LinkLocal4.String()) {
+			place := hcl.Place{Group: *g.Name, Blocks: []hcl.Block{{Type: "network"}}, Argument: "dns"}
+			diags = append(diags, j.spec.Diagnose(hcl.Warning, place, fmt.Sprintf("the dns block of group %q replaces the fabric's resolver, so that its tasks resolve no name of the fabric", *g.Name),
+				fmt.Sprintf("Add servers = [%q] to it, or remove it.", wellknown.LinkLocal4)))
+		}
+		warn := func(task string, services []*nomad.Service) {
+			for i, s := range services {
+				if s.Provider != "nomad" || len(s.Checks) == 0 {
+					continue
+				}
+				place := hcl.Place{Group: *g.Name, Task: task, Blocks: []hcl.Block{{Type: "service", Index: i}}, Argument: "provider"}
+				diags = append(diags, j.spec.Diagnose(hcl.Warning, place, "the health checks of a service of Nomad do not count for the fabric's DNS",
+					`Use provider = "consul" to have unhealthy instances left out.`))
+			}
+		}
+		warn("", g.Services)
+		for _, t := range g.Tasks {
+			warn(t.Name, t.Services)
 		}
 	}
 	return diags
@@ -209,21 +260,13 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) error {
 			continue
 		}
 		if s, ok := j.spec.Stanzas[*g.Name]; ok {
-			diags = append(diags, s.Check(applied, j.workload(g), time.Now())...)
+			d := nomadjob.Describe(j.parsed, g, nil)
+			later := map[string]bool{}
+			for _, gap := range d.Gaps {
+				later[gap.Filled] = later[gap.Filled] || gap.Later
+			}
+			diags = append(diags, s.Check(applied, d.Workload, later, time.Now())...)
 		}
 	}
 	return m.diagnose(diags)
-}
-
-// workload returns the properties that the scheduler will attest of the allocations of a group.
-func (j *job) workload(g *nomad.TaskGroup) fabric.Workload {
-	w := fabric.Workload{Namespace: j.namespace, Job: *j.parsed.ID, Group: *g.Name}
-	services := slices.Clone(g.Services)
-	for _, t := range g.Tasks {
-		services = append(services, t.Services...)
-	}
-	for _, s := range services {
-		w.Services = append(w.Services, fabric.WorkloadService{Name: s.Name, Tags: s.Tags, Meta: s.Meta})
-	}
-	return w
 }

@@ -209,8 +209,8 @@ func (a *admitter) placement(ctx context.Context, who identity.Node, allocation 
 	if err := a.bind(ctx, who.NodeID, place.NodeID); err != nil {
 		return place, err
 	}
-	if place.Leaves != "" {
-		return place, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q leaves its group's network: %s", place.Workload.Job, place.Leaves)
+	if place.Refused != "" {
+		return place, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: %s", place.Workload.Job, place.Refused)
 	}
 	if place.Stopped != "" {
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", allocation, place.Stopped)

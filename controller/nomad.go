@@ -4,13 +4,11 @@
 package controller
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
-	"slices"
-	"strconv"
+	"strings"
 
 	nomadapi "github.com/hashicorp/nomad/api"
 
@@ -27,7 +25,7 @@ type Placement struct {
 	NodeName   string
 	Datacenter string // of the node
 	Stopped    string // why the allocation must not run, or does not run any more; empty: it must run
-	Leaves     string // how its tasks leave the group's network, with the remedy; empty: they do not
+	Refused    string // what in its job stands against connecting it, with the remedy; empty: nothing
 	Workload   fabric.Workload
 	Meta       map[string]string // of the group
 	Checks     []fabric.Check    // ports inside the workload to which health checks connect
@@ -78,16 +76,13 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	if alloc.Job == nil || group == nil {
 		return Placement{}, fmt.Errorf("nomad's answer about allocation %s does not contain its job", allocation)
 	}
+	said := nomadjob.Describe(alloc.Job, group, &nomadjob.Instance{Allocation: alloc, Node: node})
+	if said.Workload.Job, err = n.root(q, said.Workload); err != nil {
+		return Placement{}, err
+	}
 	p := Placement{
 		NodeID: node.ID, NodeName: node.Name, Datacenter: node.Datacenter,
-		Meta: group.Meta, Leaves: nomadjob.Refusal(group),
-		Workload: fabric.Workload{
-			Namespace: alloc.Namespace, Job: alloc.JobID, Group: alloc.TaskGroup,
-			Datacenter: node.Datacenter, NodeClass: node.NodeClass, NodePool: node.NodePool,
-		},
-	}
-	if alloc.Job.Region != nil {
-		p.Workload.Region = *alloc.Job.Region
+		Meta: group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload, Checks: said.Checks,
 	}
 	switch {
 	case alloc.DesiredStatus != nomadapi.AllocDesiredStatusRun:
@@ -95,16 +90,27 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	case alloc.ClientTerminalStatus():
 		p.Stopped = "it is " + alloc.ClientStatus
 	}
-	for _, s := range servicesOf(group) {
-		p.Workload.Services = append(p.Workload.Services, fabric.WorkloadService{Name: s.Name, Tags: s.Tags, Meta: s.Meta})
-		p.Checks = append(p.Checks, checksOf(s, alloc)...)
-	}
-	slices.SortStableFunc(p.Workload.Services, func(a, b fabric.WorkloadService) int { return cmp.Compare(a.Name, b.Name) })
-	slices.SortFunc(p.Checks, func(a, b fabric.Check) int {
-		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
-	})
-	p.Checks = slices.Compact(p.Checks)
 	return p, nil
+}
+
+// root returns the name of the job that people registered. The parent of a child may be a child
+// itself: each run of a job that is periodic and parameterized takes dispatches.
+func (n Nomad) root(q *nomadapi.QueryOptions, w fabric.Workload) (string, error) {
+	in := *q
+	in.Namespace = w.Namespace
+	for strings.Contains(w.Job, nomadapi.JobPeriodicLaunchSuffix) || strings.Contains(w.Job, nomadapi.JobDispatchLaunchSuffix) {
+		job, _, err := n.Client().Jobs().Info(w.Job, &in)
+		switch {
+		case status(err) == http.StatusNotFound:
+			return w.Job, nil // purged: its name is all that is left
+		case err != nil:
+			return "", fmt.Errorf("ask Nomad for job %s: %w", w.Job, err)
+		case job.ParentID == nil || *job.ParentID == "":
+			return w.Job, nil
+		}
+		w.Job = *job.ParentID
+	}
+	return w.Job, nil
 }
 
 // status returns the HTTP status in an error from Nomad, or 0.
@@ -112,64 +118,6 @@ func status(err error) int {
 	var u nomadapi.UnexpectedResponseError
 	if errors.As(err, &u) {
 		return u.StatusCode()
-	}
-	return 0
-}
-
-// servicesOf returns the service blocks of a group and of its tasks.
-func servicesOf(group *nomadapi.TaskGroup) []*nomadapi.Service {
-	services := slices.Clone(group.Services)
-	for _, t := range group.Tasks {
-		services = append(services, t.Services...)
-	}
-	return services
-}
-
-// checksOf returns the ports inside the workload to which the checks of a service connect. A check
-// without a port uses that of its service.
-func checksOf(s *nomadapi.Service, alloc *nomadapi.Allocation) []fabric.Check {
-	var checks []fabric.Check
-	for _, c := range s.Checks {
-		switch c.Type {
-		case "http", "tcp", "grpc":
-			if port := portInside(cmp.Or(c.PortLabel, s.PortLabel), alloc); port != 0 {
-				checks = append(checks, fabric.Check{Protocol: fabric.TCP, Port: port})
-			}
-		}
-	}
-	return checks
-}
-
-// portInside returns the port inside the workload's network namespace for a label: the label itself
-// if it is a number, or the port to which the label maps. It returns 0 if there is none.
-func portInside(label string, alloc *nomadapi.Allocation) uint16 {
-	if n, err := strconv.ParseUint(label, 10, 16); err == nil {
-		return uint16(n)
-	}
-	if alloc.AllocatedResources == nil {
-		return 0
-	}
-	inside := func(value, to int) uint16 {
-		if to <= 0 { // unset, or -1: the same as outside
-			to = value
-		}
-		if to < 0 || to > 65535 {
-			return 0
-		}
-		return uint16(to)
-	}
-	shared := alloc.AllocatedResources.Shared
-	for _, p := range shared.Ports {
-		if p.Label == label {
-			return inside(p.Value, p.To)
-		}
-	}
-	for _, network := range shared.Networks {
-		for _, p := range slices.Concat(network.DynamicPorts, network.ReservedPorts) {
-			if p.Label == label {
-				return inside(p.Value, p.To)
-			}
-		}
 	}
 	return 0
 }

@@ -4,8 +4,12 @@
 package controller
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -118,7 +122,7 @@ acl {
 	job.TaskGroups[0].Tasks[0].SetConfig("network_mode", "host")
 	_, err = admit(w1, runAny(t, root, job), 14)
 	must.StrContains(t, code(t, api.CodeJob, err).Message,
-		`job "app" leaves its group's network: in group "g", task "sleep" has a network of its own beside its group's, by "network_mode" of its driver. Remove "network_mode"`)
+		`job "app" cannot be connected: in group "g", task "sleep" has a network of its own beside its group's, by "network_mode" of its driver. Remove "network_mode"`)
 
 	// A stopped allocation.
 	_, _, err = root.Jobs().Deregister("stray", false, nil)
@@ -202,19 +206,126 @@ func runAny(t *testing.T, client *nomadapi.Client, job *nomadapi.Job) string {
 
 func pointer[T any](v T) *T { return &v }
 
-func TestPortInside(t *testing.T) {
-	alloc := &nomadapi.Allocation{AllocatedResources: &nomadapi.AllocatedResources{Shared: nomadapi.AllocatedSharedResources{
-		Ports: []nomadapi.PortMapping{
-			{Label: "http", Value: 23456, To: 8080}, {Label: "same", Value: 23457, To: -1}, {Label: "plain", Value: 23458},
-		},
-		Networks: []*nomadapi.NetworkResource{{
-			DynamicPorts: []nomadapi.Port{{Label: "dynamic", Value: 23459, To: 81}}, ReservedPorts: []nomadapi.Port{{Label: "reserved", Value: 443}},
-		}},
-	}}}
-	for label, want := range map[string]uint16{
-		"http": 8080, "same": 23457, "plain": 23458, "dynamic": 81, "reserved": 443, "8081": 8081, "70000": 0, "nothing": 0, "": 0,
-	} {
-		must.Eq(t, want, portInside(label, alloc), must.Sprint(label))
+// What an allocation's services are called is what Nomad itself registers, and a child has the
+// identity of its parent. The job is described the same before and after it is placed, as far as
+// it can be.
+func TestNomadServices(t *testing.T) {
+	testhost.RequireRoot(t)
+	_, client := testhost.Nomad(t, `
+name       = "w1"
+datacenter = "aws1"
+client {
+  meta {
+    rack = "r7"
+  }
+}`)
+	scheduler := Nomad{Client: func() *nomadapi.Client { return client }}
+	texts := []string{
+		"plain", "n-${NOMAD_JOB_NAME}", "n-${NOMAD_JOB_ID}-${NOMAD_GROUP_NAME}", "n-${JOB}", "n-${BASE}", "n-${TASKGROUP}-${TASK}",
+		"n-${node.datacenter}", "n-${NOMAD_DC}", "n-${NOMAD_REGION}-${NOMAD_NAMESPACE}", "n-${meta.rack}", "n-${attr.kernel.name}",
+		"n-${node.unique.name}", "n-${node.pool}", "n-${NOMAD_ALLOC_INDEX}", "n-${NOMAD_SHORT_ALLOC_ID}", "n-${NOMAD_META_tier}",
+		"n-${NOMAD_META_TIER}", "n-${NOMAD_META_both}", "n-${NOMAD_META_check_port}", "n-${NOMAD_META_where}", "n-${NOMAD_PORT_http}",
+		"n-${NOMAD_HOST_PORT_http}", "n-${NOMAD_ALLOC_PORT_http}", "n-${NOMAD_META_what}", "n-${NOMAD_META_more}", "n-${NOMAD_JOB_PARENT_ID}",
 	}
-	must.Eq(t, 0, portInside("http", &nomadapi.Allocation{}))
+	job := sleepJob("default", "shop", "api", map[string]string{"both": "group"})
+	job.Type = pointer("batch")
+	g := job.TaskGroups[0]
+	g.Tasks[0].Config["args"] = []string{"60"}
+	g.Tasks[0].Meta, g.Tasks[0].Env = map[string]string{"both": "task"}, map[string]string{"COLOUR": "red-${NOMAD_META_tier}"}
+	job.Meta = map[string]string{"tier": "a", "check-port": "9400", "where": "dc-${node.datacenter}", "both": "job", "what": "", "more": ""}
+	g.Services, g.Tasks[0].Services = nil, nil
+	for i, text := range append(texts, "n-${NOMAD_TASK_NAME}-${COLOUR}", "n-${NOMAD_META_both}") {
+		s := &nomadapi.Service{Name: fmt.Sprintf("s%d", i), Tags: []string{text}, PortLabel: "http", Provider: "nomad"}
+		switch {
+		case i >= len(texts):
+			g.Tasks[0].Services = append(g.Tasks[0].Services, s)
+		case i < 10: // Nomad checks the names of the others before it fills in the variables
+			s.Name = strings.Replace(text, "n-", fmt.Sprintf("n%d-", i), 1)
+			g.Services = append(g.Services, s)
+		default:
+			g.Services = append(g.Services, s)
+		}
+	}
+	compare := func(t *testing.T, alloc string) Placement {
+		t.Helper()
+		place, err := scheduler.Placement(t.Context(), alloc, "")
+		must.NoError(t, err)
+		must.Eq(t, "", place.Refused)
+		must.Eq(t, "shop", place.Workload.Job)
+		ours := map[string]bool{}
+		for _, s := range place.Workload.Services {
+			ours[s.Name+" "+s.Tags[0]] = true
+		}
+		must.MapLen(t, len(g.Services)+len(g.Tasks[0].Services), ours)
+		eventually(t, func() error {
+			list, _, err := client.Allocations().Services(alloc, nil)
+			if err != nil {
+				return err
+			}
+			theirs := map[string]bool{}
+			for _, s := range list {
+				theirs[s.ServiceName+" "+s.Tags[0]] = true
+			}
+			if !maps.Equal(ours, theirs) {
+				return fmt.Errorf("the controller has %v, Nomad registered %v", slices.Sorted(maps.Keys(ours)), slices.Sorted(maps.Keys(theirs)))
+			}
+			return nil
+		})
+		return place
+	}
+	t.Run("itself", func(t *testing.T) {
+		compare(t, runAny(t, client, job))
+		_, _, err := client.Jobs().Deregister("shop", true, nil)
+		must.NoError(t, err)
+	})
+	child := func(prefix string) (alloc string) {
+		eventually(t, func() error {
+			list, _, err := client.Allocations().List(nil)
+			if err != nil {
+				return err
+			}
+			for _, a := range list {
+				if strings.HasPrefix(a.JobID, prefix) && a.DesiredStatus == nomadapi.AllocDesiredStatusRun {
+					alloc = a.ID
+					return nil
+				}
+			}
+			return errors.New("no child was placed yet")
+		})
+		return alloc
+	}
+	t.Run("periodic", func(t *testing.T) {
+		p := *job
+		p.Periodic = &nomadapi.PeriodicConfig{Enabled: pointer(true), Spec: pointer("0 3 1 1 *"), SpecType: pointer("cron")}
+		_, _, err := client.Jobs().Register(&p, nil)
+		must.NoError(t, err)
+		_, _, err = client.Jobs().PeriodicForce("shop", nil)
+		must.NoError(t, err)
+		compare(t, child("shop/periodic-"))
+		_, _, err = client.Jobs().Deregister("shop", true, nil)
+		must.NoError(t, err)
+	})
+	t.Run("parameterized", func(t *testing.T) {
+		p := *job
+		p.ParameterizedJob = &nomadapi.ParameterizedJobConfig{MetaRequired: []string{"what"}, MetaOptional: []string{"more"}}
+		_, _, err := client.Jobs().Register(&p, nil)
+		must.NoError(t, err)
+		_, _, err = client.Jobs().Dispatch("shop", map[string]string{"what": "w"}, nil, "", nil)
+		must.NoError(t, err)
+		compare(t, child("shop/dispatch-"))
+		_, _, err = client.Jobs().Deregister("shop", true, nil)
+		must.NoError(t, err)
+	})
+	t.Run("periodic and parameterized", func(t *testing.T) {
+		p := *job
+		p.Periodic = &nomadapi.PeriodicConfig{Enabled: pointer(true), Spec: pointer("0 3 1 1 *"), SpecType: pointer("cron")}
+		p.ParameterizedJob = &nomadapi.ParameterizedJobConfig{}
+		_, _, err := client.Jobs().Register(&p, nil)
+		must.NoError(t, err)
+		reply, _, err := client.Jobs().Dispatch("shop", nil, nil, "", nil)
+		must.NoError(t, err)
+		_, _, err = client.Jobs().PeriodicForce(reply.DispatchedJobID, nil)
+		must.NoError(t, err)
+		compare(t, child(reply.DispatchedJobID+"/periodic-"))
+	})
 }

@@ -341,11 +341,61 @@ func TestStanzaCheck(t *testing.T) {
 			job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 			must.NoError(t, diags.Err())
 			var got []string
-			for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, tt.workload, at.Now) {
+			for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, tt.workload, nil, at.Now) {
 				got = append(got, d.String())
 			}
 			must.Eq(t, tt.want, got)
 		})
+	}
+}
+
+// What depends on the placement is a warning, and never hides what is certain.
+func TestStanzaCheckBeforePlacement(t *testing.T) {
+	select1 := func(name string, s ...fabric.Selector) fabric.Service {
+		return fabric.Service{Name: name, Selectors: s}
+	}
+	consul := func(name string, tags ...string) fabric.Selector {
+		return fabric.Selector{Kind: fabric.SelectConsul, Namespace: "default", Service: name, Tags: tags}
+	}
+	nomad := func(s fabric.Selector) fabric.Selector { s.Kind, s.Namespace = fabric.SelectNomad, "default"; return s }
+	g := &fabric.Graph{Domains: map[string]*fabric.Domain{"a": {Name: "a", Services: []fabric.Service{
+		select1("api", consul("api")), select1("tagged", consul("tagged", "blue")),
+		select1("here", nomad(fabric.Selector{Job: "there", Datacenter: "aws1"})),
+		select1("rack", fabric.Selector{Kind: fabric.SelectNode, NodePool: "racks"}),
+	}}}}
+	service := func(name string, tags ...string) fabric.Workload {
+		return fabric.Workload{Namespace: "default", Job: "j", Group: "g", NodePool: "default", Services: []fabric.WorkloadService{{Name: name, Tags: tags}}}
+	}
+	for _, tt := range []struct {
+		stanza string
+		w      fabric.Workload
+		later  string
+		want   string // the beginning of the only diagnostic
+	}{
+		{``, service("api"), "", ""},
+		{``, service("${x}"), "", "error: no service"},
+		{``, service("${x}"), "${x}", `warning: whether a service selects group "g" of job "j" in namespace "default" depends on its placement: a/api`},
+		{``, service("tagged", "${x}"), "${x}", `warning: whether a service selects group "g" of job "j" in namespace "default" depends on its placement: a/tagged`},
+		{``, service("tagged", "red"), "${x}", "error: no service"},
+		{`service = "a/tagged"`, service("tagged", "red", "${x}"), "${x}", `warning: whether service "a/tagged" selects`},
+		{`service = "a/api"`, service("tagged", "${x}"), "${x}", `error: service "a/api" does not select`},
+		{``, fabric.Workload{Namespace: "default", Job: "there", NodePool: "default"}, "", "warning: whether a service selects"},
+		{``, fabric.Workload{Namespace: "default", Job: "there", Datacenter: "gcp1", NodePool: "default"}, "", "error: no service"},
+		{``, fabric.Workload{Namespace: "default", Job: "there", Datacenter: "aws1", NodePool: "default"}, "", ""},
+		{``, fabric.Workload{Namespace: "default", Job: "there", Datacenter: "aws1"}, "", "warning: when it is placed, several services may select"},
+		{``, fabric.Workload{Namespace: "default", Job: "j", NodePool: "racks"}, "", ""},
+	} {
+		src := "job \"j\" {\n  group \"g\" {\n    connectivity {\n" + tt.stanza + "\n    }\n  }\n}\n"
+		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
+		must.NoError(t, diags.Err())
+		got := job.Stanzas["g"].Check(Applied{Graph: g}, tt.w, map[string]bool{tt.later: tt.later != ""}, at.Now)
+		if tt.want == "" {
+			must.SliceEmpty(t, got)
+			continue
+		}
+		must.Len(t, 1, got, must.Sprint(tt.w))
+		_, text, _ := strings.Cut(got[0].String(), " ")
+		must.StrHasPrefix(t, tt.want, text)
 	}
 }
 
@@ -433,7 +483,7 @@ domain "c" {
 		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 		must.NoError(t, diags.Err())
 		var got []string
-		for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, fabric.Workload{Namespace: "default", Job: "web", Group: "g"}, at.Now) {
+		for _, d := range job.Stanzas["g"].Check(Applied{Graph: g, Waiting: g.Waiting()}, fabric.Workload{Namespace: "default", Job: "web", Group: "g"}, nil, at.Now) {
 			got = append(got, d.String())
 		}
 		must.Eq(t, tt.want, got, must.Sprint(tt.stanza))
@@ -468,7 +518,7 @@ func TestStanzaCheckOfPartOfTheGraph(t *testing.T) {
 		src := "job \"" + tt.job + "\" {\n  group \"g\" {\n    connectivity {\n" + tt.stanza + "\n    }\n  }\n}\n"
 		job, diags := ExtractConnectivity(Source{Name: "j.hcl", Data: []byte(src)})
 		must.NoError(t, diags.Err())
-		got := job.Stanzas["g"].Check(applied, fabric.Workload{Namespace: "default", Job: tt.job, Group: "g"}, at.Now)
+		got := job.Stanzas["g"].Check(applied, fabric.Workload{Namespace: "default", Job: tt.job, Group: "g"}, nil, at.Now)
 		must.Len(t, len(tt.want), got, must.Sprint(tt.stanza))
 		for i, d := range got {
 			must.StrHasPrefix(t, tt.want[i], d.String())

@@ -26,13 +26,15 @@ type Applied struct {
 func (a Applied) hides(domain string) bool { return a.Partial && a.Graph.Domains[domain] == nil }
 
 // Check reports what prevents a stanza, whose group is attested as w, from getting its roles under
-// the graph in force at now. Errors: the graph lacks a service or contract, the service does not
-// select w, or the service does not have a role. Warnings are about what the owners of a domain can
-// fix without a change of the job: a contract that has expired or waits for consent. What the user
-// may not read is not checked, which is a warning too.
-func (s Stanza) Check(a Applied, w fabric.Workload, now time.Time) Diagnostics {
+// the graph in force at now. What w does not name, such as the node, is known only when Nomad has
+// placed an instance; so are the texts of its services that are in later. Errors: the graph lacks a
+// service or contract, the service does not select w, or the service does not have a role. Warnings
+// are about what the owners of a domain can fix without a change of the job, a contract that has
+// expired or waits for consent, and about what depends on the placement. What the user may not read
+// is not checked, which is a warning too.
+func (s Stanza) Check(a Applied, w fabric.Workload, later map[string]bool, now time.Time) Diagnostics {
 	c := &checker{Applied: a}
-	if service, ok := c.selected(s, w); ok {
+	if service, ok := c.selected(s, w, later); ok {
 		requested := slices.Concat(c.roles(service, s.originate, "originator"), c.roles(service, s.respond, "responder"))
 		c.dormant(requested, now)
 	}
@@ -58,16 +60,83 @@ func (c *checker) unseen(r hcl2.Range, format string, args ...any) {
 	c.warn(r, "The controller checks it when the workload starts. To check it here, use a token that may read the domain.", format, args...)
 }
 
+// couldBe reports whether a consul selector matches a service, or will when the texts in later are
+// known.
+func couldBe(s fabric.Selector, have fabric.WorkloadService, later map[string]bool) bool {
+	for _, tag := range s.Tags {
+		if !slices.Contains(have.Tags, tag) && !slices.ContainsFunc(have.Tags, func(t string) bool { return later[t] }) {
+			return false
+		}
+	}
+	for key, value := range s.Meta {
+		if got := have.Meta[key]; got != value && !later[got] {
+			return false
+		}
+	}
+	return s.Service == have.Name || later[have.Name]
+}
+
+const placedLater = "The controller compares the selectors when Nomad has placed an instance."
+
+// unplaced returns a graph whose selectors match everything that they could match when an instance
+// of w is placed.
+func unplaced(g *fabric.Graph, w fabric.Workload, later map[string]bool) *fabric.Graph {
+	loose := *g
+	loose.Domains = make(map[string]*fabric.Domain, len(g.Domains))
+	for name, d := range g.Domains {
+		domain := *d
+		domain.Services = slices.Clone(d.Services)
+		for i, service := range domain.Services {
+			selectors := slices.Clone(service.Selectors)
+			for n := range selectors {
+				loosen(&selectors[n], w, later)
+			}
+			domain.Services[i].Selectors = selectors
+		}
+		loose.Domains[name] = &domain
+	}
+	return &loose
+}
+
+// loosen removes from a selector what w does not name.
+func loosen(s *fabric.Selector, w fabric.Workload, later map[string]bool) {
+	for _, f := range []struct {
+		want *string
+		have string
+	}{
+		{&s.Region, w.Region}, {&s.Datacenter, w.Datacenter}, {&s.NodeClass, w.NodeClass},
+		{&s.NodePool, w.NodePool}, {&s.Zone, w.Zone}, {&s.Node, w.Node},
+	} {
+		if f.have == "" {
+			*f.want = ""
+		}
+	}
+	switch {
+	case s.Kind == fabric.SelectConsul && slices.ContainsFunc(w.Services, func(have fabric.WorkloadService) bool { return couldBe(*s, have, later) }):
+		*s = fabric.Selector{Kind: fabric.SelectNomad, Namespace: s.Namespace, Job: w.Job, Datacenter: s.Datacenter}
+	case s.Kind == fabric.SelectNode && s.NodePool == "": // else it must match the pool that w names
+		*s = fabric.Selector{Kind: fabric.SelectNomad, Namespace: w.Namespace, Job: w.Job}
+	}
+}
+
 // selected returns the service of which the group would be an instance.
-func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
+func (c *checker) selected(s Stanza, w fabric.Workload, later map[string]bool) (fabric.Ref, bool) {
 	matches := c.Graph.Select(w)
+	possible := unplaced(c.Graph, w, later).Select(w)
 	what := fmt.Sprintf("group %q of job %q in namespace %q", w.Group, w.Job, w.Namespace)
 	if s.Service == "" {
 		switch {
+		case len(matches) == 1 && len(possible) > 1:
+			c.warn(s.block, "Name the one that is meant: service = \"domain/service\".",
+				"when it is placed, several services may select %s: %s", what, joinRefs(possible))
+			return matches[0], true
 		case len(matches) == 1:
 			return matches[0], true
 		case len(matches) == 0 && c.Partial:
 			c.unseen(s.block, "no service that the token may read selects %s", what)
+		case len(matches) == 0 && len(possible) > 0:
+			c.warn(s.block, placedLater, "whether a service selects %s depends on its placement: %s", what, joinRefs(possible))
+			return possible[0], len(possible) == 1
 		case len(matches) == 0:
 			c.report(s.block, "Add a selector to the service in the graph, and apply it.", "no service of the applied graph selects %s", what)
 		default:
@@ -80,6 +149,10 @@ func (c *checker) selected(s Stanza, w fabric.Workload) (fabric.Ref, bool) {
 		return ref, false // ExtractConnectivity has reported it
 	}
 	if slices.Contains(matches, ref) {
+		return ref, true
+	}
+	if slices.Contains(possible, ref) {
+		c.warn(s.service, placedLater, "whether service %q selects %s depends on its placement", ref, what)
 		return ref, true
 	}
 	if c.hides(ref.Domain) {

@@ -41,7 +41,7 @@ func TestJobsAgreeWithGraphs(t *testing.T) {
 			must.MapNotEmpty(t, job.Stanzas)
 			must.StrNotContains(t, string(job.Plain), "connectivity {")
 			for group, stanza := range job.Stanzas {
-				diags := stanza.Check(hcl.Applied{Graph: graph, Waiting: graph.Waiting()}, fabric.Workload{Namespace: "default", Job: string(match[1]), Group: group}, time.Now())
+				diags := stanza.Check(hcl.Applied{Graph: graph, Waiting: graph.Waiting()}, fabric.Workload{Namespace: "default", Job: string(match[1]), Group: group}, nil, time.Now())
 				must.SliceEmpty(t, diags)
 				groups[stanza.Service]++
 			}

@@ -83,16 +83,6 @@ func Escapes(group *nomadapi.TaskGroup) []Escape {
 	return list
 }
 
-// Refusal returns why no instance of a group may be connected, with the remedy, or "".
-func Refusal(group *nomadapi.TaskGroup) string {
-	for _, e := range Escapes(group) {
-		if e.Leaves {
-			return fmt.Sprintf("in group %q, %s. %s", *group.Name, e, e.Remedy)
-		}
-	}
-	return ""
-}
-
 // isSet reports whether an argument has another value than nothing. An expression that only Nomad's
 // client evaluates is one.
 func isSet(v any) bool {

@@ -60,10 +60,10 @@ func TestEscapes(t *testing.T) {
 		what := must.Sprint(tc.driver, tc.config)
 		must.Eq(t, tc.leaves, leaves, what)
 		must.Eq(t, tc.could, could, what)
-		must.Eq(t, len(leaves) > 0, Refusal(group) != "", what)
+		must.Eq(t, len(leaves) > 0, Refusal(group, Description{}) != "", what)
 		if len(leaves) > 0 {
-			must.StrContains(t, Refusal(group), fmt.Sprintf(`in group "g", task "t" `), what)
-			must.StrContains(t, Refusal(group), fmt.Sprintf("by %q of its driver. Remove %q", leaves[0], leaves[0]), what)
+			must.StrContains(t, Refusal(group, Description{}), fmt.Sprintf(`in group "g", task "t" `), what)
+			must.StrContains(t, Refusal(group, Description{}), fmt.Sprintf("by %q of its driver. Remove %q", leaves[0], leaves[0]), what)
 		}
 	}
 }
