@@ -79,9 +79,9 @@ func Refusal(group *nomadapi.TaskGroup, d Description) string {
 }
 
 // Describe returns what a job says about the instances of a group. in is nil for a job that has no
-// instances yet: what depends on the node is then empty, and gaps may be Later. Variables are filled
-// in as Nomad's client does when it registers the services; one that it would not know either, or
-// that only it knows, stays as it is written.
+// instances yet: what depends on the node is then empty, and gaps may be Later. Variables are
+// filled in as Nomad's client does when it registers the services. One that it would not know
+// either, or that only it knows, stays as it is written.
 func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Description {
 	w := fabric.Workload{Namespace: nomadapi.DefaultNamespace, Job: parent(job), Group: *group.Name}
 	for field, value := range map[*string]*string{&w.Namespace: job.Namespace, &w.Region: job.Region, &w.NodePool: job.NodePool} {
@@ -108,8 +108,8 @@ func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Descri
 	return d.Description
 }
 
-// parent returns the name that selectors match: that of the job, or of the periodic or parameterized
-// job of which it is a child. Only Nomad sets a job's parent.
+// parent returns the name that selectors match: that of the job, or of the periodic or
+// parameterized job of which it is a child. Only Nomad sets a job's parent.
 func parent(job *nomadapi.Job) string {
 	if job.ParentID != nil && *job.ParentID != "" {
 		return *job.ParentID

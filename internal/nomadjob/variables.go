@@ -75,8 +75,8 @@ func environmentName(name string) string {
 	}, name)
 }
 
-// variablesOf returns the variables of a group, or of one of its tasks. in is nil for a job that has
-// no instances yet.
+// variablesOf returns the variables of a group, or of one of its tasks. in is nil for a job that
+// has no instances yet.
 func variablesOf(job *nomadapi.Job, group *nomadapi.TaskGroup, task *nomadapi.Task, in *Instance) variables {
 	v := variables{known: map[string]string{}}
 	set := func(name string, value *string) {
