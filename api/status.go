@@ -26,10 +26,15 @@ type NodeStatus struct {
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
-	Drops              map[string]uint64 `json:"drops,omitempty"`   // packets by reason, since the rules were loaded
-	Audited            []FlowStatus      `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
-	Flows              []FlowStatus      `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
-	Reported           time.Time         `json:"reported"`          // set by the controller
+	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
+
+	// Refused counts connections and calls of other daemons that were refused because of a limit,
+	// by reason, since the daemon started.
+	Refused map[string]uint64 `json:"refused,omitempty"`
+
+	Audited  []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
+	Flows    []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
+	Reported time.Time    `json:"reported"`          // set by the controller
 }
 
 // ID names the node.

@@ -151,7 +151,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
-	var links, drops [][]string
+	var links, drops, refused [][]string
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -178,6 +178,9 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
 			drops = append(drops, []string{id, reason, fmt.Sprint(n.Drops[reason])})
 		}
+		for _, reason := range slices.Sorted(maps.Keys(n.Refused)) {
+			refused = append(refused, []string{id, reason, fmt.Sprint(n.Refused[reason])})
+		}
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
@@ -185,6 +188,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Last handshake", "Bytes in", "Bytes out"}))
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
+		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
 	}
 	if len(problems) == 0 {
 		b.WriteString("\nAll is well.")

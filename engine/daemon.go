@@ -47,6 +47,7 @@ type Daemon struct {
 	bridge   *bridge
 	ports    *ports
 	firewall *firewall.Firewall
+	server   *rpc.Server
 }
 
 // Start starts the engine of the node. It takes over the state of an earlier engine in the switch
@@ -78,6 +79,10 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
 		Leases: filepath.Join(c.DataDir, "leases.json"), Switch: d.bridge, Numbers: num, Nodes: n.Nodes,
 	})
+	if err != nil {
+		return nil, err
+	}
+	d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle)
 	return d, err
 }
 
@@ -181,12 +186,7 @@ func (d *Daemon) serveAgents(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("listen for agents: %w", err)
 	}
-	return d.serve(ctx, l)
-}
-
-func (d *Daemon) serve(ctx context.Context, l net.Listener) error {
-	config := d.node.Identity.ServerTLS(tls.RequireAndVerifyClientCert)
-	return rpc.Serve(ctx, l, config, d.node.Identity, func(c *rpc.Conn) { d.welcome(ctx, c) }, d.Handle)
+	return d.server.Serve(ctx, l)
 }
 
 // welcome handles a new connection.
@@ -254,7 +254,7 @@ func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 		return fmt.Errorf("listen for the engine of %s: %w", n.ID(), err)
 	}
 	d.node.Degrade("engine "+n.ID().String(), nil)
-	return d.serve(ctx, l)
+	return d.server.Serve(ctx, l)
 }
 
 // inLink runs do in the network namespace of the link to n. Sockets that do opens stay in that
@@ -269,7 +269,7 @@ func (d *Daemon) inLink(n fabric.Node, do func() error) error {
 
 // Status returns the state of the engine.
 func (d *Daemon) Status() api.NodeStatus {
-	s := api.NodeStatus{}
+	s := api.NodeStatus{Refused: d.server.Refused()}
 	drops, err := d.bridge.Drops()
 	d.node.Degrade("switch counters", err)
 	s.Drops = drops

@@ -13,7 +13,6 @@ import (
 	"net"
 	"runtime/debug"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -26,10 +25,6 @@ const (
 	methodPing   = "ping"          // answered by this package, never passed to handlers
 	pingInterval = 8 * time.Second // a dead peer is detected within interval + timeout,
 	pingTimeout  = 8 * time.Second // plus writeTimeout if its receive window is full
-
-	maxRunning     = 64       // concurrent handlers per connection
-	maxWaiting     = 1024     // calls that are not answered yet
-	maxWaitingSize = 64 << 20 // bytes of their params
 )
 
 // codeRefused answers a call that was not handled because the connection may not be used any more.
@@ -65,14 +60,12 @@ type Conn struct {
 	ready chan struct{} // closed when calls may be handled
 
 	handlers sync.WaitGroup
-	running  chan struct{}
-	waiting  atomic.Int64 // calls
-	size     atomic.Int64 // bytes of their params
+	load     *load
 }
 
 // start starts reading. It returns when the peer's calls may be handled.
-func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
-	c.running = make(chan struct{}, maxRunning)
+func (c *Conn) start(ctx context.Context, h Handler, onConn func(context.Context, *Conn), l *load) {
+	c.load = l
 	logger := log.New(io.Discard, "", 0) // what it logs is also returned as errors
 	c.rpc = jsonrpc2.NewConn(ctx, newStream(c.conn), rpcHandler{c, h}, jsonrpc2.SetLogger(logger))
 	go func() {
@@ -81,7 +74,7 @@ func (c *Conn) start(ctx context.Context, h Handler, onConn func(*Conn)) {
 	}()
 	go c.watch()
 	if onConn != nil {
-		onConn(c)
+		onConn(ctx, c)
 	}
 	close(c.ready)
 }
@@ -205,26 +198,20 @@ func (r rpcHandler) Handle(ctx context.Context, rpc *jsonrpc2.Conn, req *jsonrpc
 	if req.Params != nil {
 		params = *req.Params
 	}
-	size := int64(len(params))
-	waiting := c.waiting.Add(1)
-	full := waiting > maxWaiting
-	if waiting > 2*maxWaiting { // the peer sends calls and does not read the replies
-		c.waiting.Add(-1)
+	full, flooded := c.load.add(len(params))
+	if flooded { // the peer sends calls and does not read the replies
+		c.load.remove(len(params))
 		rpc.Close()
 		return
 	}
-	if c.size.Add(size) > maxWaitingSize && size > 0 {
-		full = true
-	}
 	c.handlers.Go(func() {
-		defer c.waiting.Add(-1)
-		defer c.size.Add(-size)
+		defer c.load.remove(len(params))
 		var result any
 		var err error
 		switch {
 		case req.Method == methodPing:
 		case full:
-			err = errors.New("too many calls are waiting; try again later")
+			err = errors.New("too many calls of this node are waiting; try again later")
 		default:
 			result, err = r.run(ctx, req.Method, params)
 		}
@@ -264,9 +251,9 @@ func (r rpcHandler) run(ctx context.Context, method string, params json.RawMessa
 	select {
 	case <-ctx.Done():
 		return nil, ctx.Err()
-	case r.c.running <- struct{}{}:
+	case r.c.load.running <- struct{}{}:
 	}
-	defer func() { <-r.c.running }()
+	defer func() { <-r.c.load.running }()
 	defer func() {
 		if p := recover(); p != nil {
 			hclog.FromContext(ctx).Error("the handler of "+method+" panicked", logkey.Node, r.c.peer.NodeID, logkey.Error, p, logkey.Stack, string(debug.Stack()))

@@ -11,24 +11,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
-	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
-	"github.com/sif-project/sif/internal/logkey"
-	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-const (
-	handshakeTimeout = 10 * time.Second
-	maxHandshakes    = 64 // at a time; other connections wait to be accepted
-)
+const handshakeTimeout = 10 * time.Second
 
 // Handler answers one call. Calls are handled concurrently: a caller that depends on the order
 // waits for each reply. The caller receives an error as a *RemoteError. ctx ends with the
@@ -63,65 +54,8 @@ func Dial(ctx context.Context, addr string, conf *tls.Config, id Identity, h Han
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
 	// The connection outlives ctx, and keeps its values.
-	c.start(context.WithoutCancel(ctx), h, nil)
+	c.start(context.WithoutCancel(ctx), h, nil, newLoad())
 	return c, nil
-}
-
-// Serve accepts connections until ctx ends. Then it closes them, waits for their handlers and
-// returns nil. conf must come from identity.ServerTLS and require a certificate. onConn, if not
-// nil, is called with each connection before its calls are handled. Refused peers are logged to the
-// logger of ctx.
-func Serve(ctx context.Context, l net.Listener, conf *tls.Config, id Identity, onConn func(*Conn), h Handler) error {
-	if conf.ClientAuth < tls.RequireAnyClientCert {
-		return errors.New("serve agents and engines: the TLS configuration does not require client certificates")
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stop := context.AfterFunc(ctx, func() { l.Close() })
-	defer stop()
-	var conns sync.WaitGroup
-	defer conns.Wait()
-	defer cancel() // before the wait
-
-	log := hclog.FromContext(ctx)
-	slots := make(chan struct{}, maxHandshakes)
-	for {
-		raw, err := l.Accept()
-		switch {
-		case ctx.Err() != nil:
-			if err == nil {
-				raw.Close()
-			}
-			return nil
-		case errors.Is(err, net.ErrClosed):
-			return fmt.Errorf("accept agents and engines on %s: %w", l.Addr(), err)
-		case err != nil: // for example, no file descriptor is free: retry
-			log.Warn("cannot accept a connection, retrying", logkey.Address, l.Addr().String(), logkey.Error, err)
-			retry.Sleep(ctx, 100*time.Millisecond)
-			continue
-		}
-		if tcp, ok := raw.(*net.TCPConn); ok {
-			_ = tcp.SetKeepAliveConfig(keepAlive) // fails if the connection is closed
-		}
-		slots <- struct{}{}
-		conns.Go(func() {
-			hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-			conf, own := noteOwn(conf)
-			c, err := handshake(hctx, tls.Server(raw, conf), id, own)
-			cancel()
-			<-slots
-			if err != nil {
-				raw.Close()
-				if ctx.Err() == nil {
-					log.Warn("peer refused", logkey.Address, raw.RemoteAddr().String(), logkey.Error, err)
-				}
-				return
-			}
-			c.start(ctx, h, onConn)
-			<-c.Done()
-			c.handlers.Wait()
-		})
-	}
 }
 
 // noteOwn returns a copy of conf, and where the handshake notes the certificate that this side

@@ -39,18 +39,27 @@ func deny(context.Context, Peer, string, json.RawMessage) (any, error) {
 }
 
 // serve runs a server until the test ends and returns its address.
-func serve(t *testing.T, id *identity.Source, onConn func(*Conn), h Handler) string {
+func serve(t *testing.T, id *identity.Source, onConn func(context.Context, *Conn), h Handler) string {
+	t.Helper()
+	addr, _ := serveCounting(t, id, onConn, h)
+	return addr
+}
+
+// serveCounting is serve for tests that look at the server.
+func serveCounting(t *testing.T, id *identity.Source, onConn func(context.Context, *Conn), h Handler) (string, *Server) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(quiet())
 	done := make(chan error, 1)
-	go func() { done <- Serve(ctx, l, id.ServerTLS(tls.RequireAndVerifyClientCert), id, onConn, h) }()
+	s, err := NewServer(id.ServerTLS(tls.RequireAndVerifyClientCert), id, onConn, h)
+	must.NoError(t, err)
+	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		must.NoError(t, <-done)
 	})
-	return l.Addr().String()
+	return l.Addr().String(), s
 }
 
 // dial connects as client to a server.
@@ -74,7 +83,7 @@ func TestBothSidesCall(t *testing.T) {
 
 	conns := make(chan *Conn, 1)
 	// The engine's handler calls the agent back before it answers.
-	addr := serve(t, engine, func(c *Conn) { conns <- c },
+	addr := serve(t, engine, func(_ context.Context, c *Conn) { conns <- c },
 		func(ctx context.Context, from Peer, method string, params json.RawMessage) (any, error) {
 			if method != MethodConnect || from != peer("aws1", "aws1-w1", fabric.KindWorkload) {
 				return nil, fmt.Errorf("unexpected %s from %v", method, from)
@@ -168,7 +177,7 @@ func TestRefusedPeers(t *testing.T) {
 		must.ErrorContains(t, err, "unknown authority")
 	})
 	t.Run("a server that asks for no certificate", func(t *testing.T) {
-		err := Serve(quiet(), nil, engine.ServerTLS(tls.RequestClientCert), engine, nil, deny)
+		_, err := NewServer(engine.ServerTLS(tls.RequestClientCert), engine, nil, deny)
 		must.ErrorContains(t, err, "does not require client certificates")
 	})
 }
@@ -178,7 +187,7 @@ func connect(t *testing.T, server, client Handler) (atServer, atClient *Conn) {
 	t.Helper()
 	ca := identitytest.NewCA(t)
 	conns := make(chan *Conn, 1)
-	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor), func(c *Conn) { conns <- c }, server)
+	addr := serve(t, ca.Node("z", "p", fabric.KindProcessor), func(_ context.Context, c *Conn) { conns <- c }, server)
 	c, err := dial(addr, ca.Node("z", "w", fabric.KindWorkload), engineAt("z", "p"), client)
 	must.NoError(t, err)
 	t.Cleanup(func() { c.Close() })
@@ -339,7 +348,7 @@ func TestNoCallAfterTheCertificateEnds(t *testing.T) {
 			conns := make(chan *Conn, 1)
 			var handled atomic.Int64
 			count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
-			addr := serve(t, source(ca, "z", "p", fabric.KindProcessor, now.Add(ends.server)), func(c *Conn) { conns <- c }, count)
+			addr := serve(t, source(ca, "z", "p", fabric.KindProcessor, now.Add(ends.server)), func(_ context.Context, c *Conn) { conns <- c }, count)
 			c, err := dial(addr, source(ca, "z", "w", fabric.KindWorkload, now.Add(ends.client)), engineAt("z", "p"), count)
 			must.NoError(t, err)
 			defer c.Close()
@@ -376,7 +385,7 @@ func TestRevokedPeer(t *testing.T) {
 	conns := make(chan *Conn, 2)
 	var handled atomic.Int64
 	count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
-	addr := serve(t, server, func(c *Conn) { conns <- c }, count)
+	addr := serve(t, server, func(_ context.Context, c *Conn) { conns <- c }, count)
 	first, err := dial(addr, client, engineAt("z", "p"), count)
 	must.NoError(t, err)
 	defer first.Close()
