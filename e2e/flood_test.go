@@ -1,0 +1,76 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/binary"
+	"errors"
+	"math"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
+)
+
+// flood sends a datagram from each port of a workload, as fast as it can.
+func flood(t *testing.T, from, to workload, port uint16) {
+	t.Helper()
+	// A raw socket needs no port for each flow.
+	_, err := within(from.netns, func() (struct{}, error) {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW, unix.IPPROTO_UDP)
+		if err != nil {
+			return struct{}{}, err
+		}
+		defer unix.Close(fd)
+		address := &unix.SockaddrInet4{Addr: to.v4.As4()}
+		for source := 1024; source <= math.MaxUint16; source++ {
+			header := binary.BigEndian.AppendUint16(nil, uint16(source))
+			header = binary.BigEndian.AppendUint16(header, port)
+			header = append(header, 0, 8, 0, 0) // length; no checksum
+			switch err := unix.Sendto(fd, header, 0, address); {
+			case errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.EPERM): // dropped at the hook or in a queue
+			case err != nil:
+				return struct{}{}, err
+			}
+		}
+		return struct{}{}, nil
+	})
+	must.NoError(t, err)
+}
+
+// TestFlood has one workload open connections faster than it may. The fabric refuses them, counts
+// them, and everybody else goes on: connections that exist and new ones, of the other workloads of
+// the node and through the same processors.
+func TestFlood(t *testing.T) {
+	world.withTestPorts(t)
+	svc, news := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
+	weather := world.workload(t, "getaway-app/weather-gw", "gcp1")
+	worker, db := world.workload(t, "voting-app/worker", "aws1"), world.workload(t, "voting-app/result-db", "gcp1")
+	must.Eq(t, svc.node, worker.node)
+	own := openStream(t, svc, weather, weatherPort, "own")
+	const resultPort = 7002
+	refused := func() uint64 {
+		for _, n := range world.status(t).Nodes {
+			if n.Node == svc.node {
+				return n.Drops["ebpf from-workload: too-fast"]
+			}
+		}
+		return 0
+	}
+	before := refused()
+	eventually(t, 30*time.Second, func() error {
+		flood(t, svc, news, newsPort)
+		must.True(t, arrives(t, worker, db, resultPort, 2*time.Second))
+		own.mustFlow(t, 5*time.Second)
+		if refused() == before {
+			return errors.New("status counts no refused connection")
+		}
+		return nil
+	})
+	world.allWell(t, 20*time.Second)
+}
