@@ -188,10 +188,26 @@ func (f *fabric) place(ctx context.Context, name, node string, count int) ([]str
 			}
 		}
 		if len(ids) == count {
+			f.placed = append(f.placed, ids...)
 			return ids, nil
 		}
 	}
 	return nil, fmt.Errorf("job %s: Nomad placed only %d of %d allocations", name, len(ids), count)
+}
+
+// removeNamespaces removes the namespaces of allocations of which the lab no longer knows, because
+// Nomad's client had collected them when it was killed.
+func (f *fabric) removeNamespaces() error {
+	if f == nil {
+		return nil
+	}
+	var errs []error
+	for _, alloc := range f.placed {
+		if exists(netnsDir + alloc) {
+			errs = append(errs, delNS(alloc))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (f *fabric) purge(job string) error {

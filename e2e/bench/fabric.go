@@ -43,6 +43,8 @@ type fabric struct {
 	nomad *nomad.Client
 	dir   string // directory for graphs and jobs
 
+	placed []string // IDs of all allocations
+
 	client, near, next, far endpoint
 }
 

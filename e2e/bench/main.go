@@ -57,6 +57,7 @@ func run(ctx context.Context) (err error) {
 	}
 	began := time.Now()
 	r := newReport()
+	var f *fabric
 	// The lab must be removed even if ctx has ended or bringUp failed half-way.
 	defer func() {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
@@ -67,10 +68,10 @@ func run(ctx context.Context) (err error) {
 			}
 		}
 		if !*keep {
-			err = errors.Join(err, lab.Down(down, *name))
+			err = errors.Join(err, lab.Down(down, *name), f.removeNamespaces())
 		}
 	}()
-	f, err := bringUp(ctx, lab.Options{Name: *name, Bin: *bin, Out: os.Stderr})
+	f, err = bringUp(ctx, lab.Options{Name: *name, Bin: *bin, Out: os.Stderr})
 	if err != nil {
 		return err
 	}
