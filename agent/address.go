@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/internal/statefile"
 )
 
@@ -123,6 +124,32 @@ func (a *addresses) release(v4 netip.Addr, now time.Time) error {
 	offset := a.offset(v4)
 	delete(a.taken, offset)
 	a.resting[offset] = now.Add(rest)
+	return a.keep(now)
+}
+
+// avoid lets addresses rest that rest at the controller, if it says so for longer than this node
+// knew.
+func (a *addresses) avoid(list []api.RestingAddress, now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	changed := false
+	for _, r := range list {
+		if !r.Address.Is4() || !a.pool4.Contains(r.Address) {
+			continue
+		}
+		if offset := a.offset(r.Address); r.Until.After(a.resting[offset]) {
+			a.resting[offset] = r.Until
+			changed = true
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return a.keep(now)
+}
+
+// keep forgets what has rested, and stores the rest. The caller holds a.mu.
+func (a *addresses) keep(now time.Time) error {
 	kept := map[netip.Addr]time.Time{}
 	for offset, until := range a.resting {
 		if !now.Before(until) {
@@ -132,6 +159,5 @@ func (a *addresses) release(v4 netip.Addr, now time.Time) error {
 		addr, _ := a.at(offset)
 		kept[addr] = until.UTC()
 	}
-
 	return a.file.Write(kept)
 }

@@ -40,11 +40,12 @@ func (h admissionHook) detach(ctx context.Context, d *detachment) error {
 		return nil
 	}
 	// The release runs beside the next hooks, so the engines do not wait for the controller. If the
-	// controller cannot be reached, the admission expires.
+	// controller cannot be reached, releaseLost releases the admission later.
 	d.start(func() error {
 		ctx, cancel := context.WithTimeout(ctx, releaseTimeout)
 		defer cancel()
 		if err := h.node.Controller.Release(ctx, ep.ID); err != nil && !api.IsCode(err, api.CodeNotFound) {
+			h.releases.failed()
 			return fmt.Errorf("tell the controller of the release: %w", err)
 		}
 		return nil
@@ -71,10 +72,16 @@ const renewTimeout = 5 * time.Second
 
 // admitAnywhere calls admit, with other addresses if the controller refuses the first ones.
 func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
-	for range addressTries - 1 {
+	for try := range addressTries - 1 {
 		err := a.admit(ctx, ep)
 		if !api.IsCode(err, api.CodeAddress) {
 			return err
+		}
+		if try == 0 {
+			// Many releases may have been lost, and each of their addresses would be refused.
+			if err := a.releaseLost(ctx); err != nil {
+				a.log.Warn("cannot release what was lost, trying other addresses", logkey.Error, err)
+			}
 		}
 		a.log.Warn("the controller refused the address, trying another one", logkey.Endpoint, ep.ID, logkey.Address, ep.IPv4, logkey.Error, err)
 		v4, v6, err := a.addresses.take(a.now())

@@ -67,6 +67,7 @@ type Agent struct {
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
 	keys        sync.Mutex            // serialises asking for services' certificates
 	addresses   *addresses
+	releases    releases
 	reprogram   *coalesce.Func // of program
 	programming sync.Mutex     // serialises computing and writing the data path
 	written     image          // empty before the first Reconcile; guarded by programming
@@ -233,6 +234,11 @@ func (a *Agent) tend(ctx context.Context) error {
 		a.node.Degrade("ports", a.keepPorts())
 		a.node.Degrade("services", a.leave())
 		a.renew(ctx)
+		if a.releases.due() {
+			ctx, cancel := context.WithTimeout(ctx, renewTimeout)
+			a.node.Degrade("releases", a.releaseLost(ctx))
+			cancel()
+		}
 		a.retryPending(ctx)
 		a.engines.syncAll(ctx)
 	})

@@ -83,6 +83,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 		ep = endpoint{ID: r.Allocation, Attachment: at, HostIf: hostIfName(at)}
 	}
 	ep.Ports = r.Ports
+	defer a.releases.begin(r.Allocation)()
 	adding := &attachment{namespace: namespace, endpoint: ep, parts: stopwatch{last: began}}
 	if err := a.attachAll(ctx, adding); err != nil {
 		return nil, err

@@ -51,6 +51,32 @@ type CertificateReply struct {
 	Certificate [][]byte `json:"certificate"` // DER, leaf first
 }
 
+// NodeAdmissions is what the controller has of the endpoints of a node.
+type NodeAdmissions struct {
+	Live    []LiveAdmission  `json:"live,omitempty"`    // ordered by endpoint
+	Resting []RestingAddress `json:"resting,omitempty"` // ordered by address
+}
+
+// LiveAdmission is an admission in force.
+type LiveAdmission struct {
+	Endpoint string     `json:"endpoint"`
+	IPv4     netip.Addr `json:"ipv4"`
+	IPv6     netip.Addr `json:"ipv6"`
+	Issued   time.Time  `json:"issued"`
+}
+
+// RestingAddress is an address that no endpoint has, and that is not given to one yet.
+type RestingAddress struct {
+	Address netip.Addr `json:"address"`
+	Until   time.Time  `json:"until"`
+}
+
+// ReleaseRequest ends admissions of endpoints that the calling node does not have any more.
+type ReleaseRequest struct {
+	// Issued says when the admission of each endpoint was issued. A later one stays.
+	Issued map[string]time.Time `json:"issued"`
+}
+
 // RegisterNode registers the calling node and returns its record.
 func (c *Client) RegisterNode(ctx context.Context, req NodeRequest) (fabric.NodeRecord, error) {
 	var reply fabric.NodeRecord
@@ -69,6 +95,18 @@ func (c *Client) Admit(ctx context.Context, req AdmissionRequest) (AdmissionRepl
 // none. The addresses are not assigned again for ten minutes.
 func (c *Client) Release(ctx context.Context, endpoint string) error {
 	return c.call(ctx, http.MethodDelete, "/v1/node/admission/"+url.PathEscape(endpoint), nil, nil)
+}
+
+// Admissions returns what the controller has of the endpoints of the calling node.
+func (c *Client) Admissions(ctx context.Context) (NodeAdmissions, error) {
+	var reply NodeAdmissions
+	err := c.call(ctx, http.MethodGet, "/v1/node/admissions", nil, &reply)
+	return reply, err
+}
+
+// ReleaseLost ends admissions of which a Release was lost.
+func (c *Client) ReleaseLost(ctx context.Context, req ReleaseRequest) error {
+	return c.call(ctx, http.MethodPost, "/v1/node/release", req, nil)
 }
 
 // Certificate issues a certificate of a service for a key of the calling node.

@@ -8,9 +8,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -144,6 +146,37 @@ func (a *admitter) sign(ctx context.Context, admission fabric.Admission, csr []b
 func (a *admitter) release(ctx context.Context, who identity.Node, endpoint string) error {
 	defer a.endpoints.Lock(endpoint)()
 	return a.table.release(ctx, kvkey.Admission{Node: who.NodeID, Endpoint: endpoint})
+}
+
+// admissions returns what the table has of the calling node.
+func (a *admitter) admissions(who identity.Node) (api.NodeAdmissions, error) {
+	if _, err := a.workloadNode(who); err != nil {
+		return api.NodeAdmissions{}, err
+	}
+	return a.table.of(who.NodeID), nil
+}
+
+// maxReleases bounds the endpoints of one request, far above the addresses of a pool.
+const maxReleases = 1000
+
+// releaseLost ends the admissions of endpoints that the calling node does not have any more. An
+// admission that was issued later than the node says stays: the endpoint has come back meanwhile.
+func (a *admitter) releaseLost(ctx context.Context, who identity.Node, req api.ReleaseRequest) error {
+	if len(req.Issued) > maxReleases {
+		return invalid("the request releases %d endpoints, at most %d are allowed", len(req.Issued), maxReleases)
+	}
+	var errs []error
+	for _, endpoint := range slices.Sorted(maps.Keys(req.Issued)) {
+		errs = append(errs, func() error {
+			defer a.endpoints.Lock(endpoint)()
+			id := kvkey.Admission{Node: who.NodeID, Endpoint: endpoint}
+			if g := a.table.get(id); g == nil || g.admission.Issued.After(req.Issued[endpoint]) {
+				return nil
+			}
+			return a.table.release(ctx, id)
+		}())
+	}
+	return errors.Join(errs...)
 }
 
 // certificate has a certificate issued for a service, if the calling node has a live admission of

@@ -33,6 +33,7 @@ func TestNodes(t *testing.T) {
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
+	t.Run("lost releases", func(t *testing.T) { testLostReleases(t, w) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, w) })
 	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
 	t.Run("enforced", func(t *testing.T) { testEnforced(t, w) })
@@ -268,6 +269,58 @@ func testAdmission(t *testing.T, w *world) {
 	scheduler.mu.Unlock()
 	_, err = w1.Admit(ctx, request4(1, 10))
 	code(t, api.CodeNomad, err)
+}
+
+// The releases of 130 endpoints were lost. Their node compares, releases them, and the next
+// endpoint is admitted at once. What was admitted after the node had compared stays.
+func testLostReleases(t *testing.T, w *world) {
+	const gone = 130
+	scheduler := &fakeScheduler{placed: map[string]Placement{}}
+	for n := range gone + 1 {
+		scheduler.placed[allocation(n)] = placed("app", "g")
+	}
+	c, ctx := w.fresh(t, scheduler), t.Context()
+	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
+	_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+	must.NoError(t, err)
+	w1.register(t, "10.0.0.1")
+	w2.register(t, "10.0.0.2")
+	for n := range gone {
+		_, err := w1.Admit(ctx, request4(n, byte(n+2)))
+		must.NoError(t, err)
+	}
+	has, err := w1.Admissions(ctx)
+	must.NoError(t, err)
+	must.SliceLen(t, gone, has.Live)
+	must.SliceEmpty(t, has.Resting)
+	must.Eq(t, allocation(0), has.Live[0].Endpoint)
+	req := api.ReleaseRequest{Issued: map[string]time.Time{}}
+	for _, l := range has.Live {
+		req.Issued[l.Endpoint] = l.Issued
+	}
+	others, err := w2.Admissions(ctx)
+	must.NoError(t, err)
+	must.SliceEmpty(t, others.Live)
+	must.NoError(t, w2.ReleaseLost(ctx, req)) // not its own
+	must.Eq(t, gone, c.table.count())
+
+	_, err = w1.Admit(ctx, request4(7, 9)) // it is back
+	must.NoError(t, err)
+	must.NoError(t, w1.ReleaseLost(ctx, req))
+	has, err = w1.Admissions(ctx)
+	must.NoError(t, err)
+	must.SliceLen(t, 1, has.Live)
+	must.Eq(t, allocation(7), has.Live[0].Endpoint)
+	must.SliceLen(t, 2*(gone-1), has.Resting)
+	must.Eq(t, "100.64.0.2", has.Resting[0].Address.String())
+	_, err = w1.Admit(ctx, request4(gone, gone+2))
+	must.NoError(t, err)
+
+	many := api.ReleaseRequest{Issued: map[string]time.Time{}}
+	for n := range maxReleases + 1 {
+		many.Issued[fmt.Sprint(n)] = time.Now()
+	}
+	must.ErrorContains(t, w1.ReleaseLost(ctx, many), "at most 1000")
 }
 
 func testAddresses(t *testing.T, w *world) {

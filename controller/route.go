@@ -98,6 +98,10 @@ func (c *Controller) routes() []route {
 			summary: "Admits an allocation that the scheduler placed on the calling node.", request: api.AdmissionRequest{}, reply: api.AdmissionReply{}},
 		{pattern: "DELETE /v1/node/admission/{endpoint}", caller: callerNode, call: c.deleteAdmission, action: "admission.release",
 			summary: "Ends the admission of an endpoint of the calling node."},
+		{pattern: "GET /v1/node/admissions", caller: callerNode, call: c.getAdmissions,
+			summary: "Returns the admissions of the calling node that are in force, and its addresses that rest.", reply: api.NodeAdmissions{}},
+		{pattern: "POST /v1/node/release", caller: callerNode, call: c.postRelease, action: "admission.release",
+			summary: "Ends admissions of endpoints that the calling node does not have any more.", request: api.ReleaseRequest{}},
 		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",
 			summary: "Issues a certificate for a service of which the calling node has a live admission.", request: api.CertificateRequest{}, reply: api.CertificateReply{}},
 

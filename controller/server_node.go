@@ -5,6 +5,9 @@ package controller
 
 import (
 	"context"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -69,6 +72,20 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 func (c *Controller) deleteAdmission(ctx context.Context, r request) (any, error) {
 	r.entry.Target = r.PathValue("endpoint")
 	return nil, c.admitter.release(ctx, r.node, r.entry.Target)
+}
+
+func (c *Controller) getAdmissions(_ context.Context, r request) (any, error) {
+	return c.admitter.admissions(r.node)
+}
+
+func (c *Controller) postRelease(ctx context.Context, r request) (any, error) {
+	req, err := decode[api.ReleaseRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	r.entry.Target = r.node.NodeID.String()
+	r.entry.Message = strings.Join(slices.Sorted(maps.Keys(req.Issued)), " ")
+	return nil, c.admitter.releaseLost(ctx, r.node, req)
 }
 
 func (c *Controller) postCertificate(ctx context.Context, r request) (any, error) {

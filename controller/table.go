@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -174,6 +175,35 @@ func (t *table) get(id kvkey.Admission) *grant {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.grants[id]
+}
+
+// of returns the admissions of a node that are in force, and its addresses that rest.
+func (t *table) of(node fabric.NodeID) api.NodeAdmissions {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	var reply api.NodeAdmissions
+	resting := map[netip.Addr]time.Time{}
+	for id, g := range t.grants {
+		if id.Node != node {
+			continue
+		}
+		if g.live(now) {
+			a := g.admission
+			reply.Live = append(reply.Live, api.LiveAdmission{Endpoint: a.Endpoint, IPv4: a.IPv4, IPv6: a.IPv6, Issued: a.Issued})
+		}
+		for _, addr := range slices.AppendSeq([]netip.Addr{g.admission.IPv4, g.admission.IPv6}, maps.Keys(g.Resting)) {
+			until, reserved := g.reserves(addr, now)
+			if reserved && !(g.live(now) && g.has(addr)) && until.After(resting[addr]) {
+				resting[addr] = until
+			}
+		}
+	}
+	slices.SortFunc(reply.Live, func(a, b api.LiveAdmission) int { return strings.Compare(a.Endpoint, b.Endpoint) })
+	for _, addr := range slices.SortedFunc(maps.Keys(resting), netip.Addr.Compare) {
+		reply.Resting = append(reply.Resting, api.RestingAddress{Address: addr, Until: resting[addr].UTC()})
+	}
+	return reply
 }
 
 // put stores a grant, unless the one before was changed in Consul since it was read.

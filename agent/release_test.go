@@ -1,0 +1,84 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"fmt"
+	"net/netip"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+)
+
+// An endpoint that is being attached while the agent compares is never taken for a lost one.
+func TestAttachmentsAreNotLost(t *testing.T) {
+	eps, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
+	must.NoError(t, err)
+	var r releases
+	var mu sync.Mutex
+	var live []api.LiveAdmission // at the controller
+	var attaching sync.WaitGroup
+	for n := range 200 {
+		attaching.Go(func() {
+			id := fmt.Sprint(n)
+			defer r.begin(id)()
+			mu.Lock()
+			live = append(live, api.LiveAdmission{Endpoint: id})
+			mu.Unlock()
+			eps.mu.Lock()
+			eps.set[at(id)] = endpoint{ID: id, Attachment: at(id)}
+			eps.mu.Unlock()
+		})
+		mu.Lock()
+		read := live
+		mu.Unlock()
+		must.SliceEmpty(t, lostOf(read, r.inProgress, eps.all))
+	}
+	attaching.Wait()
+	must.SliceEmpty(t, r.inProgress())
+	must.SliceEmpty(t, lostOf(live, r.inProgress, eps.all))
+	must.Eq(t, []api.LiveAdmission{{Endpoint: "gone"}}, lostOf(append(live, api.LiveAdmission{Endpoint: "gone"}), r.inProgress, eps.all))
+}
+
+// A failed release makes the agent compare at once, otherwise it does so at intervals.
+func TestWhenReleasesAreCompared(t *testing.T) {
+	var r releases
+	must.True(t, r.due())
+	r.compared()
+	must.False(t, r.due())
+	r.failed()
+	must.True(t, r.due())
+}
+
+// With 130 addresses resting at the controller that this node has forgotten, the next one that it
+// takes is free.
+func TestAddressesThatRestAtTheController(t *testing.T) {
+	path, now := filepath.Join(t.TempDir(), "addresses.json"), time.Now()
+	pool4, pool6 := netip.MustParsePrefix("100.64.1.0/24"), netip.MustParsePrefix("fd5f:0:0:1::/64")
+	a, err := openAddresses(path, pool4, pool6)
+	must.NoError(t, err)
+	var resting []api.RestingAddress
+	for n := range 130 {
+		for _, addr := range []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 1, byte(firstOffset + n)}), netip.MustParseAddr("fd5f:0:0:1::9")} {
+			resting = append(resting, api.RestingAddress{Address: addr, Until: now.Add(rest)})
+		}
+	}
+	must.NoError(t, a.avoid(resting, now))
+	v4, _, err := a.take(now)
+	must.NoError(t, err)
+	must.Eq(t, "100.64.1.132", v4.String())
+	again, err := openAddresses(path, pool4, pool6)
+	must.NoError(t, err)
+	v4, _, err = again.take(now)
+	must.NoError(t, err)
+	must.Eq(t, "100.64.1.132", v4.String())
+	v4, _, err = again.take(now.Add(rest))
+	must.NoError(t, err)
+	must.Eq(t, "100.64.1.133", v4.String())
+}
