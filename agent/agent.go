@@ -62,6 +62,7 @@ type Agent struct {
 	observers    probe.Observers
 	namespaces   probe.Finder
 	audited      audited
+	questions    questions
 
 	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time

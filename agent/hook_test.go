@@ -130,7 +130,7 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 	c := &config.Config{DataDir: dir, Link: &config.Link{MTU: 1420}}
 	a = &Agent{
 		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}},
-		log:  log, now: time.Now, data: newKernel(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }}),
+		log:  log, now: time.Now, data: newKernel(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
 		reprogram: coalesce.New(func() error { return nil }),
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
 	}

@@ -8,11 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/sif-project/sif/agent/dns"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/listener"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -37,7 +39,9 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 	}
 	for {
 		server, err := dns.Listen(dns.Config{
-			Listen: resolverAddress, Zone: a.node.Self.Zone, View: view{a}, Upstreams: upstreams, Log: a.log.Named("dns"),
+			Listen: resolverAddress, Zone: a.node.Self.Zone, Ranges: a.node.Self.Ranges, View: view{a},
+			Outside: a.node.Config.DNS.Outside == config.OutsideAllow, Upstreams: upstreams,
+			Observe: a.questions.count, Log: a.log.Named("dns"),
 		})
 		if err == nil {
 			a.node.Degrade("dns", nil)
@@ -50,6 +54,18 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 		if !retry.Sleep(ctx, dnsRetry) {
 			return nil
 		}
+	}
+}
+
+// questions counts the DNS questions that were refused, by outcome. It is safe for concurrent use.
+type questions struct{ limited, outside atomic.Uint64 }
+
+func (q *questions) count(o dns.Outcome) {
+	switch o {
+	case dns.Limited:
+		q.limited.Add(1)
+	case dns.Outside:
+		q.outside.Add(1)
 	}
 }
 

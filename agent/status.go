@@ -42,6 +42,7 @@ func (a *Agent) Status() api.NodeStatus {
 	for reason, n := range underlay {
 		s.Drops["nftables: "+reason] += n
 	}
+	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load(), a.questions.outside.Load()
 	docs, told := a.documents(), map[fabric.Ref]bool{}
 	for _, ep := range a.endpoints.all() {
 		if service := ep.Admission.Service; !told[service] {

@@ -47,6 +47,25 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 	return reach
 }
 
+// Owner implements dns.View.
+func (v view) Owner(asker, address netip.Addr) (service fabric.Ref, zone string, ok bool) {
+	ep, known := v.asker(asker)
+	if !known {
+		return service, "", false
+	}
+	if address == ep.IPv4 || address == ep.IPv6 {
+		return ep.Admission.Service, ep.Admission.Zone, true
+	}
+	id := ep.Admission.Identity()
+	doc := v.agent.node.Revision.Documents()[id.Service].At(v.agent.now())
+	for _, other := range v.agent.holders(address) {
+		if len(fabric.Grants(id, doc, other.Identity())) > 0 {
+			return other.Service, other.Zone, true
+		}
+	}
+	return service, "", false
+}
+
 // originates reports whether a contract lets id open flows to service.
 func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) bool {
 	return slices.ContainsFunc(doc.Originates, func(e fabric.Edge) bool {
@@ -55,15 +74,26 @@ func originates(id fabric.Identity, doc fabric.Document, service fabric.Ref) boo
 	})
 }
 
-// known returns the endpoints of a service that this node knows: its own and their counterparts.
+// known returns the endpoints of a service that this node knows.
 func (a *Agent) known(service fabric.Ref) []fabric.Admission {
+	return a.knownWhere(func(adm fabric.Admission) bool { return adm.Service == service })
+}
+
+// holders returns the endpoints with an address that this node knows.
+func (a *Agent) holders(address netip.Addr) []fabric.Admission {
+	return a.knownWhere(func(adm fabric.Admission) bool { return adm.IPv4 == address || adm.IPv6 == address })
+}
+
+// knownWhere returns the endpoints that this node knows, its own and their counterparts, for which
+// match is true.
+func (a *Agent) knownWhere(match func(fabric.Admission) bool) []fabric.Admission {
 	var list []fabric.Admission
 	for _, ep := range a.live() {
-		if ep.Admission.Service == service {
+		if match(ep.Admission) {
 			list = append(list, ep.Admission)
 		}
 	}
-	for _, le := range a.counterparts.Where(a.now(), func(adm fabric.Admission) bool { return adm.Service == service }) {
+	for _, le := range a.counterparts.Where(a.now(), match) {
 		list = append(list, le.Admission)
 	}
 	return list

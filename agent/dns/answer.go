@@ -39,6 +39,9 @@ type View interface {
 	Known(asker netip.Addr) bool
 	// Reach returns what asker, which is Known, may know about a service.
 	Reach(asker netip.Addr, service fabric.Ref) Reach
+	// Owner returns the service and zone of the endpoint with an address, if asker, which is Known,
+	// may open flows to it or is that endpoint itself.
+	Owner(asker, address netip.Addr) (service fabric.Ref, zone string, ok bool)
 }
 
 // Outcome is the result of a query, for metrics.
@@ -50,14 +53,17 @@ const (
 	Empty     Outcome = "empty"     // the name exists but has no such records now
 	NoName    Outcome = "no-name"   // the name does not exist for this asker
 	Refused   Outcome = "refused"   // the asker is not an endpoint of the node, or the query is not supported
+	Outside   Outcome = "outside"   // the name is outside .sif, and the node does not resolve such names
+	Limited   Outcome = "limited"   // the asker asks too much
 	Forwarded Outcome = "forwarded" // a resolver of the node answered
 	Failed    Outcome = "failed"    // no resolver of the node answered
 )
 
-// authority answers queries under the apex.
+// authority answers queries under the apex, and for the names of the fabric's addresses.
 type authority struct {
-	zone string // the node's
-	view View
+	zone   string         // the node's
+	ranges []netip.Prefix // of addresses whose names are answered here
+	view   View
 }
 
 // answer returns the response to a query under the apex.

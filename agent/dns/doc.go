@@ -18,8 +18,13 @@
 // exists while the zone has an endpoint, healthy or not. Any other name under .sif is NXDOMAIN. So
 // an operator can tell "no contract allows it" from "no healthy endpoint".
 //
-// Queries for names outside .sif are forwarded to the node's resolvers. Queries under .sif never
-// leave the node. Queries from addresses that are not endpoints of the node are refused.
+// The name of an address is <zone>.<service>.<domain>.sif, for those who may open flows to the
+// endpoint that has it, and for that endpoint itself; for others it is NXDOMAIN.
+//
+// Queries under .sif, also with a search suffix, and for names of the fabric's addresses never
+// leave the node. Other names are refused unless the node is configured to forward queries for them
+// to its resolvers. Queries from addresses that are not endpoints of the node are refused, and so
+// is what an endpoint asks beyond its limit.
 //
 // The package does not know contracts, the catalog or the data path.
 package dns

@@ -4,9 +4,12 @@
 package dns
 
 import (
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
+
+	"golang.org/x/time/rate"
 )
 
 // share is a counting semaphore for each asker, so that no workload can use up the node's DNS.
@@ -37,6 +40,37 @@ func (s *share) release(asker netip.Addr) {
 	if s.used[asker]--; s.used[asker] == 0 {
 		delete(s.used, asker)
 	}
+}
+
+// quota limits how often each asker may do something: rate times a second, and burst times at once.
+type quota struct {
+	rate  rate.Limit
+	burst int
+
+	mu sync.Mutex
+	of map[netip.Addr]*rate.Limiter
+}
+
+func newQuota(perSecond, burst int) *quota {
+	return &quota{rate: rate.Limit(perSecond), burst: burst, of: map[netip.Addr]*rate.Limiter{}}
+}
+
+// idleAskers is the number of askers from which on those that ask nothing are forgotten.
+const idleAskers = 1024
+
+// take reports whether the asker is below its limit, and counts one more if so.
+func (q *quota) take(asker netip.Addr) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	limiter, known := q.of[asker]
+	if !known {
+		if len(q.of) >= idleAskers {
+			maps.DeleteFunc(q.of, func(_ netip.Addr, l *rate.Limiter) bool { return l.Tokens() >= float64(q.burst) })
+		}
+		limiter = rate.NewLimiter(q.rate, q.burst)
+		q.of[asker] = limiter
+	}
+	return limiter.Allow()
 }
 
 // sharedListener closes connections of unknown askers and those above an asker's limit.

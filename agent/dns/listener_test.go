@@ -69,8 +69,8 @@ func TestListener(t *testing.T) {
 	var server *Server
 	must.NoError(t, node.Do(func(ns.NetNS) (err error) {
 		server, err = Listen(Config{
-			Listen: netip.MustParseAddrPort("169.254.1.1:53"), Zone: "aws1", View: view,
-			Upstreams: []netip.AddrPort{upstream.addr}, Log: hclog.NewNullLogger(),
+			Listen: netip.MustParseAddrPort("169.254.1.1:53"), Zone: "aws1", View: view, Ranges: fabricRanges,
+			Outside: true, Upstreams: []netip.AddrPort{upstream.addr}, Log: hclog.NewNullLogger(),
 		})
 		return err
 	}))

@@ -17,6 +17,18 @@ const apex = "sif."
 // inApex reports whether a name in presentation form is the apex or below it.
 func inApex(name string) bool { return miekg.IsSubDomain(apex, name) }
 
+// inApexOfSearch reports whether a name is one under the apex with a search suffix, such as
+// "svc.app.sif.example.com". Stub resolvers try these names before or after the one that is meant.
+func inApexOfSearch(name string) bool {
+	labels := miekg.SplitDomainName(strings.ToLower(name))
+	for i, l := range labels {
+		if i > 0 && i < len(labels)-1 && l+"." == apex {
+			return true
+		}
+	}
+	return false
+}
+
 // serviceName is a parsed name under the apex.
 type serviceName struct {
 	service fabric.Ref

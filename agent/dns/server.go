@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	miekg "github.com/miekg/dns"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/logkey"
 )
@@ -23,11 +25,19 @@ import (
 const (
 	maxForwards    = 64 // concurrent queries to the node's resolvers
 	maxConnections = 32 // TCP connections
+
+	// Questions beyond are refused. The node's firewall drops what is far beyond, so that a flood
+	// does not fill the socket that all askers share.
+	maxQuestions   = 1000 // a second
+	burstQuestions = 2000 // at once
 )
 
 // maxUDP is the maximum size of UDP messages in bytes, which avoids fragments on all paths (RFC
 // 9715).
 const maxUDP = 1232
+
+// receiveBuffer is the size of the UDP socket's buffer, in bytes of the kernel's own counting.
+const receiveBuffer = 4 << 20
 
 // forwardTimeout limits a query that is forwarded to the node's resolvers.
 const forwardTimeout = 5 * time.Second
@@ -36,7 +46,9 @@ const forwardTimeout = 5 * time.Second
 type Config struct {
 	Listen     netip.AddrPort // UDP and TCP; with port 0 the kernel chooses one
 	Zone       string         // the node's zone
+	Ranges     []netip.Prefix // the fabric's addresses
 	View       View
+	Outside    bool             // resolve names outside .sif; otherwise they are refused
 	Upstreams  []netip.AddrPort // resolvers for names outside .sif; if none, those of ResolvConf
 	ResolvConf string           // a path; if empty, /etc/resolv.conf
 	Observe    func(Outcome)    // if set, called for every query; must not block
@@ -46,8 +58,9 @@ type Config struct {
 // Server is the DNS listener of a node.
 type Server struct {
 	authority authority
-	forwarder *forwarder
+	forwarder *forwarder // nil if names outside .sif are refused
 	forwards  *share
+	questions *quota
 	observe   func(Outcome)
 	log       hclog.Logger
 	addr      netip.AddrPort
@@ -69,6 +82,10 @@ func Listen(c Config) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
 	}
+	if err := enlarge(conn); err != nil {
+		conn.Close()
+		return nil, fmt.Errorf("listen for DNS: %w", err)
+	}
 	addr := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 	listener, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(addr))
 	if err != nil {
@@ -76,15 +93,32 @@ func Listen(c Config) (*Server, error) {
 		return nil, fmt.Errorf("listen for DNS: %w", err)
 	}
 	s := &Server{
-		authority: authority{zone: c.Zone, view: c.View},
-		forwarder: newForwarder(addr, c.Upstreams, c.ResolvConf),
+		authority: authority{zone: c.Zone, ranges: slices.Concat(linkLocal, c.Ranges), view: c.View},
 		forwards:  newShare(maxForwards),
+		questions: newQuota(maxQuestions, burstQuestions),
 		observe:   c.Observe, log: c.Log, addr: addr,
+	}
+	if c.Outside {
+		s.forwarder = newForwarder(addr, c.Upstreams, c.ResolvConf)
 	}
 	shared := sharedListener{Listener: listener, share: newShare(maxConnections), known: c.View.Known}
 	s.udp = &miekg.Server{PacketConn: conn, Handler: s, UDPSize: maxUDP}
 	s.tcp = &miekg.Server{Listener: shared, Handler: s}
 	return s, nil
+}
+
+// enlarge lets the socket hold questions of many askers at once. The default holds some 200
+// packets.
+func enlarge(conn *net.UDPConn) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var setting error
+	err = raw.Control(func(fd uintptr) {
+		setting = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer)
+	})
+	return errors.Join(err, setting)
 }
 
 // Addr returns the address at which the server listens.
@@ -139,6 +173,8 @@ func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 	switch {
 	case !s.authority.view.Known(asker):
 		return reply(req, miekg.RcodeRefused), Refused
+	case !s.questions.take(asker):
+		return reply(req, miekg.RcodeRefused), Limited
 	case req.Opcode != miekg.OpcodeQuery:
 		return reply(req, miekg.RcodeNotImplemented), Refused
 	case len(req.Question) != 1:
@@ -152,6 +188,12 @@ func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 		return reply(req, miekg.RcodeRefused), Refused
 	case inApex(q.Name):
 		return s.authority.answer(asker, req)
+	case s.authority.owns(q.Name):
+		return s.authority.reverse(asker, req)
+	case inApexOfSearch(q.Name):
+		return reply(req, miekg.RcodeNameError), NoName
+	case s.forwarder == nil:
+		return reply(req, miekg.RcodeRefused), Outside
 	}
 	return s.forward(asker, req)
 }

@@ -26,6 +26,21 @@ func (g graph) Reach(asker netip.Addr, service fabric.Ref) Reach {
 	return Reach{Allowed: ok, Endpoints: records}
 }
 
+// Owner implements View: an endpoint is itself, or one that the asker may reach.
+func (g graph) Owner(asker, address netip.Addr) (fabric.Ref, string, bool) {
+	if asker == address {
+		return ref("app/proxy"), "aws1", true
+	}
+	for service, records := range g[asker] {
+		for _, r := range records {
+			if r.IPv4 == address || r.IPv6 == address {
+				return service, r.Zone, true
+			}
+		}
+	}
+	return fabric.Ref{}, "", false
+}
+
 var (
 	proxy    = netip.MustParseAddr("100.64.1.2")
 	stranger = netip.MustParseAddr("100.64.9.9")
@@ -66,11 +81,15 @@ var testGraph = graph{
 	},
 }
 
+var fabricRanges = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/16")}
+
+// testServer returns a server that forwards queries for names outside .sif to the upstreams.
 func testServer(view View, upstreams ...netip.AddrPort) *Server {
 	self := netip.MustParseAddrPort("169.254.1.1:53")
 	return &Server{
-		authority: authority{zone: "aws1", view: view}, forwarder: newForwarder(self, upstreams, "/nonexistent"),
-		forwards: newShare(maxForwards), observe: func(Outcome) {}, log: hclog.NewNullLogger(), addr: self,
+		authority: authority{zone: "aws1", ranges: slices.Concat(linkLocal, fabricRanges), view: view},
+		forwarder: newForwarder(self, upstreams, "/nonexistent"), forwards: newShare(maxForwards), questions: newQuota(1e9, 1e9),
+		observe: func(Outcome) {}, log: hclog.NewNullLogger(), addr: self,
 	}
 }
 
@@ -125,6 +144,9 @@ func TestRespond(t *testing.T) {
 		{"a transfer", "sif.", miekg.TypeAXFR, miekg.RcodeRefused, []string{}, Refused},
 		{"outside, no resolver", "example.com.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
 		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
+		{"outside, of the apex's name", "sif.example.com.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
+		{"an outside address", "1.2.0.192.in-addr.arpa.", miekg.TypePTR, miekg.RcodeServerFailure, []string{}, Failed},
+		{"addresses of the fabric and others", "100.in-addr.arpa.", miekg.TypeNS, miekg.RcodeServerFailure, []string{}, Failed},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			req := question(tc.name, tc.qtype)
@@ -146,6 +168,96 @@ func TestRespond(t *testing.T) {
 			}
 		})
 	}
+}
+
+// Names of the fabric's addresses, and names under .sif with a search suffix, are answered here, to
+// each asker by what it may reach.
+func TestRespondReverse(t *testing.T) {
+	s := testServer(testGraph)
+	s.forwarder = nil
+	reverse := func(addr string) string {
+		name, err := miekg.ReverseAddr(addr)
+		must.NoError(t, err)
+		return name
+	}
+	for _, tc := range []struct {
+		what, name string
+		qtype      uint16
+		rcode      int
+		want       string
+		outcome    Outcome
+	}{
+		{"one that it may reach", reverse("100.64.1.3"), miekg.TypePTR, miekg.RcodeSuccess, "aws1.svc.app.sif.", Answered},
+		{"IPv6, in another zone", reverse("fd5f:3::2"), miekg.TypePTR, miekg.RcodeSuccess, "gcp1.svc.app.sif.", Answered},
+		{"any type", reverse("100.64.1.3"), miekg.TypeANY, miekg.RcodeSuccess, "aws1.svc.app.sif.", Answered},
+		{"any case", strings.ToUpper(reverse("fd5f:3::2")), miekg.TypePTR, miekg.RcodeSuccess, "gcp1.svc.app.sif.", Answered},
+		{"itself", reverse("100.64.1.2"), miekg.TypePTR, miekg.RcodeSuccess, "aws1.proxy.app.sif.", Answered},
+		{"another type", reverse("100.64.1.3"), miekg.TypeTXT, miekg.RcodeSuccess, "", Empty},
+		{"one that it may not reach", reverse("100.64.9.9"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
+		{"nobody's, IPv6", reverse("fd5f:9::9"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
+		{"this server", reverse("169.254.1.1"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
+		{"the gateway, IPv6", reverse("fe80::1"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
+		{"above addresses", "1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeSuccess, "", Empty},
+		{"above addresses, IPv6", "0.0.0.0.f.5.d.f.ip6.arpa.", miekg.TypeNS, miekg.RcodeSuccess, "", Empty},
+		{"an outside address", reverse("192.0.2.1"), miekg.TypePTR, miekg.RcodeRefused, "", Outside},
+		{"not an address", "x.2.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
+		{"a number in another form", "03.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
+		{"too many labels", "1.3.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
+		{"a search suffix", "svc.app.sif.example.com.", miekg.TypeA, miekg.RcodeNameError, "", NoName},
+		{"a search suffix of one label", "gcp1.svc.app.SIF.local.", miekg.TypeAAAA, miekg.RcodeNameError, "", NoName},
+		{"outside", "www.example.com.", miekg.TypeA, miekg.RcodeRefused, "", Outside},
+		{"outside, the root", ".", miekg.TypeNS, miekg.RcodeRefused, "", Outside},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			resp, outcome := s.respond(proxy, question(tc.name, tc.qtype))
+			must.Eq(t, tc.rcode, resp.Rcode)
+			must.Eq(t, tc.outcome, outcome)
+			var got string
+			for _, rr := range resp.Answer {
+				got = rr.(*miekg.PTR).Ptr
+			}
+			must.Eq(t, tc.want, got)
+			if tc.want == "" {
+				return
+			}
+			// The addresses of the name contain it.
+			name, _ := s.respond(proxy, question(got, miekg.TypeANY))
+			for _, addr := range addresses(name) {
+				if strings.EqualFold(reverse(addr), tc.name) {
+					return
+				}
+			}
+			must.Eq(t, "itself", tc.what) // which it may not call
+		})
+	}
+}
+
+// What an asker asks beyond its limit is refused. Others are not affected.
+func TestQuestionsAreLimited(t *testing.T) {
+	other := netip.MustParseAddr("100.64.1.20")
+	s := testServer(graph{proxy: testGraph[proxy], other: testGraph[proxy]})
+	s.questions = newQuota(1, 20)
+	outcomes := map[Outcome]int{}
+	for range 100 {
+		resp, outcome := s.respond(proxy, question("svc.app.sif.", miekg.TypeA))
+		must.Eq(t, outcome == Limited, resp.Rcode == miekg.RcodeRefused)
+		outcomes[outcome]++
+	}
+	must.Between(t, 20, outcomes[Answered], 40)
+	must.Eq(t, 100-outcomes[Answered], outcomes[Limited])
+	_, outcome := s.respond(other, question("svc.app.sif.", miekg.TypeA))
+	must.Eq(t, Answered, outcome)
+}
+
+// Askers that ask nothing are forgotten.
+func TestQuotaForgets(t *testing.T) {
+	q := newQuota(1e9, 1)
+	addr := proxy
+	for range 5 * idleAskers {
+		must.True(t, q.take(addr))
+		addr = addr.Next()
+	}
+	must.LessEq(t, idleAskers+1, len(q.of))
 }
 
 func TestRespondRefuses(t *testing.T) {
@@ -250,6 +362,7 @@ func FuzzRespond(f *testing.F) {
 		question("svc.app.sif.", miekg.TypeA), question("gcp1.svc.app.sif.", miekg.TypeAAAA),
 		question("sif.", miekg.TypeSOA), question("example.com.", miekg.TypeA).SetEdns0(4096, true),
 		question(`s\000vc.app.sif.`, miekg.TypeANY), question(`svc\.app.sif.`, miekg.TypeA), question(".", miekg.TypeNS),
+		question("3.1.64.100.in-addr.arpa.", miekg.TypePTR), question("svc.app.sif.example.com.", miekg.TypeA),
 	} {
 		raw, err := m.Pack()
 		must.NoError(f, err)
@@ -281,7 +394,11 @@ func FuzzRespond(f *testing.F) {
 			t.Fatalf("a stranger was told %v", stray)
 		}
 		for _, rr := range resp.Answer {
-			if n := strings.ToLower(rr.Header().Name); n != apex && !strings.HasSuffix(n, ".app.sif.") {
+			n := strings.ToLower(rr.Header().Name)
+			if rr.Header().Rrtype == miekg.TypePTR && strings.HasSuffix(n, ".arpa.") {
+				continue
+			}
+			if n != apex && !strings.HasSuffix(n, ".app.sif.") {
 				t.Fatalf("%q has an address", n)
 			}
 		}

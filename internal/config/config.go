@@ -135,8 +135,17 @@ type CNI struct {
 	Socket    string `hcl:"socket,optional"`
 }
 
+// Values of DNS.Outside.
+const (
+	OutsideRefuse = "refuse"
+	OutsideAllow  = "allow"
+)
+
 // DNS configures the agent's DNS server.
 type DNS struct {
+	// Outside says what becomes of queries for names outside .sif: "refuse" (default), or "allow",
+	// which forwards them to the resolvers.
+	Outside  string   `hcl:"outside,optional"`
 	Upstream []string `hcl:"upstream,optional"` // host:port of resolvers for other names; those in /etc/resolv.conf if empty
 }
 

@@ -49,6 +49,7 @@ link {
   mtu = 8920
 }
 dns {
+  outside  = "allow"
   upstream = ["10.0.0.53", "10.0.0.54:5353"]
 }
 `
@@ -124,6 +125,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"idle too short":    {"connections {\n  icmp = \"1ms\"\n}\n", "x.hcl:2:10: connections.icmp: 1ms is outside 1s to 720h"},
 		"no connections":    {"connections {\n  per_endpoint = 0\n}\n", "x.hcl:2:18: connections.per_endpoint: 0 is outside 16 to 524288"},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
+		"dns refused":       {"dns {\n  upstream = [\"192.0.2.53\"]\n}\n", "x.hcl:2:14: dns.upstream: it requires outside = \"allow\""},
+		"dns outside":       {"dns {\n  outside = \"yes\"\n}\n", "x.hcl:2:13: dns.outside: \"yes\" is neither \"refuse\" nor \"allow\""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			_, err := parse([]byte(tc.src), "x.hcl", none)

@@ -157,6 +157,7 @@ func (c *Config) fillDefaults() {
 	fill(&c.OVS.RunDir, "/var/run/openvswitch")
 	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
 	fill(&c.OVS.Bridge, "br-sif")
+	fill(&c.DNS.Outside, OutsideRefuse)
 	fill(&c.CNI.PluginDir, "/opt/cni/bin")
 	fill(&c.CNI.ConfigDir, "/opt/cni/config")
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
@@ -247,6 +248,15 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	for _, text := range c.Underlay.ReservedPorts {
 		_, _, err := ParsePorts(text)
 		report("underlay.reserved_ports", err)
+	}
+	switch c.DNS.Outside {
+	case OutsideRefuse:
+		if len(c.DNS.Upstream) > 0 {
+			report("dns.upstream", errors.New("it requires outside = \"allow\", without which no name outside .sif is resolved"))
+		}
+	case OutsideAllow:
+	default:
+		report("dns.outside", fmt.Errorf("%q is neither \"refuse\" nor \"allow\"", c.DNS.Outside))
 	}
 	for i, u := range c.DNS.Upstream {
 		if a, err := netip.ParseAddr(u); err == nil {

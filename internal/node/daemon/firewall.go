@@ -29,5 +29,6 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 	return firewall.New(firewall.Config{
 		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Links: n.Links.Ports,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
+		DNSPackets: firewall.DNSPacketsPerSecond,
 	}), nil
 }

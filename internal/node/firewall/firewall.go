@@ -30,12 +30,16 @@ const (
 	PlainFabricSource = "plain-fabric-source" // an address of the fabric, unencrypted on the underlay
 	UnderlayInput     = "underlay-input"      // a port of the node that is not open to the underlay
 	WorkloadInput     = "workload-input"      // a port of the node that is not open to workloads
+	DNSFlood          = "dns-flood"           // the node's resolver, by a workload that sends it too much
 	LinkInput         = "link-input"          // a port of the node, through an encrypted link
 	Forward           = "forward"             // forwarding that bypasses the fabric
 	Published         = "published"           // a published port, of which too many connections opened in a second
 )
 
-var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, LinkInput, Forward, Published}
+var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, DNSFlood, LinkInput, Forward, Published}
+
+// DNSPacketsPerSecond is the usual Config.DNSPackets.
+const DNSPacketsPerSecond = 4000
 
 // Port is a port of the node that is open to the underlay.
 type Port struct {
@@ -53,6 +57,10 @@ type Config struct {
 	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
 	// it.
 	Links func() []uint16
+	// DNSPackets is how many packets a second a workload may send to the node's resolver, not
+	// counting those of its TCP connections, and an eighth of it at once. More are dropped before
+	// they reach the socket that all workloads share.
+	DNSPackets uint32
 }
 
 // Firewall manages the table. It is safe for concurrent use.
@@ -125,6 +133,9 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	}
 	for _, name := range counterNames {
 		conn.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: nftables.ObjTypeCounter, Obj: newCounter()})
+	}
+	if err := conn.AddSet(dnsAskers(table), nil); err != nil {
+		return err
 	}
 	maps := newPortMaps(table)
 	for _, m := range maps {

@@ -40,8 +40,9 @@ var config = firewall.Config{
 		{Protocol: fabric.TCP, Number: 8301}, {Protocol: fabric.UDP, Number: 8301},
 		{Protocol: fabric.TCP, Number: 4646}, {Protocol: fabric.TCP, Number: 7701},
 	},
-	Links:     func() []uint16 { return []uint16{51820, 51899} },
-	Published: 1000,
+	Published:  1000,
+	Links:      func() []uint16 { return []uint16{51820, 51899} },
+	DNSPackets: firewall.DNSPacketsPerSecond,
 }
 
 // site is a node with all that it meets, each in a namespace of its own.
@@ -275,6 +276,33 @@ func TestPlainFabricSource(t *testing.T) {
 	before = s.counter(firewall.PlainFabricSource)
 	s.run(s.outside, "sh", "-c", "! ping -6 -c1 -W1 -I fd5f::9 2001:db8::1 >/dev/null")
 	must.Greater(t, before, s.counter(firewall.PlainFabricSource))
+}
+
+// A workload that floods the resolver does not keep another one from its answers.
+func TestDNSFlood(t *testing.T) {
+	s := newSite(t)
+	s.run(s.node, "ip", "addr", "add", "169.254.1.1/32", "dev", "sif0123456789b") // so that answers come from there
+	s.echo(s.node, 53)
+	s.echo(s.second, 80)
+	few := config
+	few.DNSPackets = 64
+	s.fw = firewall.New(few)
+	s.do(s.fw.Apply)
+	c, err := s.dial(s.workload, "udp", "169.254.1.1:53")
+	must.NoError(t, err)
+	defer c.Close()
+	must.True(t, answers(c))
+	for s.counter(firewall.DNSFlood) < 1000 {
+		for range 100 {
+			c.Write([]byte("x"))
+		}
+	}
+	must.True(t, s.reaches(s.second, "udp", "169.254.1.1:53"))
+	must.True(t, s.reaches(s.second, "tcp", "169.254.1.1:53"))
+	must.True(t, s.reaches(s.workload, "tcp", secondAddress+":80")) // what is not for the resolver is not limited
+	must.Eq(t, "", s.run(s.node, "sh", "-c", "nft list ruleset 2>&1 >/dev/null"))
+	s.do(s.fw.Apply) // it repairs a table with askers
+	must.True(t, s.reaches(s.second, "udp", "169.254.1.1:53"))
 }
 
 func TestPortMappings(t *testing.T) {

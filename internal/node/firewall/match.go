@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -121,6 +122,26 @@ func destinationType(op expr.CmpOp, kind uint32) []expr.Any {
 	return []expr.Any{
 		&expr.Fib{Register: 1, FlagDADDR: true, ResultADDRTYPE: true},
 		&expr.Cmp{Op: op, Register: 1, Data: binaryutil.NativeEndian.PutUint32(kind)},
+	}
+}
+
+// dnsAskers is the set of workloads that asked the resolver lately, each with its rate.
+func dnsAskers(table *nftables.Table) *nftables.Set {
+	return &nftables.Set{
+		Table: table, Name: "dns_askers", KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Size: 65535,
+	}
+}
+
+// beyond matches packets of a workload that sends more than a number of them a second.
+func beyond(packets uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source.offset4, Len: 4},
+		&expr.Dynset{
+			SrcRegKey: 1, SetName: dnsAskers(nil).Name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: time.Minute,
+			Exprs: []expr.Any{&expr.Limit{
+				Type: expr.LimitTypePkts, Rate: uint64(packets), Burst: packets / 8, Unit: expr.LimitTimeSecond, Over: true,
+			}},
+		},
 	}
 }
 

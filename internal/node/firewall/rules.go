@@ -95,8 +95,10 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	}
 	rules = append(rules,
 		rule(underlay, drop(UnderlayInput)),
+		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), beyond(f.config.DNSPackets), drop(DNSFlood)),
 		rule(workload, ongoing(), accept()), // replies to the node's health checks
 		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), accept()),
+		rule(workload, within(destination, resolver), destinationPort(fabric.TCP, wellknown.DNSPort), beyond(f.config.DNSPackets), drop(DNSFlood)),
 		rule(workload, within(destination, resolver), destinationPort(fabric.TCP, wellknown.DNSPort), accept()),
 		rule(workload, drop(WorkloadInput)),
 		rule(link, ongoing(), accept()),
