@@ -22,6 +22,7 @@ const (
 	CodeNotLeader       = "not-leader"          // Details.Leader is the address of the controller to call
 	CodeUnavailable     = "unavailable"         // Consul or Vault does not answer
 	CodeNotRegistered   = "not-registered"      // the node has not registered yet
+	CodeRemoved         = "node-removed"        // the calling node was removed from the fabric
 	CodeNomad           = "nomad-unreachable"   // Nomad does not answer, so nothing can be admitted
 	CodeNotPlaced       = "not-placed-here"     // Nomad did not place the allocation on the calling node
 	CodeJob             = "job-refused"         // something in the job stands against connecting it

@@ -116,9 +116,23 @@ func (c *Client) Certificate(ctx context.Context, req CertificateRequest) ([][]b
 	return reply.Certificate, err
 }
 
-// Report sends the status of the calling node to the controller.
-func (c *Client) Report(ctx context.Context, status NodeStatus) error {
-	return c.call(ctx, http.MethodPut, "/v1/node/status", status, nil)
+// ReportReply is what the controller tells a node about removals.
+type ReportReply struct {
+	Revocations uint64         `json:"revocations"`     // the sequence of the list of removed nodes that the controller has
+	Newer       *fabric.Signed `json:"newer,omitempty"` // that list (fabric.Revocations), if it is newer than the node's
+}
+
+// Report reports what the calling node enforces.
+func (c *Client) Report(ctx context.Context, status NodeStatus) (ReportReply, error) {
+	var reply ReportReply
+	err := c.call(ctx, http.MethodPut, "/v1/node/status", status, &reply)
+	return reply, err
+}
+
+// Revocations hands the controller the list of removed nodes that the calling node holds, when the
+// controller has another one.
+func (c *Client) Revocations(ctx context.Context, list fabric.Signed) error {
+	return c.call(ctx, http.MethodPut, "/v1/node/revocations", list, nil)
 }
 
 // Tasks returns the tasks of the calling node. It waits for them at most as long as wait, and

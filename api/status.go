@@ -22,6 +22,7 @@ type NodeStatus struct {
 	Pool6              netip.Prefix      `json:"pool6,omitzero"` // likewise
 	Sequence           uint64            `json:"sequence"`       // of the revision enforced
 	Root               fabric.Hash       `json:"root,omitzero"`  // of the revision enforced
+	Revocations        uint64            `json:"revocations"`    // sequence of the list of removed nodes that it heeds
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each

@@ -41,6 +41,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	factories := map[string]cli.CommandFactory{
 		"graph": func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
 		"job":   func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
+		"node":  func() (cli.Command, error) { return group{"Manage the nodes of the fabric", nodeUsage}, nil },
 	}
 	for name, c := range map[string]subcommand{
 		"agent":          &AgentCommand{},
@@ -60,6 +61,8 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job validate":   &JobValidateCommand{},
 		"link":           &LinkCommand{},
 		"matrix":         &MatrixCommand{},
+		"node list":      &NodeListCommand{},
+		"node remove":    &NodeRemoveCommand{},
 		"status":         &StatusCommand{},
 		"verify":         &VerifyCommand{},
 		"version":        &VersionCommand{},
@@ -126,5 +129,21 @@ Usage: sif job <subcommand> [options] [args]
       $ sif job run web.nomad.hcl
 
   Nomad's own environment variables, such as NOMAD_ADDR and NOMAD_TOKEN, apply.
+  See the help of each subcommand for its options.
+`
+
+const nodeUsage = `
+Usage: sif node <subcommand> [options] [args]
+
+  This command groups subcommands for the nodes of the fabric.
+
+  List them:
+
+      $ sif node list
+
+  Remove one that is gone, or that must not take part any more:
+
+      $ sif node remove -message="stolen" aws1/aws1-w2
+
   See the help of each subcommand for its options.
 `

@@ -108,12 +108,15 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 }
 
 // issueTime returns the time at which a new admission of an endpoint is issued: now, but later than
-// the one before. Engines and agents use the admission with the latest time, and the clock may have
-// been set back, or be another controller's.
+// the one before, and than a removal of its node. Engines and agents use the admission with the
+// latest time, and the clock may have been set back, or be another controller's.
 func (a *admitter) issueTime(id kvkey.Admission) time.Time {
 	now := time.Now().UTC().Truncate(time.Millisecond)
 	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
-		return old.admission.Issued.Add(time.Millisecond)
+		now = old.admission.Issued.Add(time.Millisecond)
+	}
+	if t, ended := a.nodes.removed().Ends(id.Node, now); ended {
+		now = t.Removed.Add(time.Millisecond)
 	}
 	return now
 }
@@ -249,6 +252,16 @@ func (a *admitter) placement(ctx context.Context, who identity.Node, allocation 
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", allocation, place.Stopped)
 	}
 	return place, nil
+}
+
+// unbind forgets the Nomad node of a node that was removed.
+func (a *admitter) unbind(ctx context.Context, node fabric.NodeID) error {
+	a.bindings.Delete(node)
+	key := kvkey.Binding(node).String()
+	if _, err := a.cfg.Consul().KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+		return fmt.Errorf("delete %s from Consul: %w", key, err)
+	}
+	return nil
 }
 
 // bind binds a node to its Nomad node at the first admission, in Consul, and refuses another Nomad

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // AdmissionLife is how long an admission is valid unless it is renewed.
@@ -85,6 +87,7 @@ type Controller struct {
 	tasks    *taskBoard
 	metrics  *metrics
 	admitter *admitter
+	removal  *removal
 	leading  atomic.Bool
 }
 
@@ -112,13 +115,20 @@ func New(cfg Config) (*Controller, error) {
 		lock.Close()
 		return nil, err
 	}
+	removed, err := revocation.New(cfg.Consul, filepath.Join(cfg.DataDir, "revocation"), cfg.Fabric, cfg.Identity.Keys, cfg.Log.Named("revocation"))
+	if err != nil {
+		lock.Close()
+		c.audit.Close()
+		return nil, err
+	}
 	c.policy = newPolicy(cfg)
-	c.nodes = newRegistry(cfg)
+	c.nodes = newRegistry(cfg, removed.List)
 	c.table = newTable(cfg)
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
 	c.metrics = newMetrics(c)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
+	c.removal = newRemoval(c, removed)
 	return c, nil
 }
 
@@ -138,6 +148,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	}
 	c.log.Info("controller listening", logkey.Address, l.Addr().String())
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.removal.list.Run(ctx) })
 	g.Go(func() error {
 		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve the API: %w", err)
@@ -176,6 +187,9 @@ func (c *Controller) lead(ctx context.Context) error {
 	if err := c.table.load(ctx); err != nil {
 		return err
 	}
+	if err := c.removal.reconcile(ctx); err != nil {
+		return err
+	}
 	c.leading.Store(true)
 	defer c.leading.Store(false)
 	c.log.Info("controller became the leader", logkey.Revision, c.policy.pointer().Sequence)
@@ -183,6 +197,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	g.Go(func() error { return c.policy.watch(ctx) })
 	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
+	g.Go(func() error { return c.removal.keep(ctx) })
 	return g.Wait()
 }
 
@@ -192,6 +207,7 @@ func (c *Controller) degraded() []string {
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.table.degraded()...)
+	list = append(list, c.removal.degraded()...)
 	// A controller that lost its data directory cannot see that the pointer in Consul was rolled
 	// back, but nodes can. It is only reported, because a node could lie.
 	known := c.policy.pointer().Sequence

@@ -56,8 +56,8 @@ func testEnforced(t *testing.T, w *world) {
 		IPv4: netip.MustParseAddr("100.64.1.2"), IPv6: netip.MustParseAddr("fd5f::2")}
 	svc := api.EndpointStatus{Endpoint: "e-svc", Service: fabric.Ref{Domain: "app", Name: "svc"}, Roles: fabric.Roles{Respond: frontend},
 		IPv4: netip.MustParseAddr("100.64.2.2"), IPv6: netip.MustParseAddr("fd5f::3")}
-	must.NoError(t, w1.Report(ctx, api.NodeStatus{Endpoints: []api.EndpointStatus{proxy}}))
-	must.NoError(t, w2.Report(ctx, api.NodeStatus{Endpoints: []api.EndpointStatus{svc}}))
+	w1.report(t, api.NodeStatus{Endpoints: []api.EndpointStatus{proxy}})
+	w2.report(t, api.NodeStatus{Endpoints: []api.EndpointStatus{svc}})
 	const proxyKey, svcKey = "app/proxy >app/frontend", "app/svc <app/frontend"
 	peers := func(e api.EndpointStatus, key, via string) []api.DumpPeer {
 		return []api.DumpPeer{{Address: e.IPv4, Identity: key, Via: via}, {Address: e.IPv6, Identity: key, Via: via}}

@@ -365,7 +365,7 @@ func testBlocking(t *testing.T, w *world) {
 	node.register(t, "192.0.2.1")
 	go func() {
 		time.Sleep(100 * time.Millisecond)
-		if err := node.Report(ctx, api.NodeStatus{Sequence: 1}); err != nil {
+		if _, err := node.Report(ctx, api.NodeStatus{Sequence: 1}); err != nil {
 			t.Error(err)
 		}
 	}()

@@ -20,3 +20,30 @@ func checkAndSet(ctx context.Context, consul *consulapi.Client, key string, valu
 	}
 	return resp.Results[0].ModifyIndex, true, nil
 }
+
+// replaceAttempts bounds how often a value is written while another process writes it too.
+const replaceAttempts = 5
+
+// replace writes a value whatever the key has, and returns its modify index. It is for keys that
+// only the leading controller writes: what it finds is out of date or was altered.
+func replace(ctx context.Context, consul *consulapi.Client, key string, value []byte) (uint64, error) {
+	q := (&consulapi.QueryOptions{}).WithContext(ctx)
+	for range replaceAttempts {
+		old, _, err := consul.KV().Get(key, q)
+		if err != nil {
+			return 0, unavailable("read %s from Consul: %v", key, err)
+		}
+		var index uint64
+		if old != nil {
+			index = old.ModifyIndex
+		}
+		next, ok, err := checkAndSet(ctx, consul, key, value, index)
+		if err != nil {
+			return 0, unavailable("write %s to Consul: %v", key, err)
+		}
+		if ok {
+			return next, nil
+		}
+	}
+	return 0, conflict("%s in Consul was changed %d times meanwhile; only the controller must write it", key, replaceAttempts)
+}

@@ -90,7 +90,7 @@ func testRegistration(t *testing.T, w *world) {
 	must.Len(t, 3, status.Nodes)
 	must.SliceEmpty(t, status.Controller.Degraded)
 
-	must.NoError(t, w.node(t, c, "w1").Report(ctx, api.NodeStatus{Zone: "forged", Node: "name", Sequence: 5}))
+	w.node(t, c, "w1").report(t, api.NodeStatus{Zone: "forged", Node: "name", Sequence: 5})
 	status, err = c.operator.Status(ctx)
 	must.NoError(t, err)
 	must.Eq(t, "aws1/w1", status.Nodes[1].ID().String())
@@ -112,7 +112,7 @@ func testEmptyReport(t *testing.T, w *world) {
 		_, err := c.operator.Status(ctx)
 		must.NoError(t, err, must.Sprint(report))
 	}
-	must.NoError(t, w1.Report(ctx, api.NodeStatus{Version: "fine"}))
+	w1.report(t, api.NodeStatus{Version: "fine"})
 	status, err := c.operator.Status(ctx)
 	must.NoError(t, err)
 	must.Eq(t, "fine", status.Nodes[0].Version)

@@ -6,9 +6,12 @@ package controller
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/netip"
+	"slices"
+	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 
@@ -49,6 +52,36 @@ func poolPair(v4, v6 netip.Prefix, n int) (netip.Prefix, netip.Prefix) {
 	return netip.PrefixFrom(netip.AddrFrom4(a4), bits4), netip.PrefixFrom(netip.AddrFrom16(a6), bits6)
 }
 
+// freePools deletes the assignments of pools to nodes that were removed and are not back. Their
+// tombstones keep the pools from being assigned before they have rested. The caller holds r.mu.
+func (r *registry) freePools(ctx context.Context, removed fabric.Revocations) error {
+	var errs []error
+	for n, owner := range r.poolOwners {
+		if _, ended := removed.Ends(owner, time.Time{}); !ended || r.members[owner] != nil {
+			continue
+		}
+		key := kvkey.Pool(n).String()
+		if _, err := r.cfg.Consul().KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+			errs = append(errs, fmt.Errorf("delete %s from Consul: %w", key, err))
+			continue
+		}
+		delete(r.poolOwners, n)
+	}
+	return errors.Join(errs...)
+}
+
+// resting returns the pools of removed nodes that must not be assigned yet. Every cache on nodes is
+// corrected while they rest.
+func resting(removed fabric.Revocations, now time.Time) []fabric.Tombstone {
+	var list []fabric.Tombstone
+	for _, t := range removed.Tombstones {
+		if now.Before(t.Removed.Add(restTime)) {
+			list = append(list, t)
+		}
+	}
+	return list
+}
+
 // poolOf returns a node's pair of pools: the one in its signed record, else the one that Consul
 // assigns to it, else the first free one, which it assigns to the node in Consul. The caller holds
 // r.mu.
@@ -66,9 +99,13 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, 
 			return v4, v6, nil
 		}
 	}
+	rest := resting(r.removed(), time.Now())
 	for n := range count {
 		v4, v6 := poolPair(r.cfg.Pool4, r.cfg.Pool6, n)
 		if _, assigned := r.poolOwners[n]; assigned || used[v4] || used[v6] {
+			continue
+		}
+		if slices.ContainsFunc(rest, func(t fabric.Tombstone) bool { return t.Holds(v4, v6) }) {
 			continue
 		}
 		kv := &consulapi.KVPair{Key: kvkey.Pool(n).String(), Value: []byte(id.String())} // index 0: only if it does not exist
@@ -84,5 +121,5 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, 
 		return v4, v6, nil
 	}
 	return netip.Prefix{}, netip.Prefix{}, api.Errorf(http.StatusInsufficientStorage, api.CodeAddress,
-		"all %d pools of %s and %s are assigned to nodes; configure larger pools", count, r.cfg.Pool4, r.cfg.Pool6)
+		"all %d pools of %s and %s are assigned to nodes, or rest after the removal of a node; configure larger pools", count, r.cfg.Pool4, r.cfg.Pool6)
 }

@@ -35,8 +35,9 @@ type member struct {
 
 // registry contains the nodes of the fabric and their pools. Both are stored in Consul.
 type registry struct {
-	cfg Config
-	log hclog.Logger
+	cfg     Config
+	removed func() fabric.Revocations
+	log     hclog.Logger
 
 	mu         sync.Mutex
 	members    map[fabric.NodeID]*member
@@ -44,8 +45,8 @@ type registry struct {
 	refused    map[string]string     // what is wrong with keys in Consul, for people
 }
 
-func newRegistry(cfg Config) *registry {
-	return &registry{cfg: cfg, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, poolOwners: map[int]fabric.NodeID{}, refused: map[string]string{}}
+func newRegistry(cfg Config, removed func() fabric.Revocations) *registry {
+	return &registry{cfg: cfg, removed: removed, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, poolOwners: map[int]fabric.NodeID{}, refused: map[string]string{}}
 }
 
 // load reads the records of nodes and the owners of pools from Consul. A record that does not
@@ -72,8 +73,14 @@ func (r *registry) load(ctx context.Context) error {
 		// An owner that cannot be read still is one: the pool must not be assigned again.
 		r.poolOwners[int(n)], _ = fabric.ParseNodeID(string(kv.Value))
 	}
+	removed := r.removed()
 	for _, kv := range records {
 		m, err := r.verify(kv)
+		if err == nil {
+			if _, ended := removed.EndsMember(m.node, m.link); ended {
+				continue // purge deletes it
+			}
+		}
 		if err != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v; it is replaced when the node registers again", kv.Key, err)
 			r.log.Error("node record refused", logkey.Key, kv.Key, logkey.Error, err)
@@ -117,13 +124,19 @@ func (r *registry) degraded() []string {
 
 // get returns a registered node, and whether it is registered.
 func (r *registry) get(id fabric.NodeID) (fabric.Node, bool) {
+	m, ok := r.member(id)
+	return m.node, ok
+}
+
+// member returns a registered node with its record, and whether it is registered.
+func (r *registry) member(id fabric.NodeID) (member, bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	m, ok := r.members[id]
 	if !ok {
-		return fabric.Node{}, false
+		return member{}, false
 	}
-	return m.node, true
+	return *m, true
 }
 
 // all returns the registered nodes ordered by zone and name.
@@ -165,6 +178,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	if known != nil && r.unchanged(known, node, next) {
 		return known.record, nil
 	}
+	node.Issued = r.issueTime(node.Issued, who.NodeID)
 	payload, err := json.Marshal(node)
 	if err != nil {
 		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.NodeID, err)
@@ -182,6 +196,19 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	return next, nil
 }
 
+// issueTime returns the time at which a new record of a node is issued: now, but later than the one
+// before, and than a removal of the node. The clock may have been set back, or be another
+// controller's. The caller holds r.mu.
+func (r *registry) issueTime(now time.Time, id fabric.NodeID) time.Time {
+	if m := r.members[id]; m != nil && !now.After(m.node.Issued) {
+		now = m.node.Issued.Add(time.Millisecond)
+	}
+	if t, ended := r.removed().Ends(id, now); ended {
+		now = t.Removed.Add(time.Millisecond)
+	}
+	return now
+}
+
 // unchanged reports whether the record that is known has the content of the new one, and still is
 // in Consul.
 func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRecord) bool {
@@ -193,37 +220,13 @@ func (r *registry) unchanged(known *member, node fabric.Node, next fabric.NodeRe
 	return err == nil && kv != nil && kv.ModifyIndex == known.index
 }
 
-// writeAttempts bounds how often a record is written while another process writes it too.
-const writeAttempts = 5
-
-// write stores the record of a node in Consul, and returns its modify index. Only the leading
-// controller writes records, and it holds r.mu, so the value in Consul is out of date or was
-// altered, and is replaced.
+// write stores the record of a node in Consul, and returns its modify index.
 func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.NodeRecord) (uint64, error) {
 	value, err := json.Marshal(record)
 	if err != nil {
 		return 0, fmt.Errorf("encode the record of node %s: %w", node.ID(), err)
 	}
-	key := kvkey.Node(node.ID()).String()
-	q := (&consulapi.QueryOptions{}).WithContext(ctx)
-	for range writeAttempts {
-		old, _, err := r.cfg.Consul().KV().Get(key, q)
-		if err != nil {
-			return 0, unavailable("read the record of node %s from Consul: %v", node.ID(), err)
-		}
-		var index uint64
-		if old != nil {
-			index = old.ModifyIndex
-		}
-		next, ok, err := checkAndSet(ctx, r.cfg.Consul(), key, value, index)
-		if err != nil {
-			return 0, unavailable("write the record of node %s to Consul: %v", node.ID(), err)
-		}
-		if ok {
-			return next, nil
-		}
-	}
-	return 0, conflict("the record %s in Consul was changed %d times meanwhile; only the controller must write it", key, writeAttempts)
+	return replace(ctx, r.cfg.Consul(), kvkey.Node(node.ID()).String(), value)
 }
 
 // checkNode refuses a registration whose addresses or engine cannot be right.
@@ -271,6 +274,9 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 	}
 	if ahead := time.Until(link.Issued); ahead > clockSkew {
 		return link, invalid("link of node %s: it was issued %s in the future; correct the clock of the node", who.NodeID, ahead.Round(time.Second))
+	}
+	if t, ended := r.removed().EndsKey(who.NodeID, link.PublicKey); ended {
+		return link, wasRemoved(t, "the public key of its links is from before that")
 	}
 	for id, m := range r.members {
 		if id != who.NodeID && bytes.Equal(m.link.PublicKey, link.PublicKey) {

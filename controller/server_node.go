@@ -35,10 +35,16 @@ func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
 
 func (c *Controller) putStatus(_ context.Context, r request) (any, error) {
 	s, err := decode[api.NodeStatus](r)
-	if err == nil {
-		c.reports.put(r.node, s)
+	if err != nil {
+		return nil, err
 	}
-	return nil, err
+	c.reports.put(r.node, s)
+	reply := api.ReportReply{Revocations: c.removal.list.List().Sequence}
+	if s.Revocations < reply.Revocations {
+		signed := c.removal.list.Signed()
+		reply.Newer = &signed
+	}
+	return reply, nil
 }
 
 func (c *Controller) putTask(_ context.Context, r request) (any, error) {

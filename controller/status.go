@@ -45,6 +45,14 @@ func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
 	return s, ok
 }
 
+// drop forgets the report of a node that was removed.
+func (r *reports) drop(id fabric.NodeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.last, id)
+	r.bell.bump()
+}
+
 // ahead returns the node that reports the newest revision above sequence, and that revision; 0 if
 // there is none.
 func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {

@@ -6,6 +6,7 @@ package controller
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -170,6 +171,37 @@ func (t *table) release(ctx context.Context, id kvkey.Admission) error {
 	return t.put(ctx, id, &next)
 }
 
+// releaseEnded ends the admissions of nodes that were removed.
+func (t *table) releaseEnded(ctx context.Context, removed fabric.Revocations) error {
+	var errs []error
+	for _, id := range t.liveWhere(func(a fabric.Admission) bool {
+		_, ended := removed.Ends(a.Host(), a.Issued)
+		return ended
+	}) {
+		errs = append(errs, t.release(ctx, id))
+	}
+	return errors.Join(errs...)
+}
+
+// liveOn returns how many endpoints of a node have a live admission.
+func (t *table) liveOn(node fabric.NodeID) int {
+	return len(t.liveWhere(func(a fabric.Admission) bool { return a.Host() == node }))
+}
+
+// liveWhere returns the endpoints with a live admission that matches.
+func (t *table) liveWhere(match func(fabric.Admission) bool) []kvkey.Admission {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	var list []kvkey.Admission
+	for id, g := range t.grants {
+		if g.live(now) && match(g.admission) {
+			list = append(list, id)
+		}
+	}
+	return list
+}
+
 // get returns the grant of an endpoint, or nil.
 func (t *table) get(id kvkey.Admission) *grant {
 	t.mu.Lock()
@@ -253,29 +285,11 @@ func (t *table) refreshIndex(ctx context.Context, id kvkey.Admission) {
 
 // serves reports whether the node has a live admission of the service.
 func (t *table) serves(node fabric.NodeID, service fabric.Ref) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now := t.now()
-	for id, g := range t.grants {
-		if id.Node == node && g.admission.Service == service && g.live(now) {
-			return true
-		}
-	}
-	return false
+	return len(t.liveWhere(func(a fabric.Admission) bool { return a.Host() == node && a.Service == service })) > 0
 }
 
 // count returns how many admissions are live.
-func (t *table) count() int {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	now, n := t.now(), 0
-	for _, g := range t.grants {
-		if g.live(now) {
-			n++
-		}
-	}
-	return n
-}
+func (t *table) count() int { return len(t.liveWhere(func(fabric.Admission) bool { return true })) }
 
 // sweep deletes grants that are over, until ctx ends.
 func (t *table) sweep(ctx context.Context) error {

@@ -221,6 +221,14 @@ func (n *testNode) register(t testing.TB, underlay string) fabric.Node {
 	return node
 }
 
+// report sends a status.
+func (n *testNode) report(t testing.TB, s api.NodeStatus) api.ReportReply {
+	t.Helper()
+	reply, err := n.Report(t.Context(), s)
+	must.NoError(t, err)
+	return reply
+}
+
 func testLogger(t testing.TB) hclog.Logger {
 	if testing.Verbose() {
 		return hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: t.Output()})

@@ -109,7 +109,7 @@ func (w *world) engine(zone string) (*Engine, *recorder, *fixedDocuments) {
 		Self: self, Log: hclog.NewNullLogger(), Documents: docs, Switch: sw, Numbers: counter{},
 		Leases:   leases,
 		Nodes:    func() []fabric.Node { return w.nodes },
-		Verifier: admission.Verifier{Fabric: "test", TrustDomain: identitytest.TrustDomain, Keys: w.ca.Keys, Roots: w.ca.Roots, Node: w.node},
+		Verifier: admission.Verifier{Fabric: "test", TrustDomain: identitytest.TrustDomain, Keys: w.ca.Keys, Roots: w.ca.Roots, Node: w.node, Removed: func() fabric.Revocations { return fabric.Revocations{} }},
 	})
 	must.NoError(w.t, err)
 	return e, sw, docs

@@ -110,6 +110,18 @@ func (n Node) Health4() netip.Addr { return n.Pool4.Addr().Next() }
 // Health6 returns the node's IPv6 health address; see Health4.
 func (n Node) Health6() netip.Addr { return n.Pool6.Addr().Next() }
 
+// Pool is the controller's signed statement (KindPool) that a pair of address pools belongs to a
+// node. It is made before the node's first record, and keeps the pools from being given to another
+// node.
+type Pool struct {
+	Fabric string       `json:"fabric"`
+	Number int          `json:"number"` // of the pair, in the fabric's prefixes
+	Node   NodeID       `json:"node"`
+	Pool4  netip.Prefix `json:"pool4"`
+	Pool6  netip.Prefix `json:"pool6"`
+	Issued time.Time    `json:"issued"`
+}
+
 // Link is the part of a node's record that the node itself signs, with the key of its certificate:
 // the public key of its WireGuard devices, and the UDP port on which it listens for each peer.
 type Link struct {

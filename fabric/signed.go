@@ -16,9 +16,11 @@ type Kind string
 
 // The kinds of statements that the key of the fabric signs.
 const (
-	KindPointer   Kind = "pointer"   // a Pointer
-	KindAdmission Kind = "admission" // an Admission
-	KindNode      Kind = "node"      // a Node
+	KindPointer     Kind = "pointer"     // a Pointer
+	KindAdmission   Kind = "admission"   // an Admission
+	KindNode        Kind = "node"        // a Node
+	KindPool        Kind = "pool"        // a Pool
+	KindRevocations Kind = "revocations" // a Revocations
 )
 
 // Signed is a statement, signed with one version of the fabric's Ed25519 key, which never leaves

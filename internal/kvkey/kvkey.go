@@ -18,9 +18,10 @@ const Root = "sif/v1/"
 
 // Single keys.
 const (
-	Current   = Root + "current"   // the signed pointer to the revision in force
-	Collected = Root + "collected" // changed by every transaction that removes objects
-	Leader    = Root + "leader"    // the lock of the leading controller, and its address
+	Current     = Root + "current"     // the signed pointer to the revision in force
+	Collected   = Root + "collected"   // changed by every transaction that removes objects
+	Leader      = Root + "leader"      // the lock of the leading controller, and its address
+	Revocations = Root + "revocations" // the signed list of removed nodes
 )
 
 // Prefixes of keys. The comments give the rest of the key and the value.

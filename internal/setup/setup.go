@@ -61,5 +61,8 @@ func (s Spec) withDefaults() (Spec, error) {
 	if s.CertTTL == 0 {
 		s.CertTTL = DefaultCertTTL
 	}
+	if s.CertTTL > fabric.MaxCertificateLife {
+		return s, fmt.Errorf("certificates must not live longer than %s, because removals of nodes are kept for the time after that; %s was asked for", fabric.MaxCertificateLife, s.CertTTL)
+	}
 	return s, nil
 }

@@ -98,6 +98,11 @@ func (l *Links) save() error {
 	return l.file.Write(linksState{Key: l.key.Base64(), Devices: l.slots, Issued: l.issued})
 }
 
+func (l *Links) publicKey() []byte {
+	key := l.key.Public()
+	return key[:]
+}
+
 // statement returns what the node publishes about its links. Each one is issued later than the one
 // before, even if the clock was set back, because others refuse an older one.
 func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
@@ -108,11 +113,11 @@ func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
 		issued = l.issued.Add(time.Millisecond)
 	}
 	l.issued = issued
-	key, ports := l.key.Public(), map[fabric.NodeID]uint16{}
+	ports := map[fabric.NodeID]uint16{}
 	for peer, s := range l.slots {
 		ports[peer] = s.Port
 	}
-	return fabric.Link{Node: node, PublicKey: key[:], Ports: ports, Issued: issued}, l.save()
+	return fabric.Link{Node: node, PublicKey: l.publicKey(), Ports: ports, Issued: issued}, l.save()
 }
 
 // Ports returns the UDP ports of the links, in ascending order.

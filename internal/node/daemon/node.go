@@ -9,6 +9,7 @@ package daemon
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -33,6 +34,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/revision"
+	"github.com/sif-project/sif/internal/trust/revocation"
 	"github.com/sif-project/sif/internal/trust/roster"
 	"github.com/sif-project/sif/internal/version"
 )
@@ -59,6 +61,7 @@ type Node struct {
 	Consul     *consulapi.Client
 	Controller *api.Client
 	Revision   *revision.Follower
+	Removals   *revocation.Watcher
 	Roster     *roster.Watcher
 	Links      *Links
 	Self       fabric.Node // as the controller signed it
@@ -95,7 +98,9 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Links, err = openLinks(c, kind); err != nil {
 		return nil, err
 	}
-	if n.Self, err = n.register(ctx); err != nil {
+	if n.Self, err = n.register(ctx); api.IsCode(err, api.CodeRemoved) {
+		return nil, errors.Join(err, n.Identity.Discard())
+	} else if err != nil {
 		if loadErr := n.loadSelf(); loadErr != nil {
 			return nil, errors.Join(err, loadErr)
 		}
@@ -109,8 +114,18 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
 		return nil, err
 	}
+	dir = filepath.Join(c.DataDir, "revocation")
+	if n.Removals, err = revocation.New(func() *consulapi.Client { return n.Consul }, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revocation")); err != nil {
+		return nil, err
+	}
+	n.Identity.SetRevoked(func(s identity.Subject, leaf *x509.Certificate) error {
+		if t, ended := n.Removals.List().Ends(s.Node.NodeID, leaf.NotBefore); ended {
+			return errors.New(t.String())
+		}
+		return nil
+	})
 	dir = filepath.Join(c.DataDir, "roster")
-	n.Roster, err = roster.New(n.Consul, dir, n.Self.Fabric, c.TrustDomain, n.Identity.Keys, n.Identity.Roots, log.Named("roster"))
+	n.Roster, err = roster.New(n.Consul, dir, n.Self.Fabric, c.TrustDomain, n.Identity.Keys, n.Identity.Roots, n.Removals.List, log.Named("roster"))
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +136,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 func (n *Node) Verifier() admission.Verifier {
 	return admission.Verifier{
 		Fabric: n.Self.Fabric, TrustDomain: n.Config.TrustDomain,
-		Keys: n.Identity.Keys, Roots: n.Identity.Roots, Node: n.member,
+		Keys: n.Identity.Keys, Roots: n.Identity.Roots, Node: n.member, Removed: n.Removals.List,
 	}
 }
 
@@ -232,8 +247,10 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 		default:
 		}
 	})
+	n.Removals.OnChange(n.Roster.Review)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.Identity.Run(ctx) })
+	group.Go(func() error { return n.Removals.Run(ctx) })
 	group.Go(func() error { return n.Revision.Run(ctx) })
 	group.Go(func() error { return n.Roster.Run(ctx) })
 	group.Go(func() error { return n.keepLinks(ctx, read) })
@@ -252,8 +269,13 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 	}
 	back := newPutBack()
 	for {
-		grown, assigning := n.Links.assign(n.Self, n.Roster.Members())
-		moved, err := n.Links.apply(ctx, n.Self, n.Roster.Members())
+		members, removed := n.Roster.Members(), n.removed()
+		n.Degrade("removal", removed)
+		if removed != nil {
+			members = nil // the others have dropped this node, too
+		}
+		grown, assigning := n.Links.assign(n.Self, members)
+		moved, err := n.Links.apply(ctx, n.Self, members)
 		err = errors.Join(assigning, err)
 		if grown || moved {
 			n.Log.Info("the node's links have new ports", logkey.Ports, n.Links.Ports())
@@ -261,7 +283,7 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 			registered = time.Time{}
 		}
 		lost, pause := back.due(n.displaced(), time.Now())
-		if expiry := n.Identity.Expiry(); lost || !registered.Equal(expiry) {
+		if expiry := n.Identity.Expiry(); removed == nil && (lost || !registered.Equal(expiry)) {
 			registering := n.registerAgain(ctx)
 			if registering == nil {
 				registered = expiry
@@ -286,7 +308,7 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 	defer tick.Stop()
 	for {
 		report, cancel := context.WithTimeout(ctx, reportInterval)
-		err := n.Controller.Report(report, n.complete(report, status()))
+		err := n.report(report, status())
 		cancel()
 		if ctx.Err() != nil {
 			return nil
@@ -300,16 +322,52 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 	}
 }
 
+// report sends the status to the controller. Whichever of the two has the older list of removed
+// nodes receives the other's, so that no removal is lost with what Consul has.
+func (n *Node) report(ctx context.Context, status api.NodeStatus) error {
+	reply, err := n.Controller.Report(ctx, n.complete(ctx, status))
+	if err != nil {
+		return err
+	}
+	lacks := false
+	if reply.Newer != nil {
+		if err := n.Removals.Offer(*reply.Newer); err != nil {
+			if lacks = errors.Is(err, revocation.ErrLacks); !lacks {
+				return fmt.Errorf("the controller's list of removed nodes is refused: %w", err)
+			}
+		}
+	}
+	if lacks || n.Removals.List().Sequence > reply.Revocations {
+		return n.Controller.Revocations(ctx, n.Removals.Signed())
+	}
+	return nil
+}
+
+// removed returns an error if this node was removed from the fabric.
+func (n *Node) removed() error {
+	list := n.Removals.List()
+	id := n.Config.NodeID()
+	t, ended := list.EndsKey(id, n.Links.publicKey())
+	if !ended {
+		t, ended = list.Ends(id, n.Identity.Certificate().Leaf.NotBefore)
+	}
+	if !ended {
+		return nil
+	}
+	return fmt.Errorf("%s, so it has no links any more; stop its daemons, and delete %s before it joins again", t, n.Config.DataDir)
+}
+
 // complete adds what all nodes report to the status of a daemon.
 func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
 	pointer := n.Revision.Pointer()
 	s.Sequence, s.Root = pointer.Sequence, pointer.Root
+	s.Revocations = n.Removals.List().Sequence
 	s.CertificateExpires = n.Identity.Expiry()
 	links, err := n.Links.status(ctx, n.Roster.Members())
 	n.Degrade("link process", err)
 	s.Links = links
-	s.Degraded = slices.Concat(s.Degraded, n.Identity.Degraded(), n.Revision.Degraded(), n.Roster.Degraded(), n.degraded())
+	s.Degraded = slices.Concat(s.Degraded, n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
 	return s
 }
 

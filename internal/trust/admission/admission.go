@@ -23,12 +23,13 @@ type Verifier struct {
 	Keys        func() fabric.KeySet
 	Roots       func() *x509.CertPool
 	Node        func(fabric.NodeID) (fabric.Node, bool)
+	Removed     func() fabric.Revocations
 }
 
 // Verify returns the admission in r if the fabric signed it, it has not expired, its addresses are
-// in the pool of the node on which it was admitted, and r was signed with the key of the service.
-// It does not check that the graph still has the roles: the one rule does, with the newest
-// revision, whenever it is evaluated.
+// in the pool of the node on which it was admitted, that node was not removed since, and r was
+// signed with the key of the service. It does not check that the graph still has the roles: the one
+// rule does, with the newest revision, whenever it is evaluated.
 func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, error) {
 	var a fabric.Admission
 	if err := v.Keys().Verify(r.Admission, fabric.KindAdmission, &a); err != nil {
@@ -40,6 +41,9 @@ func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, err
 	node, ok := v.Node(a.Host())
 	if !ok {
 		return a, fmt.Errorf("endpoint %s was admitted on %s, which is not a node of the fabric", a.Endpoint, a.Host())
+	}
+	if t, ended := v.Removed().Ends(a.Host(), a.Issued); ended {
+		return a, fmt.Errorf("endpoint %s was admitted before its node was removed: %s", a.Endpoint, t)
 	}
 	if err := a.PlacedOn(node); err != nil {
 		return a, err

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -113,6 +114,15 @@ func (s *Source) restore() error {
 		return nil
 	}
 	s.cert = cert
+	return nil
+}
+
+// Discard deletes the certificate on disk, so that the next start of this process obtains another.
+// It is for a certificate that the fabric does not accept any more.
+func (s *Source) Discard() error {
+	if err := os.Remove(s.store.path(certificateFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("delete the certificate: %w", err)
+	}
 	return nil
 }
 

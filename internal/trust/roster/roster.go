@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
@@ -29,8 +30,12 @@ type Member struct {
 // entry is a member and the record that it was read from.
 type entry struct {
 	member Member
-	record []byte // as in Consul
+	record []byte    // as in Consul
+	ends   time.Time // of the certificate that signed the link; without a link, of any of that time
 }
+
+// over reports whether nobody can still believe the record, even in degraded mode.
+func (e entry) over(now time.Time) bool { return now.After(e.ends.Add(fabric.MaxDegraded)) }
 
 // verifier verifies records.
 type verifier struct {
@@ -38,6 +43,7 @@ type verifier struct {
 	trustDomain string
 	keys        func() fabric.KeySet
 	roots       func() *x509.CertPool
+	removed     func() fabric.Revocations
 }
 
 // node verifies the controller's part of the record of node id.
@@ -61,19 +67,23 @@ func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, erro
 	return n, errors.Join(fabric.CheckName(n.Zone), fabric.CheckName(n.Name))
 }
 
-// link verifies the node's part of a record.
-func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
+// link verifies the node's part of a record. ends is the end of the certificate that signed it.
+func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (l fabric.Link, ends time.Time, err error) {
 	if len(r.Link) == 0 {
-		return fabric.Link{}, nil
+		return fabric.Link{}, n.Issued.Add(fabric.MaxCertificateLife), nil
 	}
-	signer, _, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
+	signer, leaf, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
 	if err != nil {
-		return fabric.Link{}, err
+		return fabric.Link{}, time.Time{}, err
 	}
 	if signer != identity.OfNode(n) {
-		return fabric.Link{}, fmt.Errorf("its key was signed by %s of kind %q, expected %s of kind %q", signer.SPIFFE(), signer.Node.Kind, n.ID().SPIFFE(), n.Kind)
+		return fabric.Link{}, time.Time{}, fmt.Errorf("its key was signed by %s of kind %q, expected %s of kind %q", signer.SPIFFE(), signer.Node.Kind, n.ID().SPIFFE(), n.Kind)
 	}
-	return decodeLink(n, r)
+	if t, ended := v.removed().Ends(n.ID(), leaf.NotBefore); ended {
+		return fabric.Link{}, time.Time{}, fmt.Errorf("its key was signed with a certificate from before the removal: %s", t)
+	}
+	l, err = decodeLink(n, r)
+	return l, leaf.NotAfter, err
 }
 
 func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
@@ -97,9 +107,15 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 	if err != nil {
 		return entry{}, err
 	}
-	l, err := v.link(n, r)
+	if t, ended := v.removed().Ends(id, n.Issued); ended {
+		return entry{}, errors.New(t.String())
+	}
+	l, ends, err := v.link(n, r)
 	if err != nil {
 		return entry{}, err
+	}
+	if t, ended := v.removed().EndsKey(id, l.PublicKey); ended {
+		return entry{}, errors.New(t.String())
 	}
 	if known != nil {
 		switch was := known.member; {
@@ -109,7 +125,7 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 			return entry{}, errors.New("its link is older than the one that was seen before")
 		}
 	}
-	return entry{Member{Node: n, Link: l}, record}, nil
+	return entry{Member{Node: n, Link: l}, record, ends}, nil
 }
 
 // restore reads a record that was verified before it was saved. It checks only the controller's
@@ -123,28 +139,43 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	m := Member{Node: n}
-	if len(r.Link) > 0 {
-		if m.Link, err = decodeLink(n, r); err != nil {
-			return entry{}, err
-		}
+	e := entry{Member{Node: n}, record, n.Issued.Add(fabric.MaxCertificateLife)}
+	if len(r.Link) == 0 {
+		return e, nil
 	}
-	return entry{m, record}, nil
+	if e.member.Link, err = decodeLink(n, r); err != nil {
+		return entry{}, err
+	}
+	if len(r.Certificate) == 0 {
+		return entry{}, errors.New("its link has no certificate")
+	}
+	leaf, err := x509.ParseCertificate(r.Certificate[0])
+	if err != nil {
+		return entry{}, fmt.Errorf("parse the certificate of its link: %w", err)
+	}
+	e.ends = leaf.NotAfter
+	return e, nil
 }
 
 // merge verifies all records in Consul against the entries so far. It returns the new entries, and
 // the problems. If a record is refused, the entry so far stays. A record that is missing removes
-// nobody: whoever writes Consul, or restores a snapshot of it, could remove nodes otherwise.
-func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID][]byte) (map[fabric.NodeID]entry, []string) {
-	next := maps.Clone(known)
+// nobody: whoever writes Consul, or restores a snapshot of it, could remove nodes otherwise. An
+// entry ends with a tombstone, or if its record is missing when nobody could believe it any more.
+func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID][]byte, now time.Time) (map[fabric.NodeID]entry, []string) {
+	next := v.living(known)
 	var missing, changed []fabric.NodeID
-	for id := range known {
-		if _, there := records[id]; !there {
-			missing = append(missing, id)
+	for id, e := range next {
+		if _, there := records[id]; there {
+			continue
 		}
+		if e.over(now) {
+			delete(next, id)
+			continue
+		}
+		missing = append(missing, id)
 	}
 	for id, record := range records {
-		if e, ok := known[id]; !ok || !bytes.Equal(e.record, record) {
+		if e, ok := next[id]; !ok || !bytes.Equal(e.record, record) {
 			changed = append(changed, id)
 		}
 	}
@@ -152,7 +183,7 @@ func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID
 	wrong := describeMissing(missing)
 	for _, id := range changed {
 		var before *entry
-		if e, ok := known[id]; ok {
+		if e, ok := next[id]; ok {
 			before = &e
 		}
 		e, err := v.judge(id, records[id], before)
@@ -168,6 +199,17 @@ func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID
 	return next, wrong
 }
 
+// living returns the entries of nodes that were not removed.
+func (v verifier) living(known map[fabric.NodeID]entry) map[fabric.NodeID]entry {
+	removed := v.removed()
+	next := maps.Clone(known)
+	maps.DeleteFunc(next, func(_ fabric.NodeID, e entry) bool {
+		_, ended := removed.EndsMember(e.member.Node, e.member.Link)
+		return ended
+	})
+	return next
+}
+
 // maxMissing is how many missing records are listed one by one.
 const maxMissing = 3
 
@@ -178,7 +220,7 @@ func describeMissing(missing []fabric.NodeID) []string {
 	}
 	var list []string
 	for _, id := range missing {
-		list = append(list, fmt.Sprintf("the record of node %s is missing in Consul; the node is kept, and puts it back", id))
+		list = append(list, fmt.Sprintf("the record of node %s is missing in Consul; the node is kept, and puts it back; `sif node remove %s` removes it", id, id))
 	}
 	return list
 }

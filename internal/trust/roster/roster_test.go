@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -33,6 +34,8 @@ type lab struct {
 	server *testhost.Server
 	consul *consulapi.Client
 	ca     *identitytest.CA
+
+	removed atomic.Pointer[fabric.Revocations]
 }
 
 // record is a good record of aws1's node number n, or what change makes of it.
@@ -68,9 +71,24 @@ func (l *lab) put(n int, v any) {
 
 func (l *lab) watcher(dir string) *Watcher {
 	l.t.Helper()
-	w, err := New(l.consul, dir, name, identitytest.TrustDomain, l.ca.Keys, l.ca.Roots, hclog.NewNullLogger())
+	w, err := New(l.consul, dir, name, identitytest.TrustDomain, l.ca.Keys, l.ca.Roots, l.removals, hclog.NewNullLogger())
 	must.NoError(l.t, err)
 	return w
+}
+
+func (l *lab) removals() fabric.Revocations {
+	if r := l.removed.Load(); r != nil {
+		return *r
+	}
+	return fabric.Revocations{}
+}
+
+// remove adds the tombstone of node number n to the list.
+func (l *lab) remove(n int, at time.Time) {
+	next := l.removals().With(at, fabric.Revocations{Tombstones: []fabric.Tombstone{{
+		Node: fabric.NodeID{Zone: "aws1", Name: fmt.Sprintf("w%d", n)}, Key: bytes.Repeat([]byte{byte(n)}, 32), Removed: at,
+	}}})
+	l.removed.Store(&next)
 }
 
 func run(t *testing.T, w *Watcher) {
@@ -102,7 +120,7 @@ func eventually(t *testing.T, what string, cond func() bool) {
 
 func newLab(t *testing.T) *lab {
 	server, client := testhost.Consul(t)
-	return &lab{t, server, client, identitytest.NewCA(t)}
+	return &lab{t: t, server: server, consul: client, ca: identitytest.NewCA(t)}
 }
 
 func TestWatch(t *testing.T) {
@@ -143,7 +161,7 @@ func TestWatch(t *testing.T) {
 	eventually(t, "recovered", func() bool { return len(w.Degraded()) == 0 && names(w) == "w1 w2 w3" })
 
 	// What is on disk must be the fabric's word too.
-	other, err := New(l.consul, dir, name, identitytest.TrustDomain, identitytest.NewCA(t).Keys, l.ca.Roots, hclog.NewNullLogger())
+	other, err := New(l.consul, dir, name, identitytest.TrustDomain, identitytest.NewCA(t).Keys, l.ca.Roots, l.removals, hclog.NewNullLogger())
 	must.NoError(t, err)
 	must.SliceEmpty(t, other.Members())
 }
@@ -290,4 +308,72 @@ func TestExpiredCertificate(t *testing.T) {
 	run(t, fresh)
 	eventually(t, "only the other is known", func() bool { return names(fresh) == "w2" && len(fresh.Degraded()) == 1 })
 	must.StrContains(t, fresh.Degraded()[0], "expired")
+}
+
+// TestRemoved: a tombstone takes a member out, with Consul or without, over restarts, and whatever
+// is put back into Consul. The machine comes back under its name with another key, but not with a
+// certificate from before.
+func TestRemoved(t *testing.T) {
+	l := newLab(t)
+	dir := t.TempDir()
+	w := l.watcher(dir)
+	run(t, w)
+	old := l.record(1, nil)
+	l.put(1, old)
+	l.put(2, l.record(2, nil))
+	eventually(t, "known", func() bool { return names(w) == "w1 w2" })
+
+	must.NoError(t, l.server.Pause())
+	at := time.Now()
+	l.remove(1, at)
+	w.Review()
+	must.Eq(t, "w2", names(w))
+	must.NoError(t, l.server.Resume())
+	must.Eq(t, "w2", names(l.watcher(dir)))
+	l.put(1, old)
+	l.put(3, l.record(3, nil))
+	eventually(t, "the others are followed", func() bool { return names(w) == "w2 w3" })
+	must.StrContains(t, w.Degraded()[0], "the record of node aws1/w1 is refused: node aws1/w1 was removed at")
+
+	later := func(change func(*fabric.Link, **identity.Source)) fabric.NodeRecord {
+		return l.record(1, func(n *fabric.Node, k *fabric.Link, id **identity.Source) {
+			n.Issued = time.Now().Add(time.Second)
+			k.PublicKey = bytes.Repeat([]byte{9}, 32)
+			change(k, id)
+		})
+	}
+	for want, record := range map[string]fabric.NodeRecord{
+		"was removed at":                        later(func(k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{1}, 32) }),
+		"a certificate from before the removal": later(func(*fabric.Link, **identity.Source) {}),
+	} {
+		l.put(1, record)
+		eventually(t, want, func() bool {
+			return slices.ContainsFunc(w.Degraded(), func(s string) bool { return strings.Contains(s, want) })
+		})
+		must.Eq(t, "w2 w3", names(w))
+	}
+	l.put(1, later(func(_ *fabric.Link, id **identity.Source) {
+		cert := l.ca.Issue(fabric.NodeID{Zone: "aws1", Name: "w1"}.SPIFFE(), "workload", func(c *x509.Certificate) { c.NotBefore = at.Truncate(time.Second).Add(time.Second) })
+		*id = identity.Fixed(identitytest.TrustDomain, cert, l.ca.Roots(), l.ca.Keys())
+	}))
+	eventually(t, "it is back", func() bool { return names(w) == "w1 w2 w3" && len(w.Degraded()) == 0 })
+}
+
+// TestMissingForLong: a record that is missing ends when nobody could believe it any more, so that
+// a node that was away for longer than tombstones are kept does not keep nodes that were removed.
+func TestMissingForLong(t *testing.T) {
+	l := newLab(t)
+	v := verifier{name, identitytest.TrustDomain, l.ca.Keys, l.ca.Roots, l.removals}
+	text, err := json.Marshal(l.record(1, nil))
+	must.NoError(t, err)
+	id := fabric.NodeID{Zone: "aws1", Name: "w1"}
+	e, err := v.judge(id, text, nil)
+	must.NoError(t, err)
+	known := map[fabric.NodeID]entry{id: e}
+	next, _ := v.merge(known, nil, e.ends.Add(fabric.MaxDegraded))
+	must.MapLen(t, 1, next)
+	next, _ = v.merge(known, nil, e.ends.Add(fabric.MaxDegraded+time.Second))
+	must.MapEmpty(t, next)
+	next, _ = v.merge(known, map[fabric.NodeID][]byte{id: text}, e.ends.Add(fabric.MaxDegraded+time.Second))
+	must.MapLen(t, 1, next)
 }

@@ -43,6 +43,8 @@ type Watcher struct {
 	verify verifier
 	log    hclog.Logger
 
+	work sync.Mutex // held while nodes are replaced and callbacks run
+
 	mu       sync.Mutex
 	nodes    map[fabric.NodeID]entry
 	onChange []func([]Member)
@@ -55,15 +57,16 @@ type Watcher struct {
 }
 
 // New returns a Watcher of the named fabric, which starts with the roster that an earlier run left
-// in dir. keys returns the fabric's public keys, roots the authorities of the nodes' certificates.
-func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys func() fabric.KeySet, roots func() *x509.CertPool, log hclog.Logger) (*Watcher, error) {
+// in dir. keys returns the fabric's public keys, roots the authorities of the nodes' certificates,
+// removed the nodes that were removed; call Review after it has changed.
+func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys func() fabric.KeySet, roots func() *x509.CertPool, removed func() fabric.Revocations, log hclog.Logger) (*Watcher, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the directory of the roster: %w", err)
 	}
 	w := &Watcher{
 		consul: consul,
 		file:   statefile.File[map[string][]byte]{Path: filepath.Join(dir, stateFile), What: "the roster"},
-		verify: verifier{fabricName, trustDomain, keys, roots},
+		verify: verifier{fabricName, trustDomain, keys, roots, removed},
 		log:    log,
 		nodes:  map[fabric.NodeID]entry{},
 	}
@@ -83,6 +86,7 @@ func New(consul *consulapi.Client, dir, fabricName, trustDomain string, keys fun
 		}
 		w.nodes[id] = e
 	}
+	w.nodes = w.verify.living(w.nodes)
 	return w, nil
 }
 
@@ -138,10 +142,34 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 		records[fabric.NodeID(id)] = p.Value
 	}
 	slices.Sort(keys)
+	w.work.Lock()
+	defer w.work.Unlock()
 	w.mu.Lock()
 	w.read, w.records, w.keys = true, records, keys
-	next, wrong := w.verify.merge(w.nodes, records)
-	wrong = append(strange, wrong...)
+	known := w.nodes
+	w.mu.Unlock()
+	next, wrong := w.verify.merge(known, records, time.Now())
+	return w.replace(next, append(strange, wrong...))
+}
+
+// Review drops the nodes that were removed. It does not need Consul.
+func (w *Watcher) Review() {
+	w.work.Lock()
+	defer w.work.Unlock()
+	w.mu.Lock()
+	known, wrong, records, read := w.nodes, w.wrong, w.records, w.read
+	w.mu.Unlock()
+	next := w.verify.living(known)
+	if read { // a record that was refused may be good without the removed nodes
+		next, wrong = w.verify.merge(known, records, time.Now())
+	}
+	w.replace(next, wrong)
+}
+
+// replace puts nodes in force, and reports what is wrong. It reports whether all is well. The
+// caller holds w.work.
+func (w *Watcher) replace(next map[fabric.NodeID]entry, wrong []string) bool {
+	w.mu.Lock()
 	changed := !maps.EqualFunc(next, w.nodes, func(a, b entry) bool { return bytes.Equal(a.record, b.record) })
 	news := slices.DeleteFunc(slices.Clone(wrong), func(s string) bool { return slices.Contains(w.wrong, s) })
 	w.nodes, w.wrong = next, wrong
@@ -211,15 +239,16 @@ func sorted(nodes map[fabric.NodeID]entry) []Member {
 	return members
 }
 
-// OnChange registers fn, which is called with all members after each change. Calls do not overlap.
+// OnChange registers fn, which is called with all members after each change. Calls do not overlap,
+// and must not call Review.
 func (w *Watcher) OnChange(fn func([]Member)) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.onChange = append(w.onChange, fn)
 }
 
-// OnRead registers fn, which is called each time after the records in Consul were read, changed or
-// not. Calls do not overlap.
+// OnRead registers fn, which is called each time after the records in Consul were read, or the
+// nodes reviewed, changed or not. Calls do not overlap.
 func (w *Watcher) OnRead(fn func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -1,0 +1,55 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package api
+
+import (
+	"context"
+	"net/http"
+	"net/url"
+	"time"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// NodeList lists the nodes of the fabric.
+type NodeList struct {
+	Nodes   []NodeInfo         `json:"nodes"`             // ordered by zone and name
+	Removed []fabric.Tombstone `json:"removed,omitempty"` // removals that are still kept, ordered by node and time
+}
+
+// NodeInfo is a registered node.
+type NodeInfo struct {
+	Node      fabric.Node `json:"node"`
+	PublicKey []byte      `json:"publicKey,omitempty"` // of its links; empty: it has published none
+	Endpoints int         `json:"endpoints"`           // with a live admission
+	Version   string      `json:"version,omitempty"`   // as it last reported
+	Reported  time.Time   `json:"reported,omitzero"`   // zero: not since the controller began to lead
+}
+
+// Removal is the removal of a node.
+type Removal struct {
+	Tombstone fabric.Tombstone `json:"tombstone"`
+	Endpoints int              `json:"endpoints"` // whose admissions ended with it
+	Sequence  uint64           `json:"sequence"`  // of the list of removed nodes
+	Rests     time.Time        `json:"rests"`     // until then its pools are given to nobody
+}
+
+// Nodes lists the registered nodes.
+func (c *Client) Nodes(ctx context.Context) (NodeList, error) {
+	var reply NodeList
+	err := c.call(ctx, http.MethodGet, "/v1/nodes", nil, &reply)
+	return reply, err
+}
+
+// RemoveNode removes a node from the fabric. The message says why, for the tombstone and the audit
+// log.
+func (c *Client) RemoveNode(ctx context.Context, node fabric.NodeID, message string) (Removal, error) {
+	var reply Removal
+	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name)
+	if message != "" {
+		path += "?message=" + url.QueryEscape(message)
+	}
+	err := c.call(ctx, http.MethodDelete, path, nil, &reply)
+	return reply, err
+}

@@ -1,0 +1,96 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/posener/complete"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// NodeRemoveCommand is sif node remove.
+type NodeRemoveCommand struct {
+	Meta
+	message  string
+	approved bool
+}
+
+// Synopsis implements cli.Command.
+func (c *NodeRemoveCommand) Synopsis() string { return "Remove a node from the fabric" }
+
+func (c *NodeRemoveCommand) usage() string {
+	return `
+Usage: sif node remove [options] <zone>/<node>
+
+  Removes a node: within seconds every other node drops its links and its
+  endpoints, and its certificates and admissions are refused. The removal is
+  signed, and cannot be undone: the machine joins again as a new node, under
+  the same name if wanted, with a new key. Delete its data_dir for that.
+
+  First delete the node's AppRole in Vault, so that the machine gets no new
+  certificate, and drain it in Nomad. The token must be an operator's.
+
+  If standard input is a terminal, the command shows what it would remove and
+  asks for approval. Otherwise it removes the node without asking.
+`
+}
+
+func (c *NodeRemoveCommand) options() []*flag.FlagSet {
+	o := newOptions("Remove Options")
+	o.BoolVar(&c.approved, "auto-approve", false, "Remove the node without asking.")
+	c.jsonOption(o, "Print the removal in JSON. No approval is asked for.")
+	o.StringVar(&c.message, "message", "", "A `message` that says why, for the list of removed nodes and the audit log.")
+	return []*flag.FlagSet{c.generalOptions(), o}
+}
+
+func (c *NodeRemoveCommand) arguments() arguments {
+	return arguments{min: 1, max: 1, words: "one argument: <zone>/<node>", predict: complete.PredictAnything}
+}
+
+func (c *NodeRemoveCommand) run(ctx context.Context, args []string) error {
+	id, err := fabric.ParseNodeID(args[0])
+	if err != nil {
+		return usagef("%v", err)
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	if !c.json && !c.approved && interactive() {
+		if err := c.ask(ctx, client, id); err != nil {
+			return err
+		}
+	}
+	removal, err := client.RemoveNode(ctx, id, c.message)
+	if err != nil {
+		return fmt.Errorf("removing node %s: %w", id, err)
+	}
+	return c.output(removal, func() string {
+		return fmt.Sprintf("Node %s is removed, with the admissions of %s.\nIts pools %s and %s rest until %s.",
+			id, count(removal.Endpoints, "endpoint"), removal.Tombstone.Pool4, removal.Tombstone.Pool6, removal.Rests.Format(time.RFC3339))
+	})
+}
+
+// ask shows what would be removed and asks for approval. A node that does not exist is refused by
+// the removal itself.
+func (c *NodeRemoveCommand) ask(ctx context.Context, client *api.Client, id fabric.NodeID) error {
+	list, err := client.Nodes(ctx)
+	if err != nil {
+		return fmt.Errorf("removing node %s: read it: %w", id, err)
+	}
+	i := slices.IndexFunc(list.Nodes, func(n api.NodeInfo) bool { return n.Node.ID() == id })
+	if i < 0 {
+		return nil
+	}
+	n := list.Nodes[i]
+	c.UI.Output(fmt.Sprintf("The %s node %s at %s, with %s, would be removed.", n.Node.Kind, id, n.Node.Underlay, count(n.Endpoints, "endpoint")))
+	return c.confirm("\nRemove it?")
+}

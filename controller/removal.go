@@ -1,0 +1,353 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/trust/revocation"
+)
+
+// removalInterval is how often the leader compares the list in Consul with its own, and what is
+// stored about nodes with the list.
+const removalInterval = 5 * time.Second
+
+// removal removes nodes, and keeps them removed. The list of tombstones that is in force is the
+// newest one on the disk of this controller, in Consul, or in the hands of a node: whoever writes
+// Consul, or restores a snapshot of it, cannot undo a removal.
+type removal struct {
+	cfg      Config
+	list     *revocation.Watcher
+	nodes    *registry
+	table    *table
+	reports  *reports
+	admitter *admitter
+	log      hclog.Logger
+
+	signing sync.Mutex // held while a list is made, signed and published
+
+	mu      sync.Mutex
+	trouble error // of the last comparison
+}
+
+func newRemoval(c *Controller, list *revocation.Watcher) *removal {
+	return &removal{
+		cfg: c.cfg, list: list, nodes: c.nodes, table: c.table, reports: c.reports, admitter: c.admitter,
+		log: c.cfg.Log.Named("removal"),
+	}
+}
+
+// remove signs a tombstone for a node as it is now. It is answered when the list is in Consul.
+func (r *removal) remove(ctx context.Context, id fabric.NodeID, reason string) (api.Removal, error) {
+	r.signing.Lock()
+	defer r.signing.Unlock()
+	m, ok := r.nodes.member(id)
+	if !ok {
+		return api.Removal{}, r.nodes.unknown(id)
+	}
+	now := time.Now().UTC().Truncate(time.Millisecond)
+	t := fabric.Tombstone{Node: id, Key: m.link.PublicKey, Pool4: m.node.Pool4, Pool6: m.node.Pool6, Removed: now, Reason: reason}
+	if t.Removed.Before(m.node.Issued) { // the clock was set back
+		t.Removed = m.node.Issued
+	}
+	endpoints := r.table.liveOn(id)
+	next := r.list.List().With(now, fabric.Revocations{Tombstones: []fabric.Tombstone{t}})
+	if err := r.publish(ctx, next); err != nil {
+		return api.Removal{}, err
+	}
+	// The list is in force: what is left is cleaned up later if it cannot be now.
+	if err := r.enforce(ctx); err != nil {
+		r.log.Warn("cannot delete everything of the removed node, retrying", logkey.Node, id, logkey.Error, err)
+	}
+	r.log.Info("node removed", logkey.Node, id, logkey.Revision, next.Sequence)
+	return api.Removal{Tombstone: t, Endpoints: endpoints, Sequence: next.Sequence, Rests: t.Removed.Add(restTime)}, nil
+}
+
+// publish signs a list, writes it to Consul and puts it in force. The caller holds r.signing.
+func (r *removal) publish(ctx context.Context, list fabric.Revocations) error {
+	list.Fabric = r.cfg.Fabric
+	if err := list.Check(r.cfg.Fabric); err != nil {
+		return conflict("the list of removed nodes would not be valid: %v; removals are kept for %s", err, fabric.TombstoneLife)
+	}
+	payload, err := json.Marshal(list)
+	if err != nil {
+		return fmt.Errorf("encode the list of removed nodes: %w", err)
+	}
+	signed, err := r.cfg.Signer.Sign(ctx, fabric.KindRevocations, payload)
+	if err != nil {
+		return unavailable("%v", err)
+	}
+	// Once it is written, a caller that gives up must not keep it from being in force.
+	ctx = context.WithoutCancel(ctx)
+	if err := r.write(ctx, signed); err != nil {
+		return err
+	}
+	return r.list.Offer(signed)
+}
+
+// write stores a list in Consul, whatever is there.
+func (r *removal) write(ctx context.Context, signed fabric.Signed) error {
+	value, err := json.Marshal(signed)
+	if err != nil {
+		return fmt.Errorf("encode the list of removed nodes: %w", err)
+	}
+	if _, err := replace(ctx, r.cfg.Consul(), kvkey.Revocations, value); err != nil {
+		return fmt.Errorf("list of removed nodes: %w", err)
+	}
+	return nil
+}
+
+// consider takes a signed list that is in Consul or that a node holds. If it and the list in force
+// each have a tombstone that the other lacks, a list with both is signed.
+func (r *removal) consider(ctx context.Context, signed fabric.Signed) error {
+	theirs, err := r.list.Verify(signed)
+	if err != nil {
+		return err
+	}
+	r.signing.Lock()
+	defer r.signing.Unlock()
+	ours, now := r.list.List(), time.Now()
+	switch err := r.list.Offer(signed); {
+	case err == nil:
+		return nil
+	case errors.Is(err, revocation.ErrOlder) && ours.Covers(theirs, now) && ours.Sequence > theirs.Sequence:
+		return nil
+	case errors.Is(err, revocation.ErrOlder), errors.Is(err, revocation.ErrLacks):
+		r.log.Warn("two lists of removed nodes lack entries of each other, signing one with all", logkey.Revision, max(ours.Sequence, theirs.Sequence)+1)
+		return r.publish(ctx, ours.With(now, theirs))
+	default:
+		return err
+	}
+}
+
+// reconcile compares the list in Consul with the one in force, and what is stored about nodes with
+// the list, and repairs what differs.
+func (r *removal) reconcile(ctx context.Context) error {
+	pair, _, err := r.cfg.Consul().KV().Get(kvkey.Revocations, (&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("read the list of removed nodes from Consul: %w", err)
+	}
+	var errs []error
+	var stored fabric.Signed
+	if pair != nil && json.Unmarshal(pair.Value, &stored) == nil {
+		if err := r.consider(ctx, stored); err != nil {
+			r.log.Warn("the list of removed nodes in Consul is refused and replaced", logkey.Error, err)
+		}
+	}
+	if ours := r.list.Signed(); len(ours.Payload) > 0 {
+		errs = append(errs, r.renew(ctx))
+		if ours = r.list.Signed(); !bytes.Equal(ours.Payload, stored.Payload) || ours.Version != stored.Version {
+			errs = append(errs, r.write(ctx, ours))
+		}
+	}
+	return errors.Join(append(errs, r.enforce(ctx))...)
+}
+
+// renew signs the list again when the fabric's key has a newer version, so that it stays valid when
+// the older one is retired.
+func (r *removal) renew(ctx context.Context) error {
+	r.signing.Lock()
+	defer r.signing.Unlock()
+	ours := r.list.Signed()
+	for version := range r.cfg.Identity.Keys().Keys {
+		if version <= ours.Version {
+			continue
+		}
+		signed, err := r.cfg.Signer.Sign(ctx, fabric.KindRevocations, ours.Payload)
+		if err != nil {
+			return fmt.Errorf("sign the list of removed nodes again: %w", err)
+		}
+		return r.list.Offer(signed)
+	}
+	return nil
+}
+
+// enforce ends everything of removed nodes: their records, pools and bindings, their admissions and
+// their reports. It repeats what failed, and does nothing otherwise.
+func (r *removal) enforce(ctx context.Context) error {
+	list := r.list.List()
+	if len(list.Tombstones) == 0 {
+		return nil
+	}
+	gone, err := r.nodes.purge(ctx, list)
+	errs := []error{err}
+	for _, id := range gone {
+		r.reports.drop(id)
+		errs = append(errs, r.admitter.unbind(ctx, id))
+	}
+	return errors.Join(append(errs, r.table.releaseEnded(ctx, list))...)
+}
+
+// keep reconciles until ctx ends.
+func (r *removal) keep(ctx context.Context) error {
+	tick := time.NewTicker(removalInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		err := r.reconcile(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.mu.Lock()
+		if err != nil && (r.trouble == nil || r.trouble.Error() != err.Error()) {
+			r.log.Warn("cannot clean up after removals, retrying", logkey.Error, err)
+		}
+		r.trouble = err
+		r.mu.Unlock()
+	}
+}
+
+// degraded returns what is wrong with the list, for people.
+func (r *removal) degraded() []string {
+	list := r.list.Degraded()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.trouble != nil {
+		list = append(list, fmt.Sprintf("cannot clean up after removals: %v", r.trouble))
+	}
+	return list
+}
+
+func (c *Controller) getNodes(_ context.Context, r request) (any, error) {
+	if err := r.operator.mayReadAll("list the nodes"); err != nil {
+		return nil, err
+	}
+	reply := api.NodeList{Nodes: []api.NodeInfo{}, Removed: c.removal.list.List().Tombstones}
+	for _, n := range c.nodes.all() {
+		m, ok := c.nodes.member(n.ID())
+		if !ok {
+			continue // removed meanwhile
+		}
+		report, _ := c.reports.get(n.ID())
+		reply.Nodes = append(reply.Nodes, api.NodeInfo{
+			Node: m.node, PublicKey: m.link.PublicKey, Endpoints: c.table.liveOn(n.ID()), Version: report.Version, Reported: report.Reported,
+		})
+	}
+	return reply, nil
+}
+
+func (c *Controller) deleteNode(ctx context.Context, r request) (any, error) {
+	text := r.PathValue("zone") + "/" + r.PathValue("name")
+	r.entry.Target, r.entry.Message = text, r.URL.Query().Get("message")
+	if err := r.operator.mayOperate("remove nodes"); err != nil {
+		return nil, err
+	}
+	id, err := fabric.ParseNodeID(text)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	if err := fabric.CheckReason(r.entry.Message); err != nil {
+		return nil, invalid("%v", err)
+	}
+	return c.removal.remove(ctx, id, r.entry.Message)
+}
+
+// putRevocations takes the list of removed nodes that a node holds, when it is not the one of this
+// controller.
+func (c *Controller) putRevocations(ctx context.Context, r request) (any, error) {
+	signed, err := decode[fabric.Signed](r)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.removal.consider(ctx, signed); err != nil {
+		var refused *api.Error
+		if errors.As(err, &refused) {
+			return nil, err
+		}
+		return nil, invalid("the list of removed nodes that node %s holds is refused: %v", r.node.NodeID, err)
+	}
+	return nil, c.removal.enforce(ctx)
+}
+
+// unknown refuses a name that no node has.
+func (r *registry) unknown(id fabric.NodeID) error {
+	var names []string
+	for _, n := range r.all() {
+		names = append(names, n.ID().String())
+	}
+	near := fabric.Nearest(id.String(), names)
+	if near != "" {
+		near = fmt.Sprintf("; did you mean %q?", near)
+	}
+	if t, ended := r.removed().Ends(id, time.Time{}); ended {
+		near = fmt.Sprintf(": %s", t)
+	}
+	return api.Errorf(http.StatusNotFound, api.CodeNotFound, "there is no node %q%s; `sif node list` lists the nodes", id, near)
+}
+
+// purge forgets the nodes that were removed, and deletes from Consul what is stored about them: a
+// record that was put back, too. It returns the nodes of which something was there.
+func (r *registry) purge(ctx context.Context, removed fabric.Revocations) ([]fabric.NodeID, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	var gone []fabric.NodeID
+	for id, m := range r.members {
+		if _, ended := removed.EndsMember(m.node, m.link); ended {
+			gone = append(gone, id)
+			delete(r.members, id)
+		}
+	}
+	slices.SortFunc(gone, fabric.CompareNodeIDs)
+	errs := []error{r.freePools(ctx, removed)}
+	keys, _, err := r.cfg.Consul().KV().Keys(kvkey.Nodes, "", (&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return gone, errors.Join(append(errs, fmt.Errorf("list the node records in Consul: %w", err))...)
+	}
+	for _, key := range keys {
+		id, err := kvkey.ParseNode(key)
+		if err != nil || r.members[fabric.NodeID(id)] != nil {
+			continue
+		}
+		if _, ended := removed.Ends(fabric.NodeID(id), time.Time{}); !ended {
+			continue
+		}
+		deleted, err := r.deleteEnded(ctx, key, removed)
+		errs = append(errs, err)
+		if deleted && !slices.Contains(gone, fabric.NodeID(id)) {
+			gone = append(gone, fabric.NodeID(id))
+		}
+	}
+	return gone, errors.Join(errs...)
+}
+
+// deleteEnded deletes the record of a removed node from Consul, and reports whether there was one.
+func (r *registry) deleteEnded(ctx context.Context, key string, removed fabric.Revocations) (bool, error) {
+	kv, _, err := r.cfg.Consul().KV().Get(key, (&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, fmt.Errorf("read %s from Consul: %w", key, err)
+	}
+	if kv == nil {
+		return false, nil
+	}
+	if m, err := r.verify(kv); err == nil {
+		if _, ended := removed.EndsMember(m.node, m.link); !ended {
+			return false, nil // of a node that came back, by another controller
+		}
+	}
+	deleted, _, err := r.cfg.Consul().KV().DeleteCAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return false, fmt.Errorf("delete %s from Consul: %w", key, err)
+	}
+	delete(r.refused, key)
+	return deleted, nil
+}
