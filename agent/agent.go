@@ -105,6 +105,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err := prepareNode(); err != nil {
 		return nil, err
 	}
+	n.Degrade("health address", setHealthAddresses(n.Self))
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
@@ -221,6 +222,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) repair(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
+		a.node.Degrade("health address", setHealthAddresses(a.node.Self))
 		a.node.Degrade("data path", a.Reconcile())
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())
 		a.node.Degrade("firewall", a.firewall.Apply())

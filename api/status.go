@@ -27,6 +27,7 @@ type NodeStatus struct {
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
+	Ways               []WayStatus       `json:"ways,omitempty"`  // measured by probes, of links and paths to zones
 	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
 
 	// Refused counts connections and calls of other daemons that were refused because of a limit,

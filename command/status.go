@@ -44,7 +44,7 @@ Usage: sif status [options]
 func (c *StatusCommand) options() []*flag.FlagSet {
 	o := newOptions("Status Options")
 	c.jsonOption(o, "Print the status in JSON, with \"healthy\" and \"problems\".")
-	o.BoolVar(&c.verbose, "verbose", false, "Show full IDs, IPv6 addresses and roles of endpoints, the encrypted links, and dropped packets.")
+	o.BoolVar(&c.verbose, "verbose", false, "Show full IDs, IPv6 addresses and roles of endpoints, the encrypted links, what probes found of them and of the paths between zones, and dropped packets.")
 	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
@@ -92,6 +92,10 @@ func statusProblems(s api.Status, now time.Time) []string {
 		}
 		if age := now.Sub(n.Reported); age > reportTimeout {
 			report(id, "it has not reported for %s", brief(age))
+		} else {
+			for _, why := range wayProblems(n, now) {
+				report(id, "%s", why)
+			}
 		}
 		if n.Sequence != s.Pointer.Sequence {
 			report(id, "it enforces revision %d, not %d", n.Sequence, s.Pointer.Sequence)
@@ -187,6 +191,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	section(&b, "Allowed only by audit mode", audited)
 	if verbose {
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Last handshake", "Bytes in", "Bytes out"}))
+		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
 	}

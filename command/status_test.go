@@ -165,7 +165,20 @@ func TestStatusDegraded(t *testing.T) {
 		"endpoint bbbbbbbb of shop/db is not in force everywhere: gcp1/w1":  func(s *api.Status) { s.Nodes[1].Endpoints[0].Pending = []string{"gcp1/w1: no answer"} },
 		"endpoint bbbbbbbb of shop/db is not in force":                      func(s *api.Status) { s.Nodes[1].Endpoints[0].InForce = false },
 		"the admission of endpoint aaaaaaaa of shop/web has expired":        func(s *api.Status) { s.Nodes[0].Endpoints[0].Expires = time.Now() },
-		"controller: Vault is sealed":                                       func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
+		"aws1/w1: the link to aws1/w2 is down: no probe has been answered for 1m": func(s *api.Status) {
+			down := api.WayFound{State: api.WayDown, Sent: 9, Lost: 9, Answered: time.Now().Add(-time.Minute)}
+			s.Nodes[0].Ways = []api.WayStatus{{To: "aws1/w2", IPv4: down, IPv6: down}}
+		},
+		"aws1/w1: the link to aws1/w2 over IPv6: no probe has been answered: network is unreachable": func(s *api.Status) {
+			s.Nodes[0].Ways = []api.WayStatus{{To: "aws1/w2", IPv4: api.WayFound{State: api.WayUp}, IPv6: api.WayFound{State: api.WayDown, Error: "network is unreachable"}}}
+		},
+		"aws1/w1: the path to zone gcp1 over IPv4: 7 of the last 30 probes were lost": func(s *api.Status) {
+			s.Nodes[0].Ways = []api.WayStatus{{To: "gcp1", IPv4: api.WayFound{State: api.WayLoss, Sent: 30, Lost: 7}, IPv6: api.WayFound{State: api.WayUnmeasured}}}
+		},
+		"packets of 1420 bytes do not pass, the largest that pass have 1372: let the underlay carry packets of 1500 bytes": func(s *api.Status) {
+			s.Nodes[0].Ways = []api.WayStatus{{To: "aws1/w2", IPv4: api.WayFound{State: api.WayMTU, Full: 1420, Passed: 1372}, IPv6: api.WayFound{State: api.WayUp}}}
+		},
+		"controller: Vault is sealed": func(s *api.Status) { s.Controller.Degraded = []string{"Vault is sealed"} },
 	} {
 		t.Run(want, func(t *testing.T) {
 			status, _ := healthyFabric()
@@ -186,6 +199,25 @@ func TestStatusDegraded(t *testing.T) {
 			must.Len(t, 1, parsed.Problems)
 			must.Len(t, 2, parsed.Nodes)
 		})
+	}
+}
+
+// What probes found stands in the verbose status, by link and by pair of zones.
+func TestStatusShowsProbes(t *testing.T) {
+	status, _ := healthyFabric()
+	up := api.WayFound{State: api.WayUp, Sent: 30, Lost: 1, RTT: 1234 * time.Microsecond, Full: 1420, Passed: 1420}
+	slow := up
+	slow.RTT, slow.Passed = 5*time.Millisecond, 1384
+	status.Nodes[0].Ways = []api.WayStatus{{To: "aws1/w2", IPv4: up, IPv6: up}, {To: "gcp1", IPv4: up, IPv6: up}}
+	status.Nodes[1].Ways = []api.WayStatus{{To: "gcp1", IPv4: slow, IPv6: api.WayFound{State: api.WayUnmeasured}}}
+	out, code := runStatus(t, status, "-verbose")
+	must.Zero(t, code, must.Sprint(out))
+	for _, row := range []string{
+		`aws1/w1 +aws1/w2 +IPv4 +up +1 of 30 +1.23ms +1420`,
+		`aws1 +gcp1 +2 +IPv4 +up +2 of 60 +5ms +1384`,
+		`aws1 +gcp1 +2 +IPv6 +unmeasured +1 of 30 +1.23ms +1420`,
+	} {
+		must.RegexMatch(t, regexp.MustCompile(row), out)
 	}
 }
 

@@ -53,6 +53,8 @@ type Links struct {
 	slots map[fabric.NodeID]slot // by peer: one for the nodes of the zone, one for each processor
 
 	issued time.Time // when the latest statement was issued
+
+	spaces map[fabric.NodeID]string // the namespaces of the devices that were set up last, by peer
 }
 
 // slot is what a device keeps over restarts. It is never given to another peer.
@@ -228,6 +230,7 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 	l.mu.Unlock()
 	var errs []error
 	list := make([]link.Device, 0, len(wanted))
+	spaces := map[fabric.NodeID]string{}
 	for peer, d := range wanted {
 		if l.Home != nil {
 			namespace, err := l.Home.Prepare(peer, d)
@@ -238,8 +241,12 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 			}
 			d.Namespace = namespace
 		}
+		spaces[peer] = d.Namespace
 		list = append(list, d)
 	}
+	l.mu.Lock()
+	l.spaces = spaces
+	l.mu.Unlock()
 	if err := l.client.Apply(ctx, list); err != nil {
 		errs = append(errs, err)
 	}
@@ -313,6 +320,13 @@ func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
 	defer l.mu.Unlock()
 	s, ok := l.slots[peer]
 	return s.device(), ok
+}
+
+// namespaces returns the network namespaces of the devices, by peer; empty is the node's own.
+func (l *Links) namespaces() map[fabric.NodeID]string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return maps.Clone(l.spaces)
 }
 
 // status reports the links by peer.

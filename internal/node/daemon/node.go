@@ -30,6 +30,7 @@ import (
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/health"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -66,6 +67,8 @@ type Node struct {
 	Links      *Links
 	Self       fabric.Node // as the controller signed it
 	Firewall   *firewall.Firewall
+
+	prober *health.Prober
 
 	mu       sync.Mutex
 	problems map[string]string // errors by subject
@@ -110,6 +113,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Firewall, err = n.newFirewall(); err != nil {
 		return nil, err
 	}
+	n.prober = health.New(n.Self.Health4(), n.Self.Health6())
 	dir := filepath.Join(c.DataDir, "revision")
 	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
 		return nil, err
@@ -254,6 +258,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.Revision.Run(ctx) })
 	group.Go(func() error { return n.Roster.Run(ctx) })
 	group.Go(func() error { return n.keepLinks(ctx, read) })
+	group.Go(func() error { return n.keepProbing(ctx) })
 	group.Go(func() error { return n.keepReporting(ctx, status) })
 	return group.Wait()
 }
@@ -367,6 +372,8 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	links, err := n.Links.status(ctx, n.Roster.Members())
 	n.Degrade("link process", err)
 	s.Links = links
+	s.Ways, err = n.prober.Status()
+	n.Degrade("probes", err)
 	s.Degraded = slices.Concat(s.Degraded, n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
 	return s
 }

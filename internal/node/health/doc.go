@@ -1,0 +1,25 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package health measures the ways from a node to others by packets of its own: loss, round-trip
+// time, and the largest packet that passes, for IPv4 and IPv6. Nodes exchange these probes among
+// their health addresses, over UDP from and to one port.
+//
+// The package knows sockets, targets and what came back. It must not know Consul, the roster, how a
+// way is encrypted, or what follows from what it finds.
+//
+// # Rate
+//
+// A link carries at most 1 kB/s of probes, in both directions together, with all headers
+// (WireGuard, UDP and IPv6 below it). With S = 160 B for a small packet and F = 1500 B for a
+// full-size one:
+//
+//   - A node sends over each link a small packet each 2 s and a full-size one each 20 s; the
+//     answers are small: 2*S/2 + (F+S)/20 = 243 B/s, and 486 B/s from both ends.
+//   - The nodes of a zone together send to all other zones a small packet each 2.5 s, and a
+//     full-size one each 30 s: 2*S/2.5 + (F+S)/30 = 183 B/s, 367 B/s with those of the other zone.
+//     So each node's intervals are those, times the nodes of its zone and the zones.
+//
+// That is 853 B/s for a link between two processors, or of a zone's only node, and less for
+// others. What is sent early after a loss is saved afterwards; any three minutes keep the limit.
+package health
