@@ -127,10 +127,10 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	a.ports = newPorts(c.Underlay.Interface, own, a.firewall.SetPorts)
 	n.Degrade("ports", a.keepPorts())
 	a.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{
-		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Want: a.registrations, Log: log.Named("catalog"),
+		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Identity: n.Identity, Want: a.registrations, Log: log.Named("catalog"),
 		Report: func(err error) { n.Degrade("consul catalog", err) },
 	})
-	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Log: log.Named("catalog")})
+	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
 	return a, a.Reconcile()
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/sif-project/sif/agent/catalog"
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // Status returns the state of the agent and of what it enforces.
@@ -84,6 +85,18 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 		}
 	}
 	return adm, fmt.Errorf("endpoint %s was admitted on %s, which is not a node of the fabric", adm.Endpoint, adm.Host())
+}
+
+// speaker returns the workload node that signed what a catalog record says about health.
+func (a *Agent) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) {
+	signer, _, err := identity.VerifyBy(a.node.Identity.Roots(), a.node.Config.TrustDomain, chain, msg, sig)
+	if err != nil {
+		return fabric.NodeID{}, err
+	}
+	if signer.Node.Kind != fabric.KindWorkload {
+		return fabric.NodeID{}, fmt.Errorf("%s is not a workload node", signer)
+	}
+	return signer.Node.NodeID, nil
 }
 
 // followed returns the services whose health the node needs: those of its endpoints and of their

@@ -103,7 +103,8 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 	}
 	return fabric.Admission{
 		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Name,
-		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles, Checks: place.Checks,
+		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles,
+		Checks: place.Checks, HealthChecked: place.HealthChecked,
 	}, nil
 }
 

@@ -29,6 +29,8 @@ type Placement struct {
 	Workload   fabric.Workload
 	Meta       map[string]string // of the group
 	Checks     []fabric.Check    // ports inside the workload to which health checks connect
+
+	HealthChecked bool // the job declares health checks in Consul
 }
 
 // Scheduler places workloads. Any error except ErrNoAllocation means that it could not be asked.
@@ -82,7 +84,8 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	}
 	p := Placement{
 		NodeID: node.ID, NodeName: node.Name, Datacenter: node.Datacenter,
-		Meta: group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload, Checks: said.Checks,
+		Meta: group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
+		Checks: said.Checks, HealthChecked: said.HealthChecked,
 	}
 	switch {
 	case alloc.DesiredStatus != nomadapi.AllocDesiredStatusRun:

@@ -54,6 +54,7 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 	})
 	victim := world.workload(t, "getaway-app/news-gw", "gcp1")
 	outsider := intruder("e2e-outsider", "default", nil, nil)
+	outsider.Datacenters = []string{"aws1"} // where docker is
 	outsider.TaskGroups[0].Tasks[0].Driver = "docker"
 	outsider.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "sif-demo:local", "args": []string{"news-gw"}, "network_mode": "host"}
 	claim := map[string]string{hcl.MetaService: "getaway-app/news-gw", hcl.MetaRespond: "news-api"}

@@ -25,8 +25,11 @@ type Admission struct {
 	Service  Ref        `json:"service"`
 	Roles    Roles      `json:"roles"`
 	Checks   []Check    `json:"checks,omitempty"`
-	Issued   time.Time  `json:"issued"`
-	Expires  time.Time  `json:"expires"`
+	// HealthChecked says that the job declares health checks in Consul: the endpoint is not healthy
+	// before they are there.
+	HealthChecked bool      `json:"healthChecked,omitempty"`
+	Issued        time.Time `json:"issued"`
+	Expires       time.Time `json:"expires"`
 }
 
 // Check is a port of a Nomad or Consul health check. The endpoint's own node may reach it.

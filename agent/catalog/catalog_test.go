@@ -20,24 +20,37 @@ import (
 	"github.com/shoenig/test/wait"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
-// signer signs admissions with the fabric's key.
+// signer signs admissions with the fabric's key, and issues certificates of nodes.
 type signer struct {
 	key  ed25519.PrivateKey
 	keys fabric.KeySet
+	ca   *identitytest.CA
 }
 
 func newSigner(t testing.TB) signer {
 	t.Helper()
+	ca := identitytest.NewCA(t)
 	public, private, err := ed25519.GenerateKey(nil)
 	must.NoError(t, err)
-	return signer{private, fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: public}, Min: 1}}
+	return signer{private, fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: public}, Min: 1}, ca}
 }
 
 func (s signer) verify(signed fabric.Signed) (a fabric.Admission, err error) {
 	return a, s.keys.Verify(signed, fabric.KindAdmission, &a)
 }
+
+// speaker is HealthConfig.Speaker.
+func (s signer) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) {
+	signer, _, err := identity.VerifyBy(s.ca.Roots(), identitytest.TrustDomain, chain, msg, sig)
+	return signer.Node.NodeID, err
+}
+
+// node returns the identity of a workload node of zone aws1.
+func (s signer) node(name string) Signer { return s.ca.Node("aws1", name, fabric.KindWorkload) }
 
 func (s signer) register(t testing.TB, a fabric.Admission) Registration {
 	t.Helper()
@@ -93,10 +106,10 @@ func (r *reports) last() (int, error) {
 }
 
 // startRegistrar runs a Registrar of node aws1-w1.
-func startRegistrar(t *testing.T, consul *consulapi.Client, w *wanted) (*Registrar, *reports) {
+func startRegistrar(t *testing.T, consul *consulapi.Client, s signer, w *wanted) (*Registrar, *reports) {
 	t.Helper()
 	reported := &reports{}
-	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Want: w.get, Report: reported.report, Log: hclog.NewNullLogger()})
+	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Identity: s.node("aws1-w1"), Want: w.get, Report: reported.report, Log: hclog.NewNullLogger()})
 	run(t, r.Run)
 	return r, reported
 }
@@ -104,7 +117,7 @@ func startRegistrar(t *testing.T, consul *consulapi.Client, w *wanted) (*Registr
 // startHealth runs a Health that watches services.
 func startHealth(t *testing.T, consul *consulapi.Client, s signer, services ...fabric.Ref) *Health {
 	t.Helper()
-	h := NewHealth(HealthConfig{Consul: consul, Verify: s.verify, Log: hclog.NewNullLogger()})
+	h := NewHealth(HealthConfig{Consul: consul, Verify: s.verify, Speaker: s.speaker, Log: hclog.NewNullLogger()})
 	h.Follow(services)
 	run(t, h.Run)
 	return h

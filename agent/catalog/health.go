@@ -30,7 +30,9 @@ type HealthConfig struct {
 	Consul *consulapi.Client
 	// Verify verifies the admission of a record. It is called often.
 	Verify func(fabric.Signed) (fabric.Admission, error)
-	Log    hclog.Logger
+	// Speaker returns the workload node that signed msg, of which a record carries the certificate.
+	Speaker func(chain [][]byte, msg, sig []byte) (fabric.NodeID, error)
+	Log     hclog.Logger
 }
 
 // Health watches the health of the endpoints of a set of services. It is safe for concurrent use.
@@ -46,6 +48,7 @@ type Health struct {
 // serviceHealth is the catalog's last answer about a service.
 type serviceHealth struct {
 	healthy map[string]bool   // by endpoint
+	said    map[string]said   // by endpoint
 	refused map[string]string // the reason, by record
 	at      time.Time         // when it was received
 }
@@ -75,9 +78,16 @@ func (h *Health) Follow(services []fabric.Ref) {
 	}
 }
 
+// said is the last word of an endpoint's node.
+type said struct {
+	word
+	until time.Time // when the endpoint's admission expires
+}
+
 // Healthy reports the health of an endpoint of a watched service. An endpoint is unhealthy only if
-// the catalog says that it, or its Consul node, is critical or in maintenance. Its health is
-// unknown if the catalog has no valid record of it or has not answered for knownFor.
+// its own node says so, or if the catalog says that the Consul node, on which its own node
+// registered it, is critical. The last word of the node counts, also when the record is missing.
+// The health is unknown if there was none, or if the catalog has not answered for knownFor.
 func (h *Health) Healthy(endpoint string) (healthy, known bool) {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
@@ -139,6 +149,7 @@ func (h *Health) Run(ctx context.Context) error {
 // watch watches one service until ctx ends.
 func (h *Health) watch(ctx context.Context, service fabric.Ref) {
 	verified := map[string]verifiedAdmission{}
+	words := map[string]said{}
 	silent := false // the catalog did not answer the last time
 	entries := consulwatch.Watch[[]*consulapi.ServiceEntry]{
 		Query: func(opts *consulapi.QueryOptions) ([]*consulapi.ServiceEntry, *consulapi.QueryMeta, error) {
@@ -146,7 +157,9 @@ func (h *Health) watch(ctx context.Context, service fabric.Ref) {
 		},
 		Handle: func(entries []*consulapi.ServiceEntry) bool {
 			silent = false
-			h.store(ctx, service, h.assess(service, entries, verified))
+			s := h.assess(service, entries, verified, words)
+			words = s.said
+			h.store(ctx, service, s)
 			return true
 		},
 		Failed: func(err error) {
@@ -173,30 +186,55 @@ type verifiedAdmission struct {
 	text      string // the encoded admission
 	admission fabric.Admission
 	until     time.Time // when to verify again, since keys and time change
+	health    string    // the encoded word that passed wordOf
+	word      word
 }
 
 // trustFor is how long an admission stays verified. What is enforced does not depend on it.
 const trustFor = time.Minute
 
 // assess separates valid records from others. verified is a cache of admissions by the record's ID,
-// which the caller keeps between calls.
-func (h *Health) assess(service fabric.Ref, entries []*consulapi.ServiceEntry, verified map[string]verifiedAdmission) serviceHealth {
-	s := serviceHealth{healthy: map[string]bool{}, refused: map[string]string{}, at: time.Now()}
+// which the caller keeps between calls, and before are the words that were said before.
+func (h *Health) assess(service fabric.Ref, entries []*consulapi.ServiceEntry, verified map[string]verifiedAdmission, before map[string]said) serviceHealth {
+	s := serviceHealth{healthy: map[string]bool{}, said: map[string]said{}, refused: map[string]string{}, at: time.Now()}
+	down := map[string]bool{} // by endpoint: its Consul node is critical
+	for endpoint, last := range before {
+		if s.at.Before(last.until) {
+			s.said[endpoint] = last
+		}
+	}
 	present := map[string]bool{}
 	for _, e := range entries {
 		a, err := h.admitted(e.Service, verified, s.at)
 		if err == nil {
 			err = checkRecord(service, a, e.Service)
 		}
+		var w word
+		if err == nil {
+			present[e.Service.ID] = true
+			text := joined(e.Service.Meta, metaWord)
+			if v := verified[e.Service.ID]; v.health == text && v.word.Consul == e.Node.Node {
+				w = v.word
+			} else if w, err = h.wordOf(text, a, e.Node.Node); err == nil {
+				v.health, v.word = text, w
+				verified[e.Service.ID] = v
+			}
+		}
 		if err != nil {
 			record := fmt.Sprintf("catalog record %s of service %s on Consul node %s", e.Service.ID, service, e.Node.Node)
 			s.refused[record] = err.Error()
 			continue
 		}
-		present[e.Service.ID] = true
-		status := e.Checks.AggregatedStatus()
-		// A copy of the record on another Consul node must not make the endpoint unhealthy.
-		s.healthy[a.Endpoint] = s.healthy[a.Endpoint] || status != consulapi.HealthCritical && status != consulapi.HealthMaint
+		if w.At.Before(s.said[a.Endpoint].At) {
+			continue // an old record that was written again
+		}
+		s.said[a.Endpoint] = said{w, a.Expires}
+		down[a.Endpoint] = slices.ContainsFunc(e.Checks, func(c *consulapi.HealthCheck) bool {
+			return c.ServiceID == "" && c.Status == consulapi.HealthCritical
+		})
+	}
+	for endpoint, last := range s.said {
+		s.healthy[endpoint] = last.Healthy && !down[endpoint]
 	}
 	for id := range verified {
 		if !present[id] {
@@ -208,7 +246,7 @@ func (h *Health) assess(service fabric.Ref, entries []*consulapi.ServiceEntry, v
 
 // admitted returns the verified admission that a record carries.
 func (h *Health) admitted(record *consulapi.AgentService, verified map[string]verifiedAdmission, now time.Time) (fabric.Admission, error) {
-	text := admissionText(record.Meta)
+	text := joined(record.Meta, metaAdmission)
 	if v, ok := verified[record.ID]; ok && v.text == text && now.Before(v.until) {
 		return v.admission, nil
 	}

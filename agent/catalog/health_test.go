@@ -18,10 +18,23 @@ import (
 )
 
 // write puts a record into the catalog on a Consul node without an agent, which therefore does not
-// repair it. An attacker with a token could do the same.
-func write(t *testing.T, consul *consulapi.Client, node string, reg Registration, alter func(*consulapi.AgentService), checks ...*consulapi.HealthCheck) {
+// repair it, with the word of node aws1-w1 that the endpoint is as healthy as the checks.
+func write(t *testing.T, consul *consulapi.Client, by signer, node string, reg Registration, alter func(*consulapi.AgentService), checks ...*consulapi.HealthCheck) {
 	t.Helper()
-	s, err := reg.service(nil)
+	w := word{Endpoint: reg.Admission.Endpoint, Consul: node, Healthy: true, At: time.Now().UTC()}
+	for _, c := range checks {
+		w.Healthy = w.Healthy && (c.ServiceID == "" || c.Status != consulapi.HealthCritical)
+	}
+	text, err := w.sign(by.node("aws1-w1"))
+	must.NoError(t, err)
+	forge(t, consul, node, reg, text, alter, checks...)
+}
+
+// forge puts a record into the catalog, as everybody can whose token may write services named
+// sif-*.
+func forge(t *testing.T, consul *consulapi.Client, node string, reg Registration, health string, alter func(*consulapi.AgentService), checks ...*consulapi.HealthCheck) {
+	t.Helper()
+	s, err := reg.service(nil, health)
 	must.NoError(t, err)
 	record := &consulapi.AgentService{ID: s.ID, Service: s.Name, Address: s.Address, Meta: s.Meta, TaggedAddresses: s.TaggedAddresses}
 	if alter != nil {
@@ -52,17 +65,27 @@ func TestHealth(t *testing.T) {
 	id := func(n int) string { return reg(n).id() }
 	serf := &consulapi.HealthCheck{CheckID: "serfHealth", Name: "Serf", Status: consulapi.HealthCritical}
 
-	write(t, consul, "n1", reg(1), nil)
-	write(t, consul, "n1", reg(2), nil, serviceCheck(id(2), consulapi.HealthPassing))
-	write(t, consul, "n1", reg(3), nil, serviceCheck(id(3), consulapi.HealthWarning))
-	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthCritical))
-	write(t, consul, "n2", reg(5), nil, serf)
-	write(t, consul, "n1", reg(6), nil, &consulapi.HealthCheck{CheckID: "_service_maintenance:x", Name: "x", ServiceID: id(6), Status: consulapi.HealthCritical})
+	write(t, consul, s, "n1", reg(1), nil)
+	write(t, consul, s, "n1", reg(2), nil, serviceCheck(id(2), consulapi.HealthPassing))
+	write(t, consul, s, "n1", reg(3), nil, serviceCheck(id(3), consulapi.HealthWarning))
+	write(t, consul, s, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthCritical))
+	write(t, consul, s, "n2", reg(5), nil, serf)
+	write(t, consul, s, "n1", reg(6), nil, &consulapi.HealthCheck{CheckID: "_service_maintenance:x", Name: "x", ServiceID: id(6), Status: consulapi.HealthCritical})
 	// The same record twice: on its node, and forged on another.
-	write(t, consul, "n1", reg(7), nil)
-	write(t, consul, "n3", reg(7), nil, serviceCheck(id(7), consulapi.HealthCritical))
+	write(t, consul, s, "n1", reg(7), nil)
+	record := func(n int) *consulapi.CatalogService {
+		list, _, err := consul.Catalog().Service("sif-app--web", "", nil)
+		must.NoError(t, err)
+		for _, c := range list {
+			if c.ServiceID == id(n) && c.Node == "n1" {
+				return c
+			}
+		}
+		return nil
+	}
+	forge(t, consul, "n3", reg(7), joined(record(7).ServiceMeta, metaWord), nil, serviceCheck(id(7), consulapi.HealthCritical))
 	// A service that is not watched.
-	write(t, consul, "n1", s.register(t, admit(8, db)), nil)
+	write(t, consul, s, "n1", s.register(t, admit(8, db)), nil)
 
 	type health struct{ healthy, known bool }
 	is := func(n int, want health) func() bool {
@@ -75,27 +98,30 @@ func TestHealth(t *testing.T) {
 	} {
 		eventually(t, fmt.Sprint(n), is(n, want))
 	}
-	must.SliceEmpty(t, h.Refused())
+	eventually(t, "the copy is named", func() bool { return len(h.Refused()) == 1 })
+	must.StrContains(t, h.Refused()[0], "on Consul node n3: its node registered it on Consul node n1")
 
-	// A change is seen at once. The health of a removed record is unknown.
-	write(t, consul, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthPassing))
+	// A change is seen at once. A record that is missing changes nothing.
+	write(t, consul, s, "n1", reg(4), nil, serviceCheck(id(4), consulapi.HealthPassing))
 	eventually(t, "recovered", is(4, health{true, true}))
 	_, err := consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: "n1", ServiceID: id(2)}, nil)
 	must.NoError(t, err)
-	eventually(t, "gone", is(2, health{false, false}))
+	time.Sleep(500 * time.Millisecond)
+	must.True(t, is(2, health{true, true})())
 
-	// An empty catalog makes no endpoint unhealthy.
+	// An empty catalog changes nothing, except that no Consul node is critical any more.
 	for _, node := range []string{"n1", "n2", "n3"} {
 		_, err := consul.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: node}, nil)
 		must.NoError(t, err)
 	}
-	for _, n := range []int{1, 3, 4, 5, 6, 7} {
-		eventually(t, "emptied", is(n, health{false, false}))
+	for _, n := range []int{1, 3, 4, 5, 7} {
+		eventually(t, "emptied", is(n, health{true, true}))
 	}
+	must.True(t, is(6, health{false, true})())
 
 	// The health of services that are no longer watched is forgotten.
-	write(t, consul, "n1", reg(1), nil)
-	write(t, consul, "n1", s.register(t, admit(8, db)), nil)
+	write(t, consul, s, "n1", reg(1), nil)
+	write(t, consul, s, "n1", s.register(t, admit(8, db)), nil)
 	h.Follow([]fabric.Ref{db})
 	eventually(t, "followed", is(8, health{true, true}))
 	must.True(t, is(1, health{false, false})())
@@ -145,7 +171,7 @@ func TestHealthRefuses(t *testing.T) {
 			}
 			id = r.ID
 		}
-		write(t, consul, "n1", tc.reg, alter, status)
+		write(t, consul, s, "n1", tc.reg, alter, status)
 		eventually(t, "refused: "+tc.why, func() bool { return len(h.Refused()) == 1 })
 		must.StrContains(t, h.Refused()[0], "catalog record "+id+" of service app/web on Consul node n1: "+tc.why)
 		_, known := h.Healthy(tc.reg.Admission.Endpoint)
@@ -174,7 +200,7 @@ func TestHealthConsulAway(t *testing.T) {
 	t.Parallel()
 	server, consul := testhost.Consul(t)
 	s := newSigner(t)
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthCritical))
+	write(t, consul, s, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthCritical))
 	h := startHealth(t, consul, s, web)
 	unhealthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy }
 	eventually(t, "unhealthy", unhealthy)
@@ -182,7 +208,7 @@ func TestHealthConsulAway(t *testing.T) {
 	time.Sleep(500 * time.Millisecond)
 	must.True(t, unhealthy())
 	must.NoError(t, server.Resume())
-	write(t, consul, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthPassing))
+	write(t, consul, s, "n1", s.register(t, admit(1, web)), nil, serviceCheck(s.register(t, admit(1, web)).id(), consulapi.HealthPassing))
 	eventually(t, "healthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy })
 	h.mu.Lock()
 	old := h.services[web]
@@ -196,23 +222,26 @@ func TestHealthConsulAway(t *testing.T) {
 // BenchmarkAssess assesses a service of 1,000 endpoints, without and with cached admissions.
 func BenchmarkAssess(b *testing.B) {
 	s := newSigner(b)
-	h := NewHealth(HealthConfig{Verify: s.verify, Log: hclog.NewNullLogger()})
+	h := NewHealth(HealthConfig{Verify: s.verify, Speaker: s.speaker, Log: hclog.NewNullLogger()})
 	var entries []*consulapi.ServiceEntry
+	node := s.node("aws1-w1")
 	for n := range 1000 {
-		reg, err := s.register(b, admit(n, web)).service(nil)
+		health, err := word{Endpoint: allocation(n), Consul: "n1", Healthy: true, At: time.Now()}.sign(node)
+		must.NoError(b, err)
+		reg, err := s.register(b, admit(n, web)).service(nil, health)
 		must.NoError(b, err)
 		entries = append(entries, &consulapi.ServiceEntry{Node: &consulapi.Node{Node: "n1"}, Service: &consulapi.AgentService{
 			ID: reg.ID, Address: reg.Address, Meta: reg.Meta, TaggedAddresses: reg.TaggedAddresses}})
 	}
 	b.Run("First", func(b *testing.B) {
 		for b.Loop() {
-			must.MapEmpty(b, h.assess(web, entries, map[string]verifiedAdmission{}).refused)
+			must.MapEmpty(b, h.assess(web, entries, map[string]verifiedAdmission{}, nil).refused)
 		}
 	})
 	b.Run("Again", func(b *testing.B) {
 		verified := map[string]verifiedAdmission{}
 		for b.Loop() {
-			must.MapEmpty(b, h.assess(web, entries, verified).refused)
+			must.MapEmpty(b, h.assess(web, entries, verified, nil).refused)
 		}
 	})
 }

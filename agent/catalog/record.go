@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"strconv"
 	"strings"
 
 	consulapi "github.com/hashicorp/consul/api"
@@ -45,38 +44,23 @@ const (
 	tagIPv6 = "lan_ipv6"
 )
 
-// meta returns the metadata of a registration.
-func (r Registration) meta() (map[string]string, error) {
+// meta returns the metadata of a registration, with the text of a word about its health.
+func (r Registration) meta(health string) (map[string]string, error) {
 	text, err := json.Marshal(r.Signed)
 	if err != nil {
 		return nil, fmt.Errorf("encode the admission of endpoint %s: %w", r.Admission.Endpoint, err)
 	}
-	if len(text) > maxChunks*maxValue {
-		return nil, fmt.Errorf("the admission of endpoint %s has %d bytes, but a catalog record can contain only %d", r.Admission.Endpoint, len(text), maxChunks*maxValue)
+	chunks := func(bytes int) int { return (bytes + maxValue - 1) / maxValue }
+	if most := (maxChunks - chunks(len(health))) * maxValue; len(text) > most {
+		return nil, fmt.Errorf("the admission of endpoint %s has %d bytes, but a catalog record can contain only %d", r.Admission.Endpoint, len(text), most)
 	}
 	m := map[string]string{metaZone: r.Admission.Zone, metaNode: r.Admission.Node, metaService: r.Admission.Service.String()}
-	for i := 0; len(text) > 0; i++ {
-		n := min(len(text), maxValue)
-		m[metaAdmission+strconv.Itoa(i)] = string(text[:n])
-		text = text[n:]
-	}
+	split(m, metaAdmission, string(text))
+	split(m, metaWord, health)
 	return m, nil
 }
 
-// admissionText returns the encoded admission in a record's metadata, or "" if there is none.
-func admissionText(meta map[string]string) string {
-	var text strings.Builder
-	for i := 0; ; i++ {
-		chunk, ok := meta[metaAdmission+strconv.Itoa(i)]
-		if !ok {
-			break
-		}
-		text.WriteString(chunk)
-	}
-	return text.String()
-}
-
-// decodeAdmission decodes the result of admissionText. It does not verify the signature.
+// decodeAdmission decodes an admission in a record's metadata. It does not verify the signature.
 func decodeAdmission(text string) (fabric.Signed, error) {
 	var s fabric.Signed
 	if text == "" {
@@ -88,9 +72,10 @@ func decodeAdmission(text string) (fabric.Signed, error) {
 	return s, nil
 }
 
-// service returns the registration for the local Consul agent, with checks of these names.
-func (r Registration) service(checks []string) (*consulapi.AgentServiceRegistration, error) {
-	meta, err := r.meta()
+// service returns the registration for the local Consul agent, with checks of these names and the
+// text of a word about its health.
+func (r Registration) service(checks []string, health string) (*consulapi.AgentServiceRegistration, error) {
+	meta, err := r.meta(health)
 	if err != nil {
 		return nil, err
 	}
@@ -110,17 +95,17 @@ func (r Registration) service(checks []string) (*consulapi.AgentServiceRegistrat
 	return s, nil
 }
 
-// checkEnding is the name of the check of an endpoint whose Nomad services were removed. Other
-// checks have the ID of the Nomad service that they mirror as their name.
-const checkEnding = "ending"
+// checkAbsent is the name of the check of an endpoint whose Nomad services are not registered yet,
+// or no longer. Other checks have the ID of the Nomad service that they mirror as their name.
+const checkAbsent = "absent"
 
 // check returns a check of the endpoint with this service ID.
 func check(service, name string) *consulapi.AgentServiceCheck {
 	c := &consulapi.AgentServiceCheck{CheckID: service + ":" + name}
-	if name == checkEnding {
+	if name == checkAbsent {
 		// An alias check would also become critical when its service is removed, but Consul 1.20
 		// may take a minute to notice.
-		c.Name, c.TTL, c.Status = "Nomad has withdrawn the services", "24h", consulapi.HealthCritical
+		c.Name, c.TTL, c.Status = "Nomad has not registered the services", "24h", consulapi.HealthCritical
 		return c
 	}
 	c.Name, c.AliasService = "Nomad service "+name, name

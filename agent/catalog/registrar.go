@@ -10,6 +10,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
@@ -39,6 +41,7 @@ const (
 type RegistrarConfig struct {
 	Consul     *consulapi.Client // of the node's own Consul agent
 	Zone, Node string
+	Identity   Signer // of the node
 	// Want returns the endpoints of the node. Other records of this node's endpoints are
 	// deregistered.
 	Want func() []Registration
@@ -54,6 +57,8 @@ type Registrar struct {
 	// gone has the time since when an endpoint, by its service ID, has no Nomad service any more.
 	// Only the goroutine of Run uses it.
 	gone map[string]time.Time
+	// self has the name of the Consul agent, once it is known.
+	self atomic.Pointer[string]
 }
 
 // NewRegistrar returns a Registrar. Run registers the endpoints.
@@ -112,6 +117,10 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return fmt.Errorf("list the checks of the Consul agent: %w", err)
 	}
+	consulNode, err := r.consulNode(ctx)
+	if err != nil {
+		return err
+	}
 	names := map[string][]string{} // of our checks, by service ID
 	for _, c := range checks {
 		if name, ok := checkName(c); ok {
@@ -124,13 +133,26 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		id := reg.id()
 		wanted[id] = true
 		slices.Sort(names[id])
-		checks := r.checks(id, nomadServices(have, reg.Admission.Endpoint), names[id], now)
-		service, err := reg.service(checks)
+		nomad := nomadServices(have, reg.Admission.Endpoint)
+		mirrored := r.checks(reg.Admission, nomad, names[id], now)
+		current, before := have[id], ""
+		if current != nil {
+			before = joined(current.Meta, metaWord)
+		}
+		said, err := word{
+			Endpoint: reg.Admission.Endpoint, Consul: consulNode, At: now.UTC().Truncate(time.Millisecond),
+			Healthy: !slices.Contains(mirrored, checkAbsent) && !critical(checks, id, nomad),
+		}.renew(before, r.Identity)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		if current := have[id]; current != nil && same(service, current) && slices.Equal(checks, names[id]) {
+		service, err := reg.service(mirrored, said)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		if current != nil && same(service, current) && slices.Equal(mirrored, names[id]) {
 			continue
 		}
 		opts := consulapi.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
@@ -138,7 +160,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 			errs = append(errs, fmt.Errorf("register endpoint %s: %w", reg.Admission.Endpoint, err))
 			continue
 		}
-		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, logkey.Checks, checks)
+		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, logkey.Checks, mirrored)
 	}
 	for id, s := range have {
 		if wanted[id] || !r.ours(s) {
@@ -161,8 +183,14 @@ func (r *Registrar) ours(s *consulapi.AgentService) bool {
 }
 
 // checks returns the sorted names of an endpoint's wanted checks. nomad are the IDs of its Nomad
-// services, before the names of its current checks.
-func (r *Registrar) checks(id string, nomad, before []string, now time.Time) []string {
+// services, before the names of its current checks. An endpoint whose job declares health checks is
+// not healthy without its services: before they are registered, and while a task waits for its next
+// start.
+func (r *Registrar) checks(a fabric.Admission, nomad, before []string, now time.Time) []string {
+	id := fabric.CatalogID(a.Zone, a.Endpoint)
+	if len(nomad) == 0 && a.HealthChecked {
+		return []string{checkAbsent}
+	}
 	if len(nomad) > 0 || len(before) == 0 {
 		delete(r.gone, id)
 		return nomad
@@ -172,9 +200,24 @@ func (r *Registrar) checks(id string, nomad, before []string, now time.Time) []s
 		r.gone[id], since = now, now
 	}
 	if now.Sub(since) < linger {
-		return []string{checkEnding}
+		return []string{checkAbsent}
 	}
 	return nil
+}
+
+// critical reports whether a check of the Consul agent says that an endpoint is not healthy: one of
+// its Nomad services, of its own record (as when people put it into maintenance), or of the Consul
+// node. Checks that this package registered do not count; they follow the others.
+func critical(checks map[string]*consulapi.AgentCheck, id string, nomad []string) bool {
+	for _, c := range checks {
+		if _, mirror := checkName(c); c.Status != consulapi.HealthCritical || mirror && c.ServiceID == id {
+			continue
+		}
+		if c.ServiceID == "" || c.ServiceID == id || slices.Contains(nomad, c.ServiceID) {
+			return true
+		}
+	}
+	return false
 }
 
 // nomadPrefix is the prefix of the IDs of services that Nomad registers.
@@ -204,46 +247,76 @@ func same(want *consulapi.AgentServiceRegistration, have *consulapi.AgentService
 	return have.Service == want.Name && have.Address == want.Address && maps.Equal(have.Meta, want.Meta)
 }
 
-// watchNomad calls Refresh when the set of Nomad's services on this Consul agent changes: they
-// appear some time after their endpoint. Its errors are not reported, because without it the next
-// regular comparison finds the change.
+// watchNomad calls Refresh when Nomad's services on this Consul agent change, or the checks of the
+// agent: services appear some time after their endpoint. The catalog only tells when; what counts
+// is read from the agent. Its errors are not reported, because without it the next regular
+// comparison finds the change.
 func (r *Registrar) watchNomad(ctx context.Context) {
-	var name string
-	var seen []string
-	services := consulwatch.Watch[[]string]{
-		Query: func(opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
-			return r.nomadOnNode(&name, opts)
-		},
-		Handle: func(ids []string) bool {
-			if !slices.Equal(ids, seen) {
-				seen = ids
-				r.Refresh()
-			}
-			return true
-		},
-		Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
+	watch := func(query func(node string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error)) {
+		var seen []string
+		w := consulwatch.Watch[[]string]{
+			Query: func(opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
+				node, err := r.consulNode(opts.Context())
+				if err != nil {
+					return nil, nil, err
+				}
+				opts.AllowStale = true
+				return query(node, opts)
+			},
+			Handle: func(now []string) bool {
+				if !slices.Equal(now, seen) {
+					seen = now
+					r.Refresh()
+				}
+				return true
+			},
+			Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
+		}
+		w.Run(ctx)
 	}
-	services.Run(ctx)
+	var both sync.WaitGroup
+	both.Go(func() { watch(r.nomadOnNode) })
+	both.Go(func() { watch(r.checksOnNode) })
+	both.Wait()
 }
 
-// nomadOnNode returns the sorted IDs of Nomad's services in the node's catalog entry. It looks up
-// the node's name in Consul if it is empty.
-func (r *Registrar) nomadOnNode(name *string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
-	if *name == "" {
-		var self struct{ Config struct{ NodeName string } }
-		if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&consulapi.QueryOptions{}).WithContext(opts.Context())); err != nil {
-			return nil, nil, fmt.Errorf("read the name of the Consul agent: %w", err)
-		}
-		*name = self.Config.NodeName
+// consulNode returns the name of the Consul agent.
+func (r *Registrar) consulNode(ctx context.Context) (string, error) {
+	if name := r.self.Load(); name != nil {
+		return *name, nil
 	}
-	opts.AllowStale = true
+	var self struct{ Config struct{ NodeName string } }
+	if _, err := r.Consul.Raw().Query("/v1/agent/self", &self, (&consulapi.QueryOptions{}).WithContext(ctx)); err != nil {
+		return "", fmt.Errorf("read the name of the Consul agent: %w", err)
+	}
+	r.self.Store(&self.Config.NodeName)
+	return self.Config.NodeName, nil
+}
+
+// nomadOnNode returns the sorted IDs of Nomad's services in a node's catalog entry.
+func (r *Registrar) nomadOnNode(name string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
 	opts.Filter = `ID matches "^` + nomadPrefix + `"` // the rest may be large
-	node, meta, err := r.Consul.Catalog().Node(*name, opts)
+	node, meta, err := r.Consul.Catalog().Node(name, opts)
 	if err != nil {
-		return nil, nil, fmt.Errorf("watch the services of Consul node %s: %w", *name, err)
+		return nil, nil, fmt.Errorf("watch the services of Consul node %s: %w", name, err)
 	}
 	if node == nil {
 		return nil, meta, nil
 	}
 	return slices.Sorted(maps.Keys(node.Services)), meta, nil
+}
+
+// checksOnNode returns the sorted checks of a Consul node that are critical.
+func (r *Registrar) checksOnNode(name string, opts *consulapi.QueryOptions) ([]string, *consulapi.QueryMeta, error) {
+	opts.Filter = `Status == "critical"`
+	checks, meta, err := r.Consul.Health().Node(name, opts)
+	if err != nil {
+		return nil, nil, fmt.Errorf("watch the checks of Consul node %s: %w", name, err)
+	}
+	var list []string
+	for _, c := range checks {
+		list = append(list, c.ServiceID+" "+c.CheckID)
+	}
+	slices.Sort(list)
+	return list, meta, nil
 }

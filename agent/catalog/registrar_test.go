@@ -39,7 +39,7 @@ func TestRegistrar(t *testing.T) {
 	// An endpoint of another node, and a service that only has an ID like ours.
 	other := admit(9, web)
 	other.Node = "aws1-w2"
-	foreign, err := s.register(t, other).service(nil)
+	foreign, err := s.register(t, other).service(nil, "")
 	must.NoError(t, err)
 	must.NoError(t, consul.Agent().ServiceRegister(foreign))
 	must.NoError(t, consul.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{ID: "sif-aws1-by-hand", Name: "by-hand"}))
@@ -51,11 +51,11 @@ func TestRegistrar(t *testing.T) {
 	}
 
 	// A registration of an earlier run that is not wanted any more.
-	stale, err := s.register(t, admit(3, web)).service(nil)
+	stale, err := s.register(t, admit(3, web)).service(nil, "")
 	must.NoError(t, err)
 	must.NoError(t, consul.Agent().ServiceRegister(stale))
 
-	r, reported := startRegistrar(t, consul, w)
+	r, reported := startRegistrar(t, consul, s, w)
 	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), expect(first.id(), second.id())) })
 	record := func() *consulapi.CatalogService {
 		list, _, err := consul.Catalog().Service("sif-app--web", "", nil)
@@ -75,7 +75,7 @@ func TestRegistrar(t *testing.T) {
 	must.Eq(t, "aws1-w1", c.ServiceMeta["sif-node"])
 	must.Eq(t, "app/web", c.ServiceMeta["sif-service"])
 	must.MapContainsKey(t, c.ServiceMeta, "sif-admission-1")
-	signed, err := decodeAdmission(admissionText(c.ServiceMeta))
+	signed, err := decodeAdmission(joined(c.ServiceMeta, metaAdmission))
 	must.NoError(t, err)
 	must.Eq(t, first.Signed, signed)
 
@@ -89,7 +89,7 @@ func TestRegistrar(t *testing.T) {
 	must.Eq(t, c.ModifyIndex, record().ModifyIndex)
 
 	// A record that was altered in the Consul agent is repaired.
-	altered, err := first.service(nil)
+	altered, err := first.service(nil, "")
 	must.NoError(t, err)
 	altered.Address = "100.64.7.7"
 	must.NoError(t, consul.Agent().ServiceRegister(altered))
@@ -104,7 +104,7 @@ func TestRegistrar(t *testing.T) {
 	r.Refresh()
 	eventually(t, "deregistered", func() bool { return slices.Equal(ids(t, consul), expect(first.id())) })
 	eventually(t, "renewed", func() bool {
-		signed, err := decodeAdmission(admissionText(record().ServiceMeta))
+		signed, err := decodeAdmission(joined(record().ServiceMeta, metaAdmission))
 		return err == nil && string(signed.Payload) == string(first.Signed.Payload)
 	})
 
@@ -129,7 +129,7 @@ func TestRegistrarConsulAway(t *testing.T) {
 	w := &wanted{}
 	first, second := s.register(t, admit(1, web)), s.register(t, admit(2, db))
 	w.set(first)
-	r, reported := startRegistrar(t, consul, w)
+	r, reported := startRegistrar(t, consul, s, w)
 	eventually(t, "registered", func() bool { return slices.Equal(ids(t, consul), []string{first.id()}) })
 
 	must.NoError(t, server.Pause())
@@ -150,7 +150,7 @@ func TestRegistrarMirrorsNomad(t *testing.T) {
 	w := &wanted{}
 	first := s.register(t, admit(1, web))
 	w.set(first, s.register(t, admit(2, web)))
-	startRegistrar(t, consul, w)
+	startRegistrar(t, consul, s, w)
 	h := startHealth(t, consul, s, web)
 	is := func(n int, want bool) func() bool {
 		return func() bool { healthy, known := h.Healthy(allocation(n)); return known && healthy == want }
@@ -188,17 +188,18 @@ func TestChecks(t *testing.T) {
 		{"nothing there yet", nil, nil, 0, nil},
 		{"it appears", []string{"a", "b"}, nil, 0, []string{"a", "b"}},
 		{"one of two goes: an update of the job", []string{"b"}, []string{"b", "a"}, 0, []string{"b"}},
-		{"the last goes", nil, []string{"b"}, time.Second, []string{checkEnding}},
-		{"still gone", nil, []string{checkEnding}, linger, []string{checkEnding}},
-		{"it comes back", []string{"b"}, []string{checkEnding}, linger, []string{"b"}},
-		{"and goes", nil, []string{"b"}, 2 * linger, []string{checkEnding}},
-		{"for good", nil, []string{checkEnding}, 3 * linger, nil},
+		{"the last goes", nil, []string{"b"}, time.Second, []string{checkAbsent}},
+		{"still gone", nil, []string{checkAbsent}, linger, []string{checkAbsent}},
+		{"it comes back", []string{"b"}, []string{checkAbsent}, linger, []string{"b"}},
+		{"and goes", nil, []string{"b"}, 2 * linger, []string{checkAbsent}},
+		{"for good", nil, []string{checkAbsent}, 3 * linger, nil},
 	} {
-		must.Eq(t, tc.want, r.checks("id", tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
+		must.Eq(t, tc.want, r.checks(admit(1, web), tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
 	}
 }
 
-// A node's token is sufficient for this, but not for other services.
+// A node's token is sufficient for this, but not for other services, and not for a word about an
+// endpoint of another node.
 func TestNodeToken(t *testing.T) {
 	t.Parallel()
 	const management = "11111111-1111-1111-1111-111111111111"
@@ -216,30 +217,158 @@ func TestNodeToken(t *testing.T) {
 		return c
 	}
 	manager := client(management)
+	own, other := fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}, fabric.NodeID{Zone: "aws1", Name: "aws1-w2"}
 	var tokens *setup.ConsulResult
 	eventually(t, "set up", func() (ok bool) {
 		var err error
-		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{{NodeID: fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}, Kind: fabric.KindWorkload}}})
+		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{
+			{NodeID: own, Kind: fabric.KindWorkload}, {NodeID: other, Kind: fabric.KindWorkload},
+		}})
 		if err != nil {
 			t.Log(err)
 		}
 		return err == nil
 	})
-	node := client(tokens.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}])
+	node := client(tokens.Nodes[own])
 	s := newSigner(t)
 	w := &wanted{}
-	w.set(s.register(t, admit(1, web)))
-	_, reported := startRegistrar(t, node, w)
+	dead := s.register(t, admit(2, web))
+	w.set(s.register(t, admit(1, web)), dead)
+	_, reported := startRegistrar(t, node, s, w)
 	h := startHealth(t, node, s, web)
-	healthy := func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy }
-	eventually(t, "healthy", healthy)
+	is := func(n int, want bool) func() bool {
+		return func() bool { healthy, known := h.Healthy(allocation(n)); return known && healthy == want }
+	}
+	eventually(t, "healthy", is(1, true))
+	before := recordOf(t, node, allocation(2))
 	nomadService(t, manager, allocation(1), consulapi.HealthCritical)
-	eventually(t, "unhealthy", func() bool { healthy, known := h.Healthy(allocation(1)); return known && !healthy })
+	nomadService(t, manager, allocation(2), consulapi.HealthCritical)
+	eventually(t, "unhealthy", is(1, false))
+	eventually(t, "dead", is(2, false))
 	setCheck(t, manager, allocation(1), consulapi.HealthPassing)
-	eventually(t, "healthy again", healthy)
+	eventually(t, "healthy again", is(1, true))
 	_, err := reported.last()
 	must.NoError(t, err)
 	must.Error(t, node.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{Name: "something-else"}))
+
+	// The token of another node, which may write every service named sif-*.
+	thief := client(tokens.Nodes[other])
+	attack := func(what string, n int, alter func(*consulapi.CatalogRegistration)) {
+		t.Helper()
+		r := recordOf(t, node, allocation(n))
+		c := &consulapi.CatalogRegistration{Node: r.Node, Address: r.Address, SkipNodeUpdate: true, Service: &consulapi.AgentService{
+			ID: r.ServiceID, Service: r.ServiceName, Address: r.ServiceAddress, Meta: maps.Clone(r.ServiceMeta), TaggedAddresses: r.ServiceTaggedAddresses,
+		}}
+		alter(c)
+		_, err := thief.Catalog().Register(c, nil)
+		must.NoError(t, err, must.Sprint(what))
+	}
+	refuted := func(what string) {
+		t.Helper()
+		time.Sleep(300 * time.Millisecond) // it streams within a few
+		must.True(t, is(1, true)(), must.Sprint(what, ": the healthy endpoint"))
+		must.True(t, is(2, false)(), must.Sprint(what, ": the dead endpoint"))
+	}
+	status := func(c *consulapi.CatalogRegistration, id, status string) {
+		c.Checks = append(c.Checks, &consulapi.HealthCheck{Node: c.Node, CheckID: id, Name: id, ServiceID: c.Service.ID, Status: status})
+	}
+	attack("a check", 1, func(c *consulapi.CatalogRegistration) { status(c, "thief", consulapi.HealthCritical) })
+	refuted("a check")
+	mirror := dead.id() + ":_nomad-task-" + allocation(2) + "-group-proxy-web-http"
+	attack("its check", 2, func(c *consulapi.CatalogRegistration) { status(c, mirror, consulapi.HealthPassing) })
+	refuted("its check")
+	forWord := func(n int, by string, consul string, healthy bool) func(c *consulapi.CatalogRegistration) {
+		return func(c *consulapi.CatalogRegistration) {
+			text, err := word{Endpoint: allocation(n), Consul: consul, Healthy: healthy, At: time.Now().Add(time.Hour)}.sign(s.node(by))
+			must.NoError(t, err)
+			split(c.Service.Meta, metaWord, text)
+		}
+	}
+	attack("a word of its own", 1, forWord(1, "aws1-w2", before.Node, false))
+	refuted("a word of its own")
+	attack("a word of its own", 2, forWord(2, "aws1-w2", before.Node, true))
+	refuted("a word of its own")
+	attack("an old word", 2, func(c *consulapi.CatalogRegistration) { c.Service.Meta = before.ServiceMeta })
+	refuted("an old word")
+	attack("no word", 1, func(c *consulapi.CatalogRegistration) {
+		maps.DeleteFunc(c.Service.Meta, func(key, _ string) bool { return strings.HasPrefix(key, metaWord) })
+	})
+	refuted("no word")
+	_, err = thief.Catalog().Deregister(&consulapi.CatalogDeregistration{Node: before.Node, ServiceID: dead.id()}, nil)
+	must.NoError(t, err)
+	refuted("no record")
+}
+
+// recordOf returns the record of an endpoint of service web in the catalog.
+func recordOf(t *testing.T, consul *consulapi.Client, endpoint string) (record *consulapi.CatalogService) {
+	t.Helper()
+	eventually(t, "in the catalog", func() bool {
+		list, _, err := consul.Catalog().Service("sif-app--web", "", nil)
+		must.NoError(t, err)
+		i := slices.IndexFunc(list, func(c *consulapi.CatalogService) bool { return c.ServiceID == fabric.CatalogID("aws1", endpoint) })
+		if i >= 0 {
+			record = list[i]
+		}
+		return i >= 0
+	})
+	return record
+}
+
+// An endpoint whose job declares health checks is healthy only while its services are registered.
+func TestRegistrarAwaitsChecks(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	checked := admit(1, web)
+	checked.HealthChecked = true
+	w.set(s.register(t, checked))
+	r, _ := startRegistrar(t, consul, s, w)
+	h := startHealth(t, consul, s, web)
+	is := func(want bool) func() bool {
+		return func() bool { healthy, known := h.Healthy(allocation(1)); return known && healthy == want }
+	}
+	eventually(t, "not healthy before its check is there", is(false))
+	id := nomadService(t, consul, allocation(1), consulapi.HealthCritical)
+	time.Sleep(300 * time.Millisecond)
+	must.True(t, is(false)(), must.Sprint("healthy before its check passed"))
+	setCheck(t, consul, allocation(1), consulapi.HealthPassing)
+	eventually(t, "healthy", is(true))
+	must.NoError(t, consul.Agent().ServiceDeregister(id))
+	eventually(t, "not healthy while its task waits", is(false))
+	must.Eq(t, []string{checkAbsent}, r.checks(checked, nil, []string{checkAbsent}, time.Now().Add(10*linger)))
+
+	// What people put into maintenance is not healthy.
+	nomadService(t, consul, allocation(1), consulapi.HealthPassing)
+	eventually(t, "healthy again", is(true))
+	must.NoError(t, consul.Agent().EnableServiceMaintenance(fabric.CatalogID("aws1", allocation(1)), "by the test"))
+	eventually(t, "in maintenance", is(false))
+	must.NoError(t, consul.Agent().DisableServiceMaintenance(fabric.CatalogID("aws1", allocation(1))))
+	eventually(t, "out of maintenance", is(true))
+}
+
+// A word changes only with the health or the certificate, and later words have later times.
+func TestWordIsRenewed(t *testing.T) {
+	s := newSigner(t)
+	node := s.node("aws1-w1")
+	start := time.Now().UTC().Truncate(time.Millisecond)
+	w := word{Endpoint: allocation(1), Consul: "n1", Healthy: true, At: start}
+	first, err := w.renew("", node)
+	must.NoError(t, err)
+	w.At = start.Add(time.Minute)
+	same, err := w.renew(first, node)
+	must.NoError(t, err)
+	must.Eq(t, first, same)
+	w.At, w.Healthy = start.Add(-time.Hour), false // the clock was set back
+	second, err := w.renew(first, node)
+	must.NoError(t, err)
+	_, got, err := decodeWord(second)
+	must.NoError(t, err)
+	must.Eq(t, start.Add(time.Millisecond), got.At)
+	must.False(t, got.Healthy)
+	rotated, err := w.renew(second, s.node("aws1-w1"))
+	must.NoError(t, err)
+	must.NotEq(t, second, rotated)
 }
 
 // BenchmarkReconcile compares the 250 endpoints of a full node without a change.
@@ -250,7 +379,7 @@ func BenchmarkReconcile(b *testing.B) {
 	for n := range 250 {
 		w.list = append(w.list, s.register(b, admit(n, web)))
 	}
-	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Want: w.get, Log: hclog.NewNullLogger()})
+	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Identity: s.node("aws1-w1"), Want: w.get, Log: hclog.NewNullLogger()})
 	must.NoError(b, r.reconcile(b.Context(), time.Now()))
 	for b.Loop() {
 		must.NoError(b, r.reconcile(b.Context(), time.Now()))

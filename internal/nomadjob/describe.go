@@ -26,6 +26,8 @@ type Description struct {
 	Workload fabric.Workload
 	Checks   []fabric.Check // the ports inside the workload to which health checks connect
 	Gaps     []Gap
+	// HealthChecked says that a service has health checks which Nomad registers in Consul.
+	HealthChecked bool
 }
 
 // Gap is something in a service block that is not known.
@@ -152,6 +154,7 @@ func (d *describer) services(task *nomadapi.Task, services []*nomadapi.Service) 
 			w.Meta[filled], _ = fill(v, -1, "meta", value)
 		}
 		d.Workload.Services = append(d.Workload.Services, w)
+		d.HealthChecked = d.HealthChecked || len(s.Checks) > 0 && s.Provider != "nomad"
 		for n, c := range s.Checks {
 			switch c.Type {
 			case "http", "tcp", "grpc":

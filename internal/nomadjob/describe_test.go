@@ -114,6 +114,12 @@ func TestServiceOfTask(t *testing.T) {
 	d := Describe(job, group, instanceOf(job))
 	must.Eq(t, []fabric.WorkloadService{{Name: "main-main", Tags: []string{"red-a", "task"}, Meta: map[string]string{"a": "12345678"}}}, d.Workload.Services)
 	must.SliceEmpty(t, d.Gaps)
+	must.False(t, d.HealthChecked)
+	for provider, want := range map[string]bool{"": true, "consul": true, "nomad": false} {
+		group.Tasks[0].Services[0].Provider = provider
+		group.Tasks[0].Services[0].Checks = []nomadapi.ServiceCheck{{Type: "script"}}
+		must.Eq(t, want, Describe(job, group, instanceOf(job)).HealthChecked)
+	}
 }
 
 // Selectors match a child by the name of its parent. Its variables have its own name, and only the
