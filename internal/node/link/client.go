@@ -6,6 +6,7 @@ package link
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -118,28 +119,26 @@ func (c *Client) Apply(ctx context.Context, devices []Device) error {
 var errPortTaken = errors.New("another process has the UDP port")
 
 func (c *Client) applyDevice(ctx context.Context, d Device) error {
-	listening := c.call(ctx, http.MethodPut, "/v1/devices/"+url.PathEscape(d.Name), d.Interface, nil)
-	// It cannot have the port from before, but perhaps the one in the configuration that follows.
-	if listening != nil && !errors.Is(listening, errPortTaken) {
-		return listening
-	}
+	// What the device cannot have of its configuration from before, such as a port or a route, does
+	// not keep it from the new one.
+	before := c.call(ctx, http.MethodPut, "/v1/devices/"+url.PathEscape(d.Name), d.Interface, nil)
 	conn, err := c.dial(ctx, d.Name+".sock")
 	if err != nil {
-		return err
+		return cmp.Or(before, err)
 	}
 	defer conn.Close()
 	reader := bufio.NewReader(conn)
 	text, err := operate(conn, reader, "get=1\n\n")
 	if err != nil {
-		return fmt.Errorf("read the configuration: %w", err)
+		return cmp.Or(before, fmt.Errorf("read the configuration: %w", err))
 	}
 	state, err := parseUAPI(text)
 	if err != nil {
 		return err
 	}
 	change := uapiChange(state, d, c.declared[d.Name], time.Now())
-	if change == "" && listening != nil {
-		return listening
+	if change == "" && before != nil {
+		return before
 	}
 	if change != "" {
 		if _, err := operate(conn, reader, "set=1\n"+change+"\n"); err != nil {

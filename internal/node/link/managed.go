@@ -144,11 +144,9 @@ func (r *runningDevice) apply(want Device) error {
 			}
 		}
 	}
-	if err := setRoutes(r.netlink, link, prefixes, want.MTU); err != nil {
-		return err
-	}
+	err = setRoutes(r.netlink, link, prefixes, want.MTU)
 	r.initiateHandshakes(want.Peers)
-	return nil
+	return err
 }
 
 // listen makes WireGuard listen on the port.

@@ -39,8 +39,9 @@ func setSysctls(name string) error {
 }
 
 // setRoutes makes the routes to the interface that have routeProtocol exactly those to the
-// prefixes, with the given MTU.
+// prefixes, with the given MTU. One that the kernel refuses does not keep the others from being set.
 func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix, mtu int) error {
+	var errs []error
 	index := link.Attrs().Index
 	missing := make(map[netip.Prefix]bool, len(prefixes))
 	for _, p := range prefixes {
@@ -51,7 +52,8 @@ func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix
 			&netlink.Route{LinkIndex: index, Protocol: routeProtocol},
 			netlink.RT_FILTER_OIF|netlink.RT_FILTER_PROTOCOL)
 		if err != nil {
-			return fmt.Errorf("list the routes of %s: %w", link.Attrs().Name, err)
+			errs = append(errs, fmt.Errorf("list the routes of %s: %w", link.Attrs().Name, err))
+			continue
 		}
 		for _, route := range routes {
 			prefix := prefixOf(route.Dst)
@@ -63,7 +65,7 @@ func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix
 				continue // replaced below
 			}
 			if err := nl.RouteDel(&route); err != nil && !errors.Is(err, unix.ESRCH) {
-				return fmt.Errorf("remove the route %s of %s: %w", prefix, link.Attrs().Name, err)
+				errs = append(errs, fmt.Errorf("remove the route %s of %s: %w", prefix, link.Attrs().Name, err))
 			}
 		}
 	}
@@ -81,10 +83,10 @@ func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix
 			route.Scope = netlink.SCOPE_LINK
 		}
 		if err := nl.RouteReplace(route); err != nil {
-			return fmt.Errorf("route %s to %s: %w", prefix, link.Attrs().Name, err)
+			errs = append(errs, fmt.Errorf("route %s to %s: %w", prefix, link.Attrs().Name, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // prefixOf returns the zero prefix for a default route, which no peer can have.

@@ -282,6 +282,21 @@ func TestLinks(t *testing.T) {
 		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
 	})
 
+	t.Run("a route that the kernel refuses is left out alone", func(t *testing.T) {
+		disable := func(value string) {
+			run(t, "ip", "netns", "exec", a.inner, "sysctl", "-qw", "net.ipv6.conf.sif-zone.disable_ipv6="+value)
+		}
+		must.NoError(t, a.client.Apply(ctx, nil))
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer())}))
+		disable("1")
+		must.Error(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+		must.StrContains(t, status(t, a).Error, "route "+c.pools()[1].String()+" to sif-zone")
+		must.StrContains(t, run(t, "ip", "-n", a.inner, "-4", "route", "show"), c.pools()[0].String()+" dev sif-zone")
+		disable("0")
+		must.NoError(t, a.client.Apply(ctx, []Device{a.device(b.peer(), c.peer())}))
+		must.NoError(t, converse(a, b))
+	})
+
 	t.Run("an invalid device stays as it is", func(t *testing.T) {
 		d := a.device(b.peer())
 		d.MTU = 12
