@@ -8,6 +8,8 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -44,6 +46,7 @@ type bridge struct {
 	ports      map[fabric.NodeID]ovs.Port // by the peer that each leads to
 	wanted     SwitchState                // of the last Program
 	programmed bool                       // Program was called; until then the switch keeps what an earlier process wrote
+	leftOut    error                      // what the switch cannot have, of the last change
 }
 
 func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
@@ -81,8 +84,38 @@ func (b *bridge) write() error {
 	if _, err := b.connect(ctx); err != nil {
 		return err
 	}
-	return b.pipe.Set(ctx, b.state())
+	return b.leaveOut(b.pipe.Set(ctx, b.state()))
 }
+
+// leaveOut keeps what was left out of a change for the next Reconcile to report: it must not make
+// the change fail for everything else.
+func (b *bridge) leaveOut(err error) error {
+	b.leftOut = nil
+	left := new(ovs.LeftOutError)
+	if !errors.As(err, &left) {
+		return err
+	}
+	names := map[uint64]string{}
+	for name := range b.wanted.Endpoints {
+		names[endpointNumber(name)] = "endpoint " + name
+	}
+	for node := range b.wanted.Probes {
+		names[endpointNumber(probeName(node))] = "the health address of " + node.String()
+	}
+	var errs []error
+	for _, p := range left.Parts {
+		err := p.Err
+		if name := names[p.Endpoint]; name != "" {
+			err = fmt.Errorf("%s: %w", name, err)
+		}
+		errs = append(errs, err)
+	}
+	b.leftOut = fmt.Errorf("left out of the switch, which has everything else: %w", errors.Join(errs...))
+	return nil
+}
+
+// probeName is the name of a node's health addresses among the names of endpoints.
+func probeName(node fabric.NodeID) string { return "node " + node.String() }
 
 // changeContext bounds a change of the switch.
 func (b *bridge) changeContext() (context.Context, context.CancelFunc) {
@@ -126,7 +159,7 @@ func (b *bridge) state() ovs.State {
 		add(name, ep)
 	}
 	for node, ep := range b.wanted.Probes {
-		add("node "+node.String(), ep)
+		add(probeName(node), ep)
 	}
 	for _, e := range b.wanted.Entries {
 		s.Entries = append(s.Entries, e.entry())
@@ -166,9 +199,15 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 	}
 	if opened {
 		// Not Reconcile: a switch that restarted lacks every flow, and the log need not list them.
-		return nil, b.pipe.Set(ctx, b.state())
+		if err := b.write(); err != nil {
+			return nil, err
+		}
+		return nil, b.leftOut
 	}
 	diff, err := b.pipe.Reconcile(ctx, b.state())
+	if err = b.leaveOut(err); err == nil {
+		err = b.leftOut
+	}
 	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
 	if len(repaired) > 0 {
 		b.log.Warn("the switch differed from the declared state and was repaired", logkey.Repaired, repaired)

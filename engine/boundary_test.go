@@ -137,3 +137,38 @@ func BenchmarkProgram(b *testing.B) {
 		b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), name+"-us-p99")
 	}
 }
+
+// An endpoint or entry that the switch cannot have is left out and named, by the name that people
+// know. The change succeeds for everything else.
+func TestBridgeLeavesOutWhatTheSwitchCannotHave(t *testing.T) {
+	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	b, _ := newTestBridge(t, other)
+	state := crowd(200, other)
+	must.NoError(t, b.Program(state))
+	// One endpoint claims an address of another, one has a reserved class.
+	thief := state.Endpoints["endpoint-3"]
+	thief.IPv4 = state.Endpoints["endpoint-4"].IPv4
+	thief.IPv6 = netip.MustParseAddr("fd5f::ffff")
+	state.Endpoints["thief"] = thief
+	odd := state.Endpoints["endpoint-5"]
+	odd.IPv4, odd.IPv6, odd.Class = netip.MustParseAddr("100.65.0.1"), netip.MustParseAddr("fd5f::fffe"), 0
+	state.Endpoints["odd"] = odd
+	good := odd
+	good.IPv4, good.IPv6, good.Class = netip.MustParseAddr("100.65.0.2"), netip.MustParseAddr("fd5f::fffd"), 1
+	state.Endpoints["good"] = good
+	delete(state.Endpoints, "endpoint-0")
+	must.NoError(t, b.Program(state))
+	have, _, _, err := b.inspect(context.Background())
+	must.NoError(t, err)
+	must.Len(t, 200, have.Endpoints) // one is gone, one has come
+	repaired, err := b.Reconcile()
+	must.SliceEmpty(t, repaired)
+	must.ErrorContains(t, err, "endpoint thief: ")
+	must.ErrorContains(t, err, "100.64.0.5/32 belongs to endpoint ")
+	must.ErrorContains(t, err, "endpoint odd: ")
+	delete(state.Endpoints, "thief")
+	delete(state.Endpoints, "odd")
+	must.NoError(t, b.Program(state))
+	_, err = b.Reconcile()
+	must.NoError(t, err)
+}

@@ -63,8 +63,9 @@ func (p *Pipeline) UseConn(conn *of.Conn) {
 // dropped. If the difference is such that a mix of old and new decisions could let another packet
 // pass, Set writes two bundles: what takes away, and, when the datapath follows, what adds.
 //
-// An invalid state is refused and changes nothing. After any other error the switch may have either
-// state, or only less than before; the next Set or Reconcile reads it back.
+// What cannot be in a switch is left out and named by a *LeftOutError; everything else is applied.
+// After any other error the switch may have either state, or only less than before; the next Set or
+// Reconcile reads it back.
 //
 // The pipeline keeps the lists of state, so the caller must not modify them afterwards. Lists in
 // order of numbers are compared fastest.
@@ -88,10 +89,8 @@ func (p *Pipeline) Reconcile(ctx context.Context, state State) (Diff, error) {
 func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	change, err := p.wanted.change(state)
-	if err != nil {
-		return Diff{}, err
-	}
+	change, left := p.wanted.change(state)
+	var err error
 	var have []of.FlowStats
 	var want map[of.Key]of.Flow
 	if p.known && !readBack {
@@ -114,6 +113,9 @@ func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, e
 		return diff, err
 	}
 	p.known = true
+	if len(left) > 0 {
+		return diff, &LeftOutError{left}
+	}
 	return diff, nil
 }
 

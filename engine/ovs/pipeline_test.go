@@ -502,17 +502,31 @@ func TestRefusedInput(t *testing.T) {
 		want  string
 	}{
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, thief) }), "belongs to endpoint 1"},
-		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, s.Endpoints[1]) }), "endpoint 2 is in the state twice"},
+		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, s.Endpoints[0]) }), "endpoint 1 is in the state twice"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 2}), "protocol 2"},
 		{withEntry(ovs.Entry{ID: 9, Src: ovs.ProbeClass, Dst: 2, Protocol: 17}), "reserved"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 1, Ports: []ovs.PortRange{{First: 8, Last: 256}}}), "not a message type"},
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards"},
 		{with(func(s *ovs.State) { s.Ports = append(s.Ports, ovs.Port{}) }), "port 0"},
-		{ovs.State{Endpoints: []ovs.Endpoint{f.state.Endpoints[0], thief}}, "belongs to"},
 	} {
-		must.ErrorContains(t, f.p.Set(ctx, tc.state), tc.want)
+		// The offender is left out and named, and what else changes is applied.
+		var left *ovs.LeftOutError
+		tc.state.Endpoints = slices.Delete(slices.Clone(tc.state.Endpoints), 1, 2)
+		err := f.p.Set(ctx, tc.state)
+		must.ErrorContains(t, err, tc.want)
+		must.True(t, errors.As(err, &left))
+		must.Len(t, 1, left.Parts)
+		have, err := f.p.Dump(ctx)
+		must.NoError(t, err)
+		must.Len(t, len(f.state.Endpoints)-1, have.Endpoints)
+		must.Len(t, len(f.state.Entries), have.Entries)
+
+		tc.state.Endpoints = append(tc.state.Endpoints, f.state.Endpoints[1])
 		_, err = f.p.Reconcile(ctx, tc.state)
 		must.ErrorContains(t, err, tc.want)
+		have, err = f.p.Dump(ctx)
+		must.NoError(t, err)
+		must.Eq(t, "", cmp.Diff(f.state, have, cmpopts.EquateComparable(netip.Prefix{})))
 	}
 	have, err := f.p.Dump(ctx)
 	must.NoError(t, err)

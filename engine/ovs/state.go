@@ -5,6 +5,7 @@ package ovs
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -69,6 +70,24 @@ type State struct {
 	Entries   []Entry
 }
 
+// LeftOutError names the parts of a state that a switch cannot have. They were left out, and
+// everything else was applied.
+type LeftOutError struct{ Parts []LeftOut }
+
+// LeftOut is a part of a state that was left out.
+type LeftOut struct {
+	Endpoint uint64 // the number, or 0 if the part is not an endpoint
+	Err      error
+}
+
+func (e *LeftOutError) Error() string {
+	var errs []error
+	for _, p := range e.Parts {
+		errs = append(errs, p.Err)
+	}
+	return "left out: " + errors.Join(errs...).Error()
+}
+
 const (
 	// ProbeClass is the class of addresses among which probes pass and nothing else: UDP packets
 	// from and to the port for probes. The switch does not track them. No entry can name the class.
@@ -90,6 +109,10 @@ func byEntry(a, b Entry) int       { return cmp.Compare(a.ID, b.ID) }
 func (p *Port) name() string     { return fmt.Sprintf("port %d", p.No) }
 func (e *Endpoint) name() string { return fmt.Sprintf("endpoint %d", e.ID) }
 func (e *Entry) name() string    { return fmt.Sprintf("entry %d", e.ID) }
+
+func (p *Port) endpoint() uint64     { return 0 }
+func (e *Endpoint) endpoint() uint64 { return e.ID }
+func (e *Entry) endpoint() uint64    { return 0 }
 
 func (p *Port) equal(o *Port) bool { return *p == *o }
 

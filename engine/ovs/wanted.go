@@ -29,42 +29,48 @@ func newWanted(zone uint16) *wanted {
 // replaced, after those that come or replace.
 type change struct{ before, after, next State }
 
-// change validates the next state and compares it with the current one.
-func (w *wanted) change(next State) (c change, err error) {
+// change compares the next state with the current one. What a switch cannot have is left out of the
+// change, and returned.
+func (w *wanted) change(next State) (c change, left []LeftOut) {
 	c.next = next
-	if c.before.Ports, c.after.Ports, err = differing(w.state.Ports, &c.next.Ports, byPort); err != nil {
-		return c, err
-	}
-	if c.before.Endpoints, c.after.Endpoints, err = differing(w.state.Endpoints, &c.next.Endpoints, byEndpoint); err != nil {
-		return c, err
-	}
-	if c.before.Entries, c.after.Entries, err = differing(w.state.Entries, &c.next.Entries, byEntry); err != nil {
-		return c, err
-	}
-	return c, w.checkOwners(c)
+	c.before.Ports, c.after.Ports, left = differing(w.state.Ports, &c.next.Ports, byPort, left)
+	c.before.Endpoints, c.after.Endpoints, left = differing(w.state.Endpoints, &c.next.Endpoints, byEndpoint, left)
+	c.before.Entries, c.after.Entries, left = differing(w.state.Entries, &c.next.Entries, byEntry, left)
+	return c, w.settleOwners(&c, left)
 }
 
-// checkOwners refuses a prefix that would have two endpoints.
-func (w *wanted) checkOwners(c change) error {
+// settleOwners leaves out endpoints with a prefix that another endpoint has.
+func (w *wanted) settleOwners(c *change, left []LeftOut) []LeftOut {
 	owners := map[netip.Prefix]uint64{}
 	for _, e := range c.before.Endpoints {
 		for _, prefix := range e.Prefixes {
 			owners[prefix] = 0
 		}
 	}
+	owner := func(prefix netip.Prefix) uint64 {
+		if id, changes := owners[prefix]; changes {
+			return id
+		}
+		return w.prefixes[prefix]
+	}
+	out := map[uint64]bool{}
 	for _, e := range c.after.Endpoints {
+		i := slices.IndexFunc(e.Prefixes, func(p netip.Prefix) bool { return owner(p) != 0 && owner(p) != e.ID })
+		if i >= 0 {
+			err := fmt.Errorf("endpoint %d: %s belongs to endpoint %d", e.ID, e.Prefixes[i], owner(e.Prefixes[i]))
+			left, out[e.ID] = append(left, LeftOut{Endpoint: e.ID, Err: err}), true
+			continue
+		}
 		for _, prefix := range e.Prefixes {
-			owner, changes := owners[prefix]
-			if !changes {
-				owner = w.prefixes[prefix]
-			}
-			if owner != 0 && owner != e.ID {
-				return fmt.Errorf("%s belongs to endpoint %d, not to %d", prefix, owner, e.ID)
-			}
 			owners[prefix] = e.ID
 		}
 	}
-	return nil
+	if len(out) > 0 {
+		isOut := func(e Endpoint) bool { return out[e.ID] }
+		c.after.Endpoints = slices.DeleteFunc(c.after.Endpoints, isOut)
+		c.next.Endpoints = slices.DeleteFunc(slices.Clone(c.next.Endpoints), isOut)
+	}
+	return left
 }
 
 // apply makes c's next state the current one.
@@ -169,31 +175,39 @@ func put(flows map[of.Key]of.Flow, more []of.Flow) {
 type part[T any] interface {
 	*T
 	name() string
+	endpoint() uint64 // the number of an endpoint, or 0
 	equal(*T) bool
 	check() error
 }
 
 // differing compares two lists, of which have is in order of numbers and want is put in that order.
 // It returns the elements of have that are not in want, and the elements of want that are not in
-// have, which it checks. Elements that are the same in both, nearly all as a rule, cost one
-// comparison each.
-func differing[T any, P part[T]](have []T, want *[]T, byNumber func(a, b T) int) (before, after []T, err error) {
+// have, which it checks: those that a switch cannot have it takes out of want and adds to left.
+// Elements that are the same in both, nearly all as a rule, cost one comparison each.
+func differing[T any, P part[T]](have []T, want *[]T, byNumber func(a, b T) int, left []LeftOut) (before, after []T, _ []LeftOut) {
 	list, h := *want, 0
+	var out []int // indexes in list
 	for i := 0; i < len(list); {
 		w := P(&list[i])
 		if h < len(have) && w.equal(&have[h]) {
 			i, h = i+1, h+1
 			continue
 		}
+		err := w.check()
 		if i > 0 {
 			switch order := byNumber(list[i-1], *w); {
 			case order == 0:
-				return nil, nil, fmt.Errorf("%s is in the state twice", w.name())
+				err = fmt.Errorf("%s is in the state twice", w.name())
 			case order > 0:
 				*want = slices.Clone(list) // the caller's list is not ours to sort
 				slices.SortFunc(*want, byNumber)
-				return differing[T, P](have, want, byNumber)
+				return differing[T, P](have, want, byNumber, left)
 			}
+		}
+		if err != nil {
+			left, out = append(left, LeftOut{Endpoint: w.endpoint(), Err: err}), append(out, i)
+			i++
+			continue
 		}
 		if h < len(have) {
 			if order := byNumber(have[h], *w); order <= 0 {
@@ -204,11 +218,16 @@ func differing[T any, P part[T]](have []T, want *[]T, byNumber func(a, b T) int)
 				}
 			}
 		}
-		if err := w.check(); err != nil {
-			return nil, nil, err
-		}
 		after = append(after, *w)
 		i++
 	}
-	return append(before, have[h:]...), after, nil
+	if len(out) > 0 {
+		*want = nil
+		for i := range list {
+			if !slices.Contains(out, i) {
+				*want = append(*want, list[i])
+			}
+		}
+	}
+	return append(before, have[h:]...), after, left
 }
