@@ -39,7 +39,8 @@ func setSysctls(name string) error {
 }
 
 // setRoutes makes the routes to the interface that have routeProtocol exactly those to the
-// prefixes, with the given MTU. One that the kernel refuses does not keep the others from being set.
+// prefixes, with the given MTU. One that the kernel refuses does not keep the others from being
+// set.
 func setRoutes(nl netlinksafe.Handle, link netlink.Link, prefixes []netip.Prefix, mtu int) error {
 	var errs []error
 	index := link.Attrs().Index
