@@ -58,6 +58,7 @@ type Engine struct {
 
 	reprogram   *coalesce.Func // of program
 	programming sync.Mutex     // held while the switch is being programmed
+	recalling   sync.Mutex     // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
 	behind      atomic.Bool    // the switch was not brought to what the leases ask for
 
 	mu      sync.Mutex
@@ -182,12 +183,12 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Host() != from.NodeID {
 		return rpc.ConnectReply{}, fmt.Errorf("node %s may not request connectivity for endpoint %s of %s", from.NodeID, a.Endpoint, a.Host())
 	}
+	e.mu.Lock()
+	delete(e.ended, a.Endpoint) // first: it may be withdrawn as soon as it is accepted
+	e.mu.Unlock()
 	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
 		return rpc.ConnectReply{}, err
 	}
-	e.mu.Lock()
-	delete(e.ended, a.Endpoint)
-	e.mu.Unlock()
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	// The agents of the zone and the other zones are told at the same time. The answers of the
@@ -321,18 +322,13 @@ func (e *Engine) ownedBy(from rpc.Peer) func(fabric.Admission) bool {
 // informed of a withdrawal; the end of an admission or of a node they see for themselves, by their
 // own clocks.
 func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
-	removed, err := e.leases.Remove(gone)
+	removed, own, err := e.end(gone, withdrawn)
 	if len(removed) == 0 {
 		return err
 	}
-	var own []string
 	for _, le := range removed {
 		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
-		if withdrawn && le.Admission.Zone == e.self.Zone {
-			own = append(own, le.Admission.Endpoint)
-		}
 	}
-	e.remember(own)
 	// Others are informed even if the switch cannot be programmed.
 	err = errors.Join(err, e.reprogram.Call())
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
@@ -355,6 +351,20 @@ func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 		e.log.Warn("cannot inform everybody about ended leases, the next synchronisation will", logkey.Error, err)
 	}
 	return err
+}
+
+// end removes leases, and remembers those of the zone that were withdrawn, which it returns as own.
+func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed []lease.Lease, own []string, err error) {
+	e.recalling.Lock()
+	defer e.recalling.Unlock()
+	removed, err = e.leases.Remove(gone)
+	for _, le := range removed {
+		if withdrawn && le.Admission.Zone == e.self.Zone {
+			own = append(own, le.Admission.Endpoint)
+		}
+	}
+	e.remember(own)
+	return removed, own, err
 }
 
 // Expire ends leases whose admission has expired or whose node has left the roster. With an empty

@@ -181,12 +181,25 @@ func (e *Engine) recall(ctx context.Context, r *remote, lost []string) error {
 				e.log.Debug("cannot use a request that another engine still has", logkey.Node, r.id, logkey.Error, err)
 				continue
 			}
-			if err := e.accept(ctx, lease.Lease{Request: request, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
+			if err := e.acceptLost(ctx, lease.Lease{Request: request, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
 				return err
 			}
-			e.log.Info("got back a lease from another engine", logkey.Endpoint, a.Endpoint, logkey.Node, r.id)
 		}
 	}
+	return nil
+}
+
+// acceptLost accepts a lease that another engine still had, unless it was withdrawn meanwhile.
+func (e *Engine) acceptLost(ctx context.Context, le lease.Lease) error {
+	e.recalling.Lock()
+	defer e.recalling.Unlock()
+	if _, lost := e.judge([]rpc.Held{{Endpoint: le.Admission.Endpoint, Node: le.Admission.Host()}}); len(lost) == 0 {
+		return nil
+	}
+	if err := e.accept(ctx, le); err != nil {
+		return err
+	}
+	e.log.Info("got back a lease from another engine", logkey.Endpoint, le.Admission.Endpoint, logkey.Node, le.Admission.Host())
 	return nil
 }
 
