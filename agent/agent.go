@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/connlimit"
@@ -81,7 +82,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: time.Now}
+	a := &Agent{node: n, log: log, now: clock.Now}
 	a.reprogram = coalesce.New(a.program)
 	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {

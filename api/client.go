@@ -17,6 +17,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -63,6 +64,9 @@ type Config struct {
 	// TLS, when set, replaces the three files. Nodes set it to the configuration with their
 	// certificate.
 	TLS *tls.Config
+
+	// Clock, when set, is called with the controller's time of each answer, in whole seconds.
+	Clock func(time.Time)
 }
 
 // DefaultConfig returns the configuration of the environment. A token for another program is used
@@ -100,6 +104,7 @@ type Client struct {
 	http       *http.Client
 
 	trustDomain string // may be empty
+	clock       func(time.Time)
 }
 
 // NewClient returns a client. It does not open a connection.
@@ -127,7 +132,7 @@ func NewClient(cfg Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, http: &http.Client{
+	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, clock: cfg.Clock, http: &http.Client{
 		Transport: newTransport(tlsConfig, cfg.TrustDomain),
 		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -210,6 +215,9 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 		return nil, c.explain(err)
 	}
 	defer resp.Body.Close()
+	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil && c.clock != nil {
+		c.clock(at)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
 		return nil, fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)

@@ -112,7 +112,7 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 // the one before, and than a removal of its node. Engines and agents use the admission with the
 // latest time, and the clock may have been set back, or be another controller's.
 func (a *admitter) issueTime(id kvkey.Admission) time.Time {
-	now := time.Now().UTC().Truncate(time.Millisecond)
+	now := a.table.now().Truncate(time.Millisecond)
 	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
 		now = old.admission.Issued.Add(time.Millisecond)
 	}

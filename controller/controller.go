@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -203,7 +205,7 @@ func (c *Controller) lead(ctx context.Context) error {
 
 // degraded returns what is wrong with the controller, for people.
 func (c *Controller) degraded() []string {
-	list := c.cfg.Identity.Degraded()
+	list := slices.Concat(clock.Degraded(), c.cfg.Identity.Degraded())
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.table.degraded()...)

@@ -22,6 +22,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -34,6 +35,7 @@ func TestNodes(t *testing.T) {
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
 	t.Run("lost releases", func(t *testing.T) { testLostReleases(t, w) })
+	t.Run("clock", func(t *testing.T) { testClockSteps(t, w) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, w) })
 	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
 	t.Run("enforced", func(t *testing.T) { testEnforced(t, w) })
@@ -269,6 +271,46 @@ func testAdmission(t *testing.T, w *world) {
 	scheduler.mu.Unlock()
 	_, err = w1.Admit(ctx, request4(1, 10))
 	code(t, api.CodeNomad, err)
+}
+
+// A controller whose clock jumps by a day, in either direction, keeps the admissions in force and
+// renews them in order; a node's record that is issued after the jump is newer than the one before.
+func testClockSteps(t *testing.T, w *world) {
+	scheduler := &fakeScheduler{placed: map[string]Placement{allocation(1): placed("app", "g")}}
+	for _, step := range []time.Duration{25 * time.Hour, -25 * time.Hour} {
+		c, ctx := w.fresh(t, scheduler), t.Context()
+		start := time.Now()
+		passed, wrong := time.Duration(0), time.Duration(0)
+		stepping := clock.Of(func() time.Time { return start.Add(passed + wrong) }, func() time.Duration { return passed })
+		c.table.mu.Lock()
+		c.table.now = stepping.Now
+		c.table.mu.Unlock()
+		w1 := w.node(t, c, "w1")
+		_, err := c.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app"))})
+		must.NoError(t, err)
+		w1.register(t, "10.0.0.1")
+		_, err = w1.Admit(ctx, request4(1, 10))
+		must.NoError(t, err)
+		first := c.table.get(kvkey.Admission{Node: w1.id, Endpoint: allocation(1)}).admission
+
+		wrong, passed = step, time.Minute
+		stepping.Confirm("Vault", start.Add(passed))
+		c.table.sweepOnce(ctx)
+		must.Eq(t, 1, c.table.count())
+		_, err = w1.Admit(ctx, request4(1, 10))
+		must.NoError(t, err)
+		second := c.table.get(kvkey.Admission{Node: w1.id, Endpoint: allocation(1)}).admission
+		must.True(t, second.Issued.After(first.Issued))
+		must.Less(t, time.Hour, second.Issued.Sub(first.Issued))
+
+		// As if the record had been issued by a clock that was ahead.
+		c.nodes.mu.Lock()
+		ahead := time.Now().Add(time.Hour).UTC().Truncate(time.Millisecond)
+		c.nodes.members[w1.id].node.Issued = ahead
+		c.nodes.mu.Unlock()
+		must.True(t, w1.register(t, "10.0.0.2").Issued.After(ahead))
+		c.stop()
+	}
 }
 
 // The releases of 130 endpoints were lost. Their node compares, releases them, and the next

@@ -9,10 +9,10 @@ import (
 	"maps"
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
@@ -125,7 +125,7 @@ func (p *policy) fetchGraph(ctx context.Context, sequence uint64, root fabric.Ha
 func compile(signed fabric.Signed, pointer fabric.Pointer, graph *fabric.Graph) *inForce {
 	var none *fabric.Compiled
 	compiled, _, _ := none.Next(graph)
-	r := &inForce{signed: signed, pointer: pointer, graph: graph, documents: compiled.Documents, sound: len(graph.Check(time.Now())) == 0}
+	r := &inForce{signed: signed, pointer: pointer, graph: graph, documents: compiled.Documents, sound: len(graph.Check(clock.Now())) == 0}
 	if compiled.Root == pointer.Root {
 		r.compiled = compiled
 	}

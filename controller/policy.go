@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
@@ -70,7 +71,7 @@ func newPolicy(cfg Config) *policy {
 		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, signer: cfg.Signer,
 		memory: memory{dir: filepath.Join(cfg.DataDir, "revision")},
 		keep:   cmp.Or(cfg.History, DefaultHistory),
-		log:    cfg.Log.Named("policy"), now: time.Now, bell: newBell(),
+		log:    cfg.Log.Named("policy"), now: clock.Now, bell: newBell(),
 	}
 	p.use(noRevision)
 	return p

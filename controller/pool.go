@@ -17,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
@@ -99,7 +100,7 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID) (netip.Prefix, 
 			return v4, v6, nil
 		}
 	}
-	rest := resting(r.removed(), time.Now())
+	rest := resting(r.removed(), clock.Now())
 	for n := range count {
 		v4, v6 := poolPair(r.cfg.Pool4, r.cfg.Pool6, n)
 		if _, assigned := r.poolOwners[n]; assigned || used[v4] || used[v6] {

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -170,7 +171,11 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	}
 	node := fabric.Node{
 		Fabric: r.cfg.Fabric, Zone: who.Zone, Name: who.Name, Kind: who.Kind,
-		Underlay: req.Underlay, Engine: req.Engine, Ranges: []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6}, Issued: time.Now().UTC().Truncate(time.Millisecond),
+		Underlay: req.Underlay, Engine: req.Engine, Ranges: []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6}, Issued: clock.Now().Truncate(time.Millisecond),
+	}
+	// Nodes refuse an older record than they know, and the clock may have been set back.
+	if known != nil && !node.Issued.After(known.node.Issued) {
+		node.Issued = known.node.Issued.Add(time.Millisecond)
 	}
 	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID); err != nil {
 		return fabric.NodeRecord{}, err
@@ -272,7 +277,7 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 	if err := link.Check(who.NodeID); err != nil {
 		return link, invalid("link of node %s: %v", who.NodeID, err)
 	}
-	if ahead := time.Until(link.Issued); ahead > clockSkew {
+	if ahead := link.Issued.Sub(clock.Now()); ahead > clockSkew {
 		return link, invalid("link of node %s: it was issued %s in the future; correct the clock of the node", who.NodeID, ahead.Round(time.Second))
 	}
 	if t, ended := r.removed().EndsKey(who.NodeID, link.PublicKey); ended {

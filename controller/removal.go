@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/revocation"
@@ -61,7 +62,7 @@ func (r *removal) remove(ctx context.Context, id fabric.NodeID, reason string) (
 	if !ok {
 		return api.Removal{}, r.nodes.unknown(id)
 	}
-	now := time.Now().UTC().Truncate(time.Millisecond)
+	now := clock.Now().Truncate(time.Millisecond)
 	t := fabric.Tombstone{Node: id, Key: m.link.PublicKey, Pool4: m.node.Pool4, Pool6: m.node.Pool6, Removed: now, Reason: reason}
 	if t.Removed.Before(m.node.Issued) { // the clock was set back
 		t.Removed = m.node.Issued
@@ -122,7 +123,7 @@ func (r *removal) consider(ctx context.Context, signed fabric.Signed) error {
 	}
 	r.signing.Lock()
 	defer r.signing.Unlock()
-	ours, now := r.list.List(), time.Now()
+	ours, now := r.list.List(), clock.Now()
 	switch err := r.list.Offer(signed); {
 	case err == nil:
 		return nil

@@ -21,6 +21,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 )
@@ -46,7 +47,7 @@ type table struct {
 
 func newTable(cfg Config) *table {
 	return &table{
-		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: time.Now,
+		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now,
 		grants: map[kvkey.Admission]*grant{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
@@ -87,7 +88,7 @@ func New(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
-		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: time.Now,
+		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: clock.Now,
 		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
 		ended: map[string]time.Time{},
 	}

@@ -8,18 +8,24 @@ import (
 	"fmt"
 
 	"github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/internal/clock"
 )
 
-// New returns a client of the Vault at address, without a token. caFile has the authorities of its
+// New returns a client of the Vault at address, without a token. Its answers confirm the clock of
+// the process. caFile has the authorities of its
 // certificate in PEM; the system's are used if it is empty. Whatever else matters comes from the
 // environment, such as VAULT_NAMESPACE.
 func New(address, caFile string) (*api.Client, error) {
 	client, err := newClient(func(c *api.Config) error {
 		c.Address = address
-		if caFile == "" {
-			return nil
+		if caFile != "" {
+			if err := c.ConfigureTLS(&api.TLSConfig{CACert: caFile}); err != nil {
+				return err
+			}
 		}
-		return c.ConfigureTLS(&api.TLSConfig{CACert: caFile})
+		c.HttpClient.Transport = clock.ConfirmBy("Vault", c.HttpClient.Transport)
+		return nil
 	})
 	if err != nil {
 		return nil, err

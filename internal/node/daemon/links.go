@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/statefile"
@@ -110,7 +111,7 @@ func (l *Links) publicKey() []byte {
 func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	issued := time.Now().UTC()
+	issued := clock.Now()
 	if !issued.After(l.issued) {
 		issued = l.issued.Add(time.Millisecond)
 	}

@@ -27,6 +27,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/firewall"
@@ -95,7 +96,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		return nil, err
 	}
 	tls := n.Identity.ClientTLS(identity.Subject{Controller: true})
-	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls}); err != nil {
+	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls, Clock: func(t time.Time) { clock.Confirm("the controller", t) }}); err != nil {
 		return nil, err
 	}
 	if n.Links, err = openLinks(c, kind); err != nil {
@@ -374,7 +375,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Links = links
 	s.Ways, err = n.prober.Status()
 	n.Degrade("probes", err)
-	s.Degraded = slices.Concat(s.Degraded, n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
+	s.Degraded = slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
 	return s
 }
 

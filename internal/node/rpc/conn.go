@@ -18,6 +18,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/sourcegraph/jsonrpc2"
 
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -84,7 +85,7 @@ func (c *Conn) start(ctx context.Context, h Handler, onConn func(context.Context
 func (c *Conn) watch() {
 	ticker := time.NewTicker(pingInterval)
 	defer ticker.Stop()
-	end := time.NewTimer(time.Until(c.ends))
+	end := time.NewTimer(c.ends.Sub(clock.Now()))
 	defer end.Stop()
 	for {
 		select {
@@ -109,7 +110,7 @@ func (c *Conn) watch() {
 // dialled dials again.
 func (c *Conn) check() error {
 	err := c.judge()
-	if err == nil && !time.Now().Before(c.ends) {
+	if err == nil && !clock.Now().Before(c.ends) {
 		err = errors.New("the certificate that this side showed has ended")
 	}
 	if err != nil {

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -53,7 +54,7 @@ func Stay(ctx context.Context, dial func(context.Context) (*Conn, error), use fu
 // returns nil when ctx ends, and nil with an error when the connection is lost.
 func successor(ctx context.Context, c *Conn, dial func(context.Context) (*Conn, error)) (*Conn, error) {
 	for {
-		due := time.NewTimer(max(time.Until(c.ends)*2/3, minRest))
+		due := time.NewTimer(max(c.ends.Sub(clock.Now())*2/3, minRest))
 		select {
 		case <-ctx.Done():
 			due.Stop()

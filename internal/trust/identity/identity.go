@@ -23,6 +23,7 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -182,7 +183,7 @@ func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) {
 }
 
 func signWith(cert *tls.Certificate, msg []byte) (sig []byte, chain [][]byte, err error) {
-	if end := cert.Leaf.NotAfter; !time.Now().Before(end) {
+	if end := cert.Leaf.NotAfter; !clock.Now().Before(end) {
 		return nil, nil, fmt.Errorf("sign: the certificate expired at %s", end.Format(time.RFC3339))
 	}
 	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
@@ -205,7 +206,7 @@ func (s *Source) Degraded() []string {
 		list = append(list, name+": "+err)
 	}
 	slices.Sort(list)
-	if end := s.cert.Leaf.NotAfter; !time.Now().Before(end) {
+	if end := s.cert.Leaf.NotAfter; !clock.Now().Before(end) {
 		list = append(list, "the certificate expired at "+end.Format(time.RFC3339))
 	}
 	return list

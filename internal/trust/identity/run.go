@@ -14,6 +14,7 @@ import (
 	"github.com/cenkalti/backoff/v4"
 	vaultapi "github.com/hashicorp/vault/api"
 
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/retry"
 
 	"github.com/sif-project/sif/internal/logkey"
@@ -153,8 +154,8 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 // doCertificate obtains a certificate if there is none, or if it is past two thirds of its life.
 func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	if cert := s.Certificate(); cert != nil {
-		if at := renewalTime(cert.Leaf); time.Now().Before(at) {
-			return at, nil
+		if left := renewalTime(cert.Leaf).Sub(clock.Now()); left > 0 {
+			return time.Now().Add(left), nil
 		}
 	}
 	key, chain, err := s.issue(ctx)

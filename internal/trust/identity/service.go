@@ -17,6 +17,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/atomicfile"
+	"github.com/sif-project/sif/internal/clock"
 )
 
 // maxPending bounds the keys of a service that wait for their certificate.
@@ -143,7 +144,7 @@ func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	cert := k.certs[service]
-	return cert == nil || !time.Now().Before(renewalTime(cert.Leaf))
+	return cert == nil || !clock.Now().Before(renewalTime(cert.Leaf))
 }
 
 // Sign signs msg with the service's key and returns the chain (DER, leaf first) for VerifyBy.

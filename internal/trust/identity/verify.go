@@ -14,6 +14,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sif-project/sif/internal/clock"
 )
 
 // VerifyBy checks that chain (DER, leaf first) leads to roots now, that Read accepts the leaf, and
@@ -45,7 +47,7 @@ func (s *Source) Peer(state tls.ConnectionState) (Subject, *x509.Certificate, er
 	if err != nil {
 		return Subject{}, nil, err
 	}
-	if !time.Now().Before(leaf.NotAfter) {
+	if !clock.Now().Before(leaf.NotAfter) {
 		return Subject{}, nil, fmt.Errorf("the certificate of %s ended at %s: connect again with a new one", peer, leaf.NotAfter.Format(time.RFC3339))
 	}
 	if err := s.revoked(peer, leaf); err != nil {
@@ -113,6 +115,7 @@ func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certifi
 		intermediates.AddCert(c)
 	}
 	_, err = leaf.Verify(x509.VerifyOptions{
+		CurrentTime:   judgedAt(leaf, clock.Now()),
 		Roots:         roots,
 		Intermediates: intermediates,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
@@ -121,6 +124,19 @@ func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certifi
 		return Subject{}, fmt.Errorf("certificate of %s: %w", subject, err)
 	}
 	return subject, nil
+}
+
+// early is how long before its beginning a certificate is accepted. It is of no use to anybody who
+// has it too early, and the clock of this machine can be behind that of the authority.
+const early = 25 * time.Hour
+
+// judgedAt returns the time by which a certificate is judged: now, or its beginning if that is not
+// long after now.
+func judgedAt(leaf *x509.Certificate, now time.Time) time.Time {
+	if begin := leaf.NotBefore; now.Before(begin) && begin.Sub(now) < early {
+		return begin
+	}
+	return now
 }
 
 func verifySignature(key crypto.PublicKey, msg, sig []byte) error {
