@@ -28,6 +28,7 @@ const (
 	CodeJob             = "job-refused"         // something in the job stands against connecting it
 	CodeNoSelector      = "no-selector-matched" // Details.Tried lists selectors
 	CodeAmbiguous       = "ambiguous"           // Details.Services lists the services that match
+	CodeBeyond          = "beyond-binding"      // bindings do not let the domain have the workload, or publish its ports
 	CodeUnknownService  = "unknown-service"     // the graph has no such service
 	CodeUnknownRole     = "unknown-role"        // the stanza requests a role that the contract does not give the service
 	CodeAddress         = "address-refused"     // an address is not in a pool of the node, in use, or not free again yet

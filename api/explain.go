@@ -114,13 +114,16 @@ type Declared struct {
 // Reason is one reason why a flow is allowed or not.
 type Reason struct {
 	Contract fabric.Ref      `json:"contract,omitzero"`
-	Pos      fabric.Position `json:"pos,omitzero"` // where the contract is declared
+	Pos      fabric.Position `json:"pos,omitzero"` // where the contract, or what the reason is about, is declared
 	Expires  time.Time       `json:"expires,omitzero"`
 	Why      string          `json:"why"`
 }
 
 func (r Reason) String() string {
 	if r.Contract == (fabric.Ref{}) {
+		if r.Pos.File != "" {
+			return r.Why + " (" + r.Pos.String() + ")"
+		}
 		return r.Why
 	}
 	s := "contract " + r.Contract.String()

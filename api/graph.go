@@ -13,13 +13,15 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// GraphRequest changes the graph: each domain and each guardrail replaces the one of the same name,
-// those listed for removal are removed, and everything else stays.
+// GraphRequest changes the graph: each domain, guardrail and binding replaces the one of the same
+// name, those listed for removal are removed, and everything else stays.
 type GraphRequest struct {
 	Domains          map[string]*fabric.Domain `json:"domains,omitempty"`
 	Guardrails       []fabric.Guardrail        `json:"guardrails,omitempty"`
 	RemoveDomains    []string                  `json:"removeDomains,omitempty"`
 	RemoveGuardrails []string                  `json:"removeGuardrails,omitempty"`
+	Bindings         []fabric.Binding          `json:"bindings,omitempty"`
+	RemoveBindings   []string                  `json:"removeBindings,omitempty"` // by domain
 
 	Message string      `json:"message,omitempty"` // the reason, for the history and the audit log
 	Files   fabric.Hash `json:"files,omitzero"`    // digest of the files of the graph

@@ -30,13 +30,14 @@ func (c *Client) WatchHistory(ctx context.Context, q Query) (History, uint64, er
 	return reply, index, err
 }
 
-// RollbackRequest applies the graph of a kept revision again, with its guardrails, as a new
-// revision.
+// RollbackRequest applies the domains of a kept revision again, as a new revision.
 type RollbackRequest struct {
-	Revision uint64  `json:"revision"` // sequence
-	Message  string  `json:"message,omitempty"`
-	CAS      *uint64 `json:"cas,omitempty"` // as in GraphRequest
-	DryRun   bool    `json:"dryRun,omitempty"`
+	Revision uint64 `json:"revision"` // sequence
+	// OperatorBlocks also restores what only operators may declare: guardrails and bindings.
+	OperatorBlocks bool    `json:"operatorBlocks,omitempty"`
+	Message        string  `json:"message,omitempty"`
+	CAS            *uint64 `json:"cas,omitempty"` // as in GraphRequest
+	DryRun         bool    `json:"dryRun,omitempty"`
 }
 
 // RollbackReply is what a rollback changed or, after a dry run, would change.
@@ -46,7 +47,7 @@ type RollbackReply struct {
 	Delta   fabric.Delta   `json:"delta"`
 }
 
-// Rollback applies the graph of a kept revision again.
+// Rollback applies the domains of a kept revision again.
 func (c *Client) Rollback(ctx context.Context, req RollbackRequest) (RollbackReply, error) {
 	var reply RollbackReply
 	err := c.call(ctx, http.MethodPost, "/v1/graph/rollback", req, &reply)

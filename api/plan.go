@@ -45,8 +45,9 @@ type Touched struct {
 	Node     string     `json:"node"` // zone/node
 	Service  fabric.Ref `json:"service"`
 	// Effect is "rules" if the flows that it may open or accept change; "selectors" if its service
-	// selects different workloads, which takes effect when its admission is renewed; "removed" if
-	// its service is removed.
+	// selects different workloads, which takes effect when its admission is renewed; "binding" if
+	// its service selects beyond a binding, so that this may be refused then; "removed" if its
+	// service is removed.
 	Effect string `json:"effect"`
 }
 

@@ -92,6 +92,8 @@ type Status struct {
 	Pointer    fabric.Pointer   `json:"pointer,omitzero"`
 	Controller ControllerStatus `json:"controller"`
 	Nodes      []NodeStatus     `json:"nodes"`
+	// Warnings are about the graph in force, one sentence each. They degrade nothing.
+	Warnings []string `json:"warnings,omitempty"`
 }
 
 // Status returns the state of the fabric.

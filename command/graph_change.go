@@ -24,6 +24,7 @@ type graphChange struct {
 	message          string
 	removeDomains    stringList
 	removeGuardrails stringList
+	removeBindings   stringList
 }
 
 // options returns the sections of options of a change.
@@ -33,28 +34,34 @@ func (c *graphChange) options() []*flag.FlagSet {
 	o.Var(&c.removeDomains, "remove-domain",
 		"The `name` of a domain to remove, with its contracts. May be given several times. Without a path, no file is read then.")
 	o.Var(&c.removeGuardrails, "remove-guardrail", "The `name` of a guardrail to remove. May be given several times.")
+	o.Var(&c.removeBindings, "remove-binding", "The `domain` whose binding to remove, or *. May be given several times.")
 	return []*flag.FlagSet{o, c.variables.options()}
+}
+
+// removals counts what is removed.
+func (c *graphChange) removals() int {
+	return len(c.removeDomains) + len(c.removeGuardrails) + len(c.removeBindings)
 }
 
 // given reports whether an option was given that a plan file does not allow.
 func (c *graphChange) given() bool {
-	return len(c.removeDomains)+len(c.removeGuardrails)+len(c.settings)+len(c.paths) > 0
+	return c.removals()+len(c.settings)+len(c.paths) > 0
 }
 
 // request reads the graph at paths and returns the change to it. Diagnostics are shown.
 func (m *Meta) request(ctx context.Context, c *graphChange, paths []string) (api.GraphRequest, []hcl.Source, error) {
-	req := api.GraphRequest{Message: c.message, RemoveDomains: c.removeDomains, RemoveGuardrails: c.removeGuardrails}
-	if len(paths) == 0 && len(c.removeDomains)+len(c.removeGuardrails) > 0 {
+	req := api.GraphRequest{Message: c.message, RemoveDomains: c.removeDomains, RemoveGuardrails: c.removeGuardrails, RemoveBindings: c.removeBindings}
+	if len(paths) == 0 && c.removals() > 0 {
 		return req, nil, nil
 	}
 	g, sources, diags := loadGraph(ctx, &c.variables, paths)
 	if err := m.diagnose(diags); err != nil {
 		return req, sources, err
 	}
-	if len(g.Domains)+len(g.Guardrails) == 0 {
-		return req, sources, m.report("The files declare no domain and no guardrail. Nothing was changed.")
+	if len(g.Domains)+len(g.Guardrails)+len(g.Bindings) == 0 {
+		return req, sources, m.report("The files declare no domain, no guardrail and no binding. Nothing was changed.")
 	}
-	req.Domains, req.Guardrails, req.Files = g.Domains, g.Guardrails, digest(sources)
+	req.Domains, req.Guardrails, req.Bindings, req.Files = g.Domains, g.Guardrails, g.Bindings, digest(sources)
 	return req, sources, nil
 }
 

@@ -84,11 +84,14 @@ func summary(g *fabric.Graph) string {
 		contracts += len(d.Contracts)
 	}
 	var parts []string
-	if len(g.Domains) > 0 || len(g.Guardrails) == 0 {
+	if len(g.Domains) > 0 || len(g.Guardrails)+len(g.Bindings) == 0 {
 		parts = append(parts, count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
 	}
 	if len(g.Guardrails) > 0 {
 		parts = append(parts, count(len(g.Guardrails), "guardrail"))
+	}
+	if len(g.Bindings) > 0 {
+		parts = append(parts, count(len(g.Bindings), "binding"))
 	}
 	return strings.Join(parts, ", ")
 }

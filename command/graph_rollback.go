@@ -17,8 +17,9 @@ import (
 // GraphRollbackCommand is sif graph rollback.
 type GraphRollbackCommand struct {
 	Meta
-	message  string
-	approved bool
+	message        string
+	approved       bool
+	operatorBlocks bool
 }
 
 // Synopsis implements cli.Command.
@@ -28,14 +29,16 @@ func (c *GraphRollbackCommand) usage() string {
 	return `
 Usage: sif graph rollback [options] <revision>
 
-  Applies the graph of a kept revision again, with all its domains and
-  guardrails, as a new revision. The token must be an operator's.
+  Applies all domains of a kept revision again, as a new revision. What only
+  operators declare, guardrails and bindings, stays as it is, unless
+  -with-operator-blocks is given. The domains must keep to it. The token must be
+  an operator's.
 
   If standard input is a terminal, the command shows what would change and asks
   for approval. Otherwise it rolls back without asking.
 
-  The exit code is 0 if the graph of the revision is in force, and 1 if it is
-  not.
+  The exit code is 0 if the domains of the revision are in force, and 1 if they
+  are not.
 `
 }
 
@@ -44,6 +47,7 @@ func (c *GraphRollbackCommand) options() []*flag.FlagSet {
 	o.BoolVar(&c.approved, "auto-approve", false, "Show what would change, and roll back without asking.")
 	c.jsonOption(o, "Print the result in JSON. Nothing is shown before, and no approval is asked for.")
 	o.StringVar(&c.message, "message", "", "A `message` that says why, for the history and the audit log.")
+	o.BoolVar(&c.operatorBlocks, "with-operator-blocks", false, "Restore the guardrails and bindings of the revision too. They bind all domains.")
 	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
@@ -60,7 +64,7 @@ func (c *GraphRollbackCommand) run(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	req := api.RollbackRequest{Revision: revision, Message: c.message}
+	req := api.RollbackRequest{Revision: revision, Message: c.message, OperatorBlocks: c.operatorBlocks}
 	if !c.json && (c.approved || interactive()) {
 		req.DryRun = true
 		shown, err := client.Rollback(ctx, req)
@@ -83,6 +87,10 @@ func (c *GraphRollbackCommand) run(ctx context.Context, args []string) error {
 		if !reply.Changed {
 			return fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence)
 		}
-		return fmt.Sprintf("Revision %d is in force again. The graph has sequence %d.", revision, reply.Pointer.Sequence)
+		what := "The domains"
+		if c.operatorBlocks {
+			what = "The domains, guardrails and bindings"
+		}
+		return fmt.Sprintf("%s of revision %d are in force again. The graph has sequence %d.", what, revision, reply.Pointer.Sequence)
 	})
 }

@@ -36,6 +36,7 @@ func planText(p api.Plan) string {
 			}
 			fmt.Fprintf(&b, "    %s of %s on %s%s\n", t.Endpoint, t.Service, t.Node, map[string]string{
 				"selectors": " (when its admission is renewed)", "removed": " (its service is removed)",
+				"binding": " (its admission may not be renewed: its service selects beyond a binding)",
 			}[t.Effect])
 		}
 	}
@@ -121,7 +122,34 @@ func deltaText(d fabric.Delta) string {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s guardrail %s is %s %s", sign(g.Change), g.Name, g.Change, at(g.Pos))))
 	}
 	section("Audit mode and guardrails:", lines)
+	section("Bindings:", bindingLines(d))
 	return b.String()
+}
+
+// bindingLines says what bindings grant and withdraw.
+func bindingLines(d fabric.Delta) []string {
+	var lines []string
+	for _, b := range d.Bindings {
+		name := fmt.Sprintf("binding %q", b.Domain)
+		whose := fmt.Sprintf("domain %s", b.Domain)
+		if b.Domain == fabric.EveryDomain {
+			whose = "each domain without a binding of its own"
+		}
+		if b.Domain == fabric.EveryDomain && b.Pos.File == "" && b.Change != fabric.Altered {
+			name = "the binding of all domains that a graph without bindings implies"
+		}
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s is %s %s", sign(b.Change), name, b.Change, at(b.Pos))))
+		for _, what := range b.Gained {
+			lines = append(lines, fmt.Sprintf("  + %s %s", whose, what))
+		}
+		for _, what := range b.Lost {
+			lines = append(lines, fmt.Sprintf("  - %s %s", whose, what))
+		}
+	}
+	for _, e := range d.Excess {
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("! without effect: %s %s", e.Why, at(e.Pos))))
+	}
+	return lines
 }
 
 // reachText formats how reachability between two services changes.

@@ -33,11 +33,11 @@ func (c *StatusCommand) usage() string {
 Usage: sif status [options]
 
   Shows the controller, the nodes of all zones and the revision that each
-  enforces, their endpoints, the remaining life of certificates, and what is
-  degraded and why.
+  enforces, their endpoints, the remaining life of certificates, what is
+  degraded and why, and warnings about the graph, such as a lack of bindings.
 
-  The exit code is 0 if nothing is degraded, 2 if something is, and 1 on an
-  error.
+  The exit code is 0 if nothing is degraded, warnings or not, 2 if something is,
+  and 1 on an error.
 `
 }
 
@@ -194,6 +194,12 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
+	}
+	if len(s.Warnings) > 0 {
+		b.WriteString("\nWarnings\n")
+		for _, w := range s.Warnings {
+			b.WriteString("  " + w + "\n")
+		}
 	}
 	if len(problems) == 0 {
 		b.WriteString("\nAll is well.")

@@ -97,6 +97,9 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 	if err != nil {
 		return fabric.Admission{}, err
 	}
+	if err := mayPublish(revision.graph, place.Workload, service); err != nil {
+		return fabric.Admission{}, err
+	}
 	roles, err := requested(revision.graph, revision.documents[service], wanted)
 	if err != nil {
 		return fabric.Admission{}, err

@@ -28,7 +28,7 @@ import (
 //	sif-plan-<domain>     read it and plan changes of it
 //	sif-apply-<domain>    read it, plan and apply changes of it
 //
-// Guardrails and rollbacks concern every domain and are for operators only.
+// Guardrails, bindings and rollbacks concern every domain and are for operators only.
 type access struct {
 	actor     string          // for the audit log, for instance "token <accessor>"
 	author    string          // for the history: the actor and the name of the token
@@ -122,9 +122,10 @@ func (a access) unreadable(domain string) error {
 	return a.missing(fmt.Sprintf("read domain %q", domain), setup.ReadPolicy, setup.DomainPolicy(setup.ReadPolicy, domain))
 }
 
-// mayChange refuses a request that changes a domain which the token may not change. For a plan, the
-// permission to plan is enough.
-func (a access) mayChange(req api.GraphRequest, planned bool) error {
+// mayChange refuses a request that changes what the token may not change in the graph in force: a
+// domain, what only operators declare, or a label by which a guardrail knows a domain. For a plan,
+// the permission to plan is enough.
+func (a access) mayChange(g *fabric.Graph, req api.GraphRequest, planned bool) error {
 	verb, may, policies := "apply", a.applies, []string{setup.ApplyPolicy}
 	if planned {
 		verb, may, policies = "plan", a.plans, []string{setup.PlanPolicy, setup.ApplyPolicy}
@@ -138,19 +139,26 @@ func (a access) mayChange(req api.GraphRequest, planned bool) error {
 			return a.missing(fmt.Sprintf("%s changes of domain %q", verb, domain), wanted...)
 		}
 	}
-	if len(req.Guardrails)+len(req.RemoveGuardrails) > 0 {
-		return a.mayOperate(verb + " changes of guardrails")
+	if operatorBlocks(req) {
+		return a.mayOperate(verb + " changes of guardrails and bindings")
+	}
+	for _, name := range slices.Sorted(maps.Keys(req.Domains)) {
+		if d := req.Domains[name]; d != nil && !a.has() {
+			if labels := g.Relabelled(d); len(labels) > 0 {
+				return a.mayOperate("change label " + strings.Join(labels, ", label ") + ", which a guardrail names")
+			}
+		}
 	}
 	return nil
 }
 
 // visible returns the part of a graph that the token may read, and whether that is less than the
-// graph. Guardrails apply to every domain, so everybody may read them.
+// graph. Guardrails and bindings apply to every domain, so everybody may read them.
 func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	if a.readsAll() {
 		return g, false
 	}
-	part = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails}
+	part = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails, Bindings: g.Bindings}
 	for name, d := range g.Domains {
 		if a.reads(name) {
 			part.Domains[name] = d

@@ -88,17 +88,24 @@ func testPermissions(t *testing.T, w *world) {
 	must.NoError(t, err)
 	change := api.GraphRequest{Domains: domains(ported("app", 81))}
 	rail := api.GraphRequest{Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{From: fabric.Labels{"x": "y"}}}}}}
+	binding := api.GraphRequest{Bindings: []fabric.Binding{{Domain: fabric.EveryDomain}}}
 	ask := func(c *api.Client, from, to string) error {
 		_, err := c.Explain(ctx, api.Question{From: from, To: to, Protocol: fabric.TCP, Port: 80})
 		return err
 	}
 	calls := map[string]func(*api.Client) error{
-		"read":           func(c *api.Client) error { _, err := c.Graph(ctx); return err },
-		"status":         func(c *api.Client) error { _, err := c.Status(ctx); return err },
-		"diff":           func(c *api.Client) error { _, err := c.Diff(ctx, api.DiffRequest{}); return err },
-		"plan":           func(c *api.Client) error { _, err := c.Plan(ctx, change); return err },
-		"validate":       func(c *api.Client) error { _, err := c.Validate(ctx, change); return err },
-		"apply":          func(c *api.Client) error { _, err := c.Apply(ctx, change); return err },
+		"read":         func(c *api.Client) error { _, err := c.Graph(ctx); return err },
+		"status":       func(c *api.Client) error { _, err := c.Status(ctx); return err },
+		"diff":         func(c *api.Client) error { _, err := c.Diff(ctx, api.DiffRequest{}); return err },
+		"plan":         func(c *api.Client) error { _, err := c.Plan(ctx, change); return err },
+		"validate":     func(c *api.Client) error { _, err := c.Validate(ctx, change); return err },
+		"apply":        func(c *api.Client) error { _, err := c.Apply(ctx, change); return err },
+		"plan binding": func(c *api.Client) error { _, err := c.Plan(ctx, binding); return err },
+		"binding":      func(c *api.Client) error { _, err := c.Apply(ctx, binding); return err },
+		"unbind": func(c *api.Client) error {
+			_, err := c.Apply(ctx, api.GraphRequest{RemoveBindings: []string{"*"}})
+			return err
+		},
 		"plan guardrail": func(c *api.Client) error { _, err := c.Plan(ctx, rail); return err },
 		"guardrail":      func(c *api.Client) error { _, err := c.Apply(ctx, rail); return err },
 		"probe":          func(c *api.Client) error { _, err := c.Probe(ctx, nil); return err },

@@ -86,7 +86,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 // edited returns a copy of the graph of base that apply has changed. It fails if the copy does not
 // pass the checks.
 func (p *policy) edited(base *inForce, apply func(*fabric.Graph) error) (*fabric.Graph, error) {
-	next := &fabric.Graph{Domains: maps.Clone(base.graph.Domains), Guardrails: base.graph.Guardrails}
+	next := &fabric.Graph{Domains: maps.Clone(base.graph.Domains), Guardrails: base.graph.Guardrails, Bindings: base.graph.Bindings}
 	if err := apply(next); err != nil {
 		return nil, err
 	}
@@ -94,7 +94,7 @@ func (p *policy) edited(base *inForce, apply func(*fabric.Graph) error) (*fabric
 	if base.sound {
 		checked = base.graph
 	}
-	if problems := next.CheckChange(checked, p.now()); len(problems) > 0 {
+	if problems := slices.Concat(next.CheckChange(checked, p.now()), next.CheckGrants(base.graph)); len(problems) > 0 {
 		noun := "problems"
 		if len(problems) == 1 {
 			noun = "problem"

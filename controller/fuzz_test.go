@@ -35,6 +35,8 @@ func FuzzRequestBody(f *testing.F) {
 		`{"domains":{"a":null}}`, `{"flows":[{}]}`, `{"flows":[null],"endpoints":[null]}`, `{"guardrails":[null]}`, `{"guardrails":[{"deny":[null]}]}`,
 		`{"domains":{"a":{"name":"a","services":[null],"externals":[{"prefixes":[null]}],"contracts":[{"originators":[null],"rules":[null]}],"accepts":[null]}}}`,
 		`{"revision":1e400}`, `{"domains":{"a":{"name":"a"},"a":{"name":"a","mode":"audit"}}}`, strings.Repeat(`{"domains":`, 2000),
+		`{"bindings":[null]}`, `{"bindings":[{"domain":"*","nomad":[null],"consul":[null],"nodes":[null],"outside":[null],"services":[null]}],"removeBindings":["*"]}`,
+		`{"bindings":[{"domain":"app","labels":{"":""},"nomad":[{"namespace":"*","jobs":["a","a",""]}],"outside":[{"prefixes":[null,"10.0.0.1/8"],"ports":["0-65535",null]}]}]}`,
 		`{"dump":{"rules":[{}],"peers":[null],"endpoints":[{"checks":[null]}]}}`,
 	} {
 		f.Add(body)
@@ -79,7 +81,7 @@ func FuzzRequestBody(f *testing.F) {
 		if err != nil {
 			return
 		}
-		try(access{}.mayChange(change, true))
+		try(access{}.mayChange(&fabric.Graph{}, change, true))
 		var none *fabric.Compiled
 		graph := &fabric.Graph{Domains: domains(testDomain("app"))}
 		compiled, _, _ := none.Next(graph)

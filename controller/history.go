@@ -114,8 +114,10 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 	return past{}, notFound("revision %d is not kept; the history reaches from %d to %d", sequence, oldest, current.pointer.Sequence)
 }
 
-// rollback puts the graph of a revision of the history in force again, or compares it with the
-// graph in force.
+// rollback puts the domains of a revision of the history in force again, or compares the graph that
+// this makes with the one in force. Guardrails and bindings stay, unless the request names them: an
+// operator who restores an old application must not restore by it what applications could do
+// then.
 func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
 		return api.RollbackReply{}, invalid("the request must name a revision")
@@ -125,18 +127,27 @@ func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author s
 		return api.RollbackReply{}, err
 	}
 	current := p.current.Load()
-	reply := api.RollbackReply{Pointer: current.pointer, Changed: old.change.Root != current.pointer.Root, Delta: fabric.Compare(current.graph, old.graph, p.now())}
-	restore := func(g *fabric.Graph) error {
-		g.Domains, g.Guardrails = old.graph.Domains, old.graph.Guardrails
+	e := edit{cas: req.CAS, rollback: req.Revision, author: author, message: req.Message}
+	e.apply = func(g *fabric.Graph) error {
+		g.Domains = old.graph.Domains
+		if req.OperatorBlocks {
+			g.Guardrails, g.Bindings = old.graph.Guardrails, old.graph.Bindings
+		}
 		return nil
 	}
-	if req.DryRun {
-		_, err := p.edited(current, restore)
-		return reply, err
+	if req.OperatorBlocks {
+		e.expect = old.change.Root
 	}
-	done, err := p.change(ctx, edit{
-		apply: restore, cas: req.CAS, expect: old.change.Root, rollback: req.Revision, author: author, message: req.Message,
-	})
+	restored, err := p.edited(current, e.apply)
+	if err != nil {
+		return api.RollbackReply{Pointer: current.pointer}, err
+	}
+	compiled, _, _ := current.compiled.Next(restored)
+	reply := api.RollbackReply{Pointer: current.pointer, Changed: compiled.Root != current.pointer.Root, Delta: fabric.Compare(current.graph, restored, p.now())}
+	if req.DryRun {
+		return reply, nil
+	}
+	done, err := p.change(ctx, e)
 	reply.Pointer, reply.Changed = done.Pointer, done.Changed
 	return reply, err
 }

@@ -11,19 +11,29 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-var errEmpty = invalid("the request contains no domain and no guardrail")
+var errEmpty = invalid("the request contains no domain, no guardrail and no binding")
 
 func empty(req api.GraphRequest) bool {
-	return len(req.Domains)+len(req.Guardrails)+len(req.RemoveDomains)+len(req.RemoveGuardrails) == 0
+	return len(req.Domains)+len(req.RemoveDomains) == 0 && !operatorBlocks(req)
 }
 
-// merge makes the changes of a request to g. It replaces domains and the list of guardrails, and
-// changes none in place.
+// operatorBlocks reports whether a request changes what only operators may change.
+func operatorBlocks(req api.GraphRequest) bool {
+	return len(req.Guardrails)+len(req.RemoveGuardrails)+len(req.Bindings)+len(req.RemoveBindings) > 0
+}
+
+// merge makes the changes of a request to g. It replaces domains and the lists of guardrails and
+// bindings, and changes none in place.
 func merge(g *fabric.Graph, req api.GraphRequest) error {
 	if err := mergeDomains(g, req); err != nil {
 		return err
 	}
-	return mergeGuardrails(g, req)
+	var err error
+	if g.Guardrails, err = mergeBlocks("guardrail", g.Guardrails, req.Guardrails, req.RemoveGuardrails, func(r fabric.Guardrail) string { return r.Name }); err != nil {
+		return err
+	}
+	g.Bindings, err = mergeBlocks("binding", g.Bindings, req.Bindings, req.RemoveBindings, func(b fabric.Binding) string { return b.Domain })
+	return err
 }
 
 func mergeDomains(g *fabric.Graph, req api.GraphRequest) error {
@@ -42,27 +52,29 @@ func mergeDomains(g *fabric.Graph, req api.GraphRequest) error {
 	return nil
 }
 
-func mergeGuardrails(g *fabric.Graph, req api.GraphRequest) error {
-	g.Guardrails = slices.Clone(g.Guardrails)
+// mergeBlocks returns list without the removed blocks and with the given ones, ordered by name.
+func mergeBlocks[T any](kind string, list, given []T, removed []string, nameOf func(T) string) ([]T, error) {
+	list = slices.Clone(list)
 	at := func(name string) int {
-		return slices.IndexFunc(g.Guardrails, func(r fabric.Guardrail) bool { return r.Name == name })
+		return slices.IndexFunc(list, func(b T) bool { return nameOf(b) == name })
 	}
-	for _, name := range req.RemoveGuardrails {
+	for _, name := range removed {
 		i := at(name)
 		if i < 0 {
-			return notFound("the graph has no guardrail %q to remove", name)
+			return nil, notFound("the graph has no %s %q to remove", kind, name)
 		}
-		g.Guardrails = slices.Delete(g.Guardrails, i, i+1)
+		list = slices.Delete(list, i, i+1)
 	}
-	given := map[string]bool{} // a second one of the same name stays, and is a problem of the graph
-	for _, r := range req.Guardrails {
-		if i := at(r.Name); i >= 0 && !given[r.Name] {
-			g.Guardrails[i] = r
+	seen := map[string]bool{} // a second one of the same name stays, and is a problem of the graph
+	for _, b := range given {
+		name := nameOf(b)
+		if i := at(name); i >= 0 && !seen[name] {
+			list[i] = b
 		} else {
-			g.Guardrails = append(g.Guardrails, r)
+			list = append(list, b)
 		}
-		given[r.Name] = true
+		seen[name] = true
 	}
-	slices.SortStableFunc(g.Guardrails, func(a, b fabric.Guardrail) int { return strings.Compare(a.Name, b.Name) })
-	return nil
+	slices.SortStableFunc(list, func(a, b T) int { return strings.Compare(nameOf(a), nameOf(b)) })
+	return list, nil
 }

@@ -22,6 +22,7 @@ type manifest struct {
 	index   fabric.Hash        // of the domains; zero: there are none
 	domains fabric.DomainIndex // the decoded index
 	rails   fabric.Hash        // the guardrails; zero: there are none
+	bound   fabric.Hash        // the bindings; zero: there are none
 }
 
 // readManifest reads the manifest of a root. read decodes the object with a hash into v, and
@@ -31,7 +32,7 @@ func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (mani
 	if err := read(root, &r); err != nil {
 		return manifest{}, fmt.Errorf("root: %w", err)
 	}
-	m := manifest{root: root, index: r.Domains, rails: r.Guardrails}
+	m := manifest{root: root, index: r.Domains, rails: r.Guardrails, bound: r.Bindings}
 	if !m.index.IsZero() {
 		if err := read(m.index, &m.domains); err != nil {
 			return manifest{}, fmt.Errorf("index of domains: %w", err)
@@ -43,7 +44,7 @@ func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (mani
 // objects returns the hashes of all objects of the manifest.
 func (m manifest) objects() map[fabric.Hash]bool {
 	set := map[fabric.Hash]bool{m.root: true}
-	for _, h := range []fabric.Hash{m.index, m.rails} {
+	for _, h := range []fabric.Hash{m.index, m.rails, m.bound} {
 		if !h.IsZero() {
 			set[h] = true
 		}
@@ -90,6 +91,11 @@ func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte,
 	if !m.rails.IsZero() {
 		if err := read(m.rails, &graph.Guardrails); err != nil {
 			return nil, fmt.Errorf("guardrails: %w", err)
+		}
+	}
+	if !m.bound.IsZero() {
+		if err := read(m.bound, &graph.Bindings); err != nil {
+			return nil, fmt.Errorf("bindings: %w", err)
 		}
 	}
 	return graph, nil

@@ -72,7 +72,14 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 			effect[n.Name] = "selectors"
 		}
 	}
-	if len(effect) == 0 {
+	excess := map[string]map[string]bool{} // names by domain
+	for _, e := range delta.Excess {
+		if excess[e.Domain] == nil {
+			excess[e.Domain] = map[string]bool{}
+		}
+		excess[e.Domain][e.Name] = true
+	}
+	if len(effect)+len(excess) == 0 {
 		return nil
 	}
 	var list []api.Touched
@@ -80,7 +87,11 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	defer t.mu.Unlock()
 	now := t.now()
 	for id, g := range t.grants {
-		if e := effect[g.admission.Service]; e != "" && g.live(now) {
+		e, lost := effect[g.admission.Service], excess[g.admission.Service.Domain]
+		if lost[""] || lost[g.admission.Service.Name] {
+			e = "binding"
+		}
+		if e != "" && g.live(now) {
 			list = append(list, api.Touched{Endpoint: id.Endpoint, Node: id.Node.String(), Service: g.admission.Service, Effect: e})
 		}
 	}

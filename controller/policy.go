@@ -8,8 +8,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -39,9 +41,8 @@ type inForce struct {
 	documents map[fabric.Ref]fabric.Document
 	compiled  *fabric.Compiled // nil if the next revision cannot be based on it; see compile
 	sound     bool             // the graph passes this version's Check, so CheckChange is enough for the next one
+	warnings  func() []string  // about the graph, for the status
 }
-
-var noRevision = &inForce{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}
 
 // policy contains the graph in force. All changes of the graph go through it.
 //
@@ -73,14 +74,33 @@ func newPolicy(cfg Config) *policy {
 		keep:   cmp.Or(cfg.History, DefaultHistory),
 		log:    cfg.Log.Named("policy"), now: clock.Now, bell: newBell(),
 	}
-	p.use(noRevision)
+	p.use(&inForce{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}})
 	return p
 }
 
 // use puts a verified revision in force.
 func (p *policy) use(r *inForce) {
+	r.warnings = sync.OnceValue(func() []string { return warnings(r.graph) }) // not before somebody asks
 	p.current.Store(r)
 	p.bell.ring(r.pointer.Sequence + 1)
+}
+
+// maxWarnings bounds how many warnings there are about a graph.
+const maxWarnings = 20
+
+// warnings returns what an operator should know about the bindings of a graph, one sentence each.
+func warnings(g *fabric.Graph) []string {
+	if len(g.Domains) > 0 && len(g.Bindings) == 0 {
+		return []string{`the graph has no binding, so every domain may select every workload, use every prefix and publish every port; apply a binding for each domain, or binding "*" to say that this is meant`}
+	}
+	var list []string
+	for _, e := range g.Excess(slices.Sorted(maps.Keys(g.Domains))...) {
+		list = append(list, e.Why)
+	}
+	if more := len(list) - maxWarnings; more > 0 {
+		list = append(list[:maxWarnings], fmt.Sprintf("and %d more such parts of the graph", more))
+	}
+	return list
 }
 
 func (p *policy) pointer() fabric.Pointer { return p.current.Load().pointer }

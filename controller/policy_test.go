@@ -64,14 +64,17 @@ func testNulls(t *testing.T, w *world) {
 		return `{"domains":{"evil":{"name":"evil","services":[{"name":"web","selectors":[]}],"externals":[` + externals + `],"contracts":[` + contract + `]}}}`
 	}
 	for name, body := range map[string]string{
-		"null originator": evil("", `{"name":"c","originators":[null,"evil/web"],"responders":["evil/web"],"rules":`+rules+`}`),
-		"null responder":  evil("", `{"name":"c","originators":["evil/web"],"responders":[null],"rules":`+rules+`}`),
-		"null prefix":     evil(`{"name":"x","prefixes":[null]}`, `{"name":"c","originators":["evil/x"],"responders":["evil/web"],"rules":`+rules+`}`),
-		"null rule":       evil("", `{"name":"c","originators":["evil/web"],"responders":["evil/web"],"rules":[null]}`),
-		"null contract":   evil("", `null`),
-		"null domain":     `{"domains":{"evil":null}}`,
-		"null guardrail":  `{"guardrails":[null]}`,
-		"null denial":     `{"guardrails":[{"name":"g","deny":[null]}]}`,
+		"null originator":          evil("", `{"name":"c","originators":[null,"evil/web"],"responders":["evil/web"],"rules":`+rules+`}`),
+		"null responder":           evil("", `{"name":"c","originators":["evil/web"],"responders":[null],"rules":`+rules+`}`),
+		"null prefix":              evil(`{"name":"x","prefixes":[null]}`, `{"name":"c","originators":["evil/x"],"responders":["evil/web"],"rules":`+rules+`}`),
+		"null rule":                evil("", `{"name":"c","originators":["evil/web"],"responders":["evil/web"],"rules":[null]}`),
+		"null contract":            evil("", `null`),
+		"null domain":              `{"domains":{"evil":null}}`,
+		"null guardrail":           `{"guardrails":[null]}`,
+		"null denial":              `{"guardrails":[{"name":"g","deny":[null]}]}`,
+		"null binding":             `{"bindings":[null]}`,
+		"null scope":               `{"bindings":[{"domain":"app","nomad":[null],"nodes":[null]}]}`,
+		"null prefix of a binding": `{"bindings":[{"domain":"app","outside":[{"prefixes":[null],"ports":[null]}]}]}`,
 	} {
 		status, reply := c.put(t, &tls.Config{RootCAs: c.cfg.Identity.Roots()}, "/v1/graph", w.tokens.Operator, body)
 		must.Between(t, 400, status, 499, must.Sprint(name, reply))

@@ -49,7 +49,7 @@ func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	r.entry.Target, r.entry.Message = targets(req), req.Message
-	if err := r.operator.mayChange(req, false); err != nil {
+	if err := r.operator.mayChange(c.policy.current.Load().graph, req, false); err != nil {
 		return nil, err
 	}
 	return r.changed(c.policy.apply(ctx, req, r.operator.author))
@@ -61,7 +61,7 @@ func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
 		return nil, err
 	}
 	r.entry.Target = targets(req)
-	if err := r.operator.mayChange(req, true); err != nil {
+	if err := r.operator.mayChange(c.policy.current.Load().graph, req, true); err != nil {
 		return nil, err
 	}
 	problems, err := c.policy.problems(req)
@@ -74,7 +74,7 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 		return nil, err
 	}
 	r.entry.Target, r.entry.Message = targets(req), req.Message
-	if err := r.operator.mayChange(req, true); err != nil {
+	if err := r.operator.mayChange(c.policy.current.Load().graph, req, true); err != nil {
 		return nil, err
 	}
 	plan, err := c.policy.plan(req)
@@ -89,7 +89,7 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 	name := r.PathValue("name")
 	r.entry.Target = name
-	if err := r.operator.mayChange(api.GraphRequest{RemoveDomains: []string{name}}, false); err != nil {
+	if err := r.operator.mayChange(c.policy.current.Load().graph, api.GraphRequest{RemoveDomains: []string{name}}, false); err != nil {
 		return nil, err
 	}
 	return r.changed(c.policy.remove(ctx, name, r.operator.author))
@@ -121,6 +121,9 @@ func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) 
 		return nil, err
 	}
 	r.entry.Target, r.entry.Message, r.entry.harmless = fmt.Sprint("revision ", req.Revision), req.Message, req.DryRun
+	if req.OperatorBlocks {
+		r.entry.Target += " with guardrails and bindings"
+	}
 	if req.DryRun {
 		err = r.operator.mayReadAll("plan a rollback")
 	} else {
@@ -158,6 +161,12 @@ func targets(req api.GraphRequest) string {
 	}
 	for _, name := range req.RemoveGuardrails {
 		list = append(list, "-guardrail "+name)
+	}
+	for _, b := range req.Bindings {
+		list = append(list, "binding "+b.Domain)
+	}
+	for _, name := range req.RemoveBindings {
+		list = append(list, "-binding "+name)
 	}
 	return strings.Join(list, ",")
 }

@@ -39,10 +39,13 @@ func stanzaOf(meta map[string]string) stanza {
 // choose returns the service of a workload: the one whose selectors match its attested properties.
 // If several match, the stanza must name one of them.
 func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
-	matched := g.Select(w)
+	matched, barred := g.Select(w)
 	if s.service == "" {
 		switch len(matched) {
 		case 0:
+			if len(barred) > 0 {
+				return fabric.Ref{}, beyond(w, barred)
+			}
 			return fabric.Ref{}, unmatched(g, w, nil)
 		case 1:
 			return matched[0], nil
@@ -55,6 +58,10 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	named := slices.DeleteFunc(slices.Clone(matched), func(r fabric.Ref) bool { return !wants(r) })
 	switch len(named) {
 	case 0:
+		barred = slices.DeleteFunc(barred, func(b fabric.Barred) bool { return !wants(b.Service) })
+		if len(barred) > 0 {
+			return fabric.Ref{}, beyond(w, barred)
+		}
 		return fabric.Ref{}, unmatchedNamed(g, w, s.service, wants)
 	case 1:
 		return named[0], nil
@@ -62,6 +69,30 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "the connectivity stanza of %s names service %q, which can be any of %s; write it as <domain>/<service>", describe(w), s.service, join(named))
 	e.Details.Services = named
 	return fabric.Ref{}, e
+}
+
+// beyond returns the error for a workload that only services select whose domains may not have it.
+func beyond(w fabric.Workload, barred []fabric.Barred) error {
+	e := api.Errorf(http.StatusForbidden, api.CodeBeyond, "%s is not let in by bindings", describe(w))
+	for i, b := range barred {
+		separator := "; "
+		if i == 0 {
+			separator = ": "
+		}
+		e.Message += fmt.Sprintf("%sservice %s selects it, but %s", separator, b.Service, b.Why)
+		e.Details.Services = append(e.Details.Services, b.Service)
+	}
+	return e
+}
+
+// mayPublish refuses a workload of a domain that publishes ports of its node which the domain may
+// not publish.
+func mayPublish(g *fabric.Graph, w fabric.Workload, service fabric.Ref) error {
+	refused := g.RefusedPorts(service.Domain, w.StaticPorts)
+	if len(refused) == 0 {
+		return nil
+	}
+	return api.Errorf(http.StatusForbidden, api.CodeBeyond, "%s is not let in: no binding lets domain %q publish port %s of a node", describe(w), service.Domain, fabric.JoinPorts(refused))
 }
 
 // unmatchedNamed returns the error for a workload that does not match the service which its stanza

@@ -68,7 +68,7 @@ func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 
 // status returns the state of the fabric.
 func (c *Controller) status() api.Status {
-	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}}
+	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}, Warnings: c.policy.current.Load().warnings()}
 	for _, n := range c.nodes.all() {
 		report, ok := c.reports.get(n.ID())
 		if !ok {

@@ -6,6 +6,7 @@ package fabric
 import (
 	"fmt"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -48,7 +49,8 @@ const (
 
 // Check returns every problem that prevents g from being applied, ordered by domain: unknown and
 // duplicate names, contracts that would allow nothing, contracts that breach a guardrail. A
-// contract that waits for the consent of another domain is not a problem; see Waiting.
+// contract that waits for the consent of another domain is not a problem; see Waiting. What a
+// domain declares beyond its binding is not one either; see CheckGrants.
 func (g *Graph) Check(now time.Time) []Problem { return g.CheckChange(&Graph{}, now) }
 
 // CheckChange is Check for a graph that was derived from base, which has passed Check at now or
@@ -89,8 +91,13 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 			d.check(r.Name, report)
 		}
 	}
-	if !reflect.DeepEqual(g.Guardrails, base.Guardrails) {
+	g.checkBindings(report)
+	if !reflect.DeepEqual(g.Guardrails, base.Guardrails) || !reflect.DeepEqual(g.Bindings, base.Bindings) {
 		concerned = g.sortedDomains()
+	}
+	named := g.guardedLabels()
+	for _, d := range concerned {
+		x.checkLabelsOf(d, named, report)
 	}
 	for _, b := range x.breaches(concerned, now) {
 		problems = append(problems, b.Problem())
@@ -258,16 +265,21 @@ func (e External) checkPrefixes(report reporter) {
 		report(e.Pos, "use wider prefixes or several externals", "external %q has %d prefixes; the most is %d", e.Name, len(e.Prefixes), maxPrefixes)
 		return
 	}
-	for i, p := range e.Prefixes {
+	checkPrefixes(e.Prefixes, "external", e.Name, e.Pos, report)
+}
+
+// checkPrefixes checks the prefixes of a block.
+func checkPrefixes(prefixes []netip.Prefix, kind, name string, pos Position, report reporter) {
+	for i, p := range prefixes {
 		switch {
 		case !p.IsValid() || p.Addr().Zone() != "":
-			report(e.Pos, `write each prefix as an address and a length, such as "192.0.2.0/24"`, "prefix %d of external %q is not an address prefix", i+1, e.Name)
+			report(pos, `write each prefix as an address and a length, such as "192.0.2.0/24"`, "prefix %d of %s %q is not an address prefix", i+1, kind, name)
 		case p.Addr().Is4In6():
-			report(e.Pos, "write the IPv4 prefix", "prefix %s of external %q is an IPv4-mapped IPv6 prefix", p, e.Name)
+			report(pos, "write the IPv4 prefix", "prefix %s of %s %q is an IPv4-mapped IPv6 prefix", p, kind, name)
 		case p.Masked() != p:
-			report(e.Pos, fmt.Sprintf("write %q", p.Masked()), "prefix %s of external %q has bits set beyond its length", p, e.Name)
-		case slices.Index(e.Prefixes, p) != i:
-			report(e.Pos, "remove one of the two", "external %q lists prefix %s twice", e.Name, p)
+			report(pos, fmt.Sprintf("write %q", p.Masked()), "prefix %s of %s %q has bits set beyond its length", p, kind, name)
+		case slices.Index(prefixes, p) != i:
+			report(pos, "remove one of the two", "%s %q lists prefix %s twice", kind, name, p)
 		}
 	}
 }

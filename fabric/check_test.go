@@ -33,7 +33,7 @@ func TestCheckChangeIsCheck(t *testing.T) {
 
 // drawChange draws a graph that shares some or all domains with base.
 func drawChange(t *rapid.T, base *Graph) *Graph {
-	next := &Graph{Domains: maps.Clone(base.Domains), Guardrails: base.Guardrails}
+	next := &Graph{Domains: maps.Clone(base.Domains), Guardrails: base.Guardrails, Bindings: base.Bindings}
 	for name, d := range drawRichGraph(t, "next ").Domains {
 		tier := rapid.SampledFrom([]string{"", "one", "two"})
 		d.Labels = Labels{"tier": tier.Draw(t, "domain's tier")}
@@ -59,6 +59,9 @@ func drawChange(t *rapid.T, base *Graph) *Graph {
 			From: Labels{"tier": "one"}, To: Labels{"tier": "two"},
 			Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{1, 5}}}},
 		}}}}, rapid.IntRange(0, 2).Draw(t, "number"))
+	}
+	if rapid.IntRange(0, 2).Draw(t, "rebind") == 0 {
+		next.Bindings = slices.Concat(drawBindings(t, ""), drawBindings(t, "more "))
 	}
 	return next
 }
@@ -135,6 +138,9 @@ func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 		return `{"domains":{"a":{"name":"a","services":[{"name":"web","selectors":[` + services + `],` + pos + `},{"name":"db","selectors":[]}],` +
 			`"externals":[` + externals + `],"contracts":[` + contract + `],"accepts":[` + accepts + `]}}}`
 	}
+	binding := func(more string) string {
+		return `{"bindings":[{"domain":"a",` + more + `,` + pos + `}]}`
+	}
 	contract := func(originators, rules, more string) string {
 		return `{"name":"c","originators":` + originators + `,"responders":["a/db"],"rules":` + rules + `,` + more + pos + `}`
 	}
@@ -153,6 +159,24 @@ func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 		"null selector":       {domain(`null`, "", "", ""), `unknown kind ""`},
 		"any namespace":       {domain(`{"kind":"nomad","job":"web",`+pos+`}`, "", "", ""), `has no namespace`},
 		"null consul service": {domain(`{"kind":"consul","service":"web",`+pos+`}`, "", "", ""), `has no namespace`},
+
+		"null binding":        {`{"bindings":[null]}`, `name must not be empty`},
+		"binding of nodes":    {`{"bindings":[{"domain":"node"}]}`, `reserved for node identities`},
+		"binding twice":       {`{"bindings":[{"domain":"*"},{"domain":"*"}]}`, `domain "*" already has a binding`},
+		"any bound namespace": {binding(`"nomad":[{"jobs":["x"]}]`), `a nomad block of binding "a" has no namespace`},
+		"null job":            {binding(`"nomad":[{"namespace":"default","jobs":[null]}]`), `lists an empty name among its jobs`},
+		"job twice":           {binding(`"nomad":[{"namespace":"default","jobs":["x","x"]}]`), `lists "x" twice among its jobs`},
+		"null nomad block":    {binding(`"nomad":[null]`), `has no namespace`},
+		"no consul service":   {binding(`"consul":[{"namespace":"default"}]`), `names no service`},
+		"every node":          {binding(`"nodes":[null]`), `would cover every node`},
+		"null outside":        {binding(`"outside":[null]`), `grants nothing`},
+		"null bound prefix":   {binding(`"outside":[{"prefixes":[null]}]`), `prefix 1 of binding "a" is not an address prefix`},
+		"null bound port":     {binding(`"outside":[{"ports":[null]}]`), `only 1-65535 is allowed`},
+		"port range backward": {binding(`"outside":[{"ports":["1","1"]}]`), `lists port 1 twice`},
+		"bound domain label":  {binding(`"labels":{"domain":"x"}`), `cannot be set`},
+		"null bound service":  {binding(`"services":[{"name":null,"labels":{"a":"b"}}]`), `name must not be empty`},
+		"no bound label":      {binding(`"services":[{"name":"web"}]`), `sets no labels of service "web"`},
+		"everybody's service": {`{"bindings":[{"domain":"*","services":[{"name":"web","labels":{"a":"b"}}]}]}`, `of no single domain`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			var g Graph

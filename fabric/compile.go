@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"runtime"
 	"slices"
 	"sync"
@@ -29,6 +30,7 @@ type Root struct {
 	Shards     []Hash `json:"shards"`              // ShardCount hashes; zero for an empty shard
 	Domains    Hash   `json:"domains"`             // the DomainIndex
 	Guardrails Hash   `json:"guardrails,omitzero"` // the []Guardrail
+	Bindings   Hash   `json:"bindings,omitzero"`   // the []Binding
 }
 
 // Revision is a compiled graph: the hash of its root, and its objects.
@@ -79,6 +81,12 @@ func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref
 		return o.Hash
 	}
 	changed := c.changedDomains(g, next.domains, add)
+	if !reflect.DeepEqual(c.Graph.Bindings, g.Bindings) { // they say which prefixes externals may have
+		for name, d := range g.Domains {
+			changed[name] = changed[name] || len(d.Externals) > 0
+		}
+		maps.DeleteFunc(changed, func(_ string, is bool) bool { return !is })
+	}
 	if len(changed) > 0 {
 		touched = next.replaceDocuments(c, changed, add)
 		next.root.Domains = add(NewObject(next.domains), c.root.Domains)
@@ -87,6 +95,9 @@ func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref
 	}
 	if len(g.Guardrails) > 0 {
 		next.root.Guardrails = add(NewObject(g.Guardrails), c.root.Guardrails)
+	}
+	if len(g.Bindings) > 0 {
+		next.root.Bindings = add(NewObject(g.Bindings), c.root.Bindings)
 	}
 	next.Root = add(NewObject(next.root), c.Root)
 	return next, fresh, touched
@@ -243,6 +254,7 @@ func (c *Compiled) CheckObjects(fresh []Object) error {
 	check("root", c.Root, again[Root])
 	check("list of domains", c.root.Domains, again[DomainIndex])
 	check("guardrails", c.root.Guardrails, again[[]Guardrail])
+	check("bindings", c.root.Bindings, again[[]Binding])
 	for name, h := range c.domains {
 		check(fmt.Sprintf("domain %q", name), h, again[Domain])
 	}

@@ -20,8 +20,11 @@ func TestNextIsCompile(t *testing.T) {
 		store := map[Hash][]byte{}
 		for range rapid.IntRange(1, 4).Draw(t, "graphs") {
 			g := drawGraph(t)
+			if rapid.Bool().Draw(t, "rich") {
+				g = drawRichGraph(t, "")
+			}
 			if c != nil && rapid.Bool().Draw(t, "one domain only") {
-				kept := &Graph{Domains: maps.Clone(c.Graph.Domains), Guardrails: c.Graph.Guardrails}
+				kept := &Graph{Domains: maps.Clone(c.Graph.Domains), Guardrails: c.Graph.Guardrails, Bindings: c.Graph.Bindings}
 				if d := g.Domains["d1"]; d != nil && kept.Domains["d1"] != nil {
 					kept.Domains["d1"] = d
 				}
@@ -29,6 +32,9 @@ func TestNextIsCompile(t *testing.T) {
 			}
 			if rapid.Bool().Draw(t, "guardrails") {
 				g.Guardrails = []Guardrail{{Name: "g"}}
+			}
+			if rapid.Bool().Draw(t, "bindings") {
+				g.Bindings = drawBindings(t, "")
 			}
 			full := Compile(g)
 			before := c

@@ -235,7 +235,10 @@ func (x *index) peers(refs []Ref) []Peer {
 	for _, r := range refs {
 		p := Peer{Name: r}
 		if ext := x.node(r).external; ext != nil {
-			p.Prefixes = ext.Prefixes
+			if x.nowhere(r) {
+				continue
+			}
+			p.Prefixes = x.binding(r.Domain).admits(ext.Prefixes)
 		}
 		peers = append(peers, p)
 	}

@@ -52,7 +52,7 @@ func ExampleGraph_Check() {
 }
 
 func ExampleGraph_Select() {
-	services := shop().Select(fabric.Workload{Namespace: "default", Job: "shop", Group: "api"})
+	services, _ := shop().Select(fabric.Workload{Namespace: "default", Job: "shop", Group: "api"})
 	fmt.Println(services)
 	// Output: [shop/api]
 }

@@ -259,11 +259,12 @@ func (p Position) String() string {
 	return fmt.Sprintf("%s:%d:%d", p.File, p.Line, p.Column)
 }
 
-// Graph is the declared policy of a whole fabric: domains by name, and the guardrails that apply to
-// all of them.
+// Graph is the declared policy of a whole fabric: domains by name, and what operators say about all
+// of them: guardrails and bindings.
 type Graph struct {
 	Domains    map[string]*Domain `json:"domains"`
 	Guardrails []Guardrail        `json:"guardrails,omitempty"`
+	Bindings   []Binding          `json:"bindings,omitempty"`
 }
 
 // Mode says what happens to flows that a domain or contract covers. In audit mode they pass, and
@@ -354,7 +355,7 @@ type Path struct {
 }
 
 // LabelsOf returns the labels of a service or external: the labels of its domain, overridden by its
-// own, and "domain" and "name", which no one can declare.
+// own, overridden by those of its binding, and "domain" and "name", which no one can declare.
 func (g *Graph) LabelsOf(r Ref) Labels {
 	labels := Labels{}
 	if d := g.Domains[r.Domain]; d != nil {
@@ -365,6 +366,13 @@ func (g *Graph) LabelsOf(r Ref) Labels {
 		maps.Copy(labels, svc.Labels)
 	case ext != nil:
 		maps.Copy(labels, ext.Labels)
+	}
+	b := newIndex(g).binding(r.Domain)
+	maps.Copy(labels, b.Labels)
+	for _, s := range b.Services {
+		if s.Name == r.Name {
+			maps.Copy(labels, s.Labels)
+		}
 	}
 	labels["domain"], labels["name"] = r.Domain, r.Name
 	return labels

@@ -141,7 +141,11 @@ func TestSelect(t *testing.T) {
 		{"by Consul service, and by job", Workload{Namespace: "default", Job: "batch", Services: []WorkloadService{{Name: "news"}}}, []Ref{{"d", "job"}, {"d", "registered"}}},
 	}
 	for _, c := range cases {
-		t.Run(c.name, func(t *testing.T) { must.Eq(t, c.want, g.Select(c.w)) })
+		t.Run(c.name, func(t *testing.T) {
+			services, barred := g.Select(c.w)
+			must.Eq(t, c.want, services)
+			must.SliceEmpty(t, barred)
+		})
 	}
 }
 

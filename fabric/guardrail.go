@@ -135,3 +135,57 @@ func (g *Graph) Waiting() []Waiting {
 }
 
 func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+// guardedLabels returns the keys of labels that guardrails name, each with the name of a guardrail.
+func (g *Graph) guardedLabels() map[string]string {
+	named := map[string]string{}
+	for _, r := range g.Guardrails {
+		for _, deny := range r.Deny {
+			for _, side := range []Labels{deny.From, deny.To} {
+				for k := range side {
+					if named[k] == "" {
+						named[k] = r.Name
+					}
+				}
+			}
+		}
+	}
+	return named
+}
+
+// Relabelled returns the labels that a guardrail names and that d sets to other values than the
+// domain of the same name in g, one phrase each, such as "env of service web". In a graph with
+// bindings there are none, because these set such labels.
+func (g *Graph) Relabelled(d *Domain) []string {
+	if len(g.Bindings) > 0 {
+		return nil
+	}
+	var list []string
+	named := g.guardedLabels()
+	compare := func(what string, was, is Labels) {
+		for _, k := range sortedKeys(named) {
+			if was[k] != is[k] {
+				list = append(list, fmt.Sprintf("%s of %s", k, what))
+			}
+		}
+	}
+	old := g.Domains[d.Name]
+	if old == nil {
+		old = &Domain{}
+	}
+	compare("domain "+d.Name, old.Labels, d.Labels)
+	labels := map[string]Labels{}
+	for _, s := range old.Services {
+		labels[s.Name] = s.Labels
+	}
+	for _, e := range old.Externals {
+		labels[e.Name] = e.Labels
+	}
+	for _, s := range d.Services {
+		compare("service "+s.Name, labels[s.Name], s.Labels)
+	}
+	for _, e := range d.Externals {
+		compare("external "+e.Name, labels[e.Name], e.Labels)
+	}
+	return list
+}

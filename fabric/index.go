@@ -9,8 +9,9 @@ import "slices"
 // the graph may change afterwards. A domain is indexed on first use, because most passes need few
 // of them.
 type index struct {
-	graph   *Graph
-	domains map[string]*members
+	graph    *Graph
+	domains  map[string]*members
+	bindings map[string]*Binding // by domain; nil: not used yet
 }
 
 // members are the declarations of a domain that others may name.
@@ -75,8 +76,12 @@ func (x *index) hasLabels(r Ref, want Labels) bool {
 	case n.external != nil:
 		own = n.external.Labels
 	}
+	b := x.binding(r.Domain)
 	for k, v := range want {
-		have, ok := own[k]
+		have, ok := b.label(r.Name, k)
+		if !ok {
+			have, ok = own[k]
+		}
 		if !ok {
 			have = domain[k]
 		}

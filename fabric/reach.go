@@ -95,6 +95,9 @@ type Delta struct {
 	Waiting    []Waiting         `json:"waiting,omitempty"`
 	Accepted   []Ref             `json:"accepted,omitempty"`
 	Guardrails []GuardrailChange `json:"guardrails,omitempty"`
+	Bindings   []BindingChange   `json:"bindings,omitempty"`
+	// Excess is what loses its effect because bindings change.
+	Excess []Excess `json:"excess,omitempty"`
 }
 
 // ModeChange is a domain that enters or leaves audit mode.
@@ -109,6 +112,16 @@ type GuardrailChange struct {
 	Name   string     `json:"name"`
 	Pos    Position   `json:"pos,omitzero"`
 	Change Alteration `json:"change"`
+}
+
+// BindingChange is a binding that was added, removed or altered. A graph without bindings counts as
+// one with a binding of EveryDomain that grants everything, without a position.
+type BindingChange struct {
+	Domain string     `json:"domain"`
+	Pos    Position   `json:"pos,omitzero"`
+	Change Alteration `json:"change"`
+	Gained []string   `json:"gained,omitempty"` // phrases such as "may publish port 80"
+	Lost   []string   `json:"lost,omitempty"`
 }
 
 // Empty reports whether nothing differs.
@@ -157,6 +170,7 @@ func (c *comparison) run() Delta {
 	if len(consent) > 0 {
 		c.contractsNaming(consent, touched)
 	}
+	c.compareBindings(touched)
 	for r := range touched {
 		c.compareContract(r)
 	}
@@ -383,4 +397,59 @@ func (c *comparison) compareGuardrails() {
 		}
 	}
 	slices.SortFunc(c.delta.Guardrails, func(a, b GuardrailChange) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// compareBindings records how bindings differ, and what loses its effect. It marks the contracts
+// that name externals of domains in both graphs: these may gain or lose all their prefixes.
+func (c *comparison) compareBindings(touched map[Ref]bool) {
+	if reflect.DeepEqual(c.before.Bindings, c.after.Bindings) {
+		return
+	}
+	for name, d := range c.after.Domains {
+		external := func(r Ref) bool { return r.Domain == name && c.is.node(r).external != nil }
+		for i := range d.Contracts {
+			if len(d.Externals) > 0 && d.Contracts[i].names(external) {
+				touched[Ref{name, d.Contracts[i].Name}] = true
+			}
+		}
+	}
+	all := func(g *Graph) map[string]*Binding {
+		if len(g.Bindings) == 0 {
+			return map[string]*Binding{EveryDomain: grantsEverything}
+		}
+		m := map[string]*Binding{}
+		for i := range g.Bindings {
+			m[g.Bindings[i].Domain] = &g.Bindings[i]
+		}
+		return m
+	}
+	without := func(list, other []string) []string {
+		return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
+	}
+	was, is := all(c.before), all(c.after)
+	for _, name := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(sortedKeys(was), sortedKeys(is))))) {
+		o, n := was[name], is[name]
+		switch {
+		case o == nil:
+			c.delta.Bindings = append(c.delta.Bindings, BindingChange{Domain: name, Pos: n.Pos, Change: Added, Gained: n.grants()})
+		case n == nil:
+			c.delta.Bindings = append(c.delta.Bindings, BindingChange{Domain: name, Pos: o.Pos, Change: Removed, Lost: o.grants()})
+		default:
+			gained, lost := without(n.grants(), o.grants()), without(o.grants(), n.grants())
+			if len(gained)+len(lost) > 0 {
+				c.delta.Bindings = append(c.delta.Bindings, BindingChange{Domain: name, Pos: n.Pos, Change: Altered, Gained: gained, Lost: lost})
+			}
+		}
+	}
+	for _, d := range c.after.sortedDomains() {
+		var before []Excess
+		if old := c.before.Domains[d.Name]; old != nil {
+			before = c.was.excess(old)
+		}
+		for _, e := range c.is.excess(d) {
+			if !slices.ContainsFunc(before, func(o Excess) bool { return o.Name == e.Name && o.Pos == e.Pos }) {
+				c.delta.Excess = append(c.delta.Excess, e)
+			}
+		}
+	}
 }

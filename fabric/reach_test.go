@@ -133,7 +133,18 @@ func drawRichGraph(t *rapid.T, label string) *Graph {
 		}
 		g.Domains[name] = d
 	}
+	g.Bindings = drawBindings(t, label)
 	return g
+}
+
+// drawBindings draws bindings that grant the prefix of "ext", or that do not.
+func drawBindings(t *rapid.T, label string) []Binding {
+	return rapid.SampledFrom([][]Binding{
+		nil, nil,
+		{{Domain: "a", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}}}}},
+		{{Domain: EveryDomain, Labels: Labels{"tier": "one"}}},
+		{{Domain: EveryDomain}, {Domain: "b", Labels: Labels{"tier": "two"}, Services: []BoundService{{Name: "s0", Labels: Labels{"tier": "one"}}}}},
+	}).Draw(t, label+"bindings")
 }
 
 // oracle asks the one rule about single flows, for endpoints that hold every role.

@@ -79,6 +79,7 @@ type Workload struct {
 	NodeClass, NodePool           string
 	Zone, Node                    string            // of the fabric
 	Services                      []WorkloadService // service blocks of the group and its tasks
+	StaticPorts                   []uint16          // of its node, which it publishes; those that Nomad chose excluded
 }
 
 // WorkloadService is a service block of a job.
@@ -130,16 +131,24 @@ func (s Selector) matchesService(have WorkloadService) bool {
 	return true
 }
 
-// Select returns the services of which w is an instance, in order.
-func (g *Graph) Select(w Workload) []Ref {
-	var refs []Ref
+// Select returns the services of which w is an instance, and those that would select it if their
+// domains were granted it by bindings, both in order.
+func (g *Graph) Select(w Workload) (services []Ref, barred []Barred) {
+	bar := newIndex(g).bar(w)
 	for _, d := range g.Domains {
 		for _, s := range d.Services {
-			if slices.ContainsFunc(s.Selectors, func(sel Selector) bool { return sel.Matches(w) }) {
-				refs = append(refs, Ref{d.Name, s.Name})
+			if !slices.ContainsFunc(s.Selectors, func(sel Selector) bool { return sel.Matches(w) }) {
+				continue
+			}
+			r := Ref{d.Name, s.Name}
+			if why := bar(d.Name); why != "" {
+				barred = append(barred, Barred{r, why})
+			} else {
+				services = append(services, r)
 			}
 		}
 	}
-	slices.SortFunc(refs, CompareRefs)
-	return refs
+	slices.SortFunc(services, CompareRefs)
+	slices.SortFunc(barred, func(a, b Barred) int { return CompareRefs(a.Service, b.Service) })
+	return services, barred
 }

@@ -62,7 +62,7 @@ func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 			for _, from := range k.Originators {
 				for _, to := range k.Responders {
 					p := pairOfRefs{from, to}
-					if c.pairs[p] && !seen[p] {
+					if c.pairs[p] && !seen[p] && !x.nowhere(from) && !x.nowhere(to) {
 						seen[p] = true
 						found[p] = append(found[p], openingsOf(k.Rules, k.Mode == ModeAudit, Cause{Ref{d.Name, k.Name}, k.Pos})...)
 					}

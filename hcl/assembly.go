@@ -20,6 +20,7 @@ type assembly struct {
 	graph      *fabric.Graph
 	domains    map[string]*domainDecl
 	guardrails map[string]hcl2.Range
+	bindings   map[string]hcl2.Range
 }
 
 // domainDecl is a domain, with the source positions of its declarations.
@@ -37,7 +38,7 @@ type domainDecl struct {
 
 func assemble(d *decoder, files []declarations) *assembly {
 	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-	a := &assembly{decoder: d, graph: g, domains: map[string]*domainDecl{}, guardrails: map[string]hcl2.Range{}}
+	a := &assembly{decoder: d, graph: g, domains: map[string]*domainDecl{}, guardrails: map[string]hcl2.Range{}, bindings: map[string]hcl2.Range{}}
 	for _, f := range files {
 		a.report(f.diags...)
 	}
@@ -49,6 +50,12 @@ func assemble(d *decoder, files []declarations) *assembly {
 			if a.declares(it, a.guardrails) {
 				a.report(it.diags...)
 				g.Guardrails = append(g.Guardrails, it.value.(fabric.Guardrail))
+			}
+		}
+		for _, it := range f.bindings {
+			if a.declares(it, a.bindings) {
+				a.report(it.diags...)
+				g.Bindings = append(g.Bindings, it.value.(fabric.Binding))
 			}
 		}
 	}
@@ -144,8 +151,16 @@ func (a *assembly) fits(decl *domainDecl, it item) bool {
 }
 
 func (a *assembly) declares(it item, names map[string]hcl2.Range) bool {
-	if err := fabric.CheckName(it.name); err != nil {
-		a.report(errorAt(it.place, fmt.Sprintf("Choose another name for the %s.", it.kind), "%s", err))
+	if err := fabric.CheckName(it.name); err != nil && (it.kind != "binding" || it.name != fabric.EveryDomain) {
+		remedy := fmt.Sprintf("Choose another name for the %s.", it.kind)
+		if it.kind == "binding" {
+			remedy = `Name a domain, or "*" for all that have no binding of their own.`
+		}
+		a.report(errorAt(it.place, remedy, "%s", err))
+		return false
+	}
+	if it.kind == "binding" && it.name == fabric.ReservedDomain {
+		a.report(errorAt(it.place, "Name another domain.", "domain %q is reserved for node identities", it.name))
 		return false
 	}
 	if it.kind == "contract" && it.name == fabric.AuditContract {
@@ -154,8 +169,11 @@ func (a *assembly) declares(it item, names map[string]hcl2.Range) bool {
 	}
 	if first, dup := names[it.name]; dup {
 		what := "Rename one of the two."
-		if it.kind == "service" || it.kind == "external" {
+		switch it.kind {
+		case "service", "external":
 			what = "Services and externals of a domain share one namespace. Rename one of the two."
+		case "binding":
+			what = "Merge the two blocks."
 		}
 		a.report(errorAt(it.place, what, "%s %q: the name is already taken at %s", it.kind, it.name, position(first)))
 		return false
@@ -280,4 +298,16 @@ func (a *assembly) warnOfWaiting() {
 				"contract %q waits until domain %q accepts it", w.Contract.Name, domain))
 		}
 	}
+}
+
+// withBindings returns the domains of the graph that have a binding of their own in these files,
+// and the bindings. The graph in force may have bindings of the others.
+func (a *assembly) withBindings() *fabric.Graph {
+	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}, Bindings: a.graph.Bindings}
+	for _, b := range g.Bindings {
+		if d := a.graph.Domains[b.Domain]; d != nil {
+			g.Domains[b.Domain] = d
+		}
+	}
+	return g
 }

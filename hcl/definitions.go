@@ -209,6 +209,91 @@ var guardrailBlock = define(definition{
 	blocks: []*definition{denyBlock},
 })
 
+var boundServiceBlock = define(definition{
+	name: "service", label: "name", id: "binding-service", title: "service in a binding",
+	doc: "Labels of one service or external of the domain, besides those of the domain. They win over those of the domain.",
+	example: `service "cards" {
+  labels = { pci = "yes" }
+}`,
+	args: []argument{{name: "labels", kind: kindLabels, required: true, doc: "Keys and values. The keys `domain` and `name` are reserved."}},
+})
+
+var boundNomadBlock = define(definition{
+	name: "nomad",
+	doc:  "Lets the domain select workloads of jobs in a Nomad namespace. In all strings, `*` stands for any characters, also none.",
+	example: `nomad {
+  namespace = "prod"
+  jobs      = ["shop", "shop-*"]
+}`,
+	args: []argument{
+		{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace."},
+		{name: "jobs", kind: kindStrings, implied: "all jobs of the namespace", doc: "IDs of jobs."},
+	},
+})
+
+var boundConsulBlock = define(definition{
+	name: "consul",
+	doc:  "Lets the domain select workloads whose job has a service block of one of these names. Whoever may run a job in the namespace can write such a block. In all strings, `*` stands for any characters, also none.",
+	example: `consul {
+  namespace = "prod"
+  services  = ["news-gw"]
+}`,
+	args: []argument{
+		{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace of the job."},
+		{name: "services", kind: kindStrings, required: true, doc: "Names of service blocks."},
+	},
+})
+
+var boundNodeBlock = define(definition{
+	name: "node",
+	doc:  "Lets the domain select every workload on nodes, whatever its job. At least one argument is required; all that are set must match. In all strings, `*` stands for any characters, also none.",
+	example: `node {
+  zone = "aws1"
+  node = "batch-*"
+}`,
+	args: []argument{
+		{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
+		{name: "node", kind: kindString, implied: "any", doc: "Node of the fabric."},
+		{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node."},
+		{name: "node_pool", kind: kindString, implied: "any", doc: "Pool of the Nomad node."},
+	},
+})
+
+var outsideBlock = define(definition{
+	name: "outside",
+	doc:  "Lets the domain use addresses outside the fabric and ports of nodes. At least one argument is required.",
+	example: `outside {
+  prefixes = ["192.0.2.0/24", "2001:db8::/32"]
+  ports    = [8080, "9000-9010"]
+}`,
+	args: []argument{
+		{name: "prefixes", kind: kindStrings, implied: "none", doc: "IPv4 and IPv6 prefixes, or single addresses, in which the prefixes of the domain's externals must lie."},
+		{name: "ports", kind: kindPorts, implied: "none", doc: "Ports of nodes that jobs of the domain may publish as `static` ports."},
+	},
+})
+
+var bindingBlock = define(definition{
+	name: "binding", label: "domain",
+	doc: "What a domain may select and use. Like a guardrail, only operators of the fabric change it. The label is the name of a domain, or `*` for all domains that have no binding of their own. What a binding does not list is not granted. `*` differs: it limits workloads (`nomad`, `consul`, `node`), `prefixes` and `ports` only if it lists some. Without any binding in the graph, everything is granted; with one, a domain without a binding is granted nothing. A workload that a domain's own binding covers is bound to that domain, and other domains can select it only if their own bindings cover it too.",
+	example: `binding "shop" {
+  description = "Team Shop"
+  labels      = { env = "prod" }
+  nomad {
+    namespace = "prod"
+    jobs      = ["shop", "shop-*"]
+  }
+  outside {
+    prefixes = ["192.0.2.0/24"]
+    ports    = [8080]
+  }
+}`,
+	args: []argument{
+		descriptionArg,
+		{name: "labels", kind: kindLabels, doc: "Labels of the domain and of everything in it, for guardrails. The domain itself can set no other values for them. In a graph with bindings, labels that guardrails name can be set in bindings only. The keys `domain` and `name` are reserved."},
+	},
+	blocks: []*definition{boundNomadBlock, boundConsulBlock, boundNodeBlock, outsideBlock, boundServiceBlock},
+})
+
 var validationBlock = define(definition{
 	name: "validation",
 	doc:  "Rejects invalid values of a variable.",
@@ -249,7 +334,7 @@ var localsBlock = define(definition{
 
 var graphFile = define(definition{
 	title:  "graph",
-	blocks: []*definition{domainBlock, guardrailBlock, variableBlock, localsBlock},
+	blocks: []*definition{domainBlock, guardrailBlock, bindingBlock, variableBlock, localsBlock},
 })
 
 func modeArg(audit string) argument {

@@ -5,6 +5,7 @@ package hcl
 
 import (
 	"maps"
+	"net/netip"
 	"regexp"
 	"slices"
 	"time"
@@ -15,8 +16,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails. Decoding the result
-// gives the same graph, except for positions.
+// EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails, then bindings.
+// Decoding the result gives the same graph, except for positions.
 func EncodeGraph(g *fabric.Graph) []byte {
 	f := hclwrite.NewEmptyFile()
 	e := encoder{body: f.Body()}
@@ -25,6 +26,9 @@ func EncodeGraph(g *fabric.Graph) []byte {
 	}
 	for _, r := range g.Guardrails {
 		encodeGuardrail(e.block("guardrail", r.Name), r)
+	}
+	for _, bound := range g.Bindings {
+		encodeBinding(e.block("binding", bound.Domain), bound)
 	}
 	return hclwrite.Format(f.Bytes())
 }
@@ -60,11 +64,7 @@ func encodeDomain(b *hclwrite.Body, d *fabric.Domain) {
 		b := e.block("external", x.Name)
 		setString(b, "description", x.Description)
 		setMap(b, "labels", x.Labels)
-		var prefixes []string
-		for _, p := range x.Prefixes {
-			prefixes = append(prefixes, p.String())
-		}
-		setList(b, "prefixes", prefixes)
+		setList(b, "prefixes", prefixList(x.Prefixes))
 	}
 	for _, c := range d.Contracts {
 		encodeContract(e.block("contract", c.Name), d.Name, c)
@@ -75,11 +75,7 @@ func encodeDomain(b *hclwrite.Body, d *fabric.Domain) {
 }
 
 func encodeSelector(b *hclwrite.Body, s fabric.Selector) {
-	namespace := s.Namespace
-	if namespace == fabric.DefaultNamespace {
-		namespace = ""
-	}
-	setString(b, "namespace", namespace)
+	setNamespace(b, s.Namespace)
 	setString(b, "region", s.Region)
 	setString(b, "job", s.Job)
 	setString(b, "group", s.Group)
@@ -129,20 +125,32 @@ func encodeRules(b *hclwrite.Body, rules []fabric.Rule) {
 		rb := b.AppendNewBlock("rule", nil).Body()
 		setString(rb, "name", r.Name)
 		setString(rb, "protocol", r.Protocol.String())
-		list := []cty.Value{}
-		for _, p := range r.Ports {
-			if p.From == p.To {
-				list = append(list, cty.NumberUIntVal(uint64(p.From)))
-			} else {
-				list = append(list, cty.StringVal(p.String()))
-			}
-		}
 		name := "ports"
 		if !r.Protocol.HasPorts() {
 			name = "types"
 		}
-		rb.SetAttributeValue(name, cty.TupleVal(list))
+		rb.SetAttributeValue(name, portList(r.Ports))
 	}
+}
+
+func portList(ports []fabric.PortRange) cty.Value {
+	list := []cty.Value{}
+	for _, p := range ports {
+		if p.From == p.To {
+			list = append(list, cty.NumberUIntVal(uint64(p.From)))
+		} else {
+			list = append(list, cty.StringVal(p.String()))
+		}
+	}
+	return cty.TupleVal(list)
+}
+
+func prefixList(prefixes []netip.Prefix) []string {
+	var list []string
+	for _, p := range prefixes {
+		list = append(list, p.String())
+	}
+	return list
 }
 
 func encodeGuardrail(b *hclwrite.Body, g fabric.Guardrail) {
@@ -152,6 +160,45 @@ func encodeGuardrail(b *hclwrite.Body, g fabric.Guardrail) {
 		setMap(db, "from", deny.From)
 		setMap(db, "to", deny.To)
 		encodeRules(db, deny.Rules)
+	}
+}
+
+func encodeBinding(b *hclwrite.Body, bound fabric.Binding) {
+	setString(b, "description", bound.Description)
+	setMap(b, "labels", bound.Labels)
+	for _, s := range bound.Services {
+		setMap(b.AppendNewBlock("service", []string{s.Name}).Body(), "labels", s.Labels)
+	}
+	for _, n := range bound.Nomad {
+		nb := b.AppendNewBlock("nomad", nil).Body()
+		setNamespace(nb, n.Namespace)
+		setStrings(nb, "jobs", n.Jobs)
+	}
+	for _, c := range bound.Consul {
+		cb := b.AppendNewBlock("consul", nil).Body()
+		setNamespace(cb, c.Namespace)
+		setStrings(cb, "services", c.Services)
+	}
+	for _, n := range bound.Nodes {
+		nb := b.AppendNewBlock("node", nil).Body()
+		setString(nb, "zone", n.Zone)
+		setString(nb, "node", n.Node)
+		setString(nb, "node_class", n.NodeClass)
+		setString(nb, "node_pool", n.NodePool)
+	}
+	for _, o := range bound.Outside {
+		ob := b.AppendNewBlock("outside", nil).Body()
+		setStrings(ob, "prefixes", prefixList(o.Prefixes))
+		if len(o.Ports) > 0 {
+			ob.SetAttributeValue("ports", portList(o.Ports))
+		}
+	}
+}
+
+// setNamespace sets the namespace unless it is the one that is implied.
+func setNamespace(b *hclwrite.Body, namespace string) {
+	if namespace != fabric.DefaultNamespace {
+		setString(b, "namespace", namespace)
 	}
 }
 

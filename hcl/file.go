@@ -40,9 +40,10 @@ type declarations struct {
 	diags      hcl2.Diagnostics // about syntax and top-level blocks
 	domains    []domainPart
 	guardrails []item
+	bindings   []item
 }
 
-// item is a decoded part of a domain, or a guardrail.
+// item is a decoded part of a domain, a guardrail or a binding.
 type item struct {
 	kind  string // block type, or "argument"
 	name  string
@@ -74,7 +75,7 @@ func (f *file) decode(d *decoder) declarations {
 	return all
 }
 
-// decodeBlocks decodes the domains and guardrails among blocks side by side.
+// decodeBlocks decodes the domains, guardrails and bindings among blocks side by side.
 func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) {
 	expand := func(b *hcl2.Block) *hcl2.Block { return b }
 	if f.dynamic {
@@ -88,6 +89,8 @@ func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) 
 		inParallel(blocks.OfType("domain"), func(b *hcl2.Block) domainPart { return d.apart().domain(expand(b)) })...)
 	into.guardrails = append(into.guardrails,
 		inParallel(blocks.OfType("guardrail"), func(b *hcl2.Block) item { return d.apart().guardrail(expand(b)) })...)
+	into.bindings = append(into.bindings,
+		inParallel(blocks.OfType("binding"), func(b *hcl2.Block) item { return d.apart().binding(expand(b)) })...)
 }
 
 // blocksOf returns the blocks of a type, in the order of the files.

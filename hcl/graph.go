@@ -28,9 +28,10 @@ func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 	d.locals(blocksOf(files, "locals"))
 	a := assemble(d, inParallel(files, func(f *file) declarations { return f.decode(d) }))
 	if !d.diags.HasErrors() {
-		// Only breaches of guardrails are expected here: the decoder has already checked the rest,
-		// with more precise positions.
+		// Only breaches of guardrails, and labels that bindings or guardrails forbid, are expected
+		// here: the decoder has already checked the rest, with more precise positions.
 		d.report(fromProblems(a.graph.Check(d.now), sources)...)
+		d.report(fromProblems(a.withBindings().CheckGrants(&fabric.Graph{}), sources)...)
 		a.warnOfWaiting()
 	}
 	diags := newDiagnostics(d.diags, d.sources...)

@@ -39,7 +39,10 @@ func JSONSchema() []byte {
 }
 
 func defName(d *definition) string {
-	if d.is != "" {
+	switch {
+	case d.id != "":
+		return d.id
+	case d.is != "":
 		return d.name + "-" + d.is
 	}
 	return d.name

@@ -117,7 +117,45 @@ func genGraph(t *rapid.T) *fabric.Graph {
 		}
 		g.Guardrails = append(g.Guardrails, r)
 	}
+	for _, name := range rapid.SliceOfNDistinct(genName, 0, 2, rapid.ID).Draw(t, "bindings") {
+		if g.Domains[name] == nil { // a domain is seldom within a random binding
+			g.Bindings = append(g.Bindings, genBinding(t, name))
+		}
+	}
+	if rapid.Bool().Draw(t, "binding of all") {
+		g.Bindings = append(g.Bindings, genBinding(t, fabric.EveryDomain))
+	}
+	if len(g.Bindings) > 0 {
+		g.Guardrails = nil // their labels are drawn too
+		for i := range g.Bindings {
+			g.Bindings[i].Labels = nil
+		}
+	}
 	return g
+}
+
+func genBinding(t *rapid.T, domain string) fabric.Binding {
+	b := fabric.Binding{Domain: domain, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels")}
+	namespace := rapid.SampledFrom([]string{"default", "prod-*"})
+	some := func(what string) bool { return rapid.Bool().Draw(t, what) }
+	if domain != fabric.EveryDomain && some("service") {
+		b.Services = []fabric.BoundService{{Name: genName.Draw(t, "service"), Labels: fabric.Labels{"pci": "yes"}}}
+	}
+	if some("nomad") {
+		b.Nomad = []fabric.NomadScope{{Namespace: namespace.Draw(t, "namespace"), Jobs: genTexts.Draw(t, "jobs")}}
+	}
+	if some("consul") {
+		b.Consul = []fabric.ConsulScope{{Namespace: namespace.Draw(t, "namespace"), Services: []string{genText.Draw(t, "services")}}}
+	}
+	if some("node") {
+		b.Nodes = []fabric.NodeScope{{Zone: genText.Draw(t, "zone"), Node: genNormal.Draw(t, "node"), NodeClass: genNormal.Draw(t, "class"), NodePool: genNormal.Draw(t, "pool")}}
+	}
+	if some("outside") {
+		b.Outside = []fabric.OutsideGrants{{
+			Prefixes: rapid.SliceOfNDistinct(genPrefix, 0, 2, rapid.ID).Draw(t, "prefixes"), Ports: rapid.SliceOfNDistinct(genRange, 1, 2, rapid.ID).Draw(t, "ports"),
+		}}
+	}
+	return b
 }
 
 func genNodes(t *rapid.T, domain string) *fabric.Domain {
@@ -210,8 +248,9 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 		g := genGraph(t)
 		n := rapid.IntRange(1, 4).Draw(t, "files")
 		files := make([]*fabric.Graph, n)
-		for i, guardrails := range spread(t, g.Guardrails, n) {
-			files[i] = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: guardrails}
+		guardrails, bindings := spread(t, g.Guardrails, n), spread(t, g.Bindings, n)
+		for i := range files {
+			files[i] = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: guardrails[i], Bindings: bindings[i]}
 		}
 		for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
 			d := g.Domains[name]
@@ -252,7 +291,7 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 		d := g.Domains[rapid.SampledFrom(slices.Sorted(maps.Keys(g.Domains))).Draw(t, "domain")]
 		rules := rapid.SliceOfN(genRule, 1, 2).Draw(t, "rules")
 		labels := genLabel.Draw(t, "labels")
-		switch rapid.IntRange(0, 6).Draw(t, "where") {
+		switch rapid.IntRange(0, 8).Draw(t, "where") {
 		case 0:
 			d.Labels = labels
 		case 1:
@@ -266,6 +305,28 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 			g.Guardrails = append(g.Guardrails, fabric.Guardrail{Name: "x-x-x", Deny: []fabric.Denial{{From: fabric.Labels{"domain": "no-graph-has-it"}, To: labels, Rules: rules}}})
 		case 6:
 			g.Guardrails = append(g.Guardrails, fabric.Guardrail{Name: "x-x-x", Deny: []fabric.Denial{{}}})
+		case 7:
+			g.Bindings = append(g.Bindings, fabric.Binding{Domain: rapid.SampledFrom([]string{"x-x-x", "", "A", "node"}).Draw(t, "bound"), Labels: labels})
+		case 8:
+			name := rapid.SampledFrom([]string{"", "a", "a"})
+			list := rapid.SliceOfN(name, 0, 2)
+			b := fabric.Binding{Domain: "x-x-x"}
+			for range rapid.IntRange(1, 2).Draw(t, "blocks") {
+				switch rapid.IntRange(0, 4).Draw(t, "block") {
+				case 0:
+					b.Services = append(b.Services, fabric.BoundService{Name: name.Draw(t, "service"), Labels: labels})
+				case 1:
+					b.Nomad = append(b.Nomad, fabric.NomadScope{Namespace: "default", Jobs: list.Draw(t, "jobs")})
+				case 2:
+					b.Consul = append(b.Consul, fabric.ConsulScope{Namespace: "default", Services: list.Draw(t, "services")})
+				case 3:
+					b.Nodes = append(b.Nodes, fabric.NodeScope{Zone: name.Draw(t, "zone")})
+				case 4:
+					p := rapid.SampledFrom([]fabric.PortRange{{From: 1, To: 1}, {From: 0, To: 1}})
+					b.Outside = append(b.Outside, fabric.OutsideGrants{Ports: rapid.SliceOfN(p, 0, 2).Draw(t, "ports")})
+				}
+			}
+			g.Bindings = append(g.Bindings, b)
 		}
 		problems := g.Check(at.Now)
 		_, diags := DecodeGraph(at, Source{Name: "g.sif.hcl", Data: EncodeGraph(g)})

@@ -52,6 +52,13 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 		d.report(errorAt(t.rng, fmt.Sprintf("Add %s = [...], with members such as %s.", name, example), "a rule of %s has no %s", where, name))
 		return r
 	}
+	r.Ports = d.portList(attr, p, name, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of "+where.String())
+	return r
+}
+
+// portList decodes a list of ports or message types of a protocol, which must not be empty.
+func (d *decoder) portList(attr *hcl2.Attribute, p fabric.Protocol, name, remedy, where string) []fabric.PortRange {
+	var ports []fabric.PortRange
 	seen := map[fabric.PortRange]hcl2.Range{}
 	list := d.list(attr)
 	for _, e := range list {
@@ -64,12 +71,12 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 			continue
 		}
 		seen[pr] = e.rng
-		r.Ports = append(r.Ports, pr)
+		ports = append(ports, pr)
 	}
 	if list != nil && len(list) == 0 {
-		d.emptyList(attr, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of %s has no %s", where, name)
+		d.emptyList(attr, remedy, "%s has no %s", where, name)
 	}
-	return r
+	return ports
 }
 
 // ports decodes a port or an ICMP message type: a number, a range, or the name of a type.

@@ -40,6 +40,7 @@ type definition struct {
 	name    string // type of the block
 	label   string // name of the label; empty: no label
 	is      string // the only label that the definition applies to; empty: any
+	id      string // name in the JSON schema; empty: name and is
 	title   string // section title in the reference; empty: name
 	doc     string
 	example string

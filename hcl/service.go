@@ -84,12 +84,17 @@ func (d *decoder) external(b *hcl2.Block) fabric.External {
 	e := fabric.External{Name: b.Labels[0], Pos: position(labelRange(b))}
 	content := d.content(b.Body, externalBlock.schema, subject{kind: "external", label: e.Name})
 	e.Description, e.Labels = d.description(content), d.labels(content)
-	attr := content.Attributes["prefixes"]
-	if attr == nil {
-		return e
+	if attr := content.Attributes["prefixes"]; attr != nil {
+		e.Prefixes = d.prefixes(content, attr, fmt.Sprintf("external %q", e.Name))
 	}
+	return e
+}
+
+// prefixes decodes a list of prefixes, which must not be empty.
+func (d *decoder) prefixes(content *hcl2.BodyContent, attr *hcl2.Attribute, where string) []netip.Prefix {
+	var prefixes []netip.Prefix
 	seen := map[netip.Prefix]hcl2.Range{}
-	list := d.stringList(content, "prefixes")
+	list := d.stringList(content, attr.Name)
 	for _, t := range list {
 		p, ok := d.prefix(t)
 		if !ok {
@@ -100,12 +105,12 @@ func (d *decoder) external(b *hcl2.Block) fabric.External {
 			continue
 		}
 		seen[p] = t.rng
-		e.Prefixes = append(e.Prefixes, p)
+		prefixes = append(prefixes, p)
 	}
 	if list != nil && len(list) == 0 {
-		d.emptyList(attr, `List at least one, such as "192.0.2.0/24".`, "external %q has no prefixes", e.Name)
+		d.emptyList(attr, `List at least one, such as "192.0.2.0/24".`, "%s has no prefixes", where)
 	}
-	return e
+	return prefixes
 }
 
 // emptyList reports that a list is empty, unless its elements were invalid.

@@ -35,6 +35,10 @@ func (a Applied) hides(domain string) bool { return a.Partial && a.Graph.Domains
 func (s Stanza) Check(a Applied, w fabric.Workload, later map[string]bool, now time.Time) Diagnostics {
 	c := &checker{Applied: a}
 	if service, ok := c.selected(s, w, later); ok {
+		if refused := c.Graph.RefusedPorts(service.Domain, w.StaticPorts); len(refused) > 0 {
+			c.report(s.block, "Ask the operators of the fabric for a wider binding, or correct the job.",
+				"no binding lets domain %q publish port %s of a node", service.Domain, fabric.JoinPorts(refused))
+		}
 		requested := slices.Concat(c.roles(service, s.originate, "originator"), c.roles(service, s.respond, "responder"))
 		c.dormant(requested, now)
 	}
@@ -119,10 +123,48 @@ func loosen(s *fabric.Selector, w fabric.Workload, later map[string]bool) {
 	}
 }
 
+// possible returns the services that may select w when an instance of it is placed, and those that
+// bindings keep from it wherever that is.
+func (c *checker) possible(w fabric.Workload, later map[string]bool) (services []fabric.Ref, barred []fabric.Barred) {
+	loose := unplaced(c.Graph, w, later)
+	services, barred = loose.Select(w)
+	// To which domains it will be bound by its node is not known either.
+	loose.Bindings = unplacedBindings(c.Graph.Bindings, w)
+	more, _ := loose.Select(w)
+	services = append(services, more...)
+	slices.SortFunc(services, fabric.CompareRefs)
+	services = slices.Compact(services)
+	return services, slices.DeleteFunc(barred, func(b fabric.Barred) bool { return slices.Contains(services, b.Service) })
+}
+
+// unplacedBindings returns bindings that cover w if they could when an instance of it is placed.
+func unplacedBindings(bindings []fabric.Binding, w fabric.Workload) []fabric.Binding {
+	loose := slices.Clone(bindings)
+	for i := range loose {
+		b := &loose[i]
+		b.Nodes, b.Nomad = slices.Clone(b.Nodes), slices.Clone(b.Nomad)
+		for n := range b.Nodes {
+			node := &b.Nodes[n]
+			for _, f := range []struct {
+				want *string
+				have string
+			}{{&node.Zone, w.Zone}, {&node.Node, w.Node}, {&node.NodeClass, w.NodeClass}, {&node.NodePool, w.NodePool}} {
+				if f.have == "" {
+					*f.want = ""
+				}
+			}
+			if *node == (fabric.NodeScope{}) {
+				b.Nomad = append(b.Nomad, fabric.NomadScope{Namespace: "*"})
+			}
+		}
+	}
+	return loose
+}
+
 // selected returns the service of which the group would be an instance.
 func (c *checker) selected(s Stanza, w fabric.Workload, later map[string]bool) (fabric.Ref, bool) {
-	matches := c.Graph.Select(w)
-	possible := unplaced(c.Graph, w, later).Select(w)
+	matches, _ := c.Graph.Select(w)
+	possible, barred := c.possible(w, later)
 	what := fmt.Sprintf("group %q of job %q in namespace %q", w.Group, w.Job, w.Namespace)
 	if s.Service == "" {
 		switch {
@@ -132,6 +174,8 @@ func (c *checker) selected(s Stanza, w fabric.Workload, later map[string]bool) (
 			return matches[0], true
 		case len(matches) == 1:
 			return matches[0], true
+		case len(matches) == 0 && len(possible) == 0 && len(barred) > 0:
+			c.bar(s.block, what, barred)
 		case len(matches) == 0 && c.Partial:
 			c.unseen(s.block, "no service that the token may read selects %s", what)
 		case len(matches) == 0 && len(possible) > 0:
@@ -154,6 +198,10 @@ func (c *checker) selected(s Stanza, w fabric.Workload, later map[string]bool) (
 	if slices.Contains(possible, ref) {
 		c.warn(s.service, placedLater, "whether service %q selects %s depends on its placement", ref, what)
 		return ref, true
+	}
+	if i := slices.IndexFunc(barred, func(b fabric.Barred) bool { return b.Service == ref }); i >= 0 {
+		c.bar(s.service, what, barred[i:i+1])
+		return ref, false
 	}
 	if c.hides(ref.Domain) {
 		c.unseen(s.service, "service %q is not checked: the token may not read domain %q, if there is one", ref, ref.Domain)
@@ -185,6 +233,15 @@ func (c *checker) selected(s Stanza, w fabric.Workload, later map[string]bool) (
 	}
 	c.report(s.service, remedy, "the applied graph has no service %q", ref)
 	return ref, false
+}
+
+// bar reports that the domains of services may not have the group, although these select it.
+func (c *checker) bar(r hcl2.Range, what string, barred []fabric.Barred) {
+	var why []string
+	for _, b := range barred {
+		why = append(why, fmt.Sprintf("service %q selects it, but %s", b.Service, b.Why))
+	}
+	c.report(r, "Ask the operators of the fabric for a wider binding, or correct the job.", "no domain may select %s: %s", what, strings.Join(why, "; "))
 }
 
 // request is a contract that a stanza names and in which the service has the role.

@@ -85,7 +85,7 @@ func Refusal(group *nomadapi.TaskGroup, d Description) string {
 // filled in as Nomad's client does when it registers the services. One that it would not know
 // either, or that only it knows, stays as it is written.
 func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Description {
-	w := fabric.Workload{Namespace: nomadapi.DefaultNamespace, Job: parent(job), Group: *group.Name}
+	w := fabric.Workload{Namespace: nomadapi.DefaultNamespace, Job: parent(job), Group: *group.Name, StaticPorts: StaticPorts(group)}
 	for field, value := range map[*string]*string{&w.Namespace: job.Namespace, &w.Region: job.Region, &w.NodePool: job.NodePool} {
 		if value != nil && *value != "" {
 			*field = *value

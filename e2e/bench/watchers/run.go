@@ -274,7 +274,7 @@ func (r Reads) by(n int) Reads {
 
 // edited returns the graph with another port in one contract.
 func (b *bench) edited() *fabric.Graph {
-	g := &fabric.Graph{Domains: maps.Clone(b.base.Graph.Domains), Guardrails: b.base.Graph.Guardrails}
+	g := &fabric.Graph{Domains: maps.Clone(b.base.Graph.Domains), Guardrails: b.base.Graph.Guardrails, Bindings: b.base.Graph.Bindings}
 	names := slices.Sorted(maps.Keys(g.Domains))
 	for {
 		d := *g.Domains[names[b.rng.IntN(len(names))]]

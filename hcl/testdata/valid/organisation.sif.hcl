@@ -150,3 +150,34 @@ guardrail "no-dev-to-mail" {
     to   = { name = "batch" }
   }
 }
+
+binding "elsewhere" {
+  description = "Another team"
+  labels      = local.prod
+  service "cards" {
+    labels = { pci = "yes" }
+  }
+  nomad {
+    jobs = ["shop-${lower("EU")}", "shop-*"]
+  }
+  nomad {
+    namespace = "prod-*"
+  }
+  consul {
+    namespace = "prod"
+    services  = ["web"]
+  }
+  dynamic "node" {
+    for_each = ["aws", "gcp"]
+    content {
+      zone       = node.value
+      node       = "w*"
+      node_class = "batch"
+      node_pool  = "spot"
+    }
+  }
+  outside {
+    prefixes = local.cidrs
+    ports    = [var.port, "9000-9010"]
+  }
+}

@@ -16,8 +16,22 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// declared applies the one rule to a flow and collects the reasons.
+// declared applies the one rule to a flow and collects the reasons. What the two parties declare
+// beyond bindings is among them: it has no effect, or loses it when admissions are renewed.
 func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
+	d := decided(f, from, to, protocol, port)
+	for _, p := range []api.Party{from, to} {
+		for _, e := range f.Graph.Excess(p.Domain()) {
+			reason := api.Reason{Pos: e.Pos, Why: e.Why}
+			if (e.Name == "" || e.Name == p.Service.Name || e.Name == p.External.Name) && !slices.Contains(d.Reasons, reason) {
+				d.Reasons = append(d.Reasons, reason)
+			}
+		}
+	}
+	return d
+}
+
+func decided(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	docs := verify.Documents(f.Graph, f.Now)
 	no := func(why string) api.Declared { return api.Declared{Reasons: []api.Reason{{Why: why}}} }
 	var d api.Declared
@@ -142,6 +156,9 @@ func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 				why = obstacles(c, r, f.Now, waiting[r], from, to)
 				if !opens {
 					why = append(why, fmt.Sprintf("it allows %s, not %s", rulesText(c.Rules), flowText(protocol, port)))
+				}
+				if len(why) == 0 {
+					why = append(why, "bindings do not let the external have the address")
 				}
 			case names(c.Originators, to) && names(c.Responders, from) && opens:
 				why = []string{"it allows the opposite direction only"}

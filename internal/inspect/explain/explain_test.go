@@ -103,6 +103,38 @@ func world() View {
 	return View{Fabric: f}
 }
 
+// What a party declares beyond a binding is told, whether the flow passes still or not.
+func TestBindings(t *testing.T) {
+	v := world()
+	shop := v.Graph.Domains["shop"]
+	shop.Services[0].Selectors = []fabric.Selector{{Kind: fabric.SelectNode, Zone: "z1", Pos: fabric.Position{File: "shop.sif.hcl", Line: 5, Column: 1}}}
+	reasons := func(from, to string, port uint16) (allowed bool, why string) {
+		a, err := Explain(v, ask(from, to, fabric.TCP, port))
+		must.NoError(t, err)
+		for _, r := range a.Flows[0].Declared.Reasons {
+			why += r.String() + "\n"
+		}
+		return a.Flows[0].Declared.Allowed, why
+	}
+	allowed, why := reasons("web-1", "shop/db", 5432)
+	must.True(t, allowed)
+	must.StrNotContains(t, why, "binding")
+	allowed, _ = reasons("203.0.113.9", "shop/api", 443)
+	must.True(t, allowed)
+
+	v.Graph.Bindings = []fabric.Binding{{Domain: "shop", Nomad: []fabric.NomadScope{{Namespace: "default"}}}}
+	allowed, why = reasons("web-1", "shop/db", 5432)
+	must.True(t, allowed) // the endpoint was admitted before
+	must.StrContains(t, why, `a selector of service "web" of domain "shop", node(zone=z1), selects beyond binding "shop" (shop.sif.hcl:5:1)`)
+	allowed, why = reasons("203.0.113.9", "shop/api", 443)
+	must.False(t, allowed)
+	must.StrContains(t, why, "contract shop/front (shop.sif.hcl:70:3): bindings do not let the external have the address")
+	must.StrContains(t, why, `prefix 203.0.113.0/24 of external "users" of domain "shop" lies beyond binding "shop"`)
+	v.Graph.Bindings[0].Domain = "other"
+	_, why = reasons("web-1", "shop/db", 5432)
+	must.StrContains(t, why, `no binding covers domain "shop"`)
+}
+
 func TestDeclared(t *testing.T) {
 	for _, tc := range []struct {
 		from, to string

@@ -93,8 +93,10 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 			shards[s] = true
 		}
 		indexes[r.Domains] = true
-		if !r.Guardrails.IsZero() {
-			set[r.Guardrails] = true
+		for _, h := range []fabric.Hash{r.Guardrails, r.Bindings} {
+			if !h.IsZero() {
+				set[h] = true
+			}
 		}
 		return nil
 	})

@@ -51,7 +51,7 @@ func (s *scale) move(next *fabric.Compiled, fresh []fabric.Object) {
 // change compiles the graph with another port in one contract.
 func (s *scale) change() (next *fabric.Compiled, fresh []fabric.Object, touched []fabric.Ref) {
 	s.port++
-	g := &fabric.Graph{Domains: maps.Clone(s.base.Graph.Domains), Guardrails: s.base.Graph.Guardrails}
+	g := &fabric.Graph{Domains: maps.Clone(s.base.Graph.Domains), Guardrails: s.base.Graph.Guardrails, Bindings: s.base.Graph.Bindings}
 	for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
 		d := *g.Domains[name]
 		if len(d.Contracts) > 0 {

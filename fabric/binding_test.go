@@ -1,0 +1,360 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package fabric
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"testing"
+
+	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
+)
+
+func TestPattern(t *testing.T) {
+	for _, c := range []struct {
+		pattern, s string
+		want       bool
+	}{
+		{"web", "web", true},
+		{"web", "web2", false},
+		{"web*", "web", true},
+		{"web*", "web-2", true},
+		{"web*", "aweb", false},
+		{"*", "", true},
+		{"*web", "a-web", true},
+		{"a*b*c", "abbbc", true},
+		{"a*b*c", "acb", false},
+		{"a*a", "a", false},
+		{"a*ab*b", "aab", false},
+		{"w?b", "web", false},
+		{"", "web", false},
+	} {
+		must.Eq(t, c.want, fits(c.pattern, c.s), must.Sprintf("%q %q", c.pattern, c.s))
+	}
+}
+
+// A scope that contains a selector covers every workload that the selector matches.
+func TestScopeContains(t *testing.T) {
+	nomad := Selector{Kind: SelectNomad, Namespace: "default", Job: "web", NodePool: "spot"}
+	consul := Selector{Kind: SelectConsul, Namespace: "default", Service: "news"}
+	node := Selector{Kind: SelectNode, Zone: "aws1", Node: "w1"}
+	for _, c := range []struct {
+		name                string
+		scope               scope
+		nomad, consul, node bool
+	}{
+		{"namespace", NomadScope{Namespace: "default"}, true, true, false},
+		{"another namespace", NomadScope{Namespace: "prod"}, false, false, false},
+		{"namespaces", NomadScope{Namespace: "*"}, true, true, false},
+		{"job", NomadScope{Namespace: "default", Jobs: []string{"x", "w*"}}, true, false, false},
+		{"another job", NomadScope{Namespace: "default", Jobs: []string{"x"}}, false, false, false},
+		{"service", ConsulScope{Namespace: "def*", Services: []string{"news"}}, false, true, false},
+		{"service in another namespace", ConsulScope{Namespace: "prod", Services: []string{"news"}}, false, false, false},
+		{"another service", ConsulScope{Namespace: "default", Services: []string{"new"}}, false, false, false},
+		{"zone", NodeScope{Zone: "aws1"}, false, false, true},
+		{"zone and node", NodeScope{Zone: "aws*", Node: "w*"}, false, false, true},
+		{"another node", NodeScope{Zone: "aws1", Node: "w2"}, false, false, false},
+		{"class that the selector leaves open", NodeScope{Zone: "aws1", NodeClass: "*"}, false, false, false},
+		{"pool", NodeScope{NodePool: "spot"}, true, false, false},
+		{"no property", NodeScope{}, false, false, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			must.Eq(t, c.nomad, c.scope.contains(nomad))
+			must.Eq(t, c.consul, c.scope.contains(consul))
+			must.Eq(t, c.node, c.scope.contains(node))
+		})
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		s, sel, w := drawScope(t), drawSelector(t), drawWorkload(t)
+		if s.contains(sel) && sel.Matches(w) && !s.covers(w) {
+			t.Fatalf("%s contains %s, which matches %+v, but does not cover it", s, sel, w)
+		}
+	})
+}
+
+var few = rapid.SampledFrom([]string{"a", "b", "ab"})
+
+func drawScope(t *rapid.T) scope {
+	pattern := rapid.SampledFrom([]string{"a", "b", "a*", "*"})
+	switch rapid.IntRange(0, 2).Draw(t, "scope") {
+	case 0:
+		return NomadScope{Namespace: pattern.Draw(t, "namespace"), Jobs: rapid.SliceOfN(pattern, 0, 2).Draw(t, "jobs")}
+	case 1:
+		return ConsulScope{Namespace: pattern.Draw(t, "namespace"), Services: rapid.SliceOfN(pattern, 1, 2).Draw(t, "services")}
+	}
+	property := rapid.SampledFrom([]string{"", "", "a", "a*"})
+	return NodeScope{Zone: property.Draw(t, "zone"), Node: property.Draw(t, "node"), NodeClass: property.Draw(t, "class"), NodePool: property.Draw(t, "pool")}
+}
+
+func drawSelector(t *rapid.T) Selector {
+	property := rapid.SampledFrom([]string{"", "", "a", "b"})
+	s := Selector{
+		Kind:      rapid.SampledFrom([]SelectorKind{SelectNomad, SelectConsul, SelectNode}).Draw(t, "kind"),
+		NodeClass: property.Draw(t, "class"), NodePool: property.Draw(t, "pool"),
+	}
+	switch s.Kind {
+	case SelectNomad:
+		s.Namespace, s.Job, s.Group = few.Draw(t, "namespace"), few.Draw(t, "job"), property.Draw(t, "group")
+	case SelectConsul:
+		s.Namespace, s.Service, s.NodeClass, s.NodePool = few.Draw(t, "namespace"), few.Draw(t, "service"), "", ""
+	case SelectNode:
+		s.Zone, s.Node = few.Draw(t, "zone"), property.Draw(t, "node")
+	}
+	return s
+}
+
+func drawWorkload(t *rapid.T) Workload {
+	w := Workload{
+		Namespace: few.Draw(t, "namespace"), Job: few.Draw(t, "job"), Group: few.Draw(t, "group"),
+		Zone: few.Draw(t, "zone"), Node: few.Draw(t, "node"), NodeClass: few.Draw(t, "class"), NodePool: few.Draw(t, "pool"),
+	}
+	for range rapid.IntRange(0, 2).Draw(t, "services") {
+		w.Services = append(w.Services, WorkloadService{Name: few.Draw(t, "service")})
+	}
+	return w
+}
+
+func TestSelectKeepsToBindings(t *testing.T) {
+	domain := func(name string, selectors ...Selector) *Domain {
+		return &Domain{Name: name, Services: []Service{{Name: "x", Selectors: selectors}}}
+	}
+	web := Selector{Kind: SelectNomad, Namespace: "default", Job: "web"}
+	zone := Selector{Kind: SelectNode, Zone: "aws1"}
+	g := &Graph{Domains: map[string]*Domain{"shop": domain("shop", web), "greedy": domain("greedy", zone)}}
+	w := Workload{Namespace: "default", Job: "web", Zone: "aws1"}
+	other := Workload{Namespace: "default", Job: "other", Zone: "aws1"}
+	shop, greedy := Ref{"shop", "x"}, Ref{"greedy", "x"}
+	bound := Binding{Domain: "shop", Nomad: []NomadScope{{Namespace: "default", Jobs: []string{"web"}}}}
+	node := Binding{Domain: "greedy", Nodes: []NodeScope{{Zone: "aws1"}}}
+	for _, c := range []struct {
+		name     string
+		bindings []Binding
+		w        Workload
+		services []Ref
+		barred   []Barred
+	}{
+		{"without bindings, it is ambiguous", nil, w, []Ref{greedy, shop}, nil},
+		{"an empty binding of all", []Binding{{Domain: "*"}}, w, []Ref{greedy, shop}, nil},
+		{"bound, and the other has none", []Binding{bound}, w, []Ref{shop}, []Barred{{greedy, `no binding covers domain "greedy"`}}},
+		{"unclaimed, and the other has none", []Binding{bound}, other, nil, []Barred{{greedy, `no binding covers domain "greedy"`}}},
+		{"bound, and the other has what is left", []Binding{bound, {Domain: "*"}}, w, []Ref{shop}, []Barred{{greedy, `it is bound to domain shop`}}},
+		{"what is left", []Binding{bound, {Domain: "*"}}, other, []Ref{greedy}, nil},
+		{"bound to both", []Binding{bound, node}, w, []Ref{greedy, shop}, nil},
+		{"bound to a domain that does not exist yet", []Binding{{Domain: "later", Nodes: []NodeScope{{Zone: "aws1"}}}, {Domain: "*"}}, w, nil,
+			[]Barred{{greedy, `it is bound to domain later`}, {shop, `it is bound to domain later`}}},
+		{"outside its own binding", []Binding{{Domain: "shop"}, {Domain: "*"}}, w, []Ref{greedy}, []Barred{{shop, `binding "shop" does not let domain "shop" select it`}}},
+		{"all, within limits", []Binding{{Domain: "*", Nomad: []NomadScope{{Namespace: "default", Jobs: []string{"o*"}}}}}, w, nil,
+			[]Barred{{greedy, `binding "*" does not let domain "greedy" select it`}, {shop, `binding "*" does not let domain "shop" select it`}}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			services, barred := (&Graph{Domains: g.Domains, Bindings: c.bindings}).Select(c.w)
+			must.Eq(t, c.services, services)
+			must.Eq(t, c.barred, barred)
+		})
+	}
+}
+
+// Whatever the owners of other domains write, it changes nothing for a workload that is bound to a
+// domain and to no other.
+func TestNobodyElseSelectsWhatIsBound(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		domain := func(name string) *Domain {
+			d := &Domain{Name: name}
+			for i := range rapid.IntRange(0, 2).Draw(t, "services of "+name) {
+				d.Services = append(d.Services, Service{Name: fmt.Sprint("s", i), Selectors: rapid.SliceOfN(rapid.Custom(drawSelector), 1, 2).Draw(t, "selectors")})
+			}
+			return d
+		}
+		g := &Graph{Domains: map[string]*Domain{}}
+		for _, name := range []string{"a", "b", "c"} {
+			g.Domains[name] = domain(name)
+		}
+		owners := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", EveryDomain}), 1, 3, rapid.ID).Draw(t, "bindings")
+		for _, name := range owners {
+			b := Binding{Domain: name}
+			for range rapid.IntRange(0, 2).Draw(t, "scopes") {
+				switch s := drawScope(t).(type) {
+				case NomadScope:
+					b.Nomad = append(b.Nomad, s)
+				case ConsulScope:
+					b.Consul = append(b.Consul, s)
+				case NodeScope:
+					if s != (NodeScope{}) {
+						b.Nodes = append(b.Nodes, s)
+					}
+				}
+			}
+			g.Bindings = append(g.Bindings, b)
+		}
+		w := drawWorkload(t)
+		boundTo := map[string]bool{}
+		for _, b := range g.Bindings {
+			if b.Domain != EveryDomain && b.covers(w) {
+				boundTo[b.Domain] = true
+			}
+		}
+		before, _ := g.Select(w)
+		for _, r := range before {
+			if len(boundTo) > 0 && !boundTo[r.Domain] {
+				t.Fatalf("%s selects a workload that is bound to %v", r, boundTo)
+			}
+		}
+		attacker := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "attacker")
+		if len(boundTo) == 0 || boundTo[attacker] {
+			return
+		}
+		attacked := &Graph{Domains: maps.Clone(g.Domains), Bindings: g.Bindings}
+		attacked.Domains[attacker] = domain(attacker)
+		after, _ := attacked.Select(w)
+		must.Eq(t, before, after)
+	})
+}
+
+// A domain without an excess selects whatever its selectors match, unless that is bound to others.
+func TestNoExcessMeansFullEffect(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		sel, w := drawSelector(t), drawWorkload(t)
+		g := &Graph{Domains: map[string]*Domain{"a": {Name: "a", Services: []Service{{Name: "s", Selectors: []Selector{sel}}}}}}
+		b := Binding{Domain: "a"}
+		switch s := drawScope(t).(type) {
+		case NomadScope:
+			b.Nomad = []NomadScope{s}
+		case ConsulScope:
+			b.Consul = []ConsulScope{s}
+		case NodeScope:
+			b.Nodes = []NodeScope{s}
+		}
+		g.Bindings = []Binding{b}
+		if services, barred := g.Select(w); len(g.Excess("a")) == 0 {
+			must.SliceEmpty(t, barred)
+			must.Eq(t, sel.Matches(w), len(services) == 1)
+		}
+	})
+}
+
+func TestCheckGrants(t *testing.T) {
+	at := func(line int) Position { return Position{File: "a.hcl", Line: line, Column: 1} }
+	d := &Domain{Name: "shop", Pos: at(1), Services: []Service{{Name: "web", Selectors: []Selector{
+		{Kind: SelectNode, Zone: "aws1", Pos: at(2)},
+		{Kind: SelectNomad, Namespace: "default", Job: "web", Pos: at(3)},
+	}}}, Externals: []External{{Name: "users", Pos: at(4), Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")}}}}
+	base := &Graph{Domains: map[string]*Domain{"shop": d}}
+	says := func(g, base *Graph) (list []string) {
+		for _, p := range g.CheckGrants(base) {
+			list = append(list, p.String())
+		}
+		return list
+	}
+	g := &Graph{Domains: base.Domains, Bindings: []Binding{{Domain: "shop", Pos: at(9),
+		Nomad:   []NomadScope{{Namespace: "default", Jobs: []string{"w*"}}},
+		Outside: []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("10.99.0.0/16")}, Ports: []PortRange{{80, 80}, {8000, 8100}}}},
+	}}}
+	remedy := `; narrow it, or ask the operators of the fabric for a wider binding "shop"`
+	want := []string{
+		`a.hcl:2:1: a selector of service "web" of domain "shop", node(zone=aws1), selects beyond binding "shop" at a.hcl:9:1` + remedy,
+		`a.hcl:4:1: prefix 10.0.0.0/8 of external "users" of domain "shop" lies beyond binding "shop" at a.hcl:9:1` + remedy,
+	}
+	must.Eq(t, want, says(g, &Graph{}))
+	must.SliceEmpty(t, says(g, base)) // an operator may narrow a binding
+	again := *d
+	must.SliceEmpty(t, says(&Graph{Domains: map[string]*Domain{"shop": &again}, Bindings: g.Bindings}, base))
+	changed := *d
+	changed.Description = "x"
+	must.Eq(t, want, says(&Graph{Domains: map[string]*Domain{"shop": &changed}, Bindings: g.Bindings}, base))
+	must.Eq(t, []uint16{22, 8101}, g.RefusedPorts("shop", []uint16{22, 80, 8000, 8101}))
+	must.SliceEmpty(t, base.RefusedPorts("shop", []uint16{22}))
+
+	none := &Graph{Domains: base.Domains, Bindings: []Binding{{Domain: "other"}}}
+	must.Eq(t, []string{`a.hcl:1:1: no binding covers domain "shop", so its services select nothing and its externals are nowhere; ask the operators of the fabric for a binding "shop"`}, says(none, &Graph{}))
+	must.SliceEmpty(t, says(&Graph{Domains: base.Domains, Bindings: []Binding{{Domain: EveryDomain}}}, &Graph{}))
+
+	taken := &Graph{Domains: base.Domains, Bindings: []Binding{{Domain: EveryDomain}, {Domain: "other", Nomad: []NomadScope{{Namespace: "default"}}}}}
+	must.Eq(t, []string{`a.hcl:3:1: a selector of service "web" of domain "shop", nomad(namespace=default, job=web), selects only what is bound to domain "other"` + remedy}, says(taken, &Graph{}))
+}
+
+// Documents leave out the prefixes that a domain may not use.
+func TestDocumentsKeepToBindings(t *testing.T) {
+	in, out := netip.MustParsePrefix("10.99.0.0/24"), netip.MustParsePrefix("10.0.0.0/8")
+	users, web := Ref{"shop", "users"}, Ref{"shop", "web"}
+	g := &Graph{Domains: map[string]*Domain{"shop": {
+		Name: "shop", Services: []Service{{Name: "web"}}, Externals: []External{{Name: "users", Prefixes: []netip.Prefix{in, out}}},
+		Contracts: []Contract{{Name: "c", Originators: []Ref{users}, Responders: []Ref{web}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{80, 80}}}}}},
+	}}}
+	peers := func(bindings ...Binding) []Peer {
+		g.Bindings = bindings
+		return Documents(g)[0].Responds[0].Peers
+	}
+	must.Eq(t, []Peer{{users, []netip.Prefix{in, out}}}, peers())
+	must.Eq(t, []Peer{{users, []netip.Prefix{in}}}, peers(Binding{Domain: "shop", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{in}}}}))
+	must.Eq(t, []Peer{}, peers(Binding{Domain: "shop"}))
+	must.Eq(t, []Peer{}, peers(Binding{Domain: "other"}))
+}
+
+// In a graph with bindings, an owner can neither set nor drop a label by which a guardrail knows
+// him.
+func TestGuardrailLabelsAreTheOperators(t *testing.T) {
+	graph := func(own, service Labels, b ...Binding) *Graph {
+		return &Graph{
+			Domains: map[string]*Domain{
+				"dev":   {Name: "dev", Labels: own, Services: []Service{{Name: "web", Labels: service}}},
+				"cards": {Name: "cards", Services: []Service{{Name: "db"}}, Accepts: []Accept{{Contract: Ref{"dev", "c"}}}},
+			},
+			Guardrails: []Guardrail{{Name: "g", Deny: []Denial{{From: Labels{"env": "dev"}, To: Labels{"pci": "yes"}}}}},
+			Bindings:   b,
+		}
+	}
+	dev := Binding{Domain: "dev", Labels: Labels{"env": "dev"}}
+	cards := Binding{Domain: "cards", Services: []BoundService{{Name: "db", Labels: Labels{"pci": "yes"}}}}
+	says := func(g *Graph) (list []string) {
+		for _, p := range g.Check(reachNow) {
+			list = append(list, p.Summary)
+		}
+		return list
+	}
+	must.SliceEmpty(t, says(graph(Labels{"env": "prod"}, nil)))
+	must.SliceEmpty(t, says(graph(nil, Labels{"tier": "edge"}, dev, cards)))
+	must.SliceEmpty(t, says(graph(Labels{"env": "dev"}, nil, dev)))
+	must.Eq(t, []string{`label "env" of domain "dev" is "prod", but binding "dev" sets it to "dev"`}, says(graph(Labels{"env": "prod"}, nil, dev)))
+	must.Eq(t, []string{`label "env" of service "web" is "prod", but binding "dev" sets it to "dev"`}, says(graph(nil, Labels{"env": "prod"}, dev)))
+	must.Eq(t, []string{`label "pci" of service "web" is named by guardrail "g", so only a binding can set it`}, says(graph(nil, Labels{"pci": "no"}, dev)))
+	must.Eq(t, []string{`label "env" of domain "dev" is named by guardrail "g", so only a binding can set it`}, says(graph(Labels{"env": "prod"}, nil, Binding{Domain: EveryDomain})))
+
+	// The labels of bindings are what guardrails see.
+	g := graph(nil, nil, dev, cards)
+	must.Eq(t, Labels{"domain": "cards", "name": "db", "pci": "yes"}, g.LabelsOf(Ref{"cards", "db"}))
+	contract := Contract{Name: "c", Originators: []Ref{{"dev", "web"}}, Responders: []Ref{{"cards", "db"}}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{80, 80}}}}}
+	g.Domains["dev"].Contracts = []Contract{contract}
+	must.Len(t, 1, says(g))
+	g.Bindings = g.Bindings[:1]
+	must.SliceEmpty(t, says(g))
+	g.Domains["dev"].Contracts = nil
+	without := graph(nil, nil, dev)
+	without.Domains["dev"].Contracts = []Contract{contract}
+	bound := &Graph{Domains: without.Domains, Guardrails: without.Guardrails, Bindings: []Binding{dev, cards}}
+	must.Len(t, 1, bound.CheckChange(without, reachNow)) // a binding that makes a contract a breach
+}
+
+func TestCompareBindings(t *testing.T) {
+	d := &Domain{Name: "a", Services: []Service{{Name: "web", Selectors: []Selector{{Kind: SelectNomad, Namespace: "default", Job: "web"}}}}}
+	graph := func(b ...Binding) *Graph { return &Graph{Domains: map[string]*Domain{"a": d}, Bindings: b} }
+	job := Binding{Domain: "a", Nomad: []NomadScope{{Namespace: "default", Jobs: []string{"web"}}}}
+	delta := Compare(graph(), graph(job), reachNow)
+	must.Eq(t, []BindingChange{
+		{Domain: "*", Change: Removed, Lost: []string{"may select every workload", "may use every prefix", "may publish every port"}},
+		{Domain: "a", Change: Added, Gained: []string{"may select nomad(namespace=default, jobs=web)"}},
+	}, delta.Bindings)
+	must.SliceEmpty(t, delta.Excess)
+	moved := job
+	moved.Pos, moved.Description = Position{File: "x", Line: 1, Column: 1}, "text"
+	must.True(t, Compare(graph(job), graph(moved), reachNow).Empty())
+	wider := job
+	wider.Outside, wider.Nomad = []OutsideGrants{{Ports: []PortRange{{80, 90}}}}, nil
+	delta = Compare(graph(job), graph(wider), reachNow)
+	must.Eq(t, []BindingChange{{Domain: "a", Change: Altered, Gained: []string{"may publish port 80-90"}, Lost: []string{"may select nomad(namespace=default, jobs=web)"}}}, delta.Bindings)
+	must.Eq(t, []Excess{{Domain: "a", Name: "web", Why: `a selector of service "web" of domain "a", nomad(namespace=default, job=web), selects beyond binding "a"`}}, delta.Excess)
+	must.True(t, slices.ContainsFunc(Compare(graph(job), graph(), reachNow).Bindings, func(c BindingChange) bool { return c.Domain == "*" && c.Change == Added }))
+}

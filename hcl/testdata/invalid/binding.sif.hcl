@@ -1,0 +1,58 @@
+binding "shop" {
+  labels = { name = "x", env = "prod" }
+  nomad {
+    jobs = ["shop", "shop", ""]
+  }
+  nomad {
+    jobs = []
+  }
+  nomad {
+    namespace = ""
+    job       = "shop"
+  }
+  consul {
+    services = []
+  }
+  consul {
+  }
+  node {
+  }
+  node {
+    zone = "*"
+  }
+  outside {
+  }
+  outside {
+    prefixes = ["192.0.2.1/24", "x"]
+    ports    = [0, 80, 80, "9-8", "http"]
+    names    = ["*.example.org"]
+  }
+  outside {
+    prefixes = []
+  }
+  service "a--b" {
+    labels = {}
+  }
+  service "web" {
+    labels = { domain = "x" }
+  }
+  service "web" {
+  }
+  guardrail {
+  }
+}
+
+binding "shop" {
+}
+
+binding "Shop" {
+}
+
+binding "node" {
+}
+
+binding "*" {
+  service "web" {
+    labels = { pci = "yes" }
+  }
+}
