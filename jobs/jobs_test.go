@@ -21,7 +21,7 @@ import (
 var jobName = regexp.MustCompile(`(?m)^job "([^"]+)"`)
 
 func TestJobsAgreeWithGraphs(t *testing.T) {
-	sources, err := hcl.ReadSources("getaway", "voting")
+	sources, err := hcl.ReadSources("getaway", "voting", "bindings.sif.hcl")
 	must.NoError(t, err)
 	graph, diags := hcl.DecodeGraph(hcl.Options{}, sources...)
 	must.SliceEmpty(t, diags)
