@@ -173,10 +173,15 @@ func due(ep endpoint) time.Time {
 	return at
 }
 
-// renew renews the admissions that are due.
+// mustRenew reports whether the admission of an endpoint is due, or the controller has lost it.
+func (a *Agent) mustRenew(ep endpoint) bool {
+	return !a.now().Before(due(ep)) || a.releases.lacks(ep.ID)
+}
+
+// renew renews the admissions that are due, and those that the controller has lost.
 func (a *Agent) renew(ctx context.Context) {
 	for _, ep := range a.endpoints.all() {
-		if a.now().Before(due(ep)) {
+		if !a.mustRenew(ep) {
 			continue
 		}
 		err := a.renewOne(ctx, ep)
@@ -192,7 +197,7 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	unlock := a.locks.Lock(ep.Attachment)
 	defer unlock()
 	ep, still := a.endpoints.get(ep.Attachment)
-	if !still || a.now().Before(due(ep)) {
+	if !still || !a.mustRenew(ep) {
 		return nil // removed, or attached again
 	}
 	ctx, cancel := context.WithTimeout(ctx, renewTimeout)
@@ -200,6 +205,7 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	if err := a.admit(ctx, &ep); err != nil {
 		return err
 	}
+	a.releases.renewed(ep.ID)
 	kept := a.endpoints.put(ep)
 	// The renewed request is not in force until the engines have it. retryPending sends it.
 	a.engines.setPending(ep, []string{"renewed, not announced yet"})

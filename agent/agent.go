@@ -138,6 +138,23 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 // takeOver finds the endpoints whose interfaces still exist, and removes interfaces that an earlier
 // agent did not finish. Reconcile replaces the programs after the maps are filled.
 func (a *Agent) takeOver(ctx context.Context) error {
+	attached, err := a.data.Attached()
+	if err != nil {
+		return err
+	}
+	var existing []string
+	for _, name := range attached {
+		index, err := linkIndex(name)
+		if err != nil {
+			return err
+		}
+		if index != 0 {
+			existing = append(existing, name)
+		}
+	}
+	if err := a.endpoints.lost(existing); err != nil {
+		return err
+	}
 	known := map[string]bool{}
 	for _, ep := range a.endpoints.all() {
 		known[ep.HostIf] = true
@@ -156,10 +173,6 @@ func (a *Agent) takeOver(ctx context.Context) error {
 		if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 			a.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 		}
-	}
-	attached, err := a.data.Attached()
-	if err != nil {
-		return err
 	}
 	for _, name := range attached {
 		if known[name] {

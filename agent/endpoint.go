@@ -6,6 +6,7 @@ package agent
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -47,20 +48,36 @@ func hostIfName(a cnicall.Attachment) string {
 
 // endpoints is the set of attached workloads, in memory and on disk. It is safe for concurrent use.
 type endpoints struct {
+	path  string
+	found bool // there was a file
 	saved *coalesce.Func
 
 	mu  sync.Mutex
 	set map[cnicall.Attachment]endpoint
 }
 
+// lost returns an error if the file is missing although interfaces of endpoints exist, which would
+// be removed as those of nobody. Otherwise it creates a file that is missing.
+func (es *endpoints) lost(interfaces []string) error {
+	switch {
+	case es.found:
+		return nil
+	case len(interfaces) > 0:
+		return fmt.Errorf("the endpoints of this node are lost: there is no %s, but %d interfaces of endpoints, %s first; put the file back, or drain the node in Nomad and start again",
+			es.path, len(interfaces), interfaces[0])
+	}
+	return es.saved.Call()
+}
+
 func openEndpoints(path string) (*endpoints, error) {
-	es := &endpoints{set: map[cnicall.Attachment]endpoint{}}
+	es := &endpoints{path: path, set: map[cnicall.Attachment]endpoint{}}
 	file := statefile.File[[]endpoint]{Path: path, What: "the endpoints"}
 	es.saved = file.Saver(es.all)
-	list, _, err := file.Read()
+	list, found, err := file.Read()
 	if err != nil {
 		return nil, err
 	}
+	es.found = found
 	for _, ep := range list {
 		es.set[ep.Attachment] = ep
 	}

@@ -118,6 +118,19 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 		_ = json.NewEncoder(w).Encode(api.CertificateReply{Certificate: ca.Certify(service.SPIFFE(), req.CSR, time.Hour)})
 	})
 	mux.HandleFunc("DELETE /v1/node/admission/{endpoint}", func(_ http.ResponseWriter, r *http.Request) { gone <- r.PathValue("endpoint") })
+	mux.HandleFunc("GET /v1/node/admissions", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(api.NodeAdmissions{
+			Live:    []api.LiveAdmission{{Endpoint: "kept", Issued: time.Unix(1, 0)}, {Endpoint: "gone", IPv4: netip.MustParseAddr("100.64.0.2"), Issued: time.Unix(1, 0)}},
+			Resting: []api.RestingAddress{{Address: netip.MustParseAddr("100.64.0.3"), Until: time.Now().Add(rest)}},
+		})
+	})
+	mux.HandleFunc("POST /v1/node/release", func(_ http.ResponseWriter, r *http.Request) {
+		var req api.ReleaseRequest
+		_ = json.NewDecoder(r.Body).Decode(&req)
+		for endpoint := range req.Issued {
+			gone <- endpoint
+		}
+	})
 	server := ca.Controller(mux)
 	t.Cleanup(server.Close)
 	roots := x509.NewCertPool()

@@ -20,12 +20,14 @@ import (
 const releaseInterval = time.Minute
 
 // releases finds admissions that the controller still has although their endpoint is gone: their
-// release was lost. Until they expire, their addresses could not be given to other endpoints. It is
-// safe for concurrent use. The zero value compares at the first call of Agent.releaseLost.
+// release was lost. Until they expire, their addresses could not be given to other endpoints. It
+// also finds endpoints whose admissions the controller has lost. It is safe for concurrent use. The
+// zero value compares at the first call of Agent.releaseLost.
 type releases struct {
 	mu       sync.Mutex
-	next     time.Time      // when to compare again
-	progress map[string]int // attachments in progress by endpoint
+	next     time.Time       // when to compare again
+	progress map[string]int  // attachments in progress by endpoint
+	lacking  map[string]bool // endpoints whose admissions the controller lacks
 }
 
 // begin notes that an endpoint is being attached, so that its admission is not taken for a lost
@@ -67,16 +69,37 @@ func (r *releases) inProgress() []string {
 	return slices.Collect(maps.Keys(r.progress))
 }
 
-// compared sets when to compare again.
-func (r *releases) compared() {
+// compared sets when to compare again, and what the controller lacks.
+func (r *releases) compared(lacking map[string]bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.next = time.Now().Add(releaseInterval)
+	r.next, r.lacking = time.Now().Add(releaseInterval), lacking
+}
+
+// lacks reports whether the controller lacked the admission of an endpoint when it was last asked.
+func (r *releases) lacks(endpoint string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.lacking[endpoint]
+}
+
+// renewed notes that the controller has an admission of an endpoint.
+func (r *releases) renewed(endpoint string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.lacking, endpoint)
 }
 
 // releaseLost releases the admissions of endpoints that are not on this node, and notes which
-// addresses rest at the controller, so that they are not offered to it.
+// addresses rest at the controller, so that they are not offered to it. Admissions that the
+// controller has lost are renewed.
 func (a *Agent) releaseLost(ctx context.Context) error {
+	lacking := map[string]bool{}
+	for _, ep := range a.endpoints.all() {
+		if ep.admitted() && ep.HostIndex != 0 {
+			lacking[ep.ID] = true
+		}
+	}
 	has, err := a.node.Controller.Admissions(ctx)
 	if err != nil {
 		return fmt.Errorf("compare the admissions of this node: %w", err)
@@ -93,7 +116,10 @@ func (a *Agent) releaseLost(ctx context.Context) error {
 			return fmt.Errorf("release the admissions of %d endpoints that are gone: %w", len(lost), err)
 		}
 	}
-	a.releases.compared()
+	for _, l := range has.Live {
+		delete(lacking, l.Endpoint)
+	}
+	a.releases.compared(lacking)
 	return a.addresses.avoid(has.Resting, a.now())
 }
 

@@ -14,6 +14,8 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 // An endpoint that is being attached while the agent compares is never taken for a lost one.
@@ -50,7 +52,7 @@ func TestAttachmentsAreNotLost(t *testing.T) {
 func TestWhenReleasesAreCompared(t *testing.T) {
 	var r releases
 	must.True(t, r.due())
-	r.compared()
+	r.compared(nil)
 	must.False(t, r.due())
 	r.failed()
 	must.True(t, r.due())
@@ -81,4 +83,43 @@ func TestAddressesThatRestAtTheController(t *testing.T) {
 	v4, _, err = again.take(now.Add(rest))
 	must.NoError(t, err)
 	must.Eq(t, "100.64.1.133", v4.String())
+}
+
+// The agent releases what is gone, renews what the controller has lost, and offers no address that
+// rests at the controller.
+func TestReleaseLost(t *testing.T) {
+	a, _, released := hookedAgent(t)
+	for _, id := range []string{"kept", "lacking"} {
+		ep := endpoint{ID: id, Attachment: at(id), HostIndex: 1, Admission: fabric.Admission{Endpoint: id, Issued: time.Now(), Expires: time.Now().Add(24 * time.Hour)}}
+		ep.Request.Certificate = identitytest.NewCA(t).Issue(svc.SPIFFE(), "").Certificate
+		must.NoError(t, a.endpoints.put(ep)())
+		must.False(t, a.mustRenew(ep))
+	}
+	must.NoError(t, a.releaseLost(t.Context()))
+	must.Eq(t, []string{"gone"}, released())
+	must.False(t, a.releases.due())
+	v4, _, err := a.addresses.take(a.now())
+	must.NoError(t, err)
+	must.Eq(t, "100.64.0.4", v4.String())
+
+	kept, _ := a.endpoints.get(at("kept"))
+	must.False(t, a.mustRenew(kept))
+	lacking, _ := a.endpoints.get(at("lacking"))
+	must.True(t, a.mustRenew(lacking))
+	a.releases.renewed("lacking")
+	must.False(t, a.mustRenew(lacking))
+}
+
+// An agent whose endpoints are lost does not take their interfaces for those of nobody. A new node
+// has none.
+func TestLostEndpoints(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "endpoints.json")
+	open := func() *endpoints {
+		es, err := openEndpoints(path)
+		must.NoError(t, err)
+		return es
+	}
+	must.ErrorContains(t, open().lost([]string{"sif1", "sif2"}), "there is no "+path+", but 2 interfaces of endpoints, sif1 first")
+	must.NoError(t, open().lost(nil))
+	must.NoError(t, open().lost([]string{"sif1"})) // by an ADD that was not finished
 }
