@@ -73,6 +73,7 @@ type Agent struct {
 	reprogram   *coalesce.Func // of program
 	programming sync.Mutex     // serialises computing and writing the data path
 	written     image          // empty before the first Reconcile; guarded by programming
+	target      image          // what the last program wanted to write, empty if that is not known; guarded by programming
 }
 
 // Start starts the agent of the node. It takes over the kernel state and the files of an earlier

@@ -17,8 +17,10 @@ import (
 func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	verifier := a.node.Verifier()
 	reply := rpc.AnnounceReply{Refused: map[string]string{}}
+	var accepted []fabric.Admission
 	for _, r := range p.Requests {
-		if _, held := a.counterparts.InForce(r, a.now()); held {
+		if adm, held := a.counterparts.InForce(r, a.now()); held {
+			accepted = append(accepted, adm)
 			continue // verified before, and valid until it expires, even if its certificate has expired
 		}
 		adm, err := verifier.Verify(r, a.now())
@@ -30,8 +32,17 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 		if _, err := a.counterparts.Accept(lease.Lease{Request: r, Admission: adm}); err != nil {
 			return reply, err
 		}
+		accepted = append(accepted, adm)
 	}
-	return reply, a.reprogram.Call()
+	if err := a.reprogram.Call(); err != nil {
+		a.node.Degrade("data path", err)
+		for _, adm := range accepted {
+			if !a.inKernel(adm) {
+				reply.Refused[adm.Endpoint] = err.Error()
+			}
+		}
+	}
+	return reply, nil
 }
 
 // compare compares the counterparts with those that an engine has announced. It forgets none: the

@@ -16,10 +16,10 @@ func (h datapathHook) attach(_ context.Context, at *attachment) error {
 		return err
 	}
 	at.parts.lap("background")
-	if err := h.reprogram.Call(); err != nil {
+	ep := at.endpoint
+	if err := h.programFor(ep.Admission); err != nil {
 		return err
 	}
-	ep := at.endpoint
 	if err := at.pair.raiseHost(ep.IPv4, ep.IPv6); err != nil {
 		return err
 	}

@@ -122,6 +122,36 @@ func (l layout) image(w desired.Workload) (image, error) {
 	return im, nil
 }
 
+// holds reports whether im is as want in all that concerns the endpoint with these addresses: how
+// its packets are known, which checks of it pass, and what those of its identity may do.
+func (im image) holds(want image, v4, v6 netip.Addr) bool {
+	if im.peers[v4] != want.peers[v4] || im.peers[v6] != want.peers[v6] {
+		return false
+	}
+	for index, ep := range want.endpoints {
+		if ep.IPv4 != v4 {
+			continue
+		}
+		if im.endpoints[index] != ep {
+			return false
+		}
+		for c := range want.checks {
+			if c.Interface == index && !im.checks[c] {
+				return false
+			}
+		}
+	}
+	identity := want.peers[v4].Identity
+	for _, pairs := range []map[bpf.Pair][]bpf.Rule{im.pairs, want.pairs} {
+		for pair := range pairs {
+			if (pair.Source == identity || pair.Destination == identity) && !slices.Equal(im.pairs[pair], want.pairs[pair]) {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // readImage reads the content of the maps.
 func readImage(d Datapath) (image, error) {
 	im := newImage()

@@ -45,13 +45,34 @@ func (a *Agent) program() error {
 	defer a.programming.Unlock()
 	want, err := a.wanted()
 	if err != nil {
+		a.target = image{} // not known
 		return err
 	}
 	return a.apply(want)
 }
 
+// programFor is program, but succeeds if the kernel has all that concerns the endpoint. An entry
+// that it does not have is the trouble of those whom it concerns, and the next Reconcile reports
+// it.
+func (a *Agent) programFor(adm fabric.Admission) error {
+	err := a.reprogram.Call()
+	if err == nil || !a.inKernel(adm) {
+		return err
+	}
+	a.node.Degrade("data path", err)
+	return nil
+}
+
+// inKernel reports whether the kernel has all that it must have of an endpoint.
+func (a *Agent) inKernel(adm fabric.Admission) bool {
+	a.programming.Lock()
+	defer a.programming.Unlock()
+	return a.target.peers != nil && a.written.holds(a.target, adm.IPv4, adm.IPv6)
+}
+
 // apply writes the difference to what was written last. The caller must hold programming.
 func (a *Agent) apply(want image) error {
+	a.target = want
 	if reflect.DeepEqual(a.written, want) {
 		return nil
 	}

@@ -14,6 +14,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/coalesce"
 )
 
 // kernel is a Datapath in memory. As the real one, it forgets the checks of an endpoint with the
@@ -21,7 +23,8 @@ import (
 type kernel struct {
 	image
 	broken bool
-	log    []string // what was taken away (-) and given (+), in order
+	refuse netip.Addr // it does not take a peer with this address
+	log    []string   // what was taken away (-) and given (+), in order
 }
 
 func newKernel() *kernel { return &kernel{image: newImage()} }
@@ -52,7 +55,12 @@ func (k *kernel) DeleteEndpoint(i uint32) error {
 func (k *kernel) Endpoints() ([]bpf.Endpoint, error) {
 	return slices.Collect(maps.Values(k.endpoints)), nil
 }
-func (k *kernel) PutPeer(p bpf.Peer) error { return k.do("+", func() { k.peers[p.Address] = p }) }
+func (k *kernel) PutPeer(p bpf.Peer) error {
+	if p.Address == k.refuse {
+		return errKernel
+	}
+	return k.do("+", func() { k.peers[p.Address] = p })
+}
 func (k *kernel) DeletePeer(a netip.Addr) error {
 	return k.do("-", func() { delete(k.peers, a) })
 }
@@ -144,4 +152,47 @@ func TestWriteReportsErrors(t *testing.T) {
 	changes, err := write(k, newImage(), want)
 	must.ErrorIs(t, err, errKernel)
 	must.Len(t, 2, changes)
+}
+
+// An entry that the kernel does not take is the trouble of those whom it concerns: the others are
+// programmed, and an ADD of another endpoint succeeds.
+func TestOneRefusedEntry(t *testing.T) {
+	a, _, _ := hookedAgent(t)
+	k := newKernel()
+	a.data = k
+	addr := netip.MustParseAddr
+	admission := func(v4, v6 string) fabric.Admission { return fabric.Admission{IPv4: addr(v4), IPv6: addr(v6)} }
+	peer := func(address string, identity, index uint32) bpf.Peer {
+		return bpf.Peer{Address: addr(address), Identity: identity, Interface: index}
+	}
+	rules := []bpf.Rule{{Protocol: 6, From: 1, To: 2, Contract: 20}}
+	want := newImage()
+	for _, p := range []bpf.Peer{
+		peer("100.64.0.2", 16, 5), peer("fd5f::2", 16, 5), peer("100.64.0.3", 17, 6), peer("fd5f::3", 17, 6), peer("100.64.9.2", 18, 9), peer("fd5f:9::2", 18, 9),
+	} {
+		want.peers[p.Address] = p
+	}
+	want.endpoints[5] = bpf.Endpoint{Interface: 5, Identity: 16, IPv4: addr("100.64.0.2"), IPv6: addr("fd5f::2")}
+	want.endpoints[6] = bpf.Endpoint{Interface: 6, Identity: 17, IPv4: addr("100.64.0.3"), IPv6: addr("fd5f::3")}
+	want.pairs[bpf.Pair{Source: 16, Destination: 18}] = rules
+	a.reprogram = coalesce.New(func() error {
+		a.programming.Lock()
+		defer a.programming.Unlock()
+		return a.apply(want)
+	})
+	k.refuse = addr("fd5f::3")
+	must.NoError(t, a.programFor(admission("100.64.0.2", "fd5f::2")))
+	must.NoError(t, a.programFor(admission("100.64.9.2", "fd5f:9::2")))
+	must.ErrorIs(t, a.programFor(admission("100.64.0.3", "fd5f::3")), errKernel)
+	must.MapLen(t, 5, k.peers)
+	must.MapLen(t, 2, k.endpoints)
+	must.MapLen(t, 1, k.pairs)
+
+	// Rules that are not as they must be concern both sides. The next call removes them.
+	k.pairs[bpf.Pair{Source: 18, Destination: 16}] = rules
+	must.ErrorIs(t, a.programFor(admission("100.64.0.2", "fd5f::2")), errKernel)
+	must.NoError(t, a.programFor(admission("100.64.9.2", "fd5f:9::2")))
+
+	k.refuse = netip.Addr{}
+	must.NoError(t, a.programFor(admission("100.64.0.3", "fd5f::3")))
 }
