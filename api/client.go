@@ -184,24 +184,67 @@ func (c *Client) read(ctx context.Context, path string, reply any) (uint64, erro
 	return index, nil
 }
 
+// tries bounds how often a call is made that the controller refuses because of a limit.
+const tries = 5
+
 func (c *Client) do(ctx context.Context, method, path string, body, reply any) (http.Header, error) {
-	var payload io.Reader
+	var payload []byte
 	if body != nil {
-		data, err := json.Marshal(body)
-		if err != nil {
+		var err error
+		if payload, err = json.Marshal(body); err != nil {
 			return nil, fmt.Errorf("encode the request: %w", err)
 		}
-		payload = bytes.NewReader(data)
 	}
 	ref, err := url.Parse(path)
 	if err != nil {
 		return nil, fmt.Errorf("path %q: %w", path, err)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, c.base.ResolveReference(ref).String(), payload)
-	if err != nil {
-		return nil, err
+	address := c.base.ResolveReference(ref).String()
+	for try := 1; ; try++ {
+		header, data, err := c.send(ctx, method, address, payload)
+		if err != nil {
+			if try < tries && IsCode(err, CodeTooMany) && pause(ctx, header) {
+				continue
+			}
+			return nil, err
+		}
+		if reply == nil || len(data) == 0 {
+			return header, nil
+		}
+		if err := json.Unmarshal(data, reply); err != nil {
+			return nil, fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
+		}
+		return header, nil
 	}
-	if body != nil {
+}
+
+// pause waits as long as an answer asks for. It returns false, at once, if ctx ends before that.
+func pause(ctx context.Context, header http.Header) bool {
+	seconds, err := strconv.ParseUint(header.Get("Retry-After"), 10, 16)
+	if err != nil {
+		return false
+	}
+	wait := time.Duration(seconds) * time.Second
+	if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
+		return false
+	}
+	timer := time.NewTimer(wait)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-timer.C:
+		return true
+	}
+}
+
+// send makes a call once and returns the answer. The header is that of a refusal as well.
+func (c *Client) send(ctx context.Context, method, address string, payload []byte) (http.Header, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(payload))
+	if err != nil {
+		return nil, nil, err
+	}
+	if payload != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
 	if c.token != "" {
@@ -212,7 +255,7 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, c.explain(err)
+		return nil, nil, c.explain(err)
 	}
 	defer resp.Body.Close()
 	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil && c.clock != nil {
@@ -220,18 +263,12 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
-		return nil, fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
+		return nil, nil, fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return nil, c.refusal(resp, data)
+		return resp.Header, nil, c.refusal(resp, data)
 	}
-	if reply == nil || len(data) == 0 {
-		return resp.Header, nil
-	}
-	if err := json.Unmarshal(data, reply); err != nil {
-		return nil, fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
-	}
-	return resp.Header, nil
+	return resp.Header, data, nil
 }
 
 func (c *Client) refusal(resp *http.Response, data []byte) error {

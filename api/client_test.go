@@ -4,6 +4,7 @@
 package api
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
@@ -124,4 +126,38 @@ func TestErrors(t *testing.T) {
 	server.Close()
 	_, err = client.Graph(t.Context())
 	must.StrContains(t, err.Error(), "ask the controller at 127.0.0.1:")
+}
+
+// A call beyond a limit is made again when the controller says so, if there is time.
+func TestRetryAfter(t *testing.T) {
+	calls := 0
+	server := identitytest.NewCA(t).Controller(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		must.NoError(t, err)
+		must.StrContains(t, string(body), "shop")
+		if calls++; calls == 1 {
+			w.Header().Set("Retry-After", "1")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"code":"too-many-calls","message":"too many"}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"changed":true}`)
+	}))
+	defer server.Close()
+	roots := x509.NewCertPool()
+	roots.AddCert(server.Certificate())
+	client, err := NewClient(Config{Address: server.URL, TLS: &tls.Config{RootCAs: roots}})
+	must.NoError(t, err)
+	defer client.Close()
+	reply, err := client.Apply(t.Context(), GraphRequest{RemoveDomains: []string{"shop"}})
+	must.NoError(t, err)
+	must.True(t, reply.Changed)
+	must.Eq(t, 2, calls)
+
+	calls = 0
+	ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
+	defer cancel()
+	_, err = client.Apply(ctx, GraphRequest{RemoveDomains: []string{"shop"}})
+	must.True(t, IsCode(err, CodeTooMany))
+	must.Eq(t, 1, calls)
 }

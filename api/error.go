@@ -20,6 +20,7 @@ const (
 	CodeConflict        = "conflict"            // the graph does not have the sequence or root that the caller expects
 	CodeRevision        = "revision-refused"    // the revision in Consul fails verification, so no change can be based on it
 	CodeNotLeader       = "not-leader"          // Details.Leader is the address of the controller to call
+	CodeTooMany         = "too-many-calls"      // a limit of the caller is reached; the header Retry-After says when to try again
 	CodeUnavailable     = "unavailable"         // Consul or Vault does not answer
 	CodeNotRegistered   = "not-registered"      // the node has not registered yet
 	CodeRemoved         = "node-removed"        // the calling node was removed from the fabric

@@ -4,10 +4,13 @@
 package controller
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -15,7 +18,9 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 // auditEntry is one line of the audit log: who asked for which change, and whether it was accepted.
@@ -29,6 +34,7 @@ type auditEntry struct {
 	Revision uint64    `json:"revision,omitempty"` // the sequence after the change
 	Refused  string    `json:"refused,omitempty"`  // why the change was refused; empty: it was accepted
 	Code     string    `json:"code,omitempty"`     // of the refusal
+	LeftOut  int       `json:"leftOut,omitempty"`  // refused calls of the same actor, or source if it is unknown, that have no entry
 
 	harmless bool // the call changes nothing, so it is recorded only if the caller may not make it
 }
@@ -49,6 +55,22 @@ const (
 	rotatedTime   = "20060102T150405.000000000Z"
 )
 
+// Refused calls of one actor, or of one source of unknown actors: so many have an entry at once,
+// and then one each interval. Others are counted in one entry each summaryInterval.
+const (
+	refusedBurst    = 20
+	refusedInterval = 5 * time.Second
+	summaryInterval = time.Minute
+	summaryAction   = "refused"
+	maxSummaries    = 1000 // in one interval; the rest is one for unknown actors
+)
+
+// refuser is whose refused calls are counted together.
+type refuser struct {
+	actor  string
+	source netip.Prefix // of an unknown actor
+}
+
 // audit is the audit log: a file with one JSON object per line. A file that would exceed its
 // maximum size is rotated, and the oldest rotated files are deleted.
 type audit struct {
@@ -56,13 +78,20 @@ type audit struct {
 	rotation Rotation
 	log      hclog.Logger
 
+	refusals *limit.Rate[refuser]
+
 	mu   sync.Mutex
 	file *os.File
 	torn bool // the last line is incomplete
+
+	leftOut map[refuser]int // refused calls without an entry, since the last summary
 }
 
 func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) {
-	a := &audit{dir: dir, rotation: rotation, log: log}
+	a := &audit{
+		dir: dir, rotation: rotation, log: log,
+		refusals: limit.NewRate[refuser](refusedInterval, refusedBurst), leftOut: map[refuser]int{},
+	}
 	return a, a.reopen()
 }
 
@@ -107,6 +136,51 @@ func isTorn(f *os.File) (bool, error) {
 		return false, err
 	}
 	return last[0] != '\n', nil
+}
+
+// admits reports whether a refused call gets an entry. Otherwise it is counted for a summary, so
+// that nobody fills the disk, or has the entries of others rotated away.
+func (a *audit) admits(e auditEntry) bool {
+	who := refuser{actor: e.Actor}
+	if addr, err := netip.ParseAddrPort(e.Remote); err == nil && e.Actor == unknownActor {
+		who.source = limit.Source(net.TCPAddrFromAddrPort(addr))
+	}
+	if ok, _ := a.refusals.Allow(who); ok {
+		return true
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, known := a.leftOut[who]; !known && len(a.leftOut) >= maxSummaries {
+		who = refuser{actor: unknownActor}
+	}
+	a.leftOut[who]++
+	return false
+}
+
+// summarize writes the summaries until ctx ends.
+func (a *audit) summarize(ctx context.Context) error {
+	for retry.Sleep(ctx, summaryInterval) {
+		if err := a.writeSummaries(); err != nil {
+			a.log.Error("cannot write how many refused calls were left out of the audit log", logkey.Error, err)
+		}
+	}
+	return nil
+}
+
+func (a *audit) writeSummaries() error {
+	a.mu.Lock()
+	leftOut := a.leftOut
+	a.leftOut = map[refuser]int{}
+	a.mu.Unlock()
+	var errs []error
+	for who, n := range leftOut {
+		e := auditEntry{Actor: who.actor, Action: summaryAction, LeftOut: n}
+		if who.source.IsValid() {
+			e.Remote = who.source.String()
+		}
+		errs = append(errs, a.write(e))
+	}
+	return errors.Join(errs...)
 }
 
 // write appends an entry, with the current time.
@@ -187,9 +261,10 @@ func (a *audit) rotated() ([]time.Time, error) {
 	return times, nil
 }
 
-// Close closes the file.
+// Close writes the summaries and closes the file.
 func (a *audit) Close() error {
+	err := a.writeSummaries()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.file.Close()
+	return errors.Join(err, a.file.Close())
 }

@@ -88,6 +88,7 @@ type Controller struct {
 	reports  *reports
 	tasks    *taskBoard
 	metrics  *metrics
+	limits   *limits
 	admitter *admitter
 	removal  *removal
 	leading  atomic.Bool
@@ -129,6 +130,7 @@ func New(cfg Config) (*Controller, error) {
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
 	c.metrics = newMetrics(c)
+	c.limits = newLimits(c.metrics.refused)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
 	c.removal = newRemoval(c, removed)
 	return c, nil
@@ -146,17 +148,20 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		TLSConfig:         c.cfg.Identity.ServerTLS(tls.VerifyClientCertIfGiven),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       3 * time.Minute,
+		MaxHeaderBytes:    maxHeader,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		ErrorLog:          c.log.Named("http").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	c.log.Info("controller listening", logkey.Address, l.Addr().String())
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.removal.list.Run(ctx) })
 	g.Go(func() error {
-		if err := server.ServeTLS(l, "", ""); !errors.Is(err, http.ErrServerClosed) {
+		if err := server.ServeTLS(c.limits.listener(l), "", ""); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve the API: %w", err)
 		}
 		return nil
 	})
+	g.Go(func() error { return c.audit.summarize(ctx) })
 	g.Go(func() error {
 		// Leadership is given up only after the last call has been answered.
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))

@@ -5,9 +5,24 @@ package controller
 
 import (
 	"context"
+	"net/http"
 
 	consulapi "github.com/hashicorp/consul/api"
+
+	"github.com/sif-project/sif/api"
 )
+
+// maxStored is the largest value about one node or endpoint that is stored, in bytes. Every node
+// reads the records of all nodes, and Consul takes at most 512 KiB.
+const maxStored = 128 << 10
+
+// storable refuses a value that is too large to be stored.
+func storable(what string, value []byte) error {
+	if len(value) > maxStored {
+		return api.Errorf(http.StatusRequestEntityTooLarge, api.CodeInvalid, "%s would have %d bytes, at most %d are stored", what, len(value), maxStored)
+	}
+	return nil
+}
 
 // checkAndSet writes a value in Consul KV if the key still has the given modify index, or does not
 // exist if that is 0. It returns the new modify index, which Consul's own KV.CAS does not, and

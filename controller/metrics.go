@@ -13,6 +13,7 @@ type metrics struct {
 	registry  *prometheus.Registry
 	requests  *prometheus.CounterVec
 	admission prometheus.Histogram
+	refused   *prometheus.CounterVec
 }
 
 func newMetrics(c *Controller) *metrics {
@@ -26,6 +27,9 @@ func newMetrics(c *Controller) *metrics {
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 14),
 		}),
 	}
+	m.refused = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "sif_controller_refused_total", Help: "Connections, calls and audit entries refused because of a limit, by limit.",
+	}, []string{"limit"})
 	gauge := func(name, help string, value func() float64) {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
@@ -42,6 +46,6 @@ func newMetrics(c *Controller) *metrics {
 	gauge("sif_controller_certificate_expiry_seconds", "Unix time at which the controller's certificate expires.", func() float64 {
 		return float64(c.cfg.Identity.Expiry().Unix())
 	})
-	m.registry.MustRegister(m.requests, m.admission, newWayMetrics(c.status), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.admission, m.refused, newWayMetrics(c.status), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

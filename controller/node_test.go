@@ -145,6 +145,20 @@ func testLink(t *testing.T, w *world) {
 	must.NoError(t, err)
 	must.Eq(t, "/node/aws1/w1", signer.SPIFFE())
 
+	// A record that is too large for every node to read is not stored.
+	var large fabric.Link
+	must.NoError(t, json.Unmarshal(req.Link, &large))
+	for n := range maxStored / 20 {
+		large.Ports[fabric.NodeID{Zone: "gcp1", Name: fmt.Sprint("p", n)}] = 51820
+	}
+	tooLarge := req
+	tooLarge.Link, err = json.Marshal(large)
+	must.NoError(t, err)
+	tooLarge.Signature, tooLarge.Certificate, err = w1.source.Sign(fabric.LinkSigningInput(tooLarge.Link))
+	must.NoError(t, err)
+	_, err = w1.RegisterNode(ctx, tooLarge)
+	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "the record of node aws1/w1 would have ")
+
 	// Registering without a link keeps the stored link.
 	record, err = w1.RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.7")})
 	must.NoError(t, err)

@@ -231,6 +231,9 @@ func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.No
 	if err != nil {
 		return 0, fmt.Errorf("encode the record of node %s: %w", node.ID(), err)
 	}
+	if err := storable("the record of node "+node.ID().String(), value); err != nil {
+		return 0, err
+	}
 	return replace(ctx, r.cfg.Consul(), kvkey.Node(node.ID()).String(), value)
 }
 

@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"time"
+
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 )
@@ -24,6 +26,11 @@ type route struct {
 	call    call
 	large   bool // the body may contain a graph or a dump
 
+	// Of the calls of one identity: so many at once, and then one each interval. Zero: callBurst
+	// and callInterval.
+	burst    int
+	interval time.Duration
+
 	action   string // in the audit log; empty: calls are not recorded
 	harmless bool   // see auditEntry
 
@@ -32,6 +39,14 @@ type route struct {
 	query      []string // names of query parameters; see parameters
 	request    any      // zero value of the body's type; nil: no body
 	reply      any      // zero value of the reply's type; nil: no content
+}
+
+// body returns how many bytes the body may have, and how long it may take to arrive.
+func (r route) body() (most int, within time.Duration) {
+	if r.large {
+		return maxLargeBody, largeBodyTime
+	}
+	return maxBody, bodyTime
 }
 
 // parameters describes the query parameters by name.
@@ -93,11 +108,11 @@ func (c *Controller) routes() []route {
 			summary: "Asks nodes to carry out tasks, such as sending packets from an endpoint, and returns the results.", permission: "sif-operator",
 			request: api.ProbeRequest{}, reply: api.ProbeReply{}},
 
-		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode, action: "node.register",
+		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode, action: "node.register", burst: 20, interval: 3 * time.Second,
 			summary: "Registers the calling node.", request: api.NodeRequest{}, reply: fabric.NodeRecord{}},
-		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus,
+		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, burst: 30, interval: 500 * time.Millisecond,
 			summary: "Reports what the calling node enforces.", request: api.NodeStatus{}, reply: api.ReportReply{}},
-		{pattern: "PUT /v1/node/revocations", caller: callerNode, call: c.putRevocations,
+		{pattern: "PUT /v1/node/revocations", caller: callerNode, call: c.putRevocations, burst: 20, interval: 3 * time.Second,
 			summary: "Accepts the signed list of removed nodes that the calling node holds.", request: fabric.Signed{}},
 		{pattern: "GET /v1/node/tasks", caller: callerNode, call: c.getTasks, query: []string{"wait"},
 			summary: "Waits for tasks for the calling node.", reply: []api.Task{}},

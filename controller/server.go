@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -69,7 +70,7 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 			}))
 		}
 	}
-	mux.HandleFunc("GET /v1/health", func(w http.ResponseWriter, r *http.Request) {
+	mux.HandleFunc("GET /v1/health", c.limits.anyone(func(w http.ResponseWriter, r *http.Request) {
 		self := c.self()
 		self.Degraded = nil // only for operators, in the status
 		code := http.StatusOK
@@ -77,31 +78,45 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 			code = http.StatusServiceUnavailable
 		}
 		respond(w, code, self)
-	})
-	mux.Handle("GET /metrics", promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}))
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+	}))
+	mux.HandleFunc("GET /metrics", c.limits.anyone(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP))
+	mux.HandleFunc("/", c.limits.anyone(func(w http.ResponseWriter, r *http.Request) {
 		refuse(w, notFound("the controller has no call %s %s", r.Method, r.URL.Path))
-	})
+	}))
 	return mux
 }
 
-// handle authenticates the caller, refuses the call unless this controller leads, answers it and
-// records it.
+// handle authenticates the caller, refuses the call unless this controller leads, reads the body,
+// answers the call and records it. Calls beyond a limit are refused before anything is done for
+// them.
 func (c *Controller) handle(route route, stop context.Context, authenticate func(*request) error) http.Handler {
 	pattern := route.pattern
-	limit := int64(maxBody)
-	if route.large {
-		limit = maxLargeBody
-	}
+	most, within := route.body()
+	rates := limit.NewRate[string](cmp.Or(route.interval, callInterval), cmp.Or(route.burst, callBurst))
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
+		c.limits.hurry(w, hr, within)
+		if c.limits.stranger(w, hr) {
+			return
+		}
 		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
-		r.Body = http.MaxBytesReader(w, hr.Body, limit)
 		err := authenticate(r)
 		if err != nil { // a caller whose certificate was renewed comes back on a new connection
 			w.Header().Set("Connection", "close")
 		}
+		if actor := r.actor(); actor != unknownActor {
+			leave, ok := c.limits.enter(w, hr, route, rates, actor)
+			if !ok {
+				return
+			}
+			defer leave()
+		} else if !api.IsCode(err, api.CodeUnavailable) {
+			c.limits.strangers.Allow(source(hr))
+		}
 		if err == nil && !c.leading.Load() {
 			err = c.notLeader(hr.Context())
+		}
+		if err == nil {
+			err = c.limits.body(w, r.Request, most, within)
 		}
 		var reply any
 		if err == nil {
@@ -165,6 +180,10 @@ func (c *Controller) record(r request, err error) error {
 		if errors.As(err, &e) {
 			r.entry.Code = e.Code
 		}
+		if !c.audit.admits(*r.entry) {
+			c.limits.count(limitAudit)
+			return err
+		}
 		c.log.Warn("call refused", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
 	}
 	return errors.Join(err, c.audit.write(*r.entry))
@@ -188,11 +207,7 @@ func decode[T any](r request) (T, error) {
 	if err == nil && r.operator.actor == "" {
 		err = lasting(v)
 	}
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return v, api.Errorf(http.StatusRequestEntityTooLarge, api.CodeInvalid, "the request must not be larger than %d bytes", large.Limit)
-	case err != nil:
+	if err != nil {
 		return v, invalid("decode the request: %v", err)
 	}
 	return v, nil

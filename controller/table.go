@@ -245,6 +245,9 @@ func (t *table) put(ctx context.Context, id kvkey.Admission, g *grant) error {
 	if err != nil {
 		return fmt.Errorf("encode the admission of endpoint %s: %w", id.Endpoint, err)
 	}
+	if err := storable("the admission of endpoint "+id.Endpoint, value); err != nil {
+		return err
+	}
 	index, ok, err := checkAndSet(ctx, t.consul(), id.String(), value, g.index)
 	if err != nil {
 		return unavailable("write the admission of endpoint %s to Consul: %v", id.Endpoint, err)

@@ -50,14 +50,19 @@ func NewCount[K comparable](each, all int) *Count[K] {
 }
 
 // Take takes one for a key, and reports whether it could. Give it back with Release.
-func (c *Count[K]) Take(key K) bool {
+func (c *Count[K]) Take(key K) bool { return c.TakeN(key, 1) }
+
+// TakeN is Take of n, all or none. Give them back with ReleaseN.
+func (c *Count[K]) TakeN(key K, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.have[key] >= c.each || c.all > 0 && c.total >= c.all {
+	if c.have[key]+n > c.each || c.all > 0 && c.total+n > c.all {
 		return false
 	}
-	c.have[key]++
-	c.total++
+	if n > 0 {
+		c.have[key] += n
+		c.total += n
+	}
 	return true
 }
 
@@ -69,13 +74,16 @@ func (c *Count[K]) Has(key K) int {
 }
 
 // Release gives back what Take took.
-func (c *Count[K]) Release(key K) {
+func (c *Count[K]) Release(key K) { c.ReleaseN(key, 1) }
+
+// ReleaseN gives back what TakeN took.
+func (c *Count[K]) ReleaseN(key K, n int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.have[key]--; c.have[key] == 0 {
+	if c.have[key] -= n; c.have[key] == 0 {
 		delete(c.have, key)
 	}
-	c.total--
+	c.total -= n
 }
 
 // Rate bounds how often each key does something: at most burst times at once, and after that once
@@ -127,6 +135,24 @@ func (r *Rate[K]) Allow(key K) (ok bool, wait time.Duration) {
 	return false, wait
 }
 
+// Wait returns how long a key must wait until it may do it again; 0 if it may now. It counts
+// nothing.
+func (r *Rate[K]) Wait(key K) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l := r.keys[key]
+	if l == nil {
+		if len(r.keys) < maxKeys {
+			return 0
+		}
+		l = r.others
+	}
+	if missing := 1 - l.TokensAt(r.now()); missing > 0 {
+		return time.Duration(missing * float64(r.every))
+	}
+	return 0
+}
+
 // forget drops the keys that have their whole burst again. The caller holds r.mu.
 func (r *Rate[K]) forget(now time.Time) {
 	for key, l := range r.keys {
@@ -134,4 +160,19 @@ func (r *Rate[K]) forget(now time.Time) {
 			delete(r.keys, key)
 		}
 	}
+}
+
+// OnClose returns conn with a Close that also calls closed, at its first call.
+func OnClose(conn net.Conn, closed func()) net.Conn {
+	return &onClose{Conn: conn, closed: sync.OnceFunc(closed)}
+}
+
+type onClose struct {
+	net.Conn
+	closed func()
+}
+
+func (c *onClose) Close() error {
+	c.closed()
+	return c.Conn.Close()
 }

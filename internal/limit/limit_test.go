@@ -36,11 +36,12 @@ func TestCount(t *testing.T) {
 		r.Repeat(map[string]func(*rapid.T){
 			"take": func(r *rapid.T) {
 				key := rapid.IntRange(0, 3).Draw(r, "key")
-				want := model[key] < each && (all == 0 || total < all)
-				must.Eq(r, want, c.Take(key))
+				n := rapid.IntRange(0, 2).Draw(r, "n")
+				want := model[key]+n <= each && (all == 0 || total+n <= all)
+				must.Eq(r, want, c.TakeN(key, n))
 				if want {
-					model[key]++
-					total++
+					model[key] += n
+					total += n
 				}
 			},
 			"release": func(r *rapid.T) {
@@ -75,7 +76,9 @@ func TestRate(t *testing.T) {
 		ok, wait := r.Allow("a")
 		must.False(t, ok)
 		must.Eq(t, time.Second, wait)
+		must.Eq(t, time.Second, r.Wait("a"))
 	}
+	must.Zero(t, r.Wait("b"))
 	ok, _ := r.Allow("b")
 	must.True(t, ok)
 	now = now.Add(time.Second)
