@@ -62,7 +62,7 @@ func TestEscapes(t *testing.T) {
 		must.Eq(t, tc.could, could, what)
 		must.Eq(t, len(leaves) > 0, Refusal(group, Description{}) != "", what)
 		if len(leaves) > 0 {
-			must.StrContains(t, Refusal(group, Description{}), fmt.Sprintf(`in group "g", task "t" `), what)
+			must.StrContains(t, Refusal(group, Description{}), `in group "g", task "t" `, what)
 			must.StrContains(t, Refusal(group, Description{}), fmt.Sprintf("by %q of its driver. Remove %q", leaves[0], leaves[0]), what)
 		}
 	}
