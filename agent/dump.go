@@ -24,15 +24,10 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	if err != nil {
 		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
 	}
-	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
+	d, err := a.describe(im)
 	if err != nil {
-		return api.Dump{}, err
+		return d, err
 	}
-	links, err := a.links()
-	if err != nil {
-		return api.Dump{}, err
-	}
-	d := dumpOf(im, a.num, links, uint32(underlay))
 	d.Node, d.Sequence, d.Root = a.node.Self.ID(), pointer.Sequence, pointer.Root
 	for _, ep := range a.live() {
 		if err := a.kernel.Guarded(ep.HostIf); err != nil {
@@ -43,6 +38,19 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 		d.Problems = append(d.Problems, "eBPF lets everything pass (test override)")
 	}
 	return d, nil
+}
+
+// describe translates the content of the maps into words.
+func (a *Agent) describe(im image) (api.Dump, error) {
+	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
+	if err != nil {
+		return api.Dump{}, err
+	}
+	links, err := a.links()
+	if err != nil {
+		return api.Dump{}, err
+	}
+	return dumpOf(im, a.num, links, uint32(underlay)), nil
 }
 
 // dumpOf translates the content of the maps into words. links are the interfaces of the links,

@@ -9,7 +9,9 @@ import (
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
@@ -93,6 +95,7 @@ func (a *Agent) apply(want image) error {
 func (a *Agent) Reconcile() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
+	began := time.Now()
 	want, err := a.wanted()
 	if err != nil {
 		return err
@@ -111,6 +114,10 @@ func (a *Agent) Reconcile() error {
 	changes, err := write(a.data, have, want)
 	if err == nil {
 		a.written = want
+		var d api.Dump
+		if d, err = a.describe(want); err == nil {
+			a.node.Compared(began, d, len(changes))
+		}
 	}
 	// If another process detached a program, the interface is open.
 	for _, ep := range a.endpoints.all() {

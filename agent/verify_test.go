@@ -69,9 +69,21 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 			return list
 		}
 		must.SliceEmpty(t, differences())
+		for i := range f.Status.Nodes {
+			f.Status.Nodes[i].Sequence, f.Status.Nodes[i].Root = f.Pointer.Sequence, f.Pointer.Root
+		}
+		digest := verify.Digests(f)[fabric.NodeID{Zone: "z1", Name: "w1"}]
+		must.Eq(t, digest, dump().Digest())
 		for pair := range im.pairs {
 			delete(im.pairs, pair)
 			must.SliceNotEmpty(t, differences())
+			must.NotEq(t, digest, dump().Digest())
+			break
+		}
+		for addr := range im.peers {
+			delete(im.peers, addr)
+			must.SliceNotEmpty(t, differences())
+			must.NotEq(t, digest, dump().Digest())
 			break
 		}
 	})

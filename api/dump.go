@@ -5,6 +5,8 @@ package api
 
 import (
 	"context"
+	"fmt"
+	"hash/fnv"
 	"maps"
 	"net/http"
 	"net/netip"
@@ -36,6 +38,48 @@ type Dump struct {
 	// Problems are what the daemon would never write, one sentence each: programs that are not
 	// attached, flows of another program, a test override.
 	Problems []string `json:"problems,omitempty"`
+}
+
+// Digest is the same for two dumps that let the same parties exchange the same packets: addresses
+// with identities and ways, guarded endpoints, externals, and the ports that identities may use. It
+// does not depend on their order, on how ports are split into ranges, on the contracts that allow
+// them, or on Problems. It finds faults, not forgeries.
+func (d Dump) Digest() string {
+	var sum uint64
+	add := func(format string, args ...any) {
+		h := fnv.New64a()
+		fmt.Fprintf(h, format, args...)
+		sum += h.Sum64()
+	}
+	for _, p := range d.Peers {
+		add("peer %s %q %s", p.Address, p.Identity, p.Via)
+	}
+	for _, e := range d.Guarded {
+		checks := make([]string, 0, len(e.Checks))
+		for _, c := range e.Checks {
+			checks = append(checks, fmt.Sprintf("%s/%d", c.Protocol, c.Port))
+		}
+		slices.Sort(checks)
+		add("endpoint %s %s %q %v", e.IPv4, e.IPv6, e.Identity, slices.Compact(checks))
+	}
+	for _, x := range d.External {
+		add("external %s %q", x.Prefix, x.Identity)
+	}
+	type pair struct {
+		from, to string
+		protocol fabric.Protocol
+	}
+	ports := map[pair][]fabric.PortRange{}
+	for _, r := range d.Rules {
+		if !r.Shadowed {
+			k := pair{r.From, r.To, r.Protocol}
+			ports[k] = append(ports[k], r.Ports)
+		}
+	}
+	for k, list := range ports {
+		add("rule %q %q %s %v", k.from, k.to, k.protocol, fabric.MergePorts(list))
+	}
+	return fmt.Sprintf("%d-%016x", len(d.Peers), sum)
 }
 
 // DumpPeer is an address of the fabric with its identity.

@@ -27,8 +27,9 @@ type NodeStatus struct {
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
-	Ways               []WayStatus       `json:"ways,omitempty"`  // measured by probes, of links and paths to zones
-	Drops              map[string]uint64 `json:"drops,omitempty"` // packets by reason, since the rules were loaded
+	Ways               []WayStatus       `json:"ways,omitempty"`     // measured by probes, of links and paths to zones
+	Enforced           *Enforced         `json:"enforced,omitempty"` // nil: not compared yet
+	Drops              map[string]uint64 `json:"drops,omitempty"`    // packets by reason, since the rules were loaded
 
 	// Refused counts connections and calls of other daemons that were refused because of a limit,
 	// by reason, since the daemon started.
@@ -41,6 +42,15 @@ type NodeStatus struct {
 
 // ID names the node.
 func (s NodeStatus) ID() fabric.NodeID { return fabric.NodeID{Zone: s.Zone, Name: s.Node} }
+
+// Enforced is what a node's data path contained when it was last read back and compared with what
+// the node believes that it must contain.
+type Enforced struct {
+	Age    time.Duration `json:"age"`    // of the comparison, at the time of the report, in nanoseconds
+	Digest string        `json:"digest"` // see Dump.Digest; after the differences were repaired
+	// Repaired is the number of differences that the comparison found and that were repaired.
+	Repaired int `json:"repaired,omitempty"`
+}
 
 // EndpointStatus is an endpoint as its node enforces it.
 type EndpointStatus struct {

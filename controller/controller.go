@@ -78,20 +78,21 @@ type Config struct {
 
 // Controller is one controller process.
 type Controller struct {
-	cfg      Config
-	log      hclog.Logger
-	lock     *os.File // on the data directory
-	audit    *audit
-	policy   *policy
-	nodes    *registry
-	table    *table
-	reports  *reports
-	tasks    *taskBoard
-	metrics  *metrics
-	limits   *limits
-	admitter *admitter
-	removal  *removal
-	leading  atomic.Bool
+	cfg       Config
+	log       hclog.Logger
+	lock      *os.File // on the data directory
+	audit     *audit
+	policy    *policy
+	nodes     *registry
+	table     *table
+	reports   *reports
+	agreement *agreement
+	tasks     *taskBoard
+	metrics   *metrics
+	limits    *limits
+	admitter  *admitter
+	removal   *removal
+	leading   atomic.Bool
 }
 
 // New returns a controller. It makes no network calls.
@@ -129,6 +130,7 @@ func New(cfg Config) (*Controller, error) {
 	c.table = newTable(cfg)
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
+	c.agreement = newAgreement(own{c})
 	c.metrics = newMetrics(c)
 	c.limits = newLimits(c.metrics.refused)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
@@ -201,6 +203,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	defer c.leading.Store(false)
 	c.log.Info("controller became the leader", logkey.Revision, c.policy.pointer().Sequence)
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return c.agreement.run(ctx) })
 	g.Go(func() error { return c.policy.watch(ctx) })
 	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })

@@ -77,6 +77,7 @@ func (c *Controller) status() api.Status {
 		report.Pool4, report.Pool6 = n.Pool4, n.Pool6
 		s.Nodes = append(s.Nodes, report)
 	}
+	c.agreement.judge(&s)
 	return s
 }
 

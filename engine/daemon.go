@@ -153,8 +153,12 @@ func (d *Daemon) repair(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
-		_, err := d.bridge.Reconcile()
+		began := time.Now()
+		repaired, err := d.bridge.Reconcile()
 		d.node.Degrade("switch", err)
+		if err == nil {
+			d.node.Compared(began, d.bridge.programmedDump(), len(repaired))
+		}
 		d.node.Degrade("firewall", d.firewall.Apply())
 	}
 }

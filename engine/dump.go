@@ -54,6 +54,13 @@ func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	return dump, nil
 }
 
+// programmedDump is what the switch contains after Reconcile, in words.
+func (b *bridge) programmedDump() api.Dump {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return dumpOf(b.state(), b.ports, newSwitchNames(b.ports, b.names))
+}
+
 // inspect reads back the switch. ports are the ports that it should have, by peer.
 func (b *bridge) inspect(ctx context.Context) (ovs.State, ovs.Diff, map[fabric.NodeID]ovs.Port, error) {
 	b.mu.Lock()

@@ -67,11 +67,21 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 			}
 			return list
 		}
+		self := fabric.NodeID{Zone: "aws1", Name: "p1"}
+		for i := range f.Status.Nodes {
+			f.Status.Nodes[i].Sequence, f.Status.Nodes[i].Root = f.Pointer.Sequence, f.Pointer.Root
+		}
+		digest := verify.Digests(f)[self]
 		state := b.state()
 		must.SliceEmpty(t, differences(state))
+		must.Eq(t, digest, f.Dumps[self].Digest())
 		if len(state.Entries) > 0 {
 			state.Entries = state.Entries[1:]
 			must.SliceNotEmpty(t, differences(state))
 		}
+		state = b.state()
+		state.Endpoints = state.Endpoints[1:]
+		must.SliceNotEmpty(t, differences(state))
+		must.NotEq(t, digest, f.Dumps[self].Digest())
 	})
 }

@@ -225,13 +225,13 @@ func ByProtocol(rules []Rule) []Rule {
 	}
 	var merged []Rule
 	for _, protocol := range slices.Sorted(maps.Keys(ranges)) {
-		merged = append(merged, Rule{Protocol: protocol, Ports: mergePorts(ranges[protocol])})
+		merged = append(merged, Rule{Protocol: protocol, Ports: MergePorts(ranges[protocol])})
 	}
 	return merged
 }
 
-// mergePorts returns the same ports in the fewest ranges, in order.
-func mergePorts(ranges []PortRange) []PortRange {
+// MergePorts returns the same ports in the fewest ranges, in order. It sorts ranges.
+func MergePorts(ranges []PortRange) []PortRange {
 	slices.SortFunc(ranges, func(a, b PortRange) int { return int(a.From) - int(b.From) })
 	var merged []PortRange
 	for _, r := range ranges {

@@ -63,6 +63,39 @@ func NextExpiry(g *fabric.Graph, now time.Time) time.Time {
 	return fabric.NextExpiry(docs, now)
 }
 
+// Digests returns, for each node that follows the revision in force, the digest of what it must
+// enforce: of a dump without differences.
+func Digests(f Fabric) map[fabric.NodeID]string {
+	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
+	digests := map[fabric.NodeID]string{}
+	for _, n := range f.Status.Nodes {
+		if n.Sequence == f.Pointer.Sequence && n.Root == f.Pointer.Root {
+			digests[n.ID()] = expect(n, topology, live, docs).dump().Digest()
+		}
+	}
+	return digests
+}
+
+// dump returns a dump that has just what is expected.
+func (x expected) dump() api.Dump {
+	var d api.Dump
+	for _, p := range x.peers {
+		d.Peers = append(d.Peers, p)
+	}
+	for _, e := range x.guarded {
+		d.Guarded = append(d.Guarded, e)
+	}
+	for prefix, identity := range x.externals {
+		d.External = append(d.External, api.DumpExternal{Prefix: prefix, Identity: identity})
+	}
+	for k, grants := range x.grants {
+		for _, g := range grants {
+			d.Rules = append(d.Rules, api.DumpRule{From: k.from, To: k.to, Protocol: k.protocol, Ports: g.ports})
+		}
+	}
+	return d
+}
+
 // expected is what a data path must contain, in the words of a dump.
 type expected struct {
 	peers     map[netip.Addr]api.DumpPeer

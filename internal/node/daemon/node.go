@@ -73,6 +73,8 @@ type Node struct {
 
 	mu       sync.Mutex
 	problems map[string]string // errors by subject
+	enforced api.Enforced      // by the last comparison of the data path, but for the age
+	compared time.Time         // when that was
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
@@ -373,10 +375,32 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	links, err := n.Links.status(ctx, n.Roster.Members())
 	n.Degrade("link process", err)
 	s.Links = links
+	s.Enforced = n.lastCompared()
 	s.Ways, err = n.prober.Status()
 	n.Degrade("probes", err)
 	s.Degraded = slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
 	return s
+}
+
+// Compared records that the data path was read back and compared at a time: what it contained after
+// that many differences were repaired.
+func (n *Node) Compared(at time.Time, d api.Dump, repaired int) {
+	digest := d.Digest()
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.enforced, n.compared = api.Enforced{Digest: digest, Repaired: repaired}, at
+}
+
+// lastCompared returns the last comparison, or nil before the first.
+func (n *Node) lastCompared() *api.Enforced {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.compared.IsZero() {
+		return nil
+	}
+	e := n.enforced
+	e.Age = time.Since(n.compared)
+	return &e
 }
 
 // Degrade records the error of a subject, or that it has recovered if the error is nil. It logs

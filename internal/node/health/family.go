@@ -107,6 +107,9 @@ func (f *family) large(size int, answered bool) {
 // which may be chance.
 func (f *family) suspicious() bool { return f.fullLost > 0 && f.fullLost < mtuAfter }
 
+// blocked reports whether full-size packets do not pass.
+func (f *family) blocked() bool { return f.fullLost >= mtuAfter }
+
 func (f *family) found(wayDown bool) api.WayFound {
 	found := api.WayFound{Full: f.full, Passed: f.passed, Answered: f.answered, Error: f.fault, Sent: len(f.results)}
 	var times []time.Duration
@@ -128,7 +131,7 @@ func (f *family) found(wayDown bool) api.WayFound {
 		found.State = api.WayUnmeasured
 	case found.Lost >= lossFrom:
 		found.State = api.WayLoss
-	case f.fullLost >= mtuAfter:
+	case f.blocked():
 		found.State = api.WayMTU
 	default:
 		found.State = api.WayUp

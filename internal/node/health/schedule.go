@@ -128,7 +128,7 @@ func (w *way) due(now time.Time) []packet {
 	}
 	if !now.Before(w.nextFull) {
 		f := w.fullTurn
-		w.nextFull = now.Add(w.fullEach + w.debt)
+		w.nextFull = now.Add(w.pause() + w.debt)
 		w.debt = 0
 		if family := &w.families[f]; family.streak == 0 { // else it would tell nothing
 			list = append(list, packet{f, family.nextSize()})
@@ -142,10 +142,13 @@ func (w *way) due(now time.Time) []packet {
 func (w *way) concluded(p packet, rtt time.Duration, answered bool, now time.Time) {
 	f := &w.families[p.family]
 	if p.size > 0 {
+		was := f.blocked()
 		f.large(p.size, answered)
-		if soon := now.Add(suspicion * w.smallEach); f.suspicious() && w.nextFull.After(soon) {
-			w.debt += w.nextFull.Sub(soon)
-			w.nextFull, w.fullTurn = soon, p.family
+		switch other := (p.family + 1) % familyCount; {
+		case f.suspicious():
+			w.hurry(p.family, now)
+		case was && !f.blocked() && w.families[other].blocked():
+			w.hurry(other, now) // it passes again, so the other one may as well
 		}
 		return
 	}
@@ -157,6 +160,23 @@ func (w *way) concluded(p packet, rtt time.Duration, answered bool, now time.Tim
 	if w.streak++; len(w.targets) > 1 {
 		w.moveOn(now)
 	}
+}
+
+// hurry sends the next full-size packet soon, of the given family, and saves it afterwards.
+func (w *way) hurry(family int, now time.Time) {
+	if soon := now.Add(suspicion * w.smallEach); w.nextFull.After(soon) {
+		w.debt = min(w.debt+w.nextFull.Sub(soon), 2*w.fullEach)
+		w.nextFull, w.fullTurn = soon, family
+	}
+}
+
+// pause is the time between full-size packets. While they are lost there are no answers to them,
+// which leaves room for more.
+func (w *way) pause() time.Duration {
+	if w.families[ipv4].blocked() || w.families[ipv6].blocked() {
+		return w.fullEach * 2 / 3
+	}
+	return w.fullEach
 }
 
 func (w *way) status(to string) api.WayStatus {
