@@ -66,13 +66,13 @@ func (a *Agent) forget(gone func(fabric.Admission) bool) error {
 	return errors.Join(err, a.reprogram.Call())
 }
 
-// departed reports whether a counterpart has expired or its node has left the roster. With an empty
-// roster, no node has left.
+// departed reports whether a counterpart has expired, or its node has left the roster, or was
+// removed and came back. With an empty roster, no node has left.
 func (a *Agent) departed(adm fabric.Admission) bool {
 	known := false
 	nodes := a.node.Nodes()
 	for _, n := range nodes {
 		known = known || n.Zone == adm.Zone && n.Name == adm.Node
 	}
-	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known
+	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known || a.node.Verifier().Ended(adm)
 }

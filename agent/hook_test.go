@@ -29,6 +29,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 	"github.com/sif-project/sif/internal/trust/revision"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // An ADD that fails at any hook leaves nothing, here or elsewhere, and so does the DEL after it.
@@ -142,7 +143,7 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 	log := hclog.NewNullLogger()
 	c := &config.Config{DataDir: dir, Link: &config.Link{MTU: 1420}}
 	a = &Agent{
-		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}},
+		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}, Removals: &revocation.Watcher{}},
 		log:  log, now: time.Now, data: newKernel(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
 		reprogram: coalesce.New(func() error { return nil }),
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),

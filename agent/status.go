@@ -79,6 +79,9 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 	if err := adm.Current(a.node.Self.Fabric, a.now()); err != nil {
 		return adm, err
 	}
+	if a.node.Verifier().Ended(adm) {
+		return adm, catalog.ErrRemoved
+	}
 	for _, n := range a.node.Nodes() {
 		if n.Zone == adm.Zone && n.Name == adm.Node {
 			return adm, adm.PlacedOn(n)

@@ -22,6 +22,10 @@ type NodeRequest struct {
 	Link        []byte     `json:"link,omitempty"`        // JSON of a fabric.Link; empty: the one in the record stays
 	Certificate [][]byte   `json:"certificate,omitempty"` // DER, leaf first
 	Signature   []byte     `json:"signature,omitempty"`   // over fabric.LinkSigningInput(Link)
+
+	// Record is the record (fabric.Node) that the node holds. A controller whose Consul was set
+	// back learns from it what it signed.
+	Record *fabric.Signed `json:"record,omitempty"`
 }
 
 // AdmissionRequest requests the admission of an allocation on the calling node. It does not contain

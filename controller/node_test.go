@@ -84,7 +84,7 @@ func testRegistration(t *testing.T, w *world) {
 	c = w.start(t, c.dir, nil, false)
 	status, err := c.operator.Status(ctx)
 	must.NoError(t, err)
-	must.Len(t, 2, status.Nodes)
+	must.Len(t, 3, status.Nodes, must.Sprint("the controller's disk has its record"))
 	must.Len(t, 1, status.Controller.Degraded)
 	must.Eq(t, a.Pool4, w.node(t, c, "w1").register(t, "10.0.0.2").Pool4)
 	status, err = c.operator.Status(ctx)

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"sync"
@@ -23,6 +24,7 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
@@ -40,18 +42,25 @@ type registry struct {
 	removed func() fabric.Revocations
 	log     hclog.Logger
 
-	mu         sync.Mutex
-	members    map[fabric.NodeID]*member
-	poolOwners map[int]fabric.NodeID // by number of the pair of pools; zero: somebody, but not known who
-	refused    map[string]string     // what is wrong with keys in Consul, for people
+	file statefile.File[map[string]fabric.NodeRecord] // the newest records by zone/node, from which Consul cannot go back
+
+	mu      sync.Mutex
+	members map[fabric.NodeID]*member
+	pools   map[int]assignment // by number of the pair of pools
+	refused map[string]string  // what is wrong with keys in Consul, for people
+	trouble error              // with the disk
 }
 
 func newRegistry(cfg Config, removed func() fabric.Revocations) *registry {
-	return &registry{cfg: cfg, removed: removed, log: cfg.Log.Named("registry"), members: map[fabric.NodeID]*member{}, poolOwners: map[int]fabric.NodeID{}, refused: map[string]string{}}
+	return &registry{
+		cfg: cfg, removed: removed, log: cfg.Log.Named("registry"),
+		file:    statefile.File[map[string]fabric.NodeRecord]{Path: filepath.Join(cfg.DataDir, "nodes.json"), What: "the node records"},
+		members: map[fabric.NodeID]*member{}, pools: map[int]assignment{}, refused: map[string]string{},
+	}
 }
 
-// load reads the records of nodes and the owners of pools from Consul. A record that does not
-// verify is left out and reported.
+// load reads the records of nodes and the assignments of pools from Consul, and the newest records
+// that this controller signed from its disk. What does not verify is left out and reported.
 func (r *registry) load(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
 	pools, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
@@ -64,32 +73,62 @@ func (r *registry) load(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.members, r.poolOwners, r.refused = map[fabric.NodeID]*member{}, map[int]fabric.NodeID{}, map[string]string{}
-	for _, kv := range pools {
-		n, err := kvkey.ParsePool(kv.Key)
-		if err != nil {
-			r.refused[kv.Key] = fmt.Sprintf("%s: %v", kv.Key, err)
-			continue
-		}
-		// An owner that cannot be read still is one: the pool must not be assigned again.
-		r.poolOwners[int(n)], _ = fabric.ParseNodeID(string(kv.Value))
-	}
-	removed := r.removed()
+	r.members, r.pools, r.refused = map[fabric.NodeID]*member{}, map[int]assignment{}, map[string]string{}
+	r.loadPools(ctx, pools)
 	for _, kv := range records {
 		m, err := r.verify(kv)
-		if err == nil {
-			if _, ended := removed.EndsMember(m.node, m.link); ended {
-				continue // purge deletes it
-			}
-		}
 		if err != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v; it is replaced when the node registers again", kv.Key, err)
 			r.log.Error("node record refused", logkey.Key, kv.Key, logkey.Error, err)
 			continue
 		}
+		r.admit(m)
+	}
+	stored, _, err := r.file.Read()
+	if err != nil {
+		return err
+	}
+	for name, record := range stored {
+		m := &member{record: record}
+		if err := r.decode(m); err != nil { // by a version of the key that was retired, perhaps
+			r.log.Warn("node record on disk not used", logkey.Node, name, logkey.Error, err)
+			continue
+		}
+		r.admit(m)
+	}
+	r.leaveOutOld()
+	return nil
+}
+
+// admit makes m a member unless the node was removed, or a newer record of it is known. The caller
+// holds r.mu.
+func (r *registry) admit(m *member) {
+	if _, ended := r.removed().EndsMember(m.node, m.link); ended {
+		return // purge deletes it
+	}
+	if known := r.members[m.node.ID()]; known == nil || m.node.Issued.After(known.node.Issued) {
 		r.members[m.node.ID()] = m
 	}
-	return nil
+}
+
+// over reports whether no node could believe the record any more, even in degraded mode.
+func (m *member) over(now time.Time) bool {
+	return now.After(m.node.Issued.Add(fabric.TombstoneLife))
+}
+
+// leaveOutOld leaves out records that nobody has renewed for so long that a removal of the node
+// would have been forgotten, if they are only on disk or their pools are those of another node. The
+// caller holds r.mu.
+func (r *registry) leaveOutOld() {
+	now := clock.Now()
+	for id, m := range r.members {
+		if !m.over(now) {
+			continue
+		}
+		if _, taken := r.rival(id, m.node.Pool4, m.node.Pool6); taken || m.index == 0 {
+			delete(r.members, id)
+		}
+	}
 }
 
 // verify decodes a node record from Consul. The controller's part must be signed, and be of the
@@ -99,28 +138,61 @@ func (r *registry) verify(kv *consulapi.KVPair) (*member, error) {
 	if err := json.Unmarshal(kv.Value, &m.record); err != nil {
 		return nil, err
 	}
-	if err := r.cfg.Identity.Keys().Verify(m.record.Node, fabric.KindNode, &m.node); err != nil {
+	if err := r.decode(m); err != nil {
 		return nil, err
-	}
-	if m.node.Fabric != r.cfg.Fabric {
-		return nil, fmt.Errorf("it is of fabric %q, not %q", m.node.Fabric, r.cfg.Fabric)
 	}
 	if kv.Key != kvkey.Node(m.node.ID()).String() {
 		return nil, fmt.Errorf("it is the record of node %s", m.node.ID())
 	}
+	return m, nil
+}
+
+// decode decodes and verifies the record of m.
+func (r *registry) decode(m *member) error {
+	if err := r.cfg.Identity.Keys().Verify(m.record.Node, fabric.KindNode, &m.node); err != nil {
+		return err
+	}
+	if m.node.Fabric != r.cfg.Fabric {
+		return fmt.Errorf("it is of fabric %q, not %q", m.node.Fabric, r.cfg.Fabric)
+	}
 	if len(m.record.Link) > 0 {
 		if err := json.Unmarshal(m.record.Link, &m.link); err != nil {
-			return nil, fmt.Errorf("decode its link: %w", err)
+			return fmt.Errorf("decode its link: %w", err)
 		}
 	}
-	return m, nil
+	return nil
+}
+
+// save stores the records on disk. A failure is reported: the records are in Consul, too. The
+// caller holds r.mu.
+func (r *registry) save() {
+	records := make(map[string]fabric.NodeRecord, len(r.members))
+	for id, m := range r.members {
+		records[id.String()] = m.record
+	}
+	r.trouble = r.file.Write(records)
 }
 
 // degraded returns what is wrong with the registry, for people.
 func (r *registry) degraded() []string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return slices.Sorted(maps.Values(r.refused))
+	list := slices.Sorted(maps.Values(r.refused))
+	if r.trouble != nil {
+		list = append(list, r.trouble.Error())
+	}
+	owners := map[netip.Prefix]*member{}
+	for _, id := range slices.SortedFunc(maps.Keys(r.members), fabric.CompareNodeIDs) {
+		m := r.members[id]
+		for _, pool := range []netip.Prefix{m.node.Pool4, m.node.Pool6} {
+			if other := owners[pool]; other != nil {
+				list = append(list, rivals(other.node.ID(), id, m.node.Pool4, m.node.Pool6).Error())
+				break
+			}
+			owners[pool] = m
+		}
+	}
+	return list
 }
 
 // get returns a registered node, and whether it is registered.
@@ -165,6 +237,10 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 		return fabric.NodeRecord{}, err
 	}
 	known := r.members[who.NodeID]
+	own, err := r.newest(who, known, req.Record)
+	if err != nil {
+		return fabric.NodeRecord{}, err
+	}
 	next := fabric.NodeRecord{Link: req.Link, Certificate: req.Certificate, Signature: req.Signature}
 	if len(req.Link) == 0 && known != nil { // the link stays as it is
 		next.Link, next.Certificate, next.Signature, link = known.record.Link, known.record.Certificate, known.record.Signature, known.link
@@ -177,13 +253,13 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	if known != nil && !node.Issued.After(known.node.Issued) {
 		node.Issued = known.node.Issued.Add(time.Millisecond)
 	}
-	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID); err != nil {
+	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID, own); err != nil {
 		return fabric.NodeRecord{}, err
 	}
 	if known != nil && r.unchanged(known, node, next) {
 		return known.record, nil
 	}
-	node.Issued = r.issueTime(node.Issued, who.NodeID)
+	node.Issued = r.issueTime(node.Issued, who.NodeID, own)
 	payload, err := json.Marshal(node)
 	if err != nil {
 		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.NodeID, err)
@@ -197,16 +273,42 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	}
 	r.members[who.NodeID] = &member{record: next, node: node, link: link, index: index}
 	delete(r.refused, kvkey.Node(node.ID()).String())
+	r.save()
 	r.log.Info("node registered", logkey.Node, who.NodeID, logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
 	return next, nil
 }
 
-// issueTime returns the time at which a new record of a node is issued: now, but later than the one
-// before, and than a removal of the node. The clock may have been set back, or be another
-// controller's. The caller holds r.mu.
-func (r *registry) issueTime(now time.Time, id fabric.NodeID) time.Time {
-	if m := r.members[id]; m != nil && !now.After(m.node.Issued) {
-		now = m.node.Issued.Add(time.Millisecond)
+// newest returns the newest record of the calling node that the controller signed: the one that is
+// known, or the one that the node holds. Without it, a controller whose Consul was set back could
+// give the node other pools. It is nil for a new node.
+func (r *registry) newest(who identity.Node, known *member, held *fabric.Signed) (*fabric.Node, error) {
+	var own *fabric.Node
+	if known != nil {
+		own = &known.node
+	}
+	if held == nil {
+		return own, nil
+	}
+	var n fabric.Node
+	if err := r.cfg.Identity.Keys().Verify(*held, fabric.KindNode, &n); err != nil {
+		r.log.Warn("the record that the node holds is not used", logkey.Node, who.NodeID, logkey.Error, err)
+		return own, nil
+	}
+	if n.Fabric != r.cfg.Fabric || n.ID() != who.NodeID {
+		return nil, forbidden("node %s holds the record of node %s of fabric %s; delete its data_dir before it joins another fabric or takes another name", who.NodeID, n.ID(), n.Fabric)
+	}
+	if _, ended := r.removed().Ends(n.ID(), n.Issued); ended || own != nil && !n.Issued.After(own.Issued) {
+		return own, nil
+	}
+	return &n, nil
+}
+
+// issueTime returns the time at which a new record of a node is issued: now, but later than its
+// newest one, and than a removal of the node. The clock may have been set back, or be another
+// controller's.
+func (r *registry) issueTime(now time.Time, id fabric.NodeID, own *fabric.Node) time.Time {
+	if own != nil && !now.After(own.Issued) {
+		now = own.Issued.Add(time.Millisecond)
 	}
 	if t, ended := r.removed().Ends(id, now); ended {
 		now = t.Removed.Add(time.Millisecond)

@@ -309,6 +309,9 @@ func (r *registry) purge(ctx context.Context, removed fabric.Revocations) ([]fab
 		}
 	}
 	slices.SortFunc(gone, fabric.CompareNodeIDs)
+	if len(gone) > 0 {
+		r.save()
+	}
 	errs := []error{r.freePools(ctx, removed)}
 	keys, _, err := r.cfg.Consul().KV().Keys(kvkey.Nodes, "", (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {

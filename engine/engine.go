@@ -368,8 +368,8 @@ func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed 
 	return removed, own, err
 }
 
-// Expire ends leases whose admission has expired or whose node has left the roster. With an empty
-// roster, no node has left.
+// Expire ends leases whose admission has expired, whose node has left the roster, or was removed
+// and came back. With an empty roster, no node has left.
 func (e *Engine) Expire() error {
 	now := e.now()
 	known := map[fabric.NodeID]bool{}
@@ -377,7 +377,7 @@ func (e *Engine) Expire() error {
 		known[n.ID()] = true
 	}
 	return e.drop(func(a fabric.Admission) bool {
-		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()]
+		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()] || e.verify.Ended(a)
 	}, false)
 }
 

@@ -5,6 +5,7 @@ package catalog
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -190,6 +191,10 @@ type verifiedAdmission struct {
 	word      word
 }
 
+// ErrRemoved is the error of Verify for an endpoint whose node was removed from the fabric. Its
+// record is ignored.
+var ErrRemoved = errors.New("its node was removed from the fabric")
+
 // trustFor is how long an admission stays verified. What is enforced does not depend on it.
 const trustFor = time.Minute
 
@@ -219,6 +224,9 @@ func (h *Health) assess(service fabric.Ref, entries []*consulapi.ServiceEntry, v
 				v.health, v.word = text, w
 				verified[e.Service.ID] = v
 			}
+		}
+		if errors.Is(err, ErrRemoved) {
+			continue // nobody cleans the catalog up after a machine that is cut off
 		}
 		if err != nil {
 			record := fmt.Sprintf("catalog record %s of service %s on Consul node %s", e.Service.ID, service, e.Node.Node)

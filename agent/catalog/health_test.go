@@ -245,3 +245,27 @@ func BenchmarkAssess(b *testing.B) {
 		}
 	})
 }
+
+// The record of an endpoint whose node was removed counts for nothing, and is no problem: the
+// machine may be cut off, so that nobody takes it out of the catalog.
+func TestHealthOfRemovedNode(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	verify := func(signed fabric.Signed) (fabric.Admission, error) {
+		a, err := s.verify(signed)
+		if a.Endpoint == allocation(1) {
+			err = ErrRemoved
+		}
+		return a, err
+	}
+	h := NewHealth(HealthConfig{Consul: consul, Verify: verify, Speaker: s.speaker, Log: hclog.NewNullLogger()})
+	h.Follow([]fabric.Ref{web})
+	run(t, h.Run)
+	write(t, consul, s, "n1", s.register(t, admit(1, web)), nil)
+	write(t, consul, s, "n1", s.register(t, admit(2, web)), nil)
+	eventually(t, "the other is known", func() bool { _, known := h.Healthy(allocation(2)); return known })
+	_, known := h.Healthy(allocation(1))
+	must.False(t, known)
+	must.SliceEmpty(t, h.Refused())
+}

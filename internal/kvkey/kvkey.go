@@ -28,7 +28,7 @@ const (
 const (
 	Objects    = Root + "obj/"       // <SHA-256>: an immutable object of a revision
 	Nodes      = Root + "node/"      // <zone>/<node>: a fabric.NodeRecord
-	Pools      = Root + "pool/"      // <number>: the zone/node to which the pools of that number belong
+	Pools      = Root + "pool/"      // <number>: a signed fabric.Pool, the node to which the pools of that number belong
 	Bindings   = Root + "binding/"   // <zone>/<node>: the ID of the Nomad node that it is
 	Admissions = Root + "admission/" // <zone>/<node>/<endpoint>: a signed admission and the addresses that rest after it
 )

@@ -225,6 +225,13 @@ func (n *Node) registration() (api.NodeRequest, error) {
 		return req, fmt.Errorf("sign the link statement: %w", err)
 	}
 	req.Link, req.Certificate, req.Signature = link, chain, sig
+	held, found, err := n.record().Read()
+	if err != nil {
+		return req, err
+	}
+	if found {
+		req.Record = &held
+	}
 	return req, nil
 }
 

@@ -26,6 +26,12 @@ type Verifier struct {
 	Removed     func() fabric.Revocations
 }
 
+// Ended reports whether the node of an endpoint was removed after the endpoint was admitted.
+func (v Verifier) Ended(a fabric.Admission) bool {
+	_, ended := v.Removed().Ends(a.Host(), a.Issued)
+	return ended
+}
+
 // Verify returns the admission in r if the fabric signed it, it has not expired, its addresses are
 // in the pool of the node on which it was admitted, that node was not removed since, and r was
 // signed with the key of the service. It does not check that the graph still has the roles: the one

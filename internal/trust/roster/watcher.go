@@ -20,6 +20,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
@@ -148,7 +149,7 @@ func (w *Watcher) take(pairs consulapi.KVPairs) bool {
 	w.read, w.records, w.keys = true, records, keys
 	known := w.nodes
 	w.mu.Unlock()
-	next, wrong := w.verify.merge(known, records, time.Now())
+	next, wrong := w.verify.merge(known, records, clock.Now())
 	return w.replace(next, append(strange, wrong...))
 }
 
@@ -161,7 +162,7 @@ func (w *Watcher) Review() {
 	w.mu.Unlock()
 	next := w.verify.living(known)
 	if read { // a record that was refused may be good without the removed nodes
-		next, wrong = w.verify.merge(known, records, time.Now())
+		next, wrong = w.verify.merge(known, records, clock.Now())
 	}
 	w.replace(next, wrong)
 }
