@@ -42,18 +42,27 @@ func (m *wayMetrics) Describe(to chan<- *prometheus.Desc) {
 	}
 }
 
-// Collect implements prometheus.Collector.
+// Collect implements prometheus.Collector. What a node reports of ways that cannot be, or of one
+// way twice, is left out: one such metric would fail all of them.
 func (m *wayMetrics) Collect(to chan<- prometheus.Metric) {
 	s := m.status()
+	nodes, zones := map[string]bool{}, map[string]bool{}
 	for _, n := range s.Nodes {
+		nodes[n.ID().String()], zones[n.Zone] = true, true
+	}
+	for _, n := range s.Nodes {
+		told := map[string]bool{}
 		for _, w := range n.Ways {
-			if w.Link() {
+			if nodes[w.To] && !told[w.To] {
+				told[w.To] = true
 				m.link.collect(to, w.IPv4, w.IPv6, n.ID().String(), w.To)
 			}
 		}
 	}
 	for _, p := range s.ZonePairs() {
-		m.zones.collect(to, p.IPv4, p.IPv6, p.From, p.To)
+		if zones[p.To] {
+			m.zones.collect(to, p.IPv4, p.IPv6, p.From, p.To)
+		}
 	}
 }
 
