@@ -36,7 +36,11 @@ type auditEntry struct {
 	Code     string    `json:"code,omitempty"`     // of the refusal
 	LeftOut  int       `json:"leftOut,omitempty"`  // refused calls of the same actor, or source if it is unknown, that have no entry
 
+	// Begun says that the call is about to be carried out. Another entry says how it ended.
+	Begun bool `json:"begun,omitempty"`
+
 	harmless bool // the call changes nothing, so it is recorded only if the caller may not make it
+	intended bool // an entry with Begun was written
 }
 
 // unknownActor is the actor of a call that was not authenticated.

@@ -144,9 +144,7 @@ func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint
 	for _, o := range next.fresh {
 		objects[o.Hash] = o.Data
 	}
-	if err := p.memory.keep(signed, objects); err != nil {
-		return nil, fmt.Errorf("revision %d is in force, but the controller cannot keep a copy of it: %w", pointer.Sequence, err)
-	}
+	p.remember(signed, objects)
 	p.log.Info("revision published", logkey.Revision, pointer.Sequence)
 	return published, nil
 }

@@ -82,6 +82,7 @@ type Controller struct {
 	log       hclog.Logger
 	lock      *os.File // on the data directory
 	audit     *audit
+	disk      *disk
 	policy    *policy
 	nodes     *registry
 	table     *table
@@ -125,6 +126,7 @@ func New(cfg Config) (*Controller, error) {
 		c.audit.Close()
 		return nil, err
 	}
+	c.disk = &disk{dir: cfg.DataDir}
 	c.policy = newPolicy(cfg)
 	c.nodes = newRegistry(cfg, removed.List)
 	c.table = newTable(cfg)
@@ -170,7 +172,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			newElection(c.cfg, c.lead).run(campaign)
+			newElection(c.cfg, c.disk, c.lead).run(campaign)
 		}()
 		<-ctx.Done()
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
@@ -205,6 +207,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.agreement.run(ctx) })
 	g.Go(func() error { return c.policy.watch(ctx) })
+	g.Go(func() error { return c.policy.keepAgain(ctx) })
 	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
 	g.Go(func() error { return c.removal.keep(ctx) })
@@ -214,6 +217,9 @@ func (c *Controller) lead(ctx context.Context) error {
 // degraded returns what is wrong with the controller, for people.
 func (c *Controller) degraded() []string {
 	list := slices.Concat(clock.Degraded(), c.cfg.Identity.Degraded())
+	if err := c.disk.trouble(); err != nil {
+		list = append(list, fmt.Sprintf("%v: nothing can be changed until there is room, or another controller leads", err))
+	}
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.table.degraded()...)

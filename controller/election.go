@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,7 +21,10 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-const sessionTTL = "10s" // the shortest that Consul permits
+const (
+	sessionTTL  = "10s" // the shortest that Consul permits
+	sessionName = "sif controller"
+)
 
 // leaderRecord is the value of kvkey.Leader.
 type leaderRecord struct {
@@ -34,22 +38,69 @@ type election struct {
 	consul  func() *consulapi.Client
 	address string
 	file    string // contains the ID of the session, so that a restarted controller can end it instead of waiting for its expiry
+	disk    *disk
 	lead    func(context.Context) error
 	log     hclog.Logger
 }
 
-func newElection(cfg Config, lead func(context.Context) error) *election {
-	return &election{consul: cfg.Consul, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
+func newElection(cfg Config, d *disk, lead func(context.Context) error) *election {
+	return &election{disk: d, consul: cfg.Consul, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
 }
 
 // run campaigns until ctx ends, and returns when leadership was given up.
 func (e *election) run(ctx context.Context) {
 	for ctx.Err() == nil {
+		e.waitForDisk(ctx)
 		if err := e.term(ctx); err != nil && ctx.Err() == nil {
 			e.log.Error("not leading", logkey.Error, err)
 			retry.Sleep(ctx, time.Second)
 		}
 	}
+}
+
+// vacancy is how long nobody else may have led before a controller leads that cannot write its data
+// directory: it can still be asked, and take rights away.
+const vacancy = 5 * time.Second
+
+// waitForDisk waits until the data directory can be written, or nobody else leads. A controller
+// that waits has no session, so that a leader can tell who could take over.
+func (e *election) waitForDisk(ctx context.Context) {
+	var vacant time.Duration
+	for ctx.Err() == nil {
+		err := e.disk.try()
+		if err == nil || vacant >= vacancy {
+			return
+		}
+		if vacant == 0 {
+			e.log.Error("not campaigning, unless nobody else leads", logkey.Error, err)
+		}
+		kv, _, reading := e.consul().KV().Get(kvkey.Leader, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if vacant += time.Second; reading != nil || kv != nil && kv.Session != "" {
+			vacant = time.Millisecond
+		}
+		retry.Sleep(ctx, time.Second)
+	}
+}
+
+// yield ends the term of a leader that cannot write its data directory if another controller waits
+// for the lock. It returns when the term ends.
+func (e *election) yield(term context.Context, end func(), session string) {
+	for term.Err() == nil {
+		if err := e.disk.try(); err != nil && e.rivals(term, session) {
+			e.log.Error("giving up leadership to another controller", logkey.Error, err)
+			end()
+			return
+		}
+		retry.Sleep(term, diskInterval)
+	}
+}
+
+// rivals reports whether another controller campaigns.
+func (e *election) rivals(ctx context.Context, session string) bool {
+	sessions, _, err := e.consul().Session().List((&consulapi.QueryOptions{}).WithContext(ctx))
+	return err == nil && slices.ContainsFunc(sessions, func(s *consulapi.SessionEntry) bool {
+		return s.Name == sessionName && s.ID != session
+	})
 }
 
 // term waits for the lock, and leads while it holds the lock.
@@ -101,6 +152,12 @@ func (e *election) term(ctx context.Context) error {
 		case <-term.Done():
 		}
 	}()
+	yielded := make(chan struct{})
+	go func() {
+		defer close(yielded)
+		e.yield(term, end, id)
+	}()
+	defer func() { end(); <-yielded }()
 	if err := e.lead(term); err != nil && term.Err() == nil {
 		return err
 	}
@@ -117,13 +174,13 @@ func (e *election) newSession(ctx context.Context, consul *consulapi.Client) (st
 		_ = os.Remove(e.file) // it is written again below
 	}
 	id, _, err := consul.Session().CreateNoChecks(&consulapi.SessionEntry{
-		Name: "sif controller", TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
+		Name: sessionName, TTL: sessionTTL, LockDelay: time.Millisecond, Behavior: consulapi.SessionBehaviorRelease,
 	}, (&consulapi.WriteOptions{}).WithContext(ctx))
 	if err != nil {
 		return "", fmt.Errorf("create a Consul session: %w", err)
 	}
-	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil {
-		return "", fmt.Errorf("store the ID of the Consul session: %w", err)
+	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil { // a restarted controller waits for its expiry then
+		e.log.Warn("cannot store the ID of the Consul session", logkey.Error, err)
 	}
 	return id, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 
 	"golang.org/x/sync/errgroup"
 
@@ -125,8 +126,10 @@ func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) 
 		return nil, fmt.Errorf("recall the revision from %s: %w", m.dir, err)
 	}
 	// A crash between the two writes leaves the operator's copy one revision behind.
-	if err := m.pointerFile().Write(signed); err != nil {
-		return nil, fmt.Errorf("recall the revision: %w", err)
+	if copied, found, err := m.pointerFile().Read(); err != nil || !found || !reflect.DeepEqual(copied, signed) {
+		if err := m.pointerFile().Write(signed); err != nil {
+			return nil, fmt.Errorf("recall the revision: %w", err)
+		}
 	}
 	return compile(signed, pointer, graph), nil
 }

@@ -25,6 +25,7 @@ import (
 	"github.com/sif-project/sif/internal/consulwatch"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/trust/revision"
 )
 
@@ -65,6 +66,9 @@ type policy struct {
 	mu      sync.Mutex              // held while the pointer is examined or moved
 	current atomic.Pointer[inForce] // never nil
 	refusal atomic.Pointer[string]  // why the pointer in Consul is refused; nil: it is not
+
+	unkept   map[fabric.Hash][]byte // objects that memory lacks; guarded by mu
+	unstored atomic.Pointer[string] // why memory does not have the revision in force; nil: it has
 }
 
 func newPolicy(cfg Config) *policy {
@@ -107,8 +111,43 @@ func (p *policy) pointer() fabric.Pointer { return p.current.Load().pointer }
 
 // degraded returns what is wrong with the revision in Consul, for people.
 func (p *policy) degraded() []string {
-	if why := p.refusal.Load(); why != nil {
-		return []string{*why}
+	var list []string
+	for _, why := range []*string{p.refusal.Load(), p.unstored.Load()} {
+		if why != nil {
+			list = append(list, *why)
+		}
+	}
+	return list
+}
+
+// remember stores a revision for restarts. It is in force whether that succeeds or not: until it
+// does, a restarted controller reads it from Consul again. The caller holds p.mu.
+func (p *policy) remember(signed fabric.Signed, objects map[fabric.Hash][]byte) {
+	if p.unkept != nil { // memory still has the revision before
+		maps.Copy(p.unkept, objects)
+		objects = p.unkept
+	}
+	if err := p.memory.keep(signed, objects); err != nil {
+		p.unkept = objects
+		why := err.Error()
+		p.unstored.Store(&why)
+		p.log.Error("the revision in force is not stored", logkey.Error, err)
+		return
+	}
+	p.unkept = nil
+	p.unstored.Store(nil)
+}
+
+// keepAgain tries to store what could not be stored, until ctx ends.
+func (p *policy) keepAgain(ctx context.Context) error {
+	for ctx.Err() == nil {
+		retry.Sleep(ctx, diskInterval)
+		if p.unstored.Load() == nil {
+			continue
+		}
+		p.mu.Lock()
+		p.remember(p.current.Load().signed, nil)
+		p.mu.Unlock()
 	}
 	return nil
 }
@@ -214,9 +253,7 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 		return index, err
 	}
 	next := compile(signed, pointer, graph)
-	if err := p.memory.keep(next.signed, objects); err != nil {
-		return index, err
-	}
+	p.remember(next.signed, objects)
 	p.use(next)
 	p.log.Info("revision adopted", logkey.Revision, pointer.Sequence)
 	return index, nil

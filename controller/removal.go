@@ -260,6 +260,7 @@ func (c *Controller) deleteNode(ctx context.Context, r request) (any, error) {
 	if err := fabric.CheckReason(r.entry.Message); err != nil {
 		return nil, invalid("%v", err)
 	}
+	c.intendRemoval(r)
 	return c.removal.remove(ctx, id, r.entry.Message)
 }
 

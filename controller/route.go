@@ -129,6 +129,6 @@ func (c *Controller) routes() []route {
 		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",
 			summary: "Issues a certificate for a service of which the calling node has a live admission.", request: api.CertificateRequest{}, reply: api.CertificateReply{}},
 
-		{pattern: "GET /v1/health", caller: callerAnyone, summary: "Returns status 200 if this controller leads, otherwise 503.", reply: api.ControllerStatus{}},
+		{pattern: "GET /v1/health", caller: callerAnyone, summary: "Returns status 200 if this controller leads and can write its data directory, otherwise 503.", reply: api.ControllerStatus{}},
 	}
 }

@@ -77,6 +77,9 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 		if !self.Leader {
 			code = http.StatusServiceUnavailable
 		}
+		if c.disk.trouble() != nil {
+			self.Degraded, code = []string{"the data directory cannot be written, so that nothing can be changed"}, http.StatusServiceUnavailable
+		}
 		respond(w, code, self)
 	}))
 	mux.HandleFunc("GET /metrics", c.limits.anyone(promhttp.HandlerFor(c.metrics.registry, promhttp.HandlerOpts{}).ServeHTTP))
@@ -164,8 +167,30 @@ func (c *Controller) notLeader(ctx context.Context) error {
 	return e
 }
 
+// intend writes to the audit log that a call is about to be carried out. A call that cannot be
+// recorded is refused, and nothing has happened.
+func (c *Controller) intend(r request) error {
+	entry := *r.entry
+	entry.Actor, entry.Begun = r.actor(), true
+	if err := c.audit.write(entry); err != nil {
+		c.disk.failed(err)
+		return unavailable("nothing was changed, because it cannot be recorded: %v", err)
+	}
+	r.entry.intended = true
+	return nil
+}
+
+// intendRemoval is intend for a call that only takes rights away, which does not depend on a
+// record: without one, the controller's log has it.
+func (c *Controller) intendRemoval(r request) {
+	if err := c.intend(r); err != nil {
+		r.entry.intended = true
+		c.log.Error("removing without a record", logkey.Action, r.entry.Action, logkey.Actor, r.actor(), logkey.Target, r.entry.Target, logkey.Address, r.entry.Remote, logkey.Error, err)
+	}
+}
+
 // record writes the result of a call to the audit log, if it belongs there, and returns err. A call
-// that cannot be recorded fails.
+// that cannot be recorded fails, unless intend has recorded it and it was carried out.
 func (c *Controller) record(r request, err error) error {
 	switch {
 	case r.entry.Action == "",
@@ -186,7 +211,16 @@ func (c *Controller) record(r request, err error) error {
 		}
 		c.log.Warn("call refused", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Address, r.entry.Remote, logkey.Error, err)
 	}
-	return errors.Join(err, c.audit.write(*r.entry))
+	writing := c.audit.write(*r.entry)
+	if writing == nil {
+		return err
+	}
+	c.disk.failed(writing)
+	c.log.Error("cannot record how a call ended", logkey.Action, r.entry.Action, logkey.Actor, r.entry.Actor, logkey.Target, r.entry.Target, logkey.Error, writing)
+	if err == nil && !r.entry.intended {
+		err = writing
+	}
+	return err
 }
 
 // decode decodes the body of a request. Unknown fields are refused from operators, because a part

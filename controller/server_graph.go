@@ -52,6 +52,9 @@ func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
 	if err := r.operator.mayChange(c.policy.current.Load().graph, req, false); err != nil {
 		return nil, err
 	}
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
 	return r.changed(c.policy.apply(ctx, req, r.operator.author))
 }
 
@@ -90,6 +93,9 @@ func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 	name := r.PathValue("name")
 	r.entry.Target = name
 	if err := r.operator.mayChange(c.policy.current.Load().graph, api.GraphRequest{RemoveDomains: []string{name}}, false); err != nil {
+		return nil, err
+	}
+	if err := c.intend(r); err != nil {
 		return nil, err
 	}
 	return r.changed(c.policy.remove(ctx, name, r.operator.author))
@@ -131,6 +137,11 @@ func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) 
 	}
 	if err != nil {
 		return nil, err
+	}
+	if !req.DryRun {
+		if err := c.intend(r); err != nil {
+			return nil, err
+		}
 	}
 	reply, err := c.policy.rollback(ctx, req, r.operator.author)
 	r.entry.Revision = reply.Pointer.Sequence

@@ -20,6 +20,9 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	r.entry.Target, r.entry.Message = r.node.NodeID.String(), string(r.node.Kind)
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
 	return c.nodes.register(ctx, r.node, req)
 }
 
@@ -63,6 +66,9 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 	}
 	begin := time.Now()
 	r.entry.Target = req.Allocation
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
 	admission, reply, err := c.admitter.admit(ctx, r.node, req)
 	if err != nil {
 		return nil, err
@@ -77,6 +83,7 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 
 func (c *Controller) deleteAdmission(ctx context.Context, r request) (any, error) {
 	r.entry.Target = r.PathValue("endpoint")
+	c.intendRemoval(r)
 	return nil, c.admitter.release(ctx, r.node, r.entry.Target)
 }
 
@@ -91,6 +98,7 @@ func (c *Controller) postRelease(ctx context.Context, r request) (any, error) {
 	}
 	r.entry.Target = r.node.NodeID.String()
 	r.entry.Message = strings.Join(slices.Sorted(maps.Keys(req.Issued)), " ")
+	c.intendRemoval(r)
 	return nil, c.admitter.releaseLost(ctx, r.node, req)
 }
 
@@ -100,6 +108,9 @@ func (c *Controller) postCertificate(ctx context.Context, r request) (any, error
 		return nil, err
 	}
 	r.entry.Target = req.Service.String()
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
 	chain, err := c.admitter.certificate(ctx, r.node, req)
 	return api.CertificateReply{Certificate: chain}, err
 }

@@ -49,6 +49,7 @@ const (
 	Call   = "call"   // method and path of a call to the controller's API
 	Action = "action" // what the caller asked for, as in the audit log
 	Actor  = "actor"  // the caller, as in the audit log
+	Target = "target" // what a call is about, as in the audit log
 )
 
 // The daemon.
