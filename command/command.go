@@ -63,6 +63,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"matrix":         &MatrixCommand{},
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
+		"node status":    &NodeStatusCommand{},
 		"status":         &StatusCommand{},
 		"verify":         &VerifyCommand{},
 		"version":        &VersionCommand{},
@@ -140,6 +141,10 @@ Usage: sif node <subcommand> [options] [args]
   List them:
 
       $ sif node list
+
+  Show what one of them enforces, and what is degraded:
+
+      $ sif node status aws1/aws1-w2
 
   Remove one that is gone, or that must not take part any more:
 

@@ -58,12 +58,16 @@ func (c *StatusCommand) run(ctx context.Context, _ []string) error {
 		return fmt.Errorf("reading the status: %w", err)
 	}
 	now := time.Now()
-	problems := statusProblems(status, now)
-	if err := c.output(struct {
+	return c.showStatus(status, statusProblems(status, now), c.verbose, now)
+}
+
+// showStatus writes a status with its problems.
+func (m *Meta) showStatus(status api.Status, problems []string, verbose bool, now time.Time) error {
+	if err := m.output(struct {
 		api.Status
 		Healthy  bool     `json:"healthy"`
 		Problems []string `json:"problems"`
-	}{status, len(problems) == 0, problems}, func() string { return formatStatus(status, problems, c.verbose, now) }); err != nil {
+	}{status, len(problems) == 0, problems}, func() string { return formatStatus(status, problems, verbose, now) }); err != nil {
 		return err
 	}
 	if len(problems) > 0 {
