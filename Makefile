@@ -66,8 +66,8 @@ bench: setup build ## Measure the data paths, and a fabric and its alternatives 
 # The linters have a go.mod of their own, which keeps their dependencies out of the product's.
 LINTER := go tool -modfile=tools/lint/go.mod
 
-# Comments and documents use British spelling, except for words of Go, Nomad, X.509 and ICMPv6.
-SPELLING := -locale UK -i artifacts,behavior,dialing,initialized,neighbor,organizational
+# Comments and documents use British spelling, except for words of Go, netlink, Nomad, X.509 and ICMPv6.
+SPELLING := -locale UK -i artifact,artifacts,behavior,dialing,initialized,neighbor,organizational,serialize
 
 .PHONY: lint
 lint: ## Check format, static analysis, structure, spelling, known vulnerabilities

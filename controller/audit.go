@@ -161,8 +161,8 @@ func (a *audit) admits(e auditEntry) bool {
 	return false
 }
 
-// summarize writes the summaries until ctx ends.
-func (a *audit) summarize(ctx context.Context) error {
+// summarise writes the summaries until ctx ends.
+func (a *audit) summarise(ctx context.Context) error {
 	for retry.Sleep(ctx, summaryInterval) {
 		if err := a.writeSummaries(); err != nil {
 			a.log.Error("cannot write how many refused calls were left out of the audit log", logkey.Error, err)

@@ -165,7 +165,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		}
 		return nil
 	})
-	g.Go(func() error { return c.audit.summarize(ctx) })
+	g.Go(func() error { return c.audit.summarise(ctx) })
 	g.Go(func() error {
 		// Leadership is given up only after the last call has been answered.
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))
