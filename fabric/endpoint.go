@@ -151,6 +151,13 @@ func (l Link) Check(node NodeID) error {
 		return fmt.Errorf("its public key has %d bytes, expected %d", len(l.PublicKey), publicKeySize)
 	case bytes.Equal(l.PublicKey, make([]byte, publicKeySize)):
 		return errors.New("its public key is zero")
+	case l.Port(NodeID{}) == 0:
+		return errors.New("it has no UDP port for the nodes of its zone")
+	}
+	for peer, port := range l.Ports {
+		if port == 0 {
+			return fmt.Errorf("its UDP port for %s is 0", peer)
+		}
 	}
 	return nil
 }

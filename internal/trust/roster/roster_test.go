@@ -224,6 +224,10 @@ func TestRefused(t *testing.T) {
 			k.Node = fabric.NodeID{Zone: "aws1", Name: "w2"}
 		})},
 		{"zero key", "its public key is zero", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = make([]byte, 32) })},
+		{"zero port", "its UDP port for z9/w9 is 0", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) {
+			k.Ports = map[fabric.NodeID]uint16{{}: 51820, {Zone: "z9", Name: "w9"}: 0}
+		})},
+		{"no port", "it has no UDP port for the nodes of its zone", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.Ports = nil })},
 		{"short key", "31 bytes", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = k.PublicKey[1:] })},
 		{"somebody else's key", "that of node aws1/w2", changed(func(_ *fabric.Node, k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{2}, 32) })},
 		{"somebody else's IPv4 pool", "overlap those of node aws1/w2", changed(func(n *fabric.Node, _ *fabric.Link, _ **identity.Source) {
