@@ -7,10 +7,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -87,6 +89,18 @@ func (f *fabricUnderTest) restore(t *testing.T, pairs consul.KVPairs) {
 	}
 }
 
+// recordsBack waits until Consul has the record of every node.
+func (f *fabricUnderTest) recordsBack(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() error {
+		keys, _, err := f.consul.KV().Keys(kvkey.Nodes, "", nil)
+		if want := len(f.Topology.Nodes(lab.Processor, lab.Workload)); err == nil && len(keys) != want {
+			err = fmt.Errorf("Consul has records of %d of %d nodes", len(keys), want)
+		}
+		return err
+	})
+}
+
 // TestAbsenceIsNoWithdrawal takes away what daemons have stored, in Consul and on disk. What is
 // lost is asked for again from its owner; nothing that lives is cut off for longer than that takes.
 func TestAbsenceIsNoWithdrawal(t *testing.T) {
@@ -154,20 +168,12 @@ func TestAbsenceIsNoWithdrawal(t *testing.T) {
 
 	t.Run("node records", func(t *testing.T) {
 		flows := begin(t)
-		gone := []fabric.NodeID{{Zone: svc.zone, Name: svc.node}, {Zone: far.zone, Name: far.node}}
-		for _, id := range gone {
-			_, err := world.consul.KV().Delete(kvkey.Node(id).String(), nil)
-			must.NoError(t, err)
-		}
-		for _, id := range gone {
-			eventually(t, 12*time.Second, func() error {
-				p, _, err := world.consul.KV().Get(kvkey.Node(id).String(), nil)
-				if err == nil && p == nil {
-					err = fmt.Errorf("the record of %s is not back", id)
-				}
-				return err
-			})
-		}
+		_, err := world.consul.KV().Delete(kvkey.Node{Zone: svc.zone, Name: svc.node}.String(), nil)
+		must.NoError(t, err)
+		world.recordsBack(t)
+		_, err = world.consul.KV().DeleteTree(kvkey.Nodes, nil)
+		must.NoError(t, err)
+		world.recordsBack(t)
 		well(t)
 		unbroken(t, flows)
 	})
@@ -191,6 +197,48 @@ func TestAbsenceIsNoWithdrawal(t *testing.T) {
 		start(t, node)
 		reaches(t, svc, far, 9001, true, 15*time.Second)
 		reaches(t, svc, near, 9001, true, 5*time.Second)
+		well(t)
+	})
+
+	t.Run("a release, while the controller is away", func(t *testing.T) {
+		const job, group = "places-gw", "gcp1"
+		t.Cleanup(func() { world.scale(t, job, group, 1) })
+		world.scale(t, job, group, 2)
+		before := world.workloads(t, "getaway-app/places-gw", group)
+		must.SliceLen(t, 2, before)
+		node := world.Topology.Orchestrator().Name
+		t.Cleanup(func() { must.NoError(t, world.Start(node, "controller")) })
+		must.NoError(t, world.Stop(context.Background(), node, "controller"))
+		world.scale(t, job, group, 1)
+		eventually(t, 30*time.Second, func() error {
+			for _, w := range before {
+				log, err := os.ReadFile(world.LogFile(w.node, "agent"))
+				if err != nil || strings.Contains(string(log), "tell the controller of the release") {
+					return err
+				}
+			}
+			return errors.New("no release was lost")
+		})
+		must.NoError(t, world.Start(node, "controller"))
+		eventually(t, 40*time.Second, func() error {
+			live := 0
+			for _, w := range before {
+				key := kvkey.Admission{Node: fabric.NodeID{Zone: w.zone, Name: w.node}, Endpoint: w.alloc}
+				pair, _, err := world.consul.KV().Get(key.String(), nil)
+				if err != nil || pair == nil {
+					return fmt.Errorf("read %s: %w", key, err)
+				}
+				var grant struct{ Released time.Time }
+				must.NoError(t, json.Unmarshal(pair.Value, &grant))
+				if grant.Released.IsZero() {
+					live++
+				}
+			}
+			if live != 1 {
+				return fmt.Errorf("%d admissions are in force, of one endpoint", live)
+			}
+			return nil
+		})
 		well(t)
 	})
 
