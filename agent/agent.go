@@ -74,6 +74,8 @@ type Agent struct {
 	programming sync.Mutex     // serialises computing and writing the data path
 	written     image          // empty before the first Reconcile; guarded by programming
 	target      image          // what the last program wanted to write, empty if that is not known; guarded by programming
+	turn        int            // of repairWorkloads
+	installed   installation   // what listenCNI installed; only the repair changes it
 }
 
 // Start starts the agent of the node. It takes over the kernel state and the files of an earlier
@@ -104,10 +106,6 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	for _, ep := range a.endpoints.all() {
 		a.addresses.reserve(ep.IPv4)
 	}
-	if err := prepareNode(); err != nil {
-		return nil, err
-	}
-	n.Degrade("health address", setHealthAddresses(n.Self))
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
@@ -116,7 +114,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	a.data = a.kernel
 	a.firewall = n.Firewall
-	if err := a.firewall.Apply(); err != nil {
+	if _, err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}
 	if err := a.takeOver(ctx); err != nil {
@@ -133,11 +131,15 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		Report: func(err error) { n.Degrade("consul catalog", err) },
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
-	return a, a.Reconcile()
+	if err := a.Reconcile(); err != nil {
+		return nil, err
+	}
+	n.Degrade("host", a.repairHost())
+	return a, nil
 }
 
 // takeOver finds the endpoints whose interfaces still exist, and removes interfaces that an earlier
-// agent did not finish. Reconcile replaces the programs after the maps are filled.
+// agent did not finish. repairHost replaces the programs after Reconcile has filled the maps.
 func (a *Agent) takeOver(ctx context.Context) error {
 	attached, err := a.data.Attached()
 	if err != nil {
@@ -159,11 +161,11 @@ func (a *Agent) takeOver(ctx context.Context) error {
 	known := map[string]bool{}
 	for _, ep := range a.endpoints.all() {
 		known[ep.HostIf] = true
-		index, err := linkIndex(ep.HostIf)
+		there, err := a.present(ep)
 		if err != nil {
 			return err
 		}
-		if index == 0 || index != ep.HostIndex {
+		if !there {
 			// The interface disappeared, for example in a reboot. Nomad may call ADD again, and
 			// another interface may have the index now.
 			if err := a.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.HostIndex = 0 }); err != nil {
@@ -237,10 +239,13 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) repair(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
-		a.node.Degrade("health address", setHealthAddresses(a.node.Self))
 		a.node.Degrade("data path", a.Reconcile())
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())
-		a.node.Degrade("firewall", a.firewall.Apply())
+		a.node.Degrade("host", a.repairHost())
+		a.node.Degrade("workloads", a.repairWorkloads())
+		a.node.Degrade("firewall", a.node.RepairFirewall())
+		a.node.Degrade("cni", a.repairCNI())
+		a.node.Report("agent", a.findings())
 		a.health.Follow(a.followed())
 	})
 }
@@ -296,5 +301,6 @@ func (a *Agent) listenCNI() (*net.UnixListener, error) {
 	if err := installCNI(c.PluginDir, c.ConfigDir, c.Socket); err != nil {
 		return nil, err
 	}
+	a.installed = inspectCNI(c.PluginDir, c.ConfigDir)
 	return l, nil
 }

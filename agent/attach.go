@@ -15,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -115,17 +116,23 @@ func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 	if !known {
 		return types.NewError(types.ErrUnknownContainer, "container "+at.ContainerID+" is not attached to the fabric", "")
 	}
-	index, err := linkIndex(ep.HostIf)
+	there, err := a.present(ep)
 	if err != nil {
 		return err
 	}
-	if index == 0 || index != ep.HostIndex {
+	if !there {
 		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" no longer exists", ep.HostIf)
 	}
-	if err := a.attachPrograms(ep.HostIf); err != nil {
+	if _, err := a.attachPrograms(ep.HostIf); err != nil {
 		return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
 	}
-	return a.Reconcile()
+	if err := a.Reconcile(); err != nil {
+		return err
+	}
+	// The regular repair leaves alone what a call concerns.
+	changes, err := kernel.Repair(kernel.State{Interfaces: []kernel.Interface{a.pairOf(ep).hostSide(ep.IPv4, ep.IPv6)}})
+	a.node.Repaired(changes)
+	return errors.Join(err, a.repairWorkload(ep))
 }
 
 // collect detaches every workload that is not in valid.
@@ -141,8 +148,9 @@ func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
 	return errors.Join(errs...)
 }
 
-// sweep detaches workloads whose interface no longer exists. Their namespace was removed without
-// DEL, for example by a reboot.
+// sweep looks for workloads whose interface no longer exists. If their namespace was removed
+// without DEL, for example by a reboot, it detaches them. If only the interface was removed, it
+// attaches them again, with the same addresses.
 func (a *Agent) sweep(ctx context.Context) {
 	for _, ep := range a.endpoints.all() {
 		if err := a.sweepOne(ctx, ep.Attachment); err != nil {
@@ -158,8 +166,16 @@ func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	if !still {
 		return nil
 	}
-	index, err := linkIndex(ep.HostIf)
-	if err != nil || index != 0 && index == ep.HostIndex {
+	there, err := a.present(ep)
+	if err != nil || there {
+		return err
+	}
+	if namespace := a.namespaces.Last(ep.HostIf); namespace != nil {
+		defer namespace.Close()
+		_, err := a.add(ctx, at, cnicall.Request{Allocation: ep.ID, Ports: ep.Ports, Namespace: namespace})
+		if err == nil {
+			a.node.Repaired([]kernel.Change{{Kind: kernel.KindInterface, Subject: ep.HostIf, What: "was removed, made again"}})
+		}
 		return err
 	}
 	a.log.Warn("the interface of the workload no longer exists, detaching it", logkey.Endpoint, ep.ID)

@@ -52,7 +52,8 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 			node, workload := newNamespace(t), newNamespace(t)
 			a, engine, released := hookedAgent(t)
 			must.NoError(t, node.Do(func(ns.NetNS) error {
-				must.NoError(t, a.firewall.Apply())
+				_, err := a.firewall.Apply()
+				must.NoError(t, err)
 				ep := endpoint{ID: "alloc", Attachment: at("c1"), HostIf: "sif0123456789a",
 					Ports: []cnicall.PortMapping{{Protocol: "tcp", HostPort: 80, ContainerPort: 80}}}
 				fail.at(a, &ep)
@@ -144,7 +145,7 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 	c := &config.Config{DataDir: dir, Link: &config.Link{MTU: 1420}}
 	a = &Agent{
 		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}, Removals: &revocation.Watcher{}},
-		log:  log, now: time.Now, data: newKernel(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
+		log:  log, now: time.Now, data: newMemory(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
 		reprogram: coalesce.New(func() error { return nil }),
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
 	}

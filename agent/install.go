@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -57,6 +58,38 @@ func installCNIFrom(candidates []string, pluginDir, configDir, socket string) er
 	if err := installFile(filepath.Join(configDir, cniConfigFile), config, 0o644); err != nil {
 		return fmt.Errorf("install the CNI configuration: %w", err)
 	}
+	return nil
+}
+
+// installation is what tells whether the installed files were changed: of the plugin and of the
+// network configuration.
+type installation [2]struct {
+	size     int64
+	mode     fs.FileMode
+	modified time.Time
+}
+
+// inspectCNI looks at the installed files, of which one that is missing has zero values.
+func inspectCNI(pluginDir, configDir string) (in installation) {
+	for i, path := range []string{filepath.Join(pluginDir, cniPlugin), filepath.Join(configDir, cniConfigFile)} {
+		if info, err := os.Stat(path); err == nil {
+			in[i].size, in[i].mode, in[i].modified = info.Size(), info.Mode(), info.ModTime()
+		}
+	}
+	return in
+}
+
+// repairCNI installs the plugin and the network configuration again if somebody changed them.
+func (a *Agent) repairCNI() error {
+	c := a.node.Config.CNI
+	if inspectCNI(c.PluginDir, c.ConfigDir) == a.installed {
+		return nil
+	}
+	if err := installCNI(c.PluginDir, c.ConfigDir, c.Socket); err != nil {
+		return err
+	}
+	a.installed = inspectCNI(c.PluginDir, c.ConfigDir)
+	a.node.PutBack(kindCNI, []string{"the CNI plugin or network in " + c.PluginDir + " and " + c.ConfigDir})
 	return nil
 }
 

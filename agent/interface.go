@@ -4,12 +4,13 @@
 package agent
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
+	"slices"
 
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
@@ -17,6 +18,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -26,6 +29,7 @@ type veth struct {
 	hostIndex int
 	hostMAC   net.HardwareAddr
 	peerMAC   net.HardwareAddr // of the end in the workload's namespace
+	mtu       int              // of both ends
 }
 
 // openNamespace opens the workload's network namespace, which the plugin passes as an open
@@ -38,15 +42,29 @@ func openNamespace(descriptor *os.File) (ns.NetNS, error) {
 	return namespace, nil
 }
 
+// macs returns the Ethernet addresses of a pair by the name of its host side. They follow from the
+// name, so that they are known after a restart and can be compared; and udev does not replace an
+// address that was chosen (MACAddressPolicy of systemd.link(5)).
+func macs(host string) (own, peer net.HardwareAddr) {
+	sum := sha256.Sum256([]byte("sif endpoint " + host))
+	own, peer = slices.Clone(sum[:6]), slices.Clone(sum[6:12])
+	for _, m := range []net.HardwareAddr{own, peer} {
+		m[0] = m[0]&^1 | 2 // unicast, locally administered
+	}
+	return own, peer
+}
+
 // makeVeth makes the pair, with the end named ifName in the workload's namespace. Both ends are
 // down.
 func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
-	v := veth{host: host}
+	v := veth{host: host, mtu: mtu}
+	v.hostMAC, v.peerMAC = macs(host)
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU = host, mtu
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = host, mtu, v.hostMAC
 	pair := &netlink.Veth{
 		LinkAttrs: attrs, PeerName: ifName, PeerNamespace: netlink.NsFd(int(namespace.Fd())),
-		PeerMTU: uint32(mtu), // the kernel does not copy it from the pair
+		PeerMTU:          uint32(mtu), // the kernel does not copy it from the pair
+		PeerHardwareAddr: v.peerMAC,
 	}
 	if err := netlink.LinkAdd(pair); err != nil {
 		return v, fmt.Errorf("create the interface pair %s: %w", host, err)
@@ -55,110 +73,65 @@ func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
 	if err != nil {
 		return v, fmt.Errorf("find interface %s: %w", host, err)
 	}
-	v.hostIndex, v.hostMAC = link.Attrs().Index, link.Attrs().HardwareAddr
-	return v, namespace.Do(func(ns.NetNS) error {
-		peer, err := netlinksafe.LinkByName(ifName)
-		if err != nil {
-			return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
-		}
-		v.peerMAC = peer.Attrs().HardwareAddr
-		return nil
-	})
+	v.hostIndex = link.Attrs().Index
+	return v, nil
+}
+
+// hostSide is what must be of the host side of the pair: it carries the endpoint's addresses.
+func (v veth) hostSide(v4, v6 netip.Addr) kernel.Interface {
+	side := kernel.Interface{
+		Name: v.host, Index: v.hostIndex, Passing: true, MTU: v.mtu, MAC: v.hostMAC,
+		// The workload must not be able to configure the node by router advertisements or
+		// redirects. Hardened hosts disable IPv6 on every new interface.
+		IPv4: []kernel.Sysctl{{Name: "accept_redirects", Value: "0"}, {Name: "send_redirects", Value: "0"}, {Name: "forwarding", Value: "1"}},
+		IPv6: []kernel.Sysctl{
+			{Name: "disable_ipv6", Value: "0"}, {Name: "accept_ra", Value: "0"}, {Name: "accept_dad", Value: "0"},
+			{Name: "accept_redirects", Value: "0"}, {Name: "forwarding", Value: "1"},
+		},
+		OnlyRoutes: []int{unix.RT_TABLE_MAIN},
+	}
+	for _, addr := range []netip.Addr{v4, v6} {
+		side.Neighbours = append(side.Neighbours, kernel.Neighbour{Addr: addr, MAC: v.peerMAC})
+		side.Routes = append(side.Routes, kernel.Route{Prefix: single(addr)})
+	}
+	return side
+}
+
+// workloadSide is what must be in the workload's namespace. All routes lead to the node. Loopback
+// is up, which is not Nomad's work.
+func (v veth) workloadSide(ifName string, v4, v6 netip.Addr) kernel.State {
+	side := kernel.Interface{
+		Name: ifName, Passing: true, MTU: v.mtu, MAC: v.peerMAC,
+		// Docker disables IPv6 in the namespaces that it makes.
+		IPv6: []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}, {Name: "accept_ra", Value: "0"}},
+		// Addresses are unique in the fabric, so duplicate address detection would only delay.
+		Addresses: []kernel.Address{{Prefix: single(v4)}, {Prefix: single(v6)}},
+		Routes: []kernel.Route{
+			{Prefix: single(wellknown.LinkLocal4), Source: v4},
+			{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: wellknown.LinkLocal4, Source: v4},
+			{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Gateway: wellknown.LinkLocal6, Source: v6},
+		},
+	}
+	for _, gateway := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
+		side.Neighbours = append(side.Neighbours, kernel.Neighbour{Addr: gateway, MAC: v.hostMAC})
+	}
+	return kernel.State{Interfaces: []kernel.Interface{{Name: "lo"}, side}}
 }
 
 // raiseHost brings the host side up and routes the endpoint's addresses to it. The eBPF programs
 // must be attached before.
 func (v veth) raiseHost(v4, v6 netip.Addr) error {
-	link, err := netlinksafe.LinkByName(v.host)
-	if err != nil {
-		return fmt.Errorf("find interface %s: %w", v.host, err)
-	}
-	// The workload must not be able to configure the node by router advertisements or redirects.
-	for _, knob := range []struct{ name, value string }{
-		{"net/ipv6/conf/" + v.host + "/accept_ra", "0"},
-		{"net/ipv6/conf/" + v.host + "/accept_dad", "0"},
-		{"net/ipv4/conf/" + v.host + "/accept_redirects", "0"},
-		{"net/ipv6/conf/" + v.host + "/accept_redirects", "0"},
-		{"net/ipv4/conf/" + v.host + "/send_redirects", "0"},
-		{"net/ipv4/conf/" + v.host + "/forwarding", "1"},
-		{"net/ipv6/conf/" + v.host + "/forwarding", "1"},
-	} {
-		if err := sysctl(knob.name, knob.value); err != nil {
-			return err
-		}
-	}
-	if err := netlink.LinkSetUp(link); err != nil {
-		return fmt.Errorf("bring up %s: %w", v.host, err)
-	}
-	for _, addr := range []netip.Addr{v4, v6} {
-		if err := netlink.NeighSet(neighbour(v.hostIndex, addr, v.peerMAC)); err != nil {
-			return fmt.Errorf("set the neighbour %s on %s: %w", addr, v.host, err)
-		}
-		route := &netlink.Route{LinkIndex: v.hostIndex, Dst: hostPrefix(addr), Scope: netlink.SCOPE_LINK}
-		if err := netlink.RouteReplace(route); err != nil {
-			return fmt.Errorf("route %s to %s: %w", addr, v.host, err)
-		}
-	}
-	return nil
+	return kernel.Set(kernel.State{Interfaces: []kernel.Interface{v.hostSide(v4, v6)}})
 }
 
-// raiseWorkload brings the workload's side up and gives it its addresses and routes. All routes
-// lead to the node. It also brings up "lo", which Nomad does not do.
+// raiseWorkload brings the workload's side up and gives it its addresses and routes.
 func (v veth) raiseWorkload(ifName string, namespace ns.NetNS, v4, v6 netip.Addr) error {
 	return namespace.Do(func(ns.NetNS) error {
-		if _, err := raiseLoopback(); err != nil {
+		if err := kernel.Set(v.workloadSide(ifName, v4, v6)); err != nil {
 			return fmt.Errorf("in the workload's namespace: %w", err)
-		}
-		link, err := netlinksafe.LinkByName(ifName)
-		if err != nil {
-			return fmt.Errorf("find interface %s of the workload: %w", ifName, err)
-		}
-		// Docker disables IPv6 in the namespaces that it makes.
-		if err := errors.Join(
-			sysctl("net/ipv6/conf/"+ifName+"/disable_ipv6", "0"),
-			sysctl("net/ipv6/conf/"+ifName+"/accept_ra", "0"),
-		); err != nil {
-			return fmt.Errorf("configure interface %s of the workload: %w", ifName, err)
-		}
-		for _, addr := range []netip.Addr{v4, v6} {
-			// Addresses are unique in the fabric, so duplicate address detection would only delay.
-			if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: hostPrefix(addr), Flags: unix.IFA_F_NODAD}); err != nil {
-				return fmt.Errorf("add the address %s to interface %s of the workload: %w", addr, ifName, err)
-			}
-		}
-		if err := netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring up %s of the workload: %w", ifName, err)
-		}
-		index := link.Attrs().Index
-		for _, gateway := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {
-			if err := netlink.NeighSet(neighbour(index, gateway, v.hostMAC)); err != nil {
-				return fmt.Errorf("set the neighbour %s of the workload: %w", gateway, err)
-			}
-		}
-		routes := []*netlink.Route{
-			{LinkIndex: index, Dst: hostPrefix(wellknown.LinkLocal4), Scope: netlink.SCOPE_LINK, Src: v4.AsSlice()},
-			{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, Gw: wellknown.LinkLocal4.AsSlice(), Src: v4.AsSlice()},
-			{LinkIndex: index, Dst: &net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, Gw: wellknown.LinkLocal6.AsSlice(), Src: v6.AsSlice()},
-		}
-		for _, r := range routes {
-			if err := netlink.RouteReplace(r); err != nil {
-				return fmt.Errorf("add the route to %s in the workload: %w", r.Dst, err)
-			}
 		}
 		return nil
 	})
-}
-
-// raiseLoopback brings up "lo" in the current namespace.
-func raiseLoopback() (netlink.Link, error) {
-	lo, err := netlinksafe.LinkByName("lo")
-	if err != nil {
-		return nil, fmt.Errorf("find the loopback interface: %w", err)
-	}
-	if err := netlink.LinkSetUp(lo); err != nil {
-		return nil, fmt.Errorf("bring up the loopback interface: %w", err)
-	}
-	return lo, nil
 }
 
 // removeVeth removes the pair by the name of its host side, if it exists.
@@ -209,42 +182,22 @@ func linkIndex(name string) (int, error) {
 	return int(request.Uint32()), nil
 }
 
-func neighbour(index int, addr netip.Addr, mac net.HardwareAddr) *netlink.Neigh {
-	family := netlink.FAMILY_V4
-	if addr.Is6() {
-		family = netlink.FAMILY_V6
-	}
-	return &netlink.Neigh{LinkIndex: index, Family: family, State: netlink.NUD_PERMANENT, IP: addr.AsSlice(), HardwareAddr: mac}
-}
+func single(addr netip.Addr) netip.Prefix { return netip.PrefixFrom(addr, addr.BitLen()) }
 
-func hostPrefix(addr netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
-}
-
-// prepareNode makes the node a router and gives it the address at which workloads reach its DNS
-// server.
-func prepareNode() error {
-	for _, knob := range []string{"net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"} {
-		if err := sysctl(knob, "1"); err != nil {
-			return err
-		}
+// router is what must be of the node: it forwards, and has the address at which workloads reach its
+// DNS server, and its health addresses. The IPv4 one has host scope, so that the kernel never
+// chooses it as the source of other packets.
+func router(self fabric.Node) kernel.State {
+	lo := kernel.Interface{Name: "lo", Addresses: []kernel.Address{{Prefix: single(wellknown.LinkLocal4), Scope: unix.RT_SCOPE_LINK}}}
+	if self.Pool4.IsValid() && self.Pool6.IsValid() {
+		lo.Addresses = append(lo.Addresses,
+			kernel.Address{Prefix: single(self.Health4()), Scope: unix.RT_SCOPE_HOST}, kernel.Address{Prefix: single(self.Health6())})
+		lo.IPv6 = []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}} // for the latter
 	}
-	lo, err := raiseLoopback()
-	if err != nil {
-		return err
+	return kernel.State{
+		Sysctls:    []kernel.Sysctl{{Name: "net/ipv4/ip_forward", Value: "1"}, {Name: "net/ipv6/conf/all/forwarding", Value: "1"}},
+		Interfaces: []kernel.Interface{lo},
 	}
-	if err := netlink.AddrReplace(lo, &netlink.Addr{IPNet: hostPrefix(wellknown.LinkLocal4), Scope: unix.RT_SCOPE_LINK}); err != nil {
-		return fmt.Errorf("add the address %s to the loopback interface: %w", wellknown.LinkLocal4, err)
-	}
-	return nil
-}
-
-// sysctl writes a kernel parameter of the current thread's network namespace.
-func sysctl(name, value string) error {
-	if err := os.WriteFile(filepath.Join("/proc/sys", name), []byte(value), 0); err != nil {
-		return fmt.Errorf("set the kernel parameter %s: %w", name, err)
-	}
-	return nil
 }
 
 // result returns the CNI result of ADD.
@@ -257,8 +210,12 @@ func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result 
 			{Name: ifName, Mac: v.peerMAC.String(), Sandbox: sandbox},
 		},
 		IPs: []*current.IPConfig{
-			{Interface: &inside, Address: *hostPrefix(v4), Gateway: wellknown.LinkLocal4.AsSlice()},
-			{Interface: &inside, Address: *hostPrefix(v6), Gateway: wellknown.LinkLocal6.AsSlice()},
+			{Interface: &inside, Address: network(v4), Gateway: wellknown.LinkLocal4.AsSlice()},
+			{Interface: &inside, Address: network(v6), Gateway: wellknown.LinkLocal6.AsSlice()},
 		},
 	}
+}
+
+func network(addr netip.Addr) net.IPNet {
+	return net.IPNet{IP: addr.AsSlice(), Mask: net.CIDRMask(addr.BitLen(), addr.BitLen())}
 }

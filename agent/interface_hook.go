@@ -6,8 +6,6 @@ package agent
 import (
 	"context"
 	"fmt"
-
-	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 // interfaceHook makes the veth pair, both ends down, and attaches the programs to its host side.
@@ -25,8 +23,7 @@ func (h interfaceHook) attach(_ context.Context, at *attachment) error {
 	if err := vacate(ep.Attachment.IfName, at.namespace); err != nil {
 		return err
 	}
-	mtu := daemon.WorkloadMTU(daemon.SwitchMTU(h.node.Config.Link.MTU))
-	pair, err := makeVeth(ep.HostIf, ep.Attachment.IfName, at.namespace, mtu)
+	pair, err := makeVeth(ep.HostIf, ep.Attachment.IfName, at.namespace, h.workloadMTU())
 	if err != nil {
 		return err
 	}
@@ -34,7 +31,7 @@ func (h interfaceHook) attach(_ context.Context, at *attachment) error {
 	// With each program the kernel waits for an RCU grace period, some 10 ms. The next hooks use
 	// that time.
 	at.start(func() error {
-		if err := h.attachPrograms(ep.HostIf); err != nil {
+		if _, err := h.attachPrograms(ep.HostIf); err != nil {
 			return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
 		}
 		return nil
@@ -46,8 +43,9 @@ func (h interfaceHook) detach(_ context.Context, d *detachment) error {
 	return h.dismantle(d.endpoint.HostIf)
 }
 
-// attachPrograms attaches the programs to an endpoint's interface, if they are not attached.
-func (a *Agent) attachPrograms(hostIf string) error {
+// attachPrograms attaches the programs to an endpoint's interface, if they are not attached, and
+// returns what was missing.
+func (a *Agent) attachPrograms(hostIf string) (missing []string, err error) {
 	defer a.attachments.Lock(hostIf)()
 	return a.data.Attach(hostIf)
 }

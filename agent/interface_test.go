@@ -6,7 +6,6 @@ package agent
 import (
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"testing"
 
@@ -15,38 +14,17 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/testhost"
 )
-
-func TestRaiseLoopback(t *testing.T) {
-	testhost.RequireRoot(t)
-	space := newNamespace(t)
-	f, err := os.Open(space.Path())
-	must.NoError(t, err)
-	defer f.Close()
-	namespace, err := openNamespace(f)
-	must.NoError(t, err)
-	defer namespace.Close()
-	must.NoError(t, namespace.Do(func(ns.NetNS) error {
-		_, err := raiseLoopback()
-		return err
-	}))
-	must.NoError(t, space.Do(func(ns.NetNS) error {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		must.NoError(t, err)
-		defer l.Close()
-		c, err := net.Dial("tcp", l.Addr().String())
-		must.NoError(t, err)
-		return c.Close()
-	}))
-}
 
 func TestVeth(t *testing.T) {
 	testhost.RequireRoot(t)
 	node, workload := newNamespace(t), newNamespace(t)
 	v4, v6 := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("fd5f::2")
 	must.NoError(t, node.Do(func(ns.NetNS) error {
-		must.NoError(t, prepareNode())
+		must.NoError(t, kernel.Set(router(fabric.Node{})))
 		for range 2 { // the second time there is something to replace
 			must.NoError(t, removeVeth("sif0123456789a"))
 			must.NoError(t, vacate("eth0", workload))

@@ -19,6 +19,7 @@ import (
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/node/listener"
 	"github.com/sif-project/sif/internal/testhost"
 )
@@ -102,9 +103,9 @@ func TestConflictingPortsOfEndpoints(t *testing.T) {
 	node := newNamespace(t)
 	a, _, _ := hookedAgent(t)
 	must.NoError(t, node.Do(func(ns.NetNS) error {
-		_, err := raiseLoopback()
+		must.NoError(t, kernel.Set(kernel.State{Interfaces: []kernel.Interface{{Name: "lo"}}}))
+		_, err := a.firewall.Apply()
 		must.NoError(t, err)
-		must.NoError(t, a.firewall.Apply())
 		for i, id := range []string{"a", "b", "c"} {
 			ep := portsOf(id, 2+i, asks("tcp", 18090, "127.0.0.1"))
 			if id == "c" {
@@ -143,8 +144,7 @@ func TestOwnPortsOfTheNode(t *testing.T) {
 	must.NoError(t, err)
 	p := newPorts("lo", own, func([]firewall.PortMapping) error { return nil })
 	must.NoError(t, node.Do(func(ns.NetNS) error {
-		_, err := raiseLoopback()
-		must.NoError(t, err)
+		must.NoError(t, kernel.Set(kernel.State{Interfaces: []kernel.Interface{{Name: "lo"}}}))
 		listen := func(address string) {
 			l, err := net.Listen("tcp", address)
 			must.NoError(t, err)

@@ -4,7 +4,6 @@
 package agent
 
 import (
-	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -21,9 +20,11 @@ import (
 
 // Datapath is the node's eBPF data path. It keeps working when the agent stops.
 type Datapath interface {
-	Attach(ifName string) error
+	Attach(ifName string) (missing []string, err error)
 	Detach(ifName string) error
 	Attached() ([]string, error)
+	Guarded(ifName string) error
+	Repair() ([]string, error)
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(ifindex uint32) error
 	Endpoints() ([]bpf.Endpoint, error)
@@ -90,8 +91,8 @@ func (a *Agent) apply(want image) error {
 	return nil
 }
 
-// Reconcile compares the maps and programs in the kernel with the desired state, repairs them, and
-// logs what it repaired.
+// Reconcile compares the maps in the kernel with the desired state, repairs them, and counts what
+// it repaired.
 func (a *Agent) Reconcile() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
@@ -102,7 +103,8 @@ func (a *Agent) Reconcile() error {
 	}
 	// Changes that were not written yet are not differences, so they are written first. After a
 	// start nothing is known to be written, and the maps must be read before they are changed.
-	if a.written.pairs != nil {
+	started := a.written.pairs != nil
+	if started {
 		if err := a.apply(want); err != nil {
 			a.log.Warn("cannot program the data path, trying again", logkey.Error, err)
 		}
@@ -119,17 +121,10 @@ func (a *Agent) Reconcile() error {
 			a.node.Compared(began, d, len(changes))
 		}
 	}
-	// If another process detached a program, the interface is open.
-	for _, ep := range a.endpoints.all() {
-		if index, unknown := linkIndex(ep.HostIf); unknown != nil || index == 0 || index != ep.HostIndex {
-			continue
-		}
-		if attaching := a.attachPrograms(ep.HostIf); attaching != nil {
-			err = errors.Join(err, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, attaching))
-		}
-	}
-	if len(changes) > 0 {
-		a.log.Warn("the data path differed from the declared state and was repaired", logkey.Repaired, changes)
+	if started {
+		a.node.PutBack(kindEntry, changes)
+	} else if len(changes) > 0 {
+		a.log.Info("the data path was brought to the declared state", logkey.Repaired, changes)
 	}
 	return err
 }

@@ -18,20 +18,20 @@ import (
 	"github.com/sif-project/sif/internal/coalesce"
 )
 
-// kernel is a Datapath in memory. As the real one, it forgets the checks of an endpoint with the
+// memory is a Datapath in memory. As the real one, it forgets the checks of an endpoint with the
 // endpoint.
-type kernel struct {
+type memory struct {
 	image
 	broken bool
 	refuse netip.Addr // it does not take a peer with this address
 	log    []string   // what was taken away (-) and given (+), in order
 }
 
-func newKernel() *kernel { return &kernel{image: newImage()} }
+func newMemory() *memory { return &memory{image: newImage()} }
 
 var errKernel = errors.New("kernel is broken")
 
-func (k *kernel) do(what string, f func()) error {
+func (k *memory) do(what string, f func()) error {
 	if k.broken {
 		return errKernel
 	}
@@ -40,52 +40,54 @@ func (k *kernel) do(what string, f func()) error {
 	return nil
 }
 
-func (k *kernel) Attach(string) error         { return nil }
-func (k *kernel) Detach(string) error         { return nil }
-func (k *kernel) Attached() ([]string, error) { return nil, nil }
-func (k *kernel) PutEndpoint(e bpf.Endpoint) error {
+func (k *memory) Attach(string) ([]string, error) { return nil, nil }
+func (k *memory) Detach(string) error             { return nil }
+func (k *memory) Guarded(string) error            { return nil }
+func (k *memory) Repair() ([]string, error)       { return nil, nil }
+func (k *memory) Attached() ([]string, error)     { return nil, nil }
+func (k *memory) PutEndpoint(e bpf.Endpoint) error {
 	return k.do("+", func() { k.endpoints[e.Interface] = e })
 }
-func (k *kernel) DeleteEndpoint(i uint32) error {
+func (k *memory) DeleteEndpoint(i uint32) error {
 	return k.do("-", func() {
 		delete(k.endpoints, i)
 		maps.DeleteFunc(k.checks, func(c bpf.Check, _ bool) bool { return c.Interface == i })
 	})
 }
-func (k *kernel) Endpoints() ([]bpf.Endpoint, error) {
+func (k *memory) Endpoints() ([]bpf.Endpoint, error) {
 	return slices.Collect(maps.Values(k.endpoints)), nil
 }
-func (k *kernel) PutPeer(p bpf.Peer) error {
+func (k *memory) PutPeer(p bpf.Peer) error {
 	if p.Address == k.refuse {
 		return errKernel
 	}
 	return k.do("+", func() { k.peers[p.Address] = p })
 }
-func (k *kernel) DeletePeer(a netip.Addr) error {
+func (k *memory) DeletePeer(a netip.Addr) error {
 	return k.do("-", func() { delete(k.peers, a) })
 }
-func (k *kernel) Peers() ([]bpf.Peer, error) { return slices.Collect(maps.Values(k.peers)), nil }
-func (k *kernel) PutExternal(x bpf.External) error {
+func (k *memory) Peers() ([]bpf.Peer, error) { return slices.Collect(maps.Values(k.peers)), nil }
+func (k *memory) PutExternal(x bpf.External) error {
 	return k.do("+", func() { k.externals[externalKey{x.Interface, x.Prefix}] = x })
 }
-func (k *kernel) DeleteExternal(x bpf.External) error {
+func (k *memory) DeleteExternal(x bpf.External) error {
 	return k.do("-", func() { delete(k.externals, externalKey{x.Interface, x.Prefix}) })
 }
-func (k *kernel) Externals() ([]bpf.External, error) {
+func (k *memory) Externals() ([]bpf.External, error) {
 	return slices.Collect(maps.Values(k.externals)), nil
 }
-func (k *kernel) PutCheck(c bpf.Check) error { return k.do("+", func() { k.checks[c] = true }) }
-func (k *kernel) DeleteCheck(c bpf.Check) error {
+func (k *memory) PutCheck(c bpf.Check) error { return k.do("+", func() { k.checks[c] = true }) }
+func (k *memory) DeleteCheck(c bpf.Check) error {
 	return k.do("-", func() { delete(k.checks, c) })
 }
-func (k *kernel) Checks() ([]bpf.Check, error) { return slices.Collect(maps.Keys(k.checks)), nil }
-func (k *kernel) ReplacePair(p bpf.Pair, rules []bpf.Rule) error {
+func (k *memory) Checks() ([]bpf.Check, error) { return slices.Collect(maps.Keys(k.checks)), nil }
+func (k *memory) ReplacePair(p bpf.Pair, rules []bpf.Rule) error {
 	if len(rules) == 0 {
 		return k.do("-", func() { delete(k.pairs, p) })
 	}
 	return k.do("+", func() { k.pairs[p] = rules })
 }
-func (k *kernel) Pairs() (map[bpf.Pair][]bpf.Rule, error) { return maps.Clone(k.pairs), nil }
+func (k *memory) Pairs() (map[bpf.Pair][]bpf.Rule, error) { return maps.Clone(k.pairs), nil }
 
 // draw makes an image out of few values, so that two of them overlap.
 func draw(t *rapid.T, name string) image {
@@ -116,7 +118,7 @@ func draw(t *rapid.T, name string) image {
 // it gives, and finds nothing to do the second time.
 func TestWrite(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		k := &kernel{image: draw(t, "have")}
+		k := &memory{image: draw(t, "have")}
 		k.checks[bpf.Check{Interface: rapid.Uint32Range(1, 4).Draw(t, "orphan"), Protocol: 17, Port: 53}] = true
 		want := draw(t, "want")
 		have, err := readImage(k)
@@ -144,7 +146,7 @@ func TestWrite(t *testing.T) {
 
 // Writing goes on after an error and reports each.
 func TestWriteReportsErrors(t *testing.T) {
-	k := newKernel()
+	k := newMemory()
 	k.broken = true
 	want := newImage()
 	want.endpoints[1] = bpf.Endpoint{Interface: 1, Identity: 16}
@@ -158,7 +160,7 @@ func TestWriteReportsErrors(t *testing.T) {
 // programmed, and an ADD of another endpoint succeeds.
 func TestOneRefusedEntry(t *testing.T) {
 	a, _, _ := hookedAgent(t)
-	k := newKernel()
+	k := newMemory()
 	a.data = k
 	addr := netip.MustParseAddr
 	admission := func(v4, v6 string) fabric.Admission { return fabric.Admission{IPv4: addr(v4), IPv6: addr(v6)} }

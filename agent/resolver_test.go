@@ -18,7 +18,9 @@ import (
 	miekg "github.com/miekg/dns"
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -52,7 +54,7 @@ func TestPortOfResolverIsTaken(t *testing.T) {
 	log := make(lines, 100)
 	a.node.Log = hclog.New(&hclog.LoggerOptions{Output: log})
 	must.NoError(t, node.Do(func(ns.NetNS) error {
-		must.NoError(t, prepareNode())
+		must.NoError(t, kernel.Set(router(fabric.Node{})))
 		other, err := net.ListenPacket("udp4", ":53")
 		must.NoError(t, err)
 		defer other.Close()

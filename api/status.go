@@ -34,6 +34,9 @@ type NodeStatus struct {
 	// Refused counts connections and calls of other daemons that were refused because of a limit,
 	// by reason, since the daemon started.
 	Refused map[string]uint64 `json:"refused,omitempty"`
+	// Repaired counts what others had changed on the node and was put back, by kind ("route"),
+	// since the daemons started.
+	Repaired map[string]uint64 `json:"repaired,omitempty"`
 
 	Audited  []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
 	Flows    []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them

@@ -10,12 +10,14 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/connlimit"
@@ -60,11 +62,13 @@ type Datapath struct {
 	dir      string
 	objects  endpointMaps
 	programs *endpointPrograms // nil after OpenPinned
+	options  Options
 
 	mu     sync.Mutex
 	memory []byte          // sif_config, mapped; nil after Close
 	config *endpointConfig // points into memory
 	pairs  map[Pair]map[endpointRuleKey]uint32
+	held   map[string]link.Link // attached, by their pins
 }
 
 // Open loads the programs and creates the maps, or opens those that are pinned in dir, which must
@@ -97,7 +101,7 @@ func Open(dir string, opts Options) (*Datapath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the programs and the maps pinned in %s: %w", dir, err)
 	}
-	d := &Datapath{dir: dir, objects: objects.endpointMaps, programs: &objects.endpointPrograms}
+	d := &Datapath{dir: dir, objects: objects.endpointMaps, programs: &objects.endpointPrograms, options: opts, held: map[string]link.Link{}}
 	if err := d.load(); err != nil {
 		d.Close()
 		return nil, err
@@ -151,6 +155,10 @@ func (d *Datapath) Close() error {
 	if d.programs != nil {
 		errs = append(errs, d.programs.Close())
 	}
+	for pin, l := range d.held {
+		errs = append(errs, l.Close())
+		delete(d.held, pin)
+	}
 	for _, m := range d.maps() {
 		errs = append(errs, (*m).Close())
 	}
@@ -181,9 +189,6 @@ func (d *Datapath) load() error {
 }
 
 func (d *Datapath) configure(opts Options) error {
-	if err := d.replaceFabric(opts.Fabric); err != nil {
-		return err
-	}
 	for _, a := range []netip.Addr{opts.Resolver4, opts.Resolver6} {
 		if !a.IsValid() {
 			continue
@@ -192,17 +197,14 @@ func (d *Datapath) configure(opts Options) error {
 			return fmt.Errorf("resolver: %w", err)
 		}
 	}
-	d.config.Dns4 = toMap(opts.Resolver4)
-	d.config.Dns6 = toMap(opts.Resolver6)
-	d.limit(cmp.Or(opts.Limits, connlimit.Default()))
 	var flags endpointConfigFlag
-	if opts.FlowEvents {
-		flags |= endpointConfigFlagCONFIG_FLOW_EVENTS
-	}
 	if opts.PassAll {
 		flags |= endpointConfigFlagCONFIG_PASS_ALL
 	}
 	atomic.StoreUint32((*uint32)(&d.config.Flags), uint32(flags))
+	if _, err := d.restore(); err != nil {
+		return err
+	}
 	d.raise()
 	return nil
 }
@@ -220,31 +222,116 @@ func (d *Datapath) limit(l connlimit.Limits) {
 	atomic.StoreUint64(&d.config.FlowBurst, uint64(time.Second))
 }
 
-func (d *Datapath) replaceFabric(prefixes []netip.Prefix) error {
-	wanted := map[endpointFabricKey]bool{}
-	for _, p := range prefixes {
+// Repair makes what Open set up as it was, apart from Options.PassAll and the programs, and returns
+// what differed: pins of maps, the configuration, the prefixes of the fabric.
+func (d *Datapath) Repair() ([]string, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config == nil {
+		return nil, os.ErrClosed
+	}
+	pins, err := d.pinMaps()
+	if err != nil {
+		return pins, err
+	}
+	changes, err := d.restore()
+	if len(changes) > 0 {
+		d.raise()
+	}
+	return append(pins, changes...), err
+}
+
+// pinMaps pins the maps whose pins are gone.
+func (d *Datapath) pinMaps() ([]string, error) {
+	var missing []string
+	for name, m := range d.maps() {
+		pin := filepath.Join(d.dir, name)
+		if _, err := os.Stat(pin); !errors.Is(err, os.ErrNotExist) {
+			continue
+		}
+		if err := os.MkdirAll(d.dir, 0o700); err != nil {
+			return missing, fmt.Errorf("create the pin directory: %w", err)
+		}
+		// The library believes that the pin is there, and does nothing unless told otherwise.
+		if err := errors.Join((*m).Unpin(), (*m).Pin(pin)); err != nil {
+			return missing, fmt.Errorf("pin map %s again: %w", name, err)
+		}
+		missing = append(missing, "the pin of map "+name)
+	}
+	slices.Sort(missing)
+	return missing, nil
+}
+
+// restore makes the configuration and the prefixes of the fabric those of the options, and returns
+// what differed.
+func (d *Datapath) restore() ([]string, error) {
+	changes, err := d.restoreFabric()
+	if err != nil {
+		return changes, err
+	}
+	for _, r := range []struct {
+		have *endpointAddr
+		want endpointAddr
+	}{{&d.config.Dns4, toMap(d.options.Resolver4)}, {&d.config.Dns6, toMap(d.options.Resolver6)}} {
+		if *r.have != r.want {
+			*r.have = r.want
+			changes = append(changes, "the resolver's address")
+		}
+	}
+	before := *d.config
+	d.limit(cmp.Or(d.options.Limits, connlimit.Default()))
+	if now := *d.config; now.Lifetime != before.Lifetime || now.MaxConnections != before.MaxConnections ||
+		now.FlowInterval != before.FlowInterval || now.FlowBurst != before.FlowBurst {
+		changes = append(changes, "the limits of connections")
+	}
+	events := uint32(0)
+	if d.options.FlowEvents {
+		events = uint32(endpointConfigFlagCONFIG_FLOW_EVENTS)
+	}
+	flags := (*uint32)(&d.config.Flags)
+	if atomic.LoadUint32(flags)&uint32(endpointConfigFlagCONFIG_FLOW_EVENTS) != events {
+		atomic.AndUint32(flags, ^uint32(endpointConfigFlagCONFIG_FLOW_EVENTS))
+		atomic.OrUint32(flags, events)
+		changes = append(changes, "which events are reported")
+	}
+	return changes, nil
+}
+
+func (d *Datapath) restoreFabric() (changes []string, err error) {
+	wanted := map[endpointFabricKey]netip.Prefix{}
+	for _, p := range d.options.Fabric {
 		address, length, err := prefixToMap(p)
 		if err != nil {
-			return fmt.Errorf("fabric: %w", err)
+			return nil, fmt.Errorf("fabric: %w", err)
 		}
-		key := endpointFabricKey{PrefixLength: length, Address: address}
-		wanted[key] = true
-		if err := put(d.objects.SifFabric, "sif_fabric", key, uint32(1)); err != nil {
-			return err
-		}
+		wanted[endpointFabricKey{PrefixLength: length, Address: address}] = p
 	}
 	entries, err := dump[endpointFabricKey, uint32](d.objects.SifFabric, "sif_fabric")
 	if err != nil {
-		return err
+		return nil, err
 	}
+	there := map[endpointFabricKey]bool{}
 	for _, e := range entries {
-		if !wanted[e.key] {
-			if _, err := remove(d.objects.SifFabric, "sif_fabric", e.key); err != nil {
-				return err
-			}
+		there[e.key] = true
+		if _, stays := wanted[e.key]; stays {
+			continue
 		}
+		if _, err := remove(d.objects.SifFabric, "sif_fabric", e.key); err != nil {
+			return changes, err
+		}
+		changes = append(changes, fmt.Sprintf("prefix %s of the fabric, removed", prefixFromMap(e.key.Address, e.key.PrefixLength)))
 	}
-	return nil
+	for key, p := range wanted {
+		if there[key] {
+			continue
+		}
+		if err := put(d.objects.SifFabric, "sif_fabric", key, uint32(1)); err != nil {
+			return changes, err
+		}
+		changes = append(changes, fmt.Sprintf("prefix %s of the fabric, added", p))
+	}
+	slices.Sort(changes)
+	return changes, nil
 }
 
 // RaiseGeneration makes the programs evaluate each connection again at its next packet, and returns

@@ -53,7 +53,8 @@ func newWorkload(t *testing.T, d *Datapath, name, v4, v6 string, identity uint32
 	l, err := netlink.LinkByName(w.host)
 	must.NoError(t, err)
 	w.index = uint32(l.Attrs().Index)
-	must.NoError(t, d.Attach(w.host))
+	_, err = d.Attach(w.host)
+	must.NoError(t, err)
 	must.NoError(t, netlink.LinkSetUp(l))
 	script(t, `
 		sysctl -qw net.ipv4.conf.$DEV.proxy_arp=0 net.ipv6.conf.$DEV.accept_ra=0
@@ -272,7 +273,8 @@ func TestPassAllIsCounted(t *testing.T) {
 	looker, err := OpenPinned(n.dir)
 	must.NoError(t, err)
 	defer looker.Close()
-	must.Error(t, looker.Attach("sifclient"))
+	_, err = looker.Attach("sifclient")
+	must.Error(t, err)
 	must.NoError(t, looker.SetPassAll(true))
 	must.True(t, n.PassAll())
 	c, err := n.client.dial("100.64.0.11:8081")
@@ -330,7 +332,7 @@ func TestTakeover(t *testing.T) {
 	}()
 	for range 20 {
 		for _, name := range names {
-			must.NoError(t, again.Attach(name))
+			attach(t, again, name)
 		}
 	}
 	close(stop)
@@ -347,12 +349,12 @@ func TestTakeover(t *testing.T) {
 	must.Error(t, echo(c), must.Sprint("the new process revoked it"))
 
 	// A new interface with the name of a deleted one also gets the programs.
-	must.NoError(t, again.Attach("sifclient"))
+	attach(t, again, "sifclient")
 	l, err := netlink.LinkByName("sifclient")
 	must.NoError(t, err)
 	must.NoError(t, netlink.LinkDel(l))
 	device(t, "sifclient")
-	must.NoError(t, again.Attach("sifclient"))
+	attach(t, again, "sifclient", "the from_workload program", "the to_workload program")
 	for _, name := range names {
 		must.NoError(t, again.Detach(name))
 		must.NoError(t, again.Detach(name))
@@ -378,7 +380,7 @@ func TestAttachToNothing(t *testing.T) {
 	enterNamespace(t)
 	d := open(t, pinDirectory(t), Options{})
 	var no *net.OpError
-	err := d.Attach("sifnone")
+	_, err := d.Attach("sifnone")
 	must.ErrorContains(t, err, "attach to sifnone")
 	must.True(t, errors.As(err, &no))
 	names, err := d.Attached()

@@ -44,7 +44,7 @@ Usage: sif status [options]
 func (c *StatusCommand) options() []*flag.FlagSet {
 	o := newOptions("Status Options")
 	c.jsonOption(o, "Print the status in JSON, with \"healthy\" and \"problems\".")
-	o.BoolVar(&c.verbose, "verbose", false, "Show full IDs, IPv6 addresses and roles of endpoints, the encrypted links, what probes found of them and of the paths between zones, and dropped packets.")
+	o.BoolVar(&c.verbose, "verbose", false, "Show full IDs, IPv6 addresses and roles of endpoints, the encrypted links, what probes found of them and of the paths between zones, dropped packets, and what was put back.")
 	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
@@ -159,7 +159,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
-	var links, drops, refused [][]string
+	var links, drops, refused, repaired [][]string
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -189,6 +189,9 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		for _, reason := range slices.Sorted(maps.Keys(n.Refused)) {
 			refused = append(refused, []string{id, reason, fmt.Sprint(n.Refused[reason])})
 		}
+		for _, kind := range slices.Sorted(maps.Keys(n.Repaired)) {
+			repaired = append(repaired, []string{id, kind, fmt.Sprint(n.Repaired[kind])})
+		}
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
@@ -198,6 +201,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
+		section(&b, "Changed by others and put back", slices.Insert(repaired, 0, []string{"Node", "What", "Times"}))
 	}
 	if len(s.Warnings) > 0 {
 		b.WriteString("\nWarnings\n")

@@ -209,9 +209,6 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 		err = b.leftOut
 	}
 	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
-	if len(repaired) > 0 {
-		b.log.Warn("the switch differed from the declared state and was repaired", logkey.Repaired, repaired)
-	}
 	return repaired, err
 }
 

@@ -19,12 +19,12 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/daemon"
-	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
 	"github.com/sif-project/sif/internal/retry"
@@ -43,11 +43,10 @@ const introduction = time.Minute
 // the encrypted links, to the engines of other zones.
 type Daemon struct {
 	*Engine
-	node     *daemon.Node
-	bridge   *bridge
-	ports    *ports
-	firewall *firewall.Firewall
-	server   *rpc.Server
+	node   *daemon.Node
+	bridge *bridge
+	ports  *ports
+	server *rpc.Server
 }
 
 // Start starts the engine of the node. It takes over the state of an earlier engine in the switch
@@ -69,10 +68,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		return nil, err
 	}
 	d := &Daemon{node: n, bridge: newBridge(sw, num, log)}
-	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge}
+	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: n.Repaired, complete: map[string]port.Config{}}
 	n.Links.Home = d.ports
-	d.firewall = n.Firewall
-	if err := d.firewall.Apply(); err != nil {
+	if _, err := n.Firewall.Apply(); err != nil {
 		return nil, err
 	}
 	d.Engine, err = New(Options{
@@ -153,13 +151,17 @@ func (d *Daemon) repair(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		settings, err := d.ports.repairSwitch(ctx)
+		d.node.PutBack("switch", settings)
+		d.node.Degrade("switch settings", err)
 		began := time.Now()
-		repaired, err := d.bridge.Reconcile()
+		flows, err := d.bridge.Reconcile()
+		d.node.PutBack("flow", flows)
 		d.node.Degrade("switch", err)
 		if err == nil {
-			d.node.Compared(began, d.bridge.programmedDump(), len(repaired))
+			d.node.Compared(began, d.bridge.programmedDump(), len(flows))
 		}
-		d.node.Degrade("firewall", d.firewall.Apply())
+		d.node.Degrade("firewall", d.node.RepairFirewall())
 	}
 }
 

@@ -7,14 +7,18 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"path/filepath"
+	"reflect"
+	"slices"
 	"sync"
 
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -30,7 +34,10 @@ type ports struct {
 	sw     *ovs.Switch
 	bridge *bridge
 
-	mu sync.Mutex // one plug at a time
+	repaired func([]kernel.Change) // is told what others had changed
+
+	mu       sync.Mutex             // one plug at a time
+	complete map[string]port.Config // ports that were complete, by outer device
 }
 
 // config returns the port of a link device. Device "sif-l0" is in namespace "<prefix>-l0"; the
@@ -64,6 +71,9 @@ func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
 	if err := p.ensure(c); err != nil {
 		return err
 	}
+	p.mu.Lock()
+	p.complete[c.Outer] = c
+	p.mu.Unlock()
 	no, err := p.plug(c.Outer)
 	if err != nil {
 		return err
@@ -77,13 +87,22 @@ func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
 func (p *ports) ensure(c port.Config) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	fresh, err := port.Ensure(c)
+	changes, fresh, err := port.Ensure(c)
+	p.changed(c, changes)
 	if !fresh {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
 	defer cancel()
 	return errors.Join(err, p.sw.DeletePort(ctx, c.Outer))
+}
+
+// changed counts what a repair changed of a port that was as it was to be before.
+func (p *ports) changed(c port.Config, changes []kernel.Change) {
+	was, known := p.complete[c.Outer]
+	if known && reflect.DeepEqual(was, c) {
+		p.repaired(changes)
+	}
 }
 
 // plug adds the outer device to the switch, if it is missing.
@@ -100,6 +119,15 @@ func (p *ports) plug(outer string) (uint32, error) {
 		return no, nil
 	}
 	return p.sw.AddPort(ctx, outer)
+}
+
+// repairSwitch corrects the settings of the switch and of its ports, and returns what differed.
+func (p *ports) repairSwitch(ctx context.Context) ([]string, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, switchTimeout)
+	defer cancel()
+	return p.sw.Repair(ctx, slices.Collect(maps.Keys(p.complete)))
 }
 
 // namespace returns the path of the network namespace of a link device.

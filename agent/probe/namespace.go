@@ -35,7 +35,14 @@ var ErrNoNamespace = errors.New("cannot find the network namespace of the worklo
 // for concurrent use.
 type Finder struct {
 	mu    sync.Mutex
-	paths map[string]string // by interface
+	paths map[string]place // by interface
+}
+
+// place is the path of a namespace, and its inode, by which another namespace at the same path is
+// told from it.
+type place struct {
+	path  string
+	inode uint64
 }
 
 // Find opens the namespace at the other end of hostIf, an interface in the network namespace of
@@ -53,8 +60,8 @@ func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 	f.mu.Lock()
 	known := f.paths[hostIf]
 	f.mu.Unlock()
-	if known != "" {
-		if space := openIf(known, id); space != nil {
+	if known.path != "" {
+		if space := openIf(known.path, id); space != nil {
 			return space, nil
 		}
 	}
@@ -66,10 +73,39 @@ func (f *Finder) Find(hostIf string) (ns.NetNS, error) {
 		return nil, fmt.Errorf("interface %s: %w", hostIf, err)
 	}
 	if f.paths == nil {
-		f.paths = map[string]string{}
+		f.paths = map[string]place{}
 	}
-	f.paths[hostIf] = path
+	f.paths[hostIf] = place{path, inodeOf(path)}
 	return space, nil
+}
+
+// Last opens the namespace that Find found last for an interface, if it still exists where it was.
+// The interface need not exist any more. It returns nil if there is none. The caller must close it.
+func (f *Finder) Last(hostIf string) *os.File {
+	f.mu.Lock()
+	known := f.paths[hostIf]
+	f.mu.Unlock()
+	if known.path == "" {
+		return nil
+	}
+	file, err := os.Open(known.path)
+	if err != nil {
+		return nil
+	}
+	var st unix.Stat_t
+	if unix.Fstat(int(file.Fd()), &st) != nil || st.Ino != known.inode {
+		file.Close()
+		return nil
+	}
+	return file
+}
+
+func inodeOf(path string) uint64 {
+	var st unix.Stat_t
+	if unix.Stat(path, &st) != nil {
+		return 0
+	}
+	return st.Ino
 }
 
 // search looks for the namespace that has the ID id in this one among mounted namespaces and those

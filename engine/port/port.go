@@ -24,13 +24,14 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"path/filepath"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/node/kernel"
 )
 
 // Config describes a port.
@@ -143,38 +144,58 @@ func open(c Config) (*spaces, error) {
 	return &spaces{home, port}, nil
 }
 
-// Ensure makes the port, or repairs what of it is missing or wrong. It can be called at any time.
-// fresh says, with or without an error, that Outer is a new device: the caller must remove the old
-// one from the switch, if it was a port there, and add the new one.
-func Ensure(c Config) (fresh bool, err error) {
-	if fresh, err = ensure(c); err != nil {
-		return fresh, fmt.Errorf("port %s: %w", c.Outer, err)
+// Ensure makes the port, or repairs what of it is missing or wrong, and returns what it did. It can
+// be called at any time. fresh says, with or without an error, that Outer is a new device: the
+// caller must remove the old one from the switch, if it was a port there, and add the new one.
+func Ensure(c Config) (changes []kernel.Change, fresh bool, err error) {
+	if changes, fresh, err = ensure(c); err != nil {
+		return changes, fresh, fmt.Errorf("port %s: %w", c.Outer, err)
 	}
-	return fresh, nil
+	return changes, fresh, nil
 }
 
-func ensure(c Config) (fresh bool, err error) {
+func ensure(c Config) (changes []kernel.Change, fresh bool, err error) {
 	if err := ensureNamespace(c.Namespace); err != nil {
-		return false, err
+		return nil, false, err
 	}
 	s, err := open(c)
 	if err != nil {
-		return false, err
+		return nil, false, err
 	}
 	defer s.close()
-	if err := s.port.in(func() error { return writeSysctls(base) }); err != nil {
-		return false, err
+	repair := func(in space, state kernel.State) error {
+		return in.in(func() error {
+			made, err := kernel.Repair(state)
+			for i := range made {
+				made[i].Subject += " in the namespace of " + c.Device
+			}
+			changes = append(changes, made...)
+			return err
+		})
+	}
+	// What interfaces inherit comes before the interfaces.
+	if err := repair(s.port, kernel.State{Sysctls: base}); err != nil {
+		return changes, false, err
 	}
 	if fresh, err = s.ensureVeth(c); err != nil {
-		return fresh, err
+		return changes, fresh, err
 	}
-	if err := s.ensureAddresses(c); err != nil {
-		return fresh, err
+	if fresh {
+		changes = append(changes, kernel.Change{Kind: kernel.KindInterface, Subject: c.Outer, What: "was missing or unpaired, made"})
 	}
-	if err := s.ensureSwitchSide(c); err != nil {
-		return fresh, err
+	if err := repair(s.home, outerState(c)); err != nil {
+		return changes, fresh, err
 	}
-	return fresh, s.ensureLinkSide(c)
+	if err := repair(s.port, innerState(c)); err != nil {
+		return changes, fresh, err
+	}
+	if err := s.port.in(func() error { return switchOff(inner, udpSegmentation) }); err != nil {
+		return changes, fresh, err
+	}
+	if err := s.fetchDevice(c); err != nil {
+		return changes, fresh, err
+	}
+	return changes, fresh, repair(s.port, deviceState(c))
 }
 
 // Remove gives the link's device back to the switch's namespace and removes the rest. Parts that do
@@ -232,50 +253,36 @@ func missingNamespace(err error) bool {
 	return errors.As(err, &missing)
 }
 
-// sysctl is a file below /proc/sys/net and what to write to it.
-type sysctl struct{ path, value string }
-
 // base makes the namespace a router that filters nothing and sends nothing on its own account: the
 // switch decides who may send from where.
-var base = []sysctl{
-	{"ipv4/ip_forward", "1"},
-	{"ipv4/conf/all/rp_filter", "0"},
-	{"ipv4/conf/default/rp_filter", "0"},
-	{"ipv4/conf/all/send_redirects", "0"},
-	{"ipv4/conf/default/send_redirects", "0"},
-	{"ipv4/conf/all/accept_redirects", "0"},
-	{"ipv4/conf/default/accept_redirects", "0"},
-	{"ipv6/conf/all/disable_ipv6", "0"},
-	{"ipv6/conf/default/disable_ipv6", "0"},
-	{"ipv6/conf/all/forwarding", "1"},
-	{"ipv6/conf/default/forwarding", "1"},
-	{"ipv6/conf/all/accept_ra", "0"},
-	{"ipv6/conf/default/accept_ra", "0"},
-	{"ipv6/conf/all/accept_redirects", "0"},
-	{"ipv6/conf/default/accept_redirects", "0"},
-	{"ipv6/conf/default/addr_gen_mode", "1"}, // no link-local address, so no noise
+var base = []kernel.Sysctl{
+	{Name: "net/ipv4/ip_forward", Value: "1"},
+	{Name: "net/ipv4/conf/all/rp_filter", Value: "0"},
+	{Name: "net/ipv4/conf/default/rp_filter", Value: "0"},
+	{Name: "net/ipv4/conf/all/send_redirects", Value: "0"},
+	{Name: "net/ipv4/conf/default/send_redirects", Value: "0"},
+	{Name: "net/ipv4/conf/all/accept_redirects", Value: "0"},
+	{Name: "net/ipv4/conf/default/accept_redirects", Value: "0"},
+	{Name: "net/ipv6/conf/all/disable_ipv6", Value: "0"},
+	{Name: "net/ipv6/conf/default/disable_ipv6", Value: "0"},
+	{Name: "net/ipv6/conf/all/forwarding", Value: "1"},
+	{Name: "net/ipv6/conf/default/forwarding", Value: "1"},
+	{Name: "net/ipv6/conf/all/accept_ra", Value: "0"},
+	{Name: "net/ipv6/conf/default/accept_ra", Value: "0"},
+	{Name: "net/ipv6/conf/all/accept_redirects", Value: "0"},
+	{Name: "net/ipv6/conf/default/accept_redirects", Value: "0"},
+	{Name: "net/ipv6/conf/default/addr_gen_mode", Value: "1"}, // no link-local address, so no noise
 }
 
-// ofDevice returns what a device that was made in another namespace did not inherit from base.
-func ofDevice(name string) []sysctl {
-	return []sysctl{
-		{"ipv4/conf/" + name + "/rp_filter", "0"},
-		{"ipv4/conf/" + name + "/send_redirects", "0"},
-		{"ipv4/conf/" + name + "/accept_redirects", "0"},
-		{"ipv6/conf/" + name + "/forwarding", "1"},
-		{"ipv6/conf/" + name + "/accept_ra", "0"},
-		{"ipv6/conf/" + name + "/accept_redirects", "0"},
-		{"ipv6/conf/" + name + "/addr_gen_mode", "1"},
+// What a device that was made in another namespace did not inherit from base.
+var (
+	settings4 = []kernel.Sysctl{
+		{Name: "forwarding", Value: "1"}, {Name: "rp_filter", Value: "0"}, {Name: "send_redirects", Value: "0"}, {Name: "accept_redirects", Value: "0"},
 	}
-}
-
-func writeSysctls(list []sysctl) error {
-	for _, s := range list {
-		if err := os.WriteFile("/proc/sys/net/"+s.path, []byte(s.value), 0o644); err != nil {
-			return fmt.Errorf("set net/%s: %w", s.path, err)
-		}
+	settings6 = []kernel.Sysctl{
+		{Name: "disable_ipv6", Value: "0"}, {Name: "forwarding", Value: "1"}, {Name: "accept_ra", Value: "0"}, {Name: "accept_redirects", Value: "0"},
+		{Name: "addr_gen_mode", Value: "1"},
 	}
-	return nil
-}
+)
 
 func hardware(mac [6]byte) net.HardwareAddr { return mac[:] }

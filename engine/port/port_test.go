@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/ovs/ovstest"
 	"github.com/sif-project/sif/engine/port"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -73,8 +74,12 @@ func wire(a, b *os.File) {
 
 func ensure(t testing.TB, c port.Config) bool {
 	t.Helper()
-	fresh, err := port.Ensure(c)
+	_, fresh, err := port.Ensure(c)
 	must.NoError(t, err)
+	changes, fresh2, err := port.Ensure(c)
+	must.NoError(t, err)
+	must.False(t, fresh2)
+	must.SliceEmpty(t, changes, must.Sprint("what was just made differs"))
 	return fresh
 }
 
@@ -262,10 +267,36 @@ func TestLinksThroughSwitch(t *testing.T) {
 		must.NoError(t, p.Set(ctx, state))
 		must.NoError(t, works("tcp", "100.64.2.1:80"))
 	})
+	t.Run("what others change is put back and named", func(t *testing.T) {
+		c := configs[0]
+		for _, x := range []struct{ command, subject string }{
+			{"ip rule del pref 101", "routing rule 101 (IPv4)"},
+			{"ip -6 rule del pref 102", "routing rule 102 (IPv6)"},
+			{"ip route flush table 101", "0.0.0.0/0 of table 101 to switch0"},
+			{"ip route flush table 102", "blackhole 0.0.0.0/0 of table 102"},
+			{"ip neigh flush dev switch0 nud permanent", "169.254.1.1 on switch0"},
+			{"ip addr flush dev lo", c.Addrs[0].String() + "/32 on lo"},
+			{"sysctl -q net.ipv4.conf.all.rp_filter=1", "net.ipv4.conf.all.rp_filter"},
+			{"sysctl -q net.ipv4.ip_forward=0", "net.ipv4.ip_forward"},
+			{"sysctl -q net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.all.disable_ipv6"},
+			{"ip link set switch0 down", "switch0"},
+			{"ip link set switch0 address 02:00:00:00:00:77", "switch0"},
+		} {
+			ovstest.Run(t, "nsenter", append([]string{"--net=/run/netns/" + c.Namespace}, strings.Fields(x.command)...)...)
+			changes, fresh, err := port.Ensure(c)
+			must.NoError(t, err, must.Sprint(x.command))
+			must.False(t, fresh)
+			must.True(t, slices.ContainsFunc(changes, func(have kernel.Change) bool {
+				return have.Subject == x.subject+" in the namespace of "+c.Device
+			}), must.Sprint(x.command, changes))
+			must.False(t, ensure(t, c))
+		}
+		must.NoError(t, works("tcp", "100.64.2.1:80"))
+	})
 	t.Run("a missing device is an error", func(t *testing.T) {
 		c := configs[0]
 		c.Namespace, c.Outer, c.Device = c.Namespace+"x", "sifp-x", "wg-none"
-		fresh, err := port.Ensure(c)
+		_, fresh, err := port.Ensure(c)
 		must.ErrorIs(t, err, port.ErrNoDevice)
 		must.True(t, fresh)
 		must.NoError(t, port.Remove(c))

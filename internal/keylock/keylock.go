@@ -43,3 +43,10 @@ func (l *Locks[K]) Lock(k K) (unlock func()) {
 		}
 	}
 }
+
+// Busy reports whether somebody holds k, or waits for it.
+func (l *Locks[K]) Busy(k K) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held[k] != nil
+}

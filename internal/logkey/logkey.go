@@ -56,6 +56,7 @@ const (
 const (
 	Error    = "error"    // an error, which says what was being done
 	Subject  = "subject"  // the part of a daemon that is degraded, as in its status
+	Finding  = "finding"  // what of the host stands against the fabric, with the remedy
 	Repaired = "repaired" // differences from the declared state that were repaired
 	Duration = "duration" // how long something took
 	Parts    = "parts"    // how long the parts of something took: name=duration, separated by commas

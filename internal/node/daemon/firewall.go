@@ -4,8 +4,10 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
@@ -27,8 +29,18 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 		open = append(open, firewall.Port{Protocol: fabric.TCP, Number: n.Self.Engine})
 	}
 	return firewall.New(firewall.Config{
-		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Links: n.Links.Ports,
+		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.Self.Engine, Links: n.Links.Ports,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
 		DNSPackets: firewall.DNSPacketsPerSecond,
 	}), nil
+}
+
+// RepairFirewall puts back the node's firewall, and what other firewalls need to let the fabric's
+// packets pass, and reports what it must not change.
+func (n *Node) RepairFirewall() error {
+	own, err := n.Firewall.Apply()
+	admitted, findings, admitting := n.Firewall.Admit()
+	n.PutBack("firewall", slices.Concat(own, admitted))
+	n.Report("firewall", findings)
+	return errors.Join(err, admitting)
 }

@@ -263,8 +263,9 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slots map[fabric.NodeID]slot, mtu int) map[fabric.NodeID]link.Device {
 	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
-			Name:       slots[peer].device(),
-			Interface:  link.Interface{MTU: mtu, Routes: true},
+			Name: slots[peer].device(),
+			// A processor's device is in a namespace whose routes are its port's.
+			Interface:  link.Interface{MTU: mtu, Routes: self.Kind == fabric.KindWorkload},
 			ListenPort: slots[peer].Port, PrivateKey: key,
 		}
 	}
@@ -330,8 +331,8 @@ func (l *Links) namespaces() map[fabric.NodeID]string {
 	return maps.Clone(l.spaces)
 }
 
-// status reports the links by peer.
-func (l *Links) status(ctx context.Context, members []roster.Member) ([]api.LinkStatus, error) {
+// status reports the links by peer, and adds to repaired what `sif link` put back.
+func (l *Links) status(ctx context.Context, members []roster.Member, repaired map[string]uint64) ([]api.LinkStatus, error) {
 	devs, err := l.client.Status(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the status from sif link: %w", err)
@@ -344,6 +345,9 @@ func (l *Links) status(ctx context.Context, members []roster.Member) ([]api.Link
 	}
 	var list []api.LinkStatus
 	for _, d := range devs {
+		for kind, count := range d.Repaired {
+			repaired[kind] += count
+		}
 		for _, p := range d.Peers {
 			list = append(list, api.LinkStatus{Peer: names[p.PublicKey], LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes})
 		}

@@ -47,7 +47,7 @@ const reportInterval = 2 * time.Second
 // linkInterval is how often the links are compared with the roster, and linkRetry the pause after a
 // failure.
 const (
-	linkInterval = 10 * time.Second
+	linkInterval = 5 * time.Second
 	linkRetry    = 500 * time.Millisecond
 )
 
@@ -72,9 +72,11 @@ type Node struct {
 	prober *health.Prober
 
 	mu       sync.Mutex
-	problems map[string]string // errors by subject
-	enforced api.Enforced      // by the last comparison of the data path, but for the age
-	compared time.Time         // when that was
+	problems map[string]string   // errors by subject
+	findings map[string][]string // by who found them
+	repairs  repairs
+	enforced api.Enforced // by the last comparison of the data path, but for the age
+	compared time.Time    // when that was
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
@@ -104,6 +106,10 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Links, err = openLinks(c, kind); err != nil {
 		return nil, err
 	}
+	_, joined, err := n.record().Read()
+	if err != nil {
+		return nil, err
+	}
 	if n.Self, err = n.register(ctx); api.IsCode(err, api.CodeRemoved) {
 		return nil, errors.Join(err, n.Identity.Discard())
 	} else if err != nil {
@@ -112,6 +118,11 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		}
 		log.Warn("cannot reach the controller, starting with the node record on disk", logkey.Error, err)
 		n.Degrade("controller", err)
+	}
+	if !joined {
+		if err := n.refuse(); err != nil {
+			return nil, err
+		}
 	}
 	if n.Firewall, err = n.newFirewall(); err != nil {
 		return nil, err
@@ -262,6 +273,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 		}
 	})
 	n.Removals.OnChange(n.Roster.Review)
+	n.repairs.begin()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.Identity.Run(ctx) })
 	group.Go(func() error { return n.Removals.Run(ctx) })
@@ -270,6 +282,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.keepLinks(ctx, read) })
 	group.Go(func() error { return n.keepProbing(ctx) })
 	group.Go(func() error { return n.keepReporting(ctx, status) })
+	group.Go(func() error { return n.keepLooking(ctx) })
 	return group.Wait()
 }
 
@@ -294,7 +307,7 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 		err = errors.Join(assigning, err)
 		if grown || moved {
 			n.Log.Info("the node's links have new ports", logkey.Ports, n.Links.Ports())
-			n.Degrade("firewall", n.Firewall.Apply())
+			n.Degrade("firewall", n.RepairFirewall())
 			registered = time.Time{}
 		}
 		lost, pause := back.due(n.displaced(), time.Now())
@@ -379,13 +392,15 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Sequence, s.Root = pointer.Sequence, pointer.Root
 	s.Revocations = n.Removals.List().Sequence
 	s.CertificateExpires = n.Identity.Expiry()
-	links, err := n.Links.status(ctx, n.Roster.Members())
+	s.Repaired = n.repairs.total()
+	links, err := n.Links.status(ctx, n.Roster.Members(), s.Repaired)
 	n.Degrade("link process", err)
 	s.Links = links
 	s.Enforced = n.lastCompared()
 	s.Ways, err = n.prober.Status()
 	n.Degrade("probes", err)
-	s.Degraded = slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(), n.degraded())
+	s.Degraded = slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
+		n.degraded(), n.repairs.contested(time.Now()))
 	return s
 }
 
@@ -429,6 +444,26 @@ func (n *Node) Degrade(subject string, err error) {
 	}
 }
 
+// Report records what somebody found on the host that stands against the fabric and is not the
+// fabric's to change, instead of what he found before: a sentence each, with the remedy. It logs
+// changes only.
+func (n *Node) Report(who string, findings []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if slices.Equal(n.findings[who], findings) {
+		return
+	}
+	for _, f := range findings {
+		if !slices.Contains(n.findings[who], f) {
+			n.Log.Warn("the host stands against the fabric", logkey.Finding, f)
+		}
+	}
+	if n.findings == nil {
+		n.findings = map[string][]string{}
+	}
+	n.findings[who] = findings
+}
+
 func (n *Node) problem(subject string) string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -441,6 +476,11 @@ func (n *Node) degraded() []string {
 	var list []string
 	for subject, why := range n.problems {
 		list = append(list, subject+": "+why)
+	}
+	for _, found := range n.findings {
+		for _, f := range found {
+			list = append(list, "host: "+f)
+		}
 	}
 	slices.Sort(list)
 	return list

@@ -7,7 +7,8 @@
 // except its resolver, forwards only packets between endpoints and links, which eBPF checks, and
 // maps ports of the node to endpoints. It knows interfaces, addresses and ports, but no policy.
 //
-// It does not affect packets that use neither the underlay nor an interface of the fabric.
+// It does not affect packets that use neither the underlay nor an interface of the fabric. Where
+// the chains of iptables would drop what the table accepts, it inserts rules there.
 package firewall
 
 import (
@@ -56,7 +57,8 @@ type Config struct {
 	Published  int            // connections to published ports that may open in a second
 	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
 	// it.
-	Links func() []uint16
+	Links  func() []uint16
+	Engine uint16 // TCP port of the node's engine, one of Management; 0: it has none
 	// DNSPackets is how many packets a second a workload may send to the node's resolver, not
 	// counting those of its TCP connections, and an eighth of it at once. More are dropped before
 	// they reach the socket that all workloads share.
@@ -70,38 +72,62 @@ type Firewall struct {
 	mu    sync.Mutex
 	known bool // SetPorts has set ports
 	ports []PortMapping
+	// written is the fingerprint of the table after it was written; empty before.
+	written  string
+	links    []uint16          // that were open when it was written
+	versions map[string]string // of programs, by path
 }
 
 // New returns the firewall of a node. It does not change the kernel.
 func New(c Config) *Firewall {
-	return &Firewall{config: c}
+	return &Firewall{config: c, versions: map[string]string{}}
 }
 
 // Apply sets up or repairs the table in one transaction, so that each packet sees either the old or
-// the new rules. Apply keeps the counters in the table of an earlier process, and its port mappings
-// until SetPorts is called. Established connections continue.
-func (f *Firewall) Apply() error {
+// the new rules, and returns what others had changed since the last Apply. Apply keeps the counters
+// in the table of an earlier process, and its port mappings until SetPorts is called. Established
+// connections continue.
+func (f *Firewall) Apply() (repaired []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	conn, err := nftables.New()
 	if err != nil {
-		return fmt.Errorf("set up the node's firewall: %w", err)
+		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
+	have, err := f.fingerprint(conn)
+	if err != nil {
+		return nil, err
+	}
+	same := f.written != "" && have == f.written
+	links := slices.Clone(f.config.Links())
+	if same && slices.Equal(links, f.links) {
+		return nil, nil
+	}
+	if f.written != "" && !same {
+		repaired = []string{"the nftables table inet " + tableName}
+	}
+	if err := f.writeOver(conn, have); err != nil {
+		return nil, fmt.Errorf("set up the node's firewall: %w", err)
+	}
+	f.links = links
+	f.written, err = f.fingerprint(conn)
+	return repaired, err
+}
+
+// writeOver writes the table over the one that is there.
+func (f *Firewall) writeOver(conn *nftables.Conn, have string) error {
 	familiar, err := f.familiar(conn)
 	if err != nil {
 		return err
 	}
-	if familiar {
+	if familiar && !dormant(have) {
 		if err := f.write(conn, false); err == nil {
 			return nil
 		}
 		// The table of another version may differ in what cannot be changed, such as a hook's
 		// priority.
 	}
-	if err := f.write(conn, true); err != nil {
-		return fmt.Errorf("set up the node's firewall: %w", err)
-	}
-	return nil
+	return f.write(conn, true)
 }
 
 // familiar reports whether the table, if it exists, has no other chains than ours.
@@ -170,6 +196,10 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 	if err != nil {
 		return fmt.Errorf("map ports of the node: %w", err)
 	}
+	have, err := f.fingerprint(conn)
+	if err != nil {
+		return fmt.Errorf("map ports of the node: %w", err)
+	}
 	for _, m := range newPortMaps(f.table()) {
 		if err := m.fill(conn, ports); err != nil {
 			return err
@@ -179,6 +209,12 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 		return fmt.Errorf("map ports of the node: %w", err)
 	}
 	f.ports, f.known = slices.Clone(ports), true
+	if f.written == "" || have != f.written {
+		return nil // the next Apply repairs what others changed
+	}
+	if f.written, err = f.fingerprint(conn); err != nil {
+		return fmt.Errorf("map ports of the node: %w", err)
+	}
 	return nil
 }
 
@@ -204,14 +240,16 @@ func (f *Firewall) Counters() (map[string]uint64, error) {
 	return counters, nil
 }
 
-// Remove deletes the table if it exists.
+// Remove deletes the table if it exists, and what Admit inserted elsewhere.
 func (f *Firewall) Remove() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	conn, err := nftables.New()
 	if err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}
 	conn.DelTable(conn.AddTable(f.table())) // deleting a missing table is an error
-	if err := conn.Flush(); err != nil {
+	if err := errors.Join(conn.Flush(), f.withdraw(conn)); err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}
 	return nil

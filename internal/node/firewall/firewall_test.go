@@ -116,6 +116,16 @@ func (s *site) do(f func() error) {
 	must.NoError(s.t, s.node.Do(func(ns.NetNS) error { return f() }))
 }
 
+// apply applies the firewall in the node's namespace, and returns what others had changed.
+func (s *site) apply() (repaired []string) {
+	s.t.Helper()
+	s.do(func() (err error) {
+		repaired, err = s.fw.Apply()
+		return err
+	})
+	return repaired
+}
+
 func (s *site) counter(name string) uint64 {
 	s.t.Helper()
 	var n uint64
@@ -238,7 +248,7 @@ func TestRules(t *testing.T) {
 		}
 	}
 	s.run(s.node, "conntrack", "-F")
-	s.do(s.fw.Apply)
+	s.apply()
 	for _, p := range probes {
 		t.Run(p.name, func(t *testing.T) {
 			s := *s
@@ -265,7 +275,7 @@ func TestPlainFabricSource(t *testing.T) {
 	s.run(s.outside, "ip", "route", "add", nodeAddress+"/32", "dev", "eth0", "src", "100.64.9.9")
 	s.run(s.node, "ip", "route", "add", "100.64.9.9/32", "dev", "under0")
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":8301"))
-	s.do(s.fw.Apply)
+	s.apply()
 	before := s.counter(firewall.PlainFabricSource)
 	must.False(t, s.reaches(s.outside, "tcp", nodeAddress+":8301"))
 	must.False(t, s.reaches(s.outside, "udp", nodeAddress+":51820"))
@@ -287,7 +297,7 @@ func TestDNSFlood(t *testing.T) {
 	few := config
 	few.DNSPackets = 64
 	s.fw = firewall.New(few)
-	s.do(s.fw.Apply)
+	s.apply()
 	c, err := s.dial(s.workload, "udp", "169.254.1.1:53")
 	must.NoError(t, err)
 	defer c.Close()
@@ -301,7 +311,7 @@ func TestDNSFlood(t *testing.T) {
 	must.True(t, s.reaches(s.second, "tcp", "169.254.1.1:53"))
 	must.True(t, s.reaches(s.workload, "tcp", secondAddress+":80")) // what is not for the resolver is not limited
 	must.Eq(t, "", s.run(s.node, "sh", "-c", "nft list ruleset 2>&1 >/dev/null"))
-	s.do(s.fw.Apply) // it repairs a table with askers
+	s.apply() // it repairs a table with askers
 	must.True(t, s.reaches(s.second, "udp", "169.254.1.1:53"))
 }
 
@@ -309,7 +319,7 @@ func TestPortMappings(t *testing.T) {
 	s := newSite(t)
 	s.echo(s.workload, 80)
 	s.echo(s.second, 8080)
-	s.do(s.fw.Apply)
+	s.apply()
 	must.False(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
 
 	first := mapping(fabric.TCP, nodeAddress+":20001", workloadAddress+":80")
@@ -328,12 +338,12 @@ func TestPortMappings(t *testing.T) {
 	// A second process keeps the table and its mappings, and replaces a table of another form.
 	// Established connections continue.
 	s.fw = firewall.New(config)
-	s.do(s.fw.Apply)
+	s.apply()
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
 	must.True(t, answers(established))
 	s.run(s.node, "nft", "add chain inet sif strange { type filter hook input priority 5; policy drop; }")
 	s.do(func() error { return s.fw.SetPorts([]firewall.PortMapping{first}) })
-	s.do(s.fw.Apply)
+	s.apply()
 	must.StrNotContains(t, s.run(s.node, "nft", "list", "table", "inet", "sif"), "strange")
 	must.True(t, s.reaches(s.outside, "tcp", nodeAddress+":20001"))
 	must.False(t, s.reaches(s.outside, "udp", nodeAddress+":20002"))
@@ -373,7 +383,7 @@ func TestPortMappingsOfIPv6(t *testing.T) {
 	s.run(s.node, "ip", "neigh", "replace", workload, "lladdr", mac(s.workload, "eth0"), "dev", "sif0123456789a", "nud", "permanent")
 	s.run(s.workload, "ip", "neigh", "replace", "fe80::1", "lladdr", mac(s.node, "sif0123456789a"), "dev", "eth0", "nud", "permanent")
 	s.echo(s.workload, 80)
-	s.do(s.fw.Apply)
+	s.apply()
 	s.do(func() error {
 		return s.fw.SetPorts([]firewall.PortMapping{
 			mapping(fabric.TCP, "["+node+"]:20001", "["+workload+"]:80"),
@@ -423,16 +433,16 @@ func TestApplyRepairsAndRemoveLeavesNothing(t *testing.T) {
 	s := newSite(t)
 	before := s.run(s.node, "nft", "list", "ruleset")
 	s.do(s.fw.Remove) // nothing there: no error
-	s.do(s.fw.Apply)
+	s.apply()
 	want := s.run(s.node, "nft", "-s", "list", "ruleset")
-	s.do(s.fw.Apply)
+	s.apply()
 	must.Eq(t, want, s.run(s.node, "nft", "-s", "list", "ruleset"))
 	must.False(t, s.reaches(s.outside, "tcp", workloadAddress+":80"))
 	dropped := s.counter(firewall.PlainFabricSource)
 	must.Positive(t, dropped)
 
 	s.run(s.node, "nft", "flush table inet sif")
-	s.do(s.fw.Apply)
+	s.apply()
 	must.Eq(t, want, s.run(s.node, "nft", "-s", "list", "ruleset"))
 	must.Eq(t, dropped, s.counter(firewall.PlainFabricSource)) // counters stay
 	s.run(s.node, "nft", "delete table inet sif")
@@ -441,7 +451,7 @@ func TestApplyRepairsAndRemoveLeavesNothing(t *testing.T) {
 		must.Error(t, err)
 		return nil
 	})
-	s.do(s.fw.Apply)
+	s.apply()
 	must.Eq(t, want, s.run(s.node, "nft", "-s", "list", "ruleset"))
 
 	s.do(s.fw.Remove)

@@ -51,7 +51,7 @@ func TestProbes(t *testing.T) {
 		must.True(t, probe(n, wellknown.ProbePort, wellknown.ProbePort))
 	}
 	s.run(s.node, "conntrack", "-F")
-	s.do(s.fw.Apply)
+	s.apply()
 	must.True(t, probe(s.distant, wellknown.ProbePort, wellknown.ProbePort))
 	for _, c := range []struct {
 		from       ns.NetNS

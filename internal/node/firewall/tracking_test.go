@@ -22,7 +22,7 @@ func TestTrafficWithinTheFabricIsNotTracked(t *testing.T) {
 		s.echo(n, 80)
 		s.echo(n, 53)
 	}
-	s.do(s.fw.Apply)
+	s.apply()
 	s.do(func() error {
 		return s.fw.SetPorts([]firewall.PortMapping{mapping(fabric.TCP, nodeAddress+":20001", workloadAddress+":80")})
 	})
@@ -56,7 +56,7 @@ func TestPublishedPortsHaveARate(t *testing.T) {
 	s.fw = firewall.New(limited)
 	s.echo(s.workload, 80)
 	s.echo(s.second, 80)
-	s.do(s.fw.Apply)
+	s.apply()
 	s.do(func() error {
 		return s.fw.SetPorts([]firewall.PortMapping{
 			mapping(fabric.UDP, nodeAddress+":20001", workloadAddress+":80"), mapping(fabric.TCP, nodeAddress+":20002", workloadAddress+":80")})

@@ -66,6 +66,9 @@ type DeviceStatus struct {
 	PublicKey  Key          `json:"public_key"`
 	ListenPort uint16       `json:"listen_port"`
 	Peers      []PeerStatus `json:"peers"`
+	// Repaired counts what others changed of the interface and was put back, by kind, since the
+	// device was set up.
+	Repaired map[string]uint64 `json:"repaired,omitempty"`
 }
 
 // PeerStatus is the actual state of a peer. Its Endpoint is the source of the last authenticated

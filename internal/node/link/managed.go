@@ -6,8 +6,8 @@ package link
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -18,6 +18,7 @@ import (
 	wgdevice "golang.zx2c4.com/wireguard/device"
 
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/kernel"
 )
 
 // managedDevice is the desired and the actual state of a device. The server's mutex guards it.
@@ -27,6 +28,8 @@ type managedDevice struct {
 	running *runningDevice
 	err     error // why it is not in the desired state
 	logger  hclog.Logger
+	changes []kernel.Change // that the last repair made
+	counts  map[string]uint64
 }
 
 // runningDevice is an interface and the WireGuard instance behind it.
@@ -35,7 +38,7 @@ type runningDevice struct {
 	id        namespaceID
 	tun       *tunDevice
 	wireguard *wgdevice.Device
-	netlink   netlinksafe.Handle // in the interface's namespace
+	index     int // of the interface
 	// relisten says that the UDP socket could not be opened. WireGuard has then forgotten the port
 	// and would choose one itself.
 	relisten bool
@@ -64,7 +67,35 @@ func (m *managedDevice) doRepair() error {
 			return err
 		}
 	}
-	return m.running.apply(m.want)
+	m.changes, err = m.running.apply(m.want)
+	if !errors.Is(err, kernel.ErrNoInterface) {
+		return err
+	}
+	// Somebody moved it into another namespace.
+	m.stop()
+	if m.running, err = startDevice(m.want, id, m.logger); err != nil {
+		return err
+	}
+	_, err = m.running.apply(m.want)
+	m.changes = []kernel.Change{{Kind: kernel.KindInterface, Subject: m.want.Name, What: "was not in its namespace, made again"}}
+	return err
+}
+
+// repairRegularly repairs what others changed, and counts it.
+func (m *managedDevice) repairRegularly() {
+	before, was := m.err, m.running
+	m.changes = nil
+	m.logRepair(m.repair(), before)
+	if was != nil && was != m.running && len(m.changes) == 0 {
+		m.changes = []kernel.Change{{Kind: kernel.KindInterface, Subject: m.want.Name, What: "was removed, made again"}}
+	}
+	if before != nil || len(m.changes) == 0 {
+		return // it was not as it should be before either
+	}
+	m.logger.Warn("the device had been changed and was put back", logkey.Repaired, m.changes)
+	for _, c := range m.changes {
+		m.counts[c.Kind]++
+	}
 }
 
 func (m *managedDevice) stop() {
@@ -81,16 +112,17 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 		if r.tun, err = openTUN(want.Name, want.MTU); err != nil {
 			return err
 		}
-		if r.netlink, err = netlinksafe.NewHandle(unix.NETLINK_ROUTE); err != nil {
-			return fmt.Errorf("open netlink: %w", err)
+		link, err := netlinksafe.LinkByName(want.Name)
+		if err != nil {
+			return fmt.Errorf("find the interface: %w", err)
 		}
+		r.index = link.Attrs().Index
 		if reversePathFiltered() {
 			logger.Warn("net.ipv4.conf.all.rp_filter is enabled in the interface's namespace and may drop its packets")
 		}
-		return setSysctls(want.Name)
+		return nil
 	})
 	if err != nil {
-		r.netlink.Close()
 		if r.tun != nil {
 			r.tun.Close()
 		}
@@ -110,43 +142,47 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 	return r, nil
 }
 
-// apply brings interface, socket and routes into the desired state. The device stays down and has
-// no socket until key and port are set, which happens over UAPI after the interface exists.
-func (r *runningDevice) apply(want Device) error {
-	link, err := r.netlink.LinkByName(want.Name)
-	if err != nil {
-		return fmt.Errorf("find the interface: %w", err)
-	}
-	if link.Attrs().MTU != want.MTU {
-		if err := r.netlink.LinkSetMTU(link, want.MTU); err != nil {
-			return fmt.Errorf("set the MTU %d: %w", want.MTU, err)
-		}
-	}
+// apply brings interface, socket and routes into the desired state, and returns what differed. The
+// device stays down and has no socket until key and port are set, which happens over UAPI after the
+// interface exists.
+func (r *runningDevice) apply(want Device) (changes []kernel.Change, err error) {
 	r.tun.setMTU(want.MTU)
 	if want.PrivateKey.IsZero() || want.ListenPort == 0 {
-		return nil
+		return nil, nil
 	}
 	if err := r.listen(want.ListenPort); err != nil {
-		return fmt.Errorf("listen on UDP port %d: %w", want.ListenPort, err)
+		return nil, fmt.Errorf("listen on UDP port %d: %w", want.ListenPort, err)
 	}
-	if link.Attrs().Flags&net.FlagUp == 0 {
-		if err := r.netlink.LinkSetUp(link); err != nil {
-			return fmt.Errorf("bring up the interface: %w", err)
-		}
+	err = inNamespace(want.Namespace, func() (err error) {
+		changes, err = kernel.Repair(r.state(want))
+		return err
+	})
+	if err != nil {
+		return changes, err
 	}
-	var prefixes []netip.Prefix
+	r.initiateHandshakes(want.Peers)
+	return changes, nil
+}
+
+// state is what must be of the interface: it passes IPv6 and has no link-local address; there is no
+// reverse-path filter, because WireGuard checks source addresses by key.
+func (r *runningDevice) state(want Device) kernel.State {
+	i := kernel.Interface{
+		Name: want.Name, Index: r.index, MTU: want.MTU,
+		IPv4:       []kernel.Sysctl{{Name: "rp_filter", Value: "0"}, {Name: "forwarding", Value: "1"}},
+		IPv6:       []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}, {Name: "addr_gen_mode", Value: "1"}, {Name: "accept_ra", Value: "0"}},
+		OnlyRoutes: []int{unix.RT_TABLE_MAIN},
+	}
 	if want.Routes {
 		for _, p := range want.Peers {
 			for _, prefix := range p.AllowedIPs {
 				if prefix.Bits() > 0 { // never replace the namespace's default route
-					prefixes = append(prefixes, prefix)
+					i.Routes = append(i.Routes, kernel.Route{Prefix: prefix, MTU: want.MTU})
 				}
 			}
 		}
 	}
-	err = setRoutes(r.netlink, link, prefixes, want.MTU)
-	r.initiateHandshakes(want.Peers)
-	return err
+	return kernel.State{Interfaces: []kernel.Interface{i}}
 }
 
 // listen makes WireGuard listen on the port.
@@ -221,7 +257,7 @@ func (m *managedDevice) state() (uapiState, error) {
 }
 
 func (m *managedDevice) status() DeviceStatus {
-	s := DeviceStatus{Name: m.want.Name, Interface: m.want.Interface, Peers: []PeerStatus{}}
+	s := DeviceStatus{Name: m.want.Name, Interface: m.want.Interface, Peers: []PeerStatus{}, Repaired: maps.Clone(m.counts)}
 	err := m.err
 	if m.running != nil {
 		state, stateErr := m.state()
@@ -248,7 +284,6 @@ func (r *runningDevice) ended() bool {
 
 func (r *runningDevice) close() {
 	r.wireguard.Close()
-	r.netlink.Close()
 }
 
 func (m *managedDevice) logRepair(err error, before error) {

@@ -5,6 +5,7 @@ package link
 
 import (
 	"fmt"
+	"os"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
@@ -31,4 +32,11 @@ func identifyNamespace(path string) (namespaceID, error) {
 		return namespaceID{}, fmt.Errorf("find the network namespace %s: %w", path, err)
 	}
 	return namespaceID{dev: uint64(st.Dev), ino: st.Ino}, nil
+}
+
+// reversePathFiltered reports whether the namespace's setting for all interfaces overrides that of
+// the interface: the kernel applies the stricter of the two. It must run in that namespace.
+func reversePathFiltered() bool {
+	value, err := os.ReadFile("/proc/sys/net/ipv4/conf/all/rp_filter")
+	return err == nil && len(value) > 0 && value[0] != '0'
 }

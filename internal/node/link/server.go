@@ -132,7 +132,7 @@ func (s *Server) add(d Device) (*managedDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &managedDevice{want: d, socket: socket, logger: s.logger.With(logkey.Interface, d.Name)}
+	m := &managedDevice{want: d, socket: socket, logger: s.logger.With(logkey.Interface, d.Name), counts: map[string]uint64{}}
 	s.devices[d.Name] = m
 	go s.serveUAPI(d.Name, socket)
 	return m, nil
@@ -156,7 +156,8 @@ func (s *Server) putDevice(name string, want Interface) error {
 		}
 	}
 	if known && m.want.Interface == want {
-		return m.repair()
+		m.repairRegularly()
+		return m.err
 	}
 	m.want.Interface = want
 	if err := m.repair(); err != nil {
@@ -205,8 +206,7 @@ func (s *Server) repairAll() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.devices {
-		before := m.err
-		m.logRepair(m.repair(), before)
+		m.repairRegularly()
 	}
 }
 

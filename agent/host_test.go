@@ -1,0 +1,84 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package agent
+
+import (
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/kernel"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// TestHostIsRepaired changes the interface of an endpoint, on the node and in the workload, and
+// leaves alone one that is being attached.
+func TestHostIsRepaired(t *testing.T) {
+	testhost.RequireRoot(t)
+	node, workload := newNamespace(t), newNamespace(t)
+	a, _, _ := hookedAgent(t)
+	a.node.Config.BPFDir = "/sys/fs/bpf"
+	a.node.Config.CNI = &config.CNI{Socket: filepath.Join(t.TempDir(), "cni.sock")}
+	must.NoError(t, os.WriteFile(a.node.Config.CNI.Socket, nil, 0o600))
+	run := func(in ns.NetNS, command string) {
+		t.Helper()
+		out, err := exec.Command("nsenter", "--net="+in.Path(), "sh", "-ec", command).CombinedOutput()
+		must.NoError(t, err, must.Sprintf("%s: %s", command, out))
+	}
+	must.NoError(t, node.Do(func(ns.NetNS) error {
+		ep := endpoint{ID: "a", Attachment: at("c1"), HostIf: "sif0123456789a", IPv4: netip.MustParseAddr("100.64.0.2"), IPv6: netip.MustParseAddr("fd5f::2")}
+		pair, err := makeVeth(ep.HostIf, "eth0", workload, a.workloadMTU())
+		must.NoError(t, err)
+		ep.HostIndex = pair.hostIndex
+		must.NoError(t, a.endpoints.put(ep)())
+
+		unlock := a.locks.Lock(ep.Attachment)
+		must.NoError(t, a.repairHost())
+		run(node, "ip link show dev "+ep.HostIf+" | grep -q DOWN") // it has no programs yet
+		must.NoError(t, pair.raiseHost(ep.IPv4, ep.IPv6))
+		must.NoError(t, pair.raiseWorkload("eth0", workload, ep.IPv4, ep.IPv6))
+		unlock()
+		works := func() {
+			t.Helper()
+			must.NoError(t, a.repairHost())
+			must.NoError(t, a.repairWorkloads())
+			must.SliceEmpty(t, a.findings())
+			state := router(a.node.Self)
+			state.Interfaces = append(state.Interfaces, a.pairOf(ep).hostSide(ep.IPv4, ep.IPv6))
+			changes, err := kernel.Repair(state)
+			must.NoError(t, err)
+			must.SliceEmpty(t, changes)
+			run(workload, "ping -c 1 -W 1 169.254.1.1; ip link show dev eth0 | grep -q 'mtu 1376'")
+		}
+		works()
+		for _, command := range []string{
+			"ip link set dev sif0123456789a down; sysctl -q net.ipv4.ip_forward=0",
+			"ip link set dev sif0123456789a name strange; ip addr del 169.254.1.1/32 dev lo",
+			"sysctl -q net.ipv6.conf.all.disable_ipv6=1; ip link set dev sif0123456789a address 02:00:00:00:00:01",
+		} {
+			run(node, command)
+			works()
+		}
+		for _, command := range []string{"ip link set dev eth0 down", "ip addr flush dev eth0; ip link set dev eth0 mtu 1300", "ip neigh flush dev eth0 nud permanent"} {
+			run(workload, command)
+			works()
+		}
+		run(node, "ip rule add pref 5 to 100.64.0.2 lookup 77; ip route add blackhole default table 77")
+		found := a.findings()
+		must.Len(t, 1, found)
+		must.StrContains(t, found[0], "packets to endpoint a at 100.64.0.2 do not reach its interface sif0123456789a")
+		run(node, "ip rule del pref 5")
+		must.NoError(t, os.Remove(a.node.Config.CNI.Socket))
+		found = a.findings()
+		must.Len(t, 1, found)
+		must.StrContains(t, found[0], "restart the agent")
+		return removeVeth(ep.HostIf)
+	}))
+}
