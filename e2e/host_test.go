@@ -103,7 +103,9 @@ var hostRows = []hostRow{
 			return err
 		}},
 	{what: "the entries of the maps", node: "gcp1-w2", kind: "map entry", restart: true,
-		cutIn: func(t *testing.T, f *fabricUnderTest, w workload) { must.NoError(t, f.kernel(t, w.node).DeletePeer(w.v4)) },
+		cutIn: func(t *testing.T, f *fabricUnderTest, w workload) {
+			must.NoError(t, f.kernel(t, w.node).DeletePeer(w.v4))
+		},
 		holdsIn: func(t *testing.T, f *fabricUnderTest, s setting) error {
 			peers, err := f.kernel(t, s.node).Peers()
 			if err == nil && !slices.ContainsFunc(peers, func(p bpf.Peer) bool { return p.Address == s.workload.v4 }) {

@@ -17,7 +17,7 @@ home=~ # is set even if HOME is not
 [[ -n ${SIF_CACHE:-} ]] || caches+=("${XDG_CACHE_HOME:-$home/.cache}/sif/servers")
 
 packages=(
-  bpftool busybox-static ca-certificates clang clang-format conntrack curl docker.io ethtool gcc git iproute2 iputils-ping jq
+  bpftool busybox-static ca-certificates clang clang-format conntrack curl docker.io ethtool gcc git iproute2 iptables iputils-ping jq
   libbpf-dev libc6-dev llvm make nftables openvswitch-switch procps shellcheck tcpdump util-linux wireguard-tools
 )
 
