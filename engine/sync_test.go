@@ -207,7 +207,7 @@ func TestOnlyTheOwnerEnds(t *testing.T) {
 			slices.Sort(list)
 			return list
 		}
-		for range rapid.IntRange(1, 20).Draw(rt, "steps") {
+		for range rapid.IntRange(10, 40).Draw(rt, "steps") {
 			node := rapid.SampledFrom([]string{"w1", "w2"}).Draw(rt, "node")
 			o, aws := owners[node], engines["aws1"]
 			switch rapid.SampledFrom([]string{"begin", "begin", "end", "restart", "restart", "lose", "join", "connect", "sync"}).Draw(rt, "what") {
