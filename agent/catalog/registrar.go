@@ -155,8 +155,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		if current != nil && same(service, current) && slices.Equal(mirrored, names[id]) {
 			continue
 		}
-		opts := consulapi.ServiceRegisterOpts{ReplaceExistingChecks: true}.WithContext(ctx)
-		if err := r.Consul.Agent().ServiceRegisterOpts(service, opts); err != nil {
+		if err := r.register(ctx, service, mirrored, names[id]); err != nil {
 			errs = append(errs, fmt.Errorf("register endpoint %s: %w", reg.Admission.Endpoint, err))
 			continue
 		}
@@ -173,6 +172,21 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		r.Log.Debug("deregistered", logkey.Service, s.Meta[metaService], logkey.Record, id)
 	}
 	maps.DeleteFunc(r.gone, func(id string, _ time.Time) bool { return !wanted[id] })
+	return errors.Join(errs...)
+}
+
+// register writes a record with its checks, and removes those of its checks that are no longer
+// wanted. It does not have Consul replace all checks, which would end a maintenance.
+func (r *Registrar) register(ctx context.Context, service *consulapi.AgentServiceRegistration, wanted, have []string) error {
+	if err := r.Consul.Agent().ServiceRegisterOpts(service, consulapi.ServiceRegisterOpts{}.WithContext(ctx)); err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range have {
+		if !slices.Contains(wanted, name) {
+			errs = append(errs, r.Consul.Agent().CheckDeregisterOpts(check(service.ID, name).CheckID, (&consulapi.QueryOptions{}).WithContext(ctx)))
+		}
+	}
 	return errors.Join(errs...)
 }
 
