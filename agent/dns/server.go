@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -59,8 +60,8 @@ type Config struct {
 type Server struct {
 	authority authority
 	forwarder *forwarder // nil if names outside .sif are refused
-	forwards  *share
-	questions *quota
+	forwards  *limit.Count[netip.Addr]
+	questions *limit.Rate[netip.Addr]
 	observe   func(Outcome)
 	log       hclog.Logger
 	addr      netip.AddrPort
@@ -94,14 +95,14 @@ func Listen(c Config) (*Server, error) {
 	}
 	s := &Server{
 		authority: authority{zone: c.Zone, ranges: slices.Concat(linkLocal, c.Ranges), view: c.View},
-		forwards:  newShare(maxForwards),
-		questions: newQuota(maxQuestions, burstQuestions),
+		forwards:  limit.NewCount[netip.Addr](maxForwards, 0),
+		questions: limit.NewRate[netip.Addr](time.Second/maxQuestions, burstQuestions),
 		observe:   c.Observe, log: c.Log, addr: addr,
 	}
 	if c.Outside {
 		s.forwarder = newForwarder(addr, c.Upstreams, c.ResolvConf)
 	}
-	shared := sharedListener{Listener: listener, share: newShare(maxConnections), known: c.View.Known}
+	shared := sharedListener{Listener: listener, share: limit.NewCount[netip.Addr](maxConnections, 0), known: c.View.Known}
 	s.udp = &miekg.Server{PacketConn: conn, Handler: s, UDPSize: maxUDP}
 	s.tcp = &miekg.Server{Listener: shared, Handler: s}
 	return s, nil
@@ -169,12 +170,14 @@ func (s *Server) ServeDNS(w miekg.ResponseWriter, req *miekg.Msg) {
 
 // respond returns the response to a query.
 func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
+	if !s.authority.view.Known(asker) {
+		return reply(req, miekg.RcodeRefused), Refused
+	}
+	if ok, _ := s.questions.Allow(asker); !ok {
+		return reply(req, miekg.RcodeRefused), Limited
+	}
 	opt := req.IsEdns0()
 	switch {
-	case !s.authority.view.Known(asker):
-		return reply(req, miekg.RcodeRefused), Refused
-	case !s.questions.take(asker):
-		return reply(req, miekg.RcodeRefused), Limited
 	case req.Opcode != miekg.OpcodeQuery:
 		return reply(req, miekg.RcodeNotImplemented), Refused
 	case len(req.Question) != 1:
@@ -199,10 +202,10 @@ func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 }
 
 func (s *Server) forward(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
-	if !s.forwards.acquire(asker) {
+	if !s.forwards.Take(asker) {
 		return reply(req, miekg.RcodeServerFailure), Failed
 	}
-	defer s.forwards.release(asker)
+	defer s.forwards.Release(asker)
 	ctx, cancel := context.WithTimeout(context.Background(), forwardTimeout)
 	defer cancel()
 	resp, err := s.forwarder.forward(ctx, req)

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	miekg "github.com/miekg/dns"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/limit"
 )
 
 // graph is a View of fixed endpoints, which lists the services that each asker may reach.
@@ -88,7 +90,7 @@ func testServer(view View, upstreams ...netip.AddrPort) *Server {
 	self := netip.MustParseAddrPort("169.254.1.1:53")
 	return &Server{
 		authority: authority{zone: "aws1", ranges: slices.Concat(linkLocal, fabricRanges), view: view},
-		forwarder: newForwarder(self, upstreams, "/nonexistent"), forwards: newShare(maxForwards), questions: newQuota(1e9, 1e9),
+		forwarder: newForwarder(self, upstreams, "/nonexistent"), forwards: limit.NewCount[netip.Addr](maxForwards, 0), questions: limit.NewRate[netip.Addr](time.Nanosecond, 1e9),
 		observe: func(Outcome) {}, log: hclog.NewNullLogger(), addr: self,
 	}
 }
@@ -236,7 +238,7 @@ func TestRespondReverse(t *testing.T) {
 func TestQuestionsAreLimited(t *testing.T) {
 	other := netip.MustParseAddr("100.64.1.20")
 	s := testServer(graph{proxy: testGraph[proxy], other: testGraph[proxy]})
-	s.questions = newQuota(1, 20)
+	s.questions = limit.NewRate[netip.Addr](time.Second, 20)
 	outcomes := map[Outcome]int{}
 	for range 100 {
 		resp, outcome := s.respond(proxy, question("svc.app.sif.", miekg.TypeA))
@@ -247,17 +249,6 @@ func TestQuestionsAreLimited(t *testing.T) {
 	must.Eq(t, 100-outcomes[Answered], outcomes[Limited])
 	_, outcome := s.respond(other, question("svc.app.sif.", miekg.TypeA))
 	must.Eq(t, Answered, outcome)
-}
-
-// Askers that ask nothing are forgotten.
-func TestQuotaForgets(t *testing.T) {
-	q := newQuota(1e9, 1)
-	addr := proxy
-	for range 5 * idleAskers {
-		must.True(t, q.take(addr))
-		addr = addr.Next()
-	}
-	must.LessEq(t, idleAskers+1, len(q.of))
 }
 
 func TestRespondRefuses(t *testing.T) {
