@@ -36,10 +36,15 @@ const (
 	bodyTime      = 30 * time.Second
 	largeBodyTime = 2 * time.Minute
 
-	// Calls of a source that were not authenticated, or need not be: so many at once, and then one
-	// each interval.
-	strangerBurst    = 60
-	strangerInterval = time.Second
+	// New connections of a source: so many at once, and then one each interval. A handshake costs
+	// the controller a signature.
+	dialBurst    = 200
+	dialInterval = 50 * time.Millisecond
+
+	// Calls of a source with a token that is not accepted, for which Consul or Vault is asked; and
+	// calls that need no authentication.
+	strangerBurst    = 100
+	strangerInterval = 200 * time.Millisecond
 
 	// Calls of an identity to one route, unless the route says otherwise.
 	callBurst    = 500
@@ -49,7 +54,9 @@ const (
 // Names of the limits in metrics.
 const (
 	limitConns     = "connections"
+	limitDials     = "connections per second"
 	limitStrangers = "unauthenticated calls"
+	limitPublic    = "calls without authentication"
 	limitCalls     = "concurrent calls"
 	limitRate      = "calls per second"
 	limitBody      = "body"
@@ -59,7 +66,9 @@ const (
 // limits bound what one source or identity takes from the others.
 type limits struct {
 	conns     *limit.Count[netip.Prefix]
+	dials     *limit.Rate[netip.Prefix]
 	strangers *limit.Rate[netip.Prefix]
+	public    *limit.Rate[netip.Prefix]
 	calls     *limit.Count[string]
 	bodies    *limit.Count[string]   // bytes
 	refused   *prometheus.CounterVec // by limit
@@ -68,7 +77,9 @@ type limits struct {
 func newLimits(refused *prometheus.CounterVec) *limits {
 	return &limits{
 		conns:     limit.NewCount[netip.Prefix](maxConnsEach, maxConns),
+		dials:     limit.NewRate[netip.Prefix](dialInterval, dialBurst),
 		strangers: limit.NewRate[netip.Prefix](strangerInterval, strangerBurst),
+		public:    limit.NewRate[netip.Prefix](strangerInterval, strangerBurst),
 		calls:     limit.NewCount[string](maxCalls, 0),
 		bodies:    limit.NewCount[string](maxBodies, 0),
 		refused:   refused,
@@ -94,6 +105,11 @@ func (l limitedListener) Accept() (net.Conn, error) {
 			return nil, err
 		}
 		source := limit.Source(conn.RemoteAddr())
+		if ok, _ := l.limits.dials.Allow(source); !ok {
+			l.limits.count(limitDials)
+			conn.Close()
+			continue
+		}
 		if l.limits.conns.Take(source) {
 			return limit.OnClose(conn, func() { l.limits.conns.Release(source) }), nil
 		}
@@ -122,16 +138,16 @@ func (l *limits) tooMany(w http.ResponseWriter, which string, wait time.Duration
 // anyone bounds the calls of a route that needs no authentication.
 func (l *limits) anyone(next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if ok, wait := l.strangers.Allow(source(r)); !ok {
-			l.tooMany(w, limitStrangers, wait, "too many calls without authentication from %s", source(r))
+		if ok, wait := l.public.Allow(source(r)); !ok {
+			l.tooMany(w, limitPublic, wait, "too many calls without authentication from %s", source(r))
 			return
 		}
 		next(w, r)
 	}
 }
 
-// stranger reports whether a call must be refused before its caller is asked for, because its
-// source made too many calls that were not authenticated. It answers the call then.
+// stranger reports whether the call of an operator must be refused before anybody is asked about
+// its token, because too many tokens of its source were not accepted. It answers the call then.
 func (l *limits) stranger(w http.ResponseWriter, r *http.Request) bool {
 	wait := l.strangers.Wait(source(r))
 	if wait > 0 {

@@ -98,7 +98,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 	rates := limit.NewRate[string](cmp.Or(route.interval, callInterval), cmp.Or(route.burst, callBurst))
 	return http.HandlerFunc(func(w http.ResponseWriter, hr *http.Request) {
 		c.limits.hurry(w, hr, within)
-		if c.limits.stranger(w, hr) {
+		if route.caller == callerOperator && c.limits.stranger(w, hr) {
 			return
 		}
 		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
@@ -112,7 +112,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 				return
 			}
 			defer leave()
-		} else if !api.IsCode(err, api.CodeUnavailable) {
+		} else if route.caller == callerOperator && !api.IsCode(err, api.CodeUnavailable) {
 			c.limits.strangers.Allow(source(hr))
 		}
 		if err == nil && !c.leading.Load() {
