@@ -386,28 +386,28 @@ func TestRevokedPeer(t *testing.T) {
 	var handled atomic.Int64
 	count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
 	addr := serve(t, server, func(_ context.Context, c *Conn) { conns <- c }, count)
-	first, err := dial(addr, client, engineAt("z", "p"), count)
-	must.NoError(t, err)
-	defer first.Close()
-	second, err := dial(addr, client, engineAt("z", "p"), count)
-	must.NoError(t, err)
-	defer second.Close()
-	must.NoError(t, first.Call(t.Context(), "x", nil, nil))
+	connected := func() (atClient, atServer *Conn) {
+		c, err := dial(addr, client, engineAt("z", "p"), count)
+		must.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		must.NoError(t, c.Call(t.Context(), "x", nil, nil))
+		return c, <-conns
+	}
+	first, _ := connected()
+	second, atServer := connected()
 	gone.Store(true)
-	err = first.Call(t.Context(), "x", nil, nil)
+	err := first.Call(t.Context(), "x", nil, nil)
 	must.ErrorIs(t, err, ErrClosed)
 	must.ErrorContains(t, err, "the certificate of workload node z/w is revoked: the node was removed")
 	<-first.Done()
-	<-conns
-	atServer := <-conns
 	must.ErrorContains(t, atServer.Call(t.Context(), "x", nil, nil), "the node was removed")
 	<-second.Done()
-	must.Eq(t, 1, handled.Load())
+	must.Eq(t, 2, handled.Load())
 	c, err := dial(addr, client, engineAt("z", "p"), count)
 	if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
 		must.ErrorIs(t, c.Call(t.Context(), "x", nil, nil), ErrClosed)
 	}
-	must.Eq(t, 1, handled.Load())
+	must.Eq(t, 2, handled.Load())
 }
 
 // A connection is replaced before its certificates end, and no call is lost meanwhile.
