@@ -34,6 +34,9 @@ func (l *Lab) ControllerAddress() string {
 	return fmt.Sprintf("https://%s:%d", l.Topology.Orchestrator().Address, controllerPort)
 }
 
+// EngineAddress returns host:port of a processor's engine.
+func (l *Lab) EngineAddress(node *Node) string { return fmt.Sprintf("%s:%d", node.Address, enginePort) }
+
 // BPFDir is a node's own BPF filesystem.
 func (l *Lab) BPFDir(node string) string { return l.runDir(node, "bpf") }
 
@@ -144,7 +147,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
 	if node.Kind == Processor {
-		listen := fmt.Sprintf("%s:%d", node.Address, enginePort)
+		listen := l.EngineAddress(node)
 		c.block("engine", "listen", listen, "namespaces", l.Namespace(node.Name))
 		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "control", l.OVSRunDir(node.Name)+"/ovs-vswitchd.ctl", "bridge", bridge)
 		ready = l.listens(node.Name, listen)
