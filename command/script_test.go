@@ -255,7 +255,7 @@ func TestControllerHangup(t *testing.T) {
 		if err != nil {
 			return 0
 		}
-		return bytes.Count(data, []byte("\n"))
+		return bytes.Count(data, []byte(`"refused":`))
 	}
 	must.Eq(t, 2, recorded())
 	// The audit log is reopened even if the configuration is not valid.
