@@ -333,12 +333,13 @@ func (p *planner) find(want Interface) (device, bool) {
 		}
 		return device{index: index, name: want.Name}, err == nil
 	}
-	for _, d := range p.have.devices {
-		// A renamed interface is known by its Ethernet address, because an index may be used again.
-		renamed := d.index == want.Index && (want.MAC == nil || bytes.Equal(d.mac, want.MAC))
-		if d.name == want.Name && (want.Index == 0 || d.index == want.Index) || renamed {
-			return d, true
-		}
+	index := want.Index
+	if index == 0 {
+		index = p.have.names[want.Name]
+	}
+	// A renamed interface is known by its Ethernet address, because an index may be used again.
+	if d, there := p.have.devices[index]; there && (d.name == want.Name || want.MAC == nil || bytes.Equal(d.mac, want.MAC)) {
+		return d, true
 	}
 	if !want.Passing {
 		p.errs = append(p.errs, fmt.Errorf("interface %s: %w", want.Name, ErrNoInterface))
@@ -459,7 +460,7 @@ func (p *planner) route(want Interface, link device, r Route) {
 		return
 	}
 	r.Table = tableOf(r.Table)
-	if p.have != nil && slices.Contains(p.have.routes, route{r, link.index}) {
+	if p.have != nil && slices.Contains(p.have.routes[link.index], r) {
 		return
 	}
 	p.add(KindRoute, routeSubject(r.Prefix, r.Table)+" to "+want.Name, "was missing or altered, set", func() error {
@@ -496,11 +497,11 @@ func (p *planner) surplus(want Interface, link device) {
 	in := func(table int) bool {
 		return slices.ContainsFunc(want.OnlyRoutes, func(t int) bool { return tableOf(t) == table })
 	}
-	for _, have := range p.have.routes {
+	for _, have := range p.have.routes[link.index] {
 		// A wanted route with other attributes is replaced.
 		wanted := slices.ContainsFunc(want.Routes, func(r Route) bool { return r.Prefix == have.Prefix && tableOf(r.Table) == have.Table })
-		if have.index == link.index && in(have.Table) && !wanted {
-			p.remove(want, have, p.protocol)
+		if in(have.Table) && !wanted {
+			p.remove(want, route{have, link.index}, p.protocol)
 		}
 	}
 	for have, protocol := range p.have.others {

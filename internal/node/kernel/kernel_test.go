@@ -4,6 +4,7 @@
 package kernel
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -196,4 +197,40 @@ func TestKernelWithoutIPv6(t *testing.T) {
 		}()
 		<-done
 	})
+}
+
+// BenchmarkRepair compares the host sides of 200 endpoints of which nothing differs.
+func BenchmarkRepair(b *testing.B) {
+	testhost.RequireRoot(b)
+	space, err := testutils.NewNS()
+	must.NoError(b, err)
+	b.Cleanup(func() {
+		must.NoError(b, space.Close())
+		must.NoError(b, testutils.UnmountNS(space))
+	})
+	must.NoError(b, space.Do(func(ns.NetNS) error {
+		var want State
+		for i := range 200 {
+			name := fmt.Sprintf("a%d", i)
+			must.NoError(b, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MTU: 1376}, PeerName: "b" + name}))
+			link, err := netlink.LinkByName(name)
+			must.NoError(b, err)
+			side := sample(link.Attrs().Index).Interfaces[1]
+			side.Name, side.MAC, side.Addresses, side.Alone = name, nil, nil, false
+			side.Neighbours, side.Routes = nil, nil
+			for _, a := range []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 0, byte(i)}), netip.AddrFrom16([16]byte{0: 0xfd, 15: byte(i)})} {
+				side.Neighbours = append(side.Neighbours, Neighbour{a, mac("02:00:00:00:00:0b")})
+				side.Routes = append(side.Routes, Route{Prefix: netip.PrefixFrom(a, a.BitLen())})
+			}
+			want.Interfaces = append(want.Interfaces, side)
+		}
+		_, err := Repair(want)
+		must.NoError(b, err)
+		for b.Loop() {
+			changes, err := Repair(want)
+			must.NoError(b, err)
+			must.SliceEmpty(b, changes)
+		}
+		return nil
+	}))
 }

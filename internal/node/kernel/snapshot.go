@@ -19,11 +19,12 @@ import (
 
 // snapshot is what a network namespace contains.
 type snapshot struct {
-	devices    []device
+	devices    map[int]device         // by index
+	names      map[string]int         // indexes by name
 	addresses  map[int][]netip.Prefix // by index of the interface
 	neighbours map[neighbourKey]net.HardwareAddr
 	protocol   int
-	routes     []route // those of protocol
+	routes     map[int][]Route // those of protocol, by interface
 	blackholes []Blackhole
 	alone      bool                            // routes of others matter
 	others     map[route]netlink.RouteProtocol // but the kernel's
@@ -67,6 +68,7 @@ const (
 // read reads what the state is compared with.
 func read(s State) (*snapshot, error) {
 	have := &snapshot{
+		devices: map[int]device{}, names: map[string]int{}, routes: map[int][]Route{},
 		protocol: s.protocol(), others: map[route]netlink.RouteProtocol{},
 		addresses: map[int][]netip.Prefix{}, neighbours: map[neighbourKey]net.HardwareAddr{}, rules: map[int][]netlink.Rule{},
 	}
@@ -153,7 +155,7 @@ func (s *snapshot) link(m []byte) error {
 			}
 		}
 	}
-	s.devices = append(s.devices, d)
+	s.devices[d.index], s.names[d.name] = d, d.index
 	return nil
 }
 
@@ -297,7 +299,7 @@ func (s *snapshot) route(m []byte) error {
 		s.blackholes = append(s.blackholes, Blackhole{r.Prefix, r.Table, priority})
 		return nil
 	}
-	s.routes = append(s.routes, r)
+	s.routes[r.index] = append(s.routes[r.index], r.Route)
 	return nil
 }
 
