@@ -57,6 +57,8 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 	outsider.Datacenters = []string{"aws1"} // where docker is
 	outsider.TaskGroups[0].Tasks[0].Driver = "docker"
 	outsider.TaskGroups[0].Tasks[0].Config = map[string]any{"image": "sif-demo:local", "args": []string{"news-gw"}, "network_mode": "host"}
+	taker := intruder("e2e-taker", "default", nil, nil)
+	taker.TaskGroups[0].Networks[0].ReservedPorts = []nomad.Port{{Label: "p", Value: 4646, To: 9400}}
 	claim := map[string]string{hcl.MetaService: "getaway-app/news-gw", hcl.MetaRespond: "news-api"}
 	for name, tc := range map[string]struct {
 		job  *nomad.Job
@@ -79,6 +81,10 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 		"the name of another namespace's job": {
 			intruder("news-gw", "e2e-other", claim, nil),
 			[]string{`namespace "e2e-other"`, "no selector of service getaway-app/news-gw", "nomad(namespace=default, job=news-gw)"},
+		},
+		"a port of the node": {
+			taker,
+			[]string{"tcp port 4646 is the node's own: it is in underlay.management"},
 		},
 		"a network of its own": {
 			outsider,
