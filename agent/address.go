@@ -32,6 +32,7 @@ type addresses struct {
 	next    uint32
 	taken   map[uint32]bool
 	resting map[uint32]time.Time // until when
+	failed  error                // why the resting addresses are not on disk
 }
 
 // firstOffset skips the network address of the pool and the node's health address.
@@ -117,19 +118,31 @@ func (a *addresses) giveBack(v4 netip.Addr) {
 	delete(a.taken, a.offset(v4))
 }
 
-// release frees an address and starts its rest.
-func (a *addresses) release(v4 netip.Addr, now time.Time) error {
+// release frees an address and starts its rest, which holds also if it cannot be written to disk;
+// see stored.
+func (a *addresses) release(v4 netip.Addr, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	offset := a.offset(v4)
 	delete(a.taken, offset)
 	a.resting[offset] = now.Add(rest)
-	return a.keep(now)
+	a.keep(now)
+}
+
+// stored writes the resting addresses to disk if that failed the last time. The controller also
+// knows which addresses rest.
+func (a *addresses) stored(now time.Time) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.failed != nil {
+		a.keep(now)
+	}
+	return a.failed
 }
 
 // avoid lets addresses rest that rest at the controller, if it says so for longer than this node
 // knew.
-func (a *addresses) avoid(list []api.RestingAddress, now time.Time) error {
+func (a *addresses) avoid(list []api.RestingAddress, now time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	changed := false
@@ -142,14 +155,13 @@ func (a *addresses) avoid(list []api.RestingAddress, now time.Time) error {
 			changed = true
 		}
 	}
-	if !changed {
-		return nil
+	if changed {
+		a.keep(now)
 	}
-	return a.keep(now)
 }
 
 // keep forgets what has rested, and stores the rest. The caller holds a.mu.
-func (a *addresses) keep(now time.Time) error {
+func (a *addresses) keep(now time.Time) {
 	kept := map[netip.Addr]time.Time{}
 	for offset, until := range a.resting {
 		if !now.Before(until) {
@@ -159,5 +171,5 @@ func (a *addresses) keep(now time.Time) error {
 		addr, _ := a.at(offset)
 		kept[addr] = until.UTC()
 	}
-	return a.file.Write(kept)
+	a.failed = a.file.Write(kept)
 }

@@ -88,9 +88,7 @@ func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
 		if err != nil {
 			return err
 		}
-		if err := a.addresses.release(ep.IPv4, a.now()); err != nil {
-			return err
-		}
+		a.addresses.release(ep.IPv4, a.now())
 		ep.IPv4, ep.IPv6 = v4, v6
 	}
 	return a.admit(ctx, ep)
@@ -209,13 +207,11 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	kept := a.endpoints.put(ep)
 	// The renewed request is not in force until the engines have it. retryPending sends it.
 	a.engines.setPending(ep, []string{"renewed, not announced yet"})
-	if err := kept(); err != nil {
-		return err
-	}
+	storing := kept()
 	// The renewal may have changed the service or the roles.
 	if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
 		a.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 	}
 	a.refreshCatalog()
-	return a.reprogram.Call()
+	return errors.Join(storing, a.reprogram.Call())
 }

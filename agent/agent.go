@@ -76,6 +76,7 @@ type Agent struct {
 	target      image          // what the last program wanted to write, empty if that is not known; guarded by programming
 	turn        int            // of repairWorkloads
 	installed   installation   // what listenCNI installed; only the repair changes it
+	lacking     *unnumbered    // what target lacks, or nil; guarded by programming
 }
 
 // Start starts the agent of the node. It takes over the kernel state and the files of an earlier
@@ -168,9 +169,7 @@ func (a *Agent) takeOver(ctx context.Context) error {
 		if !there {
 			// The interface disappeared, for example in a reboot. Nomad may call ADD again, and
 			// another interface may have the index now.
-			if err := a.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.HostIndex = 0 }); err != nil {
-				return err
-			}
+			a.endpoints.change(ep.Attachment, func(ep *endpoint) { ep.HostIndex = 0 })
 			continue
 		}
 		if _, err := a.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
@@ -240,6 +239,7 @@ func (a *Agent) repair(ctx context.Context) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
 		a.node.Degrade("data path", a.Reconcile())
+		a.node.Degrade("state on disk", errors.Join(a.endpoints.saved.Again(), a.counterparts.Stored(), a.addresses.stored(a.now())))
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())
 		a.node.Degrade("host", a.repairHost())
 		a.node.Degrade("workloads", a.repairWorkloads())

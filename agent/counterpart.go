@@ -4,8 +4,6 @@
 package agent
 
 import (
-	"errors"
-
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -29,9 +27,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 			reply.Refused[adm.Endpoint] = err.Error()
 			continue
 		}
-		if _, err := a.counterparts.Accept(lease.Lease{Request: r, Admission: adm}); err != nil {
-			return reply, err
-		}
+		a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})
 		accepted = append(accepted, adm)
 	}
 	if err := a.reprogram.Call(); err != nil {
@@ -59,11 +55,10 @@ func (a *Agent) compare(p rpc.SyncParams) rpc.SyncReply {
 
 // forget removes counterparts.
 func (a *Agent) forget(gone func(fabric.Admission) bool) error {
-	removed, err := a.counterparts.Remove(gone)
-	if len(removed) == 0 {
-		return err
+	if len(a.counterparts.Remove(gone)) == 0 {
+		return nil
 	}
-	return errors.Join(err, a.reprogram.Call())
+	return a.reprogram.Call()
 }
 
 // departed reports whether a counterpart has expired, or its node has left the roster, or was

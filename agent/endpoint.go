@@ -13,7 +13,6 @@ import (
 	"sync"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -50,7 +49,7 @@ func hostIfName(a cnicall.Attachment) string {
 type endpoints struct {
 	path  string
 	found bool // there was a file
-	saved *coalesce.Func
+	saved *statefile.Saver
 
 	mu  sync.Mutex
 	set map[cnicall.Attachment]endpoint
@@ -134,8 +133,9 @@ func (es *endpoints) put(ep endpoint) (kept func() error) {
 	return start(es.saved.Call)
 }
 
-// change applies fn to the endpoint, if the endpoint exists.
-func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) error {
+// change applies fn to the endpoint, if the endpoint exists. It holds also if it cannot be written
+// to disk, which saved.Again does later.
+func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) {
 	es.mu.Lock()
 	ep, ok := es.set[a]
 	if ok {
@@ -143,15 +143,16 @@ func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) error {
 		es.set[a] = ep
 	}
 	es.mu.Unlock()
-	if !ok {
-		return nil
+	if ok {
+		_ = es.saved.Call()
 	}
-	return es.saved.Call()
 }
 
-func (es *endpoints) remove(a cnicall.Attachment) error {
+// remove forgets an endpoint. If that cannot be written to disk, saved.Again does it later; an
+// agent that starts before finds no interface of it, and detaches it.
+func (es *endpoints) remove(a cnicall.Attachment) {
 	es.mu.Lock()
 	delete(es.set, a)
 	es.mu.Unlock()
-	return es.saved.Call()
+	_ = es.saved.Call()
 }

@@ -4,12 +4,14 @@
 package agent
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
 
 	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 )
 
@@ -49,9 +51,33 @@ type layout struct {
 	links    map[desired.Way]uint32 // interfaces of the links that are up
 }
 
+// unnumbered is the error about what an image lacks because a party or a contract has no number and
+// none can be assigned, as with a full disk. The image has all the rest.
+type unnumbered struct {
+	error
+	parties   map[desired.Party]bool // those that lack something
+	addresses map[netip.Addr]bool    // of their endpoints
+}
+
+func (u *unnumbered) Unwrap() error { return u.error }
+
+// concerns reports whether the image lacks something of an endpoint. It may be called on nil.
+func (u *unnumbered) concerns(adm fabric.Admission) bool { return u != nil && u.addresses[adm.IPv4] }
+
+func (u *unnumbered) add(err error, parties ...desired.Party) {
+	if u.error == nil {
+		u.error = err // the others have the same cause
+	}
+	for _, p := range parties {
+		u.parties[p] = true
+	}
+}
+
 // image returns what the maps must contain. It leaves out endpoints behind a link that is not up.
+// If the error is an unnumbered, the image can be used: it lacks just what the error says.
 func (l layout) image(w desired.Workload) (image, error) {
 	im := newImage()
+	lacking := &unnumbered{parties: map[desired.Party]bool{}, addresses: map[netip.Addr]bool{}}
 	parties := map[desired.Party]uint32{}
 	number := func(p desired.Party) (n uint32, err error) {
 		n, known := parties[p]
@@ -73,7 +99,8 @@ func (l layout) image(w desired.Workload) (image, error) {
 		}
 		n, err := number(e.Party)
 		if err != nil {
-			return im, err
+			lacking.add(err, e.Party)
+			continue
 		}
 		for _, addr := range []netip.Addr{e.IPv4, e.IPv6} {
 			im.peers[addr] = bpf.Peer{Address: addr, Identity: n, Interface: index}
@@ -89,22 +116,18 @@ func (l layout) image(w desired.Workload) (image, error) {
 	for prefix, p := range w.Externals {
 		n, err := number(p)
 		if err != nil {
-			return im, err
+			lacking.add(err, p)
+			continue
 		}
 		im.externals[externalKey{l.underlay, prefix}] = bpf.External{Prefix: prefix, Identity: n, Interface: l.underlay}
 	}
 	for _, r := range w.Rules {
 		from, err := number(r.From)
-		if err != nil {
-			return im, err
-		}
-		to, err := number(r.To)
-		if err != nil {
-			return im, err
-		}
-		contract, err := l.num.Of(desired.ContractKey{Contract: r.Contract}.String())
-		if err != nil {
-			return im, err
+		to, unknown := number(r.To)
+		contract, none := l.num.Of(desired.ContractKey{Contract: r.Contract}.String())
+		if err := cmp.Or(err, unknown, none); err != nil {
+			lacking.add(err, r.From, r.To)
+			continue
 		}
 		if r.Audit {
 			contract |= bpf.AuditContract
@@ -119,7 +142,15 @@ func (l layout) image(w desired.Workload) (image, error) {
 	for pair, rules := range im.pairs {
 		im.pairs[pair] = bpf.Canonical(rules)
 	}
-	return im, nil
+	if lacking.error == nil {
+		return im, nil
+	}
+	for _, e := range w.Endpoints {
+		if lacking.parties[e.Party] {
+			lacking.addresses[e.IPv4] = true
+		}
+	}
+	return im, lacking
 }
 
 // holds reports whether im is as want in all that concerns the endpoint with these addresses: how

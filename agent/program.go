@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"reflect"
@@ -46,12 +47,12 @@ type Datapath interface {
 func (a *Agent) program() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
-	want, err := a.wanted()
+	want, lacking, err := a.wanted()
 	if err != nil {
 		a.target = image{} // not known
 		return err
 	}
-	return a.apply(want)
+	return errors.Join(a.apply(want), lacking)
 }
 
 // programFor is program, but succeeds if the kernel has all that concerns the endpoint. An entry
@@ -70,7 +71,7 @@ func (a *Agent) programFor(adm fabric.Admission) error {
 func (a *Agent) inKernel(adm fabric.Admission) bool {
 	a.programming.Lock()
 	defer a.programming.Unlock()
-	return a.target.peers != nil && a.written.holds(a.target, adm.IPv4, adm.IPv6)
+	return a.target.peers != nil && !a.lacking.concerns(adm) && a.written.holds(a.target, adm.IPv4, adm.IPv6)
 }
 
 // apply writes the difference to what was written last. The caller must hold programming.
@@ -97,7 +98,7 @@ func (a *Agent) Reconcile() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
 	began := time.Now()
-	want, err := a.wanted()
+	want, lacking, err := a.wanted()
 	if err != nil {
 		return err
 	}
@@ -126,7 +127,7 @@ func (a *Agent) Reconcile() error {
 	} else if len(changes) > 0 {
 		a.log.Info("the data path was brought to the declared state", logkey.Repaired, changes)
 	}
-	return err
+	return errors.Join(err, lacking)
 }
 
 // documents returns the documents of the revision in force, without expired contracts.
@@ -134,8 +135,9 @@ func (a *Agent) documents() map[fabric.Ref]fabric.Document {
 	return fabric.DocumentsAt(a.node.Revision.Documents(), a.now())
 }
 
-// wanted computes what the maps must contain.
-func (a *Agent) wanted() (image, error) {
+// wanted computes what the maps must contain. lacking says what of it is left out because it has no
+// number; the rest is written nevertheless, removals above all. The caller must hold programming.
+func (a *Agent) wanted() (want image, lacking, err error) {
 	live := a.live()
 	l := layout{num: a.num, own: map[string]uint32{}}
 	var endpoints []fabric.Admission
@@ -151,17 +153,18 @@ func (a *Agent) wanted() (image, error) {
 	// A failed lookup must not remove what is enforced.
 	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
 	if err != nil {
-		return image{}, err
+		return image{}, nil, err
 	}
 	l.underlay = uint32(underlay)
 	if l.links, err = a.links(); err != nil {
-		return image{}, err
+		return image{}, nil, err
 	}
-	want, err := l.image(desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents()))
-	if err != nil {
-		return image{}, fmt.Errorf("compute the data path: %w", err)
+	want, err = l.image(desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents()))
+	a.lacking = nil
+	if errors.As(err, &a.lacking) {
+		lacking, err = fmt.Errorf("compute the data path: %w", err), nil
 	}
-	return want, nil
+	return want, lacking, err
 }
 
 // live returns the endpoints of this node that have an interface and a valid admission.

@@ -120,7 +120,8 @@ func (a *Agent) releaseLost(ctx context.Context) error {
 		delete(lacking, l.Endpoint)
 	}
 	a.releases.compared(lacking)
-	return a.addresses.avoid(has.Resting, a.now())
+	a.addresses.avoid(has.Resting, a.now())
+	return nil
 }
 
 // lostOf returns the admissions whose endpoints are neither attached nor being attached. live was

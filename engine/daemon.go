@@ -162,6 +162,7 @@ func (d *Daemon) repair(ctx context.Context) error {
 			d.node.Compared(began, d.bridge.programmedDump(), len(flows))
 		}
 		d.node.Degrade("firewall", d.node.RepairFirewall())
+		d.node.Degrade("leases on disk", d.leases.Stored())
 	}
 }
 

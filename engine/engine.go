@@ -234,10 +234,7 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 
 // accept stores a verified lease and returns after the switch is programmed.
 func (e *Engine) accept(ctx context.Context, le lease.Lease) error {
-	changed, err := e.leases.Accept(le)
-	if err != nil {
-		return err
-	}
+	changed := e.leases.Accept(le)
 	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it
 	if !changed {
 		if _, held := e.leases.InForce(le.Request, e.now()); !held {
@@ -323,15 +320,15 @@ func (e *Engine) ownedBy(from rpc.Peer) func(fabric.Admission) bool {
 // informed of a withdrawal; the end of an admission or of a node they see for themselves, by their
 // own clocks.
 func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
-	removed, own, err := e.end(gone, withdrawn)
+	removed, own := e.end(gone, withdrawn)
 	if len(removed) == 0 {
-		return err
+		return nil
 	}
 	for _, le := range removed {
 		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
 	}
 	// Others are informed even if the switch cannot be programmed.
-	err = errors.Join(err, e.reprogram.Call())
+	err := e.reprogram.Call()
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	var group errgroup.Group
@@ -355,17 +352,17 @@ func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 }
 
 // end removes leases, and remembers those of the zone that were withdrawn, which it returns as own.
-func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed []lease.Lease, own []string, err error) {
+func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed []lease.Lease, own []string) {
 	e.recalling.Lock()
 	defer e.recalling.Unlock()
-	removed, err = e.leases.Remove(gone)
+	removed = e.leases.Remove(gone)
 	for _, le := range removed {
 		if withdrawn && le.Admission.Zone == e.self.Zone {
 			own = append(own, le.Admission.Endpoint)
 		}
 	}
 	e.remember(own)
-	return removed, own, err
+	return removed, own
 }
 
 // Expire ends leases whose admission has expired, whose node has left the roster, or was removed
@@ -402,10 +399,9 @@ func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 func (e *Engine) program() error {
 	e.programming.Lock()
 	defer e.programming.Unlock()
-	want, err := numbered(e.desired(), e.num)
-	if err == nil {
-		err = e.sw.Program(want)
-	}
+	// What has no number is left out; the rest is written nevertheless, removals above all.
+	want, lacking := numbered(e.desired(), e.num)
+	err := errors.Join(e.sw.Program(want), lacking)
 	e.behind.Store(err != nil)
 	return err
 }

@@ -4,6 +4,8 @@
 package engine
 
 import (
+	"fmt"
+
 	"net/netip"
 
 	"github.com/sif-project/sif/engine/ovs"
@@ -52,16 +54,18 @@ type numbers interface {
 	Of(key string) (uint32, error)
 }
 
-// numbered translates the desired state into numbers.
-func numbered(p desired.Processor, num numbers) (SwitchState, error) {
-	state := SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
+// numbered translates the desired state into numbers. What has no number, when none can be
+// assigned, is left out, which is the error; the state has all the rest.
+func numbered(p desired.Processor, num numbers) (state SwitchState, lacking error) {
+	state = SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[desired.Party]uint32{}
 	for _, e := range p.Endpoints {
 		class, known := classes[e.Party]
 		if !known {
 			var err error
 			if class, err = num.Of(desired.PartyKey{Party: e.Party}.String()); err != nil {
-				return state, err
+				lacking = fmt.Errorf("compute the flows of the switch: %w", err)
+				continue
 			}
 			classes[e.Party] = class
 		}
@@ -72,14 +76,18 @@ func numbered(p desired.Processor, num numbers) (SwitchState, error) {
 	}
 	for _, r := range p.Rules {
 		src, dst := classes[r.From], classes[r.To]
+		if src == 0 || dst == 0 {
+			continue
+		}
 		for _, rule := range fabric.ByProtocol(r.Rules) {
 			key := desired.EntryKey{Source: src, Destination: dst, Contract: r.Contract, Protocol: rule.Protocol, Ports: rule.PortsText()}
 			n, err := num.Of(key.String())
 			if err != nil {
-				return state, err
+				lacking = fmt.Errorf("compute the flows of the switch: %w", err)
+				continue
 			}
 			state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Protocol: rule.Protocol, Ports: rule.Ports}
 		}
 	}
-	return state, nil
+	return state, lacking
 }

@@ -5,7 +5,10 @@ package engine
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
+	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -16,6 +19,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/lease"
+	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 // counter numbers names in order.
@@ -178,4 +183,35 @@ func TestEntriesKeepTheirNumbers(t *testing.T) {
 	for id := range before.Entries {
 		must.MapNotContainsKey(t, after.Entries, id)
 	}
+}
+
+// With a full disk nothing new gets a number: the state lacks just that, and what is no longer
+// allowed is not in it.
+func TestNumberedWithFullDisk(t *testing.T) {
+	disk := testhost.NewDisk(t, 2)
+	num, err := number.Open(filepath.Join(disk.Dir, "numbers.json"))
+	must.NoError(t, err)
+	docs := documents(graph())
+	services := slices.SortedFunc(maps.Keys(docs), fabric.CompareRefs)
+	var live []lease.Lease
+	for i, service := range services {
+		live = append(live, lease.Lease{Admission: instance(2*i, "aws1", "w1", service)}, lease.Lease{Admission: instance(2*i+1, "gcp1", "w1", service)})
+	}
+	all, err := boundary(live, docs, num)
+	must.NoError(t, err)
+	must.MapNotEmpty(t, all.Entries)
+	disk.Fill()
+	for service := range docs {
+		doc := docs[service]
+		doc.Originates, doc.Responds = nil, nil
+		docs[service] = doc
+	}
+	fresh := live[0]
+	fresh.Admission.Endpoint, fresh.Admission.Service = "fresh", fabric.Ref{Domain: "app", Name: "fresh"}
+	fresh.Admission.Roles = fabric.Roles{}
+	fresh.Admission.IPv4, fresh.Admission.IPv6 = netip.MustParseAddr("100.64.9.9"), netip.MustParseAddr("fd5f::9:9")
+	state, err := boundary(append(live, fresh), docs, num)
+	must.MapEmpty(t, state.Entries, must.Sprint("what was removed is still there"))
+	must.Eq(t, all.Endpoints, state.Endpoints)
+	must.ErrorContains(t, err, "no space left on device")
 }

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync/atomic"
 
 	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/coalesce"
@@ -60,7 +61,31 @@ func (f File[T]) Write(v T) error {
 	return nil
 }
 
-// Saver writes what snapshot returns, once for all who call it at the same time.
-func (f File[T]) Saver(snapshot func() T) *coalesce.Func {
-	return coalesce.New(func() error { return f.Write(snapshot()) })
+// Saver writes what a function returns, once for all who call it at the same time, and remembers
+// whether that failed. It is safe for concurrent use.
+type Saver struct {
+	write  *coalesce.Func
+	failed atomic.Bool
+}
+
+// Saver returns a Saver of what snapshot returns.
+func (f File[T]) Saver(snapshot func() T) *Saver {
+	s := &Saver{}
+	s.write = coalesce.New(func() error {
+		err := f.Write(snapshot())
+		s.failed.Store(err != nil)
+		return err
+	})
+	return s
+}
+
+// Call writes.
+func (s *Saver) Call() error { return s.write.Call() }
+
+// Again writes if the last time failed. It returns nil if what there is is on disk.
+func (s *Saver) Again() error {
+	if !s.failed.Load() {
+		return nil
+	}
+	return s.Call()
 }

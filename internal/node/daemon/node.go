@@ -195,7 +195,8 @@ func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 	n.mu.Lock()
 	n.registered = record
 	n.mu.Unlock()
-	return self, n.record().Write(record.Node)
+	n.Degrade("node record on disk", n.record().Write(record.Node))
+	return self, nil
 }
 
 // registerAgain publishes changes. It does not change Self, which everything that runs was

@@ -20,7 +20,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/statefile"
 )
@@ -33,7 +32,7 @@ type Lease struct {
 
 // Set is a set of leases, by endpoint. It is safe for concurrent use.
 type Set struct {
-	saved *coalesce.Func
+	saved *statefile.Saver
 
 	mu  sync.Mutex
 	set map[string]Lease
@@ -60,15 +59,21 @@ func Open(path string, log hclog.Logger) (*Set, error) {
 }
 
 // Accept stores le unless a later admission of the endpoint, or of another one with one of its
-// addresses, is stored. It reports whether anything changed. An address belongs to one endpoint:
-// earlier leases of other endpoints with le's addresses end, so that a lost withdrawal cannot give
-// an endpoint the rights of a previous one.
-func (l *Set) Accept(le Lease) (bool, error) {
-	if !l.accept(le) {
-		return false, nil
+// addresses, is stored. It reports whether anything changed, which holds also if it cannot be
+// written to disk; see Stored. An address belongs to one endpoint: earlier leases of other
+// endpoints with le's addresses end, so that a lost withdrawal cannot give an endpoint the rights
+// of a previous one.
+func (l *Set) Accept(le Lease) bool {
+	changed := l.accept(le)
+	if changed {
+		_ = l.saved.Call() // Stored tells
 	}
-	return true, l.saved.Call()
+	return changed
 }
+
+// Stored writes the set to disk if that failed the last time. A set that is not on disk is in
+// force all the same: after a restart the daemon gets it again from its peers.
+func (l *Set) Stored() error { return l.saved.Again() }
 
 func (l *Set) accept(le Lease) bool {
 	l.mu.Lock()
@@ -135,7 +140,7 @@ func (l *Set) Lacking(list map[string]time.Time) []string {
 }
 
 // Remove removes the leases for which gone is true, and returns them.
-func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
+func (l *Set) Remove(gone func(fabric.Admission) bool) []Lease {
 	l.mu.Lock()
 	var removed []Lease
 	for endpoint, le := range l.set {
@@ -145,10 +150,10 @@ func (l *Set) Remove(gone func(fabric.Admission) bool) ([]Lease, error) {
 		}
 	}
 	l.mu.Unlock()
-	if removed == nil {
-		return nil, nil
+	if removed != nil {
+		_ = l.saved.Call() // Stored tells
 	}
-	return removed, l.saved.Call()
+	return removed
 }
 
 // All returns the leases that have not expired at now, ordered by endpoint.

@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 var epoch = time.Unix(1000, 0).UTC()
@@ -48,8 +49,7 @@ func TestLaws(t *testing.T) {
 			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
 				rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued"))
 			before := set.All(epoch)
-			changed, err := set.Accept(le)
-			must.NoError(t, err)
+			changed := set.Accept(le)
 			_, held := set.InForce(le.Request, epoch)
 			if changed {
 				must.True(t, held)
@@ -77,8 +77,7 @@ func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 		set, err := Open(path, hclog.NewNullLogger())
 		must.NoError(t, err)
 		must.SliceEmpty(t, set.All(epoch))
-		_, err = set.Accept(leaseOf("a", 1, 0))
-		must.NoError(t, err)
+		set.Accept(leaseOf("a", 1, 0))
 	}
 }
 
@@ -88,8 +87,7 @@ func TestHeldIsTheVeryRequest(t *testing.T) {
 	le := leaseOf("a", 1, 0)
 	_, held := set.InForce(le.Request, epoch)
 	must.False(t, held)
-	_, err = set.Accept(le)
-	must.NoError(t, err)
+	set.Accept(le)
 	a, held := set.InForce(le.Request, epoch)
 	must.True(t, held)
 	must.Eq(t, le.Admission, a)
@@ -101,4 +99,30 @@ func TestHeldIsTheVeryRequest(t *testing.T) {
 	must.False(t, held) // expired
 	_, held = set.InForce(fabric.Request{}, epoch)
 	must.False(t, held)
+}
+
+// What cannot be written to disk is in force, and what was removed is gone; both are written later.
+func TestFullDisk(t *testing.T) {
+	disk := testhost.NewDisk(t, 2)
+	path := filepath.Join(disk.Dir, "leases.json")
+	set, err := Open(path, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.True(t, set.Accept(leaseOf("a", 1, 0)))
+	must.NoError(t, set.Stored())
+	disk.Fill()
+	must.True(t, set.Accept(leaseOf("b", 2, 0)))
+	must.ErrorContains(t, set.Stored(), "no space left on device")
+	must.Len(t, 1, set.Remove(func(a fabric.Admission) bool { return a.Endpoint == "a" }))
+	must.Len(t, 1, set.All(epoch))
+	stored, err := Open(path, hclog.NewNullLogger())
+	must.NoError(t, err)
+	_, has := stored.Get("a")
+	must.True(t, has, must.Sprint("the file before is whole"))
+	disk.Free()
+	must.NoError(t, set.Stored())
+	stored, err = Open(path, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.Eq(t, len(set.All(epoch)), len(stored.All(epoch)))
+	_, has = stored.Get("b")
+	must.True(t, has)
 }
