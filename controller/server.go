@@ -205,7 +205,7 @@ func (c *Controller) record(r request, err error) error {
 		if errors.As(err, &e) {
 			r.entry.Code = e.Code
 		}
-		if !c.audit.admits(*r.entry) {
+		if !r.entry.intended && !c.audit.admits(*r.entry) {
 			c.limits.count(limitAudit)
 			return err
 		}
