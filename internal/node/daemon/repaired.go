@@ -36,12 +36,12 @@ func (r *repairs) begin() {
 	r.begun = true
 }
 
-// add counts changes that were made at a time.
-func (r *repairs) add(now time.Time, changes []kernel.Change) {
+// add counts changes that were made at a time, and reports whether it did.
+func (r *repairs) add(now time.Time, changes []kernel.Change) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.begun {
-		return
+		return false
 	}
 	if r.counts == nil {
 		r.counts, r.recent = map[string]uint64{}, map[string][]time.Time{}
@@ -54,6 +54,7 @@ func (r *repairs) add(now time.Time, changes []kernel.Change) {
 	for s := range subjects {
 		r.recent[s] = append(r.recent[s], now)
 	}
+	return true
 }
 
 // total returns the counts by kind.
@@ -89,8 +90,11 @@ func (n *Node) Repaired(changes []kernel.Change) {
 	if len(changes) == 0 {
 		return
 	}
-	n.Log.Warn("what this daemon wrote had been changed and was put back", logkey.Repaired, changes)
-	n.repairs.add(time.Now(), changes)
+	if n.repairs.add(time.Now(), changes) {
+		n.Log.Warn("what this daemon wrote had been changed and was put back", logkey.Repaired, changes)
+	} else {
+		n.Log.Info("the host was set up as this daemon needs it", logkey.Repaired, changes)
+	}
 }
 
 // PutBack is Repaired for subjects of one kind of which only the names are known.
