@@ -6,6 +6,7 @@ package controller
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 )
@@ -36,11 +37,12 @@ func (d *disk) try() error {
 }
 
 func writeTrial(dir string) (err error) {
-	f, err := os.CreateTemp(dir, ".trial.*")
+	// One name, so that a process that is killed leaves at most one file.
+	f, err := os.OpenFile(filepath.Join(dir, ".trial"), os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
 	if err != nil {
 		return fmt.Errorf("write the data directory: %w", err)
 	}
-	defer os.Remove(f.Name())
+	defer func() { _ = os.Remove(f.Name()) }() // somebody else removed it
 	defer f.Close()
 	_, err = f.Write(make([]byte, diskTrial))
 	if err == nil {
