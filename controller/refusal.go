@@ -36,5 +36,5 @@ func unavailable(format string, args ...any) *api.Error {
 // wasRemoved refuses a node that was removed. why says what is of the removed incarnation.
 func wasRemoved(t fabric.Tombstone, why string) *api.Error {
 	return api.Errorf(http.StatusForbidden, api.CodeRemoved,
-		"%s; %s. To let the machine join again, stop its daemons, delete their data_dir, and start them, later than two minutes after the removal", t, why)
+		"%s; %s. To let the machine join again, drain it in Nomad, stop its daemons, delete their data_dir, and start them, later than two minutes after the removal", t, why)
 }

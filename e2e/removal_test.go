@@ -144,10 +144,28 @@ func contains(path, text string) error {
 	return nil
 }
 
-// rejoin lets the machine of a removed node join again under its name, and has its allocations
-// started again.
+// rejoin lets the machine of a removed node join again under its name, when its allocations have
+// moved to other nodes.
 func (f *fabricUnderTest) rejoin(t *testing.T, id fabric.NodeID, removal api.Removal) {
 	t.Helper()
+	machines, _, err := f.nomad.Nodes().List(nil)
+	must.NoError(t, err)
+	i := slices.IndexFunc(machines, func(n *nomad.NodeListStub) bool { return n.Name == id.Name })
+	drain := func(o *nomad.DrainOptions) {
+		t.Helper()
+		_, err := f.nomad.Nodes().UpdateDrainOpts(machines[i].ID, o, nil)
+		must.NoError(t, err)
+	}
+	drain(&nomad.DrainOptions{DrainSpec: &nomad.DrainSpec{Deadline: time.Second}})
+	eventually(t, time.Minute, func() error {
+		list, _, err := f.nomad.Nodes().Allocations(machines[i].ID, nil)
+		for _, a := range list {
+			if !a.ClientTerminalStatus() {
+				return fmt.Errorf("allocation %s still runs", a.ID)
+			}
+		}
+		return err
+	})
 	for _, daemon := range []string{"agent", "link"} {
 		must.NoError(t, f.Stop(context.Background(), id.Name, daemon))
 	}
@@ -159,23 +177,16 @@ func (f *fabricUnderTest) rejoin(t *testing.T, id fabric.NodeID, removal api.Rem
 			return err
 		}
 		time.Sleep(time.Second)
-		if !f.knows(t, id) {
+		if !slices.ContainsFunc(f.status(t).Nodes, func(n api.NodeStatus) bool { return n.ID() == id && !n.Reported.IsZero() }) {
 			return errors.New("the node is not back")
 		}
 		return nil
 	})
+	drain(&nomad.DrainOptions{MarkEligible: true})
 	for _, n := range f.nodes(t).Nodes {
 		if n.Node.ID() == id {
 			must.NotEq(t, removal.Tombstone.Pool4, n.Node.Pool4, must.Sprint("its pool rests"))
 			must.NotEq(t, removal.Tombstone.Key, n.PublicKey)
-		}
-	}
-	list, _, err := f.nomad.Allocations().List(&nomad.QueryOptions{Namespace: "*"})
-	must.NoError(t, err)
-	for _, a := range list {
-		if a.NodeName == id.Name && a.ClientStatus == nomad.AllocClientStatusRunning {
-			_, err := f.nomad.Allocations().Stop(&nomad.Allocation{ID: a.ID, Namespace: a.Namespace}, nil)
-			must.NoError(t, err)
 		}
 	}
 	f.allWell(t, time.Minute)
