@@ -67,7 +67,7 @@ func TestWayIsMeasured(t *testing.T) {
 	play := func(d time.Duration, pass func(packet, Target) bool) { run(w, at, at.Add(d), pass); at = at.Add(d) }
 
 	must.Eq(t, [2]api.WayState{api.WayUnmeasured, api.WayUnmeasured}, states(w))
-	play(40*time.Second, all)
+	play(smallInterval+2*linkFullInterval+tick, all) // a full-size probe of each version of IP
 	must.Eq(t, [2]api.WayState{api.WayUp, api.WayUp}, states(w))
 	s := w.status("z1/w0")
 	must.Eq(t, 1420, s.IPv4.Passed)
