@@ -140,6 +140,9 @@ func (a *addresses) stored(now time.Time) error {
 	return a.failed
 }
 
+// longestRest is longer than an admission lives and its addresses then rest.
+const longestRest = 25 * time.Hour
+
 // avoid lets addresses rest that rest at the controller, if it says so for longer than this node
 // knew.
 func (a *addresses) avoid(list []api.RestingAddress, now time.Time) {
@@ -150,8 +153,12 @@ func (a *addresses) avoid(list []api.RestingAddress, now time.Time) {
 		if !r.Address.Is4() || !a.pool4.Contains(r.Address) {
 			continue
 		}
-		if offset := a.offset(r.Address); r.Until.After(a.resting[offset]) {
-			a.resting[offset] = r.Until
+		until := r.Until
+		if latest := now.Add(longestRest); until.After(latest) {
+			until = latest
+		}
+		if offset := a.offset(r.Address); until.After(a.resting[offset]) {
+			a.resting[offset] = until
 			changed = true
 		}
 	}

@@ -121,7 +121,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err := a.takeOver(ctx); err != nil {
 		return nil, err
 	}
-	own, err := newOwnPorts(c.Underlay, n.Links.Ports)
+	own, err := newOwnPorts(c.Underlay)
 	if err != nil {
 		return nil, err
 	}
@@ -132,9 +132,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		Report: func(err error) { n.Degrade("consul catalog", err) },
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
-	if err := a.Reconcile(); err != nil {
-		return nil, err
-	}
+	n.Degrade("data path", a.Reconcile()) // what one endpoint cannot have must not keep the others from their agent
 	n.Degrade("host", a.repairHost())
 	return a, nil
 }

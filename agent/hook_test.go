@@ -156,7 +156,7 @@ func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []strin
 	a.addresses, err = openAddresses(filepath.Join(dir, "addresses.json"), netip.MustParsePrefix("100.64.0.0/24"), netip.MustParsePrefix("fd5f::/64"))
 	must.NoError(t, err)
 	a.engines = newEngines(a, log)
-	own, err := newOwnPorts(&config.Underlay{}, func() []uint16 { return nil })
+	own, err := newOwnPorts(&config.Underlay{})
 	must.NoError(t, err)
 	a.ports = newPorts("lo", own, a.firewall.SetPorts)
 	fake := &fakeEngine{holds: map[string]bool{}}

@@ -5,19 +5,18 @@ package agent
 
 import (
 	"fmt"
-	"slices"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/listener"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // ownPorts knows the ports that the node itself uses. No endpoint gets one of them: a mapping comes
 // before the node's own sockets, so it would take from the node what is sent to it.
 type ownPorts struct {
 	configured []configuredPorts
-	links      func() []uint16 // UDP
 	sockets    func() ([]listener.Socket, error)
 }
 
@@ -29,8 +28,8 @@ type configuredPorts struct {
 }
 
 // newOwnPorts returns the ports of a node with the configuration.
-func newOwnPorts(c *config.Underlay, links func() []uint16) (ownPorts, error) {
-	own := ownPorts{links: links, sockets: listener.All}
+func newOwnPorts(c *config.Underlay) (ownPorts, error) {
+	own := ownPorts{sockets: listener.All}
 	for where, list := range map[string][]string{"underlay.management": c.Management, "underlay.reserved_ports": c.ReservedPorts} {
 		for _, text := range list {
 			protocol, ports, err := config.ParsePorts(text)
@@ -51,8 +50,8 @@ func (o ownPorts) reserved(m firewall.PortMapping) error {
 			return ownPort(m, "it is in "+c.where)
 		}
 	}
-	if m.Protocol == fabric.UDP && slices.Contains(o.links(), port) {
-		return ownPort(m, "an encrypted link of the node has it")
+	if m.Protocol == fabric.UDP && wellknown.FirstLinkPort <= port && port <= wellknown.LastLinkPort {
+		return ownPort(m, "it is one of those to which an encrypted link of the node may move")
 	}
 	return nil
 }

@@ -33,13 +33,12 @@ func asks(protocol string, port uint16, host string) cnicall.PortMapping {
 	return cnicall.PortMapping{Protocol: protocol, HostPort: port, ContainerPort: 80, HostIP: host}
 }
 
-func noPorts() []uint16                     { return nil }
 func noSockets() ([]listener.Socket, error) { return nil, nil }
 
 // What one endpoint asks for in vain costs no other endpoint anything.
 func TestPortsAreJudgedOneByOne(t *testing.T) {
 	var written []firewall.PortMapping
-	p := newPorts("lo", ownPorts{links: noPorts, sockets: noSockets}, func(list []firewall.PortMapping) error { written = list; return nil })
+	p := newPorts("lo", ownPorts{sockets: noSockets}, func(list []firewall.PortMapping) error { written = list; return nil })
 	holder := portsOf("holder", 2, asks("tcp", 18090, "127.0.0.1"), asks("udp", 18090, "127.0.0.1"))
 	must.NoError(t, p.claim(holder))
 	must.Len(t, 2, written)
@@ -90,7 +89,7 @@ func words(list []firewall.PortMapping) (words []string) {
 // A mapping that the kernel refuses is not held.
 func TestPortsRefusedByTheKernel(t *testing.T) {
 	refused := errors.New("no")
-	p := newPorts("lo", ownPorts{links: noPorts, sockets: noSockets}, func([]firewall.PortMapping) error { return refused })
+	p := newPorts("lo", ownPorts{sockets: noSockets}, func([]firewall.PortMapping) error { return refused })
 	ep := portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))
 	must.ErrorIs(t, p.claim(ep), refused)
 	must.False(t, p.has(ep))
@@ -140,7 +139,7 @@ func TestOwnPortsOfTheNode(t *testing.T) {
 	testhost.RequireRoot(t)
 	node := newNamespace(t)
 	underlay := &config.Underlay{Management: []string{"tcp/22"}, ReservedPorts: []string{"tcp/9100", "udp/5000-5100"}}
-	own, err := newOwnPorts(underlay, func() []uint16 { return []uint16{51820, 51823} })
+	own, err := newOwnPorts(underlay)
 	must.NoError(t, err)
 	p := newPorts("lo", own, func([]firewall.PortMapping) error { return nil })
 	must.NoError(t, node.Do(func(ns.NetNS) error {
@@ -159,7 +158,7 @@ func TestOwnPortsOfTheNode(t *testing.T) {
 			{asks("tcp", 22, "127.0.0.1"), "tcp port 22 is the node's own: it is in underlay.management; ask for another one"},
 			{asks("tcp", 9100, ""), "it is in underlay.reserved_ports"},
 			{asks("udp", 5050, "127.0.0.1"), "it is in underlay.reserved_ports"},
-			{asks("udp", 51823, "127.0.0.1"), "an encrypted link of the node has it"},
+			{asks("udp", 51823, "127.0.0.1"), "one of those to which an encrypted link of the node may move"},
 			{asks("tcp", 8301, "127.0.0.1"), fmt.Sprintf("(process %d) listens on tcp port [::]:8301", os.Getpid())},
 			{asks("tcp", 8301, ""), "listens on tcp port [::]:8301"},
 			{asks("udp", 22, "127.0.0.1"), ""},

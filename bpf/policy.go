@@ -113,9 +113,9 @@ func lengths(keys map[endpointRuleKey]uint32) map[uint8]uint32 {
 }
 
 // ReplacePair replaces the rules by which Source may call Destination; without rules it may not.
-// Flows that both the old and the new rules allow are not interrupted. After an error the old rules
-// may still be in force, and after an error other than FullError some of the new ones too; calling
-// it again repairs that.
+// Flows that both the old and the new rules allow are not interrupted. After a FullError, of the
+// old rules those are in force that are among the new ones; after another error some of the others
+// too. Calling it again repairs that.
 func (d *Datapath) ReplacePair(p Pair, rules []Rule) error {
 	wanted, err := ruleKeys(p, rules)
 	if err != nil {
@@ -130,7 +130,29 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 		present = map[endpointRuleKey]uint32{}
 		d.pairs[p] = present
 	}
-	var added []endpointRuleKey
+	// What is no longer allowed goes first, because a full map may refuse the rest.
+	var stale, added []endpointRuleKey
+	for key := range present {
+		if _, ok := wanted[key]; !ok {
+			stale = append(stale, key)
+		}
+	}
+	taken = len(stale) > 0
+	if err := d.dropRules(present, stale); err != nil {
+		return taken, err
+	}
+	masks := lengths(wanted)
+	for _, protocol := range protocols {
+		if masks[protocol] != 0 {
+			continue
+		}
+		key := endpointPairKey{Source: p.Source, Destination: p.Destination, Protocol: protocol}
+		gone, err := remove(d.objects.SifPairs, "sif_pairs", key)
+		taken = taken || gone
+		if err != nil {
+			return taken, err
+		}
+	}
 	for key, contract := range wanted {
 		old, ok := present[key]
 		taken = taken || ok && old != contract
@@ -143,35 +165,16 @@ func (d *Datapath) replacePair(p Pair, wanted map[endpointRuleKey]uint32) (taken
 		}
 		present[key] = contract
 	}
-	masks := lengths(wanted)
 	for protocol, mask := range masks {
 		key := endpointPairKey{Source: p.Source, Destination: p.Destination, Protocol: protocol}
 		if err := put(d.objects.SifPairs, "sif_pairs", key, mask); err != nil {
 			return taken, err
 		}
 	}
-	for _, protocol := range protocols {
-		if masks[protocol] != 0 {
-			continue
-		}
-		key := endpointPairKey{Source: p.Source, Destination: p.Destination, Protocol: protocol}
-		gone, err := remove(d.objects.SifPairs, "sif_pairs", key)
-		taken = taken || gone
-		if err != nil {
-			return taken, err
-		}
-	}
-	var stale []endpointRuleKey
-	for key := range present {
-		if _, ok := wanted[key]; !ok {
-			stale = append(stale, key)
-		}
-	}
-	err = d.dropRules(present, stale)
 	if len(present) == 0 {
 		delete(d.pairs, p)
 	}
-	return taken || len(stale) > 0, err
+	return taken, nil
 }
 
 func (d *Datapath) dropRules(present map[endpointRuleKey]uint32, keys []endpointRuleKey) error {

@@ -246,3 +246,17 @@ func compare[T any](t *testing.T, got, want []T, less func(a, b T) bool) {
 		t.Errorf("-want +got\n%s", diff)
 	}
 }
+
+// What a pair may no longer do ends even if a full map refuses what it may do instead.
+func TestFullMapKeepsNothingThatIsTakenAway(t *testing.T) {
+	enterNamespace(t)
+	d := open(t, pinDirectory(t), Options{Sizes: map[string]uint32{"sif_rules": 2}})
+	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{{6, 80, 80, 1}}))
+	must.NoError(t, d.ReplacePair(Pair{1, 3}, []Rule{{6, 80, 80, 1}}))
+	var full *FullError
+	must.True(t, errors.As(d.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 7, 1}}), &full))
+	pairs, err := d.Pairs()
+	must.NoError(t, err)
+	must.SliceEmpty(t, pairs[Pair{1, 2}])
+	must.SliceNotEmpty(t, pairs[Pair{1, 3}])
+}

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -190,6 +191,9 @@ func (a *audit) writeSummaries() error {
 // write appends an entry, with the current time.
 func (a *audit) write(e auditEntry) error {
 	e.Time = time.Now().UTC()
+	for _, text := range []*string{&e.Target, &e.Message, &e.Refused} {
+		*text = shortened(*text)
+	}
 	line, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode an audit entry: %w", err)
@@ -209,6 +213,17 @@ func (a *audit) write(e auditEntry) error {
 	}
 	a.torn = false
 	return nil
+}
+
+// maxText is the longest text of a caller in an entry, in bytes.
+const maxText = 1024
+
+// shortened cuts a text that a caller chose: the log must have room for the entries of others.
+func shortened(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "..."
 }
 
 // makeRoom rotates the file if it would exceed its maximum size with more bytes. The caller holds

@@ -16,6 +16,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/internal/atomicfile"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
@@ -168,8 +169,11 @@ func (e *election) term(ctx context.Context) error {
 // first: the data directory is locked, so the process that created that session has ended.
 func (e *election) newSession(ctx context.Context, consul *consulapi.Client) (string, error) {
 	if old, err := os.ReadFile(e.file); err == nil {
-		if _, err := consul.Session().Destroy(strings.TrimSpace(string(old)), nil); err != nil {
-			return "", fmt.Errorf("end the session of an earlier run: %w", err)
+		// The file is empty if there was no room when it was written.
+		if old := strings.TrimSpace(string(old)); old != "" {
+			if _, err := consul.Session().Destroy(old, nil); err != nil {
+				return "", fmt.Errorf("end the session of an earlier run: %w", err)
+			}
 		}
 		_ = os.Remove(e.file) // it is written again below
 	}
@@ -179,7 +183,7 @@ func (e *election) newSession(ctx context.Context, consul *consulapi.Client) (st
 	if err != nil {
 		return "", fmt.Errorf("create a Consul session: %w", err)
 	}
-	if err := os.WriteFile(e.file, []byte(id), 0o600); err != nil { // a restarted controller waits for its expiry then
+	if err := atomicfile.Write(e.file, []byte(id), 0o600); err != nil { // a restarted controller waits for its expiry then
 		e.log.Warn("cannot store the ID of the Consul session", logkey.Error, err)
 	}
 	return id, nil

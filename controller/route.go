@@ -116,7 +116,8 @@ func (c *Controller) routes() []route {
 			summary: "Accepts the signed list of removed nodes that the calling node holds.", request: fabric.Signed{}},
 		{pattern: "GET /v1/node/tasks", caller: callerNode, call: c.getTasks, query: []string{"wait"},
 			summary: "Waits for tasks for the calling node.", reply: []api.Task{}},
-		{pattern: "PUT /v1/node/tasks/{id}", caller: callerNode, call: c.putTask, large: true,
+		// `sif matrix` asks a node for thousands of probes. A result of no task is refused.
+		{pattern: "PUT /v1/node/tasks/{id}", caller: callerNode, call: c.putTask, large: true, burst: 20_000, interval: time.Millisecond,
 			summary: "Accepts the result of a task.", request: api.TaskResult{}},
 		{pattern: "POST /v1/node/admission", caller: callerNode, call: c.postAdmission, action: "admission.grant",
 			summary: "Admits an allocation that the scheduler placed on the calling node.", request: api.AdmissionRequest{}, reply: api.AdmissionReply{}},

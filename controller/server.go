@@ -121,6 +121,9 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		if err == nil {
 			err = c.limits.body(w, r.Request, most, within)
 		}
+		if err == nil && route.caller == callerNode {
+			err = authenticate(r) // again: the node may have been removed while its body came
+		}
 		var reply any
 		if err == nil {
 			reply, err = route.call(hr.Context(), *r)

@@ -89,6 +89,7 @@ func (t *table) verify(kv *consulapi.KVPair) (kvkey.Admission, *grant, error) {
 	if a := g.admission; a.Fabric != t.fabric || a.Host() != id.Node || a.Endpoint != id.Endpoint {
 		return id, nil, fmt.Errorf("it is the admission of endpoint %s on node %s in fabric %s", a.Endpoint, a.Host(), a.Fabric)
 	}
+	g.bound(t.now())
 	return id, g, nil
 }
 

@@ -194,7 +194,7 @@ func TestStatusAndVerifyAgree(t *testing.T) {
 		inject func(*testing.T) (undo func())
 	}{
 		{"map entries deleted", false, func(t *testing.T) func() {
-			d := world.kernel(t, "aws1-w1")
+			d := world.kernel(t, world.workload(t, "voting-app/worker", "aws1").node)
 			peers, err := d.Peers()
 			must.NoError(t, err)
 			for _, p := range peers {
@@ -203,8 +203,9 @@ func TestStatusAndVerifyAgree(t *testing.T) {
 			return func() {}
 		}},
 		{"map entries deleted, agent frozen", true, func(t *testing.T) func() {
-			thaw := signalled("gcp1-w1", "agent")(t)
-			d := world.kernel(t, "gcp1-w1")
+			node := world.workload(t, "voting-app/result-db", "gcp1").node
+			thaw := signalled(node, "agent")(t)
+			d := world.kernel(t, node)
 			peers, err := d.Peers()
 			must.NoError(t, err)
 			must.NoError(t, d.DeletePeer(peers[0].Address))

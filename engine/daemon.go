@@ -93,8 +93,14 @@ func (d *Daemon) Run(ctx context.Context) error {
 		default:
 		}
 	}
-	d.node.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { trigger() })
-	d.node.Roster.OnChange(func([]roster.Member) { trigger() })
+	// The switch follows at once. What the trigger starts may wait for daemons that do not answer.
+	changed := func() {
+		go func() { d.node.Degrade("leases", d.Expire()) }()
+		go func() { d.node.Degrade("refresh", d.reprogram.Call()) }()
+		trigger()
+	}
+	d.node.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { changed() })
+	d.node.Roster.OnChange(func([]roster.Member) { changed() })
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.node.Run(ctx, d.Status) })
 	// The links come first, because the flows to be taken over refer to their ports.

@@ -329,6 +329,21 @@ func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 	}
 	// Others are informed even if the switch cannot be programmed.
 	err := e.reprogram.Call()
+	informed := make(chan struct{})
+	go func() {
+		defer close(informed)
+		e.inform(own)
+	}()
+	select {
+	case <-informed:
+	case <-time.After(inForce): // one that does not answer must not keep the caller from what it does next
+	}
+	return err
+}
+
+// inform tells the engines of other zones of endpoints of this zone that were withdrawn, and the
+// agents of what they were told of and has ended.
+func (e *Engine) inform(own []string) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	var group errgroup.Group
@@ -348,7 +363,6 @@ func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 	if err := group.Wait(); err != nil {
 		e.log.Warn("cannot inform everybody about ended leases, the next synchronisation will", logkey.Error, err)
 	}
-	return err
 }
 
 // end removes leases, and remembers those of the zone that were withdrawn, which it returns as own.

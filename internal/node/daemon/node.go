@@ -18,6 +18,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -400,8 +401,8 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Enforced = n.lastCompared()
 	s.Ways, err = n.prober.Status()
 	n.Degrade("probes", err)
-	s.Degraded = slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
-		n.degraded(), n.repairs.contested(time.Now()))
+	s.Degraded = atMost(slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
+		n.degraded(), n.repairs.contested(time.Now())))
 	return s
 }
 
@@ -424,6 +425,25 @@ func (n *Node) lastCompared() *api.Enforced {
 	e := n.enforced
 	e.Age = time.Since(n.compared)
 	return &e
+}
+
+// maxDegraded and maxSentence bound the problems in a report, which the controller refuses if it is
+// too large. What others wrote into Consul can cause any number.
+const (
+	maxDegraded = 100
+	maxSentence = 1000 // bytes
+)
+
+func atMost(problems []string) []string {
+	if more := len(problems) - maxDegraded; more > 0 {
+		problems = append(problems[:maxDegraded:maxDegraded], fmt.Sprintf("and %d more", more))
+	}
+	for i, p := range problems {
+		if len(p) > maxSentence {
+			problems[i] = strings.ToValidUTF8(p[:maxSentence], "") + "..."
+		}
+	}
+	return problems
 }
 
 // Degrade records the error of a subject, or that it has recovered if the error is nil. It logs
