@@ -63,6 +63,12 @@ func TestLimitConnections(t *testing.T) {
 	f.setEntries(udp)
 	limits := connlimit.Default()
 	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits)) // and again, with others
+	policy := func() string {
+		return ovstest.Run(t, "ovs-vsctl", "--db=unix:"+f.instance.Config.RunDir+"/db.sock", "--bare", "--columns=_uuid", "list", "CT_Timeout_Policy")
+	}
+	before := policy()
+	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits))
+	must.Eq(t, before, policy())
 	limits.Switch, limits.Idle.UDP = 4, 3*time.Second
 	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits))
 	echoed := f.datagrams()

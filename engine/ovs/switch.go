@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -130,15 +131,40 @@ func (s *Switch) limitConnections(ctx context.Context, zone uint16, limits connl
 			"set", "Open_vSwitch", ".", "datapaths:" + datapath + "=@datapath", "--",
 		}, add...)
 	case known != "":
+		same, err := s.hasIdleTimes(ctx, known, times)
+		if err != nil {
+			return err
+		}
+		if same {
+			add = nil
+			break
+		}
 		add = []string{
 			"--id=@policy", "create", "CT_Timeout_Policy", "timeouts={" + strings.Join(times, ",") + "}", "--",
 			"set", "CT_Zone", known, "timeout_policy=@policy",
 		}
 	}
-	if _, err := s.run(ctx, "ovs-vsctl", add...); err != nil {
-		return err
+	if add != nil {
+		if _, err := s.run(ctx, "ovs-vsctl", add...); err != nil {
+			return err
+		}
 	}
 	return s.control(ctx, "dpctl/ct-set-limits", datapath+"@ovs-"+datapath, fmt.Sprintf("zone=%d,limit=%d", zone, limits.Switch))
+}
+
+// hasIdleTimes reports whether a row of CT_Zone has just these times.
+func (s *Switch) hasIdleTimes(ctx context.Context, zone string, times []string) (bool, error) {
+	policy, err := s.get(ctx, "CT_Zone", zone, "timeout_policy")
+	if err != nil || policy == "" || policy == "[]" {
+		return false, err
+	}
+	have, err := s.get(ctx, "CT_Timeout_Policy", policy, "timeouts")
+	if err != nil {
+		return false, err
+	}
+	list := strings.Split(strings.Trim(have, "{}"), ", ")
+	slices.Sort(list)
+	return slices.Equal(list, slices.Sorted(slices.Values(times))), nil
 }
 
 // get reads a column of the database. It returns "" if the row or the key does not exist.
