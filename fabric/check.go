@@ -44,6 +44,7 @@ const (
 	maxExternals = 1_000  // of a domain
 	maxContracts = 50_000 // of a domain
 	maxPrefixes  = 1_000  // of an external
+	maxOutside   = 4_000  // prefixes of a domain together
 	maxRanges    = 256    // of ports and message types of a contract
 )
 
@@ -129,10 +130,15 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	if d.Name == ReservedDomain {
 		report(d.Pos, "choose another name", "domain %q is reserved for node identities", d.Name)
 	}
+	outside := 0
+	for _, e := range d.Externals {
+		outside += len(e.Prefixes)
+	}
 	for _, limit := range []struct {
 		what      string
 		has, most int
 	}{
+		{"prefixes of externals", outside, maxOutside},
 		{"services", len(d.Services), maxServices},
 		{"externals", len(d.Externals), maxExternals},
 		{"contracts", len(d.Contracts), maxContracts},

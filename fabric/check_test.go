@@ -108,6 +108,13 @@ func TestCheckLimits(t *testing.T) {
 			x := &d.Externals[0]
 			x.Prefixes = append(x.Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24))
 		}, `external "x" has 1001 prefixes`},
+		"all prefixes": {maxOutside, func(d *Domain, i int) {
+			if i%500 == 0 {
+				d.Externals = append(d.Externals, External{Name: service(i)})
+			}
+			x := &d.Externals[len(d.Externals)-1]
+			x.Prefixes = append(x.Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24))
+		}, `domain "a" has 4001 prefixes of externals; the most is 4000`},
 		"ranges": {maxRanges, func(d *Domain, i int) {
 			d.Services = []Service{{Name: "web"}, {Name: "db"}}
 			if i == 0 {
