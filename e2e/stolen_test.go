@@ -157,7 +157,7 @@ func TestHostileNode(t *testing.T) {
 			must.Less(t, 500, status, must.Sprint(text))
 			found := false
 			for _, n := range world.status(t).Nodes {
-				found = found || n.ID() == other && len(n.Endpoints) > 0
+				found = found || n.Node == victim.node && len(n.Endpoints) > 0
 			}
 			must.True(t, found)
 		})

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -94,9 +95,13 @@ func (d *Daemon) Run(ctx context.Context) error {
 		}
 	}
 	// The switch follows at once. What the trigger starts may wait for daemons that do not answer.
+	// Before it was taken over, nothing may be removed from it.
+	var resumed atomic.Bool
 	changed := func() {
-		go func() { d.node.Degrade("leases", d.Expire()) }()
-		go func() { d.node.Degrade("refresh", d.reprogram.Call()) }()
+		if resumed.Load() {
+			go func() { d.node.Degrade("leases", d.Expire()) }()
+			go func() { d.node.Degrade("refresh", d.reprogram.Call()) }()
+		}
 		trigger()
 	}
 	d.node.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { changed() })
@@ -113,6 +118,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 	if err := d.Resume(ctx); err != nil {
 		d.node.Degrade("switch", err)
 	}
+	resumed.Store(true)
 	group.Go(func() error { return d.serveAgents(ctx) })
 	group.Go(func() error { return d.meetEngines(ctx) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
