@@ -132,8 +132,8 @@ func testVault(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "permission denied")
 
 	// A node gets a certificate for its own name and kind, and for no other name.
-	sign := func(role, id string) (*x509.Certificate, error) {
-		secret, err := client.Logical().Write("sif-pki/sign/"+role, map[string]any{"csr": signingRequest(t, id)})
+	sign := func(role, id string, addresses ...net.IP) (*x509.Certificate, error) {
+		secret, err := client.Logical().Write("sif-pki/sign/"+role, map[string]any{"csr": signingRequest(t, id, addresses...)})
 		if err != nil {
 			return nil, err
 		}
@@ -145,13 +145,14 @@ func testVault(t *testing.T, l *Lab) {
 	must.Eq(t, []string{"processor"}, cert.Subject.OrganizationalUnit)
 	must.Len(t, 1, cert.URIs)
 	must.Eq(t, "spiffe://sif.test/node/aws1/aws1-p1", cert.URIs[0].String())
-	must.Eq(t, "10.101.0.10", cert.IPAddresses[0].String())
 	roots := x509.NewCertPool()
 	ca, err := os.ReadFile(l.FabricCA())
 	must.NoError(t, err)
 	must.True(t, roots.AppendCertsFromPEM(ca))
 	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	must.NoError(t, err)
+	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1", net.IPv4(10, 101, 0, 10))
+	must.ErrorContains(t, err, "IP Subject Alternative Names are not allowed")
 	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-w1")
 	must.ErrorContains(t, err, "not valid for this role")
 	_, err = sign("workload", "spiffe://sif.test/getaway-app/http-proxy")
@@ -171,15 +172,15 @@ func testVault(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "permission denied")
 }
 
-// signingRequest makes a request for a certificate with a SPIFFE ID and the address of aws1-p1.
-func signingRequest(t *testing.T, id string) string {
+// signingRequest makes a request for a certificate with a SPIFFE ID and addresses.
+func signingRequest(t *testing.T, id string, addresses ...net.IP) string {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	must.NoError(t, err)
 	uri, err := url.Parse(id)
 	must.NoError(t, err)
 	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{
-		URIs: []*url.URL{uri}, IPAddresses: []net.IP{net.IPv4(10, 101, 0, 10)},
+		URIs: []*url.URL{uri}, IPAddresses: addresses,
 	}, key)
 	must.NoError(t, err)
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE REQUEST", Bytes: der}))
