@@ -93,12 +93,7 @@ var selectorBlocks = []*definition{
   zone       = "aws"
   node_class = "batch"
 }`,
-		args: []argument{
-			{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
-			{name: "node", kind: kindString, implied: "any", doc: "Node of the fabric."},
-			{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node."},
-			{name: "node_pool", kind: kindString, implied: "any", doc: "Pool of the Nomad node."},
-		},
+		args: nodeArguments,
 	}),
 }
 
@@ -251,13 +246,16 @@ var boundNodeBlock = define(definition{
   zone = "aws1"
   node = "batch-*"
 }`,
-	args: []argument{
-		{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
-		{name: "node", kind: kindString, implied: "any", doc: "Node of the fabric."},
-		{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node."},
-		{name: "node_pool", kind: kindString, implied: "any", doc: "Pool of the Nomad node."},
-	},
+	args: nodeArguments,
 })
+
+// nodeArguments are the properties of nodes by which selectors and bindings choose them.
+var nodeArguments = []argument{
+	{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
+	{name: "node", kind: kindString, implied: "any", doc: "Node of the fabric."},
+	{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node."},
+	{name: "node_pool", kind: kindString, implied: "any", doc: "Pool of the Nomad node."},
+}
 
 var outsideBlock = define(definition{
 	name: "outside",
