@@ -25,10 +25,14 @@ setup: ## Install Debian packages; find or build Consul, Vault and Nomad
 .PHONY: build
 build: ## Build sif, sif-cni, sif-demo and sif-lab into bin/
 	@mkdir -p bin
-	go build -o bin/sif .
-	CGO_ENABLED=0 go build -o bin/sif-cni ./cni-plugin
+	flags="$$(packaging/ldflags.sh)" && go build -ldflags "$$flags" -o bin/sif . && \
+	CGO_ENABLED=0 go build -ldflags "$$flags" -o bin/sif-cni ./cni-plugin
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-demo ./jobs/demo
 	go build -o bin/sif-lab ./e2e/cmd/sif-lab
+
+.PHONY: packages
+packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
+	@packaging/build.sh dist
 
 .PHONY: dev
 dev: setup build ## Bring up a fabric with a running application on this machine (root)
@@ -103,5 +107,5 @@ check-generated: generate ## Fail if the committed generated files are stale
 	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: run \`make generate\` and commit the result"; exit 1; }
 
 .PHONY: clean
-clean: ## Remove bin/; the cache of Consul, Vault and Nomad stays
-	rm -rf bin
+clean: ## Remove bin/ and dist/; the cache of Consul, Vault and Nomad stays
+	rm -rf bin dist

@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -245,7 +246,7 @@ func conf(socket, timeout string) string {
 func TestFingerprint(t *testing.T) {
 	_, stderr, code := run(t, "")
 	must.Eq(t, 0, code)
-	must.StrHasPrefix(t, "CNI sif plugin v0.1.0-dev\n", stderr)
+	must.RegexMatch(t, regexp.MustCompile(`^CNI sif plugin v\d+\.\d+\.\d+\S*\n`), stderr)
 	stdout, _, code := run(t, `{"cniVersion":"1.1.0"}`, "CNI_COMMAND=VERSION")
 	must.Eq(t, 0, code)
 	must.StrContains(t, stdout, `"supportedVersions":["1.0.0","1.1.0"]`)

@@ -66,8 +66,8 @@ const (
 	Workload   = Kind("workload")
 )
 
-// Grant is what a join token gives: the node's place in the fabric, its credential in Vault, and all
-// that its configuration files need.
+// Grant is what a join token gives: the node's place in the fabric, its credential in Vault, and
+// all that its configuration files need.
 type Grant struct {
 	Settings    Settings      `json:"settings"`
 	Node        fabric.NodeID `json:"node"`

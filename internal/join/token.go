@@ -17,8 +17,8 @@ type Token struct {
 	Vault     string `json:"v"`           // the address of Vault
 	Namespace string `json:"n,omitempty"` // Vault's
 	// Digest is the SHA-256, in hexadecimal, of the last certificate in the chain that Vault sends:
-	// the machine, which has no authorities yet, accepts only a chain that this certificate ends. It
-	// is empty if Vault is without TLS.
+	// the machine, which has no authorities yet, accepts only a chain that this certificate ends.
+	// It is empty if Vault is without TLS.
 	Digest   string `json:"d,omitempty"`
 	Wrapping string `json:"w"`
 }

@@ -1,0 +1,2 @@
+# Completion of sif for bash: sif completes itself.
+complete -o nospace -C /usr/bin/sif sif
