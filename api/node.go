@@ -23,6 +23,10 @@ type NodeRequest struct {
 	Certificate [][]byte   `json:"certificate,omitempty"` // DER, leaf first
 	Signature   []byte     `json:"signature,omitempty"`   // over fabric.LinkSigningInput(Link)
 
+	// NomadNode is the ID of the node's Nomad client, as its own agent says. The controller asks
+	// Nomad's servers about it. Empty: it is not known yet.
+	NomadNode string `json:"nomadNode,omitempty"`
+
 	// Record is the record (fabric.Node) that the node holds. A controller whose Consul was set
 	// back learns from it what it signed.
 	Record *fabric.Signed `json:"record,omitempty"`

@@ -23,6 +23,7 @@ type NodeInfo struct {
 	Node      fabric.Node `json:"node"`
 	PublicKey []byte      `json:"publicKey,omitempty"` // of its links; empty: it has published none
 	Endpoints int         `json:"endpoints"`           // with a live admission
+	NomadNode string      `json:"nomadNode,omitempty"` // the ID of the Nomad node that it is; empty: it is not bound to one
 	Version   string      `json:"version,omitempty"`   // as it last reported
 	Reported  time.Time   `json:"reported,omitzero"`   // zero: not since the controller began to lead
 }
@@ -33,6 +34,33 @@ type Removal struct {
 	Endpoints int              `json:"endpoints"` // whose admissions ended with it
 	Sequence  uint64           `json:"sequence"`  // of the list of removed nodes
 	Rests     time.Time        `json:"rests"`     // until then its pools are given to nobody
+}
+
+// BindRequest binds a node to a Nomad node.
+type BindRequest struct {
+	// NomadNode is the ID of the Nomad node. Empty: the one at the node's underlay address.
+	NomadNode string `json:"nomadNode,omitempty"`
+}
+
+// BindReply says which Nomad node a node is.
+type BindReply struct {
+	Node       fabric.NodeID `json:"node"`
+	NomadNode  string        `json:"nomadNode"`
+	Name       string        `json:"name"` // Nomad's name of it
+	Datacenter string        `json:"datacenter"`
+	Before     string        `json:"before,omitempty"` // the Nomad node that it was before
+}
+
+// BindNode says which Nomad node a node is, for one whose Nomad client was set up again. The message
+// says why, for the audit log.
+func (c *Client) BindNode(ctx context.Context, node fabric.NodeID, req BindRequest, message string) (BindReply, error) {
+	var reply BindReply
+	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name) + "/nomad"
+	if message != "" {
+		path += "?message=" + url.QueryEscape(message)
+	}
+	err := c.call(ctx, http.MethodPut, path, req, &reply)
+	return reply, err
 }
 
 // Nodes lists the registered nodes.

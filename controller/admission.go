@@ -13,11 +13,8 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
-	"strings"
-	"sync"
 	"time"
 
-	consulapi "github.com/hashicorp/consul/api"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/api"
@@ -38,8 +35,8 @@ type admitter struct {
 	nodes  *registry
 	table  *table
 
+	bound     *bindings
 	endpoints keylock.Locks[string] // by ID
-	bindings  sync.Map              // fabric.NodeID to the scheduler's node ID; a cache of kvkey.Bindings
 }
 
 // admit admits an allocation that the scheduler placed on the calling node.
@@ -233,20 +230,18 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 // placement asks the scheduler about an allocation. It refuses one that is not placed on the
 // calling node, or is stopped.
 func (a *admitter) placement(ctx context.Context, who identity.Node, allocation string) (Placement, error) {
-	likely, _ := a.bindings.Load(who.NodeID)
-	node, _ := likely.(string)
-	place, err := a.cfg.Scheduler.Placement(ctx, allocation, node)
+	node, err := a.workloadNode(who)
+	if err != nil {
+		return Placement{}, err
+	}
+	place, err := a.cfg.Scheduler.Placement(ctx, allocation, a.bound.of(who.NodeID).ID)
 	if errors.Is(err, ErrNoAllocation) {
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "Nomad knows no allocation %s", allocation)
 	}
 	if err != nil {
 		return place, api.Errorf(http.StatusServiceUnavailable, api.CodeNomad, "%v", err)
 	}
-	if place.NodeName != who.Name || place.Datacenter != who.Zone {
-		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"allocation %s was not placed on node %s: Nomad placed it on node %q of datacenter %q", allocation, who.NodeID, place.NodeName, place.Datacenter)
-	}
-	if err := a.bind(ctx, who.NodeID, place.NodeID); err != nil {
+	if err := a.bound.check(ctx, node, allocation, place.Machine); err != nil {
 		return place, err
 	}
 	if place.Refused != "" {
@@ -256,42 +251,4 @@ func (a *admitter) placement(ctx context.Context, who identity.Node, allocation 
 		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", allocation, place.Stopped)
 	}
 	return place, nil
-}
-
-// unbind forgets the Nomad node of a node that was removed.
-func (a *admitter) unbind(ctx context.Context, node fabric.NodeID) error {
-	a.bindings.Delete(node)
-	key := kvkey.Binding(node).String()
-	if _, err := a.cfg.Consul().KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-		return fmt.Errorf("delete %s from Consul: %w", key, err)
-	}
-	return nil
-}
-
-// bind binds a node to its Nomad node at the first admission, in Consul, and refuses another Nomad
-// node later. A Nomad client that comes with another ID under the same name could be anybody's
-// machine, until an operator deletes the key.
-func (a *admitter) bind(ctx context.Context, node fabric.NodeID, nomadID string) error {
-	if id, ok := a.bindings.Load(node); ok && id == nomadID {
-		return nil
-	}
-	key := kvkey.Binding(node).String()
-	kv := a.cfg.Consul().KV()
-	// Index 0: written only if the key does not exist.
-	if _, _, err := kv.CAS(&consulapi.KVPair{Key: key, Value: []byte(nomadID)}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
-		return unavailable("write %s to Consul: %v", key, err)
-	}
-	pair, _, err := kv.Get(key, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
-	if err != nil {
-		return unavailable("read %s from Consul: %v", key, err)
-	}
-	if pair == nil {
-		return unavailable("%s was deleted from Consul meanwhile; try again", key)
-	}
-	if bound := strings.TrimSpace(string(pair.Value)); bound != nomadID {
-		return api.Errorf(http.StatusForbidden, api.CodeNotPlaced,
-			"node %s is bound to Nomad node %s, but the allocation is on Nomad node %s of the same name; if the Nomad client was set up again, run `consul kv delete %s`", node, bound, nomadID, key)
-	}
-	a.bindings.Store(node, nomadID)
-	return nil
 }

@@ -85,6 +85,7 @@ type Controller struct {
 	disk      *disk
 	policy    *policy
 	nodes     *registry
+	bound     *bindings
 	table     *table
 	reports   *reports
 	agreement *agreement
@@ -129,13 +130,14 @@ func New(cfg Config) (*Controller, error) {
 	c.disk = &disk{dir: cfg.DataDir}
 	c.policy = newPolicy(cfg)
 	c.nodes = newRegistry(cfg, removed.List)
+	c.bound = newBindings(cfg, removed.List)
 	c.table = newTable(cfg)
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
 	c.agreement = newAgreement(own{c})
 	c.metrics = newMetrics(c)
 	c.limits = newLimits(c.metrics.refused)
-	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table}
+	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table, bound: c.bound}
 	c.removal = newRemoval(c, removed)
 	return c, nil
 }
@@ -195,6 +197,9 @@ func (c *Controller) lead(ctx context.Context) error {
 	if err := c.nodes.load(ctx); err != nil {
 		return err
 	}
+	if err := c.bound.load(ctx); err != nil {
+		return err
+	}
 	if err := c.table.load(ctx); err != nil {
 		return err
 	}
@@ -211,6 +216,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
 	g.Go(func() error { return c.removal.keep(ctx) })
+	g.Go(func() error { return c.bound.keep(ctx) })
 	return g.Wait()
 }
 
@@ -222,6 +228,7 @@ func (c *Controller) degraded() []string {
 	}
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
+	list = append(list, c.bound.degraded()...)
 	list = append(list, c.table.degraded()...)
 	list = append(list, c.removal.degraded()...)
 	// A controller that lost its data directory cannot see that the pointer in Consul was rolled

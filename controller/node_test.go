@@ -182,7 +182,16 @@ func testLink(t *testing.T, w *world) {
 func allocation(n int) string { return fmt.Sprintf("%08x-0000-4000-8000-000000000000", n) }
 
 func placed(job, group string) Placement {
-	return Placement{NodeID: "nomad-1", NodeName: "w1", Datacenter: "aws1", Workload: fabric.Workload{Namespace: "default", Job: job, Group: group}}
+	return Placement{Machine: machine("nomad-1", "10.0.0.1"), Workload: fabric.Workload{Namespace: "default", Job: job, Group: group}}
+}
+
+// machine returns a node of the scheduler whose name and datacenter are nobody's in the fabric.
+func machine(id string, addresses ...string) Machine {
+	m := Machine{ID: id, Name: "IP-10-0-0-1.EU.Internal", Datacenter: "dc1"}
+	for _, a := range addresses {
+		m.Addresses = append(m.Addresses, netip.MustParseAddr(a))
+	}
+	return m
 }
 
 func request4(n int, host byte) api.AdmissionRequest {
@@ -240,16 +249,13 @@ func testAdmission(t *testing.T, w *world) {
 		p.Meta = map[string]string{"sif.service": service, "sif.originate": originate}
 		return p
 	}
-	other := placed("app", "g")
-	other.Datacenter = "gcp1"
 	foreign := placed("app", "g")
-	foreign.NodeID = "nomad-2"
+	foreign.Machine = machine("nomad-2", "10.0.0.1")
 	stopped := placed("app", "g")
 	stopped.Stopped = "it is failed"
 	namespace := placed("app", "g")
 	namespace.Workload.Namespace = "other"
-	refused(api.CodeNotPlaced, w1, other, `Nomad placed it on node "w1" of datacenter "gcp1"`)
-	refused(api.CodeNotPlaced, w1, foreign, "bound to Nomad node nomad-1")
+	refused(api.CodeNotPlaced, w1, foreign, `Nomad placed it on Nomad node nomad-2 ("IP-10-0-0-1.EU.Internal" in datacenter "dc1"), but node aws1/w1 is Nomad node nomad-1`)
 	refused(api.CodeNotPlaced, w1, stopped, "it is failed")
 	refused(api.CodeNoSelector, w1, namespace, `tried: app/svc: nomad(namespace=default, job=app): namespace is "other"; `)
 	refused(api.CodeNoSelector, w1, placed("ap", "g"), `app/svc: nomad(namespace=default, job=app): job is "ap"; `)

@@ -7,7 +7,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
+	"net/netip"
+	"slices"
 	"strings"
 
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -21,23 +24,43 @@ var ErrNoAllocation = errors.New("the scheduler does not know the allocation")
 
 // Placement is what the scheduler attests about an allocation.
 type Placement struct {
-	NodeID     string // the scheduler's own ID of the node
-	NodeName   string
-	Datacenter string // of the node
-	Stopped    string // why the allocation must not run, or does not run any more; empty: it must run
-	Refused    string // what in its job stands against connecting it, with the remedy; empty: nothing
-	Workload   fabric.Workload
-	Meta       map[string]string // of the group
-	Checks     []fabric.Check    // ports inside the workload to which health checks connect
+	Machine  Machine
+	Stopped  string // why the allocation must not run, or does not run any more; empty: it must run
+	Refused  string // what in its job stands against connecting it, with the remedy; empty: nothing
+	Workload fabric.Workload
+	Meta     map[string]string // of the group
+	Checks   []fabric.Check    // ports inside the workload to which health checks connect
 
 	HealthChecked bool // the job declares health checks in Consul
 }
 
-// Scheduler places workloads. Any error except ErrNoAllocation means that it could not be asked.
+// ErrNoMachine means that the scheduler does not know the node.
+var ErrNoMachine = errors.New("the scheduler does not know the node")
+
+// Machine is a node of the scheduler. Neither its name nor its datacenter says which node of the
+// fabric it is.
+type Machine struct {
+	ID         string
+	Name       string
+	Datacenter string
+	Down       bool         // it does not run workloads any more
+	Addresses  []netip.Addr // its own, as the scheduler knows them
+}
+
+func (m Machine) String() string {
+	return fmt.Sprintf("%s (%q in datacenter %q)", m.ID, m.Name, m.Datacenter)
+}
+
+// Scheduler places workloads. Any error except ErrNoAllocation and ErrNoMachine means that it could
+// not be asked.
 type Scheduler interface {
 	// Placement returns where an allocation is placed, and what it is. likely is the scheduler's ID
 	// of the node where the allocation probably is, or empty. It only saves time.
 	Placement(ctx context.Context, allocation, likely string) (Placement, error)
+	// Machine returns a node by the scheduler's own ID of it.
+	Machine(ctx context.Context, id string) (Machine, error)
+	// MachinesAt returns the nodes with an address, which are several after one was set up again.
+	MachinesAt(ctx context.Context, address netip.Addr) ([]Machine, error)
 }
 
 // Nomad is the Scheduler that asks Nomad's servers.
@@ -83,8 +106,8 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 		return Placement{}, err
 	}
 	p := Placement{
-		NodeID: node.ID, NodeName: node.Name, Datacenter: node.Datacenter,
-		Meta: group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
+		Machine: machineOf(node),
+		Meta:    group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
 		Checks: said.Checks, HealthChecked: said.HealthChecked,
 	}
 	switch {
@@ -95,6 +118,81 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	}
 	return p, nil
 }
+
+// ipAttribute is the attribute in which a Nomad client publishes the address of its interface.
+const ipAttribute = "unique.network.ip-address"
+
+func machineOf(node *nomadapi.Node) Machine {
+	m := Machine{ID: node.ID, Name: node.Name, Datacenter: node.Datacenter, Down: node.Status == nomadapi.NodeStatusDown}
+	add := func(text string) {
+		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(m.Addresses, a.Unmap()) {
+			m.Addresses = append(m.Addresses, a.Unmap())
+		}
+	}
+	if host, _, err := net.SplitHostPort(node.HTTPAddr); err == nil {
+		add(host)
+	}
+	add(node.Attributes[ipAttribute])
+	if node.NodeResources != nil {
+		for _, n := range node.NodeResources.Networks {
+			add(n.IP)
+		}
+	}
+	return m
+}
+
+// nomadNodeID is the form of an ID of Nomad.
+var nomadNodeID = allocationID
+
+// Machine implements Scheduler.
+func (n Nomad) Machine(ctx context.Context, id string) (Machine, error) {
+	if !nomadNodeID.MatchString(id) {
+		return Machine{}, ErrNoMachine // Nomad completes prefixes of IDs
+	}
+	node, _, err := n.Client().Nodes().Info(id, (&nomadapi.QueryOptions{}).WithContext(ctx))
+	if status(err) == http.StatusNotFound {
+		return Machine{}, ErrNoMachine
+	}
+	if err != nil {
+		return Machine{}, fmt.Errorf("ask Nomad for node %s: %w", id, err)
+	}
+	return machineOf(node), nil
+}
+
+// MachinesAt implements Scheduler. The list of Nomad has one address of each node, that of its API,
+// so it reads all of a node only if that address is another one.
+func (n Nomad) MachinesAt(ctx context.Context, address netip.Addr) ([]Machine, error) {
+	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
+	stubs, _, err := n.Client().Nodes().List(q)
+	if err != nil {
+		return nil, fmt.Errorf("ask Nomad for its nodes: %w", err)
+	}
+	var found []Machine
+	for _, s := range stubs {
+		if a, err := netip.ParseAddr(s.Address); err == nil && a.Unmap() == address {
+			found = append(found, Machine{
+				ID: s.ID, Name: s.Name, Datacenter: s.Datacenter, Down: s.Status == nomadapi.NodeStatusDown, Addresses: []netip.Addr{address},
+			})
+		}
+	}
+	if len(found) > 0 || len(stubs) > mostAsked {
+		return found, nil
+	}
+	for _, s := range stubs {
+		m, err := n.Machine(ctx, s.ID)
+		switch {
+		case errors.Is(err, ErrNoMachine):
+		case err != nil:
+			return nil, err
+		case slices.Contains(m.Addresses, address):
+			found = append(found, m)
+		}
+	}
+	return found, nil
+}
+
+// mostAsked bounds how many nodes are read one by one.
+const mostAsked = 200
 
 // root returns the name of the job that people registered. The parent of a child may be a child
 // itself: each run of a job that is periodic and parameterized takes dispatches.

@@ -23,13 +23,13 @@ import (
 
 const nomadBootstrap = "2b778dd9-f5f1-6f29-b4b4-9a5fa948757a"
 
-// A real Nomad with ACLs, whose only client is node aws1/w1.
+// A real Nomad with ACLs, whose only client is node aws1/w1 under another name, as a cloud generates
+// them, in the default datacenter.
 func TestNomad(t *testing.T) {
 	testhost.RequireRoot(t)
 	w := newWorld(t)
 	server, _ := testhost.Nomad(t, `
-name       = "w1"
-datacenter = "aws1"
+name = "IP-10-0-0-1.eu-central-1.Compute.Internal"
 acl {
   enabled = true
 }`)
@@ -51,7 +51,7 @@ acl {
 
 	c := w.fresh(t, Nomad{Client: func() *nomadapi.Client { return client(tokens.Controller) }})
 	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
-	w1.register(t, "10.0.0.1")
+	w1.register(t, "127.0.0.1")
 	w2.register(t, "10.0.0.2")
 	d := testDomain("app")
 	d.Services = append(d.Services, fabric.Service{Name: "news", Selectors: []fabric.Selector{{Kind: fabric.SelectConsul, Namespace: fabric.DefaultNamespace, Service: "news"}}})
@@ -82,7 +82,7 @@ acl {
 	nomad := Nomad{Client: func() *nomadapi.Client { return root }}
 	place, err := nomad.Placement(ctx, web, "")
 	must.NoError(t, err)
-	for _, likely := range []string{place.NodeID, "00000000-0000-0000-0000-000000000000", "no ID"} {
+	for _, likely := range []string{place.Machine.ID, "00000000-0000-0000-0000-000000000000", "no ID"} {
 		again, err := nomad.Placement(ctx, web, likely)
 		must.NoError(t, err)
 		must.Eq(t, place, again)
@@ -90,7 +90,34 @@ acl {
 
 	// A node asks for the allocation of another node.
 	_, err = admit(w2, web, 10)
-	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, `was not placed on node aws1/w2: Nomad placed it on node "w1" of datacenter "aws1"`)
+	must.StrContains(t, code(t, api.CodeNotPlaced, err).Message, `was not placed on node aws1/w2: Nomad placed it on Nomad node `+place.Machine.ID+` ("IP-10-0-0-1.eu-central-1.Compute.Internal" in datacenter "dc1"): Nomad node `+place.Machine.ID+` is node aws1/w1 of the fabric already`)
+
+	// What Nomad knows of its nodes.
+	m, err := nomad.Machine(ctx, place.Machine.ID)
+	must.NoError(t, err)
+	must.Eq(t, place.Machine, m)
+	must.False(t, m.Down)
+	for _, id := range []string{place.Machine.ID[:8], "00000000-0000-4000-8000-000000000000", ""} {
+		_, err = nomad.Machine(ctx, id)
+		must.ErrorIs(t, err, ErrNoMachine)
+	}
+	at := func(address string) []string {
+		list, err := nomad.MachinesAt(ctx, netip.MustParseAddr(address))
+		must.NoError(t, err)
+		var ids []string
+		for _, m := range list {
+			ids = append(ids, m.ID)
+		}
+		return ids
+	}
+	must.Eq(t, []string{m.ID}, at("127.0.0.1"))
+	must.SliceEmpty(t, at("192.0.2.77"))
+	for _, a := range m.Addresses { // also one that is not in the list of nodes
+		must.Eq(t, []string{m.ID}, at(a.String()))
+	}
+	bound, err := c.operator.BindNode(ctx, w1.id, api.BindRequest{}, "")
+	must.NoError(t, err)
+	must.Eq(t, api.BindReply{Node: w1.id, NomadNode: m.ID, Name: m.Name, Datacenter: "dc1", Before: m.ID}, bound)
 
 	// A prefix of an allocation's ID does not name the allocation.
 	_, err = admit(w1, web[:8]+"-0000-0000-0000-000000000000", 11)

@@ -38,7 +38,7 @@ type removal struct {
 	nodes    *registry
 	table    *table
 	reports  *reports
-	admitter *admitter
+	bound    *bindings
 	log      hclog.Logger
 
 	signing sync.Mutex // held while a list is made, signed and published
@@ -49,7 +49,7 @@ type removal struct {
 
 func newRemoval(c *Controller, list *revocation.Watcher) *removal {
 	return &removal{
-		cfg: c.cfg, list: list, nodes: c.nodes, table: c.table, reports: c.reports, admitter: c.admitter,
+		cfg: c.cfg, list: list, nodes: c.nodes, table: c.table, reports: c.reports, bound: c.bound,
 		log: c.cfg.Log.Named("removal"),
 	}
 }
@@ -190,7 +190,7 @@ func (r *removal) enforce(ctx context.Context) error {
 	errs := []error{err}
 	for _, id := range gone {
 		r.reports.drop(id)
-		errs = append(errs, r.admitter.unbind(ctx, id))
+		errs = append(errs, r.bound.unbind(ctx, id))
 	}
 	return errors.Join(append(errs, r.table.releaseEnded(ctx, list))...)
 }
@@ -241,7 +241,7 @@ func (c *Controller) getNodes(_ context.Context, r request) (any, error) {
 		}
 		report, _ := c.reports.get(n.ID())
 		reply.Nodes = append(reply.Nodes, api.NodeInfo{
-			Node: m.node, PublicKey: m.link.PublicKey, Endpoints: c.table.liveOn(n.ID()), Version: report.Version, Reported: report.Reported,
+			Node: m.node, PublicKey: m.link.PublicKey, Endpoints: c.table.liveOn(n.ID()), NomadNode: c.bound.of(n.ID()).ID, Version: report.Version, Reported: report.Reported,
 		})
 	}
 	return reply, nil

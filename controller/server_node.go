@@ -4,13 +4,16 @@
 package controller
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -23,7 +26,42 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
-	return c.nodes.register(ctx, r.node, req)
+	record, err := c.nodes.register(ctx, r.node, req)
+	if node, registered := c.nodes.get(r.node.NodeID); err == nil && registered {
+		c.bound.claim(ctx, node, req.NomadNode)
+	}
+	return record, err
+}
+
+func (c *Controller) putNomadNode(ctx context.Context, r request) (any, error) {
+	text := r.PathValue("zone") + "/" + r.PathValue("name")
+	r.entry.Target, r.entry.Message = text, r.URL.Query().Get("message")
+	if err := r.operator.mayOperate("bind nodes to Nomad nodes"); err != nil {
+		return nil, err
+	}
+	id, err := fabric.ParseNodeID(text)
+	if err != nil {
+		return nil, invalid("%v", err)
+	}
+	if err := fabric.CheckReason(r.entry.Message); err != nil {
+		return nil, invalid("%v", err)
+	}
+	req, err := decode[api.BindRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	node, registered := c.nodes.get(id)
+	if !registered {
+		return nil, c.nodes.unknown(id)
+	}
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
+	reply, err := c.bound.bind(ctx, node, req.NomadNode)
+	if err == nil {
+		r.entry.Message = strings.TrimSpace(fmt.Sprintf("Nomad node %s, before %s. %s", reply.NomadNode, cmp.Or(reply.Before, "none"), r.entry.Message))
+	}
+	return reply, err
 }
 
 func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -289,9 +290,32 @@ func domains(list ...*fabric.Domain) map[string]*fabric.Domain {
 
 // fakeScheduler attests the placements that a test sets.
 type fakeScheduler struct {
-	mu     sync.Mutex
-	placed map[string]Placement
-	err    error
+	mu       sync.Mutex
+	placed   map[string]Placement
+	machines []Machine
+	err      error
+}
+
+func (f *fakeScheduler) Machine(_ context.Context, id string) (Machine, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.machines {
+		if m.ID == id {
+			return m, f.err
+		}
+	}
+	return Machine{}, errors.Join(ErrNoMachine, f.err)
+}
+
+func (f *fakeScheduler) MachinesAt(_ context.Context, address netip.Addr) (list []Machine, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, m := range f.machines {
+		if slices.Contains(m.Addresses, address) {
+			list = append(list, m)
+		}
+	}
+	return list, f.err
 }
 
 func (f *fakeScheduler) Placement(_ context.Context, allocation, _ string) (Placement, error) {

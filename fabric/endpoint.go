@@ -125,6 +125,15 @@ type Pool struct {
 	Issued time.Time    `json:"issued"`
 }
 
+// NomadNode is the controller's signed statement (KindNomadNode) about which node of Nomad a node of
+// the fabric is. The controller admits on the node only what Nomad placed there.
+type NomadNode struct {
+	Fabric string    `json:"fabric"`
+	Node   NodeID    `json:"node"`
+	ID     string    `json:"id"` // Nomad's own; names and datacenters need not agree
+	Issued time.Time `json:"issued"`
+}
+
 // Link is the part of a node's record that the node itself signs, with the key of its certificate:
 // the public key of its WireGuard devices, and the UDP port on which it listens for each peer.
 type Link struct {

@@ -21,6 +21,7 @@ const (
 	KindNode        Kind = "node"        // a Node
 	KindPool        Kind = "pool"        // a Pool
 	KindRevocations Kind = "revocations" // a Revocations
+	KindNomadNode   Kind = "nomad-node"  // a NomadNode
 )
 
 // Signed is a statement, signed with one version of the fabric's Ed25519 key, which never leaves

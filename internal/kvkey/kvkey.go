@@ -29,7 +29,7 @@ const (
 	Objects    = Root + "obj/"       // <SHA-256>: an immutable object of a revision
 	Nodes      = Root + "node/"      // <zone>/<node>: a fabric.NodeRecord
 	Pools      = Root + "pool/"      // <number>: a signed fabric.Pool, the node to which the pools of that number belong
-	Bindings   = Root + "binding/"   // <zone>/<node>: the ID of the Nomad node that it is
+	Bindings   = Root + "binding/"   // <zone>/<node>: a signed fabric.NomadNode
 	Admissions = Root + "admission/" // <zone>/<node>/<endpoint>: a signed admission and the addresses that rest after it
 )
 
@@ -88,6 +88,16 @@ func ParsePool(key string) (Pool, error) {
 type Binding fabric.NodeID
 
 func (k Binding) String() string { return Bindings + fabric.NodeID(k).String() }
+
+// ParseBinding parses the key under which a node is bound to its Nomad node.
+func ParseBinding(key string) (Binding, error) {
+	rest, err := after(Bindings, key)
+	if err != nil {
+		return Binding{}, err
+	}
+	id, err := fabric.ParseNodeID(rest)
+	return Binding(id), err
+}
 
 // Admission is the key of an endpoint's admission.
 type Admission struct {

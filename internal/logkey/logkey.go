@@ -13,6 +13,7 @@ const (
 	Identity = "identity" // service and roles, as fabric.Identity.Key prints them
 	Zone     = "zone"     // a zone's name
 	Node     = "node"     // zone/node
+	Machine  = "machine"  // Nomad's ID, name and datacenter of a node
 	Contract = "contract" // domain/contract
 	Revision = "revision" // the sequence of the signed pointer
 	Object   = "object"   // the hash of an object of a revision, which is its key in Consul
