@@ -61,6 +61,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job validate":   &JobValidateCommand{},
 		"link":           &LinkCommand{},
 		"matrix":         &MatrixCommand{},
+		"node bind":      &NodeBindCommand{},
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
 		"node status":    &NodeStatusCommand{},
@@ -145,6 +146,10 @@ Usage: sif node <subcommand> [options] [args]
   Show what one of them enforces, and what is degraded:
 
       $ sif node status aws1/aws1-w2
+
+  Say that a node's Nomad client was set up again, with another ID:
+
+      $ sif node bind aws1/aws1-w2
 
   Remove one that is gone, or that must not take part any more:
 

@@ -86,8 +86,13 @@ type Vault struct {
 	TransitKey   string `hcl:"transit_key,optional"`
 }
 
-// Nomad configures the connection of the controller to Nomad.
+// Nomad configures the connection of the controller to Nomad's servers, and that of an agent to the
+// Nomad client of its node.
 type Nomad struct {
+	// Node is the ID of the Nomad client of an agent's node, for a Nomad client that does not tell it
+	// without a token.
+	Node string `hcl:"node,optional"`
+
 	Address   string `hcl:"address,optional"`
 	Token     string `hcl:"token,optional"`
 	TokenFile string `hcl:"token_file,optional"`

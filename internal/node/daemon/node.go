@@ -78,6 +78,7 @@ type Node struct {
 	repairs  repairs
 	enforced api.Enforced // by the last comparison of the data path, but for the age
 	compared time.Time    // when that was
+	nomad    string               // the ID of the node's Nomad client, empty before it is known
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
@@ -213,7 +214,7 @@ func (n *Node) registerAgain(ctx context.Context) error {
 }
 
 func (n *Node) registration() (api.NodeRequest, error) {
-	req := api.NodeRequest{Underlay: n.Config.Underlay.Addr()}
+	req := api.NodeRequest{Underlay: n.Config.Underlay.Addr(), NomadNode: n.nomadNode()}
 	if n.Kind == fabric.KindProcessor {
 		_, text, err := net.SplitHostPort(n.Config.Engine.Listen)
 		if err != nil {
@@ -285,6 +286,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.keepProbing(ctx) })
 	group.Go(func() error { return n.keepReporting(ctx, status) })
 	group.Go(func() error { return n.keepLooking(ctx) })
+	group.Go(func() error { return n.keepNomadNode(ctx) })
 	return group.Wait()
 }
 
@@ -297,6 +299,7 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 	if n.problem("controller") != "" {
 		registered = time.Time{}
 	}
+	told := n.nomadNode()
 	back := newPutBack()
 	for {
 		members, removed := n.Roster.Members(), n.removed()
@@ -313,10 +316,11 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 			registered = time.Time{}
 		}
 		lost, pause := back.due(n.displaced(), time.Now())
-		if expiry := n.Identity.Expiry(); removed == nil && (lost || !registered.Equal(expiry)) {
+		nomad := n.nomadNode()
+		if expiry := n.Identity.Expiry(); removed == nil && (lost || !registered.Equal(expiry) || told != nomad) {
 			registering := n.registerAgain(ctx)
 			if registering == nil {
-				registered = expiry
+				registered, told = expiry, nomad
 			}
 			n.Degrade("controller", registering)
 		}
