@@ -33,13 +33,13 @@ const removalInterval = 5 * time.Second
 // newest one on the disk of this controller, in Consul, or in the hands of a node: whoever writes
 // Consul, or restores a snapshot of it, cannot undo a removal.
 type removal struct {
-	cfg      Config
-	list     *revocation.Watcher
-	nodes    *registry
-	table    *table
-	reports  *reports
-	bound    *bindings
-	log      hclog.Logger
+	cfg     Config
+	list    *revocation.Watcher
+	nodes   *registry
+	table   *table
+	reports *reports
+	bound   *bindings
+	log     hclog.Logger
 
 	signing sync.Mutex // held while a list is made, signed and published
 

@@ -78,7 +78,7 @@ type Node struct {
 	repairs  repairs
 	enforced api.Enforced // by the last comparison of the data path, but for the age
 	compared time.Time    // when that was
-	nomad    string               // the ID of the node's Nomad client, empty before it is known
+	nomad    string       // the ID of the node's Nomad client, empty before it is known
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
