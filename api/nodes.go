@@ -51,8 +51,8 @@ type BindReply struct {
 	Before     string        `json:"before,omitempty"` // the Nomad node that it was before
 }
 
-// BindNode says which Nomad node a node is, for one whose Nomad client was set up again. The message
-// says why, for the audit log.
+// BindNode says which Nomad node a node is, for one whose Nomad client was set up again. The
+// message says why, for the audit log.
 func (c *Client) BindNode(ctx context.Context, node fabric.NodeID, req BindRequest, message string) (BindReply, error) {
 	var reply BindReply
 	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name) + "/nomad"

@@ -23,8 +23,8 @@ import (
 
 const nomadBootstrap = "2b778dd9-f5f1-6f29-b4b4-9a5fa948757a"
 
-// A real Nomad with ACLs, whose only client is node aws1/w1 under another name, as a cloud generates
-// them, in the default datacenter.
+// A real Nomad with ACLs, whose only client is node aws1/w1 under another name, as a cloud
+// generates them, in the default datacenter.
 func TestNomad(t *testing.T) {
 	testhost.RequireRoot(t)
 	w := newWorld(t)

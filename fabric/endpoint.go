@@ -125,8 +125,8 @@ type Pool struct {
 	Issued time.Time    `json:"issued"`
 }
 
-// NomadNode is the controller's signed statement (KindNomadNode) about which node of Nomad a node of
-// the fabric is. The controller admits on the node only what Nomad placed there.
+// NomadNode is the controller's signed statement (KindNomadNode) about which node of Nomad a node
+// of the fabric is. The controller admits on the node only what Nomad placed there.
 type NomadNode struct {
 	Fabric string    `json:"fabric"`
 	Node   NodeID    `json:"node"`

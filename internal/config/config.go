@@ -89,8 +89,8 @@ type Vault struct {
 // Nomad configures the connection of the controller to Nomad's servers, and that of an agent to the
 // Nomad client of its node.
 type Nomad struct {
-	// Node is the ID of the Nomad client of an agent's node, for a Nomad client that does not tell it
-	// without a token.
+	// Node is the ID of the Nomad client of an agent's node, for a Nomad client that does not tell
+	// it without a token.
 	Node string `hcl:"node,optional"`
 
 	Address   string `hcl:"address,optional"`
