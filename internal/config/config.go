@@ -80,6 +80,9 @@ type Vault struct {
 	CAFile       string `hcl:"ca_file,optional"`
 	RoleID       string `hcl:"role_id,optional"` // AppRole
 	SecretIDFile string `hcl:"secret_id_file,optional"`
+	JWTMount     string `hcl:"jwt_mount,optional"` // JWT instead of AppRole, for a daemon that is a Nomad job
+	JWTRole      string `hcl:"jwt_role,optional"`
+	JWTFile      string `hcl:"jwt_file,optional"` // read again for each login
 	PKIMount     string `hcl:"pki_mount,optional"`
 	PKIRole      string `hcl:"pki_role,optional"`
 	TransitMount string `hcl:"transit_mount,optional"`

@@ -89,6 +89,7 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	must.Eq(t, "nomad-env", c.Nomad.Token)
 	must.Eq(t, "controller", c.Vault.PKIRole)
 	must.Eq(t, "/controller", c.SPIFFEPath())
+	must.Eq(t, "/var/lib/sif/controller", c.DataDir)
 
 	c, err = parse([]byte(agentFile), "agent.hcl", getenv)
 	must.NoError(t, err)
@@ -107,6 +108,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"wrong type":        {"link {\n  mtu = \"many\"\n}\n", "x.hcl:2:10: "},
 		"bad zone":          {"zone = \"AWS\"\nnode = \"n\"\n", "x.hcl:1:8: zone: name \"AWS\" contains"},
 		"only a zone":       {"zone = \"aws\"\n", "x.hcl:1:8: zone: zone and node must be set together"},
+		"half a JWT":        {"vault {\n  jwt_role = \"r\"\n}\n", "x.hcl:2:14: vault.jwt_role: jwt_role and jwt_file must be set together"},
+		"two logins":        {"vault {\n  jwt_role = \"r\"\n  jwt_file = \"/f\"\n  role_id = \"i\"\n}\n", "x.hcl:3:14: vault.jwt_file: a daemon logs in to Vault with a JWT or with an AppRole"},
 		"bad underlay":      {"underlay {\n  address = \"10.0.0\"\n}\n", "x.hcl:2:13: underlay.address: \"10.0.0\" is not an IP address"},
 		"bad port":          {"controller {\n  address = \"c:70000\"\n}\n", "x.hcl:2:13: controller.address: "},
 		"pool family":       {"pools {\n  ipv4 = \"fd00::/32\"\n}\n", "x.hcl:2:10: pools.ipv4: "},
@@ -149,6 +152,16 @@ func TestRequireNamesWhatIsMissing(t *testing.T) {
 	must.NoError(t, err)
 	must.EqError(t, c.Require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
 	must.NoError(t, c.Require(RoleLink))
+}
+
+func TestLoginWithJWT(t *testing.T) {
+	c, err := parse([]byte("trust_domain = \"sif.example\"\nvault {\n  jwt_role = \"sif-controller\"\n  jwt_file = \"/secrets/nomad_vault.jwt\"\n}\n"), "x.hcl", none)
+	must.NoError(t, err)
+	must.NoError(t, c.Require(RoleController))
+	id := c.Identity()
+	must.Eq(t, "sif-nomad", id.JWTMount)
+	must.Eq(t, "sif-controller", id.JWTRole)
+	must.Eq(t, "/secrets/nomad_vault.jwt", id.JWTFile)
 }
 
 func TestLoadAndClients(t *testing.T) {

@@ -127,11 +127,16 @@ func (c *Config) fillDefaults() {
 	}
 	fill(&c.Fabric, "sif")
 	fill(&c.LogLevel, "info")
-	fill(&c.DataDir, wellknown.DataDir)
+	if c.IsNode() {
+		fill(&c.DataDir, wellknown.DataDir)
+	} else {
+		fill(&c.DataDir, wellknown.ControllerDataDir)
+	}
 	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
+	fill(&c.Vault.JWTMount, wellknown.JWTMount)
 	fill(&c.Vault.PKIMount, wellknown.PKIMount)
 	fill(&c.Vault.TransitMount, wellknown.TransitMount)
 	fill(&c.Vault.TransitKey, wellknown.TransitKey)
@@ -271,6 +276,12 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
 		report("nomad.token_file", errors.New("token and token_file cannot both be set"))
 	}
+	if (c.Vault.JWTRole == "") != (c.Vault.JWTFile == "") {
+		report("vault.jwt_role", errors.New("jwt_role and jwt_file must be set together"))
+	}
+	if c.Vault.JWTFile != "" && (c.Vault.RoleID != "" || c.Vault.SecretIDFile != "") {
+		report("vault.jwt_file", errors.New("a daemon logs in to Vault with a JWT or with an AppRole: remove jwt_role and jwt_file, or role_id and secret_id_file"))
+	}
 	if (c.Consul.CertFile == "") != (c.Consul.KeyFile == "") {
 		report("consul.cert_file", errors.New("cert_file and key_file must be set together"))
 	}
@@ -378,8 +389,10 @@ func (c *Config) Require(r Role) error {
 	}
 	if r != RoleLink {
 		need(c.TrustDomain, "trust_domain")
-		need(c.Vault.RoleID, "vault.role_id")
-		need(c.Vault.SecretIDFile, "vault.secret_id_file")
+		if c.Vault.JWTFile == "" {
+			need(c.Vault.RoleID, "vault.role_id")
+			need(c.Vault.SecretIDFile, "vault.secret_id_file")
+		}
 	}
 	if r == RoleEngine || r == RoleAgent {
 		need(c.Underlay.Address, "underlay.address")

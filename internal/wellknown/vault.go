@@ -5,6 +5,7 @@ package wellknown
 
 // What internal/setup creates in Vault and the daemons use, unless the configuration names others.
 const (
+	JWTMount       = "sif-nomad"   // mount of the auth method for Nomad's workload identities
 	PKIMount       = "sif-pki"     // mount of the fabric's CA
 	TransitMount   = "sif-transit" // mount of the signing key
 	TransitKey     = "sif"         // name of the signing key

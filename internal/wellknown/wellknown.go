@@ -69,11 +69,12 @@ func LinkNamespace(prefix, link string) string {
 const CNINetwork = "sif"
 
 // Directories, unless the configuration or an option names others. `sif link` has LinkDir of each
-// for itself.
+// for itself. The controller, which has a user of its own, shares no directory with the others.
 const (
-	RunDir  = "/run/sif"
-	DataDir = "/var/lib/sif"
-	LinkDir = "link"
+	RunDir            = "/run/sif"
+	DataDir           = "/var/lib/sif"
+	ControllerDataDir = DataDir + "/controller"
+	LinkDir           = "link"
 )
 
 // LinkSocket is the name of the socket in the run directory of `sif link` over which it is told

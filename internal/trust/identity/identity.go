@@ -33,6 +33,9 @@ type Config struct {
 	VaultCAFile  string // PEM; the system's authorities if empty
 	RoleID       string // AppRole
 	SecretIDFile string
+	JWTMount     string // JWT instead of AppRole, if JWTFile is set
+	JWTRole      string
+	JWTFile      string // read for each login, because its writer replaces it
 	PKIMount     string
 	PKIRole      string
 	TransitMount string

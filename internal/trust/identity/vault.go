@@ -37,8 +37,11 @@ func newVault(c Config) (*vaultapi.Client, error) {
 	return client, nil
 }
 
-// login obtains a token for the AppRole.
+// login obtains a token, for the AppRole or with the JWT.
 func (s *Source) login(ctx context.Context) (time.Duration, error) {
+	if s.config.JWTFile != "" {
+		return s.loginJWT(ctx)
+	}
 	secret, err := os.ReadFile(s.config.SecretIDFile)
 	if err != nil {
 		return 0, fmt.Errorf("read the secret ID: %w: %w", errRefused, err)
@@ -50,6 +53,28 @@ func (s *Source) login(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("log in to Vault: %w", err)
 	}
+	return s.loggedIn(resp)
+}
+
+// loginJWT obtains a token with the JWT in the file, such as Nomad's workload identity.
+func (s *Source) loginJWT(ctx context.Context) (time.Duration, error) {
+	jwt, err := os.ReadFile(s.config.JWTFile)
+	if err != nil {
+		return 0, fmt.Errorf("read the JWT: %w: %w", errRefused, err)
+	}
+	path := "auth/" + s.config.JWTMount + "/login"
+	resp, err := s.vault.Logical().WriteWithContext(ctx, path, map[string]any{
+		"role": s.config.JWTRole,
+		"jwt":  strings.TrimSpace(string(jwt)),
+	})
+	if err != nil {
+		return 0, fmt.Errorf("log in to Vault at %s with the JWT in %s: %w", path, s.config.JWTFile, err)
+	}
+	return s.loggedIn(resp)
+}
+
+// loggedIn takes the token of a login and returns how long it lives.
+func (s *Source) loggedIn(resp *vaultapi.Secret) (time.Duration, error) {
 	if resp == nil || resp.Auth == nil {
 		return 0, errors.New("log in to Vault: the answer contains no token")
 	}
