@@ -23,12 +23,13 @@ setup: ## Install Debian packages; find or build Consul, Vault and Nomad
 	@tools/setup.sh
 
 .PHONY: build
-build: ## Build sif, sif-cni, sif-demo and sif-lab into bin/
+build: ## Build sif, sif-cni, sif-demo, sif-lab and sif-machine into bin/
 	@mkdir -p bin
 	flags="$$(packaging/ldflags.sh)" && go build -ldflags "$$flags" -o bin/sif . && \
 	CGO_ENABLED=0 go build -ldflags "$$flags" -o bin/sif-cni ./cni-plugin
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-demo ./jobs/demo
 	go build -o bin/sif-lab ./e2e/cmd/sif-lab
+	go build -o bin/sif-machine ./e2e/cmd/sif-machine
 
 .PHONY: packages
 packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
@@ -57,6 +58,11 @@ test-e2e: build ## Run the end-to-end tests (root, after make setup)
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
 	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000
+
+.PHONY: machine-images
+machine-images: ## Build the base images of virtual machines: Debian 12 and 13; cached (root, after make setup)
+	e2e/machines/image/build.sh debian12
+	e2e/machines/image/build.sh debian13
 
 .PHONY: bench
 bench: setup build ## Measure the data paths, and a fabric and its alternatives (root, 4 minutes)
