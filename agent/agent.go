@@ -33,6 +33,7 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -201,8 +202,9 @@ func openDatapath(dir string, ranges []netip.Prefix, limits connlimit.Limits, lo
 	return bpf.Open(dir, options)
 }
 
-// Run serves until ctx ends. The kernel keeps enforcing after that.
-func (a *Agent) Run(ctx context.Context) error {
+// Run serves until ctx ends, and tells sup when it answers CNI calls. The kernel keeps enforcing
+// after that.
+func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	defer a.kernel.Close()
 	cni, err := a.listenCNI()
 	if err != nil {
@@ -217,10 +219,11 @@ func (a *Agent) Run(ctx context.Context) error {
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })
 	group.Go(func() error { return cnicall.Serve(ctx, cni, cniTimeout, a.Handle) })
+	sup.Ready()
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
 	group.Go(func() error { return a.health.Run(ctx) })
-	group.Go(func() error { return a.repair(ctx) })
+	group.Go(func() error { return a.repair(ctx, sup) })
 	group.Go(func() error { return a.tend(ctx) })
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error {
@@ -233,7 +236,7 @@ func (a *Agent) Run(ctx context.Context) error {
 
 // repair compares the kernel's state with the desired state at each interval. It never waits for
 // another daemon.
-func (a *Agent) repair(ctx context.Context) error {
+func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
 		a.node.Degrade("data path", a.Reconcile())
@@ -245,6 +248,7 @@ func (a *Agent) repair(ctx context.Context) error {
 		a.node.Degrade("cni", a.repairCNI())
 		a.node.Report("agent", a.findings())
 		a.health.Follow(a.followed())
+		sup.Alive(fmt.Sprintf("enforcing revision %d for %d endpoints", a.node.Revision.Pointer().Sequence, len(a.endpoints.all())), a.node.Degraded())
 	})
 }
 

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sif-project/sif/controller"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/version"
 )
 
@@ -72,8 +73,8 @@ func (c *ControllerCommand) run(ctx context.Context, _ []string) error {
 		case reload <- changed: // nil as well: the audit log is reopened in any case
 		case <-ctx.Done():
 		}
-	}, func(ctx context.Context, cfg *config.Config, log hclog.Logger) error {
+	}, func(ctx context.Context, cfg *config.Config, sup *supervisor.Supervisor, log hclog.Logger) error {
 		cfg.History = cmp.Or(c.history, cfg.History)
-		return controller.Serve(ctx, cfg, reload, version.Version, log)
+		return controller.Serve(ctx, cfg, reload, version.Version, sup, log)
 	})
 }

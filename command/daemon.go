@@ -15,10 +15,14 @@ import (
 
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/supervisor"
+	"github.com/sif-project/sif/internal/version"
 )
 
-// serve runs a daemon until SIGINT or SIGTERM ends ctx, and calls reload on each SIGHUP.
-func (m *Meta) serve(ctx context.Context, log hclog.Logger, reload func(context.Context), run func(context.Context) error) error {
+// serve runs a daemon until SIGINT or SIGTERM ends ctx, and calls reload on each SIGHUP. The daemon
+// tells sup when it is ready and that it is alive.
+func (m *Meta) serve(ctx context.Context, sup *supervisor.Supervisor, log hclog.Logger, reload func(context.Context), run func(context.Context) error) error {
+	log.Info("starting", logkey.Version, version.Version, logkey.Commit, version.Commit)
 	signals := make(chan os.Signal, 1)
 	// SIGINT and SIGTERM are caught here too, so that a second one does not cut the shutdown short.
 	signal.Notify(signals, syscall.SIGHUP, os.Interrupt, syscall.SIGTERM)
@@ -28,9 +32,10 @@ func (m *Meta) serve(ctx context.Context, log hclog.Logger, reload func(context.
 			select {
 			case s := <-signals:
 				if s == syscall.SIGHUP {
-					reload(ctx)
+					sup.Reload(func() { reload(ctx) })
 				}
 			case <-ctx.Done():
+				sup.Stopping()
 				return
 			}
 		}
@@ -74,25 +79,26 @@ func (d *configured) load() (*config.Config, error) {
 
 // serveConfigured runs the daemon as its configuration file says. On SIGHUP it reads the file again
 // and calls reload with it, or with nil if it is not valid.
-func (d *configured) serveConfigured(ctx context.Context, reload func(context.Context, *config.Config, hclog.Logger), run func(context.Context, *config.Config, hclog.Logger) error) error {
+func (d *configured) serveConfigured(ctx context.Context, reload func(context.Context, *config.Config, hclog.Logger), run func(context.Context, *config.Config, *supervisor.Supervisor, hclog.Logger) error) error {
 	cfg, err := d.load()
 	if err != nil {
 		return err
 	}
 	log := d.newLog(hclog.LevelFromString(cfg.LogLevel), cfg.LogJSON)
-	return d.serve(ctx, log, func(ctx context.Context) {
+	sup := supervisor.New(log)
+	return d.serve(ctx, sup, log, func(ctx context.Context) {
 		changed, err := d.load()
 		if err != nil {
 			log.Error("configuration not reloaded; the old one stays in force", logkey.Error, err)
 			changed = nil
 		}
 		reload(ctx, changed, log)
-	}, func(ctx context.Context) error { return run(ctx, cfg, log) })
+	}, func(ctx context.Context) error { return run(ctx, cfg, sup, log) })
 }
 
 // nodeDaemon is the daemon of a node, after its start.
 type nodeDaemon interface {
-	Run(ctx context.Context) error
+	Run(ctx context.Context, sup *supervisor.Supervisor) error
 }
 
 // serveNode runs the daemon of a node. A SIGHUP changes its log level; everything else needs a
@@ -103,13 +109,13 @@ func serveNode[D nodeDaemon](ctx context.Context, d *configured, start func(cont
 			log.SetLevel(hclog.LevelFromString(changed.LogLevel))
 			log.Info("log level reloaded")
 		}
-	}, func(ctx context.Context, cfg *config.Config, log hclog.Logger) error {
+	}, func(ctx context.Context, cfg *config.Config, sup *supervisor.Supervisor, log hclog.Logger) error {
 		daemon, err := start(ctx, cfg, log)
 		if err != nil {
 			return err
 		}
 		log.Info("started")
-		if err := daemon.Run(ctx); err != nil && ctx.Err() == nil {
+		if err := daemon.Run(ctx, sup); err != nil && ctx.Err() == nil {
 			return err
 		}
 		return nil

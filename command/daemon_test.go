@@ -4,9 +4,13 @@
 package command
 
 import (
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/cli"
 	"github.com/shoenig/test/must"
@@ -30,6 +34,40 @@ func TestLinkCommandRefusesBadArguments(t *testing.T) {
 			must.StrContains(t, ui.ErrorWriter.String(), tc.want)
 		})
 	}
+}
+
+// A daemon tells its supervisor when it serves, that it goes on, when it reloads, and that it ends.
+func TestDaemonTellsItsSupervisor(t *testing.T) {
+	address := &net.UnixAddr{Name: filepath.Join(t.TempDir(), "notify"), Net: "unixgram"}
+	l, err := net.ListenUnixgram("unixgram", address)
+	must.NoError(t, err)
+	t.Cleanup(func() { l.Close() })
+	t.Setenv("NOTIFY_SOCKET", address.Name)
+	told := func(want string) {
+		t.Helper()
+		must.NoError(t, l.SetReadDeadline(time.Now().Add(10*time.Second)))
+		for buf := make([]byte, 1024); ; {
+			n, err := l.Read(buf)
+			must.NoError(t, err, must.Sprintf("waiting for %q", want))
+			if strings.HasPrefix(string(buf[:n]), want) {
+				return
+			}
+		}
+	}
+	self, err := os.FindProcess(os.Getpid())
+	must.NoError(t, err)
+
+	ended := make(chan int, 1)
+	go func() { ended <- run(cli.NewMockUi(), "link", "-run-dir="+t.TempDir(), "-data-dir="+t.TempDir()) }()
+	told("READY=1")
+	told("WATCHDOG=1\nSTATUS=running 0 devices")
+	must.NoError(t, self.Signal(syscall.SIGHUP))
+	told("RELOADING=1\nMONOTONIC_USEC=")
+	told("READY=1")
+	told("WATCHDOG=1")
+	must.NoError(t, self.Signal(syscall.SIGTERM))
+	told("STOPPING=1")
+	must.Eq(t, 0, <-ended)
 }
 
 func TestDaemonsRefuseBadArguments(t *testing.T) {

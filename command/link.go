@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -59,5 +60,6 @@ func (c *LinkCommand) run(ctx context.Context, _ []string) error {
 	reload := func(context.Context) {
 		c.server.Logger.Info("nothing to reload: devices are configured over the socket")
 	}
-	return c.serve(ctx, c.server.Logger, reload, link.NewServer(c.server).Run)
+	c.server.Supervisor = supervisor.New(c.server.Logger)
+	return c.serve(ctx, c.server.Supervisor, c.server.Logger, reload, link.NewServer(c.server).Run)
 }

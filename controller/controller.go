@@ -27,6 +27,8 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/revocation"
 )
@@ -74,6 +76,8 @@ type Config struct {
 	Authority Authority
 	Scheduler Scheduler
 	Log       hclog.Logger
+
+	Supervisor *supervisor.Supervisor // may be nil
 }
 
 // Controller is one controller process.
@@ -159,6 +163,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		ErrorLog:          c.log.Named("http").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	c.log.Info("controller listening", logkey.Address, l.Addr().String())
+	c.cfg.Supervisor.Ready()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return c.removal.list.Run(ctx) })
 	g.Go(func() error {
@@ -168,6 +173,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { return c.audit.summarise(ctx) })
+	g.Go(func() error { return c.keepAlive(ctx) })
 	g.Go(func() error {
 		// Leadership is given up only after the last call has been answered.
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -218,6 +224,25 @@ func (c *Controller) lead(ctx context.Context) error {
 	g.Go(func() error { return c.removal.keep(ctx) })
 	g.Go(func() error { return c.bound.keep(ctx) })
 	return g.Wait()
+}
+
+// aliveInterval is how often the supervisor hears of the controller.
+const aliveInterval = 5 * time.Second
+
+// keepAlive tells the supervisor how the controller is. It asks every part: one that stands still
+// with its lock held ends that.
+func (c *Controller) keepAlive(ctx context.Context) error {
+	for {
+		self := c.self()
+		doing := "standing by"
+		if self.Leader {
+			doing = fmt.Sprintf("leading, revision %d", c.policy.pointer().Sequence)
+		}
+		c.cfg.Supervisor.Alive(doing, self.Degraded)
+		if !retry.Sleep(ctx, aliveInterval) {
+			return nil
+		}
+	}
 }
 
 // degraded returns what is wrong with the controller, for people.

@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/vaultclient"
 )
@@ -32,8 +33,8 @@ const startTimeout = 10 * time.Second
 // Serve runs a controller with a configuration file until ctx ends. For each value from reload, it
 // opens the audit log again, and unless the value is nil, it uses the tokens and the log level of
 // the new file. If it cannot reach Consul or Vault within 10 seconds, Serve fails and has changed
-// nothing.
-func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, log hclog.Logger) error {
+// nothing. It tells sup, which may be nil, when it answers calls.
+func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, sup *supervisor.Supervisor, log hclog.Logger) error {
 	address, ips, err := addresses(file.Listen)
 	if err != nil {
 		return err
@@ -62,15 +63,16 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	c, err := New(Config{
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
 		Pool4: pool4, Pool6: pool6,
-		History:   file.History,
-		Audit:     Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
-		Consul:    clients.consul.Load,
-		Vault:     source.Vault,
-		Identity:  source,
-		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
-		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
-		Scheduler: Nomad{Client: clients.nomad.Load},
-		Log:       log,
+		History:    file.History,
+		Audit:      Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
+		Consul:     clients.consul.Load,
+		Vault:      source.Vault,
+		Identity:   source,
+		Signer:     Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
+		Authority:  PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
+		Scheduler:  Nomad{Client: clients.nomad.Load},
+		Supervisor: sup,
+		Log:        log,
 	})
 	if err != nil {
 		return err

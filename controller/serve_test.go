@@ -63,10 +63,10 @@ vault {
 	t.Run("unreachable", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		err := Serve(ctx, load(nowhere, "", w.vaultAddress, "info"), nil, "test", hclog.NewNullLogger())
+		err := Serve(ctx, load(nowhere, "", w.vaultAddress, "info"), nil, "test", nil, hclog.NewNullLogger())
 		must.ErrorContains(t, err, "cannot reach Consul at 127.0.0.1:1: ")
 		must.ErrorContains(t, err, "connection refused; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR")
-		err = Serve(t.Context(), load(w.consulAddress, w.tokens.Controller, "http://"+nowhere, "info"), nil, "test", hclog.NewNullLogger())
+		err = Serve(t.Context(), load(w.consulAddress, w.tokens.Controller, "http://"+nowhere, "info"), nil, "test", nil, hclog.NewNullLogger())
 		must.ErrorContains(t, err, "cannot use Vault at http://127.0.0.1:1: ")
 		must.ErrorContains(t, err, "correct vault.address in the configuration or VAULT_ADDR")
 		_, err = os.Stat(filepath.Join(dir, "data"))
@@ -84,7 +84,7 @@ vault {
 		log := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: t.Output()})
 		// With a token that Consul does not know, the controller answers but cannot lead ...
 		go func() {
-			ended <- Serve(ctx, load(w.consulAddress, "11111111-2222-3333-4444-555555555555", w.vaultAddress, "info"), reload, "test", log)
+			ended <- Serve(ctx, load(w.consulAddress, "11111111-2222-3333-4444-555555555555", w.vaultAddress, "info"), reload, "test", nil, log)
 		}()
 		client := w.client(t, listen, w.tokens.Operator)
 		eventually(t, func() error {

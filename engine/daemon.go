@@ -29,6 +29,7 @@ import (
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
 	"github.com/sif-project/sif/internal/retry"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/roster"
 )
@@ -85,8 +86,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	return d, err
 }
 
-// Run serves until ctx ends. The switch keeps enforcing after that.
-func (d *Daemon) Run(ctx context.Context) error {
+// Run serves until ctx ends, and tells sup when it answers agents. The switch keeps enforcing after
+// that.
+func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	refresh := make(chan struct{}, 1)
 	trigger := func() {
 		select {
@@ -119,7 +121,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		d.node.Degrade("switch", err)
 	}
 	resumed.Store(true)
-	group.Go(func() error { return d.serveAgents(ctx) })
+	group.Go(func() error { return d.serveAgents(ctx, sup) })
 	group.Go(func() error { return d.meetEngines(ctx) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
 	group.Go(func() error { return d.serveTasks(ctx) })
@@ -131,7 +133,7 @@ func (d *Daemon) Run(ctx context.Context) error {
 		})
 		return nil
 	})
-	group.Go(func() error { return d.repair(ctx) })
+	group.Go(func() error { return d.repair(ctx, sup) })
 	return group.Wait()
 }
 
@@ -154,7 +156,7 @@ func (d *Daemon) awaitPorts(ctx context.Context) error {
 
 // repair compares the switch and the firewall with the desired state at each interval. It never
 // waits for another daemon.
-func (d *Daemon) repair(ctx context.Context) error {
+func (d *Daemon) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 	tick := time.NewTicker(reconcileInterval)
 	defer tick.Stop()
 	for {
@@ -175,6 +177,7 @@ func (d *Daemon) repair(ctx context.Context) error {
 		}
 		d.node.Degrade("firewall", d.node.RepairFirewall())
 		d.node.Degrade("leases on disk", d.leases.Stored())
+		sup.Alive(fmt.Sprintf("enforcing revision %d", d.node.Revision.Pointer().Sequence), d.node.Degraded())
 	}
 }
 
@@ -200,11 +203,12 @@ func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 }
 
 // serveAgents answers the agents of the zone.
-func (d *Daemon) serveAgents(ctx context.Context) error {
+func (d *Daemon) serveAgents(ctx context.Context, sup *supervisor.Supervisor) error {
 	l, err := net.Listen("tcp", d.node.Config.Engine.Listen)
 	if err != nil {
 		return fmt.Errorf("listen for agents: %w", err)
 	}
+	sup.Ready()
 	return d.server.Serve(ctx, l)
 }
 

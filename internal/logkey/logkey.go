@@ -56,6 +56,8 @@ const (
 // The daemon.
 const (
 	Error    = "error"    // an error, which says what was being done
+	Version  = "version"  // of sif
+	Commit   = "commit"   // that it was built from
 	Subject  = "subject"  // the part of a daemon that is degraded, as in its status
 	Finding  = "finding"  // what of the host stands against the fabric, with the remedy
 	Repaired = "repaired" // differences from the declared state that were repaired

@@ -47,9 +47,9 @@ func TestNodeInsideThePool(t *testing.T) {
 		}
 		must.ErrorContains(t, n.refuse(), "node z1/w1 does not join: the node's gateway 100.70.0.1")
 		n.Report("pools", found)
-		must.Len(t, 3, n.degraded())
+		must.Len(t, 3, n.Degraded())
 		n.Report("pools", nil)
-		must.SliceEmpty(t, n.degraded())
+		must.SliceEmpty(t, n.Degraded())
 		n.Self.Ranges = []netip.Prefix{netip.MustParsePrefix("100.80.0.0/16")}
 		must.NoError(t, n.refuse())
 		return nil

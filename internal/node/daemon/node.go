@@ -406,7 +406,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Ways, err = n.prober.Status()
 	n.Degrade("probes", err)
 	s.Degraded = atMost(slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
-		n.degraded(), n.repairs.contested(time.Now())))
+		n.Degraded(), n.repairs.contested(time.Now())))
 	return s
 }
 
@@ -495,7 +495,8 @@ func (n *Node) problem(subject string) string {
 	return n.problems[subject]
 }
 
-func (n *Node) degraded() []string {
+// Degraded returns what is wrong with the node by its own account, for people.
+func (n *Node) Degraded() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	var list []string

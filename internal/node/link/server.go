@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -33,6 +34,8 @@ type ServerConfig struct {
 	// DataDir is the directory of the saved devices and their private keys.
 	DataDir string
 	Logger  hclog.Logger
+	// Supervisor is told when the server serves; nil if nobody supervises it.
+	Supervisor *supervisor.Supervisor
 }
 
 // Server runs the devices of a node.
@@ -79,13 +82,14 @@ func (s *Server) Run(ctx context.Context) error {
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	s.logger.Info("serving", logkey.Address, listener.Addr().String())
+	s.config.Supervisor.Ready()
 
 	tick := time.NewTicker(repairInterval)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			s.repairAll()
+			s.config.Supervisor.Alive(fmt.Sprintf("running %d devices", s.repairAll()), nil)
 		case err := <-served:
 			return fmt.Errorf("serve %s: %w", listener.Addr(), err)
 		case <-ctx.Done():
@@ -202,12 +206,14 @@ func (s *Server) configure(name string, lines string) error {
 	return errors.Join(err, m.repair(), s.save())
 }
 
-func (s *Server) repairAll() {
+// repairAll compares all devices with the desired state, and returns their number.
+func (s *Server) repairAll() int {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.devices {
 		m.repairRegularly()
 	}
+	return len(s.devices)
 }
 
 func (s *Server) status() []DeviceStatus {
