@@ -24,7 +24,6 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
-	"github.com/sif-project/sif/internal/connlimit"
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/logkey"
@@ -111,9 +110,10 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
 		return nil, err
 	}
-	if a.kernel, err = openDatapath(filepath.Join(c.BPFDir, "sif"), n.Self.Ranges, c.Connections.Limits(), log); err != nil {
+	if a.kernel, err = openDatapath(c, n.Self.Ranges, log); err != nil {
 		return nil, err
 	}
+	log.Info("eBPF programs are loaded", logkey.Mechanism, a.kernel.Mechanism())
 	a.data = a.kernel
 	a.firewall = n.Firewall
 	if _, err := a.firewall.Apply(); err != nil {
@@ -189,8 +189,12 @@ func (a *Agent) takeOver(ctx context.Context) error {
 // openDatapath takes over the maps that an earlier agent pinned. Maps of another version stay with
 // the attached programs, which keep working until the new maps are filled and new programs replace
 // them.
-func openDatapath(dir string, ranges []netip.Prefix, limits connlimit.Limits, log hclog.Logger) (*bpf.Datapath, error) {
-	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges, Limits: limits}
+func openDatapath(c *config.Config, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
+	dir := filepath.Join(c.BPFDir, "sif")
+	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges, Limits: c.Connections.Limits()}
+	if c.BPFAttach != "auto" {
+		options.Mechanism = bpf.Mechanism(c.BPFAttach)
+	}
 	d, err := bpf.Open(dir, options)
 	if !errors.Is(err, bpf.ErrIncompatible) {
 		return d, err

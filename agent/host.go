@@ -11,6 +11,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/agent/probe"
@@ -52,8 +53,7 @@ func (a *Agent) repairHost() error {
 			changes = append(changes, kernel.Change{Kind: kindDatapath, Subject: what + " of " + ep.HostIf, What: "was missing, attached"})
 		}
 		if err != nil {
-			// Without programs everything would pass the interface.
-			errs = append(errs, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err))
+			errs = append(errs, fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err), a.closeUnguarded(ep))
 			continue
 		}
 		state.Interfaces = append(state.Interfaces, a.pairOf(ep).hostSide(ep.IPv4, ep.IPv6))
@@ -61,6 +61,19 @@ func (a *Agent) repairHost() error {
 	more, err := kernel.Repair(state)
 	a.node.Repaired(append(changes, more...))
 	return errors.Join(append(errs, err)...)
+}
+
+// closeUnguarded sets the interface of an endpoint down if its programs are missing: everything
+// would pass it. When they can be attached again, repairHost sets it up again.
+func (a *Agent) closeUnguarded(ep endpoint) error {
+	missing := a.data.Guarded(ep.HostIf)
+	if !errors.Is(missing, bpf.ErrNotGuarded) {
+		return nil
+	}
+	if err := netlink.LinkSetDown(&netlink.GenericLink{LinkAttrs: netlink.LinkAttrs{Index: ep.HostIndex}}); err != nil {
+		return fmt.Errorf("set down interface %s, which is %w", ep.HostIf, errors.Join(missing, err))
+	}
+	return fmt.Errorf("endpoint %s is cut off, its interface %s was set down, so that nothing passes without the programs: %w", ep.ID, ep.HostIf, missing)
 }
 
 // repairDatapath puts back what the data path has beside its entries and programs.

@@ -4,15 +4,21 @@
 package agent
 
 import (
+	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/testhost"
@@ -81,4 +87,71 @@ func TestHostIsRepaired(t *testing.T) {
 		must.StrContains(t, found[0], "restart the agent")
 		return removeVeth(ep.HostIf)
 	}))
+}
+
+// The programs of an endpoint come back however they are attached. Where others keep them away, the
+// interface is down until they go.
+func TestProgramsComeBack(t *testing.T) {
+	testhost.RequireRoot(t)
+	_, missing, err := bpf.Probe()
+	must.NoError(t, err)
+	must.SliceEmpty(t, missing)
+	for by, row := range map[bpf.Mechanism]struct{ takeOff, inTheWay, remove string }{
+		bpf.TCX: {takeOff: "bpftool link detach pinned $BPF/sif/links/$IF/to_workload"},
+		bpf.Clsact: {takeOff: "tc qdisc del dev $IF clsact",
+			inTheWay: "tc filter del dev $IF egress prio 1; tc filter add dev $IF egress prio 1 protocol all u32 match u32 0 0 classid 1:1",
+			remove:   "tc filter del dev $IF egress prio 1"},
+	} {
+		t.Run(string(by), func(t *testing.T) {
+			node, workload, dir := newNamespace(t), newNamespace(t), filepath.Join(t.TempDir(), "bpf")
+			_, err := bpf.MountBPFFS(dir)
+			must.NoError(t, err)
+			t.Cleanup(func() { must.NoError(t, unix.Unmount(dir, 0)) })
+			a, _, _ := hookedAgent(t)
+			a.node.Config.BPFDir = dir
+			d, err := bpf.Open(filepath.Join(dir, "sif"), bpf.Options{Mechanism: by})
+			if errors.Is(err, ebpf.ErrNotSupported) {
+				t.Skip(err)
+			}
+			must.NoError(t, err)
+			defer d.Close()
+			a.data = d
+			run := func(command string) error {
+				command = strings.NewReplacer("$BPF", dir, "$IF", "sif0123456789a").Replace(command)
+				out, err := exec.Command("nsenter", "--net="+node.Path(), "sh", "-ec", command).CombinedOutput()
+				if err != nil {
+					err = fmt.Errorf("%s: %w: %s", command, err, out)
+				}
+				return err
+			}
+			up, down := "ip link show dev $IF | grep -q ,UP", "! ip link show dev $IF | grep -q ,UP"
+			must.NoError(t, node.Do(func(ns.NetNS) error {
+				ep := endpoint{ID: "a", Attachment: at("c1"), HostIf: "sif0123456789a", IPv4: netip.MustParseAddr("100.64.0.2"), IPv6: netip.MustParseAddr("fd5f::2")}
+				pair, err := makeVeth(ep.HostIf, "eth0", workload, a.workloadMTU())
+				must.NoError(t, err)
+				ep.HostIndex = pair.hostIndex
+				must.NoError(t, a.endpoints.put(ep)())
+				must.NoError(t, a.repairHost())
+				must.NoError(t, run(up))
+				must.NoError(t, d.Guarded(ep.HostIf))
+
+				must.NoError(t, run(row.takeOff))
+				must.ErrorIs(t, d.Guarded(ep.HostIf), bpf.ErrNotGuarded)
+				must.NoError(t, a.repairHost())
+				must.NoError(t, d.Guarded(ep.HostIf))
+				must.NoError(t, run(up))
+				if row.inTheWay != "" {
+					must.NoError(t, run(row.inTheWay))
+					must.ErrorContains(t, a.repairHost(), "endpoint a is cut off, its interface sif0123456789a was set down")
+					must.NoError(t, run(down))
+					must.NoError(t, run(row.remove))
+					must.NoError(t, a.repairHost())
+					must.NoError(t, d.Guarded(ep.HostIf))
+					must.NoError(t, run(up))
+					must.NoError(t, run("ip route show dev $IF | grep -q 100.64.0.2; ip neigh show dev $IF | grep -q PERMANENT"))
+				}
+				return a.dismantle(ep.HostIf)
+			}))
+		})
+	}
 }

@@ -28,8 +28,8 @@ func (h interfaceHook) attach(_ context.Context, at *attachment) error {
 		return err
 	}
 	at.pair, ep.HostIndex = pair, pair.hostIndex
-	// With each program the kernel waits for an RCU grace period, some 10 ms. The next hooks use
-	// that time.
+	// With each program that is attached by TCX the kernel waits for an RCU grace period, some 10
+	// ms. The next hooks use that time.
 	at.start(func() error {
 		if _, err := h.attachPrograms(ep.HostIf); err != nil {
 			return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)

@@ -12,176 +12,205 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
 )
 
+// linksDirectory has a directory for each interface to which programs were attached.
 const linksDirectory = "links"
 
-// hook is a TCX hook of an interface and our program for it.
+// ErrNotGuarded means that others than our programs decide about the packets of an interface.
+var ErrNotGuarded = errors.New("not guarded")
+
+// Mechanism is a way to attach programs to an interface.
+type Mechanism string
+
+const (
+	// TCX attaches by links, which are pinned. Linux 6.6 has it.
+	TCX Mechanism = "tcx"
+	// Clsact attaches by filters of the clsact queueing discipline, which stay with the interface.
+	Clsact Mechanism = "clsact"
+)
+
+// hook is a hook of an interface and our program for it.
 type hook struct {
-	pin     string
-	attach  ebpf.AttachType
+	name    string
+	tcx     ebpf.AttachType
+	clsact  uint32 // the parent of the filters
 	program *ebpf.Program
+	id      ebpf.ProgramID // of the program, in the kernel
 }
 
-func (d *Datapath) hooks() []hook {
-	return []hook{
-		{"from_workload", ebpf.AttachTCXIngress, d.programs.SifFromWorkload},
-		{"to_workload", ebpf.AttachTCXEgress, d.programs.SifToWorkload},
+// missing is what Attach says when the program was not there.
+func (h hook) missing() string { return "the " + h.name + " program" }
+
+func hooksOf(p *endpointPrograms) ([]hook, error) {
+	list := []hook{
+		{name: "from_workload", tcx: ebpf.AttachTCXIngress, clsact: netlink.HANDLE_MIN_INGRESS, program: p.SifFromWorkload},
+		{name: "to_workload", tcx: ebpf.AttachTCXEgress, clsact: netlink.HANDLE_MIN_EGRESS, program: p.SifToWorkload},
 	}
+	for i, h := range list {
+		info, err := h.program.Info()
+		if err != nil {
+			return nil, fmt.Errorf("read the %s program: %w", h.name, err)
+		}
+		list[i].id, _ = info.ID()
+	}
+	return list, nil
+}
+
+// target is an interface in the network namespace of the calling thread.
+type target struct {
+	name  string
+	index int
+	up    bool
+}
+
+func targetOf(name string) (target, error) {
+	found, err := net.InterfaceByName(name)
+	if err != nil {
+		return target{}, err
+	}
+	return target{name, found.Index, found.Flags&net.FlagUp != 0}, nil
+}
+
+// mechanism is what Datapath needs of a Mechanism.
+type mechanism interface {
+	// put attaches the program of a hook, in place of that of a previous process, without a gap. It
+	// returns what was missing.
+	put(h hook, at target) (missing []string, err error)
+	// guarded returns an error unless the program of the hook decides before all others.
+	guarded(h hook, at target) error
+	// remove takes away what put attached by any process. The index is 0 if the interface is gone.
+	remove(h hook, at target) error
+	// close releases what the process holds, and leaves what is attached.
+	close() error
 }
 
 func (d *Datapath) linkDirectory(name string) string {
 	return filepath.Join(d.dir, linksDirectory, name)
 }
 
+// choose selects the mechanism: TCX where the kernel has it, unless the options name one.
+func (d *Datapath) choose(wanted Mechanism) error {
+	has := haveTCX(d.programs.SifFromWorkload)
+	ways := map[Mechanism]mechanism{Clsact: newClsact(has == nil), TCX: newTCX(d.linkDirectory)}
+	if wanted == "" {
+		if wanted = TCX; has != nil {
+			wanted = Clsact
+		}
+	}
+	if ways[wanted] == nil {
+		return fmt.Errorf("attach by %q: there are %q and %q", wanted, TCX, Clsact)
+	}
+	if wanted == TCX && has != nil {
+		return fmt.Errorf("attach by %s: %w", TCX, has)
+	}
+	var err error
+	if d.hooks, err = hooksOf(d.programs); err != nil {
+		return err
+	}
+	d.mechanism = wanted
+	for name, m := range ways {
+		if name == wanted {
+			d.attaching = m
+		} else {
+			d.leaving = m
+		}
+	}
+	return nil
+}
+
+// haveTCX asks the kernel to attach to an interface that cannot exist. A kernel with TCX looks for
+// the interface.
+func haveTCX(p *ebpf.Program) error {
+	const nowhere = 1<<31 - 1
+	_, err := link.AttachTCX(link.TCXOptions{Interface: nowhere, Program: p, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// Mechanism returns how Attach attaches programs, and "" if the data path was opened without any.
+func (d *Datapath) Mechanism() Mechanism { return d.mechanism }
+
 // Attach attaches the programs to an interface, given by its name in the network namespace of the
-// calling thread (lock the thread), and pins the links, so that they outlive the process. From then
-// on a packet passes only if the maps allow it: attach before the link is up. Programs of a
-// previous process are replaced atomically. If Attach fails, programs that it did attach stay,
-// because they deny.
+// calling thread (lock the thread), so that they outlive the process. From then on a packet passes
+// only if the maps allow it: attach before the link is up. Programs of a previous process are
+// replaced atomically, also if it used another mechanism. If Attach fails, programs that it did
+// attach stay, because they deny.
 //
-// The process keeps the links open, so that they stay attached when somebody removes the pins,
-// which the next Attach makes again. Attach returns what was missing: of an interface to which
-// nothing was attached before, each program.
+// Attach returns what was missing: of an interface to which nothing was attached before, each
+// program.
 func (d *Datapath) Attach(name string) (missing []string, err error) {
 	if d.programs == nil {
 		return nil, fmt.Errorf("attach to %s: the data path was opened without programs", name)
 	}
-	device, err := net.InterfaceByName(name)
+	at, err := targetOf(name)
 	if err != nil {
 		return nil, fmt.Errorf("attach to %s: %w", name, err)
 	}
-	if err := os.MkdirAll(d.linkDirectory(name), 0o700); err != nil {
+	first, err := d.record(name)
+	if err != nil {
 		return nil, fmt.Errorf("attach to %s: create the pin directory: %w", name, err)
 	}
-	for _, h := range d.hooks() {
-		what, err := d.put(h, device.Index, filepath.Join(d.linkDirectory(name), h.pin))
+	for _, h := range d.hooks {
+		what, err := d.attaching.put(h, at)
+		missing = append(missing, what...)
 		if err != nil {
-			return missing, fmt.Errorf("attach %s program to %s: %w", h.pin, name, err)
-		}
-		if what != "" {
-			missing = append(missing, what)
+			return missing, fmt.Errorf("attach %s program to %s: %w", h.name, name, err)
 		}
 	}
+	if d.attachedBefore(at) {
+		return missing, nil
+	}
+	// To a new interface no other process has attached anything.
+	if !first || at.up {
+		for _, h := range d.hooks {
+			if err := d.leaving.remove(h, at); err != nil {
+				return missing, fmt.Errorf("take what another mechanism attached from %s: %w", name, err)
+			}
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.attached[name] = at.index
 	return missing, nil
 }
 
-// put attaches the program of a hook, and returns what was missing.
-func (d *Datapath) put(h hook, ifindex int, pin string) (missing string, err error) {
-	missing, err = d.pinAgain(h, pin)
-	if err != nil {
-		return "", err
+// record makes the directory of an interface, and reports whether there was none.
+func (d *Datapath) record(name string) (first bool, err error) {
+	dir := d.linkDirectory(name)
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return false, err
 	}
-	taken, err := d.takeOver(h, ifindex, pin)
-	if taken || err != nil {
-		return missing, err
-	}
-	l, err := link.AttachTCX(link.TCXOptions{Interface: ifindex, Program: h.program, Attach: h.attach})
-	if err != nil {
-		return "", err
-	}
-	if err := l.Pin(pin); err != nil {
-		l.Close()
-		return "", fmt.Errorf("pin the link: %w", err)
-	}
-	d.hold(pin, l)
-	return "the " + h.pin + " program", nil
-}
-
-// hold keeps a link open instead of the one that is held for the pin.
-func (d *Datapath) hold(pin string, l link.Link) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if old := d.held[pin]; old != nil && old != l {
-		old.Close()
-	}
-	if l == nil {
-		delete(d.held, pin)
-		return
-	}
-	d.held[pin] = l
-}
-
-// pinAgain pins the link that is held if its pin is gone.
-func (d *Datapath) pinAgain(h hook, pin string) (missing string, err error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	l := d.held[pin]
-	if _, err := os.Stat(pin); l == nil || !errors.Is(err, os.ErrNotExist) {
-		return "", nil
-	}
-	// The library believes that the pin is there, and does nothing unless told otherwise.
-	if err := errors.Join(l.Unpin(), l.Pin(pin)); err != nil {
-		return "", fmt.Errorf("pin the link again: %w", err)
-	}
-	return "the pin of the " + h.pin + " program", nil
-}
-
-// takeOver updates the pinned link to the program, holds it, and reports whether it did. If the
-// link is of another interface, or of none, it removes the pin and returns false.
-func (d *Datapath) takeOver(h hook, ifindex int, pin string) (bool, error) {
-	l, err := link.LoadPinnedLink(pin, nil)
-	if errors.Is(err, os.ErrNotExist) {
+	err = os.Mkdir(dir, 0o700)
+	if errors.Is(err, os.ErrExist) {
 		return false, nil
 	}
-	if err != nil {
-		return false, fmt.Errorf("open the pinned link: %w", err)
-	}
-	taken, err := h.adopt(l, ifindex)
-	if !taken {
-		d.hold(pin, nil)
-		return false, errors.Join(err, l.Close())
-	}
-	d.hold(pin, l)
-	return true, nil
+	return err == nil, err
 }
 
-// adopt updates a link to the program, and reports whether it is attached to the interface. If it
-// is of another one, adopt removes its pin.
-func (h hook) adopt(l link.Link, ifindex int) (bool, error) {
-	info, err := l.Info()
-	if err != nil {
-		return false, fmt.Errorf("read the pinned link: %w", err)
-	}
-	if tcx := info.TCX(); tcx == nil || int(tcx.Ifindex) != ifindex {
-		return false, l.Unpin()
-	}
-	program, err := h.program.Info()
-	if err != nil {
-		return false, fmt.Errorf("read the program: %w", err)
-	}
-	// An update to the same program fails with EEXIST.
-	if id, ok := program.ID(); ok && id == info.Program {
-		return true, nil
-	}
-	if err := l.Update(h.program); err != nil {
-		return false, fmt.Errorf("replace the program: %w", err)
-	}
-	return true, nil
+// attachedBefore reports whether this process has attached to the interface.
+func (d *Datapath) attachedBefore(at target) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.attached[at.name] == at.index
 }
 
-// Guarded reads from the kernel whether our programs, and no others, decide about the packets of an
-// interface. It returns an error that says why not.
+// Guarded reads from the kernel whether our programs decide about the packets of an interface
+// before any other program. If not, it returns an error that wraps ErrNotGuarded and says why.
 func (d *Datapath) Guarded(name string) error {
 	if d.programs == nil {
 		return fmt.Errorf("list the programs of %s: the data path was opened without programs", name)
 	}
-	device, err := net.InterfaceByName(name)
+	at, err := targetOf(name)
 	if err != nil {
 		return fmt.Errorf("list the programs of %s: %w", name, err)
 	}
-	for _, h := range d.hooks() {
-		info, err := h.program.Info()
-		if err != nil {
-			return fmt.Errorf("read the %s program: %w", h.pin, err)
-		}
-		own, _ := info.ID()
-		found, err := link.QueryPrograms(link.QueryOptions{Target: device.Index, Attach: h.attach})
-		if err != nil {
-			return fmt.Errorf("list the programs of %s: %w", name, err)
-		}
-		if len(found.Programs) != 1 || found.Programs[0].ID != own {
-			return fmt.Errorf("interface %s has %d programs at its %s hook, expected only ours: \"bpftool net show dev %s\" lists them", name, len(found.Programs), h.pin, name)
+	for _, h := range d.hooks {
+		if err := d.attaching.guarded(h, at); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -191,13 +220,23 @@ func (d *Datapath) Guarded(name string) error {
 // that may be gone. If it still exists, all packets pass from then on: delete it or set it down
 // first. It is not an error if nothing is attached.
 func (d *Datapath) Detach(name string) error {
-	for _, h := range []string{"from_workload", "to_workload", ""} {
-		pin := filepath.Join(d.linkDirectory(name), h)
-		d.hold(pin, nil)
-		err := os.Remove(pin)
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+	if d.programs == nil {
+		return fmt.Errorf("detach from %s: the data path was opened without programs", name)
+	}
+	at, err := targetOf(name)
+	if err != nil {
+		at = target{name: name}
+	}
+	for _, h := range d.hooks {
+		if err := errors.Join(d.attaching.remove(h, at), d.leaving.remove(h, at)); err != nil {
 			return fmt.Errorf("detach from %s: %w", name, err)
 		}
+	}
+	d.mu.Lock()
+	delete(d.attached, name)
+	d.mu.Unlock()
+	if err := os.Remove(d.linkDirectory(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("detach from %s: %w", name, err)
 	}
 	return nil
 }

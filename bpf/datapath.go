@@ -17,7 +17,6 @@ import (
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/connlimit"
@@ -53,6 +52,9 @@ type Options struct {
 	PassAll bool
 	// Limits are those of connections; those of connlimit.Default if they are zero.
 	Limits connlimit.Limits
+	// Mechanism is how programs are attached; if it is empty, TCX where the kernel has it,
+	// otherwise Clsact.
+	Mechanism Mechanism
 	// Sizes overrides the number of entries of maps by their name ("sif_rules").
 	Sizes map[string]uint32
 }
@@ -64,11 +66,16 @@ type Datapath struct {
 	programs *endpointPrograms // nil after OpenPinned
 	options  Options
 
-	mu     sync.Mutex
-	memory []byte          // sif_config, mapped; nil after Close
-	config *endpointConfig // points into memory
-	pairs  map[Pair]map[endpointRuleKey]uint32
-	held   map[string]link.Link // attached, by their pins
+	hooks     []hook
+	mechanism Mechanism // "" after OpenPinned
+	attaching mechanism
+	leaving   mechanism // what a previous process may have used
+
+	mu       sync.Mutex
+	memory   []byte          // sif_config, mapped; nil after Close
+	config   *endpointConfig // points into memory
+	pairs    map[Pair]map[endpointRuleKey]uint32
+	attached map[string]int // the indexes of the interfaces to which this process attached
 }
 
 // Open loads the programs and creates the maps, or opens those that are pinned in dir, which must
@@ -99,9 +106,13 @@ func Open(dir string, opts Options) (*Datapath, error) {
 		return nil, fmt.Errorf("%w: %w", ErrIncompatible, err)
 	}
 	if err != nil {
-		return nil, fmt.Errorf("load the programs and the maps pinned in %s: %w", dir, err)
+		return nil, fmt.Errorf("load the programs and the maps pinned in %s: %w", dir, lacking(err))
 	}
-	d := &Datapath{dir: dir, objects: objects.endpointMaps, programs: &objects.endpointPrograms, options: opts, held: map[string]link.Link{}}
+	d := &Datapath{dir: dir, objects: objects.endpointMaps, programs: &objects.endpointPrograms, options: opts, attached: map[string]int{}}
+	if err := d.choose(opts.Mechanism); err != nil {
+		d.Close()
+		return nil, err
+	}
 	if err := d.load(); err != nil {
 		d.Close()
 		return nil, err
@@ -155,9 +166,8 @@ func (d *Datapath) Close() error {
 	if d.programs != nil {
 		errs = append(errs, d.programs.Close())
 	}
-	for pin, l := range d.held {
-		errs = append(errs, l.Close())
-		delete(d.held, pin)
+	if d.attaching != nil {
+		errs = append(errs, d.attaching.close())
 	}
 	for _, m := range d.maps() {
 		errs = append(errs, (*m).Close())

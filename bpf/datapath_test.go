@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"testing"
@@ -164,16 +163,17 @@ func script(t *testing.T, text string, env ...string) {
 type node struct {
 	*Datapath
 	t      *testing.T
+	by     Mechanism
 	dir    string
 	client *workload
 	server *workload
 }
 
-func newNode(t *testing.T) *node {
+func newNode(t *testing.T, by Mechanism) *node {
 	enterNamespace(t)
 	script(t, "ip link set lo up; sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1")
-	n := &node{t: t, dir: pinDirectory(t)}
-	n.Datapath = open(t, n.dir, fixtureOptions())
+	n := &node{t: t, by: by, dir: pinDirectory(t)}
+	n.Datapath = open(t, n.dir, fixtureOptions(by))
 	n.client = newWorkload(t, n.Datapath, "client", "100.64.0.10", "fd5f::10", 1)
 	n.server = newWorkload(t, n.Datapath, "server", "100.64.0.11", "fd5f::11", 2)
 	for _, port := range []string{":8080", ":8081"} {
@@ -188,8 +188,10 @@ func (n *node) allow() {
 	must.NoError(n.t, n.ReplacePair(Pair{1, 2}, []Rule{{6, 8080, 8080, 1}}))
 }
 
-func TestRealFlows(t *testing.T) {
-	n := newNode(t)
+func TestRealFlows(t *testing.T) { byMechanism(t, testRealFlows) }
+
+func testRealFlows(t *testing.T, by Mechanism) {
+	n := newNode(t, by)
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	events, err := n.Events(ctx)
@@ -269,7 +271,7 @@ func TestRealFlows(t *testing.T) {
 }
 
 func TestPassAllIsCounted(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, "")
 	looker, err := OpenPinned(n.dir)
 	must.NoError(t, err)
 	defer looker.Close()
@@ -294,91 +296,11 @@ func TestPassAllIsCounted(t *testing.T) {
 	must.Error(t, echo(c))
 }
 
-// TestTakeover closes the data path, as the end of the process does, and opens it again:
-// enforcement continues in between, and the new programs replace the old ones without a gap.
-func TestTakeover(t *testing.T) {
-	n := newNode(t)
-	n.allow()
-	c, err := n.client.dial("100.64.0.11:8080")
-	must.NoError(t, err)
-	must.NoError(t, echo(c))
-	programs := attachedPrograms(t, n.dir)
-	must.NoError(t, n.Close())
+func TestAttachToNothing(t *testing.T) { byMechanism(t, testAttachToNothing) }
 
-	must.NoError(t, echo(c), must.Sprint("established, no process"))
-	_, err = n.client.dial("100.64.0.11:8080")
-	must.NoError(t, err, must.Sprint("new flow, no process"))
-	_, err = n.client.dial("100.64.0.11:8081")
-	must.Error(t, err, must.Sprint("undeclared flow, no process"))
-
-	again := open(t, n.dir, fixtureOptions())
-	names, err := again.Attached()
-	must.NoError(t, err)
-	must.Eq(t, []string{"sifclient", "sifserver"}, names)
-	stop, failed := make(chan struct{}), make(chan error, 1)
-	go func() {
-		defer close(failed)
-		for {
-			if err := echo(c); err != nil {
-				failed <- err
-				return
-			}
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	}()
-	for range 20 {
-		for _, name := range names {
-			attach(t, again, name)
-		}
-	}
-	close(stop)
-	must.NoError(t, <-failed)
-	for name, id := range attachedPrograms(t, n.dir) {
-		if id == programs[name] {
-			t.Errorf("%s still runs the old program", name)
-		}
-	}
-	pairs, err := again.Pairs()
-	must.NoError(t, err)
-	must.Eq(t, map[Pair][]Rule{{1, 2}: {{6, 8080, 8080, 1}}}, pairs)
-	must.NoError(t, again.ReplacePair(Pair{1, 2}, nil))
-	must.Error(t, echo(c), must.Sprint("the new process revoked it"))
-
-	// A new interface with the name of a deleted one also gets the programs.
-	attach(t, again, "sifclient")
-	l, err := netlink.LinkByName("sifclient")
-	must.NoError(t, err)
-	must.NoError(t, netlink.LinkDel(l))
-	device(t, "sifclient")
-	attach(t, again, "sifclient", "the from_workload program", "the to_workload program")
-	for _, name := range names {
-		must.NoError(t, again.Detach(name))
-		must.NoError(t, again.Detach(name))
-	}
-	names, err = again.Attached()
-	must.NoError(t, err)
-	must.SliceEmpty(t, names)
-}
-
-func attachedPrograms(t *testing.T, dir string) map[string]string {
-	t.Helper()
-	pins, err := filepath.Glob(filepath.Join(dir, linksDirectory, "*", "*"))
-	must.NoError(t, err)
-	must.Len(t, 4, pins)
-	programs := map[string]string{}
-	for _, pin := range pins {
-		programs[pin] = programOf(t, pin)
-	}
-	return programs
-}
-
-func TestAttachToNothing(t *testing.T) {
+func testAttachToNothing(t *testing.T, by Mechanism) {
 	enterNamespace(t)
-	d := open(t, pinDirectory(t), Options{})
+	d := open(t, pinDirectory(t), Options{Mechanism: by})
 	var no *net.OpError
 	_, err := d.Attach("sifnone")
 	must.ErrorContains(t, err, "attach to sifnone")

@@ -3,7 +3,7 @@
 
 //go:build ignore
 
-// The programs of an endpoint, at both TCX hooks of the host side of its veth pair: ingress for
+// The programs of an endpoint, at both tc hooks of the host side of its veth pair: ingress for
 // packets from the workload, egress for packets to it. A packet passes if it opens a flow that a
 // contract, a check or the rule for the resolver allows, or belongs to such a flow. All other
 // packets are dropped, counted and reported.

@@ -16,7 +16,7 @@ import (
 
 func TestFlowEvents(t *testing.T) {
 	f := newFixture(t)
-	opts := fixtureOptions()
+	opts := fixtureOptions("")
 	opts.FlowEvents = true
 	f.Datapath = open(t, f.dir, opts)
 	ctx, cancel := context.WithCancel(t.Context())

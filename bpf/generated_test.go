@@ -5,7 +5,6 @@ package bpf
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,7 +13,6 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
-	"github.com/cilium/ebpf/link"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/internal/testhost"
@@ -30,16 +28,6 @@ func enumOf(t *testing.T, spec *ebpf.CollectionSpec, name string) []btf.EnumValu
 // constantName converts "no-endpoint" to "REASON_NO_ENDPOINT".
 func constantName(prefix, name string) string {
 	return prefix + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
-}
-
-func programOf(t *testing.T, pin string) string {
-	t.Helper()
-	l, err := link.LoadPinnedLink(pin, nil)
-	must.NoError(t, err)
-	defer l.Close()
-	info, err := l.Info()
-	must.NoError(t, err)
-	return fmt.Sprint(info.Program)
 }
 
 // TestGeneratedIsFresh compiles the programs again and compares the result with the committed

@@ -141,7 +141,7 @@ func TestIdle(t *testing.T) {
 func BenchmarkSweep(b *testing.B) {
 	f := newFixture(b)
 	for _, n := range []int{10_000, connlimit.MaxConnections} {
-		options := fixtureOptions()
+		options := fixtureOptions("")
 		options.Sizes = nil
 		must.NoError(b, f.Datapath.Close())
 		f.Datapath = open(b, pinDirectory(b), options)

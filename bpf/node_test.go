@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -66,6 +67,30 @@ func open(t testing.TB, dir string, opts Options) *Datapath {
 	return d
 }
 
+// byMechanism runs a test with each way to attach programs that the kernel has.
+func byMechanism(t *testing.T, test func(*testing.T, Mechanism)) {
+	for _, m := range []Mechanism{TCX, Clsact} {
+		t.Run(string(m), func(t *testing.T) {
+			if m == TCX {
+				requireTCX(t)
+			}
+			test(t, m)
+		})
+	}
+}
+
+// requireTCX skips a test on a kernel without TCX, on which the others show what it does instead.
+func requireTCX(t testing.TB) {
+	t.Helper()
+	testhost.RequireRoot(t)
+	p, err := ebpf.NewProgram(&ebpf.ProgramSpec{Type: ebpf.SchedCLS, License: "MPL-2.0", Instructions: asm.Instructions{asm.Mov.Imm(asm.R0, 0), asm.Return()}})
+	must.NoError(t, err)
+	defer p.Close()
+	if err := haveTCX(p); err != nil {
+		t.Skip(err)
+	}
+}
+
 // device creates a dummy interface with that name.
 func device(t testing.TB, name string) uint32 {
 	t.Helper()
@@ -110,9 +135,11 @@ type fixture struct {
 	me, neighbour, wire, underlay, bare uint32 // interfaces
 }
 
-func newFixture(t testing.TB) *fixture {
+func newFixture(t testing.TB) *fixture { return newFixtureWith(t, "") }
+
+func newFixtureWith(t testing.TB, m Mechanism) *fixture {
 	f := &fixture{t: t, namespace: enterNamespace(t)}
-	f.Datapath = open(t, pinDirectory(t), fixtureOptions())
+	f.Datapath = open(t, pinDirectory(t), fixtureOptions(m))
 	f.me, f.neighbour = device(t, "me"), device(t, "neighbour")
 	f.wire, f.underlay, f.bare = device(t, "wire"), device(t, "underlay"), device(t, "bare")
 
@@ -141,8 +168,9 @@ func newFixture(t testing.TB) *fixture {
 	return f
 }
 
-func fixtureOptions() Options {
+func fixtureOptions(m Mechanism) Options {
 	return Options{
+		Mechanism: m,
 		Resolver4: addr(resolver4),
 		Resolver6: addr(resolver6),
 		Fabric:    []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/16")},

@@ -39,7 +39,7 @@ typedef _Bool bool;
 #define BPF_RB_FORCE_WAKEUP 2
 #define BPF_RB_AVAIL_DATA 0
 
-// TCX_NEXT passes the packet to the next program at the hook and, after the last, to the stack.
+// TCX_NEXT passes the packet to the next program or filter (TC_ACT_UNSPEC) and then to the stack.
 #define TCX_NEXT -1
 #define TCX_DROP 2
 

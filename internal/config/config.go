@@ -24,11 +24,12 @@ type Config struct {
 	Fabric      string `hcl:"fabric,optional"`
 	LogLevel    string `hcl:"log_level,optional"` // trace, debug, info (default), warn, error
 	LogJSON     bool   `hcl:"log_json,optional"`
-	DataDir     string `hcl:"data_dir,optional"` // survives reboots
-	RunDir      string `hcl:"run_dir,optional"`  // sockets
-	BPFDir      string `hcl:"bpf_dir,optional"`  // on a BPF filesystem: pins
-	Listen      string `hcl:"listen,optional"`   // controller: host:port of its API
-	History     int    `hcl:"history,optional"`  // controller: number of revisions that are kept; 0: its default
+	DataDir     string `hcl:"data_dir,optional"`   // survives reboots
+	RunDir      string `hcl:"run_dir,optional"`    // sockets
+	BPFDir      string `hcl:"bpf_dir,optional"`    // on a BPF filesystem: pins
+	BPFAttach   string `hcl:"bpf_attach,optional"` // how programs are attached: auto (default), tcx, clsact
+	Listen      string `hcl:"listen,optional"`     // controller: host:port of its API
+	History     int    `hcl:"history,optional"`    // controller: number of revisions that are kept; 0: its default
 
 	Underlay   *Underlay   `hcl:"underlay,block"`
 	Consul     *Consul     `hcl:"consul,block"`

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -134,6 +135,7 @@ func (c *Config) fillDefaults() {
 	}
 	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
+	fill(&c.BPFAttach, "auto")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
 	fill(&c.Vault.JWTMount, wellknown.JWTMount)
@@ -215,6 +217,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("trust_domain", set(c.TrustDomain, checkTrustDomain))
 	if hclog.LevelFromString(c.LogLevel) == hclog.NoLevel {
 		report("log_level", fmt.Errorf("%q is not one of trace, debug, info, warn, error", c.LogLevel))
+	}
+	if !slices.Contains([]string{"auto", "tcx", "clsact"}, c.BPFAttach) {
+		report("bpf_attach", fmt.Errorf("%q is not one of auto, tcx, clsact", c.BPFAttach))
 	}
 	report("underlay.address", set(c.Underlay.Address, checkAddr))
 	report("controller.address", set(c.Controller.Address, checkHostPort))

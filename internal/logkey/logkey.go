@@ -38,6 +38,7 @@ const (
 const (
 	Address   = "address"   // an IP address, with or without a port
 	Interface = "interface" // a network interface's name
+	Mechanism = "mechanism" // how eBPF programs are attached to interfaces: tcx, clsact
 	Namespace = "namespace" // the path of a network namespace
 	MTU       = "mtu"       // in bytes
 )
