@@ -44,8 +44,8 @@ func helper(f asm.BuiltinFunc) func() error {
 }
 
 // Probe tries, without leaving anything behind, what the running kernel has of what the data path
-// needs: how programs would be attached ("" if there is no way), and what is missing. An error means
-// that this is unknown, for instance because the caller is not root.
+// needs: how programs would be attached ("" if there is no way), and what is missing. An error
+// means that this is unknown, for instance because the caller is not root.
 func Probe() (Mechanism, []Feature, error) {
 	var missing []Feature
 	for _, r := range required {
