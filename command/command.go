@@ -62,6 +62,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"link":           &LinkCommand{},
 		"matrix":         &MatrixCommand{},
 		"node bind":      &NodeBindCommand{},
+		"node join":      &NodeJoinCommand{},
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
 		"node status":    &NodeStatusCommand{},

@@ -47,6 +47,11 @@ func Load(path string) (*Config, error) {
 	return parse(src, path, os.Getenv)
 }
 
+// Parse is Load of a text, without environment variables. path is for messages.
+func Parse(src []byte, path string) (*Config, error) {
+	return parse(src, path, func(string) string { return "" })
+}
+
 func parse(src []byte, path string, getenv func(string) string) (*Config, error) {
 	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
 	if diags.HasErrors() {

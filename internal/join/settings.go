@@ -4,6 +4,7 @@
 package join
 
 import (
+	"slices"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -36,6 +37,18 @@ type VaultSettings struct {
 	TransitMount  string `json:"transit_mount"`
 	TransitKey    string `json:"transit_key"`
 	SettingsMount string `json:"settings_mount"` // a KV engine, version 1: the Settings, and the controllers' addresses
+}
+
+// SettingsPath is where the Settings are.
+func (v VaultSettings) SettingsPath() string { return v.SettingsMount + "/fabric" }
+
+// ControllersPath is where ControllerPath of each controller is, to be listed.
+func (v VaultSettings) ControllersPath() string { return v.SettingsMount + "/controllers" }
+
+// ControllerPath is where the controller on a node writes its address, as {"address": "host:port"}.
+// Its credential permits that, and its deletion.
+func (v VaultSettings) ControllerPath(id fabric.NodeID) string {
+	return v.ControllersPath() + "/" + id.Zone + "--" + id.Name
 }
 
 // ConsulSettings say how daemons log in to Consul. Nodes use their local Consul agent.
@@ -77,3 +90,6 @@ type Grant struct {
 	RoleID      string        `json:"role_id"`               // of the node's AppRole
 	SecretID    string        `json:"secret_id"`
 }
+
+// Is reports whether the machine has a kind.
+func (g Grant) Is(k Kind) bool { return slices.Contains(g.Kinds, k) }

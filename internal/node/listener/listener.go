@@ -135,16 +135,26 @@ func (s Socket) Receives(protocol fabric.Protocol, at netip.AddrPort) bool {
 // Process returns the name and ID of a process that has the socket, such as "dnsmasq (process
 // 812)". It is empty for a socket of the kernel, and if no process that has it can be seen.
 func (s Socket) Process() string {
-	if s.inode == 0 {
+	pid, name := s.Owner()
+	if pid == 0 {
 		return ""
+	}
+	return fmt.Sprintf("%s (process %d)", name, pid)
+}
+
+// Owner returns the ID and the name of a process that has the socket; 0 if none can be seen.
+func (s Socket) Owner() (pid int, name string) {
+	if s.inode == 0 {
+		return 0, ""
 	}
 	wanted := fmt.Sprintf("socket:[%d]", s.inode)
 	processes, err := os.ReadDir("/proc")
 	if err != nil {
-		return ""
+		return 0, ""
 	}
 	for _, p := range processes {
-		if _, err := strconv.Atoi(p.Name()); err != nil {
+		pid, err := strconv.Atoi(p.Name())
+		if err != nil {
 			continue
 		}
 		dir := filepath.Join("/proc", p.Name())
@@ -156,13 +166,13 @@ func (s Socket) Process() string {
 			if target, err := os.Readlink(filepath.Join(dir, "fd", f.Name())); err == nil && target == wanted {
 				name, err := os.ReadFile(filepath.Join(dir, "comm"))
 				if err != nil {
-					return ""
+					return 0, ""
 				}
-				return fmt.Sprintf("%s (process %s)", strings.TrimSpace(string(name)), p.Name())
+				return pid, strings.TrimSpace(string(name))
 			}
 		}
 	}
-	return ""
+	return 0, ""
 }
 
 // String names the socket and, if it can be seen, its process.
