@@ -140,6 +140,10 @@ Usage: sif node <subcommand> [options] [args]
 
   This command groups subcommands for the nodes of the fabric.
 
+  Let the machine that it runs on join, with a token of sif node create:
+
+      $ sif node join -
+
   List them:
 
       $ sif node list

@@ -288,9 +288,7 @@ func (c *NodeJoinCommand) complete(ctx context.Context, j machine.Joined) (joinR
 		return reply, err
 	}
 	if c.noStart {
-		for _, u := range machine.Units(g) {
-			reply.Next = append(reply.Next, "start sif "+strings.TrimSuffix(strings.TrimPrefix(u, "sif-"), ".service"))
-		}
+		reply.Next = append(reply.Next, machine.Commands(j)...)
 	} else if err := c.start(ctx, j, f); err != nil {
 		return reply, err
 	}

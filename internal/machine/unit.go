@@ -9,10 +9,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 
 	"github.com/sif-project/sif/internal/join"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Units returns the units of a machine's daemons, in the order in which they start.
@@ -35,6 +37,21 @@ func AllUnits() []string {
 }
 
 func unitOf(daemon string) string { return "sif-" + daemon + ".service" }
+
+// Commands returns the commands by which the daemons of the machine are started by hand, in order.
+func Commands(j Joined) []string {
+	l := j.Layout
+	var list []string
+	for _, u := range Units(j.Grant) {
+		if u == linkUnit {
+			list = append(list, fmt.Sprintf("sif link -run-dir=%s -data-dir=%s", filepath.Join(l.RunDir, wellknown.LinkDir), filepath.Join(l.DataDir, wellknown.LinkDir)))
+			continue
+		}
+		daemon := strings.TrimSuffix(strings.TrimPrefix(u, "sif-"), ".service")
+		list = append(list, fmt.Sprintf("sif %s -config=%s", daemon, l.ConfigFile(daemon)))
+	}
+	return list
+}
 
 // ErrNoSystemd says that systemd does not run this machine.
 var ErrNoSystemd = errors.New("systemd does not run this machine: start the daemons yourself, with -no-start")
