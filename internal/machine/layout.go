@@ -128,8 +128,8 @@ type owner struct{ uid, gid int }
 // serviceUser is the user of the controller, which the packages create.
 const serviceUser = "sif"
 
-// ownerOf returns whom the secret belongs to. The controller does not run as root; the other daemons
-// do, and read any file.
+// ownerOf returns whom the secret belongs to. The controller does not run as root; the other
+// daemons do, and read any file.
 func ownerOf(g join.Grant) owner {
 	if !g.Is(join.Controller) || os.Geteuid() != 0 {
 		return owner{-1, -1}

@@ -27,8 +27,8 @@ const pollInterval = time.Second
 // NetworkMode is the network mode of groups in the fabric, as Nomad names it.
 const NetworkMode = "cni/" + wellknown.CNINetwork
 
-// ReloadNomad has the Nomad agent of the machine look for CNI networks again: by its unit, else by a
-// signal to the process that listens at its address. It returns what it did.
+// ReloadNomad has the Nomad agent of the machine look for CNI networks again: by its unit, else by
+// a signal to the process that listens at its address. It returns what it did.
 func (a NomadAgent) ReloadNomad(ctx context.Context, unit string) (string, error) {
 	if HasSystemd() {
 		if out, err := Systemctl(ctx, "show", "--property=LoadState", "--value", unit); err == nil && out == "loaded" {

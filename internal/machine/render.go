@@ -157,8 +157,8 @@ func (b body) block(name string, fill func(body)) {
 	b.AppendBlock(block)
 }
 
-// render returns the configuration file of a daemon. file returns the path of a file of authorities,
-// empty if there is none.
+// render returns the configuration file of a daemon. file returns the path of a file of
+// authorities, empty if there is none.
 func render(j Joined, f Found, daemon string, file func(name string) string) []byte {
 	l, g, s := j.Layout, j.Grant, j.Grant.Settings
 	out := hclwrite.NewEmptyFile()

@@ -89,8 +89,8 @@ func Installed(ctx context.Context, units []string) error {
 	return nil
 }
 
-// Start enables and starts units. One that runs is started again, because its configuration may have
-// changed.
+// Start enables and starts units. One that runs is started again, because its configuration may
+// have changed.
 func Start(ctx context.Context, unit string) error {
 	if _, err := Systemctl(ctx, "enable", unit); err != nil {
 		return err
