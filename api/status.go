@@ -83,7 +83,8 @@ type FlowStatus struct {
 
 // LinkStatus is an encrypted link of a node.
 type LinkStatus struct {
-	Peer          string    `json:"peer"` // zone/node
+	Peer          string    `json:"peer"`             // zone/node
+	Device        string    `json:"device,omitempty"` // "kernel" or "userspace": what encrypts
 	LastHandshake time.Time `json:"lastHandshake,omitzero"`
 	Rx            uint64    `json:"rx"` // bytes
 	Tx            uint64    `json:"tx"`

@@ -31,8 +31,10 @@ func (c *LinkCommand) usage() string {
 Usage: sif link [options]
 
   Runs the WireGuard devices of a node in user space. Each processor and
-  workload node runs one such process, supervised apart from the agent and the
-  engine, which configure devices and peers over sockets in the run directory.
+  workload node whose kernel has no WireGuard, or whose configuration says
+  link { device = "userspace" }, runs one such process, supervised apart from
+  the agent and the engine, which configure devices and peers over sockets in
+  the run directory. Elsewhere it is not needed: it then has no devices.
   A restart of the agent or the engine does not affect the tunnels; stopping
   this process takes them down. On start it restores its devices.
 

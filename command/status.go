@@ -181,7 +181,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 			if !l.LastHandshake.IsZero() {
 				handshake = brief(now.Sub(l.LastHandshake)) + " ago"
 			}
-			links = append(links, []string{id, l.Peer, handshake, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
+			links = append(links, []string{id, l.Peer, l.Device, handshake, fmt.Sprint(l.Rx), fmt.Sprint(l.Tx)})
 		}
 		for _, reason := range slices.Sorted(maps.Keys(n.Drops)) {
 			drops = append(drops, []string{id, reason, fmt.Sprint(n.Drops[reason])})
@@ -197,7 +197,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	section(&b, "Endpoints", endpoints)
 	section(&b, "Allowed only by audit mode", audited)
 	if verbose {
-		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Last handshake", "Bytes in", "Bytes out"}))
+		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))

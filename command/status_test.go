@@ -105,7 +105,7 @@ func healthyFabric() (api.Status, *fabric.Graph) {
 	node := func(name string, e ...api.EndpointStatus) api.NodeStatus {
 		return api.NodeStatus{Zone: "aws1", Node: name, Kind: fabric.KindWorkload, Version: "0.1.0", Sequence: 7, Endpoints: e,
 			CertificateExpires: now.Add(90*time.Minute + time.Second), Reported: now,
-			Links: []api.LinkStatus{{Peer: "aws1/peer", LastHandshake: now, Rx: 1, Tx: 2}}, Drops: map[string]uint64{"no-contract": 3}}
+			Links: []api.LinkStatus{{Peer: "aws1/peer", Device: "kernel", LastHandshake: now, Rx: 1, Tx: 2}}, Drops: map[string]uint64{"no-contract": 3}}
 	}
 	endpoint := func(id, service, v4, v6 string, roles fabric.Roles) api.EndpointStatus {
 		return api.EndpointStatus{Endpoint: id, Service: fabric.Ref{Domain: "shop", Name: service}, Roles: roles, InForce: true,

@@ -78,12 +78,19 @@ func (s *Switch) run(ctx context.Context, cmd string, args ...string) ([]byte, e
 	return stdout.Bytes(), nil
 }
 
+// KernelDatapath reports whether the kernel has a datapath of Open vSwitch. Asking loads its
+// module.
+func KernelDatapath() bool {
+	_, err := netlink.GenlFamilyGet("ovs_datapath")
+	return err == nil
+}
+
 // Create makes the bridge if it does not exist. A bridge without flows drops everything.
 func (s *Switch) Create(ctx context.Context) error {
 	datapath := s.config.Datapath
 	if datapath == "" {
 		datapath = "netdev"
-		if _, err := netlink.GenlFamilyGet("ovs_datapath"); err == nil {
+		if KernelDatapath() {
 			datapath = "system"
 		}
 	}

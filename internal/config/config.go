@@ -118,7 +118,17 @@ type Controller struct {
 type Link struct {
 	Socket string `hcl:"socket,optional"` // the control socket of `sif link`
 	MTU    int    `hcl:"mtu,optional"`    // in bytes, of packets inside the links
+	// Device says what runs the WireGuard devices: "kernel", "userspace" (`sif link`), or "auto":
+	// the kernel if it has WireGuard.
+	Device string `hcl:"device,optional"`
 }
+
+// Values of Link.Device.
+const (
+	DeviceAuto      = "auto"
+	DeviceKernel    = "kernel"
+	DeviceUserspace = "userspace"
+)
 
 // Engine configures the engine of a processor.
 type Engine struct {

@@ -66,6 +66,7 @@ func TestParseAgent(t *testing.T) {
 	must.Eq(t, "sif-transit", c.Vault.TransitMount)
 	must.Eq(t, "sif", c.Vault.TransitKey)
 	must.Eq(t, 8920, c.Link.MTU)
+	must.Eq(t, DeviceAuto, c.Link.Device)
 	must.Eq(t, "/r/link/link.sock", c.Link.Socket)
 	must.Eq(t, "/r/cni.sock", c.CNI.Socket)
 	must.Eq(t, []string{"10.0.0.53:53", "10.0.0.54:5353"}, c.DNS.Upstream)
@@ -119,6 +120,7 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"log level":         {"log_level = \"loud\"\n", "x.hcl:1:13: log_level: \"loud\""},
 		"trust domain":      {"trust_domain = \"Sif Example\"\n", "x.hcl:1:16: trust_domain: "},
 		"mtu":               {"link {\n  mtu = 100\n}\n", "x.hcl:2:9: link.mtu: 100 is outside"},
+		"link device":       {"link {\n  device = \"tun\"\n}\n", "x.hcl:2:12: link.device: \"tun\" is not one of auto, kernel, userspace"},
 		"history":           {"history = 0\n", "x.hcl:1:11: history: cannot keep 0 revisions, expected 1 to 10000"},
 		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 must not be negative"},
 		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 must not be negative"},

@@ -161,6 +161,7 @@ func (c *Config) fillDefaults() {
 		c.Underlay.Management = []string{"tcp/22", "tcp/8301", "udp/8301", "tcp/4646"}
 	}
 	fill(&c.Link.Socket, filepath.Join(c.RunDir, wellknown.LinkDir, wellknown.LinkSocket))
+	fill(&c.Link.Device, DeviceAuto)
 	if c.Link.MTU == 0 {
 		c.Link.MTU = 1420
 	}
@@ -255,6 +256,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	// The MTU of workloads is smaller, and must not be below the minimum of IPv6.
 	if c.Link.MTU < 1320 || c.Link.MTU > 65455 {
 		report("link.mtu", fmt.Errorf("%d is outside 1320-65455", c.Link.MTU))
+	}
+	if !slices.Contains([]string{DeviceAuto, DeviceKernel, DeviceUserspace}, c.Link.Device) {
+		report("link.device", fmt.Errorf("%q is not one of %s, %s, %s", c.Link.Device, DeviceAuto, DeviceKernel, DeviceUserspace))
 	}
 	for _, text := range c.Underlay.Management {
 		_, _, err := ParseManagement(text)

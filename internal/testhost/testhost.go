@@ -9,6 +9,7 @@ package testhost
 import (
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 )
 
@@ -37,4 +38,18 @@ func Unmet(t testing.TB, why string) {
 		t.Fatal(why)
 	}
 	t.Skip(why)
+}
+
+// UnmetHere skips the test because this machine's kernel lacks something that the virtual machines
+// of e2e/machines have. There, with SIF_TEST_MACHINE=1, it fails the test.
+func UnmetHere(t testing.TB, why string) {
+	t.Helper()
+	if os.Getenv("SIF_TEST_MACHINE") != "" {
+		t.Fatal(why)
+	}
+	release, err := os.ReadFile("/proc/sys/kernel/osrelease")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Skipf("%s (Linux %s); the virtual machines run this test", why, strings.TrimSpace(string(release)))
 }

@@ -7,6 +7,7 @@
 package ovstest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"os"
@@ -38,13 +39,22 @@ type Instance struct {
 // to keep up with a veth.
 const receiveBuffer = 8 << 20
 
+// datapathVariable names the environment variable that says which datapath the switch has:
+// "netdev", which is the default, or "system".
+const datapathVariable = "SIF_TEST_DATAPATH"
+
 // Start starts the daemons and stops them when the test ends. The datapath is the one in user
-// space, with segmentation offload, without which TCP over a veth does not work.
+// space, with segmentation offload, without which TCP over a veth does not work there; or the
+// kernel's, if the environment says so.
 func Start(tb testing.TB) *Instance {
 	tb.Helper()
 	testhost.RequireRoot(tb)
 	for _, program := range []string{"ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl", "ip", "nsenter"} {
 		testhost.RequireProgram(tb, program)
+	}
+	datapath := cmp.Or(os.Getenv(datapathVariable), "netdev")
+	if datapath == "system" && !ovs.KernelDatapath() {
+		testhost.UnmetHere(tb, "needs the kernel's Open vSwitch")
 	}
 	dir, err := os.MkdirTemp("", "sifovs")
 	if err != nil {
@@ -58,7 +68,7 @@ func Start(tb testing.TB) *Instance {
 			RunDir:   dir,
 			Control:  filepath.Join(dir, "ovs-vswitchd.ctl"),
 			Bridge:   "br-sif",
-			Datapath: "netdev",
+			Datapath: datapath,
 		},
 	}
 	raiseReceiveBuffer(tb)
@@ -68,7 +78,9 @@ func Start(tb testing.TB) *Instance {
 		"--pidfile="+dir+"/ovsdb-server.pid", "--log-file="+dir+"/ovsdb-server.log", database)
 	i.wait("ovsdb-server", func() error { _, err := os.Stat(dir + "/db.sock"); return err })
 	i.vsctl("--no-wait", "init")
-	i.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
+	if datapath == "netdev" {
+		i.vsctl("--no-wait", "set", "Open_vSwitch", ".", "other_config:userspace-tso-enable=true")
+	}
 	i.startSwitch()
 	return i
 }

@@ -14,11 +14,14 @@ import (
 	"sync"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/roster"
@@ -44,10 +47,10 @@ type Links struct {
 	// network namespace.
 	Home Home
 
-	kind   fabric.NodeKind
-	client *link.Client
-	mtu    int
-	file   statefile.File[linksState]
+	kind    fabric.NodeKind
+	backend backend
+	mtu     int
+	file    statefile.File[linksState]
 
 	mu    sync.Mutex
 	key   link.PrivateKey
@@ -56,6 +59,39 @@ type Links struct {
 	issued time.Time // when the latest statement was issued
 
 	spaces map[fabric.NodeID]string // the namespaces of the devices that were set up last, by peer
+}
+
+// backend runs the devices.
+type backend interface {
+	// Apply makes it run exactly these devices. Its error is a *link.ApplyError if some of them
+	// run.
+	Apply(context.Context, []link.Device) error
+	Status(context.Context) ([]link.DeviceStatus, error)
+}
+
+// openBackend returns what runs the devices: the kernel, or `sif link`. The first Apply of either
+// ends the devices of the other.
+func openBackend(c *config.Config, log hclog.Logger) (backend, error) {
+	userspace := link.NewClient(filepath.Dir(c.Link.Socket))
+	missing := link.KernelSupport()
+	kernel, err := link.NewKernel(link.KernelConfig{
+		Owner: c.DataDir, Userspace: userspace, UserspaceData: filepath.Join(c.DataDir, wellknown.LinkDir), Logger: log.Named("links"),
+	})
+	switch {
+	case err != nil:
+		return nil, err
+	case missing == nil && c.Link.Device != config.DeviceUserspace:
+		return kernel, nil
+	case c.Link.Device == config.DeviceKernel:
+		return nil, fmt.Errorf("link.device is %q: %w: run `modprobe wireguard`, or set it to %q, and run `sif link` on this node",
+			config.DeviceKernel, missing, config.DeviceAuto)
+	}
+	if missing == nil {
+		userspace.Replace(kernel)
+	} else if c.Link.Device == config.DeviceAuto {
+		log.Info("sif link runs the node's links, in user space", logkey.Error, missing)
+	}
+	return userspace, nil
 }
 
 // slot is what a device keeps over restarts. It is never given to another peer.
@@ -73,9 +109,13 @@ type linksState struct {
 	Issued  time.Time              `json:"issued,omitzero"`
 }
 
-func openLinks(c *config.Config, kind fabric.NodeKind) (*Links, error) {
+func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links, error) {
+	devices, err := openBackend(c, log)
+	if err != nil {
+		return nil, err
+	}
 	l := &Links{
-		kind: kind, client: link.NewClient(filepath.Dir(c.Link.Socket)), mtu: c.Link.MTU,
+		kind: kind, backend: devices, mtu: c.Link.MTU,
 		file:  statefile.File[linksState]{Path: filepath.Join(c.DataDir, "links.json"), What: "the key of the node's links"},
 		slots: map[fabric.NodeID]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
 	}
@@ -248,7 +288,7 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 	l.mu.Lock()
 	l.spaces = spaces
 	l.mu.Unlock()
-	if err := l.client.Apply(ctx, list); err != nil {
+	if err := l.backend.Apply(ctx, list); err != nil {
 		errs = append(errs, err)
 	}
 	if l.Home != nil {
@@ -331,11 +371,11 @@ func (l *Links) namespaces() map[fabric.NodeID]string {
 	return maps.Clone(l.spaces)
 }
 
-// status reports the links by peer, and adds to repaired what `sif link` put back.
+// status reports the links by peer, and adds to repaired what was put back of their devices.
 func (l *Links) status(ctx context.Context, members []roster.Member, repaired map[string]uint64) ([]api.LinkStatus, error) {
-	devs, err := l.client.Status(ctx)
+	devs, err := l.backend.Status(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("read the status from sif link: %w", err)
+		return nil, fmt.Errorf("read the status of the links: %w", err)
 	}
 	names := map[link.Key]string{}
 	for _, m := range members {
@@ -349,7 +389,7 @@ func (l *Links) status(ctx context.Context, members []roster.Member, repaired ma
 			repaired[kind] += count
 		}
 		for _, p := range d.Peers {
-			list = append(list, api.LinkStatus{Peer: names[p.PublicKey], LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes})
+			list = append(list, api.LinkStatus{Peer: names[p.PublicKey], Device: d.Kind, LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.LinkStatus) int {

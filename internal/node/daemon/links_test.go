@@ -79,6 +79,17 @@ func take(t *testing.T, namespace ns.NetNS, port int) {
 // A port that another process has, or takes while `sif link` is not running, moves to a free one,
 // which is published and kept. The names of the devices stay.
 func TestTakenPortsMove(t *testing.T) {
+	t.Run(config.DeviceUserspace, func(t *testing.T) { takenPortsMove(t, config.DeviceUserspace) })
+	t.Run(config.DeviceKernel, func(t *testing.T) {
+		testhost.RequireRoot(t)
+		if err := link.KernelSupport(); err != nil {
+			testhost.UnmetHere(t, err.Error())
+		}
+		takenPortsMove(t, config.DeviceKernel)
+	})
+}
+
+func takenPortsMove(t *testing.T, device string) {
 	testhost.RequireRoot(t)
 	testhost.RequireProgram(t, "nsenter")
 	namespace, err := testutils.NewNS()
@@ -104,7 +115,28 @@ func TestTakenPortsMove(t *testing.T) {
 	members := []roster.Member{self, processor, member(fabric.KindWorkload, "z1", "w2", 3)}
 
 	dir := t.TempDir()
-	c := &config.Config{DataDir: dir, Link: &config.Link{Socket: filepath.Join(dir, "run", "link.sock"), MTU: 1420}}
+	c := &config.Config{DataDir: dir, Link: &config.Link{Socket: filepath.Join(dir, "run", "link.sock"), MTU: 1420, Device: device}}
+	open := func() (l *Links) {
+		must.NoError(t, namespace.Do(func(ns.NetNS) (err error) {
+			l, err = openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
+			return err
+		}))
+		return l
+	}
+	// restart restarts what runs the devices; do is done meanwhile, while they are down.
+	stop := func() {}
+	restart := func(do func()) {
+		stop()
+		if device == config.DeviceUserspace {
+			do()
+			stop = startLink(t, namespace, dir)
+			return
+		}
+		kernel, ok := open().backend.(*link.Kernel)
+		must.True(t, ok)
+		must.NoError(t, kernel.Remove()) // as after a reboot
+		do()
+	}
 	published := func(l *Links) [2]uint16 {
 		statement, err := l.statement(self.ID())
 		must.NoError(t, err)
@@ -114,14 +146,13 @@ func TestTakenPortsMove(t *testing.T) {
 	// set applies the links as keepLinks does, and returns what is then published.
 	set := func(move bool) [2]uint16 {
 		t.Helper()
-		l, err := openLinks(c, fabric.KindWorkload)
-		must.NoError(t, err)
+		l := open()
 		_, err = l.assign(self.Node, members)
 		must.NoError(t, err)
 		moved, err := l.apply(t.Context(), self.Node, members)
 		must.NoError(t, err)
 		must.Eq(t, move, moved)
-		devices, err := l.client.Status(t.Context())
+		devices, err := l.backend.Status(t.Context())
 		must.NoError(t, err)
 		var up []string
 		for _, d := range devices {
@@ -133,32 +164,54 @@ func TestTakenPortsMove(t *testing.T) {
 		must.Eq(t, [2]uint16{l.Ports()[0], l.Ports()[1]}, [2]uint16{min(published(l)[0], published(l)[1]), max(published(l)[0], published(l)[1])})
 		return published(l)
 	}
-	stop := startLink(t, namespace, dir)
-	take(t, namespace, 51820)
+	restart(func() { take(t, namespace, 51820) })
 	must.Eq(t, [2]uint16{51822, 51821}, set(true))
 	must.Eq(t, [2]uint16{51822, 51821}, set(false))
 
-	stop()
-	stop = startLink(t, namespace, dir)
+	restart(func() {})
 	must.Eq(t, [2]uint16{51822, 51821}, set(false))
 
-	stop()
-	take(t, namespace, 51821)
-	stop = startLink(t, namespace, dir)
+	restart(func() { take(t, namespace, 51821) })
 	must.Eq(t, [2]uint16{51822, 51823}, set(true))
 
 	// If no port is left, the error says so, and the other device goes on.
-	stop()
-	for port := 51823; port <= 51899; port++ {
-		take(t, namespace, port)
-	}
-	startLink(t, namespace, dir)
-	l, err := openLinks(c, fabric.KindWorkload)
-	must.NoError(t, err)
+	restart(func() {
+		for port := 51823; port <= 51899; port++ {
+			take(t, namespace, port)
+		}
+	})
+	l := open()
 	_, err = l.apply(t.Context(), self.Node, members)
 	must.ErrorContains(t, err, "move the port of sif-l1: other processes have all UDP ports from 51820 to 51899 that no link has")
-	devices, err := l.client.Status(t.Context())
+	devices, err := l.backend.Status(t.Context())
 	must.NoError(t, err)
 	must.True(t, devices[0].Up)
 	must.False(t, devices[1].Up)
+	must.StrContains(t, devices[1].Error, "address already in use")
+}
+
+// Without the kernel's WireGuard "kernel" is refused, and "auto" is `sif link`.
+func TestDeviceOfLinks(t *testing.T) {
+	testhost.RequireRoot(t)
+	dir := t.TempDir()
+	c := &config.Config{DataDir: dir, Link: &config.Link{Socket: filepath.Join(dir, "run", "link.sock"), MTU: 1420}}
+	open := func(device string) (*Links, error) {
+		c.Link.Device = device
+		return openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
+	}
+	kernel := func(device string) bool {
+		l, err := open(device)
+		must.NoError(t, err)
+		_, is := l.backend.(*link.Kernel)
+		return is
+	}
+	must.False(t, kernel(config.DeviceUserspace))
+	if link.KernelSupport() == nil {
+		must.True(t, kernel(config.DeviceAuto))
+		must.True(t, kernel(config.DeviceKernel))
+		return
+	}
+	must.False(t, kernel(config.DeviceAuto))
+	_, err := open(config.DeviceKernel)
+	must.ErrorContains(t, err, `link.device is "kernel": this kernel has no WireGuard: run `+"`modprobe wireguard`"+`, or set it to "auto"`)
 }

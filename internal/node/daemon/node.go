@@ -105,7 +105,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls, Clock: func(t time.Time) { clock.Confirm("the controller", t) }}); err != nil {
 		return nil, err
 	}
-	if n.Links, err = openLinks(c, kind); err != nil {
+	if n.Links, err = openLinks(c, kind, log); err != nil {
 		return nil, err
 	}
 	_, joined, err := n.record().Read()
@@ -400,7 +400,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.CertificateExpires = n.Identity.Expiry()
 	s.Repaired = n.repairs.total()
 	links, err := n.Links.status(ctx, n.Roster.Members(), s.Repaired)
-	n.Degrade("link process", err)
+	n.Degrade("link devices", err)
 	s.Links = links
 	s.Enforced = n.lastCompared()
 	s.Ways, err = n.prober.Status()

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
@@ -49,14 +50,14 @@ func TestPutBack(t *testing.T) {
 func TestStatementsAfterTheClockWasSetBack(t *testing.T) {
 	c := &config.Config{DataDir: t.TempDir(), Link: &config.Link{Socket: "/nowhere/link.sock"}}
 	self := fabric.NodeID{Zone: "aws1", Name: "w1"}
-	l, err := openLinks(c, fabric.KindWorkload)
+	l, err := openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
 	must.NoError(t, err)
 	first, err := l.statement(self)
 	must.NoError(t, err)
 	l.issued = l.issued.Add(time.Hour) // as if the clock had been an hour ahead
 	must.NoError(t, l.save())
 
-	again, err := openLinks(c, fabric.KindWorkload)
+	again, err := openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
 	must.NoError(t, err)
 	second, err := again.statement(self)
 	must.NoError(t, err)

@@ -12,10 +12,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -23,6 +25,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -32,8 +35,9 @@ type Client struct {
 	http   http.Client
 
 	mu sync.Mutex // one Apply at a time
-	// declared has the endpoints that the last Apply asked for, by device: see uapiChange.
+	// declared has the endpoints that the last Apply asked for, by device: see difference.
 	declared map[string]map[Key]netip.AddrPort
+	former   *Kernel // its devices give way
 }
 
 // NewClient returns a client. It connects for each call.
@@ -47,6 +51,14 @@ func NewClient(runDir string) *Client {
 		},
 	}
 	return c
+}
+
+// Replace makes the next Apply delete the kernel's devices of an owner, which those of `sif link`
+// take the place of.
+func (c *Client) Replace(former *Kernel) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.former = former
 }
 
 // ApplyError says what could not be applied.
@@ -63,40 +75,23 @@ func (e *ApplyError) Unwrap() error { return e.error }
 // that cannot be configured is left out and named in the error, an *ApplyError; everything else is
 // applied. A device that is left out stays as it is.
 func (c *Client) Apply(ctx context.Context, devices []Device) error {
-	var errs []error
-	var fit []Device
-	wanted := make(map[string]bool, len(devices))
-	ports := make(map[uint16]string, len(devices))
-	for _, d := range devices {
-		usable, err := d.fit()
-		if err != nil {
-			errs = append(errs, err)
-		}
-		other, taken := ports[d.ListenPort]
-		switch {
-		case wanted[d.Name]:
-			errs = append(errs, fmt.Errorf("device %s is listed twice", d.Name))
-		case taken:
-			errs = append(errs, fmt.Errorf("devices %s and %s have the same listen port %d", other, d.Name, d.ListenPort))
-		case usable.Name != "":
-			fit = append(fit, usable)
-			ports[d.ListenPort] = d.Name
-		}
-		wanted[d.Name] = true
-	}
-
+	fit, wanted, errs := fitting(devices)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	present, err := c.Status(ctx)
 	if err != nil {
 		return fmt.Errorf("apply links: %w", errors.Join(append(errs, err)...))
 	}
+	if c.former != nil {
+		err := c.former.Remove()
+		if errs = append(errs, err); err == nil {
+			c.former = nil
+		}
+	}
 	for _, d := range present {
 		if !wanted[d.Name] {
 			delete(c.declared, d.Name)
-			if err := c.call(ctx, http.MethodDelete, "/v1/devices/"+url.PathEscape(d.Name), nil, nil); err != nil {
-				errs = append(errs, fmt.Errorf("delete device %s: %w", d.Name, err))
-			}
+			errs = append(errs, c.delete(ctx, d.Name))
 		}
 	}
 	var failed ApplyError
@@ -136,7 +131,7 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 	if err != nil {
 		return err
 	}
-	change := uapiChange(state, d, c.declared[d.Name], time.Now())
+	change := difference(state, d, c.declared[d.Name], time.Now()).uapi()
 	if change == "" && before != nil {
 		return before
 	}
@@ -148,11 +143,7 @@ func (c *Client) applyDevice(ctx context.Context, d Device) error {
 			return fmt.Errorf("change the configuration: %w", c.explain(ctx, d.Name, err))
 		}
 	}
-	declared := make(map[Key]netip.AddrPort, len(d.Peers))
-	for _, p := range d.Peers {
-		declared[p.PublicKey] = p.Endpoint
-	}
-	c.declared[d.Name] = declared
+	c.declared[d.Name] = d.endpoints()
 	return nil
 }
 
@@ -170,6 +161,14 @@ func (c *Client) explain(ctx context.Context, name string, err error) error {
 	return err
 }
 
+// delete deletes a device. That it does not exist is not an error.
+func (c *Client) delete(ctx context.Context, name string) error {
+	if err := c.call(ctx, http.MethodDelete, "/v1/devices/"+url.PathEscape(name), nil, nil); err != nil {
+		return fmt.Errorf("delete device %s: %w", name, err)
+	}
+	return nil
+}
+
 // Status returns the devices that `sif link` runs, ordered by name.
 func (c *Client) Status(ctx context.Context) ([]DeviceStatus, error) {
 	var devices []DeviceStatus
@@ -177,6 +176,29 @@ func (c *Client) Status(ctx context.Context) ([]DeviceStatus, error) {
 		return nil, fmt.Errorf("list the devices of sif link: %w", err)
 	}
 	return devices, nil
+}
+
+// forget removes what `sif link` saved in its data directory, unless it runs.
+func (c *Client) forget(dataDir string) error {
+	saved := filepath.Join(dataDir, stateFile)
+	if _, err := os.Stat(saved); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := os.MkdirAll(c.runDir, 0o700); err != nil {
+		return fmt.Errorf("create the directory: %w", err)
+	}
+	lock, err := dirlock.Lock(c.runDir, lockFile)
+	if errors.Is(err, dirlock.ErrLocked) {
+		return nil // it has just been started
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := os.Remove(saved); err != nil {
+		return fmt.Errorf("remove the saved devices of sif link: %w", err)
+	}
+	return nil
 }
 
 func (c *Client) call(ctx context.Context, method, path string, in, out any) error {

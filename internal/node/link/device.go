@@ -10,8 +10,10 @@ import (
 	"regexp"
 	"time"
 
+	"golang.org/x/sys/unix"
 	wgdevice "golang.zx2c4.com/wireguard/device"
 
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -21,8 +23,8 @@ type Device struct {
 	// interfaces that this package may create and remove.
 	Name string
 	Interface
-	// ListenPort is the UDP port, 1 to 65535. It is opened in the namespace of `sif link`,
-	// whichever namespace the interface is in.
+	// ListenPort is the UDP port, 1 to 65535. It is opened in the namespace of `sif link` or of a
+	// Kernel, whichever namespace the interface is in.
 	ListenPort uint16
 	PrivateKey PrivateKey
 	Peers      []Peer
@@ -31,7 +33,7 @@ type Device struct {
 // Interface is the kernel's side of a device, where packets are in the clear.
 type Interface struct {
 	// Namespace is the path of the network namespace that the interface is in. Empty means the
-	// namespace of `sif link`.
+	// namespace of `sif link` or of a Kernel.
 	Namespace string `json:"namespace,omitempty"`
 	// MTU is the size of the largest packet in the clear, in bytes: at least 1280, IPv6's minimum.
 	// The underlay's MTU must be 60 bytes larger with IPv4 and 80 with IPv6.
@@ -58,6 +60,7 @@ type Peer struct {
 type DeviceStatus struct {
 	Name string `json:"name"`
 	Interface
+	Kind string `json:"kind"` // KindKernel or KindUserspace
 	// Up says that packets can pass: key and port are set, the interface is up and the UDP socket
 	// is open.
 	Up bool `json:"up"`
@@ -81,6 +84,33 @@ type PeerStatus struct {
 	SentBytes     uint64    `json:"sent_bytes"`
 }
 
+// Kinds of devices.
+const (
+	KindKernel    = "kernel"
+	KindUserspace = "userspace"
+)
+
+// interfaceState is what must be of a device's interface: it passes IPv6 and has no link-local
+// address; there is no reverse-path filter, because WireGuard checks source addresses by key.
+func interfaceState(d Device, index int) kernel.State {
+	i := kernel.Interface{
+		Name: d.Name, Index: index, MTU: d.MTU,
+		IPv4:       []kernel.Sysctl{{Name: "rp_filter", Value: "0"}, {Name: "forwarding", Value: "1"}},
+		IPv6:       []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}, {Name: "addr_gen_mode", Value: "1"}, {Name: "accept_ra", Value: "0"}},
+		OnlyRoutes: []int{unix.RT_TABLE_MAIN},
+	}
+	if d.Routes {
+		for _, p := range d.Peers {
+			for _, prefix := range p.AllowedIPs {
+				if prefix.Bits() > 0 { // never replace the namespace's default route
+					i.Routes = append(i.Routes, kernel.Route{Prefix: prefix, MTU: d.MTU})
+				}
+			}
+		}
+	}
+	return kernel.State{Interfaces: []kernel.Interface{i}}
+}
+
 var deviceName = regexp.MustCompile(`^` + wellknown.ReservedPrefix + `[a-z0-9-]{1,11}$`) // IFNAMSIZ allows 15 bytes
 
 func validateName(name string) error {
@@ -95,6 +125,50 @@ func (i Interface) validate() error {
 		return fmt.Errorf("MTU %d: must be 1280 to %d", i.MTU, wgdevice.MaxContentSize)
 	}
 	return nil
+}
+
+// equal reports whether two desired states are the same, but for the order of peers.
+func (d Device) equal(o Device) bool {
+	if d.Name != o.Name || d.Interface != o.Interface || d.ListenPort != o.ListenPort || d.PrivateKey != o.PrivateKey || len(d.Peers) != len(o.Peers) {
+		return false
+	}
+	others := make(map[Key]Peer, len(o.Peers))
+	for _, p := range o.Peers {
+		others[p.PublicKey] = p
+	}
+	for _, p := range d.Peers {
+		q, there := others[p.PublicKey]
+		if !there || p.Endpoint != q.Endpoint || p.PersistentKeepalive != q.PersistentKeepalive ||
+			len(without(p.AllowedIPs, q.AllowedIPs))+len(without(q.AllowedIPs, p.AllowedIPs)) > 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// fitting returns the devices that can be configured and the names of all, and an error for each
+// device or peer that cannot.
+func fitting(devices []Device) (fit []Device, wanted map[string]bool, errs []error) {
+	wanted = make(map[string]bool, len(devices))
+	ports := make(map[uint16]string, len(devices))
+	for _, d := range devices {
+		usable, err := d.fit()
+		if err != nil {
+			errs = append(errs, err)
+		}
+		other, taken := ports[d.ListenPort]
+		switch {
+		case wanted[d.Name]:
+			errs = append(errs, fmt.Errorf("device %s is listed twice", d.Name))
+		case taken:
+			errs = append(errs, fmt.Errorf("devices %s and %s have the same listen port %d", other, d.Name, d.ListenPort))
+		case usable.Name != "":
+			fit = append(fit, usable)
+			ports[d.ListenPort] = d.Name
+		}
+		wanted[d.Name] = true
+	}
+	return fit, wanted, errs
 }
 
 // fit returns the device with the peers that can be configured, and an error that names everything

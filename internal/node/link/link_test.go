@@ -198,7 +198,7 @@ func TestChangeMakesDeviceAsWanted(t *testing.T) {
 		device := wgdevice.NewDevice(tuntest.NewChannelTUN().TUN(), conn.NewStdNetBind(), &wgdevice.Logger{
 			Verbosef: wgdevice.DiscardLogf, Errorf: wgdevice.DiscardLogf})
 		defer device.Close()
-		state := func() uapiState {
+		state := func() wireguardState {
 			text, err := device.IpcGet()
 			must.NoError(t, err)
 			s, err := parseUAPI(text)
@@ -208,7 +208,7 @@ func TestChangeMakesDeviceAsWanted(t *testing.T) {
 		for _, want := range rapid.SliceOfN(wantedDevices(keys), 1, 4).Draw(t, "wanted") {
 			_, err := want.fit()
 			must.NoError(t, err)
-			must.NoError(t, device.IpcSet(uapiChange(state(), want, nil, time.Now())))
+			must.NoError(t, device.IpcSet(difference(state(), want, nil, time.Now()).uapi()))
 			got := state()
 			must.Eq(t, want.PrivateKey, got.privateKey)
 			must.Eq(t, want.ListenPort, got.listenPort)
@@ -217,7 +217,7 @@ func TestChangeMakesDeviceAsWanted(t *testing.T) {
 				peers = append(peers, p.Peer)
 			}
 			must.Eq(t, "", cmp.Diff(want.Peers, peers, cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{})))
-			must.Eq(t, "", uapiChange(got, want, nil, time.Now()))
+			must.Eq(t, "", difference(got, want, nil, time.Now()).uapi())
 		}
 	})
 }
@@ -241,8 +241,8 @@ func TestChangeOfEndpoint(t *testing.T) {
 		"dead at first application.": {at.Add(-time.Hour), nil, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			state := uapiState{peers: []PeerStatus{{Peer: Peer{PublicKey: peer, Endpoint: learnt}, LastHandshake: tc.handshake}}}
-			change := uapiChange(state, Device{Peers: []Peer{{PublicKey: peer, Endpoint: declared}}}, tc.last, at)
+			state := wireguardState{peers: []PeerStatus{{Peer: Peer{PublicKey: peer, Endpoint: learnt}, LastHandshake: tc.handshake}}}
+			change := difference(state, Device{Peers: []Peer{{PublicKey: peer, Endpoint: declared}}}, tc.last, at).uapi()
 			must.Eq(t, tc.want, strings.Contains(change, "endpoint=192.0.2.1:1\n"))
 		})
 	}

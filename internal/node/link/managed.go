@@ -13,7 +13,6 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 	"golang.zx2c4.com/wireguard/conn"
 	wgdevice "golang.zx2c4.com/wireguard/device"
 
@@ -133,7 +132,7 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 		Verbosef: func(format string, args ...any) { logger.Trace(fmt.Sprintf(format, args...)) },
 		Errorf:   func(format string, args ...any) { logger.Warn(fmt.Sprintf(format, args...)) },
 	})
-	if change := uapiChange(uapiState{}, want, nil, time.Now()); change != "" {
+	if change := difference(wireguardState{}, want, nil, time.Now()).uapi(); change != "" {
 		if err := r.wireguard.IpcSet(change); err != nil {
 			r.close()
 			return nil, fmt.Errorf("configure WireGuard: %w", err)
@@ -154,7 +153,7 @@ func (r *runningDevice) apply(want Device) (changes []kernel.Change, err error) 
 		return nil, fmt.Errorf("listen on UDP port %d: %w", want.ListenPort, err)
 	}
 	err = inNamespace(want.Namespace, func() (err error) {
-		changes, err = kernel.Repair(r.state(want))
+		changes, err = kernel.Repair(interfaceState(want, r.index))
 		return err
 	})
 	if err != nil {
@@ -162,27 +161,6 @@ func (r *runningDevice) apply(want Device) (changes []kernel.Change, err error) 
 	}
 	r.initiateHandshakes(want.Peers)
 	return changes, nil
-}
-
-// state is what must be of the interface: it passes IPv6 and has no link-local address; there is no
-// reverse-path filter, because WireGuard checks source addresses by key.
-func (r *runningDevice) state(want Device) kernel.State {
-	i := kernel.Interface{
-		Name: want.Name, Index: r.index, MTU: want.MTU,
-		IPv4:       []kernel.Sysctl{{Name: "rp_filter", Value: "0"}, {Name: "forwarding", Value: "1"}},
-		IPv6:       []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}, {Name: "addr_gen_mode", Value: "1"}, {Name: "accept_ra", Value: "0"}},
-		OnlyRoutes: []int{unix.RT_TABLE_MAIN},
-	}
-	if want.Routes {
-		for _, p := range want.Peers {
-			for _, prefix := range p.AllowedIPs {
-				if prefix.Bits() > 0 { // never replace the namespace's default route
-					i.Routes = append(i.Routes, kernel.Route{Prefix: prefix, MTU: want.MTU})
-				}
-			}
-		}
-	}
-	return kernel.State{Interfaces: []kernel.Interface{i}}
 }
 
 // listen makes WireGuard listen on the port.
@@ -248,16 +226,16 @@ func (m *managedDevice) set(lines string) error {
 }
 
 // state reads the state of the running device.
-func (m *managedDevice) state() (uapiState, error) {
+func (m *managedDevice) state() (wireguardState, error) {
 	var b strings.Builder
 	if err := m.running.wireguard.IpcGetOperation(&b); err != nil {
-		return uapiState{}, fmt.Errorf("read the state of WireGuard: %w", err)
+		return wireguardState{}, fmt.Errorf("read the state of WireGuard: %w", err)
 	}
 	return parseUAPI(b.String())
 }
 
 func (m *managedDevice) status() DeviceStatus {
-	s := DeviceStatus{Name: m.want.Name, Interface: m.want.Interface, Peers: []PeerStatus{}, Repaired: maps.Clone(m.counts)}
+	s := DeviceStatus{Name: m.want.Name, Interface: m.want.Interface, Kind: KindUserspace, Peers: []PeerStatus{}, Repaired: maps.Clone(m.counts)}
 	err := m.err
 	if m.running != nil {
 		state, stateErr := m.state()

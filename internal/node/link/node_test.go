@@ -104,6 +104,22 @@ func (n *testNode) stop(sig os.Signal) {
 // newNodes returns count nodes on one underlay, each with a running `sif link`.
 func newNodes(t testing.TB, count int) []*testNode {
 	t.Helper()
+	nodes := bareNodes(t, count)
+	for i, n := range nodes {
+		n.start(t)
+		t.Cleanup(func() {
+			n.stop(syscall.SIGTERM)
+			if t.Failed() {
+				t.Logf("sif link of node %d:\n%s", i+1, n.log)
+			}
+		})
+	}
+	return nodes
+}
+
+// bareNodes returns count nodes on one underlay, on which nothing runs.
+func bareNodes(t testing.TB, count int) []*testNode {
+	t.Helper()
 	testhost.RequireRoot(t)
 	testhost.RequireProgram(t, "nsenter")
 	prefix := fmt.Sprintf("siflt%d", os.Getpid())
@@ -134,25 +150,23 @@ func newNodes(t testing.TB, count int) []*testNode {
 		run(t, "ip", "-n", n.outer, "link", "set", "eth0", "up")
 		run(t, "ip", "-n", n.inner, "addr", "add", n.v4.String()+"/32", "dev", "lo")
 		run(t, "ip", "-n", n.inner, "addr", "add", n.v6.String()+"/128", "dev", "lo")
-		n.start(t)
-		t.Cleanup(func() {
-			n.stop(syscall.SIGTERM)
-			if t.Failed() {
-				t.Logf("sif link of node %d:\n%s", i, n.log)
-			}
-		})
 		nodes = append(nodes, n)
 	}
 	return nodes
 }
 
+func execute(name string, args ...string) (string, error) {
+	out, err := exec.Command(name, args...).CombinedOutput()
+	return string(out), err
+}
+
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).CombinedOutput()
+	out, err := execute(name, args...)
 	if err != nil {
 		t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, out)
 	}
-	return string(out)
+	return out
 }
 
 func eventually(t testing.TB, f func() error) {

@@ -27,6 +27,9 @@ import (
 // repairInterval is how often the server compares actual and desired state.
 const repairInterval = 2 * time.Second
 
+// lockFile is the file in the run directory by which a server keeps others out.
+const lockFile = "link.lock"
+
 // ServerConfig configures a Server.
 type ServerConfig struct {
 	// RunDir is the directory of the sockets. Access to it is access to the links.
@@ -62,7 +65,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	// A second server would replace the sockets.
-	lock, err := dirlock.Lock(s.config.RunDir, "link.lock")
+	lock, err := dirlock.Lock(s.config.RunDir, lockFile)
 	if errors.Is(err, dirlock.ErrLocked) {
 		return fmt.Errorf("lock %s: another `sif link` is running there", s.config.RunDir)
 	}

@@ -15,17 +15,11 @@ import (
 	"time"
 )
 
-// uapiState is a device's answer to the UAPI operation "get".
-type uapiState struct {
-	privateKey PrivateKey
-	listenPort uint16
-	peers      []PeerStatus // sorted by key; their allowed addresses are sorted
-}
-
-// parseUAPI parses the answer to "get". It ignores keys that this package does not use, such as
-// preshared_key. Format: https://www.wireguard.com/xplatform/#configuration-protocol
-func parseUAPI(text string) (uapiState, error) {
-	var s uapiState
+// parseUAPI parses the answer to the UAPI operation "get". It ignores keys that this package does
+// not use, such as preshared_key. Format:
+// https://www.wireguard.com/xplatform/#configuration-protocol
+func parseUAPI(text string) (wireguardState, error) {
+	var s wireguardState
 	var handshakeSec, handshakeNsec int64
 	peer := func() (*PeerStatus, error) {
 		if len(s.peers) == 0 {
@@ -40,7 +34,7 @@ func parseUAPI(text string) (uapiState, error) {
 		}
 		key, value, found := strings.Cut(line, "=")
 		if !found {
-			return uapiState{}, errors.New("parse UAPI: a line has no =")
+			return wireguardState{}, errors.New("parse UAPI: a line has no =")
 		}
 		var p *PeerStatus
 		var n uint64
@@ -88,7 +82,7 @@ func parseUAPI(text string) (uapiState, error) {
 		}
 		if err != nil {
 			// The value is left out because it may be a private key.
-			return uapiState{}, fmt.Errorf("parse UAPI: value of %s: %w", key, err)
+			return wireguardState{}, fmt.Errorf("parse UAPI: value of %s: %w", key, err)
 		}
 	}
 	slices.SortFunc(s.peers, func(a, b PeerStatus) int { return slices.Compare(a.PublicKey[:], b.PublicKey[:]) })
@@ -108,66 +102,39 @@ func parseHexKey(s string) (b [32]byte, err error) {
 	return b, nil
 }
 
-// sessionAlive is how long after a handshake WireGuard uses the session (its REJECT_AFTER_TIME).
-const sessionAlive = 180 * time.Second
-
-// uapiChange returns the "set" lines that change a device from state to want, or "" if they are
-// equal. It does not name peers that do not change, so that their sessions continue. declared has
-// the endpoints that were wanted last time.
-//
-// When a peer moves, WireGuard learns its new endpoint, which then differs from the declared one.
-// So a different endpoint is set only if the declaration changed or the session is dead.
-func uapiChange(state uapiState, want Device, declared map[Key]netip.AddrPort, now time.Time) string {
-	var b strings.Builder
-	if state.privateKey != want.PrivateKey {
-		fmt.Fprintf(&b, "private_key=%s\n", want.PrivateKey.hex())
-	}
-	if state.listenPort != want.ListenPort {
-		fmt.Fprintf(&b, "listen_port=%d\n", want.ListenPort)
-	}
-	wanted := make(map[Key]bool, len(want.Peers))
-	for _, p := range want.Peers {
-		wanted[p.PublicKey] = true
-	}
-	have := make(map[Key]PeerStatus, len(state.peers))
-	for _, p := range state.peers {
-		have[p.PublicKey] = p
-		if !wanted[p.PublicKey] {
-			fmt.Fprintf(&b, "public_key=%x\nremove=true\n", p.PublicKey[:])
-		}
-	}
-	for _, p := range want.Peers {
-		old, exists := have[p.PublicKey]
-		var lines strings.Builder
-		if p.Endpoint.IsValid() && old.Endpoint != p.Endpoint {
-			last, known := declared[p.PublicKey]
-			changed := known && last != p.Endpoint
-			if changed || now.Sub(old.LastHandshake) > sessionAlive {
-				fmt.Fprintf(&lines, "endpoint=%s\n", p.Endpoint)
-			}
-		}
-		if old.PersistentKeepalive != p.PersistentKeepalive {
-			fmt.Fprintf(&lines, "persistent_keepalive_interval=%d\n", p.PersistentKeepalive/time.Second)
-		}
-		for _, prefix := range p.AllowedIPs {
-			if !slices.Contains(old.AllowedIPs, prefix) {
-				fmt.Fprintf(&lines, "allowed_ip=%s\n", prefix)
-			}
-		}
-		for _, prefix := range old.AllowedIPs {
-			if !slices.Contains(p.AllowedIPs, prefix) {
-				fmt.Fprintf(&lines, "allowed_ip=-%s\n", prefix)
-			}
-		}
-		if !exists || lines.Len() > 0 {
-			fmt.Fprintf(&b, "public_key=%x\n%s", p.PublicKey[:], lines.String())
-		}
-	}
-	return b.String()
-}
-
 func sortPrefixes(prefixes []netip.Prefix) {
 	slices.SortFunc(prefixes, func(a, b netip.Prefix) int {
 		return cmp.Or(a.Addr().Compare(b.Addr()), cmp.Compare(a.Bits(), b.Bits()))
 	})
+}
+
+// uapi returns the lines of the UAPI operation "set" that make the change, or "" if there is none.
+func (c change) uapi() string {
+	var b strings.Builder
+	if c.privateKey != nil {
+		fmt.Fprintf(&b, "private_key=%s\n", c.privateKey.hex())
+	}
+	if c.listenPort != nil {
+		fmt.Fprintf(&b, "listen_port=%d\n", *c.listenPort)
+	}
+	for _, p := range c.peers {
+		fmt.Fprintf(&b, "public_key=%x\n", p.key[:])
+		if p.remove {
+			b.WriteString("remove=true\n")
+			continue
+		}
+		if p.endpoint.IsValid() {
+			fmt.Fprintf(&b, "endpoint=%s\n", p.endpoint)
+		}
+		if p.keepalive != nil {
+			fmt.Fprintf(&b, "persistent_keepalive_interval=%d\n", *p.keepalive/time.Second)
+		}
+		for _, prefix := range p.gained {
+			fmt.Fprintf(&b, "allowed_ip=%s\n", prefix)
+		}
+		for _, prefix := range p.lost {
+			fmt.Fprintf(&b, "allowed_ip=-%s\n", prefix)
+		}
+	}
+	return b.String()
 }
