@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -29,34 +30,28 @@ import (
 type joining struct {
 	vault, consul string
 	root          *vaultapi.Client
-	nodes         map[fabric.NodeID]setup.AppRole
+	settings      join.Settings
+	nodes         map[fabric.NodeID]join.Grant
 }
 
 func newJoining(t *testing.T) *joining {
 	vault, root := testhost.Vault(t)
 	consul, _ := testhost.Consul(t)
 	j := &joining{vault: "http://" + vault.Address, consul: "http://" + consul.Address, root: root}
-	spec := setup.Spec{Fabric: "test", TrustDomain: "sif.test"}
+	j.settings = setup.Defaults(join.Settings{Fabric: "test", TrustDomain: "sif.test", Vault: join.VaultSettings{Address: j.vault}})
+	var nodes []setuptest.Node
 	for _, name := range []string{"w1", "w2"} {
-		spec.Nodes = append(spec.Nodes, setup.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: name}, Kind: fabric.KindWorkload})
+		nodes = append(nodes, setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: name}, Kind: fabric.KindWorkload})
 	}
-	result, err := setup.Vault(t.Context(), root, spec)
-	must.NoError(t, err)
-	j.nodes = result.Nodes
+	j.nodes = setuptest.Vault(t, root, j.settings, nodes...).Nodes
 	return j
 }
 
 // token returns a join token of a node, as sif node create makes it.
 func (j *joining) token(t *testing.T, name string, change func(*join.Grant)) string {
 	t.Helper()
-	id := fabric.NodeID{Zone: "aws1", Name: name}
-	g := join.Grant{
-		Settings: join.Settings{
-			Fabric: "test", TrustDomain: "sif.test", Pools: join.Pools{IPv4: "100.64.0.0/10", IPv6: "fd5f:7369:6600::/48"},
-			Vault: join.VaultSettings{Address: j.vault, AppRoleMount: "approle", PKIMount: "sif-pki", TransitMount: "sif-transit", TransitKey: "sif"},
-		},
-		Node: id, Kinds: []join.Kind{join.Workload}, Controllers: []string{"127.0.0.1:8440"}, RoleID: j.nodes[id].RoleID, SecretID: j.nodes[id].SecretID,
-	}
+	g := j.nodes[fabric.NodeID{Zone: "aws1", Name: name}]
+	g.Controllers = []string{"127.0.0.1:8440"}
 	if change != nil {
 		change(&g)
 	}
@@ -144,9 +139,9 @@ func TestNodeJoin(t *testing.T) {
 	must.Eq(t, "aws1/w1", c.NodeID().String())
 	must.Eq(t, filepath.Join(dir, "cni-conf"), c.CNI.ConfigDir)
 	must.Eq(t, j.consul, c.Consul.Address)
-	id := c.Identity()
-	id.DataDir = t.TempDir()
-	source, err := identity.Open(t.Context(), id, hclog.NewNullLogger())
+	conf := c.Identity()
+	conf.DataDir = t.TempDir()
+	source, err := identity.Open(t.Context(), conf, hclog.NewNullLogger())
 	must.NoError(t, err)
 	must.NotNil(t, source.Certificate())
 
@@ -189,16 +184,16 @@ func TestNodeJoin(t *testing.T) {
 	must.MapContainsKey(t, files(t, half), "agent.hcl")
 
 	// The credential was ended: the machine says so, and a new token of the same node heals it.
-	path := "auth/approle/role/sif-node-aws1-w1"
+	path := "auth/sif-approle/role/sif-node-aws1--w1"
 	secret, err := j.root.Logical().Write(path+"/secret-id/destroy", map[string]any{"secret_id": strings.TrimSpace(have["vault-secret-id"])})
 	must.NoError(t, err)
 	must.Nil(t, secret)
 	refused(dir, "Vault refuses the credential of this machine", "-resume")
 	wrong := j.token(t, "w2", nil)
 	refused(dir, "the token is of node aws1/w2 of fabric test, but this machine is node aws1/w1 of fabric test", wrong)
-	secret, err = j.root.Logical().Write(path+"/secret-id", nil)
-	must.NoError(t, err)
-	again := j.token(t, "w1", func(g *join.Grant) { g.SecretID = secret.Data["secret_id"].(string) })
+	id := fabric.NodeID{Zone: "aws1", Name: "w1"}
+	j.nodes[id] = setuptest.Machine(t, j.root, j.settings, id, join.Workload)
+	again := j.token(t, "w1", nil)
 	code, stdout, stderr = j.call(dir, again)
 	must.Eq(t, 0, code, must.Sprint(stdout, stderr))
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -79,8 +79,8 @@ type servers struct {
 	consulAddress, vaultAddress string
 	consul                      *consulapi.Client
 	vault                       *vaultapi.Client
-	tokens                      *setup.ConsulResult
-	secrets                     *setup.VaultResult
+	tokens                      *setuptest.ConsulTokens
+	secrets                     *setuptest.Credentials
 	dir, ca                     string
 }
 
@@ -101,13 +101,9 @@ acl {
 	var err error
 	s.consul, err = consulapi.NewClient(&consulapi.Config{Address: consul.Address, Token: management})
 	must.NoError(t, err)
-	spec := setup.Spec{Fabric: "test", TrustDomain: "sif.test"}
-	eventually(t, func() error { // Consul creates the management token some time after its start
-		s.tokens, err = setup.Consul(t.Context(), s.consul, spec)
-		return err
-	})
-	s.secrets, err = setup.Vault(t.Context(), s.vault, spec)
-	must.NoError(t, err)
+	settings := setuptest.Settings("test", "sif.test")
+	s.tokens = setuptest.Consul(t, s.consul, settings)
+	s.secrets = setuptest.Vault(t, s.vault, settings)
 	must.NoError(t, s.vault.Sys().EnableAuthWithOptions("userpass", &vaultapi.EnableAuthOptions{Type: "userpass"}))
 	s.ca = filepath.Join(s.dir, "ca.pem")
 	must.NoError(t, os.WriteFile(s.ca, []byte(s.secrets.CA), 0o600))

@@ -20,6 +20,7 @@ import (
 	"github.com/sif-project/sif/controller"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -51,8 +52,7 @@ func newSignedFabric(t *testing.T) *signedFabric {
 	t.Helper()
 	ctx := t.Context()
 	server, vault := testhost.Vault(t)
-	_, err := setup.Vault(ctx, vault, setup.Spec{Fabric: "lab", TrustDomain: "sif.test"})
-	must.NoError(t, err)
+	setuptest.Vault(t, vault, setuptest.Settings("lab", "sif.test"))
 	token, err := vault.Auth().Token().CreateWithContext(ctx, &vaultapi.TokenCreateRequest{Policies: []string{setup.VerifyPolicy}, NoDefaultPolicy: true})
 	must.NoError(t, err)
 	f := &signedFabric{vault: vault, address: "http://" + server.Address, token: token.Auth.ClientToken, keysFile: filepath.Join(t.TempDir(), "keys.json")}

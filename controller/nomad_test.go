@@ -17,7 +17,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -44,12 +44,11 @@ acl {
 		_, _, err := root.ACLTokens().BootstrapOpts(nomadBootstrap, nil)
 		return err
 	})
-	tokens, err := setup.Nomad(ctx, root, setup.Spec{Fabric: testFabric, TrustDomain: trustDomain})
-	must.NoError(t, err)
-	_, err = root.Namespaces().Register(&nomadapi.Namespace{Name: "other"}, nil)
+	token := setuptest.Nomad(t, root, setuptest.Settings(testFabric, trustDomain))
+	_, err := root.Namespaces().Register(&nomadapi.Namespace{Name: "other"}, nil)
 	must.NoError(t, err)
 
-	c := w.fresh(t, Nomad{Client: func() *nomadapi.Client { return client(tokens.Controller) }})
+	c := w.fresh(t, Nomad{Client: func() *nomadapi.Client { return client(token) }})
 	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
 	w1.register(t, "127.0.0.1")
 	w2.register(t, "10.0.0.2")

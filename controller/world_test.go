@@ -23,7 +23,9 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	joining "github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -35,7 +37,7 @@ const (
 	management  = "8e3b2a61-2f6c-4b26-9d3c-0d1f6f2a7f10"
 )
 
-var testNodes = []setup.Node{
+var testNodes = []setuptest.Node{
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload},
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w2"}, Kind: fabric.KindWorkload},
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor},
@@ -46,10 +48,10 @@ var testNodes = []setup.Node{
 type world struct {
 	consulAddress string
 	consul        *consulapi.Client // with the management token
-	tokens        *setup.ConsulResult
+	tokens        *setuptest.ConsulTokens
 	vaultAddress  string
 	vaultRoot     *vaultapi.Client // with the root token
-	vault         *setup.VaultResult
+	vault         *setuptest.Credentials
 	dir           string
 	caFile        string
 	sources       map[string]*identity.Source
@@ -62,7 +64,6 @@ func newWorld(t testing.TB) *world {
 
 func newWorldOn(t testing.TB, startConsul func(testing.TB, ...string) (*testhost.Server, *consulapi.Client)) *world {
 	t.Helper()
-	ctx := t.Context()
 	server, _ := startConsul(t, fmt.Sprintf(`
 acl {
   enabled        = true
@@ -75,14 +76,9 @@ acl {
 	vaultServer, vault := testhost.Vault(t)
 	w := &world{consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, vaultRoot: vault, dir: t.TempDir(), sources: map[string]*identity.Source{}}
 	w.consul = w.consulClient(t, management)
-	spec := setup.Spec{Fabric: testFabric, TrustDomain: trustDomain, Nodes: testNodes}
-	eventually(t, func() (err error) {
-		w.tokens, err = setup.Consul(ctx, w.consul, spec)
-		return err
-	})
-	var err error
-	w.vault, err = setup.Vault(ctx, vault, spec)
-	must.NoError(t, err)
+	settings := setuptest.Settings(testFabric, trustDomain)
+	w.tokens = setuptest.Consul(t, w.consul, settings, testNodes...)
+	w.vault = setuptest.Vault(t, vault, settings, testNodes...)
 	w.caFile = filepath.Join(w.dir, "ca.pem")
 	must.NoError(t, os.WriteFile(w.caFile, []byte(w.vault.CA), 0o600))
 	return w
@@ -103,7 +99,7 @@ func (w *world) reset(t testing.TB) {
 }
 
 // source returns the identity of a process from Vault.
-func (w *world) source(t testing.TB, name string, role setup.AppRole, pkiRole, path string, ips ...net.IP) *identity.Source {
+func (w *world) source(t testing.TB, name string, role joining.Grant, pkiRole, path string, ips ...net.IP) *identity.Source {
 	t.Helper()
 	if s := w.sources[name]; s != nil {
 		return s

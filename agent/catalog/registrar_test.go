@@ -15,7 +15,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -218,17 +218,8 @@ func TestNodeToken(t *testing.T) {
 	}
 	manager := client(management)
 	own, other := fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}, fabric.NodeID{Zone: "aws1", Name: "aws1-w2"}
-	var tokens *setup.ConsulResult
-	eventually(t, "set up", func() (ok bool) {
-		var err error
-		tokens, err = setup.Consul(t.Context(), manager, setup.Spec{Fabric: "test", TrustDomain: "test", Nodes: []setup.Node{
-			{NodeID: own, Kind: fabric.KindWorkload}, {NodeID: other, Kind: fabric.KindWorkload},
-		}})
-		if err != nil {
-			t.Log(err)
-		}
-		return err == nil
-	})
+	tokens := setuptest.Consul(t, manager, setuptest.Settings("test", "test"),
+		setuptest.Node{NodeID: own, Kind: fabric.KindWorkload}, setuptest.Node{NodeID: other, Kind: fabric.KindWorkload})
 	node := client(tokens.Nodes[own])
 	s := newSigner(t)
 	w := &wanted{}

@@ -65,7 +65,7 @@ func (l *Lab) SIF(ctx context.Context, args ...string) (string, error) {
 // awaitDeployments waits until the latest deployment of every job is successful. Its error
 // describes the deployments that are not.
 func (l *Lab) awaitDeployments(parent context.Context, within time.Duration) error {
-	client, err := l.Nomad(l.Secrets.Nomad.Operator)
+	client, err := l.Nomad(l.Secrets.NomadOperator)
 	if err != nil {
 		return err
 	}
@@ -143,7 +143,7 @@ type Page struct {
 
 // Pages lists the ports that the running jobs publish.
 func (l *Lab) Pages(ctx context.Context) ([]Page, error) {
-	client, err := l.Nomad(l.Secrets.Nomad.Operator)
+	client, err := l.Nomad(l.Secrets.NomadOperator)
 	if err != nil {
 		return nil, err
 	}

@@ -27,7 +27,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/join"
 )
 
 const (
@@ -70,9 +70,12 @@ type Secrets struct {
 	NomadConsul      string            // token of Nomad's servers and clients for Consul
 	ConsulAgents     map[string]string // the Consul agents' own tokens, by node name
 
-	Vault  *setup.VaultResult
-	Consul *setup.ConsulResult
-	Nomad  *setup.NomadResult
+	ConsulOperator string // what people have
+	NomadOperator  string
+	Machines       map[string]join.Grant // by node name
+
+	ConsulDaemons   map[string]string // by node name
+	NomadController string
 }
 
 var labName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)

@@ -31,7 +31,6 @@ import (
 	nomad "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
-	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -91,14 +90,14 @@ func testConsul(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "403")
 	must.Nil(t, pairs)
 
-	controller, err := l.Consul(l.Secrets.Consul.Controller)
+	controller, err := l.Consul(l.Secrets.ConsulDaemons[l.Topology.Orchestrator().Name])
 	must.NoError(t, err)
 	_, err = controller.KV().Put(&api.KVPair{Key: "sif/v1/test", Value: []byte("x")}, nil)
 	must.NoError(t, err)
 	_, err = controller.KV().Put(&api.KVPair{Key: "other"}, nil)
 	must.ErrorContains(t, err, "403")
 
-	node, err := l.ConsulAgent("aws1-w1", l.Secrets.Consul.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}])
+	node, err := l.ConsulAgent("aws1-w1", l.Secrets.ConsulDaemons["aws1-w1"])
 	must.NoError(t, err)
 	pair, _, err := node.KV().Get("sif/v1/test", nil)
 	must.NoError(t, err)
@@ -119,8 +118,8 @@ func testVault(t *testing.T, l *Lab) {
 	_, err = client.Logical().Read("sif-transit/keys/sif")
 	must.Error(t, err)
 
-	node := l.Secrets.Vault.Nodes[fabric.NodeID{Zone: "aws1", Name: "aws1-p1"}]
-	login, err := client.Logical().Write("auth/approle/login", map[string]any{"role_id": node.RoleID, "secret_id": node.SecretID})
+	node := l.Secrets.Machines["aws1-p1"]
+	login, err := client.Logical().Write("auth/sif-approle/login", map[string]any{"role_id": node.RoleID, "secret_id": node.SecretID})
 	must.NoError(t, err)
 	client.SetToken(login.Auth.ClientToken)
 	key, err := client.Logical().Read("sif-transit/keys/sif")
@@ -128,7 +127,7 @@ func testVault(t *testing.T, l *Lab) {
 	must.Eq(t, "ed25519", key.Data["type"])
 	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "eA=="})
 	must.ErrorContains(t, err, "permission denied")
-	_, err = client.Logical().Write("sif-pki/sign/node-aws1-aws1-w1", map[string]any{"csr": "x"})
+	_, err = client.Logical().Write("sif-pki/sign/node-aws1--aws1-w1", map[string]any{"csr": "x"})
 	must.ErrorContains(t, err, "permission denied")
 
 	// A node gets a certificate for its own name and kind, and for no other name.
@@ -140,7 +139,7 @@ func testVault(t *testing.T, l *Lab) {
 		block, _ := pem.Decode([]byte(secret.Data["certificate"].(string)))
 		return x509.ParseCertificate(block.Bytes)
 	}
-	cert, err := sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
+	cert, err := sign("node-aws1--aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
 	must.NoError(t, err)
 	must.Eq(t, []string{"processor"}, cert.Subject.OrganizationalUnit)
 	must.Len(t, 1, cert.URIs)
@@ -151,15 +150,15 @@ func testVault(t *testing.T, l *Lab) {
 	must.True(t, roots.AppendCertsFromPEM(ca))
 	_, err = cert.Verify(x509.VerifyOptions{Roots: roots, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	must.NoError(t, err)
-	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1", net.IPv4(10, 101, 0, 10))
+	_, err = sign("node-aws1--aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1", net.IPv4(10, 101, 0, 10))
 	must.ErrorContains(t, err, "IP Subject Alternative Names are not allowed")
-	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-w1")
+	_, err = sign("node-aws1--aws1-p1", "spiffe://sif.test/node/aws1/aws1-w1")
 	must.ErrorContains(t, err, "not valid for this role")
 	_, err = sign("workload", "spiffe://sif.test/getaway-app/http-proxy")
 	must.ErrorContains(t, err, "permission denied")
 
-	controller := l.Secrets.Vault.Controller
-	login, err = client.Logical().Write("auth/approle/login", map[string]any{"role_id": controller.RoleID, "secret_id": controller.SecretID})
+	controller := l.Secrets.Machines[l.Topology.Orchestrator().Name]
+	login, err = client.Logical().Write("auth/sif-approle/login", map[string]any{"role_id": controller.RoleID, "secret_id": controller.SecretID})
 	must.NoError(t, err)
 	client.SetToken(login.Auth.ClientToken)
 	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "eA=="})
@@ -168,7 +167,7 @@ func testVault(t *testing.T, l *Lab) {
 	must.NoError(t, err)
 	_, err = sign("controller", "spiffe://sif.test/node/aws1/aws1-w1")
 	must.ErrorContains(t, err, "not valid for this role")
-	_, err = sign("node-aws1-aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
+	_, err = sign("node-aws1--aws1-p1", "spiffe://sif.test/node/aws1/aws1-p1")
 	must.ErrorContains(t, err, "permission denied")
 }
 
@@ -187,7 +186,7 @@ func signingRequest(t *testing.T, id string, addresses ...net.IP) string {
 }
 
 func testNomad(t *testing.T, l *Lab) {
-	client, err := l.Nomad(l.Secrets.Nomad.Operator)
+	client, err := l.Nomad(l.Secrets.NomadOperator)
 	must.NoError(t, err)
 	for _, n := range l.Topology.Nodes(Workload) {
 		must.NoError(t, nomadReady(t.Context(), client, n))

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
-
-	"github.com/sif-project/sif/internal/setup"
 )
 
 // NomadAddress is the address of the Nomad server: HTTPS with the servers' CA, ACLs enabled.
@@ -58,9 +56,6 @@ func (l *Lab) startNomadServer(ctx context.Context) error {
 		_, _, err := client.ACLTokens().BootstrapOpts(l.Secrets.NomadManagement, (&api.WriteOptions{}).WithContext(ctx))
 		return err
 	}); err != nil {
-		return err
-	}
-	if l.Secrets.Nomad, err = setup.Nomad(ctx, client, l.setupSpec()); err != nil {
 		return err
 	}
 	l.progress.line("Nomad server")

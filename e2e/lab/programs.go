@@ -49,11 +49,9 @@ func (l *Lab) checkPrograms(ctx context.Context) error {
 	if _, err := os.Stat(busybox); err != nil {
 		missing = append(missing, err)
 	}
-	if !l.ServersOnly {
-		for _, name := range []string{"sif", "sif-cni"} {
-			if _, err := os.Stat(filepath.Join(l.Bin, name)); err != nil {
-				missing = append(missing, fmt.Errorf("%w: run `make build`", err))
-			}
+	for _, name := range []string{"sif", "sif-cni"} {
+		if _, err := os.Stat(filepath.Join(l.Bin, name)); err != nil {
+			missing = append(missing, fmt.Errorf("%w: run `make build`", err))
 		}
 	}
 	if err := errors.Join(missing...); err != nil {

@@ -35,13 +35,13 @@ func (l *Lab) Environment() []string {
 		"VAULT_TOKEN=" + l.Secrets.VaultRoot,
 		"VAULT_CACERT=" + l.ServersCA(),
 		"NOMAD_ADDR=" + l.NomadAddress(),
-		"NOMAD_TOKEN=" + l.Secrets.Nomad.Operator,
+		"NOMAD_TOKEN=" + l.Secrets.NomadOperator,
 		"NOMAD_CACERT=" + l.ServersCA(),
 	}
 	if !l.ServersOnly {
 		env = append(env,
 			"SIF_HTTP_ADDR="+l.ControllerAddress(),
-			"SIF_TOKEN="+l.Secrets.Consul.Operator,
+			"SIF_TOKEN="+l.Secrets.ConsulOperator,
 			"SIF_CACERT="+l.FabricCA(),
 			"SIF_TRUST_DOMAIN="+l.Topology.TrustDomain,
 		)

@@ -10,8 +10,6 @@ import (
 	"fmt"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/sif-project/sif/internal/setup"
 )
 
 // startServers starts everything except SIF and Nomad's clients. The clients look for CNI networks
@@ -29,6 +27,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 		return err
 	}
 	consul := make(chan struct{})
+	parent := ctx
 	g, ctx := errgroup.WithContext(ctx)
 	after := func(done <-chan struct{}) error {
 		select {
@@ -43,12 +42,7 @@ func (l *Lab) startServers(ctx context.Context) error {
 			return err
 		}
 		close(consul)
-		client, err := l.Consul(l.Secrets.ConsulManagement)
-		if err != nil {
-			return err
-		}
-		l.Secrets.Consul, err = setup.Consul(ctx, client, l.setupSpec())
-		return err
+		return nil
 	})
 	g.Go(func() error { return l.startVault(ctx) })
 	g.Go(func() error {
@@ -87,7 +81,10 @@ func (l *Lab) startServers(ctx context.Context) error {
 			return nil
 		})
 	}
-	return g.Wait()
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	return l.setUp(parent)
 }
 
 // startNomadClients starts the Nomad clients of all workload nodes.

@@ -5,7 +5,6 @@ package lab
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -63,7 +62,7 @@ func (l *Lab) startFabric(ctx context.Context) error {
 
 func (l *Lab) startController(ctx context.Context) error {
 	node := l.Topology.Orchestrator()
-	secret, err := l.writeSecretID(node.Name, l.Secrets.Vault.Controller.SecretID)
+	secret, err := l.secretFile(node.Name)
 	if err != nil {
 		return err
 	}
@@ -72,9 +71,9 @@ func (l *Lab) startController(ctx context.Context) error {
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("listen", fmt.Sprintf("%s:%d", node.Address, controllerPort))
 	c.block("underlay", "address", node.Address, "interface", underlay)
-	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.Consul.Controller)
-	l.vaultBlock(&c, l.Secrets.Vault.Controller.RoleID, secret)
-	c.block("nomad", "address", l.NomadAddress(), "token", l.Secrets.Nomad.Controller, "ca_file", l.ServersCA())
+	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.ConsulDaemons[node.Name])
+	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
+	c.block("nomad", "address", l.NomadAddress(), "token", l.Secrets.NomadController, "ca_file", l.ServersCA())
 	c.block("pools", "ipv4", l.Topology.Pools.IPv4, "ipv6", l.Topology.Pools.IPv6)
 	p, err := l.daemon(node, "controller", c)
 	if err != nil {
@@ -129,8 +128,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if node.Kind == Processor {
 		daemon = "engine"
 	}
-	role := l.Secrets.Vault.Nodes[nodeID(node)]
-	secret, err := l.writeSecretID(node.Name, role.SecretID)
+	secret, err := l.secretFile(node.Name)
 	if err != nil {
 		return err
 	}
@@ -141,8 +139,8 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("bpf_dir", l.BPFDir(node.Name))
 	c.block("underlay", "address", node.Address, "interface", underlay)
-	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.Consul.Nodes[nodeID(node)])
-	l.vaultBlock(&c, role.RoleID, secret)
+	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.ConsulDaemons[node.Name])
+	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
 	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
@@ -222,20 +220,9 @@ func (l *Lab) common(c *hclText, node *Node) {
 	c.attr("run_dir", l.SIFRunDir(node.Name))
 }
 
-// vaultBlock leaves the mounts and roles at their defaults, which are what package setup creates.
+// vaultBlock leaves the mounts and roles at their defaults, which are what sif setup makes.
 func (l *Lab) vaultBlock(c *hclText, roleID, secretIDFile string) {
 	c.block("vault", "address", l.VaultAddress(), "ca_file", l.ServersCA(), "role_id", roleID, "secret_id_file", secretIDFile)
-}
-
-func (l *Lab) writeSecretID(node, secretID string) (string, error) {
-	if secretID == "" {
-		return "", errors.New("Vault has made no secret ID for " + node)
-	}
-	file := l.varDir(node, "secret-id")
-	if err := os.WriteFile(file, []byte(secretID+"\n"), 0o600); err != nil {
-		return "", fmt.Errorf("write the secret ID of %s: %w", node, err)
-	}
-	return file, nil
 }
 
 // daemon writes a daemon's configuration and returns its process, not started yet.

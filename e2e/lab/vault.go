@@ -15,9 +15,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/api"
-
-	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/setup"
 )
 
 // VaultAddress is the address of Vault: HTTPS with the servers' CA.
@@ -69,7 +66,7 @@ func (l *Lab) httpsClientOf(node, caFile string) (*http.Client, error) {
 	}}, nil
 }
 
-// startVault starts Vault, initialises and unseals it, and sets it up for the fabric.
+// startVault starts Vault, initialises and unseals it.
 func (l *Lab) startVault(ctx context.Context) error {
 	node := l.Topology.Orchestrator()
 	pair, err := l.ca.issue("vault", node.Address)
@@ -118,15 +115,7 @@ log_level     = "info"
 	if err := l.Unseal(ctx); err != nil {
 		return err
 	}
-	client.SetToken(keys.RootToken)
-	l.Secrets.Vault, err = setup.Vault(ctx, client, l.setupSpec())
-	if err != nil {
-		return err
-	}
-	if err := os.WriteFile(l.FabricCA(), []byte(l.Secrets.Vault.CA+"\n"), 0o644); err != nil {
-		return fmt.Errorf("write the fabric's CA: %w", err)
-	}
-	l.progress.line("Vault, with the fabric's CA and signing key")
+	l.progress.line("Vault")
 	return nil
 }
 
@@ -155,17 +144,6 @@ func (l *Lab) Unseal(ctx context.Context) error {
 		return err
 	})
 }
-
-func (l *Lab) setupSpec() setup.Spec {
-	spec := setup.Spec{Fabric: l.Topology.Fabric, TrustDomain: l.Topology.TrustDomain}
-	for _, n := range l.Topology.Nodes(Processor, Workload) {
-		spec.Nodes = append(spec.Nodes, setup.Node{NodeID: nodeID(n), Kind: fabric.NodeKind(n.Kind)})
-	}
-	return spec
-}
-
-// nodeID returns the key of a node in the results of package setup.
-func nodeID(n *Node) fabric.NodeID { return fabric.NodeID{Zone: n.Zone, Name: n.Name} }
 
 func mkdirs(dirs ...string) error {
 	for _, d := range dirs {

@@ -59,6 +59,8 @@ func (c *Config) Identity() identity.Config {
 	return identity.Config{
 		VaultAddress: withScheme(c.Vault.Address, c.Vault.CAFile),
 		VaultCAFile:  c.Vault.CAFile,
+		Namespace:    c.Vault.Namespace,
+		AppRoleMount: c.Vault.AppRoleMount,
 		RoleID:       c.Vault.RoleID,
 		SecretIDFile: c.Vault.SecretIDFile,
 		JWTMount:     c.Vault.JWTMount,

@@ -79,6 +79,8 @@ type Consul struct {
 type Vault struct {
 	Address      string `hcl:"address,optional"`
 	CAFile       string `hcl:"ca_file,optional"`
+	Namespace    string `hcl:"namespace,optional"`
+	AppRoleMount string `hcl:"approle_mount,optional"`
 	RoleID       string `hcl:"role_id,optional"` // AppRole
 	SecretIDFile string `hcl:"secret_id_file,optional"`
 	JWTMount     string `hcl:"jwt_mount,optional"` // JWT instead of AppRole, for a daemon that is a Nomad job

@@ -62,7 +62,7 @@ func TestParseAgent(t *testing.T) {
 	must.Eq(t, "/node/aws1/aws1-w1", c.SPIFFEPath())
 	must.Eq(t, "10.1.0.11", c.Underlay.Addr().String())
 	must.Eq(t, "sif-pki", c.Vault.PKIMount)
-	must.Eq(t, "node-aws1-aws1-w1", c.Vault.PKIRole)
+	must.Eq(t, "node-aws1--aws1-w1", c.Vault.PKIRole)
 	must.Eq(t, "sif-transit", c.Vault.TransitMount)
 	must.Eq(t, "sif", c.Vault.TransitKey)
 	must.Eq(t, 8920, c.Link.MTU)

@@ -118,6 +118,7 @@ func (c *Config) fillFromEnvironment(getenv func(string) string) {
 	fill(&c.Consul.KeyFile, "CONSUL_CLIENT_KEY")
 	fill(&c.Vault.Address, "VAULT_ADDR")
 	fill(&c.Vault.CAFile, "VAULT_CACERT")
+	fill(&c.Vault.Namespace, "VAULT_NAMESPACE")
 	fill(&c.Nomad.Address, "NOMAD_ADDR")
 	if c.Nomad.TokenFile == "" {
 		fill(&c.Nomad.Token, "NOMAD_TOKEN")
@@ -144,6 +145,7 @@ func (c *Config) fillDefaults() {
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
 	fill(&c.Vault.JWTMount, wellknown.JWTMount)
+	fill(&c.Vault.AppRoleMount, wellknown.AppRoleMount)
 	fill(&c.Vault.PKIMount, wellknown.PKIMount)
 	fill(&c.Vault.TransitMount, wellknown.TransitMount)
 	fill(&c.Vault.TransitKey, wellknown.TransitKey)

@@ -13,6 +13,7 @@ import (
 // Settings describe a fabric and the servers that it uses. They contain no secret.
 type Settings struct {
 	Fabric      string         `json:"fabric"`
+	Prefix      string         `json:"prefix"`       // of the names of policies, roles and auth methods of the fabric
 	TrustDomain string         `json:"trust_domain"` // of the SPIFFE IDs
 	CertTTL     time.Duration  `json:"cert_ttl"`     // lifetime of the certificates of daemons and workloads
 	Pools       Pools          `json:"pools"`
@@ -32,6 +33,7 @@ type VaultSettings struct {
 	Address       string `json:"address"`
 	CA            string `json:"ca,omitempty"` // PEM; the system's authorities if empty
 	Namespace     string `json:"namespace,omitempty"`
+	Issuer        string `json:"issuer"` // of Vault's identity tokens
 	AppRoleMount  string `json:"approle_mount"`
 	PKIMount      string `json:"pki_mount"`
 	TransitMount  string `json:"transit_mount"`

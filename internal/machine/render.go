@@ -198,9 +198,7 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 		b.text("address", s.Vault.Address)
 		b.text("ca_file", file(vaultCAName))
 		b.text("namespace", s.Vault.Namespace)
-		if s.Vault.AppRoleMount != "approle" {
-			b.text("approle_mount", s.Vault.AppRoleMount)
-		}
+		b.text("approle_mount", s.Vault.AppRoleMount)
 		b.text("role_id", g.RoleID)
 		b.text("secret_id_file", l.SecretIDFile())
 		b.text("pki_mount", s.Vault.PKIMount)

@@ -5,6 +5,8 @@ package setup
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -13,6 +15,7 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -20,231 +23,285 @@ import (
 // any spiffe://<trust domain>/<domain>/<service>.
 const RoleWorkload = "workload"
 
-// AppRole contains the credentials with which a daemon logs in to Vault.
-type AppRole struct {
-	RoleID   string
-	SecretID string
-}
-
-// VaultResult contains what the daemons need from Vault.
-type VaultResult struct {
-	CA         string                    // the fabric's root certificate, PEM
-	Controller AppRole                   // may sign with the transit key, and have certificates of workloads signed
-	Nodes      map[fabric.NodeID]AppRole // may have their own certificate signed, and read the public keys
-}
-
 const (
 	rootTTL   = 10 * 365 * 24 * time.Hour
-	loginTTL  = "1h"  // of Vault tokens, which the daemons renew
-	clockSkew = "60s" // how far the clock of a verifier may be behind that of Vault
+	loginTTL  = time.Hour        // of Vault tokens, which the daemons renew
+	clockSkew = 60 * time.Second // how far the clock of a verifier may be behind that of Vault
+	jwtTTL    = 5 * time.Minute  // of identity tokens, which are used at once
+	keyPeriod = 24 * time.Hour   // of the key that signs them
+	signing   = "ES256"          // its algorithm
 )
 
-// Vault creates the PKI with its root and roles, the signing key, the policies of operators, and an
-// AppRole for the controller and each node. The client's token must be able to mount secrets
-// engines and auth methods, and to write policies.
-func Vault(ctx context.Context, client *api.Client, spec Spec) (*VaultResult, error) {
-	spec, err := spec.withDefaults()
-	if err != nil {
-		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	v := vault{client: client, spec: spec}
-	result, err := v.setUp(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("set up Vault: %w", err)
-	}
-	return result, nil
-}
-
-// operatorRule permits the token of an operator to look up itself, which the controller asks of it.
-// Vault's policy "default" contains the same rule.
-var operatorRule = rule("auth/token/lookup-self", "read")
-
 type vault struct {
-	client *api.Client
-	spec   Spec
+	client   *api.Client
+	settings join.Settings
+
+	mine     map[string]bool // the mounts that are there and the fabric's, as last read
+	accessor string          // of the AppRole mount, as last read
 }
 
-func (v *vault) setUp(ctx context.Context) (*VaultResult, error) {
-	if err := v.mounts(ctx); err != nil {
-		return nil, err
+func (v *vault) objects() []object {
+	s := v.settings.Vault
+	v.mine = map[string]bool{}
+	list := []object{
+		v.mount(s.PKIMount, "pki", "identities of nodes and workloads", "-pki-mount", rootTTL),
+		v.root(),
+		v.inMount(s.PKIMount, "PKI role", "roles/"+RoleWorkload, v.role("service", v.spiffeID("/*/*"))), // matches nodes' IDs too: they differ in the unit
+		v.inMount(s.PKIMount, "PKI role", "roles/"+wellknown.ControllerRole, v.controllerRole()),
+		v.mount(s.TransitMount, "transit", "signatures of revisions and admissions", "-transit-mount", 0),
+		v.inMount(s.TransitMount, "transit key", "keys/"+s.TransitKey, fields{"type": "ed25519"}),
+		v.mount(s.SettingsMount, "kv", "its settings, and the addresses of its controllers", "-settings-mount", 0),
+		v.authMount(),
+		v.identityKey(),
 	}
-	result := &VaultResult{Nodes: map[fabric.NodeID]AppRole{}}
-	var err error
-	if result.CA, err = v.root(ctx); err != nil {
-		return nil, err
-	}
-	if err := v.roles(ctx); err != nil {
-		return nil, err
-	}
-	for name, rules := range map[string]string{
-		OperatorPolicy: operatorRule + v.keysPolicy(), ReadPolicy: operatorRule + v.keysPolicy(), VerifyPolicy: v.keysPolicy(),
-	} {
-		if err := v.policy(ctx, name, rules); err != nil {
-			return nil, err
+	// Consul and Nomad have a role and an audience each, so that neither accepts the other's
+	// tokens.
+	for _, role := range []string{v.settings.Consul.TokenRole, v.settings.Nomad.TokenRole} {
+		if role != "" {
+			list = append(list, v.identityRole(role))
 		}
 	}
-	if result.Controller, err = v.appRole(ctx, wellknown.ControllerRole, v.controllerPolicy()); err != nil {
-		return nil, err
-	}
-	for _, n := range v.spec.Nodes {
-		if result.Nodes[n.NodeID], err = v.appRole(ctx, wellknown.NodeRole(n.Zone, n.Name), v.nodePolicy(n)); err != nil {
-			return nil, err
-		}
-	}
-	return result, nil
+	return append(list,
+		v.policy(v.nodePolicyName(), "engines and agents", v.nodePolicy),
+		v.policy(v.controllerPolicyName(), "controllers", v.controllerPolicy),
+		v.policy(v.named(operatorSuffix), "operators", func() string { return operatorRule + v.keysPolicy() + v.nodesPolicy() }),
+		v.policy(v.named(readSuffix), "readers", func() string { return operatorRule + v.keysPolicy() }),
+		v.policy(v.named(verifySuffix), "who verifies signatures", v.keysPolicy),
+	)
 }
 
-func (v *vault) write(ctx context.Context, path string, data map[string]any) (*api.Secret, error) {
+func (v *vault) named(suffix string) string { return named(v.settings, suffix) }
+
+func (v *vault) nodePolicyName() string       { return v.named(nodeSuffix) }
+func (v *vault) controllerPolicyName() string { return v.named(controllerSuffix) }
+
+// read reads a path; nil if there is nothing.
+func (v *vault) read(ctx context.Context, path string) (map[string]any, error) {
+	secret, err := v.client.Logical().ReadWithContext(ctx, path)
+	if err != nil {
+		return nil, v.explain(ctx, err, path, "read")
+	}
+	if secret == nil {
+		return nil, nil
+	}
+	return secret.Data, nil
+}
+
+func (v *vault) put(ctx context.Context, path string, data map[string]any) (*api.Secret, error) {
 	secret, err := v.client.Logical().WriteWithContext(ctx, path, data)
 	if err != nil {
-		return nil, fmt.Errorf("write %s: %w", path, err)
+		return nil, v.explain(ctx, err, path, "create and update")
 	}
 	return secret, nil
 }
 
-// mounts creates the mounts, the auth method AppRole and the signing key.
-func (v *vault) mounts(ctx context.Context) error {
-	mounted, err := v.client.Sys().ListMountsWithContext(ctx)
+func (v *vault) drop(ctx context.Context, path string) error {
+	if _, err := v.client.Logical().DeleteWithContext(ctx, path); err != nil {
+		return v.explain(ctx, err, path, "delete")
+	}
+	return nil
+}
+
+// list lists the keys under a path.
+func (v *vault) list(ctx context.Context, path string) ([]string, error) {
+	secret, err := v.client.Logical().ListWithContext(ctx, path)
 	if err != nil {
-		return fmt.Errorf("list mounts: %w", err)
+		return nil, v.explain(ctx, err, path, "list")
 	}
-	for path, input := range map[string]*api.MountInput{
-		v.spec.PKIMount: {
-			Type:        "pki",
-			Description: "SIF " + v.spec.Fabric + ": identities of nodes and workloads",
-			Config:      api.MountConfigInput{MaxLeaseTTL: fmt.Sprintf("%.0fh", rootTTL.Hours())},
-		},
-		v.spec.TransitMount: {
-			Type:        "transit",
-			Description: "SIF " + v.spec.Fabric + ": signatures of revisions and admissions",
-		},
-	} {
-		if have, ok := mounted[path+"/"]; ok {
-			if have.Type != input.Type {
-				return fmt.Errorf("the type of mount %s is %s, expected %s; use another mount", path, have.Type, input.Type)
-			}
-			continue
-		}
-		if err := v.client.Sys().MountWithContext(ctx, path, input); err != nil {
-			return fmt.Errorf("mount %s: %w", path, err)
-		}
+	if secret == nil {
+		return nil, nil
 	}
-	auths, err := v.client.Sys().ListAuthWithContext(ctx)
-	if err != nil {
-		return fmt.Errorf("list auth methods: %w", err)
+	keys, _ := secret.Data["keys"].([]any)
+	var names []string
+	for _, k := range keys {
+		names = append(names, fmt.Sprint(k))
 	}
-	if _, ok := auths["approle/"]; !ok {
-		if err := v.client.Sys().EnableAuthWithOptionsWithContext(ctx, "approle", &api.EnableAuthOptions{Type: "approle"}); err != nil {
-			return fmt.Errorf("enable AppRole: %w", err)
-		}
-	}
-	// Writing a key that exists changes nothing, without an error, even if the key has another
-	// type.
-	key := v.spec.TransitMount + "/keys/" + v.spec.TransitKey
-	if _, err := v.write(ctx, key, map[string]any{"type": "ed25519"}); err != nil {
+	return names, nil
+}
+
+// explain adds to a refusal which capability is missing on which path.
+func (v *vault) explain(ctx context.Context, err error, path, needed string) error {
+	var r *api.ResponseError
+	if !errors.As(err, &r) || r.StatusCode != http.StatusForbidden {
 		return err
 	}
-	secret, err := v.client.Logical().ReadWithContext(ctx, key)
-	if err != nil {
-		return fmt.Errorf("read %s: %w", key, err)
+	has, cerr := v.client.Sys().CapabilitiesSelfWithContext(ctx, path)
+	if cerr != nil {
+		return fmt.Errorf("the token of Vault is not valid, or may not %s %q: log in again, or use another one: %w", needed, path, err)
 	}
-	if secret == nil || secret.Data["type"] != "ed25519" {
-		return fmt.Errorf("%s exists but is not an ed25519 key; use another key name", key)
-	}
-	return nil
+	return fmt.Errorf("the token of Vault lacks a capability: it needs %s on path %q and has %s there", needed, path, strings.Join(has, ", "))
 }
 
-// root returns the root certificate. It creates one if the mount has none.
-func (v *vault) root(ctx context.Context) (string, error) {
-	path := v.spec.PKIMount + "/cert/ca"
-	secret, err := v.client.Logical().ReadWithContext(ctx, path)
-	// Without an issuer, Vault answers with an error or with an empty certificate, depending on its
-	// version.
-	if rerr, ok := err.(*api.ResponseError); ok && rerr.StatusCode < http.StatusInternalServerError && rerr.StatusCode != http.StatusForbidden {
-		err = nil
+// mount is a secrets engine.
+func (v *vault) mount(path, kind, what, option string, most time.Duration) object {
+	want := fields{"type": kind, "description": owned(v.settings.Fabric, what)}
+	if most > 0 {
+		want["max_lease_ttl"] = int(most.Seconds())
 	}
-	if err != nil && !strings.Contains(err.Error(), "no default issuer") {
-		return "", fmt.Errorf("read %s: %w", path, err)
+	tuned := func() map[string]any {
+		t := map[string]any{"description": want["description"]}
+		if most > 0 {
+			t["max_lease_ttl"] = fmt.Sprintf("%.0fs", most.Seconds())
+		}
+		return t
 	}
-	if pem := text(secret, "certificate"); pem != "" {
-		return pem, nil
-	}
-	secret, err = v.write(ctx, v.spec.PKIMount+"/root/generate/internal", map[string]any{
-		"common_name": "SIF " + v.spec.TrustDomain,
-		"issuer_name": "sif",
-		"uri_sans":    v.spiffeID(""),
-		"key_type":    "ec",
-		"key_bits":    256,
-		"ttl":         fmt.Sprintf("%.0fh", rootTTL.Hours()),
-	})
-	if err != nil {
-		return "", err
-	}
-	pem := text(secret, "certificate")
-	if pem == "" {
-		return "", fmt.Errorf("Vault created a root but returned no certificate")
-	}
-	return pem, nil
-}
-
-// roles writes the PKI roles. Vault replaces a role that exists, so a role of an earlier version
-// loses what this version does not permit.
-func (v *vault) roles(ctx context.Context) error {
-	// Only the controller is called by people and programs that know a host, so only its
-	// certificate has names and addresses; its identity is the URI.
-	controller := v.role("controller", v.spiffeID(fabric.ControllerSPIFFE))
-	controller["allow_ip_sans"] = true
-	controller["allow_any_name"] = true
-	roles := map[string]map[string]any{
-		// The pattern matches the IDs of nodes too. They differ in the organizational unit.
-		RoleWorkload:             v.role("service", v.spiffeID("/*/*")),
-		wellknown.ControllerRole: controller,
-	}
-	for _, n := range v.spec.Nodes {
-		name, id := wellknown.NodeRole(n.Zone, n.Name), v.spiffeID(n.SPIFFE())
-		if err := v.roleIsFree(ctx, name, id, roles[name]); err != nil {
+	return object{
+		server: Vault, kind: kind + " mount", name: path, option: option,
+		want: fixed(want),
+		read: func(ctx context.Context) (*found, error) {
+			mounts, err := v.client.Sys().ListMountsWithContext(ctx)
+			if err != nil {
+				return nil, v.explain(ctx, err, "sys/mounts", "read")
+			}
+			m := mounts[path+"/"]
+			v.mine[path] = m != nil && ownerOf(m.Description) == v.settings.Fabric
+			if m == nil {
+				return nil, nil
+			}
+			return &found{owner: ownerOf(m.Description), fields: fields{
+				"type": m.Type, "description": m.Description, "max_lease_ttl": m.Config.MaxLeaseTTL,
+			}}, nil
+		},
+		write: func(ctx context.Context, _ fields, have *found) error {
+			if have != nil {
+				_, err := v.put(ctx, "sys/mounts/"+path+"/tune", tuned())
+				return err
+			}
+			_, err := v.put(ctx, "sys/mounts/"+path, map[string]any{"type": kind, "description": want["description"], "config": tuned()})
 			return err
-		}
-		roles[name] = v.role(string(n.Kind), id)
+		},
+		remove: func(ctx context.Context, _ *found) error { return v.drop(ctx, "sys/mounts/"+path) },
 	}
-	for name, role := range roles {
-		if _, err := v.write(ctx, v.spec.PKIMount+"/roles/"+name, role); err != nil {
+}
+
+// authMount is the AppRole method of the fabric's machines. It has a mount of its own, so that who
+// makes nodes can make no other logins.
+func (v *vault) authMount() object {
+	path := v.settings.Vault.AppRoleMount
+	want := fields{"type": "approle", "description": owned(v.settings.Fabric, "log-in of its machines")}
+	return object{
+		server: Vault, kind: "approle auth method", name: path, option: "-approle-mount",
+		want: fixed(want),
+		read: func(ctx context.Context) (*found, error) {
+			mounts, err := v.client.Sys().ListAuthWithContext(ctx)
+			if err != nil {
+				return nil, v.explain(ctx, err, "sys/auth", "read")
+			}
+			m := mounts[path+"/"]
+			v.accessor = ""
+			v.mine["auth/"+path] = m != nil && ownerOf(m.Description) == v.settings.Fabric
+			if m == nil {
+				return nil, nil
+			}
+			v.accessor = m.Accessor
+			return &found{owner: ownerOf(m.Description), fields: fields{"type": m.Type, "description": m.Description}}, nil
+		},
+		write: func(ctx context.Context, want fields, have *found) error {
+			if have != nil {
+				_, err := v.put(ctx, "sys/auth/"+path+"/tune", map[string]any{"description": want["description"]})
+				return err
+			}
+			_, err := v.put(ctx, "sys/auth/"+path, want)
 			return err
-		}
+		},
+		remove: func(ctx context.Context, have *found) error {
+			roles, err := v.list(ctx, "auth/"+path+"/role")
+			if err != nil {
+				return err
+			}
+			for _, r := range roles {
+				if err := v.forgetEntity(ctx, r); err != nil {
+					return err
+				}
+			}
+			return v.drop(ctx, "sys/auth/"+path)
+		},
 	}
-	return nil
 }
 
-// roleIsFree returns an error if a role of that name, in Vault or among those to be written, is for
-// another node: "a-b/c" and "a/b-c" have the same name, and would get each other's certificates.
-func (v *vault) roleIsFree(ctx context.Context, name, spiffeID string, planned map[string]any) error {
-	path := v.spec.PKIMount + "/roles/" + name
-	ids := planned["allowed_uri_sans"]
-	if planned == nil {
-		secret, err := v.client.Logical().ReadWithContext(ctx, path)
-		if err != nil {
-			return fmt.Errorf("read %s: %w", path, err)
-		}
-		if secret == nil {
-			return nil
-		}
-		ids = secret.Data["allowed_uri_sans"]
+// forgetEntity deletes the entity that Vault made when the machine with an AppRole logged in.
+func (v *vault) forgetEntity(ctx context.Context, role string) error {
+	path := "auth/" + v.settings.Vault.AppRoleMount + "/role/" + role + "/role-id"
+	id, err := v.read(ctx, path)
+	if err != nil || id == nil {
+		return err
 	}
-	if have := fmt.Sprint(ids); have != fmt.Sprint([]string{spiffeID}) {
-		return fmt.Errorf("role %s is for %s, not for %s: give the node another name, or delete the role if that node is gone", path, have, spiffeID)
+	secret, err := v.put(ctx, "identity/lookup/entity", map[string]any{"alias_name": id["role_id"], "alias_mount_accessor": v.accessor})
+	if err != nil || secret == nil {
+		return err
 	}
-	return nil
+	return v.drop(ctx, "identity/entity/id/"+text(secret, "id"))
 }
 
-func (v *vault) spiffeID(path string) string { return "spiffe://" + v.spec.TrustDomain + path }
+// inMount is an object of one of the fabric's mounts, with which it goes.
+func (v *vault) inMount(mount, kind, path string, want fields) object {
+	full := mount + "/" + path
+	return object{
+		server: Vault, kind: kind, name: full, option: "another mount",
+		want: fixed(want),
+		read: func(ctx context.Context) (*found, error) {
+			if !v.mine[mount] {
+				return nil, nil
+			}
+			data, err := v.read(ctx, full)
+			if err != nil || data == nil {
+				return nil, err
+			}
+			return &found{owner: v.settings.Fabric, fields: data}, nil
+		},
+		write: func(ctx context.Context, want fields, have *found) error {
+			if have != nil && kind == "transit key" { // writing it changes nothing, without an error
+				return fmt.Errorf("it is not an ed25519 key: use another one (-transit-key)")
+			}
+			_, err := v.put(ctx, full, want)
+			return err
+		},
+	}
+}
+
+// root is the fabric's root certificate.
+func (v *vault) root() object {
+	mount := v.settings.Vault.PKIMount
+	return object{
+		server: Vault, kind: "root certificate", name: mount + "/cert/ca", option: "-pki-mount",
+		want: fixed(fields{"certificate": "SIF " + v.settings.TrustDomain + ", EC P-256, 10 years"}),
+		read: func(ctx context.Context) (*found, error) {
+			if !v.mine[mount] {
+				return nil, nil
+			}
+			data, err := v.read(ctx, mount+"/cert/ca")
+			var r *api.ResponseError
+			// Without an issuer, Vault answers with an error or with an empty certificate,
+			// depending on its version.
+			if errors.As(err, &r) && r.StatusCode < http.StatusInternalServerError || err != nil && strings.Contains(err.Error(), "no default issuer") {
+				err = nil
+			}
+			if pem, _ := data["certificate"].(string); err != nil || pem == "" {
+				return nil, err
+			}
+			// Another root than the first one is the operator's choice: its rotation.
+			return &found{owner: v.settings.Fabric, fields: fields{"certificate": "SIF " + v.settings.TrustDomain + ", EC P-256, 10 years"}}, nil
+		},
+		write: func(ctx context.Context, _ fields, _ *found) error {
+			_, err := v.put(ctx, mount+"/root/generate/internal", map[string]any{
+				"common_name": "SIF " + v.settings.TrustDomain, "issuer_name": "sif", "uri_sans": v.spiffeID(""),
+				"key_type": "ec", "key_bits": 256, "ttl": fmt.Sprintf("%.0fs", rootTTL.Seconds()),
+			})
+			return err
+		},
+	}
+}
+
+func (v *vault) spiffeID(path string) string { return "spiffe://" + v.settings.TrustDomain + path }
 
 // role returns a PKI role for short-lived certificates of clients and servers whose only name is a
 // SPIFFE ID.
-func (v *vault) role(unit, spiffeID string) map[string]any {
-	ttl := fmt.Sprintf("%.0fs", v.spec.CertTTL.Seconds())
-	return map[string]any{
+func (v *vault) role(unit, spiffeID string) fields {
+	ttl := int(v.settings.CertTTL.Seconds())
+	return fields{
 		"allowed_uri_sans":    []string{spiffeID},
 		"allow_ip_sans":       false,
+		"allow_any_name":      false,
 		"allow_localhost":     false,
 		"require_cn":          false,
 		"ou":                  []string{unit},
@@ -256,74 +313,215 @@ func (v *vault) role(unit, spiffeID string) map[string]any {
 		"no_store":            true, // storing takes 100 ms on raft, and the certificates are short-lived
 		"ttl":                 ttl,
 		"max_ttl":             ttl,
-		"not_before_duration": clockSkew,
+		"not_before_duration": int(clockSkew.Seconds()),
 
 		"allow_wildcard_certificates": false,
 	}
 }
 
-// appRole creates an AppRole with a policy of its own, and returns new credentials for it.
-func (v *vault) appRole(ctx context.Context, name, policy string) (AppRole, error) {
-	policyName := "sif-" + name
-	if err := v.policy(ctx, policyName, policy); err != nil {
-		return AppRole{}, err
-	}
-	path := "auth/approle/role/sif-" + name
-	if _, err := v.write(ctx, path, map[string]any{
-		"token_policies": []string{policyName},
-		"token_period":   loginTTL,
-	}); err != nil {
-		return AppRole{}, err
-	}
-	id, err := v.client.Logical().ReadWithContext(ctx, path+"/role-id")
-	if err != nil {
-		return AppRole{}, fmt.Errorf("read %s/role-id: %w", path, err)
-	}
-	secret, err := v.write(ctx, path+"/secret-id", nil)
-	if err != nil {
-		return AppRole{}, err
-	}
-	role := AppRole{RoleID: text(id, "role_id"), SecretID: text(secret, "secret_id")}
-	if role.RoleID == "" || role.SecretID == "" {
-		return AppRole{}, fmt.Errorf("%s has no role ID or secret ID", path)
-	}
-	return role, nil
+// controllerRole is the only role that has names and addresses, because only the controller is
+// called by people and programs that know a host; its identity is the URI.
+func (v *vault) controllerRole() fields {
+	role := v.role("controller", v.spiffeID(fabric.ControllerSPIFFE))
+	role["allow_ip_sans"] = true
+	role["allow_any_name"] = true
+	return role
 }
 
-func (v *vault) policy(ctx context.Context, name, rules string) error {
-	if err := v.client.Sys().PutPolicyWithContext(ctx, name, rules); err != nil {
-		return fmt.Errorf("write policy %s: %w", name, err)
+// identityKey signs the tokens that machines show to Consul and Nomad.
+func (v *vault) identityKey() object {
+	name := v.settings.Prefix
+	path := "identity/oidc/key/" + name
+	var audiences []string
+	for _, role := range []string{v.settings.Consul.TokenRole, v.settings.Nomad.TokenRole} {
+		if role != "" {
+			audiences = append(audiences, role)
+		}
 	}
-	return nil
+	if audiences == nil { // neither has ACLs
+		audiences = []string{name + "-none"}
+	}
+	return object{
+		server: Vault, kind: "identity token key", name: name, option: "-prefix",
+		want: fixed(fields{
+			"algorithm": signing, "allowed_client_ids": audiences,
+			"rotation_period": int(keyPeriod.Seconds()), "verification_ttl": int(keyPeriod.Seconds()),
+		}),
+		read: func(ctx context.Context) (*found, error) {
+			data, err := v.read(ctx, path)
+			if err != nil || data == nil {
+				return nil, err
+			}
+			f := &found{fields: data}
+			// It carries no description. Whose it is follows from the audiences, which other keys
+			// have from Vault at random.
+			ids, _ := data["allowed_client_ids"].([]any)
+			for _, id := range ids {
+				if strings.HasPrefix(fmt.Sprint(id), name+"-") {
+					f.owner = v.settings.Fabric
+				}
+			}
+			return f, nil
+		},
+		write:  func(ctx context.Context, want fields, _ *found) error { _, err := v.put(ctx, path, want); return err },
+		remove: func(ctx context.Context, _ *found) error { return v.drop(ctx, path) },
+	}
 }
+
+// identityRole makes tokens that say which machine shows them. Its client ID, the audience, is its
+// name.
+func (v *vault) identityRole(name string) object {
+	path := "identity/oidc/role/" + name
+	return object{
+		server: Vault, kind: "identity token role", name: name, option: "-prefix",
+		want: func(context.Context) (fields, error) {
+			return fields{"key": v.settings.Prefix, "client_id": name, "ttl": int(jwtTTL.Seconds()), "template": v.claims()}, nil
+		},
+		read: func(ctx context.Context) (*found, error) {
+			data, err := v.read(ctx, path)
+			if err != nil || data == nil {
+				return nil, err
+			}
+			f := &found{fields: data}
+			if data["client_id"] == name && data["key"] == v.settings.Prefix {
+				f.owner = v.settings.Fabric
+			}
+			return f, nil
+		},
+		write:  func(ctx context.Context, want fields, _ *found) error { _, err := v.put(ctx, path, want); return err },
+		remove: func(ctx context.Context, _ *found) error { return v.drop(ctx, path) },
+	}
+}
+
+// claims is the template of an identity token. Vault needs the blanks between closing braces.
+func (v *vault) claims() string {
+	var list []string
+	for _, name := range []string{metaZone, metaNode, metaController} {
+		list = append(list, fmt.Sprintf(`%q: {{%s}}`, name, v.meta(name)))
+	}
+	return `{"sif": {` + strings.Join(list, ", ") + ` } }`
+}
+
+// meta names, in templates of Vault, what `sif node create` said of a machine. It comes with the
+// secret ID, so that nobody needs the right to write identities.
+func (v *vault) meta(name string) string {
+	accessor := v.accessor
+	if accessor == "" { // before the mount exists
+		accessor = "<accessor of " + v.settings.Vault.AppRoleMount + ">"
+	}
+	return "identity.entity.aliases." + accessor + ".metadata." + name
+}
+
+// policy is an ACL policy. Its first line is a comment that says whose it is.
+func (v *vault) policy(name, whose string, rules func() string) object {
+	path := "sys/policies/acl/" + name
+	return object{
+		server: Vault, kind: "policy", name: name, option: "-prefix",
+		want: func(context.Context) (fields, error) {
+			return fields{"policy": "# " + owned(v.settings.Fabric, whose) + "\n" + rules()}, nil
+		},
+		read: func(ctx context.Context) (*found, error) {
+			data, err := v.read(ctx, path)
+			if err != nil || data == nil {
+				return nil, err
+			}
+			text, _ := data["policy"].(string)
+			return &found{owner: ownerOf(strings.TrimPrefix(text, "# ")), fields: fields{"policy": text}}, nil
+		},
+		write:  func(ctx context.Context, want fields, _ *found) error { _, err := v.put(ctx, path, want); return err },
+		remove: func(ctx context.Context, _ *found) error { return v.drop(ctx, path) },
+	}
+}
+
+// settingsObject is the settings themselves.
+func (v *vault) settingsObject() object {
+	var want fields
+	text, err := json.Marshal(v.settings)
+	if err == nil {
+		err = json.Unmarshal(text, &want)
+	}
+	o := v.inMount(v.settings.Vault.SettingsMount, "settings", strings.TrimPrefix(v.settings.Vault.SettingsPath(), v.settings.Vault.SettingsMount+"/"), want)
+	o.want = func(context.Context) (fields, error) { return want, err }
+	return o
+}
+
+// operatorRule permits the token of an operator to look up itself, which the controller asks of it.
+// Vault's policy "default" contains the same rule.
+var operatorRule = rule("auth/token/lookup-self", "read")
 
 func (v *vault) controllerPolicy() string {
-	return v.readPolicy() +
-		rule(v.spec.TransitMount+"/sign/"+v.spec.TransitKey, "update") +
-		rule(v.spec.PKIMount+"/sign/"+RoleWorkload, "update") +
-		rule(v.spec.PKIMount+"/sign/"+wellknown.ControllerRole, "update")
+	s := v.settings.Vault
+	return v.readPolicy() + v.tokenPolicy(v.settings.Consul.TokenRole) + v.tokenPolicy(v.settings.Nomad.TokenRole) +
+		rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
+		rule(s.PKIMount+"/sign/"+RoleWorkload, "update") +
+		rule(s.PKIMount+"/sign/"+wellknown.ControllerRole, "update") +
+		rule(s.ControllerPath(fabric.NodeID{Zone: "{{" + v.meta(metaZone) + "}}", Name: "{{" + v.meta(metaNode) + "}}"}), "create", "read", "update", "delete")
 }
 
-func (v *vault) nodePolicy(n Node) string {
-	return v.readPolicy() + rule(v.spec.PKIMount+"/sign/"+wellknown.NodeRole(n.Zone, n.Name), "update")
+func (v *vault) nodePolicy() string {
+	return v.readPolicy() + v.tokenPolicy(v.settings.Consul.TokenRole) +
+		rule(v.settings.Vault.PKIMount+"/sign/"+wellknown.NodeRole("{{"+v.meta(metaZone)+"}}", "{{"+v.meta(metaNode)+"}}"), "update")
 }
 
-// readPolicy permits reading what a daemon needs to verify: the public keys and the certificates of
-// the CA.
+// readPolicy permits reading what a daemon needs to verify, and what a machine needs to know: the
+// public keys, the certificates of the CA, and the settings.
 func (v *vault) readPolicy() string {
+	s := v.settings.Vault
 	return v.keysPolicy() +
-		rule(v.spec.PKIMount+"/cert/*", "read") +
-		rule(v.spec.PKIMount+"/issuers", "list") +
-		rule(v.spec.PKIMount+"/issuer/*", "read")
+		rule(s.PKIMount+"/cert/*", "read") +
+		rule(s.PKIMount+"/issuers", "list") +
+		rule(s.PKIMount+"/issuer/*", "read") +
+		rule(s.SettingsPath(), "read")
+}
+
+// tokenPolicy permits getting identity tokens.
+func (v *vault) tokenPolicy(role string) string {
+	if role == "" {
+		return ""
+	}
+	return rule("identity/oidc/token/"+role, "read")
 }
 
 // keysPolicy permits reading the public keys of the signing key.
 func (v *vault) keysPolicy() string {
-	return rule(v.spec.TransitMount+"/keys/"+v.spec.TransitKey, "read")
+	return rule(v.settings.Vault.TransitMount+"/keys/"+v.settings.Vault.TransitKey, "read")
 }
 
-func rule(path, capability string) string {
-	return fmt.Sprintf("path %q {\n  capabilities = [%q]\n}\n", path, capability)
+// nodesPolicy permits making and removing nodes: their PKI roles, AppRoles and secret IDs. The
+// AppRoles can have no policies but the fabric's, so it gives no rights beyond the fabric.
+func (v *vault) nodesPolicy() string {
+	s := v.settings.Vault
+	roles := "auth/" + s.AppRoleMount + "/role"
+	return rule(s.SettingsPath(), "read") +
+		rule(s.ControllersPath(), "list") +
+		rule(s.ControllersPath()+"/*", "read", "delete") +
+		rule(s.PKIMount+"/cert/ca", "read") +
+		rule(s.PKIMount+"/roles/node-*", "create", "read", "update", "delete") +
+		rule(roles, "list") +
+		fmt.Sprintf(`path "%s/+" {
+  capabilities = ["create", "read", "update", "delete"]
+  allowed_parameters = {
+    "token_policies" = [%q, %q, %q]
+    "*" = []
+  }
+  denied_parameters = {
+    "policies" = []
+  }
+}
+`, roles, v.nodePolicyName(), v.controllerPolicyName(), v.controllerPolicyName()+","+v.nodePolicyName()) +
+		rule(roles+"/+/role-id", "read") +
+		rule(roles+"/+/secret-id", "create", "update", "list") +
+		rule(roles+"/+/secret-id-accessor/lookup", "create", "update") +
+		rule(roles+"/+/secret-id-accessor/destroy", "create", "update") +
+		rule("sys/wrapping/wrap", "create", "update")
+}
+
+func rule(path string, capabilities ...string) string {
+	return fmt.Sprintf("path %q {\n  capabilities = [\"%s\"]\n}\n", path, strings.Join(capabilities, `", "`))
+}
+
+func fixed(f fields) func(context.Context) (fields, error) {
+	return func(context.Context) (fields, error) { return f, nil }
 }
 
 func text(secret *api.Secret, field string) string {

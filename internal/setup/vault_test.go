@@ -20,7 +20,9 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -29,16 +31,16 @@ import (
 const trustDomain = "sif.test"
 
 var (
-	w1 = setup.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}
-	p1 = setup.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor}
+	w1 = setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}
+	p1 = setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor}
 )
 
 // login returns a client of Vault with the token of an AppRole.
-func login(t *testing.T, root *vaultapi.Client, role setup.AppRole) *vaultapi.Client {
+func login(t *testing.T, root *vaultapi.Client, role join.Grant) *vaultapi.Client {
 	t.Helper()
 	client, err := root.Clone()
 	must.NoError(t, err)
-	secret, err := client.Logical().Write("auth/approle/login", map[string]any{"role_id": role.RoleID, "secret_id": role.SecretID})
+	secret, err := client.Logical().Write("auth/"+role.Settings.Vault.AppRoleMount+"/login", map[string]any{"role_id": role.RoleID, "secret_id": role.SecretID})
 	must.NoError(t, err)
 	client.SetToken(secret.Auth.ClientToken)
 	return client
@@ -66,17 +68,15 @@ func request(t *testing.T, change func(*x509.CertificateRequest), uris ...string
 // Whatever a node's token asks of Vault, what it gets is its own identity and nothing else.
 func TestNodeGetsNoForeignCertificate(t *testing.T) {
 	_, root := testhost.Vault(t)
-	spec := setup.Spec{Fabric: "test", TrustDomain: trustDomain, Nodes: []setup.Node{w1, p1}}
-	result, err := setup.Vault(t.Context(), root, spec)
-	must.NoError(t, err)
+	settings := setuptest.Settings("test", trustDomain)
+	result := setuptest.Vault(t, root, settings, w1, p1)
 	// A role as an earlier version wrote it loses what it permitted.
 	role := wellknown.PKIMount + "/roles/" + wellknown.NodeRole("aws1", "w1")
-	_, err = root.Logical().Write(role, map[string]any{
+	_, err := root.Logical().Write(role, map[string]any{
 		"allowed_uri_sans": "spiffe://" + trustDomain + w1.SPIFFE(), "ou": "workload", "require_cn": false, "allow_ip_sans": true, "key_type": "ec",
 	})
 	must.NoError(t, err)
-	_, err = setup.Vault(t.Context(), root, spec)
-	must.NoError(t, err)
+	result.Nodes[w1.NodeID] = setuptest.Machine(t, root, settings, w1.NodeID, join.Workload)
 
 	const domain = "spiffe://" + trustDomain
 	own := domain + w1.SPIFFE()
@@ -117,7 +117,11 @@ func TestNodeGetsNoForeignCertificate(t *testing.T) {
 		"verbatim":                 {path: wellknown.PKIMount + "/sign-verbatim", csr: request(t, nil, domain+"/controller")},
 		"an intermediate":          {path: wellknown.PKIMount + "/root/sign-intermediate", csr: request(t, nil, domain), data: map[string]any{"common_name": "x"}},
 		"a wider role":             {path: role, data: map[string]any{"allow_any_name": true, "allowed_uri_sans": "*"}},
-		"another node's secret ID": {path: "auth/approle/role/sif-" + wellknown.NodeRole("aws1", "p1") + "/secret-id"},
+		"another node's secret ID": {path: "auth/sif-approle/role/sif-" + wellknown.NodeRole("aws1", "p1") + "/secret-id"},
+		"its own secret ID":        {path: "auth/sif-approle/role/sif-" + wellknown.NodeRole("aws1", "w1") + "/secret-id"},
+		"Nomad's identity token":   {path: "identity/oidc/token/sif-nomad"},
+		"the fabric's settings":    {path: "sif-settings/fabric"},
+		"a controller's address":   {path: "sif-settings/controllers/aws1--w1"},
 		"the fabric's signature":   {path: wellknown.TransitMount + "/sign/" + wellknown.TransitKey, data: map[string]any{"input": "AAAA"}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -166,19 +170,18 @@ func authority(t *testing.T) []pkix.Extension {
 	return []pkix.Extension{{Id: asn1.ObjectIdentifier{2, 5, 29, 19}, Critical: true, Value: value}}
 }
 
-// Two nodes whose roles have one name would get each other's certificates.
+// Names of zones and nodes may contain "-": "a-b/c" and "a/b-c" share nothing.
 func TestNodesDoNotShareARole(t *testing.T) {
 	_, root := testhost.Vault(t)
-	one := setup.Node{NodeID: fabric.NodeID{Zone: "a-b", Name: "c"}, Kind: fabric.KindWorkload}
-	other := setup.Node{NodeID: fabric.NodeID{Zone: "a", Name: "b-c"}, Kind: fabric.KindProcessor}
-	spec := setup.Spec{Fabric: "test", TrustDomain: trustDomain, Nodes: []setup.Node{one, other}}
-	const want = "role sif-pki/roles/node-a-b-c is for [spiffe://sif.test/node/a-b/c], not for spiffe://sif.test/node/a/b-c"
-	_, err := setup.Vault(t.Context(), root, spec)
-	must.ErrorContains(t, err, want)
-	spec.Nodes = []setup.Node{one}
-	_, err = setup.Vault(t.Context(), root, spec)
-	must.NoError(t, err)
-	spec.Nodes = []setup.Node{other}
-	_, err = setup.Vault(t.Context(), root, spec)
-	must.ErrorContains(t, err, want)
+	one := setuptest.Node{NodeID: fabric.NodeID{Zone: "a-b", Name: "c"}, Kind: fabric.KindWorkload}
+	other := setuptest.Node{NodeID: fabric.NodeID{Zone: "a", Name: "b-c"}, Kind: fabric.KindWorkload}
+	result := setuptest.Vault(t, root, setuptest.Settings("test", trustDomain), one, other)
+	for _, n := range []setuptest.Node{one, other} {
+		client := login(t, root, result.Nodes[n.NodeID])
+		for _, id := range []fabric.NodeID{one.NodeID, other.NodeID} {
+			csr := request(t, nil, "spiffe://"+trustDomain+id.SPIFFE())
+			_, err := client.Logical().Write(wellknown.PKIMount+"/sign/"+wellknown.NodeRole(id.Zone, id.Name), map[string]any{"csr": csr})
+			must.Eq(t, id == n.NodeID, err == nil)
+		}
+	}
 }

@@ -31,6 +31,8 @@ import (
 type Config struct {
 	VaultAddress string
 	VaultCAFile  string // PEM; the system's authorities if empty
+	Namespace    string // of Vault; may be empty
+	AppRoleMount string // wellknown.AppRoleMount if empty
 	RoleID       string // AppRole
 	SecretIDFile string
 	JWTMount     string // JWT instead of AppRole, if JWTFile is set

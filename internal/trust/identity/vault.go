@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"cmp"
 	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
@@ -25,12 +26,16 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/vaultclient"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 func newVault(c Config) (*vaultapi.Client, error) {
 	client, err := vaultclient.New(c.VaultAddress, c.VaultCAFile)
 	if err != nil {
 		return nil, err
+	}
+	if c.Namespace != "" {
+		client.SetNamespace(c.Namespace)
 	}
 	client.SetClientTimeout(10 * time.Second)
 	client.SetMaxRetries(1) // Run retries anyway
@@ -46,7 +51,7 @@ func (s *Source) login(ctx context.Context) (time.Duration, error) {
 	if err != nil {
 		return 0, fmt.Errorf("read the secret ID: %w: %w", errRefused, err)
 	}
-	resp, err := s.vault.Logical().WriteWithContext(ctx, "auth/approle/login", map[string]any{
+	resp, err := s.vault.Logical().WriteWithContext(ctx, "auth/"+cmp.Or(s.config.AppRoleMount, wellknown.AppRoleMount)+"/login", map[string]any{
 		"role_id":   s.config.RoleID,
 		"secret_id": strings.TrimSpace(string(secret)),
 	})
@@ -134,16 +139,23 @@ func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
 	return pemBytes, nil
 }
 
-// pin compares fetched keys with the pinned ones. Versions may be added and removed, but a version
-// never changes its key, and the lowest accepted version never decreases.
+// pin compares fetched keys with the pinned ones. A version never changes its key, and the lowest
+// accepted version never decreases. A version that Vault does not list any more stays pinned while
+// it is accepted: it may come back, and must then have the same key.
 func pin(pinned, fetched fabric.KeySet) (fabric.KeySet, error) {
 	for n, key := range fetched.Keys {
 		if was, ok := pinned.Keys[n]; ok && !was.Equal(key) {
 			return pinned, fmt.Errorf("version %d of the fabric's key differs from the pinned one, which stays in use", n)
 		}
 	}
-	fetched.Min = max(fetched.Min, pinned.Min)
-	return fetched, nil
+	keys := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}, Min: max(fetched.Min, pinned.Min)}
+	for n, key := range pinned.Keys {
+		if n >= keys.Min {
+			keys.Keys[n] = key
+		}
+	}
+	maps.Copy(keys.Keys, fetched.Keys)
+	return keys, nil
 }
 
 func sameKeys(a, b fabric.KeySet) bool {

@@ -61,7 +61,7 @@ path "sif-transit/keys/sif" { capabilities = ["read"] }
 	must.NoError(t, os.WriteFile(file, []byte(secret.Data["secret_id"].(string)+"\n"), 0o600))
 	return server, v, identity.Config{
 		VaultAddress: "http://" + server.Address, RoleID: role.Data["role_id"].(string), SecretIDFile: file,
-		PKIMount: "sif-pki", PKIRole: "node-aws1-aws1-w1", TransitMount: "sif-transit", TransitKey: "sif",
+		AppRoleMount: "approle", PKIMount: "sif-pki", PKIRole: "node-aws1-aws1-w1", TransitMount: "sif-transit", TransitKey: "sif",
 		TrustDomain: trustDomain, SPIFFEPath: fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}.SPIFFE(), IPs: []net.IP{net.IPv4(10, 1, 0, 11)}, DataDir: dir,
 	}
 }

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"net/http"
 	"testing"
-	"time"
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
@@ -16,7 +15,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
-	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
@@ -37,12 +36,8 @@ acl {
 }`, management, management))
 	client, err := consulapi.NewClient(&consulapi.Config{Address: server.Address, Token: management})
 	must.NoError(t, err)
-	node := setup.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}
-	var tokens *setup.ConsulResult
-	eventually(t, 30*time.Second, "Consul is set up", func() bool {
-		tokens, err = setup.Consul(t.Context(), client, setup.Spec{Fabric: name, TrustDomain: identitytest.TrustDomain, Nodes: []setup.Node{node}})
-		return err == nil
-	})
+	node := setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload}
+	tokens := setuptest.Consul(t, client, setuptest.Settings(name, identitytest.TrustDomain), node)
 	return &lab{t: t, server: server, consul: client, ca: identitytest.NewCA(t)}, tokens.Nodes[node.NodeID]
 }
 
