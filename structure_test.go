@@ -38,6 +38,7 @@ var layers = []struct {
 	{`^internal/nomadjob$`, `^(fabric|internal/wellknown)$`, "what a job says does not depend on who asks"},
 	{`^internal/node/cnicall$`, `^$`, "the plugin has few dependencies"},
 	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "verification of signed state does not depend on its users"},
+	{`^internal/doctor$`, `^(bpf|engine/ovs|fabric|internal/.*)$`, "it looks at what each kind of machine needs, data paths included, by the packages that use it"},
 	{`^internal/node/.*`, `^(api|fabric(/desired)?|internal/(trust|node)/.*|internal/[a-z]+)$`, "packages that nodes share do not know a data path"},
 	{`^internal/inspect/.*`, `^(api|fabric(/desired)?|internal/(trust|inspect)/.*|internal/[a-z]+)$`, "inspection does not take part in enforcement"},
 	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "packages that daemons share do not know a daemon"},

@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -195,7 +196,7 @@ func router(self fabric.Node) kernel.State {
 		lo.IPv6 = []kernel.Sysctl{{Name: "disable_ipv6", Value: "0"}} // for the latter
 	}
 	return kernel.State{
-		Sysctls:    []kernel.Sysctl{{Name: "net/ipv4/ip_forward", Value: "1"}, {Name: "net/ipv6/conf/all/forwarding", Value: "1"}},
+		Sysctls:    host.Forwarding,
 		Interfaces: []kernel.Interface{lo},
 	}
 }

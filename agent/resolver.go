@@ -15,16 +15,13 @@ import (
 	"github.com/sif-project/sif/agent/dns"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/listener"
 	"github.com/sif-project/sif/internal/retry"
-	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // dnsRetry is the pause after which the agent tries again to listen for DNS.
 const dnsRetry = time.Second
-
-// resolverAddress is where the endpoints of every node find its DNS server.
-var resolverAddress = netip.AddrPortFrom(wellknown.LinkLocal4, wellknown.DNSPort)
 
 // serveDNS answers DNS questions of the node's endpoints. If it cannot, they have no names; nothing
 // else of the agent depends on it.
@@ -39,7 +36,7 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 	}
 	for {
 		server, err := dns.Listen(dns.Config{
-			Listen: resolverAddress, Zone: a.node.Self.Zone, Ranges: a.node.Self.Ranges, View: view{a},
+			Listen: host.Resolver, Zone: a.node.Self.Zone, Ranges: a.node.Self.Ranges, View: view{a},
 			Outside: a.node.Config.DNS.Outside == config.OutsideAllow, Upstreams: upstreams,
 			Observe: a.questions.count, Log: a.log.Named("dns"),
 		})
@@ -79,8 +76,8 @@ func whoListens(err error) error {
 		return errors.Join(err, listing)
 	}
 	for _, s := range sockets {
-		if s.Receives(fabric.UDP, resolverAddress) || s.Receives(fabric.TCP, resolverAddress) {
-			return fmt.Errorf("%w: %s; the endpoints of this node have no names until it listens on addresses of its own only (dnsmasq: bind-dynamic, with an interface or listen-address)", err, s)
+		if s.Receives(fabric.UDP, host.Resolver) || s.Receives(fabric.TCP, host.Resolver) {
+			return fmt.Errorf("%w: %s; the endpoints of this node have no names until the port is free: %s", err, s, host.ResolverRemedy)
 		}
 	}
 	return err

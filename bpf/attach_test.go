@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -19,6 +20,8 @@ import (
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
+
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 // attach attaches the programs to an interface and checks what was missing.
@@ -127,6 +130,44 @@ func TestProbe(t *testing.T) {
 	must.True(t, has)
 	_, err = Open(d.dir, Options{Mechanism: "xdp"})
 	must.ErrorContains(t, err, `attach by "xdp": there are "tcx" and "clsact"`)
+}
+
+// The trial of the programs leaves no map and no program, and no thread in another namespace.
+func TestTrialsLeaveNothing(t *testing.T) {
+	testhost.RequireRoot(t)
+	held := func() (n int) {
+		files, err := os.ReadDir("/proc/self/fd")
+		must.NoError(t, err)
+		for _, f := range files {
+			if target, _ := os.Readlink("/proc/self/fd/" + f.Name()); strings.Contains(target, "bpf") {
+				n++
+			}
+		}
+		return n
+	}
+	spaces := func() (list []string) {
+		threads, err := filepath.Glob("/proc/self/task/*/ns/net")
+		must.NoError(t, err)
+		for _, thread := range threads {
+			if target, err := os.Readlink(thread); err == nil && !slices.Contains(list, target) {
+				list = append(list, target)
+			}
+		}
+		return list
+	}
+	before, in := held(), spaces()
+	must.NoError(t, TryPrograms())
+	for range 20 { // on whichever thread
+		_, _, err := Probe()
+		must.NoError(t, err)
+		p, err := ebpf.NewProgram(passing)
+		must.NoError(t, err)
+		_, err = haveClsact(p)
+		must.NoError(t, err)
+		must.NoError(t, p.Close())
+	}
+	must.Eq(t, before, held())
+	must.SliceContainsAll(t, in, spaces())
 }
 
 // What others do with filters is noticed and put right where they come before ours, and left alone

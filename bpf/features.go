@@ -77,18 +77,59 @@ func Probe() (Mechanism, []Feature, error) {
 	return Clsact, nil, nil
 }
 
+// smallest is a number of entries that every map may have. Programs index sif_verdicts by
+// constants.
+const smallest = 128
+
+// TryPrograms loads the programs with small maps, and unloads them: nothing is pinned or attached.
+func TryPrograms() error {
+	spec, err := loadEndpoint()
+	if err != nil {
+		return fmt.Errorf("read the compiled eBPF programs: %w", err)
+	}
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+		m.MaxEntries = min(m.MaxEntries, smallest)
+		if m.Type == ebpf.RingBuf {
+			m.MaxEntries = uint32(unix.Getpagesize())
+		}
+	}
+	programs, err := ebpf.NewCollection(spec)
+	if err != nil {
+		return fmt.Errorf("load the programs: %w", lacking(err))
+	}
+	programs.Close()
+	return nil
+}
+
 // haveClsact attaches a program to the loopback interface of a new network namespace, which goes
 // again.
 func haveClsact(p *ebpf.Program) (has bool, err error) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		runtime.LockOSThread() // without an unlock, so that the thread ends with the goroutine
-		var scratch netns.NsHandle
-		if scratch, err = netns.New(); err != nil {
-			err = fmt.Errorf("probe the kernel for clsact: make a network namespace: %w", err)
+		runtime.LockOSThread()
+		own, opening := netns.Get()
+		if opening != nil {
+			err = fmt.Errorf("probe the kernel for clsact: %w", opening)
 			return
 		}
+		defer own.Close()
+		scratch, making := netns.New()
+		if making != nil {
+			runtime.UnlockOSThread()
+			err = fmt.Errorf("probe the kernel for clsact: make a network namespace: %w", making)
+			return
+		}
+		defer func() {
+			// The thread may be the main one, which does not end with the goroutine, and by whose
+			// namespace others know this process.
+			if back := netns.Set(own); back == nil {
+				runtime.UnlockOSThread()
+			} else {
+				err = errors.Join(err, fmt.Errorf("return from the network namespace of a probe: %w", back))
+			}
+		}()
 		defer scratch.Close()
 		lo := target{name: "lo", index: 1}
 		err = netlink.QdiscAdd(lo.clsact())

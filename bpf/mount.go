@@ -17,15 +17,20 @@ func MountBPFFS(dir string) (bool, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return false, fmt.Errorf("create the mount point of the BPF filesystem: %w", err)
 	}
-	var fs unix.Statfs_t
-	if err := unix.Statfs(dir, &fs); err != nil {
-		return false, fmt.Errorf("read the filesystem type of %s: %w", dir, err)
-	}
-	if uint32(fs.Type) == unix.BPF_FS_MAGIC {
-		return false, nil
+	if on, err := OnBPFFS(dir); on || err != nil {
+		return false, err
 	}
 	if err := unix.Mount("bpf", dir, "bpf", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0700"); err != nil {
 		return false, fmt.Errorf("mount BPF filesystem at %s: %w", dir, err)
 	}
 	return true, nil
+}
+
+// OnBPFFS reports whether dir is on a BPF filesystem.
+func OnBPFFS(dir string) (bool, error) {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(dir, &fs); err != nil {
+		return false, fmt.Errorf("read the filesystem type of %s: %w", dir, err)
+	}
+	return uint32(fs.Type) == unix.BPF_FS_MAGIC, nil
 }

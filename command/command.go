@@ -46,6 +46,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	for name, c := range map[string]subcommand{
 		"agent":          &AgentCommand{},
 		"controller":     &ControllerCommand{},
+		"doctor":         &DoctorCommand{},
 		"engine":         &EngineCommand{},
 		"explain":        &ExplainCommand{},
 		"graph apply":    &GraphApplyCommand{},

@@ -157,6 +157,7 @@ const (
 	exitUnplaced     exitCode = 2 // sif job run: not all allocations could be placed
 	exitChanges      exitCode = 2 // sif graph plan -detailed-exitcode: the graph would change
 	exitDegraded     exitCode = 2 // sif status: something is degraded
+	exitUnfit        exitCode = 2 // sif doctor: something is wrong on the machine
 	exitDisagreement exitCode = 2 // sif explain, matrix, verify: declared and enforced differ
 	exitDropped      exitCode = 3 // sif explain: the flow is not allowed
 

@@ -85,14 +85,19 @@ func KernelDatapath() bool {
 	return err == nil
 }
 
+// usualDatapath is that of a new bridge, unless Config.Datapath names one.
+func usualDatapath() string {
+	if KernelDatapath() {
+		return "system"
+	}
+	return "netdev"
+}
+
 // Create makes the bridge if it does not exist. A bridge without flows drops everything.
 func (s *Switch) Create(ctx context.Context) error {
 	datapath := s.config.Datapath
 	if datapath == "" {
-		datapath = "netdev"
-		if KernelDatapath() {
-			datapath = "system"
-		}
+		datapath = usualDatapath()
 	}
 	// Not by go-openvswitch's AddBridge: the bridge must never exist with the default fail mode,
 	// which forwards packets, nor with another datapath.
@@ -263,35 +268,43 @@ func (s *Switch) Revalidated(ctx context.Context) error {
 	return s.control(ctx, "revalidator/wait")
 }
 
-// control runs a command of ovs-vswitchd as ovs-appctl does: by JSON-RPC 1.0 on its control socket.
+// control runs a command of ovs-vswitchd for its effect.
 func (s *Switch) control(ctx context.Context, method string, params ...string) error {
+	_, err := s.ask(ctx, method, params...)
+	return err
+}
+
+// ask runs a command of ovs-vswitchd as ovs-appctl does, by JSON-RPC 1.0 on its control socket, and
+// returns what it prints.
+func (s *Switch) ask(ctx context.Context, method string, params ...string) (string, error) {
 	socket := s.config.Control
 	if socket == "" {
 		pid, err := os.ReadFile(filepath.Join(s.config.RunDir, "ovs-vswitchd.pid"))
 		if err != nil {
-			return fmt.Errorf("find ovs-vswitchd: %w", err)
+			return "", fmt.Errorf("find ovs-vswitchd: %w", err)
 		}
 		socket = filepath.Join(s.config.RunDir, "ovs-vswitchd."+strings.TrimSpace(string(pid))+".ctl")
 	}
 	var d net.Dialer
 	nc, err := d.DialContext(ctx, "unix", socket)
 	if err != nil {
-		return fmt.Errorf("connect to ovs-vswitchd's control socket: %w", err)
+		return "", fmt.Errorf("connect to ovs-vswitchd's control socket: %w", err)
 	}
 	defer nc.Close()
 	stop := context.AfterFunc(ctx, func() { _ = nc.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if err := json.NewEncoder(nc).Encode(map[string]any{"id": 0, "method": method, "params": append([]string{}, params...)}); err != nil {
-		return fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
+		return "", fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
 	}
 	var reply struct {
-		Error any `json:"error"`
+		Result string `json:"result"`
+		Error  any    `json:"error"`
 	}
 	if err := json.NewDecoder(nc).Decode(&reply); err != nil {
-		return fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
+		return "", fmt.Errorf("call %s of ovs-vswitchd: %w", method, errors.Join(err, ctx.Err()))
 	}
 	if reply.Error != nil {
-		return fmt.Errorf("call %s of ovs-vswitchd: %v", method, reply.Error)
+		return "", fmt.Errorf("call %s of ovs-vswitchd: %v", method, reply.Error)
 	}
-	return nil
+	return reply.Result, nil
 }

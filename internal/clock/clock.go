@@ -24,9 +24,9 @@ import (
 // earlier than that before its end.
 const Tolerance = 2 * time.Minute
 
-// maxSkew is how much the clocks of two machines may differ before Degraded says so. Times of HTTP
+// MaxSkew is how much the clocks of two machines may differ before Degraded says so. Times of HTTP
 // answers are in whole seconds, and a busy machine reads them late.
-const maxSkew = 10 * time.Second
+const MaxSkew = 10 * time.Second
 
 // Clock is a clock. Its methods are safe for concurrent use.
 type Clock struct {
@@ -118,7 +118,7 @@ func (c *Clock) Degraded() []string {
 			signed(c.stepped), c.at.Format(time.RFC3339)))
 	}
 	for who, skew := range c.skews {
-		if skew.Abs() > maxSkew {
+		if skew.Abs() > MaxSkew {
 			list = append(list, fmt.Sprintf("the clock of this machine differs from that of %s by %s", who, signed(skew)))
 		}
 	}

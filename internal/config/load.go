@@ -52,6 +52,10 @@ func Parse(src []byte, path string) (*Config, error) {
 	return parse(src, path, func(string) string { return "" })
 }
 
+// FromEnvironment returns what a file without any content means: the environment variables and the
+// defaults.
+func FromEnvironment() (*Config, error) { return parse(nil, "environment", os.Getenv) }
+
 func parse(src []byte, path string, getenv func(string) string) (*Config, error) {
 	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
 	if diags.HasErrors() {

@@ -39,8 +39,12 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 // packets pass, and reports what it must not change.
 func (n *Node) RepairFirewall() error {
 	own, err := n.Firewall.Apply()
-	admitted, findings, admitting := n.Firewall.Admit()
+	admitted, obstacles, admitting := n.Firewall.Admit()
 	n.PutBack("firewall", slices.Concat(own, admitted))
+	var findings []string
+	for _, o := range obstacles {
+		findings = append(findings, o.String())
+	}
 	n.Report("firewall", findings)
 	return errors.Join(err, admitting)
 }

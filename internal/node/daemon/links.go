@@ -109,6 +109,10 @@ type linksState struct {
 	Issued  time.Time              `json:"issued,omitzero"`
 }
 
+func linksFile(dataDir string) statefile.File[linksState] {
+	return statefile.File[linksState]{Path: filepath.Join(dataDir, "links.json"), What: "the key of the node's links"}
+}
+
 func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links, error) {
 	devices, err := openBackend(c, log)
 	if err != nil {
@@ -116,7 +120,7 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 	}
 	l := &Links{
 		kind: kind, backend: devices, mtu: c.Link.MTU,
-		file:  statefile.File[linksState]{Path: filepath.Join(c.DataDir, "links.json"), What: "the key of the node's links"},
+		file:  linksFile(c.DataDir),
 		slots: map[fabric.NodeID]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
 	}
 	kept, found, err := l.file.Read()

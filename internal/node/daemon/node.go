@@ -250,8 +250,37 @@ func (n *Node) registration() (api.NodeRequest, error) {
 }
 
 // record is the file with the node record.
-func (n *Node) record() statefile.File[fabric.Signed] {
-	return statefile.File[fabric.Signed]{Path: filepath.Join(n.Config.DataDir, "node.json"), What: "the node record"}
+func (n *Node) record() statefile.File[fabric.Signed] { return recordFile(n.Config.DataDir) }
+
+func recordFile(dataDir string) statefile.File[fabric.Signed] {
+	return statefile.File[fabric.Signed]{Path: filepath.Join(dataDir, "node.json"), What: "the node record"}
+}
+
+// Kept is what a node has on disk.
+type Kept struct {
+	Self fabric.Node   // as the controller signed it; zero before the node has joined
+	Keys fabric.KeySet // of the fabric
+	// Ports are the UDP ports of its links.
+	Ports []uint16
+}
+
+// ReadKept reads what a node has kept in its data directory.
+func ReadKept(dataDir string) (k Kept, err error) {
+	record, joined, err := recordFile(dataDir).Read()
+	if err != nil || !joined {
+		return k, err
+	}
+	if k.Keys, err = identity.KeptKeys(dataDir); err != nil {
+		return k, err
+	}
+	if err := k.Keys.Verify(record, fabric.KindNode, &k.Self); err != nil {
+		return k, err
+	}
+	links, _, err := linksFile(dataDir).Read()
+	for _, s := range links.Devices {
+		k.Ports = append(k.Ports, s.Port)
+	}
+	return k, err
 }
 
 func (n *Node) loadSelf() error {

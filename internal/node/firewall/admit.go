@@ -88,10 +88,24 @@ func (i iptables) owns(c *nftables.Chain) bool {
 	return c.Table.Family == i.family && c.Table.Name == "filter" && slices.Contains([]string{"INPUT", "FORWARD", "OUTPUT"}, c.Name)
 }
 
+// Obstacle is a chain of another table that drops what the fabric forwards.
+type Obstacle struct {
+	Subject, Detail string // a sentence
+	Remedy          string // commands
+}
+
+func (o Obstacle) String() string { return o.Subject + " " + o.Detail + ": " + o.Remedy }
+
 // Admit inserts what the chains of iptables need to let the fabric's packets pass, and returns what
-// was missing, and what stands against the fabric elsewhere: a sentence each, with the remedy. It
-// makes no tables or chains.
-func (f *Firewall) Admit() (repaired, findings []string, err error) {
+// was missing, and what stands against the fabric elsewhere. It makes no tables or chains.
+func (f *Firewall) Admit() (repaired []string, obstacles []Obstacle, err error) {
+	return f.others(true)
+}
+
+// Look returns what Admit would insert, and what stands against the fabric. It changes nothing.
+func (f *Firewall) Look() (missing []string, obstacles []Obstacle, err error) { return f.others(false) }
+
+func (f *Firewall) others(insert bool) (missing []string, obstacles []Obstacle, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	conn, err := nftables.New()
@@ -115,8 +129,8 @@ func (f *Firewall) Admit() (repaired, findings []string, err error) {
 		if i.tables == "" {
 			managed[i.family] = true
 		}
-		inserted, err := f.admitIn(program)
-		repaired = append(repaired, inserted...)
+		rules, err := f.admitIn(program, insert)
+		missing = append(missing, rules...)
 		errs = append(errs, err)
 	}
 	for _, c := range chains {
@@ -125,11 +139,11 @@ func (f *Firewall) Admit() (repaired, findings []string, err error) {
 		if ours || known {
 			continue
 		}
-		if finding := f.judge(conn, chains, c); finding != "" {
-			findings = append(findings, finding)
+		if obstacle, is := f.judge(conn, chains, c); is {
+			obstacles = append(obstacles, obstacle)
 		}
 	}
-	return repaired, findings, errors.Join(errs...)
+	return missing, obstacles, errors.Join(errs...)
 }
 
 // wanted returns the rules that a chain of iptables must have, as `iptables -S` prints them,
@@ -155,8 +169,8 @@ func (f *Firewall) wanted(chain string) []string {
 	return list
 }
 
-// admitIn inserts the missing rules with one program.
-func (f *Firewall) admitIn(program string) (inserted []string, err error) {
+// admitIn returns the missing rules of one program's chains, and inserts them if it is told to.
+func (f *Firewall) admitIn(program string, insert bool) (missing []string, err error) {
 	text, err := run(program, "-w", "-S")
 	if err != nil {
 		return nil, err
@@ -177,13 +191,15 @@ func (f *Firewall) admitIn(program string) (inserted []string, err error) {
 			if slices.Contains(lines[:end], "-A "+chain+" "+rule) {
 				continue
 			}
-			if _, err := run(program, append([]string{"-w", "-I", chain, "1"}, strings.Fields(rule)...)...); err != nil {
-				return inserted, err
+			if insert {
+				if _, err := run(program, append([]string{"-w", "-I", chain, "1"}, strings.Fields(rule)...)...); err != nil {
+					return missing, err
+				}
 			}
-			inserted = append(inserted, fmt.Sprintf("%s -I %s %s", program, chain, rule))
+			missing = append(missing, fmt.Sprintf("%s -I %s %s", program, chain, rule))
 		}
 	}
-	return inserted, nil
+	return missing, nil
 }
 
 // withdraw removes all rules that Admit inserted.
@@ -225,10 +241,10 @@ func run(program string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// judge returns why a chain of another table drops what the fabric forwards, or "".
-func (f *Firewall) judge(conn *nftables.Conn, chains []*nftables.Chain, c *nftables.Chain) string {
+// judge reports whether a chain of another table drops what the fabric forwards, and why.
+func (f *Firewall) judge(conn *nftables.Conn, chains []*nftables.Chain, c *nftables.Chain) (Obstacle, bool) {
 	if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || c.Table.Family == nftables.TableFamilyBridge || c.Table.Family == nftables.TableFamilyNetdev {
-		return ""
+		return Obstacle{}, false
 	}
 	why := ""
 	if c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop {
@@ -245,14 +261,14 @@ func (f *Firewall) judge(conn *nftables.Conn, chains []*nftables.Chain, c *nftab
 		for _, r := range rules {
 			switch {
 			case mentionsUs(r.Exprs):
-				return "" // its owner knows of the fabric
+				return Obstacle{}, false // its owner knows of the fabric
 			case other.Name == c.Name && dropsAll(r.Exprs):
 				why = "ends by dropping everything"
 			}
 		}
 	}
 	if why == "" {
-		return ""
+		return Obstacle{}, false
 	}
 	family := map[nftables.TableFamily]string{nftables.TableFamilyIPv4: "ip", nftables.TableFamilyIPv6: "ip6", nftables.TableFamilyINet: "inet"}[c.Table.Family]
 	remedy := fmt.Sprintf("nft 'insert rule %[1]s %[2]s %[3]s iifname \"%[4]s\" accept; insert rule %[1]s %[2]s %[3]s oifname \"%[4]s\" accept'",
@@ -260,8 +276,10 @@ func (f *Firewall) judge(conn *nftables.Conn, chains []*nftables.Chain, c *nftab
 	if c.Table.Name == "firewalld" {
 		remedy = "firewall-cmd --permanent --zone=trusted --add-interface=" + anyOfOurs + " && firewall-cmd --reload"
 	}
-	return fmt.Sprintf("nftables chain %s %s %s %s, and no rule of that table names the fabric's interfaces, so endpoints of this node cannot be reached: %s",
-		family, c.Table.Name, c.Name, why, remedy)
+	return Obstacle{
+		fmt.Sprintf("nftables chain %s %s %s", family, c.Table.Name, c.Name),
+		why + ", and no rule of that table names the fabric's interfaces, so endpoints of this node cannot be reached", remedy,
+	}, true
 }
 
 // mentionsUs reports whether a rule compares an interface with the names of the fabric's.

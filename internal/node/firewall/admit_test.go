@@ -9,15 +9,29 @@ import (
 	"testing"
 
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/node/firewall"
 )
 
-// admit calls Admit in the node's namespace.
+// admit calls Admit in the node's namespace. Look finds the same before, and changes nothing.
 func (s *site) admit() (repaired, findings []string) {
 	s.t.Helper()
+	var seen []string
+	var obstacles, before []firewall.Obstacle
 	s.do(func() (err error) {
-		repaired, findings, err = s.fw.Admit()
+		for range 2 {
+			if seen, before, err = s.fw.Look(); err != nil {
+				return err
+			}
+		}
+		repaired, obstacles, err = s.fw.Admit()
 		return err
 	})
+	must.Eq(s.t, repaired, seen)
+	must.Eq(s.t, obstacles, before)
+	for _, o := range obstacles {
+		findings = append(findings, o.String())
+	}
 	return repaired, findings
 }
 

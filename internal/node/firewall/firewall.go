@@ -83,6 +83,10 @@ func New(c Config) *Firewall {
 	return &Firewall{config: c, versions: map[string]string{}}
 }
 
+// Trial returns a firewall with the same rules that knows nothing of what was written, for another
+// network namespace.
+func (f *Firewall) Trial() *Firewall { return New(f.config) }
+
 // Apply sets up or repairs the table in one transaction, so that each packet sees either the old or
 // the new rules, and returns what others had changed since the last Apply. Apply keeps the counters
 // in the table of an earlier process, and its port mappings until SetPorts is called. Established

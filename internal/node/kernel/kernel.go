@@ -195,7 +195,7 @@ func Repair(s State) (changes []Change, err error) {
 // plan returns the steps from what is there to the state. Without have, nothing is known to be
 // there.
 func plan(s State, have *snapshot) ([]step, error) {
-	p := &planner{have: have, ipv6: hasIPv6(), protocol: netlink.RouteProtocol(s.protocol())}
+	p := &planner{have: have, ipv6: HasIPv6(), protocol: netlink.RouteProtocol(s.protocol())}
 	for _, k := range s.Sysctls {
 		p.sysctl(k)
 	}
@@ -216,7 +216,8 @@ func plan(s State, have *snapshot) ([]step, error) {
 
 const procSys = "/proc/sys"
 
-func hasIPv6() bool {
+// HasIPv6 reports whether the kernel has IPv6.
+func HasIPv6() bool {
 	_, err := os.Stat(filepath.Join(procSys, "net/ipv6/conf"))
 	return err == nil
 }

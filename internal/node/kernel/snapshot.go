@@ -81,7 +81,7 @@ func read(s State) (*snapshot, error) {
 		have.alone = have.alone || i.Alone
 	}
 	families := []int{netlink.FAMILY_V4}
-	if hasIPv6() {
+	if HasIPv6() {
 		families = append(families, netlink.FAMILY_V6)
 	}
 	if len(s.Interfaces) > 0 {

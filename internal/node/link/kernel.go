@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -21,7 +20,6 @@ import (
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/hashicorp/go-hclog"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/logkey"
@@ -31,16 +29,9 @@ import (
 // KernelSupport returns why the kernel's WireGuard cannot be used, or nil. It makes a device in a
 // namespace that nobody else sees, once for each process.
 var KernelSupport = sync.OnceValue(func() error {
-	tried := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine, and its namespace with it
-		if _, err := netns.New(); err != nil {
-			tried <- fmt.Errorf("make a network namespace: %w", err)
-			return
-		}
-		tried <- netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "probe"}})
-	}()
-	err := <-tried
+	err := kernel.Try(func() error {
+		return netlink.LinkAdd(&netlink.Wireguard{LinkAttrs: netlink.LinkAttrs{Name: "probe"}})
+	})
 	switch {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		return errors.New("this kernel has no WireGuard")

@@ -24,6 +24,16 @@ type tunDevice struct {
 	events chan tun.Event
 }
 
+// UserspaceSupport returns why WireGuard cannot run in user space, or nil. It makes an interface in
+// the calling thread's namespace and removes it.
+func UserspaceSupport() error {
+	t, err := openTUN("sif-trial", 1420)
+	if err != nil {
+		return err
+	}
+	return t.Close()
+}
+
 // openTUN creates the interface in the current thread's namespace.
 func openTUN(name string, mtu int) (*tunDevice, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)

@@ -26,10 +26,12 @@ const (
 	certificateFile = "certificate.pem" // key and chain in one file, because they change together
 	rootsFile       = "authorities.pem"
 	keysFile        = "fabric-keys.json"
+
+	storeDir = "identity" // in the data directory
 )
 
 func openStore(dataDir string) (store, error) {
-	dir := filepath.Join(dataDir, "identity")
+	dir := filepath.Join(dataDir, storeDir)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", fmt.Errorf("create the directory of the identity: %w", err)
 	}
@@ -84,6 +86,12 @@ func (s store) keys() (fabric.KeySet, error) {
 		return fabric.KeySet{}, nil
 	}
 	return k, err
+}
+
+// KeptKeys returns the public keys of the fabric that a Source has kept in its data directory; none
+// if there are none.
+func KeptKeys(dataDir string) (fabric.KeySet, error) {
+	return store(filepath.Join(dataDir, storeDir)).keys()
 }
 
 func (s store) putKeys(k fabric.KeySet) error {

@@ -42,6 +42,20 @@ func newVault(c Config) (*vaultapi.Client, error) {
 	return client, nil
 }
 
+// LogIn logs in as a Source with this configuration does, and returns a client with the token,
+// which the caller revokes. Nothing is kept.
+func LogIn(ctx context.Context, c Config) (*vaultapi.Client, error) {
+	client, err := newVault(c)
+	if err != nil {
+		return nil, err
+	}
+	s := &Source{config: c, vault: client}
+	if _, err := s.login(ctx); err != nil {
+		return nil, err
+	}
+	return client, nil
+}
+
 // login obtains a token, for the AppRole or with the JWT.
 func (s *Source) login(ctx context.Context) (time.Duration, error) {
 	if s.config.JWTFile != "" {

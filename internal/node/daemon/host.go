@@ -1,0 +1,73 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/sif-project/sif/internal/node/host"
+)
+
+// surroundingsInterval is how often the node's own addresses are compared with the fabric's, and
+// hostInterval how often the rest of the host is looked at.
+const (
+	surroundingsInterval = 5 * time.Second
+	hostInterval         = time.Minute
+)
+
+// conflicts returns what of the node's surroundings lies in the fabric's ranges.
+func (n *Node) conflicts() ([]string, error) {
+	var dns []string
+	if n.Config.DNS != nil {
+		dns = n.Config.DNS.Upstream
+	}
+	s, err := host.LookAround(dns)
+	return host.Wrongs(s.Within(n.Self.Ranges)), err
+}
+
+// refuse returns an error if something that a new node uses lies in the fabric's ranges: joining
+// would cut the node off from it. Nothing stays of the registration here.
+func (n *Node) refuse() error {
+	found, err := n.conflicts()
+	if err != nil || len(found) == 0 {
+		return err
+	}
+	return errors.Join(fmt.Errorf("node %s does not join: %s", n.Config.NodeID(), strings.Join(found, "; ")), os.Remove(n.record().Path))
+}
+
+// lookAtHost returns what of the host does not let the node go on. What the daemons repair or
+// measure themselves is not in it, nor what only a start needs: `sif doctor` has all of it.
+func (n *Node) lookAtHost() []string {
+	findings := []host.Finding{host.Room(n.Config.DataDir)}
+	if n.Config.Underlay != nil && n.Config.Underlay.Addr().IsValid() {
+		findings = append(findings, host.Underlay(n.Config.Underlay.Addr(), n.Config.Underlay.Interface))
+	}
+	return host.Wrongs(findings)
+}
+
+// keepLooking reports what of the host stands against the fabric.
+func (n *Node) keepLooking(ctx context.Context) error {
+	tick := time.NewTicker(surroundingsInterval)
+	defer tick.Stop()
+	var looked time.Time
+	for {
+		found, err := n.conflicts()
+		n.Report("pools", found)
+		n.Degrade("surroundings", err)
+		if time.Since(looked) >= hostInterval {
+			n.Report("host", n.lookAtHost())
+			looked = time.Now()
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
