@@ -35,6 +35,10 @@ build: ## Build sif, sif-cni, sif-demo, sif-lab and sif-machine into bin/
 packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
 	@packaging/build.sh dist
 
+.PHONY: check-packages
+check-packages: ## Build the packages twice, compare them, and check what they do (root, after make setup)
+	@packaging/check.sh
+
 .PHONY: dev
 dev: setup build ## Bring up a fabric with a running application on this machine (root)
 	@bin/sif-lab up -topology=$(TOPOLOGY) -apps=$(APPS)

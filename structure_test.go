@@ -48,6 +48,7 @@ var layers = []struct {
 	{`^cni-plugin(/.*)?$`, `^(internal/(node/cnicall|version)|cni-plugin/.*)$`, "the plugin only forwards calls to the agent"},
 	{`^command$`, `^(api|fabric|hcl|controller|engine|agent|internal/.*)$`, "the command line only starts daemons and calls the API"},
 	{`^$`, `^command$`, "main only calls command"},
+	{`^packaging/manual$`, `^(command|internal/version)$`, "the manual says what the commands say"},
 	{`^jobs(/.*)?$`, `^$`, "the demo applications do not know the fabric"},
 	{`^e2e(/.*)?$`, `^(api|fabric|hcl|bpf|engine/ovs|e2e/.*|internal/.*)$`, "end-to-end tests use the fabric from outside"},
 }

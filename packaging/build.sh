@@ -17,6 +17,10 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$target"
 go build -modfile=tools/nfpm/go.mod -o "$work/nfpm" github.com/goreleaser/nfpm/v2/cmd/nfpm
+mkdir "$work/man"
+go run -ldflags "$flags" ./packaging/manual -date "${DATE%T*}" "$work/man"
+gzip -9n "$work"/man/*
+export MANUAL=$work/man
 for arch in ${ARCHITECTURES:-amd64 arm64}; do
   export ARCH=$arch STAGE=$work/$arch
   mkdir "$STAGE"
@@ -24,7 +28,8 @@ for arch in ${ARCHITECTURES:-amd64 arm64}; do
     CGO_ENABLED=0 GOOS=linux GOARCH=$arch GOFLAGS='' go build -trimpath -buildvcs=false -ldflags "$flags" -o "$STAGE/${program%%:*}" "${program#*:}"
   done
   for format in deb rpm; do
-    "$work/nfpm" package --config packaging/nfpm.yaml --packager "$format" --target "$work/sif_${VERSION}_$arch.$format" >"$work/log" || { cat "$work/log" >&2; exit 1; }
+    "$work/nfpm" package --config packaging/nfpm.yaml --packager "$format" --target "$work/sif_${VERSION}_$arch.$format" >"$work/log" ||
+      { cat "$work/log" >&2 && exit 1; }
   done
   # The archive has the files of the Debian package, to be unpacked in / of other distributions.
   dpkg-deb --fsys-tarfile "$work/sif_${VERSION}_$arch.deb" | gzip -9n >"$work/sif_${VERSION}_$arch.tar.gz"
