@@ -22,8 +22,8 @@ import (
 	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/setup"
+	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
-	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // examine returns what is not well of some checks, a sentence each, and all findings.
@@ -138,16 +138,10 @@ func TestAfterJoining(t *testing.T) {
 	consulClient, err := consulapi.NewClient(&consulapi.Config{Address: consul.Address, Token: management})
 	must.NoError(t, err)
 	node := fabric.NodeID{Zone: "z1", Name: "w1"}
-	spec := setup.Spec{Fabric: "test", TrustDomain: "sif.test", Nodes: []setup.Node{{NodeID: node, Kind: fabric.KindWorkload}}}
-	var tokens *setup.ConsulResult
-	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(100 * time.Millisecond) { // the management token takes a moment
-		if tokens, err = setup.Consul(t.Context(), consulClient, spec); err == nil {
-			break
-		}
-		must.True(t, time.Now().Before(deadline), must.Sprint(err))
-	}
-	secrets, err := setup.Vault(t.Context(), vaultClient, spec)
-	must.NoError(t, err)
+	settings := setuptest.Settings("test", "sif.test")
+	member := setuptest.Node{NodeID: node, Kind: fabric.KindWorkload}
+	tokens := setuptest.Consul(t, consulClient, settings, member)
+	secrets := setuptest.Vault(t, vaultClient, settings, member)
 
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -155,7 +149,7 @@ func TestAfterJoining(t *testing.T) {
 		must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	common := func(a setup.AppRole, token, secret string) string {
+	common := func(a join.Grant, token, secret string) string {
 		return fmt.Sprintf(`
 fabric       = "test"
 trust_domain = "sif.test"
@@ -202,8 +196,7 @@ controller {
 
 	// The policy grants less, the node's secret is void, its token in Consul is gone.
 	must.NoError(t, vaultClient.Sys().PutPolicy("sif-controller", `path "sif-transit/keys/sif" { capabilities = ["read"] }`))
-	_, err = vaultClient.Logical().Delete("auth/approle/role/sif-" + wellknown.NodeRole("z1", "w1"))
-	must.NoError(t, err)
+	must.NoError(t, setup.RemoveNode(t.Context(), vaultClient, settings, node))
 	self, _, err := consulClient.ACL().TokenReadSelf(&consulapi.QueryOptions{Token: tokens.Nodes[node]})
 	must.NoError(t, err)
 	_, err = consulClient.ACL().TokenDelete(self.AccessorID, nil)
