@@ -34,7 +34,7 @@ type Spec struct {
 	MemoryMB int    // 0: 1024
 	CPUs     int    // 0: 2
 	Mask     []string
-	// Files are in the machine's file system before it starts any service.
+	// Files are in the machine's file system before it starts any service, at its first boot.
 	Files []File
 }
 
@@ -282,6 +282,9 @@ func (m *Machine) AwaitBoot(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%w; the end of its console:\n%s", err, m.tail())
 	}
+	if err := m.emptySeed(); err != nil {
+		return err
+	}
 	// A machine with failed units is "degraded": that is for the caller to judge.
 	state, err := m.Output(ctx, "systemctl", "is-system-running", "--wait")
 	var exit *exec.ExitError
@@ -290,6 +293,15 @@ func (m *Machine) AwaitBoot(ctx context.Context) error {
 	}
 	m.world.progress("%s (%s, %s) is up after %d s, %s", m.Name, m.Hostname, m.Address, int(time.Since(began).Seconds()), state)
 	return nil
+}
+
+// emptySeed makes the disk of files an empty archive: at the next boot the machine has its own.
+func (m *Machine) emptySeed() error {
+	info, err := os.Stat(m.path("seed.tar"))
+	if err != nil {
+		return err
+	}
+	return errors.Join(os.Truncate(m.path("seed.tar"), 0), os.Truncate(m.path("seed.tar"), info.Size()))
 }
 
 // tail returns the last lines of the machine's console.
