@@ -23,13 +23,14 @@ setup: ## Install Debian packages; find or build Consul, Vault and Nomad
 	@tools/setup.sh
 
 .PHONY: build
-build: ## Build sif, sif-cni, sif-demo, sif-lab and sif-machine into bin/
+build: ## Build sif, sif-cni, sif-demo, sif-lab, sif-machine, sif-traffic into bin/
 	@mkdir -p bin
 	flags="$$(packaging/ldflags.sh)" && go build -ldflags "$$flags" -o bin/sif . && \
 	CGO_ENABLED=0 go build -ldflags "$$flags" -o bin/sif-cni ./cni-plugin
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-demo ./jobs/demo
 	go build -o bin/sif-lab ./e2e/cmd/sif-lab
 	go build -o bin/sif-machine ./e2e/cmd/sif-machine
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-traffic ./e2e/cmd/sif-traffic
 
 .PHONY: packages
 packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
@@ -68,6 +69,18 @@ machine-images: ## Build the base images of virtual machines: Debian 12 and 13; 
 	e2e/machines/image/build.sh debian12
 	e2e/machines/image/build.sh debian13
 
+.PHONY: test-machine-smoke
+test-machine-smoke: ## Test the first hour on one virtual machine, from the package (root, after make setup)
+	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64
+	@$(MAKE) --no-print-directory build
+	go test -tags machines -count 1 -timeout 30m -run '^TestOneMachine$$' ./e2e/machines/...
+
+.PHONY: test-machines
+test-machines: ## Run all tests on virtual machines: an hour on two cores (root, after make setup)
+	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64
+	@$(MAKE) --no-print-directory build
+	go test -tags machines -count 1 -timeout 3h ./e2e/machines/...
+
 .PHONY: bench
 bench: setup build ## Measure the data paths, and a fabric and its alternatives (root, 4 minutes)
 	go test -run '^$$' -bench . ./bpf
@@ -89,7 +102,9 @@ lint: ## Check format, static analysis, structure, spelling, known vulnerabiliti
 	sources=$$(git ls-files '*.c' '*.h') && clang-format --dry-run -Werror $$sources
 	go vet ./...
 	go vet -tags e2e ./e2e/...
+	go vet -tags machines ./e2e/machines/...
 	$(LINTER) staticcheck -tags e2e ./...
+	$(LINTER) staticcheck -tags machines ./e2e/machines/...
 	$(LINTER) errcheck -ignoretests -tags e2e -exclude tools/lint/errcheck.exclude ./...
 	tools/lint/deadcode.sh
 	go test .
