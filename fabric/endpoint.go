@@ -76,15 +76,6 @@ func CatalogName(service Ref) string { return "sif-" + service.Domain + "--" + s
 // CatalogID is the endpoint's service ID in the Consul catalog.
 func CatalogID(zone, endpoint string) string { return "sif-" + zone + "-" + endpoint }
 
-// Kinds of nodes.
-const (
-	KindWorkload  NodeKind = "workload"
-	KindProcessor NodeKind = "processor"
-)
-
-// NodeKind is the role of a node in its zone.
-type NodeKind string
-
 // Node is the controller's signed statement (KindNode) about a node: its place in the fabric, and
 // the addresses of its endpoints.
 type Node struct {
@@ -92,8 +83,9 @@ type Node struct {
 	Zone     string       `json:"zone"`
 	Name     string       `json:"name"`
 	Kind     NodeKind     `json:"kind"`
-	Underlay netip.Addr   `json:"underlay"`         // where its links listen
-	Engine   uint16       `json:"engine,omitempty"` // processors: TCP port of the engine
+	Underlay netip.Addr   `json:"underlay"`            // where its links listen
+	Engine   uint16       `json:"engine,omitempty"`    // processors: TCP port of the engine, 0 before it registers
+	NoSwitch bool         `json:"no_switch,omitempty"` // processors: the engine only carries requests
 	Pool4    netip.Prefix `json:"pool4"`
 	Pool6    netip.Prefix `json:"pool6"`
 	// Ranges contain all pools of the fabric. An address in them belongs to an endpoint or is
@@ -104,6 +96,9 @@ type Node struct {
 
 // ID names the node.
 func (n Node) ID() NodeID { return NodeID{Zone: n.Zone, Name: n.Name} }
+
+// Boundary reports whether the node has a switch, through which packets of other zones pass.
+func (n Node) Boundary() bool { return n.Kind == KindProcessor && !n.NoSwitch }
 
 // Health4 returns the node's own IPv4 address inside the fabric, its health address: the first of
 // its pool, and so part of the signed record. No endpoint has it. Nodes exchange probes among these

@@ -20,7 +20,7 @@ type LinkState struct {
 	Live      bool
 }
 
-// Topology is where the processors of each zone are, and which of them are live.
+// Topology is where the processors of each zone are that have a switch, and which of them are live.
 type Topology struct {
 	live      map[string][]fabric.NodeID // by zone, ordered
 	workloads []fabric.Node              // those whose pools are known
@@ -36,10 +36,10 @@ func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
 	}
 	t := Topology{live: map[string][]fabric.NodeID{}}
 	for _, n := range nodes {
-		if n.Kind == fabric.KindWorkload && n.Pool4.IsValid() && n.Pool6.IsValid() {
+		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
 			t.workloads = append(t.workloads, n)
 		}
-		if s, ok := newest[n.ID()]; n.Kind != fabric.KindProcessor || ok && !s.Live {
+		if s, ok := newest[n.ID()]; !n.Boundary() || ok && !s.Live {
 			continue
 		}
 		t.live[n.Zone] = append(t.live[n.Zone], n.ID())
@@ -56,13 +56,13 @@ func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
 func SingleProcessor(nodes []fabric.Node) Topology {
 	first := map[string]fabric.NodeID{}
 	for _, n := range nodes {
-		if have, ok := first[n.Zone]; n.Kind == fabric.KindProcessor && (!ok || n.Name < have.Name) {
+		if have, ok := first[n.Zone]; n.Boundary() && (!ok || n.Name < have.Name) {
 			first[n.Zone] = n.ID()
 		}
 	}
 	var states []LinkState
 	for _, n := range nodes {
-		if n.Kind == fabric.KindProcessor {
+		if n.Boundary() {
 			states = append(states, LinkState{Processor: n.ID(), Live: n.ID() == first[n.Zone]})
 		}
 	}

@@ -131,8 +131,8 @@ func TestRefusedPeers(t *testing.T) {
 		"controller":      ca.Issue("/controller", "workload"),
 		"no kind":         ca.Issue(node, ""),
 		"odd kind":        ca.Issue(node, "printer"),
-		"two kinds": ca.Issue(node, "", func(c *x509.Certificate) {
-			c.Subject.OrganizationalUnit = []string{"workload", "processor"}
+		"a kind twice": ca.Issue(node, "", func(c *x509.Certificate) {
+			c.Subject.OrganizationalUnit = []string{"workload", "workload"}
 		}),
 		"deeper path": ca.Issue(node+"/x", "workload"),
 		"bad name":    ca.Issue("/node/aws1/Aws", "workload"),

@@ -57,7 +57,7 @@ func (s Subject) String() string {
 // Read returns whom a certificate was issued to. It is the only place where certificates are taken
 // apart, so that all of them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID
 // of the trust domain; the ID is that of a node, a service or the controller; a node's certificate
-// has exactly one organizational unit, the kind of the node. By the X.509-SVID standard the leaf
+// has an organizational unit for each kind that the node is of. By the X.509-SVID standard the leaf
 // cannot sign certificates. Read does not verify the chain.
 func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	id, err := x509svid.IDFromCert(leaf)
@@ -101,10 +101,9 @@ func parsePath(path string) (Subject, error) {
 
 // kind returns the kind of a node from the organizational units of its certificate.
 func kind(units []string) (fabric.NodeKind, error) {
-	if len(units) == 1 {
-		if k := fabric.NodeKind(units[0]); k == fabric.KindWorkload || k == fabric.KindProcessor {
-			return k, nil
-		}
+	k, err := fabric.NodeKindOf(units)
+	if err != nil {
+		return "", fmt.Errorf("its organizational units are %q, expected %q, %q or both", units, fabric.KindWorkload, fabric.KindProcessor)
 	}
-	return "", fmt.Errorf("its organizational units are %q, expected one, %q or %q", units, fabric.KindWorkload, fabric.KindProcessor)
+	return k, nil
 }

@@ -95,7 +95,9 @@ func TestRead(t *testing.T) {
 		{name: "no kind", path: w1, err: "organizational units"},
 		{name: "unknown kind", path: w1, unit: "service", err: "organizational units"},
 		{name: "kind in upper case", path: w1, unit: "Workload", err: "organizational units"},
-		{name: "two kinds", path: p1, change: units("workload", "processor"), err: "organizational units"},
+		{name: "both kinds", path: p1, change: units("workload", "processor"), want: node("aws1", "p1", fabric.KindBoth)},
+		{name: "both kinds in one unit", path: p1, unit: "processor,workload", err: "organizational units"},
+		{name: "a kind twice", path: p1, change: units("processor", "processor"), err: "organizational units"},
 		{name: "a kind and something else", path: p1, change: units("x", "processor"), err: "organizational units"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -57,7 +57,7 @@ func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, erro
 		return n, fmt.Errorf("it is of fabric %q, not %q", n.Fabric, v.fabric)
 	case n.ID() != id:
 		return n, fmt.Errorf("it is about node %s", n.ID())
-	case n.Kind != fabric.KindWorkload && n.Kind != fabric.KindProcessor:
+	case n.Kind.Check() != nil:
 		return n, fmt.Errorf("the node is of unknown kind %q", n.Kind)
 	case !n.Underlay.IsValid():
 		return n, errors.New("the node has no underlay address")

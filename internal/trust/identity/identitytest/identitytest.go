@@ -128,7 +128,9 @@ func (ca *CA) Certify(spiffePath string, csr []byte, life time.Duration) [][]byt
 // Node returns the Source of a node.
 func (ca *CA) Node(zone, node string, kind fabric.NodeKind) *identity.Source {
 	ca.t.Helper()
-	cert := ca.Issue(fabric.NodeID{Zone: zone, Name: node}.SPIFFE(), string(kind))
+	cert := ca.Issue(fabric.NodeID{Zone: zone, Name: node}.SPIFFE(), "", func(c *x509.Certificate) {
+		c.Subject.OrganizationalUnit = kind.Units()
+	})
 	return identity.Fixed(TrustDomain, cert, ca.Roots(), ca.Keys())
 }
 
