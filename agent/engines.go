@@ -101,7 +101,7 @@ func (e *engines) uncompared() []string {
 	defer e.mu.Unlock()
 	var list []string
 	for _, n := range e.agent.node.Nodes() {
-		if n.Kind == fabric.KindProcessor && n.Zone == self.Zone && !e.compared[n.ID()] {
+		if n.Engine != 0 && n.Zone == self.Zone && !e.compared[n.ID()] {
 			list = append(list, "engine "+n.ID().String()+" has not listed the counterparts of this node yet")
 		}
 	}
@@ -346,7 +346,7 @@ func missingFrom(engine fabric.NodeID) string { return "counterparts from " + en
 
 // handle answers calls of an engine.
 func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
-	if from.Kind != fabric.KindProcessor || from.Zone != e.agent.node.Self.Zone {
+	if !from.Kind.Has(fabric.KindProcessor) || from.Zone != e.agent.node.Self.Zone {
 		return nil, fmt.Errorf("%s node %s is not an engine of zone %s", from.Kind, from.NodeID, e.agent.node.Self.Zone)
 	}
 	switch method {

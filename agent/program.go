@@ -180,7 +180,7 @@ func (a *Agent) live() []endpoint {
 func (a *Agent) links() (map[desired.Way]uint32, error) {
 	peers := []fabric.NodeID{daemon.ZonePeer}
 	for _, n := range a.node.Nodes() {
-		if n.Kind == fabric.KindProcessor && n.Zone == a.node.Self.Zone {
+		if n.Boundary() && n.Zone == a.node.Self.Zone {
 			peers = append(peers, n.ID())
 		}
 	}

@@ -96,7 +96,7 @@ func (a *Agent) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) 
 	if err != nil {
 		return fabric.NodeID{}, err
 	}
-	if signer.Node.Kind != fabric.KindWorkload {
+	if !signer.Node.Kind.Has(fabric.KindWorkload) {
 		return fabric.NodeID{}, fmt.Errorf("%s is not a workload node", signer)
 	}
 	return signer.Node.NodeID, nil

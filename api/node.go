@@ -18,7 +18,8 @@ import (
 // changes.
 type NodeRequest struct {
 	Underlay    netip.Addr `json:"underlay"`
-	Engine      uint16     `json:"engine,omitempty"`      // processor nodes: the TCP port of the engine
+	Engine      uint16     `json:"engine,omitempty"`      // processor nodes: the TCP port of the engine; 0: the one in the record stays
+	NoSwitch    bool       `json:"noSwitch,omitempty"`    // processor nodes: the engine has no switch
 	Link        []byte     `json:"link,omitempty"`        // JSON of a fabric.Link; empty: the one in the record stays
 	Certificate [][]byte   `json:"certificate,omitempty"` // DER, leaf first
 	Signature   []byte     `json:"signature,omitempty"`   // over fabric.LinkSigningInput(Link)

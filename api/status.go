@@ -12,11 +12,13 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// NodeStatus is what an agent or an engine reports about itself and its node.
+// NodeStatus is what an agent or an engine reports about itself and its node. A node with both has
+// two.
 type NodeStatus struct {
 	Zone               string            `json:"zone"`
 	Node               string            `json:"node"`
-	Kind               fabric.NodeKind   `json:"kind"`
+	Kind               fabric.NodeKind   `json:"kind"`               // of the daemon: workload for an agent, processor for an engine
+	NoSwitch           bool              `json:"noSwitch,omitempty"` // an engine that only carries requests, and has no data path; set by the controller
 	Version            string            `json:"version"`
 	Pool4              netip.Prefix      `json:"pool4,omitzero"` // in the signed record; set by the controller
 	Pool6              netip.Prefix      `json:"pool6,omitzero"` // likewise

@@ -67,10 +67,7 @@ func (d *configured) configOptions() *flag.FlagSet {
 }
 
 func (d *configured) load() (*config.Config, error) {
-	cfg, err := config.Load(d.file)
-	if err == nil {
-		err = cfg.Require(config.Role(d.name))
-	}
+	cfg, err := config.Load(d.file, config.Role(d.name))
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration: %w", err)
 	}

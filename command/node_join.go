@@ -310,7 +310,7 @@ func (c *NodeJoinCommand) complete(ctx context.Context, j machine.Joined) (joinR
 
 // find finds what the configuration needs.
 func (c *NodeJoinCommand) find(ctx context.Context, j *machine.Joined) (machine.Found, error) {
-	var f machine.Found
+	f := machine.Found{Switch: machine.HasSwitch()}
 	g := j.Grant
 	session, err := redeem.Login(ctx, g)
 	if err != nil {
@@ -336,6 +336,15 @@ func (c *NodeJoinCommand) find(ctx context.Context, j *machine.Joined) (machine.
 		j.Nomad = f.Nomad
 		c.done("Nomad", "%s, node %s; CNI plugins in %s, networks in %s",
 			cmp.Or(f.Nomad.Address, "not running yet"), cmp.Or(f.Nomad.ID, "not known yet"), f.Nomad.CNIPath, f.Nomad.CNIConfigDir)
+	}
+	switch {
+	case !g.Is(join.Processor):
+	case g.Is(join.Workload):
+		c.done("Switch", "none, as this machine also runs workloads: its engine only carries requests, which is all that one zone needs")
+	case f.Switch:
+		c.done("Switch", "Open vSwitch is installed: the engine uses it at the zone's boundary")
+	default:
+		c.done("Switch", "none: the engine only carries requests, which is all that one zone needs")
 	}
 	if g.Is(join.Controller) {
 		if err := session.Announce(ctx, f.ControllerAddress()); err != nil {

@@ -133,9 +133,8 @@ func TestNodeJoin(t *testing.T) {
 	}
 
 	// The daemon gets its identity by what was written.
-	c, err := config.Load(filepath.Join(dir, "etc", "agent.hcl"))
+	c, err := config.Load(filepath.Join(dir, "etc", "agent.hcl"), config.RoleAgent)
 	must.NoError(t, err)
-	must.NoError(t, c.Require(config.RoleAgent))
 	must.Eq(t, "aws1/w1", c.NodeID().String())
 	must.Eq(t, filepath.Join(dir, "cni-conf"), c.CNI.ConfigDir)
 	must.Eq(t, j.consul, c.Consul.Address)
@@ -226,7 +225,7 @@ client {
 	dir = t.TempDir()
 	code, stdout, stderr := j.call(dir, append(found, j.token(t, "w1", func(g *join.Grant) { g.NomadNode = nodes[0].ID }))...)
 	must.Eq(t, 0, code, must.Sprint(stdout, stderr))
-	c, err := config.Load(filepath.Join(dir, "etc", "agent.hcl"))
+	c, err := config.Load(filepath.Join(dir, "etc", "agent.hcl"), config.RoleAgent)
 	must.NoError(t, err)
 	must.Eq(t, plugins, c.CNI.PluginDir)
 	must.Eq(t, networks, c.CNI.ConfigDir)

@@ -62,7 +62,9 @@ func (c *NodeStatusCommand) run(ctx context.Context, args []string) error {
 		return fmt.Errorf("reading the status: %w", err)
 	}
 	now := time.Now()
-	problems := slices.DeleteFunc(statusProblems(status, now), func(p string) bool { return !strings.HasPrefix(p, id.String()+": ") })
+	problems := slices.DeleteFunc(statusProblems(status, now), func(p string) bool {
+		return !strings.HasPrefix(p, id.String()+": ") && !strings.HasPrefix(p, id.String()+" (")
+	})
 	var names []string
 	for _, n := range status.Nodes {
 		names = append(names, n.ID().String())

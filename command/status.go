@@ -89,7 +89,7 @@ func statusProblems(s api.Status, now time.Time) []string {
 		report("controller", "its certificate has expired")
 	}
 	for _, n := range s.Nodes {
-		id := n.ID().String()
+		id := daemonOf(s, n)
 		if n.Reported.IsZero() {
 			report(id, "it has not reported since the controller started")
 			continue
@@ -131,6 +131,16 @@ func statusProblems(s api.Status, now time.Time) []string {
 	return problems
 }
 
+// daemonOf names the daemon that a status is of: by its node, and by the kind if the node has
+// several daemons.
+func daemonOf(s api.Status, n api.NodeStatus) string {
+	several := slices.ContainsFunc(s.Nodes, func(o api.NodeStatus) bool { return o.ID() == n.ID() && o.Kind != n.Kind })
+	if several {
+		return fmt.Sprintf("%s (%s)", n.ID(), n.Kind)
+	}
+	return n.ID().String()
+}
+
 func expired(t, now time.Time) bool { return !t.IsZero() && !now.Before(t) }
 
 func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) string {
@@ -163,10 +173,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
-		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(id)}
+		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(daemonOf(s, n))}
 		if !n.Reported.IsZero() {
 			row = []string{n.Zone, n.Node, string(n.Kind), n.Version, fmt.Sprint(n.Sequence), fmt.Sprint(len(n.Endpoints)),
-				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(id)}
+				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(daemonOf(s, n))}
 		}
 		nodes = append(nodes, row)
 		for _, e := range n.Endpoints {

@@ -201,7 +201,7 @@ func (a *admitter) certificate(ctx context.Context, who identity.Node, req api.C
 
 // workloadNode returns the record of the calling node, which must be a workload node.
 func (a *admitter) workloadNode(who identity.Node) (fabric.Node, error) {
-	if who.Kind != fabric.KindWorkload {
+	if !who.Kind.Has(fabric.KindWorkload) {
 		return fabric.Node{}, forbidden("the certificate of node %s is of a %s node; only a %s node has endpoints", who.NodeID, who.Kind, fabric.KindWorkload)
 	}
 	node, ok := a.nodes.get(who.NodeID)

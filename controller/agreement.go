@@ -121,7 +121,7 @@ func inputsOf(f verify.Fabric) uint64 {
 	h := fnv.New64a()
 	fmt.Fprintln(h, f.Pointer.Sequence, f.Pointer.Root)
 	for _, n := range f.Status.Nodes {
-		fmt.Fprintln(h, n.ID(), n.Kind, n.Pool4, n.Pool6, n.Sequence, n.Root)
+		fmt.Fprintln(h, n.ID(), n.Kind, n.NoSwitch, n.Pool4, n.Pool6, n.Sequence, n.Root)
 	}
 	for _, e := range verify.Endpoints(f.Status, f.Now) {
 		fmt.Fprintln(h, e.Endpoint, e.Host(), e.IPv4, e.IPv6, e.Identity().Key(), e.Checks)
@@ -135,7 +135,7 @@ func (a *agreement) suspects(f verify.Fabric) []fabric.NodeID {
 	var list []fabric.NodeID
 	for _, n := range f.Status.Nodes {
 		want, follows := a.want[n.ID()]
-		if !follows || n.Enforced == nil || n.Enforced.Digest == want {
+		if !follows || n.NoSwitch || n.Enforced == nil || n.Enforced.Digest == want {
 			continue
 		}
 		if comparedAt(n).After(a.since[n.ID()].Add(settling)) {
@@ -163,7 +163,7 @@ func (a *agreement) judge(s *api.Status) {
 			n.Degraded = append(slices.Clip(n.Degraded), fmt.Sprintf("its data path differed from what it must hold in %d places, which were repaired; its log names them", e.Repaired))
 		}
 		list := found[n.ID()]
-		if len(list) == 0 {
+		if len(list) == 0 || n.NoSwitch {
 			continue
 		}
 		var texts []string

@@ -50,11 +50,11 @@ func (m *wayMetrics) Collect(to chan<- prometheus.Metric) {
 	for _, n := range s.Nodes {
 		nodes[n.ID().String()], zones[n.Zone] = true, true
 	}
+	told := map[[2]string]bool{}
 	for _, n := range s.Nodes {
-		told := map[string]bool{}
 		for _, w := range n.Ways {
-			if nodes[w.To] && !told[w.To] {
-				told[w.To] = true
+			if way := [2]string{n.ID().String(), w.To}; nodes[w.To] && !told[way] {
+				told[way] = true
 				m.link.collect(to, w.IPv4, w.IPv6, n.ID().String(), w.To)
 			}
 		}

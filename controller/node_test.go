@@ -32,6 +32,7 @@ func TestNodes(t *testing.T) {
 	t.Run("registration", func(t *testing.T) { testRegistration(t, w) })
 	t.Run("empty report", func(t *testing.T) { testEmptyReport(t, w) })
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
+	t.Run("two daemons", func(t *testing.T) { testTwoDaemons(t, w) })
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
 	t.Run("lost releases", func(t *testing.T) { testLostReleases(t, w) })
@@ -129,13 +130,8 @@ func testLink(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
 	statement := func(of fabric.NodeID, signer *testNode, key byte) api.NodeRequest {
-		public := make([]byte, 32)
-		public[0] = key
-		link, err := json.Marshal(fabric.Link{Node: of, PublicKey: public, Ports: map[fabric.NodeID]uint16{{}: 51820}})
-		must.NoError(t, err)
-		sig, chain, err := signer.source.Sign(fabric.LinkSigningInput(link))
-		must.NoError(t, err)
-		return api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.1"), Link: link, Certificate: chain, Signature: sig}
+		t.Helper()
+		return linked(t, of, signer, key)
 	}
 	req := statement(w1.id, w1, 1)
 	record, err := w1.RegisterNode(ctx, req)
@@ -176,6 +172,94 @@ func testLink(t *testing.T, w *world) {
 	broken.Link = append(broken.Link, ' ')
 	_, err = w1.RegisterNode(ctx, broken)
 	code(t, api.CodeInvalid, err)
+}
+
+// linked returns the registration of a node with the link that signer states.
+func linked(t *testing.T, of fabric.NodeID, signer *testNode, key byte) api.NodeRequest {
+	t.Helper()
+	public := make([]byte, 32)
+	public[0] = key
+	link, err := json.Marshal(fabric.Link{Node: of, PublicKey: public, Ports: map[fabric.NodeID]uint16{{}: 51820}})
+	must.NoError(t, err)
+	sig, chain, err := signer.source.Sign(fabric.LinkSigningInput(link))
+	must.NoError(t, err)
+	return api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.1"), Link: link, Certificate: chain, Signature: sig}
+}
+
+// Of a node with an agent and an engine, each registers what it has, whichever comes first, and
+// neither takes the other's away. Both report.
+func testTwoDaemons(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	b1 := w.node(t, c, "b1")
+	lose := func() { // everything that the controller and Consul have
+		c.stop()
+		c = w.fresh(t, nil)
+		b1 = w.node(t, c, "b1")
+	}
+	engine := api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.1"), Engine: 8441, NoSwitch: true}
+	agent := linked(t, b1.id, b1, 1)
+	register := func(req api.NodeRequest) (fabric.Node, fabric.NodeRecord) {
+		t.Helper()
+		record, err := b1.RegisterNode(ctx, req)
+		must.NoError(t, err)
+		var n fabric.Node
+		must.NoError(t, b1.source.Keys().Verify(record.Node, fabric.KindNode, &n))
+		must.Eq(t, fabric.KindBoth, n.Kind)
+		must.True(t, n.NoSwitch)
+		return n, record
+	}
+	for _, order := range [][]api.NodeRequest{{engine, agent, engine}, {agent, engine, agent}} {
+		lose()
+		for _, req := range order {
+			register(req)
+		}
+		n, record := register(order[0])
+		must.Eq(t, 8441, n.Engine)
+		must.Eq(t, agent.Link, record.Link)
+	}
+	// What the engine's port was is in the record that the agent holds, too.
+	_, held := register(agent)
+	lose()
+	again := agent
+	again.Record = &held.Node
+	n, _ := register(again)
+	must.Eq(t, 8441, n.Engine)
+
+	withSwitch := engine
+	withSwitch.NoSwitch = false
+	_, err := b1.RegisterNode(ctx, withSwitch)
+	must.StrContains(t, code(t, api.CodeInvalid, err).Message, "node aws1/b1 also runs workloads, so its engine cannot have a switch")
+	_, err = w.node(t, c, "w1").RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.2"), NoSwitch: true})
+	code(t, api.CodeForbidden, err)
+
+	b1.report(t, api.NodeStatus{Kind: fabric.KindProcessor, Version: "engine"})
+	b1.report(t, api.NodeStatus{Kind: fabric.KindWorkload, Version: "agent"})
+	_, err = b1.Report(ctx, api.NodeStatus{Kind: fabric.KindBoth})
+	code(t, api.CodeInvalid, err)
+	status, err := c.operator.Status(ctx)
+	must.NoError(t, err)
+	must.Len(t, 2, status.Nodes)
+	for i, want := range []string{"engine", "agent"} {
+		must.Eq(t, want, status.Nodes[i].Version)
+		must.Eq(t, b1.id, status.Nodes[i].ID())
+		must.Eq(t, want == "engine", status.Nodes[i].NoSwitch)
+	}
+
+	// A processor whose engine has no switch any more has no links either.
+	p1 := w.node(t, c, "p1")
+	for _, noSwitch := range []bool{false, true} {
+		req := api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.9"), Engine: 8441, NoSwitch: noSwitch}
+		if !noSwitch {
+			link := linked(t, p1.id, p1, 2)
+			req.Link, req.Certificate, req.Signature = link.Link, link.Certificate, link.Signature
+		}
+		record, err := p1.RegisterNode(ctx, req)
+		must.NoError(t, err)
+		must.Eq(t, noSwitch, len(record.Link) == 0)
+		var p fabric.Node
+		must.NoError(t, p1.source.Keys().Verify(record.Node, fabric.KindNode, &p))
+		must.Eq(t, !noSwitch, p.Boundary())
+	}
 }
 
 // allocation returns the n-th ID of an allocation.

@@ -116,10 +116,10 @@ func (r *reports) cut(delta fabric.Delta) []api.CutFlow {
 	var list []api.CutFlow
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for node, s := range r.last {
+	for by, s := range r.last {
 		for _, f := range s.Flows {
 			if slices.ContainsFunc(lost[pair{f.From, f.To}], func(r fabric.Rule) bool { return r.Matches(f.Protocol, f.Port) }) {
-				list = append(list, api.CutFlow{Node: node.String(), FlowStatus: f})
+				list = append(list, api.CutFlow{Node: by.String(), FlowStatus: f})
 			}
 		}
 	}

@@ -242,12 +242,17 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 		return fabric.NodeRecord{}, err
 	}
 	next := fabric.NodeRecord{Link: req.Link, Certificate: req.Certificate, Signature: req.Signature}
-	if len(req.Link) == 0 && known != nil { // the link stays as it is
+	dropsLinks := req.NoSwitch && !who.Kind.Has(fabric.KindWorkload)
+	if len(req.Link) == 0 && known != nil && !dropsLinks { // the link stays as it is
 		next.Link, next.Certificate, next.Signature, link = known.record.Link, known.record.Certificate, known.record.Signature, known.link
 	}
 	node := fabric.Node{
 		Fabric: r.cfg.Fabric, Zone: who.Zone, Name: who.Name, Kind: who.Kind,
-		Underlay: req.Underlay, Engine: req.Engine, Ranges: []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6}, Issued: clock.Now().Truncate(time.Millisecond),
+		Underlay: req.Underlay, Engine: req.Engine, NoSwitch: who.Kind == fabric.KindBoth || req.NoSwitch, Ranges: []netip.Prefix{r.cfg.Pool4, r.cfg.Pool6}, Issued: clock.Now().Truncate(time.Millisecond),
+	}
+	// Of a node with two daemons, the agent registers the links and the engine its port.
+	if who.Kind == fabric.KindBoth && req.Engine == 0 && own != nil {
+		node.Engine = own.Engine
 	}
 	// Nodes refuse an older record than they know, and the clock may have been set back.
 	if known != nil && !node.Issued.After(known.node.Issued) {
@@ -349,8 +354,11 @@ func (r *registry) checkNode(who identity.Node, req api.NodeRequest) error {
 			return invalid("node %s: underlay address %s must not be in the fabric's pool %s", who.NodeID, req.Underlay, p)
 		}
 	}
-	if who.Kind != fabric.KindProcessor && req.Engine != 0 {
+	if !who.Kind.Has(fabric.KindProcessor) && (req.Engine != 0 || req.NoSwitch) {
 		return forbidden("the certificate of node %s is of a %s node; only a processor node can have an engine", who.NodeID, who.Kind)
+	}
+	if who.Kind == fabric.KindBoth && req.Engine != 0 && !req.NoSwitch {
+		return invalid("node %s also runs workloads, so its engine cannot have a switch: remove the block \"ovs\" from the engine's configuration, or make the processor a node of its own, on a machine without workloads", who.NodeID)
 	}
 	return nil
 }

@@ -239,10 +239,13 @@ func (c *Controller) getNodes(_ context.Context, r request) (any, error) {
 		if !ok {
 			continue // removed meanwhile
 		}
-		report, _ := c.reports.get(n.ID())
-		reply.Nodes = append(reply.Nodes, api.NodeInfo{
-			Node: m.node, PublicKey: m.link.PublicKey, Endpoints: c.table.liveOn(n.ID()), NomadNode: c.bound.of(n.ID()).ID, Version: report.Version, Reported: report.Reported,
-		})
+		info := api.NodeInfo{Node: m.node, PublicKey: m.link.PublicKey, Endpoints: c.table.liveOn(n.ID()), NomadNode: c.bound.of(n.ID()).ID}
+		for _, report := range c.reports.of(n) {
+			if !report.Reported.Before(info.Reported) { // the newest of its daemons
+				info.Version, info.Reported = report.Version, report.Reported
+			}
+		}
+		reply.Nodes = append(reply.Nodes, info)
 	}
 	return reply, nil
 }

@@ -53,9 +53,8 @@ vault {
   role_id        = %q
   secret_id_file = %q
 }`, testFabric, trustDomain, filepath.Join(dir, "data"), listen, level, consulAddress, token, vaultAddress, w.vault.Controller.RoleID, secret), 0o600))
-		file, err := config.Load(path)
+		file, err := config.Load(path, config.RoleController)
 		must.NoError(t, err)
-		must.NoError(t, file.Require(config.RoleController))
 		return file
 	}
 	const nowhere = "127.0.0.1:1"

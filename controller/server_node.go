@@ -79,7 +79,9 @@ func (c *Controller) putStatus(_ context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.reports.put(r.node, s)
+	if err := c.reports.put(r.node, s); err != nil {
+		return nil, err
+	}
 	reply := api.ReportReply{Revocations: c.removal.list.List().Sequence}
 	if s.Revocations < reply.Revocations {
 		signed := c.removal.list.Signed()

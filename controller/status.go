@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"maps"
 	"sync"
 	"time"
 
@@ -12,44 +13,64 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// reports contains the last report of each node. It is only in memory: a new leader knows it when
+// reporter is a daemon that reports: a node may have an agent and an engine.
+type reporter struct {
+	fabric.NodeID
+	kind fabric.NodeKind
+}
+
+// reports contains the last report of each daemon. It is only in memory: a new leader knows it when
 // the nodes have reported again.
 type reports struct {
 	mu   sync.Mutex
-	last map[fabric.NodeID]api.NodeStatus
+	last map[reporter]api.NodeStatus
 	bell *bell // rings at each report
 }
 
 // newReports returns reports whose index begins above that of any earlier leader. Otherwise a
 // client that knows an index of that leader would wait here without need.
 func newReports() *reports {
-	r := &reports{last: map[fabric.NodeID]api.NodeStatus{}, bell: newBell()}
+	r := &reports{last: map[reporter]api.NodeStatus{}, bell: newBell()}
 	r.bell.ring(uint64(time.Now().UnixMilli()))
 	return r
 }
 
-// put stores a report under the name and kind in the certificate of the node.
-func (r *reports) put(who identity.Node, s api.NodeStatus) {
-	s.Zone, s.Node, s.Kind, s.Reported = who.Zone, who.Name, who.Kind, time.Now().UTC()
+// put stores a report under the name in the certificate of the node, and the kind of daemon, which
+// must be one that the certificate names.
+func (r *reports) put(who identity.Node, s api.NodeStatus) error {
+	if who.Kind != fabric.KindBoth {
+		s.Kind = who.Kind
+	} else if s.Kind != fabric.KindWorkload && s.Kind != fabric.KindProcessor {
+		return invalid("node %s: the report is of a daemon of kind %q, expected %q or %q", who.NodeID, s.Kind, fabric.KindWorkload, fabric.KindProcessor)
+	}
+	s.Zone, s.Node, s.Reported = who.Zone, who.Name, time.Now().UTC()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.last[who.NodeID] = s
+	r.last[reporter{who.NodeID, s.Kind}] = s
 	r.bell.bump()
+	return nil
 }
 
-// get returns the last report of a node, and whether there is one.
-func (r *reports) get(id fabric.NodeID) (api.NodeStatus, bool) {
+// of returns the last report of each daemon of a node, without a time if there is none.
+func (r *reports) of(n fabric.Node) []api.NodeStatus {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	s, ok := r.last[id]
-	return s, ok
+	var list []api.NodeStatus
+	for _, unit := range n.Kind.Units() {
+		kind := fabric.NodeKind(unit)
+		s := r.last[reporter{n.ID(), kind}]
+		s.Zone, s.Node, s.Kind, s.NoSwitch = n.Zone, n.Name, kind, kind == fabric.KindProcessor && !n.Boundary()
+		s.Pool4, s.Pool6 = n.Pool4, n.Pool6
+		list = append(list, s)
+	}
+	return list
 }
 
-// drop forgets the report of a node that was removed.
+// drop forgets the reports of a node that was removed.
 func (r *reports) drop(id fabric.NodeID) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.last, id)
+	maps.DeleteFunc(r.last, func(by reporter, _ api.NodeStatus) bool { return by.NodeID == id })
 	r.bell.bump()
 }
 
@@ -58,9 +79,9 @@ func (r *reports) drop(id fabric.NodeID) {
 func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for id, s := range r.last {
+	for by, s := range r.last {
 		if s.Sequence > max(sequence, has) {
-			node, has = id, s.Sequence
+			node, has = by.NodeID, s.Sequence
 		}
 	}
 	return node, has
@@ -70,12 +91,7 @@ func (r *reports) ahead(sequence uint64) (node fabric.NodeID, has uint64) {
 func (c *Controller) status() api.Status {
 	s := api.Status{Fabric: c.cfg.Fabric, Pointer: c.policy.pointer(), Controller: c.self(), Nodes: []api.NodeStatus{}, Warnings: c.policy.current.Load().warnings()}
 	for _, n := range c.nodes.all() {
-		report, ok := c.reports.get(n.ID())
-		if !ok {
-			report = api.NodeStatus{Zone: n.Zone, Node: n.Name, Kind: n.Kind}
-		}
-		report.Pool4, report.Pool6 = n.Pool4, n.Pool6
-		s.Nodes = append(s.Nodes, report)
+		s.Nodes = append(s.Nodes, c.reports.of(n)...)
 	}
 	c.agreement.judge(&s)
 	return s

@@ -41,6 +41,7 @@ var testNodes = []setuptest.Node{
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w1"}, Kind: fabric.KindWorkload},
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "w2"}, Kind: fabric.KindWorkload},
 	{NodeID: fabric.NodeID{Zone: "aws1", Name: "p1"}, Kind: fabric.KindProcessor},
+	{NodeID: fabric.NodeID{Zone: "aws1", Name: "b1"}, Kind: fabric.KindBoth},
 }
 
 // world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it,

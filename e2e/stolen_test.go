@@ -49,7 +49,7 @@ func (f *fabricUnderTest) hostile(t *testing.T, zone string) *hostile {
 		}
 		h := &hostile{id: fabric.NodeID{Zone: n.Zone, Name: n.Name}, machine: n.Name}
 		var err error
-		h.config, err = config.Load(f.SIFConfig(n.Name, "agent"))
+		h.config, err = config.Load(f.SIFConfig(n.Name, "agent"), config.RoleAgent)
 		must.NoError(t, err)
 		read := func(name string) []byte {
 			text, err := os.ReadFile(filepath.Join(h.config.DataDir, "identity", name))

@@ -7,9 +7,11 @@ import (
 	"context"
 	"crypto/tls"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -41,13 +43,13 @@ const reconcileInterval = 5 * time.Second
 // introduction limits the time to bring a newly connected daemon up to date.
 const introduction = time.Minute
 
-// Daemon is the engine with its connections: to the switch, to the agents of its zone, and, inside
-// the encrypted links, to the engines of other zones.
+// Daemon is the engine with its connections: to the agents of its zone and, if it has one, to the
+// switch, and through it, inside the encrypted links, to the engines of other zones.
 type Daemon struct {
 	*Engine
 	node   *daemon.Node
-	bridge *bridge
-	ports  *ports
+	bridge *bridge // nil without a switch
+	ports  *ports  // likewise
 	server *rpc.Server
 }
 
@@ -58,32 +60,47 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if err != nil {
 		return nil, err
 	}
-	num, err := number.Open(filepath.Join(c.DataDir, "numbers.json"))
-	if err != nil {
-		return nil, err
-	}
-	sw := ovs.NewSwitch(ovs.Config{RunDir: c.OVS.RunDir, Database: strings.TrimPrefix(c.OVS.DB, "unix:"), Control: c.OVS.Control, Bridge: c.OVS.Bridge})
-	if err := sw.Create(ctx); err != nil {
-		return nil, err
-	}
-	if err := sw.LimitConnections(ctx, conntrackZone, c.Connections.Limits()); err != nil {
-		return nil, err
-	}
-	d := &Daemon{node: n, bridge: newBridge(sw, num, log)}
-	d.ports = &ports{self: n.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: n.Repaired, complete: map[string]port.Config{}}
-	n.Links.Home = d.ports
-	if _, err := n.Firewall.Apply(); err != nil {
-		return nil, err
-	}
-	d.Engine, err = New(Options{
+	d := &Daemon{node: n}
+	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
-		Leases: filepath.Join(c.DataDir, "leases.json"), Switch: d.bridge, Numbers: num, Nodes: n.Nodes,
-	})
-	if err != nil {
+		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
+	}
+	if n.Self.Boundary() {
+		num, err := number.Open(filepath.Join(c.DataDir, "numbers.json"))
+		if err != nil {
+			return nil, err
+		}
+		if err := d.openSwitch(ctx, num); err != nil {
+			return nil, err
+		}
+		options.Switch, options.Numbers = d.bridge, num
+	}
+	if n.Firewall != nil {
+		if _, err := n.Firewall.Apply(); err != nil {
+			return nil, err
+		}
+	}
+	if d.Engine, err = New(options); err != nil {
 		return nil, err
 	}
 	d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle)
 	return d, err
+}
+
+// openSwitch takes over the switch.
+func (d *Daemon) openSwitch(ctx context.Context, num registry) error {
+	c := d.node.Config
+	sw := ovs.NewSwitch(ovs.Config{RunDir: c.OVS.RunDir, Database: strings.TrimPrefix(c.OVS.DB, "unix:"), Control: c.OVS.Control, Bridge: c.OVS.Bridge})
+	if err := sw.Create(ctx); err != nil {
+		return err
+	}
+	if err := sw.LimitConnections(ctx, conntrackZone, c.Connections.Limits()); err != nil {
+		return err
+	}
+	d.bridge = newBridge(sw, num, d.node.Log)
+	d.ports = &ports{self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, complete: map[string]port.Config{}}
+	d.node.Links.Home = d.ports
+	return nil
 }
 
 // Run serves until ctx ends, and tells sup when it answers agents. The switch keeps enforcing after
@@ -122,9 +139,11 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	}
 	resumed.Store(true)
 	group.Go(func() error { return d.serveAgents(ctx, sup) })
-	group.Go(func() error { return d.meetEngines(ctx) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
-	group.Go(func() error { return d.serveTasks(ctx) })
+	if d.bridge != nil {
+		group.Go(func() error { return d.meetEngines(ctx) })
+		group.Go(func() error { return d.serveTasks(ctx) })
+	}
 	group.Go(func() error {
 		// The switch comes first, because updating the agents can take long.
 		expiry.Watch(ctx, d.now, d.docs.Documents, func() {
@@ -140,6 +159,9 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 // awaitPorts waits until the bridge has a port for every link in the stored roster. Otherwise
 // taking over would remove flows of ports that are not known yet.
 func (d *Daemon) awaitPorts(ctx context.Context) error {
+	if d.bridge == nil {
+		return nil
+	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		want := 1 + len(d.otherZones())
@@ -165,19 +187,25 @@ func (d *Daemon) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 			return nil
 		case <-tick.C:
 		}
-		settings, err := d.ports.repairSwitch(ctx)
-		d.node.PutBack("switch", settings)
-		d.node.Degrade("switch settings", err)
-		began := time.Now()
-		flows, err := d.bridge.Reconcile()
-		d.node.PutBack("flow", flows)
-		d.node.Degrade("switch", err)
-		if err == nil {
-			d.node.Compared(began, d.bridge.programmedDump(), len(flows))
+		if d.bridge != nil {
+			d.repairSwitch(ctx)
 		}
 		d.node.Degrade("firewall", d.node.RepairFirewall())
 		d.node.Degrade("leases on disk", d.leases.Stored())
 		sup.Alive(fmt.Sprintf("enforcing revision %d", d.node.Revision.Pointer().Sequence), d.node.Degraded())
+	}
+}
+
+func (d *Daemon) repairSwitch(ctx context.Context) {
+	settings, err := d.ports.repairSwitch(ctx)
+	d.node.PutBack("switch", settings)
+	d.node.Degrade("switch settings", err)
+	began := time.Now()
+	flows, err := d.bridge.Reconcile()
+	d.node.PutBack("flow", flows)
+	d.node.Degrade("switch", err)
+	if err == nil {
+		d.node.Compared(began, d.bridge.programmedDump(), len(flows))
 	}
 }
 
@@ -226,7 +254,7 @@ func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 // between the two processors, because nothing else passes between zones. Of two engines, the one
 // with the lower node ID connects and the other listens.
 func (d *Daemon) meetEngines(ctx context.Context) error {
-	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone }
+	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone && n.Boundary() }
 	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Health4, func(ctx context.Context, n fabric.Node) error {
 		if fabric.CompareNodeIDs(d.self.ID(), n.ID()) < 0 {
 			return d.call(ctx, n)
@@ -292,13 +320,34 @@ func (d *Daemon) inLink(n fabric.Node, do func() error) error {
 
 // Status returns the state of the engine.
 func (d *Daemon) Status() api.NodeStatus {
-	s := api.NodeStatus{Refused: d.server.Refused()}
+	s := api.NodeStatus{Refused: d.server.Refused(), Degraded: d.unheard()}
+	if d.bridge == nil {
+		s.Degraded = append(s.Degraded, shutIn(d.self.Zone, d.nodes())...)
+		return s
+	}
 	drops, err := d.bridge.Drops()
 	d.node.Degrade("switch counters", err)
 	s.Drops = drops
-	s.Degraded = append(s.Degraded, d.unheard()...)
 	if d.bridge.pipe.PassAll() {
 		s.Degraded = append(s.Degraded, "the switch lets everything pass (test override)")
 	}
 	return s
+}
+
+// shutIn describes what a zone lacks if there are other zones and none of its engines has a switch.
+func shutIn(zone string, nodes []fabric.Node) []string {
+	others := map[string]bool{}
+	for _, n := range nodes {
+		switch {
+		case n.Zone != zone:
+			others[n.Zone] = true
+		case n.Boundary():
+			return nil
+		}
+	}
+	if len(others) == 0 {
+		return nil
+	}
+	return []string{fmt.Sprintf("no engine of zone %s has a switch, so nothing passes between it and %s: let a processor node without workloads have Open vSwitch, write a block \"ovs\" into its engine's configuration, and restart sif engine there",
+		zone, strings.Join(slices.Sorted(maps.Keys(others)), ", "))}
 }

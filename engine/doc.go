@@ -2,8 +2,10 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package engine is the policy engine of a processor node. It validates connectivity requests of
-// the agents of its zone, programs Open vSwitch at the zone's boundary, and exchanges requests with
-// the engines of other zones.
+// the agents of its zone, and announces them to one another's nodes. An engine with a switch also
+// programs Open vSwitch at the zone's boundary, and exchanges requests with the engines of other
+// zones. A zone without a switch may have any number of engines: each agent tells all of them, so
+// each knows the same, and they need not know of one another.
 //
 // It knows leases (requests in force), the connected daemons, and what the switch must contain. It
 // does not decide policy: fabric does, from the signed revision. It does not handle workloads:

@@ -44,15 +44,15 @@ type Documents interface {
 	Documents() map[fabric.Ref]fabric.Document
 }
 
-// Engine keeps the leases of a zone, and updates the switch, the agents of the zone and the engines
-// of other zones.
+// Engine keeps the leases of a zone, and updates the agents of the zone and, at the zone's
+// boundary, the switch and the engines of other zones.
 type Engine struct {
 	self   fabric.Node
 	log    hclog.Logger
 	verify admission.Verifier
 	docs   Documents
 	leases *lease.Set
-	sw     Switch
+	sw     Switch // nil if there is none
 	num    numbers
 	nodes  func() []fabric.Node // of the whole fabric
 	now    func() time.Time
@@ -74,9 +74,9 @@ type Options struct {
 	Log       hclog.Logger
 	Verifier  admission.Verifier
 	Documents Documents
-	Leases    string // file in which the leases are kept
-	Switch    Switch
-	Numbers   numbers
+	Leases    string  // file in which the leases are kept
+	Switch    Switch  // nil: the engine only carries requests
+	Numbers   numbers // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
 }
 
@@ -181,7 +181,7 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
-	if from.Kind != fabric.KindWorkload || from.Zone != e.self.Zone || a.Host() != from.NodeID {
+	if !from.Kind.Has(fabric.KindWorkload) || from.Zone != e.self.Zone || a.Host() != from.NodeID {
 		return rpc.ConnectReply{}, fmt.Errorf("node %s may not request connectivity for endpoint %s of %s", from.NodeID, a.Endpoint, a.Host())
 	}
 	e.mu.Lock()
@@ -309,10 +309,10 @@ func (e *Engine) withdraw(from rpc.Peer, p rpc.WithdrawParams) error {
 // ownedBy returns the function that says whether a peer speaks for an endpoint.
 func (e *Engine) ownedBy(from rpc.Peer) func(fabric.Admission) bool {
 	return func(a fabric.Admission) bool {
-		if from.Kind == fabric.KindProcessor {
-			return from.Zone != e.self.Zone && a.Zone == from.Zone
+		if from.Zone != e.self.Zone {
+			return from.Kind == fabric.KindProcessor && a.Zone == from.Zone
 		}
-		return a.Host() == from.NodeID
+		return from.Kind.Has(fabric.KindWorkload) && a.Host() == from.NodeID
 	}
 }
 
@@ -411,6 +411,9 @@ func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 
 // program computes what the switch must contain and programs it.
 func (e *Engine) program() error {
+	if e.sw == nil {
+		return nil
+	}
 	e.programming.Lock()
 	defer e.programming.Unlock()
 	// What has no number is left out; the rest is written nevertheless, removals above all.
@@ -429,11 +432,12 @@ func (e *Engine) desired() desired.Processor {
 	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents())
 }
 
-// otherZones returns the processors of every other zone, in order.
+// otherZones returns the processors of every other zone that have a switch, in order. Without a
+// switch of its own, an engine exchanges nothing with them.
 func (e *Engine) otherZones() map[string][]fabric.NodeID {
 	zones := map[string][]fabric.NodeID{}
 	for _, n := range e.nodes() {
-		if n.Kind == fabric.KindProcessor && n.Zone != e.self.Zone {
+		if e.self.Boundary() && n.Boundary() && n.Zone != e.self.Zone {
 			zones[n.Zone] = append(zones[n.Zone], n.ID())
 		}
 	}

@@ -65,7 +65,7 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 	peer := conn.Peer()
 	r := &remote{id: peer.NodeID, conn: conn, order: new(sync.RWMutex), mu: new(sync.Mutex), told: map[string]life{}}
 	switch {
-	case peer.Kind == fabric.KindWorkload && peer.Zone == e.self.Zone:
+	case peer.Kind.Has(fabric.KindWorkload) && peer.Zone == e.self.Zone:
 		e.enter(e.agents, r)
 		err := e.update(ctx, r)
 		if errors.As(err, new(refusal)) {

@@ -231,7 +231,7 @@ func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) (rpc.SyncReply, error) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if from.Kind == fabric.KindWorkload && e.agents[from.NodeID] != nil {
+	if from.Zone == e.self.Zone && e.agents[from.NodeID] != nil {
 		h.owners[from.NodeID] = true
 		e.agents[from.NodeID].heard = h
 	} else if e.engines[from.NodeID] != nil {
@@ -309,7 +309,7 @@ func (e *Engine) judge(unlisted []rpc.Held) (gone, lost []string) {
 func (e *Engine) unheard() []string {
 	elsewhere, here := e.otherZones(), []fabric.NodeID{}
 	for _, n := range e.nodes() {
-		if n.Kind == fabric.KindWorkload && n.Zone == e.self.Zone {
+		if n.Kind.Has(fabric.KindWorkload) && n.Zone == e.self.Zone {
 			here = append(here, n.ID())
 		}
 	}

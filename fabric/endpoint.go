@@ -83,9 +83,9 @@ type Node struct {
 	Zone     string       `json:"zone"`
 	Name     string       `json:"name"`
 	Kind     NodeKind     `json:"kind"`
-	Underlay netip.Addr   `json:"underlay"`            // where its links listen
-	Engine   uint16       `json:"engine,omitempty"`    // processors: TCP port of the engine, 0 before it registers
-	NoSwitch bool         `json:"no_switch,omitempty"` // processors: the engine only carries requests
+	Underlay netip.Addr   `json:"underlay"`           // where its links listen
+	Engine   uint16       `json:"engine,omitempty"`   // processors: TCP port of the engine, 0 before it registers
+	NoSwitch bool         `json:"noSwitch,omitempty"` // processors: the engine only carries requests
 	Pool4    netip.Prefix `json:"pool4"`
 	Pool6    netip.Prefix `json:"pool6"`
 	// Ranges contain all pools of the fabric. An address in them belongs to an endpoint or is

@@ -24,7 +24,7 @@ type Config struct {
 	Fabric      string `hcl:"fabric,optional"`
 	LogLevel    string `hcl:"log_level,optional"` // trace, debug, info (default), warn, error
 	LogJSON     bool   `hcl:"log_json,optional"`
-	DataDir     string `hcl:"data_dir,optional"`   // survives reboots
+	DataDir     string `hcl:"data_dir,optional"`   // survives reboots; each daemon has its own
 	RunDir      string `hcl:"run_dir,optional"`    // sockets
 	BPFDir      string `hcl:"bpf_dir,optional"`    // on a BPF filesystem: pins
 	BPFAttach   string `hcl:"bpf_attach,optional"` // how programs are attached: auto (default), tcx, clsact
@@ -46,8 +46,13 @@ type Config struct {
 
 	Connections *Connections `hcl:"connections,block"`
 
-	path string // of the file, for messages
+	path     string // of the file, for messages
+	switchAt string // where block "ovs" is; empty if there is none
 }
+
+// Switch returns whether the engine has a switch, which block "ovs" says, and the place of that
+// block. An engine without one only carries requests.
+func (c *Config) Switch() (at string, has bool) { return c.switchAt, c.switchAt != "" }
 
 // Underlay is the network that the links use.
 type Underlay struct {
@@ -140,7 +145,7 @@ type Engine struct {
 	Namespaces string `hcl:"namespaces,optional"`
 }
 
-// OVS configures the connection to a processor's Open vSwitch.
+// OVS configures the connection to a processor's Open vSwitch. See Config.Switch.
 type OVS struct {
 	DB     string `hcl:"db,optional"` // for instance unix:/run/.../db.sock
 	RunDir string `hcl:"rundir,optional"`

@@ -55,9 +55,9 @@ dns {
 `
 
 func TestParseAgent(t *testing.T) {
-	c, err := parse([]byte(agentFile), "agent.hcl", none)
+	c, err := parse([]byte(agentFile), "agent.hcl", RoleAgent, none)
 	must.NoError(t, err)
-	must.NoError(t, c.Require(RoleAgent))
+	must.NoError(t, c.require(RoleAgent))
 	must.Eq(t, "aws1/aws1-w1", c.NodeID().String())
 	must.Eq(t, "/node/aws1/aws1-w1", c.SPIFFEPath())
 	must.Eq(t, "10.1.0.11", c.Underlay.Addr().String())
@@ -73,7 +73,7 @@ func TestParseAgent(t *testing.T) {
 	id := c.Identity()
 	must.Eq(t, "https://10.0.0.1:8200", id.VaultAddress)
 	must.SliceEmpty(t, id.IPs)
-	must.Error(t, c.Require(RoleController))
+	must.Error(t, c.require(RoleController))
 }
 
 func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
@@ -82,7 +82,7 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 		"VAULT_ADDR": "http://10.9.9.9:8200", "NOMAD_ADDR": "http://10.9.9.9:4646", "NOMAD_TOKEN": "nomad-env",
 	}
 	getenv := func(k string) string { return env[k] }
-	c, err := parse([]byte(`trust_domain = "sif.example"`), "c.hcl", getenv)
+	c, err := parse([]byte(`trust_domain = "sif.example"`), "c.hcl", RoleController, getenv)
 	must.NoError(t, err)
 	must.Eq(t, "10.9.9.9:8500", c.Consul.Address)
 	must.Eq(t, "from-env", c.Consul.Token)
@@ -92,7 +92,7 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	must.Eq(t, "/controller", c.SPIFFEPath())
 	must.Eq(t, "/var/lib/sif/controller", c.DataDir)
 
-	c, err = parse([]byte(agentFile), "agent.hcl", getenv)
+	c, err = parse([]byte(agentFile), "agent.hcl", RoleAgent, getenv)
 	must.NoError(t, err)
 	must.Eq(t, "https://127.0.0.1:8501", c.Consul.Address)
 	must.Eq(t, "", c.Consul.Token) // the file's token_file wins
@@ -135,14 +135,14 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"dns outside":       {"dns {\n  outside = \"yes\"\n}\n", "x.hcl:2:13: dns.outside: \"yes\" is neither \"refuse\" nor \"allow\""},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := parse([]byte(tc.src), "x.hcl", none)
+			_, err := parse([]byte(tc.src), "x.hcl", RoleAgent, none)
 			must.ErrorContains(t, err, tc.want)
 		})
 	}
 }
 
 func TestConnectionLimits(t *testing.T) {
-	c, err := parse([]byte("connections {\n  udp = \"90s\"\n  switch = 2000\n}\n"), "x.hcl", none)
+	c, err := parse([]byte("connections {\n  udp = \"90s\"\n  switch = 2000\n}\n"), "x.hcl", RoleAgent, none)
 	must.NoError(t, err)
 	want := connlimit.Default()
 	want.Idle.UDP, want.Switch = 90*time.Second, 2000
@@ -151,16 +151,16 @@ func TestConnectionLimits(t *testing.T) {
 }
 
 func TestRequireNamesWhatIsMissing(t *testing.T) {
-	c, err := parse([]byte("zone = \"a\"\nnode = \"b\"\n"), "x.hcl", none)
+	c, err := parse([]byte("zone = \"a\"\nnode = \"b\"\n"), "x.hcl", RoleAgent, none)
 	must.NoError(t, err)
-	must.EqError(t, c.Require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
-	must.NoError(t, c.Require(RoleLink))
+	must.EqError(t, c.require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
+	must.NoError(t, c.require(RoleLink))
 }
 
 func TestLoginWithJWT(t *testing.T) {
-	c, err := parse([]byte("trust_domain = \"sif.example\"\nvault {\n  jwt_role = \"sif-controller\"\n  jwt_file = \"/secrets/nomad_vault.jwt\"\n}\n"), "x.hcl", none)
+	c, err := parse([]byte("trust_domain = \"sif.example\"\nvault {\n  jwt_role = \"sif-controller\"\n  jwt_file = \"/secrets/nomad_vault.jwt\"\n}\n"), "x.hcl", RoleAgent, none)
 	must.NoError(t, err)
-	must.NoError(t, c.Require(RoleController))
+	must.NoError(t, c.require(RoleController))
 	id := c.Identity()
 	must.Eq(t, "sif-nomad", id.JWTMount)
 	must.Eq(t, "sif-controller", id.JWTRole)
@@ -169,15 +169,15 @@ func TestLoginWithJWT(t *testing.T) {
 
 func TestLoadAndClients(t *testing.T) {
 	dir := t.TempDir()
-	_, err := Load(filepath.Join(dir, "absent.hcl"))
+	_, err := Load(filepath.Join(dir, "absent.hcl"), RoleAgent)
 	must.ErrorIs(t, err, os.ErrNotExist)
 
 	token := filepath.Join(dir, "token")
 	must.NoError(t, os.WriteFile(token, []byte("secret\n"), 0o600))
 	path := filepath.Join(dir, "c.hcl")
-	src := "trust_domain = \"sif.example\"\nconsul {\n  token_file = \"" + token + "\"\n}\n"
+	src := "trust_domain = \"sif.example\"\nconsul {\n  token_file = \"" + token + "\"\n}\nvault {\n  role_id        = \"i\"\n  secret_id_file = \"/s\"\n}\n"
 	must.NoError(t, os.WriteFile(path, []byte(src), 0o600))
-	c, err := Load(path)
+	c, err := Load(path, RoleController)
 	must.NoError(t, err)
 	_, err = c.ConsulClient()
 	must.NoError(t, err)
@@ -193,11 +193,30 @@ func TestLoadAndClients(t *testing.T) {
 	must.ErrorIs(t, err, os.ErrNotExist)
 }
 
+// An engine has a switch if its file has the block; what the block leaves out has defaults.
+func TestSwitch(t *testing.T) {
+	const node = "zone = \"a\"\nnode = \"b\"\n"
+	c, err := parse([]byte(node), "x.hcl", RoleEngine, none)
+	must.NoError(t, err)
+	_, has := c.Switch()
+	must.False(t, has)
+	must.Eq(t, "/var/lib/sif/engine", c.DataDir)
+	c, err = parse([]byte(node+"ovs {\n}\n"), "x.hcl", RoleEngine, none)
+	must.NoError(t, err)
+	at, has := c.Switch()
+	must.True(t, has)
+	must.Eq(t, "x.hcl:3:1", at)
+	must.Eq(t, "br-sif", c.OVS.Bridge)
+	c, err = parse([]byte(node), "x.hcl", RoleAgent, none)
+	must.NoError(t, err)
+	must.Eq(t, "/var/lib/sif", c.DataDir)
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(agentFile))
 	f.Add([]byte("zone = 1"))
 	f.Fuzz(func(t *testing.T, src []byte) {
-		c, err := parse(src, "x.hcl", none)
+		c, err := parse(src, "x.hcl", RoleAgent, none)
 		if (c == nil) == (err == nil) {
 			t.Fatalf("config %v with error %v", c, err)
 		}

@@ -37,26 +37,34 @@ const (
 	RoleLink       Role = "link"
 )
 
-// Load reads the file at path, completes it with environment variables and defaults, and checks it.
-// Errors contain file, line and column.
-func Load(path string) (*Config, error) {
+// Load reads the file of a daemon at path, completes it with environment variables and defaults,
+// and checks it. Errors contain file, line and column.
+func Load(path string, r Role) (*Config, error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("read the configuration: %w", err)
 	}
-	return parse(src, path, os.Getenv)
+	return complete(src, path, r, os.Getenv)
 }
 
 // Parse is Load of a text, without environment variables. path is for messages.
-func Parse(src []byte, path string) (*Config, error) {
-	return parse(src, path, func(string) string { return "" })
+func Parse(src []byte, path string, r Role) (*Config, error) {
+	return complete(src, path, r, func(string) string { return "" })
 }
 
 // FromEnvironment returns what a file without any content means: the environment variables and the
 // defaults.
-func FromEnvironment() (*Config, error) { return parse(nil, "environment", os.Getenv) }
+func FromEnvironment() (*Config, error) { return parse(nil, "environment", "", os.Getenv) }
 
-func parse(src []byte, path string, getenv func(string) string) (*Config, error) {
+func complete(src []byte, path string, r Role, getenv func(string) string) (*Config, error) {
+	c, err := parse(src, path, r, getenv)
+	if err != nil {
+		return nil, err
+	}
+	return c, c.require(r)
+}
+
+func parse(src []byte, path string, r Role, getenv func(string) string) (*Config, error) {
 	file, diags := hclsyntax.ParseConfig(src, path, hcl.InitialPos)
 	if diags.HasErrors() {
 		return nil, render(diags)
@@ -64,6 +72,13 @@ func parse(src []byte, path string, getenv func(string) string) (*Config, error)
 	c := &Config{}
 	if diags := gohcl.DecodeBody(file.Body, nil, c); diags.HasErrors() {
 		return nil, render(diags)
+	}
+	if c.OVS != nil {
+		for _, b := range file.Body.(*hclsyntax.Body).Blocks {
+			if b.Type == "ovs" {
+				c.switchAt = at(b.DefRange())
+			}
+		}
 	}
 	// All blocks are optional. Missing ones are replaced by empty ones.
 	blocks := reflect.ValueOf(c).Elem()
@@ -74,7 +89,7 @@ func parse(src []byte, path string, getenv func(string) string) (*Config, error)
 	}
 	c.path = path
 	c.fillFromEnvironment(getenv)
-	c.fillDefaults()
+	c.fillDefaults(r)
 	if err := c.check(file.Body.(*hclsyntax.Body)); err != nil {
 		return nil, err
 	}
@@ -130,7 +145,11 @@ func (c *Config) fillFromEnvironment(getenv func(string) string) {
 	fill(&c.Nomad.CAFile, "NOMAD_CACERT")
 }
 
-func (c *Config) fillDefaults() {
+// DefaultManagement are the ports that a node opens to the underlay unless its file lists some:
+// SSH, Serf gossip of Consul, Nomad's HTTP API.
+var DefaultManagement = []string{"tcp/22", "tcp/8301", "udp/8301", "tcp/4646"}
+
+func (c *Config) fillDefaults(r Role) {
 	fill := func(to *string, value string) {
 		if *to == "" {
 			*to = value
@@ -138,10 +157,14 @@ func (c *Config) fillDefaults() {
 	}
 	fill(&c.Fabric, "sif")
 	fill(&c.LogLevel, "info")
-	if c.IsNode() {
-		fill(&c.DataDir, wellknown.DataDir)
-	} else {
+	// A machine may run all three.
+	switch r {
+	case RoleController:
 		fill(&c.DataDir, wellknown.ControllerDataDir)
+	case RoleEngine:
+		fill(&c.DataDir, wellknown.EngineDataDir)
+	default:
+		fill(&c.DataDir, wellknown.DataDir)
 	}
 	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
@@ -163,8 +186,7 @@ func (c *Config) fillDefaults() {
 		fill(&c.Pools.IPv6, "fd5f:7369:6600::/48")
 	}
 	if c.Underlay.Management == nil {
-		// SSH, Serf gossip of Consul, Nomad's HTTP API.
-		c.Underlay.Management = []string{"tcp/22", "tcp/8301", "udp/8301", "tcp/4646"}
+		c.Underlay.Management = DefaultManagement
 	}
 	fill(&c.Link.Socket, filepath.Join(c.RunDir, wellknown.LinkDir, wellknown.LinkSocket))
 	fill(&c.Link.Device, DeviceAuto)
@@ -391,8 +413,8 @@ func checkTrustDomain(s string) error {
 	return nil
 }
 
-// Require returns an error if the file lacks what the daemon needs.
-func (c *Config) Require(r Role) error {
+// require returns an error if the file lacks what the daemon needs.
+func (c *Config) require(r Role) error {
 	var missing []string
 	need := func(value, name string) {
 		if value == "" {

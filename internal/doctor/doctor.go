@@ -93,16 +93,13 @@ func admit(o Options) (*patient, []host.Finding, error) {
 		if len(o.Kinds) > 0 && !p.is(d.kind) {
 			continue
 		}
-		c, err := config.Load(path)
+		c, err := config.Load(path, d.role)
 		if errors.Is(err, os.ErrNotExist) {
 			continue
 		}
 		p.joined = true
 		if !p.is(d.kind) {
 			p.kinds = append(p.kinds, d.kind)
-		}
-		if err == nil {
-			err = c.Require(d.role)
 		}
 		f := host.Finding{Check: "configuration", Subject: path, Result: host.Well, Detail: "is valid"}
 		if err != nil {

@@ -188,8 +188,8 @@ func (p *patient) firewall(c *config.Config) firewall.Config {
 		Published: c.Connections.Limits().PublishedPerSecond, DNSPackets: firewall.DNSPacketsPerSecond,
 	}
 	if p.is(join.Processor) {
-		conf.Engine = listened(c.Engine.Listen, wellknown.EnginePort).Port()
-		conf.Management = []firewall.Port{{Protocol: fabric.TCP, Number: conf.Engine}}
+		port := listened(c.Engine.Listen, wellknown.EnginePort).Port()
+		conf.Engine = func() uint16 { return port }
 	}
 	return conf
 }
@@ -233,10 +233,14 @@ func (p *patient) ports() []host.Port {
 	return list
 }
 
-// openVSwitch looks at a processor's switch.
+// openVSwitch looks at a processor's switch. An engine that only carries requests has none, and that
+// of a machine with workloads cannot have one.
 func (p *patient) openVSwitch(ctx context.Context) []host.Finding {
 	c := p.configs[join.Processor]
 	if c == nil {
+		return nil
+	}
+	if _, has := c.Switch(); !has && (p.joined || p.is(join.Workload)) {
 		return nil
 	}
 	f := host.Finding{Check: "openvswitch", Subject: "Open vSwitch", Result: host.Well}
@@ -244,6 +248,9 @@ func (p *patient) openVSwitch(ctx context.Context) []host.Finding {
 	got, err := sw.Survey(ctx)
 	const start = "systemctl start openvswitch-switch (or ovs.db, ovs.rundir and ovs.control of engine.hcl name another instance)"
 	switch {
+	case errors.Is(err, ovs.ErrNotInstalled) && !p.joined:
+		f.Result, f.Detail = host.Warning, "is not installed, so the engine would only carry requests, which is all that one zone needs"
+		f.Remedy = "apt-get install openvswitch-switch, for a second zone"
 	case errors.Is(err, ovs.ErrNotInstalled):
 		f.Result, f.Detail, f.Remedy = host.Wrong, "is not installed", "apt-get install openvswitch-switch"
 	case err != nil:

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"os/exec"
 	"strings"
 	"time"
 
@@ -23,6 +24,12 @@ import (
 
 	"github.com/sif-project/sif/internal/nomadself"
 )
+
+// HasSwitch reports whether Open vSwitch is installed on the machine.
+func HasSwitch() bool {
+	_, err := exec.LookPath("ovs-vsctl")
+	return err == nil
+}
 
 // askTimeout bounds a question to an agent on the same machine.
 const askTimeout = 3 * time.Second

@@ -45,6 +45,7 @@ type Found struct {
 	Consul   ConsulAgent
 	Nomad    NomadAgent // of a workload node
 	FabricCA string     // PEM
+	Switch   bool       // Open vSwitch is installed, so that the engine of a processor without workloads uses it
 }
 
 // Daemons returns the daemons of a machine, in the order in which they start.
@@ -90,11 +91,7 @@ func Write(j Joined, f Found) error {
 			}
 			return filepath.Join(l.ConfigDir, name)
 		})
-		c, err := config.Parse(text, l.ConfigFile(daemon))
-		if err == nil {
-			err = c.Require(config.Role(daemon))
-		}
-		if err != nil {
+		if _, err := config.Parse(text, l.ConfigFile(daemon), config.Role(daemon)); err != nil {
 			return fmt.Errorf("make the configuration of this machine: %w", err)
 		}
 		files[daemon+".hcl"] = text
@@ -171,8 +168,11 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 	b.text("fabric", s.Fabric)
 	b.text("trust_domain", s.TrustDomain)
 	data, run := l.DataDir, l.RunDir
-	if isController { // nothing is shared with the other daemons of the machine
+	switch daemon {
+	case string(config.RoleController): // nothing is shared with the other daemons of the machine
 		data, run = filepath.Join(data, daemon), filepath.Join(run, daemon)
+	case string(config.RoleEngine):
+		data = filepath.Join(data, daemon)
 	}
 	b.text("data_dir", data)
 	b.text("run_dir", run)
@@ -187,6 +187,13 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 		b.block("underlay", func(b body) {
 			b.text("address", f.Underlay.Address.String())
 			b.text("interface", f.Underlay.Interface)
+			if g.Is(join.Controller) { // the node's firewall must let the others call it
+				var open []cty.Value
+				for _, port := range append(slices.Clone(config.DefaultManagement), "tcp/"+wellknown.ControllerPort) {
+					open = append(open, cty.StringVal(port))
+				}
+				b.SetAttributeValue("management", cty.ListVal(open))
+			}
 		})
 		b.block("controller", func(b body) { b.text("address", ControllerOf(g, f)) })
 		b.block("link", func(b body) {
@@ -214,6 +221,11 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 		b.text("token_role", s.Consul.TokenRole)
 	})
 	switch daemon {
+	case string(config.RoleEngine):
+		if f.Switch && !g.Is(join.Workload) {
+			b.AppendNewline()
+			b.AppendNewBlock("ovs", nil)
+		}
 	case string(config.RoleController):
 		b.block("nomad", func(b body) {
 			b.text("address", s.Nomad.Address)

@@ -69,11 +69,13 @@ func LinkNamespace(prefix, link string) string {
 const CNINetwork = "sif"
 
 // Directories, unless the configuration or an option names others. `sif link` has LinkDir of each
-// for itself. The controller, which has a user of its own, shares no directory with the others.
+// for itself. The controller, which has a user of its own, shares no directory with the others; a
+// node may have an agent, in DataDir, and an engine.
 const (
 	RunDir            = "/run/sif"
 	DataDir           = "/var/lib/sif"
 	ControllerDataDir = DataDir + "/controller"
+	EngineDataDir     = DataDir + "/engine"
 	LinkDir           = "link"
 )
 

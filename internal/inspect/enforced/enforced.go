@@ -49,7 +49,7 @@ func Read(ctx context.Context, s Source, pick func(verify.Fabric) ([]fabric.Node
 				return f, err
 			}
 		} else {
-			for _, n := range f.Status.Nodes {
+			for _, n := range verify.Enforcing(f.Status) {
 				nodes = append(nodes, n.ID())
 			}
 		}
@@ -79,7 +79,7 @@ func same(before, after verify.Fabric) bool {
 // placement returns the part of the status that the desired state depends on.
 func placement(s api.Status) map[fabric.NodeID]map[string]api.EndpointStatus {
 	nodes := map[fabric.NodeID]map[string]api.EndpointStatus{}
-	for _, n := range s.Nodes {
+	for _, n := range verify.Enforcing(s) {
 		endpoints := map[string]api.EndpointStatus{}
 		nodes[n.ID()] = endpoints
 		for _, e := range n.Endpoints {

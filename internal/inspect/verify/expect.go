@@ -8,6 +8,7 @@ package verify
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -33,6 +34,12 @@ func Endpoints(status api.Status, now time.Time) []fabric.Admission {
 	return list
 }
 
+// Enforcing returns the nodes of a status that have a data path. An engine without a switch has
+// none.
+func Enforcing(status api.Status) []api.NodeStatus {
+	return slices.DeleteFunc(slices.Clone(status.Nodes), func(n api.NodeStatus) bool { return n.NoSwitch })
+}
+
 // Topology returns the topology of the nodes in a status.
 func Topology(status api.Status) desired.Topology { return desired.SingleProcessor(Nodes(status)) }
 
@@ -40,7 +47,7 @@ func Topology(status api.Status) desired.Topology { return desired.SingleProcess
 func Nodes(status api.Status) []fabric.Node {
 	nodes := make([]fabric.Node, 0, len(status.Nodes))
 	for _, n := range status.Nodes {
-		nodes = append(nodes, fabric.Node{Zone: n.Zone, Name: n.Node, Kind: n.Kind, Pool4: n.Pool4, Pool6: n.Pool6})
+		nodes = append(nodes, fabric.Node{Zone: n.Zone, Name: n.Node, Kind: n.Kind, NoSwitch: n.NoSwitch, Pool4: n.Pool4, Pool6: n.Pool6})
 	}
 	return nodes
 }
@@ -68,7 +75,7 @@ func NextExpiry(g *fabric.Graph, now time.Time) time.Time {
 func Digests(f Fabric) map[fabric.NodeID]string {
 	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
 	digests := map[fabric.NodeID]string{}
-	for _, n := range f.Status.Nodes {
+	for _, n := range Enforcing(f.Status) {
 		if n.Sequence == f.Pointer.Sequence && n.Root == f.Pointer.Root {
 			digests[n.ID()] = expect(n, topology, live, docs).dump().Digest()
 		}

@@ -76,10 +76,10 @@ type Report struct {
 // revision was not refused. Finding tells whether the signature was checked at all.
 func (r Report) Agrees() bool { return len(r.Differences) == 0 }
 
-// Compare compares every registered node. Differences that explain others come first: problems of
-// the revision, then nodes that follow another revision.
+// Compare compares every registered node that has a data path. Differences that explain others come
+// first: problems of the revision, then nodes that follow another revision.
 func Compare(f Fabric) Report {
-	r := Report{Finding: signature.Check(f.Anchor, f.Signed, f.Pointer), Sequence: f.Pointer.Sequence, Nodes: len(f.Status.Nodes), Differences: []Difference{}}
+	r := Report{Finding: signature.Check(f.Anchor, f.Signed, f.Pointer), Sequence: f.Pointer.Sequence, Nodes: len(Enforcing(f.Status)), Differences: []Difference{}}
 	const handedOut = "controller"
 	if r.State == signature.Refused {
 		r.Differences = append(r.Differences, Difference{Node: handedOut, Kind: Broken, Entry: "signature of the revision", Enforced: r.Why})
@@ -89,7 +89,7 @@ func Compare(f Fabric) Report {
 	}
 	r.Differences = append(r.Differences, elsewhere(f)...)
 	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
-	for _, n := range f.Status.Nodes {
+	for _, n := range Enforcing(f.Status) {
 		c := comparison{node: n.ID().String(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]
 		if !ok {
@@ -112,7 +112,7 @@ func Compare(f Fabric) Report {
 
 // elsewhere returns the nodes that follow another revision than the one in force.
 func elsewhere(f Fabric) (list []Difference) {
-	for _, n := range f.Status.Nodes {
+	for _, n := range Enforcing(f.Status) {
 		sequence, root := n.Sequence, n.Root
 		if d, read := f.Dumps[n.ID()]; read { // it is younger than the report
 			sequence, root = d.Sequence, d.Root

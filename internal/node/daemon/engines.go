@@ -29,7 +29,7 @@ func (n *Node) KeepEngines(ctx context.Context, mine func(fabric.Node) bool, add
 	for {
 		want := map[string]fabric.Node{}
 		for _, m := range n.Nodes() {
-			if m.Kind == fabric.KindProcessor && mine(m) {
+			if m.Engine != 0 && mine(m) {
 				want[fmt.Sprintf("%s %s:%d", m.ID(), address(m), m.Engine)] = m
 			}
 		}

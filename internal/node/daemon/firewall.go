@@ -15,7 +15,7 @@ import (
 )
 
 // newFirewall returns the node's firewall. Open to the underlay are the links, the ports in the
-// configuration, and the engine of a processor.
+// configuration, and the node's engine.
 func (n *Node) newFirewall() (*firewall.Firewall, error) {
 	var open []firewall.Port
 	for _, text := range n.Config.Underlay.Management {
@@ -25,19 +25,34 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 		}
 		open = append(open, firewall.Port{Protocol: protocol, Number: port})
 	}
-	if n.Self.Engine != 0 {
-		open = append(open, firewall.Port{Protocol: fabric.TCP, Number: n.Self.Engine})
+	links := func() []uint16 { return nil }
+	if n.Links != nil {
+		links = n.Links.Ports
 	}
 	return firewall.New(firewall.Config{
-		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.Self.Engine, Links: n.Links.Ports,
+		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
 		DNSPackets: firewall.DNSPacketsPerSecond,
 	}), nil
 }
 
+// enginePort returns the TCP port of the node's engine; 0 if it has none, or it has not registered.
+func (n *Node) enginePort() uint16 {
+	if n.Kind == fabric.KindProcessor {
+		return n.Self.Engine
+	}
+	if m, ok := n.Roster.Member(n.Self.ID()); ok {
+		return m.Engine
+	}
+	return n.Self.Engine
+}
+
 // RepairFirewall puts back the node's firewall, and what other firewalls need to let the fabric's
 // packets pass, and reports what it must not change.
 func (n *Node) RepairFirewall() error {
+	if n.Firewall == nil {
+		return nil
+	}
 	own, err := n.Firewall.Apply()
 	admitted, obstacles, admitting := n.Firewall.Admit()
 	n.PutBack("firewall", slices.Concat(own, admitted))

@@ -184,7 +184,7 @@ func (l *Links) Ports() []uint16 {
 func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	var list []roster.Member
 	for _, m := range members {
-		if m.Kind == fabric.KindProcessor && (m.Zone == self.Zone) == (self.Kind == fabric.KindWorkload) {
+		if m.Boundary() && (m.Zone == self.Zone) == self.Kind.Has(fabric.KindWorkload) {
 			list = append(list, m)
 		}
 	}
@@ -309,13 +309,13 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 		return link.Device{
 			Name: slots[peer].device(),
 			// A processor's device is in a namespace whose routes are its port's.
-			Interface:  link.Interface{MTU: mtu, Routes: self.Kind == fabric.KindWorkload},
+			Interface:  link.Interface{MTU: mtu, Routes: self.Kind.Has(fabric.KindWorkload)},
 			ListenPort: slots[peer].Port, PrivateKey: key,
 		}
 	}
 	zone := device(ZonePeer)
 	for _, m := range members {
-		if m.Zone == self.Zone && m.Kind == fabric.KindWorkload && m.ID() != self.ID() {
+		if m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload) && m.ID() != self.ID() {
 			zone.Peers = appendPeer(zone.Peers, self, m, pools(m))
 		}
 	}
@@ -330,8 +330,8 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 		for _, m := range members {
 			// A workload node reaches all other zones by its own processor, a processor reaches
 			// each zone by that zone's.
-			behind := m.Kind == fabric.KindWorkload && topology.Live(p.ID()) &&
-				(self.Kind == fabric.KindWorkload && m.Zone != self.Zone || self.Kind == fabric.KindProcessor && m.Zone == p.Zone)
+			behind := m.Kind.Has(fabric.KindWorkload) && topology.Live(p.ID()) &&
+				(self.Kind.Has(fabric.KindWorkload) && m.Zone != self.Zone || self.Boundary() && m.Zone == p.Zone)
 			if behind {
 				beyond = append(beyond, pools(m)...)
 			}

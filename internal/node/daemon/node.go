@@ -30,6 +30,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/health"
@@ -58,7 +59,7 @@ const joinTimeout = 30 * time.Second
 // Node is a node that has joined the fabric.
 type Node struct {
 	Config     *config.Config
-	Kind       fabric.NodeKind
+	Kind       fabric.NodeKind // of this daemon: workload for an agent, processor for an engine
 	Log        hclog.Logger
 	Identity   *identity.Source
 	Consul     *consulapi.Client
@@ -66,10 +67,11 @@ type Node struct {
 	Revision   *revision.Follower
 	Removals   *revocation.Watcher
 	Roster     *roster.Watcher
-	Links      *Links
-	Self       fabric.Node // as the controller signed it
-	Firewall   *firewall.Firewall
+	Links      *Links             // nil for an engine without a switch, which has none
+	Self       fabric.Node        // as the controller signed it
+	Firewall   *firewall.Firewall // nil for the engine of a node with an agent, which has one for both
 
+	lock   *os.File // of the data directory
 	prober *health.Prober
 
 	mu       sync.Mutex
@@ -95,6 +97,11 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 			return nil, fmt.Errorf("create the node's directory: %w", err)
 		}
 	}
+	if n.lock, err = dirlock.Lock(c.DataDir, "lock"); errors.Is(err, dirlock.ErrLocked) {
+		return nil, fmt.Errorf("data directory %s is in use by another daemon; stop it, or configure another data_dir", c.DataDir)
+	} else if err != nil {
+		return nil, err
+	}
 	if n.Identity, err = identity.Open(ctx, c.Identity(), log.Named("identity")); err != nil {
 		return nil, err
 	}
@@ -105,8 +112,11 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls, Clock: func(t time.Time) { clock.Confirm("the controller", t) }}); err != nil {
 		return nil, err
 	}
-	if n.Links, err = openLinks(c, kind, log); err != nil {
-		return nil, err
+	at, hasSwitch := c.Switch()
+	if kind == fabric.KindWorkload || hasSwitch {
+		if n.Links, err = openLinks(c, kind, log); err != nil {
+			return nil, err
+		}
 	}
 	_, joined, err := n.record().Read()
 	if err != nil {
@@ -121,13 +131,20 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		log.Warn("cannot reach the controller, starting with the node record on disk", logkey.Error, err)
 		n.Degrade("controller", err)
 	}
+	if kind == fabric.KindProcessor {
+		if n.Self.NoSwitch = !hasSwitch; hasSwitch && n.Self.Kind == fabric.KindBoth {
+			return nil, fmt.Errorf("%s: ovs: node %s also runs workloads, so its engine cannot have a switch: remove the block, or make the processor a node of its own, on a machine without workloads", at, n.Self.ID())
+		}
+	}
 	if !joined {
 		if err := n.refuse(); err != nil {
 			return nil, err
 		}
 	}
-	if n.Firewall, err = n.newFirewall(); err != nil {
-		return nil, err
+	if kind == fabric.KindWorkload || n.Self.Kind != fabric.KindBoth {
+		if n.Firewall, err = n.newFirewall(); err != nil {
+			return nil, err
+		}
 	}
 	n.prober = health.New(n.Self.Health4(), n.Self.Health6())
 	dir := filepath.Join(c.DataDir, "revision")
@@ -191,7 +208,7 @@ func (n *Node) register(ctx context.Context) (fabric.Node, error) {
 	if err := n.Identity.Keys().Verify(record.Node, fabric.KindNode, &self); err != nil {
 		return self, fmt.Errorf("register node %s: %w", n.Config.NodeID(), err)
 	}
-	if self.ID() != n.Config.NodeID() || self.Kind != n.Kind {
+	if self.ID() != n.Config.NodeID() || !self.Kind.Has(n.Kind) {
 		return self, fmt.Errorf("register node %s: the record from the controller is of %s node %s", n.Config.NodeID(), self.Kind, self.ID())
 	}
 	n.mu.Lock()
@@ -225,6 +242,18 @@ func (n *Node) registration() (api.NodeRequest, error) {
 			return req, fmt.Errorf("parse the port of the engine %q: %w", text, err)
 		}
 		req.Engine = uint16(port)
+		_, hasSwitch := n.Config.Switch()
+		req.NoSwitch = !hasSwitch
+	}
+	held, found, err := n.record().Read()
+	if err != nil {
+		return req, err
+	}
+	if found {
+		req.Record = &held
+	}
+	if n.Links == nil {
+		return req, nil
 	}
 	statement, err := n.Links.statement(n.Config.NodeID())
 	if err != nil {
@@ -239,13 +268,6 @@ func (n *Node) registration() (api.NodeRequest, error) {
 		return req, fmt.Errorf("sign the link statement: %w", err)
 	}
 	req.Link, req.Certificate, req.Signature = link, chain, sig
-	held, found, err := n.record().Read()
-	if err != nil {
-		return req, err
-	}
-	if found {
-		req.Record = &held
-	}
 	return req, nil
 }
 
@@ -336,10 +358,8 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 		if removed != nil {
 			members = nil // the others have dropped this node, too
 		}
-		grown, assigning := n.Links.assign(n.Self, members)
-		moved, err := n.Links.apply(ctx, n.Self, members)
-		err = errors.Join(assigning, err)
-		if grown || moved {
+		changed, err := n.followLinks(ctx, members)
+		if changed {
 			n.Log.Info("the node's links have new ports", logkey.Ports, n.Links.Ports())
 			n.Degrade("firewall", n.RepairFirewall())
 			registered = time.Time{}
@@ -364,6 +384,16 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 		case <-time.After(pause):
 		}
 	}
+}
+
+// followLinks sets up the links as the members require, and reports whether ports have changed.
+func (n *Node) followLinks(ctx context.Context, members []roster.Member) (changed bool, err error) {
+	if n.Links == nil {
+		return false, nil
+	}
+	grown, assigning := n.Links.assign(n.Self, members)
+	moved, err := n.Links.apply(ctx, n.Self, members)
+	return grown || moved, errors.Join(assigning, err)
 }
 
 func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) error {
@@ -410,9 +440,9 @@ func (n *Node) report(ctx context.Context, status api.NodeStatus) error {
 func (n *Node) removed() error {
 	list := n.Removals.List()
 	id := n.Config.NodeID()
-	t, ended := list.EndsKey(id, n.Links.publicKey())
-	if !ended {
-		t, ended = list.Ends(id, n.Identity.Certificate().Leaf.NotBefore)
+	t, ended := list.Ends(id, n.Identity.Certificate().Leaf.NotBefore)
+	if !ended && n.Links != nil {
+		t, ended = list.EndsKey(id, n.Links.publicKey())
 	}
 	if !ended {
 		return nil
@@ -428,12 +458,14 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Revocations = n.Removals.List().Sequence
 	s.CertificateExpires = n.Identity.Expiry()
 	s.Repaired = n.repairs.total()
-	links, err := n.Links.status(ctx, n.Roster.Members(), s.Repaired)
-	n.Degrade("link devices", err)
-	s.Links = links
 	s.Enforced = n.lastCompared()
-	s.Ways, err = n.prober.Status()
-	n.Degrade("probes", err)
+	if n.Links != nil {
+		var err error
+		s.Links, err = n.Links.status(ctx, n.Roster.Members(), s.Repaired)
+		n.Degrade("link devices", err)
+		s.Ways, err = n.prober.Status()
+		n.Degrade("probes", err)
+	}
 	s.Degraded = atMost(slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
 		n.Degraded(), n.repairs.contested(time.Now())))
 	return s

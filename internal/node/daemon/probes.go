@@ -21,6 +21,9 @@ const followInterval = time.Second
 
 // keepProbing measures the ways of this node and answers the probes of others until ctx ends.
 func (n *Node) keepProbing(ctx context.Context) error {
+	if n.Links == nil {
+		return nil // no probe reaches it
+	}
 	following := make(chan struct{})
 	go func() {
 		defer close(following)
@@ -45,7 +48,7 @@ func (n *Node) keepProbing(ctx context.Context) error {
 // the links, by peer.
 func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]string, mtu int) health.View {
 	v := health.View{Known: map[netip.Addr]bool{}, Zones: map[string][]health.Target{}}
-	if self.Kind == fabric.KindWorkload {
+	if self.Kind.Has(fabric.KindWorkload) {
 		v.Spaces = []string{""}
 	} else {
 		v.Spaces = slices.Sorted(maps.Values(spaces))
@@ -54,7 +57,7 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 	_, leaves := topology.Processor(self.Zone, desired.Pair{})
 	for _, m := range members {
 		v.Known[m.Health4()], v.Known[m.Health6()] = true, true
-		if m.Zone == self.Zone && m.Kind == fabric.KindWorkload && self.Kind == fabric.KindWorkload {
+		if m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload) && self.Kind.Has(fabric.KindWorkload) {
 			v.Crew++
 		}
 		if len(m.Link.PublicKey) == 0 || m.ID() == self.ID() {
@@ -65,11 +68,11 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 			return health.Target{Node: m.ID(), IPv4: m.Health4(), IPv6: m.Health6(), Space: space, Full: full}, there
 		}
 		switch {
-		case m.Zone == self.Zone && m.Kind == fabric.KindWorkload:
+		case m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload):
 			if t, there := target(ZonePeer, mtu); there {
 				v.Others = append(v.Others, t)
 			}
-		case m.Kind == fabric.KindWorkload && self.Kind == fabric.KindWorkload:
+		case m.Kind.Has(fabric.KindWorkload) && self.Kind.Has(fabric.KindWorkload):
 			if _, enters := topology.Processor(m.Zone, desired.Pair{}); leaves && enters {
 				t, _ := target(ZonePeer, SwitchMTU(mtu))
 				v.Zones[m.Zone] = append(v.Zones[m.Zone], t)

@@ -4,8 +4,10 @@
 package daemon
 
 import (
+	"bytes"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
@@ -36,7 +38,26 @@ func (n *Node) displaced() bool {
 		return false
 	}
 	var record fabric.NodeRecord
-	return json.Unmarshal(stored, &record) != nil || !reflect.DeepEqual(record, registered)
+	if json.Unmarshal(stored, &record) != nil {
+		return true
+	}
+	return !reflect.DeepEqual(record, registered) && !n.byOther(record, registered)
+}
+
+// byOther reports whether a record is later than the one that this daemon registered, and has
+// what this daemon registered: of a node with two daemons, the other one may have registered since.
+func (n *Node) byOther(record, registered fabric.NodeRecord) bool {
+	var now, before fabric.Node
+	keys := n.Identity.Keys()
+	if n.Self.Kind != fabric.KindBoth || keys.Verify(record.Node, fabric.KindNode, &now) != nil || keys.Verify(registered.Node, fabric.KindNode, &before) != nil {
+		return false
+	}
+	own := now.Engine == before.Engine
+	if n.Links != nil {
+		own = slices.EqualFunc(record.Certificate, registered.Certificate, bytes.Equal) &&
+			bytes.Equal(record.Link, registered.Link) && bytes.Equal(record.Signature, registered.Signature)
+	}
+	return own && now.ID() == before.ID() && now.Underlay == before.Underlay && now.Issued.After(before.Issued)
 }
 
 // putBack decides when a displaced record is put back.

@@ -160,11 +160,12 @@ func (f *Firewall) wanted(chain string) []string {
 	if f.config.Underlay == "" {
 		return list
 	}
-	for _, link := range f.config.Links() {
+	open := f.open()
+	for _, link := range open.links {
 		list = append(list, fmt.Sprintf("%s %s -p udp -m udp %s %d", side, f.config.Underlay, port, link))
 	}
-	if f.config.Engine != 0 {
-		list = append(list, fmt.Sprintf("%s %s -p tcp -m tcp %s %d", side, f.config.Underlay, port, f.config.Engine))
+	if open.engine != 0 {
+		list = append(list, fmt.Sprintf("%s %s -p tcp -m tcp %s %d", side, f.config.Underlay, port, open.engine))
 	}
 	return list
 }

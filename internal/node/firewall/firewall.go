@@ -55,10 +55,10 @@ type Config struct {
 	Management []Port         // open to the underlay
 	Health     []netip.Addr   // the node's health addresses, at which probes come through links
 	Published  int            // connections to published ports that may open in a second
-	// Links returns the UDP ports of the links, which are open to the underlay. Each Apply calls
-	// it.
+	// Links returns the UDP ports of the links, and Engine, unless it is nil, the TCP port of the
+	// node's engine, 0 if it has none. All are open to the underlay. Each Apply calls both.
 	Links  func() []uint16
-	Engine uint16 // TCP port of the node's engine, one of Management; 0: it has none
+	Engine func() uint16
 	// DNSPackets is how many packets a second a workload may send to the node's resolver, not
 	// counting those of its TCP connections, and an eighth of it at once. More are dropped before
 	// they reach the socket that all workloads share.
@@ -74,7 +74,7 @@ type Firewall struct {
 	ports []PortMapping
 	// written is the fingerprint of the table after it was written; empty before.
 	written  string
-	links    []uint16          // that were open when it was written
+	opened   opened            // when it was written
 	versions map[string]string // of programs, by path
 }
 
@@ -103,8 +103,8 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 		return nil, err
 	}
 	same := f.written != "" && have == f.written
-	links := slices.Clone(f.config.Links())
-	if same && slices.Equal(links, f.links) {
+	open := f.open()
+	if same && slices.Equal(open.links, f.opened.links) && open.engine == f.opened.engine {
 		return nil, nil
 	}
 	if f.written != "" && !same {
@@ -113,9 +113,23 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 	if err := f.writeOver(conn, have); err != nil {
 		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
-	f.links = links
+	f.opened = open
 	f.written, err = f.fingerprint(conn)
 	return repaired, err
+}
+
+// opened are the ports of the node's daemons, which may change.
+type opened struct {
+	links  []uint16
+	engine uint16
+}
+
+func (f *Firewall) open() opened {
+	o := opened{links: slices.Clone(f.config.Links())}
+	if f.config.Engine != nil {
+		o.engine = f.config.Engine()
+	}
+	return o
 }
 
 // writeOver writes the table over the one that is there.

@@ -81,8 +81,12 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	rules := [][]expr.Any{
 		rule(underlay, ongoing(), accept()),
 	}
-	for _, port := range f.config.Links() {
+	open := f.open()
+	for _, port := range open.links {
 		rules = append(rules, rule(underlay, destinationPort(fabric.UDP, port), accept()))
+	}
+	if open.engine != 0 {
+		rules = append(rules, rule(underlay, destinationPort(fabric.TCP, open.engine), accept()))
 	}
 	for _, p := range f.config.Management {
 		rules = append(rules, rule(underlay, destinationPort(p.Protocol, p.Number), accept()))

@@ -49,7 +49,7 @@ type Credentials struct {
 	Nodes      map[fabric.NodeID]join.Grant
 }
 
-// Node is a machine, and the unit of its certificates.
+// Node is a machine, and the units of its certificates.
 type Node struct {
 	fabric.NodeID
 	Kind fabric.NodeKind
@@ -112,7 +112,11 @@ func Vault(t testing.TB, client *vaultapi.Client, s join.Settings, nodes ...Node
 	c.CA, _ = secret.Data["certificate"].(string)
 	c.Controller = Machine(t, client, s, ControllerID, join.Controller)
 	for _, n := range nodes {
-		c.Nodes[n.NodeID] = Machine(t, client, s, n.NodeID, join.Kind(n.Kind))
+		var kinds []join.Kind
+		for _, unit := range n.Kind.Units() {
+			kinds = append(kinds, join.Kind(unit))
+		}
+		c.Nodes[n.NodeID] = Machine(t, client, s, n.NodeID, kinds...)
 	}
 	return c
 }
