@@ -233,8 +233,8 @@ func (p *patient) ports() []host.Port {
 	return list
 }
 
-// openVSwitch looks at a processor's switch. An engine that only carries requests has none, and that
-// of a machine with workloads cannot have one.
+// openVSwitch looks at a processor's switch. An engine that only carries requests has none, and
+// that of a machine with workloads cannot have one.
 func (p *patient) openVSwitch(ctx context.Context) []host.Finding {
 	c := p.configs[join.Processor]
 	if c == nil {
