@@ -88,9 +88,53 @@ func TestLimitConnections(t *testing.T) {
 		}
 	}
 	// Others' settings stay: the time limits are those of our zone.
-	out := ovstest.Run(t, "ovs-vsctl", "--db=unix:"+f.instance.Config.RunDir+"/db.sock", "list-zone-tp", "netdev")
+	out := ovstest.Run(t, "ovs-vsctl", "--db=unix:"+f.instance.Config.RunDir+"/db.sock", "list-zone-tp", f.instance.Config.Datapath)
 	must.StrContains(t, out, "Zone:7, Timeout Policies:")
 	for _, want := range []string{"udp_first=3", "udp_multiple=3", fmt.Sprintf("tcp_established=%d", 6*3600)} {
 		must.StrContains(t, out, want)
 	}
+}
+
+// What others change of the limits, or what a restart of the switch forgets, is put back.
+func TestChangedLimitsAreCorrected(t *testing.T) {
+	ctx := context.Background()
+	f := newFixture(t)
+	limits := connlimit.Default()
+	limits.Switch = 2000
+	must.NoError(t, f.sw.LimitConnections(ctx, 7, limits))
+	datapath := f.instance.Config.Datapath
+	dpctl := func(command, zone string) string {
+		return ovstest.Run(t, "ovs-appctl", "-t", f.instance.Config.Control, "dpctl/"+command, datapath+"@ovs-"+datapath, zone)
+	}
+	vsctl := func(args ...string) {
+		ovstest.Run(t, "ovs-vsctl", append([]string{"--db=unix:" + f.instance.Config.RunDir + "/db.sock"}, args...)...)
+	}
+	for _, c := range []struct {
+		name   string
+		change func()
+		want   []string
+	}{
+		{"nothing", func() {}, nil},
+		{"the number", func() { dpctl("ct-set-limits", "zone=7,limit=20001") }, []string{"most connections of zone 7"}},
+		{"no number", func() { dpctl("ct-del-limits", "zone=7") }, []string{"most connections of zone 7"}},
+		{"the times", func() { vsctl("del-zone-tp", datapath, "zone=7") }, []string{"idle times of connections of zone 7"}},
+		{"another zone's times", func() { vsctl("add-zone-tp", datapath, "zone=8", "udp_first=7") }, nil},
+		{"one time", func() {
+			vsctl("del-zone-tp", datapath, "zone=7")
+			vsctl("add-zone-tp", datapath, "zone=7", "udp_first=7")
+		}, []string{"idle times of connections of zone 7"}},
+	} {
+		c.change()
+		changes, err := f.sw.Repair(ctx, nil)
+		must.NoError(t, err, must.Sprint(c.name))
+		must.Eq(t, c.want, changes, must.Sprint(c.name))
+		changes, err = f.sw.Repair(ctx, nil)
+		must.NoError(t, err)
+		must.SliceEmpty(t, changes, must.Sprint(c.name))
+		must.StrContains(t, dpctl("ct-get-limits", "zone=7"), "zone=7,limit=2000,")
+	}
+	f.instance.RestartSwitch()
+	_, err := f.sw.Repair(ctx, nil)
+	must.NoError(t, err)
+	must.StrContains(t, dpctl("ct-get-limits", "zone=7"), "zone=7,limit=2000,")
 }

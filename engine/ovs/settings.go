@@ -42,8 +42,9 @@ var (
 	}
 )
 
-// Repair compares the settings of the bridge and of some of its ports with those that Create and
-// AddPort gave them, corrects them, and returns what differed. A bridge that is missing is made;
+// Repair compares the settings of the bridge and of some of its ports, and the limits of
+// connections, with those that Create, AddPort and LimitConnections gave them, corrects them, and
+// returns what differed. A bridge that is missing is made;
 // its ports must then be added again.
 func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, err error) {
 	tables := []struct {
@@ -94,11 +95,17 @@ func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, 
 			return []string{"bridge " + s.config.Bridge}, s.Create(ctx)
 		}
 	}
-	if len(correct) == 0 {
-		return nil, nil
+	if len(correct) > 0 {
+		if _, err := s.run(ctx, "ovs-vsctl", correct[1:]...); err != nil {
+			return changes, fmt.Errorf("correct the settings of bridge %s: %w", s.config.Bridge, err)
+		}
 	}
-	if _, err := s.run(ctx, "ovs-vsctl", correct[1:]...); err != nil {
-		return changes, fmt.Errorf("correct the settings of bridge %s: %w", s.config.Bridge, err)
+	if s.limits == nil {
+		return changes, nil
 	}
-	return changes, nil
+	more, err := s.repairLimits(ctx)
+	if err != nil {
+		err = fmt.Errorf("correct the limits of connections of bridge %s: %w", s.config.Bridge, err)
+	}
+	return append(changes, more...), err
 }

@@ -52,3 +52,9 @@ func (s *Switch) Survey(ctx context.Context) (v Survey, err error) {
 	}
 	return v, nil
 }
+
+// get reads a column of the database. It returns "" if the row or the key does not exist.
+func (s *Switch) get(ctx context.Context, table, record, column string) (string, error) {
+	out, err := s.run(ctx, "ovs-vsctl", "--if-exists", "get", table, record, column)
+	return strings.Trim(strings.TrimSpace(string(out)), `"`), err
+}

@@ -13,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -21,7 +20,6 @@ import (
 	"github.com/vishvananda/netlink"
 
 	of "github.com/sif-project/sif/engine/openflow"
-	"github.com/sif-project/sif/internal/connlimit"
 )
 
 // Config says how to reach one Open vSwitch. Several may run on one machine.
@@ -41,7 +39,10 @@ type Config struct {
 }
 
 // Switch manages the bridge that Config names.
-type Switch struct{ config Config }
+type Switch struct {
+	config Config
+	limits *limits // those that LimitConnections was called with
+}
 
 // NewSwitch returns a Switch. It does not access Open vSwitch.
 func NewSwitch(config Config) *Switch {
@@ -107,105 +108,6 @@ func (s *Switch) Create(ctx context.Context) error {
 		return fmt.Errorf("create bridge %s: %w", s.config.Bridge, err)
 	}
 	return nil
-}
-
-// LimitConnections sets how long connections of a zone of the bridge's datapath may be idle, and
-// how many there may be: the switch refuses a further one and keeps those that it has. The idle
-// time of SCTP is fixed in Open vSwitch.
-func (s *Switch) LimitConnections(ctx context.Context, zone uint16, limits connlimit.Limits) error {
-	if err := s.limitConnections(ctx, zone, limits); err != nil {
-		return fmt.Errorf("set the limits of connections of bridge %s: %w", s.config.Bridge, err)
-	}
-	return nil
-}
-
-func (s *Switch) limitConnections(ctx context.Context, zone uint16, limits connlimit.Limits) error {
-	datapath, err := s.get(ctx, "bridge", s.config.Bridge, "datapath_type")
-	if err != nil {
-		return err
-	}
-	row, err := s.get(ctx, "Open_vSwitch", ".", "datapaths:"+datapath)
-	if err != nil {
-		return err
-	}
-	var known string
-	if row != "" {
-		if known, err = s.get(ctx, "Datapath", row, fmt.Sprintf("ct_zones:%d", zone)); err != nil {
-			return err
-		}
-	}
-	times := idleTimes(limits.Idle)
-	add := append([]string{"add-zone-tp", datapath, fmt.Sprintf("zone=%d", zone)}, times...)
-	switch {
-	case row == "":
-		add = append([]string{
-			"--id=@datapath", "create", "Datapath", "datapath_version=0", "--",
-			"set", "Open_vSwitch", ".", "datapaths:" + datapath + "=@datapath", "--",
-		}, add...)
-	case known != "":
-		same, err := s.hasIdleTimes(ctx, known, times)
-		if err != nil {
-			return err
-		}
-		if same {
-			add = nil
-			break
-		}
-		add = []string{
-			"--id=@policy", "create", "CT_Timeout_Policy", "timeouts={" + strings.Join(times, ",") + "}", "--",
-			"set", "CT_Zone", known, "timeout_policy=@policy",
-		}
-	}
-	if add != nil {
-		if _, err := s.run(ctx, "ovs-vsctl", add...); err != nil {
-			return err
-		}
-	}
-	return s.control(ctx, "dpctl/ct-set-limits", datapath+"@ovs-"+datapath, fmt.Sprintf("zone=%d,limit=%d", zone, limits.Switch))
-}
-
-// hasIdleTimes reports whether a row of CT_Zone has just these times.
-func (s *Switch) hasIdleTimes(ctx context.Context, zone string, times []string) (bool, error) {
-	policy, err := s.get(ctx, "CT_Zone", zone, "timeout_policy")
-	if err != nil || policy == "" || policy == "[]" {
-		return false, err
-	}
-	have, err := s.get(ctx, "CT_Timeout_Policy", policy, "timeouts")
-	if err != nil {
-		return false, err
-	}
-	list := strings.Split(strings.Trim(have, "{}"), ", ")
-	slices.Sort(list)
-	return slices.Equal(list, slices.Sorted(slices.Values(times))), nil
-}
-
-// get reads a column of the database. It returns "" if the row or the key does not exist.
-func (s *Switch) get(ctx context.Context, table, record, column string) (string, error) {
-	out, err := s.run(ctx, "ovs-vsctl", "--if-exists", "get", table, record, column)
-	return strings.Trim(strings.TrimSpace(string(out)), `"`), err
-}
-
-// idleTimes translates the limits into the states of CT_Timeout_Policy in ovs-vswitchd.conf.db(5).
-// Of a segment that is not acknowledged, Linux knows two further states, which we do not want to be
-// shorter.
-func idleTimes(idle connlimit.Idle) []string {
-	var args []string
-	for _, group := range []struct {
-		limit  time.Duration
-		states []string
-	}{
-		{idle.TCPOpening, []string{"tcp_syn_sent", "tcp_syn_sent2", "tcp_syn_recv"}},
-		{idle.TCPEstablished, []string{"tcp_established", "tcp_retransmit", "tcp_unack"}},
-		{idle.TCPClosing, []string{"tcp_fin_wait", "tcp_close_wait", "tcp_last_ack"}},
-		{idle.TCPClosed, []string{"tcp_time_wait", "tcp_close"}},
-		{idle.UDP, []string{"udp_first", "udp_single", "udp_multiple"}},
-		{idle.ICMP, []string{"icmp_first", "icmp_reply"}},
-	} {
-		for _, state := range group.states {
-			args = append(args, fmt.Sprintf("%s=%d", state, int(group.limit.Seconds())))
-		}
-	}
-	return args
 }
 
 // AddPort makes a network device of the switch's namespace a port of the bridge, if it is not one,
