@@ -6,6 +6,7 @@ package port_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -50,7 +51,11 @@ func tun(t testing.TB, ns, name string) *os.File {
 	raw, err := device.Fds[0].SyscallConn()
 	must.NoError(t, err)
 	must.NoError(t, raw.Control(func(fd uintptr) {
-		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, unix.TUN_F_CSUM|unix.TUN_F_TSO4|unix.TUN_F_TSO6|unix.TUN_F_USO4|unix.TUN_F_USO6)
+		const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO6
+		err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp|unix.TUN_F_USO4|unix.TUN_F_USO6)
+		if errors.Is(err, unix.EINVAL) { // before Linux 6.2
+			err = unix.IoctlSetInt(int(fd), unix.TUNSETOFFLOAD, tcp)
+		}
 	}))
 	must.NoError(t, err)
 	return device.Fds[0]

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -148,12 +149,14 @@ func (i *Instance) wait(what string, ready func() error) {
 	}
 }
 
+var namespaces atomic.Int64 // that Namespace made
+
 // Namespace makes a network namespace with a unique name that ends in suffix, and its loopback up,
 // and deletes it when the test ends.
 func Namespace(tb testing.TB, suffix string) string {
 	tb.Helper()
 	testhost.RequireRoot(tb)
-	name := fmt.Sprintf("sifovs-%d-%s", os.Getpid(), suffix)
+	name := fmt.Sprintf("sifovs-%d-%d%s", os.Getpid(), namespaces.Add(1), suffix)
 	Run(tb, "ip", "netns", "add", name)
 	tb.Cleanup(func() { Run(tb, "ip", "netns", "del", name) })
 	Run(tb, "ip", "-n", name, "link", "set", "lo", "up")

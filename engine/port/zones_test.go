@@ -1,0 +1,309 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package port_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/shoenig/test/must"
+	"github.com/vishvananda/netlink"
+
+	"github.com/sif-project/sif/engine/ovs"
+	"github.com/sif-project/sif/engine/ovs/ovstest"
+	"github.com/sif-project/sif/engine/port"
+	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/testhost"
+)
+
+// zones is a way through two zones: a workload node, two processors and another workload node, each
+// with a link to the next. There are no endpoints and no eBPF programs: the addresses of the ends
+// are those of the nodes.
+type zones struct {
+	t         testing.TB
+	nodes     []*zonesNode
+	switchMTU int
+}
+
+// zonesNode has its links to the node before and after it.
+type zonesNode struct {
+	name     string // of the network namespace
+	underlay netip.Addr
+	private  link.PrivateKey
+	pipeline *ovs.Pipeline // of a processor with a switch
+	sw       *ovs.Switch
+	state    ovs.State
+}
+
+const zonesMTU = 1420 // of the links
+
+// The ends' addresses.
+func zonesAddr(node int) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, byte(node), 1}) }
+
+type zonesOptions struct {
+	switched  bool // the processors have a switch; otherwise they route
+	encrypted bool // the links are the kernel's WireGuard; otherwise its IP in IP
+	switchMTU int
+}
+
+func newZones(t testing.TB, o zonesOptions) *zones {
+	t.Helper()
+	testhost.RequireRoot(t)
+	if err := link.KernelSupport(); err != nil {
+		testhost.UnmetHere(t, err.Error())
+	}
+	if !ovs.KernelDatapath() {
+		testhost.UnmetHere(t, "needs the kernel's Open vSwitch")
+	}
+	t.Setenv("SIF_TEST_DATAPATH", "system")
+	z := &zones{t: t, switchMTU: o.switchMTU}
+	middle := ovstest.Namespace(t, "underlay")
+	ovstest.Run(t, "ip", "-n", middle, "link", "add", "br0", "up", "type", "bridge")
+	for i := range 4 {
+		n := &zonesNode{underlay: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 1)})}
+		if o.switched && (i == 1 || i == 2) {
+			instance := ovstest.Start(t)
+			n.name, n.sw = instance.Namespace, ovs.NewSwitch(instance.Config)
+			must.NoError(t, n.sw.Create(t.Context()))
+			n.pipeline = ovs.NewPipeline(1, n.sw.Revalidated)
+			conn, err := n.sw.Dial(t.Context())
+			must.NoError(t, err)
+			t.Cleanup(func() { _ = conn.Close() })
+			n.pipeline.UseConn(conn)
+		} else {
+			n.name = ovstest.Namespace(t, "node")
+		}
+		var err error
+		n.private, err = link.GenerateKey()
+		must.NoError(t, err)
+		ovstest.Run(t, "ip", "-n", middle, "link", "add", fmt.Sprintf("p%d", i), "up", "master", "br0", "type", "veth", "peer", "name", "eth0", "netns", n.name)
+		ovstest.Run(t, "ip", "-n", n.name, "addr", "add", n.underlay.String()+"/24", "dev", "eth0")
+		ovstest.Run(t, "ip", "-n", n.name, "link", "set", "eth0", "up")
+		ovstest.In(t, n.name, func() {
+			must.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644))
+		})
+		z.nodes = append(z.nodes, n)
+	}
+	for i := range z.nodes {
+		z.connect(i, o)
+	}
+	for _, end := range []int{0, 3} {
+		ovstest.Run(t, "ip", "-n", z.nodes[end].name, "addr", "add", zonesAddr(end).String()+"/32", "dev", "lo")
+		if o.switched {
+			// Workloads have the switch's MTU.
+			other := zonesAddr(3 - end)
+			ovstest.Run(t, "ip", "-n", z.nodes[end].name, "route", "replace", other.String()+"/32", "dev", "sif-l0",
+				"src", zonesAddr(end).String(), "mtu", fmt.Sprint(o.switchMTU))
+		}
+	}
+	return z
+}
+
+// connect makes the devices of a node: sif-l0 to the node before it, sif-l1 to the one after it; an
+// end has only sif-l0.
+func (z *zones) connect(i int, o zonesOptions) {
+	t, n := z.t, z.nodes[i]
+	var k *link.Kernel
+	ovstest.In(t, n.name, func() {
+		var err error
+		k, err = link.NewKernel(link.KernelConfig{Owner: n.name, Logger: hclog.NewNullLogger()})
+		must.NoError(t, err)
+	})
+	var devices []link.Device
+	var configs []port.Config
+	for _, peer := range []int{i - 1, i + 1} {
+		if peer < 0 || peer > 3 {
+			continue
+		}
+		beyond := zonesAddr(0)
+		if peer > i {
+			beyond = zonesAddr(3)
+		}
+		d := link.Device{
+			Name: fmt.Sprintf("sif-l%d", len(devices)), Interface: link.Interface{MTU: zonesMTU, Routes: n.sw == nil},
+			ListenPort: uint16(51820 + len(devices)), PrivateKey: n.private,
+		}
+		listens := uint16(51820) // an end's only device, or the first one
+		if peer < i && peer > 0 {
+			listens++ // its device to the node after it
+		}
+		d.Peers = []link.Peer{{
+			PublicKey: z.nodes[peer].private.Public(), Endpoint: netip.AddrPortFrom(z.nodes[peer].underlay, listens),
+			AllowedIPs: []netip.Prefix{netip.PrefixFrom(beyond, 32)},
+		}}
+		if n.sw != nil {
+			c := port.Config{
+				Namespace: n.name + d.Name[3:], Home: n.name, Outer: "sif-o" + d.Name[5:], Device: d.Name, MTU: o.switchMTU,
+				Prefixes: d.Peers[0].AllowedIPs, Addrs: []netip.Addr{netip.AddrFrom4([4]byte{100, 64, 100, byte(i)}), netip.MustParseAddr(fmt.Sprintf("fd5f::%d", i+1))},
+			}
+			t.Cleanup(func() { must.NoError(t, port.Remove(c)) })
+			_, _, err := port.Ensure(c)
+			must.ErrorIs(t, err, port.ErrNoDevice)
+			d.Namespace = filepath.Join("/run/netns", c.Namespace)
+			configs = append(configs, c)
+		}
+		if !o.encrypted {
+			ovstest.In(t, n.name, func() {
+				must.NoError(t, netlink.LinkAdd(&netlink.Iptun{
+					LinkAttrs: netlink.LinkAttrs{Name: d.Name, MTU: zonesMTU}, Local: n.underlay.AsSlice(), Remote: z.nodes[peer].underlay.AsSlice(),
+				}))
+			})
+			if n.sw == nil {
+				ovstest.Run(t, "ip", "-n", n.name, "link", "set", d.Name, "up")
+				ovstest.Run(t, "ip", "-n", n.name, "route", "add", beyond.String(), "dev", d.Name)
+			}
+		}
+		devices = append(devices, d)
+	}
+	if o.encrypted {
+		must.NoError(t, k.Apply(t.Context(), devices))
+		t.Cleanup(func() { must.NoError(t, k.Remove()) })
+	}
+	for j, c := range configs {
+		ensure(t, c) // takes the device of IP in IP, and routes
+		if !o.encrypted {
+			ovstest.Run(t, "ip", "-n", c.Namespace, "link", "set", c.Device, "up")
+			ensure(t, c)
+		}
+		no, err := n.sw.AddPort(t.Context(), c.Outer)
+		must.NoError(t, err)
+		own, far := port.MACs(c.Outer)
+		n.state.Ports = append(n.state.Ports, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
+		n.state.Endpoints = append(n.state.Endpoints, ovs.Endpoint{
+			ID: uint64(j + 1), Class: uint32(j + 1), SourcePorts: []uint32{no}, OutPort: no, Prefixes: c.Prefixes,
+		})
+	}
+	if n.sw != nil {
+		n.state.Entries = []ovs.Entry{{ID: 1, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 80, Last: 80}}}}
+		must.NoError(t, n.pipeline.Set(t.Context(), n.state))
+	}
+}
+
+// open returns both ends of a TCP connection.
+func (z *zones) open() (near, far net.Conn) {
+	t := z.t
+	t.Helper()
+	var listener net.Listener
+	ovstest.In(t, z.nodes[3].name, func() {
+		var err error
+		listener, err = net.Listen("tcp4", netip.AddrPortFrom(zonesAddr(3), 80).String())
+		must.NoError(t, err)
+	})
+	defer listener.Close()
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := listener.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	ovstest.In(t, z.nodes[0].name, func() {
+		var err error
+		d := net.Dialer{Timeout: 10 * time.Second, LocalAddr: &net.TCPAddr{IP: zonesAddr(0).AsSlice()}}
+		near, err = d.DialContext(context.Background(), "tcp4", netip.AddrPortFrom(zonesAddr(3), 80).String())
+		must.NoError(t, err)
+	})
+	far = <-accepted
+	t.Cleanup(func() { _, _ = near.Close(), far.Close() })
+	return near, far
+}
+
+// tcpCounter returns a column of the line Tcp of /proc/net/snmp of the first node.
+func (z *zones) tcpCounter(name string) string {
+	out := ovstest.Run(z.t, "nsenter", "--net=/run/netns/"+z.nodes[0].name, "cat", "/proc/net/snmp")
+	var lines [][]string
+	for line := range strings.Lines(out) {
+		if f := strings.Fields(line); f[0] == "Tcp:" {
+			lines = append(lines, f)
+		}
+	}
+	return lines[1][slices.Index(lines[0], name)]
+}
+
+// The kernel's datapath passes TCP of the links' full size: it keeps the segments of the sender.
+func TestKernelSwitchKeepsSegments(t *testing.T) {
+	z := newZones(t, zonesOptions{switched: true, encrypted: true, switchMTU: zonesMTU})
+	near, far := z.open()
+	const size = 4 << 20
+	go func() { _, _ = near.Write(make([]byte, size)) }()
+	must.NoError(t, far.SetReadDeadline(time.Now().Add(2*time.Minute)))
+	_, err := io.ReadFull(far, make([]byte, size))
+	must.NoError(t, err)
+	t.Logf("%s segments sent for %d bytes, %s sent again", z.tcpCounter("OutSegs"), size, z.tcpCounter("RetransSegs"))
+	must.StrContains(t, ovstest.Run(t, "ip", "-n", z.nodes[0].name, "route", "get", zonesAddr(3).String()), "mtu 1420")
+}
+
+// BenchmarkTwoZones sends one TCP stream, and then requests of 1 KiB one after another, through
+// four nodes: with switches, against plain routing over the same links. Compare within one run.
+func BenchmarkTwoZones(b *testing.B) {
+	for _, encrypted := range []bool{true, false} {
+		for _, o := range []struct {
+			name string
+			zonesOptions
+		}{
+			{"routed", zonesOptions{encrypted: encrypted}},
+			{"switched-mtu1378", zonesOptions{encrypted: encrypted, switched: true, switchMTU: 1378}},
+			{"switched-mtu1420", zonesOptions{encrypted: encrypted, switched: true, switchMTU: zonesMTU}},
+			{"routed-again", zonesOptions{encrypted: encrypted}},
+		} {
+			kind := map[bool]string{true: "wireguard", false: "ipip"}[encrypted]
+			b.Run(kind+"/"+o.name, func(b *testing.B) {
+				near, far := newZones(b, o.zonesOptions).open()
+				go func() {
+					request := make([]byte, 1024)
+					for {
+						if _, err := io.ReadFull(far, request[:1]); err != nil {
+							return
+						}
+						if request[0] == 1 {
+							if _, err := io.ReadFull(far, request[1:]); err != nil {
+								return
+							}
+							_, _ = far.Write(request)
+							continue
+						}
+						if _, err := io.CopyN(io.Discard, far, 128<<10-1); err != nil {
+							return
+						}
+					}
+				}()
+				request := make([]byte, 1024)
+				request[0] = 1
+				exchange := func() time.Duration {
+					began := time.Now()
+					_, err := near.Write(request)
+					must.NoError(b, err)
+					_, err = io.ReadFull(near, make([]byte, len(request)))
+					must.NoError(b, err)
+					return time.Since(began)
+				}
+				exchange()
+				block := make([]byte, 128<<10)
+				b.SetBytes(int64(len(block)))
+				b.ResetTimer()
+				for range b.N {
+					_, err := near.Write(block)
+					must.NoError(b, err)
+				}
+				exchange() // everything has arrived
+				b.StopTimer()
+				var times []time.Duration
+				for range 300 {
+					times = append(times, exchange())
+				}
+				slices.Sort(times)
+				b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs/request-p50")
+			})
+		}
+	}
+}
