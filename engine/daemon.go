@@ -200,6 +200,7 @@ func (d *Daemon) repairSwitch(ctx context.Context) {
 	settings, err := d.ports.repairSwitch(ctx)
 	d.node.PutBack("switch", settings)
 	d.node.Degrade("switch settings", err)
+	d.node.Report("switch", d.ports.findings())
 	began := time.Now()
 	flows, err := d.bridge.Reconcile()
 	d.node.PutBack("flow", flows)

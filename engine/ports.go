@@ -130,6 +130,16 @@ func (p *ports) repairSwitch(ctx context.Context) ([]string, error) {
 	return p.sw.Repair(ctx, slices.Collect(maps.Keys(p.complete)))
 }
 
+// findings returns what of the host stands against the switch, one sentence each with the remedy.
+func (p *ports) findings() (list []string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if f := p.sw.Confined(); f != "" {
+		list = append(list, f)
+	}
+	return list
+}
+
 // namespace returns the path of the network namespace of a link device.
 func (p *ports) namespace(device string) string {
 	return filepath.Join(namespaceDir, p.config(link.Device{Name: device}).Namespace)

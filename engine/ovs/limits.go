@@ -9,7 +9,9 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -18,7 +20,8 @@ import (
 
 // limits are those of the connections of a zone.
 type limits struct {
-	zone uint16
+	zone     uint16
+	datapath string // its type; empty before it was read
 	connlimit.Limits
 }
 
@@ -26,7 +29,7 @@ type limits struct {
 // how many there may be: the switch refuses a further one and keeps those that it has. Repair keeps
 // both so. The idle time of SCTP is fixed in Open vSwitch.
 func (s *Switch) LimitConnections(ctx context.Context, zone uint16, l connlimit.Limits) error {
-	s.limits = &limits{zone, l}
+	s.limits = &limits{zone: zone, Limits: l}
 	if _, err := s.repairLimits(ctx); err != nil {
 		return fmt.Errorf("set the limits of connections of bridge %s: %w", s.config.Bridge, err)
 	}
@@ -41,6 +44,7 @@ func (s *Switch) repairLimits(ctx context.Context) (changes []string, err error)
 	if err != nil {
 		return nil, err
 	}
+	s.limits.datapath = have.datapath
 	if want := idleTimes(s.limits.Idle); !maps.Equal(have.times, want) {
 		if err := s.writeIdle(ctx, have, want); err != nil {
 			return nil, err
@@ -62,6 +66,30 @@ func (s *Switch) repairLimits(ctx context.Context) (changes []string, err error)
 		return changes, err
 	}
 	return append(changes, fmt.Sprintf("most connections of zone %d", s.limits.zone)), nil
+}
+
+// mostTracked is a parameter of the kernel, which has one for all network namespaces.
+const mostTracked = "/proc/sys/net/netfilter/nf_conntrack_max"
+
+// Confined returns what else limits the connections to fewer than LimitConnections allows, in a
+// sentence with the remedy, or "". The kernel's datapath has its connections in the kernel's table.
+func (s *Switch) Confined() string {
+	if s.limits == nil || s.limits.datapath != "system" {
+		return ""
+	}
+	text, err := os.ReadFile(mostTracked)
+	if err != nil {
+		return ""
+	}
+	return confined(strings.TrimSpace(string(text)), s.limits.Switch)
+}
+
+func confined(most string, limit int) string {
+	if n, err := strconv.Atoi(most); err != nil || n >= limit {
+		return ""
+	}
+	return fmt.Sprintf("the kernel tracks at most %s connections, of which the switch may have %d: run `sysctl -w net.netfilter.nf_conntrack_max=%d` "+
+		"and put it into /etc/sysctl.d, or set connections { switch = %s }", most, limit, limit, most)
 }
 
 // idleState is what the database has of the idle times of a zone.

@@ -138,3 +138,17 @@ func TestChangedLimitsAreCorrected(t *testing.T) {
 	must.NoError(t, err)
 	must.StrContains(t, dpctl("ct-get-limits", "zone=7"), "zone=7,limit=2000,")
 }
+
+// The kernel's datapath shares the kernel's table, which may be smaller.
+func TestConfined(t *testing.T) {
+	f := newFixture(t)
+	must.Eq(t, "", f.sw.Confined())
+	limits := connlimit.Default()
+	limits.Switch = 16_000_000
+	must.NoError(t, f.sw.LimitConnections(context.Background(), 7, limits))
+	if f.instance.Config.Datapath == "system" {
+		must.StrContains(t, f.sw.Confined(), "run `sysctl -w net.netfilter.nf_conntrack_max=16000000`")
+	} else {
+		must.Eq(t, "", f.sw.Confined())
+	}
+}
