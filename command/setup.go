@@ -82,6 +82,9 @@ func (c *SetupCommand) options() []*flag.FlagSet {
 	f.StringVar(&c.settings.Pools.IPv6, "pool6", "", "The `prefix` from which nodes get their IPv6 addresses, a /64 each. Default: "+setup.DefaultPool6)
 	f.DurationVar(&c.settings.CertTTL, "cert-ttl", 0, "The `lifetime` of certificates of daemons and workloads. Default: 8h")
 
+	f.StringVar(&c.settings.ControllerJob, "controller-job", "", "The `task` of a Nomad job that is a controller, as namespace/job/group/task: it may log in to Vault with Nomad's workload identity. "+
+		"See jobs/fabric. Default: none")
+
 	n := newOptions("Names and Addresses")
 	n.StringVar(&c.settings.Prefix, "prefix", "", "The `prefix` of the names of policies, roles, auth methods and mounts. Default: "+wellknown.Prefix)
 	n.StringVar(&c.settings.Vault.PKIMount, "pki-mount", "", "The `mount` in Vault of the fabric's CA. Default: <prefix>-pki")

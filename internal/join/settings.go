@@ -20,6 +20,10 @@ type Settings struct {
 	Vault       VaultSettings  `json:"vault"`
 	Consul      ConsulSettings `json:"consul"`
 	Nomad       NomadSettings  `json:"nomad"`
+
+	// ControllerJob is the task of the Nomad job that is a controller, as namespace/job/group/task;
+	// empty if controllers are machines.
+	ControllerJob string `json:"controller_job,omitempty"`
 }
 
 // Pools are the prefixes from which the controller assigns a pool to each node.

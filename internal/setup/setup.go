@@ -99,6 +99,10 @@ func Check(s join.Settings) error {
 			report(p.field, fmt.Errorf("%q is too small: each node uses a /%d", p.text, p.most))
 		}
 	}
+	report("the controller's job", checkJob(s.ControllerJob))
+	if s.ControllerJob != "" && s.Nomad.Address == "" {
+		report("the controller's job", errors.New("it needs the address of Nomad (-nomad-address)"))
+	}
 	mounts := []string{s.Vault.PKIMount, s.Vault.TransitMount, s.Vault.SettingsMount}
 	if slices.Sort(mounts); len(slices.Compact(mounts)) != 3 {
 		report("mounts in Vault", errors.New("each needs a path of its own"))

@@ -58,8 +58,11 @@ func (v *vault) objects() []object {
 	// tokens.
 	for _, role := range []string{v.settings.Consul.TokenRole, v.settings.Nomad.TokenRole} {
 		if role != "" {
-			list = append(list, v.identityRole(role))
+			list = append(list, v.identityRole(role, role, v.claims))
 		}
+	}
+	if v.settings.ControllerJob != "" {
+		list = append(list, v.jobObjects()...)
 	}
 	return append(list,
 		v.policy(v.nodePolicyName(), "engines and agents", v.nodePolicy),
@@ -178,9 +181,26 @@ func (v *vault) mount(path, kind, what, option string, most time.Duration) objec
 // makes nodes can make no other logins.
 func (v *vault) authMount() object {
 	path := v.settings.Vault.AppRoleMount
-	want := fields{"type": "approle", "description": owned(v.settings.Fabric, "log-in of its machines")}
+	return v.authMethod(path, "approle", "log-in of its machines", "-approle-mount", &v.accessor, func(ctx context.Context) error {
+		roles, err := v.list(ctx, "auth/"+path+"/role")
+		if err != nil {
+			return err
+		}
+		for _, r := range roles {
+			if err := v.forgetEntity(ctx, r); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// authMethod is a way to log in. Its accessor is kept when it is read. forget deletes the entities
+// of who logged in.
+func (v *vault) authMethod(path, kind, what, option string, accessor *string, forget func(context.Context) error) object {
+	want := fields{"type": kind, "description": owned(v.settings.Fabric, what)}
 	return object{
-		server: Vault, kind: "approle auth method", name: path, option: "-approle-mount",
+		server: Vault, kind: kind + " auth method", name: path, option: option,
 		want: fixed(want),
 		read: func(ctx context.Context) (*found, error) {
 			mounts, err := v.client.Sys().ListAuthWithContext(ctx)
@@ -188,12 +208,12 @@ func (v *vault) authMount() object {
 				return nil, v.explain(ctx, err, "sys/auth", "read")
 			}
 			m := mounts[path+"/"]
-			v.accessor = ""
+			*accessor = ""
 			v.mine["auth/"+path] = m != nil && ownerOf(m.Description) == v.settings.Fabric
 			if m == nil {
 				return nil, nil
 			}
-			v.accessor = m.Accessor
+			*accessor = m.Accessor
 			return &found{owner: ownerOf(m.Description), fields: fields{"type": m.Type, "description": m.Description}}, nil
 		},
 		write: func(ctx context.Context, want fields, have *found) error {
@@ -205,14 +225,8 @@ func (v *vault) authMount() object {
 			return err
 		},
 		remove: func(ctx context.Context, have *found) error {
-			roles, err := v.list(ctx, "auth/"+path+"/role")
-			if err != nil {
+			if err := forget(ctx); err != nil {
 				return err
-			}
-			for _, r := range roles {
-				if err := v.forgetEntity(ctx, r); err != nil {
-					return err
-				}
 			}
 			return v.drop(ctx, "sys/auth/"+path)
 		},
@@ -226,7 +240,13 @@ func (v *vault) forgetEntity(ctx context.Context, role string) error {
 	if err != nil || id == nil {
 		return err
 	}
-	secret, err := v.put(ctx, "identity/lookup/entity", map[string]any{"alias_name": id["role_id"], "alias_mount_accessor": v.accessor})
+	name, _ := id["role_id"].(string)
+	return v.forgetAlias(ctx, name, v.accessor)
+}
+
+// forgetAlias deletes the entity that has an alias, if there is one.
+func (v *vault) forgetAlias(ctx context.Context, name, accessor string) error {
+	secret, err := v.put(ctx, "identity/lookup/entity", map[string]any{"alias_name": name, "alias_mount_accessor": accessor})
 	if err != nil || secret == nil {
 		return err
 	}
@@ -370,12 +390,12 @@ func (v *vault) identityKey() object {
 
 // identityRole makes tokens that say which machine shows them. Its client ID, the audience, is its
 // name.
-func (v *vault) identityRole(name string) object {
+func (v *vault) identityRole(name, audience string, claims func() string) object {
 	path := "identity/oidc/role/" + name
 	return object{
 		server: Vault, kind: "identity token role", name: name, option: "-prefix",
 		want: func(context.Context) (fields, error) {
-			return fields{"key": v.settings.Prefix, "client_id": name, "ttl": int(jwtTTL.Seconds()), "template": v.claims()}, nil
+			return fields{"key": v.settings.Prefix, "client_id": audience, "ttl": int(jwtTTL.Seconds()), "template": claims()}, nil
 		},
 		read: func(ctx context.Context) (*found, error) {
 			data, err := v.read(ctx, path)
@@ -383,7 +403,7 @@ func (v *vault) identityRole(name string) object {
 				return nil, err
 			}
 			f := &found{fields: data}
-			if data["client_id"] == name && data["key"] == v.settings.Prefix {
+			if data["client_id"] == audience && data["key"] == v.settings.Prefix {
 				f.owner = v.settings.Fabric
 			}
 			return f, nil
@@ -451,11 +471,17 @@ var operatorRule = rule("auth/token/lookup-self", "read")
 
 func (v *vault) controllerPolicy() string {
 	s := v.settings.Vault
-	return v.readPolicy() + v.tokenPolicy(v.settings.Consul.TokenRole) + v.tokenPolicy(v.settings.Nomad.TokenRole) +
-		rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
-		rule(s.PKIMount+"/sign/"+RoleWorkload, "update") +
-		rule(s.PKIMount+"/sign/"+wellknown.ControllerRole, "update") +
+	return v.readPolicy() + v.tokenPolicy(v.settings.Consul.TokenRole) + v.tokenPolicy(v.settings.Nomad.TokenRole) + v.signPolicy() +
 		rule(s.ControllerPath(fabric.NodeID{Zone: "{{" + v.meta(metaZone) + "}}", Name: "{{" + v.meta(metaNode) + "}}"}), "create", "read", "update", "delete")
+}
+
+// signPolicy permits what a controller has signed: statements of the fabric, and certificates of
+// workloads and of controllers.
+func (v *vault) signPolicy() string {
+	s := v.settings.Vault
+	return rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
+		rule(s.PKIMount+"/sign/"+RoleWorkload, "update") +
+		rule(s.PKIMount+"/sign/"+wellknown.ControllerRole, "update")
 }
 
 func (v *vault) nodePolicy() string {
