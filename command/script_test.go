@@ -24,6 +24,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
 )
@@ -104,6 +105,7 @@ acl {
 	settings := setuptest.Settings("test", "sif.test")
 	s.tokens = setuptest.Consul(t, s.consul, settings)
 	s.secrets = setuptest.Vault(t, s.vault, settings)
+	setuptest.LogIns(t, setup.Clients{Vault: s.vault, Consul: s.consul}, settings, s.vaultAddress)
 	must.NoError(t, s.vault.Sys().EnableAuthWithOptions("userpass", &vaultapi.EnableAuthOptions{Type: "userpass"}))
 	s.ca = filepath.Join(s.dir, "ca.pem")
 	must.NoError(t, os.WriteFile(s.ca, []byte(s.secrets.CA), 0o600))
@@ -174,15 +176,16 @@ trust_domain = "sif.test"
 data_dir     = %q
 listen       = %q
 consul {
-  address = %q
-  token   = %q
+  address     = %q
+  auth_method = "sif"
+  token_role  = "sif-consul"
 }
 vault {
   address        = %q
   role_id        = %q
   secret_id_file = %q
 }
-`, c.dataDir, c.address, s.consulAddress, s.tokens.Controller, s.vaultAddress, s.secrets.Controller.RoleID, filepath.Join(s.dir, "secret-id")), 0o600))
+`, c.dataDir, c.address, s.consulAddress, s.vaultAddress, s.secrets.Controller.RoleID, filepath.Join(s.dir, "secret-id")), 0o600))
 	var log bytes.Buffer
 	cmd := exec.Command("sif", "controller", "-config="+c.config)
 	cmd.Stdout, cmd.Stderr = &log, &log

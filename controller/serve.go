@@ -31,7 +31,7 @@ import (
 const startTimeout = 10 * time.Second
 
 // Serve runs a controller with a configuration file until ctx ends. For each value from reload, it
-// opens the audit log again, and unless the value is nil, it uses the tokens and the log level of
+// opens the audit log again, and unless the value is nil, it uses the servers and the log level of
 // the new file. If it cannot reach Consul or Vault within 10 seconds, Serve fails and has changed
 // nothing. It tells sup, which may be nil, when it answers calls.
 func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, sup *supervisor.Supervisor, log hclog.Logger) error {
@@ -39,19 +39,23 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	if err != nil {
 		return err
 	}
-	var clients clients
-	if err := clients.use(file); err != nil {
-		return err
-	}
 	id := file.Identity()
 	id.IPs = ips
-	if err := reachable(ctx, clients.consul.Load(), file, id); err != nil {
+	plain, err := file.ConsulClient(nil)
+	if err != nil {
+		return err
+	}
+	if err := reachable(ctx, plain, file, id); err != nil {
 		return err
 	}
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	source, err := identity.Open(opening, id, log.Named("identity"))
 	if err != nil {
+		return err
+	}
+	clients := clients{show: source.JWT}
+	if err := clients.use(file); err != nil {
 		return err
 	}
 	listener, err := (&net.ListenConfig{}).Listen(ctx, "tcp", file.Listen)
@@ -102,7 +106,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 					continue
 				}
 				log.SetLevel(hclog.LevelFromString(file.LogLevel))
-				log.Info("configuration reloaded: tokens and log level")
+				log.Info("configuration reloaded: Consul, Nomad and log level")
 			}
 		}
 	})
@@ -112,16 +116,17 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 // clients are the clients of the servers in the configuration. They are replaced when it is
 // reloaded.
 type clients struct {
+	show   config.ShowJWT
 	consul atomic.Pointer[consulapi.Client]
 	nomad  atomic.Pointer[nomadapi.Client]
 }
 
 func (c *clients) use(file *config.Config) error {
-	consul, err := file.ConsulClient()
+	consul, err := file.ConsulClient(c.show)
 	if err != nil {
 		return err
 	}
-	nomad, err := file.NomadClient()
+	nomad, err := file.NomadClient(c.show)
 	if err != nil {
 		return err
 	}

@@ -31,7 +31,7 @@ func TestServe(t *testing.T) {
 	must.NoError(t, err)
 	listen := listener.Addr().String()
 	listener.Close()
-	load := func(consulAddress, token, vaultAddress, level string) *config.Config {
+	load := func(consulAddress, method, vaultAddress, level string) *config.Config {
 		path := filepath.Join(dir, "controller.hcl")
 		must.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `
 fabric       = %q
@@ -45,14 +45,15 @@ audit {
   rotate_max_files = 2
 }
 consul {
-  address = %q
-  token   = %q
+  address     = %q
+  auth_method = %q
+  token_role  = "sif-consul"
 }
 vault {
   address        = %q
   role_id        = %q
   secret_id_file = %q
-}`, testFabric, trustDomain, filepath.Join(dir, "data"), listen, level, consulAddress, token, vaultAddress, w.vault.Controller.RoleID, secret), 0o600))
+}`, testFabric, trustDomain, filepath.Join(dir, "data"), listen, level, consulAddress, method, vaultAddress, w.vault.Controller.RoleID, secret), 0o600))
 		file, err := config.Load(path, config.RoleController)
 		must.NoError(t, err)
 		return file
@@ -62,10 +63,10 @@ vault {
 	t.Run("unreachable", func(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		err := Serve(ctx, load(nowhere, "", w.vaultAddress, "info"), nil, "test", nil, hclog.NewNullLogger())
+		err := Serve(ctx, load(nowhere, "sif", w.vaultAddress, "info"), nil, "test", nil, hclog.NewNullLogger())
 		must.ErrorContains(t, err, "cannot reach Consul at 127.0.0.1:1: ")
 		must.ErrorContains(t, err, "connection refused; start it, or correct consul.address in the configuration or CONSUL_HTTP_ADDR")
-		err = Serve(t.Context(), load(w.consulAddress, w.tokens.Controller, "http://"+nowhere, "info"), nil, "test", nil, hclog.NewNullLogger())
+		err = Serve(t.Context(), load(w.consulAddress, "sif", "http://"+nowhere, "info"), nil, "test", nil, hclog.NewNullLogger())
 		must.ErrorContains(t, err, "cannot use Vault at http://127.0.0.1:1: ")
 		must.ErrorContains(t, err, "correct vault.address in the configuration or VAULT_ADDR")
 		_, err = os.Stat(filepath.Join(dir, "data"))
@@ -81,9 +82,9 @@ vault {
 		reload := make(chan *config.Config)
 		ended := make(chan error, 1)
 		log := hclog.New(&hclog.LoggerOptions{Level: hclog.Info, Output: t.Output()})
-		// With a token that Consul does not know, the controller answers but cannot lead ...
+		// Without a log-in that Consul accepts, the controller answers but cannot lead ...
 		go func() {
-			ended <- Serve(ctx, load(w.consulAddress, "11111111-2222-3333-4444-555555555555", w.vaultAddress, "info"), reload, "test", nil, log)
+			ended <- Serve(ctx, load(w.consulAddress, "no-such-method", w.vaultAddress, "info"), reload, "test", nil, log)
 		}()
 		client := w.client(t, listen, w.tokens.Operator)
 		eventually(t, func() error {
@@ -93,7 +94,7 @@ vault {
 			return nil
 		})
 		// ... until it reloads the right one.
-		reload <- load(w.consulAddress, w.tokens.Controller, w.vaultAddress, "debug")
+		reload <- load(w.consulAddress, "sif", w.vaultAddress, "debug")
 		eventually(t, func() error {
 			_, err := client.Health(ctx)
 			return err

@@ -80,6 +80,7 @@ acl {
 	settings := setuptest.Settings(testFabric, trustDomain)
 	w.tokens = setuptest.Consul(t, w.consul, settings, testNodes...)
 	w.vault = setuptest.Vault(t, vault, settings, testNodes...)
+	setuptest.LogIns(t, setup.Clients{Vault: vault, Consul: w.consul}, settings, w.vaultAddress)
 	w.caFile = filepath.Join(w.dir, "ca.pem")
 	must.NoError(t, os.WriteFile(w.caFile, []byte(w.vault.CA), 0o600))
 	return w

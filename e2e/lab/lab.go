@@ -73,9 +73,6 @@ type Secrets struct {
 	ConsulOperator string // what people have
 	NomadOperator  string
 	Machines       map[string]join.Grant // by node name
-
-	ConsulDaemons   map[string]string // by node name
-	NomadController string
 }
 
 var labName = regexp.MustCompile(`^[a-z0-9]{1,8}$`)

@@ -90,14 +90,14 @@ func testConsul(t *testing.T, l *Lab) {
 	must.ErrorContains(t, err, "403")
 	must.Nil(t, pairs)
 
-	controller, err := l.Consul(l.Secrets.ConsulDaemons[l.Topology.Orchestrator().Name])
+	controller, err := l.Consul(daemonToken(t, l, l.Topology.Orchestrator().Name))
 	must.NoError(t, err)
 	_, err = controller.KV().Put(&api.KVPair{Key: "sif/v1/test", Value: []byte("x")}, nil)
 	must.NoError(t, err)
 	_, err = controller.KV().Put(&api.KVPair{Key: "other"}, nil)
 	must.ErrorContains(t, err, "403")
 
-	node, err := l.ConsulAgent("aws1-w1", l.Secrets.ConsulDaemons["aws1-w1"])
+	node, err := l.ConsulAgent("aws1-w1", daemonToken(t, l, "aws1-w1"))
 	must.NoError(t, err)
 	pair, _, err := node.KV().Get("sif/v1/test", nil)
 	must.NoError(t, err)
@@ -107,6 +107,24 @@ func testConsul(t *testing.T, l *Lab) {
 	must.NoError(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "sif-test--test"}))
 	must.NoError(t, node.Agent().ServiceDeregister("sif-test--test"))
 	must.ErrorContains(t, node.Agent().ServiceRegister(&api.AgentServiceRegistration{Name: "consul-like"}), "403")
+}
+
+// daemonToken logs in to Consul as a node's daemons do.
+func daemonToken(t *testing.T, l *Lab, node string) string {
+	t.Helper()
+	grant := l.Secrets.Machines[node]
+	vault, err := l.Vault("")
+	must.NoError(t, err)
+	login, err := vault.Logical().Write("auth/"+grant.Settings.Vault.AppRoleMount+"/login", map[string]any{"role_id": grant.RoleID, "secret_id": grant.SecretID})
+	must.NoError(t, err)
+	vault.SetToken(login.Auth.ClientToken)
+	jwt, err := vault.Logical().Read("identity/oidc/token/" + grant.Settings.Consul.TokenRole)
+	must.NoError(t, err)
+	consul, err := l.Consul("")
+	must.NoError(t, err)
+	token, _, err := consul.ACL().Login(&api.ACLLoginParams{AuthMethod: grant.Settings.Consul.AuthMethod, BearerToken: jwt.Data["token"].(string)}, nil)
+	must.NoError(t, err)
+	return token.SecretID
 }
 
 func testVault(t *testing.T, l *Lab) {

@@ -139,30 +139,6 @@ func (l *Lab) makeOperator(ctx context.Context) error {
 		return fmt.Errorf("create the operator's token of Nomad: %w", err)
 	}
 	l.Secrets.ConsulOperator, l.Secrets.NomadOperator = atConsul.SecretID, atNomad.SecretID
-	return l.daemonTokens(ctx, consul, nomad)
-}
-
-// daemonTokens makes the tokens of the daemons.
-func (l *Lab) daemonTokens(ctx context.Context, consul *consulapi.Client, nomad *nomadapi.Client) error {
-	l.Secrets.ConsulDaemons = map[string]string{}
-	for _, n := range l.Topology.Nodes() {
-		role := wellknown.Prefix + "-node"
-		if n.Kind == Orchestrator {
-			role = wellknown.Prefix + "-controller"
-		}
-		token, _, err := consul.ACL().TokenCreate(&consulapi.ACLToken{Description: n.Name, Roles: []*consulapi.ACLTokenRoleLink{{Name: role}}}, (&consulapi.WriteOptions{}).WithContext(ctx))
-		if err != nil {
-			return fmt.Errorf("create the token of %s: %w", n.Name, err)
-		}
-		l.Secrets.ConsulDaemons[n.Name] = token.SecretID
-	}
-	token, _, err := nomad.ACLTokens().Create(&nomadapi.ACLToken{
-		Name: "controller", Type: "client", Policies: []string{wellknown.Prefix + "-controller"},
-	}, (&nomadapi.WriteOptions{}).WithContext(ctx))
-	if err != nil {
-		return fmt.Errorf("create the controller's token of Nomad: %w", err)
-	}
-	l.Secrets.NomadController = token.SecretID
 	return nil
 }
 

@@ -71,9 +71,10 @@ func (l *Lab) startController(ctx context.Context) error {
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("listen", fmt.Sprintf("%s:%d", node.Address, controllerPort))
 	c.block("underlay", "address", node.Address, "interface", underlay)
-	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.ConsulDaemons[node.Name])
+	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
-	c.block("nomad", "address", l.NomadAddress(), "token", l.Secrets.NomadController, "ca_file", l.ServersCA())
+	nomad := l.Secrets.Machines[node.Name].Settings.Nomad
+	c.block("nomad", "address", l.NomadAddress(), "ca_file", l.ServersCA(), "auth_method", nomad.AuthMethod, "token_role", nomad.TokenRole)
 	c.block("pools", "ipv4", l.Topology.Pools.IPv4, "ipv6", l.Topology.Pools.IPv6)
 	p, err := l.daemon(node, "controller", c)
 	if err != nil {
@@ -139,7 +140,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("bpf_dir", l.BPFDir(node.Name))
 	c.block("underlay", "address", node.Address, "interface", underlay)
-	c.block("consul", "address", "http://127.0.0.1:8500", "token", l.Secrets.ConsulDaemons[node.Name])
+	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
 	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
@@ -218,6 +219,11 @@ func (l *Lab) common(c *hclText, node *Node) {
 	c.attr("log_level", "debug")
 	c.attr("data_dir", l.SIFDataDir(node.Name))
 	c.attr("run_dir", l.SIFRunDir(node.Name))
+}
+
+func (l *Lab) consulBlock(c *hclText, node *Node) {
+	s := l.Secrets.Machines[node.Name].Settings.Consul
+	c.block("consul", "address", "http://127.0.0.1:8500", "auth_method", s.AuthMethod, "token_role", s.TokenRole)
 }
 
 // vaultBlock leaves the mounts and roles at their defaults, which are what sif setup makes.

@@ -72,12 +72,14 @@ func (u *Underlay) Addr() netip.Addr { return parsedAddr(u.Address) }
 // Consul configures the connection to the local Consul agent.
 type Consul struct {
 	Address    string `hcl:"address,optional"` // host:port, http://..., https://..., unix://...
-	Token      string `hcl:"token,optional"`
-	TokenFile  string `hcl:"token_file,optional"`
 	CAFile     string `hcl:"ca_file,optional"`
 	CertFile   string `hcl:"cert_file,optional"`
 	KeyFile    string `hcl:"key_file,optional"`
 	Datacenter string `hcl:"datacenter,optional"`
+
+	AuthMethod string `hcl:"auth_method,optional"` // of type JWT; empty: Consul has no ACLs
+	TokenRole  string `hcl:"token_role,optional"`  // of Vault's identity tokens, which are the JWTs
+	JWTFile    string `hcl:"jwt_file,optional"`    // the JWT instead; read again for each log-in
 }
 
 // Vault configures the connection to Vault, and the login.
@@ -104,10 +106,12 @@ type Nomad struct {
 	// it without a token.
 	Node string `hcl:"node,optional"`
 
-	Address   string `hcl:"address,optional"`
-	Token     string `hcl:"token,optional"`
-	TokenFile string `hcl:"token_file,optional"`
-	CAFile    string `hcl:"ca_file,optional"`
+	Address string `hcl:"address,optional"`
+	CAFile  string `hcl:"ca_file,optional"`
+
+	AuthMethod string `hcl:"auth_method,optional"` // of type JWT; empty: Nomad has no ACLs
+	TokenRole  string `hcl:"token_role,optional"`  // of Vault's identity tokens, which are the JWTs
+	JWTFile    string `hcl:"jwt_file,optional"`    // the JWT instead; read again for each log-in
 }
 
 // Audit configures the controller's audit log.

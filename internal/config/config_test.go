@@ -33,7 +33,8 @@ underlay {
 }
 consul {
   address    = "https://127.0.0.1:8501"
-  token_file = "/d/consul.token"
+  auth_method = "sif"
+  token_role  = "sif-consul"
   ca_file    = "/d/ca.pem"
 }
 vault {
@@ -78,16 +79,14 @@ func TestParseAgent(t *testing.T) {
 
 func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	env := map[string]string{
-		"CONSUL_HTTP_ADDR": "10.9.9.9:8500", "CONSUL_HTTP_TOKEN": "from-env", "CONSUL_CACERT": "/env/ca.pem",
-		"VAULT_ADDR": "http://10.9.9.9:8200", "NOMAD_ADDR": "http://10.9.9.9:4646", "NOMAD_TOKEN": "nomad-env",
+		"CONSUL_HTTP_ADDR": "10.9.9.9:8500", "CONSUL_CACERT": "/env/ca.pem",
+		"VAULT_ADDR": "http://10.9.9.9:8200", "NOMAD_ADDR": "http://10.9.9.9:4646",
 	}
 	getenv := func(k string) string { return env[k] }
 	c, err := parse([]byte(`trust_domain = "sif.example"`), "c.hcl", RoleController, getenv)
 	must.NoError(t, err)
 	must.Eq(t, "10.9.9.9:8500", c.Consul.Address)
-	must.Eq(t, "from-env", c.Consul.Token)
 	must.Eq(t, "/env/ca.pem", c.Consul.CAFile)
-	must.Eq(t, "nomad-env", c.Nomad.Token)
 	must.Eq(t, "controller", c.Vault.PKIRole)
 	must.Eq(t, "/controller", c.SPIFFEPath())
 	must.Eq(t, "/var/lib/sif/controller", c.DataDir)
@@ -95,7 +94,6 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	c, err = parse([]byte(agentFile), "agent.hcl", RoleAgent, getenv)
 	must.NoError(t, err)
 	must.Eq(t, "https://127.0.0.1:8501", c.Consul.Address)
-	must.Eq(t, "", c.Consul.Token) // the file's token_file wins
 	must.Eq(t, "/d/ca.pem", c.Consul.CAFile)
 }
 
@@ -109,6 +107,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"wrong type":        {"link {\n  mtu = \"many\"\n}\n", "x.hcl:2:10: "},
 		"bad zone":          {"zone = \"AWS\"\nnode = \"n\"\n", "x.hcl:1:8: zone: name \"AWS\" contains"},
 		"only a zone":       {"zone = \"aws\"\n", "x.hcl:1:8: zone: zone and node must be set together"},
+		"half a log-in":     {"consul {\n  auth_method = \"sif\"\n}\n", "x.hcl:2:17: consul.auth_method: it needs token_role or jwt_file"},
+		"two JWTs":          {"nomad {\n  auth_method = \"sif\"\n  token_role = \"r\"\n  jwt_file = \"f\"\n}\n", "x.hcl:2:17: nomad.auth_method: it needs token_role or jwt_file"},
 		"half a JWT":        {"vault {\n  jwt_role = \"r\"\n}\n", "x.hcl:2:14: vault.jwt_role: jwt_role and jwt_file must be set together"},
 		"two logins":        {"vault {\n  jwt_role = \"r\"\n  jwt_file = \"/f\"\n  role_id = \"i\"\n}\n", "x.hcl:3:14: vault.jwt_file: a daemon logs in to Vault with a JWT or with an AppRole"},
 		"bad underlay":      {"underlay {\n  address = \"10.0.0\"\n}\n", "x.hcl:2:13: underlay.address: \"10.0.0\" is not an IP address"},
@@ -172,25 +172,15 @@ func TestLoadAndClients(t *testing.T) {
 	_, err := Load(filepath.Join(dir, "absent.hcl"), RoleAgent)
 	must.ErrorIs(t, err, os.ErrNotExist)
 
-	token := filepath.Join(dir, "token")
-	must.NoError(t, os.WriteFile(token, []byte("secret\n"), 0o600))
 	path := filepath.Join(dir, "c.hcl")
-	src := "trust_domain = \"sif.example\"\nconsul {\n  token_file = \"" + token + "\"\n}\nvault {\n  role_id        = \"i\"\n  secret_id_file = \"/s\"\n}\n"
-	must.NoError(t, os.WriteFile(path, []byte(src), 0o600))
+	must.NoError(t, os.WriteFile(path, []byte("trust_domain = \"sif.example\"\nconsul {\n  ca_file = \"/nowhere/ca.pem\"\n}\nvault {\n  role_id        = \"i\"\n  secret_id_file = \"/s\"\n}\n"), 0o600))
 	c, err := Load(path, RoleController)
 	must.NoError(t, err)
-	_, err = c.ConsulClient()
-	must.NoError(t, err)
-	got, err := secret(c.Consul.Token, c.Consul.TokenFile)
-	must.NoError(t, err)
-	must.Eq(t, "secret", got)
-	nomad, err := c.NomadClient()
+	_, err = c.ConsulClient(nil)
+	must.ErrorContains(t, err, "/nowhere/ca.pem")
+	nomad, err := c.NomadClient(nil)
 	must.NoError(t, err)
 	must.True(t, strings.HasPrefix(nomad.Address(), "http://"))
-
-	c.Consul.TokenFile = filepath.Join(dir, "gone")
-	_, err = c.ConsulClient()
-	must.ErrorIs(t, err, os.ErrNotExist)
 }
 
 // An engine has a switch if its file has the block; what the block leaves out has defaults.

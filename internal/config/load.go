@@ -126,12 +126,6 @@ func (c *Config) fillFromEnvironment(getenv func(string) string) {
 		}
 	}
 	fill(&c.Consul.Address, "CONSUL_HTTP_ADDR")
-	if c.Consul.TokenFile == "" {
-		fill(&c.Consul.Token, "CONSUL_HTTP_TOKEN")
-	}
-	if c.Consul.Token == "" {
-		fill(&c.Consul.TokenFile, "CONSUL_HTTP_TOKEN_FILE")
-	}
 	fill(&c.Consul.CAFile, "CONSUL_CACERT")
 	fill(&c.Consul.CertFile, "CONSUL_CLIENT_CERT")
 	fill(&c.Consul.KeyFile, "CONSUL_CLIENT_KEY")
@@ -139,9 +133,6 @@ func (c *Config) fillFromEnvironment(getenv func(string) string) {
 	fill(&c.Vault.CAFile, "VAULT_CACERT")
 	fill(&c.Vault.Namespace, "VAULT_NAMESPACE")
 	fill(&c.Nomad.Address, "NOMAD_ADDR")
-	if c.Nomad.TokenFile == "" {
-		fill(&c.Nomad.Token, "NOMAD_TOKEN")
-	}
 	fill(&c.Nomad.CAFile, "NOMAD_CACERT")
 }
 
@@ -312,11 +303,13 @@ func (c *Config) check(body *hclsyntax.Body) error {
 			report("dns.upstream", fmt.Errorf("%q is neither an address nor address:port", u))
 		}
 	}
-	if c.Consul.Token != "" && c.Consul.TokenFile != "" {
-		report("consul.token_file", errors.New("token and token_file cannot both be set"))
-	}
-	if c.Nomad.Token != "" && c.Nomad.TokenFile != "" {
-		report("nomad.token_file", errors.New("token and token_file cannot both be set"))
+	for block, l := range map[string]struct{ method, role, file string }{
+		"consul": {c.Consul.AuthMethod, c.Consul.TokenRole, c.Consul.JWTFile},
+		"nomad":  {c.Nomad.AuthMethod, c.Nomad.TokenRole, c.Nomad.JWTFile},
+	} {
+		if (l.method != "") != (l.role != "" || l.file != "") || l.role != "" && l.file != "" {
+			report(block+".auth_method", errors.New("it needs token_role or jwt_file, and either of these needs it"))
+		}
 	}
 	if (c.Vault.JWTRole == "") != (c.Vault.JWTFile == "") {
 		report("vault.jwt_role", errors.New("jwt_role and jwt_file must be set together"))

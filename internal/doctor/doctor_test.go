@@ -140,8 +140,9 @@ func TestAfterJoining(t *testing.T) {
 	node := fabric.NodeID{Zone: "z1", Name: "w1"}
 	settings := setuptest.Settings("test", "sif.test")
 	member := setuptest.Node{NodeID: node, Kind: fabric.KindWorkload}
-	tokens := setuptest.Consul(t, consulClient, settings, member)
+	setuptest.Consul(t, consulClient, settings)
 	secrets := setuptest.Vault(t, vaultClient, settings, member)
+	setuptest.LogIns(t, setup.Clients{Vault: vaultClient, Consul: consulClient}, settings, "http://"+vault.Address)
 
 	dir := t.TempDir()
 	write := func(name, text string) string {
@@ -149,14 +150,15 @@ func TestAfterJoining(t *testing.T) {
 		must.NoError(t, os.WriteFile(path, []byte(text), 0o600))
 		return path
 	}
-	common := func(a join.Grant, token, secret string) string {
+	common := func(a join.Grant, secret string) string {
 		return fmt.Sprintf(`
 fabric       = "test"
 trust_domain = "sif.test"
 data_dir     = %q
 consul {
-  address = %q
-  token   = %q
+  address     = %q
+  auth_method = "sif"
+  token_role  = "sif-consul"
 }
 vault {
   address        = "http://%s"
@@ -166,9 +168,9 @@ vault {
 nomad {
   address = "http://%s"
 }
-`, filepath.Join(dir, "data"), consul.Address, token, vault.Address, a.RoleID, write(secret, a.SecretID), nomad.Address)
+`, filepath.Join(dir, "data"), consul.Address, vault.Address, a.RoleID, write(secret, a.SecretID), nomad.Address)
 	}
-	write("controller.hcl", common(secrets.Controller, tokens.Controller, "controller-secret-id"))
+	write("controller.hcl", common(secrets.Controller, "controller-secret-id"))
 	write("agent.hcl", `
 zone = "z1"
 node = "w1"
@@ -178,7 +180,7 @@ underlay {
 controller {
   address = "127.0.0.1:1"
 }
-`+common(secrets.Nodes[node], tokens.Nodes[node], "secret-id"))
+`+common(secrets.Nodes[node], "secret-id"))
 
 	o := Options{ConfigDir: dir}
 	found, all := examine(t, o, "configuration", "vault", "consul", "underlay", "controller")
@@ -194,20 +196,17 @@ controller {
 	nomadFound, _ := examine(t, o, "nomad")
 	must.True(t, slices.ContainsFunc(nomadFound, func(s string) bool { return strings.Contains(s, "does not have the network cni/sif") }), must.Sprint(nomadFound))
 
-	// The policy grants less, the node's secret is void, its token in Consul is gone.
+	// The policy grants less, and the node's secret is void, and so its log-in at Consul.
 	must.NoError(t, vaultClient.Sys().PutPolicy("sif-controller", `path "sif-transit/keys/sif" { capabilities = ["read"] }`))
 	must.NoError(t, setup.RemoveNode(t.Context(), vaultClient, settings, node))
-	self, _, err := consulClient.ACL().TokenReadSelf(&consulapi.QueryOptions{Token: tokens.Nodes[node]})
-	must.NoError(t, err)
-	_, err = consulClient.ACL().TokenDelete(self.AccessorID, nil)
-	must.NoError(t, err)
 	found, _ = examine(t, o, "vault", "consul")
-	must.Len(t, 3, found, must.Sprint(found))
+	must.Len(t, 4, found, must.Sprint(found))
 	must.StrHasPrefix(t, "error Vault refuses the credential of controller.hcl: list sif-pki/issuers (the policy has deny)", found[0])
 	must.StrContains(t, found[0], "update sif-transit/sign/sif (the policy has deny)")
 	must.StrHasPrefix(t, "error Vault refuses the credential of agent.hcl: ", found[1])
 	must.StrContains(t, found[1], "let the machine join again")
-	must.StrHasPrefix(t, "error Consul refuses the token of agent.hcl: ", found[2])
+	must.StrHasPrefix(t, "error Consul refuses the token of controller.hcl: ", found[2])
+	must.StrHasPrefix(t, "error Consul refuses the token of agent.hcl: ", found[3])
 
 	// A file that is not valid keeps nothing else from being examined.
 	write("agent.hcl", "zone = \"z1\"\nnode = \"w1\"\nlink {\n  mtu = 1\n}\n")

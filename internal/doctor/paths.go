@@ -72,7 +72,7 @@ func (p *patient) paths(ctx context.Context) []host.Finding {
 
 // others reads the other nodes that have joined. Records that the fabric did not sign do not count.
 func (p *patient) others(ctx context.Context, c *config.Config) []fabric.Node {
-	client, err := c.ConsulClient()
+	client, err := c.ConsulClient(p.show(c))
 	if err != nil || len(p.kept.Keys.Keys) == 0 {
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -57,7 +58,13 @@ func (p *patient) servers(ctx context.Context) []host.Finding {
 	} else {
 		findings = append(findings, skipped("vault", "Vault", "was not asked: its address is not known", "set VAULT_ADDR or -vault-addr"))
 	}
-	for _, kinds := range p.sharing(func(c *config.Config) any { return *c.Consul }) {
+	byLogin := func(c *config.Config) any {
+		return struct {
+			consul config.Consul
+			role   string
+		}{*c.Consul, c.Vault.RoleID}
+	}
+	for _, kinds := range p.sharing(byLogin) {
 		findings = append(findings, p.lookAtConsul(ctx, kinds)...)
 	}
 	for _, kinds := range p.sharing(func(c *config.Config) any { return *c.Nomad }) {
@@ -90,6 +97,22 @@ func (p *patient) sharing(part func(*config.Config) any) (groups [][]join.Kind) 
 		}
 	}
 	return groups
+}
+
+// show logs in to Vault with the credential of a daemon, for the time of the question; nil if the
+// machine has none.
+func (p *patient) show(c *config.Config) config.ShowJWT {
+	if !p.joined {
+		return nil
+	}
+	return func(ctx context.Context, role string) (string, error) {
+		client, err := identity.LogIn(ctx, c.Identity())
+		if err != nil {
+			return "", err
+		}
+		jwt, err := identity.JWT(ctx, client, role)
+		return jwt, errors.Join(err, client.Auth().Token().RevokeSelfWithContext(ctx, ""))
+	}
 }
 
 // holder names who has the credentials of kinds.
@@ -270,6 +293,11 @@ func needed(k join.Kind, c *config.Config) map[string]string {
 		v.PKIMount + "/issuers":                  "list",
 		v.PKIMount + "/sign/" + v.PKIRole:        "update",
 	}
+	for _, role := range []string{c.Consul.TokenRole, c.Nomad.TokenRole} {
+		if role != "" {
+			m["identity/oidc/token/"+role] = "read"
+		}
+	}
 	if k == join.Controller {
 		m[v.TransitMount+"/sign/"+v.TransitKey] = "update"
 		m[v.PKIMount+"/sign/workload"] = "update"
@@ -282,11 +310,15 @@ func (p *patient) lookAtConsul(ctx context.Context, kinds []join.Kind) []host.Fi
 	c := p.configs[kinds[0]]
 	s := server{name: "consul", roots: c.Consul.CAFile, pair: [2]string{c.Consul.CertFile, c.Consul.KeyFile},
 		remedy: "start a Consul client agent on this machine, or name another one by CONSUL_HTTP_ADDR or block \"consul\""}
-	client, err := c.ConsulClient()
-	if err != nil {
+	client, err := c.ConsulClient(p.show(c))
+	plain, perr := c.ConsulClient(nil)
+	if err = errors.Join(err, perr); err != nil {
 		return []host.Finding{{Check: s.name, Subject: s.title(), Result: host.Wrong, Detail: "cannot be asked: " + err.Error(), Remedy: s.remedy}}
 	}
 	query := (&consulapi.QueryOptions{}).WithContext(ctx)
+	if !p.joined {
+		query.Token = os.Getenv(consulapi.HTTPTokenEnvName)
+	}
 	var findings []host.Finding
 	if !strings.HasPrefix(c.Consul.Address, "unix://") {
 		s.url = urlOf(c.Consul.Address, c.Consul.CAFile) + "/v1/status/leader"
@@ -296,7 +328,7 @@ func (p *patient) lookAtConsul(ctx context.Context, kinds []join.Kind) []host.Fi
 			return findings
 		}
 	}
-	if leader, err := client.Status().LeaderWithQueryOptions(query); err != nil || leader == "" {
+	if leader, err := plain.Status().LeaderWithQueryOptions(query); err != nil || leader == "" {
 		return append(findings, host.Finding{Check: s.name, Subject: s.title(), Result: host.Wrong, Detail: "has no leader", Remedy: "see \"consul members\" and \"consul operator raft list-peers\""})
 	}
 	token, _, err := client.ACL().TokenReadSelf(query)
@@ -350,9 +382,12 @@ func (p *patient) lookAtNomad(ctx context.Context, kinds []join.Kind) []host.Fin
 	}
 	s := server{name: "nomad", url: urlOf(nomad.Address, nomad.CAFile) + "/v1/status/leader", roots: nomad.CAFile,
 		remedy: "start Nomad, or name another address by NOMAD_ADDR or block \"nomad\""}
-	client, err := conf.NomadClient()
+	client, err := conf.NomadClient(p.show(&conf))
 	if err != nil {
 		return []host.Finding{{Check: s.name, Subject: s.title(), Result: host.Wrong, Detail: "cannot be asked: " + err.Error(), Remedy: s.remedy}}
+	}
+	if token := os.Getenv("NOMAD_TOKEN"); token != "" && (!p.joined || nomad.AuthMethod == "") {
+		client.SetSecretID(token)
 	}
 	findings, reached := s.ask(ctx)
 	if !reached {

@@ -15,14 +15,20 @@ import (
 	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// tokenTTL is the life of the tokens of Consul and Nomad, which daemons replace by themselves.
-const tokenTTL = time.Hour
+// tokenTTL is the life of the tokens of Consul and Nomad: that of certificates, so that an outage
+// of Vault is bridged as long by both. Daemons replace them after a quarter of it.
+func tokenTTL(s join.Settings) time.Duration { return min(s.CertTTL, 24*time.Hour) }
 
 // consulRules are the rules of the policies in Consul, by suffix. The controller reads ACLs because
-// it needs to know which policies the roles of operators' tokens have.
+// it needs to know which policies the roles of operators' tokens have. A machine may have the
+// policies of controllers and of nodes: of two rules the one with the longer prefix holds, so the
+// controller's names the nodes' prefix, too.
 var consulRules = []struct{ suffix, what, rules string }{
 	{controllerSuffix, "controllers", `
 key_prefix "sif/" {
+  policy = "write"
+}
+key_prefix "` + kvkey.Root + `" {
   policy = "write"
 }
 session_prefix "" {
@@ -89,7 +95,7 @@ func consulObjects(client *api.Client, s join.Settings, logins bool) []object {
 	return append(list,
 		c.authMethod(),
 		c.bindingRule(named(s, controllerSuffix), "controllers", "value."+metaController+` == "true"`),
-		c.bindingRule(named(s, nodeSuffix), "engines and agents", "value."+metaNode+` != ""`),
+		c.bindingRule(named(s, nodeSuffix), "engines and agents", "value."+metaMember+` == "true"`),
 	)
 }
 
@@ -173,7 +179,7 @@ func (c consul) authMethod() object {
 	if s.Vault.CA != "" {
 		config["JWKSCACert"] = s.Vault.CA
 	}
-	want := fields{"type": "jwt", "description": description, "max_token_ttl": tokenTTL.String(), "config": config}
+	want := fields{"type": "jwt", "description": description, "max_token_ttl": tokenTTL(s).String(), "config": config}
 	return object{
 		server: Consul, kind: "auth method", name: name, option: "-prefix",
 		want: fixed(want),
@@ -187,7 +193,7 @@ func (c consul) authMethod() object {
 			}}, err
 		},
 		write: func(ctx context.Context, _ fields, have *found) error {
-			m := &api.ACLAuthMethod{Name: name, Type: "jwt", Description: description, MaxTokenTTL: tokenTTL, Config: config}
+			m := &api.ACLAuthMethod{Name: name, Type: "jwt", Description: description, MaxTokenTTL: tokenTTL(s), Config: config}
 			var err error
 			if have != nil {
 				_, _, err = c.acl.AuthMethodUpdate(m, (&api.WriteOptions{}).WithContext(ctx))
@@ -246,7 +252,7 @@ func (c consul) bindingRule(role, what, selector string) object {
 // claimMappings say which parts of an identity token selectors can name.
 func claimMappings() map[string]string {
 	m := map[string]string{}
-	for _, name := range []string{metaZone, metaNode, metaController} {
+	for _, name := range claimNames {
 		m["/sif/"+name] = name
 	}
 	return m

@@ -134,7 +134,7 @@ func (v *vault) createNode(ctx context.Context, m Machine) (join.Grant, error) {
 	}
 	g.RoleID, _ = id["role_id"].(string)
 	meta, err := json.Marshal(map[string]string{
-		metaZone: m.ID.Zone, metaNode: m.ID.Name, metaController: fmt.Sprint(m.is(join.Controller)),
+		metaZone: m.ID.Zone, metaNode: m.ID.Name, metaController: fmt.Sprint(m.is(join.Controller)), metaMember: fmt.Sprint(len(m.units()) > 0),
 	})
 	if err != nil {
 		return g, err

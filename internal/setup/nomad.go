@@ -93,7 +93,7 @@ func (n nomad) authMethod() object {
 	}
 	return object{
 		server: Nomad, kind: "auth method", name: name, option: "-prefix",
-		want: fixed(shown(api.ACLAuthMethodTypeJWT, tokenTTL.String(), config)),
+		want: fixed(shown(api.ACLAuthMethodTypeJWT, tokenTTL(s).String(), config)),
 		read: func(ctx context.Context) (*found, error) {
 			m, _, err := n.client.ACLAuthMethods().Get(name, (&api.QueryOptions{}).WithContext(ctx))
 			if m == nil || missing(err) {
@@ -110,7 +110,7 @@ func (n nomad) authMethod() object {
 			return f, err
 		},
 		write: func(ctx context.Context, _ fields, have *found) error {
-			m := &api.ACLAuthMethod{Name: name, Type: api.ACLAuthMethodTypeJWT, TokenLocality: api.ACLAuthMethodTokenLocalityLocal, MaxTokenTTL: tokenTTL, Config: config}
+			m := &api.ACLAuthMethod{Name: name, Type: api.ACLAuthMethodTypeJWT, TokenLocality: api.ACLAuthMethodTokenLocalityLocal, MaxTokenTTL: tokenTTL(s), Config: config}
 			var err error
 			if have != nil {
 				_, _, err = n.client.ACLAuthMethods().Update(m, (&api.WriteOptions{}).WithContext(ctx))

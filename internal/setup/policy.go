@@ -37,10 +37,14 @@ func DomainPolicy(policy, domain string) string { return policy + "-" + domain }
 // named returns the name of a policy or role of a fabric.
 func named(s join.Settings, suffix string) string { return s.Prefix + "-" + suffix }
 
+// claimNames are what a machine's identity token says of it.
+var claimNames = []string{metaZone, metaNode, metaController, metaMember}
+
 // What a machine's identity token says of it, under "sif", and the metadata of its secret ID, from
 // which that comes.
 const (
 	metaZone       = "zone"
 	metaNode       = "node"
-	metaController = "controller" // "true" or "false"
+	metaController = "controller" // "true" if it runs a controller, else "false"
+	metaMember     = "member"     // "true" if it is a processor or workload node, else "false"
 )

@@ -416,7 +416,7 @@ func (v *vault) identityRole(name, audience string, claims func() string) object
 // claims is the template of an identity token. Vault needs the blanks between closing braces.
 func (v *vault) claims() string {
 	var list []string
-	for _, name := range []string{metaZone, metaNode, metaController} {
+	for _, name := range claimNames {
 		list = append(list, fmt.Sprintf(`%q: {{%s}}`, name, v.meta(name)))
 	}
 	return `{"sif": {` + strings.Join(list, ", ") + ` } }`

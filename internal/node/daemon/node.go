@@ -105,7 +105,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if n.Identity, err = identity.Open(ctx, c.Identity(), log.Named("identity")); err != nil {
 		return nil, err
 	}
-	if n.Consul, err = c.ConsulClient(); err != nil {
+	if n.Consul, err = c.ConsulClient(n.Identity.JWT); err != nil {
 		return nil, err
 	}
 	tls := n.Identity.ClientTLS(identity.Subject{Controller: true})

@@ -58,7 +58,7 @@ func (n *Node) keepNomadNode(ctx context.Context) error {
 }
 
 func (n *Node) askNomad(ctx context.Context) (nomadself.Self, error) {
-	client, err := n.Config.NomadClient()
+	client, err := n.Config.NomadClient(nil)
 	if err != nil {
 		return nomadself.Self{}, err
 	}

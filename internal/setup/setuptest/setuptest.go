@@ -121,6 +121,14 @@ func Vault(t testing.TB, client *vaultapi.Client, s join.Settings, nodes ...Node
 	return c
 }
 
+// LogIns has Consul and Nomad accept machines that log in with tokens of the Vault at an address.
+// Vault was set up before.
+func LogIns(t testing.TB, clients setup.Clients, s join.Settings, vaultAddress string) {
+	t.Helper()
+	s.Vault.Address, s.Vault.Issuer = vaultAddress, vaultAddress+"/v1/identity/oidc"
+	apply(t, clients, s)
+}
+
 // Machine makes the credential of a machine; one that exists gets another.
 func Machine(t testing.TB, client *vaultapi.Client, s join.Settings, id fabric.NodeID, kinds ...join.Kind) join.Grant {
 	t.Helper()

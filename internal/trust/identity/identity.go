@@ -181,6 +181,26 @@ func (s *Source) Expiry() time.Time { return s.Certificate().Leaf.NotAfter }
 // Vault returns the logged-in client; nil for a Fixed source.
 func (s *Source) Vault() *vaultapi.Client { return s.vault }
 
+// JWT returns an identity token that Vault makes by a role, and that says who this process is.
+func (s *Source) JWT(ctx context.Context, role string) (string, error) {
+	return JWT(ctx, s.vault, role)
+}
+
+// JWT returns an identity token of the holder of a client's token, made by a role.
+func JWT(ctx context.Context, client *vaultapi.Client, role string) (string, error) {
+	path := "identity/oidc/token/" + role
+	secret, err := client.Logical().ReadWithContext(ctx, path)
+	if err != nil {
+		return "", fmt.Errorf("get an identity token of Vault: %w", err)
+	}
+	if secret != nil {
+		if token, _ := secret.Data["token"].(string); token != "" {
+			return token, nil
+		}
+	}
+	return "", fmt.Errorf("get an identity token of Vault: %s has none", path)
+}
+
 // Sign signs msg with the current certificate's key and returns the chain (DER, leaf first) to
 // verify it with; see VerifyBy.
 func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) {
