@@ -66,6 +66,15 @@ func (f *Firewall) fingerprint(conn *nftables.Conn) (string, error) {
 		slices.Sort(list)
 		fmt.Fprintf(&b, "set %s %q\n", m.Name, list)
 	}
+	elements, err := conn.GetSetElements(enforcing(f.table()))
+	if err != nil {
+		b.WriteString("no mode\n")
+	}
+	for _, e := range elements {
+		if e.Timeout == 0 { // others go by themselves
+			fmt.Fprintf(&b, "enforcing %x\n", e.Key)
+		}
+	}
 	return b.String(), nil
 }
 

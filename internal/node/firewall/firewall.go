@@ -7,6 +7,9 @@
 // except its resolver, forwards only packets between endpoints and links, which eBPF checks, and
 // maps ports of the node to endpoints. It knows interfaces, addresses and ports, but no policy.
 //
+// A mode decides whether what comes from the underlay to other ports is dropped, or only counted by
+// port.
+//
 // It does not affect packets that use neither the underlay nor an interface of the fabric. Where
 // the chains of iptables would drop what the table accepts, it inserts rules there.
 package firewall
@@ -69,18 +72,20 @@ type Config struct {
 type Firewall struct {
 	config Config
 
-	mu    sync.Mutex
-	known bool // SetPorts has set ports
-	ports []PortMapping
+	mu     sync.Mutex
+	chosen setting
+	known  bool // SetPorts has set ports
+	ports  []PortMapping
 	// written is the fingerprint of the table after it was written; empty before.
 	written  string
 	opened   opened            // when it was written
+	mode     setting           // when it was written
 	versions map[string]string // of programs, by path
 }
 
-// New returns the firewall of a node. It does not change the kernel.
+// New returns the firewall of a node, in mode Enforce. It does not change the kernel.
 func New(c Config) *Firewall {
-	return &Firewall{config: c, versions: map[string]string{}}
+	return &Firewall{config: c, chosen: setting{mode: Enforce}, versions: map[string]string{}}
 }
 
 // Trial returns a firewall with the same rules that knows nothing of what was written, for another
@@ -104,7 +109,7 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 	}
 	same := f.written != "" && have == f.written
 	open := f.open()
-	if same && slices.Equal(open.links, f.opened.links) && open.engine == f.opened.engine {
+	if same && slices.Equal(open.links, f.opened.links) && open.engine == f.opened.engine && f.mode == f.chosen {
 		return nil, nil
 	}
 	if f.written != "" && !same {
@@ -113,7 +118,7 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 	if err := f.writeOver(conn, have); err != nil {
 		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
-	f.opened = open
+	f.opened, f.mode = open, f.chosen
 	f.written, err = f.fingerprint(conn)
 	return repaired, err
 }
@@ -175,10 +180,15 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 		conn.DelTable(table)
 		conn.AddTable(table)
 	}
-	for _, name := range counterNames {
+	for _, name := range append(slices.Clone(counterNames), forwardReported) {
 		conn.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: nftables.ObjTypeCounter, Obj: newCounter()})
 	}
-	if err := conn.AddSet(dnsAskers(table), nil); err != nil {
+	for _, set := range []*nftables.Set{dnsAskers(table), hits(table), enforcing(table)} {
+		if err := conn.AddSet(set, nil); err != nil {
+			return err
+		}
+	}
+	if err := f.chosen.fill(conn, table); err != nil {
 		return err
 	}
 	maps := newPortMaps(table)
@@ -248,7 +258,7 @@ func (f *Firewall) Counters() (map[string]uint64, error) {
 	}
 	counters := map[string]uint64{}
 	for _, o := range objects {
-		if name, packets, ok := counted(o); ok {
+		if name, packets, ok := counted(o); ok && name != forwardReported {
 			counters[name] = packets
 		}
 	}

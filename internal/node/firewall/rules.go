@@ -98,7 +98,9 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 		rules = append(rules, rule(underlay, icmp(unix.IPPROTO_ICMPV6, kind), accept()))
 	}
 	rules = append(rules,
-		rule(underlay, drop(UnderlayInput)),
+		rule(underlay, note(fabric.TCP)),
+		rule(underlay, note(fabric.UDP)),
+		rule(underlay, enforced(), drop(UnderlayInput)),
 		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), beyond(f.config.DNSPackets), drop(DNSFlood)),
 		rule(workload, ongoing(), accept()), // replies to the node's health checks
 		rule(workload, within(destination, resolver), destinationPort(fabric.UDP, wellknown.DNSPort), accept()),
@@ -129,6 +131,8 @@ func (f *Firewall) forward([]portMap) [][]expr.Any {
 		rule(veth(out), drop(Forward)),
 		rule(prefix(in, wellknown.LinkPrefix), drop(Forward)),
 		rule(prefix(out, wellknown.LinkPrefix), drop(Forward)),
-		rule(name(in, underlay), name(out, underlay), drop(Forward)), // the node does not route between others
+		// The node does not route between others.
+		rule(name(in, underlay), name(out, underlay), enforced(), drop(Forward)),
+		rule(name(in, underlay), name(out, underlay), count(forwardReported)),
 	}
 }
