@@ -64,6 +64,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"matrix":         &MatrixCommand{},
 		"node bind":      &NodeBindCommand{},
 		"node create":    &NodeCreateCommand{},
+		"node firewall":  &NodeFirewallCommand{},
 		"node join":      &NodeJoinCommand{},
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
@@ -158,6 +159,10 @@ Usage: sif node <subcommand> [options] [args]
   Say that a node's Nomad client was set up again, with another ID:
 
       $ sif node bind aws1/aws1-w2
+
+  Show what listens on this machine, and close what need not be open:
+
+      $ sif node firewall enforce
 
   Remove one that is gone, or that must not take part any more:
 

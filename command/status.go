@@ -169,7 +169,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
-	var links, drops, refused, repaired [][]string
+	var links, drops, refused, repaired, ports [][]string
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -199,6 +199,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		for _, reason := range slices.Sorted(maps.Keys(n.Refused)) {
 			refused = append(refused, []string{id, reason, fmt.Sprint(n.Refused[reason])})
 		}
+		ports = append(ports, closedPorts(id, n.Firewall)...)
 		for _, kind := range slices.Sorted(maps.Keys(n.Repaired)) {
 			repaired = append(repaired, []string{id, kind, fmt.Sprint(n.Repaired[kind])})
 		}
@@ -210,6 +211,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
+		section(&b, "Ports that are not open to the underlay", slices.Insert(ports, 0, []string{"Node", "Mode", "Port", "Process", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
 		section(&b, "Changed by others and put back", slices.Insert(repaired, 0, []string{"Node", "What", "Times"}))
 	}

@@ -43,6 +43,7 @@ type Config struct {
 	DNS        *DNS        `hcl:"dns,block"`
 	Pools      *Pools      `hcl:"pools,block"`
 	Audit      *Audit      `hcl:"audit,block"`
+	Firewall   *Firewall   `hcl:"firewall,block"`
 
 	Connections *Connections `hcl:"connections,block"`
 
@@ -68,6 +69,13 @@ type Underlay struct {
 
 // Addr returns the address, or an invalid one if the file has none.
 func (u *Underlay) Addr() netip.Addr { return parsedAddr(u.Address) }
+
+// Firewall configures the node's own firewall.
+type Firewall struct {
+	// Mode is enforce or report, unless another one was chosen by `sif node firewall`. The default
+	// is enforce.
+	Mode string `hcl:"mode,optional"`
+}
 
 // Consul configures the connection to the local Consul agent.
 type Consul struct {

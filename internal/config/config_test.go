@@ -113,6 +113,7 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"two logins":        {"vault {\n  jwt_role = \"r\"\n  jwt_file = \"/f\"\n  role_id = \"i\"\n}\n", "x.hcl:3:14: vault.jwt_file: a daemon logs in to Vault with a JWT or with an AppRole"},
 		"bad underlay":      {"underlay {\n  address = \"10.0.0\"\n}\n", "x.hcl:2:13: underlay.address: \"10.0.0\" is not an IP address"},
 		"bad attachment":    {"bpf_attach = \"xdp\"\n", "x.hcl:1:14: bpf_attach: \"xdp\" is not one of auto, tcx, clsact"},
+		"bad mode":          {"firewall {\n  mode = \"off\"\n}\n", "x.hcl:2:10: firewall.mode: \"off\" is not one of enforce, report"},
 		"bad port":          {"controller {\n  address = \"c:70000\"\n}\n", "x.hcl:2:13: controller.address: "},
 		"pool family":       {"pools {\n  ipv4 = \"fd00::/32\"\n}\n", "x.hcl:2:10: pools.ipv4: "},
 		"pool bits":         {"pools {\n  ipv4 = \"100.64.0.1/10\"\n}\n", "did you mean 100.64.0.0/10?"},

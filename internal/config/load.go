@@ -160,6 +160,7 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.BPFAttach, "auto")
+	fill(&c.Firewall.Mode, "enforce")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
 	fill(&c.Vault.JWTMount, wellknown.JWTMount)
@@ -242,6 +243,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("trust_domain", set(c.TrustDomain, checkTrustDomain))
 	if hclog.LevelFromString(c.LogLevel) == hclog.NoLevel {
 		report("log_level", fmt.Errorf("%q is not one of trace, debug, info, warn, error", c.LogLevel))
+	}
+	if !slices.Contains([]string{"enforce", "report"}, c.Firewall.Mode) {
+		report("firewall.mode", fmt.Errorf("%q is not one of enforce, report", c.Firewall.Mode))
 	}
 	if !slices.Contains([]string{"auto", "tcx", "clsact"}, c.BPFAttach) {
 		report("bpf_attach", fmt.Errorf("%q is not one of auto, tcx, clsact", c.BPFAttach))

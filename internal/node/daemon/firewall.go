@@ -4,24 +4,30 @@
 package daemon
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"path/filepath"
 	"slices"
+	"time"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/firewallcall"
 )
 
-// newFirewall returns the node's firewall. Open to the underlay are the links, the ports in the
+// newFirewall makes the node's firewall. Open to the underlay are the links, the ports in the
 // configuration, and the node's engine.
-func (n *Node) newFirewall() (*firewall.Firewall, error) {
+func (n *Node) newFirewall() error {
 	var open []firewall.Port
 	for _, text := range n.Config.Underlay.Management {
 		protocol, port, err := config.ParseManagement(text)
 		if err != nil {
-			return nil, fmt.Errorf("set up the node's firewall: %w", err)
+			return fmt.Errorf("set up the node's firewall: %w", err)
 		}
 		open = append(open, firewall.Port{Protocol: protocol, Number: port})
 	}
@@ -29,11 +35,29 @@ func (n *Node) newFirewall() (*firewall.Firewall, error) {
 	if n.Links != nil {
 		links = n.Links.Ports
 	}
-	return firewall.New(firewall.Config{
+	n.Firewall = firewall.New(firewall.Config{
 		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
 		DNSPackets: firewall.DNSPacketsPerSecond,
-	}), nil
+	})
+	var err error
+	n.mode, err = newMode(n.Firewall, n.Self.Ranges, filepath.Join(n.Config.DataDir, "firewall.json"), firewall.Mode(n.Config.Firewall.Mode), time.Now())
+	return err
+}
+
+// serveFirewall answers the calls of `sif node firewall`.
+func (n *Node) serveFirewall(ctx context.Context) error {
+	return firewallcall.Serve(ctx, n.Config.RunDir, func(r firewallcall.Request) (api.FirewallStatus, error) {
+		changed, err := n.mode.change(r, time.Now())
+		if changed {
+			err = errors.Join(err, n.RepairFirewall())
+			n.Log.Info("the mode of the node's firewall was changed on the machine", logkey.Action, r.Action)
+		}
+		if err != nil {
+			return api.FirewallStatus{}, err
+		}
+		return n.mode.status(time.Now(), 0)
+	})
 }
 
 // enginePort returns the TCP port of the node's engine; 0 if it has none, or it has not registered.
@@ -53,13 +77,14 @@ func (n *Node) RepairFirewall() error {
 	if n.Firewall == nil {
 		return nil
 	}
+	settling := n.mode.settle(time.Now())
 	own, err := n.Firewall.Apply()
 	admitted, obstacles, admitting := n.Firewall.Admit()
 	n.PutBack("firewall", slices.Concat(own, admitted))
-	var findings []string
+	findings := n.mode.findings()
 	for _, o := range obstacles {
 		findings = append(findings, o.String())
 	}
 	n.Report("firewall", findings)
-	return errors.Join(err, admitting)
+	return errors.Join(settling, err, admitting)
 }

@@ -73,6 +73,7 @@ type Node struct {
 
 	lock   *os.File // of the data directory
 	prober *health.Prober
+	mode   *mode // of the firewall; nil without one
 
 	mu       sync.Mutex
 	problems map[string]string   // errors by subject
@@ -142,7 +143,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		}
 	}
 	if kind == fabric.KindWorkload || n.Self.Kind != fabric.KindBoth {
-		if n.Firewall, err = n.newFirewall(); err != nil {
+		if err := n.newFirewall(); err != nil {
 			return nil, err
 		}
 	}
@@ -338,6 +339,9 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.keepReporting(ctx, status) })
 	group.Go(func() error { return n.keepLooking(ctx) })
 	group.Go(func() error { return n.keepNomadNode(ctx) })
+	if n.Firewall != nil {
+		group.Go(func() error { return n.serveFirewall(ctx) })
+	}
 	return group.Wait()
 }
 
@@ -465,6 +469,11 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 		n.Degrade("link devices", err)
 		s.Ways, err = n.prober.Status()
 		n.Degrade("probes", err)
+	}
+	if n.Firewall != nil {
+		state, err := n.mode.status(time.Now(), portsAge)
+		n.Degrade("firewall ports", err)
+		s.Firewall = &state
 	}
 	s.Degraded = atMost(slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
 		n.Degraded(), n.repairs.contested(time.Now())))
