@@ -61,7 +61,8 @@ func TestHostIsRepaired(t *testing.T) {
 			changes, err := kernel.Repair(state)
 			must.NoError(t, err)
 			must.SliceEmpty(t, changes)
-			run(workload, "ping -c 1 -W 1 169.254.1.1; ip link show dev eth0 | grep -q 'mtu 1376'")
+			// The kernel takes up to a second to let packets into an interface that came up.
+			run(workload, "ping -c 1 -w 4 169.254.1.1; ip link show dev eth0 | grep -q 'mtu 1376'")
 		}
 		works()
 		for _, command := range []string{

@@ -40,8 +40,8 @@ type NodeStatus struct {
 	// since the daemons started.
 	Repaired map[string]uint64 `json:"repaired,omitempty"`
 
-	// Firewall is the node's own firewall towards the underlay; nil if another daemon of the machine
-	// has it.
+	// Firewall is the node's own firewall towards the underlay; nil if another daemon of the
+	// machine has it.
 	Firewall *FirewallStatus `json:"firewall,omitempty"`
 
 	Audited  []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started

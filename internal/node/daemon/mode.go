@@ -27,8 +27,8 @@ import (
 // trial is how long ports stay closed unless that is confirmed.
 const trial = 2 * time.Minute
 
-// portsAge is how old the list of ports in a report may be, and unheardPorts how many ports on which
-// nobody listens it names.
+// portsAge is how old the list of ports in a report may be, and unheardPorts how many ports on
+// which nobody listens it names.
 const (
 	portsAge     = time.Minute
 	unheardPorts = 100

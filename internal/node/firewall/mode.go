@@ -17,8 +17,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Mode says what happens to packets from the underlay to ports of the node that are not open, and to
-// those that the node routes between others. All other rules hold in both modes.
+// Mode says what happens to packets from the underlay to ports of the node that are not open, and
+// to those that the node routes between others. All other rules hold in both modes.
 type Mode string
 
 const (
