@@ -53,6 +53,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"graph diff":     &GraphDiffCommand{},
 		"graph fmt":      &GraphFmtCommand{},
 		"graph history":  &GraphHistoryCommand{},
+		"graph init":     &GraphInitCommand{},
 		"graph plan":     &GraphPlanCommand{},
 		"graph rollback": &GraphRollbackCommand{},
 		"graph show":     &GraphShowCommand{},
@@ -93,6 +94,10 @@ Usage: sif graph <subcommand> [options] [args]
   This command groups subcommands for service graphs. A service graph declares
   services, and the contracts that allow them to communicate. It is written in
   files named *.sif.hcl; a file holds one domain or several.
+
+  Draft a graph of what Nomad runs today, in audit mode:
+
+      $ sif graph init -from=nomad -o shop.sif.hcl
 
   Check the files of a graph, without a controller:
 

@@ -8,8 +8,11 @@ import (
 	"net/netip"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
+	"unicode"
 
+	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/hashicorp/hcl/v2/hclwrite"
 	"github.com/zclconf/go-cty/cty"
 
@@ -18,17 +21,26 @@ import (
 
 // EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails, then bindings.
 // Decoding the result gives the same graph, except for positions.
-func EncodeGraph(g *fabric.Graph) []byte {
+func EncodeGraph(g *fabric.Graph) []byte { return EncodeCommented(g, Comments{}) }
+
+// Comments are comments on blocks, a line each. Services and contracts are named with their domain.
+type Comments struct {
+	Domains, Bindings   map[string][]string
+	Services, Contracts map[fabric.Ref][]string
+}
+
+// EncodeCommented is EncodeGraph with comments before blocks.
+func EncodeCommented(g *fabric.Graph, comments Comments) []byte {
 	f := hclwrite.NewEmptyFile()
 	e := encoder{body: f.Body()}
 	for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
-		encodeDomain(e.block("domain", name), g.Domains[name])
+		encodeDomain(e.block("domain", name, comments.Domains[name]...), g.Domains[name], comments)
 	}
 	for _, r := range g.Guardrails {
 		encodeGuardrail(e.block("guardrail", r.Name), r)
 	}
 	for _, bound := range g.Bindings {
-		encodeBinding(e.block("binding", bound.Domain), bound)
+		encodeBinding(e.block("binding", bound.Domain, comments.Bindings[bound.Domain]...), bound)
 	}
 	return hclwrite.Format(f.Bytes())
 }
@@ -39,21 +51,26 @@ type encoder struct {
 	some bool // the next block needs a blank line before it
 }
 
-func (e *encoder) block(kind, label string) *hclwrite.Body {
+func (e *encoder) block(kind, label string, comment ...string) *hclwrite.Body {
 	if e.some {
 		e.body.AppendNewline()
 	}
 	e.some = true
+	for _, line := range comment {
+		// A comment ends with its line, whatever is in it.
+		line = strings.Join(strings.FieldsFunc(line, unicode.IsControl), " ")
+		e.body.AppendUnstructuredTokens(hclwrite.Tokens{{Type: hclsyntax.TokenComment, Bytes: []byte("# " + line + "\n")}})
+	}
 	return e.body.AppendNewBlock(kind, []string{label}).Body()
 }
 
-func encodeDomain(b *hclwrite.Body, d *fabric.Domain) {
+func encodeDomain(b *hclwrite.Body, d *fabric.Domain, comments Comments) {
 	setString(b, "description", d.Description)
 	setMap(b, "labels", d.Labels)
 	setString(b, "mode", string(d.Mode))
 	e := encoder{body: b, some: len(b.Attributes()) > 0}
 	for _, s := range d.Services {
-		b := e.block("service", s.Name)
+		b := e.block("service", s.Name, comments.Services[fabric.Ref{Domain: d.Name, Name: s.Name}]...)
 		setString(b, "description", s.Description)
 		setMap(b, "labels", s.Labels)
 		for _, sel := range s.Selectors {
@@ -67,7 +84,7 @@ func encodeDomain(b *hclwrite.Body, d *fabric.Domain) {
 		setList(b, "prefixes", prefixList(x.Prefixes))
 	}
 	for _, c := range d.Contracts {
-		encodeContract(e.block("contract", c.Name), d.Name, c)
+		encodeContract(e.block("contract", c.Name, comments.Contracts[fabric.Ref{Domain: d.Name, Name: c.Name}]...), d.Name, c)
 	}
 	for _, a := range d.Accepts {
 		setStrings(e.block("accept", a.Contract.String()), "services", a.Services)
