@@ -169,14 +169,15 @@ consul {
 	return s, client
 }
 
-// unmountSecrets unmounts the secrets directories of allocations: Nomad leaves them mounted if it
-// is stopped before it has destroyed the allocations.
+// unmountSecrets unmounts the secrets and private directories of allocations: Nomad leaves them
+// mounted if it is stopped before it has destroyed the allocations.
 func unmountSecrets(t testing.TB, dataDir string) {
 	secrets, err := filepath.Glob(filepath.Join(dataDir, "alloc", "*", "*", "secrets"))
-	if err != nil {
+	private, errPrivate := filepath.Glob(filepath.Join(dataDir, "alloc", "*", "*", "private"))
+	if err := errors.Join(err, errPrivate); err != nil {
 		t.Errorf("find the secrets directories of allocations: %v", err)
 	}
-	for _, dir := range secrets {
+	for _, dir := range append(secrets, private...) {
 		// EINVAL: it is not mounted.
 		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			t.Errorf("unmount %s: %v", dir, err)
