@@ -40,8 +40,9 @@ Usage: sif doctor [options]
 
   The command changes nothing on the machine: what the kernel can do is tried in
   a network namespace that ends with the trial. Kernel modules may be loaded by
-  that. On a machine that has joined, the command logs in to Vault and revokes
-  the token at once. It should run as root; otherwise it skips a part.
+  that. On a machine that has joined, the command logs in to Vault, Consul and
+  Nomad as the daemons do, and ends the tokens of Vault and Consul at once; that
+  of Nomad ends by itself. It should run as root; otherwise it skips a part.
 
   Before the machine has joined, the servers are those of the environment
   (VAULT_ADDR, CONSUL_HTTP_ADDR, NOMAD_ADDR and so on) or of the options.

@@ -182,8 +182,14 @@ controller {
 }
 `+common(secrets.Nodes[node], "secret-id"))
 
+	issued := func() int { // tokens that log-ins have
+		list, _, err := consulClient.ACL().TokenListFiltered(consulapi.ACLTokenFilterOptions{AuthMethod: "sif"}, nil)
+		must.NoError(t, err)
+		return len(list)
+	}
 	o := Options{ConfigDir: dir}
 	found, all := examine(t, o, "configuration", "vault", "consul", "underlay", "controller")
+	must.Eq(t, 0, issued())
 	must.Len(t, 2, found, must.Sprint(found))
 	must.StrHasPrefix(t, "error the underlay address 192.0.2.77 is not an address of this machine", found[0])
 	must.StrHasPrefix(t, "error the controller cannot be reached", found[1])

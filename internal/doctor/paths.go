@@ -76,6 +76,7 @@ func (p *patient) others(ctx context.Context, c *config.Config) []fabric.Node {
 	if err != nil || len(p.kept.Keys.Keys) == 0 {
 		return nil
 	}
+	defer p.logOut(ctx, client, c)
 	pairs, _, err := client.KV().List(kvkey.Nodes, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil // which the check of rights says

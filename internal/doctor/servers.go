@@ -331,6 +331,7 @@ func (p *patient) lookAtConsul(ctx context.Context, kinds []join.Kind) []host.Fi
 	if leader, err := plain.Status().LeaderWithQueryOptions(query); err != nil || leader == "" {
 		return append(findings, host.Finding{Check: s.name, Subject: s.title(), Result: host.Wrong, Detail: "has no leader", Remedy: "see \"consul members\" and \"consul operator raft list-peers\""})
 	}
+	defer p.logOut(ctx, client, c)
 	token, _, err := client.ACL().TokenReadSelf(query)
 	switch {
 	case err != nil && strings.Contains(err.Error(), "ACL support disabled"):
@@ -353,6 +354,13 @@ func (p *patient) lookAtConsul(ctx context.Context, kinds []join.Kind) []host.Fi
 		list = append(list, right{"read ACL policies", func() error { _, _, err := client.ACL().PolicyList(query); return err }})
 	}
 	return append(findings, rights(s, p.holder(kinds), "sif setup", list)...)
+}
+
+// logOut ends the token of Consul that a client got for a question. One that stays ends by itself.
+func (p *patient) logOut(ctx context.Context, client *consulapi.Client, c *config.Config) {
+	if p.joined && c.Consul.AuthMethod != "" {
+		_, _ = client.ACL().Logout((&consulapi.WriteOptions{}).WithContext(ctx))
+	}
 }
 
 // urlOf adds a scheme to host:port.
