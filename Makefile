@@ -58,6 +58,7 @@ test-units: build ## Run the unit tests with the race detector (root, after make
 .PHONY: test-e2e
 test-e2e: build ## Run the end-to-end tests (root, after make setup)
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
+	SIF_E2E_TOPOLOGY=lab/topology/one-zone.hcl go test -tags e2e -count 1 -timeout 15m -run TestOneZone ./e2e
 
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)

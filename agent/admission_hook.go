@@ -28,10 +28,7 @@ type admissionHook struct{ *Agent }
 func (admissionHook) name() string { return "admission" }
 
 func (h admissionHook) attach(ctx context.Context, at *attachment) error {
-	if err := h.admitAnywhere(ctx, &at.endpoint); err != nil {
-		return refusal(err)
-	}
-	return nil
+	return h.insist(ctx, at, func() error { return refusal(h.admitAnywhere(ctx, &at.endpoint)) })
 }
 
 func (h admissionHook) detach(ctx context.Context, d *detachment) error {
@@ -57,7 +54,10 @@ func (h admissionHook) detach(ctx context.Context, d *detachment) error {
 // events.
 func refusal(err error) error {
 	var e *api.Error
-	if errors.As(err, &e) {
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &e) && !isAway(err):
 		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, "")
 	}
 	return fmt.Errorf("ask the controller to admit the workload: %w", err)
@@ -99,7 +99,7 @@ func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
 func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
 	reply, err := a.node.Controller.Admit(ctx, api.AdmissionRequest{Allocation: ep.ID, IPv4: ep.IPv4, IPv6: ep.IPv6})
 	if err != nil {
-		return err
+		return missing(err)
 	}
 	var adm fabric.Admission
 	if err := a.node.Identity.Keys().Verify(reply.Admission, fabric.KindAdmission, &adm); err != nil {
@@ -131,7 +131,7 @@ func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
 	}
 	chain, err := a.node.Controller.Certificate(ctx, api.CertificateRequest{Service: service, CSR: csr})
 	if err != nil {
-		return fmt.Errorf("get a certificate for service %s: %w", service, err)
+		return fmt.Errorf("get a certificate for service %s: %w", service, missing(err))
 	}
 	return a.services.Put(service, chain)
 }

@@ -38,8 +38,8 @@ import (
 )
 
 // cniTimeout limits a CNI call. Nomad sets no limit, and one slow call blocks every allocation of
-// the node.
-const cniTimeout = 15 * time.Second
+// the node. The plugin's own timeout is no longer.
+const cniTimeout = 30 * time.Second
 
 // reconcileInterval is the time between comparisons of the kernel's state with the desired state.
 const reconcileInterval = 5 * time.Second
@@ -64,6 +64,7 @@ type Agent struct {
 	namespaces   probe.Finder
 	audited      audited
 	questions    questions
+	outage       outage
 
 	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time

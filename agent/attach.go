@@ -48,7 +48,7 @@ func renewing(ep endpoint) string            { return "renew " + ep.ID }
 // ready returns an error if the agent cannot attach workloads now.
 func (a *Agent) ready() error {
 	if !a.engines.connected() {
-		return types.NewError(types.ErrTryAgainLater, "no engine of zone "+a.node.Self.Zone+" can be reached", "is sif engine running on the zone's processor?")
+		return away{types.NewError(types.ErrTryAgainLater, "no engine of zone "+a.node.Self.Zone+" can be reached", "is sif engine running on a processor of the zone?")}
 	}
 	return nil
 }
@@ -57,6 +57,7 @@ func (a *Agent) ready() error {
 func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Request) (*current.Result, error) {
 	began := time.Now()
 	result, err := a.attach(ctx, at, r, began)
+	a.outage.record(began, time.Now(), err)
 	a.node.Degrade(attaching(at), err)
 	if err != nil {
 		a.log.Error("cannot attach workload", logkey.Endpoint, r.Allocation, logkey.Error, err)
@@ -71,7 +72,11 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"not a Nomad allocation: CNI_ARGS has no NOMAD_ALLOC_ID", "the fabric identifies a workload by its Nomad allocation")
 	}
-	if err := a.ready(); err != nil {
+	var until time.Time
+	if r.Patience > 0 && a.outage.young(began) {
+		until = began.Add(r.Patience - answerTime)
+	}
+	if err := a.insist(ctx, &attachment{endpoint: endpoint{ID: r.Allocation}, until: until}, a.ready); err != nil {
 		return nil, err
 	}
 	namespace, err := openNamespace(r.Namespace)
@@ -85,7 +90,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	}
 	ep.Ports = r.Ports
 	defer a.releases.begin(r.Allocation)()
-	adding := &attachment{namespace: namespace, endpoint: ep, parts: stopwatch{last: began}}
+	adding := &attachment{namespace: namespace, endpoint: ep, until: until, parts: stopwatch{last: began}}
 	if err := a.attachAll(ctx, adding); err != nil {
 		return nil, err
 	}

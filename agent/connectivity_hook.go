@@ -21,15 +21,26 @@ func (connectivityHook) name() string { return "connectivity" }
 
 func (h connectivityHook) attach(ctx context.Context, at *attachment) error {
 	ep := at.endpoint
-	// The service's document is read here, before its rules are needed.
-	if _, err := h.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
-		return fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)
+	// The service's document is read here, before its rules are needed. The controller knows the
+	// service, so the document comes, if this node does not have it yet.
+	if err := h.insist(ctx, at, func() error {
+		if _, err := h.node.Revision.Document(ctx, ep.Admission.Service); err != nil {
+			return away{fmt.Errorf("read what service %s may reach: %w", ep.Admission.Service, err)}
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, inForce)
-	defer cancel()
-	pending, err := h.engines.requestConnectivity(ctx, ep.Attachment)
-	if err != nil {
-		return fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
+	var pending []string
+	if err := h.insist(ctx, at, func() (err error) {
+		ctx, cancel := context.WithTimeout(ctx, inForce)
+		defer cancel()
+		if pending, err = h.engines.requestConnectivity(ctx, ep.Attachment); err != nil {
+			return fmt.Errorf("request the connectivity of %s: %w", ep.Admission.Service, err)
+		}
+		return nil
+	}); err != nil {
+		return err
 	}
 	if len(pending) > 0 {
 		h.log.Warn("connectivity is not in force everywhere yet", logkey.Endpoint, ep.ID, logkey.Pending, pending)

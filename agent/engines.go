@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -32,7 +33,7 @@ const callTimeout = 10 * time.Second
 const introduceAtOnce = 16
 
 // errNoEngine is returned when no engine is connected that could be asked for connectivity.
-var errNoEngine = errors.New("no engine of the zone is connected")
+var errNoEngine = away{errors.New("no engine of the zone is connected")}
 
 // caller is a connection to an engine.
 type caller interface {
@@ -288,7 +289,8 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 
 // requestConnectivity sends the connectivity request of an endpoint to every engine of the zone. It
 // returns, and records, where the connectivity is not in force when ctx ends; the calls continue
-// after that. A refusal by an engine is an error.
+// after that. One engine that took the request is enough: another one that refuses it may be
+// behind, and one that died holds up nothing. It is an error if all refused, or none is left.
 func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	engines := e.all()
 	if len(engines) == 0 {
@@ -296,14 +298,25 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 	}
 	ep, _ := e.agent.endpoints.get(at)
 	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
+	taken := false
+	var refusals []error
 	for o := range fanout.Call(ctx, callTimeout, engines, request) {
-		switch {
-		case errors.Is(o.Err, fanout.ErrLate):
-			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
-		case o.Err != nil:
-			return nil, fmt.Errorf("engine %s: %w", o.Peer.id, o.Err)
+		refused := errors.As(o.Err, new(*rpc.RemoteError))
+		if refused {
+			refusals = append(refusals, fmt.Errorf("engine %s: %w", o.Peer.id, o.Err))
 		}
+		if o.Err != nil {
+			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
+		}
+		taken = taken || o.Err == nil || errors.Is(o.Err, fanout.ErrLate)
 		pending = append(pending, o.Reply...)
+	}
+	switch {
+	case taken:
+	case len(refusals) > 0:
+		return nil, errors.Join(refusals...)
+	default:
+		return nil, away{fmt.Errorf("all engines of the zone were lost: %s", strings.Join(pending, "; "))}
 	}
 	e.setPending(ep, pending)
 	return pending, nil

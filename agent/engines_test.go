@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ import (
 type fakeEngine struct {
 	before func(method string, endpoint string)
 	refuse string // the endpoint that it does not believe
+	broken error  // of the connection
 
 	mu    sync.Mutex
 	holds map[string]bool
@@ -39,7 +41,7 @@ func (f *fakeEngine) Call(ctx context.Context, method string, params, reply any)
 	if f.before != nil {
 		f.before(method, endpoint)
 	}
-	if err := ctx.Err(); err != nil {
+	if err := errors.Join(ctx.Err(), f.broken); err != nil {
 		return err
 	}
 	f.mu.Lock()
@@ -266,4 +268,59 @@ func TestEngineThatLostEndpoints(t *testing.T) {
 	must.Eq(t, []string{"a", "c"}, asked)
 	must.Eq(t, []string{"a", "b", "c"}, f.has())
 	must.SliceEmpty(t, e.pendingOf(at("a")))
+}
+
+// Of several engines, one that takes a request is enough. What the others lack is retried.
+func TestRequestToSeveralEngines(t *testing.T) {
+	for name, tc := range map[string]struct {
+		states  string // of each engine: takes, refuses, broken, late
+		err     string
+		pending int
+		away    bool
+	}{
+		"all take it":                  {"takes takes takes", "", 0, false},
+		"one has died":                 {"takes broken takes", "", 1, false},
+		"one is behind":                {"refuses takes", "", 1, false},
+		"one does not answer":          {"late takes", "", 1, false},
+		"the only one does not answer": {"late", "", 1, false},
+		"one left":                     {"broken refuses broken takes", "", 3, false},
+		"all refuse":                   {"refuses refuses", "engine aws1/p0: connect at : not believed\nengine aws1/p1: connect at : not believed", 0, false},
+		"all that answer refuse":       {"broken refuses", "engine aws1/p1: connect at : not believed", 0, false},
+		"all have died":                {"broken broken", "all engines of the zone were lost: ", 0, true},
+		"there is none":                {"", "no engine of the zone is connected", 0, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			e, _, _ := testEngines(t)
+			clear(e.conns)
+			release := make(chan struct{})
+			defer close(release)
+			for i, state := range strings.Fields(tc.states) {
+				f := &fakeEngine{holds: map[string]bool{}}
+				switch state {
+				case "refuses":
+					f.refuse = "a"
+				case "broken":
+					f.broken = rpc.ErrClosed
+				case "late":
+					f.before = func(string, string) { <-release }
+				}
+				id := fabric.NodeID{Zone: "aws1", Name: fmt.Sprint("p", i)}
+				e.conns[id] = &engine{id: id, conn: f}
+			}
+			e.put(t, "a")
+			ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+			defer cancel()
+			pending, err := e.requestConnectivity(ctx, at("a"))
+			if tc.err == "" {
+				must.NoError(t, err)
+				must.Len(t, tc.pending, pending)
+				must.Len(t, tc.pending, e.pendingOf(at("a")))
+				return
+			}
+			lines := strings.Split(err.Error(), "\n")
+			slices.Sort(lines)
+			must.StrHasPrefix(t, tc.err, strings.Join(lines, "\n"))
+			must.Eq(t, tc.away, isAway(err))
+		})
+	}
 }

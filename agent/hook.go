@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 
@@ -39,6 +40,7 @@ type attachment struct {
 	namespace ns.NetNS // of the workload
 	endpoint  endpoint
 	pair      veth
+	until     time.Time // how long to wait for what is away
 	parts     stopwatch
 	background
 }

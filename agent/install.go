@@ -20,7 +20,7 @@ import (
 const (
 	cniPlugin     = "sif"
 	cniConfigFile = "sif.conflist"
-	pluginTimeout = "20s"
+	pluginTimeout = "30s"
 )
 
 // pluginName is the plugin's file beside the sif binary, and libexecPlugin the path at which

@@ -31,6 +31,10 @@ import (
 // that of `make dev`, anything else is a lab's name.
 const attachVariable = "SIF_E2E_LAB"
 
+// topologyVariable names the topology file of the tests' own lab, if it is not the default one.
+// TestOneZone needs that of one zone, and all other tests the default one.
+const topologyVariable = "SIF_E2E_TOPOLOGY"
+
 // labName is the tests' own lab, which can run next to that of `make dev`.
 const labName = "e2e"
 
@@ -93,7 +97,15 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 		}
 	}()
 	began := time.Now()
-	l, err := lab.Up(ctx, lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout})
+	options := lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout}
+	if file := os.Getenv(topologyVariable); file != "" {
+		topology, err := lab.LoadTopology(file)
+		if err != nil {
+			return failed(err), nil
+		}
+		options.Topology = topology
+	}
+	l, err := lab.Up(ctx, options)
 	if err != nil {
 		return failed(err), nil
 	}

@@ -52,7 +52,7 @@ func (f *fabricUnderTest) verified(t *testing.T, within time.Duration) {
 		if code != 0 {
 			return fmt.Errorf("sif verify exited with %d: %v", code, report.Differences)
 		}
-		must.Eq(t, len(f.status(t).Nodes), report.Nodes)
+		must.Eq(t, len(verify.Enforcing(f.status(t))), report.Nodes)
 		must.Positive(t, report.Entries)
 		must.SliceEmpty(t, report.Differences)
 		return nil

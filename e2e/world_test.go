@@ -105,8 +105,12 @@ func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
 				wrong = append(wrong, fmt.Sprintf("%s last reported %s", n.ID(), n.Reported))
 			}
 		}
-		if len(s.Nodes) != len(f.Topology.Nodes(lab.Processor, lab.Workload)) {
-			wrong = append(wrong, fmt.Sprintf("%d nodes are known", len(s.Nodes)))
+		daemons := 0
+		for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {
+			daemons += len(n.Daemons())
+		}
+		if len(s.Nodes) != daemons {
+			wrong = append(wrong, fmt.Sprintf("%d daemons of %d are known", len(s.Nodes), daemons))
 		}
 		if len(wrong) > 0 {
 			return errors.New(strings.Join(wrong, "\n"))
@@ -217,7 +221,9 @@ func (f *fabricUnderTest) sequence(t *testing.T) uint64 {
 func (f *fabricUnderTest) signalDaemons(t *testing.T, s syscall.Signal) {
 	t.Helper()
 	for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {
-		must.NoError(t, f.Signal(n.Name, daemonOf(n), s))
+		for _, daemon := range n.Daemons() {
+			must.NoError(t, f.Signal(n.Name, daemon, s))
+		}
 	}
 }
 

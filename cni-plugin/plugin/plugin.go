@@ -26,10 +26,12 @@ import (
 
 const (
 	// defaultTimeout limits a call if the configuration has no timeout.
-	defaultTimeout = 20 * time.Second
-	// patience is how long ADD and CHECK wait for an agent that is restarting, and retryInterval
-	// how often they try to reach it.
-	patience      = 5 * time.Second
+	defaultTimeout = 30 * time.Second
+	// ADD waits for an agent that does not run yet until its timeout: after a power cut, everything
+	// starts at once, and Nomad gives a failed ADD up after three tries within some seconds. CHECK
+	// waits for one that is restarting, for checkPatience: Nomad makes one for each allocation.
+	checkPatience = 5 * time.Second
+	// retryInterval is how often they try to reach it.
 	retryInterval = 200 * time.Millisecond
 )
 
@@ -67,7 +69,7 @@ func add(args *skel.CmdArgs) error {
 		Command: "ADD", ContainerID: args.ContainerID, IfName: args.IfName,
 		Allocation: allocation, Ports: c.RuntimeConfig.PortMappings,
 	}
-	result, err := c.inNamespace(request, args.Netns)
+	result, err := c.inNamespace(request, args.Netns, c.timeout)
 	if err != nil {
 		return err
 	}
@@ -95,7 +97,7 @@ func check(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	_, err = c.inNamespace(cnicall.Request{Command: "CHECK", ContainerID: args.ContainerID, IfName: args.IfName}, args.Netns)
+	_, err = c.inNamespace(cnicall.Request{Command: "CHECK", ContainerID: args.ContainerID, IfName: args.IfName}, args.Netns, checkPatience)
 	return err
 }
 
@@ -134,7 +136,8 @@ func status(args *skel.CmdArgs) error {
 		return err
 	}
 	_, err = c.call(cnicall.Request{Command: "STATUS"}, 0)
-	if unavailable(err) {
+	var e *types.Error
+	if errors.As(err, &e) && e.Code == types.ErrTryAgainLater {
 		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "") // the code that the specification requires
 	}
 	return err
@@ -168,8 +171,9 @@ func load(stdin []byte) (config, error) {
 	return c, nil
 }
 
-// inNamespace makes a call that passes the workload's namespace.
-func (c config) inNamespace(r cnicall.Request, path string) (*current.Result, error) {
+// inNamespace makes a call that passes the workload's namespace. It waits for the agent for at most
+// patience.
+func (c config) inNamespace(r cnicall.Request, path string, patience time.Duration) (*current.Result, error) {
 	own, nsErr := ns.CheckNetNS(path)
 	if nsErr != nil {
 		return nil, nsErr
@@ -190,8 +194,10 @@ func (c config) inNamespace(r cnicall.Request, path string) (*current.Result, er
 func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
 	defer cancel()
+	end := time.Now().Add(c.timeout)
 	last := time.Now().Add(min(patience, c.timeout) - retryInterval)
 	for {
+		r.Patience = time.Until(end)
 		result, err := cnicall.Call(ctx, c.Socket, r)
 		if !unavailable(err) || time.Now().After(last) {
 			return result, err
@@ -200,7 +206,4 @@ func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result
 	}
 }
 
-func unavailable(err error) bool {
-	var e *types.Error
-	return errors.As(err, &e) && e.Code == types.ErrTryAgainLater
-}
+func unavailable(err error) bool { return errors.Is(err, cnicall.ErrNoAgent) }

@@ -65,6 +65,8 @@ type agent struct {
 	mu    sync.Mutex
 	calls []cnicall.Request
 	inode uint64 // of the last namespace received
+
+	patience time.Duration // of the last caller
 }
 
 func newAgent(t *testing.T) *agent {
@@ -93,8 +95,9 @@ func (a *agent) handle(_ context.Context, r cnicall.Request) (*current.Result, e
 		}
 		a.inode = st.Ino
 	}
+	a.patience = r.Patience
 	kept := r
-	kept.Namespace = nil
+	kept.Namespace, kept.Patience = nil, 0
 	a.calls = append(a.calls, kept)
 	return a.answer(r)
 }
@@ -303,9 +306,21 @@ func TestADDIsBoundInTime(t *testing.T) {
 	space, _ := namespace(t)
 	a := newAgent(t)
 	a.answer = attached
-	time.AfterFunc(time.Second, func() { a.serve(t) })
+	time.AfterFunc(7*time.Second, func() { a.serve(t) })
 	_, _, code := run(t, conf(a.socket, ""), call("ADD", space.Path())...)
 	must.Eq(t, 0, code)
+	must.Between(t, 20*time.Second, a.patience, 24*time.Second)
+
+	// What the agent answers is the end: it has waited for as long as it makes sense.
+	calls := 0
+	a.answer = func(cnicall.Request) (*current.Result, error) {
+		calls++
+		return nil, types.NewError(types.ErrTryAgainLater, "no engine of zone aws1 can be reached", "")
+	}
+	stdout, _, code := run(t, conf(a.socket, ""), call("ADD", space.Path())...)
+	must.Eq(t, 1, code)
+	must.StrContains(t, stdout, "no engine of zone aws1")
+	must.Eq(t, 1, calls)
 
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
@@ -313,7 +328,7 @@ func TestADDIsBoundInTime(t *testing.T) {
 	silent.answer = func(cnicall.Request) (*current.Result, error) { <-release; return nil, nil }
 	silent.serve(t)
 	start := time.Now()
-	stdout, _, code := run(t, conf(silent.socket, "500ms"), call("ADD", space.Path())...)
+	stdout, _, code = run(t, conf(silent.socket, "500ms"), call("ADD", space.Path())...)
 	must.Eq(t, 1, code)
 	must.StrContains(t, stdout, "did not answer")
 	must.Less(t, 3*time.Second, time.Since(start))

@@ -48,7 +48,41 @@ func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if err := l.leaveOut(ctx); err != nil {
+		return err
+	}
 	return l.awaitDeployments(ctx, 2*time.Minute)
+}
+
+// leaveOut takes the groups out of jobs that are for a zone which the lab does not have: they could
+// never be placed.
+func (l *Lab) leaveOut(ctx context.Context) error {
+	client, err := l.Nomad(l.Secrets.NomadManagement)
+	if err != nil {
+		return err
+	}
+	jobs, _, err := client.Jobs().List((&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("list jobs: %w", err)
+	}
+	elsewhere := func(c *api.Constraint) bool {
+		return c.LTarget == "${node.datacenter}" && !slices.ContainsFunc(l.Topology.Zones, func(z *Zone) bool { return z.Name == c.RTarget })
+	}
+	for _, j := range jobs {
+		job, _, err := client.Jobs().Info(j.ID, (&api.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return fmt.Errorf("read job %s: %w", j.ID, err)
+		}
+		groups := len(job.TaskGroups)
+		job.TaskGroups = slices.DeleteFunc(job.TaskGroups, func(g *api.TaskGroup) bool { return slices.ContainsFunc(g.Constraints, elsewhere) })
+		if len(job.TaskGroups) == groups {
+			continue
+		}
+		if _, _, err := client.Jobs().Register(job, (&api.WriteOptions{}).WithContext(ctx)); err != nil {
+			return fmt.Errorf("take the groups of other zones out of job %s: %w", j.ID, err)
+		}
+	}
+	return nil
 }
 
 // SIF runs the sif command as the operator, outside the fabric, and returns what it printed.

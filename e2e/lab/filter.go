@@ -31,7 +31,9 @@ func (t *Topology) filter() string {
 	groups := map[string][]string{"users": {t.Internet.Users.Subnet}}
 	for _, n := range t.Nodes() {
 		groups["nodes"] = append(groups["nodes"], n.Address)
-		groups[n.Kind] = append(groups[n.Kind], n.Address)
+		for _, kind := range n.units() {
+			groups[kind] = append(groups[kind], n.Address)
+		}
 	}
 	names := make([]string, 0, len(groups))
 	for name := range groups {

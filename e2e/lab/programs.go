@@ -22,7 +22,7 @@ func (l *Lab) checkPrograms(ctx context.Context) error {
 	need := []string{"ip", "nsenter", "nft"}
 	for _, n := range l.Topology.Nodes() {
 		switch {
-		case n.Kind == Processor:
+		case n.HasSwitch():
 			need = append(need, "ovsdb-server", "ovsdb-tool", "ovs-vswitchd", "ovs-vsctl")
 		case n.HasDriver("docker"):
 			need = append(need, "dockerd")

@@ -51,24 +51,18 @@ func (l *Lab) startServers(ctx context.Context) error {
 		}
 		return l.startNomadServer(ctx)
 	})
-	for _, n := range l.Topology.Nodes(Processor) {
-		g.Go(func() error {
-			if err := l.startOVS(ctx, n); err != nil {
-				return err
-			}
-			if err := after(consul); err != nil {
-				return err
-			}
-			if err := l.startConsulClient(ctx, n); err != nil {
-				return err
-			}
-			l.progress.line("%s: Open vSwitch, Consul agent", n.Name)
-			return nil
-		})
-	}
-	for _, n := range l.Topology.Nodes(Workload) {
+	for _, n := range l.Topology.Nodes(Processor, Workload) {
 		if n.HasDriver("docker") {
 			g.Go(func() error { return l.startDocker(ctx, n) })
+		}
+		if n.HasSwitch() {
+			g.Go(func() error {
+				if err := l.startOVS(ctx, n); err != nil {
+					return err
+				}
+				l.progress.line("%s: Open vSwitch", n.Name)
+				return nil
+			})
 		}
 		g.Go(func() error {
 			if err := after(consul); err != nil {

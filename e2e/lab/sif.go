@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -45,10 +46,18 @@ func (l *Lab) SIFRunDir(node string) string { return l.runDir(node, "sif") }
 // SIFDataDir is the directory of the files of a node's SIF daemons.
 func (l *Lab) SIFDataDir(node string) string { return l.varDir(node, "sif") }
 
+// DaemonDataDir is the directory of the files of one daemon.
+func (l *Lab) DaemonDataDir(node *Node, daemon string) string {
+	if daemon == "engine" && node.Is(Workload) {
+		return filepath.Join(l.SIFDataDir(node.Name), daemon)
+	}
+	return l.SIFDataDir(node.Name)
+}
+
 // SIFConfig is the configuration file of a node's daemon: controller, engine or agent.
 func (l *Lab) SIFConfig(node, daemon string) string { return l.varDir(node, daemon+".hcl") }
 
-// startFabric starts the SIF daemons: the controller, then every node's links and engine or agent.
+// startFabric starts the SIF daemons: the controller, then every node's links, agent and engine.
 func (l *Lab) startFabric(ctx context.Context) error {
 	if err := l.startController(ctx); err != nil {
 		return err
@@ -67,7 +76,7 @@ func (l *Lab) startController(ctx context.Context) error {
 		return err
 	}
 	var c hclText
-	l.common(&c, node)
+	l.common(&c, node, "controller")
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("listen", fmt.Sprintf("%s:%d", node.Address, controllerPort))
 	c.block("underlay", "address", node.Address, "interface", underlay)
@@ -125,16 +134,27 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if err := l.launch(ctx, links, 10*time.Second, socketExists(socket)); err != nil {
 		return err
 	}
-	daemon := "agent"
-	if node.Kind == Processor {
-		daemon = "engine"
-	}
 	secret, err := l.secretFile(node.Name)
 	if err != nil {
 		return err
 	}
+	// The agent comes first: it registers the links, for which the others wait.
+	for _, daemon := range slices.Backward(node.Daemons()) {
+		if err := l.startDaemon(ctx, node, daemon, secret, socket); err != nil {
+			return err
+		}
+	}
+	l.progress.line("%s: link, %s", node.Name, strings.Join(node.Daemons(), ", "))
+	if !node.Is(Workload) {
+		return nil
+	}
+	return l.startNomadClient(ctx, node)
+}
+
+// startDaemon starts the agent or the engine of a node.
+func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socket string) error {
 	var c hclText
-	l.common(&c, node)
+	l.common(&c, node, daemon)
 	c.attr("zone", node.Zone)
 	c.attr("node", node.Name)
 	c.attr("fabric", l.Topology.Fabric)
@@ -145,10 +165,12 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
-	if node.Kind == Processor {
+	if daemon == "engine" {
 		listen := l.EngineAddress(node)
 		c.block("engine", "listen", listen, "namespaces", l.Namespace(node.Name))
-		c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "control", l.OVSRunDir(node.Name)+"/ovs-vswitchd.ctl", "bridge", bridge)
+		if node.HasSwitch() {
+			c.block("ovs", "db", l.OVSDatabase(node.Name), "rundir", l.OVSRunDir(node.Name), "control", l.OVSRunDir(node.Name)+"/ovs-vswitchd.ctl", "bridge", bridge)
+		}
 		ready = l.listens(node.Name, listen)
 	} else {
 		plugins, configs := l.CNIDirs(node.Name)
@@ -161,14 +183,7 @@ func (l *Lab) startNode(ctx context.Context, node *Node) error {
 	if err != nil {
 		return err
 	}
-	if err := l.launch(ctx, p, 40*time.Second, ready); err != nil {
-		return err
-	}
-	l.progress.line("%s: link, %s", node.Name, daemon)
-	if node.Kind == Processor {
-		return nil
-	}
-	return l.startNomadClient(ctx, node)
+	return l.launch(ctx, p, 40*time.Second, ready)
 }
 
 // conflistExists checks for the agent's network configuration.
@@ -214,10 +229,10 @@ func (l *Lab) listens(node, address string) func(context.Context) error {
 	}
 }
 
-func (l *Lab) common(c *hclText, node *Node) {
+func (l *Lab) common(c *hclText, node *Node, daemon string) {
 	c.attr("trust_domain", l.Topology.TrustDomain)
 	c.attr("log_level", "debug")
-	c.attr("data_dir", l.SIFDataDir(node.Name))
+	c.attr("data_dir", l.DaemonDataDir(node, daemon))
 	c.attr("run_dir", l.SIFRunDir(node.Name))
 }
 

@@ -14,6 +14,8 @@ import (
 	"strings"
 
 	"github.com/hashicorp/hcl/v2/hclsimple"
+
+	"github.com/sif-project/sif/fabric"
 )
 
 // Kinds of node.
@@ -77,7 +79,7 @@ type Zone struct {
 // Node is a machine of the lab: a network namespace with one underlay interface, eth0.
 type Node struct {
 	Name    string   `hcl:"name,label"`
-	Kind    string   `hcl:"kind"`
+	Kind    string   `hcl:"kind"` // orchestrator, or a fabric.NodeKind
 	Address string   `hcl:"address"`
 	Drivers []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
 
@@ -168,9 +170,9 @@ func (t *Topology) check() error {
 				return fmt.Errorf("node %s: another node has this name", n.Name)
 			case addresses[n.Address]:
 				return fmt.Errorf("node %s: another node has address %s", n.Name, n.Address)
-			case !slices.Contains([]string{Orchestrator, Processor, Workload}, n.Kind):
+			case n.Kind != Orchestrator && fabric.NodeKind(n.Kind).Check() != nil:
 				return fmt.Errorf("node %s: unknown kind %q", n.Name, n.Kind)
-			case (n.Kind == Workload) != (len(n.Drivers) > 0):
+			case n.Is(Workload) != (len(n.Drivers) > 0):
 				return fmt.Errorf("node %s: a workload node must have drivers, and other nodes must not", n.Name)
 			}
 			for _, d := range n.Drivers {
@@ -240,7 +242,7 @@ func (t *Topology) Nodes(kinds ...string) []*Node {
 	var nodes []*Node
 	for _, z := range t.Zones {
 		for _, n := range z.Nodes {
-			if len(kinds) == 0 || slices.Contains(kinds, n.Kind) {
+			if len(kinds) == 0 || slices.ContainsFunc(kinds, n.Is) {
 				nodes = append(nodes, n)
 			}
 		}
@@ -260,6 +262,25 @@ func (t *Topology) Node(name string) *Node {
 
 // Orchestrator returns the node that runs the servers.
 func (t *Topology) Orchestrator() *Node { return t.Nodes(Orchestrator)[0] }
+
+// Is reports whether the node is of a kind. It may be processor and workload node at once.
+func (n *Node) Is(kind string) bool { return slices.Contains(n.units(), kind) }
+
+func (n *Node) units() []string { return fabric.NodeKind(n.Kind).Units() }
+
+// Daemons returns the names of the node's daemons of ours that have a configuration file.
+func (n *Node) Daemons() []string {
+	var list []string
+	for _, d := range []struct{ kind, name string }{{Orchestrator, "controller"}, {Processor, "engine"}, {Workload, "agent"}} {
+		if n.Is(d.kind) {
+			list = append(list, d.name)
+		}
+	}
+	return list
+}
+
+// HasSwitch reports whether the node has Open vSwitch. A node with workloads has none.
+func (n *Node) HasSwitch() bool { return n.Kind == Processor }
 
 // HasDriver reports whether the node's Nomad client offers the driver.
 func (n *Node) HasDriver(name string) bool { return slices.Contains(n.Drivers, name) }

@@ -37,6 +37,9 @@ type Request struct {
 	Ports       []PortMapping `json:"ports,omitempty"`
 	Valid       []Attachment  `json:"valid,omitempty"` // GC: the attachments that still exist
 
+	// Patience is how long the caller waits for the answer. ADD uses it for what is coming up.
+	Patience time.Duration `json:"patience,omitempty"`
+
 	// Namespace is the workload's network namespace, or nil.
 	Namespace *os.File `json:"-"`
 }
@@ -61,13 +64,23 @@ type Reply struct {
 	Error  *types.Error    `json:"error,omitempty"`
 }
 
-// Call sends a request to the agent that listens on socket. It returns errors as *types.Error, as
+// ErrNoAgent is what Call returns if no agent answered.
+var ErrNoAgent = errors.New("no agent answered")
+
+// noAgent is ErrNoAgent as the runtime expects errors.
+type noAgent struct{ cause *types.Error }
+
+func (e noAgent) Error() string        { return e.cause.Error() }
+func (e noAgent) Unwrap() error        { return e.cause }
+func (e noAgent) Is(target error) bool { return target == ErrNoAgent }
+
+// Call sends a request to the agent that listens on socket. Its errors contain a *types.Error, as
 // the runtime expects them.
 func Call(ctx context.Context, socket string, r Request) (*current.Result, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return nil, types.NewError(types.ErrTryAgainLater, "the sif agent of this node is not running",
-			fmt.Sprintf("connect to %s: %v", socket, err))
+		return nil, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node is not running",
+			fmt.Sprintf("connect to %s: %v", socket, err))}
 	}
 	defer conn.Close()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -75,7 +88,7 @@ func Call(ctx context.Context, socket string, r Request) (*current.Result, error
 	}
 	reply, err := exchange(conn.(*net.UnixConn), r)
 	if err != nil {
-		return nil, types.NewError(types.ErrTryAgainLater, "the sif agent of this node did not answer", err.Error())
+		return nil, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node did not answer", err.Error())}
 	}
 	if reply.Error != nil {
 		return nil, reply.Error

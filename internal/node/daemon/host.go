@@ -53,6 +53,9 @@ func (n *Node) lookAtHost() []string {
 
 // keepLooking reports what of the host stands against the fabric.
 func (n *Node) keepLooking(ctx context.Context) error {
+	if !n.host {
+		return nil
+	}
 	tick := time.NewTicker(surroundingsInterval)
 	defer tick.Stop()
 	var looked time.Time

@@ -72,6 +72,7 @@ type Node struct {
 	Firewall   *firewall.Firewall // nil for the engine of a node with an agent, which has one for both
 
 	lock   *os.File // of the data directory
+	host   bool     // it looks after the host: of a node with two daemons, the agent does
 	prober *health.Prober
 	mode   *mode // of the firewall; nil without one
 
@@ -137,12 +138,13 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 			return nil, fmt.Errorf("%s: ovs: node %s also runs workloads, so its engine cannot have a switch: remove the block, or make the processor a node of its own, on a machine without workloads", at, n.Self.ID())
 		}
 	}
-	if !joined {
+	n.host = kind == fabric.KindWorkload || n.Self.Kind != fabric.KindBoth
+	if !joined && n.host {
 		if err := n.refuse(); err != nil {
 			return nil, err
 		}
 	}
-	if kind == fabric.KindWorkload || n.Self.Kind != fabric.KindBoth {
+	if n.host {
 		if err := n.newFirewall(); err != nil {
 			return nil, err
 		}

@@ -83,10 +83,11 @@ func LookAround(dns []string) (s Surroundings, err error) {
 
 func ours(name string) bool { return strings.HasPrefix(name, wellknown.InterfacePrefix) }
 
-// route adds a route, unless it is the fabric's.
+// route adds a route, unless it is the fabric's. The kernel has a route by lo for each IPv6 address
+// there, such as the node's health address.
 func (s *Surroundings) route(r netlink.Route, names map[int]string) {
 	name := names[r.LinkIndex]
-	if r.Protocol == kernel.RouteProtocol || ours(name) || r.Type != unix.RTN_UNICAST {
+	if r.Protocol == kernel.RouteProtocol || name == "lo" || ours(name) || r.Type != unix.RTN_UNICAST {
 		return
 	}
 	to := netip.Prefix{}
