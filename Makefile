@@ -76,6 +76,10 @@ test-machine-smoke: ## Test the first hour on one virtual machine, from the pack
 	@$(MAKE) --no-print-directory build
 	go test -tags machines -count 1 -timeout 30m -run '^TestOneMachine$$' ./e2e/machines/...
 
+.PHONY: test-machine-kernel
+test-machine-kernel: build ## Test kernel WireGuard and kernel Open vSwitch on a virtual machine (root, after make setup)
+	e2e/machines/kernel-tests.sh debian12
+
 .PHONY: test-machines
 test-machines: ## Run all tests on virtual machines: an hour on two cores (root, after make setup)
 	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64

@@ -46,11 +46,11 @@ type Config struct {
 	// Device is the name of the link's device.
 	Device string
 	// MTU is the veth's, in bytes: at least 26 less than the smallest MTU of all links of the
-	// switch, and the same at all its ports. With segmentation offload Open vSwitch 3.1 segments
-	// TCP anew on output, to this MTU less a header without options, of which there may be 40
-	// bytes, less the 14 of Ethernet. A segment that then does not fit the link is lost each time
-	// it is sent. Other packets that are too big are refused before the switch, where the kernel
-	// tells their sender.
+	// switch, and the same at all its ports. In user space and with segmentation offload, Open
+	// vSwitch 3.1 segments TCP anew on output, to this MTU less a header without options, of which
+	// there may be 40 bytes, less the 14 of Ethernet. A segment that then does not fit the link is
+	// lost each time it is sent. The kernel's datapath keeps segments. Other packets that are too
+	// big are refused before the switch, where the kernel tells their sender.
 	MTU int
 	// Prefixes are behind the link.
 	Prefixes []netip.Prefix

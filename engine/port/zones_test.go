@@ -243,67 +243,95 @@ func TestKernelSwitchKeepsSegments(t *testing.T) {
 	must.StrContains(t, ovstest.Run(t, "ip", "-n", z.nodes[0].name, "route", "get", zonesAddr(3).String()), "mtu 1420")
 }
 
-// BenchmarkTwoZones sends one TCP stream, and then requests of 1 KiB one after another, through
-// four nodes: with switches, against plain routing over the same links. Compare within one run.
+// traffic is a TCP connection between the ends. The far end swallows blocks and answers requests.
+type traffic struct {
+	t    testing.TB
+	near net.Conn
+}
+
+const (
+	requestSize = 1 << 10
+	blockSize   = 1 << 20
+)
+
+func (z *zones) traffic() traffic {
+	near, far := z.open()
+	go func() {
+		request := make([]byte, requestSize)
+		for {
+			if _, err := io.ReadFull(far, request[:1]); err != nil {
+				return
+			}
+			if request[0] == 0 { // a block
+				if _, err := io.CopyN(io.Discard, far, blockSize-1); err != nil {
+					return
+				}
+				request[0] = 0
+				_, _ = far.Write(request[:1])
+				continue
+			}
+			if _, err := io.ReadFull(far, request[1:]); err != nil {
+				return
+			}
+			_, _ = far.Write(request)
+		}
+	}()
+	return traffic{z.t, near}
+}
+
+// send sends the bytes, waits for an answer of a length, and returns how long it took.
+func (c traffic) send(what []byte, answer int) time.Duration {
+	began := time.Now()
+	_, err := c.near.Write(what)
+	must.NoError(c.t, err)
+	_, err = io.ReadFull(c.near, make([]byte, answer))
+	must.NoError(c.t, err)
+	return time.Since(began)
+}
+
+// block sends a block; request sends some requests one after another, and returns the median.
+func (c traffic) block() time.Duration { return c.send(make([]byte, blockSize), 1) }
+
+func (c traffic) request() time.Duration {
+	what := append([]byte{1}, make([]byte, requestSize-1)...)
+	var times []float64
+	for range 15 {
+		times = append(times, float64(c.send(what, requestSize)))
+	}
+	return time.Duration(median(times))
+}
+
+func median(list []float64) float64 {
+	slices.Sort(list)
+	return list[len(list)/2]
+}
+
+// BenchmarkTwoZones sends blocks and requests through four nodes with switches and through four
+// that route over the same kind of link, in turn, so that other work on the machine meets both. A
+// round is one block and some requests through each; it reports the medians of the rounds and of
+// their ratios.
 func BenchmarkTwoZones(b *testing.B) {
 	for _, encrypted := range []bool{true, false} {
-		for _, o := range []struct {
-			name string
-			zonesOptions
-		}{
-			{"routed", zonesOptions{encrypted: encrypted}},
-			{"switched-mtu1378", zonesOptions{encrypted: encrypted, switched: true, switchMTU: 1378}},
-			{"switched-mtu1420", zonesOptions{encrypted: encrypted, switched: true, switchMTU: zonesMTU}},
-			{"routed-again", zonesOptions{encrypted: encrypted}},
-		} {
-			kind := map[bool]string{true: "wireguard", false: "ipip"}[encrypted]
-			b.Run(kind+"/"+o.name, func(b *testing.B) {
-				near, far := newZones(b, o.zonesOptions).open()
-				go func() {
-					request := make([]byte, 1024)
-					for {
-						if _, err := io.ReadFull(far, request[:1]); err != nil {
-							return
-						}
-						if request[0] == 1 {
-							if _, err := io.ReadFull(far, request[1:]); err != nil {
-								return
-							}
-							_, _ = far.Write(request)
-							continue
-						}
-						if _, err := io.CopyN(io.Discard, far, 128<<10-1); err != nil {
-							return
-						}
-					}
-				}()
-				request := make([]byte, 1024)
-				request[0] = 1
-				exchange := func() time.Duration {
-					began := time.Now()
-					_, err := near.Write(request)
-					must.NoError(b, err)
-					_, err = io.ReadFull(near, make([]byte, len(request)))
-					must.NoError(b, err)
-					return time.Since(began)
-				}
-				exchange()
-				block := make([]byte, 128<<10)
-				b.SetBytes(int64(len(block)))
-				b.ResetTimer()
-				for range b.N {
-					_, err := near.Write(block)
-					must.NoError(b, err)
-				}
-				exchange() // everything has arrived
-				b.StopTimer()
-				var times []time.Duration
-				for range 300 {
-					times = append(times, exchange())
-				}
-				slices.Sort(times)
-				b.ReportMetric(float64(times[len(times)/2].Microseconds()), "µs/request-p50")
-			})
-		}
+		b.Run(map[bool]string{true: "wireguard", false: "ipip"}[encrypted], func(b *testing.B) {
+			routed := newZones(b, zonesOptions{encrypted: encrypted}).traffic()
+			switched := newZones(b, zonesOptions{encrypted: encrypted, switched: true, switchMTU: 1378}).traffic()
+			for _, c := range []traffic{routed, switched} {
+				c.block()
+				c.request()
+			}
+			var plain, ours, throughput, latency []float64
+			b.ResetTimer()
+			for range b.N {
+				r, s := routed.block(), switched.block()
+				plain, ours = append(plain, blockSize/r.Seconds()/1e6), append(ours, blockSize/s.Seconds()/1e6)
+				throughput = append(throughput, r.Seconds()/s.Seconds())
+				r, s = routed.request(), switched.request()
+				latency = append(latency, s.Seconds()/r.Seconds())
+			}
+			b.ReportMetric(median(plain), "routed-MB/s")
+			b.ReportMetric(median(ours), "switched-MB/s")
+			b.ReportMetric(median(throughput), "throughput-ratio")
+			b.ReportMetric(median(latency), "latency-ratio")
+		})
 	}
 }

@@ -3,8 +3,8 @@
 
 package daemon
 
-// Open vSwitch 3.1 resegments TCP to the MTU of the output port, minus headers without options,
-// which may take 40 bytes, and minus the 14 bytes of Ethernet.
+// In user space, Open vSwitch 3.1 resegments TCP to the MTU of the output port, minus headers
+// without options, which may take 40 bytes, and minus the 14 bytes of Ethernet.
 const (
 	ethernet     = 14
 	mostOptions  = 40
@@ -13,7 +13,8 @@ const (
 
 // SwitchMTU returns the MTU of the switch's ports, in bytes, for links with linkMTU. It is the
 // largest one with which resegmented packets fit into the links, and which the links carry
-// efficiently.
+// efficiently. The kernel's datapath keeps segments and would need no reduction, but no node knows
+// of which kind the switches and links of other zones are.
 func SwitchMTU(linkMTU int) int {
 	largest := linkMTU - (mostOptions - ethernet)
 	for mtu := largest; mtu > largest-200 && mtu > 200; mtu-- {
