@@ -14,12 +14,8 @@ import (
 	"github.com/sif-project/sif/internal/node/host"
 )
 
-// surroundingsInterval is how often the node's own addresses are compared with the fabric's, and
-// hostInterval how often the rest of the host is looked at.
-const (
-	surroundingsInterval = 5 * time.Second
-	hostInterval         = time.Minute
-)
+// hostInterval is how often a daemon looks at its host.
+const hostInterval = 5 * time.Second
 
 // conflicts returns what of the node's surroundings lies in the fabric's ranges.
 func (n *Node) conflicts() ([]string, error) {
@@ -56,17 +52,13 @@ func (n *Node) keepLooking(ctx context.Context) error {
 	if !n.host {
 		return nil
 	}
-	tick := time.NewTicker(surroundingsInterval)
+	tick := time.NewTicker(hostInterval)
 	defer tick.Stop()
-	var looked time.Time
 	for {
 		found, err := n.conflicts()
 		n.Report("pools", found)
 		n.Degrade("surroundings", err)
-		if time.Since(looked) >= hostInterval {
-			n.Report("host", n.lookAtHost())
-			looked = time.Now()
-		}
+		n.Report("host", n.lookAtHost())
 		select {
 		case <-ctx.Done():
 			return nil

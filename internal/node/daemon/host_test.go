@@ -74,3 +74,19 @@ func TestContestedRepairs(t *testing.T) {
 	must.StrContains(t, found[0], "host: something on this node keeps changing sysctl net.ipv4.ip_forward: it was put back 3 times within a minute")
 	must.SliceEmpty(t, r.contested(now.Add(2*time.Minute)))
 }
+
+// TestHostThatFails takes from a node the room on its disk and the address of its underlay.
+func TestHostThatFails(t *testing.T) {
+	disk := testhost.NewDisk(t, 16)
+	n := &Node{Config: &config.Config{Zone: "z1", Node: "w1", DataDir: disk.Dir, Underlay: &config.Underlay{Address: "127.0.0.1"}}, Log: hclog.NewNullLogger()}
+	must.SliceEmpty(t, n.lookAtHost())
+	disk.Fill()
+	n.Config.Underlay.Address = "192.0.2.77"
+	found := n.lookAtHost()
+	must.Len(t, 2, found)
+	must.StrContains(t, found[0], disk.Dir+" has ")
+	must.StrContains(t, found[0], "KiB free: make room there")
+	must.StrHasPrefix(t, "the underlay address 192.0.2.77 is not an address of this machine", found[1])
+	n.Report("host", found)
+	must.StrHasPrefix(t, "host: /", n.Degraded()[0])
+}
