@@ -31,7 +31,8 @@ const envSettingsMount = "SIF_SETTINGS_MOUNT"
 type SetupCommand struct {
 	Meta
 	check, dryRun, destroy, approved bool
-	settings                         join.Settings
+	settings                         join.Settings // as given
+	environment                      join.Settings // as the servers' own variables say
 	vaultCA, consulCA, nomadCA       string
 }
 
@@ -93,7 +94,7 @@ func (c *SetupCommand) options() []*flag.FlagSet {
 	n.StringVar(&c.settings.Vault.SettingsMount, "settings-mount", os.Getenv(envSettingsMount),
 		"The `mount` in Vault of the fabric's settings. Overrides "+envSettingsMount+". Default: <prefix>-settings")
 	n.StringVar(&c.settings.Vault.AppRoleMount, "approle-mount", "", "The `mount` in Vault of the log-in of machines. Default: <prefix>-approle")
-	n.StringVar(&c.settings.Vault.Address, "vault-address", "", "The `address` at which nodes, and the servers of Consul and Nomad, reach Vault. Default: VAULT_ADDR")
+	n.StringVar(&c.settings.Vault.Address, "vault-address", "", "The `address` at which nodes, and the servers of Consul and Nomad, reach Vault. Default: VAULT_ADDR at the first set-up")
 	n.StringVar(&c.vaultCA, "vault-ca", "", "The `path` to a PEM file of the CA of Vault's certificate. Default: VAULT_CACERT")
 	n.StringVar(&c.settings.Consul.Address, "consul-address", "", "The `address` of Consul's servers. Nodes use their local agent. Default: CONSUL_HTTP_ADDR")
 	n.StringVar(&c.consulCA, "consul-ca", "", "The `path` to a PEM file of the CA of Consul's certificates. Default: CONSUL_CACERT")
@@ -121,7 +122,7 @@ func (c *SetupCommand) run(ctx context.Context, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
-	settings, warnings, err := setup.Discover(ctx, clients, c.settings)
+	settings, warnings, err := setup.Discover(ctx, clients, c.settings, c.environment)
 	if err != nil {
 		return fmt.Errorf("setting up: %w", err)
 	}
@@ -214,8 +215,8 @@ func (c *SetupCommand) takeAway(ctx context.Context, s *setup.Setup, settings jo
 	return c.outputSetup(result, fmt.Sprintf("\nFabric %q is gone from Vault, Consul's ACLs and Nomad's. What its controllers stored in Consul stays: consul kv delete -recurse sif/", settings.Fabric))
 }
 
-// clients returns clients of the servers as their own environment variables say, and completes the
-// addresses and authorities in the settings.
+// clients returns clients of the servers as their own environment variables say, and notes the
+// addresses and authorities.
 func (c *SetupCommand) clients() (clients setup.Clients, err error) {
 	if clients.Vault, err = operatorsVault(); err != nil {
 		return clients, err
@@ -224,8 +225,8 @@ func (c *SetupCommand) clients() (clients setup.Clients, err error) {
 	if vault.Error != nil {
 		return clients, fmt.Errorf("make a client of Vault: %w", vault.Error)
 	}
-	c.settings.Vault.Address = cmp.Or(c.settings.Vault.Address, clients.Vault.Address())
-	c.settings.Vault.Namespace = cmp.Or(c.settings.Vault.Namespace, os.Getenv(vaultapi.EnvVaultNamespace))
+	env := &c.environment
+	env.Vault.Address, env.Vault.Namespace = clients.Vault.Address(), os.Getenv(vaultapi.EnvVaultNamespace)
 	consul := consulapi.DefaultConfig()
 	if clients.Consul, err = consulapi.NewClient(consul); err != nil {
 		return clients, fmt.Errorf("make a client of Consul: %w", err)
@@ -234,19 +235,19 @@ func (c *SetupCommand) clients() (clients setup.Clients, err error) {
 	if strings.Contains(consul.Address, "://") {
 		scheme = ""
 	}
-	c.settings.Consul.Address = cmp.Or(c.settings.Consul.Address, scheme+consul.Address)
+	env.Consul.Address = scheme + consul.Address
 	nomad := nomadapi.DefaultConfig()
 	if clients.Nomad, err = nomadapi.NewClient(nomad); err != nil {
 		return clients, fmt.Errorf("make a client of Nomad: %w", err)
 	}
-	c.settings.Nomad.Address = cmp.Or(c.settings.Nomad.Address, clients.Nomad.Address())
+	env.Nomad.Address = clients.Nomad.Address()
 	for _, ca := range []struct {
 		path, name string
 		to         *string
 	}{
-		{cmp.Or(c.vaultCA, os.Getenv(vaultapi.EnvVaultCACert)), "Vault", &c.settings.Vault.CA},
-		{cmp.Or(c.consulCA, os.Getenv(consulapi.HTTPCAFile)), "Consul", &c.settings.Consul.CA},
-		{cmp.Or(c.nomadCA, nomad.TLSConfig.CACert), "Nomad", &c.settings.Nomad.CA},
+		{c.vaultCA, "Vault", &c.settings.Vault.CA}, {os.Getenv(vaultapi.EnvVaultCACert), "Vault", &env.Vault.CA},
+		{c.consulCA, "Consul", &c.settings.Consul.CA}, {os.Getenv(consulapi.HTTPCAFile), "Consul", &env.Consul.CA},
+		{c.nomadCA, "Nomad", &c.settings.Nomad.CA}, {nomad.TLSConfig.CACert, "Nomad", &env.Nomad.CA},
 	} {
 		if ca.path == "" {
 			continue

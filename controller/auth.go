@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // access is what the holder of a token may do. It follows from the names of the token's policies,
@@ -34,7 +35,23 @@ type access struct {
 	author    string          // for the history: the actor and the name of the token
 	by        string          // what the names are of, for messages, for instance "Vault policies"
 	superuser bool            // may do everything in Consul or Vault, and therefore here
-	names     map[string]bool // of policies and roles
+	names     map[string]bool // of policies and roles, as if the fabric's prefix were the default
+	prefix    string          // of the names, for messages; empty: the default
+}
+
+// under returns the access in a fabric whose policies have another prefix than the default.
+func (a access) under(prefix string) access {
+	if prefix == "" || prefix == wellknown.Prefix {
+		return a
+	}
+	names := map[string]bool{}
+	for name := range a.names {
+		if rest, ours := strings.CutPrefix(name, prefix+"-"); ours {
+			names[wellknown.Prefix+"-"+rest] = true
+		}
+	}
+	a.names, a.prefix = names, prefix
+	return a
 }
 
 // newAccess returns an access without names. tokenName is how people know the token; it may be
@@ -97,8 +114,13 @@ func (a access) applies(domain string) bool {
 
 // missing returns the refusal of a token that has none of the policies.
 func (a access) missing(what string, policies ...string) error {
-	return forbidden("the %s may not %s: it has none of the %s %s",
-		a.actor, what, a.by, strings.Join(append(policies, setup.OperatorPolicy), ", "))
+	policies = append(policies, setup.OperatorPolicy)
+	if a.prefix != "" {
+		for i, p := range policies {
+			policies[i] = a.prefix + strings.TrimPrefix(p, wellknown.Prefix)
+		}
+	}
+	return forbidden("the %s may not %s: it has none of the %s %s", a.actor, what, a.by, strings.Join(policies, ", "))
 }
 
 // mayOperate refuses everybody except operators.
@@ -192,6 +214,7 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 	default:
 		a, err = vaultAccess(ctx, c.cfg.Vault(), vault)
 	}
+	a = a.under(c.cfg.PolicyPrefix)
 	if err == nil && !a.any() {
 		const domain = "<domain>"
 		err = a.missing("make this call", setup.ReadPolicy,

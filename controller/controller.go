@@ -66,6 +66,7 @@ type Config struct {
 	Version       string
 	Pool4, Pool6  netip.Prefix
 	AdmissionLife time.Duration // zero: AdmissionLife
+	PolicyPrefix  string        // of the names of policies that give rights; empty: wellknown.Prefix
 	History       int           // how many revisions the history keeps; zero: DefaultHistory
 	Audit         Rotation      // of the audit log
 

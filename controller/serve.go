@@ -67,7 +67,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	c, err := New(Config{
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
 		Pool4: pool4, Pool6: pool6,
-		History:    file.History,
+		History: file.History, PolicyPrefix: file.PolicyPrefix,
 		Audit:      Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
 		Consul:     clients.consul.Load,
 		Vault:      source.Vault,

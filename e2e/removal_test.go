@@ -64,6 +64,7 @@ func TestRemovedNodeStaysRemoved(t *testing.T) {
 	var removal api.Removal
 	must.NoError(t, json.Unmarshal([]byte(r.stdout), &removal))
 	must.Positive(t, removal.Endpoints)
+	must.StrContains(t, r.stdout, `"deleted": true`, must.Sprint("its credential in Vault"))
 	t.Cleanup(func() { world.rejoin(t, id, removal) })
 	gone := func() {
 		t.Helper()
@@ -170,6 +171,7 @@ func (f *fabricUnderTest) rejoin(t *testing.T, id fabric.NodeID, removal api.Rem
 		must.NoError(t, f.Stop(context.Background(), id.Name, daemon))
 	}
 	must.NoError(t, os.RemoveAll(f.SIFDataDir(id.Name)))
+	must.NoError(t, f.RenewCredential(context.Background(), id.Name, "agent"))
 	must.NoError(t, f.Start(id.Name, "link"))
 	eventually(t, 4*time.Minute, func() error {
 		// A certificate that Vault dates back to before the removal is refused, and not used again.

@@ -142,6 +142,29 @@ func (l *Lab) makeOperator(ctx context.Context) error {
 	return nil
 }
 
+// RenewCredential makes a machine's credential anew, after the machine was removed from the fabric.
+// Its daemon uses it when it is started again.
+func (l *Lab) RenewCredential(ctx context.Context, node, daemon string) error {
+	before := l.Secrets.Machines[node]
+	grant, err := l.createNode(ctx, l.Topology.Node(node))
+	if err != nil {
+		return fmt.Errorf("create node %s again: %w", node, err)
+	}
+	l.Secrets.Machines[node] = grant
+	if _, err := l.secretFile(node); err != nil {
+		return err
+	}
+	file := l.SIFConfig(node, daemon)
+	text, err := os.ReadFile(file)
+	if err == nil {
+		err = os.WriteFile(file, []byte(strings.ReplaceAll(string(text), before.RoleID, grant.RoleID)), 0o600)
+	}
+	if err != nil {
+		return fmt.Errorf("write the new credential into %s: %w", file, err)
+	}
+	return l.save()
+}
+
 // secretFile writes the secret ID of a machine into the file from which its daemon reads it.
 func (l *Lab) secretFile(node string) (string, error) {
 	secretID := l.Secrets.Machines[node].SecretID

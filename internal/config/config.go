@@ -29,7 +29,9 @@ type Config struct {
 	BPFDir      string `hcl:"bpf_dir,optional"`    // on a BPF filesystem: pins
 	BPFAttach   string `hcl:"bpf_attach,optional"` // how programs are attached: auto (default), tcx, clsact
 	Listen      string `hcl:"listen,optional"`     // controller: host:port of its API
-	History     int    `hcl:"history,optional"`    // controller: number of revisions that are kept; 0: its default
+	// PolicyPrefix begins the names of the policies that give rights at the controller.
+	PolicyPrefix string `hcl:"policy_prefix,optional"`
+	History      int    `hcl:"history,optional"` // controller: number of revisions that are kept; 0: its default
 
 	Underlay   *Underlay   `hcl:"underlay,block"`
 	Consul     *Consul     `hcl:"consul,block"`

@@ -148,6 +148,7 @@ func (c *Config) fillDefaults(r Role) {
 	}
 	fill(&c.Fabric, "sif")
 	fill(&c.LogLevel, "info")
+	fill(&c.PolicyPrefix, wellknown.Prefix)
 	// A machine may run all three.
 	switch r {
 	case RoleController:
@@ -240,6 +241,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("zone", errors.New("zone and node must be set together; the controller has neither"))
 	}
 	report("fabric", fabric.CheckName(c.Fabric))
+	report("policy_prefix", fabric.CheckName(c.PolicyPrefix))
 	report("trust_domain", set(c.TrustDomain, checkTrustDomain))
 	if hclog.LevelFromString(c.LogLevel) == hclog.NoLevel {
 		report("log_level", fmt.Errorf("%q is not one of trace, debug, info, warn, error", c.LogLevel))

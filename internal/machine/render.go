@@ -178,6 +178,7 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 	b.text("run_dir", run)
 	if isController {
 		b.text("listen", f.ControllerAddress())
+		b.text("policy_prefix", s.Prefix)
 		b.block("pools", func(b body) {
 			b.text("ipv4", s.Pools.IPv4)
 			b.text("ipv6", s.Pools.IPv6)

@@ -9,6 +9,7 @@ package servertoken
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"fmt"
 	"io"
 	"net/http"
@@ -18,9 +19,9 @@ import (
 )
 
 // Placeholder is the token in whose place requests carry that of the log-in. Requests with another
-// token, such as an operator's, are left as they are. It also keeps the clients of the servers from
-// using the token in the environment.
-const Placeholder = "the token of the log-in"
+// token, such as an operator's, are left as they are; nobody outside the process knows this one.
+// It also keeps the clients of the servers from using the token in the environment.
+var Placeholder = rand.Text()
 
 // Token is what a log-in gives.
 type Token struct {

@@ -47,17 +47,20 @@ func Stored(ctx context.Context, client *vaultapi.Client, mount string) (join.Se
 }
 
 // Discover completes given settings by those that an earlier set-up left, by what the servers say
-// of themselves, and by defaults. The warnings are for people. It writes nothing.
-func Discover(ctx context.Context, c Clients, given join.Settings) (s join.Settings, warnings []string, err error) {
+// of themselves, and by defaults; those of a fabric that was never set up, by the environment. The
+// warnings are for people. It writes nothing.
+func Discover(ctx context.Context, c Clients, given, environment join.Settings) (s join.Settings, warnings []string, err error) {
 	mount := Defaults(given).Vault.SettingsMount
-	s = given
+	// Addresses of an operator's machine are not those of the nodes, so they do not replace stored
+	// ones.
 	stored, err := Stored(ctx, c.Vault, mount)
-	switch {
-	case err == nil:
-		if s, err = overlay(stored, given); err != nil {
-			return s, nil, err
-		}
-	case !errors.Is(err, ErrNoSettings):
+	if errors.Is(err, ErrNoSettings) {
+		stored, err = environment, nil
+	}
+	if err != nil {
+		return s, nil, err
+	}
+	if s, err = overlay(stored, given); err != nil {
 		return s, nil, err
 	}
 	s.Consul.AuthMethod, s.Consul.TokenRole, s.Nomad.AuthMethod, s.Nomad.TokenRole = "", "", "", ""
@@ -84,7 +87,7 @@ func Discover(ctx context.Context, c Clients, given join.Settings) (s join.Setti
 		if acls {
 			s.Consul.AuthMethod, s.Consul.TokenRole = s.Prefix, named(s, consulSuffix)
 		} else {
-			warn("Consul has no ACLs: whoever reaches it can disturb the fabric, and every token of it makes an operator. Switch them on, and run this again")
+			warn("Consul has no ACLs: whoever reaches it can disturb the fabric, and operators need tokens of Vault, because it has none. Switch them on, and run this again")
 		}
 	}
 	if c.Nomad != nil {

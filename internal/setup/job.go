@@ -77,8 +77,7 @@ func jobSubject(s join.Settings) string {
 
 func (v *vault) jobMount() object {
 	var accessor string
-	return v.authMethod(JobMount(v.settings), "jwt", "log-in of its controller that is a Nomad job", "-prefix", &accessor,
-		func(ctx context.Context) error { return v.forgetAlias(ctx, jobSubject(v.settings), accessor) })
+	return v.authMethod(JobMount(v.settings), "jwt", "log-in of its controller that is a Nomad job", "-prefix", &accessor)
 }
 
 func (v *vault) jobConfig(mount string) object {
@@ -110,5 +109,5 @@ func (v *vault) jobPolicy() string {
 }
 
 func (v *vault) jobClaims() string {
-	return fmt.Sprintf(`{"sif": {%q: "", %q: "", %q: "true"} }`, metaZone, metaNode, metaController)
+	return fmt.Sprintf(`{"sif": {%q: "", %q: "", %q: "true", %q: "false"} }`, metaZone, metaNode, metaController, metaMember)
 }

@@ -77,8 +77,7 @@ func (c cluster) nomadClient(t *testing.T, token string) *nomadapi.Client {
 // settings discovers those of a fabric.
 func (c cluster) settings(t *testing.T, given join.Settings) join.Settings {
 	t.Helper()
-	given.Vault.Address = c.vault
-	s, _, err := setup.Discover(t.Context(), c.Clients, given)
+	s, _, err := setup.Discover(t.Context(), c.Clients, given, join.Settings{Vault: join.VaultSettings{Address: c.vault}})
 	must.NoError(t, err)
 	return s
 }
@@ -216,8 +215,12 @@ func TestSetup(t *testing.T) {
 	}
 	well()
 
-	// A second look needs no options: the settings are in Vault.
+	// A second look needs no options: the settings are in Vault. The address by which another
+	// operator reaches Vault replaces nothing.
 	must.Eq(t, settings, c.settings(t, join.Settings{}))
+	elsewhere, _, err := setup.Discover(ctx, c.Clients, join.Settings{}, join.Settings{Vault: join.VaultSettings{Address: "http://tunnel:8200", CA: "x"}})
+	must.NoError(t, err)
+	must.Eq(t, settings, elsewhere)
 
 	// What others changed is shown, and put back.
 	_, err = c.Vault.Logical().Write("sif-pki/roles/workload", map[string]any{"allow_any_name": true, "allowed_uri_sans": "*"})
@@ -360,11 +363,11 @@ func TestMissingRights(t *testing.T) {
 
 	weak = c
 	weak.Consul = c.consulClient(t, "")
-	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{})
+	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{}, join.Settings{})
 	must.ErrorContains(t, err, `Consul refuses the token: set CONSUL_HTTP_TOKEN to one with acl = "write"`)
 	weak = c
 	weak.Nomad = c.nomadClient(t, "")
-	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{})
+	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{}, join.Settings{})
 	must.ErrorContains(t, err, `Nomad refuses the token: set NOMAD_TOKEN to a management token`)
 }
 
@@ -378,7 +381,7 @@ func TestUnreachableKeys(t *testing.T) {
 		} else {
 			one.Consul = nil
 		}
-		s, _, err := setup.Discover(t.Context(), one.Clients, join.Settings{TrustDomain: trustDomain, Vault: join.VaultSettings{Address: "http://127.0.0.1:1"}})
+		s, _, err := setup.Discover(t.Context(), one.Clients, join.Settings{TrustDomain: trustDomain, Vault: join.VaultSettings{Address: "http://127.0.0.1:1"}}, join.Settings{})
 		must.NoError(t, err)
 		err = setup.New(one.Clients, s).Apply(t.Context(), func(setup.Item) {})
 		must.ErrorContains(t, err, server+"'s servers cannot read the keys of Vault at http://127.0.0.1:1/v1/identity/oidc/.well-known/keys")
@@ -391,7 +394,7 @@ func TestWithoutACLs(t *testing.T) {
 	_, consul := testhost.Consul(t)
 	_, nomad := testhost.Nomad(t)
 	clients := setup.Clients{Vault: vaultClient, Consul: consul, Nomad: nomad}
-	s, warnings, err := setup.Discover(t.Context(), clients, join.Settings{Vault: join.VaultSettings{Address: "http://" + vault.Address}})
+	s, warnings, err := setup.Discover(t.Context(), clients, join.Settings{}, join.Settings{Vault: join.VaultSettings{Address: "http://" + vault.Address}})
 	must.NoError(t, err)
 	must.StrContains(t, strings.Join(warnings, "\n"), "Consul has no ACLs")
 	must.StrContains(t, strings.Join(warnings, "\n"), "Nomad has no ACLs")

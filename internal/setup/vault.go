@@ -181,23 +181,11 @@ func (v *vault) mount(path, kind, what, option string, most time.Duration) objec
 // makes nodes can make no other logins.
 func (v *vault) authMount() object {
 	path := v.settings.Vault.AppRoleMount
-	return v.authMethod(path, "approle", "log-in of its machines", "-approle-mount", &v.accessor, func(ctx context.Context) error {
-		roles, err := v.list(ctx, "auth/"+path+"/role")
-		if err != nil {
-			return err
-		}
-		for _, r := range roles {
-			if err := v.forgetEntity(ctx, r); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	return v.authMethod(path, "approle", "log-in of its machines", "-approle-mount", &v.accessor)
 }
 
-// authMethod is a way to log in. Its accessor is kept when it is read. forget deletes the entities
-// of who logged in.
-func (v *vault) authMethod(path, kind, what, option string, accessor *string, forget func(context.Context) error) object {
+// authMethod is a way to log in. Its accessor is kept when it is read.
+func (v *vault) authMethod(path, kind, what, option string, accessor *string) object {
 	want := fields{"type": kind, "description": owned(v.settings.Fabric, what)}
 	return object{
 		server: Vault, kind: kind + " auth method", name: path, option: option,
@@ -225,7 +213,7 @@ func (v *vault) authMethod(path, kind, what, option string, accessor *string, fo
 			return err
 		},
 		remove: func(ctx context.Context, have *found) error {
-			if err := forget(ctx); err != nil {
+			if err := v.forgetEntities(ctx, *accessor); err != nil {
 				return err
 			}
 			return v.drop(ctx, "sys/auth/"+path)
@@ -233,24 +221,28 @@ func (v *vault) authMethod(path, kind, what, option string, accessor *string, fo
 	}
 }
 
-// forgetEntity deletes the entity that Vault made when the machine with an AppRole logged in.
-func (v *vault) forgetEntity(ctx context.Context, role string) error {
-	path := "auth/" + v.settings.Vault.AppRoleMount + "/role/" + role + "/role-id"
-	id, err := v.read(ctx, path)
-	if err != nil || id == nil {
-		return err
+// forgetEntities deletes the entities that Vault made of who logged in by an auth method, those of
+// machines that were removed included.
+func (v *vault) forgetEntities(ctx context.Context, accessor string) error {
+	const path = "identity/entity-alias/id"
+	secret, err := v.client.Logical().ListWithContext(ctx, path)
+	if err != nil {
+		return v.explain(ctx, err, path, "list")
 	}
-	name, _ := id["role_id"].(string)
-	return v.forgetAlias(ctx, name, v.accessor)
-}
-
-// forgetAlias deletes the entity that has an alias, if there is one.
-func (v *vault) forgetAlias(ctx context.Context, name, accessor string) error {
-	secret, err := v.put(ctx, "identity/lookup/entity", map[string]any{"alias_name": name, "alias_mount_accessor": accessor})
-	if err != nil || secret == nil {
-		return err
+	if secret == nil {
+		return nil
 	}
-	return v.drop(ctx, "identity/entity/id/"+text(secret, "id"))
+	aliases, _ := secret.Data["key_info"].(map[string]any)
+	for _, a := range aliases {
+		alias, _ := a.(map[string]any)
+		if alias["mount_accessor"] != accessor {
+			continue
+		}
+		if err := v.drop(ctx, fmt.Sprintf("identity/entity/id/%v", alias["canonical_id"])); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // inMount is an object of one of the fabric's mounts, with which it goes.
