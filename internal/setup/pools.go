@@ -13,6 +13,7 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/node/kernel"
@@ -107,7 +108,7 @@ func machineRoutes() ([]Range, error) {
 	var list []Range
 	for _, r := range routes {
 		name := names[r.LinkIndex]
-		if r.Dst == nil || r.Protocol == kernel.RouteProtocol || strings.HasPrefix(name, wellknown.InterfacePrefix) {
+		if r.Dst == nil || r.Type != unix.RTN_UNICAST || r.Protocol == kernel.RouteProtocol || name == "lo" || strings.HasPrefix(name, wellknown.InterfacePrefix) {
 			continue
 		}
 		ones, _ := r.Dst.Mask.Size()
