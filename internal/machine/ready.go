@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -28,7 +29,7 @@ func Ready(j Joined, unit string, begun time.Time) error {
 		}
 		return nil
 	}
-	info, err := os.Stat(filepath.Join(l.DataDir, recordName))
+	info, err := os.Stat(filepath.Join(l.dataDir(daemonOf(unit)), recordName))
 	if err != nil || info.ModTime().Before(begun.Add(-time.Second)) {
 		return errors.New("it has not registered with the controller yet")
 	}
@@ -38,4 +39,12 @@ func Ready(j Joined, unit string, begun time.Time) error {
 		}
 	}
 	return nil
+}
+
+// dataDir returns the data directory of a daemon. Those of a machine share none.
+func (l Layout) dataDir(daemon string) string {
+	if daemon == string(config.RoleAgent) {
+		return l.DataDir
+	}
+	return filepath.Join(l.DataDir, daemon)
 }

@@ -167,14 +167,11 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 	}
 	b.text("fabric", s.Fabric)
 	b.text("trust_domain", s.TrustDomain)
-	data, run := l.DataDir, l.RunDir
-	switch daemon {
-	case string(config.RoleController): // nothing is shared with the other daemons of the machine
-		data, run = filepath.Join(data, daemon), filepath.Join(run, daemon)
-	case string(config.RoleEngine):
-		data = filepath.Join(data, daemon)
+	run := l.RunDir
+	if isController {
+		run = filepath.Join(run, daemon)
 	}
-	b.text("data_dir", data)
+	b.text("data_dir", l.dataDir(daemon))
 	b.text("run_dir", run)
 	if isController {
 		b.text("listen", f.ControllerAddress())

@@ -38,6 +38,10 @@ func AllUnits() []string {
 
 func unitOf(daemon string) string { return "sif-" + daemon + ".service" }
 
+func daemonOf(unit string) string {
+	return strings.TrimSuffix(strings.TrimPrefix(unit, "sif-"), ".service")
+}
+
 // Commands returns the commands by which the daemons of the machine are started by hand, in order.
 func Commands(j Joined) []string {
 	l := j.Layout
@@ -47,7 +51,7 @@ func Commands(j Joined) []string {
 			list = append(list, fmt.Sprintf("sif link -run-dir=%s -data-dir=%s", filepath.Join(l.RunDir, wellknown.LinkDir), filepath.Join(l.DataDir, wellknown.LinkDir)))
 			continue
 		}
-		daemon := strings.TrimSuffix(strings.TrimPrefix(u, "sif-"), ".service")
+		daemon := daemonOf(u)
 		list = append(list, fmt.Sprintf("sif %s -config=%s", daemon, l.ConfigFile(daemon)))
 	}
 	return list
