@@ -193,6 +193,8 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 				b.SetAttributeValue("management", cty.ListVal(open))
 			}
 		})
+		// A join closes no port: `sif node firewall enforce` does, when somebody wants it.
+		b.block("firewall", func(b body) { b.text("mode", "report") })
 		b.block("controller", func(b body) { b.text("address", ControllerOf(g, f)) })
 		b.block("link", func(b body) {
 			b.SetAttributeValue("mtu", cty.NumberIntVal(int64(f.Underlay.LinkMTU())))

@@ -48,5 +48,8 @@ func TestRenderDaemonsOfOneMachine(t *testing.T) {
 	}
 	must.MapLen(t, 3, dirs)
 	must.SliceContains(t, read(config.RoleAgent, false, all...).Underlay.Management, "tcp/8440")
+	for _, role := range []config.Role{config.RoleEngine, config.RoleAgent} {
+		must.Eq(t, "report", read(role, false, all...).Firewall.Mode)
+	}
 	must.Eq(t, config.DefaultManagement, read(config.RoleAgent, false, join.Workload).Underlay.Management)
 }
