@@ -102,6 +102,9 @@ var hostRows = []hostRow{
 			}
 			return err
 		}},
+	{what: "the same, where `clsact` attaches them", node: "gcp1-w2", kind: "data path", restart: true,
+		cut:   `tc qdisc del dev $IF clsact`,
+		holds: `tc filter show dev $IF ingress | grep -q sif_from_workload && tc filter show dev $IF egress | grep -q sif_to_workload`},
 	{what: "the entries of the maps", node: "gcp1-w2", kind: "map entry", restart: true,
 		cutIn: func(t *testing.T, f *fabricUnderTest, w workload) {
 			must.NoError(t, f.kernel(t, w.node).DeletePeer(w.v4))

@@ -159,6 +159,9 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 	c.attr("node", node.Name)
 	c.attr("fabric", l.Topology.Fabric)
 	c.attr("bpf_dir", l.BPFDir(node.Name))
+	if node.BPFAttach != "" {
+		c.attr("bpf_attach", node.BPFAttach)
+	}
 	c.block("underlay", "address", node.Address, "interface", underlay)
 	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)

@@ -82,6 +82,8 @@ type Node struct {
 	Kind    string   `hcl:"kind"` // orchestrator, or a fabric.NodeKind
 	Address string   `hcl:"address"`
 	Drivers []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
+	// BPFAttach is bpf_attach of a workload node's agent: auto (default), tcx, clsact.
+	BPFAttach string `hcl:"bpf_attach,optional"`
 
 	Zone string // name of its zone; not in the file
 }

@@ -90,9 +90,10 @@ zone "gcp1" {
     address = "10.102.0.11"
     drivers = ["exec"]
   }
-  node "gcp1-w2" {
-    kind    = "workload"
-    address = "10.102.0.12"
-    drivers = ["exec"]
+  node "gcp1-w2" { # attaches its programs as a kernel without TCX does
+    kind       = "workload"
+    address    = "10.102.0.12"
+    drivers    = ["exec"]
+    bpf_attach = "clsact"
   }
 }
