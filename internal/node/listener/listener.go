@@ -11,10 +11,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -135,44 +131,11 @@ func (s Socket) Receives(protocol fabric.Protocol, at netip.AddrPort) bool {
 // Process returns the name and ID of a process that has the socket, such as "dnsmasq (process
 // 812)". It is empty for a socket of the kernel, and if no process that has it can be seen.
 func (s Socket) Process() string {
-	pid, name := s.Owner()
-	if pid == 0 {
+	o, seen := Owners([]Socket{s})[s]
+	if !seen {
 		return ""
 	}
-	return fmt.Sprintf("%s (process %d)", name, pid)
-}
-
-// Owner returns the ID and the name of a process that has the socket; 0 if none can be seen.
-func (s Socket) Owner() (pid int, name string) {
-	if s.inode == 0 {
-		return 0, ""
-	}
-	wanted := fmt.Sprintf("socket:[%d]", s.inode)
-	processes, err := os.ReadDir("/proc")
-	if err != nil {
-		return 0, ""
-	}
-	for _, p := range processes {
-		pid, err := strconv.Atoi(p.Name())
-		if err != nil {
-			continue
-		}
-		dir := filepath.Join("/proc", p.Name())
-		files, err := os.ReadDir(filepath.Join(dir, "fd"))
-		if err != nil {
-			continue // it has ended
-		}
-		for _, f := range files {
-			if target, err := os.Readlink(filepath.Join(dir, "fd", f.Name())); err == nil && target == wanted {
-				name, err := os.ReadFile(filepath.Join(dir, "comm"))
-				if err != nil {
-					return 0, ""
-				}
-				return pid, strings.TrimSpace(string(name))
-			}
-		}
-	}
-	return 0, ""
+	return fmt.Sprintf("%s (process %d)", o.Name, o.PID)
 }
 
 // String names the socket and, if it can be seen, its process.

@@ -6,8 +6,8 @@ package listener
 import (
 	"fmt"
 	"os"
-	"path"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -60,21 +60,25 @@ func Owners(sockets []Socket) map[Socket]Owner {
 
 func owner(dir string, pid int) Owner {
 	o := Owner{PID: pid}
-	if name, err := os.ReadFile(filepath.Join(dir, "comm")); err == nil {
+	if name, err := os.ReadFile(filepath.Join(dir, "comm")); err == nil { // else it has just ended
 		o.Name = strings.TrimSpace(string(name))
 	}
-	groups, err := os.ReadFile(filepath.Join(dir, "cgroup"))
-	if err != nil {
-		return o
+	if groups, err := os.ReadFile(filepath.Join(dir, "cgroup")); err == nil {
+		o.Unit = unitOf(string(groups))
 	}
-	// Lines are "0::/system.slice/ssh.service", or "1:name=systemd:/...".
-	for line := range strings.Lines(string(groups)) {
-		for parent := strings.TrimSpace(line); parent != "." && parent != "/"; parent = path.Dir(parent) {
-			if base := path.Base(parent); strings.HasSuffix(base, ".service") {
-				o.Unit = base
-				return o
+	return o
+}
+
+// unitOf returns the unit in /proc/<pid>/cgroup, whose lines are "0::/system.slice/ssh.service" or
+// "1:name=systemd:/system.slice/ssh.service": of nested ones the innermost.
+func unitOf(groups string) string {
+	for line := range strings.Lines(groups) {
+		parts := strings.Split(strings.TrimSpace(line), "/")
+		for _, part := range slices.Backward(parts) {
+			if strings.HasSuffix(part, ".service") {
+				return part
 			}
 		}
 	}
-	return o
+	return ""
 }
