@@ -131,11 +131,17 @@ func (s Socket) Receives(protocol fabric.Protocol, at netip.AddrPort) bool {
 // Process returns the name and ID of a process that has the socket, such as "dnsmasq (process
 // 812)". It is empty for a socket of the kernel, and if no process that has it can be seen.
 func (s Socket) Process() string {
-	o, seen := Owners([]Socket{s})[s]
-	if !seen {
+	pid, name := s.Owner()
+	if pid == 0 {
 		return ""
 	}
-	return fmt.Sprintf("%s (process %d)", o.Name, o.PID)
+	return fmt.Sprintf("%s (process %d)", name, pid)
+}
+
+// Owner returns the ID and the name of a process that has the socket; 0 if none can be seen.
+func (s Socket) Owner() (pid int, name string) {
+	o := Owners([]Socket{s})[s]
+	return o.PID, o.Name
 }
 
 // String names the socket and, if it can be seen, its process.
