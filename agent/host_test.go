@@ -68,7 +68,7 @@ func TestHostIsRepaired(t *testing.T) {
 		for _, command := range []string{
 			"ip link set dev sif0123456789a down; sysctl -q net.ipv4.ip_forward=0",
 			// Kernels before 6.2 rename only an interface that is down.
-			"ip link set dev sif0123456789a name strange || ip link set dev sif0123456789a down name strange; ip addr del 169.254.1.1/32 dev lo",
+			"ip link set dev sif0123456789a name strange || { ip link set dev sif0123456789a down; ip link set dev sif0123456789a name strange; }; ip addr del 169.254.1.1/32 dev lo",
 			"sysctl -q net.ipv6.conf.all.disable_ipv6=1; ip link set dev sif0123456789a address 02:00:00:00:00:01",
 		} {
 			run(node, command)
