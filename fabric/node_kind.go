@@ -22,12 +22,6 @@ const (
 	KindBoth NodeKind = "processor,workload"
 )
 
-// NodeKinds are the kinds that a node can have.
-var NodeKinds = []NodeKind{KindWorkload, KindProcessor, KindBoth}
-
-// ParseNodeKind parses one kind or several, separated by commas in any order.
-func ParseNodeKind(s string) (NodeKind, error) { return NodeKindOf(strings.Split(s, ",")) }
-
 // NodeKindOf returns the kind of a node that does all of what units name, in any order.
 func NodeKindOf(units []string) (NodeKind, error) {
 	k := NodeKind(strings.Join(slices.Sorted(slices.Values(units)), ","))
@@ -39,7 +33,7 @@ func NodeKindOf(units []string) (NodeKind, error) {
 
 // Check returns an error if there is no such kind.
 func (k NodeKind) Check() error {
-	if !slices.Contains(NodeKinds, k) {
+	if k != KindWorkload && k != KindProcessor && k != KindBoth {
 		return fmt.Errorf("the kind of node is %q, expected %q, %q or both", string(k), KindProcessor, KindWorkload)
 	}
 	return nil

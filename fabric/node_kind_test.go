@@ -4,6 +4,7 @@
 package fabric
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -14,7 +15,7 @@ func TestNodeKind(t *testing.T) {
 		"workload": KindWorkload, "processor": KindProcessor,
 		"processor,workload": KindBoth, "workload,processor": KindBoth,
 	} {
-		k, err := ParseNodeKind(text)
+		k, err := NodeKindOf(strings.Split(text, ","))
 		must.NoError(t, err)
 		must.Eq(t, want, k)
 		again, err := NodeKindOf(k.Units())
@@ -22,7 +23,7 @@ func TestNodeKind(t *testing.T) {
 		must.Eq(t, k, again)
 	}
 	for _, text := range []string{"", ",", "x", "workload,", "workload,workload", "Workload", "controller", "workload, processor", "processor,workload,x"} {
-		_, err := ParseNodeKind(text)
+		_, err := NodeKindOf(strings.Split(text, ","))
 		must.Error(t, err, must.Sprint(text))
 	}
 	must.True(t, KindBoth.Has(KindWorkload) && KindBoth.Has(KindProcessor))
