@@ -98,15 +98,22 @@ func newCluster(t *testing.T, name string, specs ...machines.Spec) *cluster {
 		must.NoError(t, err)
 		t.Cleanup(func() { c.keepLogs(t) })
 	}
-	env, err := os.ReadFile(c.world.Path("servers/operator.env"))
-	must.NoError(t, err)
-	for _, line := range strings.Split(strings.TrimSpace(string(env)), "\n") {
-		c.operator = append(c.operator, strings.Fields(strings.TrimPrefix(line, "export "))...)
-	}
+	c.becomeOperator(t)
 	c.sif = c.world.Path("operator/usr/bin/sif")
 	out, err := exec.CommandContext(ctx, "dpkg-deb", "-x", packageUnderTest(t), c.world.Path("operator")).CombinedOutput()
 	must.NoError(t, err, must.Sprint(string(out)))
 	return c
+}
+
+// becomeOperator reads the environment of an administrator of the servers.
+func (c *cluster) becomeOperator(t *testing.T) {
+	t.Helper()
+	env, err := os.ReadFile(c.world.Path("servers/operator.env"))
+	must.NoError(t, err)
+	c.operator = nil
+	for _, line := range strings.Split(strings.TrimSpace(string(env)), "\n") {
+		c.operator = append(c.operator, strings.Fields(strings.TrimPrefix(line, "export "))...)
+	}
 }
 
 // start starts the servers, boots the machines, and makes them clients of the servers.
@@ -117,6 +124,7 @@ func (c *cluster) start(t *testing.T, ctx context.Context, specs []machines.Spec
 	must.NoError(t, err)
 	out, err := c.world.Command(ctx, script, "up", c.world.Path("servers"), servers).CombinedOutput()
 	must.NoError(t, err, must.Sprint(string(out)))
+	c.becomeOperator(t)
 	c.logf(t, "the servers run")
 
 	files := []machines.File{

@@ -34,25 +34,27 @@ section namespaces; ip netns list | sort
 section filters;    for l in /sys/class/net/*; do tc filter show dev ${l##*/} ingress; tc filter show dev ${l##*/} egress; done
 section nftables;   nft list ruleset | sed -E 's/counter packets [0-9]+ bytes [0-9]+/counter/'
 section iptables;   iptables-save | sed -E '/^#/d; s/\[[0-9]+:[0-9]+\]//'; ip6tables-save | sed -E '/^#/d; s/\[[0-9]+:[0-9]+\]//'
-section sysctls;    sysctl -a | grep -E '^net\.(ipv4|ipv6|core|bridge|netfilter)\.' | grep -vE 'dentry|_count |nf_conntrack_max|nf_conntrack_buckets|random|base_reachable|fib_info|\.tcp_fastopen_key|neigh\.veth|conf\.veth|rmem|wmem'
+section sysctls;    sysctl -a | grep -E '^net\.(ipv4|ipv6|core|bridge|netfilter)\.' | grep -vE 'dentry|_count |nf_conntrack_max|nf_conntrack_buckets|random|base_reachable|fib_info|\.tcp_fastopen_key|\.neigh\.|conf\.veth|nf_conntrack_(dccp|gre|icmp|sctp|tcp)'
 section modules;    lsmod | awk '{print $1}' | grep -E '^sif'
 section programs;   bpftool prog show | grep -E 'sched_cls|tracing|xdp' | sed -E 's/^[0-9]+: //'; find /sys/fs/bpf
 section mounts;     awk '{print $5, $9, $10}' /proc/self/mountinfo | grep -vE '^/run/(user|credentials)' | sort
 section files;      find /etc /opt/cni /usr /run /var/lib /var/log /root -xdev \( -path '*sif*' -o -path /opt/cni/\* \) ! -path /root/sif\* ! -path /usr/local/bin/sif-traffic ! -path '/var/lib/dpkg/*' ! -path '/var/log/journal/*' | sort
 section users;      getent passwd; getent group
-section units;      systemctl list-unit-files --no-legend --no-pager | grep -E 'sif|nomad|consul' ; systemctl list-units --all --no-legend --no-pager 'sif*'
+section units;      ls /etc/systemd/system /etc/systemd/system/*.wants /usr/lib/systemd/system | grep sif; systemctl list-units --all --no-legend --no-pager 'sif*'
 section bridges;    ovs-vsctl --no-headings --columns=name list bridge; ovs-vsctl get open_vswitch . external_ids other_config | tr ',' '\n' | grep -i sif
 section processes;  ps -eo comm | grep -E '^sif' | sort
-section crontabs;   ls /etc/cron.d /var/spool/cron/crontabs
+section end
 `
 
 // state returns what looks prints, by section.
 func (c *cluster) state(t *testing.T, m *machines.Machine) map[string]string {
 	t.Helper()
 	sections := map[string]string{}
-	out, err := m.Output(testContext(t), "bash", "-c", looks)
+	cmd := m.Command(testContext(t), "bash", "-s")
+	cmd.Stdin = strings.NewReader(looks)
+	out, err := cmd.Output()
 	must.NoError(t, err)
-	for _, s := range strings.Split(out, "=== ") {
+	for _, s := range strings.Split(string(out), "=== ") {
 		name, text, _ := strings.Cut(s, "\n")
 		sections[name] = text
 	}

@@ -43,7 +43,7 @@ func TestOneMachine(t *testing.T) {
 		must.Eq(t, 0, c.exitCode(t, "setup", "-check"))
 	})
 	step("join", func(t *testing.T) {
-		c.join(t, m, "a", "controller,workload")
+		c.join(t, m, "a", "controller,processor,workload")
 		c.useController(t, m)
 		c.awaitHealthy(t, 2*time.Minute)
 	})
