@@ -21,8 +21,8 @@ import (
 )
 
 // TestTwoZones is the first hour in two zones with two machines each, and then all that happens to
-// machines: a reboot, a crash of everything of ours, an upgrade and a downgrade, networkd, DHCP, the
-// clock, and the goodbye. One zone has Debian 12, the other Debian 13.
+// machines: a reboot, a crash of everything of ours, an upgrade and a downgrade, networkd, DHCP,
+// the clock, and the goodbye. One zone has Debian 12, the other Debian 13.
 func TestTwoZones(t *testing.T) {
 	c := newCluster(t, "zones",
 		machines.Spec{Name: "aw", Zone: "a", Host: 11, Image: "debian12", Hostname: "ip-10-20-1-11.ec2.internal", MemoryMB: 1536},
