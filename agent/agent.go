@@ -93,7 +93,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err
 	}
-	if a.endpoints, err = openEndpoints(filepath.Join(c.DataDir, "endpoints.json")); err != nil {
+	if a.endpoints, err = openEndpoints(endpointsFile(c)); err != nil {
 		return nil, err
 	}
 	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), log); err != nil {
@@ -108,7 +108,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	for _, ep := range a.endpoints.all() {
 		a.addresses.reserve(ep.IPv4)
 	}
-	if _, err := bpf.MountBPFFS(c.BPFDir); err != nil {
+	if _, err := mountBPF(c); err != nil {
 		return nil, err
 	}
 	if a.kernel, err = openDatapath(c, n.Self.Ranges, log); err != nil {

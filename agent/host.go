@@ -78,7 +78,7 @@ func (a *Agent) closeUnguarded(ep endpoint) error {
 
 // repairDatapath puts back what the data path has beside its entries and programs.
 func (a *Agent) repairDatapath() (changes []kernel.Change, err error) {
-	mounted, err := bpf.MountBPFFS(a.node.Config.BPFDir)
+	mounted, err := mountBPF(a.node.Config)
 	if err != nil {
 		return nil, err
 	}

@@ -67,6 +67,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"node create":    &NodeCreateCommand{},
 		"node firewall":  &NodeFirewallCommand{},
 		"node join":      &NodeJoinCommand{},
+		"node leave":     &NodeLeaveCommand{},
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
 		"node status":    &NodeStatusCommand{},
@@ -168,6 +169,10 @@ Usage: sif node <subcommand> [options] [args]
   Show what listens on this machine, and close what need not be open:
 
       $ sif node firewall enforce
+
+  Take the fabric off the machine that it runs on:
+
+      $ sif node leave -dry-run
 
   Remove one that is gone, or that must not take part any more:
 

@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -223,7 +224,11 @@ func (c *NodeJoinCommand) credential(ctx context.Context, token *join.Token) (ma
 		return j, fmt.Errorf("the token is of node %s of fabric %s, but this machine is node %s of fabric %s: end that with sif node leave, and make another token, because this one is used up",
 			g.Node, g.Settings.Fabric, j.Grant.Node, j.Grant.Settings.Fabric)
 	}
-	next := machine.Joined{Grant: g, Layout: c.layout, Said: c.said.Or(j.Said), Token: digestOf(*token), Time: time.Now().UTC().Truncate(time.Second)}
+	made := j.Made
+	if !found {
+		made = c.layout.Absent()
+	}
+	next := machine.Joined{Grant: g, Layout: c.layout, Made: made, Said: c.said.Or(j.Said), Token: digestOf(*token), Time: time.Now().UTC().Truncate(time.Second)}
 	if err := c.layout.Keep(next); err != nil {
 		return j, fmt.Errorf("%w; the token is used up: make another one with sif node create -again", err)
 	}
@@ -334,6 +339,11 @@ func (c *NodeJoinCommand) find(ctx context.Context, j *machine.Joined) (machine.
 			return f, err
 		}
 		j.Nomad = f.Nomad
+		for _, dir := range j.Layout.Absent(f.Nomad.CNIPath, f.Nomad.CNIConfigDir) {
+			if !slices.Contains(j.Made, dir) {
+				j.Made = append(j.Made, dir)
+			}
+		}
 		c.done("Nomad", "%s, node %s; CNI plugins in %s, networks in %s",
 			cmp.Or(f.Nomad.Address, "not running yet"), cmp.Or(f.Nomad.ID, "not known yet"), f.Nomad.CNIPath, f.Nomad.CNIConfigDir)
 	}

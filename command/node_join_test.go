@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/cli"
 	"github.com/hashicorp/go-hclog"
@@ -26,7 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
-// joining is a Vault that is set up for a fabric, and a Consul.
+// joining is a Vault that is set up for a fabric, and a Consul without ACLs.
 type joining struct {
 	vault, consul string
 	root          *vaultapi.Client
@@ -34,17 +35,26 @@ type joining struct {
 	nodes         map[fabric.NodeID]join.Grant
 }
 
-func newJoining(t *testing.T) *joining {
+// newJoining creates nodes in a Vault that is set up.
+func newJoining(t *testing.T, vault string, root *vaultapi.Client, consul string, nodes ...setuptest.Node) *joining {
+	j := &joining{vault: vault, root: root, consul: consul, settings: setuptest.Settings("test", "sif.test"), nodes: map[fabric.NodeID]join.Grant{}}
+	j.settings.Vault.Address = vault
+	j.settings.Consul.AuthMethod, j.settings.Consul.TokenRole = "", ""
+	for _, n := range nodes {
+		j.nodes[n.NodeID] = setuptest.Machine(t, root, j.settings, n.NodeID, join.Kind(n.Kind))
+	}
+	return j
+}
+
+func startJoining(t *testing.T) *joining {
 	vault, root := testhost.Vault(t)
 	consul, _ := testhost.Consul(t)
-	j := &joining{vault: "http://" + vault.Address, consul: "http://" + consul.Address, root: root}
-	j.settings = setup.Defaults(join.Settings{Fabric: "test", TrustDomain: "sif.test", Vault: join.VaultSettings{Address: j.vault}})
-	var nodes []setuptest.Node
-	for _, name := range []string{"w1", "w2"} {
-		nodes = append(nodes, setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: name}, Kind: fabric.KindWorkload})
-	}
-	j.nodes = setuptest.Vault(t, root, j.settings, nodes...).Nodes
-	return j
+	setuptest.Vault(t, root, setuptest.Settings("test", "sif.test"))
+	return newJoining(t, "http://"+vault.Address, root, "http://"+consul.Address, workloadNode("w1"), workloadNode("w2"))
+}
+
+func workloadNode(name string) setuptest.Node {
+	return setuptest.Node{NodeID: fabric.NodeID{Zone: "aws1", Name: name}, Kind: fabric.KindWorkload}
 }
 
 // token returns a join token of a node, as sif node create makes it.
@@ -55,17 +65,9 @@ func (j *joining) token(t *testing.T, name string, change func(*join.Grant)) str
 	if change != nil {
 		change(&g)
 	}
-	var data map[string]any
-	text, err := json.Marshal(g)
+	token, err := setup.Wrap(t.Context(), j.root, g, 5*time.Minute)
 	must.NoError(t, err)
-	must.NoError(t, json.Unmarshal(text, &data))
-	wrapper, err := j.root.Clone()
-	must.NoError(t, err)
-	wrapper.SetToken(j.root.Token())
-	wrapper.SetWrappingLookupFunc(func(string, string) string { return "5m" })
-	secret, err := wrapper.Logical().Write("sys/wrapping/wrap", data)
-	must.NoError(t, err)
-	return join.Token{Vault: j.vault, Wrapping: secret.WrapInfo.Token}.String()
+	return token.String()
 }
 
 // call runs sif node join for the machine whose directories are in dir.
@@ -97,7 +99,7 @@ func files(t *testing.T, dir string) map[string]string {
 }
 
 func TestNodeJoin(t *testing.T) {
-	j := newJoining(t)
+	j := startJoining(t)
 	t.Setenv("NOMAD_TOKEN", "")
 	refused := func(dir, text string, args ...string) {
 		t.Helper()
@@ -200,7 +202,7 @@ func TestNodeJoin(t *testing.T) {
 // A Nomad client tells where CNI plugins go, and which node it is. With ACLs it needs a token.
 func TestNodeJoinFindsNomad(t *testing.T) {
 	testhost.RequireRoot(t)
-	j := newJoining(t)
+	j := startJoining(t)
 	plugins, networks := t.TempDir(), t.TempDir()
 	server, client := testhost.Nomad(t, `
 name = "IP-10-0-0-1.eu-central-1.Compute.Internal"

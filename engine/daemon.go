@@ -21,7 +21,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
@@ -90,7 +89,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 // openSwitch takes over the switch.
 func (d *Daemon) openSwitch(ctx context.Context, num registry) error {
 	c := d.node.Config
-	sw := ovs.NewSwitch(ovs.Config{RunDir: c.OVS.RunDir, Database: strings.TrimPrefix(c.OVS.DB, "unix:"), Control: c.OVS.Control, Bridge: c.OVS.Bridge})
+	sw := newSwitch(c)
 	if err := sw.Create(ctx); err != nil {
 		return err
 	}

@@ -61,6 +61,7 @@ type Joined struct {
 	Layout Layout     `json:"layout"`
 	Token  string     `json:"token"` // SHA-256 of the join token, to know it again
 	Time   time.Time  `json:"time"`
+	Made   []string   `json:"made,omitempty"` // directories that did not exist before
 	Said   Said       `json:"said"`
 	Nomad  NomadAgent `json:"nomad,omitzero"`
 	Done   bool       `json:"done"` // the machine was in the fabric

@@ -104,6 +104,9 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	} else if err != nil {
 		return nil, err
 	}
+	if err := remember(c); err != nil {
+		return nil, err
+	}
 	if n.Identity, err = identity.Open(ctx, c.Identity(), log.Named("identity")); err != nil {
 		return nil, err
 	}

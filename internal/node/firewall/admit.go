@@ -218,13 +218,10 @@ func (f *Firewall) withdraw(conn *nftables.Conn) error {
 		if program == "" {
 			continue
 		}
-		text, err := run(program, "-w", "-S")
+		rules, err := admitted(program)
 		errs = append(errs, err)
-		for line := range strings.Lines(text) {
-			if rule, is := strings.CutPrefix(strings.TrimSpace(line), "-A "); is && strings.Contains(rule, "--comment "+admitComment+" ") {
-				_, err := run(program, append([]string{"-w", "-D"}, strings.Fields(rule)...)...)
-				errs = append(errs, err)
-			}
+		for _, rule := range rules {
+			errs = append(errs, withdraw(program, rule))
 		}
 	}
 	return errors.Join(errs...)

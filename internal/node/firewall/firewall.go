@@ -276,8 +276,16 @@ func (f *Firewall) Remove() error {
 	if err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}
-	conn.DelTable(conn.AddTable(f.table())) // deleting a missing table is an error
-	if err := errors.Join(conn.Flush(), f.withdraw(conn)); err != nil {
+	return errors.Join(f.removeTable(), f.withdraw(conn))
+}
+
+func (f *Firewall) removeTable() error {
+	conn, err := nftables.New()
+	if err == nil {
+		conn.DelTable(conn.AddTable(f.table())) // deleting a missing table is an error
+		err = conn.Flush()
+	}
+	if err != nil {
 		return fmt.Errorf("remove the node's firewall: %w", err)
 	}
 	return nil
