@@ -65,6 +65,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"matrix":         &MatrixCommand{},
 		"node bind":      &NodeBindCommand{},
 		"node create":    &NodeCreateCommand{},
+		"node drain":     &NodeDrainCommand{},
 		"node firewall":  &NodeFirewallCommand{},
 		"node join":      &NodeJoinCommand{},
 		"node leave":     &NodeLeaveCommand{},

@@ -1,0 +1,156 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package command
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"slices"
+	"time"
+
+	nomadapi "github.com/hashicorp/nomad/api"
+	"github.com/posener/complete"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// NodeDrainCommand is sif node drain.
+type NodeDrainCommand struct {
+	Meta
+	enable, disable bool
+	detach          bool
+	deadline        time.Duration
+	ignoreSystem    bool
+	message         string
+}
+
+// drainReply is what a drain did, for -json.
+type drainReply struct {
+	Node      string `json:"node"`
+	NomadNode string `json:"nomadNode"`
+	Draining  bool   `json:"draining"`
+	Done      bool   `json:"done"` // no allocation is left that the drain concerns
+}
+
+// Synopsis implements cli.Command.
+func (c *NodeDrainCommand) Synopsis() string { return "Move the workloads of a node elsewhere" }
+
+func (c *NodeDrainCommand) usage() string {
+	return `
+Usage: sif node drain [options] -enable|-disable <zone>/<node>
+
+  Has Nomad drain the Nomad node that a node of the fabric is: its allocations
+  move to other nodes, their endpoints leave the fabric with them, and nothing
+  new is placed there. It is nomad node drain, with the fabric's name of the
+  node. The command waits until the drain is over, unless -detach is given.
+
+  NOMAD_ADDR and NOMAD_TOKEN say where Nomad is and who drains; the token needs
+  node:write. The controller says which Nomad node it is, to a token with
+  sif-read.
+`
+}
+
+func (c *NodeDrainCommand) options() []*flag.FlagSet {
+	o := newOptions("Drain Options")
+	o.BoolVar(&c.enable, "enable", false, "Drain the node.")
+	o.BoolVar(&c.disable, "disable", false, "End the drain, and let Nomad place allocations there again.")
+	o.BoolVar(&c.detach, "detach", false, "Do not wait until the drain is over.")
+	o.DurationVar(&c.deadline, "deadline", time.Hour, "After `how` long allocations that are left are stopped. Default: 1h")
+	o.BoolVar(&c.ignoreSystem, "ignore-system", false, "Leave the allocations of system jobs where they are.")
+	o.StringVar(&c.message, "message", "", "A `message` that says why, for Nomad.")
+	c.jsonOption(o, "Print the result in JSON.")
+	return []*flag.FlagSet{c.generalOptions(), o}
+}
+
+func (c *NodeDrainCommand) arguments() arguments {
+	return arguments{min: 1, max: 1, words: "one argument: <zone>/<node>", predict: complete.PredictAnything}
+}
+
+func (c *NodeDrainCommand) run(ctx context.Context, args []string) error {
+	id, err := fabric.ParseNodeID(args[0])
+	if err != nil {
+		return usagef("%v", err)
+	}
+	if c.enable == c.disable {
+		return usagef("Either -enable or -disable is needed.")
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	list, err := client.Nodes(ctx)
+	if err != nil {
+		return fmt.Errorf("draining node %s: ask which Nomad node it is: %w", id, err)
+	}
+	nomadNode, err := nomadNodeOf(list, id)
+	if err != nil {
+		return fmt.Errorf("draining node %s: %w", id, err)
+	}
+	nomad, err := nomadapi.NewClient(nomadapi.DefaultConfig())
+	if err != nil {
+		return fmt.Errorf("draining node %s: make a client of Nomad: %w", id, err)
+	}
+	defer nomad.Close()
+	if err := c.drain(ctx, nomad, nomadNode); err != nil {
+		return fmt.Errorf("draining node %s: %w", id, err)
+	}
+	reply := drainReply{Node: id.String(), NomadNode: nomadNode, Draining: c.enable, Done: c.enable && !c.detach}
+	return c.output(reply, func() string {
+		switch {
+		case c.disable:
+			return fmt.Sprintf("Node %s is no longer drained, and Nomad places allocations there again.", id)
+		case c.detach:
+			return fmt.Sprintf("Node %s is being drained.", id)
+		}
+		return fmt.Sprintf("Node %s is drained.", id)
+	})
+}
+
+// drain has Nomad begin or end the drain of a Nomad node.
+func (c *NodeDrainCommand) drain(ctx context.Context, nomad *nomadapi.Client, node string) error {
+	options := &nomadapi.DrainOptions{MarkEligible: c.disable, Meta: map[string]string{"message": c.message}}
+	if c.enable {
+		options.DrainSpec = &nomadapi.DrainSpec{Deadline: c.deadline, IgnoreSystemJobs: c.ignoreSystem}
+	}
+	answer, err := nomad.Nodes().UpdateDrainOpts(node, options, (&nomadapi.WriteOptions{}).WithContext(ctx))
+	if err != nil {
+		return fmt.Errorf("ask Nomad to drain node %s: %w", node, err)
+	}
+	if !c.enable || c.detach {
+		return nil
+	}
+	if err := c.monitor(ctx, nomad, node, answer.LastIndex); err != nil {
+		return fmt.Errorf("wait for Nomad: %w; the drain goes on", err)
+	}
+	return nil
+}
+
+// nomadNodeOf returns the ID of the Nomad node that a node is.
+func nomadNodeOf(list api.NodeList, id fabric.NodeID) (string, error) {
+	i := slices.IndexFunc(list.Nodes, func(n api.NodeInfo) bool { return n.Node.ID() == id })
+	if i < 0 {
+		return "", fmt.Errorf("there is no node %q; `sif node list` lists the nodes", id)
+	}
+	if list.Nodes[i].NomadNode == "" {
+		return "", fmt.Errorf("it is bound to no Nomad node: no allocation has run there yet; if it has a Nomad client, run `sif node bind %s`", id)
+	}
+	return list.Nodes[i].NomadNode, nil
+}
+
+// monitor shows what the drain does until it is over.
+func (c *NodeDrainCommand) monitor(ctx context.Context, nomad *nomadapi.Client, node string, index uint64) error {
+	for m := range nomad.Nodes().MonitorDrain(ctx, node, index, c.ignoreSystem) {
+		if m.Level == nomadapi.MonitorMsgLevelError {
+			return errors.New(m.Message)
+		}
+		if !c.json {
+			c.UI.Output(m.Message)
+		}
+	}
+	return ctx.Err()
+}
