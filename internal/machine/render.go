@@ -17,7 +17,6 @@ import (
 
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/join"
-	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -247,15 +246,6 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 	}
 	comment := fmt.Sprintf("# Written by sif node join: this machine is node %s of fabric %s.\n\n", g.Node, s.Fabric)
 	return append([]byte(comment), hclwrite.Format(out.Bytes())...)
-}
-
-// dataDir returns the data directory of a daemon: an agent has that of the machine, in which the
-// others have directories of their own.
-func dataDir(l Layout, daemon string) string {
-	if daemon == string(config.RoleAgent) {
-		return l.DataDir
-	}
-	return filepath.Join(l.DataDir, daemon)
 }
 
 // ControllerOf returns the controller that the daemons of the machine call: its own, if it has one.
