@@ -35,12 +35,12 @@ func (v *vault) jobObjects() []object {
 	policy := v.named(jobSuffix)
 	return append(list,
 		v.policy(policy, "the controller that is a Nomad job", v.jobPolicy),
-		v.inMount(mount, "JWT role", "role/"+v.named(controllerSuffix), fields{
+		v.inMount(mount, "JWT role", "role/"+v.named(controllerSuffix), lived(fields{
 			"role_type": "jwt", "bound_audiences": []string{JobAudience}, "bound_subject": jobSubject(v.settings),
 			// The subject names the task. With a claim of less, jobs would share an entity.
 			"user_claim": "/sub", "user_claim_json_pointer": true,
-			"token_policies": []string{policy}, "token_period": int(loginTTL.Seconds()),
-		}),
+			"token_policies": []string{policy},
+		})),
 	)
 }
 

@@ -117,10 +117,9 @@ func (v *vault) createNode(ctx context.Context, m Machine) (join.Grant, error) {
 		policies = append(policies, v.nodePolicyName())
 	}
 	// Policies as one text: the operator's policy lists the texts that are allowed.
-	if _, err := v.put(ctx, role, map[string]any{
-		"token_policies": strings.Join(policies, ","), "token_period": int(loginTTL.Seconds()),
-		"token_bound_cidrs": m.BoundTo, "secret_id_bound_cidrs": m.BoundTo,
-	}); err != nil {
+	if _, err := v.put(ctx, role, lived(fields{
+		"token_policies": strings.Join(policies, ","), "token_bound_cidrs": m.BoundTo, "secret_id_bound_cidrs": m.BoundTo,
+	})); err != nil {
 		return g, err
 	}
 	if have != nil {

@@ -25,7 +25,7 @@ const RoleWorkload = "workload"
 
 const (
 	rootTTL   = 10 * 365 * 24 * time.Hour
-	loginTTL  = time.Hour        // of Vault tokens, which the daemons renew
+	loginTTL  = time.Hour        // of Vault tokens, at most: a renewal does not need the secret ID
 	clockSkew = 60 * time.Second // how far the clock of a verifier may be behind that of Vault
 	jwtTTL    = 5 * time.Minute  // of identity tokens, which are used at once
 	keyPeriod = 24 * time.Hour   // of the key that signs them
@@ -472,13 +472,13 @@ func (v *vault) controllerPolicy() string {
 func (v *vault) signPolicy() string {
 	s := v.settings.Vault
 	return rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
-		rule(s.PKIMount+"/sign/"+RoleWorkload, "update") +
-		rule(s.PKIMount+"/sign/"+wellknown.ControllerRole, "update")
+		signRule(s.PKIMount+"/sign/"+RoleWorkload) +
+		signRule(s.PKIMount+"/sign/"+wellknown.ControllerRole)
 }
 
 func (v *vault) nodePolicy() string {
 	return v.readPolicy() + v.tokenPolicy(v.settings.Consul.TokenRole) +
-		rule(v.settings.Vault.PKIMount+"/sign/"+wellknown.NodeRole("{{"+v.meta(metaZone)+"}}", "{{"+v.meta(metaNode)+"}}"), "update")
+		signRule(v.settings.Vault.PKIMount+"/sign/"+wellknown.NodeRole("{{"+v.meta(metaZone)+"}}", "{{"+v.meta(metaNode)+"}}"))
 }
 
 // readPolicy permits reading what a daemon needs to verify, and what a machine needs to know: the
@@ -536,6 +536,25 @@ func (v *vault) nodesPolicy() string {
 
 func rule(path string, capabilities ...string) string {
 	return fmt.Sprintf("path %q {\n  capabilities = [\"%s\"]\n}\n", path, strings.Join(capabilities, `", "`))
+}
+
+// signRule permits having certificates signed with the life that the role gives them: a role bounds
+// ttl, but not the times themselves.
+func signRule(path string) string {
+	return fmt.Sprintf(`path %q {
+  capabilities = ["update"]
+  denied_parameters = {
+    "not_after"  = []
+    "not_before" = []
+  }
+}
+`, path)
+}
+
+// lived returns the fields by which the tokens of a role live for loginTTL.
+func lived(f fields) fields {
+	f["token_period"], f["token_ttl"], f["token_max_ttl"] = 0, int(loginTTL.Seconds()), int(loginTTL.Seconds())
+	return f
 }
 
 func fixed(f fields) func(context.Context) (fields, error) {

@@ -93,6 +93,8 @@ func TestNodeGetsNoForeignCertificate(t *testing.T) {
 		"another unit":             {csr: request(t, func(c *x509.CertificateRequest) { c.Subject.OrganizationalUnit = []string{"processor"} }, own), signed: true},
 		"unit as a parameter":      {csr: request(t, nil, own), data: map[string]any{"ou": "processor"}, signed: true},
 		"for a century":            {csr: request(t, nil, own), data: map[string]any{"ttl": "876000h"}, signed: true},
+		"until next year":          {csr: request(t, nil, own), data: map[string]any{"not_after": time.Now().AddDate(1, 0, 0).UTC().Format(time.RFC3339)}},
+		"from tomorrow on":         {csr: request(t, nil, own), data: map[string]any{"not_before": time.Now().AddDate(0, 0, 1).UTC().Format(time.RFC3339)}},
 		"an address as parameter":  {csr: request(t, nil, own), data: map[string]any{"ip_sans": "10.1.0.11"}, signed: true}, // the request decides
 		"an authority":             {csr: request(t, func(c *x509.CertificateRequest) { c.ExtraExtensions = authority(t) }, own), signed: true},
 		"own address":              {csr: request(t, address, own)},

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
@@ -54,11 +55,16 @@ func (s Subject) String() string {
 	return "service " + s.Service.String()
 }
 
+// maxLife is the longest life of a certificate, which begins some time before it is issued. Vault
+// lets who may use a role ask for any end (not_after), and removals of nodes are forgotten when no
+// certificate from before them can be valid.
+const maxLife = fabric.MaxCertificateLife + 10*time.Minute
+
 // Read returns whom a certificate was issued to. It is the only place where certificates are taken
 // apart, so that all of them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID
 // of the trust domain; the ID is that of a node, a service or the controller; a node's certificate
-// has an organizational unit for each kind that the node is of. By the X.509-SVID standard the leaf
-// cannot sign certificates. Read does not verify the chain.
+// has an organizational unit for each kind that the node is of; its life is bounded. By the
+// X.509-SVID standard the leaf cannot sign certificates. Read does not verify the chain.
 func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	id, err := x509svid.IDFromCert(leaf)
 	if err != nil {
@@ -71,6 +77,8 @@ func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	switch {
 	case !id.MemberOf(td):
 		return Subject{}, fmt.Errorf("certificate of %s: its trust domain is not %s", id, td)
+	case leaf.NotAfter.Sub(leaf.NotBefore) > maxLife:
+		return Subject{}, fmt.Errorf("certificate of %s: it is valid for %s, and the fabric permits %s", id, leaf.NotAfter.Sub(leaf.NotBefore), fabric.MaxCertificateLife)
 	case leaf.IsCA, leaf.KeyUsage&(x509.KeyUsageCertSign|x509.KeyUsageCRLSign) != 0:
 		return Subject{}, fmt.Errorf("certificate of %s: it is the certificate of an authority", id)
 	}

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"net/url"
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
@@ -72,6 +73,8 @@ func TestRead(t *testing.T) {
 		{name: "port", path: w1, unit: "workload", change: uris(domain + ":443" + w1), err: "trust domain"},
 		{name: "user", path: w1, unit: "workload", change: uris("spiffe://root@" + identitytest.TrustDomain + w1), err: "trust domain"},
 		{name: "escaped path", path: w1, unit: "workload", change: uris(domain + "/node/aws1/%771"), err: "certificate"},
+		{name: "a long life", path: w1, unit: "workload", change: func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(fabric.MaxCertificateLife + time.Minute) }, want: node("aws1", "w1", fabric.KindWorkload)},
+		{name: "too long a life", path: w1, unit: "workload", change: func(c *x509.Certificate) { c.NotAfter = c.NotBefore.Add(fabric.MaxCertificateLife + time.Hour) }, err: "the fabric permits 72h"},
 		{name: "authority", path: w1, unit: "workload", change: func(c *x509.Certificate) { c.IsCA, c.BasicConstraintsValid = true, true }, err: "authority"},
 		{name: "may sign certificates", path: w1, unit: "workload", change: func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }, err: "authority"},
 		{name: "may sign revocations", path: w1, unit: "workload", change: func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCRLSign }, err: "authority"},
