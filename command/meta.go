@@ -65,8 +65,6 @@ func (m *Meta) init(ui cli.Ui, name string) { m.UI, m.name = ui, name }
 
 // Defaults: a command without options and arguments that fails with exit code 1.
 
-func (m *Meta) options() []*flag.FlagSet { return nil }
-
 func (m *Meta) arguments() arguments {
 	return arguments{words: "no arguments", predict: complete.PredictNothing}
 }

@@ -259,7 +259,7 @@ func (b *bindings) claim(ctx context.Context, node fabric.Node, id string) {
 	case bound.ID != "" && (err != nil || m.Down): // what the node was before
 		err = nil
 	case err != nil:
-		err = errors.New("Nomad's servers do not know it")
+		err = errors.New("it is unknown to Nomad's servers")
 	case bound.ID != "":
 		err = fmt.Errorf("but it is bound to Nomad node %s; if its Nomad client was set up again, run `sif node bind %s`", bound.ID, node.ID())
 	default:

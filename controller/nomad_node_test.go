@@ -45,7 +45,7 @@ func testClaim(t *testing.T, w *world) {
 	must.SliceEmpty(t, c.bound.degraded())
 
 	for _, x := range []struct{ underlay, nomad, why string }{
-		{"10.0.0.3", "nomad-9", "node aws1/w2 says that it is Nomad node nomad-9: Nomad's servers do not know it"},
+		{"10.0.0.3", "nomad-9", "node aws1/w2 says that it is Nomad node nomad-9: it is unknown to Nomad's servers"},
 		{"10.0.0.3", "nomad-2", "its addresses are [10.0.0.2], but the address of node aws1/w2 is 10.0.0.3"},
 		{"10.0.0.1", "nomad-1", "is node aws1/w1 of the fabric already"},
 	} {

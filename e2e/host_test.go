@@ -151,6 +151,9 @@ var hostRows = []hostRow{
 	{what: "the settings of the bridge and its ports", node: "gcp1-p1", kind: "switch", restart: true,
 		cut:   `ovs-vsctl --db=unix:$OVS/db.sock --no-wait set-fail-mode sif0 standalone -- set bridge sif0 stp_enable=true`,
 		holds: `[ "$(ovs-vsctl --db=unix:$OVS/db.sock get bridge sif0 fail_mode stp_enable | tr -d '\n')" = securefalse ]`},
+	{what: "the switch's idle times and most number of connections", node: "gcp1-p1", kind: "switch", restart: true,
+		cut:   `ovs-appctl -t $OVS/ovs-vswitchd.ctl dpctl/ct-set-limits netdev@ovs-netdev zone=1,limit=7`,
+		holds: `ovs-appctl -t $OVS/ovs-vswitchd.ctl dpctl/ct-get-limits netdev@ovs-netdev zone=1 | grep -q "limit=1000000"`},
 
 	{what: "an nftables chain of others that drops what is forwarded (firewalld, own rules)", node: "gcp1-w1",
 		cut:  `nft 'add table inet strange; add chain inet strange f { type filter hook forward priority 5; policy drop; }'`,

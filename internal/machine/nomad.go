@@ -76,9 +76,9 @@ func WaitForNetwork(ctx context.Context, client *nomadapi.Client, node string, t
 		case hasNetwork(n) == there:
 			return nil
 		case there:
-			last = fmt.Errorf("Nomad does not list the network %s at node %s yet", NetworkMode, node)
+			last = fmt.Errorf("the network %s at node %s is not in Nomad's list yet", NetworkMode, node)
 		default:
-			last = fmt.Errorf("Nomad still lists the network %s at node %s", NetworkMode, node)
+			last = fmt.Errorf("the network %s at node %s is still in Nomad's list", NetworkMode, node)
 		}
 		if !retry.Sleep(ctx, pollInterval) {
 			return errors.Join(last, context.Cause(ctx))

@@ -22,7 +22,7 @@ import (
 )
 
 // ErrNoSettings is the error of a Vault in which no fabric was set up.
-var ErrNoSettings = errors.New("Vault has no settings of a fabric")
+var ErrNoSettings = errors.New("there are no settings of a fabric in Vault")
 
 // Stored reads the settings that an earlier set-up left in Vault, in a mount.
 func Stored(ctx context.Context, client *vaultapi.Client, mount string) (join.Settings, error) {
@@ -153,7 +153,7 @@ func issuer(ctx context.Context, client *vaultapi.Client) (string, error) {
 		Issuer string `json:"issuer"`
 	}
 	if err := json.NewDecoder(resp.Body).Decode(&c); err != nil || c.Issuer == "" {
-		return "", fmt.Errorf("Vault at %s does not say who issues its identity tokens: set its api_addr", client.Address())
+		return "", fmt.Errorf("the Vault at %s does not say who issues its identity tokens: set its api_addr", client.Address())
 	}
 	return c.Issuer, nil
 }
@@ -173,7 +173,7 @@ func consulACLs(ctx context.Context, client *consulapi.Client) (bool, error) {
 	case strings.Contains(err.Error(), "ACL support disabled"):
 		return false, nil
 	case strings.Contains(err.Error(), "403"):
-		return false, fmt.Errorf("Consul refuses the token: set CONSUL_HTTP_TOKEN to one with acl = \"write\": %w", err)
+		return false, fmt.Errorf("the token is refused by Consul: set CONSUL_HTTP_TOKEN to one with acl = \"write\": %w", err)
 	}
 	return false, fmt.Errorf("reach Consul: correct CONSUL_HTTP_ADDR, CONSUL_CACERT and the like: %w", err)
 }
@@ -187,7 +187,7 @@ func nomadACLs(ctx context.Context, client *nomadapi.Client) (bool, error) {
 	}
 	if acls {
 		if token, _, err := client.ACLTokens().Self(query); err != nil || token.Type != "management" {
-			return false, errors.New("Nomad refuses the token: set NOMAD_TOKEN to a management token")
+			return false, errors.New("the token is refused by Nomad: set NOMAD_TOKEN to a management token")
 		}
 	}
 	self, err := client.Agent().Self()

@@ -88,7 +88,7 @@ func (v *vault) jobConfig(mount string) object {
 	write := o.write
 	o.write = func(ctx context.Context, want fields, have *found) error {
 		if err := write(ctx, want, have); err != nil {
-			return fmt.Errorf("Vault's servers must reach the keys of Nomad's workload identities at %s, and trust its certificate; "+
+			return fmt.Errorf("the servers of Vault must reach the keys of Nomad's workload identities at %s, and trust its certificate; "+
 				"name another address with -nomad-address, or another CA with -nomad-ca: %w", keys, err)
 		}
 		return nil

@@ -143,7 +143,7 @@ func (v *vault) createNode(ctx context.Context, m Machine) (join.Grant, error) {
 		return g, err
 	}
 	if g.SecretID = text(secret, "secret_id"); g.RoleID == "" || g.SecretID == "" {
-		return g, fmt.Errorf("Vault has made no role ID or secret ID for %s", role)
+		return g, fmt.Errorf("no role ID or secret ID came from Vault for %s", role)
 	}
 	g.Controllers, err = v.controllers(ctx)
 	return g, err
@@ -228,7 +228,7 @@ func Wrap(ctx context.Context, client *api.Client, g join.Grant, ttl time.Durati
 func digest(ctx context.Context, address, ca string) (string, error) {
 	u, err := url.Parse(address)
 	if err != nil {
-		return "", fmt.Errorf("Vault's address: %w", err)
+		return "", fmt.Errorf("the address of Vault: %w", err)
 	}
 	if u.Scheme != "https" {
 		return "", nil

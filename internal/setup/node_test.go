@@ -39,7 +39,7 @@ func TestOperatorMakesNodes(t *testing.T) {
 	machine := setup.Machine{ID: id, Kinds: []join.Kind{join.Workload}}
 	first, err := setup.CreateNode(ctx, operator, settings, machine)
 	must.NoError(t, err)
-	client := login(t, root, first)
+	login(t, root, first)
 
 	// A join token gives the grant once.
 	wrapped, err := setup.Wrap(ctx, operator, first, time.Minute)
@@ -71,7 +71,7 @@ func TestOperatorMakesNodes(t *testing.T) {
 	role, err := root.Logical().Read("sif-pki/roles/node-aws1--w1")
 	must.NoError(t, err)
 	must.Eq(t, []any{"processor", "workload"}, role.Data["ou"].([]any))
-	client = login(t, root, second)
+	client := login(t, root, second)
 	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "AAAA"})
 	must.NoError(t, err)
 

@@ -364,11 +364,11 @@ func TestMissingRights(t *testing.T) {
 	weak = c
 	weak.Consul = c.consulClient(t, "")
 	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{}, join.Settings{})
-	must.ErrorContains(t, err, `Consul refuses the token: set CONSUL_HTTP_TOKEN to one with acl = "write"`)
+	must.ErrorContains(t, err, `the token is refused by Consul: set CONSUL_HTTP_TOKEN to one with acl = "write"`)
 	weak = c
 	weak.Nomad = c.nomadClient(t, "")
 	_, _, err = setup.Discover(ctx, weak.Clients, join.Settings{}, join.Settings{})
-	must.ErrorContains(t, err, `Nomad refuses the token: set NOMAD_TOKEN to a management token`)
+	must.ErrorContains(t, err, `the token is refused by Nomad: set NOMAD_TOKEN to a management token`)
 }
 
 // Consul's and Nomad's servers must read Vault's keys.
