@@ -76,8 +76,22 @@ func (n nomad) policy(name, what, rules string) object {
 	}
 }
 
-// authMethod has Nomad accept Vault's identity tokens. It carries no description: it is the
-// fabric's if its audience is.
+// owner returns whose an auth method with the fabric's audience is, which carries no description:
+// that of the binding rules for it.
+func (n nomad) owner(ctx context.Context, method string) (string, error) {
+	rules, _, err := n.client.ACLBindingRules().List((&api.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return "", err
+	}
+	for _, r := range rules {
+		if other := ownerOf(r.Description); r.AuthMethod == method && other != "" {
+			return other, nil
+		}
+	}
+	return n.settings.Fabric, nil
+}
+
+// authMethod has Nomad accept Vault's identity tokens.
 func (n nomad) authMethod() object {
 	s := n.settings
 	name := s.Nomad.AuthMethod
@@ -104,7 +118,9 @@ func (n nomad) authMethod() object {
 				m.Config = &api.ACLAuthMethodConfig{}
 			}
 			if slices.Equal(m.Config.BoundAudiences, config.BoundAudiences) {
-				f.owner = s.Fabric
+				if f.owner, err = n.owner(ctx, name); err != nil {
+					return nil, err
+				}
 			}
 			f.fields = shown(m.Type, m.MaxTokenTTL.String(), m.Config)
 			return f, err

@@ -247,6 +247,13 @@ func TestSetup(t *testing.T) {
 		must.ErrorContains(t, err, `Vault pki mount "sif-pki" exists already, and it belongs to fabric "sif": use another name (-pki-mount)`)
 		must.ErrorContains(t, err, `Consul policy "sif-node" exists already`)
 		well()
+		// Neither is anything of them taken away by who forgets the prefix of another fabric.
+		other := setup.New(c.Clients, c.settings(t, join.Settings{Fabric: "other", TrustDomain: trustDomain}))
+		report, err := other.CheckDestroy(ctx)
+		must.NoError(t, err)
+		for _, i := range report.Items {
+			must.NotEq(t, setup.Delete, i.State, must.Sprint(i))
+		}
 		_, _, err = c.Consul.ACL().PolicyCreate(&consulapi.ACLPolicy{Name: "green-node", Description: "somebody's"}, nil)
 		must.NoError(t, err)
 		err = setup.New(c.Clients, c.settings(t, join.Settings{Fabric: "green", Prefix: "green", TrustDomain: trustDomain})).Apply(ctx, told)

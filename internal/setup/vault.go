@@ -38,6 +38,7 @@ type vault struct {
 
 	mine     map[string]bool // the mounts that are there and the fabric's, as last read
 	accessor string          // of the AppRole mount, as last read
+	owner    string          // of the fabric's identity tokens, as last read
 }
 
 func (v *vault) objects() []object {
@@ -197,6 +198,12 @@ func (v *vault) authMethod(path, kind, what, option string, accessor *string) ob
 			}
 			m := mounts[path+"/"]
 			*accessor = ""
+			if path == v.settings.Vault.AppRoleMount {
+				v.owner = v.settings.Fabric
+				if m != nil {
+					v.owner = ownerOf(m.Description)
+				}
+			}
 			v.mine["auth/"+path] = m != nil && ownerOf(m.Description) == v.settings.Fabric
 			if m == nil {
 				return nil, nil
@@ -365,12 +372,12 @@ func (v *vault) identityKey() object {
 				return nil, err
 			}
 			f := &found{fields: data}
-			// It carries no description. Whose it is follows from the audiences, which other keys
-			// have from Vault at random.
+			// It carries no description. That it is a fabric's follows from the audiences, which other
+			// keys have from Vault at random, and which fabric's from the mount of the machines' log-in.
 			ids, _ := data["allowed_client_ids"].([]any)
 			for _, id := range ids {
 				if strings.HasPrefix(fmt.Sprint(id), name+"-") {
-					f.owner = v.settings.Fabric
+					f.owner = v.owner
 				}
 			}
 			return f, nil
@@ -396,7 +403,7 @@ func (v *vault) identityRole(name, audience string, claims func() string) object
 			}
 			f := &found{fields: data}
 			if data["client_id"] == audience && data["key"] == v.settings.Prefix {
-				f.owner = v.settings.Fabric
+				f.owner = v.owner
 			}
 			return f, nil
 		},
