@@ -137,6 +137,16 @@ func (m *mode) change(r firewallcall.Request, now time.Time) (changed bool, err 
 			return false, fmt.Errorf("the session from %s is older than the change, so it does not show that a new one is possible: log in again, and confirm there before %s",
 				r.Connection.Client, s.Until.Format(time.TimeOnly))
 		}
+		if r.Connection != nil {
+			now, err := established()
+			if err != nil {
+				return false, err
+			}
+			if !slices.Contains(now, *r.Connection) { // what a terminal multiplexer began in, perhaps
+				return false, fmt.Errorf("the connection from %s over which this session began is not there any more, so it does not show that a new one is possible: log in again, and confirm there, outside tmux or screen, before %s",
+					r.Connection.Client, s.Until.Format(time.TimeOnly))
+			}
+		}
 		return true, m.set(modeState{Mode: firewall.Enforce})
 	}
 	return false, fmt.Errorf("unknown action %q", r.Action)
