@@ -36,7 +36,10 @@ func Login(ctx context.Context, g join.Grant) (*Session, error) {
 		return nil, fmt.Errorf("make a client of Vault: %w", conf.Error)
 	}
 	v := g.Settings.Vault
-	conf.Address, conf.MaxRetries, conf.Timeout = v.Address, 1, timeout
+	conf.Address, conf.AgentAddress, conf.MaxRetries, conf.Timeout = v.Address, "", 1, timeout
+	if t, ok := conf.HttpClient.Transport.(*http.Transport); ok { // VAULT_SKIP_VERIFY is not for the credential
+		t.TLSClientConfig.InsecureSkipVerify = false
+	}
 	if v.CA != "" {
 		if err := conf.ConfigureTLS(&vaultapi.TLSConfig{CACertBytes: []byte(v.CA)}); err != nil {
 			return nil, fmt.Errorf("make a client of Vault: %w", err)
@@ -47,9 +50,7 @@ func Login(ctx context.Context, g join.Grant) (*Session, error) {
 		return nil, fmt.Errorf("make a client of Vault: %w", err)
 	}
 	client.ClearToken() // the one in the environment is an operator's
-	if v.Namespace != "" {
-		client.SetNamespace(v.Namespace)
-	}
+	setNamespace(client, v.Namespace)
 	secret, err := client.Logical().WriteWithContext(ctx, "auth/"+v.AppRoleMount+"/login", map[string]any{"role_id": g.RoleID, "secret_id": g.SecretID})
 	var refused *vaultapi.ResponseError
 	if errors.As(err, &refused) && (refused.StatusCode == http.StatusBadRequest || refused.StatusCode == http.StatusForbidden) {

@@ -46,8 +46,9 @@ type Vault struct {
 	Skew time.Duration // how far the machine's clock is ahead of Vault's
 	CA   string        // the certificate of the token's digest, PEM; empty without TLS
 
-	client *vaultapi.Client
-	token  join.Token
+	client   *vaultapi.Client
+	token    join.Token
+	untimely error // the certificate is not valid by the clock of the machine
 }
 
 // Connect reaches the Vault of a token. The token is not used up.
@@ -74,14 +75,12 @@ func Connect(ctx context.Context, t join.Token) (*Vault, error) {
 	if conf.Error != nil {
 		return nil, fmt.Errorf("make a client of Vault: %w", conf.Error)
 	}
-	conf.Address, conf.HttpClient, conf.MaxRetries, conf.Timeout = t.Vault, &http.Client{Transport: transport}, 1, timeout
+	conf.Address, conf.AgentAddress, conf.HttpClient, conf.MaxRetries, conf.Timeout = t.Vault, "", &http.Client{Transport: transport}, 1, timeout
 	if v.client, err = vaultapi.NewClient(conf); err != nil {
 		return nil, fmt.Errorf("make a client of Vault: %w", err)
 	}
 	v.client.SetToken(t.Wrapping)
-	if t.Namespace != "" {
-		v.client.SetNamespace(t.Namespace)
-	}
+	setNamespace(v.client, t.Namespace)
 	return v, v.greet(ctx, u)
 }
 
@@ -128,6 +127,8 @@ func (v *Vault) greet(ctx context.Context, u *url.URL) error {
 		}
 		return fmt.Errorf("the clock of this machine is %s %s Vault's: set one of them right (timedatectl set-ntp true), and join again; the token was not used",
 			v.Skew.Abs().Round(time.Second), word)
+	case v.untimely != nil: // it is not the clock
+		return fmt.Errorf("the certificate of Vault at %s: %w: replace it, and join again; the token was not used", v.token.Vault, v.untimely)
 	case status.Sealed:
 		return fmt.Errorf("Vault at %s is sealed: unseal it, and join again; the token was not used", v.token.Vault)
 	}
@@ -171,8 +172,22 @@ func (v *Vault) verify(s tls.ConnectionState, host string) error {
 	if _, err := leaf.Verify(x509.VerifyOptions{DNSName: host, Roots: roots, Intermediates: between, CurrentTime: at}); err != nil {
 		return fmt.Errorf("the certificate of Vault: %w", err)
 	}
-	v.CA = pemOf(last)
+	v.CA, v.untimely = pemOf(last), nil
+	for _, c := range chain {
+		if now := time.Now(); now.Before(c.NotBefore) || now.After(c.NotAfter) {
+			v.untimely = fmt.Errorf("%s is valid from %s to %s", c.Subject, c.NotBefore.Format(time.RFC3339), c.NotAfter.Format(time.RFC3339))
+		}
+	}
 	return nil
+}
+
+// setNamespace has a client use a namespace of Vault, and not that of the environment.
+func setNamespace(c *vaultapi.Client, namespace string) {
+	if namespace == "" {
+		c.ClearNamespace()
+		return
+	}
+	c.SetNamespace(namespace)
 }
 
 // Unwrap uses the token up and returns its grant.

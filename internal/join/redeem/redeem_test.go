@@ -4,10 +4,18 @@
 package redeem_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -146,6 +154,60 @@ func TestRedeem(t *testing.T) {
 		change(&bad)
 		must.ErrorContains(t, unwrap(token(bad, "1m")), text)
 	}
+}
+
+// Only the Vault of the token is believed: a chain that ends in the right certificate must be
+// signed by it, and be valid. What the environment says of another Vault does not matter.
+func TestOnlyTheTokensVault(t *testing.T) {
+	server, root := testhost.Vault(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	certificate := func(life time.Duration, of *ecdsa.PrivateKey, parent *x509.Certificate, by *ecdsa.PrivateKey) *x509.Certificate {
+		isCA := of == by
+		template := &x509.Certificate{
+			SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: fmt.Sprint("authority ", isCA)}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: isCA,
+			BasicConstraintsValid: true, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(life), KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+		}
+		if parent == nil {
+			parent = template
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, of.Public(), by)
+		must.NoError(t, err)
+		return must1(x509.ParseCertificate(der))
+	}
+	signer, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	must.NoError(t, err)
+	ca, impostor := certificate(time.Hour, signer, nil, signer), certificate(time.Hour, other, nil, other)
+	target := must1(url.Parse("http://" + server.Address))
+	connect := func(leaf *x509.Certificate) error {
+		s := httptest.NewUnstartedServer(&httputil.ReverseProxy{Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(target) }})
+		s.TLS = &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{leaf.Raw, ca.Raw}, PrivateKey: key}}}
+		s.StartTLS()
+		defer s.Close()
+		sum := sha256.Sum256(ca.Raw)
+		v, err := redeem.Connect(t.Context(), join.Token{Vault: s.URL, Digest: hex.EncodeToString(sum[:]), Wrapping: wrap(t, root, grant(), "1m")})
+		if err == nil {
+			_, err = v.Unwrap(t.Context())
+		}
+		return err
+	}
+	must.NoError(t, connect(certificate(time.Hour, key, ca, signer)))
+	must.ErrorContains(t, connect(certificate(time.Hour, key, nil, key)), "the certificate of Vault")
+	must.ErrorContains(t, connect(certificate(time.Hour, key, impostor, other)), "the certificate of Vault")
+	must.ErrorContains(t, connect(certificate(-time.Hour, key, ca, signer)), "is valid from")
+
+	t.Setenv(vaultapi.EnvVaultAgentAddr, "http://127.0.0.1:1")
+	t.Setenv(vaultapi.EnvVaultNamespace, "theirs")
+	must.NoError(t, connect(certificate(time.Hour, key, ca, signer)))
+	t.Setenv(vaultapi.EnvVaultSkipVerify, "true")
+	s := httptest.NewTLSServer(http.NotFoundHandler())
+	defer s.Close()
+	g := grant()
+	g.Settings.Vault.Address = s.URL
+	_, err = redeem.Login(t.Context(), g)
+	must.ErrorContains(t, err, "certificate")
 }
 
 func must1[T any](v T, err error) T {
