@@ -127,7 +127,7 @@ func (l Layout) KeepState(j Joined) error {
 type owner struct{ uid, gid int }
 
 // serviceUser is the user of the controller, which the packages create.
-const serviceUser = "sif"
+var serviceUser = "sif"
 
 // ownerOf returns whom the secret belongs to. The controller does not run as root; the other
 // daemons do, and read any file.
@@ -152,7 +152,7 @@ func (l Layout) write(name string, data []byte, perm os.FileMode, o owner) error
 	if err := atomicfile.Write(path, data, perm); err != nil {
 		return err
 	}
-	if err := os.Chown(path, o.uid, o.gid); o.uid >= 0 && err != nil {
+	if err := os.Chown(path, o.uid, o.gid); o.gid >= 0 && err != nil {
 		return fmt.Errorf("give %s to its user: %w", path, err)
 	}
 	return nil

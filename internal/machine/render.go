@@ -127,7 +127,8 @@ func Write(j Joined, f Found) error {
 		if filepath.Ext(name) == ".pem" {
 			perm = 0o644
 		}
-		if err := l.write(name, files[name], perm, owner{o.uid, o.gid}); err != nil {
+		// The controller's user reads them. It must not write what daemons read that run as root.
+		if err := l.write(name, files[name], perm, owner{-1, o.gid}); err != nil {
 			return err
 		}
 	}

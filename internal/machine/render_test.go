@@ -5,6 +5,9 @@ package machine
 
 import (
 	"net/netip"
+	"os"
+	"path/filepath"
+	"syscall"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -12,6 +15,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/join"
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 // The daemons of one machine share no data directory, the engine of a machine with workloads has no
@@ -52,4 +56,29 @@ func TestRenderDaemonsOfOneMachine(t *testing.T) {
 		must.Eq(t, "report", read(role, false, all...).Firewall.Mode)
 	}
 	must.Eq(t, config.DefaultManagement, read(config.RoleAgent, false, join.Workload).Underlay.Management)
+}
+
+// The user of a machine's controller owns the credential, and only reads the files by which
+// daemons that run as root are configured.
+func TestFilesOfControllersUser(t *testing.T) {
+	testhost.RequireRoot(t)
+	serviceUser = "nobody"
+	t.Cleanup(func() { serviceUser = "sif" })
+	l := DefaultLayout()
+	l.ConfigDir = t.TempDir()
+	j := Joined{Layout: l, Grant: join.Grant{
+		Node: fabric.NodeID{Zone: "z", Name: "n"}, Kinds: []join.Kind{join.Controller, join.Processor}, RoleID: "r", SecretID: "s",
+		Settings: join.Settings{Fabric: "f", TrustDomain: "sif.example", Pools: join.Pools{IPv4: "100.64.0.0/10", IPv6: "fd5f:7369:6600::/48"}},
+	}}
+	must.NoError(t, l.Keep(j))
+	must.NoError(t, Write(j, Found{Underlay: Underlay{Address: netip.MustParseAddr("192.0.2.1"), Interface: "eth0", MTU: 1500}, FabricCA: "x"}))
+	want := ownerOf(j.Grant)
+	must.Positive(t, want.uid)
+	for name, uid := range map[string]int{"vault-secret-id": want.uid, "controller.hcl": 0, "engine.hcl": 0, "fabric-ca.pem": 0} {
+		info, err := os.Stat(filepath.Join(l.ConfigDir, name))
+		must.NoError(t, err)
+		stat := info.Sys().(*syscall.Stat_t)
+		must.Eq(t, []int{uid, want.gid}, []int{int(stat.Uid), int(stat.Gid)}, must.Sprint(name))
+		must.Zero(t, info.Mode().Perm()&0o022)
+	}
 }
