@@ -372,8 +372,8 @@ func (v *vault) identityKey() object {
 				return nil, err
 			}
 			f := &found{fields: data}
-			// It carries no description. That it is a fabric's follows from the audiences, which other
-			// keys have from Vault at random, and which fabric's from the mount of the machines' log-in.
+			// It carries no description. That it is a fabric's follows from the audiences, which
+			// other keys have from Vault at random, and which one's from the mount of the log-in.
 			ids, _ := data["allowed_client_ids"].([]any)
 			for _, id := range ids {
 				if strings.HasPrefix(fmt.Sprint(id), name+"-") {
