@@ -131,6 +131,9 @@ func (c *NodeJoinCommand) run(ctx context.Context, args []string) error {
 			return fmt.Errorf("joining: %w", err)
 		}
 	}
+	if err := c.layout.Check(); err != nil {
+		return fmt.Errorf("joining: %w", err)
+	}
 	if !c.noStart {
 		if os.Geteuid() != 0 {
 			return errors.New("joining: this needs root: run it with sudo, or use -no-start with a -config-dir of your own")

@@ -234,3 +234,34 @@ client {
 	must.Eq(t, "http://"+server.Address, c.Nomad.Address)
 	must.StrContains(t, stdout, nodes[0].ID)
 }
+
+// A removal that fails halfway says what it did.
+func TestNodeRemoveSaysWhatItDid(t *testing.T) {
+	j := startJoining(t)
+	t.Setenv(vaultapi.EnvVaultAddress, j.vault)
+	t.Setenv(vaultapi.EnvVaultToken, j.root.Token())
+	ui := cli.NewMockUi()
+	must.Eq(t, 1, newRunner(ui, "node remove", &NodeRemoveCommand{}).Run([]string{"-auto-approve", "-address=https://127.0.0.1:1", "aws1/w1"}))
+	must.StrContains(t, ui.ErrorWriter.String(), "Its credential in Vault is deleted already")
+	role, err := j.root.Logical().Read("auth/sif-approle/role/sif-node-aws1--w1")
+	must.NoError(t, err)
+	must.Nil(t, role)
+}
+
+// Nothing is joined in, or taken away from, a directory of others.
+func TestDirectoriesOfOthers(t *testing.T) {
+	testhost.RequireRoot(t)
+	args := []string{"-data-dir=/var/lib", "-config-dir=" + t.TempDir()}
+	for _, run := range []func(*cli.MockUi) int{
+		func(ui *cli.MockUi) int {
+			return newRunner(ui, "node join", &NodeJoinCommand{}).Run(append(args, "-no-start", "-resume"))
+		},
+		func(ui *cli.MockUi) int {
+			return newRunner(ui, "node leave", &NodeLeaveCommand{}).Run(append(args, "-dry-run"))
+		},
+	} {
+		ui := cli.NewMockUi()
+		must.Eq(t, 1, run(ui))
+		must.StrContains(t, ui.ErrorWriter.String(), "-data-dir=/var/lib is a directory of others")
+	}
+}

@@ -109,6 +109,9 @@ func (c *NodeLeaveCommand) run(ctx context.Context, _ []string) error {
 	if err != nil {
 		return fmt.Errorf("leaving: %w", err)
 	}
+	if err := c.layout.Check(); err != nil {
+		return fmt.Errorf("leaving: %w", err)
+	}
 	reply := leaveReply{Node: m.node().String(), DryRun: c.dryRun, Leftovers: []leftover.Leftover{}}
 	if reply.Workloads, err = agent.Workloads(m.configs["agent"]); err != nil {
 		return fmt.Errorf("leaving: %w", err)

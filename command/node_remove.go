@@ -89,6 +89,9 @@ func (c *NodeRemoveCommand) run(ctx context.Context, args []string) error {
 	}
 	removal, err := client.RemoveNode(ctx, id, c.message)
 	if err != nil {
+		if credential.Deleted {
+			return fmt.Errorf("removing node %s: %w\nIts credential in Vault is deleted already, so the machine gets no new certificate; the one that it has goes on until its end unless the node is removed", id, err)
+		}
 		return fmt.Errorf("removing node %s: %w", id, err)
 	}
 	return c.output(struct {

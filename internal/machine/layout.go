@@ -8,10 +8,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/sif-project/sif/internal/atomicfile"
@@ -34,6 +37,32 @@ type Layout struct {
 // DefaultLayout is the one that the packages have.
 func DefaultLayout() Layout {
 	return Layout{ConfigDir: DefaultConfigDir, DataDir: wellknown.DataDir, RunDir: wellknown.RunDir, BPFDir: "/sys/fs/bpf/sif"}
+}
+
+// shared are directories in which others have what leaving would take away.
+var shared = []string{"/etc/*", "/run/user", "/run/systemd", "/sys/*", "/sys/fs/*", "/usr/*", "/usr/local/*", "/var/cache", "/var/lib", "/var/log", "/var/opt", "/var/run", "/var/spool", "/var/tmp", "/home/*"}
+
+// Check returns an error that names a directory that cannot be the fabric's alone: leaving takes
+// away all that is in it.
+func (l Layout) Check() error {
+	all := map[string]string{"config-dir": l.ConfigDir, "data-dir": l.DataDir, "run-dir": l.RunDir, "bpf-dir": l.BPFDir}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		dir := filepath.Clean(all[name])
+		others := filepath.Dir(dir) == "/" // as / itself
+		for _, pattern := range shared {
+			match, err := filepath.Match(pattern, dir)
+			others = others || match || err != nil
+		}
+		if others && dir != filepath.Clean(l.ConfigDir) { // of that, only known files go
+			return fmt.Errorf("-%s=%s is a directory of others, and must be the fabric's alone: name one in it, such as %s", name, dir, filepath.Join(dir, "sif"))
+		}
+		for _, other := range slices.Sorted(maps.Keys(all)) {
+			if other != name && (filepath.Clean(all[other])+"/" == dir+"/" || strings.HasPrefix(filepath.Clean(all[other]), dir+"/")) {
+				return fmt.Errorf("-%s=%s is in -%s=%s, and each needs a directory of its own", other, all[other], name, dir)
+			}
+		}
+	}
+	return nil
 }
 
 // Names of files in the configuration directory.
