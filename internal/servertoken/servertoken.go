@@ -174,14 +174,16 @@ func (t *Transport) usable(refused string) string {
 	return t.token.Secret
 }
 
+// lives reports whether the token may still be good. By the clock of a machine that is ahead of the
+// server, a new one has ended already: it is used all the same.
 func (t *Transport) lives() bool {
-	return t.token.Expires.IsZero() || time.Now().Before(t.token.Expires)
+	return t.token.Expires.IsZero() || time.Now().Before(t.token.Expires) || !t.token.Expires.After(t.made) && time.Since(t.made) < doubtAfter
 }
 
 // due reports whether a quarter of the token's life has passed: what is left of it bridges times in
 // which nobody can log in.
 func (t *Transport) due() bool {
-	return !t.token.Expires.IsZero() && time.Since(t.made) > t.token.Expires.Sub(t.made)/4
+	return t.token.Expires.After(t.made) && time.Since(t.made) > t.token.Expires.Sub(t.made)/4
 }
 
 func (t *Transport) send(req *http.Request, secret string) (*http.Response, error) {
