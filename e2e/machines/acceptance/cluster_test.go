@@ -260,8 +260,8 @@ func (c *cluster) on(t *testing.T, m *machines.Machine, args ...string) string {
 	return out
 }
 
-// shorten matches what is long, secret and means nothing to a reader: a join token.
-var shorten = regexp.MustCompile(`(sif-join-.{8})\S*`)
+// shorten matches what is long, secret and means nothing to a reader: tokens.
+var shorten = regexp.MustCompile(`(sif-join-.{8}|TOKEN=.{8})\S*`)
 
 func show(out string) {
 	for _, line := range strings.Split(out, "\n") {
