@@ -19,14 +19,14 @@ import (
 func TestOneMachine(t *testing.T) {
 	c := newCluster(t, "smoke", machines.Spec{Name: "m1", Zone: "a", Image: "debian12", Hostname: "ip-10-20-1-11.ec2.internal", MemoryMB: 2048})
 	m := c.machine(t, "m1")
+	c.useController(t, m) // of an earlier run
 	step := func(name string, fn func(t *testing.T)) {
 		if !t.Run(name, fn) {
 			t.FailNow()
 		}
 	}
-	var clean map[string]string
 	step("install", func(t *testing.T) {
-		clean = c.state(t, m)
+		c.remember(t, m, c.state(t, m))
 		c.install(t, m)
 	})
 	step("doctor", func(t *testing.T) {
@@ -68,7 +68,7 @@ func TestOneMachine(t *testing.T) {
 	})
 	step("killed", func(t *testing.T) {
 		r := c.during(t, shop, store, func() {
-			c.on(t, m, "sh", "-c", "systemctl kill -s KILL sif-controller sif-agent; sleep 10; systemctl is-active sif-controller sif-agent || true")
+			c.on(t, m, "sh", "-c", "systemctl kill -s KILL 'sif-*.service'; sleep 10; systemctl is-active 'sif-*.service' || true")
 			must.False(t, c.reaches(t, thief, store))
 		})
 		must.Eq(t, r.UDP.Sent, r.UDP.Answered)
@@ -81,8 +81,8 @@ func TestOneMachine(t *testing.T) {
 			_, err := c.run(testContext(t), repository+"/bin/servers/nomad", "job", "stop", "-purge", "-detach", name)
 			must.NoError(t, err)
 		}
-		c.on(t, m, "env", c.variable("NOMAD_TOKEN"), "sif", "node", "leave")
+		c.on(t, m, "env", c.variable("NOMAD_TOKEN"), "sif", "node", "leave", "-force")
 		c.on(t, m, "sh", "-c", "apt-get purge -y sif 2>&1 | grep -vE 'Reading|database'")
-		unchanged(t, clean, c.state(t, m))
+		unchanged(t, c.remembered(t, m), c.state(t, m))
 	})
 }
