@@ -101,10 +101,11 @@ func unchanged(t *testing.T, before, after map[string]string) {
 }
 
 // install installs the package with apt and checks that this starts nothing and changes nothing of
-// the network.
+// the network. It remembers what the machine looked like before.
 func (c *cluster) install(t *testing.T, m *machines.Machine) {
 	t.Helper()
 	before := c.state(t, m)
+	c.remember(t, m, before)
 	c.on(t, m, "sh", "-c", "apt-get install -y "+packageFile+" 2>&1 | grep -vE 'Reading|database'")
 	after := c.state(t, m)
 	for _, ours := range []string{"files", "users", "units"} {

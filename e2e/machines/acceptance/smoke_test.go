@@ -26,7 +26,6 @@ func TestOneMachine(t *testing.T) {
 		}
 	}
 	step("install", func(t *testing.T) {
-		c.remember(t, m, c.state(t, m))
 		c.install(t, m)
 	})
 	step("doctor", func(t *testing.T) {
