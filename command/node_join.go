@@ -96,8 +96,8 @@ func (c *NodeJoinCommand) options() []*flag.FlagSet {
 	o.StringVar(&c.said.UnderlayAddress, "underlay-address", "", "The `address` of this machine for its links. Default: by which it reaches the controller")
 	o.StringVar(&c.said.UnderlayInterface, "underlay-interface", "", "The `interface` of this machine for its links. Default: by which it reaches the controller")
 	o.StringVar(&c.said.ConsulAddress, "consul-address", "",
-		"The `address` of this machine's Consul agent. Default: CONSUL_HTTP_ADDR, else https://127.0.0.1:8501 or http://127.0.0.1:8500")
-	o.StringVar(&c.said.Nomad.Address, "nomad-address", "", "The `address` of this machine's Nomad agent. Default: NOMAD_ADDR, else port 4646 of 127.0.0.1")
+		"The `address` of this machine's Consul agent. Default: CONSUL_HTTP_ADDR if that is this machine, else https://127.0.0.1:8501 or http://127.0.0.1:8500")
+	o.StringVar(&c.said.Nomad.Address, "nomad-address", "", "The `address` of this machine's Nomad agent. Default: NOMAD_ADDR if that is this machine, else port 4646 of 127.0.0.1")
 	o.StringVar(&c.said.Nomad.Node, "nomad-node", "", "The `ID` of this machine's Nomad node, if the agent does not tell it.")
 	o.StringVar(&c.said.Nomad.CNIPath, "cni-plugin-dir", "", "The `path` in which Nomad looks for CNI plugins (cni_path). Default: what the Nomad agent says")
 	o.StringVar(&c.said.Nomad.CNIConfigDir, "cni-config-dir", "", "The `path` in which Nomad looks for CNI networks (cni_config_dir). Default: what the Nomad agent says")

@@ -174,8 +174,46 @@ const (
 	nomadHTTP   = "http://127.0.0.1:4646"
 )
 
-// FindConsul finds the Consul agent of the machine: at address, else at CONSUL_HTTP_ADDR, else at
-// its usual ports. ca is the authority of the fabric's settings.
+// ofThisMachine returns the address in an environment variable if it is one of this machine. Often
+// it is that of the servers, which operators export for their clients.
+func ofThisMachine(variable string) string {
+	said := os.Getenv(variable)
+	host := said
+	if u, err := url.Parse(said); err == nil && u.Host != "" {
+		host = u.Host
+	}
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	if strings.HasPrefix(said, "unix://") || strings.HasPrefix(said, "/") || host == "localhost" {
+		return said
+	}
+	at, err := netip.ParseAddr(strings.Trim(host, "[]"))
+	if err != nil {
+		found, err := net.LookupIP(host)
+		if err != nil || len(found) == 0 {
+			return ""
+		}
+		at, _ = netip.AddrFromSlice(found[0])
+	}
+	at = at.Unmap()
+	if at.IsLoopback() {
+		return said
+	}
+	own, err := net.InterfaceAddrs()
+	if err != nil {
+		return ""
+	}
+	for _, o := range own {
+		if p, err := netip.ParsePrefix(o.String()); err == nil && p.Addr().Unmap() == at {
+			return said
+		}
+	}
+	return ""
+}
+
+// FindConsul finds the Consul agent of the machine: at address, else at CONSUL_HTTP_ADDR if that is
+// this machine, else at its usual ports. ca is the authority of the fabric's settings.
 func FindConsul(ctx context.Context, address, ca string) (ConsulAgent, error) {
 	a := ConsulAgent{CA: ca, CertFile: os.Getenv(consulapi.HTTPClientCert), KeyFile: os.Getenv(consulapi.HTTPClientKey)}
 	if file := os.Getenv(consulapi.HTTPCAFile); file != "" {
@@ -186,7 +224,7 @@ func FindConsul(ctx context.Context, address, ca string) (ConsulAgent, error) {
 		a.CA = string(text)
 	}
 	places := []string{consulHTTPS, consulHTTP}
-	if said := cmp.Or(address, os.Getenv(consulapi.HTTPAddrEnvName)); said != "" {
+	if said := cmp.Or(address, ofThisMachine(consulapi.HTTPAddrEnvName)); said != "" {
 		places = []string{said}
 	}
 	var errs []error
@@ -235,9 +273,9 @@ type NomadAgent struct {
 	CNIConfigDir string `json:"cni_config_dir,omitempty"`
 }
 
-// FindNomad finds the Nomad client of the machine: at said.Address, else at NOMAD_ADDR, else at its
-// usual port. What said has already is the operator's word. wanted is the ID that it must have, or
-// empty.
+// FindNomad finds the Nomad client of the machine: at said.Address, else at NOMAD_ADDR if that is
+// this machine, else at its usual port. What said has already is the operator's word. wanted is the
+// ID that it must have, or empty.
 func FindNomad(ctx context.Context, said NomadAgent, ca, wanted string) (NomadAgent, error) {
 	a, err := askNomad(ctx, said, ca)
 	if err != nil {
@@ -264,7 +302,7 @@ func askNomad(ctx context.Context, said NomadAgent, ca string) (NomadAgent, erro
 		said.CA = string(text)
 	}
 	places := []string{nomadHTTPS, nomadHTTP}
-	if at := cmp.Or(said.Address, os.Getenv("NOMAD_ADDR")); at != "" {
+	if at := cmp.Or(said.Address, ofThisMachine("NOMAD_ADDR")); at != "" {
 		places = []string{at}
 	}
 	told := said.CNIPath != "" && said.CNIConfigDir != ""
