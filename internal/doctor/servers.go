@@ -133,6 +133,19 @@ func skipped(check, subject, detail, remedy string) host.Finding {
 	return host.Finding{Check: check, Subject: subject, Result: host.Skipped, Detail: detail, Remedy: remedy}
 }
 
+// speaksTLS reports whether what listens at an http address answers that it speaks TLS.
+func speaksTLS(ctx context.Context, address string) bool {
+	ctx, cancel := context.WithTimeout(ctx, serverTimeout)
+	defer cancel()
+	resp, err := server{url: address}.get(ctx)
+	if err != nil {
+		return false
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	return resp.StatusCode == http.StatusBadRequest && strings.Contains(string(text), "HTTPS server")
+}
+
 // title is the name at the beginning of a sentence.
 func (s server) title() string {
 	if s.name == "controller" {
@@ -374,8 +387,11 @@ func urlOf(address, caFile string) string {
 	return "http://" + address
 }
 
-// localNomad is where the agent of a Nomad client listens.
-const localNomad = "http://127.0.0.1:4646"
+// Where the agent of a Nomad client listens.
+const (
+	localNomad    = "http://127.0.0.1:4646"
+	localNomadTLS = "https://127.0.0.1:4646"
+)
 
 // lookAtNomad asks Nomad's servers on the controller, and the local agent on a workload node.
 func (p *patient) lookAtNomad(ctx context.Context, kinds []join.Kind) []host.Finding {
@@ -387,9 +403,13 @@ func (p *patient) lookAtNomad(ctx context.Context, kinds []join.Kind) []host.Fin
 	nomad := *conf.Nomad
 	if conf.Nomad = &nomad; nomad.Address == "" {
 		nomad.Address = localNomad
+		if speaksTLS(ctx, nomad.Address) {
+			nomad.Address = localNomadTLS
+		}
 	}
 	s := server{name: "nomad", url: urlOf(nomad.Address, nomad.CAFile) + "/v1/status/leader", roots: nomad.CAFile,
-		remedy: "start Nomad, or name another address by NOMAD_ADDR or block \"nomad\""}
+		remedy:  "start Nomad, or name another address by NOMAD_ADDR or block \"nomad\", and its authority by NOMAD_CACERT",
+		noCheck: !p.joined && nomad.CAFile == ""} // the authority comes with the join token
 	client, err := conf.NomadClient(p.show(&conf))
 	if err != nil {
 		return []host.Finding{{Check: s.name, Subject: s.title(), Result: host.Wrong, Detail: "cannot be asked: " + err.Error(), Remedy: s.remedy}}

@@ -269,7 +269,7 @@ func TestSysctls(t *testing.T) {
 				must.StrHasPrefix(t, strings.ReplaceAll(want, "ROOT", root), found[i])
 				// What is advised helps.
 				if _, command, is := strings.Cut(found[i], ": echo "); is {
-					line, file, _ := strings.Cut(command, " > ")
+					line, file, _ := strings.Cut(command, " >> ")
 					path := filepath.Join(root, file)
 					old, err := os.ReadFile(path)
 					must.True(t, err == nil || errors.Is(err, os.ErrNotExist))

@@ -64,7 +64,7 @@ func Sysctls(root string) []Finding {
 		case last.value == c.value:
 			findings = append(findings, Finding{"sysctl", subject, Well, fmt.Sprintf("is set to %s by %s:%d", last.value, last.file, last.line), ""})
 		default:
-			remedy := fmt.Sprintf("echo '%s = %s' > /etc/sysctl.d/zz-sif.conf", subject, c.value)
+			remedy := fmt.Sprintf("echo '%s = %s' >> /etc/sysctl.d/zz-sif.conf", subject, c.value)
 			if strings.HasSuffix(last.file, lastFile) {
 				remedy = fmt.Sprintf("set it to %s there", c.value)
 			}
