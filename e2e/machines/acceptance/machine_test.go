@@ -20,7 +20,8 @@ import (
 )
 
 // looks is a script that prints everything of a machine that the fabric could change, without
-// counters and without what changes by itself.
+// counters, without what changes by itself, and without the mount that Nomad makes for the network
+// namespaces of allocations.
 const looks = `
 exec 2>/dev/null
 cd /
@@ -37,7 +38,7 @@ section iptables;   iptables-save | sed -E '/^#/d; s/\[[0-9]+:[0-9]+\]//'; ip6ta
 section sysctls;    sysctl -a | grep -E '^net\.(ipv4|ipv6|core|bridge|netfilter)\.' | grep -vE 'dentry|_count |nf_conntrack_max|nf_conntrack_buckets|random|base_reachable|fib_info|\.tcp_fastopen_key|\.neigh\.|conf\.veth|nf_conntrack_(dccp|gre|icmp|sctp|tcp)'
 section modules;    lsmod | awk '{print $1}' | grep -E '^sif'
 section programs;   bpftool prog show | grep -E 'sched_cls|tracing|xdp' | sed -E 's/^[0-9]+: //'; find /sys/fs/bpf
-section mounts;     awk '{print $5, $9, $10}' /proc/self/mountinfo | grep -vE '^/run/(user|credentials)' | sort
+section mounts;     awk '{print $5, $9, $10}' /proc/self/mountinfo | grep -vE '^/run/(user|credentials|netns)' | sort
 section files;      find /etc /opt/cni /usr /run /var/lib /var/log /root -xdev \( -path '*sif*' -o -path /opt/cni/\* \) ! -path /root/sif\* ! -path /usr/local/bin/sif-traffic ! -path '/var/lib/dpkg/*' ! -path '/var/log/journal/*' | sort
 section users;      getent passwd; getent group
 section units;      ls /etc/systemd/system /etc/systemd/system/*.wants /usr/lib/systemd/system | grep sif; systemctl list-units --all --no-legend --no-pager 'sif*'
