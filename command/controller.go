@@ -39,8 +39,8 @@ Usage: sif controller [options]
   The controller exits with an error if Consul or Vault does not answer within
   10 seconds; it has changed nothing then. SIGINT and SIGTERM stop it after it
   has finished the calls in progress. SIGHUP reopens the audit log, for
-  logrotate, and reloads the tokens and the log level from the configuration
-  file; other changes need a restart.
+  logrotate, and reloads the addresses of Consul and Nomad and the log level
+  from the configuration file; other changes need a restart.
 
   The controller remembers the last signed revision in its data directory. If
   somebody changes the pointer in Consul, the controller does not accept it, and
