@@ -27,7 +27,7 @@ func TestPages(t *testing.T) {
 	must.StrContains(t, string(all["sif.1"]), ".BR sif-graph-apply (1)\nApply a service graph or a plan\n")
 	must.StrContains(t, string(all["sif-version.1"]), ".SH OPTIONS\n.TP\n\\fB\\-json\\fR\nPrint the version in JSON.\n")
 	must.StrContains(t, string(all["sif-agent.1"]), "\\fB\\-config\\fR=\\fIpath\\fR\n")
-	must.StrContains(t, string(all["sif-job.1"]), "\n.nf\n      $ sif job validate web.nomad.hcl\n")
+	must.StrContains(t, string(all["sif-job.1"]), "\n.nf\n    $ sif job validate web.nomad.hcl\n")
 }
 
 func TestText(t *testing.T) {
