@@ -27,8 +27,8 @@ func Passages(s join.Settings) []Passage {
 	links := fmt.Sprintf("%d-%d", wellknown.FirstLinkPort, wellknown.LastLinkPort)
 	list := []Passage{
 		{string(join.Controller), "processor, workload, operators", "tcp", wellknown.ControllerPort, "the controller's API"},
-		{string(join.Processor), "processor, workload", "tcp", wellknown.EnginePort, "requests of connectivity: workload nodes of its zone, processors of all zones"},
-		{string(join.Processor), "processor, workload", "udp", links, "WireGuard: workload nodes of its zone, processors of all zones"},
+		{string(join.Processor), "workload", "tcp", wellknown.EnginePort, "requests of connectivity, from its zone"},
+		{string(join.Processor), "processor, workload", "udp", links, "WireGuard, with Open vSwitch: workload nodes of its zone, processors of all zones"},
 		{string(join.Workload), "processor, workload", "udp", links, "WireGuard: nodes of its zone"},
 	}
 	server := func(name, from, address, what string) {
