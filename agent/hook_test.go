@@ -91,7 +91,7 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 
 // hookedAgent returns an agent with a controller that admits every allocation but "unknown", an
 // engine, and no revision. released returns the endpoints whose admissions ended.
-func hookedAgent(t *testing.T) (a *Agent, _ *fakeEngine, released func() []string) {
+func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []string) {
 	ca := identitytest.NewCA(t)
 	service := refOf("shop/web")
 	gone := make(chan string, 10)

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -156,4 +157,85 @@ func TestProgramsComeBack(t *testing.T) {
 			}))
 		})
 	}
+}
+
+// BenchmarkIdle looks once at a node with 200 endpoints where nothing has changed, as the agent
+// does every 5 s. cpu-ms/op is the processor time of this process, the kernel's for it included.
+func BenchmarkIdle(b *testing.B) {
+	testhost.RequireRoot(b)
+	for _, by := range []bpf.Mechanism{bpf.TCX, bpf.Clsact} {
+		b.Run(string(by), func(b *testing.B) { benchmarkIdle(b, by) })
+	}
+}
+
+func benchmarkIdle(b *testing.B, by bpf.Mechanism) {
+	const endpoints = 200
+	node, dir := newNamespace(b), filepath.Join(b.TempDir(), "bpf")
+	_, err := bpf.MountBPFFS(dir)
+	must.NoError(b, err)
+	b.Cleanup(func() { must.NoError(b, unix.Unmount(dir, 0)) })
+	a, _, _ := hookedAgent(b)
+	a.node.Config.BPFDir = dir
+	a.node.Config.CNI = &config.CNI{Socket: filepath.Join(b.TempDir(), "cni.sock")}
+	must.NoError(b, os.WriteFile(a.node.Config.CNI.Socket, nil, 0o600))
+	d, err := bpf.Open(filepath.Join(dir, "sif"), bpf.Options{Mechanism: by})
+	if errors.Is(err, ebpf.ErrNotSupported) {
+		b.Skip(err)
+	}
+	must.NoError(b, err)
+	defer d.Close()
+	a.data = d
+	inside := func(do func()) { must.NoError(b, node.Do(func(ns.NetNS) error { do(); return nil })) }
+	inside(func() {
+		for i := range endpoints {
+			workload := newNamespace(b)
+			ep := endpoint{
+				ID: fmt.Sprint(i), Attachment: at(fmt.Sprint(i)), HostIf: fmt.Sprintf("sif%011x", i),
+				IPv4: netip.AddrFrom4([4]byte{100, 64, 0, byte(i)}), IPv6: netip.AddrFrom16([16]byte{0: 0xfd, 1: 0x5f, 15: byte(i)}),
+			}
+			pair, err := makeVeth(ep.HostIf, "eth0", workload, a.workloadMTU())
+			must.NoError(b, err)
+			ep.HostIndex = pair.hostIndex
+			must.NoError(b, a.endpoints.put(ep)())
+			must.NoError(b, pair.raiseWorkload("eth0", workload, ep.IPv4, ep.IPv6))
+		}
+		must.NoError(b, a.repairHost())
+		for range endpoints/namespacesAtOnce + 1 {
+			must.NoError(b, a.repairWorkloads()) // it searches for a namespace only once
+		}
+	})
+	for _, part := range []struct {
+		name string
+		do   func()
+	}{
+		{"host", func() { must.NoError(b, a.repairHost()) }},
+		{"workloads", func() { must.NoError(b, a.repairWorkloads()) }},
+		{"findings", func() { must.SliceEmpty(b, a.findings()) }},
+		{"sweep", func() { a.sweep(b.Context()) }},
+	} {
+		// Each part is a goroutine of its own.
+		b.Run(part.name, func(b *testing.B) {
+			inside(func() {
+				part.do()
+				before := processorTime(b)
+				for b.Loop() {
+					part.do()
+				}
+				b.ReportMetric(float64((processorTime(b)-before).Nanoseconds())/1e6/float64(b.N), "cpu-ms/op")
+			})
+		})
+	}
+	must.Len(b, endpoints, a.endpoints.all())
+	inside(func() {
+		for _, ep := range a.endpoints.all() {
+			must.NoError(b, a.dismantle(ep.HostIf))
+		}
+	})
+}
+
+// processorTime returns the processor time that this process has used.
+func processorTime(t testing.TB) time.Duration {
+	var r unix.Rusage
+	must.NoError(t, unix.Getrusage(unix.RUSAGE_SELF, &r))
+	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }

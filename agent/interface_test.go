@@ -61,7 +61,7 @@ func TestVeth(t *testing.T) {
 	}))
 }
 
-func newNamespace(t *testing.T) ns.NetNS {
+func newNamespace(t testing.TB) ns.NetNS {
 	namespace, err := testutils.NewNS()
 	must.NoError(t, err)
 	t.Cleanup(func() {

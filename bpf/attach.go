@@ -6,13 +6,13 @@ package bpf
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
 
 // linksDirectory has a directory for each interface to which programs were attached.
@@ -65,12 +65,27 @@ type target struct {
 	up    bool
 }
 
+// targetOf finds an interface by two ioctls, whose cost does not depend on the number of other
+// interfaces: package net lists them all, and every endpoint is looked for at each comparison.
 func targetOf(name string) (target, error) {
-	found, err := net.InterfaceByName(name)
+	request, err := unix.NewIfreq(name)
 	if err != nil {
-		return target{}, err
+		return target{}, fmt.Errorf("find interface %q: %w", name, err)
 	}
-	return target{name, found.Index, found.Flags&net.FlagUp != 0}, nil
+	socket, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return target{}, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	defer unix.Close(socket)
+	if err := unix.IoctlIfreq(socket, unix.SIOCGIFINDEX, request); err != nil {
+		return target{}, fmt.Errorf("find interface %s: %w", name, err)
+	}
+	at := target{name: name, index: int(request.Uint32())}
+	if err := unix.IoctlIfreq(socket, unix.SIOCGIFFLAGS, request); err != nil {
+		return target{}, fmt.Errorf("read the flags of interface %s: %w", name, err)
+	}
+	at.up = request.Uint16()&unix.IFF_UP != 0
+	return at, nil
 }
 
 // mechanism is what Datapath needs of a Mechanism.

@@ -69,6 +69,26 @@ func TestGuarded(t *testing.T) {
 	})
 }
 
+// Comparing one interface costs the same however many others there are: an agent compares each of
+// its endpoints every few seconds.
+func TestComparisonLooksAtOneInterface(t *testing.T) {
+	byMechanism(t, func(t *testing.T, by Mechanism) {
+		f := newFixtureWith(t, by)
+		attach(t, f.Datapath, "me", fromMissing, toMissing)
+		allocations := func() float64 {
+			return testing.AllocsPerRun(10, func() {
+				attach(t, f.Datapath, "me")
+				must.NoError(t, f.Guarded("me"))
+			})
+		}
+		alone := allocations()
+		for i := range 50 {
+			device(t, fmt.Sprint("other", i))
+		}
+		must.LessEq(t, alone+10, allocations())
+	})
+}
+
 // takeOff removes the to_workload program, as somebody with the usual tools does.
 func takeOff(t *testing.T, f *fixture, by Mechanism) {
 	t.Helper()
