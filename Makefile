@@ -87,13 +87,14 @@ test-machines: ## Run all tests on virtual machines: an hour on two cores (root,
 	go test -tags machines -count 1 -timeout 3h ./e2e/machines/...
 
 .PHONY: bench
-bench: setup build ## Measure the data paths, and a fabric and its alternatives (root, 4 minutes)
+bench: setup build ## Measure the data paths, a fabric and its alternatives, and daemons (root, 9 minutes)
 	go test -run '^$$' -bench . ./bpf
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=10000
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=100000
 	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
 	go build -o bin/sif-bench ./e2e/bench
 	bin/sif-bench -nebula bin
+	bin/sif-bench -only sizes
 
 # The linters have a go.mod of their own, which keeps their dependencies out of the product's.
 LINTER := go tool -modfile=tools/lint/go.mod

@@ -51,8 +51,9 @@ type endpoints struct {
 	found bool // there was a file
 	saved *statefile.Saver
 
-	mu  sync.Mutex
-	set map[cnicall.Attachment]endpoint
+	mu      sync.Mutex
+	set     map[cnicall.Attachment]endpoint
+	ordered []endpoint // the same, by ID; nil since a change. Every look at the node asks for it several times.
 }
 
 // lost returns an error if the file is missing although interfaces of endpoints exist, which would
@@ -117,18 +118,21 @@ func (es *endpoints) services() map[fabric.Ref]bool {
 func (es *endpoints) all() []endpoint {
 	es.mu.Lock()
 	defer es.mu.Unlock()
-	return slices.SortedFunc(maps.Values(es.set), func(a, b endpoint) int {
-		if a.ID < b.ID {
-			return -1
-		}
-		return 1
-	})
+	if es.ordered == nil {
+		es.ordered = slices.SortedFunc(maps.Values(es.set), func(a, b endpoint) int {
+			if a.ID < b.ID {
+				return -1
+			}
+			return 1
+		})
+	}
+	return slices.Clone(es.ordered)
 }
 
 // put stores an endpoint. The returned function waits until the endpoint is on disk.
 func (es *endpoints) put(ep endpoint) (kept func() error) {
 	es.mu.Lock()
-	es.set[ep.Attachment] = ep
+	es.set[ep.Attachment], es.ordered = ep, nil
 	es.mu.Unlock()
 	return start(es.saved.Call)
 }
@@ -140,7 +144,7 @@ func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) {
 	ep, ok := es.set[a]
 	if ok {
 		fn(&ep)
-		es.set[a] = ep
+		es.set[a], es.ordered = ep, nil
 	}
 	es.mu.Unlock()
 	if ok {
@@ -153,6 +157,7 @@ func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) {
 func (es *endpoints) remove(a cnicall.Attachment) {
 	es.mu.Lock()
 	delete(es.set, a)
+	es.ordered = nil
 	es.mu.Unlock()
 	_ = es.saved.Call()
 }

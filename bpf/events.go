@@ -16,9 +16,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// eventPoll is the longest time until an event is read. The programs wake the reader only when many
+// eventPoll is the longest time until an event is read: nobody waits for one, and each look costs a
+// wake-up of the process, also when nothing happens. The programs wake the reader only when many
 // events are waiting, because a wake-up costs more than the rest of the program.
-const eventPoll = 20 * time.Millisecond
+const eventPoll = 250 * time.Millisecond
 
 const eventOverridden = 1 // EVENT_OVERRIDDEN in headers/maps.h
 

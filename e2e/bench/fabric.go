@@ -54,12 +54,14 @@ type endpoint struct {
 	addr  netip.Addr
 }
 
-// bringUp starts a lab, and one workload at each end of the measured paths.
-func bringUp(ctx context.Context, o lab.Options) (_ *fabric, err error) {
+// bringUp starts a lab, and one workload at each end of the measured paths. change adapts the
+// topology to what is measured.
+func bringUp(ctx context.Context, o lab.Options, change func(*lab.Topology)) (_ *fabric, err error) {
 	t, err := lab.ParseTopology("topology.hcl", topology)
 	if err != nil {
 		return nil, err
 	}
+	change(t)
 	o.Topology = t
 	l, err := lab.Up(ctx, o)
 	if err != nil {

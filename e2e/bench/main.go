@@ -22,7 +22,11 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/e2e/lab"
+	model "github.com/sif-project/sif/fabric"
 )
+
+// onlySizes is the measurement that is made only if it is named.
+const onlySizes = "sizes"
 
 func main() {
 	if core := os.Getenv(spinVariable); core != "" {
@@ -42,7 +46,8 @@ func run(ctx context.Context) (err error) {
 	bin := flag.String("bin", "bin", "directory of sif, sif-cni and sif-demo")
 	nebula := flag.String("nebula", "", "directory of nebula and nebula-cert; without it the comparison with Nebula is left out")
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
-	only := flag.String("only", "", "measure only this: nodes, zones, graph or attach")
+	only := flag.String("only", "", "measure only this: nodes, zones, graph, attach or sizes; sizes, which takes four minutes, is left out otherwise")
+	attach := flag.String("bpf-attach", "", "bpf_attach of the agent whose endpoints are attached: auto (default), tcx or clsact")
 	keep := flag.Bool("keep", false, "leave the lab up for inspection; a run without -keep removes it")
 	logs := flag.String("logs", "", "directory to copy the daemons' logs to")
 	flag.Parse()
@@ -71,7 +76,12 @@ func run(ctx context.Context) (err error) {
 			err = errors.Join(err, lab.Down(down, *name), f.removeNamespaces())
 		}
 	}()
-	f, err = bringUp(ctx, lab.Options{Name: *name, Bin: *bin, Out: os.Stderr})
+	f, err = bringUp(ctx, lab.Options{Name: *name, Bin: *bin, Out: os.Stderr}, func(t *lab.Topology) {
+		t.Node(clientNode).BPFAttach = *attach
+		if *only == onlySizes {
+			t.Node(nextNode).Kind = string(model.KindBoth) // so that there is an engine without a switch
+		}
+	})
 	if err != nil {
 		return err
 	}
@@ -84,8 +94,9 @@ func run(ctx context.Context) (err error) {
 		{"zones", "two zones", func(ctx context.Context, f *fabric, r *Report) error { return betweenZones(ctx, f, r, *nebula) }},
 		{"graph", "changes of the graph", graphs},
 		{"attach", "attachments", attaching},
+		{onlySizes, "sizes of daemons", sizes},
 	} {
-		if *only != "" && *only != step.name {
+		if *only != step.name && (*only != "" || step.name == onlySizes) {
 			continue
 		}
 		fmt.Fprintf(os.Stderr, "measuring: %s\n", step.what)

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -34,6 +35,7 @@ type Report struct {
 	Load    string    `json:"load"`      // before the lab was up
 	After   string    `json:"loadAfter"` // after the last measurement
 	Figures []Figure  `json:"figures"`
+	Sizes   []Size    `json:"sizes,omitempty"`
 	Notes   []string  `json:"notes"`
 	Took    string    `json:"took"`
 }
@@ -81,6 +83,10 @@ func ratioAtMost(x float64) bound {
 
 func atMost(x float64) bound {
 	return bound{fmt.Sprintf("≤ %g", x), func(f Figure) bool { return f.Value <= x }}
+}
+
+func below(x float64) bound {
+	return bound{fmt.Sprintf("below %g", x), func(f Figure) bool { return f.Value < x }}
 }
 
 func (r *Report) add(f Figure, b bound) {
@@ -137,7 +143,7 @@ func (r *Report) write(w io.Writer) error {
 		}
 		fmt.Fprintln(t, strings.Join(line, "\t"))
 	}
-	if err := t.Flush(); err != nil {
+	if err := errors.Join(t.Flush(), writeSizes(w, r.Sizes)); err != nil {
 		return err
 	}
 	fmt.Fprintln(w)
