@@ -99,8 +99,8 @@ bench: setup build ## Measure the data paths, a fabric and its alternatives, and
 # The linters have a go.mod of their own, which keeps their dependencies out of the product's.
 LINTER := go tool -modfile=tools/lint/go.mod
 
-# Comments and documents use British spelling, except for words of Go, netlink, Nomad, X.509 and ICMPv6.
-SPELLING := -locale UK -i artifact,artifacts,behavior,dialing,initialized,neighbor,organizational,serialize
+# Comments and documents use British spelling, except for words of Go, netlink, Nomad, Vault, X.509, ICMPv6 and tools.
+SPELLING := -locale UK -i analyze,artifact,artifacts,behavior,customize,dialing,initialized,neighbor,organizational,serialize,unauthorized
 
 .PHONY: lint
 lint: ## Check format, static analysis, structure, spelling, known vulnerabilities
