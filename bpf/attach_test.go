@@ -456,12 +456,13 @@ func TestReplacementHasNoGap(t *testing.T) {
 				conns[port] = c
 			})
 			defer conns[port].Close()
-			received[port] = make(chan int, 1)
+			sink, all := sinks[port], make(chan int, 1)
+			received[port] = all
 			go func() {
 				buffer, count := make([]byte, 64), 0
 				for {
-					if _, err := sinks[port].Read(buffer); err != nil {
-						received[port] <- count
+					if _, err := sink.Read(buffer); err != nil {
+						all <- count
 						return
 					}
 					count++
