@@ -53,6 +53,8 @@ func newGuest(t *testing.T, namespace, address string, servers ...string) *guest
 	g.run("ip", "link", "set", "lo", "up")
 	// Addresses are complete at once, so that two states can be compared.
 	g.run("sh", "-c", "echo 0 > /proc/sys/net/ipv6/conf/default/accept_dad; echo 0 > /proc/sys/net/ipv6/conf/all/accept_dad")
+	// A namespace has the machine's values.
+	g.run("sh", "-c", "echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding")
 	g.run("ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0-far")
 	g.run("ip", "addr", "add", address+"/24", "dev", "eth0")
 	g.run("ip", "link", "set", "eth0", "up")
