@@ -170,7 +170,6 @@ func TestRoutesWithinThePool(t *testing.T) {
 		ip route add 100.64.3.0/24 dev sif-l0 proto 205; ip route add 100.64.4.0/24 dev eth0 proto 205
 		ip link set lo up; ip address add 100.64.9.1/32 dev lo; ip address add fd5f:7369:6600:9::1/128 dev lo
 		ip route add blackhole 100.64.0.0/16
-		ip link set lo up; ip address add fd5f:7369:6600:9::1/128 dev lo; ip address add 100.64.9.1/32 dev lo
 		ip route add 100.100.0.0/16 via 192.0.2.1; ip route add 10.0.0.0/8 via 192.0.2.1; ip route add fd5f:7369:6600:5::/64 dev eth0`,
 		func(ns.NetNS) {
 			s, err := LookAround(nil)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -31,6 +32,8 @@ func inNamespace(t *testing.T, do func()) {
 		must.NoError(t, testutils.UnmountNS(space))
 	})
 	must.NoError(t, space.Do(func(ns.NetNS) error {
+		// A new namespace has the machine's value.
+		must.NoError(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0o644))
 		do()
 		return nil
 	}))
