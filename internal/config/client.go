@@ -26,7 +26,7 @@ type ShowJWT func(ctx context.Context, role string) (string, error)
 func (c *Config) ConsulClient(show ShowJWT) (*consulapi.Client, error) {
 	make := func() (*consulapi.Client, *consulapi.Config, error) {
 		conf := consulapi.DefaultConfig()
-		conf.Address = withScheme(c.Consul.Address, c.Consul.CAFile)
+		conf.Address = WithScheme(c.Consul.Address, c.Consul.CAFile)
 		conf.Token, conf.TokenFile = servertoken.Placeholder, ""
 		conf.Datacenter = c.Consul.Datacenter
 		conf.TLSConfig.CAFile = c.Consul.CAFile
@@ -79,7 +79,7 @@ func (c *Config) ConsulClient(show ShowJWT) (*consulapi.Client, error) {
 func (c *Config) NomadClient(show ShowJWT) (*nomadapi.Client, error) {
 	make := func(login *servertoken.Login) (*nomadapi.Client, error) {
 		conf := nomadapi.DefaultConfig()
-		conf.Address = withScheme(c.Nomad.Address, c.Nomad.CAFile)
+		conf.Address = WithScheme(c.Nomad.Address, c.Nomad.CAFile)
 		conf.SecretID = servertoken.Placeholder
 		conf.TLSConfig.CACert = c.Nomad.CAFile
 		conf.HttpClient = &http.Client{Transport: http.DefaultTransport.(*http.Transport).Clone()}
@@ -140,7 +140,7 @@ func jwtOf(show ShowJWT, role, file string) func(context.Context) (string, error
 // Identity returns how this process obtains its identity.
 func (c *Config) Identity() identity.Config {
 	return identity.Config{
-		VaultAddress: withScheme(c.Vault.Address, c.Vault.CAFile),
+		VaultAddress: WithScheme(c.Vault.Address, c.Vault.CAFile),
 		VaultCAFile:  c.Vault.CAFile,
 		Namespace:    c.Vault.Namespace,
 		AppRoleMount: c.Vault.AppRoleMount,
@@ -159,8 +159,8 @@ func (c *Config) Identity() identity.Config {
 	}
 }
 
-// withScheme turns host:port into a URL: with https if there is a CA file, otherwise with http.
-func withScheme(address, caFile string) string {
+// WithScheme turns host:port into a URL: with https if there is a CA file, otherwise with http.
+func WithScheme(address, caFile string) string {
 	switch {
 	case address == "" || strings.Contains(address, "://"):
 		return address

@@ -334,7 +334,7 @@ func (p *patient) lookAtConsul(ctx context.Context, kinds []join.Kind) []host.Fi
 	}
 	var findings []host.Finding
 	if !strings.HasPrefix(c.Consul.Address, "unix://") {
-		s.url = urlOf(c.Consul.Address, c.Consul.CAFile) + "/v1/status/leader"
+		s.url = strings.TrimSuffix(config.WithScheme(c.Consul.Address, c.Consul.CAFile), "/") + "/v1/status/leader"
 		found, reached := s.ask(ctx)
 		findings = append(findings, found...)
 		if !reached {
@@ -376,17 +376,6 @@ func (p *patient) logOut(ctx context.Context, client *consulapi.Client, c *confi
 	}
 }
 
-// urlOf adds a scheme to host:port.
-func urlOf(address, caFile string) string {
-	switch {
-	case strings.Contains(address, "://"):
-		return strings.TrimSuffix(address, "/")
-	case caFile != "":
-		return "https://" + address
-	}
-	return "http://" + address
-}
-
 // Where the agent of a Nomad client listens.
 const (
 	localNomad    = "http://127.0.0.1:4646"
@@ -407,7 +396,7 @@ func (p *patient) lookAtNomad(ctx context.Context, kinds []join.Kind) []host.Fin
 			nomad.Address = localNomadTLS
 		}
 	}
-	s := server{name: "nomad", url: urlOf(nomad.Address, nomad.CAFile) + "/v1/status/leader", roots: nomad.CAFile,
+	s := server{name: "nomad", url: strings.TrimSuffix(config.WithScheme(nomad.Address, nomad.CAFile), "/") + "/v1/status/leader", roots: nomad.CAFile,
 		remedy:  "start Nomad, or name another address by NOMAD_ADDR or block \"nomad\", and its authority by NOMAD_CACERT",
 		noCheck: !p.joined && nomad.CAFile == ""} // the authority comes with the join token
 	client, err := conf.NomadClient(p.show(&conf))
