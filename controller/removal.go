@@ -251,17 +251,9 @@ func (c *Controller) getNodes(_ context.Context, r request) (any, error) {
 }
 
 func (c *Controller) deleteNode(ctx context.Context, r request) (any, error) {
-	text := r.PathValue("zone") + "/" + r.PathValue("name")
-	r.entry.Target, r.entry.Message = text, r.URL.Query().Get("message")
-	if err := r.operator.mayOperate("remove nodes"); err != nil {
-		return nil, err
-	}
-	id, err := fabric.ParseNodeID(text)
+	id, err := operatedNode(r, "remove nodes")
 	if err != nil {
-		return nil, invalid("%v", err)
-	}
-	if err := fabric.CheckReason(r.entry.Message); err != nil {
-		return nil, invalid("%v", err)
+		return nil, err
 	}
 	c.intendRemoval(r)
 	return c.removal.remove(ctx, id, r.entry.Message)

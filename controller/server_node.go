@@ -33,18 +33,28 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	return record, err
 }
 
-func (c *Controller) putNomadNode(ctx context.Context, r request) (any, error) {
+// operatedNode returns the node in the path of an operator's call, which the audit entry then names
+// with the operator's message. It refuses whoever may not do what.
+func operatedNode(r request, what string) (fabric.NodeID, error) {
 	text := r.PathValue("zone") + "/" + r.PathValue("name")
 	r.entry.Target, r.entry.Message = text, r.URL.Query().Get("message")
-	if err := r.operator.mayOperate("bind nodes to Nomad nodes"); err != nil {
-		return nil, err
+	if err := r.operator.mayOperate(what); err != nil {
+		return fabric.NodeID{}, err
 	}
 	id, err := fabric.ParseNodeID(text)
 	if err != nil {
-		return nil, invalid("%v", err)
+		return id, invalid("%v", err)
 	}
 	if err := fabric.CheckReason(r.entry.Message); err != nil {
-		return nil, invalid("%v", err)
+		return id, invalid("%v", err)
+	}
+	return id, nil
+}
+
+func (c *Controller) putNomadNode(ctx context.Context, r request) (any, error) {
+	id, err := operatedNode(r, "bind nodes to Nomad nodes")
+	if err != nil {
+		return nil, err
 	}
 	req, err := decode[api.BindRequest](r)
 	if err != nil {
