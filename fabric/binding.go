@@ -63,11 +63,14 @@ type NodeScope struct {
 	NodePool  string `json:"nodePool,omitempty"`
 }
 
-// OutsideGrants are what a domain may use outside the fabric: the prefixes in which its externals
-// must lie, and the ports of nodes that its workloads may publish.
+// OutsideGrants are what a domain may use outside the fabric: the prefixes and DNS names in which
+// its externals must lie, the ports of nodes that its workloads may publish, and the ports of their
+// own node that its workloads may reach.
 type OutsideGrants struct {
-	Prefixes []netip.Prefix `json:"prefixes,omitempty"`
-	Ports    []PortRange    `json:"ports,omitempty"`
+	Prefixes  []netip.Prefix `json:"prefixes,omitempty"`
+	Names     []string       `json:"names,omitempty"` // patterns of MatchName, or "*" for every name
+	Ports     []PortRange    `json:"ports,omitempty"`
+	NodePorts []PortRange    `json:"nodePorts,omitempty"`
 }
 
 // fits reports whether a string matches a pattern, in which "*" stands for any characters.
@@ -191,6 +194,20 @@ func (b *Binding) prefixes() (list []netip.Prefix, limited bool) {
 	return list, b.limits(len(list))
 }
 
+func (b *Binding) names() (list []string, limited bool) {
+	for _, o := range b.Outside {
+		list = append(list, o.Names...)
+	}
+	return list, b.limits(len(list))
+}
+
+func (b *Binding) nodePorts() (list []PortRange, limited bool) {
+	for _, o := range b.Outside {
+		list = append(list, o.NodePorts...)
+	}
+	return list, b.limits(len(list))
+}
+
 func (b *Binding) ports() (list []PortRange, limited bool) {
 	for _, o := range b.Outside {
 		list = append(list, o.Ports...)
@@ -224,6 +241,42 @@ func (b *Binding) admits(prefixes []netip.Prefix) []netip.Prefix {
 		}
 	}
 	return some
+}
+
+// admitsName reports whether the domain may use every name of a pattern.
+func (b *Binding) admitsName(pattern string) bool {
+	list, limited := b.names()
+	return !limited || slices.ContainsFunc(list, func(granted string) bool {
+		// A pattern is narrower than another if that matches it as if it were a name.
+		return granted == "*" || MatchName(granted, pattern) || granted == pattern
+	})
+}
+
+// external returns what the binding admits of an external; not an external if that is nothing.
+func (b *Binding) external(name Ref, e *External) Peer {
+	p := Peer{Name: name, Prefixes: b.admits(e.Prefixes), Exit: e.Exit}
+	for _, n := range e.Names {
+		if b.admitsName(n) {
+			p.Names = append(p.Names, n)
+		}
+	}
+	if e.Consul != nil {
+		if within := b.admits(e.Consul.Within); len(within) > 0 {
+			c := *e.Consul
+			c.Within = within
+			p.Consul = &c
+		}
+	}
+	if e.Node {
+		ports, limited := b.nodePorts()
+		if !limited {
+			ports = []PortRange{AllPorts}
+		}
+		p.NodePorts = MergePorts(slices.Clone(ports))
+	}
+	prefixes, _ := b.prefixes()
+	p.Listed = lifts(prefixes)
+	return p
 }
 
 // label returns the value that the binding gives a label of a service or external; of the domain
@@ -325,10 +378,10 @@ func (x *index) bar(w Workload) func(domain string) string {
 	}
 }
 
-// nowhere reports whether r is an external that may use none of its prefixes.
+// nowhere reports whether r is an external of which the binding admits nothing.
 func (x *index) nowhere(r Ref) bool {
 	e := x.node(r).external
-	return e != nil && len(x.binding(r.Domain).admits(e.Prefixes)) == 0
+	return e != nil && !x.binding(r.Domain).external(r, e).IsExternal()
 }
 
 // RefusedPorts returns those of the ports of a node that the workloads of a domain may not publish.

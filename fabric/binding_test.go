@@ -288,8 +288,8 @@ func TestDocumentsKeepToBindings(t *testing.T) {
 		g.Bindings = bindings
 		return Documents(g)[0].Responds[0].Peers
 	}
-	must.Eq(t, []Peer{{users, []netip.Prefix{in, out}}}, peers())
-	must.Eq(t, []Peer{{users, []netip.Prefix{in}}}, peers(Binding{Domain: "shop", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{in}}}}))
+	must.Eq(t, []Peer{{Name: users, Prefixes: []netip.Prefix{in, out}}}, peers())
+	must.Eq(t, []Peer{{Name: users, Prefixes: []netip.Prefix{in}}}, peers(Binding{Domain: "shop", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{in}}}}))
 	must.Eq(t, []Peer{}, peers(Binding{Domain: "shop"}))
 	must.Eq(t, []Peer{}, peers(Binding{Domain: "other"}))
 }

@@ -133,14 +133,34 @@ func NextExpiry(docs map[Ref]Document, now time.Time) time.Time {
 	return next
 }
 
-// Peer is what is at the other end of an edge: a service, or an external with its prefixes.
+// Peer is what is at the other end of an edge: a service, or an external with what of it the
+// binding of its domain admits.
 type Peer struct {
-	Name     Ref            `json:"name"`
-	Prefixes []netip.Prefix `json:"prefixes,omitempty"` // externals only
+	Name     Ref              `json:"name"`
+	Prefixes []netip.Prefix   `json:"prefixes,omitempty"`
+	Names    []string         `json:"names,omitempty"`
+	Consul   *ConsulInstances `json:"consul,omitempty"`
+	// NodePorts are the ports of the workload's own node that an external "node" may have.
+	NodePorts []PortRange `json:"nodePorts,omitempty"`
+	Exit      Exit        `json:"exit,omitempty"`
+	// Listed are the prefixes of the binding that can list reserved addresses exactly: an address
+	// in a reserved prefix is the external's only if one of them lies within that prefix and has
+	// it.
+	Listed []netip.Prefix `json:"listed,omitempty"`
 }
 
 // IsExternal reports whether the peer is outside the fabric.
-func (p Peer) IsExternal() bool { return len(p.Prefixes) > 0 }
+func (p Peer) IsExternal() bool {
+	return len(p.Prefixes) > 0 || len(p.Names) > 0 || p.Consul != nil || p.IsNode()
+}
+
+// IsNode reports whether the peer is the workload's own node.
+func (p Peer) IsNode() bool { return len(p.NodePorts) > 0 }
+
+// Admits reports whether the external may have an address that is in the given reserved prefix.
+func (p Peer) Admits(address netip.Addr, reserved netip.Prefix) bool {
+	return slices.ContainsFunc(p.Listed, func(l netip.Prefix) bool { return Covers(reserved, l) && l.Contains(address) })
+}
 
 // Roles returns all roles that the graph gives to the service.
 func (d Document) Roles() Roles {
@@ -238,7 +258,7 @@ func (x *index) peers(refs []Ref) []Peer {
 			if x.nowhere(r) {
 				continue
 			}
-			p.Prefixes = x.binding(r.Domain).admits(ext.Prefixes)
+			p = x.binding(r.Domain).external(r, ext)
 		}
 		peers = append(peers, p)
 	}

@@ -314,13 +314,19 @@ type Service struct {
 	Pos         Position   `json:"pos,omitzero"`
 }
 
-// External is a set of addresses outside the fabric that takes part in contracts.
+// External is a set of addresses outside the fabric that takes part in contracts: those of
+// prefixes, of DNS names and of Consul services, or the workload's own node. As an originator it
+// has prefixes only.
 type External struct {
-	Name        string         `json:"name"`
-	Description string         `json:"description,omitempty"`
-	Labels      Labels         `json:"labels,omitempty"`
-	Prefixes    []netip.Prefix `json:"prefixes"`
-	Pos         Position       `json:"pos,omitzero"`
+	Name        string           `json:"name"`
+	Description string           `json:"description,omitempty"`
+	Labels      Labels           `json:"labels,omitempty"`
+	Prefixes    []netip.Prefix   `json:"prefixes,omitempty"`
+	Names       []string         `json:"names,omitempty"` // patterns of MatchName
+	Consul      *ConsulInstances `json:"consul,omitempty"`
+	Node        bool             `json:"node,omitempty"` // what listens for workloads on their own node
+	Exit        Exit             `json:"exit,omitempty"`
+	Pos         Position         `json:"pos,omitzero"`
 }
 
 // Contract is an edge of the graph: its originators may open flows to its responders on the ports

@@ -36,6 +36,24 @@ const (
 // of each probe are this one.
 const ProbePort = 8442
 
+// A packet to the outside carries the mark of its exit, which the eBPF programs of its workload
+// set: ExitMarkNode for the node itself, ExitMark for a processor. Rules of priority ExitPriority
+// lead the marks of processors to the routing tables of their links.
+const (
+	ExitMarkNode uint32 = 0x51f00001
+	exitMark     uint32 = 0x51f00100
+	exitTable           = 5100
+	ExitPriority        = 5100
+	// MaxExits is the number of slots that processors of a zone can have at a node.
+	MaxExits = 256
+)
+
+// ExitMark returns the mark of packets that leave by the processor in a slot, from 0.
+func ExitMark(slot int) uint32 { return exitMark + uint32(slot) }
+
+// ExitTable returns the routing table of the processor in a slot.
+func ExitTable(slot int) int { return exitTable + slot }
+
 // FirstLinkPort to LastLinkPort are the UDP ports that a node's WireGuard devices may have, one
 // each. Which ones a node uses is in its signed record.
 const (
