@@ -386,7 +386,7 @@ func testTakeover(t *testing.T, from, to Mechanism) {
 	}
 	pairs, err := again.Pairs()
 	must.NoError(t, err)
-	must.Eq(t, map[Pair][]Rule{{1, 2}: {{6, 8080, 8080, 1}}}, pairs)
+	must.Eq(t, map[Pair][]Rule{{1, 2}: {rule(6, 8080, 8080, 1)}}, pairs)
 	must.NoError(t, again.ReplacePair(Pair{1, 2}, nil))
 	must.Error(t, echo(c), must.Sprint("the new process revoked it"))
 
@@ -439,7 +439,7 @@ func (n *node) programIDs(by Mechanism) map[string]int {
 func TestReplacementHasNoGap(t *testing.T) {
 	byMechanism(t, func(t *testing.T, by Mechanism) {
 		n := newNode(t, by)
-		must.NoError(t, n.ReplacePair(Pair{1, 2}, []Rule{{17, 9000, 9000, 1}}))
+		must.NoError(t, n.ReplacePair(Pair{1, 2}, []Rule{rule(17, 9000, 9000, 1)}))
 		// Port 9001 is not allowed: to the client by the one program, and to the node by the other.
 		sinks, conns := map[int]*net.UDPConn{}, map[int]net.Conn{}
 		received := map[int]chan int{}

@@ -22,7 +22,8 @@ type Connection struct {
 	Outbound       bool   // the workload opened it
 	Host           bool   // the other side is a socket of this node
 	Answered       bool   // the other side has sent a packet
-	Contract       uint32 // 0 if Host
+	Contract       uint32 // 0 if no contract is needed
+	Exit           uint32 // mark of its packets to an external; 0: none
 	LocalIdentity  uint32
 	RemoteIdentity uint32
 	Generation     uint64        // in which it was last evaluated and allowed
@@ -46,7 +47,8 @@ func (d *Datapath) Connections() ([]Connection, error) {
 			Outbound:       e.value.Flags&endpointConnFlagCONN_OUTBOUND != 0,
 			Host:           e.value.Flags&endpointConnFlagCONN_HOST != 0,
 			Answered:       e.value.State&endpointConnStateCONN_ANSWERED != 0,
-			Contract:       e.value.Contract,
+			Contract:       e.value.Contract &^ nodeExit,
+			Exit:           e.value.Mark,
 			LocalIdentity:  e.value.LocalIdentity,
 			RemoteIdentity: e.value.RemoteIdentity,
 			Generation:     e.value.Generation,

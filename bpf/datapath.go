@@ -42,6 +42,13 @@ type Options struct {
 	// Resolver4 and Resolver6 are the addresses of the node's own resolver, on UDP and TCP port 53.
 	// Every workload may query it. The zero value means that there is none.
 	Resolver4, Resolver6 netip.Addr
+	// Node4 and Node6 are the link-local addresses by which workloads reach sockets of this node
+	// that an External with Interface 0 and a contract let them reach. The zero value means that
+	// there are none. Port 53 of a resolver's address is always the resolver.
+	Node4, Node6 netip.Addr
+	// NodeExit is the mark of packets to externals that leave by this node, because of
+	// Rule.ExitNode. 0 means that none may.
+	NodeExit uint32
 	// Fabric contains all prefixes from which endpoints get addresses. An address in one of them is
 	// a peer or unknown, never an external.
 	Fabric []netip.Prefix
@@ -182,7 +189,8 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 		"sif_externals": &o.SifExternals, "sif_fabric": &o.SifFabric, "sif_pairs": &o.SifPairs,
 		"sif_rules": &o.SifRules, "sif_checks": &o.SifChecks, "sif_conns": &o.SifConns,
 		"sif_verdicts": &o.SifVerdicts, "sif_drops": &o.SifDrops, "sif_events": &o.SifEvents,
-		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost,
+		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost, "sif_published": &o.SifPublished,
+		"sif_exits": &o.SifExits,
 	}
 }
 
@@ -199,12 +207,17 @@ func (d *Datapath) load() error {
 }
 
 func (d *Datapath) configure(opts Options) error {
-	for _, a := range []netip.Addr{opts.Resolver4, opts.Resolver6} {
-		if !a.IsValid() {
-			continue
-		}
-		if err := plain(a); err != nil {
-			return fmt.Errorf("resolver: %w", err)
+	for _, o := range []struct {
+		name      string
+		addresses [2]netip.Addr
+	}{{"resolver", [2]netip.Addr{opts.Resolver4, opts.Resolver6}}, {"node", [2]netip.Addr{opts.Node4, opts.Node6}}} {
+		for _, a := range o.addresses {
+			if !a.IsValid() {
+				continue
+			}
+			if err := plain(a); err != nil {
+				return fmt.Errorf("%s: %w", o.name, err)
+			}
 		}
 	}
 	var flags endpointConfigFlag
@@ -281,12 +294,20 @@ func (d *Datapath) restore() ([]string, error) {
 	}
 	for _, r := range []struct {
 		have *endpointAddr
-		want endpointAddr
-	}{{&d.config.Dns4, toMap(d.options.Resolver4)}, {&d.config.Dns6, toMap(d.options.Resolver6)}} {
-		if *r.have != r.want {
-			*r.have = r.want
-			changes = append(changes, "the resolver's address")
+		want netip.Addr
+		what string
+	}{
+		{&d.config.Dns4, d.options.Resolver4, "the resolver's address"}, {&d.config.Dns6, d.options.Resolver6, "the resolver's address"},
+		{&d.config.Node4, d.options.Node4, "the node's address"}, {&d.config.Node6, d.options.Node6, "the node's address"},
+	} {
+		if want := toMap(r.want); *r.have != want {
+			*r.have = want
+			changes = append(changes, r.what)
 		}
+	}
+	if atomic.LoadUint32(&d.config.NodeExit) != d.options.NodeExit {
+		atomic.StoreUint32(&d.config.NodeExit, d.options.NodeExit)
+		changes = append(changes, "the mark of the node's exit")
 	}
 	before := *d.config
 	d.limit(cmp.Or(d.options.Limits, connlimit.Default()))

@@ -74,9 +74,9 @@ func newWorkload(t *testing.T, d *Datapath, name, v4, v6 string, identity uint32
 			ip route add default via 169.254.1.1 dev eth0 onlink src $V4
 			ip -6 route add default via fe80::1 dev eth0 onlink src $V6`, "V4="+v4, "V6="+v6)
 	})
-	must.NoError(t, d.PutEndpoint(Endpoint{w.index, identity, addr(v4), addr(v6)}))
+	must.NoError(t, d.PutEndpoint(endpoint(w.index, identity, v4, v6)))
 	for _, a := range []string{v4, v6} {
-		must.NoError(t, d.PutPeer(Peer{addr(a), identity, w.index}))
+		must.NoError(t, d.PutPeer(peer(a, identity, w.index)))
 	}
 	return w
 }
@@ -186,7 +186,7 @@ func newNode(t *testing.T, by Mechanism) *node {
 
 func (n *node) allow() {
 	n.t.Helper()
-	must.NoError(n.t, n.ReplacePair(Pair{1, 2}, []Rule{{6, 8080, 8080, 1}}))
+	must.NoError(n.t, n.ReplacePair(Pair{1, 2}, []Rule{rule(6, 8080, 8080, 1)}))
 }
 
 func TestRealFlows(t *testing.T) { byMechanism(t, testRealFlows) }

@@ -31,8 +31,12 @@ type endpointConfig struct {
 	Generation     uint64
 	Dns4           endpointAddr
 	Dns6           endpointAddr
+	Node4          endpointAddr
+	Node6          endpointAddr
 	Flags          endpointConfigFlag
 	MaxConnections uint32
+	NodeExit       uint32
+	Pad            uint32
 	FlowInterval   uint64
 	FlowBurst      uint64
 	Lifetime       [7]uint64
@@ -55,6 +59,8 @@ type endpointConn struct {
 	RemoteIdentity uint32
 	Flags          endpointConnFlag
 	State          endpointConnState
+	Mark           uint32
+	Pad            uint32
 }
 
 type endpointConnFlag uint32
@@ -104,8 +110,16 @@ type endpointEndpoint struct {
 	Ip4      endpointAddr
 	Ip6      endpointAddr
 	Identity uint32
+	Exit     uint32
+	Flags    endpointEndpointFlag
 	Pad      uint32
 }
+
+type endpointEndpointFlag uint32
+
+const (
+	endpointEndpointFlagENDPOINT_REJECT endpointEndpointFlag = 1
+)
 
 type endpointEvent struct {
 	_                   structs.HostLayout
@@ -151,6 +165,21 @@ type endpointPeer struct {
 	Ifindex  uint32
 }
 
+type endpointPublished struct {
+	_       structs.HostLayout
+	Address endpointAddr
+	Port    uint16
+	Pad     uint16
+}
+
+type endpointPublishedKey struct {
+	_        structs.HostLayout
+	Address  endpointAddr
+	Port     uint16
+	Protocol uint8
+	Pad      uint8
+}
+
 type endpointReason uint32
 
 const (
@@ -179,7 +208,10 @@ const (
 	endpointReasonREASON_TABLE_FULL          endpointReason = 22
 	endpointReasonREASON_ENDPOINT_FULL       endpointReason = 23
 	endpointReasonREASON_TOO_FAST            endpointReason = 24
-	endpointReasonREASON_COUNT               endpointReason = 25
+	endpointReasonREASON_OUTSIDE             endpointReason = 25
+	endpointReasonREASON_PEER_GONE           endpointReason = 26
+	endpointReasonREASON_NO_EXIT             endpointReason = 27
+	endpointReasonREASON_COUNT               endpointReason = 28
 )
 
 type endpointRule struct {
@@ -219,11 +251,13 @@ const (
 	endpointMapSifDrops         = "sif_drops"
 	endpointMapSifEndpoints     = "sif_endpoints"
 	endpointMapSifEvents        = "sif_events"
+	endpointMapSifExits         = "sif_exits"
 	endpointMapSifExternals     = "sif_externals"
 	endpointMapSifFabric        = "sif_fabric"
 	endpointMapSifLost          = "sif_lost"
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
+	endpointMapSifPublished     = "sif_published"
 	endpointMapSifRules         = "sif_rules"
 	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
@@ -289,11 +323,13 @@ type endpointMapSpecs struct {
 	SifDrops     *ebpf.MapSpec `ebpf:"sif_drops"`
 	SifEndpoints *ebpf.MapSpec `ebpf:"sif_endpoints"`
 	SifEvents    *ebpf.MapSpec `ebpf:"sif_events"`
+	SifExits     *ebpf.MapSpec `ebpf:"sif_exits"`
 	SifExternals *ebpf.MapSpec `ebpf:"sif_externals"`
 	SifFabric    *ebpf.MapSpec `ebpf:"sif_fabric"`
 	SifLost      *ebpf.MapSpec `ebpf:"sif_lost"`
 	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
+	SifPublished *ebpf.MapSpec `ebpf:"sif_published"`
 	SifRules     *ebpf.MapSpec `ebpf:"sif_rules"`
 	SifUsage     *ebpf.MapSpec `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.MapSpec `ebpf:"sif_verdicts"`
@@ -331,11 +367,13 @@ type endpointMaps struct {
 	SifDrops     *ebpf.Map `ebpf:"sif_drops"`
 	SifEndpoints *ebpf.Map `ebpf:"sif_endpoints"`
 	SifEvents    *ebpf.Map `ebpf:"sif_events"`
+	SifExits     *ebpf.Map `ebpf:"sif_exits"`
 	SifExternals *ebpf.Map `ebpf:"sif_externals"`
 	SifFabric    *ebpf.Map `ebpf:"sif_fabric"`
 	SifLost      *ebpf.Map `ebpf:"sif_lost"`
 	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
+	SifPublished *ebpf.Map `ebpf:"sif_published"`
 	SifRules     *ebpf.Map `ebpf:"sif_rules"`
 	SifUsage     *ebpf.Map `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.Map `ebpf:"sif_verdicts"`
@@ -349,11 +387,13 @@ func (m *endpointMaps) Close() error {
 		m.SifDrops,
 		m.SifEndpoints,
 		m.SifEvents,
+		m.SifExits,
 		m.SifExternals,
 		m.SifFabric,
 		m.SifLost,
 		m.SifPairs,
 		m.SifPeers,
+		m.SifPublished,
 		m.SifRules,
 		m.SifUsage,
 		m.SifVerdicts,

@@ -6,6 +6,9 @@ package bpf
 import (
 	"fmt"
 	"net/netip"
+	"slices"
+
+	"golang.org/x/sys/unix"
 )
 
 // Identities are numbers that the caller chooses. It must not reuse a number that is still in a map
@@ -17,6 +20,13 @@ type Endpoint struct {
 	Identity  uint32
 	IPv4      netip.Addr // invalid: none
 	IPv6      netip.Addr
+	// Exit is the mark of its packets to externals by the zone's exit: routing rules lead the mark
+	// to the exit. 0 means that there is none. A flow keeps the exit by which it began while
+	// SetExits names that one.
+	Exit uint32
+	// Reject tells the workload of refusals that are certain: TCP by a reset, everything else by
+	// ICMP. It is for a caller whose maps are complete.
+	Reject bool
 }
 
 // Peer is the owner of an address in the fabric, on this node or another.
@@ -24,17 +34,33 @@ type Peer struct {
 	Address   netip.Addr
 	Identity  uint32
 	Interface uint32 // the only one that may receive its packets; for a local endpoint, its own
+	// Gone means that the address has no endpoint any more, by the word of its owner. Such a peer
+	// has no interface, and needs no identity.
+	Gone bool
 }
+
+// FromNode is the Interface of an External whose packets come from sockets of this node.
+const FromNode = 0xfffffffe
 
 // External is a prefix outside the fabric. An address belongs to the longest prefix that contains
 // it.
 type External struct {
-	Prefix   netip.Prefix
+	Prefix netip.Prefix
+	// Identity 0 makes a hole in a shorter prefix: its addresses belong to nobody known.
 	Identity uint32
-	// Interface is where packets from the prefix arrive; 0 makes the prefix a destination. An
-	// external that workloads call needs both entries: an answer passes only if it belongs to the
-	// same identity at the interface where it arrives.
+	// Interface is where packets from the prefix arrive; 0 makes the prefix a destination, and
+	// FromNode one of sockets of this node. An external that workloads call needs both 0 and an
+	// interface: an answer passes only if it belongs to the same identity at the interface where it
+	// arrives.
 	Interface uint32
+}
+
+// Published is a port of this node behind which an endpoint's port is: whoever reaches it on this
+// node is translated on its way. A workload's flow to From is judged as one to To.
+type Published struct {
+	Protocol uint8          // TCP, UDP or SCTP
+	From     netip.AddrPort // the node's
+	To       netip.AddrPort // the endpoint's
 }
 
 // Check is a port on which this node may call one of its endpoints.
@@ -56,7 +82,10 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	if e.IPv6.IsValid() && (!e.IPv6.Is6() || plain(e.IPv6) != nil) {
 		return fmt.Errorf("endpoint of interface %d: %q is not an IPv6 unicast address", e.Interface, e.IPv6)
 	}
-	value := endpointEndpoint{Ip4: toMap(e.IPv4), Ip6: toMap(e.IPv6), Identity: e.Identity}
+	value := endpointEndpoint{Ip4: toMap(e.IPv4), Ip6: toMap(e.IPv6), Identity: e.Identity, Exit: e.Exit}
+	if e.Reject {
+		value.Flags = endpointEndpointFlagENDPOINT_REJECT
+	}
 	return d.change(func() (bool, error) {
 		return replace(d.objects.SifEndpoints, "sif_endpoints", e.Interface, value)
 	})
@@ -95,20 +124,29 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 	var all []Endpoint
 	for _, e := range entries {
 		all = append(all, Endpoint{Interface: e.key, Identity: e.value.Identity,
-			IPv4: fromMap(e.value.Ip4), IPv6: fromMap(e.value.Ip6)})
+			IPv4: fromMap(e.value.Ip4), IPv6: fromMap(e.value.Ip6), Exit: e.value.Exit,
+			Reject: e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0})
 	}
 	return all, err
 }
+
+// peerGone is PEER_GONE in headers/maps.h.
+const peerGone = 0xffffffff
 
 // PutPeer adds or replaces the owner of an address.
 func (d *Datapath) PutPeer(p Peer) error {
 	if err := plain(p.Address); err != nil {
 		return fmt.Errorf("peer: %w", err)
 	}
-	if p.Interface == 0 || p.Identity == 0 {
+	value := endpointPeer{Identity: p.Identity, Ifindex: p.Interface}
+	switch {
+	case p.Gone && p.Interface != 0:
+		return fmt.Errorf("peer %s: it is gone, so its interface must be 0", p.Address)
+	case p.Gone:
+		value.Ifindex = peerGone
+	case p.Interface == 0 || p.Identity == 0:
 		return fmt.Errorf("peer %s: interface and identity must not be 0", p.Address)
 	}
-	value := endpointPeer{Identity: p.Identity, Ifindex: p.Interface}
 	address := toMap(p.Address)
 	return d.change(func() (bool, error) {
 		altered, err := replace(d.objects.SifPeers, "sif_peers", address, value)
@@ -131,7 +169,11 @@ func (d *Datapath) Peers() ([]Peer, error) {
 	entries, err := dump[endpointAddr, endpointPeer](d.objects.SifPeers, "sif_peers")
 	var all []Peer
 	for _, e := range entries {
-		all = append(all, Peer{Address: fromMap(e.key), Identity: e.value.Identity, Interface: e.value.Ifindex})
+		p := Peer{Address: fromMap(e.key), Identity: e.value.Identity, Interface: e.value.Ifindex}
+		if p.Interface == peerGone {
+			p.Interface, p.Gone = 0, true
+		}
+		all = append(all, p)
 	}
 	return all, err
 }
@@ -151,9 +193,6 @@ func (d *Datapath) PutExternal(e External) error {
 	key, err := e.key()
 	if err != nil {
 		return err
-	}
-	if e.Identity == 0 {
-		return fmt.Errorf("external %s: the identity must not be 0", e.Prefix)
 	}
 	return d.change(func() (bool, error) {
 		return true, put(d.objects.SifExternals, "sif_externals", key, e.Identity)
@@ -184,6 +223,91 @@ func (d *Datapath) Externals() ([]External, error) {
 
 func (c Check) key() endpointCheckKey {
 	return endpointCheckKey{Ifindex: c.Interface, Port: c.Port, Protocol: c.Protocol}
+}
+
+func (p Published) entry() (key endpointPublishedKey, value endpointPublished, err error) {
+	if p.Protocol != unix.IPPROTO_TCP && p.Protocol != unix.IPPROTO_UDP && p.Protocol != unix.IPPROTO_SCTP {
+		return key, value, fmt.Errorf("published port %s: IP protocol %d has no ports", p.From, p.Protocol)
+	}
+	for _, a := range []netip.AddrPort{p.From, p.To} {
+		if err := plain(a.Addr()); err != nil {
+			return key, value, fmt.Errorf("published port %s: %w", p.From, err)
+		}
+		if a.Port() == 0 || a.Addr().Is4() != p.From.Addr().Is4() {
+			return key, value, fmt.Errorf("published port %s: %s is no port of an address of the same family", p.From, a)
+		}
+	}
+	key = endpointPublishedKey{Address: toMap(p.From.Addr()), Port: p.From.Port(), Protocol: p.Protocol}
+	return key, endpointPublished{Address: toMap(p.To.Addr()), Port: p.To.Port()}, nil
+}
+
+// PutPublished adds or replaces the endpoint's port behind a port of this node.
+func (d *Datapath) PutPublished(p Published) error {
+	key, value, err := p.entry()
+	if err != nil {
+		return err
+	}
+	return d.change(func() (bool, error) {
+		altered, err := replace(d.objects.SifPublished, "sif_published", key, value)
+		// Until now the address may have been an external.
+		return altered || d.objects.SifExternals.Lookup(endpointExternalKey{PrefixLength: 160, Address: key.Address}, new(uint32)) == nil, err
+	})
+}
+
+// DeletePublished removes a port of this node. It ignores the endpoint's port.
+func (d *Datapath) DeletePublished(p Published) error {
+	return d.change(func() (bool, error) {
+		key := endpointPublishedKey{Address: toMap(p.From.Addr()), Port: p.From.Port(), Protocol: p.Protocol}
+		return remove(d.objects.SifPublished, "sif_published", key)
+	})
+}
+
+// Published returns all published ports.
+func (d *Datapath) Published() ([]Published, error) {
+	entries, err := dump[endpointPublishedKey, endpointPublished](d.objects.SifPublished, "sif_published")
+	var all []Published
+	for _, e := range entries {
+		all = append(all, Published{Protocol: e.key.Protocol, From: netip.AddrPortFrom(fromMap(e.key.Address), e.key.Port),
+			To: netip.AddrPortFrom(fromMap(e.value.Address), e.value.Port)})
+	}
+	return all, err
+}
+
+// SetExits replaces the marks of exits that live. A flow by an exit that is not among them ends, or
+// goes on by its endpoint's exit if it has no state there.
+func (d *Datapath) SetExits(marks []uint32) error {
+	return d.change(func() (gone bool, err error) {
+		entries, err := dump[uint32, uint32](d.objects.SifExits, "sif_exits")
+		if err != nil {
+			return false, err
+		}
+		for _, e := range entries {
+			if slices.Contains(marks, e.key) {
+				continue
+			}
+			if _, err := remove(d.objects.SifExits, "sif_exits", e.key); err != nil {
+				return gone, err
+			}
+			gone = true
+		}
+		for _, mark := range marks {
+			if err := put(d.objects.SifExits, "sif_exits", mark, uint32(1)); err != nil {
+				return gone, err
+			}
+		}
+		return gone, nil
+	})
+}
+
+// Exits returns the marks of exits that live, sorted.
+func (d *Datapath) Exits() ([]uint32, error) {
+	entries, err := dump[uint32, uint32](d.objects.SifExits, "sif_exits")
+	var marks []uint32
+	for _, e := range entries {
+		marks = append(marks, e.key)
+	}
+	slices.Sort(marks)
+	return marks, err
 }
 
 // PutCheck allows this node to call an endpoint on a port.

@@ -90,7 +90,7 @@ func decode(raw []byte) (Event, bool) {
 		Protocol:            e.Protocol,
 		SourceIdentity:      e.SourceIdentity,
 		DestinationIdentity: e.DestinationIdentity,
-		Contract:            e.Contract,
+		Contract:            e.Contract &^ nodeExit,
 	}, true
 }
 

@@ -47,7 +47,7 @@ func TestFlowEvents(t *testing.T) {
 // of audit mode, each when it opens.
 func TestAuditedFlowsAreReported(t *testing.T) {
 	f := newFixture(t)
-	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{6, 8000, 9000, AuditContract | contractDatagrams})
+	f.rules(idMe, idFriend, rule(6, 8080, 8080, contractOut), rule(6, 8000, 9000, AuditContract|contractDatagrams))
 	events, err := f.Events(t.Context())
 	must.NoError(t, err)
 	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8080, syn)))) // an enforced contract applies first

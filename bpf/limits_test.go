@@ -145,8 +145,8 @@ func BenchmarkSweep(b *testing.B) {
 		options.Sizes = nil
 		must.NoError(b, f.Datapath.Close())
 		f.Datapath = open(b, pinDirectory(b), options)
-		must.NoError(b, f.PutEndpoint(Endpoint{f.me, idMe, addr(me4), addr(me6)}))
-		must.NoError(b, f.PutPeer(Peer{addr(friend4), idFriend, f.wire}))
+		must.NoError(b, f.PutEndpoint(endpoint(f.me, idMe, me4, me6)))
+		must.NoError(b, f.PutPeer(peer(friend4, idFriend, f.wire)))
 		f.policy()
 		must.Eq(b, AllowedContract, f.step(opening(1)))
 		one, err := dump[endpointConnKey, endpointConn](f.objects.SifConns, "sif_conns")

@@ -143,8 +143,8 @@ func newFixtureWith(t testing.TB, m Mechanism) *fixture {
 	f.me, f.neighbour = device(t, "me"), device(t, "neighbour")
 	f.wire, f.underlay, f.bare = device(t, "wire"), device(t, "underlay"), device(t, "bare")
 
-	must.NoError(t, f.PutEndpoint(Endpoint{f.me, idMe, addr(me4), addr(me6)}))
-	must.NoError(t, f.PutEndpoint(Endpoint{f.neighbour, idNeighbour, addr(neighbour4), netip.Addr{}}))
+	must.NoError(t, f.PutEndpoint(endpoint(f.me, idMe, me4, me6)))
+	must.NoError(t, f.PutEndpoint(endpoint(f.neighbour, idNeighbour, neighbour4, "")))
 	for address, p := range map[string]Peer{
 		me4: {Identity: idMe, Interface: f.me}, me6: {Identity: idMe, Interface: f.me},
 		friend4: {Identity: idFriend, Interface: f.wire}, friend6: {Identity: idFriend, Interface: f.wire},
@@ -179,12 +179,12 @@ func fixtureOptions(m Mechanism) Options {
 }
 
 func (f *fixture) policy() {
-	f.rules(idMe, idFriend, Rule{6, 8080, 8080, contractOut}, Rule{17, 9000, 9010, contractDatagrams},
-		Rule{1, 8, 8, contractEcho}, Rule{58, 128, 128, contractEcho}, Rule{132, 7000, 7000, contractStreams})
-	f.rules(idFriend, idMe, Rule{6, 80, 80, contractIn}, Rule{58, 128, 128, contractEcho})
-	f.rules(idUsers, idMe, Rule{6, 443, 443, contractUsers})
-	f.rules(idMe, idBank, Rule{6, 443, 443, contractBank})
-	f.rules(idMe, idNeighbour, Rule{6, 0, 65535, contractNeighbours})
+	f.rules(idMe, idFriend, rule(6, 8080, 8080, contractOut), rule(17, 9000, 9010, contractDatagrams),
+		rule(1, 8, 8, contractEcho), rule(58, 128, 128, contractEcho), rule(132, 7000, 7000, contractStreams))
+	f.rules(idFriend, idMe, rule(6, 80, 80, contractIn), rule(58, 128, 128, contractEcho))
+	f.rules(idUsers, idMe, rule(6, 443, 443, contractUsers))
+	f.rules(idMe, idBank, rule(6, 443, 443, contractBank))
+	f.rules(idMe, idNeighbour, rule(6, 0, 65535, contractNeighbours))
 }
 
 func (f *fixture) rules(source, destination uint32, rules ...Rule) {
@@ -251,6 +251,22 @@ func (f *fixture) program(dir Direction) *ebpf.Program {
 		return f.programs.SifFromWorkload
 	}
 	return f.programs.SifToWorkload
+}
+
+func rule(protocol uint8, from, to uint16, contract uint32) Rule {
+	return Rule{Protocol: protocol, From: from, To: to, Contract: contract}
+}
+
+func endpoint(ifindex, identity uint32, v4, v6 string) Endpoint {
+	e := Endpoint{Interface: ifindex, Identity: identity, IPv4: addr(v4)}
+	if v6 != "" {
+		e.IPv6 = addr(v6)
+	}
+	return e
+}
+
+func peer(address string, identity, ifindex uint32) Peer {
+	return Peer{Address: addr(address), Identity: identity, Interface: ifindex}
 }
 
 func addr(s string) netip.Addr { return netip.MustParseAddr(s) }

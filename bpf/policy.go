@@ -20,6 +20,20 @@ type Rule struct {
 	Protocol uint8  // 1, 6, 17, 58 or 132
 	From, To uint16 // ports, inclusive; for ICMP: types, 0 to 65535 for all
 	Contract uint32 // not 0
+	// ExitNode makes packets to an external leave by this node, not by the exit of the endpoint.
+	ExitNode bool
+}
+
+// nodeExit is CONTRACT_NODE_EXIT in headers/maps.h: the bit in the number of a contract that is
+// Rule.ExitNode.
+const nodeExit = 1 << 30
+
+// number returns the contract's number in the maps.
+func (r Rule) number() uint32 {
+	if r.ExitNode {
+		return r.Contract | nodeExit
+	}
+	return r.Contract
 }
 
 // AuditContract is a bit in the number of a contract that allows flows only because of audit mode:
@@ -31,11 +45,12 @@ const AuditContract = 1 << 31
 var protocols = []uint8{1, 6, 17, 58, 132}
 
 // Canonical returns the canonical form of rules: sorted, without overlaps, as few as possible.
-// Where rules overlap, the contract with the smaller number applies.
+// Where rules overlap, the contract with the smaller number applies, and of one contract the rule
+// without ExitNode.
 func Canonical(rules []Rule) []Rule {
 	byContract := slices.Clone(rules)
 	slices.SortFunc(byContract, func(a, b Rule) int {
-		return cmp.Or(cmp.Compare(a.Contract, b.Contract), cmp.Compare(a.From, b.From))
+		return cmp.Or(cmp.Compare(a.Contract, b.Contract), cmp.Compare(a.number(), b.number()), cmp.Compare(a.From, b.From))
 	})
 	var apart []Rule
 	for _, r := range byContract {
@@ -46,7 +61,7 @@ func Canonical(rules []Rule) []Rule {
 	})
 	var joined []Rule
 	for _, r := range apart {
-		if n := len(joined) - 1; n >= 0 && joined[n].Protocol == r.Protocol && joined[n].Contract == r.Contract &&
+		if n := len(joined) - 1; n >= 0 && joined[n].Protocol == r.Protocol && joined[n].number() == r.number() &&
 			int(joined[n].To)+1 == int(r.From) {
 			joined[n].To = r.To
 			continue
@@ -70,10 +85,13 @@ func without(r Rule, taken []Rule) []Rule {
 				continue
 			}
 			if l.From < t.From {
-				next = append(next, Rule{l.Protocol, l.From, t.From - 1, l.Contract})
+				before := l
+				before.To = t.From - 1
+				next = append(next, before)
 			}
 			if l.To > t.To {
-				next = append(next, Rule{l.Protocol, t.To + 1, l.To, l.Contract})
+				l.From = t.To + 1
+				next = append(next, l)
 			}
 		}
 		left = next
@@ -88,8 +106,8 @@ func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 		switch {
 		case r.From > r.To:
 			return nil, fmt.Errorf("rule of contract %d: port range %d-%d must not be reversed", r.Contract, r.From, r.To)
-		case r.Contract == 0:
-			return nil, fmt.Errorf("rule for ports %d-%d: the contract must not be 0", r.From, r.To)
+		case r.Contract == 0 || r.Contract&nodeExit != 0:
+			return nil, fmt.Errorf("rule for ports %d-%d: contract %d is not a number below 2^30", r.From, r.To, r.Contract)
 		case !slices.Contains(protocols, r.Protocol):
 			return nil, fmt.Errorf("rule of contract %d: IP protocol %d is not supported", r.Contract, r.Protocol)
 		}
@@ -97,7 +115,7 @@ func ruleKeys(p Pair, rules []Rule) (map[endpointRuleKey]uint32, error) {
 	for _, r := range Canonical(rules) {
 		for _, b := range portrange.Split(r.From, r.To) {
 			key := endpointRuleKey{Source: p.Source, Destination: p.Destination, Port: b.First, Length: b.Length, Protocol: r.Protocol}
-			keys[key] = r.Contract
+			keys[key] = r.number()
 		}
 	}
 	return keys, nil
@@ -220,7 +238,8 @@ func (d *Datapath) Pairs() (map[Pair][]Rule, error) {
 		}
 		var rules []Rule
 		for k, contract := range keys {
-			rules = append(rules, Rule{k.Protocol, k.Port, portrange.Block{First: k.Port, Length: k.Length}.Last(), contract})
+			rules = append(rules, Rule{Protocol: k.Protocol, From: k.Port, To: portrange.Block{First: k.Port, Length: k.Length}.Last(),
+				Contract: contract &^ nodeExit, ExitNode: contract&nodeExit != 0})
 		}
 		all[p] = Canonical(rules)
 	}

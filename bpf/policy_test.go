@@ -20,8 +20,8 @@ func TestCanonicalMeansTheSame(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rules := rapid.SliceOfN(rapid.Custom(func(t *rapid.T) Rule {
 			from := rapid.Uint16Range(0, 40).Draw(t, "from")
-			return Rule{rapid.SampledFrom([]uint8{6, 17}).Draw(t, "protocol"), from,
-				rapid.Uint16Range(from, 40).Draw(t, "to"), rapid.Uint32Range(1, 3).Draw(t, "contract")}
+			return rule(rapid.SampledFrom([]uint8{6, 17}).Draw(t, "protocol"), from,
+				rapid.Uint16Range(from, 40).Draw(t, "to"), rapid.Uint32Range(1, 3).Draw(t, "contract"))
 		}), 0, 6).Draw(t, "rules")
 		got := Canonical(rules)
 		for _, protocol := range []uint8{6, 17} {
@@ -63,8 +63,8 @@ func TestReasonsAreThoseOfTheProgram(t *testing.T) {
 			t.Errorf("%s is called %s in Go", name, why)
 		}
 	}
-	if TooFast+1 != reasonCount {
-		t.Errorf("the last reason is not TooFast")
+	if NoExit+1 != reasonCount {
+		t.Errorf("the last reason is not NoExit")
 	}
 	if FromWorkload != Direction(endpointDirectionDIRECTION_FROM_WORKLOAD) || ToWorkload != Direction(endpointDirectionDIRECTION_TO_WORKLOAD) {
 		t.Errorf("directions are numbered otherwise in C")
@@ -76,11 +76,11 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 	pairs, err := f.Pairs()
 	must.NoError(t, err)
 	want := map[Pair][]Rule{
-		{idMe, idFriend}:    {{1, 8, 8, contractEcho}, {6, 8080, 8080, contractOut}, {17, 9000, 9010, contractDatagrams}, {58, 128, 128, contractEcho}, {132, 7000, 7000, contractStreams}},
-		{idFriend, idMe}:    {{6, 80, 80, contractIn}, {58, 128, 128, contractEcho}},
-		{idUsers, idMe}:     {{6, 443, 443, contractUsers}},
-		{idMe, idBank}:      {{6, 443, 443, contractBank}},
-		{idMe, idNeighbour}: {{6, 0, 65535, contractNeighbours}},
+		{idMe, idFriend}:    {rule(1, 8, 8, contractEcho), rule(6, 8080, 8080, contractOut), rule(17, 9000, 9010, contractDatagrams), rule(58, 128, 128, contractEcho), rule(132, 7000, 7000, contractStreams)},
+		{idFriend, idMe}:    {rule(6, 80, 80, contractIn), rule(58, 128, 128, contractEcho)},
+		{idUsers, idMe}:     {rule(6, 443, 443, contractUsers)},
+		{idMe, idBank}:      {rule(6, 443, 443, contractBank)},
+		{idMe, idNeighbour}: {rule(6, 0, 65535, contractNeighbours)},
 	}
 	if diff := cmp.Diff(want, pairs); diff != "" {
 		t.Errorf("pairs: -want +got\n%s", diff)
@@ -88,7 +88,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 
 	endpoints, err := f.Endpoints()
 	must.NoError(t, err)
-	compare(t, endpoints, []Endpoint{{f.me, idMe, addr(me4), addr(me6)}, {f.neighbour, idNeighbour, addr(neighbour4), netip.Addr{}}},
+	compare(t, endpoints, []Endpoint{endpoint(f.me, idMe, me4, me6), endpoint(f.neighbour, idNeighbour, neighbour4, "")},
 		func(a, b Endpoint) bool { return a.Interface < b.Interface })
 	checks, err := f.Checks()
 	must.NoError(t, err)
@@ -105,7 +105,46 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 	peers, err := f.Peers()
 	must.NoError(t, err)
 	must.Len(t, 6, peers)
-	must.True(t, slices.Contains(peers, Peer{addr(friend6), idFriend, f.wire}))
+	must.True(t, slices.Contains(peers, peer(friend6, idFriend, f.wire)))
+
+	gone := Peer{Address: addr("100.64.7.8"), Gone: true}
+	must.NoError(t, f.PutPeer(gone))
+	peers, err = f.Peers()
+	must.NoError(t, err)
+	must.True(t, slices.Contains(peers, gone))
+	hole := External{netip.MustParsePrefix("198.51.100.128/25"), 0, 0}
+	must.NoError(t, f.PutExternal(hole))
+	externals, err = f.Externals()
+	must.NoError(t, err)
+	must.True(t, slices.Contains(externals, hole))
+	told := Endpoint{Interface: f.neighbour, Identity: idNeighbour, IPv4: addr(neighbour4), Exit: 0x51f00103, Reject: true}
+	must.NoError(t, f.PutEndpoint(told))
+	endpoints, err = f.Endpoints()
+	must.NoError(t, err)
+	must.True(t, slices.Contains(endpoints, told))
+	port := Published{17, netip.MustParseAddrPort("192.0.2.1:5300"), netip.MustParseAddrPort(neighbour4 + ":53")}
+	other := Published{6, netip.MustParseAddrPort("[2001:db8::1]:443"), netip.MustParseAddrPort("[fd5f::2]:8443")}
+	must.NoError(t, f.PutPublished(port))
+	must.NoError(t, f.PutPublished(other))
+	published, err := f.Published()
+	must.NoError(t, err)
+	must.True(t, len(published) == 2 && slices.Contains(published, port) && slices.Contains(published, other))
+	must.NoError(t, f.DeletePublished(port))
+	published, err = f.Published()
+	must.NoError(t, err)
+	must.True(t, slices.Equal([]Published{other}, published))
+	must.NoError(t, f.SetExits([]uint32{5, 3}))
+	must.NoError(t, f.SetExits([]uint32{7, 3}))
+	exits, err := f.Exits()
+	must.NoError(t, err)
+	must.Eq(t, []uint32{3, 7}, exits)
+	want[Pair{idMe, idUsers}] = []Rule{{6, 1, 9, 20, false}, {6, 10, 10, 20, true}, {6, 11, 99, 21, true}}
+	f.rules(idMe, idUsers, Rule{6, 5, 10, 20, true}, Rule{6, 1, 9, 20, false}, Rule{6, 1, 99, 21, true})
+	pairs, err = f.Pairs()
+	must.NoError(t, err)
+	if diff := cmp.Diff(want, pairs); diff != "" {
+		t.Errorf("pairs: -want +got\n%s", diff)
+	}
 
 	f.step(sent(AllowedContract, ip(me4, friend4, 6, tcp(4000, 8080, syn))))
 	connections, err := f.Connections()
@@ -155,18 +194,31 @@ func TestWhatTakesAwayRaisesTheGeneration(t *testing.T) {
 		raises bool
 		do     func() error
 	}{
-		{"new peer", false, func() error { return f.PutPeer(Peer{addr("100.64.7.7"), 7, f.wire}) }},
-		{"same peer", false, func() error { return f.PutPeer(Peer{addr("100.64.7.7"), 7, f.wire}) }},
-		{"altered peer", true, func() error { return f.PutPeer(Peer{addr("100.64.7.7"), 8, f.wire}) }},
+		{"new peer", false, func() error { return f.PutPeer(peer("100.64.7.7", 7, f.wire)) }},
+		{"same peer", false, func() error { return f.PutPeer(peer("100.64.7.7", 7, f.wire)) }},
+		{"altered peer", true, func() error { return f.PutPeer(peer("100.64.7.7", 8, f.wire)) }},
 		{"deleted peer", true, func() error { return f.DeletePeer(addr("100.64.7.7")) }},
 		{"deleted again", false, func() error { return f.DeletePeer(addr("100.64.7.7")) }},
-		{"new rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 1, 9, 1}}) }},
-		{"same rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 1, 9, 1}}) }},
-		{"wider rule", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 0, 9, 1}}) }}, // other prefixes
-		{"one more rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 0, 9, 1}, {17, 1, 1, 1}}) }},
-		{"one rule fewer", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 0, 9, 1}}) }},
-		{"another contract", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{{6, 0, 9, 2}}) }},
+		{"new rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 1, 9, 1)}) }},
+		{"same rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 1, 9, 1)}) }},
+		{"wider rule", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 0, 9, 1)}) }}, // other prefixes
+		{"one more rule", false, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 0, 9, 1), rule(17, 1, 1, 1)}) }},
+		{"one rule fewer", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 0, 9, 1)}) }},
+		{"another contract", true, func() error { return f.ReplacePair(Pair{7, 8}, []Rule{rule(6, 0, 9, 2)}) }},
+		{"new hole", true, func() error { return f.PutExternal(External{netip.MustParsePrefix("203.0.113.0/29"), 0, f.underlay}) }},
 		{"new external", true, func() error { return f.PutExternal(External{netip.MustParsePrefix("203.0.113.0/28"), 9, f.underlay}) }},
+		{"exits", false, func() error { return f.SetExits([]uint32{1, 2}) }},
+		{"one exit fewer", true, func() error { return f.SetExits([]uint32{2}) }},
+		{"new published port", false, func() error {
+			return f.PutPublished(Published{6, netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort(me4 + ":80")})
+		}},
+		{"altered published port", true, func() error {
+			return f.PutPublished(Published{6, netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort(me4 + ":81")})
+		}},
+		{"deleted published port", true, func() error {
+			return f.DeletePublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:80")})
+		}},
+		{"peer gone", true, func() error { return f.PutPeer(Peer{Address: addr(friend4), Gone: true}) }},
 		{"check gone", true, func() error { return f.DeleteCheck(Check{f.me, 6, 80}) }},
 	} {
 		before := generation()
@@ -182,18 +234,22 @@ func TestBadInputChangesNothing(t *testing.T) {
 	before, err := f.Pairs()
 	must.NoError(t, err)
 	for name, err := range map[string]error{
-		"no contract":        f.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 2, 0}}),
-		"upside down":        f.ReplacePair(Pair{1, 2}, []Rule{{6, 2, 1, 1}}),
-		"other protocol":     f.ReplacePair(Pair{1, 2}, []Rule{{50, 1, 2, 1}}),
-		"nobody as peer":     f.PutPeer(Peer{addr("100.64.7.7"), 0, 1}),
-		"nobody as endpoint": f.PutEndpoint(Endpoint{f.bare, 0, addr("100.64.7.7"), netip.Addr{}}),
-		"nobody as external": f.PutExternal(External{netip.MustParsePrefix("192.0.2.0/24"), 0, 0}),
-		"peer of host":       f.PutPeer(Peer{addr("100.64.7.7"), 7, 0}),
-		"multicast peer":     f.PutPeer(Peer{addr("224.0.0.1"), 7, 1}),
-		"peer of no address": f.PutPeer(Peer{netip.Addr{}, 7, 1}),
-		"v4 as v6":           f.PutEndpoint(Endpoint{f.bare, 1, netip.Addr{}, addr("100.64.7.7")}),
-		"endpoint nowhere":   f.PutEndpoint(Endpoint{0, 1, addr("100.64.7.7"), netip.Addr{}}),
+		"no contract":        f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 0)}),
+		"upside down":        f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 2, 1, 1)}),
+		"other protocol":     f.ReplacePair(Pair{1, 2}, []Rule{rule(50, 1, 2, 1)}),
+		"nobody as peer":     f.PutPeer(peer("100.64.7.7", 0, 1)),
+		"nobody as endpoint": f.PutEndpoint(endpoint(f.bare, 0, "100.64.7.7", "")),
+		"peer of host":       f.PutPeer(peer("100.64.7.7", 7, 0)),
+		"multicast peer":     f.PutPeer(peer("224.0.0.1", 7, 1)),
+		"peer of no address": f.PutPeer(Peer{Identity: 7, Interface: 1}),
+		"v4 as v6":           f.PutEndpoint(Endpoint{Interface: f.bare, Identity: 1, IPv6: addr("100.64.7.7")}),
+		"endpoint nowhere":   f.PutEndpoint(endpoint(0, 1, "100.64.7.7", "")),
 		"no prefix":          f.PutExternal(External{}),
+		"gone and here":      f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Interface: 1, Gone: true}),
+		"contract's bit":     f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 1<<30)}),
+		"echo published":     f.PutPublished(Published{Protocol: 1, From: netip.MustParseAddrPort("192.0.2.1:8"), To: netip.MustParseAddrPort("100.64.0.2:8")}),
+		"port 0 published":   f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:0"), To: netip.MustParseAddrPort("100.64.0.2:80")}),
+		"v4 published as v6": f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:80"), To: netip.MustParseAddrPort("[fd5f::2]:80")}),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -208,27 +264,27 @@ func TestFullMapsSayWhich(t *testing.T) {
 	enterNamespace(t)
 	d := open(t, pinDirectory(t), Options{Sizes: map[string]uint32{"sif_rules": 4, "sif_peers": 1, "sif_externals": 1}})
 	var full *FullError
-	err := d.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 1000, 1}})
+	err := d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 1000, 1)})
 	must.True(t, errors.As(err, &full))
 	must.Eq(t, FullError{"sif_rules", 4}, *full)
 	must.ErrorContains(t, err, "map sif_rules is full: it has 4 entries")
-	must.NoError(t, d.PutPeer(Peer{addr(me4), 1, 1}))
-	must.True(t, errors.As(d.PutPeer(Peer{addr(friend4), 1, 1}), &full))
+	must.NoError(t, d.PutPeer(peer(me4, 1, 1)))
+	must.True(t, errors.As(d.PutPeer(peer(friend4, 1, 1)), &full))
 	must.Eq(t, "sif_peers", full.Map)
 	must.NoError(t, d.PutExternal(External{netip.MustParsePrefix("0.0.0.0/0"), 1, 1}))
 	must.True(t, errors.As(d.PutExternal(External{netip.MustParsePrefix("::/0"), 1, 1}), &full))
 	must.Eq(t, "sif_externals", full.Map)
 	// The entries that were written are removed again.
-	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{{6, 80, 80, 1}}))
+	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 80, 80, 1)}))
 	pairs, err := d.Pairs()
 	must.NoError(t, err)
-	must.Eq(t, map[Pair][]Rule{{1, 2}: {{6, 80, 80, 1}}}, pairs)
+	must.Eq(t, map[Pair][]Rule{{1, 2}: {rule(6, 80, 80, 1)}}, pairs)
 }
 
 func TestOtherSizesAreIncompatible(t *testing.T) {
 	dir := pinDirectory(t)
 	d := open(t, dir, Options{})
-	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{{6, 80, 80, 1}}))
+	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 80, 80, 1)}))
 	other := Options{Sizes: map[string]uint32{"sif_rules": 4}}
 	_, err := Open(dir, other)
 	must.ErrorIs(t, err, ErrIncompatible)
@@ -251,10 +307,10 @@ func compare[T any](t *testing.T, got, want []T, less func(a, b T) bool) {
 func TestFullMapKeepsNothingThatIsTakenAway(t *testing.T) {
 	enterNamespace(t)
 	d := open(t, pinDirectory(t), Options{Sizes: map[string]uint32{"sif_rules": 2}})
-	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{{6, 80, 80, 1}}))
-	must.NoError(t, d.ReplacePair(Pair{1, 3}, []Rule{{6, 80, 80, 1}}))
+	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 80, 80, 1)}))
+	must.NoError(t, d.ReplacePair(Pair{1, 3}, []Rule{rule(6, 80, 80, 1)}))
 	var full *FullError
-	must.True(t, errors.As(d.ReplacePair(Pair{1, 2}, []Rule{{6, 1, 7, 1}}), &full))
+	must.True(t, errors.As(d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 7, 1)}), &full))
 	pairs, err := d.Pairs()
 	must.NoError(t, err)
 	must.SliceEmpty(t, pairs[Pair{1, 2}])

@@ -26,7 +26,7 @@ const (
 	Multicast                            // to a multicast or broadcast address
 	SpoofedSource                        // the workload sent from an address that is not its own
 	UnknownSource                        // no peer or external has this source address
-	UnknownDestination                   // no peer or external has this destination address
+	UnknownDestination                   // the destination address is the fabric's or an external's, and of nobody known
 	WrongInterface                       // the source address is known, but at another interface
 	NoContract                           // no contract allows source to call destination
 	NoCheck                              // this node called its endpoint on a port without a check
@@ -35,6 +35,9 @@ const (
 	TableFull                            // the connection table has no room
 	EndpointFull                         // the endpoint has as many connections as it may have
 	TooFast                              // more new flows at the endpoint than it may have in a second
+	Outside                              // the destination is outside the fabric, and no external contains it
+	PeerGone                             // the address has no endpoint any more, by the word of its owner
+	NoExit                               // a contract allows the flow to an external, and no exit is there
 )
 
 // reasonCount is the number after the last reason.
@@ -65,6 +68,9 @@ var reasonNames = map[Reason]string{
 	TableFull:          "table-full",
 	EndpointFull:       "endpoint-full",
 	TooFast:            "too-fast",
+	Outside:            "outside",
+	PeerGone:           "peer-gone",
+	NoExit:             "no-exit",
 }
 
 // String returns the reason's stable name.

@@ -242,13 +242,13 @@ func TestVerdicts(t *testing.T) {
 		{"peer gone", []step{
 			sent(AllowedContract, out), then(func(f *fixture) { _ = f.DeletePeer(addr(friend4)) }), wire(StaleConnection, outAnswer), sent(UnknownDestination, out)}},
 		{"peer's address now a stranger's", []step{
-			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutPeer(Peer{addr(friend4), idStranger, f.wire}) }), sent(StaleConnection, outData)}},
+			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutPeer(peer(friend4, idStranger, f.wire)) }), sent(StaleConnection, outData)}},
 		{"peer moved to another interface", []step{
 			sent(AllowedContract, out), wire(AllowedContract, in),
-			then(func(f *fixture) { _ = f.PutPeer(Peer{addr(friend4), idFriend, f.underlay}) }),
+			then(func(f *fixture) { _ = f.PutPeer(peer(friend4, idFriend, f.underlay)) }),
 			wire(WrongInterface, outAnswer), underlay(AllowedConnection, outAnswer), sent(AllowedConnection, inReply), underlay(AllowedConnection, inData)}},
 		{"endpoint of another identity", []step{
-			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutEndpoint(Endpoint{f.me, idStranger, addr(me4), addr(me6)}) }), sent(StaleConnection, outData)}},
+			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutEndpoint(endpoint(f.me, idStranger, me4, me6)) }), sent(StaleConnection, outData)}},
 		{"endpoint gone", []step{
 			sent(AllowedContract, out), then(func(f *fixture) { _ = f.DeleteEndpoint(f.me) }), sent(NoEndpoint, outData), wire(NoEndpoint, outAnswer)}},
 
@@ -303,8 +303,8 @@ func (f *fixture) restore() {
 	f.t.Helper()
 	f.forget()
 	f.policy()
-	_ = f.PutPeer(Peer{addr(friend4), idFriend, f.wire})
-	_ = f.PutEndpoint(Endpoint{f.me, idMe, addr(me4), addr(me6)})
+	_ = f.PutPeer(peer(friend4, idFriend, f.wire))
+	_ = f.PutEndpoint(endpoint(f.me, idMe, me4, me6))
 	_ = f.PutCheck(Check{f.me, 6, 80})
 	_ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay})
 }

@@ -47,6 +47,9 @@ enum reason {
 	REASON_TABLE_FULL,
 	REASON_ENDPOINT_FULL,
 	REASON_TOO_FAST,
+	REASON_OUTSIDE,
+	REASON_PEER_GONE,
+	REASON_NO_EXIT,
 	REASON_COUNT,
 };
 
@@ -71,28 +74,44 @@ struct config {
 	__u64 generation;
 	struct addr dns4; // address of the node's resolver; zero: none
 	struct addr dns6;
+	struct addr node4; // addresses by which workloads reach sockets of this node; zero: none
+	struct addr node6;
 	enum config_flag flags;
-	__u32 max_connections;          // of an endpoint
+	__u32 max_connections; // of an endpoint
+	__u32 node_exit;       // mark of packets that leave by this node; 0: none may
+	__u32 pad;
 	__u64 flow_interval;            // ns between new flows of an endpoint, on average
 	__u64 flow_burst;               // ns by which new flows may be ahead of that
 	__u64 lifetime[LIFETIME_COUNT]; // ns
+};
+
+enum endpoint_flag {
+	ENDPOINT_REJECT = 1, // the workload is told of certain refusals
 };
 
 struct endpoint {
 	struct addr ip4; // zero: none
 	struct addr ip6;
 	__u32 identity;
+	__u32 exit; // mark of packets that leave by the zone; 0: none may
+	enum endpoint_flag flags;
 	__u32 pad;
 };
+
+// The interface of an address that has no endpoint any more, by the word of its owner.
+#define PEER_GONE 0xffffffff
 
 struct peer {
 	__u32 identity;
 	__u32 ifindex; // the only interface where packets from it may arrive
 };
 
+// In sif_externals, the interface of the sockets of this node as sources.
+#define FROM_NODE 0xfffffffe
+
 struct external_key {
 	__u32 prefix_length; // 32 for ifindex, plus that of the address
-	__u32 ifindex;       // where packets from it arrive; 0: destination
+	__u32 ifindex;       // where packets from it arrive; 0: destination; FROM_NODE
 	struct addr address;
 };
 
@@ -121,6 +140,9 @@ struct rule_key {
 // when it opens.
 #define CONTRACT_AUDIT (1u << 31)
 
+// A bit in the number of a contract: packets to an external leave by this node and not by the zone.
+#define CONTRACT_NODE_EXIT (1u << 30)
+
 struct rule {
 	__u32 contract;
 };
@@ -130,6 +152,20 @@ struct check_key {
 	__u16 port;
 	__u8 protocol;
 	__u8 pad;
+};
+
+// A port of this node that is a port of one of its endpoints.
+struct published_key {
+	struct addr address;
+	__u16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+struct published {
+	struct addr address;
+	__u16 port;
+	__u16 pad;
 };
 
 // A connection as seen by the endpoint. For ICMP echo, the requesting side's port is the identifier
@@ -170,6 +206,8 @@ struct conn {
 	__u32 remote_identity;
 	enum conn_flag flags;
 	enum conn_state state;
+	__u32 mark; // of packets from the workload: the way by which they leave; 0: none
+	__u32 pad;
 };
 
 // What an endpoint has of the connection table.
@@ -280,6 +318,23 @@ struct {
 	__type(value, __u32);
 	PINNED;
 } sif_checks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct published_key);
+	__type(value, struct published);
+	PINNED;
+} sif_published SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u32); // mark of an exit that lives
+	__type(value, __u32);
+	PINNED;
+} sif_exits SEC(".maps");
 
 struct {
 	// Not an LRU table, which would replace established connections by new ones.

@@ -29,6 +29,19 @@ static __always_inline __u32 *external(const struct addr *a, __u32 ifindex)
 	return bpf_map_lookup_elem(&sif_externals, &key);
 }
 
+static __always_inline struct published *published(const struct addr *a, __u8 protocol, __u16 port)
+{
+	struct published_key key = { .address = *a, .port = port, .protocol = protocol };
+
+	return bpf_map_lookup_elem(&sif_published, &key);
+}
+
+// exit_lives reports whether flows may go on by the exit of a mark.
+static __always_inline bool exit_lives(__u32 mark)
+{
+	return bpf_map_lookup_elem(&sif_exits, &mark) != NULL;
+}
+
 // source looks up the remote by its address and the interface where its packet arrived.
 static __always_inline enum reason source(const struct addr *a, __u32 ingress, struct remote *r)
 {
@@ -38,6 +51,8 @@ static __always_inline enum reason source(const struct addr *a, __u32 ingress, s
 	r->ingress = ingress;
 	if (peer) {
 		r->identity = peer->identity;
+		if (peer->ifindex == PEER_GONE)
+			return REASON_PEER_GONE;
 		return peer->ifindex == ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
 	}
 	if (ingress == 0) {
@@ -47,7 +62,7 @@ static __always_inline enum reason source(const struct addr *a, __u32 ingress, s
 	if (in_fabric(a))
 		return REASON_UNKNOWN_SOURCE;
 	identity = external(a, ingress);
-	if (!identity)
+	if (!identity || !*identity)
 		return REASON_UNKNOWN_SOURCE;
 	r->identity = *identity;
 	return REASON_NONE;
@@ -62,12 +77,12 @@ static __always_inline enum reason destination(const struct addr *a, struct remo
 	if (peer) {
 		r->identity = peer->identity;
 		r->ingress = peer->ifindex;
-		return REASON_NONE;
+		return peer->ifindex == PEER_GONE ? REASON_PEER_GONE : REASON_NONE;
 	}
 	if (in_fabric(a))
 		return REASON_UNKNOWN_DESTINATION;
 	identity = external(a, 0);
-	if (!identity)
+	if (!identity || !*identity)
 		return REASON_UNKNOWN_DESTINATION;
 	r->identity = *identity;
 	r->ingress = INGRESS_UNSEEN;
