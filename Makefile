@@ -23,13 +23,14 @@ setup: ## Install Debian packages; find or build Consul, Vault and Nomad
 	@tools/setup.sh
 
 .PHONY: build
-build: ## Build sif, sif-cni, sif-demo, sif-lab, sif-machine, sif-traffic into bin/
+build: ## Build sif, sif-cni, sif-demo, and what tests and labs need, into bin/
 	@mkdir -p bin
 	flags="$$(packaging/ldflags.sh)" && go build -ldflags "$$flags" -o bin/sif . && \
 	CGO_ENABLED=0 go build -ldflags "$$flags" -o bin/sif-cni ./cni-plugin
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-demo ./jobs/demo
 	go build -o bin/sif-lab ./e2e/cmd/sif-lab
 	go build -o bin/sif-machine ./e2e/cmd/sif-machine
+	go build -o bin/sif-internet ./e2e/cmd/sif-internet
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-traffic ./e2e/cmd/sif-traffic
 
 .PHONY: packages

@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"os/exec"
 	"slices"
 	"strings"
@@ -28,40 +29,70 @@ func (l *Lab) loadFilter(ctx context.Context) error {
 func (t *Topology) filter() string {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "table inet internet {\n")
-	groups := map[string][]string{"users": {t.Internet.Users.Subnet}}
-	for _, n := range t.Nodes() {
-		groups["nodes"] = append(groups["nodes"], n.Address)
-		for _, kind := range n.units() {
-			groups[kind] = append(groups[kind], n.Address)
+	groups := t.groups()
+	for _, g := range slices.Sorted(maps.Keys(groups)) {
+		for _, f := range families {
+			if list := f.of(groups[g]); len(list) > 0 {
+				fmt.Fprintf(&b, "  set %s%s { type %s; flags interval; elements = { %s } }\n", g, f.suffix, f.kind, strings.Join(list, ", "))
+			}
 		}
-	}
-	names := make([]string, 0, len(groups))
-	for name := range groups {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	for _, name := range names {
-		fmt.Fprintf(&b, "  set %s { type ipv4_addr; flags interval; elements = { %s } }\n", name, strings.Join(groups[name], ", "))
 	}
 	fmt.Fprintf(&b, "  chain forward {\n    type filter hook forward priority filter; policy drop;\n")
 	fmt.Fprintf(&b, "    ct state established,related accept\n")
 	for _, p := range t.Internet.Passes {
 		for _, from := range p.From {
 			for _, to := range p.To {
-				if len(groups[from]) == 0 || len(groups[to]) == 0 {
-					continue
-				}
-				for proto, ports := range map[string][]string{"tcp": p.TCP, "udp": p.UDP} {
-					if len(ports) > 0 {
-						fmt.Fprintf(&b, "    ct state new ip saddr @%s ip daddr @%s %s dport { %s } counter accept comment %q\n",
-							from, to, proto, strings.Join(ports, ", "), p.Name)
+				for _, f := range families {
+					if len(f.of(groups[from])) == 0 || len(f.of(groups[to])) == 0 {
+						continue
+					}
+					pass := func(what string) {
+						fmt.Fprintf(&b, "    ct state new %[1]s saddr @%[2]s%[3]s %[1]s daddr @%[4]s%[3]s %[5]s counter accept comment %[6]q\n", f.header, from, f.suffix, to, what, p.Name)
+					}
+					for proto, ports := range map[string][]string{"tcp": p.TCP, "udp": p.UDP} {
+						if len(ports) > 0 {
+							pass(fmt.Sprintf("%s dport { %s }", proto, strings.Join(ports, ", ")))
+						}
+					}
+					if p.Any {
+						pass("")
 					}
 				}
 			}
 		}
 	}
 	fmt.Fprintf(&b, "    counter comment \"dropped\"\n  }\n")
-	// Packets to the internet namespace itself are dropped, except loopback and ping.
-	fmt.Fprintf(&b, "  chain input {\n    type filter hook input priority filter; policy drop;\n    iif lo accept\n    icmp type echo-request accept\n  }\n}\n")
+	// Packets to the internet namespace itself are dropped, except loopback, ping and the discovery
+	// of IPv6 neighbours.
+	fmt.Fprintf(&b, "  chain input {\n    type filter hook input priority filter; policy drop;\n    iif lo accept\n    icmp type echo-request accept\n    meta l4proto ipv6-icmp accept\n  }\n}\n")
 	return b.String()
+}
+
+// family is how nft(8) writes what depends on the IP version.
+type family struct {
+	header, kind string
+	suffix       string // of the names of sets
+	is6          bool
+}
+
+var families = []family{{"ip", "ipv4_addr", "", false}, {"ip6", "ipv6_addr", "6", true}}
+
+// of returns the addresses and subnets of this family.
+func (f family) of(all []string) []string {
+	return slices.DeleteFunc(slices.Clone(all), func(a string) bool { return a == "" || strings.Contains(a, ":") != f.is6 })
+}
+
+// groups returns the addresses of each group that a pass can name.
+func (t *Topology) groups() map[string][]string {
+	users := t.Internet.Users
+	groups := map[string][]string{"users": {users.Subnet, users.Subnet6}}
+	for _, n := range t.Nodes() {
+		for _, g := range append(n.units(), "nodes") {
+			groups[g] = append(groups[g], n.Address, n.Address6)
+		}
+	}
+	for _, o := range t.Internet.Outside {
+		groups["outside"] = append(groups["outside"], o.Addresses...)
+	}
+	return groups
 }

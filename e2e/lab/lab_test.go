@@ -6,6 +6,7 @@
 package lab
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -13,8 +14,10 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"net/url"
 	"os"
 	"os/exec"
@@ -29,8 +32,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/consul/api"
 	nomad "github.com/hashicorp/nomad/api"
+	"github.com/miekg/dns"
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/e2e/internet"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -56,6 +62,7 @@ func TestLab(t *testing.T) {
 	t.Run("vault", func(t *testing.T) { testVault(t, l) })
 	t.Run("nomad", func(t *testing.T) { testNomad(t, l) })
 	t.Run("internet", func(t *testing.T) { testInternet(t, l) })
+	t.Run("outside", func(t *testing.T) { testOutside(t, l) })
 	t.Run("processes", func(t *testing.T) { testProcesses(t, l) })
 	t.Run("open", func(t *testing.T) {
 		again, err := Open(testLab)
@@ -276,6 +283,10 @@ func testInternet(t *testing.T, l *Lab) {
 		{"client", "aws1-w1", "tcp", 8080, closed},
 		{"client", "aws1-p1", "tcp", 18080, closed},
 		{"aws1-w1", "client", "tcp", 8080, closed},
+		{"provider", "aws1-w1", "tcp", 18080, open},
+		{"provider", "aws1-w1", "tcp", 8080, closed},
+		{"provider", "aws1-p1", "tcp", 7701, closed},
+		{"provider", "orchestrator", "tcp", 8200, closed},
 	} {
 		t.Run(fmt.Sprintf("%s to %s %s %d", tc.from, tc.to, tc.network, tc.port), func(t *testing.T) {
 			got := closed
@@ -288,6 +299,99 @@ func testInternet(t *testing.T, l *Lab) {
 	ping, err := l.Command(t.Context(), "aws1-w1", busybox, "ping", "-c", "1", "-W", "1", l.Topology.Node("gcp1-w1").Address)
 	must.NoError(t, err)
 	must.Error(t, ping.Run())
+}
+
+// testOutside shows that the machines outside answer, at all their addresses and ports, say whom
+// they saw, and that a packet which is too big for the way to one of them comes back as an error.
+func testOutside(t *testing.T, l *Lab) {
+	node := l.Topology.Node("aws1-p1")
+	for _, o := range l.Topology.Internet.Outside {
+		for _, a := range o.Addresses {
+			for _, port := range []uint16{1, 443, 5432, 65535} {
+				at := netip.AddrPortFrom(netip.MustParseAddr(a), port).String()
+				conn, err := l.Dial(node.Name)(t.Context(), "tcp", at)
+				must.NoError(t, err)
+				line, err := bufio.NewReader(conn).ReadString('\n')
+				must.NoError(t, err)
+				must.Eq(t, conn.LocalAddr().String(), strings.TrimSpace(line))
+				conn.Close()
+
+				conn, err = l.Dial(node.Name)(t.Context(), "udp", at)
+				must.NoError(t, err)
+				_, err = conn.Write([]byte(internet.Who))
+				must.NoError(t, err)
+				must.NoError(t, conn.SetReadDeadline(time.Now().Add(2*time.Second)))
+				answer := make([]byte, 100)
+				n, err := conn.Read(answer)
+				must.NoError(t, err, must.Sprint(at))
+				must.Eq(t, conn.LocalAddr().String(), string(answer[:n]))
+				conn.Close()
+			}
+		}
+	}
+	source := netip.MustParseAddr(node.Address)
+	conn, err := l.Dial(node.Name)(t.Context(), "tcp", netip.AddrPortFrom(l.Topology.Outside("cdn").Address(4), 80).String())
+	must.NoError(t, err)
+	must.Eq(t, source, conn.LocalAddr().(*net.TCPAddr).AddrPort().Addr())
+	conn.Close()
+
+	// Names.
+	resolver := netip.AddrPortFrom(l.Topology.Resolver().Address(4), 53).String()
+	ask := func(name string, kind uint16) *dns.Msg {
+		t.Helper()
+		conn, err := l.Dial("gcp1-p1")(t.Context(), "udp", resolver)
+		must.NoError(t, err)
+		defer conn.Close()
+		m, _, err := (&dns.Client{Timeout: 2 * time.Second}).ExchangeWithConn(new(dns.Msg).SetQuestion(dns.Fqdn(name), kind), &dns.Conn{Conn: conn})
+		must.NoError(t, err)
+		return m
+	}
+	must.Len(t, 1, ask("news.example.com", dns.TypeA).Answer)
+	must.Len(t, 3, ask("places.example.com", dns.TypeAAAA).Answer)
+	must.Len(t, 2, ask("alias.example.com", dns.TypeA).Answer)
+	must.Eq(t, dns.RcodeNameError, ask("other.example.com", dns.TypeA).Rcode)
+	must.NoError(t, l.SetRecords(internet.Records{"other.example.com": {Addresses: []netip.Addr{source}}}))
+	must.Len(t, 1, ask("other.example.com", dns.TypeA).Answer)
+	must.NoError(t, l.SetRecords(nil))
+	must.Eq(t, dns.RcodeNameError, ask("other.example.com", dns.TypeA).Rcode)
+
+	// The way to one of them carries 1400 bytes.
+	for _, tc := range []struct {
+		version, size int
+		network       string
+	}{{4, 1372, "udp4"}, {6, 1352, "udp6"}} {
+		conn, err := l.Dial(node.Name)(t.Context(), tc.network, netip.AddrPortFrom(l.Topology.Outside("narrow").Address(tc.version), 7).String())
+		must.NoError(t, err)
+		defer conn.Close()
+		raw, err := conn.(*net.UDPConn).SyscallConn()
+		must.NoError(t, err)
+		must.NoError(t, raw.Control(func(fd uintptr) {
+			level, option := unix.IPPROTO_IP, unix.IP_MTU_DISCOVER
+			if tc.version == 6 {
+				level, option = unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER
+			}
+			must.NoError(t, unix.SetsockoptInt(int(fd), level, option, unix.IP_PMTUDISC_DO))
+		}))
+		_, err = conn.Write(make([]byte, tc.size))
+		must.NoError(t, err)
+		must.NoError(t, conn.SetReadDeadline(time.Now().Add(2*time.Second)))
+		n, err := conn.Read(make([]byte, 1500))
+		must.NoError(t, err)
+		must.Eq(t, tc.size, n)
+		eventually(t, 3*time.Second, func() error {
+			if _, err := conn.Write(make([]byte, tc.size+1)); !errors.Is(err, unix.EMSGSIZE) {
+				return fmt.Errorf("a packet of 1401 bytes is sent: %w", err)
+			}
+			return nil
+		})
+	}
+
+	consul, err := l.Consul(l.Secrets.ConsulManagement)
+	must.NoError(t, err)
+	instances, _, err := consul.Health().Service("postgres", "", true, nil)
+	must.NoError(t, err)
+	must.Len(t, 1, instances)
+	must.Eq(t, "10.20.0.10", instances[0].Service.Address)
 }
 
 // arrives sends from one node and reports whether something arrives at the other's port.

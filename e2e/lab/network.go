@@ -41,6 +41,9 @@ func (l *Lab) namespaces() []string {
 	for _, n := range l.Topology.Nodes() {
 		names = append(names, n.Name)
 	}
+	for _, o := range l.Topology.Internet.Outside {
+		names = append(names, o.Name)
+	}
 	return names
 }
 
@@ -61,6 +64,9 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 		if err := sysctl("net/bridge/bridge-nf-call-iptables", "0"); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
+		if err := sysctl("net/ipv6/conf/all/forwarding", "1"); err != nil {
+			return err
+		}
 		return sysctl("net/ipv4/ip_forward", "1")
 	})
 	if err != nil {
@@ -70,24 +76,26 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := l.addBridge("users", users); err != nil {
+	u := l.Topology.Internet.Users
+	if err := l.addBridge("users", u.Subnet, u.Subnet6); err != nil {
 		return err
 	}
-	if err := l.join(clientNS, "users", l.Topology.Internet.Users.Client, users); err != nil {
+	if err := l.join(clientNS, "users", place{u.Subnet, u.Client}, place{u.Subnet6, u.Client6}); err != nil {
 		return err
 	}
 	for _, z := range l.Topology.Zones {
-		subnet, err := netip.ParsePrefix(z.Subnet)
-		if err != nil {
-			return err
-		}
-		if err := l.addBridge(bridgeOf(z.Name), subnet); err != nil {
+		if err := l.addBridge(bridgeOf(z.Name), z.Subnet, z.Subnet6); err != nil {
 			return err
 		}
 		for _, n := range z.Nodes {
-			if err := l.join(n.Name, bridgeOf(z.Name), n.Address, subnet); err != nil {
+			if err := l.join(n.Name, bridgeOf(z.Name), place{z.Subnet, n.Address}, place{z.Subnet6, n.Address6}); err != nil {
 				return err
 			}
+		}
+	}
+	for _, o := range l.Topology.Internet.Outside {
+		if err := l.joinOutside(ctx, o); err != nil {
+			return err
 		}
 	}
 	if err := l.loadFilter(ctx); err != nil {
@@ -101,20 +109,36 @@ func (l *Lab) buildNetwork(ctx context.Context) error {
 
 func bridgeOf(zone string) string { return "zone-" + zone }
 
-func (l *Lab) addBridge(name string, subnet netip.Prefix) error {
+// addBridge makes a bridge with the gateway's address in each subnet that is not empty.
+func (l *Lab) addBridge(name string, subnets ...string) error {
 	return l.withLinks(internetNS, func(h netlinksafe.Handle) error {
 		attrs := netlink.NewLinkAttrs()
 		attrs.Name, attrs.MTU = name, l.Topology.Underlay.MTU
 		if err := h.LinkAdd(&netlink.Bridge{LinkAttrs: attrs}); err != nil {
 			return fmt.Errorf("add bridge %s: %w", name, err)
 		}
-		return address(h, name, netip.PrefixFrom(gateway(subnet), subnet.Bits()))
+		for _, text := range subnets {
+			if text == "" {
+				continue
+			}
+			subnet, err := netip.ParsePrefix(text)
+			if err != nil {
+				return err
+			}
+			if err := address(h, name, netip.PrefixFrom(gateway(subnet), subnet.Bits())); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 }
 
+// place is an address in a subnet; it is empty for an IP version that a node does not have.
+type place struct{ subnet, address string }
+
 // join gives a node its underlay interface: a veth whose other end is a port of the bridge, named
 // after the node.
-func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
+func (l *Lab) join(node, bridge string, places ...place) error {
 	namespace, err := ns.GetNS(l.NetNS(node))
 	if err != nil {
 		return fmt.Errorf("open namespace of %s: %w", node, err)
@@ -124,10 +148,26 @@ func (l *Lab) join(node, bridge, addr string, subnet netip.Prefix) error {
 		return err
 	}
 	return l.withLinks(node, func(h netlinksafe.Handle) error {
-		if err := addressText(h, underlay, addr, subnet); err != nil {
-			return err
+		for _, p := range places {
+			if p.address == "" {
+				continue
+			}
+			subnet, err := netip.ParsePrefix(p.subnet)
+			if err != nil {
+				return err
+			}
+			if err := addressText(h, underlay, p.address, subnet); err != nil {
+				return err
+			}
+			everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			if subnet.Addr().Is6() {
+				everywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+			if err := route(h, underlay, everywhere, gateway(subnet)); err != nil {
+				return err
+			}
 		}
-		return route(h, underlay, netip.PrefixFrom(netip.IPv4Unspecified(), 0), gateway(subnet))
+		return nil
 	})
 }
 
@@ -235,7 +275,8 @@ func address(h netlinksafe.Handle, name string, p netip.Prefix) error {
 		return fmt.Errorf("find link %s: %w", name, err)
 	}
 	ip := &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
-	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ip}); err != nil {
+	// No other node can have the address, so it need not be looked for.
+	if err := h.AddrAdd(link, &netlink.Addr{IPNet: ip, Flags: unix.IFA_F_NODAD}); err != nil {
 		return fmt.Errorf("add address %s to %s: %w", p, name, err)
 	}
 	return setUp(h, name)
@@ -248,8 +289,11 @@ func route(h netlinksafe.Handle, name string, dst netip.Prefix, via netip.Addr) 
 	}
 	r := &netlink.Route{
 		LinkIndex: link.Attrs().Index,
-		Dst:       &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), 32)},
-		Gw:        via.AsSlice(),
+		Dst:       &net.IPNet{IP: dst.Addr().AsSlice(), Mask: net.CIDRMask(dst.Bits(), dst.Addr().BitLen())},
+		Gw:        via.AsSlice(), // none for a destination on the link
+	}
+	if !via.IsValid() {
+		r.Scope = netlink.SCOPE_LINK
 	}
 	if err := h.RouteAdd(r); err != nil {
 		return fmt.Errorf("add route to %s via %s: %w", dst, via, err)

@@ -49,7 +49,11 @@ func (l *Lab) checkPrograms(ctx context.Context) error {
 	if _, err := os.Stat(busybox); err != nil {
 		missing = append(missing, err)
 	}
-	for _, name := range []string{"sif", "sif-cni"} {
+	ours := []string{"sif", "sif-cni"}
+	if len(l.Topology.Internet.Outside) > 0 {
+		ours = append(ours, "sif-internet")
+	}
+	for _, name := range ours {
 		if _, err := os.Stat(filepath.Join(l.Bin, name)); err != nil {
 			missing = append(missing, fmt.Errorf("%w: run `make build`", err))
 		}

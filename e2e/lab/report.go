@@ -12,8 +12,8 @@ import (
 	"text/tabwriter"
 )
 
-// Command prepares a command that runs in a node's network namespace; "internet" and "client" are
-// nodes too. Down ends it like every process of the lab.
+// Command prepares a command that runs in a node's network namespace; "internet", "client" and
+// the machines outside are nodes too. Down ends it like every process of the lab.
 func (l *Lab) Command(ctx context.Context, node, program string, args ...string) (*exec.Cmd, error) {
 	if !exists(l.NetNS(node)) {
 		return nil, fmt.Errorf("lab %s has no node %q; its nodes are %s", l.Name, node, strings.Join(l.namespaces(), ", "))
@@ -58,17 +58,23 @@ func (l *Lab) WriteStatus(w io.Writer) (bool, error) {
 	ok := true
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "NODE\tZONE\tADDRESS\tDAEMON\tPID\tSTATE")
-	for _, n := range l.Topology.Nodes() {
+	list := func(node, zone, address string) {
 		for _, p := range processes {
-			if p.Node != n.Name {
+			if p.Node != node {
 				continue
 			}
 			state := "running"
 			if !p.alive() {
 				state, ok = "ended", false
 			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", n.Name, n.Zone, n.Address, p.Name, p.PID, state)
+			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%d\t%s\n", node, zone, address, p.Name, p.PID, state)
 		}
+	}
+	for _, n := range l.Topology.Nodes() {
+		list(n.Name, n.Zone, n.Address)
+	}
+	for _, o := range l.Topology.Internet.Outside {
+		list(o.Name, "-", o.Addresses[0])
 	}
 	return ok, table.Flush()
 }
@@ -91,6 +97,12 @@ func (l *Lab) WriteSummary(w io.Writer) error {
 			}
 			fmt.Fprintf(table, "  %s\t%s\t%s\t%s\n", n.Name, n.Address, n.Kind, strings.Join(names, ", "))
 		}
+	}
+	if len(l.Topology.Internet.Outside) > 0 {
+		fmt.Fprintf(table, "outside the fabric\n")
+	}
+	for _, o := range l.Topology.Internet.Outside {
+		fmt.Fprintf(table, "  %s\t%s\t%s\n", o.Name, o.Addresses[0], strings.Join(o.Names, ", "))
 	}
 	if err := table.Flush(); err != nil {
 		return err

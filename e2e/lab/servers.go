@@ -42,8 +42,9 @@ func (l *Lab) startServers(ctx context.Context) error {
 			return err
 		}
 		close(consul)
-		return nil
+		return l.registerOutside(ctx)
 	})
+	g.Go(func() error { return l.startOutside(ctx) })
 	g.Go(func() error { return l.startVault(ctx) })
 	g.Go(func() error {
 		if err := after(consul); err != nil {

@@ -49,39 +49,47 @@ type Pools struct {
 
 // Internet is the namespace that routes between zones and drops packets that no Pass names.
 type Internet struct {
-	Users  Users   `hcl:"users,block"`
-	Passes []*Pass `hcl:"pass,block"`
+	Users   Users      `hcl:"users,block"`
+	Passes  []*Pass    `hcl:"pass,block"`
+	Outside []*Outside `hcl:"outside,block"`
+	Records []*Record  `hcl:"record,block"`
 }
 
 // Users is the network outside the fabric.
 type Users struct {
-	Subnet string `hcl:"subnet"`
-	Host   string `hcl:"host"`   // address of the machine that the lab runs on
-	Client string `hcl:"client"` // address of the namespace "client"
+	Subnet  string `hcl:"subnet"`
+	Host    string `hcl:"host"`   // address of the machine that the lab runs on
+	Client  string `hcl:"client"` // address of the namespace "client"
+	Subnet6 string `hcl:"subnet6,optional"`
+	Client6 string `hcl:"client6,optional"`
 }
 
 // Pass lets new flows through the internet, and the packets that answer them.
 type Pass struct {
 	Name string   `hcl:"name,label"`
-	From []string `hcl:"from"` // "nodes", a kind of node, "users"
+	From []string `hcl:"from"` // "nodes", a kind of node, "users", "outside"
 	To   []string `hcl:"to"`
 	TCP  []string `hcl:"tcp,optional"` // destination ports: "8301", "18080-18099"
 	UDP  []string `hcl:"udp,optional"`
+	Any  bool     `hcl:"any,optional"` // everything, whatever the protocol
 }
 
 // Zone is a cloud: a subnet whose nodes reach one another directly.
 type Zone struct {
-	Name   string  `hcl:"name,label"`
-	Subnet string  `hcl:"subnet"`
-	Nodes  []*Node `hcl:"node,block"`
+	Name    string  `hcl:"name,label"`
+	Subnet  string  `hcl:"subnet"`
+	Subnet6 string  `hcl:"subnet6,optional"`
+	Nodes   []*Node `hcl:"node,block"`
 }
 
 // Node is a machine of the lab: a network namespace with one underlay interface, eth0.
 type Node struct {
-	Name    string   `hcl:"name,label"`
-	Kind    string   `hcl:"kind"` // orchestrator, or a fabric.NodeKind
-	Address string   `hcl:"address"`
-	Drivers []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
+	Name    string `hcl:"name,label"`
+	Kind    string `hcl:"kind"` // orchestrator, or a fabric.NodeKind
+	Address string `hcl:"address"`
+	// Address6 is the node's IPv6 address in its zone's subnet6. Nodes speak IPv4 to one another.
+	Address6 string   `hcl:"address6,optional"`
+	Drivers  []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
 	// BPFAttach is bpf_attach of a workload node's agent: auto (default), tcx, clsact.
 	BPFAttach string `hcl:"bpf_attach,optional"`
 
@@ -185,6 +193,9 @@ func (t *Topology) check() error {
 			if err := inside(subnet, n.Address); err != nil {
 				return fmt.Errorf("node %s: %w", n.Name, err)
 			}
+			if err := inside6(z.Subnet6, n.Address6); err != nil {
+				return fmt.Errorf("node %s: %w", n.Name, err)
+			}
 			names[n.Name], addresses[n.Address] = true, true
 			if n.Kind == Orchestrator {
 				orchestrators++
@@ -193,6 +204,12 @@ func (t *Topology) check() error {
 	}
 	if orchestrators != 1 {
 		return fmt.Errorf("expected one orchestrator node, found %d", orchestrators)
+	}
+	if err := inside6(t.Internet.Users.Subnet6, t.Internet.Users.Client6); err != nil {
+		return fmt.Errorf("users: %w", err)
+	}
+	if err := t.Internet.checkOutside(names, addresses); err != nil {
+		return err
 	}
 	for _, p := range t.Internet.Passes {
 		if err := p.check(); err != nil {
@@ -204,7 +221,7 @@ func (t *Topology) check() error {
 
 func (p *Pass) check() error {
 	for _, g := range slices.Concat(p.From, p.To) {
-		if !slices.Contains([]string{"nodes", Orchestrator, Processor, Workload, "users"}, g) {
+		if !slices.Contains([]string{"nodes", Orchestrator, Processor, Workload, "users", "outside"}, g) {
 			return fmt.Errorf("unknown group %q", g)
 		}
 	}
@@ -234,6 +251,18 @@ func inside(subnet netip.Prefix, address string) error {
 		return fmt.Errorf("address %s must be in subnet %s and must not be its gateway's", a, subnet)
 	}
 	return nil
+}
+
+// inside6 checks an address that may be missing.
+func inside6(subnet, address string) error {
+	if address == "" {
+		return nil
+	}
+	s, err := netip.ParsePrefix(subnet)
+	if err != nil {
+		return fmt.Errorf("subnet6 for address %s: %w", address, err)
+	}
+	return inside(s, address)
 }
 
 // gateway returns the internet's address in a subnet, the first one.

@@ -215,6 +215,34 @@ func (a *app) vote(voter, choice string) {
 	must.Eq(a.t, "node-of-voting-db", answer.Data.Database.Node)
 }
 
+// TestProviders shows that gateways pass on their providers' data, and at which address these saw
+// them.
+func TestProviders(t *testing.T) {
+	a := newApp(t)
+	a.start("provider")
+	a.start("news-gw", "-provider", a.urls["provider"])
+	a.start("places-gw", "-provider", a.urls["provider"])
+	a.start("weather-gw", "-provider", nobody(t))
+	a.start("getaway-svc")
+	a.start("http-proxy")
+
+	status, answer := query[getaway](a, http.MethodGet, "http-proxy", "/?place=kyoto", nil)
+	must.Eq(t, http.StatusOK, status)
+	must.Eq(t, sampleNews["kyoto"], *answer.Data.News.Data)
+	must.Eq(t, &origin{"127.0.0.1", "127.0.0.1"}, answer.Data.News.Origin)
+	must.Eq(t, samplePlaces["kyoto"], *answer.Data.Places.Data)
+	must.Nil(t, answer.Data.Weather.Data)
+	must.StrContains(t, answer.Data.Weather.Error, "refused the connection")
+
+	status, page := a.page("http-proxy", "/?place=kyoto")
+	must.Eq(t, http.StatusOK, status)
+	must.StrContains(t, page, "data of <strong>127.0.0.1</strong>, which saw <strong>127.0.0.1</strong>")
+
+	status, none := query[[]news](a, http.MethodGet, "news-gw", "/news?place=nowhere", nil)
+	must.Eq(t, http.StatusNotFound, status)
+	must.StrContains(t, none.Error, "unknown place")
+}
+
 func TestVoting(t *testing.T) {
 	a := startVoting(t)
 	status, page := a.page("voting-http-proxy", "/result")

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"sync"
@@ -17,22 +18,64 @@ import (
 // errUnknownPlace is the answer for a destination without sample data.
 var errUnknownPlace = errors.New("unknown place")
 
-// newGateway builds a gateway: it answers GET <path>?place=<id> with lookup's data for that
-// destination.
+// newGateway builds a gateway: it answers GET <path>?place=<id> with its provider's data for that
+// destination, or with lookup's if it has no provider.
 func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Logger) (*service, error) {
-	return func(s settings, _ *slog.Logger) (*service, error) {
+	return func(s settings, log *slog.Logger) (*service, error) {
 		mux := http.NewServeMux()
 		mux.HandleFunc("GET /health", healthy(s.self))
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			place := r.URL.Query().Get("place")
-			data, ok := lookup[place]
-			if !ok {
-				writeError(w, s.self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
+			if s.provider == nil {
+				answerFrom(w, s.self, lookup, place)
 				return
 			}
-			writeData(w, s.self, http.StatusOK, data)
+			answer, err := get[T](r.Context(), *s.provider, path, url.Values{"place": {place}})
+			if err != nil {
+				log.Warn("provider failed", "provider", s.provider.service, "error", err)
+				writeError(w, s.self, gatewayStatus(err), err)
+				return
+			}
+			writeJSON(w, http.StatusOK, reply[T]{Instance: s.self, Data: answer.Data, Origin: &origin{s.provider.service, answer.Seen}})
 		})
 		return &service{handler: mux}, nil
+	}
+}
+
+// answerFrom answers with the data of a destination.
+func answerFrom[T any](w http.ResponseWriter, self instance, lookup map[string]T, place string) {
+	data, ok := lookup[place]
+	if !ok {
+		writeError(w, self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
+		return
+	}
+	writeData(w, self, http.StatusOK, data)
+}
+
+// newProvider builds what the gateways call outside the fabric: a service of somebody else, which
+// tells its clients at which address it saw them.
+func newProvider(s settings, _ *slog.Logger) (*service, error) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", healthy(s.self))
+	mux.HandleFunc("GET /news", provide(s.self, sampleNews))
+	mux.HandleFunc("GET /places", provide(s.self, samplePlaces))
+	mux.HandleFunc("GET /weather", provide(s.self, sampleWeather))
+	return &service{handler: mux}, nil
+}
+
+func provide[T any](self instance, lookup map[string]T) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		place := r.URL.Query().Get("place")
+		data, ok := lookup[place]
+		if !ok {
+			writeError(w, self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
+			return
+		}
+		seen, _, err := net.SplitHostPort(r.RemoteAddr)
+		if err != nil {
+			seen = r.RemoteAddr
+		}
+		writeJSON(w, http.StatusOK, reply[T]{Instance: self, Data: &data, Seen: seen})
 	}
 }
 
@@ -40,6 +83,7 @@ func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Lo
 // error.
 type part[T any] struct {
 	From   *instance `json:"from,omitempty"`
+	Origin *origin   `json:"origin,omitempty"`
 	Data   *T        `json:"data,omitempty"`
 	Error  string    `json:"error,omitempty"`
 	Millis int64     `json:"millis"` // duration of the call in milliseconds
@@ -83,7 +127,7 @@ func ask[T any](ctx context.Context, log *slog.Logger, u upstream, path, place s
 		log.Warn("gateway failed", "service", u.service, "error", err)
 		return part[T]{Error: err.Error(), Millis: millis}
 	}
-	return part[T]{From: &answer.Instance, Data: answer.Data, Millis: millis}
+	return part[T]{From: &answer.Instance, Origin: answer.Origin, Data: answer.Data, Millis: millis}
 }
 
 // getawayPage is the data of the page of getaway.

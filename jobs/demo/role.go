@@ -21,8 +21,9 @@ const (
 // each address of a name at least two seconds to connect, so a call without further calls has time
 // to try a second instance.
 const (
-	leafBudget  = 4 * time.Second
-	frontBudget = 6 * time.Second
+	providerBudget = 3 * time.Second
+	leafBudget     = 4 * time.Second
+	frontBudget    = 6 * time.Second
 )
 
 // role is one service of a demo application.
@@ -34,6 +35,7 @@ type role struct {
 	about   string
 	needs   []need // the services that it calls
 	data    bool   // whether it keeps data (option -data)
+	gateway bool   // whether it can have a provider outside the fabric (option -provider)
 	build   func(settings, *slog.Logger) (*service, error)
 }
 
@@ -73,18 +75,23 @@ var roles = []role{
 	},
 	{
 		name: "news-gw", domain: getawayDomain, service: "news-gw", port: 9001,
-		about: "news of a destination (sample data)",
+		about: "news of a destination", gateway: true,
 		build: newGateway("/news", sampleNews),
 	},
 	{
 		name: "places-gw", domain: getawayDomain, service: "places-gw", port: 9002,
-		about: "sights of a destination (sample data)",
+		about: "sights of a destination", gateway: true,
 		build: newGateway("/places", samplePlaces),
 	},
 	{
 		name: "weather-gw", domain: getawayDomain, service: "weather-gw", port: 9003,
-		about: "forecast of a destination (sample data)",
+		about: "forecast of a destination", gateway: true,
 		build: newGateway("/weather", sampleWeather),
+	},
+	{
+		name: "provider", domain: getawayDomain, service: "provider", port: 8080,
+		about: "stands for the gateways' providers outside the fabric (sample data)",
+		build: newProvider,
 	},
 	{
 		name: "voting-http-proxy", domain: votingDomain, service: "http-proxy", port: 8080,

@@ -3,8 +3,7 @@
 
 package main
 
-// The gateways stand for services on the Internet that a lab cannot reach. Their answers are fixed,
-// so that tests can compare them.
+// What providers on the internet would answer. It is fixed, so that tests can compare it.
 
 // destination is a travel destination.
 type destination struct {

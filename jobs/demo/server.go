@@ -72,6 +72,14 @@ type reply[T any] struct {
 	Instance instance `json:"instance"`
 	Data     *T       `json:"data,omitempty"`
 	Error    string   `json:"error,omitempty"`
+	Origin   *origin  `json:"origin,omitempty"` // of a gateway's data
+	Seen     string   `json:"seen,omitempty"`   // the client's address; from providers
+}
+
+// origin says where outside the fabric data comes from.
+type origin struct {
+	Provider string `json:"provider"`
+	Seen     string `json:"seen"` // the address at which the provider saw the fabric
 }
 
 func writeData[T any](w http.ResponseWriter, self instance, status int, data T) {

@@ -20,6 +20,7 @@ type settings struct {
 	listen   string // host:port, as net.Listen takes it
 	dataFile string // where a database keeps its data; empty: in memory only
 	needs    map[string]upstream
+	provider *upstream // outside the fabric; nil: the gateway has data of its own
 }
 
 // instance identifies the instance that gave an answer.
@@ -65,6 +66,11 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 		flags.StringVar(&s.dataFile, "data", env("SIF_DEMO_DATA", ""),
 			"`file` to keep the data in; in memory only if empty; $SIF_DEMO_DATA")
 	}
+	var provider string
+	if r.gateway {
+		flags.StringVar(&provider, "provider", env("SIF_DEMO_PROVIDER", ""),
+			"`URL` of the provider outside the fabric; data of its own if empty; $SIF_DEMO_PROVIDER")
+	}
 	urls := make(map[string]*string, len(r.needs))
 	for _, n := range r.needs {
 		name := urlVariable(n.service)
@@ -80,6 +86,14 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 	}
 	if _, _, err := net.SplitHostPort(s.listen); err != nil {
 		return settings{}, fmt.Errorf("option -listen: %w", err)
+	}
+	if provider != "" {
+		base, err := parseBaseURL(provider)
+		if err != nil {
+			return settings{}, fmt.Errorf("option -provider: %w", err)
+		}
+		u := newUpstream(base.Hostname(), base, providerBudget)
+		s.provider = &u
 	}
 	for _, n := range r.needs {
 		base, err := parseBaseURL(*urls[n.service])
@@ -103,7 +117,7 @@ func parseBaseURL(raw string) (*url.URL, error) {
 		return nil, err
 	}
 	if u.Scheme != "http" {
-		return nil, fmt.Errorf("%q: the scheme must be http, because the links of the fabric encrypt", raw)
+		return nil, fmt.Errorf("%q: the scheme must be http: the links of the fabric encrypt, and the lab's internet has no certificates", raw)
 	}
 	if u.Hostname() == "" {
 		return nil, fmt.Errorf("%q has no host", raw)

@@ -19,6 +19,9 @@ internet {
     subnet = "10.99.0.0/24"
     host   = "10.99.0.2"  # the machine itself: its browser
     client = "10.99.0.10" # a namespace outside the fabric, for tests
+
+    subnet6 = "2001:db8:99::/64"
+    client6 = "2001:db8:99::10"
   }
 
   pass "serf" {
@@ -37,9 +40,61 @@ internet {
 
   # What jobs publish by Nomad's port mapping.
   pass "published" {
-    from = ["users"]
+    from = ["users", "outside"]
     to   = ["workload"]
     tcp  = ["18080-18099"]
+    udp  = ["18080-18099"]
+  }
+
+  # Jobs and their owners reach whatever is outside, and the other way round only what is published.
+  pass "outside" {
+    from = ["nodes", "users"]
+    to   = ["outside"]
+    any  = true
+  }
+
+  # Machines outside the fabric. Each port of them answers.
+  outside "provider" {
+    addresses = ["203.0.113.10", "2001:db8:203::10"]
+    names     = ["news.example.com", "api.example.com"]
+    provider  = true
+  }
+  outside "cdn" { # many addresses, of which each answer has some
+    addresses = [
+      "203.0.113.21", "203.0.113.22", "203.0.113.23", "203.0.113.24", "203.0.113.25",
+      "203.0.113.26", "203.0.113.27", "203.0.113.28", "203.0.113.29", "203.0.113.30",
+      "2001:db8:203::21", "2001:db8:203::22", "2001:db8:203::23", "2001:db8:203::24", "2001:db8:203::25",
+      "2001:db8:203::26", "2001:db8:203::27", "2001:db8:203::28", "2001:db8:203::29", "2001:db8:203::30",
+    ]
+    answers  = 3
+    names    = ["places.example.com", "*.cdn.example.com"]
+    provider = true
+  }
+  outside "narrow" { # behind a link that does not carry whole packets
+    addresses = ["198.51.100.10", "2001:db8:198::10"]
+    mtu       = 1400
+    names     = ["weather.example.net", "narrow.example.net"]
+    provider  = true
+  }
+  outside "resolver" {
+    addresses = ["198.51.100.53", "2001:db8:198::53"]
+    resolver  = true
+  }
+  outside "database" { # Consul's catalog knows it; it has no agent
+    addresses = ["10.20.0.10"]
+    service   = "postgres"
+    port      = 5432
+  }
+  outside "metadata" { # as clouds have it
+    addresses = ["169.254.169.254", "fd00:ec2::254"]
+  }
+
+  record "alias.example.com" {
+    cname = "api.example.com"
+  }
+  record "rebind.example.net" { # points at the inside
+    addresses = ["100.64.0.1", "fd5f:51f::1", "10.100.0.10", "127.0.0.1", "::1", "169.254.169.254", "fd00:ec2::254"]
+    ttl       = 1
   }
 }
 
@@ -53,21 +108,25 @@ zone "ops" {
 }
 
 zone "aws1" {
-  subnet = "10.101.0.0/24"
+  subnet  = "10.101.0.0/24"
+  subnet6 = "2001:db8:101::/64"
 
   node "aws1-n1" {
-    kind    = "processor,workload"
-    address = "10.101.0.11"
-    drivers = ["docker", "exec"]
+    kind     = "processor,workload"
+    address  = "10.101.0.11"
+    address6 = "2001:db8:101::11"
+    drivers  = ["docker", "exec"]
   }
   node "aws1-n2" {
-    kind    = "processor,workload"
-    address = "10.101.0.12"
-    drivers = ["docker", "exec"]
+    kind     = "processor,workload"
+    address  = "10.101.0.12"
+    address6 = "2001:db8:101::12"
+    drivers  = ["docker", "exec"]
   }
   node "aws1-n3" {
-    kind    = "processor,workload"
-    address = "10.101.0.13"
-    drivers = ["exec"]
+    kind     = "processor,workload"
+    address  = "10.101.0.13"
+    address6 = "2001:db8:101::13"
+    drivers  = ["exec"]
   }
 }
