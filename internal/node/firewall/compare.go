@@ -6,20 +6,46 @@ package firewall
 import (
 	"cmp"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
 )
 
 // tableDormant is NFT_TABLE_F_DORMANT of <linux/netfilter/nf_tables.h>: the chains are not called.
 const tableDormant = 1
 
+// generation returns the number of the kernel's rules in this namespace, which each transaction of
+// anybody raises: while it is the same, so are all tables.
+func generation() (uint32, error) {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	request.AddData(&nl.Nfgenmsg{Version: nl.NFNETLINK_V0})
+	messages, err := request.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN)
+	if err != nil {
+		return 0, fmt.Errorf("read the generation of nftables: %w", err)
+	}
+	for _, m := range messages {
+		attributes, err := nl.ParseRouteAttr(m[min(genericHeader, len(m)):])
+		if err != nil {
+			return 0, fmt.Errorf("read the generation of nftables: %w", err)
+		}
+		for _, a := range attributes {
+			if a.Attr.Type == unix.NFTA_GEN_ID {
+				return number32(a.Value), nil
+			}
+		}
+	}
+	return 0, errors.New("read the generation of nftables: the kernel does not tell it")
+}
+
 // fingerprint describes the table as it is in the kernel: its flags, its chains, the handles of its
-// rules, and the elements of its sets. The kernel gives a rule that is replaced another handle, so
-// two equal fingerprints mean that nobody changed anything in between. It is empty if there is no
-// table.
+// rules, and the elements of its sets apart from those of SetEgress. The kernel gives a rule that
+// is replaced another handle, so two equal fingerprints mean that nobody changed anything in
+// between. It is empty if there is no table.
 func (f *Firewall) fingerprint(conn *nftables.Conn) (string, error) {
 	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
 	if err != nil {

@@ -4,8 +4,10 @@
 // Package firewall is a node's firewall: the nftables table "inet sif" in the network namespace of
 // the process. On the underlay it accepts only the encrypted links and management ports, and drops
 // unencrypted packets with addresses of the fabric. It lets workloads reach nothing of the node
-// except its resolver, forwards only packets between endpoints and links, which eBPF checks, and
-// maps ports of the node to endpoints. It knows interfaces, addresses and ports, but no policy.
+// except its resolver and the ports that it exposes, forwards packets between endpoints and links,
+// which eBPF checks, and maps ports of the node to endpoints. What endpoints may reach outside with
+// the node as exit it judges again, and translates to the node's address. It knows interfaces,
+// addresses and ports, but no policy.
 //
 // A mode decides whether what comes from the underlay to other ports is dropped, or only counted by
 // port.
@@ -22,6 +24,7 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
+	"github.com/mdlayher/netlink"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -37,15 +40,18 @@ const (
 	DNSFlood          = "dns-flood"           // the node's resolver, by a workload that sends it too much
 	LinkInput         = "link-input"          // a port of the node, through an encrypted link
 	Forward           = "forward"             // forwarding that bypasses the fabric
-	Published         = "published"           // a published port, of which too many connections opened in a second
+	Published         = "published"           // a published port, by too many connections, or too many in a second
+	Exit              = "exit"                // the outside by the node, without being in its sets
+	ExitFlood         = "exit-flood"          // the outside by the node, by too many connections, or too many in a second
+	NodeFlood         = "node-flood"          // a port that the node exposes, by a workload with too many connections
 )
 
-var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, DNSFlood, LinkInput, Forward, Published}
+var counterNames = []string{PlainFabricSource, UnderlayInput, WorkloadInput, DNSFlood, LinkInput, Forward, Published, Exit, ExitFlood, NodeFlood}
 
 // DNSPacketsPerSecond is the usual Config.DNSPackets.
 const DNSPacketsPerSecond = 4000
 
-// Port is a port of the node that is open to the underlay.
+// Port is a port of the node, or a protocol as a whole if the number is 0.
 type Port struct {
 	Protocol fabric.Protocol
 	Number   uint16
@@ -57,7 +63,10 @@ type Config struct {
 	Ranges     []netip.Prefix // the prefixes from which the pools of the fabric are assigned
 	Management []Port         // open to the underlay
 	Health     []netip.Addr   // the node's health addresses, at which probes come through links
-	Published  int            // connections to published ports that may open in a second
+	Exposed    []Exposed      // open to workloads
+	// Published is how many connections to published ports may open in a second, and, counted
+	// apart, how many to the outside with the node as exit.
+	Published int
 	// Links returns the UDP ports of the links, and Engine, unless it is nil, the TCP port of the
 	// node's engine, 0 if it has none. All are open to the underlay. Each Apply calls both.
 	Links  func() []uint16
@@ -76,30 +85,56 @@ type Firewall struct {
 	chosen setting
 	known  bool // SetPorts has set ports
 	ports  []PortMapping
-	// written is the fingerprint of the table after it was written; empty before.
-	written  string
-	opened   opened            // when it was written
-	mode     setting           // when it was written
-	versions map[string]string // of programs, by path
+	// egress is ordered and disjoint.
+	egressKnown bool // SetEgress has set egress
+	egress      []Egress
+	uncut       uncut
+	writing     opened // for the rules that are being written
+	// written is the fingerprint of the table after it was written; empty before. Generation is
+	// that of the kernel's rules when they were last known to be so.
+	written    string
+	generation uint32
+	opened     opened            // when it was written
+	mode       setting           // when it was written
+	versions   map[string]string // of programs, by path
 }
 
 // New returns the firewall of a node, in mode Enforce. It does not change the kernel.
 func New(c Config) *Firewall {
-	return &Firewall{config: c, chosen: setting{mode: Enforce}, versions: map[string]string{}}
+	return &Firewall{config: c, chosen: setting{mode: Enforce}, versions: map[string]string{}, uncut: uncut{exposed: true}}
 }
 
 // Trial returns a firewall with the same rules that knows nothing of what was written, for another
 // network namespace.
 func (f *Firewall) Trial() *Firewall { return New(f.config) }
 
+// newConn returns a connection to nftables that can carry the largest transaction.
+func newConn() (*nftables.Conn, error) {
+	const room = 64 << 20 // an element of the largest set needs some 100 bytes
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(room) }))
+	if err != nil {
+		return nil, fmt.Errorf("call nftables: %w", err)
+	}
+	return conn, nil
+}
+
 // Apply sets up or repairs the table in one transaction, so that each packet sees either the old or
 // the new rules, and returns what others had changed since the last Apply. Apply keeps the counters
-// in the table of an earlier process, and its port mappings until SetPorts is called. Established
-// connections continue.
+// in the table of an earlier process, its port mappings until SetPorts is called, and what it lets
+// out until SetEgress is. Established connections continue.
 func (f *Firewall) Apply() (repaired []string, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	conn, err := nftables.New()
+	open := f.open()
+	unchanged := f.written != "" && open.equal(f.opened) && f.mode == f.chosen
+	now, err := generation()
+	if err != nil {
+		return nil, err
+	}
+	if unchanged && now == f.generation {
+		return nil, f.cut()
+	}
+	conn, err := newConn()
 	if err != nil {
 		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
@@ -107,30 +142,50 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 	if err != nil {
 		return nil, err
 	}
-	same := f.written != "" && have == f.written
-	open := f.open()
-	if same && slices.Equal(open.links, f.opened.links) && open.engine == f.opened.engine && f.mode == f.chosen {
-		return nil, nil
+	same := f.written != "" && have == f.written && f.intact(conn)
+	if same && unchanged {
+		f.generation = now
+		return nil, f.cut()
 	}
 	if f.written != "" && !same {
 		repaired = []string{"the nftables table inet " + tableName}
 	}
+	f.writing = open
 	if err := f.writeOver(conn, have); err != nil {
 		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
 	f.opened, f.mode = open, f.chosen
-	f.written, err = f.fingerprint(conn)
-	return repaired, err
+	if f.generation, err = generation(); err != nil {
+		return repaired, err
+	}
+	if f.written, err = f.fingerprint(conn); err != nil {
+		return repaired, err
+	}
+	return repaired, f.cut()
 }
 
-// opened are the ports of the node's daemons, which may change.
+// intact reports whether the sets of SetEgress are as it wrote them.
+func (f *Firewall) intact(conn *nftables.Conn) bool {
+	if !f.egressKnown {
+		return true
+	}
+	have, err := f.readEgress(conn)
+	return err == nil && slices.Equal(have, f.egress)
+}
+
+// opened are the ports of the node's daemons, and a limit, which may change.
 type opened struct {
-	links  []uint16
-	engine uint16
+	links    []uint16
+	engine   uint16
+	tracking uint32 // translated connections that an address may have
+}
+
+func (o opened) equal(p opened) bool {
+	return slices.Equal(o.links, p.links) && o.engine == p.engine && o.tracking == p.tracking
 }
 
 func (f *Firewall) open() opened {
-	o := opened{links: slices.Clone(f.config.Links())}
+	o := opened{links: slices.Clone(f.config.Links()), tracking: tracking()}
 	if f.config.Engine != nil {
 		o.engine = f.config.Engine()
 	}
@@ -183,8 +238,13 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	for _, name := range append(slices.Clone(counterNames), forwardReported) {
 		conn.AddObj(&nftables.NamedObj{Table: table, Name: name, Type: nftables.ObjTypeCounter, Obj: newCounter()})
 	}
-	for _, set := range []*nftables.Set{dnsAskers(table), hits(table), enforcing(table)} {
+	for _, set := range f.ownSets(table) {
 		if err := conn.AddSet(set, nil); err != nil {
+			return err
+		}
+	}
+	if f.egressKnown {
+		if err := f.fillEgress(conn, f.egress); err != nil {
 			return err
 		}
 	}
@@ -202,9 +262,12 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 			}
 		}
 	}
-	for _, c := range f.chains(table) {
+	chains := f.chains(table)
+	for _, c := range chains { // a chain must be there when a rule of another one names it
 		conn.AddChain(c.Chain)
 		conn.FlushChain(c.Chain)
+	}
+	for _, c := range chains {
 		for _, exprs := range c.rules(f, maps) {
 			conn.AddRule(&nftables.Rule{Table: table, Chain: c.Chain, Exprs: exprs})
 		}
@@ -212,21 +275,50 @@ func (f *Firewall) write(conn *nftables.Conn, anew bool) error {
 	return conn.Flush()
 }
 
+// ownSets returns the sets whose content is no mapping.
+func (f *Firewall) ownSets(table *nftables.Table) []*nftables.Set {
+	sets := []*nftables.Set{dnsAskers(table).Set, hits(table), enforcing(table)}
+	for _, list := range [][]sources{outRates(table), outgoing(table), callers(table), neighbours(table)} {
+		for _, s := range list {
+			sets = append(sets, s.Set)
+		}
+	}
+	for _, s := range returnings(table) {
+		sets = append(sets, s.Set)
+	}
+	for _, s := range egressSets(table) {
+		sets = append(sets, s.Set)
+	}
+	return sets
+}
+
 // SetPorts replaces all port mappings in one transaction. Each mapping must pass Check, and none
-// may overlap another one. Connections with a removed mapping continue until they end.
+// may overlap another one. Connections with a removed mapping end: the kernel forgets them. The
+// list must be complete from the first call on.
 func (f *Firewall) SetPorts(ports []PortMapping) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.known && slices.Equal(f.ports, ports) {
-		return nil // Apply repairs changes from outside
+		return f.cut() // Apply repairs changes from outside
 	}
-	conn, err := nftables.New()
-	if err != nil {
+	if err := f.writePorts(ports); err != nil {
 		return fmt.Errorf("map ports of the node: %w", err)
+	}
+	return f.cut()
+}
+
+func (f *Firewall) writePorts(ports []PortMapping) error {
+	conn, err := newConn()
+	if err != nil {
+		return err
 	}
 	have, err := f.fingerprint(conn)
 	if err != nil {
-		return fmt.Errorf("map ports of the node: %w", err)
+		return err
+	}
+	before, err := generation()
+	if err != nil {
+		return err
 	}
 	for _, m := range newPortMaps(f.table()) {
 		if err := m.fill(conn, ports); err != nil {
@@ -234,14 +326,18 @@ func (f *Firewall) SetPorts(ports []PortMapping) error {
 		}
 	}
 	if err := conn.Flush(); err != nil {
-		return fmt.Errorf("map ports of the node: %w", err)
+		return err
 	}
+	f.uncut.ports = f.uncut.ports || !f.known || slices.ContainsFunc(f.ports, func(p PortMapping) bool { return !slices.Contains(ports, p) })
 	f.ports, f.known = slices.Clone(ports), true
 	if f.written == "" || have != f.written {
 		return nil // the next Apply repairs what others changed
 	}
 	if f.written, err = f.fingerprint(conn); err != nil {
-		return fmt.Errorf("map ports of the node: %w", err)
+		return err
+	}
+	if after, err := generation(); err == nil && f.generation == before && after == before+1 {
+		f.generation = after // nobody else changed anything
 	}
 	return nil
 }

@@ -7,7 +7,6 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -103,8 +102,19 @@ func faster(perSecond int) []expr.Any {
 	}}
 }
 
-// mapped matches packets of connections with a port mapping.
+// related matches errors about connections that exist.
+func related() []expr.Any { return conntrack(expr.CtKeySTATE, expr.CtStateBitRELATED) }
+
+// untraceable matches packets that belong to no connection, and open none. They would leave as they
+// are, without translation.
+func untraceable() []expr.Any {
+	return conntrack(expr.CtKeySTATE, expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
+}
+
+// mapped matches packets of connections with a translated destination, hidden those of connections
+// with a translated source.
 func mapped() []expr.Any { return conntrack(expr.CtKeySTATUS, ctDNAT) }
+func hidden() []expr.Any { return conntrack(expr.CtKeySTATUS, ctSNAT) }
 
 func conntrack(key expr.CtKey, bits uint32) []expr.Any {
 	return []expr.Any{
@@ -125,24 +135,59 @@ func destinationType(op expr.CmpOp, kind uint32) []expr.Any {
 	}
 }
 
-// dnsAskers is the set of workloads that asked the resolver lately, each with its rate.
-func dnsAskers(table *nftables.Table) *nftables.Set {
-	return &nftables.Set{
-		Table: table, Name: "dns_askers", KeyType: nftables.TypeIPAddr, Dynamic: true, HasTimeout: true, Size: 65535,
+// translate leads a packet to an address and port.
+func translate(to netip.AddrPort) []expr.Any {
+	family := uint32(unix.NFPROTO_IPV4)
+	if to.Addr().Is6() {
+		family = unix.NFPROTO_IPV6
+	}
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: to.Addr().AsSlice()},
+		&expr.Immediate{Register: 2, Data: binary.BigEndian.AppendUint16(nil, to.Port())},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: 1, RegProtoMin: 2},
 	}
 }
 
-// beyond matches packets of a workload that sends more than a number of them a second.
-func beyond(packets uint32) []expr.Any {
+// marked matches packets whose mark is the given one in the bits of the mask.
+func marked(mark, mask uint32) []expr.Any {
 	return []expr.Any{
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: source.offset4, Len: 4},
-		&expr.Dynset{
-			SrcRegKey: 1, SetName: dnsAskers(nil).Name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: time.Minute,
-			Exprs: []expr.Any{&expr.Limit{
-				Type: expr.LimitTypePkts, Rate: uint64(packets), Burst: packets / 8, Unit: expr.LimitTimeSecond, Over: true,
-			}},
-		},
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(mask), Xor: make([]byte, 4)},
+		equal(binaryutil.NativeEndian.PutUint32(mark)...),
 	}
+}
+
+// byNode matches packets that eBPF lets out with the node as exit.
+func byNode() []expr.Any { return marked(wellknown.ExitMarkNode, ^uint32(0)) }
+
+// remember marks the connection as one that leaves by the node.
+func remember() []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(wellknown.ExitMarkNode)},
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	}
+}
+
+// answering matches packets that go against the direction of the first one.
+func answering() []expr.Any {
+	return []expr.Any{&expr.Ct{Key: expr.CtKeyDIRECTION, Register: 1}, equal(1)} // IP_CT_DIR_REPLY
+}
+
+// masquerade gives a connection the address of the interface by which it leaves as its source.
+func masquerade() []expr.Any { return []expr.Any{&expr.Masq{}} }
+
+// beyondPrefix matches packets of the prefix's family whose address is not within it.
+func beyondPrefix(s side, p netip.Prefix) []expr.Any {
+	exprs := within(s, p)
+	last := *exprs[len(exprs)-1].(*expr.Cmp)
+	last.Op = expr.CmpOpNeq
+	exprs[len(exprs)-1] = &last
+	return exprs
+}
+
+// jump goes on with the rules of another chain, and does not come back.
+func jump(chain string) []expr.Any {
+	return []expr.Any{&expr.Verdict{Kind: expr.VerdictGoto, Chain: chain}}
 }
 
 func accept() []expr.Any { return []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}} }

@@ -98,13 +98,28 @@ func note(p fabric.Protocol) []expr.Any {
 	})
 }
 
+// noteOthers counts the packets that neither TCP nor UDP nor ICMP carries, by protocol.
+func noteOthers() []expr.Any {
+	const first = unix.NFT_REG32_00
+	var exprs []expr.Any
+	for _, p := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6} {
+		exprs = append(exprs, &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpNeq, Register: 1, Data: []byte{p}})
+	}
+	return append(exprs,
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: first},
+		&expr.Immediate{Register: first + 1, Data: []byte{0, 0}},
+		&expr.Dynset{SrcRegKey: first, SetName: hits(nil).Name, Operation: uint32(unix.NFT_DYNSET_OP_UPDATE), Timeout: hitsKept,
+			Exprs: []expr.Any{newCounter()}})
+}
+
 // count counts the packet.
 func count(counter string) []expr.Any {
 	return []expr.Any{&expr.Objref{Type: unix.NFT_OBJECT_COUNTER, Name: counter}}
 }
 
-// Hit is a port of the node that is not open to the underlay, and how many packets came to it that
-// opened something, dropped or not. It is forgotten a day after the last one.
+// Hit is a port of the node that is not open to the underlay, or a protocol with port 0, and how
+// many packets came to it that opened something, dropped or not. It is forgotten a day after the
+// last one.
 type Hit struct {
 	Port
 	Packets uint64

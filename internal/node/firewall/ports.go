@@ -119,16 +119,13 @@ func word(b byte) []byte { return []byte{b, 0, 0, 0} }
 
 func port(p uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, p), 0, 0) }
 
-// lookUp looks the packet's destination up in the map, and changes it to the address and port that
-// are found.
-func (m portMap) lookUp() []expr.Any {
+// match loads the packet's destination into registers, to be looked up.
+func (m portMap) match() []expr.Any {
 	version, offset, length := byte(unix.NFPROTO_IPV4), destination.offset4, uint32(4)
 	if m.ipv6 {
 		version, offset, length = unix.NFPROTO_IPV6, destination.offset6, 16
 	}
-	// 32-bit registers in the numbering of nftables; the first four are the 128-bit register 1.
-	const first = unix.NFT_REG32_00
-	next := uint32(first)
+	next := uint32(unix.NFT_REG32_00)
 	exprs := []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, equal(version)}
 	if m.addressed {
 		exprs = append(exprs, &expr.Payload{DestRegister: next, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length})
@@ -137,6 +134,23 @@ func (m portMap) lookUp() []expr.Any {
 	return append(exprs,
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: next},
 		&expr.Payload{DestRegister: next + 1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: first, DestRegister: first, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(version), RegAddrMin: first, RegProtoMin: first + length/4})
+		&expr.Lookup{SourceRegister: unix.NFT_REG32_00, DestRegister: unix.NFT_REG32_00, IsDestRegSet: true, SetName: m.Name, SetID: m.ID})
+}
+
+// free returns the first register that match leaves alone.
+func (m portMap) free() uint32 {
+	if m.ipv6 {
+		return unix.NFT_REG32_00 + 6
+	}
+	return unix.NFT_REG32_00 + 3
+}
+
+// lead changes the packet's destination to the address and port that match found.
+func (m portMap) lead() []expr.Any {
+	family, length := uint32(unix.NFPROTO_IPV4), uint32(4)
+	if m.ipv6 {
+		family, length = unix.NFPROTO_IPV6, 16
+	}
+	const first = unix.NFT_REG32_00
+	return []expr.Any{&expr.NAT{Type: expr.NATTypeDestNAT, Family: family, RegAddrMin: first, RegProtoMin: first + length/4}}
 }

@@ -1,0 +1,241 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package firewall
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/wellknown"
+)
+
+// tuple is one direction of a connection in the kernel's table.
+type tuple struct {
+	source, destination netip.Addr
+	protocol            fabric.Protocol
+	from, to            uint16 // ports; of an ICMP exchange, to is the type of its first message
+}
+
+// tracked is a translated connection in the kernel's table.
+type tracked struct {
+	original, reply tuple
+	raw             []byte // as the kernel told it, with its identity
+}
+
+// Attributes of a connection (enum ctattr_type of linux/netfilter/nfnetlink_conntrack.h).
+const (
+	ctaStatusMask = 26
+	ctaMarkMask   = 21
+)
+
+// Bits of a connection's status.
+const (
+	ctSNAT = 1 << 4 // IPS_SRC_NAT
+	ctDNAT = 1 << 5 // IPS_DST_NAT
+)
+
+// translated returns the connections of a family whose status has all the bits. With a mark, it
+// returns those that have it.
+func translated(family uint8, status, mark uint32) ([]tracked, error) {
+	request := nl.NewNetlinkRequest((unix.NFNL_SUBSYS_CTNETLINK<<8)|nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	// Kernels that do not know how to choose by status return all.
+	request.AddData(nl.NewRtAttr(nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, status)))
+	request.AddData(nl.NewRtAttr(ctaStatusMask, binary.BigEndian.AppendUint32(nil, status)))
+	if mark != 0 {
+		request.AddData(nl.NewRtAttr(nl.CTA_MARK, binary.BigEndian.AppendUint32(nil, mark)))
+		request.AddData(nl.NewRtAttr(ctaMarkMask, binary.BigEndian.AppendUint32(nil, ^uint32(0))))
+	}
+	messages, err := request.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil, fmt.Errorf("list the kernel's connections: %w", err)
+	}
+	var list []tracked
+	for _, m := range messages {
+		if t, ok := parseTracked(m, status, mark); ok {
+			list = append(list, t)
+		}
+	}
+	return list, nil
+}
+
+// genericHeader is the size of a nfgenmsg.
+const genericHeader = 4
+
+func parseTracked(message []byte, status, mark uint32) (t tracked, ok bool) {
+	if len(message) < genericHeader {
+		return t, false
+	}
+	t.raw = message[genericHeader:]
+	attributes, err := nl.ParseRouteAttr(t.raw)
+	if err != nil {
+		return t, false
+	}
+	var hasStatus, hasMark uint32
+	for _, a := range attributes {
+		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		case nl.CTA_TUPLE_ORIG:
+			t.original = parseTuple(a.Value)
+		case nl.CTA_TUPLE_REPLY:
+			t.reply = parseTuple(a.Value)
+		case nl.CTA_STATUS:
+			hasStatus = number32(a.Value)
+		case nl.CTA_MARK:
+			hasMark = number32(a.Value)
+		}
+	}
+	return t, hasStatus&status == status && (mark == 0 || hasMark == mark)
+}
+
+func number32(b []byte) uint32 {
+	if len(b) < 4 {
+		return 0
+	}
+	return binary.BigEndian.Uint32(b)
+}
+
+// Attributes of a tuple (enum ctattr_l4proto).
+const (
+	ctaICMPType   = 5
+	ctaICMPv6Type = 8
+)
+
+func parseTuple(b []byte) (t tuple) {
+	parts, err := nl.ParseRouteAttr(b)
+	if err != nil {
+		return t
+	}
+	for _, part := range parts {
+		attributes, err := nl.ParseRouteAttr(part.Value)
+		if err != nil {
+			return t
+		}
+		ip := part.Attr.Type&^unix.NLA_F_NESTED == nl.CTA_TUPLE_IP
+		for _, a := range attributes {
+			switch kind := a.Attr.Type; {
+			case ip && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
+				t.source, _ = netip.AddrFromSlice(a.Value)
+			case ip && (kind == nl.CTA_IP_V4_DST || kind == nl.CTA_IP_V6_DST):
+				t.destination, _ = netip.AddrFromSlice(a.Value)
+			case ip || len(a.Value) == 0:
+			case kind == nl.CTA_PROTO_NUM:
+				t.protocol = fabric.Protocol(a.Value[0])
+			case kind == ctaICMPType || kind == ctaICMPv6Type:
+				t.to = uint16(a.Value[0])
+			case len(a.Value) < 2:
+			case kind == nl.CTA_PROTO_SRC_PORT:
+				t.from = binary.BigEndian.Uint16(a.Value)
+			case kind == nl.CTA_PROTO_DST_PORT:
+				t.to = binary.BigEndian.Uint16(a.Value)
+			}
+		}
+	}
+	return t
+}
+
+// forget removes a connection from the kernel's table.
+func (t tracked) forget(family uint8) error {
+	request := nl.NewNetlinkRequest((unix.NFNL_SUBSYS_CTNETLINK<<8)|nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	request.AddRawData(t.raw)
+	if _, err := request.Execute(unix.NETLINK_NETFILTER, 0); err != nil && !errors.Is(err, unix.ENOENT) {
+		return fmt.Errorf("end a translated connection to %s port %d: %w", t.original.destination, t.original.to, err)
+	}
+	return nil
+}
+
+// uncut says which connections may be in the kernel's table that nothing allows any more.
+type uncut struct{ egress, ports, exposed bool }
+
+// cut ends the translated connections that nothing allows any more. The caller must hold mu.
+func (f *Firewall) cut() error {
+	if f.uncut.egress {
+		allowed := indexEgress(f.egress)
+		if err := forgetUnless(ctSNAT, wellknown.ExitMarkNode, func(t tracked) bool { return allowed.has(t.original) }); err != nil {
+			return err
+		}
+		f.uncut.egress = false
+	}
+	if f.uncut.ports {
+		within := func(a netip.Addr) bool {
+			return slices.ContainsFunc(f.config.Ranges, func(p netip.Prefix) bool { return p.Contains(a) })
+		}
+		if err := forgetUnless(ctDNAT, 0, func(t tracked) bool { return !within(t.reply.source) || f.mapped(t) }); err != nil {
+			return err
+		}
+		f.uncut.ports = false
+	}
+	if f.uncut.exposed {
+		own := func(a netip.Addr) bool { return a == wellknown.LinkLocal4 || a == wellknown.LinkLocal6 }
+		if err := forgetUnless(ctDNAT, 0, func(t tracked) bool { return !own(t.original.destination) || f.exposes(t) }); err != nil {
+			return err
+		}
+		f.uncut.exposed = false
+	}
+	return nil
+}
+
+// forgetUnless ends the connections with that status and mark that keep does not keep.
+func forgetUnless(status, mark uint32, keep func(tracked) bool) error {
+	var errs []error
+	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
+		list, err := translated(family, status, mark)
+		errs = append(errs, err)
+		for _, t := range list {
+			if !keep(t) {
+				errs = append(errs, t.forget(family))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// mapped reports whether a port mapping is the reason for a connection's translation.
+func (f *Firewall) mapped(t tracked) bool {
+	return slices.ContainsFunc(f.ports, func(p PortMapping) bool {
+		return p.Protocol == t.original.protocol && p.From.Port() == t.original.to && (p.From.Addr().IsUnspecified() || p.From.Addr() == t.original.destination) &&
+			p.To == netip.AddrPortFrom(t.reply.source, t.reply.from)
+	})
+}
+
+// exposes reports whether a port of the node that is open to workloads is the reason for a
+// connection's translation.
+func (f *Firewall) exposes(t tracked) bool {
+	return slices.ContainsFunc(f.config.Exposed, func(e Exposed) bool {
+		return e.Protocol == t.original.protocol && e.At() == netip.AddrPortFrom(t.original.destination, t.original.to) &&
+			e.To == netip.AddrPortFrom(t.reply.source, t.reply.from)
+	})
+}
+
+// egressIndex finds entries by endpoint and protocol.
+type egressIndex map[egressKey][]Egress
+
+type egressKey struct {
+	endpoint netip.Addr
+	protocol fabric.Protocol
+}
+
+func indexEgress(list []Egress) egressIndex {
+	index := egressIndex{}
+	for _, e := range list {
+		key := egressKey{e.Endpoint, e.Protocol}
+		index[key] = append(index[key], e)
+	}
+	return index
+}
+
+// has reports whether an entry allows packets of that direction.
+func (i egressIndex) has(t tuple) bool {
+	return slices.ContainsFunc(i[egressKey{t.source, t.protocol}], func(e Egress) bool {
+		return e.Prefix.Contains(t.destination) && e.Ports.Contains(t.to)
+	})
+}
