@@ -40,6 +40,10 @@ type NodeStatus struct {
 	// since the daemons started.
 	Repaired map[string]uint64 `json:"repaired,omitempty"`
 
+	// Exit has the addresses to which connections of workloads to the outside are translated: what
+	// others may let in.
+	Exit []ExitAddress `json:"exit,omitempty"`
+
 	// Firewall is the node's own firewall towards the underlay; nil if another daemon of the
 	// machine has it.
 	Firewall *FirewallStatus `json:"firewall,omitempty"`
@@ -59,6 +63,12 @@ type Enforced struct {
 	Digest string        `json:"digest"` // see Dump.Digest; after the differences were repaired
 	// Repaired is the number of differences that the comparison found and that were repaired.
 	Repaired int `json:"repaired,omitempty"`
+}
+
+// ExitAddress is the address that the outside sees instead of those of workloads.
+type ExitAddress struct {
+	Address   netip.Addr `json:"address"`
+	Interface string     `json:"interface"` // by which connections leave
 }
 
 // EndpointStatus is an endpoint as its node enforces it.

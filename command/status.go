@@ -170,6 +170,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
 	var links, drops, refused, repaired, ports [][]string
+	exits := [][]string{{"Zone", "Node", "Address", "Interface"}}
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -179,6 +180,9 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(daemonOf(s, n))}
 		}
 		nodes = append(nodes, row)
+		for _, e := range n.Exit {
+			exits = append(exits, []string{n.Zone, n.Node, e.Address.String(), e.Interface})
+		}
 		for _, e := range n.Endpoints {
 			endpoints = append(endpoints, endpointRow(n, e, verbose, now))
 		}
@@ -206,6 +210,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
+	section(&b, "Exit addresses, which the outside sees", exits)
 	section(&b, "Allowed only by audit mode", audited)
 	if verbose {
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))

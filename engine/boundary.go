@@ -34,6 +34,9 @@ const (
 	endpointTimeout = 500 * time.Microsecond
 )
 
+// outsidePeer stands for the outside among the peers that ports lead to.
+var outsidePeer = fabric.NodeID{Name: "outside"}
+
 // bridge is the Switch that is a bridge of Open vSwitch.
 type bridge struct {
 	log   hclog.Logger
@@ -68,6 +71,9 @@ func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
 	}
 	return b.write()
 }
+
+// setExit tells the bridge by which port the outside is reached.
+func (b *bridge) setExit(port ovs.Port) error { return b.setPort(outsidePeer, port) }
 
 // Program implements Switch.
 func (b *bridge) Program(want SwitchState) error {
@@ -223,9 +229,13 @@ func (b *bridge) Drops() (map[string]uint64, error) {
 	return drops, err
 }
 
-// portCount returns how many peers can be reached through the switch.
+// portCount returns how many peers can be reached through the switch, the outside not among them.
 func (b *bridge) portCount() int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return len(b.ports)
+	n := len(b.ports)
+	if _, has := b.ports[outsidePeer]; has {
+		n--
+	}
+	return n
 }

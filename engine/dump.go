@@ -127,6 +127,8 @@ func (n switchNames) Port(no uint32) string {
 		return fmt.Sprintf("unknown port %d", no)
 	case way == desired.ZoneLink:
 		return "the port to the zone's nodes"
+	case way == desired.Through(outsidePeer):
+		return "the port to the outside"
 	default:
 		return "the port to " + way.String()
 	}

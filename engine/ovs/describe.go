@@ -328,8 +328,8 @@ func (d describer) fate(f of.Flow) (string, error) {
 		words = append(words, "go to table "+tableName(uint8(next)))
 	case len(words) == 0:
 		words = append(words, "drop")
-		if n := f.Cookie & maxID; f.Cookie>>cookieShift == cookieDrop && n >= 1 && n <= uint64(len(dropReasons)) {
-			words[0] += " as " + dropReasons[n-1]
+		if reason := dropReason(f); reason != "" {
+			words[0] += " as " + reason
 		}
 	}
 	return strings.Join(words, ", "), nil

@@ -26,23 +26,35 @@ const notInWords = "(cannot be described: "
 
 func TestDescribe(t *testing.T) {
 	port := Port{No: 3, MAC: MAC{2, 0, 0, 0, 0, 1}, Peer: MAC{2, 0, 0, 0, 0, 2}, Routers: true}
+	hole := Endpoint{ID: 6, Hole: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}}
 	endpoint := Endpoint{ID: 5, Class: 11, OutPort: 3, SourcePorts: []uint32{3}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("fd00::/64")}}
 	entry := Entry{ID: 7, Src: 11, Dst: 12, Protocol: 6, Ports: []PortRange{{First: 8080, Last: 8087}}}
 	ping := Entry{ID: 8, Src: 11, Dst: 12, Protocol: 58, Ports: []PortRange{{First: 128, Last: 128}}}
 	var have []string
-	for _, flows := range [][]of.Flow{port.flows(), endpoint.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows()} {
+	for _, flows := range [][]of.Flow{port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(), hole.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows()} {
 		for _, f := range flows {
 			have = append(have, Describe(f, plainNames{}))
 		}
 	}
 	must.Eq(t, strings.TrimSpace(`
 table output, priority 100: packets leaving by port-3: set source MAC 02:00:00:00:00:01, set destination MAC 02:00:00:00:00:02, output to port-3
-table source, priority 10: icmp over IPv4 received on port-3 of type 3 with code 4: source is a router on the path, go to table destination
-table source, priority 10: icmpv6 over IPv6 received on port-3 of type 2 with code 0: source is a router on the path, go to table destination
+table source, priority 300: icmp over IPv4 received on port-3 of type 3 with code 4: source is a router on the path, go to table destination
+table source, priority 300: icmp over IPv4 received on port-3 of type 11: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-3 of type 2 with code 0: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-3 of type 3: source is a router on the path, go to table destination
+table source, priority 300: icmp over IPv4 received on port-4 of type 3: source is a router on the path, go to table destination
+table source, priority 300: icmp over IPv4 received on port-4 of type 11: source is a router on the path, go to table destination
+table source, priority 300: icmp over IPv4 received on port-4 of type 12: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-4 of type 1: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-4 of type 2: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-4 of type 3: source is a router on the path, go to table destination
+table source, priority 300: icmpv6 over IPv6 received on port-4 of type 4: source is a router on the path, go to table destination
 table source, priority 132: IPv4 received on port-3 from 10.0.0.1: source is class-11, go to table destination
 table destination, priority 132: IPv4 to 10.0.0.1: destination is class-11, output port is port-3, go to table track
 table source, priority 164: IPv6 received on port-3 from fd00::/64: source is class-11, go to table destination
 table destination, priority 164: IPv6 to fd00::/64: destination is class-11, output port is port-3, go to table track
+table source, priority 108: IPv4 from 10.0.0.0/8: drop as unknown source
+table destination, priority 108: IPv4 to 10.0.0.0/8: drop as unknown destination
 table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: go to table output
 table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table output
 table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table output
@@ -72,7 +84,7 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 		})
 		for range rapid.IntRange(0, 3).Draw(t, "things") {
 			no := number.Draw(t, "port")
-			state.Ports = append(state.Ports, Port{No: no, Routers: rapid.Bool().Draw(t, "routers")})
+			state.Ports = append(state.Ports, Port{No: no, Routers: rapid.Bool().Draw(t, "routers"), Outside: rapid.Bool().Draw(t, "outside")})
 			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
 			e := Entry{ID: uint64(number.Draw(t, "entry")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
 			most := uint16(65535)

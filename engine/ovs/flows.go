@@ -31,6 +31,7 @@ const (
 	cookieEndpoint
 	cookieEntry
 	cookiePassAll
+	cookieHole // an endpoint's number; the reason follows from the table
 
 	cookieShift = 56
 )
@@ -60,8 +61,8 @@ const (
 	priorityMissIP    = 1
 	priorityMulticast = 2
 	priorityPassAny   = 3
-	priorityRouter    = 10
 	priorityPrefix    = 100 // plus the prefix length
+	priorityRouter    = 300 // above all prefixes, so that no party outside hides its routers
 	priorityJudge     = 100
 	priorityAnswer    = 150
 	priorityRelated   = 200
@@ -158,6 +159,37 @@ func passAllFlows() []of.Flow {
 	return flows
 }
 
+// report is an ICMP message about a packet.
+type report struct {
+	protocol, kind uint8
+	code           int // -1: every code
+}
+
+// The messages of RFC 792 and RFC 4443 that report errors. Redirects are not among them: no router
+// behind the switch chooses an endpoint's next hop.
+var (
+	routerReports = []report{
+		{protoICMP, 3, 4}, {protoICMP, 11, -1}, // fragmentation needed, time exceeded
+		{protoICMP6, 2, 0}, {protoICMP6, 3, -1}, // packet too big, time exceeded
+	}
+	outsideReports = []report{
+		{protoICMP, 3, -1}, {protoICMP, 11, -1}, {protoICMP, 12, -1},
+		{protoICMP6, 1, -1}, {protoICMP6, 2, -1}, {protoICMP6, 3, -1}, {protoICMP6, 4, -1},
+	}
+)
+
+func (r report) match(port uint32) []of.FieldMatch {
+	kind, code := typeFields[r.protocol], of.ICMPv4Code
+	if r.protocol == protoICMP6 {
+		code = of.ICMPv6Code
+	}
+	match := []of.FieldMatch{of.Is32(of.InPort, port), of.Is16(of.EthType, kind.eth), of.Is8(of.IPProto, r.protocol), of.Is8(kind.field, r.kind)}
+	if r.code >= 0 {
+		match = append(match, of.Is8(code, uint8(r.code)))
+	}
+	return match
+}
+
 func (p Port) flows() []of.Flow {
 	c := cookie(cookiePort, uint64(p.No))
 	flows := []of.Flow{flow(tableOutput, priorityJudge, c, of.Apply(
@@ -165,29 +197,29 @@ func (p Port) flows() []of.Flow {
 		of.SetField{Field: of.EthDst, Value: p.Peer[:]},
 		of.Output{Port: p.No},
 	), of.Is32(regPort, p.No))}
-	if p.Routers {
-		router := of.Apply(of.Load(regSource, routerClass)).Goto(tableDestination)
-		flows = append(flows,
-			// Fragmentation needed, RFC 792.
-			flow(tableSource, priorityRouter, c, router, of.Is32(of.InPort, p.No), of.Is16(of.EthType, ethIPv4),
-				of.Is8(of.IPProto, protoICMP), of.Is8(of.ICMPv4Type, 3), of.Is8(of.ICMPv4Code, 4)),
-			// Packet too big, RFC 4443.
-			flow(tableSource, priorityRouter, c, router, of.Is32(of.InPort, p.No), of.Is16(of.EthType, ethIPv6),
-				of.Is8(of.IPProto, protoICMP6), of.Is8(of.ICMPv6Type, 2), of.Is8(of.ICMPv6Code, 0)))
+	var reports []report
+	switch {
+	case p.Outside:
+		reports = outsideReports
+	case p.Routers:
+		reports = routerReports
+	}
+	for _, r := range reports {
+		flows = append(flows, flow(tableSource, priorityRouter, c, of.Apply(of.Load(regSource, routerClass)).Goto(tableDestination), r.match(p.No)...))
 	}
 	return flows
 }
 
 func (e Endpoint) flows() []of.Flow {
+	if e.Hole {
+		return e.holeFlows()
+	}
 	c := cookie(cookieEndpoint, e.ID)
 	source := of.Apply(of.Load(regSource, e.Class)).Goto(tableDestination)
 	destination := of.Apply(of.Load(regDestination, e.Class), of.Load(regPort, e.OutPort)).Goto(tableTrack)
 	var flows []of.Flow
 	for _, prefix := range e.Prefixes {
-		eth, src, dst := uint16(ethIPv4), of.IPv4Src, of.IPv4Dst
-		if prefix.Addr().Is6() {
-			eth, src, dst = ethIPv6, of.IPv6Src, of.IPv6Dst
-		}
+		eth, src, dst := addressFields(prefix)
 		priority := priorityPrefix + uint16(prefix.Bits())
 		for _, port := range e.SourcePorts {
 			flows = append(flows, flow(tableSource, priority, c, source,
@@ -195,6 +227,27 @@ func (e Endpoint) flows() []of.Flow {
 		}
 		flows = append(flows, flow(tableDestination, priority, c, destination,
 			of.Is16(of.EthType, eth), of.Within(dst, prefix)))
+	}
+	return flows
+}
+
+// addressFields returns what matches a prefix's addresses.
+func addressFields(p netip.Prefix) (eth uint16, src, dst of.Field) {
+	if p.Addr().Is6() {
+		return ethIPv6, of.IPv6Src, of.IPv6Dst
+	}
+	return ethIPv4, of.IPv4Src, of.IPv4Dst
+}
+
+// holeFlows drop what wider prefixes would let pass.
+func (e Endpoint) holeFlows() (flows []of.Flow) {
+	c := cookie(cookieHole, e.ID)
+	for _, prefix := range e.Prefixes {
+		eth, src, dst := addressFields(prefix)
+		priority := priorityPrefix + uint16(prefix.Bits())
+		flows = append(flows,
+			flow(tableSource, priority, c, of.Drop, of.Is16(of.EthType, eth), of.Within(src, prefix)),
+			flow(tableDestination, priority, c, of.Drop, of.Is16(of.EthType, eth), of.Within(dst, prefix)))
 	}
 	return flows
 }

@@ -17,22 +17,36 @@ import (
 // Drops counts the packets that the switch dropped, by reason, since it was started. The counters
 // lag by up to a second.
 func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
-	flows, err := p.flows(ctx, of.Filter{
-		Table: of.AllTables, Cookie: cookie(cookieDrop, 0), CookieMask: 0xff << cookieShift,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("count dropped packets: %w", err)
-	}
 	drops := make(map[string]uint64, len(dropReasons))
 	for _, reason := range dropReasons {
 		drops[reason] = 0
 	}
-	for _, f := range flows {
-		if n := f.Cookie & maxID; n >= 1 && n <= uint64(len(dropReasons)) {
-			drops[dropReasons[n-1]] += f.Packets
+	for _, kind := range []uint64{cookieDrop, cookieHole} {
+		flows, err := p.flows(ctx, of.Filter{Table: of.AllTables, Cookie: cookie(kind, 0), CookieMask: 0xff << cookieShift})
+		if err != nil {
+			return nil, fmt.Errorf("count dropped packets: %w", err)
+		}
+		for _, f := range flows {
+			if reason := dropReason(f.Flow); reason != "" {
+				drops[reason] += f.Packets
+			}
 		}
 	}
 	return drops, nil
+}
+
+// dropReason returns why a flow drops packets, or "" if no flow of ours drops by that cookie.
+func dropReason(f of.Flow) string {
+	n := f.Cookie & maxID
+	switch kind := f.Cookie >> cookieShift; {
+	case kind == cookieHole && f.Table == tableSource:
+		return DropUnknownSource
+	case kind == cookieHole:
+		return DropUnknownDestination
+	case kind == cookieDrop && n >= 1 && n <= uint64(len(dropReasons)):
+		return dropReasons[n-1]
+	}
+	return ""
 }
 
 // Dump reads back what the switch enforces, whichever process wrote it. It leaves out flows that
@@ -90,7 +104,7 @@ func read(flows []of.FlowStats) State {
 		case cookiePort:
 			no := uint32(number)
 			ports[no] = ports[no].read(no, f.Flow, actions)
-		case cookieEndpoint:
+		case cookieEndpoint, cookieHole:
 			endpoints[number] = endpoints[number].read(number, f.Flow, actions)
 		case cookieEntry:
 			entries[number] = entries[number].read(number, f.Flow)
@@ -101,7 +115,11 @@ func read(flows []of.FlowStats) State {
 
 func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
 	p.No = no
-	p.Routers = p.Routers || f.Table == tableSource
+	if kind, is := f.Match.Get(of.ICMPv4Type); is && len(kind.Value) == 1 {
+		_, coded := f.Match.Get(of.ICMPv4Code)
+		p.Routers = p.Routers || kind.Value[0] == 3 && coded
+		p.Outside = p.Outside || kind.Value[0] == 3 && !coded
+	}
 	for _, a := range actions {
 		if set, ok := a.(of.SetField); ok && len(set.Value) == len(p.MAC) {
 			switch set.Field {
@@ -116,7 +134,7 @@ func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
 }
 
 func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
-	e.ID = id
+	e.ID, e.Hole = id, f.Cookie>>cookieShift == cookieHole
 	for _, a := range actions {
 		set, ok := a.(of.SetField)
 		if !ok || len(set.Value) != 4 {

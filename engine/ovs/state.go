@@ -27,8 +27,11 @@ type Port struct {
 	// address: that of the device at the far end.
 	MAC, Peer MAC
 	// Routers says that routers beyond the port may report, from any address, that a packet of an
-	// admitted connection was too big.
+	// admitted connection was too big, or that its hops were used up.
 	Routers bool
+	// Outside says that the port leads out of the fabric: all errors about admitted connections may
+	// come by it, from any address.
+	Outside bool
 }
 
 // Endpoint is a set of addresses with one class. A running instance has host prefixes; a party
@@ -44,6 +47,10 @@ type Endpoint struct {
 	OutPort uint32
 	// Class is the caller's number for its identity, from 1 to 2^32-3, or ProbeClass.
 	Class uint32
+	// Hole says that nobody has the prefixes, although wider prefixes of other endpoints contain
+	// them: packets from and to them are dropped as of an unknown source or destination. A hole has
+	// neither ports nor a class.
+	Hole bool
 }
 
 // Entry lets endpoints of class Src open connections to those of class Dst.
@@ -93,7 +100,7 @@ const (
 	// from and to the port for probes. The switch does not track them. No entry can name the class.
 	ProbeClass = 0xfffffffe
 
-	// routerClass is the source class of error reports from routers.
+	// routerClass is the source class of errors that routers report.
 	routerClass = 0xffffffff
 )
 
@@ -117,7 +124,7 @@ func (e *Entry) endpoint() uint64    { return 0 }
 func (p *Port) equal(o *Port) bool { return *p == *o }
 
 func (e *Endpoint) equal(o *Endpoint) bool {
-	return e.ID == o.ID && e.Class == o.Class && e.OutPort == o.OutPort &&
+	return e.ID == o.ID && e.Class == o.Class && e.OutPort == o.OutPort && e.Hole == o.Hole &&
 		same(e.Prefixes, o.Prefixes) && same(e.SourcePorts, o.SourcePorts)
 }
 
@@ -141,7 +148,10 @@ func (e *Endpoint) check() error {
 	if e.ID == 0 || e.ID > maxID {
 		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
-	if e.Class == 0 || e.Class == routerClass {
+	switch {
+	case e.Hole && (e.Class != 0 || e.OutPort != 0 || len(e.SourcePorts) > 0):
+		return fmt.Errorf("%s: a hole has a class or a port", e.name())
+	case !e.Hole && (e.Class == 0 || e.Class == routerClass):
 		return fmt.Errorf("%s: class %d is reserved", e.name(), e.Class)
 	}
 	for _, p := range e.Prefixes {

@@ -46,6 +46,7 @@ type Config struct {
 	Pools      *Pools      `hcl:"pools,block"`
 	Audit      *Audit      `hcl:"audit,block"`
 	Firewall   *Firewall   `hcl:"firewall,block"`
+	Exit       *Exit       `hcl:"exit,block"`
 
 	Connections *Connections `hcl:"connections,block"`
 
@@ -168,6 +169,21 @@ type OVS struct {
 	Bridge  string `hcl:"bridge,optional"`
 }
 
+// Exit configures how a processor's switch reaches the outside.
+type Exit struct {
+	// Address4 and Address6 are addresses of the machine, to which connections of workloads to the
+	// outside are translated. If they are empty, it is the underlay address by the underlay's
+	// interface, and otherwise that of the interface by which a connection leaves.
+	Address4 string `hcl:"address4,optional"`
+	Address6 string `hcl:"address6,optional"`
+	// Interfaces lists interfaces to the outside besides the underlay's and those of default
+	// routes. By no other one does anything leave.
+	Interfaces []string `hcl:"interfaces,optional"`
+}
+
+// Addrs returns the addresses, invalid ones where the file has none.
+func (e *Exit) Addrs() (v4, v6 netip.Addr) { return parsedAddr(e.Address4), parsedAddr(e.Address6) }
+
 // CNI configures where the agent installs the CNI plugin, and the socket between them.
 type CNI struct {
 	PluginDir string `hcl:"plugin_dir,optional"`
@@ -208,6 +224,8 @@ type Connections struct {
 	NewPerSecond       *int   `hcl:"new_per_second,optional"`
 	PublishedPerSecond *int   `hcl:"published_per_second,optional"`
 	Switch             *int   `hcl:"switch,optional"`
+	ExitPerEndpoint    *int   `hcl:"exit_per_endpoint,optional"`
+	ExitNewPerSecond   *int   `hcl:"exit_new_per_second,optional"`
 }
 
 // Limits returns the limits, which Load has checked, completed with the defaults.
@@ -243,6 +261,8 @@ func (c *Connections) numbers(l *connlimit.Limits) []numberLimit {
 		{"new_per_second", c.NewPerSecond, &l.NewPerSecond, connlimit.CheckNewPerSecond},
 		{"published_per_second", c.PublishedPerSecond, &l.PublishedPerSecond, connlimit.CheckNewPerSecond},
 		{"switch", c.Switch, &l.Switch, connlimit.CheckSwitch},
+		{"exit_per_endpoint", c.ExitPerEndpoint, &l.ExitPerEndpoint, connlimit.CheckPerEndpoint},
+		{"exit_new_per_second", c.ExitNewPerSecond, &l.ExitNewPerSecond, connlimit.CheckNewPerSecond},
 	}
 }
 

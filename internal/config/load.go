@@ -253,6 +253,11 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("bpf_attach", fmt.Errorf("%q is not one of auto, tcx, clsact", c.BPFAttach))
 	}
 	report("underlay.address", set(c.Underlay.Address, checkAddr))
+	report("exit.address4", set(c.Exit.Address4, func(s string) error { return checkHost(s, 4) }))
+	report("exit.address6", set(c.Exit.Address6, func(s string) error { return checkHost(s, 6) }))
+	for _, name := range c.Exit.Interfaces {
+		report("exit.interfaces", checkOutside(name))
+	}
 	report("controller.address", set(c.Controller.Address, checkHostPort))
 	report("listen", set(c.Listen, checkHostPort))
 	report("engine.listen", checkHostPort(c.Engine.Listen))
@@ -362,6 +367,31 @@ func checkAddr(s string) error {
 	_, err := netip.ParseAddr(s)
 	if err != nil {
 		return fmt.Errorf("%q is not an IP address", s)
+	}
+	return nil
+}
+
+// checkHost returns an error if s is not an address of a family that hosts can have.
+func checkHost(s string, family int) error {
+	a, err := netip.ParseAddr(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not an IP address", s)
+	case a.Is4() != (family == 4) || a.Is4In6():
+		return fmt.Errorf("%q is not an IPv%d address", s, family)
+	case !a.IsGlobalUnicast() || a.Zone() != "":
+		return fmt.Errorf("%q is no address by which others can reach a machine", s)
+	}
+	return nil
+}
+
+// checkOutside returns an error if an interface cannot lead out of the fabric.
+func checkOutside(name string) error {
+	switch {
+	case name == "" || len(name) > 15 || strings.ContainsAny(name, "/ \t\n"):
+		return fmt.Errorf("%q is not the name of an interface", name)
+	case strings.HasPrefix(name, wellknown.InterfacePrefix):
+		return fmt.Errorf("%q is an interface of the fabric, which does not lead to the outside", name)
 	}
 	return nil
 }

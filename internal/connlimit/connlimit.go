@@ -36,6 +36,10 @@ type Limits struct {
 	PublishedPerSecond int
 	// Switch is the most connections that the switch of a processor tracks.
 	Switch int
+	// ExitPerEndpoint is the most connections to the outside that one endpoint may have through a
+	// processor, and ExitNewPerSecond the most that it may open in a second. The kernel tracks
+	// these as well, in one table for all, and has some 64,000 ports for each destination.
+	ExitPerEndpoint, ExitNewPerSecond int
 }
 
 // Default returns the limits of a node whose configuration has none.
@@ -46,6 +50,7 @@ func Default() Limits {
 			UDP: 3 * time.Minute, SCTP: 3 * time.Minute, ICMP: 30 * time.Second,
 		},
 		PerEndpoint: 65_536, NewPerSecond: 10_000, PublishedPerSecond: 2_000, Switch: 1_000_000,
+		ExitPerEndpoint: 8_192, ExitNewPerSecond: 1_000,
 	}
 }
 

@@ -68,6 +68,11 @@ const (
 	ReservedPrefix  = InterfacePrefix + "-"
 	LinkPrefix      = ReservedPrefix + "l" // a WireGuard device; a number follows
 	SwitchPrefix    = ReservedPrefix + "o" // the end of a veth pair that is a port of the switch; a number follows
+
+	// ExitInterface is the end of a veth pair by which a processor hands packets to the outside to
+	// its own kernel; ExitSwitchInterface is the other end, the switch's port.
+	ExitInterface       = ReservedPrefix + "exit"
+	ExitSwitchInterface = SwitchPrefix + "exit"
 )
 
 // LinkInterface returns the name of a WireGuard device by its number: "sif-l0" for the first.
