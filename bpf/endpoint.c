@@ -13,8 +13,6 @@
 #include "headers/policy.h"
 #include "headers/verdict.h"
 
-#define SECOND 1000000000ULL
-
 #define CONN_FIN (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
 
 static __always_inline enum lifetime lifetime(const struct conn *c, __u8 protocol)
@@ -296,8 +294,6 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 	if (!ep)
 		return REASON_NO_ENDPOINT;
 	p->local_identity = ep->identity;
-	if (!error && group(from_local ? &p->key.remote : &p->key.local))
-		return REASON_MULTICAST;
 	if (!owns(ep, &p->key.local))
 		return from_local ? REASON_SPOOFED_SOURCE : REASON_UNKNOWN_DESTINATION;
 	if (error && !same_addr(from_local ? &p->sender : &p->receiver, &p->key.local))
@@ -333,6 +329,8 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 	why = parse(skb, &p, from_local);
 	if (why != REASON_NONE)
 		return carry_out(&p, cfg, dir, why);
+	if (is_later(&p.part))
+		return carry_out(&p, cfg, dir, follow(skb, &p.key, &p.part, dir, generation));
 
 	if (p.kind == PACKET_FLOW) {
 		c = bpf_map_lookup_elem(&sif_conns, &p.key);
@@ -343,11 +341,16 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 			if (live(cfg, c, p.key.protocol, now)) {
 				touch(c, &p, dir, now);
 				count(dir, REASON_ALLOWED_CONNECTION, false);
+				if (is_first(&p.part))
+					lead(skb, &p.key, &p.part, dir, generation);
 				return TCX_NEXT;
 			}
 		}
 	}
-	return carry_out(&p, cfg, dir, decide(&p, cfg, dir, generation));
+	why = decide(&p, cfg, dir, generation);
+	if (is_first(&p.part) && allowed(why))
+		lead(skb, &p.key, &p.part, dir, generation);
+	return carry_out(&p, cfg, dir, why);
 }
 
 SEC("tcx/ingress")

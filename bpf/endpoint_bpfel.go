@@ -88,6 +88,7 @@ const (
 	endpointConnStateCONN_FIN_ORIGINAL endpointConnState = 2
 	endpointConnStateCONN_FIN_REPLY    endpointConnState = 4
 	endpointConnStateCONN_RESET        endpointConnState = 8
+	endpointConnStateCONN_CROSSED      endpointConnState = 16
 )
 
 type endpointDirection uint32
@@ -151,6 +152,30 @@ type endpointFabricKey struct {
 	Address      endpointAddr
 }
 
+type endpointFragment struct {
+	_          structs.HostLayout
+	Generation uint64
+	Seen       uint64
+	End        uint32
+	Mark       uint32
+	LocalPort  uint16
+	RemotePort uint16
+	Protocol   uint8
+	Pad        [3]uint8
+}
+
+type endpointFragmentKey struct {
+	_              structs.HostLayout
+	Ifindex        uint32
+	Ingress        uint32
+	Local          endpointAddr
+	Remote         endpointAddr
+	Identification uint32
+	Protocol       uint8
+	Direction      uint8
+	Pad            [2]uint8
+}
+
 type endpointPairKey struct {
 	_           structs.HostLayout
 	Source      uint32
@@ -211,7 +236,9 @@ const (
 	endpointReasonREASON_OUTSIDE             endpointReason = 25
 	endpointReasonREASON_PEER_GONE           endpointReason = 26
 	endpointReasonREASON_NO_EXIT             endpointReason = 27
-	endpointReasonREASON_COUNT               endpointReason = 28
+	endpointReasonREASON_NO_FIRST_FRAGMENT   endpointReason = 28
+	endpointReasonREASON_STALE_FRAGMENT      endpointReason = 29
+	endpointReasonREASON_COUNT               endpointReason = 30
 )
 
 type endpointRule struct {
@@ -254,6 +281,7 @@ const (
 	endpointMapSifExits         = "sif_exits"
 	endpointMapSifExternals     = "sif_externals"
 	endpointMapSifFabric        = "sif_fabric"
+	endpointMapSifFragments     = "sif_fragments"
 	endpointMapSifLost          = "sif_lost"
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
@@ -326,6 +354,7 @@ type endpointMapSpecs struct {
 	SifExits     *ebpf.MapSpec `ebpf:"sif_exits"`
 	SifExternals *ebpf.MapSpec `ebpf:"sif_externals"`
 	SifFabric    *ebpf.MapSpec `ebpf:"sif_fabric"`
+	SifFragments *ebpf.MapSpec `ebpf:"sif_fragments"`
 	SifLost      *ebpf.MapSpec `ebpf:"sif_lost"`
 	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
@@ -370,6 +399,7 @@ type endpointMaps struct {
 	SifExits     *ebpf.Map `ebpf:"sif_exits"`
 	SifExternals *ebpf.Map `ebpf:"sif_externals"`
 	SifFabric    *ebpf.Map `ebpf:"sif_fabric"`
+	SifFragments *ebpf.Map `ebpf:"sif_fragments"`
 	SifLost      *ebpf.Map `ebpf:"sif_lost"`
 	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
@@ -390,6 +420,7 @@ func (m *endpointMaps) Close() error {
 		m.SifExits,
 		m.SifExternals,
 		m.SifFabric,
+		m.SifFragments,
 		m.SifLost,
 		m.SifPairs,
 		m.SifPeers,

@@ -33,6 +33,7 @@ var required = []struct {
 	{Feature{"eBPF programs of the type sched_cls", "4.1"}, func() error { return features.HaveProgramType(ebpf.SchedCLS) }},
 	{Feature{"the eBPF instruction set v3", "5.1"}, features.HaveV3ISA},
 	{Feature{"eBPF maps of the type lpm_trie", "4.11"}, func() error { return features.HaveMapType(ebpf.LPMTrie) }},
+	{Feature{"eBPF maps of the type lru_hash", "4.10"}, func() error { return features.HaveMapType(ebpf.LRUHash) }},
 	{Feature{"eBPF maps of the type ringbuf", "5.8"}, func() error { return features.HaveMapType(ebpf.RingBuf) }},
 	{Feature{"eBPF maps in memory that is shared with processes", "5.5"}, func() error { return features.HaveMapFlag(features.BPF_F_MMAPABLE) }},
 	{Feature{"the eBPF helper bpf_ktime_get_coarse_ns", "5.11"}, helper(asm.FnKtimeGetCoarseNs)},

@@ -192,14 +192,19 @@ func (f *fixture) rules(source, destination uint32, rules ...Rule) {
 	must.NoError(f.t, f.ReplacePair(Pair{source, destination}, rules))
 }
 
-// forget deletes all connections.
+// forget deletes all connections and fragments.
 func (f *fixture) forget() {
 	f.t.Helper()
+	fragments, err := dump[endpointFragmentKey, endpointFragment](f.objects.SifFragments, "sif_fragments")
+	must.NoError(f.t, err)
+	for _, e := range fragments {
+		must.NoError(f.t, f.objects.SifFragments.Delete(e.key))
+	}
 	must.NoError(f.t, f.forgetConnections(f.me))
 	must.NoError(f.t, f.forgetConnections(f.neighbour))
 }
 
-// age makes all connections older.
+// age makes all connections and fragments older.
 func (f *fixture) age(by time.Duration) {
 	f.t.Helper()
 	entries, err := dump[endpointConnKey, endpointConn](f.objects.SifConns, "sif_conns")
@@ -207,6 +212,12 @@ func (f *fixture) age(by time.Duration) {
 	for _, e := range entries {
 		e.value.Seen -= uint64(by)
 		must.NoError(f.t, f.objects.SifConns.Put(e.key, e.value))
+	}
+	fragments, err := dump[endpointFragmentKey, endpointFragment](f.objects.SifFragments, "sif_fragments")
+	must.NoError(f.t, err)
+	for _, e := range fragments {
+		e.value.Seen -= uint64(by)
+		must.NoError(f.t, f.objects.SifFragments.Put(e.key, e.value))
 	}
 }
 

@@ -63,8 +63,8 @@ func TestReasonsAreThoseOfTheProgram(t *testing.T) {
 			t.Errorf("%s is called %s in Go", name, why)
 		}
 	}
-	if NoExit+1 != reasonCount {
-		t.Errorf("the last reason is not NoExit")
+	if StaleFragment+1 != reasonCount {
+		t.Errorf("the last reason is not StaleFragment")
 	}
 	if FromWorkload != Direction(endpointDirectionDIRECTION_FROM_WORKLOAD) || ToWorkload != Direction(endpointDirectionDIRECTION_TO_WORKLOAD) {
 		t.Errorf("directions are numbered otherwise in C")

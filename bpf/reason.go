@@ -21,7 +21,7 @@ const (
 	Malformed                            // headers are truncated or inconsistent
 	IPOption                             // an IPv4 header with options
 	ExtensionHeader                      // an IPv6 extension header that is not allowed
-	Fragment                             // a fragment other than the first
+	Fragment                             // a fragment without the whole transport header, that overlaps the first, or that no host sends
 	Protocol                             // not TCP, UDP, SCTP or ICMP, or an ICMP message for routers and neighbours
 	Multicast                            // to a multicast or broadcast address
 	SpoofedSource                        // the workload sent from an address that is not its own
@@ -38,6 +38,8 @@ const (
 	Outside                              // the destination is outside the fabric, and no external contains it
 	PeerGone                             // the address has no endpoint any more, by the word of its owner
 	NoExit                               // a contract allows the flow to an external, and no exit is there
+	NoFirstFragment                      // a later fragment of a datagram whose first did not pass, or did not come before it
+	StaleFragment                        // a later fragment; something changed since the first passed
 )
 
 // reasonCount is the number after the last reason.
@@ -71,6 +73,8 @@ var reasonNames = map[Reason]string{
 	Outside:            "outside",
 	PeerGone:           "peer-gone",
 	NoExit:             "no-exit",
+	NoFirstFragment:    "no-first-fragment",
+	StaleFragment:      "stale-fragment",
 }
 
 // String returns the reason's stable name.

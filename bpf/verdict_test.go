@@ -213,11 +213,6 @@ func TestVerdicts(t *testing.T) {
 		{"error about an error", []step{
 			sent(Protocol, ip(me4, friend4, 1, icmp(3, 3, 0, ip(friend4, me4, 1, icmp(3, 3, 0, out...))...)))}},
 
-		{"first fragment", []step{sent(AllowedContract, with(ip(me4, friend4, 17, udp(1, 9000)), 6, 0x20))}},
-		{"later fragment", []step{sent(AllowedContract, out), sent(Fragment, with(outData, 6, 0x20, 1)), sent(Fragment, with(outData, 6, 0, 1)), wire(Fragment, with(outReply, 6, 0x1f, 0xff))}},
-		{"v6 fragments", []step{
-			sent(AllowedContract, v6(44, append([]byte{17, 0, 0, 1, 0, 0, 0, 1}, udp(1, 9000)...))),
-			sent(Fragment, v6(44, append([]byte{17, 0, 0, 9, 0, 0, 0, 1}, udp(1, 9000)...)))}},
 		{"v6 options walked", []step{
 			sent(AllowedContract, v6(0, append([]byte{60, 0, 1, 4, 0, 0, 0, 0}, append([]byte{6, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}, tcp(4000, 8080, syn)...)...))),
 			sent(NoContract, v6(60, append([]byte{6, 0, 1, 4, 0, 0, 0, 0}, tcp(4000, 8081, syn)...)))}},

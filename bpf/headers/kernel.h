@@ -28,9 +28,11 @@ typedef _Bool bool;
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_HASH 5
 #define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LRU_HASH 9
 #define BPF_MAP_TYPE_LPM_TRIE 11
 #define BPF_MAP_TYPE_RINGBUF 27
 
+#define BPF_ANY 0
 #define BPF_NOEXIST 1
 #define BPF_EXIST 2
 #define BPF_F_NO_PREALLOC 1
@@ -43,16 +45,26 @@ typedef _Bool bool;
 #define TCX_NEXT -1
 #define TCX_DROP 2
 
+// How the Ethernet destination is addressed (include/uapi/linux/if_packet.h).
+#define PACKET_BROADCAST 1
+#define PACKET_MULTICAST 2
+
 #define ETH_P_IP 0x0800
 #define ETH_P_IPV6 0x86DD
 #define IPPROTO_HOPOPTS 0
 #define IPPROTO_ICMP 1
 #define IPPROTO_TCP 6
 #define IPPROTO_UDP 17
+#define IPPROTO_ROUTING 43
 #define IPPROTO_FRAGMENT 44
+#define IPPROTO_ESP 50
+#define IPPROTO_AH 51
 #define IPPROTO_ICMPV6 58
 #define IPPROTO_DSTOPTS 60
 #define IPPROTO_SCTP 132
+#define IPPROTO_MOBILITY 135
+#define IPPROTO_HIP 139
+#define IPPROTO_SHIM6 140
 
 struct __sk_buff {
 	__u32 len;

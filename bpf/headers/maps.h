@@ -50,6 +50,8 @@ enum reason {
 	REASON_OUTSIDE,
 	REASON_PEER_GONE,
 	REASON_NO_EXIT,
+	REASON_NO_FIRST_FRAGMENT,
+	REASON_STALE_FRAGMENT,
 	REASON_COUNT,
 };
 
@@ -190,6 +192,7 @@ enum conn_state {
 	CONN_FIN_ORIGINAL = 2,
 	CONN_FIN_REPLY = 4,
 	CONN_RESET = 8,
+	CONN_CROSSED = 16, // TCP: both ends opened it at once, so both answer
 };
 
 // The ingress of an outbound connection to an external until its first answer.
@@ -215,6 +218,30 @@ struct usage {
 	__u64 next_flow; // when the next new flow would be on time, CLOCK_MONOTONIC_COARSE in ns
 	__u32 connections;
 	__u32 pad;
+};
+
+// An IP datagram whose first fragment passed, as seen by the endpoint.
+struct fragment_key {
+	__u32 ifindex; // the endpoint's
+	__u32 ingress; // where the fragments arrive; 0: from the workload, or from this node
+	struct addr local;
+	struct addr remote;
+	__u32 identification;
+	__u8 protocol; // what follows the IPv4 header or the IPv6 fragment header
+	__u8 direction;
+	__u8 pad[2];
+};
+
+// What the first fragment of a datagram decided for the others, which have no ports.
+struct fragment {
+	__u64 generation;
+	__u64 seen; // CLOCK_MONOTONIC_COARSE in ns
+	__u32 end;  // of the first fragment's part of the datagram, in bytes
+	__u32 mark; // the exit's; 0: none
+	__u16 local_port;
+	__u16 remote_port;
+	__u8 protocol; // of the transport
+	__u8 pad[3];
 };
 
 struct verdict_count {
@@ -345,6 +372,15 @@ struct {
 	__type(value, struct conn);
 	PINNED;
 } sif_conns SEC(".maps");
+
+struct {
+	// A datagram that is pushed out loses its later fragments, as in a full reassembly buffer.
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+	PINNED;
+} sif_fragments SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

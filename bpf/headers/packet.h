@@ -6,10 +6,24 @@
 #define SIF_PACKET_H
 
 #include "maps.h"
+#include "fragment.h"
 
+// The IPv6 extension headers that may precede the transport header, their bytes, and the options
+// of one of them.
 #define MAX_EXTENSION_HEADERS 4
+#define MAX_EXTENSION_BYTES 256
+#define MAX_OPTIONS 16
+
+#define OPTION_PAD1 0
+#define OPTION_JUMBO 0xc2
+#define OPTION_HOME_ADDRESS 0xc9
+
+#define IPV4_MORE 0x2000
 #define IPV4_OFFSET_MASK 0x1fff
+
 #define ICMP_HEADER 8
+#define SCTP_HEADER 12
+#define TCP_HEADER 20
 
 #define TCP_FIN 0x01
 #define TCP_SYN 0x02
@@ -36,6 +50,7 @@ struct packet {
 	__u8 tcp_flags;
 	bool opens;   // opens a flow, so it is not an answer
 	bool answers; // is an answer, so it does not open a flow
+	struct part part;
 };
 
 // The first bytes of TCP, UDP, SCTP and ICMP.
@@ -58,9 +73,28 @@ static __always_inline bool has_ports(__u8 protocol)
 	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP;
 }
 
-static __always_inline __u32 transport_length(__u8 protocol)
+// header_length returns the length of the shortest header of a protocol that has ports.
+static __always_inline __u32 header_length(__u8 protocol)
 {
-	return protocol == IPPROTO_TCP ? sizeof(struct transport) : ICMP_HEADER;
+	if (protocol == IPPROTO_TCP)
+		return TCP_HEADER;
+	return protocol == IPPROTO_SCTP ? SCTP_HEADER : 8;
+}
+
+// sensible reports whether a TCP segment may have these flags. Others are for scanning, and systems
+// differ in what they make of them.
+static __always_inline bool sensible(__u8 flags)
+{
+	switch (flags & (TCP_FIN | TCP_SYN | TCP_RST | TCP_ACK)) {
+	case TCP_SYN:
+	case TCP_SYN | TCP_ACK:
+	case TCP_ACK:
+	case TCP_FIN | TCP_ACK:
+	case TCP_RST:
+	case TCP_RST | TCP_ACK:
+		return true;
+	}
+	return false;
 }
 
 static __always_inline void map_ipv4(struct addr *a, __be32 ip)
@@ -98,6 +132,15 @@ static __always_inline bool group(const struct addr *a)
 	return (bpf_ntohl(a->word[0]) >> 24) == 0xff;
 }
 
+// to_group reports whether a packet goes to several receivers, by its address or, from the
+// workload, by that of its frame.
+static __always_inline bool to_group(const struct __sk_buff *skb, const struct packet *p, bool from_local)
+{
+	if (from_local && (skb->pkt_type == PACKET_BROADCAST || skb->pkt_type == PACKET_MULTICAST))
+		return true;
+	return group(from_local ? &p->key.remote : &p->key.local);
+}
+
 static __always_inline void set_ports(struct conn_key *key, bool from_local, __u16 source, __u16 destination)
 {
 	key->local_port = from_local ? source : destination;
@@ -116,7 +159,7 @@ static __always_inline bool forbidden(__u8 protocol, __u8 type)
 {
 	if (protocol == IPPROTO_ICMP)
 		return type == 5 || type == 9 || type == 10;
-	return type >= 130 && type <= 137;
+	return (type >= 130 && type <= 138) || (type >= 141 && type <= 155);
 }
 
 // set_echo sets the port of the requesting side to the identifier. It returns false if the packet
@@ -151,15 +194,46 @@ static __always_inline void set_addresses(struct conn_key *key, bool from_local,
 	}
 }
 
-// skip_extensions moves offset to the transport header. It refuses a routing header, which would
-// change the destination after the decision, and headers that workloads do not need.
-static __always_inline enum reason skip_extensions(struct __sk_buff *skb, __u32 *offset, __u8 *next)
-{
-#pragma unroll
-	for (int i = 0; i <= MAX_EXTENSION_HEADERS; i++) {
-		__u8 h[4];
+// headers is where the headers of a packet are read.
+struct headers {
+	__u32 offset;  // of the next header in the frame
+	__u32 end;     // of the packet in the frame
+	__u32 payload; // behind the IPv4 header or the fragment header; 0: none
+	__u8 next;     // protocol of the next header
+	struct part part;
+};
 
-		switch (*next) {
+// check_options refuses options of an IPv6 extension header that change what the packet is: a
+// source address other than the one that was judged, or a length other than that of the header.
+static __noinline int check_options(struct __sk_buff *skb, __u32 at, __u32 end)
+{
+	for (int i = 0; i < MAX_OPTIONS; i++) {
+		__u8 option[2];
+
+		if (at == end)
+			return REASON_NONE;
+		if (at > end || bpf_skb_load_bytes(skb, at, option, sizeof(option)))
+			return REASON_MALFORMED;
+		if (option[0] == OPTION_JUMBO || option[0] == OPTION_HOME_ADDRESS)
+			return REASON_EXTENSION_HEADER;
+		at += option[0] == OPTION_PAD1 ? 1 : 2 + option[1];
+	}
+	return at == end ? REASON_NONE : REASON_EXTENSION_HEADER;
+}
+
+// skip_extensions moves h to the transport header of an IPv6 packet, or behind the fragment header
+// of a later fragment. It refuses a routing header, which would change the destination after the
+// decision, a second fragment header, and headers that workloads do not need.
+static __noinline int skip_extensions(struct __sk_buff *skb, struct headers *h)
+{
+	__u32 limit = h->offset + MAX_EXTENSION_BYTES;
+
+	for (int i = 0; i <= MAX_EXTENSION_HEADERS; i++) {
+		__u8 b[8];
+		__u32 length = 8;
+		int why;
+
+		switch (h->next) {
 		case IPPROTO_TCP:
 		case IPPROTO_UDP:
 		case IPPROTO_SCTP:
@@ -167,29 +241,57 @@ static __always_inline enum reason skip_extensions(struct __sk_buff *skb, __u32 
 			return REASON_NONE;
 		case IPPROTO_HOPOPTS:
 		case IPPROTO_DSTOPTS:
-			if (bpf_skb_load_bytes(skb, *offset, h, sizeof(h)))
-				return REASON_MALFORMED;
-			*offset += 8 + 8 * h[1];
-			break;
 		case IPPROTO_FRAGMENT:
-			if (bpf_skb_load_bytes(skb, *offset, h, sizeof(h)))
-				return REASON_MALFORMED;
-			if (((h[2] << 8) | h[3]) & 0xfff8)
-				return REASON_FRAGMENT;
-			*offset += 8;
 			break;
-		case 43:
-		case 51:
-		case 135:
-		case 139:
-		case 140:
+		case IPPROTO_ROUTING:
+		case IPPROTO_ESP:
+		case IPPROTO_AH:
+		case IPPROTO_MOBILITY:
+		case IPPROTO_HIP:
+		case IPPROTO_SHIM6:
 			return REASON_EXTENSION_HEADER;
 		default:
 			return REASON_PROTOCOL;
 		}
-		*next = h[0];
+		if (bpf_skb_load_bytes(skb, h->offset, b, sizeof(b)))
+			return REASON_MALFORMED;
+		if (h->next == IPPROTO_FRAGMENT) {
+			if (h->payload)
+				return REASON_EXTENSION_HEADER;
+			h->part.begin = (b[2] << 8 | b[3]) & ~7;
+			h->part.more = b[3] & 1;
+			h->part.identification = (__u32)b[4] << 24 | b[5] << 16 | b[6] << 8 | b[7];
+			h->part.protocol = b[0];
+			h->payload = h->offset + length;
+		} else {
+			if (h->next == IPPROTO_HOPOPTS && i > 0)
+				return REASON_EXTENSION_HEADER;
+			length += 8 * b[1];
+			if (h->offset + length > h->end)
+				return REASON_MALFORMED;
+			if (h->offset + length > limit)
+				return REASON_EXTENSION_HEADER;
+			why = check_options(skb, h->offset + 2, h->offset + length);
+			if (why != REASON_NONE)
+				return why;
+		}
+		h->offset += length;
+		h->next = b[0];
+		if (is_later(&h->part))
+			return REASON_NONE;
 	}
 	return REASON_EXTENSION_HEADER;
+}
+
+// set_part sets what an IPv4 header says of the packet's place in a datagram.
+static __always_inline void set_part(struct part *part, const struct iphdr *ip)
+{
+	__u16 fragment = bpf_ntohs(ip->fragment);
+
+	part->begin = (fragment & IPV4_OFFSET_MASK) * 8;
+	part->more = !!(fragment & IPV4_MORE);
+	part->identification = bpf_ntohs(ip->id);
+	part->protocol = ip->protocol;
 }
 
 // parse_quoted fills the key from the packet that an ICMP error at offset quotes. The receiver of
@@ -199,8 +301,8 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u3
 	struct conn_key *key = &p->key;
 	bool v6 = key->protocol == IPPROTO_ICMPV6;
 	bool quoted_from_local = !from_local;
+	struct headers h = { .end = skb->len };
 	struct transport t = {};
-	__u8 protocol;
 
 	p->sender = from_local ? key->local : key->remote;
 	p->receiver = from_local ? key->remote : key->local;
@@ -208,42 +310,56 @@ static __noinline int parse_quoted(struct __sk_buff *skb, struct packet *p, __u3
 	key->remote_port = 0;
 	if (v6) {
 		struct ipv6hdr ip;
-		enum reason why;
+		int why;
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version_class >> 4 != 6)
 			return REASON_MALFORMED;
-		protocol = ip.next_header;
-		offset += sizeof(ip);
-		why = skip_extensions(skb, &offset, &protocol);
+		set_addresses(key, quoted_from_local, NULL, &ip);
+		h.next = ip.next_header;
+		h.offset = offset + sizeof(ip);
+		why = skip_extensions(skb, &h);
 		if (why != REASON_NONE)
 			return why;
-		set_addresses(key, quoted_from_local, NULL, &ip);
 	} else {
 		struct iphdr ip;
 
 		if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.version_ihl != 0x45)
 			return REASON_MALFORMED;
-		if (bpf_ntohs(ip.fragment) & IPV4_OFFSET_MASK)
-			return REASON_FRAGMENT;
-		protocol = ip.protocol;
-		offset += sizeof(ip);
 		set_addresses(key, quoted_from_local, &ip, NULL);
+		set_part(&h.part, &ip);
+		h.next = ip.protocol;
+		h.offset = offset + sizeof(ip);
 	}
-	if (bpf_skb_load_bytes(skb, offset, &t, ICMP_HEADER))
+	if (is_later(&h.part)) {
+		// Routers may quote any fragment of what the workload sent; hosts quote the first.
+		if (quoted_from_local && first_of(key, &h.part, DIRECTION_FROM_WORKLOAD))
+			return REASON_NONE;
+		return REASON_NO_FIRST_FRAGMENT;
+	}
+	if (bpf_skb_load_bytes(skb, h.offset, &t, ICMP_HEADER))
 		return REASON_MALFORMED;
-	key->protocol = protocol;
-	if (has_ports(protocol))
+	key->protocol = h.next;
+	if (has_ports(h.next))
 		set_ports(key, quoted_from_local, bpf_ntohs(t.source), bpf_ntohs(t.destination));
-	else if (protocol != (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) || !set_echo(key, quoted_from_local, &t))
+	else if (h.next != (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP) || !set_echo(key, quoted_from_local, &t))
 		return REASON_PROTOCOL;
 	return REASON_NONE;
 }
 
-static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 offset, bool from_local)
+// cut_short returns why a packet without its whole transport header is dropped. The receiver of a
+// fragment would take the rest of the header from the next one.
+static __always_inline enum reason cut_short(const struct packet *p)
+{
+	return is_first(&p->part) ? REASON_FRAGMENT : REASON_MALFORMED;
+}
+
+static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 offset, __u32 end, bool from_local)
 {
 	struct transport t = {};
 	__u8 type;
 
+	if (offset + ICMP_HEADER > end)
+		return cut_short(p);
 	if (bpf_skb_load_bytes(skb, offset, &t, ICMP_HEADER))
 		return REASON_MALFORMED;
 	type = ICMP_TYPE(&t);
@@ -251,6 +367,8 @@ static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 
 	if (is_error(p->key.protocol, type)) {
 		bool too_big = p->key.protocol == IPPROTO_ICMP ? type == 3 && ICMP_CODE(&t) == 4 : type == 2;
 
+		if (is_first(&p->part)) // an error is never longer than 1280 bytes
+			return REASON_FRAGMENT;
 		p->kind = too_big ? PACKET_TOO_BIG : PACKET_ERROR;
 		return parse_quoted(skb, p, offset + ICMP_HEADER, from_local);
 	}
@@ -265,7 +383,8 @@ static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 
 	return REASON_NONE;
 }
 
-// parse fills p, which must be zero. from_local means that the workload sent the packet.
+// parse fills p, which must be zero. from_local means that the workload sent the packet. Of a later
+// fragment, it sets the addresses and the part only.
 static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool from_local)
 {
 	void *data = (void *)(long)skb->data;
@@ -273,11 +392,13 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 	struct ethhdr *eth = data;
 	struct transport *t;
 	struct transport copy = {};
+	__u32 length; // of the packet from the transport header on
 	__u8 protocol;
+	int why;
 
 	p->key.ifindex = skb->ifindex;
 	p->ingress = skb->ingress_ifindex;
-	if (data + sizeof(*eth) + sizeof(struct ipv6hdr) + sizeof(struct transport) > end && end - data < skb->len) {
+	if (data + sizeof(*eth) + sizeof(struct ipv6hdr) + TCP_HEADER > end && end - data < skb->len) {
 		// The headers are not in the linear part.
 		bpf_skb_pull_data(skb, skb->len < 128 ? skb->len : 128);
 		data = (void *)(long)skb->data;
@@ -294,15 +415,29 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 		if ((void *)(ip + 1) > end || ip->version_ihl >> 4 != 4)
 			return REASON_MALFORMED;
 		set_addresses(&p->key, from_local, ip, NULL);
+		if (to_group(skb, p, from_local))
+			return REASON_MULTICAST;
 		// A source route would change the destination after the decision.
 		if (ip->version_ihl != 0x45)
 			return (ip->version_ihl & 0xf) < 5 ? REASON_MALFORMED : REASON_IP_OPTION;
 		protocol = ip->protocol;
 		p->key.protocol = protocol;
-		if (bpf_ntohs(ip->fragment) & IPV4_OFFSET_MASK)
-			return REASON_FRAGMENT;
-		if (protocol == IPPROTO_ICMP)
-			return parse_icmp(skb, p, sizeof(*eth) + sizeof(*ip), from_local);
+		length = bpf_ntohs(ip->total_length);
+		if (length < sizeof(*ip) || sizeof(*eth) + length > skb->len)
+			return REASON_MALFORMED;
+		length -= sizeof(*ip);
+		if (ip->fragment & bpf_htons(IPV4_MORE | IPV4_OFFSET_MASK)) {
+			set_part(&p->part, ip);
+			p->part.ingress = from_local ? 0 : p->ingress;
+			why = measure(&p->part, length, 0xffff - sizeof(*ip));
+			if (why != REASON_NONE || is_later(&p->part))
+				return why;
+		}
+		if (protocol == IPPROTO_ICMP) {
+			__u32 offset = sizeof(*eth) + sizeof(*ip);
+
+			return parse_icmp(skb, p, offset, offset + length, from_local);
+		}
 		if (!has_ports(protocol))
 			return REASON_PROTOCOL;
 		t = (void *)(ip + 1);
@@ -315,38 +450,66 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 		// Maps have IPv4 addresses in this form; an IPv6 packet must not imitate it.
 		if (is_ipv4(&p->key.local) || is_ipv4(&p->key.remote))
 			return REASON_MALFORMED;
+		if (to_group(skb, p, from_local))
+			return REASON_MULTICAST;
 		protocol = ip->next_header;
 		p->key.protocol = protocol;
+		length = bpf_ntohs(ip->payload_length);
+		if (sizeof(*eth) + sizeof(*ip) + length > skb->len)
+			return REASON_MALFORMED;
 		t = (void *)(ip + 1);
 		if (!has_ports(protocol)) {
-			__u32 offset = sizeof(*eth) + sizeof(*ip);
-			enum reason why = skip_extensions(skb, &offset, &protocol);
+			struct headers h = { .offset = sizeof(*eth) + sizeof(*ip), .next = protocol };
 
+			h.end = h.offset + length;
+			why = skip_extensions(skb, &h);
+			protocol = h.next;
 			p->key.protocol = protocol;
 			if (why != REASON_NONE)
 				return why;
+			if (h.offset > h.end)
+				return REASON_MALFORMED;
+			if (h.payload) {
+				p->part = h.part;
+				p->part.ingress = from_local ? 0 : p->ingress;
+				why = measure(&p->part, h.end - h.payload, 0xffff);
+				if (why != REASON_NONE || is_later(&p->part))
+					return why;
+			}
 			if (protocol == IPPROTO_ICMPV6)
-				return parse_icmp(skb, p, offset, from_local);
-			if (bpf_skb_load_bytes(skb, offset, &copy, transport_length(protocol)))
+				return parse_icmp(skb, p, h.offset, h.end, from_local);
+			length = h.end - h.offset;
+			if (length < header_length(protocol))
+				return cut_short(p);
+			if (bpf_skb_load_bytes(skb, h.offset, &copy, protocol == IPPROTO_TCP ? sizeof(copy) : 8))
 				return REASON_MALFORMED;
 			goto ports;
 		}
 	} else {
 		return REASON_NOT_IP;
 	}
-	if ((void *)t + ICMP_HEADER > end)
+	if (length < header_length(protocol))
+		return cut_short(p);
+	if ((void *)t + 8 > end)
 		return REASON_MALFORMED;
 	copy.source = t->source;
 	copy.destination = t->destination;
 	if (protocol == IPPROTO_TCP) {
 		if ((void *)(t + 1) > end)
 			return REASON_MALFORMED;
+		copy.data_offset = t->data_offset;
 		copy.tcp_flags = t->tcp_flags;
 	}
 ports:
 	set_ports(&p->key, from_local, bpf_ntohs(copy.source), bpf_ntohs(copy.destination));
 	p->port = bpf_ntohs(copy.destination);
 	if (protocol == IPPROTO_TCP) {
+		__u32 header = (copy.data_offset >> 4) * 4;
+
+		if (length < header)
+			return cut_short(p);
+		if (header < TCP_HEADER || !sensible(copy.tcp_flags))
+			return REASON_MALFORMED;
 		p->tcp_flags = copy.tcp_flags;
 		p->opens = (copy.tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 		p->answers = (copy.tcp_flags & (TCP_SYN | TCP_ACK)) == (TCP_SYN | TCP_ACK);

@@ -16,6 +16,14 @@ static __always_inline bool allowed(enum reason why)
 	return why >= REASON_ALLOWED_CONTRACT && why <= REASON_ALLOWED_ERROR;
 }
 
+// quiet reports whether drops for a reason are only counted: systems send such packets by
+// themselves, or the packet before has been reported.
+static __always_inline bool quiet(enum reason why)
+{
+	return why == REASON_NOT_IP || why == REASON_MULTICAST || why == REASON_NO_FIRST_FRAGMENT ||
+	       why == REASON_STALE_FRAGMENT;
+}
+
 static __always_inline void count(enum direction dir, enum reason why, bool overridden)
 {
 	__u32 slot = dir * 64 + why;
@@ -99,7 +107,8 @@ static __noinline int carry_out(const struct packet *p, const struct config *cfg
 	overridden = cfg->flags & CONFIG_PASS_ALL;
 	count(dir, why, overridden);
 	count_drop(p->key.ifindex, dir, why, overridden);
-	report(p, dir, why, overridden);
+	if (!quiet(why))
+		report(p, dir, why, overridden);
 	return overridden ? TCX_NEXT : TCX_DROP;
 }
 
