@@ -85,8 +85,8 @@ func innerState(c Config) kernel.State {
 	s := kernel.State{
 		Protocol: routeProtocol,
 		Rules: []kernel.Rule{
-			{Priority: ruleFromLink, Interface: c.Device, Table: tableFromLink},
-			{Priority: ruleFromSwitch, Interface: inner, Table: tableFromSwitch},
+			{Priority: ruleFromLink, Interface: c.Device, Table: tableFromLink, Alone: true},
+			{Priority: ruleFromSwitch, Interface: inner, Table: tableFromSwitch, Alone: true},
 		},
 	}
 	for _, gateway := range []netip.Addr{wellknown.LinkLocal4, wellknown.LinkLocal6} {

@@ -50,13 +50,13 @@ func Record(c *config.Config) fabric.Node {
 }
 
 // Leftovers returns what agent and engine have made alike on this machine, in the order in which it
-// is to be taken away: the links, the routes, the firewall, and what they changed of the kernel's
+// is to be taken away: the links, the routing rules, the routes, the firewall, and what they changed of the kernel's
 // parameters. All daemons must have been stopped.
 func Leftovers(c *config.Config) ([]leftover.Leftover, error) {
 	list, err := leftover.Interfaces(linkInterface.MatchString)
 	errs := []error{err}
 	for _, find := range []func() ([]leftover.Leftover, error){
-		kernel.Routes, firewall.Leftovers, func() ([]leftover.Leftover, error) {
+		kernel.Rules, kernel.Routes, firewall.Leftovers, func() ([]leftover.Leftover, error) {
 			values, _, err := before(c).Read()
 			if err != nil {
 				return nil, err

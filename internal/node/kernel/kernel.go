@@ -27,18 +27,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// RouteProtocol marks the routes that we write, and may remove, unless a State says otherwise
-// (rtm_protocol of rtnetlink(7); 205 is not in iproute2's rt_protos).
+// RouteProtocol marks the routes and the rules that we write, and may remove, unless a State says
+// otherwise (rtm_protocol of rtnetlink(7); 205 is not in iproute2's rt_protos).
 const RouteProtocol = 205
 
 // State is what must be in a network namespace.
 type State struct {
 	Sysctls    []Sysctl // by their path below /proc/sys
 	Interfaces []Interface
+	Spreads    []Spread
 	Blackholes []Blackhole
 	Rules      []Rule
-	// Protocol marks the routes, if not RouteProtocol does. Who shares a namespace with another
-	// one has a mark of his own.
+	// OnlyRules says that there are no other routing rules with our mark.
+	OnlyRules bool
+	// Protocol marks the routes and the rules, if not RouteProtocol does. Who shares a namespace
+	// with another one has a mark of his own.
 	Protocol int
 }
 
@@ -99,18 +102,31 @@ type Route struct {
 	MTU     int        // 0: the interface's
 }
 
-// Blackhole is a default route that drops what no other route of its table takes.
+// Blackhole is a route that drops what no other route of its table takes.
 type Blackhole struct {
 	Prefix   netip.Prefix
 	Table    int
 	Priority int
+	Throw    bool // leave it to the next routing rule instead
 }
 
-// Rule is the only routing rule with its priority. There is one for IPv4 and one for IPv6.
+// Spread is one route by several interfaces: those of them that exist and are up.
+type Spread struct {
+	Prefix     netip.Prefix
+	Table      int
+	Interfaces []string
+}
+
+// Rule is a routing rule: what is true of the packets that look into a table. There is one for IPv4
+// and one for IPv6, unless it has a source.
 type Rule struct {
-	Priority  int
-	Interface string // by which packets come
-	Table     int
+	Priority   int
+	Interface  string       // by which they come, "lo" if from this machine; empty: any
+	Source     netip.Prefix // zero: any
+	Mark, Mask uint32       // the bits of Mask are those of Mark
+	Table      int
+	// Alone says that there is no other rule with its priority.
+	Alone bool
 }
 
 // Kinds of changes.
@@ -202,11 +218,17 @@ func plan(s State, have *snapshot) ([]step, error) {
 	for _, i := range s.Interfaces {
 		p.iface(i)
 	}
+	for _, r := range s.Spreads {
+		p.spread(r)
+	}
 	for _, b := range s.Blackholes {
 		p.blackhole(b)
 	}
 	for _, r := range s.Rules {
 		p.rule(r)
+	}
+	if s.OnlyRules && have != nil {
+		p.surplusRules(s.Rules)
 	}
 	if p.skipped {
 		p.errs = append(p.errs, ErrNoIPv6)
@@ -523,60 +545,6 @@ func (p *planner) remove(want Interface, r route, protocol netlink.RouteProtocol
 		}
 		return nil
 	})
-}
-
-func (p *planner) blackhole(b Blackhole) {
-	if !p.carries(b.Prefix.Addr()) || p.have != nil && slices.Contains(p.have.blackholes, b) {
-		return
-	}
-	p.add(KindRoute, "blackhole "+routeSubject(b.Prefix, b.Table), "was missing, added", func() error {
-		err := netlink.RouteReplace(&netlink.Route{
-			Dst: network(b.Prefix), Table: b.Table, Family: familyOf(b.Prefix.Addr()), Protocol: p.protocol,
-			Type: unix.RTN_BLACKHOLE, Priority: b.Priority,
-		})
-		if err != nil {
-			return fmt.Errorf("add the blackhole route %s: %w", routeSubject(b.Prefix, b.Table), err)
-		}
-		return nil
-	})
-}
-
-func (p *planner) rule(r Rule) {
-	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		if family == netlink.FAMILY_V6 && !p.ipv6 {
-			p.skipped = true
-			continue
-		}
-		subject := fmt.Sprintf("routing rule %d (IPv%s)", r.Priority, map[int]string{netlink.FAMILY_V4: "4", netlink.FAMILY_V6: "6"}[family])
-		there := false
-		if p.have != nil {
-			for _, have := range p.have.rules[family] {
-				switch {
-				case have.Priority != r.Priority:
-				case have.IifName == r.Interface && have.Table == r.Table && !there:
-					there = true
-				default:
-					p.add(KindRule, subject, "was another one, removed", func() error {
-						if err := netlink.RuleDel(&have); err != nil {
-							return fmt.Errorf("remove %s: %w", subject, err)
-						}
-						return nil
-					})
-				}
-			}
-		}
-		if there {
-			continue
-		}
-		p.add(KindRule, subject, "was missing, added", func() error {
-			rule := netlink.NewRule()
-			rule.Family, rule.Priority, rule.IifName, rule.Table = family, r.Priority, r.Interface, r.Table
-			if err := netlink.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
-				return fmt.Errorf("add %s: %w", subject, err)
-			}
-			return nil
-		})
-	}
 }
 
 func tableOf(t int) int {

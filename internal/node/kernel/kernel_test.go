@@ -19,6 +19,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/internal/leftover"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -79,8 +80,17 @@ func sample(index int) State {
 				OnlyRoutes: []int{0, 101}, Alone: true,
 			},
 		},
-		Blackholes: []Blackhole{{prefix("0.0.0.0/0"), 101, 1 << 20}, {prefix("::/0"), 101, 1 << 20}},
-		Rules:      []Rule{{101, "a", 101}},
+		Spreads: []Spread{{prefix("0.0.0.0/0"), 102, []string{"a", "c", "missing"}}},
+		Blackholes: []Blackhole{
+			{Prefix: prefix("0.0.0.0/0"), Table: 101, Priority: 1 << 20}, {Prefix: prefix("::/0"), Table: 101, Priority: 1 << 20},
+			{Prefix: prefix("100.64.0.0/10"), Table: 102, Throw: true},
+		},
+		Rules: []Rule{
+			{Priority: 101, Interface: "a", Table: 101, Alone: true},
+			{Priority: 102, Mark: 0x51f00101, Mask: 0xffffffff, Table: 102}, {Priority: 102, Mark: 0x51f00102, Mask: 0xffffffff, Table: 103},
+			{Priority: 103, Mark: 0x51f00100, Mask: 0xffffff00, Table: 104}, {Priority: 104, Interface: "lo", Source: prefix("100.64.1.0/24"), Table: 102},
+		},
+		OnlyRules: true,
 	}
 }
 
@@ -126,10 +136,21 @@ func TestRepair(t *testing.T) {
 		{"ip -6 route flush table 101", KindRoute, "blackhole ::/0 of table 101"},
 		{"ip rule del pref 101", KindRule, "routing rule 101 (IPv4)"},
 		{"ip -6 rule del pref 101; ip -6 rule add pref 101 iif b lookup main", KindRule, "routing rule 101 (IPv6)"},
+		{"ip rule del pref 102 fwmark 0x51f00102", KindRule, "routing rule 102 for mark 0x51f00102 (IPv4)"},
+		{"ip -6 rule del pref 103", KindRule, "routing rule 103 for mark 0x51f00100 (IPv6)"},
+		{"ip rule del pref 104; ip rule add pref 104 iif a from 100.64.1.0/24 lookup 102", KindRule, "routing rule 104 from 100.64.1.0/24"},
+		{"ip rule add pref 102 fwmark 0x51f00103 lookup 104 protocol 205", KindRule, "routing rule 102 for mark 0x51f00103 (IPv4)"},
+		{"ip -6 rule add pref 50 lookup main protocol 205", KindRule, "routing rule 50 (IPv6)"},
+		{"ip rule flush; ip rule add pref 32766 lookup main", KindRule, "routing rule 104 from 100.64.1.0/24"},
+		{"ip route del 0.0.0.0/0 table 102", KindRoute, "0.0.0.0/0 of table 102"},
+		{"ip route replace 0.0.0.0/0 dev a table 102 proto 205", KindRoute, "0.0.0.0/0 of table 102"},
+		{"ip link set c down; ip link set c up", "", ""},
+		{"ip route flush table 102", KindRoute, "throw 100.64.0.0/10 of table 102"},
 	} {
 		t.Run(c.command, func(t *testing.T) {
 			inNamespace(t, func() {
-				run(t, "ip link add name a address 02:00:00:00:00:0a mtu 1376 type veth peer name b; ip link set dev b up; ip link set lo up")
+				run(t, "ip link add name a address 02:00:00:00:00:0a mtu 1376 type veth peer name b; ip link set dev b up; ip link set lo up; "+
+					"ip link add name c type veth peer name d; ip link set c up")
 				link, err := netlink.LinkByName("a")
 				must.NoError(t, err)
 				want := sample(link.Attrs().Index)
@@ -140,7 +161,7 @@ func TestRepair(t *testing.T) {
 				run(t, c.command)
 				changes, err = Repair(want)
 				must.NoError(t, err)
-				found := false
+				found := c.kind == "" // it came by itself, or could not be put back meanwhile
 				for _, x := range changes {
 					found = found || x.Kind == c.kind && x.Subject == c.subject
 				}
@@ -148,6 +169,85 @@ func TestRepair(t *testing.T) {
 				changes, err = Repair(want)
 				must.NoError(t, err)
 				must.SliceEmpty(t, changes)
+			})
+		})
+	}
+}
+
+// What was written can be taken away: the rules, and the routes of all tables.
+func TestLeftovers(t *testing.T) {
+	inNamespace(t, func() {
+		run(t, "ip link add name a address 02:00:00:00:00:0a type veth peer name b; ip link set dev b up; ip link set lo up; ip rule add pref 7 lookup main")
+		link, err := netlink.LinkByName("a")
+		must.NoError(t, err)
+		must.NoError(t, Set(sample(link.Attrs().Index)))
+		for _, find := range []func() ([]leftover.Leftover, error){Rules, Routes} {
+			list, err := find()
+			must.NoError(t, err)
+			must.SliceNotEmpty(t, list)
+			for _, l := range list {
+				must.NoError(t, l.Remove(t.Context()))
+			}
+			list, err = find()
+			must.NoError(t, err)
+			must.SliceEmpty(t, list)
+		}
+		out, err := exec.Command("sh", "-ec", "ip rule; ip -6 rule; ip route show table all; ip -6 route show table all").Output()
+		must.NoError(t, err)
+		must.StrContains(t, string(out), "7:\tfrom all lookup main")
+		must.StrNotContains(t, string(out), "205")
+	})
+}
+
+// What others have written stays, even with our priorities; and an identical rule serves as ours.
+func TestRulesOfOthersStay(t *testing.T) {
+	inNamespace(t, func() {
+		run(t, "ip rule add pref 102 fwmark 0x9 lookup 900; ip rule add pref 102 fwmark 0x51f00101 lookup 102; ip -6 rule add pref 5210 fwmark 0x80000/0xff0000 lookup main")
+		want := State{Rules: []Rule{{Priority: 102, Mark: 0x51f00101, Mask: 0xffffffff, Table: 102}}, OnlyRules: true}
+		changes, err := Repair(want)
+		must.NoError(t, err)
+		must.Len(t, 1, changes, must.Sprint(changes)) // IPv6
+		changes, err = Repair(State{OnlyRules: true})
+		must.NoError(t, err)
+		must.Len(t, 1, changes, must.Sprint(changes))
+		out, err := exec.Command("sh", "-c", "ip rule; ip -6 rule").Output()
+		must.NoError(t, err)
+		for _, rule := range []string{"fwmark 0x9 lookup 900", "fwmark 0x51f00101 lookup 102", "fwmark 0x80000/0xff0000 lookup main"} {
+			must.StrContains(t, string(out), rule)
+		}
+	})
+}
+
+// Who comes before our rules and takes marked packets is told from who does not.
+func TestTakers(t *testing.T) {
+	packets := []Marked{{Mark: 0x51f00103, From: []netip.Prefix{netip.MustParsePrefix("100.64.1.0/24"), netip.MustParsePrefix("fd5f::/64")},
+		By: func(name string) bool { return name == "sif0123456789a" }}}
+	for command, takes := range map[string]bool{
+		"ip rule add pref 100 lookup main":                                      true,
+		"ip -6 rule add pref 100 lookup main":                                   true,
+		"ip rule add pref 6000 lookup main":                                     false,
+		"ip rule add pref 100 lookup local":                                     false,
+		"ip rule add pref 100 lookup main protocol 205":                         false,
+		"ip rule add pref 100 fwmark 0x100/0xf00 lookup 9":                      true,
+		"ip rule add pref 100 fwmark 0x200/0xf00 lookup 9":                      false, // Cilium's
+		"ip rule add pref 100 fwmark 0x80000/0xff0000 lookup main":              false, // Tailscale's
+		"ip rule add pref 100 not fwmark 0xca6c lookup 9":                       true,  // wg-quick's
+		"ip rule add pref 100 from 100.64.0.0/10 lookup 9":                      true,
+		"ip rule add pref 100 from 10.0.0.5 lookup 9":                           false, // a cloud's second interface
+		"ip rule add pref 100 to 198.51.100.0/24 lookup 9":                      true,
+		"ip rule add pref 100 iif eth0 lookup 9":                                false,
+		"ip rule add pref 100 iif sif0123456789a lookup 9":                      true,
+		"ip rule add pref 100 oif eth0 lookup 9":                                false,
+		"ip rule add pref 100 uidrange 0-99 lookup 9":                           false,
+		"ip rule add pref 100 goto 6000; ip rule add pref 6000 lookup main":     true,
+		"ip rule add pref 100 from 10.0.0.5 goto 6000; ip rule show >/dev/null": false,
+	} {
+		t.Run(command, func(t *testing.T) {
+			inNamespace(t, func() {
+				run(t, command)
+				takers, err := Takers(packets, 5100)
+				must.NoError(t, err)
+				must.Eq(t, takes, len(takers) > 0, must.Sprint(takers))
 			})
 		})
 	}
@@ -171,7 +271,7 @@ func TestMissingInterface(t *testing.T) {
 // TestKernelWithoutIPv6 hides IPv6 as a kernel does that has none.
 func TestKernelWithoutIPv6(t *testing.T) {
 	inNamespace(t, func() {
-		run(t, "ip link add name a type veth peer name b")
+		run(t, "ip link add name a type veth peer name b; ip link set dev a up")
 		link, err := netlink.LinkByName("a")
 		must.NoError(t, err)
 		done := make(chan struct{})

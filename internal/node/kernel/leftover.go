@@ -106,16 +106,44 @@ func restore(before map[string]string) error {
 	return errors.Join(errs...)
 }
 
+// Rules returns the routing rules of this network namespace with our mark.
+func Rules() ([]leftover.Leftover, error) {
+	var list []leftover.Leftover
+	families := []int{netlink.FAMILY_V4}
+	if HasIPv6() {
+		families = append(families, netlink.FAMILY_V6)
+	}
+	for _, family := range families {
+		rules, err := netlink.RuleList(family)
+		if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+			return nil, fmt.Errorf("list the routing rules: %w", err)
+		}
+		for _, r := range rules {
+			if r.Protocol != RouteProtocol {
+				continue
+			}
+			list = append(list, leftover.Leftover{Kind: KindRule, Name: written(r), Remove: func(context.Context) error {
+				if err := netlink.RuleDel(&r); err != nil && !isGone(err) {
+					return fmt.Errorf("delete %s: %w", written(r), err)
+				}
+				return nil
+			}})
+		}
+	}
+	return list, nil
+}
+
 // Routes returns the routes of this network namespace with our mark.
 func Routes() ([]leftover.Leftover, error) {
 	var list []leftover.Leftover
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		routes, err := netlinksafe.RouteListFiltered(family, &netlink.Route{Protocol: RouteProtocol}, netlink.RT_FILTER_PROTOCOL)
+		filter := &netlink.Route{Protocol: RouteProtocol, Table: unix.RT_TABLE_UNSPEC} // of all tables
+		routes, err := netlinksafe.RouteListFiltered(family, filter, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TABLE)
 		if err != nil {
 			return nil, fmt.Errorf("list the routes: %w", err)
 		}
 		for _, r := range routes {
-			list = append(list, leftover.Leftover{Kind: KindRoute, Name: fmt.Sprint(r.Dst), Remove: func(context.Context) error {
+			list = append(list, leftover.Leftover{Kind: KindRoute, Name: nameOf(r), Remove: func(context.Context) error {
 				if err := netlink.RouteDel(&r); err != nil && !isGone(err) {
 					return fmt.Errorf("delete the route %s: %w", r.Dst, err)
 				}
@@ -124,6 +152,13 @@ func Routes() ([]leftover.Leftover, error) {
 		}
 	}
 	return list, nil
+}
+
+func nameOf(r netlink.Route) string {
+	if r.Table == unix.RT_TABLE_MAIN {
+		return fmt.Sprint(r.Dst)
+	}
+	return fmt.Sprintf("%s of table %d", r.Dst, r.Table)
 }
 
 // Addresses returns those of the addresses that an interface has.

@@ -24,7 +24,8 @@ type snapshot struct {
 	addresses  map[int][]netip.Prefix // by index of the interface
 	neighbours map[neighbourKey]net.HardwareAddr
 	protocol   int
-	routes     map[int][]Route // those of protocol, by interface
+	routes     map[int][]Route     // those of protocol, by interface
+	spreads    map[spreadKey][]int // interfaces of the routes of protocol by several
 	blackholes []Blackhole
 	alone      bool                            // routes of others matter
 	others     map[route]netlink.RouteProtocol // but the kernel's
@@ -68,12 +69,12 @@ const (
 // read reads what the state is compared with.
 func read(s State) (*snapshot, error) {
 	have := &snapshot{
-		devices: map[int]device{}, names: map[string]int{}, routes: map[int][]Route{},
+		devices: map[int]device{}, names: map[string]int{}, routes: map[int][]Route{}, spreads: map[spreadKey][]int{},
 		protocol: s.protocol(), others: map[route]netlink.RouteProtocol{},
 		addresses: map[int][]netip.Prefix{}, neighbours: map[neighbourKey]net.HardwareAddr{}, rules: map[int][]netlink.Rule{},
 	}
 	var addresses, neighbours bool
-	routes := len(s.Blackholes) > 0
+	routes := len(s.Blackholes)+len(s.Spreads) > 0
 	for _, i := range s.Interfaces {
 		addresses = addresses || len(i.Addresses) > 0 || i.OnlyAddresses
 		neighbours = neighbours || len(i.Neighbours) > 0
@@ -84,7 +85,7 @@ func read(s State) (*snapshot, error) {
 	if HasIPv6() {
 		families = append(families, netlink.FAMILY_V6)
 	}
-	if len(s.Interfaces) > 0 {
+	if len(s.Interfaces)+len(s.Spreads) > 0 {
 		if err := dump(unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), have.link); err != nil {
 			return nil, fmt.Errorf("list the interfaces: %w", err)
 		}
@@ -105,7 +106,7 @@ func read(s State) (*snapshot, error) {
 				return nil, fmt.Errorf("list the routes: %w", err)
 			}
 		}
-		if len(s.Rules) > 0 {
+		if len(s.Rules) > 0 || s.OnlyRules {
 			rules, err := netlink.RuleList(family)
 			if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
 				return nil, fmt.Errorf("list the routing rules: %w", err)
@@ -260,6 +261,7 @@ func (s *snapshot) route(m []byte) error {
 	}
 	r := route{Route: Route{Table: int(info.Table)}}
 	priority := 0
+	var spread []int
 	dst := netip.IPv4Unspecified()
 	if info.Family == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
@@ -278,6 +280,8 @@ func (s *snapshot) route(m []byte) error {
 			r.Gateway, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_PREFSRC:
 			r.Source, _ = netip.AddrFromSlice(a.Value)
+		case unix.RTA_MULTIPATH:
+			spread = hops(a.Value)
 		case unix.RTA_METRICS:
 			metrics, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {
@@ -295,8 +299,12 @@ func (s *snapshot) route(m []byte) error {
 		s.others[r] = netlink.RouteProtocol(info.Protocol)
 		return nil
 	}
-	if info.Type == unix.RTN_BLACKHOLE {
-		s.blackholes = append(s.blackholes, Blackhole{r.Prefix, r.Table, priority})
+	switch {
+	case info.Type == unix.RTN_BLACKHOLE || info.Type == unix.RTN_THROW:
+		s.blackholes = append(s.blackholes, Blackhole{r.Prefix, r.Table, priority, info.Type == unix.RTN_THROW})
+		return nil
+	case spread != nil:
+		s.spreads[spreadKey{r.Prefix, r.Table}] = spread
 		return nil
 	}
 	s.routes[r.index] = append(s.routes[r.index], r.Route)

@@ -39,8 +39,10 @@ type Interface struct {
 	// The underlay's MTU must be 60 bytes larger with IPv4 and 80 with IPv6.
 	MTU int `json:"mtu"`
 	// Routes says whether the main table of the namespace has routes to the interface for the
-	// peers' allowed addresses.
+	// peers' allowed addresses. It never has a default route to it.
 	Routes bool `json:"routes"`
+	// Table is a routing table of the namespace whose default routes lead to the interface; 0: none.
+	Table int `json:"table,omitempty"`
 }
 
 // Peer is the other end of a link.
@@ -108,8 +110,17 @@ func interfaceState(d Device, index int) kernel.State {
 			}
 		}
 	}
+	if d.Table != 0 {
+		i.OnlyRoutes = append(i.OnlyRoutes, d.Table)
+		for _, anywhere := range Anywhere {
+			i.Routes = append(i.Routes, kernel.Route{Prefix: anywhere, Table: d.Table, MTU: d.MTU})
+		}
+	}
 	return kernel.State{Interfaces: []kernel.Interface{i}}
 }
+
+// Anywhere are the allowed addresses of a peer that leads to everything.
+var Anywhere = []netip.Prefix{netip.PrefixFrom(netip.IPv4Unspecified(), 0), netip.PrefixFrom(netip.IPv6Unspecified(), 0)}
 
 var deviceName = regexp.MustCompile(`^` + wellknown.ReservedPrefix + `[a-z0-9-]{1,11}$`) // IFNAMSIZ allows 15 bytes
 
@@ -123,6 +134,9 @@ func validateName(name string) error {
 func (i Interface) validate() error {
 	if i.MTU < 1280 || i.MTU > wgdevice.MaxContentSize {
 		return fmt.Errorf("MTU %d: must be 1280 to %d", i.MTU, wgdevice.MaxContentSize)
+	}
+	if i.Table < 0 || i.Table >= unix.RT_TABLE_COMPAT && i.Table <= unix.RT_TABLE_LOCAL {
+		return fmt.Errorf("routing table %d: must not be one of the kernel's", i.Table)
 	}
 	return nil
 }
@@ -226,9 +240,6 @@ func (d Device) checkPeer(p Peer, keys map[Key]bool, owner map[netip.Prefix]Key)
 	for _, prefix := range p.AllowedIPs {
 		if !prefix.IsValid() || prefix != prefix.Masked() || prefix.Addr().Is4In6() {
 			return fmt.Errorf("peer %s: allowed prefix %s is not a network", p.PublicKey, prefix)
-		}
-		if d.Routes && prefix.Bits() == 0 {
-			return fmt.Errorf("peer %s: %s would replace the namespace's default route", p.PublicKey, prefix)
 		}
 		if other, taken := owner[prefix]; taken {
 			return fmt.Errorf("peers %s and %s both claim %s", other, p.PublicKey, prefix)
