@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/roster"
@@ -59,6 +60,9 @@ type Links struct {
 	issued time.Time // when the latest statement was issued
 
 	spaces map[fabric.NodeID]string // the namespaces of the devices that were set up last, by peer
+	routed []Exit                   // to which marked packets are led
+
+	routing kernel.State // that was set up last, by the one who keeps the links
 }
 
 // backend runs the devices.
@@ -305,11 +309,12 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 
 // devices returns the desired state of each device of a node, by peer.
 func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slots map[fabric.NodeID]slot, mtu int) map[fabric.NodeID]link.Device {
+	leaves := self.Kind.Has(fabric.KindWorkload)
 	device := func(peer fabric.NodeID) link.Device {
 		return link.Device{
 			Name: slots[peer].device(),
 			// A processor's device is in a namespace whose routes are its port's.
-			Interface:  link.Interface{MTU: mtu, Routes: self.Kind.Has(fabric.KindWorkload)},
+			Interface:  link.Interface{MTU: mtu, Routes: leaves},
 			ListenPort: slots[peer].Port, PrivateKey: key,
 		}
 	}
@@ -335,9 +340,16 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 			if behind {
 				beyond = append(beyond, pools(m)...)
 			}
-			if m.ID() == p.ID() { // its engine and its probes
+			if m.ID() == p.ID() { // its probes
 				beyond = append(beyond, netip.PrefixFrom(m.Health4(), 32), netip.PrefixFrom(m.Health6(), 128))
 			}
+		}
+		if leaves {
+			// The processor is an exit, so everything can come from there. Whose packets they are is
+			// known by their interface: see the eBPF programs' peers and externals, the firewall's
+			// rules for links, and the probes.
+			d.Table = slots[p.ID()].table()
+			beyond = append(beyond, link.Anywhere...)
 		}
 		d.Peers = appendPeer(nil, self, p, beyond)
 		all[p.ID()] = d

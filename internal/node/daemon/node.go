@@ -402,7 +402,7 @@ func (n *Node) followLinks(ctx context.Context, members []roster.Member) (change
 	}
 	grown, assigning := n.Links.assign(n.Self, members)
 	moved, err := n.Links.apply(ctx, n.Self, members)
-	return grown || moved, errors.Join(assigning, err)
+	return grown || moved, errors.Join(assigning, err, n.routeExits(members))
 }
 
 func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) error {

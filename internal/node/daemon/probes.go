@@ -30,7 +30,7 @@ func (n *Node) keepProbing(ctx context.Context) error {
 		tick := time.NewTicker(followInterval)
 		defer tick.Stop()
 		for {
-			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.Links.namespaces(), n.Config.Link.MTU))
+			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.Links.namespaces(), n.Links.Interface, n.Config.Link.MTU))
 			select {
 			case <-ctx.Done():
 				return
@@ -44,45 +44,53 @@ func (n *Node) keepProbing(ctx context.Context) error {
 }
 
 // ways returns what a node probes and whom it answers: its processors, nodes of its zone, and, from
-// a workload node, by its processor, workload nodes of other zones. spaces are the namespaces of
-// the links, by peer.
-func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]string, mtu int) health.View {
-	v := health.View{Known: map[netip.Addr]bool{}, Zones: map[string][]health.Target{}}
-	if self.Kind.Has(fabric.KindWorkload) {
+// a workload node, by its processor, workload nodes of other zones. It does so by the link by which
+// each is reached, and by no other. spaces are the namespaces of the links, device tells their
+// interfaces, both by peer.
+func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]string, device func(fabric.NodeID) (string, bool), mtu int) health.View {
+	v := health.View{Known: map[netip.Addr]string{}, Zones: map[string][]health.Target{}}
+	workload := self.Kind.Has(fabric.KindWorkload)
+	if workload {
 		v.Spaces = []string{""}
 	} else {
 		v.Spaces = slices.Sorted(maps.Values(spaces))
 	}
 	topology := desired.SingleProcessor(nodesOf(members))
-	_, leaves := topology.Processor(self.Zone, desired.Pair{})
+	boundary, leaves := topology.Processor(self.Zone, desired.Pair{})
+	// target is a node behind the link to a peer, which is answered there.
+	target := func(m roster.Member, peer fabric.NodeID, full int) (t health.Target, there bool) {
+		name, assigned := device(peer)
+		space, there := spaces[peer]
+		if !assigned || !there {
+			return t, false
+		}
+		v.Known[m.Health4()], v.Known[m.Health6()] = name, name
+		return health.Target{Node: m.ID(), IPv4: m.Health4(), IPv6: m.Health6(), Space: space, Interface: name, Full: full}, len(m.Link.PublicKey) > 0
+	}
 	for _, m := range members {
-		v.Known[m.Health4()], v.Known[m.Health6()] = true, true
-		if m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload) && self.Kind.Has(fabric.KindWorkload) {
+		if m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload) && workload {
 			v.Crew++
 		}
-		if len(m.Link.PublicKey) == 0 || m.ID() == self.ID() {
-			continue // it has no links yet
-		}
-		target := func(peer fabric.NodeID, full int) (t health.Target, there bool) {
-			space, there := spaces[peer]
-			return health.Target{Node: m.ID(), IPv4: m.Health4(), IPv6: m.Health6(), Space: space, Full: full}, there
-		}
 		switch {
-		case m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload):
-			if t, there := target(ZonePeer, mtu); there {
+		case m.ID() == self.ID() || !m.Kind.Has(fabric.KindWorkload):
+		case m.Zone == self.Zone:
+			if t, there := target(m, ZonePeer, mtu); there {
 				v.Others = append(v.Others, t)
 			}
-		case m.Kind.Has(fabric.KindWorkload) && self.Kind.Has(fabric.KindWorkload):
-			if _, enters := topology.Processor(m.Zone, desired.Pair{}); leaves && enters {
-				t, _ := target(ZonePeer, SwitchMTU(mtu))
+		case workload && leaves:
+			t, there := target(m, boundary, SwitchMTU(mtu))
+			if _, enters := topology.Processor(m.Zone, desired.Pair{}); there && enters {
 				v.Zones[m.Zone] = append(v.Zones[m.Zone], t)
 			}
 		}
 	}
 	for _, p := range processors(self, members) {
-		if space, there := spaces[p.ID()]; there && len(p.Link.PublicKey) > 0 {
-			v.Processors = append(v.Processors, health.Target{Node: p.ID(), IPv4: p.Health4(), IPv6: p.Health6(), Space: space, Full: mtu})
+		if t, there := target(p, p.ID(), mtu); there {
+			v.Processors = append(v.Processors, t)
 		}
+	}
+	if workload {
+		v.Pulsed = v.Processors // they are exits
 	}
 	return v
 }

@@ -8,10 +8,17 @@
 // The package knows sockets, targets and what came back. It must not know Consul, the roster, how a
 // way is encrypted, or what follows from what it finds.
 //
+// A probe counts as a node's only if it comes by the interface that leads to the node: what others
+// could send in its name changes nothing.
+//
+// Besides, a node that is one of several for the same purpose gets a pulse several times a second,
+// so that its death is known within a second (pulse.go).
+//
 // # Rate
 //
-// A link carries at most 1 kB/s of probes, in both directions together, with all headers
-// (WireGuard, UDP and IPv6 below it). With S = 160 B for a small packet and F = 1500 B for a
+// Measuring takes at most 1 kB/s of a link, in both directions together, with all headers
+// (WireGuard, UDP and IPv6 below it); pulses take 2*6.7*160 B/s = 2.1 kB/s more of the link between a
+// workload node and a processor of its zone that has a switch. With S = 160 B for a small packet and F = 1500 B for a
 // full-size one:
 //
 //   - A node sends over each link a small packet each 2 s and a full-size one each 20 s; the

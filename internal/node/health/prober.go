@@ -42,8 +42,11 @@ type View struct {
 	Crew  int
 	// Spaces are the namespaces in which probes are answered; the empty one is the process's own.
 	Spaces []string
-	// Known are the health addresses of all nodes; no other address is answered.
-	Known map[netip.Addr]bool
+	// Pulsed are nodes of which must be known within a second whether they live.
+	Pulsed []Target
+	// Known are the health addresses of the nodes that are answered, and the names of the
+	// interfaces by which their packets come: nobody else's packets are theirs.
+	Known map[netip.Addr]string
 }
 
 // Prober measures the ways of a node. It is safe for concurrent use.
@@ -55,6 +58,10 @@ type Prober struct {
 	links   map[fabric.NodeID]*way
 	zones   map[string]*way
 	sent    map[nonce]sent
+	pulses  map[fabric.NodeID]*pulse
+	beaten  map[nonce]beaten // pulses
+	risen   bool             // a node came to life, or is not asked any more, since the last beat
+	onLife  func()
 	sockets map[place]*socket
 	budget  map[netip.Addr]int // answers left in this second
 	renewed time.Time          // when budget was
@@ -69,6 +76,15 @@ type place struct {
 	family int
 }
 
+// arrival is where a packet came in.
+type arrival struct {
+	place
+	device string // the interface
+}
+
+// by reports whether a packet came by an interface; an empty name stands for any.
+func (a arrival) by(device string) bool { return device == "" || a.device == device }
+
 type socket struct {
 	*net.UDPConn
 	identity identity
@@ -81,13 +97,14 @@ type sent struct {
 	at     time.Time
 	from   place
 	to     netip.AddrPort
+	device string // by which the answer comes
 }
 
 // New returns the prober of a node with these health addresses. It does nothing before Run.
 func New(v4, v6 netip.Addr) *Prober {
 	return &Prober{
 		own: [familyCount]netip.Addr{v4, v6}, links: map[fabric.NodeID]*way{}, zones: map[string]*way{},
-		sent: map[nonce]sent{}, sockets: map[place]*socket{}, budget: map[netip.Addr]int{},
+		sent: map[nonce]sent{}, pulses: map[fabric.NodeID]*pulse{}, beaten: map[nonce]beaten{}, sockets: map[place]*socket{}, budget: map[netip.Addr]int{},
 	}
 }
 
@@ -104,6 +121,12 @@ func (p *Prober) Run(ctx context.Context) error {
 	p.began = time.Now()
 	p.mu.Unlock()
 	defer p.close()
+	beating := make(chan struct{})
+	go func() {
+		defer close(beating)
+		p.beat(ctx)
+	}()
+	defer func() { <-beating }()
 	ticker := time.NewTicker(tick)
 	defer ticker.Stop()
 	var checked time.Time
@@ -191,7 +214,7 @@ func (p *Prober) sendDue(w *way, now time.Time) {
 
 func (p *Prober) send(w *way, out packet, now time.Time) {
 	t := w.target()
-	s := sent{out, w, now, place{t.Space, out.family}, netip.AddrPortFrom(t.addr(out.family), wellknown.ProbePort)}
+	s := sent{out, w, now, place{t.Space, out.family}, netip.AddrPortFrom(t.addr(out.family), wellknown.ProbePort), t.Interface}
 	n := newNonce()
 	headers := ipv4Headers
 	if out.family == ipv6 {
@@ -211,9 +234,9 @@ func (p *Prober) send(w *way, out packet, now time.Time) {
 
 // receive reads a socket until it is closed.
 func (p *Prober) receive(c *socket, from place) {
-	b := make([]byte, 1<<16)
+	b, control := make([]byte, 1<<16), make([]byte, 128)
 	for {
-		size, source, err := c.ReadFromUDPAddrPort(b)
+		size, told, _, source, err := c.ReadMsgUDPAddrPort(b, control)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -223,21 +246,27 @@ func (p *Prober) receive(c *socket, from place) {
 		}
 		source = netip.AddrPortFrom(source.Addr().Unmap(), source.Port())
 		m, ok := decode(b[:size])
+		if !ok || source.Port() != wellknown.ProbePort {
+			continue
+		}
+		at := arrival{from, c.device(control[:told])}
 		switch {
-		case !ok || source.Port() != wellknown.ProbePort:
 		case m.kind == answer:
-			p.answered(m, source, from, time.Now())
-		case p.mayAnswer(source.Addr(), time.Now()):
+			p.answered(m, source, at, time.Now())
+		case p.mayAnswer(source.Addr(), at, time.Now()):
 			_, _ = c.WriteToUDPAddrPort(encode(message{kind: answer, nonce: m.nonce, size: m.size}), source)
 		}
 	}
 }
 
-// mayAnswer reports whether a node is answered: it must be known, and not ask too often.
-func (p *Prober) mayAnswer(source netip.Addr, now time.Time) bool {
+// mayAnswer reports whether a node is answered: it must be known, its packets must come by its own
+// interface, and it must not ask too often. Who sends packets in its name neither learns anything
+// nor uses up its answers.
+func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.view.Known[source] {
+	device, known := p.view.Known[source]
+	if !known || !at.by(device) {
 		return false
 	}
 	if now.Sub(p.renewed) >= time.Second {
@@ -249,11 +278,15 @@ func (p *Prober) mayAnswer(source netip.Addr, now time.Time) bool {
 }
 
 // answered records an answer, if it is from whom and where the probe was sent to.
-func (p *Prober) answered(m message, source netip.AddrPort, at place, now time.Time) {
+func (p *Prober) answered(m message, source netip.AddrPort, at arrival, now time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s, ok := p.sent[m.nonce]
-	if !ok || s.to != source || s.from != at {
+	if !ok {
+		p.pulsed(m, source, at, now)
+		return
+	}
+	if s.to != source || s.from != at.place || !at.by(s.device) {
 		return
 	}
 	delete(p.sent, m.nonce)

@@ -35,6 +35,8 @@ type Target struct {
 	// Space is the path of the network namespace of the link by which it is reached; empty for the
 	// process's own.
 	Space string
+	// Interface is the name of the interface by which its packets come; empty: any.
+	Interface string
 	// Full is the size in bytes of the largest packets that must pass, with IP's header.
 	Full int
 }

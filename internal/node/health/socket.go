@@ -5,6 +5,7 @@ package health
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net"
@@ -69,10 +70,54 @@ func setOptions(fd int, six bool) error {
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_PROBE),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_DONTFRAG, 1),
 			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_FREEBIND, 1),
+			unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, 1),
 		)
 	}
 	return errors.Join(
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_PROBE),
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1), // the address may come later
+		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
 	)
+}
+
+// device returns the name of the interface by which a packet came, from its control messages, or
+// an empty name.
+func (s *socket) device(control []byte) string {
+	messages, err := unix.ParseSocketControlMessage(control)
+	if err != nil {
+		return ""
+	}
+	for _, m := range messages {
+		index := uint32(0)
+		switch {
+		case m.Header.Level == unix.IPPROTO_IP && m.Header.Type == unix.IP_PKTINFO && len(m.Data) >= unix.SizeofInet4Pktinfo:
+			index = binary.NativeEndian.Uint32(m.Data) // ipi_ifindex
+		case m.Header.Level == unix.IPPROTO_IPV6 && m.Header.Type == unix.IPV6_PKTINFO && len(m.Data) >= unix.SizeofInet6Pktinfo:
+			index = binary.NativeEndian.Uint32(m.Data[16:]) // ipi6_ifindex, after the address
+		default:
+			continue
+		}
+		return s.nameOf(index)
+	}
+	return ""
+}
+
+// nameOf asks for the name of an interface in the socket's namespace. It does not wait for the lock
+// that netlink takes.
+func (s *socket) nameOf(index uint32) (name string) {
+	raw, err := s.SyscallConn()
+	if err != nil {
+		return ""
+	}
+	_ = raw.Control(func(fd uintptr) {
+		request, err := unix.NewIfreq("")
+		if err != nil {
+			return
+		}
+		request.SetUint32(index)
+		if unix.IoctlIfreq(int(fd), unix.SIOCGIFNAME, request) == nil {
+			name = request.Name()
+		}
+	}) // an error leaves the name empty
+	return name
 }

@@ -197,7 +197,9 @@ func TestOthersTakeTurns(t *testing.T) {
 // nothing; nor does an answer that is late or comes twice.
 func TestFakeAnswers(t *testing.T) {
 	p := New(netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd5f::1"))
-	p.Follow(View{Processors: targets("z1", 1)})
+	list := targets("z1", 1)
+	list[0].Interface = "sif-l1"
+	p.Follow(View{Processors: list})
 	now := start
 	for len(p.sent) == 0 {
 		p.step(now)
@@ -206,14 +208,16 @@ func TestFakeAnswers(t *testing.T) {
 	for n, s := range p.sent {
 		good := message{kind: answer, nonce: n, size: smallPayload}
 		other := netip.AddrPortFrom(netip.MustParseAddr("100.64.9.1"), s.to.Port())
-		p.answered(message{kind: answer, nonce: newNonce()}, s.to, s.from, now)
-		p.answered(good, other, s.from, now)
-		p.answered(good, netip.AddrPortFrom(s.to.Addr(), 1), s.from, now)
-		p.answered(good, s.to, place{"/run/netns/other", s.from.family}, now)
+		at := arrival{s.from, "sif-l1"}
+		p.answered(message{kind: answer, nonce: newNonce()}, s.to, at, now)
+		p.answered(good, other, at, now)
+		p.answered(good, netip.AddrPortFrom(s.to.Addr(), 1), at, now)
+		p.answered(good, s.to, arrival{place{"/run/netns/other", s.from.family}, "sif-l1"}, now)
+		p.answered(good, s.to, arrival{s.from, "sif-l0"}, now)
 		must.MapContainsKey(t, p.sent, n)
-		p.answered(good, s.to, s.from, now)
+		p.answered(good, s.to, at, now)
 		must.MapNotContainsKey(t, p.sent, n)
-		p.answered(good, s.to, s.from, now)
+		p.answered(good, s.to, at, now)
 	}
 	w := p.links[targets("z1", 1)[0].Node].status("x")
 	must.Eq(t, 1, w.IPv4.Sent+w.IPv6.Sent)
@@ -223,11 +227,15 @@ func TestFakeAnswers(t *testing.T) {
 func TestWhoIsAnswered(t *testing.T) {
 	p := New(netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd5f::1"))
 	node := netip.MustParseAddr("100.64.1.1")
-	p.Follow(View{Known: map[netip.Addr]bool{node: true}})
-	must.False(t, p.mayAnswer(node.Next(), start)) // an endpoint of it
-	for range answersEach {
-		must.True(t, p.mayAnswer(node, start))
+	p.Follow(View{Known: map[netip.Addr]string{node: "sif-l0"}})
+	by, other := arrival{device: "sif-l0"}, arrival{device: "sif-l1"}
+	must.False(t, p.mayAnswer(node.Next(), by, start)) // an endpoint of it
+	for range 2 * answersEach {
+		must.False(t, p.mayAnswer(node, other, start)) // somebody who takes its name
 	}
-	must.False(t, p.mayAnswer(node, start))
-	must.True(t, p.mayAnswer(node, start.Add(time.Second)))
+	for range answersEach {
+		must.True(t, p.mayAnswer(node, by, start))
+	}
+	must.False(t, p.mayAnswer(node, by, start))
+	must.True(t, p.mayAnswer(node, by, start.Add(time.Second)))
 }

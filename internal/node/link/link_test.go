@@ -102,7 +102,7 @@ func TestValidate(t *testing.T) {
 		"peer twice":         {func(d *Device) { d.Peers = append(d.Peers, d.Peers[0]) }, "listed twice"},
 		"part of a second":   {func(d *Device) { d.Peers[0].PersistentKeepalive = time.Millisecond }, "whole seconds"},
 		"host bits":          {func(d *Device) { d.Peers[0].AllowedIPs[0] = netip.MustParsePrefix("100.64.1.1/24") }, "not a network"},
-		"default route":      {func(d *Device) { d.Peers[0].AllowedIPs[0] = netip.MustParsePrefix("::/0") }, "default route"},
+		"kernel's table":     {func(d *Device) { d.Table = 254 }, "one of the kernel"},
 		"address of another": {func(d *Device) { d.Peers = append(d.Peers, Peer{PublicKey: other, AllowedIPs: d.Peers[0].AllowedIPs}) }, "both claim 100.64.1.0/24"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,193 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package daemon
+
+import (
+	"fmt"
+	"net/netip"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/kernel"
+	"github.com/sif-project/sif/internal/node/link"
+	"github.com/sif-project/sif/internal/trust/roster"
+	"github.com/sif-project/sif/internal/wellknown"
+)
+
+// Packets to the outside that carry the mark of a processor of the own zone are led to its link,
+// and nowhere else:
+//
+//	5100: from all fwmark <slot's mark> lookup <slot's table>    default dev <slot's link>
+//	5101: from all fwmark <any slot's mark> lookup 5356          blackhole default
+//	5102: from <own pool> iif lo lookup 5357                     default dev <links>
+//
+// `sif link`, or the kernel's devices, keep the default routes, which end with their device. What a
+// table does not take then is dropped by the second rule: never does a marked packet leave by the
+// main table. The third rule is for the kernel's reverse-path filter, which asks by which interface
+// the node would answer the sender of a packet: where all.rp_filter is 1 or 2, a link's own
+// parameter cannot switch that off. Packets of the node itself, which it concerns as well, go on to
+// the main table if they are for the fabric; the node's addresses in its pool talk to nobody else.
+const (
+	unroutedPriority = wellknown.ExitPriority + 1
+	answersPriority  = wellknown.ExitPriority + 2
+)
+
+// The tables after those of the slots.
+var (
+	unroutedTable = wellknown.ExitTable(wellknown.MaxExits)
+	answersTable  = unroutedTable + 1
+)
+
+// Exit is a processor of the own zone by whose link packets can leave the fabric.
+type Exit struct {
+	Processor fabric.NodeID
+	Mark      uint32 // of packets that go there
+	Interface string // of the link
+	Live      bool   // it answered within the last second, through the link
+}
+
+// Exits returns the processors to which this node leads marked packets, in order. Those of other
+// zones are none, nor are those to which nothing leads yet.
+func (n *Node) Exits() []Exit {
+	if n.Links == nil {
+		return nil
+	}
+	exits := n.Links.exits()
+	live := n.prober.Live()
+	for i := range exits {
+		exits[i].Live = live[exits[i].Processor]
+	}
+	return exits
+}
+
+// OnExits has f called when an exit has come to life or died. It must be called before Run.
+func (n *Node) OnExits(f func()) { n.prober.OnLife(f) }
+
+// exits returns the exits whose routing is in place, by the last comparison.
+func (l *Links) exits() []Exit {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.routed)
+}
+
+// exitsOf returns the exits that a workload node has by its roster.
+func (l *Links) exitsOf(self fabric.Node, members []roster.Member) []Exit {
+	if !self.Kind.Has(fabric.KindWorkload) {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []Exit
+	for _, m := range processors(self, members) {
+		if s, ok := l.slots[m.ID()]; ok && s.exit() >= 0 && len(m.Link.PublicKey) > 0 {
+			list = append(list, Exit{Processor: m.ID(), Mark: wellknown.ExitMark(s.exit()), Interface: s.device()})
+		}
+	}
+	slices.SortFunc(list, func(a, b Exit) int { return fabric.CompareNodeIDs(a.Processor, b.Processor) })
+	return list
+}
+
+// exit returns the number among exits of the processor at the other end; -1 if it can have none.
+func (s slot) exit() int {
+	if s.Number < 1 || s.Number > wellknown.MaxExits {
+		return -1
+	}
+	return s.Number - 1
+}
+
+// table returns the routing table of the link to a peer of a workload node; 0 if it has none.
+func (s slot) table() int {
+	if s.exit() < 0 {
+		return 0
+	}
+	return wellknown.ExitTable(s.exit())
+}
+
+// exitRouting is what must be of the node's routing besides the links' default routes.
+func exitRouting(self fabric.Node, exits []Exit) kernel.State {
+	s := kernel.State{OnlyRules: true}
+	if len(exits) == 0 {
+		return s
+	}
+	spread := kernel.Spread{Prefix: link.Anywhere[0], Table: answersTable}
+	for _, x := range exits {
+		table := wellknown.ExitTable(int(x.Mark - wellknown.ExitMark(0)))
+		s.Rules = append(s.Rules, kernel.Rule{Priority: wellknown.ExitPriority, Mark: x.Mark, Mask: ^uint32(0), Table: table})
+		spread.Interfaces = append(spread.Interfaces, x.Interface)
+	}
+	s.Rules = append(s.Rules,
+		kernel.Rule{Priority: unroutedPriority, Mark: wellknown.ExitMark(0), Mask: ^uint32(wellknown.MaxExits - 1), Table: unroutedTable},
+		kernel.Rule{Priority: answersPriority, Interface: "lo", Source: self.Pool4.Masked(), Table: answersTable},
+	)
+	for _, anywhere := range link.Anywhere {
+		s.Blackholes = append(s.Blackholes, kernel.Blackhole{Prefix: anywhere, Table: unroutedTable, Priority: 1 << 20})
+	}
+	for _, r := range self.Ranges {
+		if r.Addr().Is4() {
+			s.Blackholes = append(s.Blackholes, kernel.Blackhole{Prefix: r.Masked(), Table: answersTable, Throw: true})
+		}
+	}
+	s.Spreads = append(s.Spreads, spread)
+	return s
+}
+
+// routeExits compares the routing of packets to the outside with what is there, puts back what
+// differs, and reports what of others stands before it.
+func (n *Node) routeExits(members []roster.Member) error {
+	l := n.Links
+	if !n.Kind.Has(fabric.KindWorkload) {
+		return nil
+	}
+	exits := l.exitsOf(n.Self, members)
+	want := exitRouting(n.Self, exits)
+	changes, err := kernel.Repair(want)
+	same := reflect.DeepEqual(want, l.routing)
+	l.routing = want
+	if same {
+		n.Repaired(changes)
+	} else if len(changes) > 0 {
+		n.Log.Info("the ways to the outside were set up", logkey.Repaired, changes)
+	}
+	if err == nil {
+		l.mu.Lock()
+		l.routed = exits
+		l.mu.Unlock()
+	}
+	before, looking := takers(n.Self, exits)
+	n.Report("exits", before)
+	if err == nil {
+		err = looking
+	}
+	if err != nil {
+		return fmt.Errorf("route packets to the outside: %w", err)
+	}
+	return nil
+}
+
+// takers returns a finding for each routing rule of others that takes packets to the outside before
+// ours do.
+func takers(self fabric.Node, exits []Exit) ([]string, error) {
+	var packets []kernel.Marked
+	for _, x := range exits {
+		packets = append(packets, kernel.Marked{
+			Mark: x.Mark, From: []netip.Prefix{self.Pool4.Masked(), self.Pool6.Masked()},
+			By: func(name string) bool {
+				return strings.HasPrefix(name, wellknown.InterfacePrefix) && !strings.HasPrefix(name, wellknown.ReservedPrefix)
+			},
+		})
+	}
+	if len(packets) == 0 {
+		return nil, nil
+	}
+	rules, err := kernel.Takers(packets, wellknown.ExitPriority)
+	var list []string
+	for _, r := range rules {
+		list = append(list, fmt.Sprintf("%s comes before the rules that lead workloads' packets to the outside to the zone's processors, and may take them elsewhere: "+
+			"see \"ip rule\", and give it a priority above %d, or let it spare the mark %#x/%#x", r, answersPriority, wellknown.ExitMark(0), ^uint32(wellknown.MaxExits-1)))
+	}
+	return list, err
+}
