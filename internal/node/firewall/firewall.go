@@ -38,7 +38,7 @@ const (
 	UnderlayInput     = "underlay-input"      // a port of the node that is not open to the underlay
 	WorkloadInput     = "workload-input"      // a port of the node that is not open to workloads
 	DNSFlood          = "dns-flood"           // the node's resolver, by a workload that sends it too much
-	LinkInput         = "link-input"          // a port of the node, through an encrypted link
+	LinkInput         = "link-input"          // a port of the node, or no address of the fabric, through an encrypted link
 	Forward           = "forward"             // forwarding that bypasses the fabric
 	Published         = "published"           // a published port, by too many connections, or too many in a second
 	Exit              = "exit"                // the outside by the node, without being in its sets

@@ -234,7 +234,7 @@ func TestRules(t *testing.T) {
 		{"an endpoint to the outside", s.workload, "tcp", outsideAddress + ":80", false, firewall.Forward},
 		{"an endpoint to another network", s.workload, "tcp", bridgedAddress + ":80", false, firewall.Forward},
 		{"another network to an endpoint", s.other, "tcp", workloadAddress + ":80", false, firewall.Forward},
-		{"a distant one to the outside", s.distant, "tcp", outsideAddress + ":80", false, firewall.Forward},
+		{"a distant one to the outside", s.distant, "tcp", outsideAddress + ":80", false, firewall.LinkInput},
 		{"another network to the outside", s.other, "tcp", outsideAddress + ":80", true, ""},
 		{"another network to the node", s.other, "tcp", nodeAddress + ":80", true, ""},
 		{"the node to an endpoint", s.node, "tcp", workloadAddress + ":80", true, ""},

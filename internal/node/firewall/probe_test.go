@@ -6,6 +6,7 @@ package firewall_test
 import (
 	"net"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
@@ -67,4 +68,44 @@ func TestProbes(t *testing.T) {
 		must.False(t, probe(c.from, c.port, c.to))
 		must.Greater(t, before, s.counter(c.droppedFor))
 	}
+}
+
+// A processor can send from any address by its link. It cannot take part in what the node talks
+// about with others by the underlay, for which the kernel would let it pass.
+func TestLinksDoNotSpeakForTheUnderlay(t *testing.T) {
+	s := newSite(t)
+	s.apply()
+	// The distant one takes the address of the outside one, and knows both ports.
+	s.run(s.distant, "ip", "addr", "add", outsideAddress+"/32", "dev", "lo")
+	var own, outside, forger net.PacketConn
+	open := func(n ns.NetNS, c *net.PacketConn, at string) {
+		must.NoError(t, n.Do(func(ns.NetNS) (err error) {
+			*c, err = net.ListenPacket("udp4", at)
+			return err
+		}))
+		t.Cleanup(func() { (*c).Close() })
+	}
+	open(s.node, &own, nodeAddress+":5000")
+	open(s.outside, &outside, outsideAddress+":6000")
+	open(s.distant, &forger, outsideAddress+":6000")
+	send := func(c net.PacketConn, text, to string, port int) {
+		_, err := c.WriteTo([]byte(text), &net.UDPAddr{IP: net.ParseIP(to), Port: port})
+		must.NoError(t, err)
+	}
+	receive := func(c net.PacketConn) string {
+		b := make([]byte, 10)
+		c.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, _, err := c.ReadFrom(b)
+		must.NoError(t, err)
+		return string(b[:n])
+	}
+	send(own, "question", outsideAddress, 6000)
+	must.Eq(t, "question", receive(outside))
+	before := s.counter(firewall.LinkInput)
+	send(forger, "forged", nodeAddress, 5000)
+	for s.counter(firewall.LinkInput) == before { // it was dropped; the test ends at its limit if not
+		time.Sleep(10 * time.Millisecond)
+	}
+	send(outside, "answer", nodeAddress, 5000)
+	must.Eq(t, "answer", receive(own))
 }

@@ -57,7 +57,9 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 }
 
 // raw drops packets with addresses of the fabric on the underlay: they must come through links, and
-// packets of workloads with addresses of loopback. The kernel does not track what is forwarded
+// packets of workloads with addresses of loopback. By a link comes nothing that is not for an
+// address of the fabric: a processor can send by it from any address, but not speak in the
+// connections that the node has with others. The kernel does not track what is forwarded
 // within the fabric, and between workloads and the exit of their zone: the eBPF programs do, and no
 // workload shall be able to fill the kernel's table. Answers of published ports to workloads of the
 // same node are the exception.
@@ -81,7 +83,27 @@ func (f *Firewall) raw([]portMap) [][]expr.Any {
 			rule(link, within(destination, r), toOthers(), notrack))
 	}
 	untracked = append(untracked, rule(veth(in), marked(wellknown.ExitMark(0), ^uint32(wellknown.MaxExits-1)), notrack))
+	for _, family := range f.families() {
+		foreign := link
+		for _, r := range family {
+			foreign = rule(foreign, beyondPrefix(destination, r))
+		}
+		drops = append(drops, rule(foreign, drop(LinkInput)))
+	}
 	return slices.Concat(drops, tracked, untracked)
+}
+
+// families returns the fabric's ranges of each version of IP that has any.
+func (f *Firewall) families() (list [][]netip.Prefix) {
+	var v4, v6 []netip.Prefix
+	for _, r := range f.config.Ranges {
+		if r.Addr().Is4() {
+			v4 = append(v4, r)
+		} else {
+			v6 = append(v6, r)
+		}
+	}
+	return slices.DeleteFunc([][]netip.Prefix{v4, v6}, func(l []netip.Prefix) bool { return len(l) == 0 })
 }
 
 // prerouting applies port mappings, for the underlay and for workloads of the node, and leads what
