@@ -50,8 +50,8 @@ func Record(c *config.Config) fabric.Node {
 }
 
 // Leftovers returns what agent and engine have made alike on this machine, in the order in which it
-// is to be taken away: the links, the routing rules, the routes, the firewall, and what they changed of the kernel's
-// parameters. All daemons must have been stopped.
+// is to be taken away: the links, the routing rules, the routes, the firewall, and what they
+// changed of the kernel's parameters. All daemons must have been stopped.
 func Leftovers(c *config.Config) ([]leftover.Leftover, error) {
 	list, err := leftover.Interfaces(linkInterface.MatchString)
 	errs := []error{err}

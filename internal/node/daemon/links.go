@@ -345,9 +345,9 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 			}
 		}
 		if leaves {
-			// The processor is an exit, so everything can come from there. Whose packets they are is
-			// known by their interface: see the eBPF programs' peers and externals, the firewall's
-			// rules for links, and the probes.
+			// The processor is an exit, so everything can come from there. Whose packets they are
+			// is known by their interface: see the eBPF programs' peers and externals, the
+			// firewall's rules for links, and the probes.
 			d.Table = slots[p.ID()].table()
 			beyond = append(beyond, link.Anywhere...)
 		}

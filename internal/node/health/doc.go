@@ -17,9 +17,9 @@
 // # Rate
 //
 // Measuring takes at most 1 kB/s of a link, in both directions together, with all headers
-// (WireGuard, UDP and IPv6 below it); pulses take 2*6.7*160 B/s = 2.1 kB/s more of the link between a
-// workload node and a processor of its zone that has a switch. With S = 160 B for a small packet and F = 1500 B for a
-// full-size one:
+// (WireGuard, UDP and IPv6 below it); pulses take 2*6.7*160 B/s = 2.1 kB/s more of the link between
+// a workload node and a processor of its zone that has a switch. With S = 160 B for a small packet
+// and F = 1500 B for a full-size one:
 //
 //   - A node sends over each link a small packet each 2 s and a full-size one each 20 s; the
 //     answers are small: 2*S/2 + (F+S)/20 = 243 B/s, and 486 B/s from both ends.

@@ -41,7 +41,8 @@ type Interface struct {
 	// Routes says whether the main table of the namespace has routes to the interface for the
 	// peers' allowed addresses. It never has a default route to it.
 	Routes bool `json:"routes"`
-	// Table is a routing table of the namespace whose default routes lead to the interface; 0: none.
+	// Table is a routing table of the namespace whose default routes lead to the interface; 0:
+	// none.
 	Table int `json:"table,omitempty"`
 }
 
