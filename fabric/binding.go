@@ -19,8 +19,8 @@ const EveryDomain = "*"
 // operators of the fabric change it; the owners of the domain cannot.
 //
 // What a binding does not list is not granted. The binding of EveryDomain differs: it limits only
-// what it lists something of: workloads (Nomad, Consul and Nodes together), prefixes, ports. A
-// graph without bindings grants everything. In a graph with one, a domain without a binding is
+// what it lists something of: workloads (Nomad, Consul and Nodes together), prefixes, names, ports,
+// ports of the node. A graph without bindings grants everything. In a graph with one, a domain without a binding is
 // granted nothing.
 type Binding struct {
 	Domain      string          `json:"domain"` // or EveryDomain
@@ -308,12 +308,26 @@ func (b *Binding) grants() []string {
 	if !limited {
 		list = append(list, "may use every prefix")
 	}
+	names, limited := b.names()
+	for _, n := range names {
+		list = append(list, "may use name "+n)
+	}
+	if !limited {
+		list = append(list, "may use every name")
+	}
 	ports, limited := b.ports()
 	for _, p := range ports {
 		list = append(list, "may publish port "+p.String())
 	}
 	if !limited {
 		list = append(list, "may publish every port")
+	}
+	ports, limited = b.nodePorts()
+	for _, p := range ports {
+		list = append(list, "may reach port "+p.String()+" of its node")
+	}
+	if !limited {
+		list = append(list, "may reach every port of its node")
 	}
 	for _, k := range sortedKeys(b.Labels) {
 		list = append(list, fmt.Sprintf("has label %s=%s", k, b.Labels[k]))
@@ -444,15 +458,64 @@ func (x *index) excess(d *Domain) []Excess {
 			}
 		}
 	}
-	for _, e := range d.Externals {
-		allowed := b.admits(e.Prefixes)
+	for i := range d.Externals {
+		e := &d.Externals[i]
+		admitted := b.external(Ref{d.Name, e.Name}, e)
 		for _, p := range e.Prefixes {
-			if !slices.Contains(allowed, p) {
+			if !slices.Contains(admitted.Prefixes, p) {
 				note(e.Name, e.Pos, "prefix %s of external %q of domain %q lies %s", p, e.Name, d.Name, grant)
 			}
 		}
+		for _, n := range e.Names {
+			if !slices.Contains(admitted.Names, n) {
+				note(e.Name, e.Pos, "name %q of external %q of domain %q lies %s", n, e.Name, d.Name, grant)
+			}
+		}
+		if e.Consul != nil {
+			for _, p := range e.Consul.Within {
+				if admitted.Consul == nil || !slices.Contains(admitted.Consul.Within, p) {
+					note(e.Name, e.Pos, "prefix %s, in which external %q of domain %q has instances of Consul service %q, lies %s", p, e.Name, d.Name, e.Consul.Service, grant)
+				}
+			}
+		}
+		if e.Node && !admitted.IsNode() {
+			note(e.Name, e.Pos, "external %q of domain %q is the workload's node, of which no port is granted: it lies %s", e.Name, d.Name, grant)
+		}
+	}
+	for i := range d.Contracts {
+		x.excessAtNode(&d.Contracts[i], d.Name, func(external string, beyond []Rule) {
+			c := &d.Contracts[i]
+			note(external, c.Pos, "contract %q of domain %q opens %s of external %q, the workload's node, %s", c.Name, d.Name, rulesText(beyond), external, grant)
+		})
 	}
 	return list
+}
+
+// excessAtNode reports the ports of the workload's node that a contract opens beyond what is
+// granted, for each external that is the node, unless nothing of it is granted.
+func (x *index) excessAtNode(c *Contract, domain string, report func(external string, beyond []Rule)) {
+	for _, r := range c.Responders {
+		e := x.node(r).external
+		if e == nil || !e.Node || r.Domain != domain {
+			continue
+		}
+		granted, limited := x.binding(domain).nodePorts()
+		if !limited || len(granted) == 0 {
+			continue
+		}
+		if beyond := without(c.Rules, granted); len(beyond) > 0 {
+			report(r.Name, beyond)
+		}
+	}
+}
+
+// rulesText formats rules for people.
+func rulesText(rules []Rule) string {
+	texts := make([]string, len(rules))
+	for i, r := range rules {
+		texts[i] = r.String()
+	}
+	return strings.Join(texts, " ")
 }
 
 // ownerOf returns a domain to which every workload is bound that the selector matches; empty if
@@ -581,16 +644,27 @@ func (b *Binding) check(report reporter) {
 }
 
 func (o OutsideGrants) check(b *Binding, report reporter) {
-	if len(o.Prefixes)+len(o.Ports) == 0 {
-		report(b.Pos, "list prefixes or ports", "an outside block of binding %q grants nothing", b.Domain)
+	if len(o.Prefixes)+len(o.Names)+len(o.Ports)+len(o.NodePorts) == 0 {
+		report(b.Pos, "list prefixes, names, ports or node_ports", "an outside block of binding %q grants nothing", b.Domain)
 	}
 	checkPrefixes(o.Prefixes, "binding", b.Domain, b.Pos, report)
-	for i, p := range o.Ports {
+	checkNames(o.Names, GrantedNameFault, "binding", b.Domain, b.Pos, report)
+	b.checkPorts("port", o.Ports, report)
+	b.checkPorts("node port", o.NodePorts, report)
+	for _, p := range o.NodePorts {
+		if fault, remedy := NodePortFault(p); fault != "" {
+			report(b.Pos, remedy, "binding %q: %s", b.Domain, fault)
+		}
+	}
+}
+
+func (b *Binding) checkPorts(what string, ports []PortRange, report reporter) {
+	for i, p := range ports {
 		switch {
 		case p.From < AllPorts.From || p.From > p.To:
-			report(b.Pos, "correct the numbers", "binding %q names port %s; only %s is allowed", b.Domain, p, AllPorts)
-		case slices.Index(o.Ports, p) != i:
-			report(b.Pos, "remove one of the two", "binding %q lists port %s twice", b.Domain, p)
+			report(b.Pos, "correct the numbers", "binding %q names %s %s; only %s is allowed", b.Domain, what, p, AllPorts)
+		case slices.Index(ports, p) != i:
+			report(b.Pos, "remove one of the two", "binding %q lists %s %s twice", b.Domain, what, p)
 		}
 	}
 }

@@ -6,7 +6,6 @@ package fabric
 import (
 	"fmt"
 	"maps"
-	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -43,8 +42,6 @@ const (
 	maxServices  = 10_000 // of a domain
 	maxExternals = 1_000  // of a domain
 	maxContracts = 50_000 // of a domain
-	maxPrefixes  = 1_000  // of an external
-	maxOutside   = 4_000  // prefixes of a domain together
 	maxRanges    = 256    // of ports and message types of a contract
 )
 
@@ -130,15 +127,16 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	if d.Name == ReservedDomain {
 		report(d.Pos, "choose another name", "domain %q is reserved for node identities", d.Name)
 	}
-	outside := 0
+	prefixes, names := 0, 0
 	for _, e := range d.Externals {
-		outside += len(e.Prefixes)
+		prefixes, names = prefixes+len(e.within()), names+len(e.Names)
 	}
 	for _, limit := range []struct {
 		what      string
 		has, most int
 	}{
-		{"prefixes of externals", outside, maxOutside},
+		{"prefixes of externals", prefixes, maxOutside},
+		{"names of externals", names, maxOutsideNames},
 		{"services", len(d.Services), maxServices},
 		{"externals", len(d.Externals), maxExternals},
 		{"contracts", len(d.Contracts), maxContracts},
@@ -170,7 +168,7 @@ func (x *index) checkDomain(d *Domain, report reporter) {
 	for _, e := range d.Externals {
 		declare("external", e.Name, e.Pos)
 		checkOwnLabels(e.Labels, "external", e.Name, e.Pos, report)
-		e.checkPrefixes(report)
+		e.check(report)
 	}
 	seen = map[string]Position{}
 	for i, c := range d.Contracts {
@@ -263,33 +261,6 @@ func (d Denial) check(guardrail string, report reporter) {
 	checkRules(d.Rules, "guardrail", guardrail, d.Pos, report)
 }
 
-func (e External) checkPrefixes(report reporter) {
-	if len(e.Prefixes) == 0 {
-		report(e.Pos, "list at least one prefix", "external %q has no prefixes", e.Name)
-	}
-	if len(e.Prefixes) > maxPrefixes {
-		report(e.Pos, "use wider prefixes or several externals", "external %q has %d prefixes; the most is %d", e.Name, len(e.Prefixes), maxPrefixes)
-		return
-	}
-	checkPrefixes(e.Prefixes, "external", e.Name, e.Pos, report)
-}
-
-// checkPrefixes checks the prefixes of a block.
-func checkPrefixes(prefixes []netip.Prefix, kind, name string, pos Position, report reporter) {
-	for i, p := range prefixes {
-		switch {
-		case !p.IsValid() || p.Addr().Zone() != "":
-			report(pos, `write each prefix as an address and a length, such as "192.0.2.0/24"`, "prefix %d of %s %q is not an address prefix", i+1, kind, name)
-		case p.Addr().Is4In6():
-			report(pos, "write the IPv4 prefix", "prefix %s of %s %q is an IPv4-mapped IPv6 prefix", p, kind, name)
-		case p.Masked() != p:
-			report(pos, fmt.Sprintf("write %q", p.Masked()), "prefix %s of %s %q has bits set beyond its length", p, kind, name)
-		case slices.Index(prefixes, p) != i:
-			report(pos, "remove one of the two", "%s %q lists prefix %s twice", kind, name, p)
-		}
-	}
-}
-
 func (s Selector) check(service string, report reporter) {
 	switch s.Kind {
 	case SelectNomad, SelectConsul:
@@ -337,6 +308,8 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 			switch {
 			case r.Domain != domain && n.external != nil:
 				report(c.Pos, "declare the external in this domain", "contract %q names external %s, which belongs to another domain", c.Name, r)
+			case n.external != nil:
+				n.external.checkRole(c, role, report)
 			case r.Domain == domain && n == (node{}):
 				report(c.Pos, x.graph.suggest(r), "contract %q names an unknown service %q among its %s", c.Name, r.Name, role)
 			}
@@ -345,8 +318,8 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 			externals++
 		}
 	}
-	side("originators", c.Originators)
-	side("responders", c.Responders)
+	side(originators, c.Originators)
+	side(responders, c.Responders)
 	if externals == 2 {
 		report(c.Pos, "use a service on one side: the fabric controls neither end of such a flow", "contract %q has externals on both sides", c.Name)
 	}

@@ -69,7 +69,9 @@ func DecodeObject(data []byte, want Hash, v any) error {
 // what may reach it. It omits contracts that are disabled or wait for another domain's consent.
 // Contracts that expire are included, with the time.
 type Document struct {
-	Service    Ref    `json:"service"`
+	Service Ref `json:"service"`
+	// Silent is set if endpoints of the service are not told that their flows are refused.
+	Silent     bool   `json:"silent,omitempty"`
 	Originates []Edge `json:"originates,omitempty"`
 	Responds   []Edge `json:"responds,omitempty"`
 }
@@ -201,7 +203,7 @@ func documentsOf(g *Graph, names map[Ref]bool) []Document {
 	docs, domains := map[Ref]*Document{}, map[string]bool{}
 	for r := range names {
 		if x.node(r).service != nil {
-			docs[r], domains[r.Domain] = &Document{Service: r}, true
+			docs[r], domains[r.Domain] = &Document{Service: r, Silent: g.Domains[r.Domain].Silent}, true
 		}
 	}
 	add := func(edge Edge, originators, responders []Ref) {

@@ -286,15 +286,17 @@ type Labels map[string]string
 // In audit mode every flow between services of the domain passes; those that no contract allows are
 // reported.
 type Domain struct {
-	Name        string     `json:"name"`
-	Description string     `json:"description,omitempty"`
-	Labels      Labels     `json:"labels,omitempty"`
-	Mode        Mode       `json:"mode,omitempty"`
-	Services    []Service  `json:"services,omitempty"`
-	Externals   []External `json:"externals,omitempty"`
-	Contracts   []Contract `json:"contracts,omitempty"`
-	Accepts     []Accept   `json:"accepts,omitempty"`
-	Pos         Position   `json:"pos,omitzero"`
+	Name        string `json:"name"`
+	Description string `json:"description,omitempty"`
+	Labels      Labels `json:"labels,omitempty"`
+	Mode        Mode   `json:"mode,omitempty"`
+	// Silent is set if workloads are not told that their flows are refused.
+	Silent    bool       `json:"silent,omitempty"`
+	Services  []Service  `json:"services,omitempty"`
+	Externals []External `json:"externals,omitempty"`
+	Contracts []Contract `json:"contracts,omitempty"`
+	Accepts   []Accept   `json:"accepts,omitempty"`
+	Pos       Position   `json:"pos,omitzero"`
 }
 
 // Accept is a domain's consent to a contract of another domain that names its services.

@@ -127,3 +127,26 @@ func narrowed(rules []Rule, ranges []PortRange) (list []Rule) {
 	}
 	return list
 }
+
+// without returns the rules with those of their ports that are in none of the ranges, and without
+// rules that have none left. Protocols without ports are left out.
+func without(rules []Rule, ranges []PortRange) (list []Rule) {
+	for _, r := range rules {
+		if !r.Protocol.HasPorts() {
+			continue
+		}
+		var ports []PortRange
+		for _, piece := range SplitPorts(slices.Concat(r.Ports, ranges)) {
+			in := func(list []PortRange) bool {
+				return slices.ContainsFunc(list, func(p PortRange) bool { return p.Contains(piece.From) })
+			}
+			if in(r.Ports) && !in(ranges) {
+				ports = append(ports, piece)
+			}
+		}
+		if r.Ports = MergePorts(ports); len(r.Ports) > 0 {
+			list = append(list, r)
+		}
+	}
+	return list
+}

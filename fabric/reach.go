@@ -42,10 +42,12 @@ type Cause struct {
 // ReachChange is a change for flows that endpoints of From open to endpoints of To, if both
 // requested every role that the graph gives them.
 type ReachChange struct {
-	From Ref      `json:"from"`
-	To   Ref      `json:"to"`
-	Was  Standing `json:"was"`
-	Is   Standing `json:"is"`
+	From Ref `json:"from"`
+	To   Ref `json:"to"`
+	// Outside describes the end that is an external: its names and prefixes.
+	Outside string   `json:"outside,omitempty"`
+	Was     Standing `json:"was"`
+	Is      Standing `json:"is"`
 	// Rules are canonical: one rule for each protocol, with its ports in order, disjoint and not
 	// adjacent.
 	Rules []Rule `json:"rules"`
@@ -81,7 +83,10 @@ type NodeChange struct {
 	External bool       `json:"external,omitempty"`
 	Pos      Position   `json:"pos,omitzero"`
 	Change   Alteration `json:"change"`
-	What     []string   `json:"what,omitempty"` // "selectors", "prefixes", "labels"
+	What     []string   `json:"what,omitempty"` // "selectors", "prefixes", "names", "labels", ...
+	// Gained and Lost are the prefixes and names by which an altered external differs.
+	Gained []string `json:"gained,omitempty"`
+	Lost   []string `json:"lost,omitempty"`
 }
 
 // Delta is the difference between two graphs in terms of its effect. Descriptions and positions do
@@ -91,6 +96,7 @@ type Delta struct {
 	Contracts []ContractChange `json:"contracts,omitempty"`
 	Nodes     []NodeChange     `json:"nodes,omitempty"`
 	Modes     []ModeChange     `json:"modes,omitempty"`
+	Silences  []SilenceChange  `json:"silences,omitempty"`
 	// Waiting are contracts that now wait for consent, Accepted those that no longer do.
 	Waiting    []Waiting         `json:"waiting,omitempty"`
 	Accepted   []Ref             `json:"accepted,omitempty"`
@@ -105,6 +111,13 @@ type ModeChange struct {
 	Domain string `json:"domain"`
 	Was    Mode   `json:"was"`
 	Is     Mode   `json:"is"`
+}
+
+// SilenceChange is a domain whose workloads are no longer told that their flows are refused, or are
+// told again.
+type SilenceChange struct {
+	Domain string `json:"domain"`
+	Silent bool   `json:"silent"`
 }
 
 // GuardrailChange is a guardrail that was added, removed or altered.
@@ -146,14 +159,18 @@ type comparison struct {
 }
 
 func (c *comparison) run() Delta {
-	changed := map[string]bool{} // domains with a difference that has an effect
-	consent := map[string]bool{} // domains whose consents may differ
+	changed := map[string]bool{}         // domains with a difference that has an effect
+	consent := map[string]bool{}         // domains whose consents may differ
+	altered := map[string]map[Ref]bool{} // externals by domain
 	none := &Domain{}
 	for _, name := range sortedKeys(c.after.changedSince(c.before)) {
 		was, is := cmp.Or(c.before.Domains[name], none), cmp.Or(c.after.Domains[name], none)
-		nodes := c.compareNodes(name, was, is)
+		nodes, externals := c.compareNodes(name, was, is)
 		if was.Mode != is.Mode {
 			c.delta.Modes = append(c.delta.Modes, ModeChange{Domain: name, Was: was.Mode, Is: is.Mode})
+		}
+		if was.Silent != is.Silent {
+			c.delta.Silences = append(c.delta.Silences, SilenceChange{Domain: name, Silent: is.Silent})
 		}
 		if (was.Mode == ModeAudit || is.Mode == ModeAudit) && (nodes || was.Mode != is.Mode) {
 			c.allPairs(name, was, is)
@@ -162,10 +179,13 @@ func (c *comparison) run() Delta {
 			consent[name] = true
 		}
 		changed[name] = true
+		altered[name] = externals
 	}
 	touched := map[Ref]bool{}
 	for name := range changed {
 		c.compareContracts(name, touched)
+		// What a binding admits of an external may have become nothing, or something.
+		c.contractsOfExternals(name, altered[name], touched)
 	}
 	if len(consent) > 0 {
 		c.contractsNaming(consent, touched)
@@ -187,58 +207,94 @@ func sameAccept(a, b Accept) bool {
 }
 
 // compareNodes records which services and externals of a domain differ. It reports whether any was
-// added, removed or changed between service and external.
-func (c *comparison) compareNodes(domain string, was, is *Domain) (set bool) {
+// added, removed or changed between service and external, and which externals were altered.
+func (c *comparison) compareNodes(domain string, was, is *Domain) (set bool, altered map[Ref]bool) {
 	type node struct {
-		external  bool
+		external  *External
 		pos       Position
 		labels    Labels
 		selectors []Selector
-		prefixes  []netip.Prefix
 	}
 	index := func(d *Domain) map[string]node {
 		m := make(map[string]node, len(d.Services)+len(d.Externals))
 		for _, s := range d.Services {
 			m[s.Name] = node{pos: s.Pos, labels: s.Labels, selectors: s.Selectors}
 		}
-		for _, e := range d.Externals {
-			m[e.Name] = node{external: true, pos: e.Pos, labels: e.Labels, prefixes: e.Prefixes}
+		for i := range d.Externals {
+			e := &d.Externals[i]
+			m[e.Name] = node{external: e, pos: e.Pos, labels: e.Labels}
 		}
 		return m
 	}
-	note := func(name string, n node, how Alteration, what ...string) {
-		c.delta.Nodes = append(c.delta.Nodes, NodeChange{Name: Ref{domain, name}, External: n.external, Pos: n.pos, Change: how, What: what})
+	note := func(name string, n node, change NodeChange) {
+		change.Name, change.External, change.Pos = Ref{domain, name}, n.external != nil, n.pos
+		c.delta.Nodes = append(c.delta.Nodes, change)
 	}
+	another := func(o, n node) bool { return (o.external == nil) != (n.external == nil) }
 	olds, news := index(was), index(is)
 	for _, name := range slices.Sorted(maps.Keys(olds)) {
-		o, n := olds[name], news[name]
-		if _, stays := news[name]; !stays || o.external != n.external {
+		if n, stays := news[name]; !stays || another(olds[name], n) {
 			set = true
-			note(name, o, Removed)
+			note(name, olds[name], NodeChange{Change: Removed})
 		}
 	}
+	altered = map[Ref]bool{}
 	for _, name := range slices.Sorted(maps.Keys(news)) {
 		o, n := olds[name], news[name]
-		if _, was := olds[name]; !was || o.external != n.external {
+		if _, was := olds[name]; !was || another(o, n) {
 			set = true
-			note(name, n, Added)
+			note(name, n, NodeChange{Change: Added})
 			continue
 		}
-		var what []string
+		change := NodeChange{Change: Altered}
 		if !slices.EqualFunc(o.selectors, n.selectors, sameSelector) {
-			what = append(what, "selectors")
+			change.What = append(change.What, "selectors")
 		}
-		if !slices.Equal(o.prefixes, n.prefixes) {
-			what = append(what, "prefixes")
+		if n.external != nil {
+			o.external.compare(n.external, &change)
+			altered[Ref{domain, name}] = len(change.What) > 0
 		}
 		if !maps.Equal(o.labels, n.labels) {
-			what = append(what, "labels")
+			change.What = append(change.What, "labels")
 		}
-		if len(what) > 0 {
-			note(name, n, Altered, what...)
+		if len(change.What) > 0 {
+			note(name, n, change)
 		}
 	}
-	return set
+	return set, altered
+}
+
+// compare records in change what differs between two versions of an external, labels excluded.
+func (e *External) compare(is *External, change *NodeChange) {
+	differ := func(what string, was, is []string) {
+		if !slices.Equal(was, is) {
+			change.What = append(change.What, what)
+			change.Gained = append(change.Gained, missing(is, was)...)
+			change.Lost = append(change.Lost, missing(was, is)...)
+		}
+	}
+	texts := func(prefixes []netip.Prefix) (list []string) {
+		for _, p := range prefixes {
+			list = append(list, prefixText(p))
+		}
+		return list
+	}
+	differ("prefixes", texts(e.Prefixes), texts(is.Prefixes))
+	differ("names", e.Names, is.Names)
+	if !reflect.DeepEqual(e.Consul, is.Consul) {
+		change.What = append(change.What, "consul")
+	}
+	if e.Node != is.Node {
+		change.What = append(change.What, "node")
+	}
+	if e.Exit != is.Exit {
+		change.What = append(change.What, "exit")
+	}
+}
+
+// missing returns what is in list and not in other.
+func missing(list, other []string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
 }
 
 func sameSelector(a, b Selector) bool {
@@ -280,6 +336,19 @@ func (c *comparison) compareContracts(domain string, touched map[Ref]bool) {
 	for name := range news {
 		if olds[name] == nil {
 			touched[Ref{domain, name}] = true
+		}
+	}
+}
+
+// contractsOfExternals marks the contracts of a domain that name one of its externals.
+func (c *comparison) contractsOfExternals(domain string, externals, touched map[Ref]bool) {
+	d := c.after.Domains[domain]
+	if d == nil || len(externals) == 0 {
+		return
+	}
+	for i := range d.Contracts {
+		if d.Contracts[i].names(func(r Ref) bool { return externals[r] }) {
+			touched[Ref{domain, d.Contracts[i].Name}] = true
 		}
 	}
 }
@@ -406,12 +475,11 @@ func (c *comparison) compareBindings(touched map[Ref]bool) {
 		return
 	}
 	for name, d := range c.after.Domains {
-		external := func(r Ref) bool { return r.Domain == name && c.is.node(r).external != nil }
-		for i := range d.Contracts {
-			if len(d.Externals) > 0 && d.Contracts[i].names(external) {
-				touched[Ref{name, d.Contracts[i].Name}] = true
-			}
+		all := map[Ref]bool{}
+		for _, e := range d.Externals {
+			all[Ref{name, e.Name}] = true
 		}
+		c.contractsOfExternals(name, all, touched)
 	}
 	all := func(g *Graph) map[string]*Binding {
 		if len(g.Bindings) == 0 {
@@ -423,9 +491,6 @@ func (c *comparison) compareBindings(touched map[Ref]bool) {
 		}
 		return m
 	}
-	without := func(list, other []string) []string {
-		return slices.DeleteFunc(slices.Clone(list), func(s string) bool { return slices.Contains(other, s) })
-	}
 	was, is := all(c.before), all(c.after)
 	for _, name := range slices.Compact(slices.Sorted(slices.Values(slices.Concat(sortedKeys(was), sortedKeys(is))))) {
 		o, n := was[name], is[name]
@@ -435,7 +500,7 @@ func (c *comparison) compareBindings(touched map[Ref]bool) {
 		case n == nil:
 			c.delta.Bindings = append(c.delta.Bindings, BindingChange{Domain: name, Pos: o.Pos, Change: Removed, Lost: o.grants()})
 		default:
-			gained, lost := without(n.grants(), o.grants()), without(o.grants(), n.grants())
+			gained, lost := missing(n.grants(), o.grants()), missing(o.grants(), n.grants())
 			if len(gained)+len(lost) > 0 {
 				c.delta.Bindings = append(c.delta.Bindings, BindingChange{Domain: name, Pos: n.Pos, Change: Altered, Gained: gained, Lost: lost})
 			}

@@ -23,11 +23,27 @@ func (c *comparison) compareReach() {
 	}
 	before, after := c.openings(c.was), c.openings(c.is)
 	for p := range c.pairs {
-		c.delta.Reach = append(c.delta.Reach, compareOpenings(p, before[p], after[p])...)
+		changes := compareOpenings(p, before[p], after[p])
+		for i := range changes {
+			changes[i].Outside = c.outside(p)
+		}
+		c.delta.Reach = append(c.delta.Reach, changes...)
 	}
 	slices.SortFunc(c.delta.Reach, func(a, b ReachChange) int {
 		return cmp.Or(CompareRefs(a.From, b.From), CompareRefs(a.To, b.To), cmp.Compare(b.Is.rank(), a.Is.rank()), cmp.Compare(b.Was.rank(), a.Was.rank()))
 	})
+}
+
+// outside describes the end of a pair that is an external; empty if neither is.
+func (c *comparison) outside(p pairOfRefs) string {
+	for _, x := range []*index{c.is, c.was} {
+		for _, r := range []Ref{p.from, p.to} {
+			if e := x.node(r).external; e != nil {
+				return e.Words()
+			}
+		}
+	}
+	return ""
 }
 
 // openings returns what the contracts of the indexed graph open between the marked pairs.
@@ -64,7 +80,7 @@ func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 					p := pairOfRefs{from, to}
 					if c.pairs[p] && !seen[p] && !x.nowhere(from) && !x.nowhere(to) {
 						seen[p] = true
-						found[p] = append(found[p], openingsOf(k.Rules, k.Mode == ModeAudit, Cause{Ref{d.Name, k.Name}, k.Pos})...)
+						found[p] = append(found[p], openingsOf(x.rulesTo(to, k.Rules), k.Mode == ModeAudit, Cause{Ref{d.Name, k.Name}, k.Pos})...)
 					}
 				}
 			}
@@ -77,6 +93,15 @@ func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 		}
 	}
 	return found
+}
+
+// rulesTo returns what of the rules of a contract can reach a responder: of the workload's node, the
+// ports that a binding grants.
+func (x *index) rulesTo(responder Ref, rules []Rule) []Rule {
+	if e := x.node(responder).external; e != nil && e.Node {
+		return narrowed(rules, x.binding(responder.Domain).external(responder, e).NodePorts)
+	}
+	return rules
 }
 
 func openingsOf(rules []Rule, audit bool, cause Cause) []opening {
