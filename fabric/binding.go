@@ -20,8 +20,8 @@ const EveryDomain = "*"
 //
 // What a binding does not list is not granted. The binding of EveryDomain differs: it limits only
 // what it lists something of: workloads (Nomad, Consul and Nodes together), prefixes, names, ports,
-// ports of the node. A graph without bindings grants everything. In a graph with one, a domain without a binding is
-// granted nothing.
+// ports of the node. A graph without bindings grants everything. In a graph with one, a domain
+// without a binding is granted nothing.
 type Binding struct {
 	Domain      string          `json:"domain"` // or EveryDomain
 	Description string          `json:"description,omitempty"`
@@ -275,7 +275,7 @@ func (b *Binding) external(name Ref, e *External) Peer {
 		p.NodePorts = MergePorts(slices.Clone(ports))
 	}
 	prefixes, _ := b.prefixes()
-	p.Listed = lifts(prefixes)
+	p.Listed = p.listed(lifts(prefixes))
 	return p
 }
 
@@ -395,7 +395,7 @@ func (x *index) bar(w Workload) func(domain string) string {
 // nowhere reports whether r is an external of which the binding admits nothing.
 func (x *index) nowhere(r Ref) bool {
 	e := x.node(r).external
-	return e != nil && !x.binding(r.Domain).external(r, e).IsExternal()
+	return e != nil && !x.external(r, e).IsExternal()
 }
 
 // RefusedPorts returns those of the ports of a node that the workloads of a domain may not publish.
@@ -460,7 +460,7 @@ func (x *index) excess(d *Domain) []Excess {
 	}
 	for i := range d.Externals {
 		e := &d.Externals[i]
-		admitted := b.external(Ref{d.Name, e.Name}, e)
+		admitted := x.external(Ref{d.Name, e.Name}, e)
 		for _, p := range e.Prefixes {
 			if !slices.Contains(admitted.Prefixes, p) {
 				note(e.Name, e.Pos, "prefix %s of external %q of domain %q lies %s", p, e.Name, d.Name, grant)

@@ -344,7 +344,7 @@ func TestCompareBindings(t *testing.T) {
 	job := Binding{Domain: "a", Nomad: []NomadScope{{Namespace: "default", Jobs: []string{"web"}}}}
 	delta := Compare(graph(), graph(job), reachNow)
 	must.Eq(t, []BindingChange{
-		{Domain: "*", Change: Removed, Lost: []string{"may select every workload", "may use every prefix", "may publish every port"}},
+		{Domain: "*", Change: Removed, Lost: []string{"may select every workload", "may use every prefix", "may use every name", "may publish every port", "may reach every port of its node"}},
 		{Domain: "a", Change: Added, Gained: []string{"may select nomad(namespace=default, jobs=web)"}},
 	}, delta.Bindings)
 	must.SliceEmpty(t, delta.Excess)

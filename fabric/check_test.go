@@ -115,6 +115,20 @@ func TestCheckLimits(t *testing.T) {
 			x := &d.Externals[len(d.Externals)-1]
 			x.Prefixes = append(x.Prefixes, netip.PrefixFrom(netip.AddrFrom4([4]byte{192, byte(i >> 8), byte(i), 0}), 24))
 		}, `domain "a" has 4001 prefixes of externals; the most is 4000`},
+		"names": {maxNames, func(d *Domain, i int) {
+			if i == 0 {
+				d.Externals = []External{{Name: "x"}}
+			}
+			x := &d.Externals[0]
+			x.Names = append(x.Names, fmt.Sprintf("h%d.example.com", i))
+		}, `external "x" has 101 names`},
+		"all names": {maxOutsideNames, func(d *Domain, i int) {
+			if i%50 == 0 {
+				d.Externals = append(d.Externals, External{Name: service(i)})
+			}
+			x := &d.Externals[len(d.Externals)-1]
+			x.Names = append(x.Names, fmt.Sprintf("h%d.example.com", i))
+		}, `domain "a" has 1001 names of externals; the most is 1000`},
 		"ranges": {maxRanges, func(d *Domain, i int) {
 			d.Services = []Service{{Name: "web"}, {Name: "db"}}
 			if i == 0 {
@@ -151,6 +165,9 @@ func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 	contract := func(originators, rules, more string) string {
 		return `{"name":"c","originators":` + originators + `,"responders":["a/db"],"rules":` + rules + `,` + more + pos + `}`
 	}
+	egress := func(rules string) string {
+		return `{"name":"c","originators":["a/web"],"responders":["a/x"],"rules":` + rules + `,` + pos + `}`
+	}
 	const rules = `[{"protocol":"tcp","ports":["80"]}]`
 	for name, tc := range map[string]struct{ graph, want string }{
 		"null originator":     {domain("", "", contract(`[null,"a/web"]`, rules, ""), ""), `contract "c" has an invalid name among its originators`},
@@ -158,6 +175,25 @@ func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 		"mapped prefix":       {domain("", `{"name":"x","prefixes":["::ffff:192.0.2.0/120"],`+pos+`}`, "", ""), `IPv4-mapped`},
 		"prefix with bits":    {domain("", `{"name":"x","prefixes":["192.0.2.1/24"],`+pos+`}`, "", ""), `bits set beyond its length`},
 		"prefix twice":        {domain("", `{"name":"x","prefixes":["192.0.2.0/24","192.0.2.0/24"],`+pos+`}`, "", ""), `twice`},
+		"no addresses":        {domain("", `{"name":"x",`+pos+`}`, "", ""), `external "x" has no addresses`},
+		"null name":           {domain("", `{"name":"x","names":[null],`+pos+`}`, "", ""), `name "" of external "x" is empty`},
+		"name twice":          {domain("", `{"name":"x","names":["a.example.com","a.example.com"],`+pos+`}`, "", ""), `lists name "a.example.com" twice`},
+		"URL":                 {domain("", `{"name":"x","names":["https://a.example.com"],`+pos+`}`, "", ""), `has a scheme`},
+		"null consul":         {domain("", `{"name":"x","consul":{"service":null,"within":["10.0.0.0/8"]},`+pos+`}`, "", ""), `a Consul service must have a name`},
+		"within missing":      {domain("", `{"name":"x","consul":{"service":"pg"},`+pos+`}`, "", ""), `no prefixes within which`},
+		"null within":         {domain("", `{"name":"x","consul":{"service":"pg","within":[null]},`+pos+`}`, "", ""), `is not an address prefix`},
+		"within everything":   {domain("", `{"name":"x","consul":{"service":"pg","within":["0.0.0.0/0"]},`+pos+`}`, "", ""), `limits nothing`},
+		"datacenter":          {domain("", `{"name":"x","consul":{"service":"pg","datacenter":"*","within":["10.0.0.0/8"]},`+pos+`}`, "", ""), `no name of a Consul datacenter`},
+		"node and others":     {domain("", `{"name":"x","node":true,"names":["a.example.com"],`+pos+`}`, "", ""), `stands alone`},
+		"exit of the node":    {domain("", `{"name":"x","node":true,"exit":"node",`+pos+`}`, "", ""), `has none`},
+		"unknown exit":        {domain("", `{"name":"x","names":["a.example.com"],"exit":"zone",`+pos+`}`, "", ""), `unknown exit "zone"`},
+		"name originates":     {domain("", `{"name":"x","names":["a.example.com"]}`, contract(`["a/x"]`, rules, ""), ""), `external "x" among the originators of contract "c" has names`},
+		"node originates":     {domain("", `{"name":"x","node":true}`, contract(`["a/x"]`, rules, ""), ""), `is the workload's node, so it can only be a responder`},
+		"consul originates":   {domain("", `{"name":"x","consul":{"service":"pg","within":["10.0.0.0/8"]}}`, contract(`["a/x"]`, rules, ""), ""), `is a Consul service`},
+		"sctp to an external": {domain("", `{"name":"x","names":["a.example.com"]}`, egress(`[{"protocol":"sctp","ports":["80"]}]`), ""), `sctp cannot be translated`},
+		"icmp to an external": {domain("", `{"name":"x","names":["a.example.com"]}`, egress(`[{"protocol":"icmp","ports":["8","13"]}]`), ""), `other than echo requests`},
+		"icmp to the node":    {domain("", `{"name":"x","node":true}`, egress(`[{"protocol":"icmp","ports":["8"]}]`), ""), `icmp does not reach the workload's node`},
+		"dns of the node":     {domain("", `{"name":"x","node":true}`, egress(`[{"protocol":"udp","ports":["50-60"]}]`), ""), `port 53 of the node is its DNS server`},
 		"null rule":           {domain("", "", contract(`["a/web"]`, `[null]`, ""), ""), `a rule of contract "c" has no protocol`},
 		"null protocol":       {domain("", "", contract(`["a/web"]`, `[{"protocol":null,"ports":["80"]}]`, ""), ""), `has no protocol`},
 		"null port":           {domain("", "", contract(`["a/web"]`, `[{"protocol":"tcp","ports":[null]}]`, ""), ""), `only 1-65535 is allowed`},
@@ -180,6 +216,12 @@ func TestCheckRefusesWhatTheLanguageCannotSay(t *testing.T) {
 		"null bound prefix":   {binding(`"outside":[{"prefixes":[null]}]`), `prefix 1 of binding "a" is not an address prefix`},
 		"null bound port":     {binding(`"outside":[{"ports":[null]}]`), `only 1-65535 is allowed`},
 		"port range backward": {binding(`"outside":[{"ports":["1","1"]}]`), `lists port 1 twice`},
+		"null granted name":   {binding(`"outside":[{"names":[null]}]`), `name "" of binding "a" is empty`},
+		"granted name twice":  {binding(`"outside":[{"names":["*","*"]}]`), `lists name "*" twice`},
+		"granted URL":         {binding(`"outside":[{"names":["https://a.example.com"]}]`), `has a scheme`},
+		"null node port":      {binding(`"outside":[{"nodePorts":[null]}]`), `names node port 0; only 1-65535 is allowed`},
+		"node port twice":     {binding(`"outside":[{"nodePorts":["1","1"]}]`), `lists node port 1 twice`},
+		"DNS of the node":     {binding(`"outside":[{"nodePorts":["53"]}]`), `is its DNS server`},
 		"bound domain label":  {binding(`"labels":{"domain":"x"}`), `cannot be set`},
 		"null bound service":  {binding(`"services":[{"name":null,"labels":{"a":"b"}}]`), `name must not be empty`},
 		"no bound label":      {binding(`"services":[{"name":"web"}]`), `sets no labels of service "web"`},

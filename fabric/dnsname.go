@@ -14,16 +14,16 @@ import (
 // EveryName is the pattern of a binding that grants every DNS name.
 const EveryName = "*"
 
-// The bounds of DNS names and their labels, from RFC 1035, section 2.3.4. A name of 255 bytes on the
-// wire has 253 characters.
+// The bounds of DNS names and their labels, from RFC 1035, section 2.3.4. A name of 255 bytes on
+// the wire has 253 characters.
 const (
 	maxDNSName  = 253
 	maxDNSLabel = 63
 )
 
 // NameFault says why an external cannot have a DNS name, and what to do about it; both are empty if
-// it can. Names are in lower case, in ASCII, without a final dot. "*." before a name of at least two
-// labels stands for one or more labels.
+// it can. Names are in lower case, in ASCII, without a final dot. "*." before a name of at least
+// two labels stands for one or more labels.
 func NameFault(name string) (fault, remedy string) { return nameFault(name, 2) }
 
 // GrantedNameFault is NameFault for a pattern in a binding, which may also be EveryName, or stand

@@ -257,10 +257,9 @@ func (x *index) peers(refs []Ref) []Peer {
 	for _, r := range refs {
 		p := Peer{Name: r}
 		if ext := x.node(r).external; ext != nil {
-			if x.nowhere(r) {
+			if p = x.external(r, ext); !p.IsExternal() {
 				continue
 			}
-			p = x.binding(r.Domain).external(r, ext)
 		}
 		peers = append(peers, p)
 	}

@@ -72,8 +72,27 @@ func (e External) within() []netip.Prefix {
 	return slices.Concat(e.Prefixes, e.Consul.Within)
 }
 
-// OriginatorFault says why the external cannot open flows to services, and what to do about it; both
-// are empty if it can.
+// listed returns those of a binding's exact prefixes that can have an address of the external. A
+// name can have any.
+func (p Peer) listed(exact []netip.Prefix) []netip.Prefix {
+	if len(p.Names) > 0 {
+		return exact
+	}
+	within := p.Prefixes
+	if p.Consul != nil {
+		within = slices.Concat(within, p.Consul.Within)
+	}
+	var list []netip.Prefix
+	for _, l := range exact {
+		if slices.ContainsFunc(within, l.Overlaps) {
+			list = append(list, l)
+		}
+	}
+	return list
+}
+
+// OriginatorFault says why the external cannot open flows to services, and what to do about it;
+// both are empty if it can.
 func (e External) OriginatorFault() (fault, remedy string) {
 	what := ""
 	switch {
@@ -140,12 +159,13 @@ func (e External) Fault() (fault, remedy string) {
 	case e.Node && e.Exit != ExitZone:
 		return "has an exit, but what listens on the node has none", "remove the argument exit"
 	case !e.Node && !others:
-		return "has no addresses", `list prefixes or names, or add a block such as: consul { ... }, node {}`
+		return "has no addresses", `list prefixes or names, or add a consul or a node block`
 	}
 	return "", ""
 }
 
-// ExitFault says what is wrong with an exit, and what to do about it; both are empty if it is right.
+// ExitFault says what is wrong with an exit, and what to do about it; both are empty if it is
+// right.
 func ExitFault(e Exit) (fault, remedy string) {
 	if e != ExitZone && e != ExitNode {
 		return fmt.Sprintf("unknown exit %q", e), fmt.Sprintf("write %q for the workload's node, or leave it out for the exit of the zone", ExitNode)
@@ -168,17 +188,17 @@ func ConsulServiceFault(name string) (fault, remedy string) {
 	case name == "":
 		return "a Consul service must have a name", "set it to the name under which the instances are registered"
 	case strings.Contains(name, "*"):
-		return fmt.Sprintf("Consul service %q is a pattern", name), "name one service; use several externals for several services"
+		return fmt.Sprintf("the Consul service %q is a pattern", name), "name one service; use several externals for several services"
 	case strings.HasPrefix(name, catalogPrefix):
-		return fmt.Sprintf("Consul service %q is of the fabric itself", name), `name the service of the fabric in the contract, as "domain/service"`
+		return fmt.Sprintf("the Consul service %q is of the fabric itself", name), `name the service of the fabric in the contract, as "domain/service"`
 	case len(name) > maxConsulService || !consulServices.MatchString(name):
 		return fmt.Sprintf("%q is no name of a Consul service", name), fmt.Sprintf(`use letters, digits, "-", "_" and ".", at most %d`, maxConsulService)
 	}
 	return "", ""
 }
 
-// ConsulDatacenterFault says why a Consul datacenter cannot have that name, and what to do about it;
-// both are empty if it can. An empty name stands for the datacenter of the node's agent.
+// ConsulDatacenterFault says why a Consul datacenter cannot have that name, and what to do about
+// it; both are empty if it can. An empty name stands for the datacenter of the node's agent.
 func ConsulDatacenterFault(name string) (fault, remedy string) {
 	if name != "" && !consulDatacenters.MatchString(name) {
 		return fmt.Sprintf("%q is no name of a Consul datacenter", name), `use lower-case letters, digits, "-" and "_"`
@@ -186,8 +206,8 @@ func ConsulDatacenterFault(name string) (fault, remedy string) {
 	return "", ""
 }
 
-// WithinFault says why a prefix cannot limit the instances of a Consul service, and what to do about
-// it; both are empty if it can.
+// WithinFault says why a prefix cannot limit the instances of a Consul service, and what to do
+// about it; both are empty if it can.
 func WithinFault(p netip.Prefix) (fault, remedy string) {
 	if p.Bits() == 0 {
 		return fmt.Sprintf("%s limits nothing, so whoever may write the catalog could add any address", p), "list the prefixes in which the instances are"

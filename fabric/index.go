@@ -12,6 +12,7 @@ type index struct {
 	graph    *Graph
 	domains  map[string]*members
 	bindings map[string]*Binding // by domain; nil: not used yet
+	admitted map[Ref]Peer        // externals as bindings admit them; filled on first use
 }
 
 // members are the declarations of a domain that others may name.
@@ -26,7 +27,9 @@ type node struct {
 	external *External
 }
 
-func newIndex(g *Graph) *index { return &index{graph: g, domains: map[string]*members{}} }
+func newIndex(g *Graph) *index {
+	return &index{graph: g, domains: map[string]*members{}, admitted: map[Ref]Peer{}}
+}
 
 // in returns the members of a domain, or empty members if there is no such domain.
 func (x *index) in(domain string) *members {
@@ -60,6 +63,16 @@ func (x *index) in(domain string) *members {
 
 // node returns the service or external that r names.
 func (x *index) node(r Ref) node { return x.in(r.Domain).nodes[r.Name] }
+
+// external returns what bindings admit of the external that r names.
+func (x *index) external(r Ref, e *External) Peer {
+	p, known := x.admitted[r]
+	if !known {
+		p = x.binding(r.Domain).external(r, e)
+		x.admitted[r] = p
+	}
+	return p
+}
 
 // hasLabels reports whether LabelsOf(r) contains all of want.
 func (x *index) hasLabels(r Ref, want Labels) bool {

@@ -48,6 +48,10 @@ var reserved = []netip.Prefix{
 	netip.MustParsePrefix("64:ff9b:1::/48"), // the same, local
 	netip.MustParsePrefix("2002::/16"),      // IPv4 by 6to4
 	netip.MustParsePrefix("fd00:ec2::/32"),  // metadata of AWS
+	// Metadata and machine services of Azure, Alibaba Cloud, Google Cloud and Oracle Cloud that are
+	// not link-local.
+	netip.MustParsePrefix("168.63.129.16/32"), netip.MustParsePrefix("100.100.100.200/32"),
+	netip.MustParsePrefix("fd20:ce::254/128"), netip.MustParsePrefix("fd00:c1::a9fe:a9fe/128"),
 	netip.MustParsePrefix("fe80::/10"), netip.MustParsePrefix("ff00::/8"),
 }
 

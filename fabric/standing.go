@@ -95,11 +95,11 @@ func (c *comparison) openings(x *index) map[pairOfRefs][]opening {
 	return found
 }
 
-// rulesTo returns what of the rules of a contract can reach a responder: of the workload's node, the
-// ports that a binding grants.
+// rulesTo returns what of the rules of a contract can reach a responder: of the workload's node,
+// the ports that a binding grants.
 func (x *index) rulesTo(responder Ref, rules []Rule) []Rule {
 	if e := x.node(responder).external; e != nil && e.Node {
-		return narrowed(rules, x.binding(responder.Domain).external(responder, e).NodePorts)
+		return narrowed(rules, x.external(responder, e).NodePorts)
 	}
 	return rules
 }

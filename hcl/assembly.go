@@ -29,7 +29,7 @@ type domainDecl struct {
 	places    []hcl2.Range          // of its blocks
 	set       map[string]hcl2.Range // arguments of the domain itself
 	nodes     map[string]hcl2.Range // services and externals
-	externals map[string]bool
+	externals map[string]*fabric.External
 	contracts map[string]hcl2.Range
 	accepted  map[string]hcl2.Range
 	declared  []*contractDecl
@@ -82,7 +82,7 @@ func (a *assembly) domain(p domainPart) {
 			domain:    fabric.Domain{Name: p.name, Pos: position(p.place)},
 			set:       map[string]hcl2.Range{},
 			nodes:     map[string]hcl2.Range{},
-			externals: map[string]bool{},
+			externals: map[string]*fabric.External{},
 			contracts: map[string]hcl2.Range{},
 			accepted:  map[string]hcl2.Range{},
 		}
@@ -118,10 +118,12 @@ func (a *assembly) item(decl *domainDecl, it item) {
 		d.Labels = v
 	case fabric.Mode:
 		d.Mode = v
+	case silent:
+		d.Silent = bool(v)
 	case fabric.Service:
 		d.Services = append(d.Services, v)
 	case fabric.External:
-		decl.externals[v.Name] = true
+		decl.externals[v.Name] = &v
 		d.Externals = append(d.Externals, v)
 	case *contractDecl:
 		decl.declared = append(decl.declared, v)
@@ -210,7 +212,7 @@ func (a *assembly) resolve(decl *domainDecl) {
 				a.resolveRef(decl, c, r, written[i])
 				if r.Domain == decl.domain.Name {
 					own = true
-					if decl.externals[r.Name] && found == nil {
+					if decl.externals[r.Name] != nil && found == nil {
 						found = &written[i]
 					}
 				}
@@ -218,13 +220,11 @@ func (a *assembly) resolve(decl *domainDecl) {
 			return found
 		}
 		from, to := external(c.Originators, c.originators), external(c.Responders, c.responders)
-		switch {
-		case from != nil && to != nil:
+		if from != nil && to != nil {
 			a.report(errorAt(to.rng, "The fabric controls neither end of a flow between externals. Name a service on one of the sides.",
 				"contract %q has externals on both sides: %q is an originator at %s", c.Name, from.value, position(from.rng)))
-		case to != nil:
-			a.report(warningAt(to.rng, "The contract stays in the graph, and plan and explain show it.",
-				"egress to externals is not enforced yet: flows to %q are dropped", to.value))
+		} else {
+			a.resolveExternals(decl, c)
 		}
 		if !own && !c.broken && len(c.Originators) > 0 && len(c.Responders) > 0 {
 			a.report(errorAt(c.place, "Declare it in the domain of one of its services.", "contract %q names no service of its own domain %q", c.Name, decl.domain.Name))
@@ -232,7 +232,7 @@ func (a *assembly) resolve(decl *domainDecl) {
 	}
 	for _, k := range decl.accepts {
 		for _, t := range k.services {
-			if _, known := decl.nodes[t.value]; !known || decl.externals[t.value] {
+			if _, known := decl.nodes[t.value]; !known || decl.externals[t.value] != nil {
 				a.report(errorAt(t.rng, fmt.Sprintf("Domain %q declares no service of that name. %s", decl.domain.Name, nearest(t.value, decl.services())),
 					"unknown service %q", t.value))
 			}
@@ -244,9 +244,33 @@ func (a *assembly) resolve(decl *domainDecl) {
 	}
 }
 
+// resolveExternals checks whether the externals in a contract can have their roles in it.
+func (a *assembly) resolveExternals(decl *domainDecl, c *contractDecl) {
+	for i, r := range c.Originators {
+		e := decl.externals[r.Name]
+		if e == nil || r.Domain != decl.domain.Name {
+			continue
+		}
+		if fault, remedy := e.OriginatorFault(); fault != "" {
+			a.report(errorAt(c.originators[i].rng, sentence(remedy), "external %q, declared at %s, %s", e.Name, e.Pos, fault))
+		}
+	}
+	for _, r := range c.Responders {
+		e := decl.externals[r.Name]
+		if e == nil || r.Domain != decl.domain.Name {
+			continue
+		}
+		for i, rule := range c.Rules {
+			if fault, remedy := e.RuleFault(rule); fault != "" {
+				a.report(errorAt(c.rules[i], sentence(remedy), "the rule opens what external %q cannot have: %s", e.Name, fault))
+			}
+		}
+	}
+}
+
 // services returns the names that accept blocks of the domain may use.
 func (decl *domainDecl) services() []string {
-	return slices.DeleteFunc(slices.Collect(maps.Keys(decl.nodes)), func(n string) bool { return decl.externals[n] })
+	return slices.DeleteFunc(slices.Collect(maps.Keys(decl.nodes)), func(n string) bool { return decl.externals[n] != nil })
 }
 
 // nearest is didYouMean with other advice if no name is near.
@@ -272,7 +296,7 @@ func (a *assembly) resolveRef(decl *domainDecl, c *contractDecl, r fabric.Ref, t
 	case !known:
 		a.report(warningAt(t.rng, fmt.Sprintf("Domain %q declares no service of that name. %s", in.domain.Name, nearest(r.Name, in.services())),
 			"contract %q waits for service %q, which is not declared", c.Name, t.value))
-	case in != decl && in.externals[r.Name]:
+	case in != decl && in.externals[r.Name] != nil:
 		a.report(errorAt(t.rng, fmt.Sprintf("Declare an external in domain %q.", decl.domain.Name), "external %q belongs to another domain", t.value))
 	}
 }

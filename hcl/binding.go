@@ -91,8 +91,21 @@ func (d *decoder) outsideGrants(b *hcl2.Block, where subject) fabric.OutsideGran
 	if attr := content.Attributes["prefixes"]; attr != nil {
 		o.Prefixes = d.prefixes(content, attr, where.String())
 	}
-	if attr := content.Attributes["ports"]; attr != nil {
-		o.Ports = d.portList(attr, fabric.TCP, "ports", `List ports, such as 8080 or "9000-9010".`, where.String())
+	if attr := content.Attributes["names"]; attr != nil {
+		o.Names = d.names(content, attr, fabric.GrantedNameFault, where.String())
+	}
+	ports := func(name string) []fabric.PortRange {
+		attr := content.Attributes[name]
+		if attr == nil {
+			return nil
+		}
+		return d.portList(attr, fabric.TCP, "ports", `List ports, such as 8080 or "9000-9010".`, where.String())
+	}
+	o.Ports, o.NodePorts = ports("ports"), ports("node_ports")
+	for _, p := range o.NodePorts {
+		if fault, remedy := fabric.NodePortFault(p); fault != "" {
+			d.report(errorAt(content.Attributes["node_ports"].Expr.Range(), sentence(remedy), "%s", fault))
+		}
 	}
 	if len(content.Attributes) == 0 && len(d.diags) == before {
 		d.report(errorAt(b.DefRange, expected(outsideBlock.schema, where), "%s grants nothing", where))

@@ -19,7 +19,8 @@ type contractDecl struct {
 	fabric.Contract
 	place                   hcl2.Range
 	originators, responders []text
-	broken                  bool // a name is invalid
+	rules                   []hcl2.Range // of the ports of each rule, or of the rule
+	broken                  bool         // a name is invalid
 }
 
 // acceptDecl is an accept block with its source positions.
@@ -48,7 +49,8 @@ func (d *decoder) contract(domain string, b *hcl2.Block) *contractDecl {
 		switch {
 		case b.Type == "rule":
 			rules++
-			c.Rules = append(c.Rules, d.rule(b, where, names))
+			r, place := d.rule(b, where, names)
+			c.Rules, c.rules = append(c.Rules, r), append(c.rules, place)
 		case path != nil:
 			d.report(errorAt(b.DefRange, "Merge the two blocks.", "%s already has a path at %s", where, position(path.DefRange)))
 		default:

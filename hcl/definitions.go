@@ -112,16 +112,50 @@ var serviceBlock = define(definition{
 	blocks: selectorBlocks,
 })
 
+var externalConsulBlock = define(definition{
+	name: "consul", once: true, id: "external-consul", title: "consul in an external",
+	doc: "The instances of a Consul service that are registered outside the fabric, as they come and go.",
+	example: `consul {
+  service    = "postgres"
+  datacenter = "dc1"
+  within     = ["10.20.0.0/16"]
+}`,
+	args: []argument{
+		{name: "service", kind: kindString, required: true, doc: "Name of the service in the Consul catalog."},
+		{name: "datacenter", kind: kindString, implied: "that of the node's Consul agent", doc: "Consul datacenter."},
+		{name: "within", kind: kindStrings, required: true, doc: "IPv4 and IPv6 prefixes, or single addresses. An instance with another address does not count: whoever may write the catalog could add any."},
+	},
+})
+
+var externalNodeBlock = define(definition{
+	name: "node", once: true, id: "external-node", title: "node in an external",
+	doc:     "The workload's own node, at 169.254.1.1 and fe80::1: what listens there for workloads, such as the agents of Consul and of telemetry. A port is open only if the node's configuration exposes it (`expose`). Port 53 is the node's DNS server and needs no contract.",
+	example: `node {}`,
+})
+
 var externalBlock = define(definition{
 	name: "external", label: "name",
-	doc: "Addresses outside the fabric that take part in contracts, as originators or as responders. Externals and services of a domain share one namespace.",
-	example: `external "office" {
+	doc: "Addresses outside the fabric that take part in contracts. As a responder it has prefixes, DNS names or instances of a Consul service, or any of them together, or it is the workload's own node. As an originator it has prefixes and nothing else. Externals and services of a domain share one namespace.",
+	example: `external "payments" {
+  names    = ["api.example.com", "*.cdn.example.com"]
   prefixes = ["192.0.2.0/24", "2001:db8::/32", "198.51.100.7"]
+}
+external "postgres" {
+  consul {
+    service = "postgres"
+    within  = ["10.20.0.0/16"]
+  }
+}
+external "telemetry" {
+  node {}
 }`,
 	args: []argument{
 		descriptionArg, labelsArg,
-		{name: "prefixes", kind: kindStrings, required: true, doc: "IPv4 and IPv6 prefixes, or single addresses."},
+		{name: "prefixes", kind: kindStrings, implied: "none", doc: "IPv4 and IPv6 prefixes, or single addresses. Some addresses are reserved: they are reached only if a binding lists just them, whatever wider prefixes say."},
+		{name: "names", kind: kindStrings, implied: "none", doc: "DNS names, in lower case and without a final dot. `\"*.example.com\"` stands for all names that end in `.example.com`. The workloads that a contract lets reach the external can resolve these names, and no other names outside the fabric."},
+		{name: "exit", kind: kindString, implied: "that of the workload's zone", values: []string{string(fabric.ExitNode)}, doc: "Where flows leave the fabric: `node` for the workload's own node. Otherwise it is a processor of the zone, or the node if the zone has no switch."},
 	},
+	blocks: []*definition{externalConsulBlock, externalNodeBlock},
 })
 
 var contractBlock = define(definition{
@@ -139,7 +173,7 @@ var contractBlock = define(definition{
 	args: []argument{
 		descriptionArg, labelsArg,
 		{name: "originators", kind: kindStrings, required: true, doc: "Services and externals that may open flows."},
-		{name: "responders", kind: kindStrings, required: true, doc: "Services and externals that accept them. Flows to externals can be declared, but are not enforced yet: they are dropped."},
+		{name: "responders", kind: kindStrings, required: true, doc: "Services and externals that accept them. Externals accept tcp, udp, and echo requests of icmp and icmpv6; what is on the workload's own node accepts tcp and udp."},
 		{name: "enabled", kind: kindBool, implied: "true", doc: "Whether the contract allows anything."},
 		modeArg("`audit`: its flows pass, and are reported as flows that would be dropped without the contract."),
 		{name: "expires", kind: kindTime, implied: "never", doc: "When the contract stops allowing flows: a time in the format of RFC 3339, such as `\"2027-01-31T00:00:00Z\"`."},
@@ -168,6 +202,7 @@ var domainBlock = define(definition{
 	args: []argument{
 		descriptionArg, labelsArg,
 		modeArg("`audit`: every flow between services of the domain passes; those that no contract allows are reported."),
+		{name: "reject", kind: kindBool, implied: "true", doc: "Whether workloads of the domain are told at once that a flow of theirs is refused: by a TCP reset, or by an ICMP error. `false`: it is dropped in silence."},
 	},
 	blocks: []*definition{serviceBlock, externalBlock, contractBlock, acceptBlock},
 })
@@ -259,20 +294,24 @@ var nodeArguments = []argument{
 
 var outsideBlock = define(definition{
 	name: "outside",
-	doc:  "Lets the domain use addresses outside the fabric and ports of nodes. At least one argument is required.",
+	doc:  "Lets the domain use addresses and names outside the fabric, and ports of nodes. At least one argument is required.",
 	example: `outside {
-  prefixes = ["192.0.2.0/24", "2001:db8::/32"]
-  ports    = [8080, "9000-9010"]
+  prefixes   = ["192.0.2.0/24", "2001:db8::/32"]
+  names      = ["api.example.com", "*.example.org"]
+  ports      = [8080, "9000-9010"]
+  node_ports = [8125, 4317]
 }`,
 	args: []argument{
-		{name: "prefixes", kind: kindStrings, implied: "none", doc: "IPv4 and IPv6 prefixes, or single addresses, in which the prefixes of the domain's externals must lie."},
+		{name: "prefixes", kind: kindStrings, implied: "none", doc: "IPv4 and IPv6 prefixes, or single addresses, in which the prefixes of the domain's externals must lie. Reserved addresses are reached only if they are listed here as single addresses or as prefixes within a reserved one."},
+		{name: "names", kind: kindStrings, implied: "none", doc: "DNS names that the domain's externals may have. `\"*.example.com\"` grants all names that end in `.example.com`, `\"*\"` all names."},
 		{name: "ports", kind: kindPorts, implied: "none", doc: "Ports of nodes that jobs of the domain may publish as `static` ports."},
+		{name: "node_ports", kind: kindPorts, implied: "none", doc: "Ports that workloads of the domain may reach on their own nodes, by externals with a `node` block."},
 	},
 })
 
 var bindingBlock = define(definition{
 	name: "binding", label: "domain",
-	doc: "What a domain may select and use. Like a guardrail, only operators of the fabric change it. The label is the name of a domain, or `*` for all domains that have no binding of their own. What a binding does not list is not granted. `*` differs: it limits workloads (`nomad`, `consul`, `node`), `prefixes` and `ports` only if it lists some. Without any binding in the graph, everything is granted; with one, a domain without a binding is granted nothing. A workload that a domain's own binding covers is bound to that domain, and other domains can select it only if their own bindings cover it too.",
+	doc: "What a domain may select and use. Like a guardrail, only operators of the fabric change it. The label is the name of a domain, or `*` for all domains that have no binding of their own. What a binding does not list is not granted. `*` differs: it limits workloads (`nomad`, `consul`, `node`), `prefixes`, `names`, `ports` and `node_ports` only if it lists some. Without any binding in the graph, everything is granted; with one, a domain without a binding is granted nothing. A workload that a domain's own binding covers is bound to that domain, and other domains can select it only if their own bindings cover it too.",
 	example: `binding "shop" {
   description = "Team Shop"
   labels      = { env = "prod" }

@@ -21,6 +21,9 @@ type domainPart struct {
 	diags     hcl2.Diagnostics // about the block outside its items
 }
 
+// silent is the opposite of the argument "reject" of a domain.
+type silent bool
+
 func (d *decoder) domain(b *hcl2.Block) domainPart {
 	p := domainPart{name: b.Labels[0], place: labelRange(b)}
 	content := d.content(b.Body, domainBlock.schema, subject{kind: "domain", label: p.name})
@@ -35,6 +38,8 @@ func (d *decoder) domain(b *hcl2.Block) domainPart {
 			it.value = d.labels(content)
 		case "mode":
 			it.value = d.mode(content)
+		case "reject":
+			it.value = silent(!d.boolAttr(content, "reject", true))
 		}
 		it.diags = d.said()
 		p.items = append(p.items, it)

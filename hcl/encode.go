@@ -68,6 +68,9 @@ func encodeDomain(b *hclwrite.Body, d *fabric.Domain, comments Comments) {
 	setString(b, "description", d.Description)
 	setMap(b, "labels", d.Labels)
 	setString(b, "mode", string(d.Mode))
+	if d.Silent {
+		b.SetAttributeValue("reject", cty.False)
+	}
 	e := encoder{body: b, some: len(b.Attributes()) > 0}
 	for _, s := range d.Services {
 		b := e.block("service", s.Name, comments.Services[fabric.Ref{Domain: d.Name, Name: s.Name}]...)
@@ -81,13 +84,28 @@ func encodeDomain(b *hclwrite.Body, d *fabric.Domain, comments Comments) {
 		b := e.block("external", x.Name)
 		setString(b, "description", x.Description)
 		setMap(b, "labels", x.Labels)
-		setList(b, "prefixes", prefixList(x.Prefixes))
+		encodeExternal(b, x)
 	}
 	for _, c := range d.Contracts {
 		encodeContract(e.block("contract", c.Name, comments.Contracts[fabric.Ref{Domain: d.Name, Name: c.Name}]...), d.Name, c)
 	}
 	for _, a := range d.Accepts {
 		setStrings(e.block("accept", a.Contract.String()), "services", a.Services)
+	}
+}
+
+func encodeExternal(b *hclwrite.Body, x fabric.External) {
+	setStrings(b, "prefixes", prefixList(x.Prefixes))
+	setStrings(b, "names", x.Names)
+	setString(b, "exit", string(x.Exit))
+	if c := x.Consul; c != nil {
+		cb := b.AppendNewBlock("consul", nil).Body()
+		setString(cb, "service", c.Service)
+		setString(cb, "datacenter", c.Datacenter)
+		setList(cb, "within", prefixList(c.Within))
+	}
+	if x.Node {
+		b.AppendNewBlock("node", nil)
 	}
 }
 
@@ -206,8 +224,12 @@ func encodeBinding(b *hclwrite.Body, bound fabric.Binding) {
 	for _, o := range bound.Outside {
 		ob := b.AppendNewBlock("outside", nil).Body()
 		setStrings(ob, "prefixes", prefixList(o.Prefixes))
+		setStrings(ob, "names", o.Names)
 		if len(o.Ports) > 0 {
 			ob.SetAttributeValue("ports", portList(o.Ports))
+		}
+		if len(o.NodePorts) > 0 {
+			ob.SetAttributeValue("node_ports", portList(o.NodePorts))
 		}
 	}
 }

@@ -33,6 +33,10 @@ func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 		d.report(fromProblems(a.graph.Check(d.now), sources)...)
 		d.report(fromProblems(a.withBindings().CheckGrants(&fabric.Graph{}), sources)...)
 		a.warnOfWaiting()
+		for _, diag := range fromProblems(a.graph.ReservedPrefixes(), sources) {
+			diag.Severity = hcl2.DiagWarning
+			d.report(diag)
+		}
 	}
 	diags := newDiagnostics(d.diags, d.sources...)
 	if diags.HasErrors() {

@@ -37,7 +37,8 @@ func (d *decoder) deny(b *hcl2.Block, where subject) fabric.Denial {
 	deny.From, deny.To = side("from"), side("to")
 	names := map[string]hcl2.Range{}
 	for _, b := range content.Blocks {
-		deny.Rules = append(deny.Rules, d.rule(b, where, names))
+		r, _ := d.rule(b, where, names)
+		deny.Rules = append(deny.Rules, r)
 	}
 	if len(content.Attributes)+len(content.Blocks) == 0 && len(d.diags) == before {
 		d.report(errorAt(b.DefRange, "Set from or to, or add a rule.", "a deny block of %s would deny every contract", where))

@@ -55,6 +55,46 @@ var (
 	})
 )
 
+// genOutsideName draws what an external can be named: a DNS name, or all names below one.
+var genOutsideName = rapid.StringMatching(`(\*\.)?[a-z0-9_]{1,9}(-[a-z0-9]{1,3})?\.(example\.com|xn--bcher-kva\.example)`)
+
+// genExternal draws the addresses of an external.
+func genExternal(t *rapid.T) (e fabric.External) {
+	kinds := rapid.IntRange(0, 7).Draw(t, "kinds")
+	if kinds == 0 {
+		return fabric.External{Node: true}
+	}
+	if kinds&1 > 0 {
+		e.Prefixes = rapid.SliceOfNDistinct(genPrefix, 1, 3, rapid.ID).Draw(t, "prefixes")
+	}
+	if kinds&2 > 0 {
+		e.Names = rapid.SliceOfNDistinct(genOutsideName, 1, 3, rapid.ID).Draw(t, "names")
+	}
+	if kinds&4 > 0 {
+		limited := genPrefix.Filter(func(p netip.Prefix) bool { return p.Bits() > 0 })
+		e.Consul = &fabric.ConsulInstances{
+			Service:    rapid.StringMatching(`[A-Za-z0-9]([A-Za-z0-9._-]{0,8}[A-Za-z0-9])?`).Filter(func(s string) bool { return !strings.HasPrefix(s, "sif-") }).Draw(t, "service"),
+			Datacenter: rapid.SampledFrom([]string{"", "dc1", "eu_west-2"}).Draw(t, "datacenter"),
+			Within:     rapid.SliceOfNDistinct(limited, 1, 2, rapid.ID).Draw(t, "within"),
+		}
+	}
+	e.Exit = rapid.SampledFrom([]fabric.Exit{fabric.ExitZone, fabric.ExitNode}).Draw(t, "exit")
+	return e
+}
+
+// genRulesTo draws the rules of a contract with these externals among its responders.
+func genRulesTo(t *rapid.T, externals []fabric.External) []fabric.Rule {
+	rules := genRules(t, 1)
+	for i := range rules {
+		for _, e := range externals {
+			if fault, _ := e.RuleFault(rules[i]); fault != "" {
+				rules[i].Protocol, rules[i].Ports = fabric.UDP, []fabric.PortRange{{From: 8125, To: 8125}}
+			}
+		}
+	}
+	return rules
+}
+
 func genRules(t *rapid.T, least int) []fabric.Rule {
 	var rules []fabric.Rule
 	count := rapid.IntRange(least, 3).Draw(t, "rules")
@@ -153,18 +193,21 @@ func genBinding(t *rapid.T, domain string) fabric.Binding {
 	if some("outside") {
 		b.Outside = []fabric.OutsideGrants{{
 			Prefixes: rapid.SliceOfNDistinct(genPrefix, 0, 2, rapid.ID).Draw(t, "prefixes"), Ports: rapid.SliceOfNDistinct(genRange, 1, 2, rapid.ID).Draw(t, "ports"),
+			Names:     rapid.SliceOfNDistinct(rapid.OneOf(genOutsideName, rapid.SampledFrom([]string{"*", "*.com"})), 0, 2, rapid.ID).Draw(t, "names"),
+			NodePorts: rapid.SliceOfNDistinct(genRange.Filter(func(r fabric.PortRange) bool { return r.From > 53 }), 0, 2, rapid.ID).Draw(t, "node ports"),
 		}}
 	}
 	return b
 }
 
 func genNodes(t *rapid.T, domain string) *fabric.Domain {
-	d := &fabric.Domain{Name: domain, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels"), Mode: genMode.Draw(t, "mode")}
+	d := &fabric.Domain{Name: domain, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels"), Mode: genMode.Draw(t, "mode"), Silent: rapid.Bool().Draw(t, "silent")}
 	for i, name := range rapid.SliceOfNDistinct(genName, 1, 6, rapid.ID).Draw(t, "nodes") {
 		description, labels := genNormal.Draw(t, "description"), genLabels.Draw(t, "labels")
 		if i > 0 && rapid.Bool().Draw(t, "external") {
-			d.Externals = append(d.Externals, fabric.External{Name: name, Description: description, Labels: labels,
-				Prefixes: rapid.SliceOfNDistinct(genPrefix, 1, 3, rapid.ID).Draw(t, "prefixes")})
+			e := genExternal(t)
+			e.Name, e.Description, e.Labels = name, description, labels
+			d.Externals = append(d.Externals, e)
 			continue
 		}
 		s := fabric.Service{Name: name, Description: description, Labels: labels}
@@ -178,27 +221,40 @@ func genNodes(t *rapid.T, domain string) *fabric.Domain {
 
 // genContracts adds contracts to a domain, and accept blocks for contracts of another.
 func genContracts(t *rapid.T, d *fabric.Domain, services []fabric.Ref) {
-	var own, externals []fabric.Ref
+	var own, externals, originators []fabric.Ref
 	for _, s := range d.Services {
 		own = append(own, fabric.Ref{Domain: d.Name, Name: s.Name})
 	}
 	for _, e := range d.Externals {
-		externals = append(externals, fabric.Ref{Domain: d.Name, Name: e.Name})
+		r := fabric.Ref{Domain: d.Name, Name: e.Name}
+		externals = append(externals, r)
+		if fault, _ := e.OriginatorFault(); fault == "" {
+			originators = append(originators, r)
+		}
 	}
 	some := func(label string, least int, refs []fabric.Ref) []fabric.Ref {
 		return rapid.SliceOfNDistinct(rapid.SampledFrom(refs), least, len(refs), rapid.ID).Draw(t, label)
 	}
 	for _, name := range rapid.SliceOfNDistinct(genName, 0, 4, rapid.ID).Draw(t, "contracts") {
 		c := fabric.Contract{Name: name, Description: genNormal.Draw(t, "description"), Labels: genLabels.Draw(t, "labels"),
-			Disabled: rapid.Bool().Draw(t, "disabled"), Mode: genMode.Draw(t, "mode"), Rules: genRules(t, 1)}
+			Disabled: rapid.Bool().Draw(t, "disabled"), Mode: genMode.Draw(t, "mode")}
 		if rapid.Bool().Draw(t, "temporary") {
 			c.Expires = time.Unix(rapid.Int64Range(0, 1<<32).Draw(t, "expires"), rapid.Int64Range(0, 1e9-1).Draw(t, "nanoseconds")).UTC()
 		}
-		one, other := some("own", 1, own), some("any", 1, append(slices.Clone(services), externals...))
-		c.Originators, c.Responders = one, other
+		c.Originators = some("own", 1, own)
 		if rapid.Bool().Draw(t, "swap") {
-			c.Originators, c.Responders = other, one
+			c.Responders = c.Originators
+			c.Originators = some("any", 1, append(slices.Clone(services), originators...))
+		} else {
+			c.Responders = some("any", 1, append(slices.Clone(services), externals...))
 		}
+		var outside []fabric.External
+		for _, e := range d.Externals {
+			if slices.Contains(c.Responders, fabric.Ref{Domain: d.Name, Name: e.Name}) {
+				outside = append(outside, e)
+			}
+		}
+		c.Rules = genRulesTo(t, outside)
 		c.Path.Require, c.Path.Prefer = genTexts.Draw(t, "require"), genTexts.Draw(t, "prefer")
 		d.Contracts = append(d.Contracts, c)
 	}
@@ -259,7 +315,7 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 				files[i].Domains[name] = &fabric.Domain{Name: name, Services: services[i], Externals: externals[i], Contracts: contracts[i], Accepts: accepts[i]}
 			}
 			first := files[rapid.IntRange(0, n-1).Draw(t, "arguments")].Domains[name]
-			first.Description, first.Labels, first.Mode = d.Description, d.Labels, d.Mode
+			first.Description, first.Labels, first.Mode, first.Silent = d.Description, d.Labels, d.Mode, d.Silent
 		}
 		var sources []Source
 		for i, f := range files {
@@ -273,6 +329,25 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 			t.Fatalf("(-one +several)\n%s", diff)
 		}
 	})
+}
+
+var genOddName = rapid.SampledFrom([]string{"", "a.example.com", "a.example.com", "*.example.com", "*", "*.com", "com", "A.example.com", "a.example.com.", "http://a.example.com", "1.2.3.4"})
+
+// genOddExternal draws an external that is often invalid.
+func genOddExternal(t *rapid.T) fabric.External {
+	prefixes := rapid.SliceOfN(rapid.SampledFrom([]netip.Prefix{netip.MustParsePrefix("192.0.2.1/32"), netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("10.0.0.1/8")}), 0, 2)
+	e := fabric.External{
+		Name: "x-x-x", Node: rapid.IntRange(0, 2).Draw(t, "node") == 0, Prefixes: prefixes.Draw(t, "prefixes"), Names: rapid.SliceOfN(genOddName, 0, 2).Draw(t, "names"),
+		Exit: rapid.SampledFrom([]fabric.Exit{fabric.ExitZone, fabric.ExitZone, fabric.ExitNode, "zone"}).Draw(t, "exit"),
+	}
+	if rapid.Bool().Draw(t, "consul") {
+		e.Consul = &fabric.ConsulInstances{
+			Service:    rapid.SampledFrom([]string{"", "pg", "pg", "sif-a--b", "pg*", "-"}).Draw(t, "service"),
+			Datacenter: rapid.SampledFrom([]string{"", "dc1", "*"}).Draw(t, "datacenter"),
+			Within:     prefixes.Draw(t, "within"),
+		}
+	}
+	return e
 }
 
 // A graph that comes by the API is checked as strictly as its text: fabric finds a problem with
@@ -291,7 +366,19 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 		d := g.Domains[rapid.SampledFrom(slices.Sorted(maps.Keys(g.Domains))).Draw(t, "domain")]
 		rules := rapid.SliceOfN(genRule, 1, 2).Draw(t, "rules")
 		labels := genLabel.Draw(t, "labels")
-		switch rapid.IntRange(0, 8).Draw(t, "where") {
+		switch rapid.IntRange(0, 10).Draw(t, "where") {
+		case 9:
+			d.Externals = append(d.Externals, genOddExternal(t))
+		case 10:
+			web, x := []fabric.Ref{{Domain: d.Name, Name: d.Services[0].Name}}, []fabric.Ref{{Domain: d.Name, Name: "x-x-x"}}
+			e := genExternal(t)
+			e.Name = "x-x-x"
+			d.Externals = append(d.Externals, e)
+			c := fabric.Contract{Name: "x-x-x", Originators: web, Responders: x, Rules: genRules(t, 1)}
+			if rapid.Bool().Draw(t, "originates") {
+				c.Originators, c.Responders = x, web
+			}
+			d.Contracts = append(d.Contracts, c)
 		case 0:
 			d.Labels = labels
 		case 1:
@@ -322,8 +409,11 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 				case 3:
 					b.Nodes = append(b.Nodes, fabric.NodeScope{Zone: name.Draw(t, "zone")})
 				case 4:
-					p := rapid.SampledFrom([]fabric.PortRange{{From: 1, To: 1}, {From: 0, To: 1}})
-					b.Outside = append(b.Outside, fabric.OutsideGrants{Ports: rapid.SliceOfN(p, 0, 2).Draw(t, "ports")})
+					p := rapid.SampledFrom([]fabric.PortRange{{From: 1, To: 1}, {From: 0, To: 1}, {From: 53, To: 54}})
+					b.Outside = append(b.Outside, fabric.OutsideGrants{
+						Ports: rapid.SliceOfN(p, 0, 2).Draw(t, "ports"), NodePorts: rapid.SliceOfN(p, 0, 1).Draw(t, "node ports"),
+						Names: rapid.SliceOfN(genOddName, 0, 2).Draw(t, "names"),
+					})
 				}
 			}
 			g.Bindings = append(g.Bindings, b)

@@ -13,9 +13,10 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// rule decodes a rule. names are the names of the other rules of the block.
-func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range) fabric.Rule {
-	var r fabric.Rule
+// rule decodes a rule. names are the names of the other rules of the block. place is that of the
+// ports, or as near to them as there is something.
+func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range) (r fabric.Rule, place hcl2.Range) {
+	place = b.DefRange
 	content := d.content(b.Body, ruleBlock.schema, where.of("a rule"))
 	if t, ok := d.stringAttr(content, "name"); ok {
 		if err := fabric.CheckName(t.value); err != nil {
@@ -27,7 +28,7 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 	}
 	t, ok := d.stringAttr(content, "protocol")
 	if !ok {
-		return r
+		return r, place
 	}
 	p, err := fabric.ParseProtocol(t.value)
 	if err != nil {
@@ -36,24 +37,27 @@ func (d *decoder) rule(b *hcl2.Block, where subject, names map[string]hcl2.Range
 			remedy = fmt.Sprintf("Write one of %s.", quotedList(protocolNames()))
 		}
 		d.report(errorAt(t.rng, remedy, "unknown protocol %q", t.value))
-		return r
+		return r, place
 	}
-	r.Protocol = p
+	r.Protocol, place = p, t.rng
 	name, other, example := "ports", "types", `8080 or "9000-9010"`
 	if !p.HasPorts() {
 		name, other, example = "types", "ports", `"echo-request"`
 	}
 	if wrong := content.Attributes[other]; wrong != nil {
 		d.report(errorAt(wrong.NameRange, fmt.Sprintf("Write %s, such as %s.", name, example), "%s do not apply to a rule for %s", other, p))
-		return r
+		return r, place
 	}
 	attr := content.Attributes[name]
 	if attr == nil {
 		d.report(errorAt(t.rng, fmt.Sprintf("Add %s = [...], with members such as %s.", name, example), "a rule of %s has no %s", where, name))
-		return r
+		return r, place
+	}
+	if p.HasPorts() {
+		place = attr.Expr.Range()
 	}
 	r.Ports = d.portList(attr, p, name, fmt.Sprintf("List %s, such as %s.", name, example), "a rule of "+where.String())
-	return r
+	return r, place
 }
 
 // portList decodes a list of ports or message types of a protocol, which must not be empty.

@@ -67,6 +67,24 @@ domain "shop" {
     prefixes    = local.cidrs
   }
 
+  external "payments" {
+    prefixes = ["203.0.113.7"]
+    names    = ["api.example.com", "*.cdn.example.com"]
+    exit     = "node"
+    consul {
+      service    = "postgres"
+      datacenter = "dc1"
+      within     = local.cidrs
+    }
+  }
+
+  external "telemetry" {
+    dynamic "node" {
+      for_each = ["here"]
+      content {}
+    }
+  }
+
   contract "storefront" {
     description = "Offices see the shop"
     labels      = { ticket = "SEC-${40 + 2}" }
@@ -111,6 +129,24 @@ domain "shop" {
     }
   }
 
+  contract "pay" {
+    originators = ["web"]
+    responders  = ["payments"]
+    rule {
+      protocol = "icmp"
+      types    = ["echo-request"]
+    }
+  }
+
+  contract "metrics" {
+    originators = ["web", "batch"]
+    responders  = ["telemetry"]
+    rule {
+      protocol = "udp"
+      ports    = [8125]
+    }
+  }
+
   accept "partners/orders" {
     services = ["web"]
   }
@@ -118,6 +154,7 @@ domain "shop" {
 
 domain "partners" {
   labels = { env = "dev" }
+  reject = false
   service "portal" {
     selector "nomad" {
       job = "portal"
@@ -177,7 +214,9 @@ binding "elsewhere" {
     }
   }
   outside {
-    prefixes = local.cidrs
-    ports    = [var.port, "9000-9010"]
+    prefixes   = local.cidrs
+    names      = ["*", "*.com"]
+    ports      = [var.port, "9000-9010"]
+    node_ports = [8125, "4317-4318"]
   }
 }

