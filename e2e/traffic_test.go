@@ -14,6 +14,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -53,22 +54,32 @@ func listen(path string, at netip.AddrPort) (net.Listener, error) {
 	})
 }
 
-// arrives reports whether a TCP connection attempt is answered. A refusal counts: then packets pass
-// both ways.
+// arrives reports whether a TCP connection is accepted. It listens at the port itself if nobody
+// does, because a refusal would not tell whether the workload's kernel or the fabric refused.
 func arrives(t *testing.T, from, to workload, port uint16, timeout time.Duration) bool {
 	t.Helper()
-	conn, err := dial(from.netns, netip.AddrPortFrom(to.v4, port), timeout)
+	at := netip.AddrPortFrom(to.v4, port)
+	if l, err := listen(to.netns, at); err == nil {
+		defer l.Close()
+	}
+	conn, err := dial(from.netns, at, timeout)
 	switch {
 	case err == nil:
 		conn.Close()
 		return true
-	case errors.Is(err, syscall.ECONNREFUSED):
-		return true
-	case errors.Is(err, syscall.ETIMEDOUT), isTimeout(err), errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ENETUNREACH):
+	case unreached(err):
 		return false
 	}
 	must.NoError(t, err)
 	return false
+}
+
+// unreached reports whether an error says that no packet came back from the destination: nothing
+// came, or the fabric refused.
+func unreached(err error) bool {
+	return isTimeout(err) || slices.ContainsFunc([]error{
+		syscall.ETIMEDOUT, syscall.ECONNREFUSED, syscall.ECONNRESET, syscall.EHOSTUNREACH, syscall.ENETUNREACH, syscall.EACCES,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 func isTimeout(err error) bool {
@@ -77,7 +88,7 @@ func isTimeout(err error) bool {
 }
 
 // reaches waits until TCP connections pass from one workload to a port of another. If want is
-// false, it waits until three attempts in a row got no answer.
+// false, it waits until three attempts in a row did not.
 func reaches(t *testing.T, from, to workload, port uint16, want bool, within time.Duration) {
 	t.Helper()
 	silent := 0

@@ -355,11 +355,11 @@ func testOutside(t *testing.T, l *Lab) {
 	must.NoError(t, l.SetRecords(nil))
 	must.Eq(t, dns.RcodeNameError, ask("other.example.com", dns.TypeA).Rcode)
 
-	// The way to one of them carries 1400 bytes.
+	// The way to one of them carries 1300 bytes.
 	for _, tc := range []struct {
 		version, size int
 		network       string
-	}{{4, 1372, "udp4"}, {6, 1352, "udp6"}} {
+	}{{4, 1272, "udp4"}, {6, 1252, "udp6"}} {
 		conn, err := l.Dial(node.Name)(t.Context(), tc.network, netip.AddrPortFrom(l.Topology.Outside("narrow").Address(tc.version), 7).String())
 		must.NoError(t, err)
 		defer conn.Close()
@@ -380,7 +380,7 @@ func testOutside(t *testing.T, l *Lab) {
 		must.Eq(t, tc.size, n)
 		eventually(t, 3*time.Second, func() error {
 			if _, err := conn.Write(make([]byte, tc.size+1)); !errors.Is(err, unix.EMSGSIZE) {
-				return fmt.Errorf("a packet of 1401 bytes is sent: %w", err)
+				return fmt.Errorf("a packet of 1301 bytes is sent: %w", err)
 			}
 			return nil
 		})

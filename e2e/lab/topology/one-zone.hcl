@@ -72,7 +72,7 @@ internet {
   }
   outside "narrow" { # behind a link that does not carry whole packets
     addresses = ["198.51.100.10", "2001:db8:198::10"]
-    mtu       = 1400
+    mtu       = 1300
     names     = ["weather.example.net", "narrow.example.net"]
     provider  = true
   }
