@@ -56,6 +56,7 @@ type Agent struct {
 	counterparts *lease.Set
 	services     *identity.ServiceKeys
 	engines      *engines
+	exits        *exits
 	firewall     *firewall.Firewall
 	ports        *ports
 	registrar    *catalog.Registrar
@@ -87,7 +88,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: clock.Now}
+	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits()}
 	a.reprogram = coalesce.New(a.program)
 	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
@@ -121,6 +122,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	if err := a.takeOver(ctx); err != nil {
+		return nil, err
+	}
+	if err := a.resumeExits(); err != nil {
 		return nil, err
 	}
 	own, err := newOwnPorts(c.Underlay)
@@ -220,6 +224,8 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.node.Degrade("data path", err)
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
+	a.engines.silent, a.engines.moved = a.silent, a.moveExits
+	a.node.OnExits(a.moveExits)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })

@@ -54,6 +54,10 @@ type engine struct {
 type engines struct {
 	agent *Agent
 	log   hclog.Logger
+	// silent reports whether an engine is known not to answer, by its link. No call waits for it.
+	silent func(fabric.NodeID) bool
+	// moved is called when an engine said something new about its switch as an exit.
+	moved func()
 
 	mu    sync.Mutex
 	conns map[fabric.NodeID]*engine
@@ -66,7 +70,7 @@ type engines struct {
 
 func newEngines(a *Agent, log hclog.Logger) *engines {
 	return &engines{
-		agent: a, log: log, conns: map[fabric.NodeID]*engine{}, compared: map[fabric.NodeID]bool{},
+		agent: a, log: log, silent: func(fabric.NodeID) bool { return false }, moved: func() {}, conns: map[fabric.NodeID]*engine{}, compared: map[fabric.NodeID]bool{},
 		pending: map[cnicall.Attachment][]string{},
 	}
 }
@@ -107,6 +111,13 @@ func (e *engines) uncompared() []string {
 		}
 	}
 	return list
+}
+
+// speaks reports whether an engine is connected and has this node's endpoints.
+func (e *engines) speaks(engine fabric.NodeID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.conns[engine] != nil
 }
 
 // connected reports whether any engine is connected.
@@ -198,8 +209,7 @@ func (e *engines) requestAll(ctx context.Context, en *engine, list []endpoint) e
 	for _, ep := range list {
 		group.Go(func() error {
 			pending, err := e.request(ctx, en, ep.Attachment)
-			var refused *rpc.RemoteError
-			if errors.As(err, &refused) {
+			if errors.As(err, new(*rpc.RemoteError)) {
 				pending, err = []string{en.id.String() + ": " + err.Error()}, nil
 			}
 			if err != nil {
@@ -218,6 +228,10 @@ func (e *engines) sync(ctx context.Context, en *engine) error {
 	reply, err := e.compare(ctx, en)
 	if err != nil {
 		return err
+	}
+	e.agent.exits.lacks(en.id, reply.Missing...)
+	if e.agent.exits.said(en.id, reply.Exit) {
+		go e.moved()
 	}
 	var gone []string
 	for _, held := range reply.Unlisted {
@@ -262,11 +276,15 @@ func (e *engines) compare(ctx context.Context, en *engine) (reply rpc.SyncReply,
 
 // syncAll compares with all engines, in case one has missed or lost something.
 func (e *engines) syncAll(ctx context.Context) {
+	var group sync.WaitGroup
 	for _, en := range e.all() {
-		if err := e.sync(ctx, en); err != nil && ctx.Err() == nil {
-			e.log.Warn("cannot compare the endpoints with the engine", logkey.Node, en.id, logkey.Error, err)
-		}
+		group.Go(func() {
+			if err := e.sync(ctx, en); err != nil && ctx.Err() == nil {
+				e.log.Warn("cannot compare the endpoints with the engine", logkey.Node, en.id, logkey.Error, err)
+			}
+		})
 	}
+	group.Wait()
 }
 
 // request sends the connectivity request of an endpoint to one engine. It reads the endpoint only
@@ -281,16 +299,23 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var reply rpc.ConnectReply
-	if err := en.conn.Call(ctx, rpc.MethodConnect, rpc.ConnectParams{Request: ep.Request}, &reply); err != nil {
+	err = en.conn.Call(ctx, rpc.MethodConnect, rpc.ConnectParams{Request: ep.Request}, &reply)
+	switch {
+	case errors.As(err, new(*rpc.RemoteError)):
+		e.agent.exits.lacks(en.id, ep.ID)
+		return nil, err
+	case err != nil:
 		return nil, err
 	}
+	e.agent.exits.took(en.id, ep.ID)
 	return reply.Pending, nil
 }
 
 // requestConnectivity sends the connectivity request of an endpoint to every engine of the zone. It
-// returns, and records, where the connectivity is not in force when ctx ends; the calls continue
-// after that. One engine that took the request is enough: another one that refuses it may be
-// behind, and one that died holds up nothing. It is an error if all refused, or none is left.
+// returns, and records, where the connectivity is not in force when all have answered that live, or
+// when ctx ends; the calls continue after that. One engine that took the request is enough: another
+// one that refuses it may be behind, and one that died or hangs holds up nothing. It is an error if
+// all refused, or none is left.
 func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	engines := e.all()
 	if len(engines) == 0 {
@@ -300,7 +325,12 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
 	taken := false
 	var refusals []error
+	open := map[fabric.NodeID]bool{} // those that have not answered, and whether they are waited for
+	for _, en := range engines {
+		open[en.id] = !e.silent(en.id)
+	}
 	for o := range fanout.Call(ctx, callTimeout, engines, request) {
+		delete(open, o.Peer.id)
 		refused := errors.As(o.Err, new(*rpc.RemoteError))
 		if refused {
 			refusals = append(refusals, fmt.Errorf("engine %s: %w", o.Peer.id, o.Err))
@@ -310,6 +340,12 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 		}
 		taken = taken || o.Err == nil || errors.Is(o.Err, fanout.ErrLate)
 		pending = append(pending, o.Reply...)
+		if waits := slices.Contains(slices.Collect(maps.Values(open)), true); taken && !waits {
+			break
+		}
+	}
+	for id := range open {
+		pending = append(pending, fmt.Sprintf("%s: it does not answer", id))
 	}
 	switch {
 	case taken:
@@ -328,6 +364,7 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	e.mu.Lock()
 	delete(e.pending, gone.Attachment)
 	e.mu.Unlock()
+	e.agent.exits.ended(gone.ID)
 	tell := func(ctx context.Context, en *engine) (struct{}, error) {
 		err := e.tellGone(ctx, en, []string{gone.ID})
 		if err != nil {

@@ -28,6 +28,7 @@ type fakeEngine struct {
 	before func(method string, endpoint string)
 	refuse string // the endpoint that it does not believe
 	broken error  // of the connection
+	exit   bool
 
 	mu    sync.Mutex
 	holds map[string]bool
@@ -57,7 +58,7 @@ func (f *fakeEngine) Call(ctx context.Context, method string, params, reply any)
 			delete(f.holds, id)
 		}
 	case rpc.SyncParams:
-		var differs rpc.SyncReply
+		differs := rpc.SyncReply{Exit: f.exit}
 		for id := range f.holds {
 			if _, listed := p.Endpoints[id]; !listed {
 				differs.Unlisted = append(differs.Unlisted, rpc.Held{Endpoint: id})
@@ -87,7 +88,7 @@ func (f *fakeEngine) has() []string {
 func testEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 	eps, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
 	must.NoError(t, err)
-	a := &Agent{endpoints: eps, log: hclog.NewNullLogger()}
+	a := &Agent{endpoints: eps, log: hclog.NewNullLogger(), exits: newExits()}
 	f := &fakeEngine{holds: map[string]bool{}}
 	en := &engine{id: fabric.NodeID{Zone: "aws1", Name: "p1"}, conn: f}
 	a.engines = newEngines(a, a.log)

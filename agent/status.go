@@ -52,6 +52,7 @@ func (a *Agent) Status() api.NodeStatus {
 		}
 	}
 	s.Degraded = append(s.Degraded, a.engines.uncompared()...)
+	s.Degraded = append(s.Degraded, a.stranded()...)
 	if a.kernel.PassAll() {
 		s.Degraded = append(s.Degraded, "eBPF lets everything pass (test override)")
 	}

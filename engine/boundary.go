@@ -229,6 +229,14 @@ func (b *bridge) Drops() (map[string]uint64, error) {
 	return drops, err
 }
 
+// leadsOutside reports whether packets can leave the fabric by the switch.
+func (b *bridge) leadsOutside() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, has := b.ports[outsidePeer]
+	return has && b.programmed
+}
+
 // portCount returns how many peers can be reached through the switch, the outside not among them.
 func (b *bridge) portCount() int {
 	b.mu.Lock()

@@ -72,7 +72,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		if err := d.openSwitch(ctx, num); err != nil {
 			return nil, err
 		}
-		options.Switch, options.Numbers = d.bridge, num
+		options.Switch, options.Numbers, options.Exit = d.bridge, num, d.bridge.leadsOutside
 	}
 	if n.Firewall != nil {
 		if _, err := n.Firewall.Apply(); err != nil {

@@ -55,6 +55,7 @@ type Engine struct {
 	sw     Switch // nil if there is none
 	num    numbers
 	nodes  func() []fabric.Node // of the whole fabric
+	exit   func() bool          // the switch leads to the outside
 	now    func() time.Time
 
 	reprogram   *coalesce.Func // of program
@@ -78,6 +79,7 @@ type Options struct {
 	Switch    Switch  // nil: the engine only carries requests
 	Numbers   numbers // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
+	Exit      func() bool // reports whether the switch leads to the outside; nil: it does not
 }
 
 // New returns an engine with the leases that are stored on disk.
@@ -88,9 +90,12 @@ func New(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
-		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, now: clock.Now,
+		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, exit: o.Exit, now: clock.Now,
 		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
 		ended: map[string]time.Time{},
+	}
+	if e.exit == nil {
+		e.exit = func() bool { return false }
 	}
 	e.reprogram = coalesce.New(e.program)
 	return e, nil

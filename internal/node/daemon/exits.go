@@ -48,18 +48,20 @@ type Exit struct {
 	Mark      uint32 // of packets that go there
 	Interface string // of the link
 	Live      bool   // it answered within the last second, through the link
+	Silent    bool   // it did not; neither, if that is not known yet
 }
 
-// Exits returns the processors to which this node leads marked packets, in order. Those of other
-// zones are none, nor are those to which nothing leads yet.
+// Exits returns the processors of the own zone to which this node leads packets with a mark, in
+// order: those that have a switch and to which there is a link.
 func (n *Node) Exits() []Exit {
-	if n.Links == nil {
+	if n.Links == nil || !n.Kind.Has(fabric.KindWorkload) {
 		return nil
 	}
-	exits := n.Links.exits()
+	exits := n.Links.exits(n.Self, n.Roster.Members())
 	live := n.prober.Live()
-	for i := range exits {
-		exits[i].Live = live[exits[i].Processor]
+	for i, x := range exits {
+		lives, known := live[x.Processor]
+		exits[i].Live, exits[i].Silent = lives, known && !lives
 	}
 	return exits
 }
@@ -67,18 +69,8 @@ func (n *Node) Exits() []Exit {
 // OnExits has f called when an exit has come to life or died. It must be called before Run.
 func (n *Node) OnExits(f func()) { n.prober.OnLife(f) }
 
-// exits returns the exits whose routing is in place, by the last comparison.
-func (l *Links) exits() []Exit {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.routed)
-}
-
-// exitsOf returns the exits that a workload node has by its roster.
-func (l *Links) exitsOf(self fabric.Node, members []roster.Member) []Exit {
-	if !self.Kind.Has(fabric.KindWorkload) {
-		return nil
-	}
+// exits returns the exits of a workload node.
+func (l *Links) exits(self fabric.Node, members []roster.Member) []Exit {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var list []Exit
@@ -142,7 +134,7 @@ func (n *Node) routeExits(members []roster.Member) error {
 	if !n.Kind.Has(fabric.KindWorkload) {
 		return nil
 	}
-	exits := l.exitsOf(n.Self, members)
+	exits := l.exits(n.Self, members)
 	want := exitRouting(n.Self, exits)
 	changes, err := kernel.Repair(want)
 	same := reflect.DeepEqual(want, l.routing)
@@ -151,11 +143,6 @@ func (n *Node) routeExits(members []roster.Member) error {
 		n.Repaired(changes)
 	} else if len(changes) > 0 {
 		n.Log.Info("the ways to the outside were set up", logkey.Repaired, changes)
-	}
-	if err == nil {
-		l.mu.Lock()
-		l.routed = exits
-		l.mu.Unlock()
 	}
 	before, looking := takers(n.Self, exits)
 	n.Report("exits", before)

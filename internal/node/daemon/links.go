@@ -60,7 +60,6 @@ type Links struct {
 	issued time.Time // when the latest statement was issued
 
 	spaces map[fabric.NodeID]string // the namespaces of the devices that were set up last, by peer
-	routed []Exit                   // to which marked packets are led
 
 	routing kernel.State // that was set up last, by the one who keeps the links
 }
@@ -340,7 +339,7 @@ func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slo
 			if behind {
 				beyond = append(beyond, pools(m)...)
 			}
-			if m.ID() == p.ID() { // its probes
+			if m.ID() == p.ID() { // its engine and its probes
 				beyond = append(beyond, netip.PrefixFrom(m.Health4(), 32), netip.PrefixFrom(m.Health6(), 128))
 			}
 		}

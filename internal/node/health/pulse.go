@@ -38,8 +38,9 @@ type pulse struct {
 	turn   int         // of the families
 	open   []time.Time // when the pulses were sent that have no answer, after the last one that has
 	live   bool
-	row    int // answers in a row
-	proof  int // answers in a row that it takes to live
+	silent bool // it did not answer when it should have
+	row    int  // answers in a row
+	proof  int  // answers in a row that it takes to live
 	risen  time.Time
 }
 
@@ -54,7 +55,7 @@ func (p *pulse) answered(sent, now time.Time) (rose bool) {
 	if p.row++; p.live || p.row < p.proof {
 		return false
 	}
-	p.live, p.risen = true, now
+	p.live, p.silent, p.risen = true, false, now
 	return true
 }
 
@@ -71,6 +72,7 @@ func (p *pulse) late(now time.Time) (fell bool) {
 		return false
 	}
 	p.open, p.row = p.open[lost-deadAfter+1:], 0 // what comes after says when it lives again
+	p.silent = true
 	if !p.live {
 		return false
 	}
@@ -91,14 +93,15 @@ type beaten struct {
 	to   netip.AddrPort
 }
 
-// Live returns the nodes among View.Pulsed that are live.
+// Live says of the nodes among View.Pulsed whether they live; it has none of which that is not
+// known.
 func (p *Prober) Live() map[fabric.NodeID]bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	live := map[fabric.NodeID]bool{}
 	for node, x := range p.pulses {
-		if x.live {
-			live[node] = true
+		if x.live || x.silent {
+			live[node] = x.live
 		}
 	}
 	return live

@@ -77,6 +77,9 @@ type SyncReply struct {
 	Missing []string `json:"missing,omitempty"`
 	// Unlisted are endpoints that the receiver has from the sender and that are not in the list.
 	Unlisted []Held `json:"unlisted,omitempty"`
+	// Exit says that the receiver's switch leads packets to the outside. Only engines answer it, to
+	// agents of their zone.
+	Exit bool `json:"exit,omitempty"`
 }
 
 // Held is an endpoint that a receiver has, and its node.
