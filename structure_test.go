@@ -29,6 +29,7 @@ var layers = []struct {
 	{`^fabric/desired$`, `^fabric$`, "what must be enforced is computed from the model alone"},
 	{`^bpf(/.*)?$`, `^(bpf(/.*)?|internal/(portrange|connlimit|leftover))$`, "the data path knows packets, maps and ports, but neither Consul nor the model"},
 	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and checks their requirements"},
+	{`^engine/exit$`, `^(engine/port|internal/(wellknown|leftover|node/(kernel|host)))$`, "the exit knows interfaces and addresses, not policy"},
 	{`^engine/(openflow|ovs|port)(/.*)?$`, `^(engine/(openflow|ovs|port)(/.*)?|internal/(portrange|connlimit|wellknown|leftover|node/kernel))$`, "the switch's pipeline knows numbers, not the model"},
 	{`^hcl/generate$`, `^hcl$`, "it writes the reference and the schema of the graph language"},
 	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model, and the name of the fabric's network in jobs"},

@@ -21,6 +21,8 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/engine/exit"
+	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
@@ -97,9 +99,29 @@ func (d *Daemon) openSwitch(ctx context.Context, num registry) error {
 		return err
 	}
 	d.bridge = newBridge(sw, num, d.node.Log)
-	d.ports = &ports{self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, complete: map[string]port.Config{}}
+	outside := d.exit(sw)
+	d.ports = &ports{
+		self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, complete: map[string]port.Config{},
+		exit: exit.New(outside), exitMTU: outside.MTU,
+	}
 	d.node.Links.Home = d.ports
+	// It is there before a workload can ask for it. What it lacks is tried again, because the
+	// fabric does not depend on the outside.
+	d.node.Degrade("exit", d.ports.leadOutside())
 	return nil
+}
+
+// exit returns how the switch reaches the outside.
+func (d *Daemon) exit(sw *ovs.Switch) exit.Config {
+	c := d.node.Config
+	limits := c.Connections.Limits()
+	x := exit.Config{
+		Underlay: c.Underlay.Interface, UnderlayAddress: c.Underlay.Addr(), Ranges: d.node.Self.Ranges, Interfaces: c.Exit.Interfaces,
+		MTU:         exit.MTU(sw.Datapath(), daemon.SwitchMTU(c.Link.MTU)),
+		PerEndpoint: limits.ExitPerEndpoint, NewPerSecond: limits.ExitNewPerSecond,
+	}
+	x.Address4, x.Address6 = c.Exit.Addrs()
+	return x
 }
 
 // Run serves until ctx ends, and tells sup when it answers agents. The switch keeps enforcing after
@@ -200,6 +222,8 @@ func (d *Daemon) repairSwitch(ctx context.Context) {
 	d.node.PutBack("switch", settings)
 	d.node.Degrade("switch settings", err)
 	d.node.Report("switch", d.ports.findings())
+	d.node.Degrade("exit", d.ports.leadOutside())
+	d.node.Report("exit", d.ports.exit.Findings())
 	began := time.Now()
 	flows, err := d.bridge.Reconcile()
 	d.node.PutBack("flow", flows)
@@ -325,9 +349,18 @@ func (d *Daemon) Status() api.NodeStatus {
 		s.Degraded = append(s.Degraded, shutIn(d.self.Zone, d.nodes())...)
 		return s
 	}
+	for _, x := range d.ports.exit.Addresses() {
+		s.Exit = append(s.Exit, api.ExitAddress{Address: x.Addr, Interface: x.Interface})
+	}
 	drops, err := d.bridge.Drops()
 	d.node.Degrade("switch counters", err)
-	s.Drops = drops
+	s.Drops = map[string]uint64{}
+	maps.Copy(s.Drops, drops)
+	dropped, err := d.ports.exit.Counters()
+	d.node.Degrade("exit counters", err)
+	for reason, n := range dropped {
+		s.Drops["nftables: "+reason] = n
+	}
 	if d.bridge.pipe.PassAll() {
 		s.Degraded = append(s.Degraded, "the switch lets everything pass (test override)")
 	}

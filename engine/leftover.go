@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"strings"
 
+	"github.com/sif-project/sif/engine/exit"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/internal/config"
@@ -24,8 +25,8 @@ func newSwitch(c *config.Config) *ovs.Switch {
 }
 
 // Leftovers returns what an engine has made on this machine, in the order in which it is to be
-// taken away: what is in the switch, the switch's ports, and the namespaces of the links with their
-// devices. The engine must have been stopped.
+// taken away: what is in the switch, the exit to the outside, the switch's ports, and the
+// namespaces of the links with their devices. The engine must have been stopped.
 func Leftovers(ctx context.Context, c *config.Config) ([]leftover.Leftover, error) {
 	var list []leftover.Leftover
 	var errs []error
@@ -33,6 +34,8 @@ func Leftovers(ctx context.Context, c *config.Config) ([]leftover.Leftover, erro
 		found, err := newSwitch(c).Leftovers(ctx, conntrackZone)
 		list, errs = append(list, found...), append(errs, err)
 	}
+	outside, err := exit.Leftovers()
+	list, errs = append(list, outside...), append(errs, err)
 	interfaces, err := leftover.Interfaces(switchInterface.MatchString)
 	errs = append(errs, err)
 	spaces, err := port.Namespaces(wellknown.LinkNamespace(c.Engine.Namespaces, wellknown.LinkPrefix))

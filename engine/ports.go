@@ -14,6 +14,7 @@ import (
 	"slices"
 	"sync"
 
+	"github.com/sif-project/sif/engine/exit"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
@@ -36,6 +37,10 @@ type ports struct {
 
 	repaired func([]kernel.Change) // is told what others had changed
 
+	exit    *exit.Exit
+	exitMTU int  // of its port
+	leads   bool // the exit was complete
+
 	mu       sync.Mutex             // one plug at a time
 	complete map[string]port.Config // ports that were complete, by outer device
 }
@@ -52,6 +57,9 @@ func (p *ports) config(d link.Device) port.Config {
 	}
 	for _, peer := range d.Peers {
 		c.Prefixes = append(c.Prefixes, peer.AllowedIPs...)
+	}
+	if p.exitMTU < c.MTU {
+		c.Ranges, c.OutsideMTU = p.self.Ranges, p.exitMTU
 	}
 	return c
 }
@@ -97,6 +105,31 @@ func (p *ports) ensure(c port.Config) error {
 	return errors.Join(err, p.sw.DeletePort(ctx, c.Outer))
 }
 
+// leadOutside makes or repairs the exit, and adds its port to the switch.
+func (p *ports) leadOutside() error {
+	p.mu.Lock()
+	changes, fresh, err := p.exit.Ensure()
+	if p.leads {
+		p.repaired(changes)
+	}
+	p.leads = p.leads || err == nil
+	if fresh {
+		ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+		err = errors.Join(err, p.sw.DeletePort(ctx, wellknown.ExitSwitchInterface))
+		cancel()
+	}
+	p.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	no, err := p.plug(wellknown.ExitSwitchInterface)
+	if err != nil {
+		return err
+	}
+	own, far := exit.Port()
+	return p.bridge.setExit(ovs.Port{No: no, MAC: own, Peer: far, Outside: true})
+}
+
 // changed counts what a repair changed of a port that was as it was to be before.
 func (p *ports) changed(c port.Config, changes []kernel.Change) {
 	was, known := p.complete[c.Outer]
@@ -127,7 +160,7 @@ func (p *ports) repairSwitch(ctx context.Context) ([]string, error) {
 	defer p.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, switchTimeout)
 	defer cancel()
-	return p.sw.Repair(ctx, slices.Collect(maps.Keys(p.complete)))
+	return p.sw.Repair(ctx, append(slices.Collect(maps.Keys(p.complete)), wellknown.ExitSwitchInterface))
 }
 
 // findings returns what of the host stands against the switch, one sentence each with the remedy.

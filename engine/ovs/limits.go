@@ -68,6 +68,15 @@ func (s *Switch) repairLimits(ctx context.Context) (changes []string, err error)
 	return append(changes, fmt.Sprintf("most connections of zone %d", s.limits.zone)), nil
 }
 
+// Datapath returns the type of the bridge's datapath, "system" or "netdev"; empty before
+// LimitConnections was called.
+func (s *Switch) Datapath() string {
+	if s.limits == nil {
+		return ""
+	}
+	return s.limits.datapath
+}
+
 // mostTracked is a parameter of the kernel, which has one for all network namespaces.
 const mostTracked = "/proc/sys/net/netfilter/nf_conntrack_max"
 

@@ -25,6 +25,10 @@ const (
 	word         = 4  // bytes of a __u32
 )
 
+// SplitDatagrams has the kernel split merged UDP datagrams before it gives them to the other end of
+// a veth pair, which is a port of the switch. The device is in the calling thread's namespace.
+func SplitDatagrams(device string) error { return switchOff(device, udpSegmentation) }
+
 // switchOff switches off a feature of a device in the calling thread's namespace.
 func switchOff(device, feature string) error {
 	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)

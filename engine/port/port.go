@@ -54,6 +54,11 @@ type Config struct {
 	MTU int
 	// Prefixes are behind the link.
 	Prefixes []netip.Prefix
+	// Ranges are those of the fabric, and OutsideMTU, unless it is 0, is the MTU towards all other
+	// addresses, if it is smaller than MTU: senders are told of it before the switch, which tells
+	// nothing.
+	Ranges     []netip.Prefix
+	OutsideMTU int
 	// Addrs are the namespace's own, from which it tells senders that a packet is too big. IPv6
 	// needs one for that.
 	Addrs []netip.Addr
@@ -189,7 +194,7 @@ func ensure(c Config) (changes []kernel.Change, fresh bool, err error) {
 	if err := repair(s.port, innerState(c)); err != nil {
 		return changes, fresh, err
 	}
-	if err := s.port.in(func() error { return switchOff(inner, udpSegmentation) }); err != nil {
+	if err := s.port.in(func() error { return SplitDatagrams(inner) }); err != nil {
 		return changes, fresh, err
 	}
 	if err := s.fetchDevice(c); err != nil {

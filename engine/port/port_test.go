@@ -229,6 +229,19 @@ func TestLinksThroughSwitch(t *testing.T) {
 		must.StrContains(t, inspect(t, hosts[0], "-6", "route", "get", "fd5f:0:0:2::1"), "mtu 1300")
 		must.False(t, ensure(t, configs[0]))
 	})
+	t.Run("so are those that are too big for the outside", func(t *testing.T) {
+		testhost.RequireProgram(t, "ping")
+		c := configs[0]
+		c.Ranges, c.OutsideMTU = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/48")}, 1280
+		must.False(t, ensure(t, c))
+		must.Error(t, exec.Command("ip", "netns", "exec", hosts[0], "ping", "-c1", "-W1", "-Mdo", "-s1330", "198.51.100.1").Run())
+		must.StrContains(t, inspect(t, hosts[0], "route", "get", "198.51.100.1"), "mtu 1280")
+		_ = exec.Command("ip", "netns", "exec", hosts[0], "ping", "-6", "-c1", "-W1", "-Mdo", "-s1330", "2001:db8::1").Run()
+		must.StrContains(t, inspect(t, hosts[0], "-6", "route", "get", "2001:db8::1"), "mtu 1280")
+		must.NoError(t, works("tcp", "100.64.2.1:80"))
+		must.StrNotContains(t, inspect(t, hosts[0], "route", "get", "100.64.2.1"), "mtu 1280")
+		must.False(t, ensure(t, configs[0]))
+	})
 	t.Run("peers of one link meet only in the switch", func(t *testing.T) {
 		testhost.RequireProgram(t, "ping")
 		// Both addresses are behind the first link.

@@ -96,7 +96,12 @@ func innerState(c Config) kernel.State {
 			anywhere = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
 		}
 		for _, table := range []int{tableFromLink, unix.RT_TABLE_MAIN} {
-			in.Routes = append(in.Routes, kernel.Route{Prefix: anywhere, Table: table, Gateway: gateway})
+			in.Routes = append(in.Routes, kernel.Route{Prefix: anywhere, Table: table, Gateway: gateway, MTU: c.OutsideMTU})
+			for _, r := range c.Ranges {
+				if c.OutsideMTU != 0 && r.Addr().Is4() == gateway.Is4() {
+					in.Routes = append(in.Routes, kernel.Route{Prefix: r, Table: table, Gateway: gateway})
+				}
+			}
 		}
 		for _, table := range []int{tableFromLink, tableFromSwitch} {
 			s.Blackholes = append(s.Blackholes, kernel.Blackhole{Prefix: anywhere, Table: table, Priority: 1 << 20})

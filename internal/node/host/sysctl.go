@@ -16,8 +16,8 @@ import (
 	"github.com/sif-project/sif/internal/node/kernel"
 )
 
-// Forwarding are the parameters of the node as a whole that a workload node needs. The agent sets
-// them and puts them back.
+// Forwarding are the parameters of the node as a whole that a workload node needs, and a processor
+// to reach the outside. Agent and engine set them and put them back.
 var Forwarding = []kernel.Sysctl{{Name: "net/ipv4/ip_forward", Value: "1"}, {Name: "net/ipv6/conf/all/forwarding", Value: "1"}}
 
 // contested are Forwarding, and what would change our interfaces as well when it is written. The
