@@ -5,6 +5,8 @@ package bpf
 
 import (
 	"fmt"
+
+	"github.com/cilium/ebpf"
 )
 
 // Count is the number of packets with a verdict since the maps were created.
@@ -20,8 +22,16 @@ type Count struct {
 type Counters struct {
 	Verdicts   []Count // by direction and reason; without zeros
 	Drops      []Count // by interface, direction and reason; drops only
-	LostEvents uint64  // dropped because the ring was full
-	Generation uint64  // in force
+	Refusals   Refusals
+	LostEvents uint64 // dropped because the ring was full
+	Generation uint64 // in force
+}
+
+// Refusals counts what endpoints with Endpoint.Reject were told of packets that were dropped.
+type Refusals struct {
+	Resets     uint64 // TCP resets
+	Prohibited uint64 // ICMP and ICMPv6 errors
+	Limited    uint64 // nothing, because the endpoint was told of too many
 }
 
 // Verdict returns the number of packets with one direction and reason.
@@ -55,12 +65,24 @@ func (d *Datapath) Counters() (Counters, error) {
 	if err != nil {
 		return c, err
 	}
-	var lost []uint64
-	if err := d.objects.SifLost.Lookup(uint32(0), &lost); err != nil {
-		return c, fmt.Errorf("read map sif_lost: %w", err)
-	}
-	for _, n := range lost {
-		c.LostEvents += n
+	for _, n := range []struct {
+		m    *ebpf.Map
+		name string
+		key  uint32
+		sum  *uint64
+	}{
+		{d.objects.SifLost, "sif_lost", 0, &c.LostEvents},
+		{d.objects.SifRefusals, "sif_refusals", uint32(endpointRefusalREFUSAL_RESET), &c.Refusals.Resets},
+		{d.objects.SifRefusals, "sif_refusals", uint32(endpointRefusalREFUSAL_PROHIBITED), &c.Refusals.Prohibited},
+		{d.objects.SifRefusals, "sif_refusals", uint32(endpointRefusalREFUSAL_LIMITED), &c.Refusals.Limited},
+	} {
+		var perCPU []uint64
+		if err := n.m.Lookup(n.key, &perCPU); err != nil {
+			return c, fmt.Errorf("read map %s: %w", n.name, err)
+		}
+		for _, x := range perCPU {
+			*n.sum += x
+		}
 	}
 	var cfg endpointConfig
 	if err := d.objects.SifConfig.Lookup(uint32(0), &cfg); err != nil {

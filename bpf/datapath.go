@@ -190,7 +190,7 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 		"sif_rules": &o.SifRules, "sif_checks": &o.SifChecks, "sif_conns": &o.SifConns,
 		"sif_verdicts": &o.SifVerdicts, "sif_drops": &o.SifDrops, "sif_events": &o.SifEvents,
 		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost, "sif_published": &o.SifPublished,
-		"sif_exits": &o.SifExits, "sif_fragments": &o.SifFragments,
+		"sif_exits": &o.SifExits, "sif_refusals": &o.SifRefusals, "sif_fragments": &o.SifFragments,
 	}
 }
 

@@ -6,11 +6,13 @@
 // The programs of an endpoint, at both tc hooks of the host side of its veth pair: ingress for
 // packets from the workload, egress for packets to it. A packet passes if it opens a flow that a
 // contract, a check or the rule for the resolver allows, or belongs to such a flow. All other
-// packets are dropped, counted and reported.
+// packets are dropped, counted and reported. A workload that wants to know is told of refusals that
+// are certain.
 
 #include "headers/maps.h"
 #include "headers/packet.h"
 #include "headers/policy.h"
+#include "headers/reject.h"
 #include "headers/verdict.h"
 
 #define CONN_FIN (CONN_FIN_ORIGINAL | CONN_FIN_REPLY)
@@ -74,9 +76,10 @@ static __always_inline void touch(struct conn *c, const struct packet *p, enum d
 }
 
 // judge looks up the remote's identity and evaluates whether the policy allows a flow that was
-// opened in this direction. ingress is the interface where the remote's packets arrive.
-static __always_inline enum reason judge(struct packet *p, const struct config *cfg, bool outbound, __u32 ingress,
-					 __u16 port, struct remote *r)
+// opened in this direction. ingress is the interface where the remote's packets arrive. For a flow
+// to an external, judge sets the mark of its exit.
+static __always_inline enum reason judge(struct packet *p, const struct config *cfg, const struct endpoint *ep,
+					 bool outbound, __u32 ingress, __u16 port, struct remote *r)
 {
 	enum reason why;
 
@@ -85,18 +88,65 @@ static __always_inline enum reason judge(struct packet *p, const struct config *
 			r->host = true;
 			return REASON_ALLOWED_DNS;
 		}
-		why = destination(&p->key.remote, r);
+		why = destination(cfg, &p->key, r);
 	} else {
 		why = source(&p->key.remote, ingress, r);
 	}
 	p->remote_identity = r->identity;
 	if (why != REASON_NONE)
 		return why;
-	if (r->host)
-		return checked(p->key.ifindex, p->key.protocol, port) ? REASON_ALLOWED_CHECK : REASON_NO_CHECK;
+	if (r->host && !outbound) {
+		if (checked(p->key.ifindex, p->key.protocol, port))
+			return REASON_ALLOWED_CHECK;
+		if (!r->identity)
+			return REASON_NO_CHECK;
+	}
+	if (r->port)
+		port = r->port;
 	p->contract = outbound ? contract_of(p->local_identity, r->identity, p->key.protocol, port)
 			       : contract_of(r->identity, p->local_identity, p->key.protocol, port);
-	return p->contract ? REASON_ALLOWED_CONTRACT : REASON_NO_CONTRACT;
+	if (!p->contract)
+		return REASON_NO_CONTRACT;
+	if (!outbound || !r->outside)
+		return REASON_ALLOWED_CONTRACT;
+	p->mark = p->contract & CONTRACT_NODE_EXIT ? cfg->node_exit : ep->exit;
+	return p->mark ? REASON_ALLOWED_CONTRACT : REASON_NO_EXIT;
+}
+
+// for_sure reports whether no allowed flow can be the reason for a packet from the workload that no
+// connection knows and judge refused. The packet may be an answer to a flow that was forgotten, and
+// that will be known again when its originator sends.
+static __always_inline bool for_sure(const struct packet *p, enum reason why)
+{
+	bool tcp = p->key.protocol == IPPROTO_TCP;
+
+	if (p->answers)
+		return false;
+	if (why == REASON_PEER_GONE)
+		return true;
+	if (why == REASON_OUTSIDE)
+		return p->opens || !tcp;
+	if (why != REASON_NO_CONTRACT)
+		return false;
+	return p->opens || p->kind == PACKET_SINGLE ||
+	       !contract_of(p->remote_identity, p->local_identity, p->key.protocol, p->key.local_port);
+}
+
+// keep_exit makes a connection keep the exit by which it began, also if new ones take another. If
+// that exit is gone, so is the state of the connection there. It returns false if a TCP connection
+// is lost, and what else there is goes on by the new exit.
+static __always_inline bool keep_exit(struct packet *p, const struct conn *c, const struct endpoint *ep,
+				      enum reason *why)
+{
+	if (p->mark == c->mark)
+		return true;
+	if (c->mark && !((p->contract ^ c->contract) & CONTRACT_NODE_EXIT) && exit_lives(c->mark)) {
+		p->mark = c->mark;
+		if (*why == REASON_NO_EXIT)
+			*why = REASON_ALLOWED_CONTRACT;
+		return true;
+	}
+	return p->opens || p->key.protocol != IPPROTO_TCP;
 }
 
 // arrived reports whether a packet that arrives at ingress is from r, the remote of an outbound
@@ -111,18 +161,6 @@ static __always_inline enum reason arrived(const struct packet *p, const struct 
 		return REASON_WRONG_INTERFACE;
 	identity = external(&p->key.remote, ingress);
 	return identity && *identity == r->identity ? REASON_NONE : REASON_UNKNOWN_SOURCE;
-}
-
-// usage_of returns what an endpoint has of the connection table.
-static __always_inline struct usage *usage_of(__u32 ifindex)
-{
-	struct usage *u = bpf_map_lookup_elem(&sif_usage, &ifindex);
-	struct usage none = {};
-
-	if (u)
-		return u;
-	bpf_map_update_elem(&sif_usage, &ifindex, &none, BPF_NOEXIST);
-	return bpf_map_lookup_elem(&sif_usage, &ifindex);
 }
 
 // forget deletes a connection.
@@ -165,8 +203,8 @@ static __always_inline enum reason remember(const struct conn_key *key, const st
 // recheck evaluates a known connection again, because its generation is not the newest or because
 // its packets arrive at another interface than before. If the connection is not allowed any more,
 // recheck deletes its entry; if only this packet is not allowed, the entry stays.
-static __always_inline enum reason recheck(struct packet *p, const struct config *cfg, const struct conn *c,
-					   enum direction dir, __u64 generation, __u64 now)
+static __always_inline enum reason recheck(struct packet *p, const struct config *cfg, const struct endpoint *ep,
+					   const struct conn *c, enum direction dir, __u64 generation, __u64 now)
 {
 	struct conn next = *c;
 	bool outbound = next.flags & CONN_OUTBOUND;
@@ -176,6 +214,7 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 	struct remote r = {};
 	struct peer *peer;
 	enum reason why;
+	bool lost;
 
 	if (p->key.protocol == IPPROTO_ICMP)
 		port = 8;
@@ -193,8 +232,13 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		if (peer)
 			ingress = peer->ifindex;
 	}
-	why = judge(p, cfg, outbound, ingress, port, &r);
-	if (!allowed(why)) {
+	why = judge(p, cfg, ep, outbound, ingress, port, &r);
+	lost = (allowed(why) || why == REASON_NO_EXIT) && !keep_exit(p, c, ep, &why);
+	if (lost || !allowed(why)) {
+		p->cut = !to || ingress == next.ingress;
+		p->certain = p->cut && (lost || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK ||
+					why == REASON_OUTSIDE || why == REASON_PEER_GONE);
+		p->mark = next.mark;
 		forget(&p->key);
 		return REASON_STALE_CONNECTION;
 	}
@@ -208,6 +252,7 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 	}
 	next.ingress = r.ingress;
 	next.contract = p->contract;
+	next.mark = p->mark;
 	next.local_identity = p->local_identity;
 	next.remote_identity = p->remote_identity;
 	next.generation = generation;
@@ -219,19 +264,21 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 	return bpf_map_update_elem(&sif_conns, &p->key, &next, BPF_EXIST) ? REASON_STALE_CONNECTION : REASON_NONE;
 }
 
-static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg, enum direction dir,
-					     __u64 generation, __u64 now)
+static __always_inline enum reason open_flow(struct packet *p, const struct config *cfg, const struct endpoint *ep,
+					     enum direction dir, __u64 generation, __u64 now)
 {
 	bool outbound = dir == DIRECTION_FROM_WORKLOAD;
 	struct remote r = {};
 	struct conn c = {};
 	enum reason why, room;
 
-	why = judge(p, cfg, outbound, p->ingress, p->port, &r);
+	why = judge(p, cfg, ep, outbound, p->ingress, p->port, &r);
 	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK))
 		return REASON_NO_CONNECTION;
-	if (!allowed(why))
+	if (!allowed(why)) {
+		p->certain = outbound && for_sure(p, why);
 		return why;
+	}
 	if (p->kind == PACKET_SINGLE || (p->tcp_flags & TCP_RST))
 		return why;
 	c.generation = generation;
@@ -240,16 +287,18 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	c.ingress = r.ingress;
 	c.local_identity = p->local_identity;
 	c.remote_identity = p->remote_identity;
-	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0);
+	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0) | (r.outside ? CONN_OUTSIDE : 0);
+	c.mark = p->mark;
 	c.state = progress(p, 0, true);
 	room = remember(&p->key, &c, cfg, now);
 	return room == REASON_NONE ? why : room;
 }
 
 // judge_error allows an ICMP error that quotes a packet of a live connection, if the error is from
-// the other end, from this node, or (too big) from any router.
-static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg, const struct conn *c,
-					       enum direction dir, __u64 generation, __u64 now)
+// the other end, from this node, (too big) from any router, or, about a flow with an external, from
+// a router outside the fabric whose packets arrive where those of the external do.
+static __always_inline enum reason judge_error(struct packet *p, const struct config *cfg, const struct endpoint *ep,
+					       const struct conn *c, enum direction dir, __u64 generation, __u64 now)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	bool node = !from_local && p->ingress == 0;
@@ -258,16 +307,19 @@ static __always_inline enum reason judge_error(struct packet *p, const struct co
 	if (!same_addr(from_local ? &p->receiver : &p->sender, &p->key.remote)) {
 		if (from_local)
 			return REASON_NO_CONNECTION;
-		if (p->kind != PACKET_TOO_BIG && !node)
+		if (p->kind != PACKET_TOO_BIG && !node && (!c || !(c->flags & CONN_OUTSIDE) || in_fabric(&p->sender)))
 			return REASON_UNKNOWN_SOURCE;
 	}
 	if (!c)
 		return REASON_NO_CONNECTION;
+	if (from_local)
+		p->mark = c->mark;
 	// The sender is known to be right: evaluate only the connection, at its own ingress.
 	if (from_local || node)
 		p->kind = PACKET_TOO_BIG;
 	if (c->generation != generation || (p->kind == PACKET_ERROR && c->ingress != p->ingress)) {
-		why = recheck(p, cfg, c, dir, generation, now);
+		why = recheck(p, cfg, ep, c, dir, generation, now);
+		p->certain = false; // nobody answers an error
 		if (why != REASON_NONE)
 			return why;
 	}
@@ -282,15 +334,19 @@ static __always_inline bool owns(const struct endpoint *ep, const struct addr *a
 }
 
 // decide handles packets that do not belong to a known connection of the newest generation.
-static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
+SUBPROGRAM int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
-	bool error = p->kind == PACKET_ERROR || p->kind == PACKET_TOO_BIG;
-	struct endpoint *ep = bpf_map_lookup_elem(&sif_endpoints, &p->key.ifindex);
+	struct endpoint *ep;
+	bool error;
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct conn *c;
 	enum reason why;
 
+	if (!p || !cfg)
+		return REASON_MALFORMED;
+	error = p->kind == PACKET_ERROR || p->kind == PACKET_TOO_BIG;
+	ep = bpf_map_lookup_elem(&sif_endpoints, &p->key.ifindex);
 	if (!ep)
 		return REASON_NO_ENDPOINT;
 	p->local_identity = ep->identity;
@@ -303,12 +359,16 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 	if (c && !live(cfg, c, p->key.protocol, now))
 		c = NULL;
 	if (error)
-		return judge_error(p, cfg, c, dir, generation, now);
+		return judge_error(p, cfg, ep, c, dir, generation, now);
 	if (p->kind == PACKET_FLOW && c && belongs(p, c, dir)) {
-		why = recheck(p, cfg, c, dir, generation, now);
-		return why == REASON_NONE ? REASON_ALLOWED_CONNECTION : why;
+		why = recheck(p, cfg, ep, c, dir, generation, now);
+		if (why == REASON_NONE)
+			why = REASON_ALLOWED_CONNECTION;
+	} else {
+		why = open_flow(p, cfg, ep, dir, generation, now);
 	}
-	return open_flow(p, cfg, dir, generation, now);
+	p->certain = p->certain && (ep->flags & ENDPOINT_REJECT);
+	return why;
 }
 
 static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
@@ -320,9 +380,13 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 	struct conn *c;
 	__u64 generation;
 	enum reason why;
+	int verdict;
 
 	if (!cfg)
 		return TCX_DROP;
+	// The mark says how a packet leaves. A workload has no say in it.
+	if (from_local)
+		skb->mark = 0;
 	// Read the generation before the policy: a change that this run does not see raises it above
 	// the one that we store.
 	generation = *(volatile __u64 *)&cfg->generation;
@@ -341,16 +405,28 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 			if (live(cfg, c, p.key.protocol, now)) {
 				touch(c, &p, dir, now);
 				count(dir, REASON_ALLOWED_CONNECTION, false);
+				if (from_local && c->mark)
+					skb->mark = c->mark;
 				if (is_first(&p.part))
 					lead(skb, &p.key, &p.part, dir, generation);
 				return TCX_NEXT;
 			}
 		}
 	}
+	// A reset of ours, which refuse sends to the workload from which the refused packet came.
+	if (!from_local && p.ingress == p.key.ifindex && (p.tcp_flags & TCP_RST))
+		return TCX_NEXT;
 	why = decide(&p, cfg, dir, generation);
-	if (is_first(&p.part) && allowed(why))
-		lead(skb, &p.key, &p.part, dir, generation);
-	return carry_out(&p, cfg, dir, why);
+	if (allowed(why)) {
+		if (from_local)
+			skb->mark = p.mark;
+		if (is_first(&p.part))
+			lead(skb, &p.key, &p.part, dir, generation);
+	}
+	verdict = carry_out(&p, cfg, dir, why);
+	if (verdict == TCX_DROP && p.certain)
+		verdict = refuse(skb, &p, cfg, dir);
+	return verdict;
 }
 
 SEC("tcx/ingress")

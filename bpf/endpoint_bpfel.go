@@ -68,6 +68,7 @@ type endpointConnFlag uint32
 const (
 	endpointConnFlagCONN_OUTBOUND endpointConnFlag = 1
 	endpointConnFlagCONN_HOST     endpointConnFlag = 2
+	endpointConnFlagCONN_OUTSIDE  endpointConnFlag = 4
 )
 
 type endpointConnKey struct {
@@ -241,6 +242,15 @@ const (
 	endpointReasonREASON_COUNT               endpointReason = 30
 )
 
+type endpointRefusal uint32
+
+const (
+	endpointRefusalREFUSAL_RESET      endpointRefusal = 0
+	endpointRefusalREFUSAL_PROHIBITED endpointRefusal = 1
+	endpointRefusalREFUSAL_LIMITED    endpointRefusal = 2
+	endpointRefusalREFUSAL_COUNT      endpointRefusal = 3
+)
+
 type endpointRule struct {
 	_        structs.HostLayout
 	Contract uint32
@@ -258,6 +268,7 @@ type endpointRuleKey struct {
 type endpointUsage struct {
 	_           structs.HostLayout
 	NextFlow    uint64
+	NextRefusal uint64
 	Connections uint32
 	Pad         uint32
 }
@@ -286,6 +297,7 @@ const (
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
 	endpointMapSifPublished     = "sif_published"
+	endpointMapSifRefusals      = "sif_refusals"
 	endpointMapSifRules         = "sif_rules"
 	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
@@ -359,6 +371,7 @@ type endpointMapSpecs struct {
 	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
 	SifPublished *ebpf.MapSpec `ebpf:"sif_published"`
+	SifRefusals  *ebpf.MapSpec `ebpf:"sif_refusals"`
 	SifRules     *ebpf.MapSpec `ebpf:"sif_rules"`
 	SifUsage     *ebpf.MapSpec `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.MapSpec `ebpf:"sif_verdicts"`
@@ -404,6 +417,7 @@ type endpointMaps struct {
 	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
 	SifPublished *ebpf.Map `ebpf:"sif_published"`
+	SifRefusals  *ebpf.Map `ebpf:"sif_refusals"`
 	SifRules     *ebpf.Map `ebpf:"sif_rules"`
 	SifUsage     *ebpf.Map `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.Map `ebpf:"sif_verdicts"`
@@ -425,6 +439,7 @@ func (m *endpointMaps) Close() error {
 		m.SifPairs,
 		m.SifPeers,
 		m.SifPublished,
+		m.SifRefusals,
 		m.SifRules,
 		m.SifUsage,
 		m.SifVerdicts,

@@ -101,10 +101,10 @@ func TestNoFrameGetsAround(t *testing.T) {
 				data[rapid.IntRange(12, len(data)-1).Draw(t, "at")] = rapid.Byte().Draw(t, "byte")
 			}
 			data = data[:rapid.IntRange(min(len(data), 60), len(data)).Draw(t, "length")]
-			if f.verdict(FromWorkload, f.me, 0, data) == -1 && !bytes.Equal(data[26:30], own4[:]) && !bytes.Equal(data[22:38], own6[:]) {
+			if f.outcome(FromWorkload, f.me, 0, data).verdict == -1 && !bytes.Equal(data[26:30], own4[:]) && !bytes.Equal(data[22:38], own6[:]) {
 				t.Fatalf("passed from the workload with another source: %x", data)
 			}
-			if f.verdict(ToWorkload, f.me, f.bare, data) == -1 && !(data[23] == 1 || data[20] == 58) {
+			if f.outcome(ToWorkload, f.me, f.bare, data).verdict == -1 && !(data[23] == 1 || data[20] == 58) {
 				t.Fatalf("passed to the workload by an interface where nobody is: %x", data)
 			}
 		}

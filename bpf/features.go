@@ -36,6 +36,7 @@ var required = []struct {
 	{Feature{"eBPF maps of the type lru_hash", "4.10"}, func() error { return features.HaveMapType(ebpf.LRUHash) }},
 	{Feature{"eBPF maps of the type ringbuf", "5.8"}, func() error { return features.HaveMapType(ebpf.RingBuf) }},
 	{Feature{"eBPF maps in memory that is shared with processes", "5.5"}, func() error { return features.HaveMapFlag(features.BPF_F_MMAPABLE) }},
+	{Feature{"the eBPF helper bpf_redirect_peer", "5.10"}, helper(asm.FnRedirectPeer)},
 	{Feature{"the eBPF helper bpf_ktime_get_coarse_ns", "5.11"}, helper(asm.FnKtimeGetCoarseNs)},
 	{Feature{"the eBPF helper bpf_for_each_map_elem", "5.13"}, helper(asm.FnForEachMapElem)},
 }

@@ -160,7 +160,7 @@ func TestFragmentFlood(t *testing.T) {
 	}
 	f.expect("first", sent(AllowedContract, part(1, 0, 24)))
 	for id := range uint32(40_000) {
-		f.verdict(FromWorkload, f.me, 0, ethernet(part(10+id, 0, 24)))
+		f.outcome(FromWorkload, f.me, 0, ethernet(part(10+id, 0, 24)))
 	}
 	f.expect("pushed out", sent(NoFirstFragment, part(1, 24, 64)), sent(AllowedConnection, part(1, 0, 24)), sent(AllowedConnection, part(1, 24, 64)))
 	list, err := dump[endpointFragmentKey, endpointFragment](f.objects.SifFragments, "sif_fragments")

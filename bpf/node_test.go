@@ -125,6 +125,8 @@ const (
 	contractBank       = 15
 	contractNeighbours = 16
 	contractStreams    = 17
+
+	exitOne, exitTwo, exitNode = 0x100, 0x101, 0x1 // marks
 )
 
 // fixture is a node with an endpoint, whose programs get packets by program test run.
@@ -133,6 +135,7 @@ type fixture struct {
 	namespace                           netns.NsHandle
 	t                                   testing.TB
 	me, neighbour, wire, underlay, bare uint32 // interfaces
+	last                                outcome
 }
 
 func newFixture(t testing.TB) *fixture { return newFixtureWith(t, "") }
@@ -143,7 +146,7 @@ func newFixtureWith(t testing.TB, m Mechanism) *fixture {
 	f.me, f.neighbour = device(t, "me"), device(t, "neighbour")
 	f.wire, f.underlay, f.bare = device(t, "wire"), device(t, "underlay"), device(t, "bare")
 
-	must.NoError(t, f.PutEndpoint(endpoint(f.me, idMe, me4, me6)))
+	f.endpoint(nil)
 	must.NoError(t, f.PutEndpoint(endpoint(f.neighbour, idNeighbour, neighbour4, "")))
 	for address, p := range map[string]Peer{
 		me4: {Identity: idMe, Interface: f.me}, me6: {Identity: idMe, Interface: f.me},
@@ -173,9 +176,23 @@ func fixtureOptions(m Mechanism) Options {
 		Mechanism: m,
 		Resolver4: addr(resolver4),
 		Resolver6: addr(resolver6),
+		Node4:     addr(resolver4),
+		Node6:     addr(host6),
+		NodeExit:  exitNode,
 		Fabric:    []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/16")},
 		Sizes:     map[string]uint32{"sif_conns": 4096},
 	}
+}
+
+// endpoint writes the endpoint that is tested.
+func (f *fixture) endpoint(change func(*Endpoint)) {
+	f.t.Helper()
+	e := endpoint(f.me, idMe, me4, me6)
+	e.Exit = exitOne
+	if change != nil {
+		change(&e)
+	}
+	must.NoError(f.t, f.PutEndpoint(e))
 }
 
 func (f *fixture) policy() {
@@ -223,9 +240,19 @@ func (f *fixture) age(by time.Duration) {
 
 // skb is the part of struct __sk_buff that a test run can set.
 type skb struct {
-	Before  [9]uint32
+	Before  [2]uint32
+	Mark    uint32
+	Between [6]uint32
 	Ingress uint32
 	Ifindex uint32
+	After   [37]uint32
+}
+
+// outcome is what a program made of a packet.
+type outcome struct {
+	verdict int32
+	mark    uint32
+	frame   []byte
 }
 
 // run runs a program on a frame and returns the reason that it counted. It checks that the
@@ -234,15 +261,15 @@ func (f *fixture) run(dir Direction, endpoint, ingress uint32, data []byte) Reas
 	f.t.Helper()
 	before, err := f.Counters()
 	must.NoError(f.t, err)
-	verdict := f.verdict(dir, endpoint, ingress, data)
+	f.last = f.outcome(dir, endpoint, ingress, data)
 	after, err := f.Counters()
 	must.NoError(f.t, err)
 	for why := AllowedContract; why < reasonCount; why++ {
 		if after.Verdict(dir, why) == before.Verdict(dir, why) {
 			continue
 		}
-		if pass := verdict == -1; pass != (why.Allowed() || f.PassAll()) {
-			f.t.Errorf("the program counted %s and returned %d", why, verdict)
+		if pass := f.last.verdict == -1; pass != (why.Allowed() || f.PassAll()) && after.Refusals == before.Refusals {
+			f.t.Errorf("the program counted %s and returned %d", why, f.last.verdict)
 		}
 		return why
 	}
@@ -250,11 +277,15 @@ func (f *fixture) run(dir Direction, endpoint, ingress uint32, data []byte) Reas
 	return 0
 }
 
-func (f *fixture) verdict(dir Direction, endpoint, ingress uint32, data []byte) int32 {
+// outcome runs a program on a frame that has a mark already.
+func (f *fixture) outcome(dir Direction, endpoint, ingress uint32, data []byte) outcome {
 	f.t.Helper()
-	verdict, err := f.program(dir).Run(&ebpf.RunOptions{Data: data, Context: skb{Ingress: ingress, Ifindex: endpoint}})
+	var after skb
+	o := &ebpf.RunOptions{Data: data, DataOut: make([]byte, len(data)+256),
+		Context: skb{Mark: 0xbad, Ingress: ingress, Ifindex: endpoint}, ContextOut: &after}
+	verdict, err := f.program(dir).Run(o)
 	must.NoError(f.t, err)
-	return int32(verdict)
+	return outcome{int32(verdict), after.Mark, o.DataOut}
 }
 
 func (f *fixture) program(dir Direction) *ebpf.Program {

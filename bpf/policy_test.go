@@ -88,7 +88,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 
 	endpoints, err := f.Endpoints()
 	must.NoError(t, err)
-	compare(t, endpoints, []Endpoint{endpoint(f.me, idMe, me4, me6), endpoint(f.neighbour, idNeighbour, neighbour4, "")},
+	compare(t, endpoints, []Endpoint{{f.me, idMe, addr(me4), addr(me6), exitOne, false}, endpoint(f.neighbour, idNeighbour, neighbour4, "")},
 		func(a, b Endpoint) bool { return a.Interface < b.Interface })
 	checks, err := f.Checks()
 	must.NoError(t, err)

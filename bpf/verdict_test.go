@@ -19,11 +19,15 @@ type step struct {
 	change  func(*fixture)
 	frame   []byte // instead of packet: with its Ethernet header
 	at      func(*fixture) uint32
+	mark    uint32 // of a packet from the workload that passes
 }
+
+// unmarked is the mark of a step that does not say one.
+const unmarked = 0xffffffff
 
 // sent is a packet from the workload; wire, host and underlay are packets to it.
 func sent(want Reason, packet []byte) step {
-	return step{want: want, dir: FromWorkload, packet: packet}
+	return step{want: want, dir: FromWorkload, packet: packet, mark: unmarked}
 }
 func wire(want Reason, packet []byte) step {
 	return step{want: want, dir: ToWorkload, packet: packet, ingress: func(f *fixture) uint32 { return f.wire }}
@@ -33,6 +37,9 @@ func host(want Reason, packet []byte) step {
 }
 func underlay(want Reason, packet []byte) step {
 	return step{want: want, dir: ToWorkload, packet: packet, ingress: func(f *fixture) uint32 { return f.underlay }}
+}
+func neighbour(want Reason, packet []byte) step {
+	return step{want: want, dir: ToWorkload, packet: packet, ingress: func(f *fixture) uint32 { return f.neighbour }}
 }
 func then(change func(*fixture)) step { return step{change: change} }
 func raise(f *fixture)                { _, _ = f.RaiseGeneration() }
@@ -66,8 +73,8 @@ func TestVerdicts(t *testing.T) {
 		{"tcp out to a peer without contract", []step{sent(NoContract, ip(me4, stranger4, 6, tcp(4000, 8080, syn)))}},
 		{"tcp out to nobody", []step{sent(UnknownDestination, ip(me4, nobody4, 6, tcp(4000, 8080, syn)))}},
 		{"tcp out to nobody, v6", []step{sent(UnknownDestination, ip(me6, nobody6, 6, tcp(4000, 8080, syn)))}},
-		{"tcp out beyond the fabric", []step{sent(UnknownDestination, ip(me4, elsewhere4, 6, tcp(4000, 8080, syn)))}},
-		{"tcp out to this node", []step{sent(UnknownDestination, ip(me4, host4, 6, tcp(4000, 22, syn)))}},
+		{"tcp out beyond the fabric", []step{sent(Outside, ip(me4, elsewhere4, 6, tcp(4000, 8080, syn)))}},
+		{"tcp out to this node", []step{sent(Outside, ip(me4, host4, 6, tcp(4000, 22, syn)))}},
 		{"all ports", []step{
 			sent(AllowedContract, ip(me4, neighbour4, 6, tcp(4000, 0, syn))),
 			sent(AllowedContract, ip(me4, neighbour4, 6, tcp(4000, 33333, syn))),
@@ -127,7 +134,7 @@ func TestVerdicts(t *testing.T) {
 		{"resolver", []step{sent(AllowedDNS, query), host(AllowedConnection, reply)}},
 		{"resolver, tcp", []step{sent(AllowedDNS, ip(me4, resolver4, 6, tcp(7000, 53, syn))), host(AllowedConnection, ip(resolver4, me4, 6, tcp(53, 7000, syn|ack)))}},
 		{"resolver, v6", []step{sent(AllowedDNS, ip(me6, resolver6, 17, udp(7000, 53))), host(AllowedConnection, ip(resolver6, me6, 17, udp(53, 7000)))}},
-		{"resolver's address, other port", []step{sent(UnknownDestination, ip(me4, resolver4, 17, udp(7000, 54)))}},
+		{"resolver's address, other port", []step{sent(Outside, ip(me4, resolver4, 17, udp(7000, 54)))}},
 		{"resolver's answer by a wire", []step{sent(AllowedDNS, query), wire(WrongInterface, reply)}},
 		{"resolver's answer unasked", []step{host(NoCheck, reply)}},
 		{"resolver after a change", []step{sent(AllowedDNS, query), then(raise), host(AllowedConnection, reply), sent(AllowedConnection, query)}},
@@ -140,7 +147,7 @@ func TestVerdicts(t *testing.T) {
 		{"external by another interface", []step{wire(UnknownSource, ip(user4, me4, 6, tcp(5000, 443, syn)))}},
 		{"external prefix over the fabric's", []step{underlay(UnknownSource, ip(nobody4, me4, 6, tcp(5000, 443, syn)))}},
 		{"external of nobody", []step{underlay(UnknownSource, ip(elsewhere4, me4, 6, tcp(5000, 443, syn)))}},
-		{"users are not called", []step{sent(UnknownDestination, ip(me4, user4, 6, tcp(5000, 443, syn)))}},
+		{"users are not called", []step{sent(Outside, ip(me4, user4, 6, tcp(5000, 443, syn)))}},
 		{"external out", []step{
 			sent(AllowedContract, ip(me4, bank4, 6, tcp(5000, 443, syn))), wire(UnknownSource, ip(bank4, me4, 6, tcp(443, 5000, syn|ack))),
 			host(WrongInterface, ip(bank4, me4, 6, tcp(443, 5000, syn|ack))),
@@ -299,7 +306,7 @@ func (f *fixture) restore() {
 	f.forget()
 	f.policy()
 	_ = f.PutPeer(peer(friend4, idFriend, f.wire))
-	_ = f.PutEndpoint(endpoint(f.me, idMe, me4, me6))
+	f.endpoint(nil)
 	_ = f.PutCheck(Check{f.me, 6, 80})
 	_ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, f.underlay})
 }

@@ -24,6 +24,10 @@ typedef _Bool bool;
 #define false 0
 #define NULL ((void *)0)
 
+// SUBPROGRAM is a function that the kernel verifies once, by itself, and not again in each state in
+// which it is called: without it the verifier gives up. Its pointers may be NULL to the verifier.
+#define SUBPROGRAM __attribute__((noinline, visibility("default")))
+
 #define BPF_MAP_TYPE_HASH 1
 #define BPF_MAP_TYPE_ARRAY 2
 #define BPF_MAP_TYPE_PERCPU_HASH 5
@@ -44,6 +48,10 @@ typedef _Bool bool;
 // TCX_NEXT passes the packet to the next program or filter (TC_ACT_UNSPEC) and then to the stack.
 #define TCX_NEXT -1
 #define TCX_DROP 2
+
+// How a packet's fields are written, and where room is made in it.
+#define BPF_F_RECOMPUTE_CSUM 1
+#define BPF_ADJ_ROOM_MAC 1
 
 // How the Ethernet destination is addressed (include/uapi/linux/if_packet.h).
 #define PACKET_BROADCAST 1

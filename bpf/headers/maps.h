@@ -184,7 +184,8 @@ struct conn_key {
 
 enum conn_flag {
 	CONN_OUTBOUND = 1, // the workload opened it
-	CONN_HOST = 2,     // the remote is a socket of this node: a check or the resolver
+	CONN_HOST = 2,     // the remote is a socket of this node
+	CONN_OUTSIDE = 4,  // the remote is an external other than this node
 };
 
 enum conn_state {
@@ -213,9 +214,10 @@ struct conn {
 	__u32 pad;
 };
 
-// What an endpoint has of the connection table.
+// What an endpoint has of the connection table, and how it was told of refusals.
 struct usage {
-	__u64 next_flow; // when the next new flow would be on time, CLOCK_MONOTONIC_COARSE in ns
+	__u64 next_flow;    // when the next new flow would be on time, CLOCK_MONOTONIC_COARSE in ns
+	__u64 next_refusal; // the same of the next refusal that it is told of, CLOCK_MONOTONIC in ns
 	__u32 connections;
 	__u32 pad;
 };
@@ -242,6 +244,14 @@ struct fragment {
 	__u16 remote_port;
 	__u8 protocol; // of the transport
 	__u8 pad[3];
+};
+
+// What refused packets became.
+enum refusal {
+	REFUSAL_RESET,      // a TCP reset
+	REFUSAL_PROHIBITED, // an ICMP error
+	REFUSAL_LIMITED,    // nothing, because the endpoint was told of too many
+	REFUSAL_COUNT,
 };
 
 struct verdict_count {
@@ -407,6 +417,14 @@ struct {
 	__type(value, struct verdict_count);
 	PINNED;
 } sif_drops SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REFUSAL_COUNT);
+	__type(key, __u32); // enum refusal
+	__type(value, __u64);
+	PINNED;
+} sif_refusals SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

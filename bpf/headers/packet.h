@@ -45,11 +45,14 @@ struct packet {
 	__u32 local_identity; // set by the decision, for the event
 	__u32 remote_identity;
 	__u32 contract;
+	__u32 mark; // of the exit, for a packet from the workload to an external
 	__u16 port; // the port in rules: the destination port or the ICMP type
 	__u8 kind;
 	__u8 tcp_flags;
 	bool opens;   // opens a flow, so it is not an answer
 	bool answers; // is an answer, so it does not open a flow
+	bool certain; // what it was refused for is known for sure, and the endpoint wants to be told
+	bool cut;     // it belongs to a connection that was allowed until now
 	struct part part;
 };
 

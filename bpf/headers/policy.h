@@ -12,7 +12,9 @@
 struct remote {
 	__u32 identity;
 	__u32 ingress; // interface where its packets arrive
+	__u16 port;    // that a published port leads to; 0: it is none
 	bool host;     // it is a socket of this node
+	bool outside;  // it is an external other than this node
 };
 
 static __always_inline bool in_fabric(const struct addr *a)
@@ -42,6 +44,13 @@ static __always_inline bool exit_lives(__u32 mark)
 	return bpf_map_lookup_elem(&sif_exits, &mark) != NULL;
 }
 
+static __always_inline bool is_node(const struct config *cfg, const struct addr *a)
+{
+	const struct addr *node = is_ipv4(a) ? &cfg->node4 : &cfg->node6;
+
+	return a->word[3] && same_addr(a, node);
+}
+
 // source looks up the remote by its address and the interface where its packet arrived.
 static __always_inline enum reason source(const struct addr *a, __u32 ingress, struct remote *r)
 {
@@ -55,42 +64,55 @@ static __always_inline enum reason source(const struct addr *a, __u32 ingress, s
 			return REASON_PEER_GONE;
 		return peer->ifindex == ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
 	}
-	if (ingress == 0) {
-		r->host = true;
+	r->host = ingress == 0;
+	identity = in_fabric(a) ? NULL : external(a, r->host ? FROM_NODE : ingress);
+	if (identity)
+		r->identity = *identity;
+	if (r->host)
 		return REASON_NONE;
-	}
-	if (in_fabric(a))
-		return REASON_UNKNOWN_SOURCE;
-	identity = external(a, ingress);
-	if (!identity || !*identity)
-		return REASON_UNKNOWN_SOURCE;
-	r->identity = *identity;
-	return REASON_NONE;
+	r->outside = true;
+	return r->identity ? REASON_NONE : REASON_UNKNOWN_SOURCE;
 }
 
-// destination looks up the remote by its address, and the interface where its answers must arrive.
-static __always_inline enum reason destination(const struct addr *a, struct remote *r)
+static __always_inline enum reason owner(const struct peer *peer, struct remote *r)
 {
-	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
+	r->identity = peer->identity;
+	r->ingress = peer->ifindex;
+	return peer->ifindex == PEER_GONE ? REASON_PEER_GONE : REASON_NONE;
+}
+
+// destination looks up the remote by its address and port, and the interface where its answers must
+// arrive.
+static __always_inline enum reason destination(const struct config *cfg, const struct conn_key *key, struct remote *r)
+{
+	struct peer *peer = bpf_map_lookup_elem(&sif_peers, &key->remote);
+	struct published *behind;
 	__u32 *identity;
 
-	if (peer) {
-		r->identity = peer->identity;
-		r->ingress = peer->ifindex;
-		return peer->ifindex == PEER_GONE ? REASON_PEER_GONE : REASON_NONE;
-	}
-	if (in_fabric(a))
+	if (peer)
+		return owner(peer, r);
+	if (in_fabric(&key->remote))
 		return REASON_UNKNOWN_DESTINATION;
-	identity = external(a, 0);
-	if (!identity || !*identity)
+	behind = published(&key->remote, key->protocol, key->remote_port);
+	if (behind) {
+		r->port = behind->port;
+		peer = bpf_map_lookup_elem(&sif_peers, &behind->address);
+		return peer ? owner(peer, r) : REASON_UNKNOWN_DESTINATION;
+	}
+	identity = external(&key->remote, 0);
+	if (!identity)
+		return REASON_OUTSIDE;
+	if (!*identity)
 		return REASON_UNKNOWN_DESTINATION;
 	r->identity = *identity;
-	r->ingress = INGRESS_UNSEEN;
+	r->host = is_node(cfg, &key->remote);
+	r->outside = !r->host;
+	r->ingress = r->host ? 0 : INGRESS_UNSEEN;
 	return REASON_NONE;
 }
 
 // contract_of returns the contract that allows source to call destination, or 0.
-static __always_inline __u32 contract_of(__u32 source, __u32 destination, __u8 protocol, __u16 port)
+SUBPROGRAM __u32 contract_of(__u32 source, __u32 destination, __u8 protocol, __u16 port)
 {
 	struct pair_key pair = { .source = source, .destination = destination, .protocol = protocol };
 	struct rule_key key = { .source = source, .destination = destination, .protocol = protocol };
