@@ -4,6 +4,9 @@
 package firewall_test
 
 import (
+	"net"
+	"os"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -12,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // The kernel tracks what goes in and out of the fabric, and to the node itself, but not what is
@@ -74,4 +78,72 @@ func TestPublishedPortsHaveARate(t *testing.T) {
 	must.Positive(t, refused)
 	must.Eq(t, uint64(refused), s.counter(firewall.Published))
 	must.True(t, s.reaches(s.second, "tcp", workloadAddress+":80"))
+}
+
+// Connections to the outside by the node beyond their rate are dropped before the kernel's table
+// contains them; those that exist continue, and another workload has half of the rate at least.
+func TestEgressHasARate(t *testing.T) {
+	s := newSite(t)
+	limited := config
+	limited.Published = 10
+	s.fw = firewall.New(limited)
+	s.echo(s.outside, 80)
+	s.apply()
+	s.mark(wellknown.ExitMarkNode)
+	s.setEgress(out(workloadAddress, outsideAddress+"/32", fabric.UDP, 80, 80), out(secondAddress, outsideAddress+"/32", fabric.UDP, 80, 80))
+	established, err := s.dial(s.workload, "udp", outsideAddress+":80")
+	must.NoError(t, err)
+	defer established.Close()
+	must.True(t, answers(established))
+	for s.counter(firewall.ExitFlood) < 20 {
+		c, err := s.dial(s.workload, "udp", outsideAddress+":80")
+		must.NoError(t, err)
+		c.Write([]byte("x"))
+		c.Close()
+	}
+	must.True(t, s.reaches(s.second, "udp", outsideAddress+":80"))
+	must.True(t, answers(established))
+}
+
+// An address has a share of the kernel's table, and no more.
+func TestEgressHasAShare(t *testing.T) {
+	s := newSite(t)
+	wide := config
+	wide.Published = 1_000_000
+	s.fw = firewall.New(wide)
+	s.echo(s.outside, 80)
+	s.apply()
+	s.mark(wellknown.ExitMarkNode)
+	s.setEgress(out(workloadAddress, outsideAddress+"/32", fabric.UDP, 1, 65535), out(secondAddress, outsideAddress+"/32", fabric.UDP, 80, 80))
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_max")
+	must.NoError(t, err)
+	most, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	must.NoError(t, err)
+	most /= 32
+	must.NoError(t, s.workload.Do(func(ns.NetNS) error {
+		c, err := net.ListenUDP("udp4", nil)
+		must.NoError(t, err)
+		defer c.Close()
+		for port := 1; port <= most+200; port++ {
+			c.WriteTo([]byte("x"), &net.UDPAddr{IP: net.ParseIP(outsideAddress), Port: port})
+		}
+		return nil
+	}))
+	must.Positive(t, s.counter(firewall.ExitFlood))
+	tracked := strings.Count(s.run(s.node, "cat", "/proc/net/nf_conntrack"), "src="+workloadAddress+" ")
+	must.LessEq(t, most, tracked)
+	must.Greater(t, most/2, tracked)
+	must.True(t, s.reaches(s.second, "udp", outsideAddress+":80"))
+}
+
+// What leaves by the exit of the zone is tracked there, not here.
+func TestExitOfTheZoneIsNotTracked(t *testing.T) {
+	s := newSite(t)
+	s.echo(s.distant, 80)
+	s.run(s.distant, "ip", "addr", "add", "203.0.113.1/32", "dev", "eth0")
+	s.run(s.node, "ip", "route", "add", "203.0.113.1/32", "dev", "sif-l0")
+	s.apply()
+	s.mark(wellknown.ExitMark(17))
+	must.True(t, s.reaches(s.workload, "tcp", "203.0.113.1:80"))
+	must.StrNotContains(t, s.run(s.node, "cat", "/proc/net/nf_conntrack"), "203.0.113.1")
 }
