@@ -124,9 +124,14 @@ func (a *Agent) present(ep endpoint) (bool, error) {
 
 // pairOf describes the pair of interfaces of an endpoint.
 func (a *Agent) pairOf(ep endpoint) veth {
-	v := veth{host: ep.HostIf, hostIndex: ep.HostIndex, mtu: a.workloadMTU()}
+	v := veth{host: ep.HostIf, hostIndex: ep.HostIndex, mtu: a.workloadMTU(), loopback: a.leadsToLoopback()}
 	v.hostMAC, v.peerMAC = macs(ep.HostIf)
 	return v
+}
+
+// leadsToLoopback reports whether a port of the node that is open to workloads is one of loopback.
+func (a *Agent) leadsToLoopback() bool {
+	return slices.ContainsFunc(a.exposed, firewall.Exposed.Loopback)
 }
 
 func (a *Agent) workloadMTU() int {

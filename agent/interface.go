@@ -31,6 +31,7 @@ type veth struct {
 	hostMAC   net.HardwareAddr
 	peerMAC   net.HardwareAddr // of the end in the workload's namespace
 	mtu       int              // of both ends
+	loopback  bool             // the node leads what the workload sends to a loopback address of its own
 }
 
 // openNamespace opens the workload's network namespace, which the plugin passes as an open
@@ -78,17 +79,24 @@ func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
 	return v, nil
 }
 
-// hostSide is what must be of the host side of the pair: it carries the endpoint's addresses.
+// hostSide is what must be of the host side of the pair: it carries the endpoint's addresses. The
+// node has its link-local IPv6 address there, and no other one: such an address is of one link.
 func (v veth) hostSide(v4, v6 netip.Addr) kernel.Interface {
+	localnet := "0" // the kernel takes in nothing with an address of loopback
+	if v.loopback {
+		localnet = "1" // as far as the node's firewall leads it there
+	}
+	const noAddress = "1" // of addr_gen_mode
 	side := kernel.Interface{
 		Name: v.host, Index: v.hostIndex, Passing: true, MTU: v.mtu, MAC: v.hostMAC,
 		// The workload must not be able to configure the node by router advertisements or
 		// redirects. Hardened hosts disable IPv6 on every new interface.
-		IPv4: []kernel.Sysctl{{Name: "accept_redirects", Value: "0"}, {Name: "send_redirects", Value: "0"}, {Name: "forwarding", Value: "1"}},
+		IPv4: []kernel.Sysctl{{Name: "accept_redirects", Value: "0"}, {Name: "send_redirects", Value: "0"}, {Name: "forwarding", Value: "1"}, {Name: "route_localnet", Value: localnet}},
 		IPv6: []kernel.Sysctl{
 			{Name: "disable_ipv6", Value: "0"}, {Name: "accept_ra", Value: "0"}, {Name: "accept_dad", Value: "0"},
-			{Name: "accept_redirects", Value: "0"}, {Name: "forwarding", Value: "1"},
+			{Name: "accept_redirects", Value: "0"}, {Name: "forwarding", Value: "1"}, {Name: "addr_gen_mode", Value: noAddress},
 		},
+		Addresses:  []kernel.Address{{Prefix: single(wellknown.LinkLocal6), Scope: unix.RT_SCOPE_LINK}},
 		OnlyRoutes: []int{unix.RT_TABLE_MAIN},
 	}
 	for _, addr := range []netip.Addr{v4, v6} {
@@ -109,6 +117,8 @@ func (v veth) workloadSide(ifName string, v4, v6 netip.Addr) kernel.State {
 		Addresses: []kernel.Address{{Prefix: single(v4)}, {Prefix: single(v6)}},
 		Routes: []kernel.Route{
 			{Prefix: single(wellknown.LinkLocal4), Source: v4},
+			// Without it the workload's link-local address would be the source, which no endpoint has.
+			{Prefix: single(wellknown.LinkLocal6), Source: v6},
 			{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: wellknown.LinkLocal4, Source: v4},
 			{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Gateway: wellknown.LinkLocal6, Source: v6},
 		},

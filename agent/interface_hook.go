@@ -27,6 +27,7 @@ func (h interfaceHook) attach(_ context.Context, at *attachment) error {
 	if err != nil {
 		return err
 	}
+	pair.loopback = h.leadsToLoopback()
 	at.pair, ep.HostIndex = pair, pair.hostIndex
 	// With each program that is attached by TCX the kernel waits for an RCU grace period, some 10
 	// ms. The next hooks use that time.

@@ -30,14 +30,21 @@ type configuredPorts struct {
 // newOwnPorts returns the ports of a node with the configuration.
 func newOwnPorts(c *config.Underlay) (ownPorts, error) {
 	own := ownPorts{sockets: listener.All}
-	for where, list := range map[string][]string{"underlay.management": c.Management, "underlay.reserved_ports": c.ReservedPorts} {
-		for _, text := range list {
-			protocol, ports, err := config.ParsePorts(text)
-			if err != nil {
-				return own, fmt.Errorf("%s: %w", where, err)
-			}
-			own.configured = append(own.configured, configuredPorts{protocol, ports, where})
+	for _, text := range c.Management {
+		protocol, port, err := config.ParseManagement(text)
+		if err != nil {
+			return own, fmt.Errorf("underlay.management: %w", err)
 		}
+		if port != 0 { // else it is a protocol without ports
+			own.configured = append(own.configured, configuredPorts{protocol, fabric.PortRange{From: port, To: port}, "underlay.management"})
+		}
+	}
+	for _, text := range c.ReservedPorts {
+		protocol, ports, err := config.ParsePorts(text)
+		if err != nil {
+			return own, fmt.Errorf("underlay.reserved_ports: %w", err)
+		}
+		own.configured = append(own.configured, configuredPorts{protocol, ports, "underlay.reserved_ports"})
 	}
 	return own, nil
 }

@@ -178,7 +178,12 @@ func closedPorts(node string, s *api.FirewallStatus) (rows [][]string) {
 	return rows
 }
 
-func portName(p api.FirewallPort) string { return fmt.Sprintf("%s/%d", p.Protocol, p.Port) }
+func portName(p api.FirewallPort) string {
+	if p.Port == 0 {
+		return p.Protocol.String() // it has no ports
+	}
+	return fmt.Sprintf("%s/%d", p.Protocol, p.Port)
+}
 
 func processOf(p api.FirewallPort) string {
 	switch {

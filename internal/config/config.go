@@ -50,6 +50,8 @@ type Config struct {
 
 	Connections *Connections `hcl:"connections,block"`
 
+	Expose []*Expose `hcl:"expose,block"` // agent
+
 	path     string // of the file, for messages
 	switchAt string // where block "ovs" is; empty if there is none
 }
@@ -62,8 +64,9 @@ func (c *Config) Switch() (at string, has bool) { return c.switchAt, c.switchAt 
 type Underlay struct {
 	Address   string `hcl:"address,optional"`
 	Interface string `hcl:"interface,optional"`
-	// Management lists the ports that are open to the underlay besides the links and the engine,
-	// such as "tcp/22" and "udp/8301". With an empty list there are none.
+	// Management lists what is open to the underlay besides the links and the engine: ports such as
+	// "tcp/22" and "udp/546", protocols such as "vrrp" or "proto/112". With an empty list there are
+	// none.
 	Management []string `hcl:"management,optional"`
 	// ReservedPorts lists ports of the node that no workload may have, such as "tcp/9100" and
 	// "udp/5000-5100", besides those that the node uses when a workload asks for one.

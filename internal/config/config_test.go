@@ -4,6 +4,7 @@
 package config
 
 import (
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/connlimit"
 )
 
@@ -131,6 +133,24 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"idle time":         {"connections {\n  udp = \"long\"\n}\n", "x.hcl:2:9: connections.udp: \"long\" is not a time such as"},
 		"idle too short":    {"connections {\n  icmp = \"1ms\"\n}\n", "x.hcl:2:10: connections.icmp: 1ms is outside 1s to 720h"},
 		"no connections":    {"connections {\n  per_endpoint = 0\n}\n", "x.hcl:2:18: connections.per_endpoint: 0 is outside 16 to 524288"},
+		"management":        {"underlay {\n  management = [\"tcp\"]\n}\n", "x.hcl:2:16: underlay.management: \"tcp\" would open all ports: name each, such as \"tcp/22\""},
+		"no protocol":       {"underlay {\n  management = [\"vrpp\"]\n}\n", "\"vrpp\" is not of the form protocol/port, such as \"tcp/22\", nor proto/number, nor one of ah, esp, "},
+		"protocol number":   {"underlay {\n  management = [\"proto/256\"]\n}\n", "\"256\" is not the number of a protocol, from 1 to 255"},
+		"all of TCP":        {"underlay {\n  management = [\"proto/6\"]\n}\n", "\"proto/6\" would open all ports: name each, such as \"tcp/22\""},
+		"port of VRRP":      {"underlay {\n  management = [\"vrrp/22\"]\n}\n", "vrrp has no ports here: write \"vrrp\""},
+		"range":             {"underlay {\n  management = [\"tcp/22-23\"]\n}\n", "expected a single port, not a range"},
+		"no exposed port":   {"expose {\n}\n", "x.hcl:1:8: Missing required argument"},
+		"exposed protocol":  {"expose {\n  port = 80\n}\nexpose {\n  port = 81\n  protocol = \"sctp\"\n}\n", "x.hcl:6:14: expose.protocol: \"sctp\" is neither \"tcp\" nor \"udp\""},
+		"exposed DNS":       {"expose {\n  port = 53\n}\n", "x.hcl:2:10: expose.port: tcp port 53 is one of SIF's own, of the node's DNS server"},
+		"exposed resolver":  {"expose {\n  port = 5353\n  to = \"127.0.0.53:53\"\n}\n", "x.hcl:3:8: expose.to: tcp port 53 is one of SIF's own"},
+		"exposed link":      {"expose {\n  protocol = \"udp\"\n  port = 51825\n}\n", "x.hcl:3:10: expose.port: udp port 51825 is one of SIF's own, to which"},
+		"exposed engine":    {"engine {\n  listen = \":9441\"\n}\nexpose {\n  port = 80\n  to = \"10.0.0.1:9441\"\n}\n", "x.hcl:6:8: expose.to: tcp port 9441 is one of SIF's own, of engines"},
+		"exposed port":      {"expose {\n  port = 70000\n}\n", "x.hcl:2:10: expose.port: 70000 is not a port"},
+		"exposed to ::1":    {"expose {\n  port = 80\n  to = \"[::1]:80\"\n}\n", "x.hcl:3:8: expose.to: \"[::1]:80\": the kernel leads nothing to ::1: name the IPv4 loopback address, or"},
+		"exposed to all":    {"expose {\n  port = 80\n  to = \"0.0.0.0:80\"\n}\n", "0.0.0.0 is not an address of this node"},
+		"exposed to a link": {"expose {\n  port = 80\n  to = \"169.254.169.254:80\"\n}\n", "of link-local addresses only 169.254.1.1 and fe80::1"},
+		"exposed to a name": {"expose {\n  port = 80\n  to = \"localhost:80\"\n}\n", "x.hcl:3:8: expose.to: \"localhost:80\" is not of the form address:port"},
+		"exposed twice":     {"expose {\n  port = 80\n}\nexpose {\n  port = 80\n  to = \"10.0.0.1:90\"\n}\n", "x.hcl:5:10: expose.port: tcp port 80 is exposed twice"},
 		"dns":               {"dns {\n  upstream = [\"resolver\"]\n}\n", "x.hcl:2:14: dns.upstream: "},
 		"dns refused":       {"dns {\n  upstream = [\"192.0.2.53\"]\n}\n", "x.hcl:2:14: dns.upstream: it requires outside = \"allow\""},
 		"dns outside":       {"dns {\n  outside = \"yes\"\n}\n", "x.hcl:2:13: dns.outside: \"yes\" is neither \"refuse\" nor \"allow\""},
@@ -140,6 +160,44 @@ func TestErrorsCarryPositions(t *testing.T) {
 			must.ErrorContains(t, err, tc.want)
 		})
 	}
+}
+
+func TestManagement(t *testing.T) {
+	for text, want := range map[string]struct {
+		protocol fabric.Protocol
+		port     uint16
+	}{
+		"tcp/22": {fabric.TCP, 22}, "udp/546": {fabric.UDP, 546}, "sctp/3868": {fabric.SCTP, 3868}, "vrrp": {112, 0}, "proto/112": {112, 0},
+		"icmp": {fabric.ICMP, 0}, "igmp": {2, 0},
+	} {
+		protocol, port, err := ParseManagement(text)
+		must.NoError(t, err, must.Sprint(text))
+		must.Eq(t, want.protocol, protocol)
+		must.Eq(t, want.port, port)
+	}
+}
+
+func TestExposures(t *testing.T) {
+	c, err := parse([]byte(`
+expose {
+  port = 8500
+}
+expose {
+  protocol = "udp"
+  port     = 8125
+  to       = "127.0.0.1:18125"
+}
+expose {
+  port = 8500
+  to   = "[fe80::1]:8500"
+}
+`), "x.hcl", RoleAgent, none)
+	must.NoError(t, err)
+	must.Eq(t, []Exposure{
+		{fabric.TCP, 8500, netip.MustParseAddrPort("127.0.0.1:8500")},
+		{fabric.UDP, 8125, netip.MustParseAddrPort("127.0.0.1:18125")},
+		{fabric.TCP, 8500, netip.MustParseAddrPort("[fe80::1]:8500")},
+	}, c.Exposures())
 }
 
 func TestConnectionLimits(t *testing.T) {

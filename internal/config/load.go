@@ -197,15 +197,6 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
 }
 
-// ParseManagement parses a port that a node opens to the underlay, such as "tcp/22".
-func ParseManagement(s string) (fabric.Protocol, uint16, error) {
-	protocol, ports, err := ParsePorts(s)
-	if err == nil && ports.From != ports.To {
-		err = fmt.Errorf("%q: expected a single port, not a range", s)
-	}
-	return protocol, ports.From, err
-}
-
 // ParsePorts parses ports of a node, such as "tcp/22" or "udp/5000-5100".
 func ParsePorts(s string) (protocol fabric.Protocol, ports fabric.PortRange, err error) {
 	name, numbers, ok := strings.Cut(s, "/")
@@ -298,6 +289,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		_, _, err := ParsePorts(text)
 		report("underlay.reserved_ports", err)
 	}
+	errs = append(errs, c.checkExpose(body))
 	switch c.DNS.Outside {
 	case OutsideRefuse:
 		if len(c.DNS.Upstream) > 0 {
