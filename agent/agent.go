@@ -59,6 +59,7 @@ type Agent struct {
 	exits        *exits
 	firewall     *firewall.Firewall
 	ports        *ports
+	exposed      []firewall.Exposed // what the node offers to its workloads
 	registrar    *catalog.Registrar
 	health       *catalog.Health
 	observers    probe.Observers
@@ -117,7 +118,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	log.Info("eBPF programs are loaded", logkey.Mechanism, a.kernel.Mechanism())
 	a.data = a.kernel
-	a.firewall = n.Firewall
+	a.firewall, a.exposed = n.Firewall, n.Firewall.Exposed()
 	if _, err := a.firewall.Apply(); err != nil {
 		return nil, err
 	}

@@ -159,6 +159,7 @@ func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []strin
 	own, err := newOwnPorts(&config.Underlay{})
 	must.NoError(t, err)
 	a.ports = newPorts("lo", own, a.firewall.SetPorts)
+	a.ports.complete = true
 	fake := &fakeEngine{holds: map[string]bool{}}
 	id := fabric.NodeID{Zone: "z1", Name: "p1"}
 	a.engines.conns[id] = &engine{id: id, conn: fake}

@@ -6,8 +6,10 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -17,7 +19,9 @@ import (
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/kernel"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Kinds of what the agent puts back, besides those of package kernel.
@@ -189,7 +193,27 @@ func (a *Agent) findings() []string {
 	if _, err := os.Stat(socket); errors.Is(err, os.ErrNotExist) {
 		list = append(list, fmt.Sprintf("the socket %s was removed, so no workload can start: restart the agent", socket))
 	}
-	return append(list, a.misrouted()...)
+	return slices.Concat(list, a.misrouted(), a.deadEnds())
+}
+
+// deadEnds names the ports that the node offers to its workloads and that lead nowhere.
+func (a *Agent) deadEnds() []string {
+	var list []string
+	for _, e := range a.exposed {
+		addresses, err := net.InterfaceAddrs()
+		if err != nil {
+			return []string{fmt.Sprintf("cannot list the addresses of this node: %v", err)}
+		}
+		at := e.To.Addr()
+		own := at.IsLoopback() || at == wellknown.LinkLocal4 || at == wellknown.LinkLocal6 || slices.ContainsFunc(addresses, func(a net.Addr) bool {
+			p, err := netip.ParsePrefix(a.String())
+			return err == nil && p.Addr() == at
+		})
+		if !own {
+			list = append(list, fmt.Sprintf("the configuration exposes %s, which is no address of this node: correct \"to\" of that block \"expose\"", e))
+		}
+	}
+	return list
 }
 
 // misrouted asks the kernel where it would send packets to endpoints.

@@ -38,13 +38,29 @@ func TestVeth(t *testing.T) {
 			must.Eq(t, pair.hostIndex, host.Attrs().Index)
 			must.Eq(t, pair.hostMAC, host.Attrs().HardwareAddr)
 		}
+		// What a node exposes on loopback, its interfaces lead there; nothing else changes.
+		pair := veth{host: "sif0123456789a", mtu: 1376, loopback: true}
+		pair.hostMAC, pair.peerMAC = macs(pair.host)
+		for _, want := range [][]string{{"net.ipv4.conf.sif0123456789a.route_localnet: was 0, set to 1"}, nil} {
+			changes, err := kernel.Repair(kernel.State{Interfaces: []kernel.Interface{pair.hostSide(v4, v6)}})
+			must.NoError(t, err)
+			var said []string
+			for _, c := range changes {
+				said = append(said, c.String())
+			}
+			must.Eq(t, want, said)
+		}
+		addresses, err := netlink.AddrList(&netlink.Device{LinkAttrs: netlink.LinkAttrs{Name: pair.host}}, netlink.FAMILY_V6)
+		must.NoError(t, err)
+		must.Len(t, 1, addresses)
+		must.Eq(t, "fe80::1/128", addresses[0].IPNet.String())
 		return nil
 	}))
 	must.NoError(t, workload.Do(func(ns.NetNS) error {
 		inside, err := netlink.LinkByName("eth0")
 		must.NoError(t, err)
 		must.Eq(t, 1376, inside.Attrs().MTU)
-		for _, l := range []struct{ network, address string }{{"udp4", "100.64.0.9:1"}, {"udp6", "[fd5f::9]:1"}} {
+		for _, l := range []struct{ network, address string }{{"udp4", "100.64.0.9:1"}, {"udp6", "[fd5f::9]:1"}, {"udp4", "169.254.1.1:1"}, {"udp6", "[fe80::1%eth0]:1"}} {
 			c, err := net.Dial(l.network, l.address)
 			must.NoError(t, err)
 			must.True(t, slices.Contains([]netip.Addr{v4, v6}, netip.MustParseAddrPort(c.LocalAddr().String()).Addr()))

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/firewall"
@@ -28,6 +29,9 @@ type ports struct {
 
 	mu   sync.Mutex
 	held map[cnicall.Attachment]claim
+	// complete says that the endpoints of an earlier agent have what they had. Before that nothing
+	// is written: what is not written, ends.
+	complete bool
 }
 
 // claim is the mappings of an endpoint.
@@ -48,6 +52,15 @@ func (p *ports) claim(ep endpoint) error { return p.give(ep, p.own.idle) }
 // process of the node has come to listen on one since; see shadowed.
 func (p *ports) restore(ep endpoint) error {
 	return p.give(ep, func(firewall.PortMapping) error { return nil })
+}
+
+// restored says that the endpoints of an earlier agent have been restored, as far as they can be,
+// and writes what is held, also if an earlier write failed.
+func (p *ports) restored() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.complete = true
+	return p.apply()
 }
 
 func (p *ports) give(ep endpoint, idle func(firewall.PortMapping) error) error {
@@ -91,8 +104,18 @@ func (p *ports) has(ep endpoint) bool {
 	return held || len(ep.Ports) == 0
 }
 
-// apply writes what is held. The caller must hold mu.
+// of returns the mappings of an endpoint.
+func (p *ports) of(at cnicall.Attachment) []firewall.PortMapping {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Clone(p.held[at].mappings)
+}
+
+// apply writes what is held, once that is complete. The caller must hold mu.
 func (p *ports) apply() error {
+	if !p.complete {
+		return nil
+	}
 	var list []firewall.PortMapping
 	for _, c := range p.held {
 		list = append(list, c.mappings...)
@@ -164,20 +187,54 @@ func (p *ports) parse(asked cnicall.PortMapping, v4, v6 netip.Addr) ([]firewall.
 // onUnderlay returns an error if an address is not one of the underlay's interface. Externals are
 // known by that interface, so a port anywhere else would be dead.
 func (p *ports) onUnderlay(host netip.Addr) error {
+	addresses, err := p.addresses()
+	if err == nil && !slices.Contains(addresses, host) {
+		err = fmt.Errorf("%s is not an address of %s, the underlay's interface: ports are published there alone; leave out host_network, or name one of that interface", host, p.underlay)
+	}
+	return err
+}
+
+// addresses returns the addresses of the underlay's interface.
+func (p *ports) addresses() ([]netip.Addr, error) {
 	underlay, err := net.InterfaceByName(p.underlay)
 	if err != nil {
-		return fmt.Errorf("find the underlay's interface %s: %w", p.underlay, err)
+		return nil, fmt.Errorf("find the underlay's interface %s: %w", p.underlay, err)
 	}
-	addresses, err := underlay.Addrs()
+	list, err := underlay.Addrs()
 	if err != nil {
-		return fmt.Errorf("list the addresses of the underlay's interface %s: %w", p.underlay, err)
+		return nil, fmt.Errorf("list the addresses of the underlay's interface %s: %w", p.underlay, err)
 	}
-	for _, a := range addresses {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr() == host {
-			return nil
+	var addresses []netip.Addr
+	for _, a := range list {
+		if prefix, err := netip.ParsePrefix(a.String()); err == nil {
+			addresses = append(addresses, prefix.Addr())
 		}
 	}
-	return fmt.Errorf("%s is not an address of %s, the underlay's interface: ports are published there alone; leave out host_network, or name one of that interface", host, p.underlay)
+	return addresses, nil
+}
+
+// published returns what is mapped for the data path, which knows no unspecified address.
+func (p *ports) published() ([]bpf.Published, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.held) == 0 {
+		return nil, nil
+	}
+	addresses, err := p.addresses()
+	if err != nil {
+		return nil, err
+	}
+	var list []bpf.Published
+	for _, c := range p.held {
+		for _, m := range c.mappings {
+			for _, at := range addresses {
+				if at == m.From.Addr() || m.From.Addr().IsUnspecified() && m.From.Addr().Is4() == at.Is4() {
+					list = append(list, bpf.Published{Protocol: uint8(m.Protocol), From: netip.AddrPortFrom(at, m.From.Port()), To: m.To})
+				}
+			}
+		}
+	}
+	return list, nil
 }
 
 // shadowed returns an error that names the sockets of the node that get nothing from the underlay,
@@ -207,13 +264,6 @@ func (p *ports) shadowed() error {
 	return errors.Join(errs...)
 }
 
-// repair writes what is held again, if an earlier write failed.
-func (p *ports) repair() error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.apply()
-}
-
 // keepPorts gives endpoints that an earlier agent attached their ports. One that cannot have them
 // is named in the error, and gets them when who has them is detached.
 func (a *Agent) keepPorts() error {
@@ -223,7 +273,7 @@ func (a *Agent) keepPorts() error {
 			errs = append(errs, a.keepPortsOf(ep.Attachment))
 		}
 	}
-	return errors.Join(append(errs, a.ports.repair(), a.ports.shadowed())...)
+	return errors.Join(append(errs, a.ports.restored(), a.ports.shadowed())...)
 }
 
 func (a *Agent) keepPortsOf(at cnicall.Attachment) error {

@@ -9,12 +9,14 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/cnicall"
@@ -39,6 +41,7 @@ func noSockets() ([]listener.Socket, error) { return nil, nil }
 func TestPortsAreJudgedOneByOne(t *testing.T) {
 	var written []firewall.PortMapping
 	p := newPorts("lo", ownPorts{sockets: noSockets}, func(list []firewall.PortMapping) error { written = list; return nil })
+	p.complete = true
 	holder := portsOf("holder", 2, asks("tcp", 18090, "127.0.0.1"), asks("udp", 18090, "127.0.0.1"))
 	must.NoError(t, p.claim(holder))
 	must.Len(t, 2, written)
@@ -63,6 +66,7 @@ func TestPortsAreJudgedOneByOne(t *testing.T) {
 	}
 	both := portsOf("both", 5, asks("tcp", 18096, ""), asks("udp", 18097, "::"))
 	must.NoError(t, p.claim(both))
+	must.Len(t, 3, p.of(both.Attachment))
 	must.Eq(t, []string{
 		"tcp port 0.0.0.0:18096 of the node to 100.64.0.5:80", "tcp port 127.0.0.1:18090 of the node to 100.64.0.2:80",
 		"udp port 127.0.0.1:18090 of the node to 100.64.0.2:80", "tcp port [::]:18096 of the node to [fd5f::5]:80",
@@ -90,6 +94,7 @@ func words(list []firewall.PortMapping) (words []string) {
 func TestPortsRefusedByTheKernel(t *testing.T) {
 	refused := errors.New("no")
 	p := newPorts("lo", ownPorts{sockets: noSockets}, func([]firewall.PortMapping) error { return refused })
+	p.complete = true
 	ep := portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))
 	must.ErrorIs(t, p.claim(ep), refused)
 	must.False(t, p.has(ep))
@@ -142,6 +147,7 @@ func TestOwnPortsOfTheNode(t *testing.T) {
 	own, err := newOwnPorts(underlay)
 	must.NoError(t, err)
 	p := newPorts("lo", own, func([]firewall.PortMapping) error { return nil })
+	p.complete = true
 	must.NoError(t, node.Do(func(ns.NetNS) error {
 		must.NoError(t, kernel.Set(kernel.State{Interfaces: []kernel.Interface{{Name: "lo"}}}))
 		listen := func(address string) {
@@ -182,6 +188,34 @@ func TestOwnPortsOfTheNode(t *testing.T) {
 		p = newPorts("lo", own, p.write)
 		must.NoError(t, p.restore(portsOf("a", 2, asks("tcp", 18090, "127.0.0.1"))))
 		must.Error(t, p.shadowed())
+		return nil
+	}))
+}
+
+// Until the endpoints of an earlier agent have their ports again, nothing is written: what is not
+// written, ends. eBPF gets each address of the underlay.
+func TestPortsAreWrittenWhenTheyAreComplete(t *testing.T) {
+	testhost.RequireRoot(t)
+	var written [][]firewall.PortMapping
+	p := newPorts("lo", ownPorts{sockets: noSockets}, func(list []firewall.PortMapping) error { written = append(written, list); return nil })
+	must.NoError(t, newNamespace(t).Do(func(ns.NetNS) error {
+		must.NoError(t, kernel.Set(kernel.State{Interfaces: []kernel.Interface{{Name: "lo", Addresses: []kernel.Address{
+			{Prefix: netip.MustParsePrefix("192.0.2.1/32")}, {Prefix: netip.MustParsePrefix("2001:db8::1/128")}}}}}))
+		must.NoError(t, p.restore(portsOf("a", 2, asks("tcp", 18090, ""))))
+		must.NoError(t, p.restore(portsOf("b", 3, asks("udp", 18090, "192.0.2.1"))))
+		must.SliceEmpty(t, written)
+		must.NoError(t, p.restored())
+		must.Len(t, 1, written)
+		must.Len(t, 3, written[0])
+		list, err := p.published()
+		must.NoError(t, err)
+		for _, want := range []bpf.Published{
+			{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:18090"), To: netip.MustParseAddrPort("100.64.0.2:80")},
+			{Protocol: 6, From: netip.MustParseAddrPort("[2001:db8::1]:18090"), To: netip.MustParseAddrPort("[fd5f::2]:80")},
+			{Protocol: 17, From: netip.MustParseAddrPort("192.0.2.1:18090"), To: netip.MustParseAddrPort("100.64.0.3:80")},
+		} {
+			must.True(t, slices.Contains(list, want), must.Sprint(want))
+		}
 		return nil
 	}))
 }

@@ -11,12 +11,16 @@ import (
 	"github.com/sif-project/sif/agent/catalog"
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // Status returns the state of the agent and of what it enforces.
 func (a *Agent) Status() api.NodeStatus {
 	s := api.NodeStatus{Drops: map[string]uint64{}}
+	for _, e := range a.exposed {
+		s.Exposed = append(s.Exposed, api.ExposedPort{Protocol: e.Protocol, Port: e.Port, To: e.To})
+	}
 	for _, ep := range a.endpoints.all() {
 		if ep.HostIndex == 0 {
 			continue // its interface no longer exists
@@ -25,7 +29,7 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending,
-			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks,
+			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)),
 		})
 	}
 	counters, err := a.kernel.Counters()
@@ -60,6 +64,14 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Degraded = append(s.Degraded, "consul catalog: "+refused)
 	}
 	return s
+}
+
+func published(mappings []firewall.PortMapping) []api.PublishedPort {
+	var list []api.PublishedPort
+	for _, m := range mappings {
+		list = append(list, api.PublishedPort{Protocol: m.Protocol, From: m.From, To: m.To})
+	}
+	return list
 }
 
 // registrations returns the endpoints of this node for the Consul catalog.

@@ -44,6 +44,8 @@ type NodeStatus struct {
 	// others may let in.
 	Exit []ExitAddress `json:"exit,omitempty"`
 
+	// Exposed are the ports that the node offers to its workloads, as far as contracts name them.
+	Exposed []ExposedPort `json:"exposed,omitempty"`
 	// Firewall is the node's own firewall towards the underlay; nil if another daemon of the
 	// machine has it.
 	Firewall *FirewallStatus `json:"firewall,omitempty"`
@@ -83,7 +85,23 @@ type EndpointStatus struct {
 	Pending            []string     `json:"pending,omitempty"` // where its connectivity is not in force yet: "zone/node: reason"
 	CertificateExpires time.Time    `json:"certificateExpires,omitzero"`
 
-	Checks []fabric.Check `json:"checks,omitempty"` // through which the node itself may reach the endpoint
+	Checks []fabric.Check  `json:"checks,omitempty"` // through which the node itself may reach the endpoint
+	Ports  []PublishedPort `json:"ports,omitempty"`  // of the node that lead to it
+}
+
+// PublishedPort is a port of a node that leads to an endpoint. Who may use it, contracts say.
+type PublishedPort struct {
+	Protocol fabric.Protocol `json:"protocol"`
+	From     netip.AddrPort  `json:"from"` // of the node; an unspecified address is every address of its family
+	To       netip.AddrPort  `json:"to"`   // of the endpoint
+}
+
+// ExposedPort is a port that a node offers to its workloads: at 169.254.1.1 if To has an IPv4
+// address, at fe80::1 otherwise.
+type ExposedPort struct {
+	Protocol fabric.Protocol `json:"protocol"`
+	Port     uint16          `json:"port"`
+	To       netip.AddrPort  `json:"to"` // of the node, where the process listens
 }
 
 // FlowStatus counts the flows of one contract, protocol and port between two services.

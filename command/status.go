@@ -171,6 +171,8 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	var links, drops, refused, repaired, ports [][]string
 	exits := [][]string{{"Zone", "Node", "Address", "Interface"}}
+	published := [][]string{{"Port of the node", "Leads to", "Service", "Node"}}
+	exposed := [][]string{{"Node", "Port", "Leads to"}}
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -185,6 +187,12 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		}
 		for _, e := range n.Endpoints {
 			endpoints = append(endpoints, endpointRow(n, e, verbose, now))
+			for _, p := range e.Ports {
+				published = append(published, []string{fmt.Sprintf("%s %s", p.Protocol, p.From), p.To.String(), e.Service.String(), id})
+			}
+		}
+		for _, p := range n.Exposed {
+			exposed = append(exposed, []string{id, fmt.Sprintf("%s %d", p.Protocol, p.Port), p.To.String()})
 		}
 		for _, f := range n.Audited {
 			audited = append(audited, []string{f.From.String(), f.To.String(), fmt.Sprintf("%s/%d", f.Protocol, f.Port), f.Contract.String(),
@@ -210,6 +218,8 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
+	section(&b, "Published ports", published)
+	section(&b, "Ports that nodes expose to their workloads", exposed)
 	section(&b, "Exit addresses, which the outside sees", exits)
 	section(&b, "Allowed only by audit mode", audited)
 	if verbose {

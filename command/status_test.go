@@ -281,3 +281,20 @@ func TestMatrix(t *testing.T) {
 		must.StrContains(t, out, want)
 	}
 }
+
+func TestStatusShowsPortsOfNodes(t *testing.T) {
+	status, _ := healthyFabric()
+	status.Nodes[1].Endpoints[0].Ports = []api.PublishedPort{
+		{Protocol: fabric.TCP, From: netip.MustParseAddrPort("0.0.0.0:18080"), To: netip.MustParseAddrPort("100.64.2.2:8080")}}
+	status.Nodes[0].Exposed = []api.ExposedPort{{Protocol: fabric.UDP, Port: 8125, To: netip.MustParseAddrPort("127.0.0.1:18125")}}
+	out, code := runStatus(t, status)
+	must.Eq(t, 0, code, must.Sprint(out))
+	for _, want := range []string{
+		"Published ports\n", "tcp 0.0.0.0:18080  100.64.2.2:8080  shop/db  aws1/w2", "Ports that nodes expose to their workloads\n", "aws1/w1  udp 8125  127.0.0.1:18125",
+	} {
+		must.StrContains(t, out, want)
+	}
+	out, _ = runStatus(t, status, "-json")
+	must.StrContains(t, out, `"from": "0.0.0.0:18080"`)
+	must.StrContains(t, out, `"exposed": [`)
+}

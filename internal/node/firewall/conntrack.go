@@ -210,7 +210,7 @@ func (f *Firewall) mapped(t tracked) bool {
 // exposes reports whether a port of the node that is open to workloads is the reason for a
 // connection's translation.
 func (f *Firewall) exposes(t tracked) bool {
-	return slices.ContainsFunc(f.config.Exposed, func(e Exposed) bool {
+	return slices.ContainsFunc(f.opened.allowed(f.config.Exposed), func(e Exposed) bool {
 		return e.Protocol == t.original.protocol && e.At() == netip.AddrPortFrom(t.original.destination, t.original.to) &&
 			e.To == netip.AddrPortFrom(t.reply.source, t.reply.from)
 	})

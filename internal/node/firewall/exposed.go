@@ -4,7 +4,9 @@
 package firewall
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables/expr"
 
@@ -31,6 +33,25 @@ func (e Exposed) At() netip.AddrPort {
 // Loopback reports whether packets must be led to an IPv4 loopback address, which the kernel does
 // only where route_localnet says so.
 func (e Exposed) Loopback() bool { return e.To.Addr().Is4() && e.To.Addr().IsLoopback() }
+
+func (e Exposed) String() string {
+	return fmt.Sprintf("%s port %d, which leads to %s", e.Protocol, e.Port, e.To)
+}
+
+// Exposed returns what is open to workloads: what is configured, apart from ports of the node's
+// daemons.
+func (f *Firewall) Exposed() []Exposed {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.open().allowed(f.config.Exposed)
+}
+
+// allowed returns those that do not lead to a port of the node's daemons.
+func (o opened) allowed(list []Exposed) []Exposed {
+	return slices.DeleteFunc(slices.Clone(list), func(e Exposed) bool {
+		return e.Protocol == fabric.TCP && e.To.Port() == o.engine || e.Protocol == fabric.UDP && slices.Contains(o.links, e.To.Port())
+	})
+}
 
 // loopback are the addresses that no packet of a workload may have: with route_localnet the kernel
 // would take them in.

@@ -117,7 +117,7 @@ func (f *Firewall) prerouting(maps []portMap) [][]expr.Any {
 		}
 		rules = append(rules, rule(parts, m.match(), m.lead()))
 	}
-	for _, e := range f.config.Exposed {
+	for _, e := range f.writing.allowed(f.config.Exposed) {
 		if e.To != e.At() {
 			rules = append(rules, e.lead())
 		}
@@ -199,7 +199,7 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 		rule(workload, asking, destinationPort(fabric.TCP, wellknown.DNSPort), f.tooMuchDNS(), drop(DNSFlood)),
 		rule(workload, asking, destinationPort(fabric.TCP, wellknown.DNSPort), accept()),
 	)
-	for _, e := range f.config.Exposed {
+	for _, e := range f.writing.allowed(f.config.Exposed) {
 		rules = append(rules, f.acceptExposed(e)...)
 	}
 	rules = append(rules,

@@ -55,7 +55,7 @@ type route struct {
 // The positions of parameters in the arrays of IFLA_INET_CONF and IFLA_INET6_CONF (<linux/ip.h>,
 // where they begin at 1, and <linux/ipv6.h>), which never change.
 var (
-	settings4 = map[int]string{0: "forwarding", 3: "accept_redirects", 5: "send_redirects", 7: "rp_filter"}
+	settings4 = map[int]string{0: "forwarding", 3: "accept_redirects", 5: "send_redirects", 7: "rp_filter", 25: "route_localnet"}
 	settings6 = map[int]string{0: "forwarding", 3: "accept_ra", 4: "accept_redirects", 26: "disable_ipv6", 27: "accept_dad"}
 )
 
