@@ -117,7 +117,7 @@ func (v veth) workloadSide(ifName string, v4, v6 netip.Addr) kernel.State {
 		Addresses: []kernel.Address{{Prefix: single(v4)}, {Prefix: single(v6)}},
 		Routes: []kernel.Route{
 			{Prefix: single(wellknown.LinkLocal4), Source: v4},
-			// Without it the workload's link-local address would be the source, which no endpoint has.
+			// Without it the workload's link-local address would be the source.
 			{Prefix: single(wellknown.LinkLocal6), Source: v6},
 			{Prefix: netip.PrefixFrom(netip.IPv4Unspecified(), 0), Gateway: wellknown.LinkLocal4, Source: v4},
 			{Prefix: netip.PrefixFrom(netip.IPv6Unspecified(), 0), Gateway: wellknown.LinkLocal6, Source: v6},

@@ -42,6 +42,7 @@ func (s *site) ipv6() {
 		s.run(s.node, "ip", "addr", "add", "fe80::1/128", "dev", device, "nodad")
 		s.run(s.node, "ip", "route", "add", w.address+"/128", "dev", device)
 		s.run(w, "ip", "addr", "add", w.address+"/128", "dev", "eth0", "nodad")
+		s.run(w, "ip", "route", "add", "fe80::1/128", "dev", "eth0", "src", w.address)
 		s.run(w, "ip", "route", "add", "default", "via", "fe80::1", "dev", "eth0")
 		s.run(s.node, "ip", "neigh", "replace", w.address, "lladdr", s.mac(w, "eth0"), "dev", device, "nud", "permanent")
 		s.run(w, "ip", "neigh", "replace", "fe80::1", "lladdr", s.mac(s.node, device), "dev", "eth0", "nud", "permanent")
