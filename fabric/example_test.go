@@ -47,8 +47,8 @@ func ExampleGraph_Check() {
 		fmt.Println(p)
 	}
 	// Output:
-	// 0 problems contract "storefront" names an unknown service "apj" among its responders; did you
-	// mean "api"?
+	// 0 problems
+	// contract "storefront" names an unknown service "apj" among its responders; did you mean "api"?
 }
 
 func ExampleGraph_Select() {
