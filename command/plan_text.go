@@ -107,8 +107,14 @@ func deltaText(d fabric.Delta) string {
 			what = "external"
 		}
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s is %s %s", sign(n.Change), what, n.Name, changed(n.Change, n.What), at(n.Pos))))
+		for _, a := range n.Gained {
+			lines = append(lines, fmt.Sprintf("  + %s is %s too", n.Name, a))
+		}
+		for _, a := range n.Lost {
+			lines = append(lines, fmt.Sprintf("  - %s is no longer %s", n.Name, a))
+		}
 	}
-	section("Services:", lines)
+	section("Services and externals:", lines)
 
 	lines = nil
 	for _, m := range d.Modes {
@@ -118,10 +124,17 @@ func deltaText(d fabric.Delta) string {
 			lines = append(lines, fmt.Sprintf("! domain %s leaves audit mode: flows that no contract allows are dropped", m.Domain))
 		}
 	}
+	for _, x := range d.Silences {
+		if x.Silent {
+			lines = append(lines, fmt.Sprintf("! workloads of domain %s are no longer told that a flow is refused", x.Domain))
+		} else {
+			lines = append(lines, fmt.Sprintf("! workloads of domain %s are told that a flow is refused", x.Domain))
+		}
+	}
 	for _, g := range d.Guardrails {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s guardrail %s is %s %s", sign(g.Change), g.Name, g.Change, at(g.Pos))))
 	}
-	section("Audit mode and guardrails:", lines)
+	section("Modes and guardrails:", lines)
 	section("Bindings:", bindingLines(d))
 	return b.String()
 }
@@ -152,6 +165,14 @@ func bindingLines(d fabric.Delta) []string {
 	return lines
 }
 
+// partyText names one end of a change; an external with what it is.
+func partyText(r fabric.Ref, c fabric.ReachChange) string {
+	if r == c.Outside {
+		return fmt.Sprintf("external %s (%s)", r, c.OutsideIs)
+	}
+	return r.String()
+}
+
 // reachText formats how reachability between two services changes.
 func reachText(c fabric.ReachChange) string {
 	rules := make([]string, len(c.Rules))
@@ -159,20 +180,21 @@ func reachText(c fabric.ReachChange) string {
 		rules[i] = r.String()
 	}
 	on := strings.Join(rules, " ")
+	from, to := partyText(c.From, c), partyText(c.To, c)
 	var text string
 	switch [2]fabric.Standing{c.Was, c.Is} {
 	case [2]fabric.Standing{fabric.StandsDropped, fabric.StandsAllowed}:
-		text = fmt.Sprintf("+ %s gains %s on %s", c.From, c.To, on)
+		text = fmt.Sprintf("+ %s gains %s on %s", from, to, on)
 	case [2]fabric.Standing{fabric.StandsDropped, fabric.StandsAudit}:
-		text = fmt.Sprintf("+ %s gains %s on %s, in audit mode", c.From, c.To, on)
+		text = fmt.Sprintf("+ %s gains %s on %s, in audit mode", from, to, on)
 	case [2]fabric.Standing{fabric.StandsAudit, fabric.StandsAllowed}:
-		text = fmt.Sprintf("+ %s may reach %s on %s, which passed in audit mode only", c.From, c.To, on)
+		text = fmt.Sprintf("+ %s may reach %s on %s, which passed in audit mode only", from, to, on)
 	case [2]fabric.Standing{fabric.StandsAllowed, fabric.StandsAudit}:
-		text = fmt.Sprintf("- %s reaches %s on %s in audit mode only", c.From, c.To, on)
+		text = fmt.Sprintf("- %s reaches %s on %s in audit mode only", from, to, on)
 	case [2]fabric.Standing{fabric.StandsAudit, fabric.StandsDropped}:
-		text = fmt.Sprintf("- %s loses %s on %s, which passed in audit mode", c.From, c.To, on)
+		text = fmt.Sprintf("- %s loses %s on %s, which passed in audit mode", from, to, on)
 	default:
-		text = fmt.Sprintf("- %s loses %s on %s", c.From, c.To, on)
+		text = fmt.Sprintf("- %s loses %s on %s", from, to, on)
 	}
 	var causes []string
 	for _, w := range c.Because {

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -294,6 +295,86 @@ func TestDocumentsKeepToBindings(t *testing.T) {
 	must.Eq(t, []Peer{}, peers(Binding{Domain: "other"}))
 }
 
+// Whatever a domain declares, what its binding does not grant never appears in a document, and what
+// lists reserved addresses comes from the binding alone.
+func TestDocumentsHaveNothingThatNoBindingGrants(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		prefix := rapid.Custom(func(t *rapid.T) netip.Prefix {
+			return netip.PrefixFrom(netip.AddrFrom4([4]byte{rapid.SampledFrom([]byte{10, 169}).Draw(t, "first"), 254}), rapid.SampledFrom([]int{0, 8, 16, 24, 32}).Draw(t, "length")).Masked()
+		})
+		ports := rapid.Custom(func(t *rapid.T) PortRange {
+			from := rapid.Uint16Range(1, 9).Draw(t, "from")
+			return PortRange{from, from + rapid.Uint16Range(0, 3).Draw(t, "width")}
+		})
+		e := External{Name: "x"}
+		switch rapid.IntRange(0, 3).Draw(t, "kind") {
+		case 0:
+			e.Node = true
+		case 1:
+			e.Consul = &ConsulInstances{Service: "pg", Within: rapid.SliceOfN(prefix, 1, 2).Draw(t, "within")}
+			fallthrough
+		default:
+			e.Prefixes, e.Names = rapid.SliceOfN(prefix, 0, 2).Draw(t, "prefixes"), rapid.SliceOfN(drawNames, 0, 2).Draw(t, "names")
+		}
+		b := Binding{Domain: rapid.SampledFrom([]string{"d", EveryDomain, "other"}).Draw(t, "bound")}
+		for range rapid.IntRange(0, 2).Draw(t, "blocks") {
+			b.Outside = append(b.Outside, OutsideGrants{
+				Prefixes: rapid.SliceOfN(prefix, 0, 2).Draw(t, "granted prefixes"), Names: rapid.SliceOfN(drawNames, 0, 2).Draw(t, "granted names"),
+				NodePorts: rapid.SliceOfN(ports, 0, 2).Draw(t, "granted ports"),
+			})
+		}
+		contract := Contract{Name: "c", Originators: []Ref{{"d", "web"}}, Responders: []Ref{{"d", "x"}}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{1, 20}}}}}
+		d := &Domain{Name: "d", Services: []Service{{Name: "web"}}, Externals: []External{e}, Contracts: []Contract{contract}}
+		g := &Graph{Domains: map[string]*Domain{"d": d}, Bindings: []Binding{b}}
+		doc := Documents(g)[0]
+		peers := doc.Originates[0].Peers
+		if b.Domain == "other" {
+			must.SliceEmpty(t, peers)
+			return
+		}
+		var all OutsideGrants
+		for _, o := range b.Outside {
+			all.Prefixes, all.Names, all.NodePorts = append(all.Prefixes, o.Prefixes...), append(all.Names, o.Names...), append(all.NodePorts, o.NodePorts...)
+		}
+		unlimited := func(listed int) bool { return b.Domain == EveryDomain && listed == 0 }
+		granted := func(p netip.Prefix) bool {
+			return slices.ContainsFunc(all.Prefixes, func(outer netip.Prefix) bool { return Covers(outer, p) })
+		}
+		for _, p := range peers {
+			must.True(t, p.IsExternal())
+			prefixes := p.Prefixes
+			if p.Consul != nil {
+				prefixes = slices.Concat(prefixes, p.Consul.Within)
+			}
+			for _, prefix := range prefixes {
+				must.True(t, granted(prefix) || unlimited(len(all.Prefixes)))
+			}
+			for _, name := range p.Names {
+				must.True(t, unlimited(len(all.Names)) || slices.ContainsFunc(all.Names, func(n string) bool {
+					return n == name || strings.HasPrefix(n, "*.") && strings.HasSuffix(name, n[1:])
+				}))
+			}
+			for _, l := range p.Listed {
+				must.True(t, slices.Contains(all.Prefixes, l))
+				must.True(t, l.IsSingleIP() || slices.ContainsFunc(Reserved(), func(r netip.Prefix) bool { return Covers(r, l) }))
+			}
+		}
+		for _, grant := range EgressGrants(Identity{Service: Ref{"d", "web"}, Roles: doc.Roles()}, doc) {
+			for port := uint16(1); e.Node && port < 25; port++ {
+				open := slices.ContainsFunc(grant.Rules, func(r Rule) bool { return r.Matches(TCP, port) })
+				in := unlimited(len(all.NodePorts)) || slices.ContainsFunc(all.NodePorts, func(r PortRange) bool { return r.Contains(port) })
+				must.Eq(t, in && port <= 20, open, must.Sprint(port))
+			}
+		}
+		// What is left out is named, and nothing else is.
+		whole := len(peers) == 1 && len(peers[0].Prefixes) == len(e.Prefixes) && len(peers[0].Names) == len(e.Names) &&
+			(e.Consul == nil || peers[0].Consul != nil && len(peers[0].Consul.Within) == len(e.Consul.Within)) &&
+			(!e.Node || unlimited(len(all.NodePorts)) || len(without(contract.Rules, all.NodePorts)) == 0)
+		empty := !e.Node && len(e.Prefixes)+len(e.Names) == 0 && e.Consul == nil
+		must.Eq(t, whole || empty, len(g.Excess("d")) == 0)
+	})
+}
+
 // In a graph with bindings, an owner can neither set nor drop a label by which a guardrail knows
 // him.
 func TestGuardrailLabelsAreTheOperators(t *testing.T) {
@@ -356,5 +437,9 @@ func TestCompareBindings(t *testing.T) {
 	delta = Compare(graph(job), graph(wider), reachNow)
 	must.Eq(t, []BindingChange{{Domain: "a", Change: Altered, Gained: []string{"may publish port 80-90"}, Lost: []string{"may select nomad(namespace=default, jobs=web)"}}}, delta.Bindings)
 	must.Eq(t, []Excess{{Domain: "a", Name: "web", Why: `a selector of service "web" of domain "a", nomad(namespace=default, job=web), selects beyond binding "a"`}}, delta.Excess)
+	outside := job
+	outside.Outside = []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}, Names: []string{"*.example.com"}, NodePorts: []PortRange{{8125, 8125}}}}
+	delta = Compare(graph(job), graph(outside), reachNow)
+	must.Eq(t, []string{"may use prefix 169.254.169.254/32", "may use name *.example.com", "may reach port 8125 of its node"}, delta.Bindings[0].Gained)
 	must.True(t, slices.ContainsFunc(Compare(graph(job), graph(), reachNow).Bindings, func(c BindingChange) bool { return c.Domain == "*" && c.Change == Added }))
 }

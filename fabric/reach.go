@@ -44,10 +44,11 @@ type Cause struct {
 type ReachChange struct {
 	From Ref `json:"from"`
 	To   Ref `json:"to"`
-	// Outside describes the end that is an external: its names and prefixes.
-	Outside string   `json:"outside,omitempty"`
-	Was     Standing `json:"was"`
-	Is      Standing `json:"is"`
+	// Outside is the end that is an external, and OutsideIs describes it: its names and prefixes.
+	Outside   Ref      `json:"outside,omitzero"`
+	OutsideIs string   `json:"outsideIs,omitempty"`
+	Was       Standing `json:"was"`
+	Is        Standing `json:"is"`
 	// Rules are canonical: one rule for each protocol, with its ports in order, disjoint and not
 	// adjacent.
 	Rules []Rule `json:"rules"`

@@ -77,7 +77,7 @@ func drawRichGraph(t *rapid.T, label string) *Graph {
 	g := &Graph{Domains: map[string]*Domain{}}
 	draw := func(n int, what string) int { return rapid.IntRange(0, n).Draw(t, label+what) }
 	for _, name := range []string{"a", "b"}[:1+draw(1, "domains")] {
-		d := &Domain{Name: name}
+		d := &Domain{Name: name, Silent: draw(4, "silent") == 0}
 		if draw(4, "audit") == 0 {
 			d.Mode = ModeAudit
 		}
@@ -85,7 +85,13 @@ func drawRichGraph(t *rapid.T, label string) *Graph {
 			d.Services = append(d.Services, Service{Name: fmt.Sprintf("s%d", i)})
 		}
 		if draw(2, "external") == 0 {
-			d.Externals = []External{{Name: "ext", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}}
+			d.Externals = []External{rapid.SampledFrom([]External{
+				{Name: "ext", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}},
+				{Name: "ext", Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("169.254.169.254/32")}, Exit: ExitNode},
+				{Name: "ext", Names: []string{"api.example.com", "*.example.org"}},
+				{Name: "ext", Consul: &ConsulInstances{Service: "pg", Within: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}},
+				{Name: "ext", Node: true},
+			}).Draw(t, label+"external's kind")}
 		}
 		if draw(1, "accepts") == 0 {
 			a := Accept{Contract: Ref{map[string]string{"a": "b", "b": "a"}[name], "c0"}}
@@ -137,11 +143,13 @@ func drawRichGraph(t *rapid.T, label string) *Graph {
 	return g
 }
 
-// drawBindings draws bindings that grant the prefix of "ext", or that do not.
+// drawBindings draws bindings that grant what "ext" has, or that do not.
 func drawBindings(t *rapid.T, label string) []Binding {
 	return rapid.SampledFrom([][]Binding{
 		nil, nil,
 		{{Domain: "a", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.0.0/16")}}}}},
+		{{Domain: "a", Outside: []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, Names: []string{"*.example.com"}, NodePorts: []PortRange{{3, 5}}}}}},
+		{{Domain: EveryDomain, Outside: []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}, Names: []string{"*.com"}, NodePorts: []PortRange{{4, 9}}}}}},
 		{{Domain: EveryDomain, Labels: Labels{"tier": "one"}}},
 		{{Domain: EveryDomain}, {Domain: "b", Labels: Labels{"tier": "two"}, Services: []BoundService{{Name: "s0", Labels: Labels{"tier": "one"}}}}},
 	}).Draw(t, label+"bindings")
@@ -169,6 +177,18 @@ func newOracle(g *Graph) oracle {
 
 func (o oracle) standing(from, to Ref, protocol Protocol, port uint16) Standing {
 	a, b := Identity{from, o.all}, Identity{to, o.all}
+	if _, service := o.docs[to]; !service { // it is an external: it has no document
+		s := StandsDropped
+		for _, grant := range EgressGrants(a, o.docs[from]) {
+			if grant.External.Name == to && slices.ContainsFunc(grant.Rules, func(r Rule) bool { return r.Matches(protocol, port) }) {
+				if !grant.Audit {
+					return StandsAllowed
+				}
+				s = StandsAudit
+			}
+		}
+		return s
+	}
 	if doc, ok := o.docs[from]; ok {
 		v := Decide(a, doc, b, protocol, port)
 		switch {

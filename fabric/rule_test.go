@@ -152,6 +152,115 @@ func TestAllowAgreesWithTheRuleAsWritten(t *testing.T) {
 	})
 }
 
+// naiveEgress is the one rule for a flow to an address outside the fabric, straight from the graph.
+func naiveEgress(g *Graph, src Identity, to netip.Addr, protocol Protocol, port uint16) bool {
+	bound := func(domain string) (prefixes []netip.Prefix, limited bool) {
+		for _, name := range []string{domain, EveryDomain} {
+			for _, b := range g.Bindings {
+				if b.Domain == name {
+					for _, o := range b.Outside {
+						prefixes = append(prefixes, o.Prefixes...)
+					}
+					return prefixes, name != EveryDomain || len(prefixes) > 0
+				}
+			}
+		}
+		return nil, len(g.Bindings) > 0
+	}
+	for _, d := range g.Domains {
+		granted, limited := bound(d.Name)
+		listed := true
+		for _, r := range Reserved() {
+			if r.Contains(to) {
+				listed = slices.ContainsFunc(granted, func(p netip.Prefix) bool {
+					return p.Contains(to) && r.Contains(p.Addr()) && p.Bits() >= r.Bits()
+				})
+			}
+		}
+		for _, c := range d.Contracts {
+			if c.Disabled || !(c.Expires.IsZero() || c.Expires.After(at)) || !slices.Contains(c.Originators, src.Service) ||
+				!slices.Contains(src.Roles.Originate, Ref{d.Name, c.Name}) {
+				continue
+			}
+			foreign := false
+			for _, r := range slices.Concat(c.Originators, c.Responders) {
+				foreign = foreign || r.Domain != d.Name // drawOutside draws no consent
+			}
+			opens := false
+			for _, r := range c.Rules {
+				for _, p := range r.Ports {
+					opens = opens || r.Protocol == protocol && p.From <= port && port <= p.To
+				}
+			}
+			for _, e := range d.Externals {
+				for _, p := range e.Prefixes {
+					admitted := !limited
+					for _, outer := range granted {
+						admitted = admitted || outer.Contains(p.Addr()) && outer.Bits() <= p.Bits()
+					}
+					if !foreign && opens && listed && admitted && p.Contains(to) && slices.Contains(c.Responders, Ref{d.Name, e.Name}) {
+						return true
+					}
+				}
+			}
+		}
+	}
+	return false
+}
+
+// drawOutside adds externals and bindings to a graph, and lets contracts respond by them.
+func drawOutside(t *rapid.T, g *Graph) {
+	prefix := rapid.SampledFrom([]netip.Prefix{
+		netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("192.0.2.0/24"), netip.MustParsePrefix("192.0.2.7/32"), netip.MustParsePrefix("169.254.0.0/16"),
+		netip.MustParsePrefix("169.254.169.0/24"), netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("160.0.0.0/4"),
+	})
+	prefixes := rapid.SliceOfNDistinct(prefix, 1, 3, rapid.ID)
+	for _, d := range g.sortedDomains() {
+		d.Accepts = nil
+		for i := range rapid.IntRange(0, 2).Draw(t, "externals") {
+			d.Externals = append(d.Externals, External{Name: fmt.Sprintf("x%d", i), Prefixes: prefixes.Draw(t, "prefixes")})
+		}
+		for i := range d.Contracts {
+			for _, e := range d.Externals {
+				if rapid.Bool().Draw(t, "responds") {
+					d.Contracts[i].Responders = append(d.Contracts[i].Responders, Ref{d.Name, e.Name})
+				}
+			}
+		}
+	}
+	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"d0", "d1", EveryDomain}), 0, 2, rapid.ID).Draw(t, "bindings") {
+		b := Binding{Domain: name}
+		if rapid.Bool().Draw(t, "outside") {
+			b.Outside = []OutsideGrants{{Prefixes: prefixes.Draw(t, "granted")}}
+		}
+		g.Bindings = append(g.Bindings, b)
+	}
+}
+
+// What an endpoint may open to an address outside follows from its document alone, and is what the
+// rule says, as far as the binding grants it; a reserved address needs to be listed.
+func TestEgressAgreesWithTheRuleAsWritten(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawGraph(t)
+		drawOutside(t, g)
+		docs, src := documents(g), drawIdentity(t, g, "src")
+		for _, to := range []string{"192.0.2.7", "192.0.2.8", "169.254.169.254", "169.254.1.2", "8.8.8.8"} {
+			to := netip.MustParseAddr(to)
+			reserved := slices.DeleteFunc(Reserved(), func(r netip.Prefix) bool { return !r.Contains(to) })
+			for _, protocol := range []Protocol{TCP, UDP} {
+				for port := uint16(1); port < 10; port++ {
+					got := slices.ContainsFunc(EgressGrants(src, docs[src.Service]), func(g EgressGrant) bool {
+						return slices.ContainsFunc(g.External.Prefixes, func(p netip.Prefix) bool { return p.Contains(to) }) &&
+							!slices.ContainsFunc(reserved, func(r netip.Prefix) bool { return !g.External.Admits(to, r) }) &&
+							slices.ContainsFunc(g.Rules, func(r Rule) bool { return r.Matches(protocol, port) })
+					})
+					must.Eq(t, naiveEgress(g, src, to, protocol, port), got, must.Sprint(to, protocol, port))
+				}
+			}
+		}
+	})
+}
+
 // A node knows only the documents of its own services, so the result must not depend on which end
 // of a contract is local.
 func TestGrantsAreTheSameFromBothEnds(t *testing.T) {

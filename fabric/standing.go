@@ -25,7 +25,7 @@ func (c *comparison) compareReach() {
 	for p := range c.pairs {
 		changes := compareOpenings(p, before[p], after[p])
 		for i := range changes {
-			changes[i].Outside = c.outside(p)
+			changes[i].Outside, changes[i].OutsideIs = c.outside(p)
 		}
 		c.delta.Reach = append(c.delta.Reach, changes...)
 	}
@@ -34,16 +34,16 @@ func (c *comparison) compareReach() {
 	})
 }
 
-// outside describes the end of a pair that is an external; empty if neither is.
-func (c *comparison) outside(p pairOfRefs) string {
+// outside returns the end of a pair that is an external, and describes it.
+func (c *comparison) outside(p pairOfRefs) (external Ref, is string) {
 	for _, x := range []*index{c.is, c.was} {
 		for _, r := range []Ref{p.from, p.to} {
 			if e := x.node(r).external; e != nil {
-				return e.Words()
+				return r, e.Words()
 			}
 		}
 	}
-	return ""
+	return Ref{}, ""
 }
 
 // openings returns what the contracts of the indexed graph open between the marked pairs.
