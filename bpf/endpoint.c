@@ -48,6 +48,8 @@ static __always_inline bool original(const struct conn *c, enum direction dir)
 // and an answer never opens a flow.
 static __always_inline bool belongs(const struct packet *p, const struct conn *c, enum direction dir)
 {
+	if (c->state & CONN_CROSSED)
+		return original(c, dir) || !p->opens;
 	return original(c, dir) ? !p->answers : !p->opens;
 }
 
@@ -56,7 +58,7 @@ static __always_inline __u32 progress(const struct packet *p, __u32 state, bool 
 	if (!is_original)
 		state |= CONN_ANSWERED;
 	if (p->opens && p->key.protocol == IPPROTO_TCP)
-		state = 0;
+		state &= CONN_CROSSED;
 	if (p->tcp_flags & TCP_FIN)
 		state |= is_original ? CONN_FIN_ORIGINAL : CONN_FIN_REPLY;
 	if (p->tcp_flags & TCP_RST)
@@ -289,7 +291,7 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	c.remote_identity = p->remote_identity;
 	c.flags = (outbound ? CONN_OUTBOUND : 0) | (r.host ? CONN_HOST : 0) | (r.outside ? CONN_OUTSIDE : 0);
 	c.mark = p->mark;
-	c.state = progress(p, 0, true);
+	c.state = progress(p, 0, true) | (p->crosses ? CONN_CROSSED : 0);
 	room = remember(&p->key, &c, cfg, now);
 	return room == REASON_NONE ? why : room;
 }
@@ -365,6 +367,7 @@ SUBPROGRAM int decide(struct packet *p, const struct config *cfg, enum direction
 		if (why == REASON_NONE)
 			why = REASON_ALLOWED_CONNECTION;
 	} else {
+		p->crosses = c && p->opens && p->key.protocol == IPPROTO_TCP && (!c->state || (c->state & CONN_CROSSED));
 		why = open_flow(p, cfg, ep, dir, generation, now);
 	}
 	p->certain = p->certain && (ep->flags & ENDPOINT_REJECT);

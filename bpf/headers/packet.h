@@ -53,6 +53,7 @@ struct packet {
 	bool answers; // is an answer, so it does not open a flow
 	bool certain; // what it was refused for is known for sure, and the endpoint wants to be told
 	bool cut;     // it belongs to a connection that was allowed until now
+	bool crosses; // opens a TCP connection that the other end is opening
 	struct part part;
 };
 
