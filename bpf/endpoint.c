@@ -367,7 +367,8 @@ SUBPROGRAM int decide(struct packet *p, const struct config *cfg, enum direction
 		if (why == REASON_NONE)
 			why = REASON_ALLOWED_CONNECTION;
 	} else {
-		p->crosses = c && p->opens && p->key.protocol == IPPROTO_TCP && (!c->state || (c->state & CONN_CROSSED));
+		p->crosses =
+			c && p->opens && p->key.protocol == IPPROTO_TCP && (!c->state || (c->state & CONN_CROSSED));
 		why = open_flow(p, cfg, ep, dir, generation, now);
 	}
 	p->certain = p->certain && (ep->flags & ENDPOINT_REJECT);

@@ -209,7 +209,7 @@ struct headers {
 
 // check_options refuses options of an IPv6 extension header that change what the packet is: a
 // source address other than the one that was judged, or a length other than that of the header.
-static __noinline int check_options(struct __sk_buff *skb, __u32 at, __u32 end)
+SUBPROGRAM int check_options(struct __sk_buff *skb, __u32 at, __u32 end)
 {
 	for (int i = 0; i < MAX_OPTIONS; i++) {
 		__u8 option[2];
@@ -228,9 +228,13 @@ static __noinline int check_options(struct __sk_buff *skb, __u32 at, __u32 end)
 // skip_extensions moves h to the transport header of an IPv6 packet, or behind the fragment header
 // of a later fragment. It refuses a routing header, which would change the destination after the
 // decision, a second fragment header, and headers that workloads do not need.
-static __noinline int skip_extensions(struct __sk_buff *skb, struct headers *h)
+SUBPROGRAM int skip_extensions(struct __sk_buff *skb, struct headers *h)
 {
-	__u32 limit = h->offset + MAX_EXTENSION_BYTES;
+	__u32 limit;
+
+	if (!h)
+		return REASON_MALFORMED;
+	limit = h->offset + MAX_EXTENSION_BYTES;
 
 	for (int i = 0; i <= MAX_EXTENSION_HEADERS; i++) {
 		__u8 b[8];
@@ -389,7 +393,7 @@ static __noinline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 
 
 // parse fills p, which must be zero. from_local means that the workload sent the packet. Of a later
 // fragment, it sets the addresses and the part only.
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool from_local)
+SUBPROGRAM int parse(struct __sk_buff *skb, struct packet *p, bool from_local)
 {
 	void *data = (void *)(long)skb->data;
 	void *end = (void *)(long)skb->data_end;
@@ -400,6 +404,8 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p, bool f
 	__u8 protocol;
 	int why;
 
+	if (!p)
+		return REASON_MALFORMED;
 	p->key.ifindex = skb->ifindex;
 	p->ingress = skb->ingress_ifindex;
 	if (data + sizeof(*eth) + sizeof(struct ipv6hdr) + TCP_HEADER > end && end - data < skb->len) {
