@@ -168,7 +168,8 @@ func roundTrip(c *net.UDPConn, size int) error {
 	return fmt.Errorf("%d bytes: %w", size, err)
 }
 
-// setDiscovery says what a socket makes of packets that are too big: unix.IP_PMTUDISC_DO and others.
+// setDiscovery says what a socket makes of packets that are too big: unix.IP_PMTUDISC_DO and
+// others.
 func setDiscovery(t *testing.T, c *net.UDPConn, v6 bool, how int) {
 	raw, err := c.SyscallConn()
 	must.NoError(t, err)
@@ -247,9 +248,13 @@ func (p *path) wire(mtu int) {
 	p.within(func(int) { script(p.t, "ip link set wire mtu $MTU", fmt.Sprint("MTU=", mtu)) })
 }
 
-// inject sends IP packets from the first node to the server, as they are.
+// inject sends IP packets from the first node to the server, as they are. They stay in order,
+// because one processor carries them all.
 func (p *path) inject(packets ...[]byte) {
 	(&workload{t: p.t, ns: p.spaces[0]}).inside(func() {
+		var first unix.CPUSet
+		first.Set(0)
+		must.NoError(p.t, unix.SchedSetaffinity(0, &first))
 		wire, err := netlink.LinkByName("wire")
 		must.NoError(p.t, err)
 		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
@@ -274,8 +279,8 @@ func TestFragmentsOutOfOrder(t *testing.T) {
 	})
 	defer got.Close()
 	id := uint32(100)
-	// arrives sends a datagram in three parts, in an order, then a short one, and reports whether the
-	// first one arrived.
+	// arrives sends a datagram in three parts, in an order, then a short one, and reports whether
+	// the first one arrived.
 	arrives := func(from, to string, order ...int) (first bool) {
 		id++
 		datagram, end := datagram(from, to, byte(id), 4000), datagram(from, to, byte(id), 9)

@@ -83,8 +83,8 @@ func TestExtensionHeaders(t *testing.T) {
 	}
 }
 
-// Every kind of ICMP error belongs to a flow if it quotes a packet of it, of any protocol, in either
-// direction; every other message does not.
+// Every kind of ICMP error belongs to a flow if it quotes a packet of it, of any protocol, in
+// either direction; every other message does not.
 func TestICMPErrors(t *testing.T) {
 	f := newFixture(t)
 	for _, v := range []struct {
@@ -167,7 +167,8 @@ func TestICMPErrors(t *testing.T) {
 	}
 }
 
-// cutOff returns the IP header of a packet with n bytes of its transport header, as quoted by routers.
+// cutOff returns the IP header of a packet with n bytes of its transport header, as quoted by
+// routers.
 func cutOff(packet []byte, n int) []byte {
 	header := 20
 	if packet[0]>>4 == 6 {
