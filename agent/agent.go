@@ -30,8 +30,10 @@ import (
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -66,6 +68,7 @@ type Agent struct {
 	namespaces   probe.Finder
 	audited      audited
 	questions    questions
+	resolver     *resolver
 	outage       outage
 
 	locks       keylock.Locks[cnicall.Attachment]
@@ -99,6 +102,10 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), log); err != nil {
+		return nil, err
+	}
+	client := resolve.NewClient(host.Resolver, c.DNS.Resolvers(), resolve.SystemConf)
+	if a.resolver, err = a.openResolver(filepath.Join(c.DataDir, "names.json"), client); err != nil {
 		return nil, err
 	}
 	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain); err != nil {
@@ -237,6 +244,9 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group.Go(func() error { return a.health.Run(ctx) })
 	group.Go(func() error { return a.repair(ctx, sup) })
 	group.Go(func() error { return a.tend(ctx) })
+	group.Go(func() error {
+		return every(ctx, time.Second, func() { a.node.Degrade("outside names in force", a.tendNames(ctx)) })
+	})
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error {
 		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram.Call()) })

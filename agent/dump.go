@@ -55,7 +55,7 @@ func (a *Agent) describe(im image) (api.Dump, error) {
 
 // dumpOf translates the content of the maps into words. links are the interfaces of the links,
 // underlay is the interface by which externals come.
-func dumpOf(im image, n names, links map[desired.Way]uint32, underlay uint32) api.Dump {
+func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api.Dump {
 	d := api.Dump{Layer: api.LayerEBPF}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
 	identity := func(number uint32) string {

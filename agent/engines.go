@@ -45,6 +45,8 @@ type engine struct {
 	id   fabric.NodeID
 	conn caller // replaced before its certificates end; see engines.enter
 
+	latest caller // the same, guarded by engines.mu
+
 	// order keeps messages about an endpoint in order. Requests hold it for reading. Messages about
 	// removed endpoints hold it for writing, so that they wait for requests in progress.
 	order sync.RWMutex
@@ -188,8 +190,12 @@ func (e *engines) enter(en *engine, conn caller) {
 	en.conn = conn
 	en.order.Unlock()
 	e.mu.Lock()
-	e.conns[en.id] = en
+	fresh := e.conns[en.id] != en
+	e.conns[en.id], en.latest = en, conn
 	e.mu.Unlock()
+	if r := e.agent.resolver; fresh && r != nil {
+		r.reconnected(en.id)
+	}
 }
 
 // introduce sends the requests of all endpoints, and then their list, so that the engine ends

@@ -44,11 +44,11 @@ func compareFlows(a, b api.FlowStatus) int {
 		cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 }
 
-// names returns the text of the key that a number stands for.
-type names interface{ Name(uint32) string }
+// keys returns the text of the key that a number stands for.
+type keys interface{ Name(uint32) string }
 
 // partyOf returns the party that has a number in the maps.
-func partyOf(n names, number uint32) (desired.Party, bool) {
+func partyOf(n keys, number uint32) (desired.Party, bool) {
 	key, err := desired.ParseKey(n.Name(number))
 	if err != nil {
 		return "", false
@@ -58,7 +58,7 @@ func partyOf(n names, number uint32) (desired.Party, bool) {
 }
 
 // party returns the service, or the first of the externals, that has a number in the maps.
-func party(n names, number uint32) (r fabric.Ref, external, ok bool) {
+func party(n keys, number uint32) (r fabric.Ref, external, ok bool) {
 	p, ok := partyOf(n, number)
 	if !ok {
 		return r, false, false
@@ -68,7 +68,7 @@ func party(n names, number uint32) (r fabric.Ref, external, ok bool) {
 }
 
 // contractOf returns the contract that has a number in the maps.
-func contractOf(n names, number uint32) (fabric.Ref, bool) {
+func contractOf(n keys, number uint32) (fabric.Ref, bool) {
 	key, err := desired.ParseKey(n.Name(number &^ bpf.AuditContract))
 	if err != nil {
 		return fabric.Ref{}, false
@@ -109,7 +109,7 @@ func (a *audited) all() []api.FlowStatus {
 
 // auditedFlow returns the flow of an event that would have been dropped without audit mode. Both
 // ends report a flow between endpoints; only the originator's report counts.
-func auditedFlow(n names, e bpf.Event) (k flowKey, ok bool) {
+func auditedFlow(n keys, e bpf.Event) (k flowKey, ok bool) {
 	if e.Reason != bpf.AllowedContract || e.Contract&bpf.AuditContract == 0 {
 		return k, false
 	}
@@ -144,7 +144,7 @@ func (a *Agent) watchEvents(ctx context.Context) error {
 }
 
 // flows summarises the recent connections that endpoints of this node, or externals, opened.
-func flows(n names, connections []bpf.Connection, now time.Time) []api.FlowStatus {
+func flows(n keys, connections []bpf.Connection, now time.Time) []api.FlowStatus {
 	set := map[flowKey]api.FlowStatus{}
 	for _, c := range connections {
 		contract, ok := contractOf(n, c.Contract)

@@ -171,6 +171,17 @@ func (a *Agent) chooseExits(endpoints []endpoint) choice {
 	return a.exits.choose(time.Now(), a.node.Exits(), a.engines.speaks, ids)
 }
 
+// exitOf returns the processor by which new flows of an endpoint leave, and false if there is none.
+func (a *Agent) exitOf(ep endpoint) (fabric.NodeID, bool) {
+	mark, ok := a.chooseExits([]endpoint{ep}).marks[ep.ID]
+	for _, e := range a.node.Exits() {
+		if ok && e.Mark == mark {
+			return e.Processor, true
+		}
+	}
+	return fabric.NodeID{}, false
+}
+
 // moveExits has new flows leave by other exits, if need be.
 func (a *Agent) moveExits() { a.node.Degrade("data path", a.reprogram.Call()) }
 

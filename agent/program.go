@@ -28,6 +28,7 @@ type Datapath interface {
 	Repair() ([]string, error)
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(ifindex uint32) error
+	Connections() ([]bpf.Connection, error)
 	Endpoints() ([]bpf.Endpoint, error)
 	PutPeer(bpf.Peer) error
 	DeletePeer(netip.Addr) error

@@ -22,9 +22,10 @@ import (
 // endpoint.
 type memory struct {
 	image
-	broken bool
-	refuse netip.Addr // it does not take a peer with this address
-	log    []string   // what was taken away (-) and given (+), in order
+	broken      bool
+	refuse      netip.Addr // it does not take a peer with this address
+	log         []string   // what was taken away (-) and given (+), in order
+	connections []bpf.Connection
 }
 
 func newMemory() *memory { return &memory{image: newImage()} }
@@ -198,3 +199,5 @@ func TestOneRefusedEntry(t *testing.T) {
 	k.refuse = netip.Addr{}
 	must.NoError(t, a.programFor(admission("100.64.0.3", "fd5f::3")))
 }
+
+func (m *memory) Connections() ([]bpf.Connection, error) { return m.connections, nil }

@@ -7,14 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/sif-project/sif/agent/dns"
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/listener"
 	"github.com/sif-project/sif/internal/retry"
@@ -26,19 +24,10 @@ const dnsRetry = time.Second
 // serveDNS answers DNS questions of the node's endpoints. If it cannot, they have no names; nothing
 // else of the agent depends on it.
 func (a *Agent) serveDNS(ctx context.Context) error {
-	var upstreams []netip.AddrPort
-	for _, u := range a.node.Config.DNS.Upstream {
-		addr, err := netip.ParseAddrPort(u)
-		if err != nil {
-			return fmt.Errorf("DNS resolver %q: %w", u, err)
-		}
-		upstreams = append(upstreams, addr)
-	}
 	for {
 		server, err := dns.Listen(dns.Config{
 			Listen: host.Resolver, Zone: a.node.Self.Zone, Ranges: a.node.Self.Ranges, View: view{a},
-			Outside: a.node.Config.DNS.Outside == config.OutsideAllow, Upstreams: upstreams,
-			Observe: a.questions.count, Log: a.log.Named("dns"),
+			Outside: a.resolver, Now: a.now, Observe: a.questions.count, Log: a.log.Named("dns"),
 		})
 		if err == nil {
 			a.node.Degrade("dns", nil)
@@ -55,14 +44,14 @@ func (a *Agent) serveDNS(ctx context.Context) error {
 }
 
 // questions counts the DNS questions that were refused, by outcome. It is safe for concurrent use.
-type questions struct{ limited, outside atomic.Uint64 }
+type questions struct{ limited, notGranted atomic.Uint64 }
 
 func (q *questions) count(o dns.Outcome) {
 	switch o {
 	case dns.Limited:
 		q.limited.Add(1)
-	case dns.Outside:
-		q.outside.Add(1)
+	case dns.NotGranted:
+		q.notGranted.Add(1)
 	}
 }
 

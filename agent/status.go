@@ -47,7 +47,11 @@ func (a *Agent) Status() api.NodeStatus {
 	for reason, n := range underlay {
 		s.Drops["nftables: "+reason] += n
 	}
-	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load(), a.questions.outside.Load()
+	filtered, limited := a.resolver.handler.Counts()
+	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load()+limited, a.questions.notGranted.Load()
+	s.Drops["dns: reserved address"] = filtered
+	s.OutsideNames, s.RefusedNames = a.resolver.names.Named(), a.resolver.refused.all()
+	s.Degraded = append(s.Degraded, a.resolver.names.Full()...)
 	docs, told := a.documents(), map[fabric.Ref]bool{}
 	for _, ep := range a.endpoints.all() {
 		if service := ep.Admission.Service; !told[service] {

@@ -50,9 +50,23 @@ type NodeStatus struct {
 	// machine has it.
 	Firewall *FirewallStatus `json:"firewall,omitempty"`
 
-	Audited  []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
-	Flows    []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
-	Reported time.Time    `json:"reported"`          // set by the controller
+	Audited []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
+	Flows   []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
+
+	// OutsideNames are the DNS names outside the fabric that are in force at the node, and
+	// RefusedNames some that no contract grants who asked, the latest first.
+	OutsideNames []fabric.Named `json:"outsideNames,omitempty"`
+	RefusedNames []RefusedName  `json:"refusedNames,omitempty"`
+
+	Reported time.Time `json:"reported"` // set by the controller
+}
+
+// RefusedName is a DNS name outside the fabric that no contract grants the service that asked.
+type RefusedName struct {
+	Service fabric.Ref `json:"service"`
+	Name    string     `json:"name"` // as it was asked for
+	Count   uint64     `json:"count"`
+	Last    time.Time  `json:"last"`
 }
 
 // ID names the node.

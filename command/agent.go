@@ -23,8 +23,8 @@ Usage: sif agent [options]
   Runs the policy agent of a workload node. The agent installs the CNI plugin
   and attaches workloads to the fabric on its behalf: it loads eBPF programs for
   each endpoint, requests connectivity from the engines of its zone, and answers
-  DNS queries: for names under .sif, and for other names if its configuration
-  says dns { outside = "allow" }. It must run as root.
+  DNS queries: for names under .sif, and for those outside names that contracts
+  of the asking service name. It must run as root.
 
   SIGINT and SIGTERM stop the agent. Policy stays enforced while it is stopped,
   and the next start takes it over. SIGHUP reloads the log level.

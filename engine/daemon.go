@@ -25,12 +25,14 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -75,6 +77,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 			return nil, err
 		}
 		options.Switch, options.Numbers, options.Exit = d.bridge, num, d.bridge.leadsOutside
+		options.Names, options.Report = filepath.Join(c.DataDir, "names.json"), n.Degrade
+		options.Resolver = resolve.NewResolver(resolve.NewClient(netip.AddrPort{}, c.DNS.Resolvers(), resolve.SystemConf), clock.Now)
 	}
 	if n.Firewall != nil {
 		if _, err := n.Firewall.Apply(); err != nil {
@@ -247,6 +251,7 @@ func (d *Daemon) keep(ctx context.Context, refresh <-chan struct{}) error {
 			d.log.Info("revision enforced", logkey.Revision, d.node.Revision.Pointer().Sequence)
 		case <-tick.C:
 			d.node.Degrade("leases", d.Expire())
+			d.node.Degrade("outside names in force", d.tendNames())
 			d.node.Revision.Retain(d.leased)
 			d.node.Degrade("refresh", d.Refresh(ctx))
 			d.Sync(ctx)
@@ -361,6 +366,7 @@ func (d *Daemon) Status() api.NodeStatus {
 	for reason, n := range dropped {
 		s.Drops["nftables: "+reason] = n
 	}
+	d.resolver.describe(&s)
 	if d.bridge.pipe.PassAll() {
 		s.Degraded = append(s.Degraded, "the switch lets everything pass (test override)")
 	}

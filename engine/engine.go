@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/trust/admission"
 )
 
@@ -62,6 +63,7 @@ type Engine struct {
 	programming sync.Mutex     // held while the switch is being programmed
 	recalling   sync.Mutex     // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
 	behind      atomic.Bool    // the switch was not brought to what the leases ask for
+	resolver    *resolver      // nil if the engine is no exit
 
 	mu      sync.Mutex
 	agents  map[fabric.NodeID]*remote // connected agents of the zone
@@ -80,6 +82,12 @@ type Options struct {
 	Numbers   numbers // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
 	Exit      func() bool // reports whether the switch leads to the outside; nil: it does not
+
+	// Names is the file in which the outside names in force are kept; empty: the engine is no exit.
+	Names    string
+	Resolver *resolve.Resolver
+	// Report is told what is degraded, or nil when it is no longer.
+	Report func(subject string, err error)
 }
 
 // New returns an engine with the leases that are stored on disk.
@@ -98,6 +106,11 @@ func New(o Options) (*Engine, error) {
 		e.exit = func() bool { return false }
 	}
 	e.reprogram = coalesce.New(e.program)
+	if o.Names != "" {
+		if e.resolver, err = e.openResolver(o.Names, o.Resolver, o.Report); err != nil {
+			return nil, err
+		}
+	}
 	return e, nil
 }
 
@@ -175,6 +188,18 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 			return nil, err
 		}
 		return e.recalled(from, p)
+	case rpc.MethodResolve:
+		var p rpc.ResolveParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.resolve(ctx, from, p)
+	case rpc.MethodHold:
+		var p rpc.HoldParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return struct{}{}, e.hold(from, p)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }

@@ -64,6 +64,56 @@ func Covers(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
 }
 
+// Outside is what a node knows of the outside besides the documents, which name some of its
+// addresses only by DNS or by Consul. It is not signed: what it says counts only within what the
+// documents grant.
+type Outside struct {
+	Named      []Named      `json:"named,omitempty"`
+	Registered []Registered `json:"registered,omitempty"`
+	// Ranges are those of the fabric. Their addresses never belong to an external.
+	Ranges []netip.Prefix `json:"ranges,omitempty"`
+	// Reserved are addresses that no external reaches unless a binding lists exactly them, besides
+	// those of every fabric (see Reserved): nodes, and servers of Consul, Vault and Nomad.
+	Reserved []netip.Prefix `json:"reserved,omitempty"`
+}
+
+// Named is a DNS name in force, for the service that asked.
+type Named struct {
+	Service   Ref          `json:"service"`
+	Name      string       `json:"name"` // in lower case, without a final dot
+	Addresses []netip.Addr `json:"addresses"`
+}
+
+// Registered are the addresses of a Consul service's instances.
+type Registered struct {
+	Service    string       `json:"service"`
+	Datacenter string       `json:"datacenter,omitempty"`
+	Addresses  []netip.Addr `json:"addresses"`
+}
+
+// ReservedBy returns a reserved prefix that keeps an external from having a prefix, and false if
+// none does.
+func (o Outside) ReservedBy(x Peer, p netip.Prefix) (netip.Prefix, bool) {
+	for _, r := range o.Ranges {
+		if Covers(r, p) {
+			return r, true
+		}
+	}
+	for _, list := range [][]netip.Prefix{Reserved(), o.Reserved} {
+		for _, r := range list {
+			if Covers(r, p) && !Lifted(x.Listed, r, p) {
+				return r, true
+			}
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// Lifted reports whether one of the listed prefixes opens p, which is in a reserved prefix.
+func Lifted(listed []netip.Prefix, reserved, p netip.Prefix) bool {
+	return slices.ContainsFunc(listed, func(l netip.Prefix) bool { return Covers(reserved, l) && Covers(l, p) })
+}
+
 // lifts returns those of a binding's prefixes that can list reserved addresses exactly: single
 // addresses, and what lies within reserved prefixes.
 func lifts(prefixes []netip.Prefix) (list []netip.Prefix) {

@@ -49,14 +49,15 @@ type Outcome string
 
 // The outcomes.
 const (
-	Answered  Outcome = "answered"  // with addresses
-	Empty     Outcome = "empty"     // the name exists but has no such records now
-	NoName    Outcome = "no-name"   // the name does not exist for this asker
-	Refused   Outcome = "refused"   // the asker is not an endpoint of the node, or the query is not supported
-	Outside   Outcome = "outside"   // the name is outside .sif, and the node does not resolve such names
-	Limited   Outcome = "limited"   // the asker asks too much
-	Forwarded Outcome = "forwarded" // a resolver of the node answered
-	Failed    Outcome = "failed"    // no resolver of the node answered
+	Answered Outcome = "answered" // with addresses
+	Empty    Outcome = "empty"    // the name exists but has no such records now
+	NoName   Outcome = "no-name"  // the name does not exist for this asker
+	Refused  Outcome = "refused"  // the asker is not an endpoint of the node, or the query is not supported
+	Limited  Outcome = "limited"  // the asker asks too much
+
+	NotGranted Outcome = "not-granted" // the name is outside .sif, and no contract of the asker names it
+	Resolved   Outcome = "resolved"    // the name is outside .sif, and was resolved
+	Failed     Outcome = "failed"      // the same, but nobody answered
 )
 
 // authority answers queries under the apex, and for the names of the fabric's addresses.

@@ -22,9 +22,10 @@
 // endpoint that has it, and for that endpoint itself; for others it is NXDOMAIN.
 //
 // Queries under .sif, also with a search suffix, and for names of the fabric's addresses never
-// leave the node. Other names are refused unless the node is configured to forward queries for them
-// to its resolvers. Queries from addresses that are not endpoints of the node are refused, and so
-// is what an endpoint asks beyond its limit.
+// leave the node. Other names are outside names: which of them an asker may resolve is policy,
+// which Outside knows. Queries from addresses that are not endpoints of the node are refused, and
+// so is what an endpoint asks beyond its limit.
 //
-// The package does not know contracts, the catalog or the data path.
+// The package does not know contracts, the catalog or the data path, nor who resolves outside
+// names.
 package dns

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -20,11 +19,12 @@ import (
 
 	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/outside/query"
 )
 
 // Limits of each asker.
 const (
-	maxForwards    = 64 // concurrent queries to the node's resolvers
+	maxOutside     = 64 // questions about outside names whose answer is awaited
 	maxConnections = 32 // TCP connections
 
 	// Questions beyond are refused. The node's firewall drops what is far beyond, so that a flood
@@ -40,42 +40,48 @@ const maxUDP = 1232
 // receiveBuffer is the size of the UDP socket's buffer, in bytes of the kernel's own counting.
 const receiveBuffer = 4 << 20
 
-// forwardTimeout limits a query that is forwarded to the node's resolvers.
-const forwardTimeout = 5 * time.Second
+const (
+	// outsideTimeout limits the time for which an answer about an outside name is awaited.
+	outsideTimeout = 5 * time.Second
+	// outsideTTL is how long a workload may remember an outside name at most. It is short so that
+	// workloads ask again soon after their exit has changed.
+	outsideTTL = 5 * time.Second
+)
+
+// Outside answers questions about names outside .sif, by what policy grants an asker.
+type Outside interface {
+	// Resolve answers a question of asker, which is Known. qname is in presentation form. The code
+	// of the reply is REFUSED if the name is not granted.
+	Resolve(ctx context.Context, asker netip.Addr, qname string, qtype uint16) query.Reply
+}
 
 // Config configures a Server.
 type Config struct {
-	Listen     netip.AddrPort // UDP and TCP; with port 0 the kernel chooses one
-	Zone       string         // the node's zone
-	Ranges     []netip.Prefix // the fabric's addresses
-	View       View
-	Outside    bool             // resolve names outside .sif; otherwise they are refused
-	Upstreams  []netip.AddrPort // resolvers for names outside .sif; if none, those of ResolvConf
-	ResolvConf string           // a path; if empty, /etc/resolv.conf
-	Observe    func(Outcome)    // if set, called for every query; must not block
-	Log        hclog.Logger
+	Listen  netip.AddrPort // UDP and TCP; with port 0 the kernel chooses one
+	Zone    string         // the node's zone
+	Ranges  []netip.Prefix // the fabric's addresses
+	View    View
+	Outside Outside
+	Now     func() time.Time // by which the answers of Outside expire
+	Observe func(Outcome)    // if set, called for every query; must not block
+	Log     hclog.Logger
 }
 
 // Server is the DNS listener of a node.
 type Server struct {
 	authority authority
-	forwarder *forwarder // nil if names outside .sif are refused
-	forwards  *limit.Count[netip.Addr]
+	outside   Outside
+	now       func() time.Time
+	waiting   *limit.Count[netip.Addr] // for Outside
 	questions *limit.Rate[netip.Addr]
 	observe   func(Outcome)
 	log       hclog.Logger
 	addr      netip.AddrPort
 	udp, tcp  *miekg.Server
-
-	mu     sync.Mutex
-	failed bool // the last forwarded query failed
 }
 
 // Listen opens the listener in the network namespace of the calling thread. Serve answers queries.
 func Listen(c Config) (*Server, error) {
-	if c.ResolvConf == "" {
-		c.ResolvConf = "/etc/resolv.conf"
-	}
 	if c.Observe == nil {
 		c.Observe = func(Outcome) {}
 	}
@@ -95,12 +101,10 @@ func Listen(c Config) (*Server, error) {
 	}
 	s := &Server{
 		authority: authority{zone: c.Zone, ranges: slices.Concat(linkLocal, c.Ranges), view: c.View},
-		forwards:  limit.NewCount[netip.Addr](maxForwards, 0),
+		outside:   c.Outside, now: c.Now,
+		waiting:   limit.NewCount[netip.Addr](maxOutside, 0),
 		questions: limit.NewRate[netip.Addr](time.Second/maxQuestions, burstQuestions),
 		observe:   c.Observe, log: c.Log, addr: addr,
-	}
-	if c.Outside {
-		s.forwarder = newForwarder(addr, c.Upstreams, c.ResolvConf)
 	}
 	shared := sharedListener{Listener: listener, share: limit.NewCount[netip.Addr](maxConnections, 0), known: c.View.Known}
 	s.udp = &miekg.Server{PacketConn: conn, Handler: s, UDPSize: maxUDP}
@@ -195,39 +199,27 @@ func (s *Server) respond(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 		return s.authority.reverse(asker, req)
 	case inApexOfSearch(q.Name):
 		return reply(req, miekg.RcodeNameError), NoName
-	case s.forwarder == nil:
-		return reply(req, miekg.RcodeRefused), Outside
 	}
-	return s.forward(asker, req)
+	return s.resolve(asker, req)
 }
 
-func (s *Server) forward(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
-	if !s.forwards.Take(asker) {
-		return reply(req, miekg.RcodeServerFailure), Failed
+// resolve answers a question about an outside name.
+func (s *Server) resolve(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome) {
+	if !s.waiting.Take(asker) {
+		return reply(req, miekg.RcodeServerFailure), Limited
 	}
-	defer s.forwards.Release(asker)
-	ctx, cancel := context.WithTimeout(context.Background(), forwardTimeout)
+	defer s.waiting.Release(asker)
+	ctx, cancel := context.WithTimeout(context.Background(), outsideTimeout)
 	defer cancel()
-	resp, err := s.forwarder.forward(ctx, req)
-	s.note(err)
-	if err != nil {
-		return reply(req, miekg.RcodeServerFailure), Failed
+	r := s.outside.Resolve(ctx, asker, req.Question[0].Name, req.Question[0].Qtype)
+	outcome := Resolved
+	switch r.Code {
+	case miekg.RcodeRefused:
+		outcome = NotGranted
+	case miekg.RcodeServerFailure:
+		outcome = Failed
 	}
-	return resp, Forwarded
-}
-
-// note logs when the node's resolvers stop answering and when they answer again.
-func (s *Server) note(err error) {
-	s.mu.Lock()
-	changed := s.failed != (err != nil)
-	s.failed = err != nil
-	s.mu.Unlock()
-	switch {
-	case changed && err != nil:
-		s.log.Warn("cannot resolve names outside .sif", logkey.Error, err)
-	case changed:
-		s.log.Info("names outside .sif are resolved again")
-	}
+	return r.Message(req, outsideTTL, s.now()), outcome
 }
 
 // finish adds EDNS to the response if the query has it, and truncates the response to the size that
@@ -237,10 +229,14 @@ func finish(req, resp *miekg.Msg, isUDP bool) {
 	if isUDP {
 		size = miekg.MinMsgSize
 	}
-	opt := req.IsEdns0()
+	opt, own := req.IsEdns0(), resp.IsEdns0()
+	resp.Extra = slices.DeleteFunc(resp.Extra, func(rr miekg.RR) bool { return rr.Header().Rrtype == miekg.TypeOPT })
 	switch {
 	case opt != nil:
 		resp.SetEdns0(maxUDP, opt.Do())
+		if own != nil {
+			resp.IsEdns0().Option = own.Option // an extended error
+		}
 		if isUDP {
 			size = min(max(size, int(opt.UDPSize())), maxUDP)
 		}

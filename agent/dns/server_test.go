@@ -85,12 +85,12 @@ var testGraph = graph{
 
 var fabricRanges = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/16")}
 
-// testServer returns a server that forwards queries for names outside .sif to the upstreams.
-func testServer(view View, upstreams ...netip.AddrPort) *Server {
+// testServer returns a server with a world outside.
+func testServer(view View) *Server {
 	self := netip.MustParseAddrPort("169.254.1.1:53")
 	return &Server{
 		authority: authority{zone: "aws1", ranges: slices.Concat(linkLocal, fabricRanges), view: view},
-		forwarder: newForwarder(self, upstreams, "/nonexistent"), forwards: limit.NewCount[netip.Addr](maxForwards, 0), questions: limit.NewRate[netip.Addr](time.Nanosecond, 1e9),
+		outside:   &world{}, now: time.Now, waiting: limit.NewCount[netip.Addr](maxOutside, 0), questions: limit.NewRate[netip.Addr](time.Nanosecond, 1e9),
 		observe: func(Outcome) {}, log: hclog.NewNullLogger(), addr: self,
 	}
 }
@@ -144,11 +144,11 @@ func TestRespond(t *testing.T) {
 		{"the apex", "sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
 		{"the apex's SOA", "SIF.", miekg.TypeSOA, miekg.RcodeSuccess, []string{}, Answered},
 		{"a transfer", "sif.", miekg.TypeAXFR, miekg.RcodeRefused, []string{}, Refused},
-		{"outside, no resolver", "example.com.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
-		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
-		{"outside, of the apex's name", "sif.example.com.", miekg.TypeA, miekg.RcodeServerFailure, []string{}, Failed},
-		{"an outside address", "1.2.0.192.in-addr.arpa.", miekg.TypePTR, miekg.RcodeServerFailure, []string{}, Failed},
-		{"addresses of the fabric and others", "100.in-addr.arpa.", miekg.TypeNS, miekg.RcodeServerFailure, []string{}, Failed},
+		{"outside, not granted", "example.com.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
+		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
+		{"outside, of the apex's name", "sif.example.com.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
+		{"an outside address", "1.2.0.192.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, []string{}, NotGranted},
+		{"addresses of the fabric and others", "100.in-addr.arpa.", miekg.TypeNS, miekg.RcodeRefused, []string{}, NotGranted},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			req := question(tc.name, tc.qtype)
@@ -176,7 +176,6 @@ func TestRespond(t *testing.T) {
 // each asker by what it may reach.
 func TestRespondReverse(t *testing.T) {
 	s := testServer(testGraph)
-	s.forwarder = nil
 	reverse := func(addr string) string {
 		name, err := miekg.ReverseAddr(addr)
 		must.NoError(t, err)
@@ -201,14 +200,14 @@ func TestRespondReverse(t *testing.T) {
 		{"the gateway, IPv6", reverse("fe80::1"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
 		{"above addresses", "1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeSuccess, "", Empty},
 		{"above addresses, IPv6", "0.0.0.0.f.5.d.f.ip6.arpa.", miekg.TypeNS, miekg.RcodeSuccess, "", Empty},
-		{"an outside address", reverse("192.0.2.1"), miekg.TypePTR, miekg.RcodeRefused, "", Outside},
-		{"not an address", "x.2.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
-		{"a number in another form", "03.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
-		{"too many labels", "1.3.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", Outside},
+		{"an outside address", reverse("192.0.2.1"), miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
+		{"not an address", "x.2.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
+		{"a number in another form", "03.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
+		{"too many labels", "1.3.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
 		{"a search suffix", "svc.app.sif.example.com.", miekg.TypeA, miekg.RcodeNameError, "", NoName},
 		{"a search suffix of one label", "gcp1.svc.app.SIF.local.", miekg.TypeAAAA, miekg.RcodeNameError, "", NoName},
-		{"outside", "www.example.com.", miekg.TypeA, miekg.RcodeRefused, "", Outside},
-		{"outside, the root", ".", miekg.TypeNS, miekg.RcodeRefused, "", Outside},
+		{"outside", "www.example.org.", miekg.TypeA, miekg.RcodeRefused, "", NotGranted},
+		{"outside, the root", ".", miekg.TypeNS, miekg.RcodeRefused, "", NotGranted},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			resp, outcome := s.respond(proxy, question(tc.name, tc.qtype))
@@ -366,10 +365,7 @@ func FuzzRespond(f *testing.F) {
 		if req.Unpack(raw) != nil {
 			return
 		}
-		resp, outcome := s.respond(proxy, req)
-		if outcome == Forwarded {
-			t.Fatal("forwarded without a resolver")
-		}
+		resp, _ := s.respond(proxy, req)
 		finish(req, resp, udp)
 		wire, err := resp.Pack()
 		if err != nil {
@@ -389,7 +385,7 @@ func FuzzRespond(f *testing.F) {
 			if rr.Header().Rrtype == miekg.TypePTR && strings.HasSuffix(n, ".arpa.") {
 				continue
 			}
-			if n != apex && !strings.HasSuffix(n, ".app.sif.") {
+			if n != apex && !strings.HasSuffix(n, ".app.sif.") && n != "www.example.com." {
 				t.Fatalf("%q has an address", n)
 			}
 		}

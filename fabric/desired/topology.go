@@ -23,6 +23,7 @@ type LinkState struct {
 // Topology is where the processors of each zone are that have a switch, and which of them are live.
 type Topology struct {
 	live      map[string][]fabric.NodeID // by zone, ordered
+	boundary  map[string]bool            // zones with a switch, live or not
 	workloads []fabric.Node              // those whose pools are known
 }
 
@@ -34,8 +35,9 @@ func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
 			newest[s.Processor] = s
 		}
 	}
-	t := Topology{live: map[string][]fabric.NodeID{}}
+	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}}
 	for _, n := range nodes {
+		t.boundary[n.Zone] = t.boundary[n.Zone] || n.Boundary()
 		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
 			t.workloads = append(t.workloads, n)
 		}
@@ -72,6 +74,15 @@ func SingleProcessor(nodes []fabric.Node) Topology {
 // Live reports whether a processor is live.
 func (t Topology) Live(processor fabric.NodeID) bool {
 	return slices.Contains(t.live[processor.Zone], processor)
+}
+
+// HasBoundary reports whether a zone has a processor with a switch, live or not.
+func (t Topology) HasBoundary(zone string) bool { return t.boundary[zone] }
+
+// Exit returns the live processor of a zone by which an endpoint's packets to the outside leave,
+// and false if there is none.
+func (t Topology) Exit(zone, endpoint string) (fabric.NodeID, bool) {
+	return t.Processor(zone, Pair{A: endpoint})
 }
 
 // Pair is two endpoints of different zones, by their IDs. Their order does not matter.

@@ -194,18 +194,21 @@ type CNI struct {
 	Socket    string `hcl:"socket,optional"`
 }
 
-// Values of DNS.Outside.
-const (
-	OutsideRefuse = "refuse"
-	OutsideAllow  = "allow"
-)
-
-// DNS configures the agent's DNS server.
+// DNS configures who resolves the outside names that contracts name: for an engine, and for an
+// agent whose node is the exit.
 type DNS struct {
-	// Outside says what becomes of queries for names outside .sif: "refuse" (default), or "allow",
-	// which forwards them to the resolvers.
-	Outside  string   `hcl:"outside,optional"`
-	Upstream []string `hcl:"upstream,optional"` // host:port of resolvers for other names; those in /etc/resolv.conf if empty
+	Upstream []string `hcl:"upstream,optional"` // host:port of resolvers; those in /etc/resolv.conf if empty
+}
+
+// Resolvers returns the resolvers, which Load has checked.
+func (d *DNS) Resolvers() []netip.AddrPort {
+	var list []netip.AddrPort
+	for _, u := range d.Upstream {
+		if a, err := netip.ParseAddrPort(u); err == nil {
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
 // Pools are the prefixes from which the controller assigns a pool to each node.

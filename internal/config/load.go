@@ -191,7 +191,6 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.OVS.RunDir, "/var/run/openvswitch")
 	fill(&c.OVS.DB, "unix:"+filepath.Join(c.OVS.RunDir, "db.sock"))
 	fill(&c.OVS.Bridge, "br-sif")
-	fill(&c.DNS.Outside, OutsideRefuse)
 	fill(&c.CNI.PluginDir, "/opt/cni/bin")
 	fill(&c.CNI.ConfigDir, "/opt/cni/config")
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
@@ -290,15 +289,6 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("underlay.reserved_ports", err)
 	}
 	errs = append(errs, c.checkExpose(body))
-	switch c.DNS.Outside {
-	case OutsideRefuse:
-		if len(c.DNS.Upstream) > 0 {
-			report("dns.upstream", errors.New("it requires outside = \"allow\", without which no name outside .sif is resolved"))
-		}
-	case OutsideAllow:
-	default:
-		report("dns.outside", fmt.Errorf("%q is neither \"refuse\" nor \"allow\"", c.DNS.Outside))
-	}
 	for i, u := range c.DNS.Upstream {
 		if a, err := netip.ParseAddr(u); err == nil {
 			c.DNS.Upstream[i] = netip.AddrPortFrom(a, wellknown.DNSPort).String()

@@ -20,6 +20,7 @@ const (
 	Pool     = "pool"     // the address pool of a node
 	Task     = "task"     // the ID of a task from the controller
 	Pending  = "pending"  // nodes and zones where the connectivity of an endpoint is not in force yet
+	Name     = "name"     // a DNS name outside the fabric
 	Services = "services" // number of services with a document in force on this node
 )
 

@@ -4,6 +4,7 @@
 package rpc
 
 import (
+	"net/netip"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -17,6 +18,8 @@ const (
 	MethodWithdraw = "withdraw" // these endpoints have ended
 	MethodSync     = "sync"     // compare what the sender has for the receiver with what that has
 	MethodRecall   = "recall"   // engine to engine: requests of the sender's zone that it has lost
+	MethodResolve  = "resolve"  // agent to engine of its zone: an outside name, asked for by a service
+	MethodHold     = "hold"     // agent to engine of its zone: outside names that are in use
 )
 
 // ConnectParams requests an endpoint's connectivity from an engine.
@@ -96,4 +99,30 @@ type RecallParams struct {
 // RecallReply contains the requests that were asked for, as far as the sender has them.
 type RecallReply struct {
 	Requests []fabric.Request `json:"requests,omitempty"`
+}
+
+// ResolveParams asks for an outside name on behalf of a service that has an endpoint on the
+// sender's node. It has no addresses: only who resolves a name says what they are.
+type ResolveParams struct {
+	Service fabric.Ref `json:"service"`
+	Name    string     `json:"name"` // in lower case, without a final dot
+	Type    uint16     `json:"type"` // of DNS records
+}
+
+// ResolveReply is sent when the addresses of the answer are in force at the engine.
+type ResolveReply struct {
+	Message []byte `json:"message"` // a DNS message
+}
+
+// HoldParams lists outside names of which addresses are in use by connections of the sender's
+// endpoints. The receiver keeps those that it holds, and adds none.
+type HoldParams struct {
+	Names []NameInUse `json:"names"`
+}
+
+// NameInUse is an outside name that a service has asked for, with its addresses in use.
+type NameInUse struct {
+	Service   fabric.Ref   `json:"service"`
+	Name      string       `json:"name"`
+	Addresses []netip.Addr `json:"addresses"`
 }
