@@ -213,7 +213,8 @@ SUBPROGRAM int reset(struct __sk_buff *skb, const struct packet *p, enum directi
 		skb->mark = 0;
 		if (!goes_on)
 			return bpf_redirect_peer(skb->ifindex, 0);
-		if (bpf_clone_redirect(skb, skb->ifindex, 0) || turn_frame(skb))
+		bpf_clone_redirect(skb, skb->ifindex, 0); // the other end is told all the same
+		if (turn_frame(skb))
 			return TCX_DROP;
 		skb->mark = p->mark;
 	}
