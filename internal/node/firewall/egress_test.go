@@ -47,6 +47,17 @@ func (s *site) ipv6() {
 		s.run(s.node, "ip", "neigh", "replace", w.address, "lladdr", s.mac(w, "eth0"), "dev", device, "nud", "permanent")
 		s.run(w, "ip", "neigh", "replace", "fe80::1", "lladdr", s.mac(s.node, device), "dev", "eth0", "nud", "permanent")
 	}
+	s.settle(s.node, s.outside, s.workload, s.second)
+}
+
+// settle waits for the link-local addresses of namespaces, from which neighbours are asked.
+func (s *site) settle(namespaces ...ns.NetNS) {
+	s.t.Helper()
+	for _, n := range namespaces {
+		for s.run(n, "ip", "-6", "addr", "show", "tentative") != "" {
+			time.Sleep(10 * time.Millisecond)
+		}
+	}
 }
 
 func (s *site) mac(n ns.NetNS, device string) string {
