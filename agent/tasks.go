@@ -14,6 +14,7 @@ import (
 	"github.com/sif-project/sif/agent/probe"
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/node/host"
 )
 
 // taskParallel limits the number of concurrent tasks. Observations do not count, because they only
@@ -72,7 +73,15 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 		result.Done = err == nil
 	case api.TaskRequest:
 		err = a.inside(ep, func(namespace ns.NetNS) error {
-			answered, err := probe.Request(ctx, namespace, t.Peer, t.Protocol, t.Nonce)
+			to := t.Peer
+			if t.Name != "" {
+				address, err := probe.Resolve(ctx, namespace, host.Resolver, t.Name, to.Addr().Is6())
+				if err != nil {
+					return err
+				}
+				to = netip.AddrPortFrom(address, to.Port())
+			}
+			answered, err := probe.Request(ctx, namespace, to, t.Protocol, t.Nonce)
 			if err == nil && !answered {
 				result.Reason = "connected, no answer"
 			}

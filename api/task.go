@@ -44,7 +44,10 @@ type Task struct {
 	Peer     netip.AddrPort  `json:"peer"` // observe, listening: the address and port of the endpoint itself
 	Protocol fabric.Protocol `json:"protocol,omitzero"`
 	Nonce    uint64          `json:"nonce,omitempty"`
-	Timeout  time.Duration   `json:"timeout"` // nanoseconds; the time limit of the node
+	// Name, for requests, is a DNS name that the endpoint's resolver resolves first. The request
+	// then goes to an address of the name, of the IP version and on the port of Peer.
+	Name    string        `json:"name,omitempty"`
+	Timeout time.Duration `json:"timeout"` // nanoseconds; the time limit of the node
 }
 
 // TaskResult is the result of a task. Error is set if the task could not be carried out, not if it

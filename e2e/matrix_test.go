@@ -22,8 +22,12 @@ func (f *fabricUnderTest) matrix(t *testing.T, args ...string) matrix.Report {
 	r := f.sif(t, append([]string{"matrix", "-json"}, args...)...)
 	var report matrix.Report
 	must.NoError(t, json.Unmarshal([]byte(r.stdout), &report), must.Sprintf("%s\n%s", r.stdout, r.stderr))
-	for _, o := range report.Disagreements() {
+	between, outside := report.Disagreements()
+	for _, o := range between {
 		t.Errorf("%s from %s to %s: observed %t, request %q: %s", o, o.From.Node, o.To.Node, o.Observed, o.Request, o.Why)
+	}
+	for _, o := range outside {
+		t.Errorf("%s on %s to %s %s/%d: answered %t: %s", o.From.Service, o.From.Node, o.To, o.Protocol, o.Port, o.Answered, o.Why)
 	}
 	must.Zero(t, r.code, must.Sprint(r.stderr))
 	must.Eq(t, 100, report.Agreement)

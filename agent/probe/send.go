@@ -14,6 +14,7 @@ import (
 	"net/netip"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
@@ -57,6 +58,42 @@ func sendRaw(p packet) error {
 	}
 	defer unix.Close(fd)
 	return unix.Sendto(fd, p.marshal(), 0, to)
+}
+
+// Resolve asks a resolver, from the namespace, for an address of a name, of an IP version. ctx
+// limits the time.
+func Resolve(ctx context.Context, namespace ns.NetNS, resolver netip.AddrPort, name string, is6 bool) (netip.Addr, error) {
+	var conn net.Conn
+	err := namespace.Do(func(ns.NetNS) (err error) {
+		conn, err = new(net.Dialer).DialContext(ctx, "udp", resolver.String())
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("ask for %s: %w", name, err)
+	}
+	defer conn.Close()
+	kind := dns.TypeA
+	if is6 {
+		kind = dns.TypeAAAA
+	}
+	question := new(dns.Msg).SetQuestion(dns.Fqdn(name), kind)
+	answer, _, err := new(dns.Client).ExchangeWithConnContext(ctx, question, &dns.Conn{Conn: conn})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("ask for %s: %w", name, err)
+	}
+	for _, rr := range answer.Answer {
+		switch rr := rr.(type) {
+		case *dns.A:
+			if a, ok := netip.AddrFromSlice(rr.A.To4()); ok {
+				return a, nil
+			}
+		case *dns.AAAA:
+			if a, ok := netip.AddrFromSlice(rr.AAAA); ok {
+				return a, nil
+			}
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("ask for %s: %s, without an address", name, dns.RcodeToString[answer.Rcode])
 }
 
 // Request opens a flow from the namespace and makes a request. With TCP it connects, sends "GET

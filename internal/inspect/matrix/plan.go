@@ -74,19 +74,30 @@ type Options struct {
 	IPs       []int             // none: 4 and 6
 }
 
-// Plan returns all probes, in a fixed order.
-func Plan(status api.Status, graph *fabric.Graph, o Options) []Probe {
-	now := time.Now()
-	docs := map[fabric.Ref]fabric.Document{}
-	for _, d := range fabric.Documents(graph) {
-		docs[d.Service] = d.At(now)
-	}
+// fill sets what is probed where the options do not say it.
+func (o *Options) fill() {
 	if len(o.Protocols) == 0 {
 		o.Protocols = []fabric.Protocol{fabric.TCP, fabric.UDP}
 	}
 	if len(o.IPs) == 0 {
 		o.IPs = []int{4, 6}
 	}
+}
+
+// documents returns the documents that the graph has now.
+func documents(graph *fabric.Graph) map[fabric.Ref]fabric.Document {
+	now := time.Now()
+	docs := map[fabric.Ref]fabric.Document{}
+	for _, d := range fabric.Documents(graph) {
+		docs[d.Service] = d.At(now)
+	}
+	return docs
+}
+
+// Plan returns all probes between endpoints, in a fixed order.
+func Plan(status api.Status, graph *fabric.Graph, o Options) []Probe {
+	o.fill()
+	docs := documents(graph)
 	endpoints, ports := Endpoints(status), ports(graph)
 	var probes []Probe
 	for _, from := range endpoints {

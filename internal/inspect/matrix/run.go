@@ -49,17 +49,26 @@ type Report struct {
 	// Unproven is the number of probes that correctly stayed silent, but whose node has no declared
 	// flow that could prove that its probes are sent.
 	Unproven int `json:"unproven"`
+
+	Outside []OutsideOutcome `json:"outside,omitempty"`
+	// Unanswered is the number of probes of the outside that correctly failed, but whose target
+	// answered nobody.
+	Unanswered int `json:"unanswered,omitempty"`
 }
 
 // Disagreements returns the outcomes where graph and network differ.
-func (r Report) Disagreements() []Outcome {
-	var list []Outcome
+func (r Report) Disagreements() (between []Outcome, outside []OutsideOutcome) {
 	for _, o := range r.Outcomes {
 		if !o.Agree {
-			list = append(list, o)
+			between = append(between, o)
 		}
 	}
-	return list
+	for _, o := range r.Outside {
+		if !o.Agree {
+			outside = append(outside, o)
+		}
+	}
+	return between, outside
 }
 
 // Run sends the probes. Each observation lasts window, which must be longer than starting all
@@ -283,13 +292,10 @@ func (r *run) inBatches(ctx context.Context, tasks []api.Task) ([]api.TaskResult
 }
 
 func (r *run) report() Report {
-	report := Report{Probes: len(r.outcomes), Agreement: 100, Outcomes: r.outcomes}
+	report := Report{Outcomes: r.outcomes}
 	pairs := map[[2]string]bool{}
 	for _, o := range r.outcomes {
 		pairs[[2]string{o.From.ID, o.To.ID}] = true
-		if o.Agree {
-			report.Agreed++
-		}
 		if o.Request == "completed" {
 			report.Requests++
 		}
@@ -298,8 +304,16 @@ func (r *run) report() Report {
 		}
 	}
 	report.Pairs = len(pairs)
-	if report.Probes > 0 {
-		report.Agreement = 100 * float64(report.Agreed) / float64(report.Probes)
-	}
+	report.count()
 	return report
+}
+
+// count counts the probes, and those that agree with the graph.
+func (r *Report) count() {
+	r.Probes, r.Agreed, r.Agreement = len(r.Outcomes)+len(r.Outside), len(r.Outcomes)+len(r.Outside), 100
+	between, outside := r.Disagreements()
+	r.Agreed -= len(between) + len(outside)
+	if r.Probes > 0 {
+		r.Agreement = 100 * float64(r.Agreed) / float64(r.Probes)
+	}
 }
