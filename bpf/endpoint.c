@@ -336,7 +336,7 @@ static __always_inline bool owns(const struct endpoint *ep, const struct addr *a
 }
 
 // decide handles packets that do not belong to a known connection of the newest generation.
-SUBPROGRAM int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
+static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	struct endpoint *ep;

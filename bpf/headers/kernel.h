@@ -25,7 +25,8 @@ typedef _Bool bool;
 #define NULL ((void *)0)
 
 // SUBPROGRAM is a function that the kernel verifies once, by itself, and not again in each state in
-// which it is called: without it the verifier gives up. Its pointers may be NULL to the verifier.
+// which it is called: without it the verifier gives up. Its pointers may be NULL to the verifier,
+// and up to Linux 6.1 what they point to cannot be the key of a map.
 #define SUBPROGRAM __attribute__((noinline, visibility("default")))
 
 #define BPF_MAP_TYPE_HASH 1
