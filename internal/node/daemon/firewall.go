@@ -31,10 +31,11 @@ func (n *Node) newFirewall() error {
 		}
 		open = append(open, firewall.Port{Protocol: protocol, Number: port})
 	}
-	var exposed []firewall.Exposed
-	for _, e := range n.Config.Exposures() {
-		exposed = append(exposed, firewall.Exposed{Protocol: e.Protocol, Port: e.Port, To: e.To})
+	toWorkloads, refused, err := exposed(n.Config.Exposures())
+	if err != nil {
+		return fmt.Errorf("set up the node's firewall: %w", err)
 	}
+	n.Report("exposed", refused)
 	links := func() []uint16 { return nil }
 	if n.Links != nil {
 		links = n.Links.Ports
@@ -42,9 +43,8 @@ func (n *Node) newFirewall() error {
 	n.Firewall = firewall.New(firewall.Config{
 		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
-		DNSPackets: firewall.DNSPacketsPerSecond, Exposed: exposed,
+		DNSPackets: firewall.DNSPacketsPerSecond, Exposed: toWorkloads,
 	})
-	var err error
 	n.mode, err = newMode(n.Firewall, n.Self.Ranges, filepath.Join(n.Config.DataDir, "firewall.json"), firewall.Mode(n.Config.Firewall.Mode), time.Now())
 	return err
 }

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 
+	wire "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
@@ -76,21 +77,21 @@ func parseTracked(message []byte, status, mark uint32) (t tracked, ok bool) {
 		return t, false
 	}
 	t.raw = message[genericHeader:]
-	attributes, err := nl.ParseRouteAttr(t.raw)
+	attributes, err := wire.UnmarshalAttributes(t.raw)
 	if err != nil {
 		return t, false
 	}
 	var hasStatus, hasMark uint32
 	for _, a := range attributes {
-		switch a.Attr.Type &^ unix.NLA_F_NESTED {
+		switch a.Type &^ unix.NLA_F_NESTED {
 		case nl.CTA_TUPLE_ORIG:
-			t.original = parseTuple(a.Value)
+			t.original = parseTuple(a.Data)
 		case nl.CTA_TUPLE_REPLY:
-			t.reply = parseTuple(a.Value)
+			t.reply = parseTuple(a.Data)
 		case nl.CTA_STATUS:
-			hasStatus = number32(a.Value)
+			hasStatus = number32(a.Data)
 		case nl.CTA_MARK:
-			hasMark = number32(a.Value)
+			hasMark = number32(a.Data)
 		}
 	}
 	return t, hasStatus&status == status && (mark == 0 || hasMark == mark)
@@ -110,32 +111,32 @@ const (
 )
 
 func parseTuple(b []byte) (t tuple) {
-	parts, err := nl.ParseRouteAttr(b)
+	parts, err := wire.UnmarshalAttributes(b)
 	if err != nil {
 		return t
 	}
 	for _, part := range parts {
-		attributes, err := nl.ParseRouteAttr(part.Value)
+		attributes, err := wire.UnmarshalAttributes(part.Data)
 		if err != nil {
 			return t
 		}
-		ip := part.Attr.Type&^unix.NLA_F_NESTED == nl.CTA_TUPLE_IP
+		ip := part.Type&^unix.NLA_F_NESTED == nl.CTA_TUPLE_IP
 		for _, a := range attributes {
-			switch kind := a.Attr.Type; {
+			switch kind := a.Type &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER); {
 			case ip && (kind == nl.CTA_IP_V4_SRC || kind == nl.CTA_IP_V6_SRC):
-				t.source, _ = netip.AddrFromSlice(a.Value)
+				t.source, _ = netip.AddrFromSlice(a.Data)
 			case ip && (kind == nl.CTA_IP_V4_DST || kind == nl.CTA_IP_V6_DST):
-				t.destination, _ = netip.AddrFromSlice(a.Value)
-			case ip || len(a.Value) == 0:
+				t.destination, _ = netip.AddrFromSlice(a.Data)
+			case ip || len(a.Data) == 0:
 			case kind == nl.CTA_PROTO_NUM:
-				t.protocol = fabric.Protocol(a.Value[0])
+				t.protocol = fabric.Protocol(a.Data[0])
 			case kind == ctaICMPType || kind == ctaICMPv6Type:
-				t.to = uint16(a.Value[0])
-			case len(a.Value) < 2:
+				t.to = uint16(a.Data[0])
+			case len(a.Data) < 2:
 			case kind == nl.CTA_PROTO_SRC_PORT:
-				t.from = binary.BigEndian.Uint16(a.Value)
+				t.from = binary.BigEndian.Uint16(a.Data)
 			case kind == nl.CTA_PROTO_DST_PORT:
-				t.to = binary.BigEndian.Uint16(a.Value)
+				t.to = binary.BigEndian.Uint16(a.Data)
 			}
 		}
 	}
