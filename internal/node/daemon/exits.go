@@ -21,26 +21,25 @@ import (
 // Packets to the outside that carry the mark of a processor of the own zone are led to its link,
 // and nowhere else:
 //
+//	5099: to <own pool> lookup main
 //	5100: from all fwmark <slot's mark> lookup <slot's table>    default dev <slot's link>
 //	5101: from all fwmark <any slot's mark> lookup 5356          blackhole default
-//	5102: from <own pool> iif lo lookup 5357                     default dev <links>
 //
 // `sif link`, or the kernel's devices, keep the default routes, which end with their device. What a
-// table does not take then is dropped by the second rule: never does a marked packet leave by the
-// main table. The third rule is for the kernel's reverse-path filter, which asks by which interface
-// the node would answer the sender of a packet: where all.rp_filter is 1 or 2, a link's own
-// parameter cannot switch that off. Packets of the node itself, which it concerns as well, go on to
-// the main table if they are for the fabric; the node's addresses in its pool talk to nobody else.
+// table does not take then is dropped by the last rule: never does a marked packet leave by the
+// main table.
+//
+// What is for the node's endpoints goes to them, whatever its mark. The node's firewall gives what
+// comes by a link the link's mark, for reverse-path filters: they ask by which interface a packet
+// with the mark would go to the sender, and the answer is the link. The kernel's asks so because
+// of src_valid_mark, firewalld's for IPv6 always, also of the packets that endpoints send.
 const (
+	inwardPriority   = wellknown.ExitPriority - 1
 	unroutedPriority = wellknown.ExitPriority + 1
-	answersPriority  = wellknown.ExitPriority + 2
 )
 
-// The tables after those of the slots.
-var (
-	unroutedTable = wellknown.ExitTable(wellknown.MaxExits)
-	answersTable  = unroutedTable + 1
-)
+// unroutedTable is the table after those of the slots.
+var unroutedTable = wellknown.ExitTable(wellknown.MaxExits)
 
 // Exit is a processor of the own zone by whose link packets can leave the fabric.
 type Exit struct {
@@ -83,6 +82,19 @@ func (l *Links) exits(self fabric.Node, members []roster.Member) []Exit {
 	return list
 }
 
+// marks returns the marks of the exits by the interfaces of their links.
+func (l *Links) marks() map[string]uint32 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	marks := map[string]uint32{}
+	for _, s := range l.slots {
+		if s.exit() >= 0 {
+			marks[s.device()] = wellknown.ExitMark(s.exit())
+		}
+	}
+	return marks
+}
+
 // exit returns the number among exits of the processor at the other end; -1 if it can have none.
 func (s slot) exit() int {
 	if s.Number < 1 || s.Number > wellknown.MaxExits {
@@ -105,25 +117,17 @@ func exitRouting(self fabric.Node, exits []Exit) kernel.State {
 	if len(exits) == 0 {
 		return s
 	}
-	spread := kernel.Spread{Prefix: link.Anywhere[0], Table: answersTable}
 	for _, x := range exits {
 		table := wellknown.ExitTable(int(x.Mark - wellknown.ExitMark(0)))
 		s.Rules = append(s.Rules, kernel.Rule{Priority: wellknown.ExitPriority, Mark: x.Mark, Mask: ^uint32(0), Table: table})
-		spread.Interfaces = append(spread.Interfaces, x.Interface)
 	}
-	s.Rules = append(s.Rules,
-		kernel.Rule{Priority: unroutedPriority, Mark: wellknown.ExitMark(0), Mask: ^uint32(wellknown.MaxExits - 1), Table: unroutedTable},
-		kernel.Rule{Priority: answersPriority, Interface: "lo", Source: self.Pool4.Masked(), Table: answersTable},
-	)
+	s.Rules = append(s.Rules, kernel.Rule{Priority: unroutedPriority, Mark: wellknown.ExitMark(0), Mask: ^uint32(wellknown.MaxExits - 1), Table: unroutedTable})
+	for _, pool := range []netip.Prefix{self.Pool4, self.Pool6} {
+		s.Rules = append(s.Rules, kernel.Rule{Priority: inwardPriority, To: pool.Masked()})
+	}
 	for _, anywhere := range link.Anywhere {
 		s.Blackholes = append(s.Blackholes, kernel.Blackhole{Prefix: anywhere, Table: unroutedTable, Priority: 1 << 20})
 	}
-	for _, r := range self.Ranges {
-		if r.Addr().Is4() {
-			s.Blackholes = append(s.Blackholes, kernel.Blackhole{Prefix: r.Masked(), Table: answersTable, Throw: true})
-		}
-	}
-	s.Spreads = append(s.Spreads, spread)
 	return s
 }
 
@@ -174,7 +178,7 @@ func takers(self fabric.Node, exits []Exit) ([]string, error) {
 	var list []string
 	for _, r := range rules {
 		list = append(list, fmt.Sprintf("%s comes before the rules that lead workloads' packets to the outside to the zone's processors, and may take them elsewhere: "+
-			"see \"ip rule\", and give it a priority above %d, or let it spare the mark %#x/%#x", r, answersPriority, wellknown.ExitMark(0), ^uint32(wellknown.MaxExits-1)))
+			"see \"ip rule\", and give it a priority above %d, or let it spare the mark %#x/%#x", r, unroutedPriority, wellknown.ExitMark(0), ^uint32(wellknown.MaxExits-1)))
 	}
 	return list, err
 }

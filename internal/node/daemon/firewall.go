@@ -37,11 +37,15 @@ func (n *Node) newFirewall() error {
 	}
 	n.Report("exposed", refused)
 	links := func() []uint16 { return nil }
+	var marks func() map[string]uint32
 	if n.Links != nil {
 		links = n.Links.Ports
+		if n.Kind.Has(fabric.KindWorkload) {
+			marks = n.Links.marks
+		}
 	}
 	n.Firewall = firewall.New(firewall.Config{
-		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links,
+		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links, Marks: marks,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
 		DNSPackets: firewall.DNSPacketsPerSecond, Exposed: toWorkloads,
 	})

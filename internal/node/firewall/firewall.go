@@ -19,6 +19,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -71,6 +72,9 @@ type Config struct {
 	// node's engine, 0 if it has none. All are open to the underlay. Each Apply calls both.
 	Links  func() []uint16
 	Engine func() uint16
+	// Marks, unless it is nil, returns the marks that packets get by the interface by which they
+	// come. Each Apply calls it.
+	Marks func() map[string]uint32
 	// DNSPackets is how many packets a second a workload may send to the node's resolver, not
 	// counting those of its TCP connections, and an eighth of it at once. More are dropped before
 	// they reach the socket that all workloads share.
@@ -173,21 +177,26 @@ func (f *Firewall) intact(conn *nftables.Conn) bool {
 	return err == nil && slices.Equal(have, f.egress)
 }
 
-// opened are the ports of the node's daemons, and a limit, which may change.
+// opened are the ports of the node's daemons, the marks of its links, and a limit, which may
+// change.
 type opened struct {
 	links    []uint16
 	engine   uint16
 	tracking uint32 // translated connections that an address may have
+	marks    map[string]uint32
 }
 
 func (o opened) equal(p opened) bool {
-	return slices.Equal(o.links, p.links) && o.engine == p.engine && o.tracking == p.tracking
+	return slices.Equal(o.links, p.links) && o.engine == p.engine && o.tracking == p.tracking && maps.Equal(o.marks, p.marks)
 }
 
 func (f *Firewall) open() opened {
 	o := opened{links: slices.Clone(f.config.Links()), tracking: tracking()}
 	if f.config.Engine != nil {
 		o.engine = f.config.Engine()
+	}
+	if f.config.Marks != nil {
+		o.marks = f.config.Marks()
 	}
 	return o
 }

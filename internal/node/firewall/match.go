@@ -157,6 +157,14 @@ func marked(mark, mask uint32) []expr.Any {
 	}
 }
 
+// mark gives the packet a mark.
+func mark(m uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(m)},
+		&expr.Meta{Key: expr.MetaKeyMARK, SourceRegister: true, Register: 1},
+	}
+}
+
 // byNode matches packets that eBPF lets out with the node as exit.
 func byNode() []expr.Any { return marked(wellknown.ExitMarkNode, ^uint32(0)) }
 

@@ -4,6 +4,7 @@
 package firewall
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -59,10 +60,12 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 // raw drops packets with addresses of the fabric on the underlay: they must come through links, and
 // packets of workloads with addresses of loopback. By a link comes nothing that is not for an
 // address of the fabric: a processor can send by it from any address, but not speak in the
-// connections that the node has with others. The kernel does not track what is forwarded
-// within the fabric, and between workloads and the exit of their zone: the eBPF programs do, and no
-// workload shall be able to fill the kernel's table. Answers of published ports to workloads of the
-// same node are the exception.
+// connections that the node has with others. What comes by the link of an exit gets the exit's
+// mark, by which reverse-path filters learn that its senders are reached there.
+//
+// The kernel does not track what is forwarded within the fabric, and between workloads and the exit
+// of their zone: the eBPF programs do, and no workload shall be able to fill the kernel's table.
+// Answers of published ports to workloads of the same node are the exception.
 func (f *Firewall) raw([]portMap) [][]expr.Any {
 	var drops, tracked, untracked [][]expr.Any
 	notrack := []expr.Any{&expr.Notrack{}}
@@ -90,7 +93,11 @@ func (f *Firewall) raw([]portMap) [][]expr.Any {
 		}
 		drops = append(drops, rule(foreign, drop(LinkInput)))
 	}
-	return slices.Concat(drops, tracked, untracked)
+	var marks [][]expr.Any
+	for _, device := range slices.Sorted(maps.Keys(f.writing.marks)) {
+		marks = append(marks, rule(name(in, device), mark(f.writing.marks[device])))
+	}
+	return slices.Concat(drops, marks, tracked, untracked)
 }
 
 // families returns the fabric's ranges of each version of IP that has any.

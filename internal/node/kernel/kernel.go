@@ -35,7 +35,6 @@ const RouteProtocol = 205
 type State struct {
 	Sysctls    []Sysctl // by their path below /proc/sys
 	Interfaces []Interface
-	Spreads    []Spread
 	Blackholes []Blackhole
 	Rules      []Rule
 	// OnlyRules says that there are no other routing rules with our mark.
@@ -107,24 +106,16 @@ type Blackhole struct {
 	Prefix   netip.Prefix
 	Table    int
 	Priority int
-	Throw    bool // leave it to the next routing rule instead
-}
-
-// Spread is one route by several interfaces: those of them that exist and are up.
-type Spread struct {
-	Prefix     netip.Prefix
-	Table      int
-	Interfaces []string
 }
 
 // Rule is a routing rule: what is true of the packets that look into a table. There is one for IPv4
-// and one for IPv6, unless it has a source.
+// and one for IPv6, unless it has a destination.
 type Rule struct {
 	Priority   int
-	Interface  string       // by which they come, "lo" if from this machine; empty: any
-	Source     netip.Prefix // zero: any
+	Interface  string       // by which they come; empty: any
+	To         netip.Prefix // zero: anywhere
 	Mark, Mask uint32       // the bits of Mask are those of Mark
-	Table      int
+	Table      int          // 0: the main table
 	// Alone says that there is no other rule with its priority.
 	Alone bool
 }
@@ -217,9 +208,6 @@ func plan(s State, have *snapshot) ([]step, error) {
 	}
 	for _, i := range s.Interfaces {
 		p.iface(i)
-	}
-	for _, r := range s.Spreads {
-		p.spread(r)
 	}
 	for _, b := range s.Blackholes {
 		p.blackhole(b)
@@ -542,6 +530,22 @@ func (p *planner) remove(want Interface, r route, protocol netlink.RouteProtocol
 		})
 		if err != nil {
 			return fmt.Errorf("remove the route %s to %s: %w", routeSubject(r.Prefix, r.Table), want.Name, err)
+		}
+		return nil
+	})
+}
+
+func (p *planner) blackhole(b Blackhole) {
+	if !p.carries(b.Prefix.Addr()) || p.have != nil && slices.Contains(p.have.blackholes, b) {
+		return
+	}
+	p.add(KindRoute, "blackhole "+routeSubject(b.Prefix, b.Table), "was missing, added", func() error {
+		err := netlink.RouteReplace(&netlink.Route{
+			Dst: network(b.Prefix), Table: b.Table, Family: familyOf(b.Prefix.Addr()), Protocol: p.protocol,
+			Type: unix.RTN_BLACKHOLE, Priority: b.Priority,
+		})
+		if err != nil {
+			return fmt.Errorf("add the blackhole route %s: %w", routeSubject(b.Prefix, b.Table), err)
 		}
 		return nil
 	})

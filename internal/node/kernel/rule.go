@@ -6,6 +6,7 @@ package kernel
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 
@@ -15,8 +16,8 @@ import (
 
 // families returns the versions of IP for which there is a rule.
 func (r Rule) families() []int {
-	if r.Source.IsValid() {
-		return []int{familyOf(r.Source.Addr())}
+	if r.To.IsValid() {
+		return []int{familyOf(r.To.Addr())}
 	}
 	return []int{netlink.FAMILY_V4, netlink.FAMILY_V6}
 }
@@ -26,8 +27,8 @@ func (r Rule) subject(family int) string {
 	if r.Mask != 0 {
 		text += fmt.Sprintf(" for mark %#x", r.Mark)
 	}
-	if r.Source.IsValid() {
-		return text + " from " + r.Source.String()
+	if r.To.IsValid() {
+		return text + " to " + r.To.String()
 	}
 	if family == netlink.FAMILY_V6 {
 		return text + " (IPv6)"
@@ -41,30 +42,30 @@ func (r Rule) is(have netlink.Rule) bool {
 	if have.Mask != nil {
 		mask = *have.Mask
 	}
-	return have.Priority == r.Priority && have.Table == r.Table && have.IifName == r.Interface && have.Mark == r.Mark && mask == r.Mask &&
-		sourceOf(have) == r.Source && !have.Invert && have.Dst == nil && have.OifName == "" && have.Goto < 0 && have.SuppressPrefixlen < 0 &&
+	return have.Priority == r.Priority && have.Table == tableOf(r.Table) && have.IifName == r.Interface && have.Mark == r.Mark && mask == r.Mask &&
+		have.Src == nil && prefixOf(have.Dst) == r.To && !have.Invert && have.OifName == "" && have.Goto < 0 && have.SuppressPrefixlen < 0 &&
 		have.Tos == 0 && have.IPProto == 0 && have.Sport == nil && have.Dport == nil && have.UIDRange == nil
 }
 
 func (r Rule) netlink(family int, protocol netlink.RouteProtocol) *netlink.Rule {
 	x := netlink.NewRule()
-	x.Family, x.Priority, x.IifName, x.Table, x.Protocol = family, r.Priority, r.Interface, r.Table, uint8(protocol)
+	x.Family, x.Priority, x.IifName, x.Table, x.Protocol = family, r.Priority, r.Interface, tableOf(r.Table), uint8(protocol)
 	if r.Mask != 0 {
 		x.Mark, x.Mask = r.Mark, &r.Mask
 	}
-	if r.Source.IsValid() {
-		x.Src = network(r.Source)
+	if r.To.IsValid() {
+		x.Dst = network(r.To)
 	}
 	return x
 }
 
-// sourceOf returns the sources that a rule of the kernel is for, or the zero prefix.
-func sourceOf(r netlink.Rule) netip.Prefix {
-	if r.Src == nil {
+// prefixOf returns a prefix of a rule of the kernel; the zero prefix stands for any address.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
 		return netip.Prefix{}
 	}
-	addr, _ := netip.AddrFromSlice(r.Src.IP)
-	bits, _ := r.Src.Mask.Size()
+	addr, _ := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
 	return netip.PrefixFrom(addr, bits)
 }
 
@@ -99,9 +100,9 @@ func (p *planner) rule(r Rule) {
 
 // surplusRules plans the removal of rules with our mark that are not wanted.
 func (p *planner) surplusRules(want []Rule) {
-	for family, rules := range p.have.rules {
+	for _, rules := range p.have.rules {
 		for _, have := range rules {
-			wanted := slices.ContainsFunc(want, func(r Rule) bool { return slices.Contains(r.families(), family) && r.is(have) })
+			wanted := slices.ContainsFunc(want, func(r Rule) bool { return r.is(have) })
 			if netlink.RouteProtocol(have.Protocol) == p.protocol && !wanted {
 				p.removeRule(written(have), have)
 			}
@@ -120,11 +121,18 @@ func (p *planner) removeRule(subject string, r netlink.Rule) {
 
 // written describes a rule of the kernel by what an operator recognises it by.
 func written(r netlink.Rule) string {
-	as := Rule{Priority: r.Priority, Source: sourceOf(r), Mark: r.Mark}
+	as := Rule{Priority: r.Priority, To: prefixOf(r.Dst), Mark: r.Mark}
 	if r.Mask != nil {
 		as.Mask = *r.Mask
 	}
-	return as.subject(r.Family)
+	text := as.subject(r.Family)
+	if source := prefixOf(r.Src); source.IsValid() {
+		text += " from " + source.String()
+	}
+	if r.IifName != "" {
+		text += " by " + r.IifName
+	}
+	return text
 }
 
 // Marked are packets that are forwarded with a mark of ours.
@@ -166,7 +174,7 @@ func (m Marked) takenBy(r netlink.Rule) bool {
 	}
 	matches := r.Mask == nil || m.Mark&*r.Mask == r.Mark
 	matches = matches && (r.IifName == "" || m.By(r.IifName))
-	if source := sourceOf(r); source.IsValid() {
+	if source := prefixOf(r.Src); source.IsValid() {
 		matches = matches && slices.ContainsFunc(m.From, source.Overlaps)
 	}
 	if r.Invert {

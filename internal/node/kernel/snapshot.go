@@ -24,8 +24,7 @@ type snapshot struct {
 	addresses  map[int][]netip.Prefix // by index of the interface
 	neighbours map[neighbourKey]net.HardwareAddr
 	protocol   int
-	routes     map[int][]Route     // those of protocol, by interface
-	spreads    map[spreadKey][]int // interfaces of the routes of protocol by several
+	routes     map[int][]Route // those of protocol, by interface
 	blackholes []Blackhole
 	alone      bool                            // routes of others matter
 	others     map[route]netlink.RouteProtocol // but the kernel's
@@ -55,7 +54,9 @@ type route struct {
 // The positions of parameters in the arrays of IFLA_INET_CONF and IFLA_INET6_CONF (<linux/ip.h>,
 // where they begin at 1, and <linux/ipv6.h>), which never change.
 var (
-	settings4 = map[int]string{0: "forwarding", 3: "accept_redirects", 5: "send_redirects", 7: "rp_filter", 25: "route_localnet"}
+	settings4 = map[int]string{
+		0: "forwarding", 3: "accept_redirects", 5: "send_redirects", 7: "rp_filter", 23: "src_valid_mark", 25: "route_localnet",
+	}
 	settings6 = map[int]string{0: "forwarding", 3: "accept_ra", 4: "accept_redirects", 26: "disable_ipv6", 27: "accept_dad"}
 )
 
@@ -69,12 +70,12 @@ const (
 // read reads what the state is compared with.
 func read(s State) (*snapshot, error) {
 	have := &snapshot{
-		devices: map[int]device{}, names: map[string]int{}, routes: map[int][]Route{}, spreads: map[spreadKey][]int{},
+		devices: map[int]device{}, names: map[string]int{}, routes: map[int][]Route{},
 		protocol: s.protocol(), others: map[route]netlink.RouteProtocol{},
 		addresses: map[int][]netip.Prefix{}, neighbours: map[neighbourKey]net.HardwareAddr{}, rules: map[int][]netlink.Rule{},
 	}
 	var addresses, neighbours bool
-	routes := len(s.Blackholes)+len(s.Spreads) > 0
+	routes := len(s.Blackholes) > 0
 	for _, i := range s.Interfaces {
 		addresses = addresses || len(i.Addresses) > 0 || i.OnlyAddresses
 		neighbours = neighbours || len(i.Neighbours) > 0
@@ -85,7 +86,7 @@ func read(s State) (*snapshot, error) {
 	if HasIPv6() {
 		families = append(families, netlink.FAMILY_V6)
 	}
-	if len(s.Interfaces)+len(s.Spreads) > 0 {
+	if len(s.Interfaces) > 0 {
 		if err := dump(unix.RTM_GETLINK, unix.RTM_NEWLINK, nl.NewIfInfomsg(unix.AF_UNSPEC), have.link); err != nil {
 			return nil, fmt.Errorf("list the interfaces: %w", err)
 		}
@@ -261,7 +262,6 @@ func (s *snapshot) route(m []byte) error {
 	}
 	r := route{Route: Route{Table: int(info.Table)}}
 	priority := 0
-	var spread []int
 	dst := netip.IPv4Unspecified()
 	if info.Family == unix.AF_INET6 {
 		dst = netip.IPv6Unspecified()
@@ -280,8 +280,6 @@ func (s *snapshot) route(m []byte) error {
 			r.Gateway, _ = netip.AddrFromSlice(a.Value)
 		case unix.RTA_PREFSRC:
 			r.Source, _ = netip.AddrFromSlice(a.Value)
-		case unix.RTA_MULTIPATH:
-			spread = hops(a.Value)
 		case unix.RTA_METRICS:
 			metrics, err := nl.ParseRouteAttr(a.Value)
 			if err != nil {
@@ -299,12 +297,8 @@ func (s *snapshot) route(m []byte) error {
 		s.others[r] = netlink.RouteProtocol(info.Protocol)
 		return nil
 	}
-	switch {
-	case info.Type == unix.RTN_BLACKHOLE || info.Type == unix.RTN_THROW:
-		s.blackholes = append(s.blackholes, Blackhole{r.Prefix, r.Table, priority, info.Type == unix.RTN_THROW})
-		return nil
-	case spread != nil:
-		s.spreads[spreadKey{r.Prefix, r.Table}] = spread
+	if info.Type == unix.RTN_BLACKHOLE {
+		s.blackholes = append(s.blackholes, Blackhole{r.Prefix, r.Table, priority})
 		return nil
 	}
 	s.routes[r.index] = append(s.routes[r.index], r.Route)

@@ -112,6 +112,9 @@ func interfaceState(d Device, index int) kernel.State {
 		}
 	}
 	if d.Table != 0 {
+		// Where net.ipv4.conf.all.rp_filter is 1 or 2, the device's own value does not switch the
+		// filter off. It then asks for the way back of packets with the mark that they get here.
+		i.IPv4 = append(i.IPv4, kernel.Sysctl{Name: "src_valid_mark", Value: "1"})
 		i.OnlyRoutes = append(i.OnlyRoutes, d.Table)
 		for _, anywhere := range Anywhere {
 			i.Routes = append(i.Routes, kernel.Route{Prefix: anywhere, Table: d.Table, MTU: d.MTU})
