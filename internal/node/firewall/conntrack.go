@@ -28,6 +28,7 @@ type tuple struct {
 
 // tracked is a translated connection in the kernel's table.
 type tracked struct {
+	family          uint8
 	original, reply tuple
 	raw             []byte // as the kernel told it, with its identity
 }
@@ -44,11 +45,11 @@ const (
 	ctDNAT = 1 << 5 // IPS_DST_NAT
 )
 
-// translated returns the connections of a family whose status has all the bits. With a mark, it
-// returns those that have it.
-func translated(family uint8, status, mark uint32) ([]tracked, error) {
+// translated returns the connections whose status has all the bits. With a mark, it returns those
+// that have it. The kernel walks its whole table for that, some milliseconds for a large one.
+func translated(status, mark uint32) ([]tracked, error) {
 	request := nl.NewNetlinkRequest((unix.NFNL_SUBSYS_CTNETLINK<<8)|nl.IPCTNL_MSG_CT_GET, unix.NLM_F_DUMP)
-	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_UNSPEC, Version: nl.NFNETLINK_V0})
 	// Kernels that do not know how to choose by status return all.
 	request.AddData(nl.NewRtAttr(nl.CTA_STATUS, binary.BigEndian.AppendUint32(nil, status)))
 	request.AddData(nl.NewRtAttr(ctaStatusMask, binary.BigEndian.AppendUint32(nil, status)))
@@ -76,7 +77,7 @@ func parseTracked(message []byte, status, mark uint32) (t tracked, ok bool) {
 	if len(message) < genericHeader {
 		return t, false
 	}
-	t.raw = message[genericHeader:]
+	t.family, t.raw = message[0], message[genericHeader:]
 	attributes, err := wire.UnmarshalAttributes(t.raw)
 	if err != nil {
 		return t, false
@@ -144,9 +145,9 @@ func parseTuple(b []byte) (t tuple) {
 }
 
 // forget removes a connection from the kernel's table.
-func (t tracked) forget(family uint8) error {
+func (t tracked) forget() error {
 	request := nl.NewNetlinkRequest((unix.NFNL_SUBSYS_CTNETLINK<<8)|nl.IPCTNL_MSG_CT_DELETE, unix.NLM_F_ACK)
-	request.AddData(&nl.Nfgenmsg{NfgenFamily: family, Version: nl.NFNETLINK_V0})
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: t.family, Version: nl.NFNETLINK_V0})
 	request.AddRawData(t.raw)
 	if _, err := request.Execute(unix.NETLINK_NETFILTER, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("end a translated connection to %s port %d: %w", t.original.destination, t.original.to, err)
@@ -187,14 +188,11 @@ func (f *Firewall) cut() error {
 
 // forgetUnless ends the connections with that status and mark that keep does not keep.
 func forgetUnless(status, mark uint32, keep func(tracked) bool) error {
-	var errs []error
-	for _, family := range []uint8{unix.AF_INET, unix.AF_INET6} {
-		list, err := translated(family, status, mark)
-		errs = append(errs, err)
-		for _, t := range list {
-			if !keep(t) {
-				errs = append(errs, t.forget(family))
-			}
+	list, err := translated(status, mark)
+	errs := []error{err}
+	for _, t := range list {
+		if !keep(t) {
+			errs = append(errs, t.forget())
 		}
 	}
 	return errors.Join(errs...)

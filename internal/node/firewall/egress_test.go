@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -181,34 +182,48 @@ func TestEgress(t *testing.T) {
 // go on.
 func TestWithdrawnEgressEnds(t *testing.T) {
 	s := newSite(t)
+	s.ipv6()
 	s.echo(s.outside, 80)
 	s.echo(s.outside, 81)
 	s.apply()
 	s.mark(wellknown.ExitMarkNode)
-	goes := out(workloadAddress, outsideAddress+"/32", fabric.TCP, 80, 80)
-	stays := out(workloadAddress, outsideAddress+"/32", fabric.TCP, 81, 81)
-	s.setEgress(goes, stays)
-	var conns []net.Conn
-	for _, port := range []string{":80", ":81"} {
-		c, err := s.dial(s.workload, "tcp", outsideAddress+port)
-		must.NoError(t, err)
-		defer c.Close()
-		must.True(t, answers(c))
-		conns = append(conns, c)
+	to := func(port uint16) []firewall.Egress {
+		return []firewall.Egress{
+			out(workloadAddress, outsideAddress+"/32", fabric.TCP, port, port), out(workload6, outside6+"/128", fabric.TCP, port, port)}
 	}
-	s.setEgress(stays)
-	must.False(t, answers(conns[0]))
-	must.True(t, answers(conns[1]))
+	goes, stays := to(80), to(81)
+	open := func(port string) (conns []net.Conn) {
+		for _, host := range []string{outsideAddress, outside6} {
+			c, err := s.dial(s.workload, "tcp", net.JoinHostPort(host, port))
+			must.NoError(t, err)
+			t.Cleanup(func() { c.Close() })
+			conns = append(conns, c)
+		}
+		return conns
+	}
+	answer := func(want bool, conns []net.Conn) {
+		t.Helper()
+		for _, c := range conns {
+			must.Eq(t, want, answers(c), must.Sprint(c.RemoteAddr()))
+		}
+	}
+	s.setEgress(slices.Concat(goes, stays)...)
+	gone, kept := open("80"), open("81")
+	answer(true, gone)
+	answer(true, kept)
+	s.setEgress(stays...)
+	answer(false, gone)
+	answer(true, kept)
 	table := s.run(s.node, "cat", "/proc/net/nf_conntrack")
 	must.StrNotContains(t, table, "dport=80 ")
-	must.StrContains(t, table, "dport=81 ")
+	must.Eq(t, 2, strings.Count(table, "dport=81 "))
 
 	// A process that starts ends what nothing allows any more.
 	s.fw = firewall.New(config)
 	s.apply()
-	must.True(t, answers(conns[1]))
-	s.setEgress(goes)
-	must.False(t, answers(conns[1]))
+	answer(true, kept)
+	s.setEgress(goes...)
+	answer(false, kept)
 	must.StrNotContains(t, s.run(s.node, "cat", "/proc/net/nf_conntrack"), "dport=81 ")
 	must.True(t, s.reaches(s.workload, "tcp", outsideAddress+":80"))
 }
