@@ -70,6 +70,7 @@ type Agent struct {
 	questions    questions
 	resolver     *resolver
 	outage       outage
+	ended        ended
 
 	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
@@ -80,9 +81,11 @@ type Agent struct {
 	programming sync.Mutex     // serialises computing and writing the data path
 	written     image          // empty before the first Reconcile; guarded by programming
 	target      image          // what the last program wanted to write, empty if that is not known; guarded by programming
-	turn        int            // of repairWorkloads
-	installed   installation   // what listenCNI installed; only the repair changes it
-	lacking     *unnumbered    // what target lacks, or nil; guarded by programming
+	// writtenOutside is what target was computed with; guarded by programming.
+	writtenOutside fabric.Outside
+	turn           int          // of repairWorkloads
+	installed      installation // what listenCNI installed; only the repair changes it
+	lacking        *unnumbered  // what target lacks, or nil; guarded by programming
 }
 
 // Start starts the agent of the node. It takes over the kernel state and the files of an earlier
@@ -204,7 +207,10 @@ func (a *Agent) takeOver(ctx context.Context) error {
 // them.
 func openDatapath(c *config.Config, ranges []netip.Prefix, log hclog.Logger) (*bpf.Datapath, error) {
 	dir := filepath.Join(c.BPFDir, "sif")
-	options := bpf.Options{Resolver4: wellknown.LinkLocal4, Fabric: ranges, Limits: c.Connections.Limits()}
+	options := bpf.Options{
+		Resolver4: wellknown.LinkLocal4, Node4: wellknown.LinkLocal4, Node6: wellknown.LinkLocal6, NodeExit: wellknown.ExitMarkNode,
+		Fabric: ranges, Limits: c.Connections.Limits(),
+	}
 	if c.BPFAttach != "auto" {
 		options.Mechanism = bpf.Mechanism(c.BPFAttach)
 	}

@@ -4,6 +4,8 @@
 package agent
 
 import (
+	"slices"
+
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -51,6 +53,17 @@ func (a *Agent) compare(p rpc.SyncParams) rpc.SyncReply {
 		}
 	}
 	return reply
+}
+
+// withdrawn removes counterparts that have ended by their owners' word.
+func (a *Agent) withdrawn(endpoints []string) error {
+	return a.forget(func(adm fabric.Admission) bool {
+		gone := slices.Contains(endpoints, adm.Endpoint)
+		if gone {
+			a.ended.note(adm, a.now())
+		}
+		return gone
+	})
 }
 
 // forget removes counterparts.

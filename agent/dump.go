@@ -7,6 +7,8 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
+	"net/netip"
 	"slices"
 
 	"github.com/sif-project/sif/api"
@@ -19,7 +21,7 @@ import (
 func (a *Agent) dump(context.Context) (api.Dump, error) {
 	a.programming.Lock()
 	im, err := readImage(a.kernel)
-	pointer := a.node.Revision.Pointer()
+	pointer, outside := a.node.Revision.Pointer(), a.writtenOutside
 	a.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
@@ -28,7 +30,7 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 	if err != nil {
 		return d, err
 	}
-	d.Node, d.Sequence, d.Root = a.node.Self.ID(), pointer.Sequence, pointer.Root
+	d.Node, d.Sequence, d.Root, d.Outside = a.node.Self.ID(), pointer.Sequence, pointer.Root, outside
 	for _, ep := range a.live() {
 		if err := a.kernel.Guarded(ep.HostIf); err != nil {
 			d.Problems = append(d.Problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))
@@ -76,6 +78,9 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 		d.Guarded = append(d.Guarded, e)
 	}
 	for _, p := range im.peers {
+		if p.Gone {
+			continue // it has nothing to say
+		}
 		via := fmt.Sprintf("interface %d", p.Interface)
 		for way, index := range links {
 			if index == p.Interface {
@@ -87,12 +92,28 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 		}
 		d.Peers = append(d.Peers, api.DumpPeer{Address: p.Address, Identity: identity(p.Identity), Via: via})
 	}
+	externals := map[netip.Prefix]api.DumpExternal{}
 	for _, x := range im.externals {
-		if x.Interface != underlay {
-			problem("external %s is expected on interface %d, not on the underlay interface", x.Prefix, x.Interface)
+		e := externals[x.Prefix]
+		e.Prefix = x.Prefix
+		if x.Identity != 0 {
+			who := identity(x.Identity)
+			if e.Identity != "" && e.Identity != who {
+				problem("external %s is both %s and %s", x.Prefix, e.Identity, who)
+			}
+			e.Identity = who
+			switch {
+			case x.Interface == 0:
+				e.Out = true
+			case x.Interface == bpf.FromNode:
+				e.In = true
+			case x.Interface != underlay && !slices.Contains(slices.Collect(maps.Values(links)), x.Interface):
+				problem("external %s is expected on interface %d, which is neither the underlay's nor a link", x.Prefix, x.Interface)
+			}
 		}
-		d.External = append(d.External, api.DumpExternal{Prefix: x.Prefix, Identity: identity(x.Identity)})
+		externals[x.Prefix] = e
 	}
+	d.External = slices.Collect(maps.Values(externals))
 	for pair, rules := range im.pairs {
 		if len(rules) == 0 {
 			problem("the maps are inconsistent for identities %d and %d", pair.Source, pair.Destination)
@@ -100,12 +121,16 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 		}
 		from, to := identity(pair.Source), identity(pair.Destination)
 		for _, r := range rules {
+			exit := fabric.ExitZone
+			if r.ExitNode {
+				exit = fabric.ExitNode
+			}
 			contract, ok := contractOf(n, r.Contract)
 			if !ok {
 				problem("the maps contain contract %d, which this node never assigned", r.Contract&^bpf.AuditContract)
 			}
 			d.Rules = append(d.Rules, api.DumpRule{From: from, To: to, Protocol: fabric.Protocol(r.Protocol),
-				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0})
+				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0, Exit: exit})
 		}
 	}
 	sortDump(&d)

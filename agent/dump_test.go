@@ -28,14 +28,16 @@ func TestDumpOf(t *testing.T) {
 	im.endpoints[7] = bpf.Endpoint{Interface: 7, Identity: 16, IPv4: web4, IPv6: web6}
 	im.peers[web4] = bpf.Peer{Address: web4, Identity: 16, Interface: 7}
 	im.peers[db4] = bpf.Peer{Address: db4, Identity: 17, Interface: 3}
-	im.externals[externalKey{2, users}] = bpf.External{Prefix: users, Identity: 19, Interface: 2}
+	for _, by := range []uint32{2, bpf.FromNode} {
+		im.externals[externalKey{by, users}] = bpf.External{Prefix: users, Identity: 19, Interface: by}
+	}
 	im.checks[bpf.Check{Interface: 7, Protocol: 6, Port: 80}] = true
 	im.pairs[bpf.Pair{Source: 16, Destination: 17}] = []bpf.Rule{{Protocol: 6, From: 5432, To: 5433, Contract: 18 | bpf.AuditContract}}
 	want := api.Dump{
 		Layer:    api.LayerEBPF,
 		Guarded:  []api.DumpEndpoint{{IPv4: web4, IPv6: web6, Identity: "shop/web >shop/sql", Checks: []fabric.Check{{Protocol: fabric.TCP, Port: 80}}}},
 		Peers:    []api.DumpPeer{{Address: web4, Identity: "shop/web >shop/sql", Via: desired.OwnInterface.String()}, {Address: db4, Identity: "shop/db <shop/sql", Via: "z1/p1"}},
-		External: []api.DumpExternal{{Prefix: users, Identity: "external shop/users shop/world"}},
+		External: []api.DumpExternal{{Prefix: users, Identity: "external shop/users shop/world", In: true}},
 		Rules: []api.DumpRule{{From: "shop/web >shop/sql", To: "shop/db <shop/sql", Protocol: fabric.TCP,
 			Ports: fabric.PortRange{From: 5432, To: 5433}, Contract: "shop/sql", Audit: true}},
 	}

@@ -417,7 +417,7 @@ func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params
 		if err := json.Unmarshal(params, &p); err != nil {
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}
-		return struct{}{}, e.agent.forget(func(a fabric.Admission) bool { return slices.Contains(p.Endpoints, a.Endpoint) })
+		return struct{}{}, e.agent.withdrawn(p.Endpoints)
 	case rpc.MethodSync:
 		var p rpc.SyncParams
 		if err := json.Unmarshal(params, &p); err != nil {

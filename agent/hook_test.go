@@ -145,7 +145,7 @@ func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []strin
 	c := &config.Config{DataDir: dir, Link: &config.Link{MTU: 1420}}
 	a = &Agent{
 		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}, Removals: &revocation.Watcher{}},
-		log:  log, now: time.Now, data: newMemory(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
+		log:  log, now: time.Now, exits: newExits(), data: newMemory(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
 		reprogram: coalesce.New(func() error { return nil }),
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
 	}

@@ -13,6 +13,8 @@ import (
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // image is the content of the data path's maps.
@@ -22,6 +24,16 @@ type image struct {
 	externals map[externalKey]bpf.External
 	checks    map[bpf.Check]bool
 	pairs     map[bpf.Pair][]bpf.Rule // canonical
+	published map[publishedKey]bpf.Published
+	exits     []uint32 // marks of exits to which packets are led, ordered
+	// egress is what the node's firewall must let out. It is not in the maps.
+	egress []firewall.Egress
+}
+
+// publishedKey is the key of a published port in the maps.
+type publishedKey struct {
+	Protocol uint8
+	From     netip.AddrPort
 }
 
 // externalKey is the key of an external in the maps.
@@ -33,7 +45,7 @@ type externalKey struct {
 func newImage() image {
 	return image{
 		endpoints: map[uint32]bpf.Endpoint{}, peers: map[netip.Addr]bpf.Peer{}, externals: map[externalKey]bpf.External{},
-		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{},
+		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{}, published: map[publishedKey]bpf.Published{},
 	}
 }
 
@@ -45,10 +57,15 @@ type numbers interface {
 // layout maps words to what the maps contain: numbers for parties and contracts, indexes for
 // interfaces.
 type layout struct {
-	num      numbers
-	underlay uint32                 // the interface by which externals come
-	own      map[string]uint32      // interfaces of the node's endpoints, by endpoint
-	links    map[desired.Way]uint32 // interfaces of the links that are up
+	num       numbers
+	underlay  uint32                 // the interface by which externals come
+	own       map[string]uint32      // interfaces of the node's endpoints, by endpoint
+	links     map[desired.Way]uint32 // interfaces of the links that are up
+	exits     choice
+	zone      string          // the node's
+	reject    map[string]bool // endpoints that are told of refusals
+	gone      []netip.Addr    // addresses whose endpoints have ended, by their owners' word
+	published []bpf.Published
 }
 
 // unnumbered is the error about what an image lacks because a party or a contract has no number and
@@ -108,19 +125,49 @@ func (l layout) image(w desired.Workload) (image, error) {
 		if e.Way != desired.OwnInterface {
 			continue
 		}
-		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6}
+		ep := bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6, Exit: l.exits.marks[e.Endpoint], Reject: l.reject[e.Endpoint]}
+		im.endpoints[index] = ep
 		for _, c := range e.Checks {
 			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
 		}
 	}
-	for prefix, p := range w.Externals {
-		n, err := number(p)
-		if err != nil {
-			lacking.add(err, p)
-			continue
+	for prefix, x := range w.Externals {
+		n := uint32(0) // nobody's
+		if x.Party != "" {
+			var err error
+			if n, err = number(x.Party); err != nil {
+				lacking.add(err, x.Party)
+				n = 0 // nor does a shorter prefix's party have it
+			}
 		}
-		im.externals[externalKey{l.underlay, prefix}] = bpf.External{Prefix: prefix, Identity: n, Interface: l.underlay}
+		for index, is := range l.interfaces(x) {
+			switch {
+			case is && n != 0:
+				im.externals[externalKey{index, prefix}] = bpf.External{Prefix: prefix, Identity: n, Interface: index}
+			case x.Nested || x.Party != "" && n == 0:
+				im.externals[externalKey{index, prefix}] = bpf.External{Prefix: prefix, Interface: index}
+			}
+		}
 	}
+	if w.Host != "" {
+		n, err := number(w.Host)
+		if err != nil {
+			lacking.add(err, w.Host)
+		} else {
+			for _, p := range hostPrefixes {
+				im.externals[externalKey{0, p}] = bpf.External{Prefix: p, Identity: n}
+			}
+		}
+	}
+	for _, a := range l.gone {
+		if _, again := im.peers[a]; !again {
+			im.peers[a] = bpf.Peer{Address: a, Gone: true}
+		}
+	}
+	for _, p := range l.published {
+		im.published[publishedKey{p.Protocol, p.From}] = p
+	}
+	im.exits = l.exits.kept
 	for _, r := range w.Rules {
 		from, err := number(r.From)
 		to, unknown := number(r.To)
@@ -135,7 +182,7 @@ func (l layout) image(w desired.Workload) (image, error) {
 		pair := bpf.Pair{Source: from, Destination: to}
 		for _, rule := range r.Rules {
 			for _, p := range rule.Ports {
-				im.pairs[pair] = append(im.pairs[pair], bpf.Rule{Protocol: uint8(rule.Protocol), From: p.From, To: p.To, Contract: contract})
+				im.pairs[pair] = append(im.pairs[pair], bpf.Rule{Protocol: uint8(rule.Protocol), From: p.From, To: p.To, Contract: contract, ExitNode: r.Exit == fabric.ExitNode})
 			}
 		}
 	}
@@ -151,6 +198,62 @@ func (l layout) image(w desired.Workload) (image, error) {
 		}
 	}
 	return im, lacking
+}
+
+// hostPrefixes are the addresses at which endpoints reach their own node.
+var hostPrefixes = []netip.Prefix{
+	netip.PrefixFrom(wellknown.LinkLocal4, wellknown.LinkLocal4.BitLen()), netip.PrefixFrom(wellknown.LinkLocal6, wellknown.LinkLocal6.BitLen()),
+}
+
+// interfaces returns the interfaces by which packets may come from a prefix, 0 for packets to it,
+// and whether they may.
+func (l layout) interfaces(x desired.External) map[uint32]bool {
+	is := map[uint32]bool{
+		0:            x.Exits.Zone || x.Exits.Node,
+		l.underlay:   x.From || x.Exits.Node,
+		bpf.FromNode: x.From,
+	}
+	for way, index := range l.links {
+		if processor, ok := way.Processor(); ok && processor.Zone == l.zone {
+			is[index] = x.Exits.Zone
+		}
+	}
+	return is
+}
+
+// egressOf returns what the endpoints of the node may reach with the node as exit.
+func egressOf(w desired.Workload) (list []firewall.Egress) {
+	prefixes := map[desired.Party][]netip.Prefix{}
+	for prefix, x := range w.Externals {
+		if x.Exits.Node {
+			prefixes[x.Party] = append(prefixes[x.Party], prefix)
+		}
+	}
+	endpoints := map[desired.Party][]netip.Addr{}
+	for _, e := range w.Endpoints {
+		if e.Way == desired.OwnInterface {
+			endpoints[e.Party] = append(endpoints[e.Party], e.IPv4, e.IPv6)
+		}
+	}
+	for _, r := range w.Rules {
+		if r.Exit != fabric.ExitNode {
+			continue
+		}
+		for _, rule := range r.Rules {
+			for _, ports := range rule.Ports {
+				for _, from := range endpoints[r.From] {
+					for _, prefix := range prefixes[r.To] {
+						e := firewall.Egress{Endpoint: from, Prefix: prefix, Protocol: rule.Protocol, Ports: ports}
+						if e.Check() == nil { // both are of one family, and the protocol is of that
+							list = append(list, e)
+						}
+					}
+				}
+			}
+		}
+	}
+	slices.SortFunc(list, func(a, b firewall.Egress) int { return cmp.Compare(a.String(), b.String()) })
+	return list
 }
 
 // holds reports whether im is as want in all that concerns the endpoint with these addresses: how
@@ -214,18 +317,71 @@ func readImage(d Datapath) (image, error) {
 	for _, c := range checks {
 		im.checks[c] = true
 	}
+	published, err := d.Published()
+	if err != nil {
+		return im, err
+	}
+	for _, p := range published {
+		im.published[publishedKey{p.Protocol, p.From}] = p
+	}
+	if im.exits, err = d.Exits(); err != nil {
+		return im, err
+	}
 	im.pairs, err = d.Pairs()
 	return im, err
 }
 
+// fresh reports whether no address in the maps has an identity.
+func (im image) fresh(identity uint32) bool {
+	for _, ep := range im.endpoints {
+		if ep.Identity == identity {
+			return false
+		}
+	}
+	for _, p := range im.peers {
+		if p.Identity == identity {
+			return false
+		}
+	}
+	for _, x := range im.externals {
+		if x.Identity == identity {
+			return false
+		}
+	}
+	return true
+}
+
 // write changes the maps from have to want and lists the changes. It removes first what is no
-// longer allowed. It continues after an error, because the entries are independent.
+// longer allowed, but gives an external whose party has changed its rules before: an address has
+// another party whenever one more service asks for its name, and flows to it go on. It continues
+// after an error, because the entries are independent.
 func write(d Datapath, have, want image) (changes []string, err error) {
 	var errs []error
 	do := func(err error, format string, args ...any) {
 		changes = append(changes, fmt.Sprintf(format, args...))
 		if err != nil {
 			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
+		}
+	}
+	moved := map[uint32]bool{} // identities that externals get which are there
+	for key, x := range want.externals {
+		if was, is := have.externals[key]; is && was != x && x.Identity != 0 {
+			moved[x.Identity] = true
+		}
+	}
+	for identity := range moved {
+		moved[identity] = have.fresh(identity)
+	}
+	early := map[bpf.Pair]bool{}
+	for pair, rules := range want.pairs {
+		if (moved[pair.Source] || moved[pair.Destination]) && !slices.Equal(have.pairs[pair], rules) {
+			early[pair] = true
+			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
+		}
+	}
+	for key, x := range want.externals {
+		if was, is := have.externals[key]; is && was != x && moved[x.Identity] {
+			do(d.PutExternal(x), "set external %s", x.Prefix)
 		}
 	}
 	for pair := range have.pairs {
@@ -243,6 +399,14 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 			do(d.DeleteExternal(x), "remove external %s", x.Prefix)
 		}
 	}
+	for key, p := range have.published {
+		if _, stays := want.published[key]; !stays {
+			do(d.DeletePublished(p), "remove published port %s", p.From)
+		}
+	}
+	if !slices.Equal(have.exits, want.exits) {
+		do(d.SetExits(want.exits), "set the exits")
+	}
 	for index, ep := range have.endpoints {
 		if _, stays := want.endpoints[index]; !stays {
 			do(d.DeleteEndpoint(index), "remove endpoint %s", ep.IPv4)
@@ -258,18 +422,23 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		}
 	}
 	for pair, rules := range want.pairs {
-		if !slices.Equal(have.pairs[pair], rules) {
+		if !early[pair] && !slices.Equal(have.pairs[pair], rules) {
 			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
 		}
 	}
 	for key, x := range want.externals {
-		if have.externals[key] != x {
+		if was, is := have.externals[key]; was != x && !(is && moved[x.Identity]) || !is {
 			do(d.PutExternal(x), "set external %s", x.Prefix)
 		}
 	}
 	for addr, p := range want.peers {
 		if have.peers[addr] != p {
 			do(d.PutPeer(p), "set peer %s", addr)
+		}
+	}
+	for key, p := range want.published {
+		if have.published[key] != p {
+			do(d.PutPublished(p), "set published port %s", p.From)
 		}
 	}
 	for index, ep := range want.endpoints {

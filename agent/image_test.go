@@ -78,7 +78,7 @@ func imageHere(t *testing.T, num numbers, local []endpoint, others []fabric.Admi
 		l.own[ep.ID] = uint32(ep.HostIndex)
 		endpoints = append(endpoints, ep.Admission)
 	}
-	im, err := l.image(desired.ForWorkload(here, desired.SingleProcessor(nodes), append(endpoints, others...), docs))
+	im, err := l.image(desired.ForWorkload(here, desired.SingleProcessor(nodes), append(endpoints, others...), docs, fabric.Outside{}))
 	must.NoError(t, err)
 	return im
 }
@@ -139,7 +139,7 @@ func TestImageOfNestedExternals(t *testing.T) {
 	a := admitted(3, "aws1", web)
 	a.Roles.Respond = append(a.Roles.Respond, edge.Contract)
 	im := imageHere(t, counter{}, []endpoint{hosted(8, a)}, nil, docs)
-	must.MapLen(t, 2, im.externals)
+	must.MapLen(t, 5, im.externals) // by the underlay and from the node; nobody calls the nested one
 	to := im.endpoints[8].Identity
 	desk := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.7/32")}].Identity
 	wide := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.0/24")}].Identity

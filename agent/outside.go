@@ -367,4 +367,6 @@ func (e *engines) latest(id fabric.NodeID) caller {
 }
 
 // reservations returns which addresses are the fabric's, and which are reserved.
-func (a *Agent) reservations() fabric.Outside { return fabric.Outside{Ranges: a.node.Self.Ranges} }
+func (a *Agent) reservations() fabric.Outside {
+	return fabric.Outside{Ranges: a.node.Self.Ranges, Reserved: a.node.Reserved()}
+}

@@ -39,6 +39,11 @@ type Datapath interface {
 	PutCheck(bpf.Check) error
 	DeleteCheck(bpf.Check) error
 	Checks() ([]bpf.Check, error)
+	PutPublished(bpf.Published) error
+	DeletePublished(bpf.Published) error
+	Published() ([]bpf.Published, error)
+	SetExits(marks []uint32) error
+	Exits() ([]uint32, error)
 	ReplacePair(bpf.Pair, []bpf.Rule) error
 	Pairs() (map[bpf.Pair][]bpf.Rule, error)
 }
@@ -78,19 +83,22 @@ func (a *Agent) inKernel(adm fabric.Admission) bool {
 // apply writes the difference to what was written last. The caller must hold programming.
 func (a *Agent) apply(want image) error {
 	a.target = want
+	// Before the maps, so that what they let out is not dropped on its way.
+	outside := a.firewall.SetEgress(want.egress)
 	if reflect.DeepEqual(a.written, want) {
-		return nil
+		return outside
 	}
 	if _, err := write(a.data, a.written, want); err != nil {
 		// Some of the changes may have been made. The maps tell which, and the next call writes the
 		// rest.
 		if have, err := readImage(a.data); err == nil {
 			a.written = have
+			a.written.egress = want.egress
 		}
-		return fmt.Errorf("program the data path: %w", err)
+		return errors.Join(outside, fmt.Errorf("program the data path: %w", err))
 	}
 	a.written = want
-	return nil
+	return outside
 }
 
 // Reconcile compares the maps in the kernel with the desired state, repairs them, and counts what
@@ -120,6 +128,7 @@ func (a *Agent) Reconcile() error {
 		a.written = want
 		var d api.Dump
 		if d, err = a.describe(want); err == nil {
+			d.Outside = a.writtenOutside
 			a.node.Compared(began, d, len(changes))
 		}
 	}
@@ -160,12 +169,43 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	if l.links, err = a.links(); err != nil {
 		return image{}, nil, err
 	}
-	want, err = l.image(desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents()))
+	l.zone = a.node.Self.Zone
+	l.exits = a.chooseExits(live)
+	l.reject, l.gone = a.certain(live), a.ended.addresses(a.now())
+	if l.published, err = a.ports.published(); err != nil {
+		return image{}, nil, err
+	}
+	a.writtenOutside = a.outside()
+	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents(), a.writtenOutside)
+	want, err = l.image(w)
+	want.egress = egressOf(w)
 	a.lacking = nil
 	if errors.As(err, &a.lacking) {
 		lacking, err = fmt.Errorf("compute the data path: %w", err), nil
 	}
 	return want, lacking, err
+}
+
+// outside returns what the node knows of the outside besides the documents.
+func (a *Agent) outside() fabric.Outside {
+	known := a.reservations()
+	known.Named = a.resolver.names.Named()
+	return known
+}
+
+// certain returns the endpoints whose refusals are certain, so that they are told of them: what
+// they may reach is in force here, and nothing is missing of what the engines know.
+func (a *Agent) certain(live []endpoint) map[string]bool {
+	if len(a.engines.uncompared()) > 0 || a.lacking != nil || len(a.node.Revision.Degraded()) > 0 {
+		return nil
+	}
+	certain := map[string]bool{}
+	documents := a.node.Revision.Documents()
+	for _, ep := range live {
+		doc, known := documents[ep.Admission.Service]
+		certain[ep.ID] = known && !doc.Silent && len(a.engines.pendingOf(ep.Attachment)) == 0
+	}
+	return certain
 }
 
 // live returns the endpoints of this node that have an interface and a valid admission.

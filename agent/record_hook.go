@@ -18,5 +18,6 @@ func (h recordHook) attach(_ context.Context, at *attachment) error {
 
 func (h recordHook) detach(_ context.Context, d *detachment) error {
 	h.endpoints.remove(d.endpoint.Attachment)
+	h.ended.note(d.endpoint.Admission, h.now())
 	return nil
 }

@@ -52,7 +52,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 				}
 			}
 		}
-		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f.Status), known, docs))
+		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f.Status), known, docs, fabric.Outside{}))
 		must.NoError(t, err)
 		dump := func() api.Dump {
 			d := dumpOf(im, num, l.links, 2)

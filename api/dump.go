@@ -35,6 +35,8 @@ type Dump struct {
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`
 	Guarded  []DumpEndpoint `json:"endpoints,omitempty"` // ebpf only
+	// Outside is what the node knew of the outside when it wrote this.
+	Outside fabric.Outside `json:"outside,omitzero"`
 	// Problems are what the daemon would never write, one sentence each: programs that are not
 	// attached, flows of another program, a test override.
 	Problems []string `json:"problems,omitempty"`
@@ -43,7 +45,7 @@ type Dump struct {
 // Digest is the same for two dumps that let the same parties exchange the same packets: addresses
 // with identities and ways, guarded endpoints, externals, and the ports that identities may use. It
 // does not depend on their order, on how ports are split into ranges, on the contracts that allow
-// them, or on Problems. It finds faults, not forgeries.
+// them and the exits of those, on Outside, or on Problems. It finds faults, not forgeries.
 func (d Dump) Digest() string {
 	var sum uint64
 	add := func(format string, args ...any) {
@@ -63,7 +65,7 @@ func (d Dump) Digest() string {
 		add("endpoint %s %s %q %v", e.IPv4, e.IPv6, e.Identity, slices.Compact(checks))
 	}
 	for _, x := range d.External {
-		add("external %s %q", x.Prefix, x.Identity)
+		add("external %s %q %t %t", x.Prefix, x.Identity, x.In, x.Out)
 	}
 	type pair struct {
 		from, to string
@@ -102,8 +104,13 @@ type DumpEndpoint struct {
 
 // DumpExternal is a prefix outside the fabric with its identity.
 type DumpExternal struct {
-	Prefix   netip.Prefix `json:"prefix"`
-	Identity string       `json:"identity"` // "external" and the names of all externals with this prefix
+	Prefix netip.Prefix `json:"prefix"`
+	// Identity is "external" and all externals with this prefix; empty if none has it, although
+	// some have a shorter one.
+	Identity string `json:"identity"`
+	// In says that its flows may come in, Out that flows may go there.
+	In  bool `json:"in,omitempty"`
+	Out bool `json:"out,omitempty"`
 }
 
 // DumpRule allows one identity to open flows to another.
@@ -113,6 +120,8 @@ type DumpRule struct {
 	Protocol fabric.Protocol  `json:"protocol"`
 	Ports    fabric.PortRange `json:"ports"`
 	Contract string           `json:"contract"` // "domain/contract"
+	// Exit is set by ebpf only: by what flows to an external leave.
+	Exit fabric.Exit `json:"exit,omitempty"`
 	// Audit is set by ebpf only: the switch does not distinguish flows that audit mode allows.
 	Audit bool `json:"audit,omitempty"`
 	// Shadowed is set by the switch only: other rules of the pair match all ports of the contract

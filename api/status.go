@@ -79,6 +79,8 @@ type Enforced struct {
 	Digest string        `json:"digest"` // see Dump.Digest; after the differences were repaired
 	// Repaired is the number of differences that the comparison found and that were repaired.
 	Repaired int `json:"repaired,omitempty"`
+	// Outside is what the node knew of the outside then.
+	Outside fabric.Outside `json:"outside,omitzero"`
 }
 
 // ExitAddress is the address that the outside sees instead of those of workloads.

@@ -108,6 +108,9 @@ func (b *bridge) leaveOut(err error) error {
 	for node := range b.wanted.Probes {
 		names[endpointNumber(probeName(node))] = "the health address of " + node.String()
 	}
+	for prefix := range b.wanted.Externals {
+		names[endpointNumber(externalName(prefix))] = externalName(prefix)
+	}
 	var errs []error
 	for _, p := range left.Parts {
 		err := p.Err
@@ -120,12 +123,15 @@ func (b *bridge) leaveOut(err error) error {
 	return nil
 }
 
+// externalName is the name of a prefix outside the fabric among the names of endpoints.
+func externalName(p netip.Prefix) string { return "external " + p.String() }
+
 // probeName is the name of a node's health addresses among the names of endpoints.
 func probeName(node fabric.NodeID) string { return "node " + node.String() }
 
 // changeContext bounds a change of the switch.
 func (b *bridge) changeContext() (context.Context, context.CancelFunc) {
-	limit := switchTimeout + time.Duration(len(b.wanted.Endpoints))*endpointTimeout
+	limit := switchTimeout + time.Duration(len(b.wanted.Endpoints)+len(b.wanted.Externals))*endpointTimeout
 	return context.WithTimeout(context.Background(), limit)
 }
 
@@ -166,6 +172,15 @@ func (b *bridge) state() ovs.State {
 	}
 	for node, ep := range b.wanted.Probes {
 		add(probeName(node), ep)
+	}
+	if exit, ok := b.ports[outsidePeer]; ok {
+		for prefix, class := range b.wanted.Externals {
+			e := ovs.Endpoint{ID: endpointNumber(externalName(prefix)), Prefixes: []netip.Prefix{prefix}, Class: class, Hole: class == 0}
+			if !e.Hole {
+				e.OutPort, e.SourcePorts = exit.No, []uint32{exit.No}
+			}
+			s.Endpoints = append(s.Endpoints, e)
+		}
 	}
 	for _, e := range b.wanted.Entries {
 		s.Entries = append(s.Entries, e.entry())

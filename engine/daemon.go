@@ -67,6 +67,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
 		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
+		Known: func() fabric.Outside { return fabric.Outside{Ranges: n.Self.Ranges, Reserved: n.Reserved()} },
 	}
 	if n.Self.Boundary() {
 		num, err := number.Open(filepath.Join(c.DataDir, "numbers.json"))
@@ -233,7 +234,11 @@ func (d *Daemon) repairSwitch(ctx context.Context) {
 	d.node.PutBack("flow", flows)
 	d.node.Degrade("switch", err)
 	if err == nil {
-		d.node.Compared(began, d.bridge.programmedDump(), len(flows))
+		d.programming.Lock()
+		dump := d.bridge.programmedDump()
+		dump.Outside = d.writtenOutside
+		d.programming.Unlock()
+		d.node.Compared(began, dump, len(flows))
 	}
 }
 

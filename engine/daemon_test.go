@@ -21,8 +21,9 @@ import (
 // carrier returns an engine without a switch.
 func (w *world) carrier(name string, kind fabric.NodeKind) *Engine {
 	e, err := New(Options{
-		Self: fabric.Node{Fabric: "test", Zone: "aws1", Name: name, Kind: kind, NoSwitch: true},
-		Log:  hclog.NewNullLogger(), Documents: &fixedDocuments{docs: documents(graph())}, Leases: filepath.Join(w.t.TempDir(), "leases.json"),
+		Known: func() fabric.Outside { return fabric.Outside{} },
+		Self:  fabric.Node{Fabric: "test", Zone: "aws1", Name: name, Kind: kind, NoSwitch: true},
+		Log:   hclog.NewNullLogger(), Documents: &fixedDocuments{docs: documents(graph())}, Leases: filepath.Join(w.t.TempDir(), "leases.json"),
 		Nodes:    func() []fabric.Node { return w.nodes },
 		Verifier: admission.Verifier{Fabric: "test", TrustDomain: identitytest.TrustDomain, Keys: w.ca.Keys, Roots: w.ca.Roots, Node: w.node, Removed: func() fabric.Revocations { return fabric.Revocations{} }},
 	})

@@ -38,14 +38,14 @@ func (d *Daemon) serveTasks(ctx context.Context) error {
 func (d *Daemon) dump(ctx context.Context) (api.Dump, error) {
 	d.programming.Lock()
 	state, diff, ports, err := d.bridge.inspect(ctx)
-	pointer := d.node.Revision.Pointer()
+	pointer, outside := d.node.Revision.Pointer(), d.writtenOutside
 	d.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, err
 	}
 	names := newSwitchNames(ports, d.bridge.names)
 	dump := dumpOf(state, ports, names)
-	dump.Node, dump.Sequence, dump.Root = d.node.Self.ID(), pointer.Sequence, pointer.Root
+	dump.Node, dump.Sequence, dump.Root, dump.Outside = d.node.Self.ID(), pointer.Sequence, pointer.Root, outside
 	dump.Problems = append(dump.Problems, diff.Describe(names)...)
 	if d.bridge.pipe.PassAll() {
 		dump.Problems = append(dump.Problems, "the switch lets everything pass (test override)")
@@ -173,6 +173,19 @@ func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) ap
 		return p.String()
 	}
 	for _, e := range s.Endpoints {
+		if way, ok := names.ways[e.OutPort]; e.Hole || ok && way == desired.Through(outsidePeer) {
+			for _, p := range e.Prefixes {
+				x := api.DumpExternal{Prefix: p}
+				if !e.Hole {
+					x.Identity, x.Out = identity(e.Class), true
+				}
+				d.External = append(d.External, x)
+			}
+			if !e.Hole && !slices.Equal(e.SourcePorts, []uint32{e.OutPort}) {
+				problem("packets from %v may come in by %s, but packets to it go out by %s", e.Prefixes, names.list(e.SourcePorts), names.Port(e.OutPort))
+			}
+			continue
+		}
 		via := fmt.Sprintf("port %d", e.OutPort)
 		if way, ok := names.ways[e.OutPort]; ok {
 			via = way.String()

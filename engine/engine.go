@@ -55,8 +55,9 @@ type Engine struct {
 	leases *lease.Set
 	sw     Switch // nil if there is none
 	num    numbers
-	nodes  func() []fabric.Node // of the whole fabric
-	exit   func() bool          // the switch leads to the outside
+	nodes  func() []fabric.Node  // of the whole fabric
+	exit   func() bool           // the switch leads to the outside
+	known  func() fabric.Outside // what is known of the outside besides documents and names
 	now    func() time.Time
 
 	reprogram   *coalesce.Func // of program
@@ -64,6 +65,8 @@ type Engine struct {
 	recalling   sync.Mutex     // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
 	behind      atomic.Bool    // the switch was not brought to what the leases ask for
 	resolver    *resolver      // nil if the engine is no exit
+	// writtenOutside is what the switch was programmed with; guarded by programming.
+	writtenOutside fabric.Outside
 
 	mu      sync.Mutex
 	agents  map[fabric.NodeID]*remote // connected agents of the zone
@@ -88,6 +91,7 @@ type Options struct {
 	Resolver *resolve.Resolver
 	// Report is told what is degraded, or nil when it is no longer.
 	Report func(subject string, err error)
+	Known  func() fabric.Outside // what is known of the outside besides documents and names
 }
 
 // New returns an engine with the leases that are stored on disk.
@@ -98,7 +102,7 @@ func New(o Options) (*Engine, error) {
 	}
 	e := &Engine{
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
-		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, exit: o.Exit, now: clock.Now,
+		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, exit: o.Exit, known: o.Known, now: clock.Now,
 		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
 		ended: map[string]time.Time{},
 	}
@@ -447,19 +451,23 @@ func (e *Engine) program() error {
 	e.programming.Lock()
 	defer e.programming.Unlock()
 	// What has no number is left out; the rest is written nevertheless, removals above all.
+	e.writtenOutside = e.known()
+	if e.resolver != nil {
+		e.writtenOutside.Named = e.resolver.names.Named()
+	}
 	want, lacking := numbered(e.desired(), e.num)
 	err := errors.Join(e.sw.Program(want), lacking)
 	e.behind.Store(err != nil)
 	return err
 }
 
-// desired returns what the switch must enforce.
+// desired returns what the switch must enforce. The caller must hold programming.
 func (e *Engine) desired() desired.Processor {
 	var live []fabric.Admission
 	for _, le := range e.leases.All(e.now()) {
 		live = append(live, le.Admission)
 	}
-	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents())
+	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents(), e.writtenOutside)
 }
 
 // otherZones returns the processors of every other zone that have a switch, in order. Without a

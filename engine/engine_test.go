@@ -106,7 +106,8 @@ func (w *world) engine(zone string) (*Engine, *recorder, *fixedDocuments) {
 		leases = filepath.Join(w.t.TempDir(), "leases.json")
 	}
 	e, err := New(Options{
-		Self: self, Log: hclog.NewNullLogger(), Documents: docs, Switch: sw, Numbers: counter{},
+		Known: func() fabric.Outside { return fabric.Outside{} },
+		Self:  self, Log: hclog.NewNullLogger(), Documents: docs, Switch: sw, Numbers: counter{},
 		Leases:   leases,
 		Nodes:    func() []fabric.Node { return w.nodes },
 		Verifier: admission.Verifier{Fabric: "test", TrustDomain: identitytest.TrustDomain, Keys: w.ca.Keys, Roots: w.ca.Roots, Node: w.node, Removed: func() fabric.Revocations { return fabric.Revocations{} }},

@@ -18,7 +18,10 @@ import (
 type SwitchState struct {
 	Endpoints map[string]SwitchEndpoint        // by endpoint
 	Probes    map[fabric.NodeID]SwitchEndpoint // the health addresses of workload nodes
-	Entries   map[uint32]SwitchEntry           // by number
+	// Externals are the classes of prefixes outside the fabric; 0 if nobody has a prefix, although
+	// a shorter one is somebody's.
+	Externals map[netip.Prefix]uint32
+	Entries   map[uint32]SwitchEntry // by number
 }
 
 // SwitchEndpoint is one endpoint as the switch sees it. Its packets come in by one port, and
@@ -57,22 +60,35 @@ type numbers interface {
 // numbered translates the desired state into numbers. What has no number, when none can be
 // assigned, is left out, which is the error; the state has all the rest.
 func numbered(p desired.Processor, num numbers) (state SwitchState, lacking error) {
-	state = SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Entries: map[uint32]SwitchEntry{}}
+	state = SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Externals: map[netip.Prefix]uint32{}, Entries: map[uint32]SwitchEntry{}}
 	classes := map[desired.Party]uint32{}
-	for _, e := range p.Endpoints {
-		class, known := classes[e.Party]
+	number := func(p desired.Party) uint32 {
+		class, known := classes[p]
 		if !known {
 			var err error
-			if class, err = num.Of(desired.PartyKey{Party: e.Party}.String()); err != nil {
+			if class, err = num.Of(desired.PartyKey{Party: p}.String()); err != nil {
 				lacking = fmt.Errorf("compute the flows of the switch: %w", err)
-				continue
+				return 0
 			}
-			classes[e.Party] = class
+			classes[p] = class
+		}
+		return class
+	}
+	for _, e := range p.Endpoints {
+		class := number(e.Party)
+		if class == 0 {
+			continue
 		}
 		state.Endpoints[e.Endpoint] = SwitchEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Class: class, Way: e.Way}
 	}
 	for _, n := range p.Probes {
 		state.Probes[n.Node] = SwitchEndpoint{IPv4: n.IPv4, IPv6: n.IPv6, Class: ovs.ProbeClass, Way: n.Way}
+	}
+	for prefix, x := range p.Externals {
+		state.Externals[prefix] = 0
+		if x.Party != "" {
+			state.Externals[prefix] = number(x.Party)
+		}
 	}
 	for _, r := range p.Rules {
 		src, dst := classes[r.From], classes[r.To]

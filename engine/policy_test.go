@@ -86,7 +86,7 @@ func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbe
 	for _, le := range live {
 		endpoints = append(endpoints, le.Admission)
 	}
-	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs), num)
+	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs, fabric.Outside{}), num)
 }
 
 // What the switch holds grows with nodes plus endpoints plus contracts between the identities that

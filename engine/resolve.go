@@ -46,9 +46,6 @@ func (e *Engine) openResolver(path string, by *resolve.Resolver, report func(str
 	return &resolver{names: table, handler: h}, nil
 }
 
-// known returns which addresses are the fabric's, and which are reserved.
-func (e *Engine) known() fabric.Outside { return fabric.Outside{Ranges: e.self.Ranges} }
-
 // resolve answers the question of a service that has an endpoint on the asking node, if a contract
 // of that endpoint names the name.
 func (e *Engine) resolve(ctx context.Context, from rpc.Peer, p rpc.ResolveParams) (rpc.ResolveReply, error) {

@@ -159,11 +159,6 @@ func (p Peer) IsExternal() bool {
 // IsNode reports whether the peer is the workload's own node.
 func (p Peer) IsNode() bool { return len(p.NodePorts) > 0 }
 
-// Admits reports whether the external may have an address that is in the given reserved prefix.
-func (p Peer) Admits(address netip.Addr, reserved netip.Prefix) bool {
-	return slices.ContainsFunc(p.Listed, func(l netip.Prefix) bool { return Covers(reserved, l) && l.Contains(address) })
-}
-
 // Roles returns all roles that the graph gives to the service.
 func (d Document) Roles() Roles {
 	var r Roles

@@ -79,7 +79,7 @@ func ExternalGrants(b Identity, doc Document) []ExternalGrant {
 			continue
 		}
 		for _, p := range e.Peers {
-			if p.IsExternal() {
+			if len(p.Prefixes) > 0 {
 				grants = append(grants, ExternalGrant{Contract: e.Contract, External: p.Name, Prefixes: p.Prefixes, Responder: b, Rules: e.Rules, Audit: e.Audit})
 			}
 		}

@@ -20,7 +20,7 @@ func BenchmarkForProcessor(b *testing.B) {
 			topology := NewTopology([]fabric.Node{{Zone: "z2", Name: "p1", Kind: fabric.KindProcessor}}, nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				ForProcessor("z1", topology, endpoints, docs)
+				ForProcessor("z1", topology, endpoints, docs, fabric.Outside{})
 			}
 		})
 	}

@@ -14,10 +14,33 @@ import (
 
 // Party is who stands at one end of a rule: an identity, or a set of externals. It is a text, so it
 // is compared with == and can be a map key. The text of an identity is fabric.Identity.Key; that of
-// externals is "external" and their names, in alphabetical order.
+// externals is "external" and their holders, in alphabetical order.
 type Party string
 
-const externals = "external "
+// Holder is an external that has an address, as an originator or as a responder. A responder has it
+// by itself, or by a name for the service that asked.
+type Holder struct {
+	External  fabric.Ref
+	Responder bool
+	Asker     fabric.Ref // zero: the external has the address whoever asks
+}
+
+// String returns "domain/external" for an originator, and ">domain/external" or
+// ">domain/external@domain/service" for a responder.
+func (h Holder) String() string {
+	switch {
+	case !h.Responder:
+		return h.External.String()
+	case h.Asker == (fabric.Ref{}):
+		return responder + h.External.String()
+	}
+	return responder + h.External.String() + "@" + h.Asker.String()
+}
+
+const (
+	externals = "external "
+	responder = ">"
+)
 
 // Health is the party of nodes' health addresses in a switch. It has no rules: nodes exchange
 // probes and nothing else.
@@ -26,11 +49,11 @@ const Health Party = "health addresses"
 // PartyOf returns the party of endpoints with this identity.
 func PartyOf(id fabric.Identity) Party { return Party(id.Key()) }
 
-// PartyOfExternals returns the party of an address that belongs to all of these externals.
-func PartyOfExternals(names []fabric.Ref) Party {
-	texts := make([]string, 0, len(names))
-	for _, name := range names {
-		texts = append(texts, name.String())
+// PartyOfExternals returns the party of an address that all of these externals have.
+func PartyOfExternals(holders []Holder) Party {
+	texts := make([]string, 0, len(holders))
+	for _, h := range holders {
+		texts = append(texts, h.String())
 	}
 	slices.Sort(texts) // by text, not by domain: numbers on disk are kept under it
 	return Party(externals + strings.Join(slices.Compact(texts), " "))
@@ -42,6 +65,9 @@ func (p Party) External() bool { return strings.HasPrefix(string(p), externals) 
 // Name returns the service of an identity, or the first of the externals.
 func (p Party) Name() (fabric.Ref, error) {
 	name, _, _ := strings.Cut(strings.TrimPrefix(string(p), externals), " ")
+	if p.External() {
+		name, _, _ = strings.Cut(strings.TrimPrefix(name, responder), "@")
+	}
 	return fabric.ParseRef(name)
 }
 

@@ -22,8 +22,8 @@ func ref(s string) fabric.Ref {
 // The texts are on disk beside the numbers of running nodes.
 func TestKeyTexts(t *testing.T) {
 	web := PartyOf(fabric.Identity{Service: ref("shop/web"), Roles: fabric.Roles{Originate: []fabric.Ref{ref("shop/sql")}, Respond: []fabric.Ref{ref("shop/www")}}})
-	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users"), ref("shop/world")})
-	nearby := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop-eu/users")}) // "-" comes before "/"
+	users := PartyOfExternals([]Holder{{External: ref("shop/world")}, {External: ref("shop/users")}, {External: ref("shop/world")}})
+	nearby := PartyOfExternals([]Holder{{External: ref("shop/world")}, {External: ref("shop-eu/users")}}) // "-" comes before "/"
 	for text, key := range map[string]Key{
 		"external shop-eu/users shop/world":      PartyKey{nearby},
 		"identity shop/web >shop/sql <shop/www":  PartyKey{web},
@@ -47,7 +47,7 @@ func TestKeyTexts(t *testing.T) {
 }
 
 func TestPartyName(t *testing.T) {
-	users := PartyOfExternals([]fabric.Ref{ref("shop/world"), ref("shop/users")})
+	users := PartyOfExternals([]Holder{{External: ref("shop/world")}, {External: ref("shop/users")}})
 	must.True(t, users.External())
 	name, err := users.Name()
 	must.NoError(t, err)

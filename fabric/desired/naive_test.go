@@ -25,6 +25,7 @@ type world struct {
 	graph     *fabric.Graph
 	nodes     []fabric.Node
 	endpoints []fabric.Admission
+	outside   fabric.Outside
 }
 
 // verdict is what becomes of a flow.
@@ -93,6 +94,77 @@ func (w world) naiveVisit(src netip.Addr, dst fabric.Admission, protocol fabric.
 		}
 	}
 	return v
+}
+
+// naiveTrip is the same for a flow to an address outside the fabric, and says by which exits it may
+// leave.
+func (w world) naiveTrip(src fabric.Admission, dst netip.Addr, protocol fabric.Protocol, port uint16) (v verdict, exits Exits) {
+	for _, r := range w.outside.Ranges {
+		if r.Contains(dst) {
+			return v, exits
+		}
+	}
+	for _, d := range w.graph.Domains {
+		for _, c := range d.Contracts {
+			name := fabric.Ref{Domain: d.Name, Name: c.Name}
+			if !w.naiveEnabled(d, c) || !naiveOpens(c, protocol, port) || !slices.Contains(c.Originators, src.Service) ||
+				!slices.Contains(src.Roles.Originate, name) {
+				continue
+			}
+			for _, x := range d.Externals {
+				if !slices.Contains(c.Responders, fabric.Ref{Domain: d.Name, Name: x.Name}) || !w.naiveHas(src.Service, x, dst) {
+					continue
+				}
+				v.add(c.Mode)
+				byNode := x.Exit == fabric.ExitNode || !slices.ContainsFunc(w.nodes, func(n fabric.Node) bool { return n.Zone == src.Zone && n.Kind == fabric.KindProcessor })
+				exits.Node, exits.Zone = exits.Node || byNode, exits.Zone || !byNode
+			}
+		}
+	}
+	return v, exits
+}
+
+// naiveHas reports whether an external has an address for a service that asked for names.
+func (w world) naiveHas(asker fabric.Ref, x fabric.External, a netip.Addr) bool {
+	for _, r := range append(fabric.Reserved(), w.outside.Reserved...) {
+		listed := false
+		for _, b := range w.graph.Bindings {
+			for _, o := range b.Outside {
+				for _, l := range o.Prefixes {
+					listed = listed || l.Contains(a) && r.Bits() <= l.Bits() && r.Contains(l.Addr())
+				}
+			}
+		}
+		if r.Contains(a) && !listed {
+			return false
+		}
+	}
+	for _, p := range x.Prefixes {
+		if p.Contains(a) {
+			return true
+		}
+	}
+	for _, n := range w.outside.Named {
+		for _, pattern := range x.Names {
+			matches := pattern == n.Name || pattern == "*.example.com" && len(n.Name) > len("example.com")
+			if matches && n.Service == asker && slices.Contains(n.Addresses, a) {
+				return true
+			}
+		}
+	}
+	if x.Consul == nil {
+		return false
+	}
+	for _, r := range w.outside.Registered {
+		if r.Service == x.Consul.Service && r.Datacenter == x.Consul.Datacenter && slices.Contains(r.Addresses, a) {
+			for _, p := range x.Consul.Within {
+				if p.Contains(a) {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 // add is one more reason to let a flow pass. One that enforces wins over audit mode.
@@ -195,7 +267,7 @@ func (w world) checkWorkload(t *rapid.T, self fabric.NodeID) {
 			delete(docs, service)
 		}
 	}
-	got := ForWorkload(self, w.topology(), w.endpoints, docs)
+	got := ForWorkload(self, w.topology(), w.endpoints, docs, w.outside)
 	have := byID(got.Endpoints)
 	must.MapLen(t, len(got.Endpoints), have)
 	present := map[Party]bool{}
@@ -228,16 +300,32 @@ func (w world) checkWorkload(t *rapid.T, self fabric.NodeID) {
 			})
 		}
 		for _, visitor := range visitors {
-			party := longest(got.Externals, visitor)
+			external := longest(got.Externals, visitor)
 			flows(func(protocol fabric.Protocol, port uint16) {
-				must.Eq(t, w.naiveVisit(visitor, own, protocol, port), decide(got.Rules, party, have[own.Endpoint].Party, protocol, port))
+				visit := w.naiveVisit(visitor, own, protocol, port)
+				must.Eq(t, visit, decide(got.Rules, external.Party, have[own.Endpoint].Party, protocol, port))
+				must.True(t, !visit.allowed || external.From)
+				trip, exits := w.naiveTrip(own, visitor, protocol, port)
+				must.Eq(t, trip, decide(got.Rules, have[own.Endpoint].Party, external.Party, protocol, port), must.Sprint(visitor))
+				must.Eq(t, exits, exitsOf(got.Rules, have[own.Endpoint].Party, external.Party, protocol, port))
+				must.True(t, (!exits.Node || external.Exits.Node) && (!exits.Zone || external.Exits.Zone))
 			})
 		}
 	}
-	for _, p := range got.Externals {
-		present[p] = true
+	for _, x := range got.Externals {
+		present[x.Party] = true
 	}
 	w.checkRules(t, got.Rules, present)
+}
+
+// exitsOf looks up by which exits a flow may leave.
+func exitsOf(rules []Rule, from, to Party, protocol fabric.Protocol, port uint16) (exits Exits) {
+	for _, r := range rules {
+		if r.From == from && r.To == to && to.External() && slices.ContainsFunc(r.Rules, func(r fabric.Rule) bool { return r.Matches(protocol, port) }) {
+			exits.Node, exits.Zone = exits.Node || r.Exit == fabric.ExitNode, exits.Zone || r.Exit == fabric.ExitZone
+		}
+	}
+	return exits
 }
 
 // naiveCounterpart reports whether any flow between a and an endpoint of the node is allowed.
@@ -259,7 +347,7 @@ func (w world) checkRules(t *rapid.T, rules []Rule, present map[Party]bool) {
 	seen := map[string]bool{}
 	for _, r := range rules {
 		must.True(t, present[r.From] && present[r.To], must.Sprintf("%+v", r))
-		key := fmt.Sprint(r.From, "|", r.To, "|", r.Contract)
+		key := fmt.Sprint(r.From, "|", r.To, "|", r.Contract, "|", r.Exit)
 		must.False(t, seen[key], must.Sprint(key))
 		seen[key] = true
 	}
@@ -277,7 +365,7 @@ func TestProcessorAgreesWithTheDesign(t *testing.T) {
 }
 
 func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
-	got := ForProcessor(self.Zone, w.topology(), w.endpoints, w.documents())
+	got := ForProcessor(self.Zone, w.topology(), w.endpoints, w.documents(), w.outside)
 	have := byID(got.Endpoints)
 	must.MapLen(t, len(got.Endpoints), have)
 	present := map[Party]bool{}
@@ -332,38 +420,90 @@ func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
 			})
 		}
 	}
+	for _, own := range w.endpoints {
+		for _, visitor := range visitors {
+			external := longest(got.Externals, visitor)
+			flows(func(protocol fabric.Protocol, port uint16) {
+				want := verdict{}
+				if own.Zone == self.Zone {
+					// Only what leaves here; an external of the nodes allows nothing here.
+					for _, d := range w.graph.Domains {
+						for i := range d.Externals {
+							keep := d.Externals[i]
+							if keep.Exit == fabric.ExitNode {
+								d.Externals[i].Prefixes, d.Externals[i].Names, d.Externals[i].Consul = nil, nil, nil
+							}
+							defer func() { d.Externals[i] = keep }()
+						}
+					}
+					want, _ = w.naiveTrip(own, visitor, protocol, port)
+				}
+				e, known := have[own.Endpoint]
+				if known && own.Zone == self.Zone {
+					must.Eq(t, want, decide(got.Rules, e.Party, external.Party, protocol, port), must.Sprint(visitor))
+				}
+				must.Eq(t, verdict{}, decide(got.Rules, external.Party, e.Party, protocol, port))
+			})
+		}
+	}
+	for _, x := range got.Externals {
+		present[x.Party] = true
+	}
 	w.checkRules(t, got.Rules, present)
 }
 
 // longest looks an address up as the data path does.
-func longest(externals map[netip.Prefix]Party, a netip.Addr) Party {
-	bits, party := -1, Party("")
-	for p, who := range externals {
+func longest(externals map[netip.Prefix]External, a netip.Addr) (found External) {
+	bits := -1
+	for p, x := range externals {
 		if p.Contains(a) && p.Bits() > bits {
-			bits, party = p.Bits(), who
+			bits, found = p.Bits(), x
 		}
 	}
-	return party
+	return found
 }
 
 var visitors = []netip.Addr{
 	netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("198.51.100.7"),
-	netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1"),
+	netip.MustParseAddr("2001:db8::1"), netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("169.254.169.254"),
+	netip.MustParseAddr("169.254.7.7"), netip.MustParseAddr("10.0.0.5"), netip.MustParseAddr("100.64.1.1"), netip.MustParseAddr("fe80::9"),
 }
 
 var prefixes = []netip.Prefix{
 	netip.MustParsePrefix("203.0.113.0/24"), netip.MustParsePrefix("203.0.113.9/29"), netip.MustParsePrefix("203.0.113.9/32"),
 	netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8::/32"), netip.MustParsePrefix("0.0.0.0/0"),
+	netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("10.0.0.0/29"),
 }
 
 // drawWorld draws a small fabric in which services meet often: two domains, three zones with none
 // to two processors, endpoints with some of the roles that exist, whether the graph gives them to
 // their service or not.
 func drawWorld(t *rapid.T) world {
-	w := world{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}}
+	w := world{graph: &fabric.Graph{Domains: map[string]*fabric.Domain{}}, outside: fabric.Outside{
+		Ranges: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")}, Reserved: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32")},
+	}}
 	services := []fabric.Ref{ref("a/s0"), ref("a/s1"), ref("a/s2"), ref("b/s0")}
 	drawDomain(t, w.graph, "a", services)
 	drawDomain(t, w.graph, "b", services)
+	if rapid.Bool().Draw(t, "bound") {
+		listed := rapid.SliceOfN(rapid.SampledFrom([]netip.Prefix{
+			netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("169.254.7.0/24"), netip.MustParsePrefix("10.0.0.5/32"), netip.MustParsePrefix("10.0.0.4/30"),
+		}), 0, 3).Draw(t, "listed")
+		all := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+		w.graph.Bindings = []fabric.Binding{{Domain: fabric.EveryDomain, Outside: []fabric.OutsideGrants{{Prefixes: append(all, listed...)}}}}
+	}
+	for range rapid.IntRange(0, 4).Draw(t, "named") {
+		w.outside.Named = append(w.outside.Named, fabric.Named{
+			Service:   rapid.SampledFrom(services).Draw(t, "asker"),
+			Name:      rapid.SampledFrom([]string{"example.com", "api.example.com", "other.example.net"}).Draw(t, "name"),
+			Addresses: rapid.SliceOfN(rapid.SampledFrom(visitors), 1, 3).Draw(t, "addresses"),
+		})
+	}
+	for _, dc := range []string{"", "dc1"} {
+		w.outside.Registered = append(w.outside.Registered, fabric.Registered{
+			Service: "sql", Datacenter: dc, Addresses: rapid.SliceOfN(rapid.SampledFrom(visitors), 0, 3).Draw(t, "registered"),
+		})
+	}
 	for _, zone := range []string{"z1", "z2", "z3"} {
 		for i := range rapid.IntRange(0, 2).Draw(t, "processors") {
 			w.nodes = append(w.nodes, fabric.Node{Zone: zone, Name: fmt.Sprintf("p%d", 2-i), Kind: fabric.KindProcessor})
@@ -413,6 +553,13 @@ func drawDomain(t *rapid.T, g *fabric.Graph, name string, services []fabric.Ref)
 	var outside []fabric.Ref
 	for i := range rapid.IntRange(0, 2).Draw(t, "externals") {
 		x := fabric.External{Name: fmt.Sprintf("x%d", i), Prefixes: rapid.SliceOfN(rapid.SampledFrom(prefixes), 1, 2).Draw(t, "prefixes")}
+		x.Exit = rapid.SampledFrom([]fabric.Exit{fabric.ExitZone, fabric.ExitNode}).Draw(t, "exit")
+		if rapid.Bool().Draw(t, "by name") {
+			x.Names = []string{rapid.SampledFrom([]string{"example.com", "api.example.com", "*.example.com"}).Draw(t, "pattern")}
+		}
+		if rapid.Bool().Draw(t, "by consul") {
+			x.Consul = &fabric.ConsulInstances{Service: "sql", Datacenter: rapid.SampledFrom([]string{"", "dc1"}).Draw(t, "dc"), Within: []netip.Prefix{rapid.SampledFrom(prefixes).Draw(t, "within")}}
+		}
 		d.Externals = append(d.Externals, x)
 		outside = append(outside, fabric.Ref{Domain: name, Name: x.Name})
 	}
@@ -420,7 +567,7 @@ func drawDomain(t *rapid.T, g *fabric.Graph, name string, services []fabric.Ref)
 		c := fabric.Contract{
 			Name:        fmt.Sprintf("c%d", i),
 			Originators: rapid.SliceOfN(rapid.SampledFrom(append(slices.Clone(services), outside...)), 1, 3).Draw(t, "originators"),
-			Responders:  rapid.SliceOfN(rapid.SampledFrom(services), 1, 2).Draw(t, "responders"),
+			Responders:  rapid.SliceOfN(rapid.SampledFrom(append(slices.Clone(services), outside...)), 1, 2).Draw(t, "responders"),
 			Disabled:    rapid.IntRange(0, 5).Draw(t, "disabled") == 0,
 			Expires:     rapid.SampledFrom([]time.Time{{}, {}, at.Add(-1), at, at.Add(1)}).Draw(t, "expires"),
 			Mode:        rapid.SampledFrom([]fabric.Mode{fabric.ModeEnforce, fabric.ModeEnforce, fabric.ModeAudit}).Draw(t, "mode"),

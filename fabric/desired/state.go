@@ -5,6 +5,7 @@ package desired
 
 import (
 	"net/netip"
+	"slices"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -21,16 +22,19 @@ type Rule struct {
 	From, To Party
 	Contract fabric.Ref
 	Rules    []fabric.Rule
-	Audit    bool // flows pass and are reported
+	Audit    bool        // flows pass and are reported
+	Exit     fabric.Exit // of flows to externals
 }
 
 // Workload is what the maps of a workload node must contain.
 type Workload struct {
 	// Endpoints are those of the node and their counterparts elsewhere.
 	Endpoints []Endpoint
-	// Externals are the prefixes outside the fabric whose flows the node's endpoints accept.
-	Externals map[netip.Prefix]Party
-	Rules     []Rule
+	// Externals are the prefixes outside the fabric that the node's endpoints exchange flows with.
+	Externals map[netip.Prefix]External
+	// Host is the party of the node itself, as its endpoints may call it. It is empty if none may.
+	Host  Party
+	Rules []Rule
 }
 
 // Processor is what the switch at the boundary of a zone must contain.
@@ -40,7 +44,9 @@ type Processor struct {
 	// Probes are the workload nodes that something leads to: the switch carries probes among their
 	// health addresses, and nothing else to or from those.
 	Probes []Probed
-	Rules  []Rule
+	// Externals are the prefixes outside the fabric to which flows leave here.
+	Externals map[netip.Prefix]External
+	Rules     []Rule
 }
 
 // Probed is a node by its health addresses, and the one way by which its probes may come.
@@ -53,7 +59,7 @@ type Probed struct {
 // ForWorkload computes what a workload node must enforce. endpoints are the admissions in force
 // that the node may know of, its own among them; of the others, those that are no counterparts do
 // not appear in the result, nor do those that nothing leads to.
-func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents) Workload {
+func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Workload {
 	var own parties
 	for _, a := range endpoints {
 		if a.Host() == self {
@@ -74,13 +80,20 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 		w.Endpoints = append(w.Endpoints, Endpoint{Admission: a, Party: all.add(a.Identity()), Way: way})
 	}
 	w.Rules = rulesAmong(own.identities, all.identities, docs)
-	w.addExternals(own.identities, docs)
+	out := newOutside(known)
+	for _, id := range own.identities {
+		out.addIngress(id, docs[id.Service])
+		out.addEgress(id, docs[id.Service])
+	}
+	externals, rules := out.resolve(topology.HasBoundary(self.Zone))
+	host, toHost := out.toNode()
+	w.Externals, w.Host, w.Rules = externals, host, slices.Concat(w.Rules, rules, toHost)
 	return w
 }
 
 // ForProcessor computes what the switch of a zone's processor must enforce. It knows every endpoint
 // of the fabric that a link leads to, and who of the zone may open flows to whom.
-func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, docs Documents) Processor {
+func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Processor {
 	p := Processor{Endpoints: make([]Endpoint, 0, len(endpoints))}
 	var own, all parties
 	for _, a := range endpoints {
@@ -95,7 +108,12 @@ func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, 
 		}
 	}
 	p.Probes = topology.probed(zone)
-	p.Rules = rulesAmong(own.identities, all.identities, docs)
+	out := newOutside(known)
+	for _, id := range own.identities {
+		out.addEgress(id, byZone(docs[id.Service]))
+	}
+	externals, rules := out.resolve(true)
+	p.Externals, p.Rules = externals, append(rulesAmong(own.identities, all.identities, docs), rules...)
 	return p
 }
 

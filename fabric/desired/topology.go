@@ -79,12 +79,6 @@ func (t Topology) Live(processor fabric.NodeID) bool {
 // HasBoundary reports whether a zone has a processor with a switch, live or not.
 func (t Topology) HasBoundary(zone string) bool { return t.boundary[zone] }
 
-// Exit returns the live processor of a zone by which an endpoint's packets to the outside leave,
-// and false if there is none.
-func (t Topology) Exit(zone, endpoint string) (fabric.NodeID, bool) {
-	return t.Processor(zone, Pair{A: endpoint})
-}
-
 // Pair is two endpoints of different zones, by their IDs. Their order does not matter.
 type Pair struct{ A, B string }
 

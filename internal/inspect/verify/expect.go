@@ -14,6 +14,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Endpoints returns the admissions that are valid at now, as the nodes report them, ordered by
@@ -77,7 +78,11 @@ func Digests(f Fabric) map[fabric.NodeID]string {
 	digests := map[fabric.NodeID]string{}
 	for _, n := range Enforcing(f.Status) {
 		if n.Sequence == f.Pointer.Sequence && n.Root == f.Pointer.Root {
-			digests[n.ID()] = expect(n, topology, live, docs).dump().Digest()
+			var outside fabric.Outside
+			if n.Enforced != nil {
+				outside = n.Enforced.Outside
+			}
+			digests[n.ID()] = expect(n, topology, live, docs, outside).dump().Digest()
 		}
 	}
 	return digests
@@ -92,12 +97,12 @@ func (x expected) dump() api.Dump {
 	for _, e := range x.guarded {
 		d.Guarded = append(d.Guarded, e)
 	}
-	for prefix, identity := range x.externals {
-		d.External = append(d.External, api.DumpExternal{Prefix: prefix, Identity: identity})
+	for _, e := range x.externals {
+		d.External = append(d.External, e)
 	}
 	for k, grants := range x.grants {
 		for _, g := range grants {
-			d.Rules = append(d.Rules, api.DumpRule{From: k.from, To: k.to, Protocol: k.protocol, Ports: g.ports})
+			d.Rules = append(d.Rules, api.DumpRule{From: k.from, To: k.to, Protocol: k.protocol, Ports: g.ports, Exit: g.exit})
 		}
 	}
 	return d
@@ -107,7 +112,7 @@ func (x expected) dump() api.Dump {
 type expected struct {
 	peers     map[netip.Addr]api.DumpPeer
 	guarded   map[netip.Addr]api.DumpEndpoint // by IPv4 address
-	externals map[netip.Prefix]string
+	externals map[netip.Prefix]api.DumpExternal
 	grants    map[pair][]grant
 }
 
@@ -121,13 +126,17 @@ type grant struct {
 	ports    fabric.PortRange
 	contract string
 	audit    bool
+	exit     fabric.Exit // of eBPF only
 }
 
-// expect computes what a node must enforce.
-func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission, docs desired.Documents) expected {
+// expect computes what a node must enforce that knows this of the outside.
+func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission, docs desired.Documents, outside fabric.Outside) expected {
 	if n.Kind == fabric.KindProcessor {
-		p := desired.ForProcessor(n.Zone, topology, live, docs)
-		x := inWordsOfDumps(p.Endpoints, nil, p.Rules)
+		p := desired.ForProcessor(n.Zone, topology, live, docs, outside)
+		for i := range p.Rules {
+			p.Rules[i].Exit = fabric.ExitZone // a switch carries no others
+		}
+		x := inWordsOfDumps(p.Endpoints, p.Externals, p.Rules)
 		for _, n := range p.Probes {
 			for _, a := range []netip.Addr{n.IPv4, n.IPv6} {
 				x.peers[a] = api.DumpPeer{Address: a, Identity: desired.Health.String(), Via: n.Way.String()}
@@ -135,14 +144,25 @@ func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission
 		}
 		return x
 	}
-	w := desired.ForWorkload(n.ID(), topology, live, docs)
-	return inWordsOfDumps(w.Endpoints, w.Externals, w.Rules)
+	w := desired.ForWorkload(n.ID(), topology, live, docs, outside)
+	x := inWordsOfDumps(w.Endpoints, w.Externals, w.Rules)
+	if w.Host != "" {
+		for _, p := range hostPrefixes {
+			x.externals[p] = api.DumpExternal{Prefix: p, Identity: w.Host.String(), Out: true}
+		}
+	}
+	return x
 }
 
-func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]desired.Party, rules []desired.Rule) expected {
+// hostPrefixes are the addresses at which workloads reach their own node.
+var hostPrefixes = []netip.Prefix{
+	netip.PrefixFrom(wellknown.LinkLocal4, wellknown.LinkLocal4.BitLen()), netip.PrefixFrom(wellknown.LinkLocal6, wellknown.LinkLocal6.BitLen()),
+}
+
+func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]desired.External, rules []desired.Rule) expected {
 	x := expected{
 		peers: map[netip.Addr]api.DumpPeer{}, guarded: map[netip.Addr]api.DumpEndpoint{},
-		externals: map[netip.Prefix]string{}, grants: map[pair][]grant{},
+		externals: map[netip.Prefix]api.DumpExternal{}, grants: map[pair][]grant{},
 	}
 	for _, e := range endpoints {
 		for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
@@ -154,14 +174,14 @@ func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]des
 			x.guarded[e.IPv4] = api.DumpEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Identity: e.Party.String(), Checks: e.Checks}
 		}
 	}
-	for prefix, party := range externals {
-		x.externals[prefix] = party.String()
+	for prefix, e := range externals {
+		x.externals[prefix] = api.DumpExternal{Prefix: prefix, Identity: e.Party.String(), In: e.From, Out: e.Exits != (desired.Exits{})}
 	}
 	for _, r := range rules {
 		for _, rule := range r.Rules {
 			k := pair{r.From.String(), r.To.String(), rule.Protocol}
 			for _, ports := range rule.Ports {
-				x.grants[k] = append(x.grants[k], grant{ports, r.Contract.String(), r.Audit})
+				x.grants[k] = append(x.grants[k], grant{ports, r.Contract.String(), r.Audit, r.Exit})
 			}
 		}
 	}

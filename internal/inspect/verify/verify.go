@@ -100,7 +100,7 @@ func Compare(f Fabric) Report {
 		for _, p := range dump.Problems {
 			c.add(Broken, "data path", "", p)
 		}
-		c.compare(expect(n, topology, live, docs), dump)
+		c.compare(expect(n, topology, live, docs, dump.Outside), dump)
 		slices.SortFunc(c.found, func(a, b Difference) int {
 			return cmp.Or(strings.Compare(a.Entry, b.Entry), strings.Compare(string(a.Kind), string(b.Kind)), strings.Compare(a.Enforced, b.Enforced))
 		})
@@ -169,15 +169,30 @@ func (c *comparison) compare(want expected, have api.Dump) {
 	}
 	compareTexts(c, "endpoint", wantGuarded, guarded)
 
-	externals := map[netip.Prefix]string{}
+	externals, wantExternals := map[netip.Prefix]string{}, map[netip.Prefix]string{}
 	for _, x := range have.External {
-		externals[x.Prefix] = x.Identity
+		externals[x.Prefix] = externalText(x)
 	}
-	compareTexts(c, "external", want.externals, externals)
+	for p, x := range want.externals {
+		wantExternals[p] = externalText(x)
+	}
+	compareTexts(c, "external", wantExternals, externals)
 	c.compareRules(want, have.Rules)
 }
 
 func peerText(p api.DumpPeer) string { return fmt.Sprintf("%q by %s", p.Identity, p.Via) }
+
+func externalText(x api.DumpExternal) string {
+	switch {
+	case x.Identity == "":
+		return "nobody's"
+	case x.In && x.Out:
+		return fmt.Sprintf("%q, in and out", x.Identity)
+	case x.In:
+		return fmt.Sprintf("%q, in", x.Identity)
+	}
+	return fmt.Sprintf("%q, out", x.Identity)
+}
 
 func endpointText(e api.DumpEndpoint) string {
 	checks := make([]string, len(e.Checks))
@@ -217,7 +232,7 @@ func (c *comparison) compareRules(want expected, have []api.DumpRule) {
 		}
 		contracts[k][r.Contract] = true
 		if !r.Shadowed {
-			held[k] = append(held[k], grant{r.Ports, r.Contract, r.Audit})
+			held[k] = append(held[k], grant{r.Ports, r.Contract, r.Audit, r.Exit})
 		}
 	}
 	keys := map[pair]bool{}
@@ -283,7 +298,7 @@ func (c *comparison) fits(want, have []grant) bool {
 	}
 	for _, h := range have {
 		if !slices.ContainsFunc(choose, func(w grant) bool {
-			return w.contract == h.contract && (w.audit == h.audit || c.layer == api.LayerSwitch)
+			return w.contract == h.contract && w.exit == h.exit && (w.audit == h.audit || c.layer == api.LayerSwitch)
 		}) {
 			return false
 		}
@@ -354,6 +369,9 @@ func grantsText(grants []grant) string {
 		name := "contract " + g.contract
 		if g.audit {
 			name += " (audit)"
+		}
+		if g.exit != "" {
+			name += " by the node"
 		}
 		names = append(names, name)
 	}

@@ -109,7 +109,7 @@ func world() Fabric {
 		e := f.Status.Nodes[n].Endpoints[0]
 		return []api.DumpEndpoint{{IPv4: e.IPv4, IPv6: e.IPv6, Identity: id}}
 	}
-	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users"}
+	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users", In: true}
 	f.Dumps[nodeID("z1/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
 		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z1/p1"}),
 		External: []api.DumpExternal{users}, Rules: append(slices.Clone(rules), rule(users.Identity, web, 443, 443, "front", false))}

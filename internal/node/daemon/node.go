@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -190,6 +191,19 @@ func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
 
 // Nodes returns the nodes of the fabric.
 func (n *Node) Nodes() []fabric.Node { return nodesOf(n.Roster.Members()) }
+
+// Reserved returns the addresses that no external reaches unless a binding lists exactly them,
+// besides those of every fabric: the underlay addresses of the nodes.
+func (n *Node) Reserved() []netip.Prefix {
+	var list []netip.Prefix
+	for _, other := range append(n.Nodes(), n.Self) {
+		if a := other.Underlay; a.IsValid() {
+			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	slices.SortFunc(list, netip.Prefix.Compare)
+	return slices.Compact(list)
+}
 
 func nodesOf(members []roster.Member) []fabric.Node {
 	var nodes []fabric.Node
@@ -491,7 +505,7 @@ func (n *Node) Compared(at time.Time, d api.Dump, repaired int) {
 	digest := d.Digest()
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.enforced, n.compared = api.Enforced{Digest: digest, Repaired: repaired}, at
+	n.enforced, n.compared = api.Enforced{Digest: digest, Repaired: repaired, Outside: d.Outside}, at
 }
 
 // lastCompared returns the last comparison, or nil before the first.
