@@ -251,3 +251,41 @@ func TestObjectsAreReadBack(t *testing.T) {
 		must.NoError(t, c.CheckObjects(fresh))
 	})
 }
+
+// A guardrail denies contracts with externals by their labels, in both directions.
+func TestGuardrailsCoverExternals(t *testing.T) {
+	web, mail := Ref{"a", "web"}, Ref{"a", "mail"}
+	graph := func(from, to Ref, deny Denial, b ...Binding) *Graph {
+		return &Graph{
+			Domains: map[string]*Domain{"a": {
+				Name: "a", Services: []Service{{Name: "web", Labels: Labels{"env": "dev"}}},
+				Externals: []External{{Name: "mail", Labels: Labels{"kind": "saas"}, Prefixes: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}}},
+				Contracts: []Contract{{Name: "c", Originators: []Ref{from}, Responders: []Ref{to}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{25, 25}}}}}},
+			}},
+			Guardrails: []Guardrail{{Name: "g", Deny: []Denial{deny}}}, Bindings: b,
+		}
+	}
+	egress, ingress := Denial{From: Labels{"env": "dev"}, To: Labels{"kind": "saas"}}, Denial{From: Labels{"kind": "saas"}}
+	for _, c := range []struct {
+		from, to Ref
+		deny     Denial
+		breaks   bool
+	}{
+		{web, mail, egress, true},
+		{mail, web, egress, false},
+		{mail, web, ingress, true},
+		{web, mail, ingress, false},
+		{web, mail, Denial{To: Labels{"name": "mail"}, Rules: []Rule{{Protocol: TCP, Ports: []PortRange{{20, 30}}}}}, true},
+		{web, mail, Denial{To: Labels{"name": "mail"}, Rules: []Rule{{Protocol: UDP, Ports: []PortRange{{20, 30}}}}}, false},
+	} {
+		problems := graph(c.from, c.to, c.deny).Check(reachNow)
+		must.Eq(t, c.breaks, len(problems) == 1, must.Sprint(problems))
+		if c.breaks {
+			must.StrContains(t, problems[0].Summary, "lets "+c.from.String()+" reach "+c.to.String())
+		}
+	}
+	// With bindings, the label is the operators'.
+	bound := graph(web, mail, Denial{To: Labels{"kind": "saas"}}, Binding{Domain: "a", Services: []BoundService{{Name: "mail", Labels: Labels{"kind": "saas"}}}})
+	bound.Domains["a"].Externals[0].Labels = nil
+	must.Len(t, 1, bound.Check(reachNow))
+}

@@ -2,9 +2,9 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package graphgen generates graphs of any size for benchmarks and tests. They look like those of
-// real organisations: many small domains, a few shared services that many others call, and a few
-// contracts across domains. The package knows only the model. Equal shapes give equal graphs on
-// every machine.
+// real organisations: many small domains, a few shared services that many others call, a few
+// contracts across domains, and some with the outside. The package knows only the model. Equal
+// shapes give equal graphs on every machine.
 package graphgen
 
 import (
@@ -95,7 +95,7 @@ func (g *generator) domains() {
 		if g.rng.IntN(4) == 0 {
 			d.Externals = append(d.Externals, fabric.External{Name: "office", Prefixes: []netip.Prefix{
 				netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 2, byte(n)}), 32),
-			}})
+			}}, fabric.External{Name: "provider", Names: []string{fmt.Sprintf("api.p%d.example.com", n%50), "*.cdn.example.net"}})
 		}
 		g.graph.Domains[d.Name] = d
 	}
@@ -119,6 +119,9 @@ func (g *generator) contracts() {
 		case len(d.Externals) > 0 && g.rng.IntN(50) == 0:
 			c.Originators = []fabric.Ref{{Domain: d.Name, Name: d.Externals[0].Name}}
 			c.Responders = []fabric.Ref{g.popular(d)}
+		case len(d.Externals) > 0 && g.rng.IntN(10) == 0:
+			c.Originators = g.some(d, "")
+			c.Responders = []fabric.Ref{{Domain: d.Name, Name: d.Externals[1].Name}}
 		default:
 			responder := g.popular(d)
 			c.Originators = g.some(d, responder.Name)
