@@ -82,6 +82,7 @@ type Datapath struct {
 	memory   []byte          // sif_config, mapped; nil after Close
 	config   *endpointConfig // points into memory
 	pairs    map[Pair]map[endpointRuleKey]uint32
+	roused   uint64         // the generation of which RouseCut has nothing left to do
 	attached map[string]int // the indexes of the interfaces to which this process attached
 }
 

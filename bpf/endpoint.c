@@ -345,8 +345,6 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 	struct conn *c;
 	enum reason why;
 
-	if (!p || !cfg)
-		return REASON_MALFORMED;
 	error = p->kind == PACKET_ERROR || p->kind == PACKET_TOO_BIG;
 	ep = bpf_map_lookup_elem(&sif_endpoints, &p->key.ifindex);
 	if (!ep)
@@ -417,8 +415,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 			}
 		}
 	}
-	// A reset of ours, which refuse sends to the workload from which the refused packet came.
-	if (!from_local && p.ingress == p.key.ifindex && (p.tcp_flags & TCP_RST))
+	if (!from_local && is_ours(skb, &p))
 		return TCX_NEXT;
 	why = decide(&p, cfg, dir, generation);
 	if (allowed(why)) {
@@ -470,6 +467,13 @@ int sif_sweep(struct __sk_buff *skb)
 	if (s.cfg)
 		bpf_for_each_map_elem(&sif_conns, sweep_one, &s, 0);
 	return 0;
+}
+
+// sif_rouse sends its packet to the workload of its interface. User space runs it.
+SEC("tc")
+int sif_rouse(struct __sk_buff *skb)
+{
+	return bpf_clone_redirect(skb, skb->ifindex, 0) ? TCX_DROP : TCX_NEXT;
 }
 
 char sif_license[] SEC("license") = "MPL-2.0";

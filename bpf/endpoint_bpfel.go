@@ -302,6 +302,7 @@ const (
 	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
 	endpointProgSifFromWorkload = "sif_from_workload"
+	endpointProgSifRouse        = "sif_rouse"
 	endpointProgSifSweep        = "sif_sweep"
 	endpointProgSifToWorkload   = "sif_to_workload"
 )
@@ -349,6 +350,7 @@ type endpointSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointProgramSpecs struct {
 	SifFromWorkload *ebpf.ProgramSpec `ebpf:"sif_from_workload"`
+	SifRouse        *ebpf.ProgramSpec `ebpf:"sif_rouse"`
 	SifSweep        *ebpf.ProgramSpec `ebpf:"sif_sweep"`
 	SifToWorkload   *ebpf.ProgramSpec `ebpf:"sif_to_workload"`
 }
@@ -457,6 +459,7 @@ type endpointVariables struct {
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointPrograms struct {
 	SifFromWorkload *ebpf.Program `ebpf:"sif_from_workload"`
+	SifRouse        *ebpf.Program `ebpf:"sif_rouse"`
 	SifSweep        *ebpf.Program `ebpf:"sif_sweep"`
 	SifToWorkload   *ebpf.Program `ebpf:"sif_to_workload"`
 }
@@ -464,6 +467,7 @@ type endpointPrograms struct {
 func (p *endpointPrograms) Close() error {
 	return _EndpointClose(
 		p.SifFromWorkload,
+		p.SifRouse,
 		p.SifSweep,
 		p.SifToWorkload,
 	)

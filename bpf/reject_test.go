@@ -135,6 +135,60 @@ func testRefusalsAreTold(t *testing.T, by Mechanism, checksum string) {
 	must.Zero(t, counters.Refusals.Limited)
 }
 
+// Connections that policy cuts while neither end sends are reset as well, and others stay.
+func TestIdleConnectionsAreReset(t *testing.T) { byMechanism(t, testIdleConnectionsAreReset) }
+
+func testIdleConnectionsAreReset(t *testing.T, by Mechanism) {
+	n := newNode(t, by)
+	n.tell(n.client, 1)
+	allow := []Rule{rule(6, 8080, 8080, 1), rule(6, 7000, 7000, 1)}
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, allow))
+	connect := func() (ends []net.Conn) {
+		for _, address := range []string{"100.64.0.11:7000", "[fd5f::11]:7000"} {
+			server := n.server.accept(address)
+			client, err := n.client.dial(address)
+			must.NoError(t, err)
+			must.NoError(t, client.SetDeadline(time.Now().Add(20*time.Second)))
+			ends = append(ends, client, <-server)
+		}
+		return ends
+	}
+	stays, err := n.client.dial("100.64.0.11:8080")
+	must.NoError(t, err)
+	rouse := func(want int) {
+		t.Helper()
+		roused, err := n.RouseCut()
+		must.NoError(t, err)
+		must.Eq(t, want, roused)
+	}
+	reset := func(ends ...net.Conn) {
+		t.Helper()
+		for _, c := range ends {
+			must.NoError(t, c.SetDeadline(time.Now().Add(3*time.Second)))
+			_, err := c.Read(make([]byte, 1))
+			must.ErrorIs(t, err, unix.ECONNRESET)
+		}
+	}
+	ends := connect()
+	rouse(0)
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, allow[:1]))
+	rouse(2)
+	reset(ends[0], ends[2])
+	rouse(0)
+	must.NoError(t, echo(stays))
+	n.tell(n.server, 2)
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, allow))
+	ends = connect()
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, allow[:1]))
+	rouse(4)
+	reset(ends...)
+	must.NoError(t, echo(stays))
+
+	must.NoError(t, n.PutPeer(Peer{Address: addr(n.server.v4), Gone: true}))
+	rouse(1)
+	reset(stays)
+}
+
 // accept listens once and delivers the connection.
 func (w *workload) accept(address string) <-chan net.Conn {
 	w.t.Helper()
@@ -148,6 +202,7 @@ func (w *workload) accept(address string) <-chan net.Conn {
 		}
 		go func() {
 			defer l.Close()
+			defer close(accepted)
 			if c, err := l.Accept(); err == nil {
 				accepted <- c
 			}

@@ -276,6 +276,18 @@ SUBPROGRAM int prohibit(struct __sk_buff *skb, const struct packet *p, const str
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
+// is_ours reports whether a packet to the workload is a reset of ours, or a segment that makes a
+// connection speak (RouseCut): it comes from the workload's own interface, where nothing arrives
+// with another's address, and has neither options nor data.
+static __always_inline bool is_ours(const struct __sk_buff *skb, const struct packet *p)
+{
+	__u32 header = is_ipv4(&p->key.local) ? sizeof(struct iphdr) : sizeof(struct ipv6hdr);
+
+	return p->ingress == p->key.ifindex && p->key.protocol == IPPROTO_TCP && p->kind == PACKET_FLOW &&
+	       ((p->tcp_flags & TCP_RST) || p->tcp_flags == TCP_ACK) &&
+	       skb->len == ETHERNET + header + sizeof(struct tcphdr) && !same_addr(&p->key.local, &p->key.remote);
+}
+
 // count_refusal must not be inlined, so that enum refusal is in the BTF of the object.
 static __noinline void count_refusal(enum refusal kind)
 {
