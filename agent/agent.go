@@ -253,6 +253,12 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group.Go(func() error {
 		return every(ctx, time.Second, func() { a.node.Degrade("outside names in force", a.tendNames(ctx)) })
 	})
+	group.Go(func() error {
+		return every(ctx, time.Second, func() {
+			_, err := a.kernel.RouseCut()
+			a.node.Degrade("connections that are cut", err)
+		})
+	})
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error {
 		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram.Call()) })

@@ -39,6 +39,12 @@ func (a *Agent) Status() api.NodeStatus {
 			s.Drops["ebpf "+c.Direction.String()+": "+c.Reason.String()] += c.Packets
 		}
 	}
+	s.Told = map[string]uint64{}
+	for kind, n := range map[string]uint64{"reset": counters.Refusals.Resets, "prohibited": counters.Refusals.Prohibited, "limited": counters.Refusals.Limited} {
+		if n > 0 {
+			s.Told[kind] = n
+		}
+	}
 	connections, err := a.kernel.Connections()
 	a.node.Degrade("connections", err)
 	s.Flows, s.Audited = flows(a.num, connections, a.now()), a.audited.all()

@@ -33,6 +33,9 @@ type NodeStatus struct {
 	Enforced           *Enforced         `json:"enforced,omitempty"` // nil: not compared yet
 	Drops              map[string]uint64 `json:"drops,omitempty"`    // packets by reason, since the rules were loaded
 
+	// Told counts what workloads were told of packets that were dropped, by kind ("reset",
+	// "prohibited"), and what they were not told because it was too much ("limited").
+	Told map[string]uint64 `json:"told,omitempty"`
 	// Refused counts connections and calls of other daemons that were refused because of a limit,
 	// by reason, since the daemon started.
 	Refused map[string]uint64 `json:"refused,omitempty"`
