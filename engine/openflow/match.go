@@ -37,6 +37,7 @@ var (
 	SCTPDst    = basic(18)
 	ICMPv4Type = basic(19)
 	ICMPv4Code = basic(20)
+	IPFrag     = nicira(26) // FragAny, FragLater
 	IPv6Src    = basic(26)
 	IPv6Dst    = basic(27)
 	ICMPv6Type = basic(29)
@@ -44,10 +45,21 @@ var (
 	CTState    = nicira(105)
 	CTMark     = nicira(107)
 	CTLabel    = nicira(108)
+
+	// Of the first packet of the connection. They can be matched only with a state that says that
+	// the connection is valid.
+	CTProto = nicira(119)
+	CTSrc   = nicira(124) // port, or ICMP type
 )
 
 // Reg returns the 32-bit register n, 0 to 15, which a packet has while it is in the pipeline.
 func Reg(n int) Field { return nicira(uint32(n)) }
+
+// Bits of IPFrag, from ovs-fields(7).
+const (
+	FragAny   = 0x01 // a fragment
+	FragLater = 0x02 // not the first one, so without ports
+)
 
 // Bits of CTState, from ovs-fields(7).
 const (
@@ -66,6 +78,7 @@ var fieldNames = map[Field]string{
 	ICMPv4Type: "icmpv4_type", ICMPv4Code: "icmpv4_code", IPv6Src: "ipv6_src", IPv6Dst: "ipv6_dst",
 	ICMPv6Type: "icmpv6_type", ICMPv6Code: "icmpv6_code",
 	CTState: "ct_state", CTMark: "ct_mark", CTLabel: "ct_label",
+	CTProto: "ct_nw_proto", CTSrc: "ct_tp_src", IPFrag: "ip_frag",
 }
 
 func (f Field) String() string {

@@ -17,6 +17,9 @@ const (
 	typeError         = 1
 	typeEchoRequest   = 2
 	typeEchoReply     = 3
+	typeGetConfigReq  = 7
+	typeGetConfigRep  = 8
+	typeSetConfig     = 9
 	typeFlowMod       = 14
 	typeMultipartReq  = 18
 	typeMultipartRep  = 19

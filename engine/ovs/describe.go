@@ -85,7 +85,8 @@ const ethARP = 0x0806
 
 // packets says which packets a flow matches.
 func (d describer) packets(m of.Match) (string, error) {
-	var protocol, version, state string
+	var protocol, version, state, opened string
+	fragment := false
 	var words []string
 	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	for _, f := range m.Fields() {
@@ -113,6 +114,12 @@ func (d describer) packets(m of.Match) (string, error) {
 					version = "ARP"
 				default:
 					version = fmt.Sprintf("ethernet type %#x", n)
+				}
+			}
+		case of.CTProto:
+			if n, err = exact(1); err == nil {
+				if opened = protocolNames[uint8(n)]; opened == "" {
+					opened = fmt.Sprintf("protocol %d", n)
 				}
 			}
 		case of.IPProto:
@@ -146,6 +153,15 @@ func (d describer) packets(m of.Match) (string, error) {
 					say("%s ports %d-%d", side, r.First, r.Last)
 				}
 			}
+		case of.CTSrc:
+			if n, err = exact(2); err == nil {
+				say("of exchanges that type %d began", n)
+			}
+		case of.IPFrag:
+			if n, err = exact(1); err == nil && n != of.FragAny|of.FragLater {
+				err = fmt.Errorf("%s is %d", f.Field, n)
+			}
+			fragment = true
 		case of.ICMPv4Type, of.ICMPv6Type:
 			if n, err = exact(1); err == nil {
 				say("of type %d", n)
@@ -185,6 +201,9 @@ func (d describer) packets(m of.Match) (string, error) {
 		say("%s", state)
 	}
 	what := "every packet"
+	if protocol == "" {
+		protocol = opened
+	}
 	switch {
 	case protocol != "" && version != "":
 		what = protocol + " over " + version
@@ -192,6 +211,9 @@ func (d describer) packets(m of.Match) (string, error) {
 		what = protocol + version
 	case len(words) > 0:
 		what = "packets"
+	}
+	if fragment {
+		what = "later fragments of " + what
 	}
 	return strings.Join(append([]string{what}, words...), " "), nil
 }

@@ -59,10 +59,17 @@ table state, priority 500: packets from class-11 to class-12 of connections of e
 table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table output
 table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table output
 table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in reply direction: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 160: later fragments of tcp over IPv4 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
+table policy, priority 160: later fragments of tcp over IPv4 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
 table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in reply direction: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table output
+table policy, priority 160: later fragments of tcp over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
+table policy, priority 160: later fragments of tcp over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
 table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table output
+table policy, priority 150: icmpv6 over IPv6 from class-12 to class-11 of exchanges that type 128 began in a valid connection state in reply direction: commit the connection to entry-8 in zone 1, go to table output
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
 table state, priority 2000: every packet: go to table output
 table source, priority 3: IPv4: go to table destination
 table source, priority 3: IPv6: go to table destination

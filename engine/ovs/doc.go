@@ -13,9 +13,10 @@
 //	1 destination  destination address               -> reg1 = destination class, reg2 = port out
 //	2 track        ct, one zone for both directions
 //	               a probe among health addresses    -> 5, untracked
-//	3 state        the label names a living entry between these classes -> 5, else 4
+//	3 state        the label names a living entry between these classes -> 5, else 4; SCTP -> 4
 //	4 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 5
 //	               an answer: the same, reversed     -> likewise
+//	               a later fragment: (reg0, reg1, protocol) -> commit without a label, 5
 //	5 output       reg2                              -> both MACs, out
 //
 // A packet that matches no flow is dropped and counted by reason. The number of flows grows with

@@ -65,8 +65,10 @@ const (
 	priorityRouter    = 300 // above all prefixes, so that no party outside hides its routers
 	priorityJudge     = 100
 	priorityAnswer    = 150
+	priorityLater     = 160
 	priorityRelated   = 200
 	priorityLiving    = 500
+	priorityEach      = 600
 	priorityInvalid   = 1000
 	priorityPassAll   = 2000
 )
@@ -76,6 +78,7 @@ const (
 	ethIPv6    = 0x86dd
 	protoICMP  = 1
 	protoUDP   = 17
+	protoSCTP  = 132
 	protoICMP6 = 58
 )
 
@@ -85,7 +88,7 @@ var (
 	regPort        = of.Reg(2)
 
 	portFields = map[uint8]struct{ dst, src of.Field }{
-		6: {of.TCPDst, of.TCPSrc}, 17: {of.UDPDst, of.UDPSrc}, 132: {of.SCTPDst, of.SCTPSrc},
+		6: {of.TCPDst, of.TCPSrc}, 17: {of.UDPDst, of.UDPSrc}, protoSCTP: {of.SCTPDst, of.SCTPSrc},
 	}
 
 	// typeFields are the protocols that have message types instead of ports.
@@ -139,6 +142,8 @@ func baseFlows(zone uint16) []of.Flow {
 	}
 	for _, eth := range ethIP {
 		flows = append(flows,
+			flow(tableState, priorityEach, base, of.Drop.Goto(tablePolicy), // see policyFlows
+				of.State(of.CTTracked, of.CTInvalid), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoSCTP)),
 			drop(tableSource, priorityMissIP, DropUnknownSource, of.Is16(of.EthType, eth)),
 			flow(tableTrack, priorityJudge, base, of.Drop.Goto(tableOutput),
 				of.Is32(regSource, ProbeClass), of.Is32(regDestination, ProbeClass), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoUDP),
@@ -267,42 +272,69 @@ func (e Entry) stateFlows() []of.Flow {
 }
 
 // policyFlows admit new connections, and those whose own entry is gone by the next packet in either
-// direction. Another entry may have flows with the same keys. An answer to an ICMP message does not
-// name what it answers, so only a further message takes over that exchange.
+// direction. Another entry may have flows with the same keys.
+//
+// Later fragments have no ports. They pass between classes with an entry of their protocol, which
+// nobody can use without the first fragment. In user space, Open vSwitch keeps fragments in each
+// action that tracks them until the last one is there, and goes on as the last one says: so they
+// are committed as well, but leave the connection without an entry, and its next packet is judged.
+//
+// In user space, Open vSwitch takes all SCTP between two addresses for one connection. So each
+// packet of SCTP is judged by its ports, in both directions.
 func (e Entry) policyFlows(zone uint16) []of.Flow {
 	c := cookie(cookieEntry, e.ID)
-	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: []of.Action{
-		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
-	}}).Goto(tableOutput)
+	label := []of.Action{of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)}}
+	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: label}).Goto(tableOutput)
 	// Not Force, which would make this packet's direction the original one.
-	answer := of.Apply(of.CT{Zone: zone, Commit: true, Exec: []of.Action{
-		of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)},
-	}}).Goto(tableOutput)
-	var flows []of.Flow
-	begin := func(eth uint16, more ...of.FieldMatch) {
-		match := []of.FieldMatch{of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst), of.Is16(of.EthType, eth), of.Is8(of.IPProto, e.Protocol)}
-		flows = append(flows, flow(tablePolicy, priorityJudge, c, admit, append(match, more...)...))
+	answer := of.Apply(of.CT{Zone: zone, Commit: true, Exec: label}).Goto(tableOutput)
+	follow := of.Apply(of.CT{Zone: zone, Commit: true}).Goto(tableOutput)
+	answering := of.State(of.CTTracked|of.CTReply, of.CTInvalid)
+	if e.Protocol == protoSCTP {
+		admit, answering = answer, of.State(of.CTTracked|of.CTEstablished, of.CTInvalid)
 	}
-	for _, r := range e.Ports {
-		if icmp, ok := typeFields[e.Protocol]; ok {
+	var flows []of.Flow
+	add := func(priority uint16, in of.Instructions, eth uint16, src, dst uint32, more ...of.FieldMatch) {
+		match := []of.FieldMatch{of.Is32(regSource, src), of.Is32(regDestination, dst), of.Is16(of.EthType, eth), of.Is8(of.IPProto, e.Protocol)}
+		flows = append(flows, flow(tablePolicy, priority, c, in, append(match, more...)...))
+	}
+	// Not the packet's protocol, which a later fragment of IPv6 does not name.
+	later := func(eth uint16) {
+		for _, way := range []struct {
+			src, dst uint32
+			state    of.FieldMatch
+		}{{e.Src, e.Dst, of.State(of.CTTracked, of.CTInvalid|of.CTReply)}, {e.Dst, e.Src, answering}} {
+			flows = append(flows, flow(tablePolicy, priorityLater, c, follow, of.Is32(regSource, way.src), of.Is32(regDestination, way.dst),
+				of.Is16(of.EthType, eth), of.Is8(of.IPFrag, of.FragAny|of.FragLater), of.Is8(of.CTProto, e.Protocol), way.state))
+		}
+	}
+	if icmp, ok := typeFields[e.Protocol]; ok {
+		for _, r := range e.Ports {
 			// A switch cannot mask a type: all types are one flow, others one flow each.
 			if r == allTypes {
-				begin(icmp.eth)
+				add(priorityJudge, admit, icmp.eth, e.Src, e.Dst)
+				add(priorityAnswer, answer, icmp.eth, e.Dst, e.Src, answering, of.Is8(of.CTProto, e.Protocol))
 				continue
 			}
 			for kind := int(r.First); kind <= int(r.Last); kind++ {
-				begin(icmp.eth, of.Is8(icmp.field, uint8(kind)))
+				add(priorityJudge, admit, icmp.eth, e.Src, e.Dst, of.Is8(icmp.field, uint8(kind)))
+				add(priorityAnswer, answer, icmp.eth, e.Dst, e.Src, answering, of.Is8(of.CTProto, e.Protocol), of.Is16(of.CTSrc, uint16(kind)))
 			}
-			continue
 		}
-		fields := portFields[e.Protocol]
-		for _, m := range r.masks() {
-			for _, eth := range ethIP {
-				begin(eth, of.Masked16(fields.dst, m.Value, m.Mask))
-				flows = append(flows, flow(tablePolicy, priorityAnswer, c, answer,
-					of.State(of.CTTracked|of.CTReply, 0), of.Is32(regSource, e.Dst), of.Is32(regDestination, e.Src),
-					of.Is16(of.EthType, eth), of.Is8(of.IPProto, e.Protocol), of.Masked16(fields.src, m.Value, m.Mask)))
+		if len(e.Ports) > 0 {
+			later(icmp.eth)
+		}
+		return flows
+	}
+	fields := portFields[e.Protocol]
+	for _, eth := range ethIP {
+		for _, r := range e.Ports {
+			for _, m := range r.masks() {
+				add(priorityJudge, admit, eth, e.Src, e.Dst, of.Masked16(fields.dst, m.Value, m.Mask))
+				add(priorityAnswer, answer, eth, e.Dst, e.Src, answering, of.Masked16(fields.src, m.Value, m.Mask))
 			}
+		}
+		if len(e.Ports) > 0 {
+			later(eth)
 		}
 	}
 	return flows

@@ -18,8 +18,9 @@ import (
 )
 
 // pings reports whether an echo request from a namespace is answered.
-func pings(ns, address string) bool {
-	return exec.Command("nsenter", "--net=/var/run/netns/"+ns, "ping", "-c1", "-W1", address).Run() == nil
+func pings(ns, address string, options ...string) bool {
+	args := append([]string{"--net=/var/run/netns/" + ns, "ping", "-c1", "-W1"}, options...)
+	return exec.Command("nsenter", append(args, address)...).Run() == nil
 }
 
 func TestEcho(t *testing.T) {

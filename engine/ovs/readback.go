@@ -186,8 +186,8 @@ func (e Entry) read(id uint64, f of.Flow) Entry {
 			e.Src, e.Dst = number(regSource), number(regDestination)
 		}
 	case tablePolicy:
-		if _, answer := f.Match.Get(of.CTState); answer {
-			break // it says the same as the flow for the other direction
+		if _, more := f.Match.Get(of.CTState); more {
+			break // it follows from the flow for the first packet
 		}
 		if e.Src == 0 { // unless the state flows say it
 			e.Src, e.Dst = number(regSource), number(regDestination)

@@ -42,10 +42,10 @@ var (
 	}
 )
 
-// Repair compares the settings of the bridge and of some of its ports, and the limits of
-// connections, with those that Create, AddPort and LimitConnections gave them, corrects them, and
-// returns what differed. A bridge that is missing is made;
-// its ports must then be added again.
+// Repair compares the settings of the bridge and of some of its ports, how it treats fragments, and
+// the limits of connections, with those that Create, AddPort and LimitConnections gave them,
+// corrects them, and returns what differed. A bridge that is missing is made; its ports must then
+// be added again.
 func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, err error) {
 	tables := []struct {
 		name     string
@@ -100,10 +100,12 @@ func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, 
 			return changes, fmt.Errorf("correct the settings of bridge %s: %w", s.config.Bridge, err)
 		}
 	}
-	if s.limits == nil {
-		return changes, nil
+	more, err := s.repairFragments(ctx)
+	changes = append(changes, more...)
+	if err != nil || s.limits == nil {
+		return changes, err
 	}
-	more, err := s.repairLimits(ctx)
+	more, err = s.repairLimits(ctx)
 	if err != nil {
 		err = fmt.Errorf("correct the limits of connections of bridge %s: %w", s.config.Bridge, err)
 	}

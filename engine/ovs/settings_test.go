@@ -38,9 +38,23 @@ func TestChangedSettingsAreCorrected(t *testing.T) {
 		{"-- --id=@m create mirror name=m select-all=true output-vlan=7 -- set bridge " + br + " mirrors=@m", "mirrors"},
 		{"set port sif-o0 tag=7", "tag"},
 		{"set interface sif-o0 ingress_policing_rate=1000", "ingress_policing_rate"},
+		{"set-frags", "how fragments are matched"},
+		{"dpctl/ipf-set-min-frag netdev@ovs-netdev v4 1000", "min v4 frag size"},
+		{"dpctl/ipf-set-min-frag netdev@ovs-netdev v6 1000", "min v6 frag size"},
+		{"dpctl/ipf-set-max-nfrags netdev@ovs-netdev 50", "max num frags"},
 		{"del-br " + br, "bridge " + br},
 	} {
-		ovstest.Run(t, "ovs-vsctl", append([]string{"--db=unix:" + instance.Config.RunDir + "/db.sock"}, strings.Fields(c.command)...)...)
+		fields := strings.Fields(c.command)
+		switch {
+		case c.command == "set-frags":
+			ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "set-frags", "unix:"+instance.Config.RunDir+"/"+br+".mgmt", "normal")
+		case strings.HasPrefix(c.command, "dpctl/") && instance.Config.Datapath != "netdev":
+			continue
+		case strings.HasPrefix(c.command, "dpctl/"):
+			ovstest.Run(t, "ovs-appctl", append([]string{"-t", instance.Config.Control}, fields...)...)
+		default:
+			ovstest.Run(t, "ovs-vsctl", append([]string{"--db=unix:" + instance.Config.RunDir + "/db.sock"}, fields...)...)
+		}
 		changes, err := sw.Repair(ctx, ports)
 		must.NoError(t, err, must.Sprint(c.command))
 		must.Len(t, 1, changes)

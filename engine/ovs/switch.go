@@ -42,6 +42,8 @@ type Config struct {
 type Switch struct {
 	config Config
 	limits *limits // those that LimitConnections was called with
+
+	datapath string // its type; empty before it was asked for
 }
 
 // NewSwitch returns a Switch. It does not access Open vSwitch.
@@ -107,7 +109,8 @@ func (s *Switch) Create(ctx context.Context) error {
 		"protocols="+govs.ProtocolOpenFlow13+","+govs.ProtocolOpenFlow14, "mcast_snooping_enable=false"); err != nil {
 		return fmt.Errorf("create bridge %s: %w", s.config.Bridge, err)
 	}
-	return nil
+	_, err := s.repairFragments(ctx)
+	return err
 }
 
 // AddPort makes a network device of the switch's namespace a port of the bridge, if it is not one,
@@ -158,8 +161,21 @@ func (s *Switch) Ports(ctx context.Context) (map[string]uint32, error) {
 	return ports, nil
 }
 
-// Dial opens an OpenFlow connection to the bridge.
+// Dial opens an OpenFlow connection to the bridge, and makes the bridge match fragments as flows
+// expect.
 func (s *Switch) Dial(ctx context.Context) (*of.Conn, error) {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := matchFragments(ctx, conn); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+func (s *Switch) dial(ctx context.Context) (*of.Conn, error) {
 	return of.Dial(ctx, filepath.Join(s.config.RunDir, s.config.Bridge+".mgmt"))
 }
 
