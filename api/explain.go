@@ -17,7 +17,8 @@ import (
 
 // Question asks whether one party may open a flow to another. A party is a service or an external
 // ("domain/name"), the ID or an ID prefix of an endpoint or allocation, or an address. A service
-// stands for all its live endpoints.
+// stands for all its live endpoints. A flow may also go to a DNS name outside the fabric, or to
+// "node": what listens on the node of the sender.
 type Question struct {
 	From, To string
 	Protocol fabric.Protocol
@@ -49,7 +50,9 @@ type ExplainedFlow struct {
 type Party struct {
 	Service  fabric.Ref    `json:"service,omitzero"`
 	External fabric.Ref    `json:"external,omitzero"`
-	Address  netip.Addr    `json:"address,omitzero"` // of an external or a node, or outside the fabric
+	Address  netip.Addr    `json:"address,omitzero"`  // of an external or a node, or outside the fabric
+	DNSName  string        `json:"dnsName,omitempty"` // outside the fabric
+	OwnNode  bool          `json:"ownNode,omitempty"` // what listens on the node of the sender
 	Endpoint string        `json:"endpoint,omitempty"`
 	Zone     string        `json:"zone,omitempty"`
 	Node     fabric.NodeID `json:"node,omitzero"`
@@ -77,6 +80,9 @@ func (p Party) Domain() string {
 	return p.Service.Domain
 }
 
+// Outside reports whether the party is outside the fabric, or is what listens on the sender's node.
+func (p Party) Outside() bool { return p.Service == (fabric.Ref{}) && !p.Health() }
+
 // Name returns the name of the service or external, or the address.
 func (p Party) Name() string {
 	switch {
@@ -85,7 +91,21 @@ func (p Party) Name() string {
 	case p.External != fabric.Ref{}:
 		return p.External.String()
 	}
-	return p.Address.String()
+	return p.What()
+}
+
+// What returns what the party is outside the fabric: an address, a DNS name or the sender's node;
+// empty if that is not known.
+func (p Party) What() string {
+	switch {
+	case p.OwnNode:
+		return "the sender's node"
+	case p.DNSName != "":
+		return p.DNSName
+	case p.Address.IsValid():
+		return p.Address.String()
+	}
+	return ""
 }
 
 func (p Party) String() string {
@@ -94,8 +114,12 @@ func (p Party) String() string {
 		return fmt.Sprintf("%s (endpoint %s on %s)", p.Service, p.Endpoint, p.Node)
 	case p.Service != fabric.Ref{}:
 		return p.Service.String() + " (no live endpoint)"
+	case p.External != fabric.Ref{} && p.What() != "":
+		return fmt.Sprintf("external %s (%s)", p.External, p.What())
 	case p.External != fabric.Ref{}:
-		return fmt.Sprintf("external %s (%s)", p.External, p.Address)
+		return "external " + p.External.String()
+	case !p.Address.IsValid():
+		return p.What()
 	}
 	if p.Health() {
 		return fmt.Sprintf("%s (health address of %s)", p.Address, p.Node)
@@ -137,7 +161,7 @@ func (r Reason) String() string {
 type ExplainedLayer struct {
 	Node     string `json:"node"`
 	Layer    Layer  `json:"layer"`
-	Place    string `json:"place"` // "sender", "boundary" or "receiver"
+	Place    string `json:"place"` // "sender", "boundary", "exit" or "receiver"
 	Allowed  bool   `json:"allowed"`
 	Unread   bool   `json:"unread,omitempty"` // the node did not read it back; Why says why
 	Broken   bool   `json:"broken,omitempty"` // it has unexpected state, which may decide differently

@@ -31,19 +31,24 @@ Usage: sif explain [options] <src> <dst> <port>[/<protocol>]
 
   Shows whether <src> may open a flow to <dst>, and why: the contract and where
   it is declared, requested roles, consent of other domains, expiry, and audit
-  mode. If both are live endpoints, each data path on the way reads back what it
-  enforces for the flow: eBPF at the sender, the switch at each zone boundary,
-  and eBPF at the receiver. Differences between declared and enforced policy are
-  shown first.
+  mode. Each data path on the way of live endpoints reads back what it enforces
+  for the flow: eBPF at the sender, the switch at each zone boundary or at the
+  exit to the outside, and eBPF at the receiver. Differences between declared
+  and enforced policy are shown first.
 
   <src> and <dst> are each a service or an external (domain/name), the ID or an
   ID prefix of an endpoint or allocation, or an address. A service stands for
-  all its live endpoints. The default protocol is tcp. For icmp and icmpv6,
-  <port> is the type.
+  all its live endpoints. <dst> may also be a DNS name outside the fabric, or
+  "node": what listens on the node of <src>. The default protocol is tcp. For
+  icmp and icmpv6, <port> is the type.
 
       $ sif explain shop/web shop/db 5432
       $ sif explain 203.0.113.7 shop/web 443/tcp
       $ sif explain 4a2f shop/db 8/icmp
+      $ sif explain shop/web api.example.com 443
+      $ sif explain shop/web node 8125/udp
+
+  An address outside tells which external has it, and whether it is reserved.
 
   The token must have read access to the domains of both. The controller
   computes the answer; for a check that does not rely on the controller, run
@@ -98,11 +103,14 @@ func (c *ExplainCommand) run(ctx context.Context, args []string) error {
 	return nil
 }
 
-// parsePort parses "5432", "53/udp" or "8/icmp".
+// parsePort parses "5432", "53/udp" or "8/icmp", and the order of rules: "udp/53".
 func parsePort(s string) (protocol fabric.Protocol, port uint16, err error) {
 	number, name, named := strings.Cut(s, "/")
 	protocol = fabric.TCP
 	if named {
+		if _, err := fabric.ParseProtocol(number); err == nil {
+			number, name = name, number
+		}
 		if protocol, err = fabric.ParseProtocol(name); err != nil {
 			return 0, 0, err
 		}

@@ -19,13 +19,13 @@ func TestParsePort(t *testing.T) {
 		in       string
 		protocol fabric.Protocol
 		port     uint16
-	}{{"5432", fabric.TCP, 5432}, {"53/udp", fabric.UDP, 53}, {"0/icmp", fabric.ICMP, 0}, {"128/icmpv6", fabric.ICMPv6, 128}, {"7000/sctp", fabric.SCTP, 7000}} {
+	}{{"5432", fabric.TCP, 5432}, {"53/udp", fabric.UDP, 53}, {"0/icmp", fabric.ICMP, 0}, {"128/icmpv6", fabric.ICMPv6, 128}, {"7000/sctp", fabric.SCTP, 7000}, {"tcp/443", fabric.TCP, 443}, {"icmp/8", fabric.ICMP, 8}} {
 		protocol, port, err := parsePort(tc.in)
 		must.NoError(t, err)
 		must.Eq(t, tc.protocol, protocol)
 		must.Eq(t, tc.port, port)
 	}
-	for _, bad := range []string{"", "0", "65536", "http", "80/http", "256/icmp", "-1/tcp"} {
+	for _, bad := range []string{"", "0", "65536", "http", "80/http", "256/icmp", "-1/tcp", "http/80", "tcp/0", "tcp/udp"} {
 		_, _, err := parsePort(bad)
 		must.Error(t, err, must.Sprint(bad))
 	}
@@ -73,8 +73,11 @@ func TestExplainExitCodes(t *testing.T) {
 		want string
 	}{
 		{[]string{"shop/web", "shop/db", "5432"}, 2, "what aws1/w1 enforces is not known: no data path here"},
-		{[]string{"shop/web", "192.0.2.1", "5432"}, 3, "no endpoint or external has address 192.0.2.1"},
-		{[]string{"-json", "shop/web", "192.0.2.1", "5432"}, 3, `"allowed": false`},
+		{[]string{"192.0.2.1", "shop/web", "5432"}, 3, "no endpoint or external has address 192.0.2.1"},
+		{[]string{"-json", "192.0.2.1", "shop/web", "5432"}, 3, `"allowed": false`},
+		{[]string{"shop/web", "192.0.2.1", "5432"}, 2, "no endpoint has address 192.0.2.1, and no external that a contract of shop/web names"},
+		{[]string{"shop/web", "api.example.com", "tcp/443"}, 2, "refused: no contract of shop/web names api.example.com"},
+		{[]string{"shop/web", "node", "8500"}, 2, "refused: no contract lets shop/web reach its node"},
 		{[]string{"shop/web", "shop/nobody", "5432"}, 1, "no service or external shop/nobody"},
 		{[]string{"shop/web", "shop/db", "sql"}, 1, `port "sql" of tcp is not a number from 1 to 65535`},
 		{[]string{"shop/web", "shop/db"}, 1, "takes <src>, <dst> and <port>"},

@@ -20,10 +20,17 @@ import (
 // beyond bindings is among them: it has no effect, or loses it when admissions are renewed.
 func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	d := decided(f, from, to, protocol, port)
-	for _, p := range []api.Party{from, to} {
-		for _, e := range f.Graph.Excess(p.Domain()) {
+	names := []fabric.Ref{from.Service, from.External, to.Service, to.External}
+	if to.Outside() {
+		names = append(names, called(f.Graph, from, to)...)
+	}
+	for _, r := range names {
+		if r == (fabric.Ref{}) {
+			continue
+		}
+		for _, e := range f.Graph.Excess(r.Domain) {
 			reason := api.Reason{Pos: e.Pos, Why: e.Why}
-			if (e.Name == "" || e.Name == p.Service.Name || e.Name == p.External.Name) && !slices.Contains(d.Reasons, reason) {
+			if (e.Name == "" || e.Name == r.Name) && !slices.Contains(d.Reasons, reason) {
 				d.Reasons = append(d.Reasons, reason)
 			}
 		}
@@ -38,16 +45,14 @@ func decided(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 	switch none := (fabric.Ref{}); {
 	case from.Health() || to.Health():
 		return amongNodes(from, to, protocol, port)
-	case from.Service == none && from.External == none:
+	case from.Service == none && from.External == none && !to.Outside():
 		return no(fmt.Sprintf("no endpoint or external has address %s", from.Address))
-	case to.Service == none && to.External == none:
-		return no(fmt.Sprintf("no endpoint or external has address %s", to.Address))
-	case from.External != none && to.External != none:
+	case from.Service == none && from.External == none:
 		return no("both ends are outside the fabric")
-	case to.External != none:
-		d = no("flows to externals are not supported yet, so they are dropped even if a contract allows them")
-		d.Reasons = append(d.Reasons, against(f, from, to, protocol, port)...)
-		return d
+	case from.External != none && to.Outside():
+		return no("both ends are outside the fabric")
+	case to.Outside():
+		return outward(f, from, to, docs[from.Service], protocol, port)
 	case from.External != none:
 		d = fromExternal(from.Address, to.Identity(), docs[to.Service], protocol, port)
 	default:
@@ -108,10 +113,13 @@ func inFavour(g *fabric.Graph, d api.Declared, from, to api.Party) api.Reason {
 	} else {
 		parts = append(parts, "allows it")
 	}
-	if from.Service != (fabric.Ref{}) {
-		parts = append(parts, "originator and responder requested their roles")
-	} else {
+	switch none := (fabric.Ref{}); {
+	case to.Service == none:
+		parts = append(parts, "the originator requested its role")
+	case from.Service == none:
 		parts = append(parts, "the responder requested its role")
+	default:
+		parts = append(parts, "originator and responder requested their roles")
 	}
 	for _, c := range domain.Contracts {
 		if c.Name != d.Contract.Name {
@@ -137,8 +145,14 @@ func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 	for _, w := range f.Graph.Waiting() {
 		waiting[w.Contract] = w.For
 	}
+	var holders []fabric.Ref
+	if to.Outside() {
+		holders = called(f.Graph, from, to)
+	}
 	names := func(refs []fabric.Ref, p api.Party) bool {
-		return slices.ContainsFunc(refs, func(r fabric.Ref) bool { return r == p.Service || r == p.External })
+		return slices.ContainsFunc(refs, func(r fabric.Ref) bool {
+			return r == p.Service || r == p.External || p.Outside() && slices.Contains(holders, r)
+		})
 	}
 	var domains []string
 	for name := range f.Graph.Domains {
@@ -158,7 +172,7 @@ func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 					why = append(why, fmt.Sprintf("it allows %s, not %s", rulesText(c.Rules), flowText(protocol, port)))
 				}
 				if len(why) == 0 {
-					why = append(why, "bindings do not let the external have the address")
+					why = append(why, withheld(to))
 				}
 			case names(c.Originators, to) && names(c.Responders, from) && opens:
 				why = []string{"it allows the opposite direction only"}
@@ -168,7 +182,10 @@ func against(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 			reasons = append(reasons, api.Reason{Contract: r, Pos: c.Pos, Expires: c.Expires, Why: strings.Join(why, "; ")})
 		}
 	}
-	if len(reasons) == 0 {
+	switch {
+	case len(reasons) == 0 && to.Outside() && to.External == (fabric.Ref{}):
+		reasons = []api.Reason{{Why: unnamed(from, to)}}
+	case len(reasons) == 0:
 		reasons = []api.Reason{{Why: fmt.Sprintf("no contract has %s as originator and %s as responder", from.Name(), to.Name())}}
 	}
 	return reasons

@@ -32,7 +32,7 @@ func Nodes(v View, q api.Question) ([]fabric.NodeID, error) {
 	set := map[fabric.NodeID]bool{}
 	for _, a := range from {
 		for _, b := range to {
-			for _, s := range way(v.Status, a, b) {
+			for _, s := range way(v.Fabric, a, b) {
 				set[s.node] = true
 			}
 		}
@@ -41,10 +41,10 @@ func Nodes(v View, q api.Question) ([]fabric.NodeID, error) {
 }
 
 func parties(v View, q api.Question) (from, to []api.Party, err error) {
-	if from, err = resolve(v, q.From); err != nil {
+	if from, err = resolve(v, q.From, false); err != nil {
 		return nil, nil, err
 	}
-	to, err = resolve(v, q.To)
+	to, err = resolve(v, q.To, true)
 	return from, to, err
 }
 
@@ -63,8 +63,17 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 				continue // a flow of an endpoint to itself never leaves it
 			}
 			flow := api.ExplainedFlow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port)}
-			for _, s := range way(f.Status, a, b) {
-				l := s.look(f, a, b, q)
+			if why := unexposed(f.Status, a, b, q); why != "" && flow.Declared.Allowed {
+				flow.Differs = append(flow.Differs, "declared, but "+why)
+			}
+			for _, s := range way(f, a, b) {
+				if s.place == exit && flow.Declared.Allowed && !byZoneExit(f, a, b, q) {
+					continue // it leaves by the node
+				}
+				l, looked := s.look(f, a, b, q)
+				if !looked {
+					continue
+				}
 				flow.Layers = append(flow.Layers, l)
 				switch {
 				case l.Unread:
@@ -101,6 +110,9 @@ func (v View) problems(node fabric.NodeID) []string {
 // The ways that are not a processor, in the words of a dump.
 var ownInterface, zoneLink = desired.OwnInterface.String(), desired.ZoneLink.String()
 
+// exit is the place of the processor by which flows leave the fabric.
+const exit = "exit"
+
 // station is a data path on the path of a flow.
 type station struct {
 	node             fabric.NodeID
@@ -110,7 +122,11 @@ type station struct {
 }
 
 // way returns the data paths on the path of a flow.
-func way(status api.Status, from, to api.Party) []station {
+func way(f verify.Fabric, from, to api.Party) []station {
+	status := f.Status
+	if from.Live() && to.Outside() {
+		return outwardWay(f, from, to)
+	}
 	if !to.Live() {
 		return nil
 	}
@@ -142,14 +158,27 @@ func way(status api.Status, from, to api.Party) []station {
 	return append(stations, receiver)
 }
 
-// look tells what a data path does with the first packet of a flow, over IPv4 and IPv6.
-func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.ExplainedLayer {
-	l := api.ExplainedLayer{Node: s.node.String(), Layer: s.layer, Place: s.place}
+// outwardWay returns the data paths on the path of a flow that leaves the fabric.
+func outwardWay(f verify.Fabric, from, to api.Party) []station {
+	stations := []station{{node: from.Node, place: "sender", layer: api.LayerEBPF, fromVia: ownInterface}}
+	if to.OwnNode {
+		return stations
+	}
+	if processor, is := exitOf(f.Status, from, fabric.ExitZone); is && !processor.IsZero() {
+		stations = append(stations, station{node: processor, place: exit, layer: api.LayerSwitch, fromVia: zoneLink})
+	}
+	return stations
+}
+
+// look tells what a data path does with the first packet of a flow, over IPv4 and IPv6. It returns
+// false if it knows no address of the destination, as of a name that nobody has resolved.
+func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) (l api.ExplainedLayer, looked bool) {
+	l = api.ExplainedLayer{Node: s.node.String(), Layer: s.layer, Place: s.place}
 	dump, ok := f.Dumps[s.node]
 	l.Broken = len(dump.Problems) > 0
 	if !ok {
 		l.Unread, l.Why = true, cmp.Or(f.Failed[s.node], "not read")
-		return l
+		return l, true
 	}
 	if dump.Sequence != f.Pointer.Sequence || dump.Root != f.Pointer.Root {
 		l.Follows = &dump.Sequence
@@ -158,11 +187,16 @@ func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.E
 		l := l // one for each version of IP
 		source, why := s.owner(dump, src, s.fromVia, "source")
 		if from.External != (fabric.Ref{}) {
-			source, why = external(dump, src)
+			source, why = external(dump, src, false)
 		}
 		if why == "" {
 			var destination string
-			if destination, why = s.owner(dump, dst, s.destVia, "destination"); why == "" {
+			if to.Outside() {
+				destination, why = external(dump, dst, true)
+			} else {
+				destination, why = s.owner(dump, dst, s.destVia, "destination")
+			}
+			if why == "" {
 				s.rule(&l, dump, source, destination, q)
 				return l
 			}
@@ -172,16 +206,37 @@ func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) api.E
 	}
 	if from.External != (fabric.Ref{}) {
 		if from.Address.Is4() {
-			return judge(from.Address, to.IPv4)
+			return judge(from.Address, to.IPv4), true
 		}
-		return judge(from.Address, to.IPv6)
+		return judge(from.Address, to.IPv6), true
+	}
+	if to.Outside() {
+		return judgeAll(addressesOf(knownTo(f, from), from, to), from, judge)
 	}
 	four, six := judge(from.IPv4, to.IPv4), judge(from.IPv6, to.IPv6)
 	if four.Why != six.Why {
 		four.Allowed = four.Allowed && six.Allowed
 		four.Why = "over IPv4 " + four.Why + "; over IPv6 " + six.Why
 	}
-	return four
+	return four, true
+}
+
+// judgeAll judges a flow to each of the addresses of what it goes to. It passes if all pass.
+func judgeAll(addresses []netip.Addr, from api.Party, judge func(src, dst netip.Addr) api.ExplainedLayer) (all api.ExplainedLayer, judged bool) {
+	for _, a := range addresses {
+		src := from.IPv4
+		if a.Is6() {
+			src = from.IPv6
+		}
+		l := judge(src, a)
+		if len(addresses) > 1 {
+			l.Why = fmt.Sprintf("to %s %s", a, l.Why)
+		}
+		if !judged || all.Allowed && !l.Allowed {
+			all, judged = l, true
+		}
+	}
+	return all, judged
 }
 
 // owner returns the party that has an address, or why the packet is dropped.
@@ -202,16 +257,28 @@ func (s station) owner(d api.Dump, a netip.Addr, via, role string) (identity, wh
 	return d.Peers[i].Identity, ""
 }
 
-// external returns the party that has an address outside the fabric.
-func external(d api.Dump, a netip.Addr) (identity, why string) {
-	narrowest := -1
+// external returns the party that has an address outside the fabric, as the source of a flow or as
+// its destination.
+func external(d api.Dump, a netip.Addr, destination bool) (identity, why string) {
+	role, narrowest := "source", -1
+	if destination {
+		role = "destination"
+	}
 	for _, x := range d.External {
-		if x.Prefix.Contains(a) && x.Prefix.Bits() > narrowest {
+		// A prefix that nobody has is one in both directions.
+		other := x.In && !x.Out
+		if !destination {
+			other = x.Out && !x.In
+		}
+		if !other && x.Prefix.Contains(a) && x.Prefix.Bits() > narrowest {
 			narrowest, identity = x.Prefix.Bits(), x.Identity
 		}
 	}
 	if narrowest < 0 {
-		return "", "the source address is unknown"
+		return "", fmt.Sprintf("the %s address is unknown", role)
+	}
+	if identity == "" {
+		return "", fmt.Sprintf("no external has the %s address", role)
 	}
 	return identity, ""
 }

@@ -157,9 +157,16 @@ func TestDeclared(t *testing.T) {
 		{"203.0.113.9", "shop/api", fabric.TCP, 443, true, "contract shop/front"},
 		{"203.0.113.9", "shop/api", fabric.TCP, 80, false, "it allows tcp/443, not tcp/80"},
 		{"192.0.2.1", "shop/api", fabric.TCP, 443, false, "no endpoint or external has address 192.0.2.1"},
-		{"shop/api", "192.0.2.1", fabric.TCP, 443, false, "no endpoint or external has address 192.0.2.1"},
-		{"shop/api", "shop/bank", fabric.TCP, 443, false, "flows to externals are not supported yet"},
+		{"shop/api", "192.0.2.1", fabric.TCP, 443, false, "no endpoint has address 192.0.2.1, and no external that a contract of shop/api names"},
+		{"shop/api", "shop/bank", fabric.TCP, 443, true, "contract shop/pay (shop.sif.hcl:80:3): allows it; the originator requested its role"},
+		{"shop/api", "198.51.100.7", fabric.TCP, 443, true, "external shop/bank has the prefix 198.51.100.7/32"},
+		{"shop/api", "198.51.100.7", fabric.TCP, 80, false, "contract shop/pay (shop.sif.hcl:80:3): it allows tcp/443, not tcp/80"},
+		{"web-1", "198.51.100.7", fabric.TCP, 443, false, "no external that a contract of shop/web names"},
 		{"shop/users", "shop/bank", fabric.TCP, 443, false, "both ends are outside"},
+		{"shop/users", "example.com", fabric.TCP, 443, false, "both ends are outside"},
+		{"web-1", "169.254.169.254", fabric.TCP, 80, false, "169.254.169.254 is reserved in every fabric (169.254.0.0/16): an external has it only where the binding of its domain lists it exactly"},
+		{"shop/api", "api.example.com", fabric.TCP, 443, false, "refused: no contract of shop/api names api.example.com, so it cannot resolve the name"},
+		{"shop/api", "node", fabric.TCP, 8500, false, "refused: no contract lets shop/api reach its node"},
 		{"100.64.7.1", "100.64.8.1", fabric.UDP, 8442, true, "nodes exchange probes among their health addresses"},
 		{"100.64.7.1", "100.64.8.1", fabric.TCP, 8442, false, "nothing but probes: UDP port 8442"},
 		{"web-1", "fd5f:7::1", fabric.UDP, 8442, false, "fd5f:7::1 is the health address of node z1/w1"},
@@ -291,12 +298,12 @@ func TestExtraRule(t *testing.T) {
 func TestResolve(t *testing.T) {
 	f := world()
 	for text, want := range map[string]int{"shop/web": 2, "shop/db": 1, "db": 1, "web-1": 1, "100.64.0.2": 1, "fd5f::2": 1, "::ffff:100.64.0.2": 1, "shop/users": 1, "8.8.8.8": 1} {
-		parties, err := resolve(f, text)
+		parties, err := resolve(f, text, false)
 		must.NoError(t, err)
 		must.Len(t, want, parties, must.Sprint(text))
 	}
-	for text, want := range map[string]string{"web": "several endpoints: web-1, web-bare", "shop/webb": "no service or external shop/webb", "nothing": "neither a service"} {
-		_, err := resolve(f, text)
+	for text, want := range map[string]string{"node": "neither a service", "api.example.com": "a name outside the fabric", "web.shop.sif": "is a name of the fabric", "web": "several endpoints: web-1, web-bare", "shop/webb": "no service or external shop/webb", "nothing": "neither a service"} {
+		_, err := resolve(f, text, false)
 		must.ErrorContains(t, err, want)
 	}
 	_, err := Explain(f, ask("web-1", "100.64.0.2", fabric.TCP, 80))
@@ -349,11 +356,11 @@ func TestReaders(t *testing.T) {
 	}
 	// The beginning of an ID only stands for what may be read.
 	f.Reads = reads("media")
-	parties, err := resolve(f, "web-")
+	parties, err := resolve(f, "web-", false)
 	must.NoError(t, err)
 	must.Eq(t, "web-ads", parties[0].Endpoint)
 	f.Reads = nil
-	_, err = resolve(f, "web-")
+	_, err = resolve(f, "web-", false)
 	must.ErrorContains(t, err, "several endpoints: web-1, web-ads, web-bare")
 
 	// What is wrong with a data path may be about anybody.

@@ -15,6 +15,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/inspect/verify"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // UnknownError is returned for a text that names no party.
@@ -35,11 +36,14 @@ func partyOf(e fabric.Admission) api.Party {
 	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
 }
 
+// OwnNode is the text that names what listens on the node of the sender.
+const OwnNode = "node"
+
 // resolve returns the parties that a text names: a service or external ("domain/name"), an address,
 // or an endpoint or allocation by its ID or a prefix of the ID. A service stands for all its live
-// endpoints.
-func resolve(v View, text string) ([]api.Party, error) {
-	parties, err := v.find(text)
+// endpoints. A destination may also be OwnNode or a DNS name outside the fabric.
+func resolve(v View, text string, destination bool) ([]api.Party, error) {
+	parties, err := v.find(text, destination)
 	if err != nil {
 		return nil, err
 	}
@@ -53,16 +57,30 @@ func resolve(v View, text string) ([]api.Party, error) {
 
 func (v View) reads(domain string) bool { return v.Reads == nil || v.Reads(domain) }
 
-func (v View) find(text string) ([]api.Party, error) {
+func (v View) find(text string, destination bool) ([]api.Party, error) {
 	live := verify.Endpoints(v.Status, v.Now)
 	if a, err := netip.ParseAddr(text); err == nil {
-		return []api.Party{byAddress(v.Fabric, live, a.Unmap())}, nil
+		return []api.Party{byAddress(v.Fabric, live, a.Unmap(), destination)}, nil
+	}
+	if destination && text == OwnNode {
+		return []api.Party{{OwnNode: true}}, nil
+	}
+	if strings.Contains(text, ".") && !strings.Contains(text, "/") {
+		name := strings.ToLower(strings.TrimSuffix(text, "."))
+		fault, remedy := fabric.NameFault(name)
+		switch {
+		case fault != "":
+			return nil, unknown("name %q %s; %s", text, fault, remedy)
+		case !destination:
+			return nil, unknown("%q is a name outside the fabric; flows from there are known by their addresses", text)
+		}
+		return []api.Party{{DNSName: name}}, nil
 	}
 	if r, err := fabric.ParseRef(text); err == nil {
 		if !v.reads(r.Domain) {
 			return nil, &UnreadableError{text, r.Domain} // not even whether there is such a service
 		}
-		return byName(v.Fabric, live, r)
+		return byName(v.Fabric, live, r, destination)
 	}
 	var found []fabric.Admission
 	for _, e := range live {
@@ -86,7 +104,9 @@ func (v View) find(text string) ([]api.Party, error) {
 	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
 }
 
-func byAddress(f verify.Fabric, live []fabric.Admission, a netip.Addr) api.Party {
+// byAddress returns the party with an address. Which externals a destination outside belongs to
+// depends on the sender, so it has none here.
+func byAddress(f verify.Fabric, live []fabric.Admission, a netip.Addr, destination bool) api.Party {
 	for _, e := range live {
 		if e.IPv4 == a || e.IPv6 == a {
 			return partyOf(e)
@@ -99,6 +119,10 @@ func byAddress(f verify.Fabric, live []fabric.Admission, a netip.Addr) api.Party
 			return p
 		}
 	}
+	if destination {
+		p.OwnNode = a == wellknown.LinkLocal4 || a == wellknown.LinkLocal6
+		return p
+	}
 	narrowest := -1
 	eachExternal(f.Graph, func(r fabric.Ref, x fabric.External) {
 		for _, prefix := range x.Prefixes {
@@ -110,7 +134,7 @@ func byAddress(f verify.Fabric, live []fabric.Admission, a netip.Addr) api.Party
 	return p
 }
 
-func byName(f verify.Fabric, live []fabric.Admission, r fabric.Ref) ([]api.Party, error) {
+func byName(f verify.Fabric, live []fabric.Admission, r fabric.Ref, destination bool) ([]api.Party, error) {
 	var parties []api.Party
 	for _, e := range live {
 		if e.Service == r {
@@ -125,15 +149,34 @@ func byName(f verify.Fabric, live []fabric.Admission, r fabric.Ref) ([]api.Party
 	}
 	eachExternal(f.Graph, func(name fabric.Ref, x fabric.External) {
 		if name == r {
-			for _, prefix := range x.Prefixes {
-				parties = append(parties, api.Party{External: r, Address: prefix.Addr()})
-			}
+			parties = partiesOf(name, x, destination)
 		}
 	})
 	if len(parties) == 0 {
 		return nil, unknown("the graph in force has no service or external %s", r)
 	}
 	return parties, nil
+}
+
+// partiesOf returns what an external has: its prefixes, by their first addresses, and as a
+// destination its names and the rest.
+func partiesOf(r fabric.Ref, x fabric.External, destination bool) (parties []api.Party) {
+	for _, prefix := range x.Prefixes {
+		parties = append(parties, api.Party{External: r, Address: prefix.Addr()})
+	}
+	if !destination {
+		if len(parties) == 0 {
+			parties = []api.Party{{External: r}}
+		}
+		return parties
+	}
+	for _, name := range x.Names {
+		parties = append(parties, api.Party{External: r, DNSName: name})
+	}
+	if x.Consul != nil || x.Node {
+		parties = append(parties, api.Party{External: r, OwnNode: x.Node})
+	}
+	return parties
 }
 
 // eachExternal calls a function for all externals, ordered by name.
