@@ -31,29 +31,46 @@ func (d *Datapath) RouseCut() (int, error) {
 	if d.programs == nil {
 		return 0, errors.New("rouse connections: the data path was opened without programs")
 	}
+	cut, err := d.cut()
+	macs := map[endpointAddr]net.HardwareAddr{}
+	errs := []error{err}
+	for _, key := range cut {
+		errs = append(errs, d.rouse(key, macs))
+	}
+	if err := errors.Join(errs...); err != nil {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.roused = 0 // again
+		return len(cut), err
+	}
+	return len(cut), nil
+}
+
+// cut returns the connections that RouseCut has to rouse.
+func (d *Datapath) cut() (keys []endpointConnKey, err error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.config == nil {
-		return 0, os.ErrClosed
+		return nil, os.ErrClosed
 	}
 	generation := atomic.LoadUint64(&d.config.Generation)
 	if d.roused == generation {
-		return 0, nil
+		return nil, nil
 	}
 	told := map[uint32]bool{}
 	endpoints, err := dump[uint32, endpointEndpoint](d.objects.SifEndpoints, "sif_endpoints")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	for _, e := range endpoints {
 		told[e.key] = e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0
 	}
 	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	const closed = endpointConnStateCONN_FIN_ORIGINAL | endpointConnStateCONN_FIN_REPLY
-	roused, perEndpoint, complete := 0, map[uint32]int{}, true
+	perEndpoint, complete := map[uint32]int{}, true
 	for _, e := range entries {
 		s := e.value.State
 		if !told[e.key.Ifindex] || e.key.Protocol != unix.IPPROTO_TCP || e.value.Generation == generation ||
@@ -65,15 +82,12 @@ func (d *Datapath) RouseCut() (int, error) {
 			continue
 		}
 		perEndpoint[e.key.Ifindex]++
-		if err := d.rouse(e.key); err != nil {
-			return roused, err
-		}
-		roused++
+		keys = append(keys, e.key)
 	}
 	if complete {
 		d.roused = generation
 	}
-	return roused, nil
+	return keys, nil
 }
 
 // mayBeCut reports whether policy seems not to allow a connection any more. It looks only for what
@@ -130,12 +144,18 @@ func (d *Datapath) contract(p Pair, protocol uint8, port uint16) (uint32, bool) 
 
 // rouse sends the workload an acknowledgement from the other end of a connection, with a sequence
 // number that is, almost surely, not in its window. TCP answers it by a segment with the numbers
-// that it expects (RFC 9293, 3.10.7.4).
-func (d *Datapath) rouse(key endpointConnKey) error {
+// that it expects (RFC 9293, 3.10.7.4). macs remembers workloads' hardware addresses.
+func (d *Datapath) rouse(key endpointConnKey, macs map[endpointAddr]net.HardwareAddr) (err error) {
 	at := netip.AddrPortFrom(fromMap(key.Local), key.LocalPort)
-	mac, err := hardwareAddress(int(key.Ifindex), at.Addr())
-	if err != nil || mac == nil {
-		return err
+	mac, known := macs[key.Local]
+	if !known {
+		if mac, err = hardwareAddress(int(key.Ifindex), at.Addr()); err != nil {
+			return err
+		}
+		macs[key.Local] = mac
+	}
+	if mac == nil {
+		return nil
 	}
 	frame := acknowledgement(netip.AddrPortFrom(fromMap(key.Remote), key.RemotePort), at)
 	copy(frame, mac)

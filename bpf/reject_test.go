@@ -25,7 +25,12 @@ func (n *node) tell(w *workload, identity uint32) {
 }
 
 // ask sends a datagram and returns the error that its answer is.
-func (w *workload) ask(address string) (err error) {
+func (w *workload) ask(address string) error { return w.query(address, []byte("question")) }
+
+// askMuch sends one of several fragments.
+func (w *workload) askMuch(address string) error { return w.query(address, make([]byte, 5000)) }
+
+func (w *workload) query(address string, question []byte) (err error) {
 	w.t.Helper()
 	w.inside(func() {
 		var c net.Conn
@@ -33,7 +38,7 @@ func (w *workload) ask(address string) (err error) {
 			return
 		}
 		defer c.Close()
-		if _, err = c.Write([]byte("question")); err != nil {
+		if _, err = c.Write(question); err != nil {
 			return
 		}
 		_ = c.SetDeadline(time.Now().Add(time.Second))
@@ -79,6 +84,7 @@ func testRefusalsAreTold(t *testing.T, by Mechanism, checksum string) {
 		{"tcp outside", dial, []string{"192.0.2.7:80", "[2001:db8::7]:80"}, false, []func(error) bool{is(unix.ECONNREFUSED), is(unix.ECONNREFUSED)}},
 		{"udp without contract", n.client.ask, []string{"100.64.0.11:9000", "[fd5f::11]:9000"}, false, []func(error) bool{is(unix.EHOSTUNREACH), is(unix.EACCES)}},
 		{"udp to a peer that is gone", n.client.ask, []string{"100.64.0.99:9000", "[fd5f::99]:9000"}, false, []func(error) bool{is(unix.EHOSTUNREACH), is(unix.EACCES)}},
+		{"udp in fragments", n.client.askMuch, []string{"100.64.0.11:9000", "[fd5f::11]:9000"}, false, []func(error) bool{is(unix.EHOSTUNREACH), is(unix.EACCES)}},
 		{"udp outside", n.client.ask, []string{"192.0.2.7:53", "[2001:db8::7]:53"}, false, []func(error) bool{is(unix.EHOSTUNREACH), is(unix.EACCES)}},
 		{"tcp to nobody known", dial, []string{"100.64.7.7:80", "[fd5f::77]:80"}, true, nil},
 		{"tcp without an exit", dial, []string{"198.51.100.7:443"}, true, nil},
@@ -133,6 +139,27 @@ func testRefusalsAreTold(t *testing.T, by Mechanism, checksum string) {
 	must.Positive(t, counters.Refusals.Resets)
 	must.Positive(t, counters.Refusals.Prohibited)
 	must.Zero(t, counters.Refusals.Limited)
+
+	// Also while large segments are under way.
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, []Rule{rule(6, 8080, 8080, 1)}))
+	bulk, err := n.client.dial("100.64.0.11:8080")
+	must.NoError(t, err)
+	must.NoError(t, transfer(bulk, 8<<20))
+	written := make(chan error, 1)
+	go func() {
+		for {
+			if _, err := bulk.Write(make([]byte, 1<<20)); err != nil {
+				written <- err
+				return
+			}
+		}
+	}()
+	go func() { _, _ = io.Copy(io.Discard, bulk) }()
+	must.NoError(t, n.ReplacePair(Pair{1, 2}, nil))
+	must.NoError(t, bulk.SetDeadline(time.Now().Add(5*time.Second)))
+	if err := <-written; !errors.Is(err, unix.ECONNRESET) && !errors.Is(err, unix.EPIPE) {
+		t.Errorf("a transfer that is cut: %v", err)
+	}
 }
 
 // Connections that policy cuts while neither end sends are reset as well, and others stay.
