@@ -117,8 +117,9 @@ static __always_inline enum reason judge(struct packet *p, const struct config *
 
 // for_sure reports whether no allowed flow can be the reason for a packet from the workload that no
 // connection knows and judge refused. The packet may be an answer to a flow that was forgotten, and
-// that will be known again when its originator sends.
-static __always_inline bool for_sure(const struct packet *p, enum reason why)
+// that will be known again when its originator sends: one outside may be another than the external
+// that has its address as a destination.
+static __always_inline bool for_sure(const struct packet *p, const struct remote *r, enum reason why)
 {
 	bool tcp = p->key.protocol == IPPROTO_TCP;
 
@@ -126,7 +127,7 @@ static __always_inline bool for_sure(const struct packet *p, enum reason why)
 		return false;
 	if (why == REASON_PEER_GONE)
 		return true;
-	if (why == REASON_OUTSIDE)
+	if (why == REASON_OUTSIDE || (why == REASON_NO_CONTRACT && r->outside))
 		return p->opens || !tcp;
 	if (why != REASON_NO_CONTRACT)
 		return false;
@@ -278,7 +279,7 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK))
 		return REASON_NO_CONNECTION;
 	if (!allowed(why)) {
-		p->certain = outbound && for_sure(p, why);
+		p->certain = outbound && for_sure(p, &r, why);
 		return why;
 	}
 	if (p->kind == PACKET_SINGLE || (p->tcp_flags & TCP_RST))
