@@ -33,6 +33,7 @@ import (
 	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/number"
+	"github.com/sif-project/sif/internal/outside/registered"
 	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -69,6 +70,7 @@ type Agent struct {
 	audited      audited
 	questions    questions
 	resolver     *resolver
+	registered   *registered.Watcher
 	outage       outage
 	ended        ended
 
@@ -108,6 +110,11 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	client := resolve.NewClient(host.Resolver, c.DNS.Resolvers(), resolve.SystemConf)
+	if a.registered, err = registered.Open(filepath.Join(c.DataDir, "registered.json"), n.Consul, log.Named("registered"), func() {
+		n.Degrade("data path", a.reprogram.Call())
+	}); err != nil {
+		return nil, err
+	}
 	if a.resolver, err = a.openResolver(filepath.Join(c.DataDir, "names.json"), client); err != nil {
 		return nil, err
 	}
@@ -144,6 +151,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	}
 	a.ports = newPorts(c.Underlay.Interface, own, a.firewall.SetPorts)
 	n.Degrade("ports", a.keepPorts())
+	n.OnServers(func() { n.Degrade("data path", a.reprogram.Call()) })
 	a.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{
 		Consul: n.Consul, Zone: n.Self.Zone, Node: n.Self.Name, Identity: n.Identity, Want: a.registrations, Log: log.Named("catalog"),
 		Report: func(err error) { n.Degrade("consul catalog", err) },
@@ -247,6 +255,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	sup.Ready()
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
+	group.Go(func() error { return a.registered.Run(ctx) })
 	group.Go(func() error { return a.health.Run(ctx) })
 	group.Go(func() error { return a.repair(ctx, sup) })
 	group.Go(func() error { return a.tend(ctx) })
@@ -280,6 +289,7 @@ func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.node.Degrade("workloads", a.repairWorkloads())
 		a.node.Degrade("firewall", a.node.RepairFirewall())
 		a.node.Degrade("cni", a.repairCNI())
+		a.node.Degrade("instances registered outside", a.registered.Trouble())
 		a.node.Report("agent", a.findings())
 		a.health.Follow(a.followed())
 		sup.Alive(fmt.Sprintf("enforcing revision %d for %d endpoints", a.node.Revision.Pointer().Sequence, len(a.endpoints.all())), a.node.Degraded())

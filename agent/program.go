@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/daemon"
+	"github.com/sif-project/sif/internal/outside/registered"
 )
 
 // Datapath is the node's eBPF data path. It keeps working when the agent stops.
@@ -188,8 +189,9 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 
 // outside returns what the node knows of the outside besides the documents.
 func (a *Agent) outside() fabric.Outside {
+	a.registered.Follow(a.documents())
 	known := a.reservations()
-	known.Named = a.resolver.names.Named()
+	known.Named, known.Registered = a.resolver.names.Named(), a.registered.Registered()
 	return known
 }
 
@@ -203,7 +205,8 @@ func (a *Agent) certain(live []endpoint) map[string]bool {
 	documents := a.node.Revision.Documents()
 	for _, ep := range live {
 		doc, known := documents[ep.Admission.Service]
-		certain[ep.ID] = known && !doc.Silent && len(a.engines.pendingOf(ep.Attachment)) == 0
+		unknown := slices.ContainsFunc(registered.ServicesOf(doc), func(s registered.Service) bool { return !a.registered.Answered(s) })
+		certain[ep.ID] = known && !doc.Silent && !unknown && len(a.engines.pendingOf(ep.Attachment)) == 0
 	}
 	return certain
 }

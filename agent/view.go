@@ -9,6 +9,7 @@ import (
 
 	"github.com/sif-project/sif/agent/dns"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/outside/registered"
 )
 
 // view is what DNS may tell the endpoints of this node.
@@ -33,6 +34,11 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 	}
 	id := ep.Admission.Identity()
 	doc := v.agent.node.Revision.Documents()[id.Service].At(v.agent.now())
+	for _, x := range v.agent.egress(ep.Admission) {
+		if x.Name == service && x.Consul != nil {
+			return dns.Reach{Allowed: true, Endpoints: v.agent.instances(x)}
+		}
+	}
 	reach := dns.Reach{Allowed: originates(id, doc, service)}
 	if !reach.Allowed {
 		return reach
@@ -45,6 +51,27 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 		reach.Endpoints = append(reach.Endpoints, dns.Record{Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: healthy || !known})
 	}
 	return reach
+}
+
+// instances returns the instances of an external's Consul service that pass their checks and that
+// the external may have. To who asks, they are in the node's own zone.
+func (a *Agent) instances(x fabric.Peer) (list []dns.Record) {
+	known := a.reservations()
+	for _, address := range a.registered.Passing(registered.Service{Name: x.Consul.Service, Datacenter: x.Consul.Datacenter}) {
+		single := netip.PrefixFrom(address, address.BitLen())
+		within := slices.ContainsFunc(x.Consul.Within, func(p netip.Prefix) bool { return p.Contains(address) })
+		if _, reserved := known.ReservedBy(x, single); !within || reserved {
+			continue
+		}
+		r := dns.Record{Zone: a.node.Self.Zone, Healthy: true}
+		if address.Is4() {
+			r.IPv4 = address
+		} else {
+			r.IPv6 = address
+		}
+		list = append(list, r)
+	}
+	return list
 }
 
 // Owner implements dns.View.

@@ -32,6 +32,7 @@ import (
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/number"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/outside/registered"
 	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/supervisor"
@@ -54,6 +55,8 @@ type Daemon struct {
 	bridge *bridge // nil without a switch
 	ports  *ports  // likewise
 	server *rpc.Server
+
+	registered *registered.Watcher // nil without a switch
 }
 
 // Start starts the engine of the node. It takes over the state of an earlier engine in the switch
@@ -67,9 +70,14 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
 		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
-		Known: func() fabric.Outside { return fabric.Outside{Ranges: n.Self.Ranges, Reserved: n.Reserved()} },
+		Known: d.known,
 	}
 	if n.Self.Boundary() {
+		changed := func() { d.node.Degrade("refresh", d.reprogram.Call()) }
+		if d.registered, err = registered.Open(filepath.Join(c.DataDir, "registered.json"), n.Consul, log.Named("registered"), changed); err != nil {
+			return nil, err
+		}
+		n.OnServers(changed)
 		num, err := number.Open(filepath.Join(c.DataDir, "numbers.json"))
 		if err != nil {
 			return nil, err
@@ -91,6 +99,16 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	}
 	d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle)
 	return d, err
+}
+
+// known returns what is known of the outside besides documents and names.
+func (d *Daemon) known() fabric.Outside {
+	known := fabric.Outside{Ranges: d.node.Self.Ranges, Reserved: d.node.Reserved()}
+	if d.registered != nil {
+		d.registered.Follow(d.documents())
+		known.Registered = d.registered.Registered()
+	}
+	return known
 }
 
 // openSwitch takes over the switch.
@@ -167,6 +185,7 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group.Go(func() error { return d.serveAgents(ctx, sup) })
 	group.Go(func() error { return d.keep(ctx, refresh) })
 	if d.bridge != nil {
+		group.Go(func() error { return d.registered.Run(ctx) })
 		group.Go(func() error { return d.meetEngines(ctx) })
 		group.Go(func() error { return d.serveTasks(ctx) })
 	}
@@ -215,6 +234,7 @@ func (d *Daemon) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 		}
 		if d.bridge != nil {
 			d.repairSwitch(ctx)
+			d.node.Degrade("instances registered outside", d.registered.Trouble())
 		}
 		d.node.Degrade("firewall", d.node.RepairFirewall())
 		d.node.Degrade("leases on disk", d.leases.Stored())

@@ -77,6 +77,9 @@ type Node struct {
 	prober *health.Prober
 	mode   *mode // of the firewall; nil without one
 
+	servers   *servers
+	onServers func()
+
 	mu       sync.Mutex
 	problems map[string]string   // errors by subject
 	findings map[string][]string // by who found them
@@ -153,6 +156,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 			return nil, err
 		}
 	}
+	n.servers = openServers(filepath.Join(c.DataDir, "servers.json"), c, n.Consul)
 	n.prober = health.New(n.Self.Health4(), n.Self.Health6())
 	dir := filepath.Join(c.DataDir, "revision")
 	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
@@ -193,11 +197,17 @@ func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
 func (n *Node) Nodes() []fabric.Node { return nodesOf(n.Roster.Members()) }
 
 // Reserved returns the addresses that no external reaches unless a binding lists exactly them,
-// besides those of every fabric: the underlay addresses of the nodes.
+// besides those of every fabric: the underlay addresses of the nodes, and the servers that these
+// work with.
 func (n *Node) Reserved() []netip.Prefix {
 	var list []netip.Prefix
 	for _, other := range append(n.Nodes(), n.Self) {
 		if a := other.Underlay; a.IsValid() {
+			list = append(list, netip.PrefixFrom(a, a.BitLen()))
+		}
+	}
+	if n.servers != nil {
+		for _, a := range n.servers.addresses() {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
@@ -358,6 +368,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.keepReporting(ctx, status) })
 	group.Go(func() error { return n.keepLooking(ctx) })
 	group.Go(func() error { return n.keepNomadNode(ctx) })
+	group.Go(func() error { return n.watchServers(ctx) })
 	if n.Firewall != nil {
 		group.Go(func() error { return n.serveFirewall(ctx) })
 	}
