@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -46,15 +47,19 @@ func (d *Datapath) RouseCut() (int, error) {
 	return len(cut), nil
 }
 
-// cut returns the connections that RouseCut has to rouse.
-func (d *Datapath) cut() (keys []endpointConnKey, err error) {
+// cut returns the connections that RouseCut has to rouse. Reading a large table of connections
+// takes a while: cut spends at most a twentieth of the time on it.
+func (d *Datapath) cut() ([]endpointConnKey, error) {
+	began := time.Now()
 	d.mu.Lock()
-	defer d.mu.Unlock()
 	if d.config == nil {
+		d.mu.Unlock()
 		return nil, os.ErrClosed
 	}
 	generation := atomic.LoadUint64(&d.config.Generation)
-	if d.roused == generation {
+	idle := d.roused == generation || began.Before(d.nextRouse)
+	d.mu.Unlock()
+	if idle {
 		return nil, nil
 	}
 	told := map[uint32]bool{}
@@ -63,18 +68,37 @@ func (d *Datapath) cut() (keys []endpointConnKey, err error) {
 		return nil, err
 	}
 	for _, e := range endpoints {
-		told[e.key] = e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0
+		if e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0 {
+			told[e.key] = true
+		}
 	}
-	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
-	if err != nil {
-		return nil, err
+	var entries []entry[endpointConnKey, endpointConn]
+	if len(told) > 0 {
+		if entries, err = dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns"); err != nil {
+			return nil, err
+		}
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.config == nil {
+		return nil, os.ErrClosed
 	}
 	const closed = endpointConnStateCONN_FIN_ORIGINAL | endpointConnStateCONN_FIN_REPLY
-	perEndpoint, complete := map[uint32]int{}, true
+	var keys []endpointConnKey
+	perEndpoint, complete, known := map[uint32]int{}, true, map[alike]bool{}
 	for _, e := range entries {
 		s := e.value.State
 		if !told[e.key.Ifindex] || e.key.Protocol != unix.IPPROTO_TCP || e.value.Generation == generation ||
-			s&endpointConnStateCONN_ANSWERED == 0 || s&endpointConnStateCONN_RESET != 0 || s&closed == closed || !d.mayBeCut(e.key, e.value) {
+			s&endpointConnStateCONN_ANSWERED == 0 || s&endpointConnStateCONN_RESET != 0 || s&closed == closed {
+			continue
+		}
+		kind := likeness(e.key, e.value)
+		cut, judged := known[kind]
+		if !judged {
+			cut = d.mayBeCut(kind)
+			known[kind] = cut
+		}
+		if !cut {
 			continue
 		}
 		if perEndpoint[e.key.Ifindex] == rousedAtOnce {
@@ -87,48 +111,66 @@ func (d *Datapath) cut() (keys []endpointConnKey, err error) {
 	if complete {
 		d.roused = generation
 	}
+	d.nextRouse = time.Now().Add(20 * time.Since(began))
 	return keys, nil
+}
+
+// alike is what policy looks at in a TCP connection.
+type alike struct {
+	remote                        endpointAddr
+	port                          uint16 // of the responder
+	outbound                      bool
+	localIdentity, remoteIdentity uint32
+	contract, mark                uint32
+}
+
+func likeness(key endpointConnKey, c endpointConn) alike {
+	a := alike{key.Remote, key.LocalPort, c.Flags&endpointConnFlagCONN_OUTBOUND != 0, c.LocalIdentity, c.RemoteIdentity, c.Contract, c.Mark}
+	if a.outbound {
+		a.port = key.RemotePort
+	}
+	return a
 }
 
 // mayBeCut reports whether policy seems not to allow a connection any more. It looks only for what
 // the programs refuse for certain.
-func (d *Datapath) mayBeCut(key endpointConnKey, c endpointConn) bool {
-	outbound := c.Flags&endpointConnFlagCONN_OUTBOUND != 0
-	port, remote := key.LocalPort, c.RemoteIdentity
-	address := key.Remote
-	if outbound {
-		port = key.RemotePort
-		var behind endpointPublished
-		if d.objects.SifPublished.Lookup(endpointPublishedKey{Address: address, Port: port, Protocol: key.Protocol}, &behind) == nil {
-			address, port = behind.Address, behind.Port
-		}
+func (d *Datapath) mayBeCut(c alike) bool {
+	if c.contract == 0 {
+		return false // the resolver, or a check
 	}
 	var peer endpointPeer
-	if d.objects.SifPeers.Lookup(address, &peer) == nil {
+	var behind endpointPublished
+	if c.outbound && d.objects.SifPublished.Lookup(endpointPublishedKey{Address: c.remote, Port: c.port, Protocol: unix.IPPROTO_TCP}, &behind) == nil {
+		c.remote, c.port = behind.Address, behind.Port
+	}
+	if d.objects.SifPeers.Lookup(c.remote, &peer) == nil {
 		if peer.Ifindex == peerGone {
 			return true
 		}
-		remote = peer.Identity
-	} else if outbound && c.Contract != 0 {
-		err := d.objects.SifExternals.Lookup(endpointExternalKey{PrefixLength: 160, Address: address}, &remote)
-		if err != nil || remote == 0 {
-			return err != nil && d.objects.SifFabric.Lookup(endpointFabricKey{PrefixLength: 128, Address: address}, new(uint32)) != nil
+		c.remoteIdentity = peer.Identity
+	} else if c.outbound {
+		if d.objects.SifFabric.Lookup(endpointFabricKey{PrefixLength: 128, Address: c.remote}, new(uint32)) == nil {
+			return false
+		}
+		if d.objects.SifExternals.Lookup(endpointExternalKey{PrefixLength: 160, Address: c.remote}, &c.remoteIdentity) != nil {
+			return true
+		}
+		if c.remoteIdentity == 0 {
+			return false
 		}
 	}
-	if c.Contract == 0 {
-		return false // the resolver, or a check
+	pair := Pair{c.localIdentity, c.remoteIdentity}
+	if !c.outbound {
+		pair = Pair{c.remoteIdentity, c.localIdentity}
 	}
-	pair := Pair{c.LocalIdentity, remote}
-	if !outbound {
-		pair = Pair{remote, c.LocalIdentity}
-	}
-	contract, allowed := d.contract(pair, key.Protocol, port)
+	contract, allowed := d.contract(pair, unix.IPPROTO_TCP, c.port)
 	if !allowed {
 		return true
 	}
-	var one uint32
-	return c.Mark != 0 && (contract^c.Contract)&nodeExit != 0 ||
-		c.Mark != 0 && c.Mark != d.config.NodeExit && d.objects.SifExits.Lookup(c.Mark, &one) != nil
+	if c.mark == 0 || c.mark == d.config.NodeExit && contract&nodeExit != 0 {
+		return false
+	}
+	return (contract^c.contract)&nodeExit != 0 || d.objects.SifExits.Lookup(c.mark, new(uint32)) != nil
 }
 
 // contract returns the number of the contract that allows a pair a port.

@@ -78,12 +78,13 @@ type Datapath struct {
 	attaching mechanism
 	leaving   mechanism // what a previous process may have used
 
-	mu       sync.Mutex
-	memory   []byte          // sif_config, mapped; nil after Close
-	config   *endpointConfig // points into memory
-	pairs    map[Pair]map[endpointRuleKey]uint32
-	roused   uint64         // the generation of which RouseCut has nothing left to do
-	attached map[string]int // the indexes of the interfaces to which this process attached
+	mu        sync.Mutex
+	memory    []byte          // sif_config, mapped; nil after Close
+	config    *endpointConfig // points into memory
+	pairs     map[Pair]map[endpointRuleKey]uint32
+	roused    uint64 // the generation of which RouseCut has nothing left to do
+	nextRouse time.Time
+	attached  map[string]int // the indexes of the interfaces to which this process attached
 }
 
 // Open loads the programs and creates the maps, or opens those that are pinned in dir, which must

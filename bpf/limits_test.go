@@ -137,7 +137,8 @@ func TestIdle(t *testing.T) {
 	}
 }
 
-// BenchmarkSweep measures how long the deletion of idle connections takes when all are live.
+// BenchmarkSweep measures how long the deletion of idle connections, and the search for those that
+// policy has cut, take when all are live and allowed.
 func BenchmarkSweep(b *testing.B) {
 	f := newFixture(b)
 	for _, n := range []int{10_000, connlimit.MaxConnections} {
@@ -161,6 +162,17 @@ func BenchmarkSweep(b *testing.B) {
 		b.Run(fmt.Sprintf("connections=%d", n), func(b *testing.B) {
 			for b.Loop() {
 				must.NoError(b, f.SweepConnections())
+			}
+		})
+		b.Run(fmt.Sprintf("cut/connections=%d", n), func(b *testing.B) {
+			f.endpoint(func(e *Endpoint) { e.Reject = true })
+			for b.Loop() {
+				_, err := f.RaiseGeneration()
+				must.NoError(b, err)
+				f.nextRouse = time.Time{}
+				cut, err := f.RouseCut()
+				must.NoError(b, err)
+				must.Zero(b, cut)
 			}
 		})
 	}

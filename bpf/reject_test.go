@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -184,9 +185,13 @@ func testIdleConnectionsAreReset(t *testing.T, by Mechanism) {
 	must.NoError(t, err)
 	rouse := func(want int) {
 		t.Helper()
-		roused, err := n.RouseCut()
-		must.NoError(t, err)
-		must.Eq(t, want, roused)
+		sum, settled := 0, func() bool { return n.roused == atomic.LoadUint64(&n.config.Generation) }
+		for deadline := time.Now().Add(10 * time.Second); !settled() && time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+			roused, err := n.RouseCut()
+			must.NoError(t, err)
+			sum += roused
+		}
+		must.Eq(t, want, sum)
 	}
 	reset := func(ends ...net.Conn) {
 		t.Helper()
