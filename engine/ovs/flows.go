@@ -63,6 +63,7 @@ const (
 	priorityPassAny   = 3
 	priorityPrefix    = 100 // plus the prefix length
 	priorityRouter    = 300 // above all prefixes, so that no party outside hides its routers
+	priorityCommand   = 400
 	priorityJudge     = 100
 	priorityAnswer    = 150
 	priorityLater     = 160
@@ -140,6 +141,9 @@ func baseFlows(zone uint16) []of.Flow {
 		drop(tableOutput, priorityMiss, DropNoPort),
 		pokeFlow(),
 	}
+	for _, kind := range commands {
+		flows = append(flows, drop(tableSource, priorityCommand, DropInvalid, of.Is16(of.EthType, ethIPv4), of.Is8(of.IPProto, protoICMP), of.Is8(of.ICMPv4Type, kind)))
+	}
 	for _, eth := range ethIP {
 		flows = append(flows,
 			flow(tableState, priorityEach, base, of.Drop.Goto(tablePolicy), // see policyFlows
@@ -170,8 +174,7 @@ type report struct {
 	code           int // -1: every code
 }
 
-// The messages of RFC 792 and RFC 4443 that report errors. Redirects are not among them: no router
-// behind the switch chooses an endpoint's next hop.
+// The messages of RFC 792 and RFC 4443 that report errors.
 var (
 	routerReports = []report{
 		{protoICMP, 3, 4}, {protoICMP, 11, -1}, // fragmentation needed, time exceeded
@@ -182,6 +185,11 @@ var (
 		{protoICMP6, 1, -1}, {protoICMP6, 2, -1}, {protoICMP6, 3, -1}, {protoICMP6, 4, -1},
 	}
 )
+
+// commands are the messages of IPv4 that connection tracking takes for reports, but that would have
+// their receiver do something: nobody behind the switch chooses an endpoint's next hop (redirect),
+// or slows it down (source quench, RFC 6633). Those of IPv6 belong to no connection.
+var commands = []uint8{4, 5}
 
 func (r report) match(port uint32) []of.FieldMatch {
 	kind, code := typeFields[r.protocol], of.ICMPv4Code
