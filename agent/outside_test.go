@@ -116,7 +116,6 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 			must.NoError(t, data.PutExternal(e))
 		}
 		for pair, r := range map[bpf.Pair]bpf.Rule{
-			{Source: idCaller, Destination: idOutside}: {Protocol: 6, From: 80, To: 80, Contract: 10, ExitNode: true},
 			{Source: idCaller, Destination: idServer}:  {Protocol: 6, From: 80, To: 80, Contract: 11},
 			{Source: idCaller, Destination: idSelf}:    {Protocol: 6, From: 8500, To: 8500, Contract: 12},
 			{Source: idOutside, Destination: idServer}: {Protocol: 6, From: 80, To: 80, Contract: 13},
@@ -124,6 +123,8 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		} {
 			must.NoError(t, data.ReplacePair(pair, []bpf.Rule{r}))
 		}
+		must.NoError(t, data.ReplacePair(bpf.Pair{Source: idCaller, Destination: idOutside}, []bpf.Rule{
+			{Protocol: 6, From: 80, To: 80, Contract: 10, ExitNode: true}, {Protocol: 17, From: 80, To: 80, Contract: 10, ExitNode: true}}))
 		var mappings []firewall.PortMapping
 		var egress []firewall.Egress
 		for _, p := range []struct{ node, server, caller, outside string }{
@@ -132,7 +133,9 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 			from, to := netip.AddrPortFrom(netip.MustParseAddr(p.node), 20001), netip.AddrPortFrom(netip.MustParseAddr(p.server), 80)
 			mappings = append(mappings, firewall.PortMapping{Protocol: fabric.TCP, From: from, To: to})
 			must.NoError(t, data.PutPublished(bpf.Published{Protocol: 6, From: from, To: to}))
-			egress = append(egress, firewall.Egress{Endpoint: netip.MustParseAddr(p.caller), Prefix: netip.MustParsePrefix(p.outside), Protocol: fabric.TCP, Ports: fabric.PortRange{From: 80, To: 80}})
+			for _, protocol := range []fabric.Protocol{fabric.TCP, fabric.UDP} {
+				egress = append(egress, firewall.Egress{Endpoint: netip.MustParseAddr(p.caller), Prefix: netip.MustParsePrefix(p.outside), Protocol: protocol, Ports: fabric.PortRange{From: 80, To: 80}})
+			}
 		}
 		must.NoError(t, fw.SetPorts(mappings))
 		must.NoError(t, fw.SetEgress(egress))
@@ -204,5 +207,40 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 			patience = 300 * time.Millisecond
 		}
 		must.Eq(t, c.open, reaches(c.from, c.to, patience), must.Sprint(c.what))
+	}
+
+	// Datagrams of every size, in fragments or not.
+	in(outside, func() {
+		u, err := net.ListenPacket("udp", ":80")
+		must.NoError(t, err)
+		t.Cleanup(func() { u.Close() })
+		go func() {
+			b := make([]byte, 65535)
+			for {
+				n, from, err := u.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				u.WriteTo(b[:n], from)
+			}
+		}()
+	})
+	for _, to := range []string{outside4 + ":80", "[" + outside6 + "]:80"} {
+		var conn net.Conn
+		in(caller, func() { conn, err = net.Dial("udp", to) })
+		must.NoError(t, err)
+		defer conn.Close()
+		for _, size := range []int{1, 1300, 1376, 3000, 65000} {
+			n := 0
+			for range 50 { // the first large answer teaches the other one the MTU of the way back
+				_, err := conn.Write(make([]byte, size))
+				must.NoError(t, err)
+				must.NoError(t, conn.SetReadDeadline(time.Now().Add(200*time.Millisecond)))
+				if n, err = conn.Read(make([]byte, 65535)); err == nil {
+					break
+				}
+			}
+			must.Eq(t, size, n, must.Sprintf("%d bytes to %s", size, to))
+		}
 	}
 }
