@@ -101,11 +101,10 @@ func deltaText(d fabric.Delta) string {
 	section("Consent:", lines)
 
 	lines = nil
-	title := "Services:"
 	for _, n := range d.Nodes {
 		what := "service"
 		if n.External {
-			what, title = "external", "Services and externals:"
+			what = "external"
 		}
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s is %s %s", sign(n.Change), what, n.Name, changed(n.Change, n.What), at(n.Pos))))
 		for _, a := range n.Gained {
@@ -115,7 +114,7 @@ func deltaText(d fabric.Delta) string {
 			lines = append(lines, fmt.Sprintf("  - %s is no longer %s", n.Name, a))
 		}
 	}
-	section(title, lines)
+	section("Services and externals:", lines)
 
 	lines = nil
 	for _, m := range d.Modes {

@@ -79,8 +79,17 @@ func TestPageShowsAllBackends(t *testing.T) {
 	for _, n := range world.Topology.Nodes(lab.Workload) {
 		nodes[n.Name] = true
 	}
+	providers := map[string]string{"news-gw": "news.example.com", "places-gw": "places.example.com", "weather-gw": "weather.example.net"}
 	for service, part := range p.parts() {
 		must.True(t, nodes[part.From.Node], must.Sprintf("%s answered from %q", service, part.From.Node))
+		// The data comes from outside, where the gateway is seen at the address of its exit.
+		must.Eq(t, providers[service], part.Origin.Provider)
+		w := workload{node: part.From.Node, zone: part.From.Zone}
+		version := 4
+		if part.Origin.Seen.Is6() {
+			version = 6
+		}
+		must.Eq(t, world.exitOf(t, w, service == "weather-gw", version), part.Origin.Seen)
 	}
 	response, err := client(world.NetNS("client")).Get(world.url(t, "getaway-web"))
 	must.NoError(t, err)
@@ -90,6 +99,7 @@ func TestPageShowsAllBackends(t *testing.T) {
 	must.Eq(t, 200, response.StatusCode)
 	for _, part := range p.parts() {
 		must.StrContains(t, string(html), part.From.Node)
+		must.StrContains(t, string(html), fmt.Sprintf("data of <strong>%s</strong>, which saw <strong>%s</strong>", part.Origin.Provider, part.Origin.Seen))
 	}
 }
 

@@ -124,8 +124,12 @@ func ask[T any](path, url string, form url.Values) (answer[T], error) {
 
 // part is the part of the page that comes from one gateway.
 type part struct {
-	From  *instance `json:"from"`
-	Error string    `json:"error"`
+	From   *instance `json:"from"`
+	Origin struct {
+		Provider string     `json:"provider"`
+		Seen     netip.Addr `json:"seen"`
+	} `json:"origin"`
+	Error string `json:"error"`
 }
 
 // page is what the getaway service collected.

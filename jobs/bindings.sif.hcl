@@ -11,6 +11,7 @@ binding "getaway-app" {
   }
   outside {
     prefixes = ["10.99.0.0/24"]
+    names    = ["news.example.com", "places.example.com", "weather.example.net"]
     ports    = [18080]
   }
 }

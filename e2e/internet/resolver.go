@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -31,7 +30,7 @@ type Resolver struct {
 	servers []*dns.Server
 
 	mu   sync.Mutex
-	turn map[string]int // by name and type: the address with which the next answer begins
+	turn map[string]int // by a record's first address: that with which the next answer begins
 }
 
 // ListenResolver opens the resolver's sockets, UDP and TCP, at the addresses. Its records are in a
@@ -152,11 +151,11 @@ func (r *Resolver) answer(question *dns.Msg) *dns.Msg {
 func (r *Resolver) data(name string, kind uint16, record Record) (list []dns.RR) {
 	switch kind {
 	case dns.TypeA:
-		for _, a := range r.some(name, record, netip.Addr.Is4) {
+		for _, a := range r.some(record, netip.Addr.Is4) {
 			list = append(list, &dns.A{Hdr: header(name, kind, record.TTL), A: a.AsSlice()})
 		}
 	case dns.TypeAAAA:
-		for _, a := range r.some(name, record, netip.Addr.Is6) {
+		for _, a := range r.some(record, netip.Addr.Is6) {
 			list = append(list, &dns.AAAA{Hdr: header(name, kind, record.TTL), AAAA: a.AsSlice()})
 		}
 	case dns.TypeHTTPS:
@@ -184,12 +183,12 @@ func (r *Resolver) data(name string, kind uint16, record Record) (list []dns.RR)
 }
 
 // some returns the addresses of one family for one answer.
-func (r *Resolver) some(name string, record Record, family func(netip.Addr) bool) []netip.Addr {
+func (r *Resolver) some(record Record, family func(netip.Addr) bool) []netip.Addr {
 	all := slices.DeleteFunc(slices.Clone(record.Addresses), func(a netip.Addr) bool { return !family(a) })
 	if record.Answers <= 0 || record.Answers >= len(all) {
 		return all
 	}
-	key := strings.ToLower(name) + "/" + all[0].String()
+	key := all[0].String() // of all names of a machine together
 	r.mu.Lock()
 	begin := r.turn[key] % len(all)
 	r.turn[key] = begin + record.Answers

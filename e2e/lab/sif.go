@@ -163,6 +163,9 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 		c.attr("bpf_attach", node.BPFAttach)
 	}
 	c.block("underlay", "address", node.Address, "interface", underlay)
+	if r := l.Topology.Resolver(); r != nil { // whatever resolvers this machine has
+		c.block("dns", "upstream", r.Addresses)
+	}
 	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
 	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
@@ -264,7 +267,7 @@ func (l *Lab) daemon(node *Node, name string, c hclText) (*Process, error) {
 	return &Process{Node: node.Name, Name: name, Args: []string{filepath.Join(l.Bin, "sif"), name, "-config=" + file}}, nil
 }
 
-// hclText writes attributes and blocks of plain strings and numbers.
+// hclText writes attributes and blocks of plain strings, lists of these, and numbers.
 type hclText struct{ strings.Builder }
 
 func (h *hclText) attr(name string, value any) { fmt.Fprintf(h, "%s = %s\n", name, literal(value)) }
@@ -278,8 +281,15 @@ func (h *hclText) block(name string, pairs ...any) {
 }
 
 func literal(v any) string {
-	if s, ok := v.(string); ok {
-		return fmt.Sprintf("%q", s)
+	switch v := v.(type) {
+	case string:
+		return fmt.Sprintf("%q", v)
+	case []string:
+		quoted := make([]string, len(v))
+		for i, s := range v {
+			quoted[i] = literal(s)
+		}
+		return "[" + strings.Join(quoted, ", ") + "]"
 	}
 	return fmt.Sprint(v)
 }

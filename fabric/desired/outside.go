@@ -216,7 +216,10 @@ func (o *outside) resolve(zone bool) (map[netip.Prefix]External, []Rule) {
 	}
 	for _, r := range slices.Concat(fabric.Reserved(), o.known.Reserved) {
 		barred.add(r, false)
-		cut(r)
+		// A data path cannot tell an IPv4-mapped address from the IPv4 address, whose pieces count.
+		if !r.Addr().Is4In6() {
+			cut(r)
+		}
 	}
 	for _, h := range o.order {
 		for _, l := range h.listed {

@@ -3,15 +3,31 @@
 
 # Getaway: a page that shows news, places and weather of a destination.
 #
-#   users -> http-proxy -> getaway-svc -> news-gw
-#                                      -> places-gw
-#                                      -> weather-gw
+#   users -> http-proxy -> getaway-svc -> news-gw    -> news.example.com
+#                                      -> places-gw  -> places.example.com
+#                                      -> weather-gw -> weather.example.net
 
 domain "getaway-app" {
 
   # Browsers outside the fabric.
   external "users" {
     prefixes = ["10.99.0.0/24"]
+  }
+
+  # Who has the data, outside the fabric. The gateways can resolve these names and no others, and
+  # reach just what they stand for.
+  external "news-provider" {
+    names = ["news.example.com"]
+  }
+
+  external "places-provider" {
+    names = ["places.example.com"]
+  }
+
+  # The way out is the zone's processor, unless the workload's own node is to be it.
+  external "weather-provider" {
+    names = ["weather.example.net"]
+    exit  = "node"
   }
 
   service "http-proxy" {
@@ -90,6 +106,33 @@ domain "getaway-app" {
     rule {
       protocol = "tcp"
       ports    = [9003]
+    }
+  }
+
+  contract "news-source" {
+    originators = ["news-gw"]
+    responders  = ["news-provider"]
+    rule {
+      protocol = "tcp"
+      ports    = [80]
+    }
+  }
+
+  contract "places-source" {
+    originators = ["places-gw"]
+    responders  = ["places-provider"]
+    rule {
+      protocol = "tcp"
+      ports    = [80]
+    }
+  }
+
+  contract "weather-source" {
+    originators = ["weather-gw"]
+    responders  = ["weather-provider"]
+    rule {
+      protocol = "tcp"
+      ports    = [80]
     }
   }
 }

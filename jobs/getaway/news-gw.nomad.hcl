@@ -21,8 +21,9 @@ job "news-gw" {
     }
 
     connectivity {
-      service = "getaway-app/news-gw"
-      respond = ["news-api"]
+      service   = "getaway-app/news-gw"
+      originate = ["news-source"]
+      respond   = ["news-api"]
     }
 
     service {
@@ -64,8 +65,9 @@ job "news-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "container"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://news.example.com"
+        SIF_DEMO_RUNTIME  = "container"
       }
 
       resources {
@@ -87,8 +89,9 @@ job "news-gw" {
     }
 
     connectivity {
-      service = "getaway-app/news-gw"
-      respond = ["news-api"]
+      service   = "getaway-app/news-gw"
+      originate = ["news-source"]
+      respond   = ["news-api"]
     }
 
     service {
@@ -127,8 +130,9 @@ job "news-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "process"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://news.example.com"
+        SIF_DEMO_RUNTIME  = "process"
       }
 
       resources {

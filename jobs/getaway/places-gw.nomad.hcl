@@ -21,8 +21,9 @@ job "places-gw" {
     }
 
     connectivity {
-      service = "getaway-app/places-gw"
-      respond = ["places-api"]
+      service   = "getaway-app/places-gw"
+      originate = ["places-source"]
+      respond   = ["places-api"]
     }
 
     service {
@@ -64,8 +65,9 @@ job "places-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "container"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://places.example.com"
+        SIF_DEMO_RUNTIME  = "container"
       }
 
       resources {
@@ -87,8 +89,9 @@ job "places-gw" {
     }
 
     connectivity {
-      service = "getaway-app/places-gw"
-      respond = ["places-api"]
+      service   = "getaway-app/places-gw"
+      originate = ["places-source"]
+      respond   = ["places-api"]
     }
 
     service {
@@ -127,8 +130,9 @@ job "places-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "process"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://places.example.com"
+        SIF_DEMO_RUNTIME  = "process"
       }
 
       resources {

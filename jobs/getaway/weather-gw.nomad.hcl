@@ -21,8 +21,9 @@ job "weather-gw" {
     }
 
     connectivity {
-      service = "getaway-app/weather-gw"
-      respond = ["weather-api"]
+      service   = "getaway-app/weather-gw"
+      originate = ["weather-source"]
+      respond   = ["weather-api"]
     }
 
     service {
@@ -64,8 +65,9 @@ job "weather-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "container"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://weather.example.net"
+        SIF_DEMO_RUNTIME  = "container"
       }
 
       resources {
@@ -87,8 +89,9 @@ job "weather-gw" {
     }
 
     connectivity {
-      service = "getaway-app/weather-gw"
-      respond = ["weather-api"]
+      service   = "getaway-app/weather-gw"
+      originate = ["weather-source"]
+      respond   = ["weather-api"]
     }
 
     service {
@@ -127,8 +130,9 @@ job "weather-gw" {
       }
 
       env {
-        SIF_DEMO_NODE    = "${node.unique.name}"
-        SIF_DEMO_RUNTIME = "process"
+        SIF_DEMO_NODE     = "${node.unique.name}"
+        SIF_DEMO_PROVIDER = "http://weather.example.net"
+        SIF_DEMO_RUNTIME  = "process"
       }
 
       resources {
