@@ -24,11 +24,14 @@ import (
 	"github.com/sif-project/sif/internal/outside/names"
 	"github.com/sif-project/sif/internal/outside/query"
 	"github.com/sif-project/sif/internal/outside/resolve"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 const (
 	// connectWait limits the time for which a question waits for an engine that is not connected.
 	connectWait = 900 * time.Millisecond
+	// look is the time between two looks whether what a question waits for is there.
+	look = 20 * time.Millisecond
 	// usageInterval is the time between looks at which outside names are in use.
 	usageInterval = 20 * time.Second
 	// usageAhead is how long before an address ends the agent looks whether it is in use.
@@ -46,6 +49,11 @@ type resolver struct {
 	own     *resolve.Resolver              // where the node is the exit
 	answers *resolve.Cache[engineQuestion] // of engines
 	refused refusedNames
+
+	documents func() map[fabric.Ref]fabric.Document // of the revision in force
+	// exit returns the processor by which an endpoint's flows leave the zone, or that the node is
+	// the exit.
+	exit func(endpoint) (processor fabric.NodeID, node bool, err error)
 
 	looked time.Time // when usage was looked at; only tend has it
 
@@ -73,7 +81,7 @@ func (a *Agent) openResolver(path string, client *resolve.Client) (*resolver, er
 	if err != nil {
 		return nil, err
 	}
-	r := &resolver{agent: a, names: table, own: resolve.NewResolver(client, a.now), epoch: map[fabric.NodeID]int{}, told: map[engineName]bool{}}
+	r := &resolver{agent: a, documents: a.node.Revision.Documents, exit: a.exit, names: table, own: resolve.NewResolver(client, a.now), epoch: map[fabric.NodeID]int{}, told: map[engineName]bool{}}
 	r.answers = resolve.NewCache(r.askEngine, a.now)
 	r.answers.Life = func(ttl time.Duration) time.Duration {
 		// Who is told an address later can use it for a while.
@@ -94,20 +102,24 @@ func (r *resolver) Resolve(ctx context.Context, asker netip.Addr, qname string, 
 	}
 	service := ep.Admission.Service
 	name, valid := resolve.ParseName(qname)
-	grants := r.agent.egress(ep.Admission)
+	grants := r.egress(ep.Admission)
 	if !valid || len(grants.naming(name)) == 0 {
 		r.refused.note(service, qname, r.agent.now())
 		return query.Refusal(service, qname)
 	}
-	q, err := r.question(ep, grants, name, qtype)
-	if err != nil {
-		return query.Failure(err)
+	q := r.question(ep, grants, name, qtype)
+	// An endpoint that has just come has its exit soon.
+	for deadline := time.Now().Add(connectWait); q.Unready != nil && len(r.names.Known(q.Key)) == 0 && time.Now().Before(deadline); {
+		if !retry.Sleep(ctx, look) {
+			break
+		}
+		q = r.question(ep, grants, name, qtype)
 	}
 	return r.handler.Answer(ctx, q)
 }
 
 // question returns a question of an endpoint about a name that one of grants names.
-func (r *resolver) question(ep endpoint, grants externals, name string, qtype uint16) (query.Question, error) {
+func (r *resolver) question(ep endpoint, grants externals, name string, qtype uint16) query.Question {
 	adm := ep.Admission
 	q := query.Question{
 		Key: names.Key{Service: adm.Service, Name: name}, Type: qtype, Source: adm.Endpoint,
@@ -115,15 +127,27 @@ func (r *resolver) question(ep endpoint, grants externals, name string, qtype ui
 		Granted:   func(other string) bool { return len(grants.naming(other)) > 0 },
 	}
 	byZone := slices.DeleteFunc(slices.Clone(q.Externals), func(x fabric.Peer) bool { return x.Exit != fabric.ExitZone })
-	if len(byZone) == 0 || !desired.NewTopology(r.agent.node.Nodes(), nil).HasBoundary(adm.Zone) {
-		return q, nil
+	if len(byZone) == 0 {
+		return q
 	}
-	exit, ok := r.agent.exitOf(ep)
+	exit, node, err := r.exit(ep)
+	if !node {
+		q.Exit, q.Externals, q.Unready = exit, byZone, err
+	}
+	return q
+}
+
+// exit returns the processor by which an endpoint's flows leave the zone, or that the node is the
+// exit, because no processor of the zone has a switch.
+func (a *Agent) exit(ep endpoint) (processor fabric.NodeID, node bool, err error) {
+	if !desired.NewTopology(a.node.Nodes(), nil).HasBoundary(a.node.Self.Zone) {
+		return processor, true, nil
+	}
+	processor, ok := a.exitOf(ep)
 	if !ok {
-		return q, errNoExit
+		return processor, false, fmt.Errorf("%w: %w", resolve.ErrUnreachable, errNoExit)
 	}
-	q.Exit, q.Externals = exit, byZone
-	return q, nil
+	return processor, false, nil
 }
 
 // errNoExit is returned for an endpoint whose packets no processor of the zone would carry.
@@ -132,13 +156,20 @@ var errNoExit = errors.New("no processor of the zone is an exit for this endpoin
 // externals are those that an endpoint may reach.
 type externals []fabric.Peer
 
-// egress returns the externals that an endpoint may reach.
-func (a *Agent) egress(adm fabric.Admission) (list externals) {
-	doc := a.node.Revision.Documents()[adm.Service].At(a.now())
-	for _, g := range fabric.EgressGrants(adm.Identity(), doc) {
+// externalsOf returns the externals that an endpoint may reach.
+func externalsOf(adm fabric.Admission, docs map[fabric.Ref]fabric.Document, now time.Time) (list externals) {
+	for _, g := range fabric.EgressGrants(adm.Identity(), docs[adm.Service].At(now)) {
 		list = append(list, g.External)
 	}
 	return list
+}
+
+func (a *Agent) egress(adm fabric.Admission) externals {
+	return externalsOf(adm, a.node.Revision.Documents(), a.now())
+}
+
+func (r *resolver) egress(adm fabric.Admission) externals {
+	return externalsOf(adm, r.documents(), r.agent.now())
 }
 
 // naming returns those of the externals that name a name.
@@ -193,16 +224,12 @@ func (r *resolver) askEngine(ctx context.Context, q engineQuestion) (resolve.Ans
 func (r *resolver) connected(ctx context.Context, id fabric.NodeID) (caller, error) {
 	ctx, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
-	look := time.NewTicker(20 * time.Millisecond)
-	defer look.Stop()
 	for {
 		if conn := r.agent.engines.latest(id); conn != nil {
 			return conn, nil
 		}
-		select {
-		case <-ctx.Done():
+		if !retry.Sleep(ctx, look) {
 			return nil, fmt.Errorf("%w: the engine %s, which is the exit, is not connected", resolve.ErrUnreachable, id)
-		case <-look.C:
 		}
 	}
 }
@@ -226,9 +253,9 @@ func (a *Agent) tendNames(ctx context.Context) error {
 	grants := map[fabric.Ref]externals{}
 	live := a.live()
 	for _, ep := range live {
-		grants[ep.Admission.Service] = append(grants[ep.Admission.Service], a.egress(ep.Admission)...)
+		grants[ep.Admission.Service] = append(grants[ep.Admission.Service], r.egress(ep.Admission)...)
 	}
-	docs := a.node.Revision.Documents()
+	docs := r.documents()
 	keys := r.names.Keys()
 	if due := a.now().Sub(r.looked) >= usageInterval; len(keys) > 0 && (due || r.names.Ending(usageAhead)) {
 		r.looked = a.now()
@@ -298,13 +325,13 @@ func (r *resolver) tellExits(ctx context.Context, live []endpoint, keys []names.
 	group.SetLimit(tellAtOnce)
 	seen := map[engineName]bool{}
 	for _, ep := range live {
-		grants := r.agent.egress(ep.Admission)
+		grants := r.egress(ep.Admission)
 		for _, k := range keys {
 			if k.Service != ep.Admission.Service || len(grants.naming(k.Name)) == 0 {
 				continue
 			}
-			q, err := r.question(ep, grants, k.Name, miekg.TypeA)
-			if err != nil || q.Exit.IsZero() || r.agent.engines.latest(q.Exit) == nil {
+			q := r.question(ep, grants, k.Name, miekg.TypeA)
+			if q.Unready != nil || q.Exit.IsZero() || r.agent.engines.latest(q.Exit) == nil {
 				continue
 			}
 			r.mu.Lock()
@@ -316,11 +343,15 @@ func (r *resolver) tellExits(ctx context.Context, live []endpoint, keys []names.
 			}
 			seen[n] = true
 			for _, qtype := range []uint16{miekg.TypeA, miekg.TypeAAAA} {
+				q := q
 				q.Type = qtype
 				group.Go(func() error {
 					ctx, cancel := context.WithTimeout(ctx, resolve.Timeout)
 					defer cancel()
-					r.handler.Answer(ctx, q)
+					// For the exit only: here, what a workload asks for comes in force.
+					if _, err := r.ask(ctx, q, func() error { return nil }); err != nil {
+						r.agent.log.Debug("cannot tell an exit of an outside name", logkey.Node, q.Exit, logkey.Name, q.Name, logkey.Error, err)
+					}
 					return nil
 				})
 			}

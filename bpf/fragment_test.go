@@ -151,6 +151,22 @@ func TestFragments(t *testing.T) {
 	}
 }
 
+// All fragments of a datagram leave by the exit of the first one.
+func TestFragmentsLeaveByOneExit(t *testing.T) {
+	f := newFixture(t)
+	must.NoError(t, f.SetExits([]uint32{exitOne, exitTwo}))
+	segment := long(tcp(1, 443, syn), 64)
+	first, later := fragment(me4, bank4, 6, piece{9, 0, true, segment[:24]}), fragment(me4, bank4, 6, piece{9, 24, false, segment[24:]})
+	for _, s := range []step{sent(AllowedContract, first), sent(AllowedConnection, later), sent(AllowedConnection, first), sent(AllowedConnection, later)} {
+		f.expect("exit", s)
+		must.Eq(t, exitOne, f.last.mark)
+	}
+	// The connection keeps its exit when the endpoint's is another one.
+	f.endpoint(func(e *Endpoint) { e.Exit = exitTwo })
+	f.expect("exit", sent(StaleFragment, later), sent(AllowedConnection, first), sent(AllowedConnection, later))
+	must.Eq(t, exitOne, f.last.mark)
+}
+
 // The table of first fragments has an end: what is pushed out is dropped, nothing else.
 func TestFragmentFlood(t *testing.T) {
 	f := newFixture(t)

@@ -101,10 +101,11 @@ func deltaText(d fabric.Delta) string {
 	section("Consent:", lines)
 
 	lines = nil
+	title := "Services:"
 	for _, n := range d.Nodes {
 		what := "service"
 		if n.External {
-			what = "external"
+			what, title = "external", "Services and externals:"
 		}
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s is %s %s", sign(n.Change), what, n.Name, changed(n.Change, n.What), at(n.Pos))))
 		for _, a := range n.Gained {
@@ -114,7 +115,7 @@ func deltaText(d fabric.Delta) string {
 			lines = append(lines, fmt.Sprintf("  - %s is no longer %s", n.Name, a))
 		}
 	}
-	section("Services and externals:", lines)
+	section(title, lines)
 
 	lines = nil
 	for _, m := range d.Modes {

@@ -32,7 +32,7 @@ type resolver struct {
 
 // openResolver takes over the names in force that are kept at path.
 func (e *Engine) openResolver(path string, by *resolve.Resolver, report func(string, error)) (*resolver, error) {
-	table, err := names.Open(path, namesMargin, e.now, e.log)
+	table, err := names.Open(path, namesMargin, func() time.Time { return e.now() }, e.log)
 	if err != nil {
 		return nil, err
 	}

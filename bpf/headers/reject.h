@@ -263,6 +263,10 @@ SUBPROGRAM int prohibit(struct __sk_buff *skb, const struct packet *p, const str
 			break;
 		if (n > CHUNK)
 			n = CHUNK;
+		// The verifier of Linux 6.1 does not see that n is not zero; the compiler removes a
+		// test of it.
+		asm volatile("" : "+r"(n));
+		n = ((n - 1) & (CHUNK - 1)) + 1;
 		if (bpf_skb_load_bytes(skb, ETHERNET + begin, chunk, n))
 			return TCX_DROP;
 		sum = bpf_csum_diff(NULL, 0, (__be32 *)chunk, sizeof(chunk), sum);

@@ -474,6 +474,8 @@ func TestRepair(t *testing.T) {
 		}
 	}
 	works("at first")
+	testhost.RequireProgram(t, "nft")
+	must.StrContains(t, ovstest.Run(t, "nsenter", "--net=/run/netns/"+o.processor, "nft", "list", "set", "inet", "sif_exit", "outside6"), `{ "up0" }`)
 	for _, x := range []struct{ command, subject string }{
 		{"ip route del 100.64.0.0/10", "100.64.0.0/10 to sif-exit"},
 		{"ip -6 route del fd5f:7369:6600::/48", "fd5f:7369:6600::/48 to sif-exit"},
@@ -492,11 +494,7 @@ func TestRepair(t *testing.T) {
 		{"nft add element inet sif_exit outside4 {docker0}", "the nftables table inet sif_exit"},
 		{"nft add table inet sif_exit { flags dormant; }", "the nftables table inet sif_exit"},
 	} {
-		fields := strings.Fields(x.command)
-		if fields[0] == "nft" {
-			testhost.RequireProgram(t, "nft")
-		}
-		ovstest.Run(t, "nsenter", append([]string{"--net=/run/netns/" + o.processor}, fields...)...)
+		ovstest.Run(t, "nsenter", append([]string{"--net=/run/netns/" + o.processor}, strings.Fields(x.command)...)...)
 		changes, fresh := o.ensure(o.exit)
 		must.False(t, fresh)
 		must.True(t, slices.ContainsFunc(changes, func(c kernel.Change) bool { return c.Subject == x.subject }), must.Sprint(x.command, changes))

@@ -287,7 +287,7 @@ var families = []family{
 
 // outside is the set of interfaces to the outside.
 func (f family) outside(t *nftables.Table) *nftables.Set {
-	return &nftables.Set{Table: t, Name: "outside" + f.name, KeyType: nftables.TypeIFName}
+	return &nftables.Set{Table: t, Name: "outside" + f.name, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 }
 
 // mostWorkloads bounds the sets of workloads.

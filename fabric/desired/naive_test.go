@@ -75,6 +75,9 @@ func (w world) naiveFlow(src, dst fabric.Admission, protocol fabric.Protocol, po
 // naiveVisit is the same for a flow from an address outside the fabric.
 func (w world) naiveVisit(src netip.Addr, dst fabric.Admission, protocol fabric.Protocol, port uint16) verdict {
 	var v verdict
+	if slices.ContainsFunc(w.outside.Ranges, func(r netip.Prefix) bool { return r.Contains(src) }) {
+		return v // an address of the fabric is never an external's
+	}
 	for _, d := range w.graph.Domains {
 		for _, c := range d.Contracts {
 			if !w.naiveEnabled(d, c) || !naiveOpens(c, protocol, port) || !slices.Contains(c.Responders, dst.Service) ||

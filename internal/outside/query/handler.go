@@ -39,6 +39,8 @@ type Question struct {
 	Type   uint16
 	Source string        // whose allowance the question takes
 	Exit   fabric.NodeID // who resolves, for Ask; zero: this node
+	// Unready is why nobody can be asked at this time.
+	Unready error
 	// Externals are those that name the name, by contracts of the service.
 	Externals []fabric.Peer
 	// Granted reports whether a contract of the service names a name.
@@ -132,12 +134,15 @@ func (h *Handler) Answer(ctx context.Context, q Question) Reply {
 		waiting, cancel = context.WithTimeout(ctx, patience)
 		defer cancel()
 	}
-	a, err := h.ask(waiting, q, func() error {
-		if ok, _ := h.fresh.Allow(q.Source); !ok {
-			return errLimited
-		}
-		return nil
-	})
+	a, err := resolve.Answer{}, q.Unready
+	if err == nil {
+		a, err = h.ask(waiting, q, func() error {
+			if ok, _ := h.fresh.Allow(q.Source); !ok {
+				return errLimited
+			}
+			return nil
+		})
+	}
 	switch {
 	case err == nil:
 		h.report(nil)
