@@ -267,6 +267,7 @@ func (a *Agent) tendNames(ctx context.Context) error {
 		_, known := docs[k.Service]
 		return !known || len(grants[k.Service].naming(k.Name)) > 0 // absence is not a withdrawal
 	})
+	r.refused.retain(func(service fabric.Ref) bool { _, live := grants[service]; return live })
 	var err error
 	if r.names.Expire() || ended {
 		err = r.names.Enact(a.reprogram.Call)

@@ -17,7 +17,11 @@ const (
 	// maxRefusedNames limits the refused names that are remembered of a service, and
 	// maxRefusedServices the services of which any are.
 	maxRefusedNames    = 16
-	maxRefusedServices = 256
+	maxRefusedServices = 32
+	// maxNameText limits the text of a name, in which special characters are escaped.
+	maxNameText = 253
+	// maxToldNames limits the names in force in a report.
+	maxToldNames = 64
 )
 
 // refusedNames remembers the outside names that were refused lately, by service. It is safe for
@@ -33,6 +37,9 @@ func (r *refusedNames) note(service fabric.Ref, name string, now time.Time) {
 	defer r.mu.Unlock()
 	if r.of == nil {
 		r.of = map[fabric.Ref][]api.RefusedName{}
+	}
+	if len(name) > maxNameText {
+		name = name[:maxNameText] + "..."
 	}
 	list := r.of[service]
 	n := api.RefusedName{Service: service, Name: name, Last: now}

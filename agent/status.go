@@ -57,6 +57,7 @@ func (a *Agent) Status() api.NodeStatus {
 	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load()+limited, a.questions.notGranted.Load()
 	s.Drops["dns: reserved address"] = filtered
 	s.OutsideNames, s.RefusedNames = a.resolver.names.Named(), a.resolver.refused.all()
+	s.OutsideNames = s.OutsideNames[:min(len(s.OutsideNames), maxToldNames)]
 	s.Degraded = append(s.Degraded, a.resolver.names.Full()...)
 	docs, told := a.documents(), map[fabric.Ref]bool{}
 	for _, ep := range a.endpoints.all() {

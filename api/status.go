@@ -56,8 +56,9 @@ type NodeStatus struct {
 	Audited []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
 	Flows   []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
 
-	// OutsideNames are the DNS names outside the fabric that are in force at the node, and
-	// RefusedNames some that no contract grants who asked, the latest first.
+	// OutsideNames are DNS names outside the fabric that are in force at the node, the first of
+	// them if they are many, and RefusedNames some that no contract grants who asked, the latest
+	// first.
 	OutsideNames []fabric.Named `json:"outsideNames,omitempty"`
 	RefusedNames []RefusedName  `json:"refusedNames,omitempty"`
 

@@ -169,7 +169,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
 	}
-	var links, drops, told, refused, repaired, ports [][]string
+	var links, drops, told, unnamed, refused, repaired, ports [][]string
 	exits := [][]string{{"Zone", "Node", "Address", "Interface"}}
 	published := [][]string{{"Port of the node", "Leads to", "Service", "Node"}}
 	exposed := [][]string{{"Node", "Port", "Leads to"}}
@@ -211,6 +211,9 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		for _, kind := range slices.Sorted(maps.Keys(n.Told)) {
 			told = append(told, []string{id, kind, fmt.Sprint(n.Told[kind])})
 		}
+		for _, r := range n.RefusedNames {
+			unnamed = append(unnamed, []string{id, r.Service.String(), r.Name, fmt.Sprint(r.Count), brief(now.Sub(r.Last)) + " ago"})
+		}
 		for _, reason := range slices.Sorted(maps.Keys(n.Refused)) {
 			refused = append(refused, []string{id, reason, fmt.Sprint(n.Refused[reason])})
 		}
@@ -229,6 +232,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
+		section(&b, "Outside names that no contract names", slices.Insert(unnamed, 0, []string{"Node", "Service", "Name", "Questions", "Last"}))
 		section(&b, "Refusals that workloads were told of", slices.Insert(told, 0, []string{"Node", "How", "Packets"}))
 		section(&b, "Ports that are not open to the underlay", slices.Insert(ports, 0, []string{"Node", "Mode", "Port", "Process", "Packets"}))
 		section(&b, "Refused because of a limit", slices.Insert(refused, 0, []string{"Node", "Limit", "Times"}))
