@@ -428,17 +428,21 @@ func TestCutsByBytes(t *testing.T) {
 func TestRefusalsAreLimited(t *testing.T) {
 	f := newFixture(t)
 	f.endpoint(func(e *Endpoint) { e.Reject = true })
-	told := 0
-	for range 400 {
-		f.step(sent(NoContract, segment(me4, stranger4, 4000, 80, syn, 1000, 0)))
-		if f.last.verdict != 2 {
-			told++
-		}
+	refuse := sent(NoContract, segment(me4, stranger4, 4000, 80, syn, 1000, 0))
+	for i := range 50 {
+		f.step(refuse)
+		must.NotEq(t, 2, f.last.verdict, must.Sprint(i))
 	}
+	var u endpointUsage
+	must.NoError(t, f.objects.SifUsage.Lookup(f.me, &u))
+	must.Positive(t, u.NextRefusal)
+	u.NextRefusal += uint64(time.Minute) // as if it had been told of many more
+	must.NoError(t, f.objects.SifUsage.Put(f.me, u))
+	f.step(refuse)
+	must.Eq(t, 2, f.last.verdict)
 	counters, err := f.Counters()
 	must.NoError(t, err)
-	must.Eq(t, Refusals{Resets: uint64(told), Limited: uint64(400 - told)}, counters.Refusals)
-	must.Between(t, 50, told, 399)
+	must.Eq(t, Refusals{Resets: 50, Limited: 1}, counters.Refusals)
 	// Another endpoint is told all the same.
 	e := endpoint(f.neighbour, idNeighbour, neighbour4, "")
 	e.Reject = true
