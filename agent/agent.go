@@ -247,7 +247,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
 	a.engines.silent, a.engines.moved = a.silent, a.moveExits
-	a.node.OnExits(a.moveExits)
+	a.node.OnExits(func() { go a.moveExits() }) // pulses go on meanwhile
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })
