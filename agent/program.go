@@ -120,6 +120,7 @@ func (a *Agent) Reconcile() error {
 			a.log.Warn("cannot program the data path, trying again", logkey.Error, err)
 		}
 	}
+	outside := a.firewall.SetEgress(want.egress) // also after a start
 	have, err := readImage(a.data)
 	if err != nil {
 		return fmt.Errorf("read the data path: %w", err)
@@ -138,7 +139,7 @@ func (a *Agent) Reconcile() error {
 	} else if len(changes) > 0 {
 		a.log.Info("the data path was brought to the declared state", logkey.Repaired, changes)
 	}
-	return errors.Join(err, lacking)
+	return errors.Join(err, outside, lacking)
 }
 
 // documents returns the documents of the revision in force, without expired contracts.

@@ -111,7 +111,7 @@ func TestOutside(t *testing.T) {
 			sent(AllowedContract, out), then(func(f *fixture) { _ = f.DeleteExternal(External{Prefix: netip.MustParsePrefix("198.51.100.0/24")}) }),
 			underlay(StaleConnection, answer), sent(Outside, out),
 			then(func(f *fixture) { _ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, 0}) })}},
-		{"a hole", []step{sent(UnknownDestination, ip(me4, hole4, 6, tcp(5000, 443, syn)))}},
+		{"a hole", []step{sent(Outside, ip(me4, hole4, 6, tcp(5000, 443, syn)))}},
 		{"a hole where answers arrive", []step{
 			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutExternal(External{netip.MustParsePrefix(bank4 + "/32"), 0, f.underlay}) }),
 			underlay(UnknownSource, answer), then(func(f *fixture) {

@@ -330,7 +330,7 @@ func TestRefusalsByBytes(t *testing.T) {
 		"outside, the middle":  {sent(Outside, segment(me4, elsewhere4, 4000, 80, ack, 1000, 0)), drop, nil},
 		"this node":            {sent(NoContract, segment(me4, resolver4, 4000, 22, syn, 1000, 0)), redirect, turned(segment(resolver4, me4, 22, 4000, rst|ack, 0, 1001))},
 		"nobody known":         {sent(UnknownDestination, segment(me4, nobody4, 4000, 80, syn, 1000, 0)), drop, nil},
-		"hole":                 {sent(UnknownDestination, segment(me4, hole4, 4000, 80, syn, 1000, 0)), drop, nil},
+		"hole":                 {sent(Outside, segment(me4, hole4, 4000, 80, syn, 1000, 0)), redirect, turned(segment(hole4, me4, 80, 4000, rst|ack, 0, 1001))},
 		"spoofed":              {sent(SpoofedSource, segment(neighbour4, friend4, 4000, 80, syn, 1000, 0)), drop, nil},
 		"udp":                  {sent(NoContract, ip(me4, friend4, 17, udp(1, 2))), redirect, prohibited4(ip(me4, friend4, 17, udp(1, 2)))},
 		"udp, odd":             {sent(NoContract, odd), redirect, prohibited4(odd)},

@@ -100,10 +100,8 @@ static __always_inline enum reason destination(const struct config *cfg, const s
 		return peer ? owner(peer, r) : REASON_UNKNOWN_DESTINATION;
 	}
 	identity = external(&key->remote, 0);
-	if (!identity)
+	if (!identity || !*identity)
 		return REASON_OUTSIDE;
-	if (!*identity)
-		return REASON_UNKNOWN_DESTINATION;
 	r->identity = *identity;
 	r->host = is_node(cfg, &key->remote);
 	r->outside = !r->host;
