@@ -67,6 +67,20 @@ func (x *exits) lacks(engine fabric.NodeID, endpoints ...string) {
 	}
 }
 
+// of returns the processors that can be the exit of an endpoint, in order.
+func (x *exits) of(endpoint string) []fabric.NodeID {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var list []fabric.NodeID
+	for engine, known := range x.knows {
+		if x.ready[engine] && known[endpoint] {
+			list = append(list, engine)
+		}
+	}
+	slices.SortFunc(list, fabric.CompareNodeIDs)
+	return list
+}
+
 // ended forgets an endpoint.
 func (x *exits) ended(endpoint string) {
 	x.mu.Lock()

@@ -319,8 +319,9 @@ func usedBy(endpoints []endpoint, connections []bpf.Connection) map[usage]bool {
 	return used
 }
 
-// tellExits has exits resolve the names in force that they have not resolved for this node: those
-// of endpoints whose exit has changed, and those that a restarted engine may have lost.
+// tellExits has exits resolve the names in force that they have not resolved for this node: all
+// that could be an exit of the endpoints, so that one that takes another's place knows the names
+// already, and those that a restarted engine may have lost.
 func (r *resolver) tellExits(ctx context.Context, live []endpoint, keys []names.Key) {
 	var group errgroup.Group
 	group.SetLimit(tellAtOnce)
@@ -332,29 +333,34 @@ func (r *resolver) tellExits(ctx context.Context, live []endpoint, keys []names.
 				continue
 			}
 			q := r.question(ep, grants, k.Name, miekg.TypeA)
-			if q.Unready != nil || q.Exit.IsZero() || r.agent.engines.latest(q.Exit) == nil {
+			if q.Unready != nil || q.Exit.IsZero() {
 				continue
 			}
-			r.mu.Lock()
-			n := engineName{q.Exit, r.epoch[q.Exit], k}
-			known := r.told[n]
-			r.mu.Unlock()
-			if known || seen[n] {
-				continue
-			}
-			seen[n] = true
-			for _, qtype := range []uint16{miekg.TypeA, miekg.TypeAAAA} {
-				q := q
-				q.Type = qtype
-				group.Go(func() error {
-					ctx, cancel := context.WithTimeout(ctx, resolve.Timeout)
-					defer cancel()
-					// For the exit only: here, what a workload asks for comes in force.
-					if _, err := r.ask(ctx, q, func() error { return nil }); err != nil {
-						r.agent.log.Debug("cannot tell an exit of an outside name", logkey.Node, q.Exit, logkey.Name, q.Name, logkey.Error, err)
-					}
-					return nil
-				})
+			for _, exit := range append(r.agent.exits.of(ep.ID), q.Exit) { // once each: see seen
+				if r.agent.engines.latest(exit) == nil || exit != q.Exit && r.agent.silent(exit) {
+					continue
+				}
+				r.mu.Lock()
+				n := engineName{exit, r.epoch[exit], k}
+				known := r.told[n]
+				r.mu.Unlock()
+				if known || seen[n] {
+					continue
+				}
+				seen[n] = true
+				for _, qtype := range []uint16{miekg.TypeA, miekg.TypeAAAA} {
+					q := q
+					q.Exit, q.Type = exit, qtype
+					group.Go(func() error {
+						ctx, cancel := context.WithTimeout(ctx, resolve.Timeout)
+						defer cancel()
+						// For the exit only: here, what a workload asks for comes in force.
+						if _, err := r.ask(ctx, q, func() error { return nil }); err != nil {
+							r.agent.log.Debug("cannot tell an exit of an outside name", logkey.Node, q.Exit, logkey.Name, q.Name, logkey.Error, err)
+						}
+						return nil
+					})
+				}
 			}
 		}
 	}
