@@ -15,6 +15,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
+	"github.com/shoenig/test/wait"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -205,4 +206,38 @@ func TestMessageAfterTheConnectionWasReplaced(t *testing.T) {
 	must.Eq(t, []string{"web-2"}, second.endpoints())
 	must.NoError(t, e.syncAgent(t.Context(), old))
 	must.Eq(t, []string{"web-2"}, second.synced)
+}
+
+// Another process with a node's certificate takes the place of the node's agent while it is
+// connected, and no longer: the agent does not know of it.
+func TestAgentTakesItsPlaceAgain(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	id := fabric.NodeID{Zone: "aws1", Name: "w1"}
+	current := func() *remote {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		return e.agents[id]
+	}
+	connect := func() chan struct{} {
+		a := &told{set: map[string]bool{}}
+		done := make(chan struct{})
+		c := wire{self: peerOf(e), peer: rpc.Peer{NodeID: id, Kind: fabric.KindWorkload}, handle: a.handle, done: done}
+		must.NoError(t, e.Welcome(context.Background(), c))
+		return done
+	}
+	becomes := func(what string, is func(*remote) bool) {
+		t.Helper()
+		must.Wait(t, wait.InitialSuccess(wait.BoolFunc(func() bool { return is(current()) }), wait.Timeout(5*time.Second), wait.Gap(time.Millisecond)), must.Sprint(what))
+	}
+	agent := connect()
+	first := current()
+	second := connect()
+	third := connect()
+	must.False(t, current() == first)
+	close(second)
+	close(third)
+	becomes("the agent's connection", func(r *remote) bool { return r == first })
+	close(agent)
+	becomes("nothing", func(r *remote) bool { return r == nil })
 }

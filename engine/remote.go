@@ -39,6 +39,22 @@ type remote struct {
 
 	// heard is what the peer listed last. Engine.mu guards it.
 	heard heard
+	// before is the connection whose place this one took, nil if there was none. It takes its place
+	// again if it is open when this one ends: a daemon does not know that another process with its
+	// certificate was here for a while. Engine.mu guards it.
+	before *remote
+}
+
+// open returns r, or the connection before it that is open, or nil.
+func (r *remote) open() *remote {
+	for ; r != nil; r = r.before {
+		select {
+		case <-r.conn.Done():
+		default:
+			return r
+		}
+	}
+	return nil
 }
 
 // life is when an admission was issued and when it expires.
@@ -92,7 +108,7 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Lock()
 	if old := set[r.id]; old != nil {
-		r.order, r.mu, r.heard = old.order, old.mu, old.heard
+		r.order, r.mu, r.heard, r.before = old.order, old.mu, old.heard, old.open()
 	}
 	set[r.id] = r
 	e.mu.Unlock()
@@ -101,7 +117,12 @@ func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 		<-r.conn.Done()
 		e.mu.Lock()
 		if set[r.id] == r {
-			delete(set, r.id)
+			if before := r.before.open(); before != nil {
+				before.heard = r.heard
+				set[r.id] = before
+			} else {
+				delete(set, r.id)
+			}
 		}
 		e.mu.Unlock()
 		e.log.Info("disconnected, its leases stay in force", logkey.Node, r.id)
