@@ -236,7 +236,7 @@ func (e *engines) sync(ctx context.Context, en *engine) error {
 		return err
 	}
 	e.agent.exits.lacks(en.id, reply.Missing...)
-	if e.agent.exits.said(en.id, reply.Exit) {
+	if e.agent.exits.said(en.id, reply.Exit, reply.Far) {
 		go e.moved()
 	}
 	var gone []string

@@ -29,6 +29,7 @@ type fakeEngine struct {
 	refuse string // the endpoint that it does not believe
 	broken error  // of the connection
 	exit   bool
+	far    bool
 
 	mu    sync.Mutex
 	holds map[string]bool
@@ -58,7 +59,7 @@ func (f *fakeEngine) Call(ctx context.Context, method string, params, reply any)
 			delete(f.holds, id)
 		}
 	case rpc.SyncParams:
-		differs := rpc.SyncReply{Exit: f.exit}
+		differs := rpc.SyncReply{Exit: f.exit, Far: f.far}
 		for id := range f.holds {
 			if _, listed := p.Endpoints[id]; !listed {
 				differs.Unlisted = append(differs.Unlisted, rpc.Held{Endpoint: id})

@@ -26,20 +26,22 @@ const lingering = 15 * time.Second
 type exits struct {
 	mu    sync.Mutex
 	ready map[fabric.NodeID]bool            // its switch leads to the outside
+	far   map[fabric.NodeID]bool            // and its machine has a route there
 	knows map[fabric.NodeID]map[string]bool // the endpoints whose requests it has taken
 	since map[fabric.NodeID]time.Time       // when it was found silent
 }
 
 func newExits() *exits {
-	return &exits{ready: map[fabric.NodeID]bool{}, knows: map[fabric.NodeID]map[string]bool{}, since: map[fabric.NodeID]time.Time{}}
+	return &exits{ready: map[fabric.NodeID]bool{}, far: map[fabric.NodeID]bool{}, knows: map[fabric.NodeID]map[string]bool{}, since: map[fabric.NodeID]time.Time{}}
 }
 
-// said records whether an engine's switch leads to the outside, and reports whether that is new.
-func (x *exits) said(engine fabric.NodeID, ready bool) (changed bool) {
+// said records whether an engine's switch leads to the outside and whether its machine has a route
+// there, and reports whether that is new.
+func (x *exits) said(engine fabric.NodeID, ready, far bool) (changed bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	changed = x.ready[engine] != ready
-	x.ready[engine] = ready
+	changed = x.ready[engine] != ready || x.far[engine] != far
+	x.ready[engine], x.far[engine] = ready, far
 	return changed
 }
 
@@ -94,13 +96,15 @@ func (x *exits) ended(endpoint string) {
 // later, and until then they know the endpoints that they knew.
 func (x *exits) resume(list []daemon.Exit, marks []uint32, chosen map[string]uint32) {
 	for _, e := range list {
-		if slices.Contains(marks, e.Mark) {
-			x.said(e.Processor, true)
-		}
+		was := false // the exit of any
 		for endpoint, mark := range chosen {
 			if mark == e.Mark {
 				x.took(e.Processor, endpoint)
+				was = true
 			}
+		}
+		if was || slices.Contains(marks, e.Mark) {
+			x.said(e.Processor, true, was)
 		}
 	}
 }
@@ -114,15 +118,16 @@ type choice struct {
 }
 
 // choose chooses the exits of endpoints: each one's among the processors that lead to the outside,
-// know the endpoint, answer, and whose engine is connected; if there are none, among those that did
-// so, because a switch goes on while its engine is away, and nobody else could carry the flows.
+// know the endpoint, answer, and whose engine is connected. Those whose machine has no route there
+// come after the others. If there are none, choose chooses among those that did so, because a
+// switch goes on while its engine is away, and nobody else could carry the flows.
 func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.NodeID) bool, endpoints []string) choice {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	marks := map[fabric.NodeID]uint32{}
 	c := choice{marks: map[string]uint32{}, lively: map[string]bool{}}
 	var kept []uint32
-	var ready, best []daemon.Exit
+	var ready, lively, best []daemon.Exit
 	for _, e := range list {
 		marks[e.Processor] = e.Mark
 		if !x.ready[e.Processor] {
@@ -130,7 +135,10 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 		}
 		ready = append(ready, e)
 		if e.Live && connected(e.Processor) {
-			best = append(best, e)
+			lively = append(lively, e)
+			if x.far[e.Processor] {
+				best = append(best, e)
+			}
 		}
 		if !e.Silent {
 			delete(x.since, e.Processor)
@@ -163,6 +171,9 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 	}
 	for _, id := range endpoints {
 		p, ok := among(best, id)
+		if !ok {
+			p, ok = among(lively, id)
+		}
 		if c.lively[id] = ok; !ok {
 			p, ok = among(ready, id)
 		}

@@ -40,7 +40,7 @@ func endpointIDs(n int) []string {
 func acquainted(list []daemon.Exit, ids []string) *exits {
 	x := newExits()
 	for _, e := range list {
-		x.said(e.Processor, true)
+		x.said(e.Processor, true, true)
 		for _, id := range ids {
 			x.took(e.Processor, id)
 		}
@@ -60,7 +60,7 @@ func TestChoiceOfExits(t *testing.T) {
 			list[i].Live = rapid.Bool().Draw(t, "live")
 			list[i].Silent = !list[i].Live
 			connected[p] = rapid.Bool().Draw(t, "connected")
-			x.said(p, rapid.IntRange(0, 3).Draw(t, "leads outside") > 0)
+			x.said(p, rapid.IntRange(0, 3).Draw(t, "leads outside") > 0, rapid.Bool().Draw(t, "far"))
 			for _, id := range ids {
 				if rapid.IntRange(0, 4).Draw(t, "unknown") == 0 {
 					x.lacks(p, id)
@@ -70,10 +70,11 @@ func TestChoiceOfExits(t *testing.T) {
 		speaks := func(p fabric.NodeID) bool { return connected[p] }
 		c := x.choose(time.Now(), list, speaks, ids)
 		for _, id := range ids {
-			usable, best := map[uint32]bool{}, map[uint32]bool{}
+			usable, lively, best := map[uint32]bool{}, map[uint32]bool{}, map[uint32]bool{}
 			for _, e := range list {
 				usable[e.Mark] = x.ready[e.Processor] && x.knows[e.Processor][id]
-				best[e.Mark] = usable[e.Mark] && e.Live && connected[e.Processor]
+				lively[e.Mark] = usable[e.Mark] && e.Live && connected[e.Processor]
+				best[e.Mark] = lively[e.Mark] && x.far[e.Processor]
 			}
 			any := func(m map[uint32]bool) bool {
 				for _, is := range m {
@@ -85,9 +86,10 @@ func TestChoiceOfExits(t *testing.T) {
 			}
 			mark, has := c.marks[id]
 			must.Eq(t, any(usable), has)
-			must.Eq(t, any(best), c.lively[id])
+			must.Eq(t, any(lively), c.lively[id])
 			if has {
 				must.True(t, usable[mark])
+				must.Eq(t, any(lively), lively[mark])
 				must.Eq(t, any(best), best[mark])
 				must.SliceContains(t, c.kept, mark)
 			}
@@ -135,7 +137,7 @@ func TestFlowsLinger(t *testing.T) {
 	list[0].Live, list[0].Silent = true, false
 	must.Len(t, 2, x.choose(now.Add(time.Hour), list, everybody, ids).kept)
 	// What the engine itself says ends them.
-	x.said(list[0].Processor, false)
+	x.said(list[0].Processor, false, false)
 	must.Eq(t, []uint32{list[1].Mark}, x.choose(now.Add(time.Hour), list, everybody, ids).kept)
 	// The last one is kept, whether it answers or not.
 	list[1].Live, list[1].Silent = false, true
@@ -144,6 +146,27 @@ func TestFlowsLinger(t *testing.T) {
 		must.Eq(t, []uint32{list[1].Mark}, c.kept)
 		must.Eq(t, list[1].Mark, c.marks[ids[0]])
 		must.False(t, c.lively[ids[0]])
+	}
+}
+
+// A processor without a route to the outside is the exit only while no other can be it.
+func TestExitsWithoutRoute(t *testing.T) {
+	list, ids := zoneExits(2), endpointIDs(20)
+	x := acquainted(list, ids)
+	both := x.choose(time.Now(), list, everybody, ids)
+	must.Len(t, 2, both.kept)
+	x.said(list[0].Processor, true, false)
+	c := x.choose(time.Now(), list, everybody, ids)
+	for _, id := range ids {
+		must.Eq(t, list[1].Mark, c.marks[id])
+	}
+	must.Eq(t, both.kept, c.kept, must.Sprint("flows that exist keep theirs"))
+	x.said(list[1].Processor, true, false)
+	must.Eq(t, both, x.choose(time.Now(), list, everybody, ids))
+	x.said(list[1].Processor, true, true)
+	list[1].Live, list[1].Silent = false, true
+	for id, mark := range x.choose(time.Now(), list, everybody, ids).marks {
+		must.Eq(t, list[0].Mark, mark, must.Sprint(id))
 	}
 }
 
@@ -181,7 +204,11 @@ func TestEnginesTellOfTheirExits(t *testing.T) {
 	must.Eq(t, map[string]bool{"a": true, "b": true}, e.agent.exits.knows[en.id])
 	e.withdraw(t.Context(), endpoint{ID: "b", Attachment: at("b")})
 	must.Eq(t, map[string]bool{"a": true}, e.agent.exits.knows[en.id])
-	f.exit = false
+	f.far = true
+	must.NoError(t, e.sync(t.Context(), en))
+	<-moved
+	must.True(t, e.agent.exits.far[en.id])
+	f.exit, f.far = false, false
 	must.NoError(t, e.sync(t.Context(), en))
 	<-moved
 	must.False(t, e.agent.exits.ready[en.id])

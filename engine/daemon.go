@@ -85,7 +85,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		if err := d.openSwitch(ctx, num); err != nil {
 			return nil, err
 		}
-		options.Switch, options.Numbers, options.Exit = d.bridge, num, d.bridge.leadsOutside
+		options.Switch, options.Numbers, options.Exit = d.bridge, num, func() Exit { return Exit{d.bridge.leadsOutside(), d.ports.exit.Leads()} }
 		options.Names, options.Report = filepath.Join(c.DataDir, "names.json"), n.Degrade
 		options.Resolver = resolve.NewResolver(resolve.NewClient(netip.AddrPort{}, c.DNS.Resolvers(), resolve.SystemConf), clock.Now)
 	}

@@ -56,7 +56,7 @@ type Engine struct {
 	sw     Switch // nil if there is none
 	num    numbers
 	nodes  func() []fabric.Node  // of the whole fabric
-	exit   func() bool           // the switch leads to the outside
+	exit   func() Exit           // what the switch is
 	known  func() fabric.Outside // what is known of the outside besides documents and names
 	now    func() time.Time
 
@@ -84,7 +84,7 @@ type Options struct {
 	Switch    Switch  // nil: the engine only carries requests
 	Numbers   numbers // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
-	Exit      func() bool // reports whether the switch leads to the outside; nil: it does not
+	Exit      func() Exit // what the switch is as an exit; nil: it is none
 
 	// Names is the file in which the outside names in force are kept; empty: the engine is no exit.
 	Names    string
@@ -92,6 +92,12 @@ type Options struct {
 	// Report is told what is degraded, or nil when it is no longer.
 	Report func(subject string, err error)
 	Known  func() fabric.Outside // what is known of the outside besides documents and names
+}
+
+// Exit says whether the switch of a processor leads to the outside.
+type Exit struct {
+	Leads bool // by a port of its own, which judges what leaves
+	Far   bool // and the machine has an address and a route for it
 }
 
 // New returns an engine with the leases that are stored on disk.
@@ -107,7 +113,7 @@ func New(o Options) (*Engine, error) {
 		ended: map[string]time.Time{},
 	}
 	if e.exit == nil {
-		e.exit = func() bool { return false }
+		e.exit = func() Exit { return Exit{} }
 	}
 	e.reprogram = coalesce.New(e.program)
 	if o.Names != "" {

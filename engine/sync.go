@@ -225,7 +225,10 @@ func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) (rpc.SyncReply, error) {
 			reply.Unlisted = append(reply.Unlisted, rpc.Held{Endpoint: le.Admission.Endpoint, Node: le.Admission.Host()})
 		}
 	}
-	reply.Exit = from.Zone == e.self.Zone && e.exit()
+	if from.Zone == e.self.Zone {
+		x := e.exit()
+		reply.Exit, reply.Far = x.Leads, x.Far
+	}
 	h := heard{endpoints: p.Endpoints, owners: map[fabric.NodeID]bool{}, missing: len(reply.Missing)}
 	if h.endpoints == nil {
 		h.endpoints = map[string]time.Time{}

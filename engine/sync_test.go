@@ -267,3 +267,24 @@ func TestOnlyTheOwnerEnds(t *testing.T) {
 		}
 	})
 }
+
+// An engine says what it is as an exit, to its own zone only.
+func TestExitIsTold(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	for _, c := range []struct {
+		zone string
+		is   Exit
+		want rpc.SyncReply
+	}{
+		{"aws1", Exit{}, rpc.SyncReply{}},
+		{"aws1", Exit{Leads: true}, rpc.SyncReply{Exit: true}},
+		{"aws1", Exit{Leads: true, Far: true}, rpc.SyncReply{Exit: true, Far: true}},
+		{"gcp1", Exit{Leads: true, Far: true}, rpc.SyncReply{}},
+	} {
+		e.exit = func() Exit { return c.is }
+		reply, err := e.sync(rpc.Peer{NodeID: fabric.NodeID{Zone: c.zone, Name: "n"}, Kind: fabric.KindWorkload}, rpc.SyncParams{})
+		must.NoError(t, err)
+		must.Eq(t, c.want, reply)
+	}
+}

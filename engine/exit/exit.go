@@ -77,6 +77,7 @@ type Exit struct {
 	mu        sync.Mutex
 	first     map[key]netip.Addr // the address that each interface had first
 	addresses []Address
+	leads     bool // beyond the underlay
 	findings  []string
 	table     table
 }
@@ -138,6 +139,14 @@ func (x *Exit) Addresses() []Address {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return slices.Clone(x.addresses)
+}
+
+// Leads reports whether, as of the last Ensure, a packet has a way to the outside: an interface
+// with an address that a default route of its family names, or the configuration.
+func (x *Exit) Leads() bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.leads
 }
 
 // Findings returns what of the machine stands against the exit, as of the last Ensure: a sentence

@@ -569,6 +569,7 @@ func TestAddresses(t *testing.T) {
 	}
 	x := exit.New(config)
 	must.Eq(t, []string{"up0 10.1.0.8"}, ensure(x))
+	must.False(t, x.Leads())
 	ip("route", "add", "default", "via", "203.0.113.1")
 	both := []string{"nat0 203.0.113.5", "nat0 2001:db8::5", "up0 10.1.0.8"}
 	must.Eq(t, both, ensure(x))
@@ -576,10 +577,26 @@ func TestAddresses(t *testing.T) {
 	ip("addr", "add", "203.0.113.4/32", "dev", "nat0")
 	must.Eq(t, both, ensure(x))
 	must.SliceEmpty(t, x.Findings())
+	must.True(t, x.Leads())
 	ip("addr", "del", "2001:db8::5/64", "dev", "nat0")
 	must.Eq(t, []string{"nat0 203.0.113.5", "nat0 fd00::5", "up0 10.1.0.8"}, ensure(x))
 	must.Len(t, 1, x.Findings())
 	must.StrContains(t, x.Findings()[0], "have had the address 2001:db8::5 and now have fd00::5")
+	// A default route by which nothing can be sent is none, and one of IPv6 is enough.
+	ip("link", "set", "nat1", "down")
+	ensure(x)
+	must.False(t, x.Leads())
+	ip("link", "set", "nat1", "up")
+	ensure(x)
+	must.True(t, x.Leads())
+	ip("route", "del", "default")
+	ensure(x)
+	must.False(t, x.Leads())
+	ip("-6", "route", "add", "default", "via", "fd00::1", "dev", "nat0")
+	ensure(x)
+	must.True(t, x.Leads())
+	ip("-6", "route", "del", "default")
+	ip("route", "add", "default", "via", "203.0.113.1")
 
 	config.Address4, config.Address6 = netip.MustParseAddr("203.0.113.4"), netip.MustParseAddr("2001:db8::77")
 	config.Interfaces = []string{"nat1", "none0"}
@@ -588,4 +605,7 @@ func TestAddresses(t *testing.T) {
 	must.Len(t, 2, x.Findings())
 	must.StrContains(t, x.Findings()[0], "2001:db8::77, which is exit.address6 of the engine's configuration, is no address of this machine")
 	must.StrContains(t, x.Findings()[1], "interface none0")
+	ip("route", "del", "default")
+	must.Eq(t, []string{"nat1 203.0.113.4", "up0 203.0.113.4"}, ensure(x))
+	must.True(t, x.Leads(), must.Sprint("by the interface that the configuration names"))
 }

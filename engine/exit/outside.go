@@ -26,11 +26,12 @@ type surroundings struct {
 	addresses  map[key][]netip.Addr
 	all        []netip.Addr // of all interfaces
 	advertised []string     // those whose default route a router's advertisement made
+	ways       map[key]bool // by which a default route leads
 }
 
 // lookAround lists the interfaces to the outside.
 func lookAround(c Config) (s surroundings, err error) {
-	s.addresses = map[key][]netip.Addr{}
+	s.addresses, s.ways = map[key][]netip.Addr{}, map[key]bool{}
 	links, err := netlinksafe.LinkList()
 	if err != nil {
 		return s, fmt.Errorf("list the machine's interfaces: %w", err)
@@ -54,9 +55,12 @@ func lookAround(c Config) (s surroundings, err error) {
 			if !isDefault(r) {
 				continue
 			}
+			ipv6 := family == netlink.FAMILY_V6
 			outside[names[r.LinkIndex]] = true
+			s.ways[key{names[r.LinkIndex], ipv6}] = s.ways[key{names[r.LinkIndex], ipv6}] || carries(r.Flags)
 			for _, hop := range r.MultiPath {
 				outside[names[hop.LinkIndex]] = true
+				s.ways[key{names[hop.LinkIndex], ipv6}] = s.ways[key{names[hop.LinkIndex], ipv6}] || carries(hop.Flags)
 			}
 			if r.Protocol == unix.RTPROT_RA {
 				s.advertised = append(s.advertised, names[r.LinkIndex])
@@ -103,6 +107,9 @@ func local(a netip.Addr) int {
 	return 0
 }
 
+// carries reports whether the kernel uses a route with these flags.
+func carries(flags int) bool { return flags&(unix.RTNH_F_DEAD|unix.RTNH_F_LINKDOWN) == 0 }
+
 func isDefault(r netlink.Route) bool {
 	if r.Type != unix.RTN_UNICAST {
 		return false
@@ -114,9 +121,10 @@ func isDefault(r netlink.Route) bool {
 	return ones == 0
 }
 
-// choose sets the addresses, which stay as long as the interfaces have them, and the findings.
+// choose sets the addresses, which stay as long as the interfaces have them, the findings, and
+// whether there is a way.
 func (x *Exit) choose(s surroundings) {
-	x.addresses, x.findings = nil, nil
+	x.addresses, x.findings, x.leads = nil, nil, false
 	find := func(format string, args ...any) { x.findings = append(x.findings, fmt.Sprintf(format, args...)) }
 	for _, name := range s.interfaces {
 		for _, ipv6 := range []bool{false, true} {
@@ -133,6 +141,7 @@ func (x *Exit) choose(s surroundings) {
 					name, first, a, first, name)
 			}
 			x.addresses = append(x.addresses, Address{name, a})
+			x.leads = x.leads || s.ways[k] || slices.Contains(x.config.Interfaces, name)
 		}
 	}
 	if len(x.addresses) == 0 {

@@ -83,6 +83,9 @@ type SyncReply struct {
 	// Exit says that the receiver's switch leads packets to the outside. Only engines answer it, to
 	// agents of their zone.
 	Exit bool `json:"exit,omitempty"`
+	// Far says that the receiver has an address and a route to the outside besides. An exit without
+	// is chosen only if no other of the zone has them.
+	Far bool `json:"far,omitempty"`
 }
 
 // Held is an endpoint that a receiver has, and its node.
