@@ -152,7 +152,7 @@ func (d *Datapath) mayBeCut(c alike) bool {
 		if d.objects.SifFabric.Lookup(endpointFabricKey{PrefixLength: 128, Address: c.remote}, new(uint32)) == nil {
 			return false
 		}
-		if d.objects.SifExternals.Lookup(endpointExternalKey{PrefixLength: 160, Address: c.remote}, &c.remoteIdentity) != nil {
+		if d.objects.SifExternals.Lookup(destinationKey(c.remote), &c.remoteIdentity) != nil {
 			return true
 		}
 		if c.remoteIdentity == 0 {

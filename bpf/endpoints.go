@@ -183,8 +183,21 @@ func (e External) key() (endpointExternalKey, error) {
 	if err != nil {
 		return endpointExternalKey{}, fmt.Errorf("external: %w", err)
 	}
-	return endpointExternalKey{PrefixLength: 32 + length, Ifindex: e.Interface, Address: address}, nil
+	return externalKey(address, length, e.Interface), nil
 }
+
+// externalIPv4 is EXTERNAL_IPV4 in headers/maps.h.
+const externalIPv4 = 1 << 31
+
+func externalKey(address endpointAddr, length, ifindex uint32) endpointExternalKey {
+	if fromMap(address).Is4() {
+		ifindex ^= externalIPv4
+	}
+	return endpointExternalKey{PrefixLength: 32 + length, Ifindex: ifindex, Address: address}
+}
+
+// destinationKey finds the external that an address belongs to as a destination.
+func destinationKey(address endpointAddr) endpointExternalKey { return externalKey(address, 128, 0) }
 
 // PutExternal adds or replaces the identity of a prefix at an interface. It always raises the
 // generation, because a new prefix may take addresses from a shorter one: compare before calling
@@ -215,8 +228,11 @@ func (d *Datapath) Externals() ([]External, error) {
 	entries, err := dump[endpointExternalKey, uint32](d.objects.SifExternals, "sif_externals")
 	var all []External
 	for _, e := range entries {
-		all = append(all, External{Prefix: prefixFromMap(e.key.Address, e.key.PrefixLength-32),
-			Identity: e.value, Interface: e.key.Ifindex})
+		x := External{Prefix: prefixFromMap(e.key.Address, e.key.PrefixLength-32), Identity: e.value, Interface: e.key.Ifindex}
+		if x.Prefix.Addr().Is4() {
+			x.Interface ^= externalIPv4
+		}
+		all = append(all, x)
 	}
 	return all, err
 }
@@ -250,7 +266,7 @@ func (d *Datapath) PutPublished(p Published) error {
 	return d.change(func() (bool, error) {
 		altered, err := replace(d.objects.SifPublished, "sif_published", key, value)
 		// Until now the address may have been an external.
-		return altered || d.objects.SifExternals.Lookup(endpointExternalKey{PrefixLength: 160, Address: key.Address}, new(uint32)) == nil, err
+		return altered || d.objects.SifExternals.Lookup(destinationKey(key.Address), new(uint32)) == nil, err
 	})
 }
 

@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/shoenig/test/must"
@@ -112,6 +113,26 @@ func TestOutside(t *testing.T) {
 			underlay(StaleConnection, answer), sent(Outside, out),
 			then(func(f *fixture) { _ = f.PutExternal(External{netip.MustParsePrefix("198.51.100.0/24"), idBank, 0}) })}},
 		{"a hole", []step{sent(Outside, ip(me4, hole4, 6, tcp(5000, 443, syn)))}},
+		{"all of one family is nothing of the other", []step{
+			then(func(f *fixture) {
+				for _, at := range []uint32{0, f.underlay, FromNode} {
+					must.NoError(f.t, f.PutExternal(External{netip.MustParsePrefix("::/0"), idBank, at}))
+				}
+				f.rules(idBank, idMe, rule(6, 443, 443, contractCaller))
+			}),
+			marked(exitOne, sent(AllowedContract, ip(me6, "2001:dba::1", 6, tcp(5000, 443, syn)))), sent(Outside, ip(me4, "8.8.8.8", 6, tcp(5000, 443, syn))),
+			underlay(AllowedContract, ip("2001:dba::2", me6, 6, tcp(5000, 443, syn))), underlay(UnknownSource, ip("8.8.8.8", me4, 6, tcp(5000, 443, syn))),
+			host(NoCheck, ip("8.8.8.8", me4, 6, tcp(5001, 443, syn))),
+			then(func(f *fixture) {
+				all, err := f.Externals()
+				must.NoError(f.t, err)
+				for _, at := range []uint32{0, f.underlay, FromNode} {
+					x := External{netip.MustParsePrefix("::/0"), idBank, at}
+					must.True(f.t, slices.Contains(all, x))
+					must.NoError(f.t, f.DeleteExternal(x))
+				}
+				f.rules(idBank, idMe)
+			})}},
 		{"a hole where answers arrive", []step{
 			sent(AllowedContract, out), then(func(f *fixture) { _ = f.PutExternal(External{netip.MustParsePrefix(bank4 + "/32"), 0, f.underlay}) }),
 			underlay(UnknownSource, answer), then(func(f *fixture) {

@@ -111,9 +111,13 @@ struct peer {
 // In sif_externals, the interface of the sockets of this node as sources.
 #define FROM_NODE 0xfffffffe
 
+// In sif_externals, a bit of the interface that IPv4 prefixes have changed, so that no IPv6 prefix,
+// such as ::/0, is around an IPv4 address. No interface has such a number.
+#define EXTERNAL_IPV4 (1u << 31)
+
 struct external_key {
 	__u32 prefix_length; // 32 for ifindex, plus that of the address
-	__u32 ifindex;       // where packets from it arrive; 0: destination; FROM_NODE
+	__u32 ifindex;       // where packets from it arrive; 0: destination; FROM_NODE; EXTERNAL_IPV4
 	struct addr address;
 };
 
@@ -314,7 +318,7 @@ struct {
 struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__uint(max_entries, 16384);
+	__uint(max_entries, 262144);
 	__type(key, struct external_key);
 	__type(value, __u32);
 	PINNED;

@@ -28,6 +28,8 @@ static __always_inline __u32 *external(const struct addr *a, __u32 ifindex)
 {
 	struct external_key key = { .prefix_length = 160, .ifindex = ifindex, .address = *a };
 
+	if (is_ipv4(a))
+		key.ifindex ^= EXTERNAL_IPV4;
 	return bpf_map_lookup_elem(&sif_externals, &key);
 }
 
