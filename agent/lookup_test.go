@@ -56,6 +56,7 @@ type exitEngine struct {
 	asked atomic.Int64
 	mu    sync.Mutex
 	held  []rpc.NameInUse
+	lost  bool  // it holds no name; the next list of names tells
 	away  error // of the connection
 	code  int   // instead of an answer
 }
@@ -68,7 +69,15 @@ func (e *exitEngine) Call(ctx context.Context, method string, params, reply any)
 	}
 	switch p := params.(type) {
 	case rpc.HoldParams:
-		e.held = append(e.held, p.Names...)
+		for _, n := range p.Names {
+			if len(n.Addresses) > 0 {
+				e.held = append(e.held, n)
+			}
+			if e.lost {
+				reply.(*rpc.HoldReply).Missing = append(reply.(*rpc.HoldReply).Missing, rpc.NameInUse{Service: n.Service, Name: n.Name})
+			}
+		}
+		e.lost = false
 	case rpc.ResolveParams:
 		e.asked.Add(1)
 		q := resolve.Question{Name: p.Name, Type: p.Type}
@@ -328,6 +337,36 @@ func TestExitChanges(t *testing.T) {
 	must.NoError(t, l.tendNames(t.Context()))
 	must.Eq(t, 4, other.asked.Load())
 	must.One(t, l.engine.asked.Load())
+}
+
+// An exit that has ended a name is asked again, whatever the agent remembers of its answer: after
+// the service had no endpoint on the node for a while, and when the exit says that it lacks the
+// name.
+func TestExitThatEndedAName(t *testing.T) {
+	l := newLookups(t, "api.example.com. 3000 IN A 192.0.2.1", "api.example.com. 3000 IN AAAA 2001:db8::1")
+	ask := func() {
+		t.Helper()
+		must.Eq(t, addressesOf("192.0.2.1"), l.ask(t, l.web, "api.example.com.", miekg.TypeA).Addresses())
+	}
+	ask()
+	must.NoError(t, l.tendNames(t.Context()))
+	before := l.engine.asked.Load()
+	ask()
+	must.Eq(t, before, l.engine.asked.Load())
+
+	ep, _ := l.endpoints.get(at("web"))
+	l.endpoints.remove(ep.Attachment)
+	must.NoError(t, l.tendNames(t.Context())) // both ends end it
+	must.NoError(t, l.endpoints.put(ep)())
+	ask()
+	must.Eq(t, before+1, l.engine.asked.Load())
+
+	l.engine.mu.Lock()
+	l.engine.lost = true
+	l.engine.mu.Unlock()
+	l.pass(usageInterval)
+	must.NoError(t, l.tendNames(t.Context())) // tells, is told, and asks for both kinds
+	must.Greater(t, before+1, l.engine.asked.Load())
 }
 
 // An engine that was taken over cannot name addresses that no outside name may have.

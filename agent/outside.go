@@ -190,6 +190,11 @@ func (r *resolver) ask(ctx context.Context, q query.Question, may func() error) 
 	r.mu.Lock()
 	n := engineName{q.Exit, r.epoch[q.Exit], q.Key}
 	r.mu.Unlock()
+	if len(r.names.Known(q.Key)) == 0 {
+		// The exit may have ended the name as well, for example because the service had no endpoint
+		// here for a while. What it said before does not count.
+		r.answers.Forget(engineQuestion{n, q.Type})
+	}
 	answer, err := r.answers.Ask(ctx, engineQuestion{n, q.Type}, may)
 	if err == nil {
 		r.mu.Lock()
@@ -286,16 +291,28 @@ func (r *resolver) holdUsed(ctx context.Context, keys []names.Key) error {
 	var params rpc.HoldParams
 	for _, k := range keys {
 		inUse := slices.DeleteFunc(r.names.Known(k), func(addr netip.Addr) bool { return !used[usage{k.Service, addr}] })
-		if len(inUse) == 0 {
-			continue
+		if len(inUse) > 0 {
+			r.names.Hold(k, inUse, names.HoldLife)
 		}
-		r.names.Hold(k, inUse, names.HoldLife)
 		params.Names = append(params.Names, rpc.NameInUse{Service: k.Service, Name: k.Name, Addresses: inUse})
 	}
 	if len(params.Names) > 0 {
-		r.agent.engines.hold(ctx, params)
+		r.agent.engines.hold(ctx, params, r.lacks)
 	}
 	return nil
+}
+
+// lacks tells that an engine does not hold a name, so that it is asked again.
+func (r *resolver) lacks(id fabric.NodeID, missing []rpc.NameInUse) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, m := range missing {
+		n := engineName{id, r.epoch[id], names.Key{Service: m.Service, Name: m.Name}}
+		delete(r.told, n)
+		for _, qtype := range []uint16{miekg.TypeA, miekg.TypeAAAA} {
+			r.answers.Forget(engineQuestion{n, qtype})
+		}
+	}
 }
 
 // usage is an address to which connections of a service live.
@@ -380,11 +397,14 @@ func (r *resolver) tellExits(ctx context.Context, live []endpoint, keys []names.
 }
 
 // hold tells all engines which names are in use.
-func (e *engines) hold(ctx context.Context, params rpc.HoldParams) {
+func (e *engines) hold(ctx context.Context, params rpc.HoldParams, lacks func(fabric.NodeID, []rpc.NameInUse)) {
 	for _, en := range e.all() {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		if conn := e.latest(en.id); conn != nil {
-			if err := conn.Call(ctx, rpc.MethodHold, params, nil); err != nil {
+			var reply rpc.HoldReply
+			err := conn.Call(ctx, rpc.MethodHold, params, &reply)
+			lacks(en.id, reply.Missing)
+			if err != nil {
 				e.log.Debug("cannot tell which outside names are in use", logkey.Node, en.id, logkey.Error, err)
 			}
 		}

@@ -209,7 +209,7 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 		if err := decode(&p); err != nil {
 			return nil, err
 		}
-		return struct{}{}, e.hold(from, p)
+		return e.hold(from, p)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }

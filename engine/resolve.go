@@ -102,20 +102,24 @@ func naming(externals []fabric.Peer, name string) (list []fabric.Peer) {
 }
 
 // hold keeps outside names in force that are in use.
-func (e *Engine) hold(from rpc.Peer, p rpc.HoldParams) error {
+func (e *Engine) hold(from rpc.Peer, p rpc.HoldParams) (reply rpc.HoldReply, err error) {
 	if !from.Kind.Has(fabric.KindWorkload) || from.Zone != e.self.Zone {
-		return fmt.Errorf("%s node %s has no outside names in zone %s", from.Kind, from.NodeID, e.self.Zone)
+		return reply, fmt.Errorf("%s node %s has no outside names in zone %s", from.Kind, from.NodeID, e.self.Zone)
 	}
 	if len(p.Names) > maxHeld {
-		return fmt.Errorf("%d outside names in use are more than a node can have", len(p.Names))
+		return reply, fmt.Errorf("%d outside names in use are more than a node can have", len(p.Names))
 	}
 	if e.resolver == nil {
-		return nil
+		return reply, nil
 	}
 	for _, n := range p.Names {
-		e.resolver.names.Hold(names.Key{Asker: from.NodeID.String(), Service: n.Service, Name: n.Name}, n.Addresses, names.HoldLife+namesMargin)
+		key := names.Key{Asker: from.NodeID.String(), Service: n.Service, Name: n.Name}
+		if len(e.resolver.names.Known(key)) == 0 {
+			reply.Missing = append(reply.Missing, rpc.NameInUse{Service: n.Service, Name: n.Name})
+		}
+		e.resolver.names.Hold(key, n.Addresses, names.HoldLife+namesMargin)
 	}
-	return nil
+	return reply, nil
 }
 
 // tendNames removes the outside names that have ended or are no longer granted to anybody who

@@ -117,8 +117,8 @@ type ResolveReply struct {
 	Message []byte `json:"message"` // a DNS message
 }
 
-// HoldParams lists outside names of which addresses are in use by connections of the sender's
-// endpoints. The receiver keeps those that it holds, and adds none.
+// HoldParams lists outside names that the sender has in force, with the addresses that connections
+// of its endpoints use. The receiver keeps those that it holds, and adds none.
 type HoldParams struct {
 	Names []NameInUse `json:"names"`
 }
@@ -127,5 +127,11 @@ type HoldParams struct {
 type NameInUse struct {
 	Service   fabric.Ref   `json:"service"`
 	Name      string       `json:"name"`
-	Addresses []netip.Addr `json:"addresses"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// HoldReply lists those of the names of which the receiver holds no address. If it is an exit, the
+// sender asks it for them again.
+type HoldReply struct {
+	Missing []NameInUse `json:"missing,omitempty"`
 }

@@ -100,6 +100,16 @@ func (c *Cache[Q]) Learn(q Q) {
 	}
 }
 
+// Forget forgets the answer to a question: it is asked again.
+func (c *Cache[Q]) Forget(q Q) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if at := c.known[q]; at != nil {
+		c.order.Remove(at)
+		delete(c.known, q)
+	}
+}
+
 // start asks a question unless it is being asked. It returns nil if too many are. The caller holds
 // c.mu.
 func (c *Cache[Q]) start(q Q) *flight {
