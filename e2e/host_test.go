@@ -20,6 +20,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"github.com/miekg/dns"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
@@ -147,6 +148,22 @@ var hostRows = []hostRow{
 		holds: `nsenter --net=$LINK sh -ec 'ip rule show | grep -q ^101; ip route show table 102 | grep -q blackhole; ip neigh show dev switch0 | grep -q PERMANENT; [ $(sysctl -n net.ipv4.ip_forward) = 1 ]'`},
 	{what: "a processor's veth pairs to the switch", node: "gcp1-p1", kind: "interface",
 		cut: `ip link del dev sif-o0`, holds: `ip link show dev sif-o0`},
+	{what: "a processor's exit: its veth pair", node: "aws1-p1", kind: "interface", restart: true,
+		cut:   `ip link del dev sif-exit`,
+		holds: `ip link show dev sif-exit && ip route show dev sif-exit | grep -q "via 169.254.1.1" && ovs-vsctl --db=unix:$OVS/db.sock get interface sif-oexit ofport | grep -q "^[1-9]"`},
+	{what: "a processor's exit: routes, neighbours, forwarding", node: "gcp1-p1", kind: "route", restart: true,
+		cut: `ip route flush dev sif-exit; ip -6 route flush dev sif-exit; ip neigh flush dev sif-exit nud permanent; sysctl -q net.ipv4.ip_forward=0 net.ipv6.conf.all.forwarding=0`,
+		holds: `ip route show dev sif-exit | grep -q "via 169.254.1.1"; ip -6 route show dev sif-exit | grep -q "via fe80::1"; ip neigh show 169.254.1.1 dev sif-exit | grep -q PERMANENT
+			ip neigh show fe80::1 dev sif-exit | grep -q PERMANENT; [ "$(sysctl -n net.ipv4.conf.eth0.forwarding net.ipv6.conf.all.forwarding | tr -d '\n')" = 11 ]`},
+	{what: "a processor's exit: the nftables table `inet sif_exit`", node: "aws1-p1", kind: "firewall", restart: true,
+		cut: `nft delete table inet sif_exit`, holds: `nft list chain inet sif_exit forward | grep -q exit-unasked && nft list chain inet sif_exit postrouting | grep -q "snat ip6"`},
+	{what: "the routing rules for exits (priorities 5099 to 5101)", node: "gcp1-w1", kind: "routing rule", restart: true,
+		cut: `for v in -4 -6; do for p in 5099 5100 5101; do ip $v rule del pref $p; done; done`,
+		holds: `for v in -4 -6; do ip $v rule show | grep -q "^5099:.*lookup main"; ip $v rule show | grep -q "^5100:.*fwmark 0x51f00100 lookup 5100"
+			ip $v rule show | grep -q "^5101:.*fwmark 0x51f00100/0xffffff00 lookup 5356"; done`},
+	{what: "the routing tables for exits (5100 to 5356)", node: "gcp1-w2", kind: "route", restart: true,
+		cut:   `for v in -4 -6; do ip $v route flush table 5100; ip $v route flush table 5356; done`,
+		holds: `for v in -4 -6; do ip $v route show table 5100 | grep -q "default dev sif-l1"; ip $v route show table 5356 | grep -q "blackhole default"; done`},
 	{what: "the flows of the switch", node: "aws1-p1", kind: "flow", restart: true,
 		cut:   `ovs-ofctl -O OpenFlow14 del-flows unix:$OVS/sif0.mgmt table=0`,
 		holds: `ovs-ofctl -O OpenFlow14 dump-flows unix:$OVS/sif0.mgmt table=0 | grep -q in_port`},
@@ -164,6 +181,13 @@ var hostRows = []hostRow{
 	{what: "a routing rule or table that takes packets to endpoints elsewhere", node: "gcp1-w2",
 		cut:  `ip route add blackhole default table 4242; ip rule add pref 10 to $V4 lookup 4242`,
 		says: []string{"do not reach its interface", "ip rule"}, undo: `ip rule del pref 10; ip route flush table 4242`},
+	{what: "a routing rule of others before them that takes packets to the outside", node: "gcp1-w1",
+		cut:  `ip rule add pref 4999 from 100.64.0.0/10 lookup main`,
+		says: []string{"routing rule 4999 (IPv4) from 100.64.0.0/10 comes before", "give it a priority above 5101"}, undo: `ip rule del pref 4999`},
+	{what: "an address of the exit that changed, or is configured and not there", node: "gcp1-p1",
+		cut:  `ip addr add 2001:db8:102::99/64 dev eth0 nodad; ip addr del 2001:db8:102::10/64 dev eth0`,
+		says: []string{"have had the address 2001:db8:102::10 and now have 2001:db8:102::99", "let in the new one"},
+		undo: `ip addr add 2001:db8:102::10/64 dev eth0 nodad; ip addr del 2001:db8:102::99/64 dev eth0`},
 	{what: "a resolver, gateway or address of the node inside the fabric's pool", node: "aws1-w1",
 		cut:  `ip addr add 100.127.0.1/32 dev eth0`,
 		says: []string{"the node's own address (on eth0) 100.127.0.1 lies in the fabric's pool", "use another address"}, undo: `ip addr del 100.127.0.1/32 dev eth0`},
@@ -379,6 +403,21 @@ func (f *fabricUnderTest) back(t *testing.T, list []setting) {
 		_, err := resolve(svc, "news-gw.getaway-app.sif")
 		return err
 	})
+	// To the outside by the zone's exit, and by the node's.
+	for service, name := range map[string]string{"getaway-app/news-gw": "news.example.com", "getaway-app/weather-gw": "weather.example.net"} {
+		for _, gateway := range f.workloads(t, service, "") {
+			for _, kind := range []uint16{dns.TypeA, dns.TypeAAAA} {
+				to := resolves(t, gateway, name, kind)[0]
+				eventually(t, 10*time.Second, func() error {
+					conn, err := dial(gateway.netns, netip.AddrPortFrom(to, 80), time.Second)
+					if err != nil {
+						return fmt.Errorf("%s to %s: %w", gateway, to, err)
+					}
+					return conn.Close()
+				})
+			}
+		}
+	}
 	f.allWell(t, 40*time.Second)
 	f.verified(t, 20*time.Second)
 }
