@@ -219,7 +219,7 @@ func TestOutsideNames(t *testing.T) {
 }
 
 // An address stays while a connection of the service to it lives, here and at the exit, and ends
-// then; and what no contract names any more ends at once.
+// then; and what no contract names any more ends then, too.
 func TestNamesInUseStay(t *testing.T) {
 	l := newLookups(t, "api.example.com. 60 IN A 192.0.2.1", "api.example.com. 60 IN A 192.0.2.2", "backup.example.com. 60 IN A 192.0.2.1")
 	m := l.data.(*memory)
@@ -265,6 +265,10 @@ func TestNamesInUseStay(t *testing.T) {
 	l.resolver.documents = func() map[fabric.Ref]fabric.Document {
 		return map[fabric.Ref]fabric.Document{key.Service: {Service: key.Service}}
 	}
+	must.NoError(t, l.tendNames(t.Context()))
+	must.Eq(t, miekg.RcodeRefused, l.ask(t, l.web, "api.example.com.", miekg.TypeA).Code)
+	must.SliceLen(t, 1, l.resolver.names.Keys()) // a contract may name it again
+	l.pass(61 * time.Second)
 	must.NoError(t, l.tendNames(t.Context()))
 	must.SliceEmpty(t, l.resolver.names.Keys())
 }

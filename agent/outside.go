@@ -251,16 +251,14 @@ func (r *resolver) reconnected(id fabric.NodeID) {
 	}
 }
 
-// tendNames keeps names in force that are in use, and removes those that have ended or that no
-// contract grants any more.
+// tendNames keeps names in force that are in use, and removes those that have ended. Those that no
+// contract names any more lead nowhere, but stay to their end: workloads remember answers as long.
 func (a *Agent) tendNames(ctx context.Context) error {
 	r := a.resolver
-	grants := map[fabric.Ref]externals{}
-	live := a.live()
+	live, services := a.live(), map[fabric.Ref]bool{}
 	for _, ep := range live {
-		grants[ep.Admission.Service] = append(grants[ep.Admission.Service], r.egress(ep.Admission)...)
+		services[ep.Admission.Service] = true
 	}
-	docs := r.documents()
 	keys := r.names.Keys()
 	if due := a.now().Sub(r.looked) >= usageInterval; len(keys) > 0 && (due || r.names.Ending(usageAhead)) {
 		r.looked = a.now()
@@ -268,13 +266,9 @@ func (a *Agent) tendNames(ctx context.Context) error {
 			return err // without knowing what is in use, nothing ends
 		}
 	}
-	ended := r.names.Retain(func(k names.Key) bool {
-		_, known := docs[k.Service]
-		return !known || len(grants[k.Service].naming(k.Name)) > 0 // absence is not a withdrawal
-	})
-	r.refused.retain(func(service fabric.Ref) bool { _, live := grants[service]; return live })
+	r.refused.retain(func(service fabric.Ref) bool { return services[service] })
 	var err error
-	if r.names.Expire() || ended {
+	if r.names.Expire() {
 		err = r.names.Enact(a.reprogram.Call)
 	}
 	r.tellExits(ctx, live, keys)

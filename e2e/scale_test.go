@@ -93,7 +93,7 @@ func (f *fabricUnderTest) traces(t *testing.T, w workload) []string {
 		peers, err := f.kernel(t, n.Name).Peers()
 		must.NoError(t, err)
 		for _, p := range peers {
-			if p.Address == w.v4 || p.Address == w.v6 {
+			if !p.Gone && (p.Address == w.v4 || p.Address == w.v6) { // what is known to be gone is refused
 				found = append(found, fmt.Sprintf("eBPF of %s: %s", n.Name, p.Address))
 			}
 		}

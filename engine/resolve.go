@@ -122,35 +122,14 @@ func (e *Engine) hold(from rpc.Peer, p rpc.HoldParams) (reply rpc.HoldReply, err
 	return reply, nil
 }
 
-// tendNames removes the outside names that have ended or are no longer granted to anybody who
-// asked.
+// tendNames removes the outside names that have ended. Those that no contract names any more lead
+// nowhere, but stay to their end: until then agents answer with them without a question, when a
+// contract names them again or another endpoint of the service comes.
 func (e *Engine) tendNames() error {
 	if e.resolver == nil {
 		return nil
 	}
-	type asker struct {
-		node    string
-		service fabric.Ref
-	}
-	nodes := map[string]fabric.NodeID{}
-	for _, le := range e.own() {
-		nodes[le.Admission.Host().String()] = le.Admission.Host()
-	}
-	grants := map[asker][]fabric.Peer{}
-	docs := e.docs.Documents()
-	ended := e.resolver.names.Retain(func(k names.Key) bool {
-		if _, known := docs[k.Service]; !known {
-			return true // absence is not a withdrawal
-		}
-		a := asker{k.Asker, k.Service}
-		list, known := grants[a]
-		if node, live := nodes[k.Asker]; !known && live {
-			list = e.grantsOf(node, k.Service)
-			grants[a] = list
-		}
-		return len(naming(list, k.Name)) > 0
-	})
-	if e.resolver.names.Expire() || ended {
+	if e.resolver.names.Expire() {
 		return e.resolver.names.Enact(e.reprogram.Call)
 	}
 	return e.resolver.names.Stored()

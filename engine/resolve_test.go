@@ -161,21 +161,40 @@ func TestHostileAgentNamesNoAddress(t *testing.T) {
 	must.NoError(t, e.tendNames())
 	must.Eq(t, []fabric.Named{{Service: svc, Name: "api.example.com", Addresses: addresses("192.0.2.1")}}, e.resolver.names.Named())
 
-	// What no contract grants any more ends, and so does what belongs to an endpoint that has
-	// ended.
+	// What no contract names any more leads nowhere, and so does what belongs to an endpoint that
+	// has ended; but for as long as agents answer without a question, it is known.
 	ask(e, w1, svc, "a.cdn.example.com", miekg.TypeA)
 	ask(e, agentNode("aws1", "w2"), web, "logs.example.com", miekg.TypeA)
-	must.SliceLen(t, 3, e.resolver.names.Keys())
+	tended := func(want ...string) {
+		t.Helper()
+		must.NoError(t, e.tendNames())
+		must.NoError(t, e.Refresh(t.Context()))
+		var prefixes []netip.Prefix
+		for _, text := range want {
+			prefixes = append(prefixes, netip.MustParsePrefix(text))
+		}
+		must.Eq(t, prefixes, slices.SortedFunc(maps.Keys(sw.last.Externals), netip.Prefix.Compare))
+		must.SliceLen(t, 3, e.resolver.names.Keys())
+	}
+	tended("192.0.2.1/32", "192.0.2.2/32", "192.0.2.3/32")
+	put := func(g *fabric.Graph) {
+		docs.mu.Lock()
+		defer docs.mu.Unlock()
+		docs.docs = documents(g)
+	}
 	g := outsideGraph()
 	g.Domains["app"].Externals[0].Names = []string{"*.cdn.example.com"}
-	docs.mu.Lock()
-	docs.docs = documents(g)
-	docs.mu.Unlock()
-	must.NoError(t, e.tendNames())
-	must.SliceLen(t, 2, e.resolver.names.Keys())
+	put(g)
+	tended("192.0.2.2/32", "192.0.2.3/32")
 	must.NoError(t, e.withdraw(agentNode("aws1", "w2"), rpc.WithdrawParams{Endpoints: []string{"web-2"}}))
+	tended("192.0.2.2/32")
+	put(outsideGraph())
+	tended("192.0.2.1/32", "192.0.2.2/32")
+	put(g)
+	e.now = func() time.Time { return at.Add(10 * time.Minute) }
 	must.NoError(t, e.tendNames())
-	must.Eq(t, []names.Key{{Asker: "aws1/w1", Service: svc, Name: "a.cdn.example.com"}}, e.resolver.names.Keys())
+	must.SliceEmpty(t, e.resolver.names.Keys())
+	ask(e, w1, svc, "a.cdn.example.com", miekg.TypeA)
 	// A document that is missing is no withdrawal.
 	docs.mu.Lock()
 	docs.docs = maps.Clone(docs.docs)

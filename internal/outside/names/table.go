@@ -419,7 +419,10 @@ func (t *Table) Expire() bool {
 			t.drop(e)
 		}
 	}
-	t.changed(any)
+	if any {
+		t.version++
+		t.dirty = true
+	}
 	maps.DeleteFunc(t.full, func(_ limit, at time.Time) bool { return now.Sub(at) >= loudFor })
 	return any
 }
@@ -437,28 +440,6 @@ func (t *Table) Ending(d time.Duration) bool {
 		}
 	}
 	return false
-}
-
-// Retain removes the names for which keep is false. It reports whether there were any.
-func (t *Table) Retain(keep func(Key) bool) bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	any := false
-	for key, e := range t.entries {
-		if !keep(key) {
-			t.drop(e)
-			any = true
-		}
-	}
-	t.changed(any)
-	return any
-}
-
-func (t *Table) changed(is bool) {
-	if is {
-		t.version++
-		t.dirty = true
-	}
 }
 
 // Keys returns the names in the table, in order.

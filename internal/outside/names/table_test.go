@@ -6,7 +6,6 @@ package names
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -98,7 +97,8 @@ func TestAskersAreSeparate(t *testing.T) {
 	c.pass(30 * time.Second)
 	table.Put(two, addrs(2, 3), time.Minute)
 	must.Eq(t, []fabric.Named{{Service: one.Service, Name: one.Name, Addresses: addrs(1, 2, 3)}}, table.Named())
-	must.True(t, table.Retain(func(k Key) bool { return k.Asker != "z1/w1" }))
+	c.pass(30 * time.Second)
+	must.True(t, table.Expire())
 	must.Eq(t, []fabric.Named{{Service: one.Service, Name: one.Name, Addresses: addrs(2, 3)}}, table.Named())
 	table.Hold(one, addrs(2), time.Hour) // it has none any more
 	must.Eq(t, []Key{two}, table.Keys())
@@ -270,11 +270,6 @@ func TestNothingStaysWithoutReason(t *testing.T) {
 			},
 			"time":   func(t *rapid.T) { c.pass(time.Duration(rapid.IntRange(1, 5000).Draw(t, "seconds")) * time.Second) },
 			"expire": func(*rapid.T) { table.Expire() },
-			"revoke": func(t *rapid.T) {
-				k := drawKey(t)
-				table.Retain(func(o Key) bool { return o.Service != k.Service })
-				maps.DeleteFunc(want, func(o Key, _ map[netip.Addr]struct{ until, held time.Time }) bool { return o.Service == k.Service })
-			},
 			"restart": func(*rapid.T) {
 				must.NoError(t, table.Stored())
 				if table, err = Open(path, 0, c.now, hclog.NewNullLogger()); err != nil {
