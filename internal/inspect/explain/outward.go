@@ -194,14 +194,19 @@ func reservation(known fabric.Outside, to api.Party) string {
 	return ""
 }
 
-// exitOf returns the processor by which the flows of a live sender to an external leave, and false
-// if they leave by its node.
+// exitOf returns the processor by which new flows of a live sender to an external leave, and false
+// if they leave by its node. It is what the sender's node chooses while all processors of the zone
+// that have an address to the outside are there.
 func exitOf(status api.Status, from api.Party, exit fabric.Exit) (processor fabric.NodeID, byZone bool) {
-	topology := verify.Topology(status)
-	if exit == fabric.ExitNode || !topology.HasBoundary(from.Zone) {
+	if exit == fabric.ExitNode || !verify.Topology(status).HasBoundary(from.Zone) {
 		return fabric.NodeID{}, false
 	}
-	processor, _ = topology.Processor(from.Zone, desired.Pair{A: from.Endpoint})
+	leads := map[fabric.NodeID]bool{}
+	for _, n := range status.Nodes {
+		leads[n.ID()] = leads[n.ID()] || len(n.Exit) > 0
+	}
+	exits := desired.NewTopology(slices.DeleteFunc(verify.Nodes(status), func(n fabric.Node) bool { return !leads[n.ID()] }), nil)
+	processor, _ = exits.Processor(from.Zone, desired.Pair{A: from.Endpoint})
 	return processor, true
 }
 

@@ -4,6 +4,7 @@
 package explain
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -191,4 +192,30 @@ func TestOutwardBindings(t *testing.T) {
 		must.Eq(t, tc.allowed, allowed, must.Sprint(tc, text))
 		must.StrContains(t, text, tc.why)
 	}
+}
+
+// Processors of a zone share its endpoints as exits, as the nodes choose; one without an address to
+// the outside is none.
+func TestExitsOfAZone(t *testing.T) {
+	outside := []api.ExitAddress{{Address: netip.MustParseAddr("203.0.113.1"), Interface: "eth0"}}
+	status := api.Status{Nodes: []api.NodeStatus{
+		{Zone: "z1", Node: "p1", Kind: fabric.KindProcessor, Exit: outside}, {Zone: "z1", Node: "p2", Kind: fabric.KindProcessor, Exit: outside},
+		{Zone: "z1", Node: "p0", Kind: fabric.KindProcessor},
+	}}
+	var nodes []fabric.Node
+	for _, name := range []string{"p1", "p2"} {
+		nodes = append(nodes, fabric.Node{Zone: "z1", Name: name, Kind: fabric.KindProcessor})
+	}
+	chosen := map[fabric.NodeID]bool{}
+	for i := range 100 {
+		from := api.Party{Zone: "z1", Endpoint: fmt.Sprint("endpoint-", i)}
+		got, byZone := exitOf(status, from, fabric.ExitZone)
+		want, _ := desired.NewTopology(nodes, nil).Processor("z1", desired.Pair{A: from.Endpoint})
+		must.True(t, byZone)
+		must.Eq(t, want, got)
+		chosen[got] = true
+	}
+	must.MapLen(t, 2, chosen)
+	_, byZone := exitOf(status, api.Party{Zone: "z1"}, fabric.ExitNode)
+	must.False(t, byZone)
 }
