@@ -41,7 +41,7 @@ var layers = []struct {
 	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "verification of signed state does not depend on its users"},
 	{`^internal/outside/resolve(/.*)?$`, `^internal/(wellknown|outside/resolve)$`, "it asks about names, whoever asks for them"},
 	{`^internal/outside/.*`, `^(fabric|internal/(outside/.*|[a-z]+))$`, "outside names do not depend on a data path, nor on who resolves them"},
-	{`^internal/doctor$`, `^(bpf|engine/ovs|fabric|internal/.*)$`, "it looks at what each kind of machine needs, data paths included, by the packages that use it"},
+	{`^internal/doctor$`, `^(bpf|engine/(exit|ovs)|fabric|internal/.*)$`, "it looks at what each kind of machine needs, data paths included, by the packages that use it"},
 	{`^internal/node/.*`, `^(api|fabric(/desired)?|internal/(trust|node)/.*|internal/[a-z]+)$`, "packages that nodes share do not know a data path"},
 	{`^internal/inspect/.*`, `^(api|fabric(/desired)?|internal/(trust|inspect)/.*|internal/[a-z]+)$`, "inspection does not take part in enforcement"},
 	{`^internal/.*`, `^(api|fabric|internal/.*)$`, "packages that daemons share do not know a daemon"},

@@ -540,6 +540,11 @@ func TestRepair(t *testing.T) {
 	must.StrNotContains(t, o.ip(o.processor, "route"), "100.64")
 }
 
+func TestTry(t *testing.T) {
+	testhost.RequireRoot(t)
+	must.NoError(t, exit.Try())
+}
+
 func TestAddresses(t *testing.T) {
 	testhost.RequireRoot(t)
 	ns := ovstest.Namespace(t, "p")

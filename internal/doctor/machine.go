@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/bpf"
+	"github.com/sif-project/sif/engine/exit"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
@@ -42,7 +43,7 @@ func (p *patient) machine(context.Context) []host.Finding {
 		}
 	}
 	if p.node() {
-		findings = append(findings, host.WireGuard(p.device()), host.IPv6())
+		findings = append(findings, host.WireGuard(p.device()), host.IPv6(), host.Routing())
 		findings = append(findings, host.Sysctls("/")...)
 	}
 	findings = append(findings, host.ClockKept())
@@ -263,7 +264,20 @@ func (p *patient) openVSwitch(ctx context.Context) []host.Finding {
 	default:
 		f.Detail = got.Version + " runs, with the kernel's datapath"
 	}
-	return []host.Finding{f}
+	return []host.Finding{f, judgeExit(exit.Try())}
+}
+
+// judgeExit judges whether the switch can lead to the outside.
+func judgeExit(err error) host.Finding {
+	f := host.Finding{Check: "exit", Subject: "the exit to the outside", Result: host.Well, Detail: "can be made, with its rules and address translation"}
+	switch {
+	case errors.Is(err, os.ErrPermission):
+		f.Result, f.Detail, f.Remedy = host.Skipped, "could not be tried: "+err.Error(), "run the command as root"
+	case err != nil:
+		f.Result, f.Detail = host.Wrong, "cannot be made: "+err.Error()
+		f.Remedy = "modprobe -a veth nf_tables nf_conntrack nft_ct nft_chain_nat nft_nat nft_connlimit nft_limit"
+	}
+	return f
 }
 
 // addressOf resolves the host of an address such as https://vault:8200.
