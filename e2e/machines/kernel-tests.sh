@@ -2,8 +2,9 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Runs, on a virtual machine, the tests that need the kernel's WireGuard and the kernel's datapath of Open vSwitch:
-# kernel-tests.sh [IMAGE]. A test whose requirement is missing there fails. It needs root and bin/sif-machine.
+# Runs, on a virtual machine, the tests that need the kernel's WireGuard and the kernel's datapath of Open vSwitch, and
+# those of what the outside needs of a distribution's kernel: kernel-tests.sh [IMAGE]. A test whose requirement is
+# missing there fails. It needs root and bin/sif-machine.
 # With BENCH=1 it also measures two zones against plain routing; the figures are those of an emulated machine.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -18,7 +19,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-packages=(./internal/node/link ./internal/node/daemon ./engine/ovs ./engine/port)
+packages=(./internal/node/link ./internal/node/daemon ./internal/node/firewall ./agent ./engine/exit ./engine/ovs ./engine/port)
 for package in "${packages[@]}"; do
   CGO_ENABLED=0 go test -c -o "$binaries/$(basename "$package").test" "$package"
 done
@@ -38,6 +39,10 @@ tests() {
 }
 tests link "-test.run 'Kernel|ChangeOfKind'"
 tests daemon "-test.run 'TakenPorts|DeviceOfLinks'"
+tests exit
+tests agent "-test.run OutsideOfNode"
+# Those with other firewalls need programs that a server does not have.
+tests firewall "-test.run 'Egress|Exposed|Published|Rules|PortMappings|Tracked'"
 tests port
 # Those without a switch are the same everywhere, and slow in emulation.
 tests ovs "-test.skip 'TestChangeIsNeverWider|TestDifference|TestDescribe|TestOwnFlows|TestAnyFlow|TestMasks'"
