@@ -61,6 +61,10 @@ test-e2e: build ## Run the end-to-end tests (root, after make setup)
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 	SIF_E2E_TOPOLOGY=lab/topology/one-zone.hcl go test -tags e2e -count 1 -timeout 15m -run TestOneZone ./e2e
 
+.PHONY: test-exits
+test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)
+	SIF_E2E_TOPOLOGY=lab/topology/two-exits.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e
+
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
@@ -88,7 +92,7 @@ test-machines: ## Run all tests on virtual machines: an hour on two cores (root,
 	go test -tags machines -count 1 -timeout 3h ./e2e/machines/...
 
 .PHONY: bench
-bench: setup build ## Measure the data paths, a fabric and its alternatives, and daemons (root, 9 minutes)
+bench: setup build ## Measure the data paths, a fabric and its alternatives, and daemons (root, 12 minutes)
 	go test -run '^$$' -bench . ./bpf
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=10000
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=100000

@@ -23,12 +23,14 @@ const (
 	clientNode = "east-w1"
 	nextNode   = "east-w2" // in the same zone
 	farNode    = "west-w1" // in the other zone
+	exitNode   = "east-p1" // the exit of clientNode's zone
+	provider   = "provider"
 )
 
-// Ports of the contract "traffic".
+// Ports of the contracts, of lab.FreePorts.
 const (
-	throughputPort = 5001
-	latencyPort    = 5002
+	throughputPort = 7001
+	latencyPort    = 7002
 )
 
 // netnsDir is where `ip netns` and Nomad keep named network namespaces.
@@ -160,7 +162,24 @@ func graph(edition int) string {
     responders  = ["server"]
     rule {
       protocol = "tcp"
-      ports    = [%d, %d]
+      ports    = [%[1]d, %[2]d]
+    }
+  }
+  external "by-zone" {
+    prefixes = [%[3]q]
+    names    = ["*.%[4]s"]
+  }
+  external "by-node" {
+    prefixes = [%[5]q]
+    names    = ["*.%[6]s"]
+    exit     = "node"
+  }
+  contract "outside" {
+    originators = ["client"]
+    responders  = ["by-zone", "by-node"]
+    rule {
+      protocol = "tcp"
+      ports    = [%[1]d, %[2]d]
     }
   }
   contract "edition" {
@@ -168,11 +187,11 @@ func graph(edition int) string {
     responders  = ["server"]
     rule {
       protocol = "tcp"
-      ports    = [%d]
+      ports    = [%[7]d]
     }
   }
 }
-`, throughputPort, latencyPort, 6000+edition)
+`, throughputPort, latencyPort, byZone.addr+"/32", byZone.domain, byNode.addr+"/32", byNode.domain, 6000+edition)
 }
 
 // job returns a job with count idle workloads of a service on one node.

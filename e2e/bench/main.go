@@ -46,7 +46,7 @@ func run(ctx context.Context) (err error) {
 	bin := flag.String("bin", "bin", "directory of sif, sif-cni and sif-demo")
 	nebula := flag.String("nebula", "", "directory of nebula and nebula-cert; without it the comparison with Nebula is left out")
 	asJSON := flag.Bool("json", false, "print JSON instead of a table")
-	only := flag.String("only", "", "measure only this: nodes, zones, graph, attach or sizes; sizes, which takes four minutes, is left out otherwise")
+	only := flag.String("only", "", "measure only this: nodes, zones, egress, names, graph, attach or sizes; sizes, which takes four minutes, is left out otherwise")
 	attach := flag.String("bpf-attach", "", "bpf_attach of the agent whose endpoints are attached: auto (default), tcx or clsact")
 	keep := flag.Bool("keep", false, "leave the lab up for inspection; a run without -keep removes it")
 	logs := flag.String("logs", "", "directory to copy the daemons' logs to")
@@ -92,6 +92,8 @@ func run(ctx context.Context) (err error) {
 	}{
 		{"nodes", "one node, one zone", withinZone},
 		{"zones", "two zones", func(ctx context.Context, f *fabric, r *Report) error { return betweenZones(ctx, f, r, *nebula) }},
+		{"egress", "to the outside", egress},
+		{"names", "outside names", outsideNames},
 		{"graph", "changes of the graph", graphs},
 		{"attach", "attachments", attaching},
 		{onlySizes, "sizes of daemons", sizes},
@@ -130,14 +132,14 @@ func withinZone(ctx context.Context, f *fabric, r *Report) error {
 			return err
 		}
 	}
-	m, err := f.measure(
+	m, err := f.measure([]int{1},
 		path{"one node", f.client, f.near}, path{"one node, no programs", plain[0], plain[1]},
 	)
 	if err != nil {
 		return err
 	}
 	r.compare("one node: policy at both endpoints, against the same veth pairs without programs", "no programs", m[0], m[1], ratioAtLeast(0.97), none)
-	if m, err = f.measure(
+	if m, err = f.measure([]int{1},
 		path{"one zone", f.client, f.next}, path{"one zone, no programs", plain[0], plain[2]},
 	); err != nil {
 		return err
@@ -169,7 +171,7 @@ func betweenZones(ctx context.Context, f *fabric, r *Report, nebula string) erro
 	} else {
 		r.note("Nebula was not measured: run with -nebula=DIR")
 	}
-	m, err := f.measure(paths...)
+	m, err := f.measure([]int{1}, paths...)
 	if err != nil {
 		return err
 	}

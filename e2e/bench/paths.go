@@ -24,17 +24,23 @@ type path struct {
 
 // measurement contains the results for one path.
 type measurement struct {
-	throughput []float64 // Mb/s, one value per round
+	throughput map[int][]float64 // Mb/s, one value per round, by the number of streams
 	requests   []time.Duration
 	connects   []time.Duration
-	cpu        []usage // processor time of the fabric's processes, while sending
+	cpu        []usage // processor time of the fabric's processes, while sending one stream
 }
 
 // measure measures several paths alternately, so that other load on the machine affects all of
-// them.
-func (f *fabric) measure(paths ...path) ([]measurement, error) {
+// them; their throughput with each number of streams.
+func (f *fabric) measure(streams []int, paths ...path) ([]measurement, error) {
 	list := make([]measurement, len(paths))
-	for _, p := range paths {
+	serving := map[endpoint]bool{}
+	for i, p := range paths {
+		list[i].throughput = map[int][]float64{}
+		if serving[p.to] {
+			continue
+		}
+		serving[p.to] = true
 		stop, err := serve(p.to)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", p.name, err)
@@ -42,17 +48,21 @@ func (f *fabric) measure(paths ...path) ([]measurement, error) {
 		defer stop()
 	}
 	for round := range rounds {
-		for i := range paths {
-			// Each path is the first one in some round.
-			i = (i + round) % len(paths)
-			p, m := paths[i], &list[i]
-			before := f.usage()
-			mbps, err := throughput(p.from, p.to, sending)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", p.name, err)
+		for _, n := range streams {
+			for i := range paths {
+				// Each path is the first one in some round.
+				i = (i + round) % len(paths)
+				p, m := paths[i], &list[i]
+				before := f.usage()
+				mbps, err := together(p.from, p.to, sending, n)
+				if err != nil {
+					return nil, fmt.Errorf("%s: %w", p.name, err)
+				}
+				if n == 1 {
+					m.cpu = append(m.cpu, f.usage().since(before))
+				}
+				m.throughput[n] = append(m.throughput[n], mbps)
 			}
-			m.cpu = append(m.cpu, f.usage().since(before))
-			m.throughput = append(m.throughput, mbps)
 		}
 	}
 	sleep, err := awake()

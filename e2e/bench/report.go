@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -102,7 +104,13 @@ func (r *Report) add(f Figure, b bound) {
 
 // compare reports a path next to an alternative.
 func (r *Report) compare(group, against string, m, other measurement, rate, time bound) {
-	r.add(Figure{Group: group, Name: "TCP, 1 stream", Value: median(m.throughput), Unit: "Mb/s", Against: against, Other: median(other.throughput)}, rate)
+	for _, n := range slices.Sorted(maps.Keys(m.throughput)) {
+		name := "TCP, 1 stream"
+		if n != 1 {
+			name = fmt.Sprintf("TCP, %d streams", n)
+		}
+		r.add(Figure{Group: group, Name: name, Value: median(m.throughput[n]), Unit: "Mb/s", Against: against, Other: median(other.throughput[n])}, rate)
+	}
 	r.add(Figure{Group: group, Name: "1 KiB request p50", Value: us(quantile(m.requests, 0.5)), Unit: "µs", Against: against, Other: us(quantile(other.requests, 0.5))}, time)
 	r.add(Figure{Group: group, Name: "1 KiB request p99", Value: us(quantile(m.requests, 0.99)), Unit: "µs", Against: against, Other: us(quantile(other.requests, 0.99))}, none)
 	r.add(Figure{Group: group, Name: "connect + first request p50", Value: us(quantile(m.connects, 0.5)), Unit: "µs", Against: against, Other: us(quantile(other.connects, 0.5))}, none)

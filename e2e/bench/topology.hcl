@@ -1,4 +1,4 @@
-# Two zones, with two workload nodes in the first. No Docker: its engines would only take part of the machine.
+# Two zones, with two workload nodes in the first, and two machines outside. No Docker: its engines would only take part of the machine.
 fabric       = "bench"
 trust_domain = "sif.test"
 datacenter   = "sif"
@@ -36,6 +36,20 @@ internet {
     from = ["processor"]
     to   = ["processor"]
     udp  = ["51820-51899"]
+  }
+
+  pass "outside" {
+    from = ["nodes"]
+    to   = ["outside"]
+    any  = true
+  }
+
+  outside "provider" { # the first address by the exit of the zone, the second by that of the node
+    addresses = ["203.0.113.10", "203.0.113.11"]
+  }
+  outside "resolver" {
+    addresses = ["198.51.100.53"]
+    resolver  = true
   }
 }
 

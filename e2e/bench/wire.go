@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -167,6 +168,24 @@ func throughput(from, to endpoint, during time.Duration) (float64, error) {
 		}
 	}
 	return float64(sent) * 8 / 1e6 / time.Since(began).Seconds(), nil
+}
+
+// together sends on several TCP connections at once and returns the sum of their rates, in Mb/s.
+func together(from, to endpoint, during time.Duration, streams int) (float64, error) {
+	var group errgroup.Group
+	rates := make([]float64, streams)
+	for i := range rates {
+		group.Go(func() (err error) {
+			rates[i], err = throughput(from, to, during)
+			return err
+		})
+	}
+	err := group.Wait()
+	sum := 0.0
+	for _, r := range rates {
+		sum += r
+	}
+	return sum, err
 }
 
 // latency returns the durations of count requests on one connection.
