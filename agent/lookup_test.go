@@ -6,6 +6,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -344,8 +345,8 @@ func TestExitChanges(t *testing.T) {
 }
 
 // An exit that has ended a name is asked again, whatever the agent remembers of its answer: after
-// the service had no endpoint on the node for a while, and when the exit says that it lacks the
-// name.
+// the name gave way to others here, and when the exit says that it lacks the name. That the service
+// had no endpoint on the node for a while ends no name, at neither end.
 func TestExitThatEndedAName(t *testing.T) {
 	l := newLookups(t, "api.example.com. 3000 IN A 192.0.2.1", "api.example.com. 3000 IN AAAA 2001:db8::1")
 	ask := func() {
@@ -360,8 +361,15 @@ func TestExitThatEndedAName(t *testing.T) {
 
 	ep, _ := l.endpoints.get(at("web"))
 	l.endpoints.remove(ep.Attachment)
-	must.NoError(t, l.tendNames(t.Context())) // both ends end it
+	must.NoError(t, l.tendNames(t.Context()))
 	must.NoError(t, l.endpoints.put(ep)())
+	ask()
+	must.Eq(t, before, l.engine.asked.Load())
+
+	for n := range names.MaxNames {
+		l.resolver.names.Put(names.Key{Service: refOf("shop/web"), Name: fmt.Sprintf("n%d.cdn.example.com", n)}, addressesOf("192.0.2.2"), time.Hour)
+	}
+	must.SliceEmpty(t, l.resolver.names.Known(names.Key{Service: refOf("shop/web"), Name: "api.example.com"}))
 	ask()
 	must.Eq(t, before+1, l.engine.asked.Load())
 

@@ -191,8 +191,8 @@ func (r *resolver) ask(ctx context.Context, q query.Question, may func() error) 
 	n := engineName{q.Exit, r.epoch[q.Exit], q.Key}
 	r.mu.Unlock()
 	if len(r.names.Known(q.Key)) == 0 {
-		// The exit may have ended the name as well, for example because the service had no endpoint
-		// here for a while. What it said before does not count.
+		// The exit may have ended the name as well, for example because it gave way to others. What
+		// it said before does not count.
 		r.answers.Forget(engineQuestion{n, q.Type})
 	}
 	answer, err := r.answers.Ask(ctx, engineQuestion{n, q.Type}, may)
