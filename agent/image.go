@@ -26,8 +26,10 @@ type image struct {
 	pairs     map[bpf.Pair][]bpf.Rule // canonical
 	published map[publishedKey]bpf.Published
 	exits     []uint32 // marks of exits to which packets are led, ordered
-	// egress is what the node's firewall must let out. It is not in the maps.
-	egress []firewall.Egress
+	// egress is what the node's firewall must let out, except to what is withheld. It is not in the
+	// maps.
+	egress   []firewall.Egress
+	withheld []netip.Prefix
 }
 
 // publishedKey is the key of a published port in the maps.
@@ -221,12 +223,16 @@ func (l layout) interfaces(x desired.External) map[uint32]bool {
 	return is
 }
 
-// egressOf returns what the endpoints of the node may reach with the node as exit.
-func egressOf(w desired.Workload) (list []firewall.Egress) {
+// egressOf returns what the endpoints of the node may reach with the node as exit, and the prefixes
+// in which only what is listed for just them may be reached.
+func egressOf(w desired.Workload) (list []firewall.Egress, withheld []netip.Prefix) {
 	prefixes := map[desired.Party][]netip.Prefix{}
 	for prefix, x := range w.Externals {
 		if x.Exits.Node {
 			prefixes[x.Party] = append(prefixes[x.Party], prefix)
+		}
+		if x.Withheld {
+			withheld = append(withheld, prefix)
 		}
 	}
 	endpoints := map[desired.Party][]netip.Addr{}
@@ -252,8 +258,12 @@ func egressOf(w desired.Workload) (list []firewall.Egress) {
 			}
 		}
 	}
+	if len(list) == 0 {
+		return nil, nil
+	}
 	slices.SortFunc(list, func(a, b firewall.Egress) int { return cmp.Compare(a.String(), b.String()) })
-	return list
+	slices.SortFunc(withheld, netip.Prefix.Compare)
+	return list, withheld
 }
 
 // holds reports whether im is as want in all that concerns the endpoint with these addresses: how

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -13,6 +14,7 @@ import (
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/node/firewall"
 )
 
 // counter numbers names in order.
@@ -145,4 +147,46 @@ func TestImageOfNestedExternals(t *testing.T) {
 	wide := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.0/24")}].Identity
 	must.Len(t, 2, im.pairs[bpf.Pair{Source: desk, Destination: to}])
 	must.Len(t, 1, im.pairs[bpf.Pair{Source: wide, Destination: to}])
+}
+
+// The node's firewall lets out by wide prefixes what is not reserved, and of that what is listed.
+func TestEgressOf(t *testing.T) {
+	world, desk, far := fabric.Ref{Domain: "app", Name: "world"}, fabric.Ref{Domain: "app", Name: "desk"}, fabric.Ref{Domain: "app", Name: "far"}
+	prefix := netip.MustParsePrefix
+	rules := func(port uint16) []fabric.Rule {
+		return []fabric.Rule{{Protocol: fabric.TCP, Ports: []fabric.PortRange{{From: port, To: port}}}}
+	}
+	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{"app": {
+		Name: "app", Services: []fabric.Service{{Name: "web"}},
+		Externals: []fabric.External{
+			{Name: "world", Exit: fabric.ExitNode, Prefixes: []netip.Prefix{prefix("0.0.0.0/0")}},
+			{Name: "desk", Exit: fabric.ExitNode, Prefixes: []netip.Prefix{prefix("192.0.2.5/32")}},
+			{Name: "far", Prefixes: []netip.Prefix{prefix("198.51.100.0/24")}},
+		},
+		Contracts: []fabric.Contract{
+			{Name: "all", Originators: []fabric.Ref{web}, Responders: []fabric.Ref{world}, Rules: rules(443)},
+			{Name: "one", Originators: []fabric.Ref{web}, Responders: []fabric.Ref{desk}, Rules: rules(22)},
+			{Name: "other", Originators: []fabric.Ref{web}, Responders: []fabric.Ref{far}, Rules: rules(80)},
+		},
+	}}, Bindings: []fabric.Binding{{Domain: "app", Outside: []fabric.OutsideGrants{{Prefixes: []netip.Prefix{prefix("0.0.0.0/0"), prefix("192.0.2.5/32")}}}}}}
+	doc := fabric.Documents(graph)[0]
+	a := admitted(2, here.Zone, web)
+	a.Roles = doc.Roles()
+	nodes := []fabric.Node{{Zone: p1.Zone, Name: p1.Name, Kind: fabric.KindProcessor}}
+	known := fabric.Outside{Ranges: []netip.Prefix{prefix("100.64.0.0/10")}, Reserved: []netip.Prefix{prefix("192.0.2.5/32"), prefix("192.0.2.6/32")}}
+	list, withheld := egressOf(desired.ForWorkload(here, desired.SingleProcessor(nodes), []fabric.Admission{a}, map[fabric.Ref]fabric.Document{web: doc}, known))
+	entry := func(to string, port uint16) firewall.Egress {
+		return firewall.Egress{Endpoint: a.IPv4, Prefix: prefix(to), Protocol: fabric.TCP, Ports: fabric.PortRange{From: port, To: port}}
+	}
+	for _, e := range []firewall.Egress{entry("0.0.0.0/0", 443), entry("192.0.2.5/32", 22), entry("192.0.2.5/32", 443), entry("198.51.100.0/24", 443)} {
+		must.True(t, slices.Contains(list, e), must.Sprint(e))
+	}
+	must.False(t, slices.Contains(list, entry("198.51.100.0/24", 80))) // by the zone
+	for _, p := range []string{"100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "192.0.2.6/32"} {
+		must.True(t, slices.Contains(withheld, prefix(p)), must.Sprint(prefix(p)))
+	}
+	must.False(t, slices.Contains(withheld, prefix("198.51.100.0/24")) || slices.Contains(withheld, prefix("192.0.2.5/32")))
+	for _, e := range list {
+		must.False(t, slices.Contains(withheld, e.Prefix), must.Sprint(e))
+	}
 }

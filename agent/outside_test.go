@@ -50,6 +50,7 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		must.NoError(t, err, must.Sprintf("%q: %s", args, out))
 	}
 	const node4, node6, outside4, outside6 = "192.0.2.1", "2001:db8::1", "192.0.2.9", "2001:db8::9"
+	const withheld4, withheld6 = "192.0.2.10", "2001:db8::a" // of the outside, too
 	run(node, "ip", "link", "add", "under0", "type", "veth", "peer", "name", "eth0", "netns", outside.Path())
 	for _, a := range []struct {
 		ns.NetNS
@@ -61,6 +62,8 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		run(a, "sysctl", "-qw", "net.ipv6.conf."+a.device+".accept_dad=0")
 		run(a, "ip", "link", "set", a.device, "up")
 	}
+	run(outside, "ip", "addr", "add", withheld4+"/24", "dev", "eth0")
+	run(outside, "ip", "addr", "add", withheld6+"/64", "dev", "eth0", "nodad", "preferred_lft", "0") // no source of answers
 	ranges := []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f::/32")}
 	type workload struct {
 		ns.NetNS
@@ -112,6 +115,8 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		for _, e := range []bpf.External{
 			{Prefix: netip.MustParsePrefix(outside4 + "/32"), Identity: idOutside}, {Prefix: netip.MustParsePrefix(outside4 + "/32"), Identity: idOutside, Interface: uint32(underlay)},
 			{Prefix: netip.MustParsePrefix(outside6 + "/128"), Identity: idOutside}, {Prefix: netip.MustParsePrefix(outside6 + "/128"), Identity: idOutside, Interface: uint32(underlay)},
+			{Prefix: netip.MustParsePrefix(withheld4 + "/32"), Identity: idOutside}, {Prefix: netip.MustParsePrefix(withheld4 + "/32"), Identity: idOutside, Interface: uint32(underlay)},
+			{Prefix: netip.MustParsePrefix(withheld6 + "/128"), Identity: idOutside}, {Prefix: netip.MustParsePrefix(withheld6 + "/128"), Identity: idOutside, Interface: uint32(underlay)},
 			{Prefix: netip.MustParsePrefix(node4 + "/32"), Identity: idNode, Interface: bpf.FromNode}, {Prefix: netip.MustParsePrefix(node6 + "/128"), Identity: idNode, Interface: bpf.FromNode},
 			{Prefix: netip.MustParsePrefix("169.254.1.1/32"), Identity: idSelf}, {Prefix: netip.MustParsePrefix("fe80::1/128"), Identity: idSelf},
 		} {
@@ -130,7 +135,7 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		var mappings []firewall.PortMapping
 		var egress []firewall.Egress
 		for _, p := range []struct{ node, server, caller, outside string }{
-			{node4, server.v4.String(), caller.v4.String(), outside4 + "/32"}, {node6, server.v6.String(), caller.v6.String(), outside6 + "/128"},
+			{node4, server.v4.String(), caller.v4.String(), "0.0.0.0/0"}, {node6, server.v6.String(), caller.v6.String(), "::/0"},
 		} {
 			from, to := netip.AddrPortFrom(netip.MustParseAddr(p.node), 20001), netip.AddrPortFrom(netip.MustParseAddr(p.server), 80)
 			mappings = append(mappings, firewall.PortMapping{Protocol: fabric.TCP, From: from, To: to})
@@ -140,7 +145,7 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 			}
 		}
 		must.NoError(t, fw.SetPorts(mappings))
-		must.NoError(t, fw.SetEgress(egress))
+		must.NoError(t, fw.SetEgress(egress, []netip.Prefix{netip.MustParsePrefix(withheld4 + "/32"), netip.MustParsePrefix(withheld6 + "/128")}))
 	})
 	if errors.Is(err, ebpf.ErrNotSupported) {
 		t.Skip(err) // the kernel has another mechanism
@@ -191,6 +196,8 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 		{"outside by the node", caller, outside4 + ":80", true},
 		{"outside by the node, IPv6", caller, "[" + outside6 + "]:80", true},
 		{"another port outside", caller, outside4 + ":81", false},
+		{"withheld, which the programs let out", caller, withheld4 + ":80", false},
+		{"withheld, which the programs let out, IPv6", caller, "[" + withheld6 + "]:80", false},
 		{"exposed", caller, "169.254.1.1:8500", true},
 		{"exposed, IPv6", caller, "[fe80::1%eth0]:8500", true},
 		{"not exposed", caller, "169.254.1.1:8501", false},

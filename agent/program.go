@@ -85,7 +85,7 @@ func (a *Agent) inKernel(adm fabric.Admission) bool {
 func (a *Agent) apply(want image) error {
 	a.target = want
 	// Before the maps, so that what they let out is not dropped on its way.
-	outside := a.firewall.SetEgress(want.egress)
+	outside := a.firewall.SetEgress(want.egress, want.withheld)
 	if reflect.DeepEqual(a.written, want) {
 		return outside
 	}
@@ -94,7 +94,7 @@ func (a *Agent) apply(want image) error {
 		// rest.
 		if have, err := readImage(a.data); err == nil {
 			a.written = have
-			a.written.egress = want.egress
+			a.written.egress, a.written.withheld = want.egress, want.withheld
 		}
 		return errors.Join(outside, fmt.Errorf("program the data path: %w", err))
 	}
@@ -120,7 +120,7 @@ func (a *Agent) Reconcile() error {
 			a.log.Warn("cannot program the data path, trying again", logkey.Error, err)
 		}
 	}
-	outside := a.firewall.SetEgress(want.egress) // also after a start
+	outside := a.firewall.SetEgress(want.egress, want.withheld) // also after a start
 	have, err := readImage(a.data)
 	if err != nil {
 		return fmt.Errorf("read the data path: %w", err)
@@ -180,7 +180,7 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	a.writtenOutside = a.outside()
 	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents(), a.writtenOutside)
 	want, err = l.image(w)
-	want.egress = egressOf(w)
+	want.egress, want.withheld = egressOf(w)
 	a.lacking = nil
 	if errors.As(err, &a.lacking) {
 		lacking, err = fmt.Errorf("compute the data path: %w", err), nil

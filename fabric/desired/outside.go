@@ -19,6 +19,9 @@ type External struct {
 	Exits Exits
 	// Nested says that a shorter prefix is around this one, from which it may differ.
 	Nested bool
+	// Withheld says that the prefix is in a reserved one, and that not all who hold a prefix around
+	// it hold it, too. Any other nested prefix has at least the rights of those around it.
+	Withheld bool
 }
 
 // Exits are the exits by which flows leave.
@@ -236,7 +239,7 @@ func (o *outside) resolve(zone bool) (map[netip.Prefix]External, []Rule) {
 	}
 	added := map[edge]bool{}
 	for piece := range pieces {
-		holders, nested := map[*holding]bool{}, false
+		holders, nested, withheld := map[*holding]bool{}, false, false
 		held.around(piece, func(outer netip.Prefix, h *holding) {
 			holders[h] = true
 			nested = nested || outer.Bits() < piece.Bits()
@@ -246,6 +249,7 @@ func (o *outside) resolve(zone bool) (map[netip.Prefix]External, []Rule) {
 				// Who comes from a node is no danger to it, so originators may.
 				if always || h.holder.Responder && !fabric.Lifted(h.listed, reserved, piece) {
 					delete(holders, h)
+					withheld = true
 				}
 			}
 		})
@@ -254,10 +258,10 @@ func (o *outside) resolve(zone bool) (map[netip.Prefix]External, []Rule) {
 			names = append(names, h.holder)
 		}
 		if len(names) == 0 {
-			externals[piece] = External{Nested: nested}
+			externals[piece] = External{Nested: nested, Withheld: withheld}
 			continue
 		}
-		x := External{Party: PartyOfExternals(names), Nested: nested}
+		x := External{Party: PartyOfExternals(names), Nested: nested, Withheld: withheld}
 		for h := range holders {
 			for _, g := range h.grants {
 				r := Rule{From: g.identity, To: x.Party, Contract: g.contract, Rules: g.rules, Audit: g.audit, Exit: g.exit}

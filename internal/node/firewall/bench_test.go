@@ -33,11 +33,11 @@ func BenchmarkSetEgress(b *testing.B) {
 				for i := range n {
 					list = append(list, out(workloadAddress, fmt.Sprintf("203.%d.%d.1/32", i>>8, i&255), fabric.TCP, 443, 443))
 				}
-				must.NoError(b, f.SetEgress(list))
+				must.NoError(b, f.SetEgress(list, nil))
 				more := append(list, out(workloadAddress, "198.51.100.1/32", fabric.TCP, 443, 443))
 				for b.Loop() {
-					must.NoError(b, f.SetEgress(more))
-					must.NoError(b, f.SetEgress(list))
+					must.NoError(b, f.SetEgress(more, nil))
+					must.NoError(b, f.SetEgress(list, nil))
 				}
 				return nil
 			}))

@@ -161,7 +161,7 @@ type uncut struct{ egress, ports, exposed bool }
 // cut ends the translated connections that nothing allows any more. The caller must hold mu.
 func (f *Firewall) cut() error {
 	if f.uncut.egress {
-		allowed := indexEgress(f.egress)
+		allowed := f.egress.index()
 		if err := forgetUnless(ctSNAT, wellknown.ExitMarkNode, func(t tracked) bool { return allowed.has(t.original) }); err != nil {
 			return err
 		}
@@ -215,26 +215,32 @@ func (f *Firewall) exposes(t tracked) bool {
 	})
 }
 
-// egressIndex finds entries by endpoint and protocol.
-type egressIndex map[egressKey][]Egress
+// egressIndex finds entries by endpoint, protocol, and whether the destination is withheld.
+type egressIndex struct {
+	letOut
+	entries map[egressKey][]Egress
+}
 
 type egressKey struct {
 	endpoint netip.Addr
 	protocol fabric.Protocol
+	withheld bool
 }
 
-func indexEgress(list []Egress) egressIndex {
-	index := egressIndex{}
-	for _, e := range list {
-		key := egressKey{e.Endpoint, e.Protocol}
-		index[key] = append(index[key], e)
+func (l letOut) index() egressIndex {
+	index := egressIndex{l, map[egressKey][]Egress{}}
+	for withheld, list := range map[bool][]Egress{false: l.wide, true: l.listed} {
+		for _, e := range list {
+			key := egressKey{e.Endpoint, e.Protocol, withheld}
+			index.entries[key] = append(index.entries[key], e)
+		}
 	}
 	return index
 }
 
 // has reports whether an entry allows packets of that direction.
 func (i egressIndex) has(t tuple) bool {
-	return slices.ContainsFunc(i[egressKey{t.source, t.protocol}], func(e Egress) bool {
+	return slices.ContainsFunc(i.entries[egressKey{t.source, t.protocol, i.withholds(netip.PrefixFrom(t.destination, t.destination.BitLen()))}], func(e Egress) bool {
 		return e.Prefix.Contains(t.destination) && e.Ports.Contains(t.to)
 	})
 }

@@ -137,14 +137,14 @@ func without(ranges, others []fabric.PortRange) []fabric.PortRange {
 }
 
 // egressSet is the kernel's set of what endpoints may reach with the node as exit. There are two
-// for each family: by port, and by ICMP message type.
+// for each family, by port and by ICMP message type, and the same again for what is withheld.
 type egressSet struct {
 	*nftables.Set
-	ipv6, icmp bool
+	ipv6, icmp, listed bool
 }
 
 func egressSets(table *nftables.Table) []egressSet {
-	one := func(name string, ipv6, icmp bool) egressSet {
+	one := func(name string, ipv6, icmp, listed bool) egressSet {
 		address, kind := nftables.TypeIPAddr, nftables.TypeICMPType
 		if ipv6 {
 			address, kind = nftables.TypeIP6Addr, nftables.TypeICMP6Type
@@ -153,12 +153,13 @@ func egressSets(table *nftables.Table) []egressSet {
 		if icmp {
 			key = []nftables.SetDatatype{address, address, kind}
 		}
-		return egressSet{ipv6: ipv6, icmp: icmp, Set: &nftables.Set{
+		return egressSet{ipv6: ipv6, icmp: icmp, listed: listed, Set: &nftables.Set{
 			Table: table, Name: name, Concatenation: true, Interval: true, KeyType: nftables.MustConcatSetType(key...),
 		}}
 	}
 	return []egressSet{
-		one("egress4", false, false), one("egress_icmp4", false, true), one("egress6", true, false), one("egress_icmp6", true, true),
+		one("egress4", false, false, false), one("egress_icmp4", false, true, false), one("egress6", true, false, false), one("egress_icmp6", true, true, false),
+		one("listed4", false, false, true), one("listed_icmp4", false, true, true), one("listed6", true, false, true), one("listed_icmp6", true, true, true),
 	}
 }
 
@@ -267,31 +268,53 @@ func commonBits(a, b []byte) int {
 	return len(a) * 8
 }
 
-// readEgress returns what the kernel's sets contain, ordered.
-func (f *Firewall) readEgress(conn *nftables.Conn) ([]Egress, error) {
-	var list []Egress
+// readEgress returns what the kernel's sets contain.
+func (f *Firewall) readEgress(conn *nftables.Conn) (have letOut, err error) {
 	for _, s := range egressSets(f.table()) {
 		elements, err := conn.GetSetElements(s.Set)
 		if err != nil {
-			return nil, fmt.Errorf("read set %s: %w", s.Name, err)
+			return letOut{}, fmt.Errorf("read set %s: %w", s.Name, err)
 		}
 		for _, e := range elements {
 			entry, err := s.entry(e)
 			if err != nil {
-				return nil, err
+				return letOut{}, err
 			}
-			list = append(list, entry)
+			list := have.entries(s.listed)
+			*list = append(*list, entry)
 		}
 	}
-	slices.SortFunc(list, compareEgress)
-	return list, nil
+	slices.SortFunc(have.wide, compareEgress)
+	slices.SortFunc(have.listed, compareEgress)
+	for _, s := range withheldSets(f.table()) {
+		elements, err := conn.GetSetElements(s.Set)
+		if err != nil {
+			return letOut{}, fmt.Errorf("read set %s: %w", s.Name, err)
+		}
+		prefixes, err := s.prefixes(elements)
+		if err != nil {
+			return letOut{}, err
+		}
+		have.withheld = append(have.withheld, prefixes...)
+	}
+	return have, nil
 }
 
 // fillEgress replaces the content of the sets.
-func (f *Firewall) fillEgress(conn *nftables.Conn, list []Egress) error {
+func (f *Firewall) fillEgress(conn *nftables.Conn, want letOut) error {
 	for _, s := range egressSets(f.table()) {
 		conn.FlushSet(s.Set)
-		if err := inParts(s.elements(list), func(part []nftables.SetElement) error { return conn.SetAddElements(s.Set, part) }); err != nil {
+		if err := inParts(s.elements(*want.entries(s.listed)), func(part []nftables.SetElement) error { return conn.SetAddElements(s.Set, part) }); err != nil {
+			return err
+		}
+	}
+	return f.fillWithheld(conn, want)
+}
+
+func (f *Firewall) fillWithheld(conn *nftables.Conn, want letOut) error {
+	for _, s := range withheldSets(f.table()) {
+		conn.FlushSet(s.Set)
+		if err := inParts(s.elements(want.withheld), func(part []nftables.SetElement) error { return conn.SetAddElements(s.Set, part) }); err != nil {
 			return err
 		}
 	}
@@ -323,18 +346,20 @@ func difference(a, b []Egress) []Egress {
 }
 
 // SetEgress replaces all that endpoints may reach with the node as exit, in one transaction that
-// writes the differences only. Entries may overlap; each must pass Check. Connections that no entry
-// allows any more end: the kernel forgets them. The list must be complete from the first call on.
-func (f *Firewall) SetEgress(list []Egress) error {
+// writes the differences only. Entries may overlap; each must pass Check. What is withheld, only
+// entries reach whose prefix is within the innermost withheld prefix around an address. Connections
+// that no entry allows any more end: the kernel forgets them. Both lists must be complete from the
+// first call on.
+func (f *Firewall) SetEgress(list []Egress, withheld []netip.Prefix) error {
 	for _, e := range list {
 		if err := e.Check(); err != nil {
 			return err
 		}
 	}
-	want := disjoint(list)
+	want := newLetOut(list, withheld)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.egressKnown && slices.Equal(f.egress, want) {
+	if f.egressKnown && f.egress.equal(want) {
 		return f.cut() // what an earlier call could not
 	}
 	if err := f.writeEgress(want); err != nil {
@@ -343,7 +368,7 @@ func (f *Firewall) SetEgress(list []Egress) error {
 	return f.cut()
 }
 
-func (f *Firewall) writeEgress(want []Egress) error {
+func (f *Firewall) writeEgress(want letOut) error {
 	before, err := generation()
 	if err != nil {
 		return err
@@ -355,15 +380,24 @@ func (f *Firewall) writeEgress(want []Egress) error {
 	have := f.egress
 	if !f.egressKnown {
 		if have, err = f.readEgress(conn); err != nil {
-			have = nil
+			have = letOut{}
 		}
 	}
-	gone := difference(have, want)
+	withheld := !slices.Equal(have.withheld, want.withheld)
+	gone := !f.egressKnown || withheld
 	for _, s := range egressSets(f.table()) {
+		have, want := *have.entries(s.listed), *want.entries(s.listed)
+		less := difference(have, want)
+		gone = gone || len(less) > 0
 		if err := errors.Join(
-			inParts(s.elements(gone), func(part []nftables.SetElement) error { return conn.SetDeleteElements(s.Set, part) }),
+			inParts(s.elements(less), func(part []nftables.SetElement) error { return conn.SetDeleteElements(s.Set, part) }),
 			inParts(s.elements(difference(want, have)), func(part []nftables.SetElement) error { return conn.SetAddElements(s.Set, part) }),
 		); err != nil {
+			return err
+		}
+	}
+	if withheld {
+		if err := f.fillWithheld(conn, want); err != nil {
 			return err
 		}
 	}
@@ -375,9 +409,9 @@ func (f *Firewall) writeEgress(want []Egress) error {
 		if err := conn.Flush(); err != nil {
 			return err
 		}
-		gone = have
+		gone = true
 	}
-	f.uncut.egress = f.uncut.egress || len(gone) > 0 || !f.egressKnown
+	f.uncut.egress = f.uncut.egress || gone
 	f.egress, f.egressKnown = want, true
 	if after, err := generation(); err == nil && f.generation == before && after == before+1 {
 		f.generation = after // nobody else changed anything

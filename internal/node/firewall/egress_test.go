@@ -96,7 +96,16 @@ func out(endpoint, prefix string, p fabric.Protocol, from, to uint16) firewall.E
 
 func (s *site) setEgress(list ...firewall.Egress) {
 	s.t.Helper()
-	s.do(func() error { return s.fw.SetEgress(list) })
+	s.do(func() error { return s.fw.SetEgress(list, nil) })
+}
+
+func (s *site) setEgressBut(withheld []string, list ...firewall.Egress) {
+	s.t.Helper()
+	var prefixes []netip.Prefix
+	for _, p := range withheld {
+		prefixes = append(prefixes, netip.MustParsePrefix(p))
+	}
+	s.do(func() error { return s.fw.SetEgress(list, prefixes) })
 }
 
 func TestEgress(t *testing.T) {
@@ -226,6 +235,71 @@ func TestWithdrawnEgressEnds(t *testing.T) {
 	answer(false, kept)
 	must.StrNotContains(t, s.run(s.node, "cat", "/proc/net/nf_conntrack"), "dport=81 ")
 	must.True(t, s.reaches(s.workload, "tcp", outsideAddress+":80"))
+}
+
+// Wide prefixes do not reach into what is withheld, whatever the mark says: only what is listed for
+// just that does. Connections to what is withheld later end.
+func TestWithheldEgress(t *testing.T) {
+	s := newSite(t)
+	s.ipv6()
+	s.echo(s.outside, 80)
+	s.echo(s.outside, 81)
+	for _, a := range []string{"192.0.2.10/24", "192.0.2.11/24", "192.0.2.12/24", "2001:db8::a/64", "2001:db8::b/64"} {
+		args := []string{"ip", "addr", "add", a, "dev", "eth0"}
+		if strings.Contains(a, ":") {
+			args = append(args, "nodad")
+		}
+		s.run(s.outside, args...)
+	}
+	s.apply()
+	s.mark(wellknown.ExitMarkNode)
+	all := []firewall.Egress{
+		out(workloadAddress, "0.0.0.0/0", fabric.TCP, 1, 65535), out(workload6, "::/0", fabric.TCP, 1, 65535),
+		out(workloadAddress, "192.0.2.11/32", fabric.TCP, 81, 81), out(workload6, "2001:db8::b/128", fabric.TCP, 81, 81),
+	}
+	s.setEgress(all...)
+	var conns []net.Conn
+	for _, to := range []string{"192.0.2.10:80", "192.0.2.12:80", "[2001:db8::a]:80"} {
+		c, err := s.dial(s.workload, "tcp", to)
+		must.NoError(t, err)
+		t.Cleanup(func() { c.Close() })
+		must.True(t, answers(c))
+		conns = append(conns, c)
+	}
+	withheld := []string{"240.0.0.0/4", "192.0.2.10/31", "192.0.2.10/32", "2001:db8::a/127", "ff00::/8"}
+	check := func() {
+		t.Helper()
+		for to, open := range map[string]bool{
+			outsideAddress + ":80": true, outsideAddress + ":81": true, "192.0.2.10:80": false, "192.0.2.10:81": false, "192.0.2.11:80": false, "192.0.2.11:81": true, "192.0.2.12:80": true,
+			"[" + outside6 + "]:80": true, "[2001:db8::a]:80": false, "[2001:db8::a]:81": false, "[2001:db8::b]:80": false, "[2001:db8::b]:81": true,
+		} {
+			must.Eq(t, open, s.reaches(s.workload, "tcp", to), must.Sprint(to))
+		}
+	}
+	s.setEgressBut(withheld, all...)
+	for i, goesOn := range []bool{false, true, false} {
+		must.Eq(t, goesOn, answers(conns[i]), must.Sprint(conns[i].RemoteAddr()))
+	}
+	check()
+	must.Eq(t, "", s.run(s.node, "sh", "-c", "nft list ruleset 2>&1 >/dev/null"))
+
+	// What others do to the sets is put back, and a second process keeps them.
+	for _, command := range []string{
+		"flush set inet sif withheld4", "delete element inet sif withheld6 { 2001:db8::a-2001:db8::b }", "flush set inet sif listed6", "flush chain inet sif exit_withheld",
+	} {
+		s.run(s.node, "nft", command)
+		must.Len(t, 1, s.apply(), must.Sprint(command))
+		must.SliceEmpty(t, s.apply())
+		check()
+	}
+	s.fw = firewall.New(config)
+	s.apply()
+	check()
+	s.setEgressBut(withheld, all...)
+	must.SliceEmpty(t, s.apply())
+	check()
+	s.setEgress(all...)
+	must.True(t, s.reaches(s.workload, "tcp", "192.0.2.10:80"))
 }
 
 // What others do to the sets is noticed and put back.

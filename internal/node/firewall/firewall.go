@@ -85,13 +85,12 @@ type Config struct {
 type Firewall struct {
 	config Config
 
-	mu     sync.Mutex
-	chosen setting
-	known  bool // SetPorts has set ports
-	ports  []PortMapping
-	// egress is ordered and disjoint.
+	mu          sync.Mutex
+	chosen      setting
+	known       bool // SetPorts has set ports
+	ports       []PortMapping
 	egressKnown bool // SetEgress has set egress
-	egress      []Egress
+	egress      letOut
 	uncut       uncut
 	writing     opened // for the rules that are being written
 	// written is the fingerprint of the table after it was written; empty before. Generation is
@@ -174,7 +173,7 @@ func (f *Firewall) intact(conn *nftables.Conn) bool {
 		return true
 	}
 	have, err := f.readEgress(conn)
-	return err == nil && slices.Equal(have, f.egress)
+	return err == nil && have.equal(f.egress)
 }
 
 // opened are the ports of the node's daemons, the marks of its links, and a limit, which may
@@ -296,6 +295,9 @@ func (f *Firewall) ownSets(table *nftables.Table) []*nftables.Set {
 		sets = append(sets, s.Set)
 	}
 	for _, s := range egressSets(table) {
+		sets = append(sets, s.Set)
+	}
+	for _, s := range withheldSets(table) {
 		sets = append(sets, s.Set)
 	}
 	return sets

@@ -36,8 +36,9 @@ type chain struct {
 
 // Chains to which rules of others go.
 const (
-	exitChain = "exit"      // what leaves by the node
-	openChain = "exit_open" // of that, what is allowed
+	exitChain     = "exit"          // what leaves by the node
+	withheldChain = "exit_withheld" // of that, what is for withheld prefixes
+	openChain     = "exit_open"     // of that, what is allowed
 )
 
 func (f *Firewall) chains(table *nftables.Table) []chain {
@@ -47,6 +48,7 @@ func (f *Firewall) chains(table *nftables.Table) []chain {
 	}
 	return []chain{
 		{&nftables.Chain{Table: table, Name: openChain}, (*Firewall).opening},
+		{&nftables.Chain{Table: table, Name: withheldChain}, (*Firewall).withheld},
 		{&nftables.Chain{Table: table, Name: exitChain}, (*Firewall).exit},
 		{base("raw", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw), (*Firewall).raw},
 		{base("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest), (*Firewall).prerouting},
@@ -256,8 +258,21 @@ func (f *Firewall) exit([]portMap) [][]expr.Any {
 		rule(related(), hidden(), accept()),
 		rule(answering(), drop(Exit)),
 	}
+	for _, s := range withheldSets(nil) {
+		rules = append(rules, rule(s.lookUp(), jump(withheldChain)))
+	}
+	return append(rules, allowed(false)...)
+}
+
+// withheld judges what entries for wider prefixes do not let out.
+func (f *Firewall) withheld([]portMap) [][]expr.Any { return allowed(true) }
+
+// allowed goes on with what is in the sets, and drops the rest.
+func allowed(listed bool) (rules [][]expr.Any) {
 	for _, s := range egressSets(nil) {
-		rules = append(rules, rule(s.lookUp(), jump(openChain)))
+		if s.listed == listed {
+			rules = append(rules, rule(s.lookUp(), jump(openChain)))
+		}
 	}
 	return append(rules, rule(drop(Exit)))
 }
