@@ -40,7 +40,6 @@ var counterNames = []string{Spoofed, ToHost, Inside, Unasked, Flood}
 // table is the nftables table, of which it remembers what it wrote.
 type table struct {
 	written string // the fingerprint after it was written; empty before
-	config  Config
 	exits   []Address
 }
 

@@ -263,7 +263,7 @@ func addressesOf(s Service, entries []*consulapi.ServiceEntry) (passing map[neti
 		a = a.Unmap().WithZone("")
 		passing[a] = passing[a] || e.Checks.AggregatedStatus() == consulapi.HealthPassing
 		if len(passing) >= MaxAddresses {
-			return passing, fmt.Errorf("Consul service %s has more than %d addresses; the others are not reached", s, MaxAddresses)
+			return passing, fmt.Errorf("service %s of Consul has more than %d addresses; the others are not reached", s, MaxAddresses)
 		}
 	}
 	if len(names) > 0 {
@@ -341,7 +341,7 @@ func (w *Watcher) Trouble() error {
 	for s, k := range w.services {
 		errs = append(errs, k.trouble)
 		if !k.empty.IsZero() {
-			errs = append(errs, fmt.Errorf("Consul says that service %s has no instance any more; its last addresses are kept for a minute", s))
+			errs = append(errs, fmt.Errorf("service %s has no instance any more, says Consul; its last addresses are kept for a minute", s))
 		}
 	}
 	slices.SortFunc(errs, func(a, b error) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })

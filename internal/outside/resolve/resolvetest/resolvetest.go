@@ -54,9 +54,9 @@ func Start(t testing.TB, handle dns.HandlerFunc) *Server {
 		})
 		started := make(chan struct{})
 		server.NotifyStartedFunc = func() { close(started) }
-		go server.ActivateAndServe()
+		go func() { _ = server.ActivateAndServe() }() // until Shutdown
 		<-started
-		t.Cleanup(func() { server.Shutdown() })
+		t.Cleanup(func() { _ = server.Shutdown() })
 	}
 	return s
 }
