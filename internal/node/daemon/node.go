@@ -80,13 +80,14 @@ type Node struct {
 	servers   *servers
 	onServers func()
 
-	mu       sync.Mutex
-	problems map[string]string   // errors by subject
-	findings map[string][]string // by who found them
-	repairs  repairs
-	enforced api.Enforced // by the last comparison of the data path, but for the age
-	compared time.Time    // when that was
-	nomad    string       // the ID of the node's Nomad client, empty before it is known
+	mu         sync.Mutex
+	broadcasts []netip.Addr        // of the machine's subnets
+	problems   map[string]string   // errors by subject
+	findings   map[string][]string // by who found them
+	repairs    repairs
+	enforced   api.Enforced // by the last comparison of the data path, but for the age
+	compared   time.Time    // when that was
+	nomad      string       // the ID of the node's Nomad client, empty before it is known
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
@@ -157,6 +158,9 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		}
 	}
 	n.servers = openServers(filepath.Join(c.DataDir, "servers.json"), c, n.Consul)
+	if _, err := n.lookAtSubnets(); err != nil {
+		return nil, err
+	}
 	n.prober = health.New(n.Self.Health4(), n.Self.Health6())
 	dir := filepath.Join(c.DataDir, "revision")
 	if n.Revision, err = revision.NewFollower(n.Consul, dir, n.Self.Fabric, n.Identity.Keys, log.Named("revision")); err != nil {
@@ -197,11 +201,13 @@ func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
 func (n *Node) Nodes() []fabric.Node { return nodesOf(n.Roster.Members()) }
 
 // Reserved returns the addresses that no external reaches unless a binding lists exactly them,
-// besides those of every fabric: the underlay addresses of the nodes, and the servers that these
-// work with.
-func (n *Node) Reserved() []netip.Prefix {
+// besides those of every fabric: the underlay addresses of the nodes, the servers that these work
+// with, and the broadcast addresses of this machine's subnets.
+func (n *Node) Reserved() []netip.Prefix { return n.reserved(n.Nodes()) }
+
+func (n *Node) reserved(nodes []fabric.Node) []netip.Prefix {
 	var list []netip.Prefix
-	for _, other := range append(n.Nodes(), n.Self) {
+	for _, other := range append(nodes, n.Self) {
 		if a := other.Underlay; a.IsValid() {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
 		}
@@ -211,6 +217,11 @@ func (n *Node) Reserved() []netip.Prefix {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
+	n.mu.Lock()
+	for _, a := range n.broadcasts {
+		list = append(list, netip.PrefixFrom(a, a.BitLen()))
+	}
+	n.mu.Unlock()
 	slices.SortFunc(list, netip.Prefix.Compare)
 	return slices.Compact(list)
 }

@@ -135,10 +135,11 @@ func (s *servers) addresses() []netip.Addr {
 	return slices.Collect(maps.Keys(s.seen))
 }
 
-// OnServers has f called when the addresses of servers have changed. It must be called before Run.
+// OnServers has f called when the addresses of servers, or the machine's subnets, have changed. It
+// must be called before Run.
 func (n *Node) OnServers(f func()) { n.onServers = f }
 
-// watchServers looks for the addresses of servers until ctx ends.
+// watchServers looks for the addresses of servers, and at the machine's subnets, until ctx ends.
 func (n *Node) watchServers(ctx context.Context) error {
 	tick := time.NewTicker(serversInterval)
 	defer tick.Stop()
@@ -148,7 +149,9 @@ func (n *Node) watchServers(ctx context.Context) error {
 			return nil
 		}
 		n.Degrade("addresses of servers", err)
-		if changed && n.onServers != nil {
+		moved, err := n.lookAtSubnets()
+		n.Degrade("broadcast addresses", err)
+		if (changed || moved) && n.onServers != nil {
 			n.onServers()
 		}
 		select {
