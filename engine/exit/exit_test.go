@@ -68,7 +68,7 @@ func newOutside(t testing.TB, farMTU int) *outside {
 	o.processor = o.instance.Namespace
 	o.router, o.host = ovstest.Namespace(t, "r"), ovstest.Namespace(t, "h")
 	o.sw = ovs.NewSwitch(o.instance.Config)
-	must.NoError(t, o.sw.Create(t.Context()))
+	ovstest.Patiently(t, func() error { return o.sw.Create(t.Context()) })
 
 	o.ip(o.processor, "link", "add", "up0", "type", "veth", "peer", "name", "down0", "netns", o.router)
 	o.ip(o.processor, "addr", "add", underlay4+"/24", "dev", "up0")

@@ -9,6 +9,7 @@ package ovstest
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -126,6 +127,22 @@ func (i *Instance) spawn(program string, args ...string) *exec.Cmd {
 		_ = c.Wait()
 	})
 	return c
+}
+
+// Patiently calls fn, which asks the daemons for something, again until it succeeds: an emulated
+// machine takes longer than an Open vSwitch tool waits. It gives up after two minutes.
+func Patiently(tb testing.TB, fn func() error) {
+	tb.Helper()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		err := fn()
+		switch {
+		case err == nil:
+			return
+		case !errors.Is(err, context.DeadlineExceeded) || time.Now().After(deadline):
+			tb.Fatal(err)
+		}
+	}
 }
 
 func (i *Instance) vsctl(args ...string) {
