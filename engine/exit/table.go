@@ -18,6 +18,7 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/wellknown"
@@ -50,7 +51,10 @@ func tableOf() *nftables.Table {
 // apply writes the table in one transaction unless it is as it was written for the same addresses,
 // and reports whether somebody else had changed it. The counters go on.
 func (t *table) apply(c Config, exits []Address) (repaired bool, err error) {
-	conn, err := nftables.New()
+	// All answers of the kernel come at once, and a buffer of the usual size is too small for them
+	// on Linux 6.1.
+	const room = 4 << 20
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetReadBuffer(room) }))
 	if err != nil {
 		return false, fmt.Errorf("set up the table %s: %w", tableName, err)
 	}

@@ -111,10 +111,14 @@ func New(c Config) *Firewall {
 // network namespace.
 func (f *Firewall) Trial() *Firewall { return New(f.config) }
 
-// newConn returns a connection to nftables that can carry the largest transaction.
+// newConn returns a connection to nftables that can carry the largest transaction, and the kernel's
+// answer to each of its messages: all come at once, and Linux 6.1 has no room for some 200 of them
+// in a buffer of the usual size.
 func newConn() (*nftables.Conn, error) {
 	const room = 64 << 20 // an element of the largest set needs some 100 bytes
-	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error { return c.SetWriteBuffer(room) }))
+	conn, err := nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(room), c.SetReadBuffer(room))
+	}))
 	if err != nil {
 		return nil, fmt.Errorf("call nftables: %w", err)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -172,11 +173,19 @@ func (s *site) echo(n ns.NetNS, port int) {
 
 func (s *site) dial(n ns.NetNS, network, address string) (conn net.Conn, err error) {
 	n.Do(func(ns.NetNS) error {
-		conn, err = net.DialTimeout(network, address, 300*time.Millisecond)
+		conn, err = net.DialTimeout(network, address, patience)
 		return nil
 	})
 	return conn, err
 }
+
+// patience is how long an answer may take. An emulated machine is slow.
+var patience = func() time.Duration {
+	if os.Getenv("SIF_TEST_MACHINE") != "" {
+		return 3 * time.Second
+	}
+	return 300 * time.Millisecond
+}()
 
 // reaches reports whether an echo comes back.
 func (s *site) reaches(n ns.NetNS, network, address string) bool {
@@ -189,7 +198,7 @@ func (s *site) reaches(n ns.NetNS, network, address string) bool {
 }
 
 func answers(c net.Conn) bool {
-	c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+	c.SetDeadline(time.Now().Add(patience))
 	if _, err := c.Write([]byte("x")); err != nil {
 		return false
 	}
