@@ -9,7 +9,6 @@ package ovstest
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -136,12 +135,13 @@ func Patiently(tb testing.TB, fn func() error) {
 	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		err := fn()
-		switch {
-		case err == nil:
+		if err == nil {
 			return
-		case !errors.Is(err, context.DeadlineExceeded) || time.Now().After(deadline):
+		}
+		if time.Now().After(deadline) {
 			tb.Fatal(err)
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
 }
 
