@@ -364,13 +364,37 @@ func (im image) fresh(identity uint32) bool {
 // write changes the maps from have to want and lists the changes. It removes first what is no
 // longer allowed, but gives an external whose party has changed its rules before: an address has
 // another party whenever one more service asks for its name, and flows to it go on. It continues
-// after an error, because the entries are independent.
+// after an error, because the entries are independent, apart from prefixes: an address that is
+// nobody's never gets the rights of a prefix around it, neither while write is at work nor if the
+// kernel does not take its entry.
 func write(d Datapath, have, want image) (changes []string, err error) {
 	var errs []error
 	do := func(err error, format string, args ...any) {
 		changes = append(changes, fmt.Sprintf(format, args...))
 		if err != nil {
 			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
+		}
+	}
+	lacking := map[uint32][]netip.Prefix{} // by interface: prefixes that must be nobody's, and are not
+	put := func(x bpf.External) {
+		if x.Identity != 0 && slices.ContainsFunc(lacking[x.Interface], func(p netip.Prefix) bool { return fabric.Covers(x.Prefix, p) }) {
+			x.Identity = 0
+		}
+		err := d.PutExternal(x)
+		if do(err, "set external %s", x.Prefix); err != nil && x.Identity == 0 {
+			lacking[x.Interface] = append(lacking[x.Interface], x.Prefix)
+		}
+	}
+	// The narrow ones come first; of those that go, they go last.
+	given, kept, gone := externalChanges(have, want)
+	for _, x := range given {
+		if x.Identity == 0 {
+			put(x)
+		}
+	}
+	for _, x := range kept {
+		if x.Identity != 0 && slices.ContainsFunc(lacking[x.Interface], func(p netip.Prefix) bool { return fabric.Covers(x.Prefix, p) }) {
+			put(x)
 		}
 	}
 	moved := map[uint32]bool{} // identities that externals get which are there
@@ -389,9 +413,9 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
 		}
 	}
-	for key, x := range want.externals {
-		if was, is := have.externals[key]; is && was != x && moved[x.Identity] {
-			do(d.PutExternal(x), "set external %s", x.Prefix)
+	for _, x := range given {
+		if _, is := have.externals[externalKey{x.Interface, x.Prefix}]; is && moved[x.Identity] {
+			put(x)
 		}
 	}
 	for pair := range have.pairs {
@@ -404,10 +428,8 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 			do(d.DeletePeer(addr), "remove peer %s", addr)
 		}
 	}
-	for key, x := range have.externals {
-		if _, stays := want.externals[key]; !stays {
-			do(d.DeleteExternal(x), "remove external %s", x.Prefix)
-		}
+	for _, x := range gone {
+		do(d.DeleteExternal(x), "remove external %s", x.Prefix)
 	}
 	for key, p := range have.published {
 		if _, stays := want.published[key]; !stays {
@@ -436,9 +458,9 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 			do(d.ReplacePair(pair, rules), "set the rules of identities %d to %d", pair.Source, pair.Destination)
 		}
 	}
-	for key, x := range want.externals {
-		if was, is := have.externals[key]; was != x && !(is && moved[x.Identity]) || !is {
-			do(d.PutExternal(x), "set external %s", x.Prefix)
+	for _, x := range given {
+		if _, is := have.externals[externalKey{x.Interface, x.Prefix}]; x.Identity != 0 && !(is && moved[x.Identity]) {
+			put(x)
 		}
 	}
 	for addr, p := range want.peers {
@@ -462,4 +484,27 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		}
 	}
 	return changes, errors.Join(errs...)
+}
+
+// externalChanges returns the externals that the maps lack, those that they have as they must be,
+// and those that go: the first two with narrow prefixes first, the last with wide ones first.
+func externalChanges(have, want image) (given, kept, gone []bpf.External) {
+	for key, x := range want.externals {
+		if was, is := have.externals[key]; is && was == x {
+			kept = append(kept, x)
+		} else {
+			given = append(given, x)
+		}
+	}
+	for key, x := range have.externals {
+		if _, stays := want.externals[key]; !stays {
+			gone = append(gone, x)
+		}
+	}
+	wideFirst := func(a, b bpf.External) int { return cmp.Compare(a.Prefix.Bits(), b.Prefix.Bits()) }
+	for _, list := range [][]bpf.External{given, kept} {
+		slices.SortFunc(list, func(a, b bpf.External) int { return wideFirst(b, a) })
+	}
+	slices.SortFunc(gone, wideFirst)
+	return given, kept, gone
 }

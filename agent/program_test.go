@@ -23,8 +23,9 @@ import (
 type memory struct {
 	image
 	broken      bool
-	refuse      netip.Addr // it does not take a peer with this address
-	log         []string   // what was taken away (-) and given (+), in order
+	refuse      netip.Addr   // it does not take a peer with this address
+	closed      netip.Prefix // it does not take a new external of this prefix
+	log         []string     // what was taken away (-) and given (+), in order
 	connections []bpf.Connection
 
 	changed func() // called after each change, unless it is nil
@@ -74,6 +75,9 @@ func (k *memory) DeletePeer(a netip.Addr) error {
 }
 func (k *memory) Peers() ([]bpf.Peer, error) { return slices.Collect(maps.Values(k.peers)), nil }
 func (k *memory) PutExternal(x bpf.External) error {
+	if _, is := k.externals[externalKey{x.Interface, x.Prefix}]; !is && x.Prefix == k.closed {
+		return errKernel
+	}
 	return k.do("+", func() { k.externals[externalKey{x.Interface, x.Prefix}] = x })
 }
 func (k *memory) DeleteExternal(x bpf.External) error {
@@ -203,6 +207,71 @@ func TestPartyOfAnAddressChanges(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, with(18).externals, k.externals)
 	must.Eq(t, with(18).pairs, k.pairs)
+}
+
+// identityOf returns whose an address is that may be called.
+func (im image) identityOf(a netip.Addr) (identity uint32) {
+	longest := -1
+	for key, x := range im.externals {
+		if key.Interface == 0 && key.Prefix.Contains(a) && key.Prefix.Bits() > longest {
+			identity, longest = x.Identity, key.Prefix.Bits()
+		}
+	}
+	return identity
+}
+
+// An address that is to be nobody's is never somebody else's meanwhile, nor if the kernel does not
+// take what keeps it from the prefixes around it.
+func TestNobodysAddressesStaySo(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		prefix := func(name string) netip.Prefix {
+			bits := rapid.IntRange(24, 32).Draw(t, name+" bits")
+			last := byte(rapid.IntRange(0, 3).Draw(t, name)) << 6
+			return netip.PrefixFrom(netip.AddrFrom4([4]byte{203, 0, 113, last}), bits).Masked()
+		}
+		draw := func(name string) image {
+			im := newImage()
+			for range rapid.IntRange(0, 5).Draw(t, name) {
+				x := bpf.External{Prefix: prefix(name), Identity: rapid.Uint32Range(0, 3).Draw(t, name+" identity")}
+				im.externals[externalKey{0, x.Prefix}] = x
+			}
+			return im
+		}
+		k, want := &memory{image: draw("have")}, draw("want")
+		have, err := readImage(k)
+		must.NoError(t, err)
+		if rapid.Bool().Draw(t, "refuses") {
+			k.closed = prefix("closed")
+			if want.externals[externalKey{0, k.closed}].Identity != 0 {
+				k.closed = netip.Prefix{}
+			}
+		}
+		check := func() {
+			for last := range 256 {
+				a := netip.AddrFrom4([4]byte{203, 0, 113, byte(last)})
+				if now := k.identityOf(a); want.identityOf(a) == 0 && now != 0 && now != have.identityOf(a) {
+					t.Fatalf("%s is %d's, which it neither was nor is to be", a, now)
+				}
+			}
+		}
+		k.changed = check
+		_, err = write(k, have, want)
+		if err == nil {
+			must.Eq(t, want.externals, k.externals)
+		}
+		for last := range 256 {
+			a := netip.AddrFrom4([4]byte{203, 0, 113, byte(last)})
+			if now := k.identityOf(a); want.identityOf(a) == 0 && now != 0 {
+				t.Fatalf("%s is still %d's", a, now)
+			}
+		}
+		k.closed, k.changed = netip.Prefix{}, nil
+		have, err = readImage(k)
+		must.NoError(t, err)
+		_, err = write(k, have, want)
+		must.NoError(t, err)
+		must.Eq(t, want.externals, k.externals)
+	})
 }
 
 // Writing goes on after an error and reports each.
