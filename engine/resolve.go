@@ -67,8 +67,9 @@ func (e *Engine) resolve(ctx context.Context, from rpc.Peer, p rpc.ResolveParams
 		reply = query.Refusal(p.Service, name)
 	} else {
 		reply = e.resolver.handler.Answer(ctx, query.Question{
-			Key:  names.Key{Asker: from.NodeID.String(), Service: p.Service, Name: name},
-			Type: p.Type, Source: from.NodeID.String(), Externals: externals,
+			Key: names.Key{Asker: from.NodeID.String(), Service: p.Service, Name: name},
+			// Each service has its own: one must not take what the others of its node need.
+			Type: p.Type, Source: from.NodeID.String() + " " + p.Service.String(), Externals: externals,
 			Granted: func(other string) bool { return len(naming(grants, other)) > 0 },
 		})
 	}

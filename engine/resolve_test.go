@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -307,4 +308,25 @@ func FuzzResolve(f *testing.F) {
 		}
 		must.SliceEmpty(t, table.Keys())
 	})
+}
+
+// A service that asks for more names than it may does not keep the others of its node from theirs.
+func TestOneServiceTakesNoOthersQuestions(t *testing.T) {
+	w := newWorld(t)
+	records := resolvetest.NewWorld(t, "logs.example.com. 60 IN A 192.0.2.3")
+	s := resolvetest.Start(t, records.ServeDNS)
+	e, _, _ := w.exitIn("aws1", filepath.Join(t.TempDir(), "names.json"), s.Addr)
+	for n, r := range []fabric.Request{w.request(1, "aws1", "w1", svc, allRoles), w.request(2, "aws1", "w1", web, allRoles)} {
+		_, err := w.connect(e, "w1", r)
+		must.NoError(t, err, must.Sprint(n))
+	}
+	limited := false
+	for n := 0; n < 10000 && !limited; n++ {
+		_, err := ask(e, agentNode("aws1", "w1"), svc, fmt.Sprintf("n%d.cdn.example.com", n), miekg.TypeA)
+		limited = err != nil && strings.Contains(err.Error(), "too many questions")
+	}
+	must.True(t, limited)
+	a, err := ask(e, agentNode("aws1", "w1"), web, "logs.example.com", miekg.TypeA)
+	must.NoError(t, err)
+	must.Eq(t, addresses("192.0.2.3"), a.Addresses())
 }

@@ -33,6 +33,9 @@ const (
 	MaxAddresses = 64   // of a name
 	MaxNames     = 1000 // of a service at an asker
 	MaxAsker     = 8000 // names of an asker
+
+	MaxServiceAddresses = 4096  // of all names of a service at an asker, and
+	MaxAskerAddresses   = 16384 // of all of an asker: whoever answers must not fill data paths
 )
 
 // loudFor is how long Full reports that a limit was reached.
@@ -79,6 +82,7 @@ type Table struct {
 	mu      sync.Mutex
 	entries map[Key]*entry
 	orders  map[Key]*list.List  // of *entry of an asker, and of a service at an asker: the last answered in front
+	sizes   map[Key]int         // addresses in each order
 	version uint64              // of which addresses there are
 	enacted uint64              // the version that is in force
 	dirty   bool                // something was changed since the last write
@@ -147,7 +151,7 @@ func Open(path string, margin time.Duration, now func() time.Time, log hclog.Log
 	// It is lazy because a workload waits for the write, and after a crash of the machine no
 	// connection is left.
 	file := statefile.File[[]stored]{Path: path, What: "the outside names in force", Lazy: true}
-	t := &Table{now: now, margin: margin, entries: map[Key]*entry{}, orders: map[Key]*list.List{}, full: map[limit]time.Time{}, version: 1}
+	t := &Table{now: now, margin: margin, entries: map[Key]*entry{}, orders: map[Key]*list.List{}, sizes: map[Key]int{}, full: map[limit]time.Time{}, version: 1}
 	t.saved = file.Saver(t.snapshot)
 	list, _, err := file.Read()
 	if errors.Is(err, statefile.ErrCorrupt) {
@@ -209,14 +213,27 @@ func (t *Table) set(key Key, addr netip.Addr, l life) {
 			e.elements[i] = t.orders[group].PushFront(e)
 		}
 	}
+	if _, had := e.addrs[addr]; !had {
+		t.counted(e, 1)
+	}
 	e.addrs[addr] = l
 	for i, group := range key.groups() {
 		t.orders[group].MoveToFront(e.elements[i])
 	}
 }
 
+// counted counts addresses that a name got or lost.
+func (t *Table) counted(e *entry, n int) {
+	for _, group := range e.key.groups() {
+		if t.sizes[group] += n; t.sizes[group] == 0 {
+			delete(t.sizes, group)
+		}
+	}
+}
+
 // drop removes a name.
 func (t *Table) drop(e *entry) {
+	t.counted(e, -len(e.addrs))
 	delete(t.entries, e.key)
 	for i, group := range e.key.groups() {
 		order := t.orders[group]
@@ -307,6 +324,8 @@ func (t *Table) put(key Key, addrs []netip.Addr, lasts time.Duration) (in []neti
 			if !t.room(key, addr) {
 				continue
 			}
+		}
+		if !had || !now.Before(l.end()) { // one that has ended may be in force no more
 			fresh = true
 			t.version++
 		}
@@ -324,10 +343,9 @@ func (t *Table) put(key Key, addrs []netip.Addr, lasts time.Duration) (in []neti
 // t.mu.
 func (t *Table) room(key Key, addr netip.Addr) bool {
 	now := t.now()
-	if have := t.addresses(key); have != nil {
-		if len(have) < MaxAddresses {
-			return true
-		}
+	service, asker := key.groups()[0], key.groups()[1]
+	have := t.addresses(key)
+	if len(have) >= MaxAddresses {
 		t.full[limit{"addresses", key}] = now
 		oldest, found := netip.Addr{}, false
 		for other, l := range have {
@@ -338,28 +356,34 @@ func (t *Table) room(key Key, addr netip.Addr) bool {
 		}
 		if found {
 			delete(have, oldest)
+			t.counted(t.entries[key], -1)
 			t.version++
 		}
 		return found
 	}
-	service, asker := key.groups()[0], key.groups()[1]
 	switch {
-	case t.count(service) >= MaxNames:
+	case have == nil && t.count(service) >= MaxNames:
 		t.full[limit{"names of a service", service}] = now
-		return t.giveWay(service, now)
-	case t.count(asker) >= MaxAsker:
+		return t.giveWay(service, key, now)
+	case have == nil && t.count(asker) >= MaxAsker:
 		t.full[limit{"names", asker}] = now
-		return t.giveWay(asker, now)
+		return t.giveWay(asker, key, now)
+	case t.sizes[service] >= MaxServiceAddresses:
+		t.full[limit{"addresses of a service", service}] = now
+		return t.giveWay(service, key, now)
+	case t.sizes[asker] >= MaxAskerAddresses:
+		t.full[limit{"addresses of all", asker}] = now
+		return t.giveWay(asker, key, now)
 	}
 	return true
 }
 
 // giveWay removes the name of a group that was answered longest ago among those that are not in
-// use, and returns false if there is none.
-func (t *Table) giveWay(group Key, now time.Time) bool {
+// use, for another one, and returns false if there is none.
+func (t *Table) giveWay(group, other Key, now time.Time) bool {
 	for at := t.orders[group].Back(); at != nil; at = at.Prev() {
 		e := at.Value.(*entry)
-		used := false
+		used := e.key == other
 		for _, l := range e.addrs {
 			used = used || now.Before(l.held)
 		}
@@ -414,6 +438,7 @@ func (t *Table) Expire() bool {
 	for _, e := range t.entries {
 		n := len(e.addrs)
 		maps.DeleteFunc(e.addrs, func(_ netip.Addr, l life) bool { return !now.Before(l.end()) })
+		t.counted(e, len(e.addrs)-n)
 		any = any || len(e.addrs) < n
 		if len(e.addrs) == 0 {
 			t.drop(e)
@@ -514,6 +539,10 @@ func (t *Table) Full() []string {
 			list = append(list, fmt.Sprintf("the outside name %s of %s%s has more than %d addresses: those that were answered longest ago are no longer reached", l.key.Name, l.key.Service, who, MaxAddresses))
 		case "names of a service":
 			list = append(list, fmt.Sprintf("service %s has asked for more than %d outside names%s: those that were asked for longest ago are no longer reached", l.key.Service, MaxNames, who))
+		case "addresses of a service":
+			list = append(list, fmt.Sprintf("the outside names of service %s%s have more than %d addresses: those that were asked for longest ago are no longer reached", l.key.Service, who, MaxServiceAddresses))
+		case "addresses of all":
+			list = append(list, fmt.Sprintf("the outside names of the services%s have more than %d addresses: those that were asked for longest ago are no longer reached", who, MaxAskerAddresses))
 		default:
 			list = append(list, fmt.Sprintf("the services%s have asked for more than %d outside names: those that were asked for longest ago are no longer reached", who, MaxAsker))
 		}

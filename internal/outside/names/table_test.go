@@ -332,3 +332,60 @@ func BenchmarkPut(b *testing.B) {
 		table.Put(web, addrs(n%MaxAddresses+100), time.Hour)
 	}
 }
+
+// An address that has ended is no more in force, whether it was removed or not: when it is answered
+// again, it is brought in force again.
+func TestAddressThatEndedIsNewAgain(t *testing.T) {
+	table, c, _ := fresh(t)
+	web := key("web", "api.example.com")
+	enacted := func() (times int) {
+		must.NoError(t, table.Enact(func() error { times++; return nil }))
+		return times
+	}
+	table.Put(web, addrs(1), time.Minute)
+	must.Eq(t, 1, enacted())
+	table.Put(web, addrs(1), time.Minute)
+	must.Eq(t, 0, enacted())
+	c.pass(time.Minute)
+	must.SliceEmpty(t, table.Named()) // so whoever enacts for another reason takes it away
+	table.Put(web, addrs(1), time.Minute)
+	must.Eq(t, 1, enacted())
+}
+
+// However many addresses the names of a service have, or those of all services, they are bounded,
+// and the newest are there.
+func TestAddressesOfManyNamesAreBounded(t *testing.T) {
+	table, c, path := fresh(t)
+	put := func(service string, names int) {
+		for n := range names {
+			c.pass(time.Millisecond)
+			var list []netip.Addr
+			for i := range MaxAddresses {
+				list = append(list, netip.AddrFrom4([4]byte{192, byte(n >> 8), byte(n), byte(i)}))
+			}
+			must.SliceLen(t, MaxAddresses, table.Put(key(service, fmt.Sprintf("n%d.example.com", n)), list, time.Hour))
+		}
+	}
+	count := func(table *Table, service string) (n int) {
+		for _, k := range table.Keys() {
+			if service == "" || k.Service.Name == service {
+				n += len(table.Known(k))
+			}
+		}
+		return n
+	}
+	put("web", MaxServiceAddresses/MaxAddresses+7)
+	must.Eq(t, MaxServiceAddresses, count(table, "web"))
+	must.StrContains(t, table.Full()[0], "the outside names of service shop/web have more than 4096 addresses")
+	for n := range MaxAskerAddresses/MaxServiceAddresses + 1 {
+		put(fmt.Sprintf("other%d", n), MaxServiceAddresses/MaxAddresses)
+	}
+	must.Eq(t, MaxAskerAddresses, count(table, ""))
+	must.Eq(t, MaxServiceAddresses, count(table, "other4"))
+	must.NoError(t, table.Stored())
+	must.Eq(t, MaxAskerAddresses, count(open(t, path, 0, c), ""))
+	// What has ended makes room.
+	c.pass(2 * time.Hour)
+	must.True(t, table.Expire())
+	must.MapEmpty(t, table.sizes)
+}
