@@ -156,7 +156,7 @@ func (l layout) image(w desired.Workload) (image, error) {
 		if err != nil {
 			lacking.add(err, w.Host)
 		} else {
-			for _, p := range hostPrefixes {
+			for _, p := range wellknown.HostPrefixes() {
 				im.externals[externalKey{0, p}] = bpf.External{Prefix: p, Identity: n}
 			}
 		}
@@ -200,11 +200,6 @@ func (l layout) image(w desired.Workload) (image, error) {
 		}
 	}
 	return im, lacking
-}
-
-// hostPrefixes are the addresses at which endpoints reach their own node.
-var hostPrefixes = []netip.Prefix{
-	netip.PrefixFrom(wellknown.LinkLocal4, wellknown.LinkLocal4.BitLen()), netip.PrefixFrom(wellknown.LinkLocal6, wellknown.LinkLocal6.BitLen()),
 }
 
 // interfaces returns the interfaces by which packets may come from a prefix, 0 for packets to it,

@@ -105,3 +105,8 @@ const (
 // LinkSocket is the name of the socket in the run directory of `sif link` over which it is told
 // which devices to make. No interface can have this name, so no device's own socket can.
 const LinkSocket = "link.sock"
+
+// HostPrefixes returns the addresses at which workloads reach their own node, as prefixes.
+func HostPrefixes() []netip.Prefix {
+	return []netip.Prefix{netip.PrefixFrom(LinkLocal4, LinkLocal4.BitLen()), netip.PrefixFrom(LinkLocal6, LinkLocal6.BitLen())}
+}

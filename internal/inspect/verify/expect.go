@@ -147,16 +147,11 @@ func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission
 	w := desired.ForWorkload(n.ID(), topology, live, docs, outside)
 	x := inWordsOfDumps(w.Endpoints, w.Externals, w.Rules)
 	if w.Host != "" {
-		for _, p := range hostPrefixes {
+		for _, p := range wellknown.HostPrefixes() {
 			x.externals[p] = api.DumpExternal{Prefix: p, Identity: w.Host.String(), Out: true}
 		}
 	}
 	return x
-}
-
-// hostPrefixes are the addresses at which workloads reach their own node.
-var hostPrefixes = []netip.Prefix{
-	netip.PrefixFrom(wellknown.LinkLocal4, wellknown.LinkLocal4.BitLen()), netip.PrefixFrom(wellknown.LinkLocal6, wellknown.LinkLocal6.BitLen()),
 }
 
 func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]desired.External, rules []desired.Rule) expected {
