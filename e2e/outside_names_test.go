@@ -6,6 +6,8 @@
 package e2e
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"net/netip"
@@ -19,6 +21,10 @@ import (
 
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/e2e/internet"
+	"github.com/sif-project/sif/e2e/lab"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // question asks the node's resolver from inside a workload.
@@ -214,7 +220,7 @@ func TestOutsideNames(t *testing.T) {
 }
 
 // TestOutsideStolenNode has who holds a workload node try to name addresses outside: by its own
-// maps. The exit knows better.
+// maps, and by the engine. The exit knows better.
 func TestOutsideStolenNode(t *testing.T) {
 	world.withGraph(t, world.namesGraph(t, `"api.example.com"`))
 	w := world.workload(t, "getaway-app/news-gw", "aws1")
@@ -259,4 +265,93 @@ func TestOutsideStolenNode(t *testing.T) {
 		_, err = seen(w, allowed, 2*time.Second)
 		must.NoError(t, err)
 	})
+
+	t.Run("the node asks for others", func(t *testing.T) {
+		h := world.hostile(t, "aws1")
+		var engine fabric.Node
+		for _, n := range world.Topology.Nodes(lab.Processor) {
+			if n.Zone == h.id.Zone {
+				record, _ := world.record(t, fabric.NodeID{Zone: n.Zone, Name: n.Name})
+				must.NoError(t, json.Unmarshal(record.Node.Payload, &engine))
+			}
+		}
+		must.NoError(t, world.In(h.machine, func() error {
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			defer cancel()
+			handler := func(context.Context, rpc.Peer, string, json.RawMessage) (any, error) { return nil, nil }
+			conn, err := rpc.Dial(ctx, netip.AddrPortFrom(engine.Underlay, engine.Engine).String(), h.identity.ClientTLS(identity.OfNode(engine)), h.identity, handler)
+			if err != nil {
+				return err
+			}
+			defer conn.Close()
+			ask := func(service, name string) (*dns.Msg, error) {
+				ref, err := fabric.ParseRef(service)
+				if err != nil {
+					return nil, err
+				}
+				var reply rpc.ResolveReply
+				if err := conn.Call(ctx, rpc.MethodResolve, rpc.ResolveParams{Service: ref, Name: name, Type: dns.TypeA}, &reply); err != nil {
+					return nil, err
+				}
+				m := new(dns.Msg)
+				return m, m.Unpack(reply.Message)
+			}
+			for _, q := range [][2]string{
+				{"getaway-app/news-gw", "news.example.com"},       // not in its contract
+				{"getaway-app/places-gw", "api.example.com"},      // not its contract
+				{"getaway-app/getaway-svc", "places.example.com"}, // has none
+				{"voting-app/result-db", "api.example.com"},       // not on this node
+				{"getaway-app/news-gw", "API.example.com"},        // not as names are written
+			} {
+				m, err := ask(q[0], q[1])
+				if err == nil && (m.Rcode == dns.RcodeSuccess || len(m.Answer) > 0) {
+					return fmt.Errorf("the engine resolved %s for %s: %v", q[1], q[0], m.Answer)
+				}
+			}
+			// The lease decides: it is on this node, or it is not.
+			m, err := ask("getaway-app/news-gw", "api.example.com")
+			if got := err == nil && slices.Contains(addressesIn(m), allowed.Addr()); got != (w.node == h.machine) {
+				return fmt.Errorf("%s runs on %s; node %s resolves its name: %t, %v", w.service, w.node, h.machine, got, err)
+			}
+			return nil
+		}))
+		// The connection took the place of the agent's own, which has its place again.
+		resolves(t, w, "api.example.com", dns.TypeA)
+		world.allWell(t, 40*time.Second)
+	})
+}
+
+// TestOutsideNameIsShared gives two services the same address by names with other ports: each gets
+// what its own name grants.
+func TestOutsideNameIsShared(t *testing.T) {
+	graph := external(t, world.getaway(t), "news-provider", `    names = ["one.example.org"]`)
+	graph = external(t, graph, "places-provider", `    names = ["two.example.org"]`)
+	graph = contract(t, graph, "news-source", `    originators = ["news-gw"]
+    responders  = ["news-provider"]
+    rule {
+      protocol = "tcp"
+      ports    = [443]
+    }`)
+	graph = contract(t, graph, "places-source", `    originators = ["places-gw"]
+    responders  = ["places-provider"]
+    rule {
+      protocol = "tcp"
+      ports    = [444]
+    }`)
+	world.withGraph(t, graph)
+	shared := world.outside(t, "provider").Address(4)
+	must.NoError(t, world.SetRecords(internet.Records{"one.example.org": {Addresses: []netip.Addr{shared}, TTL: 60}, "two.example.org": {Addresses: []netip.Addr{shared}, TTL: 60}}))
+	t.Cleanup(func() { must.NoError(t, world.SetRecords(nil)) })
+	for _, zone := range []string{"aws1", "gcp1"} {
+		news, places := world.workload(t, "getaway-app/news-gw", zone), world.workload(t, "getaway-app/places-gw", zone)
+		must.True(t, slices.Contains(resolves(t, news, "one.example.org", dns.TypeA), shared))
+		must.True(t, slices.Contains(resolves(t, places, "two.example.org", dns.TypeA), shared))
+		for w, port := range map[workload]uint16{news: 443, places: 444} {
+			_, err := seen(w, netip.AddrPortFrom(shared, port), 2*time.Second)
+			must.NoError(t, err, must.Sprintf("from %s, port %d", w, port))
+			unreachable(t, w, netip.AddrPortFrom(shared, 443+444-port))
+		}
+		refusesName(t, news, "two.example.org", dns.TypeA)
+		refusesName(t, places, "one.example.org", dns.TypeA)
+	}
 }
