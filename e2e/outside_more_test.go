@@ -108,7 +108,7 @@ func TestOutsideNode(t *testing.T) {
     responders  = ["%[1]s-provider"]
     rule {
       protocol = "tcp"
-      ports    = [8500, 4646]
+      ports    = [8500, 4646, 4317, 4318]
     }
     rule {
       protocol = "udp"
@@ -170,6 +170,27 @@ func TestOutsideNode(t *testing.T) {
 			return err
 		})
 
+		// What listens on all addresses of the node: exposed, and not.
+		link6 := wellknown.LinkLocal6.WithZone("eth0")
+		for _, port := range []uint16{4317, 4318} {
+			all, err := listen(world.NetNS(w.node), netip.AddrPortFrom(netip.IPv6Unspecified(), port))
+			must.NoError(t, err)
+			t.Cleanup(func() { all.Close() })
+		}
+		eventually(t, 5*time.Second, func() error {
+			conn, err := dial(w.netns, netip.AddrPortFrom(link6, 4317), time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		for _, a := range []netip.Addr{link4, link6} {
+			if conn, err := dial(w.netns, netip.AddrPortFrom(a, 4318), 700*time.Millisecond); err == nil {
+				conn.Close()
+				t.Errorf("%s reaches port 4318 of its node at %s", w, a)
+			}
+		}
+
 		// Who has no contract has nothing, by no address of the node.
 		svc := world.workload(t, "getaway-app/places-gw", zone)
 		for _, a := range []netip.Addr{link4, netip.MustParseAddr(world.Topology.Node(svc.node).Address), netip.MustParseAddr(world.Topology.Node(svc.node).Address6)} {
@@ -178,6 +199,10 @@ func TestOutsideNode(t *testing.T) {
 				conn.Close()
 			}
 			must.Error(t, err)
+		}
+		if conn, err := dial(svc.netns, netip.AddrPortFrom(link6, 4317), 700*time.Millisecond); err == nil {
+			conn.Close()
+			t.Errorf("%s reaches port 4317 of its node at %s", svc, link6)
 		}
 		// DNS stays DNS.
 		_, err = question(svc, "news-gw.getaway-app.sif", dns.TypeA, 2*time.Second)

@@ -186,6 +186,7 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 		// What workloads reach on their node if a contract says so: Consul's agent, a collector.
 		c.block("expose", "port", 8500, "to", "127.0.0.1:8500")
 		c.block("expose", "protocol", "udp", "port", 8125, "to", "127.0.0.1:8125")
+		c.block("expose", "port", 4317, "to", "[fe80::1]:4317")
 		c.block("cni", "plugin_dir", plugins, "config_dir", configs, "socket", filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
 	}
 	p, err := l.daemon(node, daemon, c)
