@@ -61,7 +61,7 @@ func outsideNames(ctx context.Context, f *fabric, r *Report) error {
 		}
 		group := fmt.Sprintf("outside name that resolves by %s, %d names", exit.name, lookups)
 		r.times(group, "first question → answer, beyond the resolver", l.answer, below(5), below(5))
-		r.times(group, "first question → connected, beyond resolver and connecting", l.connection, none, none)
+		r.times(group, "first question → first request answered, beyond resolver and connecting", l.connection, none, none)
 		r.times(group, "first question → answer", l.whole, none, none)
 		r.times(group, "the resolver itself", l.resolver, none, none)
 		r.times(group, "further question → answer", l.known, none, none)
