@@ -59,6 +59,27 @@ var reserved = []netip.Prefix{
 // ranges, its nodes, and the servers of Consul, Vault and Nomad.
 func Reserved() []netip.Prefix { return slices.Clone(reserved) }
 
+// translated are prefixes of IPv6 in which gateways reach the IPv4 address that follows.
+var translated = []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("2002::/16")}
+
+// Translated returns the prefixes and, of those of IPv4, what stands for them behind gateways from
+// IPv6: who lists such a gateway lists no reserved address behind it.
+func Translated(prefixes []netip.Prefix) []netip.Prefix {
+	list := slices.Clone(prefixes)
+	for _, p := range prefixes {
+		if !p.Addr().Is4() {
+			continue
+		}
+		v4 := p.Addr().As4()
+		for _, t := range translated {
+			raw := t.Addr().As16()
+			copy(raw[t.Bits()/8:], v4[:])
+			list = append(list, netip.PrefixFrom(netip.AddrFrom16(raw), t.Bits()+p.Bits()))
+		}
+	}
+	return list
+}
+
 // Covers reports whether every address of inner is one of outer.
 func Covers(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
@@ -94,13 +115,13 @@ type Registered struct {
 // ReservedBy returns a reserved prefix that keeps an external from having a prefix, and false if
 // none does.
 func (o Outside) ReservedBy(x Peer, p netip.Prefix) (netip.Prefix, bool) {
-	for _, r := range o.Ranges {
+	for _, r := range Translated(o.Ranges) {
 		if Covers(r, p) {
 			return r, true
 		}
 	}
 	for _, list := range [][]netip.Prefix{Reserved(), o.Reserved} {
-		for _, r := range list {
+		for _, r := range Translated(list) {
 			if Covers(r, p) && !Lifted(x.Listed, r, p) {
 				return r, true
 			}

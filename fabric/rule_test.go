@@ -399,3 +399,16 @@ func TestExternalGrants(t *testing.T) {
 	must.Eq(t, []netip.Prefix{prefix}, grants[0].Prefixes)
 	must.Len(t, 0, ExternalGrants(Identity{Service: web}, doc)) // without the role
 }
+
+// Who lists a gateway from IPv6 to IPv4 reaches no reserved address behind it.
+func TestReservedBehindTranslation(t *testing.T) {
+	known := Outside{Ranges: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")}, Reserved: []netip.Prefix{netip.MustParsePrefix("10.0.0.5/32")}}
+	x := Peer{Listed: []netip.Prefix{netip.MustParsePrefix("64:ff9b::/96"), netip.MustParsePrefix("2002::/16")}}
+	for address, reserved := range map[string]bool{
+		"64:ff9b::8.8.8.8": false, "64:ff9b::169.254.169.254": true, "64:ff9b::10.0.0.5": true, "64:ff9b::10.0.0.6": false, "64:ff9b::100.64.0.1": true,
+		"2002:808:808::1": false, "2002:a9fe:a9fe::1": true, "2002:a00:5::1": true,
+	} {
+		_, is := known.ReservedBy(x, netip.PrefixFrom(netip.MustParseAddr(address), 128))
+		must.Eq(t, reserved, is, must.Sprint(address))
+	}
+}

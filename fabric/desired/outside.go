@@ -213,11 +213,11 @@ func (o *outside) resolve(zone bool) (map[netip.Prefix]External, []Rule) {
 			pieces[p.Masked()] = true
 		}
 	}
-	for _, r := range o.known.Ranges {
+	for _, r := range fabric.Translated(o.known.Ranges) {
 		barred.add(r, true)
 		cut(r)
 	}
-	for _, r := range slices.Concat(fabric.Reserved(), o.known.Reserved) {
+	for _, r := range fabric.Translated(slices.Concat(fabric.Reserved(), o.known.Reserved)) {
 		barred.add(r, false)
 		// A data path cannot tell an IPv4-mapped address from the IPv4 address, whose pieces count.
 		if !r.Addr().Is4In6() {
