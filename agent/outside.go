@@ -420,5 +420,5 @@ func (e *engines) latest(id fabric.NodeID) caller {
 
 // reservations returns which addresses are the fabric's, and which are reserved.
 func (a *Agent) reservations() fabric.Outside {
-	return fabric.Outside{Ranges: a.node.Self.Ranges, Reserved: a.node.Reserved()}
+	return fabric.Outside{Ranges: a.node.Inside(), Reserved: a.node.Reserved()}
 }

@@ -103,7 +103,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 
 // known returns what is known of the outside besides documents and names.
 func (d *Daemon) known() fabric.Outside {
-	known := fabric.Outside{Ranges: d.node.Self.Ranges, Reserved: d.node.Reserved()}
+	known := fabric.Outside{Ranges: d.node.Inside(), Reserved: d.node.Reserved()}
 	if d.registered != nil {
 		d.registered.Follow(d.documents())
 		known.Registered = d.registered.Registered()

@@ -91,7 +91,8 @@ func Covers(outer, inner netip.Prefix) bool {
 type Outside struct {
 	Named      []Named      `json:"named,omitempty"`
 	Registered []Registered `json:"registered,omitempty"`
-	// Ranges are those of the fabric. Their addresses never belong to an external.
+	// Ranges are those of the fabric, and the addresses of a workload's own node. They never belong
+	// to an external with prefixes, names or a Consul service.
 	Ranges []netip.Prefix `json:"ranges,omitempty"`
 	// Reserved are addresses that no external reaches unless a binding lists exactly them, besides
 	// those of every fabric (see Reserved): nodes, and servers of Consul, Vault and Nomad.

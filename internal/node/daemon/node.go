@@ -42,6 +42,7 @@ import (
 	"github.com/sif-project/sif/internal/trust/revocation"
 	"github.com/sif-project/sif/internal/trust/roster"
 	"github.com/sif-project/sif/internal/version"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // reportInterval is how often a node reports its status to the controller.
@@ -199,6 +200,10 @@ func (n *Node) member(id fabric.NodeID) (fabric.Node, bool) {
 
 // Nodes returns the nodes of the fabric.
 func (n *Node) Nodes() []fabric.Node { return nodesOf(n.Roster.Members()) }
+
+// Inside returns the prefixes that are never an external's, whatever a binding lists: the fabric's,
+// and the addresses at which workloads reach their own node.
+func (n *Node) Inside() []netip.Prefix { return append(wellknown.HostPrefixes(), n.Self.Ranges...) }
 
 // Reserved returns the addresses that no external reaches unless a binding lists exactly them,
 // besides those of every fabric: the underlay addresses of the nodes, the servers that these work
