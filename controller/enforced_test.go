@@ -97,7 +97,8 @@ func testEnforced(t *testing.T, w *world) {
 	a, err = ask(reader, "app/svc", "192.0.2.1", 80)
 	must.NoError(t, err)
 	must.False(t, a.Allowed)
-	must.True(t, a.Agree)
+	must.False(t, a.Agree) // the sender judges it as well
+	must.Eq(t, []string{"what aws1/w2 enforces is not known: read the data path: no maps"}, a.Flows[0].Differs)
 
 	_, err = ask(reader, "app/svc", "news/svc", 8080)
 	must.StrContains(t, code(t, api.CodeForbidden, err).Message, `may not read domain "news": it has none of the Consul policies or roles sif-read, sif-read-news, sif-operator`)
