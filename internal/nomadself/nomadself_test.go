@@ -49,8 +49,12 @@ client {
 	must.Eq(t, plugins, self.CNIPath)
 	must.Eq(t, networks, self.CNIConfigDir)
 	must.StrContains(t, self.Version, ".")
-	nodes, _, err := client(token).Nodes().List(nil)
-	must.NoError(t, err)
+	var nodes []*nomadapi.NodeListStub
+	for deadline := time.Now().Add(30 * time.Second); len(nodes) == 0; time.Sleep(50 * time.Millisecond) {
+		must.True(t, time.Now().Before(deadline), must.Sprint("the client has not registered"))
+		nodes, _, err = client(token).Nodes().List(nil)
+		must.NoError(t, err)
+	}
 	must.Len(t, 1, nodes)
 	must.Eq(t, nodes[0].ID, self.NodeID)
 }
