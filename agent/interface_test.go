@@ -61,7 +61,7 @@ func TestVeth(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 1376, inside.Attrs().MTU)
 		for _, l := range []struct{ network, address string }{{"udp4", "100.64.0.9:1"}, {"udp6", "[fd5f::9]:1"}, {"udp4", "169.254.1.1:1"}, {"udp6", "[fe80::1%eth0]:1"}} {
-			c, err := net.Dial(l.network, l.address)
+			c, err := net.Dial(l.network, testhost.Zoned(l.address))
 			must.NoError(t, err)
 			must.True(t, slices.Contains([]netip.Addr{v4, v6}, netip.MustParseAddrPort(c.LocalAddr().String()).Addr()))
 			must.NoError(t, c.Close())

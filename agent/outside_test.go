@@ -176,7 +176,7 @@ func testOutsideOfNode(t *testing.T, mechanism bpf.Mechanism) {
 	serve(node, ":8501")
 	reaches := func(n ns.NetNS, to string, patience time.Duration) bool {
 		var conn net.Conn
-		in(n, func() { conn, err = net.DialTimeout("tcp", to, patience) })
+		in(n, func() { conn, err = net.DialTimeout("tcp", testhost.Zoned(to), patience) })
 		if err != nil {
 			return false
 		}

@@ -21,6 +21,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 // These tests run real workloads: network namespaces connected by veth pairs to a node that
@@ -119,7 +121,7 @@ func (w *workload) serve(address string) {
 }
 
 func (w *workload) dial(address string) (c net.Conn, err error) {
-	w.inside(func() { c, err = net.DialTimeout("tcp", address, 400*time.Millisecond) })
+	w.inside(func() { c, err = net.DialTimeout("tcp", testhost.Zoned(address), 400*time.Millisecond) })
 	if err == nil {
 		w.t.Cleanup(func() { _ = c.Close() })
 	}

@@ -23,6 +23,8 @@ import (
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/internal/testhost"
 )
 
 // within calls fn on a thread in the network namespace at path. Sockets that fn opens belong to it.
@@ -41,7 +43,7 @@ func dial(path string, to netip.AddrPort, timeout time.Duration) (net.Conn, erro
 		// For a single literal address, the dialer opens its socket on the calling goroutine.
 		d := net.Dialer{Timeout: timeout}
 		d.SetMultipathTCP(false)
-		return d.Dial("tcp", to.String())
+		return d.Dial("tcp", testhost.Zoned(to.String()))
 	})
 }
 

@@ -7,6 +7,8 @@
 package testhost
 
 import (
+	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"strings"
@@ -52,4 +54,20 @@ func UnmetHere(t testing.TB, why string) {
 		t.Fatal(err)
 	}
 	t.Skipf("%s (Linux %s); the virtual machines run this test", why, strings.TrimSpace(string(release)))
+}
+
+// Zoned returns a network address with the zone of its IPv6 address, such as "eth0" in
+// "[fe80::1%eth0]:80", as the index that the interface has in this thread's network namespace.
+// Package net remembers which index a name has for a minute, whatever the namespace.
+func Zoned(address string) string {
+	before, rest, has := strings.Cut(address, "%")
+	name, after, closed := strings.Cut(rest, "]")
+	if !has || !closed {
+		return address
+	}
+	i, err := net.InterfaceByName(name)
+	if err != nil {
+		return address // the caller's own error says so
+	}
+	return fmt.Sprintf("%s%%%d]%s", before, i.Index, after)
 }

@@ -173,7 +173,7 @@ func (s *site) echo(n ns.NetNS, port int) {
 
 func (s *site) dial(n ns.NetNS, network, address string) (conn net.Conn, err error) {
 	n.Do(func(ns.NetNS) error {
-		conn, err = net.DialTimeout(network, address, patience)
+		conn, err = net.DialTimeout(network, testhost.Zoned(address), patience)
 		return nil
 	})
 	return conn, err
