@@ -127,8 +127,7 @@ func (l layout) image(w desired.Workload) (image, error) {
 		if e.Way != desired.OwnInterface {
 			continue
 		}
-		ep := bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6, Exit: l.exits.marks[e.Endpoint], Reject: l.reject[e.Endpoint]}
-		im.endpoints[index] = ep
+		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6, Exit: l.exits.marks[e.Endpoint], Reject: l.reject[e.Endpoint]}
 		for _, c := range e.Checks {
 			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
 		}

@@ -156,26 +156,18 @@ var errNoExit = errors.New("no processor of the zone is an exit for this endpoin
 // externals are those that an endpoint may reach.
 type externals []fabric.Peer
 
-// externalsOf returns the externals that an endpoint may reach.
-func externalsOf(adm fabric.Admission, docs map[fabric.Ref]fabric.Document, now time.Time) (list externals) {
-	for _, g := range fabric.EgressGrants(adm.Identity(), docs[adm.Service].At(now)) {
+// egress returns the externals that an endpoint may reach.
+func (r *resolver) egress(adm fabric.Admission) (list externals) {
+	for _, g := range fabric.EgressGrants(adm.Identity(), r.documents()[adm.Service].At(r.agent.now())) {
 		list = append(list, g.External)
 	}
 	return list
 }
 
-func (a *Agent) egress(adm fabric.Admission) externals {
-	return externalsOf(adm, a.node.Revision.Documents(), a.now())
-}
-
-func (r *resolver) egress(adm fabric.Admission) externals {
-	return externalsOf(adm, r.documents(), r.agent.now())
-}
-
 // naming returns those of the externals that name a name.
 func (x externals) naming(name string) (list []fabric.Peer) {
 	for _, p := range x {
-		if slices.ContainsFunc(p.Names, func(pattern string) bool { return fabric.MatchName(pattern, name) }) {
+		if p.HasName(name) {
 			list = append(list, p)
 		}
 	}

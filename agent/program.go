@@ -59,7 +59,8 @@ func (a *Agent) program() error {
 		a.target = image{} // not known
 		return err
 	}
-	return errors.Join(a.apply(want), lacking)
+	// Before the maps, so that what they let out is not dropped on its way.
+	return errors.Join(a.firewall.SetEgress(want.egress, want.withheld), a.apply(want), lacking)
 }
 
 // programFor is program, but succeeds if the kernel has all that concerns the endpoint. An entry
@@ -84,10 +85,8 @@ func (a *Agent) inKernel(adm fabric.Admission) bool {
 // apply writes the difference to what was written last. The caller must hold programming.
 func (a *Agent) apply(want image) error {
 	a.target = want
-	// Before the maps, so that what they let out is not dropped on its way.
-	outside := a.firewall.SetEgress(want.egress, want.withheld)
 	if reflect.DeepEqual(a.written, want) {
-		return outside
+		return nil
 	}
 	if _, err := write(a.data, a.written, want); err != nil {
 		// Some of the changes may have been made. The maps tell which, and the next call writes the
@@ -96,10 +95,10 @@ func (a *Agent) apply(want image) error {
 			a.written = have
 			a.written.egress, a.written.withheld = want.egress, want.withheld
 		}
-		return errors.Join(outside, fmt.Errorf("program the data path: %w", err))
+		return fmt.Errorf("program the data path: %w", err)
 	}
 	a.written = want
-	return outside
+	return nil
 }
 
 // Reconcile compares the maps in the kernel with the desired state, repairs them, and counts what
@@ -115,12 +114,12 @@ func (a *Agent) Reconcile() error {
 	// Changes that were not written yet are not differences, so they are written first. After a
 	// start nothing is known to be written, and the maps must be read before they are changed.
 	started := a.written.pairs != nil
+	outside := a.firewall.SetEgress(want.egress, want.withheld)
 	if started {
 		if err := a.apply(want); err != nil {
 			a.log.Warn("cannot program the data path, trying again", logkey.Error, err)
 		}
 	}
-	outside := a.firewall.SetEgress(want.egress, want.withheld) // also after a start
 	have, err := readImage(a.data)
 	if err != nil {
 		return fmt.Errorf("read the data path: %w", err)
@@ -177,8 +176,9 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	if l.published, err = a.ports.published(); err != nil {
 		return image{}, nil, err
 	}
-	a.writtenOutside = a.outside()
-	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, a.documents(), a.writtenOutside)
+	docs := a.documents()
+	a.writtenOutside = a.outside(docs)
+	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, docs, a.writtenOutside)
 	want, err = l.image(w)
 	want.egress, want.withheld = egressOf(w)
 	a.lacking = nil
@@ -189,8 +189,8 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 }
 
 // outside returns what the node knows of the outside besides the documents.
-func (a *Agent) outside() fabric.Outside {
-	a.registered.Follow(a.documents())
+func (a *Agent) outside(docs map[fabric.Ref]fabric.Document) fabric.Outside {
+	a.registered.Follow(docs)
 	known := a.reservations()
 	known.Named, known.Registered = a.resolver.names.Named(), a.registered.Registered()
 	return known

@@ -34,8 +34,8 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 	}
 	id := ep.Admission.Identity()
 	doc := v.agent.node.Revision.Documents()[id.Service].At(v.agent.now())
-	for _, x := range v.agent.egress(ep.Admission) {
-		if x.Name == service && x.Consul != nil {
+	for _, g := range fabric.EgressGrants(id, doc) {
+		if x := g.External; x.Name == service && x.Consul != nil {
 			return dns.Reach{Allowed: true, Endpoints: v.agent.instances(x)}
 		}
 	}
@@ -59,8 +59,7 @@ func (a *Agent) instances(x fabric.Peer) (list []dns.Record) {
 	known := a.reservations()
 	for _, address := range a.registered.Passing(registered.Service{Name: x.Consul.Service, Datacenter: x.Consul.Datacenter}) {
 		single := netip.PrefixFrom(address, address.BitLen())
-		within := slices.ContainsFunc(x.Consul.Within, func(p netip.Prefix) bool { return p.Contains(address) })
-		if _, reserved := known.ReservedBy(x, single); !within || reserved {
+		if _, reserved := known.ReservedBy(x, single); !x.Consul.Counts(address) || reserved {
 			continue
 		}
 		r := dns.Record{Zone: a.node.Self.Zone, Healthy: true}

@@ -6,7 +6,6 @@ package engine
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -95,7 +94,7 @@ func (e *Engine) grantsOf(node fabric.NodeID, service fabric.Ref) []fabric.Peer 
 // naming returns those of the externals that name a name.
 func naming(externals []fabric.Peer, name string) (list []fabric.Peer) {
 	for _, x := range externals {
-		if slices.ContainsFunc(x.Names, func(pattern string) bool { return fabric.MatchName(pattern, name) }) {
+		if x.HasName(name) {
 			list = append(list, x)
 		}
 	}

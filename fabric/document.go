@@ -156,6 +156,11 @@ func (p Peer) IsExternal() bool {
 	return len(p.Prefixes) > 0 || len(p.Names) > 0 || p.Consul != nil || p.IsNode()
 }
 
+// HasName reports whether the external has a DNS name, in lower case and without a final dot.
+func (p Peer) HasName(name string) bool {
+	return slices.ContainsFunc(p.Names, func(pattern string) bool { return MatchName(pattern, name) })
+}
+
 // IsNode reports whether the peer is the workload's own node.
 func (p Peer) IsNode() bool { return len(p.NodePorts) > 0 }
 

@@ -26,6 +26,11 @@ type ConsulInstances struct {
 	Within []netip.Prefix `json:"within"`
 }
 
+// Counts reports whether an address is within the limits.
+func (c ConsulInstances) Counts(a netip.Addr) bool {
+	return slices.ContainsFunc(c.Within, func(p netip.Prefix) bool { return p.Contains(a) })
+}
+
 // MatchName reports whether a DNS name is one that a pattern names: itself, or, for "*.suffix", any
 // name with one or more labels before the suffix. Both are in lower case and without a final dot.
 func MatchName(pattern, name string) bool {

@@ -105,7 +105,7 @@ func (o *outside) addEgress(id fabric.Identity, doc fabric.Document) {
 			held.prefixes = append(held.prefixes, prefixes...)
 			held.grants = append(held.grants, right)
 		}
-		if addresses := named(o.known, id.Service, x.Names); len(addresses) > 0 {
+		if addresses := named(o.known, id.Service, x); len(addresses) > 0 {
 			held := o.at(Holder{External: x.Name, Responder: true, Asker: id.Service}, x.Listed)
 			held.prefixes = append(held.prefixes, addresses...)
 			held.grants = append(held.grants, right)
@@ -123,7 +123,7 @@ func registered(known fabric.Outside, c *fabric.ConsulInstances) (list []netip.P
 			continue
 		}
 		for _, a := range r.Addresses {
-			if slices.ContainsFunc(c.Within, func(p netip.Prefix) bool { return p.Contains(a) }) {
+			if c.Counts(a) {
 				list = append(list, single(a))
 			}
 		}
@@ -131,10 +131,10 @@ func registered(known fabric.Outside, c *fabric.ConsulInstances) (list []netip.P
 	return list
 }
 
-// named returns the addresses of the names that a service asked for and that the patterns name.
-func named(known fabric.Outside, service fabric.Ref, patterns []string) (list []netip.Prefix) {
+// named returns the addresses of the names that a service asked for and that an external has.
+func named(known fabric.Outside, service fabric.Ref, x fabric.Peer) (list []netip.Prefix) {
 	for _, n := range known.Named {
-		if n.Service == service && slices.ContainsFunc(patterns, func(p string) bool { return fabric.MatchName(p, n.Name) }) {
+		if n.Service == service && x.HasName(n.Name) {
 			for _, a := range n.Addresses {
 				list = append(list, single(a))
 			}

@@ -88,13 +88,12 @@ func holds(known fabric.Outside, x fabric.Peer, service fabric.Ref, to api.Party
 		}
 	}
 	for _, n := range known.Named {
-		if n.Service == service && slices.Contains(n.Addresses, to.Address) &&
-			slices.ContainsFunc(x.Names, func(p string) bool { return fabric.MatchName(p, n.Name) }) {
+		if n.Service == service && slices.Contains(n.Addresses, to.Address) && x.HasName(n.Name) {
 			return fmt.Sprintf("has the address by the name %s, which %s resolved", n.Name, service), true
 		}
 	}
 	if x.Consul != nil {
-		within := slices.ContainsFunc(x.Consul.Within, func(p netip.Prefix) bool { return p.Contains(to.Address) })
+		within := x.Consul.Counts(to.Address)
 		for _, r := range known.Registered {
 			if within && r.Service == x.Consul.Service && r.Datacenter == x.Consul.Datacenter && slices.Contains(r.Addresses, to.Address) {
 				return fmt.Sprintf("has the address as an instance of the Consul service %s", x.Consul), true
