@@ -216,6 +216,9 @@ func testIdleConnectionsAreReset(t *testing.T, by Mechanism) {
 	reset(ends...)
 	must.NoError(t, echo(stays))
 
+	// The client acknowledges the echo within 200 ms. Later that segment would end the connection
+	// by itself, and nothing would be left to rouse.
+	time.Sleep(300 * time.Millisecond)
 	must.NoError(t, n.PutPeer(Peer{Address: addr(n.server.v4), Gone: true}))
 	rouse(1)
 	reset(stays)
