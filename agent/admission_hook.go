@@ -97,7 +97,7 @@ func (a *Agent) admitAnywhere(ctx context.Context, ep *endpoint) error {
 // admit asks the controller to admit the workload at its addresses, requests a certificate for the
 // service if the node has none, and signs the connectivity request.
 func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
-	reply, err := a.node.Controller.Admit(ctx, api.AdmissionRequest{Allocation: ep.ID, IPv4: ep.IPv4, IPv6: ep.IPv6})
+	reply, err := a.node.Controller.Admit(ctx, api.AdmissionRequest{Allocation: ep.ID, IPv4: ep.IPv4, IPv6: ep.IPv6, VM: ep.VM, Attached: ep.Attached})
 	if err != nil {
 		return missing(err)
 	}

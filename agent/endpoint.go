@@ -21,12 +21,14 @@ import (
 // endpoint is an attached workload. A value in the set is never modified; a modified copy replaces
 // it.
 type endpoint struct {
-	ID         string                `json:"id"` // of the endpoint: the allocation's
+	ID         string                `json:"id"` // of the endpoint: the allocation's, or one that the node chose
 	Attachment cnicall.Attachment    `json:"attachment"`
 	HostIf     string                `json:"hostIf"` // host side of the veth pair
 	IPv4       netip.Addr            `json:"ipv4"`
 	IPv6       netip.Addr            `json:"ipv6"`
 	Ports      []cnicall.PortMapping `json:"ports,omitempty"`
+	VM         bool                  `json:"vm,omitempty"`       // it has a tap interface, and its guest the addresses
+	Attached   *fabric.Attached      `json:"attached,omitempty"` // nil: an allocation of Nomad
 	Request    fabric.Request        `json:"request"`
 	Admission  fabric.Admission      `json:"admission"`
 

@@ -33,13 +33,16 @@ type NodeRequest struct {
 	Record *fabric.Signed `json:"record,omitempty"`
 }
 
-// AdmissionRequest requests the admission of an allocation on the calling node. It does not contain
-// the service and the roles: the controller reads them from the job in Nomad.
+// AdmissionRequest requests the admission of a workload on the calling node: an allocation, whose
+// service and roles the controller reads from the job in Nomad, or of a workload outside Nomad.
 type AdmissionRequest struct {
-	Allocation string     `json:"allocation"`
-	IPv4       netip.Addr `json:"ipv4"` // chosen by the node from its pools
+	Allocation string     `json:"allocation"` // the endpoint's ID
+	IPv4       netip.Addr `json:"ipv4"`       // chosen by the node from its pools
 	IPv6       netip.Addr `json:"ipv6"`
 	CSR        []byte     `json:"csr,omitempty"` // DER; empty if the node has a certificate of the service
+	// VM says that the node made the interface of a virtual machine. The job must say so as well.
+	VM       bool             `json:"vm,omitempty"`
+	Attached *fabric.Attached `json:"attached,omitempty"` // nil: an allocation of Nomad
 }
 
 // AdmissionReply is an admission and, if the request has a CSR, the certificate of the service.

@@ -30,6 +30,7 @@ type Binding struct {
 	Nomad       []NomadScope    `json:"nomad,omitempty"`
 	Consul      []ConsulScope   `json:"consul,omitempty"`
 	Nodes       []NodeScope     `json:"nodes,omitempty"`
+	Attach      []AttachScope   `json:"attach,omitempty"`
 	Outside     []OutsideGrants `json:"outside,omitempty"`
 	Pos         Position        `json:"pos,omitzero"`
 }
@@ -61,6 +62,17 @@ type NodeScope struct {
 	Node      string `json:"node,omitempty"` // of the fabric
 	NodeClass string `json:"nodeClass,omitempty"`
 	NodePool  string `json:"nodePool,omitempty"`
+}
+
+// AttachScope are the workloads outside Nomad that nodes with every property that is set may attach
+// for Consul services with one of the names. Its strings are patterns as in NomadScope. It names
+// the node or its class: what is registered in Consul, whoever may write there could have
+// registered.
+type AttachScope struct {
+	Services  []string `json:"services"`
+	Zone      string   `json:"zone,omitempty"` // of the fabric
+	Node      string   `json:"node,omitempty"` // of the fabric
+	NodeClass string   `json:"nodeClass,omitempty"`
 }
 
 // OutsideGrants are what a domain may use outside the fabric: the prefixes and DNS names in which
@@ -107,7 +119,7 @@ type scope interface {
 }
 
 func (n NomadScope) covers(w Workload) bool {
-	return fits(n.Namespace, w.Namespace) && (len(n.Jobs) == 0 || fitsAny(n.Jobs, w.Job))
+	return !w.Attached && fits(n.Namespace, w.Namespace) && (len(n.Jobs) == 0 || fitsAny(n.Jobs, w.Job))
 }
 
 func (n NomadScope) contains(s Selector) bool {
@@ -125,7 +137,7 @@ func (n NomadScope) String() string {
 }
 
 func (c ConsulScope) covers(w Workload) bool {
-	return fits(c.Namespace, w.Namespace) &&
+	return !w.Attached && fits(c.Namespace, w.Namespace) &&
 		slices.ContainsFunc(w.Services, func(s WorkloadService) bool { return fitsAny(c.Services, s.Name) })
 }
 
@@ -137,7 +149,9 @@ func (c ConsulScope) String() string {
 	return properties("consul", "namespace", c.Namespace, "services", strings.Join(c.Services, "+"))
 }
 
-func (n NodeScope) covers(w Workload) bool { return n.of(w.Zone, w.Node, w.NodeClass, w.NodePool) }
+func (n NodeScope) covers(w Workload) bool {
+	return !w.Attached && n.of(w.Zone, w.Node, w.NodeClass, w.NodePool)
+}
 
 func (n NodeScope) contains(s Selector) bool { return n.of(s.Zone, s.Node, s.NodeClass, s.NodePool) }
 
@@ -151,6 +165,22 @@ func (n NodeScope) of(zone, node, class, pool string) bool {
 
 func (n NodeScope) String() string {
 	return properties("node", "zone", n.Zone, "node", n.Node, "node_class", n.NodeClass, "node_pool", n.NodePool)
+}
+
+func (a AttachScope) covers(w Workload) bool {
+	on := NodeScope{Zone: a.Zone, Node: a.Node, NodeClass: a.NodeClass}
+	return w.Attached && on.of(w.Zone, w.Node, w.NodeClass, w.NodePool) &&
+		slices.ContainsFunc(w.Services, func(s WorkloadService) bool { return fitsAny(a.Services, s.Name) })
+}
+
+// contains reports whether a selector may name the scope's services, although it matches workloads
+// of Nomad as well, which are not in the scope.
+func (a AttachScope) contains(s Selector) bool {
+	return s.Kind == SelectConsul && s.namespace() == DefaultNamespace && fitsAny(a.Services, s.Service)
+}
+
+func (a AttachScope) String() string {
+	return properties("attach", "services", strings.Join(a.Services, "+"), "zone", a.Zone, "node", a.Node, "node_class", a.NodeClass)
 }
 
 // properties formats names and values, given in turn, without those that are not set.
@@ -181,7 +211,11 @@ func (b *Binding) scopes() (list []scope, limited bool) {
 	for _, s := range b.Nodes {
 		list = append(list, s)
 	}
-	return list, b.limits(len(list))
+	limited = b.limits(len(list))
+	for _, s := range b.Attach {
+		list = append(list, s)
+	}
+	return list, limited
 }
 
 // limits reports whether the binding limits something of which it lists that many.
@@ -215,14 +249,28 @@ func (b *Binding) ports() (list []PortRange, limited bool) {
 	return list, b.limits(len(list))
 }
 
+// covers reports whether the domain may select w. A workload outside Nomad needs a scope that names
+// it, in a binding of the domain's own.
 func (b *Binding) covers(w Workload) bool {
 	list, limited := b.scopes()
+	if w.Attached {
+		limited = true
+	}
 	return !limited || slices.ContainsFunc(list, func(s scope) bool { return s.covers(w) })
 }
 
 func (b *Binding) contains(sel Selector) bool {
 	list, limited := b.scopes()
 	return !limited || slices.ContainsFunc(list, func(s scope) bool { return s.contains(sel) })
+}
+
+// owns reports whether every workload that the selector matches is bound to the domain.
+func (b *Binding) owns(sel Selector) bool {
+	list, limited := b.scopes()
+	return !limited || slices.ContainsFunc(list, func(s scope) bool {
+		_, some := s.(AttachScope)
+		return !some && s.contains(sel)
+	})
 }
 
 // admits returns those of the prefixes that the domain may use.
@@ -381,6 +429,9 @@ func (x *index) bar(w Workload) func(domain string) string {
 	slices.Sort(owners)
 	return func(domain string) string {
 		switch b := x.binding(domain); {
+		case w.Attached && (b == grantsNothing || b == grantsEverything || b.Domain == EveryDomain || !b.covers(w)):
+			return fmt.Sprintf("domain %q has no binding with an attach block that names Consul service %s and node %s/%s or its class",
+				domain, serviceNames(w), w.Zone, w.Node)
 		case b == grantsNothing:
 			return fmt.Sprintf("no binding covers domain %q", domain)
 		case !b.covers(w):
@@ -390,6 +441,14 @@ func (x *index) bar(w Workload) func(domain string) string {
 		}
 		return ""
 	}
+}
+
+func serviceNames(w Workload) string {
+	var names []string
+	for _, s := range w.Services {
+		names = append(names, strconv.Quote(s.Name))
+	}
+	return strings.Join(names, " or ")
 }
 
 // nowhere reports whether r is an external of which the binding admits nothing.
@@ -522,7 +581,7 @@ func rulesText(rules []Rule) string {
 // there is none.
 func (x *index) ownerOf(s Selector) string {
 	for i := range x.graph.Bindings {
-		if b := &x.graph.Bindings[i]; b.Domain != EveryDomain && b.contains(s) {
+		if b := &x.graph.Bindings[i]; b.Domain != EveryDomain && b.owns(s) {
 			return b.Domain
 		}
 	}
@@ -565,139 +624,4 @@ func (g *Graph) CheckGrants(base *Graph) []Problem {
 		}
 	}
 	return problems
-}
-
-// checkBindings checks what holds for each binding whatever the domains declare.
-func (g *Graph) checkBindings(report reporter) {
-	for i := range g.Bindings {
-		b := &g.Bindings[i]
-		if b.Domain != EveryDomain {
-			if err := CheckName(b.Domain); err != nil {
-				report(b.Pos, `name a domain, or "*" for all that have no binding of their own`, "binding: %v", err)
-			}
-			if b.Domain == ReservedDomain {
-				report(b.Pos, "name another domain", "domain %q is reserved for node identities", b.Domain)
-			}
-		}
-		for _, other := range g.Bindings[:i] {
-			if other.Domain == b.Domain {
-				report(b.Pos, "merge the two blocks", "domain %q already has a binding at %s", b.Domain, other.Pos)
-			}
-		}
-		b.check(report)
-	}
-}
-
-func (b *Binding) check(report reporter) {
-	patterns := func(what string, list []string) {
-		for i, p := range list {
-			switch {
-			case p == "":
-				report(b.Pos, "set a value or remove it", "binding %q lists an empty name among its %s", b.Domain, what)
-			case slices.Index(list, p) != i:
-				report(b.Pos, "remove one of the two", "binding %q lists %q twice among its %s", b.Domain, p, what)
-			}
-		}
-	}
-	namespace := func(kind, name string) {
-		if name == "" {
-			report(b.Pos, fmt.Sprintf("set the namespace, such as %q", DefaultNamespace), "a %s block of binding %q has no namespace", kind, b.Domain)
-		}
-	}
-	checkOwnLabels(b.Labels, "binding", b.Domain, b.Pos, report)
-	seen := map[string]bool{}
-	for _, s := range b.Services {
-		if err := CheckName(s.Name); err != nil {
-			report(b.Pos, "name a service or an external of the domain", "binding %q: service: %v", b.Domain, err)
-		}
-		if seen[s.Name] {
-			report(b.Pos, "merge the two blocks", "binding %q has two blocks for service %q", b.Domain, s.Name)
-		}
-		seen[s.Name] = true
-		if b.Domain == EveryDomain {
-			report(b.Pos, "write it in the binding of a domain", "binding %q names service %q, but it is of no single domain", b.Domain, s.Name)
-		}
-		if len(s.Labels) == 0 {
-			report(b.Pos, "set labels or remove the block", "binding %q sets no labels of service %q", b.Domain, s.Name)
-		}
-		checkOwnLabels(s.Labels, "service", s.Name, b.Pos, report)
-	}
-	for _, n := range b.Nomad {
-		namespace("nomad", n.Namespace)
-		patterns("jobs", n.Jobs)
-	}
-	for _, c := range b.Consul {
-		namespace("consul", c.Namespace)
-		patterns("services", c.Services)
-		if len(c.Services) == 0 {
-			report(b.Pos, "list at least one", "a consul block of binding %q names no service", b.Domain)
-		}
-	}
-	for _, n := range b.Nodes {
-		if n == (NodeScope{}) {
-			report(b.Pos, "set at least one property of the nodes", "a node block of binding %q would cover every node", b.Domain)
-		}
-	}
-	for _, o := range b.Outside {
-		o.check(b, report)
-	}
-}
-
-func (o OutsideGrants) check(b *Binding, report reporter) {
-	if len(o.Prefixes)+len(o.Names)+len(o.Ports)+len(o.NodePorts) == 0 {
-		report(b.Pos, "list prefixes, names, ports or node_ports", "an outside block of binding %q grants nothing", b.Domain)
-	}
-	checkPrefixes(o.Prefixes, "binding", b.Domain, b.Pos, report)
-	checkNames(o.Names, GrantedNameFault, "binding", b.Domain, b.Pos, report)
-	b.checkPorts("port", o.Ports, report)
-	b.checkPorts("node port", o.NodePorts, report)
-	for _, p := range o.NodePorts {
-		if fault, remedy := NodePortFault(p); fault != "" {
-			report(b.Pos, remedy, "binding %q: %s", b.Domain, fault)
-		}
-	}
-}
-
-func (b *Binding) checkPorts(what string, ports []PortRange, report reporter) {
-	for i, p := range ports {
-		switch {
-		case p.From < AllPorts.From || p.From > p.To:
-			report(b.Pos, "correct the numbers", "binding %q names %s %s; only %s is allowed", b.Domain, what, p, AllPorts)
-		case slices.Index(ports, p) != i:
-			report(b.Pos, "remove one of the two", "binding %q lists %s %s twice", b.Domain, what, p)
-		}
-	}
-}
-
-// checkLabelsOf checks the labels of a domain and of what is in it against its binding. In a graph
-// with bindings, labels that a binding sets or that a guardrail names are the operators': whoever
-// could set or drop them himself would decide which guardrails he has to keep.
-func (x *index) checkLabelsOf(d *Domain, named map[string]string, report reporter) {
-	b := x.binding(d.Name)
-	if b == grantsNothing || b == grantsEverything {
-		return
-	}
-	check := func(kind, name string, own Labels, pos Position) {
-		inside := name
-		if kind == "domain" {
-			inside = ""
-		}
-		for _, k := range sortedKeys(own) {
-			want, set := b.label(inside, k)
-			remedy := fmt.Sprintf("remove the label, or ask the operators of the fabric to set it in binding %q", d.Name)
-			switch guardrail, is := named[k]; {
-			case set && want != own[k]:
-				report(pos, remedy, "label %q of %s %q is %q, but binding %q sets it to %q", k, kind, name, own[k], b.Domain, want)
-			case !set && is:
-				report(pos, remedy, "label %q of %s %q is named by guardrail %q, so only a binding can set it", k, kind, name, guardrail)
-			}
-		}
-	}
-	check("domain", d.Name, d.Labels, d.Pos)
-	for _, s := range d.Services {
-		check("service", s.Name, s.Labels, s.Pos)
-	}
-	for _, e := range d.Externals {
-		check("external", e.Name, e.Labels, e.Pos)
-	}
 }

@@ -17,7 +17,7 @@ import (
 // expires. Every engine and agent verifies it before it programs anything.
 type Admission struct {
 	Fabric   string     `json:"fabric"`
-	Endpoint string     `json:"endpoint"` // the allocation's ID, unique in the fabric
+	Endpoint string     `json:"endpoint"` // unique in the fabric: the allocation's ID, or one that the node chose for what it attached
 	Zone     string     `json:"zone"`
 	Node     string     `json:"node"`
 	IPv4     netip.Addr `json:"ipv4"`
@@ -27,9 +27,29 @@ type Admission struct {
 	Checks   []Check    `json:"checks,omitempty"`
 	// HealthChecked says that the job declares health checks in Consul: the endpoint is not healthy
 	// before they are there.
-	HealthChecked bool      `json:"healthChecked,omitempty"`
-	Issued        time.Time `json:"issued"`
-	Expires       time.Time `json:"expires"`
+	HealthChecked bool `json:"healthChecked,omitempty"`
+	// Ports are those that the workload names, for SRV records. They grant nothing.
+	Ports   []NamedPort `json:"ports,omitempty"`
+	Origin  Origin      `json:"origin,omitzero"`
+	Issued  time.Time   `json:"issued"`
+	Expires time.Time   `json:"expires"`
+}
+
+// NamedPort is a port inside the workload, under the label of the group's network or the name of
+// its Consul service. Names may repeat.
+type NamedPort struct {
+	Name string `json:"name"`
+	Port uint16 `json:"port"`
+}
+
+// Origin says what an endpoint is, for people. Policy does not depend on it.
+type Origin struct {
+	Namespace string `json:"namespace,omitempty"` // of Nomad
+	Job       string `json:"job,omitempty"`
+	Group     string `json:"group,omitempty"`
+	VM        bool   `json:"vm,omitempty"`       // a virtual machine of its own
+	Consul    string `json:"consul,omitempty"`   // the Consul service of a workload outside Nomad
+	Attached  string `json:"attached,omitempty"` // the name under which its node attached it
 }
 
 // Check is a port of a Nomad or Consul health check. The endpoint's own node may reach it.

@@ -15,7 +15,7 @@ type SelectorKind string
 // The kinds of selectors.
 const (
 	SelectNomad  SelectorKind = "nomad"  // properties of a Nomad allocation
-	SelectConsul SelectorKind = "consul" // service blocks of a Nomad job version
+	SelectConsul SelectorKind = "consul" // service blocks of a Nomad job version, or the registration of a workload outside Nomad
 	SelectNode   SelectorKind = "node"   // properties of the node that the workload runs on
 )
 
@@ -78,8 +78,9 @@ type Workload struct {
 	Datacenter                    string
 	NodeClass, NodePool           string
 	Zone, Node                    string            // of the fabric
-	Services                      []WorkloadService // service blocks of the group and its tasks
+	Services                      []WorkloadService // service blocks of the group and its tasks; of an attached one its registration
 	StaticPorts                   []uint16          // of its node, which it publishes; those that Nomad chose excluded
+	Attached                      bool              // outside Nomad; it has neither namespace nor job
 }
 
 // WorkloadService is a service block of a job.
@@ -98,7 +99,8 @@ func (s Selector) Matches(w Workload) bool {
 			agree(s.Region, w.Region) && agree(s.Group, w.Group) && agree(s.Datacenter, w.Datacenter) &&
 			agree(s.NodeClass, w.NodeClass) && agree(s.NodePool, w.NodePool)
 	case SelectConsul:
-		return s.Service != "" && s.namespace() == w.Namespace && agree(s.Datacenter, w.Datacenter) &&
+		inside := s.namespace() == w.Namespace || w.Attached && s.namespace() == DefaultNamespace
+		return s.Service != "" && inside && agree(s.Datacenter, w.Datacenter) &&
 			slices.ContainsFunc(w.Services, s.matchesService)
 	case SelectNode:
 		return (s.Zone != "" || s.Node != "" || s.NodeClass != "" || s.NodePool != "") &&

@@ -23,6 +23,8 @@ import (
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+
+	"github.com/sif-project/sif/fabric"
 )
 
 // maxMessage bounds a request or reply, in bytes.
@@ -30,12 +32,15 @@ const maxMessage = 1 << 20
 
 // Request is a CNI call. Only ADD and CHECK have a namespace.
 type Request struct {
-	Command     string        `json:"command"` // ADD, DEL, CHECK, GC or STATUS
-	ContainerID string        `json:"containerId,omitempty"`
-	IfName      string        `json:"ifName,omitempty"`
-	Allocation  string        `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
-	Ports       []PortMapping `json:"ports,omitempty"`
-	Valid       []Attachment  `json:"valid,omitempty"` // GC: the attachments that still exist
+	Command     string `json:"command"` // ADD, DEL, CHECK, GC or STATUS
+	ContainerID string `json:"containerId,omitempty"`
+	IfName      string `json:"ifName,omitempty"`
+	Allocation  string `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
+	VM          bool   `json:"vm,omitempty"`         // ADD: the workload is a virtual machine
+	// Attach is what a workload outside Nomad is, for ADD.
+	Attach *fabric.Attached `json:"attach,omitempty"`
+	Ports  []PortMapping    `json:"ports,omitempty"`
+	Valid  []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
 
 	// Patience is how long the caller waits for the answer. ADD uses it for what is coming up.
 	Patience time.Duration `json:"patience,omitempty"`
