@@ -61,13 +61,13 @@ func add(args *skel.CmdArgs) error {
 	if err != nil {
 		return err
 	}
-	allocation, err := allocationID(args.Args)
+	parsed, err := parseArguments(args.Args)
 	if err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+err.Error(), args.Args)
 	}
 	request := cnicall.Request{
 		Command: "ADD", ContainerID: args.ContainerID, IfName: args.IfName,
-		Allocation: allocation, Ports: c.RuntimeConfig.PortMappings,
+		Allocation: parsed.allocation, VM: parsed.vm, Ports: c.RuntimeConfig.PortMappings,
 	}
 	result, err := c.inNamespace(request, args.Netns, c.timeout)
 	if err != nil {

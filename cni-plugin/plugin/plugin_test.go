@@ -171,7 +171,7 @@ func TestThroughLibCNI(t *testing.T) {
 				conf := list(t, version, a.socket, chained)
 				rt := &libcni.RuntimeConf{
 					ContainerID: "5e8bd7c6-alloc", NetNS: space.Path(), IfName: "eth0",
-					Args:           [][2]string{{"IgnoreUnknown", "true"}, {"NOMAD_JOB_ID", "web"}, {"NOMAD_ALLOC_ID", "5e8bd7c6"}, {"x", "y"}},
+					Args:           [][2]string{{"IgnoreUnknown", "true"}, {"NOMAD_JOB_ID", "web"}, {"NOMAD_ALLOC_ID", "5e8bd7c6"}, {"SIF_VM", "true"}, {"x", "y"}},
 					CapabilityArgs: map[string]any{"portMappings": []nomadPort{{8080, 80, "tcp", "192.0.2.1"}}},
 				}
 
@@ -179,7 +179,7 @@ func TestThroughLibCNI(t *testing.T) {
 				res, err := cni.AddNetworkList(ctx, conf, rt)
 				must.NoError(t, err)
 				must.Eq(t, cnicall.Request{
-					Command: "ADD", ContainerID: "5e8bd7c6-alloc", IfName: "eth0", Allocation: "5e8bd7c6",
+					Command: "ADD", ContainerID: "5e8bd7c6-alloc", IfName: "eth0", Allocation: "5e8bd7c6", VM: true,
 					Ports: []cnicall.PortMapping{{HostPort: 8080, ContainerPort: 80, Protocol: "tcp", HostIP: "192.0.2.1"}},
 				}, a.last())
 				must.Eq(t, inode, a.inode)
@@ -286,6 +286,7 @@ func TestErrors(t *testing.T) {
 		"no namespace":        {conf(a.socket, ""), call("ADD", "/run/netns/none"), types.ErrInvalidNetNS, "/run/netns/none"},
 		"the node's own":      {conf(a.socket, ""), call("ADD", "/proc/self/ns/net"), types.ErrInvalidNetNS, "own network namespace"},
 		"arguments":           {conf(a.socket, ""), append(call("ADD", space.Path()), "CNI_ARGS=NOMAD_ALLOC_ID=a;NOMAD_ALLOC_ID=b"), types.ErrInvalidEnvironmentVariables, "twice"},
+		"VM or not":           {conf(a.socket, ""), append(call("ADD", space.Path()), "CNI_ARGS=NOMAD_ALLOC_ID=a;SIF_VM=yes"), types.ErrInvalidEnvironmentVariables, "SIF_VM"},
 		"unknown version":     {strings.Replace(conf(a.socket, ""), "1.0.0", "0.4.0", 1), call("ADD", space.Path()), types.ErrIncompatibleCNIVersion, "0.4.0"},
 		"no agent, out of it": {conf(a.socket+".none", "300ms"), call("ADD", space.Path()), types.ErrTryAgainLater, "not running"},
 		"STATUS":              {strings.Replace(conf(a.socket, ""), "1.0.0", "1.1.0", 1), call("STATUS", ""), types.ErrPluginNotAvailable, "no engine"},
