@@ -1,0 +1,12 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package wellknown
+
+// GuestMAC is the hardware address of every virtual machine. It is known before an allocation is
+// placed, because the job must tell it to QEMU, and need not be unique: each guest is alone on its
+// tap interface.
+const GuestMAC = "02:51:f0:00:00:01"
+
+// GuestTap is the tap interface of a virtual machine in the network namespace of its allocation.
+const GuestTap = "tap0"
