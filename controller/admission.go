@@ -80,31 +80,34 @@ func (a *admitter) checkRequest(who identity.Node, req api.AdmissionRequest) err
 	return checkAddresses(node, req.IPv4, req.IPv6)
 }
 
-// decide returns the admission of an allocation without its times: its service, its roles and its
-// health checks.
+// decide returns the admission of a workload without its times: its service, its roles, its ports
+// and its health checks.
 func (a *admitter) decide(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, error) {
-	place, err := a.placement(ctx, who, req.Allocation)
+	node, err := a.workloadNode(who)
 	if err != nil {
 		return fabric.Admission{}, err
 	}
+	said, err := a.attesterOf(req).attest(ctx, node, req)
+	if err != nil {
+		return fabric.Admission{}, err
+	}
+	said.workload.Zone, said.workload.Node = who.Zone, who.Name // as the certificate attests them
 	revision := a.policy.current.Load()
-	wanted := stanzaOf(place.Meta)
-	place.Workload.Zone, place.Workload.Node = who.Zone, who.Name // as the certificate attests them
-	service, err := choose(revision.graph, place.Workload, wanted)
+	service, err := choose(revision.graph, said.workload, said.wanted)
 	if err != nil {
 		return fabric.Admission{}, err
 	}
-	if err := mayPublish(revision.graph, place.Workload, service); err != nil {
+	if err := mayPublish(revision.graph, said.workload, service); err != nil {
 		return fabric.Admission{}, err
 	}
-	roles, err := requested(revision.graph, revision.documents[service], wanted)
+	roles, err := requested(revision.graph, revision.documents[service], said.wanted)
 	if err != nil {
 		return fabric.Admission{}, err
 	}
 	return fabric.Admission{
 		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Name,
 		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles,
-		Checks: place.Checks, HealthChecked: place.HealthChecked,
+		Checks: said.checks, HealthChecked: said.healthChecked, Ports: said.ports, Origin: said.origin,
 	}, nil
 }
 
@@ -225,30 +228,4 @@ func checkAddresses(node fabric.Node, v4, v6 netip.Addr) error {
 		}
 	}
 	return nil
-}
-
-// placement asks the scheduler about an allocation. It refuses one that is not placed on the
-// calling node, or is stopped.
-func (a *admitter) placement(ctx context.Context, who identity.Node, allocation string) (Placement, error) {
-	node, err := a.workloadNode(who)
-	if err != nil {
-		return Placement{}, err
-	}
-	place, err := a.cfg.Scheduler.Placement(ctx, allocation, a.bound.of(who.NodeID).ID)
-	if errors.Is(err, ErrNoAllocation) {
-		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "Nomad knows no allocation %s", allocation)
-	}
-	if err != nil {
-		return place, api.Errorf(http.StatusServiceUnavailable, api.CodeNomad, "%v", err)
-	}
-	if err := a.bound.check(ctx, node, allocation, place.Machine); err != nil {
-		return place, err
-	}
-	if place.Refused != "" {
-		return place, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: %s", place.Workload.Job, place.Refused)
-	}
-	if place.Stopped != "" {
-		return place, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", allocation, place.Stopped)
-	}
-	return place, nil
 }

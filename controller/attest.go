@@ -1,0 +1,63 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"context"
+	"errors"
+	"net/http"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+)
+
+// attested is what somebody else than the node says of a workload, and what the workload requests.
+type attested struct {
+	workload      fabric.Workload // without its node, which the node's certificate attests
+	wanted        stanza
+	checks        []fabric.Check
+	healthChecked bool
+	ports         []fabric.NamedPort
+	origin        fabric.Origin
+}
+
+// attester knows workloads of one kind.
+type attester interface {
+	// attest returns what a workload is that a node wants to have admitted. It refuses one that is
+	// not on the node, or must not run.
+	attest(ctx context.Context, node fabric.Node, req api.AdmissionRequest) (attested, error)
+}
+
+// attesterOf returns who knows the workload of a request.
+func (a *admitter) attesterOf(api.AdmissionRequest) attester {
+	return byNomad{cfg: a.cfg, bound: a.bound}
+}
+
+// byNomad knows the allocations of the scheduler.
+type byNomad struct {
+	cfg   Config
+	bound *bindings
+}
+
+// attest implements attester. From the request it takes only the allocation's ID.
+func (n byNomad) attest(ctx context.Context, node fabric.Node, req api.AdmissionRequest) (attested, error) {
+	id := req.Allocation
+	place, err := n.cfg.Scheduler.Placement(ctx, id, n.bound.of(node.ID()).ID)
+	if errors.Is(err, ErrNoAllocation) {
+		return attested{}, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "Nomad knows no allocation %s", id)
+	}
+	if err != nil {
+		return attested{}, api.Errorf(http.StatusServiceUnavailable, api.CodeNomad, "%v", err)
+	}
+	if err := n.bound.check(ctx, node, id, place.Machine); err != nil {
+		return attested{}, err
+	}
+	if place.Refused != "" {
+		return attested{}, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: %s", place.Workload.Job, place.Refused)
+	}
+	if place.Stopped != "" {
+		return attested{}, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", id, place.Stopped)
+	}
+	return attested{workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked}, nil
+}
