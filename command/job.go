@@ -21,7 +21,6 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/hcl"
 	"github.com/sif-project/sif/internal/nomadjob"
-	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // graphCheckTimeout limits how long a job command waits for the controller, which it can do
@@ -150,7 +149,7 @@ func (j *job) explain(err error) error {
 // check reports what in a job would be refused when its workloads start, by the job itself and by
 // the graph in force.
 func (m *jobMeta) check(ctx context.Context, j *job) error {
-	refused := m.diagnose(slices.Concat(j.escapes(), j.gaps(), j.lost()))
+	refused := m.diagnose(slices.Concat(j.escapes(), j.gaps(), j.resolvers(), j.lost()))
 	if err := m.checkGraph(ctx, j); err != nil {
 		return err
 	}
@@ -197,16 +196,24 @@ func (j *job) gaps() hcl.Diagnostics {
 	return diags
 }
 
-// lost warns of what connected groups lose by what they declare for themselves: the fabric's
-// resolver, and the endpoint's health.
+// resolvers reports dns blocks that take the fabric's resolver away. A group with a stanza has
+// none: the resolver was put in front.
+func (j *job) resolvers() hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, g := range j.connected() {
+		if why, remedy := nomadjob.ForeignResolver(g); why != "" {
+			place := hcl.Place{Group: *g.Name, Blocks: []hcl.Block{{Type: "network"}, {Type: "dns"}}, Argument: "servers"}
+			diags = append(diags, j.spec.Diagnose(hcl.Error, place, why, remedy))
+		}
+	}
+	return diags
+}
+
+// lost warns of what connected groups lose by what they declare for themselves: the endpoint's
+// health.
 func (j *job) lost() hcl.Diagnostics {
 	var diags hcl.Diagnostics
 	for _, g := range j.connected() {
-		if dns := g.Networks[0].DNS; dns != nil && !slices.Contains(dns.Servers, wellknown.LinkLocal4.String()) {
-			place := hcl.Place{Group: *g.Name, Blocks: []hcl.Block{{Type: "network"}}, Argument: "dns"}
-			diags = append(diags, j.spec.Diagnose(hcl.Warning, place, fmt.Sprintf("the dns block of group %q replaces the fabric's resolver, so that its tasks resolve no name of the fabric", *g.Name),
-				fmt.Sprintf("Add servers = [%q] to it, or remove it.", wellknown.LinkLocal4)))
-		}
 		warn := func(task string, services []*nomad.Service) {
 			for i, s := range services {
 				if s.Provider != "nomad" || len(s.Checks) == 0 {

@@ -31,7 +31,11 @@ type Placement struct {
 	Meta     map[string]string // of the group
 	Checks   []fabric.Check    // ports inside the workload to which health checks connect
 
-	HealthChecked bool // the job declares health checks in Consul
+	HealthChecked bool               // the job declares health checks in Consul
+	Ports         []fabric.NamedPort // inside the workload, that the job names
+
+	// RefusedNow is like Refused, for what was not connected before: earlier versions connected it.
+	RefusedNow string
 }
 
 // ErrNoMachine means that the scheduler does not know the node.
@@ -108,7 +112,10 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	p := Placement{
 		Machine: machineOf(node),
 		Meta:    group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
-		Checks: said.Checks, HealthChecked: said.HealthChecked,
+		Checks: said.Checks, HealthChecked: said.HealthChecked, Ports: said.Ports,
+	}
+	if why, remedy := nomadjob.ForeignResolver(group); why != "" {
+		p.RefusedNow = why + ". " + remedy
 	}
 	switch {
 	case alloc.DesiredStatus != nomadapi.AllocDesiredStatusRun:

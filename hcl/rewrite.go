@@ -110,6 +110,7 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 	if network == nil {
 		return fmt.Sprintf("network {\n  mode = %q%s\n}", NetworkMode, cni)
 	}
+	x.resolver(network)
 	if mode := network.Body.Attributes["mode"]; mode != nil {
 		v, diags := mode.Expr.Value(nil)
 		switch {

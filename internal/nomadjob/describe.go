@@ -28,7 +28,14 @@ type Description struct {
 	Gaps     []Gap
 	// HealthChecked says that a service has health checks which Nomad registers in Consul.
 	HealthChecked bool
+	// Ports are those inside the workload that the job names, sorted, each once: by the labels of the
+	// group's network, and by the names of its services. What is no label of DNS is left out, and so
+	// is what exceeds maxPorts.
+	Ports []fabric.NamedPort
 }
+
+// maxPorts bounds the named ports of a group: they are in its admission.
+const maxPorts = 32
 
 // Gap is something in a service block that is not known.
 type Gap struct {
@@ -107,6 +114,7 @@ func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Descri
 		return cmp.Or(cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Port, b.Port))
 	})
 	d.Checks = slices.Compact(d.Checks)
+	d.name()
 	return d.Description
 }
 
@@ -154,6 +162,9 @@ func (d *describer) services(task *nomadapi.Task, services []*nomadapi.Service) 
 			w.Meta[filled], _ = fill(v, -1, "meta", value)
 		}
 		d.Workload.Services = append(d.Workload.Services, w)
+		if label, missing := v.fill(s.PortLabel); len(missing) == 0 && label != "" {
+			d.offer(w.Name, label)
+		}
 		d.HealthChecked = d.HealthChecked || len(s.Checks) > 0 && s.Provider != "nomad"
 		for n, c := range s.Checks {
 			switch c.Type {

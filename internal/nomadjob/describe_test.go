@@ -4,6 +4,8 @@
 package nomadjob
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 
 	nomadapi "github.com/hashicorp/nomad/api"
@@ -139,4 +141,53 @@ func TestChild(t *testing.T) {
 	d = Describe(&child, group, instanceOf(&child))
 	must.Eq(t, "shop", d.Workload.Job)
 	must.Eq(t, fabric.WorkloadService{Name: "shop/dispatch-1-2", Tags: []string{"w", ""}}, d.Workload.Services[0])
+}
+
+// The ports that a job names are those of its network's labels and of its services, inside the
+// workload, in the form of DNS.
+func TestNamedPorts(t *testing.T) {
+	job, group := shop("${NOMAD_JOB_NAME}", "t", "8081")
+	group.Networks[0].DynamicPorts = append(group.Networks[0].DynamicPorts, nomadapi.Port{Label: "Admin_1", To: 9000}, nomadapi.Port{Label: "-bad", To: 9001})
+	group.Services = append(group.Services,
+		&nomadapi.Service{Name: "metrics", PortLabel: "9102"},
+		&nomadapi.Service{Name: "http", PortLabel: "http"}, // what the label says already
+		&nomadapi.Service{Name: "http", PortLabel: "fixed"},
+		&nomadapi.Service{Name: "no-port"}, &nomadapi.Service{Name: "lost", PortLabel: "nowhere"}, &nomadapi.Service{Name: "a.b", PortLabel: "80"})
+	ports := func(in *Instance) string {
+		var list []string
+		for _, p := range Describe(job, group, in).Ports {
+			list = append(list, fmt.Sprintf("%s=%d", p.Name, p.Port))
+		}
+		return strings.Join(list, " ")
+	}
+	must.Eq(t, "admin_1=9000 fixed=443 http=443 http=8080 metrics=9102 shop=8080", ports(nil))
+	placed := instanceOf(job)
+	placed.Allocation.AllocatedResources.Shared.Ports = append(placed.Allocation.AllocatedResources.Shared.Ports, nomadapi.PortMapping{Label: "Admin_1", Value: 20000, To: 9000})
+	must.Eq(t, "admin_1=9000 fixed=443 free=23457 http=443 http=8080 metrics=9102 shop=8080", ports(placed))
+	for i := range 2 * maxPorts {
+		group.Services = append(group.Services, &nomadapi.Service{Name: fmt.Sprintf("s%d", i), PortLabel: "80"})
+	}
+	must.Len(t, maxPorts, Describe(job, group, nil).Ports)
+}
+
+func TestForeignResolver(t *testing.T) {
+	for _, tc := range []struct {
+		dns  *nomadapi.DNSConfig
+		ours bool
+	}{
+		{nil, true},
+		{&nomadapi.DNSConfig{}, false},
+		{&nomadapi.DNSConfig{Searches: []string{"corp.example"}}, false},
+		{&nomadapi.DNSConfig{Servers: []string{"10.0.0.53"}}, false},
+		{&nomadapi.DNSConfig{Servers: []string{"10.0.0.53", "169.254.1.1"}}, false},
+		{&nomadapi.DNSConfig{Servers: []string{"${meta.resolver}"}}, false},
+		{&nomadapi.DNSConfig{Servers: []string{"169.254.1.1"}}, true},
+		{&nomadapi.DNSConfig{Servers: []string{"169.254.1.1", "10.0.0.53"}, Options: []string{"ndots:5"}}, true},
+	} {
+		_, group := shop("x", "t", "8081")
+		group.Networks[0].DNS = tc.dns
+		why, remedy := ForeignResolver(group)
+		must.Eq(t, tc.ours, why == "", must.Sprint(tc.dns))
+		must.Eq(t, tc.ours, remedy == "", must.Sprint(tc.dns))
+	}
 }

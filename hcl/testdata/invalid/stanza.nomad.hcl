@@ -68,4 +68,37 @@ job "a" {
       content {}
     }
   }
+  group "resolvers" {
+    network {
+      dns {
+        servers = ["10.0.0.53", var.resolver]
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-computed" {
+    network {
+      dns {
+        servers = var.resolvers
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-interpolated" {
+    network {
+      dns {
+        servers = ["${attr.unique.network.ip-address}"]
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-dynamic" {
+    network {
+      dynamic "dns" {
+        for_each = [1]
+        content {}
+      }
+    }
+    connectivity {}
+  }
 }

@@ -64,4 +64,56 @@ job "a" {
     connectivity {}
     count = 1
   }
+  group "resolvers" {
+    network {
+      dns {
+        servers  = ["10.0.0.53", "10.0.1.53"]
+        searches = ["corp.example"]
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-on-lines" {
+    network {
+      mode = "cni/sif"
+      dns {
+        servers = [ # of the site
+          "10.0.0.53",
+          "10.0.1.53",
+        ]
+        options = ["ndots:5"]
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-one-line" {
+    network {
+      dns { searches = ["corp.example"] }
+    }
+    connectivity {}
+  }
+  group "resolvers-none" {
+    network {
+      mode = "cni/sif"
+      dns {}
+    }
+    connectivity {}
+  }
+  group "resolvers-empty" {
+    network {
+      dns {
+        servers = []
+        options = ["ndots:2"]
+      }
+    }
+    connectivity {}
+  }
+  group "resolvers-ours" {
+    network {
+      dns {
+        servers = ["169.254.1.1", "10.0.0.53"]
+      }
+    }
+    connectivity {}
+  }
 }
