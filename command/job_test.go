@@ -17,6 +17,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/hcl"
+	"github.com/sif-project/sif/internal/nomadjob"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -59,7 +60,9 @@ func nomadUnderstands(t *testing.T) {
 			must.Eq(t, s.Service, g.Meta[hcl.MetaService])
 			must.Eq(t, strings.Join(s.Originate, ","), g.Meta[hcl.MetaOriginate])
 			must.Eq(t, strings.Join(s.Respond, ","), g.Meta[hcl.MetaRespond])
-			if strings.Contains(path, "existing") && *g.Name != "all-roles" {
+			foreign, _ := nomadjob.ForeignResolver(g)
+			must.Eq(t, "", foreign)
+			if strings.Contains(path, "existing") && *g.Name != "all-roles" && !strings.HasPrefix(*g.Name, "resolvers") {
 				must.Eq(t, "me", g.Meta["owner"], must.Sprint(*g.Name))
 			}
 		}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
 // attested is what somebody else than the node says of a workload, and what the workload requests.
@@ -31,13 +32,14 @@ type attester interface {
 
 // attesterOf returns who knows the workload of a request.
 func (a *admitter) attesterOf(api.AdmissionRequest) attester {
-	return byNomad{cfg: a.cfg, bound: a.bound}
+	return byNomad{cfg: a.cfg, bound: a.bound, table: a.table}
 }
 
 // byNomad knows the allocations of the scheduler.
 type byNomad struct {
 	cfg   Config
 	bound *bindings
+	table *table
 }
 
 // attest implements attester. From the request it takes only the allocation's ID.
@@ -53,11 +55,15 @@ func (n byNomad) attest(ctx context.Context, node fabric.Node, req api.Admission
 	if err := n.bound.check(ctx, node, id, place.Machine); err != nil {
 		return attested{}, err
 	}
-	if place.Refused != "" {
-		return attested{}, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: %s", place.Workload.Job, place.Refused)
+	refused := place.Refused
+	if refused == "" && n.table.get(kvkey.Admission{Node: node.ID(), Endpoint: id}) == nil {
+		refused = place.RefusedNow
+	}
+	if refused != "" {
+		return attested{}, api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: %s", place.Workload.Job, refused)
 	}
 	if place.Stopped != "" {
 		return attested{}, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", id, place.Stopped)
 	}
-	return attested{workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked}, nil
+	return attested{workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked, ports: place.Ports}, nil
 }

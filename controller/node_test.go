@@ -296,6 +296,7 @@ func testAdmission(t *testing.T, w *world) {
 
 	place := placed("app-web", "proxy")
 	place.Checks = []fabric.Check{{Protocol: fabric.TCP, Port: 8080}}
+	place.Ports = []fabric.NamedPort{{Name: "http", Port: 8080}}
 	scheduler.placed[allocation(1)] = place
 	_, err = w1.Admit(ctx, request4(1, 10))
 	code(t, api.CodeNotRegistered, err)
@@ -312,9 +313,14 @@ func testAdmission(t *testing.T, w *world) {
 	must.Eq(t, allocation(1), a.Endpoint)
 	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
 	must.Eq(t, place.Checks, a.Checks)
+	must.Eq(t, place.Ports, a.Ports)
 	must.Eq(t, AdmissionLife, a.Expires.Sub(a.Issued))
 
-	// Renewal: the same endpoint, a later admission.
+	// Renewal: the same endpoint, a later admission. What an earlier version connected goes on.
+	place.RefusedNow = "its resolver is another one"
+	scheduler.mu.Lock()
+	scheduler.placed[allocation(1)] = place
+	scheduler.mu.Unlock()
 	reply, err = w1.Admit(ctx, request4(1, 10))
 	must.NoError(t, err)
 	var renewed fabric.Admission
@@ -329,6 +335,7 @@ func testAdmission(t *testing.T, w *world) {
 		_, err := node.Admit(ctx, request4(2, 20))
 		must.StrContains(t, code(t, wantCode, err).Message, text)
 	}
+	refused(api.CodeJob, w1, place, "its resolver is another one")
 	stanza := func(p Placement, service, originate string) Placement {
 		p.Meta = map[string]string{"sif.service": service, "sif.originate": originate}
 		return p

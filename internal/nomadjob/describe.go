@@ -28,9 +28,9 @@ type Description struct {
 	Gaps     []Gap
 	// HealthChecked says that a service has health checks which Nomad registers in Consul.
 	HealthChecked bool
-	// Ports are those inside the workload that the job names, sorted, each once: by the labels of the
-	// group's network, and by the names of its services. What is no label of DNS is left out, and so
-	// is what exceeds maxPorts.
+	// Ports are those inside the workload that the job names, sorted, each once: by the labels of
+	// the group's network, and by the names of its services. What is no label of DNS is left out,
+	// and so is what exceeds maxPorts.
 	Ports []fabric.NamedPort
 }
 
