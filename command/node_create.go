@@ -30,6 +30,7 @@ type NodeCreateCommand struct {
 	mount, zone, kinds, nomadNode string
 	bind                          stringList
 	ttl                           time.Duration
+	poolPrefix                    int
 	again                         bool
 }
 
@@ -57,6 +58,8 @@ func (c *NodeCreateCommand) options() []*flag.FlagSet {
 	o.StringVar(&c.nomadNode, "nomad-node", "", "The `ID` of the Nomad node that the machine must be. Default: the one whose agent runs there")
 	o.Var(&c.bind, "bind-cidr", "A `prefix`, such as 10.0.0.11/32, from which alone the machine may log in to Vault. May be given several times. Default: any")
 	o.DurationVar(&c.ttl, "ttl", joinTTL, "For `how` long the token can be used. Default: 15m")
+	o.IntVar(&c.poolPrefix, "pool-prefix", 0, fmt.Sprintf("How many `bits` the prefix of the node's IPv4 pool gets, %d to %d: with 20 it can have 4,093 endpoints. "+
+		"A node that has a pool keeps it until it is removed. Default: what the controller's configuration says", fabric.LargestNodePrefix, fabric.SmallestNodePrefix))
 	o.BoolVar(&c.again, "again", false, "The node exists: make a new token, and end the credential that the machine has.")
 	o.StringVar(&c.mount, "settings-mount", settingsMount(), "The `mount` in Vault of the fabric's settings. Overrides "+envSettingsMount+". Default: "+wellknown.SettingsMount)
 	c.jsonOption(o, "Print the token in JSON.")
@@ -71,7 +74,7 @@ func (c *NodeCreateCommand) arguments() arguments {
 }
 
 func (c *NodeCreateCommand) run(ctx context.Context, args []string) error {
-	m := setup.Machine{ID: fabric.NodeID{Zone: c.zone, Name: args[0]}, NomadNode: c.nomadNode, BoundTo: c.bind, Again: c.again}
+	m := setup.Machine{ID: fabric.NodeID{Zone: c.zone, Name: args[0]}, NomadNode: c.nomadNode, BoundTo: c.bind, Again: c.again, NodePrefix: c.poolPrefix}
 	for k := range strings.SplitSeq(c.kinds, ",") {
 		if k = strings.TrimSpace(k); k != "" {
 			m.Kinds = append(m.Kinds, join.Kind(k))

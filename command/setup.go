@@ -18,6 +18,7 @@ import (
 	nomadapi "github.com/hashicorp/nomad/api"
 	vaultapi "github.com/hashicorp/vault/api"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/vaultclient"
@@ -79,8 +80,10 @@ func (c *SetupCommand) options() []*flag.FlagSet {
 	f := newOptions("Fabric Options")
 	f.StringVar(&c.settings.Fabric, "fabric", "", "The `name` of the fabric. Default: sif")
 	f.StringVar(&c.settings.TrustDomain, "trust-domain", "", "The trust `domain` of the SPIFFE IDs. It cannot be changed later. Default: <fabric>.internal")
-	f.StringVar(&c.settings.Pools.IPv4, "pool4", "", "The `prefix` from which nodes get their IPv4 addresses, a /24 each. Default: "+setup.DefaultPool4)
+	f.StringVar(&c.settings.Pools.IPv4, "pool4", "", "The `prefix` from which nodes get their IPv4 addresses. Default: "+setup.DefaultPool4)
 	f.StringVar(&c.settings.Pools.IPv6, "pool6", "", "The `prefix` from which nodes get their IPv6 addresses, a /64 each. Default: "+setup.DefaultPool6)
+	f.IntVar(&c.settings.Pools.NodePrefix, "node-prefix", 0, fmt.Sprintf("How many `bits` the prefix of the IPv4 pool of a workload node has, %d to %d: with 22 it can have 1,021 endpoints. "+
+		"Pools that nodes have stay as they are. Default: %d", fabric.LargestNodePrefix, fabric.SmallestNodePrefix, fabric.DefaultNodePrefix))
 	f.DurationVar(&c.settings.CertTTL, "cert-ttl", 0, "The `lifetime` of certificates of daemons and workloads. Default: 8h")
 
 	f.StringVar(&c.settings.ControllerJob, "controller-job", "", "The `task` of a Nomad job that is a controller, as namespace/job/group/task: it may log in to Vault with Nomad's workload identity. "+

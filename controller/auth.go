@@ -223,18 +223,23 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 	return a, err
 }
 
-// caller returns which node is at the other end of the connection. It is asked for each request, so
-// that a node that was removed is refused on connections that are open.
-func (c *Controller) caller(r *http.Request) (identity.Node, error) {
+// caller returns which node is at the other end of the connection, and how many bits its
+// certificate grants its pool, if it does. It is asked for each request, so that a node that was
+// removed is refused on connections that are open.
+func (c *Controller) caller(r *http.Request) (identity.Node, int, error) {
 	peer, leaf, err := c.cfg.Identity.Peer(*r.TLS)
 	if err != nil {
-		return identity.Node{}, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the certificate of a node: %v", err)
+		return identity.Node{}, 0, api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the certificate of a node: %v", err)
 	}
 	if !peer.IsNode() {
-		return identity.Node{}, forbidden("this call needs the certificate of a node, not one of %s", peer)
+		return identity.Node{}, 0, forbidden("this call needs the certificate of a node, not one of %s", peer)
 	}
 	if t, ended := c.removal.list.List().Ends(peer.Node.NodeID, leaf.NotBefore); ended {
-		return peer.Node, wasRemoved(t, "its certificate is from before that")
+		return peer.Node, 0, wasRemoved(t, "its certificate is from before that")
 	}
-	return peer.Node, nil
+	pool, err := identity.NodePrefix(leaf)
+	if err != nil {
+		return peer.Node, 0, forbidden("the certificate of node %s: %v", peer.Node.NodeID, err)
+	}
+	return peer.Node, pool, nil
 }

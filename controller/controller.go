@@ -65,6 +65,7 @@ type Config struct {
 	Address       string // host:port at which clients reach this controller
 	Version       string
 	Pool4, Pool6  netip.Prefix
+	NodePrefix    int           // bits of the IPv4 pools of workload nodes; zero: fabric.DefaultNodePrefix
 	AdmissionLife time.Duration // zero: AdmissionLife
 	PolicyPrefix  string        // of the names of policies that give rights; empty: wellknown.Prefix
 	History       int           // how many revisions the history keeps; zero: DefaultHistory
@@ -107,7 +108,10 @@ func New(cfg Config) (*Controller, error) {
 	if cfg.AdmissionLife == 0 {
 		cfg.AdmissionLife = AdmissionLife
 	}
-	if err := checkPools(cfg.Pool4, cfg.Pool6); err != nil {
+	if cfg.NodePrefix == 0 {
+		cfg.NodePrefix = fabric.DefaultNodePrefix
+	}
+	if err := checkPools(cfg.Pool4, cfg.Pool6, cfg.NodePrefix); err != nil {
 		return nil, err
 	}
 	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
@@ -136,7 +140,7 @@ func New(cfg Config) (*Controller, error) {
 	c.policy = newPolicy(cfg)
 	c.nodes = newRegistry(cfg, removed.List)
 	c.bound = newBindings(cfg, removed.List)
-	c.table = newTable(cfg)
+	c.table = newTable(cfg, c.nodes.get)
 	c.reports = newReports()
 	c.tasks = newTaskBoard()
 	c.agreement = newAgreement(own{c})

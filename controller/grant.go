@@ -51,15 +51,14 @@ func (g *grant) reserves(addr netip.Addr, now time.Time) (until time.Time, reser
 }
 
 // bound limits what a grant from Consul says without a signature: only addresses of the node's pool
-// can rest, and none longer than from now on.
-func (g *grant) bound(now time.Time) {
+// can rest, and none longer than from now on. Of a node without a record, nobody can get addresses.
+func (g *grant) bound(now time.Time, node fabric.Node) {
 	if g.Released.After(now) {
 		g.Released = now
 	}
-	pool4, pool6 := netip.PrefixFrom(g.admission.IPv4, bits4).Masked(), netip.PrefixFrom(g.admission.IPv6, bits6).Masked()
 	for addr, until := range g.Resting {
 		switch {
-		case !pool4.Contains(addr) && !pool6.Contains(addr):
+		case !node.Pool4.Contains(addr) && !node.Pool6.Contains(addr):
 			delete(g.Resting, addr)
 		case until.After(now.Add(restTime)):
 			g.Resting[addr] = now.Add(restTime)

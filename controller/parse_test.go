@@ -34,16 +34,20 @@ func FuzzParseSignature(f *testing.F) {
 
 func TestPools(t *testing.T) {
 	v4, v6 := netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("fd5f:7369:6600::/48")
-	must.Eq(t, 16384, poolCount(v4, v6))
-	must.NoError(t, checkPools(v4, v6))
-	must.Error(t, checkPools(v6, v4))
-	must.Error(t, checkPools(netip.Prefix{}, v6))
-	must.Error(t, checkPools(netip.MustParsePrefix("10.0.0.0/25"), v6))
-	must.Error(t, checkPools(v4, netip.MustParsePrefix("fd00::/65")))
+	must.Eq(t, 16384, unitCount(v4, v6))
+	must.NoError(t, checkPools(v4, v6, 22))
+	must.NoError(t, checkPools(netip.MustParsePrefix("10.0.0.0/18"), v6, 18))
+	must.Error(t, checkPools(v6, v4, 24))
+	must.Error(t, checkPools(netip.Prefix{}, v6, 24))
+	must.Error(t, checkPools(netip.MustParsePrefix("10.0.0.0/25"), v6, 24))
+	must.Error(t, checkPools(netip.MustParsePrefix("10.0.0.0/23"), v6, 22))
+	must.Error(t, checkPools(v4, netip.MustParsePrefix("fd00::/65"), 24))
+	must.Error(t, checkPools(v4, v6, 17))
+	must.Error(t, checkPools(v4, v6, 25))
 	rapid.Check(t, func(t *rapid.T) {
 		n, m := rapid.IntRange(0, 16383).Draw(t, "n"), rapid.IntRange(0, 16383).Draw(t, "m")
-		a4, a6 := poolPair(v4, v6, n)
-		b4, b6 := poolPair(v4, v6, m)
+		a4, a6 := poolPair(v4, v6, n, bits4)
+		b4, b6 := poolPair(v4, v6, m, bits4)
 		if !v4.Overlaps(a4) || !v6.Overlaps(a6) || a4.Bits() != bits4 || a6.Bits() != bits6 {
 			t.Fatalf("pools %s, %s lie outside", a4, a6)
 		}

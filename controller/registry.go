@@ -225,8 +225,9 @@ func (r *registry) all() []fabric.Node {
 }
 
 // register stores the record of the calling node. A request that changes nothing returns the record
-// that exists.
-func (r *registry) register(ctx context.Context, who identity.Node, req api.NodeRequest) (fabric.NodeRecord, error) {
+// that exists. A node that has no pool yet gets one with prefix bits, or of the fabric's size if
+// that is 0.
+func (r *registry) register(ctx context.Context, who identity.Node, req api.NodeRequest, prefix int) (fabric.NodeRecord, error) {
 	if err := r.checkNode(who, req); err != nil {
 		return fabric.NodeRecord{}, err
 	}
@@ -258,7 +259,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	if known != nil && !node.Issued.After(known.node.Issued) {
 		node.Issued = known.node.Issued.Add(time.Millisecond)
 	}
-	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID, own); err != nil {
+	if node.Pool4, node.Pool6, err = r.poolOf(ctx, who.NodeID, own, r.poolBits(who, prefix)); err != nil {
 		return fabric.NodeRecord{}, err
 	}
 	if known != nil && r.unchanged(known, node, next) {

@@ -66,7 +66,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 	pool4, pool6 := file.Pools.Prefixes()
 	c, err := New(Config{
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
-		Pool4: pool4, Pool6: pool6,
+		Pool4: pool4, Pool6: pool6, NodePrefix: file.Pools.NodePrefix,
 		History: file.History, PolicyPrefix: file.PolicyPrefix,
 		Audit:      Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
 		Consul:     clients.consul.Load,

@@ -32,6 +32,7 @@ type request struct {
 	*http.Request
 	operator access          // set for calls of operators
 	node     identity.Node   // set for calls of nodes
+	pool     int             // for calls of nodes: bits of the pool that the certificate grants, or 0
 	stop     context.Context // ends when the controller stops
 	entry    *auditEntry     // handlers fill in target, message and revision
 }
@@ -65,7 +66,7 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 			}))
 		case callerNode:
 			mux.Handle(r.pattern, c.handle(r, stop, func(req *request) (err error) {
-				req.node, err = c.caller(req.Request)
+				req.node, req.pool, err = c.caller(req.Request)
 				return err
 			}))
 		}

@@ -26,7 +26,7 @@ func (c *Controller) putNode(ctx context.Context, r request) (any, error) {
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
-	record, err := c.nodes.register(ctx, r.node, req)
+	record, err := c.nodes.register(ctx, r.node, req, r.pool)
 	if node, registered := c.nodes.get(r.node.NodeID); err == nil && registered {
 		c.bound.claim(ctx, node, req.NomadNode)
 	}

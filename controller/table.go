@@ -38,6 +38,7 @@ type table struct {
 	keys   func() fabric.KeySet
 	log    hclog.Logger
 	now    func() time.Time
+	node   func(fabric.NodeID) (fabric.Node, bool) // the record of a registered node
 
 	mu      sync.Mutex
 	grants  map[kvkey.Admission]*grant     // the grants are replaced, never changed
@@ -45,9 +46,9 @@ type table struct {
 	refused []string                       // what is wrong with keys in Consul, for people
 }
 
-func newTable(cfg Config) *table {
+func newTable(cfg Config, node func(fabric.NodeID) (fabric.Node, bool)) *table {
 	return &table{
-		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now,
+		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now, node: node,
 		grants: map[kvkey.Admission]*grant{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
 }
@@ -89,7 +90,8 @@ func (t *table) verify(kv *consulapi.KVPair) (kvkey.Admission, *grant, error) {
 	if a := g.admission; a.Fabric != t.fabric || a.Host() != id.Node || a.Endpoint != id.Endpoint {
 		return id, nil, fmt.Errorf("it is the admission of endpoint %s on node %s in fabric %s", a.Endpoint, a.Host(), a.Fabric)
 	}
-	g.bound(t.now())
+	node, _ := t.node(id.Node)
+	g.bound(t.now(), node)
 	return id, g, nil
 }
 

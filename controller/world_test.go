@@ -56,6 +56,7 @@ type world struct {
 	dir           string
 	caFile        string
 	sources       map[string]*identity.Source
+	nodePrefix    int // of controllers that are started
 }
 
 func newWorld(t testing.TB) *world {
@@ -133,13 +134,16 @@ type running struct {
 // controller leads.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
+	if w.nodePrefix == 0 {
+		w.nodePrefix = fabric.SmallestNodePrefix // the numbers of pools are easy to read
+	}
 	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE, net.IPv4(127, 0, 0, 1))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	consul := w.consulClient(t, w.tokens.Controller)
 	c, err := New(Config{
 		Fabric: testFabric, TrustDomain: trustDomain, DataDir: dir, Address: listener.Addr().String(), Version: "test",
-		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"),
+		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"), NodePrefix: w.nodePrefix,
 		Consul: func() *consulapi.Client { return consul }, Vault: source.Vault, Identity: source,
 		Signer:    Transit{Vault: source.Vault, Mount: wellknown.TransitMount, Key: wellknown.TransitKey},
 		Authority: PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},

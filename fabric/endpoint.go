@@ -128,12 +128,28 @@ func (n Node) Health4() netip.Addr { return n.Pool4.Addr().Next() }
 // Health6 returns the node's IPv6 health address; see Health4.
 func (n Node) Health6() netip.Addr { return n.Pool6.Addr().Next() }
 
+// How many bits the prefix of a node's IPv4 pool can have. The largest pool has 16,381 addresses
+// for endpoints, the default one 1,021, and the smallest one 253.
+const (
+	LargestNodePrefix  = 18
+	DefaultNodePrefix  = 22
+	SmallestNodePrefix = 24
+)
+
+// CheckNodePrefix returns an error if the IPv4 pool of no node can have so many bits.
+func CheckNodePrefix(bits int) error {
+	if bits < LargestNodePrefix || bits > SmallestNodePrefix {
+		return fmt.Errorf("a prefix of %d bits is outside %d (the largest pool) to %d (the smallest)", bits, LargestNodePrefix, SmallestNodePrefix)
+	}
+	return nil
+}
+
 // Pool is the controller's signed statement (KindPool) that a pair of address pools belongs to a
 // node. It is made before the node's first record, and keeps the pools from being given to another
 // node.
 type Pool struct {
 	Fabric string       `json:"fabric"`
-	Number int          `json:"number"` // of the pair, in the fabric's prefixes
+	Number int          `json:"number"` // of its first unit of addresses, a /24 and a /64, in the fabric's prefixes
 	Node   NodeID       `json:"node"`
 	Pool4  netip.Prefix `json:"pool4"`
 	Pool6  netip.Prefix `json:"pool6"`

@@ -215,6 +215,8 @@ func (d *DNS) Resolvers() []netip.AddrPort {
 type Pools struct {
 	IPv4 string `hcl:"ipv4,optional"`
 	IPv6 string `hcl:"ipv6,optional"`
+	// NodePrefix is how many bits the IPv4 pool of a workload node has.
+	NodePrefix int `hcl:"node_prefix,optional"`
 }
 
 // Connections are the limits of connections of a node. Times are of the form "90s" or "6h".

@@ -4,6 +4,7 @@
 package config
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"net"
@@ -177,6 +178,10 @@ func (c *Config) fillDefaults(r Role) {
 		fill(&c.Nomad.Address, "http://127.0.0.1:4646")
 		fill(&c.Pools.IPv4, "100.64.0.0/10")
 		fill(&c.Pools.IPv6, "fd5f:7369:6600::/48")
+		if c.Pools.NodePrefix == 0 { // a smaller pool than the default of a node was possible before
+			v4, _ := c.Pools.Prefixes()
+			c.Pools.NodePrefix = min(max(fabric.DefaultNodePrefix, v4.Bits()), fabric.SmallestNodePrefix)
+		}
 	}
 	if c.Underlay.Management == nil {
 		c.Underlay.Management = DefaultManagement
@@ -251,7 +256,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("controller.address", set(c.Controller.Address, checkHostPort))
 	report("listen", set(c.Listen, checkHostPort))
 	report("engine.listen", checkHostPort(c.Engine.Listen))
-	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, 24) }))
+	nodePrefix := cmp.Or(c.Pools.NodePrefix, fabric.DefaultNodePrefix) // nodes have none
+	report("pools.node_prefix", fabric.CheckNodePrefix(nodePrefix))
+	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, nodePrefix) }))
 	report("pools.ipv6", set(c.Pools.IPv6, func(s string) error { return checkPool(s, 6, 64) }))
 	if body.Attributes["history"] != nil {
 		report("history", CheckHistory(c.History))

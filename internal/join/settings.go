@@ -30,6 +30,9 @@ type Settings struct {
 type Pools struct {
 	IPv4 string `json:"ipv4"`
 	IPv6 string `json:"ipv6"`
+	// NodePrefix is how many bits the IPv4 pool of a workload node has; 0:
+	// fabric.DefaultNodePrefix.
+	NodePrefix int `json:"node_prefix,omitempty"`
 }
 
 // VaultSettings say where Vault is, and under which names it has what the fabric needs.

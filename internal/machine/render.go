@@ -180,6 +180,9 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 		b.block("pools", func(b body) {
 			b.text("ipv4", s.Pools.IPv4)
 			b.text("ipv6", s.Pools.IPv6)
+			if s.Pools.NodePrefix != 0 {
+				b.SetAttributeValue("node_prefix", cty.NumberIntVal(int64(s.Pools.NodePrefix)))
+			}
 		})
 	} else {
 		b.text("bpf_dir", l.BPFDir)

@@ -68,7 +68,7 @@ func TestFilesOfControllersUser(t *testing.T) {
 	l.ConfigDir = t.TempDir()
 	j := Joined{Layout: l, Grant: join.Grant{
 		Node: fabric.NodeID{Zone: "z", Name: "n"}, Kinds: []join.Kind{join.Controller, join.Processor}, RoleID: "r", SecretID: "s",
-		Settings: join.Settings{Fabric: "f", TrustDomain: "sif.example", Pools: join.Pools{IPv4: "100.64.0.0/10", IPv6: "fd5f:7369:6600::/48"}},
+		Settings: join.Settings{Fabric: "f", TrustDomain: "sif.example", Pools: join.Pools{IPv4: "100.64.0.0/10", IPv6: "fd5f:7369:6600::/48", NodePrefix: 20}},
 	}}
 	must.NoError(t, l.Keep(j))
 	must.NoError(t, Write(j, Found{Underlay: Underlay{Address: netip.MustParseAddr("192.0.2.1"), Interface: "eth0", MTU: 1500}, FabricCA: "x"}))

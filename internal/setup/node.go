@@ -22,6 +22,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/join"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -32,6 +33,8 @@ type Machine struct {
 	NomadNode string   // ID of the Nomad node that it must be; may be empty
 	BoundTo   []string // prefixes from which alone it may log in to Vault; any if empty
 	Again     bool     // it exists already: its old secret IDs end
+	// NodePrefix is how many bits its IPv4 pool gets when it joins; 0: as many as the fabric gives.
+	NodePrefix int
 }
 
 // ErrExists is the error of a node that was created before.
@@ -56,6 +59,14 @@ func (m Machine) Check() error {
 	for _, b := range m.BoundTo {
 		if _, err := netip.ParsePrefix(b); err != nil {
 			return fmt.Errorf("%q is not a prefix such as 10.0.0.11/32", b)
+		}
+	}
+	if m.NodePrefix != 0 {
+		if err := fabric.CheckNodePrefix(m.NodePrefix); err != nil {
+			return fmt.Errorf("the pool: %w", err)
+		}
+		if !m.is(join.Workload) {
+			return errors.New("the pool: only a node for workloads gets one of its own size")
 		}
 	}
 	return nil
@@ -100,6 +111,9 @@ func (v *vault) createNode(ctx context.Context, m Machine) (join.Grant, error) {
 	}
 	if units := m.units(); len(units) > 0 {
 		r := v.role("", v.spiffeID(m.ID.SPIFFE()))
+		if m.NodePrefix != 0 {
+			units = append(units, identity.PoolUnit(m.NodePrefix))
+		}
 		r["ou"] = units
 		if _, err := v.put(ctx, pkiRole, r); err != nil {
 			return g, err

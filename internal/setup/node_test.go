@@ -71,6 +71,12 @@ func TestOperatorMakesNodes(t *testing.T) {
 	role, err := root.Logical().Read("sif-pki/roles/node-aws1--w1")
 	must.NoError(t, err)
 	must.Eq(t, []any{"processor", "workload"}, role.Data["ou"].([]any))
+	machine.NodePrefix = 20
+	second, err = setup.CreateNode(ctx, operator, settings, machine)
+	must.NoError(t, err)
+	role, err = root.Logical().Read("sif-pki/roles/node-aws1--w1")
+	must.NoError(t, err)
+	must.Eq(t, []any{"processor", "workload", "pool-20"}, role.Data["ou"].([]any))
 	client := login(t, root, second)
 	_, err = client.Logical().Write("sif-transit/sign/sif", map[string]any{"input": "AAAA"})
 	must.NoError(t, err)

@@ -12,6 +12,7 @@
 package setup
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -88,7 +89,7 @@ func Check(s join.Settings) error {
 		is4   bool
 		most  int
 		field string
-	}{{s.Pools.IPv4, true, 24, "IPv4 pool"}, {s.Pools.IPv6, false, 64, "IPv6 pool"}} {
+	}{{s.Pools.IPv4, true, cmp.Or(s.Pools.NodePrefix, fabric.SmallestNodePrefix), "IPv4 pool"}, {s.Pools.IPv6, false, 64, "IPv6 pool"}} {
 		prefix, err := netip.ParsePrefix(p.text)
 		switch {
 		case err != nil || prefix.Addr().Is4() != p.is4:
@@ -98,6 +99,9 @@ func Check(s join.Settings) error {
 		case prefix.Bits() > p.most:
 			report(p.field, fmt.Errorf("%q is too small: each node uses a /%d", p.text, p.most))
 		}
+	}
+	if s.Pools.NodePrefix != 0 {
+		report("the pools of nodes", fabric.CheckNodePrefix(s.Pools.NodePrefix))
 	}
 	report("the controller's job", checkJob(s.ControllerJob))
 	if s.ControllerJob != "" && s.Nomad.Address == "" {

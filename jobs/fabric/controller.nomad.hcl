@@ -71,6 +71,11 @@ variable "pool6" {
   default = "fd5f:7369:6600::/48"
 }
 
+variable "node_prefix" {
+  description = "How many bits the prefix of a workload node's IPv4 pool has."
+  default     = 22
+}
+
 job "sif-controller" {
   type = "service"
 
@@ -168,6 +173,8 @@ job "sif-controller" {
           pools {
             ipv4 = "${var.pool4}"
             ipv6 = "${var.pool6}"
+
+            node_prefix = ${var.node_prefix}
           }
         EOF
       }

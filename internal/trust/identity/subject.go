@@ -6,6 +6,8 @@ package identity
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -63,7 +65,8 @@ const maxLife = fabric.MaxCertificateLife + 10*time.Minute
 // Read returns whom a certificate was issued to. It is the only place where certificates are taken
 // apart, so that all of them are judged alike: the leaf has exactly one URI, which is a SPIFFE ID
 // of the trust domain; the ID is that of a node, a service or the controller; a node's certificate
-// has an organizational unit for each kind that the node is of; its life is bounded. By the
+// has an organizational unit for each kind that the node is of, and perhaps one for the size of its
+// address pool; its life is bounded. By the
 // X.509-SVID standard the leaf cannot sign certificates. Read does not verify the chain.
 func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	id, err := x509svid.IDFromCert(leaf)
@@ -85,6 +88,9 @@ func Read(leaf *x509.Certificate, trustDomain string) (Subject, error) {
 	s, err := parsePath(id.Path())
 	if err == nil && s.IsNode() {
 		s.Node.Kind, err = kind(leaf.Subject.OrganizationalUnit)
+		if _, failed := NodePrefix(leaf); err == nil {
+			err = failed
+		}
 	}
 	if err != nil {
 		return Subject{}, fmt.Errorf("certificate of %s: %w", id, err)
@@ -107,9 +113,38 @@ func parsePath(path string) (Subject, error) {
 	return Subject{Service: service}, err
 }
 
+// unitPool begins the organizational unit that says how large a node's address pool is.
+const unitPool = "pool-"
+
+// PoolUnit is the organizational unit of the certificate of a node whose IPv4 pool is to have so
+// many bits.
+func PoolUnit(bits int) string { return unitPool + strconv.Itoa(bits) }
+
+// NodePrefix returns how many bits the IPv4 pool of a node is to have, as its certificate attests
+// it, or 0 if that is the fabric's business.
+func NodePrefix(leaf *x509.Certificate) (int, error) {
+	found := 0
+	for _, unit := range leaf.Subject.OrganizationalUnit {
+		text, ok := strings.CutPrefix(unit, unitPool)
+		if !ok {
+			continue
+		}
+		bits, err := strconv.Atoi(text)
+		if err != nil || PoolUnit(bits) != unit || found != 0 {
+			return 0, fmt.Errorf("its organizational units %q do not say once how large its pool is", leaf.Subject.OrganizationalUnit)
+		}
+		if err := fabric.CheckNodePrefix(bits); err != nil {
+			return 0, fmt.Errorf("its organizational unit %q: %w", unit, err)
+		}
+		found = bits
+	}
+	return found, nil
+}
+
 // kind returns the kind of a node from the organizational units of its certificate.
 func kind(units []string) (fabric.NodeKind, error) {
-	k, err := fabric.NodeKindOf(units)
+	kinds := slices.DeleteFunc(slices.Clone(units), func(unit string) bool { return strings.HasPrefix(unit, unitPool) })
+	k, err := fabric.NodeKindOf(kinds)
 	if err != nil {
 		return "", fmt.Errorf("its organizational units are %q, expected %q, %q or both", units, fabric.KindWorkload, fabric.KindProcessor)
 	}

@@ -101,6 +101,15 @@ func TestRead(t *testing.T) {
 		{name: "both kinds", path: p1, change: units("workload", "processor"), want: node("aws1", "p1", fabric.KindBoth)},
 		{name: "both kinds in one unit", path: p1, unit: "processor,workload", err: "organizational units"},
 		{name: "a kind twice", path: p1, change: units("processor", "processor"), err: "organizational units"},
+		{name: "a pool", path: w1, change: units("workload", "pool-20"), want: node("aws1", "w1", fabric.KindWorkload)},
+		{name: "a pool of both kinds", path: p1, change: units("pool-24", "workload", "processor"), want: node("aws1", "p1", fabric.KindBoth)},
+		{name: "a pool alone", path: w1, unit: "pool-20", err: "organizational units"},
+		{name: "two pools", path: w1, change: units("workload", "pool-20", "pool-22"), err: "do not say once"},
+		{name: "a pool twice", path: w1, change: units("workload", "pool-20", "pool-20"), err: "do not say once"},
+		{name: "too large a pool", path: w1, change: units("workload", "pool-8"), err: "outside 18"},
+		{name: "too small a pool", path: w1, change: units("workload", "pool-25"), err: "outside 18"},
+		{name: "a pool of no size", path: w1, change: units("workload", "pool-"), err: "do not say once"},
+		{name: "a pool of an odd form", path: w1, change: units("workload", "pool-+20"), err: "do not say once"},
 		{name: "a kind and something else", path: p1, change: units("x", "processor"), err: "organizational units"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
