@@ -48,14 +48,19 @@ func hooksOf(p *endpointPrograms) ([]hook, error) {
 		{name: "from_workload", tcx: ebpf.AttachTCXIngress, clsact: netlink.HANDLE_MIN_INGRESS, program: p.SifFromWorkload},
 		{name: "to_workload", tcx: ebpf.AttachTCXEgress, clsact: netlink.HANDLE_MIN_EGRESS, program: p.SifToWorkload},
 	}
+	return list, identify(list)
+}
+
+// identify sets the IDs of the programs.
+func identify(list []hook) error {
 	for i, h := range list {
 		info, err := h.program.Info()
 		if err != nil {
-			return nil, fmt.Errorf("read the %s program: %w", h.name, err)
+			return fmt.Errorf("read the %s program: %w", h.name, err)
 		}
 		list[i].id, _ = info.ID()
 	}
-	return list, nil
+	return nil
 }
 
 // target is an interface in the network namespace of the calling thread.
@@ -132,7 +137,7 @@ func (d *Datapath) choose(wanted Mechanism) error {
 			d.leaving = m
 		}
 	}
-	return nil
+	return d.chooseGuests(has == nil)
 }
 
 // haveTCX asks the kernel to attach to an interface that cannot exist. A kernel with TCX looks for

@@ -77,6 +77,7 @@ type Datapath struct {
 	mechanism Mechanism // "" after OpenPinned
 	attaching mechanism
 	leaving   mechanism // what a previous process may have used
+	guests    guests
 
 	mu        sync.Mutex
 	memory    []byte          // sif_config, mapped; nil after Close
@@ -176,7 +177,7 @@ func (d *Datapath) Close() error {
 		errs = append(errs, d.programs.Close())
 	}
 	if d.attaching != nil {
-		errs = append(errs, d.attaching.close())
+		errs = append(errs, d.attaching.close(), d.guests.close())
 	}
 	for _, m := range d.maps() {
 		errs = append(errs, (*m).Close())

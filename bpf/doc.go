@@ -4,6 +4,9 @@
 // Package bpf is the policy data path of a workload node: two eBPF programs at the host side of
 // each endpoint's veth pair, the maps that they read and write, and their loader.
 //
+// A virtual machine has two more programs, in its endpoint's namespace, that join its tap interface
+// with the endpoint's interface and drop what it forges (guest.c, guest.go).
+//
 // It knows packets, addresses, interfaces and maps. Identities and contracts are numbers that the
 // caller chooses and that have no meaning outside the node. The package must not know Consul, the
 // fabric's model or any other package of ours except internal/portrange.
@@ -16,3 +19,4 @@
 package bpf
 
 //go:generate go tool bpf2go -target bpfel -cc clang -strip llvm-strip -type reason -type direction -type conn_flag -type conn_state -type config_flag -type endpoint_flag -type refusal -type event endpoint endpoint.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter
+//go:generate go tool bpf2go -target bpfel -cc clang -strip llvm-strip -type guest_verdict guest guest.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter

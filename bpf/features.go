@@ -85,10 +85,19 @@ const smallest = 128
 
 // TryPrograms loads the programs with small maps, and unloads them: nothing is pinned or attached.
 func TryPrograms() error {
-	spec, err := loadEndpoint()
-	if err != nil {
-		return fmt.Errorf("read the compiled eBPF programs: %w", err)
+	for _, compiled := range []func() (*ebpf.CollectionSpec, error){loadEndpoint, loadGuest} {
+		spec, err := compiled()
+		if err != nil {
+			return fmt.Errorf("read the compiled eBPF programs: %w", err)
+		}
+		if err := try(spec); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func try(spec *ebpf.CollectionSpec) error {
 	for _, m := range spec.Maps {
 		m.Pinning = ebpf.PinNone
 		m.MaxEntries = min(m.MaxEntries, smallest)

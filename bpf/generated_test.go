@@ -53,17 +53,18 @@ func TestGeneratedIsFresh(t *testing.T) {
 	}
 	doc, err := os.ReadFile("doc.go")
 	must.NoError(t, err)
-	_, line, found := strings.Cut(string(doc), "//go:generate ")
-	must.True(t, found)
-	arguments := strings.Fields(line)
 	tool, err := exec.Command("go", "tool", "-n", "bpf2go").Output()
 	must.NoError(t, err)
-	cmd := exec.Command(strings.TrimSpace(string(tool)), arguments[3:]...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "GOPACKAGE=bpf")
-	out, err := cmd.CombinedOutput()
-	must.NoError(t, err, must.Sprint(string(out)))
-	for _, file := range []string{"endpoint_bpfel.go", "endpoint_bpfel.o"} {
+	_, lines, found := strings.Cut(string(doc), "//go:generate ")
+	must.True(t, found)
+	for line := range strings.SplitSeq(lines, "//go:generate ") {
+		cmd := exec.Command(strings.TrimSpace(string(tool)), strings.Fields(line)[3:]...)
+		cmd.Dir = dir
+		cmd.Env = append(os.Environ(), "GOPACKAGE=bpf")
+		out, err := cmd.CombinedOutput()
+		must.NoError(t, err, must.Sprint(string(out)))
+	}
+	for _, file := range []string{"endpoint_bpfel.go", "endpoint_bpfel.o", "guest_bpfel.go", "guest_bpfel.o"} {
 		want, err := os.ReadFile(filepath.Join(dir, file))
 		must.NoError(t, err)
 		got, err := os.ReadFile(file)
