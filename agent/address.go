@@ -4,9 +4,11 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -32,8 +34,13 @@ type addresses struct {
 	next    uint32
 	taken   map[uint32]bool
 	resting map[uint32]time.Time // until when
+	queue   []*waiter            // who waits for an address, in order of arrival
 	failed  error                // why the resting addresses are not on disk
 }
+
+// waiter is an ADD that waits for an address. It is woken when that could have become possible
+// earlier, or impossible.
+type waiter struct{ wake chan struct{} }
 
 // firstOffset skips the network address of the pool and the node's health address.
 const firstOffset = 2
@@ -61,7 +68,18 @@ func openAddresses(path string, pool4, pool6 netip.Prefix) (*addresses, error) {
 func (a *addresses) take(now time.Time) (v4, v6 netip.Addr, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	size := uint32(1)<<(32-a.pool4.Bits()) - 1 // without the broadcast address
+	if v4, v6, ok := a.pick(now); ok {
+		return v4, v6, nil
+	}
+	return v4, v6, a.exhausted(0, now)
+}
+
+// size is the number of offsets of the pool, without the broadcast address.
+func (a *addresses) size() uint32 { return uint32(1)<<(32-a.pool4.Bits()) - 1 }
+
+// pick takes a pair of addresses if one is free. The caller holds a.mu.
+func (a *addresses) pick(now time.Time) (v4, v6 netip.Addr, ok bool) {
+	size := a.size()
 	for range size {
 		offset := a.next
 		if a.next++; a.next >= size {
@@ -72,10 +90,107 @@ func (a *addresses) take(now time.Time) (v4, v6 netip.Addr, err error) {
 		}
 		a.taken[offset] = true
 		v4, v6 = a.at(offset)
-		return v4, v6, nil
+		return v4, v6, true
 	}
-	return v4, v6, fmt.Errorf("%w: %s has %d addresses in use and %d resting for %s after their release",
-		errPoolExhausted, a.pool4, len(a.taken), len(a.resting), rest)
+	return v4, v6, false
+}
+
+// wait takes a pair of addresses. If none is free, it waits for the first that has rested, after
+// those who came before, until the given time. It does not wait if that comes too late.
+func (a *addresses) wait(ctx context.Context, now func() time.Time, until time.Time) (v4, v6 netip.Addr, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.queue) == 0 {
+		if v4, v6, ok := a.pick(now()); ok {
+			return v4, v6, nil
+		}
+	}
+	me := &waiter{wake: make(chan struct{}, 1)}
+	a.queue = append(a.queue, me)
+	defer func() {
+		a.queue = slices.DeleteFunc(a.queue, func(w *waiter) bool { return w == me })
+		a.rouse()
+	}()
+	for {
+		at := now()
+		before := slices.Index(a.queue, me)
+		if before == 0 {
+			if v4, v6, ok := a.pick(at); ok {
+				return v4, v6, nil
+			}
+		}
+		free := a.freeTimes(at)
+		if before >= len(free) || free[before].Sub(at) > time.Until(until) || ctx.Err() != nil {
+			return v4, v6, a.exhausted(before, at)
+		}
+		timer := time.NewTimer(max(free[before].Sub(at), time.Millisecond))
+		a.mu.Unlock()
+		select {
+		case <-timer.C:
+		case <-me.wake:
+		case <-ctx.Done():
+		}
+		timer.Stop()
+		a.mu.Lock()
+	}
+}
+
+// rouse has all who wait look again. The caller holds a.mu.
+func (a *addresses) rouse() {
+	for _, w := range a.queue {
+		select {
+		case w.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// freeTimes returns, for each address that nobody holds, when it is free, the earliest first. The
+// caller holds a.mu.
+func (a *addresses) freeTimes(now time.Time) []time.Time {
+	var list []time.Time
+	for offset := uint32(firstOffset); offset < a.size(); offset++ {
+		if a.taken[offset] {
+			continue
+		}
+		at := a.resting[offset]
+		if at.Before(now) {
+			at = now
+		}
+		list = append(list, at)
+	}
+	slices.SortFunc(list, time.Time.Compare)
+	return list
+}
+
+// usage returns how many addresses are in use, rest and are free.
+func (a *addresses) usage(now time.Time) (used, resting, free int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, at := range a.freeTimes(now) {
+		if at.After(now) {
+			resting++
+		} else {
+			free++
+		}
+	}
+	return max(int(a.size())-firstOffset, 0) - resting - free, resting, free
+}
+
+// larger says how a node gets a larger pool.
+const larger = "run fewer allocations on this node, or give it a larger pool: sif node remove, and sif node create -pool-prefix"
+
+// exhausted is the error of one who cannot have an address, and of whom so many come before. The
+// caller holds a.mu.
+func (a *addresses) exhausted(before int, now time.Time) error {
+	free := a.freeTimes(now)
+	total := max(int(a.size())-firstOffset, 0)
+	text := fmt.Sprintf("all %d addresses of %s are in use", total, a.pool4)
+	if before < len(free) {
+		text = fmt.Sprintf("of the %d addresses of %s %d are in use, and the others rest for %s after their release; the next is free at %s",
+			total, a.pool4, total-len(free), rest, free[before].UTC().Format(time.RFC3339))
+	}
+	return fmt.Errorf("%w: %s; %s", errPoolExhausted, text, larger)
 }
 
 func (a *addresses) at(offset uint32) (v4, v6 netip.Addr) {
@@ -116,6 +231,7 @@ func (a *addresses) giveBack(v4 netip.Addr) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	delete(a.taken, a.offset(v4))
+	a.rouse()
 }
 
 // release frees an address and starts its rest, which holds also if it cannot be written to disk;
@@ -126,6 +242,7 @@ func (a *addresses) release(v4 netip.Addr, now time.Time) {
 	offset := a.offset(v4)
 	delete(a.taken, offset)
 	a.resting[offset] = now.Add(rest)
+	a.rouse()
 	a.keep(now)
 }
 
@@ -163,6 +280,7 @@ func (a *addresses) avoid(list []api.RestingAddress, now time.Time) {
 		}
 	}
 	if changed {
+		a.rouse()
 		a.keep(now)
 	}
 }

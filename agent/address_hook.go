@@ -3,7 +3,13 @@
 
 package agent
 
-import "context"
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/containernetworking/cni/pkg/types"
+)
 
 // addressHook takes a pair of addresses from the node's pool. An endpoint that is attached again
 // keeps its pair.
@@ -11,11 +17,26 @@ type addressHook struct{ *Agent }
 
 func (addressHook) name() string { return "addresses" }
 
-func (h addressHook) attach(_ context.Context, at *attachment) (err error) {
-	if ep := &at.endpoint; !ep.IPv4.IsValid() {
-		ep.IPv4, ep.IPv6, err = h.addresses.take(h.now())
+func (h addressHook) attach(ctx context.Context, at *attachment) (err error) {
+	ep := &at.endpoint
+	if ep.IPv4.IsValid() {
+		return nil
+	}
+	ep.IPv4, ep.IPv6, err = h.addresses.wait(ctx, h.now, at.patience)
+	if errors.Is(err, errPoolExhausted) {
+		return types.NewError(types.ErrTryAgainLater, err.Error(), "")
 	}
 	return err
+}
+
+// nearlyFull says so when less than a tenth of the node's addresses is free.
+func (a *Agent) nearlyFull() []string {
+	used, resting, free := a.addresses.usage(a.now())
+	if free*10 >= used+resting+free {
+		return nil
+	}
+	return []string{fmt.Sprintf("the address pool %s of this node is nearly used up: %d addresses are in use, %d rest for %s after their release, %d are free; %s",
+		a.addresses.pool4, used, resting, rest, free, larger)}
 }
 
 func (h addressHook) detach(_ context.Context, d *detachment) error {

@@ -72,9 +72,12 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"not a Nomad allocation: CNI_ARGS has no NOMAD_ALLOC_ID", "the fabric identifies a workload by its Nomad allocation")
 	}
-	var until time.Time
-	if r.Patience > 0 && a.outage.young(began) {
-		until = began.Add(r.Patience - answerTime)
+	var until, patience time.Time
+	if r.Patience > 0 {
+		patience = began.Add(r.Patience - answerTime)
+	}
+	if a.outage.young(began) {
+		until = patience
 	}
 	if err := a.insist(ctx, &attachment{endpoint: endpoint{ID: r.Allocation}, until: until}, a.ready); err != nil {
 		return nil, err
@@ -90,7 +93,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	}
 	ep.Ports = r.Ports
 	defer a.releases.begin(r.Allocation)()
-	adding := &attachment{namespace: namespace, endpoint: ep, until: until, parts: stopwatch{last: began}}
+	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, parts: stopwatch{last: began}}
 	if err := a.attachAll(ctx, adding); err != nil {
 		return nil, err
 	}

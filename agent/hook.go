@@ -41,6 +41,7 @@ type attachment struct {
 	endpoint  endpoint
 	pair      veth
 	until     time.Time // how long to wait for what is away
+	patience  time.Time // how long to wait for an address that rests
 	parts     stopwatch
 	background
 }

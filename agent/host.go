@@ -193,7 +193,7 @@ func (a *Agent) findings() []string {
 	if _, err := os.Stat(socket); errors.Is(err, os.ErrNotExist) {
 		list = append(list, fmt.Sprintf("the socket %s was removed, so no workload can start: restart the agent", socket))
 	}
-	return slices.Concat(list, a.misrouted(), a.deadEnds())
+	return slices.Concat(list, a.misrouted(), a.deadEnds(), a.nearlyFull())
 }
 
 // deadEnds names the ports that the node offers to its workloads and that lead nowhere.
