@@ -26,9 +26,9 @@ import (
 
 var allocationID = regexp.MustCompile(`^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$`)
 
-// admitter decides about admissions, from the caller's certificate, the scheduler's answer and the
-// graph. From the request it takes only the allocation's ID, the addresses, and the key of the
-// signing request.
+// admitter decides about admissions, from the caller's certificate, what others attest of the
+// workload, and the graph. From the request of an allocation it takes only the allocation's ID, the
+// addresses, and the key of the signing request.
 type admitter struct {
 	cfg    Config
 	policy *policy
@@ -39,13 +39,13 @@ type admitter struct {
 	endpoints keylock.Locks[string] // by ID
 }
 
-// admit admits an allocation that the scheduler placed on the calling node.
+// admit admits a workload of the calling node.
 func (a *admitter) admit(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, api.AdmissionReply, error) {
 	if err := a.checkRequest(who, req); err != nil {
 		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
 	defer a.endpoints.Lock(req.Allocation)()
-	admission, err := a.decide(ctx, who, req)
+	admission, registered, err := a.decide(ctx, who, req)
 	if err != nil {
 		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
@@ -62,10 +62,14 @@ func (a *admitter) admit(ctx context.Context, who identity.Node, req api.Admissi
 		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
 	// Once Vault has signed it, a caller that gives up must not leave the table without it.
-	if err := a.table.admit(context.WithoutCancel(ctx), id, admission, reply.Admission); err != nil {
+	ctx = context.WithoutCancel(ctx)
+	if err := a.table.admit(ctx, id, &grant{Signed: reply.Admission, Registered: registered, admission: admission}); err != nil {
 		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
-	return admission, reply, nil
+	if req.Attached == nil {
+		err = a.table.releaseSquatters(ctx, id)
+	}
+	return admission, reply, err
 }
 
 // checkRequest refuses what is wrong whatever the scheduler says.
@@ -75,40 +79,49 @@ func (a *admitter) checkRequest(who identity.Node, req api.AdmissionRequest) err
 		return err
 	}
 	if !allocationID.MatchString(req.Allocation) {
-		return invalid("%q is not the ID of a Nomad allocation", req.Allocation)
+		return invalid("%q is not the ID of an endpoint, which has the form of the ID of a Nomad allocation", req.Allocation)
 	}
 	return checkAddresses(node, req.IPv4, req.IPv6)
 }
 
 // decide returns the admission of a workload without its times: its service, its roles, its ports
-// and its health checks.
-func (a *admitter) decide(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, error) {
+// and its health checks; and what Consul has of one outside Nomad.
+func (a *admitter) decide(ctx context.Context, who identity.Node, req api.AdmissionRequest) (fabric.Admission, *registration, error) {
 	node, err := a.workloadNode(who)
 	if err != nil {
-		return fabric.Admission{}, err
+		return fabric.Admission{}, nil, err
 	}
 	said, err := a.attesterOf(req).attest(ctx, node, req)
 	if err != nil {
-		return fabric.Admission{}, err
+		return fabric.Admission{}, nil, err
 	}
 	said.workload.Zone, said.workload.Node = who.Zone, who.Name // as the certificate attests them
-	revision := a.policy.current.Load()
-	service, err := choose(revision.graph, said.workload, said.wanted)
+	service, roles, err := a.policy.current.Load().role(said)
 	if err != nil {
-		return fabric.Admission{}, err
-	}
-	if err := mayPublish(revision.graph, said.workload, service); err != nil {
-		return fabric.Admission{}, err
-	}
-	roles, err := requested(revision.graph, revision.documents[service], said.wanted)
-	if err != nil {
-		return fabric.Admission{}, err
+		return fabric.Admission{}, nil, err
 	}
 	return fabric.Admission{
 		Fabric: a.cfg.Fabric, Endpoint: req.Allocation, Zone: who.Zone, Node: who.Name,
 		IPv4: req.IPv4, IPv6: req.IPv6, Service: service, Roles: roles,
 		Checks: said.checks, HealthChecked: said.healthChecked, Ports: said.ports, Origin: said.origin,
-	}, nil
+		Registration: said.registered.hash(),
+	}, said.registered, nil
+}
+
+// role returns the service of a workload and the roles that it has.
+func (f *inForce) role(said attested) (fabric.Ref, fabric.Roles, error) {
+	service, err := choose(f.graph, said.workload, said.wanted)
+	if said.unknown != nil && (api.IsCode(err, api.CodeBeyond) || api.IsCode(err, api.CodeNoSelector)) {
+		return service, fabric.Roles{}, api.Errorf(http.StatusServiceUnavailable, api.CodeNomad, "%v; more is not known: %v", err, said.unknown)
+	}
+	if err != nil {
+		return service, fabric.Roles{}, err
+	}
+	if err := mayPublish(f.graph, said.workload, service); err != nil {
+		return service, fabric.Roles{}, err
+	}
+	roles, err := requested(f.graph, f.documents[service], said.workload, said.wanted)
+	return service, roles, err
 }
 
 // issueTime returns the time at which a new admission of an endpoint is issued: now, but later than

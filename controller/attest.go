@@ -21,6 +21,9 @@ type attested struct {
 	healthChecked bool
 	ports         []fabric.NamedPort
 	origin        fabric.Origin
+
+	unknown    error         // what of the workload cannot be known for now; nil: nothing
+	registered *registration // of a workload outside Nomad
 }
 
 // attester knows workloads of one kind.
@@ -31,7 +34,10 @@ type attester interface {
 }
 
 // attesterOf returns who knows the workload of a request.
-func (a *admitter) attesterOf(api.AdmissionRequest) attester {
+func (a *admitter) attesterOf(req api.AdmissionRequest) attester {
+	if req.Attached != nil {
+		return byCatalog{cfg: a.cfg, bound: a.bound, nodes: a.nodes, table: a.table}
+	}
 	return byNomad{cfg: a.cfg, bound: a.bound, table: a.table}
 }
 

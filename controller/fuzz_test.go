@@ -87,7 +87,7 @@ func FuzzRequestBody(f *testing.F) {
 		compiled, _, _ := none.Next(graph)
 		p := &policy{fabric: testFabric, now: time.Now, bell: newBell()}
 		p.use(&inForce{graph: graph, pointer: fabric.Pointer{Sequence: 1, Root: compiled.Root}, compiled: compiled})
-		plan, err := p.plan(change)
+		plan, _, err := p.plan(change)
 		try(err)
 		if err != nil {
 			return

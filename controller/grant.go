@@ -20,6 +20,8 @@ type grant struct {
 	Signed   fabric.Signed            `json:"signed"`
 	Released time.Time                `json:"released,omitzero"` // zero: it was not released
 	Resting  map[netip.Addr]time.Time `json:"resting,omitempty"` // addresses of earlier admissions, until when they rest
+	// Registered is what Consul had of a workload outside Nomad when it was last readable.
+	Registered *registration `json:"registered,omitempty"`
 
 	admission fabric.Admission // the payload of Signed
 	index     uint64           // the modify index of the grant in Consul
@@ -51,8 +53,12 @@ func (g *grant) reserves(addr netip.Addr, now time.Time) (until time.Time, reser
 }
 
 // bound limits what a grant from Consul says without a signature: only addresses of the node's pool
-// can rest, and none longer than from now on. Of a node without a record, nobody can get addresses.
+// can rest, and none longer than from now on; of a registration, only the one whose hash was signed
+// counts. Of a node without a record, nobody can get addresses.
 func (g *grant) bound(now time.Time, node fabric.Node) {
+	if g.Registered.hash() != g.admission.Registration {
+		g.Registered = nil
+	}
 	if g.Released.After(now) {
 		g.Released = now
 	}

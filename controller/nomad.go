@@ -47,6 +47,8 @@ type Machine struct {
 	ID         string
 	Name       string
 	Datacenter string
+	Class      string // by its own word, as its pool
+	Pool       string
 	Down       bool         // it does not run workloads any more
 	Addresses  []netip.Addr // its own, as the scheduler knows them
 }
@@ -130,7 +132,7 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 const ipAttribute = "unique.network.ip-address"
 
 func machineOf(node *nomadapi.Node) Machine {
-	m := Machine{ID: node.ID, Name: node.Name, Datacenter: node.Datacenter, Down: node.Status == nomadapi.NodeStatusDown}
+	m := Machine{ID: node.ID, Name: node.Name, Datacenter: node.Datacenter, Class: node.NodeClass, Pool: node.NodePool, Down: node.Status == nomadapi.NodeStatusDown}
 	add := func(text string) {
 		if a, err := netip.ParseAddr(text); err == nil && !slices.Contains(m.Addresses, a.Unmap()) {
 			m.Addresses = append(m.Addresses, a.Unmap())

@@ -12,12 +12,14 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
 )
 
-// plan returns what applying a request would change, without what nodes report.
-func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
+// plan returns what applying a request would change, without what nodes report, and the graph to
+// which it leads.
+func (p *policy) plan(req api.GraphRequest) (api.Plan, *fabric.Graph, error) {
 	if empty(req) {
-		return api.Plan{}, errEmpty
+		return api.Plan{}, nil, errEmpty
 	}
 	current := p.current.Load()
 	req.CAS, req.Expect = nil, fabric.Hash{} // the plan has these itself
@@ -25,7 +27,7 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 	graph, err := p.edited(current, func(g *fabric.Graph) error { return merge(g, req) })
 	refusal := err
 	if plan.Problems, err = asProblems(err); err != nil {
-		return plan, err
+		return plan, nil, err
 	}
 	plan.Delta, plan.Warnings = fabric.Compare(current.graph, graph, p.now()), graph.Unenforced()
 	plan.Changed = true
@@ -33,9 +35,9 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, error) {
 		compiled, _, _ := current.compiled.Next(graph)
 		plan.Root, plan.Changed = compiled.Root, compiled.Root != plan.Base
 	} else if !decodable(plan) {
-		return api.Plan{}, refusal // with invalid names or protocols, only the problems can be encoded
+		return api.Plan{}, nil, refusal // with invalid names or protocols, only the problems can be encoded
 	}
-	return plan, nil
+	return plan, graph, nil
 }
 
 // decodable reports whether a client can decode the plan.
@@ -57,8 +59,8 @@ func (p *policy) diff(ctx context.Context, req api.DiffRequest) (api.DiffReply, 
 	return api.DiffReply{From: from.change.Sequence, To: to.change.Sequence, Delta: fabric.Compare(from.graph, to.graph, p.now())}, nil
 }
 
-// touched returns the live endpoints that a change affects.
-func (t *table) touched(delta fabric.Delta) []api.Touched {
+// touched returns the live endpoints that a change to a graph affects.
+func (t *table) touched(delta fabric.Delta, next *fabric.Graph) []api.Touched {
 	effect := map[fabric.Ref]string{}
 	for _, c := range delta.Reach {
 		effect[c.From], effect[c.To] = "rules", "rules"
@@ -79,8 +81,16 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 		}
 		excess[e.Domain][e.Name] = true
 	}
-	if len(effect)+len(excess) == 0 {
+	if len(effect)+len(excess)+len(delta.Bindings) == 0 {
 		return nil
+	}
+	// A selector may select as before in Nomad, and nothing any more that nodes attach.
+	barred := func(id kvkey.Admission, g *grant) bool {
+		if len(delta.Bindings) == 0 || g.Registered == nil {
+			return false
+		}
+		_, barred := next.Select(g.Registered.of(id.Node))
+		return slices.ContainsFunc(barred, func(b fabric.Barred) bool { return b.Service == g.admission.Service })
 	}
 	var list []api.Touched
 	t.mu.Lock()
@@ -88,7 +98,7 @@ func (t *table) touched(delta fabric.Delta) []api.Touched {
 	now := t.now()
 	for id, g := range t.grants {
 		e, lost := effect[g.admission.Service], excess[g.admission.Service.Domain]
-		if lost[""] || lost[g.admission.Service.Name] {
+		if lost[""] || lost[g.admission.Service.Name] || barred(id, g) {
 			e = "binding"
 		}
 		if e != "" && g.live(now) {

@@ -123,7 +123,7 @@ func (c *Controller) routes() []route {
 		{pattern: "PUT /v1/node/tasks/{id}", caller: callerNode, call: c.putTask, large: true, burst: 20_000, interval: time.Millisecond,
 			summary: "Accepts the result of a task.", request: api.TaskResult{}},
 		{pattern: "POST /v1/node/admission", caller: callerNode, call: c.postAdmission, action: "admission.grant",
-			summary: "Admits an allocation that the scheduler placed on the calling node.", request: api.AdmissionRequest{}, reply: api.AdmissionReply{}},
+			summary: "Admits an allocation that the scheduler placed on the calling node, or a workload that the node attached.", request: api.AdmissionRequest{}, reply: api.AdmissionReply{}},
 		{pattern: "DELETE /v1/node/admission/{endpoint}", caller: callerNode, call: c.deleteAdmission, action: "admission.release",
 			summary: "Ends the admission of an endpoint of the calling node."},
 		{pattern: "GET /v1/node/admissions", caller: callerNode, call: c.getAdmissions,

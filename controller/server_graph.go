@@ -80,11 +80,11 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 	if err := r.operator.mayChange(c.policy.current.Load().graph, req, true); err != nil {
 		return nil, err
 	}
-	plan, err := c.policy.plan(req)
+	plan, next, err := c.policy.plan(req)
 	if err != nil {
 		return nil, err
 	}
-	plan.Touched, plan.Cut = c.table.touched(plan.Delta), c.reports.cut(plan.Delta)
+	plan.Touched, plan.Cut = c.table.touched(plan.Delta, next), c.reports.cut(plan.Delta)
 	plan.Seal()
 	return plan, nil
 }

@@ -116,6 +116,11 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 	}
 	begin := time.Now()
 	r.entry.Target = req.Allocation
+	attached := ""
+	if w := req.Attached; w != nil {
+		attached = fmt.Sprintf("%.80q attached as Consul service %.80q on Consul agent %.80q", w.Name, w.ConsulService, w.ConsulNode)
+	}
+	r.entry.Message = attached
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
@@ -124,7 +129,7 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 		return nil, err
 	}
 	took := time.Since(begin)
-	r.entry.Message = admission.Identity().Key()
+	r.entry.Message = strings.TrimSuffix(admission.Identity().Key()+", "+attached, ", ")
 	c.metrics.admission.Observe(took.Seconds())
 	c.log.Info("endpoint admitted", logkey.Endpoint, admission.Endpoint, logkey.Node, admission.Host().String(),
 		logkey.Identity, admission.Identity().Key(), logkey.Address, admission.IPv4.String(), logkey.Duration, took)

@@ -20,8 +20,8 @@ import (
 // maxTried bounds how many selectors an error lists.
 const maxTried = 10
 
-// stanza is the connectivity stanza of a job's group. It can only narrow what the graph gives to a
-// service.
+// stanza is the connectivity stanza of a job's group, or what the node requests for a workload
+// outside Nomad. It can only narrow what the graph gives to a service.
 type stanza struct {
 	service            string   // "domain/service", "service", or "" for the one that matches
 	originate, respond []string // contracts: "domain/contract", or "contract" in the service's domain
@@ -50,7 +50,7 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 		case 1:
 			return matched[0], nil
 		}
-		e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s matches several services: %s; name one of them as `service` in the connectivity stanza", describe(w), join(matched))
+		e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s matches several services: %s; name one of them as `service` in %s", describe(w), join(matched), requestOf(w))
 		e.Details.Services = matched
 		return fabric.Ref{}, e
 	}
@@ -66,7 +66,7 @@ func choose(g *fabric.Graph, w fabric.Workload, s stanza) (fabric.Ref, error) {
 	case 1:
 		return named[0], nil
 	}
-	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "the connectivity stanza of %s names service %q, which can be any of %s; write it as <domain>/<service>", describe(w), s.service, join(named))
+	e := api.Errorf(http.StatusForbidden, api.CodeAmbiguous, "%s of %s names service %q, which can be any of %s; write it as <domain>/<service>", requestOf(w), describe(w), s.service, join(named))
 	e.Details.Services = named
 	return fabric.Ref{}, e
 }
@@ -107,7 +107,7 @@ func unmatchedNamed(g *fabric.Graph, w fabric.Workload, name string, wants func(
 		}
 	}
 	if len(candidates) == 0 {
-		return api.Errorf(http.StatusForbidden, api.CodeUnknownService, "the connectivity stanza of %s names service %q, which is not in the graph", describe(w), name)
+		return api.Errorf(http.StatusForbidden, api.CodeUnknownService, "%s of %s names service %q, which is not in the graph", requestOf(w), describe(w), name)
 	}
 	return unmatched(g, w, candidates)
 }
@@ -164,6 +164,10 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 	}
 	switch s.Kind {
 	case fabric.SelectNomad:
+		if w.Attached {
+			miss(100, "it is not in Nomad")
+			break
+		}
 		if s.Job != w.Job {
 			miss(5+levenshtein.Distance(s.Job, w.Job, nil), "job is %q", w.Job)
 		}
@@ -176,7 +180,10 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 		differs("node class", s.NodeClass, w.NodeClass)
 		differs("node pool", s.NodePool, w.NodePool)
 	case fabric.SelectConsul:
-		if cmp.Or(s.Namespace, fabric.DefaultNamespace) != w.Namespace {
+		switch namespace := cmp.Or(s.Namespace, fabric.DefaultNamespace); {
+		case w.Attached && namespace != fabric.DefaultNamespace:
+			miss(3, "it is not in Nomad, so that only selectors without a namespace match it")
+		case !w.Attached && namespace != w.Namespace:
 			miss(3, "namespace is %q", w.Namespace)
 		}
 		differs("datacenter", s.Datacenter, w.Datacenter)
@@ -211,7 +218,7 @@ func mismatch(s fabric.Selector, w fabric.Workload) (distance int, why string) {
 
 // requested returns the roles that the stanza requests; all roles of the service if it names none.
 // It fails if the graph does not give the service one of them.
-func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, error) {
+func requested(g *fabric.Graph, doc fabric.Document, w fabric.Workload, s stanza) (fabric.Roles, error) {
 	resolve := func(names []string) ([]fabric.Ref, error) {
 		var refs []fabric.Ref
 		for _, n := range names {
@@ -220,7 +227,7 @@ func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, er
 			}
 			r, err := fabric.ParseRef(n)
 			if err != nil {
-				return nil, api.Errorf(http.StatusForbidden, api.CodeUnknownRole, "the connectivity stanza names an invalid contract: %v", err)
+				return nil, api.Errorf(http.StatusForbidden, api.CodeUnknownRole, "%s names an invalid contract: %v", requestOf(w), err)
 			}
 			refs = append(refs, r)
 		}
@@ -236,21 +243,40 @@ func requested(g *fabric.Graph, doc fabric.Document, s stanza) (fabric.Roles, er
 	}
 	roles, err := doc.Request(want)
 	if err != nil {
-		for _, w := range g.Waiting() {
-			if slices.Contains(want.Originate, w.Contract) || slices.Contains(want.Respond, w.Contract) {
+		for _, waits := range g.Waiting() {
+			if slices.Contains(want.Originate, waits.Contract) || slices.Contains(want.Respond, waits.Contract) {
 				return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
-					"the connectivity stanza requests a role that is not in force: %v; contract %s is not accepted yet for %s", err, w.Contract, join(w.For))
+					"%s requests a role that is not in force: %v; contract %s is not accepted yet for %s", requestOf(w), err, waits.Contract, join(waits.For))
 			}
 		}
 		have := doc.Roles()
 		return fabric.Roles{}, api.Errorf(http.StatusForbidden, api.CodeUnknownRole,
-			"the connectivity stanza requests a role that the graph does not give: %v; it may originate %s and respond to %s", err, join(have.Originate), join(have.Respond))
+			"%s requests a role that the graph does not give: %v; it may originate %s and respond to %s", requestOf(w), err, join(have.Originate), join(have.Respond))
 	}
 	return roles, nil
 }
 
 func describe(w fabric.Workload) string {
+	if w.Attached {
+		return fmt.Sprintf("the workload (Consul service %q, attached on node %s/%s)", nameOf(w), w.Zone, w.Node)
+	}
 	return fmt.Sprintf("the workload (namespace %q, job %q, group %q)", w.Namespace, w.Job, w.Group)
+}
+
+// nameOf returns the Consul service of a workload outside Nomad.
+func nameOf(w fabric.Workload) string {
+	if len(w.Services) == 0 {
+		return ""
+	}
+	return w.Services[0].Name
+}
+
+// requestOf names what says which services and roles a workload requests.
+func requestOf(w fabric.Workload) string {
+	if w.Attached {
+		return "the attachment"
+	}
+	return "the connectivity stanza"
 }
 
 func subject(only []fabric.Ref) string {

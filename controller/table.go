@@ -145,9 +145,8 @@ func taken(addr netip.Addr, by kvkey.Admission) error {
 }
 
 // admit stores an endpoint's new admission. Addresses that only the admission before had rest.
-func (t *table) admit(ctx context.Context, id kvkey.Admission, a fabric.Admission, signed fabric.Signed) error {
+func (t *table) admit(ctx context.Context, id kvkey.Admission, next *grant) error {
 	now := t.now()
-	next := &grant{Signed: signed, admission: a}
 	if old := t.get(id); old != nil {
 		next.index = old.index
 		next.Resting = maps.Clone(old.Resting)
@@ -173,6 +172,31 @@ func (t *table) release(ctx context.Context, id kvkey.Admission) error {
 	next := *old
 	next.Released = t.now().UTC()
 	return t.put(ctx, id, &next)
+}
+
+// elsewhere returns another node that has an endpoint of that ID, or whose addresses of it rest.
+func (t *table) elsewhere(endpoint string, node fabric.NodeID) (other fabric.NodeID, is bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := t.now()
+	for id, g := range t.grants {
+		if id.Endpoint == endpoint && id.Node != node && !g.over(now) {
+			return id.Node, true
+		}
+	}
+	return other, false
+}
+
+// releaseSquatters ends what other nodes attached under the ID of an allocation.
+func (t *table) releaseSquatters(ctx context.Context, allocation kvkey.Admission) error {
+	var errs []error
+	for _, id := range t.liveWhere(func(a fabric.Admission) bool {
+		return a.Endpoint == allocation.Endpoint && a.Host() != allocation.Node && a.Origin.Attached != ""
+	}) {
+		t.log.Warn("a node attached a workload under the ID of an allocation", logkey.Endpoint, id.Endpoint, logkey.Node, id.Node.String())
+		errs = append(errs, t.release(ctx, id))
+	}
+	return errors.Join(errs...)
 }
 
 // releaseEnded ends the admissions of nodes that were removed.

@@ -29,10 +29,13 @@ type Admission struct {
 	// before they are there.
 	HealthChecked bool `json:"healthChecked,omitempty"`
 	// Ports are those that the workload names, for SRV records. They grant nothing.
-	Ports   []NamedPort `json:"ports,omitempty"`
-	Origin  Origin      `json:"origin,omitzero"`
-	Issued  time.Time   `json:"issued"`
-	Expires time.Time   `json:"expires"`
+	Ports  []NamedPort `json:"ports,omitempty"`
+	Origin Origin      `json:"origin,omitzero"`
+	// Registration is the hash of what the controller knew from Consul about a workload outside
+	// Nomad. It keeps it from being altered where the controller stores it.
+	Registration Hash      `json:"registration,omitzero"`
+	Issued       time.Time `json:"issued"`
+	Expires      time.Time `json:"expires"`
 }
 
 // NamedPort is a port inside the workload, under the label of the group's network or the name of

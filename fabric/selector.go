@@ -83,11 +83,11 @@ type Workload struct {
 	Attached                      bool              // outside Nomad; it has neither namespace nor job
 }
 
-// WorkloadService is a service block of a job.
+// WorkloadService is a service block of a job, or a service that is registered in Consul.
 type WorkloadService struct {
-	Name string
-	Tags []string
-	Meta map[string]string
+	Name string            `json:"name"`
+	Tags []string          `json:"tags,omitempty"`
+	Meta map[string]string `json:"meta,omitempty"`
 }
 
 // Matches reports whether w has all properties that s names.
