@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 
 	consulapi "github.com/hashicorp/consul/api"
@@ -19,6 +20,34 @@ import (
 type Registration struct {
 	Admission fabric.Admission
 	Signed    fabric.Signed // the signed form of Admission
+	Source    Source
+}
+
+// Source names the registrations with the Consul agent that a workload outside Nomad stands for: it
+// has their health. The zero value is an allocation, whose registrations have its ID.
+type Source struct {
+	Service string // in Consul
+	ID      string // of one registration; empty: all of the service
+}
+
+// has reports whether a registration belongs to the source.
+func (o Source) has(s *consulapi.AgentService) bool {
+	return s.Service == o.Service && (o.ID == "" || s.ID == o.ID)
+}
+
+// sources returns the sorted IDs of the registrations whose health the endpoint has.
+func (r Registration) sources(have map[string]*consulapi.AgentService) []string {
+	if r.Source == (Source{}) {
+		return nomadServices(have, r.Admission.Endpoint)
+	}
+	var ids []string
+	for id, s := range have {
+		if r.Source.has(s) {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	return ids
 }
 
 func (r Registration) id() string { return fabric.CatalogID(r.Admission.Zone, r.Admission.Endpoint) }
@@ -95,8 +124,8 @@ func (r Registration) service(checks []string, health string) (*consulapi.AgentS
 	return s, nil
 }
 
-// checkAbsent is the name of the check of an endpoint whose Nomad services are not registered yet,
-// or no longer. Other checks have the ID of the Nomad service that they mirror as their name.
+// checkAbsent is the name of the check of an endpoint whose services are not registered yet, or no
+// longer. Other checks have the ID of the service that they mirror as their name.
 const checkAbsent = "absent"
 
 // check returns a check of the endpoint with this service ID.
@@ -105,10 +134,13 @@ func check(service, name string) *consulapi.AgentServiceCheck {
 	if name == checkAbsent {
 		// An alias check would also become critical when its service is removed, but Consul 1.20
 		// may take a minute to notice.
-		c.Name, c.TTL, c.Status = "Nomad has not registered the services", "24h", consulapi.HealthCritical
+		c.Name, c.TTL, c.Status = "The services are not registered", "24h", consulapi.HealthCritical
 		return c
 	}
-	c.Name, c.AliasService = "Nomad service "+name, name
+	c.Name, c.AliasService = "Consul service "+name, name
+	if strings.HasPrefix(name, nomadPrefix) {
+		c.Name = "Nomad service " + name
+	}
 	return c
 }
 

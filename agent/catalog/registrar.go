@@ -133,15 +133,15 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		id := reg.id()
 		wanted[id] = true
 		slices.Sort(names[id])
-		nomad := nomadServices(have, reg.Admission.Endpoint)
-		mirrored := r.checks(reg.Admission, nomad, names[id], now)
+		sources := reg.sources(have)
+		mirrored := r.checks(reg, sources, names[id], now)
 		current, before := have[id], ""
 		if current != nil {
 			before = joined(current.Meta, metaWord)
 		}
 		said, err := word{
 			Endpoint: reg.Admission.Endpoint, Consul: consulNode, At: now.UTC().Truncate(time.Millisecond),
-			Healthy: !slices.Contains(mirrored, checkAbsent) && !critical(checks, id, nomad),
+			Healthy: !slices.Contains(mirrored, checkAbsent) && !critical(checks, id, sources),
 		}.renew(before, r.Identity)
 		if err != nil {
 			errs = append(errs, err)
@@ -196,18 +196,18 @@ func (r *Registrar) ours(s *consulapi.AgentService) bool {
 	return strings.HasPrefix(s.ID, fabric.CatalogID(r.Zone, "")) && s.Meta[metaZone] == r.Zone && s.Meta[metaNode] == r.Node
 }
 
-// checks returns the sorted names of an endpoint's wanted checks. nomad are the IDs of its Nomad
+// checks returns the sorted names of an endpoint's wanted checks. sources are the IDs of its
 // services, before the names of its current checks. An endpoint whose job declares health checks is
 // not healthy without its services: before they are registered, and while a task waits for its next
-// start.
-func (r *Registrar) checks(a fabric.Admission, nomad, before []string, now time.Time) []string {
-	id := fabric.CatalogID(a.Zone, a.Endpoint)
-	if len(nomad) == 0 && a.HealthChecked {
+// start; neither is a workload outside Nomad.
+func (r *Registrar) checks(reg Registration, sources, before []string, now time.Time) []string {
+	id := reg.id()
+	if len(sources) == 0 && (reg.Admission.HealthChecked || reg.Source != (Source{})) {
 		return []string{checkAbsent}
 	}
-	if len(nomad) > 0 || len(before) == 0 {
+	if len(sources) > 0 || len(before) == 0 {
 		delete(r.gone, id)
-		return nomad
+		return sources
 	}
 	since, ok := r.gone[id]
 	if !ok {
@@ -220,14 +220,14 @@ func (r *Registrar) checks(a fabric.Admission, nomad, before []string, now time.
 }
 
 // critical reports whether a check of the Consul agent says that an endpoint is not healthy: one of
-// its Nomad services, of its own record (as when people put it into maintenance), or of the Consul
-// node. Checks that this package registered do not count; they follow the others.
-func critical(checks map[string]*consulapi.AgentCheck, id string, nomad []string) bool {
+// its services, of its own record (as when people put it into maintenance), or of the Consul node.
+// Checks that this package registered do not count; they follow the others.
+func critical(checks map[string]*consulapi.AgentCheck, id string, sources []string) bool {
 	for _, c := range checks {
 		if _, mirror := checkName(c); c.Status != consulapi.HealthCritical || mirror && c.ServiceID == id {
 			continue
 		}
-		if c.ServiceID == "" || c.ServiceID == id || slices.Contains(nomad, c.ServiceID) {
+		if c.ServiceID == "" || c.ServiceID == id || slices.Contains(sources, c.ServiceID) {
 			return true
 		}
 	}
@@ -292,6 +292,30 @@ func (r *Registrar) watchNomad(ctx context.Context) {
 	both.Go(func() { watch(r.nomadOnNode) })
 	both.Go(func() { watch(r.checksOnNode) })
 	both.Wait()
+}
+
+// Registered reports which of the sources have a registration with the Consul agent. An error means
+// that this is unknown.
+func (r *Registrar) Registered(ctx context.Context, sources []Source) (map[Source]bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	found := map[Source]bool{}
+	for _, o := range sources {
+		// The list of all services leaves out what the token may not read. This call is refused.
+		_, list, err := r.Consul.Agent().AgentHealthServiceByNameOpts(o.Service, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return nil, fmt.Errorf("look for the registration of Consul service %q: %w", o.Service, err)
+		}
+		found[o] = slices.ContainsFunc(list, func(i consulapi.AgentServiceChecksInfo) bool { return i.Service != nil && o.has(i.Service) })
+	}
+	return found, nil
+}
+
+// ConsulNode returns the name of the Consul agent.
+func (r *Registrar) ConsulNode(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	return r.consulNode(ctx)
 }
 
 // consulNode returns the name of the Consul agent.

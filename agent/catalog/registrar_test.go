@@ -194,7 +194,7 @@ func TestChecks(t *testing.T) {
 		{"and goes", nil, []string{"b"}, 2 * linger, []string{checkAbsent}},
 		{"for good", nil, []string{checkAbsent}, 3 * linger, nil},
 	} {
-		must.Eq(t, tc.want, r.checks(admit(1, web), tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
+		must.Eq(t, tc.want, r.checks(Registration{Admission: admit(1, web)}, tc.nomad, tc.before, start.Add(tc.at)), must.Sprint(tc.what))
 	}
 }
 
@@ -327,7 +327,7 @@ func TestRegistrarAwaitsChecks(t *testing.T) {
 	eventually(t, "healthy", is(true))
 	must.NoError(t, consul.Agent().ServiceDeregister(id))
 	eventually(t, "not healthy while its task waits", is(false))
-	must.Eq(t, []string{checkAbsent}, r.checks(checked, nil, []string{checkAbsent}, time.Now().Add(10*linger)))
+	must.Eq(t, []string{checkAbsent}, r.checks(Registration{Admission: checked}, nil, []string{checkAbsent}, time.Now().Add(10*linger)))
 
 	// What people put into maintenance is not healthy.
 	nomadService(t, consul, allocation(1), consulapi.HealthPassing)
@@ -374,5 +374,87 @@ func BenchmarkReconcile(b *testing.B) {
 	must.NoError(b, r.reconcile(b.Context(), time.Now()))
 	for b.Loop() {
 		must.NoError(b, r.reconcile(b.Context(), time.Now()))
+	}
+}
+
+// A workload outside Nomad has the health of the registrations that it stands for, and none without
+// them.
+func TestRegistrarFollowsConsulServices(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	any, one := s.register(t, admit(1, db)), s.register(t, admit(2, db))
+	any.Source, one.Source = Source{Service: "postgres"}, Source{Service: "postgres", ID: "pg2"}
+	w.set(any, one)
+	r, _ := startRegistrar(t, consul, s, w)
+	h := startHealth(t, consul, s, db)
+	is := func(n int, want bool) func() bool {
+		return func() bool { healthy, known := h.Healthy(allocation(n)); return known && healthy == want }
+	}
+	registered := func(o Source, want bool) {
+		t.Helper()
+		found, err := r.Registered(t.Context(), []Source{o})
+		must.NoError(t, err)
+		must.Eq(t, want, found[o])
+	}
+	register := func(id, status string) {
+		t.Helper()
+		must.NoError(t, consul.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{ID: id, Name: "postgres",
+			Check: &consulapi.AgentServiceCheck{CheckID: "check " + id, TTL: "1h", Status: status}}))
+		r.Refresh()
+	}
+	eventually(t, "not healthy before it is registered", is(1, false))
+	registered(any.Source, false)
+	register("pg1", consulapi.HealthPassing)
+	eventually(t, "healthy when it is registered", is(1, true))
+	eventually(t, "the other one's is not there", is(2, false))
+	registered(any.Source, true)
+	registered(one.Source, false)
+	register("pg2", consulapi.HealthCritical)
+	eventually(t, "all registrations of the service count", is(1, false))
+	registered(one.Source, true)
+	must.NoError(t, consul.Agent().PassTTL("check pg2", ""))
+	must.NoError(t, consul.Agent().FailTTL("check pg1", ""))
+	eventually(t, "just the registration that was named counts", is(2, true))
+	eventually(t, "any that fails", is(1, false))
+	must.NoError(t, consul.Agent().ServiceDeregister("pg2"))
+	r.Refresh()
+	eventually(t, "not healthy without its registration", is(2, false))
+}
+
+// What the token may not read is not taken for gone.
+func TestRegisteredNeedsToSeeAll(t *testing.T) {
+	t.Parallel()
+	const management = "11111111-1111-1111-1111-111111111111"
+	server, _ := testhost.Consul(t, `acl {
+  enabled = true
+  default_policy = "deny"
+  tokens {
+    initial_management = "`+management+`"
+    agent = "`+management+`"
+  }
+}`)
+	manager, err := consulapi.NewClient(&consulapi.Config{Address: server.Address, Token: management})
+	must.NoError(t, err)
+	must.NoError(t, manager.Agent().ServiceRegister(&consulapi.AgentServiceRegistration{Name: "postgres"}))
+	id := fabric.NodeID{Zone: "aws1", Name: "aws1-w1"}
+	tokens := setuptest.Consul(t, manager, setuptest.Settings("test", "test"), setuptest.Node{NodeID: id, Kind: fabric.KindWorkload})
+	o, absent := Source{Service: "postgres"}, Source{Service: "mysql"}
+	for token, sees := range map[string]bool{tokens.Nodes[id]: true, "": false} {
+		if token == "" {
+			made, _, err := manager.ACL().TokenCreate(&consulapi.ACLToken{Description: "sees nothing"}, nil)
+			must.NoError(t, err)
+			token = made.SecretID
+		}
+		client, err := consulapi.NewClient(&consulapi.Config{Address: server.Address, Token: token})
+		must.NoError(t, err)
+		found, err := NewRegistrar(RegistrarConfig{Consul: client}).Registered(t.Context(), []Source{o, absent})
+		if !sees {
+			must.ErrorContains(t, err, "look for the registration of Consul service")
+			continue
+		}
+		must.NoError(t, err)
+		must.Eq(t, map[Source]bool{o: true, absent: false}, found)
 	}
 }
