@@ -56,6 +56,7 @@ type Agent struct {
 	kernel       *bpf.Datapath
 	num          *number.Registry
 	endpoints    *endpoints
+	standings    *standings
 	counterparts *lease.Set
 	services     *identity.ServiceKeys
 	engines      *engines
@@ -104,6 +105,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	if a.endpoints, err = openEndpoints(endpointsFile(c)); err != nil {
+		return nil, err
+	}
+	if a.standings, err = openStandings(filepath.Join(c.DataDir, "attached.json")); err != nil {
 		return nil, err
 	}
 	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), log); err != nil {
@@ -251,7 +255,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })
-	group.Go(func() error { return cnicall.Serve(ctx, cni, cniTimeout, a.Handle) })
+	group.Go(func() error { return cnicall.Serve(ctx, cni, cniTimeout, a.Handle, a.listAttached) })
 	sup.Ready()
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
@@ -259,6 +263,9 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group.Go(func() error { return a.health.Run(ctx) })
 	group.Go(func() error { return a.repair(ctx, sup) })
 	group.Go(func() error { return a.tend(ctx) })
+	group.Go(func() error {
+		return every(ctx, tendAttachedInterval, func() { a.node.Degrade("attached workloads", a.tendAttached(ctx)) })
+	})
 	group.Go(func() error {
 		return every(ctx, time.Second, func() { a.node.Degrade("outside names in force", a.tendNames(ctx)) })
 	})
@@ -283,7 +290,7 @@ func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 	return every(ctx, reconcileInterval, func() {
 		a.node.Degrade("counterparts", a.forget(a.departed))
 		a.node.Degrade("data path", a.Reconcile())
-		a.node.Degrade("state on disk", errors.Join(a.endpoints.saved.Again(), a.counterparts.Stored(), a.addresses.stored(a.now())))
+		a.node.Degrade("state on disk", errors.Join(a.endpoints.saved.Again(), a.standings.saved.Again(), a.counterparts.Stored(), a.addresses.stored(a.now())))
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())
 		a.node.Degrade("host", a.repairHost())
 		a.node.Degrade("workloads", a.repairWorkloads())

@@ -57,6 +57,9 @@ func (a *Agent) ready() error {
 func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Request) (*current.Result, error) {
 	began := time.Now()
 	result, err := a.attach(ctx, at, r, began)
+	if r.Attach != nil { // its caller decides what becomes of it, and nothing is known of an outage
+		return a.addedStanding(at, r, result, err, time.Since(began))
+	}
 	a.outage.record(began, time.Now(), err)
 	a.node.Degrade(attaching(at), err)
 	if err != nil {
@@ -68,7 +71,7 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 }
 
 func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Request, began time.Time) (*current.Result, error) {
-	if r.Namespace == nil || r.Allocation == "" || at.ContainerID == "" || at.IfName == "" {
+	if r.Namespace == nil || r.Allocation == "" && r.Attach == nil || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"not a Nomad allocation: CNI_ARGS has no NOMAD_ALLOC_ID", "the fabric identifies a workload by its Nomad allocation")
 	}
@@ -76,7 +79,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	if r.Patience > 0 {
 		patience = began.Add(r.Patience - answerTime)
 	}
-	if a.outage.young(began) {
+	if r.Attach != nil || a.outage.young(began) {
 		until = patience
 	}
 	if err := a.insist(ctx, &attachment{endpoint: endpoint{ID: r.Allocation}, until: until}, a.ready); err != nil {
@@ -87,14 +90,29 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 		return nil, err
 	}
 	defer namespace.Close()
+	var s standing
+	if r.Attach != nil {
+		var done *current.Result
+		if s, done, err = a.admitStanding(ctx, at, r, namespace, until); done != nil || err != nil {
+			return done, err
+		}
+		r.Allocation = s.Endpoint
+	}
 	ep, known := a.endpoints.get(at)
 	if !known {
 		ep = endpoint{ID: r.Allocation, Attachment: at, HostIf: hostIfName(at)}
 	}
 	ep.Ports = r.Ports
+	if r.Attach != nil {
+		ep.Attached = &s.Workload
+	}
 	defer a.releases.begin(r.Allocation)()
 	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, parts: stopwatch{last: began}}
-	if err := a.attachAll(ctx, adding); err != nil {
+	err = a.attachAll(ctx, adding)
+	if r.Attach != nil {
+		err = a.settle(ctx, s, adding.endpoint, err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	a.log.Debug("time spent attaching", logkey.Endpoint, r.Allocation, logkey.Parts, adding.parts.String())
@@ -108,13 +126,14 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 // after a failed ADD.
 func (a *Agent) remove(ctx context.Context, at cnicall.Attachment) error {
 	a.node.Degrade(attaching(at), nil) // what was refused is gone, too
+	kept := a.standings.remove(at)
 	ep, known := a.endpoints.get(at)
 	if !known {
-		return a.dismantle(hostIfName(at))
+		return errors.Join(a.dismantle(hostIfName(at)), kept)
 	}
 	a.detachAll(ctx, ep)
 	a.log.Info("workload detached", logkey.Endpoint, ep.ID, logkey.Service, ep.Admission.Service)
-	return nil
+	return nil // what is not on disk is written later
 }
 
 // check repairs an attachment in place. It fails only if repair is impossible: when CHECK fails,
@@ -131,25 +150,40 @@ func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 	if !there {
 		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" no longer exists", ep.HostIf)
 	}
-	if _, err := a.attachPrograms(ep.HostIf); err != nil {
-		return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
-	}
 	if err := a.Reconcile(); err != nil {
 		return err
 	}
-	// The regular repair leaves alone what a call concerns.
+	return a.mend(ep)
+}
+
+// mend repairs the interfaces of an endpoint, which exist. The regular repair leaves alone what a
+// call concerns.
+func (a *Agent) mend(ep endpoint) error {
+	if _, err := a.attachPrograms(ep.HostIf); err != nil {
+		return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
+	}
 	changes, err := kernel.Repair(kernel.State{Interfaces: []kernel.Interface{a.pairOf(ep).hostSide(ep.IPv4, ep.IPv6)}})
 	a.node.Repaired(changes)
 	return errors.Join(err, a.repairWorkload(ep))
 }
 
-// collect detaches every workload that is not in valid.
+// collect detaches every workload that is not in valid. What the command line attached is no
+// runtime's to collect.
 func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
-	var errs []error
+	var list []cnicall.Attachment
 	for _, ep := range a.endpoints.all() {
-		if !slices.Contains(valid, ep.Attachment) {
-			unlock := a.locks.Lock(ep.Attachment)
-			errs = append(errs, a.remove(ctx, ep.Attachment))
+		list = append(list, ep.Attachment)
+	}
+	for _, s := range a.standings.all() {
+		if s.Waits != "" {
+			list = append(list, s.Attachment)
+		}
+	}
+	var errs []error
+	for _, at := range list {
+		if !slices.Contains(valid, at) && !at.ByHand() {
+			unlock := a.locks.Lock(at)
+			errs = append(errs, a.remove(ctx, at))
 			unlock()
 		}
 	}
@@ -173,6 +207,13 @@ func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	ep, still := a.endpoints.get(at)
 	if !still {
 		return nil
+	}
+	if _, is := a.standings.get(at); is {
+		return nil // tendAttached does more for it
+	}
+	if ep.Attached != nil {
+		a.log.Warn("detaching a workload from outside Nomad whose attachment was interrupted", logkey.Endpoint, ep.ID, logkey.Attached, ep.Attached.Name)
+		return a.remove(ctx, at)
 	}
 	there, err := a.present(ep)
 	if err != nil || there {

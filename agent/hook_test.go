@@ -92,7 +92,10 @@ func TestFailedAttachLeavesNothing(t *testing.T) {
 // hookedAgent returns an agent with a controller that admits every allocation but "unknown", an
 // engine, and no revision. released returns the endpoints whose admissions ended.
 func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []string) {
-	ca := identitytest.NewCA(t)
+	return hookedAgentOf(t, identitytest.NewCA(t))
+}
+
+func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, released func() []string) {
 	service := refOf("shop/web")
 	gone := make(chan string, 10)
 	mux := http.NewServeMux()
@@ -150,6 +153,8 @@ func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []strin
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
 	}
 	a.endpoints, err = openEndpoints(filepath.Join(dir, "endpoints.json"))
+	must.NoError(t, err)
+	a.standings, err = openStandings(filepath.Join(dir, "attached.json"))
 	must.NoError(t, err)
 	a.services, err = identity.OpenServiceKeys(filepath.Join(dir, "services"), identitytest.TrustDomain)
 	must.NoError(t, err)

@@ -27,11 +27,12 @@ func (a *Agent) Status() api.NodeStatus {
 		}
 		pending := a.engines.pendingOf(ep.Attachment)
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
-			Endpoint: ep.ID, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
+			Endpoint: ep.ID, Origin: ep.Admission.Origin, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending,
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)),
 		})
 	}
+	s.Waiting = a.waiting()
 	counters, err := a.kernel.Counters()
 	a.node.Degrade("counters", err)
 	for _, c := range counters.Verdicts {
@@ -89,7 +90,7 @@ func published(mappings []firewall.PortMapping) []api.PublishedPort {
 func (a *Agent) registrations() []catalog.Registration {
 	var list []catalog.Registration
 	for _, ep := range a.endpoints.all() {
-		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission})
+		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission, Source: a.sourceOf(ep)})
 	}
 	return list
 }

@@ -62,7 +62,20 @@ type NodeStatus struct {
 	OutsideNames []fabric.Named `json:"outsideNames,omitempty"`
 	RefusedNames []RefusedName  `json:"refusedNames,omitempty"`
 
+	// Waiting is what is attached to the node from outside Nomad and has no endpoint now.
+	Waiting []WaitingAttachment `json:"waiting,omitempty"`
+
 	Reported time.Time `json:"reported"` // set by the controller
+}
+
+// WaitingAttachment is a workload outside Nomad that is attached to a node and waits to take part
+// again, mostly for the registration of its Consul service.
+type WaitingAttachment struct {
+	Name          string    `json:"name"`
+	ConsulService string    `json:"consulService"`
+	Endpoint      string    `json:"endpoint"` // the ID that it had, and will have
+	Since         time.Time `json:"since"`    // when it was attached
+	Why           string    `json:"why"`
 }
 
 // RefusedName is a DNS name outside the fabric that no contract grants the service that asked.
@@ -95,15 +108,16 @@ type ExitAddress struct {
 
 // EndpointStatus is an endpoint as its node enforces it.
 type EndpointStatus struct {
-	Endpoint           string       `json:"endpoint"`
-	Service            fabric.Ref   `json:"service,omitzero"`
-	Roles              fabric.Roles `json:"roles"`
-	IPv4               netip.Addr   `json:"ipv4"`
-	IPv6               netip.Addr   `json:"ipv6"`
-	Expires            time.Time    `json:"expires,omitzero"` // of the admission
-	InForce            bool         `json:"inForce"`
-	Pending            []string     `json:"pending,omitempty"` // where its connectivity is not in force yet: "zone/node: reason"
-	CertificateExpires time.Time    `json:"certificateExpires,omitzero"`
+	Endpoint           string        `json:"endpoint"`
+	Origin             fabric.Origin `json:"origin,omitzero"` // what it is
+	Service            fabric.Ref    `json:"service,omitzero"`
+	Roles              fabric.Roles  `json:"roles"`
+	IPv4               netip.Addr    `json:"ipv4"`
+	IPv6               netip.Addr    `json:"ipv6"`
+	Expires            time.Time     `json:"expires,omitzero"` // of the admission
+	InForce            bool          `json:"inForce"`
+	Pending            []string      `json:"pending,omitempty"` // where its connectivity is not in force yet: "zone/node: reason"
+	CertificateExpires time.Time     `json:"certificateExpires,omitzero"`
 
 	Checks []fabric.Check  `json:"checks,omitempty"` // through which the node itself may reach the endpoint
 	Ports  []PublishedPort `json:"ports,omitempty"`  // of the node that lead to it

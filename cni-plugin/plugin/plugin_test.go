@@ -80,7 +80,7 @@ func (a *agent) serve(t *testing.T) {
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error)
-	go func() { done <- cnicall.Serve(ctx, l, 10*time.Second, a.handle) }()
+	go func() { done <- cnicall.Serve(ctx, l, 10*time.Second, a.handle, nil) }()
 	t.Cleanup(func() { cancel(); must.NoError(t, <-done) })
 }
 

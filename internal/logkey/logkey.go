@@ -21,6 +21,7 @@ const (
 	Task     = "task"     // the ID of a task from the controller
 	Pending  = "pending"  // nodes and zones where the connectivity of an endpoint is not in force yet
 	Name     = "name"     // a DNS name outside the fabric
+	Attached = "attached" // the name of a workload outside Nomad on its node
 	Services = "services" // number of services with a document in force on this node
 )
 

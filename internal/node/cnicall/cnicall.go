@@ -32,15 +32,18 @@ const maxMessage = 1 << 20
 
 // Request is a CNI call. Only ADD and CHECK have a namespace.
 type Request struct {
-	Command     string `json:"command"` // ADD, DEL, CHECK, GC or STATUS
+	Command     string `json:"command"` // ADD, DEL, CHECK, GC or STATUS, or LIST, see List
 	ContainerID string `json:"containerId,omitempty"`
 	IfName      string `json:"ifName,omitempty"`
 	Allocation  string `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
 	VM          bool   `json:"vm,omitempty"`         // ADD: the workload is a virtual machine
-	// Attach is what a workload outside Nomad is, for ADD.
-	Attach *fabric.Attached `json:"attach,omitempty"`
-	Ports  []PortMapping    `json:"ports,omitempty"`
-	Valid  []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
+	// Attach is what a workload outside Nomad is, for ADD. Registration is the ID of the
+	// registration in Consul that it stands for; empty: all those with the name of its service.
+	Attach       *fabric.Attached `json:"attach,omitempty"`
+	Registration string           `json:"registration,omitempty"`
+	Space        Space            `json:"space,omitzero"`
+	Ports        []PortMapping    `json:"ports,omitempty"`
+	Valid        []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
 
 	// Patience is how long the caller waits for the answer. ADD uses it for what is coming up.
 	Patience time.Duration `json:"patience,omitempty"`
@@ -63,10 +66,12 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP,omitempty"`
 }
 
-// Reply answers a call. Result is set only for ADD, and not together with Error.
+// Reply answers a call. Result is set only for ADD, Attached only for LIST, and not together with
+// Error.
 type Reply struct {
-	Result *current.Result `json:"result,omitempty"`
-	Error  *types.Error    `json:"error,omitempty"`
+	Result   *current.Result `json:"result,omitempty"`
+	Attached []Attached      `json:"attached,omitempty"`
+	Error    *types.Error    `json:"error,omitempty"`
 }
 
 // ErrNoAgent is what Call returns if no agent answered.
@@ -82,9 +87,14 @@ func (e noAgent) Is(target error) bool { return target == ErrNoAgent }
 // Call sends a request to the agent that listens on socket. Its errors contain a *types.Error, as
 // the runtime expects them.
 func Call(ctx context.Context, socket string, r Request) (*current.Result, error) {
+	reply, err := call(ctx, socket, r)
+	return reply.Result, err
+}
+
+func call(ctx context.Context, socket string, r Request) (Reply, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return nil, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node is not running",
+		return Reply{}, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node is not running",
 			fmt.Sprintf("connect to %s: %v", socket, err))}
 	}
 	defer conn.Close()
@@ -93,12 +103,12 @@ func Call(ctx context.Context, socket string, r Request) (*current.Result, error
 	}
 	reply, err := exchange(conn.(*net.UnixConn), r)
 	if err != nil {
-		return nil, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node did not answer", err.Error())}
+		return Reply{}, noAgent{types.NewError(types.ErrTryAgainLater, "the sif agent of this node did not answer", err.Error())}
 	}
 	if reply.Error != nil {
-		return nil, reply.Error
+		return Reply{}, reply.Error
 	}
-	return reply.Result, nil
+	return reply, nil
 }
 
 func exchange(conn *net.UnixConn, r Request) (Reply, error) {
@@ -127,8 +137,9 @@ func exchange(conn *net.UnixConn, r Request) (Reply, error) {
 // ErrInternal.
 type Handler func(ctx context.Context, r Request) (*current.Result, error)
 
-// Serve answers calls on l until ctx ends. timeout limits each call.
-func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler) error {
+// Serve answers calls on l until ctx ends. timeout limits each call. list returns the answer of
+// LIST.
+func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Handler, list func() []Attached) error {
 	stop := context.AfterFunc(ctx, func() { l.Close() })
 	defer stop()
 	for {
@@ -153,18 +164,22 @@ func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Ha
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
 			conn.SetDeadline(time.Now().Add(timeout + time.Second))
-			answer(ctx, conn, h)
+			answer(ctx, conn, h, list)
 		}()
 	}
 }
 
-func answer(ctx context.Context, conn *net.UnixConn, h Handler) {
+func answer(ctx context.Context, conn *net.UnixConn, h Handler, list func() []Attached) {
 	var reply Reply
 	r, err := receive(conn)
-	if err == nil {
-		if r.Namespace != nil {
-			defer r.Namespace.Close()
-		}
+	if err == nil && r.Namespace != nil {
+		defer r.Namespace.Close()
+	}
+	switch {
+	case err != nil:
+	case r.Command == commandList:
+		reply.Attached = list()
+	default:
 		reply.Result, err = h(ctx, r)
 	}
 	if err != nil {
