@@ -149,7 +149,10 @@ func (j *job) explain(err error) error {
 // check reports what in a job would be refused when its workloads start, by the job itself and by
 // the graph in force.
 func (m *jobMeta) check(ctx context.Context, j *job) error {
-	refused := m.diagnose(slices.Concat(j.escapes(), j.gaps(), j.resolvers(), j.lost()))
+	for _, note := range j.needs() {
+		m.UI.Info(note)
+	}
+	refused := m.diagnose(slices.Concat(j.escapes(), j.machines(), j.gaps(), j.resolvers(), j.lost()))
 	if err := m.checkGraph(ctx, j); err != nil {
 		return err
 	}
@@ -173,6 +176,65 @@ func (j *job) escapes() hcl.Diagnostics {
 		}
 	}
 	return diags
+}
+
+// machines reports what stands against connected groups as virtual machines.
+func (j *job) machines() hcl.Diagnostics {
+	var diags hcl.Diagnostics
+	for _, g := range j.connected() {
+		for _, f := range nomadjob.Faults(g) {
+			severity := hcl.Warning
+			if f.Refused {
+				severity = hcl.Error
+			}
+			diags = append(diags, j.spec.Diagnose(severity, j.placeOf(g, f), fmt.Sprintf("in group %q, %s", *g.Name, f), f.Remedy))
+		}
+	}
+	return diags
+}
+
+// placeOf returns where in the job file a fault is.
+func (j *job) placeOf(g *nomad.TaskGroup, f nomadjob.Fault) hcl.Place {
+	place := hcl.Place{Group: *g.Name, Task: f.Task, Argument: f.Key}
+	switch {
+	case f.Task == "":
+		place.Argument = "connectivity"
+	case f.Key != "" && f.Key != "driver":
+		place.Blocks = []hcl.Block{{Type: "config"}}
+	}
+	return place
+}
+
+// needs tells what Nomad's clients must allow the guests of connected groups, because only they
+// know whether they do.
+func (j *job) needs() []string {
+	var notes []string
+	for _, g := range j.connected() {
+		if !nomadjob.IsVM(g) {
+			continue
+		}
+		for _, t := range nomadjob.Guests(g) {
+			if t.Driver != "qemu" {
+				continue
+			}
+			n := nomadjob.NeedsOf(t)
+			lines := []string{fmt.Sprintf("args_allowlist = [%s]   # if there is such a list", quoteList(n.Options))}
+			if n.Image != "" {
+				lines = append(lines, fmt.Sprintf("image_paths    = [%q]", n.Image))
+			}
+			notes = append(notes, fmt.Sprintf("Note: Nomad's clients must allow the virtual machine of group %q, in plugin \"qemu\" { config { ... } }:\n  %s",
+				*g.Name, strings.Join(lines, "\n  ")))
+		}
+	}
+	return notes
+}
+
+func quoteList(list []string) string {
+	var quoted []string
+	for _, s := range list {
+		quoted = append(quoted, strconv.Quote(s))
+	}
+	return strings.Join(quoted, ", ")
 }
 
 // gaps reports what in the service blocks of connected groups is not known. What only the placement

@@ -11,6 +11,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // attested is what somebody else than the node says of a workload, and what the workload requests.
@@ -48,7 +49,8 @@ type byNomad struct {
 	table *table
 }
 
-// attest implements attester. From the request it takes only the allocation's ID.
+// attest implements attester. From the request it takes only the allocation's ID, and
+// compares whether it is a virtual machine.
 func (n byNomad) attest(ctx context.Context, node fabric.Node, req api.AdmissionRequest) (attested, error) {
 	id := req.Allocation
 	place, err := n.cfg.Scheduler.Placement(ctx, id, n.bound.of(node.ID()).ID)
@@ -71,5 +73,27 @@ func (n byNomad) attest(ctx context.Context, node fabric.Node, req api.Admission
 	if place.Stopped != "" {
 		return attested{}, api.Errorf(http.StatusForbidden, api.CodeNotPlaced, "allocation %s must not run: %s", id, place.Stopped)
 	}
-	return attested{workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked, ports: place.Ports}, nil
+	if err := agreeOnVM(req, place); err != nil {
+		return attested{}, err
+	}
+	return attested{
+		workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked, ports: place.Ports,
+		origin: fabric.Origin{Namespace: place.Workload.Namespace, Job: place.Workload.Job, Group: place.Workload.Group, VM: place.VM},
+	}, nil
+}
+
+// agreeOnVM refuses an allocation if its node made the interface of a virtual machine and the job
+// says that it is none, or the other way round. The tasks would have no network, or a guest that
+// cannot be reached.
+func agreeOnVM(req api.AdmissionRequest, place Placement) error {
+	const both = "write vm = true in the connectivity block, or set both by hand"
+	switch {
+	case req.VM && !place.VM:
+		return api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: the CNI argument %s of group %q says that it is a virtual machine, and its meta lacks %s: %s",
+			place.Workload.Job, wellknown.ArgVM, place.Workload.Group, wellknown.MetaVM, both)
+	case !req.VM && place.VM:
+		return api.Errorf(http.StatusForbidden, api.CodeJob, "job %q cannot be connected: group %q is a virtual machine, for which its node made no tap interface: %s; or the node's sif-cni or agent is too old for it",
+			place.Workload.Job, place.Workload.Group, both)
+	}
+	return nil
 }

@@ -33,6 +33,7 @@ type Placement struct {
 
 	HealthChecked bool               // the job declares health checks in Consul
 	Ports         []fabric.NamedPort // inside the workload, that the job names
+	VM            bool               // the group says that it is a virtual machine
 
 	// RefusedNow is like Refused, for what was not connected before: earlier versions connected it.
 	RefusedNow string
@@ -114,7 +115,7 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	p := Placement{
 		Machine: machineOf(node),
 		Meta:    group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
-		Checks: said.Checks, HealthChecked: said.HealthChecked, Ports: said.Ports,
+		Checks: said.Checks, HealthChecked: said.HealthChecked, Ports: said.Ports, VM: nomadjob.IsVM(group),
 	}
 	if why, remedy := nomadjob.ForeignResolver(group); why != "" {
 		p.RefusedNow = why + ". " + remedy

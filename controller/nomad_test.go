@@ -74,6 +74,7 @@ acl {
 	a, err := admit(w1, web, 10)
 	must.NoError(t, err)
 	must.Eq(t, web, a.Endpoint)
+	must.Eq(t, fabric.Origin{Namespace: "default", Job: "app-web", Group: "proxy"}, a.Origin)
 	must.Eq(t, "app/proxy >app/frontend", a.Identity().Key())
 	must.Eq(t, []fabric.Check{{Protocol: fabric.TCP, Port: 8080}, {Protocol: fabric.TCP, Port: 9100}}, a.Checks)
 
@@ -149,6 +150,34 @@ acl {
 	_, err = admit(w1, runAny(t, root, job), 14)
 	must.StrContains(t, code(t, api.CodeJob, err).Message,
 		`job "app" cannot be connected: in group "g", task "sleep" has a network of its own beside its group's, by "network_mode" of its driver. Remove "network_mode"`)
+
+	// Virtual machines: the node and both places of the job must agree.
+	for i, tt := range []struct {
+		meta, argument, command string
+		vm                      bool
+		refused                 string
+	}{
+		{"true", "true", "exec sleep 600 # qemu", true, ""},
+		{"true", "true", "exec sleep 600 # qemu", false, `cannot be connected: group "g" is a virtual machine, for which its node made no tap interface`},
+		{"", "", "exec sleep 600", true, `cannot be connected: the CNI argument SIF_VM of group "g" says that it is a virtual machine, and its meta lacks sif.vm`},
+		{"true", "", "exec sleep 600 # qemu", false, `in group "g", meta key sif.vm says that it is a virtual machine, and its network lacks the CNI argument SIF_VM`},
+		{"true", "true", "exec sleep 600", true, `in group "g", task "sleep" cannot be a virtual machine: neither its command nor its arguments name a QEMU`},
+	} {
+		name := fmt.Sprintf("app-vm-%d", i)
+		job := sleepJob("default", name, "g", map[string]string{"sif.vm": tt.meta}, "news")
+		job.TaskGroups[0].Networks[0].CNI = &nomadapi.CNIConfig{Args: map[string]string{"SIF_VM": tt.argument}}
+		job.TaskGroups[0].Tasks[0].SetConfig("command", "/bin/sh").SetConfig("args", []string{"-c", tt.command})
+		req := request4(0, byte(20+i))
+		req.Allocation, req.VM = runAny(t, root, job), tt.vm
+		reply, err := w1.Admit(ctx, req)
+		if tt.refused != "" {
+			must.StrContains(t, code(t, api.CodeJob, err).Message, tt.refused)
+			continue
+		}
+		must.NoError(t, err)
+		must.NoError(t, w1.source.Keys().Verify(reply.Admission, fabric.KindAdmission, &a))
+		must.Eq(t, fabric.Origin{Namespace: "default", Job: name, Group: "g", VM: true}, a.Origin)
+	}
 
 	// A stopped allocation.
 	_, _, err = root.Jobs().Deregister("stray", false, nil)

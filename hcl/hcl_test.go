@@ -265,11 +265,12 @@ func TestExtractConnectivity(t *testing.T) {
 			must.Eq(t, string(job.Plain), string(again.Plain))
 		})
 	}
-	path := "testdata/invalid/stanza.nomad.hcl"
-	_, diags := ExtractConnectivity(read(t, path))
-	var b bytes.Buffer
-	must.NoError(t, diags.WriteText(&b))
-	golden(t, path, b.Bytes())
+	for _, path := range inputs(t, "testdata/invalid/*.nomad.hcl") {
+		_, diags := ExtractConnectivity(read(t, path))
+		var b bytes.Buffer
+		must.NoError(t, diags.WriteText(&b))
+		golden(t, path, b.Bytes())
+	}
 }
 
 func TestStanza(t *testing.T) {

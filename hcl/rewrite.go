@@ -8,11 +8,14 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	hcl2 "github.com/hashicorp/hcl/v2"
 	"github.com/hashicorp/hcl/v2/hclsyntax"
 	"github.com/zclconf/go-cty/cty"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // edit replaces the bytes from start to end of a job file. Editing bytes instead of the syntax tree
@@ -83,6 +86,9 @@ func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Sta
 	if meta := x.meta(group, s); meta != "" {
 		parts = append(parts, meta)
 	}
+	if s.VM {
+		x.guests(group)
+	}
 	start, end := block.TypeRange.Start.Byte, block.CloseBraceRange.End.Byte
 	if len(parts) == 0 {
 		start, end = wholeLines(src, start, end)
@@ -92,11 +98,23 @@ func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Sta
 	x.edit(start, end, indented(strings.Join(parts, "\n\n"), indent))
 }
 
+// arguments returns the CNI arguments of the group.
+func (s Stanza) arguments() []pair {
+	var pairs []pair
+	if s.Service != "" {
+		pairs = append(pairs, pair{argService, s.Service})
+	}
+	if s.VM {
+		pairs = append(pairs, pair{wellknown.ArgVM, "true"})
+	}
+	return pairs
+}
+
 // network sets the mode of the group's network, or returns a network block if the group has none.
 func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 	cni := ""
-	if s.Service != "" {
-		cni = fmt.Sprintf("\n\n  cni {\n    args = {\n      %s = %q\n    }\n  }", argService, s.Service)
+	if args := s.arguments(); len(args) > 0 {
+		cni = fmt.Sprintf("\n\n  cni {\n    args = {\n      %s\n    }\n  }", joinPairs(args, "\n      "))
 	}
 	var network *hclsyntax.Block
 	for _, b := range group.Blocks {
@@ -111,7 +129,8 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 		return fmt.Sprintf("network {\n  mode = %q%s\n}", NetworkMode, cni)
 	}
 	x.resolver(network)
-	if mode := network.Body.Attributes["mode"]; mode != nil {
+	mode := network.Body.Attributes["mode"]
+	if mode != nil {
 		v, diags := mode.Expr.Value(nil)
 		switch {
 		case diags.HasErrors() || !v.IsWhollyKnown() || v.IsNull() || v.Type() != cty.String:
@@ -121,15 +140,56 @@ func (x *extractor) network(group *hclsyntax.Body, s Stanza) string {
 			x.report(errorAt(mode.Expr.Range(), fmt.Sprintf("Remove the mode, or set it to %q; or remove the connectivity block at %s.", NetworkMode, s.Pos),
 				"a group with a connectivity block cannot have network mode %q", v.AsString()))
 		}
-		return ""
 	}
-	if slices.ContainsFunc(network.Body.Blocks, func(b *hclsyntax.Block) bool { return b.Type == "cni" }) {
-		cni = "" // keep the group's own arguments
+	for _, b := range network.Body.Blocks {
+		switch {
+		case s.VM && b.Type == "dynamic" && len(b.Labels) == 1 && b.Labels[0] == "cni":
+			x.report(errorAt(b.DefRange(), "Write a static cni block.", "the network of a virtual machine cannot have a dynamic cni block"))
+		case b.Type == "cni" && cni != "":
+			x.joinCNI(b, s)
+			cni = "" // the group's own block has it
+		}
 	}
 	indent := indentAt(x.job.source.Data, network.TypeRange.Start.Byte)
-	x.insertInto(network.OpenBraceRange, network.CloseBraceRange,
-		indented(fmt.Sprintf("\n  mode = %q", NetworkMode), indent), indented(cni, indent))
+	first := fmt.Sprintf("\n  mode = %q", NetworkMode)
+	if mode != nil {
+		first = ""
+	}
+	if first+cni == "" {
+		return ""
+	}
+	x.insertInto(network.OpenBraceRange, network.CloseBraceRange, indented(first, indent), indented(cni, indent))
 	return ""
+}
+
+// joinCNI adds the stanza's CNI arguments to those of the group's own cni block.
+func (x *extractor) joinCNI(block *hclsyntax.Block, s Stanza) {
+	pairs := s.arguments()
+	attr := block.Body.Attributes["args"]
+	if attr == nil {
+		indent := indentAt(x.job.source.Data, block.TypeRange.Start.Byte)
+		text := fmt.Sprintf("\n  args = {\n    %s\n  }", joinPairs(pairs, "\n    "))
+		x.insertInto(block.OpenBraceRange, block.CloseBraceRange, indented(text, indent), "")
+		return
+	}
+	object, literal := attr.Expr.(*hclsyntax.ObjectConsExpr)
+	if !literal {
+		if s.VM {
+			x.report(errorAt(attr.Expr.Range(), fmt.Sprintf("Write args = { ... }, to which the connectivity block adds %s.", joinPairs(pairs, " and ")),
+				"the CNI arguments of a virtual machine must be an object in braces"))
+		}
+		return // what the others lack is only for people
+	}
+	for _, item := range object.Items {
+		if key, _ := literalText(item.KeyExpr); key == argService {
+			pairs = slices.DeleteFunc(pairs, func(p pair) bool { return p.key == argService })
+		}
+		x.refuseTaken(item.KeyExpr, pairs, "CNI argument", s)
+	}
+	if len(pairs) == 0 {
+		return
+	}
+	x.insertPairs(pairs, object.OpenRange, object.SrcRange.End.Byte-1, indentAt(x.job.source.Data, attr.NameRange.Start.Byte))
 }
 
 // insertInto inserts text after the opening and before the closing brace of a block. Each text
@@ -158,7 +218,7 @@ func (x *extractor) insertInto(open, shut hcl2.Range, first, last string) {
 func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 	var pairs []pair
 	for _, p := range []pair{
-		{MetaService, s.Service}, {MetaOriginate, strings.Join(s.Originate, ",")}, {MetaRespond, strings.Join(s.Respond, ",")},
+		{MetaService, s.Service}, {MetaOriginate, strings.Join(s.Originate, ",")}, {MetaRespond, strings.Join(s.Respond, ",")}, {MetaVM, yes(s.VM)},
 	} {
 		if p.value != "" {
 			pairs = append(pairs, p)
@@ -177,7 +237,7 @@ func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 			return ""
 		}
 		for _, item := range object.Items {
-			x.refuseTakenKey(item.KeyExpr, pairs, s)
+			x.refuseTaken(item.KeyExpr, pairs, "meta key", s)
 		}
 		x.insertPairs(pairs, object.OpenRange, object.SrcRange.End.Byte-1, indentAt(src, attr.NameRange.Start.Byte))
 		return ""
@@ -196,14 +256,21 @@ func (x *extractor) meta(group *hclsyntax.Body, s Stanza) string {
 	return "meta = {\n  " + joinPairs(pairs, "\n  ") + "\n}"
 }
 
-func (x *extractor) refuseTakenKey(expr hclsyntax.Expression, pairs []pair, s Stanza) {
+// refuseTaken reports a key of the job's own that the stanza sets, too.
+func (x *extractor) refuseTaken(expr hclsyntax.Expression, pairs []pair, what string, s Stanza) {
+	key, known := literalText(expr)
+	if known && slices.ContainsFunc(pairs, func(p pair) bool { return p.key == key }) {
+		x.report(errorAt(expr.Range(), "Remove one of the two.", "%s %q is also set by the connectivity block at %s", what, key, s.Pos))
+	}
+}
+
+// literalText returns the value of an expression that is a string whatever the job's variables are.
+func literalText(expr hclsyntax.Expression) (string, bool) {
 	v, diags := expr.Value(nil)
 	if diags.HasErrors() || v.IsNull() || !v.IsWhollyKnown() || v.Type() != cty.String {
-		return
+		return "", false
 	}
-	if slices.ContainsFunc(pairs, func(p pair) bool { return p.key == v.AsString() }) {
-		x.report(errorAt(expr.Range(), "Remove one of the two.", "meta key %q is also set by the connectivity block at %s", v.AsString(), s.Pos))
-	}
+	return v.AsString(), true
 }
 
 // insertPairs inserts members into an object that is written in braces.
@@ -231,14 +298,22 @@ func joinPairs(pairs []pair, sep string) string {
 	width := 0
 	if strings.Contains(sep, "\n") {
 		for _, p := range pairs {
-			width = max(width, len(p.key)+2)
+			width = max(width, len(p.quoted()))
 		}
 	}
 	var list []string
 	for _, p := range pairs {
-		list = append(list, fmt.Sprintf("%-*q = %q", width, p.key, p.value))
+		list = append(list, fmt.Sprintf("%-*s = %q", width, p.quoted(), p.value))
 	}
 	return strings.Join(list, sep)
+}
+
+// quoted returns the key as an object has it: in quotes if it is no identifier.
+func (p pair) quoted() string {
+	if hclsyntax.ValidIdentifier(p.key) {
+		return p.key
+	}
+	return strconv.Quote(p.key)
 }
 
 // indented indents all lines of text except the first and blank lines.

@@ -24,6 +24,9 @@ const (
 	MetaService   = "sif.service"
 	MetaOriginate = "sif.originate"
 	MetaRespond   = "sif.respond"
+	// MetaVM is "true" if the group is a virtual machine. The CNI argument wellknown.ArgVM must say
+	// the same.
+	MetaVM = wellknown.MetaVM
 )
 
 // argService is a CNI argument that shows people and logs which service the group requests. It is
@@ -35,6 +38,7 @@ type Stanza struct {
 	Service   string          // "domain/service"; empty: the service that selects the group
 	Originate []string        // contracts as written: "name" (of the service's domain) or "domain/name"
 	Respond   []string        // likewise; if both lists are empty, all roles of the service
+	VM        bool            // the group is a virtual machine
 	Pos       fabric.Position // of the block
 
 	source    Source
@@ -54,12 +58,13 @@ type Job struct {
 	edits  []edit
 }
 
-var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}}}
+var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}, {Name: "vm"}}}
 
 // ExtractConnectivity removes the connectivity blocks from a Nomad job file, and writes what they
-// request as plain Nomad: network mode NetworkMode and the Meta keys. All other text is unchanged.
-// The stanza must consist of literals; expressions elsewhere may refer to variables, locals and
-// functions. The job is nil if the diagnostics contain errors. JSON job files are not supported.
+// request as plain Nomad: network mode NetworkMode and the Meta keys, and for a virtual machine
+// what QEMU must be told. All other text is unchanged. The stanza must consist of literals;
+// expressions elsewhere may refer to variables, locals and functions. The job is nil if the
+// diagnostics contain errors. JSON job files are not supported.
 func ExtractConnectivity(src Source) (*Job, Diagnostics) {
 	if strings.HasSuffix(src.Name, ".json") {
 		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, which cannot have a connectivity stanza",
@@ -154,6 +159,7 @@ func (x *extractor) stanza(b *hclsyntax.Block) Stanza {
 	s.originate = x.contracts(content, "originate")
 	s.respond = x.contracts(content, "respond")
 	s.Originate, s.Respond = values(s.originate), values(s.respond)
+	s.VM = x.boolAttr(content, "vm", false)
 	return s
 }
 

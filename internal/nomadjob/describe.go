@@ -79,6 +79,11 @@ func Refusal(group *nomadapi.TaskGroup, d Description) string {
 			return fmt.Sprintf("in group %q, %s. %s", *group.Name, e, e.Remedy)
 		}
 	}
+	for _, f := range Faults(group) {
+		if f.Refused {
+			return fmt.Sprintf("in group %q, %s. %s", *group.Name, f, f.Remedy)
+		}
+	}
 	for _, g := range d.Gaps {
 		if g.Refused() {
 			return fmt.Sprintf("in group %q, %s", *group.Name, g)

@@ -71,6 +71,9 @@ func Escapes(group *nomadapi.TaskGroup) []Escape {
 		if len(texts(t.Config["devices"])) > 0 {
 			could("devices", "can use devices of the node", "Check that none of them, such as a disk, gives the node away.")
 		}
+		if t.Driver == "qemu" && slices.ContainsFunc(texts(t.Config["args"]), isPassed) {
+			could("args", "can hand devices of the node to its guest", "Check that none of them, such as a network card, leads around the fabric.")
+		}
 		for _, key := range []string{"volumes", "mount", "mounts"} {
 			if i := slices.IndexFunc(texts(t.Config[key]), isNodePath); i >= 0 {
 				could(key, fmt.Sprintf("can use %s of the node", hostPath(texts(t.Config[key])[i])), "Mount a directory of the allocation, or a host volume of Nomad.")
@@ -125,6 +128,11 @@ func texts(v any) []string {
 
 func isPower(capability string) bool {
 	return slices.Contains(powers, strings.TrimPrefix(strings.ToUpper(capability), "CAP_"))
+}
+
+// isPassed reports whether an argument of QEMU gives its guest a device of the node.
+func isPassed(argument string) bool {
+	return slices.ContainsFunc([]string{"vfio", "vhost-vdpa", "vhost-vsock", "vhost-user", "usb-host"}, func(kind string) bool { return strings.Contains(argument, kind) })
 }
 
 // hostPath returns the source of a volume, which may be of the form source:target.

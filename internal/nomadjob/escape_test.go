@@ -41,6 +41,8 @@ func TestEscapes(t *testing.T) {
 		{"docker", `{"volumes": ["/srv/data:/data", "../alloc/x:/x"]}`, nil, nil},
 		{"docker", `{"mount": [{"type": "bind", "source": "/var/../var/run/docker.sock", "target": "/s"}]}`, nil, []string{"mount"}},
 		{"docker", `{"mounts": [{"type": "volume", "source": "data", "target": "/s"}]}`, nil, nil},
+		{"qemu", `{"args": ["-device", "virtio-net-pci,netdev=sif"]}`, nil, nil},
+		{"qemu", `{"args": ["-device", "vfio-pci,host=01:00.0"]}`, nil, []string{"args"}},
 		{"raw_exec", `{"command": "/bin/true"}`, nil, []string{""}},
 		{"exec", `null`, nil, nil},
 	} {
