@@ -99,6 +99,7 @@ type Route struct {
 	Gateway netip.Addr // zero: the prefix is on the link
 	Source  netip.Addr // zero: the kernel chooses
 	MTU     int        // 0: the interface's
+	Local   bool       // the machine takes in what comes by the interface for the prefix
 }
 
 // Blackhole is a route that drops what no other route of its table takes.
@@ -482,6 +483,9 @@ func (p *planner) route(want Interface, link device, r Route) {
 			x.Gw, x.Flags = r.Gateway.AsSlice(), int(netlink.FLAG_ONLINK)
 		} else if r.Prefix.Addr().Is4() {
 			x.Scope = netlink.SCOPE_LINK
+		}
+		if r.Local {
+			x.Type, x.Scope = unix.RTN_LOCAL, netlink.SCOPE_HOST
 		}
 		if r.Source.IsValid() {
 			x.Src = r.Source.AsSlice()

@@ -107,7 +107,10 @@ func restore(before map[string]string) error {
 }
 
 // Rules returns the routing rules of this network namespace with our mark.
-func Rules() ([]leftover.Leftover, error) {
+func Rules() ([]leftover.Leftover, error) { return RulesOf(RouteProtocol) }
+
+// RulesOf returns the routing rules with a mark of State.Protocol.
+func RulesOf(protocol int) ([]leftover.Leftover, error) {
 	var list []leftover.Leftover
 	families := []int{netlink.FAMILY_V4}
 	if HasIPv6() {
@@ -119,7 +122,7 @@ func Rules() ([]leftover.Leftover, error) {
 			return nil, fmt.Errorf("list the routing rules: %w", err)
 		}
 		for _, r := range rules {
-			if r.Protocol != RouteProtocol {
+			if int(r.Protocol) != protocol {
 				continue
 			}
 			list = append(list, leftover.Leftover{Kind: KindRule, Name: written(r), Remove: func(context.Context) error {

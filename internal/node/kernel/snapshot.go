@@ -260,7 +260,7 @@ func (s *snapshot) route(m []byte) error {
 	if err != nil {
 		return err
 	}
-	r := route{Route: Route{Table: int(info.Table)}}
+	r := route{Route: Route{Table: int(info.Table), Local: info.Type == unix.RTN_LOCAL}}
 	priority := 0
 	dst := netip.IPv4Unspecified()
 	if info.Family == unix.AF_INET6 {
