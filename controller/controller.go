@@ -100,6 +100,7 @@ type Controller struct {
 	limits    *limits
 	admitter  *admitter
 	removal   *removal
+	lives     *lives
 	leading   atomic.Bool
 }
 
@@ -146,6 +147,7 @@ func New(cfg Config) (*Controller, error) {
 	c.agreement = newAgreement(own{c})
 	c.metrics = newMetrics(c)
 	c.limits = newLimits(c.metrics.refused)
+	c.lives = newLives(cfg, c.table)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table, bound: c.bound}
 	c.removal = newRemoval(c, removed)
 	return c, nil
@@ -228,6 +230,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	g.Go(func() error { return c.table.sweep(ctx) })
 	g.Go(func() error { return c.removal.keep(ctx) })
 	g.Go(func() error { return c.bound.keep(ctx) })
+	g.Go(func() error { return c.lives.run(ctx) })
 	return g.Wait()
 }
 
@@ -261,6 +264,7 @@ func (c *Controller) degraded() []string {
 	list = append(list, c.bound.degraded()...)
 	list = append(list, c.table.degraded()...)
 	list = append(list, c.removal.degraded()...)
+	list = append(list, c.lives.degraded()...)
 	// A controller that lost its data directory cannot see that the pointer in Consul was rolled
 	// back, but nodes can. It is only reported, because a node could lie.
 	known := c.policy.pointer().Sequence

@@ -34,6 +34,7 @@ func TestNodes(t *testing.T) {
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
 	t.Run("two daemons", func(t *testing.T) { testTwoDaemons(t, w) })
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
+	t.Run("lives", func(t *testing.T) { testLives(t, w) })
 	t.Run("addresses", func(t *testing.T) { testAddresses(t, w) })
 	t.Run("lost releases", func(t *testing.T) { testLostReleases(t, w) })
 	t.Run("clock", func(t *testing.T) { testClockSteps(t, w) })

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/sif-project/sif/fabric"
@@ -68,6 +69,9 @@ type Scheduler interface {
 	Machine(ctx context.Context, id string) (Machine, error)
 	// MachinesAt returns the nodes with an address, which are several after one was set up again.
 	MachinesAt(ctx context.Context, address netip.Addr) ([]Machine, error)
+	// Lives returns a Follower that calls changed, which does not block, after the life of
+	// allocations changed.
+	Lives(changed func(ids []string), log hclog.Logger) Follower
 }
 
 // Nomad is the Scheduler that asks Nomad's servers.

@@ -128,6 +128,8 @@ func (c *Controller) routes() []route {
 			summary: "Ends the admission of an endpoint of the calling node."},
 		{pattern: "GET /v1/node/admissions", caller: callerNode, call: c.getAdmissions,
 			summary: "Returns the admissions of the calling node that are in force, and its addresses that rest.", reply: api.NodeAdmissions{}},
+		{pattern: "GET /v1/node/lives", caller: callerNode, call: c.getLives, query: blocking,
+			summary: "Returns what Nomad says about the endpoints of the calling node, once it is something else than the caller knows.", reply: api.EndpointLives{}},
 		{pattern: "POST /v1/node/release", caller: callerNode, call: c.postRelease, action: "admission.release",
 			summary: "Ends admissions of endpoints that the calling node does not have any more.", request: api.ReleaseRequest{}},
 		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",

@@ -128,6 +128,7 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 	if err != nil {
 		return nil, err
 	}
+	c.lives.admitted()
 	took := time.Since(begin)
 	r.entry.Message = strings.TrimSuffix(admission.Identity().Key()+", "+attached, ", ")
 	c.metrics.admission.Observe(took.Seconds())

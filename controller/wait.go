@@ -67,24 +67,29 @@ func (b *bell) wait(ctx context.Context, after uint64, d time.Duration) uint64 {
 
 // awaitIndex waits until the index of b is greater than the one in the query, and returns it.
 func awaitIndex(ctx context.Context, r request, b *bell) (uint64, error) {
-	query := r.URL.Query()
-	var after uint64
-	var err error
-	if s := query.Get("index"); s != "" {
-		if after, err = strconv.ParseUint(s, 10, 64); err != nil {
-			return 0, invalid("index: %q must be a number", s)
-		}
-	}
-	wait, err := waitOf(r, api.DefaultWait, api.MaxWait)
+	after, wait, err := indexOf(r)
 	if err != nil {
 		return 0, err
-	}
-	if after == 0 {
-		wait = 0
 	}
 	ctx, cancel := r.untilStop(ctx)
 	defer cancel()
 	return b.wait(ctx, after, wait), nil
+}
+
+// indexOf returns the index that a caller knows, and how long it would wait for another one.
+func indexOf(r request) (index uint64, wait time.Duration, err error) {
+	if s := r.URL.Query().Get("index"); s != "" {
+		if index, err = strconv.ParseUint(s, 10, 64); err != nil {
+			return 0, 0, invalid("index: %q must be a number", s)
+		}
+	}
+	if wait, err = waitOf(r, api.DefaultWait, api.MaxWait); err != nil {
+		return 0, 0, err
+	}
+	if index == 0 {
+		wait = 0
+	}
+	return index, wait, nil
 }
 
 // waitOf returns how long a call is willing to wait: at most the given maximum.

@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	joining "github.com/sif-project/sif/internal/join"
+	"github.com/sif-project/sif/internal/nomadlife"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
@@ -296,6 +297,46 @@ type fakeScheduler struct {
 	placed   map[string]Placement
 	machines []Machine
 	err      error
+}
+
+// Lives implements Scheduler: nothing is known of any allocation.
+func (f *fakeScheduler) Lives(changed func([]string), _ hclog.Logger) Follower {
+	return &fakeFollower{changed: changed, lives: map[string]nomadlife.Life{}}
+}
+
+// fakeFollower tells the lives that a test sets.
+type fakeFollower struct {
+	changed func(ids []string)
+
+	mu       sync.Mutex
+	lives    map[string]nomadlife.Life
+	followed []string
+}
+
+func (f *fakeFollower) Follow(ids []string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.followed = slices.Sorted(slices.Values(ids))
+}
+
+func (f *fakeFollower) set(id string, life nomadlife.Life) {
+	f.mu.Lock()
+	f.lives[id] = life
+	f.mu.Unlock()
+	f.changed([]string{id})
+}
+
+func (f *fakeFollower) Of(id string) nomadlife.Life {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.lives[id]
+}
+
+func (f *fakeFollower) Trouble() error { return nil }
+
+func (f *fakeFollower) Run(ctx context.Context) error {
+	<-ctx.Done()
+	return nil
 }
 
 func (f *fakeScheduler) Machine(_ context.Context, id string) (Machine, error) {

@@ -22,6 +22,7 @@ const (
 	Pending  = "pending"  // nodes and zones where the connectivity of an endpoint is not in force yet
 	Name     = "name"     // a DNS name outside the fabric
 	Attached = "attached" // the name of a workload outside Nomad on its node
+	Life     = "life"     // the state of an allocation in Nomad, and why it cannot be called
 	Services = "services" // number of services with a document in force on this node
 )
 

@@ -43,6 +43,6 @@ func Passages(s join.Settings) []Passage {
 		list = append(list, Passage{name + " (" + net.JoinHostPort(u.Hostname(), port) + ")", from, "tcp", port, what})
 	}
 	server("Vault", "controller, processor, workload, Consul's and Nomad's servers", s.Vault.Address, "identities, and the keys of their tokens")
-	server("Nomad", "controller", s.Nomad.Address, "which allocation is where")
+	server("Nomad", "controller", s.Nomad.Address, "which allocation is where, and how its tasks are")
 	return list
 }
