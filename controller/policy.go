@@ -95,7 +95,7 @@ const maxWarnings = 20
 // warnings returns what an operator should know about the bindings of a graph, one sentence each.
 func warnings(g *fabric.Graph) []string {
 	if len(g.Domains) > 0 && len(g.Bindings) == 0 {
-		return []string{`the graph has no binding, so every domain may select every workload, use every prefix and publish every port; apply a binding for each domain, or binding "*" to say that this is meant`}
+		return []string{`the graph has no binding, so every domain may select every workload of Nomad, use every prefix and publish every port; apply a binding for each domain, or binding "*" to say that this is meant`}
 	}
 	var list []string
 	for _, e := range g.Excess(slices.Sorted(maps.Keys(g.Domains))...) {

@@ -347,7 +347,7 @@ func (b *Binding) grants() []string {
 		list = append(list, "may select "+s.String())
 	}
 	if !limited {
-		list = append(list, "may select every workload")
+		list = append(list, "may select every workload of Nomad")
 	}
 	prefixes, limited := b.prefixes()
 	for _, p := range prefixes {

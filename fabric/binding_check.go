@@ -96,9 +96,18 @@ func (a AttachScope) check(b *Binding, report reporter) {
 	if len(a.Services) == 0 {
 		report(b.Pos, "list at least one Consul service", "an attach block of binding %q names no service", b.Domain)
 	}
-	if names := strings.Trim(a.Node+a.NodeClass, "*"); names == "" {
-		report(b.Pos, "set node or node_class", "an attach block of binding %q names neither a node nor a class of nodes", b.Domain)
+	if fault, remedy := a.NodeFault(); fault != "" {
+		report(b.Pos, remedy, "an attach block of binding %q %s", b.Domain, fault)
 	}
+}
+
+// NodeFault says why the scope cannot let a node attach anything, and what to do about it; both are
+// empty if it can. A name or class of any characters names none.
+func (a AttachScope) NodeFault() (fault, remedy string) {
+	if strings.Trim(a.Node+a.NodeClass, "*") != "" {
+		return "", ""
+	}
+	return "names neither a node nor a class of nodes", `set node or node_class, to more than "*"`
 }
 
 func (o OutsideGrants) check(b *Binding, report reporter) {

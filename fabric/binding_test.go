@@ -62,6 +62,8 @@ func TestScopeContains(t *testing.T) {
 		{"class that the selector leaves open", NodeScope{Zone: "aws1", NodeClass: "*"}, false, false, false},
 		{"pool", NodeScope{NodePool: "spot"}, true, false, false},
 		{"no property", NodeScope{}, false, false, false},
+		{"attached", AttachScope{Services: []string{"n*"}, Node: "w1"}, false, true, false},
+		{"another attached service", AttachScope{Services: []string{"db"}, Node: "w1"}, false, false, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			must.Eq(t, c.nomad, c.scope.contains(nomad))
@@ -117,6 +119,251 @@ func drawWorkload(t *rapid.T) Workload {
 		w.Services = append(w.Services, WorkloadService{Name: few.Draw(t, "service")})
 	}
 	return w
+}
+
+// drawScopes adds scopes to a binding.
+func drawScopes(t *rapid.T, b *Binding) {
+	for range rapid.IntRange(0, 2).Draw(t, "scopes") {
+		switch s := drawScope(t).(type) {
+		case NomadScope:
+			b.Nomad = append(b.Nomad, s)
+		case ConsulScope:
+			b.Consul = append(b.Consul, s)
+		case NodeScope:
+			if s != (NodeScope{}) {
+				b.Nodes = append(b.Nodes, s)
+			}
+		}
+	}
+	if b.Domain != EveryDomain && rapid.Bool().Draw(t, "attach") {
+		b.Attach = rapid.SliceOfN(rapid.Custom(drawAttachScope), 1, 2).Draw(t, "attach blocks")
+	}
+}
+
+func drawAttachScope(t *rapid.T) AttachScope {
+	pattern, property := rapid.SampledFrom([]string{"a", "b", "a*", "*"}), rapid.SampledFrom([]string{"", "a", "a*"})
+	a := AttachScope{Services: rapid.SliceOfN(pattern, 1, 2).Draw(t, "services"), Zone: property.Draw(t, "zone"), Node: property.Draw(t, "node"), NodeClass: property.Draw(t, "class")}
+	if fault, _ := a.NodeFault(); fault != "" {
+		a.Node = "a"
+	}
+	return a
+}
+
+// drawAnyWorkload draws a workload in Nomad or outside it.
+func drawAnyWorkload(t *rapid.T) Workload {
+	w := drawWorkload(t)
+	if !rapid.Bool().Draw(t, "attached") {
+		return w
+	}
+	return attachedAs(w, few.Draw(t, "registered"))
+}
+
+// attachedAs returns a workload outside Nomad on the node of w.
+func attachedAs(w Workload, service string) Workload {
+	return Workload{Attached: true, Zone: w.Zone, Node: w.Node, NodeClass: w.NodeClass, NodePool: w.NodePool, Services: []WorkloadService{{Name: service}}}
+}
+
+// drawBound draws a graph of three domains, whose namespaces are those of selectors, and with
+// bindings if it must have some.
+func drawBound(t *rapid.T, least int) *Graph {
+	g := &Graph{Domains: map[string]*Domain{}}
+	for _, name := range []string{"a", "b", "c"} {
+		sel := rapid.Custom(func(t *rapid.T) Selector {
+			s := drawSelector(t)
+			if s.Kind != SelectNode && rapid.Bool().Draw(t, "in the default namespace") {
+				s.Namespace = DefaultNamespace
+			}
+			return s
+		})
+		g.Domains[name] = &Domain{Name: name, Services: []Service{{Name: "s", Selectors: rapid.SliceOfN(sel, 1, 2).Draw(t, "selectors of "+name)}}}
+	}
+	for _, name := range rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", EveryDomain}), least, 3, rapid.ID).Draw(t, "bindings") {
+		b := Binding{Domain: name}
+		drawScopes(t, &b)
+		g.Bindings = append(g.Bindings, b)
+	}
+	return g
+}
+
+// Whatever a graph has, a workload outside Nomad is let in only by an attach block of the domain's
+// own binding that names its service, and its node or the class of that.
+func TestOnlyAttachBlocksLetAttachedWorkloadsIn(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawBound(t, 0)
+		w := attachedAs(drawWorkload(t), few.Draw(t, "registered"))
+		says := func(pattern, s string) bool { // as fits, for the patterns that are drawn
+			return pattern == "*" || pattern == s || pattern == "a*" && strings.HasPrefix(s, "a")
+		}
+		names := func(a AttachScope) bool {
+			for _, p := range []struct{ pattern, have string }{{a.Zone, w.Zone}, {a.Node, w.Node}, {a.NodeClass, w.NodeClass}} {
+				if p.pattern != "" && !says(p.pattern, p.have) {
+					return false
+				}
+			}
+			return (a.Node != "" || a.NodeClass != "") && slices.ContainsFunc(a.Services, func(p string) bool { return says(p, w.Services[0].Name) })
+		}
+		lets := func(domain string) bool {
+			return slices.ContainsFunc(g.Bindings, func(b Binding) bool { return b.Domain == domain && slices.ContainsFunc(b.Attach, names) })
+		}
+		services, barred := g.Select(w)
+		for _, r := range services {
+			must.True(t, lets(r.Domain), must.Sprint(r))
+		}
+		for _, b := range barred {
+			must.False(t, lets(b.Service.Domain), must.Sprint(b))
+			must.StrContains(t, b.Why, "no binding with an attach block that names")
+		}
+		// What matches is in one of the two lists.
+		matches := 0
+		for _, d := range g.Domains {
+			if slices.ContainsFunc(d.Services[0].Selectors, func(s Selector) bool { return s.Matches(w) }) {
+				matches++
+			}
+		}
+		must.Eq(t, matches, len(services)+len(barred))
+	})
+}
+
+// Attach blocks change nothing for the workloads of Nomad: neither who has them, nor what a domain
+// may declare about them.
+func TestAttachBlocksChangeNothingInNomad(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		g := drawBound(t, 1)
+		without := &Graph{Domains: g.Domains, Bindings: slices.Clone(g.Bindings)}
+		for i := range without.Bindings {
+			without.Bindings[i].Attach = nil
+		}
+		w := drawWorkload(t)
+		services, barred := g.Select(w)
+		servicesWithout, barredWithout := without.Select(w)
+		must.Eq(t, servicesWithout, services)
+		must.Eq(t, barredWithout, barred)
+		sel := drawSelector(t)
+		must.Eq(t, newIndex(without).ownerOf(sel), newIndex(g).ownerOf(sel))
+		must.Eq(t, without.RefusedPorts("a", []uint16{80}), g.RefusedPorts("a", []uint16{80}))
+		for _, name := range []string{"a", "b", "c"} {
+			more, less := without.Excess(name), g.Excess(name)
+			for _, e := range less {
+				must.SliceContains(t, more, e)
+			}
+			attaches := slices.ContainsFunc(g.Bindings, func(b Binding) bool { return b.Domain == name && len(b.Attach) > 0 })
+			if !attaches {
+				must.Eq(t, more, less)
+			}
+			for _, e := range more { // only selectors of Consul services are lifted
+				if !slices.Contains(less, e) {
+					must.StrContains(t, e.Why, "consul(namespace=default")
+				}
+			}
+		}
+	})
+}
+
+func TestSelectAttached(t *testing.T) {
+	domain := func(name string, selectors ...Selector) *Domain {
+		return &Domain{Name: name, Services: []Service{{Name: "x", Selectors: selectors}}}
+	}
+	db := Selector{Kind: SelectConsul, Namespace: DefaultNamespace, Service: "db"}
+	zone := Selector{Kind: SelectNode, Zone: "aws1"}
+	job := Selector{Kind: SelectNomad, Namespace: DefaultNamespace, Job: "db"}
+	prod := Selector{Kind: SelectConsul, Namespace: "prod", Service: "db"}
+	w := Workload{Attached: true, Zone: "aws1", Node: "w1", NodeClass: "data", Services: []WorkloadService{{Name: "db"}}}
+	shop, store := Ref{"shop", "x"}, Ref{"store", "x"}
+	everything := Binding{Domain: "shop", Nomad: []NomadScope{{Namespace: "*"}}, Consul: []ConsulScope{{Namespace: "*", Services: []string{"*"}}}, Nodes: []NodeScope{{Zone: "*"}}}
+	attach := func(domain string, a ...AttachScope) Binding { return Binding{Domain: domain, Attach: a} }
+	on := func(node, class string, services ...string) AttachScope {
+		return AttachScope{Services: services, Zone: "aws1", Node: node, NodeClass: class}
+	}
+	why := func(domain string) string {
+		return fmt.Sprintf("domain %q has no binding with an attach block that names Consul service \"db\" and node aws1/w1 or its class", domain)
+	}
+	for _, c := range []struct {
+		name     string
+		shop     Selector
+		bindings []Binding
+		services []Ref
+		barred   []Barred
+	}{
+		{"without bindings", db, nil, nil, []Barred{{shop, why("shop")}}},
+		{"an empty binding of all", db, []Binding{{Domain: "*"}}, nil, []Barred{{shop, why("shop")}}},
+		{"an attach block of all, as no check lets it", db, []Binding{{Domain: "*", Attach: []AttachScope{on("w1", "", "db")}}}, nil, []Barred{{shop, why("shop")}}},
+		{"everything in Nomad", db, []Binding{everything}, nil, []Barred{{shop, why("shop")}}},
+		{"no binding of its own", db, []Binding{attach("store", on("w1", "", "db"))}, nil, []Barred{{shop, why("shop")}}},
+		{"the node", db, []Binding{attach("shop", on("w1", "", "db"))}, []Ref{shop}, nil},
+		{"nodes", db, []Binding{attach("shop", on("w*", "", "d*"))}, []Ref{shop}, nil},
+		{"the class", db, []Binding{attach("shop", on("", "data", "db"))}, []Ref{shop}, nil},
+		{"the node and another class", db, []Binding{attach("shop", on("w1", "web", "db"))}, nil, []Barred{{shop, why("shop")}}},
+		{"another node", db, []Binding{attach("shop", on("w2", "", "db"))}, nil, []Barred{{shop, why("shop")}}},
+		{"another zone", db, []Binding{attach("shop", AttachScope{Services: []string{"db"}, Zone: "gcp1", Node: "w1"})}, nil, []Barred{{shop, why("shop")}}},
+		{"another service", db, []Binding{attach("shop", on("w1", "", "web"))}, nil, []Barred{{shop, why("shop")}}},
+		{"a selector of nodes, within an attach block", zone, []Binding{attach("shop", on("w1", "", "db"))}, []Ref{shop}, nil},
+		{"a selector of nodes, without", zone, []Binding{everything}, nil, []Barred{{shop, why("shop")}}},
+		{"a selector of jobs", job, []Binding{attach("shop", on("w1", "", "db"))}, nil, nil},
+		{"a selector of another namespace", prod, []Binding{attach("shop", on("w1", "", "db"))}, nil, nil},
+		{"in two domains", db, []Binding{attach("shop", on("w1", "", "db")), attach("store", on("", "d*", "db"))}, []Ref{shop, store}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := &Graph{Domains: map[string]*Domain{"shop": domain("shop", c.shop)}, Bindings: c.bindings}
+			if c.name == "in two domains" {
+				g.Domains["store"] = domain("store", db)
+			}
+			services, barred := g.Select(w)
+			must.Eq(t, c.services, services)
+			must.Eq(t, c.barred, barred)
+		})
+	}
+	unknown := w
+	unknown.NodeClass = ""
+	g := &Graph{Domains: map[string]*Domain{"shop": domain("shop", db)}, Bindings: []Binding{attach("shop", on("", "*a*", "db"))}}
+	services, _ := g.Select(unknown)
+	must.SliceEmpty(t, services)
+}
+
+func TestCheckAttachScopes(t *testing.T) {
+	for _, c := range []struct {
+		domain string
+		scope  AttachScope
+		want   string
+	}{
+		{"shop", AttachScope{Services: []string{"db"}, Node: "w1"}, ""},
+		{"shop", AttachScope{Services: []string{"*"}, NodeClass: "db-*"}, ""},
+		{"shop", AttachScope{Services: []string{"db"}, Node: "*", NodeClass: "db"}, ""},
+		{"shop", AttachScope{Services: []string{"db"}, Zone: "aws1"}, `a.hcl:9:1: an attach block of binding "shop" names neither a node nor a class of nodes; set node or node_class, to more than "*"`},
+		{"shop", AttachScope{Services: []string{"db"}, Node: "*", NodeClass: "**"}, `a.hcl:9:1: an attach block of binding "shop" names neither a node nor a class of nodes; set node or node_class, to more than "*"`},
+		{"shop", AttachScope{Node: "w1"}, `a.hcl:9:1: an attach block of binding "shop" names no service; list at least one Consul service`},
+		{"shop", AttachScope{Services: []string{"db", "db"}, Node: "w1"}, `a.hcl:9:1: binding "shop" lists "db" twice among its services; remove one of the two`},
+		{"shop", AttachScope{Services: []string{""}, Node: "w1"}, `a.hcl:9:1: binding "shop" lists an empty name among its services; set a value or remove it`},
+		{"*", AttachScope{Services: []string{"db"}, Node: "w1"}, `a.hcl:9:1: binding "*" has an attach block, but what a node attaches is bound to a domain of its own; write it in the binding of a domain`},
+	} {
+		g := &Graph{Bindings: []Binding{{Domain: c.domain, Attach: []AttachScope{c.scope}, Pos: Position{File: "a.hcl", Line: 9, Column: 1}}}}
+		var said []string
+		for _, p := range g.Check(reachNow) {
+			said = append(said, p.String())
+		}
+		must.Eq(t, c.want, strings.Join(said, "\n"), must.Sprintf("%+v", c.scope))
+	}
+}
+
+func TestCheckAttached(t *testing.T) {
+	good := Attached{Name: "db-1", ConsulService: "db", ConsulNode: "ip-10-0-0-1.eu.internal", Service: "shop/db", Originate: []string{"a"}, Respond: []string{"shop/b"}}
+	must.NoError(t, good.Check())
+	for want, spoil := range map[string]func(*Attached){
+		"is no name of a workload":          func(a *Attached) { a.Name = "a/b" },
+		`"" is no name of a workload`:       func(a *Attached) { a.Name = "" },
+		"at most 64":                        func(a *Attached) { a.Name = strings.Repeat("a", 65) },
+		"a letter or digit at both ends":    func(a *Attached) { a.Name = ".." },
+		"is no name of a Consul agent":      func(a *Attached) { a.ConsulNode = "a\nb" },
+		"at most 128":                       func(a *Attached) { a.ConsulNode = strings.Repeat("a", 129) },
+		"a Consul service must have a name": func(a *Attached) { a.ConsulService = "" },
+		"is of the fabric itself":           func(a *Attached) { a.ConsulService = "sif-shop--db" },
+		"is a pattern":                      func(a *Attached) { a.ConsulService = "d*" },
+		"requests 1001 contracts":           func(a *Attached) { a.Originate = make([]string, 1000) },
+		"longer than any name":              func(a *Attached) { a.Service = strings.Repeat("a", 58) },
+	} {
+		a := good
+		spoil(&a)
+		must.ErrorContains(t, a.Check(), want)
+	}
 }
 
 func TestSelectKeepsToBindings(t *testing.T) {
@@ -177,21 +424,10 @@ func TestNobodyElseSelectsWhatIsBound(t *testing.T) {
 		owners := rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", EveryDomain}), 1, 3, rapid.ID).Draw(t, "bindings")
 		for _, name := range owners {
 			b := Binding{Domain: name}
-			for range rapid.IntRange(0, 2).Draw(t, "scopes") {
-				switch s := drawScope(t).(type) {
-				case NomadScope:
-					b.Nomad = append(b.Nomad, s)
-				case ConsulScope:
-					b.Consul = append(b.Consul, s)
-				case NodeScope:
-					if s != (NodeScope{}) {
-						b.Nodes = append(b.Nodes, s)
-					}
-				}
-			}
+			drawScopes(t, &b)
 			g.Bindings = append(g.Bindings, b)
 		}
-		w := drawWorkload(t)
+		w := drawAnyWorkload(t)
 		boundTo := map[string]bool{}
 		for _, b := range g.Bindings {
 			if b.Domain != EveryDomain && b.covers(w) {
@@ -425,7 +661,7 @@ func TestCompareBindings(t *testing.T) {
 	job := Binding{Domain: "a", Nomad: []NomadScope{{Namespace: "default", Jobs: []string{"web"}}}}
 	delta := Compare(graph(), graph(job), reachNow)
 	must.Eq(t, []BindingChange{
-		{Domain: "*", Change: Removed, Lost: []string{"may select every workload", "may use every prefix", "may use every name", "may publish every port", "may reach every port of its node"}},
+		{Domain: "*", Change: Removed, Lost: []string{"may select every workload of Nomad", "may use every prefix", "may use every name", "may publish every port", "may reach every port of its node"}},
 		{Domain: "a", Change: Added, Gained: []string{"may select nomad(namespace=default, jobs=web)"}},
 	}, delta.Bindings)
 	must.SliceEmpty(t, delta.Excess)
@@ -437,6 +673,12 @@ func TestCompareBindings(t *testing.T) {
 	delta = Compare(graph(job), graph(wider), reachNow)
 	must.Eq(t, []BindingChange{{Domain: "a", Change: Altered, Gained: []string{"may publish port 80-90"}, Lost: []string{"may select nomad(namespace=default, jobs=web)"}}}, delta.Bindings)
 	must.Eq(t, []Excess{{Domain: "a", Name: "web", Why: `a selector of service "web" of domain "a", nomad(namespace=default, job=web), selects beyond binding "a"`}}, delta.Excess)
+	attached := job
+	attached.Attach = []AttachScope{{Services: []string{"db", "web"}, Node: "w*", NodeClass: "data"}}
+	delta = Compare(graph(job), graph(attached), reachNow)
+	must.Eq(t, []string{"may select attach(services=db+web, node=w*, node_class=data)"}, delta.Bindings[0].Gained)
+	must.SliceEmpty(t, delta.Bindings[0].Lost)
+	must.SliceEmpty(t, delta.Excess)
 	outside := job
 	outside.Outside = []OutsideGrants{{Prefixes: []netip.Prefix{netip.MustParsePrefix("169.254.169.254/32")}, Names: []string{"*.example.com"}, NodePorts: []PortRange{{8125, 8125}}}}
 	delta = Compare(graph(job), graph(outside), reachNow)

@@ -39,6 +39,8 @@ func (d *decoder) binding(b *hcl2.Block) item {
 				Zone: d.nameAttr(content, "zone"), Node: d.nameAttr(content, "node"),
 				NodeClass: d.nameAttr(content, "node_class"), NodePool: d.nameAttr(content, "node_pool"),
 			})
+		case "attach":
+			bound.Attach = append(bound.Attach, d.attachScope(b, bound.Domain, where.of("an attach block")))
 		case "outside":
 			bound.Outside = append(bound.Outside, d.outsideGrants(b, where.of("an outside block")))
 		}
@@ -47,6 +49,21 @@ func (d *decoder) binding(b *hcl2.Block) item {
 		d.report(warningAt(labelRange(b), `What it should select needs a block such as: nomad { jobs = ["shop-*"] }.`, "%s grants nothing", where))
 	}
 	return item{kind: b.Type, name: bound.Domain, place: labelRange(b), value: bound, diags: d.said()}
+}
+
+func (d *decoder) attachScope(b *hcl2.Block, domain string, where subject) fabric.AttachScope {
+	before := len(d.diags)
+	content := d.content(b.Body, boundAttachBlock.schema, where)
+	a := fabric.AttachScope{
+		Services: d.patterns(content, "services", `Name at least one Consul service, such as "shop-*".`),
+		Zone:     d.nameAttr(content, "zone"), Node: d.nameAttr(content, "node"), NodeClass: d.nameAttr(content, "node_class"),
+	}
+	if domain == fabric.EveryDomain {
+		d.report(errorAt(b.DefRange, "Write it in the binding of a domain.", "what a node attaches is bound to a domain of its own"))
+	} else if fault, remedy := a.NodeFault(); fault != "" && len(d.diags) == before {
+		d.report(errorAt(b.DefRange, sentence(remedy), "%s %s", where, fault))
+	}
+	return a
 }
 
 func (d *decoder) boundService(b *hcl2.Block, domain string, seen map[string]hcl2.Range) fabric.BoundService {

@@ -72,7 +72,7 @@ var selectorBlocks = []*definition{
 	}),
 	define(definition{
 		name: "selector", label: "kind", is: string(fabric.SelectConsul), title: `selector "consul"`,
-		doc: "Matches allocations by the service blocks of their job version, as Nomad reports them. All arguments that are set must match; tags and meta must match the same service block.",
+		doc: "Matches allocations by the service blocks of their job version, as Nomad reports them, and what nodes attach by its registration with the node's Consul agent, if an `attach` block of the domain's binding names it. All arguments that are set must match; tags and meta must match the same service block or registration.",
 		example: `selector "consul" {
   service = "news-gw"
   tags    = ["v2"]
@@ -82,13 +82,13 @@ var selectorBlocks = []*definition{
 			{name: "service", kind: kindString, required: true, doc: "Name of the service."},
 			{name: "tags", kind: kindStrings, implied: "any", doc: "Tags, all of which the service must have."},
 			{name: "meta", kind: kindLabels, implied: "any", doc: "Keys and values, all of which the meta of the service must contain."},
-			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace of the job. A selector matches in one namespace only."},
-			{name: "datacenter", kind: kindString, implied: "any", doc: "Datacenter of the node."},
+			{name: "namespace", kind: kindString, implied: `"default"`, doc: "Nomad namespace of the job. A selector matches in one namespace only. What is attached has none: only selectors of namespace `default` match it."},
+			{name: "datacenter", kind: kindString, implied: "any", doc: "Datacenter of the Nomad node; of what is attached, Consul's."},
 		},
 	}),
 	define(definition{
 		name: "selector", label: "kind", is: string(fabric.SelectNode), title: `selector "node"`,
-		doc: "Matches every workload on nodes of the fabric. At least one argument is required; all that are set must match.",
+		doc: "Matches every workload on nodes of the fabric; what nodes attach only if an `attach` block of the domain's binding names it. At least one argument is required; all that are set must match.",
 		example: `selector "node" {
   zone       = "aws"
   node_class = "batch"
@@ -284,6 +284,22 @@ var boundNodeBlock = define(definition{
 	args: nodeArguments,
 })
 
+var boundAttachBlock = define(definition{
+	name: "attach",
+	doc:  "Lets nodes attach workloads outside Nomad to the domain: a selector of kind `consul` matches them as it matches a service block. `node` or `node_class` must be set, to more than `*`; all that are set must match. Nothing else lets such a workload in, not even `binding \"*\"`, in which this block cannot be: whoever may write Consul's catalog could register any service there. In all strings, `*` stands for any characters, also none.",
+	example: `attach {
+  services = ["db"]
+  zone     = "aws1"
+  node     = "db-*"
+}`,
+	args: []argument{
+		{name: "services", kind: kindStrings, required: true, doc: "Names of Consul services, registered with the node's own Consul agent."},
+		{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
+		{name: "node", kind: kindString, implied: "any", doc: "Node of the fabric, as its certificate says."},
+		{name: "node_class", kind: kindString, implied: "any", doc: "Class of the Nomad node to which the node is bound. The Nomad client chooses it: use `node` where a stolen node must not."},
+	},
+})
+
 // nodeArguments are the properties of nodes by which selectors and bindings choose them.
 var nodeArguments = []argument{
 	{name: "zone", kind: kindString, implied: "any", doc: "Zone of the fabric."},
@@ -328,7 +344,7 @@ var bindingBlock = define(definition{
 		descriptionArg,
 		{name: "labels", kind: kindLabels, doc: "Labels of the domain and of everything in it, for guardrails. The domain itself can set no other values for them. In a graph with bindings, labels that guardrails name can be set in bindings only. The keys `domain` and `name` are reserved."},
 	},
-	blocks: []*definition{boundNomadBlock, boundConsulBlock, boundNodeBlock, outsideBlock, boundServiceBlock},
+	blocks: []*definition{boundNomadBlock, boundConsulBlock, boundNodeBlock, boundAttachBlock, outsideBlock, boundServiceBlock},
 })
 
 var validationBlock = define(definition{

@@ -221,6 +221,13 @@ func encodeBinding(b *hclwrite.Body, bound fabric.Binding) {
 		setString(nb, "node_class", n.NodeClass)
 		setString(nb, "node_pool", n.NodePool)
 	}
+	for _, a := range bound.Attach {
+		ab := b.AppendNewBlock("attach", nil).Body()
+		setStrings(ab, "services", a.Services)
+		setString(ab, "zone", a.Zone)
+		setString(ab, "node", a.Node)
+		setString(ab, "node_class", a.NodeClass)
+	}
 	for _, o := range bound.Outside {
 		ob := b.AppendNewBlock("outside", nil).Body()
 		setStrings(ob, "prefixes", prefixList(o.Prefixes))

@@ -190,6 +190,14 @@ func genBinding(t *rapid.T, domain string) fabric.Binding {
 	if some("node") {
 		b.Nodes = []fabric.NodeScope{{Zone: genText.Draw(t, "zone"), Node: genNormal.Draw(t, "node"), NodeClass: genNormal.Draw(t, "class"), NodePool: genNormal.Draw(t, "pool")}}
 	}
+	if domain != fabric.EveryDomain && some("attach") {
+		a := fabric.AttachScope{Services: []string{genText.Draw(t, "services")}, Zone: genNormal.Draw(t, "zone")}
+		named := genText.Filter(func(s string) bool { return strings.Trim(s, "*") != "" })
+		if a.Node = named.Draw(t, "node"); some("class") {
+			a.Node, a.NodeClass = rapid.SampledFrom([]string{"", "*"}).Draw(t, "any node"), named.Draw(t, "class")
+		}
+		b.Attach = []fabric.AttachScope{a}
+	}
 	if some("outside") {
 		b.Outside = []fabric.OutsideGrants{{
 			Prefixes: rapid.SliceOfNDistinct(genPrefix, 0, 2, rapid.ID).Draw(t, "prefixes"), Ports: rapid.SliceOfNDistinct(genRange, 1, 2, rapid.ID).Draw(t, "ports"),
@@ -399,7 +407,11 @@ func TestCheckIsAsStrictAsTheLanguage(t *testing.T) {
 			list := rapid.SliceOfN(name, 0, 2)
 			b := fabric.Binding{Domain: "x-x-x"}
 			for range rapid.IntRange(1, 2).Draw(t, "blocks") {
-				switch rapid.IntRange(0, 4).Draw(t, "block") {
+				switch rapid.IntRange(0, 5).Draw(t, "block") {
+				case 5:
+					nodes := rapid.SampledFrom([]string{"", "a", "*", "**", "a*"})
+					b.Attach = append(b.Attach, fabric.AttachScope{Services: list.Draw(t, "services"), Zone: name.Draw(t, "zone"), Node: nodes.Draw(t, "node"), NodeClass: nodes.Draw(t, "class")})
+					b.Domain = rapid.SampledFrom([]string{"x-x-x", "x-x-x", fabric.EveryDomain}).Draw(t, "bound")
 				case 0:
 					b.Services = append(b.Services, fabric.BoundService{Name: name.Draw(t, "service"), Labels: labels})
 				case 1:

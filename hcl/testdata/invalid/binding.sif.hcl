@@ -52,7 +52,40 @@ binding "node" {
 }
 
 binding "*" {
+  attach {
+    services = ["db"]
+    node     = "w1"
+  }
   service "web" {
     labels = { pci = "yes" }
+  }
+}
+
+binding "store" {
+  attach {
+    node = "w1"
+  }
+  attach {
+    services = []
+    node     = "w1"
+  }
+  attach {
+    services = ["db", "db"]
+    node     = ""
+  }
+  attach {
+    services = ["db"]
+    zone     = "aws1"
+  }
+  attach {
+    services   = ["db"]
+    node       = "*"
+    node_class = "**"
+  }
+  attach {
+    services  = ["db"]
+    node_pool = "spot"
+  }
+  attach "db" {
   }
 }

@@ -213,6 +213,16 @@ binding "elsewhere" {
       node_pool  = "spot"
     }
   }
+  attach {
+    services = ["db", "db-*"]
+    zone     = "aws1"
+    node     = "db-${lower("W")}*"
+  }
+  attach {
+    services   = ["*"]
+    node       = "*"
+    node_class = "database"
+  }
   outside {
     prefixes   = local.cidrs
     names      = ["*", "*.com"]
