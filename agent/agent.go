@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -68,6 +69,7 @@ type Agent struct {
 	health       *catalog.Health
 	observers    probe.Observers
 	namespaces   probe.Finder
+	guests       guests
 	audited      audited
 	questions    questions
 	resolver     *resolver
@@ -173,6 +175,10 @@ func (a *Agent) takeOver(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	guests, err := a.data.Guests()
+	if err != nil {
+		return err
+	}
 	var existing []string
 	for _, name := range attached {
 		index, err := linkIndex(name)
@@ -203,7 +209,7 @@ func (a *Agent) takeOver(ctx context.Context) error {
 			a.log.Warn("the revision in force has no document of the service, so the service has no rights", logkey.Service, ep.Admission.Service, logkey.Error, err)
 		}
 	}
-	for _, name := range attached {
+	for _, name := range slices.Concat(attached, guests) {
 		if known[name] {
 			continue
 		}
@@ -294,6 +300,7 @@ func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())
 		a.node.Degrade("host", a.repairHost())
 		a.node.Degrade("workloads", a.repairWorkloads())
+		a.node.Degrade("guests", a.repairGuests())
 		a.node.Degrade("firewall", a.node.RepairFirewall())
 		a.node.Degrade("cni", a.repairCNI())
 		a.node.Degrade("instances registered outside", a.registered.Trouble())

@@ -102,7 +102,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	if !known {
 		ep = endpoint{ID: r.Allocation, Attachment: at, HostIf: hostIfName(at)}
 	}
-	ep.Ports = r.Ports
+	ep.Ports, ep.VM = r.Ports, r.VM
 	if r.Attach != nil {
 		ep.Attached = &s.Workload
 	}
@@ -221,7 +221,7 @@ func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	}
 	if namespace := a.namespaces.Last(ep.HostIf); namespace != nil {
 		defer namespace.Close()
-		_, err := a.add(ctx, at, cnicall.Request{Allocation: ep.ID, Ports: ep.Ports, Namespace: namespace})
+		_, err := a.add(ctx, at, cnicall.Request{Allocation: ep.ID, VM: ep.VM, Ports: ep.Ports, Namespace: namespace})
 		if err == nil {
 			a.node.Repaired([]kernel.Change{{Kind: kernel.KindInterface, Subject: ep.HostIf, What: "was removed, made again"}})
 		}

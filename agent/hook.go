@@ -31,7 +31,7 @@ type hook interface {
 func (a *Agent) hooks() []hook {
 	return []hook{
 		interfaceHook{a}, addressHook{a}, portsHook{a}, admissionHook{a}, recordHook{a},
-		connectivityHook{a}, datapathHook{a}, catalogHook{a},
+		connectivityHook{a}, guestHook{a}, datapathHook{a}, answersHook{a}, catalogHook{a},
 	}
 }
 
@@ -48,7 +48,8 @@ type attachment struct {
 
 // detachment is the way back of an endpoint.
 type detachment struct {
-	endpoint endpoint
+	endpoint  endpoint
+	namespace ns.NetNS // of the workload, if it is at hand
 	background
 }
 
@@ -88,7 +89,7 @@ func (a *Agent) attachAll(ctx context.Context, at *attachment) error {
 		err := h.attach(ctx, at)
 		if err != nil {
 			_ = at.wait() // it must have ended before it is taken back; err says what failed first
-			a.detachAll(ctx, at.endpoint)
+			a.takeBack(ctx, &detachment{endpoint: at.endpoint, namespace: at.namespace})
 			return err
 		}
 		at.parts.lap(h.name())
@@ -99,8 +100,11 @@ func (a *Agent) attachAll(ctx context.Context, at *attachment) error {
 // detachAll removes all that there is of an endpoint, here and elsewhere, even if ctx has ended.
 // What fails is repaired later, or ends by itself.
 func (a *Agent) detachAll(ctx context.Context, ep endpoint) {
+	a.takeBack(ctx, &detachment{endpoint: ep})
+}
+
+func (a *Agent) takeBack(ctx context.Context, d *detachment) {
 	ctx = context.WithoutCancel(ctx)
-	d := &detachment{endpoint: ep}
 	var errs []error
 	for _, h := range a.hooks() {
 		if err := h.detach(ctx, d); err != nil {
@@ -108,6 +112,6 @@ func (a *Agent) detachAll(ctx context.Context, ep endpoint) {
 		}
 	}
 	if err := errors.Join(append(errs, d.wait())...); err != nil {
-		a.log.Error("endpoint not detached everywhere yet", logkey.Endpoint, ep.ID, logkey.Error, err)
+		a.log.Error("endpoint not detached everywhere yet", logkey.Endpoint, d.endpoint.ID, logkey.Error, err)
 	}
 }

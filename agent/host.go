@@ -128,8 +128,11 @@ func (a *Agent) present(ep endpoint) (bool, error) {
 
 // pairOf describes the pair of interfaces of an endpoint.
 func (a *Agent) pairOf(ep endpoint) veth {
-	v := veth{host: ep.HostIf, hostIndex: ep.HostIndex, mtu: a.workloadMTU(), loopback: a.leadsToLoopback()}
+	v := veth{host: ep.HostIf, hostIndex: ep.HostIndex, mtu: a.workloadMTU(), loopback: a.leadsToLoopback(), guest: ep.VM}
 	v.hostMAC, v.peerMAC = macs(ep.HostIf)
+	if v.guest {
+		v.peerMAC = guestMAC()
+	}
 	return v
 }
 
@@ -167,7 +170,12 @@ func (a *Agent) repairWorkload(ep endpoint) error {
 		return err
 	}
 	defer namespace.Close()
-	return namespace.Do(func(ns.NetNS) error {
+	if ep.VM {
+		if err := a.repairTap(ep, namespace); err != nil {
+			return err
+		}
+	}
+	err = namespace.Do(func(ns.NetNS) error {
 		changes, err := kernel.Repair(a.pairOf(ep).workloadSide(ep.Attachment.IfName, ep.IPv4, ep.IPv6))
 		for i := range changes {
 			changes[i].Subject += " in the namespace of endpoint " + ep.ID
@@ -175,6 +183,10 @@ func (a *Agent) repairWorkload(ep endpoint) error {
 		a.node.Repaired(changes)
 		return err
 	})
+	if ep.VM {
+		err = errors.Join(err, a.answerGuest(ep, namespace))
+	}
+	return err
 }
 
 // findings returns what of the node stands against the endpoints and is not the agent's to change,
@@ -193,7 +205,7 @@ func (a *Agent) findings() []string {
 	if _, err := os.Stat(socket); errors.Is(err, os.ErrNotExist) {
 		list = append(list, fmt.Sprintf("the socket %s was removed, so no workload can start: restart the agent", socket))
 	}
-	return slices.Concat(list, a.misrouted(), a.deadEnds(), a.nearlyFull())
+	return slices.Concat(list, a.misrouted(), a.deadEnds(), a.nearlyFull(), a.silentGuests())
 }
 
 // deadEnds names the ports that the node offers to its workloads and that lead nowhere.

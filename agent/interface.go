@@ -32,6 +32,7 @@ type veth struct {
 	peerMAC   net.HardwareAddr // of the end in the workload's namespace
 	mtu       int              // of both ends
 	loopback  bool             // the node leads what the workload sends to a loopback address of its own
+	guest     bool             // a virtual machine has the addresses, behind a tap interface in the workload's namespace
 }
 
 // openNamespace opens the workload's network namespace, which the plugin passes as an open
@@ -61,6 +62,12 @@ func macs(host string) (own, peer net.HardwareAddr) {
 func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
 	v := veth{host: host, mtu: mtu}
 	v.hostMAC, v.peerMAC = macs(host)
+	return v.make(ifName, namespace)
+}
+
+// make makes the pair that v describes, apart from the index.
+func (v veth) make(ifName string, namespace ns.NetNS) (veth, error) {
+	host, mtu := v.host, v.mtu
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = host, mtu, v.hostMAC
 	pair := &netlink.Veth{
@@ -109,6 +116,9 @@ func (v veth) hostSide(v4, v6 netip.Addr) kernel.Interface {
 // workloadSide is what must be in the workload's namespace. All routes lead to the node. Loopback
 // is up, which is not Nomad's work.
 func (v veth) workloadSide(ifName string, v4, v6 netip.Addr) kernel.State {
+	if v.guest {
+		return v.guestSide(ifName)
+	}
 	side := kernel.Interface{
 		Name: ifName, Passing: true, MTU: v.mtu, MAC: v.peerMAC,
 		// Docker disables IPv6 in the namespaces that it makes.
@@ -214,7 +224,7 @@ func router(self fabric.Node) kernel.State {
 // result returns the CNI result of ADD.
 func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result {
 	inside := 1
-	return &current.Result{
+	result := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
 			{Name: v.host, Mac: v.hostMAC.String()},
@@ -225,6 +235,10 @@ func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result 
 			{Interface: &inside, Address: network(v6), Gateway: wellknown.LinkLocal6.AsSlice()},
 		},
 	}
+	if v.guest {
+		result.Interfaces = append(result.Interfaces, &current.Interface{Name: wellknown.GuestTap, Mac: v.hostMAC.String(), Sandbox: sandbox})
+	}
+	return result
 }
 
 func network(addr netip.Addr) net.IPNet {

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 )
 
@@ -14,23 +15,12 @@ type interfaceHook struct{ *Agent }
 func (interfaceHook) name() string { return "interface" }
 
 func (h interfaceHook) attach(_ context.Context, at *attachment) error {
-	ep := &at.endpoint
-	// The runtime calls ADD again after a reboot, or when a namespace was lost: ADD replaces what
-	// was there.
-	if err := h.dismantle(ep.HostIf); err != nil {
+	if err := h.makeInterfaces(at); err != nil {
 		return err
 	}
-	if err := vacate(ep.Attachment.IfName, at.namespace); err != nil {
-		return err
-	}
-	pair, err := makeVeth(ep.HostIf, ep.Attachment.IfName, at.namespace, h.workloadMTU())
-	if err != nil {
-		return err
-	}
-	pair.loopback = h.leadsToLoopback()
-	at.pair, ep.HostIndex = pair, pair.hostIndex
 	// With each program that is attached by TCX the kernel waits for an RCU grace period, some 10
 	// ms. The next hooks use that time.
+	ep := at.endpoint
 	at.start(func() error {
 		if _, err := h.attachPrograms(ep.HostIf); err != nil {
 			return fmt.Errorf("attach the programs to %s: %w", ep.HostIf, err)
@@ -40,7 +30,35 @@ func (h interfaceHook) attach(_ context.Context, at *attachment) error {
 	return nil
 }
 
+// makeInterfaces makes the endpoint's interfaces, all down.
+func (a *Agent) makeInterfaces(at *attachment) error {
+	ep := &at.endpoint
+	// The runtime calls ADD again after a reboot, or when a namespace was lost: ADD replaces what
+	// was there.
+	if err := a.dismantle(ep.HostIf); err != nil {
+		return err
+	}
+	if err := vacate(ep.Attachment.IfName, at.namespace); err != nil {
+		return err
+	}
+	pair, err := a.pairOf(*ep).make(ep.Attachment.IfName, at.namespace)
+	if err != nil {
+		return err
+	}
+	if ep.VM {
+		if _, err := pair.keepTap(at.namespace); err != nil {
+			return err
+		}
+	}
+	at.pair, ep.HostIndex = pair, pair.hostIndex
+	return nil
+}
+
 func (h interfaceHook) detach(_ context.Context, d *detachment) error {
+	if d.endpoint.VM {
+		h.endGuest(d.endpoint)
+		h.removeTap(d)
+	}
 	return h.dismantle(d.endpoint.HostIf)
 }
 
@@ -51,11 +69,11 @@ func (a *Agent) attachPrograms(hostIf string) (missing []string, err error) {
 	return a.data.Attach(hostIf)
 }
 
-// dismantle removes an endpoint's interface, and then its programs: without programs, everything
-// would pass the interface.
+// dismantle removes an endpoint's interface, and then its programs, also those of a guest: without
+// programs, everything would pass the interface.
 func (a *Agent) dismantle(hostIf string) error {
 	if err := removeVeth(hostIf); err != nil {
 		return err
 	}
-	return a.data.Detach(hostIf)
+	return errors.Join(a.data.Detach(hostIf), a.data.DetachGuest(hostIf))
 }

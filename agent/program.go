@@ -26,6 +26,10 @@ type Datapath interface {
 	Detach(ifName string) error
 	Attached() ([]string, error)
 	Guarded(ifName string) error
+	AttachGuest(hostIf, tap, peer string, g bpf.Guest) (missing []string, err error)
+	DetachGuest(hostIf string) error
+	Guests() ([]string, error)
+	GuestFrames(hostIf string) (map[bpf.Frame]uint64, error)
 	Repair() ([]string, error)
 	PutEndpoint(bpf.Endpoint) error
 	DeleteEndpoint(ifindex uint32) error

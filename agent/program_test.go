@@ -51,7 +51,13 @@ func (k *memory) Attach(string) ([]string, error) { return nil, nil }
 func (k *memory) Detach(string) error             { return nil }
 func (k *memory) Guarded(string) error            { return nil }
 func (k *memory) Repair() ([]string, error)       { return nil, nil }
-func (k *memory) Attached() ([]string, error)     { return nil, nil }
+func (k *memory) AttachGuest(_, _, _ string, _ bpf.Guest) ([]string, error) {
+	return nil, nil
+}
+func (k *memory) DetachGuest(string) error                         { return nil }
+func (k *memory) Guests() ([]string, error)                        { return nil, nil }
+func (k *memory) GuestFrames(string) (map[bpf.Frame]uint64, error) { return nil, nil }
+func (k *memory) Attached() ([]string, error)                      { return nil, nil }
 func (k *memory) PutEndpoint(e bpf.Endpoint) error {
 	return k.do("+", func() { k.endpoints[e.Interface] = e })
 }

@@ -54,6 +54,7 @@ func (a *Agent) Status() api.NodeStatus {
 	for reason, n := range underlay {
 		s.Drops["nftables: "+reason] += n
 	}
+	a.node.Degrade("guests' counters", a.guestDrops(s.Drops))
 	filtered, limited := a.resolver.handler.Counts()
 	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load()+limited, a.questions.notGranted.Load()
 	s.Drops["dns: reserved address"] = filtered

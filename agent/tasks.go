@@ -62,13 +62,17 @@ func (a *Agent) carryOut(ctx context.Context, t api.Task) api.TaskResult {
 		result.Error = fmt.Sprintf("endpoint %s is not on this node", t.Endpoint)
 		return result
 	}
+	if ep.VM && (t.Kind == api.TaskRequest || t.Kind == api.TaskListening) {
+		result.Guest, result.Error = true, errGuest.Error()
+		return result
+	}
 	var err error
 	switch t.Kind {
 	case api.TaskObserve:
 		err = a.observe(ctx, ep, t, &result)
 	case api.TaskSend:
 		err = a.inside(ep, func(namespace ns.NetNS) error {
-			return probe.Send(namespace, netip.AddrPortFrom(ep.address(t.Peer.Addr()), 0), t.Peer, t.Protocol, t.Nonce)
+			return a.way(ep).Send(namespace, netip.AddrPortFrom(ep.address(t.Peer.Addr()), 0), t.Peer, t.Protocol, t.Nonce)
 		})
 		result.Done = err == nil
 	case api.TaskRequest:

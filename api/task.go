@@ -58,6 +58,7 @@ type TaskResult struct {
 	Done     bool          `json:"done"`            // observe: seen; send: sent; request: completed; listening: yes
 	Source   netip.Addr    `json:"source,omitzero"` // observe: the source address of the packet
 	Reason   string        `json:"reason,omitempty"`
+	Guest    bool          `json:"guest,omitempty"` // request, listening: not tried, because the endpoint is a virtual machine
 	Error    string        `json:"error,omitempty"`
 	Duration time.Duration `json:"duration,omitempty"` // nanoseconds
 	Dump     *Dump         `json:"dump,omitempty"`     // dump only

@@ -5,6 +5,7 @@ package bpf
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -253,12 +254,20 @@ func openTap(t testing.TB, offloads int) *os.File {
 
 const virtioHeader = 10
 
-// receive reads frames at the guest's end until one matches, or fails.
-func receive(t *testing.T, tap *os.File, match func(header, frame []byte) bool) {
+// receive sends something until a frame comes to the guest that matches. The kernel takes up to a
+// second to let packets out to a guest that has come.
+func receive(t *testing.T, tap *os.File, send func(), match func(header, frame []byte) bool) {
 	t.Helper()
-	must.NoError(t, tap.SetReadDeadline(time.Now().Add(10*time.Second)))
+	must.NoError(t, tap.SetReadDeadline(time.Unix(1, 0)))
+	end := time.Now().Add(20 * time.Second)
 	for b := make([]byte, 1<<17); ; {
 		n, err := tap.Read(b)
+		if errors.Is(err, os.ErrDeadlineExceeded) {
+			must.True(t, time.Now().Before(end), must.Sprint("nothing came"))
+			must.NoError(t, tap.SetReadDeadline(time.Now().Add(500*time.Millisecond)))
+			send()
+			continue
+		}
 		must.NoError(t, err)
 		if n > virtioHeader && match(b[:virtioHeader], b[virtioHeader:n]) {
 			return
@@ -279,10 +288,9 @@ func TestGuestByTap(t *testing.T) {
 		sniff := sniffer(t, "host")
 
 		// The gateway answers, whoever runs.
-		send(arpFrame(1, guestMAC, guest4.String(), gateway4.String()))
-		receive(t, tap, func(_, f []byte) bool { return f[12] == 8 && f[13] == 6 && f[21] == 2 })
-		send(fromGuest(nd(t, ns(gateway6, guestMAC), ownLocal, solicited)))
-		receive(t, tap, func(_, f []byte) bool { return f[12] == 0x86 && f[14+40] == 136 })
+		ask := func(frame []byte) func() { return func() { send(frame) } }
+		receive(t, tap, ask(arpFrame(1, guestMAC, guest4.String(), gateway4.String())), func(_, f []byte) bool { return f[12] == 8 && f[13] == 6 && f[21] == 2 })
+		receive(t, tap, ask(fromGuest(nd(t, ns(gateway6, guestMAC), ownLocal, solicited))), func(_, f []byte) bool { return f[12] == 0x86 && f[14+40] == 136 })
 
 		// What is forged does not come out, what is its own does.
 		send(fromGuest(ip("100.64.0.6", "100.64.0.9", 17, udp(1111, 1))))
@@ -304,14 +312,16 @@ func TestGuestByTap(t *testing.T) {
 		must.Eq(t, len(train), len(sniff()))
 
 		// To the guest: only what is for it.
-		for _, out := range [][]byte{
-			from(nodeMAC, otherMAC, 0x0800, ip("100.64.0.9", guest4.String(), 17, udp(4444, 1))),
-			from(nodeMAC, allMAC, 0x0806, arpPacket(1, nodeMAC, gateway4, guest4)),
-			from(nodeMAC, guestMAC, 0x0800, ip("100.64.0.9", guest4.String(), 17, udp(5555, 1))),
-		} {
-			inject(t, "host", out)
+		toGuest := func() {
+			for _, out := range [][]byte{
+				from(nodeMAC, otherMAC, 0x0800, ip("100.64.0.9", guest4.String(), 17, udp(4444, 1))),
+				from(nodeMAC, allMAC, 0x0806, arpPacket(1, nodeMAC, gateway4, guest4)),
+				from(nodeMAC, guestMAC, 0x0800, ip("100.64.0.9", guest4.String(), 17, udp(5555, 1))),
+			} {
+				inject(t, "host", out)
+			}
 		}
-		receive(t, tap, func(_, f []byte) bool {
+		receive(t, tap, toGuest, func(_, f []byte) bool {
 			must.NotEq(t, 4444, binary.BigEndian.Uint16(f[14+20:]))
 			return binary.BigEndian.Uint16(f[14+20:]) == 5555
 		})
@@ -319,8 +329,8 @@ func TestGuestByTap(t *testing.T) {
 		must.NoError(t, err)
 		must.Eq(t, 2, frames[FrameSent])
 		must.Eq(t, 1, frames[FrameForgedAddress])
-		must.Eq(t, 1, frames[FrameReceived])
-		must.Eq(t, 2, frames[FrameAnswered])
+		must.GreaterEq(t, 1, frames[FrameReceived])
+		must.GreaterEq(t, 2, frames[FrameAnswered])
 		must.GreaterEq(t, 2, frames[FrameNotForIt])
 	})
 }

@@ -209,6 +209,9 @@ func formatMatrix(r matrix.Report) string {
 	if r.Unproven > 0 {
 		fmt.Fprintf(&b, "\n%d probes that did not arrive came from nodes without a declared flow, so nothing proves that their probes leave the node.", r.Unproven)
 	}
+	if r.Untried > 0 {
+		fmt.Fprintf(&b, "\n%d requests were not tried, because they begin inside virtual machines, where nodes can open no connection.", r.Untried)
+	}
 	if r.Unanswered > 0 {
 		fmt.Fprintf(&b, "\n%d probes that failed were for addresses outside that answered nobody, so nothing proves that the fabric refused them.", r.Unanswered)
 	}

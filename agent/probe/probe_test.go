@@ -95,7 +95,7 @@ func (s *site) probe(src, dst string, protocol fabric.Protocol, nonce uint64) bo
 	must.NoError(s.t, err)
 	defer cancel()
 	from := netip.AddrPortFrom(netip.MustParseAddr(src), 0)
-	must.NoError(s.t, Send(s.a, from, to, protocol, nonce))
+	must.NoError(s.t, Way{}.Send(s.a, from, to, protocol, nonce))
 	select {
 	case o, ok := <-seen:
 		must.True(s.t, ok)
@@ -125,7 +125,7 @@ func TestSendAndObserve(t *testing.T) {
 	// A packet that the sender's own filter drops is not seen, and is not an error.
 	s.run(s.a, "nft", "add table inet t; add chain inet t o { type filter hook output priority 0; policy drop; }")
 	must.False(t, s.probe(a4, b4+":80", fabric.UDP, 100))
-	must.Error(t, Send(s.a, netip.MustParseAddrPort(a4+":1"), netip.MustParseAddrPort("["+b6+"]:1"), fabric.UDP, 1))
+	must.Error(t, Way{}.Send(s.a, netip.MustParseAddrPort(a4+":1"), netip.MustParseAddrPort("["+b6+"]:1"), fabric.UDP, 1))
 }
 
 func TestManyProbesAtOnce(t *testing.T) {
@@ -140,7 +140,7 @@ func TestManyProbesAtOnce(t *testing.T) {
 			seen, cancel, err := s.observers.Expect("b", func() (ns.NetNS, error) { return ns.GetNS(s.b.Path()) }, "eth0", to, fabric.TCP, uint64(i))
 			if err == nil {
 				defer cancel()
-				err = Send(space, netip.AddrPortFrom(netip.MustParseAddr(a4), 0), to, fabric.TCP, uint64(i))
+				err = Way{}.Send(space, netip.AddrPortFrom(netip.MustParseAddr(a4), 0), to, fabric.TCP, uint64(i))
 			}
 			select {
 			case <-seen:

@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"slices"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/miekg/dns"
@@ -20,12 +21,19 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Send sends one packet with the nonce from the namespace, by the namespace's routes: UDP or a TCP
-// SYN. It does not know whether the packet arrives. If the source port is zero, it chooses a random
-// ephemeral port, so that each probe is a new flow.
+// Way is how probes leave a namespace. The zero Way is by the namespace's routes.
+type Way struct {
+	// Interface, if it is not empty, is where frames are put: from Source to Gateway.
+	Interface       string
+	Source, Gateway net.HardwareAddr
+}
+
+// Send sends one packet with the nonce from the namespace: UDP or a TCP SYN. It does not know
+// whether the packet arrives. If the source port is zero, it chooses a random ephemeral port, so
+// that each probe is a new flow.
 //
 // It is not an error that a route or a filter of the sender rejects the packet.
-func Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
+func (w Way) Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol, nonce uint64) error {
 	if src.Port() == 0 {
 		src = netip.AddrPortFrom(src.Addr(), uint16(32768+rand.IntN(28000)))
 	}
@@ -33,7 +41,12 @@ func Send(namespace ns.NetNS, src, dst netip.AddrPort, protocol fabric.Protocol,
 	if err := p.check(); err != nil {
 		return err
 	}
-	err := namespace.Do(func(ns.NetNS) error { return sendRaw(p) })
+	err := namespace.Do(func(ns.NetNS) error {
+		if w.Interface != "" {
+			return w.sendFrame(p)
+		}
+		return sendRaw(p)
+	})
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EACCES) || errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
 		return nil
 	}
@@ -58,6 +71,25 @@ func sendRaw(p packet) error {
 	}
 	defer unix.Close(fd)
 	return unix.Sendto(fd, p.marshal(), 0, to)
+}
+
+// sendFrame sends on a packet socket (packet(7)).
+func (w Way) sendFrame(p packet) error {
+	device, err := net.InterfaceByName(w.Interface)
+	if err != nil {
+		return fmt.Errorf("find interface %s of the workload: %w", w.Interface, err)
+	}
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open a packet socket: %w", err)
+	}
+	defer unix.Close(fd)
+	kind := uint16(unix.ETH_P_IP)
+	if p.dst.Addr().Is6() {
+		kind = unix.ETH_P_IPV6
+	}
+	frame := slices.Concat(w.Gateway, w.Source, binary.BigEndian.AppendUint16(nil, kind), p.marshal())
+	return unix.Sendto(fd, frame, 0, &unix.SockaddrLinklayer{Protocol: kind<<8 | kind>>8, Ifindex: device.Index})
 }
 
 // Resolve asks a resolver, from the namespace, for an address of a name, of an IP version. ctx

@@ -62,6 +62,7 @@ func (p OutsideProbe) Declared() bool { return p.Contract != nil }
 type OutsideOutcome struct {
 	OutsideProbe
 	Answered bool   `json:"answered"`
+	Untried  bool   `json:"untried,omitempty"` // it would begin inside a virtual machine
 	Agree    bool   `json:"agree"`
 	Why      string `json:"why,omitempty"` // they do not
 	Attempts int    `json:"attempts"`
@@ -183,6 +184,8 @@ func RunOutside(ctx context.Context, p Prober, probes []OutsideProbe, report *Re
 	for _, o := range outcomes {
 		pairs[[2]string{o.From.ID, o.To.Address.String()}] = true
 		switch {
+		case o.Untried:
+			report.Untried++
 		case o.Agree && o.Declared():
 			report.Requests++
 		case o.Agree && !answers[place{o.To.Address, o.Protocol}]:
@@ -212,7 +215,10 @@ func (p OutsideProbe) task() api.Task {
 // judge decides whether graph and network agree about a probe.
 func (o *OutsideOutcome) judge(result api.TaskResult) {
 	o.Answered, o.Agree, o.Why = result.Error == "" && result.Done, false, ""
+	o.Untried = result.Guest
 	switch {
+	case o.Untried:
+		o.Agree = true
 	case o.Answered == o.Declared():
 		o.Agree = true
 	case o.Answered:

@@ -19,6 +19,8 @@ const (
 	attempts = 3
 	// batch is the number of concurrent probes.
 	batch = 500
+	// untried is what became of a request from inside a virtual machine.
+	untried = "not tried"
 	// requestTimeout limits a request to a listener.
 	requestTimeout = 3 * time.Second
 )
@@ -32,7 +34,7 @@ type Prober interface {
 type Outcome struct {
 	Probe
 	Observed bool   `json:"observed"`
-	Request  string `json:"request,omitempty"` // "completed" or why not; empty: nobody listens, or not declared
+	Request  string `json:"request,omitempty"` // "completed", "not tried" or why not; empty: nobody listens, or not declared
 	Agree    bool   `json:"agree"`
 	Why      string `json:"why,omitempty"` // they do not
 	Attempts int    `json:"attempts"`
@@ -54,6 +56,9 @@ type Report struct {
 	// Unanswered is the number of probes of the outside that correctly failed, but whose target
 	// answered nobody.
 	Unanswered int `json:"unanswered,omitempty"`
+	// Untried is the number of requests, and of probes of the outside, that were left out because
+	// they begin inside virtual machines, where nodes can open no connection.
+	Untried int `json:"untried,omitempty"`
 }
 
 // Disagreements returns the outcomes where graph and network differ.
@@ -264,6 +269,8 @@ func (r *run) request(ctx context.Context) error {
 		switch {
 		case a.Error == "" && a.Done:
 			o.Request = "completed"
+		case a.Guest:
+			o.Request = untried
 		case o.Protocol == fabric.UDP:
 			// A service may ignore a packet that it does not understand.
 			o.Request = "no answer"
@@ -296,8 +303,11 @@ func (r *run) report() Report {
 	pairs := map[[2]string]bool{}
 	for _, o := range r.outcomes {
 		pairs[[2]string{o.From.ID, o.To.ID}] = true
-		if o.Request == "completed" {
+		switch o.Request {
+		case "completed":
 			report.Requests++
+		case untried:
+			report.Untried++
 		}
 		if !o.Declared() && o.Agree && len(r.controls[o.From.Node]) == 0 {
 			report.Unproven++
