@@ -59,6 +59,7 @@ type Party struct {
 	Roles    fabric.Roles  `json:"roles,omitzero"` // of a service without endpoints: all roles that it may request
 	IPv4     netip.Addr    `json:"ipv4,omitzero"`
 	IPv6     netip.Addr    `json:"ipv6,omitzero"`
+	Origin   fabric.Origin `json:"origin,omitzero"` // what a live endpoint is
 }
 
 // Live reports whether the party is a live endpoint.
@@ -110,6 +111,8 @@ func (p Party) What() string {
 
 func (p Party) String() string {
 	switch {
+	case p.Live() && p.Origin.Attached != "":
+		return fmt.Sprintf("%s (endpoint %s on %s, %s)", p.Service, p.Endpoint, p.Node, p.Origin)
 	case p.Live():
 		return fmt.Sprintf("%s (endpoint %s on %s)", p.Service, p.Endpoint, p.Node)
 	case p.Service != fabric.Ref{}:

@@ -37,10 +37,11 @@ Usage: sif explain [options] <src> <dst> <port>[/<protocol>]
   and enforced policy are shown first.
 
   <src> and <dst> are each a service or an external (domain/name), the ID or an
-  ID prefix of an endpoint or allocation, or an address. A service stands for
-  all its live endpoints. <dst> may also be a DNS name outside the fabric, or
-  "node": what listens on the node of <src>. The default protocol is tcp. For
-  icmp and icmpv6, <port> is the type.
+  ID prefix of an endpoint or allocation, the name of an attached workload
+  (also as zone/node/name), or an address. A service stands for all its live
+  endpoints. <dst> may also be a DNS name outside the fabric, or "node": what
+  listens on the node of <src>. The default protocol is tcp. For icmp and
+  icmpv6, <port> is the type.
 
       $ sif explain shop/web shop/db 5432
       $ sif explain 203.0.113.7 shop/web 443/tcp

@@ -36,7 +36,7 @@ func planText(p api.Plan) string {
 			}
 			fmt.Fprintf(&b, "    %s of %s on %s%s\n", t.Endpoint, t.Service, t.Node, map[string]string{
 				"selectors": " (when its admission is renewed)", "removed": " (its service is removed)",
-				"binding": " (its admission may not be renewed: its service selects beyond a binding)",
+				"binding": " (its admission may not be renewed: bindings do not let it in any more)",
 			}[t.Effect])
 		}
 	}

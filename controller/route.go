@@ -55,7 +55,7 @@ var parameters = map[string]string{
 	"wait":     "Maximum time to wait, for instance 30s.",
 	"message":  "Why, for the record of the change and the audit log.",
 	"revision": "Sequence of a revision in the history.",
-	"from":     "The party that opens the flow: a service or external (domain/name), an endpoint or allocation (its ID or a prefix of it), or an address.",
+	"from":     "The party that opens the flow: a service or external (domain/name), an endpoint or allocation (its ID or a prefix of it, or the name under which a node attached it), or an address.",
 	"to":       "The party to which the flow is opened, in the same form as from.",
 	"port":     "Destination port; the type for icmp and icmpv6.",
 	"protocol": "Protocol; the default is tcp.",

@@ -443,6 +443,16 @@ func (x *index) bar(w Workload) func(domain string) string {
 	}
 }
 
+// MayAttach reports whether a domain may have what a node attaches as a Consul service, if the node
+// is of a class that the domain's binding names.
+func (g *Graph) MayAttach(domain string, node NodeID, service string) bool {
+	return slices.ContainsFunc(g.Bindings, func(b Binding) bool {
+		return b.Domain == domain && domain != EveryDomain && slices.ContainsFunc(b.Attach, func(a AttachScope) bool {
+			return fitsAny(a.Services, service) && (a.Zone == "" || fits(a.Zone, node.Zone)) && (a.Node == "" || fits(a.Node, node.Name))
+		})
+	})
+}
+
 func serviceNames(w Workload) string {
 	var names []string
 	for _, s := range w.Services {

@@ -55,6 +55,25 @@ type Origin struct {
 	Attached  string `json:"attached,omitempty"` // the name under which its node attached it
 }
 
+// String returns what the endpoint is, in words; empty if that is not known.
+func (o Origin) String() string {
+	var s string
+	switch {
+	case o.Attached != "":
+		return fmt.Sprintf("attached as %s, Consul service %s", o.Attached, o.Consul)
+	case o.Job == "":
+		return ""
+	case o.Namespace != "" && o.Namespace != DefaultNamespace:
+		s = fmt.Sprintf("job %s, group %s in namespace %s", o.Job, o.Group, o.Namespace)
+	default:
+		s = fmt.Sprintf("job %s, group %s", o.Job, o.Group)
+	}
+	if o.VM {
+		s += ", a virtual machine"
+	}
+	return s
+}
+
 // Check is a port of a Nomad or Consul health check. The endpoint's own node may reach it.
 type Check struct {
 	Protocol Protocol `json:"protocol"`

@@ -35,6 +35,12 @@ func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, por
 			}
 		}
 	}
+	for _, p := range []api.Party{from, to} {
+		if o := p.Origin; o.Attached != "" && !f.Graph.MayAttach(p.Service.Domain, p.Node, o.Consul) {
+			d.Reasons = append(d.Reasons, api.Reason{Why: fmt.Sprintf(
+				"domain %q has no binding any more with an attach block that names Consul service %q and node %s: %s ends when its admission would be renewed", p.Service.Domain, o.Consul, p.Node, o.Attached)})
+		}
+	}
 	return d
 }
 

@@ -135,6 +135,57 @@ func TestBindings(t *testing.T) {
 	must.StrContains(t, why, `no binding covers domain "shop"`)
 }
 
+// An attached workload is named as its node named it, and what binds it is told.
+func TestAttached(t *testing.T) {
+	v := world()
+	db := &v.Status.Nodes[3].Endpoints[0]
+	db.Origin = fabric.Origin{Consul: "postgres", Attached: "pg.main"}
+	web := v.Status.Nodes[2].Endpoints
+	web[0].Origin, web[1].Origin = fabric.Origin{Consul: "nginx", Attached: "front"}, fabric.Origin{Consul: "nginx", Attached: "front"}
+	scope := func(services, node, class string) []fabric.AttachScope {
+		return []fabric.AttachScope{{Services: []string{services}, Node: node, NodeClass: class}}
+	}
+	for name, want := range map[string]int{"front": 2, "z1/w1/front": 2, "z2/w1/pg.main": 1} {
+		parties, err := resolve(v, name, true)
+		must.NoError(t, err)
+		must.Len(t, want, parties, must.Sprint(name))
+	}
+	parties, err := resolve(v, "pg.main", true) // nobody takes the place of an outside name
+	must.NoError(t, err)
+	must.Eq(t, []api.Party{{DNSName: "pg.main"}}, parties)
+	for _, name := range []string{"z1/w1/pg.main", "fron"} {
+		_, err := resolve(v, name, true)
+		must.Error(t, err, must.Sprint(name))
+	}
+	for _, tc := range []struct {
+		name   string
+		attach []fabric.AttachScope
+		may    bool
+	}{
+		{"bound", scope("post*", "w*", ""), true},
+		{"by a class, which the graph does not tell", scope("postgres", "", "data"), true},
+		{"another node", scope("postgres", "w2", ""), false},
+		{"another service", scope("mysql", "w1", ""), false},
+		{"no attach block", nil, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			v.Graph.Bindings = []fabric.Binding{{Domain: "shop", Attach: append(tc.attach, scope("nginx", "w1", "")...)}}
+			a, err := Explain(v, ask("web-1", "z2/w1/pg.main", fabric.TCP, 5432))
+			must.NoError(t, err)
+			flow := a.Flows[0]
+			must.True(t, flow.Declared.Allowed)
+			must.Eq(t, "shop/db (endpoint db-1 on z2/w1, attached as pg.main, Consul service postgres)", flow.To.String())
+			ends := slices.ContainsFunc(flow.Declared.Reasons, func(r api.Reason) bool {
+				return r.Why == `domain "shop" has no binding any more with an attach block that names Consul service "postgres" and node z2/w1: pg.main ends when its admission would be renewed`
+			})
+			must.Eq(t, tc.may, !ends)
+		})
+	}
+	v.Reads = func(domain string) bool { return domain == "media" }
+	_, err = resolve(v, "front", true)
+	must.ErrorContains(t, err, "neither a service")
+}
+
 func TestDeclared(t *testing.T) {
 	for _, tc := range []struct {
 		from, to string

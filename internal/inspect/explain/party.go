@@ -33,15 +33,16 @@ func (e *UnreadableError) Error() string {
 }
 
 func partyOf(e fabric.Admission) api.Party {
-	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6}
+	return api.Party{Service: e.Service, Endpoint: e.Endpoint, Zone: e.Zone, Node: e.Host(), Roles: e.Roles, IPv4: e.IPv4, IPv6: e.IPv6, Origin: e.Origin}
 }
 
 // OwnNode is the text that names what listens on the node of the sender.
 const OwnNode = "node"
 
 // resolve returns the parties that a text names: a service or external ("domain/name"), an address,
-// or an endpoint or allocation by its ID or a prefix of the ID. A service stands for all its live
-// endpoints. A destination may also be OwnNode or a DNS name outside the fabric.
+// or an endpoint or allocation by its ID or a prefix of the ID, or by the name under which a node
+// attached it, also as zone/node/name. A service stands for all its live endpoints. A destination
+// may also be OwnNode or a DNS name outside the fabric.
 func resolve(v View, text string, destination bool) ([]api.Party, error) {
 	parties, err := v.find(text, destination)
 	if err != nil {
@@ -64,6 +65,9 @@ func (v View) find(text string, destination bool) ([]api.Party, error) {
 	}
 	if destination && text == OwnNode {
 		return []api.Party{{OwnNode: true}}, nil
+	}
+	if attached := v.attached(live, text); attached != nil {
+		return attached, nil
 	}
 	if strings.Contains(text, ".") && !strings.Contains(text, "/") {
 		name := strings.ToLower(strings.TrimSuffix(text, "."))
@@ -93,7 +97,7 @@ func (v View) find(text string, destination bool) ([]api.Party, error) {
 	}
 	switch len(found) {
 	case 0:
-		return nil, unknown("%q is neither a service (domain/service), nor an address, nor the ID of a live endpoint or allocation", text)
+		return nil, unknown("%q is neither a service (domain/service), nor an address, nor the ID of a live endpoint or allocation, nor the name of an attached one", text)
 	case 1:
 		return []api.Party{partyOf(found[0])}, nil
 	}
@@ -102,6 +106,19 @@ func (v View) find(text string, destination bool) ([]api.Party, error) {
 		ids = append(ids, e.Endpoint)
 	}
 	return nil, fmt.Errorf("%q is the beginning of several endpoints: %s", text, strings.Join(ids, ", "))
+}
+
+// attached returns the live endpoints that nodes attached under a name, of which there may be
+// several; one if the name has its node, which it must if it looks like a DNS name. An endpoint
+// whose domain may not be read counts only with its node, so that a name tells nothing of it.
+func (v View) attached(live []fabric.Admission, text string) (parties []api.Party) {
+	for _, e := range live {
+		name := e.Origin.Attached
+		if name != "" && (text == name && !strings.Contains(name, ".") && v.reads(e.Service.Domain) || text == e.Host().String()+"/"+name) {
+			parties = append(parties, partyOf(e))
+		}
+	}
+	return parties
 }
 
 // byAddress returns the party with an address. Which externals a destination outside belongs to

@@ -26,7 +26,7 @@ func Endpoints(status api.Status, now time.Time) []fabric.Admission {
 			if e.Expires.IsZero() || now.Before(e.Expires) {
 				list = append(list, fabric.Admission{
 					Endpoint: e.Endpoint, Zone: n.Zone, Node: n.Node, Service: e.Service, Roles: e.Roles,
-					IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks, Expires: e.Expires,
+					IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks, Origin: e.Origin, Expires: e.Expires,
 				})
 			}
 		}
