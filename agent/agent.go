@@ -75,6 +75,7 @@ type Agent struct {
 	resolver     *resolver
 	registered   *registered.Watcher
 	outage       outage
+	processes    processes
 	ended        ended
 
 	locks       keylock.Locks[cnicall.Attachment]
@@ -165,6 +166,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
 	n.Degrade("data path", a.Reconcile()) // what one endpoint cannot have must not keep the others from their agent
 	n.Degrade("host", a.repairHost())
+	n.Degrade("processes of the node", a.keepProcesses(nil))
 	return a, nil
 }
 
@@ -273,6 +275,9 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		return every(ctx, tendAttachedInterval, func() { a.node.Degrade("attached workloads", a.tendAttached(ctx)) })
 	})
 	group.Go(func() error {
+		return every(ctx, time.Second, func() { a.node.Degrade("cgroups and ports of processes of the node", a.processes.refresh()) })
+	})
+	group.Go(func() error {
 		return every(ctx, time.Second, func() { a.node.Degrade("outside names in force", a.tendNames(ctx)) })
 	})
 	group.Go(func() error {
@@ -301,6 +306,7 @@ func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.node.Degrade("host", a.repairHost())
 		a.node.Degrade("workloads", a.repairWorkloads())
 		a.node.Degrade("guests", a.repairGuests())
+		a.node.Degrade("processes of the node", a.keepProcesses(nil))
 		a.node.Degrade("firewall", a.node.RepairFirewall())
 		a.node.Degrade("cni", a.repairCNI())
 		a.node.Degrade("instances registered outside", a.registered.Trouble())

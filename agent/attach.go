@@ -105,6 +105,9 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	ep.Ports, ep.VM = r.Ports, r.VM
 	if r.Attach != nil {
 		ep.Attached = &s.Workload
+		if ep.Process, err = newProcess(s.Process, ep.Process); err != nil {
+			return nil, err
+		}
 	}
 	defer a.releases.begin(r.Allocation)()
 	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, parts: stopwatch{last: began}}

@@ -53,6 +53,7 @@ type standing struct {
 	Space        cnicall.Space      `json:"space"`
 	Inode        uint64             `json:"inode"` // of its namespace
 	VM           bool               `json:"vm,omitempty"`
+	Process      *cnicall.Process   `json:"process,omitempty"` // of the node, that has the endpoint
 	Since        time.Time          `json:"since"`
 
 	// Boot is the boot of the machine, and Started when the process began that Space names: its
@@ -97,7 +98,7 @@ func (s standing) open() *os.File {
 // equals reports whether two ask for the same, but for the namespace.
 func (s standing) equals(o standing) bool {
 	s.Workload.ConsulNode = o.Workload.ConsulNode // the agent may have another name now
-	return reflect.DeepEqual(s.Workload, o.Workload) && s.Registration == o.Registration && s.VM == o.VM
+	return reflect.DeepEqual(s.Workload, o.Workload) && s.Registration == o.Registration && s.VM == o.VM && reflect.DeepEqual(s.Process, o.Process)
 }
 
 // standings is the set of what is attached, in memory and on disk. It is safe for concurrent use.
@@ -160,9 +161,12 @@ func (ss *standings) remove(at cnicall.Attachment) error {
 // admitStanding is the part of ADD that only a workload outside Nomad has. It returns the record of
 // the workload, and the result if there is nothing to do because it is attached already.
 func (a *Agent) admitStanding(ctx context.Context, at cnicall.Attachment, r cnicall.Request, namespace ns.NetNS, until time.Time) (s standing, done *current.Result, err error) {
-	s = standing{Attachment: at, Workload: *r.Attach, Registration: r.Registration, Space: r.Space, VM: r.VM, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
+	s = standing{Attachment: at, Workload: *r.Attach, Registration: r.Registration, Space: r.Space, VM: r.VM, Process: r.Process, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
 	if s.Workload.Name == "" || s.Workload.ConsulService == "" {
 		return s, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "a workload outside Nomad needs a name and a Consul service", "")
+	}
+	if err := a.checkProcess(s); err != nil {
+		return s, nil, err
 	}
 	if host, err := netspace.IsHost(r.Namespace); err != nil || host {
 		return s, nil, types.NewError(types.ErrInvalidNetNS, "that is the node's own network namespace, and an endpoint needs one of its own", "")
@@ -254,6 +258,12 @@ func describe(s standing) string {
 	}
 	if len(s.Workload.Respond) > 0 {
 		text += fmt.Sprintf(", respond %v", s.Workload.Respond)
+	}
+	if s.Process != nil {
+		text += fmt.Sprintf(", a process of the node with ports %v", s.Process.Ports)
+		if s.Process.Cgroup != "" {
+			text += " and cgroup " + s.Process.Cgroup
+		}
 	}
 	return text
 }
@@ -460,7 +470,7 @@ func (s standing) request(namespace *os.File) cnicall.Request {
 	w := s.Workload
 	return cnicall.Request{
 		Command: "ADD", ContainerID: s.Attachment.ContainerID, IfName: s.Attachment.IfName,
-		Attach: &w, Registration: s.Registration, Space: s.Space, VM: s.VM, Namespace: namespace,
+		Attach: &w, Registration: s.Registration, Space: s.Space, VM: s.VM, Process: s.Process, Namespace: namespace,
 	}
 }
 
@@ -485,7 +495,7 @@ func (a *Agent) listAttached() []cnicall.Attached {
 	for _, s := range a.standings.all() {
 		x := cnicall.Attached{
 			Attached: s.Workload, Attachment: s.Attachment, Registration: s.Registration, Space: s.Space, Inode: s.Inode,
-			Endpoint: s.Endpoint, Since: s.Since, Waits: s.Waits,
+			Endpoint: s.Endpoint, Process: s.Process, Since: s.Since, Waits: s.Waits,
 		}
 		if ep, has := a.endpoints.get(s.Attachment); has && ep.admitted() {
 			x.FabricService, x.IPv4, x.IPv6, x.Waits = ep.Admission.Service, ep.IPv4, ep.IPv6, ""

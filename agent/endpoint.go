@@ -29,6 +29,7 @@ type endpoint struct {
 	Ports      []cnicall.PortMapping `json:"ports,omitempty"`
 	VM         bool                  `json:"vm,omitempty"`       // it has a tap interface, and its guest the addresses
 	Attached   *fabric.Attached      `json:"attached,omitempty"` // nil: an allocation of Nomad
+	Process    *process              `json:"process,omitempty"`  // nil: what is in the namespace has the endpoint
 	Request    fabric.Request        `json:"request"`
 	Admission  fabric.Admission      `json:"admission"`
 

@@ -30,8 +30,8 @@ type hook interface {
 // way back: the interface goes first, so that traffic ends before anything else does.
 func (a *Agent) hooks() []hook {
 	return []hook{
-		interfaceHook{a}, addressHook{a}, portsHook{a}, admissionHook{a}, recordHook{a},
-		connectivityHook{a}, guestHook{a}, datapathHook{a}, answersHook{a}, catalogHook{a},
+		interfaceHook{a}, addressHook{a}, portsHook{a}, slotHook{a}, admissionHook{a}, recordHook{a},
+		connectivityHook{a}, guestHook{a}, datapathHook{a}, processHook{a}, answersHook{a}, catalogHook{a},
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/leftover"
+	"github.com/sif-project/sif/internal/node/hostport"
 	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -73,6 +74,9 @@ func Leftovers(c *config.Config, self fabric.Node) ([]leftover.Leftover, error) 
 	interfaces, err := leftover.Interfaces(endpointInterface.MatchString)
 	errs := []error{err}
 	list = append(list, interfaces...)
+	processes, err := hostport.Leftovers()
+	errs = append(errs, err)
+	list = append(list, processes...)
 	list = append(list, bpf.Leftovers(pinDir(c))...)
 	if _, err := os.Stat(mountMark(c)); err == nil {
 		list = append(list, bpf.Mounted(c.BPFDir)...)

@@ -64,7 +64,7 @@ func (a *Agent) program() error {
 		return err
 	}
 	// Before the maps, so that what they let out is not dropped on its way.
-	return errors.Join(a.firewall.SetEgress(want.egress, want.withheld), a.apply(want), lacking)
+	return errors.Join(a.firewall.SetEgress(want.egress, want.withheld), a.apply(want), a.processes.refresh(), lacking)
 }
 
 // programFor is program, but succeeds if the kernel has all that concerns the endpoint. An entry
@@ -185,6 +185,7 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, docs, a.writtenOutside)
 	want, err = l.image(w)
 	want.egress, want.withheld = egressOf(w)
+	a.processes.reach(live, w, a.node.Self.Ranges)
 	a.lacking = nil
 	if errors.As(err, &a.lacking) {
 		lacking, err = fmt.Errorf("compute the data path: %w", err), nil

@@ -29,7 +29,7 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Origin: ep.Admission.Origin, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending,
-			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)),
+			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)), Process: a.processes.status(ep),
 		})
 	}
 	s.Waiting = a.waiting()
@@ -55,6 +55,11 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Drops["nftables: "+reason] += n
 	}
 	a.node.Degrade("guests' counters", a.guestDrops(s.Drops))
+	dropped, err := a.processes.host.Counters()
+	a.node.Degrade("counters of processes of the node", err)
+	for reason, n := range dropped {
+		s.Drops["nftables: "+reason] += n
+	}
 	filtered, limited := a.resolver.handler.Counts()
 	s.Drops["dns: limited"], s.Drops["dns: outside"] = a.questions.limited.Load()+limited, a.questions.notGranted.Load()
 	s.Drops["dns: reserved address"] = filtered

@@ -121,6 +121,17 @@ type EndpointStatus struct {
 
 	Checks []fabric.Check  `json:"checks,omitempty"` // through which the node itself may reach the endpoint
 	Ports  []PublishedPort `json:"ports,omitempty"`  // of the node that lead to it
+
+	Process *Process `json:"process,omitempty"` // of the node's own namespace, that has the endpoint
+}
+
+// Process is a process of a node's own network namespace that has an endpoint.
+type Process struct {
+	Ports  []string `json:"ports,omitempty"`  // that are led to it, such as "tcp/5432"
+	Silent []string `json:"silent,omitempty"` // those of them on which nobody listens
+	Cgroup string   `json:"cgroup,omitempty"` // whose processes send by the endpoint; empty: none do
+	// NoCgroup says that there is no such cgroup now: the processes do not run.
+	NoCgroup bool `json:"noCgroup,omitempty"`
 }
 
 // PublishedPort is a port of a node that leads to an endpoint. Who may use it, contracts say.

@@ -38,6 +38,15 @@ type Space struct {
 	Owner int `json:"owner,omitempty"`
 }
 
+// Process is a process of the node's own network namespace that has the endpoint of a namespace.
+type Process struct {
+	// Ports are led to it: "5432" or "udp/53".
+	Ports []string `json:"ports,omitempty"`
+	// Cgroup, if it is not empty, is that of processes that send by the endpoint, by its path from
+	// the root of the unified hierarchy.
+	Cgroup string `json:"cgroup,omitempty"`
+}
+
 // Attached is a workload outside Nomad that is attached on the node.
 type Attached struct {
 	fabric.Attached
@@ -46,7 +55,8 @@ type Attached struct {
 	Space        Space      `json:"space"`
 	Inode        uint64     `json:"inode"` // of its namespace
 	Endpoint     string     `json:"endpoint"`
-	Since        time.Time  `json:"since"` // when it was attached
+	Process      *Process   `json:"process,omitempty"` // nil: what is in the namespace has the endpoint
+	Since        time.Time  `json:"since"`             // when it was attached
 
 	// What it has while it takes part. Waits says why it does not: it has no endpoint then.
 	FabricService fabric.Ref `json:"fabricService,omitzero"`

@@ -42,6 +42,7 @@ type Request struct {
 	Attach       *fabric.Attached `json:"attach,omitempty"`
 	Registration string           `json:"registration,omitempty"`
 	Space        Space            `json:"space,omitzero"`
+	Process      *Process         `json:"process,omitempty"` // of the node, that has the endpoint
 	Ports        []PortMapping    `json:"ports,omitempty"`
 	Valid        []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
 

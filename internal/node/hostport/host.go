@@ -36,7 +36,8 @@ type Placed struct {
 	Namespace ns.NetNS
 }
 
-// Host manages the attachments of a node. It is safe for concurrent use.
+// Host manages the attachments of a node. The zero Host is ready to use, and has not changed the
+// kernel. It is safe for concurrent use.
 type Host struct {
 	mu     sync.Mutex
 	table  table
@@ -49,9 +50,6 @@ type inside struct {
 	namespace string // its device and inode
 	table     table
 }
-
-// New returns the manager of a node. It does not change the kernel.
-func New() *Host { return &Host{inside: map[int]*inside{}} }
 
 // Ensure makes of the node what the list says, and returns what others had changed, or what was
 // missing. The list must be complete: what belongs to other slots is taken away. What is wrong with
@@ -323,7 +321,8 @@ func (a Attachment) nearSide() kernel.Interface {
 	}
 	for _, f := range families {
 		own, peer, _ := a.ends(f)
-		side.Addresses = append(side.Addresses, kernel.Address{Prefix: single(own), Scope: unix.RT_SCOPE_LINK})
+		// The scope keeps the kernel from choosing the IPv4 address for other packets.
+		side.Addresses = append(side.Addresses, kernel.Address{Prefix: single(own), Scope: unix.RT_SCOPE_LINK, Deprecated: f.ipv6})
 		side.Neighbours = append(side.Neighbours, kernel.Neighbour{Addr: peer, MAC: far})
 		anywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 		if f.ipv6 {
@@ -375,6 +374,9 @@ func (h *Host) enter(p Placed) (changes []kernel.Change, err error) {
 	in := h.inside[p.Slot]
 	if in == nil || in.namespace != identity {
 		in = &inside{namespace: identity}
+		if h.inside == nil {
+			h.inside = map[int]*inside{}
+		}
 		h.inside[p.Slot] = in
 	}
 	where := " in the namespace of endpoint " + p.IPv4.String()

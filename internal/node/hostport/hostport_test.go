@@ -115,6 +115,7 @@ func TestNobodyElse(t *testing.T) {
 	s.ensure(s.one(group, "5432"), s.two(other, "5432"))
 	must.Eq(t, first4, s.sends(group, "tcp", workload4+":80"))
 	must.Eq(t, second4, s.sends(other, "tcp", workload4+":80"))
+	must.Eq(t, node6, s.sends("", "tcp", "["+workload6+"]:80"), must.Sprint("the address of the pair is nobody's source"))
 	must.Eq(t, "192.0.2.1", s.sends("", "tcp", workload4+":80"), must.Sprint("other processes appear as the node"))
 
 	for _, network := range []string{"tcp", "udp"} {
@@ -250,7 +251,7 @@ func TestRestart(t *testing.T) {
 	s.ensure(s.one(group, "5432"))
 	c := s.dial(s.workload, "tcp", first4+":5432")
 	must.Eq(t, far4, answers(c))
-	s.host = hostport.New()
+	s.host = new(hostport.Host)
 	must.Eq(t, far4, answers(c))
 	must.SliceEmpty(t, s.ensure(s.one(group, "5432")))
 	must.Eq(t, far4, answers(c))
@@ -356,7 +357,7 @@ func TestRemoval(t *testing.T) {
 	must.Eq(t, before, look())
 
 	// The same by what is left over, without the daemon.
-	s.host = hostport.New()
+	s.host = new(hostport.Host)
 	s.ensure(s.one(group, "5432"), s.two("", "5432"))
 	s.do(func() error {
 		list, err := hostport.Leftovers()
@@ -433,6 +434,13 @@ func TestBadAttachments(t *testing.T) {
 		must.Error(t, err, must.Sprint(name))
 		must.Eq(t, far4, s.asks(s.workload, "tcp", first4+":5432"), must.Sprint(name))
 	}
+}
+
+func TestTry(t *testing.T) {
+	testhost.RequireRoot(t)
+	must.NoError(t, hostport.Try(false))
+	_, err := hostport.ParseGroup("a")
+	must.Eq(t, err, hostport.Try(true))
 }
 
 func TestParsePort(t *testing.T) {

@@ -102,7 +102,7 @@ func newSite(t testing.TB) *site {
 	for _, program := range []string{"ip", "nft", "conntrack", "ping", "sysctl"} {
 		testhost.RequireProgram(t, program)
 	}
-	s := &site{t: t, host: hostport.New()}
+	s := &site{t: t, host: new(hostport.Host)}
 	for _, n := range []*ns.NetNS{&s.node, &s.outside, &s.first, &s.second, &s.workload} {
 		*n = namespace(t)
 		// The kernel tells few senders of a closed port in a second.

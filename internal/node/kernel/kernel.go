@@ -16,6 +16,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"os"
@@ -84,6 +85,9 @@ type Interface struct {
 type Address struct {
 	Prefix netip.Prefix
 	Scope  netlink.Scope
+	// Deprecated says that the kernel chooses another address of IPv6, on whatever interface, as
+	// the source of packets, unless a route names this one. It is not compared.
+	Deprecated bool
 }
 
 // Neighbour is the Ethernet address of an IP address.
@@ -419,6 +423,9 @@ func (p *planner) addresses(want Interface, link device, handle netlink.Link) {
 			address := &netlink.Addr{IPNet: network(a.Prefix), Scope: int(a.Scope)}
 			if a.Prefix.Addr().Is6() {
 				address.Flags = unix.IFA_F_NODAD
+			}
+			if a.Deprecated {
+				address.ValidLft = math.MaxUint32 // for ever; it is preferred for 0 s
 			}
 			if err := netlink.AddrReplace(handle, address); err != nil {
 				return fmt.Errorf("add the address %s to %s: %w", a.Prefix, want.Name, err)

@@ -60,7 +60,7 @@ func sample(index int) State {
 	return State{
 		Sysctls: []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}},
 		Interfaces: []Interface{
-			{Name: "lo", Addresses: []Address{{prefix("169.254.1.1/32"), unix.RT_SCOPE_LINK}}, OnlyAddresses: true},
+			{Name: "lo", Addresses: []Address{{Prefix: prefix("169.254.1.1/32"), Scope: unix.RT_SCOPE_LINK}}, OnlyAddresses: true},
 			{
 				Name: "a", Index: index, MTU: 1376, MAC: mac("02:00:00:00:00:0a"),
 				IPv4: []Sysctl{{"forwarding", "1"}, {"accept_redirects", "0"}, {"send_redirects", "0"}, {"rp_filter", "0"}},
@@ -76,6 +76,7 @@ func sample(index int) State {
 					{Prefix: prefix("0.0.0.0/0"), Table: 101, Gateway: netip.MustParseAddr("169.254.1.9")},
 					{Prefix: prefix("::/0"), Table: 101, Gateway: netip.MustParseAddr("fe80::9")},
 					{Prefix: prefix("100.66.0.0/24"), Source: netip.MustParseAddr("169.254.1.1")},
+					{Prefix: prefix("::1/128"), Table: 101, Local: true},
 				},
 				OnlyRoutes: []int{0, 101}, Alone: true,
 			},
@@ -131,6 +132,7 @@ func TestRepair(t *testing.T) {
 		{"ip -6 route add fd99::/64 dev a", KindRoute, "fd99::/64 to a"},
 		{"ip route flush table main", KindRoute, "100.66.0.0/24 to a"},
 		{"ip route flush table 101", KindRoute, "blackhole 0.0.0.0/0 of table 101"},
+		{"ip -6 route del local ::1 table 101", KindRoute, "::1/128 of table 101 to a"},
 		{"ip -6 route flush table 101", KindRoute, "blackhole ::/0 of table 101"},
 		{"ip rule del pref 101", KindRule, "routing rule 101 (IPv4)"},
 		{"ip -6 rule del pref 101; ip -6 rule add pref 101 iif b lookup main", KindRule, "routing rule 101 (IPv6)"},
