@@ -67,6 +67,7 @@ type Agent struct {
 	exposed      []firewall.Exposed // what the node offers to its workloads
 	registrar    *catalog.Registrar
 	health       *catalog.Health
+	lives        lives
 	observers    probe.Observers
 	namespaces   probe.Finder
 	guests       guests
@@ -267,6 +268,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	sup.Ready()
 	group.Go(func() error { return a.serveDNS(ctx) })
 	group.Go(func() error { return a.registrar.Run(ctx) })
+	group.Go(func() error { return a.watchLives(ctx) })
 	group.Go(func() error { return a.registered.Run(ctx) })
 	group.Go(func() error { return a.health.Run(ctx) })
 	group.Go(func() error { return a.repair(ctx, sup) })

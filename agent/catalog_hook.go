@@ -10,7 +10,10 @@ type catalogHook struct{ *Agent }
 
 func (catalogHook) name() string { return "catalog" }
 
-func (h catalogHook) attach(context.Context, *attachment) error {
+func (h catalogHook) attach(_ context.Context, at *attachment) error {
+	if at.endpoint.Attached == nil {
+		h.lives.begin(at.endpoint.ID)
+	}
 	h.refreshCatalog()
 	return nil
 }

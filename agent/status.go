@@ -28,7 +28,7 @@ func (a *Agent) Status() api.NodeStatus {
 		pending := a.engines.pendingOf(ep.Attachment)
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Origin: ep.Admission.Origin, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
-			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending,
+			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending, Withheld: a.withheld(ep),
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)), Process: a.processes.status(ep),
 		})
 	}
@@ -96,7 +96,7 @@ func published(mappings []firewall.PortMapping) []api.PublishedPort {
 func (a *Agent) registrations() []catalog.Registration {
 	var list []catalog.Registration
 	for _, ep := range a.endpoints.all() {
-		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission, Source: a.sourceOf(ep)})
+		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission, Source: a.sourceOf(ep), Life: a.lifeOf(ep)})
 	}
 	return list
 }

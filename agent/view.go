@@ -47,8 +47,7 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 		if len(fabric.Grants(id, doc, other.Identity())) == 0 {
 			continue
 		}
-		healthy, known := v.agent.health.Healthy(other.Endpoint)
-		reach.Endpoints = append(reach.Endpoints, dns.Record{Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: healthy || !known})
+		reach.Endpoints = append(reach.Endpoints, dns.Record{Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: v.agent.handedOut(other)})
 	}
 	return reach
 }

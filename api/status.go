@@ -116,7 +116,8 @@ type EndpointStatus struct {
 	IPv6               netip.Addr    `json:"ipv6"`
 	Expires            time.Time     `json:"expires,omitzero"` // of the admission
 	InForce            bool          `json:"inForce"`
-	Pending            []string      `json:"pending,omitempty"` // where its connectivity is not in force yet: "zone/node: reason"
+	Pending            []string      `json:"pending,omitempty"`  // where its connectivity is not in force yet: "zone/node: reason"
+	Withheld           string        `json:"withheld,omitempty"` // why DNS does not answer with it; empty: it does
 	CertificateExpires time.Time     `json:"certificateExpires,omitzero"`
 
 	Checks []fabric.Check  `json:"checks,omitempty"` // through which the node itself may reach the endpoint

@@ -152,7 +152,7 @@ func (m *jobMeta) check(ctx context.Context, j *job) error {
 	for _, note := range j.needs() {
 		m.UI.Info(note)
 	}
-	refused := m.diagnose(slices.Concat(j.escapes(), j.machines(), j.gaps(), j.resolvers(), j.lost()))
+	refused := m.diagnose(slices.Concat(j.escapes(), j.machines(), j.gaps(), j.resolvers()))
 	if err := m.checkGraph(ctx, j); err != nil {
 		return err
 	}
@@ -266,29 +266,6 @@ func (j *job) resolvers() hcl.Diagnostics {
 		if why, remedy := nomadjob.ForeignResolver(g); why != "" {
 			place := hcl.Place{Group: *g.Name, Blocks: []hcl.Block{{Type: "network"}, {Type: "dns"}}, Argument: "servers"}
 			diags = append(diags, j.spec.Diagnose(hcl.Error, place, why, remedy))
-		}
-	}
-	return diags
-}
-
-// lost warns of what connected groups lose by what they declare for themselves: the endpoint's
-// health.
-func (j *job) lost() hcl.Diagnostics {
-	var diags hcl.Diagnostics
-	for _, g := range j.connected() {
-		warn := func(task string, services []*nomad.Service) {
-			for i, s := range services {
-				if s.Provider != "nomad" || len(s.Checks) == 0 {
-					continue
-				}
-				place := hcl.Place{Group: *g.Name, Task: task, Blocks: []hcl.Block{{Type: "service", Index: i}}, Argument: "provider"}
-				diags = append(diags, j.spec.Diagnose(hcl.Warning, place, "the health checks of a service of Nomad do not count for the fabric's DNS",
-					`Use provider = "consul" to have unhealthy instances left out.`))
-			}
-		}
-		warn("", g.Services)
-		for _, t := range g.Tasks {
-			warn(t.Name, t.Services)
 		}
 	}
 	return diags

@@ -224,6 +224,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
+	section(&b, "Not handed out by DNS", withheld(s, verbose))
 	section(&b, "Published ports", published)
 	section(&b, "Ports that nodes expose to their workloads", exposed)
 	section(&b, "Exit addresses, which the outside sees", exits)
@@ -268,6 +269,23 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 		row = append(row, e.IPv6.String(), list(e.Roles.Originate), list(e.Roles.Respond))
 	}
 	return row
+}
+
+// withheld lists the endpoints with which DNS does not answer, and why.
+func withheld(s api.Status, verbose bool) (rows [][]string) {
+	for _, n := range s.Nodes {
+		for _, e := range n.Endpoints {
+			if e.Withheld == "" {
+				continue
+			}
+			id := shortID(e.Endpoint)
+			if verbose {
+				id = e.Endpoint
+			}
+			rows = append(rows, []string{e.Service.String(), id, n.ID().String(), e.Withheld})
+		}
+	}
+	return slices.Insert(rows, 0, []string{"Service", "Endpoint", "Node", "Why"})
 }
 
 func list[T fmt.Stringer](items []T) string {

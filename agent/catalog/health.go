@@ -100,6 +100,14 @@ func (h *Health) Healthy(endpoint string) (healthy, known bool) {
 	return false, false
 }
 
+// Answered reports whether the catalog has answered lately about a service that is watched.
+func (h *Health) Answered(service fabric.Ref) bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	s, ok := h.services[service]
+	return ok && time.Since(s.at) < knownFor
+}
+
 // Refused lists the records of watched services that no node registered in this form: a sentence
 // with the reason for each, sorted.
 func (h *Health) Refused() []string {

@@ -21,6 +21,14 @@ type Registration struct {
 	Admission fabric.Admission
 	Signed    fabric.Signed // the signed form of Admission
 	Source    Source
+	Life      Life
+}
+
+// Life says whether an endpoint can be called, as far as its checks in Consul have no say. The zero
+// value says that it can.
+type Life struct {
+	Unknown bool   // what the record said before holds
+	Waits   string // why it cannot be called, in words that follow "it"
 }
 
 // Source names the registrations with the Consul agent that a workload outside Nomad stands for: it
@@ -128,6 +136,10 @@ func (r Registration) service(checks []string, health string) (*consulapi.AgentS
 // longer. Other checks have the ID of the service that they mirror as their name.
 const checkAbsent = "absent"
 
+// checkLife is the name of the check of an endpoint that cannot be called whatever its services
+// say. It is for those who ask Consul.
+const checkLife = "life"
+
 // check returns a check of the endpoint with this service ID.
 func check(service, name string) *consulapi.AgentServiceCheck {
 	c := &consulapi.AgentServiceCheck{CheckID: service + ":" + name}
@@ -135,6 +147,10 @@ func check(service, name string) *consulapi.AgentServiceCheck {
 		// An alias check would also become critical when its service is removed, but Consul 1.20
 		// may take a minute to notice.
 		c.Name, c.TTL, c.Status = "The services are not registered", "24h", consulapi.HealthCritical
+		return c
+	}
+	if name == checkLife {
+		c.Name, c.TTL, c.Status = "The workload cannot be called", "24h", consulapi.HealthCritical
 		return c
 	}
 	c.Name, c.AliasService = "Consul service "+name, name

@@ -59,6 +59,30 @@ type Registrar struct {
 	gone map[string]time.Time
 	// self has the name of the Consul agent, once it is known.
 	self atomic.Pointer[string]
+
+	mu   sync.Mutex
+	said map[string]Word // by endpoint
+}
+
+// Word is what the node says about one of its endpoints.
+type Word struct {
+	Healthy bool
+	Why     string // it is not, in words that follow "it"
+}
+
+// Said returns what the last comparison found about an endpoint. It is not known before the first
+// one, nor while the Consul agent does not answer.
+func (r *Registrar) Said(endpoint string) (w Word, known bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w, known = r.said[endpoint]
+	return w, known
+}
+
+func (r *Registrar) say(said map[string]Word) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.said = said
 }
 
 // NewRegistrar returns a Registrar. Run registers the endpoints.
@@ -111,6 +135,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 	query := (&consulapi.QueryOptions{}).WithContext(ctx)
 	have, err := r.Consul.Agent().ServicesWithFilterOpts("", query)
 	if err != nil {
+		r.say(nil)
 		return fmt.Errorf("list the services of the Consul agent: %w", err)
 	}
 	checks, err := r.Consul.Agent().ChecksWithFilterOpts("", query)
@@ -128,20 +153,33 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		}
 	}
 	var errs []error
-	wanted := map[string]bool{}
+	wanted, words := map[string]bool{}, map[string]Word{}
 	for _, reg := range r.Want() {
 		id := reg.id()
 		wanted[id] = true
 		slices.Sort(names[id])
 		sources := reg.sources(have)
-		mirrored := r.checks(reg, sources, names[id], now)
+		mirrored := r.checks(reg, sources, slices.DeleteFunc(slices.Clone(names[id]), func(n string) bool { return n == checkLife }), now)
 		current, before := have[id], ""
 		if current != nil {
 			before = joined(current.Meta, metaWord)
 		}
+		waits := reg.waits(before)
+		w := Word{Why: waits}
+		switch {
+		case waits != "":
+			mirrored = append(slices.Clone(mirrored), checkLife)
+			slices.Sort(mirrored)
+		case slices.Contains(mirrored, checkAbsent):
+			w.Why = "has no services in Consul, which its health depends on"
+		default:
+			w.Why = critical(checks, id, sources)
+		}
+		w.Healthy = w.Why == ""
+		words[reg.Admission.Endpoint] = w
 		said, err := word{
 			Endpoint: reg.Admission.Endpoint, Consul: consulNode, At: now.UTC().Truncate(time.Millisecond),
-			Healthy: !slices.Contains(mirrored, checkAbsent) && !critical(checks, id, sources),
+			Healthy: w.Healthy, Waits: waits,
 		}.renew(before, r.Identity)
 		if err != nil {
 			errs = append(errs, err)
@@ -161,6 +199,7 @@ func (r *Registrar) reconcile(ctx context.Context, now time.Time) error {
 		}
 		r.Log.Debug("registered", logkey.Endpoint, reg.Admission.Endpoint, logkey.Service, reg.Admission.Service, logkey.Checks, mirrored)
 	}
+	r.say(words)
 	for id, s := range have {
 		if wanted[id] || !r.ours(s) {
 			continue
@@ -219,19 +258,30 @@ func (r *Registrar) checks(reg Registration, sources, before []string, now time.
 	return nil
 }
 
-// critical reports whether a check of the Consul agent says that an endpoint is not healthy: one of
-// its services, of its own record (as when people put it into maintenance), or of the Consul node.
-// Checks that this package registered do not count; they follow the others.
-func critical(checks map[string]*consulapi.AgentCheck, id string, sources []string) bool {
+// critical returns which check of the Consul agent says that an endpoint is not healthy, in words
+// that follow "it", or "": one of its services, of its own record (as when people put it into
+// maintenance), or of the Consul node. Checks that this package registered do not count; they
+// follow the others.
+func critical(checks map[string]*consulapi.AgentCheck, id string, sources []string) string {
+	var first *consulapi.AgentCheck
 	for _, c := range checks {
 		if _, mirror := checkName(c); c.Status != consulapi.HealthCritical || mirror && c.ServiceID == id {
 			continue
 		}
-		if c.ServiceID == "" || c.ServiceID == id || slices.Contains(sources, c.ServiceID) {
-			return true
+		counts := c.ServiceID == "" || c.ServiceID == id || slices.Contains(sources, c.ServiceID)
+		if counts && (first == nil || c.CheckID < first.CheckID) {
+			first = c
 		}
 	}
-	return false
+	switch {
+	case first == nil:
+		return ""
+	case first.ServiceID == "":
+		return fmt.Sprintf("is on a Consul node whose check %q is critical", first.Name)
+	case first.ServiceID == id:
+		return fmt.Sprintf("has a critical check of its own in Consul, %q", first.Name)
+	}
+	return fmt.Sprintf("has not passed check %q of service %q in Consul", first.Name, first.ServiceName)
 }
 
 // nomadPrefix is the prefix of the IDs of services that Nomad registers.
@@ -248,6 +298,22 @@ func nomadServices(have map[string]*consulapi.AgentService, allocation string) [
 	}
 	slices.Sort(ids)
 	return ids
+}
+
+// maxWaits bounds the reason in a record, whose size is limited.
+const maxWaits = 200
+
+// waits returns why an endpoint cannot be called whatever its checks say, or "". before is the text
+// of the word in its record.
+func (r Registration) waits(before string) string {
+	why := r.Life.Waits
+	if r.Life.Unknown {
+		_, old, err := decodeWord(before)
+		if why = old.Waits; err != nil || old.Endpoint != r.Admission.Endpoint {
+			why = "is not known yet: the controller has not said what it is like in Nomad"
+		}
+	}
+	return strings.ToValidUTF8(why[:min(len(why), maxWaits)], "")
 }
 
 // same reports whether a service of the Consul agent equals the wanted registration. It does not

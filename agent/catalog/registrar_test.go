@@ -458,3 +458,74 @@ func TestRegisteredNeedsToSeeAll(t *testing.T) {
 		must.Eq(t, map[Source]bool{o: true, absent: false}, found)
 	}
 }
+
+// An endpoint is not healthy while its workload cannot be called, whatever its checks say. What is
+// unknown is as the record said before, also to a registrar that starts.
+func TestRegistrarFollowsLife(t *testing.T) {
+	t.Parallel()
+	_, consul := testhost.Consul(t)
+	s := newSigner(t)
+	w := &wanted{}
+	reg := s.register(t, admit(1, web))
+	r, _ := startRegistrar(t, consul, s, w)
+	h := startHealth(t, consul, s, web)
+	is := func(n int, want bool) {
+		t.Helper()
+		eventually(t, "it is said", func() bool { healthy, known := h.Healthy(allocation(n)); return known && healthy == want })
+	}
+	said := func(n int, why string) {
+		t.Helper()
+		got, known := r.Said(allocation(n))
+		must.True(t, known)
+		must.Eq(t, Word{why == "", why}, got)
+	}
+	lives := func(life Life) {
+		t.Helper()
+		reg.Life = life
+		w.set(reg)
+		must.NoError(t, r.reconcile(t.Context(), time.Now()))
+	}
+	checked := func(want bool) {
+		t.Helper()
+		entries, _, err := consul.Health().Service(fabric.CatalogName(web), "", false, nil)
+		must.NoError(t, err)
+		must.Len(t, 1, entries)
+		must.Eq(t, want, entries[0].Checks.AggregatedStatus() == consulapi.HealthPassing)
+	}
+	unknown := "is not known yet: the controller has not said what it is like in Nomad"
+	lives(Life{Unknown: true})
+	is(1, false)
+	said(1, unknown)
+	lives(Life{Waits: `waits for its start: task "a"`})
+	is(1, false)
+	said(1, `waits for its start: task "a"`)
+	eventually(t, "Consul's own users see it", func() bool {
+		entries, _, err := consul.Health().Service(fabric.CatalogName(web), "", false, nil)
+		return err == nil && len(entries) == 1 && entries[0].Checks.AggregatedStatus() == consulapi.HealthCritical
+	})
+	lives(Life{})
+	is(1, true)
+	said(1, "")
+	checked(true)
+	lives(Life{Unknown: true})
+	said(1, "")
+	lives(Life{Waits: strings.Repeat("ä", maxWaits)})
+	is(1, false)
+
+	// Another agent begins, and the controller is away.
+	again := NewRegistrar(r.RegistrarConfig)
+	lives(Life{Waits: "is being stopped"})
+	reg.Life = Life{Unknown: true}
+	w.set(reg)
+	must.NoError(t, again.reconcile(t.Context(), time.Now()))
+	got, _ := again.Said(allocation(1))
+	must.Eq(t, Word{false, "is being stopped"}, got)
+
+	// Both count.
+	id := nomadService(t, consul, allocation(1), consulapi.HealthCritical)
+	lives(Life{})
+	got, _ = r.Said(allocation(1))
+	must.False(t, got.Healthy)
+	must.StrContains(t, got.Why, "has not passed check")
+	must.NoError(t, consul.Agent().ServiceDeregister(id))
+}

@@ -24,6 +24,8 @@ type word struct {
 	Consul   string    `json:"consul"` // the Consul node on which the record stands; a copy elsewhere does not count
 	Healthy  bool      `json:"healthy"`
 	At       time.Time `json:"at"` // of two words the later counts
+	// Waits is why the endpoint cannot be called whatever its checks say; see Life.
+	Waits string `json:"waits,omitempty"`
 }
 
 // signedWord is a word with the signature of the node's certificate, as it stands in the record.
