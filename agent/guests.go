@@ -26,6 +26,11 @@ import (
 // tunDevice makes tap interfaces.
 const tunDevice = "/dev/net/tun"
 
+// guestMTU is the least MTU of a guest's interfaces, in bytes. Guests are told the workloads' MTU,
+// but some DHCP clients do not heed it and keep Ethernet's. What such a guest sends must reach the
+// node's routing, which says how long a packet may be on its way, or cuts it.
+const guestMTU = 1500
+
 // silence is how long a guest may say nothing before the node's status has a word of it: an
 // emulated machine takes a minute to come up.
 const silence = 5 * time.Minute
@@ -202,7 +207,7 @@ func (g *guests) close(hostIf string) {
 func (a *Agent) told(ep endpoint) guest.Config {
 	pair := a.pairOf(ep)
 	return guest.Config{
-		MAC: [6]byte(pair.peerMAC), GatewayMAC: [6]byte(pair.hostMAC), IPv4: ep.IPv4, IPv6: ep.IPv6, MTU: pair.mtu, HostName: ep.hostName(),
+		MAC: [6]byte(pair.peerMAC), GatewayMAC: [6]byte(pair.hostMAC), IPv4: ep.IPv4, IPv6: ep.IPv6, MTU: a.workloadMTU(), HostName: ep.hostName(),
 	}
 }
 

@@ -159,7 +159,7 @@ func testGuest(t *testing.T, by bpf.Mechanism) {
 			offer := q.lease()
 			must.Eq(t, "100.64.0.2", offer.YourIPAddr.String())
 			must.Eq(t, "web-0a1b2c3d", offer.HostName())
-			run(workload, "ip -o link show tap0 | grep -q ',UP.* mtu 1376'; ip -o link show eth0 | grep -q ',UP.*"+wellknown.GuestMAC+"'; test -z \"$(ip -o addr show dev eth0)$(ip -o addr show dev tap0)\"")
+			run(workload, "ip -o link show tap0 | grep -q ',UP.* mtu 1500'; ip -o link show eth0 | grep -q ',UP.*"+wellknown.GuestMAC+"'; test -z \"$(ip -o addr show dev eth0)$(ip -o addr show dev tap0)\"")
 			before, err := d.GuestFrames(ep.HostIf)
 			must.NoError(t, err)
 			for range 2 {

@@ -131,7 +131,7 @@ func (a *Agent) pairOf(ep endpoint) veth {
 	v := veth{host: ep.HostIf, hostIndex: ep.HostIndex, mtu: a.workloadMTU(), loopback: a.leadsToLoopback(), guest: ep.VM}
 	v.hostMAC, v.peerMAC = macs(ep.HostIf)
 	if v.guest {
-		v.peerMAC = guestMAC()
+		v.peerMAC, v.mtu = guestMAC(), max(v.mtu, guestMTU)
 	}
 	return v
 }

@@ -487,6 +487,37 @@ func FuzzGuestFrame(f *testing.F) {
 	})
 }
 
+// BenchmarkGuest measures the programs of guests by the kernel's test run, ns per frame.
+func BenchmarkGuest(b *testing.B) {
+	testhost.RequireRoot(b)
+	spec, err := loadGuest()
+	must.NoError(b, err)
+	for _, m := range spec.Maps {
+		m.Pinning = ebpf.PinNone
+	}
+	var objects guestObjects
+	must.NoError(b, spec.LoadAndAssign(&objects, nil))
+	defer objects.Close()
+	must.NoError(b, objects.SifGuest.Put(uint32(0), testGuest().toMap(1, 1)))
+	for _, row := range []struct {
+		name    string
+		program *ebpf.Program
+		frame   []byte
+	}{
+		{"from/tcp4", objects.SifFromGuest, fromGuest(ip(guest4.String(), "100.64.0.9", 6, tcp(4000, 80, ack)))},
+		{"from/udp4", objects.SifFromGuest, fromGuest(ip(guest4.String(), "100.64.0.9", 17, udp(4000, 80)))},
+		{"from/tcp6", objects.SifFromGuest, fromGuest(ip(guest6.String(), "fd5f::9", 6, tcp(4000, 80, ack)))},
+		{"from/forged", objects.SifFromGuest, fromGuest(ip("100.64.0.6", "100.64.0.9", 6, tcp(4000, 80, ack)))},
+		{"to/tcp4", objects.SifToGuest, from(nodeMAC, guestMAC, 0x0800, ip("100.64.0.9", guest4.String(), 6, tcp(80, 4000, ack)))},
+	} {
+		b.Run(row.name, func(b *testing.B) {
+			ns, err := testRun(row.program, skb{}, row.frame, b.N)
+			must.NoError(b, err)
+			b.ReportMetric(float64(ns), "ns/packet")
+		})
+	}
+}
+
 // Every name of a frame is that of the program.
 func TestFrameNames(t *testing.T) {
 	spec, err := loadGuest()

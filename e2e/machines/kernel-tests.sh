@@ -19,7 +19,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-packages=(./internal/node/link ./internal/node/daemon ./internal/node/firewall ./agent ./engine/exit ./engine/ovs ./engine/port)
+packages=(./internal/node/link ./internal/node/daemon ./internal/node/firewall ./agent ./bpf ./engine/exit ./engine/ovs ./engine/port)
 for package in "${packages[@]}"; do
   CGO_ENABLED=0 go test -c -o "$binaries/$(basename "$package").test" "$package"
 done
@@ -40,7 +40,8 @@ tests() {
 tests link "-test.run 'Kernel|ChangeOfKind'"
 tests daemon "-test.run 'TakenPorts|DeviceOfLinks'"
 tests exit
-tests agent "-test.run OutsideOfNode"
+tests agent "-test.run 'OutsideOfNode|TestGuest$|NamespaceOfAGuest|TapIs'"
+tests bpf "-test.run Guest"
 # Those with other firewalls need programs that a server does not have.
 tests firewall "-test.run 'Egress|Exposed|Published|Rules|PortMappings|Tracked'"
 tests port

@@ -202,3 +202,21 @@ func TestDisagreements(t *testing.T) {
 		must.StrContains(t, disagreements(report)[0].Why, "a request failed: reset")
 	})
 }
+
+// Nodes cannot open connections inside virtual machines: that is no disagreement, and is counted.
+func TestRequestsOfVirtualMachines(t *testing.T) {
+	guest := func(api.Task) api.TaskResult { return api.TaskResult{Guest: true, Error: "it is a virtual machine"} }
+	report := runOn(t, &network{passes: allowed, listens: func(api.Task) bool { return true }, request: guest}, Options{IPs: []int{4}})
+	must.SliceEmpty(t, disagreements(report))
+	must.Eq(t, 100.0, report.Agreement)
+	must.Zero(t, report.Requests)
+	must.Eq(t, 5, report.Untried)
+
+	status, graph := outsideFixture()
+	probes := PlanOutside(status, graph, fabric.Outside{}, []Target{{Address: netip.MustParseAddr("203.0.113.10")}}, Options{IPs: []int{4}})
+	outside := Report{Agreement: 100}
+	must.NoError(t, RunOutside(context.Background(), &network{status: status, request: guest}, probes, &outside, func(int, int) {}))
+	must.Eq(t, 100.0, outside.Agreement)
+	must.Zero(t, outside.Requests)
+	must.Eq(t, len(probes), outside.Untried)
+}
