@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -75,7 +76,10 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	if err := mkdirs(plugins, configs); err != nil {
 		return err
 	}
-	root := l.varDir("rootfs")
+	chroot, err := l.chroot(node)
+	if err != nil {
+		return err
+	}
 	config := fmt.Sprintf(`client {
   enabled           = true
   servers           = ["%s:4647"]
@@ -94,14 +98,15 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
     "fingerprint.denylist" = "env_aws,env_gce,env_azure,env_digitalocean"
   }
   chroot_env {
-    %q = "/bin"
-    %q = "/usr"
-    %q = "/etc/passwd"
-    %q = "/etc/group"
+%s  }
+}
+plugin "raw_exec" {
+  config {
+    enabled = true
   }
 }
 `, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name),
-		strings.Join(node.Drivers, ","), root+"/bin", root+"/usr", root+"/etc/passwd", root+"/etc/group")
+		strings.Join(node.Drivers, ","), chroot)
 	if node.HasDriver("docker") {
 		// Each client has a Docker engine of its own, so that none removes another's containers as
 		// dangling.
@@ -137,6 +142,26 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	}
 	l.progress.line("%s: Nomad client with %s", node.Name, strings.Join(node.Drivers, ", "))
 	return nil
+}
+
+// chroot returns what a node's Nomad client copies into the root directory of tasks, as the lines of
+// chroot_env.
+func (l *Lab) chroot(node *Node) (string, error) {
+	lines := ""
+	add := func(root string, paths ...string) {
+		for _, p := range paths {
+			lines += fmt.Sprintf("    %q = %q\n", filepath.Join(l.varDir(root), p), p)
+		}
+	}
+	add("rootfs", "/bin", "/usr", "/etc/passwd", "/etc/group")
+	if node.HasDriver("java") {
+		home, err := javaHome()
+		if err != nil {
+			return "", err
+		}
+		add("java", home, filepath.Dir(JavaAnswer), "/lib", "/lib64")
+	}
+	return lines, nil
 }
 
 // nomadReady returns an error that says why the node's Nomad client cannot run jobs yet.

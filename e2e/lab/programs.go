@@ -21,11 +21,13 @@ func (l *Lab) checkPrograms(ctx context.Context) error {
 	var missing []error
 	need := []string{"ip", "nsenter", "nft"}
 	for _, n := range l.Topology.Nodes() {
-		switch {
-		case n.HasSwitch():
+		if n.HasSwitch() {
 			need = append(need, "ovsdb-server", "ovsdb-tool", "ovs-vswitchd", "ovs-vsctl")
-		case n.HasDriver("docker"):
-			need = append(need, "dockerd")
+		}
+		for driver, programs := range map[string][]string{"docker": {"dockerd"}, "java": {"java", "ldd"}, "qemu": {"qemu-system-x86_64"}} {
+			if n.HasDriver(driver) {
+				need = append(need, programs...)
+			}
 		}
 	}
 	seen := map[string]bool{}

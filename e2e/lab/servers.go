@@ -8,6 +8,7 @@ import (
 	"crypto/rand"
 	"encoding/base64"
 	"fmt"
+	"slices"
 
 	"golang.org/x/sync/errgroup"
 )
@@ -45,6 +46,9 @@ func (l *Lab) startServers(ctx context.Context) error {
 		return l.registerOutside(ctx)
 	})
 	g.Go(func() error { return l.startOutside(ctx) })
+	if slices.ContainsFunc(l.Topology.Nodes(), func(n *Node) bool { return n.HasDriver("java") }) {
+		g.Go(func() error { return l.buildJava(ctx) })
+	}
 	g.Go(func() error { return l.startVault(ctx) })
 	g.Go(func() error {
 		if err := after(consul); err != nil {

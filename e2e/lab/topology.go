@@ -89,12 +89,15 @@ type Node struct {
 	Address string `hcl:"address"`
 	// Address6 is the node's IPv6 address in its zone's subnet6. Nodes speak IPv4 to one another.
 	Address6 string   `hcl:"address6,optional"`
-	Drivers  []string `hcl:"drivers,optional"` // of a workload node's Nomad client: docker, exec
+	Drivers  []string `hcl:"drivers,optional"` // of a workload node's Nomad client: see drivers
 	// BPFAttach is bpf_attach of a workload node's agent: auto (default), tcx, clsact.
 	BPFAttach string `hcl:"bpf_attach,optional"`
 
 	Zone string // name of its zone; not in the file
 }
+
+// drivers are those that the lab can configure.
+var drivers = []string{"docker", "exec", "raw_exec", "java", "qemu"}
 
 //go:embed topology/*.hcl
 var topologies embed.FS
@@ -186,7 +189,7 @@ func (t *Topology) check() error {
 				return fmt.Errorf("node %s: a workload node must have drivers, and other nodes must not", n.Name)
 			}
 			for _, d := range n.Drivers {
-				if d != "docker" && d != "exec" {
+				if !slices.Contains(drivers, d) {
 					return fmt.Errorf("node %s: unknown driver %q", n.Name, d)
 				}
 			}

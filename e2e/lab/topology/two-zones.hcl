@@ -127,13 +127,13 @@ zone "aws1" {
     kind     = "workload"
     address  = "10.101.0.11"
     address6 = "2001:db8:101::11"
-    drivers  = ["docker", "exec"]
+    drivers  = ["docker", "exec", "raw_exec", "java"]
   }
   node "aws1-w2" {
     kind     = "workload"
     address  = "10.101.0.12"
     address6 = "2001:db8:101::12"
-    drivers  = ["docker", "exec"]
+    drivers  = ["docker", "exec", "raw_exec"]
   }
 }
 
@@ -150,13 +150,13 @@ zone "gcp1" {
     kind     = "workload"
     address  = "10.102.0.11"
     address6 = "2001:db8:102::11"
-    drivers  = ["exec"]
+    drivers  = ["exec", "raw_exec"]
   }
   node "gcp1-w2" { # attaches its programs as a kernel without TCX does
     kind       = "workload"
     address    = "10.102.0.12"
     address6   = "2001:db8:102::12"
-    drivers    = ["exec"]
+    drivers    = ["exec", "raw_exec"]
     bpf_attach = "clsact"
   }
 }
