@@ -153,11 +153,14 @@ func (a *Agent) leave() error {
 }
 
 // due returns when a request must be renewed: at two thirds of the life of its admission or of the
-// certificate that signed it, whichever is earlier. Other nodes check both when they learn of the
-// endpoint.
+// certificate that signed it, whichever is earlier, and that of a canary often. Other nodes check
+// both when they learn of the endpoint.
 func due(ep endpoint) time.Time {
 	third := func(from, to time.Time) time.Time { return from.Add(to.Sub(from) * 2 / 3) }
 	at := third(ep.Admission.Issued, ep.Admission.Expires)
+	if often := ep.Admission.Issued.Add(canaryInterval); ep.Admission.Origin.Canary && often.Before(at) {
+		at = often
+	}
 	if len(ep.Request.Certificate) == 0 {
 		return time.Time{}
 	}
@@ -170,6 +173,10 @@ func due(ep endpoint) time.Time {
 	}
 	return at
 }
+
+// canaryInterval is how often the admission of a canary is renewed: after its promotion it may be an
+// instance of another service.
+const canaryInterval = 15 * time.Second
 
 // mustRenew reports whether the admission of an endpoint is due, or the controller has lost it.
 func (a *Agent) mustRenew(ep endpoint) bool {

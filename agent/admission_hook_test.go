@@ -27,16 +27,19 @@ func TestDue(t *testing.T) {
 		name        string
 		certificate [][]byte
 		due         time.Time
+		canary      bool
 	}{
-		{"the certificate first", certificate(9 * time.Hour), issued.Add(6 * time.Hour)},
-		{"the admission first", certificate(48 * time.Hour), issued.Add(16 * time.Hour)},
-		{"no certificate", nil, time.Time{}},
-		{"not a certificate", [][]byte{{1}}, time.Time{}},
+		{"the certificate first", certificate(9 * time.Hour), issued.Add(6 * time.Hour), false},
+		{"the admission first", certificate(48 * time.Hour), issued.Add(16 * time.Hour), false},
+		{"a canary", certificate(9 * time.Hour), issued.Add(canaryInterval), true},
+		{"a canary with a certificate that ends soon", certificate(15 * time.Second), issued.Add(10 * time.Second), true},
+		{"no certificate", nil, time.Time{}, false},
+		{"not a certificate", [][]byte{{1}}, time.Time{}, true},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			ep := endpoint{
-				Admission: fabric.Admission{Issued: issued, Expires: issued.Add(24 * time.Hour)},
+				Admission: fabric.Admission{Issued: issued, Expires: issued.Add(24 * time.Hour), Origin: fabric.Origin{Canary: c.canary}},
 				Request:   fabric.Request{Certificate: c.certificate},
 			}
 			must.True(t, c.due.Equal(due(ep)), must.Sprint(due(ep)))

@@ -31,15 +31,26 @@ func (a *Agent) dump(context.Context) (api.Dump, error) {
 		return d, err
 	}
 	d.Node, d.Sequence, d.Root, d.Outside = a.node.Self.ID(), pointer.Sequence, pointer.Root, outside
-	for _, ep := range a.live() {
-		if err := a.kernel.Guarded(ep.HostIf); err != nil {
-			d.Problems = append(d.Problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))
-		}
-	}
+	d.Problems = append(d.Problems, a.unguarded()...)
 	if a.kernel.PassAll() {
 		d.Problems = append(d.Problems, "eBPF lets everything pass (test override)")
 	}
 	return d, nil
+}
+
+// unguarded names the endpoints whose interfaces do not have their programs. One that is being
+// detached has none any more, and one that ended meanwhile is nobody's.
+func (a *Agent) unguarded() (problems []string) {
+	for _, ep := range a.live() {
+		err := a.data.Guarded(ep.HostIf)
+		if err == nil || a.locks.Busy(ep.Attachment) {
+			continue
+		}
+		if still, known := a.endpoints.get(ep.Attachment); known && still.HostIndex == ep.HostIndex {
+			problems = append(problems, fmt.Sprintf("endpoint %s is not guarded: %v", ep.ID, err))
+		}
+	}
+	return problems
 }
 
 // describe translates the content of the maps into words.

@@ -116,3 +116,24 @@ func TestContractExpiresByItself(t *testing.T) {
 		synctest.Wait()
 	})
 }
+
+// bare is a data path without programs at interfaces.
+type bare struct{ Datapath }
+
+func (bare) Guarded(string) error { return bpf.ErrNotGuarded }
+
+// The interface of an endpoint that is being detached is gone before the endpoint is. Nobody is
+// told that it is not guarded.
+func TestDetachedEndpointIsNotUnguarded(t *testing.T) {
+	a, _, _ := hookedAgent(t)
+	a.data = bare{a.data}
+	ep := endpoint{ID: "a", Attachment: at("c1"), HostIf: "sif0123456789a", HostIndex: 4711}
+	ep.Admission.Expires = a.now().Add(time.Hour)
+	must.NoError(t, a.endpoints.put(ep)())
+	must.Len(t, 1, a.unguarded())
+	unlock := a.locks.Lock(ep.Attachment)
+	must.SliceEmpty(t, a.unguarded())
+	a.endpoints.remove(ep.Attachment)
+	unlock()
+	must.SliceEmpty(t, a.unguarded())
+}

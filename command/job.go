@@ -242,7 +242,11 @@ func quoteList(list []string) string {
 func (j *job) gaps() hcl.Diagnostics {
 	var diags hcl.Diagnostics
 	for _, g := range j.connected() {
-		for _, gap := range nomadjob.Describe(j.parsed, g, nil).Gaps {
+		gaps := nomadjob.Describe(j.parsed, g, nil).Gaps
+		if canary, differs := nomadjob.DescribeCanary(j.parsed, g); differs {
+			gaps = append(gaps, slices.DeleteFunc(canary.Gaps, func(gap nomadjob.Gap) bool { return slices.Contains(gaps, gap) })...)
+		}
+		for _, gap := range gaps {
 			if gap.Later {
 				continue
 			}
@@ -305,13 +309,26 @@ func (m *jobMeta) checkGraph(ctx context.Context, j *job) error {
 		if g.Name == nil {
 			continue
 		}
-		if s, ok := j.spec.Stanzas[*g.Name]; ok {
-			d := nomadjob.Describe(j.parsed, g, nil)
+		s, ok := j.spec.Stanzas[*g.Name]
+		if !ok {
+			continue
+		}
+		check := func(d nomadjob.Description) hcl.Diagnostics {
 			later := map[string]bool{}
 			for _, gap := range d.Gaps {
 				later[gap.Filled] = later[gap.Filled] || gap.Later
 			}
-			diags = append(diags, s.Check(applied, d.Workload, later, time.Now())...)
+			return s.Check(applied, d.Workload, later, time.Now())
+		}
+		found := check(nomadjob.Describe(j.parsed, g, nil))
+		diags = append(diags, found...)
+		if canary, differs := nomadjob.DescribeCanary(j.parsed, g); differs {
+			for _, d := range check(canary) {
+				if !slices.Contains(found, d) {
+					d.Summary += ", as a canary with its canary_tags and canary_meta"
+					diags = append(diags, d)
+				}
+			}
 		}
 	}
 	return m.diagnose(diags)

@@ -78,7 +78,7 @@ func (n byNomad) attest(ctx context.Context, node fabric.Node, req api.Admission
 	}
 	return attested{
 		workload: place.Workload, wanted: stanzaOf(place.Meta), checks: place.Checks, healthChecked: place.HealthChecked, ports: place.Ports,
-		origin: fabric.Origin{Namespace: place.Workload.Namespace, Job: place.Workload.Job, Group: place.Workload.Group, VM: place.VM},
+		origin: fabric.Origin{Namespace: place.Workload.Namespace, Job: place.Workload.Job, Group: place.Workload.Group, VM: place.VM, Canary: place.Canary},
 	}, nil
 }
 

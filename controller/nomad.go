@@ -36,6 +36,8 @@ type Placement struct {
 	Ports         []fabric.NamedPort // inside the workload, that the job names
 	VM            bool               // the group says that it is a virtual machine
 
+	Canary bool // of a deployment that was not promoted yet: what Workload has, changes then
+
 	// RefusedNow is like Refused, for what was not connected before: earlier versions connected it.
 	RefusedNow string
 }
@@ -112,14 +114,15 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	if alloc.Job == nil || group == nil {
 		return Placement{}, fmt.Errorf("nomad's answer about allocation %s does not contain its job", allocation)
 	}
-	said := nomadjob.Describe(alloc.Job, group, &nomadjob.Instance{Allocation: alloc, Node: node})
+	in := nomadjob.Instance{Allocation: alloc, Node: node}
+	said := nomadjob.Describe(alloc.Job, group, &in)
 	if said.Workload.Job, err = n.root(q, said.Workload); err != nil {
 		return Placement{}, err
 	}
 	p := Placement{
 		Machine: machineOf(node),
 		Meta:    group.Meta, Refused: nomadjob.Refusal(group, said), Workload: said.Workload,
-		Checks: said.Checks, HealthChecked: said.HealthChecked, Ports: said.Ports, VM: nomadjob.IsVM(group),
+		Checks: said.Checks, HealthChecked: said.HealthChecked, Ports: said.Ports, VM: nomadjob.IsVM(group), Canary: in.Canary(),
 	}
 	if why, remedy := nomadjob.ForeignResolver(group); why != "" {
 		p.RefusedNow = why + ". " + remedy

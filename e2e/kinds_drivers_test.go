@@ -23,7 +23,8 @@ var driverKinds = []kind{
 	{name: "driver-raw-exec", quick: true, run: testDriver(func(k *kinds) string {
 		// It has the node's files, and so its resolver: no names of the fabric.
 		return task("t", "raw_exec", fmt.Sprintf(`command = "/bin/busybox"
-        args    = ["sh", "-c", %q]`, fmt.Sprintf(`alias nc="busybox nc" nslookup="echo %[1]s" touch="busybox touch"
+        args    = ["sh", "-c", %q]`, fmt.Sprintf(`nc() { busybox nc "$@"; }
+nslookup() { echo %[1]s; }
 `+calls+`exec %[2]s provider -listen=:7000`, k.helper.v4, filepath.Join(k.Bin, "sif-demo"))))
 	}, true)},
 	{name: "driver-docker", quick: true, run: testDriver(func(*kinds) string {

@@ -134,7 +134,17 @@ const withService = `service {
 func testCanary(t *testing.T, k *kinds, name string) {
 	id := jobID(name)
 	body := func(version int) string {
-		return strings.Replace(one(anywhere, update(1)+"\n    "+withService), "connectivity {}", fmt.Sprintf("connectivity {}\n    meta {\n      version = \"%d\"\n    }", version), 1)
+		return fmt.Sprintf(`%s
+  group "g" {
+    connectivity {}
+    meta {
+      version = "%d"
+    }
+    %s
+    %s
+    %s
+    %s
+  }`, anywhere, version, small, update(1), withService, script("t", serves)) // a canary may not call
 	}
 	k.submit(t, id, body(0))
 	stable := k.running(t, id, name, 1)[0]
@@ -302,7 +312,9 @@ func testTemplate(t *testing.T, k *kinds, name string) {
 	})
 	template := func(mode string) string {
 		return fmt.Sprintf(`template {
-        data        = "{{ with nomadVar %q }}{{ .colour }}{{ end }}"
+        data        = <<EOT
+{{ with nomadVar %q }}{{ .colour }}{{ end }}
+EOT
         destination = "local/colour"
         change_mode = %q
         %s
@@ -339,6 +351,13 @@ func testScale(t *testing.T, k *kinds, name string) {
 	k.running(t, id, name, 1)
 	scale := func(count int) []workload {
 		t.Helper()
+		eventually(t, time.Minute, func() error { // Nomad refuses while a deployment is active
+			d, _, err := k.nomad.Jobs().LatestDeployment(id, nil)
+			if err == nil && !successful(d) {
+				err = fmt.Errorf("the deployment of %s is %s", id, d.Status)
+			}
+			return err
+		})
 		k.nomadCommand(t, "", "job", "scale", "-detach", id, "g", strconv.Itoa(count))
 		return k.running(t, id, name, count)
 	}

@@ -51,6 +51,7 @@ type Origin struct {
 	Job       string `json:"job,omitempty"`
 	Group     string `json:"group,omitempty"`
 	VM        bool   `json:"vm,omitempty"`       // a virtual machine of its own
+	Canary    bool   `json:"canary,omitempty"`   // of a deployment that was not promoted yet; its service may change then
 	Consul    string `json:"consul,omitempty"`   // the Consul service of a workload outside Nomad
 	Attached  string `json:"attached,omitempty"` // the name under which its node attached it
 }

@@ -97,6 +97,29 @@ func Refusal(group *nomadapi.TaskGroup, d Description) string {
 // filled in as Nomad's client does when it registers the services. One that it would not know
 // either, or that only it knows, stays as it is written.
 func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Description {
+	return describe(job, group, in, in != nil && in.Canary())
+}
+
+// DescribeCanary is like Describe, for the canaries of a group that has no instances yet. It
+// reports whether they differ from other instances: whether a service block has canary_tags or
+// canary_meta.
+func DescribeCanary(job *nomadapi.Job, group *nomadapi.TaskGroup) (d Description, differs bool) {
+	services := slices.Clone(group.Services)
+	for _, t := range group.Tasks {
+		services = append(services, t.Services...)
+	}
+	if !slices.ContainsFunc(services, func(s *nomadapi.Service) bool { return len(s.CanaryTags) > 0 || len(s.CanaryMeta) > 0 }) {
+		return Description{}, false
+	}
+	return describe(job, group, nil, true), true
+}
+
+// Canary reports whether the instance is a canary that was not promoted yet.
+func (in Instance) Canary() bool {
+	return in.Allocation.DeploymentStatus != nil && in.Allocation.DeploymentStatus.Canary
+}
+
+func describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance, canary bool) Description {
 	w := fabric.Workload{Namespace: nomadapi.DefaultNamespace, Job: parent(job), Group: *group.Name, StaticPorts: StaticPorts(group)}
 	for field, value := range map[*string]*string{&w.Namespace: job.Namespace, &w.Region: job.Region, &w.NodePool: job.NodePool} {
 		if value != nil && *value != "" {
@@ -109,7 +132,7 @@ func Describe(job *nomadapi.Job, group *nomadapi.TaskGroup, in *Instance) Descri
 	} else if dcs := job.Datacenters; len(dcs) == 1 && !strings.Contains(dcs[0], "*") {
 		w.Datacenter = dcs[0]
 	}
-	d := &describer{job: job, group: group, in: in, Description: Description{Workload: w}}
+	d := &describer{job: job, group: group, in: in, canary: canary, Description: Description{Workload: w}}
 	d.services(nil, group.Services)
 	for _, t := range group.Tasks {
 		d.services(t, t.Services)
@@ -133,9 +156,10 @@ func parent(job *nomadapi.Job) string {
 }
 
 type describer struct {
-	job   *nomadapi.Job
-	group *nomadapi.TaskGroup
-	in    *Instance
+	job    *nomadapi.Job
+	group  *nomadapi.TaskGroup
+	in     *Instance
+	canary bool
 	Description
 }
 
@@ -155,16 +179,24 @@ func (d *describer) services(task *nomadapi.Task, services []*nomadapi.Service) 
 		}
 		var w fabric.WorkloadService
 		w.Name, _ = fill(v.ofName(d.job, d.group, owner), -1, "name", nameOf(s, d.job, d.group, owner))
-		for _, tag := range s.Tags {
-			filled, _ := fill(v, -1, "tags", tag)
+		// What a canary has of its own replaces what others have.
+		tags, tagsKey, meta, metaKey := s.Tags, "tags", s.Meta, "meta"
+		if d.canary && len(s.CanaryTags) > 0 {
+			tags, tagsKey = s.CanaryTags, "canary_tags"
+		}
+		if d.canary && len(s.CanaryMeta) > 0 {
+			meta, metaKey = s.CanaryMeta, "canary_meta"
+		}
+		for _, tag := range tags {
+			filled, _ := fill(v, -1, tagsKey, tag)
 			w.Tags = append(w.Tags, filled)
 		}
-		for key, value := range s.Meta {
+		for key, value := range meta {
 			if w.Meta == nil {
 				w.Meta = map[string]string{}
 			}
 			filled, _ := v.fill(key)
-			w.Meta[filled], _ = fill(v, -1, "meta", value)
+			w.Meta[filled], _ = fill(v, -1, metaKey, value)
 		}
 		d.Workload.Services = append(d.Workload.Services, w)
 		if label, missing := v.fill(s.PortLabel); len(missing) == 0 && label != "" {

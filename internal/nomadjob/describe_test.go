@@ -143,6 +143,41 @@ func TestChild(t *testing.T) {
 	must.Eq(t, fabric.WorkloadService{Name: "shop/dispatch-1-2", Tags: []string{"w", ""}}, d.Workload.Services[0])
 }
 
+// A canary has the tags and the meta of canaries until it is promoted, as far as the job has any.
+func TestCanary(t *testing.T) {
+	for _, tc := range []struct {
+		tags         []string
+		meta         map[string]string
+		differs      bool
+		service      fabric.WorkloadService // of the canary
+		canaryBefore string                 // what is not known of it before it is placed
+	}{
+		{nil, nil, false, fabric.WorkloadService{Name: "web", Tags: []string{"stable"}, Meta: map[string]string{"stage": "stable"}}, ""},
+		{[]string{"next", "${node.datacenter}"}, nil, true, fabric.WorkloadService{Name: "web", Tags: []string{"next", "aws1"}, Meta: map[string]string{"stage": "stable"}}, "canary_tags"},
+		{nil, map[string]string{"stage": "${node.datacenter}"}, true, fabric.WorkloadService{Name: "web", Tags: []string{"stable"}, Meta: map[string]string{"stage": "aws1"}}, "canary_meta"},
+	} {
+		job, group := shop("web", "stable", "8081")
+		group.Services[0].Meta = map[string]string{"stage": "stable"}
+		group.Services[0].CanaryTags, group.Services[0].CanaryMeta = tc.tags, tc.meta
+		stable := fabric.WorkloadService{Name: "web", Tags: []string{"stable"}, Meta: map[string]string{"stage": "stable"}}
+
+		must.Eq(t, stable, Describe(job, group, nil).Workload.Services[0])
+		before, differs := DescribeCanary(job, group)
+		must.Eq(t, tc.differs, differs)
+		if tc.canaryBefore != "" {
+			must.Len(t, 1, before.Gaps)
+			must.Eq(t, tc.canaryBefore, before.Gaps[0].Key)
+		}
+		in := instanceOf(job)
+		must.False(t, in.Canary())
+		must.Eq(t, stable, Describe(job, group, in).Workload.Services[0])
+		in.Allocation.DeploymentStatus = &nomadapi.AllocDeploymentStatus{Canary: true}
+		must.Eq(t, tc.service, Describe(job, group, in).Workload.Services[0])
+		in.Allocation.DeploymentStatus.Canary = false // promoted
+		must.Eq(t, stable, Describe(job, group, in).Workload.Services[0])
+	}
+}
+
 // The ports that a job names are those of its network's labels and of its services, inside the
 // workload, in the form of DNS.
 func TestNamedPorts(t *testing.T) {
