@@ -61,6 +61,10 @@ test-e2e: build ## Run the end-to-end tests (root, after make setup)
 	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
 	SIF_E2E_TOPOLOGY=lab/topology/one-zone.hcl go test -tags e2e -count 1 -timeout 15m -run TestOneZone ./e2e
 
+.PHONY: test-kinds
+test-kinds: build ## Test every kind of job, driver and event on real servers (root, after make setup)
+	SIF_E2E_KINDS=all go test -tags e2e -count 1 -timeout 30m -parallel 8 -v -run '^TestKinds' ./e2e
+
 .PHONY: test-exits
 test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)
 	SIF_E2E_TOPOLOGY=lab/topology/two-exits.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e

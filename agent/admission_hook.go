@@ -174,8 +174,8 @@ func due(ep endpoint) time.Time {
 	return at
 }
 
-// canaryInterval is how often the admission of a canary is renewed: after its promotion it may be an
-// instance of another service.
+// canaryInterval is how often the admission of a canary is renewed: after its promotion it may be
+// an instance of another service.
 const canaryInterval = 15 * time.Second
 
 // mustRenew reports whether the admission of an endpoint is due, or the controller has lost it.

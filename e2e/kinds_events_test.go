@@ -347,7 +347,7 @@ EOT
 // testScale changes the number of instances by `nomad job scale`.
 func testScale(t *testing.T, k *kinds, name string) {
 	id := jobID(name)
-	k.submit(t, id, one(anywhere, ""))
+	k.submit(t, id, one(anywhere, update(0)))
 	k.running(t, id, name, 1)
 	scale := func(count int) []workload {
 		t.Helper()

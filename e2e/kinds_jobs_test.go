@@ -276,8 +276,8 @@ func testParameterized(t *testing.T, k *kinds, name string) {
 	k.ended(t, nomad.AllocClientStatusComplete, list...)
 }
 
-// testPeriodicParameterized runs a child of a child: what is dispatched of a job that is periodic as
-// well is periodic itself.
+// testPeriodicParameterized runs a child of a child: what is dispatched of a job that is periodic
+// as well is periodic itself.
 func testPeriodicParameterized(t *testing.T, k *kinds, name string) {
 	id := jobID(name)
 	k.submit(t, id, fmt.Sprintf(`datacenters = ["aws1", "gcp1"]

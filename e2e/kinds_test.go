@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -27,8 +28,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// kindsVariable set to "all" makes TestKinds run every kind of job and event. Otherwise it runs
-// those that are quick and touch no node.
+// kindsVariable set to "all" makes TestKinds run every kind of job and event, and leaves out the
+// demo applications. Otherwise TestKinds runs those that are quick and touch no node.
 const kindsVariable = "SIF_E2E_KINDS"
 
 // The ports of the kinds' jobs. A contract covers servedPort of each kind, and helpPort of the
@@ -89,6 +90,29 @@ func TestKinds(t *testing.T) {
 	for _, name := range slices.Sorted(maps.Keys(k.times)) {
 		t.Logf("from registering the job to its first allowed flow: %-26s %5.2f s", name, k.times[name].Seconds())
 	}
+}
+
+// kindCell matches a cell with the name of a kind.
+var kindCell = regexp.MustCompile("^`([a-z-]+)`$")
+
+// TestKindsTableIsComplete compares the kinds with the tables in the documentation.
+func TestKindsTableIsComplete(t *testing.T) {
+	var documented, tested []string
+	for line := range strings.Lines(world.file(t, "docs/jobs.md")) {
+		cells := strings.Split(strings.TrimSpace(line), "|")
+		if len(cells) != 5 || strings.HasPrefix(line, "|---") {
+			continue
+		}
+		if name := kindCell.FindStringSubmatch(strings.TrimSpace(cells[3])); name != nil {
+			documented = append(documented, name[1])
+		}
+	}
+	for _, kind := range allKinds() {
+		tested = append(tested, kind.name)
+	}
+	slices.Sort(documented)
+	slices.Sort(tested)
+	must.Eq(t, tested, documented)
 }
 
 // newKinds applies the graph of the kinds and starts the jobs that they share.
@@ -253,8 +277,8 @@ func script(name, text string, more ...string) string {
         args    = ["-c", %q]`, strings.ReplaceAll(text, "${", "$${")), more...)
 }
 
-// submit registers a job by `sif job run`, and removes it at the end of the test. It returns when it
-// did so.
+// submit registers a job by `sif job run`, and removes it at the end of the test. It returns when
+// it did so.
 func (k *kinds) submit(t *testing.T, id, body string, args ...string) time.Time {
 	t.Helper()
 	return k.submitIn(t, "default", id, body, args...)

@@ -112,15 +112,20 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 	}
 	var dirs []string
 	deployed := applications
-	if os.Getenv(topologyVariable) != "" {
+	switch {
+	case os.Getenv(topologyVariable) != "":
 		deployed = applications[:1] // the other one needs the zones of the default topology
+	case os.Getenv(kindsVariable) != "":
+		deployed = nil
 	}
 	for _, a := range deployed {
 		dirs = append(dirs, filepath.Join(root, a))
 	}
-	if err := l.RunApplications(ctx, dirs...); err != nil {
-		keepLogs()
-		return failed(err), nil
+	if len(dirs) > 0 {
+		if err := l.RunApplications(ctx, dirs...); err != nil {
+			keepLogs()
+			return failed(err), nil
+		}
 	}
 	fmt.Printf("the fabric was up after %.0f s\n", time.Since(began).Seconds())
 	if world, err = newWorld(ctx, l, root); err != nil {

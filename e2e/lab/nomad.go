@@ -144,8 +144,8 @@ plugin "raw_exec" {
 	return nil
 }
 
-// chroot returns what a node's Nomad client copies into the root directory of tasks, as the lines of
-// chroot_env.
+// chroot returns what a node's Nomad client copies into the root directory of tasks, as the lines
+// of chroot_env.
 func (l *Lab) chroot(node *Node) (string, error) {
 	lines := ""
 	add := func(root string, paths ...string) {
