@@ -257,7 +257,7 @@ func testProcessIsJudged(t *testing.T, mechanism bpf.Mechanism) {
 			}
 		}
 		must.NoError(t, data.ReplacePair(bpf.Pair{Source: idCaller, Destination: idDB}, []bpf.Rule{{Protocol: 6, From: 5432, To: 5432, Contract: 10}}))
-		must.NoError(t, data.ReplacePair(bpf.Pair{Source: idDB, Destination: idCaller}, []bpf.Rule{{Protocol: 6, From: 90, To: 90, Contract: 11}}))
+		must.NoError(t, data.ReplacePair(bpf.Pair{Source: idDB, Destination: idCaller}, []bpf.Rule{{Protocol: 6, From: 90, To: 90, Contract: 11}, {Protocol: 17, From: 90, To: 90, Contract: 11}}))
 		_, err = processes.Ensure([]hostport.Placed{{Namespace: db, Attachment: hostport.Attachment{
 			Slot: 7, Interface: "eth0", IPv4: db.v4, IPv6: db.v6, MTU: 1376, Ports: []hostport.Port{{Protocol: fabric.TCP, Number: 5432}, {Protocol: fabric.TCP, Number: 5433}},
 			Group: group, Reached: ranges,
@@ -300,6 +300,42 @@ func testProcessIsJudged(t *testing.T, mechanism bpf.Mechanism) {
 		must.False(t, sends(true, at(caller, 91), moment))
 		must.False(t, sends(true, at(stranger, 90), moment))
 		must.False(t, sends(false, at(caller, 90), moment), must.Sprint("another process of the node"))
+	}
+	// Root of the node, with the endpoint's address as the source of datagrams that a contract
+	// allows.
+	var heard net.PacketConn
+	must.NoError(t, caller.Do(func(ns.NetNS) (err error) {
+		heard, err = net.ListenPacket("udp", ":90")
+		return err
+	}))
+	defer heard.Close()
+	hears := func(patience time.Duration) bool {
+		must.NoError(t, heard.SetReadDeadline(time.Now().Add(patience)))
+		_, _, err := heard.ReadFrom(make([]byte, 10))
+		return err == nil
+	}
+	for _, w := range []struct{ from, to netip.Addr }{{db.v4, caller.v4}, {db.v6, caller.v6}} {
+		send := func(n ns.NetNS) {
+			level, option := unix.SOL_IP, unix.IP_TRANSPARENT
+			if w.from.Is6() {
+				level, option = unix.SOL_IPV6, unix.IPV6_TRANSPARENT
+			}
+			dialer := net.Dialer{LocalAddr: net.UDPAddrFromAddrPort(netip.AddrPortFrom(w.from, 0)), Control: func(_, _ string, c syscall.RawConn) (err error) {
+				_ = c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), level, option, 1) })
+				return err
+			}}
+			must.NoError(t, n.Do(func(ns.NetNS) error {
+				conn, err := dialer.Dial("udp", netip.AddrPortFrom(w.to, 90).String())
+				must.NoError(t, err)
+				defer conn.Close()
+				_, err = conn.Write([]byte("x"))
+				return err
+			}))
+		}
+		send(db)
+		must.True(t, hears(minute))
+		send(node)
+		must.False(t, hears(moment))
 	}
 	// Rights that end cut what goes on.
 	in(func() {

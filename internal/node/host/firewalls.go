@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/hostport"
 	"github.com/sif-project/sif/internal/node/kernel"
 )
 
@@ -21,7 +22,13 @@ func Firewalls(own *firewall.Firewall) []Finding {
 		nft.Result, nft.Detail = Wrong, fmt.Sprintf("does not have what the node's firewall needs (%v)", err)
 		nft.Remedy = "modprobe -a nf_tables nft_ct nft_fib_inet nft_limit nf_conntrack nft_nat"
 	}
-	return append([]Finding{nft}, othersFirewalls(own)...)
+	findings := []Finding{nft}
+	if err := hostport.Try(true); err != nil && nft.Result == Well {
+		findings = append(findings, Finding{
+			checkFirewall, "sif attach -host", Warning, fmt.Sprintf("does not work here as a whole (%v)", err), "modprobe nft_socket, or boot a kernel that has it",
+		})
+	}
+	return append(findings, othersFirewalls(own)...)
 }
 
 func othersFirewalls(own *firewall.Firewall) []Finding {

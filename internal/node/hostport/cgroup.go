@@ -5,13 +5,17 @@ package hostport
 
 import (
 	"bufio"
+	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 )
 
 // Group is a cgroup of the unified hierarchy (cgroup v2) by its path from the root, as in the last
@@ -57,7 +61,8 @@ func ParseGroup(path string) (Group, error) {
 	return Group(clean), nil
 }
 
-// FindUnit returns the cgroup of a systemd unit that runs.
+// FindUnit returns the cgroup of a systemd unit: the one that it has, or the one that systemd will
+// give it when it starts.
 func FindUnit(name string) (Group, error) {
 	if name == "" || strings.ContainsAny(name, "/\x00") || !strings.Contains(name, ".") {
 		return "", fmt.Errorf("unit %q: the name of a service, scope or slice is needed, such as postgresql.service", name)
@@ -66,7 +71,53 @@ func FindUnit(name string) (Group, error) {
 	if err != nil {
 		return "", err
 	}
-	return findUnit(root, name)
+	group, err := findUnit(root, name)
+	if !errors.Is(err, errNotRunning) {
+		return group, err
+	}
+	slice, asked := sliceOf(name)
+	if asked != nil {
+		return "", errors.Join(err, asked)
+	}
+	return Group(slicePath(slice) + "/" + name), nil
+}
+
+// errNotRunning says that a unit has no cgroup.
+var errNotRunning = errors.New("it does not run; start it first, or give the path with -cgroup, which need not exist yet")
+
+// sliceOf asks systemd in which slice a unit is, or will be.
+func sliceOf(name string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "systemctl", "show", "--property=LoadState,Slice", "--", name).Output()
+	if err != nil {
+		return "", fmt.Errorf("ask systemd for the slice of unit %s: %w", name, err)
+	}
+	values := map[string]string{}
+	for line := range strings.Lines(string(out)) {
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		values[key] = value
+	}
+	if values["LoadState"] != "loaded" || values["Slice"] == "" {
+		return "", fmt.Errorf("systemd does not know unit %s (%s)", name, cmp.Or(values["LoadState"], "no answer"))
+	}
+	return values["Slice"], nil
+}
+
+// slicePath returns the cgroup of a slice, whose name says which slices it is in: those of
+// "a-b.slice" are "a.slice" and the root (systemd.slice(5)).
+func slicePath(slice string) string {
+	name := strings.TrimSuffix(slice, ".slice")
+	if name == "-" {
+		return ""
+	}
+	path := ""
+	for i := range name {
+		if name[i] == '-' {
+			path += "/" + name[:i] + ".slice"
+		}
+	}
+	return path + "/" + slice
 }
 
 func findUnit(root, name string) (Group, error) {
@@ -96,7 +147,7 @@ func findUnit(root, name string) (Group, error) {
 	case err != nil:
 		return "", fmt.Errorf("look for the cgroup of unit %s: %w", name, err)
 	case len(found) == 0:
-		return "", fmt.Errorf("unit %s has no cgroup below %s: start it first, or give the path with -cgroup, which need not exist yet", name, root)
+		return "", fmt.Errorf("unit %s has no cgroup below %s: %w", name, root, errNotRunning)
 	case len(found) > 1:
 		return "", fmt.Errorf("unit %s has more than one cgroup, %s and %s: choose with -cgroup", name, found[0], found[1])
 	}

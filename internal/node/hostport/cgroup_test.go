@@ -33,6 +33,11 @@ func TestFindUnit(t *testing.T) {
 		must.Eq(t, Group(want), group)
 	}
 	must.Eq(t, 2, Group("/system.slice/db.service").level())
+	for slice, want := range map[string]string{
+		"system.slice": "/system.slice", "system-postgresql.slice": "/system.slice/system-postgresql.slice", "a-b-c.slice": "/a.slice/a-b.slice/a-b-c.slice", "-.slice": "",
+	} {
+		must.Eq(t, want, slicePath(slice))
+	}
 }
 
 func TestParseGroup(t *testing.T) {
