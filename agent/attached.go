@@ -237,6 +237,9 @@ func (a *Agent) settle(ctx context.Context, s standing, ep endpoint, err error) 
 func (a *Agent) addedStanding(at cnicall.Attachment, r cnicall.Request, result *current.Result, err error, took time.Duration) (*current.Result, error) {
 	if err != nil {
 		a.log.Warn("cannot attach workload", logkey.Attached, r.Attach.Name, logkey.Error, err)
+		if e := new(types.Error); isAway(err) && !errors.As(err, &e) {
+			err = types.NewError(types.ErrTryAgainLater, err.Error(), "")
+		}
 		return nil, err
 	}
 	ep, _ := a.endpoints.get(at)
@@ -290,6 +293,9 @@ func (a *Agent) registeredHere(ctx context.Context, s *standing) error {
 		return away{err}
 	}
 	s.Workload.ConsulNode = node
+	if err := s.Workload.Check(); err != nil {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, err.Error(), "")
+	}
 	found, err := a.registrar.Registered(ctx, []catalog.Source{s.source()})
 	if err != nil {
 		return away{err}

@@ -35,7 +35,7 @@ func (e away) Unwrap() error { return e.error }
 // answered that it waits for something itself.
 func missing(err error) error {
 	var refused *api.Error
-	codes := []string{api.CodeUnavailable, api.CodeNotLeader, api.CodeNotRegistered, api.CodeNomad, api.CodeTooMany}
+	codes := []string{api.CodeUnavailable, api.CodeNotLeader, api.CodeNotRegistered, api.CodeNomad, api.CodeTooMany, api.CodeUnregistered}
 	if err == nil || errors.As(err, &refused) && !slices.Contains(codes, refused.Code) {
 		return err
 	}

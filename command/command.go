@@ -39,14 +39,19 @@ func Run(args []string) int {
 // commands returns all commands by their names.
 func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	factories := map[string]cli.CommandFactory{
-		"graph": func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
-		"job":   func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
-		"node":  func() (cli.Command, error) { return group{"Manage the nodes of the fabric", nodeUsage}, nil },
+		"endpoint": func() (cli.Command, error) { return group{"Show the endpoints of the fabric", endpointUsage}, nil },
+		"graph":    func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
+		"job":      func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
+		"node":     func() (cli.Command, error) { return group{"Manage the nodes of the fabric", nodeUsage}, nil },
 	}
 	for name, c := range map[string]subcommand{
 		"agent":          &AgentCommand{},
+		"attach":         &AttachCommand{},
 		"controller":     &ControllerCommand{},
+		"detach":         &DetachCommand{},
 		"doctor":         &DoctorCommand{},
+		"endpoint list":  &EndpointListCommand{},
+		"endpoint show":  &EndpointShowCommand{},
 		"engine":         &EngineCommand{},
 		"explain":        &ExplainCommand{},
 		"graph apply":    &GraphApplyCommand{},
@@ -72,6 +77,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"node list":      &NodeListCommand{},
 		"node remove":    &NodeRemoveCommand{},
 		"node status":    &NodeStatusCommand{},
+		"run":            &RunCommand{},
 		"setup":          &SetupCommand{},
 		"status":         &StatusCommand{},
 		"verify":         &VerifyCommand{},
@@ -89,6 +95,28 @@ type group struct{ synopsis, usage string }
 func (g group) Synopsis() string { return g.synopsis }
 func (g group) Help() string     { return strings.TrimSpace(g.usage) }
 func (g group) Run([]string) int { return cli.RunResultHelp }
+
+const endpointUsage = `
+Usage: sif endpoint <subcommand> [options] [args]
+
+  This command groups subcommands for endpoints: the running instances of
+  services, be they allocations of Nomad, virtual machines, or workloads that
+  were attached.
+
+  List them:
+
+      $ sif endpoint list -service=shop/db
+
+  Show one of them:
+
+      $ sif endpoint show 4a2f
+
+  List what is attached on this machine from outside Nomad:
+
+      $ sif endpoint list -local
+
+  See the help of each subcommand for its options.
+`
 
 const graphUsage = `
 Usage: sif graph <subcommand> [options] [args]

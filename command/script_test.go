@@ -30,7 +30,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"sif": func() { os.Exit(Run(os.Args[1:])) }})
+	testscript.Main(m, map[string]func(){"sif": func() { os.Exit(Run(os.Args[1:])) }, "take-notes": takeNotes})
 }
 
 // TestScripts runs the scripts that need no controller.

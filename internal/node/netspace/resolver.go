@@ -31,6 +31,9 @@ func (l Layout) ResolverPath(name string) string {
 // WriteResolver writes the resolv.conf of a namespace. It leaves alone, and reports as false, a
 // file that is somebody else's.
 func (l Layout) WriteResolver(name string) (ours bool, err error) {
+	if err := CheckName(name); err != nil {
+		return false, err
+	}
 	path := l.ResolverPath(name)
 	switch ours, err = isOurs(path); {
 	case errors.Is(err, fs.ErrNotExist):
@@ -48,6 +51,9 @@ func (l Layout) WriteResolver(name string) (ours bool, err error) {
 // RemoveResolver removes the resolv.conf of a namespace if it is ours, and the directory if nothing
 // is left in it.
 func (l Layout) RemoveResolver(name string) error {
+	if CheckName(name) != nil {
+		return nil // WriteResolver writes none for it
+	}
 	path := l.ResolverPath(name)
 	ours, err := isOurs(path)
 	switch {
