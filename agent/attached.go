@@ -46,15 +46,18 @@ const (
 // standing is a workload outside Nomad that somebody attached. It outlives its endpoint while the
 // registration of its service is missing. A value in the set is never modified.
 type standing struct {
-	Attachment   cnicall.Attachment `json:"attachment"`
-	Endpoint     string             `json:"endpoint"` // its ID, the same when it comes back
-	Workload     fabric.Attached    `json:"workload"`
-	Registration string             `json:"registration,omitempty"` // see cnicall.Request
-	Space        cnicall.Space      `json:"space"`
-	Inode        uint64             `json:"inode"` // of its namespace
-	VM           bool               `json:"vm,omitempty"`
-	Process      *cnicall.Process   `json:"process,omitempty"` // of the node, that has the endpoint
-	Since        time.Time          `json:"since"`
+	Attachment cnicall.Attachment `json:"attachment"`
+	Endpoint   string             `json:"endpoint"` // its ID, the same when it comes back
+	Workload   fabric.Attached    `json:"workload"`
+	// Registration is the ID of the registration that counts, or empty: all of its service do. It
+	// is that of the same name, if there was one when the workload was attached, as for the
+	// controller.
+	Registration string           `json:"registration,omitempty"`
+	Space        cnicall.Space    `json:"space"`
+	Inode        uint64           `json:"inode"` // of its namespace
+	VM           bool             `json:"vm,omitempty"`
+	Process      *cnicall.Process `json:"process,omitempty"` // of the node, that has the endpoint
+	Since        time.Time        `json:"since"`
 
 	// Boot is the boot of the machine, and Started when the process began that Space names: its
 	// owner, or that through which its path leads. Both say whether Space still means the same.
@@ -98,7 +101,7 @@ func (s standing) open() *os.File {
 // equals reports whether two ask for the same, but for the namespace.
 func (s standing) equals(o standing) bool {
 	s.Workload.ConsulNode = o.Workload.ConsulNode // the agent may have another name now
-	return reflect.DeepEqual(s.Workload, o.Workload) && s.Registration == o.Registration && s.VM == o.VM && reflect.DeepEqual(s.Process, o.Process)
+	return reflect.DeepEqual(s.Workload, o.Workload) && s.VM == o.VM && reflect.DeepEqual(s.Process, o.Process)
 }
 
 // standings is the set of what is attached, in memory and on disk. It is safe for concurrent use.
@@ -161,7 +164,7 @@ func (ss *standings) remove(at cnicall.Attachment) error {
 // admitStanding is the part of ADD that only a workload outside Nomad has. It returns the record of
 // the workload, and the result if there is nothing to do because it is attached already.
 func (a *Agent) admitStanding(ctx context.Context, at cnicall.Attachment, r cnicall.Request, namespace ns.NetNS, until time.Time) (s standing, done *current.Result, err error) {
-	s = standing{Attachment: at, Workload: *r.Attach, Registration: r.Registration, Space: r.Space, VM: r.VM, Process: r.Process, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
+	s = standing{Attachment: at, Workload: *r.Attach, Space: r.Space, VM: r.VM, Process: r.Process, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
 	if s.Workload.Name == "" || s.Workload.ConsulService == "" {
 		return s, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "a workload outside Nomad needs a name and a Consul service", "")
 	}
@@ -201,11 +204,11 @@ func (a *Agent) admitStanding(ctx context.Context, at cnicall.Attachment, r cnic
 			if err := a.mend(ep); err != nil {
 				return s, nil, err
 			}
-			return s, a.pairOf(ep).result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6), a.standings.put(s)
+			return s, a.pairOf(ep).result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6), nil
 		}
 	}
 	if _, has := a.endpoints.get(at); is && has { // its interface or its namespace was replaced
-		s.Workload.ConsulNode = known.Workload.ConsulNode
+		s.Workload.ConsulNode, s.Registration = known.Workload.ConsulNode, known.Registration
 		return s, nil, nil
 	}
 	waiting := &attachment{endpoint: endpoint{ID: s.Endpoint}, until: until}
@@ -250,9 +253,6 @@ func (a *Agent) addedStanding(at cnicall.Attachment, r cnicall.Request, result *
 // describe says in messages what a workload asked for.
 func describe(s standing) string {
 	text := fmt.Sprintf("Consul service %q", s.Workload.ConsulService)
-	if s.Registration != "" {
-		text += fmt.Sprintf(" with the registration %q", s.Registration)
-	}
 	if s.Workload.Service != "" {
 		text += ", service " + s.Workload.Service
 	}
@@ -286,7 +286,7 @@ func (a *Agent) stands(ep endpoint, namespace ns.NetNS) bool {
 }
 
 // registeredHere returns an error unless the workload's service is registered with the node's own
-// Consul agent, whose name it notes.
+// Consul agent. It notes the agent's name, and which registration counts.
 func (a *Agent) registeredHere(ctx context.Context, s *standing) error {
 	node, err := a.registrar.ConsulNode(ctx)
 	if err != nil {
@@ -296,11 +296,16 @@ func (a *Agent) registeredHere(ctx context.Context, s *standing) error {
 	if err := s.Workload.Check(); err != nil {
 		return types.NewError(types.ErrInvalidEnvironmentVariables, err.Error(), "")
 	}
-	found, err := a.registrar.Registered(ctx, []catalog.Source{s.source()})
+	every := catalog.Source{Service: s.Workload.ConsulService}
+	one := catalog.Source{Service: s.Workload.ConsulService, ID: s.Workload.Name}
+	found, err := a.registrar.Registered(ctx, []catalog.Source{every, one})
 	if err != nil {
 		return away{err}
 	}
-	if !found[s.source()] {
+	if s.Registration = ""; found[one] {
+		s.Registration = one.ID
+	}
+	if !found[every] {
 		return away{types.NewError(types.ErrTryAgainLater, s.unregistered(), "")}
 	}
 	return nil
@@ -476,7 +481,7 @@ func (s standing) request(namespace *os.File) cnicall.Request {
 	w := s.Workload
 	return cnicall.Request{
 		Command: "ADD", ContainerID: s.Attachment.ContainerID, IfName: s.Attachment.IfName,
-		Attach: &w, Registration: s.Registration, Space: s.Space, VM: s.VM, Process: s.Process, Namespace: namespace,
+		Attach: &w, Space: s.Space, VM: s.VM, Process: s.Process, Namespace: namespace,
 	}
 }
 

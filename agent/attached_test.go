@@ -318,10 +318,6 @@ func TestAttachRefuses(t *testing.T) {
 	must.ErrorContains(t, err, "needs a name and a Consul service")
 	_, err = x.call(x.request("db", "", path))
 	must.ErrorContains(t, err, "needs a name and a Consul service")
-	byID := x.request("db", "postgres", path)
-	byID.Registration = "other"
-	_, err = x.call(byID)
-	must.ErrorContains(t, err, `"other" of Consul service "postgres" is not registered`)
 	unseen := x.request("db", "postgres", path)
 	unseen.Namespace, err = netspace.Open(path)
 	must.NoError(t, err)
@@ -367,6 +363,34 @@ func TestAttachWaitsForItsRegistration(t *testing.T) {
 	})
 	_, err := x.call(r)
 	must.NoError(t, err)
+}
+
+// Of several registrations, that with the name of the attachment counts, else all of them.
+func TestWhichRegistrationCounts(t *testing.T) {
+	x := newAttachingAgent(t)
+	x.register("pg", "postgres")
+	for name, counts := range map[string]string{"db": "db", "other": ""} {
+		if counts != "" {
+			x.register(counts, "postgres")
+		}
+		_, err := x.call(x.request(name, "postgres", x.make(name)))
+		must.NoError(t, err)
+		s, is := x.standings.get(cnicall.AttachmentOf(name))
+		must.True(t, is)
+		must.Eq(t, catalog.Source{Service: "postgres", ID: counts}, s.source())
+	}
+	x.deregister("db")
+	x.tend()
+	for at := range x.standings.missing {
+		must.Eq(t, cnicall.AttachmentOf("db"), at)
+		x.standings.missing[at] = time.Now().Add(-registrationGrace)
+	}
+	x.tend()
+	must.Len(t, 1, x.waiting())
+	must.StrContains(t, x.waiting()[0].Why, `"db" of Consul service "postgres" is not registered`)
+	x.register("db", "postgres")
+	x.tend()
+	must.SliceEmpty(t, x.waiting())
 }
 
 func eventuallyTrue(t *testing.T, what string, is func() bool) {

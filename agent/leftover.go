@@ -17,6 +17,7 @@ import (
 	"github.com/sif-project/sif/internal/leftover"
 	"github.com/sif-project/sif/internal/node/hostport"
 	"github.com/sif-project/sif/internal/node/kernel"
+	"github.com/sif-project/sif/internal/node/netspace"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -28,11 +29,15 @@ type Running struct {
 	Interface string `json:"interface"`
 	Endpoint  string `json:"endpoint,omitempty"` // empty: the agent has lost it
 	Service   string `json:"service,omitempty"`
+	Attached  string `json:"attached,omitempty"` // the name of what Nomad does not run
 }
 
 func (r Running) String() string {
 	if r.Endpoint == "" {
 		return "interface " + r.Interface
+	}
+	if r.Attached != "" {
+		return fmt.Sprintf("%q, attached as endpoint %s of service %s", r.Attached, r.Endpoint, r.Service)
 	}
 	return fmt.Sprintf("endpoint %s of service %s", r.Endpoint, r.Service)
 }
@@ -56,6 +61,9 @@ func Workloads(c *config.Config) ([]Running, error) {
 		r := Running{Interface: l.Name}
 		if ep, ok := known[l.Name]; ok {
 			r.Endpoint, r.Service = ep.ID, ep.Admission.Service.String()
+			if ep.Attached != nil {
+				r.Attached = ep.Attached.Name
+			}
 		}
 		list = append(list, r)
 	}
@@ -77,6 +85,7 @@ func Leftovers(c *config.Config, self fabric.Node) ([]leftover.Leftover, error) 
 	processes, err := hostport.Leftovers()
 	errs = append(errs, err)
 	list = append(list, processes...)
+	list = append(list, netspace.Default(c.RunDir).Leftovers()...)
 	list = append(list, bpf.Leftovers(pinDir(c))...)
 	if _, err := os.Stat(mountMark(c)); err == nil {
 		list = append(list, bpf.Mounted(c.BPFDir)...)

@@ -50,7 +50,8 @@ Usage: sif attach [options] -consul-service=<service> <name>
   service, a selector of kind "consul" must match it, and a binding of the
   domain must have an attach block that names the service and this node or its
   class. The endpoint ends while the registration is gone, and comes back with
-  it. Its health is that of the registration.
+  it. Its health is that of the registration. Of several registrations of the
+  service here, the one whose ID is <name> counts, else all of them do.
 
   With -pid or -netns, a namespace that exists gets the endpoint: that of a
   container that was started without a network, for instance. A unit attaches
@@ -175,7 +176,7 @@ func (c *AttachCommand) mayAttachAgain(before cnicall.Attached, w fabric.Attache
 	switch {
 	case !before.Attachment.ByHand():
 		return fmt.Errorf("the name is taken, by container %s: choose another one", before.Attachment.ContainerID)
-	case before.ConsulService != w.ConsulService || before.Registration != c.registration || before.Service != w.Service ||
+	case before.ConsulService != w.ConsulService || before.Service != w.Service ||
 		!slices.Equal(before.Originate, w.Originate) || !slices.Equal(before.Respond, w.Respond):
 		return fmt.Errorf("the name is taken: it is attached with %s; detach it first, with: sif detach %s", flagsOf(before), w.Name)
 	case before.Space.Owner != 0:
@@ -187,7 +188,7 @@ func (c *AttachCommand) mayAttachAgain(before cnicall.Attached, w fabric.Attache
 // flagsOf returns the options by which something was attached.
 func flagsOf(a cnicall.Attached) string {
 	text := []string{"-consul-service=" + a.ConsulService}
-	for _, o := range [][2]string{{"consul-service-id", a.Registration}, {"service", a.Service}, {"originate", strings.Join(a.Originate, ",")}, {"respond", strings.Join(a.Respond, ",")}} {
+	for _, o := range [][2]string{{"service", a.Service}, {"originate", strings.Join(a.Originate, ",")}, {"respond", strings.Join(a.Respond, ",")}} {
 		if o[1] != "" {
 			text = append(text, "-"+o[0]+"="+o[1])
 		}

@@ -121,7 +121,7 @@ func (n *notes) handle(_ context.Context, r cnicall.Request) (*current.Result, e
 		return &current.Result{}, err
 	}
 	n.list = append(n.list, cnicall.Attached{
-		Attached: *r.Attach, Attachment: at, Registration: r.Registration, Space: r.Space, Inode: inode, Endpoint: "f6f5ab7c-0000-4000-8000-000000000001",
+		Attached: *r.Attach, Attachment: at, Space: r.Space, Inode: inode, Endpoint: "f6f5ab7c-0000-4000-8000-000000000001",
 		FabricService: fabric.Ref{Domain: "shop", Name: "db"}, IPv4: netip.MustParseAddr("100.64.0.9"), Since: time.Now(),
 	})
 	return &current.Result{}, nil

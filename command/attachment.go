@@ -85,18 +85,15 @@ func (n nodeAgent) lock(name string) (*os.File, error) {
 // attachOptions says as what a workload outside Nomad is attached.
 type attachOptions struct {
 	nodeAgent
-	consul, registration string
-	service              string
-	originate, respond   string // separated by commas
-	wait                 time.Duration
+	consul, service    string
+	originate, respond string // separated by commas
+	wait               time.Duration
 }
 
 func (a *attachOptions) options() *flag.FlagSet {
 	o := newOptions("Attach Options")
 	o.StringVar(&a.consul, "consul-service", os.Getenv("SIF_CONSUL_SERVICE"),
 		"The `name` of the service as which the workload is registered with this machine's Consul agent. Required. Overrides the SIF_CONSUL_SERVICE environment variable.")
-	o.StringVar(&a.registration, "consul-service-id", os.Getenv("SIF_CONSUL_SERVICE_ID"),
-		"The `ID` of one registration of that service: just its life and health count. Overrides SIF_CONSUL_SERVICE_ID. Default: all registrations of the service on this machine.")
 	o.StringVar(&a.service, "service", os.Getenv("SIF_SERVICE"),
 		"The `service` of the graph, as domain/service. Needed if selectors of several match. Overrides SIF_SERVICE.")
 	o.StringVar(&a.originate, "originate", os.Getenv("SIF_ORIGINATE"),
@@ -152,7 +149,7 @@ func (a *attachOptions) hand(ctx context.Context, w fabric.Attached, f *os.File,
 	for {
 		left := min(max(time.Until(until), 0), callPatience)
 		call, cancel := context.WithTimeout(ctx, left+lateAnswer)
-		r := cnicall.Request{Command: "ADD", ContainerID: at.ContainerID, IfName: at.IfName, Attach: &w, Registration: a.registration, Space: space, Namespace: f}
+		r := cnicall.Request{Command: "ADD", ContainerID: at.ContainerID, IfName: at.IfName, Attach: &w, Space: space, Namespace: f}
 		if left > 0 {
 			r.Patience = left + answerReserve
 		}

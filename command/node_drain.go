@@ -34,6 +34,8 @@ type drainReply struct {
 	NomadNode string `json:"nomadNode"`
 	Draining  bool   `json:"draining"`
 	Done      bool   `json:"done"` // no allocation is left that the drain concerns
+	// Attached is what the node has attached from outside Nomad. It stays: nobody could move it.
+	Attached []string `json:"attached,omitempty"`
 }
 
 // Synopsis implements cli.Command.
@@ -47,6 +49,9 @@ Usage: sif node drain [options] -enable|-disable <zone>/<node>
   move to other nodes, their endpoints leave the fabric with them, and nothing
   new is placed there. It is nomad node drain, with the fabric's name of the
   node. The command waits until the drain is over, unless -detach is given.
+
+  What is attached there from outside Nomad stays, for nobody could move it. The
+  command names it: detach it on the node, with sif detach.
 
   NOMAD_ADDR and NOMAD_TOKEN say where Nomad is and who drains; the token needs
   node:write. The controller says which Nomad node it is, to a token with
@@ -100,15 +105,50 @@ func (c *NodeDrainCommand) run(ctx context.Context, args []string) error {
 		return fmt.Errorf("draining node %s: %w", id, err)
 	}
 	reply := drainReply{Node: id.String(), NomadNode: nomadNode, Draining: c.enable, Done: c.enable && !c.detach}
-	return c.output(reply, func() string {
-		switch {
-		case c.disable:
-			return fmt.Sprintf("Node %s is no longer drained, and Nomad places allocations there again.", id)
-		case c.detach:
-			return fmt.Sprintf("Node %s is being drained.", id)
+	if c.enable {
+		if reply.Attached, err = attachedTo(ctx, client, id); err != nil {
+			c.UI.Warn(fmt.Sprintf("What is attached to the node is unknown: %v", err))
 		}
-		return fmt.Sprintf("Node %s is drained.", id)
-	})
+	}
+	return c.output(reply, func() string { return drainText(reply) })
+}
+
+func drainText(r drainReply) string {
+	text := fmt.Sprintf("Node %s is drained.", r.Node)
+	switch {
+	case !r.Draining:
+		text = fmt.Sprintf("Node %s is no longer drained, and Nomad places allocations there again.", r.Node)
+	case !r.Done:
+		text = fmt.Sprintf("Node %s is being drained.", r.Node)
+	}
+	if len(r.Attached) > 0 {
+		text += "\nAttached there, and not moved; detach on the node what shall go:"
+		for _, name := range r.Attached {
+			text += "\n    sif detach " + name
+		}
+	}
+	return text
+}
+
+// attachedTo returns the names of what a node has attached from outside Nomad.
+func attachedTo(ctx context.Context, client *api.Client, id fabric.NodeID) ([]string, error) {
+	list, err := client.Endpoints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var names []string
+	for _, e := range list.Endpoints {
+		if e.Host() == id && e.Origin.Attached != "" {
+			names = append(names, e.Origin.Attached)
+		}
+	}
+	for _, w := range list.Waiting {
+		if w.Zone == id.Zone && w.Node == id.Name {
+			names = append(names, w.Name)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
 }
 
 // drain has Nomad begin or end the drain of a Nomad node.

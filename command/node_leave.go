@@ -64,7 +64,8 @@ Usage: sif node leave [options]
   works as well if daemons do not run, and can be run again.
 
   It refuses while workloads in the fabric run here: drain the node first, with
-  sif node drain. With -force they lose their network.
+  sif node drain, and detach what is attached, with sif detach. With -force they
+  lose their network.
 
   The other machines drop the node when it is removed: leaving does that itself
   if an operator's token is set, otherwise it names the command.
@@ -245,8 +246,17 @@ func (c *NodeLeaveCommand) mayLeave(m leaving, workloads []agent.Running) error 
 		for _, w := range workloads {
 			names = append(names, w.String())
 		}
-		return fmt.Errorf("leaving: %s in the fabric on this machine: %s; drain the node first with: sif node drain -enable %s; or use -force, and they lose their network",
-			map[bool]string{true: "a workload runs", false: "workloads run"}[len(names) == 1], strings.Join(names, ", "), m.node())
+		remedies := []string{}
+		if slices.ContainsFunc(workloads, func(w agent.Running) bool { return w.Attached == "" }) {
+			remedies = append(remedies, "drain the node first with: sif node drain -enable "+m.node().String())
+		}
+		for _, w := range workloads {
+			if w.Attached != "" {
+				remedies = append(remedies, "sif detach "+w.Attached)
+			}
+		}
+		return fmt.Errorf("leaving: %s in the fabric on this machine: %s; %s; or use -force, and they lose their network",
+			map[bool]string{true: "a workload runs", false: "workloads run"}[len(names) == 1], strings.Join(names, ", "), strings.Join(remedies, "; "))
 	}
 	if m.configs["controller"+fromFile] != nil {
 		return errors.New("leaving: this machine runs a controller: its audit log and its last verified revision would be deleted. Keep a copy of its data_dir, and use -force")

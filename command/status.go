@@ -173,6 +173,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	exits := [][]string{{"Zone", "Node", "Address", "Interface"}}
 	published := [][]string{{"Port of the node", "Leads to", "Service", "Node"}}
 	exposed := [][]string{{"Node", "Port", "Leads to"}}
+	waiting := [][]string{{"Name", "Consul service", "Node", "Why"}}
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
@@ -190,6 +191,9 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 			for _, p := range e.Ports {
 				published = append(published, []string{fmt.Sprintf("%s %s", p.Protocol, p.From), p.To.String(), e.Service.String(), id})
 			}
+		}
+		for _, w := range n.Waiting {
+			waiting = append(waiting, []string{w.Name, w.ConsulService, id, w.Why})
 		}
 		for _, p := range n.Exposed {
 			exposed = append(exposed, []string{id, fmt.Sprintf("%s %d", p.Protocol, p.Port), p.To.String()})
@@ -225,6 +229,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
 	section(&b, "Not handed out by DNS", withheld(s, verbose))
+	section(&b, "Attached, and waiting", waiting)
 	section(&b, "Published ports", published)
 	section(&b, "Ports that nodes expose to their workloads", exposed)
 	section(&b, "Exit addresses, which the outside sees", exits)

@@ -96,6 +96,7 @@ func testPermissions(t *testing.T, w *world) {
 	calls := map[string]func(*api.Client) error{
 		"read":         func(c *api.Client) error { _, err := c.Graph(ctx); return err },
 		"status":       func(c *api.Client) error { _, err := c.Status(ctx); return err },
+		"endpoints":    func(c *api.Client) error { _, err := c.Endpoints(ctx); return err },
 		"diff":         func(c *api.Client) error { _, err := c.Diff(ctx, api.DiffRequest{}); return err },
 		"plan":         func(c *api.Client) error { _, err := c.Plan(ctx, change); return err },
 		"validate":     func(c *api.Client) error { _, err := c.Validate(ctx, change); return err },
@@ -131,12 +132,12 @@ func testPermissions(t *testing.T, w *world) {
 			may   string // calls, separated by commas
 			sees  int
 		}{
-			{[]string{"sif-read"}, "read,status,diff,plan rollback,dump,explain own,explain both", 2},
-			{[]string{"sif-read-app"}, "read,explain own", 1},
-			{[]string{"sif-read-app", "sif-plan-news"}, "read,explain own,explain both", 2},
-			{[]string{"sif-plan-app"}, "read,plan,validate,explain own", 1},
-			{[]string{"sif-apply-app"}, "read,plan,validate,apply,explain own", 1},
-			{[]string{"sif-apply-news", "sif-read"}, "read,status,diff,plan rollback,delete other,dump,explain own,explain both", 2},
+			{[]string{"sif-read"}, "read,endpoints,status,diff,plan rollback,dump,explain own,explain both", 2},
+			{[]string{"sif-read-app"}, "read,endpoints,explain own", 1},
+			{[]string{"sif-read-app", "sif-plan-news"}, "read,endpoints,explain own,explain both", 2},
+			{[]string{"sif-plan-app"}, "read,endpoints,plan,validate,explain own", 1},
+			{[]string{"sif-apply-app"}, "read,endpoints,plan,validate,apply,explain own", 1},
+			{[]string{"sif-apply-news", "sif-read"}, "read,endpoints,status,diff,plan rollback,delete other,dump,explain own,explain both", 2},
 			{[]string{"sif-apply"}, "", 0},
 			{[]string{"unrelated"}, "", 0},
 		} {

@@ -100,6 +100,25 @@ func testEnforced(t *testing.T, w *world) {
 	must.False(t, a.Agree) // the sender judges it as well
 	must.Eq(t, []string{"what aws1/w2 enforces is not known: read the data path: no maps"}, a.Flows[0].Differs)
 
+	// The endpoints of the domains that one may read.
+	foreign := api.EndpointStatus{Endpoint: "e-news", Service: fabric.Ref{Domain: "news", Name: "svc"}, Origin: fabric.Origin{Attached: "mq", Consul: "rabbit"}}
+	w2.report(t, api.NodeStatus{Endpoints: []api.EndpointStatus{foreign, svc}, Waiting: []api.WaitingAttachment{{Name: "db", ConsulService: "postgres", Why: "it is not registered"}}})
+	seen := func(client *api.Client) (ids []string, waiting int) {
+		t.Helper()
+		list, err := client.Endpoints(ctx)
+		must.NoError(t, err)
+		for _, e := range list.Endpoints {
+			ids = append(ids, e.Endpoint+" on "+e.Host().String())
+		}
+		return ids, len(list.Waiting)
+	}
+	ids, waiting := seen(reader)
+	must.Eq(t, []string{proxy.Endpoint + " on aws1/w1", svc.Endpoint + " on aws1/w2"}, ids)
+	must.Zero(t, waiting)
+	ids, waiting = seen(w.reader(t, c, "sif-read"))
+	must.Eq(t, []string{proxy.Endpoint + " on aws1/w1", svc.Endpoint + " on aws1/w2", "e-news on aws1/w2"}, ids)
+	must.Eq(t, 1, waiting)
+
 	_, err = ask(reader, "app/svc", "news/svc", 8080)
 	must.StrContains(t, code(t, api.CodeForbidden, err).Message, `may not read domain "news": it has none of the Consul policies or roles sif-read, sif-read-news, sif-operator`)
 	_, err = ask(reader, "app/svc", "app/nobody", 80)

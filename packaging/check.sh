@@ -44,7 +44,7 @@ say "$(wc -l <"$work/sums") packages, the same bytes in both"
 deb=$work/one/sif_${VERSION}_$(dpkg --print-architecture).deb
 root=$work/root
 dpkg-deb -x "$deb" "$root"
-for file in usr/bin/sif usr/libexec/sif/sif-cni usr/lib/systemd/system/sif-{controller,engine,agent,link}.service \
+for file in usr/bin/sif usr/libexec/sif/sif-cni usr/lib/systemd/system/sif-{controller,engine,agent,link,attach@}.service \
   usr/lib/sysusers.d/sif.conf usr/lib/tmpfiles.d/sif.conf etc/logrotate.d/sif usr/share/bash-completion/completions/sif \
   usr/share/zsh/vendor-completions/_sif usr/share/fish/vendor_completions.d/sif.fish usr/share/man/man1/sif.1.gz \
   usr/share/man/man1/sif-agent.1.gz usr/share/doc/sif/copyright usr/share/doc/sif/README.md usr/share/doc/sif/docs/operations.md; do
@@ -66,13 +66,13 @@ done
 [[ $("$root/usr/libexec/sif/sif-cni" 2>&1) == "CNI sif plugin v$VERSION"* ]] || fail "sif-cni does not say its version"
 
 ### The units. systemd before 254 ignores two settings with a warning.
-for unit in controller engine agent link; do
+for unit in controller engine agent link attach@; do
   sed "s|/usr/bin/sif|$root/usr/bin/sif|" "$root/usr/lib/systemd/system/sif-$unit.service" >"$work/sif-$unit.service"
 done
 known="Unknown key '(name )?'?Restart(Steps|MaxDelaySec)'|couldn't retrieve kernel system call list"
 SYSTEMD_UNIT_PATH=$work:/lib/systemd/system systemd-analyze verify --man=no "$work"/sif-*.service >"$work/log" 2>&1 || true
 ! grep -Ev "$known" "$work/log" || fail "systemd-analyze verify"
-for most in controller:15 link:30 engine:54 agent:55; do # tenths: 0 is safe, 100 unsafe
+for most in controller:15 link:30 engine:54 agent:55 attach@:60; do # tenths: 0 is safe, 100 unsafe
   systemd-analyze security --offline=true --no-pager "$work/sif-${most%:*}.service" >"$work/log" 2>&1 || true
   level=$(sed -nE 's/.*Overall exposure level for .*: ([0-9.]+) .*/\1/p' "$work/log")
   say "systemd-analyze security: sif-${most%:*} $level"

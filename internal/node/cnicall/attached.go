@@ -50,13 +50,14 @@ type Process struct {
 // Attached is a workload outside Nomad that is attached on the node.
 type Attached struct {
 	fabric.Attached
-	Attachment   Attachment `json:"attachment"`
-	Registration string     `json:"registration,omitempty"` // see Request
-	Space        Space      `json:"space"`
-	Inode        uint64     `json:"inode"` // of its namespace
-	Endpoint     string     `json:"endpoint"`
-	Process      *Process   `json:"process,omitempty"` // nil: what is in the namespace has the endpoint
-	Since        time.Time  `json:"since"`             // when it was attached
+	Attachment Attachment `json:"attachment"`
+	// Registration is the ID of the registration in Consul that counts; empty: all of the service.
+	Registration string    `json:"registration,omitempty"`
+	Space        Space     `json:"space"`
+	Inode        uint64    `json:"inode"` // of its namespace
+	Endpoint     string    `json:"endpoint"`
+	Process      *Process  `json:"process,omitempty"` // nil: what is in the namespace has the endpoint
+	Since        time.Time `json:"since"`             // when it was attached
 
 	// What it has while it takes part. Waits says why it does not: it has no endpoint then.
 	FabricService fabric.Ref `json:"fabricService,omitzero"`

@@ -37,14 +37,12 @@ type Request struct {
 	IfName      string `json:"ifName,omitempty"`
 	Allocation  string `json:"allocation,omitempty"` // NOMAD_ALLOC_ID
 	VM          bool   `json:"vm,omitempty"`         // ADD: the workload is a virtual machine
-	// Attach is what a workload outside Nomad is, for ADD. Registration is the ID of the
-	// registration in Consul that it stands for; empty: all those with the name of its service.
-	Attach       *fabric.Attached `json:"attach,omitempty"`
-	Registration string           `json:"registration,omitempty"`
-	Space        Space            `json:"space,omitzero"`
-	Process      *Process         `json:"process,omitempty"` // of the node, that has the endpoint
-	Ports        []PortMapping    `json:"ports,omitempty"`
-	Valid        []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
+	// Attach is what a workload outside Nomad is, for ADD, and Space where its namespace is.
+	Attach  *fabric.Attached `json:"attach,omitempty"`
+	Space   Space            `json:"space,omitzero"`
+	Process *Process         `json:"process,omitempty"` // of the node, that has the endpoint
+	Ports   []PortMapping    `json:"ports,omitempty"`
+	Valid   []Attachment     `json:"valid,omitempty"` // GC: the attachments that still exist
 
 	// Patience is how long the caller waits for the answer. ADD uses it for what is coming up.
 	Patience time.Duration `json:"patience,omitempty"`
