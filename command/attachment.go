@@ -26,10 +26,11 @@ import (
 )
 
 const (
-	// callPatience is how long one call of the agent waits, at most: the agent ends a call after 30 s.
+	// callPatience is how long one call of the agent waits, at most: the agent ends a call after
+	// 30 s.
 	callPatience = 20 * time.Second
-	// answerReserve is what the agent keeps of a caller's patience for its answer. lateAnswer is how
-	// long the caller waits for it beyond.
+	// answerReserve is what the agent keeps of a caller's patience for its answer. lateAnswer is
+	// how long the caller waits for it beyond.
 	answerReserve = 3 * time.Second
 	lateAnswer    = 10 * time.Second
 	// attachRetry is how often a call is made again while the agent is not there.

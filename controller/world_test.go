@@ -135,6 +135,9 @@ type running struct {
 // controller leads.
 func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool) *running {
 	t.Helper()
+	if scheduler == nil { // one that has placed nothing
+		scheduler = &fakeScheduler{}
+	}
 	if w.nodePrefix == 0 {
 		w.nodePrefix = fabric.SmallestNodePrefix // the numbers of pools are easy to read
 	}
