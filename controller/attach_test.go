@@ -16,6 +16,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/shoenig/test/must"
+	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -553,4 +554,27 @@ func TestRegistrationOf(t *testing.T) {
 	}
 	must.Len(t, maxInstances, registrationOf("dc1", []*consulapi.AgentService{service("a", 1)}, many).Checks)
 	must.True(t, (*registration)(nil).hash().IsZero())
+}
+
+// What the controller stores of a registration has the hash that was signed, however it is written.
+func TestRegistrationIsKept(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		text := rapid.String()
+		r := &registration{Datacenter: text.Draw(t, "datacenter"), NodeClass: text.Draw(t, "class")}
+		for range rapid.IntRange(0, 2).Draw(t, "services") {
+			r.Services = append(r.Services, fabric.WorkloadService{
+				Name: text.Draw(t, "name"), Tags: rapid.SliceOfN(text, 0, 2).Draw(t, "tags"), Meta: rapid.MapOfN(text, text, 0, 2).Draw(t, "meta"),
+			})
+		}
+		g := grant{Registered: r, admission: fabric.Admission{Registration: r.hash()}}
+		stored, err := json.Marshal(g)
+		must.NoError(t, err)
+		back := grant{admission: g.admission}
+		must.NoError(t, json.Unmarshal(stored, &back))
+		back.bound(time.Now(), fabric.Node{})
+		must.NotNil(t, back.Registered)
+		other := grant{Registered: back.Registered}
+		other.bound(time.Now(), fabric.Node{})
+		must.Nil(t, other.Registered)
+	})
 }

@@ -102,7 +102,7 @@ func (c byCatalog) attest(ctx context.Context, node fabric.Node, req api.Admissi
 		workload: r.of(node.ID()),
 		wanted:   stanza{service: w.Service, originate: w.Originate, respond: w.Respond},
 		checks:   r.Checks, ports: r.Ports,
-		origin:  fabric.Origin{Consul: w.ConsulService, Attached: w.Name},
+		origin:  fabric.Origin{Consul: w.ConsulService, Attached: w.Name, VM: req.VM},
 		unknown: unknown, registered: r,
 	}, nil
 }

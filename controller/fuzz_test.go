@@ -25,7 +25,7 @@ func FuzzRequestBody(f *testing.F) {
 		api.GraphRequest{Domains: domains(testDomain("app")), Guardrails: []fabric.Guardrail{{Name: "g", Deny: []fabric.Denial{{To: fabric.Labels{"domain": "app"}}}}}},
 		api.GraphRequest{RemoveDomains: []string{"app"}, RemoveGuardrails: []string{"g"}},
 		api.RollbackRequest{Revision: 1}, api.DiffRequest{From: 1}, api.ProbeRequest{Tasks: []api.Task{{}}},
-		api.AdmissionRequest{}, api.CertificateRequest{}, api.NodeRequest{}, api.NodeStatus{}, api.TaskResult{},
+		api.AdmissionRequest{}, api.AdmissionRequest{Attached: &fabric.Attached{Name: "db", ConsulService: "db", ConsulNode: "n", Service: "app/db", Respond: []string{"sql"}}}, api.CertificateRequest{}, api.NodeRequest{}, api.NodeStatus{}, api.TaskResult{},
 	} {
 		data, err := json.Marshal(v)
 		must.NoError(f, err)
@@ -35,7 +35,7 @@ func FuzzRequestBody(f *testing.F) {
 		`{"domains":{"a":null}}`, `{"flows":[{}]}`, `{"flows":[null],"endpoints":[null]}`, `{"guardrails":[null]}`, `{"guardrails":[{"deny":[null]}]}`,
 		`{"domains":{"a":{"name":"a","services":[null],"externals":[{"prefixes":[null]}],"contracts":[{"originators":[null],"rules":[null]}],"accepts":[null]}}}`,
 		`{"revision":1e400}`, `{"domains":{"a":{"name":"a"},"a":{"name":"a","mode":"audit"}}}`, strings.Repeat(`{"domains":`, 2000),
-		`{"bindings":[null]}`, `{"bindings":[{"domain":"*","nomad":[null],"consul":[null],"nodes":[null],"outside":[null],"services":[null]}],"removeBindings":["*"]}`,
+		`{"bindings":[null]}`, `{"bindings":[{"domain":"*","nomad":[null],"consul":[null],"nodes":[null],"attach":[null],"outside":[null],"services":[null]}],"removeBindings":["*"]}`,
 		`{"bindings":[{"domain":"app","labels":{"":""},"nomad":[{"namespace":"*","jobs":["a","a",""]}],"outside":[{"prefixes":[null,"10.0.0.1/8"],"ports":["0-65535",null]}]}]}`,
 		`{"dump":{"rules":[{}],"peers":[null],"endpoints":[{"checks":[null]}]}}`,
 	} {
@@ -66,8 +66,22 @@ func FuzzRequestBody(f *testing.F) {
 		try(err)
 		_, err = decode[api.ProbeRequest](request())
 		try(err)
-		_, err = decode[api.AdmissionRequest](request())
+		admission, err := decode[api.AdmissionRequest](request())
 		try(err)
+		if w := admission.Attached; err == nil && w != nil && w.Check() == nil {
+			said := attested{wanted: stanza{service: w.Service, originate: w.Originate, respond: w.Respond}}
+			said.workload = (&registration{Services: []fabric.WorkloadService{{Name: w.ConsulService}}}).of(fabric.NodeID{Zone: "z", Name: "n"})
+			graph := &fabric.Graph{Domains: domains(attachDomain("app")), Bindings: []fabric.Binding{attaches("app", fabric.AttachScope{Services: []string{"db"}, Node: "n"})}}
+			var none *fabric.Compiled
+			compiled, _, _ := none.Next(graph)
+			service, roles, err := (&inForce{graph: graph, documents: compiled.Documents}).role(said)
+			try(err)
+			if err == nil {
+				must.Eq(t, "db", w.ConsulService)
+				must.Eq(t, "app/db", service.String())
+				must.SliceEmpty(t, roles.Originate)
+			}
+		}
 		_, err = decode[api.CertificateRequest](request())
 		try(err)
 		_, err = decode[api.NodeRequest](request())

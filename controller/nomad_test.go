@@ -12,6 +12,7 @@ import (
 	"strings"
 	"testing"
 
+	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 	"github.com/shoenig/test/must"
 
@@ -30,6 +31,9 @@ func TestNomad(t *testing.T) {
 	w := newWorld(t)
 	server, _ := testhost.Nomad(t, `
 name = "IP-10-0-0-1.eu-central-1.Compute.Internal"
+client {
+  node_class = "database"
+}
 acl {
   enabled = true
 }`)
@@ -189,6 +193,21 @@ acl {
 		}
 		return nil
 	})
+
+	// What a node attaches: by the class that its Nomad node has for Nomad, and never under the ID
+	// of an allocation, whether that was admitted or not.
+	_, err = c.operator.Apply(ctx, api.GraphRequest{Domains: domains(attachDomain("shop")), Bindings: []fabric.Binding{attaches("shop", fabric.AttachScope{Services: []string{"db"}, NodeClass: "data*"})}})
+	must.NoError(t, err)
+	w.inConsul(t, consulapi.AgentServiceRegistration{Name: "db", Port: 5432})
+	must.Eq(t, "shop/db", w1.admitted(t, w.attachment(t, 1, 0, 40)).Service.String())
+	for _, allocation := range []string{web, news, stray, foreign} {
+		for n, node := range []*testNode{w1, w2} {
+			req := w.attachment(t, 1, byte(n), 41)
+			req.Allocation = allocation
+			_, err := node.Admit(ctx, req)
+			code(t, api.CodeTaken, err)
+		}
+	}
 
 	// Nothing is admitted while Nomad cannot be reached.
 	_, err = Nomad{Client: func() *nomadapi.Client {

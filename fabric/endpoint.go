@@ -61,7 +61,7 @@ func (o Origin) String() string {
 	var s string
 	switch {
 	case o.Attached != "":
-		return fmt.Sprintf("attached as %s, Consul service %s", o.Attached, o.Consul)
+		s = fmt.Sprintf("attached as %s, Consul service %s", o.Attached, o.Consul)
 	case o.Job == "":
 		return ""
 	case o.Namespace != "" && o.Namespace != DefaultNamespace:
