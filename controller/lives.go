@@ -179,9 +179,12 @@ func (l *lives) all(node fabric.NodeID) api.EndpointLives {
 	return reply
 }
 
-// degraded returns what is wrong, for people.
+// degraded returns what is wrong, for people. Without an endpoint in the scheduler, nothing is.
 func (l *lives) degraded() []string {
-	if err := l.follower.Trouble(); err != nil {
+	l.mu.Lock()
+	none := len(l.nodes) == 0
+	l.mu.Unlock()
+	if err := l.follower.Trouble(); err != nil && !none {
 		return []string{"DNS does not notice what becomes of allocations: " + err.Error()}
 	}
 	return nil

@@ -141,6 +141,9 @@ func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool
 	if w.nodePrefix == 0 {
 		w.nodePrefix = fabric.SmallestNodePrefix // the numbers of pools are easy to read
 	}
+	if scheduler == nil {
+		scheduler = &fakeScheduler{}
+	}
 	source := w.source(t, "controller", w.vault.Controller, wellknown.ControllerRole, fabric.ControllerSPIFFE, net.IPv4(127, 0, 0, 1))
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
