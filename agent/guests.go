@@ -6,7 +6,9 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -192,6 +194,13 @@ func (g *guests) put(hostIf string, r *guest.Responder) {
 	g.open[hostIf] = answering{r, time.Now()}
 }
 
+// names returns the interfaces of the guests that are answered.
+func (g *guests) names() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Collect(maps.Keys(g.open))
+}
+
 // close ends the answers to a guest, if there are any.
 func (g *guests) close(hostIf string) {
 	g.mu.Lock()
@@ -253,7 +262,7 @@ func (a *Agent) answerGuest(ep endpoint, namespace ns.NetNS) error {
 // stops answering where nothing but the answers is left of a namespace, so that the kernel can
 // remove it.
 func (a *Agent) repairGuests() error {
-	var errs []error
+	errs := []error{a.forgetGuests()}
 	for _, ep := range a.settled() {
 		if !ep.VM {
 			continue
@@ -274,6 +283,28 @@ func (a *Agent) repairGuests() error {
 		if err := a.repairWorkload(ep); err != nil {
 			errs = append(errs, fmt.Errorf("answer the guest of endpoint %s: %w", ep.ID, err))
 		}
+	}
+	return errors.Join(errs...)
+}
+
+// forgetGuests ends what a repair made again for a guest that was being detached meanwhile.
+func (a *Agent) forgetGuests() error {
+	names, err := a.data.Guests()
+	if err != nil {
+		return err
+	}
+	names = append(names, a.guests.names()...)
+	known := map[string]bool{}
+	for _, ep := range a.endpoints.all() { // read last: an endpoint is known before it has a guest
+		known[ep.HostIf] = true
+	}
+	var errs []error
+	for _, name := range names {
+		if known[name] {
+			continue
+		}
+		a.guests.close(name)
+		errs = append(errs, a.data.DetachGuest(name))
 	}
 	return errors.Join(errs...)
 }

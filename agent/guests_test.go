@@ -218,6 +218,14 @@ func testGuest(t *testing.T, by bpf.Mechanism) {
 		must.NoError(t, interfaceHook{a}.detach(t.Context(), &detachment{endpoint: ep}))
 		run(workload, "test -z \"$(ip -o link show | grep -E 'tap0|eth0')\"")
 		a.endpoints.remove(ep.Attachment)
+
+		// A repair that ran beside DEL leaves nothing either.
+		run(workload, "ip tuntap add tap0 mode tap; ip link add eth0 type veth peer name x")
+		_, err := a.joinGuest(ep, workload)
+		must.NoError(t, err)
+		must.NoError(t, a.answerGuest(ep, workload))
+		must.NoError(t, a.repairGuests())
+		must.SliceEmpty(t, a.guests.names())
 		names, err := d.Guests()
 		must.NoError(t, err)
 		must.SliceEmpty(t, names)

@@ -35,6 +35,9 @@ func (a *Agent) makeInterfaces(at *attachment) error {
 	ep := &at.endpoint
 	// The runtime calls ADD again after a reboot, or when a namespace was lost: ADD replaces what
 	// was there.
+	if ep.VM {
+		a.endGuest(*ep)
+	}
 	if err := a.dismantle(ep.HostIf); err != nil {
 		return err
 	}
@@ -72,6 +75,7 @@ func (a *Agent) attachPrograms(hostIf string) (missing []string, err error) {
 // dismantle removes an endpoint's interface, and then its programs, also those of a guest: without
 // programs, everything would pass the interface.
 func (a *Agent) dismantle(hostIf string) error {
+	a.guests.close(hostIf)
 	if err := removeVeth(hostIf); err != nil {
 		return err
 	}
