@@ -27,7 +27,7 @@ func (v view) asker(addr netip.Addr) (endpoint, bool) {
 
 // Reach implements dns.View. It applies the one rule to a service. Only health comes from the
 // Consul catalog; endpoints exist if they were admitted.
-func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
+func (v view) Reach(asker netip.Addr, service fabric.Ref, ports bool) dns.Reach {
 	ep, ok := v.asker(asker)
 	if !ok {
 		return dns.Reach{}
@@ -44,12 +44,31 @@ func (v view) Reach(asker netip.Addr, service fabric.Ref) dns.Reach {
 		return reach
 	}
 	for _, other := range v.agent.known(service) {
-		if len(fabric.Grants(id, doc, other.Identity())) == 0 {
+		grants := fabric.Grants(id, doc, other.Identity())
+		if len(grants) == 0 {
 			continue
 		}
-		reach.Endpoints = append(reach.Endpoints, dns.Record{Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: v.agent.handedOut(other)})
+		r := dns.Record{Endpoint: other.Endpoint, Zone: other.Zone, IPv4: other.IPv4, IPv6: other.IPv6, Healthy: v.agent.handedOut(other)}
+		if ports {
+			r.Ports = named(other.Ports, grants)
+		}
+		reach.Endpoints = append(reach.Endpoints, r)
 	}
 	return reach
+}
+
+// named returns the ports with names that grants open, once for each protocol.
+func named(ports []fabric.NamedPort, grants []fabric.Grant) (list []dns.Port) {
+	for _, p := range ports {
+		for _, protocol := range []fabric.Protocol{fabric.TCP, fabric.UDP} {
+			if slices.ContainsFunc(grants, func(g fabric.Grant) bool {
+				return slices.ContainsFunc(g.Rules, func(r fabric.Rule) bool { return r.Matches(protocol, p.Port) })
+			}) {
+				list = append(list, dns.Port{Name: p.Name, Protocol: protocol, Number: p.Port})
+			}
+		}
+	}
+	return list
 }
 
 // instances returns the instances of an external's Consul service that pass their checks and that

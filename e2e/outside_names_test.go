@@ -77,7 +77,7 @@ func refusesName(t *testing.T, w workload, name string, kind uint16) {
 	t.Helper()
 	m, err := question(w, name, kind, atOnce)
 	must.NoError(t, err, must.Sprintf("%s asks for %s", w, name))
-	must.Eq(t, dns.RcodeRefused, m.Rcode, must.Sprintf("%s asks for %s: %v", w, name, m.Answer))
+	must.Eq(t, dns.RcodeNameError, m.Rcode, must.Sprintf("%s asks for %s: %v", w, name, m.Answer))
 }
 
 // namesGraph is getaway's graph with names outside: by the exit of the zone for news, by that of

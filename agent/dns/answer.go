@@ -6,6 +6,8 @@ package dns
 import (
 	"math/rand/v2"
 	"net/netip"
+	"slices"
+	"strings"
 
 	miekg "github.com/miekg/dns"
 
@@ -18,9 +20,18 @@ const ttl = 1
 
 // Record is an endpoint of a service.
 type Record struct {
+	Endpoint   string // its ID, a label of DNS; may be empty
 	Zone       string
 	IPv4, IPv6 netip.Addr // either may be zero
 	Healthy    bool
+	Ports      []Port // that the asker may reach, if they were asked for
+}
+
+// Port is a port of an endpoint that has a name.
+type Port struct {
+	Name     string // a label of DNS without its underscore, in lower case
+	Protocol fabric.Protocol
+	Number   uint16
 }
 
 // Reach is what an asker may know about a service.
@@ -37,8 +48,9 @@ type Reach struct {
 type View interface {
 	// Known reports whether asker is the address of one of the node's endpoints.
 	Known(asker netip.Addr) bool
-	// Reach returns what asker, which is Known, may know about a service.
-	Reach(asker netip.Addr, service fabric.Ref) Reach
+	// Reach returns what asker, which is Known, may know about a service, with the ports of its
+	// endpoints if so wanted.
+	Reach(asker netip.Addr, service fabric.Ref, ports bool) Reach
 	// Owner returns the service and zone of the endpoint with an address, if asker, which is Known,
 	// may open flows to it or is that endpoint itself.
 	Owner(asker, address netip.Addr) (service fabric.Ref, zone string, ok bool)
@@ -83,7 +95,7 @@ func (a authority) answer(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome
 		resp.Answer = []miekg.RR{soa()}
 		return resp, Answered
 	}
-	records, exists := a.lookup(asker, q.Name)
+	name, records, exists := a.lookup(asker, q.Name)
 	if !exists {
 		resp.Rcode = miekg.RcodeNameError
 		resp.Ns = []miekg.RR{soa()}
@@ -91,11 +103,10 @@ func (a authority) answer(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome
 	}
 	rand.Shuffle(len(records), func(i, j int) { records[i], records[j] = records[j], records[i] })
 	for _, r := range records {
-		if r.IPv4.Is4() && (q.Qtype == miekg.TypeA || q.Qtype == miekg.TypeANY) {
-			resp.Answer = append(resp.Answer, &miekg.A{Hdr: header(q.Name, miekg.TypeA), A: r.IPv4.AsSlice()})
-		}
-		if r.IPv6.Is6() && (q.Qtype == miekg.TypeAAAA || q.Qtype == miekg.TypeANY) {
-			resp.Answer = append(resp.Answer, &miekg.AAAA{Hdr: header(q.Name, miekg.TypeAAAA), AAAA: r.IPv6.AsSlice()})
+		if name.port.asked {
+			services(resp, q, name, r)
+		} else {
+			resp.Answer = append(resp.Answer, r.addresses(q.Name, q.Qtype)...)
 		}
 	}
 	if len(resp.Answer) == 0 {
@@ -104,24 +115,58 @@ func (a authority) answer(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome
 	return resp, Answered
 }
 
-// lookup returns the healthy endpoints of a name, and whether the name exists for the asker. The
-// caller may modify the slice.
-func (a authority) lookup(asker netip.Addr, qname string) ([]Record, bool) {
+// addresses returns the records of a type with the addresses of an endpoint.
+func (r Record) addresses(name string, qtype uint16) (list []miekg.RR) {
+	if r.IPv4.Is4() && (qtype == miekg.TypeA || qtype == miekg.TypeANY) {
+		list = append(list, &miekg.A{Hdr: header(name, miekg.TypeA), A: r.IPv4.AsSlice()})
+	}
+	if r.IPv6.Is6() && (qtype == miekg.TypeAAAA || qtype == miekg.TypeANY) {
+		list = append(list, &miekg.AAAA{Hdr: header(name, miekg.TypeAAAA), AAAA: r.IPv6.AsSlice()})
+	}
+	return list
+}
+
+// services adds to an answer where an endpoint has the ports of a name, and its addresses. All have
+// the same priority and weight: any of them will do.
+func services(resp *miekg.Msg, q miekg.Question, name serviceName, r Record) {
+	if q.Qtype != miekg.TypeSRV && q.Qtype != miekg.TypeANY || r.Endpoint == "" || name.port.name == "" {
+		return
+	}
+	target := strings.Join([]string{r.Endpoint, r.Zone, name.service.Name, name.service.Domain, apex}, ".")
+	some := false
+	for _, p := range r.Ports {
+		if name.port.matches(p) {
+			resp.Answer = append(resp.Answer, &miekg.SRV{Hdr: header(q.Name, miekg.TypeSRV), Priority: 1, Weight: 1, Port: p.Number, Target: target})
+			some = true
+		}
+	}
+	if some {
+		resp.Extra = append(resp.Extra, r.addresses(target, miekg.TypeANY)...)
+	}
+}
+
+// lookup returns the healthy endpoints that a name stands for, and whether the name exists for the
+// asker. The caller may modify the slice.
+func (a authority) lookup(asker netip.Addr, qname string) (serviceName, []Record, bool) {
 	name, ok := parseName(qname)
 	if !ok {
-		return nil, false
+		return name, nil, false
 	}
-	reach := a.view.Reach(asker, name.service)
+	reach := a.view.Reach(asker, name.service, name.port.asked)
 	if !reach.Allowed {
-		return nil, false
+		return name, nil, false
 	}
-	zone, exists := name.zone, name.zone == ""
+	endpoints := reach.Endpoints
+	if name.port.asked {
+		endpoints = slices.DeleteFunc(slices.Clone(endpoints), func(r Record) bool { return !slices.ContainsFunc(r.Ports, name.port.matches) })
+	}
+	zone, exists := name.zone, name.zone == "" && (!name.port.asked || len(endpoints) > 0)
 	if zone == "" {
-		zone = a.nearest(reach.Endpoints)
+		zone = a.nearest(endpoints)
 	}
 	var records []Record
-	for _, r := range reach.Endpoints {
-		if r.Zone != zone {
+	for _, r := range endpoints {
+		if r.Zone != zone || name.endpoint != "" && name.endpoint != r.Endpoint {
 			continue
 		}
 		exists = true
@@ -129,7 +174,7 @@ func (a authority) lookup(asker netip.Addr, qname string) ([]Record, bool) {
 			records = append(records, r)
 		}
 	}
-	return records, exists
+	return name, records, exists
 }
 
 // nearest returns the nearest zone with a healthy endpoint: the node's own, else the first by name.

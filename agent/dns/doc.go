@@ -9,6 +9,13 @@
 //	<service>.<domain>.sif         the healthy endpoints of the nearest zone that has any
 //	<zone>.<service>.<domain>.sif  the healthy endpoints of that zone
 //
+//	<endpoint>.<zone>.<service>.<domain>.sif      one endpoint, by its ID, while it is healthy
+//	_<port>._tcp.[<zone>.]<service>.<domain>.sif  where these have a port of that name, as SRV
+//	                                              records with the names above; _udp likewise
+//
+// Ports have the names that the workload's job gives them. They exist as far as a contract lets the
+// asker reach them, by the protocol that is asked for. All have the same priority and weight.
+//
 // The nearest zone is the asker's own; the others follow in the order of their names. The answer
 // has all healthy endpoints of the zone in random order, as A and AAAA records with a TTL of one
 // second, so that changes take effect quickly.

@@ -31,24 +31,64 @@ func inApexOfSearch(name string) bool {
 
 // serviceName is a parsed name under the apex.
 type serviceName struct {
-	service fabric.Ref
-	zone    string // if empty, the nearest zone with a healthy endpoint
+	service  fabric.Ref
+	zone     string // if empty, the nearest zone with a healthy endpoint
+	endpoint string // if set, this endpoint of the zone alone
+	port     portName
 }
 
-// parseName parses "<service>.<domain>.sif." and "<zone>.<service>.<domain>.sif.", ignoring case.
-// It returns false for any other name.
+// portName names ports in the form of RFC 2782. The zero value names none.
+type portName struct {
+	protocol fabric.Protocol
+	name     string // without the underscore; empty: above the names of ports
+	asked    bool
+}
+
+// matches reports whether a port is one of those that are named.
+func (n portName) matches(p Port) bool {
+	return p.Protocol == n.protocol && (n.name == "" || p.Name == n.name)
+}
+
+// protocols are those that a name of a port can have.
+var protocols = map[string]fabric.Protocol{"_tcp": fabric.TCP, "_udp": fabric.UDP}
+
+// parseName parses the names of services, of endpoints and of ports that the package comment lists,
+// ignoring case. It returns false for any other name.
 func parseName(name string) (serviceName, bool) {
 	labels := miekg.SplitDomainName(strings.ToLower(name))
-	if n := len(labels); n != 3 && n != 4 || labels[n-1]+"." != apex {
+	if n := len(labels); n == 0 || labels[n-1]+"." != apex {
 		return serviceName{}, false
 	}
 	labels = labels[:len(labels)-1]
+	var n serviceName
+	for _, i := range []int{1, 0} { // a port may have the name of a protocol
+		if i >= len(labels) {
+			continue
+		}
+		protocol, ok := protocols[labels[i]]
+		if !ok {
+			continue
+		}
+		n.port = portName{protocol: protocol, asked: true}
+		if i == 1 {
+			if n.port.name, ok = strings.CutPrefix(labels[0], "_"); !ok || n.port.name == "" {
+				return serviceName{}, false
+			}
+		}
+		labels = labels[i+1:]
+		break
+	}
+	if len(labels) == 4 && !n.port.asked {
+		n.endpoint, labels = labels[0], labels[1:]
+	}
+	if len(labels) != 2 && len(labels) != 3 {
+		return serviceName{}, false
+	}
 	for _, l := range labels {
 		if fabric.CheckName(l) != nil {
 			return serviceName{}, false
 		}
 	}
-	var n serviceName
 	if len(labels) == 3 {
 		n.zone, labels = labels[0], labels[1:]
 	}

@@ -6,6 +6,7 @@ package dns
 import (
 	"context"
 	"net/netip"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -29,7 +30,9 @@ func (w *world) Resolve(_ context.Context, _ netip.Addr, qname string, qtype uin
 	switch {
 	case name == "slow.example":
 		<-w.release
-	case name != "www.example.com":
+	case name == "any.example":
+		return query.Reply{Code: miekg.RcodeRefused, Answer: resolve.Answer{Extended: miekg.ExtendedErrorCodeNotSupported}}
+	case name != "www.example.com" && (!strings.HasSuffix(name, ".corp.example") || strings.HasPrefix(name, "other.")):
 		return query.Refusal(ref("app/proxy"), qname)
 	}
 	addr := netip.MustParseAddr("192.0.2.1")
@@ -71,7 +74,7 @@ func TestOutsideAnswers(t *testing.T) {
 	req = question("other.example.com.", miekg.TypeA)
 	resp, _ = s.respond(proxy, req)
 	finish(req, resp, true)
-	must.Eq(t, miekg.RcodeRefused, resp.Rcode)
+	must.Eq(t, miekg.RcodeNameError, resp.Rcode)
 	must.Nil(t, resp.IsEdns0())
 
 	req.SetEdns0(4096, true)
@@ -83,6 +86,13 @@ func TestOutsideAnswers(t *testing.T) {
 	e := resp.IsEdns0().Option[0].(*miekg.EDNS0_EDE)
 	must.Eq(t, miekg.ExtendedErrorCodeProhibited, e.InfoCode)
 	must.StrContains(t, e.ExtraText, "no contract of app/proxy names other.example.com.")
+}
+
+// A question that is refused for what it asks is not answered as if there were no such name.
+func TestOutsideRefusesTypes(t *testing.T) {
+	resp, outcome := testServer(testGraph).respond(proxy, question("any.example.", miekg.TypeANY))
+	must.Eq(t, miekg.RcodeRefused, resp.Rcode)
+	must.Eq(t, NotGranted, outcome)
 }
 
 // A workload whose questions hang cannot block those of others.

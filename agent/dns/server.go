@@ -48,6 +48,11 @@ const (
 	outsideTTL = 5 * time.Second
 )
 
+// notGranted is the answer about an outside name that no contract names; an extended error says so.
+// REFUSED would not end a resolver's search: glibc asks the next server, and gives up the whole
+// search if the name was one of its search list; musl waits until its time is over.
+const notGranted = miekg.RcodeNameError
+
 // Outside answers questions about names outside .sif, by what policy grants an asker.
 type Outside interface {
 	// Resolve answers a question of asker, which is Known. qname is in presentation form. The code
@@ -213,10 +218,13 @@ func (s *Server) resolve(asker netip.Addr, req *miekg.Msg) (*miekg.Msg, Outcome)
 	defer cancel()
 	r := s.outside.Resolve(ctx, asker, req.Question[0].Name, req.Question[0].Qtype)
 	outcome := Resolved
-	switch r.Code {
-	case miekg.RcodeRefused:
+	switch {
+	case r.Code == miekg.RcodeRefused:
 		outcome = NotGranted
-	case miekg.RcodeServerFailure:
+		if r.Extended == miekg.ExtendedErrorCodeProhibited {
+			r.Code = notGranted
+		}
+	case r.Code == miekg.RcodeServerFailure:
 		outcome = Failed
 	}
 	return r.Message(req, outsideTTL, s.now()), outcome
@@ -242,6 +250,13 @@ func finish(req, resp *miekg.Msg, isUDP bool) {
 		}
 	case resp.Rcode > 0xf: // needs EDNS
 		resp.Rcode = miekg.RcodeServerFailure
+	}
+	// Addresses of targets are asked for if they are missing: an answer is whole without them.
+	beside := func(rr miekg.RR) bool { return rr.Header().Rrtype != miekg.TypeOPT }
+	if slices.ContainsFunc(resp.Extra, beside) {
+		if resp.Compress = true; resp.Len() > size {
+			resp.Extra = slices.DeleteFunc(resp.Extra, beside)
+		}
 	}
 	resp.Truncate(size)
 }

@@ -4,12 +4,14 @@
 package dns
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/go-hclog"
 	miekg "github.com/miekg/dns"
 	"github.com/shoenig/test/must"
@@ -23,8 +25,14 @@ type graph map[netip.Addr]map[fabric.Ref][]Record
 
 func (g graph) Known(asker netip.Addr) bool { _, ok := g[asker]; return ok }
 
-func (g graph) Reach(asker netip.Addr, service fabric.Ref) Reach {
+func (g graph) Reach(asker netip.Addr, service fabric.Ref, ports bool) Reach {
 	records, ok := g[asker][service]
+	if !ports {
+		records = slices.Clone(records)
+		for i := range records {
+			records[i].Ports = nil
+		}
+	}
 	return Reach{Allowed: ok, Endpoints: records}
 }
 
@@ -56,6 +64,14 @@ func record(zone, v4, v6 string, healthy bool) Record {
 	return r
 }
 
+func tcp(name string, port uint16) Port { return Port{name, fabric.TCP, port} }
+
+func ported(endpoint, zone string, n byte, healthy bool, ports ...Port) Record {
+	r := record(zone, fmt.Sprintf("100.64.20.%d", n), fmt.Sprintf("fd5f:20::%x", n), healthy)
+	r.Endpoint, r.Ports = endpoint, ports
+	return r
+}
+
 func ref(s string) fabric.Ref {
 	r, err := fabric.ParseRef(s)
 	if err != nil {
@@ -76,6 +92,12 @@ var testGraph = graph{
 			record("west", "100.64.5.2", "fd5f:5::2", true),
 			record("aws1", "100.64.1.9", "fd5f:1::9", false),
 			record("gcp1", "100.64.3.9", "fd5f:3::9", true),
+		},
+		ref("app/ported"): {
+			ported("11111111-0000-4000-8000-000000000001", "aws1", 1, true, tcp("http", 8080), tcp("admin", 9000), Port{"dns", fabric.UDP, 53}, tcp("dns", 53)),
+			ported("11111111-0000-4000-8000-000000000002", "aws1", 2, true, tcp("http", 8081)),
+			ported("11111111-0000-4000-8000-000000000003", "aws1", 3, false, tcp("http", 8082), tcp("tcp", 1)),
+			ported("11111111-0000-4000-8000-000000000004", "gcp1", 4, true, tcp("http", 8083), tcp("http", 8084), tcp("far", 70)),
 		},
 		ref("app/sick"):   {record("aws1", "100.64.1.7", "fd5f:1::7", false)},
 		ref("app/nobody"): nil,
@@ -144,11 +166,11 @@ func TestRespond(t *testing.T) {
 		{"the apex", "sif.", miekg.TypeA, miekg.RcodeSuccess, []string{}, Empty},
 		{"the apex's SOA", "SIF.", miekg.TypeSOA, miekg.RcodeSuccess, []string{}, Answered},
 		{"a transfer", "sif.", miekg.TypeAXFR, miekg.RcodeRefused, []string{}, Refused},
-		{"outside, not granted", "example.com.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
-		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
-		{"outside, of the apex's name", "sif.example.com.", miekg.TypeA, miekg.RcodeRefused, []string{}, NotGranted},
-		{"an outside address", "1.2.0.192.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, []string{}, NotGranted},
-		{"addresses of the fabric and others", "100.in-addr.arpa.", miekg.TypeNS, miekg.RcodeRefused, []string{}, NotGranted},
+		{"outside, not granted", "example.com.", miekg.TypeA, miekg.RcodeNameError, []string{}, NotGranted},
+		{"outside, looks alike", "svc.app.notsif.", miekg.TypeA, miekg.RcodeNameError, []string{}, NotGranted},
+		{"outside, of the apex's name", "sif.example.com.", miekg.TypeA, miekg.RcodeNameError, []string{}, NotGranted},
+		{"an outside address", "1.2.0.192.in-addr.arpa.", miekg.TypePTR, miekg.RcodeNameError, []string{}, NotGranted},
+		{"addresses of the fabric and others", "100.in-addr.arpa.", miekg.TypeNS, miekg.RcodeNameError, []string{}, NotGranted},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			req := question(tc.name, tc.qtype)
@@ -169,6 +191,83 @@ func TestRespond(t *testing.T) {
 				must.True(t, strings.EqualFold(tc.name, rr.Header().Name))
 			}
 		})
+	}
+}
+
+// Ports are found by their names, as far as the asker may reach them, and each answer brings the
+// addresses of its targets along.
+func TestRespondPorts(t *testing.T) {
+	const id = "11111111-0000-4000-8000-00000000000"
+	for _, tc := range []struct {
+		what, name string
+		qtype      uint16
+		rcode      int
+		want       []string
+	}{
+		{"of the nearest zone", "_http._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, []string{"8080 " + id + "1.aws1", "8081 " + id + "2.aws1"}},
+		{"in any case", "_HTTP._Tcp.Ported.app.SIF.", miekg.TypeSRV, miekg.RcodeSuccess, []string{"8080 " + id + "1.aws1", "8081 " + id + "2.aws1"}},
+		{"any type", "_admin._tcp.ported.app.sif.", miekg.TypeANY, miekg.RcodeSuccess, []string{"9000 " + id + "1.aws1"}},
+		{"of a zone, two under one name", "_http._tcp.gcp1.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, []string{"8083 " + id + "4.gcp1", "8084 " + id + "4.gcp1"}},
+		{"the nearest zone that has it", "_far._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, []string{"70 " + id + "4.gcp1"}},
+		{"UDP", "_dns._udp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, []string{"53 " + id + "1.aws1"}},
+		{"another protocol", "_http._udp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"not in this zone", "_admin._tcp.gcp1.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"of an endpoint that is not healthy", "_tcp._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, nil},
+		{"above the names", "_tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeSuccess, nil},
+		{"above none", "_udp.sick.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"addresses of a port", "_http._tcp.ported.app.sif.", miekg.TypeA, miekg.RcodeSuccess, nil},
+		{"no such port", "_nothing._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"no such protocol", "_http._sctp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"without its underscore", "http._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"an empty name", "_._tcp.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"of an endpoint", "_http._tcp." + id + "1.aws1.ported.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"of a service that has none", "_http._tcp.svc.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"of a service that it may not reach", "_http._tcp.secret.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+		{"of a service without endpoints", "_http._tcp.nobody.app.sif.", miekg.TypeSRV, miekg.RcodeNameError, nil},
+	} {
+		t.Run(tc.what, func(t *testing.T) {
+			s := testServer(testGraph)
+			resp, _ := s.respond(proxy, question(tc.name, tc.qtype))
+			must.Eq(t, tc.rcode, resp.Rcode)
+			var got []string
+			for _, rr := range resp.Answer {
+				srv := rr.(*miekg.SRV)
+				must.Eq(t, [2]uint16{1, 1}, [2]uint16{srv.Priority, srv.Weight})
+				must.Eq(t, ttl, srv.Hdr.Ttl)
+				got = append(got, fmt.Sprintf("%d %s", srv.Port, strings.TrimSuffix(srv.Target, ".ported.app.sif.")))
+				target, _ := s.respond(proxy, question(srv.Target, miekg.TypeANY))
+				must.Len(t, 2, target.Answer)
+				for _, a := range target.Answer {
+					must.SliceContains(t, resp.Extra, a, must.Cmp(cmp.Comparer(func(a, b miekg.RR) bool { return a.String() == b.String() })))
+				}
+			}
+			slices.Sort(got)
+			must.Eq(t, tc.want, got)
+			must.Eq(t, len(got) == 0, len(resp.Extra) == 0)
+		})
+	}
+}
+
+// An endpoint's own name has its addresses while it is healthy.
+func TestRespondEndpoint(t *testing.T) {
+	const id = "11111111-0000-4000-8000-00000000000"
+	for _, tc := range []struct {
+		name  string
+		rcode int
+		want  []string
+	}{
+		{id + "1.aws1.ported.app.sif.", miekg.RcodeSuccess, []string{"100.64.20.1"}},
+		{strings.ToUpper(id) + "4.GCP1.ported.app.sif.", miekg.RcodeSuccess, []string{"100.64.20.4"}},
+		{id + "3.aws1.ported.app.sif.", miekg.RcodeSuccess, []string{}},
+		{id + "4.aws1.ported.app.sif.", miekg.RcodeNameError, []string{}},
+		{id + "9.aws1.ported.app.sif.", miekg.RcodeNameError, []string{}},
+		{id + "1.aws1.svc.app.sif.", miekg.RcodeNameError, []string{}},
+		{id + "1.ported.app.sif.", miekg.RcodeNameError, []string{}},
+		{"x." + id + "1.aws1.ported.app.sif.", miekg.RcodeNameError, []string{}},
+	} {
+		resp, _ := testServer(testGraph).respond(proxy, question(tc.name, miekg.TypeA))
+		must.Eq(t, tc.rcode, resp.Rcode, must.Sprint(tc.name))
+		must.Eq(t, tc.want, addresses(resp), must.Sprint(tc.name))
 	}
 }
 
@@ -200,14 +299,14 @@ func TestRespondReverse(t *testing.T) {
 		{"the gateway, IPv6", reverse("fe80::1"), miekg.TypePTR, miekg.RcodeNameError, "", NoName},
 		{"above addresses", "1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeSuccess, "", Empty},
 		{"above addresses, IPv6", "0.0.0.0.f.5.d.f.ip6.arpa.", miekg.TypeNS, miekg.RcodeSuccess, "", Empty},
-		{"an outside address", reverse("192.0.2.1"), miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
-		{"not an address", "x.2.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
-		{"a number in another form", "03.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
-		{"too many labels", "1.3.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeRefused, "", NotGranted},
+		{"an outside address", reverse("192.0.2.1"), miekg.TypePTR, miekg.RcodeNameError, "", NotGranted},
+		{"not an address", "x.2.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeNameError, "", NotGranted},
+		{"a number in another form", "03.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeNameError, "", NotGranted},
+		{"too many labels", "1.3.1.64.100.in-addr.arpa.", miekg.TypePTR, miekg.RcodeNameError, "", NotGranted},
 		{"a search suffix", "svc.app.sif.example.com.", miekg.TypeA, miekg.RcodeNameError, "", NoName},
 		{"a search suffix of one label", "gcp1.svc.app.SIF.local.", miekg.TypeAAAA, miekg.RcodeNameError, "", NoName},
-		{"outside", "www.example.org.", miekg.TypeA, miekg.RcodeRefused, "", NotGranted},
-		{"outside, the root", ".", miekg.TypeNS, miekg.RcodeRefused, "", NotGranted},
+		{"outside", "www.example.org.", miekg.TypeA, miekg.RcodeNameError, "", NotGranted},
+		{"outside, the root", ".", miekg.TypeNS, miekg.RcodeNameError, "", NotGranted},
 	} {
 		t.Run(tc.what, func(t *testing.T) {
 			resp, outcome := s.respond(proxy, question(tc.name, tc.qtype))
@@ -306,7 +405,8 @@ func TestAnswerOrder(t *testing.T) {
 func manyEndpoints(n int) graph {
 	var records []Record
 	for i := range n {
-		records = append(records, Record{Zone: "aws1", Healthy: true,
+		records = append(records, Record{
+			Endpoint: fmt.Sprintf("%08d-0000-4000-8000-000000000000", i), Ports: []Port{tcp("http", 8080)}, Zone: "aws1", Healthy: true,
 			IPv4: netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}), IPv6: netip.MustParseAddr("fd5f::1")})
 	}
 	return graph{proxy: {ref("app/svc"): records}}
@@ -345,6 +445,26 @@ func TestTruncation(t *testing.T) {
 	}
 }
 
+// What does not fit is left out of the additional section first, where it is not missed.
+func TestTruncationOfPorts(t *testing.T) {
+	for _, tc := range []struct {
+		endpoints      int
+		udp, truncated bool
+	}{{3, true, false}, {11, true, false}, {300, true, true}, {300, false, false}} {
+		s := testServer(manyEndpoints(tc.endpoints))
+		req := question("_http._tcp.svc.app.sif.", miekg.TypeSRV).SetEdns0(maxUDP, false)
+		resp, outcome := s.respond(proxy, req)
+		must.Eq(t, Answered, outcome)
+		finish(req, resp, tc.udp)
+		raw, err := resp.Pack()
+		must.NoError(t, err)
+		must.Eq(t, tc.truncated, resp.Truncated, must.Sprint(tc.endpoints, tc.udp, len(raw)))
+		must.Eq(t, !tc.truncated, len(resp.Answer) == tc.endpoints, must.Sprint(len(resp.Answer)))
+		must.True(t, !tc.udp || len(raw) <= maxUDP)
+		must.NotNil(t, resp.IsEdns0())
+	}
+}
+
 // To any query, the response can be sent, is to that query, and has only addresses that the asker
 // may reach.
 func FuzzRespond(f *testing.F) {
@@ -352,6 +472,8 @@ func FuzzRespond(f *testing.F) {
 		question("svc.app.sif.", miekg.TypeA), question("gcp1.svc.app.sif.", miekg.TypeAAAA),
 		question("sif.", miekg.TypeSOA), question("example.com.", miekg.TypeA).SetEdns0(4096, true),
 		question(`s\000vc.app.sif.`, miekg.TypeANY), question(`svc\.app.sif.`, miekg.TypeA), question(".", miekg.TypeNS),
+		question("_http._tcp.ported.app.sif.", miekg.TypeSRV), question("_dns._udp.aws1.ported.app.sif.", miekg.TypeANY),
+		question("11111111-0000-4000-8000-000000000001.aws1.ported.app.sif.", miekg.TypeA), question("_tcp._tcp.ported.app.sif.", miekg.TypeSRV),
 		question("3.1.64.100.in-addr.arpa.", miekg.TypePTR), question("svc.app.sif.example.com.", miekg.TypeA),
 	} {
 		raw, err := m.Pack()
@@ -377,6 +499,11 @@ func FuzzRespond(f *testing.F) {
 		if resp.Id != req.Id || !resp.Response {
 			t.Fatalf("not an answer to %v: %v", req, resp)
 		}
+		for _, rr := range resp.Extra {
+			if rr.Header().Rrtype != miekg.TypeOPT && !strings.HasSuffix(rr.Header().Name, ".ported.app.sif.") {
+				t.Fatalf("%v is not asked for", rr)
+			}
+		}
 		if stray, _ := s.respond(stranger, req); len(stray.Answer)+len(stray.Ns) > 0 {
 			t.Fatalf("a stranger was told %v", stray)
 		}
@@ -384,6 +511,12 @@ func FuzzRespond(f *testing.F) {
 			n := strings.ToLower(rr.Header().Name)
 			if rr.Header().Rrtype == miekg.TypePTR && strings.HasSuffix(n, ".arpa.") {
 				continue
+			}
+			if srv, ok := rr.(*miekg.SRV); ok {
+				// Whoever is sent somewhere finds it there, and may go there.
+				if target, _ := s.respond(proxy, question(srv.Target, miekg.TypeANY)); len(target.Answer) == 0 || srv.Port == 0 {
+					t.Fatalf("%v leads nowhere", srv)
+				}
 			}
 			if n != apex && !strings.HasSuffix(n, ".app.sif.") && n != "www.example.com." {
 				t.Fatalf("%q has an address", n)
