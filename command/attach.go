@@ -26,6 +26,7 @@ import (
 type AttachCommand struct {
 	Meta
 	attachOptions
+	hostOptions
 	pid   int
 	netns string
 }
@@ -57,6 +58,17 @@ Usage: sif attach [options] -consul-service=<service> <name>
   container that was started without a network, for instance. A unit attaches
   with sif-attach@<name>.service, and a single program with sif run.
 
+  With -host, the endpoint is that of a process that stays in the machine's own
+  namespace. What comes to it on the ports of -port is led to the process, which
+  sees an internal address instead of its peer's. What processes of a cgroup
+  send to the fabric, or to what their contracts name outside, leaves by it:
+
+      $ sif attach -host -consul-service=postgres -port=5432 \
+          -unit=postgresql.service db
+
+  All else of the process goes the machine's way: the fabric does not confine a
+  process of the host. docs/attach.md has what is guaranteed, and what is not.
+
   A call with the arguments of an earlier one changes nothing; other arguments
   for a name that is attached are refused. What cannot be attached leaves
   nothing behind. /etc/netns/<name>/resolv.conf names the fabric's resolver,
@@ -72,7 +84,7 @@ func (c *AttachCommand) options() []*flag.FlagSet {
 	o.IntVar(&c.pid, "pid", 0, "Attach the network namespace of the process with this `PID`, such as that of a container.")
 	o.StringVar(&c.netns, "netns", "", "Attach the network namespace at this `path`.")
 	c.jsonOption(o, "Print the attachment in JSON.")
-	return []*flag.FlagSet{c.attachOptions.options(), o}
+	return []*flag.FlagSet{c.attachOptions.options(), c.hostOptions.options(), o}
 }
 
 func (c *AttachCommand) arguments() arguments {
@@ -95,6 +107,16 @@ func (c *AttachCommand) run(ctx context.Context, args []string) error {
 	}
 	if c.pid < 0 {
 		return usagef("-pid=%d is no process.", c.pid)
+	}
+	if c.host && (c.pid != 0 || c.netns != "") {
+		return usagef("-host makes the endpoint's namespace, and goes without -pid and -netns.")
+	}
+	if c.attachOptions.process, err = c.hostOptions.process(); err != nil {
+		var usage usageError
+		if errors.As(err, &usage) {
+			return err
+		}
+		return fmt.Errorf("attaching %q: %w", w.Name, err)
 	}
 	if err := requireRoot(); err != nil {
 		return fmt.Errorf("attaching %q: %w", w.Name, err)
@@ -177,7 +199,7 @@ func (c *AttachCommand) mayAttachAgain(before cnicall.Attached, w fabric.Attache
 	case !before.Attachment.ByHand():
 		return fmt.Errorf("the name is taken, by container %s: choose another one", before.Attachment.ContainerID)
 	case before.ConsulService != w.ConsulService || before.Service != w.Service ||
-		!slices.Equal(before.Originate, w.Originate) || !slices.Equal(before.Respond, w.Respond):
+		!slices.Equal(before.Originate, w.Originate) || !slices.Equal(before.Respond, w.Respond) || processText(before.Process) != processText(c.attachOptions.process):
 		return fmt.Errorf("the name is taken: it is attached with %s; detach it first, with: sif detach %s", flagsOf(before), w.Name)
 	case before.Space.Owner != 0:
 		return fmt.Errorf("the name is taken, by sif run (process %d): choose another one", before.Space.Owner)
@@ -192,6 +214,9 @@ func flagsOf(a cnicall.Attached) string {
 		if o[1] != "" {
 			text = append(text, "-"+o[0]+"="+o[1])
 		}
+	}
+	if a.Process != nil {
+		text = append(text, processText(a.Process))
 	}
 	return strings.Join(text, " ")
 }
@@ -256,6 +281,9 @@ func attachmentText(a attachment) string {
 	rows := [][]string{
 		{"Name", a.Name}, {"Endpoint", a.Endpoint}, {"Service", serviceText(a.FabricService)},
 		{"IPv4", addressText(a.IPv4)}, {"IPv6", addressText(a.IPv6)}, {"Namespace", a.Space.Path},
+	}
+	if a.Process != nil {
+		rows = append(rows, []string{"Process", processText(a.Process)})
 	}
 	if a.Resolver != "" {
 		rows = append(rows, []string{"Resolver", a.Resolver})

@@ -89,6 +89,7 @@ type attachOptions struct {
 	consul, service    string
 	originate, respond string // separated by commas
 	wait               time.Duration
+	process            *cnicall.Process // of the machine's own namespace, that gets the endpoint; nil: none
 }
 
 func (a *attachOptions) options() *flag.FlagSet {
@@ -150,7 +151,7 @@ func (a *attachOptions) hand(ctx context.Context, w fabric.Attached, f *os.File,
 	for {
 		left := min(max(time.Until(until), 0), callPatience)
 		call, cancel := context.WithTimeout(ctx, left+lateAnswer)
-		r := cnicall.Request{Command: "ADD", ContainerID: at.ContainerID, IfName: at.IfName, Attach: &w, Space: space, Namespace: f}
+		r := cnicall.Request{Command: "ADD", ContainerID: at.ContainerID, IfName: at.IfName, Attach: &w, Space: space, Process: a.process, Namespace: f}
 		if left > 0 {
 			r.Patience = left + answerReserve
 		}

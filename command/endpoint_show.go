@@ -7,6 +7,7 @@ import (
 	"context"
 	"flag"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -108,6 +109,32 @@ func endpointText(e api.Endpoint, now time.Time) string {
 	for _, k := range e.Checks {
 		rows = append(rows, []string{"Check", fmt.Sprintf("%s/%d", k.Protocol, k.Port)})
 	}
+	if p := e.Process; p != nil {
+		rows = append(rows, []string{"Process", hostProcessText(*p)})
+	}
 	table(&b, rows)
 	return b.String()
+}
+
+// hostProcessText says what a process of its node has of the endpoint.
+func hostProcessText(p api.Process) string {
+	var parts []string
+	for _, port := range p.Ports {
+		if slices.Contains(p.Silent, port) {
+			port += " (nobody listens)"
+		}
+		parts = append(parts, port)
+	}
+	text := "of the node"
+	if len(parts) > 0 {
+		text += ", reached on " + strings.Join(parts, ", ")
+	}
+	if p.Cgroup == "" {
+		return text + ", sends nothing by the endpoint"
+	}
+	text += ", sends as cgroup " + p.Cgroup
+	if p.NoCgroup {
+		text += " (which does not exist now)"
+	}
+	return text
 }

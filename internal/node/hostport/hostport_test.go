@@ -84,7 +84,7 @@ func TestProcessStartsLater(t *testing.T) {
 
 func TestOutbound(t *testing.T) {
 	s := newSite(t)
-	group := s.cgroup("sif-test-hostport/db")
+	group := s.cgroup("sif-test-hostport-out/db")
 	for _, n := range []string{"tcp", "udp"} {
 		defer s.serve(s.workload, n, ":80")()
 		defer s.serve(s.outside, n, ":80")()
@@ -103,8 +103,8 @@ func TestOutbound(t *testing.T) {
 // node is reached from its namespace.
 func TestNobodyElse(t *testing.T) {
 	s := newSite(t)
-	group := s.cgroup("sif-test-hostport-alone/db")
-	other := s.cgroup("sif-test-hostport-alone/web")
+	group := s.cgroup("sif-test-hostport-alone-db")
+	other := s.cgroup("sif-test-hostport-alone-web")
 	for _, n := range []string{"tcp", "udp"} {
 		defer s.serve(s.workload, n, ":80")()
 		defer s.serve(s.node, n, ":5432")()

@@ -4,6 +4,7 @@
 package hostport_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -28,23 +29,19 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-// TestMain lets the test's program be a process of a cgroup, or of a user, when it is asked to.
+// TestMain lets the test's program be a process of a cgroup, which opens connections as it is told.
 func TestMain(m *testing.M) {
-	if task := os.Getenv("HOSTPORT_TASK"); task != "" {
-		part := strings.Fields(task)
+	if os.Getenv("HOSTPORT_SENDER") == "" {
+		os.Exit(m.Run())
+	}
+	for tasks := bufio.NewScanner(os.Stdin); tasks.Scan(); {
+		part := strings.Fields(tasks.Text())
 		wait, err := time.ParseDuration(part[2])
 		if err != nil {
 			panic(err)
 		}
-		answer, err := ask(part[0], part[1], wait)
-		if err != nil {
-			fmt.Println("error:", err)
-			os.Exit(1)
-		}
-		fmt.Println(answer)
-		os.Exit(0)
+		fmt.Println(outcome(ask(part[0], part[1], wait)))
 	}
-	os.Exit(m.Run())
 }
 
 // patience is how long an answer may take, and brief how long one that must not come is waited for.
@@ -93,6 +90,7 @@ type site struct {
 	host                                   *hostport.Host
 	fw                                     *firewall.Firewall
 	stop                                   func() // ends what echo began
+	senders                                map[hostport.Group]*sender
 }
 
 const workloadMTU = 1376
@@ -102,7 +100,7 @@ func newSite(t testing.TB) *site {
 	for _, program := range []string{"ip", "nft", "conntrack", "ping", "sysctl"} {
 		testhost.RequireProgram(t, program)
 	}
-	s := &site{t: t, host: new(hostport.Host)}
+	s := &site{t: t, host: new(hostport.Host), senders: map[hostport.Group]*sender{}}
 	for _, n := range []*ns.NetNS{&s.node, &s.outside, &s.first, &s.second, &s.workload} {
 		*n = namespace(t)
 		// The kernel tells few senders of a closed port in a second.
@@ -367,8 +365,13 @@ func (s *site) cgroup(name string) hostport.Group {
 		testhost.Unmet(s.t, "needs cgroup v2")
 	}
 	must.NoError(s.t, err)
-	must.NoError(s.t, os.MkdirAll(s.directory(group), 0o755))
-	s.t.Cleanup(func() { s.endCgroup(group) })
+	for i, c := range string(group) + "/" {
+		if c == '/' && i > 0 {
+			part := group[:i]
+			must.NoError(s.t, os.Mkdir(s.directory(part), 0o755))
+			s.t.Cleanup(func() { s.endCgroup(part) })
+		}
+	}
 	return group
 }
 
@@ -380,6 +383,9 @@ func (s *site) directory(group hostport.Group) string {
 }
 
 func (s *site) endCgroup(group hostport.Group) {
+	if p := s.senders[group]; p != nil {
+		s.endSender(group, p)
+	}
 	if err := os.Remove(s.directory(group)); err != nil && !errors.Is(err, os.ErrNotExist) {
 		s.t.Errorf("remove cgroup %s: %v", group, err)
 	}
@@ -400,26 +406,53 @@ func (s *site) unanswered(group hostport.Group, network, address string) bool {
 
 func (s *site) task(group hostport.Group, task string) string {
 	s.t.Helper()
-	cmd := exec.Command("nsenter", "--net="+s.node.Path(), "/proc/self/exe")
+	p := s.senders[group]
+	if p == nil {
+		p = s.newSender(group)
+		s.senders[group] = p
+	}
+	_, err := fmt.Fprintln(p.tasks, task)
+	must.NoError(s.t, err)
+	must.True(s.t, p.outcomes.Scan(), must.Sprint("the process of cgroup ", group, " ended"))
+	return p.outcomes.Text()
+}
+
+// sender is a process of the node's namespace, and of a cgroup.
+type sender struct {
+	cmd      *exec.Cmd
+	tasks    io.WriteCloser
+	outcomes *bufio.Scanner
+}
+
+func (s *site) newSender(group hostport.Group) *sender {
+	s.t.Helper()
 	self, err := os.Executable()
 	must.NoError(s.t, err)
-	cmd.Args[2] = self
-	cmd.Env = append(os.Environ(), "HOSTPORT_TASK="+task)
+	p := &sender{cmd: exec.Command("nsenter", "--net="+s.node.Path(), self)}
+	p.cmd.Env = append(os.Environ(), "HOSTPORT_SENDER=1")
 	if group != "" {
 		dir, err := os.Open(s.directory(group))
 		must.NoError(s.t, err)
 		defer dir.Close()
-		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
+		p.cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(dir.Fd())}
 	}
-	out, err := cmd.CombinedOutput()
-	text := strings.TrimSpace(string(out))
-	switch {
-	case err == nil:
-		return text
-	case strings.Contains(text, "refused"):
-		return "refused"
-	case strings.Contains(text, "timeout") || strings.Contains(text, "operation not permitted"):
-		return "silent"
+	p.tasks, err = p.cmd.StdinPipe()
+	must.NoError(s.t, err)
+	out, err := p.cmd.StdoutPipe()
+	must.NoError(s.t, err)
+	p.outcomes = bufio.NewScanner(out)
+	must.NoError(s.t, p.cmd.Start())
+	s.t.Cleanup(func() { s.endSender(group, p) })
+	return p
+}
+
+func (s *site) endSender(group hostport.Group, p *sender) {
+	if s.senders[group] != p {
+		return
 	}
-	return text
+	delete(s.senders, group)
+	p.tasks.Close()
+	if err := p.cmd.Wait(); err != nil {
+		s.t.Errorf("the process of cgroup %s: %v", group, err)
+	}
 }
