@@ -15,6 +15,7 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
 // releaseTimeout limits the call that tells the controller about a removed endpoint. Nomad blocks
@@ -58,7 +59,7 @@ func refusal(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &e) && !isAway(err):
-		return types.NewError(types.ErrInternal, "not admitted to the fabric: "+e.Message, "")
+		return types.NewError(cnicall.CodeRefused, "not admitted to the fabric: "+e.Message, "")
 	}
 	return fmt.Errorf("ask the controller to admit the workload: %w", err)
 }

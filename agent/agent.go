@@ -85,6 +85,7 @@ type Agent struct {
 	addresses   *addresses
 	releases    releases
 	reprogram   *coalesce.Func // of program
+	reconcile   *coalesce.Func // of Reconcile, for CHECK: Nomad makes one for each allocation
 	programming sync.Mutex     // serialises computing and writing the data path
 	written     image          // empty before the first Reconcile; guarded by programming
 	target      image          // what the last program wanted to write, empty if that is not known; guarded by programming
@@ -103,7 +104,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		return nil, err
 	}
 	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits()}
-	a.reprogram = coalesce.New(a.program)
+	a.reprogram, a.reconcile = coalesce.New(a.program), coalesce.New(a.Reconcile)
 	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {
 		return nil, err

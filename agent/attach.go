@@ -7,11 +7,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/plugins/pkg/netlinksafe"
+	"github.com/containernetworking/plugins/pkg/ns"
+	"github.com/vishvananda/netlink"
 
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
@@ -34,9 +38,9 @@ func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result,
 	case "CHECK":
 		return nil, a.check(at, r)
 	case "GC":
-		return nil, a.collect(ctx, r.Valid)
+		return nil, a.collect(ctx, r)
 	case "STATUS":
-		return nil, a.ready()
+		return nil, a.status()
 	}
 	return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "unknown CNI command "+r.Command, "")
 }
@@ -49,6 +53,17 @@ func renewing(ep endpoint) string            { return "renew " + ep.ID }
 func (a *Agent) ready() error {
 	if !a.engines.connected() {
 		return away{types.NewError(types.ErrTryAgainLater, "no engine of zone "+a.node.Self.Zone+" can be reached", "is sif engine running on a processor of the zone?")}
+	}
+	return nil
+}
+
+// status returns an error, of CNI's STATUS, if the agent cannot attach workloads now.
+func (a *Agent) status() error {
+	if err := a.ready(); err != nil {
+		return err
+	}
+	if used, resting, free := a.addresses.usage(a.now()); free == 0 {
+		return types.NewError(types.ErrPluginNotAvailable, fmt.Sprintf("no address of %s is free: %d are in use, and %d rest for %s after their release", a.addresses.pool4, used, resting, rest), larger)
 	}
 	return nil
 }
@@ -71,6 +86,9 @@ func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Reques
 }
 
 func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Request, began time.Time) (*current.Result, error) {
+	if r.Network != "" && at.ByHand() {
+		return nil, types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_CONTAINERID is "+at.ContainerID+": such names are those of sif attach", "")
+	}
 	if r.Namespace == nil || r.Allocation == "" && r.Attach == nil || at.ContainerID == "" || at.IfName == "" {
 		return nil, types.NewError(types.ErrInvalidEnvironmentVariables,
 			"not a Nomad allocation: CNI_ARGS has no NOMAD_ALLOC_ID", "the fabric identifies a workload by its Nomad allocation")
@@ -102,12 +120,18 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	if !known {
 		ep = endpoint{ID: r.Allocation, Attachment: at, HostIf: hostIfName(at)}
 	}
+	if err := a.vacant(ep, namespace); err != nil {
+		return nil, err
+	}
 	ep.Ports, ep.VM = r.Ports, r.VM
 	if r.Attach != nil {
 		ep.Attached = &s.Workload
 		if ep.Process, err = newProcess(s.Process, ep.Process); err != nil {
 			return nil, err
 		}
+	}
+	if r.Network != "" { // not when it is attached again
+		ep.Network, ep.Runtime = r.Network, r.Runtime
 	}
 	defer a.releases.begin(r.Allocation)()
 	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, parts: stopwatch{last: began}}
@@ -120,9 +144,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	}
 	a.log.Debug("time spent attaching", logkey.Endpoint, r.Allocation, logkey.Parts, adding.parts.String())
 	ep = adding.endpoint
-	result := adding.pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6)
-	result.DNS = types.DNS{Nameservers: []string{wellknown.LinkLocal4.String()}}
-	return result, nil
+	return adding.pair.result(at.IfName, r.Namespace.Name(), ep.IPv4, ep.IPv6), nil
 }
 
 // remove detaches a workload. An unknown workload is not an error: DEL can be called twice, or
@@ -151,12 +173,15 @@ func (a *Agent) check(at cnicall.Attachment, r cnicall.Request) error {
 		return err
 	}
 	if !there {
-		return types.NewError(types.ErrInternal, "the interface of container "+at.ContainerID+" no longer exists", ep.HostIf)
+		return types.NewError(cnicall.CodeChanged, "the interface of container "+at.ContainerID+" no longer exists", ep.HostIf)
 	}
-	if err := a.Reconcile(); err != nil {
+	if err := a.agrees(ep, r.Expected); err != nil {
 		return err
 	}
-	return a.mend(ep)
+	if err := a.reconcile.Call(); err != nil {
+		return err
+	}
+	return errors.Join(a.mend(ep), leadsTo(ep, r.Namespace))
 }
 
 // mend repairs the interfaces of an endpoint, which exist. The regular repair leaves alone what a
@@ -170,25 +195,98 @@ func (a *Agent) mend(ep endpoint) error {
 	return errors.Join(err, a.repairWorkload(ep))
 }
 
-// collect detaches every workload that is not in valid. What the command line attached is no
-// runtime's to collect.
-func (a *Agent) collect(ctx context.Context, valid []cnicall.Attachment) error {
-	var list []cnicall.Attachment
-	for _, ep := range a.endpoints.all() {
-		list = append(list, ep.Attachment)
+// agrees returns an error if the runtime knows another interface than there is.
+func (a *Agent) agrees(ep endpoint, expected *cnicall.Expected) error {
+	if expected == nil {
+		return nil
 	}
-	for _, s := range a.standings.all() {
-		if s.Waits != "" {
-			list = append(list, s.Attachment)
+	changed := func(format string, args ...any) error {
+		return types.NewError(cnicall.CodeChanged, fmt.Sprintf("container %s: ", ep.Attachment.ContainerID)+fmt.Sprintf(format, args...), "")
+	}
+	mac := a.pairOf(ep).peerMAC.String()
+	if expected.MAC != "" && !strings.EqualFold(expected.MAC, mac) {
+		return changed("%s has the hardware address %s, which the fabric decides, but by prevResult it has %s: no other plugin may change it", ep.Attachment.IfName, mac, expected.MAC)
+	}
+	for _, addr := range expected.Addresses {
+		inPool := a.node.Self.Pool4.Contains(addr) || a.node.Self.Pool6.Contains(addr)
+		if inPool && addr != ep.IPv4 && addr != ep.IPv6 { // others are of other plugins
+			return changed("%s has the addresses %s and %s, but by prevResult %s", ep.Attachment.IfName, ep.IPv4, ep.IPv6, addr)
 		}
+	}
+	return nil
+}
+
+// vacant returns an error if the namespace has an interface of the attachment's name that is not
+// what an earlier ADD of it left there.
+func (a *Agent) vacant(ep endpoint, namespace ns.NetNS) error {
+	return namespace.Do(func(ns.NetNS) error {
+		link, err := netlinksafe.LinkByName(ep.Attachment.IfName)
+		var absent netlink.LinkNotFoundError
+		switch {
+		case errors.As(err, &absent):
+			return nil
+		case err != nil:
+			return fmt.Errorf("look for interface %s in the workload's namespace: %w", ep.Attachment.IfName, err)
+		}
+		attrs, own := link.Attrs(), a.pairOf(ep).peerMAC.String()
+		switch {
+		case ep.HostIndex != 0 && attrs.ParentIndex == ep.HostIndex:
+		case attrs.HardwareAddr.String() == own, attrs.HardwareAddr.String() == wellknown.GuestMAC:
+		default:
+			return types.NewError(cnicall.CodeTaken, fmt.Sprintf("the workload's namespace has an interface %s already, which is not the fabric's", ep.Attachment.IfName), "choose another name for one of the two (CNI_IFNAME)")
+		}
+		return nil
+	})
+}
+
+// leadsTo returns an error if the interface of the endpoint is not in the namespace.
+func leadsTo(ep endpoint, descriptor *os.File) error {
+	if descriptor == nil {
+		return nil
+	}
+	namespace, err := openNamespace(descriptor)
+	if err != nil {
+		return err
+	}
+	defer namespace.Close()
+	return namespace.Do(func(ns.NetNS) error {
+		link, err := netlinksafe.LinkByName(ep.Attachment.IfName)
+		if err != nil || link.Attrs().ParentIndex != ep.HostIndex {
+			return types.NewError(cnicall.CodeChanged, fmt.Sprintf("container %s: the namespace has no interface %s that leads to %s", ep.Attachment.ContainerID, ep.Attachment.IfName, ep.HostIf), "")
+		}
+		return nil
+	})
+}
+
+// collect detaches what the runtime attached to the network and no longer has. Other runtimes on
+// the node, and the command line, have attachments of which this one knows nothing, perhaps to a
+// network of the same name: they are left alone, and so is what was attached before this was
+// recorded.
+func (a *Agent) collect(ctx context.Context, r cnicall.Request) error {
+	if r.Network == "" || r.Runtime == "" {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "GC does not say for which network and runtime it is, so nothing is detached", "")
+	}
+	valid := map[cnicall.Attachment]bool{}
+	for _, at := range r.Valid {
+		valid[at] = true
+	}
+	stale := map[cnicall.Attachment]bool{}
+	note := func(at cnicall.Attachment, network, runtime string) {
+		if network == r.Network && runtime == r.Runtime && !valid[at] && !at.ByHand() {
+			stale[at] = true
+		}
+	}
+	for _, ep := range a.endpoints.all() {
+		note(ep.Attachment, ep.Network, ep.Runtime)
+	}
+	for _, s := range a.standings.all() { // which may have no endpoint
+		note(s.Attachment, s.Network, s.Runtime)
 	}
 	var errs []error
-	for _, at := range list {
-		if !slices.Contains(valid, at) && !at.ByHand() {
-			unlock := a.locks.Lock(at)
-			errs = append(errs, a.remove(ctx, at))
-			unlock()
-		}
+	for at := range stale {
+		unlock := a.locks.Lock(at)
+		errs = append(errs, a.remove(ctx, at))
+		unlock()
 	}
 	return errors.Join(errs...)
 }

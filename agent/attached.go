@@ -58,6 +58,8 @@ type standing struct {
 	VM           bool             `json:"vm,omitempty"`
 	Process      *cnicall.Process `json:"process,omitempty"` // of the node, that has the endpoint
 	Since        time.Time        `json:"since"`
+	Network      string           `json:"network,omitempty"` // as of the endpoint
+	Runtime      string           `json:"runtime,omitempty"`
 
 	// Boot is the boot of the machine, and Started when the process began that Space names: its
 	// owner, or that through which its path leads. Both say whether Space still means the same.
@@ -164,7 +166,7 @@ func (ss *standings) remove(at cnicall.Attachment) error {
 // admitStanding is the part of ADD that only a workload outside Nomad has. It returns the record of
 // the workload, and the result if there is nothing to do because it is attached already.
 func (a *Agent) admitStanding(ctx context.Context, at cnicall.Attachment, r cnicall.Request, namespace ns.NetNS, until time.Time) (s standing, done *current.Result, err error) {
-	s = standing{Attachment: at, Workload: *r.Attach, Space: r.Space, VM: r.VM, Process: r.Process, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
+	s = standing{Attachment: at, Workload: *r.Attach, Space: r.Space, VM: r.VM, Process: r.Process, Network: r.Network, Runtime: r.Runtime, Since: a.now().UTC().Truncate(time.Second), Boot: netspace.Boot()}
 	if s.Workload.Name == "" || s.Workload.ConsulService == "" {
 		return s, nil, types.NewError(types.ErrInvalidEnvironmentVariables, "a workload outside Nomad needs a name and a Consul service", "")
 	}
@@ -482,6 +484,7 @@ func (s standing) request(namespace *os.File) cnicall.Request {
 	return cnicall.Request{
 		Command: "ADD", ContainerID: s.Attachment.ContainerID, IfName: s.Attachment.IfName,
 		Attach: &w, Space: s.Space, VM: s.VM, Process: s.Process, Namespace: namespace,
+		Network: s.Network, Runtime: s.Runtime,
 	}
 }
 

@@ -202,7 +202,7 @@ func TestAttachedLivesWithItsRegistration(t *testing.T) {
 
 	// Garbage collection of a runtime that does not know of it leaves it alone; so does an agent of
 	// Consul that does not answer.
-	_, err = x.call(cnicall.Request{Command: "GC"})
+	_, err = x.call(cnicall.Request{Command: "GC", Network: "sif", Runtime: "podman"})
 	must.NoError(t, err)
 	must.Eq(t, first, addressesIn(t, path))
 
@@ -339,10 +339,11 @@ func TestAttachRefuses(t *testing.T) {
 
 	// What a runtime attached, it collects.
 	taken.Attach.Name = "pod"
+	taken.Network, taken.Runtime = "sif", "podman"
 	_, err = x.call(taken)
 	must.NoError(t, err)
 	must.Len(t, 2, x.listAttached())
-	_, err = x.call(cnicall.Request{Command: "GC"})
+	_, err = x.call(cnicall.Request{Command: "GC", Network: "sif", Runtime: "podman"})
 	must.NoError(t, err)
 	must.Eq(t, "db", x.only().Name)
 

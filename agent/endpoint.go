@@ -30,6 +30,8 @@ type endpoint struct {
 	VM         bool                  `json:"vm,omitempty"`       // it has a tap interface, and its guest the addresses
 	Attached   *fabric.Attached      `json:"attached,omitempty"` // nil: an allocation of Nomad
 	Process    *process              `json:"process,omitempty"`  // nil: what is in the namespace has the endpoint
+	Network    string                `json:"network,omitempty"`  // with Runtime: whose GC concerns it; empty: nobody's
+	Runtime    string                `json:"runtime,omitempty"`
 	Request    fabric.Request        `json:"request"`
 	Admission  fabric.Admission      `json:"admission"`
 

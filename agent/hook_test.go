@@ -97,7 +97,7 @@ func hookedAgent(t testing.TB) (a *Agent, _ *fakeEngine, released func() []strin
 
 func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, released func() []string) {
 	service := refOf("shop/web")
-	gone := make(chan string, 10)
+	gone := make(chan string, 1<<16)
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/node/admission", func(w http.ResponseWriter, r *http.Request) {
 		var req api.AdmissionRequest
@@ -149,7 +149,7 @@ func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, 
 	a = &Agent{
 		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}, Removals: &revocation.Watcher{}},
 		log:  log, now: time.Now, exits: newExits(), data: newMemory(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
-		reprogram: coalesce.New(func() error { return nil }),
+		reprogram: coalesce.New(func() error { return nil }), reconcile: coalesce.New(func() error { return nil }),
 		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
 	}
 	a.endpoints, err = openEndpoints(filepath.Join(dir, "endpoints.json"))

@@ -94,7 +94,8 @@ func (a *Agent) repairCNI() error {
 }
 
 // cniConfig returns the network configuration list. It has no loopback plugin, which may not be
-// installed on the node: the agent brings "lo" up.
+// installed on the node: the agent brings "lo" up. It is not for garbage collection: libcni would
+// detach what other runtimes attached to a network of this name, and Nomad never collects.
 func cniConfig(socket string) ([]byte, error) {
 	type plugin struct {
 		Type         string          `json:"type"`
@@ -105,8 +106,9 @@ func cniConfig(socket string) ([]byte, error) {
 	data, err := json.MarshalIndent(struct {
 		CNIVersion string   `json:"cniVersion"`
 		Name       string   `json:"name"`
+		DisableGC  bool     `json:"disableGC"`
 		Plugins    []plugin `json:"plugins"`
-	}{"1.0.0", wellknown.CNINetwork, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, pluginTimeout}}}, "", "  ")
+	}{"1.0.0", wellknown.CNINetwork, true, []plugin{{cniPlugin, map[string]bool{"portMappings": true}, socket, pluginTimeout}}}, "", "  ")
 	if err != nil {
 		return nil, fmt.Errorf("encode the CNI configuration: %w", err)
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 
+	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/containernetworking/plugins/pkg/ns"
@@ -227,13 +228,18 @@ func (v veth) result(ifName, sandbox string, v4, v6 netip.Addr) *current.Result 
 	result := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
-			{Name: v.host, Mac: v.hostMAC.String()},
-			{Name: ifName, Mac: v.peerMAC.String(), Sandbox: sandbox},
+			{Name: v.host, Mac: v.hostMAC.String(), Mtu: v.mtu},
+			{Name: ifName, Mac: v.peerMAC.String(), Mtu: v.mtu, Sandbox: sandbox},
 		},
 		IPs: []*current.IPConfig{
 			{Interface: &inside, Address: network(v4), Gateway: wellknown.LinkLocal4.AsSlice()},
 			{Interface: &inside, Address: network(v6), Gateway: wellknown.LinkLocal6.AsSlice()},
 		},
+		Routes: []*types.Route{
+			{Dst: net.IPNet{IP: net.IPv4zero, Mask: net.CIDRMask(0, 32)}, GW: wellknown.LinkLocal4.AsSlice()},
+			{Dst: net.IPNet{IP: net.IPv6zero, Mask: net.CIDRMask(0, 128)}, GW: wellknown.LinkLocal6.AsSlice()},
+		},
+		DNS: types.DNS{Nameservers: []string{wellknown.LinkLocal4.String()}},
 	}
 	if v.guest {
 		result.Interfaces = append(result.Interfaces, &current.Interface{Name: wellknown.GuestTap, Mac: v.hostMAC.String(), Sandbox: sandbox})

@@ -7,7 +7,7 @@
 package main
 
 import (
-	"github.com/containernetworking/cni/pkg/skel"
+	"os"
 
 	"github.com/sif-project/sif/cni-plugin/plugin"
 	"github.com/sif-project/sif/internal/version"
@@ -15,5 +15,5 @@ import (
 
 func main() {
 	// For its fingerprint Nomad runs the plugin without arguments and parses this line.
-	skel.PluginMainFuncs(plugin.Funcs(), plugin.Versions(), "CNI sif plugin v"+version.Version)
+	os.Exit(plugin.Main(os.Getenv, os.Stdin, os.Stdout, os.Stderr, "CNI sif plugin v"+version.Version))
 }

@@ -123,7 +123,9 @@ fetch_modules() {
     ! retry progress "downloading the linters" "$temporary/log" timeout 900 \
       go list -C "$repo" -modfile=tools/lint/go.mod -deps tool ||
     ! retry progress "downloading the packager" "$temporary/log" timeout 900 \
-      go list -C "$repo" -modfile=tools/nfpm/go.mod -deps tool; then
+      go list -C "$repo" -modfile=tools/nfpm/go.mod -deps tool ||
+    ! retry progress "downloading the CNI project's plugins" "$temporary/log" timeout 900 \
+      go list -C "$repo/tools/cni" -deps tool; then
     die "cannot download the Go modules from GOPROXY=$(go env GOPROXY)"
   fi
   rm -rf "$temporary"

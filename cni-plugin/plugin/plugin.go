@@ -9,24 +9,22 @@ package plugin
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"time"
 
-	"github.com/containernetworking/cni/pkg/ns"
-	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
 	"github.com/containernetworking/cni/pkg/version"
+	"github.com/vishvananda/netns"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
 const (
-	// defaultTimeout limits a call if the configuration has no timeout.
-	defaultTimeout = 30 * time.Second
 	// ADD waits for an agent that does not run yet until its timeout: after a power cut, everything
 	// starts at once, and Nomad gives a failed ADD up after three tries within some seconds. CHECK
 	// waits for one that is restarting, for checkPatience: Nomad makes one for each allocation.
@@ -35,41 +33,26 @@ const (
 	retryInterval = 200 * time.Millisecond
 )
 
-// Config is the plugin's entry of a network configuration list.
-type Config struct {
-	types.PluginConf
-	Socket        string  `json:"socket"`            // where the agent listens
-	Timeout       string  `json:"timeout,omitempty"` // of a call, in the format of time.ParseDuration
-	RuntimeConfig Runtime `json:"runtimeConfig,omitzero"`
+// request returns the agent's form of the call.
+func (c call) request(command string) cnicall.Request {
+	return cnicall.Request{Command: command, ContainerID: c.containerID, IfName: c.ifName, Network: c.config.Name, Runtime: runtimeName()}
 }
 
-// Runtime is what the runtime passes for the plugin's capabilities.
-type Runtime struct {
-	PortMappings []cnicall.PortMapping `json:"portMappings,omitempty"`
-}
-
-// Versions returns the supported versions of the CNI specification.
-func Versions() version.PluginInfo { return version.PluginSupports("1.0.0", "1.1.0") }
-
-// Funcs returns the plugin's commands.
-func Funcs() skel.CNIFuncs {
-	return skel.CNIFuncs{Add: add, Del: del, Check: check, GC: collect, Status: status}
-}
-
-func add(args *skel.CmdArgs) error {
-	c, err := load(args.StdinData)
+func add(c call) error {
+	parsed, err := parseArguments(c.args)
 	if err != nil {
-		return err
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+err.Error(), c.args)
 	}
-	parsed, err := parseArguments(args.Args)
-	if err != nil {
-		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS: "+err.Error(), args.Args)
+	r := c.request("ADD")
+	r.Allocation, r.VM, r.Ports = parsed.allocation, parsed.vm, c.config.RuntimeConfig.PortMappings
+	if r.Allocation == "" {
+		if r.Attach = c.config.attached(c.containerID, c.ifName); r.Attach == nil {
+			return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_ARGS has no NOMAD_ALLOC_ID, so this is no allocation of Nomad",
+				`for a container without Nomad, the network configuration must have "consul_service"`)
+		}
+		r.Space = cnicall.Space{Path: c.netns}
 	}
-	request := cnicall.Request{
-		Command: "ADD", ContainerID: args.ContainerID, IfName: args.IfName,
-		Allocation: parsed.allocation, VM: parsed.vm, Ports: c.RuntimeConfig.PortMappings,
-	}
-	result, err := c.inNamespace(request, args.Netns, c.timeout)
+	result, err := c.inNamespace(r, c.config.timeout)
 	if err != nil {
 		return err
 	}
@@ -79,126 +62,129 @@ func add(args *skel.CmdArgs) error {
 	// The agent knows only the namespace's descriptor, not the path by which the runtime knows it.
 	for _, i := range result.Interfaces {
 		if i.Sandbox != "" {
-			i.Sandbox = args.Netns
+			i.Sandbox = c.netns
+		}
+		if c.config.CNIVersion != version.Current() {
+			i.Mtu = 0 // which came with 1.1.0
 		}
 	}
-	if c.PrevResult != nil {
-		previous, err := current.GetResult(c.PrevResult)
-		if err != nil {
-			return types.NewError(types.ErrDecodingFailure, "read prevResult: "+err.Error(), "")
-		}
-		result = chain(previous, result)
+	result.DNS.Domain, result.DNS.Search, result.DNS.Options = c.config.DNS.Domain, c.config.DNS.Search, c.config.DNS.Options
+	if c.config.previous != nil {
+		result = chain(c.config.previous, result)
 	}
-	return types.PrintResult(result, c.CNIVersion)
+	converted, err := result.GetAsVersion(c.config.CNIVersion)
+	if err != nil {
+		return types.NewError(types.ErrInternal, fmt.Sprintf("convert the result to cniVersion %s: %v", c.config.CNIVersion, err), "")
+	}
+	if err := converted.PrintTo(c.out); err != nil {
+		return types.NewError(types.ErrIOFailure, "write the result: "+err.Error(), "")
+	}
+	return nil
 }
 
-func check(args *skel.CmdArgs) error {
-	c, err := load(args.StdinData)
-	if err != nil {
-		return err
-	}
-	_, err = c.inNamespace(cnicall.Request{Command: "CHECK", ContainerID: args.ContainerID, IfName: args.IfName}, args.Netns, checkPatience)
+func check(c call) error {
+	r := c.request("CHECK")
+	r.Expected = c.expected()
+	_, err := c.inNamespace(r, checkPatience)
 	return err
+}
+
+// expected returns what the result of ADD says about the interface of the attachment. What other
+// plugins of the list made is their business.
+func (c call) expected() *cnicall.Expected {
+	if c.config.previous == nil {
+		return nil
+	}
+	e := &cnicall.Expected{}
+	for i, itf := range c.config.previous.Interfaces {
+		if itf.Name != c.ifName || itf.Sandbox == "" {
+			continue
+		}
+		e.MAC = itf.Mac
+		for _, ip := range c.config.previous.IPs {
+			if ip.Interface != nil && *ip.Interface == i {
+				addr, _ := netip.AddrFromSlice(ip.Address.IP)
+				e.Addresses = append(e.Addresses, addr.Unmap())
+			}
+		}
+	}
+	return e
 }
 
 // del succeeds if the agent cannot be reached: Nomad does not repeat a failed DEL, the kernel
 // removes the interface with its namespace, and the agent later removes attachments without an
 // interface.
-func del(args *skel.CmdArgs) error {
-	c, err := load(args.StdinData)
-	if err != nil {
-		return err
-	}
-	_, err = c.call(cnicall.Request{Command: "DEL", ContainerID: args.ContainerID, IfName: args.IfName}, 0)
+func del(c call) error {
+	_, err := c.ask(c.request("DEL"), 0)
 	if unavailable(err) {
-		fmt.Fprintf(os.Stderr, "sif: container %s is left for the agent to clean up: %s\n", args.ContainerID, err)
+		fmt.Fprintf(c.log, "sif: container %s is left for the agent to clean up: %s\n", c.containerID, err)
 		return nil
 	}
 	return err
 }
 
-func collect(args *skel.CmdArgs) error {
-	c, err := load(args.StdinData)
-	if err != nil {
-		return err
+// collect detaches nothing if the runtime does not say which attachments it has, as `cnitool gc`.
+func collect(c call) error {
+	valid, known := c.config.valid()
+	if !known {
+		fmt.Fprintln(c.log, `sif: nothing is detached: the network configuration has no "cni.dev/valid-attachments"`)
+		return nil
 	}
-	valid := []cnicall.Attachment{}
-	for _, a := range c.ValidAttachments {
-		valid = append(valid, cnicall.Attachment{ContainerID: a.ContainerID, IfName: a.IfName})
-	}
-	_, err = c.call(cnicall.Request{Command: "GC", Valid: valid}, 0)
+	r := c.request("GC")
+	r.Valid = valid
+	_, err := c.ask(r, 0)
 	return err
 }
 
-func status(args *skel.CmdArgs) error {
-	c, err := load(args.StdinData)
-	if err != nil {
-		return err
-	}
-	_, err = c.call(cnicall.Request{Command: "STATUS"}, 0)
+// status says with the codes of the specification that no workload can be attached, and, while the
+// agent does not answer, that those that are attached have no names and no new counterparts.
+func status(c call) error {
+	_, err := c.ask(cnicall.Request{Command: "STATUS"}, 0)
 	var e *types.Error
-	if errors.As(err, &e) && e.Code == types.ErrTryAgainLater {
-		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "") // the code that the specification requires
+	switch {
+	case unavailable(err):
+		return types.NewError(types.ErrLimitedConnectivity, err.Error(), "workloads keep their connections, and are not told of new instances")
+	case errors.As(err, &e) && e.Code == types.ErrTryAgainLater:
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
 	}
 	return err
-}
-
-// config is a validated Config.
-type config struct {
-	Config
-	timeout time.Duration
-}
-
-func load(stdin []byte) (config, error) {
-	c := config{timeout: defaultTimeout}
-	if err := json.Unmarshal(stdin, &c.Config); err != nil {
-		return c, types.NewError(types.ErrDecodingFailure, "read the network configuration: "+err.Error(), "")
-	}
-	if c.Socket == "" {
-		return c, types.NewError(types.ErrInvalidNetworkConfig, `the network configuration has no "socket", the path of the sif agent's socket`,
-			"the sif agent writes this configuration when it starts: restart it")
-	}
-	if c.Timeout != "" {
-		d, err := time.ParseDuration(c.Timeout)
-		if err != nil || d <= 0 {
-			return c, types.NewError(types.ErrInvalidNetworkConfig, fmt.Sprintf("timeout %q is not a duration such as 20s", c.Timeout), "")
-		}
-		c.timeout = d
-	}
-	if err := version.ParsePrevResult(&c.PluginConf); err != nil {
-		return c, types.NewError(types.ErrDecodingFailure, "read prevResult: "+err.Error(), "")
-	}
-	return c, nil
 }
 
 // inNamespace makes a call that passes the workload's namespace. It waits for the agent for at most
 // patience.
-func (c config) inNamespace(r cnicall.Request, path string, patience time.Duration) (*current.Result, error) {
-	own, nsErr := ns.CheckNetNS(path)
-	if nsErr != nil {
-		return nil, nsErr
+func (c call) inNamespace(r cnicall.Request, patience time.Duration) (*current.Result, error) {
+	wrong := func(format string, args ...any) error {
+		return types.NewError(types.ErrInvalidEnvironmentVariables, "CNI_NETNS: "+fmt.Sprintf(format, args...), "")
 	}
-	if own {
-		return nil, types.NewError(types.ErrInvalidNetNS, "CNI_NETNS "+path+" is the node's own network namespace", "")
-	}
-	f, err := os.Open(path)
+	f, err := os.Open(c.netns)
 	if err != nil {
-		return nil, types.NewError(types.ErrInvalidNetNS, "open the workload's network namespace: "+err.Error(), "")
+		return nil, wrong("open the workload's network namespace: %v", err)
 	}
 	defer f.Close()
+	if !isNamespace(f) {
+		return nil, wrong("%s is not a network namespace", c.netns)
+	}
+	own, err := netns.GetFromPath("/proc/self/ns/net")
+	if err != nil {
+		return nil, types.NewError(types.ErrInternal, "open the node's own network namespace: "+err.Error(), "")
+	}
+	defer own.Close()
+	if own.Equal(netns.NsHandle(f.Fd())) {
+		return nil, wrong("%s is the node's own network namespace", c.netns)
+	}
 	r.Namespace = f
-	return c.call(r, patience)
+	return c.ask(r, patience)
 }
 
-// call calls the agent. While the agent does not run, it retries for the duration of patience.
-func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), c.timeout)
+// ask calls the agent. While the agent does not run, it retries for the duration of patience.
+func (c call) ask(r cnicall.Request, patience time.Duration) (*current.Result, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.config.timeout)
 	defer cancel()
-	end := time.Now().Add(c.timeout)
-	last := time.Now().Add(min(patience, c.timeout) - retryInterval)
+	end := time.Now().Add(c.config.timeout)
+	last := time.Now().Add(min(patience, c.config.timeout) - retryInterval)
 	for {
 		r.Patience = time.Until(end)
-		result, err := cnicall.Call(ctx, c.Socket, r)
+		result, err := cnicall.Call(ctx, c.config.Socket, r)
 		if !unavailable(err) || time.Now().After(last) {
 			return result, err
 		}
@@ -207,3 +193,9 @@ func (c config) call(r cnicall.Request, patience time.Duration) (*current.Result
 }
 
 func unavailable(err error) bool { return errors.Is(err, cnicall.ErrNoAgent) }
+
+// isNamespace reports whether a file is a network namespace.
+func isNamespace(f *os.File) bool {
+	kind, err := unix.IoctlRetInt(int(f.Fd()), unix.NS_GET_NSTYPE)
+	return err == nil && kind == unix.CLONE_NEWNET
+}

@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,7 +67,8 @@ type agent struct {
 	calls []cnicall.Request
 	inode uint64 // of the last namespace received
 
-	patience time.Duration // of the last caller
+	patience         time.Duration // of the last caller
+	network, runtime string        // likewise
 }
 
 func newAgent(t *testing.T) *agent {
@@ -97,7 +99,8 @@ func (a *agent) handle(_ context.Context, r cnicall.Request) (*current.Result, e
 	}
 	a.patience = r.Patience
 	kept := r
-	kept.Namespace, kept.Patience = nil, 0
+	kept.Namespace, kept.Patience, kept.Network, kept.Runtime = nil, 0, "", ""
+	a.network, a.runtime = r.Network, r.Runtime
 	a.calls = append(a.calls, kept)
 	return a.answer(r)
 }
@@ -160,7 +163,7 @@ func list(t *testing.T, version, socket string, chained bool) *libcni.NetworkCon
 // Makes the calls of an attachment's life as Nomad does: through libcni, with arguments to ADD and
 // none to DEL.
 func TestThroughLibCNI(t *testing.T) {
-	for _, version := range []string{"1.0.0", "1.1.0"} {
+	for _, version := range []string{"0.3.1", "0.4.0", "1.0.0", "1.1.0"} {
 		for _, chained := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s chained=%t", version, chained), func(t *testing.T) {
 				space, inode := namespace(t)
@@ -189,8 +192,16 @@ func TestThroughLibCNI(t *testing.T) {
 				checkResult(t, got, space.Path(), chained)
 
 				a.answer = func(cnicall.Request) (*current.Result, error) { return nil, nil }
+				if version == "0.3.1" {
+					must.ErrorContains(t, cni.CheckNetworkList(ctx, conf, rt), "does not support the CHECK command")
+					return
+				}
 				must.NoError(t, cni.CheckNetworkList(ctx, conf, rt))
-				must.Eq(t, cnicall.Request{Command: "CHECK", ContainerID: "5e8bd7c6-alloc", IfName: "eth0"}, a.last())
+				must.Eq(t, cnicall.Request{
+					Command: "CHECK", ContainerID: "5e8bd7c6-alloc", IfName: "eth0",
+					Expected: &cnicall.Expected{MAC: "02:00:00:00:00:02", Addresses: []netip.Addr{netip.MustParseAddr("100.64.1.2"), netip.MustParseAddr("fd5f::2")}},
+				}, a.last(), must.Cmp(cmp.Comparer(func(a, b netip.Addr) bool { return a == b })))
+				must.Eq(t, []string{"sif", "plugin.test"}, []string{a.network, a.runtime})
 				must.Eq(t, inode, a.inode)
 
 				bare := &libcni.RuntimeConf{ContainerID: rt.ContainerID, NetNS: rt.NetNS, IfName: rt.IfName}
@@ -222,6 +233,9 @@ func checkResult(t *testing.T, got *current.Result, sandbox string, chained bool
 		}
 		want.IPs = append([]*current.IPConfig{{Interface: current.Int(0), Address: *lo}}, want.IPs...)
 	}
+	if len(got.Routes) == 0 { // old versions make an empty list of it
+		got.Routes = nil
+	}
 	addresses := cmp.Comparer(func(a, b net.IP) bool { return a.Equal(b) })
 	must.Eq(t, want, got, must.Cmp(addresses))
 }
@@ -239,7 +253,11 @@ func run(t *testing.T, stdin string, env ...string) (stdout, stderr string, code
 }
 
 func call(command, netns string) []string {
-	return []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + netns}
+	env := []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=" + netns}
+	if command == "ADD" {
+		env = append(env, "CNI_ARGS=NOMAD_ALLOC_ID=a1")
+	}
+	return env
 }
 
 func conf(socket, timeout string) string {
@@ -252,7 +270,7 @@ func TestFingerprint(t *testing.T) {
 	must.RegexMatch(t, regexp.MustCompile(`^CNI sif plugin v\d+\.\d+\.\d+\S*\n`), stderr)
 	stdout, _, code := run(t, `{"cniVersion":"1.1.0"}`, "CNI_COMMAND=VERSION")
 	must.Eq(t, 0, code)
-	must.StrContains(t, stdout, `"supportedVersions":["1.0.0","1.1.0"]`)
+	must.Eq(t, `{"cniVersion":"1.1.0","supportedVersions":["0.3.0","0.3.1","0.4.0","1.0.0","1.1.0"]}`+"\n", stdout)
 }
 
 func TestDelWithoutAgent(t *testing.T) {
@@ -283,11 +301,11 @@ func TestErrors(t *testing.T) {
 		"no socket":           {conf("", ""), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, "socket"},
 		"bad timeout":         {conf(a.socket, "soon"), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, `\"soon\"`},
 		"negative timeout":    {conf(a.socket, "-1s"), call("ADD", space.Path()), types.ErrInvalidNetworkConfig, `\"-1s\"`},
-		"no namespace":        {conf(a.socket, ""), call("ADD", "/run/netns/none"), types.ErrInvalidNetNS, "/run/netns/none"},
-		"the node's own":      {conf(a.socket, ""), call("ADD", "/proc/self/ns/net"), types.ErrInvalidNetNS, "own network namespace"},
+		"no namespace":        {conf(a.socket, ""), call("ADD", "/run/netns/none"), types.ErrInvalidEnvironmentVariables, "CNI_NETNS: open the workload's network namespace: open /run/netns/none"},
+		"the node's own":      {conf(a.socket, ""), call("ADD", "/proc/self/ns/net"), types.ErrInvalidEnvironmentVariables, "CNI_NETNS: /proc/self/ns/net is the node's own network namespace"},
 		"arguments":           {conf(a.socket, ""), append(call("ADD", space.Path()), "CNI_ARGS=NOMAD_ALLOC_ID=a;NOMAD_ALLOC_ID=b"), types.ErrInvalidEnvironmentVariables, "twice"},
 		"VM or not":           {conf(a.socket, ""), append(call("ADD", space.Path()), "CNI_ARGS=NOMAD_ALLOC_ID=a;SIF_VM=yes"), types.ErrInvalidEnvironmentVariables, "SIF_VM"},
-		"unknown version":     {strings.Replace(conf(a.socket, ""), "1.0.0", "0.4.0", 1), call("ADD", space.Path()), types.ErrIncompatibleCNIVersion, "0.4.0"},
+		"unknown version":     {strings.Replace(conf(a.socket, ""), "1.0.0", "0.2.0", 1), call("ADD", space.Path()), types.ErrIncompatibleCNIVersion, "0.2.0"},
 		"no agent, out of it": {conf(a.socket+".none", "300ms"), call("ADD", space.Path()), types.ErrTryAgainLater, "not running"},
 		"STATUS":              {strings.Replace(conf(a.socket, ""), "1.0.0", "1.1.0", 1), call("STATUS", ""), types.ErrPluginNotAvailable, "no engine"},
 	} {

@@ -17,6 +17,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"syscall"
 	"time"
@@ -27,8 +28,9 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// maxMessage bounds a request or reply, in bytes.
-const maxMessage = 1 << 20
+// maxMessage bounds a request or reply, in bytes. GC of a node with the largest pool names 16,381
+// attachments.
+const maxMessage = 8 << 20
 
 // Request is a CNI call. Only ADD and CHECK have a namespace.
 type Request struct {
@@ -47,9 +49,29 @@ type Request struct {
 	// Patience is how long the caller waits for the answer. ADD uses it for what is coming up.
 	Patience time.Duration `json:"patience,omitempty"`
 
+	// Network is the name of the network, and Runtime that of the program that called the plugin.
+	// GC concerns only what was added with the same two.
+	Network string `json:"network,omitempty"`
+	Runtime string `json:"runtime,omitempty"`
+
+	Expected *Expected `json:"expected,omitempty"` // CHECK
+
 	// Namespace is the workload's network namespace, or nil.
 	Namespace *os.File `json:"-"`
 }
+
+// Expected is what the runtime knows of an attachment from the result of ADD, as far as it does.
+type Expected struct {
+	MAC       string       `json:"mac,omitempty"`
+	Addresses []netip.Addr `json:"addresses,omitempty"`
+}
+
+// Codes of errors beyond those of CNI.
+const (
+	CodeRefused uint = 100 // the controller does not admit the workload
+	CodeTaken   uint = 101 // the container has an interface of that name already
+	CodeChanged uint = 102 // CHECK: what is there is not what ADD gave
+)
 
 // Attachment names an interface of a container.
 type Attachment struct {
@@ -120,7 +142,14 @@ func exchange(conn *net.UnixConn, r Request) (Reply, error) {
 	if r.Namespace != nil {
 		rights = syscall.UnixRights(int(r.Namespace.Fd()))
 	}
-	if _, _, err := conn.WriteMsgUnix(data, rights, nil); err != nil {
+	if len(data) > maxMessage {
+		return reply, fmt.Errorf("send the request: it has %d bytes, %d is the most", len(data), maxMessage)
+	}
+	n, _, err := conn.WriteMsgUnix(data, rights, nil) // as much as fits, with the descriptor
+	if err == nil {
+		_, err = conn.Write(data[n:])
+	}
+	if err != nil {
 		return reply, fmt.Errorf("send the request: %w", err)
 	}
 	if err := conn.CloseWrite(); err != nil {
