@@ -200,9 +200,6 @@ func Serve(ctx context.Context, l *net.UnixListener, timeout time.Duration, h Ha
 func answer(ctx context.Context, conn *net.UnixConn, h Handler, list func() []Attached) {
 	var reply Reply
 	r, err := receive(conn)
-	if err == nil && r.Namespace != nil {
-		defer r.Namespace.Close()
-	}
 	switch {
 	case err != nil:
 	case r.Command == commandList:
@@ -216,6 +213,9 @@ func answer(ctx context.Context, conn *net.UnixConn, h Handler, list func() []At
 			e = types.NewError(types.ErrInternal, err.Error(), "")
 		}
 		reply = Reply{Error: e}
+	}
+	if r.Namespace != nil { // before the answer: the caller may unmount it then
+		r.Namespace.Close()
 	}
 	_ = json.NewEncoder(conn).Encode(reply) // fails if the plugin is gone
 }
