@@ -32,6 +32,7 @@ build: ## Build sif, sif-cni, sif-demo, and what tests and labs need, into bin/
 	go build -o bin/sif-machine ./e2e/cmd/sif-machine
 	go build -o bin/sif-internet ./e2e/cmd/sif-internet
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-traffic ./e2e/cmd/sif-traffic
+	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-guest ./e2e/cmd/sif-guest
 
 .PHONY: packages
 packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
