@@ -9,6 +9,11 @@ TOPOLOGY ?= e2e/lab/topology/two-zones.hcl
 # The applications that it deploys: directories of graphs and jobs, separated by commas.
 APPS ?= jobs/getaway,jobs/voting
 
+# With VM=1, one service of voting runs as a virtual machine, too.
+ifneq ($(VM),)
+override APPS := $(APPS),jobs/voting/vm
+endif
+
 .DEFAULT_GOAL := help
 
 # Prerequisites are built in the order in which they are listed, also with -j.

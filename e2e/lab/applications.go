@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -20,10 +21,14 @@ import (
 // graphs in the directories (*.sif.hcl), runs the jobs (*.nomad.hcl) and waits until all their
 // deployments are healthy.
 func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
-	if out, err := l.SIF(ctx, append([]string{"graph", "apply", "-message=sif-lab"}, dirs...)...); err != nil {
+	graphs := slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool { // some have only jobs
+		files, _ := filepath.Glob(filepath.Join(dir, "*.sif.hcl"))
+		return len(files) == 0
+	})
+	if out, err := l.SIF(ctx, append([]string{"graph", "apply", "-message=sif-lab"}, graphs...)...); err != nil {
 		return fmt.Errorf("apply the graphs: %w\n%s", err, out)
 	}
-	l.progress.line("the graphs of %s are in force", strings.Join(dirs, ", "))
+	l.progress.line("the graphs of %s are in force", strings.Join(graphs, ", "))
 	var jobs []string
 	for _, dir := range dirs {
 		files, err := filepath.Glob(filepath.Join(dir, "*.nomad.hcl"))
@@ -34,6 +39,14 @@ func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	}
 	if len(jobs) == 0 {
 		return fmt.Errorf("no jobs (*.nomad.hcl) in %s", strings.Join(dirs, ", "))
+	}
+	for _, file := range jobs {
+		if text, err := os.ReadFile(file); err == nil && strings.Contains(string(text), "${meta.guest}") {
+			if err := l.PrepareGuests(ctx); err != nil {
+				return err
+			}
+			break
+		}
 	}
 	g, running := errgroup.WithContext(ctx)
 	g.SetLimit(4)

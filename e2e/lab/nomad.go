@@ -89,6 +89,10 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
   cgroup_parent     = %q
   cpu_total_compute = 8000
 
+  meta {
+    guest = %q
+  }
+
   # The disk is the machine's and may be rather full.
   gc_disk_usage_threshold  = 99
   gc_inode_usage_threshold = 99
@@ -105,7 +109,7 @@ plugin "raw_exec" {
     enabled = true
   }
 }
-`, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name),
+`, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name), l.GuestDir(),
 		strings.Join(node.Drivers, ","), chroot)
 	if node.HasDriver("docker") {
 		// Each client has a Docker engine of its own, so that none removes another's containers as
@@ -126,6 +130,14 @@ plugin "raw_exec" {
   }
 }
 `, l.DockerSocket(node.Name), pauseImage)
+	}
+	if node.HasDriver("qemu") {
+		config += `plugin "qemu" {
+  config {
+    args_allowlist = ["-append", "-cpu", "-device", "-initrd", "-kernel", "-netdev", "-smp"]
+  }
+}
+`
 	}
 	p, err := l.nomadProcess(node, config)
 	if err != nil {

@@ -33,6 +33,10 @@ domain "voting-app" {
       job   = "voting"
       group = "result-svc"
     }
+    selector "nomad" { # a virtual machine
+      job   = "voting-vm"
+      group = "result-svc"
+    }
   }
 
   service "worker" {

@@ -122,4 +122,3 @@ func resolvers(servers []net.IP) error {
 	}
 	return os.WriteFile("/etc/resolv.conf", []byte(b.String()), 0o644)
 }
-

@@ -127,13 +127,13 @@ zone "aws1" {
     kind     = "workload"
     address  = "10.101.0.11"
     address6 = "2001:db8:101::11"
-    drivers  = ["docker", "exec", "raw_exec", "java"]
+    drivers  = ["docker", "exec", "raw_exec", "java", "qemu"]
   }
   node "aws1-w2" {
     kind     = "workload"
     address  = "10.101.0.12"
     address6 = "2001:db8:101::12"
-    drivers  = ["docker", "exec", "raw_exec"]
+    drivers  = ["docker", "exec", "raw_exec", "qemu"]
   }
 }
 
