@@ -48,8 +48,12 @@ check-packages: ## Build the packages twice, compare them, and check what they d
 	@packaging/check.sh
 
 .PHONY: dev
-dev: setup build ## Bring up a fabric with a running application on this machine (root)
+dev: setup build ## Bring up a fabric with running applications on this machine; VM=1: one service as a VM, too (root)
 	@bin/sif-lab up -topology=$(TOPOLOGY) -apps=$(APPS)
+
+.PHONY: dev-mixed
+dev-mixed: setup build ## The same with an application of all kinds of workload: container, process, VM, unit, periodic job
+	@bin/sif-lab up -topology=$(TOPOLOGY) -apps=jobs/mixed
 
 .PHONY: dev-down
 dev-down: ## Remove everything that `make dev` brought up

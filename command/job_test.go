@@ -71,7 +71,8 @@ func nomadUnderstands(t *testing.T) {
 
 // demoJobsAreValid validates the jobs of the demo applications.
 func demoJobsAreValid(t *testing.T) {
-	for _, path := range append(glob(t, "../jobs/getaway/*.nomad.hcl"), glob(t, "../jobs/voting/*.nomad.hcl")...) {
+	for _, path := range slices.Concat(glob(t, "../jobs/getaway/*.nomad.hcl"), glob(t, "../jobs/voting/*.nomad.hcl"),
+		glob(t, "../jobs/voting/vm/*.nomad.hcl"), glob(t, "../jobs/mixed/*.nomad.hcl")) {
 		ui := cli.NewMockUi()
 		// No controller: package jobs checks the jobs against their graphs.
 		must.Eq(t, 0, run(ui, "job validate", "-address=https://127.0.0.1:1", path), must.Sprint(path, ui.ErrorWriter.String()))

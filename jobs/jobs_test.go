@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"testing"
 	"time"
 
@@ -22,18 +21,31 @@ import (
 var jobName = regexp.MustCompile(`(?m)^job "([^"]+)"`)
 
 func TestJobsAgreeWithGraphs(t *testing.T) {
-	sources, err := hcl.ReadSources("getaway", "voting", "bindings.sif.hcl")
+	agree(t, []string{"getaway", "voting", "bindings.sif.hcl"}, []string{"getaway/*.nomad.hcl", "voting/*.nomad.hcl", "voting/vm/*.nomad.hcl"}, map[string]int{
+		"getaway-app/news-gw": 2, "getaway-app/places-gw": 2, "getaway-app/weather-gw": 2, // one in each cloud
+		"voting-app/result-svc": 2, // one is a virtual machine
+	})
+}
+
+func TestMixedJobsAgreeWithTheirGraph(t *testing.T) {
+	agree(t, []string{"mixed"}, []string{"mixed/*.nomad.hcl"}, map[string]int{"mixed-app/places": 0}) // which systemd runs
+}
+
+// agree checks that the jobs request what the graphs have, and that each service has one group, or
+// as many as counts says.
+func agree(t *testing.T, graphs, jobs []string, counts map[string]int) {
+	t.Helper()
+	sources, err := hcl.ReadSources(graphs...)
 	must.NoError(t, err)
 	graph, diags := hcl.DecodeGraph(hcl.Options{}, sources...)
 	must.SliceEmpty(t, diags)
-	must.MapLen(t, 2, graph.Domains)
-
-	files, err := filepath.Glob("*/*.nomad.hcl")
-	must.NoError(t, err)
-	files = slices.DeleteFunc(files, func(name string) bool { return filepath.Dir(name) == "fabric" }) // runs outside the fabric
-	machines, err := filepath.Glob("*/vm/*.nomad.hcl")
-	must.NoError(t, err)
-	files = append(files, machines...)
+	var files []string
+	for _, pattern := range jobs {
+		found, err := filepath.Glob(pattern)
+		must.NoError(t, err)
+		must.SliceNotEmpty(t, found)
+		files = append(files, found...)
+	}
 	groups := map[string]int{} // by service
 	for _, name := range files {
 		t.Run(name, func(t *testing.T) {
@@ -54,12 +66,9 @@ func TestJobsAgreeWithGraphs(t *testing.T) {
 	}
 	for domain, d := range graph.Domains {
 		for _, s := range d.Services {
-			want := 1
-			switch s.Name {
-			case "news-gw", "places-gw", "weather-gw":
-				want = 2 // one in each cloud
-			case "result-svc":
-				want = 2 // one is a virtual machine
+			want, other := counts[domain+"/"+s.Name]
+			if !other {
+				want = 1
 			}
 			must.Eq(t, want, groups[domain+"/"+s.Name], must.Sprintf("groups of %s/%s", domain, s.Name))
 		}

@@ -134,7 +134,7 @@ plugin "raw_exec" {
 	if node.HasDriver("qemu") {
 		config += `plugin "qemu" {
   config {
-    args_allowlist = ["-append", "-cpu", "-device", "-initrd", "-kernel", "-netdev", "-smp"]
+    args_allowlist = ["-append", "-cpu", "-device", "-initrd", "-kernel", "-m", "-netdev", "-smp"]
   }
 }
 `

@@ -56,6 +56,7 @@ job "voting-vm" {
         image_path = "local/disk"
         args = [
           "-cpu", "max",
+          "-m", "160M",
           "-kernel", "${meta.guest}/vmlinuz",
           "-initrd", "${meta.guest}/initrd.img",
           # What the kernel does not know is the environment and the arguments of the first process.
@@ -71,7 +72,7 @@ job "voting-vm" {
 
       resources {
         cpu    = 200
-        memory = 192
+        memory = 448 # the guest's, and what QEMU needs itself
       }
 
       logs {
