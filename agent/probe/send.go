@@ -83,7 +83,8 @@ func (w Way) sendFrame(p packet) error {
 	if err != nil {
 		return fmt.Errorf("open a packet socket: %w", err)
 	}
-	defer unix.Close(fd)
+	// The kernel waits for all processors when it closes such a socket. Probes are sent in turn.
+	defer func() { go unix.Close(fd) }()
 	kind := uint16(unix.ETH_P_IP)
 	if p.dst.Addr().Is6() {
 		kind = unix.ETH_P_IPV6

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package guest makes the image of the tests' virtual machines: Debian's cloud kernel as its package
-// has it, and an initial file system with its network driver, sif-guest and sif-demo. It knows
-// packages and archives, neither the fabric nor what the machines are used for.
+// Package guest makes the image of the tests' virtual machines: Debian's cloud kernel as its
+// package has it, and an initial file system with its network driver, sif-guest and sif-demo. It
+// knows packages and archives, neither the fabric nor what the machines are used for.
 package guest
 
 import (
