@@ -20,23 +20,28 @@ import (
 // driverKinds are the task drivers. Each of them runs where the lab offers it.
 var driverKinds = []kind{
 	{name: "driver-exec", quick: true, run: testDriver(func(*kinds) string { return script("t", calls+serves) }, true)},
-	{name: "driver-raw-exec", quick: true, run: testDriver(func(k *kinds) string {
-		// It has the node's files, and so its resolver: no names of the fabric.
-		return task("t", "raw_exec", fmt.Sprintf(`command = "/bin/busybox"
-        args    = ["sh", "-c", %q]`, fmt.Sprintf(`nc() { busybox nc "$@"; }
-nslookup() { echo %[1]s; }
-`+calls+`exec %[2]s provider -listen=:7000`, k.helper.v4, filepath.Join(k.Bin, "sif-demo"))))
-	}, true)},
-	{name: "driver-docker", quick: true, run: testDriver(func(*kinds) string {
-		return task("t", "docker", fmt.Sprintf(`image = "sif-demo:local"
-        entrypoint = ["/bin/sh"]
-        args       = ["-c", %q]`, calls+serves))
-	}, true)},
+	{name: "driver-raw-exec", quick: true, run: testDriver(rawTask, true)},
+	{name: "driver-docker", quick: true, run: testDriver(func(*kinds) string { return dockerTask() }, true)},
 	{name: "driver-java", quick: true, run: testDriver(func(*kinds) string {
 		return task("t", "java", fmt.Sprintf(`class = %q
         args  = ["%d"]
         jvm_options = ["-Xmx64m", "-XX:TieredStopAtLevel=1"]`, lab.JavaAnswer, servedPort))
 	}, false)},
+}
+
+// rawTask is a task of raw_exec. It has the node's files, and so its resolver: no names of the
+// fabric.
+func rawTask(k *kinds) string {
+	text := fmt.Sprintf("nc() { busybox nc \"$@\"; }\nnslookup() { echo %s; }\n", k.helper.v4) + calls +
+		fmt.Sprintf("exec %s provider -listen=:%d\n", filepath.Join(k.Bin, "sif-demo"), servedPort)
+	return task("t", "raw_exec", fmt.Sprintf(`command = "/bin/busybox"
+        args    = ["sh", "-c", %q]`, text))
+}
+
+func dockerTask() string {
+	return task("t", "docker", fmt.Sprintf(`image = "sif-demo:local"
+        entrypoint = ["/bin/sh"]
+        args       = ["-c", %q]`, calls+serves))
 }
 
 // testDriver runs a job with a task of a driver. calls says that the task makes calls itself;

@@ -32,10 +32,11 @@ import (
 // demo applications. Otherwise TestKinds runs those that are quick and touch no node.
 const kindsVariable = "SIF_E2E_KINDS"
 
-// The ports of the kinds' jobs. A contract covers servedPort of each kind, and helpPort of the
-// service that they call. Somebody listens on the others as well.
+// The ports of the kinds' jobs. A contract covers servedPort and streamPort of each kind, and
+// helpPort of the service that they call. Somebody listens on the others as well.
 const (
 	servedPort = 7000
+	streamPort = 7002
 	secretPort = 7001
 	helpPort   = 8080
 	otherPort  = 8081
@@ -153,7 +154,7 @@ func newKinds(t *testing.T) *kinds {
     responders  = %[3]s
     rule {
       protocol = "tcp"
-      ports    = [%[4]d]
+      ports    = [%[4]d, %[6]d]
     }
   }
   contract "help" {
@@ -165,7 +166,7 @@ func newKinds(t *testing.T) *kinds {
     }
   }
 }
-`, services.String(), moreGraph, list, servedPort, helpPort)
+`, services.String(), moreGraph, list, servedPort, helpPort, streamPort)
 	k.apply(t, graph)
 	t.Cleanup(func() {
 		r := k.sif(t, "graph", "apply", "-remove-domain=kinds")
@@ -182,7 +183,7 @@ func newKinds(t *testing.T) *kinds {
 	// One in each zone.
 	k.submit(t, "kinds-caller", fmt.Sprintf(`datacenters = %s
   type = "service"
-  group "g" {
+  `+on("1")+`group "g" {
     count = %d
     constraint {
       distinct_property = "${node.datacenter}"
@@ -192,13 +193,13 @@ func newKinds(t *testing.T) *kinds {
     %s
   }`, dcs, len(zones), small, demo("t", 9000)))
 	k.submit(t, "kinds-stranger", fmt.Sprintf(`datacenters = %s
-  group "g" {
+  `+on("1")+`group "g" {
     connectivity {}
     %s
     %s
   }`, dcs, small, demo("t", 9000)))
 	k.submit(t, "kinds-helper", fmt.Sprintf(`datacenters = %s
-  group "g" {
+  `+on("1")+`group "g" {
     connectivity {}
     %s
     %s
@@ -528,6 +529,12 @@ func (k *kinds) ended(t *testing.T, status string, list ...workload) {
 		})
 	}
 	k.gone(t, list...)
+}
+
+// on returns a constraint to nodes whose names end in a number: the jobs that the kinds share are
+// on the first nodes of zones, and events of nodes take the second ones.
+func on(number string) string {
+	return fmt.Sprintf("constraint {\n    attribute = \"${node.unique.name}\"\n    operator  = \"regexp\"\n    value     = \"%s$\"\n  }\n  ", number)
 }
 
 // at returns a constraint to one node.

@@ -44,31 +44,36 @@ type hostile struct {
 func (f *fabricUnderTest) hostile(t *testing.T, zone string) *hostile {
 	t.Helper()
 	for _, n := range f.Topology.Nodes(lab.Workload) {
-		if n.Zone != zone {
-			continue
+		if n.Zone == zone {
+			return f.as(t, n)
 		}
-		h := &hostile{id: fabric.NodeID{Zone: n.Zone, Name: n.Name}, machine: n.Name}
-		var err error
-		h.config, err = config.Load(f.SIFConfig(n.Name, "agent"), config.RoleAgent)
-		must.NoError(t, err)
-		read := func(name string) []byte {
-			text, err := os.ReadFile(filepath.Join(h.config.DataDir, "identity", name))
-			must.NoError(t, err)
-			return text
-		}
-		pair := read("certificate.pem")
-		cert, err := tls.X509KeyPair(pair, pair)
-		must.NoError(t, err)
-		roots := x509.NewCertPool()
-		must.True(t, roots.AppendCertsFromPEM(read("authorities.pem")))
-		h.identity = identity.Fixed(h.config.TrustDomain, &cert, roots, fabric.KeySet{})
-		h.http.Transport = &http.Transport{
-			TLSClientConfig: h.identity.ClientTLS(identity.Subject{Controller: true}), DialContext: f.Dial(n.Name),
-		}
-		return h
 	}
 	t.Fatalf("zone %s has no workload node", zone)
 	return nil
+}
+
+// as returns a workload node, as which somebody calls others.
+func (f *fabricUnderTest) as(t *testing.T, n *lab.Node) *hostile {
+	t.Helper()
+	h := &hostile{id: fabric.NodeID{Zone: n.Zone, Name: n.Name}, machine: n.Name}
+	var err error
+	h.config, err = config.Load(f.SIFConfig(n.Name, "agent"), config.RoleAgent)
+	must.NoError(t, err)
+	read := func(name string) []byte {
+		text, err := os.ReadFile(filepath.Join(h.config.DataDir, "identity", name))
+		must.NoError(t, err)
+		return text
+	}
+	pair := read("certificate.pem")
+	cert, err := tls.X509KeyPair(pair, pair)
+	must.NoError(t, err)
+	roots := x509.NewCertPool()
+	must.True(t, roots.AppendCertsFromPEM(read("authorities.pem")))
+	h.identity = identity.Fixed(h.config.TrustDomain, &cert, roots, fabric.KeySet{})
+	h.http.Transport = &http.Transport{
+		TLSClientConfig: h.identity.ClientTLS(identity.Subject{Controller: true}), DialContext: f.Dial(n.Name),
+	}
+	return h
 }
 
 // call calls the controller and returns the status and the text of its answer.
