@@ -43,6 +43,7 @@ type ExplainedFlow struct {
 	Declared Declared         `json:"declared"`
 	Layers   []ExplainedLayer `json:"layers,omitempty"` // on the path, in order; empty unless both parties are live
 	Differs  []string         `json:"differs,omitempty"`
+	Withheld string           `json:"withheld,omitempty"` // why DNS does not answer with To, in words that follow its name
 }
 
 // Party is one end of a flow: a live endpoint, a service without live endpoints, an external, a

@@ -146,6 +146,9 @@ func explainView(a api.Explanation) string {
 		for _, l := range f.Layers {
 			fmt.Fprintf(&b, "  %s\n", l)
 		}
+		if f.Withheld != "" {
+			fmt.Fprintf(&b, "  DNS does not answer with the destination: %s\n", f.Withheld)
+		}
 	}
 	return strings.TrimSuffix(b.String(), "\n")
 }

@@ -39,13 +39,15 @@ func TestExplainViewShowsDifferencesFirst(t *testing.T) {
 		From: web, To: db, Differs: []string{"declared, but the ebpf of z1/w2 drops it: no rule"},
 		Declared: api.Declared{Allowed: true, Contract: sql, Reasons: []api.Reason{{Contract: sql, Pos: fabric.Position{File: "a.hcl", Line: 3, Column: 1}, Why: "allows it"}}},
 		Layers:   []api.ExplainedLayer{{Node: "z1/w1", Layer: "ebpf", Place: "sender", Allowed: true, Why: "contract shop/sql"}, {Node: "z1/w2", Layer: "ebpf", Place: "receiver", Why: "no rule"}},
+		Withheld: `it waits for its start: task "db"`,
 	}}}
 	must.Eq(t, `DECLARED AND ENFORCED DIFFER: shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2): declared, but the ebpf of z1/w2 drops it: no rule
 
 shop/web (endpoint web-1 on z1/w1) -> shop/db (endpoint db-1 on z1/w2) tcp/5432: allowed
   contract shop/sql (a.hcl:3:1): allows it
   z1/w1 ebpf at the sender: passes: contract shop/sql
-  z1/w2 ebpf at the receiver: drops: no rule`, explainView(answer))
+  z1/w2 ebpf at the receiver: drops: no rule
+  DNS does not answer with the destination: it waits for its start: task "db"`, explainView(answer))
 }
 
 func TestVerifyView(t *testing.T) {

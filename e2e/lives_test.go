@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,6 +38,7 @@ func livesJob(id, script string) *nomad.Job {
 // lived is an instance of a livesJob.
 type lived struct {
 	alloc   string
+	node    string
 	address netip.Addr
 }
 
@@ -56,7 +58,7 @@ func (f *fabricUnderTest) lives(t *testing.T, job *nomad.Job) []lived {
 		for _, n := range f.status(t).Nodes {
 			for _, e := range n.Endpoints {
 				if slices.ContainsFunc(allocs, func(a *nomad.AllocationListStub) bool { return a.ID == e.Endpoint }) {
-					list = append(list, lived{e.Endpoint, e.IPv4})
+					list = append(list, lived{e.Endpoint, n.Node, e.IPv4})
 				}
 			}
 		}
@@ -82,10 +84,10 @@ func watchAnswers(t *testing.T, svc workload) (changes func(netip.Addr, bool) []
 	go func() {
 		defer close(ended)
 		var before []netip.Addr
-		for {
+		for last := false; !last; {
 			select {
 			case <-end:
-				return
+				last = true // what was just seen by others is to be seen here as well
 			case <-time.After(10 * time.Millisecond):
 			}
 			now, err := resolve(svc, livesName)
@@ -224,6 +226,19 @@ func TestHandedOutWhileItLives(t *testing.T) {
 		stop()
 		must.Len(t, 1, changes(l.address, false))
 		t.Logf("not handed out for %s", changes(l.address, true)[1].Sub(changes(l.address, false)[0]).Round(time.Millisecond))
+
+		// Nobody can be asked, and the agent begins anew: what was known holds.
+		orchestrator := world.Topology.Orchestrator().Name
+		must.NoError(t, world.Signal(orchestrator, "controller", syscall.SIGSTOP))
+		t.Cleanup(func() { must.NoError(t, world.Signal(orchestrator, "controller", syscall.SIGCONT)) })
+		changes, stop = watchAnswers(t, svc)
+		must.NoError(t, world.Signal(l.node, "agent", syscall.SIGKILL))
+		must.NoError(t, world.Start(l.node, "agent"))
+		for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(time.Second) {
+			answered(t, svc, l.address, true, 5*time.Second) // svc may be on the same node, whose agent starts
+		}
+		stop()
+		must.SliceEmpty(t, changes(l.address, false))
 	})
 
 	for _, provider := range []string{"nomad", "consul"} {

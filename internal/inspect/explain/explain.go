@@ -62,7 +62,7 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 			if a.Live() && a.Endpoint == b.Endpoint {
 				continue // a flow of an endpoint to itself never leaves it
 			}
-			flow := api.ExplainedFlow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port)}
+			flow := api.ExplainedFlow{From: a, To: b, Declared: declared(f, a, b, q.Protocol, q.Port), Withheld: notAnswered(f.Status, b)}
 			if why := unexposed(f.Status, a, b, q); why != "" && flow.Declared.Allowed {
 				flow.Differs = append(flow.Differs, "declared, but "+why)
 			}
@@ -96,6 +96,18 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 		return answer, fmt.Errorf("%s and %s are the same single endpoint", q.From, q.To)
 	}
 	return answer, nil
+}
+
+// notAnswered returns why DNS does not answer with a party, as its node reported it, or "".
+func notAnswered(status api.Status, p api.Party) string {
+	for _, n := range status.Nodes {
+		for _, e := range n.Endpoints {
+			if p.Live() && e.Endpoint == p.Endpoint && n.ID() == p.Node {
+				return e.Withheld
+			}
+		}
+	}
+	return ""
 }
 
 // problems lists what must not be in the data path of a node.

@@ -441,3 +441,22 @@ func TestNodeThatFollowsAnotherRevision(t *testing.T) {
 	must.Nil(t, a.Flows[0].Layers[0].Follows)
 	must.Eq(t, "z1/p1 switch at the boundary: passes: contract shop/sql (the node follows revision 3)", a.Flows[0].Layers[1].String())
 }
+
+// What DNS does not answer with is told, for the destination alone. Packets do not depend on it.
+func TestWithheld(t *testing.T) {
+	v := world()
+	for i := range v.Status.Nodes {
+		for j := range v.Status.Nodes[i].Endpoints {
+			if e := &v.Status.Nodes[i].Endpoints[j]; e.Endpoint == "db-1" {
+				e.Withheld = "it waits for its start"
+			}
+		}
+	}
+	a, err := Explain(v, ask("web-1", "shop/db", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.True(t, a.Allowed && a.Agree)
+	must.Eq(t, "it waits for its start", a.Flows[0].Withheld)
+	a, err = Explain(v, ask("db-1", "web-1", fabric.TCP, 5432))
+	must.NoError(t, err)
+	must.Eq(t, "", a.Flows[0].Withheld)
+}
