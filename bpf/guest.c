@@ -15,21 +15,21 @@
 // the same list with the names that users see.
 enum guest_verdict {
 	GUEST_NONE,
-	GUEST_SENT,            // from the guest to the endpoint's interface
-	GUEST_RECEIVED,        // to the guest
-	GUEST_ANSWERED,        // the guest asked for an Ethernet address
-	GUEST_CONTROL,         // a question to the node, or an announcement that nobody needs
-	GUEST_FORGED_MAC,      // the Ethernet source is not the guest's
-	GUEST_FORGED_ADDRESS,  // the IP source is not the guest's
-	GUEST_FORGED_ARP,      // it says that another's address is the guest's
-	GUEST_FORGED_ND,       // likewise, in IPv6; or a redirect
-	GUEST_FORGED_DHCP,     // an answer of a DHCP server
-	GUEST_FORGED_RA,       // a router advertisement
-	GUEST_LINK_LOCAL,      // from a link-local address, which no other endpoint can answer
-	GUEST_NOT_IP,          // neither IP nor ARP, or with a VLAN tag
-	GUEST_MALFORMED,       // headers are truncated or inconsistent
-	GUEST_TOO_LONG,        // longer than the MTU
-	GUEST_NOT_FOR_IT,      // at the endpoint's interface, to another Ethernet address
+	GUEST_SENT,           // from the guest to the endpoint's interface
+	GUEST_RECEIVED,       // to the guest
+	GUEST_ANSWERED,       // the guest asked for an Ethernet address
+	GUEST_CONTROL,        // a question to the node, or an announcement that nobody needs
+	GUEST_FORGED_MAC,     // the Ethernet source is not the guest's
+	GUEST_FORGED_ADDRESS, // the IP source is not the guest's
+	GUEST_FORGED_ARP,     // it says that another's address is the guest's
+	GUEST_FORGED_ND,      // likewise, in IPv6; or a redirect
+	GUEST_FORGED_DHCP,    // an answer of a DHCP server
+	GUEST_FORGED_RA,      // a router advertisement
+	GUEST_LINK_LOCAL,     // from a link-local address, which no other endpoint can answer
+	GUEST_NOT_IP,         // neither IP nor ARP, or with a VLAN tag
+	GUEST_MALFORMED,      // headers are truncated or inconsistent
+	GUEST_TOO_LONG,       // longer than the MTU
+	GUEST_NOT_FOR_IT,     // at the endpoint's interface, to another Ethernet address
 	GUEST_VERDICT_COUNT,
 };
 
@@ -41,8 +41,8 @@ struct guest {
 	__be32 gateway4;
 	__be32 ip6[4];
 	__be32 gateway6[4];
-	__u32 tap;  // index of the guest's interface
-	__u32 peer; // index of the endpoint's interface
+	__u32 tap;     // index of the guest's interface
+	__u32 peer;    // index of the endpoint's interface
 	__u32 longest; // frame from the guest, in bytes
 };
 
@@ -199,7 +199,7 @@ static __noinline enum guest_verdict handle_arp(struct __sk_buff *skb, const str
 // advertise makes the packet a neighbour advertisement that gives the node's Ethernet address for
 // a target. With for_all, it answers a question whether the address is free.
 static __noinline enum guest_verdict advertise(struct __sk_buff *skb, const struct guest *g, const struct ipv6hdr *ip,
-				const struct neighbour *asked)
+					       const struct neighbour *asked)
 {
 	bool for_all = is_unspecified(ip->source);
 	__u8 to[6] = { 0x33, 0x33, 0, 0, 0, 1 };
@@ -250,7 +250,8 @@ static __noinline enum guest_verdict advertise(struct __sk_buff *skb, const stru
 }
 
 // handle_nd handles neighbour and router solicitations and neighbour advertisements, at an offset.
-static __noinline enum guest_verdict handle_nd(struct __sk_buff *skb, const struct guest *g, const struct ipv6hdr *ip, __u32 offset)
+static __noinline enum guest_verdict handle_nd(struct __sk_buff *skb, const struct guest *g, const struct ipv6hdr *ip,
+					       __u32 offset)
 {
 	struct neighbour n;
 	struct mac_option option;
@@ -263,8 +264,8 @@ static __noinline enum guest_verdict handle_nd(struct __sk_buff *skb, const stru
 	if (bpf_skb_load_bytes(skb, offset, &n, 8))
 		return GUEST_MALFORMED;
 	if (n.type == ROUTER_SOLICITATION) {
-		if (!bpf_skb_load_bytes(skb, offset + 8, &option, sizeof(option)) &&
-		    option.type == OPTION_SOURCE_MAC && !same_mac(option.mac, g->mac))
+		if (!bpf_skb_load_bytes(skb, offset + 8, &option, sizeof(option)) && option.type == OPTION_SOURCE_MAC &&
+		    !same_mac(option.mac, g->mac))
 			return GUEST_FORGED_ND;
 		return GUEST_CONTROL;
 	}
@@ -300,7 +301,8 @@ static __always_inline bool ports_at(struct __sk_buff *skb, __u32 offset, __u16 
 	return true;
 }
 
-static __always_inline enum guest_verdict handle_ipv4(struct __sk_buff *skb, const struct guest *g, const struct iphdr *ip)
+static __always_inline enum guest_verdict handle_ipv4(struct __sk_buff *skb, const struct guest *g,
+						      const struct iphdr *ip)
 {
 	__u16 source = 0, destination = 0;
 
@@ -321,7 +323,8 @@ static __always_inline enum guest_verdict handle_ipv4(struct __sk_buff *skb, con
 
 // handle_ipv6 looks at what is for the link. Behind other extension headers than that of multicast
 // listeners, the policy at the endpoint's interface lets no such message pass.
-static __always_inline enum guest_verdict handle_ipv6(struct __sk_buff *skb, const struct guest *g, const struct ipv6hdr *header)
+static __always_inline enum guest_verdict handle_ipv6(struct __sk_buff *skb, const struct guest *g,
+						      const struct ipv6hdr *header)
 {
 	struct ipv6hdr ip = *header;
 	__u32 offset = ETHERNET + sizeof(ip);
