@@ -307,7 +307,7 @@ func (w *Watcher) stream(ctx context.Context, index uint64, end time.Time) error
 		var f frame
 		if err := d.Decode(&f); err != nil {
 			if errors.Is(err, io.EOF) {
-				err = errors.New("Nomad ended it") //nolint:staticcheck // a name
+				err = errors.New("it was ended by Nomad")
 			}
 			return fmt.Errorf("read Nomad's event stream: %w", errors.Join(err, context.Cause(ctx)))
 		}

@@ -64,7 +64,7 @@ func TestOperatorMakesNodes(t *testing.T) {
 	_, err = setup.CreateNode(ctx, operator, settings, machine)
 	must.ErrorIs(t, err, setup.ErrExists)
 	machine.Again, machine.Kinds = true, []join.Kind{join.Controller, join.Processor, join.Workload}
-	second, err := setup.CreateNode(ctx, operator, settings, machine)
+	_, err = setup.CreateNode(ctx, operator, settings, machine)
 	must.NoError(t, err)
 	_, err = root.Logical().Write("auth/sif-approle/login", map[string]any{"role_id": first.RoleID, "secret_id": first.SecretID})
 	must.ErrorContains(t, err, "invalid role or secret ID")
@@ -72,7 +72,7 @@ func TestOperatorMakesNodes(t *testing.T) {
 	must.NoError(t, err)
 	must.Eq(t, []any{"processor", "workload"}, role.Data["ou"].([]any))
 	machine.NodePrefix = 20
-	second, err = setup.CreateNode(ctx, operator, settings, machine)
+	second, err := setup.CreateNode(ctx, operator, settings, machine)
 	must.NoError(t, err)
 	role, err = root.Logical().Read("sif-pki/roles/node-aws1--w1")
 	must.NoError(t, err)

@@ -19,9 +19,10 @@ const (
 	// MaxHosts is the number of slots.
 	MaxHosts = 256
 
-	hostMark     uint32 = 0x51f00200
-	hostTable           = 5400
-	HostPriority        = 5098
+	hostMark  = uint32(0x51f00200)
+	hostTable = 5400
+	// HostPriority is that of the routing rules of these marks.
+	HostPriority = 5098
 	// HostMarks are the bits of a mark that do not tell the slot.
 	HostMarks = ^uint32(MaxHosts - 1)
 )
