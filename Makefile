@@ -108,6 +108,8 @@ test-machines: ## Run all tests on virtual machines: an hour on two cores (root,
 .PHONY: bench
 bench: setup build ## Measure the data paths, a fabric and its alternatives, and daemons (root, 12 minutes)
 	go test -run '^$$' -bench . ./bpf
+	go test -run '^$$' -bench RealGuest -benchtime 10x ./agent
+	go test -run '^$$' -bench GuestCost -benchtime 3x ./agent
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=10000
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=100000
 	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
