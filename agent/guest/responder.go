@@ -154,18 +154,15 @@ func (r *Responder) serve() {
 			continue
 		}
 		answer, event := r.config.answer(b[:n])
+		r.note(event)
 		if answer != nil {
-			_, err = r.socket.Write(answer) // it may not fit into the guest's queue: the guest asks again
+			_, _ = r.socket.Write(answer) // it may not fit into the guest's queue: the guest asks again
 		}
-		r.note(event, err)
 	}
 }
 
-// note remembers what was answered.
-func (r *Responder) note(e Event, err error) {
-	if err != nil {
-		return
-	}
+// note remembers what is answered.
+func (r *Responder) note(e Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
