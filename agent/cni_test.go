@@ -864,7 +864,7 @@ func showCollect(t *testing.T, h *cniHost) {
 	must.Len(t, 2, h.endpoints.all())
 
 	// As many as the largest pool has.
-	many := make([]any, 16381)
+	many := make([]any, 4093)
 	for i := range many {
 		many[i] = map[string]any{"containerID": fmt.Sprintf("%064d", i), "ifname": "eth0"}
 	}

@@ -176,8 +176,8 @@ func (a *admitter) admissions(who identity.Node) (api.NodeAdmissions, error) {
 	return a.table.of(who.NodeID), nil
 }
 
-// maxReleases bounds the endpoints of one request, far above the addresses of a pool.
-const maxReleases = 1000
+// maxReleases bounds the endpoints of one request, above the addresses of the largest pool.
+const maxReleases = 5000
 
 // releaseLost ends the admissions of endpoints that the calling node does not have any more. An
 // admission that was issued later than the node says stays: the endpoint has come back meanwhile.

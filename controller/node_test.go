@@ -474,7 +474,7 @@ func testLostReleases(t *testing.T, w *world) {
 	for n := range maxReleases + 1 {
 		many.Issued[fmt.Sprint(n)] = time.Now()
 	}
-	must.ErrorContains(t, w1.ReleaseLost(ctx, many), "at most 1000")
+	must.ErrorContains(t, w1.ReleaseLost(ctx, many), "at most 5000")
 }
 
 func testAddresses(t *testing.T, w *world) {

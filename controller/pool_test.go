@@ -197,7 +197,7 @@ func testSizes(t *testing.T, w *world) {
 func testRivalControllers(t *testing.T, w *world) {
 	c := w.fresh(t, nil)
 	id := func(n int) fabric.NodeID { return fabric.NodeID{Zone: "aws1", Name: fmt.Sprintf("n%d", n)} }
-	for round, bits := range [][2]int{{22, 24}, {24, 22}, {20, 20}, {18, 23}, {23, 18}, {24, 24}} {
+	for round, bits := range [][2]int{{22, 24}, {24, 22}, {20, 20}, {21, 23}, {23, 21}, {24, 24}} {
 		one, two := newRegistry(c.cfg, c.removal.list.List), newRegistry(c.cfg, c.removal.list.List)
 		must.NoError(t, one.load(t.Context()))
 		must.NoError(t, two.load(t.Context()))

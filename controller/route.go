@@ -24,7 +24,7 @@ type route struct {
 	pattern string
 	caller  callerKind
 	call    call
-	large   bool // the body may contain a graph or a dump
+	large   bool // the body may contain a graph, a dump, or something of each endpoint of a node
 
 	// Of the calls of one identity: so many at once, and then one each interval. Zero: callBurst
 	// and callInterval.
@@ -116,7 +116,7 @@ func (c *Controller) routes() []route {
 
 		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode, action: "node.register", burst: 20, interval: 3 * time.Second,
 			summary: "Registers the calling node.", request: api.NodeRequest{}, reply: fabric.NodeRecord{}},
-		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, burst: 30, interval: 500 * time.Millisecond,
+		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, large: true, burst: 30, interval: 500 * time.Millisecond,
 			summary: "Reports what the calling node enforces.", request: api.NodeStatus{}, reply: api.ReportReply{}},
 		{pattern: "PUT /v1/node/revocations", caller: callerNode, call: c.putRevocations, burst: 20, interval: 3 * time.Second,
 			summary: "Accepts the signed list of removed nodes that the calling node holds.", request: fabric.Signed{}},
@@ -133,7 +133,7 @@ func (c *Controller) routes() []route {
 			summary: "Returns the admissions of the calling node that are in force, and its addresses that rest.", reply: api.NodeAdmissions{}},
 		{pattern: "GET /v1/node/lives", caller: callerNode, call: c.getLives, query: blocking,
 			summary: "Returns what Nomad says about the endpoints of the calling node, once it is something else than the caller knows.", reply: api.EndpointLives{}},
-		{pattern: "POST /v1/node/release", caller: callerNode, call: c.postRelease, action: "admission.release",
+		{pattern: "POST /v1/node/release", caller: callerNode, call: c.postRelease, large: true, action: "admission.release",
 			summary: "Ends admissions of endpoints that the calling node does not have any more.", request: api.ReleaseRequest{}},
 		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",
 			summary: "Issues a certificate for a service of which the calling node has a live admission.", request: api.CertificateRequest{}, reply: api.CertificateReply{}},

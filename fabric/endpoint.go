@@ -151,10 +151,11 @@ func (n Node) Health4() netip.Addr { return n.Pool4.Addr().Next() }
 // Health6 returns the node's IPv6 health address; see Health4.
 func (n Node) Health6() netip.Addr { return n.Pool6.Addr().Next() }
 
-// How many bits the prefix of a node's IPv4 pool can have. The largest pool has 16,381 addresses
-// for endpoints, the default one 1,021, and the smallest one 253.
+// How many bits the prefix of a node's IPv4 pool can have. The largest pool has 4,093 addresses for
+// endpoints, about as many as the data path has room for; the default one 1,021, and the smallest
+// one 253.
 const (
-	LargestNodePrefix  = 18
+	LargestNodePrefix  = 20
 	DefaultNodePrefix  = 22
 	SmallestNodePrefix = 24
 )

@@ -125,7 +125,7 @@ func TestLongRequest(t *testing.T) {
 			return nil, nil
 		}, nil)
 	}()
-	valid := make([]cnicall.Attachment, 16381)
+	valid := make([]cnicall.Attachment, 4093)
 	for i := range valid {
 		valid[i] = cnicall.Attachment{ContainerID: strings.Repeat("x", 64), IfName: "eth0"}
 	}

@@ -92,7 +92,7 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	must.Eq(t, "/controller", c.SPIFFEPath())
 	must.Eq(t, "/var/lib/sif/controller", c.DataDir)
 	for file, want := range map[string]int{
-		"": 22, "pools {\n  ipv4 = \"10.0.0.0/23\"\n}\n": 23, "pools {\n  ipv4 = \"10.0.0.0/24\"\n}\n": 24, "pools {\n  node_prefix = 19\n}\n": 19,
+		"": 22, "pools {\n  ipv4 = \"10.0.0.0/23\"\n}\n": 23, "pools {\n  ipv4 = \"10.0.0.0/24\"\n}\n": 24, "pools {\n  node_prefix = 21\n}\n": 21,
 	} {
 		c, err := parse([]byte("trust_domain = \"sif.example\"\n"+file), "c.hcl", RoleController, getenv)
 		must.NoError(t, err)
@@ -125,7 +125,7 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"bad port":          {"controller {\n  address = \"c:70000\"\n}\n", "x.hcl:2:13: controller.address: "},
 		"pool family":       {"pools {\n  ipv4 = \"fd00::/32\"\n}\n", "x.hcl:2:10: pools.ipv4: "},
 		"pool bits":         {"pools {\n  ipv4 = \"100.64.0.1/10\"\n}\n", "did you mean 100.64.0.0/10?"},
-		"node's pool":       {"pools {\n  node_prefix = 17\n}\n", "x.hcl:2:17: pools.node_prefix: a prefix of 17 bits is outside 18"},
+		"node's pool":       {"pools {\n  node_prefix = 19\n}\n", "x.hcl:2:17: pools.node_prefix: a prefix of 19 bits is outside 20"},
 		"small pool":        {"pools {\n  ipv4 = \"10.0.0.0/21\"\n  node_prefix = 20\n}\n", "x.hcl:2:10: pools.ipv4: \"10.0.0.0/21\" is too small: each node uses a /20"},
 		"pool size":         {"pools {\n  ipv6 = \"fd00::/80\"\n}\n", "too small"},
 		"log level":         {"log_level = \"loud\"\n", "x.hcl:1:13: log_level: \"loud\""},

@@ -28,7 +28,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// maxMessage bounds a request or reply, in bytes. GC of a node with the largest pool names 16,381
+// maxMessage bounds a request or reply, in bytes. GC of a node with the largest pool names 4,093
 // attachments.
 const maxMessage = 8 << 20
 
