@@ -213,11 +213,29 @@ func (a *Agent) admitStanding(ctx context.Context, at cnicall.Attachment, r cnic
 		s.Workload.ConsulNode, s.Registration = known.Workload.ConsulNode, known.Registration
 		return s, nil, nil
 	}
+	if err := unoccupied(at, namespace); err != nil {
+		return s, nil, err
+	}
 	waiting := &attachment{endpoint: endpoint{ID: s.Endpoint}, until: until}
 	if err := a.insist(ctx, waiting, func() error { return a.registeredHere(ctx, &s) }); err != nil {
 		return s, nil, err
 	}
 	return s, nil, nil
+}
+
+// unoccupied refuses a namespace that has an interface of the endpoint's name: ADD would remove it.
+// One that an earlier ADD left is removed with its other end, which is the node's.
+func unoccupied(at cnicall.Attachment, namespace ns.NetNS) error {
+	if index, err := linkIndex(hostIfName(at)); err != nil || index != 0 {
+		return err
+	}
+	return namespace.Do(func(ns.NetNS) error {
+		index, err := linkIndex(at.IfName)
+		if index != 0 {
+			return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("the namespace has an interface %s, and so a network: start the workload without one, such as with docker run --network=none", at.IfName), "")
+		}
+		return err
+	})
 }
 
 // settle keeps the record of a workload outside Nomad when ADD ends with err. Nothing stays of one

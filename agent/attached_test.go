@@ -329,6 +329,15 @@ func TestAttachRefuses(t *testing.T) {
 	must.SliceEmpty(t, x.endpoints.all())
 	must.SliceEmpty(t, addressesIn(t, path))
 
+	// What has a network keeps it.
+	occupied := x.make("occupied")
+	out, err := exec.Command("nsenter", "--net="+occupied, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other").CombinedOutput()
+	must.NoError(t, err, must.Sprint(string(out)))
+	_, err = x.call(x.request("occupied", "postgres", occupied))
+	must.ErrorContains(t, err, "the namespace has an interface eth0")
+	out, err = exec.Command("nsenter", "--net="+occupied, "ip", "link", "show", "dev", "eth0").CombinedOutput()
+	must.NoError(t, err, must.Sprint(string(out)))
+
 	// The name is taken, whoever attached it.
 	_, err = x.call(x.request("db", "postgres", path))
 	must.NoError(t, err)

@@ -152,24 +152,14 @@ func (c *AttachCommand) attach(ctx context.Context, w fabric.Attached) (got atta
 		return got, err
 	}
 	defer f.Close()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, c.undo(w.Name, space, made, before == nil))
+		}
+	}()
 	if err := c.sameSpace(before, f); err != nil {
 		return got, err
 	}
-	defer func() {
-		if err == nil || before != nil {
-			return
-		}
-		errs := []error{err}
-		if err := c.drop(w.Name); err != nil && !errors.Is(err, cnicall.ErrNoAgent) {
-			errs = append(errs, err)
-		}
-		if made {
-			errs = append(errs, c.spaces().Remove(w.Name))
-		} else {
-			errs = append(errs, c.spaces().RemoveResolver(resolverOf(c.spaces(), w.Name, space)))
-		}
-		err = errors.Join(errs...)
-	}()
 	if name := resolverOf(c.spaces(), w.Name, space); name != "" {
 		ours, err := c.spaces().WriteResolver(name)
 		if err != nil {
@@ -190,6 +180,21 @@ func (c *AttachCommand) attach(ctx context.Context, w fabric.Attached) (got atta
 		got.Attached = *now
 	}
 	return got, nil
+}
+
+// undo takes back what a call did that failed: it made the namespace, or the name is new.
+func (c *AttachCommand) undo(name string, space cnicall.Space, made, fresh bool) error {
+	var errs []error
+	if fresh {
+		if err := c.drop(name); !errors.Is(err, cnicall.ErrNoAgent) {
+			errs = append(errs, err)
+		}
+		errs = append(errs, c.spaces().RemoveResolver(resolverOf(c.spaces(), name, space)))
+	}
+	if made {
+		errs = append(errs, c.spaces().Remove(name))
+	}
+	return errors.Join(errs...)
 }
 
 // mayAttachAgain refuses a name that is attached as something else.
