@@ -104,7 +104,9 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		}
 		r := &request{Request: hr, stop: stop, entry: &auditEntry{Remote: hr.RemoteAddr, Action: route.action, harmless: route.harmless}}
 		err := authenticate(r)
-		if err != nil { // a caller whose certificate was renewed comes back on a new connection
+		// A node whose certificate was renewed comes back on a new connection. A token is sent with
+		// each call, and each new connection counts against its source.
+		if err != nil && route.caller == callerNode {
 			w.Header().Set("Connection", "close")
 		}
 		if actor := r.actor(); actor != unknownActor {
