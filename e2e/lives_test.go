@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -229,10 +228,13 @@ func TestHandedOutWhileItLives(t *testing.T) {
 
 		// Nobody can be asked, and the agent begins anew: what was known holds.
 		orchestrator := world.Topology.Orchestrator().Name
-		must.NoError(t, world.Signal(orchestrator, "controller", syscall.SIGSTOP))
-		t.Cleanup(func() { must.NoError(t, world.Signal(orchestrator, "controller", syscall.SIGCONT)) })
+		must.NoError(t, world.Stop(t.Context(), orchestrator, "controller"))
+		t.Cleanup(func() {
+			must.NoError(t, world.Start(orchestrator, "controller"))
+			world.allWell(t, time.Minute)
+		})
 		changes, stop = watchAnswers(t, svc)
-		must.NoError(t, world.Signal(l.node, "agent", syscall.SIGKILL))
+		must.NoError(t, world.Stop(t.Context(), l.node, "agent"))
 		must.NoError(t, world.Start(l.node, "agent"))
 		for end := time.Now().Add(8 * time.Second); time.Now().Before(end); time.Sleep(time.Second) {
 			answered(t, svc, l.address, true, 5*time.Second) // svc may be on the same node, whose agent starts

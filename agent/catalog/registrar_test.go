@@ -467,7 +467,7 @@ func TestRegistrarFollowsLife(t *testing.T) {
 	s := newSigner(t)
 	w := &wanted{}
 	reg := s.register(t, admit(1, web))
-	r, _ := startRegistrar(t, consul, s, w)
+	r := NewRegistrar(RegistrarConfig{Consul: consul, Zone: "aws1", Node: "aws1-w1", Identity: s.node("aws1-w1"), Want: w.get, Report: func(error) {}, Log: hclog.NewNullLogger()})
 	h := startHealth(t, consul, s, web)
 	is := func(n int, want bool) {
 		t.Helper()

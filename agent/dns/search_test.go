@@ -125,12 +125,14 @@ func TestSearchDomains(t *testing.T) {
 	}
 	// musl asks all servers at once. The first answer that says something counts; REFUSED does not.
 	musl := func(name string) (list []string, err error) {
+		var asking sync.WaitGroup
+		defer asking.Wait()
 		candidates := []string{name + ".corp.example", name + ".example.org", name}
 		err = inside.Do(func(ns.NetNS) error {
 			for _, candidate := range candidates {
 				said := make(chan *miekg.Msg, 2)
 				for i, server := range []string{ours, theirs} {
-					go func() {
+					asking.Go(func() {
 						time.Sleep(time.Duration(i) * 100 * time.Millisecond) // the one beyond the node answers later
 						_ = inside.Do(func(ns.NetNS) error {
 							m, _, err := new(miekg.Client).Exchange(question(candidate+".", miekg.TypeA), server+":53")
@@ -139,7 +141,7 @@ func TestSearchDomains(t *testing.T) {
 							}
 							return nil
 						})
-					}()
+					})
 				}
 				select {
 				case m := <-said:
