@@ -115,6 +115,18 @@ func TestVirtualMachine(t *testing.T) {
 		proxy = world.workload(t, "voting-app/http-proxy", "aws1") // which may have moved as well
 		calls(moved)
 	})
+
+	t.Run("QEMU runs by raw_exec", func(t *testing.T) {
+		text := altered(t, world.file(t, "jobs/voting/vm/voting-vm.nomad.hcl"),
+			`driver = "qemu"`, `driver = "raw_exec"`,
+			`image_path = "local/disk"`, `command = "qemu-system-x86_64"`,
+			`"-cpu", "max",`, fmt.Sprintf(`"-machine", "type=pc,accel=tcg", "-cpu", "max", "-nographic", %q, %q, %q, %q,`,
+				"-netdev", "tap,id=sif,ifname=tap0,script=no,downscript=no", "-device", "virtio-net-pci,netdev=sif,mac=02:51:f0:00:00:01"))
+		r := world.sif(t, "job", "run", write(t, "voting-vm.nomad.hcl", text))
+		must.Zero(t, r.code, must.Sprint(r.stdout, r.stderr))
+		guest, _ := world.machine(t)
+		calls(guest)
+	})
 }
 
 // machines returns the running virtual machines of the test's job.

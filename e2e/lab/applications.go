@@ -18,8 +18,8 @@ import (
 )
 
 // RunApplications deploys applications as their owners would, with the sif command: it applies the
-// graphs in the directories (*.sif.hcl), runs the jobs (*.nomad.hcl) and waits until all their
-// deployments are healthy.
+// graphs in the directories (*.sif.hcl), runs the jobs (*.nomad.hcl) and the units of what Nomad
+// does not run (*.service), and waits until all deployments are healthy.
 func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	graphs := slices.DeleteFunc(slices.Clone(dirs), func(dir string) bool { // some have only jobs
 		files, _ := filepath.Glob(filepath.Join(dir, "*.sif.hcl"))
@@ -63,6 +63,17 @@ func (l *Lab) RunApplications(ctx context.Context, dirs ...string) error {
 	}
 	if err := l.leaveOut(ctx); err != nil {
 		return err
+	}
+	for _, dir := range dirs {
+		units, err := filepath.Glob(filepath.Join(dir, "*.service"))
+		if err != nil {
+			return err
+		}
+		for _, file := range units {
+			if err := l.RunUnit(ctx, file); err != nil {
+				return err
+			}
+		}
 	}
 	return l.awaitDeployments(ctx, 2*time.Minute)
 }
@@ -126,7 +137,7 @@ func (l *Lab) awaitDeployments(parent context.Context, within time.Duration) err
 		}
 		var waiting []string
 		for _, j := range jobs {
-			if healthy[j.ID] {
+			if healthy[j.ID] || j.Type != api.JobTypeService { // others have no deployments
 				continue
 			}
 			d, _, err := client.Jobs().LatestDeployment(j.ID, (&api.QueryOptions{}).WithContext(ctx))
