@@ -672,6 +672,7 @@ func showErrors(t *testing.T, h *cniHost) {
 		{types.ErrInvalidNetworkConfig, `"service" is "shop/web"`, "ADD", h.entry(map[string]any{"consul_service": nil, "service": "shop/web"}), ""},
 		{types.ErrTryAgainLater, "is not running", "ADD", h.entry(map[string]any{"socket": h.socket + ".none", "timeout": "300ms"}), ""},
 		{types.ErrTryAgainLater, "is not registered", "ADD", h.entry(map[string]any{"consul_service": "none", "timeout": "300ms"}), ""},
+		{cnicall.CodeRefused, "not admitted to the fabric: no selector matched", "ADD", h.entry(nil), "CNI_ARGS=NOMAD_ALLOC_ID=refused"},
 		{types.ErrInternal, "no such allocation", "ADD", h.entry(map[string]any{"timeout": "300ms"}), "CNI_ARGS=NOMAD_ALLOC_ID=unknown"},
 	} {
 		env := []string{}

@@ -106,6 +106,11 @@ func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, 
 			http.Error(w, "no such allocation", http.StatusForbidden)
 			return
 		}
+		if req.Allocation == "refused" {
+			w.WriteHeader(http.StatusForbidden)
+			_ = json.NewEncoder(w).Encode(api.Errorf(http.StatusForbidden, api.CodeNoSelector, "no selector matched"))
+			return
+		}
 		adm := fabric.Admission{Endpoint: req.Allocation, Zone: "z1", Node: "w1", Service: service, IPv4: req.IPv4, IPv6: req.IPv6,
 			Issued: time.Now(), Expires: time.Now().Add(time.Hour)}
 		if req.Allocation == "uncertified" {
