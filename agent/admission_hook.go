@@ -154,14 +154,11 @@ func (a *Agent) leave() error {
 }
 
 // due returns when a request must be renewed: at two thirds of the life of its admission or of the
-// certificate that signed it, whichever is earlier, and that of a canary often. Other nodes check
-// both when they learn of the endpoint.
+// certificate that signed it, whichever is earlier. Other nodes check both when they learn of the
+// endpoint.
 func due(ep endpoint) time.Time {
 	third := func(from, to time.Time) time.Time { return from.Add(to.Sub(from) * 2 / 3) }
 	at := third(ep.Admission.Issued, ep.Admission.Expires)
-	if often := ep.Admission.Issued.Add(canaryInterval); ep.Admission.Origin.Canary && often.Before(at) {
-		at = often
-	}
 	if len(ep.Request.Certificate) == 0 {
 		return time.Time{}
 	}
@@ -175,13 +172,25 @@ func due(ep endpoint) time.Time {
 	return at
 }
 
-// canaryInterval is how often the admission of a canary is renewed: after its promotion it may be
-// an instance of another service.
+// canaryInterval is how often the admission of a canary is renewed of which nothing else is known:
+// after its promotion it may be an instance of another service.
 const canaryInterval = 15 * time.Second
 
-// mustRenew reports whether the admission of an endpoint is due, or the controller has lost it.
+// mustRenew reports whether the admission of an endpoint is due, the controller has lost it, or it
+// was a canary's that has been promoted.
 func (a *Agent) mustRenew(ep endpoint) bool {
-	return !a.now().Before(due(ep)) || a.releases.lacks(ep.ID)
+	return !a.now().Before(due(ep)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep)
+}
+
+func (a *Agent) wasPromoted(ep endpoint) bool {
+	if !ep.Admission.Origin.Canary {
+		return false
+	}
+	promoted, known := a.lives.promoted(ep.ID)
+	if !known {
+		return !a.now().Before(ep.Admission.Issued.Add(canaryInterval))
+	}
+	return promoted
 }
 
 // renew renews the admissions that are due, and those that the controller has lost.

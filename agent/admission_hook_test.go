@@ -10,6 +10,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
@@ -27,22 +28,51 @@ func TestDue(t *testing.T) {
 		name        string
 		certificate [][]byte
 		due         time.Time
-		canary      bool
 	}{
-		{"the certificate first", certificate(9 * time.Hour), issued.Add(6 * time.Hour), false},
-		{"the admission first", certificate(48 * time.Hour), issued.Add(16 * time.Hour), false},
-		{"a canary", certificate(9 * time.Hour), issued.Add(canaryInterval), true},
-		{"a canary with a certificate that ends soon", certificate(15 * time.Second), issued.Add(10 * time.Second), true},
-		{"no certificate", nil, time.Time{}, false},
-		{"not a certificate", [][]byte{{1}}, time.Time{}, true},
+		{"the certificate first", certificate(9 * time.Hour), issued.Add(6 * time.Hour)},
+		{"the admission first", certificate(48 * time.Hour), issued.Add(16 * time.Hour)},
+		{"no certificate", nil, time.Time{}},
+		{"not a certificate", [][]byte{{1}}, time.Time{}},
 	}
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			ep := endpoint{
-				Admission: fabric.Admission{Issued: issued, Expires: issued.Add(24 * time.Hour), Origin: fabric.Origin{Canary: c.canary}},
+				Admission: fabric.Admission{Issued: issued, Expires: issued.Add(24 * time.Hour)},
 				Request:   fabric.Request{Certificate: c.certificate},
 			}
 			must.True(t, c.due.Equal(due(ep)), must.Sprint(due(ep)))
 		})
 	}
+}
+
+// The admission of a canary is renewed as soon as it is known to be promoted: it may be an instance
+// of another service then. If nothing is known, it is renewed often.
+func TestPromotedCanaryIsRenewed(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	a, _, _ := hookedAgent(t)
+	issued := a.now()
+	ep := endpoint{
+		ID:        "a",
+		Admission: fabric.Admission{Endpoint: "a", Issued: issued, Expires: issued.Add(24 * time.Hour), Origin: fabric.Origin{Canary: true}},
+		Request: fabric.Request{Certificate: ca.Issue(svc.SPIFFE(), "", func(c *x509.Certificate) {
+			c.NotBefore, c.NotAfter = issued, issued.Add(9*time.Hour)
+		}).Certificate},
+	}
+	here := map[string]bool{"a": true}
+	told := func(life api.EndpointLife) {
+		a.lives.take(api.EndpointLives{Endpoints: map[string]api.EndpointLife{"a": life}}, here)
+	}
+	must.False(t, a.mustRenew(ep))
+	ep.Admission.Issued = issued.Add(-canaryInterval)
+	must.True(t, a.mustRenew(ep)) // nothing is known
+	a.lives.begin("a", true)
+	must.False(t, a.mustRenew(ep))
+	told(api.EndpointLife{State: api.LifeReady, Canary: true})
+	must.False(t, a.mustRenew(ep))
+	told(api.EndpointLife{}) // unknown: what was known before holds
+	must.False(t, a.mustRenew(ep))
+	told(api.EndpointLife{State: api.LifeReady})
+	must.True(t, a.mustRenew(ep))
+	ep.Admission.Origin.Canary = false // renewed
+	must.False(t, a.mustRenew(ep))
 }

@@ -12,7 +12,7 @@ func (catalogHook) name() string { return "catalog" }
 
 func (h catalogHook) attach(_ context.Context, at *attachment) error {
 	if at.endpoint.Attached == nil {
-		h.lives.begin(at.endpoint.ID)
+		h.lives.begin(at.endpoint.ID, at.endpoint.Admission.Origin.Canary)
 	}
 	h.refreshCatalog()
 	return nil

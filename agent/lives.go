@@ -36,14 +36,15 @@ type lives struct {
 	old   bool                        // the controller does not know the question
 }
 
-// begin notes that an allocation got its interface: its tasks have not started.
-func (l *lives) begin(endpoint string) {
+// begin notes that an allocation got its interface: its tasks have not started. canary says what it
+// was admitted as.
+func (l *lives) begin(endpoint string, canary bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.known == nil {
 		l.known = map[string]api.EndpointLife{}
 	}
-	l.known[endpoint] = api.EndpointLife{State: "waiting", Why: "waits for its start"}
+	l.known[endpoint] = api.EndpointLife{State: "waiting", Why: "waits for its start", Canary: canary}
 }
 
 // take takes an answer, and reports whether something changed. What is unknown stays as it was
@@ -91,6 +92,14 @@ func (l *lives) of(endpoint string) catalog.Life {
 	return catalog.Life{Waits: life.Why}
 }
 
+// promoted reports whether a canary has been promoted, or nothing is known of it.
+func (l *lives) promoted(endpoint string) (promoted, known bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	life, known := l.known[endpoint]
+	return known && !life.Canary, known && !l.old
+}
+
 // lifeOf returns what stands against handing an endpoint out, beside its checks in Consul. Nomad
 // knows nothing of what was attached from outside it.
 func (a *Agent) lifeOf(ep endpoint) catalog.Life {
@@ -127,6 +136,7 @@ func (a *Agent) watchLives(ctx context.Context) error {
 		}
 		if changed {
 			a.registrar.Refresh()
+			a.renew(ctx) // canaries that were promoted
 		}
 		retry.Sleep(ctx, pause)
 	}

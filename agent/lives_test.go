@@ -21,7 +21,7 @@ func TestLives(t *testing.T) {
 	ready, waits := api.EndpointLife{State: api.LifeReady}, api.EndpointLife{State: "restarting", Why: "waits for its restart"}
 
 	must.Eq(t, catalog.Life{Unknown: true}, l.of("a"))
-	l.begin("a")
+	l.begin("a", false)
 	must.Eq(t, catalog.Life{Waits: "waits for its start"}, l.of("a"))
 	must.False(t, take(map[string]api.EndpointLife{"a": {}, "b": {Why: "is not known"}}))
 	must.Eq(t, catalog.Life{Waits: "waits for its start"}, l.of("a"))

@@ -25,6 +25,9 @@ const (
 type EndpointLife struct {
 	State LifeState `json:"state,omitempty"`
 	Why   string    `json:"why,omitempty"` // it is not ready, in words that follow "it"
+	// Canary says that it is a canary of a deployment that was not promoted yet. It is not known
+	// while State is LifeUnknown.
+	Canary bool `json:"canary,omitempty"`
 }
 
 // EndpointLives are those of the admitted endpoints of a node.

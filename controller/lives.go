@@ -25,6 +25,8 @@ type Follower interface {
 	// Follow sets the allocations to follow. It does not block.
 	Follow(ids []string)
 	Of(id string) nomadlife.Life
+	// Canary reports whether it is a canary of a deployment that was not promoted yet.
+	Canary(id string) bool
 	// Trouble returns why the scheduler cannot be followed, or nil.
 	Trouble() error
 	Run(ctx context.Context) error
@@ -174,7 +176,7 @@ func (l *lives) all(node fabric.NodeID) api.EndpointLives {
 	l.mu.Unlock()
 	for _, id := range ids {
 		life := l.follower.Of(id)
-		reply.Endpoints[id] = api.EndpointLife{State: api.LifeState(life.State), Why: life.Why}
+		reply.Endpoints[id] = api.EndpointLife{State: api.LifeState(life.State), Why: life.Why, Canary: l.follower.Canary(id)}
 	}
 	return reply
 }

@@ -86,6 +86,14 @@ func testLives(t *testing.T, w *world) {
 	must.NoError(t, got.err)
 	must.Eq(t, api.EndpointLife{State: api.LifeReady}, got.Endpoints[allocation(1)])
 
+	follower.mu.Lock()
+	follower.canary = map[string]bool{allocation(1): true}
+	follower.mu.Unlock()
+	follower.changed([]string{allocation(1)})
+	got = <-wait(w1, got.index, time.Minute)
+	must.NoError(t, got.err)
+	must.Eq(t, api.EndpointLife{State: api.LifeReady, Canary: true}, got.Endpoints[allocation(1)])
+
 	must.NoError(t, w1.Release(ctx, allocation(2)))
 	follows(allocation(1))
 

@@ -316,6 +316,7 @@ type fakeFollower struct {
 
 	mu       sync.Mutex
 	lives    map[string]nomadlife.Life
+	canary   map[string]bool
 	followed []string
 }
 
@@ -336,6 +337,12 @@ func (f *fakeFollower) Of(id string) nomadlife.Life {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.lives[id]
+}
+
+func (f *fakeFollower) Canary(id string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.canary[id]
 }
 
 func (f *fakeFollower) Trouble() error { return nil }

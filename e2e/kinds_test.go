@@ -169,6 +169,16 @@ func newKinds(t *testing.T) *kinds {
 `, services.String(), moreGraph, list, servedPort, helpPort, streamPort)
 	k.apply(t, graph)
 	t.Cleanup(func() {
+		eventually(t, time.Minute, func() error { // the jobs have been purged
+			for _, n := range k.status(t).Nodes {
+				for _, ep := range n.Endpoints {
+					if ep.Service.Domain == "kinds" {
+						return fmt.Errorf("%s still has endpoint %s of %s", n.ID(), ep.Endpoint, ep.Service)
+					}
+				}
+			}
+			return nil
+		})
 		r := k.sif(t, "graph", "apply", "-remove-domain=kinds")
 		must.Zero(t, r.code, must.Sprint(r.stderr))
 	})

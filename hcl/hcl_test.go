@@ -273,6 +273,16 @@ func TestExtractConnectivity(t *testing.T) {
 	}
 }
 
+// A JSON job file is refused with what to do instead, whatever its name.
+func TestJSONJobIsRefused(t *testing.T) {
+	for _, name := range []string{"job.json", "job.nomad.hcl", "<stdin>"} {
+		job, diags := ExtractConnectivity(Source{Name: name, Data: []byte("\n {\"Job\": {}}\n")})
+		must.Nil(t, job)
+		must.ErrorContains(t, diags.Err(), name+" is a JSON job file, which cannot have a connectivity stanza")
+		must.ErrorContains(t, diags.Err(), "nomad job run -json")
+	}
+}
+
 func TestStanza(t *testing.T) {
 	job, diags := ExtractConnectivity(read(t, "testdata/stanza/full.nomad.hcl"))
 	must.NoError(t, diags.Err())

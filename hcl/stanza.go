@@ -4,6 +4,7 @@
 package hcl
 
 import (
+	"bytes"
 	"fmt"
 	"strings"
 
@@ -66,9 +67,9 @@ var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "s
 // expressions elsewhere may refer to variables, locals and functions. The job is nil if the
 // diagnostics contain errors. JSON job files are not supported.
 func ExtractConnectivity(src Source) (*Job, Diagnostics) {
-	if strings.HasSuffix(src.Name, ".json") {
+	if strings.HasSuffix(src.Name, ".json") || bytes.HasPrefix(bytes.TrimSpace(src.Data), []byte("{")) {
 		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, which cannot have a connectivity stanza",
-			Detail: fmt.Sprintf("Write it in HCL, or set network mode %q and the meta keys %s, %s and %s by hand and use nomad job run.", NetworkMode, MetaService, MetaOriginate, MetaRespond)}}
+			Detail: fmt.Sprintf("Write it in HCL, or set network mode %q and the meta keys %s, %s and %s by hand and use nomad job run -json.", NetworkMode, MetaService, MetaOriginate, MetaRespond)}}
 	}
 	file, parseDiags := hclsyntax.ParseConfig(src.Data, src.Name, hcl2.InitialPos)
 	if parseDiags.HasErrors() {

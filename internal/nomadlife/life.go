@@ -78,6 +78,7 @@ type view struct {
 	index           uint64 // of its last change
 	desired, client string
 	migrate         bool // it is being drained
+	canary          bool // of a deployment that was not promoted yet
 	tasks           map[string]task
 }
 

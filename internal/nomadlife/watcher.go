@@ -46,7 +46,8 @@ const (
 // Config configures a Watcher.
 type Config struct {
 	Client func() *nomadapi.Client // called for each use, because tokens are renewed
-	// Changed is called after the life of allocations changed. It must not block.
+	// Changed is called after the life of allocations changed, or a canary was promoted. It must
+	// not block.
 	Changed func(ids []string)
 	Log     hclog.Logger
 }
@@ -73,6 +74,7 @@ type followed struct {
 	shape  *shape // nil: not known yet
 	checks checks
 	life   Life
+	canary bool
 }
 
 // New returns a watcher that follows nothing. Run asks Nomad.
@@ -118,6 +120,15 @@ func (w *Watcher) Of(id string) Life {
 		return f.life
 	}
 	return Life{Unknown, "is not followed"}
+}
+
+// Canary reports whether an allocation that is followed is a canary of a deployment that was not
+// promoted yet, as far as its life is known.
+func (w *Watcher) Canary(id string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.followed[id]
+	return f != nil && f.canary
 }
 
 // Trouble returns why Nomad cannot be followed, or nil. What was known before then stays.
@@ -230,7 +241,7 @@ func (w *Watcher) list(ctx context.Context, index uint64) (uint64, error) {
 		f.key = shapeKey{s.Namespace, s.JobID, s.JobVersion, s.TaskGroup}
 		f.shape = w.shapes[f.key]
 		// A list does not say that a node is being drained. Nomad never takes that back.
-		v := view{index: s.ModifyIndex, desired: s.DesiredStatus, client: s.ClientStatus, migrate: f.view.migrate, tasks: tasksOf(s.TaskStates)}
+		v := view{index: s.ModifyIndex, desired: s.DesiredStatus, client: s.ClientStatus, migrate: f.view.migrate, canary: isCanary(s.DeploymentStatus), tasks: tasksOf(s.TaskStates)}
 		if w.learn(s.ID, f, v) {
 			changed = append(changed, s.ID)
 		}
@@ -256,7 +267,8 @@ func (w *Watcher) learn(id string, f *followed, v view) (changed bool) {
 	return w.judge(id, f)
 }
 
-// judge works out the life of an allocation, and reports whether it changed. The caller holds w.mu.
+// judge works out the life of an allocation, and reports whether it changed, or whether it is a
+// canary. The caller holds w.mu.
 func (w *Watcher) judge(id string, f *followed) (changed bool) {
 	life := assess(f.view, f.shape)
 	if life.State != Ready {
@@ -266,12 +278,12 @@ func (w *Watcher) judge(id string, f *followed) (changed bool) {
 			signal(w.check)
 		}
 	}
-	before := f.life
-	f.life = life
+	before, promoted := f.life, f.canary != f.view.canary
+	f.life, f.canary = life, f.view.canary
 	if before != life {
 		w.Log.Debug("allocation", logkey.Endpoint, id, logkey.Life, strings.TrimSpace(string(life.State)+" "+life.Why))
 	}
-	return before != life
+	return before != life || promoted
 }
 
 func (w *Watcher) tell(changed []string) {
@@ -332,9 +344,11 @@ func (w *Watcher) stream(ctx context.Context, index uint64, end time.Time) error
 func viewOf(a *nomadapi.Allocation) view {
 	return view{
 		index: a.ModifyIndex, desired: a.DesiredStatus, client: a.ClientStatus,
-		migrate: a.DesiredTransition.ShouldMigrate(), tasks: tasksOf(a.TaskStates),
+		migrate: a.DesiredTransition.ShouldMigrate(), canary: isCanary(a.DeploymentStatus), tasks: tasksOf(a.TaskStates),
 	}
 }
+
+func isCanary(s *nomadapi.AllocDeploymentStatus) bool { return s != nil && s.Canary }
 
 // askSingly asks Nomad about allocations of which it has not said enough: new ones, and one of each
 // version of a group whose tasks are not known.
