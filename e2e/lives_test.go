@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -231,6 +232,12 @@ func TestHandedOutWhileItLives(t *testing.T) {
 		must.NoError(t, world.Stop(t.Context(), orchestrator, "controller"))
 		t.Cleanup(func() {
 			must.NoError(t, world.Start(orchestrator, "controller"))
+			eventually(t, time.Minute, func() error {
+				if r := world.sif(t, "status", "-json"); r.stdout == "" {
+					return errors.New(r.stderr)
+				}
+				return nil
+			})
 			world.allWell(t, time.Minute)
 		})
 		changes, stop = watchAnswers(t, svc)
