@@ -812,6 +812,7 @@ func showStatus(t *testing.T, h *cniHost) {
 		must.NoError(t, err)
 		taken = append(taken, v4)
 	}
+	must.StrContains(t, strings.Join(h.nearlyFull(), ""), "is nearly used up")
 	h.fails(t, types.ErrPluginNotAvailable, "no address of 100.64.0.0/24 is free", "STATUS", container{}, h.entry(nil))
 	c := h.container(t)
 	h.fails(t, types.ErrTryAgainLater, "exhausted", "ADD", c, h.entry(nil))
@@ -819,6 +820,7 @@ func showStatus(t *testing.T, h *cniHost) {
 	for _, v4 := range taken {
 		h.addresses.giveBack(v4)
 	}
+	must.SliceEmpty(t, h.nearlyFull())
 	h.well(t, "STATUS", container{}, h.entry(nil))
 }
 
