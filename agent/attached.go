@@ -232,7 +232,7 @@ func unoccupied(at cnicall.Attachment, namespace ns.NetNS) error {
 	return namespace.Do(func(ns.NetNS) error {
 		index, err := linkIndex(at.IfName)
 		if index != 0 {
-			return types.NewError(types.ErrInvalidNetNS, fmt.Sprintf("the namespace has an interface %s, and so a network: start the workload without one, such as with docker run --network=none", at.IfName), "")
+			return types.NewError(cnicall.CodeTaken, fmt.Sprintf("the namespace has an interface %s already, and so a network: start the workload without one, such as with docker run --network=none", at.IfName), "")
 		}
 		return err
 	})
