@@ -4,11 +4,14 @@
 package hostport_test
 
 import (
+	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
@@ -167,6 +170,55 @@ func TestNobodyElse(t *testing.T) {
 	})
 	for _, name := range []string{hostport.Input, hostport.Output, hostport.Forward} {
 		must.Positive(t, counted[name], must.Sprint(name))
+	}
+}
+
+// The kernel remembers a flow of UDP longer than its socket lives. Who gets its port then, does not
+// get its way.
+func TestFlowIsNotInherited(t *testing.T) {
+	s := newSite(t)
+	group := s.cgroup("sif-test-hostport-flow-db")
+	other := s.cgroup("sif-test-hostport-flow-web")
+	sub := group + "/worker"
+	must.NoError(t, os.Mkdir(s.directory(sub), 0o755))
+	defer s.endCgroup(sub)
+	defer s.serve(s.workload, "udp", ":80")()
+	heard := make(chan string, 100)
+	var silent net.PacketConn
+	must.NoError(t, s.workload.Do(func(ns.NetNS) (err error) {
+		silent, err = net.ListenPacket("udp", ":81") // which answers nothing: the flow stays a new one
+		return err
+	}))
+	defer silent.Close()
+	go func() {
+		for b := make([]byte, 1); ; {
+			_, from, err := silent.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			heard <- host(from)
+		}
+	}()
+	s.ensure(s.one(group, "5432"), s.two(other, "5432"))
+	for _, to := range []struct{ address, as string }{{workload4, first4}, {"[" + workload6 + "]", first6}} {
+		from := func(sender hostport.Group, port string, wait time.Duration) string {
+			return s.task(sender, fmt.Sprint("udp ", to.address, port, " ", wait, " 40000"))
+		}
+		must.Eq(t, to.as, from(group, ":80", patience))
+		for _, sender := range []hostport.Group{"", other} {
+			must.Eq(t, "silent", from(sender, ":80", brief), must.Sprintf("cgroup %q", sender))
+		}
+		must.Eq(t, to.as, from(group, ":80", patience))
+		must.Eq(t, to.as, from(sub, ":80", patience), must.Sprint("a cgroup below"))
+
+		must.Eq(t, "silent", from(group, ":81", brief))
+		must.Eq(t, to.as, <-heard)
+		for _, sender := range []hostport.Group{"", other} {
+			must.Eq(t, "silent", from(sender, ":81", brief))
+		}
+		must.Eq(t, "silent", from(group, ":81", brief))
+		must.Eq(t, to.as, <-heard)
+		must.Eq(t, 0, len(heard), must.Sprint("it heard somebody else"))
 	}
 }
 

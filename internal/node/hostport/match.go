@@ -99,6 +99,10 @@ func port(p Port, offset uint32) []expr.Any {
 	}
 }
 
+func tcp() []expr.Any {
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1}, compare(is, unix.IPPROTO_TCP)}
+}
+
 // received matches packets for which there is a socket at the packet's own destination. There are
 // two forms, of which one matches: the socket is bound to any address, or to this one.
 func received() [][]expr.Any {

@@ -158,11 +158,21 @@ func (p placed) answersUDP() (matches [][]expr.Any) {
 
 // choosing chooses what goes by an endpoint: connections that a process of its cgroup opens. The
 // kernel looks for the route again when the mark has changed.
+//
+// Connections of TCP, and the kernel's reports of errors, go on whatever becomes of the cgroup: a
+// connection ends with its socket. The kernel remembers other flows longer, and a process that is
+// not of the cgroup may have got the port: guarding drops what it sends.
 func choosing(list []placed) chain {
 	rules := [][]expr.Any{
-		rule(ours(), asking(), recall(), accept()),
-		rule(state(^uint32(stateNew)&0xff), accept()),
+		rule(ours(), asking(), tcp(), recall(), accept()),
+		rule(ours(), asking(), state(stateRelated), recall(), accept()),
 	}
+	for _, p := range list {
+		if p.group != 0 {
+			rules = append(rules, rule(p.ours(), asking(), sentBy(p.Group.level(), p.group), recall(), accept()))
+		}
+	}
+	rules = append(rules, rule(state(^uint32(stateNew)&0xff), accept()))
 	for _, p := range list {
 		if p.group == 0 {
 			continue

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -40,7 +41,10 @@ func TestMain(m *testing.M) {
 		if err != nil {
 			panic(err)
 		}
-		fmt.Println(outcome(ask(part[0], part[1], wait)))
+		if len(part) < 4 {
+			part = append(part, "0")
+		}
+		fmt.Println(outcome(askFrom(part[3], part[0], part[1], wait)))
 	}
 }
 
@@ -53,6 +57,21 @@ const (
 // ask opens a connection and returns what it is answered.
 func ask(network, address string, wait time.Duration) (string, error) {
 	c, err := net.DialTimeout(network, address, wait)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	return exchange(c, wait)
+}
+
+// askFrom does it from a port of UDP; from any if it is 0.
+func askFrom(port, network, address string, wait time.Duration) (string, error) {
+	n, err := strconv.Atoi(port)
+	if err != nil || n == 0 {
+		return ask(network, address, wait)
+	}
+	d := net.Dialer{Timeout: wait, LocalAddr: &net.UDPAddr{Port: n}}
+	c, err := d.Dial(network, address)
 	if err != nil {
 		return "", err
 	}
