@@ -79,14 +79,27 @@ func askFrom(port, network, address string, wait time.Duration) (string, error) 
 	return exchange(c, wait)
 }
 
+// exchange sends until it is answered: the first datagram may meet an interface that has just come
+// up.
 func exchange(c net.Conn, wait time.Duration) (string, error) {
-	_ = c.SetDeadline(time.Now().Add(wait))
-	if _, err := c.Write([]byte("x")); err != nil {
-		return "", err
+	end := time.Now().Add(wait)
+	_ = c.SetWriteDeadline(end)
+	for {
+		if _, err := c.Write([]byte("x")); err != nil {
+			return "", err
+		}
+		until := end
+		if again := time.Now().Add(brief); c.LocalAddr().Network() == "udp" && again.Before(end) {
+			until = again
+		}
+		_ = c.SetReadDeadline(until)
+		b := make([]byte, 200)
+		n, err := c.Read(b)
+		if until.Before(end) && errors.Is(err, os.ErrDeadlineExceeded) {
+			continue
+		}
+		return string(b[:n]), err
 	}
-	b := make([]byte, 200)
-	n, err := c.Read(b)
-	return string(b[:n]), err
 }
 
 // Addresses of the site.
@@ -379,7 +392,8 @@ func answers(c net.Conn) string { return outcome(exchange(c, patience)) }
 // cgroup makes a cgroup that ends with the test.
 func (s *site) cgroup(name string) hostport.Group {
 	s.t.Helper()
-	group, err := hostport.ParseGroup(name)
+	top, below, _ := strings.Cut(name, "/")
+	group, err := hostport.ParseGroup(fmt.Sprintf("%s-%d/%s", top, os.Getpid(), below))
 	if errors.Is(err, hostport.ErrNoHierarchy) {
 		testhost.Unmet(s.t, "needs cgroup v2")
 	}
