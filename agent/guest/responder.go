@@ -17,12 +17,14 @@ import (
 )
 
 // How many questions of a guest are answered, each second and at once. The others are dropped.
+// After one too many, none is read for a while, so that a guest cannot keep processors busy.
 const (
 	perSecond = 20
 	atOnce    = 40
+	pause     = time.Second / perSecond
 )
 
-// receiveBuffer bounds the questions that wait, in bytes.
+// receiveBuffer bounds the questions that wait, in bytes. The kernel drops the others.
 const receiveBuffer = 64 << 10
 
 // Told is what a guest was told by a Responder.
@@ -149,8 +151,9 @@ func (r *Responder) serve() {
 		}
 		if !limit.Allow() {
 			r.mu.Lock()
-			r.told.Limited++
+			r.told.Limited += 1 + r.overflowed()
 			r.mu.Unlock()
+			time.Sleep(pause)
 			continue
 		}
 		answer, event := r.config.answer(b[:n])
@@ -159,6 +162,20 @@ func (r *Responder) serve() {
 			_, _ = r.socket.Write(answer) // it may not fit into the guest's queue: the guest asks again
 		}
 	}
+}
+
+// overflowed returns how many questions the kernel has dropped since it was called last.
+func (r *Responder) overflowed() (n uint64) {
+	raw, err := r.socket.SyscallConn()
+	if err != nil {
+		return 0 // it is closed
+	}
+	_ = raw.Control(func(fd uintptr) {
+		if stats, err := unix.GetsockoptTpacketStats(int(fd), unix.SOL_PACKET, unix.PACKET_STATISTICS); err == nil {
+			n = uint64(stats.Drops)
+		}
+	})
+	return n
 }
 
 // note remembers what is answered.

@@ -143,6 +143,39 @@ func TestResponder(t *testing.T) {
 	must.True(t, r.Ended())
 }
 
+// A guest that asks without end is not read without end: what it asks waits in the kernel, which
+// drops what is too much, and that is counted.
+func TestResponderIsNotKeptBusy(t *testing.T) {
+	m := newMachine(t)
+	r := m.open()
+	question := sent4(any4, message4(t, dhcpv4.MessageTypeDiscover))
+	waits := func() (bytes int) {
+		raw, err := r.socket.SyscallConn()
+		must.NoError(t, err)
+		must.NoError(t, raw.Control(func(fd uintptr) {
+			bytes, err = unix.IoctlGetInt(int(fd), unix.SIOCINQ)
+			must.NoError(t, err)
+		}))
+		return bytes
+	}
+	sent := uint64(0)
+	for end := time.Now().Add(20 * time.Second); ; {
+		for range 1000 {
+			m.send(question)
+			sent++
+		}
+		time.Sleep(2 * pause)
+		if waits() > 0 {
+			break
+		}
+		must.True(t, time.Now().Before(end), must.Sprint("everything was read"))
+	}
+	for end := time.Now().Add(20 * time.Second); r.Told().Limited < sent/2; time.Sleep(pause) {
+		must.True(t, time.Now().Before(end), must.Sprintf("%d of %d counted", r.Told().Limited, sent))
+	}
+	m.ask(question, kind(etherIPv4))
+}
+
 // A responder outlives that its interface is down, and another one takes its place.
 func TestResponderGoesOn(t *testing.T) {
 	m := newMachine(t)
