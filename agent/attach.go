@@ -134,7 +134,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 		ep.Network, ep.Runtime = r.Network, r.Runtime
 	}
 	defer a.releases.begin(r.Allocation)()
-	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, parts: stopwatch{last: began}}
+	adding := &attachment{namespace: namespace, endpoint: ep, until: until, patience: patience, again: r.Again, parts: stopwatch{last: began}}
 	err = a.attachAll(ctx, adding)
 	if r.Attach != nil {
 		err = a.settle(ctx, s, adding.endpoint, err)
@@ -322,7 +322,7 @@ func (a *Agent) sweepOne(ctx context.Context, at cnicall.Attachment) error {
 	}
 	if namespace := a.namespaces.Last(ep.HostIf); namespace != nil {
 		defer namespace.Close()
-		_, err := a.add(ctx, at, cnicall.Request{Allocation: ep.ID, VM: ep.VM, Ports: ep.Ports, Namespace: namespace})
+		_, err := a.add(ctx, at, cnicall.Request{Allocation: ep.ID, VM: ep.VM, Ports: ep.Ports, Namespace: namespace, Again: true})
 		if err == nil {
 			a.node.Repaired([]kernel.Change{{Kind: kernel.KindInterface, Subject: ep.HostIf, What: "was removed, made again"}})
 		}

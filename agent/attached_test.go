@@ -22,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/agent/catalog"
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/node/cnicall"
@@ -267,6 +268,36 @@ func TestUnreadableConsulEndsNothing(t *testing.T) {
 	must.NoError(t, err, must.Sprint(string(out)))
 	unreadable()
 	must.Eq(t, first, addressesIn(t, path))
+}
+
+// An allocation whose interface is made again is handed out as before: its tasks go on, and the
+// controller tells only of changes.
+func TestMadeAgainIsHandedOut(t *testing.T) {
+	x := newAttachingAgent(t)
+	path := x.make("alloc")
+	r := cnicall.Request{Command: "ADD", ContainerID: "c1", IfName: "eth0", Allocation: "a", Space: cnicall.Space{Path: path}}
+	first, err := x.call(r)
+	must.NoError(t, err)
+	must.Eq(t, catalog.Life{Waits: "waits for its start"}, x.lives.of("a"))
+	x.lives.take(api.EndpointLives{Endpoints: map[string]api.EndpointLife{"a": {State: api.LifeReady}}}, map[string]bool{"a": true})
+	task := exec.Command("nsenter", "--net="+path, "sleep", "600") // by which the agent finds the namespace
+	must.NoError(t, task.Start())
+	defer func() { _ = task.Process.Kill(); _ = task.Wait() }()
+	ep, _ := x.endpoints.get(cnicall.Attachment{ContainerID: "c1", IfName: "eth0"})
+	eventuallyTrue(t, "its namespace is found", func() (found bool) {
+		x.inNode(func() {
+			n, err := x.namespaces.Find(ep.HostIf)
+			if found = err == nil; found {
+				n.Close()
+			}
+		})
+		return found
+	})
+	out, err := exec.Command("nsenter", "--net="+path, "ip", "link", "del", "dev", "eth0").CombinedOutput()
+	must.NoError(t, err, must.Sprint(string(out)))
+	x.inNode(func() { x.sweep(t.Context()) })
+	must.Eq(t, first, addressesIn(t, path))
+	must.Eq(t, catalog.Life{}, x.lives.of("a"))
 }
 
 // One whose namespace or owner is gone is detached, and another namespace replaces the first.

@@ -11,7 +11,7 @@ type catalogHook struct{ *Agent }
 func (catalogHook) name() string { return "catalog" }
 
 func (h catalogHook) attach(_ context.Context, at *attachment) error {
-	if at.endpoint.Attached == nil {
+	if at.endpoint.Attached == nil && !at.again { // the controller tells only of changes
 		h.lives.begin(at.endpoint.ID, at.endpoint.Admission.Origin.Canary)
 	}
 	h.refreshCatalog()

@@ -42,6 +42,7 @@ type attachment struct {
 	pair      veth
 	until     time.Time // how long to wait for what is away
 	patience  time.Time // how long to wait for an address that rests
+	again     bool      // what the workload runs goes on: only its interface was removed
 	parts     stopwatch
 	background
 }

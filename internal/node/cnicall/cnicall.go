@@ -58,6 +58,9 @@ type Request struct {
 
 	// Namespace is the workload's network namespace, or nil.
 	Namespace *os.File `json:"-"`
+
+	// Again says that the agent itself makes the interface again that somebody removed.
+	Again bool `json:"-"`
 }
 
 // Expected is what the runtime knows of an attachment from the result of ADD, as far as it does.
