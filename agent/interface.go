@@ -58,15 +58,8 @@ func macs(host string) (own, peer net.HardwareAddr) {
 	return own, peer
 }
 
-// makeVeth makes the pair, with the end named ifName in the workload's namespace. Both ends are
-// down.
-func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
-	v := veth{host: host, mtu: mtu}
-	v.hostMAC, v.peerMAC = macs(host)
-	return v.make(ifName, namespace)
-}
-
-// make makes the pair that v describes, apart from the index.
+// make makes the pair that v describes, apart from the index, with the end named ifName in the
+// workload's namespace. Both ends are down.
 func (v veth) make(ifName string, namespace ns.NetNS) (veth, error) {
 	host, mtu := v.host, v.mtu
 	attrs := netlink.NewLinkAttrs()

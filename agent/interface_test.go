@@ -86,3 +86,10 @@ func newNamespace(t testing.TB) ns.NetNS {
 	})
 	return namespace
 }
+
+// makeVeth makes the pair of a container.
+func makeVeth(host, ifName string, namespace ns.NetNS, mtu int) (veth, error) {
+	v := veth{host: host, mtu: mtu}
+	v.hostMAC, v.peerMAC = macs(host)
+	return v.make(ifName, namespace)
+}
