@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -207,7 +208,7 @@ func (f *fabricUnderTest) asks(t *testing.T, from workload, to netip.AddrPort, p
 		if err := conn.SetDeadline(time.Now().Add(5 * time.Second)); err != nil {
 			return err
 		}
-		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, Dial: func(string, string) (net.Conn, error) { return conn, nil }}}
+		client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(context.Context, string, string) (net.Conn, error) { return conn, nil }}}
 		resp, err := client.Get("http://" + to.String() + path)
 		if err != nil {
 			return err
