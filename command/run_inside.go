@@ -49,7 +49,7 @@ func bindResolver() error {
 	if err != nil {
 		return err
 	}
-	defer os.Remove(f.Name()) // the mount keeps it
+	defer func() { _ = os.Remove(f.Name()) }() // the mount keeps it
 	defer f.Close()
 	if err := f.Chmod(0o644); err != nil {
 		return err
