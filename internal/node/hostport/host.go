@@ -233,7 +233,7 @@ func lookAround(list []Placed) ([]placed, error) {
 	errs := []error{err}
 	var found []placed
 	for _, a := range list {
-		p := placed{Attachment: a.Attachment, listens: map[Port][2]netip.Addr{}, heard: map[Port]bool{}}
+		p := placed{Attachment: a.Attachment, listens: map[Port][2]netip.Addr{}, looped: map[Port][2]bool{}, heard: map[Port]bool{}}
 		if p.Group != "" {
 			// Without its cgroup nothing goes out, which is the safe side.
 			if p.group, err = p.Group.number(); err != nil {
@@ -242,22 +242,23 @@ func lookAround(list []Placed) ([]placed, error) {
 		}
 		for _, port := range p.Ports {
 			var at [2]netip.Addr
+			var looped [2]bool
 			for i, f := range families {
 				near, _, _ := p.ends(f)
 				var heard bool
-				at[i], heard = listensAt(sockets, port, f, near)
+				at[i], looped[i], heard = listensAt(sockets, port, f, near)
 				p.heard[port] = p.heard[port] || heard
 			}
-			p.listens[port] = at
+			p.listens[port], p.looped[port] = at, looped
 		}
 		found = append(found, p)
 	}
 	return found, errors.Join(errs...)
 }
 
-// listensAt returns the address to which a port is led if no socket receives at near, and whether
-// any socket has the port.
-func listensAt(sockets []listener.Socket, port Port, f family, near netip.Addr) (at netip.Addr, heard bool) {
+// listensAt returns the address to which a port is led if no socket receives at near, whether a
+// socket is bound to just the loopback address, and whether any socket has the port.
+func listensAt(sockets []listener.Socket, port Port, f family, near netip.Addr) (at netip.Addr, looped, heard bool) {
 	at = f.loopback
 	best := 0
 	for _, s := range sockets {
@@ -285,7 +286,7 @@ func listensAt(sockets []listener.Socket, port Port, f family, near netip.Addr) 
 			best, at = rank, a
 		}
 	}
-	return at, heard
+	return at, best == 3, heard
 }
 
 // macs returns the Ethernet addresses of a pair's ends: in the node's namespace, and in the

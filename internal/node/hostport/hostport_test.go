@@ -20,7 +20,7 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
-const near4, far4, far6 = "169.254.50.3", "169.254.51.3", "fd51:f0c9:7a13:51::3"
+const near4, far4, near6, far6 = "169.254.50.3", "169.254.51.3", "fd51:f0c9:7a13:50::3", "fd51:f0c9:7a13:51::3"
 
 // What comes to the endpoint's addresses reaches the process, wherever it listens on the node, and
 // nothing but the ports does.
@@ -83,6 +83,37 @@ func TestProcessStartsLater(t *testing.T) {
 	must.Eq(t, "refused", s.asks(s.workload, "tcp", first4+":5432"))
 	defer s.serve(s.node, "tcp", ":5432")()
 	must.Eq(t, far4, s.asks(s.workload, "tcp", first4+":5432"))
+}
+
+// Who takes the node's end of the pair after a process listens at loopback does not get its peers.
+func TestPortIsNotTaken(t *testing.T) {
+	s := newSite(t)
+	s.ensure(s.one("", "5432", "udp/5353"))
+	for _, c := range []struct{ network, address, near, port, to string }{
+		{"tcp4", "127.0.0.1", near4, ":5432", first4}, {"udp4", "127.0.0.1", near4, ":5353", first4},
+		{"tcp6", "[::1]", "[" + near6 + "]", ":5432", "[" + first6 + "]"}, {"udp6", "[::1]", "[" + near6 + "]", ":5353", "[" + first6 + "]"},
+	} {
+		stop := s.serve(s.node, c.network, c.address+c.port)
+		taken := 0
+		must.NoError(t, s.node.Do(func(ns.NetNS) error {
+			if c.network[:3] == "tcp" {
+				l, err := net.Listen(c.network, c.near+c.port)
+				must.NoError(t, err)
+				defer l.Close()
+			} else {
+				u, err := net.ListenPacket(c.network, c.near+c.port)
+				must.NoError(t, err)
+				defer u.Close()
+			}
+			must.NoError(t, s.host.Refresh(nil))
+			if !strings.HasPrefix(s.asks(s.workload, c.network, c.to+c.port), map[bool]string{true: far6, false: far4}[c.to[0] == '[']) {
+				taken++
+			}
+			return nil
+		}))
+		must.Zero(t, taken, must.Sprint(c))
+		stop()
+	}
 }
 
 func TestOutbound(t *testing.T) {

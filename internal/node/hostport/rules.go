@@ -38,7 +38,9 @@ type placed struct {
 	// listens is where, by family, the process of a port listens that does not listen at every
 	// address.
 	listens map[Port][2]netip.Addr
-	heard   map[Port]bool // somebody has the port
+	// looped is whether, by family, that is the loopback address itself.
+	looped map[Port][2]bool
+	heard  map[Port]bool // somebody has the port
 }
 
 func (p placed) reachedSet(f family) addresses {
@@ -94,7 +96,8 @@ func arriving(list []placed) chain {
 }
 
 // leading leads what is for a port to where the process listens. Packets to a port at which nobody
-// listens are led to loopback, where the kernel refuses them.
+// listens are led to loopback, where the kernel refuses them. A process that listens at loopback
+// has the port: who comes after it and takes the node's end of the pair does not get its peers.
 func leading(list []placed) chain {
 	var rules [][]expr.Any
 	for _, p := range list {
@@ -105,7 +108,9 @@ func leading(list []placed) chain {
 				// A translation to what it is already keeps the tables of others from translating,
 				// such as Docker's.
 				for _, form := range received() {
-					rules = append(rules, rule(arrived, form, f.leadTo(near)))
+					if !p.looped[port][i] {
+						rules = append(rules, rule(arrived, form, f.leadTo(near)))
+					}
 				}
 				rules = append(rules, rule(arrived, f.leadTo(p.listens[port][i])))
 			}
