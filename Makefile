@@ -68,12 +68,13 @@ test-units: build ## Run the unit tests with the race detector (root, after make
 
 .PHONY: test-e2e
 test-e2e: build ## Run the end-to-end tests (root, after make setup)
-	go test -tags e2e -count 1 -p 1 -timeout 30m ./e2e/...
+	go test -tags e2e -count 1 -p 1 -timeout 45m ./e2e/...
 	SIF_E2E_TOPOLOGY=lab/topology/one-zone.hcl go test -tags e2e -count 1 -timeout 15m -run TestOneZone ./e2e
 
 .PHONY: test-kinds
 test-kinds: build ## Test every kind of job, driver and event on real servers (root, after make setup)
 	SIF_E2E_KINDS=all go test -tags e2e -count 1 -timeout 30m -parallel 8 -v -run '^TestKinds' ./e2e
+	SIF_E2E_DRAIN=1 go test -tags e2e -count 1 -timeout 15m -v -run '^TestVirtualMachine$$' ./e2e
 
 .PHONY: test-exits
 test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)

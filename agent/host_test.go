@@ -239,3 +239,20 @@ func processorTime(t testing.TB) time.Duration {
 	must.NoError(t, unix.Getrusage(unix.RUSAGE_SELF, &r))
 	return time.Duration(r.Utime.Nano() + r.Stime.Nano())
 }
+
+// TestEndpointWithoutInterface: an agent that starts after the interface of an endpoint is gone
+// knows no index of it, and detaches the endpoint.
+func TestEndpointWithoutInterface(t *testing.T) {
+	testhost.RequireRoot(t)
+	a, _, _ := hookedAgent(t)
+	must.NoError(t, newNamespace(t).Do(func(ns.NetNS) error {
+		ep := endpoint{ID: "a", Attachment: at("c1"), HostIf: "sif0123456789a"}
+		there, err := a.present(ep)
+		must.NoError(t, err)
+		must.False(t, there)
+		must.NoError(t, a.endpoints.put(ep)())
+		a.sweep(t.Context())
+		must.SliceEmpty(t, a.endpoints.all())
+		return nil
+	}))
+}

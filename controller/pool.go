@@ -271,11 +271,14 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID, own *fabric.Nod
 		}
 	}
 	u := newUnits(r.cfg.Pool4, r.cfg.Pool6)
-	for n := range r.pools {
-		if _, assigned := r.ownerOf(n); assigned {
-			u.take(r.pools[n].pool.Pool4, r.pools[n].pool.Pool6)
+	takeAssigned := func() {
+		for n := range r.pools {
+			if _, assigned := r.ownerOf(n); assigned {
+				u.take(r.pools[n].pool.Pool4, r.pools[n].pool.Pool6)
+			}
 		}
 	}
+	takeAssigned()
 	for _, m := range r.members { // also records from before the prefixes were changed
 		u.take(m.node.Pool4, m.node.Pool6)
 	}
@@ -288,6 +291,7 @@ func (r *registry) poolOf(ctx context.Context, id fabric.NodeID, own *fabric.Nod
 		if assigned || err != nil {
 			return v4, v6, err
 		}
+		takeAssigned() // what another controller has assigned meanwhile may reach beyond n
 	}
 	return netip.Prefix{}, netip.Prefix{}, api.Errorf(http.StatusInsufficientStorage, api.CodeAddress,
 		"no /%d of %s with a /64 of %s is free: the others are assigned to nodes, or rest after the removal of a node; configure larger pools, or smaller ones for each node (node_prefix)",

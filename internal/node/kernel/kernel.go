@@ -581,8 +581,11 @@ func network(p netip.Prefix) *net.IPNet {
 }
 
 // RestoreName gives the interface with an index and an Ethernet address its name back, and returns
-// the change. It returns nil if there is no such interface.
+// the change. It returns nil if there is no such interface, or if its index is 0, which none has.
 func RestoreName(index int, mac net.HardwareAddr, name string) (*Change, error) {
+	if index == 0 {
+		return nil, nil
+	}
 	link, err := netlink.LinkByIndex(index)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil, nil
