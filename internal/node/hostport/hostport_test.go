@@ -420,7 +420,7 @@ func TestRemoval(t *testing.T) {
 	s.serve(s.node, "tcp", ":5432")
 	s.serve(s.workload, "udp", ":80")
 	look := func() string {
-		return s.run(s.node, "ip -o link | cut -d: -f2; ip rule; ip -6 rule; ip route show table all; ip -6 route show table all | grep -ve multicast -e fe80; nft list tables; ip addr show | grep inet | grep -v fe80")
+		return s.run(s.node, "ip -o link | cut -d: -f2; ip rule; ip -6 rule; ip -4 route show table all; ip -6 route show table all | grep -ve multicast -e fe80; nft list tables; ip addr show | grep inet | grep -v fe80")
 	}
 	s.run(s.node, "sleep 0.1")
 	before := look()
