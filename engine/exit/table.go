@@ -4,7 +4,6 @@
 package exit
 
 import (
-	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/internal/node/ruleset"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -194,43 +194,15 @@ func translate(c Config, exits []Address) (rules [][]expr.Any) {
 	return rules
 }
 
-// fingerprint describes the table as it is in the kernel: its flags, its chains, the handles and
-// comments of its rules, and the interfaces to the outside. The kernel gives a rule that is
-// replaced another handle, and each table that we write has other comments, so two equal
-// fingerprints mean that nobody changed anything in between. It is empty if there is no table.
+// fingerprint describes the table as it is in the kernel, with the interfaces to the outside. It is
+// empty if there is no table.
 func fingerprint(conn *nftables.Conn) (string, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return "", fmt.Errorf("list the tables of nftables: %w", err)
-	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
-	if i < 0 {
-		return "", nil
+	table, err := ruleset.Describe(conn, tableName)
+	if err != nil || table == "" {
+		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "flags %d\n", tables[i].Flags)
-	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return "", fmt.Errorf("list the chains of nftables: %w", err)
-	}
-	slices.SortFunc(all, func(a, b *nftables.Chain) int { return cmp.Compare(a.Name, b.Name) })
-	for _, c := range all {
-		if c.Table.Name != tableName {
-			continue
-		}
-		fmt.Fprintf(&b, "chain %s", c.Name)
-		if c.Policy != nil && c.Hooknum != nil && c.Priority != nil {
-			fmt.Fprintf(&b, " policy %d hook %d priority %d", *c.Policy, *c.Hooknum, *c.Priority)
-		}
-		rules, err := conn.GetRules(tableOf(), c)
-		if err != nil {
-			return "", fmt.Errorf("list the rules of chain %s: %w", c.Name, err)
-		}
-		for _, r := range rules {
-			fmt.Fprintf(&b, " %d %x", r.Handle, r.UserData)
-		}
-		b.WriteByte('\n')
-	}
+	b.WriteString(table)
 	for _, f := range families {
 		elements, err := conn.GetSetElements(f.outside(tableOf()))
 		if err != nil {

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/ruleset"
 )
 
 // Egress lets an endpoint reach addresses outside the fabric with the node as its exit.
@@ -369,7 +370,7 @@ func (f *Firewall) SetEgress(list []Egress, withheld []netip.Prefix) error {
 }
 
 func (f *Firewall) writeEgress(want letOut) error {
-	before, err := generation()
+	before, err := ruleset.Generation()
 	if err != nil {
 		return err
 	}
@@ -413,7 +414,7 @@ func (f *Firewall) writeEgress(want letOut) error {
 	}
 	f.uncut.egress = f.uncut.egress || gone
 	f.egress, f.egressKnown = want, true
-	if after, err := generation(); err == nil && f.generation == before && after == before+1 {
+	if after, err := ruleset.Generation(); err == nil && f.generation == before && after == before+1 {
 		f.generation = after // nobody else changed anything
 	}
 	return nil

@@ -28,6 +28,7 @@ import (
 	"github.com/mdlayher/netlink"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/ruleset"
 )
 
 // tableName is the name of the table in the inet family.
@@ -134,7 +135,7 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 	defer f.mu.Unlock()
 	open := f.open()
 	unchanged := f.written != "" && open.equal(f.opened) && f.mode == f.chosen
-	now, err := generation()
+	now, err := ruleset.Generation()
 	if err != nil {
 		return nil, err
 	}
@@ -162,7 +163,7 @@ func (f *Firewall) Apply() (repaired []string, err error) {
 		return nil, fmt.Errorf("set up the node's firewall: %w", err)
 	}
 	f.opened, f.mode = open, f.chosen
-	if f.generation, err = generation(); err != nil {
+	if f.generation, err = ruleset.Generation(); err != nil {
 		return repaired, err
 	}
 	if f.written, err = f.fingerprint(conn); err != nil {
@@ -210,7 +211,7 @@ func (f *Firewall) writeOver(conn *nftables.Conn, have string) error {
 	if err != nil {
 		return err
 	}
-	if familiar && !dormant(have) {
+	if familiar && !ruleset.Dormant(have) {
 		if err := f.write(conn, false); err == nil {
 			return nil
 		}
@@ -331,7 +332,7 @@ func (f *Firewall) writePorts(ports []PortMapping) error {
 	if err != nil {
 		return err
 	}
-	before, err := generation()
+	before, err := ruleset.Generation()
 	if err != nil {
 		return err
 	}
@@ -351,7 +352,7 @@ func (f *Firewall) writePorts(ports []PortMapping) error {
 	if f.written, err = f.fingerprint(conn); err != nil {
 		return err
 	}
-	if after, err := generation(); err == nil && f.generation == before && after == before+1 {
+	if after, err := ruleset.Generation(); err == nil && f.generation == before && after == before+1 {
 		f.generation = after // nobody else changed anything
 	}
 	return nil

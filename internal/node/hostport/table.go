@@ -6,7 +6,6 @@ package hostport
 import (
 	"cmp"
 	"crypto/rand"
-	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -18,8 +17,8 @@ import (
 	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
-	"github.com/vishvananda/netlink/nl"
-	"golang.org/x/sys/unix"
+
+	"github.com/sif-project/sif/internal/node/ruleset"
 )
 
 // tableName is the name of the tables in the inet family, of the node's namespace and of those of
@@ -152,7 +151,7 @@ type table struct {
 // apply writes the table in one transaction unless it is as it was written, and reports whether
 // somebody else had changed it. Counters and connections go on.
 func (t *table) apply(want content) (repaired bool, err error) {
-	now, err := generation()
+	now, err := ruleset.Generation()
 	if err != nil {
 		return false, err
 	}
@@ -183,7 +182,7 @@ func (t *table) apply(want content) (repaired bool, err error) {
 		return repaired, fmt.Errorf("set up the nftables table inet %s: %w", tableName, err)
 	}
 	t.key, t.members = key, members
-	if t.generation, err = generation(); err != nil {
+	if t.generation, err = ruleset.Generation(); err != nil {
 		return repaired, err
 	}
 	t.written, err = fingerprint(conn, want.sets)
@@ -273,67 +272,15 @@ func exists() (bool, error) {
 	return slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName }), nil
 }
 
-// generation returns the number of the kernel's rules in this namespace, which each transaction of
-// anybody raises: while it is the same, so are all tables.
-func generation() (uint32, error) {
-	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
-	request.AddData(&nl.Nfgenmsg{Version: nl.NFNETLINK_V0})
-	messages, err := request.Execute(unix.NETLINK_NETFILTER, unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN)
-	if err != nil {
-		return 0, fmt.Errorf("read the generation of nftables: %w", err)
-	}
-	const header = 4 // of a nfgenmsg
-	for _, m := range messages {
-		attributes, err := nl.ParseRouteAttr(m[min(header, len(m)):])
-		if err != nil {
-			return 0, fmt.Errorf("read the generation of nftables: %w", err)
-		}
-		for _, a := range attributes {
-			if a.Attr.Type == unix.NFTA_GEN_ID && len(a.Value) >= 4 {
-				return binary.BigEndian.Uint32(a.Value), nil
-			}
-		}
-	}
-	return 0, errors.New("read the generation of nftables: the kernel does not tell it")
-}
-
-// fingerprint describes the table as it is in the kernel: its flags, its chains, the handles and
-// comments of its rules, and the elements of its sets. The kernel gives a rule that is replaced
-// another handle, and each table that we write has other comments, so two equal fingerprints mean
-// that nobody changed anything in between. It is empty if there is no table.
+// fingerprint describes the table as it is in the kernel, with the elements of its sets. It is
+// empty if there is no table.
 func fingerprint(conn *nftables.Conn, sets []addresses) (string, error) {
-	tables, err := conn.ListTablesOfFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return "", fmt.Errorf("list the tables of nftables: %w", err)
-	}
-	i := slices.IndexFunc(tables, func(t *nftables.Table) bool { return t.Name == tableName })
-	if i < 0 {
-		return "", nil
+	table, err := ruleset.Describe(conn, tableName)
+	if err != nil || table == "" {
+		return "", err
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "flags %d\n", tables[i].Flags)
-	all, err := conn.ListChainsOfTableFamily(nftables.TableFamilyINet)
-	if err != nil {
-		return "", fmt.Errorf("list the chains of nftables: %w", err)
-	}
-	slices.SortFunc(all, func(a, b *nftables.Chain) int { return cmp.Compare(a.Name, b.Name) })
-	for _, c := range all {
-		if c.Table.Name != tableName {
-			continue
-		}
-		fmt.Fprintf(&b, "chain %s", c.Name)
-		if c.Policy != nil && c.Hooknum != nil && c.Priority != nil {
-			fmt.Fprintf(&b, " policy %d hook %d priority %d", *c.Policy, *c.Hooknum, *c.Priority)
-		}
-		rules, err := conn.GetRules(tableOf(), c)
-		if err != nil {
-			return "", fmt.Errorf("list the rules of chain %s: %w", c.Name, err)
-		}
-		for _, r := range rules {
-			fmt.Fprintf(&b, " %d %x", r.Handle, r.UserData)
-		}
-		b.WriteByte('\n')
-	}
+	b.WriteString(table)
 	for _, s := range sets {
 		elements, err := conn.GetSetElements(s.set())
 		if err != nil {
