@@ -6,7 +6,6 @@
 package e2e
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -190,23 +189,7 @@ func listenOnNode(t *testing.T, node, address string) {
 		l, err = net.Listen("tcp", address)
 		return err
 	}))
-	t.Cleanup(func() { l.Close() })
-	go func() {
-		for {
-			conn, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go func() {
-				defer conn.Close()
-				for lines := bufio.NewScanner(conn); lines.Scan(); {
-					if _, err := fmt.Fprintln(conn, lines.Text()); err != nil {
-						return
-					}
-				}
-			}()
-		}
-	}()
+	echoLines(t, l)
 }
 
 // answerTo returns the first line that a process of a node, in the cgroup of a directory, is

@@ -333,6 +333,13 @@ func listenInside(t *testing.T, o *outsider, port uint16) (stop func()) {
 		l, err = net.Listen("tcp4", fmt.Sprintf(":%d", port))
 		return err
 	}))
+	echoLines(t, l)
+	return func() { l.Close() }
+}
+
+// echoLines answers each line with itself on the connections of a listener, until it is closed or
+// the test ends.
+func echoLines(t *testing.T, l net.Listener) {
 	t.Cleanup(func() { l.Close() })
 	go func() {
 		for {
@@ -350,7 +357,6 @@ func listenInside(t *testing.T, o *outsider, port uint16) (stop func()) {
 			}()
 		}
 	}()
-	return func() { l.Close() }
 }
 
 // exchange sends a line and waits for the answer.
