@@ -16,6 +16,8 @@ import (
 	"github.com/insomniacslk/dhcp/iana"
 	"github.com/mdlayher/ndp"
 	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/agent/wire"
 )
 
 var config = Config{
@@ -143,10 +145,10 @@ func readUDP(t *testing.T, frame []byte) packet {
 	at := ethernetLength + ipv6Length
 	if p.source.Is4() {
 		at = ethernetLength + ipv4Length
-		must.Eq(t, 0xffff, sum16(0, frame[ethernetLength:at]))
+		must.Eq(t, 0xffff, wire.Sum(0, frame[ethernetLength:at]))
 	}
-	sum := sum16(sum16(0, p.source.AsSlice()), p.destination.AsSlice())
-	must.Eq(t, 0xffff, sum16(sum+protocolUDP+uint32(len(frame)-at), frame[at:]))
+	sum := wire.Sum(wire.Sum(0, p.source.AsSlice()), p.destination.AsSlice())
+	must.Eq(t, 0xffff, wire.Sum(sum+protocolUDP+uint32(len(frame)-at), frame[at:]))
 	return p
 }
 

@@ -8,6 +8,8 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+
+	"github.com/sif-project/sif/agent/wire"
 )
 
 const (
@@ -100,8 +102,8 @@ func udpPacket(from, to netip.AddrPort, payload []byte) []byte {
 	binary.BigEndian.PutUint16(b[2:], to.Port())
 	binary.BigEndian.PutUint16(b[4:], uint16(udpLength+len(payload)))
 	b = append(b, payload...)
-	sum := sum16(sum16(0, from.Addr().AsSlice()), to.Addr().AsSlice())
-	checksum := ^uint16(sum16(sum+protocolUDP+uint32(len(b)), b))
+	sum := wire.Sum(wire.Sum(0, from.Addr().AsSlice()), to.Addr().AsSlice())
+	checksum := ^uint16(wire.Sum(sum+protocolUDP+uint32(len(b)), b))
 	if checksum == 0 {
 		checksum = 0xffff // in UDP 0 means "no checksum"
 	}
@@ -118,21 +120,6 @@ func ipPacket(from, to netip.Addr, protocol, hops byte, payload []byte) []byte {
 	h := []byte{4<<4 | ipv4Length/4, 0xc0, 0, 0, 0, 0, 0, 0, hops, protocol, 0, 0}
 	binary.BigEndian.PutUint16(h[2:], uint16(ipv4Length+len(payload)))
 	h = slices.Concat(h, from.AsSlice(), to.AsSlice())
-	binary.BigEndian.PutUint16(h[10:], ^uint16(sum16(0, h)))
+	binary.BigEndian.PutUint16(h[10:], ^uint16(wire.Sum(0, h)))
 	return append(h, payload...)
-}
-
-// sum16 adds data to a ones' complement sum (RFC 1071).
-func sum16(sum uint32, data []byte) uint32 {
-	for len(data) > 1 {
-		sum += uint32(binary.BigEndian.Uint16(data))
-		data = data[2:]
-	}
-	if len(data) == 1 {
-		sum += uint32(data[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return sum
 }

@@ -6,7 +6,6 @@ package guest
 import (
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"sync"
 	"time"
@@ -14,6 +13,8 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
+
+	"github.com/sif-project/sif/agent/wire"
 )
 
 // How many questions of a guest are answered, each second and at once. The others are dropped.
@@ -53,53 +54,30 @@ type Responder struct {
 // Open opens a packet socket on an interface of the network namespace of the calling thread, and
 // answers the guest behind it until Close, whenever the interface is up.
 func Open(ifName string, c Config) (*Responder, error) {
-	device, err := net.InterfaceByName(ifName)
+	socket, index, err := wire.Open(ifName, "questions", unix.SOCK_RAW, questions(), func(fd int) error {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
+			return fmt.Errorf("set the buffer of the packet socket: %w", err)
+		}
+		if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
+			return fmt.Errorf("leave out what goes to the guest: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("answer the guest: find interface %s: %w", ifName, err)
-	}
-	// With protocol 0 the socket receives nothing until it is bound.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("answer the guest: open a packet socket: %w", err)
-	}
-	if err := prepare(fd, device.Index); err != nil {
-		unix.Close(fd)
 		return nil, fmt.Errorf("answer the guest: %w", err)
 	}
-	r := &Responder{config: c, index: device.Index, socket: os.NewFile(uintptr(fd), "questions on "+ifName), ended: make(chan struct{})}
+	r := &Responder{config: c, index: index, socket: socket, ended: make(chan struct{})}
 	go r.serve()
 	go r.advertise()
 	return r, nil
 }
 
-func prepare(fd, index int) error {
-	filter, err := questions()
-	if err != nil {
-		return err
-	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		return fmt.Errorf("attach the socket filter: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
-		return fmt.Errorf("set the buffer of the packet socket: %w", err)
-	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1); err != nil {
-		return fmt.Errorf("leave out what goes to the guest: %w", err)
-	}
-	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all & 0xffff, Ifindex: index}); err != nil {
-		return fmt.Errorf("bind the packet socket: %w", err)
-	}
-	return nil
-}
-
 // questions accepts what answer may answer: DHCPv4, DHCPv6 and router solicitations, without IPv6
 // extension headers.
-func questions() ([]unix.SockFilter, error) {
+func questions() []bpf.Instruction {
 	const ethertype, protocol4, protocol6 = 12, ethernetLength + 9, ethernetLength + 6
 	const fragment, header6 = ethernetLength + 6, ethernetLength + ipv6Length
-	raw, err := bpf.Assemble([]bpf.Instruction{
+	return []bpf.Instruction{
 		bpf.LoadAbsolute{Off: ethertype, Size: 2},
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: etherIPv6, SkipTrue: 8},
 		bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: etherIPv4, SkipTrue: 14},
@@ -119,15 +97,7 @@ func questions() ([]unix.SockFilter, error) {
 		bpf.JumpIf{Cond: bpf.JumpEqual, Val: solicitation, SkipTrue: 1},
 		bpf.RetConstant{Val: 0},
 		bpf.RetConstant{Val: maxFrame},
-	})
-	if err != nil {
-		return nil, fmt.Errorf("assemble the socket filter: %w", err)
 	}
-	filter := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	return filter, nil
 }
 
 // maxFrame bounds a question, in bytes.

@@ -6,7 +6,6 @@ package probe
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"os"
 	"sync"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
+	"github.com/sif-project/sif/agent/wire"
 	"github.com/sif-project/sif/fabric"
 )
 
@@ -173,50 +173,27 @@ func (o *Observers) watch(key string, ob *observer) {
 // listenPackets opens a packet socket (packet(7)) on an interface of the current namespace that
 // receives only probes.
 func listenPackets(ifName string) (*os.File, error) {
-	device, err := net.InterfaceByName(ifName)
+	socket, _, err := wire.Open(ifName, "probes", unix.SOCK_DGRAM, probeFilter(), func(fd int) error {
+		// A matrix may send all its probes at once. One that does not fit into the buffer would be
+		// reported as dropped by the fabric.
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
+			return fmt.Errorf("enlarge the buffer of the packet socket: %w", err)
+		}
+		return nil
+	})
 	if err != nil {
-		return nil, fmt.Errorf("find interface %s of the workload: %w", ifName, err)
+		return nil, fmt.Errorf("observe the workload: %w", err)
 	}
-	// With protocol 0 the socket receives nothing until it is bound.
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, fmt.Errorf("open a packet socket: %w", err)
-	}
-	if err := configure(fd, device.Index); err != nil {
-		unix.Close(fd)
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), "probes on "+ifName), nil
+	return socket, nil
 }
 
 // receiveBuffer is the size of the socket's receive buffer in bytes, enough for thousands of
 // probes.
 const receiveBuffer = 8 << 20
 
-func configure(fd, index int) error {
-	filter, err := probeFilter()
-	if err != nil {
-		return err
-	}
-	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
-	if err := unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER, &program); err != nil {
-		return fmt.Errorf("attach the socket filter: %w", err)
-	}
-	// A matrix may send all its probes at once. One that does not fit into the buffer would be
-	// reported as dropped by the fabric.
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
-		return fmt.Errorf("enlarge the buffer of the packet socket: %w", err)
-	}
-	const all = unix.ETH_P_ALL<<8 | unix.ETH_P_ALL>>8 // in network byte order
-	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: all & 0xffff, Ifindex: index}); err != nil {
-		return fmt.Errorf("bind the packet socket: %w", err)
-	}
-	return nil
-}
-
 // probeFilter accepts packets that have the magic at an offset where probes have it. A load beyond
 // the end of a packet rejects it, so the offsets are in ascending order.
-func probeFilter() ([]unix.SockFilter, error) {
+func probeFilter() []bpf.Instruction {
 	var program []bpf.Instruction
 	places := []uint32{ipv4Length + udpLength, ipv4Length + tcpLength, ipv6Length + udpLength, ipv6Length + tcpLength}
 	start := uint32(magic[0])<<24 | uint32(magic[1])<<16 | uint32(magic[2])<<8 | uint32(magic[3])
@@ -224,14 +201,5 @@ func probeFilter() ([]unix.SockFilter, error) {
 		accept := uint8(2*(len(places)-i) - 1) // to the last instruction, which accepts
 		program = append(program, bpf.LoadAbsolute{Off: at, Size: 4}, bpf.JumpIf{Cond: bpf.JumpEqual, Val: start, SkipTrue: accept})
 	}
-	program = append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 512})
-	raw, err := bpf.Assemble(program)
-	if err != nil {
-		return nil, fmt.Errorf("assemble the socket filter: %w", err)
-	}
-	filter := make([]unix.SockFilter, len(raw))
-	for i, r := range raw {
-		filter[i] = unix.SockFilter{Code: r.Op, Jt: r.Jt, Jf: r.Jf, K: r.K}
-	}
-	return filter, nil
+	return append(program, bpf.RetConstant{Val: 0}, bpf.RetConstant{Val: 512})
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/sif-project/sif/agent/wire"
 	"github.com/sif-project/sif/fabric"
 )
 
@@ -55,8 +56,8 @@ func (p packet) marshal() []byte {
 	copy(segment[header:], magic)
 	binary.BigEndian.PutUint64(segment[header+len(magic):], p.nonce)
 
-	sum := sum16(sum16(0, p.src.Addr().AsSlice()), p.dst.Addr().AsSlice())
-	sum = sum16(sum+uint32(p.protocol)+uint32(len(segment)), segment)
+	sum := wire.Sum(wire.Sum(0, p.src.Addr().AsSlice()), p.dst.Addr().AsSlice())
+	sum = wire.Sum(sum+uint32(p.protocol)+uint32(len(segment)), segment)
 	c := ^uint16(sum)
 	if c == 0 {
 		c = 0xffff // in UDP 0 means "no checksum"
@@ -81,23 +82,8 @@ func (p packet) ipHeader(payload int) []byte {
 	h[8], h[9] = hopLimit, byte(p.protocol)
 	copy(h[12:], p.src.Addr().AsSlice())
 	copy(h[16:], p.dst.Addr().AsSlice())
-	binary.BigEndian.PutUint16(h[10:], ^uint16(sum16(0, h)))
+	binary.BigEndian.PutUint16(h[10:], ^uint16(wire.Sum(0, h)))
 	return h
-}
-
-// sum16 adds data to a ones' complement sum (RFC 1071).
-func sum16(sum uint32, data []byte) uint32 {
-	for len(data) > 1 {
-		sum += uint32(binary.BigEndian.Uint16(data))
-		data = data[2:]
-	}
-	if len(data) == 1 {
-		sum += uint32(data[0]) << 8
-	}
-	for sum > 0xffff {
-		sum = sum>>16 + sum&0xffff
-	}
-	return sum
 }
 
 // parse parses an IP packet and reports whether it is a probe.
