@@ -79,7 +79,8 @@ func (p *Process) alive() bool {
 	return p.PID > 0 && err == nil && born == p.Born
 }
 
-// bornAt returns the start time of a process, or an error if it has ended. A zombie has ended.
+// bornAt returns the start time of a process, or an error if it has ended. A zombie has ended, once
+// its other threads have: until then its files are open, and their locks are held.
 func bornAt(pid int) (uint64, error) {
 	proc, err := procfs.NewProc(pid)
 	if err != nil {
@@ -89,7 +90,7 @@ func bornAt(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	if stat.State == "Z" || stat.State == "X" {
+	if (stat.State == "Z" || stat.State == "X") && stat.NumThreads <= 1 {
 		return 0, fmt.Errorf("process %d has ended", pid)
 	}
 	return stat.Starttime, nil
@@ -127,7 +128,8 @@ func (l *Lab) Alive(node, name string) bool {
 	return err == nil && p.alive()
 }
 
-// Signal sends a signal to one daemon of the lab.
+// Signal sends a signal to one daemon of the lab. After SIGKILL it waits for the end, so that the
+// daemon can be started again.
 func (l *Lab) Signal(node, name string, s syscall.Signal) error {
 	p, err := l.Process(node, name)
 	if err != nil {
@@ -138,6 +140,9 @@ func (l *Lab) Signal(node, name string, s syscall.Signal) error {
 	}
 	if err := syscall.Kill(p.PID, s); err != nil {
 		return fmt.Errorf("send %s to %s: %w", s, p, err)
+	}
+	if s == syscall.SIGKILL {
+		return waitGone([]int{p.PID}, 5*time.Second)
 	}
 	return nil
 }
