@@ -514,11 +514,13 @@ func (a *Agent) lose(ctx context.Context, s standing, why string) error {
 		return nil
 	}
 	a.log.Warn("detaching workload: "+why, logkey.Attached, s.Workload.Name, logkey.Endpoint, s.Endpoint, logkey.Namespace, s.Space.Path)
-	errs := []error{a.remove(ctx, s.Attachment)}
+	// The record goes last: an agent that ends in between finds it, and does this again.
 	if s.Attachment.ByHand() {
-		errs = append(errs, netspace.Default(a.node.Config.RunDir).Remove(s.Workload.Name))
+		if err := netspace.Default(a.node.Config.RunDir).Remove(s.Workload.Name); err != nil {
+			return err
+		}
 	}
-	return errors.Join(errs...)
+	return a.remove(ctx, s.Attachment)
 }
 
 // listAttached returns what is attached from outside Nomad.

@@ -108,6 +108,11 @@ func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
 		daemons := 0
 		for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {
 			daemons += len(n.Daemons())
+			for _, d := range n.Daemons() {
+				if !f.Alive(n.Name, d) {
+					wrong = append(wrong, fmt.Sprintf("%s/%s has ended:\n%s", n.Name, d, f.Tail(n.Name, d)))
+				}
+			}
 		}
 		if len(s.Nodes) != daemons {
 			wrong = append(wrong, fmt.Sprintf("%d daemons of %d are known", len(s.Nodes), daemons))

@@ -68,7 +68,7 @@ func (l *Lab) start(p *Process) error {
 	go func() { _ = cmd.Wait() }() // reaps the process; alive reads its state from /proc
 	p.PID = cmd.Process.Pid
 	if p.Born, err = bornAt(p.PID); err != nil {
-		return fmt.Errorf("start %s: it ended immediately: %s", p, l.tail(p.Node, p.Name))
+		return fmt.Errorf("start %s: it ended immediately: %s", p, l.Tail(p.Node, p.Name))
 	}
 	return writeJSON(l.processFile(p), p)
 }
@@ -220,14 +220,14 @@ func (l *Lab) await(ctx context.Context, p *Process, within time.Duration, probe
 			return nil
 		}
 		if !p.alive() {
-			return fmt.Errorf("%s ended before it was ready; the end of %s:\n%s", p, l.LogFile(p.Node, p.Name), l.tail(p.Node, p.Name))
+			return fmt.Errorf("%s ended before it was ready; the end of %s:\n%s", p, l.LogFile(p.Node, p.Name), l.Tail(p.Node, p.Name))
 		}
 		select {
 		case <-ctx.Done():
 			if errors.Is(ctx.Err(), context.Canceled) {
 				return ctx.Err()
 			}
-			return fmt.Errorf("%s is not ready after %s: %w; the end of %s:\n%s", p, within, err, l.LogFile(p.Node, p.Name), l.tail(p.Node, p.Name))
+			return fmt.Errorf("%s is not ready after %s: %w; the end of %s:\n%s", p, within, err, l.LogFile(p.Node, p.Name), l.Tail(p.Node, p.Name))
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
@@ -241,8 +241,8 @@ func (l *Lab) launch(ctx context.Context, p *Process, within time.Duration, prob
 	return l.await(ctx, p, within, probe)
 }
 
-// tail returns the last lines of a process's log.
-func (l *Lab) tail(node, name string) string {
+// Tail returns the last lines of a process's log.
+func (l *Lab) Tail(node, name string) string {
 	const lines = 15
 	data, err := os.ReadFile(l.LogFile(node, name))
 	if err != nil {
