@@ -164,7 +164,7 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 		}
 		t, made := topologies[key.String()]
 		if !made {
-			t = desired.NewTopology(nodes, nil)
+			t = desired.NewTopology(nodes, nil, nil)
 			topologies[key.String()] = t
 		}
 		return t.Processor(nodes[0].Zone, desired.Pair{A: endpoint})

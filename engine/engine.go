@@ -473,7 +473,7 @@ func (e *Engine) desired() desired.Processor {
 	for _, le := range e.leases.All(e.now()) {
 		live = append(live, le.Admission)
 	}
-	return desired.ForProcessor(e.self.Zone, desired.SingleProcessor(e.nodes()), live, e.documents(), e.writtenOutside)
+	return desired.ForProcessor(e.self.ID(), desired.SingleProcessor(e.nodes()), live, e.documents(), e.writtenOutside)
 }
 
 // otherZones returns the processors of every other zone that have a switch, in order. Without a

@@ -81,12 +81,12 @@ var beyond = fabric.NodeID{Zone: "gcp1", Name: "p1"}
 
 // boundary is what the switch of aws1 must contain in a fabric whose other zone is gcp1.
 func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbers) (SwitchState, error) {
-	topology := desired.NewTopology(append(probed(), fabric.Node{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}), nil)
+	topology := desired.SingleProcessor(append(probed(), fabric.Node{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}))
 	var endpoints []fabric.Admission
 	for _, le := range live {
 		endpoints = append(endpoints, le.Admission)
 	}
-	return numbered(desired.ForProcessor("aws1", topology, endpoints, docs, fabric.Outside{}), num)
+	return numbered(desired.ForProcessor(fabric.NodeID{Zone: "aws1", Name: "p1"}, topology, endpoints, docs, fabric.Outside{}), num)
 }
 
 // What the switch holds grows with nodes plus endpoints plus contracts between the identities that

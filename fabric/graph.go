@@ -360,6 +360,7 @@ func (c Contract) InForce(now time.Time) bool {
 type Path struct {
 	Require []string `json:"require,omitempty"`
 	Prefer  []string `json:"prefer,omitempty"`
+	Avoid   []string `json:"avoid,omitempty"`
 }
 
 // LabelsOf returns the labels of a service or external: the labels of its domain, overridden by its

@@ -17,10 +17,12 @@ func BenchmarkForProcessor(b *testing.B) {
 	for _, n := range []int{1000, 10000, 100000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			endpoints, docs := chain(n)
-			topology := NewTopology([]fabric.Node{{Zone: "z2", Name: "p1", Kind: fabric.KindProcessor}}, nil)
+			self := fabric.NodeID{Zone: "z1", Name: "p1"}
+			nodes := []fabric.Node{{Zone: "z1", Name: "p1", Kind: fabric.KindProcessor}, {Zone: "z2", Name: "p1", Kind: fabric.KindProcessor}}
+			topology := NewTopology(nodes, FullMesh(nodes), nil)
 			b.ReportAllocs()
 			for b.Loop() {
-				ForProcessor("z1", topology, endpoints, docs, fabric.Outside{})
+				ForProcessor(self, topology, endpoints, docs, fabric.Outside{})
 			}
 		})
 	}

@@ -395,7 +395,7 @@ func TestProcessorAgreesWithTheDesign(t *testing.T) {
 }
 
 func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
-	got := ForProcessor(self.Zone, w.topology(), w.endpoints, w.documents(), w.outside)
+	got := ForProcessor(self.ID(), w.topology(), w.endpoints, w.documents(), w.outside)
 	have := byID(got.Endpoints)
 	must.MapLen(t, len(got.Endpoints), have)
 	present := map[Party]bool{}

@@ -15,6 +15,22 @@ type Endpoint struct {
 	fabric.Admission
 	Party Party
 	Way   Way
+	// Group and Number say which way its pairs go; see Topology.Route. Group is zero if the topology
+	// has no ways.
+	Group  Group
+	Number uint8
+}
+
+// Spread is by which tunnels the packets from nodes of one group to those of another go.
+type Spread struct {
+	From, To Group
+	Class    Class
+	// Next are the hops, by bucket: from a workload node the first processor, from a processor the
+	// next one; zero where nothing leads, and all of them if To is of the processor's own zone.
+	Next [Buckets]Hop
+	// Carried says which buckets the processor carries by the choice that holds. Packets of others
+	// come to it only while not everybody knows that choice.
+	Carried [Buckets]bool
 }
 
 // Rule lets one party open flows to another.
@@ -24,6 +40,7 @@ type Rule struct {
 	Rules    []fabric.Rule
 	Audit    bool        // flows pass and are reported
 	Exit     fabric.Exit // of flows to externals
+	Class    Class       // what the flows wish of their ways; of one flow all rules say the same
 }
 
 // Workload is what the maps of a workload node must contain.
@@ -35,6 +52,8 @@ type Workload struct {
 	// Host is the party of the node itself, as its endpoints may call it. It is empty if none may.
 	Host  Party
 	Rules []Rule
+	// Ways are those to the groups and of the classes of the above.
+	Ways []Spread
 }
 
 // Processor is what the switch at the boundary of a zone must contain.
@@ -47,6 +66,10 @@ type Processor struct {
 	// Externals are the prefixes outside the fabric to which flows leave here.
 	Externals map[netip.Prefix]External
 	Rules     []Rule
+	// Ways are those among the groups and of the classes of the above.
+	Ways []Spread
+	// Sources are the tunnels by which the packets of each other zone's endpoints may come.
+	Sources map[string][]Hop
 }
 
 // Probed is a node by its health addresses, and the one way by which its probes may come.
@@ -54,6 +77,8 @@ type Probed struct {
 	Node       fabric.NodeID
 	IPv4, IPv6 netip.Addr
 	Way        Way
+	Group      Group // as of an Endpoint
+	Number     uint8
 }
 
 // ForWorkload computes what a workload node must enforce. endpoints are the admissions in force
@@ -77,9 +102,10 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 				continue
 			}
 		}
-		w.Endpoints = append(w.Endpoints, Endpoint{Admission: a, Party: all.add(a.Identity()), Way: way})
+		w.Endpoints = append(w.Endpoints, topology.endpoint(a, all.add(a.Identity()), way))
 	}
 	w.Rules = rulesAmong(own.identities, all.identities, docs)
+	w.Ways = topology.waysOfWorkload(self, w.Endpoints, w.Rules)
 	out := newOutside(known)
 	for _, id := range own.identities {
 		out.addIngress(id, docs[id.Service])
@@ -91,10 +117,12 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 	return w
 }
 
-// ForProcessor computes what the switch of a zone's processor must enforce. It knows every endpoint
-// of the fabric that a link leads to, and who of the zone may open flows to whom.
-func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Processor {
+// ForProcessor computes what the switch of a processor must enforce. It knows every endpoint of the
+// fabric that a link leads to, and who of its zone may open flows to whom; if ways can lead through
+// the zone, who of any zone.
+func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Processor {
 	p := Processor{Endpoints: make([]Endpoint, 0, len(endpoints))}
+	zone := self.Zone
 	var own, all parties
 	for _, a := range endpoints {
 		// The packets of another zone come by a processor of that zone.
@@ -102,7 +130,7 @@ func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, 
 		if !ok {
 			continue
 		}
-		p.Endpoints = append(p.Endpoints, Endpoint{Admission: a, Party: all.add(a.Identity()), Way: way})
+		p.Endpoints = append(p.Endpoints, topology.endpoint(a, all.add(a.Identity()), way))
 		if a.Zone == zone {
 			own.add(a.Identity())
 		}
@@ -113,7 +141,12 @@ func ForProcessor(zone string, topology Topology, endpoints []fabric.Admission, 
 		out.addEgress(id, byZone(docs[id.Service]))
 	}
 	externals, rules := out.resolve(true)
-	p.Externals, p.Rules = externals, append(rulesAmong(own.identities, all.identities, docs), rules...)
+	judged := own.identities
+	if topology.transit() {
+		judged = all.identities
+	}
+	p.Externals, p.Rules = externals, append(rulesAmong(judged, all.identities, docs), rules...)
+	p.Ways, p.Sources = topology.waysOfProcessor(self, p)
 	return p
 }
 
@@ -141,8 +174,8 @@ func rulesAmong(own, all []fabric.Identity, docs Documents) []Rule {
 	for _, g := range fabric.GrantsAmong(own, all, docs) {
 		rules = append(rules, Rule{
 			From: PartyOf(g.Originator), To: PartyOf(g.Responder),
-			Contract: g.Contract, Rules: g.Rules, Audit: g.Audit,
+			Contract: g.Contract, Rules: g.Rules, Audit: g.Audit, Class: ClassOf(g.Path),
 		})
 	}
-	return rules
+	return oneClassEach(rules)
 }

@@ -12,49 +12,32 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// LinkState is what engines publish about a processor. Of two states of one processor the one with
-// the higher number holds, so all hops that know the newest state choose alike.
-type LinkState struct {
-	Processor fabric.NodeID
-	Number    uint64
-	Live      bool
-}
-
-// Topology is where the processors of each zone are that have a switch, and which of them are live.
+// Topology is where the processors of each zone are that have a switch, which of them live, and by
+// which ways the packets of other zones' endpoints go. It is not safe for concurrent use.
 type Topology struct {
 	live      map[string][]fabric.NodeID // by zone, ordered
 	boundary  map[string]bool            // zones with a switch, live or not
 	workloads []fabric.Node              // those whose pools are known
+	ways      *ways                      // nil: see SingleProcessor
 }
 
-// NewTopology returns the topology of the nodes. A processor without a state counts as live.
-func NewTopology(nodes []fabric.Node, states []LinkState) Topology {
-	newest := map[fabric.NodeID]LinkState{}
+// NewTopology returns the topology of the nodes, with the tunnels among processors of different
+// zones. A processor without a state counts as live.
+func NewTopology(nodes []fabric.Node, tunnels []Tunnel, states []State) Topology {
+	newest := map[fabric.NodeID]State{}
 	for _, s := range states {
 		if have, ok := newest[s.Processor]; !ok || s.Number > have.Number {
 			newest[s.Processor] = s
 		}
 	}
-	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}}
-	for _, n := range nodes {
-		t.boundary[n.Zone] = t.boundary[n.Zone] || n.Boundary()
-		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
-			t.workloads = append(t.workloads, n)
-		}
-		if s, ok := newest[n.ID()]; !n.Boundary() || ok && !s.Live {
-			continue
-		}
-		t.live[n.Zone] = append(t.live[n.Zone], n.ID())
-	}
-	for _, list := range t.live {
-		slices.SortFunc(list, fabric.CompareNodeIDs)
-	}
+	g := newGraph(nodes, tunnels, newest)
+	t := arrange(nodes, func(p fabric.NodeID) bool { return g.lives(g.index[p]) })
+	t.ways = newWays(g)
 	return t
 }
 
 // SingleProcessor returns the topology in which only the first processor of each zone, by name, is
-// live. Engines do not publish link states yet, and maps and flow tables keep one way for each
-// address; until both change, all nodes use this topology.
+// live, and all packets of other zones' endpoints go through it.
 func SingleProcessor(nodes []fabric.Node) Topology {
 	first := map[string]fabric.NodeID{}
 	for _, n := range nodes {
@@ -62,13 +45,24 @@ func SingleProcessor(nodes []fabric.Node) Topology {
 			first[n.Zone] = n.ID()
 		}
 	}
-	var states []LinkState
+	return arrange(nodes, func(p fabric.NodeID) bool { return first[p.Zone] == p })
+}
+
+func arrange(nodes []fabric.Node, lives func(processor fabric.NodeID) bool) Topology {
+	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}}
 	for _, n := range nodes {
-		if n.Boundary() {
-			states = append(states, LinkState{Processor: n.ID(), Live: n.ID() == first[n.Zone]})
+		t.boundary[n.Zone] = t.boundary[n.Zone] || n.Boundary()
+		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
+			t.workloads = append(t.workloads, n)
+		}
+		if n.Boundary() && lives(n.ID()) {
+			t.live[n.Zone] = append(t.live[n.Zone], n.ID())
 		}
 	}
-	return NewTopology(nodes, states)
+	for _, list := range t.live {
+		slices.SortFunc(list, fabric.CompareNodeIDs)
+	}
+	return t
 }
 
 // Live reports whether a processor is live.
@@ -118,19 +112,51 @@ func (t Topology) probed(zone string) []Probed {
 	var list []Probed
 	for _, n := range t.workloads {
 		if way, ok := t.way(zone, fabric.Admission{Endpoint: n.ID().String(), Zone: n.Zone}, n.Zone); ok {
-			list = append(list, Probed{Node: n.ID(), IPv4: n.Health4(), IPv6: n.Health6(), Way: way})
+			list = append(list, Probed{Node: n.ID(), IPv4: n.Health4(), IPv6: n.Health6(), Way: way, Group: t.GroupOf(n.ID()), Number: Number(n.ID().String())})
 		}
 	}
 	return list
 }
 
 // way returns how an endpoint is reached from a node of zone, and false if nothing leads there. The
-// packets of other zones' endpoints come by a processor of the zone via. A data path keeps one way
-// for each address, so the choice cannot depend on the other end of the pair: see SingleProcessor.
+// packets of other zones' endpoints come by a processor of the zone via.
 func (t Topology) way(zone string, a fabric.Admission, via string) (Way, bool) {
 	if a.Zone == zone {
 		return ZoneLink, true
 	}
+	if t.ways != nil {
+		return ByWays, t.boundary[zone] && t.boundary[a.Zone]
+	}
 	processor, ok := t.Processor(via, Pair{A: a.Endpoint})
 	return Through(processor), ok
+}
+
+// GroupOf returns the group of a node.
+func (t Topology) GroupOf(node fabric.NodeID) Group {
+	if t.ways == nil {
+		return Group{}
+	}
+	return t.ways.groupOf(node)
+}
+
+// Route returns the way of a bucket from the nodes of one group to those of another, which is of
+// another zone. It is false if no way fits the class.
+func (t Topology) Route(from, to Group, class Class, bucket uint8) (Route, bool) {
+	if t.ways == nil {
+		return Route{}, false
+	}
+	routes := t.ways.between(from, to, class)
+	if routes == nil {
+		return Route{}, false
+	}
+	return routes[bucket], true
+}
+
+// Sources returns the tunnels by which packets of a zone's endpoints may come to a processor, in
+// order. Without declared links, that are those to the zone's own processors.
+func (t Topology) Sources(at fabric.NodeID, zone string) []Hop {
+	if t.ways == nil {
+		return nil
+	}
+	return t.ways.sources(at, zone)
 }

@@ -29,10 +29,10 @@ func TestProcessorOfAPair(t *testing.T) {
 		nodes := processorsOf("z1", rapid.IntRange(0, 6).Draw(t, "processors"))
 		shuffled := rapid.Permutation(nodes).Draw(t, "roster")
 		pair := Pair{rapid.String().Draw(t, "a"), rapid.String().Draw(t, "b")}
-		topology := NewTopology(nodes, nil)
+		topology := NewTopology(nodes, nil, nil)
 		chosen, ok := topology.Processor("z1", pair)
 		must.Eq(t, len(nodes) > 0, ok)
-		for _, other := range []Topology{topology, NewTopology(shuffled, nil)} {
+		for _, other := range []Topology{topology, NewTopology(shuffled, nil, nil)} {
 			back, _ := other.Processor("z1", Pair{pair.B, pair.A})
 			must.Eq(t, chosen, back)
 		}
@@ -41,7 +41,7 @@ func TestProcessorOfAPair(t *testing.T) {
 		}
 		must.True(t, topology.Live(chosen))
 		dead := rapid.SampledFrom(nodes).Draw(t, "dead").ID()
-		without, ok := NewTopology(nodes, []LinkState{{Processor: dead, Number: 1}}).Processor("z1", pair)
+		without, ok := NewTopology(nodes, nil, []State{{Processor: dead, Number: 1}}).Processor("z1", pair)
 		must.Eq(t, len(nodes) > 1, ok)
 		must.NotEq(t, dead, without)
 		if chosen != dead {
@@ -51,7 +51,7 @@ func TestProcessorOfAPair(t *testing.T) {
 }
 
 func TestPairsSpreadEvenly(t *testing.T) {
-	topology := NewTopology(processorsOf("z1", 4), nil)
+	topology := NewTopology(processorsOf("z1", 4), nil, nil)
 	count := map[fabric.NodeID]int{}
 	const pairs = 20000
 	for i := range pairs {
@@ -67,12 +67,12 @@ func TestPairsSpreadEvenly(t *testing.T) {
 func TestTheHigherNumberHolds(t *testing.T) {
 	nodes := processorsOf("z1", 2)
 	first := nodes[0].ID()
-	states := []LinkState{{first, 3, false}, {first, 4, true}, {first, 2, false}}
-	must.True(t, NewTopology(nodes, states).Live(first))
+	states := []State{{Processor: first, Number: 3}, {Processor: first, Number: 4, Ready: true}, {Processor: first, Number: 2}}
+	must.True(t, NewTopology(nodes, nil, states).Live(first))
 	slices.Reverse(states)
-	must.True(t, NewTopology(nodes, states).Live(first))
-	must.False(t, NewTopology(nodes, append(states, LinkState{first, 5, false})).Live(first))
-	must.True(t, NewTopology(nodes, []LinkState{{first, 5, false}}).Live(nodes[1].ID())) // it has no state
+	must.True(t, NewTopology(nodes, nil, states).Live(first))
+	must.False(t, NewTopology(nodes, nil, append(states, State{Processor: first, Number: 5})).Live(first))
+	must.True(t, NewTopology(nodes, nil, []State{{Processor: first, Number: 5}}).Live(nodes[1].ID())) // it has no state
 }
 
 func TestSingleProcessor(t *testing.T) {

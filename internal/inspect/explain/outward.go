@@ -204,7 +204,7 @@ func exitOf(status api.Status, from api.Party, exit fabric.Exit) (processor fabr
 	for _, n := range status.Nodes {
 		leads[n.ID()] = leads[n.ID()] || len(n.Exit) > 0
 	}
-	exits := desired.NewTopology(slices.DeleteFunc(verify.Nodes(status), func(n fabric.Node) bool { return !leads[n.ID()] }), nil)
+	exits := desired.NewTopology(slices.DeleteFunc(verify.Nodes(status), func(n fabric.Node) bool { return !leads[n.ID()] }), nil, nil)
 	processor, _ = exits.Processor(from.Zone, desired.Pair{A: from.Endpoint})
 	return processor, true
 }

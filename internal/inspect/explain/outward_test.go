@@ -210,7 +210,7 @@ func TestExitsOfAZone(t *testing.T) {
 	for i := range 100 {
 		from := api.Party{Zone: "z1", Endpoint: fmt.Sprint("endpoint-", i)}
 		got, byZone := exitOf(status, from, fabric.ExitZone)
-		want, _ := desired.NewTopology(nodes, nil).Processor("z1", desired.Pair{A: from.Endpoint})
+		want, _ := desired.NewTopology(nodes, nil, nil).Processor("z1", desired.Pair{A: from.Endpoint})
 		must.True(t, byZone)
 		must.Eq(t, want, got)
 		chosen[got] = true

@@ -132,7 +132,7 @@ type grant struct {
 // expect computes what a node must enforce that knows this of the outside.
 func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission, docs desired.Documents, outside fabric.Outside) expected {
 	if n.Kind == fabric.KindProcessor {
-		p := desired.ForProcessor(n.Zone, topology, live, docs, outside)
+		p := desired.ForProcessor(n.ID(), topology, live, docs, outside)
 		for i := range p.Rules {
 			p.Rules[i].Exit = fabric.ExitZone // a switch carries no others
 		}

@@ -1,0 +1,268 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package desired
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/sif-project/sif/fabric"
+)
+
+// ways are the ways of a graph that were computed so far.
+type ways struct {
+	*graph
+	computed map[relation]*[Buckets]Route
+	behind   map[relation]*[Buckets]Hop // from one processor, for what it does not carry
+}
+
+// relation is what a way depends on besides the bucket.
+type relation struct {
+	from, to Group
+	class    Class
+}
+
+func newWays(g *graph) *ways {
+	return &ways{graph: g, computed: map[relation]*[Buckets]Route{}, behind: map[relation]*[Buckets]Hop{}}
+}
+
+// between returns the way of each bucket from one group to another, or nil if none fits.
+func (w *ways) between(from, to Group, class Class) *[Buckets]Route {
+	r := relation{from, to, class}
+	routes, done := w.computed[r]
+	if !done {
+		routes = w.routes(from, to, class)
+		w.computed[r] = routes
+	}
+	return routes
+}
+
+// lives reports whether pairs are given to a processor: it is ready, and not all tunnels to it are
+// silent.
+func (g *graph) lives(i int) bool {
+	heard := len(g.edges[i]) == 0 || slices.ContainsFunc(g.edges[i], func(e edge) bool { return !e.silent })
+	return g.live[i] && heard
+}
+
+// from returns the hops that lead from one processor to a group, for packets that come to it though
+// another one carries them.
+func (w *ways) from(at int, to Group, class Class) *[Buckets]Hop {
+	r := relation{to: to, class: class}
+	hops, done := w.behind[r]
+	if done {
+		return hops
+	}
+	hops = &[Buckets]Hop{}
+	w.behind[r] = hops
+	routes := w.best([]int{at}, w.reached(to), class.Path(), true)
+	if len(routes) == 0 {
+		routes = w.best([]int{at}, w.reached(to), class.Path(), false)
+	}
+	if len(routes) > 0 {
+		for bucket, route := range share(routes, routes) {
+			hops[bucket], _ = route.Next(w.processors[at])
+		}
+	}
+	return hops
+}
+
+// sources returns the tunnels by which packets of a zone may come to a processor.
+func (w *ways) sources(at fabric.NodeID, zone string) (list []Hop) {
+	i, known := w.index[at]
+	if !known {
+		return nil
+	}
+	leads := map[string]bool{zone: true} // zones from which the zone is reached, not by way of the own one
+	for grown := w.transit; grown; {
+		grown = false
+		for p, edges := range w.edges {
+			z := w.processors[p].Zone
+			if z == at.Zone || leads[z] {
+				continue
+			}
+			if slices.ContainsFunc(edges, func(e edge) bool { return leads[w.processors[e.to].Zone] }) {
+				leads[z], grown = true, true
+			}
+		}
+	}
+	for _, e := range w.edges[i] {
+		if p := w.processors[e.to]; leads[p.Zone] {
+			list = append(list, Hop{p, e.link})
+		}
+	}
+	return list
+}
+
+func (t Topology) endpoint(a fabric.Admission, party Party, way Way) Endpoint {
+	e := Endpoint{Admission: a, Party: party, Way: way}
+	if t.ways != nil {
+		e.Group, e.Number = t.ways.groupOf(a.Host()), Number(a.Endpoint)
+	}
+	return e
+}
+
+// transit reports whether ways can lead through a third zone.
+func (t Topology) transit() bool { return t.ways != nil && t.ways.transit }
+
+func compareGroups(a, b Group) int {
+	return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Without, b.Without))
+}
+
+// classes returns the classes of rules, and the empty one, in order.
+func classes(rules []Rule) []Class {
+	in := map[Class]bool{"": true}
+	for _, r := range rules {
+		in[r.Class] = true
+	}
+	return slices.Sorted(maps.Keys(in))
+}
+
+// waysOfWorkload returns the ways from a workload node to the groups of endpoints of other zones.
+func (t Topology) waysOfWorkload(self fabric.NodeID, endpoints []Endpoint, rules []Rule) (list []Spread) {
+	if t.ways == nil {
+		return nil
+	}
+	groups := map[Group]bool{}
+	for _, e := range endpoints {
+		groups[e.Group] = e.Way == ByWays
+	}
+	from := t.ways.groupOf(self)
+	for _, to := range slices.SortedFunc(maps.Keys(groups), compareGroups) {
+		for _, class := range classes(rules) {
+			if !groups[to] {
+				continue
+			}
+			s := Spread{From: from, To: to, Class: class}
+			if routes := t.ways.between(from, to, class); routes != nil {
+				for bucket, r := range routes {
+					s.Next[bucket] = Hop{Processor: r.Processors[0]}
+				}
+			}
+			list = append(list, s)
+		}
+	}
+	return list
+}
+
+// waysOfProcessor returns the ways among the groups of what a processor knows, and the tunnels by
+// which the packets of other zones may come.
+func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Spread, sources map[string][]Hop) {
+	if t.ways == nil {
+		return nil, nil
+	}
+	at, known := t.ways.index[self]
+	if !known {
+		return nil, nil
+	}
+	in := map[Group]bool{}
+	for _, e := range p.Endpoints {
+		in[e.Group] = true
+	}
+	for _, n := range p.Probes {
+		in[n.Group] = true
+	}
+	groups := slices.SortedFunc(maps.Keys(in), compareGroups)
+	sources = map[string][]Hop{}
+	for _, from := range groups {
+		if from.Zone != self.Zone {
+			sources[from.Zone] = t.ways.sources(self, from.Zone)
+		}
+		for _, to := range groups {
+			own := from.Zone == self.Zone || to.Zone == self.Zone
+			if from.Zone == to.Zone || !own && !t.ways.transit {
+				continue
+			}
+			for _, class := range classes(p.Rules) {
+				list = append(list, t.spread(at, from, to, class))
+			}
+		}
+	}
+	return list, sources
+}
+
+func (t Topology) spread(at int, from, to Group, class Class) Spread {
+	self := t.ways.processors[at]
+	s := Spread{From: from, To: to, Class: class}
+	if routes := t.ways.between(from, to, class); routes != nil {
+		for bucket, r := range routes {
+			s.Next[bucket], s.Carried[bucket] = r.Next(self)
+		}
+	}
+	if to.Zone == self.Zone {
+		return s
+	}
+	for bucket, carried := range s.Carried {
+		if !carried {
+			s.Next[bucket] = t.ways.from(at, to, class)[bucket]
+		}
+	}
+	return s
+}
+
+// oneClassEach makes all rules that allow one flow have one class: a port that rules of several
+// classes open between two parties stays with the rule whose contract comes first by name, one that
+// enforces before one in audit mode. So every hop takes the same way, whatever its numbers are.
+func oneClassEach(rules []Rule) []Rule {
+	type pair struct{ from, to Party }
+	byPair := map[pair][]int{}
+	several := map[pair]bool{}
+	for i, r := range rules {
+		p := pair{r.From, r.To}
+		if list := byPair[p]; len(list) > 0 && rules[list[0]].Class != r.Class {
+			several[p] = true
+		}
+		byPair[p] = append(byPair[p], i)
+	}
+	for p := range several {
+		list := byPair[p]
+		slices.SortFunc(list, func(a, b int) int {
+			if rules[a].Audit != rules[b].Audit {
+				return cmp.Compare(strconv.FormatBool(rules[a].Audit), strconv.FormatBool(rules[b].Audit))
+			}
+			return fabric.CompareRefs(rules[a].Contract, rules[b].Contract)
+		})
+		for n, i := range list {
+			for _, before := range list[:n] {
+				if rules[before].Class != rules[i].Class {
+					rules[i].Rules = without(rules[i].Rules, rules[before].Rules)
+				}
+			}
+		}
+	}
+	return slices.DeleteFunc(rules, func(r Rule) bool { return len(r.Rules) == 0 })
+}
+
+// without returns the parts of rules whose ports are not in taken.
+func without(rules, taken []fabric.Rule) (left []fabric.Rule) {
+	for _, r := range rules {
+		ports := slices.Clone(r.Ports)
+		for _, t := range taken {
+			if t.Protocol != r.Protocol {
+				continue
+			}
+			for _, gone := range t.Ports {
+				var rest []fabric.PortRange
+				for _, p := range ports {
+					if gone.To < p.From || gone.From > p.To {
+						rest = append(rest, p)
+						continue
+					}
+					if p.From < gone.From {
+						rest = append(rest, fabric.PortRange{From: p.From, To: gone.From - 1})
+					}
+					if gone.To < p.To {
+						rest = append(rest, fabric.PortRange{From: gone.To + 1, To: p.To})
+					}
+				}
+				ports = rest
+			}
+		}
+		if len(ports) > 0 {
+			left = append(left, fabric.Rule{Name: r.Name, Protocol: r.Protocol, Ports: ports})
+		}
+	}
+	return left
+}
