@@ -14,10 +14,10 @@
 // explain compare them with what was read back. Nobody else decides who is a counterpart, which
 // processor carries a pair of endpoints, or how externals overlap.
 //
-// Packets between zones go by ways: each pair of endpoints has a bucket, and each bucket, between two
-// groups of nodes and for one class of contracts, a route of processors and links. It follows from
-// the nodes, the declared links, and the numbered states that engines publish, so all hops that know
-// the same states choose the same route, in both directions.
+// Packets between zones go by ways: each pair of endpoints has a bucket, and each bucket, between
+// two groups of nodes and for one class of contracts, a route of processors and links. It follows
+// from the nodes, the declared links, and the numbered states that engines publish, so all hops
+// that know the same states choose the same route, in both directions.
 //
 // The package knows the model. It must not know numbers, interfaces, maps, flows or any server.
 package desired

@@ -15,8 +15,8 @@ type Endpoint struct {
 	fabric.Admission
 	Party Party
 	Way   Way
-	// Group and Number say which way its pairs go; see Topology.Route. Group is zero if the topology
-	// has no ways.
+	// Group and Number say which way its pairs go; see Topology.Route. Group is zero if the
+	// topology has no ways.
 	Group  Group
 	Number uint8
 }

@@ -456,21 +456,27 @@ func fill(routes []Route, count map[string]int, has func(bucket int) bool, give 
 		sum := sha256.Sum256([]byte(names[i]))
 		seeds[i] = binary.BigEndian.Uint64(sum[:])
 	}
-	most := (Buckets + len(routes) - 1) / len(routes)
+	// Some routes have one bucket more than the others, if they do not divide evenly.
+	most, longer := Buckets/len(routes), Buckets%len(routes)
+	for _, name := range names {
+		longer -= max(0, count[name]-most)
+	}
 	for bucket := range Buckets {
 		if has(bucket) {
 			continue
 		}
 		best, weight := -1, uint64(0)
 		for i := range routes {
-			if count[names[i]] >= most {
+			if n := count[names[i]]; n > most || n == most && longer <= 0 {
 				continue
 			}
 			if w := mix(seeds[i] ^ uint64(bucket)*0x9e3779b97f4a7c15); best < 0 || w > weight {
 				best, weight = i, w
 			}
 		}
-		count[names[best]]++
+		if count[names[best]]++; count[names[best]] > most {
+			longer--
+		}
 		give(bucket, routes[best])
 	}
 }

@@ -29,7 +29,7 @@ func meshed(processors int, zones ...string) (nodes []fabric.Node, tunnels []Tun
 }
 
 func TestBucketsSpreadPairsEvenly(t *testing.T) {
-	for n, pairs := range map[int]int{2: 1000, 3: 2000, 5: 5000} { // chance alone differs by less than 10 %
+	for n, pairs := range map[int]int{2: 1000, 3: 4000, 5: 20000} { // chance alone differs by less than 10 %
 		nodes, tunnels := meshed(n, "a", "b")
 		topology := NewTopology(nodes, tunnels, nil)
 		first, last := map[fabric.NodeID]int{}, map[fabric.NodeID]int{}
