@@ -13,8 +13,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// GraphRequest changes the graph: each domain, guardrail and binding replaces the one of the same
-// name, those listed for removal are removed, and everything else stays.
+// GraphRequest changes the graph: each domain, guardrail, binding and link replaces the one of the
+// same name, those listed for removal are removed, and everything else stays.
 type GraphRequest struct {
 	Domains          map[string]*fabric.Domain `json:"domains,omitempty"`
 	Guardrails       []fabric.Guardrail        `json:"guardrails,omitempty"`
@@ -22,6 +22,8 @@ type GraphRequest struct {
 	RemoveGuardrails []string                  `json:"removeGuardrails,omitempty"`
 	Bindings         []fabric.Binding          `json:"bindings,omitempty"`
 	RemoveBindings   []string                  `json:"removeBindings,omitempty"` // by domain
+	Links            []fabric.LinkRule         `json:"links,omitempty"`
+	RemoveLinks      []string                  `json:"removeLinks,omitempty"`
 
 	Message string      `json:"message,omitempty"` // the reason, for the history and the audit log
 	Files   fabric.Hash `json:"files,omitzero"`    // digest of the files of the graph

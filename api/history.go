@@ -33,7 +33,7 @@ func (c *Client) WatchHistory(ctx context.Context, q Query) (History, uint64, er
 // RollbackRequest applies the domains of a kept revision again, as a new revision.
 type RollbackRequest struct {
 	Revision uint64 `json:"revision"` // sequence
-	// OperatorBlocks also restores what only operators may declare: guardrails and bindings.
+	// OperatorBlocks also restores what only operators may declare: guardrails, bindings and links.
 	OperatorBlocks bool    `json:"operatorBlocks,omitempty"`
 	Message        string  `json:"message,omitempty"`
 	CAS            *uint64 `json:"cas,omitempty"` // as in GraphRequest

@@ -33,7 +33,8 @@ type Plan struct {
 	Cut     []CutFlow    `json:"cut,omitempty"`
 	// Problems are why the controller would refuse to apply the plan.
 	Problems []fabric.Problem `json:"problems,omitempty"`
-	// Warnings are about parts of the graph that no data path can enforce yet.
+	// Warnings are about parts of the graph that have no effect, and about flows that no way
+	// carries.
 	Warnings []string `json:"warnings,omitempty"`
 
 	Digest fabric.Hash `json:"digest"` // of all other fields

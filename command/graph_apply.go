@@ -34,9 +34,9 @@ Usage: sif graph apply [options] [<path>...]
        sif graph apply [options] <plan>
 
   Validates the graph in the given files and directories, by default in the
-  current directory, and puts it in force. Each domain, guardrail and binding in
-  it replaces the one of the same name; all others stay as they are. If the
-  graph has an error, nothing is changed.
+  current directory, and puts it in force. Each domain, guardrail, binding and
+  link in it replaces the one of the same name; all others stay as they are. If
+  the graph has an error, nothing is changed.
 
   If standard input is a terminal, the command shows the plan and asks for
   approval. Otherwise it applies the graph without asking.
@@ -121,7 +121,7 @@ func (c *GraphApplyCommand) run(ctx context.Context, args []string) error {
 		if !reply.Changed {
 			return fmt.Sprintf("Nothing to change. The graph has sequence %d.", reply.Pointer.Sequence)
 		}
-		return fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains, Guardrails: req.Guardrails, Bindings: req.Bindings}), reply.Pointer.Sequence)
+		return fmt.Sprintf("Applied %s. The graph has sequence %d.", summary(&fabric.Graph{Domains: req.Domains, Guardrails: req.Guardrails, Bindings: req.Bindings, Links: req.Links}), reply.Pointer.Sequence)
 	})
 	if !c.json {
 		c.warnWaiting(reply.Waiting, req.Domains)

@@ -25,6 +25,7 @@ type graphChange struct {
 	removeDomains    stringList
 	removeGuardrails stringList
 	removeBindings   stringList
+	removeLinks      stringList
 }
 
 // options returns the sections of options of a change.
@@ -35,12 +36,13 @@ func (c *graphChange) options() []*flag.FlagSet {
 		"The `name` of a domain to remove, with its contracts. May be given several times. Without a path, no file is read then.")
 	o.Var(&c.removeGuardrails, "remove-guardrail", "The `name` of a guardrail to remove. May be given several times.")
 	o.Var(&c.removeBindings, "remove-binding", "The `domain` whose binding to remove, or *. May be given several times.")
+	o.Var(&c.removeLinks, "remove-link", "The `name` of a link to remove. May be given several times.")
 	return []*flag.FlagSet{o, c.variables.options()}
 }
 
 // removals counts what is removed.
 func (c *graphChange) removals() int {
-	return len(c.removeDomains) + len(c.removeGuardrails) + len(c.removeBindings)
+	return len(c.removeDomains) + len(c.removeGuardrails) + len(c.removeBindings) + len(c.removeLinks)
 }
 
 // given reports whether an option was given that a plan file does not allow.
@@ -50,7 +52,10 @@ func (c *graphChange) given() bool {
 
 // request reads the graph at paths and returns the change to it. Diagnostics are shown.
 func (m *Meta) request(ctx context.Context, c *graphChange, paths []string) (api.GraphRequest, []hcl.Source, error) {
-	req := api.GraphRequest{Message: c.message, RemoveDomains: c.removeDomains, RemoveGuardrails: c.removeGuardrails, RemoveBindings: c.removeBindings}
+	req := api.GraphRequest{
+		Message: c.message, RemoveDomains: c.removeDomains,
+		RemoveGuardrails: c.removeGuardrails, RemoveBindings: c.removeBindings, RemoveLinks: c.removeLinks,
+	}
 	if len(paths) == 0 && c.removals() > 0 {
 		return req, nil, nil
 	}
@@ -58,10 +63,10 @@ func (m *Meta) request(ctx context.Context, c *graphChange, paths []string) (api
 	if err := m.diagnose(diags); err != nil {
 		return req, sources, err
 	}
-	if len(g.Domains)+len(g.Guardrails)+len(g.Bindings) == 0 {
-		return req, sources, m.report("The files declare no domain, no guardrail and no binding. Nothing was changed.")
+	if len(g.Domains)+len(g.Guardrails)+len(g.Bindings)+len(g.Links) == 0 {
+		return req, sources, m.report("The files declare no domain, no guardrail, no binding and no link. Nothing was changed.")
 	}
-	req.Domains, req.Guardrails, req.Bindings, req.Files = g.Domains, g.Guardrails, g.Bindings, digest(sources)
+	req.Domains, req.Guardrails, req.Bindings, req.Links, req.Files = g.Domains, g.Guardrails, g.Bindings, g.Links, digest(sources)
 	return req, sources, nil
 }
 

@@ -84,7 +84,7 @@ func summary(g *fabric.Graph) string {
 		contracts += len(d.Contracts)
 	}
 	var parts []string
-	if len(g.Domains) > 0 || len(g.Guardrails)+len(g.Bindings) == 0 {
+	if len(g.Domains) > 0 || len(g.Guardrails)+len(g.Bindings)+len(g.Links) == 0 {
 		parts = append(parts, count(len(g.Domains), "domain"), count(services, "service"), count(contracts, "contract"))
 	}
 	if len(g.Guardrails) > 0 {
@@ -92,6 +92,9 @@ func summary(g *fabric.Graph) string {
 	}
 	if len(g.Bindings) > 0 {
 		parts = append(parts, count(len(g.Bindings), "binding"))
+	}
+	if len(g.Links) > 0 {
+		parts = append(parts, count(len(g.Links), "link"))
 	}
 	return strings.Join(parts, ", ")
 }

@@ -36,8 +36,9 @@ Usage: sif graph plan [options] [<path>...]
   reachability, on which ports and by which contract; which contracts would wait
   for another domain's consent; which live endpoints are affected; which
   reported connections would be cut; what bindings grant, and what loses its
-  effect by that; and the errors, guardrails and bindings for which the graph
-  would be refused. The command changes nothing.
+  effect by that; how links between zones change, and what no link carries then;
+  and the errors, guardrails and bindings for which the graph would be refused.
+  The command changes nothing.
 
   The exit code is 0 if the graph can be applied, and 1 on an error or if it
   would be refused. With -detailed-exitcode it is 2 if applying would make a new

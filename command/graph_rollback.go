@@ -30,7 +30,7 @@ func (c *GraphRollbackCommand) usage() string {
 Usage: sif graph rollback [options] <revision>
 
   Applies all domains of a kept revision again, as a new revision. What only
-  operators declare, guardrails and bindings, stays as it is, unless
+  operators declare, guardrails, bindings and links, stays as it is, unless
   -with-operator-blocks is given. The domains must keep to it. The token must be
   an operator's.
 
@@ -47,7 +47,7 @@ func (c *GraphRollbackCommand) options() []*flag.FlagSet {
 	o.BoolVar(&c.approved, "auto-approve", false, "Show what would change, and roll back without asking.")
 	c.jsonOption(o, "Print the result in JSON. Nothing is shown before, and no approval is asked for.")
 	o.StringVar(&c.message, "message", "", "A `message` that says why, for the history and the audit log.")
-	o.BoolVar(&c.operatorBlocks, "with-operator-blocks", false, "Restore the guardrails and bindings of the revision too. They bind all domains.")
+	o.BoolVar(&c.operatorBlocks, "with-operator-blocks", false, "Restore the guardrails, bindings and links of the revision too. They concern all domains.")
 	return []*flag.FlagSet{c.generalOptions(), o}
 }
 
@@ -89,7 +89,7 @@ func (c *GraphRollbackCommand) run(ctx context.Context, args []string) error {
 		}
 		what := "The domains"
 		if c.operatorBlocks {
-			what = "The domains, guardrails and bindings"
+			what = "The domains, guardrails, bindings and links"
 		}
 		return fmt.Sprintf("%s of revision %d are in force again. The graph has sequence %d.", what, revision, reply.Pointer.Sequence)
 	})

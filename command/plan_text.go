@@ -137,7 +137,21 @@ func deltaText(d fabric.Delta) string {
 	}
 	section("Modes and guardrails:", lines)
 	section("Bindings:", bindingLines(d))
+	section("Links between zones:", linkLines(d.Links))
 	return b.String()
+}
+
+// linkLines says how links change.
+func linkLines(changes []fabric.LinkChange) []string {
+	var lines []string
+	for _, l := range changes {
+		name := fmt.Sprintf("link %s", l.Name)
+		if l.Name == "" {
+			name = "the link of all zones that a graph without link blocks implies"
+		}
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s is %s %s", sign(l.Change), name, changed(l.Change, l.What), at(l.Pos))))
+	}
+	return lines
 }
 
 // bindingLines says what bindings grant and withdraw.

@@ -29,7 +29,7 @@ import (
 //	sif-plan-<domain>     read it and plan changes of it
 //	sif-apply-<domain>    read it, plan and apply changes of it
 //
-// Guardrails, bindings and rollbacks concern every domain and are for operators only.
+// Guardrails, bindings, links and rollbacks concern every domain and are for operators only.
 type access struct {
 	actor     string          // for the audit log, for instance "token <accessor>"
 	author    string          // for the history: the actor and the name of the token
@@ -162,7 +162,7 @@ func (a access) mayChange(g *fabric.Graph, req api.GraphRequest, planned bool) e
 		}
 	}
 	if operatorBlocks(req) {
-		return a.mayOperate(verb + " changes of guardrails and bindings")
+		return a.mayOperate(verb + " changes of guardrails, bindings and links")
 	}
 	for _, name := range slices.Sorted(maps.Keys(req.Domains)) {
 		if d := req.Domains[name]; d != nil && !a.has() {
@@ -175,12 +175,12 @@ func (a access) mayChange(g *fabric.Graph, req api.GraphRequest, planned bool) e
 }
 
 // visible returns the part of a graph that the token may read, and whether that is less than the
-// graph. Guardrails and bindings apply to every domain, so everybody may read them.
+// graph. Guardrails, bindings and links apply to every domain, so everybody may read them.
 func (a access) visible(g *fabric.Graph) (part *fabric.Graph, partial bool) {
 	if a.readsAll() {
 		return g, false
 	}
-	part = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails, Bindings: g.Bindings}
+	part = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: g.Guardrails, Bindings: g.Bindings, Links: g.Links}
 	for name, d := range g.Domains {
 		if a.reads(name) {
 			part.Domains[name] = d

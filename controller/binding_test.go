@@ -81,7 +81,7 @@ func testOwnerKeepsToBinding(t *testing.T, w *world) {
 
 	// He cannot bind himself, but may read what binds him.
 	_, err = evil.Apply(ctx, api.GraphRequest{Domains: domains(greedy()), Bindings: []fabric.Binding{bind("evil")}})
-	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "may not apply changes of guardrails and bindings")
+	must.StrContains(t, code(t, api.CodeForbidden, err).Message, "may not apply changes of guardrails, bindings and links")
 	g, err := evil.Graph(ctx)
 	must.NoError(t, err)
 	must.Len(t, 2, g.Graph.Bindings)
@@ -205,9 +205,10 @@ func testNarrowing(t *testing.T, w *world) {
 func testRollbackKeepsOperatorBlocks(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	rail := fabric.Guardrail{Name: "g", Deny: []fabric.Denial{{From: fabric.Labels{"domain": "nobody"}}}}
+	links := []fabric.LinkRule{{Name: "l", Between: [2]fabric.LinkEnd{{Zone: "z1"}, {Zone: "z2"}}, Labels: []string{"fast"}}}
 	for _, req := range []api.GraphRequest{
 		{Domains: domains(ported("app", 81))},
-		{Domains: domains(ported("app", 82)), Bindings: []fabric.Binding{bind("app", "app", "app-web")}, Guardrails: []fabric.Guardrail{rail}},
+		{Domains: domains(ported("app", 82)), Bindings: []fabric.Binding{bind("app", "app", "app-web")}, Guardrails: []fabric.Guardrail{rail}, Links: links},
 		{Bindings: []fabric.Binding{bind("app", "app*")}},
 	} {
 		_, err := c.operator.Apply(ctx, req)
@@ -231,13 +232,15 @@ func testRollbackKeepsOperatorBlocks(t *testing.T, w *world) {
 	must.Eq(t, domains(ported("app", 81)), g.Domains)
 	must.Eq(t, []fabric.Binding{bind("app", "app*")}, g.Bindings)
 	must.Eq(t, []fabric.Guardrail{rail}, g.Guardrails)
+	must.Eq(t, links, g.Links)
 	g = roll(api.RollbackRequest{Revision: 2, OperatorBlocks: true})
 	must.Eq(t, domains(ported("app", 82)), g.Domains)
 	must.Eq(t, []fabric.Binding{bind("app", "app", "app-web")}, g.Bindings)
 	entries := auditLines(t, filepath.Join(c.dir, auditFile))
-	must.Eq(t, "revision 2 with guardrails and bindings", entries[len(entries)-1].Target)
+	must.Eq(t, "revision 2 with guardrails, bindings and links", entries[len(entries)-1].Target)
 	g = roll(api.RollbackRequest{Revision: 1, OperatorBlocks: true})
 	must.SliceEmpty(t, g.Bindings)
+	must.SliceEmpty(t, g.Links)
 
 	// A domain of an old revision must keep to the bindings of today.
 	_, err := c.operator.Apply(ctx, api.GraphRequest{RemoveDomains: []string{"app"}, Bindings: []fabric.Binding{bind("app", "new")}})

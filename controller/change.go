@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"net/http"
+	"reflect"
 	"slices"
 	"time"
 
@@ -86,7 +87,7 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 // edited returns a copy of the graph of base that apply has changed. It fails if the copy does not
 // pass the checks.
 func (p *policy) edited(base *inForce, apply func(*fabric.Graph) error) (*fabric.Graph, error) {
-	next := &fabric.Graph{Domains: maps.Clone(base.graph.Domains), Guardrails: base.graph.Guardrails, Bindings: base.graph.Bindings}
+	next := &fabric.Graph{Domains: maps.Clone(base.graph.Domains), Guardrails: base.graph.Guardrails, Bindings: base.graph.Bindings, Links: base.graph.Links}
 	if err := apply(next); err != nil {
 		return nil, err
 	}
@@ -120,7 +121,8 @@ func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint
 	pointer := fabric.Pointer{
 		Fabric: p.fabric, Sequence: change.Sequence, Root: compiled.Root, Previous: base.pointer.Root, Time: now, Change: entry.Hash,
 	}
-	if base.compiled != nil || base.pointer.Sequence == 0 { // otherwise touched does not compare with Previous
+	sameLinks := reflect.DeepEqual(base.graph.Links, compiled.Graph.Links) // every node reads them
+	if sameLinks && (base.compiled != nil || base.pointer.Sequence == 0) { // otherwise touched does not compare with Previous
 		pointer.SetTouched(next.touched)
 	}
 	signed, err := p.sign(ctx, pointer)

@@ -115,9 +115,9 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 }
 
 // rollback puts the domains of a revision of the history in force again, or compares the graph that
-// this makes with the one in force. Guardrails and bindings stay, unless the request names them: an
-// operator who restores an old application must not restore by it what applications could do
-// then.
+// this makes with the one in force. Guardrails, bindings and links stay, unless the request names
+// them: an operator who restores an old application must not restore by it what applications could
+// do then.
 func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
 		return api.RollbackReply{}, invalid("the request must name a revision")
@@ -131,7 +131,7 @@ func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author s
 	e.apply = func(g *fabric.Graph) error {
 		g.Domains = old.graph.Domains
 		if req.OperatorBlocks {
-			g.Guardrails, g.Bindings = old.graph.Guardrails, old.graph.Bindings
+			g.Guardrails, g.Bindings, g.Links = old.graph.Guardrails, old.graph.Bindings, old.graph.Links
 		}
 		return nil
 	}

@@ -11,7 +11,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-var errEmpty = invalid("the request contains no domain, no guardrail and no binding")
+var errEmpty = invalid("the request contains no domain, no guardrail, no binding and no link")
 
 func empty(req api.GraphRequest) bool {
 	return len(req.Domains)+len(req.RemoveDomains) == 0 && !operatorBlocks(req)
@@ -19,11 +19,11 @@ func empty(req api.GraphRequest) bool {
 
 // operatorBlocks reports whether a request changes what only operators may change.
 func operatorBlocks(req api.GraphRequest) bool {
-	return len(req.Guardrails)+len(req.RemoveGuardrails)+len(req.Bindings)+len(req.RemoveBindings) > 0
+	return len(req.Guardrails)+len(req.RemoveGuardrails)+len(req.Bindings)+len(req.RemoveBindings)+len(req.Links)+len(req.RemoveLinks) > 0
 }
 
-// merge makes the changes of a request to g. It replaces domains and the lists of guardrails and
-// bindings, and changes none in place.
+// merge makes the changes of a request to g. It replaces domains and the lists of guardrails,
+// bindings and links, and changes none in place.
 func merge(g *fabric.Graph, req api.GraphRequest) error {
 	if err := mergeDomains(g, req); err != nil {
 		return err
@@ -32,7 +32,10 @@ func merge(g *fabric.Graph, req api.GraphRequest) error {
 	if g.Guardrails, err = mergeBlocks("guardrail", g.Guardrails, req.Guardrails, req.RemoveGuardrails, func(r fabric.Guardrail) string { return r.Name }); err != nil {
 		return err
 	}
-	g.Bindings, err = mergeBlocks("binding", g.Bindings, req.Bindings, req.RemoveBindings, func(b fabric.Binding) string { return b.Domain })
+	if g.Bindings, err = mergeBlocks("binding", g.Bindings, req.Bindings, req.RemoveBindings, func(b fabric.Binding) string { return b.Domain }); err != nil {
+		return err
+	}
+	g.Links, err = mergeBlocks("link", g.Links, req.Links, req.RemoveLinks, func(l fabric.LinkRule) string { return l.Name })
 	return err
 }
 

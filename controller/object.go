@@ -23,6 +23,7 @@ type manifest struct {
 	domains fabric.DomainIndex // the decoded index
 	rails   fabric.Hash        // the guardrails; zero: there are none
 	bound   fabric.Hash        // the bindings; zero: there are none
+	links   fabric.Hash        // the links; zero: there are none
 }
 
 // readManifest reads the manifest of a root. read decodes the object with a hash into v, and
@@ -32,7 +33,7 @@ func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (mani
 	if err := read(root, &r); err != nil {
 		return manifest{}, fmt.Errorf("root: %w", err)
 	}
-	m := manifest{root: root, index: r.Domains, rails: r.Guardrails, bound: r.Bindings}
+	m := manifest{root: root, index: r.Domains, rails: r.Guardrails, bound: r.Bindings, links: r.Links}
 	if !m.index.IsZero() {
 		if err := read(m.index, &m.domains); err != nil {
 			return manifest{}, fmt.Errorf("index of domains: %w", err)
@@ -44,7 +45,7 @@ func readManifest(root fabric.Hash, read func(h fabric.Hash, v any) error) (mani
 // objects returns the hashes of all objects of the manifest.
 func (m manifest) objects() map[fabric.Hash]bool {
 	set := map[fabric.Hash]bool{m.root: true}
-	for _, h := range []fabric.Hash{m.index, m.rails, m.bound} {
+	for _, h := range []fabric.Hash{m.index, m.rails, m.bound, m.links} {
 		if !h.IsZero() {
 			set[h] = true
 		}
@@ -96,6 +97,11 @@ func assemble(root fabric.Hash, get func([]fabric.Hash) (map[fabric.Hash][]byte,
 	if !m.bound.IsZero() {
 		if err := read(m.bound, &graph.Bindings); err != nil {
 			return nil, fmt.Errorf("bindings: %w", err)
+		}
+	}
+	if !m.links.IsZero() {
+		if err := read(m.links, &graph.Links); err != nil {
+			return nil, fmt.Errorf("links: %w", err)
 		}
 	}
 	return graph, nil

@@ -128,7 +128,7 @@ func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) 
 	}
 	r.entry.Target, r.entry.Message, r.entry.harmless = fmt.Sprint("revision ", req.Revision), req.Message, req.DryRun
 	if req.OperatorBlocks {
-		r.entry.Target += " with guardrails and bindings"
+		r.entry.Target += " with guardrails, bindings and links"
 	}
 	if req.DryRun {
 		err = r.operator.mayReadAll("plan a rollback")
@@ -178,6 +178,12 @@ func targets(req api.GraphRequest) string {
 	}
 	for _, name := range req.RemoveBindings {
 		list = append(list, "-binding "+name)
+	}
+	for _, l := range req.Links {
+		list = append(list, "link "+l.Name)
+	}
+	for _, name := range req.RemoveLinks {
+		list = append(list, "-link "+name)
 	}
 	return strings.Join(list, ",")
 }

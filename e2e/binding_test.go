@@ -139,7 +139,7 @@ func TestBindingHoldsAgainstOwner(t *testing.T) {
 }
 `))
 	must.Eq(t, exitNegative, r.code)
-	must.StrContains(t, r.stderr, "may not apply changes of guardrails and bindings")
+	must.StrContains(t, r.stderr, "may not apply changes of guardrails, bindings and links")
 
 	// What is left, for everybody without a binding of his own.
 	r = world.sif(t, "graph", "apply", "-remove-binding=evil", write(t, "all.sif.hcl", "binding \"*\" {}\n"))

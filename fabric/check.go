@@ -90,6 +90,7 @@ func (g *Graph) CheckChange(base *Graph, now time.Time) []Problem {
 		}
 	}
 	g.checkBindings(report)
+	g.checkLinks(report)
 	if !reflect.DeepEqual(g.Guardrails, base.Guardrails) || !reflect.DeepEqual(g.Bindings, base.Bindings) {
 		concerned = g.sortedDomains()
 	}
@@ -284,6 +285,7 @@ func (x *index) checkContract(c *Contract, domain string, report reporter) {
 		report(c.Pos, "add a rule block", "contract %q has no rules, so it would allow nothing", c.Name)
 	}
 	checkRules(c.Rules, "contract", c.Name, c.Pos, report)
+	c.Path.check(c.Name, c.Pos, report)
 	ranges := 0
 	for _, r := range c.Rules {
 		ranges += len(r.Ports)

@@ -31,6 +31,7 @@ type Root struct {
 	Domains    Hash   `json:"domains"`             // the DomainIndex
 	Guardrails Hash   `json:"guardrails,omitzero"` // the []Guardrail
 	Bindings   Hash   `json:"bindings,omitzero"`   // the []Binding
+	Links      Hash   `json:"links,omitzero"`      // the []LinkRule, which every node reads
 }
 
 // Revision is a compiled graph: the hash of its root, and its objects.
@@ -98,6 +99,9 @@ func (c *Compiled) Next(g *Graph) (next *Compiled, fresh []Object, touched []Ref
 	}
 	if len(g.Bindings) > 0 {
 		next.root.Bindings = add(NewObject(g.Bindings), c.root.Bindings)
+	}
+	if len(g.Links) > 0 {
+		next.root.Links = add(NewObject(g.Links), c.root.Links)
 	}
 	next.Root = add(NewObject(next.root), c.Root)
 	return next, fresh, touched
@@ -255,6 +259,7 @@ func (c *Compiled) CheckObjects(fresh []Object) error {
 	check("list of domains", c.root.Domains, again[DomainIndex])
 	check("guardrails", c.root.Guardrails, again[[]Guardrail])
 	check("bindings", c.root.Bindings, again[[]Binding])
+	check("links", c.root.Links, again[[]LinkRule])
 	for name, h := range c.domains {
 		check(fmt.Sprintf("domain %q", name), h, again[Domain])
 	}

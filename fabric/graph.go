@@ -260,11 +260,12 @@ func (p Position) String() string {
 }
 
 // Graph is the declared policy of a whole fabric: domains by name, and what operators say about all
-// of them: guardrails and bindings.
+// of them: guardrails, bindings and links.
 type Graph struct {
 	Domains    map[string]*Domain `json:"domains"`
 	Guardrails []Guardrail        `json:"guardrails,omitempty"`
 	Bindings   []Binding          `json:"bindings,omitempty"`
+	Links      []LinkRule         `json:"links,omitempty"`
 }
 
 // Mode says what happens to flows that a domain or contract covers. In audit mode they pass, and
@@ -356,7 +357,9 @@ func (c Contract) InForce(now time.Time) bool {
 	return !c.Disabled && (c.Expires.IsZero() || now.Before(c.Expires))
 }
 
-// Path constrains, by labels, the links between zones that a contract's flows may take.
+// Path constrains, by labels, the links between zones that a contract's flows may take: each link
+// has all required labels; then links with an avoided label and links without a preferred one are
+// taken only if no other way is there; then the cost decides.
 type Path struct {
 	Require []string `json:"require,omitempty"`
 	Prefer  []string `json:"prefer,omitempty"`

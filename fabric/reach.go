@@ -103,6 +103,7 @@ type Delta struct {
 	Accepted   []Ref             `json:"accepted,omitempty"`
 	Guardrails []GuardrailChange `json:"guardrails,omitempty"`
 	Bindings   []BindingChange   `json:"bindings,omitempty"`
+	Links      []LinkChange      `json:"links,omitempty"`
 	// Excess is what loses its effect because bindings change.
 	Excess []Excess `json:"excess,omitempty"`
 }
@@ -196,6 +197,7 @@ func (c *comparison) run() Delta {
 		c.compareContract(r)
 	}
 	c.compareGuardrails()
+	c.delta.Links = compareLinks(c.before.Links, c.after.Links)
 	c.compareReach()
 	slices.SortFunc(c.delta.Contracts, func(a, b ContractChange) int { return CompareRefs(a.Contract, b.Contract) })
 	slices.SortFunc(c.delta.Waiting, func(a, b Waiting) int { return CompareRefs(a.Contract, b.Contract) })
@@ -384,7 +386,7 @@ func differences(a, b *Contract) []string {
 	differ("rules", slices.EqualFunc(a.Rules, b.Rules, func(a, b Rule) bool {
 		return a.Protocol == b.Protocol && slices.Equal(a.Ports, b.Ports)
 	}))
-	differ("path", slices.Equal(a.Path.Require, b.Path.Require) && slices.Equal(a.Path.Prefer, b.Path.Prefer))
+	differ("path", a.Path.same(b.Path))
 	return what
 }
 

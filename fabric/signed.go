@@ -77,9 +77,9 @@ type Pointer struct {
 	Time     time.Time `json:"time"`
 	Change   Hash      `json:"change,omitzero"` // the Change that led here
 
-	// Touched are the services whose document differs from that of Previous, if they are few. A
-	// node that has Previous and hosts none of them needs to read nothing else. Empty means
-	// unknown.
+	// Touched are the services whose document differs from that of Previous, if they are few and
+	// the links are the same. A node that has Previous and hosts none of them needs to read nothing
+	// else. Empty means unknown.
 	Touched []Ref `json:"touched,omitempty"`
 }
 

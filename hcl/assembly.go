@@ -21,6 +21,7 @@ type assembly struct {
 	domains    map[string]*domainDecl
 	guardrails map[string]hcl2.Range
 	bindings   map[string]hcl2.Range
+	links      map[string]hcl2.Range
 }
 
 // domainDecl is a domain, with the source positions of its declarations.
@@ -38,7 +39,10 @@ type domainDecl struct {
 
 func assemble(d *decoder, files []declarations) *assembly {
 	g := &fabric.Graph{Domains: map[string]*fabric.Domain{}}
-	a := &assembly{decoder: d, graph: g, domains: map[string]*domainDecl{}, guardrails: map[string]hcl2.Range{}, bindings: map[string]hcl2.Range{}}
+	a := &assembly{
+		decoder: d, graph: g, domains: map[string]*domainDecl{},
+		guardrails: map[string]hcl2.Range{}, bindings: map[string]hcl2.Range{}, links: map[string]hcl2.Range{},
+	}
 	for _, f := range files {
 		a.report(f.diags...)
 	}
@@ -56,6 +60,12 @@ func assemble(d *decoder, files []declarations) *assembly {
 			if a.declares(it, a.bindings) {
 				a.report(it.diags...)
 				g.Bindings = append(g.Bindings, it.value.(fabric.Binding))
+			}
+		}
+		for _, it := range f.links {
+			if a.declares(it, a.links) {
+				a.report(it.diags...)
+				g.Links = append(g.Links, it.value.(fabric.LinkRule))
 			}
 		}
 	}

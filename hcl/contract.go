@@ -58,6 +58,13 @@ func (d *decoder) contract(domain string, b *hcl2.Block) *contractDecl {
 			content := d.content(b.Body, pathBlock.schema, where.of("path"))
 			c.Path.Require = values(d.stringList(content, "require"))
 			c.Path.Prefer = values(d.stringList(content, "prefer"))
+			avoid := d.stringList(content, "avoid")
+			for _, t := range avoid {
+				if slices.Contains(c.Path.Require, t.value) {
+					d.report(errorAt(t.rng, "Remove one of the two.", "%s requires and avoids label %q", where, t.value))
+				}
+			}
+			c.Path.Avoid = values(avoid)
 		}
 	}
 	if rules == 0 {

@@ -5,7 +5,9 @@ package hcl
 
 import (
 	"maps"
+	"math"
 	"slices"
+	"strconv"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -40,14 +42,16 @@ rule {
 
 var pathBlock = define(definition{
 	name: "path", once: true,
-	doc: "Constrains the links between zones that the flows of the contract take, by labels of the links.",
+	doc: "Constrains the links between zones that the flows of the contract take, by the labels of `link` blocks. Of the ways whose links have all required labels, that with the fewest links that have an avoided label is taken; of equal ones, that with the fewest links that lack a preferred label; then the cheapest; then the one with the fewest links. Without any such way, flows between zones are dropped. Flows within a zone take no link.",
 	example: `path {
   require = ["encrypted"]
   prefer  = ["low-cost"]
+  avoid   = ["metered"]
 }`,
 	args: []argument{
-		{name: "require", kind: kindStrings, doc: "Labels that each link must have."},
-		{name: "prefer", kind: kindStrings, doc: "Labels that are preferred over a lower cost."},
+		{name: "require", kind: kindStrings, implied: "none", doc: "Labels that each link must have."},
+		{name: "prefer", kind: kindStrings, implied: "none", doc: "Labels that are preferred over a lower cost."},
+		{name: "avoid", kind: kindStrings, implied: "none", doc: "Labels of links that are taken only if there is no other way."},
 	},
 })
 
@@ -347,6 +351,30 @@ var bindingBlock = define(definition{
 	blocks: []*definition{boundNomadBlock, boundConsulBlock, boundNodeBlock, boundAttachBlock, outsideBlock, boundServiceBlock},
 })
 
+var linkBlock = define(definition{
+	name: "link", label: "name",
+	doc: "Links the processors of two zones, or two single processors, by an encrypted tunnel between each two of them. Like a guardrail, only operators of the fabric change it. Without any link block in the graph, each two processors of different zones are linked, without labels and at the default cost. With one, only what link blocks join is linked: zones without a link of their own are reached through the processors of others.",
+	example: `link "aws-gcp-private" {
+  between   = ["aws1", "gcp1"]
+  labels    = ["encrypted", "low-cost"]
+  cost      = 10
+  endpoints = "private"
+}
+link "everywhere" {
+  between = ["*", "*"]
+  labels  = ["metered"]
+}`,
+	args: []argument{
+		descriptionArg,
+		{name: "between", kind: kindStrings, required: true, doc: "The two ends, in different zones: each the name of a zone for all its processors, a processor as `\"zone/node\"`, or `\"*\"` for the processors of every zone."},
+		{name: "labels", kind: kindStrings, implied: "none", doc: "Labels of the link, for the `path` of contracts."},
+		{name: "cost", kind: kindNumber, bounds: [2]int{0, math.MaxUint16}, implied: strconv.Itoa(fabric.DefaultLinkCost), doc: "What a packet over the link costs. Of the ways that fit equally well, that with the lowest sum is taken."},
+		{name: "endpoints", kind: kindString, implied: strconv.Quote(fabric.DefaultEndpoints), doc: "By which addresses the processors reach each other: a name from `underlay.addresses` of their configurations. `default` is the address of each node in the underlay."},
+		{name: "mtu", kind: kindNumber, bounds: [2]int{fabric.MinLinkMTU, fabric.MaxLinkMTU}, implied: "`link.mtu` of the processors", doc: "The largest packet in the link, in bytes."},
+		{name: "enabled", kind: kindBool, implied: "true", doc: "Whether the link is there. A link that is disabled keeps its labels and cost for later."},
+	},
+})
+
 var validationBlock = define(definition{
 	name: "validation",
 	doc:  "Rejects invalid values of a variable.",
@@ -387,7 +415,7 @@ var localsBlock = define(definition{
 
 var graphFile = define(definition{
 	title:  "graph",
-	blocks: []*definition{domainBlock, guardrailBlock, bindingBlock, variableBlock, localsBlock},
+	blocks: []*definition{domainBlock, guardrailBlock, bindingBlock, linkBlock, variableBlock, localsBlock},
 })
 
 func modeArg(audit string) argument {

@@ -19,8 +19,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails, then bindings.
-// Decoding the result gives the same graph, except for positions.
+// EncodeGraph encodes a graph as HCL: domains ordered by name, then guardrails, bindings and
+// links. Decoding the result gives the same graph, except for positions.
 func EncodeGraph(g *fabric.Graph) []byte { return EncodeCommented(g, Comments{}) }
 
 // Comments are comments on blocks, a line each. Services and contracts are named with their domain.
@@ -41,6 +41,9 @@ func EncodeCommented(g *fabric.Graph, comments Comments) []byte {
 	}
 	for _, bound := range g.Bindings {
 		encodeBinding(e.block("binding", bound.Domain, comments.Bindings[bound.Domain]...), bound)
+	}
+	for _, l := range g.Links {
+		encodeLink(e.block("link", l.Name), l)
 	}
 	return hclwrite.Format(f.Bytes())
 }
@@ -148,10 +151,11 @@ func encodeContract(b *hclwrite.Body, domain string, c fabric.Contract) {
 	setList(b, "originators", names(c.Originators))
 	setList(b, "responders", names(c.Responders))
 	encodeRules(b, c.Rules)
-	if len(c.Path.Require)+len(c.Path.Prefer) > 0 {
+	if len(c.Path.Require)+len(c.Path.Prefer)+len(c.Path.Avoid) > 0 {
 		pb := b.AppendNewBlock("path", nil).Body()
 		setStrings(pb, "require", c.Path.Require)
 		setStrings(pb, "prefer", c.Path.Prefer)
+		setStrings(pb, "avoid", c.Path.Avoid)
 	}
 }
 
@@ -238,6 +242,22 @@ func encodeBinding(b *hclwrite.Body, bound fabric.Binding) {
 		if len(o.NodePorts) > 0 {
 			ob.SetAttributeValue("node_ports", portList(o.NodePorts))
 		}
+	}
+}
+
+func encodeLink(b *hclwrite.Body, l fabric.LinkRule) {
+	setString(b, "description", l.Description)
+	setList(b, "between", []string{l.Between[0].String(), l.Between[1].String()})
+	setStrings(b, "labels", l.Labels)
+	if l.Cost != fabric.DefaultLinkCost {
+		b.SetAttributeValue("cost", cty.NumberUIntVal(uint64(l.Cost)))
+	}
+	setString(b, "endpoints", l.Endpoints)
+	if l.MTU != 0 {
+		b.SetAttributeValue("mtu", cty.NumberIntVal(int64(l.MTU)))
+	}
+	if l.Disabled {
+		b.SetAttributeValue("enabled", cty.False)
 	}
 }
 

@@ -41,9 +41,10 @@ type declarations struct {
 	domains    []domainPart
 	guardrails []item
 	bindings   []item
+	links      []item
 }
 
-// item is a decoded part of a domain, a guardrail or a binding.
+// item is a decoded part of a domain, a guardrail, a binding or a link.
 type item struct {
 	kind  string // block type, or "argument"
 	name  string
@@ -75,7 +76,7 @@ func (f *file) decode(d *decoder) declarations {
 	return all
 }
 
-// decodeBlocks decodes the domains, guardrails and bindings among blocks side by side.
+// decodeBlocks decodes the domains, guardrails, bindings and links among blocks side by side.
 func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) {
 	expand := func(b *hcl2.Block) *hcl2.Block { return b }
 	if f.dynamic {
@@ -91,6 +92,8 @@ func (f *file) decodeBlocks(d *decoder, blocks hcl2.Blocks, into *declarations) 
 		inParallel(blocks.OfType("guardrail"), func(b *hcl2.Block) item { return d.apart().guardrail(expand(b)) })...)
 	into.bindings = append(into.bindings,
 		inParallel(blocks.OfType("binding"), func(b *hcl2.Block) item { return d.apart().binding(expand(b)) })...)
+	into.links = append(into.links,
+		inParallel(blocks.OfType("link"), func(b *hcl2.Block) item { return d.apart().link(expand(b)) })...)
 }
 
 // blocksOf returns the blocks of a type, in the order of the files.

@@ -33,7 +33,11 @@ func DecodeGraph(o Options, sources ...Source) (*fabric.Graph, Diagnostics) {
 		d.report(fromProblems(a.graph.Check(d.now), sources)...)
 		d.report(fromProblems(a.withBindings().CheckGrants(&fabric.Graph{}), sources)...)
 		a.warnOfWaiting()
-		for _, diag := range fromProblems(a.graph.ReservedPrefixes(), sources) {
+		notes := a.graph.ReservedPrefixes()
+		if len(a.graph.Links) > 0 { // otherwise the graph in force may have links
+			notes = append(notes, a.graph.UnmetPaths()...)
+		}
+		for _, diag := range fromProblems(notes, sources) {
 			diag.Severity = hcl2.DiagWarning
 			d.report(diag)
 		}

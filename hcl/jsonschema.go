@@ -115,6 +115,8 @@ func argumentSchema(a argument) object {
 		names := slices.Concat(icmpTypeNames(fabric.ICMP), icmpTypeNames(fabric.ICMPv6))
 		slices.Sort(names)
 		s = numbersSchema(fabric.AllTypes, slices.Compact(names))
+	case kindNumber:
+		s = orExpression(object{"type": "integer", "minimum": a.bounds[0], "maximum": a.bounds[1]})
 	case kindTime:
 		s = orExpression(object{"type": "string", "format": "date-time", "pattern": `^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}`})
 	case kindType:

@@ -165,6 +165,9 @@ func genGraph(t *rapid.T) *fabric.Graph {
 	if rapid.Bool().Draw(t, "binding of all") {
 		g.Bindings = append(g.Bindings, genBinding(t, fabric.EveryDomain))
 	}
+	for _, name := range rapid.SliceOfNDistinct(genName, 0, 3, rapid.ID).Draw(t, "links") {
+		g.Links = append(g.Links, genLink(t, name))
+	}
 	if len(g.Bindings) > 0 {
 		g.Guardrails = nil // their labels are drawn too
 		for i := range g.Bindings {
@@ -172,6 +175,30 @@ func genGraph(t *rapid.T) *fabric.Graph {
 		}
 	}
 	return g
+}
+
+func genLink(t *rapid.T, name string) fabric.LinkRule {
+	end := rapid.Custom(func(t *rapid.T) fabric.LinkEnd {
+		e := fabric.LinkEnd{Zone: genName.Draw(t, "zone")}
+		if rapid.Bool().Draw(t, "single") {
+			e.Node = genName.Draw(t, "node")
+		}
+		return e
+	})
+	every := fabric.LinkEnd{Zone: fabric.EveryZone}
+	ends := rapid.SliceOfNDistinct(end, 2, 2, func(e fabric.LinkEnd) string { return e.Zone }).Draw(t, "between")
+	for i := range ends {
+		if rapid.Bool().Draw(t, "every zone") {
+			ends[i] = every
+		}
+	}
+	return fabric.LinkRule{
+		Name: name, Description: genNormal.Draw(t, "description"), Between: [2]fabric.LinkEnd(ends),
+		Labels: genTexts.Draw(t, "labels"), Cost: rapid.Uint16().Draw(t, "cost"),
+		Endpoints: rapid.SampledFrom([]string{"", "private", "ipv6"}).Draw(t, "endpoints"),
+		MTU:       rapid.SampledFrom([]int{0, fabric.MinLinkMTU, 1400, fabric.MaxLinkMTU}).Draw(t, "mtu"),
+		Disabled:  rapid.Bool().Draw(t, "disabled"),
+	}
 }
 
 func genBinding(t *rapid.T, domain string) fabric.Binding {
@@ -264,6 +291,10 @@ func genContracts(t *rapid.T, d *fabric.Domain, services []fabric.Ref) {
 		}
 		c.Rules = genRulesTo(t, outside)
 		c.Path.Require, c.Path.Prefer = genTexts.Draw(t, "require"), genTexts.Draw(t, "prefer")
+		c.Path.Avoid = slices.DeleteFunc(genTexts.Draw(t, "avoid"), func(label string) bool { return slices.Contains(c.Path.Require, label) })
+		if len(c.Path.Avoid) == 0 {
+			c.Path.Avoid = nil
+		}
 		d.Contracts = append(d.Contracts, c)
 	}
 	for _, name := range rapid.SliceOfNDistinct(genName, 0, 2, rapid.ID).Draw(t, "accepts") {
@@ -312,9 +343,9 @@ func TestSeveralFilesAreOneGraph(t *testing.T) {
 		g := genGraph(t)
 		n := rapid.IntRange(1, 4).Draw(t, "files")
 		files := make([]*fabric.Graph, n)
-		guardrails, bindings := spread(t, g.Guardrails, n), spread(t, g.Bindings, n)
+		guardrails, bindings, links := spread(t, g.Guardrails, n), spread(t, g.Bindings, n), spread(t, g.Links, n)
 		for i := range files {
-			files[i] = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: guardrails[i], Bindings: bindings[i]}
+			files[i] = &fabric.Graph{Domains: map[string]*fabric.Domain{}, Guardrails: guardrails[i], Bindings: bindings[i], Links: links[i]}
 		}
 		for _, name := range slices.Sorted(maps.Keys(g.Domains)) {
 			d := g.Domains[name]

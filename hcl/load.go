@@ -97,10 +97,14 @@ func fromProblems(problems []fabric.Problem, sources []Source) hcl2.Diagnostics 
 
 // sentence turns a phrase into a sentence.
 func sentence(s string) string {
-	if s == "" || strings.ContainsAny(s[len(s)-1:], ".?!") {
+	if s == "" {
 		return s
 	}
-	return strings.ToUpper(s[:1]) + s[1:] + "."
+	s = strings.ToUpper(s[:1]) + s[1:]
+	if strings.ContainsAny(s[len(s)-1:], ".?!") {
+		return s
+	}
+	return s + "."
 }
 
 // offset returns the byte offset of pos. It only selects the line to show: it is inexact in a line

@@ -19,6 +19,7 @@ const (
 	kindLabels     kind = "map of strings"
 	kindPorts      kind = "list of ports"
 	kindTypes      kind = "list of ICMP types"
+	kindNumber     kind = "whole number"
 	kindTime       kind = "time"
 	kindType       kind = "type"
 	kindExpression kind = "expression"
@@ -31,6 +32,7 @@ type argument struct {
 	kind     kind
 	required bool
 	values   []string // allowed strings; nil: any
+	bounds   [2]int   // of a kindNumber, both included
 	implied  string   // the default, in words
 	doc      string
 }

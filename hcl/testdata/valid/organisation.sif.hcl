@@ -230,3 +230,18 @@ binding "elsewhere" {
     node_ports = [8125, "4317-4318"]
   }
 }
+
+link "aws-gcp" {
+  description = "Leased"
+  between     = ["aws", "gcp/${lower("P")}1"]
+  labels      = ["encrypted", "low-cost"]
+  cost        = var.port - 8070
+  endpoints   = "private"
+  mtu         = 1400
+}
+
+link "everywhere" {
+  between   = ["*", "*"]
+  endpoints = "default"
+  enabled   = false
+}

@@ -45,3 +45,31 @@ domain "partners" {
   accept "shop/wating" {
   }
 }
+
+domain "ways" {
+  service "web" {
+  }
+  contract "frontend" {
+    originators = ["web"]
+    responders  = ["web"]
+    rule {
+      protocol = "tcp"
+      ports    = [443]
+    }
+    path {
+      require = ["encryptd"]
+      prefer  = ["fast"]
+      avoid   = ["spare"]
+    }
+  }
+}
+
+link "leased" {
+  between = ["aws1", "gcp1"]
+  labels  = ["encrypted"]
+}
+link "spare" {
+  between = ["aws1", "gcp1"]
+  labels  = ["spare"]
+  enabled = false
+}

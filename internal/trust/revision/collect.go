@@ -93,7 +93,7 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 			shards[s] = true
 		}
 		indexes[r.Domains] = true
-		for _, h := range []fabric.Hash{r.Guardrails, r.Bindings} {
+		for _, h := range []fabric.Hash{r.Guardrails, r.Bindings, r.Links} {
 			if !h.IsZero() {
 				set[h] = true
 			}

@@ -319,6 +319,17 @@ func (f *Follower) Documents() map[fabric.Ref]fabric.Document {
 	return maps.Clone(f.view.docs)
 }
 
+// Links returns the links that the enforced revision declares, as fabric.CanonicalLinks returns
+// them. They change with the revision. The caller must not change them.
+func (f *Follower) Links() []fabric.LinkRule {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.view == nil {
+		return nil
+	}
+	return f.view.links
+}
+
 // OnChange registers fn, which is called after each switch to another revision with the documents
 // of all interests. Calls do not overlap. See Documents for services that the graph does not have
 // any more.

@@ -10,6 +10,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -188,6 +189,31 @@ func TestFollow(t *testing.T) {
 	f.Retain(func() map[fabric.Ref]bool { return nil })
 	must.MapLen(t, 0, f.Documents())
 	must.SliceEmpty(t, f.Degraded())
+}
+
+// Every node follows the links, whatever services it hosts, and keeps them on its disk.
+func TestFollowLinks(t *testing.T) {
+	l := newLab(t)
+	link := func(cost uint16) []fabric.LinkRule {
+		return []fabric.LinkRule{{Name: "l", Between: [2]fabric.LinkEnd{{Zone: "aws1"}, {Zone: "gcp1"}}, Cost: cost}}
+	}
+	g := graph(8080, proxy, svc)
+	dir := t.TempDir()
+	f := l.follower(dir)
+	must.SliceEmpty(t, f.Links())
+	stop := run(t, f)
+	for cost := range uint16(3) {
+		g.Links = link(cost)
+		l.publish(g)
+		eventually(t, 5*time.Second, "the links are there", func() bool { return reflect.DeepEqual(link(cost), f.Links()) })
+	}
+	stop()
+	must.Eq(t, link(2), l.follower(dir).Links())
+	stop = run(t, f)
+	defer stop()
+	g.Links = nil
+	l.publish(g)
+	eventually(t, 5*time.Second, "the links are gone", func() bool { return len(f.Links()) == 0 })
 }
 
 func TestPublishConflictAndRepair(t *testing.T) {

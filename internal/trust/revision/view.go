@@ -20,7 +20,8 @@ type view struct {
 	pointer fabric.Pointer
 	shards  map[int]fabric.Shard           // of the interests
 	docs    map[fabric.Ref]fabric.Document // of the interests; without edges if the graph does not have the service
-	objects map[fabric.Hash]object         // root, shards and documents, verified
+	links   []fabric.LinkRule              // declared ones, canonical
+	objects map[fabric.Hash]object         // root, links, shards and documents, verified
 
 	// indexes are the modify indexes of root, shards and documents in Consul; 0: not known.
 	// Follower.recheck updates them when a new root was read, so they need not belong to objects.
@@ -89,9 +90,9 @@ func build(ctx context.Context, signed fabric.Signed, pointer fabric.Pointer, in
 	return v, nil
 }
 
-// walk fills v level by level: root, shards, documents. It returns a text such as "document 1a2b of
-// getaway-app/news-gw in Consul was altered: ..." for each object that does not verify. An error
-// means that the source failed.
+// walk fills v level by level: root, links, shards, documents. It returns a text such as "document
+// 1a2b of getaway-app/news-gw in Consul was altered: ..." for each object that does not verify. An
+// error means that the source failed.
 func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from source) (problems []string, err error) {
 	if old == nil {
 		old = &view{}
@@ -113,6 +114,17 @@ func (v *view) walk(ctx context.Context, interests []fabric.Ref, old *view, from
 	})
 	if err != nil || len(w.problems) > 0 {
 		return nil, err
+	}
+
+	if !root.Links.IsZero() {
+		links := map[fabric.Hash]string{root.Links: fmt.Sprintf("links %s of revision %d", root.Links, v.pointer.Sequence)}
+		err = level(ctx, w, links, func(_ fabric.Hash, declared []fabric.LinkRule) error {
+			v.links = fabric.CanonicalLinks(declared)
+			return nil
+		})
+		if err != nil {
+			return nil, err
+		}
 	}
 
 	shards, numbers := map[fabric.Hash]string{}, map[fabric.Hash][]int{}
