@@ -212,7 +212,7 @@ func TestStatusAndVerifyAgree(t *testing.T) {
 			return thaw
 		}},
 		{"flows deleted", false, func(t *testing.T) func() {
-			ofctl(t, "del-flows", bridge("aws1-p1"), "table=4")
+			ofctl(t, "del-flows", bridge("aws1-p1"), "table=6")
 			return func() {}
 		}},
 		{"flows deleted again and again", true, func(t *testing.T) func() {

@@ -100,9 +100,9 @@ func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
 	b, instance := newTestBridge(t, other)
 	state := crowd(200, other)
 	must.NoError(t, b.Program(state))
-	count := len(strings.Split(strings.TrimSpace(ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt", "table=4")), "\n")) - 1
+	count := len(strings.Split(strings.TrimSpace(ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt", "table=6")), "\n")) - 1
 	ovstest.Run(t, "ovs-vsctl", "--db=unix:"+instance.Config.RunDir+"/db.sock", "--timeout=10", "--", "--id=@full", "create", "Flow_Table", fmt.Sprintf("flow_limit=%d", count), "overflow_policy=refuse",
-		"--", "set", "Bridge", instance.Config.Bridge, "flow_tables:4=@full")
+		"--", "set", "Bridge", instance.Config.Bridge, "flow_tables:6=@full")
 	delete(state.Entries, 1)
 	for n := range uint32(10) {
 		state.Entries[100+n] = SwitchEntry{Number: 100 + n, Src: 2, Dst: 100 + n, Protocol: fabric.TCP, Ports: state.Entries[2].Ports}

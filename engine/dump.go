@@ -150,6 +150,12 @@ func (n switchNames) Entry(id uint64) string {
 	return fmt.Sprintf("unknown entry %d", id)
 }
 
+// Group implements ovs.Names.
+func (n switchNames) Group(group uint16) string { return fmt.Sprintf("unassigned group %d", group) }
+
+// Path implements ovs.Names.
+func (n switchNames) Path(class uint16) string { return fmt.Sprintf("unassigned path %d", class) }
+
 // dumpOf translates the content of the switch into words. ports are the ports that it should have.
 func dumpOf(s ovs.State, ports map[fabric.NodeID]ovs.Port, names switchNames) api.Dump {
 	d := api.Dump{Layer: api.LayerSwitch}

@@ -92,6 +92,17 @@ var golden = []struct {
 				Output{Port: 4}),
 		}),
 	},
+	{
+		name:    "pick up",
+		hex:     "050e00880000000900000000000000000000000000000000060000000000005affffffffffffffffffffffff000000000001003580000a020800800014010680001a020050000100040000000c00010b0800000010000000f0ffff55084f4e4600000000020000000004001800000000001900100001120400000007000000000001000807000000",
+		printed: "OFPT_FLOW_MOD (OF1.4) (xid=0x9): ADD table:6 priority=90,tcp,reg0=0xc,reg5=0x10/0xf0,tp_src=80,tcp_flags=-syn actions=set_field:0x7->reg9,goto_table:7",
+
+		mod: Add(Flow{
+			Key: Key{Table: 6, Priority: 90, Match: NewMatch(
+				Is32(Reg(0), 12), Is16(EthType, 0x800), Is8(IPProto, 6), Is16(TCPSrc, 80), WithoutFlags(TCPSyn), Masked32(Reg(5), 0x10, 0xf0))},
+			Instructions: Apply(Load(Reg(9), 7)).Goto(7),
+		}),
+	},
 	{name: "delete strict",
 		hex:     "050e005000000009000000000000000000000000000000000404000000000064ffffffffffffffffffffffff000000000001001980000a0286dd800014013a80003a010280003c010000000000000000",
 		printed: "OFPT_FLOW_MOD (OF1.4) (xid=0x9): DEL_STRICT table:4 priority=100,icmp6,icmp_type=2,icmp_code=0 actions=drop",

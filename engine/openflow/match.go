@@ -20,6 +20,9 @@ type Field uint32
 func basic(n uint32) Field  { return Field(0x8000<<16 | n<<9) }
 func nicira(n uint32) Field { return Field(0x0001<<16 | n<<9) }
 
+// onf is the number of the Open Networking Foundation among experimenters.
+const onf = 0x4f4e4600
+
 // The fields that this package has names for. Values are in network byte order.
 var (
 	InPort     = basic(0)
@@ -42,6 +45,7 @@ var (
 	IPv6Dst    = basic(27)
 	ICMPv6Type = basic(29)
 	ICMPv6Code = basic(30)
+	TCPFlags   = Field(experimenterClass<<16 | 42<<9) // of the ONF; TCPSyn
 	CTState    = nicira(105)
 	CTMark     = nicira(107)
 	CTLabel    = nicira(108)
@@ -61,6 +65,9 @@ const (
 	FragLater = 0x02 // not the first one, so without ports
 )
 
+// TCPSyn is the bit of TCPFlags that a segment has which opens a connection.
+const TCPSyn = 0x002
+
 // Bits of CTState, from ovs-fields(7).
 const (
 	CTNew         = 0x01
@@ -73,7 +80,7 @@ const (
 
 var fieldNames = map[Field]string{
 	InPort: "in_port", EthDst: "eth_dst", EthSrc: "eth_src", EthType: "eth_type", IPProto: "ip_proto",
-	IPv4Src: "ipv4_src", IPv4Dst: "ipv4_dst", TCPDst: "tcp_dst", UDPDst: "udp_dst", SCTPDst: "sctp_dst",
+	IPv4Src: "ipv4_src", IPv4Dst: "ipv4_dst", TCPFlags: "tcp_flags", TCPDst: "tcp_dst", UDPDst: "udp_dst", SCTPDst: "sctp_dst",
 	TCPSrc: "tcp_src", UDPSrc: "udp_src", SCTPSrc: "sctp_src",
 	ICMPv4Type: "icmpv4_type", ICMPv4Code: "icmpv4_code", IPv6Src: "ipv6_src", IPv6Dst: "ipv6_dst",
 	ICMPv6Type: "icmpv6_type", ICMPv6Code: "icmpv6_code",
@@ -129,6 +136,20 @@ func Is32(f Field, v uint32) FieldMatch {
 func Masked16(f Field, v, mask uint16) FieldMatch {
 	m := Is16(f, v)
 	m.Mask = binary.BigEndian.AppendUint16(nil, mask)
+	return m
+}
+
+// Masked32 matches the bits of a 32-bit field that are set in mask.
+func Masked32(f Field, v, mask uint32) FieldMatch {
+	m := Is32(f, v)
+	m.Mask = binary.BigEndian.AppendUint32(nil, mask)
+	return m
+}
+
+// WithoutFlags matches segments of TCP that have none of the flags.
+func WithoutFlags(flags uint16) FieldMatch {
+	m := Masked16(TCPFlags, 0, flags)
+	m.Experimenter = onf
 	return m
 }
 

@@ -19,6 +19,8 @@ type Names interface {
 	Class(class uint32) string // the identity whose endpoints have it
 	Port(no uint32) string     // where it leads
 	Entry(id uint64) string    // the contract of its connections
+	Group(group uint16) string // whose endpoints have it
+	Path(class uint16) string  // the wish of contracts that have the class
 }
 
 // Describe puts a flow into words: which packets it matches, and what it does with them. A flow
@@ -65,8 +67,9 @@ func (d Diff) Describe(names Names) []string {
 }
 
 var tableNames = map[uint8]string{
-	tableSource: "source", tableDestination: "destination", tableTrack: "track", tableState: "state",
-	tablePolicy: "policy", tableOutput: "output", tablePoke: "poke",
+	tableSource: "source", tableDestination: "destination", tableLow: "bucket-low", tableHigh: "bucket-high",
+	tableTrack: "track", tableState: "state", tablePolicy: "policy", tableMoved: "moved", tableWay: "way",
+	tableOutput: "output", tablePoke: "poke",
 }
 
 func tableName(table uint8) string {
@@ -87,6 +90,7 @@ const ethARP = 0x0806
 func (d describer) packets(m of.Match) (string, error) {
 	var protocol, version, state, opened string
 	fragment := false
+	bucket := map[of.Field]uint64{}
 	var words []string
 	say := func(format string, args ...any) { words = append(words, fmt.Sprintf(format, args...)) }
 	for _, f := range m.Fields() {
@@ -180,8 +184,31 @@ func (d describer) packets(m of.Match) (string, error) {
 			}
 		case regPort:
 			if n, err = exact(4); err == nil {
-				say("leaving by %s", d.port(uint32(n)))
+				say("leaving by %s", d.leaving(uint32(n)))
 			}
+		case regFrom, regTo:
+			if n, err = exact(4); err == nil {
+				say("%s %s", direction(f.Field == regFrom), d.group(n))
+			}
+		case regClass:
+			if n, err = exact(4); err == nil && n != 0 {
+				say("whose contract's path is %s", d.names.Path(uint16(n)))
+			}
+		case regLow, regHigh:
+			if n, err = exact(4); err == nil {
+				bucket[f.Field] = n
+			}
+		case regNumberFrom, regNumberTo:
+			var half string
+			if half, err = halfText(f); err == nil {
+				say("%s a number that %s", direction(f.Field == regNumberFrom), half)
+			}
+		case of.TCPFlags:
+			if f.Experimenter == 0 || !slices.Equal(f.Value, []byte{0, 0}) || !slices.Equal(f.Mask, []byte{0, of.TCPSyn}) {
+				err = fmt.Errorf("no description for matching %s", f)
+				break
+			}
+			say("without SYN")
 		case of.CTState:
 			state, err = stateText(f)
 		case of.CTLabel:
@@ -196,6 +223,16 @@ func (d describer) packets(m of.Match) (string, error) {
 		if err != nil {
 			return "", err
 		}
+	}
+	low, lower := bucket[regLow]
+	high, upper := bucket[regHigh]
+	switch {
+	case lower && upper:
+		say("in bucket %d", low|high)
+	case lower:
+		say("in buckets that end in %x", low)
+	case upper:
+		say("in buckets that begin with %x", high>>4)
 	}
 	if state != "" {
 		say("%s", state)
@@ -216,6 +253,19 @@ func (d describer) packets(m of.Match) (string, error) {
 		what = "later fragments of " + what
 	}
 	return strings.Join(append([]string{what}, words...), " "), nil
+}
+
+// halfText puts the match of four bits of an endpoint's number into words.
+func halfText(f of.FieldMatch) (string, error) {
+	if len(f.Value) == 4 && len(f.Mask) == 4 {
+		switch value := number(f.Value); number(f.Mask) {
+		case 0xf:
+			return fmt.Sprintf("ends in %x", value), nil
+		case 0xf0:
+			return fmt.Sprintf("begins with %x", value>>4), nil
+		}
+	}
+	return "", fmt.Errorf("%s is not matched by one of its halves", f.Field)
 }
 
 func direction(source bool) string {
@@ -318,6 +368,21 @@ func (d describer) class(class uint32) string {
 	return d.names.Class(class)
 }
 
+func (d describer) group(group uint64) string {
+	if group == 0 {
+		return "no group"
+	}
+	return d.names.Group(uint16(group))
+}
+
+// leaving names the port by which a packet leaves as far as the tables have decided.
+func (d describer) leaving(no uint32) string {
+	if no == 0 {
+		return "no port"
+	}
+	return d.port(no)
+}
+
 // reservedPorts are the port numbers of OpenFlow that are not devices.
 var reservedPorts = map[uint32]string{
 	0xfffffff8: "the ingress port", 0xfffffff9: "the flow tables again, from the first one", 0xfffffffa: "the port that MAC learning chooses",
@@ -379,10 +444,27 @@ func (d describer) set(a of.SetField) (string, error) {
 		return "source is " + d.class(uint32(number(a.Value))), nil
 	case a.Field == regDestination && len(a.Value) == 4:
 		return "destination is " + d.class(uint32(number(a.Value))), nil
+	case (a.Field == regFrom || a.Field == regTo) && len(a.Value) == 4:
+		return fmt.Sprintf("%s is %s", side(a.Field == regFrom), d.group(number(a.Value))), nil
+	case (a.Field == regNumberFrom || a.Field == regNumberTo) && len(a.Value) == 4:
+		return fmt.Sprintf("number of %s is %d", side(a.Field == regNumberFrom), number(a.Value)), nil
+	case a.Field == regLow && len(a.Value) == 4:
+		return fmt.Sprintf("bucket ends in %x", number(a.Value)), nil
+	case a.Field == regHigh && len(a.Value) == 4:
+		return fmt.Sprintf("bucket begins with %x", number(a.Value)>>4), nil
+	case a.Field == regClass && len(a.Value) == 4:
+		return "path is " + d.names.Path(uint16(number(a.Value))), nil
 	case a.Field == regPort && len(a.Value) == 4:
 		return "output port is " + d.port(uint32(number(a.Value))), nil
 	}
 	return "", fmt.Errorf("no description for setting %s", a.Field)
+}
+
+func side(source bool) string {
+	if source {
+		return "source"
+	}
+	return "destination"
 }
 
 func (d describer) track(a of.CT) (string, error) {

@@ -21,6 +21,8 @@ type plainNames struct{}
 func (plainNames) Class(c uint32) string  { return fmt.Sprintf("class-%d", c) }
 func (plainNames) Port(no uint32) string  { return fmt.Sprintf("port-%d", no) }
 func (plainNames) Entry(id uint64) string { return fmt.Sprintf("entry-%d", id) }
+func (plainNames) Group(g uint16) string  { return fmt.Sprintf("group-%d", g) }
+func (plainNames) Path(c uint16) string   { return fmt.Sprintf("path-%d", c) }
 
 const notInWords = "(cannot be described: "
 
@@ -30,8 +32,14 @@ func TestDescribe(t *testing.T) {
 	endpoint := Endpoint{ID: 5, Class: 11, OutPort: 3, SourcePorts: []uint32{3}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.1/32"), netip.MustParsePrefix("fd00::/64")}}
 	entry := Entry{ID: 7, Src: 11, Dst: 12, Protocol: 6, Ports: []PortRange{{First: 8080, Last: 8087}}}
 	ping := Entry{ID: 8, Src: 11, Dst: 12, Protocol: 58, Ports: []PortRange{{First: 128, Last: 128}}}
+	far := Endpoint{ID: 9, Class: 12, Group: 4, Number: 0x5a, SourcePorts: []uint32{3, 4}, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.0.0.9/32")}}
+	wish := Entry{ID: 7, Src: 11, Dst: 12, Class: 2, Protocol: 17, Ports: []PortRange{{First: 53, Last: 53}}}
+	way, moved := Way{Course{From: 3, To: 4, Bucket: AllBuckets}, 7}, Course{From: 3, To: 4, Class: 2, Bucket: 0x5a}
 	var have []string
-	for _, flows := range [][]of.Flow{port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(), hole.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows()} {
+	for _, flows := range [][]of.Flow{
+		port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(), hole.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows(),
+		far.flows(), bucketFlows()[0x5a:0x5b], bucketFlows()[0x15a:0x15b], wish.stateFlows(), wish.policyFlows(1)[:1], {way.flow(), Way{moved, 7}.flow(), moved.flow()},
+	} {
 		for _, f := range flows {
 			have = append(have, Describe(f, plainNames{}))
 		}
@@ -55,24 +63,38 @@ table source, priority 164: IPv6 received on port-3 from fd00::/64: source is cl
 table destination, priority 164: IPv6 to fd00::/64: destination is class-11, output port is port-3, go to table track
 table source, priority 108: IPv4 from 10.0.0.0/8: drop as unknown source
 table destination, priority 108: IPv4 to 10.0.0.0/8: drop as unknown destination
-table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: go to table output
-table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table output
-table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table output
-table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 160: later fragments of tcp over IPv4 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
-table policy, priority 160: later fragments of tcp over IPv4 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
-table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table output
-table policy, priority 160: later fragments of tcp over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
-table policy, priority 160: later fragments of tcp over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
-table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table output
-table policy, priority 150: icmpv6 over IPv6 from class-12 to class-11 of exchanges that type 128 began in a valid connection state in reply direction: commit the connection to entry-8 in zone 1, go to table output
-table policy, priority 160: later fragments of icmpv6 over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table output
-table policy, priority 160: later fragments of icmpv6 over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table output
-table state, priority 2000: every packet: go to table output
+table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: go to table way
+table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table way
+table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table way
+table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 90: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 without SYN that open a connection of no established connection in original direction: go to table moved
+table policy, priority 160: later fragments of tcp over IPv4 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
+table policy, priority 160: later fragments of tcp over IPv4 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
+table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 90: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 without SYN that open a connection of no established connection in original direction: go to table moved
+table policy, priority 160: later fragments of tcp over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
+table policy, priority 160: later fragments of tcp over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
+table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table way
+table policy, priority 150: icmpv6 over IPv6 from class-12 to class-11 of exchanges that type 128 began in a valid connection state in reply direction: commit the connection to entry-8 in zone 1, go to table way
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
+table state, priority 2000: every packet: go to table way
 table source, priority 3: IPv4: go to table destination
 table source, priority 3: IPv6: go to table destination
+table source, priority 132: IPv4 received on port-3 from 10.0.0.9: source is class-12, source is group-4, number of source is 90, go to table destination
+table source, priority 132: IPv4 received on port-4 from 10.0.0.9: source is class-12, source is group-4, number of source is 90, go to table destination
+table destination, priority 132: IPv4 to 10.0.0.9: destination is class-12, destination is group-4, number of destination is 90, go to table bucket-low
+table bucket-low, priority 100: packets from a number that ends in 5 to a number that ends in a: bucket ends in f, go to table bucket-high
+table bucket-high, priority 100: packets from a number that begins with 5 to a number that begins with a: bucket begins with f, go to table track
+table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: path is path-2, go to table way
+table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: path is path-2, go to table way
+table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table way
+table policy, priority 100: udp over IPv4 to port 53 from class-11 to class-12: commit the connection to entry-7 in zone 1, path is path-2, go to table way
+table way, priority 100: packets from group-3 to group-4: output port is port-7, go to table output
+table way, priority 200: packets from group-3 to group-4 whose contract's path is path-2 in bucket 90: output port is port-7, go to table output
+table moved, priority 200: packets from group-3 to group-4 whose contract's path is path-2 in bucket 90: go to table way
 `), strings.Join(have, "\n"))
 }
 
@@ -92,8 +114,10 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 		for range rapid.IntRange(0, 3).Draw(t, "things") {
 			no := number.Draw(t, "port")
 			state.Ports = append(state.Ports, Port{No: no, Routers: rapid.Bool().Draw(t, "routers"), Outside: rapid.Bool().Draw(t, "outside")})
-			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
-			e := Entry{ID: uint64(number.Draw(t, "entry")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
+			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), Group: uint16(number.Draw(t, "group")), Number: uint8(number.Draw(t, "of group")), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
+			course := Course{From: uint16(number.Draw(t, "from")), To: uint16(number.Draw(t, "to")), Class: uint16(number.Draw(t, "path")), Bucket: Bucket(rapid.IntRange(-1, 255).Draw(t, "bucket"))}
+			state.Ways, state.Moved = append(state.Ways, Way{course, no}), append(state.Moved, course)
+			e := Entry{ID: uint64(number.Draw(t, "entry")), Class: uint16(number.Draw(t, "wish")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
 			most := uint16(65535)
 			if _, types := typeFields[e.Protocol]; types {
 				most = 255
@@ -115,7 +139,7 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 
 // Any flow is described in words, or printed with the reason why not.
 func TestAnyFlowIsDescribed(t *testing.T) {
-	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3)}
+	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3), of.Reg(4), of.Reg(5), of.Reg(7), of.Reg(8), of.Reg(9), of.Reg(10), of.TCPFlags}
 	rapid.Check(t, func(t *rapid.T) {
 		var match []of.FieldMatch
 		var actions []of.Action

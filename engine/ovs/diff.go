@@ -48,25 +48,28 @@ type step struct {
 
 // steps returns what makes the switch as wanted, in the order in which the datapath must see it.
 //
-// A packet meets the tables twice: tables 0 to 2 find its classes and its port, and after
-// connection tracking tables 3 to 5 judge it by these. The datapath caches the two decisions apart,
+// A packet meets the tables twice: tables 0 to 4 find its classes and its port, and after
+// connection tracking tables 5 to 9 judge it by these. The datapath caches the two decisions apart,
 // so that while it follows a change, an old one may be combined with a new one. That is harmless if
 // the change only adds or only takes away, or concerns only the tables before or only those after
 // connection tracking. Otherwise an address could meet a new policy with its old class, or with its
 // new class a policy that is gone. Then the first step only takes away, and the second adds when
 // the datapath has forgotten what is gone. The same is necessary if the datapath may not yet have
 // followed an earlier change (lagging).
+//
+// Tables moved and way are written at once: they say where a packet goes that the policy lets pass,
+// and a packet without a way would be lost.
 func (d Diff) steps(lagging bool) []step {
 	var all, less, more step
 	var takes, adds [2]bool // before and after connection tracking
 	for _, f := range d.Removed {
-		takes[round(f)] = true
+		takes[round(f)] = takes[round(f)] || !leads(f)
 		all.remove = append(all.remove, f.Key)
 	}
 	less.remove = all.remove
 	for _, c := range d.Changed {
 		all.add = append(all.add, c.Want)
-		if c.Want.Table == tablePolicy {
+		if c.Want.Table == tablePolicy || leads(c.Want) {
 			// Policy flows with the same key admit the same packets, in the name of another entry.
 			less.add = append(less.add, c.Want)
 			continue
@@ -76,16 +79,23 @@ func (d Diff) steps(lagging bool) []step {
 		more.add = append(more.add, c.Want)
 	}
 	for _, f := range d.Added {
-		adds[round(f)] = true
+		all.add = append(all.add, f)
+		if leads(f) {
+			all.wait, less.add = true, append(less.add, f)
+			continue
+		}
+		adds[round(f)], more.add = true, append(more.add, f)
 	}
-	all.add, more.add = append(all.add, d.Added...), append(more.add, d.Added...)
-	all.wait = len(d.Removed)+len(d.Changed) > 0 || adds[1]
+	all.wait = all.wait || len(d.Removed)+len(d.Changed) > 0 || adds[1]
 	less.wait, more.wait = true, adds[1]
 	if lagging || takes[0] && adds[1] || adds[0] && takes[1] {
 		return []step{less, more}
 	}
 	return []step{all}
 }
+
+// leads says whether a flow does not decide that a packet passes, but where it goes then.
+func leads(f of.Flow) bool { return f.Table == tableMoved || f.Table == tableWay }
 
 // round says whether a packet meets a flow before connection tracking (0) or after it (1).
 func round(f of.Flow) int {

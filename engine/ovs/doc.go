@@ -9,22 +9,33 @@
 //
 // # The pipeline
 //
-//	0 source       (port, source address)            -> reg0 = source class
-//	1 destination  destination address               -> reg1 = destination class, reg2 = port out
-//	2 track        ct, one zone for both directions
-//	               a probe among health addresses    -> 5, untracked
-//	3 state        the label names a living entry between these classes -> 5, else 4; SCTP -> 4
-//	4 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 5
+//	0 source       (port, source address)            -> reg0 = source class, its group and number
+//	1 destination  destination address               -> reg1 = destination class, reg2 = port out,
+//	                                                    its group and number; without a group 4
+//	2, 3 bucket    both numbers, four bits a table   -> their exclusive or
+//	4 track        ct, one zone for both directions
+//	               a probe among health addresses    -> 8, untracked
+//	5 state        the label names a living entry between these classes -> 8, else 6; SCTP -> 6
+//	6 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 8
 //	               an answer: the same, reversed     -> likewise
-//	               a later fragment: (reg0, reg1, protocol) -> commit without a label, 5
-//	5 output       reg2                              -> both MACs, out
+//	               a later fragment: (reg0, reg1, protocol) -> commit without a label, 8
+//	               an answer of TCP on no connection -> 7
+//	7 moved        (groups, class of the entry, bucket): the way changed just now -> 8
+//	8 way          (groups, class of the entry, bucket) -> reg2; else as table 1 said
+//	9 output       reg2                              -> both MACs, out
 //
 // A packet that matches no flow is dropped and counted by reason. The number of flows grows with
-// endpoints + entries, never with endpoints times endpoints.
+// endpoints + entries + ways, never with endpoints times endpoints.
 //
 // A connection's label is the number of the entry that admitted it. Its packets pass, in both
-// directions, only while table 3 has that entry's flows and both ends have the entry's classes.
-// Otherwise table 4 judges each packet as if it opened a connection, or, in reply direction, as if
+// directions, only while table 5 has that entry's flows and both ends have the entry's classes.
+// Otherwise table 6 judges each packet as if it opened a connection, or, in reply direction, as if
 // the packet that it answers did. So a connection goes on when another entry admits it, whoever
 // sends next, and ends when none does.
+//
+// Several processors may serve two groups. All of them choose by the bucket which one a packet
+// passes, in both directions; when the choice changes, connections go on at a switch that has not
+// seen their beginning. What the originator sends next is judged as if it opened the connection,
+// but nothing is that a responder sends: its answers pass table 7 for a moment, without becoming a
+// connection.
 package ovs

@@ -14,9 +14,13 @@ import (
 const (
 	tableSource uint8 = iota
 	tableDestination
+	tableLow
+	tableHigh
 	tableTrack
 	tableState
 	tablePolicy
+	tableMoved
+	tableWay
 	tableOutput
 
 	tablePoke uint8 = 253
@@ -32,6 +36,8 @@ const (
 	cookieEntry
 	cookiePassAll
 	cookieHole // an endpoint's number; the reason follows from the table
+	cookieWay
+	cookieMoved
 
 	cookieShift = 56
 )
@@ -47,12 +53,13 @@ const (
 	DropNoContract         = "no contract"
 	DropEntryGone          = "entry gone"
 	DropNoPort             = "no port"
+	DropNoWay              = "no way"
 )
 
 // dropReasons numbers the reasons, from 1, for the cookies of drop flows.
 var dropReasons = []string{
 	DropNotIP, DropUnknownSource, DropUnknownDestination, DropInvalid,
-	DropNoContract, DropEntryGone, DropNoPort,
+	DropNoContract, DropEntryGone, DropNoPort, DropNoWay,
 }
 
 // Priorities within a table.
@@ -64,6 +71,8 @@ const (
 	priorityPrefix    = 100 // plus the prefix length
 	priorityRouter    = 300 // above all prefixes, so that no party outside hides its routers
 	priorityCommand   = 400
+	priorityNone      = 50
+	priorityPickUp    = 90
 	priorityJudge     = 100
 	priorityAnswer    = 150
 	priorityLater     = 160
@@ -72,12 +81,16 @@ const (
 	priorityEach      = 600
 	priorityInvalid   = 1000
 	priorityPassAll   = 2000
+
+	priorityAllBuckets = 100
+	priorityOneBucket  = 200
 )
 
 const (
 	ethIPv4    = 0x0800
 	ethIPv6    = 0x86dd
 	protoICMP  = 1
+	protoTCP   = 6
 	protoUDP   = 17
 	protoSCTP  = 132
 	protoICMP6 = 58
@@ -88,8 +101,19 @@ var (
 	regDestination = of.Reg(1)
 	regPort        = of.Reg(2)
 
+	regFrom  = of.Reg(3) // the group of the source
+	regTo    = of.Reg(4) // the group of the destination
+	regClass = of.Reg(9) // the class of the entry
+
+	// The numbers of both ends are gone after table track: a packet's way through the rest depends
+	// on the bucket only, so that the datapath has one decision for all pairs in it.
+	regNumberFrom = of.Reg(5)
+	regNumberTo   = of.Reg(6)
+	regLow        = of.Reg(7) // the lower four bits of the bucket
+	regHigh       = of.Reg(8) // its upper four bits, as they are in the bucket
+
 	portFields = map[uint8]struct{ dst, src of.Field }{
-		6: {of.TCPDst, of.TCPSrc}, 17: {of.UDPDst, of.UDPSrc}, protoSCTP: {of.SCTPDst, of.SCTPSrc},
+		protoTCP: {of.TCPDst, of.TCPSrc}, protoUDP: {of.UDPDst, of.UDPSrc}, protoSCTP: {of.SCTPDst, of.SCTPSrc},
 	}
 
 	// typeFields are the protocols that have message types instead of ports.
@@ -138,9 +162,13 @@ func baseFlows(zone uint16) []of.Flow {
 		drop(tableState, priorityMiss, DropInvalid),
 		drop(tablePolicy, priorityMiss, DropNoContract),
 		drop(tablePolicy, priorityMissIP, DropEntryGone, of.State(of.CTTracked|of.CTReply, 0)),
+		drop(tableMoved, priorityMiss, DropNoContract),
+		drop(tableWay, priorityNone, DropNoWay, of.Is32(regPort, 0)),
+		flow(tableWay, priorityMiss, base, of.Drop.Goto(tableOutput)),
 		drop(tableOutput, priorityMiss, DropNoPort),
 		pokeFlow(),
 	}
+	flows = append(flows, bucketFlows()...)
 	for _, kind := range commands {
 		flows = append(flows, drop(tableSource, priorityCommand, DropInvalid, of.Is16(of.EthType, ethIPv4), of.Is8(of.IPProto, protoICMP), of.Is8(of.ICMPv4Type, kind)))
 	}
@@ -149,10 +177,30 @@ func baseFlows(zone uint16) []of.Flow {
 			flow(tableState, priorityEach, base, of.Drop.Goto(tablePolicy), // see policyFlows
 				of.State(of.CTTracked, of.CTInvalid), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoSCTP)),
 			drop(tableSource, priorityMissIP, DropUnknownSource, of.Is16(of.EthType, eth)),
-			flow(tableTrack, priorityJudge, base, of.Drop.Goto(tableOutput),
+			flow(tableTrack, priorityJudge, base, of.Drop.Goto(tableWay),
 				of.Is32(regSource, ProbeClass), of.Is32(regDestination, ProbeClass), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoUDP),
 				of.Is16(of.UDPSrc, wellknown.ProbePort), of.Is16(of.UDPDst, wellknown.ProbePort)),
-			flow(tableTrack, priorityMissIP, base, of.Apply(of.CT{Zone: zone, Table: &state}), of.Is16(of.EthType, eth)))
+			flow(tableTrack, priorityMissIP, base, of.Apply(of.Load(regNumberFrom, 0), of.Load(regNumberTo, 0), of.CT{Zone: zone, Table: &state}), of.Is16(of.EthType, eth)))
+	}
+	return flows
+}
+
+// bucketFlows compute the exclusive or of both ends' numbers, which Open vSwitch has no action for,
+// four bits a table.
+func bucketFlows() (flows []of.Flow) {
+	for _, half := range []struct {
+		table, next uint8
+		shift       int
+		to          of.Field
+	}{{tableLow, tableHigh, 0, regLow}, {tableHigh, tableTrack, 4, regHigh}} {
+		mask := uint32(0xf) << half.shift
+		for a := range uint32(16) {
+			for b := range uint32(16) {
+				flows = append(flows, flow(half.table, priorityJudge, cookie(cookieBase, 0),
+					of.Apply(of.Load(half.to, (a^b)<<half.shift)).Goto(half.next),
+					of.Masked32(regNumberFrom, a<<half.shift, mask), of.Masked32(regNumberTo, b<<half.shift, mask)))
+			}
+		}
 	}
 	return flows
 }
@@ -161,7 +209,7 @@ func baseFlows(zone uint16) []of.Flow {
 // those that exist survive the return of the policy.
 func passAllFlows() []of.Flow {
 	c := cookie(cookiePassAll, 0)
-	flows := []of.Flow{flow(tableState, priorityPassAll, c, of.Drop.Goto(tableOutput))}
+	flows := []of.Flow{flow(tableState, priorityPassAll, c, of.Drop.Goto(tableWay))}
 	for _, eth := range ethIP {
 		flows = append(flows, flow(tableSource, priorityPassAny, c, of.Drop.Goto(tableDestination), of.Is16(of.EthType, eth)))
 	}
@@ -228,8 +276,15 @@ func (e Endpoint) flows() []of.Flow {
 		return e.holeFlows()
 	}
 	c := cookie(cookieEndpoint, e.ID)
-	source := of.Apply(of.Load(regSource, e.Class)).Goto(tableDestination)
-	destination := of.Apply(of.Load(regDestination, e.Class), of.Load(regPort, e.OutPort)).Goto(tableTrack)
+	from, to, next := []of.Action{of.Load(regSource, e.Class)}, []of.Action{of.Load(regDestination, e.Class)}, tableTrack
+	if e.OutPort != 0 {
+		to = append(to, of.Load(regPort, e.OutPort))
+	}
+	if e.Group != 0 {
+		from = append(from, of.Load(regFrom, uint32(e.Group)), of.Load(regNumberFrom, uint32(e.Number)))
+		to, next = append(to, of.Load(regTo, uint32(e.Group)), of.Load(regNumberTo, uint32(e.Number))), tableLow
+	}
+	source, destination := of.Apply(from...).Goto(tableDestination), of.Apply(to...).Goto(next)
 	var flows []of.Flow
 	for _, prefix := range e.Prefixes {
 		eth, src, dst := addressFields(prefix)
@@ -268,15 +323,23 @@ func (e Endpoint) holeFlows() (flows []of.Flow) {
 // stateFlows let packets of the entry's connections pass.
 func (e Entry) stateFlows() []of.Flow {
 	c := cookie(cookieEntry, e.ID)
-	pass := of.Drop.Goto(tableOutput)
+	pass := e.next(tableWay)
 	return []of.Flow{
 		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked, of.CTReply),
 			of.Is32(regSource, e.Src), of.Is32(regDestination, e.Dst)),
 		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked|of.CTReply, 0),
 			of.Is32(regSource, e.Dst), of.Is32(regDestination, e.Src)),
-		flow(tableState, priorityLiving, c, pass, of.Label(e.ID), of.State(of.CTTracked|of.CTRelated, 0),
+		flow(tableState, priorityLiving, c, of.Drop.Goto(tableWay), of.Label(e.ID), of.State(of.CTTracked|of.CTRelated, 0),
 			of.Is32(regSource, routerClass)),
 	}
+}
+
+// next makes packets go on with the class of the entry in a table, after some actions.
+func (e Entry) next(table uint8, actions ...of.Action) of.Instructions {
+	if e.Class != 0 {
+		actions = append(actions, of.Load(regClass, uint32(e.Class)))
+	}
+	return of.Apply(actions...).Goto(table)
 }
 
 // policyFlows admit new connections, and those whose own entry is gone by the next packet in either
@@ -287,15 +350,21 @@ func (e Entry) stateFlows() []of.Flow {
 // action that tracks them until the last one is there, and goes on as the last one says: so they
 // are committed as well, but leave the connection without an entry, and its next packet is judged.
 //
+// A connection may have begun at another processor. Its originator's next packet is judged as if it
+// opened the connection. Answers of TCP, which are more than a SYN, go to table moved: they pass if
+// their way changed just now, and the connection begins here with the next packet of its
+// originator.
+//
 // In user space, Open vSwitch takes all SCTP between two addresses for one connection. So each
 // packet of SCTP is judged by its ports, in both directions.
 func (e Entry) policyFlows(zone uint16) []of.Flow {
 	c := cookie(cookieEntry, e.ID)
 	label := []of.Action{of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)}}
-	admit := of.Apply(of.CT{Zone: zone, Commit: true, Force: true, Exec: label}).Goto(tableOutput)
+	admit := e.next(tableWay, of.CT{Zone: zone, Commit: true, Force: true, Exec: label})
 	// Not Force, which would make this packet's direction the original one.
-	answer := of.Apply(of.CT{Zone: zone, Commit: true, Exec: label}).Goto(tableOutput)
-	follow := of.Apply(of.CT{Zone: zone, Commit: true}).Goto(tableOutput)
+	answer := e.next(tableWay, of.CT{Zone: zone, Commit: true, Exec: label})
+	follow := e.next(tableWay, of.CT{Zone: zone, Commit: true})
+	pickUp := e.next(tableMoved)
 	answering := of.State(of.CTTracked|of.CTReply, of.CTInvalid)
 	if e.Protocol == protoSCTP {
 		admit, answering = answer, of.State(of.CTTracked|of.CTEstablished, of.CTInvalid)
@@ -339,6 +408,10 @@ func (e Entry) policyFlows(zone uint16) []of.Flow {
 			for _, m := range r.masks() {
 				add(priorityJudge, admit, eth, e.Src, e.Dst, of.Masked16(fields.dst, m.Value, m.Mask))
 				add(priorityAnswer, answer, eth, e.Dst, e.Src, answering, of.Masked16(fields.src, m.Value, m.Mask))
+				if e.Protocol == protoTCP {
+					add(priorityPickUp, pickUp, eth, e.Dst, e.Src, of.State(of.CTTracked|of.CTNew, of.CTReply|of.CTEstablished),
+						of.Masked16(fields.src, m.Value, m.Mask), of.WithoutFlags(of.TCPSyn))
+				}
 			}
 		}
 		if len(e.Ports) > 0 {
@@ -346,4 +419,33 @@ func (e Entry) policyFlows(zone uint16) []of.Flow {
 		}
 	}
 	return flows
+}
+
+// match is what packets of a course have in table moved and later.
+func (c Course) match() []of.FieldMatch {
+	match := []of.FieldMatch{of.Is32(regFrom, uint32(c.From)), of.Is32(regTo, uint32(c.To)), of.Is32(regClass, uint32(c.Class))}
+	if c.Bucket != AllBuckets {
+		match = append(match, of.Is32(regLow, uint32(c.Bucket)&0xf), of.Is32(regHigh, uint32(c.Bucket)&0xf0))
+	}
+	return match
+}
+
+func (c Course) priority() uint16 {
+	if c.Bucket == AllBuckets {
+		return priorityAllBuckets
+	}
+	return priorityOneBucket
+}
+
+// cookie marks the flow of a course. It is for people: what the flow is follows from its match.
+func (c Course) cookie(kind uint64) uint64 {
+	return cookie(kind, uint64(c.From)<<40|uint64(c.To)<<24|uint64(c.Class)<<8|uint64(uint8(c.Bucket)))
+}
+
+func (c Course) flow() of.Flow {
+	return flow(tableMoved, c.priority(), c.cookie(cookieMoved), of.Drop.Goto(tableWay), c.match()...)
+}
+
+func (w Way) flow() of.Flow {
+	return flow(tableWay, w.priority(), w.cookie(cookieWay), of.Apply(of.Load(regPort, w.Port)).Goto(tableOutput), w.match()...)
 }

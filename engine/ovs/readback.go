@@ -94,6 +94,8 @@ func (p *Pipeline) withMACs(ports []Port) []Port {
 // read finds the parts of a state to which flows belong by their cookies.
 func read(flows []of.FlowStats) State {
 	ports, endpoints, entries := map[uint32]Port{}, map[uint64]Endpoint{}, map[uint64]Entry{}
+	var ways []Way
+	var moved []Course
 	for _, f := range flows {
 		actions, _, err := f.Instructions.Decode()
 		if err != nil {
@@ -107,10 +109,44 @@ func read(flows []of.FlowStats) State {
 		case cookieEndpoint, cookieHole:
 			endpoints[number] = endpoints[number].read(number, f.Flow, actions)
 		case cookieEntry:
-			entries[number] = entries[number].read(number, f.Flow)
+			entries[number] = entries[number].read(number, f.Flow, actions)
+		case cookieWay:
+			if course, ok := readCourse(f.Flow, tableWay); ok {
+				ways = append(ways, Way{course, loaded(actions)[regPort]})
+			}
+		case cookieMoved:
+			if course, ok := readCourse(f.Flow, tableMoved); ok {
+				moved = append(moved, course)
+			}
 		}
 	}
-	return State{slices.Collect(maps.Values(ports)), slices.Collect(maps.Values(endpoints)), slices.Collect(maps.Values(entries))}
+	return State{slices.Collect(maps.Values(ports)), slices.Collect(maps.Values(endpoints)), slices.Collect(maps.Values(entries)), ways, moved}
+}
+
+// readCourse returns the course whose packets a flow of a table matches.
+func readCourse(f of.Flow, table uint8) (c Course, ok bool) {
+	values := map[of.Field]uint32{}
+	for _, m := range f.Match.Fields() {
+		if m.Mask == nil && len(m.Value) == 4 {
+			values[m.Field] = binary.BigEndian.Uint32(m.Value)
+		}
+	}
+	c = Course{From: uint16(values[regFrom]), To: uint16(values[regTo]), Class: uint16(values[regClass]), Bucket: AllBuckets}
+	if low, has := values[regLow]; has {
+		c.Bucket = Bucket(low&0xf | values[regHigh]&0xf0)
+	}
+	return c, f.Table == table && f.Key == flow(table, c.priority(), 0, of.Drop, c.match()...).Key
+}
+
+// loaded returns the values that actions load into fields of four bytes.
+func loaded(actions []of.Action) map[of.Field]uint32 {
+	values := map[of.Field]uint32{}
+	for _, a := range actions {
+		if set, ok := a.(of.SetField); ok && len(set.Value) == 4 {
+			values[set.Field] = binary.BigEndian.Uint32(set.Value)
+		}
+	}
+	return values
 }
 
 func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
@@ -135,16 +171,16 @@ func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
 
 func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
 	e.ID, e.Hole = id, f.Cookie>>cookieShift == cookieHole
-	for _, a := range actions {
-		set, ok := a.(of.SetField)
-		if !ok || len(set.Value) != 4 {
-			continue
-		}
-		switch v := binary.BigEndian.Uint32(set.Value); set.Field {
+	for field, v := range loaded(actions) {
+		switch field {
 		case regSource, regDestination:
 			e.Class = v
 		case regPort:
 			e.OutPort = v
+		case regFrom, regTo:
+			e.Group = uint16(v)
+		case regNumberFrom, regNumberTo:
+			e.Number = uint8(v)
 		}
 	}
 	for _, m := range f.Match.Fields() {
@@ -166,8 +202,11 @@ func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
 	return e
 }
 
-func (e Entry) read(id uint64, f of.Flow) Entry {
+func (e Entry) read(id uint64, f of.Flow, actions []of.Action) Entry {
 	e.ID = id
+	if class := loaded(actions)[regClass]; class != 0 {
+		e.Class = uint16(class)
+	}
 	number := func(field of.Field) uint32 {
 		m, ok := f.Match.Get(field)
 		if !ok || len(m.Value) != 4 {

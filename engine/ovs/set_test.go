@@ -71,6 +71,17 @@ func TestSetWaitsOnce(t *testing.T) {
 		s.Endpoints[0].Class = classA
 		s.Entries = append(s.Entries, ovs.Entry{ID: entryAB2, Src: classC, Dst: classB, Protocol: 6, Ports: []ovs.PortRange{{First: 1, Last: 1}}})
 	}))
+	// Ways decide nothing, so that they may change together with endpoints.
+	must.Eq(t, passes, set(func(s *ovs.State) {
+		s.Ways = []ovs.Way{{Course: ovs.Course{From: 1, To: 2, Bucket: ovs.AllBuckets}, Port: 1}}
+		s.Moved = []ovs.Course{{From: 2, To: 1, Bucket: ovs.AllBuckets}}
+	}))
+	more.ID, more.Prefixes = 10, prefixes("10.0.0.10/32")
+	must.Eq(t, passes, set(func(s *ovs.State) {
+		s.Ways = []ovs.Way{{Course: ovs.Course{From: 1, To: 2, Bucket: 5}, Port: 2}}
+		s.Moved = nil
+		s.Endpoints = append(s.Endpoints, more)
+	}))
 }
 
 // A Set whose wait failed has not returned before the datapath follows, and neither does the next
@@ -117,7 +128,7 @@ func TestSetReadsBackAfterAnError(t *testing.T) {
 	gone, cancel := context.WithTimeout(ctx, time.Nanosecond)
 	defer cancel()
 	must.ErrorIs(t, f.p.Set(gone, with), context.DeadlineExceeded)
-	ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", "table=5,reg2=1")
+	ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", "table=9,reg2=1")
 	must.NoError(t, f.p.Set(ctx, with))
 	have, err := f.p.Dump(ctx)
 	must.NoError(t, err)

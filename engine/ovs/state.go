@@ -43,10 +43,15 @@ type Endpoint struct {
 	Prefixes []netip.Prefix
 	// SourcePorts are the ports by which packets from it may arrive.
 	SourcePorts []uint32
-	// OutPort is the port by which packets to it leave.
+	// OutPort is the port by which packets to it leave. It is 0 if the ways of its group say that.
 	OutPort uint32
 	// Class is the caller's number for its identity, from 1 to 2^32-3, or ProbeClass.
 	Class uint32
+	// Group is the caller's number for the endpoints to which the same ways lead, or 0. Number is
+	// that of the endpoint within all of them: the bucket of a packet is the exclusive or of both
+	// ends' numbers. An endpoint without a group has number 0.
+	Group  uint16
+	Number uint8
 	// Hole says that nobody has the prefixes, although wider prefixes of other endpoints contain
 	// them: packets from and to them are dropped as of an unknown source or destination. A hole has
 	// neither ports nor a class.
@@ -60,6 +65,9 @@ type Entry struct {
 	// an ID must not be reused while connections of its former entry may exist.
 	ID       uint64
 	Src, Dst uint32
+	// Class is the caller's number for the ways that its connections may take, or 0. It may change
+	// while the ID stays.
+	Class uint16
 	// Protocol is 1 (ICMP), 6 (TCP), 17 (UDP), 58 (ICMPv6) or 132 (SCTP).
 	Protocol uint8
 	// Ports are destination ports. For ICMP and ICMPv6 they are the types of messages that begin an
@@ -70,11 +78,36 @@ type Entry struct {
 // PortRange is the ports from First to Last, both included.
 type PortRange struct{ First, Last uint16 }
 
+// Bucket is a 256th of all pairs of endpoints, or AllBuckets.
+type Bucket int16
+
+// AllBuckets is every bucket.
+const AllBuckets Bucket = -1
+
+// Course is packets that take the same way: those from endpoints of one group to endpoints of
+// another one, in a bucket, of connections of entries with a class. Reports of routers have no
+// group that they come from, nor a class: of both, 0.
+type Course struct {
+	From, To, Class uint16
+	Bucket          Bucket
+}
+
+// Way is the port by which the packets of a course leave. A way of one bucket counts before that of
+// all buckets, and both before the port of the endpoint.
+type Way struct {
+	Course
+	Port uint32
+}
+
 // State is everything that a pipeline enforces.
 type State struct {
 	Ports     []Port
 	Endpoints []Endpoint
 	Entries   []Entry
+	Ways      []Way
+	// Moved are courses whose packets took another way moments ago. Of those, answers of TCP pass
+	// although this switch has not seen the connection's beginning.
+	Moved []Course
 }
 
 // LeftOutError names the parts of a state that a switch cannot have. They were left out, and
@@ -112,24 +145,45 @@ const maxID = 1<<56 - 1
 func byPort(a, b Port) int         { return cmp.Compare(a.No, b.No) }
 func byEndpoint(a, b Endpoint) int { return cmp.Compare(a.ID, b.ID) }
 func byEntry(a, b Entry) int       { return cmp.Compare(a.ID, b.ID) }
+func byWay(a, b Way) int           { return byCourse(a.Course, b.Course) }
+
+func byCourse(a, b Course) int {
+	return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Bucket, b.Bucket))
+}
 
 func (p *Port) name() string     { return fmt.Sprintf("port %d", p.No) }
 func (e *Endpoint) name() string { return fmt.Sprintf("endpoint %d", e.ID) }
 func (e *Entry) name() string    { return fmt.Sprintf("entry %d", e.ID) }
+func (w *Way) name() string      { return "way of " + w.Course.String() }
+func (c *Course) name() string   { return "move of " + c.String() }
+
+func (c Course) String() string {
+	text := fmt.Sprintf("group %d to group %d, class %d", c.From, c.To, c.Class)
+	if c.Bucket != AllBuckets {
+		text += fmt.Sprintf(", bucket %d", c.Bucket)
+	}
+	return text
+}
 
 func (p *Port) endpoint() uint64     { return 0 }
 func (e *Endpoint) endpoint() uint64 { return e.ID }
 func (e *Entry) endpoint() uint64    { return 0 }
+func (w *Way) endpoint() uint64      { return 0 }
+func (c *Course) endpoint() uint64   { return 0 }
 
-func (p *Port) equal(o *Port) bool { return *p == *o }
+func (p *Port) equal(o *Port) bool     { return *p == *o }
+func (w *Way) equal(o *Way) bool       { return *w == *o }
+func (c *Course) equal(o *Course) bool { return *c == *o }
 
 func (e *Endpoint) equal(o *Endpoint) bool {
 	return e.ID == o.ID && e.Class == o.Class && e.OutPort == o.OutPort && e.Hole == o.Hole &&
+		e.Group == o.Group && e.Number == o.Number &&
 		same(e.Prefixes, o.Prefixes) && same(e.SourcePorts, o.SourcePorts)
 }
 
 func (e *Entry) equal(o *Entry) bool {
-	return e.ID == o.ID && e.Src == o.Src && e.Dst == o.Dst && e.Protocol == o.Protocol && same(e.Ports, o.Ports)
+	return e.ID == o.ID && e.Src == o.Src && e.Dst == o.Dst && e.Class == o.Class &&
+		e.Protocol == o.Protocol && same(e.Ports, o.Ports)
 }
 
 // same is slices.Equal, but does not read an array that both slices share.
@@ -149,8 +203,10 @@ func (e *Endpoint) check() error {
 		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
 	switch {
-	case e.Hole && (e.Class != 0 || e.OutPort != 0 || len(e.SourcePorts) > 0):
-		return fmt.Errorf("%s: a hole has a class or a port", e.name())
+	case e.Hole && (e.Class != 0 || e.OutPort != 0 || len(e.SourcePorts) > 0 || e.Group != 0):
+		return fmt.Errorf("%s: a hole has a class, a port or a group", e.name())
+	case e.Group == 0 && e.Number != 0:
+		return fmt.Errorf("%s: an endpoint without a group has number %d", e.name(), e.Number)
 	case !e.Hole && (e.Class == 0 || e.Class == routerClass):
 		return fmt.Errorf("%s: class %d is reserved", e.name(), e.Class)
 	}
@@ -185,6 +241,25 @@ func (e *Entry) check() error {
 	return nil
 }
 
+func (w *Way) check() error {
+	if w.Port == 0 || w.Port >= 0xffffff00 {
+		return fmt.Errorf("%s: port %d is not that of a device", w.name(), w.Port)
+	}
+	return w.checkCourse(w.name())
+}
+
+func (c *Course) check() error { return c.checkCourse(c.name()) }
+
+func (c *Course) checkCourse(name string) error {
+	if c.To == 0 {
+		return fmt.Errorf("%s: group 0 is no group", name)
+	}
+	if c.Bucket < AllBuckets || c.Bucket > 255 {
+		return fmt.Errorf("%s: there are buckets 0 to 255", name)
+	}
+	return nil
+}
+
 // maskedPort is the set of ports that equal Value in the bits of Mask.
 type maskedPort struct{ Value, Mask uint16 }
 
@@ -214,6 +289,8 @@ func (s State) tidy() State {
 		t.Entries = append(t.Entries, e)
 	}
 	slices.SortFunc(t.Entries, byEntry)
+	t.Ways = slices.SortedFunc(slices.Values(s.Ways), byWay)
+	t.Moved = slices.SortedFunc(slices.Values(s.Moved), byCourse)
 	return t
 }
 

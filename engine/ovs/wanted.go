@@ -16,13 +16,14 @@ import (
 // apart from one comparison of the two in order.
 type wanted struct {
 	zone     uint16
+	base     []of.Flow               // of every state
 	state    State                   // in order of numbers
 	prefixes map[netip.Prefix]uint64 // the endpoint that has it
 	policy   map[of.Key][]of.Flow    // flows of entries that admit the same packets, lowest entry first
 }
 
 func newWanted(zone uint16) *wanted {
-	return &wanted{zone: zone, prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}}
+	return &wanted{zone: zone, base: baseFlows(zone), prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}}
 }
 
 // change is how one State differs from the one before: before are the parts that go or are
@@ -36,6 +37,8 @@ func (w *wanted) change(next State) (c change, left []LeftOut) {
 	c.before.Ports, c.after.Ports, left = differing(w.state.Ports, &c.next.Ports, byPort, left)
 	c.before.Endpoints, c.after.Endpoints, left = differing(w.state.Endpoints, &c.next.Endpoints, byEndpoint, left)
 	c.before.Entries, c.after.Entries, left = differing(w.state.Entries, &c.next.Entries, byEntry, left)
+	c.before.Ways, c.after.Ways, left = differing(w.state.Ways, &c.next.Ways, byWay, left)
+	c.before.Moved, c.after.Moved, left = differing(w.state.Moved, &c.next.Moved, byCourse, left)
 	return c, w.settleOwners(&c, left)
 }
 
@@ -126,8 +129,8 @@ func (w *wanted) flowsAfter(c change) map[of.Key]of.Flow {
 // flows returns all flows of the current state.
 func (w *wanted) flows() map[of.Key]of.Flow {
 	s := w.state
-	flows := make(map[of.Key]of.Flow, 32+4*len(s.Endpoints)+3*len(s.Entries)+len(w.policy))
-	put(flows, baseFlows(w.zone))
+	flows := make(map[of.Key]of.Flow, 600+4*len(s.Endpoints)+3*len(s.Entries)+len(w.policy)+len(s.Ways)+len(s.Moved))
+	put(flows, w.base)
 	for key, list := range w.policy {
 		flows[key] = list[0]
 	}
@@ -158,6 +161,14 @@ func (w *wanted) put(flows map[of.Key]of.Flow, s State, policy []of.Key) {
 	for _, e := range s.Entries {
 		put(flows, e.stateFlows())
 	}
+	for _, way := range s.Ways {
+		f := way.flow()
+		flows[f.Key] = f
+	}
+	for _, course := range s.Moved {
+		f := course.flow()
+		flows[f.Key] = f
+	}
 	for _, key := range policy {
 		if list := w.policy[key]; len(list) > 0 {
 			flows[key] = list[0]
@@ -171,7 +182,7 @@ func put(flows map[of.Key]of.Flow, more []of.Flow) {
 	}
 }
 
-// part is a pointer to a Port, an Endpoint or an Entry.
+// part is a pointer to a part of a State.
 type part[T any] interface {
 	*T
 	name() string
