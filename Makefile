@@ -113,6 +113,7 @@ bench: setup build ## Measure the data paths, a fabric and its alternatives, and
 	go test -run '^$$' -bench GuestCost -benchtime 3x ./agent
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=10000
 	go test -run '^$$' -bench . ./engine/ovs ./engine -endpoints=100000
+	go test -run '^$$' -bench TwoZonesInUserSpace -benchtime 20x ./engine/port
 	go build -C e2e/bench/nebula -o $(CURDIR)/bin/ github.com/slackhq/nebula/cmd/nebula github.com/slackhq/nebula/cmd/nebula-cert
 	go build -o bin/sif-bench ./e2e/bench
 	bin/sif-bench -nebula bin

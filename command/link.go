@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/wellknown"
@@ -19,6 +20,7 @@ import (
 type LinkCommand struct {
 	Meta
 	server   link.ServerConfig
+	cores    int
 	logLevel string
 	logJSON  bool
 }
@@ -48,6 +50,7 @@ func (c *LinkCommand) options() []*flag.FlagSet {
 	runDir, dataDir := filepath.Join(wellknown.RunDir, wellknown.LinkDir), filepath.Join(wellknown.DataDir, wellknown.LinkDir)
 	o.StringVar(&c.server.RunDir, "run-dir", runDir, "The `path` to the directory of the sockets. Default: "+runDir)
 	o.StringVar(&c.server.DataDir, "data-dir", dataDir, "The `path` to the directory of saved devices, including private keys. Default: "+dataDir)
+	o.IntVar(&c.cores, "cores", 0, "The largest `number` of cores to use, if the traffic needs them. It begins with one, which suits small traffic best. Default: half of the machine's")
 	o.StringVar(&c.logLevel, "log-level", "info", "Log level: `trace|debug|info|warn|error`. Default: info")
 	o.BoolVar(&c.logJSON, "log-json", false, "Log in JSON.")
 	return []*flag.FlagSet{o}
@@ -58,7 +61,14 @@ func (c *LinkCommand) run(ctx context.Context, _ []string) error {
 	if level == hclog.NoLevel {
 		return usagef("-log-level: %q is not one of trace, debug, info, warn, error", c.logLevel)
 	}
+	if c.cores < 0 {
+		return usagef("-cores=%d: must be a number of cores, or 0 for half of the machine's", c.cores)
+	}
 	c.server.Logger = c.newLog(level, c.logJSON)
+	if err := link.KeepMonitorAwake(); err != nil {
+		c.server.Logger.Warn("packets take more of the processor than necessary", logkey.Error, err)
+	}
+	go link.AdaptCores(ctx, c.cores, c.server.Logger)
 	reload := func(context.Context) {
 		c.server.Logger.Info("nothing to reload: devices are configured over the socket")
 	}

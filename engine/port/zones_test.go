@@ -10,13 +10,17 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/procfs"
 	"github.com/shoenig/test/must"
 	"github.com/vishvananda/netlink"
 
@@ -44,6 +48,52 @@ type zonesNode struct {
 	pipeline *ovs.Pipeline // of a processor with a switch
 	sw       *ovs.Switch
 	state    ovs.State
+	link     *exec.Cmd // `sif link` in user space
+}
+
+// linkVariable makes the test binary run `sif link` with its sockets and state in a directory.
+const linkVariable = "SIF_PORT_TEST_LINK"
+
+// plainVariable leaves the Go runtime as it is.
+const plainVariable = "SIF_PORT_TEST_LINK_PLAIN"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(linkVariable)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
+	defer stop()
+	if os.Getenv(plainVariable) == "" {
+		if err := link.KeepMonitorAwake(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		go link.AdaptCores(ctx, 0, hclog.NewNullLogger())
+	}
+	if err := link.NewServer(link.ServerConfig{RunDir: dir, DataDir: dir, Logger: hclog.NewNullLogger()}).Run(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// startLink starts the node's `sif link`, which ends with the test.
+func (n *zonesNode) startLink(t testing.TB, environ []string) *link.Client {
+	t.Helper()
+	dir := t.TempDir()
+	self, err := os.Executable()
+	must.NoError(t, err)
+	n.link = exec.Command("nsenter", "--net=/run/netns/"+n.name, self)
+	n.link.Env = append(append(os.Environ(), linkVariable+"="+dir), environ...)
+	n.link.Stderr = os.Stderr
+	must.NoError(t, n.link.Start())
+	t.Cleanup(func() {
+		_ = n.link.Process.Signal(syscall.SIGTERM)
+		_ = n.link.Wait()
+	})
+	client := link.NewClient(dir)
+	ovstest.Patiently(t, func() error { _, err := client.Status(t.Context()); return err })
+	return client
 }
 
 const zonesMTU = 1420 // of the links
@@ -55,18 +105,24 @@ type zonesOptions struct {
 	switched  bool // the processors have a switch; otherwise they route
 	encrypted bool // the links are the kernel's WireGuard; otherwise its IP in IP
 	switchMTU int
+	userspace bool     // links and switches are those in user space; encrypted must be true
+	environ   []string // of each `sif link` in user space
 }
 
 func newZones(t testing.TB, o zonesOptions) *zones {
 	t.Helper()
 	testhost.RequireRoot(t)
-	if err := link.KernelSupport(); err != nil {
-		testhost.UnmetHere(t, err.Error())
+	if o.userspace {
+		t.Setenv("SIF_TEST_DATAPATH", "netdev")
+	} else {
+		if err := link.KernelSupport(); err != nil {
+			testhost.UnmetHere(t, err.Error())
+		}
+		if !ovs.KernelDatapath() {
+			testhost.UnmetHere(t, "needs the kernel's Open vSwitch")
+		}
+		t.Setenv("SIF_TEST_DATAPATH", "system")
 	}
-	if !ovs.KernelDatapath() {
-		testhost.UnmetHere(t, "needs the kernel's Open vSwitch")
-	}
-	t.Setenv("SIF_TEST_DATAPATH", "system")
 	z := &zones{t: t, switchMTU: o.switchMTU}
 	middle := ovstest.Namespace(t, "underlay")
 	ovstest.Run(t, "ip", "-n", middle, "link", "add", "br0", "up", "type", "bridge")
@@ -101,7 +157,7 @@ func newZones(t testing.TB, o zonesOptions) *zones {
 	for _, end := range []int{0, 3} {
 		ovstest.Run(t, "ip", "-n", z.nodes[end].name, "addr", "add", zonesAddr(end).String()+"/32", "dev", "lo")
 		if o.switched {
-			// Workloads have the switch's MTU.
+			// Workloads have the switch's MTU, which the links' own routes do not have.
 			other := zonesAddr(3 - end)
 			ovstest.Run(t, "ip", "-n", z.nodes[end].name, "route", "replace", other.String()+"/32", "dev", "sif-l0",
 				"src", zonesAddr(end).String(), "mtu", fmt.Sprint(o.switchMTU))
@@ -114,12 +170,19 @@ func newZones(t testing.TB, o zonesOptions) *zones {
 // end has only sif-l0.
 func (z *zones) connect(i int, o zonesOptions) {
 	t, n := z.t, z.nodes[i]
-	var k *link.Kernel
-	ovstest.In(t, n.name, func() {
-		var err error
-		k, err = link.NewKernel(link.KernelConfig{Owner: n.name, Logger: hclog.NewNullLogger()})
-		must.NoError(t, err)
-	})
+	var k interface {
+		Apply(context.Context, []link.Device) error
+	}
+	if o.userspace {
+		k = n.startLink(t, o.environ)
+	} else {
+		ovstest.In(t, n.name, func() {
+			kernel, err := link.NewKernel(link.KernelConfig{Owner: n.name, Logger: hclog.NewNullLogger()})
+			must.NoError(t, err)
+			t.Cleanup(func() { must.NoError(t, kernel.Remove()) })
+			k = kernel
+		})
+	}
 	var devices []link.Device
 	var configs []port.Config
 	for _, peer := range []int{i - 1, i + 1} {
@@ -131,7 +194,7 @@ func (z *zones) connect(i int, o zonesOptions) {
 			beyond = zonesAddr(3)
 		}
 		d := link.Device{
-			Name: fmt.Sprintf("sif-l%d", len(devices)), Interface: link.Interface{MTU: zonesMTU, Routes: n.sw == nil},
+			Name: fmt.Sprintf("sif-l%d", len(devices)), Interface: link.Interface{MTU: zonesMTU, Routes: !o.switched},
 			ListenPort: uint16(51820 + len(devices)), PrivateKey: n.private,
 		}
 		listens := uint16(51820) // an end's only device, or the first one
@@ -168,7 +231,6 @@ func (z *zones) connect(i int, o zonesOptions) {
 	}
 	if o.encrypted {
 		must.NoError(t, k.Apply(t.Context(), devices))
-		t.Cleanup(func() { must.NoError(t, k.Remove()) })
 	}
 	for j, c := range configs {
 		ensure(t, c) // takes the device of IP in IP, and routes
@@ -252,6 +314,8 @@ type traffic struct {
 const (
 	requestSize = 1 << 10
 	blockSize   = 1 << 20
+
+	requestsAtOnce = 15
 )
 
 func (z *zones) traffic() traffic {
@@ -282,6 +346,7 @@ func (z *zones) traffic() traffic {
 // send sends the bytes, waits for an answer of a length, and returns how long it took.
 func (c traffic) send(what []byte, answer int) time.Duration {
 	began := time.Now()
+	must.NoError(c.t, c.near.SetDeadline(began.Add(time.Minute)))
 	_, err := c.near.Write(what)
 	must.NoError(c.t, err)
 	_, err = io.ReadFull(c.near, make([]byte, answer))
@@ -295,7 +360,7 @@ func (c traffic) block() time.Duration { return c.send(make([]byte, blockSize), 
 func (c traffic) request() time.Duration {
 	what := append([]byte{1}, make([]byte, requestSize-1)...)
 	var times []float64
-	for range 15 {
+	for range requestsAtOnce {
 		times = append(times, float64(c.send(what, requestSize)))
 	}
 	return time.Duration(median(times))
@@ -334,4 +399,78 @@ func BenchmarkTwoZones(b *testing.B) {
 			b.ReportMetric(median(latency), "latency-ratio")
 		})
 	}
+}
+
+// BenchmarkTwoZonesInUserSpace does the same with links and switches in user space, each node's
+// links in a process of its own: with `sif link` as it is, in the Go runtime's own settings, and
+// with routes instead of switches. It reports what the four processes of the links take, which
+// depends less on other work on the machine than rates do: processor time and context switches.
+func BenchmarkTwoZonesInUserSpace(b *testing.B) {
+	type way struct {
+		name  string
+		zones *zones
+		traffic
+		throughput, latency, byteTime, blockSwitches, requestTime, requestSwitches []float64
+	}
+	ways := []*way{
+		{name: "sif", zones: newZones(b, zonesOptions{encrypted: true, userspace: true, switched: true, switchMTU: 1376})},
+		{name: "plain-runtime", zones: newZones(b, zonesOptions{encrypted: true, userspace: true, switched: true, switchMTU: 1376, environ: []string{plainVariable + "=1"}})},
+		{name: "routed", zones: newZones(b, zonesOptions{encrypted: true, userspace: true})},
+	}
+	for _, w := range ways {
+		w.traffic = w.zones.traffic()
+		w.block()
+		w.request()
+	}
+	const blocks, requests = 16, 10
+	b.ResetTimer()
+	for i := range b.N {
+		for j := range ways {
+			w := ways[(i+j)%len(ways)] // each is the first one in some round
+			before, began := w.zones.spent(), time.Now()
+			for range blocks {
+				w.block()
+			}
+			took, between := time.Since(began), w.zones.spent()
+			for range requests {
+				w.latency = append(w.latency, w.request().Seconds()*1e6)
+			}
+			after := w.zones.spent()
+			w.throughput = append(w.throughput, blocks*blockSize*8/took.Seconds()/1e6)
+			w.byteTime = append(w.byteTime, float64((between.time-before.time).Nanoseconds())/(blocks*blockSize))
+			w.blockSwitches = append(w.blockSwitches, float64(between.switches-before.switches)/blocks)
+			w.requestTime = append(w.requestTime, (after.time-between.time).Seconds()*1e6/(requests*requestsAtOnce))
+			w.requestSwitches = append(w.requestSwitches, float64(after.switches-between.switches)/(requests*requestsAtOnce))
+		}
+	}
+	for _, w := range ways {
+		b.ReportMetric(median(w.throughput), w.name+"-Mb/s")
+		b.ReportMetric(median(w.latency), w.name+"-us/request")
+		b.ReportMetric(median(w.byteTime), w.name+"-links-ns/byte")
+		b.ReportMetric(median(w.blockSwitches), w.name+"-links-switches/MiB")
+		b.ReportMetric(median(w.requestTime), w.name+"-links-us/request")
+		b.ReportMetric(median(w.requestSwitches), w.name+"-links-switches/request")
+	}
+}
+
+// spending is what the link processes of all nodes have used so far.
+type spending struct {
+	time     time.Duration
+	switches uint64 // context switches
+}
+
+func (z *zones) spent() (sum spending) {
+	for _, n := range z.nodes {
+		threads, err := procfs.AllThreads(n.link.Process.Pid)
+		must.NoError(z.t, err)
+		for _, thread := range threads {
+			running, err := thread.Schedstat()
+			must.NoError(z.t, err)
+			status, err := thread.NewStatus()
+			must.NoError(z.t, err)
+			sum.time += time.Duration(running.RunningNanoseconds)
+			sum.switches += status.VoluntaryCtxtSwitches + status.NonVoluntaryCtxtSwitches
+		}
+	}
+	return sum
 }
