@@ -119,7 +119,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, fmt.Errorf("create the data directory: %w", err)
 	}
 	// Two controllers with one data directory would replace each other's stored revision.
-	lock, err := dirlock.Lock(cfg.DataDir, "lock")
+	lock, err := dirlock.Take(cfg.DataDir, "lock")
 	if errors.Is(err, dirlock.ErrLocked) {
 		return nil, fmt.Errorf("data directory %s is in use by another controller; stop it, or configure another data_dir", cfg.DataDir)
 	}

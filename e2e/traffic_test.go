@@ -130,17 +130,23 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 	must.NoError(t, err)
 	s := &stream{from: from, to: to}
 	t.Cleanup(func() { l.Close() })
-	accepted := make(chan net.Conn, 1)
 	var running sync.WaitGroup
+	// A connection may be accepted of which the dialer knows nothing any more: a segment that was
+	// lost at first is repeated just when its time is over. So all of them are served.
+	accepted := make(chan []net.Conn, 1)
 	running.Go(func() {
-		far, err := l.Accept()
-		l.Close() // for the next stream to this port
-		if err != nil {
-			close(accepted)
-			return
+		var all []net.Conn
+		for {
+			far, err := l.Accept()
+			if err != nil {
+				accepted <- all
+				return
+			}
+			all = append(all, far)
+			running.Go(func() {
+				_, _ = io.Copy(far, io.TeeReader(far, counter{&s.served})) // ends with the connection
+			})
 		}
-		accepted <- far
-		_, _ = io.Copy(far, io.TeeReader(far, counter{&s.served})) // ends with the connection
 	})
 	eventually(t, 10*time.Second, func() error {
 		s.conn, err = dial(from.netns, at, time.Second)
@@ -167,7 +173,7 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 	s.stop = sync.OnceFunc(func() {
 		cancel()
 		l.Close()
-		for _, end := range []net.Conn{s.conn, <-accepted} {
+		for _, end := range append(<-accepted, s.conn) {
 			if c, ok := end.(*net.TCPConn); ok {
 				_ = c.SetLinger(0) // a reset leaves no connection state in the kernel
 				c.Close()
@@ -177,6 +183,7 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 	})
 	t.Cleanup(s.stop)
 	s.mustFlow(t, 10*time.Second)
+	l.Close() // for the next stream to this port
 	return s
 }
 

@@ -58,6 +58,7 @@ type Lab struct {
 	servers  map[string]string // paths of consul, vault and nomad
 	ca       *authority        // of the servers; only in the program that called Up
 	progress *progress
+	asked    sync.Map // PIDs of processes that this program was told to end
 }
 
 // Secrets are the tokens of a lab. They are useless outside it.

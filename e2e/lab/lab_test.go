@@ -25,6 +25,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -444,6 +445,51 @@ func testProcesses(t *testing.T, l *Lab) {
 	must.True(t, l.Alive("gcp1-p1", "ovs-vswitchd"))
 	_, err := l.Process("gcp1-p1", "nothing")
 	must.ErrorContains(t, err, "no process gcp1-p1/nothing")
+
+	// One that was killed is started again at once, not taken for running.
+	const node, name = "gcp1-w1", "idle"
+	t.Cleanup(func() { must.NoError(t, os.Remove(l.processFile(&Process{Node: node, Name: name}))) })
+	must.NoError(t, l.start(&Process{Node: node, Name: name, Args: []string{"sleep", "infinity"}}))
+	for range 20 {
+		killed, err := l.Process(node, name)
+		must.NoError(t, err)
+		must.NoError(t, l.Signal(node, name, syscall.SIGKILL))
+		must.NoError(t, l.Start(node, name))
+		now, err := l.Process(node, name)
+		must.NoError(t, err)
+		must.NotEq(t, killed.PID, now.PID)
+	}
+
+	// One that ends by itself is named with the end of its log, and no other.
+	must.NoError(t, l.Stop(t.Context(), node, name))
+	said := &lines{}
+	l.progress = newProgress(said)
+	must.NoError(t, l.start(&Process{Node: node, Name: name, Args: []string{"sh", "-c", "echo the reason; exit 3"}}))
+	eventually(t, 5*time.Second, func() error {
+		if text := said.String(); !strings.Contains(text, node+"/"+name+" has ended by itself: exit status 3") || !strings.Contains(text, "the reason") {
+			return fmt.Errorf("it says %q", text)
+		}
+		return nil
+	})
+	must.StrNotContains(t, said.String(), "ovs-vswitchd")
+}
+
+// lines is a buffer that several goroutines may use.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(b)
+}
+
+func (l *lines) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }
 
 // TestUpUndoesItself interrupts and kills Up at several moments, and checks that nothing is left.

@@ -65,12 +65,22 @@ func (l *Lab) start(p *Process) error {
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start %s: %w", p, err)
 	}
-	go func() { _ = cmd.Wait() }() // reaps the process; alive reads its state from /proc
 	p.PID = cmd.Process.Pid
+	go l.reap(*p, cmd) // alive reads its state from /proc
 	if p.Born, err = bornAt(p.PID); err != nil {
 		return fmt.Errorf("start %s: it ended immediately: %s", p, l.Tail(p.Node, p.Name))
 	}
 	return writeJSON(l.processFile(p), p)
+}
+
+// reap waits for the end of a process. If nobody asked for that, by Stop, Signal or SIGKILL, it
+// says so with the end of the log: nothing starts the process again, as systemd would.
+func (l *Lab) reap(p Process, cmd *exec.Cmd) {
+	_ = cmd.Wait()
+	status, _ := cmd.ProcessState.Sys().(syscall.WaitStatus)
+	if _, asked := l.asked.LoadAndDelete(p.PID); !asked && status.Signal() != syscall.SIGKILL {
+		l.progress.line("%s has ended by itself: %s; the end of its log:\n%s", &p, cmd.ProcessState, l.Tail(p.Node, p.Name))
+	}
 }
 
 // alive reports whether this process still runs, not another one with its PID.
@@ -138,6 +148,9 @@ func (l *Lab) Signal(node, name string, s syscall.Signal) error {
 	if !p.alive() {
 		return fmt.Errorf("%s is not running", p)
 	}
+	if s == syscall.SIGTERM || s == syscall.SIGINT {
+		l.asked.Store(p.PID, nil)
+	}
 	if err := syscall.Kill(p.PID, s); err != nil {
 		return fmt.Errorf("send %s to %s: %w", s, p, err)
 	}
@@ -152,6 +165,9 @@ func (l *Lab) Stop(ctx context.Context, node, name string) error {
 	p, err := l.Process(node, name)
 	if err != nil {
 		return err
+	}
+	if p.alive() {
+		l.asked.Store(p.PID, nil)
 	}
 	return p.stop(ctx, 5*time.Second)
 }

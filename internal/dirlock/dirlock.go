@@ -10,7 +10,11 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+	"time"
 )
+
+// ending is how long Take waits for a process that is ending.
+const ending = 2 * time.Second
 
 // ErrLocked is returned if another process has the lock.
 var ErrLocked = errors.New("another process has the lock")
@@ -30,4 +34,16 @@ func Lock(dir, name string) (*os.File, error) {
 		return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
 	}
 	return f, nil
+}
+
+// Take is Lock for a daemon that replaces another one. A daemon that was killed keeps its locks
+// until the kernel has ended all its threads, and a program that it was just starting inherits them
+// for a moment, so Take waits for up to 2 s.
+func Take(dir, name string) (*os.File, error) {
+	for deadline := time.Now().Add(ending); ; time.Sleep(20 * time.Millisecond) {
+		f, err := Lock(dir, name)
+		if !errors.Is(err, ErrLocked) || time.Now().After(deadline) {
+			return f, err
+		}
+	}
 }

@@ -5,6 +5,7 @@ package dirlock
 
 import (
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 )
@@ -23,5 +24,19 @@ func TestLock(t *testing.T) {
 	must.NoError(t, err)
 	must.NoError(t, lock.Close())
 	_, err = Lock(dir+"/missing", "lock")
+	must.ErrorContains(t, err, "open the lock")
+}
+
+func TestTakeWaitsForOneThatEnds(t *testing.T) {
+	dir := t.TempDir()
+	lock, err := Lock(dir, "lock")
+	must.NoError(t, err)
+	time.AfterFunc(100*time.Millisecond, func() { lock.Close() })
+	next, err := Take(dir, "lock")
+	must.NoError(t, err)
+	_, err = Take(dir, "lock")
+	must.ErrorIs(t, err, ErrLocked)
+	must.NoError(t, next.Close())
+	_, err = Take(dir+"/missing", "lock")
 	must.ErrorContains(t, err, "open the lock")
 }

@@ -105,7 +105,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 			return nil, fmt.Errorf("create the node's directory: %w", err)
 		}
 	}
-	if n.lock, err = dirlock.Lock(c.DataDir, "lock"); errors.Is(err, dirlock.ErrLocked) {
+	if n.lock, err = dirlock.Take(c.DataDir, "lock"); errors.Is(err, dirlock.ErrLocked) {
 		return nil, fmt.Errorf("data directory %s is in use by another daemon; stop it, or configure another data_dir", c.DataDir)
 	} else if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func (s *Server) Run(ctx context.Context) error {
 		}
 	}
 	// A second server would replace the sockets.
-	lock, err := dirlock.Lock(s.config.RunDir, lockFile)
+	lock, err := dirlock.Take(s.config.RunDir, lockFile)
 	if errors.Is(err, dirlock.ErrLocked) {
 		return fmt.Errorf("lock %s: another `sif link` is running there", s.config.RunDir)
 	}
