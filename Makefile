@@ -119,6 +119,10 @@ bench: setup build ## Measure the data paths, a fabric and its alternatives, and
 	bin/sif-bench -nebula bin
 	bin/sif-bench -only sizes
 
+.PHONY: bench-gap
+bench-gap: build ## Measure what is lost between two zones while a process on the way restarts (root, after make setup)
+	go test -tags e2e -count 1 -timeout 15m -v -run '^TestGaps$$' ./e2e
+
 # The linters have a go.mod of their own, which keeps their dependencies out of the product's.
 LINTER := go tool -modfile=tools/lint/go.mod
 

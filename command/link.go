@@ -37,8 +37,9 @@ Usage: sif link [options]
   link { device = "userspace" }, runs one such process, supervised apart from
   the agent and the engine, which configure devices and peers over sockets in
   the run directory. Elsewhere it is not needed: it then has no devices.
-  A restart of the agent or the engine does not affect the tunnels; stopping
-  this process takes them down. On start it restores its devices.
+  A restart of the agent or the engine does not affect the tunnels. While
+  this process does not run, its devices stay with their routes and drop all
+  packets. On start it takes them over.
 
   SIGINT and SIGTERM stop the process. SIGHUP has no effect: there is no
   configuration to reload.

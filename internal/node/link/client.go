@@ -178,7 +178,8 @@ func (c *Client) Status(ctx context.Context) ([]DeviceStatus, error) {
 	return devices, nil
 }
 
-// forget removes what `sif link` saved in its data directory, unless it runs.
+// forget removes what `sif link` saved in its data directory, and the interfaces that it left,
+// unless it runs.
 func (c *Client) forget(dataDir string) error {
 	saved := filepath.Join(dataDir, stateFile)
 	if _, err := os.Stat(saved); errors.Is(err, fs.ErrNotExist) {
@@ -195,6 +196,9 @@ func (c *Client) forget(dataDir string) error {
 		return err
 	}
 	defer lock.Close()
+	if _, err := removeStrays(dataDir, func(string, int) bool { return false }); err != nil {
+		return err
+	}
 	if err := os.Remove(saved); err != nil {
 		return fmt.Errorf("remove the saved devices of sif link: %w", err)
 	}

@@ -16,6 +16,9 @@
 // exists, its namespace, its MTU, whether it has routes) goes over HTTP on <run dir>/link.sock.
 // Private keys therefore never pass through the HTTP API.
 //
+// A device in user space has a persistent TUN interface, which stays with its routes when `sif
+// link` ends, and drops packets until the next `sif link` takes it over. An alias says whose it is.
+//
 // A device of the kernel keeps its UDP socket in the namespace in which it was made, whichever one
 // it is moved into. So does a user-space device, whose socket is opened by the process.
 package link

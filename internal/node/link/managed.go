@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/containernetworking/plugins/pkg/netlinksafe"
 	"github.com/hashicorp/go-hclog"
 	"golang.zx2c4.com/wireguard/conn"
 	wgdevice "golang.zx2c4.com/wireguard/device"
@@ -23,6 +22,7 @@ import (
 // managedDevice is the desired and the actual state of a device. The server's mutex guards it.
 type managedDevice struct {
 	want    Device
+	mark    string       // of its interface
 	socket  net.Listener // UAPI
 	running *runningDevice
 	err     error // why it is not in the desired state
@@ -62,7 +62,7 @@ func (m *managedDevice) doRepair() error {
 		m.stop()
 	}
 	if m.running == nil {
-		if m.running, err = startDevice(m.want, id, m.logger); err != nil {
+		if m.running, err = startDevice(m.want, m.mark, id, m.logger); err != nil {
 			return err
 		}
 	}
@@ -72,7 +72,7 @@ func (m *managedDevice) doRepair() error {
 	}
 	// Somebody moved it into another namespace.
 	m.stop()
-	if m.running, err = startDevice(m.want, id, m.logger); err != nil {
+	if m.running, err = startDevice(m.want, m.mark, id, m.logger); err != nil {
 		return err
 	}
 	_, err = m.running.apply(m.want)
@@ -97,34 +97,36 @@ func (m *managedDevice) repairRegularly() {
 	}
 }
 
+// stop removes the interface.
 func (m *managedDevice) stop() {
+	if m.running != nil {
+		m.running.destroy()
+		m.running = nil
+	}
+}
+
+// leave leaves the interface to the next process.
+func (m *managedDevice) leave() {
 	if m.running != nil {
 		m.running.close()
 		m.running = nil
 	}
 }
 
-// startDevice creates the interface, which stays down, and configures WireGuard.
-func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevice, error) {
+// startDevice creates the interface, which stays down, or takes over that of an earlier process,
+// and configures WireGuard.
+func startDevice(want Device, mark string, id namespaceID, logger hclog.Logger) (*runningDevice, error) {
 	r := &runningDevice{namespace: want.Namespace, id: id}
 	err := inNamespace(want.Namespace, func() (err error) {
-		if r.tun, err = openTUN(want.Name, want.MTU); err != nil {
+		if r.tun, r.index, err = openTUN(want.Name, mark, want.MTU); err != nil {
 			return err
 		}
-		link, err := netlinksafe.LinkByName(want.Name)
-		if err != nil {
-			return fmt.Errorf("find the interface: %w", err)
-		}
-		r.index = link.Attrs().Index
 		if reversePathFiltered() {
 			logger.Warn("net.ipv4.conf.all.rp_filter is enabled in the interface's namespace and may drop its packets")
 		}
 		return nil
 	})
 	if err != nil {
-		if r.tun != nil {
-			r.tun.Close()
-		}
 		return nil, fmt.Errorf("create the interface: %w", err)
 	}
 	// WireGuard opens the UDP socket on goroutines of its own, so in the process's namespace.
@@ -134,7 +136,7 @@ func startDevice(want Device, id namespaceID, logger hclog.Logger) (*runningDevi
 	})
 	if change := difference(wireguardState{}, want, nil, time.Now()).uapi(); change != "" {
 		if err := r.wireguard.IpcSet(change); err != nil {
-			r.close()
+			r.destroy()
 			return nil, fmt.Errorf("configure WireGuard: %w", err)
 		}
 	}
@@ -260,6 +262,13 @@ func (r *runningDevice) ended() bool {
 	}
 }
 
+// destroy ends WireGuard and removes the interface.
+func (r *runningDevice) destroy() {
+	_ = r.tun.persist(false) // it fails only if somebody deleted the interface
+	r.close()
+}
+
+// close ends WireGuard. The interface stays.
 func (r *runningDevice) close() {
 	r.wireguard.Close()
 }

@@ -34,6 +34,9 @@ func identifyNamespace(path string) (namespaceID, error) {
 	return namespaceID{dev: uint64(st.Dev), ino: st.Ino}, nil
 }
 
+// currentNamespace identifies that of the calling thread.
+func currentNamespace() (namespaceID, error) { return identifyNamespace("/proc/thread-self/ns/net") }
+
 // reversePathFiltered reports whether the namespace's setting for all interfaces overrides that of
 // the interface: the kernel applies the stricter of the two. It must run in that namespace.
 func reversePathFiltered() bool {

@@ -20,12 +20,19 @@ import (
 
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// repairInterval is how often the server compares actual and desired state.
-const repairInterval = 2 * time.Second
+// repairInterval is how often the server compares actual and desired state. In the settling time
+// after its start it tries settlingInterval after a failure: the kernel may still have the ports of
+// a predecessor that was killed.
+const (
+	repairInterval   = 2 * time.Second
+	settlingTime     = 5 * time.Second
+	settlingInterval = 50 * time.Millisecond
+)
 
 // lockFile is the file in the run directory by which a server keeps others out.
 const lockFile = "link.lock"
@@ -55,9 +62,9 @@ func NewServer(config ServerConfig) *Server {
 	return &Server{config: config, logger: config.Logger, devices: make(map[string]*managedDevice)}
 }
 
-// Run restores the saved devices and serves until ctx ends, which removes the devices but not the
-// saved state. It returns an error if it cannot serve, for instance because another server uses the
-// run directory.
+// Run restores the saved devices and serves until ctx ends. The devices' interfaces stay then, and
+// drop packets, so that the next server finds them with their routes. It returns an error if it
+// cannot serve, for instance because another server uses the run directory.
 func (s *Server) Run(ctx context.Context) error {
 	for _, dir := range []string{s.config.RunDir, s.config.DataDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -74,7 +81,8 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	defer lock.Close()
 	defer s.closeDevices()
-	if err := s.restore(); err != nil {
+	restored, err := s.restore()
+	if err != nil {
 		return err
 	}
 	listener, err := listenUnix(filepath.Join(s.config.RunDir, wellknown.LinkSocket))
@@ -86,6 +94,10 @@ func (s *Server) Run(ctx context.Context) error {
 	go func() { served <- server.Serve(listener) }()
 	s.logger.Info("serving", logkey.Address, listener.Addr().String())
 	s.config.Supervisor.Ready()
+	s.settle(ctx)
+	if restored {
+		s.removeStrays()
+	}
 
 	tick := time.NewTicker(repairInterval)
 	defer tick.Stop()
@@ -106,31 +118,83 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 }
 
-// restore creates the saved devices. Devices that cannot be created yet, because after a reboot
-// their namespace does not exist, are retried by repairAll.
-func (s *Server) restore() error {
+// restore creates the saved devices, and reports whether they could be read. Devices that cannot be
+// created yet, because after a reboot their namespace does not exist, are retried by repairAll.
+func (s *Server) restore() (bool, error) {
 	devices, err := loadDevices(s.config.DataDir)
 	if err != nil {
 		// The file only bridges the time until the agent or the engine applies the devices again.
 		path := filepath.Join(s.config.DataDir, stateFile)
 		s.logger.Error("starting without the saved devices, whose file is unreadable and was renamed", logkey.Error, err)
 		if err := os.Rename(path, path+".unreadable"); err != nil {
-			return fmt.Errorf("rename the unreadable file of saved devices: %w", err)
+			return false, fmt.Errorf("rename the unreadable file of saved devices: %w", err)
 		}
+		return false, nil
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var running sync.WaitGroup
+	defer running.Wait()
 	for _, d := range devices {
 		m, err := s.add(d)
 		if err != nil {
-			return err
+			return false, err
 		}
-		m.logRepair(m.repair(), nil)
+		running.Go(func() { m.logRepair(m.repair(), nil) })
 	}
+	running.Wait()
 	if len(devices) > 0 {
 		s.logger.Info("restored saved devices", logkey.Count, len(devices))
 	}
-	return nil
+	return true, nil
+}
+
+// settle repairs the devices until none has failed or the settling time is over.
+func (s *Server) settle(ctx context.Context) {
+	for end := time.Now().Add(settlingTime); time.Now().Before(end); {
+		s.mu.Lock()
+		failed := false
+		for _, m := range s.devices {
+			failed = failed || m.err != nil
+		}
+		s.mu.Unlock()
+		if !failed || !retry.Sleep(ctx, settlingInterval) {
+			return
+		}
+		s.repairAll()
+	}
+}
+
+// removeStrays deletes the interfaces that an earlier server left and that are not devices of this
+// one any more, or not where these are.
+func (s *Server) removeStrays() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	home, err := currentNamespace()
+	if err != nil {
+		s.logger.Warn("cannot look for interfaces of an earlier process", logkey.Error, err)
+		return
+	}
+	removed, err := removeStrays(s.config.DataDir, func(name string, index int) bool {
+		m, known := s.devices[name]
+		if !known {
+			return false
+		}
+		at := home
+		if m.want.Namespace != "" {
+			if at, err = identifyNamespace(m.want.Namespace); err != nil {
+				return false
+			}
+		}
+		here, err := currentNamespace()
+		return err != nil || here == at && (m.running == nil || m.running.index == index)
+	})
+	if len(removed) > 0 {
+		s.logger.Info("deleted interfaces of an earlier process", logkey.Interface, removed)
+	}
+	if err != nil {
+		s.logger.Warn("cannot delete an interface of an earlier process", logkey.Error, err)
+	}
 }
 
 // add adds a device and opens its UAPI socket. The device is created by repair.
@@ -139,7 +203,7 @@ func (s *Server) add(d Device) (*managedDevice, error) {
 	if err != nil {
 		return nil, err
 	}
-	m := &managedDevice{want: d, socket: socket, logger: s.logger.With(logkey.Interface, d.Name), counts: map[string]uint64{}}
+	m := &managedDevice{want: d, mark: markOf(d.Name, s.config.DataDir), socket: socket, logger: s.logger.With(logkey.Interface, d.Name), counts: map[string]uint64{}}
 	s.devices[d.Name] = m
 	go s.serveUAPI(d.Name, socket)
 	return m, nil
@@ -246,12 +310,15 @@ func (s *Server) names() []string {
 	return names
 }
 
+// closeDevices ends the devices, but leaves their interfaces.
 func (s *Server) closeDevices() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, m := range s.devices {
-		s.remove(m)
+		m.socket.Close()
+		m.leave()
 	}
+	clear(s.devices)
 }
 
 // listenUnix opens a socket that only root can use. It replaces one that a killed server left; the

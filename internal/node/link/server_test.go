@@ -194,9 +194,19 @@ func TestLinks(t *testing.T) {
 	})
 
 	t.Run("killed and restarted it restores its devices", func(t *testing.T) {
-		a.stop(syscall.SIGKILL)
-		must.StrNotContains(t, run(t, "ip", "-n", a.inner, "link"), "sif-zone")
-		a.start(t)
+		// So that nothing that refers to it must be made again, the interface stays.
+		for _, end := range []syscall.Signal{syscall.SIGKILL, syscall.SIGTERM} {
+			index := func() string {
+				number, _, _ := strings.Cut(run(t, "ip", "-n", a.inner, "-o", "link", "show", "sif-zone"), ":")
+				return number
+			}
+			before, routes := index(), run(t, "ip", "-n", a.inner, "route", "show", "dev", "sif-zone")
+			a.stop(end)
+			must.StrNotContains(t, run(t, "ip", "-n", a.inner, "link", "show", "sif-zone"), "LOWER_UP")
+			must.Eq(t, routes, strings.ReplaceAll(run(t, "ip", "-n", a.inner, "route", "show", "dev", "sif-zone"), " linkdown", ""))
+			a.start(t)
+			must.Eq(t, before, index())
+		}
 		must.True(t, status(t, a).Up)
 		must.NoError(t, converse(a, b))
 		must.NoError(t, converse(a, c))
@@ -319,6 +329,85 @@ func TestLinks(t *testing.T) {
 		saved, err := loadDevices(a.dataDir())
 		must.NoError(t, err)
 		must.SliceEmpty(t, saved)
+	})
+}
+
+// TestInterfacesThatWereLeft starts `sif link` where an earlier one left interfaces that are not as
+// they are to be.
+func TestInterfacesThatWereLeft(t *testing.T) {
+	n := newNodes(t, 1)[0]
+	other := newKey(t)
+	peer := Peer{PublicKey: other.Public(), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("100.64.9.0/24")}}
+	apply := func() {
+		t.Helper()
+		must.NoError(t, n.client.Apply(t.Context(), []Device{n.device(peer)}))
+	}
+	index := func() string {
+		out, _ := execute("ip", "-n", n.inner, "-o", "link", "show", "sif-zone")
+		number, _, _ := strings.Cut(out, ":")
+		return number
+	}
+	apply()
+	for name, tc := range map[string]struct {
+		change func(t *testing.T) // while nothing runs
+		again  bool               // the interface is made again
+		failed string             // what the status then says
+	}{
+		"as it was": {change: func(*testing.T) {}},
+		"down, with another MTU": {change: func(t *testing.T) {
+			run(t, "ip", "-n", n.inner, "link", "set", "sif-zone", "down", "mtu", "1300")
+		}},
+		"deleted":              {again: true, change: func(t *testing.T) { run(t, "ip", "-n", n.inner, "link", "del", "sif-zone") }},
+		"renamed":              {again: true, change: func(t *testing.T) { run(t, "ip", "-n", n.inner, "link", "set", "sif-zone", "down", "name", "strange") }},
+		"in another namespace": {again: true, change: func(t *testing.T) { run(t, "ip", "-n", n.inner, "link", "set", "sif-zone", "netns", n.outer) }},
+		"another one with its name": {failed: "not of this sif link (type tun", change: func(t *testing.T) {
+			run(t, "ip", "-n", n.inner, "link", "del", "sif-zone")
+			run(t, "ip", "-n", n.inner, "tuntap", "add", "sif-zone", "mode", "tun")
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := index()
+			n.stop(syscall.SIGKILL)
+			tc.change(t)
+			n.start(t)
+			if tc.failed != "" {
+				must.StrContains(t, status(t, n).Error, tc.failed)
+				run(t, "ip", "-n", n.inner, "link", "del", "sif-zone")
+			}
+			eventually(t, func() error {
+				s := status(t, n)
+				all := run(t, "ip", "-n", n.inner, "link") + run(t, "ip", "-n", n.outer, "link")
+				if !s.Up || strings.Count(all, "sif-zone:") != 1 || strings.Contains(all, "strange") {
+					return fmt.Errorf("the device is not there once, and up: %+v\n%s", s, all)
+				}
+				return nil
+			})
+			must.StrContains(t, run(t, "ip", "-n", n.inner, "route", "show", "dev", "sif-zone"), "100.64.9.0/24")
+			if tc.failed == "" {
+				must.Eq(t, tc.again, index() != before)
+			}
+		})
+	}
+	t.Run("of a device that is not wanted any more", func(t *testing.T) {
+		n.stop(syscall.SIGKILL)
+		must.NoError(t, os.Remove(filepath.Join(n.dataDir(), stateFile)))
+		n.start(t)
+		eventually(t, func() error {
+			if links := run(t, "ip", "-n", n.inner, "link"); strings.Contains(links, "sif-zone") {
+				return fmt.Errorf("it is still there: %s", links)
+			}
+			return nil
+		})
+	})
+	t.Run("by one whose saved devices are unreadable", func(t *testing.T) {
+		apply()
+		before := index()
+		n.stop(syscall.SIGKILL)
+		must.NoError(t, os.WriteFile(filepath.Join(n.dataDir(), stateFile), []byte("{"), 0o600))
+		n.start(t)
+		apply()
+		must.True(t, status(t, n).Up)
+		must.Eq(t, before, index())
 	})
 }
 
