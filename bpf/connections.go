@@ -24,6 +24,7 @@ type Connection struct {
 	Answered       bool   // the other side has sent a packet
 	Contract       uint32 // 0 if no contract is needed
 	Exit           uint32 // mark of its packets to an external; 0: none
+	Way            uint32 // mark of its packets to a peer that is reached by ways; 0: none
 	LocalIdentity  uint32
 	RemoteIdentity uint32
 	Generation     uint64        // in which it was last evaluated and allowed
@@ -39,6 +40,10 @@ func (d *Datapath) Connections() ([]Connection, error) {
 	entries, err := dump[endpointConnKey, endpointConn](d.objects.SifConns, "sif_conns")
 	var all []Connection
 	for _, e := range entries {
+		exit, way := uint32(0), e.value.Mark
+		if e.value.Flags&endpointConnFlagCONN_OUTSIDE != 0 {
+			exit, way = way, 0
+		}
 		all = append(all, Connection{
 			Interface:      e.key.Ifindex,
 			Local:          netip.AddrPortFrom(fromMap(e.key.Local), e.key.LocalPort),
@@ -48,7 +53,8 @@ func (d *Datapath) Connections() ([]Connection, error) {
 			Host:           e.value.Flags&endpointConnFlagCONN_HOST != 0,
 			Answered:       e.value.State&endpointConnStateCONN_ANSWERED != 0,
 			Contract:       e.value.Contract &^ nodeExit,
-			Exit:           e.value.Mark,
+			Exit:           exit,
+			Way:            way,
 			LocalIdentity:  e.value.LocalIdentity,
 			RemoteIdentity: e.value.RemoteIdentity,
 			Generation:     e.value.Generation,

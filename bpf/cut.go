@@ -121,11 +121,15 @@ type alike struct {
 	port                          uint16 // of the responder
 	outbound                      bool
 	localIdentity, remoteIdentity uint32
-	contract, mark                uint32
+	contract                      uint32
+	exit                          uint32 // mark; 0: it is not with an external
 }
 
 func likeness(key endpointConnKey, c endpointConn) alike {
-	a := alike{key.Remote, key.LocalPort, c.Flags&endpointConnFlagCONN_OUTBOUND != 0, c.LocalIdentity, c.RemoteIdentity, c.Contract, c.Mark}
+	a := alike{key.Remote, key.LocalPort, c.Flags&endpointConnFlagCONN_OUTBOUND != 0, c.LocalIdentity, c.RemoteIdentity, c.Contract, 0}
+	if c.Flags&endpointConnFlagCONN_OUTSIDE != 0 {
+		a.exit = c.Mark
+	}
 	if a.outbound {
 		a.port = key.RemotePort
 	}
@@ -167,10 +171,10 @@ func (d *Datapath) mayBeCut(c alike) bool {
 	if !allowed {
 		return true
 	}
-	if c.mark == 0 || c.mark == d.config.NodeExit && contract&nodeExit != 0 {
+	if c.exit == 0 || c.exit == d.config.NodeExit && contract&nodeExit != 0 {
 		return false
 	}
-	return (contract^c.contract)&nodeExit != 0 || d.objects.SifExits.Lookup(c.mark, new(uint32)) != nil
+	return (contract^c.contract)&nodeExit != 0 || d.objects.SifExits.Lookup(c.exit, new(uint32)) != nil
 }
 
 // contract returns the number of the contract that allows a pair a port.

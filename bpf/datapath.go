@@ -194,6 +194,7 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 		"sif_verdicts": &o.SifVerdicts, "sif_drops": &o.SifDrops, "sif_events": &o.SifEvents,
 		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost, "sif_published": &o.SifPublished,
 		"sif_exits": &o.SifExits, "sif_refusals": &o.SifRefusals, "sif_fragments": &o.SifFragments,
+		"sif_ways": &o.SifWays, "sif_classes": &o.SifClasses, "sif_links": &o.SifLinks,
 	}
 }
 

@@ -78,8 +78,9 @@ static __always_inline void touch(struct conn *c, const struct packet *p, enum d
 }
 
 // judge looks up the remote's identity and evaluates whether the policy allows a flow that was
-// opened in this direction. ingress is the interface where the remote's packets arrive. For a flow
-// to an external, judge sets the mark of its exit.
+// opened in this direction. ingress is the interface where the remote's packets arrive. judge sets
+// the mark of the workload's packets: for a flow to an external that of its exit, with a peer that
+// is reached by ways that of the way.
 static __always_inline enum reason judge(struct packet *p, const struct config *cfg, const struct endpoint *ep,
 					 bool outbound, __u32 ingress, __u16 port, struct remote *r)
 {
@@ -109,6 +110,10 @@ static __always_inline enum reason judge(struct packet *p, const struct config *
 			       : contract_of(r->identity, p->local_identity, p->key.protocol, port);
 	if (!p->contract)
 		return REASON_NO_CONTRACT;
+	if (r->ways) {
+		p->mark = way(p->contract, ep->number, r->ways);
+		return p->mark ? REASON_ALLOWED_CONTRACT : REASON_NO_WAY;
+	}
 	if (!outbound || !r->outside)
 		return REASON_ALLOWED_CONTRACT;
 	p->mark = p->contract & CONTRACT_NODE_EXIT ? cfg->node_exit : ep->exit;
@@ -135,15 +140,17 @@ static __always_inline bool for_sure(const struct packet *p, const struct remote
 	       !contract_of(p->remote_identity, p->local_identity, p->key.protocol, p->key.local_port);
 }
 
-// keep_exit makes a connection keep the exit by which it began, also if new ones take another. If
-// that exit is gone, so is the state of the connection there. It returns false if a TCP connection
-// is lost, and what else there is goes on by the new exit.
-static __always_inline bool keep_exit(struct packet *p, const struct conn *c, const struct endpoint *ep,
-				      enum reason *why)
+// keep_exit makes a connection with an external keep the exit by which it began, also if new ones
+// take another. If that exit is gone, so is the state of the connection there. It returns false if
+// a TCP connection is lost, and what else there is goes on by the new exit. Within the fabric, what
+// there is goes on by the new way.
+static __always_inline bool keep_exit(struct packet *p, const struct conn *c, const struct remote *r, enum reason *why)
 {
-	if (p->mark == c->mark)
+	bool left = c->flags & CONN_OUTSIDE;
+
+	if (p->mark == c->mark || r->ways || (!left && !r->outside))
 		return true;
-	if (c->mark && !((p->contract ^ c->contract) & CONTRACT_NODE_EXIT) && exit_lives(c->mark)) {
+	if (left && c->mark && !((p->contract ^ c->contract) & CONTRACT_NODE_EXIT) && exit_lives(c->mark)) {
 		p->mark = c->mark;
 		if (*why == REASON_NO_EXIT)
 			*why = REASON_ALLOWED_CONTRACT;
@@ -158,6 +165,8 @@ static __always_inline enum reason arrived(const struct packet *p, const struct 
 {
 	__u32 *identity;
 
+	if (r->ways)
+		return is_link(ingress) ? REASON_NONE : REASON_WRONG_INTERFACE;
 	if (r->host || r->ingress != INGRESS_UNSEEN)
 		return ingress == r->ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
 	if (ingress == 0) // in sif_externals, 0 means a destination
@@ -230,13 +239,18 @@ static __always_inline enum reason recheck(struct packet *p, const struct config
 		if (r.host != !!(next.flags & CONN_HOST))
 			return REASON_WRONG_INTERFACE;
 	} else if (!outbound && !(next.flags & CONN_HOST)) {
-		// The remote may have moved to another interface; its next packet must arrive there.
+		// The remote may have moved to another interface; its next packet must arrive there. One
+		// with ways may have lost the link by which it came last.
 		peer = bpf_map_lookup_elem(&sif_peers, &p->key.remote);
-		if (peer)
+		if (peer && !has_ways(peer))
 			ingress = peer->ifindex;
+		else if (peer && !is_link(ingress))
+			ingress = INGRESS_UNSEEN;
 	}
 	why = judge(p, cfg, ep, outbound, ingress, port, &r);
-	lost = (allowed(why) || why == REASON_NO_EXIT) && !keep_exit(p, c, ep, &why);
+	if (why == REASON_NO_WAY)
+		return why; // it waits for one
+	lost = (allowed(why) || why == REASON_NO_EXIT) && !keep_exit(p, c, &r, &why);
 	if (lost || !allowed(why)) {
 		p->cut = !to || ingress == next.ingress;
 		p->certain = p->cut && (lost || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK ||
@@ -276,7 +290,7 @@ static __always_inline enum reason open_flow(struct packet *p, const struct conf
 	enum reason why, room;
 
 	why = judge(p, cfg, ep, outbound, p->ingress, p->port, &r);
-	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK))
+	if (p->answers && (allowed(why) || why == REASON_NO_CONTRACT || why == REASON_NO_CHECK || why == REASON_NO_WAY))
 		return REASON_NO_CONNECTION;
 	if (!allowed(why)) {
 		p->certain = outbound && for_sure(p, &r, why);

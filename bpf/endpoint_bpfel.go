@@ -114,7 +114,7 @@ type endpointEndpoint struct {
 	Identity uint32
 	Exit     uint32
 	Flags    endpointEndpointFlag
-	Pad      uint32
+	Number   uint32
 }
 
 type endpointEndpointFlag uint32
@@ -239,7 +239,8 @@ const (
 	endpointReasonREASON_NO_EXIT             endpointReason = 27
 	endpointReasonREASON_NO_FIRST_FRAGMENT   endpointReason = 28
 	endpointReasonREASON_STALE_FRAGMENT      endpointReason = 29
-	endpointReasonREASON_COUNT               endpointReason = 30
+	endpointReasonREASON_NO_WAY              endpointReason = 30
+	endpointReasonREASON_COUNT               endpointReason = 31
 )
 
 type endpointRefusal uint32
@@ -279,11 +280,19 @@ type endpointVerdictCount struct {
 	Overridden uint64
 }
 
+type endpointWayKey struct {
+	_      structs.HostLayout
+	Class  uint16
+	Group  uint16
+	Bucket uint32
+}
+
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	endpointMapSifChecks        = "sif_checks"
+	endpointMapSifClasses       = "sif_classes"
 	endpointMapSifConfig        = "sif_config"
 	endpointMapSifConns         = "sif_conns"
 	endpointMapSifDrops         = "sif_drops"
@@ -293,6 +302,7 @@ const (
 	endpointMapSifExternals     = "sif_externals"
 	endpointMapSifFabric        = "sif_fabric"
 	endpointMapSifFragments     = "sif_fragments"
+	endpointMapSifLinks         = "sif_links"
 	endpointMapSifLost          = "sif_lost"
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
@@ -301,6 +311,7 @@ const (
 	endpointMapSifRules         = "sif_rules"
 	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
+	endpointMapSifWays          = "sif_ways"
 	endpointProgSifFromWorkload = "sif_from_workload"
 	endpointProgSifRouse        = "sif_rouse"
 	endpointProgSifSweep        = "sif_sweep"
@@ -360,6 +371,7 @@ type endpointProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
 	SifChecks    *ebpf.MapSpec `ebpf:"sif_checks"`
+	SifClasses   *ebpf.MapSpec `ebpf:"sif_classes"`
 	SifConfig    *ebpf.MapSpec `ebpf:"sif_config"`
 	SifConns     *ebpf.MapSpec `ebpf:"sif_conns"`
 	SifDrops     *ebpf.MapSpec `ebpf:"sif_drops"`
@@ -369,6 +381,7 @@ type endpointMapSpecs struct {
 	SifExternals *ebpf.MapSpec `ebpf:"sif_externals"`
 	SifFabric    *ebpf.MapSpec `ebpf:"sif_fabric"`
 	SifFragments *ebpf.MapSpec `ebpf:"sif_fragments"`
+	SifLinks     *ebpf.MapSpec `ebpf:"sif_links"`
 	SifLost      *ebpf.MapSpec `ebpf:"sif_lost"`
 	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
@@ -377,6 +390,7 @@ type endpointMapSpecs struct {
 	SifRules     *ebpf.MapSpec `ebpf:"sif_rules"`
 	SifUsage     *ebpf.MapSpec `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.MapSpec `ebpf:"sif_verdicts"`
+	SifWays      *ebpf.MapSpec `ebpf:"sif_ways"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -406,6 +420,7 @@ func (o *endpointObjects) Close() error {
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
 	SifChecks    *ebpf.Map `ebpf:"sif_checks"`
+	SifClasses   *ebpf.Map `ebpf:"sif_classes"`
 	SifConfig    *ebpf.Map `ebpf:"sif_config"`
 	SifConns     *ebpf.Map `ebpf:"sif_conns"`
 	SifDrops     *ebpf.Map `ebpf:"sif_drops"`
@@ -415,6 +430,7 @@ type endpointMaps struct {
 	SifExternals *ebpf.Map `ebpf:"sif_externals"`
 	SifFabric    *ebpf.Map `ebpf:"sif_fabric"`
 	SifFragments *ebpf.Map `ebpf:"sif_fragments"`
+	SifLinks     *ebpf.Map `ebpf:"sif_links"`
 	SifLost      *ebpf.Map `ebpf:"sif_lost"`
 	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
 	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
@@ -423,11 +439,13 @@ type endpointMaps struct {
 	SifRules     *ebpf.Map `ebpf:"sif_rules"`
 	SifUsage     *ebpf.Map `ebpf:"sif_usage"`
 	SifVerdicts  *ebpf.Map `ebpf:"sif_verdicts"`
+	SifWays      *ebpf.Map `ebpf:"sif_ways"`
 }
 
 func (m *endpointMaps) Close() error {
 	return _EndpointClose(
 		m.SifChecks,
+		m.SifClasses,
 		m.SifConfig,
 		m.SifConns,
 		m.SifDrops,
@@ -437,6 +455,7 @@ func (m *endpointMaps) Close() error {
 		m.SifExternals,
 		m.SifFabric,
 		m.SifFragments,
+		m.SifLinks,
 		m.SifLost,
 		m.SifPairs,
 		m.SifPeers,
@@ -445,6 +464,7 @@ func (m *endpointMaps) Close() error {
 		m.SifRules,
 		m.SifUsage,
 		m.SifVerdicts,
+		m.SifWays,
 	)
 }
 

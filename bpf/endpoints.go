@@ -27,6 +27,8 @@ type Endpoint struct {
 	// Reject tells the workload of refusals that are certain: TCP by a reset, everything else by
 	// ICMP. It is for a caller whose maps are complete.
 	Reject bool
+	// Number is half of what chooses the way of its packets to a peer with ways.
+	Number uint8
 }
 
 // Peer is the owner of an address in the fabric, on this node or another.
@@ -34,6 +36,11 @@ type Peer struct {
 	Address   netip.Addr
 	Identity  uint32
 	Interface uint32 // the only one that may receive its packets; for a local endpoint, its own
+	// Ways means that packets to it leave by the ways of its group (SetWays), and that packets from
+	// it arrive by any of the links (SetLinks). Such a peer has no interface.
+	Ways   bool
+	Group  uint16 // below 2^15
+	Number uint8  // the other half of what chooses the way
 	// Gone means that the address has no endpoint any more, by the word of its owner. Such a peer
 	// has no interface, and needs no identity.
 	Gone bool
@@ -82,7 +89,7 @@ func (d *Datapath) PutEndpoint(e Endpoint) error {
 	if e.IPv6.IsValid() && (!e.IPv6.Is6() || plain(e.IPv6) != nil) {
 		return fmt.Errorf("endpoint of interface %d: %q is not an IPv6 unicast address", e.Interface, e.IPv6)
 	}
-	value := endpointEndpoint{Ip4: toMap(e.IPv4), Ip6: toMap(e.IPv6), Identity: e.Identity, Exit: e.Exit}
+	value := endpointEndpoint{Ip4: toMap(e.IPv4), Ip6: toMap(e.IPv6), Identity: e.Identity, Exit: e.Exit, Number: uint32(e.Number)}
 	if e.Reject {
 		value.Flags = endpointEndpointFlagENDPOINT_REJECT
 	}
@@ -125,13 +132,16 @@ func (d *Datapath) Endpoints() ([]Endpoint, error) {
 	for _, e := range entries {
 		all = append(all, Endpoint{Interface: e.key, Identity: e.value.Identity,
 			IPv4: fromMap(e.value.Ip4), IPv6: fromMap(e.value.Ip6), Exit: e.value.Exit,
-			Reject: e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0})
+			Reject: e.value.Flags&endpointEndpointFlagENDPOINT_REJECT != 0, Number: uint8(e.value.Number)})
 	}
 	return all, err
 }
 
-// peerGone is PEER_GONE in headers/maps.h.
-const peerGone = 0xffffffff
+// peerGone and peerWays are PEER_GONE and PEER_WAYS in headers/maps.h.
+const (
+	peerGone = 0xffffffff
+	peerWays = 1 << 31
+)
 
 // PutPeer adds or replaces the owner of an address.
 func (d *Datapath) PutPeer(p Peer) error {
@@ -140,10 +150,16 @@ func (d *Datapath) PutPeer(p Peer) error {
 	}
 	value := endpointPeer{Identity: p.Identity, Ifindex: p.Interface}
 	switch {
-	case p.Gone && p.Interface != 0:
-		return fmt.Errorf("peer %s: it is gone, so its interface must be 0", p.Address)
+	case p.Gone && (p.Interface != 0 || p.Ways || p.Group != 0 || p.Number != 0):
+		return fmt.Errorf("peer %s: it is gone, so its interface must be 0, and it has no ways", p.Address)
 	case p.Gone:
 		value.Ifindex = peerGone
+	case p.Ways && (p.Interface != 0 || p.Identity == 0 || p.Group >= 1<<15):
+		return fmt.Errorf("peer %s: it is reached by ways, so its interface must be 0, its identity must not be 0, and its group is below 2^15", p.Address)
+	case p.Ways:
+		value.Ifindex = peerWays | uint32(p.Group)<<8 | uint32(p.Number)
+	case p.Interface >= peerWays || p.Group != 0 || p.Number != 0:
+		return fmt.Errorf("peer %s: its interface must be below 2^31, and without ways it has no group and no number", p.Address)
 	case p.Interface == 0 || p.Identity == 0:
 		return fmt.Errorf("peer %s: interface and identity must not be 0", p.Address)
 	}
@@ -170,8 +186,11 @@ func (d *Datapath) Peers() ([]Peer, error) {
 	var all []Peer
 	for _, e := range entries {
 		p := Peer{Address: fromMap(e.key), Identity: e.value.Identity, Interface: e.value.Ifindex}
-		if p.Interface == peerGone {
+		switch ways := p.Interface; {
+		case ways == peerGone:
 			p.Interface, p.Gone = 0, true
+		case ways&peerWays != 0:
+			p.Interface, p.Ways, p.Group, p.Number = 0, true, uint16(ways>>8)&(1<<15-1), uint8(ways)
 		}
 		all = append(all, p)
 	}

@@ -187,9 +187,12 @@ func (o opener) allowed(dir Direction) bool {
 	if me != addr(me4) && me != addr(me6) || o.answers || dir == FromWorkload && o.toEveryone {
 		return false
 	}
-	far := friend == addr(friend4) || friend == addr(friend6)
+	far, zoned := friend == addr(friend4) || friend == addr(friend6), friend == addr(far4) || friend == addr(far6)
 	if dir == ToWorkload {
-		return far && (o.protocol == 6 && o.port == 80 || o.protocol == 58 && o.port == 128)
+		return (far || zoned) && o.protocol == 6 && o.port == 80 || far && o.protocol == 58 && o.port == 128
+	}
+	if zoned {
+		return o.protocol == 6 && o.port == 8080 || o.protocol == 17 && o.port >= 9000 && o.port <= 9010 || o.protocol == 1 && o.port == 8 || o.protocol == 58 && o.port == 128
 	}
 	switch o.protocol {
 	case 1:
@@ -204,6 +207,17 @@ func (o opener) allowed(dir Direction) bool {
 	return far && o.port == 8080 || friend == addr(neighbour4) || netip.MustParsePrefix("198.51.100.0/24").Contains(friend) && o.port == 443 || o.resolves()
 }
 
+// mark is that of a packet from the workload that is allowed, by the fixture.
+func (o opener) mark() uint32 {
+	switch {
+	case o.to == addr(far4) || o.to == addr(far6):
+		return wayOne
+	case netip.MustParsePrefix("198.51.100.0/24").Contains(o.to):
+		return exitOne
+	}
+	return 0
+}
+
 func (o opener) resolves() bool {
 	return o.port == 53 && (o.to == addr(resolver4) || o.to == addr(resolver6))
 }
@@ -211,7 +225,9 @@ func (o opener) resolves() bool {
 // A packet that belongs to no connection passes if, and only if, a careful reader finds that it
 // opens a flow that the policy allows.
 func FuzzPacket(f *testing.F) {
-	fixture := newFixture(f)
+	fixture := newWays(f)
+	fixture.links(fixture.wire)
+	fixture.endpoint(func(e *Endpoint) { e.Number, e.Exit = meNumber, exitOne })
 	out4, out6 := ip(me4, friend4, 6, tcp(4000, 8080, syn)), ip(me6, friend6, 6, tcp(4000, 8080, syn))
 	pad := []byte{1, 4, 0, 0, 0, 0}
 	for _, packet := range [][]byte{
@@ -223,12 +239,13 @@ func FuzzPacket(f *testing.F) {
 		fragment(me6, friend6, 17, piece{1, 0, false, udp(1, 9000)}), fragment(me6, friend6, 17, piece{1, 8, false, udp(1, 9000)}),
 		fragment(me4, friend4, 6, piece{1, 0, true, long(tcp(1, 8080, syn), 24)}), fragment(me4, friend4, 6, piece{1, 8, false, tcp(1, 8080, syn)}),
 		ip(me4, friend4, 6, with(tcp(4000, 8080, 3), 12, 0x60)), ip(me4, resolver4, 17, udp(1, 53)), ip(me4, "224.0.0.1", 17, udp(1, 9000)),
-		ip(me4, bank4, 6, tcp(1, 443, syn)), ip(me4, neighbour4, 6, tcp(1, 1, rst)), v6Mapped(),
+		ip(me4, far4, 6, tcp(1, 8080, syn)), ip(me6, far6, 17, udp(1, 9000)), ip(me4, bank4, 6, tcp(1, 443, syn)), ip(me4, neighbour4, 6, tcp(1, 1, rst)), v6Mapped(),
 	} {
 		f.Add(false, ethernet(packet))
 	}
 	f.Add(true, ethernet(ip(friend4, me4, 6, tcp(1, 80, syn))))
 	f.Add(true, ethernet(ip(friend6, me6, 58, icmp(128, 0, 1))))
+	f.Add(true, ethernet(ip(far6, me6, 6, tcp(1, 80, syn))))
 	f.Fuzz(func(t *testing.T, in bool, frame []byte) {
 		runtime.LockOSThread() // without an unlock, so that the thread ends with the goroutine
 		must.NoError(t, netns.Set(fixture.namespace))
@@ -243,13 +260,16 @@ func FuzzPacket(f *testing.F) {
 		fixture.forget()
 		o, err := readFrame(frame)
 		want := err == nil && o.allowed(dir)
-		verdict, err := fixture.program(dir).Run(&ebpf.RunOptions{Data: frame, Context: skb{Ingress: ingress, Ifindex: fixture.me}})
+		var after skb
+		verdict, err := fixture.program(dir).Run(&ebpf.RunOptions{Data: frame, Context: skb{Ingress: ingress, Ifindex: fixture.me}, ContextOut: &after})
 		if errors.Is(err, unix.EINVAL) {
 			return
 		}
 		must.NoError(t, err)
 		if got := int32(verdict) == -1; got != want {
 			t.Errorf("passes: %t, want %t; read as %+v, frame %x", got, want, o, frame)
+		} else if got && !in && after.Mark != o.mark() {
+			t.Errorf("mark %#x, want %#x; read as %+v, frame %x", after.Mark, o.mark(), o, frame)
 		}
 	})
 }

@@ -63,8 +63,8 @@ func TestReasonsAreThoseOfTheProgram(t *testing.T) {
 			t.Errorf("%s is called %s in Go", name, why)
 		}
 	}
-	if StaleFragment+1 != reasonCount {
-		t.Errorf("the last reason is not StaleFragment")
+	if NoWay+1 != reasonCount {
+		t.Errorf("the last reason is not NoWay")
 	}
 	if FromWorkload != Direction(endpointDirectionDIRECTION_FROM_WORKLOAD) || ToWorkload != Direction(endpointDirectionDIRECTION_TO_WORKLOAD) {
 		t.Errorf("directions are numbered otherwise in C")
@@ -88,7 +88,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 
 	endpoints, err := f.Endpoints()
 	must.NoError(t, err)
-	compare(t, endpoints, []Endpoint{{f.me, idMe, addr(me4), addr(me6), exitOne, false}, endpoint(f.neighbour, idNeighbour, neighbour4, "")},
+	compare(t, endpoints, []Endpoint{{Interface: f.me, Identity: idMe, IPv4: addr(me4), IPv6: addr(me6), Exit: exitOne}, endpoint(f.neighbour, idNeighbour, neighbour4, "")},
 		func(a, b Endpoint) bool { return a.Interface < b.Interface })
 	checks, err := f.Checks()
 	must.NoError(t, err)
@@ -117,7 +117,7 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 	externals, err = f.Externals()
 	must.NoError(t, err)
 	must.True(t, slices.Contains(externals, hole))
-	told := Endpoint{Interface: f.neighbour, Identity: idNeighbour, IPv4: addr(neighbour4), Exit: 0x51f00103, Reject: true}
+	told := Endpoint{Interface: f.neighbour, Identity: idNeighbour, IPv4: addr(neighbour4), Exit: 0x51f00103, Reject: true, Number: 0xfe}
 	must.NoError(t, f.PutEndpoint(told))
 	endpoints, err = f.Endpoints()
 	must.NoError(t, err)
@@ -133,6 +133,29 @@ func TestMapsTellWhatTheyHold(t *testing.T) {
 	published, err = f.Published()
 	must.NoError(t, err)
 	must.True(t, slices.Equal([]Published{other}, published))
+	far := Peer{Address: addr("100.64.7.9"), Identity: 9, Ways: true, Group: 1<<15 - 1, Number: 0xff}
+	must.NoError(t, f.PutPeer(far))
+	peers, err = f.Peers()
+	must.NoError(t, err)
+	must.True(t, slices.Contains(peers, far))
+	for _, ways := range []map[Way]uint32{{{1, 2, 3}: 4, {0, 0, 0}: 5}, {{1, 2, 3}: 5, {0xffff, 0x7fff, 0xff}: 6}, {}} {
+		must.NoError(t, f.SetWays(ways))
+		got, err := f.Ways()
+		must.NoError(t, err)
+		must.Eq(t, ways, got)
+	}
+	for _, classes := range []map[uint32]uint16{{10: 1, 1<<30 - 1: 0xffff}, {10: 2}, {}} {
+		must.NoError(t, f.SetClasses(classes))
+		got, err := f.Classes()
+		must.NoError(t, err)
+		must.Eq(t, classes, got)
+	}
+	for _, links := range [][]uint32{{3, 5}, {5, 7}, nil} {
+		must.NoError(t, f.SetLinks(links))
+		got, err := f.Links()
+		must.NoError(t, err)
+		must.Eq(t, links, got)
+	}
 	must.NoError(t, f.SetExits([]uint32{5, 3}))
 	must.NoError(t, f.SetExits([]uint32{7, 3}))
 	exits, err := f.Exits()
@@ -209,6 +232,16 @@ func TestWhatTakesAwayRaisesTheGeneration(t *testing.T) {
 		{"new external", true, func() error { return f.PutExternal(External{netip.MustParsePrefix("203.0.113.0/28"), 9, f.underlay}) }},
 		{"exits", false, func() error { return f.SetExits([]uint32{1, 2}) }},
 		{"one exit fewer", true, func() error { return f.SetExits([]uint32{2}) }},
+		{"links", false, func() error { return f.SetLinks([]uint32{1, 2}) }},
+		{"one link fewer", true, func() error { return f.SetLinks([]uint32{1}) }},
+		{"ways", false, func() error { return f.SetWays(map[Way]uint32{{0, 1, 1}: 5, {0, 1, 2}: 5}) }},
+		{"same ways", false, func() error { return f.SetWays(map[Way]uint32{{0, 1, 1}: 5, {0, 1, 2}: 5}) }},
+		{"moved ways", true, func() error { return f.SetWays(map[Way]uint32{{0, 1, 1}: 6, {0, 1, 2}: 6}) }},
+		{"one way fewer", true, func() error { return f.SetWays(map[Way]uint32{{0, 1, 2}: 6}) }},
+		{"one way more", false, func() error { return f.SetWays(map[Way]uint32{{0, 1, 1}: 5, {0, 1, 2}: 6}) }},
+		{"class", true, func() error { return f.SetClasses(map[uint32]uint16{1: 1}) }},
+		{"same class", false, func() error { return f.SetClasses(map[uint32]uint16{1: 1}) }},
+		{"no class", true, func() error { return f.SetClasses(nil) }},
 		{"new published port", false, func() error {
 			return f.PutPublished(Published{6, netip.MustParseAddrPort("192.0.2.1:80"), netip.MustParseAddrPort(me4 + ":80")})
 		}},
@@ -234,22 +267,32 @@ func TestBadInputChangesNothing(t *testing.T) {
 	before, err := f.Pairs()
 	must.NoError(t, err)
 	for name, err := range map[string]error{
-		"no contract":        f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 0)}),
-		"upside down":        f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 2, 1, 1)}),
-		"other protocol":     f.ReplacePair(Pair{1, 2}, []Rule{rule(50, 1, 2, 1)}),
-		"nobody as peer":     f.PutPeer(peer("100.64.7.7", 0, 1)),
-		"nobody as endpoint": f.PutEndpoint(endpoint(f.bare, 0, "100.64.7.7", "")),
-		"peer of host":       f.PutPeer(peer("100.64.7.7", 7, 0)),
-		"multicast peer":     f.PutPeer(peer("224.0.0.1", 7, 1)),
-		"peer of no address": f.PutPeer(Peer{Identity: 7, Interface: 1}),
-		"v4 as v6":           f.PutEndpoint(Endpoint{Interface: f.bare, Identity: 1, IPv6: addr("100.64.7.7")}),
-		"endpoint nowhere":   f.PutEndpoint(endpoint(0, 1, "100.64.7.7", "")),
-		"no prefix":          f.PutExternal(External{}),
-		"gone and here":      f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Interface: 1, Gone: true}),
-		"contract's bit":     f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 1<<30)}),
-		"echo published":     f.PutPublished(Published{Protocol: 1, From: netip.MustParseAddrPort("192.0.2.1:8"), To: netip.MustParseAddrPort("100.64.0.2:8")}),
-		"port 0 published":   f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:0"), To: netip.MustParseAddrPort("100.64.0.2:80")}),
-		"v4 published as v6": f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:80"), To: netip.MustParseAddrPort("[fd5f::2]:80")}),
+		"no contract":                  f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 0)}),
+		"upside down":                  f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 2, 1, 1)}),
+		"other protocol":               f.ReplacePair(Pair{1, 2}, []Rule{rule(50, 1, 2, 1)}),
+		"nobody as peer":               f.PutPeer(peer("100.64.7.7", 0, 1)),
+		"nobody as endpoint":           f.PutEndpoint(endpoint(f.bare, 0, "100.64.7.7", "")),
+		"peer of host":                 f.PutPeer(peer("100.64.7.7", 7, 0)),
+		"multicast peer":               f.PutPeer(peer("224.0.0.1", 7, 1)),
+		"peer of no address":           f.PutPeer(Peer{Identity: 7, Interface: 1}),
+		"v4 as v6":                     f.PutEndpoint(Endpoint{Interface: f.bare, Identity: 1, IPv6: addr("100.64.7.7")}),
+		"endpoint nowhere":             f.PutEndpoint(endpoint(0, 1, "100.64.7.7", "")),
+		"no prefix":                    f.PutExternal(External{}),
+		"gone and here":                f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Interface: 1, Gone: true}),
+		"peer by ways of an interface": f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Ways: true, Interface: 1}),
+		"nobody by ways":               f.PutPeer(Peer{Address: addr("100.64.7.7"), Ways: true}),
+		"group too large":              f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Ways: true, Group: 1 << 15}),
+		"group without ways":           f.PutPeer(Peer{Address: addr("100.64.7.7"), Identity: 7, Interface: 1, Group: 1}),
+		"gone by ways":                 f.PutPeer(Peer{Address: addr("100.64.7.7"), Gone: true, Ways: true}),
+		"interface too large":          f.PutPeer(peer("100.64.7.7", 7, 1<<31)),
+		"way without a mark":           f.SetWays(map[Way]uint32{{0, 1, 1}: 5, {0, 1, 2}: 0}),
+		"link of no interface":         f.SetLinks([]uint32{1, 0}),
+		"class of no contract":         f.SetClasses(map[uint32]uint16{0: 1}),
+		"class of a contract's bit":    f.SetClasses(map[uint32]uint16{AuditContract | 1: 1}),
+		"contract's bit":               f.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 2, 1<<30)}),
+		"echo published":               f.PutPublished(Published{Protocol: 1, From: netip.MustParseAddrPort("192.0.2.1:8"), To: netip.MustParseAddrPort("100.64.0.2:8")}),
+		"port 0 published":             f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:0"), To: netip.MustParseAddrPort("100.64.0.2:80")}),
+		"v4 published as v6":           f.PutPublished(Published{Protocol: 6, From: netip.MustParseAddrPort("192.0.2.1:80"), To: netip.MustParseAddrPort("[fd5f::2]:80")}),
 	} {
 		if err == nil {
 			t.Errorf("%s: no error", name)
@@ -258,11 +301,17 @@ func TestBadInputChangesNothing(t *testing.T) {
 	after, err := f.Pairs()
 	must.NoError(t, err)
 	must.Eq(t, before, after)
+	ways, err := f.Ways()
+	must.NoError(t, err)
+	must.MapEmpty(t, ways)
+	links, err := f.Links()
+	must.NoError(t, err)
+	must.SliceEmpty(t, links)
 }
 
 func TestFullMapsSayWhich(t *testing.T) {
 	enterNamespace(t)
-	d := open(t, pinDirectory(t), Options{Sizes: map[string]uint32{"sif_rules": 4, "sif_peers": 1, "sif_externals": 1}})
+	d := open(t, pinDirectory(t), Options{Sizes: map[string]uint32{"sif_rules": 4, "sif_peers": 1, "sif_externals": 1, "sif_ways": 2}})
 	var full *FullError
 	err := d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 1, 1000, 1)})
 	must.True(t, errors.As(err, &full))
@@ -274,6 +323,13 @@ func TestFullMapsSayWhich(t *testing.T) {
 	must.NoError(t, d.PutExternal(External{netip.MustParsePrefix("0.0.0.0/0"), 1, 1}))
 	must.True(t, errors.As(d.PutExternal(External{netip.MustParsePrefix("::/0"), 1, 1}), &full))
 	must.Eq(t, "sif_externals", full.Map)
+	// What is there moves also if there is no room for more.
+	must.NoError(t, d.SetWays(map[Way]uint32{{0, 1, 1}: 5, {0, 1, 2}: 5}))
+	must.True(t, errors.As(d.SetWays(map[Way]uint32{{0, 1, 1}: 6, {0, 1, 2}: 6, {0, 1, 3}: 6}), &full))
+	must.Eq(t, FullError{"sif_ways", 2}, *full)
+	ways, err := d.Ways()
+	must.NoError(t, err)
+	must.Eq(t, map[Way]uint32{{0, 1, 1}: 6, {0, 1, 2}: 6}, ways)
 	// The entries that were written are removed again.
 	must.NoError(t, d.ReplacePair(Pair{1, 2}, []Rule{rule(6, 80, 80, 1)}))
 	pairs, err := d.Pairs()

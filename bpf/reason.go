@@ -40,6 +40,7 @@ const (
 	NoExit                               // a contract allows the flow to an external, and no exit is there
 	NoFirstFragment                      // a later fragment of a datagram whose first did not pass, or did not come before it
 	StaleFragment                        // a later fragment; something changed since the first passed
+	NoWay                                // a contract allows the flow with a peer that is reached by ways, and none is there
 )
 
 // reasonCount is the number after the last reason.
@@ -75,6 +76,7 @@ var reasonNames = map[Reason]string{
 	NoExit:             "no-exit",
 	NoFirstFragment:    "no-first-fragment",
 	StaleFragment:      "stale-fragment",
+	NoWay:              "no-way",
 }
 
 // String returns the reason's stable name.

@@ -94,7 +94,7 @@ static __noinline int follow(struct __sk_buff *skb, struct conn_key *key, const 
 }
 
 // lead stores for the later fragments that the first one has passed in a generation. The mark of
-// its exit is that of the packet. If there is no memory, the others are dropped.
+// its exit or way is that of the packet. If there is no memory, the others are dropped.
 static __noinline int lead(struct __sk_buff *skb, const struct conn_key *key, const struct part *part,
 			   enum direction dir, __u64 generation)
 {

@@ -1,9 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// The maps. User space writes endpoints, peers, externals, policy, checks and config; the programs
-// write connections, counters and events. Ports are in host byte order, addresses in network byte
-// order, IPv4 as ::ffff:a.b.c.d.
+// The maps. User space writes endpoints, peers, ways, externals, policy, checks and config; the
+// programs write connections, counters and events. Ports are in host byte order, addresses in
+// network byte order, IPv4 as ::ffff:a.b.c.d.
 #ifndef SIF_MAPS_H
 #define SIF_MAPS_H
 
@@ -52,6 +52,7 @@ enum reason {
 	REASON_NO_EXIT,
 	REASON_NO_FIRST_FRAGMENT,
 	REASON_STALE_FRAGMENT,
+	REASON_NO_WAY,
 	REASON_COUNT,
 };
 
@@ -97,15 +98,28 @@ struct endpoint {
 	__u32 identity;
 	__u32 exit; // mark of packets that leave by the zone; 0: none may
 	enum endpoint_flag flags;
-	__u32 pad;
+	__u32 number; // of the pairs that it is part of, below 256
 };
 
 // The interface of an address that has no endpoint any more, by the word of its owner.
 #define PEER_GONE 0xffffffff
 
+// A bit in the interface of a peer that is reached by ways: it is not an interface, but the peer's
+// number, and its group above that. Packets from it may arrive by any link of sif_links.
+#define PEER_WAYS (1u << 31)
+
+#define WAYS_GROUP(ways) (((ways) >> 8) & 0x7fff)
+
 struct peer {
 	__u32 identity;
-	__u32 ifindex; // the only interface where packets from it may arrive
+	__u32 ifindex; // the only interface where packets from it may arrive; PEER_GONE; PEER_WAYS
+};
+
+// The packets of all pairs of endpoints that leave alike.
+struct way_key {
+	__u16 class;  // of the contract
+	__u16 group;  // of the peer
+	__u32 bucket; // the numbers of both endpoints, combined so that it is the same in both directions
 };
 
 // In sif_externals, the interface of the sockets of this node as sources.
@@ -200,7 +214,8 @@ enum conn_state {
 	CONN_CROSSED = 16, // TCP: both ends opened it at once, so both answer
 };
 
-// The ingress of an outbound connection to an external until its first answer.
+// The ingress of a connection until its first packet shows by which of several interfaces the
+// remote's packets come.
 #define INGRESS_UNSEEN 0xffffffff
 
 // Only seen and state are written in place. The table may reuse an evicted entry for another
@@ -376,6 +391,32 @@ struct {
 	__type(value, __u32);
 	PINNED;
 } sif_exits SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 262144);
+	__type(key, struct way_key);
+	__type(value, __u32); // mark of packets that leave by it
+	PINNED;
+} sif_ways SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__type(key, __u32);   // contract, without CONTRACT_AUDIT and CONTRACT_NODE_EXIT
+	__type(value, __u32); // class, below 2^16; a contract that is not here has class 0
+	PINNED;
+} sif_classes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 512);
+	__type(key, __u32); // interface of a link by which packets from peers with ways may arrive
+	__type(value, __u32);
+	PINNED;
+} sif_links SEC(".maps");
 
 struct {
 	// Not an LRU table, which would replace established connections by new ones.

@@ -45,7 +45,7 @@ struct packet {
 	__u32 local_identity; // set by the decision, for the event
 	__u32 remote_identity;
 	__u32 contract;
-	__u32 mark; // of the exit, for a packet from the workload to an external
+	__u32 mark; // of the exit or the way, for packets from the workload
 	__u16 port; // the port in rules: the destination port or the ICMP type
 	__u8 kind;
 	__u8 tcp_flags;

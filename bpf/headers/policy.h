@@ -12,6 +12,7 @@
 struct remote {
 	__u32 identity;
 	__u32 ingress; // interface where its packets arrive
+	__u32 ways;    // of a peer that is reached by ways: the number and group of it; 0: it is not
 	__u16 port;    // that a published port leads to; 0: it is none
 	bool host;     // it is a socket of this node
 	bool outside;  // it is an external other than this node
@@ -53,7 +54,34 @@ static __always_inline bool is_node(const struct config *cfg, const struct addr 
 	return a->word[3] && same_addr(a, node);
 }
 
-// source looks up the remote by its address and the interface where its packet arrived.
+// is_link reports whether packets from peers that are reached by ways may arrive at an interface.
+static __always_inline bool is_link(__u32 ifindex)
+{
+	return bpf_map_lookup_elem(&sif_links, &ifindex) != NULL;
+}
+
+// way returns the mark of packets between an endpoint with a number and a peer with ways, because
+// of a contract, or 0 if there is no way.
+SUBPROGRAM __u32 way(__u32 contract, __u32 number, __u32 ways)
+{
+	struct way_key key = { .group = WAYS_GROUP(ways), .bucket = (number ^ ways) & 0xff };
+	__u32 *found;
+
+	contract &= ~(CONTRACT_AUDIT | CONTRACT_NODE_EXIT);
+	found = bpf_map_lookup_elem(&sif_classes, &contract);
+	if (found)
+		key.class = *found;
+	found = bpf_map_lookup_elem(&sif_ways, &key);
+	return found ? *found : 0;
+}
+
+static __always_inline bool has_ways(const struct peer *peer)
+{
+	return peer->ifindex != PEER_GONE && (peer->ifindex & PEER_WAYS);
+}
+
+// source looks up the remote by its address and the interface where its packet arrived:
+// INGRESS_UNSEEN if that is to be seen.
 static __always_inline enum reason source(const struct addr *a, __u32 ingress, struct remote *r)
 {
 	struct peer *peer = bpf_map_lookup_elem(&sif_peers, a);
@@ -64,7 +92,10 @@ static __always_inline enum reason source(const struct addr *a, __u32 ingress, s
 		r->identity = peer->identity;
 		if (peer->ifindex == PEER_GONE)
 			return REASON_PEER_GONE;
-		return peer->ifindex == ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
+		if (!has_ways(peer))
+			return peer->ifindex == ingress ? REASON_NONE : REASON_WRONG_INTERFACE;
+		r->ways = peer->ifindex;
+		return ingress == INGRESS_UNSEEN || is_link(ingress) ? REASON_NONE : REASON_WRONG_INTERFACE;
 	}
 	r->host = ingress == 0;
 	identity = in_fabric(a) ? NULL : external(a, r->host ? FROM_NODE : ingress);
@@ -80,6 +111,10 @@ static __always_inline enum reason owner(const struct peer *peer, struct remote 
 {
 	r->identity = peer->identity;
 	r->ingress = peer->ifindex;
+	if (has_ways(peer)) {
+		r->ways = peer->ifindex;
+		r->ingress = INGRESS_UNSEEN;
+	}
 	return peer->ifindex == PEER_GONE ? REASON_PEER_GONE : REASON_NONE;
 }
 
