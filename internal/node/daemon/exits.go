@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/node/link"
@@ -59,7 +60,7 @@ func (n *Node) Exits() []Exit {
 	exits := n.Links.exits(n.Self, n.Roster.Members())
 	live := n.prober.Live()
 	for i, x := range exits {
-		lives, known := live[x.Processor]
+		lives, known := live[desired.Hop{Processor: x.Processor}]
 		exits[i].Live, exits[i].Silent = lives, known && !lives
 	}
 	return exits

@@ -48,7 +48,7 @@ func (n *Node) keepProbing(ctx context.Context) error {
 // each is reached, and by no other. spaces are the namespaces of the links, device tells their
 // interfaces, both by peer.
 func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]string, device func(fabric.NodeID) (string, bool), mtu int) health.View {
-	v := health.View{Known: map[netip.Addr]string{}, Zones: map[string][]health.Target{}}
+	v := health.View{Known: map[netip.Addr][]string{}, Zones: map[string][]health.Target{}}
 	workload := self.Kind.Has(fabric.KindWorkload)
 	if workload {
 		v.Spaces = []string{""}
@@ -64,7 +64,9 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 		if !assigned || !there {
 			return t, false
 		}
-		v.Known[m.Health4()], v.Known[m.Health6()] = name, name
+		for _, addr := range []netip.Addr{m.Health4(), m.Health6()} {
+			v.Known[addr] = append(v.Known[addr], name)
+		}
 		return health.Target{Node: m.ID(), IPv4: m.Health4(), IPv6: m.Health6(), Space: space, Interface: name, Full: full}, len(m.Link.PublicKey) > 0
 	}
 	for _, m := range members {
@@ -89,8 +91,11 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 			v.Processors = append(v.Processors, t)
 		}
 	}
-	if workload {
-		v.Pulsed = v.Processors // they are exits
+	// Workload nodes must know which processors live, as exits. Processors must know by which tunnels
+	// the others are reached, and which workload nodes of their zone are.
+	v.Pulsed = v.Processors
+	if self.Boundary() {
+		v.Pulsed, v.Whole = slices.Concat(v.Processors, v.Others), true
 	}
 	return v
 }

@@ -30,6 +30,14 @@ const (
 	ipv6Headers = ipv6Header + udpHeader
 )
 
+// headersOf returns the size of the headers of a family's packets in bytes.
+func headersOf(family int) int {
+	if family == ipv6 {
+		return ipv6Headers
+	}
+	return ipv4Headers
+}
+
 type kind byte
 
 const (

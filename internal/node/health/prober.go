@@ -15,7 +15,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/api"
-	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -28,7 +28,7 @@ const (
 	// the time after which the next ones are.
 	othersAtOnce = 16
 	rotation     = time.Minute
-	// answersEach is the number of probes of a node that are answered each second.
+	// answersEach is the number of probes of a node by one link that are answered each second.
 	answersEach = 20
 )
 
@@ -42,32 +42,35 @@ type View struct {
 	Crew  int
 	// Spaces are the namespaces in which probes are answered; the empty one is the process's own.
 	Spaces []string
-	// Pulsed are nodes of which must be known within a second whether they live.
+	// Pulsed are nodes of which must be known within a second whether they live. With Whole, also
+	// whether full-size packets pass.
 	Pulsed []Target
+	Whole  bool
 	// Known are the health addresses of the nodes that are answered, and the names of the
 	// interfaces by which their packets come: nobody else's packets are theirs.
-	Known map[netip.Addr]string
+	Known map[netip.Addr][]string
 }
 
 // Prober measures the ways of a node. It is safe for concurrent use.
 type Prober struct {
 	own [familyCount]netip.Addr
 
-	mu      sync.Mutex
-	view    View
-	links   map[fabric.NodeID]*way
-	zones   map[string]*way
-	sent    map[nonce]sent
-	pulses  map[fabric.NodeID]*pulse
-	beaten  map[nonce]beaten // pulses
-	risen   bool             // a node came to life, or is not asked any more, since the last beat
-	onLife  func()
-	sockets map[place]*socket
-	budget  map[netip.Addr]int // answers left in this second
-	renewed time.Time          // when budget was
-	ticked  time.Time
-	began   time.Time
-	fault   error // of the sockets
+	mu       sync.Mutex
+	view     View
+	links    map[desired.Hop]*way
+	zones    map[string]*way
+	sent     map[nonce]sent
+	pulses   map[desired.Hop]*life
+	beaten   map[nonce]beaten // pulses
+	changed  bool             // a node came to life or died, or is not asked any more, since the last beat
+	beatLast time.Time        // when the last beat was
+	onLife   func()
+	sockets  map[place]*socket
+	budget   map[asker]int // answers given in this second
+	renewed  time.Time     // when budget was
+	ticked   time.Time
+	began    time.Time
+	fault    error // of the sockets
 }
 
 // place is where a socket is.
@@ -80,6 +83,12 @@ type place struct {
 type arrival struct {
 	place
 	device string // the interface
+}
+
+// asker is who asks, and by which interface.
+type asker struct {
+	addr   netip.Addr
+	device string
 }
 
 // by reports whether a packet came by an interface; an empty name stands for any.
@@ -103,8 +112,8 @@ type sent struct {
 // New returns the prober of a node with these health addresses. It does nothing before Run.
 func New(v4, v6 netip.Addr) *Prober {
 	return &Prober{
-		own: [familyCount]netip.Addr{v4, v6}, links: map[fabric.NodeID]*way{}, zones: map[string]*way{},
-		sent: map[nonce]sent{}, pulses: map[fabric.NodeID]*pulse{}, beaten: map[nonce]beaten{}, sockets: map[place]*socket{}, budget: map[netip.Addr]int{},
+		own: [familyCount]netip.Addr{v4, v6}, links: map[desired.Hop]*way{}, zones: map[string]*way{},
+		sent: map[nonce]sent{}, pulses: map[desired.Hop]*life{}, beaten: map[nonce]beaten{}, sockets: map[place]*socket{}, budget: map[asker]int{},
 	}
 }
 
@@ -167,18 +176,19 @@ func (p *Prober) step(now time.Time) {
 // arrange brings the ways to what the view asks for.
 func (p *Prober) arrange(now time.Time) {
 	links := slices.Concat(p.view.Processors, p.inTurn(now))
-	keep := map[fabric.NodeID]bool{}
+	keep := map[desired.Hop]bool{}
 	for _, t := range links {
-		keep[t.Node] = true
-		if w := p.links[t.Node]; w != nil {
+		hop := t.hop()
+		keep[hop] = true
+		if w := p.links[hop]; w != nil {
 			w.update([]Target{t}, smallInterval, linkFullInterval)
 		} else {
-			p.links[t.Node] = newWay([]Target{t}, smallInterval, linkFullInterval, now)
+			p.links[hop] = newWay([]Target{t}, smallInterval, linkFullInterval, now)
 		}
 	}
-	for node := range p.links {
-		if !keep[node] {
-			delete(p.links, node)
+	for hop := range p.links {
+		if !keep[hop] {
+			delete(p.links, hop)
 		}
 	}
 	share := time.Duration(max(1, p.view.Crew) * max(1, len(p.view.Zones)))
@@ -216,13 +226,9 @@ func (p *Prober) send(w *way, out packet, now time.Time) {
 	t := w.target()
 	s := sent{out, w, now, place{t.Space, out.family}, netip.AddrPortFrom(t.addr(out.family), wellknown.ProbePort), t.Interface}
 	n := newNonce()
-	headers := ipv4Headers
-	if out.family == ipv6 {
-		headers = ipv6Headers
-	}
 	err := errors.New("no socket is open for it")
 	if c := p.sockets[s.from]; c != nil {
-		_, err = c.WriteToUDPAddrPort(encode(message{kind: request, nonce: n, size: out.size - headers}), s.to)
+		_, err = c.WriteToUDPAddrPort(encode(message{kind: request, nonce: n, size: out.size - headersOf(out.family)}), s.to)
 	}
 	f := &w.families[out.family]
 	f.fault = ""
@@ -265,16 +271,16 @@ func (p *Prober) receive(c *socket, from place) {
 func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	device, known := p.view.Known[source]
-	if !known || !at.by(device) {
+	if !slices.ContainsFunc(p.view.Known[source], at.by) {
 		return false
 	}
 	if now.Sub(p.renewed) >= time.Second {
 		clear(p.budget)
 		p.renewed = now
 	}
-	p.budget[source]++
-	return p.budget[source] <= answersEach
+	who := asker{source, at.device}
+	p.budget[who]++
+	return p.budget[who] <= answersEach
 }
 
 // answered records an answer, if it is from whom and where the probe was sent to.
@@ -349,8 +355,8 @@ func (p *Prober) Status() ([]api.WayStatus, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	var list []api.WayStatus
-	for node, w := range p.links {
-		list = append(list, w.status(node.String()))
+	for hop, w := range p.links {
+		list = append(list, w.status(hop.String()))
 	}
 	for zone, w := range p.zones {
 		list = append(list, w.status(zone))

@@ -70,7 +70,7 @@ func TestProbersOverALink(t *testing.T) {
 		p := New(own.IPv4, own.IPv6)
 		p.Follow(View{
 			Processors: []Target{far}, Pulsed: []Target{far}, Spaces: []string{spaces[i].Path()},
-			Known: map[netip.Addr]string{far.IPv4: "eth0", far.IPv6: "eth0"},
+			Known: map[netip.Addr][]string{far.IPv4: {"eth0"}, far.IPv6: {"eth0"}},
 		})
 		p.OnLife(func() { changes.Add(1) })
 		probers[i] = p
@@ -102,7 +102,7 @@ func TestProbersOverALink(t *testing.T) {
 		t.Helper()
 		for i, p := range probers {
 			deadline := time.Now().Add(30 * time.Second)
-			for p.Live()[node(1-i).Node] != want {
+			for p.Live()[node(1-i).hop()] != want {
 				must.True(t, time.Now().Before(deadline), must.Sprintf("prober %d: not %t", i, want))
 				time.Sleep(10 * time.Millisecond)
 			}
@@ -157,10 +157,10 @@ func TestProbesCountByInterface(t *testing.T) {
 		t.Run(by, func(t *testing.T) {
 			p := New(own.IPv4, own.IPv6)
 			far.Space, far.Interface = space.Path(), by
-			p.Follow(View{Processors: []Target{far}, Pulsed: []Target{far}, Spaces: []string{space.Path()}, Known: map[netip.Addr]string{far.IPv4: by, far.IPv6: by}})
+			p.Follow(View{Processors: []Target{far}, Pulsed: []Target{far}, Spaces: []string{space.Path()}, Known: map[netip.Addr][]string{far.IPv4: {by}, far.IPv6: {by}}})
 			other := New(far.IPv4, far.IPv6)
 			own.Space, own.Interface = forger.Path(), ""
-			other.Follow(View{Pulsed: []Target{own}, Spaces: []string{forger.Path()}, Known: map[netip.Addr]string{own.IPv4: "", own.IPv6: ""}})
+			other.Follow(View{Pulsed: []Target{own}, Spaces: []string{forger.Path()}, Known: map[netip.Addr][]string{own.IPv4: {""}, own.IPv6: {""}}})
 			ctx, cancel := context.WithCancel(context.Background())
 			var running sync.WaitGroup
 			running.Go(func() { must.NoError(t, p.Run(ctx)) })
@@ -170,7 +170,7 @@ func TestProbesCountByInterface(t *testing.T) {
 			honest := by == "l1"
 			deadline := time.Now().Add(20 * time.Second)
 			for until := time.Now().Add(3 * time.Second); honest || time.Now().Before(until); time.Sleep(10 * time.Millisecond) {
-				answers, answered := p.Live()[far.Node], other.Live()[own.Node]
+				answers, answered := p.Live()[far.hop()], other.Live()[own.hop()]
 				if !honest {
 					must.False(t, answers || answered)
 				} else if answers && answered {

@@ -4,11 +4,15 @@
 package health
 
 import (
+	"net"
+	"net/netip"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
 	"pgregory.net/rapid"
+
+	"github.com/sif-project/sif/fabric/desired"
 )
 
 // heart plays a pulse as a Prober does: with a beat each 50 ms, and answers after 5 ms.
@@ -18,7 +22,7 @@ type heart struct {
 	changes int
 }
 
-func newHeart() *heart { return &heart{pulse: newPulse(targets("z1", 1)[0]), now: start} }
+func newHeart() *heart { return &heart{pulse: newPulse(targets("z1", 1)[0], patience), now: start} }
 
 // play goes on until a time, and returns when the node last changed between life and death.
 func (h *heart) play(d time.Duration, answers bool) (changed time.Time) {
@@ -84,4 +88,111 @@ func TestFlappingIsDamped(t *testing.T) {
 	h.play(time.Second, false)
 	h.play(3*time.Second, true)
 	must.True(t, h.live) // it had lived for long
+}
+
+// beats plays a prober whose node answers small and full-size pulses as it is told, with 5 ms of
+// round trip, and returns how long after the beginning the node last changed.
+func (b *beats) play(d time.Duration, small, full bool) (changed time.Duration) {
+	for end := b.now.Add(d); b.now.Before(end); b.now = b.now.Add(beat) {
+		if b.p.beatOnce(b.now) {
+			changed = b.now.Sub(end) + d
+		}
+		for n, x := range b.p.beaten {
+			if x.full && full || !x.full && small {
+				b.p.pulsed(message{kind: answer, nonce: n}, x.to, arrival{place: x.from}, b.now.Add(5*time.Millisecond))
+			} else {
+				delete(b.p.beaten, n)
+			}
+		}
+	}
+	return changed
+}
+
+type beats struct {
+	p   *Prober
+	now time.Time
+	hop desired.Hop
+}
+
+// newBeats returns a prober with one pulsed node. Its sockets lead nowhere.
+func newBeats(t *testing.T) *beats {
+	p := New(netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::1"))
+	far := targets("z1", 1)[0]
+	far.Full, far.Link = 1420, "private"
+	far.IPv4, far.IPv6 = p.own[ipv4], p.own[ipv6]
+	p.Follow(View{Pulsed: []Target{far}, Whole: true})
+	for family := range familyCount {
+		conn, err := net.ListenUDP("udp", nil)
+		must.NoError(t, err)
+		t.Cleanup(func() { conn.Close() })
+		p.sockets[place{"", family}] = &socket{UDPConn: conn}
+	}
+	return &beats{p, start, far.hop()}
+}
+
+// A way by which only small packets pass does not live, and lives again after full-size ones pass.
+func TestLargePacketsOnly(t *testing.T) {
+	b := newBeats(t)
+	b.play(3*time.Second, true, true)
+	must.True(t, b.p.Live()[b.hop])
+	fell := b.play(5*time.Second, true, false)
+	must.False(t, b.p.Live()[b.hop])
+	must.Between(t, time.Second, fell, 1600*time.Millisecond)
+	rose := b.play(5*time.Second, true, true)
+	must.True(t, b.p.Live()[b.hop])
+	must.Between(t, time.Second, rose, 3*time.Second)
+	// What does not answer at all is known as soon as ever.
+	must.LessEq(t, 700*time.Millisecond, b.play(3*time.Second, false, false))
+	must.False(t, b.p.Live()[b.hop])
+	must.LessEq(t, 2*time.Second, b.play(5*time.Second, true, true))
+	must.True(t, b.p.Live()[b.hop])
+}
+
+// Who was stopped for a while blames nobody.
+func TestStalledProcess(t *testing.T) {
+	b := newBeats(t)
+	b.play(2*time.Second, true, true)
+	b.p.beatOnce(b.now)
+	for range 3 {
+		b.now = b.now.Add(beat)
+		b.p.beatOnce(b.now)
+	}
+	b.now = b.now.Add(10 * time.Second)
+	must.False(t, b.p.beatOnce(b.now))
+	must.Eq(t, 0, b.play(time.Second, true, true))
+	must.True(t, b.p.Live()[b.hop])
+}
+
+// The more nodes there are, the fewer pulses has each.
+func TestPulsesAreBounded(t *testing.T) {
+	sent := func(nodes int) (small, full int) {
+		b := newBeats(t)
+		list := targets("z1", nodes)
+		for i := range list {
+			list[i].IPv4, list[i].IPv6 = b.p.own[ipv4], b.p.own[ipv6]
+		}
+		b.p.Follow(View{Pulsed: list, Whole: true})
+		seen := map[nonce]bool{}
+		for end := b.now.Add(10 * time.Second); b.now.Before(end); b.now = b.now.Add(beat) {
+			b.p.beatOnce(b.now)
+			for n, x := range b.p.beaten {
+				if seen[n] {
+					continue
+				}
+				if seen[n] = true; x.full {
+					full++
+				} else {
+					small++
+				}
+				b.p.pulsed(message{kind: answer, nonce: n}, x.to, arrival{place: x.from}, b.now)
+			}
+		}
+		return small, full
+	}
+	few, fewFull := sent(10)
+	must.Between(t, 600, few, 700)
+	must.Between(t, 230, fewFull, 260)
+	many, manyFull := sent(512)
+	must.LessEq(t, 20000, many)
+	must.LessEq(t, 2700, manyFull)
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 )
 
 // How often probes are sent; doc.go has the arithmetic. The families take turns.
@@ -31,6 +32,7 @@ const (
 // Target is a node to which probes are sent.
 type Target struct {
 	Node       fabric.NodeID
+	Link       string // of the tunnel, if several lead to the node
 	IPv4, IPv6 netip.Addr
 	// Space is the path of the network namespace of the link by which it is reached; empty for the
 	// process's own.
@@ -40,6 +42,9 @@ type Target struct {
 	// Full is the size in bytes of the largest packets that must pass, with IP's header.
 	Full int
 }
+
+// hop is the tunnel by which the target is reached.
+func (t Target) hop() desired.Hop { return desired.Hop{Processor: t.Node, Link: t.Link} }
 
 // families are the versions of IP, in the order in which they take turns.
 const (

@@ -186,8 +186,8 @@ func TestOthersTakeTurns(t *testing.T) {
 		now := start.Add(time.Duration(minute) * rotation)
 		p.arrange(now)
 		must.MapLen(t, 2+othersAtOnce, p.links)
-		for node := range p.links {
-			probed[node] = true
+		for hop := range p.links {
+			probed[hop.Processor] = true
 		}
 	}
 	must.MapLen(t, 42, probed)
@@ -219,7 +219,7 @@ func TestFakeAnswers(t *testing.T) {
 		must.MapNotContainsKey(t, p.sent, n)
 		p.answered(good, s.to, at, now)
 	}
-	w := p.links[targets("z1", 1)[0].Node].status("x")
+	w := p.links[targets("z1", 1)[0].hop()].status("x")
 	must.Eq(t, 1, w.IPv4.Sent+w.IPv6.Sent)
 }
 
@@ -227,7 +227,7 @@ func TestFakeAnswers(t *testing.T) {
 func TestWhoIsAnswered(t *testing.T) {
 	p := New(netip.MustParseAddr("100.64.0.1"), netip.MustParseAddr("fd5f::1"))
 	node := netip.MustParseAddr("100.64.1.1")
-	p.Follow(View{Known: map[netip.Addr]string{node: "sif-l0"}})
+	p.Follow(View{Known: map[netip.Addr][]string{node: {"sif-l0"}}})
 	by, other := arrival{device: "sif-l0"}, arrival{device: "sif-l1"}
 	must.False(t, p.mayAnswer(node.Next(), by, start)) // an endpoint of it
 	for range 2 * answersEach {
