@@ -91,8 +91,8 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 			v.Processors = append(v.Processors, t)
 		}
 	}
-	// Workload nodes must know which processors live, as exits. Processors must know by which tunnels
-	// the others are reached, and which workload nodes of their zone are.
+	// Workload nodes must know which processors live, as exits; processors, by which tunnels the
+	// others are reached, and which workload nodes of their zone are.
 	v.Pulsed = v.Processors
 	if self.Boundary() {
 		v.Pulsed, v.Whole = slices.Concat(v.Processors, v.Others), true

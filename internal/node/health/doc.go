@@ -22,9 +22,9 @@
 // full-size ones 2.5*(1500+160) B/s = 4.2 kB/s. The link between a workload node and a processor of
 // its zone has the small ones from both ends and the full-size ones of the processor, 8.4 kB/s; a
 // tunnel between two processors has both from both ends, 12.6 kB/s. All that a processor sends and
-// gets for its own pulses is at most 256*2.1 + 64*4.2 kB/s = 810 kB/s, however many nodes there are:
-// the more, the fewer for each. With S = 160 B for a small packet and F = 1500 B for a full-size
-// one, measuring itself:
+// gets for its own pulses is at most 256*2.1 + 64*4.2 kB/s = 810 kB/s, however many nodes there
+// are: the more, the fewer for each. With S = 160 B for a small packet and F = 1500 B for a
+// full-size one, measuring itself:
 //
 //   - A node sends over each link a small packet each 2 s and a full-size one each 20 s; the
 //     answers are small: 2*S/2 + (F+S)/20 = 243 B/s, and 486 B/s from both ends.
