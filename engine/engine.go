@@ -65,6 +65,8 @@ type Engine struct {
 	recalling   sync.Mutex     // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
 	behind      atomic.Bool    // the switch was not brought to what the leases ask for
 	resolver    *resolver      // nil if the engine is no exit
+	stand       *standing      // nil without a switch
+	topology    func() desired.Topology
 	// writtenOutside is what the switch was programmed with; guarded by programming.
 	writtenOutside fabric.Outside
 
@@ -85,6 +87,9 @@ type Options struct {
 	Numbers   numbers // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
 	Exit      func() Exit // what the switch is as an exit; nil: it is none
+	Standing  *Standing   // nil: the engine publishes no state of its processor
+	// Topology is where the processors are, and which of them live; nil: one of each zone does.
+	Topology func() desired.Topology
 
 	// Names is the file in which the outside names in force are kept; empty: the engine is no exit.
 	Names    string
@@ -114,6 +119,12 @@ func New(o Options) (*Engine, error) {
 	}
 	if e.exit == nil {
 		e.exit = func() Exit { return Exit{} }
+	}
+	if o.Standing != nil {
+		e.stand = &standing{Standing: *o.Standing, kick: make(chan struct{}, 1)}
+	}
+	if e.topology = o.Topology; e.topology == nil {
+		e.topology = func() desired.Topology { return desired.SingleProcessor(e.nodes()) }
 	}
 	e.reprogram = coalesce.New(e.program)
 	if o.Names != "" {
@@ -210,6 +221,12 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 			return nil, err
 		}
 		return e.hold(from, p)
+	case rpc.MethodStates:
+		var p rpc.StatesParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.states(ctx, from, p)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }
@@ -464,6 +481,7 @@ func (e *Engine) program() error {
 	want, lacking := numbered(e.desired(), e.num)
 	err := errors.Join(e.sw.Program(want), lacking)
 	e.behind.Store(err != nil)
+	e.stand.look()
 	return err
 }
 
@@ -473,7 +491,7 @@ func (e *Engine) desired() desired.Processor {
 	for _, le := range e.leases.All(e.now()) {
 		live = append(live, le.Admission)
 	}
-	return desired.ForProcessor(e.self.ID(), desired.SingleProcessor(e.nodes()), live, e.documents(), e.writtenOutside)
+	return desired.ForProcessor(e.self.ID(), e.topology(), live, e.documents(), e.writtenOutside)
 }
 
 // otherZones returns the processors of every other zone that have a switch, in order. Without a

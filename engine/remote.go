@@ -114,6 +114,14 @@ func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Unlock()
 	e.log.Info("connected", logkey.Node, r.id)
 	go func() {
+		// Beside the rest: what is told of processors must not wait for it.
+		ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
+		defer cancel()
+		if err := e.compareStates(ctx, r); err != nil {
+			e.log.Debug("cannot compare states of processors", logkey.Node, r.id, logkey.Error, err)
+		}
+	}()
+	go func() {
 		<-r.conn.Done()
 		e.mu.Lock()
 		if set[r.id] == r {

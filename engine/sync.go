@@ -47,6 +47,8 @@ func (e *Engine) Sync(ctx context.Context) {
 	}
 	tell(e.agents, e.syncAgent)
 	tell(e.engines, e.syncEngine)
+	tell(e.agents, e.compareStates)
+	tell(e.engines, e.compareStates)
 	_ = group.Wait() // errors are logged above
 }
 
@@ -229,6 +231,7 @@ func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) (rpc.SyncReply, error) {
 		x := e.exit()
 		reply.Exit, reply.Far = x.Leads, x.Far
 	}
+	defer e.stand.look()
 	h := heard{endpoints: p.Endpoints, owners: map[fabric.NodeID]bool{}, missing: len(reply.Missing)}
 	if h.endpoints == nil {
 		h.endpoints = map[string]time.Time{}

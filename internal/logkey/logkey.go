@@ -63,6 +63,7 @@ const (
 	Version  = "version"  // of sif
 	Commit   = "commit"   // that it was built from
 	Subject  = "subject"  // the part of a daemon that is degraded, as in its status
+	State    = "state"    // of a processor, as it publishes it
 	Finding  = "finding"  // what of the host stands against the fabric, with the remedy
 	Repaired = "repaired" // differences from the declared state that were repaired
 	Duration = "duration" // how long something took

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/states"
 )
 
 // Methods of the protocol. Their params and replies are the types of the same name.
@@ -20,6 +21,7 @@ const (
 	MethodRecall   = "recall"   // engine to engine: requests of the sender's zone that it has lost
 	MethodResolve  = "resolve"  // agent to engine of its zone: an outside name, asked for by a service
 	MethodHold     = "hold"     // agent to engine of its zone: outside names that are in use
+	MethodStates   = "states"   // between engines, and between engine and agent: states of processors
 )
 
 // ConnectParams requests an endpoint's connectivity from an engine.
@@ -134,4 +136,18 @@ type NameInUse struct {
 // sender asks it for them again.
 type HoldReply struct {
 	Missing []NameInUse `json:"missing,omitempty"`
+}
+
+// StatesParams has states of processors that the receiver may lack, the sender's own or those of
+// others. With Numbers, the sender asks besides for what it lacks itself.
+type StatesParams struct {
+	States []states.Signed `json:"states,omitempty"`
+	// Numbers are those of the newest states that the sender has.
+	Numbers map[fabric.NodeID]uint64 `json:"numbers,omitempty"`
+}
+
+// StatesReply is sent when the states are in force at the receiver.
+type StatesReply struct {
+	Newer   []states.Signed `json:"newer,omitempty"`   // than the numbers; some of them, if they are many
+	Lacking []fabric.NodeID `json:"lacking,omitempty"` // processors of which the sender has newer states
 }

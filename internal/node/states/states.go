@@ -19,6 +19,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
@@ -114,9 +115,17 @@ type entry struct {
 	begin  time.Time // of the certificate
 }
 
+// A processor may publish statesAtOnce states at once, and after that one each statesEach. More are
+// refused, because all nodes look for other ways after each.
+const (
+	statesAtOnce = 30
+	statesEach   = 500 * time.Millisecond
+)
+
 // Set is the newest states. It is safe for concurrent use.
 type Set struct {
 	verify Verifier
+	rates  *limit.Rate[fabric.NodeID]
 
 	mu      sync.Mutex
 	newest  map[fabric.NodeID]entry
@@ -124,7 +133,9 @@ type Set struct {
 }
 
 // New returns an empty set.
-func New(v Verifier) *Set { return &Set{verify: v, newest: map[fabric.NodeID]entry{}} }
+func New(v Verifier) *Set {
+	return &Set{verify: v, rates: limit.NewRate[fabric.NodeID](statesEach, statesAtOnce), newest: map[fabric.NodeID]entry{}}
+}
 
 // OnChange has f called after each change, without order. Do not call it after the first Take.
 func (s *Set) OnChange(f func()) { s.changed = append(s.changed, f) }
@@ -144,6 +155,11 @@ func (s *Set) Take(list []Signed) (news []Signed, err error) {
 		var begin time.Time
 		if err == nil {
 			begin, err = s.verify.verify(state, signed)
+		}
+		if err == nil {
+			if ok, _ := s.rates.Allow(state.Processor); !ok {
+				err = fmt.Errorf("%s publishes too many states in a short time", state.Processor)
+			}
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -206,14 +222,14 @@ func (s *Set) Numbers() map[fabric.NodeID]uint64 {
 	return numbers
 }
 
-// Compare returns the states that are newer than the given numbers, and the processors of which
-// the given numbers are newer than what is here.
+// Compare returns states that are newer than the given numbers, as many as one message may have,
+// and the processors of which the given numbers are newer than what is here.
 func (s *Set) Compare(numbers map[fabric.NodeID]uint64) (newer []Signed, lacking []fabric.NodeID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.prune()
 	for id, e := range s.newest {
-		if e.state.Number > numbers[id] {
+		if e.state.Number > numbers[id] && len(newer) < MaxMessage {
 			newer = append(newer, e.signed)
 		}
 	}

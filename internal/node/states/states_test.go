@@ -186,6 +186,23 @@ func TestRefused(t *testing.T) {
 	must.Error(t, err)
 }
 
+// Nobody keeps all nodes busy by many states.
+func TestTooOften(t *testing.T) {
+	l := newLab(t)
+	by := l.signer(t, p1, time.Now().Add(-time.Minute))
+	refused := 0
+	for i := range 3 * statesAtOnce {
+		signed, err := Sign(desired.State{Processor: p1.ID(), Number: uint64(i + 1)}, by)
+		must.NoError(t, err)
+		if _, err := l.Take([]Signed{signed}); err != nil {
+			refused++
+		}
+	}
+	must.Positive(t, refused)
+	_, err := l.Take([]Signed{l.sign(t, desired.State{Processor: p2.ID(), Number: 1}, p2)})
+	must.NoError(t, err)
+}
+
 // What is accepted is the same after it was written and read again, and within its limits.
 func FuzzParse(f *testing.F) {
 	b, err := json.Marshal(desired.State{Processor: p1.ID(), Number: 1, Ready: true, Silent: []desired.Hop{{Processor: q1.ID(), Link: "private"}}, Unreached: []fabric.NodeID{w1.ID()}})
