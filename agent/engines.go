@@ -23,6 +23,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/node/states"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
 
@@ -401,7 +402,7 @@ func (e *engines) tellGone(ctx context.Context, en *engine, gone []string) error
 func missingFrom(engine fabric.NodeID) string { return "counterparts from " + engine.String() }
 
 // handle answers calls of an engine.
-func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
+func (e *engines) handle(ctx context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
 	if !from.Kind.Has(fabric.KindProcessor) || from.Zone != e.agent.node.Self.Zone {
 		return nil, fmt.Errorf("%s node %s is not an engine of zone %s", from.Kind, from.NodeID, e.agent.node.Self.Zone)
 	}
@@ -432,6 +433,48 @@ func (e *engines) handle(_ context.Context, from rpc.Peer, method string, params
 		e.compared[from.NodeID] = e.conns[from.NodeID] != nil
 		e.mu.Unlock()
 		return reply, nil
+	case rpc.MethodStates:
+		var p rpc.StatesParams
+		if err := json.Unmarshal(params, &p); err != nil {
+			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
+		}
+		return e.states(ctx, from.NodeID, p)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
+}
+
+// states uses states of processors that an engine sent, sends what is new to the other engines of
+// the zone, which do not speak with that one, and answers what the sender lacks. The states are in
+// force when it returns.
+func (e *engines) states(ctx context.Context, from fabric.NodeID, p rpc.StatesParams) (reply rpc.StatesReply, err error) {
+	set := e.agent.node.States
+	news, refused := set.Take(p.States)
+	if refused != nil {
+		e.log.Warn("states of processors refused", logkey.Node, from, logkey.Error, refused)
+	}
+	if len(news) > 0 {
+		e.relay(ctx, news, from)
+		err = e.agent.reprogram.Call()
+	}
+	if p.Numbers != nil {
+		reply.Newer, reply.Lacking = set.Compare(p.Numbers)
+	}
+	return reply, err
+}
+
+// relay sends states to the engines other than the one that they came from, and waits for none.
+func (e *engines) relay(ctx context.Context, news []states.Signed, from fabric.NodeID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, en := range e.conns {
+		if conn := en.latest; id != from {
+			go func() {
+				ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+				defer cancel()
+				if err := conn.Call(ctx, rpc.MethodStates, rpc.StatesParams{States: news}, nil); err != nil {
+					e.log.Debug("cannot send states of processors", logkey.Node, id, logkey.Error, err)
+				}
+			}()
+		}
+	}
 }

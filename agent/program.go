@@ -182,7 +182,7 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	}
 	docs := a.documents()
 	a.writtenOutside = a.outside(docs)
-	w := desired.ForWorkload(a.node.Self.ID(), desired.SingleProcessor(a.node.Nodes()), endpoints, docs, a.writtenOutside)
+	w := desired.ForWorkload(a.node.Self.ID(), a.node.Topology(), endpoints, docs, a.writtenOutside)
 	want, err = l.image(w)
 	want.egress, want.withheld = egressOf(w)
 	a.processes.reach(live, w, a.node.Self.Ranges)

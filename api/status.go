@@ -62,10 +62,24 @@ type NodeStatus struct {
 	OutsideNames []fabric.Named `json:"outsideNames,omitempty"`
 	RefusedNames []RefusedName  `json:"refusedNames,omitempty"`
 
+	// State is what a processor with a switch has published of itself; nil of other nodes.
+	State *ProcessorState `json:"state,omitempty"`
+
 	// Waiting is what is attached to the node from outside Nomad and has no endpoint now.
 	Waiting []WaitingAttachment `json:"waiting,omitempty"`
 
 	Reported time.Time `json:"reported"` // set by the controller
+}
+
+// ProcessorState is what the engine of a processor has published last of itself and its tunnels.
+type ProcessorState struct {
+	Number   uint64 `json:"number"`
+	Ready    bool   `json:"ready"`              // its switch enforces what it should
+	Draining bool   `json:"draining,omitempty"` // an operator wants no packets to pass there
+	// Silent are the tunnels whose other end does not answer, "zone/node" or "zone/node#link", and
+	// Unreached the workload nodes of the zone that do not, "zone/node".
+	Silent    []string `json:"silent,omitempty"`
+	Unreached []string `json:"unreached,omitempty"`
 }
 
 // WaitingAttachment is a workload outside Nomad that is attached to a node and waits to take part

@@ -50,6 +50,7 @@ type bridge struct {
 	wanted     SwitchState                // of the last Program
 	programmed bool                       // Program was called; until then the switch keeps what an earlier process wrote
 	leftOut    error                      // what the switch cannot have, of the last change
+	pulse      pulse
 }
 
 func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
@@ -87,10 +88,17 @@ func (b *bridge) Program(want SwitchState) error {
 func (b *bridge) write() error {
 	ctx, cancel := b.changeContext()
 	defer cancel()
+	b.pulse.changing.Store(int64(time.Duration(len(b.wanted.Endpoints)+len(b.wanted.Externals)) * endpointTimeout))
+	defer b.pulse.changing.Store(0)
 	if _, err := b.connect(ctx); err != nil {
 		return err
 	}
-	return b.leaveOut(b.pipe.Set(ctx, b.state()))
+	if err := b.leaveOut(b.pipe.Set(ctx, b.state())); err != nil {
+		b.pulse.enforcing.Store(nil)
+		return err
+	}
+	b.pulse.enforcing.Store(b.conn)
+	return nil
 }
 
 // leaveOut keeps what was left out of a change for the next Reconcile to report: it must not make

@@ -70,9 +70,13 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
 		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
-		Known: d.known,
+		Known: d.known, Topology: n.Topology,
 	}
 	if n.Self.Boundary() {
+		options.Standing = &Standing{
+			States: n.States, Sign: n.Identity.Sign, Expiry: n.Identity.Expiry, Live: n.Live, Tunnels: n.Tunnels,
+			Enforces: func() bool { return d.bridge.enforces() },
+		}
 		changed := func() { d.node.Degrade("refresh", d.reprogram.Call()) }
 		if d.registered, err = registered.Open(filepath.Join(c.DataDir, "registered.json"), n.Consul, log.Named("registered"), changed); err != nil {
 			return nil, err
@@ -97,6 +101,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	if d.Engine, err = New(options); err != nil {
 		return nil, err
 	}
+	n.OnLive(d.stand.look)
 	d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle)
 	return d, err
 }
@@ -188,6 +193,11 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		group.Go(func() error { return d.registered.Run(ctx) })
 		group.Go(func() error { return d.meetEngines(ctx) })
 		group.Go(func() error { return d.serveTasks(ctx) })
+		group.Go(func() error { return d.watchSwitch(ctx) })
+		group.Go(func() error {
+			d.keepStanding(ctx, func(err error) { d.node.Degrade("state of the processor", err) })
+			return nil
+		})
 	}
 	group.Go(func() error {
 		// The switch comes first, because updating the agents can take long.
@@ -199,6 +209,18 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	})
 	group.Go(func() error { return d.repair(ctx, sup) })
 	return group.Wait()
+}
+
+// watchSwitch notices within a second when the switch does not answer. One that answers again may
+// have lost its flows.
+func (d *Daemon) watchSwitch(ctx context.Context) error {
+	d.bridge.keepAsking(ctx, func(answers bool) {
+		d.stand.look()
+		if answers && !d.bridge.enforces() {
+			go func() { d.node.Degrade("refresh", d.reprogram.Call()) }()
+		}
+	})
+	return nil
 }
 
 // awaitPorts waits until the bridge has a port for every link in the stored roster. Otherwise
@@ -379,6 +401,7 @@ func (d *Daemon) Status() api.NodeStatus {
 		s.Degraded = append(s.Degraded, shutIn(d.self.Zone, d.nodes())...)
 		return s
 	}
+	s.State = d.published()
 	for _, x := range d.ports.exit.Addresses() {
 		s.Exit = append(s.Exit, api.ExitAddress{Address: x.Addr, Interface: x.Interface})
 	}

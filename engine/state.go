@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
@@ -283,4 +284,22 @@ func (e *Engine) Drain(ctx context.Context, draining bool) error {
 		})
 	}
 	return group.Wait()
+}
+
+// published returns the state that was published last, for people; nil before the first.
+func (e *Engine) published() *api.ProcessorState {
+	e.stand.mu.Lock()
+	defer e.stand.mu.Unlock()
+	last := e.stand.last
+	if last.Number == 0 {
+		return nil
+	}
+	s := &api.ProcessorState{Number: last.Number, Ready: last.Ready, Draining: last.Draining}
+	for _, hop := range last.Silent {
+		s.Silent = append(s.Silent, hop.String())
+	}
+	for _, id := range last.Unreached {
+		s.Unreached = append(s.Unreached, id.String())
+	}
+	return s
 }

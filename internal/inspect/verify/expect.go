@@ -41,8 +41,35 @@ func Enforcing(status api.Status) []api.NodeStatus {
 	return slices.DeleteFunc(slices.Clone(status.Nodes), func(n api.NodeStatus) bool { return n.NoSwitch })
 }
 
-// Topology returns the topology of the nodes in a status.
-func Topology(status api.Status) desired.Topology { return desired.SingleProcessor(Nodes(status)) }
+// Topology returns the topology of the nodes in a status, by the states that processors report.
+func Topology(status api.Status) desired.Topology {
+	nodes := Nodes(status)
+	return desired.InForce(nodes, desired.FullMesh(nodes), states(status))
+}
+
+// states returns the states of the processors. What a node reports in a form that nobody writes is
+// left out.
+func states(status api.Status) []desired.State {
+	var list []desired.State
+	for _, n := range status.Nodes {
+		if n.State == nil {
+			continue
+		}
+		s := desired.State{Processor: n.ID(), Number: n.State.Number, Ready: n.State.Ready, Draining: n.State.Draining}
+		for _, text := range n.State.Silent {
+			if hop, err := desired.ParseHop(text); err == nil {
+				s.Silent = append(s.Silent, hop)
+			}
+		}
+		for _, text := range n.State.Unreached {
+			if id, err := fabric.ParseNodeID(text); err == nil {
+				s.Unreached = append(s.Unreached, id)
+			}
+		}
+		list = append(list, s)
+	}
+	return list
+}
 
 // Nodes returns the nodes in a status, with what a status tells of them.
 func Nodes(status api.Status) []fabric.Node {

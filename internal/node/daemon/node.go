@@ -35,6 +35,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/health"
+	"github.com/sif-project/sif/internal/node/states"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -69,6 +70,7 @@ type Node struct {
 	Revision   *revision.Follower
 	Removals   *revocation.Watcher
 	Roster     *roster.Watcher
+	States     *states.Set
 	Links      *Links             // nil for an engine without a switch, which has none
 	Self       fabric.Node        // as the controller signed it
 	Firewall   *firewall.Firewall // nil for the engine of a node with an agent, which has one for both
@@ -182,6 +184,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if err != nil {
 		return nil, err
 	}
+	n.States = n.newStates()
 	return n, nil
 }
 
