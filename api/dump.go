@@ -35,6 +35,7 @@ type Dump struct {
 	Rules    []DumpRule     `json:"rules,omitempty"`
 	External []DumpExternal `json:"externals,omitempty"`
 	Guarded  []DumpEndpoint `json:"endpoints,omitempty"` // ebpf only
+	Ways     []DumpWay      `json:"ways,omitempty"`
 	// Outside is what the node knew of the outside when it wrote this.
 	Outside fabric.Outside `json:"outside,omitzero"`
 	// Problems are what the daemon would never write, one sentence each: programs that are not
@@ -89,8 +90,8 @@ type DumpPeer struct {
 	Address  netip.Addr `json:"address"`
 	Identity string     `json:"identity"` // the key of a fabric.Identity
 	// Via is the path of its packets in both directions: "endpoint" for an endpoint of this node,
-	// "zone" for the link to the nodes of this zone, otherwise "zone/node", the processor at the
-	// other end of the link.
+	// "zone" for the link to the nodes of this zone, "the ways of GROUP, number N" for an endpoint
+	// of another zone, or "zone/node", the one processor through which all its packets go.
 	Via string `json:"via"`
 }
 
@@ -100,6 +101,18 @@ type DumpEndpoint struct {
 	IPv6     netip.Addr     `json:"ipv6"`
 	Identity string         `json:"identity"`
 	Checks   []fabric.Check `json:"checks,omitempty"`
+}
+
+// DumpWay is by which hops the packets from nodes of one group to those of another go, of contracts
+// with one path.
+type DumpWay struct {
+	From string `json:"from"` // group: a zone, or "zone without processors"
+	To   string `json:"to"`
+	// Path is what the contracts wish of the links: "require a b, prefer c, avoid d".
+	Path string `json:"path,omitempty"`
+	// Next are the buckets of pairs of endpoints by hop, as 256 bits in hexadecimal digits. A hop
+	// is "zone/node", or "zone/node#link".
+	Next map[string]string `json:"next"`
 }
 
 // DumpExternal is a prefix outside the fabric with its identity.
@@ -120,6 +133,8 @@ type DumpRule struct {
 	Protocol fabric.Protocol  `json:"protocol"`
 	Ports    fabric.PortRange `json:"ports"`
 	Contract string           `json:"contract"` // "domain/contract"
+	// Path is what the contract wishes of the links between zones, as in DumpWay.
+	Path string `json:"path,omitempty"`
 	// Exit is set by ebpf only: by what flows to an external leave.
 	Exit fabric.Exit `json:"exit,omitempty"`
 	// Audit is set by ebpf only: the switch does not distinguish flows that audit mode allows.

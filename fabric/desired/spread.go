@@ -5,12 +5,52 @@ package desired
 
 import (
 	"cmp"
+	"encoding/hex"
+	"fmt"
 	"maps"
 	"slices"
 	"strconv"
 
 	"github.com/sif-project/sif/fabric"
 )
+
+// Via names the way of an endpoint's packets in dumps.
+func (e Endpoint) Via() string { return via(e.Way, e.Group, e.Number) }
+
+// Via names the way of a node's probes in dumps.
+func (p Probed) Via() string { return via(p.Way, p.Group, p.Number) }
+
+func via(w Way, g Group, number uint8) string {
+	if w == ByWays {
+		return ViaWays(g, number)
+	}
+	return w.String()
+}
+
+// ViaWays names the way of an endpoint of a group with a number in dumps, if it is ByWays.
+func ViaWays(g Group, number uint8) string {
+	return fmt.Sprintf("the ways of %s, number %d", g, number)
+}
+
+// Shares returns which buckets go by each hop, as a number with 256 bits in hexadecimal digits:
+// bucket 0 is the lowest bit. Buckets for which nothing leads are left out.
+func Shares(next [Buckets]Hop) map[string]string {
+	bits := map[Hop]*[Buckets / 8]byte{}
+	for bucket, hop := range next {
+		if hop.IsZero() {
+			continue
+		}
+		if bits[hop] == nil {
+			bits[hop] = &[Buckets / 8]byte{}
+		}
+		bits[hop][len(bits[hop])-1-bucket/8] |= 1 << (bucket % 8)
+	}
+	shares := map[string]string{}
+	for hop, b := range bits {
+		shares[hop.String()] = hex.EncodeToString(b[:])
+	}
+	return shares
+}
 
 // ways are the ways of a graph that were computed so far.
 type ways struct {

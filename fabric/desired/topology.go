@@ -134,6 +134,10 @@ func (t Topology) way(zone string, a fabric.Admission, via string) (Way, bool) {
 	return Through(processor), ok
 }
 
+// HasWays reports whether packets between zones go by ways of buckets, not all through one
+// processor of each zone.
+func (t Topology) HasWays() bool { return t.ways != nil }
+
 // GroupOf returns the group of a node.
 func (t Topology) GroupOf(node fabric.NodeID) Group {
 	if t.ways == nil {

@@ -32,7 +32,7 @@ func Nodes(v View, q api.Question) ([]fabric.NodeID, error) {
 	set := map[fabric.NodeID]bool{}
 	for _, a := range from {
 		for _, b := range to {
-			for _, s := range way(v.Fabric, a, b) {
+			for _, s := range way(v.Fabric, a, b, q) {
 				set[s.node] = true
 			}
 		}
@@ -66,7 +66,7 @@ func Explain(v View, q api.Question) (api.Explanation, error) {
 			if why := unexposed(f.Status, a, b, q); why != "" && flow.Declared.Allowed {
 				flow.Differs = append(flow.Differs, "declared, but "+why)
 			}
-			for _, s := range way(f, a, b) {
+			for _, s := range way(f, a, b, q) {
 				if s.place == exit && flow.Declared.Allowed && !byZoneExit(f, a, b, q) {
 					continue // it leaves by the node
 				}
@@ -131,10 +131,11 @@ type station struct {
 	place            string
 	layer            api.Layer
 	fromVia, destVia string // by what the parties are reached from there
+	onward           onward // zero: the packets go straight to the destination
 }
 
 // way returns the data paths on the path of a flow.
-func way(f verify.Fabric, from, to api.Party) []station {
+func way(f verify.Fabric, from, to api.Party, q api.Question) []station {
 	status := f.Status
 	if from.Live() && to.Outside() {
 		return outwardWay(f, from, to)
@@ -157,15 +158,18 @@ func way(f verify.Fabric, from, to api.Party) []station {
 		return []station{sender, receiver}
 	}
 	topology, pair := verify.Topology(status), desired.Pair{A: from.Endpoint, B: to.Endpoint}
+	if topology.HasWays() {
+		return byWays(topology, sender, receiver, from, to, classOf(f, from, to, q))
+	}
 	leaving, _ := topology.Processor(from.Zone, pair)
 	entering, _ := topology.Processor(to.Zone, pair)
 	sender.destVia, receiver.fromVia = cmp.Or(leaving.String(), "a processor"), cmp.Or(entering.String(), "a processor")
 	stations := []station{sender}
 	if !leaving.IsZero() {
-		stations = append(stations, station{leaving, "boundary", api.LayerSwitch, zoneLink, entering.String()})
+		stations = append(stations, station{node: leaving, place: "boundary", layer: api.LayerSwitch, fromVia: zoneLink, destVia: entering.String()})
 	}
 	if !entering.IsZero() {
-		stations = append(stations, station{entering, "boundary", api.LayerSwitch, leaving.String(), zoneLink})
+		stations = append(stations, station{node: entering, place: "boundary", layer: api.LayerSwitch, fromVia: leaving.String(), destVia: zoneLink})
 	}
 	return append(stations, receiver)
 }
@@ -210,6 +214,9 @@ func (s station) look(f verify.Fabric, from, to api.Party, q api.Question) (l ap
 			}
 			if why == "" {
 				s.rule(&l, dump, source, destination, q)
+				if why := s.onward.missing(dump); l.Allowed && why != "" {
+					l.Allowed, l.Why = false, why
+				}
 				return l
 			}
 		}

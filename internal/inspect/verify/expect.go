@@ -7,8 +7,11 @@
 package verify
 
 import (
+	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/sif-project/sif/api"
@@ -141,6 +144,26 @@ type expected struct {
 	guarded   map[netip.Addr]api.DumpEndpoint // by IPv4 address
 	externals map[netip.Prefix]api.DumpExternal
 	grants    map[pair][]grant
+	ways      map[relation]string
+}
+
+// relation is who the ways of a dump lead from and to, and for contracts with which path.
+type relation struct{ from, to, path string }
+
+func (r relation) String() string {
+	if r.path == "" {
+		return r.from + " -> " + r.to
+	}
+	return fmt.Sprintf("%s -> %s (%s)", r.from, r.to, r.path)
+}
+
+// sharesText describes the buckets of hops.
+func sharesText(shares map[string]string) string {
+	var parts []string
+	for _, hop := range slices.Sorted(maps.Keys(shares)) {
+		parts = append(parts, hop+" "+shares[hop])
+	}
+	return strings.Join(parts, ", ")
 }
 
 // pair is two parties and a protocol.
@@ -154,6 +177,7 @@ type grant struct {
 	contract string
 	audit    bool
 	exit     fabric.Exit // of eBPF only
+	path     string
 }
 
 // expect computes what a node must enforce that knows this of the outside.
@@ -163,16 +187,16 @@ func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission
 		for i := range p.Rules {
 			p.Rules[i].Exit = fabric.ExitZone // a switch carries no others
 		}
-		x := inWordsOfDumps(p.Endpoints, p.Externals, p.Rules)
+		x := inWordsOfDumps(p.Endpoints, p.Externals, p.Rules, p.Ways)
 		for _, n := range p.Probes {
 			for _, a := range []netip.Addr{n.IPv4, n.IPv6} {
-				x.peers[a] = api.DumpPeer{Address: a, Identity: desired.Health.String(), Via: n.Way.String()}
+				x.peers[a] = api.DumpPeer{Address: a, Identity: desired.Health.String(), Via: n.Via()}
 			}
 		}
 		return x
 	}
 	w := desired.ForWorkload(n.ID(), topology, live, docs, outside)
-	x := inWordsOfDumps(w.Endpoints, w.Externals, w.Rules)
+	x := inWordsOfDumps(w.Endpoints, w.Externals, w.Rules, w.Ways)
 	if w.Host != "" {
 		for _, p := range wellknown.HostPrefixes() {
 			x.externals[p] = api.DumpExternal{Prefix: p, Identity: w.Host.String(), Out: true}
@@ -181,15 +205,20 @@ func expect(n api.NodeStatus, topology desired.Topology, live []fabric.Admission
 	return x
 }
 
-func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]desired.External, rules []desired.Rule) expected {
+func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]desired.External, rules []desired.Rule, ways []desired.Spread) expected {
 	x := expected{
 		peers: map[netip.Addr]api.DumpPeer{}, guarded: map[netip.Addr]api.DumpEndpoint{},
-		externals: map[netip.Prefix]api.DumpExternal{}, grants: map[pair][]grant{},
+		externals: map[netip.Prefix]api.DumpExternal{}, grants: map[pair][]grant{}, ways: map[relation]string{},
+	}
+	for _, s := range ways {
+		if shares := desired.Shares(s.Next); len(shares) > 0 {
+			x.ways[relation{s.From.String(), s.To.String(), string(s.Class)}] = sharesText(shares)
+		}
 	}
 	for _, e := range endpoints {
 		for _, a := range []netip.Addr{e.IPv4, e.IPv6} {
 			if a.IsValid() {
-				x.peers[a] = api.DumpPeer{Address: a, Identity: e.Party.String(), Via: e.Way.String()}
+				x.peers[a] = api.DumpPeer{Address: a, Identity: e.Party.String(), Via: e.Via()}
 			}
 		}
 		if e.Way == desired.OwnInterface {
@@ -203,7 +232,7 @@ func inWordsOfDumps(endpoints []desired.Endpoint, externals map[netip.Prefix]des
 		for _, rule := range r.Rules {
 			k := pair{r.From.String(), r.To.String(), rule.Protocol}
 			for _, ports := range rule.Ports {
-				x.grants[k] = append(x.grants[k], grant{ports, r.Contract.String(), r.Audit, r.Exit})
+				x.grants[k] = append(x.grants[k], grant{ports, r.Contract.String(), r.Audit, r.Exit, string(r.Class)})
 			}
 		}
 	}

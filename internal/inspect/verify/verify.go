@@ -177,6 +177,12 @@ func (c *comparison) compare(want expected, have api.Dump) {
 		wantExternals[p] = externalText(x)
 	}
 	compareTexts(c, "external", wantExternals, externals)
+
+	ways := map[relation]string{}
+	for _, w := range have.Ways {
+		ways[relation{w.From, w.To, w.Path}] = sharesText(w.Next)
+	}
+	compareTexts(c, "ways", want.ways, ways)
 	c.compareRules(want, have.Rules)
 }
 
@@ -232,7 +238,7 @@ func (c *comparison) compareRules(want expected, have []api.DumpRule) {
 		}
 		contracts[k][r.Contract] = true
 		if !r.Shadowed {
-			held[k] = append(held[k], grant{r.Ports, r.Contract, r.Audit, r.Exit})
+			held[k] = append(held[k], grant{r.Ports, r.Contract, r.Audit, r.Exit, r.Path})
 		}
 	}
 	keys := map[pair]bool{}
@@ -298,7 +304,7 @@ func (c *comparison) fits(want, have []grant) bool {
 	}
 	for _, h := range have {
 		if !slices.ContainsFunc(choose, func(w grant) bool {
-			return w.contract == h.contract && w.exit == h.exit && (w.audit == h.audit || c.layer == api.LayerSwitch)
+			return w.contract == h.contract && w.exit == h.exit && w.path == h.path && (w.audit == h.audit || c.layer == api.LayerSwitch)
 		}) {
 			return false
 		}
@@ -372,6 +378,9 @@ func grantsText(grants []grant) string {
 		}
 		if g.exit != "" {
 			name += " by the node"
+		}
+		if g.path != "" {
+			name += " (" + g.path + ")"
 		}
 		names = append(names, name)
 	}
