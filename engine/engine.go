@@ -244,21 +244,28 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	e.mu.Lock()
 	delete(e.ended, a.Endpoint) // first: it may be withdrawn as soon as it is accepted
 	e.mu.Unlock()
-	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
+	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a})
+	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
-	// The agents of the zone and the other zones are told at the same time. The answers of the
-	// other zones may contain new counterparts, so the agents are updated again; an agent without
-	// changes is not called.
-	told := make(chan struct{})
-	go func() {
+	// The switch is programmed, and the agents of the zone and the other zones are told, at the
+	// same time: what is not in force everywhere yet passes nothing. The answers of the other zones
+	// may contain new counterparts, so the agents are updated again; an agent without changes is
+	// not called.
+	var beside errgroup.Group
+	if fresh {
+		beside.Go(e.reprogram.Call)
+	}
+	beside.Go(func() error {
 		e.tell(waiting, a)
-		close(told)
-	}()
+		return nil
+	})
 	pending := e.spread(waiting, p.Request)
-	<-told
+	if err := beside.Wait(); err != nil {
+		return rpc.ConnectReply{}, err
+	}
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
 	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Host(), logkey.Pending, pending)
@@ -275,12 +282,20 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
 		return rpc.ForwardReply{}, fmt.Errorf("engine %s may not forward endpoint %s of zone %s", from.NodeID, a.Endpoint, a.Zone)
 	}
-	if err := e.accept(ctx, lease.Lease{Request: p.Request, Admission: a}); err != nil {
+	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a})
+	if err != nil {
 		return rpc.ForwardReply{}, err
 	}
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
+	var beside errgroup.Group
+	if fresh {
+		beside.Go(e.reprogram.Call)
+	}
 	reply := rpc.ForwardReply{Pending: e.tell(waiting, a)}
+	if err := beside.Wait(); err != nil {
+		return rpc.ForwardReply{}, err
+	}
 	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
 			reply.Counterparts = append(reply.Counterparts, le.Request)
@@ -291,17 +306,25 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 
 // accept stores a verified lease and returns after the switch is programmed.
 func (e *Engine) accept(ctx context.Context, le lease.Lease) error {
-	changed := e.leases.Accept(le)
-	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it
-	if !changed {
-		if _, held := e.leases.InForce(le.Request, e.now()); !held {
-			return fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
-		}
-		if !e.behind.Load() {
-			return nil
-		}
+	fresh, err := e.take(ctx, le)
+	if err != nil || !fresh {
+		return err
 	}
 	return e.reprogram.Call()
+}
+
+// take stores a verified lease. It reports whether the switch must be programmed for it to be in
+// force.
+func (e *Engine) take(ctx context.Context, le lease.Lease) (fresh bool, err error) {
+	changed := e.leases.Accept(le)
+	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it
+	if changed {
+		return true, nil
+	}
+	if _, held := e.leases.InForce(le.Request, e.now()); !held {
+		return false, fmt.Errorf("request of endpoint %s: %w", le.Admission.Endpoint, errSuperseded)
+	}
+	return e.behind.Load(), nil
 }
 
 // spread forwards a request to the engines of all other zones. They answer with their counterparts.
