@@ -66,3 +66,20 @@ func shares(list []usage) string {
 	}
 	return strings.Join(parts, ", ")
 }
+
+// perByte returns the median of the processor time that daemons of a name have used for each byte
+// of one stream. It depends less on other work on the machine than the stream's rate does.
+func (m measurement) perByte(name string) time.Duration {
+	var list []float64
+	for i, u := range m.cpu {
+		sum := time.Duration(0) // in one second
+		for process, spent := range u.spent {
+			if strings.HasSuffix(process, "/"+name) {
+				sum += spent
+			}
+		}
+		const bytes = 1e6 / 8 // of a megabit
+		list = append(list, float64(sum)/(m.throughput[1][i]*bytes))
+	}
+	return time.Duration(median(list))
+}

@@ -180,6 +180,7 @@ func betweenZones(ctx context.Context, f *fabric, r *Report, nebula string) erro
 		r.compare("two zones through two processors, against Nebula directly", "Nebula", m[0], m[2], ratioAtLeast(1), ratioAtMost(4))
 	}
 	r.note("two zones, while sending, of one core: %s", shares(m[0].cpu))
+	r.note("two zones, processor time for each byte: links %s, switches %s", m[0].perByte("link"), m[0].perByte("ovs-vswitchd"))
 	return nil
 }
 
