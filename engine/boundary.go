@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 )
 
 // conntrackZone is the connection tracking zone of the bridge.
@@ -239,6 +240,58 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 	}
 	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
 	return repaired, err
+}
+
+// awaitInterval is how often follow looks for a switch that is away, and refillInterval the pause
+// after it could not be filled.
+const (
+	awaitInterval  = 20 * time.Millisecond
+	refillInterval = time.Second
+)
+
+// follow fills the switch as soon as it is there again after a restart, which lost its flows. It
+// returns when ctx ends. That the switch stays away is for Reconcile to say.
+func (b *bridge) follow(ctx context.Context) {
+	pause := awaitInterval
+	for retry.Sleep(ctx, pause) {
+		b.mu.Lock()
+		conn := b.conn
+		b.mu.Unlock()
+		if conn != nil {
+			select {
+			case <-ctx.Done():
+				return
+			case <-conn.Done():
+			}
+		}
+		pause = awaitInterval
+		if err := b.fill(); err != nil {
+			b.log.Warn("cannot fill the switch that had restarted, trying again", logkey.Error, err)
+			pause = refillInterval
+		}
+	}
+}
+
+// fill connects to a switch that is there and not connected, and writes its flows. It does nothing
+// before the first Program.
+func (b *bridge) fill() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if !b.programmed {
+		return nil
+	}
+	ctx, cancel := b.changeContext()
+	defer cancel()
+	began := time.Now()
+	if opened, err := b.connect(ctx); err != nil || !opened {
+		return nil // it is away, or another call was faster
+	}
+	if err := b.leaveOut(b.pipe.Set(ctx, b.state())); err != nil {
+		_ = b.conn.Close() // the next attempt must find out what is there
+		return err
+	}
+	b.log.Info("the switch had restarted and was filled again", logkey.Duration, time.Since(began))
+	return nil
 }
 
 // Drops implements Switch.

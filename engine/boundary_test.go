@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os/exec"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -82,6 +84,37 @@ func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
 	have, _, _, err := b.inspect(context.Background())
 	must.NoError(t, err)
 	must.Len(t, 200, have.Endpoints)
+}
+
+// A switch that restarts is filled again at once, with nobody asking for it, however often.
+func TestBridgeFollowsASwitchThatRestarts(t *testing.T) {
+	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	b, instance := newTestBridge(t, other)
+	must.NoError(t, b.Program(crowd(200, other)))
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		b.follow(ctx)
+	}()
+	for range 3 {
+		instance.RestartSwitch()
+		// Not by the bridge, whose own calls would fill it as well.
+		flows := func() int {
+			out, err := exec.Command("ovs-ofctl", "-O", "OpenFlow14", "dump-aggregate", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt").Output()
+			if err != nil {
+				return 0
+			}
+			_, count, _ := strings.Cut(string(out), "flow_count=")
+			n, _ := strconv.Atoi(strings.TrimSpace(count))
+			return n
+		}
+		for deadline := time.Now().Add(20 * time.Second); flows() < 200; time.Sleep(20 * time.Millisecond) {
+			must.True(t, time.Now().Before(deadline), must.Sprint("the switch has no flows again"))
+		}
+	}
+	cancel()
+	<-ended
 }
 
 // Open vSwitch reuses the number of a port whose device is gone. The peer that had it is then

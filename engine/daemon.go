@@ -192,6 +192,10 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	if d.bridge != nil {
 		group.Go(func() error { return d.registered.Run(ctx) })
 		group.Go(func() error { return d.meetEngines(ctx) })
+		group.Go(func() error {
+			d.bridge.follow(ctx)
+			return nil
+		})
 		group.Go(func() error { return d.serveTasks(ctx) })
 		group.Go(func() error { return d.watchSwitch(ctx) })
 		group.Go(func() error {
