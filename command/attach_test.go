@@ -54,6 +54,7 @@ func TestAttachScripts(t *testing.T) {
 			testscript.Run(t, testscript.Params{
 				Files: []string{path}, RequireUniqueNames: true, RequireExplicitExec: true,
 				Setup: func(env *testscript.Env) error {
+					env.Setenv(withoutPause[0], withoutPause[1])
 					env.Setenv("NAME", prefix)
 					env.Setenv("SIF_RUN_DIR", dir)
 					env.Setenv("SIF_WAIT", "0s")

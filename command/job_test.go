@@ -31,6 +31,7 @@ func TestJobScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script/nomad", RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv(withoutPause[0], withoutPause[1])
 			env.Setenv("NOMAD_ADDR", address)
 			c.setenv(env)
 			return nil

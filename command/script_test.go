@@ -29,7 +29,12 @@ import (
 	"github.com/sif-project/sif/internal/testhost"
 )
 
+// withoutPause is the environment of commands that the tests start: one with the race detector does
+// not sleep for a second before it ends.
+var withoutPause = [2]string{"GORACE", "atexit_sleep_ms=0"}
+
 func TestMain(m *testing.M) {
+	_ = os.Setenv(withoutPause[0], withoutPause[1]) // for those started without testscript
 	testscript.Main(m, map[string]func(){"sif": func() { os.Exit(Run(os.Args[1:])) }, "take-notes": takeNotes})
 }
 
@@ -37,7 +42,8 @@ func TestMain(m *testing.M) {
 func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script", RequireUniqueNames: true, RequireExplicitExec: true,
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
+		Setup: func(env *testscript.Env) error { env.Setenv(withoutPause[0], withoutPause[1]); return nil },
+		Cmds:  map[string]func(*testscript.TestScript, bool, []string){"exits": exits},
 	})
 }
 
@@ -222,6 +228,7 @@ func (c *controllerProcess) client(t *testing.T) *api.Client {
 
 // setenv sets the environment of a script for the controller.
 func (c *controllerProcess) setenv(env *testscript.Env) {
+	env.Setenv(withoutPause[0], withoutPause[1])
 	env.Setenv(api.EnvAddress, "https://"+c.address)
 	env.Setenv(api.EnvCACert, c.ca)
 	env.Setenv(api.EnvToken, c.tokens.Operator)

@@ -35,6 +35,7 @@ func TestSetupScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir: "testdata/script/setup", RequireUniqueNames: true, RequireExplicitExec: true,
 		Setup: func(env *testscript.Env) error {
+			env.Setenv(withoutPause[0], withoutPause[1])
 			for name, value := range map[string]string{
 				vaultapi.EnvVaultAddress: "http://" + vault.Address, vaultapi.EnvVaultToken: vault.Token, "HOME": env.WorkDir,
 				consulapi.HTTPAddrEnvName: consul.Address, consulapi.HTTPTokenEnvName: management,

@@ -119,13 +119,16 @@ func TestAttachedProcessOfTheHost(t *testing.T) {
 		address, err = client.resolve("db.outsiders.sif")
 		return err
 	})
-	_, err = client.dial(netip.AddrPortFrom(address, 7000))
-	must.ErrorIs(t, err, syscall.ECONNREFUSED)
+	eventually(t, 20*time.Second, func() error {
+		if _, err := client.dial(netip.AddrPortFrom(address, 7000)); !errors.Is(err, syscall.ECONNREFUSED) {
+			return fmt.Errorf("nobody listens, and it says %v", err)
+		}
+		return nil
+	})
 	for _, port := range []int{7000, 7001} {
 		listenOnNode(t, db.node, fmt.Sprintf("127.0.0.1:%d", port))
 	}
-	conn, err := client.dial(netip.AddrPortFrom(address, 7000))
-	must.NoError(t, err)
+	conn := client.connect(t, netip.AddrPortFrom(address, 7000))
 	defer conn.Close()
 	must.NoError(t, exchange(conn))
 	_, err = client.dial(netip.AddrPortFrom(address, 7001))

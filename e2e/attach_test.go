@@ -130,8 +130,7 @@ func TestAttached(t *testing.T) {
 		return err
 	})
 	must.Eq(t, db.shown(t).IPv4, address)
-	conn, err := client.dial(netip.AddrPortFrom(address, 7000))
-	must.NoError(t, err)
+	conn := client.connect(t, netip.AddrPortFrom(address, 7000))
 	defer conn.Close()
 	must.NoError(t, exchange(conn))
 	_, err = db.dial(netip.AddrPortFrom(client.shown(t).IPv4, 7000))
@@ -304,6 +303,16 @@ func (o *outsider) dial(to netip.AddrPort) (conn net.Conn, err error) {
 		return err
 	})
 	return conn, err
+}
+
+// connect dials until somebody accepts.
+func (o *outsider) connect(t *testing.T, to netip.AddrPort) (conn net.Conn) {
+	t.Helper()
+	eventually(t, 20*time.Second, func() (err error) {
+		conn, err = o.dial(to)
+		return err
+	})
+	return conn
 }
 
 func (o *outsider) resolve(name string) (address netip.Addr, err error) {
