@@ -268,6 +268,7 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	}
 	pending = append(pending, e.tell(waiting, a)...)
 	slices.Sort(pending)
+	pending = slices.Compact(pending) // several engines may say the same of an agent
 	e.log.Info("connectivity request", logkey.Endpoint, a.Endpoint, logkey.Service, a.Service, logkey.Node, a.Host(), logkey.Pending, pending)
 	return rpc.ConnectReply{Pending: pending}, nil
 }
@@ -327,19 +328,27 @@ func (e *Engine) take(ctx context.Context, le lease.Lease) (fresh bool, err erro
 	return e.behind.Load(), nil
 }
 
-// spread forwards a request to the engines of all other zones. They answer with their counterparts.
-// It returns what is not in force when ctx ends; the calls continue after that.
+// spread forwards a request to all engines of all other zones, because each may carry some of the
+// endpoint's packets. They answer with their counterparts. It returns what is not in force when ctx
+// ends; the calls continue after that. An engine that is known not to answer is not waited for, if
+// the zone has another one: nothing passes there, and it compares when it is back.
 func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
+	forward := func(ctx context.Context, peer *remote) ([]string, error) { return e.forwardTo(ctx, peer, r) }
 	var peers []*remote
 	for zone, nodes := range e.otherZones() {
-		peer := e.engineOf(nodes)
-		if peer == nil {
+		answering, silent := e.enginesOf(nodes)
+		switch {
+		case len(answering) > 0:
+			for range fanout.Call(ended(ctx), callTimeout, silent, forward) {
+				continue // their calls go on
+			}
+		case len(silent) > 0:
+			answering = silent
+		default:
 			pending = append(pending, fmt.Sprintf("zone %s: its engine cannot be reached", zone))
-			continue
 		}
-		peers = append(peers, peer)
+		peers = append(peers, answering...)
 	}
-	forward := func(ctx context.Context, peer *remote) ([]string, error) { return e.forwardTo(ctx, peer, r) }
 	for o := range fanout.Call(ctx, callTimeout, peers, forward) {
 		if o.Err != nil {
 			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
@@ -347,6 +356,13 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 		pending = append(pending, o.Reply...)
 	}
 	return pending
+}
+
+// ended returns a context with the values of ctx that has ended.
+func ended(ctx context.Context) context.Context {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
+	return ctx
 }
 
 // forwardTo forwards one request to one engine, if the request is still in force, and accepts the

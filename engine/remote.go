@@ -302,14 +302,26 @@ func (e *Engine) remotes(set map[fabric.NodeID]*remote) []*remote {
 	return list
 }
 
-// engineOf returns a connected engine among the given processors.
-func (e *Engine) engineOf(ids []fabric.NodeID) *remote {
+// enginesOf returns the connected engines among the given processors: those that answer by some
+// tunnel, as far as is known, and those that are known not to.
+func (e *Engine) enginesOf(ids []fabric.NodeID) (answering, silent []*remote) {
+	answers := map[fabric.NodeID]bool{}
+	if e.stand != nil {
+		for hop, live := range e.stand.Live() {
+			answers[hop.Processor] = answers[hop.Processor] || live
+		}
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, id := range ids {
-		if r := e.engines[id]; r != nil {
-			return r
+		live, known := answers[id]
+		switch r := e.engines[id]; {
+		case r == nil:
+		case known && !live:
+			silent = append(silent, r)
+		default:
+			answering = append(answering, r)
 		}
 	}
-	return nil
+	return answering, silent
 }

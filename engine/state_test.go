@@ -215,3 +215,55 @@ func eventuallyTrue(t *testing.T, cond func() bool) {
 		must.True(t, time.Now().Before(end))
 	}
 }
+
+// forwards is an engine that notes the requests that it gets, and answers them after a while.
+type forwards struct {
+	peer  rpc.Peer
+	takes time.Duration
+	count atomic.Int64
+}
+
+func (f *forwards) Call(_ context.Context, method string, _, _ any) error {
+	if method == rpc.MethodForward {
+		time.Sleep(f.takes)
+		f.count.Add(1)
+	}
+	return nil
+}
+
+func (f *forwards) Peer() rpc.Peer        { return f.peer }
+func (f *forwards) Done() <-chan struct{} { return nil }
+
+// A request goes to all engines of another zone; those that are known not to answer get it too, and
+// are not waited for, unless there is no other.
+func TestRequestsGoToAllEnginesOfAZone(t *testing.T) {
+	w := newWorld(t)
+	p2 := fabric.Node{Fabric: "test", Zone: "gcp1", Name: "p2", Kind: fabric.KindProcessor}
+	w.nodes = append(w.nodes, p2)
+	s := w.stander("aws1")
+	w.agentOf(s.Engine, "w1")
+	engines := []*forwards{
+		{peer: rpc.Peer{NodeID: fabric.NodeID{Zone: "gcp1", Name: "p1"}, Kind: fabric.KindProcessor}},
+		{peer: rpc.Peer{NodeID: p2.ID(), Kind: fabric.KindProcessor}},
+	}
+	for _, f := range engines {
+		must.NoError(t, s.Welcome(t.Context(), f))
+	}
+	n := 0
+	connect := func() (pending []string) {
+		t.Helper()
+		before := []int64{engines[0].count.Load(), engines[1].count.Load()}
+		n++
+		reply, err := w.connect(s.Engine, "w1", w.request(n, "aws1", "w1", svc))
+		must.NoError(t, err)
+		eventuallyTrue(t, func() bool { return engines[0].count.Load() > before[0] && engines[1].count.Load() > before[1] })
+		return reply.Pending
+	}
+	must.SliceEmpty(t, connect())
+	engines[1].takes = 2 * inForce
+	must.SliceContains(t, connect(), "gcp1/p2: no answer in time")
+	s.answer(w.nodes, p2.ID())
+	must.SliceEmpty(t, connect())
+	s.answer(w.nodes, p2.ID(), engines[0].peer.NodeID)
+	must.SliceContains(t, connect(), "gcp1/p2: no answer in time")
+}
