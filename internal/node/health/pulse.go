@@ -75,7 +75,10 @@ func (p *pulse) answered(sent, now time.Time) (rose bool) {
 	for len(p.open) > 0 && !p.open[0].After(sent) {
 		p.open = p.open[1:]
 	}
-	if p.row++; p.live || p.row < p.proof {
+	if now.Sub(sent) <= deadAfter*p.patience { // else the node was stopped, and answers what it missed
+		p.row++
+	}
+	if p.live || p.row < p.proof {
 		return false
 	}
 	p.live, p.silent, p.risen = true, false, now

@@ -6,6 +6,7 @@ package health
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -161,6 +162,25 @@ func TestStalledProcess(t *testing.T) {
 	must.False(t, b.p.beatOnce(b.now))
 	must.Eq(t, 0, b.play(time.Second, true, true))
 	must.True(t, b.p.Live()[b.hop])
+}
+
+// Answers that a node gives late, after it was stopped, do not prove that it lives.
+func TestLateAnswersProveNothing(t *testing.T) {
+	p := newPulse(targets("z1", 1)[0], patience)
+	must.True(t, p.answered(start, start.Add(time.Millisecond)))
+	now := start
+	for range 20 {
+		now = now.Add(pulseInterval)
+		p.late(now)
+		p.open = append(p.open, now)
+	}
+	must.False(t, p.live)
+	for range 3 {
+		for _, sent := range slices.Clone(p.open) {
+			p.answered(sent, now.Add(time.Second))
+		}
+	}
+	must.False(t, p.live)
 }
 
 // The more nodes there are, the fewer pulses has each.
