@@ -4,7 +4,6 @@
 package engine
 
 import (
-	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -21,6 +20,7 @@ import (
 	"github.com/sif-project/sif/engine/openflow"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
 )
@@ -35,8 +35,12 @@ const (
 	endpointTimeout = 500 * time.Microsecond
 )
 
-// outsidePeer stands for the outside among the peers that ports lead to.
-var outsidePeer = fabric.NodeID{Name: "outside"}
+// outsidePeer stands for the outside among the hops that ports lead to, and zoneHop for the nodes
+// of the own zone.
+var (
+	outsidePeer = desired.Hop{Processor: fabric.NodeID{Name: "outside"}}
+	zoneHop     = desired.Hop{}
+)
 
 // bridge is the Switch that is a bridge of Open vSwitch.
 type bridge struct {
@@ -46,28 +50,34 @@ type bridge struct {
 	names registry
 
 	mu         sync.Mutex
-	conn       *openflow.Conn             // to the switch; nil before the first and after one was lost
-	ports      map[fabric.NodeID]ovs.Port // by the peer that each leads to
-	wanted     SwitchState                // of the last Program
-	programmed bool                       // Program was called; until then the switch keeps what an earlier process wrote
-	leftOut    error                      // what the switch cannot have, of the last change
+	conn       *openflow.Conn           // to the switch; nil before the first and after one was lost
+	ports      map[desired.Hop]ovs.Port // by what each leads to
+	wanted     SwitchState              // of the last Program
+	programmed bool                     // Program was called; until then the switch keeps what an earlier process wrote
+	leftOut    error                    // what the switch cannot have, of the last change
+	moves      moves
+	moved      []ovs.Course // that the last change was told of
+	placed     placed
 	pulse      pulse
+	ignoring   bool // the switch was told to ignore windows of TCP
+	now        func() time.Time
 }
 
 func newBridge(sw *ovs.Switch, names registry, log hclog.Logger) *bridge {
-	return &bridge{log: log, sw: sw, names: names, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[fabric.NodeID]ovs.Port{}}
+	return &bridge{log: log, sw: sw, names: names, pipe: ovs.NewPipeline(conntrackZone, sw.Revalidated), ports: map[desired.Hop]ovs.Port{}, now: time.Now}
 }
 
-// setPort tells the bridge by which port a peer is reached.
-func (b *bridge) setPort(peer fabric.NodeID, port ovs.Port) error {
+// setPort tells the bridge by which port a hop is reached.
+func (b *bridge) setPort(hop desired.Hop, port ovs.Port) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.ports[peer] == port {
+	if b.ports[hop] == port {
 		return nil
 	}
 	// Open vSwitch gives the number of a port that is gone to a new one.
-	maps.DeleteFunc(b.ports, func(_ fabric.NodeID, other ovs.Port) bool { return other.No == port.No })
-	b.ports[peer] = port
+	maps.DeleteFunc(b.ports, func(_ desired.Hop, other ovs.Port) bool { return other.No == port.No })
+	b.ports[hop] = port
+	b.placed = placed{}
 	if !b.programmed {
 		return nil
 	}
@@ -94,6 +104,13 @@ func (b *bridge) write() error {
 	if _, err := b.connect(ctx); err != nil {
 		return err
 	}
+	if len(b.wanted.Ways) > 0 && !b.ignoring {
+		if err := b.sw.IgnoreWindows(ctx); err != nil {
+			return err
+		}
+		b.ignoring = true
+	}
+	b.moved = b.moves.note(b.wanted.Ways, b.now())
 	if err := b.leaveOut(b.pipe.Set(ctx, b.state())); err != nil {
 		b.pulse.enforcing.Store(nil)
 		return err
@@ -158,49 +175,47 @@ func (b *bridge) connect(ctx context.Context) (opened bool, err error) {
 		return false, err
 	}
 	b.pipe.UseConn(b.conn)
+	b.moves.forget()
+	b.ignoring = false
 	return true, nil
 }
 
 // state translates what is wanted for the pipeline. It leaves out endpoints whose port does not
 // exist yet.
 func (b *bridge) state() ovs.State {
-	s := ovs.State{Ports: slices.Collect(maps.Values(b.ports)), Endpoints: make([]ovs.Endpoint, 0, len(b.wanted.Endpoints))}
-	add := func(name string, ep SwitchEndpoint) {
-		peer, _ := ep.Way.Processor() // none: the zone's own nodes
-		port, ok := b.ports[peer]
-		if !ok {
-			return
-		}
-		s.Endpoints = append(s.Endpoints, ovs.Endpoint{
-			ID: endpointNumber(name), Class: ep.Class, OutPort: port.No, SourcePorts: []uint32{port.No},
-			Prefixes: []netip.Prefix{netip.PrefixFrom(ep.IPv4, 32), netip.PrefixFrom(ep.IPv6, 128)},
-		})
-	}
-	for name, ep := range b.wanted.Endpoints {
-		add(name, ep)
-	}
-	for node, ep := range b.wanted.Probes {
-		add(probeName(node), ep)
-	}
+	s := ovs.State{Ports: slices.Collect(maps.Values(b.ports))}
+	var externals []ovs.Endpoint
 	if exit, ok := b.ports[outsidePeer]; ok {
 		for prefix, class := range b.wanted.Externals {
 			e := ovs.Endpoint{ID: endpointNumber(externalName(prefix)), Prefixes: []netip.Prefix{prefix}, Class: class, Hole: class == 0}
 			if !e.Hole {
 				e.OutPort, e.SourcePorts = exit.No, []uint32{exit.No}
 			}
-			s.Endpoints = append(s.Endpoints, e)
+			externals = append(externals, e)
 		}
 	}
+	s.Endpoints = merge(b.placed.list(b), externals)
 	for _, e := range b.wanted.Entries {
 		s.Entries = append(s.Entries, e.entry())
 	}
-	slices.SortFunc(s.Endpoints, func(a, b ovs.Endpoint) int { return cmp.Compare(a.ID, b.ID) }) // see Pipeline.Set
+	s.Ways, s.Moved = b.ways(), b.moved
 	return s
+}
+
+// sources returns the ports of those hops that have one, in order.
+func (b *bridge) sources(hops []desired.Hop) (list []uint32) {
+	for _, hop := range hops {
+		if port, ok := b.ports[hop]; ok {
+			list = append(list, port.No)
+		}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // entry translates e for the pipeline.
 func (e SwitchEntry) entry() ovs.Entry {
-	to := ovs.Entry{ID: uint64(e.Number), Src: e.Src, Dst: e.Dst, Protocol: uint8(e.Protocol)}
+	to := ovs.Entry{ID: uint64(e.Number), Src: e.Src, Dst: e.Dst, Class: e.Class, Protocol: uint8(e.Protocol)}
 	for _, p := range e.Ports {
 		to.Ports = append(to.Ports, ovs.PortRange{First: p.From, Last: p.To})
 	}
@@ -234,11 +249,16 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 		}
 		return nil, b.leftOut
 	}
+	if b.moves.over(b.now()) {
+		if err := b.write(); err != nil {
+			return nil, err
+		}
+	}
 	diff, err := b.pipe.Reconcile(ctx, b.state())
 	if err = b.leaveOut(err); err == nil {
 		err = b.leftOut
 	}
-	repaired = diff.Describe(newSwitchNames(b.ports, b.names))
+	repaired = diff.Describe(b.describes())
 	return repaired, err
 }
 
@@ -286,7 +306,7 @@ func (b *bridge) fill() error {
 	if opened, err := b.connect(ctx); err != nil || !opened {
 		return nil // it is away, or another call was faster
 	}
-	if err := b.leaveOut(b.pipe.Set(ctx, b.state())); err != nil {
+	if err := b.write(); err != nil {
 		_ = b.conn.Close() // the next attempt must find out what is there
 		return err
 	}

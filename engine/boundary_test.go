@@ -23,7 +23,6 @@ import (
 	"github.com/sif-project/sif/engine/ovs/ovstest"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
-	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 var benchEndpoints = flag.Int("endpoints", 10_000, "endpoints in the switch during benchmarks")
@@ -53,8 +52,8 @@ func newTestBridge(t testing.TB, other fabric.NodeID) (*bridge, *ovstest.Instanc
 	sw := ovs.NewSwitch(instance.Config)
 	must.NoError(t, sw.Create(context.Background()))
 	b := newBridge(sw, fixedNames{}, hclog.NewNullLogger())
-	must.NoError(t, b.setPort(daemon.ZonePeer, ovs.Port{No: 1}))
-	must.NoError(t, b.setPort(other, ovs.Port{No: 2}))
+	must.NoError(t, b.setPort(zoneHop, ovs.Port{No: 1}))
+	must.NoError(t, b.setPort(desired.Hop{Processor: other}, ovs.Port{No: 2}))
 	return b, instance
 }
 
@@ -68,7 +67,7 @@ func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
 		func() error { _, err := b.Reconcile(); return err },
 	} {
 		must.NoError(t, fill())
-		have, diff, _, err := b.inspect(context.Background())
+		have, diff, _, _, err := b.inspect(context.Background())
 		must.NoError(t, err)
 		must.True(t, diff.Empty())
 		must.Len(t, 200, have.Endpoints)
@@ -81,7 +80,7 @@ func TestBridgeFillsASwitchThatRestarted(t *testing.T) {
 	later := newBridge(b.sw, fixedNames{}, hclog.NewNullLogger())
 	_, err := later.Reconcile()
 	must.NoError(t, err)
-	have, _, _, err := b.inspect(context.Background())
+	have, _, _, _, err := b.inspect(context.Background())
 	must.NoError(t, err)
 	must.Len(t, 200, have.Endpoints)
 }
@@ -121,10 +120,10 @@ func TestBridgeFollowsASwitchThatRestarts(t *testing.T) {
 // reached by no port until its own is known again.
 func TestPortNumberIsReused(t *testing.T) {
 	b := newBridge(ovs.NewSwitch(ovs.Config{}), fixedNames{}, hclog.NewNullLogger())
-	first, second := fabric.NodeID{Zone: "gcp1", Name: "p1"}, fabric.NodeID{Zone: "gcp2", Name: "p1"}
+	first, second := desired.Hop{Processor: fabric.NodeID{Zone: "gcp1", Name: "p1"}}, desired.Hop{Processor: fabric.NodeID{Zone: "gcp2", Name: "p1"}}
 	must.NoError(t, b.setPort(first, ovs.Port{No: 3, MAC: ovs.MAC{1}}))
 	must.NoError(t, b.setPort(second, ovs.Port{No: 3, MAC: ovs.MAC{2}}))
-	must.Eq(t, map[fabric.NodeID]ovs.Port{second: {No: 3, MAC: ovs.MAC{2}}}, b.ports)
+	must.Eq(t, map[desired.Hop]ovs.Port{second: {No: 3, MAC: ovs.MAC{2}}}, b.ports)
 }
 
 // What the switch refuses to add does not keep it from removing what is no longer allowed.
@@ -141,7 +140,7 @@ func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
 		state.Entries[100+n] = SwitchEntry{Number: 100 + n, Src: 2, Dst: 100 + n, Protocol: fabric.TCP, Ports: state.Entries[2].Ports}
 	}
 	must.Error(t, b.Program(state))
-	have, _, _, err := b.inspect(context.Background())
+	have, _, _, _, err := b.inspect(context.Background())
 	must.NoError(t, err)
 	must.Len(t, 1, have.Entries)
 	must.Eq(t, 2, have.Entries[0].Src)
@@ -191,7 +190,7 @@ func TestBridgeLeavesOutWhatTheSwitchCannotHave(t *testing.T) {
 	state.Endpoints["good"] = good
 	delete(state.Endpoints, "endpoint-0")
 	must.NoError(t, b.Program(state))
-	have, _, _, err := b.inspect(context.Background())
+	have, _, _, _, err := b.inspect(context.Background())
 	must.NoError(t, err)
 	must.Len(t, 200, have.Endpoints) // one is gone, one has come
 	repaired, err := b.Reconcile()

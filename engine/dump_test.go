@@ -14,7 +14,6 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
-	"github.com/sif-project/sif/internal/node/daemon"
 )
 
 type fixedNames map[uint32]string
@@ -23,13 +22,13 @@ func (f fixedNames) Name(n uint32) string { return f[n] }
 
 func TestDumpOf(t *testing.T) {
 	names := fixedNames{16: "identity shop/web >shop/sql", 17: "identity shop/db <shop/sql", 18: "entry 16 17 shop/sql tcp/5432", 19: "entry 16 17 shop/too tcp/5432"}
-	ports := map[fabric.NodeID]ovs.Port{daemon.ZonePeer: {No: 1}, beyond: {No: 2, Routers: true}}
+	ports := map[desired.Hop]ovs.Port{zoneHop: {No: 1}, {Processor: beyond}: {No: 2, Routers: true}}
 	web, db := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("100.64.1.2")
 	endpoint := func(id uint64, a netip.Addr, class, port uint32) ovs.Endpoint {
 		return ovs.Endpoint{ID: id, Class: class, OutPort: port, SourcePorts: []uint32{port}, Prefixes: []netip.Prefix{netip.PrefixFrom(a, 32)}}
 	}
 	state := ovs.State{
-		Ports:     []ovs.Port{ports[daemon.ZonePeer], ports[beyond]},
+		Ports:     []ovs.Port{ports[zoneHop], ports[desired.Hop{Processor: beyond}]},
 		Endpoints: []ovs.Endpoint{endpoint(1, web, 16, 1), endpoint(2, db, 17, 2)},
 		Entries: []ovs.Entry{
 			{ID: 18, Src: 16, Dst: 17, Protocol: 6, Ports: []ovs.PortRange{{First: 5432, Last: 5432}}},

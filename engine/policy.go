@@ -5,7 +5,6 @@ package engine
 
 import (
 	"fmt"
-
 	"net/netip"
 
 	"github.com/sif-project/sif/engine/ovs"
@@ -22,14 +21,24 @@ type SwitchState struct {
 	// a shorter one is somebody's.
 	Externals map[netip.Prefix]uint32
 	Entries   map[uint32]SwitchEntry // by number
+	// Ways are those to endpoints of other zones, by the numbers of groups and classes. The classes
+	// are those of desired.Class; a number 0 is no group, or no wish.
+	Ways    []SwitchWays
+	Groups  map[desired.Group]uint16
+	Classes map[desired.Class]uint16
+	// Sources are the tunnels by which packets of other zones may come.
+	Sources map[string][]desired.Hop
 }
 
 // SwitchEndpoint is one endpoint as the switch sees it. Its packets come in by one port, and
-// packets to it go out by the same port.
+// packets to it go out by the same port, unless its way is desired.ByWays.
 type SwitchEndpoint struct {
 	IPv4, IPv6 netip.Addr
-	Class      uint32      // of its identity
-	Way        desired.Way // names the port
+	Class      uint32        // of its identity
+	Way        desired.Way   // names the port
+	Sources    []desired.Hop // by which its packets come in, if the way is desired.ByWays
+	Group      uint16
+	Number     uint8 // 0 without a group
 }
 
 // SwitchEntry lets one class of endpoints open flows to another over one protocol.
@@ -38,6 +47,7 @@ type SwitchEntry struct {
 	Src, Dst uint32 // classes
 	Protocol fabric.Protocol
 	Ports    []fabric.PortRange
+	Class    uint16 // of the ways of its flows
 }
 
 // Switch is the boundary that the engine programs.
@@ -61,6 +71,7 @@ type numbers interface {
 // assigned, is left out, which is the error; the state has all the rest.
 func numbered(p desired.Processor, num numbers) (state SwitchState, lacking error) {
 	state = SwitchState{Endpoints: map[string]SwitchEndpoint{}, Probes: map[fabric.NodeID]SwitchEndpoint{}, Externals: map[netip.Prefix]uint32{}, Entries: map[uint32]SwitchEntry{}}
+	state.ways(p)
 	classes := map[desired.Party]uint32{}
 	number := func(p desired.Party) uint32 {
 		class, known := classes[p]
@@ -79,10 +90,10 @@ func numbered(p desired.Processor, num numbers) (state SwitchState, lacking erro
 		if class == 0 {
 			continue
 		}
-		state.Endpoints[e.Endpoint] = SwitchEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Class: class, Way: e.Way}
+		state.Endpoints[e.Endpoint] = state.placed(SwitchEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Class: class, Way: e.Way}, e.Group, e.Number, p)
 	}
 	for _, n := range p.Probes {
-		state.Probes[n.Node] = SwitchEndpoint{IPv4: n.IPv4, IPv6: n.IPv6, Class: ovs.ProbeClass, Way: n.Way}
+		state.Probes[n.Node] = state.placed(SwitchEndpoint{IPv4: n.IPv4, IPv6: n.IPv6, Class: ovs.ProbeClass, Way: n.Way}, n.Group, n.Number, p)
 	}
 	for prefix, x := range p.Externals {
 		state.Externals[prefix] = 0
@@ -102,8 +113,19 @@ func numbered(p desired.Processor, num numbers) (state SwitchState, lacking erro
 				lacking = fmt.Errorf("compute the flows of the switch: %w", err)
 				continue
 			}
-			state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Protocol: rule.Protocol, Ports: rule.Ports}
+			state.Entries[n] = SwitchEntry{Number: n, Src: src, Dst: dst, Protocol: rule.Protocol, Ports: rule.Ports, Class: state.Classes[r.Class]}
 		}
 	}
 	return state, lacking
+}
+
+// placed returns e with its place among the groups.
+func (s *SwitchState) placed(e SwitchEndpoint, group desired.Group, number uint8, p desired.Processor) SwitchEndpoint {
+	if e.Group = s.Groups[group]; e.Group != 0 {
+		e.Number = number
+	}
+	if e.Way == desired.ByWays {
+		e.Sources = p.Sources[group.Zone]
+	}
+	return e
 }

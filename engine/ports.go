@@ -18,6 +18,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/kernel"
 	"github.com/sif-project/sif/internal/node/link"
@@ -87,7 +88,7 @@ func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
 		return err
 	}
 	own, far := port.MACs(c.Outer)
-	return p.bridge.setPort(peer, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
+	return p.bridge.setPort(desired.Hop{Processor: peer}, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
 }
 
 // ensure creates or repairs a port. If the veth pair was created again, the switch still has the

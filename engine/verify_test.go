@@ -13,8 +13,8 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/inspect/verify"
-	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/lease"
 )
 
@@ -54,8 +54,8 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		num := counter{}
 		wanted, err := boundary(live, fabric.DocumentsAt(documents(g), now), num)
 		must.NoError(t, err)
-		ports := map[fabric.NodeID]ovs.Port{daemon.ZonePeer: {No: 1}, beyond: {No: 2}}
-		b := &bridge{ports: ports, wanted: wanted}
+		ports := map[desired.Hop]ovs.Port{zoneHop: {No: 1}, {Processor: beyond}: {No: 2}}
+		b := &bridge{ports: ports, wanted: wanted, now: time.Now}
 		differences := func(s ovs.State) (list []verify.Difference) {
 			d := dumpOf(s, ports, newSwitchNames(ports, num))
 			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "aws1", Name: "p1"}, 1, f.Pointer.Root

@@ -42,10 +42,10 @@ var (
 	}
 )
 
-// Repair compares the settings of the bridge and of some of its ports, how it treats fragments, and
-// the limits of connections, with those that Create, AddPort and LimitConnections gave them,
-// corrects them, and returns what differed. A bridge that is missing is made; its ports must then
-// be added again.
+// Repair compares the settings of the bridge and of some of its ports, how it treats fragments and
+// windows, and the limits of connections, with those that Create, AddPort, IgnoreWindows and
+// LimitConnections gave them, corrects them, and returns what differed. A bridge that is missing is
+// made; its ports must then be added again.
 func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, err error) {
 	tables := []struct {
 		name     string
@@ -102,6 +102,10 @@ func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, 
 	}
 	more, err := s.repairFragments(ctx)
 	changes = append(changes, more...)
+	if err == nil {
+		more, err = s.repairWindows(ctx, s.datapath)
+		changes = append(changes, more...)
+	}
 	if err != nil || s.limits == nil {
 		return changes, err
 	}

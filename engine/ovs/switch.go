@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	govs "github.com/digitalocean/go-openvswitch/ovs"
@@ -43,7 +44,8 @@ type Switch struct {
 	config Config
 	limits *limits // those that LimitConnections was called with
 
-	datapath string // its type; empty before it was asked for
+	datapath string      // its type; empty before it was asked for
+	windows  atomic.Bool // IgnoreWindows was called
 }
 
 // NewSwitch returns a Switch. It does not access Open vSwitch.

@@ -90,11 +90,23 @@ func (f *forked) arrives(from string, packet []byte, want string) string {
 
 // segment is one of TCP, of a's port to b's port 80 or the other way round.
 func segment(fromA bool, port, service uint16, flags byte, payload int) []byte {
-	src, dst, sport, dport := odd4[0], odd4[1], port, service
+	return segmentOf(fromA, port, service, flags, 0, payload)
+}
+
+// segmentOf is a segment after others of both ends, of so many bytes.
+func segmentOf(fromA bool, port, service uint16, flags byte, passed uint32, payload int) []byte {
+	src, dst, sport, dport, seq, acked := odd4[0], odd4[1], port, service, uint32(101), uint32(901)
 	if !fromA {
-		src, dst, sport, dport = dst, src, service, port
+		src, dst, sport, dport, seq, acked = dst, src, service, port, acked, seq
 	}
-	return packet4(src, dst, 6, nil, tcpOf(src, dst, sport, dport, flags, 100, 900, payload), fragmentOf{})
+	seq, acked = seq+passed, acked+passed
+	if flags&syn != 0 {
+		seq--
+	}
+	if flags&ack == 0 {
+		acked = 0
+	}
+	return packet4(src, dst, 6, nil, tcpOf(src, dst, sport, dport, flags, seq, acked, payload), fragmentOf{})
 }
 
 func udpPacket(src, dst netip.Addr, from, to uint16) []byte {
@@ -245,6 +257,38 @@ func TestPickUp(t *testing.T) {
 		must.Eq(t, "a", f.arrives("b", segment(false, 6101, 80, ack|psh, 11), "a"))
 		must.Eq(t, "b", f.arrives("a", segment(true, 6101, 80, ack|psh, 12), "b"))
 	})
+}
+
+// A connection that went on elsewhere comes back with other sequence numbers.
+func TestConnectionComesBack(t *testing.T) {
+	f := newForked(t)
+	f.set([]ovs.Way{f.leads(groupA, 0, ovs.AllBuckets, 1)})
+	open := func(port uint16) {
+		t.Helper()
+		must.Eq(t, "b", f.arrives("a", segment(true, port, 80, syn, 0), "b"))
+		must.Eq(t, "a", f.arrives("b", segment(false, port, 80, syn|ack, 0), "a"))
+		must.Eq(t, "b", f.arrives("a", segment(true, port, 80, ack, 0), "b"))
+		must.Eq(t, "a", f.arrives("b", segment(false, port, 80, ack|psh, 10), "a"))
+	}
+	must.NoError(t, f.sw.IgnoreWindows(t.Context()))
+	open(7000)
+	const passed = 1 << 30
+	must.Eq(t, "a", f.arrives("b", segmentOf(false, 7000, 80, ack|psh, passed, 20), "a"))
+	must.Eq(t, "b", f.arrives("a", segmentOf(true, 7000, 80, ack|psh, passed, 20), "b"))
+	open(7001)
+	must.Eq(t, "b", f.arrives("a", segmentOf(true, 7001, 80, ack|psh, passed, 20), "b"))
+	must.Eq(t, "a", f.arrives("b", segmentOf(false, 7001, 80, ack|psh, passed, 20), "a"))
+
+	// A switch that was started again is told so again.
+	changes, err := f.sw.Repair(t.Context(), nil)
+	must.NoError(t, err)
+	must.SliceEmpty(t, changes)
+	if f.instance.Config.Datapath == "netdev" {
+		f.instance.RestartSwitch()
+		changes, err = f.sw.Repair(t.Context(), nil)
+		must.NoError(t, err)
+		must.SliceContains(t, changes, "whether windows of TCP are ignored")
+	}
 }
 
 // A connection of two kernels outlives a switch that forgets it, although only the responder sends,

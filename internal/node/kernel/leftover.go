@@ -31,7 +31,7 @@ func Parameters() (map[string]string, error) {
 	names := slices.Clone(switches)
 	for _, pattern := range []string{
 		"net/ipv4/conf/*/forwarding", "net/ipv6/conf/*/forwarding", "net/ipv4/conf/all/accept_redirects", "net/ipv4/conf/default/accept_redirects",
-		"net/ipv6/conf/lo/disable_ipv6",
+		"net/ipv6/conf/lo/disable_ipv6", "net/netfilter/nf_conntrack_tcp_be_liberal",
 	} {
 		paths, err := filepath.Glob(filepath.Join(procSys, pattern))
 		if err != nil {
