@@ -94,6 +94,7 @@ type Agent struct {
 	turn           int          // of repairWorkloads
 	installed      installation // what listenCNI installed; only the repair changes it
 	lacking        *unnumbered  // what target lacks, or nil; guarded by programming
+	wayNumbers     *wayNumbers  // nil until the first ways; guarded by programming
 }
 
 // Start starts the agent of the node. It takes over the kernel state and the files of an earlier

@@ -21,12 +21,12 @@ import (
 func (a *Agent) dump(context.Context) (api.Dump, error) {
 	a.programming.Lock()
 	im, err := readImage(a.kernel)
-	pointer, outside := a.node.Revision.Pointer(), a.writtenOutside
+	pointer, outside, ways := a.node.Revision.Pointer(), a.writtenOutside, a.wayNames()
 	a.programming.Unlock()
 	if err != nil {
 		return api.Dump{}, fmt.Errorf("read the data path: %w", err)
 	}
-	d, err := a.describe(im)
+	d, err := a.describe(im, ways)
 	if err != nil {
 		return d, err
 	}
@@ -54,7 +54,7 @@ func (a *Agent) unguarded() (problems []string) {
 }
 
 // describe translates the content of the maps into words.
-func (a *Agent) describe(im image) (api.Dump, error) {
+func (a *Agent) describe(im image, ways wayNames) (api.Dump, error) {
 	underlay, err := linkIndex(a.node.Config.Underlay.Interface)
 	if err != nil {
 		return api.Dump{}, err
@@ -63,12 +63,12 @@ func (a *Agent) describe(im image) (api.Dump, error) {
 	if err != nil {
 		return api.Dump{}, err
 	}
-	return dumpOf(im, a.num, links, uint32(underlay)), nil
+	return dumpOf(im, a.num, ways, links, uint32(underlay)), nil
 }
 
 // dumpOf translates the content of the maps into words. links are the interfaces of the links,
 // underlay is the interface by which externals come.
-func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api.Dump {
+func dumpOf(im image, n keys, ways wayNames, links map[desired.Way]uint32, underlay uint32) api.Dump {
 	d := api.Dump{Layer: api.LayerEBPF}
 	problem := func(format string, args ...any) { d.Problems = append(d.Problems, fmt.Sprintf(format, args...)) }
 	identity := func(number uint32) string {
@@ -93,6 +93,12 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 			continue // it has nothing to say
 		}
 		via := fmt.Sprintf("interface %d", p.Interface)
+		if p.Ways {
+			var known bool
+			if via, known = ways.via(p); !known {
+				problem("the maps contain peers of group %d, which this node never assigned", p.Group)
+			}
+		}
 		for way, index := range links {
 			if index == p.Interface {
 				via = way.String()
@@ -103,6 +109,13 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 		}
 		d.Peers = append(d.Peers, api.DumpPeer{Address: p.Address, Identity: identity(p.Identity), Via: via})
 	}
+	for _, index := range im.links {
+		if !slices.Contains(slices.Collect(maps.Values(links)), index) {
+			problem("packets of other zones are let in by interface %d, which is no link", index)
+		}
+	}
+	list, problems := ways.dump(im.ways)
+	d.Ways, d.Problems = list, append(d.Problems, problems...)
 	externals := map[netip.Prefix]api.DumpExternal{}
 	for _, x := range im.externals {
 		e := externals[x.Prefix]
@@ -141,7 +154,8 @@ func dumpOf(im image, n keys, links map[desired.Way]uint32, underlay uint32) api
 				problem("the maps contain contract %d, which this node never assigned", r.Contract&^bpf.AuditContract)
 			}
 			d.Rules = append(d.Rules, api.DumpRule{From: from, To: to, Protocol: fabric.Protocol(r.Protocol),
-				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0, Exit: exit})
+				Ports: fabric.PortRange{From: r.From, To: r.To}, Contract: contract.String(), Audit: r.Contract&bpf.AuditContract != 0, Exit: exit,
+				Path: string(ways.classes[im.classes[r.Contract&^bpf.AuditContract]])})
 		}
 	}
 	sortDump(&d)
@@ -154,6 +168,9 @@ func sortDump(d *api.Dump) {
 	slices.SortFunc(d.External, func(a, b api.DumpExternal) int { return a.Prefix.Compare(b.Prefix) })
 	slices.SortFunc(d.Rules, func(a, b api.DumpRule) int {
 		return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Protocol, b.Protocol), cmp.Compare(a.Ports.From, b.Ports.From))
+	})
+	slices.SortFunc(d.Ways, func(a, b api.DumpWay) int {
+		return cmp.Or(cmp.Compare(a.To, b.To), cmp.Compare(a.Path, b.Path))
 	})
 	slices.Sort(d.Problems)
 	d.Problems = slices.Compact(d.Problems)

@@ -42,12 +42,12 @@ func TestDumpOf(t *testing.T) {
 			Ports: fabric.PortRange{From: 5432, To: 5433}, Contract: "shop/sql", Audit: true}},
 	}
 	links := map[desired.Way]uint32{desired.Through(fabric.NodeID{Zone: "z1", Name: "p1"}): 3}
-	must.Eq(t, want, dumpOf(im, someNames, links, 2))
+	must.Eq(t, want, dumpOf(im, someNames, wayNames{}, links, 2))
 
 	im.peers[db4] = bpf.Peer{Address: db4, Identity: 99, Interface: 3}
 	im.pairs[bpf.Pair{Source: 17, Destination: 16}] = nil
 	im.pairs[bpf.Pair{Source: 16, Destination: 17}] = []bpf.Rule{{Protocol: 6, From: 1, To: 2, Contract: 98}}
-	must.Len(t, 4, dumpOf(im, someNames, links, 1).Problems)
+	must.Len(t, 4, dumpOf(im, someNames, wayNames{}, links, 1).Problems)
 }
 
 // registry gives out numbers, and knows what they stand for.

@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -26,6 +27,9 @@ type image struct {
 	pairs     map[bpf.Pair][]bpf.Rule // canonical
 	published map[publishedKey]bpf.Published
 	exits     []uint32 // marks of exits to which packets are led, ordered
+	ways      relations
+	classes   map[uint32]uint16 // numbers of contracts' classes, by the contracts' numbers
+	links     []uint32          // by which packets from peers with ways may arrive, ordered
 	// egress is what the node's firewall must let out, except to what is withheld. It is not in the
 	// maps.
 	egress   []firewall.Egress
@@ -48,6 +52,7 @@ func newImage() image {
 	return image{
 		endpoints: map[uint32]bpf.Endpoint{}, peers: map[netip.Addr]bpf.Peer{}, externals: map[externalKey]bpf.External{},
 		checks: map[bpf.Check]bool{}, pairs: map[bpf.Pair][]bpf.Rule{}, published: map[publishedKey]bpf.Published{},
+		ways: relations{}, classes: map[uint32]uint16{},
 	}
 }
 
@@ -64,9 +69,11 @@ type layout struct {
 	own       map[string]uint32      // interfaces of the node's endpoints, by endpoint
 	links     map[desired.Way]uint32 // interfaces of the links that are up
 	exits     choice
-	zone      string          // the node's
-	reject    map[string]bool // endpoints that are told of refusals
-	gone      []netip.Addr    // addresses whose endpoints have ended, by their owners' word
+	marks     map[fabric.NodeID]uint32 // of packets to the zone's processors
+	ways      *wayNumbers              // nil: none were given yet
+	zone      string                   // the node's
+	reject    map[string]bool          // endpoints that are told of refusals
+	gone      []netip.Addr             // addresses whose endpoints have ended, by their owners' word
 	published []bpf.Published
 }
 
@@ -108,10 +115,15 @@ func (l layout) image(w desired.Workload) (image, error) {
 		}
 		return n, nil
 	}
+	ways := cmp.Or(l.ways, &wayNumbers{})
+	ways.assign(w)
 	for _, e := range w.Endpoints {
 		index, up := l.links[e.Way]
-		if e.Way == desired.OwnInterface {
+		switch e.Way {
+		case desired.OwnInterface:
 			index, up = l.own[e.Endpoint]
+		case desired.ByWays:
+			index, up = 0, true
 		}
 		if !up {
 			continue
@@ -122,12 +134,16 @@ func (l layout) image(w desired.Workload) (image, error) {
 			continue
 		}
 		for _, addr := range []netip.Addr{e.IPv4, e.IPv6} {
-			im.peers[addr] = bpf.Peer{Address: addr, Identity: n, Interface: index}
+			p := bpf.Peer{Address: addr, Identity: n, Interface: index}
+			if e.Way == desired.ByWays {
+				p.Ways, p.Group, p.Number = true, ways.groups[e.Group], e.Number
+			}
+			im.peers[addr] = p
 		}
 		if e.Way != desired.OwnInterface {
 			continue
 		}
-		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6, Exit: l.exits.marks[e.Endpoint], Reject: l.reject[e.Endpoint]}
+		im.endpoints[index] = bpf.Endpoint{Interface: index, Identity: n, IPv4: e.IPv4, IPv6: e.IPv6, Exit: l.exits.marks[e.Endpoint], Reject: l.reject[e.Endpoint], Number: e.Number}
 		for _, c := range e.Checks {
 			im.checks[bpf.Check{Interface: index, Protocol: uint8(c.Protocol), Port: c.Port}] = true
 		}
@@ -169,6 +185,23 @@ func (l layout) image(w desired.Workload) (image, error) {
 		im.published[publishedKey{p.Protocol, p.From}] = p
 	}
 	im.exits = l.exits.kept
+	for _, s := range w.Ways {
+		marks := [desired.Buckets]uint32{}
+		for bucket, hop := range s.Next {
+			marks[bucket] = l.marks[hop.Processor]
+		}
+		if marks != [desired.Buckets]uint32{} {
+			im.ways[relation{ways.classes[s.Class], ways.groups[s.To]}] = marks
+		}
+	}
+	if len(w.Ways) > 0 {
+		for way, index := range l.links {
+			if processor, ok := way.Processor(); ok && processor.Zone == l.zone {
+				im.links = append(im.links, index)
+			}
+		}
+		slices.Sort(im.links)
+	}
 	for _, r := range w.Rules {
 		from, err := number(r.From)
 		to, unknown := number(r.To)
@@ -176,6 +209,9 @@ func (l layout) image(w desired.Workload) (image, error) {
 		if err := cmp.Or(err, unknown, none); err != nil {
 			lacking.add(err, r.From, r.To)
 			continue
+		}
+		if class := ways.classes[r.Class]; class != 0 {
+			im.classes[contract] = class
 		}
 		if r.Audit {
 			contract |= bpf.AuditContract
@@ -261,8 +297,12 @@ func egressOf(w desired.Workload) (list []firewall.Egress, withheld []netip.Pref
 }
 
 // holds reports whether im is as want in all that concerns the endpoint with these addresses: how
-// its packets are known, which checks of it pass, and what those of its identity may do.
+// its packets are known, which checks of it pass, what those of its identity may do, and by which
+// ways packets go to other zones.
 func (im image) holds(want image, v4, v6 netip.Addr) bool {
+	if !maps.Equal(im.ways, want.ways) || !maps.Equal(im.classes, want.classes) || !slices.Equal(im.links, want.links) {
+		return false
+	}
 	if im.peers[v4] != want.peers[v4] || im.peers[v6] != want.peers[v6] {
 		return false
 	}
@@ -331,6 +371,17 @@ func readImage(d Datapath) (image, error) {
 	if im.exits, err = d.Exits(); err != nil {
 		return im, err
 	}
+	ways, err := d.Ways()
+	if err != nil {
+		return im, err
+	}
+	im.ways = relationsOf(ways)
+	if im.classes, err = d.Classes(); err != nil {
+		return im, err
+	}
+	if im.links, err = d.Links(); err != nil {
+		return im, err
+	}
 	im.pairs, err = d.Pairs()
 	return im, err
 }
@@ -368,6 +419,17 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		if err != nil {
 			errs = append(errs, fmt.Errorf(format+": %w", append(args, err)...))
 		}
+	}
+	// New ways come before the peers that need them, and old ones go after their peers.
+	if !slices.Equal(have.links, want.links) {
+		do(d.SetLinks(want.links), "set the links by which other zones' packets arrive")
+	}
+	ways := want.ways.and(have.ways)
+	if !maps.Equal(have.ways, ways) {
+		do(d.SetWays(ways.ways()), "set the ways to other zones")
+	}
+	if !maps.Equal(have.classes, want.classes) {
+		do(d.SetClasses(want.classes), "set the classes of contracts")
 	}
 	lacking := map[uint32][]netip.Prefix{} // by interface: prefixes that must be nobody's, and are not
 	put := func(x bpf.External) {
@@ -476,6 +538,9 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 		if !have.checks[c] {
 			do(d.PutCheck(c), "set the check of port %d at interface %d", c.Port, c.Interface)
 		}
+	}
+	if !maps.Equal(ways, want.ways) {
+		do(d.SetWays(want.ways.ways()), "remove ways to other zones")
 	}
 	return changes, errors.Join(errs...)
 }

@@ -49,6 +49,12 @@ type Datapath interface {
 	Published() ([]bpf.Published, error)
 	SetExits(marks []uint32) error
 	Exits() ([]uint32, error)
+	SetWays(map[bpf.Way]uint32) error
+	Ways() (map[bpf.Way]uint32, error)
+	SetClasses(map[uint32]uint16) error
+	Classes() (map[uint32]uint16, error)
+	SetLinks(interfaces []uint32) error
+	Links() ([]uint32, error)
 	ReplacePair(bpf.Pair, []bpf.Rule) error
 	Pairs() (map[bpf.Pair][]bpf.Rule, error)
 }
@@ -132,7 +138,7 @@ func (a *Agent) Reconcile() error {
 	if err == nil {
 		a.written = want
 		var d api.Dump
-		if d, err = a.describe(want); err == nil {
+		if d, err = a.describe(want, a.wayNames()); err == nil {
 			d.Outside = a.writtenOutside
 			a.node.Compared(began, d, len(changes))
 		}
@@ -174,7 +180,7 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	if l.links, err = a.links(); err != nil {
 		return image{}, nil, err
 	}
-	l.zone = a.node.Self.Zone
+	l.zone, l.marks = a.node.Self.Zone, a.processorMarks()
 	l.exits = a.chooseExits(live)
 	l.reject, l.gone = a.certain(live), a.ended.addresses(a.now())
 	if l.published, err = a.ports.published(); err != nil {
@@ -183,6 +189,9 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	docs := a.documents()
 	a.writtenOutside = a.outside(docs)
 	w := desired.ForWorkload(a.node.Self.ID(), a.node.Topology(), endpoints, docs, a.writtenOutside)
+	if l.ways, err = a.numberWays(w); err != nil {
+		return image{}, nil, err
+	}
 	want, err = l.image(w)
 	want.egress, want.withheld = egressOf(w)
 	a.processes.reach(live, w, a.node.Self.Ranges)
@@ -192,6 +201,37 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 	}
 	return want, lacking, err
 }
+
+// numberWays returns the numbers of groups and classes. The first time they are those of an earlier
+// agent, so that a restart moves nothing. The caller must hold programming.
+func (a *Agent) numberWays(w desired.Workload) (*wayNumbers, error) {
+	if a.wayNumbers != nil {
+		return a.wayNumbers, nil
+	}
+	peers, err := a.data.Peers()
+	if err != nil {
+		return nil, err
+	}
+	classes, err := a.data.Classes()
+	if err != nil {
+		return nil, err
+	}
+	a.wayNumbers = &wayNumbers{}
+	a.wayNumbers.resume(w, a.num, peers, classes)
+	return a.wayNumbers, nil
+}
+
+// processorMarks returns the marks of packets to the processors of the zone.
+func (a *Agent) processorMarks() map[fabric.NodeID]uint32 {
+	marks := map[fabric.NodeID]uint32{}
+	for _, e := range a.node.Exits() {
+		marks[e.Processor] = e.Mark
+	}
+	return marks
+}
+
+// wayNames returns what the numbers of ways stand for. The caller must hold programming.
+func (a *Agent) wayNames() wayNames { return a.wayNumbers.names(a.processorMarks()) }
 
 // outside returns what the node knows of the outside besides the documents.
 func (a *Agent) outside(docs map[fabric.Ref]fabric.Document) fabric.Outside {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/coalesce"
 )
 
@@ -110,6 +111,18 @@ func (k *memory) SetExits(marks []uint32) error {
 	return k.do("-", func() { k.exits = slices.Clone(marks) })
 }
 func (k *memory) Exits() ([]uint32, error) { return slices.Clone(k.exits), nil }
+func (k *memory) SetWays(ways map[bpf.Way]uint32) error {
+	return k.do("ways", func() { k.image.ways = relationsOf(ways) })
+}
+func (k *memory) Ways() (map[bpf.Way]uint32, error) { return k.image.ways.ways(), nil }
+func (k *memory) SetClasses(classes map[uint32]uint16) error {
+	return k.do("ways", func() { k.classes = maps.Clone(classes) })
+}
+func (k *memory) Classes() (map[uint32]uint16, error) { return maps.Clone(k.classes), nil }
+func (k *memory) SetLinks(links []uint32) error {
+	return k.do("ways", func() { k.links = slices.Clone(links) })
+}
+func (k *memory) Links() ([]uint32, error) { return slices.Clone(k.links), nil }
 func (k *memory) ReplacePair(p bpf.Pair, rules []bpf.Rule) error {
 	if len(rules) == 0 {
 		return k.do("-", func() { delete(k.pairs, p) })
@@ -137,6 +150,13 @@ func draw(t *rapid.T, name string) image {
 		x := bpf.External{Prefix: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(small("prefix"))}), 16), Interface: 9, Identity: small("identity")}
 		im.externals[externalKey{9, x.Prefix}] = x
 	}
+	for range rapid.IntRange(0, 3).Draw(t, name+" ways") {
+		im.ways[relation{uint16(small("class")), uint16(small("group"))}] = [desired.Buckets]uint32{0: small("mark"), 255: small("mark")}
+	}
+	for range rapid.IntRange(0, 2).Draw(t, name+" classes") {
+		im.classes[small("contract")] = uint16(small("class"))
+	}
+	im.links = []uint32{small("link")}
 	for range small("pairs") {
 		im.pairs[bpf.Pair{Source: small("src"), Destination: small("dst")}] = []bpf.Rule{{Protocol: 6, From: uint16(small("from")), To: 9, Contract: 16}}
 	}
@@ -159,10 +179,14 @@ func TestWrite(t *testing.T) {
 		must.Eq(t, want.peers, k.peers)
 		must.Eq(t, want.checks, k.checks)
 		must.Eq(t, want.pairs, k.pairs)
+		must.Eq(t, want.ways, k.image.ways)
+		must.Eq(t, want.classes, k.classes)
+		must.Eq(t, want.links, k.links)
 		must.Eq(t, len(want.externals), len(k.externals))
 		// Identities that nobody has yet get their rules, and externals these identities, before
 		// anything is taken away.
 		log := k.log
+		log = slices.DeleteFunc(log, func(what string) bool { return what == "ways" })
 		for len(log) > 0 && log[0] == "+" && early(have, want) {
 			log = log[1:]
 		}

@@ -36,7 +36,8 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		f, local, counterparts := anyFabric(t, now)
 		docs := verify.Documents(f.Graph, now)
 		num := registry{}
-		l := layout{num: num, underlay: 2, own: map[string]uint32{}, links: map[desired.Way]uint32{desired.ZoneLink: 3, desired.Through(fabric.NodeID{Zone: "z1", Name: "p1"}): 4}}
+		l := layout{num: num, underlay: 2, own: map[string]uint32{}, links: map[desired.Way]uint32{desired.ZoneLink: 3, desired.Through(fabric.NodeID{Zone: "z1", Name: "p1"}): 4},
+			zone: "z1", ways: &wayNumbers{}, marks: map[fabric.NodeID]uint32{{Zone: "z1", Name: "p1"}: 0x100}}
 		// The engine announces counterparts only.
 		var known []fabric.Admission
 		for _, own := range local {
@@ -55,7 +56,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f.Status), known, docs, fabric.Outside{}))
 		must.NoError(t, err)
 		dump := func() api.Dump {
-			d := dumpOf(im, num, l.links, 2)
+			d := dumpOf(im, num, l.ways.names(l.marks), l.links, 2)
 			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "z1", Name: "w1"}, f.Pointer.Sequence, f.Pointer.Root
 			return d
 		}
