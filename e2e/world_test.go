@@ -109,8 +109,9 @@ func (f *fabricUnderTest) allWell(t *testing.T, within time.Duration) {
 		for _, n := range f.Topology.Nodes(lab.Processor, lab.Workload) {
 			daemons += len(n.Daemons())
 			for _, d := range n.Daemons() {
-				// Nothing starts it again.
-				must.True(t, f.Alive(n.Name, d), must.Sprintf("%s/%s has ended:\n%s", n.Name, d, f.Tail(n.Name, d)))
+				if !f.Alive(n.Name, d) { // nothing starts it again
+					t.Fatalf("%s/%s has ended:\n%s", n.Name, d, f.Tail(n.Name, d))
+				}
 			}
 		}
 		if len(s.Nodes) != daemons {
