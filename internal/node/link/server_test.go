@@ -399,6 +399,18 @@ func TestInterfacesThatWereLeft(t *testing.T) {
 			return nil
 		})
 	})
+	t.Run("and the kernel's devices take their place", func(t *testing.T) {
+		apply()
+		must.NoError(t, n.client.forget(n.dataDir())) // it runs
+		must.True(t, status(t, n).Up)
+		n.stop(syscall.SIGKILL)
+		must.NoError(t, n.client.forget(n.dataDir()))
+		must.StrNotContains(t, run(t, "ip", "-n", n.inner, "link"), "sif-zone")
+		n.start(t)
+		devices, err := n.client.Status(t.Context())
+		must.NoError(t, err)
+		must.SliceEmpty(t, devices)
+	})
 	t.Run("by one whose saved devices are unreadable", func(t *testing.T) {
 		apply()
 		before := index()
