@@ -310,6 +310,7 @@ func (b *bridge) fill() error {
 		_ = b.conn.Close() // the next attempt must find out what is there
 		return err
 	}
+	b.pulse.enforcing.Store(b.conn)
 	b.log.Info("the switch had restarted and was filled again", logkey.Duration, time.Since(began))
 	return nil
 }

@@ -96,6 +96,7 @@ func TestBridgeFollowsASwitchThatRestarts(t *testing.T) {
 		defer close(ended)
 		b.follow(ctx)
 	}()
+	go b.keepAsking(ctx, func(bool) {})
 	for range 3 {
 		instance.RestartSwitch()
 		// Not by the bridge, whose own calls would fill it as well.
@@ -110,6 +111,10 @@ func TestBridgeFollowsASwitchThatRestarts(t *testing.T) {
 		}
 		for deadline := time.Now().Add(20 * time.Second); flows() < 200; time.Sleep(20 * time.Millisecond) {
 			must.True(t, time.Now().Before(deadline), must.Sprint("the switch has no flows again"))
+		}
+		// What is published of it follows.
+		for deadline := time.Now().Add(20 * time.Second); !b.enforces(); time.Sleep(5 * time.Millisecond) {
+			must.True(t, time.Now().Before(deadline), must.Sprint("the switch does not enforce again"))
 		}
 	}
 	cancel()
