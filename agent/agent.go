@@ -167,6 +167,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 		Report: func(err error) { n.Degrade("consul catalog", err) },
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
+	if a.engines.zone, err = newNeighbours(a); err != nil {
+		return nil, err
+	}
 	n.Degrade("data path", a.Reconcile()) // what one endpoint cannot have must not keep the others from their agent
 	n.Degrade("host", a.repairHost())
 	n.Degrade("processes of the node", a.keepProcesses(nil))
@@ -259,6 +262,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	a.node.Revision.OnChange(func(p fabric.Pointer, _ map[fabric.Ref]fabric.Document) {
 		err := a.reprogram.Call()
 		a.node.Degrade("data path", err)
+		a.engines.zone.hurry() // there may be other counterparts
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
 	a.engines.silent, a.engines.moved = a.silent, a.moveExits
@@ -266,6 +270,8 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
 	group.Go(func() error { return a.engines.run(ctx) })
+	group.Go(func() error { return a.engines.zone.serve(ctx, a.node) })
+	group.Go(func() error { return a.engines.zone.run(ctx) })
 	group.Go(func() error { return cnicall.Serve(ctx, cni, cniTimeout, a.Handle, a.listAttached) })
 	sup.Ready()
 	group.Go(func() error { return a.serveDNS(ctx) })

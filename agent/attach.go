@@ -51,7 +51,7 @@ func renewing(ep endpoint) string            { return "renew " + ep.ID }
 
 // ready returns an error if the agent cannot attach workloads now.
 func (a *Agent) ready() error {
-	if !a.engines.connected() {
+	if !a.engines.connected() && !a.engines.zone.out() {
 		return away{types.NewError(types.ErrTryAgainLater, "no engine of zone "+a.node.Self.Zone+" can be reached", "is sif engine running on a processor of the zone?")}
 	}
 	return nil

@@ -14,7 +14,8 @@ import (
 // inForce is how long ADD waits for the connectivity to be in force beyond this node.
 const inForce = 500 * time.Millisecond
 
-// connectivityHook requests the endpoint's connectivity from the engines of the zone.
+// connectivityHook requests the endpoint's connectivity from the engines of the zone, or, when none
+// answers, from its other agents.
 type connectivityHook struct{ *Agent }
 
 func (connectivityHook) name() string { return "connectivity" }
@@ -63,7 +64,7 @@ func (h connectivityHook) detach(ctx context.Context, d *detachment) error {
 // retryPending requests again what is not in force everywhere.
 func (a *Agent) retryPending(ctx context.Context) {
 	for _, ep := range a.endpoints.all() {
-		if len(a.engines.pendingOf(ep.Attachment)) == 0 || !a.engines.connected() {
+		if len(a.engines.pendingOf(ep.Attachment)) == 0 || !a.engines.answering() {
 			continue
 		}
 		asking, cancel := context.WithTimeout(ctx, inForce)

@@ -32,6 +32,13 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 		a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})
 		accepted = append(accepted, adm)
 	}
+	var held []fabric.Admission // what the engine announced may be older
+	for _, adm := range accepted {
+		if le, ok := a.counterparts.Get(adm.Endpoint); ok && !adm.Issued.Before(le.Admission.Issued) {
+			held = append(held, adm)
+		}
+	}
+	a.engines.zone.announced(held)
 	if err := a.reprogram.Call(); err != nil {
 		a.node.Degrade("data path", err)
 		for _, adm := range accepted {
@@ -55,10 +62,12 @@ func (a *Agent) compare(p rpc.SyncParams) rpc.SyncReply {
 	return reply
 }
 
-// withdrawn removes counterparts that have ended by their owners' word.
+// withdrawn removes counterparts that have ended by their owners' word. An engine that was away may
+// not know yet what the agent of another node said meanwhile: if that has not ended, the engine
+// learns of it; if it has, the engine withdraws it again at its next comparison.
 func (a *Agent) withdrawn(endpoints []string) error {
 	return a.forget(func(adm fabric.Admission) bool {
-		gone := slices.Contains(endpoints, adm.Endpoint)
+		gone := slices.Contains(endpoints, adm.Endpoint) && !a.engines.zone.vouched(adm.Endpoint)
 		if gone {
 			a.ended.note(adm, a.now())
 		}

@@ -5,7 +5,8 @@
 // programs eBPF for each of them, requests their connectivity from the engines of its zone, and
 // answers their DNS questions.
 //
-// It knows the endpoints of its node and, from the engines, their counterparts. It does not decide
+// It knows the endpoints of its node and, from the engines, their counterparts; while no engine of
+// the zone answers, from the agents of the zone (neighbours.go, meet.go). It does not decide
 // who may talk to whom: the controller admits and fabric applies the one rule to the signed
 // revision.
 //

@@ -61,9 +61,13 @@ type engines struct {
 	silent func(fabric.NodeID) bool
 	// moved is called when an engine said something new about its switch as an exit.
 	moved func()
+	// zone are the other agents of the zone, who are told when no engine answers; nil without any.
+	zone *neighbours
 
 	mu    sync.Mutex
 	conns map[fabric.NodeID]*engine
+	// gone are the engines that are not connected although that was tried, or that were lost.
+	gone map[fabric.NodeID]bool
 	// compared are the connected engines that have listed the counterparts of this node.
 	compared map[fabric.NodeID]bool
 	// pending lists, for each endpoint, where its connectivity is not in force yet. An endpoint
@@ -73,7 +77,8 @@ type engines struct {
 
 func newEngines(a *Agent, log hclog.Logger) *engines {
 	return &engines{
-		agent: a, log: log, silent: func(fabric.NodeID) bool { return false }, moved: func() {}, conns: map[fabric.NodeID]*engine{}, compared: map[fabric.NodeID]bool{},
+		agent: a, log: log, silent: func(fabric.NodeID) bool { return false }, moved: func() {},
+		conns: map[fabric.NodeID]*engine{}, gone: map[fabric.NodeID]bool{}, compared: map[fabric.NodeID]bool{},
 		pending: map[cnicall.Attachment][]string{},
 	}
 }
@@ -130,6 +135,23 @@ func (e *engines) connected() bool {
 	return len(e.conns) > 0
 }
 
+// absent reports whether an engine is known not to be there: it is not connected although that was
+// tried, or does not answer by its link.
+func (e *engines) absent(engine fabric.NodeID) bool {
+	e.mu.Lock()
+	connected, gone := e.conns[engine] != nil, e.gone[engine]
+	e.mu.Unlock()
+	if connected {
+		return e.silent(engine)
+	}
+	return gone
+}
+
+// answering reports whether an engine is connected that is not known not to answer.
+func (e *engines) answering() bool {
+	return slices.ContainsFunc(e.all(), func(en *engine) bool { return !e.silent(en.id) })
+}
+
 // all returns the connected engines.
 func (e *engines) all() []*engine {
 	e.mu.Lock()
@@ -155,7 +177,9 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 			delete(e.conns, en.id)
 			delete(e.compared, en.id)
 		}
+		e.gone[en.id] = true
 		e.mu.Unlock()
+		e.zone.hurry()
 		node.Degrade(missingFrom(en.id), nil)
 	}()
 	dial := func(ctx context.Context) (*rpc.Conn, error) {
@@ -193,6 +217,7 @@ func (e *engines) enter(en *engine, conn caller) {
 	e.mu.Lock()
 	fresh := e.conns[en.id] != en
 	e.conns[en.id], en.latest = en, conn
+	delete(e.gone, en.id)
 	e.mu.Unlock()
 	if r := e.agent.resolver; fresh && r != nil {
 		r.reconnected(en.id)
@@ -322,15 +347,23 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 // returns, and records, where the connectivity is not in force when all have answered that live, or
 // when ctx ends; the calls continue after that. One engine that took the request is enough: another
 // one that refuses it may be behind, and one that died or hangs holds up nothing. It is an error if
-// all refused, or none is left.
+// all refused, or none is left. If it is known that no engine of the zone answers, the other agents
+// of the zone are told instead, at once.
 func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment) (pending []string, err error) {
 	engines := e.all()
+	ep, _ := e.agent.endpoints.get(at)
+	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
+	if e.zone.out() {
+		// One that was stopped takes the request when it goes on. Nobody waits for it.
+		fanout.Start(ctx, callTimeout, engines, request)
+		pending = e.zone.request(ctx, ep)
+		e.setPending(ep, pending)
+		return pending, nil
+	}
 	if len(engines) == 0 {
 		return nil, errNoEngine
 	}
-	ep, _ := e.agent.endpoints.get(at)
-	request := func(ctx context.Context, en *engine) ([]string, error) { return e.request(ctx, en, at) }
-	taken := false
+	taken, answered := false, false
 	var refusals []error
 	open := map[fabric.NodeID]bool{} // those that have not answered, and whether they are waited for
 	for _, en := range engines {
@@ -345,7 +378,7 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 		if o.Err != nil {
 			pending = append(pending, fmt.Sprintf("%s: %v", o.Peer.id, o.Err))
 		}
-		taken = taken || o.Err == nil || errors.Is(o.Err, fanout.ErrLate)
+		taken, answered = taken || o.Err == nil || errors.Is(o.Err, fanout.ErrLate), answered || o.Err == nil || refused
 		pending = append(pending, o.Reply...)
 		if waits := slices.Contains(slices.Collect(maps.Values(open)), true); taken && !waits {
 			break
@@ -355,9 +388,13 @@ func (e *engines) requestConnectivity(ctx context.Context, at cnicall.Attachment
 		pending = append(pending, fmt.Sprintf("%s: it does not answer", id))
 	}
 	switch {
+	case taken && !answered && e.zone != nil:
+		go e.zone.request(context.WithoutCancel(ctx), ep) // they may all be gone, which is not known yet
 	case taken:
 	case len(refusals) > 0:
 		return nil, errors.Join(refusals...)
+	case e.zone != nil:
+		pending = append(pending, e.zone.request(ctx, ep)...)
 	default:
 		return nil, away{fmt.Errorf("all engines of the zone were lost: %s", strings.Join(pending, "; "))}
 	}
@@ -372,6 +409,9 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 	delete(e.pending, gone.Attachment)
 	e.mu.Unlock()
 	e.agent.exits.ended(gone.ID)
+	var neighbours sync.WaitGroup
+	defer neighbours.Wait()
+	neighbours.Go(func() { e.zone.withdraw(ctx, gone) })
 	tell := func(ctx context.Context, en *engine) (struct{}, error) {
 		err := e.tellGone(ctx, en, []string{gone.ID})
 		if err != nil {
@@ -379,7 +419,16 @@ func (e *engines) withdraw(ctx context.Context, gone endpoint) {
 		}
 		return struct{}{}, err
 	}
-	for range fanout.Call(ctx, callTimeout, e.all(), tell) { // the outcomes are logged, also those that come later
+	var waited, silent []*engine
+	for _, en := range e.all() {
+		if e.silent(en.id) {
+			silent = append(silent, en)
+		} else {
+			waited = append(waited, en)
+		}
+	}
+	fanout.Start(ctx, callTimeout, silent, tell)
+	for range fanout.Call(ctx, callTimeout, waited, tell) { // the outcomes are logged, also those that come later
 	}
 }
 

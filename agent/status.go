@@ -74,6 +74,9 @@ func (a *Agent) Status() api.NodeStatus {
 		}
 	}
 	s.Degraded = append(s.Degraded, a.engines.uncompared()...)
+	if s.Refused = a.engines.zone.refused(); a.engines.zone.out() {
+		s.Degraded = append(s.Degraded, fmt.Sprintf("no engine of zone %s answers: workloads start and reach one another within the zone, of which its agents tell one another; other zones and the outside learn of new ones when an engine is back", a.node.Self.Zone))
+	}
 	s.Degraded = append(s.Degraded, a.stranded()...)
 	if a.kernel.PassAll() {
 		s.Degraded = append(s.Degraded, "eBPF lets everything pass (test override)")

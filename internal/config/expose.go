@@ -90,6 +90,8 @@ func (c *Config) ownPort(p fabric.Protocol, port uint16) error {
 		why = "to which an encrypted link may move"
 	case p == fabric.UDP && port == wellknown.ProbePort:
 		why = "of probes"
+	case p == fabric.TCP && port == wellknown.AgentPort:
+		why = "of agents"
 	case p == fabric.TCP && isPort(c.Engine.Listen, port), p == fabric.TCP && isPort(":"+wellknown.EnginePort, port):
 		why = "of engines"
 	case p == fabric.TCP && isPort(c.Listen, port), p == fabric.TCP && isPort(c.Controller.Address, port), p == fabric.TCP && isPort(":"+wellknown.ControllerPort, port):

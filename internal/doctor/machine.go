@@ -188,6 +188,7 @@ func (p *patient) firewall(c *config.Config) firewall.Config {
 		Underlay: c.Underlay.Interface, Ranges: p.pools(), Links: func() []uint16 { return links },
 		Published: c.Connections.Limits().PublishedPerSecond, DNSPackets: firewall.DNSPacketsPerSecond,
 	}
+	conf.Agents = p.is(join.Workload)
 	if p.is(join.Processor) {
 		port := listened(c.Engine.Listen, wellknown.EnginePort).Port()
 		conf.Engine = func() uint16 { return port }
@@ -227,6 +228,8 @@ func (p *patient) ports() []host.Port {
 		list = append(list, host.Port{Protocol: fabric.UDP, At: any, For: "probes among nodes"})
 	}
 	if p.is(join.Workload) {
+		any := netip.AddrPortFrom(netip.IPv4Unspecified(), wellknown.AgentPort)
+		list = append(list, host.Port{Protocol: fabric.TCP, At: any, For: "the agents of the zone"})
 		for _, protocol := range []fabric.Protocol{fabric.UDP, fabric.TCP} {
 			list = append(list, host.Port{Protocol: protocol, At: host.Resolver, For: "the endpoints' DNS server"})
 		}

@@ -61,3 +61,15 @@ func Call[P, R any](ctx context.Context, limit time.Duration, peers []P, do func
 		}
 	}
 }
+
+// Start runs do for each peer, as Call does for those that have not answered when its caller stops.
+// It does not wait.
+func Start[P, R any](ctx context.Context, limit time.Duration, peers []P, do func(context.Context, P) (R, error)) {
+	for _, p := range peers {
+		go func() {
+			calling, cancel := context.WithTimeout(context.WithoutCancel(ctx), limit)
+			defer cancel()
+			_, _ = do(calling, p) // the caller does not want to know
+		}()
+	}
+}

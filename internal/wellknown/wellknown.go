@@ -36,6 +36,10 @@ const (
 // of each probe are this one.
 const ProbePort = 8442
 
+// AgentPort is the TCP port at which an agent listens for the agents of its zone, on the health
+// address of its node, which is reached through the link to the nodes of the zone.
+const AgentPort = 8442
+
 // A packet to the outside carries the mark of its exit, which the eBPF programs of its workload
 // set: ExitMarkNode for the node itself, ExitMark for a processor. Rules of priority ExitPriority
 // lead the marks of processors to the routing tables of their links.
@@ -74,6 +78,9 @@ const (
 	ExitInterface       = ReservedPrefix + "exit"
 	ExitSwitchInterface = SwitchPrefix + "exit"
 )
+
+// ZoneLink is the WireGuard device to the nodes of the zone, which is always the first.
+var ZoneLink = LinkInterface(0)
 
 // LinkInterface returns the name of a WireGuard device by its number: "sif-l0" for the first.
 func LinkInterface(number int) string { return LinkPrefix + strconv.Itoa(number) }

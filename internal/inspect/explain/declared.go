@@ -73,16 +73,18 @@ func decided(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port
 	return d
 }
 
-// amongNodes tells of the built-in exception from the rule: nodes exchange probes among their
-// health addresses.
+// amongNodes tells of the built-in exceptions from the rule: nodes exchange probes among their
+// health addresses, and the agents of a zone speak to one another at them.
 func amongNodes(from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	var d api.Declared
 	var why string
 	switch probe := protocol == fabric.UDP && port == wellknown.ProbePort; {
 	case from.Health() && to.Health() && probe:
 		d.Allowed, why = true, "nodes exchange probes among their health addresses"
+	case from.Health() && to.Health() && from.Node.Zone == to.Node.Zone && protocol == fabric.TCP && port == wellknown.AgentPort:
+		d.Allowed, why = true, "the agents of a zone tell one another of their endpoints at the nodes' health addresses, by mutual TLS, when no engine is there"
 	case from.Health() && to.Health():
-		why = fmt.Sprintf("health addresses exchange nothing but probes: UDP port %d", wellknown.ProbePort)
+		why = fmt.Sprintf("health addresses exchange nothing but probes: UDP port %d; and what the agents of one zone tell one another: TCP port %d", wellknown.ProbePort, wellknown.AgentPort)
 	case from.Health():
 		why = fmt.Sprintf("%s is the health address of node %s, which exchanges probes with other nodes only, never with an endpoint", from.Address, from.Node)
 	default:

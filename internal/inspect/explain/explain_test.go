@@ -219,7 +219,7 @@ func TestDeclared(t *testing.T) {
 		{"shop/api", "api.example.com", fabric.TCP, 443, false, "refused: no contract of shop/api names api.example.com, so it cannot resolve the name"},
 		{"shop/api", "node", fabric.TCP, 8500, false, "refused: no contract lets shop/api reach its node"},
 		{"100.64.7.1", "100.64.8.1", fabric.UDP, 8442, true, "nodes exchange probes among their health addresses"},
-		{"100.64.7.1", "100.64.8.1", fabric.TCP, 8442, false, "nothing but probes: UDP port 8442"},
+		{"100.64.7.1", "100.64.8.1", fabric.TCP, 8442, false, "nothing but probes: UDP port 8442; and what the agents of one zone"},
 		{"web-1", "fd5f:7::1", fabric.UDP, 8442, false, "fd5f:7::1 is the health address of node z1/w1"},
 		{"100.64.8.1", "shop/db", fabric.UDP, 8442, false, "100.64.8.1 is the health address of node z2/w1"},
 	} {

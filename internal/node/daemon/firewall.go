@@ -47,7 +47,7 @@ func (n *Node) newFirewall() error {
 	n.Firewall = firewall.New(firewall.Config{
 		Underlay: n.Config.Underlay.Interface, Ranges: n.Self.Ranges, Management: open, Engine: n.enginePort, Links: links, Marks: marks,
 		Health: []netip.Addr{n.Self.Health4(), n.Self.Health6()}, Published: n.Config.Connections.Limits().PublishedPerSecond,
-		DNSPackets: firewall.DNSPacketsPerSecond, Exposed: toWorkloads,
+		DNSPackets: firewall.DNSPacketsPerSecond, Exposed: toWorkloads, Agents: n.Kind.Has(fabric.KindWorkload),
 	})
 	n.mode, err = newMode(n.Firewall, n.Self.Ranges, filepath.Join(n.Config.DataDir, "firewall.json"), firewall.Mode(n.Config.Firewall.Mode), time.Now())
 	return err

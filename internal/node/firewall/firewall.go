@@ -66,6 +66,9 @@ type Config struct {
 	Management []Port         // open to the underlay
 	Health     []netip.Addr   // the node's health addresses, at which probes come through links
 	Exposed    []Exposed      // open to workloads
+	// Agents opens the port for the agents of the zone on the health addresses, to the link to the
+	// nodes of the zone.
+	Agents bool
 	// Published is how many connections to published ports may open in a second, and, counted
 	// apart, how many to the outside with the node as exit.
 	Published int

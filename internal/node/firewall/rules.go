@@ -218,6 +218,10 @@ func (f *Firewall) input([]portMap) [][]expr.Any {
 	for _, h := range f.config.Health {
 		rules = append(rules, rule(link, within(destination, netip.PrefixFrom(h, h.BitLen())),
 			sourcePort(fabric.UDP, wellknown.ProbePort), destinationPort(fabric.UDP, wellknown.ProbePort), accept()))
+		if f.config.Agents { // by no link of a processor: what comes there may be from anywhere
+			rules = append(rules, rule(name(in, wellknown.ZoneLink), within(destination, netip.PrefixFrom(h, h.BitLen())),
+				destinationPort(fabric.TCP, wellknown.AgentPort), accept()))
+		}
 	}
 	return append(rules, rule(link, drop(LinkInput)))
 }

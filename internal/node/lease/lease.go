@@ -11,6 +11,7 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"net/netip"
 	"reflect"
 	"slices"
 	"strings"
@@ -34,9 +35,20 @@ type Lease struct {
 type Set struct {
 	saved *statefile.Saver
 
-	mu  sync.Mutex
-	set map[string]Lease
+	mu    sync.Mutex
+	set   map[string]Lease
+	heard map[netip.Addr]heard // the latest admission of each address, also of what is not stored
+	swept time.Time            // when expired ones were forgotten
 }
+
+// heard is an admission of which the set knows.
+type heard struct {
+	endpoint        string
+	issued, expires time.Time
+}
+
+// sweepInterval is how often the set forgets what it heard and has expired.
+const sweepInterval = time.Minute
 
 // Open returns the set stored at path. It is empty if there is no file, or if the file is corrupt:
 // a crash of the machine can corrupt it, but it also ends the connections, and the endpoints
@@ -44,7 +56,7 @@ type Set struct {
 func Open(path string, log hclog.Logger) (*Set, error) {
 	// It is lazy because workloads wait for the write, and after a reboot the leases are useless.
 	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
-	l := &Set{set: map[string]Lease{}}
+	l := &Set{set: map[string]Lease{}, heard: map[netip.Addr]heard{}}
 	l.saved = file.Saver(l.snapshot)
 	stored, _, err := file.Read()
 	if errors.Is(err, statefile.ErrCorrupt) {
@@ -55,7 +67,40 @@ func Open(path string, log hclog.Logger) (*Set, error) {
 		return nil, err
 	}
 	maps.Copy(l.set, stored)
+	for _, le := range stored {
+		l.note(le.Admission)
+	}
 	return l, nil
+}
+
+// Hear notes that an admission was issued and reports whether it is the latest of its addresses, of
+// all that the set has had or heard of and that have not expired. So it refuses what an address had
+// earlier even if what it has now is not stored, or has ended. A restart forgets the latter two.
+func (l *Set) Hear(a fabric.Admission, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if now.Sub(l.swept).Abs() > sweepInterval {
+		maps.DeleteFunc(l.heard, func(_ netip.Addr, h heard) bool { return !now.Before(h.expires) })
+		l.swept = now
+	}
+	for _, addr := range []netip.Addr{a.IPv4, a.IPv6} {
+		h, known := l.heard[addr]
+		if known && now.Before(h.expires) && (h.issued.After(a.Issued) || h.issued.Equal(a.Issued) && h.endpoint != a.Endpoint) {
+			return false
+		}
+	}
+	l.note(a)
+	return true
+}
+
+// note remembers the admission for its addresses unless a later one is known. The caller must hold
+// mu, or be alone.
+func (l *Set) note(a fabric.Admission) {
+	for _, addr := range []netip.Addr{a.IPv4, a.IPv6} {
+		if h, known := l.heard[addr]; addr.IsValid() && (!known || a.Issued.After(h.issued)) {
+			l.heard[addr] = heard{a.Endpoint, a.Issued, a.Expires}
+		}
+	}
 }
 
 // Accept stores le unless a later admission of the endpoint, or of another one with one of its
@@ -69,6 +114,14 @@ func (l *Set) Accept(le Lease) bool {
 		_ = l.saved.Call() // Stored tells
 	}
 	return changed
+}
+
+// Displace ends what ends because an admission was issued, without storing that one: earlier leases
+// of its endpoint, and of others with its addresses. It reports whether there were any.
+func (l *Set) Displace(a fabric.Admission) bool {
+	return len(l.Remove(func(b fabric.Admission) bool {
+		return b.Issued.Before(a.Issued) && (b.Endpoint == a.Endpoint || b.IPv4 == a.IPv4 || b.IPv6 == a.IPv6)
+	})) > 0
 }
 
 // Stored writes the set to disk if that failed the last time. A set that is not on disk is in
@@ -97,6 +150,7 @@ func (l *Set) accept(le Lease) bool {
 		delete(l.set, endpoint)
 	}
 	l.set[a.Endpoint] = le
+	l.note(a)
 	return true
 }
 

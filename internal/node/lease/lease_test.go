@@ -69,6 +69,47 @@ func TestLaws(t *testing.T) {
 	})
 }
 
+// Of two admissions for one address the one issued later wins, in whatever order they come, and
+// whether or not what came is kept or has ended: after the later one, the earlier one is refused.
+func TestLatestWins(t *testing.T) {
+	dir, runs := t.TempDir(), 0
+	rapid.Check(t, func(t *rapid.T) {
+		runs++
+		set, err := Open(filepath.Join(dir, fmt.Sprint(runs)), hclog.NewNullLogger())
+		must.NoError(t, err)
+		latest := map[netip.Addr]fabric.Admission{}
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
+				rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued"))
+			a := le.Admission
+			was, known := latest[a.IPv4]
+			wins := !known || a.Issued.After(was.Issued) || a.Issued.Equal(was.Issued) && a.Endpoint == was.Endpoint
+			must.Eq(t, wins, set.Hear(a, epoch))
+			if wins {
+				latest[a.IPv4] = a
+				if rapid.Bool().Draw(t, "kept") {
+					set.Accept(le)
+				}
+			}
+			if rapid.Bool().Draw(t, "ends") {
+				set.Remove(func(b fabric.Admission) bool { return b.Endpoint == a.Endpoint })
+			}
+			for _, held := range set.All(epoch) {
+				must.False(t, held.Admission.Issued.After(latest[held.Admission.IPv4].Issued))
+			}
+		}
+		// What has expired counts no longer.
+		for addr := range latest {
+			earlier := leaseOf("d", int(addr.As4()[3]), -1).Admission
+			must.False(t, set.Hear(earlier, epoch))
+		}
+		for addr, a := range latest {
+			earlier := leaseOf("d", int(addr.As4()[3]), -1).Admission
+			must.True(t, set.Hear(earlier, a.Expires))
+		}
+	})
+}
+
 // What a crash of the machine leaves must not keep a daemon from starting.
 func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases.json")

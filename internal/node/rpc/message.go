@@ -22,6 +22,7 @@ const (
 	MethodResolve  = "resolve"  // agent to engine of its zone: an outside name, asked for by a service
 	MethodHold     = "hold"     // agent to engine of its zone: outside names that are in use
 	MethodStates   = "states"   // between engines, and between engine and agent: states of processors
+	MethodMeet     = "meet"     // agent to agent of its zone: what no engine tells
 )
 
 // ConnectParams requests an endpoint's connectivity from an engine.
@@ -58,8 +59,8 @@ type AnnounceReply struct {
 }
 
 // WithdrawParams names endpoints that have ended. The receiver accepts it only for endpoints of the
-// sender: those of its node from an agent, those of its zone from an engine, and those that it
-// announced from the own engine.
+// sender: those of its node from an agent, to engines as to other agents, those of its zone from an
+// engine, and those that it announced from the own engine.
 type WithdrawParams struct {
 	Endpoints []string `json:"endpoints"`
 }
@@ -150,4 +151,43 @@ type StatesParams struct {
 type StatesReply struct {
 	Newer   []states.Signed `json:"newer,omitempty"`   // than the numbers; some of them, if they are many
 	Lacking []fabric.NodeID `json:"lacking,omitempty"` // processors of which the sender has newer states
+}
+
+// MeetParams tell another agent of the zone of endpoints of the sender's node, for what no engine
+// of the zone can tell. An agent speaks only for its own node.
+type MeetParams struct {
+	// Requests are those of endpoints of the sender's node.
+	Requests []fabric.Request `json:"requests,omitempty"`
+	// Roll, if there is one, has the receiver compare all that the two have of each other.
+	Roll *Roll `json:"roll,omitempty"`
+}
+
+// Roll is what two agents compare. It ends nothing: who has an endpoint says what has ended.
+type Roll struct {
+	// Endpoints are all of the sender's node.
+	Endpoints map[string]Listed `json:"endpoints"`
+	// Held says of which endpoints of the receiver's node the sender has which admission, by when
+	// it was issued.
+	Held map[string]time.Time `json:"held,omitempty"`
+}
+
+// Listed is an endpoint in a Roll. The receiver believes the identity as far as to ask for the
+// request.
+type Listed struct {
+	Issued   time.Time       `json:"issued"`
+	Identity fabric.Identity `json:"identity"`
+}
+
+// MeetReply is sent when the requests are programmed.
+type MeetReply struct {
+	// Counterparts are requests of endpoints of the receiver's node that are counterparts of those
+	// in the params, without those that the sender has already.
+	Counterparts []fabric.Request  `json:"counterparts,omitempty"`
+	Refused      map[string]string `json:"refused,omitempty"` // endpoint to reason
+	// Missing are endpoints of the roll that the receiver needs and lacks.
+	Missing []string `json:"missing,omitempty"`
+	// Unlisted are endpoints of the sender's node that the receiver has and the roll has not.
+	Unlisted []string `json:"unlisted,omitempty"`
+	// Ended are endpoints that the sender has and that are not on the receiver's node any more.
+	Ended []string `json:"ended,omitempty"`
 }

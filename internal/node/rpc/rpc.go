@@ -1,7 +1,7 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package rpc is the RPC between agents and engines: JSON-RPC 2.0 over mutual TLS, with calls in
+// Package rpc is the RPC among agents and engines: JSON-RPC 2.0 over mutual TLS, with calls in
 // both directions. It knows connections, their peers and the messages; it does not decide whether
 // to believe a message.
 package rpc
@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net"
+	"net/netip"
 	"sync/atomic"
 	"time"
 
@@ -39,9 +40,17 @@ type Peer = identity.Node
 // Dial connects to addr ("host:port"). conf must come from identity.ClientTLS, which verifies the
 // peer. ctx bounds only the set-up of the connection.
 func Dial(ctx context.Context, addr string, conf *tls.Config, id Identity, h Handler) (*Conn, error) {
+	return DialFrom(ctx, netip.Addr{}, addr, conf, id, h)
+}
+
+// DialFrom is Dial from an address of this machine.
+func DialFrom(ctx context.Context, from netip.Addr, addr string, conf *tls.Config, id Identity, h Handler) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	d := net.Dialer{KeepAliveConfig: keepAlive}
+	if from.IsValid() {
+		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
+	}
 	d.SetMultipathTCP(false)
 	raw, err := d.DialContext(ctx, "tcp", addr)
 	if err != nil {
