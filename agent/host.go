@@ -142,7 +142,7 @@ func (a *Agent) leadsToLoopback() bool {
 }
 
 func (a *Agent) workloadMTU() int {
-	return daemon.WorkloadMTU(daemon.SwitchMTU(a.node.Config.Link.MTU))
+	return daemon.WorkloadMTU(daemon.SwitchMTU(a.node.BoundaryMTU()))
 }
 
 // repairWorkloads compares the namespaces of some workloads, in turn.

@@ -268,7 +268,7 @@ func (a *Agent) live() []endpoint {
 // links returns the interfaces of the links that exist: the link to the nodes of the zone, and the
 // links to the processors of the zone.
 func (a *Agent) links() (map[desired.Way]uint32, error) {
-	peers := []fabric.NodeID{daemon.ZonePeer}
+	peers := []fabric.NodeID{daemon.ZonePeer.Processor}
 	for _, n := range a.node.Nodes() {
 		if n.Boundary() && n.Zone == a.node.Self.Zone {
 			peers = append(peers, n.ID())
@@ -276,7 +276,7 @@ func (a *Agent) links() (map[desired.Way]uint32, error) {
 	}
 	links := map[desired.Way]uint32{}
 	for _, peer := range peers {
-		name, ok := a.node.Links.Interface(peer)
+		name, ok := a.node.Links.Interface(desired.Hop{Processor: peer})
 		if !ok {
 			continue
 		}

@@ -177,8 +177,11 @@ type FlowStatus struct {
 
 // LinkStatus is an encrypted link of a node.
 type LinkStatus struct {
-	Peer          string    `json:"peer"`             // zone/node
-	Device        string    `json:"device,omitempty"` // "kernel" or "userspace": what encrypts
+	Peer string `json:"peer"` // zone/node
+	// Link is the name of the declared link; empty within a zone, and if the fabric declares none.
+	Link          string    `json:"link,omitempty"`
+	Device        string    `json:"device,omitempty"`   // "kernel" or "userspace": what encrypts
+	Endpoint      string    `json:"endpoint,omitempty"` // address and port at which the peer is now; empty: not known
 	LastHandshake time.Time `json:"lastHandshake,omitzero"`
 	Rx            uint64    `json:"rx"` // bytes
 	Tx            uint64    `json:"tx"`

@@ -84,6 +84,34 @@ func (b *bridge) setPort(hop desired.Hop, port ovs.Port) error {
 	return b.write()
 }
 
+// removePort tells the bridge that nothing is reached by the port of a number any more.
+func (b *bridge) removePort(no uint32) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	before := len(b.ports)
+	maps.DeleteFunc(b.ports, func(_ desired.Hop, other ovs.Port) bool { return other.No == no })
+	if len(b.ports) == before {
+		return nil
+	}
+	b.placed = placed{}
+	if !b.programmed {
+		return nil
+	}
+	return b.write()
+}
+
+// portTo returns the port that leads to a processor or, for the zero one, to the zone's own nodes.
+// Of several tunnels it is that whose link's name comes first. The caller must hold mu.
+func (b *bridge) portTo(processor fabric.NodeID) (port ovs.Port, ok bool) {
+	var first desired.Hop
+	for hop, p := range b.ports {
+		if hop.Processor == processor && (!ok || hop.Link < first.Link) {
+			first, port, ok = hop, p, true
+		}
+	}
+	return port, ok
+}
+
 // setExit tells the bridge by which port the outside is reached.
 func (b *bridge) setExit(port ovs.Port) error { return b.setPort(outsidePeer, port) }
 

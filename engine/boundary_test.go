@@ -131,6 +131,23 @@ func TestPortNumberIsReused(t *testing.T) {
 	must.Eq(t, map[desired.Hop]ovs.Port{second: {No: 3, MAC: ovs.MAC{2}}}, b.ports)
 }
 
+// Of several tunnels to one processor, the first by the name of its link is taken until it is gone.
+func TestPortOfSeveralTunnels(t *testing.T) {
+	b := newBridge(ovs.NewSwitch(ovs.Config{}), fixedNames{}, hclog.NewNullLogger())
+	far := fabric.NodeID{Zone: "gcp1", Name: "p1"}
+	for i, link := range []string{"c", "a", "b"} {
+		must.NoError(t, b.setPort(desired.Hop{Processor: far, Link: link}, ovs.Port{No: uint32(i + 2)}))
+	}
+	for _, want := range []uint32{3, 4, 2} {
+		port, ok := b.portTo(far)
+		must.True(t, ok)
+		must.Eq(t, want, port.No)
+		must.NoError(t, b.removePort(want))
+	}
+	_, ok := b.portTo(far)
+	must.False(t, ok)
+}
+
 // What the switch refuses to add does not keep it from removing what is no longer allowed.
 func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
 	other := fabric.NodeID{Zone: "gcp1", Name: "p1"}

@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/port"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/expiry"
@@ -129,7 +131,7 @@ func (d *Daemon) openSwitch(ctx context.Context, num registry) error {
 	d.bridge = newBridge(sw, num, d.node.Log)
 	outside := d.exit(sw)
 	d.ports = &ports{
-		self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, complete: map[string]port.Config{},
+		self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, linkMTU: d.node.BoundaryMTU, complete: map[string]port.Config{},
 		exit: exit.New(outside), exitMTU: outside.MTU,
 	}
 	d.node.Links.Home = d.ports
@@ -343,14 +345,22 @@ func (d *Daemon) meetEngines(ctx context.Context) error {
 	})
 }
 
-// call connects to the engine of another zone and returns when the connection ends.
+// call connects to the engine of another zone, by its tunnels in turn, and returns when the
+// connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
+	attempt := 0
 	dial := func(ctx context.Context) (*rpc.Conn, error) {
 		config := d.node.Identity.ClientTLS(identity.OfNode(n))
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
 		var conn *rpc.Conn
-		err := d.inLink(n, func() (err error) {
+		hops := d.node.Links.Tunnels(n.ID())
+		if len(hops) == 0 {
+			return nil, fmt.Errorf("there is no link to %s yet", n.ID())
+		}
+		hop := hops[attempt%len(hops)]
+		attempt++
+		err := d.inLink(hop, func() (err error) {
 			conn, err = rpc.Dial(ctx, netip.AddrPortFrom(n.Health4(), n.Engine).String(), config, d.node.Identity, d.Handle)
 			return err
 		})
@@ -374,10 +384,55 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	return err
 }
 
-// answer listens for the engine of another zone at this end of the link.
+// answer listens for the engine of another zone at this end of each tunnel to it.
 func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
+	if len(d.node.Links.Tunnels(n.ID())) == 0 {
+		return fmt.Errorf("there is no link to %s yet", n.ID())
+	}
+	ended := make(chan error)
+	var listening sync.WaitGroup
+	defer listening.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stops := map[desired.Hop]context.CancelFunc{}
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		hops := d.node.Links.Tunnels(n.ID())
+		for hop, stop := range stops {
+			if !slices.Contains(hops, hop) {
+				stop()
+				delete(stops, hop)
+			}
+		}
+		for _, hop := range hops {
+			if stops[hop] != nil {
+				continue
+			}
+			each, stop := context.WithCancel(ctx)
+			stops[hop] = stop
+			listening.Go(func() {
+				err := d.answerBy(each, n, hop)
+				select {
+				case ended <- err:
+				case <-each.Done():
+				}
+			})
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case err := <-ended:
+			return err
+		case <-tick.C:
+		}
+	}
+}
+
+// answerBy listens for the engine of another zone at this end of a tunnel.
+func (d *Daemon) answerBy(ctx context.Context, n fabric.Node, tunnel desired.Hop) error {
 	var l net.Listener
-	err := d.inLink(n, func() (err error) {
+	err := d.inLink(tunnel, func() (err error) {
 		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Health4(), d.self.Engine).String())
 		return err
 	})
@@ -388,12 +443,12 @@ func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	return d.server.Serve(ctx, l)
 }
 
-// inLink runs do in the network namespace of the link to n. Sockets that do opens stay in that
+// inLink runs do in the network namespace of a tunnel. Sockets that do opens stay in that
 // namespace.
-func (d *Daemon) inLink(n fabric.Node, do func() error) error {
-	device, ok := d.node.Links.Interface(n.ID())
+func (d *Daemon) inLink(tunnel desired.Hop, do func() error) error {
+	device, ok := d.node.Links.Interface(tunnel)
 	if !ok {
-		return fmt.Errorf("there is no link to %s yet", n.ID())
+		return fmt.Errorf("there is no link to %s yet", tunnel)
 	}
 	return ns.WithNetNSPath(d.ports.namespace(device), func(ns.NetNS) error { return do() })
 }

@@ -100,7 +100,7 @@ func (b *bridge) place(name string, ep SwitchEndpoint) ovs.Endpoint {
 		e.SourcePorts = b.sources(ep.Sources)
 	} else {
 		peer, _ := ep.Way.Processor() // none: the zone's own nodes
-		if port, ok := b.ports[desired.Hop{Processor: peer}]; ok {
+		if port, ok := b.portTo(peer); ok {
 			e.OutPort, e.SourcePorts = port.No, []uint32{port.No}
 		}
 	}

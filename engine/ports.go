@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/sif-project/sif/engine/exit"
@@ -38,6 +39,8 @@ type ports struct {
 
 	repaired func([]kernel.Change) // is told what others had changed
 
+	linkMTU func() int // the smallest one of the links
+
 	exit    *exit.Exit
 	exitMTU int  // of its port
 	leads   bool // the exit was complete
@@ -53,7 +56,7 @@ func (p *ports) config(d link.Device) port.Config {
 		Namespace: wellknown.LinkNamespace(p.prefix, d.Name),
 		Outer:     wellknown.SwitchInterface(d.Name),
 		Device:    d.Name,
-		MTU:       daemon.SwitchMTU(d.MTU),
+		MTU:       daemon.SwitchMTU(p.linkMTU()),
 		Addrs:     []netip.Addr{p.self.Health4(), p.self.Health6()},
 	}
 	for _, peer := range d.Peers {
@@ -66,7 +69,7 @@ func (p *ports) config(d link.Device) port.Config {
 }
 
 // Prepare creates the namespace.
-func (p *ports) Prepare(_ fabric.NodeID, d link.Device) (string, error) {
+func (p *ports) Prepare(_ desired.Hop, d link.Device) (string, error) {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil && !errors.Is(err, port.ErrNoDevice) {
 		return "", err
@@ -75,7 +78,7 @@ func (p *ports) Prepare(_ fabric.NodeID, d link.Device) (string, error) {
 }
 
 // Complete finishes the port and adds it to the switch.
-func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
+func (p *ports) Complete(tunnel desired.Hop, d link.Device) error {
 	c := p.config(d)
 	if err := p.ensure(c); err != nil {
 		return err
@@ -88,7 +91,34 @@ func (p *ports) Complete(peer fabric.NodeID, d link.Device) error {
 		return err
 	}
 	own, far := port.MACs(c.Outer)
-	return p.bridge.setPort(desired.Hop{Processor: peer}, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
+	return p.bridge.setPort(tunnel, ovs.Port{No: no, MAC: own, Peer: far, Routers: true})
+}
+
+// Retain takes the ports of other links from the switch, and removes their namespaces.
+func (p *ports) Retain(devices []string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), switchTimeout)
+	defer cancel()
+	in, err := p.sw.Ports(ctx)
+	if err != nil {
+		return fmt.Errorf("list the ports of the switch: %w", err)
+	}
+	wanted := map[string]bool{}
+	for _, d := range devices {
+		wanted[wellknown.SwitchInterface(d)] = true
+	}
+	var errs []error
+	for outer, no := range in {
+		if wanted[outer] || !switchInterface.MatchString(outer) {
+			continue
+		}
+		device := wellknown.LinkPrefix + strings.TrimPrefix(outer, wellknown.SwitchPrefix)
+		errs = append(errs, p.bridge.removePort(no), p.sw.DeletePort(ctx, outer),
+			port.Remove(port.Config{Namespace: wellknown.LinkNamespace(p.prefix, device), Outer: outer, Device: device}))
+		delete(p.complete, outer)
+	}
+	return errors.Join(errs...)
 }
 
 // ensure creates or repairs a port. If the veth pair was created again, the switch still has the

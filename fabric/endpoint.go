@@ -190,13 +190,22 @@ type NomadNode struct {
 }
 
 // Link is the part of a node's record that the node itself signs, with the key of its certificate:
-// the public key of its WireGuard devices, and the UDP port on which it listens for each peer.
+// the public key of its WireGuard devices, the UDP port on which it listens for each peer, and
+// further addresses.
 type Link struct {
 	Node      NodeID            `json:"node"`
 	PublicKey []byte            `json:"publicKey"` // Curve25519, 32 bytes
 	Ports     map[NodeID]uint16 `json:"ports"`     // by peer; the zero NodeID stands for the node's own zone
-	Issued    time.Time         `json:"issued"`
+	// Tunnels are the UDP ports for declared links, by "zone/node#link": see LinkRule.
+	Tunnels map[string]uint16 `json:"tunnels,omitempty"`
+	// Addresses are those by which it is reached besides the underlay address, by the names that
+	// its configuration gives them: see LinkRule.Endpoints.
+	Addresses map[string]netip.Addr `json:"addresses,omitempty"`
+	Issued    time.Time             `json:"issued"`
 }
+
+// MaxAddresses is how many further addresses a node may publish.
+const MaxAddresses = 16
 
 // Port returns the UDP port on which the node listens for a peer.
 func (l Link) Port(peer NodeID) uint16 {
@@ -204,6 +213,28 @@ func (l Link) Port(peer NodeID) uint16 {
 		return p
 	}
 	return l.Ports[NodeID{}]
+}
+
+// Tunnel returns the UDP port on which the node listens for a peer at the other end of a declared
+// link; 0 if it has not published one.
+func (l Link) Tunnel(peer NodeID, link string) uint16 {
+	if link == "" {
+		return l.Port(peer)
+	}
+	return l.Tunnels[peer.String()+"#"+link]
+}
+
+// CheckAddress returns an error if a node cannot publish an address under a name.
+func CheckAddress(name string, a netip.Addr) error {
+	switch err := CheckName(name); {
+	case err != nil:
+		return err
+	case name == DefaultEndpoints:
+		return fmt.Errorf("%q is the underlay address", name)
+	case !a.IsValid() || a.IsUnspecified() || a.IsMulticast() || a.IsLoopback() || a.IsLinkLocalUnicast() || a.Is4In6() || a.Zone() != "":
+		return fmt.Errorf("address %q of name %q is not one that other nodes reach", a, name)
+	}
+	return nil
 }
 
 // Check returns an error if the statement cannot be used for a link of node.
@@ -221,6 +252,19 @@ func (l Link) Check(node NodeID) error {
 	for peer, port := range l.Ports {
 		if port == 0 {
 			return fmt.Errorf("its UDP port for %s is 0", peer)
+		}
+	}
+	for tunnel, port := range l.Tunnels {
+		if port == 0 {
+			return fmt.Errorf("its UDP port for %s is 0", tunnel)
+		}
+	}
+	if len(l.Addresses) > MaxAddresses {
+		return fmt.Errorf("it names %d addresses; the most is %d", len(l.Addresses), MaxAddresses)
+	}
+	for name, a := range l.Addresses {
+		if err := CheckAddress(name, a); err != nil {
+			return fmt.Errorf("its addresses: %w", err)
 		}
 	}
 	return nil

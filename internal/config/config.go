@@ -64,6 +64,8 @@ func (c *Config) Switch() (at string, has bool) { return c.switchAt, c.switchAt 
 type Underlay struct {
 	Address   string `hcl:"address,optional"`
 	Interface string `hcl:"interface,optional"`
+	// Addresses are further addresses of a processor, by names that the fabric's links refer to.
+	Addresses map[string]string `hcl:"addresses,optional"`
 	// Management lists what is open to the underlay besides the links and the engine: ports such as
 	// "tcp/22" and "udp/546", protocols such as "vrrp" or "proto/112". With an empty list there are
 	// none.
@@ -75,6 +77,20 @@ type Underlay struct {
 
 // Addr returns the address, or an invalid one if the file has none.
 func (u *Underlay) Addr() netip.Addr { return parsedAddr(u.Address) }
+
+// Named returns the further addresses by name, which Load has checked.
+func (u *Underlay) Named() map[string]netip.Addr {
+	var named map[string]netip.Addr
+	for name, text := range u.Addresses {
+		if a := parsedAddr(text); a.IsValid() {
+			if named == nil {
+				named = map[string]netip.Addr{}
+			}
+			named[name] = a
+		}
+	}
+	return named
+}
 
 // Firewall configures the node's own firewall.
 type Firewall struct {

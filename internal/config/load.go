@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -248,6 +249,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("bpf_attach", fmt.Errorf("%q is not one of auto, tcx, clsact", c.BPFAttach))
 	}
 	report("underlay.address", set(c.Underlay.Address, checkAddr))
+	report("underlay.addresses", checkAddresses(c.Underlay.Addresses))
 	report("exit.address4", set(c.Exit.Address4, func(s string) error { return checkHost(s, 4) }))
 	report("exit.address6", set(c.Exit.Address6, func(s string) error { return checkHost(s, 6) }))
 	for _, name := range c.Exit.Interfaces {
@@ -460,6 +462,23 @@ func (c *Config) require(r Role) error {
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("%s: sif %s requires %s", c.path, r, strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+// checkAddresses returns an error if a node cannot have these further addresses, by name.
+func checkAddresses(named map[string]string) error {
+	if len(named) > fabric.MaxAddresses {
+		return fmt.Errorf("%d addresses are more than %d", len(named), fabric.MaxAddresses)
+	}
+	for _, name := range slices.Sorted(maps.Keys(named)) {
+		a, err := netip.ParseAddr(named[name])
+		if err != nil {
+			return fmt.Errorf("%q of name %q is not an IP address", named[name], name)
+		}
+		if err := fabric.CheckAddress(name, a); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -75,7 +75,7 @@ func (l *Links) exits(self fabric.Node, members []roster.Member) []Exit {
 	defer l.mu.Unlock()
 	var list []Exit
 	for _, m := range processors(self, members) {
-		if s, ok := l.slots[m.ID()]; ok && s.exit() >= 0 && len(m.Link.PublicKey) > 0 {
+		if s, ok := l.slots[desired.Hop{Processor: m.ID()}]; ok && s.exit() >= 0 && len(m.Link.PublicKey) > 0 {
 			list = append(list, Exit{Processor: m.ID(), Mark: wellknown.ExitMark(s.exit()), Interface: s.device()})
 		}
 	}

@@ -200,7 +200,7 @@ func (s *exitSite) member(device string) {
 			Kind: fabric.KindProcessor, Zone: "z1", Name: fmt.Sprintf("p%d", i+1), Underlay: netip.AddrFrom4([4]byte{192, 0, 2, byte(i + 2)}),
 			Pool4: netip.PrefixFrom(netip.AddrFrom4([4]byte{100, 64, byte(i + 2), 0}), 24),
 			Pool6: netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 7: byte(i + 2)}), 64),
-		}, Link: fabric.Link{PublicKey: public[:], Ports: map[fabric.NodeID]uint16{ZonePeer: 51820}}}
+		}, Link: fabric.Link{PublicKey: public[:], Ports: map[fabric.NodeID]uint16{{}: 51820}}}
 		s.members = append(s.members, m)
 		s.stopped[p] = startLink(t, p, s.dir[p])
 		must.NoError(t, link.NewClient(filepath.Join(s.dir[p], "run")).Apply(t.Context(), []link.Device{{

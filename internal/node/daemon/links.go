@@ -4,6 +4,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -29,20 +31,28 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// ZonePeer stands for the nodes of the own zone among the peers of links.
-var ZonePeer fabric.NodeID
+// ZonePeer stands for the nodes of the own zone among the tunnels of a node.
+var ZonePeer desired.Hop
 
-// Home provides a network namespace for each device of a node. Both methods are called repeatedly
+// keepalive is how often a tunnel between two processors carries a packet at least, so that a NAT
+// between them keeps its entry.
+const keepalive = 20 * time.Second
+
+// Home provides a network namespace for each device of a node. Its methods are called repeatedly
 // and repair what differs.
 type Home interface {
-	// Prepare creates the namespace for the device towards a peer and returns its path.
-	Prepare(peer fabric.NodeID, d link.Device) (namespace string, err error)
+	// Prepare creates the namespace for the device of a tunnel and returns its path.
+	Prepare(tunnel desired.Hop, d link.Device) (namespace string, err error)
 	// Complete finishes the set-up once the device is in the namespace.
-	Complete(peer fabric.NodeID, d link.Device) error
+	Complete(tunnel desired.Hop, d link.Device) error
+	// Retain takes away what belongs to no device of these names.
+	Retain(devices []string) error
 }
 
-// Links are the encrypted links of this node: one device towards the nodes of its zone, and one
-// towards each of its processors.
+// Links are the encrypted links of this node: one device towards the nodes of its zone, and one for
+// each tunnel to a processor. A workload node has one tunnel to each processor of its zone; two
+// processors of different zones have one for each declared link that joins them, or one without a
+// name if none is declared in the whole fabric.
 type Links struct {
 	// Home, if set, provides the namespaces of the devices. Otherwise they are in the node's
 	// network namespace.
@@ -51,15 +61,16 @@ type Links struct {
 	kind    fabric.NodeKind
 	backend backend
 	mtu     int
+	named   map[string]netip.Addr // the node's further addresses
 	file    statefile.File[linksState]
 
 	mu    sync.Mutex
 	key   link.PrivateKey
-	slots map[fabric.NodeID]slot // by peer: one for the nodes of the zone, one for each processor
+	slots map[desired.Hop]slot // one for the nodes of the zone, one for each tunnel
 
 	issued time.Time // when the latest statement was issued
 
-	spaces map[fabric.NodeID]string // the namespaces of the devices that were set up last, by peer
+	spaces map[desired.Hop]string // the namespaces of the devices that were set up last
 
 	routing kernel.State // that was set up last, by the one who keeps the links
 }
@@ -97,7 +108,7 @@ func openBackend(c *config.Config, log hclog.Logger) (backend, error) {
 	return userspace, nil
 }
 
-// slot is what a device keeps over restarts. It is never given to another peer.
+// slot is what a device keeps over restarts. It is never given to another peer while it is needed.
 type slot struct {
 	Number int    `json:"number"` // of the device, from which its name derives
 	Port   uint16 `json:"port"`   // its UDP port, which moves when another process has it
@@ -107,9 +118,9 @@ func (s slot) device() string { return wellknown.LinkInterface(s.Number) }
 
 // linksState is the content of links.json.
 type linksState struct {
-	Key     string                 `json:"key"` // base64
-	Devices map[fabric.NodeID]slot `json:"devices"`
-	Issued  time.Time              `json:"issued,omitzero"`
+	Key     string               `json:"key"` // base64
+	Devices map[desired.Hop]slot `json:"devices"`
+	Issued  time.Time            `json:"issued,omitzero"`
 }
 
 func linksFile(dataDir string) statefile.File[linksState] {
@@ -124,7 +135,10 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 	l := &Links{
 		kind: kind, backend: devices, mtu: c.Link.MTU,
 		file:  linksFile(c.DataDir),
-		slots: map[fabric.NodeID]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
+		slots: map[desired.Hop]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
+	}
+	if c.Underlay != nil {
+		l.named = c.Underlay.Named()
 	}
 	kept, found, err := l.file.Read()
 	switch {
@@ -163,11 +177,18 @@ func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
 		issued = l.issued.Add(time.Millisecond)
 	}
 	l.issued = issued
-	ports := map[fabric.NodeID]uint16{}
-	for peer, s := range l.slots {
-		ports[peer] = s.Port
+	said := fabric.Link{Node: node, PublicKey: l.publicKey(), Ports: map[fabric.NodeID]uint16{}, Addresses: l.named, Issued: issued}
+	for tunnel, s := range l.slots {
+		if tunnel.Link == "" {
+			said.Ports[tunnel.Processor] = s.Port
+			continue
+		}
+		if said.Tunnels == nil {
+			said.Tunnels = map[string]uint16{}
+		}
+		said.Tunnels[tunnel.String()] = s.Port
 	}
-	return fabric.Link{Node: node, PublicKey: l.publicKey(), Ports: ports, Issued: issued}, l.save()
+	return said, l.save()
 }
 
 // Ports returns the UDP ports of the links, in ascending order.
@@ -194,32 +215,102 @@ func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	return list
 }
 
-// assign gives each of the node's processors a device, and reports whether it gave new ones.
-func (l *Links) assign(self fabric.Node, members []roster.Member) (grown bool, err error) {
+// tunnel is a link of a node to a processor.
+type tunnel struct {
+	desired.Hop
+	to   roster.Member
+	rule fabric.LinkRule // by which it is declared
+}
+
+// tunnels returns the tunnels that a node must have, ordered by name for each processor. rules are
+// the declared links.
+func tunnels(self fabric.Node, members []roster.Member, rules []fabric.LinkRule) []tunnel {
+	workload := self.Kind.Has(fabric.KindWorkload)
+	if workload { // declared links are those between zones
+		rules = nil
+	}
+	declared := fabric.CanonicalLinks(fabric.LinksOf(rules))
+	var list []tunnel
+	for _, m := range processors(self, members) {
+		for _, rule := range declared {
+			if workload || rule.Covers(self.ID(), m.ID()) {
+				list = append(list, tunnel{Hop: desired.Hop{Processor: m.ID(), Link: rule.Name}, to: m, rule: rule})
+			}
+		}
+	}
+	return list
+}
+
+// assign gives each tunnel of the node a device, takes those of named tunnels that ended, and
+// reports whether the ports differ then.
+//
+// If a processor loses a tunnel and gets another one, that has the device of the old one: the two
+// ends go on with the session that they have.
+func (l *Links) assign(self fabric.Node, members []roster.Member, rules []fabric.LinkRule) (changed bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	next := 0
 	for _, s := range l.slots {
 		next = max(next, s.Number+1)
 	}
-	for _, m := range processors(self, members) {
-		if _, has := l.slots[m.ID()]; has {
+	wanted := tunnels(self, members, rules)
+	idle := l.idle(processors(self, members), wanted)
+	for _, t := range wanted {
+		if _, has := l.slots[t.Hop]; has {
+			continue
+		}
+		if old := idle[t.Processor]; len(old) > 0 {
+			l.slots[t.Hop], idle[t.Processor] = l.slots[old[0]], old[1:]
+			delete(l.slots, old[0])
+			changed = true
 			continue
 		}
 		port, free := l.freePort(nil)
 		if !free {
-			err = fmt.Errorf("no port up to %d is left for the link to %s", wellknown.LastLinkPort, m.ID())
+			err = fmt.Errorf("no port up to %d is left for the link to %s", wellknown.LastLinkPort, t.Hop)
 			break
 		}
-		l.slots[m.ID()] = slot{Number: next, Port: port}
+		l.slots[t.Hop] = slot{Number: next, Port: port}
 		next++
-		grown = true
+		changed = true
 	}
-	if grown {
+	for _, old := range idle {
+		for _, hop := range old {
+			if hop.Link != "" {
+				delete(l.slots, hop)
+				changed = true
+			}
+		}
+	}
+	if changed {
 		err = errors.Join(err, l.save())
 	}
-	return grown, err
+	return changed, err
 }
+
+// idle returns the tunnels that have a device and are not wanted, by the processors at their ends,
+// in order. The caller must hold mu.
+func (l *Links) idle(processors []roster.Member, wanted []tunnel) map[fabric.NodeID][]desired.Hop {
+	there, needed := map[fabric.NodeID]bool{}, map[desired.Hop]bool{}
+	for _, m := range processors {
+		there[m.ID()] = true
+	}
+	for _, t := range wanted {
+		needed[t.Hop] = true
+	}
+	idle := map[fabric.NodeID][]desired.Hop{}
+	for hop := range l.slots {
+		if there[hop.Processor] && !needed[hop] {
+			idle[hop.Processor] = append(idle[hop.Processor], hop)
+		}
+	}
+	for _, hops := range idle {
+		slices.SortFunc(hops, compareHops)
+	}
+	return idle
+}
+
+func compareHops(a, b desired.Hop) int { return strings.Compare(a.String(), b.String()) }
 
 // freePort returns the lowest port that no link of the node has and that is not among those that
 // other processes have. The caller must hold mu.
@@ -238,10 +329,10 @@ func (l *Links) freePort(taken map[uint16]bool) (uint16, bool) {
 
 // apply sets up the devices as the roster requires. A device whose port another process has moves
 // to a free one; moved says that there was one. A failure of one device does not affect the others.
-func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member) (moved bool, err error) {
+func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Member, rules []fabric.LinkRule) (moved bool, err error) {
 	taken := map[uint16]bool{}
 	for {
-		err := l.applyOnce(ctx, self, members)
+		err := l.applyOnce(ctx, self, members, rules)
 		var failed *link.ApplyError
 		if !errors.As(err, &failed) || len(failed.PortTaken) == 0 || ctx.Err() != nil {
 			return moved, err
@@ -257,7 +348,7 @@ func (l *Links) apply(ctx context.Context, self fabric.Node, members []roster.Me
 func (l *Links) move(devices []string, taken map[uint16]bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for peer, s := range l.slots {
+	for hop, s := range l.slots {
 		if !slices.Contains(devices, s.device()) {
 			continue
 		}
@@ -267,29 +358,31 @@ func (l *Links) move(devices []string, taken map[uint16]bool) error {
 			return fmt.Errorf("move the port of %s: other processes have all UDP ports from %d to %d that no link has",
 				s.device(), wellknown.FirstLinkPort, wellknown.LastLinkPort)
 		}
-		l.slots[peer] = slot{Number: s.Number, Port: port}
+		l.slots[hop] = slot{Number: s.Number, Port: port}
 	}
 	return l.save()
 }
 
-func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roster.Member) error {
+func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roster.Member, rules []fabric.LinkRule) error {
 	l.mu.Lock()
-	wanted := devices(self, members, l.key, l.slots, l.mtu)
+	wanted := devices(self, members, rules, l.key, l.slots, l.mtu)
 	l.mu.Unlock()
 	var errs []error
+	var names []string
 	list := make([]link.Device, 0, len(wanted))
-	spaces := map[fabric.NodeID]string{}
-	for peer, d := range wanted {
+	spaces := map[desired.Hop]string{}
+	for hop, d := range wanted {
+		names = append(names, d.Name)
 		if l.Home != nil {
-			namespace, err := l.Home.Prepare(peer, d)
+			namespace, err := l.Home.Prepare(hop, d)
 			if err != nil {
 				errs = append(errs, err)
-				delete(wanted, peer)
+				delete(wanted, hop)
 				continue
 			}
 			d.Namespace = namespace
 		}
-		spaces[peer] = d.Namespace
+		spaces[hop] = d.Namespace
 		list = append(list, d)
 	}
 	l.mu.Lock()
@@ -299,61 +392,88 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 		errs = append(errs, err)
 	}
 	if l.Home != nil {
-		for peer, d := range wanted {
-			errs = append(errs, l.Home.Complete(peer, d))
+		for hop, d := range wanted {
+			errs = append(errs, l.Home.Complete(hop, d))
 		}
+		errs = append(errs, l.Home.Retain(names))
 	}
 	return errors.Join(errs...)
 }
 
-// devices returns the desired state of each device of a node, by peer.
-func devices(self fabric.Node, members []roster.Member, key link.PrivateKey, slots map[fabric.NodeID]slot, mtu int) map[fabric.NodeID]link.Device {
+// devices returns the desired state of each device of a node.
+func devices(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, key link.PrivateKey, slots map[desired.Hop]slot, mtu int) map[desired.Hop]link.Device {
 	leaves := self.Kind.Has(fabric.KindWorkload)
-	device := func(peer fabric.NodeID) link.Device {
+	device := func(hop desired.Hop) link.Device {
 		return link.Device{
-			Name: slots[peer].device(),
+			Name: slots[hop].device(),
 			// A processor's device is in a namespace whose routes are its port's.
 			Interface:  link.Interface{MTU: mtu, Routes: leaves},
-			ListenPort: slots[peer].Port, PrivateKey: key,
+			ListenPort: slots[hop].Port, PrivateKey: key,
 		}
 	}
 	zone := device(ZonePeer)
 	for _, m := range members {
 		if m.Zone == self.Zone && m.Kind.Has(fabric.KindWorkload) && m.ID() != self.ID() {
-			zone.Peers = appendPeer(zone.Peers, self, m, pools(m))
+			zone.Peers = appendPeer(zone.Peers, m, endpoint(self, tunnel{to: m}), pools(m))
 		}
 	}
-	all := map[fabric.NodeID]link.Device{ZonePeer: zone}
+	all := map[desired.Hop]link.Device{ZonePeer: zone}
 	topology := desired.SingleProcessor(nodesOf(members))
-	for _, p := range processors(self, members) {
-		d := device(p.ID())
+	for _, t := range tunnels(self, members, rules) {
+		d := device(t.Hop)
 		if d.ListenPort == 0 {
 			continue // it has no port yet
 		}
+		if t.rule.MTU > 0 {
+			d.MTU = t.rule.MTU
+		}
 		var beyond []netip.Prefix
 		for _, m := range members {
-			// A workload node reaches all other zones by its own processor, a processor reaches
-			// each zone by that zone's.
-			behind := m.Kind.Has(fabric.KindWorkload) && topology.Live(p.ID()) &&
-				(self.Kind.Has(fabric.KindWorkload) && m.Zone != self.Zone || self.Boundary() && m.Zone == p.Zone)
-			if behind {
-				beyond = append(beyond, pools(m)...)
-			}
-			if m.ID() == p.ID() { // its engine and its probes
+			switch {
+			case m.ID() == t.Processor: // its engine and its probes
 				beyond = append(beyond, netip.PrefixFrom(m.Health4(), 32), netip.PrefixFrom(m.Health6(), 128))
+			case !m.Kind.Has(fabric.KindWorkload):
+			case leaves && m.Zone != self.Zone && topology.Live(t.Processor), self.Boundary() && transits(self.Zone, m.Zone, t, rules):
+				beyond = append(beyond, pools(m)...)
 			}
 		}
 		if leaves {
 			// The processor is an exit, so everything can come from there. Whose packets they are
 			// is known by their interface: see the eBPF programs' peers and externals, the
 			// firewall's rules for links, and the probes.
-			d.Table = slots[p.ID()].table()
+			d.Table = slots[t.Hop].table()
 			beyond = append(beyond, link.Anywhere...)
 		}
-		d.Peers = appendPeer(nil, self, p, beyond)
-		all[p.ID()] = d
+		d.Peers = appendPeer(nil, t.to, endpoint(self, t), beyond)
+		if !leaves {
+			for i := range d.Peers {
+				d.Peers[i].PersistentKeepalive = keepalive
+			}
+		}
+		all[t.Hop] = d
 	}
 	return all
+}
+
+// transits reports whether a tunnel of a processor can carry packets of the nodes of a zone. Where
+// links are declared, a zone may be reached through the processors of others: the switch then
+// decides by which tunnels its packets may come.
+func transits(own, zone string, t tunnel, rules []fabric.LinkRule) bool {
+	return zone == t.Processor.Zone || zone != own && len(rules) > 0
+}
+
+// endpoint returns where the processor or node at the far end of a tunnel is reached. It is unset
+// if that is not known, or not possible, as behind a NAT: then the far end must start.
+func endpoint(self fabric.Node, t tunnel) netip.AddrPort {
+	port, at := t.to.Link.Tunnel(self.ID(), t.Link), t.to.Underlay
+	if t.rule.Endpoints != "" {
+		at = t.to.Link.Addresses[t.rule.Endpoints]
+	}
+	inside := slices.ContainsFunc(self.Ranges, func(p netip.Prefix) bool { return p.Contains(at) })
+	if port == 0 || !at.IsValid() || inside {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(at, port)
 }
 
 func pools(m roster.Member) []netip.Prefix {
@@ -361,26 +481,38 @@ func pools(m roster.Member) []netip.Prefix {
 }
 
 // appendPeer adds m if it has published a key.
-func appendPeer(peers []link.Peer, self fabric.Node, m roster.Member, allowed []netip.Prefix) []link.Peer {
+func appendPeer(peers []link.Peer, m roster.Member, at netip.AddrPort, allowed []netip.Prefix) []link.Peer {
 	var key link.Key
 	if copy(key[:], m.Link.PublicKey) != len(key) {
 		return peers
 	}
-	return append(peers, link.Peer{
-		PublicKey: key, Endpoint: netip.AddrPortFrom(m.Underlay, m.Link.Port(self.ID())), AllowedIPs: allowed,
-	})
+	return append(peers, link.Peer{PublicKey: key, Endpoint: at, AllowedIPs: allowed})
 }
 
-// Interface returns the name of the device towards a peer.
-func (l *Links) Interface(peer fabric.NodeID) (string, bool) {
+// Interface returns the name of the device of a tunnel.
+func (l *Links) Interface(tunnel desired.Hop) (string, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s, ok := l.slots[peer]
+	s, ok := l.slots[tunnel]
 	return s.device(), ok
 }
 
-// namespaces returns the network namespaces of the devices, by peer; empty is the node's own.
-func (l *Links) namespaces() map[fabric.NodeID]string {
+// Tunnels returns the tunnels to a processor that were set up last, in order.
+func (l *Links) Tunnels(processor fabric.NodeID) []desired.Hop {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var list []desired.Hop
+	for hop := range l.spaces {
+		if hop.Processor == processor {
+			list = append(list, hop)
+		}
+	}
+	slices.SortFunc(list, compareHops)
+	return list
+}
+
+// namespaces returns the network namespaces of the devices; empty is the node's own.
+func (l *Links) namespaces() map[desired.Hop]string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return maps.Clone(l.spaces)
@@ -398,20 +530,30 @@ func (l *Links) status(ctx context.Context, members []roster.Member, repaired ma
 		copy(key[:], m.Link.PublicKey)
 		names[key] = m.ID().String()
 	}
+	l.mu.Lock()
+	links := map[string]string{} // by device
+	for hop, s := range l.slots {
+		links[s.device()] = hop.Link
+	}
+	l.mu.Unlock()
 	var list []api.LinkStatus
 	for _, d := range devs {
 		for kind, count := range d.Repaired {
 			repaired[kind] += count
 		}
 		for _, p := range d.Peers {
-			list = append(list, api.LinkStatus{Peer: names[p.PublicKey], Device: d.Kind, LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes})
+			at := ""
+			if p.Endpoint.IsValid() {
+				at = p.Endpoint.String()
+			}
+			list = append(list, api.LinkStatus{
+				Peer: names[p.PublicKey], Link: links[d.Name], Device: d.Kind, Endpoint: at,
+				LastHandshake: p.LastHandshake, Rx: p.ReceivedBytes, Tx: p.SentBytes,
+			})
 		}
 	}
 	slices.SortFunc(list, func(a, b api.LinkStatus) int {
-		if a.Peer < b.Peer {
-			return -1
-		}
-		return 1
+		return cmp.Or(strings.Compare(a.Peer, b.Peer), strings.Compare(a.Link, b.Link))
 	})
 	return list, nil
 }

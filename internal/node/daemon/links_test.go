@@ -107,7 +107,7 @@ func takenPortsMove(t *testing.T, device string) {
 		key, err := link.GenerateKey()
 		must.NoError(t, err)
 		public := key.Public()
-		m.Link = fabric.Link{PublicKey: public[:], Ports: map[fabric.NodeID]uint16{ZonePeer: 51820}}
+		m.Link = fabric.Link{PublicKey: public[:], Ports: map[fabric.NodeID]uint16{{}: 51820}}
 		return m
 	}
 	self := member(fabric.KindWorkload, "z1", "w1", 1)
@@ -141,15 +141,15 @@ func takenPortsMove(t *testing.T, device string) {
 		statement, err := l.statement(self.ID())
 		must.NoError(t, err)
 		ports := statement.Ports
-		return [2]uint16{ports[ZonePeer], ports[processor.ID()]}
+		return [2]uint16{ports[fabric.NodeID{}], ports[processor.ID()]}
 	}
 	// set applies the links as keepLinks does, and returns what is then published.
 	set := func(move bool) [2]uint16 {
 		t.Helper()
 		l := open()
-		_, err = l.assign(self.Node, members)
+		_, err = l.assign(self.Node, members, nil)
 		must.NoError(t, err)
-		moved, err := l.apply(t.Context(), self.Node, members)
+		moved, err := l.apply(t.Context(), self.Node, members, nil)
 		must.NoError(t, err)
 		must.Eq(t, move, moved)
 		devices, err := l.backend.Status(t.Context())
@@ -181,7 +181,7 @@ func takenPortsMove(t *testing.T, device string) {
 		}
 	})
 	l := open()
-	_, err = l.apply(t.Context(), self.Node, members)
+	_, err = l.apply(t.Context(), self.Node, members, nil)
 	must.ErrorContains(t, err, "move the port of sif-l1: other processes have all UDP ports from 51820 to 51899 that no link has")
 	devices, err := l.backend.Status(t.Context())
 	must.NoError(t, err)

@@ -220,6 +220,13 @@ func (n *Node) reserved(nodes []fabric.Node) []netip.Prefix {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
 		}
 	}
+	if n.Roster != nil {
+		for _, m := range n.Roster.Members() {
+			for _, a := range m.Link.Addresses {
+				list = append(list, netip.PrefixFrom(a, a.BitLen()))
+			}
+		}
+	}
 	if n.servers != nil {
 		for _, a := range n.servers.addresses() {
 			list = append(list, netip.PrefixFrom(a, a.BitLen()))
@@ -232,6 +239,28 @@ func (n *Node) reserved(nodes []fabric.Node) []netip.Prefix {
 	n.mu.Unlock()
 	slices.SortFunc(list, netip.Prefix.Compare)
 	return slices.Compact(list)
+}
+
+// linkRules returns the links that the revision in force declares.
+func (n *Node) linkRules() []fabric.LinkRule {
+	if n.Revision == nil {
+		return nil
+	}
+	return n.Revision.Links()
+}
+
+// BoundaryMTU returns the MTU, in bytes, that the links to and between processors have at least:
+// the smallest one of the node's own configuration and of the links that the fabric declares.
+func (n *Node) BoundaryMTU() int { return leastMTU(n.Config.Link.MTU, n.linkRules()) }
+
+// leastMTU returns the smallest MTU of the links between zones. mtu is that of links that set none.
+func leastMTU(mtu int, rules []fabric.LinkRule) int {
+	for _, l := range rules {
+		if !l.Disabled && l.MTU > 0 {
+			mtu = min(mtu, l.MTU)
+		}
+	}
+	return mtu
 }
 
 func nodesOf(members []roster.Member) []fabric.Node {
@@ -369,12 +398,14 @@ func (n *Node) loadSelf() error {
 // ctx ends.
 func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	read := make(chan struct{}, 1)
-	n.Roster.OnRead(func() {
+	wake := func() {
 		select {
 		case read <- struct{}{}:
 		default:
 		}
-	})
+	}
+	n.Roster.OnRead(wake)
+	n.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { wake() }) // its links may differ
 	n.Removals.OnChange(n.Roster.Review)
 	n.repairs.begin()
 	group, ctx := errgroup.WithContext(ctx)
@@ -396,7 +427,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 
 // keepLinks keeps the links as the roster requires, opens the node's firewall for their ports, and
 // publishes these. It puts the node's record back if Consul has lost it. read is signalled when the
-// records in Consul were read.
+// records in Consul were read, and when another revision is in force.
 func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 	// The record contains the certificate that signed it, so each new certificate is published.
 	registered := n.Identity.Expiry()
@@ -444,9 +475,10 @@ func (n *Node) followLinks(ctx context.Context, members []roster.Member) (change
 	if n.Links == nil {
 		return false, nil
 	}
-	grown, assigning := n.Links.assign(n.Self, members)
-	moved, err := n.Links.apply(ctx, n.Self, members)
-	return grown || moved, errors.Join(assigning, err, n.routeExits(members))
+	rules := n.linkRules()
+	assigned, assigning := n.Links.assign(n.Self, members, rules)
+	moved, err := n.Links.apply(ctx, n.Self, members, rules)
+	return assigned || moved, errors.Join(assigning, err, n.routeExits(members))
 }
 
 func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) error {

@@ -30,7 +30,7 @@ func (n *Node) keepProbing(ctx context.Context) error {
 		tick := time.NewTicker(followInterval)
 		defer tick.Stop()
 		for {
-			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.Links.namespaces(), n.Links.Interface, n.Config.Link.MTU))
+			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.linkRules(), n.Links.namespaces(), n.Links.Interface, n.Config.Link.MTU))
 			select {
 			case <-ctx.Done():
 				return
@@ -46,9 +46,10 @@ func (n *Node) keepProbing(ctx context.Context) error {
 // ways returns what a node probes and whom it answers: its processors, nodes of its zone, and, from
 // a workload node, by its processor, workload nodes of other zones. It does so by the link by which
 // each is reached, and by no other. spaces are the namespaces of the links, device tells their
-// interfaces, both by peer.
-func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]string, device func(fabric.NodeID) (string, bool), mtu int) health.View {
+// interfaces.
+func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, spaces map[desired.Hop]string, device func(desired.Hop) (string, bool), mtu int) health.View {
 	v := health.View{Known: map[netip.Addr][]string{}, Zones: map[string][]health.Target{}}
+	across := leastMTU(mtu, rules) // of links between zones
 	workload := self.Kind.Has(fabric.KindWorkload)
 	if workload {
 		v.Spaces = []string{""}
@@ -57,10 +58,10 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 	}
 	topology := desired.SingleProcessor(nodesOf(members))
 	boundary, leaves := topology.Processor(self.Zone, desired.Pair{})
-	// target is a node behind the link to a peer, which is answered there.
-	target := func(m roster.Member, peer fabric.NodeID, full int) (t health.Target, there bool) {
-		name, assigned := device(peer)
-		space, there := spaces[peer]
+	// target is a node behind a tunnel, which is answered there.
+	target := func(m roster.Member, by desired.Hop, full int) (t health.Target, there bool) {
+		name, assigned := device(by)
+		space, there := spaces[by]
 		if !assigned || !there {
 			return t, false
 		}
@@ -80,14 +81,19 @@ func ways(self fabric.Node, members []roster.Member, spaces map[fabric.NodeID]st
 				v.Others = append(v.Others, t)
 			}
 		case workload && leaves:
-			t, there := target(m, boundary, SwitchMTU(mtu))
+			t, there := target(m, desired.Hop{Processor: boundary}, SwitchMTU(across))
 			if _, enters := topology.Processor(m.Zone, desired.Pair{}); there && enters {
 				v.Zones[m.Zone] = append(v.Zones[m.Zone], t)
 			}
 		}
 	}
-	for _, p := range processors(self, members) {
-		if t, there := target(p, p.ID(), mtu); there {
+	for _, tunnel := range tunnels(self, members, rules) {
+		full := mtu
+		if tunnel.rule.MTU > 0 {
+			full = tunnel.rule.MTU
+		}
+		if t, there := target(tunnel.to, tunnel.Hop, full); there {
+			t.Link = tunnel.Link
 			v.Processors = append(v.Processors, t)
 		}
 	}
