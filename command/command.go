@@ -67,6 +67,8 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job run":        &JobRunCommand{},
 		"job validate":   &JobValidateCommand{},
 		"link":           &LinkCommand{},
+		"link list":      &LinkListCommand{},
+		"link show":      &LinkShowCommand{},
 		"matrix":         &MatrixCommand{},
 		"node bind":      &NodeBindCommand{},
 		"node create":    &NodeCreateCommand{},

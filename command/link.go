@@ -31,6 +31,8 @@ func (c *LinkCommand) Synopsis() string { return "Run the encrypted links of a n
 func (c *LinkCommand) usage() string {
 	return `
 Usage: sif link [options]
+       sif link list
+       sif link show <name>
 
   Runs the WireGuard devices of a node in user space. Each processor and
   workload node whose kernel has no WireGuard, or whose configuration says
@@ -40,6 +42,9 @@ Usage: sif link [options]
   A restart of the agent or the engine does not affect the tunnels. While
   this process does not run, its devices stay with their routes and drop all
   packets. On start it takes them over.
+
+  The subcommands list and show are about the links between zones that the
+  graph declares; they ask the controller.
 
   SIGINT and SIGTERM stop the process. SIGHUP has no effect: there is no
   configuration to reload.

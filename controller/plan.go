@@ -30,8 +30,10 @@ func (p *policy) plan(req api.GraphRequest) (api.Plan, *fabric.Graph, error) {
 		return plan, nil, err
 	}
 	plan.Delta, plan.Warnings = fabric.Compare(current.graph, graph, p.now()), graph.Unenforced()
-	for _, unmet := range graph.UnmetPaths() {
-		plan.Warnings = append(plan.Warnings, unmet.String())
+	if concerned, some := pathsConcerned(req); some {
+		for _, unmet := range graph.UnmetPaths(concerned...) {
+			plan.Warnings = append(plan.Warnings, unmet.String())
+		}
 	}
 	plan.Changed = true
 	if len(plan.Problems) == 0 {

@@ -84,6 +84,12 @@ func (c *Controller) planGraph(_ context.Context, r request) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	if concerned, some := pathsConcerned(req); some {
+		plan.Warnings = append(plan.Warnings, c.wayless(next, concerned)...)
+	}
+	if len(req.Links) > 0 {
+		plan.Warnings = append(plan.Warnings, vacant(req.Links, c.processors())...)
+	}
 	plan.Touched, plan.Cut = c.table.touched(plan.Delta, next), c.reports.cut(plan.Delta)
 	plan.Seal()
 	return plan, nil

@@ -227,13 +227,69 @@ func (p Path) same(q Path) bool {
 // empty reports whether the path wishes nothing.
 func (p Path) empty() bool { return len(p.Require)+len(p.Prefer)+len(p.Avoid) == 0 }
 
+// Vacant returns the ends of the link at which there is none of the processors.
+func (l LinkRule) Vacant(processors []NodeID) []LinkEnd {
+	var list []LinkEnd
+	for _, e := range l.Between {
+		if !slices.ContainsFunc(processors, e.Has) {
+			list = append(list, e)
+		}
+	}
+	return list
+}
+
+// Joins returns a function that reports whether there is a way between two zones, over one link or
+// several, on which each link has what the path requires. links are the declared ones.
+func (p Path) Joins(links []LinkRule, processors []NodeID) func(a, b string) bool {
+	group := make([]int, len(processors)) // of processors with ways among them
+	for i := range group {
+		group[i] = i
+	}
+	find := func(i int) int {
+		for group[i] != i {
+			i = group[i]
+		}
+		return i
+	}
+	for _, l := range LinksOf(links) {
+		if !p.allows(l) {
+			continue
+		}
+		for i, a := range processors {
+			for j, b := range processors[:i] {
+				if l.Covers(a, b) {
+					group[find(i)] = find(j)
+				}
+			}
+		}
+	}
+	in := map[string]map[int]bool{} // groups by zone
+	for i, id := range processors {
+		if in[id.Zone] == nil {
+			in[id.Zone] = map[int]bool{}
+		}
+		in[id.Zone][find(i)] = true
+	}
+	return func(a, b string) bool {
+		for g := range in[a] {
+			if in[b][g] {
+				return true
+			}
+		}
+		return false
+	}
+}
+
 // UnmetPaths returns a problem for each label in a contract's path that no link has, and for each
 // contract whose required labels no single link has together. Such a graph can be applied all the
 // same: what cannot be had is preferred or avoided without effect, and flows between zones that
-// require it are dropped.
-func (g *Graph) UnmetPaths() []Problem {
+// require it are dropped. If domains are named, it looks at their contracts only.
+func (g *Graph) UnmetPaths(domains ...string) []Problem {
 	var list []Problem
 	for _, d := range g.sortedDomains() {
+		if len(domains) > 0 && !slices.Contains(domains, d.Name) {
+			continue
+		}
 		for i := range d.Contracts {
 			if c := &d.Contracts[i]; !c.Disabled && !c.Path.empty() {
 				list = append(list, c.unmet(d.Name, g.Links)...)

@@ -200,3 +200,35 @@ func FuzzParseLinkEnd(f *testing.F) {
 		}
 	})
 }
+
+// A path joins zones over any number of links that have what it requires.
+func TestPathJoins(t *testing.T) {
+	processors := []NodeID{{"a", "p1"}, {"a", "p2"}, {"b", "p1"}, {"b", "p2"}, {"c", "p1"}}
+	link := func(a, b string, labels ...string) LinkRule {
+		l := linkBetween(t, a, b)
+		l.Labels = labels
+		return l
+	}
+	safe := Path{Require: []string{"safe"}}
+	off := link("a", "c", "safe")
+	off.Disabled = true
+	for _, c := range []struct {
+		path  Path
+		links []LinkRule
+		want  bool // between a and c
+	}{
+		{Path{}, nil, true},
+		{safe, nil, false},
+		{Path{}, []LinkRule{link("a", "b")}, false},
+		{Path{}, []LinkRule{link("a", "b"), link("b", "c")}, true},
+		{safe, []LinkRule{link("a", "b", "safe"), link("b", "c")}, false},
+		{safe, []LinkRule{link("a", "b", "safe"), link("*", "c", "x", "safe")}, true},
+		{Path{}, []LinkRule{link("a/p1", "b/p1"), link("b/p2", "c")}, false}, // no link joins the two in zone b
+		{Path{}, []LinkRule{off, link("a", "b")}, false},
+	} {
+		joins := c.path.Joins(c.links, processors)
+		must.Eq(t, c.want, joins("a", "c"), must.Sprint(c))
+		must.Eq(t, c.want, joins("c", "a"), must.Sprint(c))
+		must.False(t, joins("a", "nowhere"))
+	}
+}
