@@ -14,7 +14,7 @@ func (n *Node) newStates() *states.Set {
 }
 
 // Tunnels returns the tunnels among the fabric's processors of different zones.
-func (n *Node) Tunnels() []desired.Tunnel { return desired.FullMesh(n.Nodes()) }
+func (n *Node) Tunnels() []desired.Tunnel { return desired.Tunnels(n.Nodes(), n.linkRules()) }
 
 // Topology returns where the processors are, and which of them live as far as this node knows.
 func (n *Node) Topology() desired.Topology {
