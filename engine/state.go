@@ -11,10 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -51,8 +48,7 @@ type Standing struct {
 // standing is what the engine has published of its processor.
 type standing struct {
 	Standing
-	kick     chan struct{}
-	draining atomic.Bool
+	kick chan struct{}
 
 	mu       sync.Mutex
 	began    time.Time
@@ -120,10 +116,7 @@ func (e *Engine) publish(ctx context.Context) error {
 
 func describeState(s desired.State) string {
 	text := "not ready"
-	switch {
-	case s.Ready && s.Draining:
-		text = "draining"
-	case s.Ready:
+	if s.Ready {
 		text = "ready"
 	}
 	return fmt.Sprintf("%s, silent tunnels: %v, unreached nodes: %v", text, s.Silent, s.Unreached)
@@ -134,7 +127,7 @@ func describeState(s desired.State) string {
 func (e *Engine) measure() desired.State {
 	s, self := e.stand, e.self.ID()
 	live := s.Live()
-	state := desired.State{Processor: self, Draining: s.draining.Load()}
+	state := desired.State{Processor: self}
 	for _, t := range s.Tunnels() {
 		if t.B == self {
 			t.A, t.B = t.B, t.A
@@ -261,29 +254,6 @@ func (e *Engine) states(ctx context.Context, from rpc.Peer, p rpc.StatesParams) 
 		reply.Newer, reply.Lacking = e.stand.States.Compare(p.Numbers)
 	}
 	return reply, err
-}
-
-// Drain has no pairs be given to the processor any more, or again, and returns when all who are
-// connected have that in force, or when ctx ends.
-func (e *Engine) Drain(ctx context.Context, draining bool) error {
-	if e.stand == nil {
-		return errors.New("this engine has no switch, so no packets pass there")
-	}
-	e.stand.draining.Store(draining)
-	if err := e.publish(ctx); err != nil {
-		return err
-	}
-	own := e.stand.States.Of([]fabric.NodeID{e.self.ID()})
-	var group errgroup.Group
-	for _, r := range e.everybody() {
-		group.Go(func() error {
-			if err := sendStates(ctx, r.conn, own); err != nil {
-				return fmt.Errorf("tell %s of the drain: %w", r.id, err)
-			}
-			return nil
-		})
-	}
-	return group.Wait()
 }
 
 // published returns the state that was published last, for people; nil before the first.
