@@ -172,7 +172,7 @@ func (c *Controller) wayless(next *fabric.Graph, domains []string) []string {
 				if len(k.Path.Require) > 0 {
 					why = "no way there has links with " + strings.Join(k.Path.Require, ", ") + ", which it requires"
 				}
-				list = append(list, fabric.Problem{Pos: k.Pos, Summary: fmt.Sprintf("contract %s/%s has endpoints in zones %s and %s, but %s: flows between them are dropped%s",
+				list = append(list, fabric.Problem{Pos: k.Pos, Summary: fmt.Sprintf("contract %s/%s has endpoints in zones %s and %s, but %s, so no way fits its flows%s",
 					name, k.Name, p.from, p.to, why, c.reports.open(fabric.Ref{Domain: name, Name: k.Name}, p))}.String())
 			}
 		}

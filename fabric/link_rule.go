@@ -282,8 +282,8 @@ func (p Path) Joins(links []LinkRule, processors []NodeID) func(a, b string) boo
 
 // UnmetPaths returns a problem for each label in a contract's path that no link has, and for each
 // contract whose required labels no single link has together. Such a graph can be applied all the
-// same: what cannot be had is preferred or avoided without effect, and flows between zones that
-// require it are dropped. If domains are named, it looks at their contracts only.
+// same: what cannot be had is preferred or avoided without effect, and no way between zones fits
+// what requires it. If domains are named, it looks at their contracts only.
 func (g *Graph) UnmetPaths(domains ...string) []Problem {
 	var list []Problem
 	for _, d := range g.sortedDomains() {
@@ -334,14 +334,14 @@ func (c *Contract) unmet(domain string, links []LinkRule) []Problem {
 			case found[label]:
 			case w.name == "require":
 				missing = true
-				report(remedy(label), "contract %s requires label %q, which %s: its flows between zones are dropped", name, label, lacks(label))
+				report(remedy(label), "contract %s requires label %q, which %s: no way between zones fits it", name, label, lacks(label))
 			default:
 				report(remedy(label), "contract %s %ss label %q, which %s: that has no effect", name, w.name, label, lacks(label))
 			}
 		}
 	}
 	if !missing && len(c.Path.Require) > 0 && !slices.ContainsFunc(links, func(l LinkRule) bool { return !l.Disabled && c.Path.allows(l) }) {
-		report("give one link all of them", "contract %s requires the labels %s, which no enabled link has together: its flows between zones are dropped",
+		report("give one link all of them", "contract %s requires the labels %s, which no enabled link has together: no way between zones fits it",
 			name, strings.Join(c.Path.Require, ", "))
 	}
 	return list

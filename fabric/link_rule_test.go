@@ -109,9 +109,9 @@ func TestUnmetPaths(t *testing.T) {
 	}{
 		{Path{}, nil, nil},
 		{Path{Require: []string{"encrypted", "low-cost"}, Prefer: []string{"metered"}, Avoid: []string{"metered"}}, links, nil},
-		{Path{Require: []string{"encrypted"}}, nil, []string{`contract a/c requires label "encrypted", which no link has: its flows between zones are dropped; declare links with labels`}},
-		{Path{Require: []string{"encryptd"}}, links, []string{`requires label "encryptd", which no link has: its flows between zones are dropped; did you mean "encrypted"?`}},
-		{Path{Require: []string{"sleeping"}}, links, []string{`requires label "sleeping", which no enabled link has: its flows between zones are dropped`}},
+		{Path{Require: []string{"encrypted"}}, nil, []string{`contract a/c requires label "encrypted", which no link has: no way between zones fits it; declare links with labels`}},
+		{Path{Require: []string{"encryptd"}}, links, []string{`requires label "encryptd", which no link has: no way between zones fits it; did you mean "encrypted"?`}},
+		{Path{Require: []string{"sleeping"}}, links, []string{`requires label "sleeping", which no enabled link has: no way between zones fits it`}},
 		{Path{Require: []string{"encrypted", "metered"}}, links, []string{`requires the labels encrypted, metered, which no enabled link has together`}},
 		{Path{Prefer: []string{"fast"}, Avoid: []string{"slow"}}, links, []string{
 			`contract a/c prefers label "fast", which no link has: that has no effect`, `contract a/c avoids label "slow", which no link has: that has no effect`}},
