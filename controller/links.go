@@ -120,7 +120,7 @@ func vacant(links []fabric.LinkRule, processors []fabric.NodeID) []string {
 			list = append(list, p.String())
 		}
 	}
-	return list
+	return slices.Compact(list) // both ends of a link may be every zone
 }
 
 // pathsConcerned returns the domains whose contracts a change could leave without a way, none for
