@@ -59,12 +59,11 @@ func (a *agreement) run(ctx context.Context) error {
 			return nil
 		case <-time.After(pause):
 		}
-		began := time.Now()
-		found := a.compare(ctx)
+		found, busy := a.compare(ctx)
 		if ctx.Err() == nil {
 			a.set(found)
 		}
-		pause = max(agreementInterval, 10*time.Since(began))
+		pause = max(agreementInterval, 10*busy)
 	}
 }
 
@@ -74,29 +73,34 @@ func (a *agreement) set(found map[fabric.NodeID][]verify.Difference) {
 	a.differences = found
 }
 
-// compare returns the differences of the nodes that have some.
-func (a *agreement) compare(ctx context.Context) map[fabric.NodeID][]verify.Difference {
+// compare returns the differences of the nodes that have some, and how long it computed. That it
+// waited for a node does not count: what it found would else stay in the status for ten times as
+// long.
+func (a *agreement) compare(ctx context.Context) (found map[fabric.NodeID][]verify.Difference, busy time.Duration) {
+	began := time.Now()
 	f, err := a.source.Declared(ctx)
 	if err != nil || f.Graph == nil {
-		return nil
+		return nil, time.Since(began)
 	}
 	f.Now = time.Now()
 	a.expect(f)
 	suspects := a.suspects(f)
+	busy = time.Since(began)
 	if len(suspects) == 0 {
-		return nil
+		return nil, busy
 	}
 	f, err = enforced.Read(ctx, a.source, func(verify.Fabric) ([]fabric.NodeID, error) { return suspects, nil })
 	if err != nil {
-		return nil
+		return nil, busy
 	}
-	found := map[fabric.NodeID][]verify.Difference{}
+	began = time.Now()
+	found = map[fabric.NodeID][]verify.Difference{}
 	for _, d := range verify.Compare(f).Differences {
 		if id, err := fabric.ParseNodeID(d.Node); err == nil && slices.Contains(suspects, id) {
 			found[id] = append(found[id], d)
 		}
 	}
-	return found
+	return found, busy + time.Since(began)
 }
 
 // expect computes what each node must hold, if anything that it follows from has changed.

@@ -21,12 +21,14 @@ type heldFabric struct {
 	fabric verify.Fabric
 	dumps  map[fabric.NodeID]api.Dump
 	asked  []fabric.NodeID
+	delay  time.Duration // before the nodes answer
 }
 
 func (h *heldFabric) Declared(context.Context) (verify.Fabric, error) { return h.fabric, nil }
 
 func (h *heldFabric) Dumps(_ context.Context, nodes []fabric.NodeID) (map[fabric.NodeID]api.Dump, map[fabric.NodeID]string, error) {
 	h.asked = append(h.asked, nodes...)
+	time.Sleep(h.delay)
 	return h.dumps, nil, nil
 }
 
@@ -60,7 +62,8 @@ func TestAgreement(t *testing.T) {
 	}
 	a := newAgreement(h)
 	judged := func() api.Status {
-		a.set(a.compare(t.Context()))
+		found, _ := a.compare(t.Context())
+		a.set(found)
 		s := h.fabric.Status
 		s.Nodes = append([]api.NodeStatus(nil), s.Nodes...)
 		a.judge(&s)
@@ -100,6 +103,13 @@ func TestAgreement(t *testing.T) {
 	must.Eq(t, []string{"z1/w1: it does not hold it"}, s.Nodes[1].Endpoints[0].Pending)
 	must.False(t, s.Nodes[1].Endpoints[0].InForce)
 	must.True(t, h.fabric.Status.Nodes[1].Endpoints[0].InForce) // the report is as it was
+
+	// That it waits for a node is no work, after which it would pause.
+	h.delay = 300 * time.Millisecond
+	began := time.Now()
+	_, busy := a.compare(t.Context())
+	must.LessEq(t, time.Since(began)-h.delay, busy)
+	h.delay = 0
 
 	report(digests[w1], 0)
 	s = judged()
