@@ -6,7 +6,6 @@ package bpf
 import (
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"golang.org/x/sys/unix"
 )
@@ -311,38 +310,16 @@ func (d *Datapath) Published() ([]Published, error) {
 // SetExits replaces the marks of exits that live. A flow by an exit that is not among them ends, or
 // goes on by its endpoint's exit if it has no state there.
 func (d *Datapath) SetExits(marks []uint32) error {
-	return d.change(func() (gone bool, err error) {
-		entries, err := dump[uint32, uint32](d.objects.SifExits, "sif_exits")
-		if err != nil {
-			return false, err
-		}
-		for _, e := range entries {
-			if slices.Contains(marks, e.key) {
-				continue
-			}
-			if _, err := remove(d.objects.SifExits, "sif_exits", e.key); err != nil {
-				return gone, err
-			}
-			gone = true
-		}
-		for _, mark := range marks {
-			if err := put(d.objects.SifExits, "sif_exits", mark, uint32(1)); err != nil {
-				return gone, err
-			}
-		}
-		return gone, nil
-	})
+	wanted := map[uint32]uint32{}
+	for _, mark := range marks {
+		wanted[mark] = 1
+	}
+	return d.change(func() (bool, error) { return become(d.objects.SifExits, "sif_exits", wanted) })
 }
 
 // Exits returns the marks of exits that live, sorted.
 func (d *Datapath) Exits() ([]uint32, error) {
-	entries, err := dump[uint32, uint32](d.objects.SifExits, "sif_exits")
-	var marks []uint32
-	for _, e := range entries {
-		marks = append(marks, e.key)
-	}
-	slices.Sort(marks)
-	return marks, err
+	return keys(d.objects.SifExits, "sif_exits")
 }
 
 // PutCheck allows this node to call an endpoint on a port.

@@ -93,7 +93,12 @@ func (d *Datapath) SetLinks(interfaces []uint32) error {
 
 // Links returns the interfaces by which packets from peers with ways may arrive, sorted.
 func (d *Datapath) Links() ([]uint32, error) {
-	entries, err := dump[uint32, uint32](d.objects.SifLinks, "sif_links")
+	return keys(d.objects.SifLinks, "sif_links")
+}
+
+// keys returns the keys of a map, sorted.
+func keys(m *ebpf.Map, name string) ([]uint32, error) {
+	entries, err := dump[uint32, uint32](m, name)
 	var all []uint32
 	for _, e := range entries {
 		all = append(all, e.key)
