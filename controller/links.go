@@ -22,7 +22,6 @@ func (c *Controller) processors() []fabric.NodeID {
 			list = append(list, n.ID())
 		}
 	}
-	slices.SortFunc(list, fabric.CompareNodeIDs)
 	return list
 }
 
