@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -50,6 +49,12 @@ func Shares(next [Buckets]Hop) map[string]string {
 		shares[hop.String()] = hex.EncodeToString(b[:])
 	}
 	return shares
+}
+
+// InShare reports whether a share, in the form of Shares, has a bucket.
+func InShare(share string, bucket uint8) bool {
+	bits, err := hex.DecodeString(share)
+	return err == nil && len(bits) == Buckets/8 && bits[len(bits)-1-int(bucket)/8]&(1<<(bucket%8)) != 0
 }
 
 // ways are the ways of a graph that were computed so far.
@@ -167,14 +172,13 @@ func (t Topology) waysOfWorkload(self fabric.NodeID, endpoints []Endpoint, rules
 	}
 	groups := map[Group]bool{}
 	for _, e := range endpoints {
-		groups[e.Group] = e.Way == ByWays
+		if e.Way == ByWays {
+			groups[e.Group] = true
+		}
 	}
-	from := t.ways.groupOf(self)
+	from, wishes := t.ways.groupOf(self), classes(rules)
 	for _, to := range slices.SortedFunc(maps.Keys(groups), compareGroups) {
-		for _, class := range classes(rules) {
-			if !groups[to] {
-				continue
-			}
+		for _, class := range wishes {
 			s := Spread{From: from, To: to, Class: class}
 			if routes := t.ways.between(from, to, class); routes != nil {
 				for bucket, r := range routes {
@@ -205,6 +209,7 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 		in[n.Group] = true
 	}
 	groups := slices.SortedFunc(maps.Keys(in), compareGroups)
+	wishes := classes(p.Rules)
 	sources = map[string][]Hop{}
 	for _, from := range groups {
 		if from.Zone != self.Zone {
@@ -215,7 +220,7 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 			if from.Zone == to.Zone || !own && !t.ways.transit {
 				continue
 			}
-			for _, class := range classes(p.Rules) {
+			for _, class := range wishes {
 				list = append(list, t.spread(at, from, to, class))
 			}
 		}
@@ -242,9 +247,33 @@ func (t Topology) spread(at int, from, to Group, class Class) Spread {
 	return s
 }
 
+// precedence orders two contracts that allow the same flow by which of them says what the flow
+// wishes of its way: one that enforces before one in audit mode, then the first by name.
+func precedence(auditA, auditB bool, a, b fabric.Ref) int {
+	if auditA != auditB {
+		if auditB {
+			return -1
+		}
+		return 1
+	}
+	return fabric.CompareRefs(a, b)
+}
+
+// ClassOfFlow returns what a flow wishes of its way, which one of the grants allows.
+func ClassOfFlow(grants []fabric.Grant, protocol fabric.Protocol, port uint16) Class {
+	grants = slices.DeleteFunc(slices.Clone(grants), func(g fabric.Grant) bool {
+		return !slices.ContainsFunc(g.Rules, func(r fabric.Rule) bool { return r.Matches(protocol, port) })
+	})
+	if len(grants) == 0 {
+		return ""
+	}
+	first := slices.MinFunc(grants, func(a, b fabric.Grant) int { return precedence(a.Audit, b.Audit, a.Contract, b.Contract) })
+	return ClassOf(first.Path)
+}
+
 // oneClassEach makes all rules that allow one flow have one class: a port that rules of several
-// classes open between two parties stays with the rule whose contract comes first by name, one that
-// enforces before one in audit mode. So every hop takes the same way, whatever its numbers are.
+// classes open between two parties stays with the rule that has precedence. So every hop takes the
+// same way, whatever its numbers are.
 func oneClassEach(rules []Rule) []Rule {
 	type pair struct{ from, to Party }
 	byPair := map[pair][]int{}
@@ -259,10 +288,7 @@ func oneClassEach(rules []Rule) []Rule {
 	for p := range several {
 		list := byPair[p]
 		slices.SortFunc(list, func(a, b int) int {
-			if rules[a].Audit != rules[b].Audit {
-				return cmp.Compare(strconv.FormatBool(rules[a].Audit), strconv.FormatBool(rules[b].Audit))
-			}
-			return fabric.CompareRefs(rules[a].Contract, rules[b].Contract)
+			return precedence(rules[a].Audit, rules[b].Audit, rules[a].Contract, rules[b].Contract)
 		})
 		for n, i := range list {
 			for _, before := range list[:n] {

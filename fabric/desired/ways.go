@@ -403,7 +403,7 @@ func (g *graph) reached(group Group) (list []int) {
 // routes returns the way of each bucket from one group to another, or nil if none fits. The ways
 // from b to a are those from a to b reversed.
 func (g *graph) routes(a, b Group, class Class) *[Buckets]Route {
-	turned := cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Without, b.Without)) > 0
+	turned := compareGroups(a, b) > 0
 	if turned {
 		a, b = b, a
 	}

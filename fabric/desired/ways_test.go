@@ -353,3 +353,49 @@ func TestOneClassEach(t *testing.T) {
 		}
 	})
 }
+
+// Declared links lead from zone to zone over any number of links that have what a path requires,
+// just where plan says so.
+func TestDeclaredLinksLead(t *testing.T) {
+	var nodes []fabric.Node
+	var processors []fabric.NodeID
+	for _, id := range []fabric.NodeID{{Zone: "a", Name: "p1"}, {Zone: "a", Name: "p2"}, {Zone: "b", Name: "p1"}, {Zone: "b", Name: "p2"}, {Zone: "c", Name: "p1"}} {
+		nodes, processors = append(nodes, fabric.Node{Zone: id.Zone, Name: id.Name, Kind: fabric.KindProcessor}), append(processors, id)
+	}
+	link := func(a, b string, labels ...string) fabric.LinkRule {
+		l := fabric.LinkRule{Name: "l", Labels: labels}
+		for i, end := range []string{a, b} {
+			e, err := fabric.ParseLinkEnd(end)
+			must.NoError(t, err)
+			l.Between[i] = e
+		}
+		return l
+	}
+	safe := fabric.Path{Require: []string{"safe"}}
+	off := link("a", "c", "safe")
+	off.Disabled = true
+	for _, c := range []struct {
+		path  fabric.Path
+		links []fabric.LinkRule
+		want  bool // between a and c
+	}{
+		{fabric.Path{}, nil, true},
+		{safe, nil, false},
+		{fabric.Path{}, []fabric.LinkRule{link("a", "b")}, false},
+		{fabric.Path{}, []fabric.LinkRule{link("a", "b"), link("b", "c")}, true},
+		{safe, []fabric.LinkRule{link("a", "b", "safe"), link("b", "c")}, false},
+		{safe, []fabric.LinkRule{link("a", "b", "safe"), link("*", "c", "x", "safe")}, true},
+		{fabric.Path{}, []fabric.LinkRule{link("a/p1", "b/p1"), link("b/p2", "c")}, false}, // no link joins the two in zone b
+		{fabric.Path{}, []fabric.LinkRule{off, link("a", "b")}, false},
+	} {
+		topology := NewTopology(nodes, Tunnels(nodes, c.links), nil)
+		leads := func(from, to string) bool {
+			_, ok := topology.Route(zone(from), zone(to), ClassOf(c.path), 0)
+			return ok
+		}
+		must.Eq(t, c.want, leads("a", "c"), must.Sprint(c))
+		must.Eq(t, c.want, leads("c", "a"), must.Sprint(c))
+		must.Eq(t, c.want, c.path.Joins(c.links, processors)("a", "c"), must.Sprint(c))
+		must.False(t, leads("a", "nowhere"))
+	}
+}

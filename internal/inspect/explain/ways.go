@@ -4,9 +4,7 @@
 package explain
 
 import (
-	"encoding/hex"
 	"fmt"
-	"slices"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
@@ -40,8 +38,7 @@ func (o onward) missing(d api.Dump) string {
 			continue
 		}
 		for hop, share := range w.Next {
-			bits, err := hex.DecodeString(share)
-			if err == nil && len(bits) == desired.Buckets/8 && bits[len(bits)-1-int(o.bucket)/8]&(1<<(o.bucket%8)) != 0 {
+			if desired.InShare(share, o.bucket) {
 				leads = hop
 			}
 		}
@@ -84,20 +81,8 @@ func byWays(t desired.Topology, sender, receiver station, from, to api.Party, cl
 	return append(stations, receiver)
 }
 
-// classOf returns what the contract that allows a flow wishes of its way. If several do, one that
-// enforces comes before one in audit mode, and then the first by name, as in data paths.
+// classOf returns what a flow between two endpoints wishes of its way.
 func classOf(f verify.Fabric, from, to api.Party, q api.Question) desired.Class {
 	grants := fabric.Grants(from.Identity(), verify.Documents(f.Graph, f.Now)[from.Service], to.Identity())
-	slices.SortFunc(grants, func(a, b fabric.Grant) int {
-		if a.Audit != b.Audit {
-			return map[bool]int{false: -1, true: 1}[a.Audit]
-		}
-		return fabric.CompareRefs(a.Contract, b.Contract)
-	})
-	for _, g := range grants {
-		if slices.ContainsFunc(g.Rules, func(r fabric.Rule) bool { return r.Matches(q.Protocol, q.Port) }) {
-			return desired.ClassOf(g.Path)
-		}
-	}
-	return ""
+	return desired.ClassOfFlow(grants, q.Protocol, q.Port)
 }
