@@ -81,7 +81,7 @@ test-kinds: build ## Test every kind of job, driver and event on real servers (r
 
 .PHONY: test-exits
 test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)
-	SIF_E2E_TOPOLOGY=lab/topology/two-exits.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e
+	SIF_E2E_TOPOLOGY=lab/topology/pairs.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e
 
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)

@@ -1,4 +1,4 @@
-# Two clouds with two processors each, which share the pairs of endpoints among them.
+# Two clouds with two processors each, which are exits that the endpoints of a zone share.
 # `make dev TOPOLOGY=e2e/lab/topology/pairs.hcl`.
 fabric       = "lab"
 trust_domain = "sif.test"
