@@ -97,10 +97,7 @@ func TestUnadmittedWorkloadGetsNothing(t *testing.T) {
 			write := &nomad.WriteOptions{Namespace: *tc.job.Namespace}
 			_, _, err := world.nomad.Jobs().Register(tc.job, write)
 			must.NoError(t, err)
-			t.Cleanup(func() {
-				_, _, err := world.nomad.Jobs().Deregister(id, true, write)
-				must.NoError(t, err)
-			})
+			world.purgeAtEnd(t, *tc.job.Namespace, id)
 			var alloc *nomad.AllocationListStub
 			eventually(t, 60*time.Second, func() error {
 				allocs, _, err := world.nomad.Jobs().Allocations(id, true, query)

@@ -40,10 +40,7 @@ func (f *fabricUnderTest) admitted(t *testing.T, job *nomad.Job) (said string, r
 	t.Helper()
 	_, _, err := f.nomad.Jobs().Register(job, nil)
 	must.NoError(t, err)
-	t.Cleanup(func() {
-		_, _, err := f.nomad.Jobs().Deregister(*job.ID, true, nil)
-		must.NoError(t, err)
-	})
+	f.purgeAtEnd(t, "default", *job.ID)
 	eventually(t, time.Minute, func() error {
 		allocs, _, err := f.nomad.Jobs().Allocations(*job.ID, true, nil)
 		if err != nil {

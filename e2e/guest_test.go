@@ -43,10 +43,7 @@ func TestVirtualMachine(t *testing.T) {
 	// The driver's socket of QEMU's monitor, by which the test resets the guest.
 	text := strings.Replace(world.file(t, "jobs/voting/vm/voting-vm.nomad.hcl"), "image_path =", "graceful_shutdown = true\nimage_path =", 1)
 	text = strings.Replace(text, `driver = "qemu"`, "driver = \"qemu\"\nkill_timeout = \"1s\"", 1)
-	t.Cleanup(func() {
-		_, _, err := world.nomad.Jobs().Deregister(machineJob, true, nil)
-		must.NoError(t, err)
-	})
+	world.purgeAtEnd(t, "default", machineJob)
 	r := world.sif(t, "job", "run", write(t, "voting-vm.nomad.hcl", text))
 	must.Zero(t, r.code, must.Sprint(r.stdout, r.stderr))
 	must.StrContains(t, r.stdout, `args_allowlist = ["-append", "-cpu", "-device", "-initrd", "-kernel", "-m", "-netdev"]`)

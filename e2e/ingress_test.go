@@ -37,10 +37,7 @@ func TestIngress(t *testing.T) {
 	job := systemJob("e2e-caller", "aws1")
 	_, _, err := world.nomad.Jobs().Register(job, nil)
 	must.NoError(t, err)
-	t.Cleanup(func() {
-		_, _, err := world.nomad.Jobs().Deregister(*job.ID, true, nil)
-		must.NoError(t, err)
-	})
+	world.purgeAtEnd(t, "default", *job.ID)
 	var caller, neighbour workload // on the node of the port, and on another one
 	eventually(t, time.Minute, func() error {
 		for _, w := range world.workloads(t, "getaway-app/caller", "aws1") {

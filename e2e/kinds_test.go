@@ -169,11 +169,11 @@ func newKinds(t *testing.T) *kinds {
 `, services.String(), moreGraph, list, servedPort, helpPort, streamPort)
 	k.apply(t, graph)
 	t.Cleanup(func() {
-		eventually(t, time.Minute, func() error { // the jobs have been purged
+		eventually(t, time.Minute, func() error { // the jobs have ended
 			for _, n := range k.status(t).Nodes {
 				for _, ep := range n.Endpoints {
 					if ep.Service.Domain == "kinds" {
-						return fmt.Errorf("%s still has endpoint %s of %s", n.ID(), ep.Endpoint, ep.Service)
+						return fmt.Errorf("%s still has endpoint %s of %s; %s", n.ID(), ep.Endpoint, ep.Service, k.view(n.Node, ep.Endpoint))
 					}
 				}
 			}
@@ -303,45 +303,6 @@ func (k *kinds) submitIn(t *testing.T, namespace, id, body string, args ...strin
 	r := k.sif(t, append([]string{"job", "run", "-detach", "-namespace=" + namespace}, append(args, file)...)...)
 	must.Zero(t, r.code, must.Sprintf("sif job run: %s%s", r.stdout, r.stderr))
 	return began
-}
-
-// purgeAtEnd removes a job, and what Nomad made of it, at the end of the test.
-func (k *kinds) purgeAtEnd(t *testing.T, namespace, id string) {
-	t.Helper()
-	t.Cleanup(func() {
-		write := &nomad.WriteOptions{Namespace: namespace}
-		jobs, _, err := k.nomad.Jobs().List(&nomad.QueryOptions{Namespace: namespace, Prefix: id})
-		must.NoError(t, err)
-		for _, j := range jobs {
-			if j.ID == id || j.ParentID == id {
-				_, _, err := k.nomad.Jobs().Deregister(j.ID, true, write)
-				must.NoError(t, err)
-			}
-		}
-	})
-}
-
-// allocs returns the allocations of a job and of its children, the newest first.
-func (k *kinds) allocs(t *testing.T, id string) []*nomad.AllocationListStub {
-	t.Helper()
-	list, _, err := k.nomad.Allocations().List(&nomad.QueryOptions{Namespace: "*", Params: map[string]string{"resources": "false"}})
-	must.NoError(t, err)
-	list = slices.DeleteFunc(list, func(a *nomad.AllocationListStub) bool {
-		return a.JobID != id && !strings.HasPrefix(a.JobID, id+"/periodic-") && !strings.HasPrefix(a.JobID, id+"/dispatch-")
-	})
-	slices.SortFunc(list, func(a, b *nomad.AllocationListStub) int { return int(b.CreateIndex) - int(a.CreateIndex) })
-	return list
-}
-
-// said describes the state of an allocation.
-func said(a *nomad.AllocationListStub) string {
-	text := fmt.Sprintf("%s of %s on %s: %s, wanted to %s %s", a.ID[:8], a.JobID, a.NodeName, a.ClientStatus, a.DesiredStatus, a.ClientDescription)
-	for name, state := range a.TaskStates {
-		for _, e := range state.Events[max(0, len(state.Events)-3):] {
-			text += fmt.Sprintf("\n  %s: %s %s", name, e.Type, e.DisplayMessage)
-		}
-	}
-	return text
 }
 
 // running waits until a job has as many allocations that run and are wanted, and returns their

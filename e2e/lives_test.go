@@ -47,7 +47,7 @@ func (f *fabricUnderTest) lives(t *testing.T, job *nomad.Job) []lived {
 	t.Helper()
 	_, _, err := f.nomad.Jobs().Register(job, nil)
 	must.NoError(t, err)
-	t.Cleanup(func() { _, _, _ = f.nomad.Jobs().Deregister(*job.ID, true, nil) })
+	f.purgeAtEnd(t, "default", *job.ID)
 	var list []lived
 	eventually(t, time.Minute, func() error {
 		list = nil

@@ -226,10 +226,7 @@ domain "case" {
 	began := time.Now()
 	_, _, err := world.nomad.Jobs().Register(job, nil)
 	must.NoError(t, err)
-	t.Cleanup(func() {
-		_, _, err := world.nomad.Jobs().Deregister(*job.ID, true, nil)
-		must.NoError(t, err)
-	})
+	world.purgeAtEnd(t, "default", *job.ID)
 	start := func(daemon string, nodes ...*lab.Node) {
 		t.Helper()
 		for _, n := range nodes {

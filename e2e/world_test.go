@@ -222,6 +222,106 @@ func (f *fabricUnderTest) sequence(t *testing.T) uint64 {
 	return f.status(t).Pointer.Sequence
 }
 
+// allocs returns the allocations of a job and of its children, in all namespaces, the newest first.
+func (f *fabricUnderTest) allocs(t *testing.T, id string) []*nomad.AllocationListStub {
+	t.Helper()
+	list, _, err := f.nomad.Allocations().List(&nomad.QueryOptions{Namespace: "*", Params: map[string]string{"resources": "false"}})
+	must.NoError(t, err)
+	list = slices.DeleteFunc(list, func(a *nomad.AllocationListStub) bool { return a.JobID != id && !childOf(a.JobID, id) })
+	slices.SortFunc(list, func(a, b *nomad.AllocationListStub) int { return int(b.CreateIndex) - int(a.CreateIndex) })
+	return list
+}
+
+// childOf reports whether a job was dispatched from another one, or is a run of it by its calendar.
+func childOf(id, parent string) bool {
+	return strings.HasPrefix(id, parent+"/periodic-") || strings.HasPrefix(id, parent+"/dispatch-")
+}
+
+// said describes the state of an allocation.
+func said(a *nomad.AllocationListStub) string {
+	text := fmt.Sprintf("%s of %s on %s: %s, wanted to %s %s", a.ID[:8], a.JobID, a.NodeName, a.ClientStatus, a.DesiredStatus, a.ClientDescription)
+	for name, state := range a.TaskStates {
+		for _, e := range state.Events[max(0, len(state.Events)-3):] {
+			text += fmt.Sprintf("\n  %s: %s %s", name, e.Type, e.DisplayMessage)
+		}
+	}
+	return text
+}
+
+// purgeAtEnd removes a job and its children from Nomad at the end of the test, with purge.
+func (f *fabricUnderTest) purgeAtEnd(t *testing.T, namespace, id string) {
+	t.Helper()
+	t.Cleanup(func() { f.purge(t, namespace, id) })
+}
+
+// purge stops a job and its children, waits until their allocations have ended, and removes them.
+// A job that is purged at once deletes allocations that run: a client of Nomad that misses it,
+// because it happens between two of its questions, lets them run on until another allocation of the
+// node changes (Node.GetClientAllocs, Nomad 1.10.5).
+func (f *fabricUnderTest) purge(t *testing.T, namespace, id string) {
+	t.Helper()
+	write := &nomad.WriteOptions{Namespace: namespace}
+	deregister := func(purge bool) {
+		jobs, _, err := f.nomad.Jobs().List(&nomad.QueryOptions{Namespace: namespace, Prefix: id})
+		must.NoError(t, err)
+		for _, j := range jobs {
+			if j.ID == id || childOf(j.ID, id) {
+				_, _, err := f.nomad.Jobs().Deregister(j.ID, purge, write)
+				must.NoError(t, err)
+			}
+		}
+	}
+	deregister(false)
+	eventually(t, time.Minute, func() error {
+		var run []string
+		for _, a := range f.allocs(t, id) {
+			if a.Namespace == namespace && !slices.Contains(ended, a.ClientStatus) {
+				run = append(run, said(a)+f.logged(a.NodeName, a.ID))
+			}
+		}
+		if len(run) > 0 {
+			return fmt.Errorf("job %s was stopped, but these allocations have not ended:\n%s", id, strings.Join(run, "\n"))
+		}
+		return nil
+	})
+	deregister(true)
+}
+
+// ended are the states of allocations of which nothing runs any more.
+var ended = []string{nomad.AllocClientStatusComplete, nomad.AllocClientStatusFailed, nomad.AllocClientStatusLost}
+
+// view returns what Nomad knows of an allocation, and what the daemons of its node logged about it.
+func (f *fabricUnderTest) view(node, alloc string) string {
+	text := "Nomad: "
+	a, _, err := f.nomad.Allocations().Info(alloc, nil)
+	if err != nil {
+		text += err.Error()
+	} else {
+		text += said(a.Stub())
+	}
+	return text + f.logged(node, alloc)
+}
+
+// logged returns what the daemons of a node, its Nomad client among them, logged about an endpoint.
+func (f *fabricUnderTest) logged(node, endpoint string) string {
+	var text strings.Builder
+	for _, daemon := range []string{"nomad", "agent"} {
+		file := f.LogFile(node, daemon)
+		log, err := os.ReadFile(file)
+		if err != nil {
+			fmt.Fprintf(&text, "\n  %s", err)
+		}
+		var lines []string
+		for line := range strings.Lines(string(log)) {
+			if strings.Contains(line, endpoint) {
+				lines = append(lines, "\n    "+strings.TrimSpace(line))
+			}
+		}
+		fmt.Fprintf(&text, "\n  %s logged of it:%s", filepath.Base(file), strings.Join(lines[max(0, len(lines)-15):], ""))
+	}
+	return text.String()
+}
+
 // signalDaemons sends a signal to every agent and engine.
 func (f *fabricUnderTest) signalDaemons(t *testing.T, s syscall.Signal) {
 	t.Helper()
