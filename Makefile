@@ -122,6 +122,10 @@ bench: setup build ## Measure the data paths, a fabric and its alternatives, and
 	bin/sif-bench -nebula bin
 	bin/sif-bench -only sizes
 
+.PHONY: bench-scale
+bench-scale: ## Measure what nodes of a fabric of 100 zones and 1,000 nodes compute, without a network
+	go test -run '^$$' -bench Scale ./fabric/desired
+
 .PHONY: bench-gap
 bench-gap: build ## Measure what is lost between two zones while a process on the way restarts (root, after make setup)
 	go test -tags e2e -count 1 -timeout 15m -v -run '^TestGaps$$' ./e2e

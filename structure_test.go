@@ -26,6 +26,7 @@ var layers = []struct {
 }{
 	{`^fabric$`, `^$`, "the model is pure: it imports nothing of ours"},
 	{`^internal/wellknown$`, `^$`, "packages that do not import one another share these values"},
+	{`^fabric/desired/desiredtest$`, `^fabric(/desired)?$`, "it makes fabrics for tests from the model alone"},
 	{`^fabric/desired$`, `^fabric$`, "what must be enforced is computed from the model alone"},
 	{`^bpf(/.*)?$`, `^(bpf(/.*)?|internal/(portrange|connlimit|leftover))$`, "the data path knows packets, maps and ports, but neither Consul nor the model"},
 	{`^engine/ovs/ovstest$`, `^(engine/ovs|internal/testhost)$`, "it starts a switch for tests and checks their requirements"},

@@ -60,8 +60,8 @@ func InShare(share string, bucket uint8) bool {
 // ways are the ways of a graph that were computed so far.
 type ways struct {
 	*graph
-	computed map[relation]*[Buckets]Route
-	behind   map[relation]*[Buckets]Hop // from one processor, for what it does not carry
+	computed map[relation]*choice
+	behind   map[behind]*[Buckets]Hop // from one processor, for what it does not carry
 }
 
 // relation is what a way depends on besides the bucket.
@@ -70,12 +70,19 @@ type relation struct {
 	class    Class
 }
 
+// behind is what the hops from one processor depend on besides the bucket.
+type behind struct {
+	at    int
+	to    Group
+	class Class
+}
+
 func newWays(g *graph) *ways {
-	return &ways{graph: g, computed: map[relation]*[Buckets]Route{}, behind: map[relation]*[Buckets]Hop{}}
+	return &ways{graph: g, computed: map[relation]*choice{}, behind: map[behind]*[Buckets]Hop{}}
 }
 
 // between returns the way of each bucket from one group to another, or nil if none fits.
-func (w *ways) between(from, to Group, class Class) *[Buckets]Route {
+func (w *ways) between(from, to Group, class Class) *choice {
 	r := relation{from, to, class}
 	routes, done := w.computed[r]
 	if !done {
@@ -95,20 +102,21 @@ func (g *graph) lives(i int) bool {
 // from returns the hops that lead from one processor to a group, for packets that come to it though
 // another one carries them.
 func (w *ways) from(at int, to Group, class Class) *[Buckets]Hop {
-	r := relation{to: to, class: class}
-	hops, done := w.behind[r]
+	key := behind{at, to, class}
+	hops, done := w.behind[key]
 	if done {
 		return hops
 	}
 	hops = &[Buckets]Hop{}
-	w.behind[r] = hops
-	routes := w.best([]int{at}, w.reached(to), class.Path(), true)
+	w.behind[key] = hops
+	routes := w.best(start{at: at + 1}, to, class, true)
 	if len(routes) == 0 {
-		routes = w.best([]int{at}, w.reached(to), class.Path(), false)
+		routes = w.best(start{at: at + 1}, to, class, false)
 	}
 	if len(routes) > 0 {
-		for bucket, route := range share(routes, routes) {
-			hops[bucket], _ = route.Next(w.processors[at])
+		chosen := share(routes, routes)
+		for bucket := range hops {
+			hops[bucket], _ = chosen.route(uint8(bucket)).Next(w.processors[at])
 		}
 	}
 	return hops
@@ -156,43 +164,42 @@ func compareGroups(a, b Group) int {
 	return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Without, b.Without))
 }
 
-// classes returns the classes of rules, and the empty one, in order.
-func classes(rules []Rule) []Class {
-	in := map[Class]bool{"": true}
-	for _, r := range rules {
-		in[r.Class] = true
-	}
-	return slices.Sorted(maps.Keys(in))
-}
-
-// waysOfWorkload returns the ways from a workload node to the groups of endpoints of other zones.
+// waysOfWorkload returns the ways from a workload node to the groups of endpoints of other zones:
+// those that rules of the node need, and for each group those of no wish.
 func (t Topology) waysOfWorkload(self fabric.NodeID, endpoints []Endpoint, rules []Rule) (list []Spread) {
 	if t.ways == nil {
 		return nil
 	}
-	groups := map[Group]bool{}
+	from := t.ways.groupOf(self)
+	need, groups := relations{}, map[Party]map[Group]bool{}
 	for _, e := range endpoints {
 		if e.Way == ByWays {
-			groups[e.Group] = true
+			insert(groups, e.Party, e.Group)
+			need.add(from, e.Group, "")
 		}
 	}
-	from, wishes := t.ways.groupOf(self), classes(rules)
-	for _, to := range slices.SortedFunc(maps.Keys(groups), compareGroups) {
-		for _, class := range wishes {
-			s := Spread{From: from, To: to, Class: class}
-			if routes := t.ways.between(from, to, class); routes != nil {
-				for bucket, r := range routes {
-					s.Next[bucket] = Hop{Processor: r.Processors[0]}
-				}
+	for _, r := range rules {
+		for _, p := range []Party{r.From, r.To} {
+			for to := range groups[p] {
+				need.add(from, to, r.Class)
 			}
-			list = append(list, s)
 		}
+	}
+	for _, r := range need.sorted() {
+		s := Spread{From: from, To: r.to, Class: r.class}
+		if chosen := t.ways.between(from, r.to, r.class); chosen != nil {
+			for bucket := range s.Next {
+				s.Next[bucket] = Hop{Processor: chosen.route(uint8(bucket)).Processors[0]}
+			}
+		}
+		list = append(list, s)
 	}
 	return list
 }
 
 // waysOfProcessor returns the ways among the groups of what a processor knows, and the tunnels by
-// which the packets of other zones may come.
+// which the packets of other zones may come. Ways between two other zones are those that rules
+// need, and one for probes that pass here, whatever their bucket.
 func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Spread, sources map[string][]Hop) {
 	if t.ways == nil {
 		return nil, nil
@@ -201,39 +208,114 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 	if !known {
 		return nil, nil
 	}
-	in := map[Group]bool{}
+	groups, all := map[Party]map[Group]bool{}, map[Group]bool{}
 	for _, e := range p.Endpoints {
-		in[e.Group] = true
+		insert(groups, e.Party, e.Group)
+		all[e.Group] = true
 	}
 	for _, n := range p.Probes {
-		in[n.Group] = true
+		all[n.Group] = true
 	}
-	groups := slices.SortedFunc(maps.Keys(in), compareGroups)
-	wishes := classes(p.Rules)
+	need, probed, transit := relations{}, relations{}, t.CarriesOthers(self.Zone)
+	// What of others does not pass here, and would not if everything lived, never comes here.
+	passes := func(from, to Group, class Class) bool {
+		if from.Zone == self.Zone || to.Zone == self.Zone {
+			return true
+		}
+		return transit && t.ways.between(from, to, class).passes(self)
+	}
+	add := func(from, to Group, class Class) {
+		if r := (relation{from, to, class}); from.Zone != to.Zone && !need[r] && passes(from, to, class) {
+			need[r] = true
+		}
+	}
+	for _, r := range p.Rules {
+		for from := range groups[r.From] {
+			for to := range groups[r.To] {
+				add(from, to, r.Class)
+				add(to, from, r.Class)
+			}
+		}
+	}
 	sources = map[string][]Hop{}
-	for _, from := range groups {
-		if from.Zone != self.Zone {
+	for from := range all {
+		if _, done := sources[from.Zone]; from.Zone != self.Zone && !done {
 			sources[from.Zone] = t.ways.sources(self, from.Zone)
 		}
-		for _, to := range groups {
-			own := from.Zone == self.Zone || to.Zone == self.Zone
-			if from.Zone == to.Zone || !own && !t.ways.transit {
-				continue
-			}
-			for _, class := range wishes {
-				list = append(list, t.spread(at, from, to, class))
+		for to := range all {
+			if from.Zone == self.Zone || to.Zone == self.Zone {
+				add(from, to, "")
+			} else if r := (relation{from, to, ""}); from.Zone != to.Zone && !need[r] && passes(from, to, "") {
+				probed[r] = true
 			}
 		}
 	}
+	list = make([]Spread, 0, len(need)+len(probed)) // they are large
+	for _, r := range need.sorted() {
+		list = append(list, t.spread(at, r.from, r.to, r.class))
+	}
+	for _, r := range probed.sorted() {
+		s := Spread{From: r.from, To: r.to}
+		for bucket := range s.Next {
+			s.Next[bucket] = t.ways.from(at, r.to, "")[0]
+		}
+		list = append(list, s)
+	}
 	return list, sources
+}
+
+// CarriesOthers reports whether ways between two other zones can lead through a zone: its
+// processors have tunnels to two at least.
+func (t Topology) CarriesOthers(zone string) bool {
+	if !t.transit() {
+		return false
+	}
+	other := ""
+	for i, p := range t.ways.processors {
+		if p.Zone != zone {
+			continue
+		}
+		for _, e := range t.ways.edges[i] {
+			switch z := t.ways.processors[e.to].Zone; other {
+			case "", z:
+				other = z
+			default:
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// relations are those for which ways are needed.
+type relations map[relation]bool
+
+func (n relations) add(from, to Group, class Class) { n[relation{from, to, class}] = true }
+
+func (n relations) sorted() []relation {
+	return slices.SortedFunc(maps.Keys(n), func(a, b relation) int {
+		return cmp.Or(compareGroups(a.from, b.from), compareGroups(a.to, b.to), cmp.Compare(a.class, b.class))
+	})
+}
+
+// insert adds a group to those of a party.
+func insert(groups map[Party]map[Group]bool, p Party, g Group) {
+	if groups[p] == nil {
+		groups[p] = map[Group]bool{}
+	}
+	groups[p][g] = true
 }
 
 func (t Topology) spread(at int, from, to Group, class Class) Spread {
 	self := t.ways.processors[at]
 	s := Spread{From: from, To: to, Class: class}
-	if routes := t.ways.between(from, to, class); routes != nil {
-		for bucket, r := range routes {
-			s.Next[bucket], s.Carried[bucket] = r.Next(self)
+	if chosen := t.ways.between(from, to, class); chosen != nil {
+		nexts, carries := make([]Hop, len(chosen.routes)), make([]bool, len(chosen.routes))
+		for i, r := range chosen.routes {
+			nexts[i], carries[i] = r.Next(self)
+		}
+		for bucket, i := range chosen.of {
+			s.Next[bucket], s.Carried[bucket] = nexts[i], carries[i]
 		}
 	}
 	if to.Zone == self.Zone {

@@ -118,8 +118,8 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 }
 
 // ForProcessor computes what the switch of a processor must enforce. It knows every endpoint of the
-// fabric that a link leads to, and who of its zone may open flows to whom; if ways can lead through
-// the zone, who of any zone.
+// fabric that a link leads to, and who of its zone may open flows to whom; if ways of others can
+// lead through the zone, who of any zone.
 func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Processor {
 	p := Processor{Endpoints: make([]Endpoint, 0, len(endpoints))}
 	zone := self.Zone
@@ -142,7 +142,7 @@ func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admi
 	}
 	externals, rules := out.resolve(true)
 	judged := own.identities
-	if topology.transit() {
+	if topology.CarriesOthers(zone) {
 		judged = all.identities
 	}
 	p.Externals, p.Rules = externals, append(rulesAmong(judged, all.identities, docs), rules...)

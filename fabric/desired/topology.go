@@ -156,7 +156,7 @@ func (t Topology) Route(from, to Group, class Class, bucket uint8) (Route, bool)
 	if routes == nil {
 		return Route{}, false
 	}
-	return routes[bucket], true
+	return routes.route(bucket), true
 }
 
 // Sources returns the tunnels by which packets of a zone's endpoints may come to a processor, in

@@ -202,6 +202,7 @@ type graph struct {
 	live       []bool                   // ready and not draining
 	without    map[fabric.NodeID]string // by workload node; see Group
 	transit    bool                     // ways may lead through a third zone
+	trees      map[treeKey]*tree        // that were computed so far
 }
 
 // FullMesh returns the tunnels of a fabric in which no link is declared: one between every two
@@ -221,7 +222,7 @@ func FullMesh(nodes []fabric.Node) []Tunnel {
 // newGraph arranges processors and tunnels. Tunnels to processors that are not among the nodes are
 // left out.
 func newGraph(nodes []fabric.Node, tunnels []Tunnel, states map[fabric.NodeID]State) *graph {
-	g := &graph{index: map[fabric.NodeID]int{}, without: map[fabric.NodeID]string{}}
+	g := &graph{index: map[fabric.NodeID]int{}, without: map[fabric.NodeID]string{}, trees: map[treeKey]*tree{}}
 	for _, n := range nodes {
 		if n.Boundary() {
 			g.processors = append(g.processors, n.ID())
@@ -305,88 +306,135 @@ func (e edge) lengthOf(p fabric.Path) (l length, fits bool) {
 	return l, true
 }
 
-// routesAtMost limits the ways that share the pairs of two groups.
+// routesAtMost limits the ways that share the pairs of two groups. A choice has an index of 8 bits.
 const routesAtMost = 64
 
-// best returns the cheapest ways from any of the processors from to any of to, in order. alive
-// leaves out what does not live. Ways lead through other zones only if links are declared.
-func (g *graph) best(from, to []int, path fabric.Path, alive bool) []Route {
+// start is where ways begin: at the processors that a group reaches, or at one.
+type start struct {
+	group Group
+	at    int // index of the processor plus one; 0 for a group
+}
+
+func (g *graph) begins(s start) []int {
+	if s.at > 0 {
+		return []int{s.at - 1}
+	}
+	return g.reached(s.group)
+}
+
+// tree is the cheapest ways from a start to all processors.
+type tree struct {
+	dist   []length
+	known  []bool
+	before [][]edge // by which the cheapest ways come; to is where from
+}
+
+// treeKey is what a tree depends on.
+type treeKey struct {
+	start start
+	class Class
+	alive bool
+}
+
+// treeOf returns the tree of the ways of a class. alive leaves out what does not live. Ways lead
+// through other zones only if links are declared.
+func (g *graph) treeOf(s start, class Class, alive bool) *tree {
+	key := treeKey{s, class, alive}
+	if g.trees[key] == nil {
+		g.trees[key] = g.search(g.begins(s), class.Path(), alive, "")
+	}
+	return g.trees[key]
+}
+
+// search computes a tree whose ways do not pass the zone beside.
+func (g *graph) search(from []int, path fabric.Path, alive bool, beside string) *tree {
+	t := &tree{dist: make([]length, len(g.processors)), known: make([]bool, len(g.processors)), before: make([][]edge, len(g.processors))}
 	usable := func(i int) bool { return !alive || g.live[i] }
-	target := make([]bool, len(g.processors))
-	for _, i := range to {
-		target[i] = usable(i)
-	}
-	dist := make([]length, len(g.processors))
-	seen := make([]bool, len(g.processors)) // dist is known
-	done := make([]bool, len(g.processors))
+	done, starts := make([]bool, len(g.processors)), make([]bool, len(g.processors))
+	own := ""
 	for _, i := range from {
-		seen[i] = usable(i)
+		t.known[i], starts[i], own = usable(i), true, g.processors[i].Zone
 	}
-	// What is between the ends of a way is of neither end's zone.
-	through := func(i int) bool {
-		same := func(end int) bool { return g.processors[end].Zone == g.processors[i].Zone }
-		return g.transit && !slices.ContainsFunc(from, same) && !slices.ContainsFunc(to, same)
-	}
-	before := make([][]edge, len(g.processors)) // by which the best ways come; to is where from
 	for {
 		at := -1
-		for i := range dist {
-			if seen[i] && !done[i] && (at < 0 || compareLengths(dist[i], dist[at]) < 0) {
+		for i := range t.dist {
+			if t.known[i] && !done[i] && (at < 0 || compareLengths(t.dist[i], t.dist[at]) < 0) {
 				at = i
 			}
 		}
 		if at < 0 {
-			break
+			return t
 		}
 		done[at] = true
-		if target[at] || len(before[at]) > 0 && !through(at) {
+		// What is between the ends of a way is of neither end's zone.
+		if zone := g.processors[at].Zone; !starts[at] && (!g.transit || zone == own || zone == beside) {
 			continue
 		}
 		for _, e := range g.edges[at] {
 			l, fits := e.lengthOf(path)
-			if !fits || alive && e.silent || !usable(e.to) || slices.Contains(from, e.to) || !target[e.to] && !through(e.to) {
+			if !fits || alive && e.silent || !usable(e.to) || starts[e.to] {
 				continue
 			}
-			l = l.plus(dist[at])
+			l = l.plus(t.dist[at])
 			back := edge{to: at, link: e.link}
-			switch order := compareLengths(l, dist[e.to]); {
-			case !seen[e.to] || order < 0:
-				dist[e.to], seen[e.to], before[e.to] = l, true, []edge{back}
+			switch order := compareLengths(l, t.dist[e.to]); {
+			case !t.known[e.to] || order < 0:
+				t.dist[e.to], t.known[e.to], t.before[e.to] = l, true, []edge{back}
 			case order == 0:
-				before[e.to] = append(before[e.to], back)
+				t.before[e.to] = append(t.before[e.to], back)
 			}
 		}
 	}
-	nearest := -1
-	for i := range target {
-		if target[i] && done[i] && (nearest < 0 || compareLengths(dist[i], dist[nearest]) < 0) {
+}
+
+// candidate is a route with its text form.
+type candidate struct {
+	Route
+	name string
+}
+
+// best returns the cheapest ways of a class from a start to any processor that a group reaches, in
+// order. alive leaves out what does not live.
+func (g *graph) best(from start, to Group, class Class, alive bool) []candidate {
+	// A way to the nearest processor of a zone does not pass another one of it, unless that one is
+	// no end because the group does not reach it.
+	t := (*tree)(nil)
+	if to.Without == "" {
+		t = g.treeOf(from, class, alive)
+	} else {
+		t = g.search(g.begins(from), class.Path(), alive, to.Zone)
+	}
+	nearest, ends := -1, g.reached(to)
+	for _, i := range ends {
+		if t.known[i] && (nearest < 0 || compareLengths(t.dist[i], t.dist[nearest]) < 0) {
 			nearest = i
 		}
 	}
 	if nearest < 0 {
 		return nil
 	}
-	var routes []Route
+	var routes []candidate
 	var walk func(at int, r Route)
 	walk = func(at int, r Route) {
 		r.Processors = append(r.Processors, g.processors[at])
-		if len(before[at]) == 0 {
-			routes = append(routes, r.reversed())
+		if len(t.before[at]) == 0 {
+			r = r.reversed()
+			routes = append(routes, candidate{r, r.String()})
 			return
 		}
-		for _, e := range before[at] {
+		for _, e := range t.before[at] {
 			if len(routes) == routesAtMost {
 				return
 			}
 			walk(e.to, Route{slices.Clone(r.Processors), append(slices.Clone(r.Links), e.link)})
 		}
 	}
-	for i := range target {
-		if target[i] && done[i] && compareLengths(dist[i], dist[nearest]) == 0 {
+	for _, i := range ends {
+		if t.known[i] && compareLengths(t.dist[i], t.dist[nearest]) == 0 {
 			walk(i, Route{})
 		}
 	}
-	slices.SortFunc(routes, func(a, b Route) int { return cmp.Compare(a.String(), b.String()) })
+	slices.SortFunc(routes, func(a, b candidate) int { return cmp.Compare(a.name, b.name) })
 	return routes
 }
 
@@ -402,82 +450,103 @@ func (g *graph) reached(group Group) (list []int) {
 
 // routes returns the way of each bucket from one group to another, or nil if none fits. The ways
 // from b to a are those from a to b reversed.
-func (g *graph) routes(a, b Group, class Class) *[Buckets]Route {
-	turned := compareGroups(a, b) > 0
-	if turned {
-		a, b = b, a
+func (g *graph) routes(a, b Group, class Class) *choice {
+	if compareGroups(a, b) > 0 {
+		return g.routes(b, a, class).reversed()
 	}
-	path := class.Path()
 	// What would be chosen if everything lived is what each bucket returns to.
-	home := g.best(g.reached(Group{Zone: a.Zone}), g.reached(Group{Zone: b.Zone}), path, false)
+	home := g.best(start{group: Group{Zone: a.Zone}}, Group{Zone: b.Zone}, class, false)
 	if len(home) == 0 {
 		return nil
 	}
-	live := g.best(g.reached(a), g.reached(b), path, true)
+	live := g.best(start{group: a}, b, class, true)
 	if len(live) == 0 {
-		if live = g.best(g.reached(a), g.reached(b), path, false); len(live) == 0 {
+		if live = g.best(start{group: a}, b, class, false); len(live) == 0 {
 			return nil
 		}
 	}
-	chosen := share(home, live)
-	if turned {
-		for i := range chosen {
-			chosen[i] = chosen[i].reversed()
-		}
+	return share(home, live)
+}
+
+// choice is the route of each bucket.
+type choice struct {
+	routes []Route
+	of     [Buckets]uint8 // index of the bucket's route
+	home   []Route        // the routes if everything lived
+}
+
+func (c *choice) route(bucket uint8) Route { return c.routes[c.of[bucket]] }
+
+// passes reports whether a processor carries any bucket, or would if everything lived.
+func (c *choice) passes(at fabric.NodeID) bool {
+	passed := func(r Route) bool { return slices.Contains(r.Processors, at) }
+	return c != nil && (slices.ContainsFunc(c.routes, passed) || slices.ContainsFunc(c.home, passed))
+}
+
+func (c *choice) reversed() *choice {
+	if c == nil {
+		return nil
 	}
-	return chosen
+	turned := func(routes []Route) (list []Route) {
+		for _, r := range routes {
+			list = append(list, r.reversed())
+		}
+		return list
+	}
+	return &choice{routes: turned(c.routes), of: c.of, home: turned(c.home)}
 }
 
 // share divides the buckets evenly among routes. Those that have one of them by home, the routes if
 // everything lived, stay there.
-func share(home, routes []Route) *[Buckets]Route {
-	chosen, none := &[Buckets]Route{}, func(int) bool { return false }
-	among := map[string]bool{}
-	for _, r := range routes {
-		among[r.String()] = true
+func share(home, routes []candidate) *choice {
+	c := &choice{}
+	var has [Buckets]bool
+	index := map[string]int{}
+	for i, r := range routes {
+		c.routes, index[r.name] = append(c.routes, r.Route), i
+	}
+	for _, r := range home {
+		c.home = append(c.home, r.Route)
 	}
 	count := map[string]int{}
-	fill(home, map[string]int{}, none, func(bucket int, r Route) {
-		if name := r.String(); among[name] {
-			chosen[bucket] = r
+	fill(home, map[string]int{}, &[Buckets]bool{}, func(bucket int, name string) {
+		if i, among := index[name]; among {
+			c.of[bucket], has[bucket] = uint8(i), true
 			count[name]++
 		}
 	})
-	fill(routes, count, func(bucket int) bool { return chosen[bucket].Processors != nil }, func(bucket int, r Route) { chosen[bucket] = r })
-	return chosen
+	fill(routes, count, &has, func(bucket int, name string) { c.of[bucket] = uint8(index[name]) })
+	return c
 }
 
 // fill gives each bucket that has none yet the route with the highest weight that is not full.
 // count is how many buckets each route has.
-func fill(routes []Route, count map[string]int, has func(bucket int) bool, give func(bucket int, r Route)) {
-	names, seeds := make([]string, len(routes)), make([]uint64, len(routes))
-	for i, r := range routes {
-		names[i] = r.String()
-		sum := sha256.Sum256([]byte(names[i]))
-		seeds[i] = binary.BigEndian.Uint64(sum[:])
-	}
+func fill(routes []candidate, count map[string]int, has *[Buckets]bool, give func(bucket int, name string)) {
+	seeds, counts := make([]uint64, len(routes)), make([]int, len(routes))
 	// Some routes have one bucket more than the others, if they do not divide evenly.
 	most, longer := Buckets/len(routes), Buckets%len(routes)
-	for _, name := range names {
-		longer -= max(0, count[name]-most)
+	for i, r := range routes {
+		sum := sha256.Sum256([]byte(r.name))
+		seeds[i], counts[i] = binary.BigEndian.Uint64(sum[:]), count[r.name]
+		longer -= max(0, counts[i]-most)
 	}
 	for bucket := range Buckets {
-		if has(bucket) {
+		if has[bucket] {
 			continue
 		}
 		best, weight := -1, uint64(0)
-		for i := range routes {
-			if n := count[names[i]]; n > most || n == most && longer <= 0 {
+		for i, n := range counts {
+			if n > most || n == most && longer <= 0 {
 				continue
 			}
 			if w := mix(seeds[i] ^ uint64(bucket)*0x9e3779b97f4a7c15); best < 0 || w > weight {
 				best, weight = i, w
 			}
 		}
-		if count[names[best]]++; count[names[best]] > most {
+		if counts[best]++; counts[best] > most {
 			longer--
 		}
-		give(bucket, routes[best])
+		give(bucket, routes[best].name)
 	}
 }
 

@@ -399,3 +399,77 @@ func TestDeclaredLinksLead(t *testing.T) {
 		must.False(t, leads("a", "nowhere"))
 	}
 }
+
+// Whoever is on the way of an allowed flow between two zones has its part of the way there and of
+// the way back, whatever else it leaves out.
+func TestEveryFlowHasItsWays(t *testing.T) {
+	paths := []fabric.Path{{}, {Require: []string{"safe"}}, {Prefer: []string{"fast"}}, {Avoid: []string{"fast"}}}
+	rapid.Check(t, func(t *rapid.T) {
+		w := drawWorld(t)
+		for _, name := range []string{"a", "b"} {
+			contracts := w.graph.Domains[name].Contracts
+			for i := range contracts {
+				contracts[i].Path = rapid.SampledFrom(paths).Draw(t, "path")
+			}
+		}
+		tunnels := FullMesh(w.nodes)
+		if rapid.Bool().Draw(t, "declared") {
+			var declared []Tunnel
+			for _, tunnel := range tunnels {
+				if rapid.IntRange(0, 2).Draw(t, "linked") == 0 {
+					continue
+				}
+				tunnel.Link, tunnel.Labels = "l", rapid.SampledFrom([][]string{nil, {"safe"}, {"fast"}, {"fast", "safe"}}).Draw(t, "labels")
+				declared = append(declared, tunnel)
+			}
+			tunnels = declared
+		}
+		topology, docs := NewTopology(w.nodes, tunnels, nil), w.documents()
+		part := func(ways []Spread, from, to Group, class Class) Spread {
+			i := slices.IndexFunc(ways, func(s Spread) bool { return s.From == from && s.To == to && s.Class == class })
+			if i < 0 {
+				t.Fatalf("there is no way from %s to %s of class %q", from, to, class)
+			}
+			return ways[i]
+		}
+		for _, src := range w.endpoints {
+			for _, dst := range w.endpoints {
+				if src.Zone == dst.Zone || !topology.HasBoundary(src.Zone) || !topology.HasBoundary(dst.Zone) {
+					continue
+				}
+				sender := ForWorkload(src.Host(), topology, w.endpoints, docs, w.outside)
+				receiver := ForWorkload(dst.Host(), topology, w.endpoints, docs, w.outside)
+				from, to := topology.GroupOf(src.Host()), topology.GroupOf(dst.Host())
+				bucket := Bucket(Number(src.Endpoint), Number(dst.Endpoint))
+				for _, r := range sender.Rules {
+					if r.From != PartyOf(src.Identity()) || r.To != PartyOf(dst.Identity()) {
+						continue
+					}
+					there, back := part(sender.Ways, from, to, r.Class), part(receiver.Ways, to, from, r.Class)
+					route, leads := topology.Route(from, to, r.Class, bucket)
+					if !leads {
+						must.True(t, there.Next[bucket].IsZero() && back.Next[bucket].IsZero())
+						continue
+					}
+					must.Eq(t, route.Processors[0], there.Next[bucket].Processor)
+					must.Eq(t, route.Processors[len(route.Processors)-1], back.Next[bucket].Processor)
+					for _, at := range route.Processors {
+						p := ForProcessor(at, topology, w.endpoints, docs, w.outside)
+						for _, s := range []Spread{part(p.Ways, from, to, r.Class), part(p.Ways, to, from, r.Class)} {
+							must.True(t, s.Carried[bucket])
+							along := route
+							if s.From == to {
+								along = route.reversed()
+							}
+							next, _ := along.Next(at)
+							must.Eq(t, next, s.Next[bucket])
+						}
+						must.True(t, slices.ContainsFunc(p.Rules, func(judged Rule) bool {
+							return judged.From == r.From && judged.To == r.To && judged.Contract == r.Contract && judged.Class == r.Class
+						}))
+					}
+				}
+			}
+		}
+	})
+}
