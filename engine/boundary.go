@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/connlimit"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
 )
@@ -48,6 +49,7 @@ type bridge struct {
 	sw    *ovs.Switch
 	pipe  *ovs.Pipeline
 	names registry
+	rates ovs.Rates
 
 	mu         sync.Mutex
 	conn       *openflow.Conn           // to the switch; nil before the first and after one was lost
@@ -227,7 +229,34 @@ func (b *bridge) state() ovs.State {
 		s.Entries = append(s.Entries, e.entry())
 	}
 	s.Ways, s.Moved = b.ways(), b.moved
+	s.Gates, s.Rates = b.gates(), b.rates
 	return s
+}
+
+// burstSeconds is for how many seconds connections may open at once that did not before: all those
+// of a processor that died come to another one within a moment.
+const burstSeconds = 5
+
+// rates translates how fast connections may open.
+func rates(l connlimit.Limits) ovs.Rates {
+	rate := func(n int) ovs.Rate { return ovs.Rate{PerSecond: uint32(n), Burst: burstSeconds * uint32(n)} }
+	return ovs.Rates{Endpoint: rate(l.SwitchNewPerSecond), Zone: rate(l.ZoneNewPerSecond)}
+}
+
+// gates says to which zone each group belongs. The first zone stands for all that has no group.
+func (b *bridge) gates() []ovs.Gate {
+	zones := map[string]uint16{}
+	for group := range b.wanted.Groups {
+		zones[group.Zone] = 0
+	}
+	list := []ovs.Gate{{Group: 0, Zone: 1}}
+	for i, zone := range slices.Sorted(maps.Keys(zones)) {
+		zones[zone] = uint16(i + 2)
+	}
+	for group, number := range b.wanted.Groups {
+		list = append(list, ovs.Gate{Group: number, Zone: zones[group.Zone]})
+	}
+	return list
 }
 
 // sources returns the ports of those hops that have one, in order.

@@ -129,6 +129,7 @@ func (d *Daemon) openSwitch(ctx context.Context, num registry) error {
 		return err
 	}
 	d.bridge = newBridge(sw, num, d.node.Log)
+	d.bridge.rates = rates(c.Connections.Limits())
 	outside := d.exit(sw)
 	d.ports = &ports{
 		self: d.node.Self, prefix: c.Engine.Namespaces, sw: sw, bridge: d.bridge, repaired: d.node.Repaired, linkMTU: d.node.BoundaryMTU, complete: map[string]port.Config{},

@@ -103,6 +103,8 @@ func (b *bridge) place(name string, ep SwitchEndpoint) ovs.Endpoint {
 		if port, ok := b.portTo(peer); ok {
 			e.OutPort, e.SourcePorts = port.No, []uint32{port.No}
 		}
+		// Others are limited where they are, and here with their zone.
+		e.Limited = ep.Way == desired.ZoneLink && ep.Class != ovs.ProbeClass
 	}
 	if len(e.SourcePorts) == 0 {
 		return ovs.Endpoint{}

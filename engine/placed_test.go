@@ -15,6 +15,7 @@ import (
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/connlimit"
 )
 
 // What a bridge has its switch hold does not depend on what it wanted before.
@@ -59,4 +60,22 @@ func TestPlacedIsMadeFromWhatIsWanted(t *testing.T) {
 			}))
 		}
 	})
+}
+
+// The switch limits what endpoints of the own zone open each, and what all of a zone open together.
+func TestWhatIsLimited(t *testing.T) {
+	groups := map[desired.Group]uint16{{Zone: "gcp1"}: 7, {Zone: "aws1"}: 5, {Zone: "aws1", Without: "p2"}: 6}
+	own, far, probe := SwitchEndpoint{Class: 1, Way: desired.ZoneLink}, SwitchEndpoint{Class: 1, Way: desired.ByWays}, SwitchEndpoint{Class: ovs.ProbeClass, Way: desired.ZoneLink}
+	far.Sources = []desired.Hop{{Processor: fabric.NodeID{Zone: "gcp1", Name: "p1"}}}
+	b := &bridge{ports: map[desired.Hop]ovs.Port{zoneHop: {No: 1}, far.Sources[0]: {No: 2}}, wanted: SwitchState{Groups: groups}}
+	for e, limited := range map[*SwitchEndpoint]bool{&own: true, &far: false, &probe: false} {
+		must.Eq(t, limited, b.place("web", *e).Limited)
+	}
+	gates := b.gates()
+	slices.SortFunc(gates, func(a, b ovs.Gate) int { return int(a.Group) - int(b.Group) })
+	must.Eq(t, []ovs.Gate{{Group: 0, Zone: 1}, {Group: 5, Zone: 2}, {Group: 6, Zone: 2}, {Group: 7, Zone: 3}}, gates)
+
+	limits := connlimit.Default()
+	limits.ZoneNewPerSecond = 0
+	must.Eq(t, ovs.Rates{Endpoint: ovs.Rate{PerSecond: 10_000, Burst: 50_000}}, rates(limits))
 }

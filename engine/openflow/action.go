@@ -18,8 +18,10 @@ const (
 
 	instructionGotoTable = 1
 	instructionApply     = 4
+	instructionMeter     = 6
 
 	niciraVendor = 0x00002320
+	niciraMove   = 6  // NXAST_REG_MOVE
 	niciraCT     = 35 // NXAST_CT
 
 	ctCommit  = 1 << 0
@@ -48,6 +50,16 @@ func Load(f Field, v uint32) SetField {
 	return SetField{Field: f, Value: binary.BigEndian.AppendUint32(nil, v)}
 }
 
+// Move copies all bits of a field to another one of the same length, in bytes.
+type Move struct {
+	From, To Field
+	Length   uint8
+}
+
+// Meter drops the packet if the meter finds that it came too fast. A flow has one at most, which
+// comes first; see Metered.
+type Meter struct{ ID uint32 }
+
 // CT passes the packet through the connection tracker.
 type CT struct {
 	Zone uint16
@@ -58,7 +70,7 @@ type CT struct {
 	Force bool
 	// Table, unless nil, is the table in which the packet continues with its connection state.
 	Table *uint8
-	// Exec sets CTMark or CTLabel.
+	// Exec sets CTMark or CTLabel, or moves a register there.
 	Exec []Action
 }
 
@@ -86,6 +98,27 @@ func (a SetField) append(b []byte) []byte {
 func (a SetField) String() string {
 	return fmt.Sprintf("set_field:%s->%s", hex.EncodeToString(a.Value), a.Field)
 }
+
+func (a Move) append(b []byte) []byte {
+	b = binary.BigEndian.AppendUint16(b, actionExperimenter)
+	b = binary.BigEndian.AppendUint16(b, 24)
+	b = binary.BigEndian.AppendUint32(b, niciraVendor)
+	b = binary.BigEndian.AppendUint16(b, niciraMove)
+	b = binary.BigEndian.AppendUint16(b, 8*uint16(a.Length))
+	b = append(b, 0, 0, 0, 0) // from the first bit to the first bit
+	b = binary.BigEndian.AppendUint32(b, uint32(a.From)|uint32(a.Length))
+	return binary.BigEndian.AppendUint32(b, uint32(a.To)|uint32(a.Length))
+}
+
+func (a Move) String() string { return fmt.Sprintf("move:%s->%s", a.From, a.To) }
+
+// append appends an OFPIT_METER instruction: before OpenFlow 1.5 it is none of the actions.
+func (a Meter) append(b []byte) []byte {
+	b = append(b, 0, instructionMeter, 0, 8)
+	return binary.BigEndian.AppendUint32(b, a.ID)
+}
+
+func (a Meter) String() string { return fmt.Sprintf("meter:%d", a.ID) }
 
 func (a CT) append(b []byte) []byte {
 	start := len(b)
@@ -172,6 +205,11 @@ func (in Instructions) Goto(table uint8) Instructions {
 	return Instructions{in.wire + string([]byte{0, instructionGotoTable, 0, 8, table, 0, 0, 0})}
 }
 
+// Metered returns in with a meter before everything else.
+func (in Instructions) Metered(id uint32) Instructions {
+	return Instructions{string(Meter{id}.append(nil)) + in.wire}
+}
+
 // Decode returns the actions and the table in which the packet continues, or -1. Instructions that
 // this package cannot make are an error.
 func (in Instructions) Decode() (actions []Action, next int, err error) {
@@ -189,6 +227,8 @@ func (in Instructions) Decode() (actions []Action, next int, err error) {
 				return nil, -1, err
 			}
 			actions = append(actions, more...)
+		case kind == instructionMeter && n == 8:
+			actions = append(actions, Meter{binary.BigEndian.Uint32(b[4:])})
 		case kind == instructionGotoTable && n == 8:
 			next = int(b[4])
 		default:
@@ -258,11 +298,23 @@ func parseAction(kind int, b []byte) (Action, error) {
 		if header&0x100 == 0 {
 			return SetField{Field: Field(header &^ 0x1ff), Value: bytes.Clone(b[8 : 8+n])}, nil
 		}
+	case kind == actionExperimenter && len(b) == 24 && binary.BigEndian.Uint32(b[4:]) == niciraVendor &&
+		binary.BigEndian.Uint16(b[8:]) == niciraMove:
+		return parseMove(b), nil
 	case kind == actionExperimenter && len(b) >= 24 && binary.BigEndian.Uint32(b[4:]) == niciraVendor &&
 		binary.BigEndian.Uint16(b[8:]) == niciraCT:
 		return parseCT(b)
 	}
 	return Unknown{Wire: bytes.Clone(b)}, nil
+}
+
+func parseMove(b []byte) Action {
+	from, to := binary.BigEndian.Uint32(b[16:]), binary.BigEndian.Uint32(b[20:])
+	a := Move{From: Field(from &^ 0x1ff), To: Field(to &^ 0x1ff), Length: uint8(from)}
+	if !bytes.Equal(a.append(nil), b) {
+		return Unknown{Wire: bytes.Clone(b)}
+	}
+	return a
 }
 
 func parseCT(b []byte) (Action, error) {

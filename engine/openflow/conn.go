@@ -271,20 +271,25 @@ func (c *Conn) Apply(ctx context.Context, mods ...FlowMod) error {
 		return err
 	}
 	return c.exchange(ctx, len(mods)+1, func(w *bufio.Writer, first uint32) error {
-		for i, m := range messages {
-			binary.BigEndian.PutUint32(m[4:], first+uint32(i))
-			if _, err := w.Write(m); err != nil {
-				return err
-			}
-		}
-		_, err := w.Write(bare(typeBarrierReq, first+uint32(len(mods))))
-		return err
+		return writeAll(w, messages, first)
 	}, func(m message, first uint32) (bool, error) {
 		if m.kind == typeBarrierRep {
 			return true, nil
 		}
 		return false, refusal(m, mods, first)
 	})
+}
+
+// writeAll writes messages, with transaction IDs from first on, and a request for a barrier.
+func writeAll(w *bufio.Writer, messages [][]byte, first uint32) error {
+	for i, m := range messages {
+		binary.BigEndian.PutUint32(m[4:], first+uint32(i))
+		if _, err := w.Write(m); err != nil {
+			return err
+		}
+	}
+	_, err := w.Write(bare(typeBarrierReq, first+uint32(len(messages))))
+	return err
 }
 
 const (
@@ -354,7 +359,7 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 		if m.kind == typeBundleControl && len(m.body) >= 8 && binary.BigEndian.Uint16(m.body[4:]) == answer {
 			return true, nil
 		}
-		return true, refusal(m, nil, 0)
+		return true, refusal[FlowMod](m, nil, 0)
 	})
 	if fillErr != nil {
 		return fillErr
@@ -362,15 +367,21 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 	return err
 }
 
-func encode(mods []FlowMod) ([][]byte, error) {
+// modification is a FlowMod or a MeterMod.
+type modification interface {
+	fmt.Stringer
+	append(b []byte, xid uint32) ([]byte, error)
+}
+
+func encode[M modification](mods []M) ([][]byte, error) {
 	messages := make([][]byte, len(mods))
 	for i, m := range mods {
 		b, err := m.append(nil, 0)
 		if err != nil {
-			return nil, fmt.Errorf("encode flow: %w", err)
+			return nil, fmt.Errorf("encode a change: %w", err)
 		}
 		if len(b) > 0xffff-bundleOverhead {
-			return nil, fmt.Errorf("encode flow: %d bytes exceed the size of a message of a bundle", len(b))
+			return nil, fmt.Errorf("encode a change: %d bytes exceed the size of a message of a bundle", len(b))
 		}
 		messages[i] = b
 	}
@@ -394,7 +405,7 @@ func bare(kind uint8, xid uint32) []byte {
 
 // refusal turns an error message into an *Error that names the refused change. first is the ID of
 // mods[0].
-func refusal(m message, mods []FlowMod, first uint32) error {
+func refusal[M modification](m message, mods []M, first uint32) error {
 	if m.kind != typeError {
 		return fmt.Errorf("unexpected message type %d in answer to a change", m.kind)
 	}

@@ -70,17 +70,63 @@ func TestErrorText(t *testing.T) {
 	}
 }
 
+// describedMeter encodes a meter as the switch lists it.
+func describedMeter(m MeterConfig) []byte {
+	b := m.append([]byte{0, 0})
+	binary.BigEndian.PutUint16(b, uint16(len(b)))
+	return b
+}
+
+// Meters of others keep what of them fits, so that they can be removed, and are not taken for ours.
+func TestForeignMeters(t *testing.T) {
+	ours := MeterConfig{ID: 7, PerSecond: 10, Burst: 20}
+	for name, tc := range map[string]struct {
+		change func(b []byte) []byte
+		want   []MeterConfig
+	}{
+		"ours":             {func(b []byte) []byte { return b }, []MeterConfig{ours}},
+		"without counters": {func(b []byte) []byte { b[3] &^= 8; return b }, []MeterConfig{{ID: 7, PerSecond: 10, Burst: 20, Foreign: true}}},
+		"remarks":          {func(b []byte) []byte { b[9] = 2; return b }, []MeterConfig{{ID: 7, PerSecond: 10, Burst: 20, Foreign: true}}},
+		"two bands": {func(b []byte) []byte { b[1] += 16; return append(b, b[8:24]...) },
+			[]MeterConfig{{ID: 7, PerSecond: 10, Burst: 20, Foreign: true}}},
+		"no band":          {func(b []byte) []byte { b[1] = 8; return b[:8] }, []MeterConfig{{ID: 7, Foreign: true}}},
+		"the switch's own": {func(b []byte) []byte { b[4] = 0xff; b[5] = 0xff; b[6] = 0xff; return b }, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := parseMeters(tc.change(describedMeter(ours)))
+			must.NoError(t, err)
+			must.Eq(t, tc.want, got)
+		})
+	}
+	for _, b := range [][]byte{{0, 24, 0}, {0, 4, 0, 0, 0, 0, 0, 1}, {0, 25, 0, 0, 0, 0, 0, 1}} {
+		_, err := parseMeters(b)
+		must.Error(t, err)
+		must.Error(t, parseMeterDrops(b, nil))
+	}
+}
+
 // FuzzDecode feeds the decoders of everything that a switch sends. What they accept must survive
 // encoding.
 func FuzzDecode(f *testing.F) {
 	for _, tc := range golden {
 		f.Add(statsOf(tc.mod.flow))
 	}
+	for _, tc := range goldenMeters {
+		f.Add(describedMeter(tc.mod.meter))
+	}
 	f.Add([]byte{0, 4, 0, 9})
 	f.Add(make([]byte, 40))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		_, _ = parseError(b)
 		_, _ = parsePorts(b)
+		_ = parseMeterDrops(b, map[uint32]uint64{})
+		meters, _ := parseMeters(b)
+		for _, m := range meters {
+			if again, err := parseMeters(describedMeter(m)); !m.Foreign {
+				must.NoError(t, err)
+				must.Eq(t, []MeterConfig{m}, again)
+			}
+		}
 		flows, err := parseFlowStats(b)
 		if err != nil {
 			return

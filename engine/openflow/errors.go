@@ -17,7 +17,7 @@ type Error struct {
 
 var errorTypes = map[uint16]string{
 	0: "hello failed", 1: "bad request", 2: "bad action", 3: "bad instruction", 4: "bad match",
-	5: "flow mod failed", 9: "switch config failed", 10: "role request failed", 13: "table features failed",
+	5: "flow mod failed", 9: "switch config failed", 10: "role request failed", 12: "meter mod failed", 13: "table features failed",
 	17: "bundle failed", 0xffff: "experimenter error",
 }
 
@@ -35,6 +35,9 @@ var errorCodes = map[[2]uint16]string{
 	{4, 7}: "bad value", {4, 8}: "bad mask", {4, 9}: "prerequisite missing", {4, 10}: "duplicate field",
 	{5, 0}: "unknown", {5, 1}: "table full", {5, 2}: "bad table", {5, 3}: "overlap", {5, 4}: "permission denied",
 	{5, 5}: "bad timeout", {5, 6}: "bad command", {5, 7}: "bad flags",
+	{12, 0}: "unknown", {12, 1}: "meter exists", {12, 2}: "invalid meter", {12, 3}: "unknown meter", {12, 4}: "bad command",
+	{12, 5}: "bad flags", {12, 6}: "bad rate", {12, 7}: "bad burst", {12, 8}: "bad band", {12, 9}: "bad band value",
+	{12, 10}: "out of meters", {12, 11}: "out of bands",
 	{17, 0}: "unknown", {17, 1}: "permission denied", {17, 2}: "bad id", {17, 3}: "bundle exists",
 	{17, 4}: "bundle closed", {17, 5}: "out of bundles", {17, 6}: "bad type", {17, 7}: "bad flags",
 	{17, 8}: "bad message length", {17, 9}: "bad message xid", {17, 10}: "message unsupported",

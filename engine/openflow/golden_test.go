@@ -103,23 +103,69 @@ var golden = []struct {
 			Instructions: Apply(Load(Reg(9), 7)).Goto(7),
 		}),
 	},
+	{
+		name:    "meter",
+		hex:     "050e006000000009000000000000000000000000000000000800000000000084ffffffffffffffffffffffff000000000001001e80000a02080080001604644001020001d30800000021000000210000000600080000004d0001000809000000",
+		printed: "OFPT_FLOW_MOD (OF1.4) (xid=0x9): ADD table:8 priority=132,ct_state=+new+trk,ip,nw_src=100.64.1.2 actions=meter:77,goto_table:9",
+
+		mod: Add(Flow{
+			Key: Key{Table: 8, Priority: 132, Match: NewMatch(
+				State(CTTracked|CTNew, 0), Within(IPv4Src, netip.MustParsePrefix("100.64.1.2/32")), Is16(EthType, 0x800))},
+			Instructions: Drop.Goto(9).Metered(77),
+		}),
+	},
+	{
+		name:    "label from a register",
+		hex:     "050e00a000000009000000000000000000000000000000000a00000000000064ffffffffffffffffffffffff000000000001001280000a02080000011404000000010000000000000004005000000000001900180001e41000000000000000000000000000000005ffff00300000232000230003000000000007ff0000000000ffff00180000232000060080000000000001e4100001d810000100080b000000",
+		printed: "OFPT_FLOW_MOD (OF1.4) (xid=0x9): ADD table:10 priority=100,ip,reg10=0x1 actions=set_field:0x5->xxreg3,ct(commit,force,zone=7,exec(move:NXM_NX_XXREG3[]->NXM_NX_CT_LABEL[])),goto_table:11",
+
+		mod: Add(Flow{
+			Key: Key{Table: 10, Priority: 100, Match: NewMatch(Is32(Reg(10), 1), Is16(EthType, 0x800))},
+			Instructions: Apply(SetField{Field: LongReg(3), Value: LabelBytes(5)}, CT{Zone: 7, Commit: true, Force: true, Exec: []Action{
+				Move{From: LongReg(3), To: CTLabel, Length: 16}}}).Goto(11),
+		}),
+	},
 	{name: "delete strict",
 		hex:     "050e005000000009000000000000000000000000000000000404000000000064ffffffffffffffffffffffff000000000001001980000a0286dd800014013a80003a010280003c010000000000000000",
 		printed: "OFPT_FLOW_MOD (OF1.4) (xid=0x9): DEL_STRICT table:4 priority=100,icmp6,icmp_type=2,icmp_code=0 actions=drop",
 		mod:     DeleteStrict(Key{Table: 4, Priority: 100, Match: NewMatch(Is16(EthType, 0x86dd), Is8(IPProto, 58), Is8(ICMPv6Type, 2), Is8(ICMPv6Code, 0))})},
 }
 
+// goldenMeters are like golden.
+var goldenMeters = []struct {
+	name    string
+	mod     MeterMod
+	hex     string
+	printed string
+}{
+	{
+		"add", AddMeter(MeterConfig{ID: 77, PerSecond: 100, Burst: 500}), "051d0020000000090000000e0000004d0001001000000064000001f400000000",
+		"OFPT_METER_MOD (OF1.4) (xid=0x9): ADD meter=77 pktps burst stats bands=\ntype=drop rate=100 burst_size=500",
+	},
+	{
+		"change", ChangeMeter(MeterConfig{ID: 77, PerSecond: 100, Burst: 600}), "051d0020000000090001000e0000004d00010010000000640000025800000000",
+		"OFPT_METER_MOD (OF1.4) (xid=0x9): MOD meter=77 pktps burst stats bands=\ntype=drop rate=100 burst_size=600",
+	},
+	{"delete", DeleteMeter(77), "051d001000000009000200000000004d", "OFPT_METER_MOD (OF1.4) (xid=0x9): DEL meter=77 bands="},
+}
+
 func TestGolden(t *testing.T) {
 	for _, tc := range golden {
-		t.Run(tc.name, func(t *testing.T) {
-			b, err := tc.mod.append(nil, 9)
-			must.NoError(t, err)
-			if path, err := exec.LookPath("ovs-ofctl"); err == nil {
-				out, err := exec.Command(path, "ofp-print", hex.EncodeToString(b)).CombinedOutput()
-				must.NoError(t, err)
-				must.Eq(t, tc.printed, strings.TrimSpace(string(out)))
-			}
-			must.Eq(t, tc.hex, hex.EncodeToString(b))
-		})
+		t.Run(tc.name, func(t *testing.T) { checkGolden(t, tc.mod, tc.hex, tc.printed) })
 	}
+	for _, tc := range goldenMeters {
+		t.Run(tc.name+" meter", func(t *testing.T) { checkGolden(t, tc.mod, tc.hex, tc.printed) })
+	}
+}
+
+// checkGolden compares a message with its bytes, and these with what Open vSwitch prints.
+func checkGolden(t *testing.T, mod modification, wire, printed string) {
+	b, err := mod.append(nil, 9)
+	must.NoError(t, err)
+	if path, err := exec.LookPath("ovs-ofctl"); err == nil {
+		out, err := exec.Command(path, "ofp-print", hex.EncodeToString(b)).CombinedOutput()
+		must.NoError(t, err)
+		must.Eq(t, printed, strings.TrimSpace(string(out)))
+	}
+	must.Eq(t, wire, hex.EncodeToString(b))
 }

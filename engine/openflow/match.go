@@ -59,6 +59,9 @@ var (
 // Reg returns the 32-bit register n, 0 to 15, which a packet has while it is in the pipeline.
 func Reg(n int) Field { return nicira(uint32(n)) }
 
+// LongReg returns the 128-bit register n, 0 to 3, which is the 32-bit registers from 4n on.
+func LongReg(n int) Field { return nicira(uint32(111 + n)) }
+
 // Bits of IPFrag, from ovs-fields(7).
 const (
 	FragAny   = 0x01 // a fragment
@@ -94,6 +97,9 @@ func (f Field) String() string {
 	}
 	if f>>16 == 0x0001 && f>>9&0x7f < 16 {
 		return fmt.Sprintf("reg%d", f>>9&0x7f)
+	}
+	if n := f >> 9 & 0x7f; f>>16 == 0x0001 && n >= 111 && n < 115 {
+		return fmt.Sprintf("xxreg%d", n-111)
 	}
 	return fmt.Sprintf("field(%#x,%d)", uint32(f)>>16, f>>9&0x7f)
 }

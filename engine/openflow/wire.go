@@ -25,6 +25,7 @@ const (
 	typeMultipartRep  = 19
 	typeBarrierReq    = 20
 	typeBarrierRep    = 21
+	typeMeterMod      = 29
 	typeBundleControl = 33
 	typeBundleAdd     = 34
 )

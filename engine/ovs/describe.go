@@ -62,13 +62,27 @@ func (d Diff) Describe(names Names) []string {
 	for _, f := range d.Removed {
 		say("foreign flow: %s; its cookie is %#x", Describe(f, names), f.Cookie)
 	}
+	for _, m := range d.Meters.Added {
+		say("missing %v", m)
+	}
+	for _, c := range d.Meters.Changed {
+		if c.Have.Foreign {
+			say("altered meter %d: it has other flags or bands, expected %v", c.Have.ID, c.Want)
+			continue
+		}
+		say("altered %v; expected: %v", c.Have, c.Want)
+	}
+	for _, m := range d.Meters.Removed {
+		say("foreign %v", m)
+	}
 	slices.Sort(list)
 	return list
 }
 
 var tableNames = map[uint8]string{
 	tableSource: "source", tableDestination: "destination", tableLow: "bucket-low", tableHigh: "bucket-high",
-	tableTrack: "track", tableState: "state", tablePolicy: "policy", tableMoved: "moved", tableWay: "way",
+	tableTrack: "track", tableState: "state", tablePolicy: "policy", tableMoved: "moved",
+	tableEndpoint: "endpoint-limit", tableZone: "zone-limit", tableCommit: "commit", tableWay: "way",
 	tableOutput: "output", tablePoke: "poke",
 }
 
@@ -198,6 +212,10 @@ func (d describer) packets(m of.Match) (string, error) {
 			if n, err = exact(4); err == nil {
 				bucket[f.Field] = n
 			}
+		case regCommit:
+			if n, err = exact(4); err == nil {
+				say("that commit %s", howText(n))
+			}
 		case regNumberFrom, regNumberTo:
 			var half string
 			if half, err = halfText(f); err == nil {
@@ -253,6 +271,19 @@ func (d describer) packets(m of.Match) (string, error) {
 		what = "later fragments of " + what
 	}
 	return strings.Join(append([]string{what}, words...), " "), nil
+}
+
+// howText says how an admitted packet's connection is made.
+func howText(how uint64) string {
+	switch how {
+	case commitOpen:
+		return "the connection that they open"
+	case commitKeep:
+		return "their connection as it is"
+	case commitFirst:
+		return "their connection without an entry"
+	}
+	return fmt.Sprintf("their connection in manner %d", how)
 }
 
 // halfText puts the match of four bits of an endpoint's number into words.
@@ -430,6 +461,8 @@ func (d describer) action(a of.Action) (string, error) {
 		return d.set(a)
 	case of.CT:
 		return d.track(a)
+	case of.Meter:
+		return fmt.Sprintf("drop as %s beyond the rate of meter %d", DropTooFast, a.ID), nil
 	}
 	return "", fmt.Errorf("no description for the action %v", a)
 }
@@ -454,6 +487,10 @@ func (d describer) set(a of.SetField) (string, error) {
 		return fmt.Sprintf("bucket begins with %x", number(a.Value)>>4), nil
 	case a.Field == regClass && len(a.Value) == 4:
 		return "path is " + d.names.Path(uint16(number(a.Value))), nil
+	case a.Field == regCommit && len(a.Value) == 4:
+		return "commit " + howText(number(a.Value)), nil
+	case a.Field == regEntry && len(a.Value) == 16 && number(a.Value[:8]) == 0:
+		return "admit for " + d.names.Entry(number(a.Value[8:])), nil
 	case a.Field == regPort && len(a.Value) == 4:
 		return "output port is " + d.port(uint32(number(a.Value))), nil
 	}
@@ -473,6 +510,10 @@ func (d describer) track(a of.CT) (string, error) {
 		text = "commit the connection"
 	}
 	for _, exec := range a.Exec {
+		if exec == (of.Action)(of.Move{From: regEntry, To: of.CTLabel, Length: 16}) {
+			text += " to the entry"
+			continue
+		}
 		label, ok := exec.(of.SetField)
 		if !ok || label.Field != of.CTLabel || len(label.Value) != 16 || number(label.Value[:8]) != 0 {
 			return "", fmt.Errorf("no description for the action %v on a connection", exec)

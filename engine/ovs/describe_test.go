@@ -37,8 +37,9 @@ func TestDescribe(t *testing.T) {
 	way, moved := Way{Course{From: 3, To: 4, Bucket: AllBuckets}, 7}, Course{From: 3, To: 4, Class: 2, Bucket: 0x5a}
 	var have []string
 	for _, flows := range [][]of.Flow{
-		port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(), hole.flows(), entry.stateFlows(), entry.policyFlows(1), ping.policyFlows(1), passAllFlows(),
-		far.flows(), bucketFlows()[0x5a:0x5b], bucketFlows()[0x15a:0x15b], wish.stateFlows(), wish.policyFlows(1)[:1], {way.flow(), Way{moved, 7}.flow(), moved.flow()},
+		port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(5), hole.flows(0), entry.stateFlows(), entry.policyFlows(), ping.policyFlows(), passAllFlows(),
+		far.flows(0), bucketFlows()[0x5a:0x5b], bucketFlows()[0x15a:0x15b], wish.stateFlows(), wish.policyFlows()[:1], {way.flow(), Way{moved, 7}.flow(), moved.flow()},
+		{Gate{Group: 3, Zone: 1}.flow(2)}, commitFlows(1),
 	} {
 		for _, f := range flows {
 			have = append(have, Describe(f, plainNames{}))
@@ -59,27 +60,29 @@ table source, priority 300: icmpv6 over IPv6 received on port-4 of type 3: sourc
 table source, priority 300: icmpv6 over IPv6 received on port-4 of type 4: source is a router on the path, go to table destination
 table source, priority 132: IPv4 received on port-3 from 10.0.0.1: source is class-11, go to table destination
 table destination, priority 132: IPv4 to 10.0.0.1: destination is class-11, output port is port-3, go to table track
+table endpoint-limit, priority 132: IPv4 from 10.0.0.1 that open a connection: drop as too fast beyond the rate of meter 5, go to table zone-limit
 table source, priority 164: IPv6 received on port-3 from fd00::/64: source is class-11, go to table destination
 table destination, priority 164: IPv6 to fd00::/64: destination is class-11, output port is port-3, go to table track
+table endpoint-limit, priority 164: IPv6 from fd00::/64 that open a connection: drop as too fast beyond the rate of meter 5, go to table zone-limit
 table source, priority 108: IPv4 from 10.0.0.0/8: drop as unknown source
 table destination, priority 108: IPv4 to 10.0.0.0/8: drop as unknown destination
 table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: go to table way
 table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: go to table way
 table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table way
-table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table way
-table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 100: tcp over IPv4 to ports 8080-8087 from class-11 to class-12: admit for entry-7, commit the connection that they open, go to table endpoint-limit
+table policy, priority 150: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: admit for entry-7, commit their connection as it is, go to table commit
 table policy, priority 90: tcp over IPv4 from ports 8080-8087 from class-12 to class-11 without SYN that open a connection of no established connection in original direction: go to table moved
-table policy, priority 160: later fragments of tcp over IPv4 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
-table policy, priority 160: later fragments of tcp over IPv4 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
-table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: commit the connection to entry-7 in zone 1, go to table way
-table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: commit the connection to entry-7 in zone 1, go to table way
+table policy, priority 160: later fragments of tcp over IPv4 from class-11 to class-12 in a valid connection state in original direction: commit their connection without an entry, go to table endpoint-limit
+table policy, priority 160: later fragments of tcp over IPv4 from class-12 to class-11 in a valid connection state in reply direction: commit their connection without an entry, go to table endpoint-limit
+table policy, priority 100: tcp over IPv6 to ports 8080-8087 from class-11 to class-12: admit for entry-7, commit the connection that they open, go to table endpoint-limit
+table policy, priority 150: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 in a valid connection state in reply direction: admit for entry-7, commit their connection as it is, go to table commit
 table policy, priority 90: tcp over IPv6 from ports 8080-8087 from class-12 to class-11 without SYN that open a connection of no established connection in original direction: go to table moved
-table policy, priority 160: later fragments of tcp over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
-table policy, priority 160: later fragments of tcp over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
-table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: commit the connection to entry-8 in zone 1, go to table way
-table policy, priority 150: icmpv6 over IPv6 from class-12 to class-11 of exchanges that type 128 began in a valid connection state in reply direction: commit the connection to entry-8 in zone 1, go to table way
-table policy, priority 160: later fragments of icmpv6 over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit the connection in zone 1, go to table way
-table policy, priority 160: later fragments of icmpv6 over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit the connection in zone 1, go to table way
+table policy, priority 160: later fragments of tcp over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit their connection without an entry, go to table endpoint-limit
+table policy, priority 160: later fragments of tcp over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit their connection without an entry, go to table endpoint-limit
+table policy, priority 100: icmpv6 over IPv6 of type 128 from class-11 to class-12: admit for entry-8, commit the connection that they open, go to table endpoint-limit
+table policy, priority 150: icmpv6 over IPv6 from class-12 to class-11 of exchanges that type 128 began in a valid connection state in reply direction: admit for entry-8, commit their connection as it is, go to table commit
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-11 to class-12 in a valid connection state in original direction: commit their connection without an entry, go to table endpoint-limit
+table policy, priority 160: later fragments of icmpv6 over IPv6 from class-12 to class-11 in a valid connection state in reply direction: commit their connection without an entry, go to table endpoint-limit
 table state, priority 2000: every packet: go to table way
 table source, priority 3: IPv4: go to table destination
 table source, priority 3: IPv6: go to table destination
@@ -91,10 +94,17 @@ table bucket-high, priority 100: packets from a number that begins with 5 to a n
 table state, priority 500: packets from class-11 to class-12 of connections of entry-7 in original direction: path is path-2, go to table way
 table state, priority 500: packets from class-12 to class-11 of connections of entry-7 in reply direction: path is path-2, go to table way
 table state, priority 500: packets from a router on the path of connections of entry-7 related to a connection: go to table way
-table policy, priority 100: udp over IPv4 to port 53 from class-11 to class-12: commit the connection to entry-7 in zone 1, path is path-2, go to table way
+table policy, priority 100: udp over IPv4 to port 53 from class-11 to class-12: admit for entry-7, commit the connection that they open, path is path-2, go to table endpoint-limit
 table way, priority 100: packets from group-3 to group-4: output port is port-7, go to table output
 table way, priority 200: packets from group-3 to group-4 whose contract's path is path-2 in bucket 90: output port is port-7, go to table output
 table moved, priority 200: packets from group-3 to group-4 whose contract's path is path-2 in bucket 90: go to table way
+table zone-limit, priority 100: packets from group-3 that open a connection: drop as too fast beyond the rate of meter 2, go to table commit
+table commit, priority 100: IPv4 that commit the connection that they open: commit the connection to the entry in zone 1, go to table way
+table commit, priority 100: IPv6 that commit the connection that they open: commit the connection to the entry in zone 1, go to table way
+table commit, priority 100: IPv4 that commit their connection as it is: commit the connection to the entry in zone 1, go to table way
+table commit, priority 100: IPv6 that commit their connection as it is: commit the connection to the entry in zone 1, go to table way
+table commit, priority 100: IPv4 that commit their connection without an entry: commit the connection in zone 1, go to table way
+table commit, priority 100: IPv6 that commit their connection without an entry: commit the connection in zone 1, go to table way
 `), strings.Join(have, "\n"))
 }
 
@@ -114,7 +124,7 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 		for range rapid.IntRange(0, 3).Draw(t, "things") {
 			no := number.Draw(t, "port")
 			state.Ports = append(state.Ports, Port{No: no, Routers: rapid.Bool().Draw(t, "routers"), Outside: rapid.Bool().Draw(t, "outside")})
-			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), Group: uint16(number.Draw(t, "group")), Number: uint8(number.Draw(t, "of group")), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
+			state.Endpoints = append(state.Endpoints, Endpoint{ID: uint64(number.Draw(t, "endpoint")), Class: number.Draw(t, "class"), Limited: rapid.Bool().Draw(t, "limited"), Group: uint16(number.Draw(t, "group")), Number: uint8(number.Draw(t, "of group")), OutPort: no, SourcePorts: []uint32{no}, Prefixes: []netip.Prefix{prefix.Draw(t, "prefix")}})
 			course := Course{From: uint16(number.Draw(t, "from")), To: uint16(number.Draw(t, "to")), Class: uint16(number.Draw(t, "path")), Bucket: Bucket(rapid.IntRange(-1, 255).Draw(t, "bucket"))}
 			state.Ways, state.Moved = append(state.Ways, Way{course, no}), append(state.Moved, course)
 			e := Entry{ID: uint64(number.Draw(t, "entry")), Class: uint16(number.Draw(t, "wish")), Src: number.Draw(t, "src"), Dst: number.Draw(t, "dst"), Protocol: rapid.SampledFrom([]uint8{1, 6, 17, 58, 132}).Draw(t, "protocol")}
@@ -126,6 +136,8 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 			e.Ports = []PortRange{{First: first, Last: rapid.Uint16Range(first, most).Draw(t, "last")}}
 			state.Entries = append(state.Entries, e)
 		}
+		state.Gates, state.Rates = []Gate{{Group: uint16(number.Draw(t, "gate")), Zone: 1}}, Rates{Rate{1, 1}, Rate{2, 2}}
+		w.offer(100)
 		w.apply(change{after: state, next: state})
 		flows := w.flows()
 		if rapid.Bool().Draw(t, "passes all") {
@@ -139,7 +151,7 @@ func TestOwnFlowsHaveWords(t *testing.T) {
 
 // Any flow is described in words, or printed with the reason why not.
 func TestAnyFlowIsDescribed(t *testing.T) {
-	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3), of.Reg(4), of.Reg(5), of.Reg(7), of.Reg(8), of.Reg(9), of.Reg(10), of.TCPFlags}
+	fields := []of.Field{of.InPort, of.EthDst, of.EthSrc, of.EthType, of.IPProto, of.IPv4Src, of.IPv4Dst, of.TCPDst, of.ICMPv4Type, of.ICMPv6Code, of.IPv6Src, of.CTState, of.CTMark, of.CTLabel, of.Reg(0), of.Reg(1), of.Reg(2), of.Reg(3), of.Reg(4), of.Reg(5), of.Reg(7), of.Reg(8), of.Reg(9), of.Reg(10), of.LongReg(3), of.TCPFlags}
 	rapid.Check(t, func(t *rapid.T) {
 		var match []of.FieldMatch
 		var actions []of.Action
@@ -153,6 +165,8 @@ func TestAnyFlowIsDescribed(t *testing.T) {
 			match = append(match, m)
 			actions = append(actions, rapid.SampledFrom([]of.Action{
 				of.Output{Port: 0xfffffffa}, of.SetField{Field: m.Field, Value: m.Value}, of.Unknown{Wire: []byte{0, 17, 0, 8, 0, 0, 0, 0}},
+				of.Move{From: m.Field, To: of.CTLabel, Length: uint8(n)}, of.Meter{ID: 5},
+				of.CT{Commit: true, Exec: []of.Action{of.Move{From: m.Field, To: of.CTLabel, Length: uint8(n)}}},
 				of.CT{Commit: true, Exec: []of.Action{of.SetField{Field: m.Field, Value: m.Value}}},
 			}).Draw(t, "action"))
 		}

@@ -10,6 +10,7 @@ type Diff struct {
 	Added   []of.Flow // missing in the switch
 	Removed []of.Flow // in the switch, not wanted
 	Changed []Change
+	Meters  MeterDiff
 }
 
 // Change is a flow that is in the switch, but not as wanted.
@@ -18,8 +19,10 @@ type Change struct {
 	Want of.Flow
 }
 
-// Empty says that the switch has the wanted flows and no others.
-func (d Diff) Empty() bool { return len(d.Added)+len(d.Changed)+len(d.Removed) == 0 }
+// Empty says that the switch has the wanted flows and meters and no others.
+func (d Diff) Empty() bool {
+	return len(d.Added)+len(d.Changed)+len(d.Removed) == 0 && d.Meters.Empty()
+}
 
 // compare lists how have differs from want. It uses want up.
 func compare(have []of.FlowStats, want map[of.Key]of.Flow) (d Diff) {
@@ -49,27 +52,27 @@ type step struct {
 // steps returns what makes the switch as wanted, in the order in which the datapath must see it.
 //
 // A packet meets the tables twice: tables 0 to 4 find its classes and its port, and after
-// connection tracking tables 5 to 9 judge it by these. The datapath caches the two decisions apart,
-// so that while it follows a change, an old one may be combined with a new one. That is harmless if
-// the change only adds or only takes away, or concerns only the tables before or only those after
-// connection tracking. Otherwise an address could meet a new policy with its old class, or with its
-// new class a policy that is gone. Then the first step only takes away, and the second adds when
-// the datapath has forgotten what is gone. The same is necessary if the datapath may not yet have
-// followed an earlier change (lagging).
+// connection tracking tables 5 to 12 judge it by these. The datapath caches the two decisions
+// apart, so that while it follows a change, an old one may be combined with a new one. That is
+// harmless if the change only adds or only takes away, or concerns only the tables before or only
+// those after connection tracking. Otherwise an address could meet a new policy with its old class,
+// or with its new class a policy that is gone. Then the first step only takes away, and the second
+// adds when the datapath has forgotten what is gone. The same is necessary if the datapath may not
+// yet have followed an earlier change (lagging).
 //
 // Tables moved and way are written at once: they say where a packet goes that the policy lets pass,
-// and a packet without a way would be lost.
+// and a packet without a way would be lost. So are those of limits, which let nothing pass either.
 func (d Diff) steps(lagging bool) []step {
 	var all, less, more step
 	var takes, adds [2]bool // before and after connection tracking
 	for _, f := range d.Removed {
-		takes[round(f)] = takes[round(f)] || !leads(f)
+		takes[round(f)] = takes[round(f)] || !leads(f) && !throttles(f)
 		all.remove = append(all.remove, f.Key)
 	}
 	less.remove = all.remove
 	for _, c := range d.Changed {
 		all.add = append(all.add, c.Want)
-		if c.Want.Table == tablePolicy || leads(c.Want) {
+		if c.Want.Table == tablePolicy || leads(c.Want) || throttles(c.Want) {
 			// Policy flows with the same key admit the same packets, in the name of another entry.
 			less.add = append(less.add, c.Want)
 			continue
@@ -84,6 +87,10 @@ func (d Diff) steps(lagging bool) []step {
 			all.wait, less.add = true, append(less.add, f)
 			continue
 		}
+		if throttles(f) {
+			less.add = append(less.add, f)
+			continue
+		}
 		adds[round(f)], more.add = true, append(more.add, f)
 	}
 	all.wait = all.wait || len(d.Removed)+len(d.Changed) > 0 || adds[1]
@@ -96,6 +103,9 @@ func (d Diff) steps(lagging bool) []step {
 
 // leads says whether a flow does not decide that a packet passes, but where it goes then.
 func leads(f of.Flow) bool { return f.Table == tableMoved || f.Table == tableWay }
+
+// throttles says whether a flow does not decide that a packet passes, but how many do.
+func throttles(f of.Flow) bool { return f.Table == tableEndpoint || f.Table == tableZone }
 
 // round says whether a packet meets a flow before connection tracking (0) or after it (1).
 func round(f of.Flow) int {

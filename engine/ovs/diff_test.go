@@ -35,6 +35,7 @@ func drawState(t *rapid.T, name string) State {
 			ID: uint64(i + 1), Class: number(3, "class"), OutPort: out, SourcePorts: []uint32{out}, Group: group("group"),
 			Prefixes: []netip.Prefix{netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, free[i]}), 32)},
 		}
+		e.Limited = rapid.Bool().Draw(t, name+" limited")
 		if e.Group > 0 {
 			e.Number = rapid.SampledFrom(testNumbers).Draw(t, name+" number")
 		}
@@ -49,6 +50,13 @@ func drawState(t *rapid.T, name string) State {
 	for _, c := range rapid.SliceOfNDistinct(course, 0, 4, rapid.ID).Draw(t, name+" ways") {
 		s.Ways = append(s.Ways, Way{c, number(3, "way")})
 	}
+	for g := range uint16(3) {
+		if rapid.Bool().Draw(t, name+" gate") {
+			s.Gates = append(s.Gates, Gate{Group: g, Zone: uint16(number(2, "zone"))})
+		}
+	}
+	rate := rapid.SampledFrom([]Rate{{}, {10, 20}, {10, 30}})
+	s.Rates = Rates{rate.Draw(t, name+" rate of an endpoint"), rate.Draw(t, name+" rate of a zone")}
 	s.Moved = rapid.SliceOfNDistinct(course, 0, 3, rapid.ID).Draw(t, name+" moved")
 	ids := rapid.Permutation([]uint64{1, 2, 3, 4}).Draw(t, name+" entry numbers")
 	for i := range rapid.IntRange(0, 3).Draw(t, name+" entries") {
@@ -66,6 +74,7 @@ var testNumbers = []uint8{0, 1, 0x10, 0x11}
 
 func flowsOf(t *rapid.T, s State) (*wanted, map[of.Key]of.Flow) {
 	w := newWanted(1)
+	w.offer(32)
 	c, left := w.change(s)
 	must.SliceEmpty(t, left)
 	w.apply(c)
@@ -78,10 +87,17 @@ func TestDifferenceOfStates(t *testing.T) {
 		w, have := flowsOf(t, drawState(t, "have"))
 		for range 3 {
 			next := drawState(t, "next")
+			next.Rates = w.state.Rates // with others, all is read back
 			c, left := w.change(next)
 			must.SliceEmpty(t, left)
-			before := w.flowsBefore(c)
+			before, metersBefore := w.flowsBefore(c), w.metersOf(c)
+			meters := w.meters()
 			w.apply(c)
+			for id := range metersBefore {
+				delete(meters, id)
+			}
+			maps.Copy(meters, w.metersOf(c))
+			must.Eq(t, w.meters(), meters)
 			for _, s := range compare(before, w.flowsAfter(c)).steps(rapid.Bool().Draw(t, "lagging")) {
 				write(have, s)
 			}
@@ -168,7 +184,7 @@ func TestStepsWait(t *testing.T) {
 		if len(d.Removed)+len(d.Changed) > 0 {
 			must.True(t, steps[0].wait)
 		}
-		if slices.ContainsFunc(d.Added, func(f of.Flow) bool { return f.Table >= tableState && !leads(f) }) {
+		if slices.ContainsFunc(d.Added, func(f of.Flow) bool { return f.Table >= tableState && !leads(f) && !throttles(f) }) {
 			must.True(t, steps[len(steps)-1].wait)
 		}
 		if slices.ContainsFunc(d.Added, leads) {
@@ -178,7 +194,7 @@ func TestStepsWait(t *testing.T) {
 		must.Len(t, 2, lagging)
 		must.True(t, lagging[0].wait)
 		for _, f := range lagging[0].add {
-			must.True(t, f.Table == tablePolicy || leads(f))
+			must.True(t, f.Table == tablePolicy || leads(f) || throttles(f))
 		}
 	})
 }
@@ -253,7 +269,7 @@ func fate(first, second tables, p packet) string {
 	if p.answers {
 		fields[of.TCPSrc], fields[of.TCPDst], fields[of.TCPFlags] = fields[of.TCPDst], fields[of.TCPSrc], []byte{0, 0x10}
 	}
-	for n := range 10 {
+	for n := range 11 {
 		fields[of.Reg(n)] = make([]byte, 4)
 	}
 	flows := first

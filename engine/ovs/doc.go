@@ -14,15 +14,18 @@
 //	                                                    its group and number; without a group 4
 //	2, 3 bucket    both numbers, four bits a table   -> their exclusive or
 //	4 track        ct, one zone for both directions
-//	               a probe among health addresses    -> 8, untracked
-//	5 state        the label names a living entry between these classes -> 8, else 6; SCTP -> 6
-//	6 policy       (reg0, reg1, protocol, port)      -> commit with the entry's label, 8
-//	               an answer: the same, reversed     -> likewise
-//	               a later fragment: (reg0, reg1, protocol) -> commit without a label, 8
+//	               a probe among health addresses    -> 11, untracked
+//	5 state        the label names a living entry between these classes -> 11, else 6; SCTP -> 6
+//	6 policy       (reg0, reg1, protocol, port)      -> the entry's number, 8
+//	               an answer: the same, reversed     -> likewise, 10
+//	               a later fragment: (reg0, reg1, protocol) -> no number, 8
 //	               an answer of TCP on no connection -> 7
-//	7 moved        (groups, class of the entry, bucket): the way changed just now -> 8
-//	8 way          (groups, class of the entry, bucket) -> reg2; else as table 1 said
-//	9 output       reg2                              -> both MACs, out
+//	7 moved        (groups, class of the entry, bucket): the way changed just now -> 11
+//	8 endpoint     new, source address               -> the meter of the endpoint, 9
+//	9 zone         new, group of the source          -> the meter of its zone, 10
+//	10 commit      the connection gets the label     -> 11
+//	11 way         (groups, class of the entry, bucket) -> reg2; else as table 1 said
+//	12 output      reg2                              -> both MACs, out
 //
 // A packet that matches no flow is dropped and counted by reason. The number of flows grows with
 // endpoints + entries + ways, never with endpoints times endpoints.

@@ -20,6 +20,9 @@ const (
 	tableState
 	tablePolicy
 	tableMoved
+	tableEndpoint
+	tableZone
+	tableCommit
 	tableWay
 	tableOutput
 
@@ -38,6 +41,7 @@ const (
 	cookieHole // an endpoint's number; the reason follows from the table
 	cookieWay
 	cookieMoved
+	cookieGate
 
 	cookieShift = 56
 )
@@ -54,9 +58,12 @@ const (
 	DropEntryGone          = "entry gone"
 	DropNoPort             = "no port"
 	DropNoWay              = "no way"
+
+	// DropTooFast is that of meters, not of flows.
+	DropTooFast = "too fast"
 )
 
-// dropReasons numbers the reasons, from 1, for the cookies of drop flows.
+// dropReasons numbers the reasons why flows drop packets, from 1, for the cookies of drop flows.
 var dropReasons = []string{
 	DropNotIP, DropUnknownSource, DropUnknownDestination, DropInvalid,
 	DropNoContract, DropEntryGone, DropNoPort, DropNoWay,
@@ -111,6 +118,11 @@ var (
 	regNumberTo   = of.Reg(6)
 	regLow        = of.Reg(7) // the lower four bits of the bucket
 	regHigh       = of.Reg(8) // its upper four bits, as they are in the bucket
+
+	// regCommit says how table commit makes a connection, and regEntry the number of the entry that
+	// admits it.
+	regCommit = of.Reg(10)
+	regEntry  = of.LongReg(3)
 
 	portFields = map[uint8]struct{ dst, src of.Field }{
 		protoTCP: {of.TCPDst, of.TCPSrc}, protoUDP: {of.UDPDst, of.UDPSrc}, protoSCTP: {of.SCTPDst, of.SCTPSrc},
@@ -172,6 +184,10 @@ func baseFlows(zone uint16) []of.Flow {
 	for _, kind := range commands {
 		flows = append(flows, drop(tableSource, priorityCommand, DropInvalid, of.Is16(of.EthType, ethIPv4), of.Is8(of.IPProto, protoICMP), of.Is8(of.ICMPv4Type, kind)))
 	}
+	flows = append(flows, commitFlows(zone)...)
+	for _, table := range []uint8{tableEndpoint, tableZone} {
+		flows = append(flows, flow(table, priorityMiss, base, of.Drop.Goto(table+1)))
+	}
 	for _, eth := range ethIP {
 		flows = append(flows,
 			flow(tableState, priorityEach, base, of.Drop.Goto(tablePolicy), // see policyFlows
@@ -181,6 +197,32 @@ func baseFlows(zone uint16) []of.Flow {
 				of.Is32(regSource, ProbeClass), of.Is32(regDestination, ProbeClass), of.Is16(of.EthType, eth), of.Is8(of.IPProto, protoUDP),
 				of.Is16(of.UDPSrc, wellknown.ProbePort), of.Is16(of.UDPDst, wellknown.ProbePort)),
 			flow(tableTrack, priorityMissIP, base, of.Apply(of.Load(regNumberFrom, 0), of.Load(regNumberTo, 0), of.CT{Zone: zone, Table: &state}), of.Is16(of.EthType, eth)))
+	}
+	return flows
+}
+
+// What table commit does with a connection that an entry admits.
+const (
+	commitOpen  = iota + 1 // the packet's direction is the original one
+	commitKeep             // the direction stays
+	commitFirst            // without a label, so that its next packet is judged
+)
+
+// commitFlows make connections. A connection between two endpoints may have become that of another
+// entry.
+func commitFlows(zone uint16) (flows []of.Flow) {
+	label := []of.Action{of.Move{From: regEntry, To: of.CTLabel, Length: 16}}
+	for _, x := range []struct {
+		how uint32
+		ct  of.CT
+	}{
+		{commitOpen, of.CT{Zone: zone, Commit: true, Force: true, Exec: label}},
+		{commitKeep, of.CT{Zone: zone, Commit: true, Exec: label}},
+		{commitFirst, of.CT{Zone: zone, Commit: true}},
+	} {
+		for _, eth := range ethIP {
+			flows = append(flows, flow(tableCommit, priorityJudge, cookie(cookieBase, 0), of.Apply(x.ct).Goto(tableWay), of.Is32(regCommit, x.how), of.Is16(of.EthType, eth)))
+		}
 	}
 	return flows
 }
@@ -271,7 +313,8 @@ func (p Port) flows() []of.Flow {
 	return flows
 }
 
-func (e Endpoint) flows() []of.Flow {
+// flows returns the flows of an endpoint. What it opens is shown a meter, unless that is 0.
+func (e Endpoint) flows(meter uint32) []of.Flow {
 	if e.Hole {
 		return e.holeFlows()
 	}
@@ -295,8 +338,21 @@ func (e Endpoint) flows() []of.Flow {
 		}
 		flows = append(flows, flow(tableDestination, priority, c, destination,
 			of.Is16(of.EthType, eth), of.Within(dst, prefix)))
+		if meter != 0 {
+			flows = append(flows, flow(tableEndpoint, priority, c, of.Drop.Goto(tableZone).Metered(meter),
+				opening, of.Is16(of.EthType, eth), of.Within(src, prefix)))
+		}
 	}
 	return flows
+}
+
+// opening matches packets that open a connection, or seem to at a switch that has not seen its
+// beginning.
+var opening = of.State(of.CTTracked|of.CTNew, 0)
+
+func (g Gate) flow(meter uint32) of.Flow {
+	return flow(tableZone, priorityJudge, cookie(cookieGate, uint64(g.Group)<<16|uint64(g.Zone)),
+		of.Drop.Goto(tableCommit).Metered(meter), opening, of.Is32(regFrom, uint32(g.Group)))
 }
 
 // addressFields returns what matches a prefix's addresses.
@@ -357,17 +413,17 @@ func (e Entry) next(table uint8, actions ...of.Action) of.Instructions {
 //
 // In user space, Open vSwitch takes all SCTP between two addresses for one connection. So each
 // packet of SCTP is judged by its ports, in both directions.
-func (e Entry) policyFlows(zone uint16) []of.Flow {
+func (e Entry) policyFlows() []of.Flow {
 	c := cookie(cookieEntry, e.ID)
-	label := []of.Action{of.SetField{Field: of.CTLabel, Value: of.LabelBytes(e.ID)}}
-	admit := e.next(tableWay, of.CT{Zone: zone, Commit: true, Force: true, Exec: label})
-	// Not Force, which would make this packet's direction the original one.
-	answer := e.next(tableWay, of.CT{Zone: zone, Commit: true, Exec: label})
-	follow := e.next(tableWay, of.CT{Zone: zone, Commit: true})
+	commit := func(table uint8, how uint32, number ...of.Action) of.Instructions {
+		return e.next(table, append(number, of.Load(regCommit, how))...)
+	}
+	entry := of.SetField{Field: regEntry, Value: of.LabelBytes(e.ID)}
+	admit, answer, follow := commit(tableEndpoint, commitOpen, entry), commit(tableCommit, commitKeep, entry), commit(tableEndpoint, commitFirst)
 	pickUp := e.next(tableMoved)
 	answering := of.State(of.CTTracked|of.CTReply, of.CTInvalid)
 	if e.Protocol == protoSCTP {
-		admit, answering = answer, of.State(of.CTTracked|of.CTEstablished, of.CTInvalid)
+		admit, answering = commit(tableEndpoint, commitKeep, entry), of.State(of.CTTracked|of.CTEstablished, of.CTInvalid)
 	}
 	var flows []of.Flow
 	add := func(priority uint16, in of.Instructions, eth uint16, src, dst uint32, more ...of.FieldMatch) {

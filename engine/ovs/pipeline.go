@@ -22,6 +22,7 @@ type Pipeline struct {
 	revalidated func(context.Context) error
 	conn        atomic.Pointer[of.Conn]
 	passAll     atomic.Bool
+	floods      floods
 
 	mu     sync.Mutex // held during a change
 	wanted *wanted    // by the last Set or Reconcile
@@ -64,6 +65,7 @@ func (p *Pipeline) UseConn(conn *of.Conn) {
 // pass, Set writes two bundles: what takes away, and, when the datapath follows, what adds.
 //
 // What cannot be in a switch is left out and named by a *LeftOutError; everything else is applied.
+// So are limits of new connections if the switch has no meters for them.
 // After any other error the switch may have either state, or only less than before; the next Set or
 // Reconcile reads it back.
 //
@@ -92,28 +94,50 @@ func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, e
 	change, left := p.wanted.change(state)
 	var err error
 	var have []of.FlowStats
+	var haveMeters []of.MeterConfig
 	var want map[of.Key]of.Flow
-	if p.known && !readBack {
+	var wantMeters map[uint32]of.MeterConfig
+	if p.known && !readBack && state.Rates == p.wanted.state.Rates {
 		have = p.wanted.flowsBefore(change)
+		for _, m := range p.wanted.metersOf(change) {
+			haveMeters = append(haveMeters, m)
+		}
 		p.wanted.apply(change)
-		want = p.wanted.flowsAfter(change)
+		want, wantMeters = p.wanted.flowsAfter(change), p.wanted.metersOf(change)
 	} else {
+		var most uint32
 		if have, err = p.flows(ctx, of.Filter{Table: of.AllTables}); err != nil {
 			return Diff{}, err
 		}
+		if most, haveMeters, err = p.meters(ctx); err != nil {
+			return Diff{}, err
+		}
 		p.wanted.apply(change)
-		want = p.wanted.flows()
+		p.wanted.offer(most)
+		want, wantMeters = p.wanted.flows(), p.wanted.meters()
 		if p.passAll.Load() {
 			put(want, passAllFlows())
 		}
 	}
+	if p.wanted.meterage().lacking() {
+		left = append(left, LeftOut{Err: errNoMeters})
+	}
 	diff := compare(have, want)
+	diff.Meters = compareMeters(haveMeters, wantMeters)
 	p.known = false
+	refused, err := p.writeMeters(ctx, diff.Meters.before(), &diff)
+	if err != nil {
+		return diff, err
+	}
 	if err := p.write(ctx, diff); err != nil {
 		return diff, err
 	}
+	// A switch removes the flows of a meter with it.
+	if _, err := p.writeMeters(ctx, diff.Meters.after(), &diff); err != nil {
+		return diff, err
+	}
 	p.known = true
-	if len(left) > 0 {
+	if left = append(left, refused...); len(left) > 0 {
 		return diff, &LeftOutError{left}
 	}
 	return diff, nil

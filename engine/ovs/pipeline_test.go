@@ -448,7 +448,7 @@ func TestRepair(t *testing.T) {
 	ofctl := func(args ...string) {
 		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
 	}
-	ofctl("add-flow", "table=6,priority=7,actions=learn(table=11,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:9")
+	ofctl("add-flow", "table=6,priority=7,actions=learn(table=20,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:12")
 	ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
 	ofctl("add-flow", "table=4,priority=1,cookie=0x0100000000000000,ip,idle_timeout=900,actions=set_field:0->reg5,set_field:0->reg6,ct(table=5,zone=7)")
 	diff, err := f.p.Reconcile(ctx, f.state)
@@ -518,7 +518,7 @@ func TestRefusedInput(t *testing.T) {
 		{withEntry(ovs.Entry{ID: 9, Src: 1, Dst: 2, Protocol: 6, Ports: []ovs.PortRange{{First: 2, Last: 1}}}), "backwards"},
 		{with(func(s *ovs.State) { s.Ports = append(s.Ports, ovs.Port{}) }), "port 0"},
 		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, numbered) }), "endpoint 99: an endpoint without a group has number 3"},
-		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, hole) }), "endpoint 99: a hole has a class, a port or a group"},
+		{with(func(s *ovs.State) { s.Endpoints = append(s.Endpoints, hole) }), "endpoint 99: a hole has a class, a port, a group or a limit"},
 		{withWay(course, 0), "way of group 1 to group 2, class 0, bucket 5: port 0 is not that of a device"},
 		{withWay(ovs.Course{From: 1, Bucket: ovs.AllBuckets}, 1), "way of group 1 to group 0, class 0: group 0 is no group"},
 		{withMoved(ovs.Course{To: 2, Bucket: 256}), "move of group 0 to group 2, class 0, bucket 256: there are buckets 0 to 255"},

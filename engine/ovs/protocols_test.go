@@ -82,8 +82,8 @@ func TestInspect(t *testing.T) {
 	ofctl := func(args ...string) {
 		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
 	}
-	ofctl("add-flow", "table=6,priority=7,actions=goto_table:9")
-	ofctl("del-flows", "table=9,reg2=1")
+	ofctl("add-flow", "table=6,priority=7,actions=goto_table:12")
+	ofctl("del-flows", "table=12,reg2=1")
 	_, diff, err = f.p.Inspect(ctx)
 	must.NoError(t, err)
 	must.Len(t, 1, diff.Removed)

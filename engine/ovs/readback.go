@@ -15,7 +15,7 @@ import (
 )
 
 // Drops counts the packets that the switch dropped, by reason, since it was started. The counters
-// lag by up to a second.
+// lag by up to a second. Of meters that are gone it counts what it had seen before.
 func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
 	drops := make(map[string]uint64, len(dropReasons))
 	for _, reason := range dropReasons {
@@ -32,6 +32,15 @@ func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
 			}
 		}
 	}
+	conn := p.conn.Load()
+	if conn == nil {
+		return nil, ErrNotConnected
+	}
+	byMeter, err := conn.MeterDrops(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("count dropped packets: %w", err)
+	}
+	drops[DropTooFast] = p.floods.note(byMeter)
 	return drops, nil
 }
 
@@ -51,7 +60,8 @@ func dropReason(f of.Flow) string {
 
 // Dump reads back what the switch enforces, whichever process wrote it. It leaves out flows that
 // are part of no State; Reconcile removes them. Of ports that two entries admit, only the entry
-// with the lower number shows them; an entry left without ports has protocol 0.
+// with the lower number shows them; an entry left without ports has protocol 0. How fast
+// connections may open is not in flows: there are no Rates.
 func (p *Pipeline) Dump(ctx context.Context) (State, error) {
 	flows, err := p.flows(ctx, of.Filter{Table: of.AllTables})
 	if err != nil {
@@ -68,27 +78,41 @@ func (p *Pipeline) Inspect(ctx context.Context) (State, Diff, error) {
 	if err != nil {
 		return State{}, Diff{}, fmt.Errorf("inspect the switch: %w", err)
 	}
+	most, haveMeters, err := p.meters(ctx)
+	if err != nil {
+		return State{}, Diff{}, fmt.Errorf("inspect the switch: %w", err)
+	}
 	state := read(flows)
-	whole := state
-	whole.Ports = p.withMACs(state.Ports)
+	whole := p.completed(state)
 	like := newWanted(p.wanted.zone)
 	like.apply(change{after: whole, next: whole})
-	return state.tidy(), compare(flows, like.flows()), nil
+	like.offer(most)
+	diff := compare(flows, like.flows())
+	diff.Meters = compareMeters(haveMeters, like.meters())
+	return state.tidy(), diff, nil
 }
 
-// withMACs completes ports whose flow with the MAC addresses is missing.
-func (p *Pipeline) withMACs(ports []Port) []Port {
+// completed adds what a switch cannot say of itself: the MAC addresses of ports whose flow is
+// missing, and what is limited.
+func (p *Pipeline) completed(s State) State {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	ports = slices.Clone(ports)
-	for i, port := range ports {
+	s.Ports = slices.Clone(s.Ports)
+	for i, port := range s.Ports {
 		for _, wanted := range p.wanted.state.Ports {
 			if wanted.No == port.No && port.MAC == (MAC{}) && port.Peer == (MAC{}) {
-				ports[i].MAC, ports[i].Peer = wanted.MAC, wanted.Peer
+				s.Ports[i].MAC, s.Ports[i].Peer = wanted.MAC, wanted.Peer
 			}
 		}
 	}
-	return ports
+	s.Gates, s.Rates = p.wanted.state.Gates, p.wanted.state.Rates
+	s.Endpoints = slices.Clone(s.Endpoints)
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		n, found := slices.BinarySearchFunc(p.wanted.state.Endpoints, *e, byEndpoint)
+		e.Limited = e.Limited && !found || found && p.wanted.state.Endpoints[n].Limited
+	}
+	return s
 }
 
 // read finds the parts of a state to which flows belong by their cookies.
@@ -96,6 +120,7 @@ func read(flows []of.FlowStats) State {
 	ports, endpoints, entries := map[uint32]Port{}, map[uint64]Endpoint{}, map[uint64]Entry{}
 	var ways []Way
 	var moved []Course
+	var gates []Gate
 	for _, f := range flows {
 		actions, _, err := f.Instructions.Decode()
 		if err != nil {
@@ -114,13 +139,20 @@ func read(flows []of.FlowStats) State {
 			if course, ok := readCourse(f.Flow, tableWay); ok {
 				ways = append(ways, Way{course, loaded(actions)[regPort]})
 			}
+		case cookieGate:
+			if g := (Gate{Group: uint16(number >> 16), Zone: uint16(number)}); f.Table == tableZone && g.Zone != 0 {
+				gates = append(gates, g)
+			}
 		case cookieMoved:
 			if course, ok := readCourse(f.Flow, tableMoved); ok {
 				moved = append(moved, course)
 			}
 		}
 	}
-	return State{slices.Collect(maps.Values(ports)), slices.Collect(maps.Values(endpoints)), slices.Collect(maps.Values(entries)), ways, moved}
+	return State{
+		Ports: slices.Collect(maps.Values(ports)), Endpoints: slices.Collect(maps.Values(endpoints)), Entries: slices.Collect(maps.Values(entries)),
+		Ways: ways, Moved: moved, Gates: gates,
+	}
 }
 
 // readCourse returns the course whose packets a flow of a table matches.
@@ -171,6 +203,7 @@ func (p Port) read(no uint32, f of.Flow, actions []of.Action) Port {
 
 func (e Endpoint) read(id uint64, f of.Flow, actions []of.Action) Endpoint {
 	e.ID, e.Hole = id, f.Cookie>>cookieShift == cookieHole
+	e.Limited = e.Limited || f.Table == tableEndpoint
 	for field, v := range loaded(actions) {
 		switch field {
 		case regSource, regDestination:

@@ -128,7 +128,7 @@ func TestSetReadsBackAfterAnError(t *testing.T) {
 	gone, cancel := context.WithTimeout(ctx, time.Nanosecond)
 	defer cancel()
 	must.ErrorIs(t, f.p.Set(gone, with), context.DeadlineExceeded)
-	ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", "table=9,reg2=1")
+	ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", "table=12,reg2=1")
 	must.NoError(t, f.p.Set(ctx, with))
 	have, err := f.p.Dump(ctx)
 	must.NoError(t, err)

@@ -52,6 +52,8 @@ type Endpoint struct {
 	// ends' numbers. An endpoint without a group has number 0.
 	Group  uint16
 	Number uint8
+	// Limited says that the connections which it opens are limited by Rates.Endpoint.
+	Limited bool
 	// Hole says that nobody has the prefixes, although wider prefixes of other endpoints contain
 	// them: packets from and to them are dropped as of an unknown source or destination. A hole has
 	// neither ports nor a class.
@@ -105,6 +107,8 @@ type State struct {
 	Endpoints []Endpoint
 	Entries   []Entry
 	Ways      []Way
+	Gates     []Gate
+	Rates     Rates
 	// Moved are courses whose packets took another way moments ago. Of those, answers of TCP pass
 	// although this switch has not seen the connection's beginning.
 	Moved []Course
@@ -151,10 +155,13 @@ func byCourse(a, b Course) int {
 	return cmp.Or(cmp.Compare(a.From, b.From), cmp.Compare(a.To, b.To), cmp.Compare(a.Class, b.Class), cmp.Compare(a.Bucket, b.Bucket))
 }
 
+func byGate(a, b Gate) int { return cmp.Compare(a.Group, b.Group) }
+
 func (p *Port) name() string     { return fmt.Sprintf("port %d", p.No) }
 func (e *Endpoint) name() string { return fmt.Sprintf("endpoint %d", e.ID) }
 func (e *Entry) name() string    { return fmt.Sprintf("entry %d", e.ID) }
 func (w *Way) name() string      { return "way of " + w.Course.String() }
+func (g *Gate) name() string     { return fmt.Sprintf("gate of group %d", g.Group) }
 func (c *Course) name() string   { return "move of " + c.String() }
 
 func (c Course) String() string {
@@ -169,15 +176,17 @@ func (p *Port) endpoint() uint64     { return 0 }
 func (e *Endpoint) endpoint() uint64 { return e.ID }
 func (e *Entry) endpoint() uint64    { return 0 }
 func (w *Way) endpoint() uint64      { return 0 }
+func (g *Gate) endpoint() uint64     { return 0 }
 func (c *Course) endpoint() uint64   { return 0 }
 
 func (p *Port) equal(o *Port) bool     { return *p == *o }
 func (w *Way) equal(o *Way) bool       { return *w == *o }
+func (g *Gate) equal(o *Gate) bool     { return *g == *o }
 func (c *Course) equal(o *Course) bool { return *c == *o }
 
 func (e *Endpoint) equal(o *Endpoint) bool {
 	return e.ID == o.ID && e.Class == o.Class && e.OutPort == o.OutPort && e.Hole == o.Hole &&
-		e.Group == o.Group && e.Number == o.Number &&
+		e.Group == o.Group && e.Number == o.Number && e.Limited == o.Limited &&
 		same(e.Prefixes, o.Prefixes) && same(e.SourcePorts, o.SourcePorts)
 }
 
@@ -203,8 +212,8 @@ func (e *Endpoint) check() error {
 		return fmt.Errorf("%s: the number is out of range", e.name())
 	}
 	switch {
-	case e.Hole && (e.Class != 0 || e.OutPort != 0 || len(e.SourcePorts) > 0 || e.Group != 0):
-		return fmt.Errorf("%s: a hole has a class, a port or a group", e.name())
+	case e.Hole && (e.Class != 0 || e.OutPort != 0 || len(e.SourcePorts) > 0 || e.Group != 0 || e.Limited):
+		return fmt.Errorf("%s: a hole has a class, a port, a group or a limit", e.name())
 	case e.Group == 0 && e.Number != 0:
 		return fmt.Errorf("%s: an endpoint without a group has number %d", e.name(), e.Number)
 	case !e.Hole && (e.Class == 0 || e.Class == routerClass):
@@ -246,6 +255,13 @@ func (w *Way) check() error {
 		return fmt.Errorf("%s: port %d is not that of a device", w.name(), w.Port)
 	}
 	return w.checkCourse(w.name())
+}
+
+func (g *Gate) check() error {
+	if g.Zone == 0 {
+		return fmt.Errorf("%s: zone 0 is no zone", g.name())
+	}
+	return nil
 }
 
 func (c *Course) check() error { return c.checkCourse(c.name()) }
@@ -290,6 +306,7 @@ func (s State) tidy() State {
 	}
 	slices.SortFunc(t.Entries, byEntry)
 	t.Ways = slices.SortedFunc(slices.Values(s.Ways), byWay)
+	t.Gates, t.Rates = slices.SortedFunc(slices.Values(s.Gates), byGate), s.Rates
 	t.Moved = slices.SortedFunc(slices.Values(s.Moved), byCourse)
 	return t
 }

@@ -20,10 +20,12 @@ type wanted struct {
 	state    State                   // in order of numbers
 	prefixes map[netip.Prefix]uint64 // the endpoint that has it
 	policy   map[of.Key][]of.Flow    // flows of entries that admit the same packets, lowest entry first
+	most     uint32                  // meters that the switch offers
+	used     map[uint32]int          // meters of endpoints, and how many use each
 }
 
 func newWanted(zone uint16) *wanted {
-	return &wanted{zone: zone, base: baseFlows(zone), prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}}
+	return &wanted{zone: zone, base: baseFlows(zone), prefixes: map[netip.Prefix]uint64{}, policy: map[of.Key][]of.Flow{}, used: map[uint32]int{}}
 }
 
 // change is how one State differs from the one before: before are the parts that go or are
@@ -39,6 +41,7 @@ func (w *wanted) change(next State) (c change, left []LeftOut) {
 	c.before.Entries, c.after.Entries, left = differing(w.state.Entries, &c.next.Entries, byEntry, left)
 	c.before.Ways, c.after.Ways, left = differing(w.state.Ways, &c.next.Ways, byWay, left)
 	c.before.Moved, c.after.Moved, left = differing(w.state.Moved, &c.next.Moved, byCourse, left)
+	c.before.Gates, c.after.Gates, left = differing(w.state.Gates, &c.next.Gates, byGate, left)
 	return c, w.settleOwners(&c, left)
 }
 
@@ -90,7 +93,7 @@ func (w *wanted) apply(c change) {
 	}
 	byCookie := func(a, b of.Flow) int { return cmp.Compare(a.Cookie, b.Cookie) }
 	for _, e := range c.before.Entries {
-		for _, f := range e.policyFlows(w.zone) {
+		for _, f := range e.policyFlows() {
 			rest := slices.DeleteFunc(w.policy[f.Key], func(o of.Flow) bool { return o.Cookie == f.Cookie })
 			if w.policy[f.Key] = rest; len(rest) == 0 {
 				delete(w.policy, f.Key)
@@ -98,14 +101,21 @@ func (w *wanted) apply(c change) {
 		}
 	}
 	for _, e := range c.after.Entries {
-		for _, f := range e.policyFlows(w.zone) {
+		for _, f := range e.policyFlows() {
 			list := w.policy[f.Key]
 			if i, found := slices.BinarySearchFunc(list, f, byCookie); !found {
 				w.policy[f.Key] = slices.Insert(list, i, f)
 			}
 		}
 	}
+	if w.state.Rates == c.next.Rates {
+		w.count(c.before.Endpoints, -1)
+		w.count(c.after.Endpoints, 1)
+		w.state = c.next
+		return
+	}
 	w.state = c.next
+	w.recount()
 }
 
 // flowsBefore returns the flows that a change may alter, before it is applied.
@@ -129,7 +139,7 @@ func (w *wanted) flowsAfter(c change) map[of.Key]of.Flow {
 // flows returns all flows of the current state.
 func (w *wanted) flows() map[of.Key]of.Flow {
 	s := w.state
-	flows := make(map[of.Key]of.Flow, 600+4*len(s.Endpoints)+3*len(s.Entries)+len(w.policy)+len(s.Ways)+len(s.Moved))
+	flows := make(map[of.Key]of.Flow, 600+5*len(s.Endpoints)+3*len(s.Entries)+len(w.policy)+len(s.Ways)+len(s.Moved))
 	put(flows, w.base)
 	for key, list := range w.policy {
 		flows[key] = list[0]
@@ -142,7 +152,7 @@ func (w *wanted) flows() map[of.Key]of.Flow {
 func (w *wanted) policyKeys(c change) (keys []of.Key) {
 	for _, list := range [][]Entry{c.before.Entries, c.after.Entries} {
 		for _, e := range list {
-			for _, f := range e.policyFlows(w.zone) {
+			for _, f := range e.policyFlows() {
 				keys = append(keys, f.Key)
 			}
 		}
@@ -155,8 +165,15 @@ func (w *wanted) put(flows map[of.Key]of.Flow, s State, policy []of.Key) {
 	for _, p := range s.Ports {
 		put(flows, p.flows())
 	}
-	for _, e := range s.Endpoints {
-		put(flows, e.flows())
+	m := w.meterage()
+	for i := range s.Endpoints {
+		put(flows, s.Endpoints[i].flows(m.ofEndpoint(&s.Endpoints[i])))
+	}
+	for i := range s.Gates {
+		if meter := m.ofGate(&s.Gates[i]); meter != 0 {
+			f := s.Gates[i].flow(meter)
+			flows[f.Key] = f
+		}
 	}
 	for _, e := range s.Entries {
 		put(flows, e.stateFlows())

@@ -341,13 +341,13 @@ func TestWaysAreRepaired(t *testing.T) {
 		command, flow string
 		want          []string
 	}{
-		{"del-flows", "table=8,reg3=1,reg4=2,reg9=7", []string{
+		{"del-flows", "table=11,reg3=1,reg4=2,reg9=7", []string{
 			fmt.Sprintf("missing flow: table way, priority 200: packets from group-1 to group-2 whose contract's path is path-7 in bucket 39: output port is port-%d, go to table output", second)}},
 		{"del-flows", "table=7,reg3=2", []string{
 			"missing flow: table moved, priority 200: packets from group-2 to group-1 whose contract's path is path-7 in bucket 39: go to table way"}},
-		{"add-flow", fmt.Sprintf("table=8,priority=100,cookie=0x08000100020000ff,reg3=1,reg4=2,reg9=0,actions=set_field:%d->reg2,goto_table:9", second), []string{
+		{"add-flow", fmt.Sprintf("table=11,priority=100,cookie=0x08000100020000ff,reg3=1,reg4=2,reg9=0,actions=set_field:%d->reg2,goto_table:12", second), []string{
 			fmt.Sprintf("altered flow: table way, priority 100: packets from group-1 to group-2: output port is port-%d, go to table output; expected: output port is port-%d, go to table output", second, first)}},
-		{"add-flow", "table=7,priority=300,cookie=0x0900020001000000,reg3=2,actions=goto_table:8", []string{
+		{"add-flow", "table=7,priority=300,cookie=0x0900020001000000,reg3=2,actions=goto_table:11", []string{
 			"foreign flow: table moved, priority 300: packets from group-2: go to table way; its cookie is 0x900020001000000"}},
 		{"add-flow", "table=3,priority=300,actions=set_field:0->reg8,goto_table:4", []string{
 			"foreign flow: table bucket-high, priority 300: every packet: bucket begins with 0, go to table track; its cookie is 0x0"}},

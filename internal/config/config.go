@@ -248,6 +248,8 @@ type Connections struct {
 	NewPerSecond       *int   `hcl:"new_per_second,optional"`
 	PublishedPerSecond *int   `hcl:"published_per_second,optional"`
 	Switch             *int   `hcl:"switch,optional"`
+	SwitchNewPerSecond *int   `hcl:"switch_new_per_second,optional"`
+	ZoneNewPerSecond   *int   `hcl:"zone_new_per_second,optional"`
 	ExitPerEndpoint    *int   `hcl:"exit_per_endpoint,optional"`
 	ExitNewPerSecond   *int   `hcl:"exit_new_per_second,optional"`
 }
@@ -285,6 +287,8 @@ func (c *Connections) numbers(l *connlimit.Limits) []numberLimit {
 		{"new_per_second", c.NewPerSecond, &l.NewPerSecond, connlimit.CheckNewPerSecond},
 		{"published_per_second", c.PublishedPerSecond, &l.PublishedPerSecond, connlimit.CheckNewPerSecond},
 		{"switch", c.Switch, &l.Switch, connlimit.CheckSwitch},
+		{"switch_new_per_second", c.SwitchNewPerSecond, &l.SwitchNewPerSecond, connlimit.CheckMetered},
+		{"zone_new_per_second", c.ZoneNewPerSecond, &l.ZoneNewPerSecond, connlimit.CheckMetered},
 		{"exit_per_endpoint", c.ExitPerEndpoint, &l.ExitPerEndpoint, connlimit.CheckPerEndpoint},
 		{"exit_new_per_second", c.ExitNewPerSecond, &l.ExitNewPerSecond, connlimit.CheckNewPerSecond},
 	}

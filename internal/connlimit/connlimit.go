@@ -36,6 +36,10 @@ type Limits struct {
 	PublishedPerSecond int
 	// Switch is the most connections that the switch of a processor tracks.
 	Switch int
+	// SwitchNewPerSecond is the most connections that one endpoint of a zone may open in a second
+	// through the switch of a processor, and ZoneNewPerSecond the most that all of a zone may. 0 is
+	// no limit.
+	SwitchNewPerSecond, ZoneNewPerSecond int
 	// ExitPerEndpoint is the most connections to the outside that one endpoint may have through a
 	// processor, and ExitNewPerSecond the most that it may open in a second. The kernel tracks
 	// these as well, in one table for all, and has some 64,000 ports for each destination.
@@ -50,6 +54,7 @@ func Default() Limits {
 			UDP: 3 * time.Minute, SCTP: 3 * time.Minute, ICMP: 30 * time.Second,
 		},
 		PerEndpoint: 65_536, NewPerSecond: 10_000, PublishedPerSecond: 2_000, Switch: 1_000_000,
+		SwitchNewPerSecond: 10_000, ZoneNewPerSecond: 100_000,
 		ExitPerEndpoint: 8_192, ExitNewPerSecond: 1_000,
 	}
 }
@@ -78,6 +83,9 @@ func CheckPerEndpoint(n int) error { return within(n, minEndpoint, maxEndpoint) 
 
 // CheckNewPerSecond returns an error if n cannot be Limits.NewPerSecond or PublishedPerSecond.
 func CheckNewPerSecond(n int) error { return within(n, minRate, maxRate) }
+
+// CheckMetered returns an error if n cannot be Limits.SwitchNewPerSecond or ZoneNewPerSecond.
+func CheckMetered(n int) error { return within(n, 0, maxRate) }
 
 // CheckSwitch returns an error if n cannot be Limits.Switch.
 func CheckSwitch(n int) error { return within(n, minSwitch, maxSwitch) }
