@@ -38,7 +38,6 @@ import (
 	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/supervisor"
-	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/roster"
 )
 
@@ -104,8 +103,13 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 		return nil, err
 	}
 	n.OnLive(d.stand.look)
-	d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle)
-	return d, err
+	if d.server, err = rpc.NewServer(n.Identity.ServerTLS(tls.RequireAndVerifyClientCert), n.Identity, d.welcome, d.Handle); err != nil {
+		return nil, err
+	}
+	if d.bridge != nil {
+		d.server.PassOn(d.passOn)
+	}
+	return d, nil
 }
 
 // known returns what is known of the outside besides documents and names.
@@ -195,6 +199,7 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	if d.bridge != nil {
 		group.Go(func() error { return d.registered.Run(ctx) })
 		group.Go(func() error { return d.meetEngines(ctx) })
+		group.Go(func() error { return d.answerEngines(ctx) })
 		group.Go(func() error {
 			d.bridge.follow(ctx)
 			return nil
@@ -238,7 +243,7 @@ func (d *Daemon) awaitPorts(ctx context.Context) error {
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		want := 1 + len(d.otherZones())
+		want := 1 + len(linkedZones(d.self.ID(), d.node.Tunnels()))
 		if have := d.bridge.portCount(); have >= want && len(d.node.Nodes()) > 0 {
 			return nil
 		} else if time.Now().After(deadline) {
@@ -333,38 +338,30 @@ func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
 	}
 }
 
-// meetEngines keeps a connection with each engine of the other zones, inside the encrypted link
-// between the two processors, because nothing else passes between zones. Of two engines, the one
-// with the lower node ID connects and the other listens.
+// meetEngines keeps a connection with each engine of the other zones, inside the encrypted links
+// between processors, because nothing else passes between zones. Of two engines, the one with the
+// lower node ID connects and the other listens.
 func (d *Daemon) meetEngines(ctx context.Context) error {
-	elsewhere := func(n fabric.Node) bool { return n.Zone != d.self.Zone && n.Boundary() }
-	return d.node.KeepEngines(ctx, elsewhere, fabric.Node.Health4, func(ctx context.Context, n fabric.Node) error {
-		if fabric.CompareNodeIDs(d.self.ID(), n.ID()) < 0 {
-			return d.call(ctx, n)
-		}
-		return d.answer(ctx, n)
-	})
+	mine := func(n fabric.Node) bool {
+		return n.Zone != d.self.Zone && n.Boundary() && fabric.CompareNodeIDs(d.self.ID(), n.ID()) < 0
+	}
+	return d.node.KeepEngines(ctx, mine, fabric.Node.Health4, d.call)
 }
 
-// call connects to the engine of another zone, by its tunnels in turn, and returns when the
-// connection ends.
+// call connects to the engine of another zone, by its tunnels and through other engines in turn. It
+// returns when the connection ends.
 func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	attempt := 0
 	dial := func(ctx context.Context) (*rpc.Conn, error) {
-		config := d.node.Identity.ClientTLS(identity.OfNode(n))
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
-		var conn *rpc.Conn
-		hops := d.node.Links.Tunnels(n.ID())
-		if len(hops) == 0 {
-			return nil, fmt.Errorf("there is no link to %s yet", n.ID())
+		paths := pathsTo(d.self.ID(), n.ID(), d.node.Tunnels(), attempt)
+		if len(paths) == 0 {
+			return nil, fmt.Errorf("no link leads to %s", n.ID())
 		}
-		hop := hops[attempt%len(hops)]
+		path := paths[attempt%len(paths)]
 		attempt++
-		err := d.inLink(hop, func() (err error) {
-			conn, err = rpc.Dial(ctx, netip.AddrPortFrom(n.Health4(), n.Engine).String(), config, d.node.Identity, d.Handle)
-			return err
-		})
+		conn, err := d.reach(ctx, n, path)
 		if err != nil {
 			return nil, fmt.Errorf("reach the engine of %s: %w", n.ID(), err)
 		}
@@ -385,12 +382,8 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	return err
 }
 
-// answer listens for the engine of another zone at this end of each tunnel to it.
-func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
-	if len(d.node.Links.Tunnels(n.ID())) == 0 {
-		return fmt.Errorf("there is no link to %s yet", n.ID())
-	}
-	ended := make(chan error)
+// answerEngines listens for the engines of other zones at this end of each tunnel, until ctx ends.
+func (d *Daemon) answerEngines(ctx context.Context) error {
 	var listening sync.WaitGroup
 	defer listening.Wait()
 	ctx, cancel := context.WithCancel(ctx)
@@ -399,48 +392,53 @@ func (d *Daemon) answer(ctx context.Context, n fabric.Node) error {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		hops := d.node.Links.Tunnels(n.ID())
+		hops := map[desired.Hop]bool{}
+		for _, n := range d.nodes() {
+			if n.Zone == d.self.Zone || !n.Boundary() {
+				continue
+			}
+			for _, hop := range d.node.Links.Tunnels(n.ID()) {
+				hops[hop] = true
+			}
+		}
 		for hop, stop := range stops {
-			if !slices.Contains(hops, hop) {
+			if !hops[hop] {
 				stop()
 				delete(stops, hop)
 			}
 		}
-		for _, hop := range hops {
+		for hop := range hops {
 			if stops[hop] != nil {
 				continue
 			}
 			each, stop := context.WithCancel(ctx)
 			stops[hop] = stop
 			listening.Go(func() {
-				err := d.answerBy(each, n, hop)
-				select {
-				case ended <- err:
-				case <-each.Done():
+				for each.Err() == nil {
+					d.node.Degrade("tunnel to "+hop.String(), d.answerBy(each, hop))
+					retry.Sleep(each, time.Second)
 				}
 			})
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case err := <-ended:
-			return err
 		case <-tick.C:
 		}
 	}
 }
 
-// answerBy listens for the engine of another zone at this end of a tunnel.
-func (d *Daemon) answerBy(ctx context.Context, n fabric.Node, tunnel desired.Hop) error {
+// answerBy listens at this end of a tunnel. It returns nil when ctx ends.
+func (d *Daemon) answerBy(ctx context.Context, tunnel desired.Hop) error {
 	var l net.Listener
 	err := d.inLink(tunnel, func() (err error) {
 		l, err = net.Listen("tcp", netip.AddrPortFrom(d.self.Health4(), d.self.Engine).String())
 		return err
 	})
 	if err != nil {
-		return fmt.Errorf("listen for the engine of %s: %w", n.ID(), err)
+		return fmt.Errorf("listen for engines at the tunnel to %s: %w", tunnel, err)
 	}
-	d.node.Degrade("engine "+n.ID().String(), nil)
+	d.node.Degrade("tunnel to "+tunnel.String(), nil)
 	return d.server.Serve(ctx, l)
 }
 

@@ -47,6 +47,25 @@ func Dial(ctx context.Context, addr string, conf *tls.Config, id Identity, h Han
 func DialFrom(ctx context.Context, from netip.Addr, addr string, conf *tls.Config, id Identity, h Handler) (*Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
+	raw, err := open(ctx, from, addr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := DialBy(ctx, raw, conf, id, h)
+	if err != nil {
+		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+	}
+	return c, nil
+}
+
+// Open is the first step of Dial, for DialBy and Through.
+func Open(ctx context.Context, addr string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	return open(ctx, netip.Addr{}, addr)
+}
+
+func open(ctx context.Context, from netip.Addr, addr string) (net.Conn, error) {
 	d := net.Dialer{KeepAliveConfig: keepAlive}
 	if from.IsValid() {
 		d.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, 0))
@@ -56,11 +75,18 @@ func DialFrom(ctx context.Context, from netip.Addr, addr string, conf *tls.Confi
 	if err != nil {
 		return nil, fmt.Errorf("connect to %s: %w", addr, err)
 	}
+	return raw, nil
+}
+
+// DialBy is Dial by a stream that is there already. It closes raw if it fails.
+func DialBy(ctx context.Context, raw net.Conn, conf *tls.Config, id Identity, h Handler) (*Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
 	conf, own := noteOwn(conf)
 	c, err := handshake(ctx, tls.Client(raw, conf), id, own)
 	if err != nil {
 		raw.Close()
-		return nil, fmt.Errorf("connect to %s: %w", addr, err)
+		return nil, err
 	}
 	// The connection outlives ctx, and keeps its values.
 	c.start(context.WithoutCancel(ctx), h, nil, newLoad())

@@ -16,6 +16,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
@@ -36,6 +37,8 @@ type Server struct {
 	rates      *limit.Rate[netip.Prefix]
 	logs       *limit.Rate[netip.Prefix]
 	loads      loads
+	onward     Onward // nil: nothing is passed on
+	through    *limit.Count[fabric.NodeID]
 
 	mu      sync.Mutex
 	refused map[string]uint64 // by reason
@@ -53,6 +56,7 @@ func NewServer(conf *tls.Config, id Identity, onConn func(context.Context, *Conn
 		handshakes: limit.NewCount[netip.Prefix](maxHandshakesEach, maxHandshakes),
 		rates:      limit.NewRate[netip.Prefix](handshakeInterval, handshakeBurst),
 		logs:       limit.NewRate[netip.Prefix](logInterval, 3),
+		through:    limit.NewCount[fabric.NodeID](maxThroughEach, maxThrough),
 		refused:    map[string]uint64{},
 	}, nil
 }
@@ -114,11 +118,16 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 		conns.Go(func() {
 			hctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 			conf, own := noteOwn(s.conf)
-			c, err := handshake(hctx, tls.Server(raw, conf), s.identity, own)
+			t := tls.Server(raw, conf)
+			c, err := handshake(hctx, t, s.identity, own)
 			cancel()
 			s.handshakes.Release(source)
 			if err != nil {
 				refuse(err)
+				return
+			}
+			if t.ConnectionState().NegotiatedProtocol == protocolThrough {
+				s.passOn(ctx, c)
 				return
 			}
 			load := s.loads.enter(c.peer.NodeID, func() { s.count(reasonCalls) })
