@@ -7,11 +7,15 @@ import (
 	"context"
 	"flag"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/shoenig/test/must"
+	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/engine/ovs"
 	"github.com/sif-project/sif/engine/ovs/ovstest"
@@ -51,29 +55,71 @@ func thousand(n int) []ovs.Entry {
 	return entries
 }
 
-func benchPipeline(b *testing.B) *ovs.Pipeline {
+func benchPipeline(b *testing.B) (*ovs.Pipeline, *ovstest.Instance) {
 	ctx := context.Background()
-	sw := ovs.NewSwitch(ovstest.Start(b).Config)
+	instance := ovstest.Start(b)
+	sw := ovs.NewSwitch(instance.Config)
 	must.NoError(b, sw.Create(ctx))
 	conn, err := sw.Dial(ctx)
 	must.NoError(b, err)
 	b.Cleanup(func() { _ = conn.Close() })
 	p := ovs.NewPipeline(7, sw.Revalidated)
 	p.UseConn(conn)
-	return p
+	return p, instance
 }
 
 func BenchmarkLoad(b *testing.B) {
 	ctx := context.Background()
-	p := benchPipeline(b)
+	p, instance := benchPipeline(b)
 	state := crowd(*benchEndpoints)
+	var own, its time.Duration
 	for b.Loop() {
 		b.StopTimer()
 		must.NoError(b, p.Set(ctx, ovs.State{}))
+		ownBefore, itsBefore := processorTime(b), instance.ProcessorTime()
 		b.StartTimer()
 		must.NoError(b, p.Set(ctx, state))
+		b.StopTimer()
+		own, its = own+processorTime(b)-ownBefore, its+instance.ProcessorTime()-itsBefore
+		b.StartTimer()
+	}
+	perLoad := func(d time.Duration) float64 { return float64(d.Milliseconds()) / float64(b.N) }
+	b.ReportMetric(perLoad(b.Elapsed()), "ms/load")
+	b.ReportMetric(perLoad(own), "own-cpu-ms/load")
+	b.ReportMetric(perLoad(its), "switch-cpu-ms/load")
+}
+
+// processorTime returns how long this process has run on processors.
+func processorTime(b *testing.B) time.Duration {
+	var usage unix.Rusage
+	must.NoError(b, unix.Getrusage(unix.RUSAGE_SELF, &usage))
+	return time.Duration(usage.Utime.Nano() + usage.Stime.Nano())
+}
+
+// BenchmarkLoadByTool loads the same flows by ovs-ofctl, which has them as text: what the switch
+// itself needs, and the tool.
+func BenchmarkLoadByTool(b *testing.B) {
+	ctx := context.Background()
+	p, instance := benchPipeline(b)
+	must.NoError(b, p.Set(ctx, crowd(*benchEndpoints)))
+	bridge := "unix:" + instance.Config.RunDir + "/br-sif.mgmt"
+	flows := ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--no-stats", "dump-flows", bridge)
+	_, flows, _ = strings.Cut(flows, "\n") // the first line is the header of the answer
+	file := filepath.Join(b.TempDir(), "flows")
+	must.NoError(b, os.WriteFile(file, []byte(flows), 0o600))
+	var its time.Duration
+	for b.Loop() {
+		b.StopTimer()
+		ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", bridge)
+		before := instance.ProcessorTime()
+		b.StartTimer()
+		ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--bundle", "add-flows", bridge, file)
+		b.StopTimer()
+		its += instance.ProcessorTime() - before
+		b.StartTimer()
 	}
 	b.ReportMetric(float64(b.Elapsed().Milliseconds())/float64(b.N), "ms/load")
+	b.ReportMetric(float64(its.Milliseconds())/float64(b.N), "switch-cpu-ms/load")
 }
 
 // BenchmarkOneEndpoint adds an endpoint to the crowd and removes it again. A starting workload
@@ -81,7 +127,7 @@ func BenchmarkLoad(b *testing.B) {
 // as the engine does.
 func BenchmarkOneEndpoint(b *testing.B) {
 	ctx := context.Background()
-	p := benchPipeline(b)
+	p, _ := benchPipeline(b)
 	with, without := crowd(*benchEndpoints), crowd(*benchEndpoints)
 	e := with.Endpoints[0]
 	e.ID, e.Prefixes = 1<<32, []netip.Prefix{netip.MustParsePrefix("10.9.9.9/32"), netip.MustParsePrefix("fd00::9/128")}
@@ -106,7 +152,7 @@ func BenchmarkOneEndpoint(b *testing.B) {
 // BenchmarkRemoveThousandEntries returns when no packet passes by any of them.
 func BenchmarkRemoveThousandEntries(b *testing.B) {
 	ctx := context.Background()
-	p := benchPipeline(b)
+	p, _ := benchPipeline(b)
 	without := crowd(*benchEndpoints)
 	with := without
 	with.Entries = slices.Concat(without.Entries, thousand(*benchEndpoints))

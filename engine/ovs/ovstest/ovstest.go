@@ -112,6 +112,27 @@ func (i *Instance) RestartSwitch() {
 	})
 }
 
+// ProcessorTime returns how long ovs-vswitchd has run on processors, with a resolution of 10 ms.
+func (i *Instance) ProcessorTime() time.Duration {
+	i.tb.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", i.vswitchd.Process.Pid))
+	if err != nil {
+		i.tb.Fatal(err)
+	}
+	_, fields, _ := strings.Cut(string(text), ") ") // after the name, which may contain blanks
+	var user, system time.Duration
+	if list := strings.Fields(fields); len(list) > 12 {
+		for field, to := range map[int]*time.Duration{11: &user, 12: &system} {
+			n, err := strconv.Atoi(list[field])
+			if err != nil {
+				i.tb.Fatalf("read the processor time of ovs-vswitchd: %v", err)
+			}
+			*to = time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return user + system
+}
+
 // spawn starts a daemon in the namespace, in the foreground, so that the test can kill it.
 func (i *Instance) spawn(program string, args ...string) *exec.Cmd {
 	i.tb.Helper()
