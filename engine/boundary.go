@@ -322,7 +322,7 @@ func (b *bridge) Reconcile() (repaired []string, err error) {
 // awaitInterval is how often follow looks for a switch that is away, and refillInterval the pause
 // after it could not be filled.
 const (
-	awaitInterval  = 20 * time.Millisecond
+	awaitInterval  = 5 * time.Millisecond
 	refillInterval = time.Second
 )
 

@@ -371,19 +371,25 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 type modification interface {
 	fmt.Stringer
 	append(b []byte, xid uint32) ([]byte, error)
+	size() int // about that of its message
 }
 
 func encode[M modification](mods []M) ([][]byte, error) {
-	messages := make([][]byte, len(mods))
+	total := 0
+	for _, m := range mods {
+		total += m.size()
+	}
+	messages, all := make([][]byte, len(mods)), make([]byte, 0, total)
 	for i, m := range mods {
-		b, err := m.append(nil, 0)
-		if err != nil {
+		start := len(all)
+		var err error
+		if all, err = m.append(all, 0); err != nil {
 			return nil, fmt.Errorf("encode a change: %w", err)
 		}
-		if len(b) > 0xffff-bundleOverhead {
-			return nil, fmt.Errorf("encode a change: %d bytes exceed the size of a message of a bundle", len(b))
+		if len(all)-start > 0xffff-bundleOverhead {
+			return nil, fmt.Errorf("encode a change: %d bytes exceed the size of a message of a bundle", len(all)-start)
 		}
-		messages[i] = b
+		messages[i] = all[start:len(all):len(all)]
 	}
 	return messages, nil
 }

@@ -59,6 +59,10 @@ func (m FlowMod) String() string {
 	return "delete " + m.flow.String()
 }
 
+func (m FlowMod) size() int {
+	return headerLen + 40 + 8 + len(m.flow.Match.oxm) + 8 + len(m.flow.Instructions.wire)
+}
+
 // append appends an OFPT_FLOW_MOD message.
 func (m FlowMod) append(b []byte, xid uint32) ([]byte, error) {
 	start := len(b)

@@ -178,6 +178,9 @@ func LabelBytes(v uint64) []byte {
 func Within(f Field, p netip.Prefix) FieldMatch {
 	p = p.Masked()
 	m := FieldMatch{Field: f, Value: p.Addr().AsSlice()}
+	if p.IsSingleIP() {
+		return m
+	}
 	m.Mask = make([]byte, len(m.Value))
 	for i := range p.Bits() {
 		m.Mask[i/8] |= 0x80 >> (i % 8)
@@ -191,9 +194,12 @@ type Match struct{ oxm string }
 // NewMatch puts fields into canonical form: a field comes after its prerequisites, a mask of all
 // bits is dropped, a field with a mask of no bits is left out.
 func NewMatch(fields ...FieldMatch) Match {
-	fields = slices.Clone(fields)
-	slices.SortFunc(fields, func(a, b FieldMatch) int { return compareFields(a.Field, b.Field) })
-	var b []byte
+	order := func(a, b FieldMatch) int { return compareFields(a.Field, b.Field) }
+	if !slices.IsSortedFunc(fields, order) {
+		fields = slices.Clone(fields)
+		slices.SortFunc(fields, order)
+	}
+	b := make([]byte, 0, 128)
 	for _, f := range fields {
 		b = appendOXM(b, f)
 	}

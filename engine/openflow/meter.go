@@ -59,6 +59,8 @@ func (m MeterMod) String() string {
 	return [...]string{"add ", "change ", "delete "}[m.command] + m.meter.String()
 }
 
+func (m MeterMod) size() int { return headerLen + 8 + bandLen }
+
 // append appends an OFPT_METER_MOD message.
 func (m MeterMod) append(b []byte, xid uint32) ([]byte, error) {
 	start := len(b)

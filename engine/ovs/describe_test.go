@@ -37,8 +37,8 @@ func TestDescribe(t *testing.T) {
 	way, moved := Way{Course{From: 3, To: 4, Bucket: AllBuckets}, 7}, Course{From: 3, To: 4, Class: 2, Bucket: 0x5a}
 	var have []string
 	for _, flows := range [][]of.Flow{
-		port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(5), hole.flows(0), entry.stateFlows(), entry.policyFlows(), ping.policyFlows(), passAllFlows(),
-		far.flows(0), bucketFlows()[0x5a:0x5b], bucketFlows()[0x15a:0x15b], wish.stateFlows(), wish.policyFlows()[:1], {way.flow(), Way{moved, 7}.flow(), moved.flow()},
+		port.flows(), Port{No: 4, Outside: true}.flows()[1:], endpoint.flows(nil, 5), hole.flows(nil, 0), entry.stateFlows(), entry.policyFlows(), ping.policyFlows(), passAllFlows(),
+		far.flows(nil, 0), bucketFlows()[0x5a:0x5b], bucketFlows()[0x15a:0x15b], wish.stateFlows(), wish.policyFlows()[:1], {way.flow(), Way{moved, 7}.flow(), moved.flow()},
 		{Gate{Group: 3, Zone: 1}.flow(2)}, commitFlows(1),
 	} {
 		for _, f := range flows {

@@ -3,7 +3,12 @@
 
 package ovs
 
-import of "github.com/sif-project/sif/engine/openflow"
+import (
+	"maps"
+	"slices"
+
+	of "github.com/sif-project/sif/engine/openflow"
+)
 
 // Diff says how the flows of a switch differ from those that are wanted.
 type Diff struct {
@@ -36,10 +41,25 @@ func compare(have []of.FlowStats, want map[of.Key]of.Flow) (d Diff) {
 		}
 		delete(want, f.Key)
 	}
-	for _, f := range want {
-		d.Added = append(d.Added, f)
-	}
+	d.Added = slices.AppendSeq(make([]of.Flow, 0, len(want)), maps.Values(want))
 	return d
+}
+
+// compareOwn is compare with what this process has written. Most changes only add or only remove.
+func compareOwn(have, want []of.Flow) Diff {
+	switch {
+	case len(have) == 0:
+		return Diff{Added: want}
+	case len(want) == 0:
+		return Diff{Removed: have}
+	}
+	byKey := make(map[of.Key]of.Flow, len(want))
+	put(byKey, want)
+	list := make([]of.FlowStats, len(have))
+	for i, f := range have {
+		list[i].Flow = f
+	}
+	return compare(list, byKey)
 }
 
 // step is a part of a difference that is written as one bundle.
@@ -63,43 +83,59 @@ type step struct {
 // Tables moved and way are written at once: they say where a packet goes that the policy lets pass,
 // and a packet without a way would be lost. So are those of limits, which let nothing pass either.
 func (d Diff) steps(lagging bool) []step {
-	var all, less, more step
 	var takes, adds [2]bool // before and after connection tracking
+	leading := false        // a flow that leads is added
 	for _, f := range d.Removed {
 		takes[round(f)] = takes[round(f)] || !leads(f) && !throttles(f)
-		all.remove = append(all.remove, f.Key)
 	}
-	less.remove = all.remove
 	for _, c := range d.Changed {
-		all.add = append(all.add, c.Want)
-		if c.Want.Table == tablePolicy || leads(c.Want) || throttles(c.Want) {
-			// Policy flows with the same key admit the same packets, in the name of another entry.
+		if !neutral(c.Want) {
+			takes[round(c.Want)], adds[round(c.Want)] = true, true
+		}
+	}
+	for _, f := range d.Added {
+		leading = leading || leads(f)
+		adds[round(f)] = adds[round(f)] || !leads(f) && !throttles(f)
+	}
+	if !lagging && !(takes[0] && adds[1] || adds[0] && takes[1]) {
+		all := step{remove: keys(d.Removed), add: d.Added, wait: leading || len(d.Removed)+len(d.Changed) > 0 || adds[1]}
+		if len(d.Changed) > 0 {
+			all.add = slices.Clone(d.Added)
+		}
+		for _, c := range d.Changed {
+			all.add = append(all.add, c.Want)
+		}
+		return []step{all}
+	}
+	less, more := step{remove: keys(d.Removed), wait: true}, step{wait: adds[1]}
+	for _, c := range d.Changed {
+		if neutral(c.Want) {
 			less.add = append(less.add, c.Want)
 			continue
 		}
-		takes[round(c.Want)], adds[round(c.Want)] = true, true
-		less.remove = append(less.remove, c.Want.Key)
-		more.add = append(more.add, c.Want)
+		less.remove, more.add = append(less.remove, c.Want.Key), append(more.add, c.Want)
 	}
 	for _, f := range d.Added {
-		all.add = append(all.add, f)
-		if leads(f) {
-			all.wait, less.add = true, append(less.add, f)
-			continue
-		}
-		if throttles(f) {
+		if leads(f) || throttles(f) {
 			less.add = append(less.add, f)
-			continue
+		} else {
+			more.add = append(more.add, f)
 		}
-		adds[round(f)], more.add = true, append(more.add, f)
 	}
-	all.wait = all.wait || len(d.Removed)+len(d.Changed) > 0 || adds[1]
-	less.wait, more.wait = true, adds[1]
-	if lagging || takes[0] && adds[1] || adds[0] && takes[1] {
-		return []step{less, more}
-	}
-	return []step{all}
+	return []step{less, more}
 }
+
+func keys(flows []of.Flow) []of.Key {
+	list := make([]of.Key, len(flows))
+	for i, f := range flows {
+		list[i] = f.Key
+	}
+	return list
+}
+
+// neutral says whether a flow may take the place of another one with its key at any time. Of the
+// policy, such flows admit the same packets, in the name of another entry.
+func neutral(f of.Flow) bool { return f.Table == tablePolicy || leads(f) || throttles(f) }
 
 // leads says whether a flow does not decide that a packet passes, but where it goes then.
 func leads(f of.Flow) bool { return f.Table == tableMoved || f.Table == tableWay }

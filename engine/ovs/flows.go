@@ -313,10 +313,11 @@ func (p Port) flows() []of.Flow {
 	return flows
 }
 
-// flows returns the flows of an endpoint. What it opens is shown a meter, unless that is 0.
-func (e Endpoint) flows(meter uint32) []of.Flow {
+// flows appends the flows of an endpoint to a list. What it opens is shown a meter, unless that is
+// 0.
+func (e *Endpoint) flows(flows []of.Flow, meter uint32) []of.Flow {
 	if e.Hole {
-		return e.holeFlows()
+		return append(flows, e.holeFlows()...)
 	}
 	c := cookie(cookieEndpoint, e.ID)
 	from, to, next := []of.Action{of.Load(regSource, e.Class)}, []of.Action{of.Load(regDestination, e.Class)}, tableTrack
@@ -328,7 +329,6 @@ func (e Endpoint) flows(meter uint32) []of.Flow {
 		to, next = append(to, of.Load(regTo, uint32(e.Group)), of.Load(regNumberTo, uint32(e.Number))), tableLow
 	}
 	source, destination := of.Apply(from...).Goto(tableDestination), of.Apply(to...).Goto(next)
-	var flows []of.Flow
 	for _, prefix := range e.Prefixes {
 		eth, src, dst := addressFields(prefix)
 		priority := priorityPrefix + uint16(prefix.Bits())
@@ -340,7 +340,7 @@ func (e Endpoint) flows(meter uint32) []of.Flow {
 			of.Is16(of.EthType, eth), of.Within(dst, prefix)))
 		if meter != 0 {
 			flows = append(flows, flow(tableEndpoint, priority, c, of.Drop.Goto(tableZone).Metered(meter),
-				opening, of.Is16(of.EthType, eth), of.Within(src, prefix)))
+				of.Is16(of.EthType, eth), of.Within(src, prefix), opening))
 		}
 	}
 	return flows
@@ -352,7 +352,7 @@ var opening = of.State(of.CTTracked|of.CTNew, 0)
 
 func (g Gate) flow(meter uint32) of.Flow {
 	return flow(tableZone, priorityJudge, cookie(cookieGate, uint64(g.Group)<<16|uint64(g.Zone)),
-		of.Drop.Goto(tableCommit).Metered(meter), opening, of.Is32(regFrom, uint32(g.Group)))
+		of.Drop.Goto(tableCommit).Metered(meter), of.Is32(regFrom, uint32(g.Group)), opening)
 }
 
 // addressFields returns what matches a prefix's addresses.
@@ -364,7 +364,7 @@ func addressFields(p netip.Prefix) (eth uint16, src, dst of.Field) {
 }
 
 // holeFlows drop what wider prefixes would let pass.
-func (e Endpoint) holeFlows() (flows []of.Flow) {
+func (e *Endpoint) holeFlows() (flows []of.Flow) {
 	c := cookie(cookieHole, e.ID)
 	for _, prefix := range e.Prefixes {
 		eth, src, dst := addressFields(prefix)

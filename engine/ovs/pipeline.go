@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -92,38 +94,33 @@ func (p *Pipeline) set(ctx context.Context, state State, readBack bool) (Diff, e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	change, left := p.wanted.change(state)
-	var err error
-	var have []of.FlowStats
-	var haveMeters []of.MeterConfig
-	var want map[of.Key]of.Flow
-	var wantMeters map[uint32]of.MeterConfig
+	var diff Diff
 	if p.known && !readBack && state.Rates == p.wanted.state.Rates {
-		have = p.wanted.flowsBefore(change)
-		for _, m := range p.wanted.metersOf(change) {
-			haveMeters = append(haveMeters, m)
-		}
+		before, metersBefore := p.wanted.flowsBefore(change), p.wanted.metersOf(change)
 		p.wanted.apply(change)
-		want, wantMeters = p.wanted.flowsAfter(change), p.wanted.metersOf(change)
+		diff = compareOwn(before, p.wanted.flowsAfter(change))
+		diff.Meters = compareMeters(slices.Collect(maps.Values(metersBefore)), p.wanted.metersOf(change))
 	} else {
-		var most uint32
-		if have, err = p.flows(ctx, of.Filter{Table: of.AllTables}); err != nil {
+		have, err := p.flows(ctx, of.Filter{Table: of.AllTables})
+		if err != nil {
 			return Diff{}, err
 		}
-		if most, haveMeters, err = p.meters(ctx); err != nil {
+		most, meters, err := p.meters(ctx)
+		if err != nil {
 			return Diff{}, err
 		}
 		p.wanted.apply(change)
 		p.wanted.offer(most)
-		want, wantMeters = p.wanted.flows(), p.wanted.meters()
+		want := p.wanted.flows()
 		if p.passAll.Load() {
 			put(want, passAllFlows())
 		}
+		diff = compare(have, want)
+		diff.Meters = compareMeters(meters, p.wanted.meters())
 	}
 	if p.wanted.meterage().lacking() {
 		left = append(left, LeftOut{Err: errNoMeters})
 	}
-	diff := compare(have, want)
-	diff.Meters = compareMeters(haveMeters, wantMeters)
 	p.known = false
 	refused, err := p.writeMeters(ctx, diff.Meters.before(), &diff)
 	if err != nil {

@@ -119,78 +119,67 @@ func (w *wanted) apply(c change) {
 }
 
 // flowsBefore returns the flows that a change may alter, before it is applied.
-func (w *wanted) flowsBefore(c change) []of.FlowStats {
-	flows := map[of.Key]of.Flow{}
-	w.put(flows, c.before, w.policyKeys(c))
-	list := make([]of.FlowStats, 0, len(flows))
-	for _, f := range flows {
-		list = append(list, of.FlowStats{Flow: f})
-	}
-	return list
-}
+func (w *wanted) flowsBefore(c change) []of.Flow { return w.collect(nil, c.before, w.policyKeys(c)) }
 
 // flowsAfter returns what these flows are after the change was applied.
-func (w *wanted) flowsAfter(c change) map[of.Key]of.Flow {
-	flows := map[of.Key]of.Flow{}
-	w.put(flows, c.after, w.policyKeys(c))
-	return flows
-}
+func (w *wanted) flowsAfter(c change) []of.Flow { return w.collect(nil, c.after, w.policyKeys(c)) }
 
 // flows returns all flows of the current state.
 func (w *wanted) flows() map[of.Key]of.Flow {
-	s := w.state
-	flows := make(map[of.Key]of.Flow, 600+5*len(s.Endpoints)+3*len(s.Entries)+len(w.policy)+len(s.Ways)+len(s.Moved))
-	put(flows, w.base)
-	for key, list := range w.policy {
-		flows[key] = list[0]
+	list := w.collect(w.base, w.state, nil)
+	flows := make(map[of.Key]of.Flow, len(list)+len(w.policy))
+	put(flows, list)
+	for key, same := range w.policy {
+		flows[key] = same[0]
 	}
-	w.put(flows, s, nil)
 	return flows
 }
 
 // policyKeys returns the keys of the policy flows that a change may alter.
-func (w *wanted) policyKeys(c change) (keys []of.Key) {
+func (w *wanted) policyKeys(c change) map[of.Key]bool {
+	keys := map[of.Key]bool{}
 	for _, list := range [][]Entry{c.before.Entries, c.after.Entries} {
 		for _, e := range list {
 			for _, f := range e.policyFlows() {
-				keys = append(keys, f.Key)
+				keys[f.Key] = true
 			}
 		}
 	}
 	return keys
 }
 
-// put adds the flows of a state's parts, and, of the policy, those with the given keys.
-func (w *wanted) put(flows map[of.Key]of.Flow, s State, policy []of.Key) {
+// collect appends the flows of a state's parts to a list, which stays as it is, and, of the policy,
+// those with the given keys. No two of them have the same key.
+func (w *wanted) collect(list []of.Flow, s State, policy map[of.Key]bool) []of.Flow {
+	flows := make([]of.Flow, len(list), len(list)+9*len(s.Ports)+5*len(s.Endpoints)+3*len(s.Entries)+len(s.Ways)+len(s.Moved)+len(s.Gates)+len(policy))
+	copy(flows, list)
 	for _, p := range s.Ports {
-		put(flows, p.flows())
+		flows = append(flows, p.flows()...)
 	}
 	m := w.meterage()
 	for i := range s.Endpoints {
-		put(flows, s.Endpoints[i].flows(m.ofEndpoint(&s.Endpoints[i])))
+		flows = s.Endpoints[i].flows(flows, m.ofEndpoint(&s.Endpoints[i]))
 	}
 	for i := range s.Gates {
 		if meter := m.ofGate(&s.Gates[i]); meter != 0 {
-			f := s.Gates[i].flow(meter)
-			flows[f.Key] = f
+			flows = append(flows, s.Gates[i].flow(meter))
 		}
 	}
 	for _, e := range s.Entries {
-		put(flows, e.stateFlows())
+		flows = append(flows, e.stateFlows()...)
 	}
 	for _, way := range s.Ways {
-		f := way.flow()
-		flows[f.Key] = f
+		flows = append(flows, way.flow())
 	}
 	for _, course := range s.Moved {
-		f := course.flow()
-		flows[f.Key] = f
+		flows = append(flows, course.flow())
 	}
-	for _, key := range policy {
-		if list := w.policy[key]; len(list) > 0 {
-			flows[key] = list[0]
+	for key := range policy {
+		if same := w.policy[key]; len(same) > 0 {
+			flows = append(flows, same[0])
 		}
 	}
+	return flows
 }
 
 func put(flows map[of.Key]of.Flow, more []of.Flow) {

@@ -19,7 +19,10 @@ const anyWindow = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
 // such ones, and the switch must not drop them for what it remembers.
 func (s *Switch) IgnoreWindows(ctx context.Context) error {
 	s.windows.Store(true)
-	datapath, err := s.get(ctx, "bridge", s.config.Bridge, "datapath_type")
+	datapath, err := s.datapath, error(nil)
+	if datapath == "" { // else no tool is started while packets wait for a switch that restarted
+		datapath, err = s.get(ctx, "bridge", s.config.Bridge, "datapath_type")
+	}
 	if err == nil {
 		_, err = s.repairWindows(ctx, datapath)
 	}
