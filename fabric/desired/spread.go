@@ -122,28 +122,33 @@ func (w *ways) from(at int, to Group, class Class) *[Buckets]Hop {
 	return hops
 }
 
-// sources returns the tunnels by which packets of a zone may come to a processor.
+// sources returns the tunnels by which packets of a zone may come to a processor: from processors
+// of the zone and, if ways lead through other zones, from those that are reached without passing
+// this processor. A way may pass another processor of its zone before.
 func (w *ways) sources(at fabric.NodeID, zone string) (list []Hop) {
 	i, known := w.index[at]
 	if !known {
 		return nil
 	}
-	leads := map[string]bool{zone: true} // zones from which the zone is reached, not by way of the own one
-	for grown := w.transit; grown; {
-		grown = false
-		for p, edges := range w.edges {
-			z := w.processors[p].Zone
-			if z == at.Zone || leads[z] {
-				continue
-			}
-			if slices.ContainsFunc(edges, func(e edge) bool { return leads[w.processors[e.to].Zone] }) {
-				leads[z], grown = true, true
+	var reached []int
+	leads := make([]bool, len(w.processors))
+	for p, id := range w.processors {
+		if id.Zone == zone {
+			leads[p], reached = true, append(reached, p)
+		}
+	}
+	for w.transit && len(reached) > 0 {
+		p := reached[0]
+		reached = reached[1:]
+		for _, e := range w.edges[p] {
+			if e.to != i && !leads[e.to] {
+				leads[e.to], reached = true, append(reached, e.to)
 			}
 		}
 	}
 	for _, e := range w.edges[i] {
-		if p := w.processors[e.to]; leads[p.Zone] {
-			list = append(list, Hop{p, e.link})
+		if leads[e.to] {
+			list = append(list, Hop{w.processors[e.to], e.link})
 		}
 	}
 	return list

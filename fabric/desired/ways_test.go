@@ -259,6 +259,24 @@ func TestCheapestWayThatFits(t *testing.T) {
 	})
 }
 
+// A way that passes two processors of one zone, with another zone between them, is open at each.
+func TestWayPassesAZoneTwice(t *testing.T) {
+	nodes, _ := meshed(2, "a", "b", "c", "d")
+	id := func(zone, name string) fabric.NodeID { return fabric.NodeID{Zone: zone, Name: name} }
+	first, second := nodes[0].Name, nodes[1].Name
+	tunnel := func(a, b fabric.NodeID) Tunnel { return Tunnel{A: a, B: b, Link: "l", Cost: 1} }
+	topology := NewTopology(nodes, []Tunnel{
+		tunnel(id("a", first), id("b", first)), tunnel(id("b", first), id("c", first)),
+		tunnel(id("c", first), id("b", second)), tunnel(id("b", second), id("d", first)),
+	}, nil)
+	r, ok := topology.Route(zone("a"), zone("d"), "", 0)
+	must.True(t, ok)
+	must.Len(t, 5, r.Processors)
+	must.Eq(t, []Hop{{id("c", first), "l"}}, topology.Sources(id("b", second), "a"))
+	// What comes back from there was here already.
+	must.Eq(t, []Hop{{id("a", first), "l"}}, topology.Sources(id("b", first), "a"))
+}
+
 // A switch that is not on the way of a bucket still leads its packets on, and never back to their
 // zone.
 func TestStrayPacketsArrive(t *testing.T) {
