@@ -276,7 +276,7 @@ func (c *Conn) Apply(ctx context.Context, mods ...FlowMod) error {
 		if m.kind == typeBarrierRep {
 			return true, nil
 		}
-		return false, refusal(m, mods, first)
+		return false, refusalOf(m, mods, first)
 	})
 }
 
@@ -343,7 +343,7 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 		case typeBundleControl:
 			return false, nil
 		}
-		return false, refusal(m, mods, first+1)
+		return false, refusalOf(m, mods, first+1)
 	})
 	if refused := (*Error)(nil); fillErr != nil && !errors.As(fillErr, &refused) {
 		return fillErr // the switch discards a bundle after a timeout
@@ -359,7 +359,7 @@ func (c *Conn) Bundle(ctx context.Context, mods ...FlowMod) error {
 		if m.kind == typeBundleControl && len(m.body) >= 8 && binary.BigEndian.Uint16(m.body[4:]) == answer {
 			return true, nil
 		}
-		return true, refusal[FlowMod](m, nil, 0)
+		return true, refusal(m)
 	})
 	if fillErr != nil {
 		return fillErr
@@ -409,9 +409,8 @@ func bare(kind uint8, xid uint32) []byte {
 	return b
 }
 
-// refusal turns an error message into an *Error that names the refused change. first is the ID of
-// mods[0].
-func refusal[M modification](m message, mods []M, first uint32) error {
+// refusal turns an error message into an *Error.
+func refusal(m message) error {
 	if m.kind != typeError {
 		return fmt.Errorf("unexpected message type %d in answer to a change", m.kind)
 	}
@@ -419,10 +418,18 @@ func refusal[M modification](m message, mods []M, first uint32) error {
 	if err != nil {
 		return err
 	}
-	if i := m.xid - first; i < uint32(len(mods)) {
+	return e
+}
+
+// refusalOf is refusal, and the *Error names the refused one of several changes. first is the ID of
+// mods[0].
+func refusalOf[M modification](m message, mods []M, first uint32) error {
+	err := refusal(m)
+	var e *Error
+	if i := m.xid - first; i < uint32(len(mods)) && errors.As(err, &e) {
 		e.Request = mods[i].String()
 	}
-	return e
+	return err
 }
 
 const (

@@ -49,7 +49,7 @@ func (c *Conn) SetFragments(ctx context.Context, mode FragmentMode) error {
 		if m.kind == typeBarrierRep {
 			return true, nil
 		}
-		return false, refusal[FlowMod](m, nil, 0)
+		return false, refusal(m)
 	})
 	if err != nil {
 		return fmt.Errorf("set how fragments are matched: %w", err)
@@ -64,7 +64,7 @@ func (c *Conn) config(ctx context.Context) (flags, missLength uint16, err error)
 		return err
 	}, func(m message, _ uint32) (bool, error) {
 		if m.kind != typeGetConfigRep || len(m.body) < 4 {
-			return true, refusal[FlowMod](m, nil, 0)
+			return true, refusal(m)
 		}
 		flags, missLength = binary.BigEndian.Uint16(m.body), binary.BigEndian.Uint16(m.body[2:])
 		return true, nil

@@ -149,7 +149,7 @@ func (c *Conn) SetMeters(ctx context.Context, mods ...MeterMod) (refused map[uin
 		if m.kind == typeBarrierRep {
 			return true, nil
 		}
-		err := refusal(m, mods, first)
+		err := refusalOf(m, mods, first)
 		if i := m.xid - first; i < uint32(len(mods)) && errors.As(err, new(*Error)) {
 			refused[mods[i].meter.ID] = err
 			return false, nil
