@@ -101,7 +101,7 @@ func TestBridgeFollowsASwitchThatRestarts(t *testing.T) {
 		instance.RestartSwitch()
 		// Not by the bridge, whose own calls would fill it as well.
 		flows := func() int {
-			out, err := exec.Command("ovs-ofctl", "-O", "OpenFlow14", "dump-aggregate", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt").Output()
+			out, err := exec.Command("ovs-ofctl", "-O", "OpenFlow14", "dump-aggregate", instance.Management()).Output()
 			if err != nil {
 				return 0
 			}
@@ -154,7 +154,7 @@ func TestBridgeRemovesEvenIfTheSwitchRefusesToAdd(t *testing.T) {
 	b, instance := newTestBridge(t, other)
 	state := crowd(200, other)
 	must.NoError(t, b.Program(state))
-	count := len(strings.Split(strings.TrimSpace(ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "dump-flows", "unix:"+instance.Config.RunDir+"/"+instance.Config.Bridge+".mgmt", "table=6")), "\n")) - 1
+	count := len(strings.Split(strings.TrimSpace(instance.Ofctl("dump-flows", "table=6")), "\n")) - 1
 	ovstest.Run(t, "ovs-vsctl", "--db=unix:"+instance.Config.RunDir+"/db.sock", "--timeout=10", "--", "--id=@full", "create", "Flow_Table", fmt.Sprintf("flow_limit=%d", count), "overflow_policy=refuse",
 		"--", "set", "Bridge", instance.Config.Bridge, "flow_tables:6=@full")
 	delete(state.Entries, 1)

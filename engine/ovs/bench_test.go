@@ -102,18 +102,17 @@ func BenchmarkLoadByTool(b *testing.B) {
 	ctx := context.Background()
 	p, instance := benchPipeline(b)
 	must.NoError(b, p.Set(ctx, crowd(*benchEndpoints)))
-	bridge := "unix:" + instance.Config.RunDir + "/br-sif.mgmt"
-	flows := ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--no-stats", "dump-flows", bridge)
+	flows := ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--no-stats", "dump-flows", instance.Management())
 	_, flows, _ = strings.Cut(flows, "\n") // the first line is the header of the answer
 	file := filepath.Join(b.TempDir(), "flows")
 	must.NoError(b, os.WriteFile(file, []byte(flows), 0o600))
 	var its time.Duration
 	for b.Loop() {
 		b.StopTimer()
-		ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", bridge)
+		instance.Ofctl("del-flows")
 		before := instance.ProcessorTime()
 		b.StartTimer()
-		ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--bundle", "add-flows", bridge, file)
+		ovstest.Run(b, "ovs-ofctl", "-O", "OpenFlow14", "--bundle", "add-flows", instance.Management(), file)
 		b.StopTimer()
 		its += instance.ProcessorTime() - before
 		b.StartTimer()

@@ -12,7 +12,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/engine/ovs"
-	"github.com/sif-project/sif/engine/ovs/ovstest"
 )
 
 type testNames struct{}
@@ -55,7 +54,7 @@ func TestChangesByHandAreDescribed(t *testing.T) {
 			"missing flow: table state, priority 500: packets from class-12 to class-11 of connections of entry-1 in reply direction: go to table way"}},
 	} {
 		command, flow, _ := strings.Cut(tc.ofctl, " ")
-		ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", command, "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", flow)
+		f.instance.Ofctl(command, flow)
 		state, diff, err := f.p.Inspect(ctx)
 		must.NoError(t, err)
 		must.Len(t, 1, state.Entries)

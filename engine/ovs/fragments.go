@@ -44,13 +44,9 @@ func (s *Switch) repairFragments(ctx context.Context) (changes []string, err err
 	if changed {
 		changes = append(changes, "how fragments are matched")
 	}
-	if s.datapath == "" {
-		if s.datapath, err = s.get(ctx, "bridge", s.config.Bridge, "datapath_type"); err != nil {
-			return changes, err
-		}
-	}
-	if s.datapath != "netdev" {
-		return changes, nil
+	kind, err := s.datapathType(ctx)
+	if err != nil || kind != "netdev" {
+		return changes, err
 	}
 	const datapath = "netdev@ovs-netdev"
 	text, err := s.ask(ctx, "dpctl/ipf-get-status", datapath)

@@ -183,9 +183,9 @@ func (p *Pipeline) writeMeters(ctx context.Context, mods []of.MeterMod, d *Diff)
 	if len(mods) == 0 {
 		return nil, nil
 	}
-	conn := p.conn.Load()
-	if conn == nil {
-		return nil, ErrNotConnected
+	conn, err := p.connection()
+	if err != nil {
+		return nil, err
 	}
 	refused, err := conn.SetMeters(ctx, mods...)
 	if err != nil || len(refused) == 0 {
@@ -215,9 +215,9 @@ var errNoMeters = errors.New("limit of new connections: the switch's datapath of
 
 // meters reads back what the switch offers, and what it has.
 func (p *Pipeline) meters(ctx context.Context) (most uint32, have []of.MeterConfig, err error) {
-	conn := p.conn.Load()
-	if conn == nil {
-		return 0, nil, ErrNotConnected
+	conn, err := p.connection()
+	if err != nil {
+		return 0, nil, err
 	}
 	if most, err = conn.MostMeters(ctx); err == nil {
 		have, err = conn.Meters(ctx)

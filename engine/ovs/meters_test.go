@@ -14,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/sif-project/sif/engine/ovs"
-	"github.com/sif-project/sif/engine/ovs/ovstest"
 )
 
 // flooded is a fixture in which two endpoints behind port a, and one behind another one, may open
@@ -118,7 +117,7 @@ func TestFloods(t *testing.T) {
 		f.state.Rates = ovs.Rates{}
 		must.NoError(t, f.p.Set(ctx, f.state))
 		must.MapLen(t, 150, f.opens(flooder, 40000, 150))
-		must.StrNotContains(t, ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "dump-meters", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt"), "meter=")
+		must.StrNotContains(t, f.instance.Ofctl("dump-meters"), "meter=")
 	})
 }
 
@@ -143,7 +142,7 @@ func TestMetersAreRepaired(t *testing.T) {
 		{"add-meter", "meter=9,pktps,burst,stats,band=type=drop,rate=1,burst_size=1", []string{"foreign meter 9: 1 packets a second, 1 at once"}},
 	} {
 		t.Run(tc.command+" "+tc.meter, func(t *testing.T) {
-			ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", tc.command, "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", tc.meter)
+			f.instance.Ofctl(tc.command, tc.meter)
 			_, diff, err := f.p.Inspect(ctx)
 			must.NoError(t, err)
 			must.SliceContainsAll(t, tc.want, diff.Describe(testNames{}))

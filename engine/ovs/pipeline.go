@@ -192,23 +192,32 @@ func (p *Pipeline) writeSteps(ctx context.Context, steps []step) error {
 }
 
 func (p *Pipeline) send(ctx context.Context, mods []of.FlowMod) error {
-	conn := p.conn.Load()
-	switch {
-	case len(mods) == 0:
+	if len(mods) == 0 {
 		return nil
-	case conn == nil:
-		return ErrNotConnected
+	}
+	conn, err := p.connection()
+	switch {
+	case err != nil:
+		return err
 	case len(mods) == 1:
 		return conn.Apply(ctx, mods...) // a single change needs no bundle to be atomic
 	}
 	return conn.Bundle(ctx, mods...)
 }
 
+// connection returns the connection to the switch, or ErrNotConnected.
+func (p *Pipeline) connection() (*of.Conn, error) {
+	if conn := p.conn.Load(); conn != nil {
+		return conn, nil
+	}
+	return nil, ErrNotConnected
+}
+
 // flows reads back the flows that a filter selects.
 func (p *Pipeline) flows(ctx context.Context, filter of.Filter) ([]of.FlowStats, error) {
-	conn := p.conn.Load()
-	if conn == nil {
-		return nil, ErrNotConnected
+	conn, err := p.connection()
+	if err != nil {
+		return nil, err
 	}
 	return conn.Flows(ctx, filter)
 }

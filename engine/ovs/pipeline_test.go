@@ -445,12 +445,9 @@ func TestRepair(t *testing.T) {
 	ctx := context.Background()
 	_, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
-	ofctl := func(args ...string) {
-		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
-	}
-	ofctl("add-flow", "table=6,priority=7,actions=learn(table=20,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:12")
-	ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
-	ofctl("add-flow", "table=4,priority=1,cookie=0x0100000000000000,ip,idle_timeout=900,actions=set_field:0->reg5,set_field:0->reg6,ct(table=5,zone=7)")
+	f.instance.Ofctl("add-flow", "table=6,priority=7,actions=learn(table=20,NXM_OF_ETH_DST[]=NXM_OF_ETH_SRC[]),goto_table:12")
+	f.instance.Ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
+	f.instance.Ofctl("add-flow", "table=4,priority=1,cookie=0x0100000000000000,ip,idle_timeout=900,actions=set_field:0->reg5,set_field:0->reg6,ct(table=5,zone=7)")
 	diff, err := f.p.Reconcile(ctx, f.state)
 	must.NoError(t, err)
 	must.SliceLen(t, 1, diff.Removed)

@@ -13,7 +13,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/engine/ovs"
-	"github.com/sif-project/sif/engine/ovs/ovstest"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -79,17 +78,14 @@ func TestInspect(t *testing.T) {
 	must.Len(t, 3, got.Entries)
 	must.SliceEmpty(t, got.Entries[2].Ports)
 
-	ofctl := func(args ...string) {
-		ovstest.Run(t, "ovs-ofctl", append([]string{"-O", "OpenFlow14", args[0], "unix:" + f.instance.Config.RunDir + "/br-sif.mgmt"}, args[1:]...)...)
-	}
-	ofctl("add-flow", "table=6,priority=7,actions=goto_table:12")
-	ofctl("del-flows", "table=12,reg2=1")
+	f.instance.Ofctl("add-flow", "table=6,priority=7,actions=goto_table:12")
+	f.instance.Ofctl("del-flows", "table=12,reg2=1")
 	_, diff, err = f.p.Inspect(ctx)
 	must.NoError(t, err)
 	must.Len(t, 1, diff.Removed)
 	must.Len(t, 1, diff.Added) // the port still has its other flows
 	// An endpoint that is a destination only is one with less than it should be.
-	ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
+	f.instance.Ofctl("del-flows", "table=1,ip,nw_dst=10.0.0.2")
 	_, diff, err = f.p.Inspect(ctx)
 	must.NoError(t, err)
 	must.Len(t, 2, diff.Added)

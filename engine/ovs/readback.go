@@ -32,9 +32,9 @@ func (p *Pipeline) Drops(ctx context.Context) (map[string]uint64, error) {
 			}
 		}
 	}
-	conn := p.conn.Load()
-	if conn == nil {
-		return nil, ErrNotConnected
+	conn, err := p.connection()
+	if err != nil {
+		return nil, err
 	}
 	byMeter, err := conn.MeterDrops(ctx)
 	if err != nil {

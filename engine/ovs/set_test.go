@@ -13,7 +13,6 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/engine/ovs"
-	"github.com/sif-project/sif/engine/ovs/ovstest"
 )
 
 // waits lets a test count how often a pipeline waits for the datapath, and break it.
@@ -128,7 +127,7 @@ func TestSetReadsBackAfterAnError(t *testing.T) {
 	gone, cancel := context.WithTimeout(ctx, time.Nanosecond)
 	defer cancel()
 	must.ErrorIs(t, f.p.Set(gone, with), context.DeadlineExceeded)
-	ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", "del-flows", "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", "table=12,reg2=1")
+	f.instance.Ofctl("del-flows", "table=12,reg2=1")
 	must.NoError(t, f.p.Set(ctx, with))
 	have, err := f.p.Dump(ctx)
 	must.NoError(t, err)

@@ -103,7 +103,7 @@ func (s *Switch) Repair(ctx context.Context, ports []string) (changes []string, 
 	more, err := s.repairFragments(ctx)
 	changes = append(changes, more...)
 	if err == nil {
-		more, err = s.repairWindows(ctx, s.datapath)
+		more, err = s.repairWindows(ctx)
 		changes = append(changes, more...)
 	}
 	if err != nil || s.limits == nil {

@@ -44,8 +44,21 @@ type Switch struct {
 	config Config
 	limits *limits // those that LimitConnections was called with
 
-	datapath string      // its type; empty before it was asked for
-	windows  atomic.Bool // IgnoreWindows was called
+	datapath atomic.Value // its type, a string; see datapathType
+	windows  atomic.Bool  // IgnoreWindows was called
+}
+
+// datapathType returns the type of the bridge's datapath, or "" if there is no bridge. It asks
+// until there is one: afterwards no tool is started while packets wait for a switch that restarted.
+func (s *Switch) datapathType(ctx context.Context) (string, error) {
+	if known, _ := s.datapath.Load().(string); known != "" {
+		return known, nil
+	}
+	datapath, err := s.get(ctx, "bridge", s.config.Bridge, "datapath_type")
+	if err == nil {
+		s.datapath.Store(datapath)
+	}
+	return datapath, err
 }
 
 // NewSwitch returns a Switch. It does not access Open vSwitch.

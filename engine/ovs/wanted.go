@@ -108,14 +108,13 @@ func (w *wanted) apply(c change) {
 			}
 		}
 	}
-	if w.state.Rates == c.next.Rates {
-		w.count(c.before.Endpoints, -1)
-		w.count(c.after.Endpoints, 1)
-		w.state = c.next
+	was := w.state.Rates
+	if w.state = c.next; w.state.Rates != was {
+		w.recount()
 		return
 	}
-	w.state = c.next
-	w.recount()
+	w.count(c.before.Endpoints, -1)
+	w.count(c.after.Endpoints, 1)
 }
 
 // flowsBefore returns the flows that a change may alter, before it is applied.

@@ -352,7 +352,7 @@ func TestWaysAreRepaired(t *testing.T) {
 		{"add-flow", "table=3,priority=300,actions=set_field:0->reg8,goto_table:4", []string{
 			"foreign flow: table bucket-high, priority 300: every packet: bucket begins with 0, go to table track; its cookie is 0x0"}},
 	} {
-		ovstest.Run(t, "ovs-ofctl", "-O", "OpenFlow14", tc.command, "unix:"+f.instance.Config.RunDir+"/br-sif.mgmt", tc.flow)
+		f.instance.Ofctl(tc.command, tc.flow)
 		diff, err := f.p.Reconcile(ctx, f.state)
 		must.NoError(t, err)
 		must.Eq(t, tc.want, diff.Describe(testNames{}))

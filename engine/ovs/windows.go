@@ -19,14 +19,7 @@ const anyWindow = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
 // such ones, and the switch must not drop them for what it remembers.
 func (s *Switch) IgnoreWindows(ctx context.Context) error {
 	s.windows.Store(true)
-	datapath, err := s.datapath, error(nil)
-	if datapath == "" { // else no tool is started while packets wait for a switch that restarted
-		datapath, err = s.get(ctx, "bridge", s.config.Bridge, "datapath_type")
-	}
-	if err == nil {
-		_, err = s.repairWindows(ctx, datapath)
-	}
-	if err != nil {
+	if _, err := s.repairWindows(ctx); err != nil {
 		return fmt.Errorf("make bridge %s ignore the windows of TCP: %w", s.config.Bridge, err)
 	}
 	return nil
@@ -34,9 +27,13 @@ func (s *Switch) IgnoreWindows(ctx context.Context) error {
 
 // repairWindows corrects what IgnoreWindows did, and returns what differed. ovs-vswitchd forgets it
 // when it ends.
-func (s *Switch) repairWindows(ctx context.Context, datapath string) (changes []string, err error) {
+func (s *Switch) repairWindows(ctx context.Context) (changes []string, err error) {
 	if !s.windows.Load() {
 		return nil, nil
+	}
+	datapath, err := s.datapathType(ctx)
+	if err != nil {
+		return nil, err
 	}
 	changes = []string{"whether windows of TCP are ignored"}
 	if datapath != "netdev" {

@@ -112,6 +112,17 @@ func (i *Instance) RestartSwitch() {
 	})
 }
 
+// Management is where ovs-ofctl finds the bridge of Config.
+func (i *Instance) Management() string {
+	return "unix:" + filepath.Join(i.Config.RunDir, i.Config.Bridge+".mgmt")
+}
+
+// Ofctl runs a command of ovs-ofctl on the bridge of Config, and returns what it says.
+func (i *Instance) Ofctl(command string, args ...string) string {
+	i.tb.Helper()
+	return Run(i.tb, "ovs-ofctl", append([]string{"-O", "OpenFlow14", command, i.Management()}, args...)...)
+}
+
 // ProcessorTime returns how long ovs-vswitchd has run on processors, with a resolution of 10 ms.
 func (i *Instance) ProcessorTime() time.Duration {
 	i.tb.Helper()
