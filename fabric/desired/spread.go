@@ -222,23 +222,21 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 		all[n.Group] = true
 	}
 	need, probed, transit := relations{}, relations{}, t.CarriesOthers(self.Zone)
+	own := func(from, to Group) bool { return from.Zone == self.Zone || to.Zone == self.Zone }
 	// What of others does not pass here, and would not if everything lived, never comes here.
-	passes := func(from, to Group, class Class) bool {
-		if from.Zone == self.Zone || to.Zone == self.Zone {
-			return true
+	add := func(some relations, from, to Group, class Class) {
+		if from.Zone == to.Zone || need[relation{from, to, class}] {
+			return
 		}
-		return transit && t.ways.between(from, to, class).passes(self)
-	}
-	add := func(from, to Group, class Class) {
-		if r := (relation{from, to, class}); from.Zone != to.Zone && !need[r] && passes(from, to, class) {
-			need[r] = true
+		if own(from, to) || transit && t.ways.between(from, to, class).passes(self) {
+			some.add(from, to, class)
 		}
 	}
 	for _, r := range p.Rules {
 		for from := range groups[r.From] {
 			for to := range groups[r.To] {
-				add(from, to, r.Class)
-				add(to, from, r.Class)
+				add(need, from, to, r.Class)
+				add(need, to, from, r.Class)
 			}
 		}
 	}
@@ -248,10 +246,10 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 			sources[from.Zone] = t.ways.sources(self, from.Zone)
 		}
 		for to := range all {
-			if from.Zone == self.Zone || to.Zone == self.Zone {
-				add(from, to, "")
-			} else if r := (relation{from, to, ""}); from.Zone != to.Zone && !need[r] && passes(from, to, "") {
-				probed[r] = true
+			if own(from, to) {
+				add(need, from, to, "")
+			} else {
+				add(probed, from, to, "")
 			}
 		}
 	}
@@ -260,9 +258,9 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 		list = append(list, t.spread(at, r.from, r.to, r.class))
 	}
 	for _, r := range probed.sorted() {
-		s := Spread{From: r.from, To: r.to}
+		s, hop := Spread{From: r.from, To: r.to}, t.ways.from(at, r.to, "")[0]
 		for bucket := range s.Next {
-			s.Next[bucket] = t.ways.from(at, r.to, "")[0]
+			s.Next[bucket] = hop
 		}
 		list = append(list, s)
 	}
@@ -323,12 +321,13 @@ func (t Topology) spread(at int, from, to Group, class Class) Spread {
 			s.Next[bucket], s.Carried[bucket] = nexts[i], carries[i]
 		}
 	}
-	if to.Zone == self.Zone {
+	if to.Zone == self.Zone || !slices.Contains(s.Carried[:], false) {
 		return s
 	}
+	hops := t.ways.from(at, to, class)
 	for bucket, carried := range s.Carried {
 		if !carried {
-			s.Next[bucket] = t.ways.from(at, to, class)[bucket]
+			s.Next[bucket] = hops[bucket]
 		}
 	}
 	return s
