@@ -48,18 +48,24 @@ func serve(t *testing.T, id *identity.Source, onConn func(context.Context, *Conn
 // serveCounting is serve for tests that look at the server.
 func serveCounting(t *testing.T, id *identity.Source, onConn func(context.Context, *Conn), h Handler) (string, *Server) {
 	t.Helper()
+	s, err := NewServer(id.ServerTLS(tls.RequireAndVerifyClientCert), id, onConn, h)
+	must.NoError(t, err)
+	return run(t, s), s
+}
+
+// run runs a server until the test ends and returns its address.
+func run(t *testing.T, s *Server) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	ctx, cancel := context.WithCancel(quiet())
 	done := make(chan error, 1)
-	s, err := NewServer(id.ServerTLS(tls.RequireAndVerifyClientCert), id, onConn, h)
-	must.NoError(t, err)
 	go func() { done <- s.Serve(ctx, l) }()
 	t.Cleanup(func() {
 		cancel()
 		must.NoError(t, <-done)
 	})
-	return l.Addr().String(), s
+	return l.Addr().String()
 }
 
 // dial connects as client to a server.

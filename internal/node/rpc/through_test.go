@@ -23,10 +23,6 @@ import (
 // passing runs a server that passes connections on to the nodes in addresses, until the test ends.
 func passing(t *testing.T, id *identity.Source, addresses map[fabric.NodeID]string) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	must.NoError(t, err)
-	ctx, cancel := context.WithCancel(quiet())
-	done := make(chan error, 1)
 	s, err := NewServer(id.ServerTLS(tls.RequireAndVerifyClientCert), id, nil, deny)
 	must.NoError(t, err)
 	s.PassOn(func(ctx context.Context, from Peer, to fabric.NodeID) (net.Conn, error) {
@@ -38,12 +34,7 @@ func passing(t *testing.T, id *identity.Source, addresses map[fabric.NodeID]stri
 		}
 		return new(net.Dialer).DialContext(ctx, "tcp", addresses[to])
 	})
-	go func() { done <- s.Serve(ctx, l) }()
-	t.Cleanup(func() {
-		cancel()
-		must.NoError(t, <-done)
-	})
-	return l.Addr().String()
+	return run(t, s)
 }
 
 // Over any number of nodes, both ends know each other as if they were connected directly.
