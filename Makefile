@@ -79,6 +79,13 @@ test-kinds: build ## Test every kind of job, driver and event on real servers (r
 	SIF_E2E_KINDS=all go test -tags e2e -count 1 -timeout 30m -parallel 8 -v -run '^TestKinds' ./e2e
 	SIF_E2E_DRAIN=1 go test -tags e2e -count 1 -timeout 15m -v -run '^TestVirtualMachine$$' ./e2e
 
+# How long TestRotation runs. Fifteen minutes are the acceptance of a release.
+ROTATION ?= 3m
+
+.PHONY: test-rotation
+test-rotation: build ## Rotate certificates of one minute under traffic, for ROTATION=3m (root, after make setup)
+	SIF_E2E_ROTATION=$(ROTATION) go test -tags e2e -count 1 -timeout 1h -v -run '^TestRotation$$' ./e2e
+
 .PHONY: test-exits
 test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)
 	SIF_E2E_TOPOLOGY=lab/topology/pairs.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e

@@ -16,6 +16,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // releaseTimeout limits the call that tells the controller about a removed endpoint. Nomad blocks
@@ -153,12 +154,11 @@ func (a *Agent) leave() error {
 	return errors.Join(errs...)
 }
 
-// due returns when a request must be renewed: at two thirds of the life of its admission or of the
-// certificate that signed it, whichever is earlier. Other nodes check both when they learn of the
-// endpoint.
+// due returns when a request must be renewed: at two thirds of the life of its admission, or when
+// the certificate that signed it must be, whichever is earlier. Other nodes check both when they
+// learn of the endpoint.
 func due(ep endpoint) time.Time {
-	third := func(from, to time.Time) time.Time { return from.Add(to.Sub(from) * 2 / 3) }
-	at := third(ep.Admission.Issued, ep.Admission.Expires)
+	at := ep.Admission.Issued.Add(ep.Admission.Expires.Sub(ep.Admission.Issued) * 2 / 3)
 	if len(ep.Request.Certificate) == 0 {
 		return time.Time{}
 	}
@@ -166,7 +166,7 @@ func due(ep endpoint) time.Time {
 	if err != nil {
 		return time.Time{}
 	}
-	if signed := third(leaf.NotBefore, leaf.NotAfter); signed.Before(at) {
+	if signed := identity.RenewalTime(leaf); signed.Before(at) {
 		return signed
 	}
 	return at

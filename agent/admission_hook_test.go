@@ -4,6 +4,7 @@
 package agent
 
 import (
+	"crypto/tls"
 	"crypto/x509"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
@@ -21,16 +23,17 @@ import (
 func TestDue(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	issued := time.Now().UTC().Truncate(time.Second)
-	certificate := func(life time.Duration) [][]byte {
-		return ca.Issue(svc.SPIFFE(), "", func(c *x509.Certificate) { c.NotBefore, c.NotAfter = issued, issued.Add(life) }).Certificate
+	certificate := func(life time.Duration) *tls.Certificate {
+		return ca.Issue(svc.SPIFFE(), "", func(c *x509.Certificate) { c.NotBefore, c.NotAfter = issued, issued.Add(life) })
 	}
+	short := certificate(9 * time.Hour)
 	cases := []struct {
 		name        string
 		certificate [][]byte
 		due         time.Time
 	}{
-		{"the certificate first", certificate(9 * time.Hour), issued.Add(6 * time.Hour)},
-		{"the admission first", certificate(48 * time.Hour), issued.Add(16 * time.Hour)},
+		{"the certificate first", short.Certificate, identity.RenewalTime(short.Leaf)},
+		{"the admission first", certificate(48 * time.Hour).Certificate, issued.Add(16 * time.Hour)},
 		{"no certificate", nil, time.Time{}},
 		{"not a certificate", [][]byte{{1}}, time.Time{}},
 	}

@@ -84,7 +84,8 @@ func (c *SetupCommand) options() []*flag.FlagSet {
 	f.StringVar(&c.settings.Pools.IPv6, "pool6", "", "The `prefix` from which nodes get their IPv6 addresses, a /64 each. Default: "+setup.DefaultPool6)
 	f.IntVar(&c.settings.Pools.NodePrefix, "node-prefix", 0, fmt.Sprintf("How many `bits` the prefix of the IPv4 pool of a workload node has, %d to %d: with 22 it can have 1,021 endpoints. "+
 		"Pools that nodes have stay as they are. Default: %d", fabric.LargestNodePrefix, fabric.SmallestNodePrefix, fabric.DefaultNodePrefix))
-	f.DurationVar(&c.settings.CertTTL, "cert-ttl", 0, "The `lifetime` of certificates of daemons and workloads. Default: 8h")
+	f.DurationVar(&c.settings.CertTTL, "cert-ttl", 0, fmt.Sprintf("The `lifetime` of certificates of daemons and workloads, %s to %s. "+
+		"Those of nodes that exist follow at their next renewal, which is after two thirds of the old one. Default: 8h", setup.ShortestCertTTL, fabric.MaxCertificateLife))
 
 	f.StringVar(&c.settings.ControllerJob, "controller-job", "", "The `task` of a Nomad job that is a controller, as namespace/job/group/task: it may log in to Vault with Nomad's workload identity. "+
 		"See jobs/fabric. Default: none")

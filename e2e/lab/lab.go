@@ -43,6 +43,8 @@ type Options struct {
 	ServersOnly bool      // leave out the SIF daemons
 	HostAccess  bool      // give the machine itself an address in the users' network; only one lab at a time can have it
 	Out         io.Writer // receives progress messages; may be nil
+
+	CertTTL time.Duration // the life of the fabric's certificates; zero: its default
 }
 
 // Lab is a running lab. Its exported fields are stored in a file, from which another program can
@@ -53,6 +55,7 @@ type Lab struct {
 	Bin         string
 	ServersOnly bool
 	HostAccess  bool
+	CertTTL     time.Duration
 	Secrets     Secrets
 
 	servers  map[string]string // paths of consul, vault and nomad
@@ -96,6 +99,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	}
 	l := &Lab{
 		Name: o.Name, Topology: o.Topology, Bin: o.Bin, ServersOnly: o.ServersOnly, HostAccess: o.HostAccess,
+		CertTTL:  o.CertTTL,
 		progress: newProgress(o.Out),
 	}
 	if err := l.checkPrograms(ctx); err != nil {

@@ -25,8 +25,12 @@ import (
 // setUp sets the servers up for the fabric, as its operator does, and makes the credentials of all
 // machines.
 func (l *Lab) setUp(ctx context.Context) error {
-	if _, err := l.asAdministrator(ctx, "setup", "-auto-approve", "-fabric="+l.Topology.Fabric, "-trust-domain="+l.Topology.TrustDomain,
-		"-pool4="+l.Topology.Pools.IPv4, "-pool6="+l.Topology.Pools.IPv6); err != nil {
+	args := []string{"setup", "-auto-approve", "-fabric=" + l.Topology.Fabric, "-trust-domain=" + l.Topology.TrustDomain,
+		"-pool4=" + l.Topology.Pools.IPv4, "-pool6=" + l.Topology.Pools.IPv6}
+	if l.CertTTL > 0 {
+		args = append(args, "-cert-ttl="+l.CertTTL.String())
+	}
+	if _, err := l.asAdministrator(ctx, args...); err != nil {
 		return err
 	}
 	vault, err := l.Vault(l.Secrets.VaultRoot)

@@ -16,8 +16,9 @@ import (
 )
 
 // tokenTTL is the life of the tokens of Consul and Nomad: that of certificates, so that an outage
-// of Vault is bridged as long by both. Daemons replace them after a quarter of it.
-func tokenTTL(s join.Settings) time.Duration { return min(s.CertTTL, 24*time.Hour) }
+// of Vault is bridged as long by both, but at least an hour. Daemons replace them after a quarter
+// of it.
+func tokenTTL(s join.Settings) time.Duration { return min(max(s.CertTTL, time.Hour), 24*time.Hour) }
 
 // consulRules are the rules of the policies in Consul, by suffix. The controller reads ACLs because
 // it needs to know which policies the roles of operators' tokens have. A machine may have the

@@ -32,6 +32,10 @@ import (
 // DefaultCertTTL is the lifetime of certificates, unless the settings name another.
 const DefaultCertTTL = 8 * time.Hour
 
+// ShortestCertTTL is the shortest lifetime of certificates. Each renewal of a service's is a
+// signature of Vault, and an announcement of each of its endpoints.
+const ShortestCertTTL = time.Minute
+
 // Default pools of the nodes.
 const (
 	DefaultPool4 = "100.64.0.0/10"
@@ -81,8 +85,8 @@ func Check(s join.Settings) error {
 	if s.TrustDomain == "" {
 		report("the trust domain", errors.New("it must not be empty"))
 	}
-	if s.CertTTL > fabric.MaxCertificateLife || s.CertTTL < time.Hour {
-		report("the lifetime of certificates", fmt.Errorf("%s is outside 1h to %s; removals of nodes are kept for the time after that", s.CertTTL, fabric.MaxCertificateLife))
+	if s.CertTTL > fabric.MaxCertificateLife || s.CertTTL < ShortestCertTTL {
+		report("the lifetime of certificates", fmt.Errorf("%s is outside %s to %s; removals of nodes are kept for the time after that", s.CertTTL, ShortestCertTTL, fabric.MaxCertificateLife))
 	}
 	for _, p := range []struct {
 		text  string

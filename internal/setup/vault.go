@@ -49,6 +49,7 @@ func (v *vault) objects() []object {
 		v.root(),
 		v.inMount(s.PKIMount, "PKI role", "roles/"+RoleWorkload, v.role("service", v.spiffeID("/*/*"))), // matches nodes' IDs too: they differ in the unit
 		v.inMount(s.PKIMount, "PKI role", "roles/"+wellknown.ControllerRole, v.controllerRole()),
+		v.nodeRoles(),
 		v.mount(s.TransitMount, "transit", "signatures of revisions and admissions", "-transit-mount", 0),
 		v.inMount(s.TransitMount, "transit key", "keys/"+s.TransitKey, fields{"type": "ed25519"}),
 		v.mount(s.SettingsMount, "kv", "its settings, and the addresses of its controllers", "-settings-mount", 0),
@@ -313,6 +314,10 @@ func (v *vault) root() object {
 
 func (v *vault) spiffeID(path string) string { return "spiffe://" + v.settings.TrustDomain + path }
 
+// backdated is how long before their issue certificates of a life begin: as much as clocks may
+// differ, and of short lives only a tenth, so that a renewal at two thirds leaves time.
+func backdated(life time.Duration) time.Duration { return min(clockSkew, life/10) }
+
 // role returns a PKI role for short-lived certificates of clients and servers whose only name is a
 // SPIFFE ID.
 func (v *vault) role(unit, spiffeID string) fields {
@@ -332,7 +337,7 @@ func (v *vault) role(unit, spiffeID string) fields {
 		"no_store":            true, // storing takes 100 ms on raft, and the certificates are short-lived
 		"ttl":                 ttl,
 		"max_ttl":             ttl,
-		"not_before_duration": int(clockSkew.Seconds()),
+		"not_before_duration": int(backdated(v.settings.CertTTL).Seconds()),
 
 		"allow_wildcard_certificates": false,
 	}

@@ -17,4 +17,7 @@ const (
 
 // NodeRole returns the name of a node's PKI role and the suffix of its AppRole's name. Names
 // contain no "--" (fabric.CheckName), so no two nodes share one.
-func NodeRole(zone, node string) string { return "node-" + zone + "--" + node }
+func NodeRole(zone, node string) string { return NodeRolePrefix + zone + "--" + node }
+
+// NodeRolePrefix begins the names of nodes' PKI roles.
+const NodeRolePrefix = "node-"

@@ -33,6 +33,7 @@ Commands:
     -servers-only      Leave out the SIF daemons.
     -host=false        Give this machine no address in the users' network.
     -apps=<dir>,<dir>  Applications to deploy: graphs and jobs.
+    -cert-ttl=<time>   Life of the fabric's certificates. Default: 8h.
     -bin=<dir>         Directory of sif, sif-cni and sif-demo. Default: that
                        of sif-lab.
   down                 Remove it.
@@ -120,10 +121,11 @@ func up(ctx context.Context, name string, args []string) error {
 	host := flags.Bool("host", true, "")
 	apps := flags.String("apps", "", "")
 	bin := flags.String("bin", filepath.Dir(self), "")
+	certTTL := flags.Duration("cert-ttl", 0, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := lab.Options{Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout}
+	o := lab.Options{Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout, CertTTL: *certTTL}
 	if *topology != "" {
 		if o.Topology, err = lab.LoadTopology(*topology); err != nil {
 			return err

@@ -49,7 +49,7 @@ func (s *Source) chores() []*chore {
 }
 
 // Run renews the identity until ctx ends: the token, the authorities, the public keys, and the
-// certificate at two thirds of its life. Failures are reported by Degraded and retried.
+// certificate at RenewalTime. Failures are reported by Degraded and retried.
 func (s *Source) Run(ctx context.Context) error {
 	if s.vault == nil {
 		<-ctx.Done()
@@ -151,10 +151,10 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	return next, s.store.putKeys(keys)
 }
 
-// doCertificate obtains a certificate if there is none, or if it is past two thirds of its life.
+// doCertificate obtains a certificate if there is none, or if it is past RenewalTime.
 func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	if cert := s.Certificate(); cert != nil {
-		if left := renewalTime(cert.Leaf).Sub(clock.Now()); left > 0 {
+		if left := RenewalTime(cert.Leaf).Sub(clock.Now()); left > 0 {
 			return time.Now().Add(left), nil
 		}
 	}
@@ -179,10 +179,5 @@ func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	s.cert = cert
 	s.mu.Unlock()
 	s.log.Info("certificate renewed", logkey.Expires, cert.Leaf.NotAfter)
-	return renewalTime(cert.Leaf), s.store.putCertificate(cert)
-}
-
-// renewalTime returns the time at two thirds of the life of a certificate.
-func renewalTime(leaf *x509.Certificate) time.Time {
-	return leaf.NotBefore.Add(leaf.NotAfter.Sub(leaf.NotBefore) * 2 / 3)
+	return RenewalTime(cert.Leaf), s.store.putCertificate(cert)
 }

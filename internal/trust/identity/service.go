@@ -138,13 +138,12 @@ func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
 	return atomicfile.Write(k.file(service), b, 0o600)
 }
 
-// NeedsRenewal reports whether the service has no certificate, or one that is past two thirds of
-// its life.
+// NeedsRenewal reports whether the service has no certificate, or one that is past RenewalTime.
 func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	cert := k.certs[service]
-	return cert == nil || !clock.Now().Before(renewalTime(cert.Leaf))
+	return cert == nil || !clock.Now().Before(RenewalTime(cert.Leaf))
 }
 
 // Sign signs msg with the service's key and returns the chain (DER, leaf first) for VerifyBy.

@@ -1,0 +1,135 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+//go:build e2e
+
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	nomad "github.com/hashicorp/nomad/api"
+	"github.com/shoenig/test/must"
+)
+
+// rotationVariable is for how long TestRotation runs ("3m"). It has the tests' lab use certificates
+// that live for rotationLife; one that is already up needs `sif-lab up -cert-ttl 1m`.
+const rotationVariable = "SIF_E2E_ROTATION"
+
+const rotationLife = time.Minute
+
+// rotations counts what the daemons' status says of their certificates.
+type rotations map[string][]time.Time
+
+// look notes the certificates that each daemon has now. It returns an error if one of them has
+// ended.
+func (r rotations) look(t *testing.T) error {
+	t.Helper()
+	s := world.status(t)
+	see := func(who string, ends, at time.Time) error {
+		if n := len(r[who]); n == 0 || !r[who][n-1].Equal(ends) {
+			r[who] = append(r[who], ends)
+		}
+		if at.After(ends) {
+			return fmt.Errorf("the certificate of %s ended at %s", who, ends.Format(time.TimeOnly))
+		}
+		return nil
+	}
+	errs := []error{see("the controller", s.Controller.CertificateExpires, time.Now())}
+	for _, n := range s.Nodes {
+		errs = append(errs, see(fmt.Sprintf("%s %s", n.Kind, n.ID()), n.CertificateExpires, n.Reported))
+	}
+	return errors.Join(errs...)
+}
+
+// TestRotation has certificates of one minute under traffic: established TCP connections, UDP
+// flows, new connections, and new workloads in both zones. Nothing of it may be lost.
+func TestRotation(t *testing.T) {
+	text := os.Getenv(rotationVariable)
+	if text == "" {
+		t.Skipf("%s is not set", rotationVariable)
+	}
+	length, err := time.ParseDuration(text)
+	must.NoError(t, err)
+	world.withTestPorts(t)
+	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
+	near, far := world.workload(t, "getaway-app/news-gw", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
+
+	streams := []*stream{openStream(t, svc, near, newsPort, "near"), openStream(t, svc, far, newsPort, "far")}
+	packets := []*datagrams{openDatagrams(t, svc, near, newsPort), openDatagrams(t, svc, far, newsPort)}
+	flows := []*attempts{openAttempts(t, svc, near, 9001), openAttempts(t, svc, far, 9001)}
+
+	seen := rotations{}
+	began := time.Now()
+	admitted := 0
+	for time.Since(began) < length {
+		for _, zone := range []string{"aws1", "gcp1"} {
+			world.replace(t, "places-gw", zone, svc, 9002)
+			admitted++
+			must.NoError(t, seen.look(t))
+			for _, s := range streams {
+				s.mustFlow(t, 10*time.Second)
+			}
+		}
+	}
+	took := time.Since(began).Round(time.Second)
+
+	for _, s := range streams {
+		s.mustFlow(t, 10*time.Second)
+		t.Logf("established connection to %s: %d bytes echoed", s.to, s.returned.Load())
+	}
+	for _, f := range flows {
+		f.stop()
+		made, err := f.count()
+		t.Logf("new connections: %d", made)
+		must.NoError(t, err)
+	}
+	time.Sleep(time.Second) // the echoes of the last packets
+	for _, p := range packets {
+		sent, lost := p.count(time.Second)
+		t.Logf("datagrams: %d, lost %d", sent, lost)
+		must.Zero(t, lost, must.Sprint("of ", sent, " datagrams, sent ", p.gap(time.Second)))
+	}
+	fewest := 0
+	for who, ends := range seen {
+		t.Logf("%s: %d certificates", who, len(ends))
+		if fewest == 0 || len(ends) < fewest {
+			fewest = len(ends)
+		}
+	}
+	t.Logf("%s: %d workloads admitted, each daemon with at least %d certificates", took, admitted, fewest)
+	// A daemon renews at two thirds at the latest, so it has at least one new one in each minute.
+	must.GreaterEq(t, int(length/rotationLife), fewest-1)
+	world.allWell(t, 30*time.Second)
+}
+
+// replace stops the instance of a job in a zone. It waits for the one that Nomad starts in its
+// place, and until from reaches that.
+func (f *fabricUnderTest) replace(t *testing.T, job, zone string, from workload, port uint16) {
+	t.Helper()
+	service := "getaway-app/" + job
+	old := f.workload(t, service, zone)
+	_, err := f.nomad.Allocations().Stop(&nomad.Allocation{ID: old.alloc}, nil)
+	must.NoError(t, err)
+	var next workload
+	eventually(t, 2*time.Minute, func() error {
+		for _, a := range f.allocs(t, job) {
+			if a.ClientStatus == nomad.AllocClientStatusFailed {
+				t.Fatal("an instance failed: " + said(a))
+			}
+		}
+		list := f.workloads(t, service, zone)
+		i := slices.IndexFunc(list, func(w workload) bool { return w.alloc != old.alloc })
+		if i < 0 {
+			return fmt.Errorf("%s has no new instance in %s", job, zone)
+		}
+		next = list[i]
+		return nil
+	})
+	reaches(t, from, next, port, true, 20*time.Second)
+}
