@@ -28,6 +28,7 @@ type attachments struct {
 	parts   map[string][]time.Duration // as the agent logs them
 	pending int                        // not in force everywhere when ADD returned
 	whole   time.Duration              // from the first call to the last answer
+	costs   []cost                     // processor time of each ADD, by daemon
 }
 
 // attached attaches count allocations, one after the other or all at once, and detaches them again.
@@ -70,7 +71,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	if atOnce {
 		parallel = count
 	}
-	began := time.Now()
+	before, began := f.usage(), time.Now()
 	var mu sync.Mutex
 	var failed []error
 	var group sync.WaitGroup
@@ -92,6 +93,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	close(next)
 	group.Wait()
 	a.whole = time.Since(began)
+	a.costs = f.usage().costs(before, count)
 	for i := range count {
 		r := request(i)
 		r.Command, r.Namespace = "DEL", nil

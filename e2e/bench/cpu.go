@@ -4,6 +4,7 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -46,6 +47,30 @@ func (u usage) since(earlier usage) usage {
 		d.spent[name] = time.Duration(float64(spent-earlier.spent[name]) / float64(whole) * float64(time.Second))
 	}
 	return d
+}
+
+// cost is the processor time that the daemons of one name have used, on all nodes.
+type cost struct {
+	daemon string
+	spent  time.Duration
+}
+
+// costs returns what the daemons have used since an earlier reading for each of count pieces of
+// work, by their names, the most first. It contains what they did meanwhile besides that work.
+func (u usage) costs(earlier usage, count int) []cost {
+	total := map[string]time.Duration{}
+	for process, spent := range u.spent {
+		_, name, _ := strings.Cut(process, "/")
+		total[name] += spent - earlier.spent[process]
+	}
+	var list []cost
+	for name, spent := range total {
+		if spent > 0 {
+			list = append(list, cost{name, spent / time.Duration(count)})
+		}
+	}
+	slices.SortFunc(list, func(a, b cost) int { return cmp.Or(cmp.Compare(b.spent, a.spent), cmp.Compare(a.daemon, b.daemon)) })
+	return list
 }
 
 // shares lists the average use of the busiest daemons, in percent of one core.

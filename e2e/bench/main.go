@@ -211,7 +211,9 @@ func attaching(ctx context.Context, f *fabric, r *Report) error {
 		if err != nil {
 			return fmt.Errorf("%s: %w", run.name, err)
 		}
-		r.times("CNI ADD inside the agent, in force in both zones: "+run.name, "ADD", a.took, run.p50, run.p99)
+		group := "CNI ADD inside the agent, in force in both zones: " + run.name
+		r.times(group, "ADD", a.took, run.p50, run.p99)
+		r.costs(group, "processor time of each ADD", a.costs)
 		r.note("CNI ADD, %s: %s each, averaged over the whole run; %d not in force everywhere when ADD returned; parts, p50: %s",
 			run.name, milliseconds(a.whole/time.Duration(run.count)), a.pending, a.partsText())
 	}

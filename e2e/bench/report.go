@@ -122,6 +122,18 @@ func (r *Report) times(group, name string, list []time.Duration, p50, p99 bound)
 	r.add(Figure{Group: group, Name: name + " p99", Value: ms(quantile(list, 0.99)), Unit: "ms"}, p99)
 }
 
+// costs reports processor time in milliseconds, of all daemons and by daemon. It depends less on
+// other work on the machine than elapsed time does.
+func (r *Report) costs(group, name string, list []cost) {
+	all := cost{daemon: "all daemons"}
+	for _, c := range list {
+		all.spent += c.spent
+	}
+	for _, c := range append([]cost{all}, list...) {
+		r.add(Figure{Group: group, Name: name + ", " + c.daemon, Value: ms(c.spent), Unit: "ms"}, none)
+	}
+}
+
 func us(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e3 }
 func ms(d time.Duration) float64 { return float64(d.Nanoseconds()) / 1e6 }
 
