@@ -13,7 +13,7 @@ import (
 )
 
 // announced verifies the counterparts that an engine announces, and returns after they are
-// programmed.
+// programmed and on disk.
 func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 	verifier := a.node.Verifier()
 	reply := rpc.AnnounceReply{Refused: map[string]string{}}
@@ -32,6 +32,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 		a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})
 		accepted = append(accepted, adm)
 	}
+	defer a.counterparts.Save()()
 	var held []fabric.Admission // what the engine announced may be older
 	for _, adm := range accepted {
 		if le, ok := a.counterparts.Get(adm.Endpoint); ok && !adm.Issued.Before(le.Admission.Issued) {

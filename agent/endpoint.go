@@ -6,10 +6,12 @@ package agent
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 
 	"github.com/sif-project/sif/fabric"
@@ -57,7 +59,7 @@ type endpoints struct {
 	saved *statefile.Saver
 
 	mu      sync.Mutex
-	set     map[cnicall.Attachment]endpoint
+	set     map[cnicall.Attachment]*endpoint
 	ordered []endpoint // the same, by ID; nil since a change. Every look at the node asks for it several times.
 }
 
@@ -75,16 +77,17 @@ func (es *endpoints) lost(interfaces []string) error {
 }
 
 func openEndpoints(path string) (*endpoints, error) {
-	es := &endpoints{path: path, set: map[cnicall.Attachment]endpoint{}}
+	es := &endpoints{path: path, set: map[cnicall.Attachment]*endpoint{}}
 	file := statefile.File[[]endpoint]{Path: path, What: "the endpoints"}
-	es.saved = file.Saver(es.all)
+	elements := statefile.Elements[endpoint]{Encode: func(ep *endpoint) ([]byte, error) { return json.Marshal(ep) }}
+	es.saved = file.EncodedSaver(func() ([]byte, error) { return elements.Document('[', ']', es.snapshot()) })
 	list, found, err := file.Read()
 	if err != nil {
 		return nil, err
 	}
 	es.found = found
 	for _, ep := range list {
-		es.set[ep.Attachment] = ep
+		es.set[ep.Attachment] = &ep
 	}
 	return es, nil
 }
@@ -92,8 +95,10 @@ func openEndpoints(path string) (*endpoints, error) {
 func (es *endpoints) get(a cnicall.Attachment) (endpoint, bool) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
-	ep, ok := es.set[a]
-	return ep, ok
+	if ep, ok := es.set[a]; ok {
+		return *ep, true
+	}
+	return endpoint{}, false
 }
 
 // find returns the endpoint for which match is true.
@@ -101,8 +106,8 @@ func (es *endpoints) find(match func(endpoint) bool) (endpoint, bool) {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	for _, ep := range es.set {
-		if match(ep) {
-			return ep, true
+		if match(*ep) {
+			return *ep, true
 		}
 	}
 	return endpoint{}, false
@@ -124,20 +129,28 @@ func (es *endpoints) all() []endpoint {
 	es.mu.Lock()
 	defer es.mu.Unlock()
 	if es.ordered == nil {
-		es.ordered = slices.SortedFunc(maps.Values(es.set), func(a, b endpoint) int {
-			if a.ID < b.ID {
-				return -1
-			}
-			return 1
-		})
+		es.ordered = make([]endpoint, 0, len(es.set))
+		for _, ep := range es.set {
+			es.ordered = append(es.ordered, *ep)
+		}
+		slices.SortFunc(es.ordered, func(a, b endpoint) int { return strings.Compare(a.ID, b.ID) })
 	}
 	return slices.Clone(es.ordered)
+}
+
+// snapshot returns the endpoints as they are stored, ordered by ID.
+func (es *endpoints) snapshot() []*endpoint {
+	es.mu.Lock()
+	list := slices.Collect(maps.Values(es.set))
+	es.mu.Unlock()
+	slices.SortFunc(list, func(a, b *endpoint) int { return strings.Compare(a.ID, b.ID) })
+	return list
 }
 
 // put stores an endpoint. The returned function waits until the endpoint is on disk.
 func (es *endpoints) put(ep endpoint) (kept func() error) {
 	es.mu.Lock()
-	es.set[ep.Attachment], es.ordered = ep, nil
+	es.set[ep.Attachment], es.ordered = &ep, nil
 	es.mu.Unlock()
 	return start(es.saved.Call)
 }
@@ -146,10 +159,11 @@ func (es *endpoints) put(ep endpoint) (kept func() error) {
 // to disk, which saved.Again does later.
 func (es *endpoints) change(a cnicall.Attachment, fn func(*endpoint)) {
 	es.mu.Lock()
-	ep, ok := es.set[a]
+	was, ok := es.set[a]
 	if ok {
+		ep := *was
 		fn(&ep)
-		es.set[a], es.ordered = ep, nil
+		es.set[a], es.ordered = &ep, nil
 	}
 	es.mu.Unlock()
 	if ok {

@@ -114,6 +114,7 @@ func (z *neighbours) take(from fabric.NodeID, requests []fabric.Request) (met []
 	if len(kept) == 0 && !displaced {
 		return met, refused
 	}
+	defer a.counterparts.Save()()
 	if err := a.reprogram.Call(); err != nil {
 		a.node.Degrade("data path", err)
 		for _, adm := range kept {

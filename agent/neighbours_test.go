@@ -387,7 +387,8 @@ func TestReplayedAdmission(t *testing.T) {
 	keys := slices.Sorted(maps.Keys(requests))
 	rapid.Check(t, func(rt *rapid.T) {
 		// A fresh set each time; connection and agent stay.
-		set, err := lease.Open(filepath.Join(t.TempDir(), "counterparts.json"), a.log)
+		path := filepath.Join(t.TempDir(), "counterparts.json")
+		set, err := lease.Open(path, a.log)
 		must.NoError(rt, err)
 		a.counterparts = set
 		latest := map[netip.Addr]fabric.Admission{}
@@ -408,8 +409,20 @@ func TestReplayedAdmission(t *testing.T) {
 			for _, held := range set.All(time.Now()) {
 				must.Eq(rt, latest[held.Admission.IPv4].Endpoint, held.Admission.Endpoint)
 			}
+			stored, err := lease.Open(path, a.log)
+			must.NoError(rt, err)
+			must.Eq(rt, held(set), held(stored)) // what was answered survives a crash
 		}
 	})
+}
+
+// held returns when the admissions of a set were issued, by endpoint.
+func held(set *lease.Set) map[string]time.Time {
+	issued := map[string]time.Time{}
+	for _, le := range set.All(time.Now()) {
+		issued[le.Admission.Endpoint] = le.Admission.Issued
+	}
+	return issued
 }
 
 // An engine that comes back and does not know what an agent said of its own endpoints does not end
@@ -433,6 +446,28 @@ func TestEngineThatWasAway(t *testing.T) {
 	a.engines.zone.said["web-2"] = time.Now().Add(-10 * roundInterval)
 	must.NoError(t, a.withdrawn([]string{"web-2"}))
 	must.Eq(t, "", a.has())
+}
+
+// What an engine announced is on disk when it is answered, so that a crash does not lose it.
+func TestAnnouncedSurvivesACrash(t *testing.T) {
+	z := newZone(t, "a", "b")
+	a := z.members["a"]
+	path := filepath.Join(t.TempDir(), "counterparts.json")
+	var err error
+	a.counterparts, err = lease.Open(path, a.log)
+	must.NoError(t, err)
+	for i := range 20 {
+		ep := fmt.Sprint("web-", i)
+		adm := z.admission("b", svcWeb, ep, i+1, i)
+		r := z.request(adm)
+		must.True(t, a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})) // verified, and not saved yet
+		_, err := a.announced(rpc.AnnounceParams{Requests: []fabric.Request{r}})
+		must.NoError(t, err)
+		stored, err := lease.Open(path, a.log)
+		must.NoError(t, err)
+		_, has := stored.Get(ep)
+		must.True(t, has, must.Sprint(ep))
+	}
 }
 
 // While an engine answers, or before it is known that none does, neighbours are not called.

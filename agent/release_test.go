@@ -34,7 +34,7 @@ func TestAttachmentsAreNotLost(t *testing.T) {
 			live = append(live, api.LiveAdmission{Endpoint: id})
 			mu.Unlock()
 			eps.mu.Lock()
-			eps.set[at(id)], eps.ordered = endpoint{ID: id, Attachment: at(id)}, nil
+			eps.set[at(id)], eps.ordered = &endpoint{ID: id, Attachment: at(id)}, nil
 			eps.mu.Unlock()
 		})
 		mu.Lock()

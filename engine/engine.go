@@ -248,6 +248,7 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
+	defer e.leases.Save()()
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	// The switch is programmed, and the agents of the zone and the other zones are told, at the
@@ -287,6 +288,7 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	if err != nil {
 		return rpc.ForwardReply{}, err
 	}
+	defer e.leases.Save()()
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	var beside errgroup.Group
@@ -305,17 +307,19 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	return reply, nil
 }
 
-// accept stores a verified lease and returns after the switch is programmed.
+// accept stores a verified lease and returns after the switch is programmed and the lease is on
+// disk.
 func (e *Engine) accept(ctx context.Context, le lease.Lease) error {
 	fresh, err := e.take(ctx, le)
 	if err != nil || !fresh {
 		return err
 	}
+	defer e.leases.Save()()
 	return e.reprogram.Call()
 }
 
-// take stores a verified lease. It reports whether the switch must be programmed for it to be in
-// force.
+// take stores a verified lease, in memory; the caller has it saved beside its own work. It reports
+// whether the switch must be programmed for it to be in force.
 func (e *Engine) take(ctx context.Context, le lease.Lease) (fresh bool, err error) {
 	changed := e.leases.Accept(le)
 	e.interest(ctx, le.Admission.Service) // after Put, so that leased includes it

@@ -47,7 +47,11 @@ func (f File[T]) Read() (v T, found bool, err error) {
 
 // Write replaces the content of the file. A crash leaves the old content or the new one.
 func (f File[T]) Write(v T) error {
-	data, err := json.Marshal(v)
+	return f.write(func() ([]byte, error) { return json.Marshal(v) })
+}
+
+func (f File[T]) write(encode func() ([]byte, error)) error {
+	data, err := encode()
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", f.What, err)
 	}
@@ -70,9 +74,14 @@ type Saver struct {
 
 // Saver returns a Saver of what snapshot returns.
 func (f File[T]) Saver(snapshot func() T) *Saver {
+	return f.EncodedSaver(func() ([]byte, error) { return json.Marshal(snapshot()) })
+}
+
+// EncodedSaver returns a Saver of what encode returns, which is the JSON of a T.
+func (f File[T]) EncodedSaver(encode func() ([]byte, error)) *Saver {
 	s := &Saver{}
 	s.write = coalesce.New(func() error {
-		err := f.Write(snapshot())
+		err := f.write(encode)
 		s.failed.Store(err != nil)
 		return err
 	})
@@ -88,4 +97,38 @@ func (s *Saver) Again() error {
 		return nil
 	}
 	return s.Call()
+}
+
+// Elements encodes a collection for an EncodedSaver. Each write encodes only those elements that
+// were not in the one before. It is not safe for concurrent use.
+type Elements[E any] struct {
+	// Encode returns the JSON of an element, which is never modified: an array's, or an object's
+	// with its name.
+	Encode func(*E) ([]byte, error)
+
+	encoded map[*E][]byte // the elements of the last document
+	size    int           // of that
+}
+
+// Document returns the JSON of the elements between opening and closing, the brackets of an array
+// or an object.
+func (e *Elements[E]) Document(opening, closing byte, elements []*E) ([]byte, error) {
+	data := append(make([]byte, 0, e.size+e.size/8), opening)
+	encoded := make(map[*E][]byte, len(elements))
+	for i, element := range elements {
+		text, known := e.encoded[element]
+		if !known {
+			var err error
+			if text, err = e.Encode(element); err != nil {
+				return nil, err
+			}
+		}
+		encoded[element] = text
+		if i > 0 {
+			data = append(data, ',')
+		}
+		data = append(data, text...)
+	}
+	e.encoded, e.size = encoded, len(data)
+	return append(data, closing), nil
 }

@@ -4,6 +4,8 @@
 package statefile
 
 import (
+	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"sync"
@@ -67,4 +69,42 @@ func TestSaver(t *testing.T) {
 		})
 	}
 	all.Wait()
+}
+
+// Each write encodes what is new, and the document is that of all elements.
+func TestElements(t *testing.T) {
+	var encodes []int
+	e := Elements[int]{Encode: func(n *int) ([]byte, error) {
+		encodes = append(encodes, *n)
+		return json.Marshal(n)
+	}}
+	numbers := []int{1, 2, 3}
+	check := func(want []int, elements ...*int) {
+		encodes = nil
+		data, err := e.Document('[', ']', elements)
+		must.NoError(t, err)
+		var got []int
+		must.NoError(t, json.Unmarshal(data, &got))
+		var all []int
+		for _, n := range elements {
+			all = append(all, *n)
+		}
+		must.SliceEqOp(t, all, got)
+		must.SliceEqOp(t, want, encodes)
+	}
+	check(nil)
+	check([]int{1, 2}, &numbers[0], &numbers[1])
+	check([]int{3}, &numbers[2], &numbers[1])
+	check([]int{1}, &numbers[0], &numbers[2]) // was left out meanwhile
+
+	broken := errors.New("broken")
+	e.Encode = func(*int) ([]byte, error) { return nil, broken }
+	_, err := e.Document('[', ']', []*int{&numbers[1]})
+	must.ErrorIs(t, err, broken)
+	path := filepath.Join(t.TempDir(), "n.json")
+	save := File[[]int]{Path: path, What: "the numbers"}.EncodedSaver(func() ([]byte, error) { return e.Document('[', ']', []*int{&numbers[1]}) })
+	must.ErrorContains(t, save.Call(), "encode the numbers: broken")
+	must.ErrorContains(t, save.Again(), "encode the numbers: broken")
+	_, err = os.Stat(path)
+	must.ErrorIs(t, err, os.ErrNotExist)
 }

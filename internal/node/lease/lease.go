@@ -5,6 +5,14 @@
 // those of its endpoints' counterparts. It knows which of two admissions of an endpoint is the
 // later one, and writes each change to a file, so that a restarted daemon can continue before its
 // peers connect again. It does not know what a lease permits.
+//
+// What ends is on disk before a method returns that ended it, and so before the caller takes it out
+// of its data path: a crash never brings back what is gone there. What comes is written beside the
+// caller's work, and whoever asked for it is answered when it is on disk (Set.Save). A daemon that
+// crashes between may have it in its data path and not on disk. The next one takes it out of the
+// data path, which passes less than was asked for, and gets it again: the connection ended without
+// an answer, so the peer asks again. An earlier admission that a later one replaced is on disk
+// until then, and is valid, too.
 package lease
 
 import (
@@ -35,10 +43,12 @@ type Lease struct {
 type Set struct {
 	saved *statefile.Saver
 
-	mu    sync.Mutex
-	set   map[string]Lease
-	heard map[netip.Addr]heard // the latest admission of each address, also of what is not stored
-	swept time.Time            // when expired ones were forgotten
+	mu      sync.Mutex
+	set     map[string]*Lease    // the leases are replaced, never changed
+	changes uint64               // made to set
+	onDisk  uint64               // those of them that are on disk
+	heard   map[netip.Addr]heard // the latest admission of each address, also of what is not stored
+	swept   time.Time            // when expired ones were forgotten
 }
 
 // heard is an admission of which the set knows.
@@ -56,8 +66,9 @@ const sweepInterval = time.Minute
 func Open(path string, log hclog.Logger) (*Set, error) {
 	// It is lazy because workloads wait for the write, and after a reboot the leases are useless.
 	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
-	l := &Set{set: map[string]Lease{}, heard: map[netip.Addr]heard{}}
-	l.saved = file.Saver(l.snapshot)
+	l := &Set{set: map[string]*Lease{}, heard: map[netip.Addr]heard{}}
+	elements := statefile.Elements[Lease]{Encode: encode}
+	l.saved = file.EncodedSaver(func() ([]byte, error) { return elements.Document('{', '}', l.snapshot()) })
 	stored, _, err := file.Read()
 	if errors.Is(err, statefile.ErrCorrupt) {
 		log.Warn("cannot use the leases on disk, starting without leases", logkey.Error, err)
@@ -66,8 +77,8 @@ func Open(path string, log hclog.Logger) (*Set, error) {
 	if err != nil {
 		return nil, err
 	}
-	maps.Copy(l.set, stored)
-	for _, le := range stored {
+	for endpoint, le := range stored {
+		l.set[endpoint] = &le
 		l.note(le.Admission)
 	}
 	return l, nil
@@ -104,16 +115,51 @@ func (l *Set) note(a fabric.Admission) {
 }
 
 // Accept stores le unless a later admission of the endpoint, or of another one with one of its
-// addresses, is stored. It reports whether anything changed, which holds also if it cannot be
-// written to disk; see Stored. An address belongs to one endpoint: earlier leases of other
-// endpoints with le's addresses end, so that a lost withdrawal cannot give an endpoint the rights
-// of a previous one.
+// addresses, is stored. It reports whether anything changed. An address belongs to one endpoint:
+// earlier leases of other endpoints with le's addresses end, so that a lost withdrawal cannot give
+// an endpoint the rights of a previous one. If any ended, the set is written to disk; otherwise it
+// is for the caller to call Save.
 func (l *Set) Accept(le Lease) bool {
-	changed := l.accept(le)
-	if changed {
-		_ = l.saved.Call() // Stored tells
+	changed, displaced := l.accept(le)
+	if displaced {
+		_ = l.save() // Stored tells
 	}
 	return changed
+}
+
+// Save begins to write what changed, unless it is on disk. The returned function waits until it is,
+// or cannot be written; see Stored.
+func (l *Set) Save() (saved func()) {
+	if l.written() {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = l.save() // Stored tells
+	}()
+	return func() { <-done }
+}
+
+// written reports whether all changes are on disk.
+func (l *Set) written() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.onDisk == l.changes
+}
+
+// save writes the set to disk.
+func (l *Set) save() error {
+	l.mu.Lock()
+	changes := l.changes
+	l.mu.Unlock()
+	err := l.saved.Call()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		l.onDisk = max(l.onDisk, changes)
+	}
+	return err
 }
 
 // Displace ends what ends because an admission was issued, without storing that one: earlier leases
@@ -124,34 +170,40 @@ func (l *Set) Displace(a fabric.Admission) bool {
 	})) > 0
 }
 
-// Stored writes the set to disk if that failed the last time. A set that is not on disk is in
+// Stored writes the set to disk if that was not done or failed. A set that is not on disk is in
 // force all the same: after a restart the daemon gets it again from its peers.
-func (l *Set) Stored() error { return l.saved.Again() }
+func (l *Set) Stored() error {
+	if l.written() {
+		return nil
+	}
+	return l.save()
+}
 
-func (l *Set) accept(le Lease) bool {
+func (l *Set) accept(le Lease) (changed, displaced bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := le.Admission
 	if old, had := l.set[a.Endpoint]; had && !a.Issued.After(old.Admission.Issued) {
-		return false
+		return false, false
 	}
-	var displaced []string
+	var gone []string
 	for endpoint, other := range l.set {
 		b := other.Admission
 		if endpoint == a.Endpoint || b.IPv4 != a.IPv4 && b.IPv6 != a.IPv6 {
 			continue
 		}
 		if !a.Issued.After(b.Issued) {
-			return false
+			return false, false
 		}
-		displaced = append(displaced, endpoint)
+		gone = append(gone, endpoint)
 	}
-	for _, endpoint := range displaced {
+	for _, endpoint := range gone {
 		delete(l.set, endpoint)
 	}
-	l.set[a.Endpoint] = le
+	l.set[a.Endpoint] = &le
+	l.changes++
 	l.note(a)
-	return true
+	return true, len(gone) > 0
 }
 
 // InForce returns the admission of a request if exactly this request is stored and has not expired
@@ -174,8 +226,10 @@ func (l *Set) InForce(r fabric.Request, now time.Time) (fabric.Admission, bool) 
 func (l *Set) Get(endpoint string) (Lease, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	le, ok := l.set[endpoint]
-	return le, ok
+	if le, ok := l.set[endpoint]; ok {
+		return *le, true
+	}
+	return Lease{}, false
 }
 
 // Lacking returns, in order, those endpoints of a list that have no lease, or one with an admission
@@ -199,13 +253,14 @@ func (l *Set) Remove(gone func(fabric.Admission) bool) []Lease {
 	var removed []Lease
 	for endpoint, le := range l.set {
 		if gone(le.Admission) {
-			removed = append(removed, le)
+			removed = append(removed, *le)
 			delete(l.set, endpoint)
+			l.changes++
 		}
 	}
 	l.mu.Unlock()
 	if removed != nil {
-		_ = l.saved.Call() // Stored tells
+		_ = l.save() // Stored tells
 	}
 	return removed
 }
@@ -222,15 +277,31 @@ func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
 	var list []Lease
 	for _, le := range l.set {
 		if now.Before(le.Admission.Expires) && match(le.Admission) {
-			list = append(list, le)
+			list = append(list, *le)
 		}
 	}
 	slices.SortFunc(list, func(a, b Lease) int { return strings.Compare(a.Admission.Endpoint, b.Admission.Endpoint) })
 	return list
 }
 
-func (l *Set) snapshot() map[string]Lease {
+// snapshot returns the leases, ordered by endpoint.
+func (l *Set) snapshot() []*Lease {
 	l.mu.Lock()
-	defer l.mu.Unlock()
-	return maps.Clone(l.set)
+	list := slices.Collect(maps.Values(l.set))
+	l.mu.Unlock()
+	slices.SortFunc(list, func(a, b *Lease) int { return strings.Compare(a.Admission.Endpoint, b.Admission.Endpoint) })
+	return list
+}
+
+// encode returns a lease as a field of the file's object, in which its name is the endpoint.
+func encode(le *Lease) ([]byte, error) {
+	name, err := json.Marshal(le.Admission.Endpoint)
+	if err != nil {
+		return nil, err
+	}
+	value, err := json.Marshal(le)
+	if err != nil {
+		return nil, err
+	}
+	return slices.Concat(name, []byte{':'}, value), nil
 }

@@ -5,7 +5,9 @@ package lease
 
 import (
 	"encoding/json"
+	"flag"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -19,6 +21,8 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/testhost"
 )
+
+var benchLeases = flag.Int("leases", 1000, "leases in the set during the benchmark")
 
 var epoch = time.Unix(1000, 0).UTC()
 
@@ -57,6 +61,7 @@ func TestLaws(t *testing.T) {
 				must.Eq(t, before, set.All(epoch))
 			}
 			if rapid.Bool().Draw(t, "restart") {
+				set.Save()()
 				set, err = Open(path, hclog.NewNullLogger())
 				must.NoError(t, err)
 			}
@@ -108,6 +113,71 @@ func TestLatestWins(t *testing.T) {
 			must.True(t, set.Hear(earlier, a.Expires))
 		}
 	})
+}
+
+// A crash at any time brings back nothing that has ended, and loses only what came since the last
+// Save.
+func TestCrash(t *testing.T) {
+	dir, runs := t.TempDir(), 0
+	rapid.Check(t, func(t *rapid.T) {
+		runs++
+		path := filepath.Join(dir, fmt.Sprint(runs))
+		set, err := Open(path, hclog.NewNullLogger())
+		must.NoError(t, err)
+		saved := map[string]bool{} // endpoints
+		for range rapid.IntRange(1, 30).Draw(t, "steps") {
+			endpoint := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint")
+			switch rapid.IntRange(0, 2).Draw(t, "step") {
+			case 0:
+				set.Accept(leaseOf(endpoint, rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued")))
+			case 1:
+				set.Remove(func(a fabric.Admission) bool { return a.Endpoint == endpoint })
+			case 2:
+				set.Save()()
+				for _, le := range set.All(epoch) {
+					saved[le.Admission.Endpoint] = true
+				}
+			}
+			held := map[string]Lease{}
+			for _, le := range set.All(epoch) {
+				held[le.Admission.Endpoint] = le
+			}
+			maps.DeleteFunc(saved, func(endpoint string, _ bool) bool { _, still := held[endpoint]; return !still })
+			next, err := Open(path, hclog.NewNullLogger())
+			must.NoError(t, err)
+			for _, le := range next.All(epoch) {
+				now, still := held[le.Admission.Endpoint]
+				must.True(t, still, must.Sprint("endpoint ", le.Admission.Endpoint, " has ended"))
+				must.False(t, le.Admission.Issued.After(now.Admission.Issued))
+			}
+			for endpoint := range saved {
+				_, has := next.Get(endpoint)
+				must.True(t, has, must.Sprint("endpoint ", endpoint, " was saved"))
+			}
+		}
+	})
+}
+
+// BenchmarkAccept adds a lease to those of -leases endpoints, until it is on disk.
+func BenchmarkAccept(b *testing.B) {
+	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), hclog.NewNullLogger())
+	must.NoError(b, err)
+	accept := func(i, issued int) {
+		le := leaseOf(fmt.Sprint("endpoint-", i), 0, issued)
+		le.Admission.IPv4, le.Admission.IPv6 = netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 14: byte(i >> 8), 15: byte(i)})
+		le.Request.Certificate = [][]byte{make([]byte, 700), make([]byte, 700)} // as Vault issues them
+		set.Accept(le)
+	}
+	for i := range *benchLeases {
+		accept(i, 0)
+	}
+	set.Save()()
+	issued := 0
+	for b.Loop() {
+		issued++
+		accept(0, issued)
+		set.Save()()
+	}
 }
 
 // What a crash of the machine leaves must not keep a daemon from starting.
