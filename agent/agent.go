@@ -321,7 +321,7 @@ func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.node.Degrade("cni", a.repairCNI())
 		a.node.Degrade("instances registered outside", a.registered.Trouble())
 		a.node.Report("agent", a.findings())
-		a.health.Follow(a.followed())
+		a.followHealth()
 		sup.Alive(fmt.Sprintf("enforcing revision %d for %d endpoints", a.node.Revision.Pointer().Sequence, len(a.endpoints.all())), a.node.Degraded())
 	})
 }

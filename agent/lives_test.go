@@ -5,12 +5,14 @@ package agent
 
 import (
 	"testing"
+	"time"
 
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/agent/catalog"
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/inspect/verify"
 )
 
 // What the controller does not know changes nothing, and what it says of others is not taken.
@@ -51,4 +53,29 @@ func TestLives(t *testing.T) {
 	a := &Agent{}
 	must.Eq(t, catalog.Life{}, a.lifeOf(endpoint{ID: "x", Attached: &fabric.Attached{}}))
 	must.Eq(t, catalog.Life{Unknown: true}, a.lifeOf(endpoint{ID: "x"}))
+}
+
+// The catalog is read of what DNS can answer with, not of who calls.
+func TestFollowed(t *testing.T) {
+	docs := verify.Documents(shopGraph([2]fabric.Ref{svcWeb, svcAPI}, [2]fabric.Ref{svcAPI, svcStore}), time.Now())
+	endpointOf := func(service fabric.Ref, originate ...string) endpoint {
+		adm := fabric.Admission{Service: service}
+		for _, name := range originate {
+			adm.Roles.Originate = append(adm.Roles.Originate, refOf("shop/"+name))
+		}
+		return endpoint{Admission: adm}
+	}
+	for _, tc := range []struct {
+		endpoints []endpoint
+		want      []fabric.Ref
+	}{
+		{nil, nil},
+		{[]endpoint{endpointOf(svcWeb, "c0")}, []fabric.Ref{svcAPI, svcWeb}},
+		{[]endpoint{endpointOf(svcWeb)}, []fabric.Ref{svcWeb}}, // it does not want to call
+		{[]endpoint{endpointOf(svcAPI, "c1")}, []fabric.Ref{svcAPI, svcStore}},
+		{[]endpoint{endpointOf(svcStore)}, []fabric.Ref{svcStore}},
+		{[]endpoint{endpointOf(svcStore), endpointOf(svcWeb, "c0")}, []fabric.Ref{svcAPI, svcStore, svcWeb}},
+	} {
+		must.Eq(t, tc.want, followed(tc.endpoints, docs))
+	}
 }

@@ -136,15 +136,16 @@ func (a *Agent) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) 
 	return signer.Node.NodeID, nil
 }
 
-// followed returns the services whose health the node needs: those of its endpoints and of their
-// counterparts.
-func (a *Agent) followed() []fabric.Ref {
-	docs := a.documents()
+// followed returns the services whose health a node with these endpoints needs: those that they
+// call, which DNS answers with, and their own.
+func followed(endpoints []endpoint, docs map[fabric.Ref]fabric.Document) []fabric.Ref {
 	set := map[fabric.Ref]bool{}
-	for _, ep := range a.endpoints.all() {
+	for _, ep := range endpoints {
 		id := ep.Admission.Identity()
 		set[id.Service] = true
-		for _, r := range fabric.Counterparts(id, docs[id.Service]) {
+		called := docs[id.Service]
+		called.Responds = nil // DNS tells nobody of who calls him
+		for _, r := range fabric.Counterparts(id, called) {
 			set[r] = true
 		}
 	}
@@ -155,5 +156,9 @@ func (a *Agent) followed() []fabric.Ref {
 // counterparts changed.
 func (a *Agent) refreshCatalog() {
 	a.registrar.Refresh()
-	a.health.Follow(a.followed())
+	a.followHealth()
+}
+
+func (a *Agent) followHealth() {
+	a.health.Follow(followed(a.endpoints.all(), a.documents()))
 }

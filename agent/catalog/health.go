@@ -177,7 +177,7 @@ func (h *Health) watch(ctx context.Context, service fabric.Ref) {
 			}
 			silent = true
 		},
-		Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
+		Rest: rest, Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
 	}
 	entries.Run(ctx)
 }

@@ -27,6 +27,10 @@ const (
 	// registerInterval is how often the registrations are compared with the node's endpoints if no
 	// change is known.
 	registerInterval = 30 * time.Second
+	// rest is the time from one comparison or answer of the catalog to the next one. While many
+	// workloads start, each would otherwise have all endpoints read again, by every node that
+	// follows their service.
+	rest = 200 * time.Millisecond
 	// requestTimeout limits one comparison.
 	requestTimeout = 10 * time.Second
 	// retryFirst and retryMost bound the pauses after failures; see retry.Backoff.
@@ -90,7 +94,8 @@ func NewRegistrar(c RegistrarConfig) *Registrar {
 	return &Registrar{RegistrarConfig: c, trigger: make(chan struct{}, 1), gone: map[string]time.Time{}}
 }
 
-// Refresh makes Run compare the registrations now. It does not block.
+// Refresh makes Run compare the registrations now, or when the rest after the comparison before is
+// over. It does not block.
 func (r *Registrar) Refresh() {
 	select {
 	case r.trigger <- struct{}{}:
@@ -118,6 +123,9 @@ func (r *Registrar) Run(ctx context.Context) error {
 			wait = pauses.NextBackOff()
 		} else {
 			pauses.Reset()
+		}
+		if !retry.Sleep(ctx, rest) {
+			return nil
 		}
 		select {
 		case <-ctx.Done():
@@ -350,7 +358,7 @@ func (r *Registrar) watchNomad(ctx context.Context) {
 				}
 				return true
 			},
-			Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
+			Rest: rest, Wait: blockFor, MinPause: retryFirst, MaxPause: retryMost,
 		}
 		w.Run(ctx)
 	}

@@ -29,11 +29,14 @@ type Watch[T any] struct {
 	// Failed, unless nil, takes the error of each failed query.
 	Failed func(error)
 
+	// Rest is the time from one answer to the next query. A change after a quiet time is read at
+	// once; those that follow one another more quickly are read together. 0: each is read.
+	Rest               time.Duration
 	Wait               time.Duration // for a change, in one query
 	MinPause, MaxPause time.Duration // after a failure; see retry.Backoff
 
 	mu        sync.Mutex
-	interrupt context.CancelFunc // ends the query that is waiting, or nil
+	interrupt context.CancelFunc // ends the query that is waiting, or the rest; nil between
 }
 
 // Run asks until ctx ends. Query and Handle are called by one goroutine.
@@ -62,8 +65,38 @@ func (w *Watch[T]) Run(ctx context.Context) {
 			} else {
 				wait = min(pauses.NextBackOff(), w.Wait)
 			}
+			if w.rest(ctx) {
+				index = 0
+			}
 		}
 	}
+}
+
+// rest waits until the next query may be made. interrupted reports that Refresh ended it.
+func (w *Watch[T]) rest(ctx context.Context) (interrupted bool) {
+	if w.Rest == 0 {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.Rest)
+	defer cancel()
+	w.begin(cancel)
+	<-ctx.Done()
+	return w.end()
+}
+
+// begin lets Refresh call interrupt until end, which reports whether it did.
+func (w *Watch[T]) begin(interrupt context.CancelFunc) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.interrupt = interrupt
+}
+
+func (w *Watch[T]) end() (interrupted bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	interrupted = w.interrupt == nil
+	w.interrupt = nil
+	return interrupted
 }
 
 // next returns the index to wait for after an answer.
@@ -80,18 +113,13 @@ func (w *Watch[T]) query(ctx context.Context, index uint64, wait time.Duration) 
 	// connections and never answers.
 	ctx, cancel := context.WithTimeout(ctx, wait+wait/16+answerTime)
 	defer cancel()
-	w.mu.Lock()
-	w.interrupt = cancel
-	w.mu.Unlock()
+	w.begin(cancel)
 	answer, meta, err = w.Query((&api.QueryOptions{WaitIndex: index, WaitTime: wait}).WithContext(ctx))
-	w.mu.Lock()
-	interrupted = w.interrupt == nil && err != nil
-	w.interrupt = nil
-	w.mu.Unlock()
-	return answer, meta, interrupted, err
+	return answer, meta, w.end() && err != nil, err
 }
 
-// Refresh has what is followed read again now, if a query is waiting for a change.
+// Refresh has what is followed read again now, if Run is waiting for a change or for the next
+// query.
 func (w *Watch[T]) Refresh() {
 	w.mu.Lock()
 	defer w.mu.Unlock()

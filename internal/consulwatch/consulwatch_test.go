@@ -32,12 +32,16 @@ type reply struct {
 // script runs a watch against a Consul with these replies, and returns the queries, the handled
 // answers and the errors. sound says what Handle returns for an answer, which is its number.
 func script(t *testing.T, sound func(int) bool, during func(*Watch[int]), replies ...reply) (queries []asked, handled []int, failed []error) {
+	return scriptWithRest(t, 0, sound, during, replies...)
+}
+
+func scriptWithRest(t *testing.T, rest time.Duration, sound func(int) bool, during func(*Watch[int]), replies ...reply) (queries []asked, handled []int, failed []error) {
 	synctest.Test(t, func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
 		start := time.Now()
 		w := &Watch[int]{
-			Wait: time.Minute, MinPause: time.Second, MaxPause: 4 * time.Second,
+			Wait: time.Minute, MinPause: time.Second, MaxPause: 4 * time.Second, Rest: rest,
 			Query: func(opts *api.QueryOptions) (int, *api.QueryMeta, error) {
 				n := len(queries)
 				queries = append(queries, asked{time.Since(start), opts.WaitIndex, opts.WaitTime})
@@ -142,6 +146,29 @@ func TestRefresh(t *testing.T) {
 	must.Eq(t, []uint64{0, 7, 0, 7}, indexes(queries))
 	must.Eq(t, 10*time.Second, queries[2].at)
 	must.Eq(t, []int{0, 2}, handled)
+	must.SliceEmpty(t, failed)
+}
+
+// A change after a quiet time is read at once, and those that come then after the rest.
+func TestRest(t *testing.T) {
+	const rest = 100 * time.Millisecond
+	queries, handled, _ := scriptWithRest(t, rest, nil, nil,
+		reply{index: 7}, reply{index: 8, late: true}, reply{index: 9}, reply{index: 10})
+	must.Eq(t, []int{0, 1, 2, 3}, handled)
+	must.Eq(t, []uint64{0, 7, 8, 9, 10}, indexes(queries))
+	for i, want := range []time.Duration{0, rest, rest + time.Minute + rest, time.Minute + 3*rest, time.Minute + 4*rest} {
+		must.Eq(t, want, queries[i].at)
+	}
+}
+
+func TestRefreshEndsTheRest(t *testing.T) {
+	queries, handled, failed := scriptWithRest(t, time.Second, nil, func(w *Watch[int]) {
+		time.Sleep(time.Second / 2)
+		w.Refresh()
+	}, reply{index: 7}, reply{index: 8})
+	must.Eq(t, []uint64{0, 0, 8}, indexes(queries))
+	must.Eq(t, time.Second/2, queries[1].at)
+	must.Eq(t, []int{0, 1}, handled)
 	must.SliceEmpty(t, failed)
 }
 
