@@ -39,9 +39,8 @@ func TestImageWithFullDisk(t *testing.T) {
 	from.Originates = nil
 	docs[web] = from
 	endpoints := []fabric.Admission{local[0].Admission, local[1].Admission, admitted(4, "gcp1", news)}
-	l := layout{num: num, underlay: underlay, own: map[string]uint32{"svc": 7, "web": 8}, links: map[desired.Way]uint32{desired.Through(p1): beyond}}
-	nodes := []fabric.Node{{Zone: p1.Zone, Name: p1.Name, Kind: fabric.KindProcessor}}
-	w := desired.ForWorkload(here, desired.SingleProcessor(nodes), endpoints, docs, fabric.Outside{})
+	l := layout{num: num, underlay: underlay, zone: here.Zone, own: map[string]uint32{"svc": 7, "web": 8}, links: map[desired.Way]uint32{desired.Through(p1): beyond}, marks: marks}
+	w := desired.ForWorkload(here, twoZones(), endpoints, docs, fabric.Outside{})
 	im, err := l.image(w)
 	var lacking *unnumbered
 	must.True(t, errors.As(err, &lacking))

@@ -71,16 +71,27 @@ const underlay, beyond = 2, 3
 // here is the node of the tests; p1 is the processor of its zone.
 var here, p1 = fabric.NodeID{Zone: "aws1", Name: "w1"}, fabric.NodeID{Zone: "aws1", Name: "p1"}
 
+// marks are those of packets to the zone's processor.
+var marks = map[fabric.NodeID]uint32{p1: 0x100}
+
+// twoZones is a fabric of aws1 and gcp1 with a processor each.
+func twoZones() desired.Topology {
+	nodes := []fabric.Node{
+		{Zone: p1.Zone, Name: p1.Name, Kind: fabric.KindProcessor}, {Zone: "gcp1", Name: "p1", Kind: fabric.KindProcessor},
+		{Zone: here.Zone, Name: here.Name, Kind: fabric.KindWorkload}, {Zone: "gcp1", Name: "w1", Kind: fabric.KindWorkload},
+	}
+	return desired.NewTopology(nodes, desired.FullMesh(nodes), nil)
+}
+
 // imageHere is the image of a node in a fabric of aws1 and gcp1, whose links are up.
 func imageHere(t *testing.T, num numbers, local []endpoint, others []fabric.Admission, docs map[fabric.Ref]fabric.Document) image {
-	nodes := []fabric.Node{{Zone: p1.Zone, Name: p1.Name, Kind: fabric.KindProcessor}}
-	l := layout{num: num, underlay: underlay, own: map[string]uint32{}, links: map[desired.Way]uint32{desired.Through(p1): beyond}}
+	l := layout{num: num, underlay: underlay, zone: here.Zone, own: map[string]uint32{}, links: map[desired.Way]uint32{desired.Through(p1): beyond}, marks: marks}
 	var endpoints []fabric.Admission
 	for _, ep := range local {
 		l.own[ep.ID] = uint32(ep.HostIndex)
 		endpoints = append(endpoints, ep.Admission)
 	}
-	im, err := l.image(desired.ForWorkload(here, desired.SingleProcessor(nodes), append(endpoints, others...), docs, fabric.Outside{}))
+	im, err := l.image(desired.ForWorkload(here, twoZones(), append(endpoints, others...), docs, fabric.Outside{}))
 	must.NoError(t, err)
 	return im
 }
@@ -97,7 +108,11 @@ func TestImage(t *testing.T) {
 	must.Eq(t, netip.AddrFrom4([4]byte{100, 64, 0, 2}), im.endpoints[7].IPv4)
 	peer := func(last byte) bpf.Peer { return im.peers[netip.AddrFrom4([4]byte{100, 64, 0, last})] }
 	must.Eq(t, 7, peer(2).Interface)
-	must.Eq(t, beyond, peer(4).Interface)
+	must.True(t, peer(4).Ways)
+	must.Eq(t, []uint32{beyond}, im.links)
+	for _, mark := range im.ways[relation{0, peer(4).Group}] {
+		must.Eq(t, marks[p1], mark)
+	}
 	must.Eq(t, bpf.Peer{}, peer(5)) // the link to the zone's nodes is not up
 	visitors := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.0/24")}].Identity
 	must.NotEq(t, 0, visitors)
@@ -141,7 +156,7 @@ func TestImageOfNestedExternals(t *testing.T) {
 	a := admitted(3, "aws1", web)
 	a.Roles.Respond = append(a.Roles.Respond, edge.Contract)
 	im := imageHere(t, counter{}, []endpoint{hosted(8, a)}, nil, docs)
-	must.MapLen(t, 5, im.externals) // by the underlay and from the node; nobody calls the nested one
+	must.MapLen(t, 6, im.externals) // by the underlay, from the node, and nobody's by the link; nobody calls the nested one
 	to := im.endpoints[8].Identity
 	desk := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.7/32")}].Identity
 	wide := im.externals[externalKey{underlay, netip.MustParsePrefix("192.0.2.0/24")}].Identity
@@ -172,9 +187,8 @@ func TestEgressOf(t *testing.T) {
 	doc := fabric.Documents(graph)[0]
 	a := admitted(2, here.Zone, web)
 	a.Roles = doc.Roles()
-	nodes := []fabric.Node{{Zone: p1.Zone, Name: p1.Name, Kind: fabric.KindProcessor}}
 	known := fabric.Outside{Ranges: []netip.Prefix{prefix("100.64.0.0/10")}, Reserved: []netip.Prefix{prefix("192.0.2.5/32"), prefix("192.0.2.6/32")}}
-	list, withheld := egressOf(desired.ForWorkload(here, desired.SingleProcessor(nodes), []fabric.Admission{a}, map[fabric.Ref]fabric.Document{web: doc}, known))
+	list, withheld := egressOf(desired.ForWorkload(here, twoZones(), []fabric.Admission{a}, map[fabric.Ref]fabric.Document{web: doc}, known))
 	entry := func(to string, port uint16) firewall.Egress {
 		return firewall.Egress{Endpoint: a.IPv4, Prefix: prefix(to), Protocol: fabric.TCP, Ports: fabric.PortRange{From: port, To: port}}
 	}

@@ -53,7 +53,7 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 				}
 			}
 		}
-		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f.Status), known, docs, fabric.Outside{}))
+		im, err := l.image(desired.ForWorkload(fabric.NodeID{Zone: "z1", Name: "w1"}, verify.Topology(f), known, docs, fabric.Outside{}))
 		must.NoError(t, err)
 		dump := func() api.Dump {
 			d := dumpOf(im, num, l.ways.names(l.marks), l.links, 2)

@@ -88,7 +88,8 @@ type Options struct {
 	Nodes     func() []fabric.Node
 	Exit      func() Exit // what the switch is as an exit; nil: it is none
 	Standing  *Standing   // nil: the engine publishes no state of its processor
-	// Topology is where the processors are, and which of them live; nil: one of each zone does.
+	// Topology is where the processors are, and which of them live; nil: each one is linked to every
+	// other, and all do.
 	Topology func() desired.Topology
 
 	// Names is the file in which the outside names in force are kept; empty: the engine is no exit.
@@ -124,7 +125,10 @@ func New(o Options) (*Engine, error) {
 		e.stand = &standing{Standing: *o.Standing, kick: make(chan struct{}, 1)}
 	}
 	if e.topology = o.Topology; e.topology == nil {
-		e.topology = func() desired.Topology { return desired.SingleProcessor(e.nodes()) }
+		e.topology = func() desired.Topology {
+			nodes := e.nodes()
+			return desired.NewTopology(nodes, desired.FullMesh(nodes), nil)
+		}
 	}
 	e.reprogram = coalesce.New(e.program)
 	if o.Names != "" {

@@ -81,7 +81,11 @@ var beyond = fabric.NodeID{Zone: "gcp1", Name: "p1"}
 
 // boundary is what the switch of aws1 must contain in a fabric whose other zone is gcp1.
 func boundary(live []lease.Lease, docs map[fabric.Ref]fabric.Document, num numbers) (SwitchState, error) {
-	topology := desired.SingleProcessor(append(probed(), fabric.Node{Zone: beyond.Zone, Name: beyond.Name, Kind: fabric.KindProcessor}))
+	nodes := probed()
+	for _, id := range []fabric.NodeID{{Zone: "aws1", Name: "p1"}, beyond} {
+		nodes = append(nodes, fabric.Node{Zone: id.Zone, Name: id.Name, Kind: fabric.KindProcessor})
+	}
+	topology := desired.NewTopology(nodes, desired.FullMesh(nodes), nil)
 	var endpoints []fabric.Admission
 	for _, le := range live {
 		endpoints = append(endpoints, le.Admission)
@@ -121,13 +125,14 @@ func TestBoundary(t *testing.T) {
 	must.MapLen(t, 3, s.Endpoints) // nothing leads to azure1
 	must.MapLen(t, 3, s.Probes)
 	for _, n := range probed()[:3] {
-		way := desired.ZoneLink
-		if n.Zone == beyond.Zone {
-			way = desired.Through(beyond)
-		}
-		must.Eq(t, SwitchEndpoint{IPv4: n.Health4(), IPv6: n.Health6(), Class: ovs.ProbeClass, Way: way}, s.Probes[n.ID()])
+		probe := s.Probes[n.ID()]
+		must.Eq(t, []netip.Addr{n.Health4(), n.Health6()}, []netip.Addr{probe.IPv4, probe.IPv6})
+		must.Eq(t, ovs.ProbeClass, probe.Class)
+		must.Eq(t, n.Zone != beyond.Zone, probe.Way == desired.ZoneLink)
+		must.Eq(t, n.Zone == beyond.Zone, probe.Way == desired.ByWays)
 	}
-	must.Eq(t, desired.Through(beyond), s.Endpoints["news-2"].Way)
+	must.Eq(t, desired.ByWays, s.Endpoints["news-2"].Way)
+	must.Eq(t, []desired.Hop{{Processor: beyond}}, s.Endpoints["news-2"].Sources)
 	must.Eq(t, desired.ZoneLink, s.Endpoints["svc-1"].Way)
 	class := func(endpoint string) uint32 { return s.Endpoints[endpoint].Class }
 	pairs := map[[2]uint32]bool{}

@@ -55,9 +55,9 @@ func TestWhatIsProgrammedVerifies(t *testing.T) {
 		wanted, err := boundary(live, fabric.DocumentsAt(documents(g), now), num)
 		must.NoError(t, err)
 		ports := map[desired.Hop]ovs.Port{zoneHop: {No: 1}, {Processor: beyond}: {No: 2}}
-		b := &bridge{ports: ports, wanted: wanted, now: time.Now}
+		b := &bridge{ports: ports, names: num, wanted: wanted, now: time.Now}
 		differences := func(s ovs.State) (list []verify.Difference) {
-			d := dumpOf(s, ports, newSwitchNames(ports, num))
+			d := dumpOf(s, ports, b.describes())
 			d.Node, d.Sequence, d.Root = fabric.NodeID{Zone: "aws1", Name: "p1"}, 1, f.Pointer.Root
 			f.Dumps = map[fabric.NodeID]api.Dump{d.Node: d}
 			for _, d := range verify.Compare(f).Differences {

@@ -60,7 +60,6 @@ func (s *SwitchState) ways(p desired.Processor) {
 		group(w.To)
 		classes[string(w.Class)] = w.Class
 	}
-	delete(groups, desired.Group{}.String()) // a topology without ways
 	delete(classes, "")
 	s.Sources = p.Sources
 	s.Groups, s.Classes = shortNumbers(groups), shortNumbers(classes)

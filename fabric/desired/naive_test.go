@@ -188,24 +188,21 @@ func naiveOpens(c fabric.Contract, protocol fabric.Protocol, port uint16) bool {
 }
 
 // naiveWay follows DESIGN.md section 5: straight on one node, by the zone's link within a zone,
-// else by a processor. With one that counts in each zone, it is the first by name.
-func (w world) naiveWay(from fabric.NodeID, a fabric.Admission, boundaryOf string) string {
+// else by the processors of both zones, if both have one. Which of them is another test's.
+func (w world) naiveWay(from fabric.NodeID, a fabric.Admission) string {
 	switch {
 	case a.Host() == from:
 		return "endpoint"
 	case a.Zone == from.Zone:
 		return "zone"
 	}
-	first := ""
-	for _, n := range w.nodes {
-		if n.Kind == fabric.KindProcessor && n.Zone == boundaryOf && (first == "" || n.Name < first) {
-			first = n.Name
-		}
+	bounded := func(zone string) bool {
+		return slices.ContainsFunc(w.nodes, func(n fabric.Node) bool { return n.Kind == fabric.KindProcessor && n.Zone == zone })
 	}
-	if first == "" {
+	if !bounded(from.Zone) || !bounded(a.Zone) {
 		return ""
 	}
-	return boundaryOf + "/" + first
+	return ByWays.String()
 }
 
 func flows(do func(protocol fabric.Protocol, port uint16)) {
@@ -249,7 +246,7 @@ func (w world) documents() Documents {
 	return docs
 }
 
-func (w world) topology() Topology { return SingleProcessor(w.nodes) }
+func (w world) topology() Topology { return NewTopology(w.nodes, FullMesh(w.nodes), nil) }
 
 func TestWorkloadAgreesWithTheDesign(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
@@ -275,7 +272,7 @@ func (w world) checkWorkload(t *rapid.T, self fabric.NodeID) {
 	must.MapLen(t, len(got.Endpoints), have)
 	present := map[Party]bool{}
 	for _, a := range w.endpoints {
-		way := w.naiveWay(self, a, self.Zone)
+		way := w.naiveWay(self, a)
 		known := a.Host() == self || way != "" && w.naiveCounterpart(self, a)
 		e, is := have[a.Endpoint]
 		must.Eq(t, known, is, must.Sprintf("%s on %s", a.Endpoint, self))
@@ -293,7 +290,7 @@ func (w world) checkWorkload(t *rapid.T, self fabric.NodeID) {
 			flows(func(protocol fabric.Protocol, port uint16) {
 				out, in := w.naiveFlow(own, other, protocol, port), w.naiveFlow(other, own, protocol, port)
 				if !known {
-					if w.naiveWay(self, other, self.Zone) != "" {
+					if w.naiveWay(self, other) != "" {
 						must.False(t, out.allowed || in.allowed)
 					}
 					return
@@ -400,7 +397,7 @@ func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
 	must.MapLen(t, len(got.Endpoints), have)
 	present := map[Party]bool{}
 	for _, a := range w.endpoints {
-		way := w.naiveWay(self.ID(), a, a.Zone)
+		way := w.naiveWay(self.ID(), a)
 		e, is := have[a.Endpoint]
 		must.Eq(t, way != "", is)
 		if is {
@@ -416,7 +413,7 @@ func (w world) checkProcessor(t *rapid.T, self fabric.Node) {
 	for _, n := range w.nodes {
 		want := ""
 		if n.Kind == fabric.KindWorkload {
-			want = w.naiveWay(self.ID(), fabric.Admission{Zone: n.Zone, Node: n.Name}, n.Zone)
+			want = w.naiveWay(self.ID(), fabric.Admission{Zone: n.Zone, Node: n.Name})
 		}
 		p, is := probes[n.ID()]
 		must.Eq(t, want != "", is, must.Sprint(n.ID()))

@@ -155,15 +155,8 @@ func (w *ways) sources(at fabric.NodeID, zone string) (list []Hop) {
 }
 
 func (t Topology) endpoint(a fabric.Admission, party Party, way Way) Endpoint {
-	e := Endpoint{Admission: a, Party: party, Way: way}
-	if t.ways != nil {
-		e.Group, e.Number = t.ways.groupOf(a.Host()), Number(a.Endpoint)
-	}
-	return e
+	return Endpoint{Admission: a, Party: party, Way: way, Group: t.ways.groupOf(a.Host()), Number: Number(a.Endpoint)}
 }
-
-// transit reports whether ways can lead through a third zone.
-func (t Topology) transit() bool { return t.ways != nil && t.ways.transit }
 
 func compareGroups(a, b Group) int {
 	return cmp.Or(cmp.Compare(a.Zone, b.Zone), cmp.Compare(a.Without, b.Without))
@@ -172,9 +165,6 @@ func compareGroups(a, b Group) int {
 // waysOfWorkload returns the ways from a workload node to the groups of endpoints of other zones:
 // those that rules of the node need, and for each group those of no wish.
 func (t Topology) waysOfWorkload(self fabric.NodeID, endpoints []Endpoint, rules []Rule) (list []Spread) {
-	if t.ways == nil {
-		return nil
-	}
 	from := t.ways.groupOf(self)
 	need, groups := relations{}, map[Party]map[Group]bool{}
 	for _, e := range endpoints {
@@ -206,9 +196,6 @@ func (t Topology) waysOfWorkload(self fabric.NodeID, endpoints []Endpoint, rules
 // which the packets of other zones may come. Ways between two other zones are those that rules
 // need, and one for probes that pass here, whatever their bucket.
 func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Spread, sources map[string][]Hop) {
-	if t.ways == nil {
-		return nil, nil
-	}
 	at, known := t.ways.index[self]
 	if !known {
 		return nil, nil
@@ -270,7 +257,7 @@ func (t Topology) waysOfProcessor(self fabric.NodeID, p Processor) (list []Sprea
 // CarriesOthers reports whether ways between two other zones can lead through a zone: its
 // processors have tunnels to two at least.
 func (t Topology) CarriesOthers(zone string) bool {
-	if !t.transit() {
+	if !t.ways.transit {
 		return false
 	}
 	other := ""

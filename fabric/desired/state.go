@@ -15,8 +15,7 @@ type Endpoint struct {
 	fabric.Admission
 	Party Party
 	Way   Way
-	// Group and Number say which way its pairs go; see Topology.Route. Group is zero if the
-	// topology has no ways.
+	// Group and Number say which way its pairs go; see Topology.Route.
 	Group  Group
 	Number uint8
 }
@@ -97,8 +96,7 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 	for _, a := range endpoints {
 		way, ok := OwnInterface, true
 		if a.Host() != self {
-			// The packets of another zone come by a processor of the own one.
-			if way, ok = topology.way(self.Zone, a, self.Zone); !ok || !isCounterpart(a.Identity()) {
+			if way, ok = topology.way(self.Zone, a.Zone); !ok || !isCounterpart(a.Identity()) {
 				continue
 			}
 		}
@@ -125,8 +123,7 @@ func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admi
 	zone := self.Zone
 	var own, all parties
 	for _, a := range endpoints {
-		// The packets of another zone come by a processor of that zone.
-		way, ok := topology.way(zone, a, a.Zone)
+		way, ok := topology.way(zone, a.Zone)
 		if !ok {
 			continue
 		}

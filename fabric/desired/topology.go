@@ -18,7 +18,7 @@ type Topology struct {
 	live      map[string][]fabric.NodeID // by zone, ordered
 	boundary  map[string]bool            // zones with a switch, live or not
 	workloads []fabric.Node              // those whose pools are known
-	ways      *ways                      // nil: see SingleProcessor
+	ways      *ways
 }
 
 // NewTopology returns the topology of the nodes, with the tunnels among processors of different
@@ -31,34 +31,13 @@ func NewTopology(nodes []fabric.Node, tunnels []Tunnel, states []State) Topology
 		}
 	}
 	g := newGraph(nodes, tunnels, newest)
-	t := arrange(nodes, func(p fabric.NodeID) bool { return g.lives(g.index[p]) })
-	t.ways = newWays(g)
-	return t
-}
-
-// InForce returns the topology by which all nodes decide today: that of a single processor.
-func InForce(nodes []fabric.Node, _ []Tunnel, _ []State) Topology { return SingleProcessor(nodes) }
-
-// SingleProcessor returns the topology in which only the first processor of each zone, by name, is
-// live, and all packets of other zones' endpoints go through it.
-func SingleProcessor(nodes []fabric.Node) Topology {
-	first := map[string]fabric.NodeID{}
-	for _, n := range nodes {
-		if have, ok := first[n.Zone]; n.Boundary() && (!ok || n.Name < have.Name) {
-			first[n.Zone] = n.ID()
-		}
-	}
-	return arrange(nodes, func(p fabric.NodeID) bool { return first[p.Zone] == p })
-}
-
-func arrange(nodes []fabric.Node, lives func(processor fabric.NodeID) bool) Topology {
-	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}}
+	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}, ways: newWays(g)}
 	for _, n := range nodes {
 		t.boundary[n.Zone] = t.boundary[n.Zone] || n.Boundary()
 		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
 			t.workloads = append(t.workloads, n)
 		}
-		if n.Boundary() && lives(n.ID()) {
+		if n.Boundary() && g.lives(g.index[n.ID()]) {
 			t.live[n.Zone] = append(t.live[n.Zone], n.ID())
 		}
 	}
@@ -114,44 +93,28 @@ func weight(processor fabric.NodeID, pair Pair) uint64 {
 func (t Topology) probed(zone string) []Probed {
 	var list []Probed
 	for _, n := range t.workloads {
-		if way, ok := t.way(zone, fabric.Admission{Endpoint: n.ID().String(), Zone: n.Zone}, n.Zone); ok {
+		if way, ok := t.way(zone, n.Zone); ok {
 			list = append(list, Probed{Node: n.ID(), IPv4: n.Health4(), IPv6: n.Health6(), Way: way, Group: t.GroupOf(n.ID()), Number: Number(n.ID().String())})
 		}
 	}
 	return list
 }
 
-// way returns how an endpoint is reached from a node of zone, and false if nothing leads there. The
-// packets of other zones' endpoints come by a processor of the zone via.
-func (t Topology) way(zone string, a fabric.Admission, via string) (Way, bool) {
-	if a.Zone == zone {
+// way returns how the endpoints of a zone are reached from a node of another one or the same, and
+// false if nothing leads there.
+func (t Topology) way(from, to string) (Way, bool) {
+	if from == to {
 		return ZoneLink, true
 	}
-	if t.ways != nil {
-		return ByWays, t.boundary[zone] && t.boundary[a.Zone]
-	}
-	processor, ok := t.Processor(via, Pair{A: a.Endpoint})
-	return Through(processor), ok
+	return ByWays, t.boundary[from] && t.boundary[to]
 }
-
-// HasWays reports whether packets between zones go by ways of buckets, not all through one
-// processor of each zone.
-func (t Topology) HasWays() bool { return t.ways != nil }
 
 // GroupOf returns the group of a node.
-func (t Topology) GroupOf(node fabric.NodeID) Group {
-	if t.ways == nil {
-		return Group{}
-	}
-	return t.ways.groupOf(node)
-}
+func (t Topology) GroupOf(node fabric.NodeID) Group { return t.ways.groupOf(node) }
 
 // Route returns the way of a bucket from the nodes of one group to those of another, which is of
 // another zone. It is false if no way fits the class.
 func (t Topology) Route(from, to Group, class Class, bucket uint8) (Route, bool) {
-	if t.ways == nil {
-		return Route{}, false
-	}
 	routes := t.ways.between(from, to, class)
 	if routes == nil {
 		return Route{}, false
@@ -161,9 +124,4 @@ func (t Topology) Route(from, to Group, class Class, bucket uint8) (Route, bool)
 
 // Sources returns the tunnels by which packets of a zone's endpoints may come to a processor, in
 // order. Without declared links, that are those to the zone's own processors.
-func (t Topology) Sources(at fabric.NodeID, zone string) []Hop {
-	if t.ways == nil {
-		return nil
-	}
-	return t.ways.sources(at, zone)
-}
+func (t Topology) Sources(at fabric.NodeID, zone string) []Hop { return t.ways.sources(at, zone) }

@@ -74,17 +74,3 @@ func TestTheHigherNumberHolds(t *testing.T) {
 	must.False(t, NewTopology(nodes, nil, append(states, State{Processor: first, Number: 5})).Live(first))
 	must.True(t, NewTopology(nodes, nil, []State{{Processor: first, Number: 5}}).Live(nodes[1].ID())) // it has no state
 }
-
-func TestSingleProcessor(t *testing.T) {
-	nodes := append(processorsOf("z2", 3), processorsOf("z1", 2)...)
-	nodes = append(nodes, fabric.Node{Zone: "z1", Name: "a", Kind: fabric.KindWorkload})
-	slices.Reverse(nodes)
-	topology := SingleProcessor(nodes)
-	var live []string
-	for _, n := range nodes {
-		if topology.Live(n.ID()) {
-			live = append(live, n.ID().String())
-		}
-	}
-	must.SliceContainsAll(t, []string{"z1/p0", "z2/p0"}, live)
-}

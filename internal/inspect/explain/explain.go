@@ -136,7 +136,6 @@ type station struct {
 
 // way returns the data paths on the path of a flow.
 func way(f verify.Fabric, from, to api.Party, q api.Question) []station {
-	status := f.Status
 	if from.Live() && to.Outside() {
 		return outwardWay(f, from, to)
 	}
@@ -157,21 +156,7 @@ func way(f verify.Fabric, from, to api.Party, q api.Question) []station {
 	if from.Zone == to.Zone {
 		return []station{sender, receiver}
 	}
-	topology, pair := verify.Topology(status), desired.Pair{A: from.Endpoint, B: to.Endpoint}
-	if topology.HasWays() {
-		return byWays(topology, sender, receiver, from, to, classOf(f, from, to, q))
-	}
-	leaving, _ := topology.Processor(from.Zone, pair)
-	entering, _ := topology.Processor(to.Zone, pair)
-	sender.destVia, receiver.fromVia = cmp.Or(leaving.String(), "a processor"), cmp.Or(entering.String(), "a processor")
-	stations := []station{sender}
-	if !leaving.IsZero() {
-		stations = append(stations, station{node: leaving, place: "boundary", layer: api.LayerSwitch, fromVia: zoneLink, destVia: entering.String()})
-	}
-	if !entering.IsZero() {
-		stations = append(stations, station{node: entering, place: "boundary", layer: api.LayerSwitch, fromVia: leaving.String(), destVia: zoneLink})
-	}
-	return append(stations, receiver)
+	return byWays(verify.Topology(f), sender, receiver, from, to, classOf(f, from, to, q))
 }
 
 // outwardWay returns the data paths on the path of a flow that leaves the fabric.

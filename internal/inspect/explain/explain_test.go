@@ -86,6 +86,16 @@ func world() View {
 	peers := func(e api.EndpointStatus, key, via string) []api.DumpPeer {
 		return []api.DumpPeer{{Address: e.IPv4, Identity: key, Via: via}, {Address: e.IPv6, Identity: key, Via: via}}
 	}
+	far := func(e api.EndpointStatus, zone string) string {
+		return desired.ViaWays(desired.Group{Zone: zone}, desired.Number(e.Endpoint))
+	}
+	ways := func(from, to, by string) []api.DumpWay {
+		var next [desired.Buckets]desired.Hop
+		for bucket := range next {
+			next[bucket] = desired.Hop{Processor: nodeID(by)}
+		}
+		return []api.DumpWay{{From: from, To: to, Next: desired.Shares(next)}}
+	}
 	guard := func(e api.EndpointStatus, key string) api.DumpEndpoint {
 		return api.DumpEndpoint{IPv4: e.IPv4, IPv6: e.IPv6, Identity: key}
 	}
@@ -93,13 +103,14 @@ func world() View {
 		return []api.DumpRule{{From: webKey, To: dbKey, Protocol: fabric.TCP, Ports: fabric.PortRange{From: 5432, To: 5432}, Contract: "shop/sql"}}
 	}
 	f.Dumps[nodeID("z1/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(web, webKey), guard(bare, "shop/web")},
-		Peers: append(append(peers(web, webKey, desired.OwnInterface.String()), peers(bare, "shop/web", desired.OwnInterface.String())...), peers(db, dbKey, "z1/p1")...)}
-	f.Dumps[nodeID("z2/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, desired.OwnInterface.String()), peers(web, webKey, "z2/p1")...)}
-	boundary := func(own, other string) []api.DumpPeer {
-		return append(append(peers(web, webKey, own), peers(bare, "shop/web", own)...), peers(db, dbKey, other)...)
+		Peers: append(append(peers(web, webKey, desired.OwnInterface.String()), peers(bare, "shop/web", desired.OwnInterface.String())...), peers(db, dbKey, far(db, "z2"))...), Ways: ways("z1", "z2", "z1/p1")}
+	f.Dumps[nodeID("z2/w1")] = api.Dump{Rules: rules(), Guarded: []api.DumpEndpoint{guard(db, dbKey)}, Peers: append(peers(db, dbKey, desired.OwnInterface.String()), peers(web, webKey, far(web, "z1"))...), Ways: ways("z2", "z1", "z2/p1")}
+	boundary := func(webVia, bareVia, dbVia string) []api.DumpPeer {
+		return append(append(peers(web, webKey, webVia), peers(bare, "shop/web", bareVia)...), peers(db, dbKey, dbVia)...)
 	}
-	f.Dumps[nodeID("z1/p1")] = api.Dump{Rules: rules(), Peers: boundary(desired.ZoneLink.String(), "z2/p1")}
-	f.Dumps[nodeID("z2/p1")] = api.Dump{Rules: rules(), Peers: boundary("z1/p1", desired.ZoneLink.String())}
+	own := desired.ZoneLink.String()
+	f.Dumps[nodeID("z1/p1")] = api.Dump{Rules: rules(), Peers: boundary(own, own, far(db, "z2")), Ways: ways("z1", "z2", "z2/p1")}
+	f.Dumps[nodeID("z2/p1")] = api.Dump{Rules: rules(), Peers: boundary(far(web, "z1"), far(bare, "z1"), own), Ways: ways("z2", "z1", "z1/p1")}
 	return View{Fabric: f}
 }
 
@@ -287,7 +298,7 @@ func TestLayers(t *testing.T) {
 		"rule gone":         {"z2/w1", func(d *api.Dump) { d.Rules = nil }, "declared, but the ebpf of z2/w1 drops it: no rule between"},
 		"other port":        {"z1/p1", func(d *api.Dump) { d.Rules[0].Ports = fabric.PortRange{From: 1, To: 9} }, "declared, but the switch of z1/p1 drops it: the rules between the two identities allow only tcp/1-9"},
 		"peer gone":         {"z1/w1", func(d *api.Dump) { d.Peers = d.Peers[:4] }, "the destination address is unknown"},
-		"wrong way":         {"z2/w1", func(d *api.Dump) { d.Peers[2].Via = "zone" }, "over IPv4 the source address is expected by way of zone, not z2/p1; over IPv6 contract shop/sql"},
+		"wrong way":         {"z2/w1", func(d *api.Dump) { d.Peers[2].Via = "zone" }, "over IPv4 the source address is expected by way of zone, not the ways of z1, number 196; over IPv6 contract shop/sql"},
 		"not guarded":       {"z1/w1", func(d *api.Dump) { d.Guarded = nil }, "no endpoint is guarded with the source address"},
 		"everything passes": {"z2/p1", func(d *api.Dump) { d.Problems = []string{"everything passes"} }, "the switch of z2/p1: everything passes"},
 	} {

@@ -44,10 +44,11 @@ func Enforcing(status api.Status) []api.NodeStatus {
 	return slices.DeleteFunc(slices.Clone(status.Nodes), func(n api.NodeStatus) bool { return n.NoSwitch })
 }
 
-// Topology returns the topology of the nodes in a status, by the states that processors report.
-func Topology(status api.Status) desired.Topology {
-	nodes := Nodes(status)
-	return desired.InForce(nodes, desired.FullMesh(nodes), states(status))
+// Topology returns the topology of a fabric: its nodes, the links that its graph declares, and the
+// states that its processors report.
+func Topology(f Fabric) desired.Topology {
+	nodes := Nodes(f.Status)
+	return desired.NewTopology(nodes, desired.Tunnels(nodes, f.Graph.Links), states(f.Status))
 }
 
 // states returns the states of the processors. What a node reports in a form that nobody writes is
@@ -104,7 +105,7 @@ func NextExpiry(g *fabric.Graph, now time.Time) time.Time {
 // Digests returns, for each node that follows the revision in force, the digest of what it must
 // enforce: of a dump without differences.
 func Digests(f Fabric) map[fabric.NodeID]string {
-	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
+	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f)
 	digests := map[fabric.NodeID]string{}
 	for _, n := range Enforcing(f.Status) {
 		if n.Sequence == f.Pointer.Sequence && n.Root == f.Pointer.Root {

@@ -88,7 +88,7 @@ func Compare(f Fabric) Report {
 		r.Differences = append(r.Differences, Difference{Node: handedOut, Kind: Altered, Entry: "graph", Enforced: err.Error()})
 	}
 	r.Differences = append(r.Differences, elsewhere(f)...)
-	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f.Status)
+	docs, live, topology := Documents(f.Graph, f.Now), Endpoints(f.Status, f.Now), Topology(f)
 	for _, n := range Enforcing(f.Status) {
 		c := comparison{node: n.ID().String(), layer: layerOf(n)}
 		dump, ok := f.Dumps[n.ID()]

@@ -14,6 +14,7 @@ import (
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/trust/signature"
 )
 
@@ -83,7 +84,7 @@ func world() Fabric {
 		Dumps: map[fabric.NodeID]api.Dump{}, Failed: map[fabric.NodeID]string{},
 	}
 	web, db := "shop/web >shop/probe >shop/sql <shop/front <shop/old", "shop/db >shop/old <shop/probe <shop/sql"
-	peers := func(list ...[2]string) (out []api.DumpPeer) {
+	peers := func(list ...[2]string) (out []api.DumpPeer) { // by the endpoint's zone if the way is "ways"
 		for _, p := range list {
 			for _, n := range f.Status.Nodes {
 				for _, e := range n.Endpoints {
@@ -92,7 +93,11 @@ func world() Fabric {
 						if e.Service.Name == "db" {
 							id = db
 						}
-						out = append(out, api.DumpPeer{Address: e.IPv4, Identity: id, Via: p[1]}, api.DumpPeer{Address: e.IPv6, Identity: id, Via: p[1]})
+						via := p[1]
+						if via == "ways" {
+							via = desired.ViaWays(desired.Group{Zone: n.Zone}, desired.Number(e.Endpoint))
+						}
+						out = append(out, api.DumpPeer{Address: e.IPv4, Identity: id, Via: via}, api.DumpPeer{Address: e.IPv6, Identity: id, Via: via})
 					}
 				}
 			}
@@ -105,20 +110,27 @@ func world() Fabric {
 	rules := []api.DumpRule{
 		rule(web, db, 5000, 5431, "probe", true), rule(web, db, 5432, 5432, "sql", false), rule(web, db, 5433, 6000, "probe", true),
 	}
+	ways := func(from, to, by string) []api.DumpWay {
+		var next [desired.Buckets]desired.Hop
+		for bucket := range next {
+			next[bucket] = desired.Hop{Processor: nodeID(by)}
+		}
+		return []api.DumpWay{{From: from, To: to, Next: desired.Shares(next)}}
+	}
 	guard := func(n int, id string) []api.DumpEndpoint {
 		e := f.Status.Nodes[n].Endpoints[0]
 		return []api.DumpEndpoint{{IPv4: e.IPv4, IPv6: e.IPv6, Identity: id}}
 	}
 	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users", In: true}
 	f.Dumps[nodeID("z1/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
-		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z1/p1"}),
+		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "ways"}), Ways: ways("z1", "z2", "z1/p1"),
 		External: []api.DumpExternal{users}, Rules: append(slices.Clone(rules), rule(users.Identity, web, 443, 443, "front", false))}
 	f.Dumps[nodeID("z1/w2")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
-	f.Dumps[nodeID("z2/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "z2/p1"}), Rules: slices.Clone(rules)}
+	f.Dumps[nodeID("z2/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "ways"}), Ways: ways("z2", "z1", "z2/p1"), Rules: slices.Clone(rules)}
 	// The switch has the wider entry first; it hides the other.
 	sw := []api.DumpRule{rule(web, db, 5000, 6000, "probe", false), {From: web, To: db, Protocol: fabric.TCP, Contract: "shop/sql", Shadowed: true}}
-	f.Dumps[nodeID("z1/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "z2/p1"})}
-	f.Dumps[nodeID("z2/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "z1/p1"}, [2]string{"db-1", "z1/p1"}, [2]string{"db-2", "zone"})}
+	f.Dumps[nodeID("z1/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "zone"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "ways"}), Ways: ways("z1", "z2", "z2/p1")}
+	f.Dumps[nodeID("z2/p1")] = api.Dump{Layer: api.LayerSwitch, Sequence: 3, Root: root, Rules: slices.Clone(sw), Peers: peers([2]string{"web-1", "ways"}, [2]string{"db-1", "ways"}, [2]string{"db-2", "zone"}), Ways: ways("z2", "z1", "z1/p1")}
 	return f
 }
 
@@ -230,6 +242,6 @@ func TestEndpointGone(t *testing.T) {
 		extra[d.Node]++
 	}
 	// On its own node everything goes; elsewhere its two addresses, and at its boundary all that
-	// led to it.
-	must.Eq(t, map[string]int{"z1/p1": 2, "z2/p1": 5, "z1/w1": 2, "z2/w1": 8}, extra)
+	// led to it; everywhere the ways between the zones.
+	must.Eq(t, map[string]int{"z1/p1": 3, "z2/p1": 6, "z1/w1": 3, "z2/w1": 9}, extra)
 }

@@ -215,6 +215,16 @@ func processors(self fabric.Node, members []roster.Member) []roster.Member {
 	return list
 }
 
+// firstProcessor returns the first processor, by name, to which a node has a link, if it has any.
+func firstProcessor(self fabric.Node, members []roster.Member) (first fabric.NodeID) {
+	for _, m := range processors(self, members) {
+		if id := m.ID(); first.IsZero() || fabric.CompareNodeIDs(id, first) < 0 {
+			first = id
+		}
+	}
+	return first
+}
+
 // tunnel is a link of a node to a processor.
 type tunnel struct {
 	desired.Hop
@@ -418,7 +428,9 @@ func devices(self fabric.Node, members []roster.Member, rules []fabric.LinkRule,
 		}
 	}
 	all := map[desired.Hop]link.Device{ZonePeer: zone}
-	topology := desired.SingleProcessor(nodesOf(members))
+	// What carries no mark of a way, such as the host's own errors about packets, goes to other
+	// zones by one of the processors.
+	unmarked := firstProcessor(self, members)
 	for _, t := range tunnels(self, members, rules) {
 		d := device(t.Hop)
 		if d.ListenPort == 0 {
@@ -433,7 +445,7 @@ func devices(self fabric.Node, members []roster.Member, rules []fabric.LinkRule,
 			case m.ID() == t.Processor: // its engine and its probes
 				beyond = append(beyond, netip.PrefixFrom(m.Health4(), 32), netip.PrefixFrom(m.Health6(), 128))
 			case !m.Kind.Has(fabric.KindWorkload):
-			case leaves && m.Zone != self.Zone && topology.Live(t.Processor), self.Boundary() && transits(self.Zone, m.Zone, t, rules):
+			case leaves && m.Zone != self.Zone && t.Processor == unmarked, self.Boundary() && transits(self.Zone, m.Zone, t, rules):
 				beyond = append(beyond, pools(m)...)
 			}
 		}

@@ -30,7 +30,7 @@ func (n *Node) keepProbing(ctx context.Context) error {
 		tick := time.NewTicker(followInterval)
 		defer tick.Stop()
 		for {
-			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.linkRules(), n.Links.namespaces(), n.Links.Interface, n.Config.Link.MTU))
+			n.prober.Follow(ways(n.Self, n.Roster.Members(), n.linkRules(), n.Topology(), n.Links, n.Config.Link.MTU))
 			select {
 			case <-ctx.Done():
 				return
@@ -44,11 +44,11 @@ func (n *Node) keepProbing(ctx context.Context) error {
 }
 
 // ways returns what a node probes and whom it answers: its processors, nodes of its zone, and, from
-// a workload node, by its processor, workload nodes of other zones. It does so by the link by which
-// each is reached, and by no other. spaces are the namespaces of the links, device tells their
-// interfaces.
-func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, spaces map[desired.Hop]string, device func(desired.Hop) (string, bool), mtu int) health.View {
-	v := health.View{Known: map[netip.Addr][]string{}, Zones: map[string][]health.Target{}}
+// a workload node, workload nodes of other zones. It probes each of those by the way of the two
+// nodes, and answers them by any processor of its zone: theirs may know another choice already.
+func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, topology desired.Topology, links *Links, mtu int) health.View {
+	v := health.View{Known: map[netip.Addr][]string{}, Zones: map[string][]health.Target{}, Marks: links.marks()}
+	spaces := links.namespaces()
 	across := leastMTU(mtu, rules) // of links between zones
 	workload := self.Kind.Has(fabric.KindWorkload)
 	if workload {
@@ -56,11 +56,9 @@ func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, sp
 	} else {
 		v.Spaces = slices.Sorted(maps.Values(spaces))
 	}
-	topology := desired.SingleProcessor(nodesOf(members))
-	boundary, leaves := topology.Processor(self.Zone, desired.Pair{})
 	// target is a node behind a tunnel, which is answered there.
 	target := func(m roster.Member, by desired.Hop, full int) (t health.Target, there bool) {
-		name, assigned := device(by)
+		name, assigned := links.Interface(by)
 		space, there := spaces[by]
 		if !assigned || !there {
 			return t, false
@@ -80,10 +78,14 @@ func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, sp
 			if t, there := target(m, ZonePeer, mtu); there {
 				v.Others = append(v.Others, t)
 			}
-		case workload && leaves:
-			t, there := target(m, desired.Hop{Processor: boundary}, SwitchMTU(across))
-			if _, enters := topology.Processor(m.Zone, desired.Pair{}); there && enters {
-				v.Zones[m.Zone] = append(v.Zones[m.Zone], t)
+		case workload:
+			bucket := desired.Bucket(desired.Number(self.ID().String()), desired.Number(m.ID().String()))
+			way, leads := topology.Route(topology.GroupOf(self.ID()), topology.GroupOf(m.ID()), "", bucket)
+			for _, p := range processors(self, members) {
+				t, there := target(m, desired.Hop{Processor: p.ID()}, SwitchMTU(across))
+				if there && leads && way.Processors[0] == p.ID() {
+					v.Zones[m.Zone] = append(v.Zones[m.Zone], t)
+				}
 			}
 		}
 	}

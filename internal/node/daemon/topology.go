@@ -22,7 +22,7 @@ func (n *Node) Topology() desired.Topology {
 	if n.States != nil {
 		known = n.States.States()
 	}
-	return desired.InForce(n.Nodes(), n.Tunnels(), known)
+	return desired.NewTopology(n.Nodes(), n.Tunnels(), known)
 }
 
 // Live says which of the nodes that this one pulses answer, by the tunnels to them; it has none of

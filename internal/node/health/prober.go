@@ -46,6 +46,9 @@ type View struct {
 	// whether full-size packets pass.
 	Pulsed []Target
 	Whole  bool
+	// Marks are the marks of packets that go out by an interface, which lead them there. Others
+	// carry none.
+	Marks map[string]uint32
 	// Known are the health addresses of the nodes that are answered, and the names of the
 	// interfaces by which their packets come: nobody else's packets are theirs.
 	Known map[netip.Addr][]string
@@ -228,7 +231,7 @@ func (p *Prober) send(w *way, out packet, now time.Time) {
 	n := newNonce()
 	err := errors.New("no socket is open for it")
 	if c := p.sockets[s.from]; c != nil {
-		_, err = c.WriteToUDPAddrPort(encode(message{kind: request, nonce: n, size: out.size - headersOf(out.family)}), s.to)
+		err = c.send(message{kind: request, nonce: n, size: out.size - headersOf(out.family)}, s.to, p.view.Marks[t.Interface])
 	}
 	f := &w.families[out.family]
 	f.fault = ""
@@ -259,20 +262,23 @@ func (p *Prober) receive(c *socket, from place) {
 		switch {
 		case m.kind == answer:
 			p.answered(m, source, at, time.Now())
-		case p.mayAnswer(source.Addr(), at, time.Now()):
-			_, _ = c.WriteToUDPAddrPort(encode(message{kind: answer, nonce: m.nonce, size: m.size}), source)
+		default:
+			if mark, may := p.mayAnswer(source.Addr(), at, time.Now()); may {
+				_ = c.send(message{kind: answer, nonce: m.nonce, size: m.size}, source, mark) // it is lost if it cannot be sent
+			}
 		}
 	}
 }
 
-// mayAnswer reports whether a node is answered: it must be known, its packets must come by its own
-// interface, and it must not ask too often. Who sends packets in its name neither learns anything
-// nor uses up its answers.
-func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) bool {
+// mayAnswer reports whether a node is answered, and the mark of the answer, which goes back by the
+// interface of the question: the node must be known, its packets must come by its own interface, and
+// it must not ask too often. Who sends packets in its name neither learns anything nor uses up its
+// answers.
+func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) (mark uint32, may bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !slices.ContainsFunc(p.view.Known[source], at.by) {
-		return false
+		return 0, false
 	}
 	if now.Sub(p.renewed) >= time.Second {
 		clear(p.budget)
@@ -280,7 +286,7 @@ func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) bool {
 	}
 	who := asker{source, at.device}
 	p.budget[who]++
-	return p.budget[who] <= answersEach
+	return p.view.Marks[at.device], p.budget[who] <= answersEach
 }
 
 // answered records an answer, if it is from whom and where the probe was sent to.

@@ -224,7 +224,7 @@ func (p *Prober) sendPulse(hop desired.Hop, x *pulse, size int, now time.Time) (
 	}
 	n := newNonce()
 	b := beaten{hop, size > 0, now, at, netip.AddrPortFrom(x.target.addr(x.turn), wellknown.ProbePort)}
-	_, _ = c.WriteToUDPAddrPort(encode(message{kind: request, nonce: n, size: size - headersOf(x.turn)}), b.to) // it is lost if there is no answer
+	_ = c.send(message{kind: request, nonce: n, size: size - headersOf(x.turn)}, b.to, p.view.Marks[x.target.Interface]) // it is lost if there is no answer
 	p.beaten[n] = b
 	x.open = append(x.open, now)
 	x.turn = (x.turn + 1) % familyCount

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"os"
 	"syscall"
+	"unsafe"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"golang.org/x/sys/unix"
@@ -78,6 +79,20 @@ func setOptions(fd int, six bool) error {
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_FREEBIND, 1), // the address may come later
 		unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1),
 	)
+}
+
+// send sends a message with a mark; 0: none.
+func (s *socket) send(m message, to netip.AddrPort, mark uint32) error {
+	var control []byte
+	if mark != 0 {
+		control = make([]byte, unix.CmsgSpace(4))
+		head := (*unix.Cmsghdr)(unsafe.Pointer(&control[0]))
+		head.Level, head.Type = unix.SOL_SOCKET, unix.SO_MARK
+		head.SetLen(unix.CmsgLen(4))
+		binary.NativeEndian.PutUint32(control[unix.CmsgLen(0):], mark)
+	}
+	_, _, err := s.WriteMsgUDPAddrPort(encode(m), control, to)
+	return err
 }
 
 // device returns the name of the interface by which a packet came, from its control messages, or
