@@ -118,8 +118,8 @@ type choice struct {
 }
 
 // choose chooses the exits of endpoints: each one's among the processors that lead to the outside,
-// know the endpoint, answer, and whose engine is connected. Those whose machine has no route there
-// come after the others. If there are none, choose chooses among those that did so, because a
+// know the endpoint, answer, and whose engine is connected. Those that are being drained, and those
+// whose machine has no route there, come after the others. If there are none, choose chooses among those that did so, because a
 // switch goes on while its engine is away, and nobody else could carry the flows.
 func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.NodeID) bool, endpoints []string) choice {
 	x.mu.Lock()
@@ -127,7 +127,7 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 	marks := map[fabric.NodeID]uint32{}
 	c := choice{marks: map[string]uint32{}, lively: map[string]bool{}}
 	var kept []uint32
-	var ready, lively, best []daemon.Exit
+	var ready, lively, far, best []daemon.Exit
 	for _, e := range list {
 		marks[e.Processor] = e.Mark
 		if !x.ready[e.Processor] {
@@ -137,7 +137,10 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 		if e.Live && connected(e.Processor) {
 			lively = append(lively, e)
 			if x.far[e.Processor] {
-				best = append(best, e)
+				far = append(far, e)
+				if !e.Draining {
+					best = append(best, e)
+				}
 			}
 		}
 		if !e.Silent {
@@ -171,8 +174,10 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 	}
 	for _, id := range endpoints {
 		p, ok := among(best, id)
-		if !ok {
-			p, ok = among(lively, id)
+		for _, candidates := range [][]daemon.Exit{far, lively} {
+			if !ok {
+				p, ok = among(candidates, id)
+			}
 		}
 		if c.lively[id] = ok; !ok {
 			p, ok = among(ready, id)

@@ -91,7 +91,7 @@ type DumpPeer struct {
 	Identity string     `json:"identity"` // the key of a fabric.Identity
 	// Via is the path of its packets in both directions: "endpoint" for an endpoint of this node,
 	// "zone" for the link to the nodes of this zone, "the ways of GROUP, number N" for an endpoint
-	// of another zone, or "zone/node", the one processor through which all its packets go.
+	// of another zone, or "zone/node" if all its packets go through one processor, as before 0.2.0.
 	Via string `json:"via"`
 }
 

@@ -55,12 +55,34 @@ type BindReply struct {
 // message says why, for the audit log.
 func (c *Client) BindNode(ctx context.Context, node fabric.NodeID, req BindRequest, message string) (BindReply, error) {
 	var reply BindReply
-	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name) + "/nomad"
+	err := c.call(ctx, http.MethodPut, nodePath(node, "nomad", message), req, &reply)
+	return reply, err
+}
+
+// DrainRequest says whether packets of other zones, and new flows to the outside, shall pass a
+// processor.
+type DrainRequest struct {
+	Draining bool `json:"draining"`
+}
+
+// DrainNode says whether packets of other zones, and new flows to the outside, shall pass a
+// processor, and returns its record. The message says why, for the audit log.
+func (c *Client) DrainNode(ctx context.Context, node fabric.NodeID, req DrainRequest, message string) (fabric.Node, error) {
+	var reply fabric.Node
+	err := c.call(ctx, http.MethodPut, nodePath(node, "drain", message), req, &reply)
+	return reply, err
+}
+
+// nodePath returns the path of a call about a node, with the message that says why, if there is one.
+func nodePath(node fabric.NodeID, what, message string) string {
+	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name)
+	if what != "" {
+		path += "/" + what
+	}
 	if message != "" {
 		path += "?message=" + url.QueryEscape(message)
 	}
-	err := c.call(ctx, http.MethodPut, path, req, &reply)
-	return reply, err
+	return path
 }
 
 // Nodes lists the registered nodes.
@@ -74,10 +96,6 @@ func (c *Client) Nodes(ctx context.Context) (NodeList, error) {
 // log.
 func (c *Client) RemoveNode(ctx context.Context, node fabric.NodeID, message string) (Removal, error) {
 	var reply Removal
-	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name)
-	if message != "" {
-		path += "?message=" + url.QueryEscape(message)
-	}
-	err := c.call(ctx, http.MethodDelete, path, nil, &reply)
+	err := c.call(ctx, http.MethodDelete, nodePath(node, "", message), nil, &reply)
 	return reply, err
 }

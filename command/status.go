@@ -158,9 +158,12 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		{"Revision", revision},
 		{"Controller", fmt.Sprintf("%s, v%s, %s, certificate valid for %s", s.Controller.Address, s.Controller.Version, role, remaining(s.Controller.CertificateExpires, now))},
 	})
-	state := func(id string) string {
-		if slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, id+": ") }) {
+	state := func(n api.NodeStatus) string {
+		switch daemon := daemonOf(s, n); {
+		case slices.ContainsFunc(problems, func(p string) bool { return strings.HasPrefix(p, daemon+": ") }):
 			return "degraded"
+		case n.State != nil && n.State.Draining:
+			return "draining"
 		}
 		return "healthy"
 	}
@@ -177,10 +180,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
-		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(daemonOf(s, n))}
+		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(n)}
 		if !n.Reported.IsZero() {
 			row = []string{n.Zone, n.Node, string(n.Kind), n.Version, fmt.Sprint(n.Sequence), fmt.Sprint(len(n.Endpoints)),
-				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(daemonOf(s, n))}
+				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(n)}
 		}
 		nodes = append(nodes, row)
 		for _, e := range n.Exit {

@@ -31,6 +31,7 @@ func TestNodes(t *testing.T) {
 	w := newWorld(t)
 	t.Run("registration", func(t *testing.T) { testRegistration(t, w) })
 	t.Run("empty report", func(t *testing.T) { testEmptyReport(t, w) })
+	t.Run("drain", func(t *testing.T) { testDrain(t, w) })
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
 	t.Run("two daemons", func(t *testing.T) { testTwoDaemons(t, w) })
 	t.Run("admission", func(t *testing.T) { testAdmission(t, w) })
@@ -106,6 +107,50 @@ func testRegistration(t *testing.T, w *world) {
 
 // A report that nobody could decode again is refused: one node does not keep operators from seeing
 // the others.
+// A drained processor stays so when it registers again and when the controller restarts.
+func testDrain(t *testing.T, w *world) {
+	c, ctx := w.fresh(t, nil), t.Context()
+	w1, p1 := w.node(t, c, "w1"), w.node(t, c, "p1")
+	w1.register(t, "10.0.0.1")
+	id := fabric.NodeID{Zone: "aws1", Name: "p1"}
+	register := func() (n fabric.Node) {
+		t.Helper()
+		record, err := w.node(t, c, "p1").RegisterNode(ctx, api.NodeRequest{Underlay: netip.MustParseAddr("10.0.0.9"), Engine: 8441})
+		must.NoError(t, err)
+		must.NoError(t, p1.source.Keys().Verify(record.Node, fabric.KindNode, &n))
+		return n
+	}
+	before := register()
+	must.False(t, before.Draining)
+	drain := func(id fabric.NodeID, draining bool) (fabric.Node, error) {
+		return c.operator.DrainNode(ctx, id, api.DrainRequest{Draining: draining}, "new disk")
+	}
+	drained, err := drain(id, true)
+	must.NoError(t, err)
+	must.True(t, drained.Draining)
+	must.True(t, drained.Issued.After(before.Issued))
+	again, err := drain(id, true)
+	must.NoError(t, err)
+	must.Eq(t, drained, again)
+	must.Eq(t, drained, register())
+	c.stop()
+	c = w.start(t, c.dir, nil, false)
+	must.True(t, register().Draining)
+
+	_, err = drain(fabric.NodeID{Zone: "aws1", Name: "w1"}, true)
+	must.ErrorContains(t, err, "no packets of other zones pass node aws1/w1: it has no switch")
+	_, err = drain(fabric.NodeID{Zone: "aws1", Name: "p9"}, true)
+	must.ErrorContains(t, err, "aws1/p9")
+	_, err = w1.DrainNode(ctx, id, api.DrainRequest{}, "")
+	must.Error(t, err)
+	must.True(t, register().Draining)
+
+	back, err := drain(id, false)
+	must.NoError(t, err)
+	must.False(t, back.Draining)
+	must.False(t, register().Draining)
+}
+
 func testEmptyReport(t *testing.T, w *world) {
 	c, ctx := w.fresh(t, nil), t.Context()
 	w1 := w.node(t, c, "w1")

@@ -255,6 +255,7 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 	if who.Kind == fabric.KindBoth && req.Engine == 0 && own != nil {
 		node.Engine = own.Engine
 	}
+	node.Draining = own != nil && own.Draining
 	// Nodes refuse an older record than they know, and the clock may have been set back.
 	if known != nil && !node.Issued.After(known.node.Issued) {
 		node.Issued = known.node.Issued.Add(time.Millisecond)
@@ -266,22 +267,52 @@ func (r *registry) register(ctx context.Context, who identity.Node, req api.Node
 		return known.record, nil
 	}
 	node.Issued = r.issueTime(node.Issued, who.NodeID, own)
-	payload, err := json.Marshal(node)
-	if err != nil {
-		return fabric.NodeRecord{}, fmt.Errorf("encode the record of node %s: %w", who.NodeID, err)
-	}
-	if next.Node, err = r.cfg.Signer.Sign(ctx, fabric.KindNode, payload); err != nil {
-		return fabric.NodeRecord{}, unavailable("%v", err)
-	}
-	index, err := r.write(ctx, node, next)
-	if err != nil {
+	if err := r.store(ctx, &member{record: next, node: node, link: link}); err != nil {
 		return fabric.NodeRecord{}, err
 	}
-	r.members[who.NodeID] = &member{record: next, node: node, link: link, index: index}
-	delete(r.refused, kvkey.Node(node.ID()).String())
-	r.save()
 	r.log.Info("node registered", logkey.Node, who.NodeID, logkey.Address, node.Underlay.String(), logkey.Pool, node.Pool4.String())
-	return next, nil
+	return r.members[who.NodeID].record, nil
+}
+
+// store signs the record of m's node and stores it. The caller holds r.mu.
+func (r *registry) store(ctx context.Context, m *member) error {
+	id := m.node.ID()
+	payload, err := json.Marshal(m.node)
+	if err != nil {
+		return fmt.Errorf("encode the record of node %s: %w", id, err)
+	}
+	if m.record.Node, err = r.cfg.Signer.Sign(ctx, fabric.KindNode, payload); err != nil {
+		return unavailable("%v", err)
+	}
+	if m.index, err = r.write(ctx, m.node, m.record); err != nil {
+		return err
+	}
+	r.members[id] = m
+	delete(r.refused, kvkey.Node(id).String())
+	r.save()
+	return nil
+}
+
+// drain says whether packets shall pass a processor, and returns its record.
+func (r *registry) drain(ctx context.Context, id fabric.NodeID, draining bool) (fabric.Node, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	known, registered := r.members[id]
+	switch {
+	case !registered:
+		return fabric.Node{}, conflict("node %s was removed a moment ago", id)
+	case !known.node.Boundary():
+		return fabric.Node{}, invalid("no packets of other zones pass node %s: it has no switch", id)
+	case known.node.Draining == draining:
+		return known.node, nil
+	}
+	next := *known
+	next.node.Draining, next.node.Issued = draining, r.issueTime(clock.Now().Truncate(time.Millisecond), id, &known.node)
+	if err := r.store(ctx, &next); err != nil {
+		return fabric.Node{}, err
+	}
+	r.log.Info("whether packets shall pass a processor has changed", logkey.Node, id, logkey.State, map[bool]string{true: "draining", false: "in use"}[draining])
+	return next.node, nil
 }
 
 // newest returns the newest record of the calling node that the controller signed: the one that is

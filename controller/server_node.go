@@ -74,6 +74,24 @@ func (c *Controller) putNomadNode(ctx context.Context, r request) (any, error) {
 	return reply, err
 }
 
+func (c *Controller) putDrain(ctx context.Context, r request) (any, error) {
+	id, err := operatedNode(r, "drain nodes")
+	if err != nil {
+		return nil, err
+	}
+	req, err := decode[api.DrainRequest](r)
+	if err != nil {
+		return nil, err
+	}
+	if _, registered := c.nodes.get(id); !registered {
+		return nil, c.nodes.unknown(id)
+	}
+	if err := c.intend(r); err != nil {
+		return nil, err
+	}
+	return c.nodes.drain(ctx, id, req.Draining)
+}
+
 func (c *Controller) getTasks(ctx context.Context, r request) (any, error) {
 	wait, err := waitOf(r, time.Minute, maxWait)
 	if err != nil {

@@ -119,6 +119,9 @@ func describeState(s desired.State) string {
 	if s.Ready {
 		text = "ready"
 	}
+	if s.Draining {
+		text += ", draining"
+	}
 	return fmt.Sprintf("%s, silent tunnels: %v, unreached nodes: %v", text, s.Silent, s.Unreached)
 }
 
@@ -127,7 +130,7 @@ func describeState(s desired.State) string {
 func (e *Engine) measure() desired.State {
 	s, self := e.stand, e.self.ID()
 	live := s.Live()
-	state := desired.State{Processor: self}
+	state := desired.State{Processor: self, Draining: e.draining()}
 	for _, t := range s.Tunnels() {
 		if t.B == self {
 			t.A, t.B = t.B, t.A
@@ -148,6 +151,11 @@ func (e *Engine) measure() desired.State {
 	}
 	state.Ready = s.complete && !e.behind.Load() && s.Enforces()
 	return state
+}
+
+// draining reports whether the operator wants no packets to pass here.
+func (e *Engine) draining() bool {
+	return slices.ContainsFunc(e.nodes(), func(n fabric.Node) bool { return n.ID() == e.self.ID() && n.Draining })
 }
 
 // knowsAll reports whether the agents of the zone and the engines of the other zones have listed

@@ -129,6 +129,9 @@ type Node struct {
 	Underlay netip.Addr   `json:"underlay"`           // where its links listen
 	Engine   uint16       `json:"engine,omitempty"`   // processors: TCP port of the engine, 0 before it registers
 	NoSwitch bool         `json:"noSwitch,omitempty"` // processors: the engine only carries requests
+	// Draining means that an operator wants no packets of other zones, and no new flows to the
+	// outside, to pass the processor.
+	Draining bool         `json:"draining,omitempty"`
 	Pool4    netip.Prefix `json:"pool4"`
 	Pool6    netip.Prefix `json:"pool6"`
 	// Ranges contain all pools of the fabric. An address in them belongs to an endpoint or is

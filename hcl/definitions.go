@@ -42,7 +42,7 @@ rule {
 
 var pathBlock = define(definition{
 	name: "path", once: true,
-	doc: "Constrains the links between zones that the flows of the contract take, by the labels of `link` blocks. Of the ways whose links have all required labels, that with the fewest links that have an avoided label is taken; of equal ones, that with the fewest links that lack a preferred label; then the cheapest; then the one with the fewest links. This version declares, measures and compares links, but does not choose ways by them yet: all flows between two zones go through the first processor of each zone, by name. Flows within a zone take no link.",
+	doc: "Constrains the links between zones that the flows of the contract take, by the labels of `link` blocks. Of the ways whose links have all required labels, that with the fewest links that have an avoided label is taken; of equal ones, that with the fewest links that lack a preferred label; then the cheapest; then the one with the fewest links. Flows within a zone take no link.",
 	example: `path {
   require = ["encrypted"]
   prefer  = ["low-cost"]

@@ -49,6 +49,7 @@ type Exit struct {
 	Interface string // of the link
 	Live      bool   // it answered within the last second, through the link
 	Silent    bool   // it did not; neither, if that is not known yet
+	Draining  bool   // new flows shall leave by others
 }
 
 // Exits returns the processors of the own zone to which this node leads packets with a mark, in
@@ -76,7 +77,7 @@ func (l *Links) exits(self fabric.Node, members []roster.Member) []Exit {
 	var list []Exit
 	for _, m := range processors(self, members) {
 		if s, ok := l.slots[desired.Hop{Processor: m.ID()}]; ok && s.exit() >= 0 && len(m.Link.PublicKey) > 0 {
-			list = append(list, Exit{Processor: m.ID(), Mark: wellknown.ExitMark(s.exit()), Interface: s.device()})
+			list = append(list, Exit{Processor: m.ID(), Mark: wellknown.ExitMark(s.exit()), Interface: s.device(), Draining: m.Draining})
 		}
 	}
 	slices.SortFunc(list, func(a, b Exit) int { return fabric.CompareNodeIDs(a.Processor, b.Processor) })
