@@ -42,7 +42,9 @@ type drainReply struct {
 }
 
 // Synopsis implements cli.Command.
-func (c *NodeDrainCommand) Synopsis() string { return "Move the workloads or the traffic of a node elsewhere" }
+func (c *NodeDrainCommand) Synopsis() string {
+	return "Move the workloads or the traffic of a node elsewhere"
+}
 
 func (c *NodeDrainCommand) usage() string {
 	return `

@@ -32,8 +32,8 @@ import (
 const attachVariable = "SIF_E2E_LAB"
 
 // topologyVariable names the topology file of the tests' own lab, if it is not the default one.
-// TestOneZone needs that of one zone, TestTwoExits that of pairs, and all other tests the default
-// one.
+// TestOneZone needs that of one zone, TestTwoExits and TestFailover that of pairs, and all other
+// tests the default one.
 const topologyVariable = "SIF_E2E_TOPOLOGY"
 
 // labName is the tests' own lab, which can run next to that of `make dev`.

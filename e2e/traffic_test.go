@@ -116,7 +116,8 @@ type stream struct {
 	stop     func()
 }
 
-// tick is the interval between two pieces of payload, of pieceSize bytes each.
+// tick is the interval between two pieces of payload, of pieceSize bytes each unless a test says
+// otherwise.
 const (
 	tick      = 20 * time.Millisecond
 	pieceSize = 64
@@ -124,6 +125,12 @@ const (
 
 // openStream opens a stream and waits until payload comes back.
 func openStream(t *testing.T, from, to workload, port uint16, marker string) *stream {
+	t.Helper()
+	return openPacedStream(t, from, to, port, marker, pieceSize)
+}
+
+// openPacedStream is openStream with pieces of a size.
+func openPacedStream(t *testing.T, from, to workload, port uint16, marker string, size int) *stream {
 	t.Helper()
 	at := netip.AddrPortFrom(to.v4, port)
 	l, err := listen(to.netns, at)
@@ -157,7 +164,7 @@ func openStream(t *testing.T, from, to workload, port uint16, marker string) *st
 		_, _ = io.Copy(counter{&s.returned}, s.conn)
 	})
 	running.Go(func() {
-		piece := bytes.Repeat([]byte(marker+" "), pieceSize/(len(marker)+1)+1)[:pieceSize]
+		piece := bytes.Repeat([]byte(marker+" "), size/(len(marker)+1)+1)[:size]
 		for {
 			if _, err := s.conn.Write(piece); err != nil && ctx.Err() == nil {
 				s.failure.Store(&err)

@@ -122,13 +122,13 @@ func CatalogID(zone, endpoint string) string { return "sif-" + zone + "-" + endp
 // Node is the controller's signed statement (KindNode) about a node: its place in the fabric, and
 // the addresses of its endpoints.
 type Node struct {
-	Fabric   string       `json:"fabric"`
-	Zone     string       `json:"zone"`
-	Name     string       `json:"name"`
-	Kind     NodeKind     `json:"kind"`
-	Underlay netip.Addr   `json:"underlay"`           // where its links listen
-	Engine   uint16       `json:"engine,omitempty"`   // processors: TCP port of the engine, 0 before it registers
-	NoSwitch bool         `json:"noSwitch,omitempty"` // processors: the engine only carries requests
+	Fabric   string     `json:"fabric"`
+	Zone     string     `json:"zone"`
+	Name     string     `json:"name"`
+	Kind     NodeKind   `json:"kind"`
+	Underlay netip.Addr `json:"underlay"`           // where its links listen
+	Engine   uint16     `json:"engine,omitempty"`   // processors: TCP port of the engine, 0 before it registers
+	NoSwitch bool       `json:"noSwitch,omitempty"` // processors: the engine only carries requests
 	// Draining means that an operator wants no packets of other zones, and no new flows to the
 	// outside, to pass the processor.
 	Draining bool         `json:"draining,omitempty"`

@@ -123,7 +123,7 @@ func world() Fabric {
 	}
 	users := api.DumpExternal{Prefix: netip.MustParsePrefix("203.0.113.0/24"), Identity: "external shop/users", In: true}
 	f.Dumps[nodeID("z1/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(2, web),
-		Peers:    peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "ways"}), Ways: ways("z1", "z2", "z1/p1"),
+		Peers: peers([2]string{"web-1", "endpoint"}, [2]string{"db-1", "zone"}, [2]string{"db-2", "ways"}), Ways: ways("z1", "z2", "z1/p1"),
 		External: []api.DumpExternal{users}, Rules: append(slices.Clone(rules), rule(users.Identity, web, 443, 443, "front", false))}
 	f.Dumps[nodeID("z1/w2")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(3, db), Peers: peers([2]string{"db-1", "endpoint"}, [2]string{"web-1", "zone"}), Rules: slices.Clone(rules)}
 	f.Dumps[nodeID("z2/w1")] = api.Dump{Layer: api.LayerEBPF, Sequence: 3, Root: root, Guarded: guard(4, db), Peers: peers([2]string{"db-2", "endpoint"}, [2]string{"web-1", "ways"}), Ways: ways("z2", "z1", "z2/p1"), Rules: slices.Clone(rules)}
