@@ -88,8 +88,8 @@ type Options struct {
 	Nodes     func() []fabric.Node
 	Exit      func() Exit // what the switch is as an exit; nil: it is none
 	Standing  *Standing   // nil: the engine publishes no state of its processor
-	// Topology is where the processors are, and which of them live; nil: each one is linked to every
-	// other, and all do.
+	// Topology is where the processors are, and which of them live; nil: each one is linked to
+	// every other, and all do.
 	Topology func() desired.Topology
 
 	// Names is the file in which the outside names in force are kept; empty: the engine is no exit.
