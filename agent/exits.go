@@ -119,8 +119,9 @@ type choice struct {
 
 // choose chooses the exits of endpoints: each one's among the processors that lead to the outside,
 // know the endpoint, answer, and whose engine is connected. Those that are being drained, and those
-// whose machine has no route there, come after the others. If there are none, choose chooses among those that did so, because a
-// switch goes on while its engine is away, and nobody else could carry the flows.
+// whose machine has no route there, come after the others. If there are none, choose chooses among
+// those that did so, because a switch goes on while its engine is away, and nobody else could carry
+// the flows.
 func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.NodeID) bool, endpoints []string) choice {
 	x.mu.Lock()
 	defer x.mu.Unlock()

@@ -73,7 +73,7 @@ func (c *Client) DrainNode(ctx context.Context, node fabric.NodeID, req DrainReq
 	return reply, err
 }
 
-// nodePath returns the path of a call about a node, with the message that says why, if there is one.
+// DrainNode says whether packets of other zones, and new flows to the outside, shall pass a
 func nodePath(node fabric.NodeID, what, message string) string {
 	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name)
 	if what != "" {

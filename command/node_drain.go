@@ -148,7 +148,7 @@ func drainText(r drainReply) string {
 	return text
 }
 
-// publishedWithin is how long after the operator's word the state of a processor may take to follow.
+// publishedWithin is how long the state of a processor may take to follow the operator's word.
 const publishedWithin = 30 * time.Second
 
 // drainProcessor has a zone's traffic leave a processor, or come back.

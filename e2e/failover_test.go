@@ -20,8 +20,8 @@ import (
 	"github.com/sif-project/sif/e2e/lab"
 )
 
-// traffic is the traffic between two endpoints of two zones: numbered datagrams, and a TCP connection
-// whose segments are large.
+// traffic is what passes between two endpoints of two zones: numbered datagrams, and a TCP
+// connection whose segments are large.
 type traffic struct {
 	from, to workload
 	pulses   *pulses

@@ -271,9 +271,9 @@ func (p *Prober) receive(c *socket, from place) {
 }
 
 // mayAnswer reports whether a node is answered, and the mark of the answer, which goes back by the
-// interface of the question: the node must be known, its packets must come by its own interface,
-// and it must not ask too often. Who sends packets in its name neither learns anything nor uses up its
-// answers.
+// interface of the question. The node must be known, its packets must come by its own interface,
+// and it must not ask too often. Who sends packets in its name neither learns anything nor uses up
+// its answers.
 func (p *Prober) mayAnswer(source netip.Addr, at arrival, now time.Time) (mark uint32, may bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
