@@ -18,12 +18,15 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/statefile"
 )
 
 const (
 	// serversInterval is the time between looks for the addresses of servers.
 	serversInterval = 30 * time.Second
+	// serversRetry is the pause after a look that failed.
+	serversRetry = 5 * time.Second
 	// serverStays is how long an address counts as a server's after it was last seen as one.
 	serverStays = time.Hour
 )
@@ -141,12 +144,14 @@ func (n *Node) OnServers(f func()) { n.onServers = f }
 
 // watchServers looks for the addresses of servers, and at the machine's subnets, until ctx ends.
 func (n *Node) watchServers(ctx context.Context) error {
-	tick := time.NewTicker(serversInterval)
-	defer tick.Stop()
 	for {
+		pause := serversInterval
 		changed, err := n.servers.look(ctx)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if err != nil {
+			pause = serversRetry
 		}
 		n.Degrade("addresses of servers", err)
 		moved, err := n.lookAtSubnets()
@@ -154,10 +159,6 @@ func (n *Node) watchServers(ctx context.Context) error {
 		if (changed || moved) && n.onServers != nil {
 			n.onServers()
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
+		retry.Sleep(ctx, pause)
 	}
 }

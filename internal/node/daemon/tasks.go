@@ -20,18 +20,22 @@ const (
 )
 
 // ServeTasks requests tasks from the controller and passes them to take until ctx ends. It requests
-// the next ones after take has returned.
+// the next ones after take has returned. A request after a failed one does not wait: its answer
+// tells that the controller is back.
 func (n *Node) ServeTasks(ctx context.Context, take func([]api.Task)) error {
+	wait := taskWait
 	for ctx.Err() == nil {
-		tasks, err := n.Controller.Tasks(ctx, taskWait)
+		tasks, err := n.Controller.Tasks(ctx, wait)
 		if ctx.Err() != nil {
 			return nil
 		}
 		n.Degrade("tasks", err)
 		if err != nil {
+			wait = 0
 			retry.Sleep(ctx, taskRetry)
 			continue
 		}
+		wait = taskWait
 		take(tasks)
 	}
 	return nil
