@@ -280,6 +280,33 @@ func runAny(t *testing.T, client *nomadapi.Client, job *nomadapi.Job) string {
 
 func pointer[T any](v T) *T { return &v }
 
+// purge stops a job and its children, waits until their allocations have ended, and removes them.
+// The client of Nomad can miss that a job is purged at once (Nomad 1.10.5).
+func purge(t *testing.T, client *nomadapi.Client, job string) {
+	t.Helper()
+	deregister := func(purge bool) {
+		t.Helper()
+		jobs, _, err := client.Jobs().List(&nomadapi.QueryOptions{Prefix: job})
+		must.NoError(t, err)
+		for _, j := range jobs {
+			_, _, err := client.Jobs().Deregister(j.ID, purge, nil)
+			must.NoError(t, err)
+		}
+	}
+	ended := []string{nomadapi.AllocClientStatusComplete, nomadapi.AllocClientStatusFailed, nomadapi.AllocClientStatusLost}
+	deregister(false)
+	eventually(t, func() error {
+		list, _, err := client.Allocations().List(nil)
+		for _, a := range list {
+			if strings.HasPrefix(a.JobID, job) && !slices.Contains(ended, a.ClientStatus) {
+				return fmt.Errorf("allocation %s of %s is %s", a.ID, a.JobID, a.ClientStatus)
+			}
+		}
+		return err
+	})
+	deregister(true)
+}
+
 // What an allocation's services are called is what Nomad itself registers, and a child has the
 // identity of its parent. The job is described the same before and after it is placed, as far as
 // it can be.
@@ -349,8 +376,7 @@ client {
 	}
 	t.Run("itself", func(t *testing.T) {
 		compare(t, runAny(t, client, job))
-		_, _, err := client.Jobs().Deregister("shop", true, nil)
-		must.NoError(t, err)
+		purge(t, client, "shop")
 	})
 	child := func(prefix string) (alloc string) {
 		eventually(t, func() error {
@@ -376,8 +402,7 @@ client {
 		_, _, err = client.Jobs().PeriodicForce("shop", nil)
 		must.NoError(t, err)
 		compare(t, child("shop/periodic-"))
-		_, _, err = client.Jobs().Deregister("shop", true, nil)
-		must.NoError(t, err)
+		purge(t, client, "shop")
 	})
 	t.Run("parameterized", func(t *testing.T) {
 		p := *job
@@ -387,8 +412,7 @@ client {
 		_, _, err = client.Jobs().Dispatch("shop", map[string]string{"what": "w"}, nil, "", nil)
 		must.NoError(t, err)
 		compare(t, child("shop/dispatch-"))
-		_, _, err = client.Jobs().Deregister("shop", true, nil)
-		must.NoError(t, err)
+		purge(t, client, "shop")
 	})
 	t.Run("periodic and parameterized", func(t *testing.T) {
 		p := *job

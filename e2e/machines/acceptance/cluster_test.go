@@ -250,6 +250,36 @@ func (c *cluster) do(t *testing.T, args ...string) string {
 	return out
 }
 
+// purge stops jobs, waits until their allocations have ended, and removes them. A client of Nomad
+// can miss that a job is purged at once, and lets its allocations run on (Nomad 1.10.5).
+func (c *cluster) purge(t *testing.T, jobs ...string) {
+	t.Helper()
+	nomad := func(args ...string) string {
+		t.Helper()
+		out, err := c.run(testContext(t), append([]string{repository + "/bin/servers/nomad"}, args...)...)
+		must.NoError(t, err)
+		return out
+	}
+	for _, job := range jobs {
+		nomad("job", "stop", "-detach", job)
+	}
+	c.await(t, 2*time.Minute, "the allocations of "+strings.Join(jobs, ", ")+" have ended", func() error {
+		for _, job := range jobs {
+			var allocs []struct{ ID, ClientStatus string }
+			must.NoError(t, json.Unmarshal([]byte(nomad("job", "allocs", "-all", "-json", job)), &allocs))
+			for _, a := range allocs {
+				if a.ClientStatus == "running" || a.ClientStatus == "pending" {
+					return fmt.Errorf("allocation %s of %s is %s", a.ID, job, a.ClientStatus)
+				}
+			}
+		}
+		return nil
+	})
+	for _, job := range jobs {
+		nomad("job", "stop", "-purge", "-detach", job)
+	}
+}
+
 // on runs a command on a machine, shows what it prints and returns it.
 func (c *cluster) on(t *testing.T, m *machines.Machine, args ...string) string {
 	t.Helper()

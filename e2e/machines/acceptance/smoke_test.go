@@ -76,10 +76,7 @@ func TestOneMachine(t *testing.T) {
 		c.awaitHealthy(t, 2*time.Minute)
 	})
 	step("leave", func(t *testing.T) {
-		for _, name := range []string{"store", "shop", "thief"} {
-			_, err := c.run(testContext(t), repository+"/bin/servers/nomad", "job", "stop", "-purge", "-detach", name)
-			must.NoError(t, err)
-		}
+		c.purge(t, "store", "shop", "thief")
 		c.on(t, m, "env", c.variable("NOMAD_TOKEN"), "sif", "node", "leave", "-force")
 		c.on(t, m, "sh", "-c", "apt-get purge -y sif 2>&1 | grep -vE 'Reading|database'")
 		unchanged(t, c.remembered(t, m), c.state(t, m))

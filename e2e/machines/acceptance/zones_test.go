@@ -148,10 +148,7 @@ func TestTwoZones(t *testing.T) {
 		})
 	}
 	t.Run("leave", func(t *testing.T) {
-		for _, name := range []string{"store", "shop", "thief"} {
-			_, err := c.run(testContext(t), repository+"/bin/servers/nomad", "job", "stop", "-purge", "-detach", name)
-			must.NoError(t, err)
-		}
+		c.purge(t, "store", "shop", "thief")
 		for _, m := range []*machines.Machine{bw, bp, ap, aw} {
 			leave := []string{"env", c.variable("NOMAD_TOKEN"), "sif", "node", "leave"}
 			if m == aw {
