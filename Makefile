@@ -40,7 +40,7 @@ build: ## Build sif, sif-cni, sif-demo, and what tests and labs need, into bin/
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-guest ./e2e/cmd/sif-guest
 
 .PHONY: packages
-packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64)
+packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64, FORMATS=deb)
 	@packaging/build.sh dist
 
 .PHONY: check-packages
@@ -70,9 +70,13 @@ test-units: build ## Run the unit tests with the race detector (root, after make
 	GORACE=atexit_sleep_ms=100 go test -race -p "$$(($$(nproc) * 3 / 2))" -timeout 30m ./...
 
 .PHONY: test-e2e
-test-e2e: build ## Run the end-to-end tests (root, after make setup)
-	go test -tags e2e -count 1 -p 1 -timeout 45m ./e2e/...
-	SIF_E2E_TOPOLOGY=lab/topology/one-zone.hcl go test -tags e2e -count 1 -timeout 15m -run TestOneZone ./e2e
+test-e2e: build ## Run the end-to-end tests, in two labs side by side (root, after make setup)
+	go test -tags e2e -count 1 -p 1 -timeout 15m $$(go list -tags e2e ./e2e/... | grep -v '/e2e$$')
+	SIF_E2E_PARTS=2 go test -tags e2e -count 1 -timeout 45m ./e2e
+
+.PHONY: test-e2e-long
+test-e2e-long: build ## Run the end-to-end tests that take long and guard what seldom breaks (root, after make setup)
+	SIF_E2E_LONG=1 go test -tags e2e -count 1 -timeout 30m -v -run '^Test(Gaps|PathThatLosesLargePackets)$$' ./e2e
 
 .PHONY: test-kinds
 test-kinds: build ## Test every kind of job, driver and event on real servers (root, after make setup)
@@ -96,8 +100,9 @@ test-failover: build ## Test that the processors of two zones take over from one
 
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
-	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000
-	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000
+	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000 & rule=$$!; \
+	go test ./fabric/desired -count 1 -run AgreesWithTheDesign -rapid.checks=10000; code=$$?; \
+	wait $$rule && exit $$code
 
 .PHONY: machine-images
 machine-images: ## Build the base images of virtual machines: Debian 12 and 13; cached (root, after make setup)
@@ -106,7 +111,7 @@ machine-images: ## Build the base images of virtual machines: Debian 12 and 13; 
 
 .PHONY: test-machine-smoke
 test-machine-smoke: ## Test the first hour on one virtual machine, from the package (root, after make setup)
-	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64
+	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64 FORMATS=deb
 	@$(MAKE) --no-print-directory build
 	go test -tags machines -count 1 -timeout 30m -run '^TestOneMachine$$' ./e2e/machines/...
 
@@ -116,7 +121,7 @@ test-machine-kernel: build ## Test kernel WireGuard and kernel Open vSwitch on a
 
 .PHONY: test-machines
 test-machines: ## Run all tests on virtual machines: an hour on two cores (root, after make setup)
-	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64
+	@$(MAKE) --no-print-directory packages ARCHITECTURES=amd64 FORMATS=deb
 	@$(MAKE) --no-print-directory build
 	go test -tags machines -count 1 -timeout 3h ./e2e/machines/...
 
@@ -139,7 +144,7 @@ bench-scale: ## Measure what nodes of a fabric of 100 zones and 1,000 nodes comp
 
 .PHONY: bench-gap
 bench-gap: build ## Measure what is lost between two zones while a process on the way restarts (root, after make setup)
-	go test -tags e2e -count 1 -timeout 15m -v -run '^TestGaps$$' ./e2e
+	SIF_E2E_LONG=1 go test -tags e2e -count 1 -timeout 15m -v -run '^TestGaps$$' ./e2e
 
 # The linters have a go.mod of their own, which keeps their dependencies out of the product's.
 LINTER := go tool -modfile=tools/lint/go.mod

@@ -132,6 +132,7 @@ func (p *pulses) longestGap(from time.Time) (longest time.Duration, lost int) {
 // process of a node on their way is killed, or ended, and started again at once. `make bench-gap`
 // prints what it measures.
 func TestGaps(t *testing.T) {
+	long(t)
 	world.withTestPorts(t)
 	from, to := world.workload(t, "getaway-app/getaway-svc", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
 	flow := openPulses(t, from, to, newsPort)

@@ -61,7 +61,7 @@ func machine() map[string]bool {
 		}
 	}
 	if size, err := os.ReadFile("/proc/sys/net/core/rmem_default"); err == nil {
-		add("net.core.rmem_default", strings.TrimSpace(string(size)))
+		add(hostSetting+"rmem_default", strings.TrimSpace(string(size)))
 	}
 	for _, p := range processes() {
 		add("process", p)
@@ -140,6 +140,9 @@ func processes() []string {
 	return list
 }
 
+// hostSetting is how settings of the machine begin in the list of what it has.
+const hostSetting = "net.core."
+
 // remains returns what appeared or disappeared since before. It waits, because the kernel releases
 // some objects a moment later. Objects with an allocation's name count only if the allocation is in
 // allocs, because another lab may be up.
@@ -148,13 +151,17 @@ func remains(before map[string]bool, allocs []string, within time.Duration) []st
 	for {
 		var list []string
 		now := machine()
+		shared := len(otherLabs()) > 0 // a lab that goes on keeps the machine's settings
 		for thing := range now {
+			if shared && strings.HasPrefix(thing, hostSetting) {
+				continue
+			}
 			if id := allocation.FindString(thing); !before[thing] && (id == "" || slices.Contains(allocs, id)) {
 				list = append(list, thing)
 			}
 		}
 		for thing := range before {
-			if strings.HasPrefix(thing, "net.core.") && !now[thing] {
+			if strings.HasPrefix(thing, hostSetting) && !now[thing] && !shared {
 				list = append(list, "no longer "+thing)
 			}
 		}

@@ -36,8 +36,19 @@ const attachVariable = "SIF_E2E_LAB"
 // tests the default one.
 const topologyVariable = "SIF_E2E_TOPOLOGY"
 
+// longVariable has the tests run that take long and guard what seldom breaks.
+const longVariable = "SIF_E2E_LONG"
+
+// long skips a test unless longVariable is set or the tests use a lab that is up.
+func long(t *testing.T) {
+	t.Helper()
+	if os.Getenv(longVariable) == "" && os.Getenv(attachVariable) == "" {
+		t.Skipf("it takes long; set %s=1, as `make test-e2e-long` does", longVariable)
+	}
+}
+
 // labName is the tests' own lab, which can run next to that of `make dev`.
-const labName = "e2e"
+var labName = "e2e"
 
 // applications are the directories of the applications to deploy before the tests, relative to the
 // root of the repository.
@@ -75,11 +86,27 @@ func testMain(m *testing.M) int {
 		}
 		return m.Run()
 	}
+	if file := os.Getenv(partVariable); file != "" {
+		labName = filepath.Base(file)
+		code, allocs := withLab(ctx, m, root)
+		if err := os.WriteFile(file, []byte(strings.Join(allocs, "\n")), 0o600); err != nil {
+			return failed(err)
+		}
+		return code
+	}
+	if limit := os.Getenv(partsVariable); limit != "" {
+		return inParts(ctx, limit)
+	}
 	if err := lab.Down(ctx, labName); err != nil {
 		return failed(err)
 	}
 	before := machine()
 	code, allocs := withLab(ctx, m, root)
+	return nothingLeft(code, before, allocs)
+}
+
+// nothingLeft fails the tests if something of their fabric is left on the machine.
+func nothingLeft(code int, before map[string]bool, allocs []string) int {
 	if left := remains(before, allocs, 15*time.Second); len(left) > 0 {
 		return failed(fmt.Errorf("the fabric was removed, but these differences are left:\n  %s", strings.Join(left, "\n  ")))
 	}

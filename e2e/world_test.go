@@ -346,18 +346,26 @@ func daemonOf(n *lab.Node) string {
 	return "agent"
 }
 
+// noticeable is how long a test waits before its log says so, so that `go test -v` tells for what.
+const noticeable = 2 * time.Second
+
 // eventually calls probe until it succeeds.
 func eventually(t *testing.T, within time.Duration, probe func() error) {
 	t.Helper()
-	deadline := time.Now().Add(within)
+	began := time.Now()
+	var last error
 	for {
 		err := probe()
+		if took := time.Since(began); err == nil && took > noticeable && last != nil {
+			t.Logf("waited %.1f s, at last for: %.300s", took.Seconds(), last)
+		}
 		if err == nil {
 			return
 		}
-		if time.Now().After(deadline) {
+		if time.Since(began) > within {
 			must.NoError(t, err, must.Sprintf("not after %s", within))
 		}
+		last = err
 		time.Sleep(100 * time.Millisecond)
 	}
 }

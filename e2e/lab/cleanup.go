@@ -72,11 +72,31 @@ func (r remnants) remove(ctx context.Context) error {
 	}
 	removeSharedEmpty()
 	if settings.ReceiveBuffer != "" {
-		if err := sysctl(receiveBufferKey, settings.ReceiveBuffer); err != nil {
+		if err := settings.restore(); err != nil {
 			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// restore gives the machine the settings from before a lab, or leaves that to another lab that
+// still runs with them.
+func (s hostSettings) restore() error {
+	others, err := filepath.Glob(filepath.Join(runRoot, "*"))
+	if err != nil {
+		return err
+	}
+	if len(others) == 0 {
+		return sysctl(receiveBufferKey, s.ReceiveBuffer)
+	}
+	heir := filepath.Base(others[0])
+	if _, err := os.Stat(hostSettingsFile(heir)); err == nil {
+		return nil // it raised them at the same time
+	}
+	if err := writeJSON(hostSettingsFile(heir), s); err != nil {
+		return fmt.Errorf("leave the machine's settings to lab %s: %w", heir, err)
+	}
+	return nil
 }
 
 // savedSettings returns the machine's settings from before the lab changed them. It returns an
