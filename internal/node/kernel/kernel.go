@@ -264,28 +264,44 @@ func (p *planner) sysctl(k Sysctl) {
 		p.skipped = true
 		return
 	}
-	was := "unknown"
-	if p.have != nil {
-		text, err := os.ReadFile(filepath.Join(procSys, k.Name))
-		if err != nil {
-			p.errs = append(p.errs, fmt.Errorf("read the kernel parameter %s: %w", k.Name, err))
-			return
-		}
-		if was = strings.TrimSpace(string(text)); was == k.Value {
-			return
-		}
+	if p.have == nil {
+		// To write a parameter such as forwarding, even as it is, takes the kernel's lock of all
+		// interfaces, for which the kernel does not let a writer sleep: it tries again and again.
+		p.add(KindSysctl, k.subject(), "set to "+k.Value, func() error {
+			if was, err := k.read(); err == nil && was == k.Value {
+				return nil
+			}
+			return k.write()
+		})
+		return
 	}
-	p.setSysctl(k, was)
+	switch was, err := k.read(); {
+	case err != nil:
+		p.errs = append(p.errs, err)
+	case was != k.Value:
+		p.setSysctl(k, was)
+	}
+}
+
+func (k Sysctl) subject() string { return strings.ReplaceAll(k.Name, "/", ".") }
+
+func (k Sysctl) read() (string, error) {
+	text, err := os.ReadFile(filepath.Join(procSys, k.Name))
+	if err != nil {
+		return "", fmt.Errorf("read the kernel parameter %s: %w", k.Name, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+func (k Sysctl) write() error {
+	if err := os.WriteFile(filepath.Join(procSys, k.Name), []byte(k.Value), 0); err != nil {
+		return fmt.Errorf("set the kernel parameter %s to %s: %w", k.subject(), k.Value, err)
+	}
+	return nil
 }
 
 func (p *planner) setSysctl(k Sysctl, was string) {
-	subject := strings.ReplaceAll(k.Name, "/", ".")
-	p.add(KindSysctl, subject, fmt.Sprintf("was %s, set to %s", was, k.Value), func() error {
-		if err := os.WriteFile(filepath.Join(procSys, k.Name), []byte(k.Value), 0); err != nil {
-			return fmt.Errorf("set the kernel parameter %s to %s: %w", subject, k.Value, err)
-		}
-		return nil
-	})
+	p.add(KindSysctl, k.subject(), fmt.Sprintf("was %s, set to %s", was, k.Value), k.write)
 }
 
 // iface plans an interface. Of one that is unknown in part, such as one that must be renamed first,

@@ -263,6 +263,31 @@ func TestMissingInterface(t *testing.T) {
 	})
 }
 
+// TestParametersThatAreRightAreNotWritten makes all of them read-only.
+func TestParametersThatAreRightAreNotWritten(t *testing.T) {
+	inNamespace(t, func() {
+		done := make(chan struct{})
+		here, err := ns.GetCurrentNS()
+		must.NoError(t, err)
+		defer here.Close()
+		go func() {
+			defer close(done)
+			runtime.LockOSThread() // for good: the thread ends with its mount namespace
+			must.NoError(t, here.Set())
+			right := State{Sysctls: []Sysctl{{"net/ipv4/ip_forward", "1"}, {"net/ipv6/conf/all/forwarding", "1"}}}
+			must.NoError(t, Set(right))
+			must.NoError(t, unix.Unshare(unix.CLONE_NEWNS))
+			must.NoError(t, unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""))
+			must.NoError(t, unix.Mount(procSys, procSys, "", unix.MS_BIND, ""))
+			must.NoError(t, unix.Mount("", procSys, "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY, ""))
+			must.NoError(t, Set(right))
+			right.Sysctls[1].Value = "0"
+			must.ErrorContains(t, Set(right), "set the kernel parameter net.ipv6.conf.all.forwarding to 0")
+		}()
+		<-done
+	})
+}
+
 // TestKernelWithoutIPv6 hides IPv6 as a kernel does that has none.
 func TestKernelWithoutIPv6(t *testing.T) {
 	inNamespace(t, func() {
