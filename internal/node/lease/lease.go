@@ -68,7 +68,7 @@ func Open(path string, log hclog.Logger) (*Set, error) {
 	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
 	l := &Set{set: map[string]*Lease{}, heard: map[netip.Addr]heard{}}
 	elements := statefile.Elements[Lease]{Encode: encode}
-	l.saved = file.EncodedSaver(func() ([]byte, error) { return elements.Document('{', '}', l.snapshot()) })
+	l.saved = file.EncodedSaver(func() ([]byte, error) { return elements.Document('{', '}', l.where(all)) })
 	stored, _, err := file.Read()
 	if errors.Is(err, statefile.ErrCorrupt) {
 		log.Warn("cannot use the leases on disk, starting without leases", logkey.Error, err)
@@ -266,28 +266,30 @@ func (l *Set) Remove(gone func(fabric.Admission) bool) []Lease {
 }
 
 // All returns the leases that have not expired at now, ordered by endpoint.
-func (l *Set) All(now time.Time) []Lease {
-	return l.Where(now, func(fabric.Admission) bool { return true })
-}
+func (l *Set) All(now time.Time) []Lease { return l.Where(now, all) }
+
+func all(fabric.Admission) bool { return true }
 
 // Where returns the leases of All for which match is true.
 func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	var list []Lease
-	for _, le := range l.set {
-		if now.Before(le.Admission.Expires) && match(le.Admission) {
-			list = append(list, *le)
-		}
+	matching := l.where(func(a fabric.Admission) bool { return now.Before(a.Expires) && match(a) })
+	list := make([]Lease, len(matching))
+	for i, le := range matching {
+		list[i] = *le
 	}
-	slices.SortFunc(list, func(a, b Lease) int { return strings.Compare(a.Admission.Endpoint, b.Admission.Endpoint) })
 	return list
 }
 
-// snapshot returns the leases, ordered by endpoint.
-func (l *Set) snapshot() []*Lease {
+// where returns the leases for which match is true, ordered by endpoint. A lease is large, so they
+// are ordered by pointers.
+func (l *Set) where(match func(fabric.Admission) bool) []*Lease {
 	l.mu.Lock()
-	list := slices.Collect(maps.Values(l.set))
+	list := make([]*Lease, 0, len(l.set))
+	for _, le := range l.set {
+		if match(le.Admission) {
+			list = append(list, le)
+		}
+	}
 	l.mu.Unlock()
 	slices.SortFunc(list, func(a, b *Lease) int { return strings.Compare(a.Admission.Endpoint, b.Admission.Endpoint) })
 	return list

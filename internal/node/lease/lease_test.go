@@ -180,6 +180,20 @@ func BenchmarkAccept(b *testing.B) {
 	}
 }
 
+// BenchmarkAll lists -leases leases, as for each change of a switch.
+func BenchmarkAll(b *testing.B) {
+	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), hclog.NewNullLogger())
+	must.NoError(b, err)
+	for i := range *benchLeases {
+		le := leaseOf(fmt.Sprint("endpoint-", i), 0, 0)
+		le.Admission.IPv4, le.Admission.IPv6 = netip.AddrFrom4([4]byte{100, 64, byte(i >> 8), byte(i)}), netip.AddrFrom16([16]byte{0xfd, 14: byte(i >> 8), 15: byte(i)})
+		set.Accept(le)
+	}
+	for b.Loop() {
+		must.Len(b, *benchLeases, set.All(epoch))
+	}
+}
+
 // What a crash of the machine leaves must not keep a daemon from starting.
 func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases.json")
