@@ -22,13 +22,16 @@ import (
 	"github.com/sif-project/sif/internal/node/cnicall"
 )
 
+// restTime is how long it is measured what the daemons use at rest.
+const restTime = 5 * time.Second
+
 // attachments measures how long ADD took inside the agent.
 type attachments struct {
 	took    []time.Duration
 	parts   map[string][]time.Duration // as the agent logs them
 	pending int                        // not in force everywhere when ADD returned
 	whole   time.Duration              // from the first call to the last answer
-	costs   []cost                     // processor time of each ADD, by daemon
+	costs   []cost                     // processor time of each ADD, by daemon, beyond what they use at rest
 }
 
 // attached attaches count allocations, one after the other or all at once, and detaches them again.
@@ -71,7 +74,10 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	if atOnce {
 		parallel = count
 	}
+	idle := f.usage()
+	time.Sleep(restTime)
 	before, began := f.usage(), time.Now()
+	rest := before.since(idle)
 	var mu sync.Mutex
 	var failed []error
 	var group sync.WaitGroup
@@ -93,7 +99,7 @@ func (f *fabric) attached(ctx context.Context, count int, atOnce bool) (a attach
 	close(next)
 	group.Wait()
 	a.whole = time.Since(began)
-	a.costs = f.usage().costs(before, count)
+	a.costs = f.usage().costs(before, rest, count)
 	for i := range count {
 		r := request(i)
 		r.Command, r.Namespace = "DEL", nil

@@ -56,12 +56,13 @@ type cost struct {
 }
 
 // costs returns what the daemons have used since an earlier reading for each of count pieces of
-// work, by their names, the most first. It contains what they did meanwhile besides that work.
-func (u usage) costs(earlier usage, count int) []cost {
+// work, by their names, the most first, beyond what they use at rest: their shares of one core.
+func (u usage) costs(earlier, rest usage, count int) []cost {
 	total := map[string]time.Duration{}
 	for process, spent := range u.spent {
 		_, name, _ := strings.Cut(process, "/")
-		total[name] += spent - earlier.spent[process]
+		resting := time.Duration(rest.spent[process].Seconds() * float64(u.at.Sub(earlier.at)))
+		total[name] += spent - earlier.spent[process] - resting
 	}
 	var list []cost
 	for name, spent := range total {
