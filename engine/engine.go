@@ -431,13 +431,14 @@ func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
 	for _, le := range removed {
 		e.log.Info("lease ended", logkey.Endpoint, le.Admission.Endpoint, logkey.Service, le.Admission.Service)
 	}
-	// Others are informed even if the switch cannot be programmed.
-	err := e.reprogram.Call()
+	// The others are informed while the switch waits for its datapath, and even if it cannot be
+	// programmed.
 	informed := make(chan struct{})
 	go func() {
 		defer close(informed)
 		e.inform(own)
 	}()
+	err := e.reprogram.Call()
 	select {
 	case <-informed:
 	case <-time.After(inForce): // one that does not answer must not keep the caller from what it does next

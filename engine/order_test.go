@@ -88,6 +88,40 @@ func TestWithdrawalWaitsForForwards(t *testing.T) {
 	must.SliceEmpty(t, gcpSwitch.endpoints())
 }
 
+// slow is a switch that takes long to be programmed.
+type slow struct {
+	recorder
+	during func()
+}
+
+func (s *slow) Program(state SwitchState) error {
+	s.during()
+	return s.recorder.Program(state)
+}
+
+// Others learn of a withdrawal while the switch waits for its datapath.
+func TestWithdrawalIsToldBesideTheSwitch(t *testing.T) {
+	w := newWorld(t)
+	e, _, _ := w.engine("aws1")
+	sw := &slow{during: func() {}}
+	e.sw = sw
+	w1 := w.agentOf(e, "w1")
+	for node, r := range map[string]fabric.Request{"w1": w.request(1, "aws1", "w1", svc), "w2": w.request(2, "aws1", "w2", web)} {
+		_, err := w.connect(e, node, r)
+		must.NoError(t, err)
+	}
+	must.Eq(t, []string{"web-2"}, w1.endpoints())
+	told := false
+	sw.during = func() {
+		for end := time.Now().Add(10 * time.Second); !told && time.Now().Before(end); time.Sleep(time.Millisecond) {
+			told = len(w1.endpoints()) == 0
+		}
+	}
+	w.withdraw(e, "w2", "web-2")
+	must.True(t, told)
+	must.Eq(t, []string{"svc-1"}, sw.endpoints())
+}
+
 // What could not be programmed is no more in force when it is asked for again.
 func TestRequestsWhileTheSwitchIsBroken(t *testing.T) {
 	w := newWorld(t)
