@@ -2,9 +2,9 @@
 # Copyright (c) The SIF Authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Checks the packages without a machine that runs them: two builds in different places are the same bytes; the content
-# is complete, runs, and is valid for systemd, man, the shells and logrotate; and what dpkg does with them in a copy of
-# this machine's root (root). systemctl is replaced there by a program that records its calls: what these calls do with
+# Checks the packages without a machine that runs them: two builds in different places are the same bytes (the second
+# one is of this machine's architecture, or of those in $TWICE); the content is complete, runs, and is valid for
+# systemd, man, the shells and logrotate; and what dpkg does with them in a copy of this machine's root (root). systemctl is replaced there by a program that records its calls: what these calls do with
 # systemd is for the tests on virtual machines.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,13 +26,17 @@ fail() {
 }
 
 ### The same bytes.
+this=$(dpkg --print-architecture)
 say "building $VERSION twice"
 packaging/build.sh "$work/one" >/dev/null
 mkdir "$work/elsewhere"
 git ls-files -z | tar -c --null -T - | tar -x -C "$work/elsewhere"
-(umask 077 && TZ=Asia/Tokyo LANG=C.UTF-8 "$work/elsewhere/packaging/build.sh" "$work/two" >/dev/null)
-(cd "$work/one" && sha256sum -- * >"$work/sums")
-(cd "$work/two" && sha256sum --quiet -c "$work/sums") || fail "two builds differ"
+(umask 077 && TZ=Asia/Tokyo LANG=C.UTF-8 ARCHITECTURES=${TWICE:-$this} "$work/elsewhere/packaging/build.sh" "$work/two" >/dev/null)
+(cd "$work/two" && sha256sum -- * >"$work/sums")
+(cd "$work/one" && sha256sum --quiet -c "$work/sums") || fail "two builds differ"
+for arch in ${TWICE:-$this}; do
+  [[ $(grep -c "_$arch\." "$work/sums") == 3 ]] || fail "the second build has not all packages for $arch"
+done
 for arch in amd64 arm64; do
   for format in deb rpm tar.gz; do
     [[ -s $work/one/sif_${VERSION}_$arch.$format ]] || fail "there is no $format for $arch"
@@ -41,7 +45,7 @@ done
 say "$(wc -l <"$work/sums") packages, the same bytes in both"
 
 ### The content.
-deb=$work/one/sif_${VERSION}_$(dpkg --print-architecture).deb
+deb=$work/one/sif_${VERSION}_$this.deb
 root=$work/root
 dpkg-deb -x "$deb" "$root"
 for file in usr/bin/sif usr/libexec/sif/sif-cni usr/lib/systemd/system/sif-{controller,engine,agent,link,attach@}.service \
@@ -132,8 +136,10 @@ calls() {
   tr '\n' ';' <"$machine/run/calls" 2>/dev/null || true
   rm -f "$machine/run/calls"
 }
-# snapshot lists all files of the machine that dpkg, its logs and caches do not keep for themselves.
-snapshot() { (cd "$machine" && find etc usr var opt -xdev ! -path 'var/lib/dpkg*' ! -path 'var/cache/*' ! -path 'var/log/*' -printf '%y %m %u %p %l\n' | sort); }
+# snapshot lists all files of the machine that dpkg, its logs and caches do not keep for themselves, and that no lab
+# or virtual machine beside this changes.
+snapshot() { (cd "$machine" && find etc usr var opt -xdev \( -path var/lib/sif-lab -o -path var/lib/sif-machines \) -prune -o \
+  ! -path 'var/lib/dpkg*' ! -path 'var/cache/*' ! -path 'var/log/*' -printf '%y %m %u %p %l\n' | sort); }
 cp "$deb" "$machine/run/sif.deb"
 snapshot >"$work/before"
 
@@ -144,7 +150,7 @@ inside dpkg -i /run/sif.deb >"$work/log" 2>&1 || { cat "$work/log" && fail "dpkg
 [[ $(inside sif version) == "sif v$VERSION"* ]] || fail "the installed sif does not run"
 [[ $(inside fish -c "complete -C 'sif graph ro'") == rollback ]] || fail "fish does not complete"
 
-VERSION=9.9.9 ARCHITECTURES=$(dpkg --print-architecture) packaging/build.sh "$work/newer" >/dev/null
+VERSION=9.9.9 ARCHITECTURES=$this FORMATS=deb packaging/build.sh "$work/newer" >/dev/null
 cp "$work"/newer/*.deb "$machine/run/newer.deb"
 inside dpkg -i /run/newer.deb >"$work/log" 2>&1 || { cat "$work/log" && fail "the upgrade"; }
 [[ $(calls) == "daemon-reload;try-restart sif-controller.service;try-restart sif-engine.service;try-restart sif-agent.service;--quiet is-active sif-link.service;" ]] ||
