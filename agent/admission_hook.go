@@ -120,10 +120,13 @@ func (a *Agent) admit(ctx context.Context, ep *endpoint) error {
 }
 
 // certify requests a certificate for a service if this node has none, or one that is past two
-// thirds of its life.
+// thirds of its life or revoked.
 func (a *Agent) certify(ctx context.Context, service fabric.Ref) error {
 	a.keys.Lock()
 	defer a.keys.Unlock()
+	if err := a.discardRevoked(); err != nil {
+		return err
+	}
 	if !a.services.NeedsRenewal(service) {
 		return nil
 	}
@@ -176,9 +179,16 @@ func due(ep endpoint) time.Time {
 // after its promotion it may be an instance of another service.
 const canaryInterval = 15 * time.Second
 
-// mustRenew reports whether the admission of an endpoint is due, the controller has lost it, or it
-// was a canary's that has been promoted.
+// mustRenew reports whether the admission of an endpoint is due, the controller has lost it, it was
+// a canary's that has been promoted, or it is void and another one is not. What stands revoked is
+// not asked for.
 func (a *Agent) mustRenew(ep endpoint) bool {
+	if a.standsRevoked(ep) {
+		return false
+	}
+	if ep.admitted() && a.revoked(ep) != nil {
+		return true
+	}
 	return !a.now().Before(due(ep)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep)
 }
 

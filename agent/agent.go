@@ -265,10 +265,15 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.engines.zone.hurry() // there may be other counterparts
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
+	a.node.Removals.OnChange(func() { go a.heed(ctx) })
 	a.engines.silent, a.engines.moved = a.silent, a.moveExits
 	a.node.OnExits(func() { go a.moveExits() }) // pulses go on meanwhile
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return a.node.Run(ctx, a.Status) })
+	group.Go(func() error {
+		a.heed(ctx) // the list may have changed since the agent before
+		return nil
+	})
 	group.Go(func() error { return a.engines.run(ctx) })
 	group.Go(func() error { return a.engines.zone.serve(ctx, a.node) })
 	group.Go(func() error { return a.engines.zone.run(ctx) })

@@ -67,7 +67,8 @@ func (a *Agent) compare(p rpc.SyncParams) rpc.SyncReply {
 // not know yet what the agent of another node said meanwhile: if that has not ended, the engine
 // learns of it; if it has, the engine withdraws it again at its next comparison.
 func (a *Agent) withdrawn(endpoints []string) error {
-	return a.forget(func(adm fabric.Admission) bool {
+	return a.forget(func(le lease.Lease) bool {
+		adm := le.Admission
 		gone := slices.Contains(endpoints, adm.Endpoint) && !a.engines.zone.vouched(adm.Endpoint)
 		if gone {
 			a.ended.note(adm, a.now())
@@ -77,20 +78,20 @@ func (a *Agent) withdrawn(endpoints []string) error {
 }
 
 // forget removes counterparts.
-func (a *Agent) forget(gone func(fabric.Admission) bool) error {
+func (a *Agent) forget(gone func(lease.Lease) bool) error {
 	if len(a.counterparts.Remove(gone)) == 0 {
 		return nil
 	}
 	return a.reprogram.Call()
 }
 
-// departed reports whether a counterpart has expired, or its node has left the roster, or was
-// removed and came back. With an empty roster, no node has left.
-func (a *Agent) departed(adm fabric.Admission) bool {
-	known := false
+// departed reports whether a counterpart has expired or is revoked, or its node has left the
+// roster, or was removed and came back. With an empty roster, no node has left.
+func (a *Agent) departed(le lease.Lease) bool {
+	known, adm := false, le.Admission
 	nodes := a.node.Nodes()
 	for _, n := range nodes {
 		known = known || n.Zone == adm.Zone && n.Name == adm.Node
 	}
-	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known || a.node.Verifier().Ended(adm)
+	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known || a.node.Verifier().Void(le.Request, adm) != nil
 }

@@ -196,6 +196,7 @@ func (e *engines) session(ctx context.Context, n fabric.Node) error {
 		// From here on the engine receives changes. introduce sends the endpoints that existed
 		// before.
 		e.enter(en, conn)
+		node.Relay(en.id, conn)
 		if err := e.introduce(ctx, en); err != nil {
 			return fmt.Errorf("introduce this node to the engine %s: %w", n.ID(), err)
 		}
@@ -297,7 +298,7 @@ func (e *engines) compare(ctx context.Context, en *engine) (reply rpc.SyncReply,
 	defer en.order.Unlock()
 	params := rpc.SyncParams{Endpoints: map[string]time.Time{}}
 	for _, ep := range e.agent.endpoints.all() {
-		if ep.admitted() {
+		if ep.admitted() && e.agent.revoked(ep) == nil {
 			params.Endpoints[ep.ID] = ep.Admission.Issued
 		}
 	}
@@ -327,6 +328,9 @@ func (e *engines) request(ctx context.Context, en *engine, at cnicall.Attachment
 	ep, ok := e.agent.endpoints.get(at)
 	if !ok {
 		return nil, nil
+	}
+	if why := e.agent.revoked(ep); why != nil {
+		return []string{why.Error()}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -482,6 +486,8 @@ func (e *engines) handle(ctx context.Context, from rpc.Peer, method string, para
 		e.compared[from.NodeID] = e.conns[from.NodeID] != nil
 		e.mu.Unlock()
 		return reply, nil
+	case rpc.MethodRevocations:
+		return e.agent.node.Revocations(from, params)
 	case rpc.MethodStates:
 		var p rpc.StatesParams
 		if err := json.Unmarshal(params, &p); err != nil {

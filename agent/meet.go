@@ -49,6 +49,8 @@ func (z *neighbours) handle(_ context.Context, from rpc.Peer, method string, par
 			return nil, fmt.Errorf("decode the parameters of %s: %w", method, err)
 		}
 		return struct{}{}, z.end(from.NodeID, p.Endpoints)
+	case rpc.MethodRevocations:
+		return z.agent.node.Revocations(from, params)
 	}
 	return nil, fmt.Errorf("unknown method %q", method)
 }
@@ -192,7 +194,9 @@ func (z *neighbours) answer(of []fabric.Admission, has map[string]time.Time) (li
 // own returns the endpoints of this node that have an admission.
 func (z *neighbours) own() []endpoint {
 	now := z.agent.now()
-	return slices.DeleteFunc(z.agent.endpoints.all(), func(ep endpoint) bool { return !ep.admitted() || !now.Before(ep.Admission.Expires) })
+	return slices.DeleteFunc(z.agent.endpoints.all(), func(ep endpoint) bool {
+		return !ep.admitted() || !now.Before(ep.Admission.Expires) || z.agent.revoked(ep) != nil
+	})
 }
 
 func (z *neighbours) identities() (list []fabric.Identity) {
@@ -205,7 +209,8 @@ func (z *neighbours) identities() (list []fabric.Identity) {
 // end ends counterparts by the word of the agent of their node.
 func (z *neighbours) end(from fabric.NodeID, endpoints []string) error {
 	a, of := z.agent, hostedBy(from)
-	return a.forget(func(adm fabric.Admission) bool {
+	return a.forget(func(le lease.Lease) bool {
+		adm := le.Admission
 		if !of(adm) || !slices.Contains(endpoints, adm.Endpoint) {
 			return false
 		}
@@ -261,7 +266,7 @@ func (z *neighbours) introduce(ctx context.Context, nb *neighbour, list []cnical
 		nb.order.RLock()
 		defer nb.order.RUnlock()
 		for _, at := range list {
-			if ep, still := z.agent.endpoints.get(at); still && ep.admitted() {
+			if ep, still := z.agent.endpoints.get(at); still && ep.admitted() && z.agent.revoked(ep) == nil {
 				p.Requests = append(p.Requests, ep.Request)
 			}
 		}

@@ -140,6 +140,7 @@ func (z *neighbours) welcome(_ context.Context, c *rpc.Conn) {
 	if z.believes(c.Peer()) != nil {
 		return // each call is answered with the reason
 	}
+	z.agent.node.Relay(c.Peer().NodeID, c)
 	z.mu.Lock()
 	nb := z.all[c.Peer().NodeID]
 	if nb == nil {
@@ -257,6 +258,7 @@ func (z *neighbours) connected(ctx context.Context, nb *neighbour) (*rpc.Conn, e
 	nb.mu.Lock()
 	nb.use(conn, true)
 	nb.mu.Unlock()
+	z.agent.node.Relay(nb.id, conn)
 	return conn, nil
 }
 

@@ -360,7 +360,7 @@ func TestWhomAnAgentBelieves(t *testing.T) {
 	z.removed.Store(&fabric.Revocations{Tombstones: []fabric.Tombstone{{Node: good.Host(), Removed: time.Now()}}})
 	reply = rpc.MeetReply{}
 	must.NoError(t, conn.Call(t.Context(), rpc.MethodMeet, rpc.MeetParams{Requests: []fabric.Request{z.request(z.admission("b", svcWeb, "web-4", 4, 0))}}, &reply))
-	must.StrContains(t, reply.Refused["web-4"], "before its node was removed")
+	must.StrContains(t, reply.Refused["web-4"], "was removed at")
 }
 
 // Of two admissions of one address the one that was issued later wins, in whatever order they

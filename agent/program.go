@@ -167,7 +167,10 @@ func (a *Agent) wanted() (want image, lacking, err error) {
 		endpoints = append(endpoints, ep.Admission)
 	}
 	for _, le := range a.counterparts.All(a.now()) {
-		if le.Admission.Host() != a.node.Self.ID() { // its own endpoints it knows itself
+		switch {
+		case le.Admission.Host() == a.node.Self.ID(): // its own endpoints it knows itself
+		case a.node.Verifier().Void(le.Request, le.Admission) != nil: // it may have been verified before it was revoked, and stored after
+		default:
 			endpoints = append(endpoints, le.Admission)
 		}
 	}
@@ -257,11 +260,12 @@ func (a *Agent) certain(live []endpoint) map[string]bool {
 	return certain
 }
 
-// live returns the endpoints of this node that have an interface and a valid admission.
+// live returns the endpoints of this node that have an interface and a valid admission, and are not
+// revoked.
 func (a *Agent) live() []endpoint {
 	now := a.now()
 	return slices.DeleteFunc(a.endpoints.all(), func(ep endpoint) bool {
-		return ep.HostIndex == 0 || !now.Before(ep.Admission.Expires)
+		return ep.HostIndex == 0 || !now.Before(ep.Admission.Expires) || a.revoked(ep) != nil
 	})
 }
 

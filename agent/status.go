@@ -13,6 +13,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // Status returns the state of the agent and of what it enforces.
@@ -29,6 +30,7 @@ func (a *Agent) Status() api.NodeStatus {
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Origin: ep.Admission.Origin, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
 			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending, Withheld: a.withheld(ep),
+			Revoked:            a.whyRevoked(ep),
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)), Process: a.processes.status(ep),
 		})
 	}
@@ -99,6 +101,9 @@ func published(mappings []firewall.PortMapping) []api.PublishedPort {
 func (a *Agent) registrations() []catalog.Registration {
 	var list []catalog.Registration
 	for _, ep := range a.endpoints.all() {
+		if a.revoked(ep) != nil {
+			continue
+		}
 		list = append(list, catalog.Registration{Admission: ep.Admission, Signed: ep.Request.Admission, Source: a.sourceOf(ep), Life: a.lifeOf(ep)})
 	}
 	return list
@@ -126,7 +131,10 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 
 // speaker returns the workload node that signed what a catalog record says about health.
 func (a *Agent) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) {
-	signer, _, err := identity.VerifyBy(a.node.Identity.Roots(), a.node.Config.TrustDomain, chain, msg, sig)
+	signer, leaf, err := identity.VerifyBy(a.node.Identity.Roots(), a.node.Config.TrustDomain, chain, msg, sig)
+	if err == nil {
+		err = revocation.Certificate(a.node.Removals.List(), signer, leaf)
+	}
 	if err != nil {
 		return fabric.NodeID{}, err
 	}

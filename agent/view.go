@@ -22,7 +22,9 @@ func (v view) Known(asker netip.Addr) bool {
 }
 
 func (v view) asker(addr netip.Addr) (endpoint, bool) {
-	return v.agent.endpoints.find(func(ep endpoint) bool { return ep.IPv4 == addr || ep.IPv6 == addr })
+	return v.agent.endpoints.find(func(ep endpoint) bool {
+		return (ep.IPv4 == addr || ep.IPv6 == addr) && v.agent.revoked(ep) == nil
+	})
 }
 
 // Reach implements dns.View. It applies the one rule to a service. Only health comes from the

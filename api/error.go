@@ -36,6 +36,7 @@ const (
 	CodeUnknownService  = "unknown-service"      // the graph has no such service
 	CodeUnknownRole     = "unknown-role"         // the stanza requests a role that the contract does not give the service
 	CodeAddress         = "address-refused"      // an address is not in a pool of the node, in use, or not free again yet
+	CodeRevoked         = "revoked"              // the endpoint, its service or the caller's certificate is revoked
 	CodeTimeout         = "timeout"              // a node did not answer in time
 	CodeInternal        = "internal"             // an error of the controller itself
 	CodeNodeUnreachable = "node-unreachable"     // the node does not poll for tasks

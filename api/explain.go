@@ -61,6 +61,8 @@ type Party struct {
 	IPv4     netip.Addr    `json:"ipv4,omitzero"`
 	IPv6     netip.Addr    `json:"ipv6,omitzero"`
 	Origin   fabric.Origin `json:"origin,omitzero"` // what a live endpoint is
+	// Revoked says why the party has no rights, whatever the graph says; empty: it has them.
+	Revoked string `json:"revoked,omitempty"`
 }
 
 // Live reports whether the party is a live endpoint.

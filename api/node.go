@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strconv"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -141,10 +142,27 @@ func (c *Client) Report(ctx context.Context, status NodeStatus) (ReportReply, er
 	return reply, err
 }
 
-// Revocations hands the controller the list of removed nodes that the calling node holds, when the
-// controller has another one.
+// Revocations hands the controller the list of removals and revocations that the calling node
+// holds, when the controller has another one. Every controller takes it, also one that does not
+// lead.
 func (c *Client) Revocations(ctx context.Context, list fabric.Signed) error {
 	return c.call(ctx, http.MethodPut, "/v1/node/revocations", list, nil)
+}
+
+// ListReply is the signed list of removals and revocations that the controller has.
+type ListReply struct {
+	Has  fabric.ListID  `json:"has"`
+	List *fabric.Signed `json:"list,omitempty"` // unless it is the one that the caller has, or there is none
+}
+
+// AwaitRevocations returns the signed list of removals and revocations (fabric.Revocations) of the
+// controller. It waits at most as long as wait for another one than the calling node has. Every
+// controller answers it, also one that does not lead.
+func (c *Client) AwaitRevocations(ctx context.Context, has fabric.ListID, wait time.Duration) (ListReply, error) {
+	var reply ListReply
+	query := url.Values{"index": {strconv.FormatUint(has.Sequence, 10)}, "digest": {has.Digest.String()}, "wait": {wait.String()}}
+	err := c.call(ctx, http.MethodGet, "/v1/node/revocations?"+query.Encode(), nil, &reply)
+	return reply, err
 }
 
 // Tasks returns the tasks of the calling node. It waits for them at most as long as wait, and

@@ -34,6 +34,8 @@ type Removal struct {
 	Endpoints int              `json:"endpoints"` // whose admissions ended with it
 	Sequence  uint64           `json:"sequence"`  // of the list of removed nodes
 	Rests     time.Time        `json:"rests"`     // until then its pools are given to nobody
+	// Unstored says why the list is not in Consul yet; see Revoked.
+	Unstored string `json:"unstored,omitempty"`
 }
 
 // BindRequest binds a node to a Nomad node.

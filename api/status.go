@@ -24,7 +24,7 @@ type NodeStatus struct {
 	Pool6              netip.Prefix      `json:"pool6,omitzero"` // likewise
 	Sequence           uint64            `json:"sequence"`       // of the revision enforced
 	Root               fabric.Hash       `json:"root,omitzero"`  // of the revision enforced
-	Revocations        uint64            `json:"revocations"`    // sequence of the list of removed nodes that it heeds
+	Revocations        uint64            `json:"revocations"`    // sequence of the list of removals and revocations that it heeds
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
@@ -100,6 +100,33 @@ type RefusedName struct {
 	Last    time.Time  `json:"last"`
 }
 
+// Daemon names the daemon: "agent" or "engine".
+func (s NodeStatus) Daemon() string {
+	if s.Kind == fabric.KindProcessor {
+		return "engine"
+	}
+	return "agent"
+}
+
+// Lasts returns when the first of what the daemon holds expires, and what that is: for as long it
+// needs nothing of Vault and the controller. What is revoked does not count. The time is zero if it
+// holds nothing that expires.
+func (s NodeStatus) Lasts() (until time.Time, what string) {
+	first := func(t time.Time, of string) {
+		if !t.IsZero() && (until.IsZero() || t.Before(until)) {
+			until, what = t, of
+		}
+	}
+	first(s.CertificateExpires, "its certificate")
+	for _, e := range s.Endpoints {
+		if e.Revoked == "" {
+			first(e.Expires, "the admission of endpoint "+e.Endpoint)
+			first(e.CertificateExpires, "the certificate of service "+e.Service.String())
+		}
+	}
+	return until, what
+}
+
 // ID names the node.
 func (s NodeStatus) ID() fabric.NodeID { return fabric.NodeID{Zone: s.Zone, Name: s.Node} }
 
@@ -130,6 +157,7 @@ type EndpointStatus struct {
 	IPv6               netip.Addr    `json:"ipv6"`
 	Expires            time.Time     `json:"expires,omitzero"` // of the admission
 	InForce            bool          `json:"inForce"`
+	Revoked            string        `json:"revoked,omitempty"`  // why it has no rights: it, its service, its certificate or its node is revoked; empty: it has them
 	Pending            []string      `json:"pending,omitempty"`  // where its connectivity is not in force yet: "zone/node: reason"
 	Withheld           string        `json:"withheld,omitempty"` // why DNS does not answer with it; empty: it does
 	CertificateExpires time.Time     `json:"certificateExpires,omitzero"`
@@ -203,8 +231,20 @@ type Status struct {
 	Pointer    fabric.Pointer   `json:"pointer,omitzero"`
 	Controller ControllerStatus `json:"controller"`
 	Nodes      []NodeStatus     `json:"nodes"`
+	// Revocations is about the signed list of removals and revocations.
+	Revocations RevocationStatus `json:"revocations,omitzero"`
 	// Warnings are about the graph in force, one sentence each. They degrade nothing.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// RevocationStatus counts what is removed and revoked, and says who does not heed it yet.
+type RevocationStatus struct {
+	Sequence     uint64       `json:"sequence"`               // of the signed list
+	Removed      int          `json:"removed,omitempty"`      // incarnations of nodes
+	Services     int          `json:"services,omitempty"`     // without those that were reinstated
+	Endpoints    int          `json:"endpoints,omitempty"`    // likewise
+	Certificates int          `json:"certificates,omitempty"` // by their serial numbers
+	Behind       []ListBehind `json:"behind,omitempty"`
 }
 
 // Status returns the state of the fabric.

@@ -43,47 +43,54 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"graph":    func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
 		"job":      func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
 		"node":     func() (cli.Command, error) { return group{"Manage the nodes of the fabric", nodeUsage}, nil },
+		"revoke":   func() (cli.Command, error) { return group{"Take rights away, at once", revokeUsage}, nil },
 	}
 	for name, c := range map[string]subcommand{
-		"agent":          &AgentCommand{},
-		"attach":         &AttachCommand{},
-		"controller":     &ControllerCommand{},
-		"detach":         &DetachCommand{},
-		"doctor":         &DoctorCommand{},
-		"endpoint list":  &EndpointListCommand{},
-		"endpoint show":  &EndpointShowCommand{},
-		"engine":         &EngineCommand{},
-		"explain":        &ExplainCommand{},
-		"graph apply":    &GraphApplyCommand{},
-		"graph diff":     &GraphDiffCommand{},
-		"graph fmt":      &GraphFmtCommand{},
-		"graph history":  &GraphHistoryCommand{},
-		"graph init":     &GraphInitCommand{},
-		"graph plan":     &GraphPlanCommand{},
-		"graph rollback": &GraphRollbackCommand{},
-		"graph show":     &GraphShowCommand{},
-		"graph validate": &GraphValidateCommand{},
-		"job plan":       &JobPlanCommand{},
-		"job run":        &JobRunCommand{},
-		"job validate":   &JobValidateCommand{},
-		"link":           &LinkCommand{},
-		"link list":      &LinkListCommand{},
-		"link show":      &LinkShowCommand{},
-		"matrix":         &MatrixCommand{},
-		"node bind":      &NodeBindCommand{},
-		"node create":    &NodeCreateCommand{},
-		"node drain":     &NodeDrainCommand{},
-		"node firewall":  &NodeFirewallCommand{},
-		"node join":      &NodeJoinCommand{},
-		"node leave":     &NodeLeaveCommand{},
-		"node list":      &NodeListCommand{},
-		"node remove":    &NodeRemoveCommand{},
-		"node status":    &NodeStatusCommand{},
-		"run":            &RunCommand{},
-		"setup":          &SetupCommand{},
-		"status":         &StatusCommand{},
-		"verify":         &VerifyCommand{},
-		"version":        &VersionCommand{},
+		"agent":              &AgentCommand{},
+		"attach":             &AttachCommand{},
+		"controller":         &ControllerCommand{},
+		"detach":             &DetachCommand{},
+		"doctor":             &DoctorCommand{},
+		"endpoint list":      &EndpointListCommand{},
+		"endpoint show":      &EndpointShowCommand{},
+		"engine":             &EngineCommand{},
+		"explain":            &ExplainCommand{},
+		"graph apply":        &GraphApplyCommand{},
+		"graph diff":         &GraphDiffCommand{},
+		"graph fmt":          &GraphFmtCommand{},
+		"graph history":      &GraphHistoryCommand{},
+		"graph init":         &GraphInitCommand{},
+		"graph plan":         &GraphPlanCommand{},
+		"graph rollback":     &GraphRollbackCommand{},
+		"graph show":         &GraphShowCommand{},
+		"graph validate":     &GraphValidateCommand{},
+		"job plan":           &JobPlanCommand{},
+		"job run":            &JobRunCommand{},
+		"job validate":       &JobValidateCommand{},
+		"link":               &LinkCommand{},
+		"link list":          &LinkListCommand{},
+		"link show":          &LinkShowCommand{},
+		"matrix":             &MatrixCommand{},
+		"node bind":          &NodeBindCommand{},
+		"node create":        &NodeCreateCommand{},
+		"node drain":         &NodeDrainCommand{},
+		"node firewall":      &NodeFirewallCommand{},
+		"node join":          &NodeJoinCommand{},
+		"node leave":         &NodeLeaveCommand{},
+		"node list":          &NodeListCommand{},
+		"node remove":        &NodeRemoveCommand{},
+		"node status":        &NodeStatusCommand{},
+		"reinstate":          &ReinstateCommand{},
+		"revoke certificate": &RevokeCertificateCommand{},
+		"revoke endpoint":    &RevokeEndpointCommand{},
+		"revoke list":        &RevokeListCommand{},
+		"revoke node":        &RevokeNodeCommand{},
+		"revoke service":     &RevokeServiceCommand{},
+		"run":                &RunCommand{},
+		"setup":              &SetupCommand{},
+		"status":             &StatusCommand{},
+		"verify":             &VerifyCommand{},
+		"version":            &VersionCommand{},
 	} {
 		r := newRunner(ui, name, c)
 		factories[name] = func() (cli.Command, error) { return r, nil }
@@ -208,6 +215,36 @@ Usage: sif node <subcommand> [options] [args]
   Remove one that is gone, or that must not take part any more:
 
       $ sif node remove -message="stolen" aws1/aws1-w2
+
+  See the help of each subcommand for its options.
+`
+
+const revokeUsage = `
+Usage: sif revoke <subcommand> [options] [args]
+
+  This command groups subcommands that take rights away: of a node, of a
+  service, of one endpoint or of one certificate. A revocation is part of a
+  signed list that every daemon keeps on disk. It is enforced within two
+  seconds, on connections that are open too, and comes to the daemons while
+  Consul is away. It cannot be signed while Vault is away.
+
+  A machine was stolen:
+
+      $ sif revoke node -reason="stolen" aws1/aws1-w2
+
+  A service, or one endpoint of it, must not speak to anybody:
+
+      $ sif revoke service -reason="compromised" shop/web
+      $ sif revoke endpoint 4a2f
+
+  A certificate with its key leaked:
+
+      $ sif revoke certificate 39:dd:2e:90:b7:23:1f:8d
+
+  Show what is revoked, and take that of a service or an endpoint back:
+
+      $ sif revoke list
+      $ sif reinstate service shop/web
 
   See the help of each subcommand for its options.
 `

@@ -103,6 +103,9 @@ func formatEndpoints(list api.EndpointList) string {
 }
 
 func inForceText(e api.EndpointStatus) string {
+	if e.Revoked != "" {
+		return "revoked"
+	}
 	if !e.InForce || len(e.Pending) > 0 {
 		return "no"
 	}

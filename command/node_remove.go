@@ -103,6 +103,9 @@ func (c *NodeRemoveCommand) run(ctx context.Context, args []string) error {
 		if credential.Deleted {
 			text += "\nIts credential in Vault is deleted."
 		}
+		if removal.Unstored != "" {
+			text += "\nThe controller hands the removal to the nodes, and they to one another; it is not in Consul yet: " + removal.Unstored
+		}
 		return text
 	})
 }

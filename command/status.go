@@ -106,6 +106,9 @@ func statusProblems(s api.Status, now time.Time) []string {
 		} else if n.Root != s.Pointer.Root {
 			report(id, "it enforces a revision %d with another root, %.12s", n.Sequence, n.Root)
 		}
+		if n.Revocations < s.Revocations.Sequence {
+			report(id, "it heeds list %d of removals and revocations, not %d: what was revoked since may still have rights there", n.Revocations, s.Revocations.Sequence)
+		}
 		if expired(n.CertificateExpires, now) {
 			report(id, "its certificate has expired")
 		}
@@ -114,6 +117,9 @@ func statusProblems(s api.Status, now time.Time) []string {
 		}
 		for _, e := range n.Endpoints {
 			name := fmt.Sprintf("endpoint %s of %s", shortID(e.Endpoint), e.Service)
+			if e.Revoked != "" {
+				continue // an operator has seen to it, and the table says so
+			}
 			switch {
 			case len(e.Pending) > 0:
 				report(id, "the connectivity of %s is not in force everywhere: %s", name, strings.Join(e.Pending, "; "))
@@ -157,6 +163,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		{"Fabric", s.Fabric},
 		{"Revision", revision},
 		{"Controller", fmt.Sprintf("%s, v%s, %s, certificate valid for %s", s.Controller.Address, s.Controller.Version, role, remaining(s.Controller.CertificateExpires, now))},
+		{"Revoked", revokedText(s.Revocations)},
 	})
 	state := func(n api.NodeStatus) string {
 		switch daemon := daemonOf(s, n); {
@@ -167,7 +174,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		}
 		return "healthy"
 	}
-	nodes := [][]string{{"Zone", "Node", "Kind", "Version", "Revision", "Endpoints", "Certificate", "Reported", "State"}}
+	nodes := [][]string{{"Zone", "Node", "Kind", "Version", "Revision", "Endpoints", "Certificate", "Lasts", "Reported", "State"}}
 	endpoints := [][]string{{"Service", "Endpoint", "Node", "IPv4", "Admission", "Certificate", "In force"}}
 	if verbose {
 		endpoints[0] = append(endpoints[0], "IPv6", "Originates", "Responds")
@@ -180,10 +187,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	audited := [][]string{{"From", "To", "Port", "Contract", "Flows", "Last seen"}}
 	for _, n := range s.Nodes {
 		id := n.ID().String()
-		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "never", state(n)}
+		row := []string{n.Zone, n.Node, string(n.Kind), "-", "-", "-", "-", "-", "never", state(n)}
 		if !n.Reported.IsZero() {
 			row = []string{n.Zone, n.Node, string(n.Kind), n.Version, fmt.Sprint(n.Sequence), fmt.Sprint(len(n.Endpoints)),
-				remaining(n.CertificateExpires, now), brief(now.Sub(n.Reported)) + " ago", state(n)}
+				remaining(n.CertificateExpires, now), lasts(n, now), brief(now.Sub(n.Reported)) + " ago", state(n)}
 		}
 		nodes = append(nodes, row)
 		for _, e := range n.Exit {
@@ -231,6 +238,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	}
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
+	section(&b, "Revoked endpoints", revokedEndpoints(s, verbose))
 	section(&b, "Not handed out by DNS", withheld(s, verbose))
 	section(&b, "Attached, and waiting", waiting)
 	section(&b, "Published ports", published)
@@ -238,6 +246,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	section(&b, "Exit addresses, which the outside sees", exits)
 	section(&b, "Allowed only by audit mode", audited)
 	if verbose {
+		section(&b, "How long daemons last by what they hold", lastsRows(s, now))
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
@@ -269,6 +278,9 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 	if !e.InForce || len(e.Pending) > 0 {
 		inForce = "no"
 	}
+	if e.Revoked != "" {
+		inForce = "revoked"
+	}
 	if verbose {
 		id = e.Endpoint
 	}
@@ -277,6 +289,61 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 		row = append(row, e.IPv6.String(), list(e.Roles.Originate), list(e.Roles.Respond))
 	}
 	return row
+}
+
+// revokedText counts what the list of removals and revocations contains.
+func revokedText(r api.RevocationStatus) string {
+	var parts []string
+	for _, p := range []struct {
+		n    int
+		noun string
+	}{{r.Removed, "node"}, {r.Services, "service"}, {r.Endpoints, "endpoint"}, {r.Certificates, "certificate"}} {
+		if p.n > 0 {
+			parts = append(parts, count(p.n, p.noun))
+		}
+	}
+	if len(parts) == 0 {
+		return "nothing"
+	}
+	text := fmt.Sprintf("%s, by list %d", strings.Join(parts, ", "), r.Sequence)
+	if n := len(r.Behind); n > 0 {
+		text += fmt.Sprintf("; %s do not heed it yet", count(n, "daemon"))
+	}
+	return text
+}
+
+// revokedEndpoints lists the endpoints that have no rights, and why.
+func revokedEndpoints(s api.Status, verbose bool) (rows [][]string) {
+	rows = [][]string{{"Service", "Endpoint", "Node", "Why"}}
+	for _, n := range s.Nodes {
+		for _, e := range n.Endpoints {
+			if e.Revoked == "" {
+				continue
+			}
+			id := shortID(e.Endpoint)
+			if verbose {
+				id = e.Endpoint
+			}
+			rows = append(rows, []string{e.Service.String(), id, n.ID().String(), e.Revoked})
+		}
+	}
+	return rows
+}
+
+// lasts returns how long a daemon needs nothing of Vault and the controller.
+func lasts(n api.NodeStatus, now time.Time) string {
+	until, _ := n.Lasts()
+	return remaining(until, now)
+}
+
+func lastsRows(s api.Status, now time.Time) [][]string {
+	rows := [][]string{{"Node", "Daemon", "Lasts", "Then ends"}}
+	for _, n := range s.Nodes {
+		if until, what := n.Lasts(); !until.IsZero() {
+			rows = append(rows, []string{n.ID().String(), n.Daemon(), remaining(until, now), what})
+		}
+	}
+	return rows
 }
 
 // withheld lists the endpoints with which DNS does not answer, and why.

@@ -55,7 +55,7 @@ func (a *admitter) admit(ctx context.Context, who identity.Node, req api.Admissi
 		return fabric.Admission{}, api.AdmissionReply{}, err
 	}
 	defer release()
-	admission.Issued = a.issueTime(id)
+	admission.Issued = a.issueTime(id, admission.Service)
 	admission.Expires = admission.Issued.Add(a.cfg.AdmissionLife)
 	reply, err := a.sign(ctx, admission, req.CSR)
 	if err != nil {
@@ -81,6 +81,9 @@ func (a *admitter) checkRequest(who identity.Node, req api.AdmissionRequest) err
 	if !allocationID.MatchString(req.Allocation) {
 		return invalid("%q is not the ID of an endpoint, which has the form of the ID of a Nomad allocation", req.Allocation)
 	}
+	if err := refuseRevoked(a.nodes.removed(), req.Allocation, fabric.Ref{}); err != nil {
+		return err
+	}
 	return checkAddresses(node, req.IPv4, req.IPv6)
 }
 
@@ -97,6 +100,9 @@ func (a *admitter) decide(ctx context.Context, who identity.Node, req api.Admiss
 	}
 	said.workload.Zone, said.workload.Node = who.Zone, who.Name // as the certificate attests them
 	service, roles, err := a.policy.current.Load().role(said)
+	if err == nil {
+		err = refuseRevoked(a.nodes.removed(), req.Allocation, service)
+	}
 	if err != nil {
 		return fabric.Admission{}, nil, err
 	}
@@ -125,15 +131,23 @@ func (f *inForce) role(said attested) (fabric.Ref, fabric.Roles, error) {
 }
 
 // issueTime returns the time at which a new admission of an endpoint is issued: now, but later than
-// the one before, and than a removal of its node. Engines and agents use the admission with the
-// latest time, and the clock may have been set back, or be another controller's.
-func (a *admitter) issueTime(id kvkey.Admission) time.Time {
+// the one before, than a removal of its node, and than a revocation that was taken back. Engines
+// and agents use the admission with the latest time, and the clock may have been set back, or be
+// another controller's.
+func (a *admitter) issueTime(id kvkey.Admission, service fabric.Ref) time.Time {
 	now := a.table.now().Truncate(time.Millisecond)
 	if old := a.table.get(id); old != nil && !now.After(old.admission.Issued) {
 		now = old.admission.Issued.Add(time.Millisecond)
 	}
-	if t, ended := a.nodes.removed().Ends(id.Node, now); ended {
+	list := a.nodes.removed()
+	if t, ended := list.Ends(id.Node, now); ended {
 		now = t.Removed.Add(time.Millisecond)
+	}
+	if v, ended := list.RevokedEndpoint(id.Endpoint, now); ended && !v.Standing() {
+		now = v.Reinstated.Add(time.Millisecond)
+	}
+	if v, ended := list.RevokedService(service, now); ended && !v.Standing() {
+		now = v.Reinstated.Add(time.Millisecond)
 	}
 	return now
 }
@@ -203,6 +217,9 @@ func (a *admitter) releaseLost(ctx context.Context, who identity.Node, req api.R
 // it.
 func (a *admitter) certificate(ctx context.Context, who identity.Node, req api.CertificateRequest) ([][]byte, error) {
 	if _, err := a.workloadNode(who); err != nil {
+		return nil, err
+	}
+	if err := refuseRevoked(a.nodes.removed(), "", req.Service); err != nil {
 		return nil, err
 	}
 	if !a.table.serves(who.NodeID, req.Service) {

@@ -225,7 +225,7 @@ func (c *Controller) operator(ctx context.Context, r *http.Request) (access, err
 
 // caller returns which node is at the other end of the connection, and how many bits its
 // certificate grants its pool, if it does. It is asked for each request, so that a node that was
-// removed is refused on connections that are open.
+// removed, or whose certificate is revoked, is refused on connections that are open.
 func (c *Controller) caller(r *http.Request) (identity.Node, int, error) {
 	peer, leaf, err := c.cfg.Identity.Peer(*r.TLS)
 	if err != nil {
@@ -234,8 +234,12 @@ func (c *Controller) caller(r *http.Request) (identity.Node, int, error) {
 	if !peer.IsNode() {
 		return identity.Node{}, 0, forbidden("this call needs the certificate of a node, not one of %s", peer)
 	}
-	if t, ended := c.removal.list.List().Ends(peer.Node.NodeID, leaf.NotBefore); ended {
+	list := c.removal.list.List()
+	if t, ended := list.Ends(peer.Node.NodeID, leaf.NotBefore); ended {
 		return peer.Node, 0, wasRemoved(t, "its certificate is from before that")
+	}
+	if v, ended := list.RevokedCertificate(identity.Serial(leaf)); ended {
+		return peer.Node, 0, api.Errorf(http.StatusForbidden, api.CodeRevoked, "%s; node %s must call with another one", v, peer.Node.NodeID)
 	}
 	pool, err := identity.NodePrefix(leaf)
 	if err != nil {

@@ -45,6 +45,9 @@ type Signer interface {
 // signing request (DER).
 type Authority interface {
 	SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error)
+	// RevokeCertificate puts a certificate on the authority's own list: by the certificate (DER),
+	// if it is there, else by its serial number.
+	RevokeCertificate(ctx context.Context, serial string, der []byte) error
 }
 
 // Identity contains the controller's certificate, and the keys and roots that it trusts.
@@ -100,6 +103,7 @@ type Controller struct {
 	limits    *limits
 	admitter  *admitter
 	removal   *removal
+	sessions  sessions
 	lives     *lives
 	leading   atomic.Bool
 }
@@ -167,6 +171,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		IdleTimeout:       3 * time.Minute,
 		MaxHeaderBytes:    maxHeader,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		ConnState:         c.sessions.track,
 		ErrorLog:          c.log.Named("http").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	c.log.Info("controller listening", logkey.Address, l.Addr().String())
@@ -179,6 +184,8 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		}
 		return nil
 	})
+	g.Go(func() error { return c.closeRevoked(ctx) })
+	g.Go(func() error { return c.removal.follow(ctx, c.leading.Load) })
 	g.Go(func() error { return c.audit.summarise(ctx) })
 	g.Go(func() error { return c.keepAlive(ctx) })
 	g.Go(func() error {

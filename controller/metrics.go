@@ -46,6 +46,6 @@ func newMetrics(c *Controller) *metrics {
 	gauge("sif_controller_certificate_expiry_seconds", "Unix time at which the controller's certificate expires.", func() float64 {
 		return float64(c.cfg.Identity.Expiry().Unix())
 	})
-	m.registry.MustRegister(m.requests, m.admission, m.refused, newWayMetrics(c.status), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	m.registry.MustRegister(m.requests, m.admission, m.refused, newWayMetrics(c.status), newNodeMetrics(c.status), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
 }

@@ -26,6 +26,7 @@ import (
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // member is a registered node.
@@ -406,7 +407,10 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 	if len(req.Link) == 0 {
 		return link, nil
 	}
-	signer, _, err := identity.VerifyBy(r.cfg.Identity.Roots(), r.cfg.TrustDomain, req.Certificate, fabric.LinkSigningInput(req.Link), req.Signature)
+	signer, leaf, err := identity.VerifyBy(r.cfg.Identity.Roots(), r.cfg.TrustDomain, req.Certificate, fabric.LinkSigningInput(req.Link), req.Signature)
+	if err == nil {
+		err = revocation.Certificate(r.removed(), signer, leaf)
+	}
 	if err != nil {
 		return link, invalid("link of node %s: verify its signature: %v", who.NodeID, err)
 	}

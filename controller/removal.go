@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
@@ -29,9 +30,9 @@ import (
 // stored about nodes with the list.
 const removalInterval = 5 * time.Second
 
-// removal removes nodes, and keeps them removed. The list of tombstones that is in force is the
-// newest one on the disk of this controller, in Consul, or in the hands of a node: whoever writes
-// Consul, or restores a snapshot of it, cannot undo a removal.
+// removal removes nodes, revokes services, endpoints and certificates, and keeps them so. The list
+// that is in force is the newest one on the disk of this controller, in Consul, or in the hands of
+// a node: whoever writes Consul, or restores a snapshot of it, cannot undo anything of it.
 type removal struct {
 	cfg     Config
 	list    *revocation.Watcher
@@ -54,13 +55,17 @@ func newRemoval(c *Controller, list *revocation.Watcher) *removal {
 	}
 }
 
-// remove signs a tombstone for a node as it is now. It is answered when the list is in Consul.
-func (r *removal) remove(ctx context.Context, id fabric.NodeID, reason string) (api.Removal, error) {
+// remove signs a tombstone for a node as it is now. It is answered when the list is in force here.
+// leading says that this controller leads, so that it knows all nodes.
+func (r *removal) remove(ctx context.Context, id fabric.NodeID, reason string, leading bool) (api.Removal, error) {
 	r.signing.Lock()
 	defer r.signing.Unlock()
 	m, ok := r.nodes.member(id)
-	if !ok {
+	switch {
+	case !ok && leading:
 		return api.Removal{}, r.nodes.unknown(id)
+	case !ok: // a controller that does not lead may not know it; the name and the time are enough
+		m = member{node: fabric.Node{Zone: id.Zone, Name: id.Name}}
 	}
 	now := clock.Now().Truncate(time.Millisecond)
 	t := fabric.Tombstone{Node: id, Key: m.link.PublicKey, Pool4: m.node.Pool4, Pool6: m.node.Pool6, Removed: now, Reason: reason}
@@ -69,47 +74,71 @@ func (r *removal) remove(ctx context.Context, id fabric.NodeID, reason string) (
 	}
 	endpoints := r.table.liveOn(id)
 	next := r.list.List().With(now, fabric.Revocations{Tombstones: []fabric.Tombstone{t}})
-	if err := r.publish(ctx, next); err != nil {
+	unstored, err := r.publish(ctx, next)
+	if err != nil {
 		return api.Removal{}, err
 	}
-	// The list is in force: what is left is cleaned up later if it cannot be now.
-	if err := r.enforce(ctx); err != nil {
-		r.log.Warn("cannot delete everything of the removed node, retrying", logkey.Node, id, logkey.Error, err)
-	}
+	r.tidy(ctx)
 	r.log.Info("node removed", logkey.Node, id, logkey.Revision, next.Sequence)
-	return api.Removal{Tombstone: t, Endpoints: endpoints, Sequence: next.Sequence, Rests: t.Removed.Add(restTime)}, nil
+	return api.Removal{Tombstone: t, Endpoints: endpoints, Sequence: next.Sequence, Rests: t.Removed.Add(restTime), Unstored: unstored}, nil
 }
 
-// publish signs a list, writes it to Consul and puts it in force. The caller holds r.signing.
-func (r *removal) publish(ctx context.Context, list fabric.Revocations) error {
+// storeTimeout bounds how long a call waits for Consul after the list is in force: what it has not
+// stored or cleaned up by then, it does later.
+const storeTimeout = time.Second
+
+// publish signs a list, puts it in force, by which nodes that wait for it get it, and writes it to
+// Consul. It returns why the latter could not be done now. The caller holds r.signing.
+func (r *removal) publish(ctx context.Context, list fabric.Revocations) (unstored string, err error) {
 	list.Fabric = r.cfg.Fabric
 	if err := list.Check(r.cfg.Fabric); err != nil {
-		return conflict("the list of removed nodes would not be valid: %v; removals are kept for %s", err, fabric.TombstoneLife)
+		return "", conflict("the list of removals and revocations would not be valid: %v; removals and revoked certificates are kept for %s, and what is reinstated for as long after that", err, fabric.TombstoneLife)
 	}
 	payload, err := json.Marshal(list)
 	if err != nil {
-		return fmt.Errorf("encode the list of removed nodes: %w", err)
+		return "", fmt.Errorf("encode the list of removals and revocations: %w", err)
+	}
+	if most := maxList * 3 / 4; len(payload) > most {
+		return "", conflict("the list of removals and revocations would have %d bytes, at most %d are stored: give shorter reasons, or reinstate endpoints that have ended", len(payload), most)
 	}
 	signed, err := r.cfg.Signer.Sign(ctx, fabric.KindRevocations, payload)
 	if err != nil {
-		return unavailable("%v", err)
+		return "", unavailable("nothing was revoked, because it cannot be signed: %v; what an operator can do until Vault is back: docs/operations.md, \"Revoking while Vault is away\"", err)
 	}
-	// Once it is written, a caller that gives up must not keep it from being in force.
-	ctx = context.WithoutCancel(ctx)
+	// Once it is signed, a caller that gives up must not keep it from being in force.
+	if err := r.list.Offer(signed); err != nil {
+		return "", err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
 	if err := r.write(ctx, signed); err != nil {
-		return err
+		r.log.Warn("the list of removals and revocations is in force but not in Consul yet, retrying", logkey.Revision, list.Sequence, logkey.Error, err)
+		return err.Error(), nil
 	}
-	return r.list.Offer(signed)
+	return "", nil
+}
+
+// maxList is the largest value of Consul, of which base64 leaves three quarters.
+const maxList = 500 << 10
+
+// tidy ends everything of what the list names. What cannot be ended now is ended later: the list is
+// in force without it.
+func (r *removal) tidy(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	if err := r.enforce(ctx); err != nil {
+		r.log.Warn("cannot delete everything of what was removed or revoked, retrying", logkey.Error, err)
+	}
 }
 
 // write stores a list in Consul, whatever is there.
 func (r *removal) write(ctx context.Context, signed fabric.Signed) error {
 	value, err := json.Marshal(signed)
 	if err != nil {
-		return fmt.Errorf("encode the list of removed nodes: %w", err)
+		return fmt.Errorf("encode the list of removals and revocations: %w", err)
 	}
 	if _, err := replace(ctx, r.cfg.Consul(), kvkey.Revocations, value); err != nil {
-		return fmt.Errorf("list of removed nodes: %w", err)
+		return fmt.Errorf("list of removals and revocations: %w", err)
 	}
 	return nil
 }
@@ -130,8 +159,9 @@ func (r *removal) consider(ctx context.Context, signed fabric.Signed) error {
 	case errors.Is(err, revocation.ErrOlder) && ours.Covers(theirs, now) && ours.Sequence > theirs.Sequence:
 		return nil
 	case errors.Is(err, revocation.ErrOlder), errors.Is(err, revocation.ErrLacks):
-		r.log.Warn("two lists of removed nodes lack entries of each other, signing one with all", logkey.Revision, max(ours.Sequence, theirs.Sequence)+1)
-		return r.publish(ctx, ours.With(now, theirs))
+		r.log.Warn("two lists of removals and revocations lack entries of each other, signing one with all", logkey.Revision, max(ours.Sequence, theirs.Sequence)+1)
+		_, err := r.publish(ctx, ours.With(now, theirs))
+		return err
 	default:
 		return err
 	}
@@ -140,17 +170,11 @@ func (r *removal) consider(ctx context.Context, signed fabric.Signed) error {
 // reconcile compares the list in Consul with the one in force, and what is stored about nodes with
 // the list, and repairs what differs.
 func (r *removal) reconcile(ctx context.Context) error {
-	pair, _, err := r.cfg.Consul().KV().Get(kvkey.Revocations, (&consulapi.QueryOptions{}).WithContext(ctx))
+	stored, err := r.stored(ctx)
 	if err != nil {
-		return fmt.Errorf("read the list of removed nodes from Consul: %w", err)
+		return err
 	}
 	var errs []error
-	var stored fabric.Signed
-	if pair != nil && json.Unmarshal(pair.Value, &stored) == nil {
-		if err := r.consider(ctx, stored); err != nil {
-			r.log.Warn("the list of removed nodes in Consul is refused and replaced", logkey.Error, err)
-		}
-	}
 	if ours := r.list.Signed(); len(ours.Payload) > 0 {
 		errs = append(errs, r.renew(ctx))
 		if ours = r.list.Signed(); !bytes.Equal(ours.Payload, stored.Payload) || ours.Version != stored.Version {
@@ -158,6 +182,40 @@ func (r *removal) reconcile(ctx context.Context) error {
 		}
 	}
 	return errors.Join(append(errs, r.enforce(ctx))...)
+}
+
+// stored takes the list in Consul, and returns it.
+func (r *removal) stored(ctx context.Context) (stored fabric.Signed, err error) {
+	pair, _, err := r.cfg.Consul().KV().Get(kvkey.Revocations, (&consulapi.QueryOptions{}).WithContext(ctx))
+	if err != nil {
+		return stored, fmt.Errorf("read the list of removals and revocations from Consul: %w", err)
+	}
+	if pair != nil && json.Unmarshal(pair.Value, &stored) == nil {
+		if err := r.consider(ctx, stored); err != nil {
+			r.log.Warn("the list of removals and revocations in Consul is refused", logkey.Error, err)
+		}
+	}
+	return stored, nil
+}
+
+// follow stores the list of a controller that does not lead until ctx ends: it may have revoked
+// while nobody led, because Consul was away.
+func (r *removal) follow(ctx context.Context, leading func() bool) error {
+	for retry.Sleep(ctx, removalInterval) {
+		if leading() || r.list.List().Sequence == 0 {
+			continue
+		}
+		asking, cancel := context.WithTimeout(ctx, removalInterval)
+		stored, err := r.stored(asking)
+		if theirs, invalid := r.list.Verify(stored); err == nil && (invalid != nil || theirs.Sequence < r.list.List().Sequence) {
+			err = r.write(asking, r.list.Signed())
+		}
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			r.log.Debug("cannot compare the list of removals and revocations with Consul", logkey.Error, err)
+		}
+	}
+	return nil
 }
 
 // renew signs the list again when the fabric's key has a newer version, so that it stays valid when
@@ -180,11 +238,12 @@ func (r *removal) renew(ctx context.Context) error {
 }
 
 // enforce ends everything of removed nodes: their records, pools and bindings, their admissions and
-// their reports. It repeats what failed, and does nothing otherwise.
+// their reports; and the admissions of what is revoked. It repeats what failed, and does nothing
+// otherwise.
 func (r *removal) enforce(ctx context.Context) error {
 	list := r.list.List()
 	if len(list.Tombstones) == 0 {
-		return nil
+		return r.table.releaseEnded(ctx, list)
 	}
 	gone, err := r.nodes.purge(ctx, list)
 	errs := []error{err}
@@ -256,11 +315,11 @@ func (c *Controller) deleteNode(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	c.intendRemoval(r)
-	return c.removal.remove(ctx, id, r.entry.Message)
+	return c.removal.remove(ctx, id, r.entry.Message, c.leading.Load())
 }
 
-// putRevocations takes the list of removed nodes that a node holds, when it is not the one of this
-// controller.
+// putRevocations takes the list of removals and revocations that a node holds, when it is not the
+// one of this controller.
 func (c *Controller) putRevocations(ctx context.Context, r request) (any, error) {
 	signed, err := decode[fabric.Signed](r)
 	if err != nil {
@@ -271,9 +330,10 @@ func (c *Controller) putRevocations(ctx context.Context, r request) (any, error)
 		if errors.As(err, &refused) {
 			return nil, err
 		}
-		return nil, invalid("the list of removed nodes that node %s holds is refused: %v", r.node.NodeID, err)
+		return nil, invalid("the list of removals and revocations that node %s holds is refused: %v", r.node.NodeID, err)
 	}
-	return nil, c.removal.enforce(ctx)
+	c.removal.tidy(ctx)
+	return nil, nil
 }
 
 // unknown refuses a name that no node has.

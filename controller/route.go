@@ -34,12 +34,25 @@ type route struct {
 	action   string // in the audit log; empty: calls are not recorded
 	harmless bool   // see auditEntry
 
+	led leadership
+
 	summary    string
 	permission string   // what an operator's token needs
 	query      []string // names of query parameters; see parameters
 	request    any      // zero value of the body's type; nil: no body
 	reply      any      // zero value of the reply's type; nil: no content
 }
+
+// leadership is which controller answers a route.
+type leadership int
+
+const (
+	byLeader leadership = iota
+	// byAnyIfNone: the leader; while no controller leads, because Consul is away, every one. It is
+	// for calls that take rights away, whose results of several controllers are put together.
+	byAnyIfNone
+	byAny // every controller
+)
 
 // body returns how many bytes the body may have, and how long it may take to arrive.
 func (r route) body() (most int, within time.Duration) {
@@ -53,6 +66,7 @@ func (r route) body() (most int, within time.Duration) {
 var parameters = map[string]string{
 	"index":    "Wait until the result is newer than this index, which is the value of the header " + api.IndexHeader + " of an earlier response.",
 	"wait":     "Maximum time to wait, for instance 30s.",
+	"digest":   "Of the list that the caller has, in hexadecimal digits.",
 	"message":  "Why, for the record of the change and the audit log.",
 	"revision": "Sequence of a revision in the history.",
 	"from":     "The party that opens the flow: a service or external (domain/name), an endpoint or allocation (its ID or a prefix of it, or the name under which a node attached it), or an address.",
@@ -101,12 +115,21 @@ func (c *Controller) routes() []route {
 		{pattern: "GET /v1/links", caller: callerOperator, call: c.getLinks,
 			summary: "Returns the links between zones that the graph in force declares, or implies, and their tunnels as the nodes last reported them.", permission: "sif-read",
 			reply: api.LinkList{}},
-		{pattern: "DELETE /v1/nodes/{zone}/{name}", caller: callerOperator, call: c.deleteNode, query: []string{"message"}, action: "node.remove",
+		{pattern: "DELETE /v1/nodes/{zone}/{name}", caller: callerOperator, call: c.deleteNode, query: []string{"message"}, action: "node.remove", led: byAnyIfNone,
 			summary: "Removes a node: its links, its admissions and its certificates end on every node.", permission: "sif-operator",
 			reply: api.Removal{}},
 		{pattern: "PUT /v1/nodes/{zone}/{name}/drain", caller: callerOperator, call: c.putDrain, query: []string{"message"}, action: "node.drain",
 			summary: "Says whether packets of other zones, and new flows to the outside, shall pass a processor.", permission: "sif-operator",
 			request: api.DrainRequest{}, reply: fabric.Node{}},
+		{pattern: "GET /v1/revocations", caller: callerOperator, call: c.getRevocations, led: byAny,
+			summary: "Returns what was removed and revoked, and which daemons do not heed it yet.", permission: "sif-read",
+			reply: api.RevocationList{}},
+		{pattern: "POST /v1/revocations", caller: callerOperator, call: c.postRevocation, action: "revoke", led: byAnyIfNone,
+			summary: "Revokes a service, an endpoint or a certificate: it loses all rights on every node, and is admitted no more.", permission: "sif-operator; for a service or an endpoint also sif-apply-<domain>",
+			request: api.RevokeRequest{}, reply: api.Revoked{}},
+		{pattern: "POST /v1/revocations/reinstate", caller: callerOperator, call: c.postReinstate, action: "reinstate",
+			summary: "Takes the revocation of a service or an endpoint back. What was issued until then stays without rights.", permission: "sif-operator",
+			request: api.ReinstateRequest{}, reply: api.Revoked{}},
 		{pattern: "PUT /v1/nodes/{zone}/{name}/nomad", caller: callerOperator, call: c.putNomadNode, query: []string{"message"}, action: "node.bind",
 			summary: "Says which Nomad node a node is, after its Nomad client was set up again.", permission: "sif-operator",
 			request: api.BindRequest{}, reply: api.BindReply{}},
@@ -124,8 +147,10 @@ func (c *Controller) routes() []route {
 			summary: "Registers the calling node.", request: api.NodeRequest{}, reply: fabric.NodeRecord{}},
 		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, large: true, burst: 30, interval: 500 * time.Millisecond,
 			summary: "Reports what the calling node enforces.", request: api.NodeStatus{}, reply: api.ReportReply{}},
-		{pattern: "PUT /v1/node/revocations", caller: callerNode, call: c.putRevocations, burst: 20, interval: 3 * time.Second,
-			summary: "Accepts the signed list of removed nodes that the calling node holds.", request: fabric.Signed{}},
+		{pattern: "GET /v1/node/revocations", caller: callerNode, call: c.getNodeRevocations, query: []string{"index", "digest", "wait"}, led: byAny, burst: 60, interval: time.Second,
+			summary: "Returns the signed list of removals and revocations, once it is another one than the calling node has.", reply: api.ListReply{}},
+		{pattern: "PUT /v1/node/revocations", caller: callerNode, call: c.putRevocations, led: byAny, burst: 20, interval: 3 * time.Second,
+			summary: "Accepts the signed list of removals and revocations that the calling node holds.", request: fabric.Signed{}},
 		{pattern: "GET /v1/node/tasks", caller: callerNode, call: c.getTasks, query: []string{"wait"},
 			summary: "Waits for tasks for the calling node.", reply: []api.Task{}},
 		// `sif matrix` asks a node for thousands of probes. A result of no task is refused.

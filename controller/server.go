@@ -119,7 +119,7 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 			c.limits.strangers.Allow(source(hr))
 		}
 		if err == nil && !c.leading.Load() {
-			err = c.notLeader(hr.Context())
+			err = c.unled(hr.Context(), route)
 		}
 		if err == nil {
 			err = c.limits.body(w, r.Request, most, within)
@@ -159,6 +159,21 @@ func (c *Controller) asError(pattern string, err error) *api.Error {
 	}
 	c.log.Error("call failed", logkey.Call, pattern, logkey.Error, err)
 	return api.Errorf(http.StatusInternalServerError, api.CodeInternal, "%v", err)
+}
+
+// unled refuses a call that is not for a controller that does not lead.
+func (c *Controller) unled(ctx context.Context, route route) error {
+	switch route.led {
+	case byAny:
+		return nil
+	case byAnyIfNone:
+		asking, cancel := context.WithTimeout(ctx, vacantTimeout)
+		defer cancel()
+		if leader := leaderAddress(asking, c.cfg.Consul()); leader == "" || leader == c.cfg.Address {
+			return nil
+		}
+	}
+	return c.notLeader(ctx)
 }
 
 func (c *Controller) notLeader(ctx context.Context) error {

@@ -93,6 +93,7 @@ func (c *Controller) status() api.Status {
 	for _, n := range c.nodes.all() {
 		s.Nodes = append(s.Nodes, c.reports.of(n)...)
 	}
+	c.markRevoked(&s)
 	c.agreement.judge(&s)
 	return s
 }

@@ -199,12 +199,11 @@ func (t *table) releaseSquatters(ctx context.Context, allocation kvkey.Admission
 	return errors.Join(errs...)
 }
 
-// releaseEnded ends the admissions of nodes that were removed.
+// releaseEnded ends the admissions of nodes that were removed, and of what is revoked.
 func (t *table) releaseEnded(ctx context.Context, removed fabric.Revocations) error {
 	var errs []error
 	for _, id := range t.liveWhere(func(a fabric.Admission) bool {
-		_, ended := removed.Ends(a.Host(), a.Issued)
-		return ended
+		return removed.EndsAdmission(a) != ""
 	}) {
 		errs = append(errs, t.release(ctx, id))
 	}
@@ -225,6 +224,28 @@ func (t *table) liveWhere(match func(fabric.Admission) bool) []kvkey.Admission {
 	for id, g := range t.grants {
 		if g.live(now) && match(g.admission) {
 			list = append(list, id)
+		}
+	}
+	return list
+}
+
+// admissions returns the live admissions that match.
+func (t *table) admissions(match func(fabric.Admission) bool) (list []fabric.Admission) {
+	for _, id := range t.liveWhere(match) {
+		if g := t.get(id); g != nil {
+			list = append(list, g.admission)
+		}
+	}
+	return list
+}
+
+// known returns the last admissions that match, live or not, as far as they are kept.
+func (t *table) known(match func(fabric.Admission) bool) (list []fabric.Admission) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, g := range t.grants {
+		if match(g.admission) {
+			list = append(list, g.admission)
 		}
 	}
 	return list

@@ -56,6 +56,21 @@ func parseSignature(text string) (version int, signature []byte, err error) {
 	return version, signature, nil
 }
 
+// RevokeCertificate implements Authority.
+func (p PKI) RevokeCertificate(ctx context.Context, serial string, der []byte) error {
+	data := map[string]any{"serial_number": serial}
+	if len(der) > 0 {
+		data = map[string]any{"certificate": string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))}
+	}
+	if _, err := p.Vault().Logical().WriteWithContext(ctx, p.Mount+"/revoke", data); err != nil {
+		if len(der) == 0 {
+			return fmt.Errorf("revoke it with %s/revoke, which knows only certificates that it keeps, and keeps none of the fabric's; give the certificate itself instead of its serial number: %w", p.Mount, err)
+		}
+		return fmt.Errorf("revoke it with %s/revoke: %w", p.Mount, err)
+	}
+	return nil
+}
+
 // PKI issues workload certificates with a role of a Vault PKI mount.
 type PKI struct {
 	Vault       func() *vaultapi.Client

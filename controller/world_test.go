@@ -48,6 +48,8 @@ var testNodes = []setuptest.Node{
 // world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it,
 // and begin with an empty KV store.
 type world struct {
+	consulServer  *testhost.Server
+	vaultServer   *testhost.Server
 	consulAddress string
 	consul        *consulapi.Client // with the management token
 	tokens        *setuptest.ConsulTokens
@@ -77,7 +79,7 @@ acl {
   }
 }`, management, management))
 	vaultServer, vault := testhost.Vault(t)
-	w := &world{consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, vaultRoot: vault, dir: t.TempDir(), sources: map[string]*identity.Source{}}
+	w := &world{consulServer: server, vaultServer: vaultServer, consulAddress: server.Address, vaultAddress: "http://" + vaultServer.Address, vaultRoot: vault, dir: t.TempDir(), sources: map[string]*identity.Source{}}
 	w.consul = w.consulClient(t, management)
 	settings := setuptest.Settings(testFabric, trustDomain)
 	w.tokens = setuptest.Consul(t, w.consul, settings, testNodes...)

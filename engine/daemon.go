@@ -6,6 +6,7 @@ package engine
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"fmt"
 	"maps"
 	"net"
@@ -181,6 +182,7 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	}
 	d.node.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { changed() })
 	d.node.Roster.OnChange(func([]roster.Member) { changed() })
+	d.node.Removals.OnChange(changed)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.node.Run(ctx, d.Status) })
 	// The links come first, because the flows to be taken over refer to their ports.
@@ -328,8 +330,17 @@ func (d *Daemon) serveAgents(ctx context.Context, sup *supervisor.Supervisor) er
 	return d.server.Serve(ctx, l)
 }
 
+// Handle answers calls of agents and of other engines.
+func (d *Daemon) Handle(ctx context.Context, from rpc.Peer, method string, params json.RawMessage) (any, error) {
+	if method == rpc.MethodRevocations {
+		return d.node.Revocations(from, params)
+	}
+	return d.Engine.Handle(ctx, from, method, params)
+}
+
 // welcome handles a new connection.
 func (d *Daemon) welcome(ctx context.Context, c *rpc.Conn) {
+	d.node.Relay(c.Peer().NodeID, c)
 	ctx, cancel := context.WithTimeout(ctx, introduction)
 	defer cancel()
 	if err := d.Welcome(ctx, c); err != nil {
@@ -370,6 +381,7 @@ func (d *Daemon) call(ctx context.Context, n fabric.Node) error {
 	err := rpc.Stay(ctx, dial, func(ctx context.Context, conn *rpc.Conn) error {
 		ctx, cancel := context.WithTimeout(ctx, introduction)
 		defer cancel()
+		d.node.Relay(n.ID(), conn)
 		if err := d.Welcome(ctx, conn); err != nil {
 			return err
 		}

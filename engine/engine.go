@@ -407,7 +407,9 @@ func (e *Engine) forwardTo(ctx context.Context, peer *remote, r fabric.Request) 
 // zone.
 func (e *Engine) withdraw(from rpc.Peer, p rpc.WithdrawParams) error {
 	owns := e.ownedBy(from)
-	return e.drop(func(a fabric.Admission) bool { return owns(a) && slices.Contains(p.Endpoints, a.Endpoint) }, true)
+	return e.drop(func(le lease.Lease) bool {
+		return owns(le.Admission) && slices.Contains(p.Endpoints, le.Admission.Endpoint)
+	}, true)
 }
 
 // ownedBy returns the function that says whether a peer speaks for an endpoint.
@@ -421,9 +423,9 @@ func (e *Engine) ownedBy(from rpc.Peer) func(fabric.Admission) bool {
 }
 
 // drop ends leases and informs the agents that were told of them. The engines of other zones are
-// informed of a withdrawal; the end of an admission or of a node they see for themselves, by their
-// own clocks.
-func (e *Engine) drop(gone func(fabric.Admission) bool, withdrawn bool) error {
+// informed of a withdrawal; the end of an admission or of a node, and a revocation, they see for
+// themselves, by their own clocks and lists.
+func (e *Engine) drop(gone func(lease.Lease) bool, withdrawn bool) error {
 	removed, own := e.end(gone, withdrawn)
 	if len(removed) == 0 {
 		return nil
@@ -471,7 +473,7 @@ func (e *Engine) inform(own []string) {
 }
 
 // end removes leases, and remembers those of the zone that were withdrawn, which it returns as own.
-func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed []lease.Lease, own []string) {
+func (e *Engine) end(gone func(lease.Lease) bool, withdrawn bool) (removed []lease.Lease, own []string) {
 	e.recalling.Lock()
 	defer e.recalling.Unlock()
 	removed = e.leases.Remove(gone)
@@ -485,15 +487,16 @@ func (e *Engine) end(gone func(fabric.Admission) bool, withdrawn bool) (removed 
 }
 
 // Expire ends leases whose admission has expired, whose node has left the roster, or was removed
-// and came back. With an empty roster, no node has left.
+// and came back, and those that are revoked. With an empty roster, no node has left.
 func (e *Engine) Expire() error {
 	now := e.now()
 	known := map[fabric.NodeID]bool{}
 	for _, n := range e.nodes() {
 		known[n.ID()] = true
 	}
-	return e.drop(func(a fabric.Admission) bool {
-		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()] || e.verify.Ended(a)
+	return e.drop(func(le lease.Lease) bool {
+		a := le.Admission
+		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()] || e.verify.Void(le.Request, a) != nil
 	}, false)
 }
 
@@ -537,7 +540,9 @@ func (e *Engine) program() error {
 func (e *Engine) desired() desired.Processor {
 	var live []fabric.Admission
 	for _, le := range e.leases.All(e.now()) {
-		live = append(live, le.Admission)
+		if e.verify.Void(le.Request, le.Admission) == nil { // it may have been verified before it was revoked, and stored after
+			live = append(live, le.Admission)
+		}
 	}
 	return desired.ForProcessor(e.self.ID(), e.topology(), live, e.documents(), e.writtenOutside)
 }

@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/rpc"
 )
 
@@ -116,7 +117,7 @@ func TestLostElsewhere(t *testing.T) {
 	must.Eq(t, []string{"svc-1", "web-2"}, held(gcp))
 	must.Eq(t, []string{"web-2"}, w1.told.endpoints())
 
-	gcp.leases.Remove(func(fabric.Admission) bool { return true })
+	gcp.leases.Remove(func(lease.Lease) bool { return true })
 	w1.told.set = map[string]bool{}
 	aws.Sync(t.Context())
 	must.Eq(t, []string{"svc-1", "web-2"}, held(gcp))

@@ -34,14 +34,24 @@ const MaxTombstones = 1000
 // MaxReason is the maximum length of the reason of a removal in characters.
 const MaxReason = 200
 
-// Revocations is the fabric's signed list (KindRevocations) of the nodes that were removed. Its
-// sequence only grows. Whoever has seen a list accepts no older one, so that neither a missing nor
-// an old value in Consul brings a node back. The zero value is the list before the first removal.
+// Revocations is the fabric's signed list (KindRevocations) of the nodes that were removed, and of
+// the services, endpoints and certificates that were revoked. Its sequence only grows. Whoever has
+// seen a list accepts no older one, so that neither a missing nor an old value in Consul brings
+// anything back. The zero value is the list before the first removal.
 type Revocations struct {
 	Fabric     string      `json:"fabric"`
 	Sequence   uint64      `json:"sequence"`
 	Issued     time.Time   `json:"issued"`
 	Tombstones []Tombstone `json:"tombstones"` // ordered by node, then time
+	// Revoked are ordered by what they name, then time. A node of an earlier version does not know
+	// them.
+	Revoked []Revocation `json:"revoked,omitempty"`
+}
+
+// ListID says which list somebody has: the zero value is the list before the first removal.
+type ListID struct {
+	Sequence uint64 `json:"sequence"`
+	Digest   Hash   `json:"digest,omitzero"` // of the signed text: two controllers may have signed one each
 }
 
 // Tombstone ends one incarnation of a node: the node of that name with that public key, and all
@@ -110,13 +120,13 @@ func (r Revocations) Has(t Tombstone) bool {
 	return slices.ContainsFunc(r.Tombstones, func(have Tombstone) bool { return have.compare(t) == 0 })
 }
 
-// Covers reports whether the list contains every tombstone of another one that is not over at now.
+// Covers reports whether the list contains everything of another one that is not over at now.
 func (r Revocations) Covers(other Revocations, now time.Time) bool {
-	return !slices.ContainsFunc(other.Tombstones, func(t Tombstone) bool { return !t.Over(now) && !r.Has(t) })
+	return !slices.ContainsFunc(other.Tombstones, func(t Tombstone) bool { return !t.Over(now) && !r.Has(t) }) &&
+		!slices.ContainsFunc(other.Revoked, func(v Revocation) bool { return !v.Over(now) && !r.keeps(v) })
 }
 
-// With returns the next list: all tombstones of r and of others, without those that are over at
-// now.
+// With returns the next list: everything of r and of others, without what is over at now.
 func (r Revocations) With(now time.Time, others ...Revocations) Revocations {
 	next := Revocations{Fabric: r.Fabric, Sequence: r.Sequence, Issued: now.UTC().Truncate(time.Millisecond)}
 	for _, list := range append([]Revocations{r}, others...) {
@@ -129,6 +139,11 @@ func (r Revocations) With(now time.Time, others ...Revocations) Revocations {
 	}
 	next.Sequence++
 	slices.SortFunc(next.Tombstones, Tombstone.compare)
+	revoked := [][]Revocation{r.Revoked}
+	for _, list := range others {
+		revoked = append(revoked, list.Revoked)
+	}
+	next.Revoked = mergeRevoked(now, revoked...)
 	return next
 }
 
@@ -155,7 +170,7 @@ func (r Revocations) Check(fabric string) error {
 			return fmt.Errorf("node %s has the same tombstone twice", t.Node)
 		}
 	}
-	return nil
+	return checkRevoked(r.Revoked)
 }
 
 func (t Tombstone) check() error {

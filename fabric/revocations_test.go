@@ -112,6 +112,8 @@ func FuzzRevocations(f *testing.F) {
 		`null`, `{}`, `{"fabric":"f","sequence":1,"issued":"2026-03-01T12:00:00Z","tombstones":null}`,
 		`{"fabric":"f","sequence":1,"issued":"2026-03-01T12:00:00Z","tombstones":[null]}`,
 		`{"fabric":"f","sequence":1,"issued":"2026-03-01T12:00:00Z","tombstones":[{"node":"aws1/w1","removed":"9999-12-31T23:59:59-23:59"}]}`,
+		`{"fabric":"f","sequence":2,"issued":"2026-03-01T12:00:00Z","tombstones":null,"revoked":[{"service":"shop/web","revoked":"2026-03-01T12:00:00Z","reinstated":"2026-03-01T12:01:00Z"}]}`,
+		`{"fabric":"f","sequence":2,"issued":"2026-03-01T12:00:00Z","tombstones":null,"revoked":[{"serial":"0a:1b","revoked":"2026-03-01T12:00:00Z"}]}`,
 		`{"fabric":"f","sequence":18446744073709551615,"issued":"2026-03-01T12:00:00Z","tombstones":[{"node":"","key":"","pool4":"","reason":"\ud800"}]}`,
 	} {
 		f.Add([]byte(seed))

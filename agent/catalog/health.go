@@ -199,9 +199,9 @@ type verifiedAdmission struct {
 	word      word
 }
 
-// ErrRemoved is the error of Verify for an endpoint whose node was removed from the fabric. Its
-// record is ignored.
-var ErrRemoved = errors.New("its node was removed from the fabric")
+// ErrRemoved is the error of Verify for an endpoint whose node was removed from the fabric, or that
+// is revoked. Its record is ignored.
+var ErrRemoved = errors.New("its node was removed from the fabric, or it is revoked")
 
 // trustFor is how long an admission stays verified. What is enforced does not depend on it.
 const trustFor = time.Minute

@@ -480,12 +480,13 @@ func (v *vault) controllerPolicy() string {
 }
 
 // signPolicy permits what a controller has signed: statements of the fabric, and certificates of
-// workloads and of controllers.
+// workloads and of controllers; and to have Vault list certificates as revoked.
 func (v *vault) signPolicy() string {
 	s := v.settings.Vault
 	return rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
 		signRule(s.PKIMount+"/sign/"+RoleWorkload) +
-		signRule(s.PKIMount+"/sign/"+wellknown.ControllerRole)
+		signRule(s.PKIMount+"/sign/"+wellknown.ControllerRole) +
+		rule(s.PKIMount+"/revoke", "update")
 }
 
 func (v *vault) nodePolicy() string {

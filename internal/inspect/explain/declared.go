@@ -20,6 +20,18 @@ import (
 // beyond bindings is among them: it has no effect, or loses it when admissions are renewed.
 func declared(f verify.Fabric, from, to api.Party, protocol fabric.Protocol, port uint16) api.Declared {
 	d := decided(f, from, to, protocol, port)
+	var revoked []api.Reason
+	for _, p := range []api.Party{from, to} {
+		if p.Revoked != "" {
+			revoked = append(revoked, api.Reason{Why: p.Revoked})
+		}
+	}
+	if len(revoked) > 0 {
+		if d.Allowed {
+			d = api.Declared{} // what the graph allows does not matter
+		}
+		d.Reasons = append(revoked, d.Reasons...)
+	}
 	names := []fabric.Ref{from.Service, from.External, to.Service, to.External}
 	if to.Outside() {
 		names = append(names, called(f.Graph, from, to)...)

@@ -48,6 +48,12 @@ func resolve(v View, text string, destination bool) ([]api.Party, error) {
 	if err != nil {
 		return nil, err
 	}
+	_, why := verify.Revoked(v.Status, v.Now)
+	for i, p := range parties {
+		if p.Live() {
+			parties[i].Revoked = why[p.Endpoint]
+		}
+	}
 	for _, p := range parties {
 		if domain := p.Domain(); domain != "" && !v.reads(domain) {
 			return nil, &UnreadableError{text, domain}
@@ -59,7 +65,9 @@ func resolve(v View, text string, destination bool) ([]api.Party, error) {
 func (v View) reads(domain string) bool { return v.Reads == nil || v.Reads(domain) }
 
 func (v View) find(text string, destination bool) ([]api.Party, error) {
-	live := verify.Endpoints(v.Status, v.Now)
+	revoked, _ := verify.Revoked(v.Status, v.Now)
+	live := append(verify.Endpoints(v.Status, v.Now), revoked...) // those still run: the answer says what became of them
+	fabric.SortAdmissions(live)
 	if a, err := netip.ParseAddr(text); err == nil {
 		return []api.Party{byAddress(v.Fabric, live, a.Unmap(), destination)}, nil
 	}

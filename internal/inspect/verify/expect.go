@@ -20,22 +20,46 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// Endpoints returns the admissions that are valid at now, as the nodes report them, ordered by
-// endpoint.
+// Endpoints returns the admissions that are valid at now and not revoked, as the nodes report them,
+// ordered by endpoint.
 func Endpoints(status api.Status, now time.Time) []fabric.Admission {
-	var list []fabric.Admission
+	list, _ := sortedOut(status, now)
+	return list
+}
+
+// Revoked returns the admissions that are valid at now but for a revocation, and why each has no
+// rights, by the endpoint.
+func Revoked(status api.Status, now time.Time) (list []fabric.Admission, why map[string]string) {
+	why = map[string]string{}
+	_, list = sortedOut(status, now)
 	for _, n := range status.Nodes {
 		for _, e := range n.Endpoints {
+			if e.Revoked != "" {
+				why[e.Endpoint] = e.Revoked
+			}
+		}
+	}
+	return list, why
+}
+
+func sortedOut(status api.Status, now time.Time) (valid, revoked []fabric.Admission) {
+	for _, n := range status.Nodes {
+		for _, e := range n.Endpoints {
+			list := &valid
+			if e.Revoked != "" {
+				list = &revoked
+			}
 			if e.Expires.IsZero() || now.Before(e.Expires) {
-				list = append(list, fabric.Admission{
+				*list = append(*list, fabric.Admission{
 					Endpoint: e.Endpoint, Zone: n.Zone, Node: n.Node, Service: e.Service, Roles: e.Roles,
 					IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks, Origin: e.Origin, Expires: e.Expires,
 				})
 			}
 		}
 	}
-	fabric.SortAdmissions(list)
-	return list
+	fabric.SortAdmissions(valid)
+	fabric.SortAdmissions(revoked)
+	return valid, revoked
 }
 
 // Enforcing returns the nodes of a status that have a data path. An engine without a switch has

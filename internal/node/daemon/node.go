@@ -82,6 +82,7 @@ type Node struct {
 
 	servers   *servers
 	onServers func()
+	relay     relay
 
 	mu         sync.Mutex
 	broadcasts []netip.Addr        // of the machine's subnets
@@ -100,7 +101,7 @@ type Node struct {
 func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Node, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
-	n := &Node{Config: c, Kind: kind, Log: log}
+	n := &Node{Config: c, Kind: kind, Log: log, relay: relay{wake: make(chan struct{}, 1)}}
 	var err error
 	for _, dir := range []string{c.DataDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -174,11 +175,9 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		return nil, err
 	}
 	n.Identity.SetRevoked(func(s identity.Subject, leaf *x509.Certificate) error {
-		if t, ended := n.Removals.List().Ends(s.Node.NodeID, leaf.NotBefore); ended {
-			return errors.New(t.String())
-		}
-		return nil
+		return revocation.Certificate(n.Removals.List(), s, leaf)
 	})
+	n.Identity.Review() // its own certificate may be revoked
 	dir = filepath.Join(c.DataDir, "roster")
 	n.Roster, err = roster.New(n.Consul, dir, n.Self.Fabric, c.TrustDomain, n.Identity.Keys, n.Identity.Roots, n.Removals.List, log.Named("roster"))
 	if err != nil {
@@ -406,11 +405,14 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	}
 	n.Roster.OnRead(wake)
 	n.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { wake() }) // its links may differ
+	n.Removals.OnChange(n.Identity.Review)
+	n.Removals.OnChange(n.handOn)
 	n.Removals.OnChange(n.Roster.Review)
 	n.repairs.begin()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return n.Identity.Run(ctx) })
 	group.Go(func() error { return n.Removals.Run(ctx) })
+	group.Go(func() error { return n.followList(ctx) })
 	group.Go(func() error { return n.Revision.Run(ctx) })
 	group.Go(func() error { return n.Roster.Run(ctx) })
 	group.Go(func() error { return n.keepLinks(ctx, read) })

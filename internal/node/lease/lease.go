@@ -165,7 +165,8 @@ func (l *Set) save() error {
 // Displace ends what ends because an admission was issued, without storing that one: earlier leases
 // of its endpoint, and of others with its addresses. It reports whether there were any.
 func (l *Set) Displace(a fabric.Admission) bool {
-	return len(l.Remove(func(b fabric.Admission) bool {
+	return len(l.Remove(func(le Lease) bool {
+		b := le.Admission
 		return b.Issued.Before(a.Issued) && (b.Endpoint == a.Endpoint || b.IPv4 == a.IPv4 || b.IPv6 == a.IPv6)
 	})) > 0
 }
@@ -248,11 +249,11 @@ func (l *Set) Lacking(list map[string]time.Time) []string {
 }
 
 // Remove removes the leases for which gone is true, and returns them.
-func (l *Set) Remove(gone func(fabric.Admission) bool) []Lease {
+func (l *Set) Remove(gone func(Lease) bool) []Lease {
 	l.mu.Lock()
 	var removed []Lease
 	for endpoint, le := range l.set {
-		if gone(le.Admission) {
+		if gone(*le) {
 			removed = append(removed, *le)
 			delete(l.set, endpoint)
 			l.changes++

@@ -97,7 +97,7 @@ func TestLatestWins(t *testing.T) {
 				}
 			}
 			if rapid.Bool().Draw(t, "ends") {
-				set.Remove(func(b fabric.Admission) bool { return b.Endpoint == a.Endpoint })
+				set.Remove(func(le Lease) bool { return le.Admission.Endpoint == a.Endpoint })
 			}
 			for _, held := range set.All(epoch) {
 				must.False(t, held.Admission.Issued.After(latest[held.Admission.IPv4].Issued))
@@ -131,7 +131,7 @@ func TestCrash(t *testing.T) {
 			case 0:
 				set.Accept(leaseOf(endpoint, rapid.IntRange(1, 3).Draw(t, "address"), rapid.IntRange(0, 9).Draw(t, "issued")))
 			case 1:
-				set.Remove(func(a fabric.Admission) bool { return a.Endpoint == endpoint })
+				set.Remove(func(le Lease) bool { return le.Admission.Endpoint == endpoint })
 			case 2:
 				set.Save()()
 				for _, le := range set.All(epoch) {
@@ -237,7 +237,7 @@ func TestFullDisk(t *testing.T) {
 	disk.Fill()
 	must.True(t, set.Accept(leaseOf("b", 2, 0)))
 	must.ErrorContains(t, set.Stored(), "no space left on device")
-	must.Len(t, 1, set.Remove(func(a fabric.Admission) bool { return a.Endpoint == "a" }))
+	must.Len(t, 1, set.Remove(func(le Lease) bool { return le.Admission.Endpoint == "a" }))
 	must.Len(t, 1, set.All(epoch))
 	stored, err := Open(path, hclog.NewNullLogger())
 	must.NoError(t, err)

@@ -55,10 +55,12 @@ type Conn struct {
 	peer  Peer
 	conn  net.Conn
 	judge func() error // why the peer's certificate is not accepted any more, or nil
-	ends  time.Time    // the earlier end of the two certificates
-	rpc   *jsonrpc2.Conn
-	done  chan struct{}
-	ready chan struct{} // closed when calls may be handled
+	// changed returns what is closed when judge may answer otherwise.
+	changed func() <-chan struct{}
+	ends    time.Time // the earlier end of the two certificates
+	rpc     *jsonrpc2.Conn
+	done    chan struct{}
+	ready   chan struct{} // closed when calls may be handled
 
 	handlers sync.WaitGroup
 	load     *load
@@ -88,18 +90,24 @@ func (c *Conn) watch() {
 	end := time.NewTimer(c.ends.Sub(clock.Now()))
 	defer end.Stop()
 	for {
+		changed := c.changed()
+		if c.check() != nil {
+			return
+		}
 		select {
 		case <-c.done:
 			return
 		case <-end.C:
 			c.Close()
 			return
+		case <-changed:
+			continue
 		case <-ticker.C:
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), pingTimeout)
 		err := c.rpc.Call(ctx, methodPing, nil, nil)
 		cancel()
-		if err != nil || c.check() != nil {
+		if err != nil {
 			c.Close()
 			return
 		}

@@ -23,6 +23,8 @@ const (
 	MethodHold     = "hold"     // agent to engine of its zone: outside names that are in use
 	MethodStates   = "states"   // between engines, and between engine and agent: states of processors
 	MethodMeet     = "meet"     // agent to agent of its zone: what no engine tells
+
+	MethodRevocations = "revocations" // between all daemons: the signed list of what was removed or revoked
 )
 
 // ConnectParams requests an endpoint's connectivity from an engine.
@@ -190,4 +192,18 @@ type MeetReply struct {
 	Unlisted []string `json:"unlisted,omitempty"`
 	// Ended are endpoints that the sender has and that are not on the receiver's node any more.
 	Ended []string `json:"ended,omitempty"`
+}
+
+// RevocationsParams says which signed list of removals and revocations (fabric.Revocations) the
+// sender has. With List, it is there. It is believed for its signature, whoever sends it.
+type RevocationsParams struct {
+	Has  fabric.ListID  `json:"has"`
+	List *fabric.Signed `json:"list,omitempty"`
+}
+
+// RevocationsReply says which list the receiver has, after it took the sender's. With List, the
+// sender's is not newer, and it is there.
+type RevocationsReply struct {
+	Has  fabric.ListID  `json:"has"`
+	List *fabric.Signed `json:"list,omitempty"`
 }

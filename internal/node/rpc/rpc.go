@@ -32,6 +32,8 @@ type Identity interface {
 	// Peer returns who is at the other end. It fails when the certificate has ended or is revoked:
 	// it is asked at the beginning of a connection, for each call, and before each call.
 	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
+	// Changed returns a channel that is closed when Peer may answer otherwise than before.
+	Changed() <-chan struct{}
 }
 
 // Peer is the node at the other end of a connection, as its certificate attests it.
@@ -134,5 +136,5 @@ func handshake(ctx context.Context, t *tls.Conn, id Identity, own *atomic.Pointe
 		_, _, err := id.Peer(state)
 		return err
 	}
-	return &Conn{peer: peer.Node, conn: t, judge: judge, ends: ends, done: make(chan struct{}), ready: make(chan struct{})}, nil
+	return &Conn{peer: peer.Node, conn: t, judge: judge, changed: id.Changed, ends: ends, done: make(chan struct{}), ready: make(chan struct{})}, nil
 }

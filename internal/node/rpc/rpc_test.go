@@ -388,7 +388,7 @@ func TestRevokedPeer(t *testing.T) {
 		}
 		return nil
 	})
-	conns := make(chan *Conn, 2)
+	conns := make(chan *Conn, 3)
 	var handled atomic.Int64
 	count := func(context.Context, Peer, string, json.RawMessage) (any, error) { return handled.Add(1), nil }
 	addr := serve(t, server, func(_ context.Context, c *Conn) { conns <- c }, count)
@@ -401,6 +401,8 @@ func TestRevokedPeer(t *testing.T) {
 	}
 	first, _ := connected()
 	second, atServer := connected()
+	idle, _ := connected()
+	must.Eq(t, 3, handled.Load())
 	gone.Store(true)
 	err := first.Call(t.Context(), "x", nil, nil)
 	must.ErrorIs(t, err, ErrClosed)
@@ -408,12 +410,20 @@ func TestRevokedPeer(t *testing.T) {
 	<-first.Done()
 	must.ErrorContains(t, atServer.Call(t.Context(), "x", nil, nil), "the node was removed")
 	<-second.Done()
-	must.Eq(t, 2, handled.Load())
+	must.Eq(t, 3, handled.Load())
+	// A connection on which nobody calls is closed when the list is reviewed, not with the next
+	// ping.
+	server.Review()
+	select {
+	case <-idle.Done():
+	case <-time.After(pingInterval - time.Second):
+		t.Fatal("an idle connection of a revoked peer stays open")
+	}
 	c, err := dial(addr, client, engineAt("z", "p"), count)
 	if err == nil { // in TLS 1.3 the client learns of its refusal afterwards
 		must.ErrorIs(t, c.Call(t.Context(), "x", nil, nil), ErrClosed)
 	}
-	must.Eq(t, 2, handled.Load())
+	must.Eq(t, 3, handled.Load())
 }
 
 // A connection is replaced before its certificates end, and no call is lost meanwhile.

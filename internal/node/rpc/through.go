@@ -121,9 +121,11 @@ func (s *Server) passOn(ctx context.Context, c *Conn) {
 		tick := time.NewTicker(pingInterval)
 		defer tick.Stop()
 		for {
+			changed := c.changed()
 			select {
 			case <-ended:
 				return
+			case <-changed:
 			case <-tick.C:
 			}
 			if c.judge() != nil || !clock.Now().Before(c.ends) {

@@ -21,6 +21,7 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // Signed is a state with what it can be verified by.
@@ -83,36 +84,36 @@ type Verifier struct {
 	Removed     func() fabric.Revocations
 }
 
-// verify checks that a state was signed by the processor that it is about. begin is when the
-// certificate of the signature began.
-func (v Verifier) verify(s desired.State, signed Signed) (begin time.Time, err error) {
+// verify checks that a state was signed by the processor that it is about, and returns the
+// certificate of the signature.
+func (v Verifier) verify(s desired.State, signed Signed) (*x509.Certificate, error) {
 	n, known := v.Node(s.Processor)
 	switch {
 	case !known:
-		return begin, fmt.Errorf("the state is of %s, which is not a node of the fabric", s.Processor)
+		return nil, fmt.Errorf("the state is of %s, which is not a node of the fabric", s.Processor)
 	case !n.Kind.Has(fabric.KindProcessor):
-		return begin, fmt.Errorf("the state is of %s, which is no processor", s.Processor)
+		return nil, fmt.Errorf("the state is of %s, which is no processor", s.Processor)
 	case len(signed.Certificate) > maxChain:
-		return begin, fmt.Errorf("the state of %s comes with %d certificates, at most %d are allowed", s.Processor, len(signed.Certificate), maxChain)
+		return nil, fmt.Errorf("the state of %s comes with %d certificates, at most %d are allowed", s.Processor, len(signed.Certificate), maxChain)
 	}
 	signer, leaf, err := identity.VerifyBy(v.Roots(), v.TrustDomain, signed.Certificate, signingInput(signed.State), signed.Signature)
 	if err != nil {
-		return begin, fmt.Errorf("state of %s: %w", s.Processor, err)
+		return nil, fmt.Errorf("state of %s: %w", s.Processor, err)
 	}
 	if signer != identity.OfNode(n) {
-		return begin, fmt.Errorf("the state of %s is signed by %s", s.Processor, signer)
+		return nil, fmt.Errorf("the state of %s is signed by %s", s.Processor, signer)
 	}
-	if t, ended := v.Removed().Ends(s.Processor, leaf.NotBefore); ended {
-		return begin, fmt.Errorf("the state of %s is signed with a certificate from before the removal: %s", s.Processor, t)
+	if err := revocation.Certificate(v.Removed(), signer, leaf); err != nil {
+		return nil, fmt.Errorf("the state of %s is signed with a certificate that is revoked: %w", s.Processor, err)
 	}
-	return leaf.NotBefore, nil
+	return leaf, nil
 }
 
 // entry is a verified state.
 type entry struct {
 	state  desired.State
 	signed Signed
-	begin  time.Time // of the certificate
+	leaf   *x509.Certificate
 }
 
 // A processor may publish statesAtOnce states at once, and after that one each statesEach. More are
@@ -152,9 +153,9 @@ func (s *Set) Take(list []Signed) (news []Signed, err error) {
 		if err == nil && state.Number <= s.Numbers()[state.Processor] {
 			continue // without a look at the signature: most states come several times
 		}
-		var begin time.Time
+		var leaf *x509.Certificate
 		if err == nil {
-			begin, err = s.verify.verify(state, signed)
+			leaf, err = s.verify.verify(state, signed)
 		}
 		if err == nil {
 			if ok, _ := s.rates.Allow(state.Processor); !ok {
@@ -165,7 +166,7 @@ func (s *Set) Take(list []Signed) (news []Signed, err error) {
 			errs = append(errs, err)
 			continue
 		}
-		if s.put(entry{state, signed, begin}) {
+		if s.put(entry{state, signed, leaf}) {
 			news = append(news, signed)
 		}
 	}
@@ -188,12 +189,12 @@ func (s *Set) put(e entry) bool {
 	return true
 }
 
-// prune drops the states of processors that were removed. The caller must hold mu.
+// prune drops the states of processors that were removed, and of those whose certificate was
+// revoked. The caller must hold mu.
 func (s *Set) prune() {
 	removed := s.verify.Removed()
 	maps.DeleteFunc(s.newest, func(id fabric.NodeID, e entry) bool {
-		_, ended := removed.Ends(id, e.begin)
-		return ended
+		return revocation.Certificate(removed, identity.Subject{Node: identity.Node{NodeID: id}}, e.leaf) != nil
 	})
 }
 

@@ -26,16 +26,35 @@ type Verifier struct {
 	Removed     func() fabric.Revocations
 }
 
-// Ended reports whether the node of an endpoint was removed after the endpoint was admitted.
-func (v Verifier) Ended(a fabric.Admission) bool {
-	_, ended := v.Removed().Ends(a.Host(), a.Issued)
-	return ended
+// Ended reports whether an admission has lost its rights: its node was removed after it was issued,
+// or its service or endpoint is revoked.
+func (v Verifier) Ended(a fabric.Admission) bool { return v.Removed().EndsAdmission(a) != "" }
+
+// Void returns why a request that was verified has no rights any more, or nil: its admission has
+// lost them, or the certificate that signed it is revoked.
+func (v Verifier) Void(r fabric.Request, a fabric.Admission) error {
+	list := v.Removed()
+	if why := list.EndsAdmission(a); why != "" {
+		return fmt.Errorf("endpoint %s has no rights: %s", a.Endpoint, why)
+	}
+	if !list.RevokesCertificates() || len(r.Certificate) == 0 {
+		return nil
+	}
+	leaf, err := x509.ParseCertificate(r.Certificate[0])
+	if err != nil {
+		return fmt.Errorf("parse the certificate of endpoint %s: %w", a.Endpoint, err)
+	}
+	if why, ended := list.RevokedCertificate(identity.Serial(leaf)); ended {
+		return fmt.Errorf("the request of endpoint %s: %s", a.Endpoint, why)
+	}
+	return nil
 }
 
 // Verify returns the admission in r if the fabric signed it, it has not expired, its addresses are
-// in the pool of the node on which it was admitted, that node was not removed since, and r was
-// signed with the key of the service. It does not check that the graph still has the roles: the one
-// rule does, with the newest revision, whenever it is evaluated.
+// in the pool of the node on which it was admitted, neither that node nor the endpoint, its service
+// or its certificate has lost its rights since, and r was signed with the key of the service. It
+// does not check that the graph still has the roles: the one rule does, with the newest revision,
+// whenever it is evaluated.
 func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, error) {
 	var a fabric.Admission
 	if err := v.Keys().Verify(r.Admission, fabric.KindAdmission, &a); err != nil {
@@ -48,8 +67,8 @@ func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, err
 	if !ok {
 		return a, fmt.Errorf("endpoint %s was admitted on %s, which is not a node of the fabric", a.Endpoint, a.Host())
 	}
-	if t, ended := v.Removed().Ends(a.Host(), a.Issued); ended {
-		return a, fmt.Errorf("endpoint %s was admitted before its node was removed: %s", a.Endpoint, t)
+	if err := v.Void(r, a); err != nil {
+		return a, err
 	}
 	if err := a.PlacedOn(node); err != nil {
 		return a, err

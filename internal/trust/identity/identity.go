@@ -63,13 +63,15 @@ type Source struct {
 	tokenTTL time.Duration     // at the last login or renewal; zero without a token
 
 	isRevoked func(Subject, *x509.Certificate) error // may be nil
+	reviewed  chan struct{}                          // closed and replaced by Review
+	wake      chan struct{}                          // Run is to look whether the own certificate is revoked
 }
 
 // Open logs in to Vault and obtains what is not on disk or is due for renewal. If Vault cannot be
 // reached, Open uses what is on disk, as long as the certificate is valid. If Vault refuses, Open
 // fails.
 func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
-	s := &Source{config: c, log: log, degraded: map[string]string{}}
+	s := &Source{config: c, log: log, degraded: map[string]string{}, reviewed: make(chan struct{}), wake: make(chan struct{}, 1)}
 	var err error
 	if s.store, err = openStore(c.DataDir); err != nil {
 		return nil, err
@@ -97,7 +99,7 @@ func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
 // Fixed returns a Source that never changes and does not use Vault, for processes whose certificate
 // comes from elsewhere. Its Run only waits.
 func Fixed(trustDomain string, cert *tls.Certificate, roots *x509.CertPool, keys fabric.KeySet) *Source {
-	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys}
+	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys, reviewed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
 // restore loads what is on disk and still valid.
@@ -233,6 +235,9 @@ func (s *Source) Degraded() []string {
 	slices.Sort(list)
 	if end := s.cert.Leaf.NotAfter; !clock.Now().Before(end) {
 		list = append(list, "the certificate expired at "+end.Format(time.RFC3339))
+	}
+	if why := s.ownRevoked(s.cert.Leaf, s.isRevoked); why != nil {
+		list = append(list, why.Error())
 	}
 	return list
 }

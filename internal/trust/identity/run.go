@@ -64,8 +64,11 @@ func (s *Source) Run(ctx context.Context) error {
 				next = ch
 			}
 		}
-		if !retry.Sleep(ctx, time.Until(next.due)) {
+		if woken, ok := s.sleep(ctx, time.Until(next.due)); !ok {
 			return nil
+		} else if woken {
+			chores[len(chores)-1].due = time.Time{} // the certificate may be revoked
+			continue
 		}
 		due, err := next.run(ctx)
 		if ctx.Err() != nil {
@@ -87,6 +90,20 @@ func (s *Source) Run(ctx context.Context) error {
 				token.due = next.due.Add(-time.Millisecond)
 			}
 		}
+	}
+}
+
+// sleep waits for d, or until it is woken. It returns false when ctx ends.
+func (s *Source) sleep(ctx context.Context, d time.Duration) (woken, ok bool) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return false, false
+	case <-s.wake:
+		return true, true
+	case <-timer.C:
+		return false, true
 	}
 }
 
@@ -151,9 +168,12 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	return next, s.store.putKeys(keys)
 }
 
-// doCertificate obtains a certificate if there is none, or if it is past RenewalTime.
+// doCertificate obtains a certificate if there is none, or if it is past RenewalTime or revoked.
 func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
-	if cert := s.Certificate(); cert != nil {
+	s.mu.RLock()
+	ask := s.isRevoked
+	s.mu.RUnlock()
+	if cert := s.Certificate(); cert != nil && s.ownRevoked(cert.Leaf, ask) == nil {
 		if left := RenewalTime(cert.Leaf).Sub(clock.Now()); left > 0 {
 			return time.Now().Add(left), nil
 		}

@@ -6,6 +6,7 @@ package identity
 import (
 	"crypto/ecdsa"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"os"
@@ -144,6 +145,23 @@ func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	defer k.mu.Unlock()
 	cert := k.certs[service]
 	return cert == nil || !clock.Now().Before(RenewalTime(cert.Leaf))
+}
+
+// Discard removes the keys of the certificates for which void is true, of the disk as well.
+func (k *ServiceKeys) Discard(void func(fabric.Ref, *x509.Certificate) bool) error {
+	k.mu.Lock()
+	var list []fabric.Ref
+	for service, cert := range k.certs {
+		if void(service, cert.Leaf) {
+			list = append(list, service)
+		}
+	}
+	k.mu.Unlock()
+	var errs []error
+	for _, service := range list {
+		errs = append(errs, k.Drop(service))
+	}
+	return errors.Join(errs...)
 }
 
 // Sign signs msg with the service's key and returns the chain (DER, leaf first) for VerifyBy.

@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/clock"
 )
 
@@ -63,6 +64,46 @@ func (s *Source) SetRevoked(revoked func(Subject, *x509.Certificate) error) {
 	defer s.mu.Unlock()
 	s.isRevoked = revoked
 }
+
+// Review is to be called when what is revoked has changed: who waits for Changed judges his peers
+// again, and Run replaces the certificate of this process if it is revoked.
+func (s *Source) Review() {
+	s.mu.Lock()
+	close(s.reviewed)
+	s.reviewed = make(chan struct{})
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Changed returns a channel that is closed when Peer may judge otherwise than before. Ask for it
+// before Peer.
+func (s *Source) Changed() <-chan struct{} {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.reviewed
+}
+
+// ErrReplaced is what the function of SetRevoked returns, wrapped, for a certificate that is itself
+// revoked, whose holder is not: he gets another.
+var ErrReplaced = errors.New("its holder gets another one from Vault")
+
+// ownRevoked returns why the certificate of this process is to be replaced, or nil.
+func (s *Source) ownRevoked(leaf *x509.Certificate, ask func(Subject, *x509.Certificate) error) error {
+	subject, err := Read(leaf, s.config.TrustDomain)
+	if err != nil || ask == nil {
+		return nil
+	}
+	if err := ask(subject, leaf); errors.Is(err, ErrReplaced) {
+		return fmt.Errorf("the certificate of this daemon is not accepted any more: %w", err)
+	}
+	return nil
+}
+
+// Serial returns the serial number of a certificate in the form in which Vault writes it.
+func Serial(leaf *x509.Certificate) string { return fabric.FormatSerial(leaf.SerialNumber.Bytes()) }
 
 func (s *Source) revoked(subject Subject, leaf *x509.Certificate) error {
 	s.mu.RLock()

@@ -1,8 +1,9 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package revocation follows the fabric's signed list of removed nodes in Consul KV, and pins the
-// newest one that it has seen. It does not know who heeds the list.
+// Package revocation follows the fabric's signed list of what was removed or revoked in Consul KV,
+// takes it from wherever else it comes, and pins the newest one that it has seen. It does not know
+// who heeds the list.
 package revocation
 
 import (
@@ -36,8 +37,8 @@ const (
 
 // Errors of Offer for a valid list that is not taken.
 var (
-	ErrOlder = errors.New("a newer list was seen before")                       // or another one of the same sequence
-	ErrLacks = errors.New("it lacks a removal of the one that was seen before") // whoever signed it did not know that one
+	ErrOlder = errors.New("a newer list was seen before")                                       // or another one of the same sequence
+	ErrLacks = errors.New("it lacks a removal or a revocation of the one that was seen before") // whoever signed it did not know that one
 )
 
 // Causes of what Degraded lists.
@@ -60,6 +61,7 @@ type Watcher struct {
 	mu       sync.Mutex
 	signed   fabric.Signed
 	list     fabric.Revocations
+	changed  chan struct{} // closed and replaced with each change
 	onChange []func()
 	problems map[string]string // by cause
 }
@@ -74,7 +76,7 @@ func New(consul func() *consulapi.Client, dir, fabricName string, keys func() fa
 		consul: consul,
 		file:   statefile.File[fabric.Signed]{Path: filepath.Join(dir, stateFile), What: "the list of removed nodes"},
 		fabric: fabricName, keys: keys, log: log,
-		problems: map[string]string{},
+		problems: map[string]string{}, changed: make(chan struct{}),
 	}
 	signed, found, err := w.file.Read()
 	if err != nil || !found {
@@ -173,15 +175,20 @@ func (w *Watcher) Offer(signed fabric.Signed) error {
 	}
 	w.signed, w.list = signed, list
 	callbacks := slices.Clone(w.onChange)
+	if !sameText { // otherwise it was signed again, with a newer key
+		close(w.changed)
+		w.changed = make(chan struct{})
+	}
 	w.mu.Unlock()
-	w.report(causeDisk, w.file.Write(signed))
-	if sameText { // signed again, with a newer key
+	if sameText {
+		w.report(causeDisk, w.file.Write(signed))
 		return nil
 	}
-	w.log.Info("list of removed nodes changed", logkey.Revision, list.Sequence, logkey.Count, len(list.Tombstones))
-	for _, fn := range callbacks {
+	w.log.Info("list of removals and revocations changed", logkey.Revision, list.Sequence, logkey.Count, len(list.Tombstones)+len(list.Revoked))
+	for _, fn := range callbacks { // before the disk, which can be slow
 		fn()
 	}
+	w.report(causeDisk, w.file.Write(signed))
 	return nil
 }
 
@@ -199,8 +206,25 @@ func (w *Watcher) Signed() fabric.Signed {
 	return w.signed
 }
 
+// ID says which list is the newest one.
+func (w *Watcher) ID() fabric.ListID {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.signed.Payload) == 0 {
+		return fabric.ListID{}
+	}
+	return fabric.ListID{Sequence: w.list.Sequence, Digest: fabric.HashOf(w.signed.Payload)}
+}
+
+// Changed returns a channel that is closed when the list changes. Ask for it before List.
+func (w *Watcher) Changed() <-chan struct{} {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.changed
+}
+
 // OnChange registers fn, which is called after each change of the list. Calls do not overlap, and
-// must not offer a list.
+// must neither offer a list nor block.
 func (w *Watcher) OnChange(fn func()) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -19,6 +19,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // Member is a node with a verified record. Link is zero until the node has published one.
@@ -32,6 +33,7 @@ type entry struct {
 	member Member
 	record []byte    // as in Consul
 	ends   time.Time // of the certificate that signed the link; without a link, of any of that time
+	serial string    // of that certificate
 }
 
 // over reports whether nobody can still believe the record, even in degraded mode.
@@ -67,23 +69,24 @@ func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, erro
 	return n, errors.Join(fabric.CheckName(n.Zone), fabric.CheckName(n.Name))
 }
 
-// link verifies the node's part of a record. ends is the end of the certificate that signed it.
-func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (l fabric.Link, ends time.Time, err error) {
+// link verifies the node's part of a record. It also returns the end of the certificate that signed
+// it, and its serial number.
+func (v verifier) link(n fabric.Node, r fabric.NodeRecord) (l fabric.Link, ends time.Time, serial string, err error) {
 	if len(r.Link) == 0 {
-		return fabric.Link{}, n.Issued.Add(fabric.MaxCertificateLife), nil
+		return fabric.Link{}, n.Issued.Add(fabric.MaxCertificateLife), "", nil
 	}
 	signer, leaf, err := identity.VerifyBy(v.roots(), v.trustDomain, r.Certificate, fabric.LinkSigningInput(r.Link), r.Signature)
 	if err != nil {
-		return fabric.Link{}, time.Time{}, err
+		return fabric.Link{}, time.Time{}, "", err
 	}
 	if signer != identity.OfNode(n) {
-		return fabric.Link{}, time.Time{}, fmt.Errorf("its key was signed by %s of kind %q, expected %s of kind %q", signer.SPIFFE(), signer.Node.Kind, n.ID().SPIFFE(), n.Kind)
+		return fabric.Link{}, time.Time{}, "", fmt.Errorf("its key was signed by %s of kind %q, expected %s of kind %q", signer.SPIFFE(), signer.Node.Kind, n.ID().SPIFFE(), n.Kind)
 	}
-	if t, ended := v.removed().Ends(n.ID(), leaf.NotBefore); ended {
-		return fabric.Link{}, time.Time{}, fmt.Errorf("its key was signed with a certificate from before the removal: %s", t)
+	if err := revocation.Certificate(v.removed(), signer, leaf); err != nil {
+		return fabric.Link{}, time.Time{}, "", fmt.Errorf("its key was signed with a certificate that is revoked: %w", err)
 	}
 	l, err = decodeLink(n, r)
-	return l, leaf.NotAfter, err
+	return l, leaf.NotAfter, identity.Serial(leaf), err
 }
 
 func decodeLink(n fabric.Node, r fabric.NodeRecord) (fabric.Link, error) {
@@ -110,7 +113,7 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 	if t, ended := v.removed().Ends(id, n.Issued); ended {
 		return entry{}, errors.New(t.String())
 	}
-	l, ends, err := v.link(n, r)
+	l, ends, serial, err := v.link(n, r)
 	if err != nil {
 		return entry{}, err
 	}
@@ -125,7 +128,7 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 			return entry{}, errors.New("its link is older than the one that was seen before")
 		}
 	}
-	return entry{Member{Node: n, Link: l}, record, ends}, nil
+	return entry{Member{Node: n, Link: l}, record, ends, serial}, nil
 }
 
 // restore reads a record that was verified before it was saved. It checks only the controller's
@@ -139,7 +142,7 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	if err != nil {
 		return entry{}, err
 	}
-	e := entry{Member{Node: n}, record, n.Issued.Add(fabric.MaxCertificateLife)}
+	e := entry{member: Member{Node: n}, record: record, ends: n.Issued.Add(fabric.MaxCertificateLife)}
 	if len(r.Link) == 0 {
 		return e, nil
 	}
@@ -153,7 +156,7 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	if err != nil {
 		return entry{}, fmt.Errorf("parse the certificate of its link: %w", err)
 	}
-	e.ends = leaf.NotAfter
+	e.ends, e.serial = leaf.NotAfter, identity.Serial(leaf)
 	return e, nil
 }
 
@@ -199,13 +202,15 @@ func (v verifier) merge(known map[fabric.NodeID]entry, records map[fabric.NodeID
 	return next, wrong
 }
 
-// living returns the entries of nodes that were not removed.
+// living returns the entries of nodes that were not removed, and whose links were not signed with a
+// certificate that is revoked: such a node is back when it has published its links with another.
 func (v verifier) living(known map[fabric.NodeID]entry) map[fabric.NodeID]entry {
 	removed := v.removed()
 	next := maps.Clone(known)
 	maps.DeleteFunc(next, func(_ fabric.NodeID, e entry) bool {
 		_, ended := removed.EndsMember(e.member.Node, e.member.Link)
-		return ended
+		_, revoked := removed.RevokedCertificate(e.serial)
+		return ended || revoked
 	})
 	return next
 }

@@ -347,8 +347,8 @@ func TestRemoved(t *testing.T) {
 		})
 	}
 	for want, record := range map[string]fabric.NodeRecord{
-		"was removed at":                        later(func(k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{1}, 32) }),
-		"a certificate from before the removal": later(func(*fabric.Link, **identity.Source) {}),
+		"was removed at":                later(func(k *fabric.Link, _ **identity.Source) { k.PublicKey = bytes.Repeat([]byte{1}, 32) }),
+		"it is from before the removal": later(func(*fabric.Link, **identity.Source) {}),
 	} {
 		l.put(1, record)
 		eventually(t, want, func() bool {

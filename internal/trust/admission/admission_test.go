@@ -1,0 +1,61 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package admission
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
+)
+
+// A request that is revoked is refused, and one that was verified before is void: by its endpoint,
+// its service, its node, or the certificate that signed it.
+func TestRevokedRequest(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	now := time.Now().UTC()
+	web := fabric.Ref{Domain: "shop", Name: "web"}
+	node := fabric.Node{Fabric: "f", Zone: "z", Name: "w", Kind: fabric.KindWorkload, Pool4: netip.MustParsePrefix("100.64.1.0/24"), Pool6: netip.MustParsePrefix("fd5f::/64")}
+	adm := fabric.Admission{
+		Fabric: "f", Endpoint: "00000000-0000-4000-8000-000000000001", Zone: "z", Node: "w", Service: web,
+		IPv4: netip.MustParseAddr("100.64.1.10"), IPv6: netip.MustParseAddr("fd5f::a"), Issued: now.Add(-time.Minute), Expires: now.Add(time.Hour),
+	}
+	cert := ca.Issue(web.SPIFFE(), "")
+	source := identity.Fixed(identitytest.TrustDomain, cert, ca.Roots(), ca.Keys())
+	r := fabric.Request{Admission: ca.Sign(fabric.KindAdmission, adm)}
+	var err error
+	r.Signature, r.Certificate, err = source.Sign(fabric.RequestSigningInput(r.Admission.Payload))
+	must.NoError(t, err)
+	var list fabric.Revocations
+	v := Verifier{
+		Fabric: "f", TrustDomain: identitytest.TrustDomain, Keys: ca.Keys, Roots: ca.Roots,
+		Node: func(fabric.NodeID) (fabric.Node, bool) { return node, true }, Removed: func() fabric.Revocations { return list },
+	}
+	_, err = v.Verify(r, now)
+	must.NoError(t, err)
+	must.NoError(t, v.Void(r, adm))
+	for says, revoked := range map[string]fabric.Revocations{
+		"endpoint 0":    {Revoked: []fabric.Revocation{{Endpoint: adm.Endpoint, Revoked: now}}},
+		"service shop":  {Revoked: []fabric.Revocation{{Service: web, Revoked: now}}},
+		"reinstated at": {Revoked: []fabric.Revocation{{Service: web, Revoked: now, Reinstated: now.Add(time.Second)}}},
+		"certificate ":  {Revoked: []fabric.Revocation{{Serial: identity.Serial(cert.Leaf), Revoked: now}}},
+		"node z/w was":  {Tombstones: []fabric.Tombstone{{Node: node.ID(), Removed: now}}},
+	} {
+		list = revoked
+		_, err := v.Verify(r, now)
+		must.ErrorContains(t, err, says)
+		must.ErrorContains(t, v.Void(r, adm), says)
+		must.Eq(t, says != "certificate ", v.Ended(adm))
+	}
+	list = fabric.Revocations{Revoked: []fabric.Revocation{
+		{Service: fabric.Ref{Domain: "shop", Name: "db"}, Revoked: now}, {Endpoint: "00000000-0000-4000-8000-000000000002", Revoked: now}, {Serial: "0a", Revoked: now},
+	}}
+	_, err = v.Verify(r, now)
+	must.NoError(t, err)
+}
