@@ -27,6 +27,7 @@ func TestClockSteps(t *testing.T) {
 		stepping := clock.Of(func() time.Time { return start.Add(passed + wrong) }, func() time.Duration { return passed })
 		aws.now = stepping.Now
 		gcp.now = func() time.Time { return start.Add(passed) }
+		w.carries(gcp)
 		w.join(aws, gcp)
 		living := func(a *fabric.Admission) { a.Issued, a.Expires = start, start.Add(50*time.Minute) }
 		w1 := &owner{w: w, node: "w1", has: map[string]fabric.Request{"svc-1": w.request(1, "aws1", "w1", svc, living)}}
@@ -59,6 +60,7 @@ func TestAnEnginesClockEndsNothingElsewhere(t *testing.T) {
 	w := newWorld(t)
 	aws, _, _ := w.engine("aws1")
 	gcp, _, _ := w.engine("gcp1")
+	w.carries(gcp)
 	w.join(aws, gcp)
 	living := func(a *fabric.Admission) { a.Issued, a.Expires = time.Now(), time.Now().Add(50*time.Minute) }
 	w1 := w.agentOf(aws, "w1")

@@ -77,9 +77,11 @@ func TestNodeWithBothDaemonsSpeaksForItself(t *testing.T) {
 	e, sw, _ := w.engine("aws1")
 	gcp, _, _ := w.engine("gcp1")
 	w.join(e, gcp)
-	_, err := w.connect(gcp, "w1", w.request(1, "gcp1", "w1", news))
+	_, err := w.connect(e, "w1", w.request(3, "aws1", "w1", svc))
 	must.NoError(t, err)
-	must.Eq(t, []string{"news-1"}, sw.endpoints())
+	_, err = w.connect(gcp, "w1", w.request(1, "gcp1", "w1", news))
+	must.NoError(t, err)
+	must.Eq(t, []string{"news-1", "svc-3"}, sw.endpoints())
 	stranger := rpc.Peer{NodeID: fabric.NodeID{Zone: "gcp1", Name: "w1"}, Kind: fabric.KindBoth}
 	for method, p := range map[string]any{
 		rpc.MethodWithdraw: rpc.WithdrawParams{Endpoints: []string{"news-1"}},
@@ -90,7 +92,7 @@ func TestNodeWithBothDaemonsSpeaksForItself(t *testing.T) {
 		must.NoError(t, err)
 		_, err = e.Handle(t.Context(), stranger, method, params)
 		must.Eq(t, method == rpc.MethodWithdraw, err == nil, must.Sprint(method, err))
-		must.Eq(t, []string{"news-1"}, sw.endpoints())
+		must.Eq(t, []string{"news-1", "svc-3"}, sw.endpoints())
 	}
 	c := wire{self: rpc.Peer{NodeID: e.self.ID(), Kind: fabric.KindProcessor}, peer: stranger, done: make(chan struct{})}
 	must.ErrorContains(t, e.Welcome(context.Background(), c), "is neither an agent of zone aws1 nor an engine of another zone")

@@ -74,6 +74,11 @@ type Engine struct {
 	agents  map[fabric.NodeID]*remote // connected agents of the zone
 	engines map[fabric.NodeID]*remote // connected engines of other zones
 	ended   map[string]time.Time      // endpoints of the zone that were withdrawn, and when
+	wanted  map[fabric.NodeID]*wants  // of which services the engines of other zones want requests
+
+	wanting sync.Mutex               // held while wants are changed
+	needed  map[fabric.Ref]time.Time // of which services the zone needs endpoints, and when last; guarded by wanting
+	wants   atomic.Pointer[wants]    // of which services this engine wants requests
 }
 
 // Options configures an Engine.
@@ -116,8 +121,9 @@ func New(o Options) (*Engine, error) {
 		self: o.Self, log: o.Log, verify: o.Verifier, docs: o.Documents, leases: ls,
 		sw: o.Switch, num: o.Numbers, nodes: o.Nodes, exit: o.Exit, known: o.Known, now: clock.Now,
 		agents: map[fabric.NodeID]*remote{}, engines: map[fabric.NodeID]*remote{},
-		ended: map[string]time.Time{},
+		ended: map[string]time.Time{}, wanted: map[fabric.NodeID]*wants{}, needed: map[fabric.Ref]time.Time{},
 	}
+	e.wants.Store(newWants(false, nil))
 	if e.exit == nil {
 		e.exit = func() Exit { return Exit{} }
 	}
@@ -144,6 +150,7 @@ func (e *Engine) Resume(ctx context.Context) error {
 	for _, le := range e.leases.All(e.now()) {
 		e.interest(ctx, le.Admission.Service)
 	}
+	e.reviseWants()
 	return e.reprogram.Call()
 }
 
@@ -195,6 +202,12 @@ func (e *Engine) Handle(ctx context.Context, from rpc.Peer, method string, param
 			return nil, err
 		}
 		return e.forward(ctx, from, p)
+	case rpc.MethodWant:
+		var p rpc.WantParams
+		if err := decode(&p); err != nil {
+			return nil, err
+		}
+		return e.want(ctx, from, p)
 	case rpc.MethodWithdraw:
 		var p rpc.WithdrawParams
 		if err := decode(&p); err != nil {
@@ -253,11 +266,12 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 		return rpc.ConnectReply{}, err
 	}
 	defer e.leases.Save()()
+	e.wantFor(a.Identity())
 	waiting, cancel := context.WithTimeout(ctx, inForce)
 	defer cancel()
 	// The switch is programmed, and the agents of the zone and the other zones are told, at the
-	// same time: what is not in force everywhere yet passes nothing. The answers of the other zones
-	// may contain new counterparts, so the agents are updated again; an agent without changes is
+	// same time: what is not in force everywhere yet passes nothing. New counterparts may have come
+	// from the other zones meanwhile, so the agents are updated again; an agent without changes is
 	// not called.
 	var beside errgroup.Group
 	if fresh {
@@ -267,7 +281,7 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 		e.tell(waiting, a)
 		return nil
 	})
-	pending := e.spread(waiting, p.Request)
+	pending := e.spread(waiting, p.Request, a.Service)
 	if err := beside.Wait(); err != nil {
 		return rpc.ConnectReply{}, err
 	}
@@ -303,6 +317,9 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	if err := beside.Wait(); err != nil {
 		return rpc.ForwardReply{}, err
 	}
+	if e.wantedBy(from.NodeID).said() {
+		return reply, nil // it was sent what it wants
+	}
 	for _, le := range e.counterparts([]fabric.Identity{a.Identity()}) {
 		if le.Admission.Zone == e.self.Zone {
 			reply.Counterparts = append(reply.Counterparts, le.Request)
@@ -336,18 +353,27 @@ func (e *Engine) take(ctx context.Context, le lease.Lease) (fresh bool, err erro
 	return e.behind.Load(), nil
 }
 
-// spread forwards a request to all engines of all other zones, because each may carry some of the
-// endpoint's packets. They answer with their counterparts. It returns what is not in force when ctx
-// ends; the calls continue after that. An engine that is known not to answer is not waited for, if
-// the zone has another one: nothing passes there, and it compares when it is back.
-func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string) {
-	forward := func(ctx context.Context, peer *remote) ([]string, error) { return e.forwardTo(ctx, peer, r) }
+// spread forwards a request to all engines of the other zones that want requests of the service,
+// because each may carry some of the endpoint's packets, and tells all of them what this engine
+// wants, if that has changed. It returns what is not in force when ctx ends; the calls continue
+// after that. An engine that is known not to answer is not waited for, if the zone has another one:
+// nothing passes there, and it compares when it is back.
+func (e *Engine) spread(ctx context.Context, r fabric.Request, service fabric.Ref) (pending []string) {
+	forward := func(ctx context.Context, peer *remote) (pending []string, err error) {
+		var beside errgroup.Group
+		beside.Go(peer.announce.Call)
+		if e.wantedBy(peer.id).has(service) {
+			pending, err = e.forwardTo(ctx, peer, r)
+		}
+		return pending, errors.Join(err, beside.Wait())
+	}
+	unconcerned := func(peer *remote) bool { return e.informed(peer) && !e.wantedBy(peer.id).has(service) }
 	var peers []*remote
 	for zone, nodes := range e.otherZones() {
 		answering, silent := e.enginesOf(nodes)
 		switch {
 		case len(answering) > 0:
-			for range fanout.Call(ended(ctx), callTimeout, silent, forward) {
+			for range fanout.Call(ended(ctx), callTimeout, slices.DeleteFunc(silent, unconcerned), forward) {
 				continue // their calls go on
 			}
 		case len(silent) > 0:
@@ -355,7 +381,7 @@ func (e *Engine) spread(ctx context.Context, r fabric.Request) (pending []string
 		default:
 			pending = append(pending, fmt.Sprintf("zone %s: its engine cannot be reached", zone))
 		}
-		peers = append(peers, answering...)
+		peers = append(peers, slices.DeleteFunc(answering, unconcerned)...)
 	}
 	for o := range fanout.Call(ctx, callTimeout, peers, forward) {
 		if o.Err != nil {
@@ -448,21 +474,29 @@ func (e *Engine) drop(gone func(lease.Lease) bool, withdrawn bool) error {
 	return err
 }
 
-// inform tells the engines of other zones of endpoints of this zone that were withdrawn, and the
-// agents of what they were told of and has ended.
-func (e *Engine) inform(own []string) {
+// inform tells the engines of other zones that want to know of it of endpoints of this zone that
+// were withdrawn, and the agents of what they were told of and has ended. Who wanted it earlier and
+// has it still, hears of it when it compares.
+func (e *Engine) inform(own []fabric.Admission) {
 	ctx, cancel := context.WithTimeout(context.Background(), callTimeout)
 	defer cancel()
 	var group errgroup.Group
-	if len(own) > 0 {
-		for _, peer := range e.remotes(e.engines) {
-			group.Go(func() error {
-				peer.order.Lock() // after the forwards that are on their way
-				defer peer.order.Unlock()
-				peer := e.newest(e.engines, peer)
-				return peer.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: own}, nil)
-			})
+	for _, peer := range e.remotes(e.engines) {
+		p, wants := rpc.WithdrawParams{}, e.wantedBy(peer.id)
+		for _, a := range own {
+			if wants.has(a.Service) {
+				p.Endpoints = append(p.Endpoints, a.Endpoint)
+			}
 		}
+		if len(p.Endpoints) == 0 {
+			continue
+		}
+		group.Go(func() error {
+			peer.order.Lock() // after the forwards that are on their way
+			defer peer.order.Unlock()
+			peer := e.newest(e.engines, peer)
+			return peer.conn.Call(ctx, rpc.MethodWithdraw, p, nil)
+		})
 	}
 	for _, agent := range e.remotes(e.agents) {
 		group.Go(func() error { return e.update(ctx, agent) })
@@ -473,13 +507,13 @@ func (e *Engine) inform(own []string) {
 }
 
 // end removes leases, and remembers those of the zone that were withdrawn, which it returns as own.
-func (e *Engine) end(gone func(lease.Lease) bool, withdrawn bool) (removed []lease.Lease, own []string) {
+func (e *Engine) end(gone func(lease.Lease) bool, withdrawn bool) (removed []lease.Lease, own []fabric.Admission) {
 	e.recalling.Lock()
 	defer e.recalling.Unlock()
 	removed = e.leases.Remove(gone)
 	for _, le := range removed {
 		if withdrawn && le.Admission.Zone == e.self.Zone {
-			own = append(own, le.Admission.Endpoint)
+			own = append(own, le.Admission)
 		}
 	}
 	e.remember(own)
@@ -494,18 +528,27 @@ func (e *Engine) Expire() error {
 	for _, n := range e.nodes() {
 		known[n.ID()] = true
 	}
+	if len(known) > 0 {
+		e.forgetWants(known)
+	}
 	return e.drop(func(le lease.Lease) bool {
 		a := le.Admission
 		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()] || e.verify.Void(le.Request, a) != nil
 	}, false)
 }
 
-// Refresh updates the switch and the agents after a change of the revision or the roster.
+// Refresh updates the switch, the agents, and what is wanted of other zones, after a change of the
+// revision or the roster.
 func (e *Engine) Refresh(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	err := e.reprogram.Call()
+	e.reviseWants()
 	var group errgroup.Group
+	group.Go(func() error {
+		e.announceWants(ctx)
+		return nil
+	})
+	err := e.reprogram.Call()
 	for _, agent := range e.remotes(e.agents) {
 		group.Go(func() error { return e.update(ctx, agent) })
 	}

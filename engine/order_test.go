@@ -52,6 +52,9 @@ func TestEndpointsThatComeDuringSync(t *testing.T) {
 	aws, _, _ := w.engine("aws1")
 	gcp, gcpSwitch, _ := w.engine("gcp1")
 	news2 := w.request(2, "aws1", "w1", svc)
+	_, err := w.connect(gcp, "w1", w.request(1, "gcp1", "w1", news))
+	must.NoError(t, err)
+	must.NoError(t, gcp.Welcome(context.Background(), wire{peerOf(gcp), peerOf(aws), aws.Handle, make(chan struct{})}))
 	var coming sync.WaitGroup
 	first := true
 	conn := through{wire: wire{peerOf(aws), peerOf(gcp), gcp.Handle, make(chan struct{})}, before: func(method string) {
@@ -66,7 +69,7 @@ func TestEndpointsThatComeDuringSync(t *testing.T) {
 	}}
 	must.NoError(t, aws.Welcome(context.Background(), conn))
 	coming.Wait()
-	must.Eq(t, []string{"svc-2"}, gcpSwitch.endpoints())
+	must.Eq(t, []string{"news-1", "svc-2"}, gcpSwitch.endpoints())
 }
 
 // The end of an endpoint does not overtake its beginning.
@@ -79,13 +82,16 @@ func TestWithdrawalWaitsForForwards(t *testing.T) {
 			time.Sleep(inForce + 200*time.Millisecond)
 		}
 	}}
+	_, err := w.connect(gcp, "w1", w.request(2, "gcp1", "w1", news))
+	must.NoError(t, err)
+	must.NoError(t, gcp.Welcome(context.Background(), wire{peerOf(gcp), peerOf(aws), aws.Handle, make(chan struct{})}))
 	must.NoError(t, aws.Welcome(context.Background(), conn))
 	reply, err := w.connect(aws, "w1", w.request(1, "aws1", "w1", svc))
 	must.NoError(t, err)
 	must.Eq(t, []string{"aws1/w1: its agent is not connected", "gcp1/p1: no answer in time"}, reply.Pending)
 	w.withdraw(aws, "w1", "svc-1")
 	time.Sleep(300 * time.Millisecond)
-	must.SliceEmpty(t, gcpSwitch.endpoints())
+	must.Eq(t, []string{"news-2"}, gcpSwitch.endpoints())
 }
 
 // slow is a switch that takes long to be programmed.
@@ -199,6 +205,8 @@ func TestEverybodyAtOnce(t *testing.T) {
 	aws, _, _ := w.engine("aws1")
 	gcp, gcpSwitch, _ := w.engine("gcp1")
 	aws.log, gcp.log = hclog.NewNullLogger(), hclog.NewNullLogger()
+	_, err := w.connect(gcp, "w1", w.request(30, "gcp1", "w1", news))
+	must.NoError(t, err)
 	w.join(aws, gcp)
 	w.agentOf(aws, "w1")
 	w.agentOf(gcp, "w1")
@@ -218,7 +226,7 @@ func TestEverybodyAtOnce(t *testing.T) {
 	all.Wait()
 	must.SliceNotEmpty(t, gcpSwitch.endpoints())
 	must.Len(t, 10, aws.own())
-	must.Len(t, 10, gcpSwitch.endpoints())
+	must.Len(t, 11, gcpSwitch.endpoints())
 }
 
 // A message for an agent that has connected anew goes over the new connection, also when it was

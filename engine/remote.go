@@ -15,6 +15,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/fanout"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/node/lease"
@@ -39,6 +40,10 @@ type remote struct {
 
 	// heard is what the peer listed last. Engine.mu guards it.
 	heard heard
+	// announce tells another engine what this one wants; nil for an agent. said is what it was told
+	// last and knows; nil if that is not known. Engine.mu guards said.
+	announce *coalesce.Func
+	said     *wants
 	// before is the connection whose place this one took, nil if there was none. It takes its place
 	// again if it is open when this one ends: a daemon does not know that another process with its
 	// certificate was here for a while. Engine.mu guards it.
@@ -95,6 +100,7 @@ func (e *Engine) Welcome(ctx context.Context, conn Conn) error {
 			return fmt.Errorf("bring agent %s up to date: %w", r.id, err)
 		}
 	case peer.Kind == fabric.KindProcessor && peer.Zone != e.self.Zone:
+		r.announce = e.announcer(r.id)
 		e.enter(e.engines, r)
 		if err := e.offer(ctx, r); err != nil {
 			return fmt.Errorf("bring engine %s up to date: %w", r.id, err)
@@ -109,6 +115,7 @@ func (e *Engine) enter(set map[fabric.NodeID]*remote, r *remote) {
 	e.mu.Lock()
 	if old := set[r.id]; old != nil {
 		r.order, r.mu, r.heard, r.before = old.order, old.mu, old.heard, old.open()
+		r.announce = old.announce
 	}
 	set[r.id] = r
 	e.mu.Unlock()
@@ -152,9 +159,9 @@ func (e *Engine) own() []lease.Lease {
 	return e.leases.Where(e.now(), func(a fabric.Admission) bool { return a.Zone == e.self.Zone })
 }
 
-// offer forwards all endpoints of this zone to the engine of another zone.
+// offer tells the engine of another zone what this one wants, and sends it what it wants and lacks.
 func (e *Engine) offer(ctx context.Context, r *remote) error {
-	if err := e.forwardAll(ctx, r, e.own()); err != nil {
+	if err := r.announce.Call(); err != nil {
 		return err
 	}
 	if err := e.syncEngine(ctx, r); err != nil {

@@ -159,7 +159,8 @@ func (e *Engine) draining() bool {
 }
 
 // knowsAll reports whether the agents of the zone and the engines of the other zones have listed
-// their endpoints, as far as their nodes answer, and nothing of that is missing here.
+// their endpoints, as far as their nodes answer, nothing of that is missing here, and the engines
+// know what this one wants.
 func (e *Engine) knowsAll(live map[desired.Hop]bool) bool {
 	nodes := e.nodes()
 	e.mu.Lock()
@@ -174,7 +175,7 @@ func (e *Engine) knowsAll(live map[desired.Hop]bool) bool {
 		}
 		answers, known := live[desired.Hop{Processor: n.ID()}]
 		r := set[n.ID()]
-		if !known || answers && (r == nil || r.heard.endpoints == nil || r.heard.missing > 0) {
+		if !known || answers && (r == nil || r.heard.endpoints == nil || r.heard.missing > 0 || r.announce != nil && r.said != e.wants.Load()) {
 			return false
 		}
 	}

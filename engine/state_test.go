@@ -233,8 +233,8 @@ func (f *forwards) Call(_ context.Context, method string, _, _ any) error {
 func (f *forwards) Peer() rpc.Peer        { return f.peer }
 func (f *forwards) Done() <-chan struct{} { return nil }
 
-// A request goes to all engines of another zone; those that are known not to answer get it too, and
-// are not waited for, unless there is no other.
+// A request goes to all engines of another zone that wants it; those that are known not to answer
+// get it too, and are not waited for, unless there is no other.
 func TestRequestsGoToAllEnginesOfAZone(t *testing.T) {
 	w := newWorld(t)
 	p2 := fabric.Node{Fabric: "test", Zone: "gcp1", Name: "p2", Kind: fabric.KindProcessor}
@@ -247,6 +247,8 @@ func TestRequestsGoToAllEnginesOfAZone(t *testing.T) {
 	}
 	for _, f := range engines {
 		must.NoError(t, s.Welcome(t.Context(), f))
+		_, err := s.Handle(t.Context(), f.peer, rpc.MethodWant, encode(t, rpc.WantParams{Add: []fabric.Ref{svc}}))
+		must.NoError(t, err)
 	}
 	n := 0
 	connect := func() (pending []string) {

@@ -21,7 +21,8 @@ import (
 
 // heard is what a peer listed last on its connection. It is empty before that.
 type heard struct {
-	// endpoints is the list. It is nil if the peer has not listed its endpoints yet.
+	// endpoints is the list, with those that this engine does not want. It is nil if the peer has
+	// not listed its endpoints yet.
 	endpoints map[string]time.Time
 	// owners are the nodes for which the peer speaks.
 	owners map[fabric.NodeID]bool
@@ -92,9 +93,10 @@ func (e *Engine) compareAgent(ctx context.Context, r *remote) (lost bool, err er
 	return len(reply.Missing) > 0, r.conn.Call(ctx, rpc.MethodWithdraw, rpc.WithdrawParams{Endpoints: gone}, nil)
 }
 
-// syncEngine compares the endpoints of this zone with what the engine of another zone has of them.
-// It forwards what that engine has lost, withdraws what it still has although it has ended, and
-// gets back what this engine has lost.
+// syncEngine compares the endpoints of this zone that the engine of another zone wants with what it
+// has of them, and what this engine wants with what the other one knows of that. It forwards what
+// that engine has lost, withdraws what it still has although it has ended, and gets back what this
+// engine has lost.
 func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	reply, err := e.compareEngine(ctx, r)
 	if err != nil {
@@ -103,6 +105,12 @@ func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 	if len(reply.Missing) > 0 {
 		e.log.Info("the other engine lacks endpoints, sending them again", logkey.Node, r.id, logkey.Count, len(reply.Missing))
 	}
+	if reply.OtherWants {
+		e.mu.Lock()
+		r.said = nil
+		e.mu.Unlock()
+		err = r.announce.Call()
+	}
 	var lacked []lease.Lease
 	for _, endpoint := range reply.Missing {
 		if le, ok := e.leases.Get(endpoint); ok {
@@ -110,7 +118,7 @@ func (e *Engine) syncEngine(ctx context.Context, r *remote) error {
 		}
 	}
 	gone, lost := e.judge(reply.Unlisted)
-	err = errors.Join(e.forwardAll(ctx, r, lacked), e.withdrawFrom(ctx, r, gone), e.recall(ctx, r, lost))
+	err = errors.Join(err, e.forwardAll(ctx, r, lacked), e.withdrawFrom(ctx, r, gone), e.recall(ctx, r, lost))
 	if err == nil && len(lacked) > 0 {
 		_, err = e.compareEngine(ctx, r) // so that the peer sees that it lacks nothing any more
 	}
@@ -124,8 +132,18 @@ func (e *Engine) compareEngine(ctx context.Context, r *remote) (reply rpc.SyncRe
 	defer r.order.Unlock()
 	r = e.newest(e.engines, r)
 	params := rpc.SyncParams{Endpoints: map[string]time.Time{}, Owners: e.listedOwners()}
+	e.mu.Lock()
+	wants := e.wanted[r.id]
+	if r.said != nil {
+		params.Wants = r.said.digest
+	}
+	e.mu.Unlock()
 	for _, le := range e.own() {
-		params.Endpoints[le.Admission.Endpoint] = le.Admission.Issued
+		if wants.has(le.Admission.Service) {
+			params.Endpoints[le.Admission.Endpoint] = le.Admission.Issued
+		} else {
+			params.Others = append(params.Others, le.Admission.Endpoint)
+		}
 	}
 	return reply, r.conn.Call(ctx, rpc.MethodSync, params, &reply)
 }
@@ -222,8 +240,13 @@ func (e *Engine) recalled(from rpc.Peer, p rpc.RecallParams) (rpc.RecallReply, e
 // sync compares the list of a peer with the leases that it owns. It ends nothing.
 func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) (rpc.SyncReply, error) {
 	reply := rpc.SyncReply{Missing: e.leases.Lacking(p.Endpoints)}
+	listed := make(map[string]time.Time, len(p.Endpoints)+len(p.Others))
+	maps.Copy(listed, p.Endpoints)
+	for _, endpoint := range p.Others {
+		listed[endpoint] = time.Time{}
+	}
 	for _, le := range e.leases.Where(e.now(), e.ownedBy(from)) {
-		if _, listed := p.Endpoints[le.Admission.Endpoint]; !listed {
+		if _, has := listed[le.Admission.Endpoint]; !has {
 			reply.Unlisted = append(reply.Unlisted, rpc.Held{Endpoint: le.Admission.Endpoint, Node: le.Admission.Host()})
 		}
 	}
@@ -232,12 +255,12 @@ func (e *Engine) sync(from rpc.Peer, p rpc.SyncParams) (rpc.SyncReply, error) {
 		reply.Exit, reply.Far = x.Leads, x.Far
 	}
 	defer e.stand.look()
-	h := heard{endpoints: p.Endpoints, owners: map[fabric.NodeID]bool{}, missing: len(reply.Missing)}
-	if h.endpoints == nil {
-		h.endpoints = map[string]time.Time{}
-	}
+	h := heard{endpoints: listed, owners: map[fabric.NodeID]bool{}, missing: len(reply.Missing)}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if w := e.wanted[from.NodeID]; p.Wants != (fabric.Hash{}) {
+		reply.OtherWants = !w.said() || w.digest != p.Wants
+	}
 	if from.Zone == e.self.Zone && e.agents[from.NodeID] != nil {
 		h.owners[from.NodeID] = true
 		e.agents[from.NodeID].heard = h
@@ -256,13 +279,13 @@ const endedFor = 48 * time.Hour
 
 // remember notes that endpoints of the zone were withdrawn by their agent, so that they are not
 // taken for lost ones while another engine still has them.
-func (e *Engine) remember(withdrawn []string) {
+func (e *Engine) remember(withdrawn []fabric.Admission) {
 	now := time.Now() // durations only
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	maps.DeleteFunc(e.ended, func(_ string, at time.Time) bool { return now.Sub(at) > endedFor })
-	for _, endpoint := range withdrawn {
-		e.ended[endpoint] = now
+	for _, a := range withdrawn {
+		e.ended[a.Endpoint] = now
 	}
 }
 
@@ -329,6 +352,8 @@ func (e *Engine) unheard() []string {
 			list = append(list, who+" is not connected")
 		case r.heard.endpoints == nil:
 			list = append(list, who+" has not listed its endpoints yet")
+		case r.announce != nil && r.said != e.wants.Load():
+			list = append(list, who+" does not know yet of which services endpoints are needed here")
 		case r.heard.missing > 0:
 			list = append(list, fmt.Sprintf("%s has %d endpoints that were missing here; they are on their way, or refused", who, r.heard.missing))
 		}

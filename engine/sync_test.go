@@ -109,6 +109,7 @@ func TestLostElsewhere(t *testing.T) {
 	w := newWorld(t)
 	aws, _, _ := w.engine("aws1")
 	gcp, _, _ := w.engine("gcp1")
+	w.carries(gcp)
 	w.join(aws, gcp)
 	w1 := &owner{w: w, node: "w1", has: map[string]fabric.Request{"svc-1": w.request(1, "aws1", "w1", svc)}}
 	w2 := &owner{w: w, node: "w2", has: map[string]fabric.Request{"web-2": w.request(2, "aws1", "w2", web)}}
@@ -154,6 +155,7 @@ func TestWithdrawnIsNotLost(t *testing.T) {
 	w := newWorld(t)
 	aws, _, _ := w.engine("aws1")
 	gcp, _, _ := w.engine("gcp1")
+	w.carries(gcp)
 	w.join(aws, gcp)
 	r := w.request(1, "aws1", "w1", svc)
 	_, err := w.connect(aws, "w1", r)
@@ -191,6 +193,7 @@ func TestOnlyTheOwnerEnds(t *testing.T) {
 		}
 		start("aws1")
 		start("gcp1")
+		w.carries(engines["gcp1"])
 		owners := map[string]*owner{}
 		for _, n := range []string{"w1", "w2"} {
 			owners[n] = &owner{w: w, node: n, has: map[string]fabric.Request{}}

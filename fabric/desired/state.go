@@ -57,7 +57,7 @@ type Workload struct {
 
 // Processor is what the switch at the boundary of a zone must contain.
 type Processor struct {
-	// Endpoints are those of the fabric that something leads to.
+	// Endpoints are those of the zone, and of others those that it needs and something leads to.
 	Endpoints []Endpoint
 	// Probes are the workload nodes that something leads to: the switch carries probes among their
 	// health addresses, and nothing else to or from those.
@@ -115,22 +115,30 @@ func ForWorkload(self fabric.NodeID, topology Topology, endpoints []fabric.Admis
 	return w
 }
 
-// ForProcessor computes what the switch of a processor must enforce. It knows every endpoint of the
-// fabric that a link leads to, and who of its zone may open flows to whom; if ways of others can
-// lead through the zone, who of any zone.
+// ForProcessor computes what the switch of a processor must enforce: about the endpoints of its
+// zone and, of the others that a link leads to, those that the zone needs; see Topology.Needed. It
+// knows who of its zone may open flows to whom; if ways of others can lead through the zone, who of
+// any zone. Whether endpoints that the zone does not need are among the given ones makes no
+// difference.
 func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admission, docs Documents, known fabric.Outside) Processor {
 	p := Processor{Endpoints: make([]Endpoint, 0, len(endpoints))}
 	zone := self.Zone
 	var own, all parties
 	for _, a := range endpoints {
+		if a.Zone == zone {
+			own.add(a.Identity())
+		}
+	}
+	needed := topology.Needed(zone, own.identities, docs)
+	for _, a := range endpoints {
+		if a.Zone != zone && !needed.Has(a.Identity()) {
+			continue
+		}
 		way, ok := topology.way(zone, a.Zone)
 		if !ok {
 			continue
 		}
 		p.Endpoints = append(p.Endpoints, topology.endpoint(a, all.add(a.Identity()), way))
-		if a.Zone == zone {
-			own.add(a.Identity())
-		}
 	}
 	p.Probes = topology.probed(zone)
 	out := newOutside(known)
@@ -139,7 +147,7 @@ func ForProcessor(self fabric.NodeID, topology Topology, endpoints []fabric.Admi
 	}
 	externals, rules := out.resolve(true)
 	judged := own.identities
-	if topology.CarriesOthers(zone) {
+	if needed.Everything {
 		judged = all.identities
 	}
 	p.Externals, p.Rules = externals, append(rulesAmong(judged, all.identities, docs), rules...)

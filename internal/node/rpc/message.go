@@ -15,6 +15,7 @@ import (
 const (
 	MethodConnect  = "connect"  // agent to engine of its zone: a connectivity request
 	MethodForward  = "forward"  // engine to engine: a connectivity request of the sender's zone
+	MethodWant     = "want"     // engine to engine: of which services the sender wants requests
 	MethodAnnounce = "announce" // engine to agent: requests of counterparts
 	MethodWithdraw = "withdraw" // these endpoints have ended
 	MethodSync     = "sync"     // compare what the sender has for the receiver with what that has
@@ -43,11 +44,29 @@ type ForwardParams struct {
 	Request fabric.Request `json:"request"`
 }
 
-// ForwardReply is the other zone's part of a ConnectReply, with the requests of its endpoints that
-// are counterparts of the new one.
+// ForwardReply is the other zone's part of a ConnectReply. To an engine that has not said what it
+// wants, it has the requests of the receiver's endpoints that are counterparts of the new one.
 type ForwardReply struct {
 	Counterparts []fabric.Request `json:"counterparts,omitempty"`
 	Pending      []string         `json:"pending,omitempty"`
+}
+
+// WantParams say of which services the sender wants the receiver's requests, as a change of what it
+// said last. An engine that has said nothing, of an older version, gets all.
+type WantParams struct {
+	// Before is the digest of what it said last; zero: this says all that it wants.
+	Before fabric.Hash `json:"before,omitzero"`
+	// Everything says that it wants the requests of all services.
+	Everything bool         `json:"everything,omitempty"`
+	Add        []fabric.Ref `json:"add,omitempty"`
+	Remove     []fabric.Ref `json:"remove,omitempty"`
+}
+
+// WantReply is sent when the sender has got the requests of the services that it wants newly.
+type WantReply struct {
+	// Other says that the receiver did not take the change, because what it knows is not what the
+	// change is of.
+	Other bool `json:"other,omitempty"`
 }
 
 // AnnounceParams contains the requests of counterparts of the receiver's endpoints.
@@ -68,12 +87,17 @@ type WithdrawParams struct {
 }
 
 // SyncParams lists all endpoints for which the sender speaks to the receiver: an agent those of its
-// node; an engine those of its zone to the engine of another zone, and to an agent those that it
-// has announced. It repairs what either side missed or lost. The list itself ends nothing: the
-// sender withdraws what it knows to have ended.
+// node; an engine those of its zone that the engine of another zone wants, and to an agent those
+// that it has announced. It repairs what either side missed or lost. The list itself ends nothing:
+// the sender withdraws what it knows to have ended.
 type SyncParams struct {
 	// Endpoints says when the admission of each endpoint was issued.
 	Endpoints map[string]time.Time `json:"endpoints"`
+	// Others are endpoints of the sender's zone that live and that the receiver does not want. Only
+	// engines send it.
+	Others []string `json:"others,omitempty"`
+	// Wants is the digest of the services that the sender said that it wants. Only engines send it.
+	Wants fabric.Hash `json:"wants,omitzero"`
 	// Owners are the nodes of the sender's zone that have listed their endpoints to the sender
 	// since they connected. Only engines send it.
 	Owners []fabric.NodeID `json:"owners,omitempty"`
@@ -91,6 +115,8 @@ type SyncReply struct {
 	// Far says that the receiver has an address and a route to the outside besides. An exit without
 	// is chosen only if no other of the zone has them.
 	Far bool `json:"far,omitempty"`
+	// OtherWants says that the receiver knows other wants of the sender than the digest.
+	OtherWants bool `json:"otherWants,omitempty"`
 }
 
 // Held is an endpoint that a receiver has, and its node.
