@@ -158,15 +158,18 @@ func (a *Agent) leave() error {
 }
 
 // due returns when a request must be renewed: at two thirds of the life of its admission, or when
-// the certificate that signed it must be, whichever is earlier. Other nodes check both when they
-// learn of the endpoint.
-func due(ep endpoint) time.Time {
+// the certificate that signed it must be, whichever is earlier; at once if that is superseded.
+// Other nodes check both when they learn of the endpoint.
+func due(ep endpoint, superseded func(*x509.Certificate) bool) time.Time {
 	at := ep.Admission.Issued.Add(ep.Admission.Expires.Sub(ep.Admission.Issued) * 2 / 3)
 	if len(ep.Request.Certificate) == 0 {
 		return time.Time{}
 	}
 	leaf, err := x509.ParseCertificate(ep.Request.Certificate[0])
 	if err != nil {
+		return time.Time{}
+	}
+	if superseded(leaf) {
 		return time.Time{}
 	}
 	if signed := identity.RenewalTime(leaf); signed.Before(at) {
@@ -189,7 +192,7 @@ func (a *Agent) mustRenew(ep endpoint) bool {
 	if ep.admitted() && a.revoked(ep) != nil {
 		return true
 	}
-	return !a.now().Before(due(ep)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep)
+	return !a.now().Before(due(ep, a.node.Identity.Superseded)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep)
 }
 
 func (a *Agent) wasPromoted(ep endpoint) bool {
@@ -241,4 +244,18 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	}
 	a.refreshCatalog()
 	return errors.Join(storing, a.reprogram.Call())
+}
+
+// issuers counts the certificates of services and requests on this node by who issued them.
+func (a *Agent) issuers() map[string]int {
+	counts := a.services.Issuers()
+	for _, ep := range a.endpoints.all() {
+		if len(ep.Request.Certificate) == 0 {
+			continue
+		}
+		if leaf, err := x509.ParseCertificate(ep.Request.Certificate[0]); err == nil {
+			counts[identity.IssuedBy(leaf)]++
+		}
+	}
+	return counts
 }

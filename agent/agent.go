@@ -128,7 +128,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if a.resolver, err = a.openResolver(filepath.Join(c.DataDir, "names.json"), client); err != nil {
 		return nil, err
 	}
-	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain); err != nil {
+	if a.services, err = identity.OpenServiceKeys(filepath.Join(c.DataDir, "services"), c.TrustDomain, n.Identity.Superseded); err != nil {
 		return nil, err
 	}
 	if a.addresses, err = openAddresses(filepath.Join(c.DataDir, "addresses.json"), n.Self.Pool4, n.Self.Pool6); err != nil {

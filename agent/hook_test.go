@@ -161,7 +161,7 @@ func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, 
 	must.NoError(t, err)
 	a.standings, err = openStandings(filepath.Join(dir, "attached.json"))
 	must.NoError(t, err)
-	a.services, err = identity.OpenServiceKeys(filepath.Join(dir, "services"), identitytest.TrustDomain)
+	a.services, err = identity.OpenServiceKeys(filepath.Join(dir, "services"), identitytest.TrustDomain, never)
 	must.NoError(t, err)
 	a.addresses, err = openAddresses(filepath.Join(dir, "addresses.json"), netip.MustParsePrefix("100.64.0.0/24"), netip.MustParsePrefix("fd5f::/64"))
 	must.NoError(t, err)

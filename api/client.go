@@ -54,6 +54,7 @@ type Config struct {
 	Token      string // Consul ACL token of an operator
 	VaultToken string // or Vault token; not both
 	CACert     string // PEM file; empty: the roots of the system
+	MoreCAs    []byte // PEM, besides those of CACert
 	ClientCert string // PEM file
 	ClientKey  string // PEM file
 
@@ -150,6 +151,7 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
 			return nil, fmt.Errorf("CA of the controller: %s contains no PEM certificate", cfg.CACert)
 		}
+		c.RootCAs.AppendCertsFromPEM(cfg.MoreCAs)
 	}
 	if cfg.ClientCert != "" || cfg.ClientKey != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.ClientCert, cfg.ClientKey)

@@ -27,6 +27,7 @@ type NodeStatus struct {
 	Revocations        uint64            `json:"revocations"`    // sequence of the list of removals and revocations that it heeds
 	Endpoints          []EndpointStatus  `json:"endpoints,omitempty"`
 	CertificateExpires time.Time         `json:"certificateExpires,omitzero"`
+	Authorities        *AuthorityStatus  `json:"authorities,omitempty"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
 	Ways               []WayStatus       `json:"ways,omitempty"`     // measured by probes, of links and paths to zones
@@ -215,6 +216,14 @@ type LinkStatus struct {
 	Tx            uint64    `json:"tx"`
 }
 
+// AuthorityStatus says what a daemon has of the fabric's authorities, which are named by their
+// subject key identifiers in hexadecimal.
+type AuthorityStatus struct {
+	Trusted []string       `json:"trusted"` // with which it verifies certificates
+	Issued  map[string]int `json:"issued"`  // certificates that it uses, by who issued them
+	Keys    []int          `json:"keys"`    // versions of the fabric's signing key that it has pinned
+}
+
 // ControllerStatus is what the controller reports about itself.
 type ControllerStatus struct {
 	Address            string    `json:"address"`
@@ -222,6 +231,8 @@ type ControllerStatus struct {
 	Leader             bool      `json:"leader"`
 	CertificateExpires time.Time `json:"certificateExpires,omitzero"`
 	Degraded           []string  `json:"degraded,omitempty"`
+
+	Authorities *AuthorityStatus `json:"authorities,omitempty"`
 }
 
 // Status is the state of the fabric. Nodes lists all registered nodes; a node that has not reported

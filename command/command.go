@@ -39,6 +39,9 @@ func Run(args []string) int {
 // commands returns all commands by their names.
 func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	factories := map[string]cli.CommandFactory{
+		"ca": func() (cli.Command, error) {
+			return group{"Rotate the authority that issues certificates", caUsage}, nil
+		},
 		"endpoint": func() (cli.Command, error) { return group{"Show the endpoints of the fabric", endpointUsage}, nil },
 		"graph":    func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
 		"job":      func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
@@ -48,6 +51,10 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	for name, c := range map[string]subcommand{
 		"agent":              &AgentCommand{},
 		"attach":             &AttachCommand{},
+		"ca abort":           &CAAbortCommand{},
+		"ca finish":          &CAFinishCommand{},
+		"ca rotate":          &CARotateCommand{},
+		"ca status":          &CAStatusCommand{},
 		"controller":         &ControllerCommand{},
 		"detach":             &DetachCommand{},
 		"doctor":             &DoctorCommand{},
@@ -104,6 +111,28 @@ type group struct{ synopsis, usage string }
 func (g group) Synopsis() string { return g.synopsis }
 func (g group) Help() string     { return strings.TrimSpace(g.usage) }
 func (g group) Run([]string) int { return cli.RunResultHelp }
+
+const caUsage = `
+Usage: sif ca <subcommand> [options] [args]
+
+  This command groups subcommands for the authorities that issue the fabric's
+  certificates.
+
+  Show them, and which daemons trust them:
+
+      $ sif ca status
+
+  Replace the one in use, while everything runs, and end it afterwards:
+
+      $ sif ca rotate
+      $ sif ca finish
+
+  Or go back:
+
+      $ sif ca abort
+
+  See the help of each subcommand for its options.
+`
 
 const endpointUsage = `
 Usage: sif endpoint <subcommand> [options] [args]

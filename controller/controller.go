@@ -56,6 +56,8 @@ type Identity interface {
 	Roots() *x509.CertPool
 	ServerTLS(clientAuth tls.ClientAuthType) *tls.Config
 	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
+	Certificate() *tls.Certificate
+	Authorities() []string
 	Expiry() time.Time
 	Degraded() []string
 }

@@ -5,6 +5,7 @@ package controller
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,5 +104,9 @@ func (c *Controller) self() api.ControllerStatus {
 	return api.ControllerStatus{
 		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leading.Load(),
 		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(),
+		Authorities: &api.AuthorityStatus{
+			Trusted: c.cfg.Identity.Authorities(), Issued: map[string]int{identity.IssuedBy(c.cfg.Identity.Certificate().Leaf): 1},
+			Keys: slices.Sorted(maps.Keys(c.cfg.Identity.Keys().Keys)),
+		},
 	}
 }

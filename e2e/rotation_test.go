@@ -6,9 +6,13 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"testing"
 	"time"
@@ -47,8 +51,9 @@ func (r rotations) look(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestRotation has certificates of one minute under traffic: established TCP connections, UDP
-// flows, new connections, and new workloads in both zones. Nothing of it may be lost.
+// TestRotation has certificates of one minute, and another authority that issues them, under
+// traffic: established TCP connections, UDP flows, new connections, and new workloads in both
+// zones. Nothing of it may be lost.
 func TestRotation(t *testing.T) {
 	text := os.Getenv(rotationVariable)
 	if text == "" {
@@ -64,6 +69,8 @@ func TestRotation(t *testing.T) {
 	packets := []*datagrams{openDatagrams(t, svc, near, newsPort), openDatagrams(t, svc, far, newsPort)}
 	flows := []*attempts{openAttempts(t, svc, near, 9001), openAttempts(t, svc, far, 9001)}
 
+	authority := world.rotateAuthority(t, length)
+
 	seen := rotations{}
 	began := time.Now()
 	admitted := 0
@@ -78,6 +85,7 @@ func TestRotation(t *testing.T) {
 		}
 	}
 	took := time.Since(began).Round(time.Second)
+	authority(t)
 
 	for _, s := range streams {
 		s.mustFlow(t, 10*time.Second)
@@ -106,6 +114,55 @@ func TestRotation(t *testing.T) {
 	// A daemon renews at two thirds at the latest, so it has at least one new one in each minute.
 	must.GreaterEq(t, int(length/rotationLife), fewest-1)
 	world.allWell(t, 30*time.Second)
+}
+
+// rotateAuthority replaces the authority of the fabric's certificates meanwhile. The function that
+// it returns waits for that, and ends the old one: everything must go on with the new one alone.
+func (f *fabricUnderTest) rotateAuthority(t *testing.T, within time.Duration) (finish func(*testing.T)) {
+	t.Helper()
+	began := time.Now()
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd, err := f.Command(ctx, "client", filepath.Join(f.Bin, "sif"), "ca", "rotate", "-bundle="+f.FabricCA(), "-timeout="+(within+3*time.Minute).String())
+	must.NoError(t, err)
+	cmd.Env = append(cmd.Env, f.Environment()...)
+	var said bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &said, &said
+	must.NoError(t, cmd.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }()
+	t.Cleanup(func() {
+		cancel()
+		<-ended
+	})
+	return func(t *testing.T) {
+		t.Helper()
+		err := <-ended
+		ended <- nil
+		must.NoError(t, err, must.Sprint(said.String()))
+		t.Logf("sif ca rotate took at most %s:\n%s", time.Since(began).Round(time.Second), said.String())
+		r := f.sif(t, "ca", "finish", "-json", "-auto-approve")
+		must.Zero(t, r.code, must.Sprint(r.stderr))
+		var set struct {
+			Authorities []struct {
+				State   string
+				Trusted int
+			}
+			Daemons int
+		}
+		eventually(t, 3*time.Minute, func() error {
+			r := f.sif(t, "ca", "status", "-json", "-bundle="+f.FabricCA())
+			if err := json.Unmarshal([]byte(r.stdout), &set); err != nil {
+				return fmt.Errorf("%w: %s", err, r.stderr)
+			}
+			for _, a := range set.Authorities {
+				if want := map[string]int{"current": set.Daemons, "ended": 0}[a.State]; a.Trusted != want || a.State != "current" && a.State != "ended" {
+					return fmt.Errorf("the authority that is %s is trusted by %d of %d daemons", a.State, a.Trusted, set.Daemons)
+				}
+			}
+			return nil
+		})
+		must.Len(t, 2, set.Authorities)
+	}
 }
 
 // replace stops the instance of a job in a zone. It waits for the one that Nomad starts in its

@@ -544,6 +544,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Sequence, s.Root = pointer.Sequence, pointer.Root
 	s.Revocations = n.Removals.List().Sequence
 	s.CertificateExpires = n.Identity.Expiry()
+	s.Authorities = n.authorities(s.Authorities)
 	s.Repaired = n.repairs.total()
 	s.Enforced = n.lastCompared()
 	if n.Links != nil {

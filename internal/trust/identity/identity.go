@@ -55,12 +55,14 @@ type Source struct {
 	vault  *vaultapi.Client
 	store  store
 
-	mu       sync.RWMutex
-	cert     *tls.Certificate
-	roots    *x509.CertPool
-	keys     fabric.KeySet
-	degraded map[string]string // error by name of the chore
-	tokenTTL time.Duration     // at the last login or renewal; zero without a token
+	mu          sync.RWMutex
+	cert        *tls.Certificate
+	authorities []*x509.Certificate
+	roots       *x509.CertPool // the same, replaced and never modified
+	current     string         // AuthorityID of who issues certificates now, as Vault says; empty: not known yet
+	keys        fabric.KeySet
+	degraded    map[string]string // error by name of the chore
+	tokenTTL    time.Duration     // at the last login or renewal; zero without a token
 
 	isRevoked func(Subject, *x509.Certificate) error // may be nil
 	reviewed  chan struct{}                          // closed and replaced by Review
@@ -112,7 +114,10 @@ func (s *Source) restore() error {
 	if err != nil {
 		return err
 	}
-	s.roots, s.keys = roots, keys
+	if len(roots) > 0 {
+		s.trust(roots)
+	}
+	s.keys = keys
 	cert, err := s.store.certificate()
 	if err != nil || cert == nil {
 		return err

@@ -4,9 +4,7 @@
 package identity
 
 import (
-	"bytes"
 	"context"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -121,28 +119,6 @@ func (s *Source) doToken(ctx context.Context) (time.Time, error) {
 	return time.Now().Add(max(ttl/2, time.Second)), nil
 }
 
-func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
-	next := time.Now().Add(refreshInterval)
-	fetched, err := s.fetchRoots(ctx)
-	if err != nil {
-		return time.Time{}, err
-	}
-	onDisk, err := s.store.read(rootsFile)
-	if err != nil {
-		return time.Time{}, err
-	}
-	if bytes.Equal(onDisk, fetched) && s.Roots() != nil {
-		return next, nil
-	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(fetched)
-	s.mu.Lock()
-	s.roots = pool
-	s.mu.Unlock()
-	s.log.Info("authorities changed")
-	return next, s.store.write(rootsFile, fetched)
-}
-
 func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	next := time.Now().Add(refreshInterval)
 	fetched, err := VaultKeys(ctx, s.vault, s.config.TransitMount, s.config.TransitKey)
@@ -168,14 +144,15 @@ func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
 	return next, s.store.putKeys(keys)
 }
 
-// doCertificate obtains a certificate if there is none, or if it is past RenewalTime or revoked.
+// doCertificate obtains a certificate if there is none, or if it is past RenewalTime,
+// revoked or superseded.
 func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	s.mu.RLock()
 	ask := s.isRevoked
 	s.mu.RUnlock()
-	if cert := s.Certificate(); cert != nil && s.ownRevoked(cert.Leaf, ask) == nil {
+	if cert := s.Certificate(); cert != nil && s.ownRevoked(cert.Leaf, ask) == nil && !s.Superseded(cert.Leaf) {
 		if left := RenewalTime(cert.Leaf).Sub(clock.Now()); left > 0 {
-			return time.Now().Add(left), nil
+			return time.Now().Add(min(left, refreshInterval)), nil
 		}
 	}
 	key, chain, err := s.issue(ctx)
@@ -199,5 +176,6 @@ func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	s.cert = cert
 	s.mu.Unlock()
 	s.log.Info("certificate renewed", logkey.Expires, cert.Leaf.NotAfter)
-	return RenewalTime(cert.Leaf), s.store.putCertificate(cert)
+	left := RenewalTime(cert.Leaf).Sub(clock.Now())
+	return time.Now().Add(min(left, refreshInterval)), s.store.putCertificate(cert)
 }

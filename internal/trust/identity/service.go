@@ -29,20 +29,23 @@ const maxPending = 8
 type ServiceKeys struct {
 	dir         string
 	trustDomain string
+	superseded  func(*x509.Certificate) bool
 
 	mu      sync.Mutex
 	certs   map[fabric.Ref]*tls.Certificate
 	pending map[fabric.Ref][]*ecdsa.PrivateKey
 }
 
-// OpenServiceKeys reads the keys in dir, which it creates if need be.
-func OpenServiceKeys(dir, trustDomain string) (*ServiceKeys, error) {
+// OpenServiceKeys reads the keys in dir, which it creates if need be. superseded says whether a
+// certificate is to be replaced before its time: see Source.Superseded.
+func OpenServiceKeys(dir, trustDomain string, superseded func(*x509.Certificate) bool) (*ServiceKeys, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("create the directory of service keys: %w", err)
 	}
 	k := &ServiceKeys{
 		dir:         dir,
 		trustDomain: trustDomain,
+		superseded:  superseded,
 		certs:       map[fabric.Ref]*tls.Certificate{},
 		pending:     map[fabric.Ref][]*ecdsa.PrivateKey{},
 	}
@@ -139,12 +142,13 @@ func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
 	return atomicfile.Write(k.file(service), b, 0o600)
 }
 
-// NeedsRenewal reports whether the service has no certificate, or one that is past RenewalTime.
+// NeedsRenewal reports whether the service has no certificate, or one that is past RenewalTime or
+// superseded.
 func (k *ServiceKeys) NeedsRenewal(service fabric.Ref) bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	cert := k.certs[service]
-	return cert == nil || !clock.Now().Before(RenewalTime(cert.Leaf))
+	return cert == nil || !clock.Now().Before(RenewalTime(cert.Leaf)) || k.superseded(cert.Leaf)
 }
 
 // Discard removes the keys of the certificates for which void is true, of the disk as well.
@@ -187,6 +191,17 @@ func (k *ServiceKeys) Expiry(service fabric.Ref) time.Time {
 		return cert.Leaf.NotAfter
 	}
 	return time.Time{}
+}
+
+// Issuers counts the certificates by who issued them (IssuedBy).
+func (k *ServiceKeys) Issuers() map[string]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	counts := map[string]int{}
+	for _, cert := range k.certs {
+		counts[IssuedBy(cert.Leaf)]++
+	}
+	return counts
 }
 
 // Services returns the services that have a certificate, in order.

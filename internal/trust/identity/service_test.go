@@ -4,6 +4,7 @@
 package identity_test
 
 import (
+	"crypto/x509"
 	"testing"
 	"time"
 
@@ -14,10 +15,12 @@ import (
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
+func never(*x509.Certificate) bool { return false }
+
 func TestServiceKeys(t *testing.T) {
 	ca := identitytest.NewCA(t)
 	dir := t.TempDir()
-	k, err := identity.OpenServiceKeys(dir, identitytest.TrustDomain)
+	k, err := identity.OpenServiceKeys(dir, identitytest.TrustDomain, never)
 	must.NoError(t, err)
 	web := fabric.Ref{Domain: "getaway-app", Name: "http-proxy"}
 	must.True(t, k.NeedsRenewal(web))
@@ -53,14 +56,14 @@ func TestServiceKeys(t *testing.T) {
 	sign()
 
 	// A restart finds them; Drop removes them.
-	k, err = identity.OpenServiceKeys(dir, identitytest.TrustDomain)
+	k, err = identity.OpenServiceKeys(dir, identitytest.TrustDomain, never)
 	must.NoError(t, err)
 	must.Eq(t, []fabric.Ref{web}, k.Services())
 	sign()
 	must.NoError(t, k.Drop(web))
 	must.NoError(t, k.Drop(web))
 	must.SliceEmpty(t, k.Services())
-	k, err = identity.OpenServiceKeys(dir, identitytest.TrustDomain)
+	k, err = identity.OpenServiceKeys(dir, identitytest.TrustDomain, never)
 	must.NoError(t, err)
 	must.SliceEmpty(t, k.Services())
 

@@ -68,16 +68,21 @@ func (s store) putCertificate(cert *tls.Certificate) error {
 	return s.write(certificateFile, b)
 }
 
-func (s store) roots() (*x509.CertPool, error) {
+// roots returns nil if there are none.
+func (s store) roots() ([]*x509.Certificate, error) {
 	b, err := s.read(rootsFile)
 	if b == nil || err != nil {
 		return nil, err
 	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(b) {
-		return nil, fmt.Errorf("%s contains no certificate", s.path(rootsFile))
+	list, err := decodeAuthorities(b)
+	if err != nil {
+		return nil, fmt.Errorf("read the authorities from %s: %w", s.path(rootsFile), err)
 	}
-	return pool, nil
+	return list, nil
+}
+
+func (s store) putRoots(authorities []*x509.Certificate) error {
+	return s.write(rootsFile, encodeAuthorities(authorities))
 }
 
 func (s store) keys() (fabric.KeySet, error) {

@@ -123,36 +123,6 @@ func (s *Source) renew(ctx context.Context) (time.Duration, error) {
 	return s.login(ctx)
 }
 
-// fetchRoots reads the authorities of the mount. During a rotation Vault lists the old and the new
-// one.
-func (s *Source) fetchRoots(ctx context.Context) ([]byte, error) {
-	var pemBytes []byte
-	list, err := s.vault.Logical().ListWithContext(ctx, s.config.PKIMount+"/issuers")
-	if err != nil {
-		return nil, fmt.Errorf("list the issuers of %s: %w", s.config.PKIMount, err)
-	}
-	if list == nil {
-		return nil, fmt.Errorf("list the issuers of %s: there are none", s.config.PKIMount)
-	}
-	ids, _ := list.Data["keys"].([]any)
-	for _, id := range ids {
-		path := fmt.Sprintf("%s/issuer/%v/json", s.config.PKIMount, id)
-		issuer, err := s.vault.Logical().ReadWithContext(ctx, path)
-		if err != nil {
-			return nil, fmt.Errorf("read %s: %w", path, err)
-		}
-		if issuer == nil {
-			continue // it was just deleted
-		}
-		text, _ := issuer.Data["certificate"].(string)
-		pemBytes = append(pemBytes, strings.TrimSpace(text)+"\n"...)
-	}
-	if !x509.NewCertPool().AppendCertsFromPEM(pemBytes) {
-		return nil, fmt.Errorf("the issuers of %s contain no certificate", s.config.PKIMount)
-	}
-	return pemBytes, nil
-}
-
 // pin compares fetched keys with the pinned ones. A version never changes its key, and the lowest
 // accepted version never decreases. A version that Vault does not list any more stays pinned while
 // it is accepted: it may come back, and must then have the same key.

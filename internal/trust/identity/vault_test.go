@@ -51,6 +51,7 @@ func setUp(t *testing.T, life string) (*testhost.Server, *vaultapi.Client, ident
 	must.NoError(t, v.Sys().PutPolicy("node", `
 path "sif-pki/sign/node-aws1-aws1-w1" { capabilities = ["update"] }
 path "sif-transit/keys/sif" { capabilities = ["read"] }
+path "sif-pki/issuer/*" { capabilities = ["read"] }
 `))
 	write("auth/approle/role/node", map[string]any{"token_policies": "node", "token_ttl": "4s", "token_max_ttl": "1h"})
 	role, err := v.Logical().Read("auth/approle/role/node/role-id")
