@@ -448,8 +448,10 @@ func write(d Datapath, have, want image) (changes []string, err error) {
 			put(x)
 		}
 	}
-	for _, x := range kept {
-		if x.Identity != 0 && slices.ContainsFunc(lacking[x.Interface], func(p netip.Prefix) bool { return fabric.Covers(x.Prefix, p) }) {
+	// What is there around those is nobody's either before anything goes that hides it.
+	for _, x := range slices.Concat(kept, given) {
+		_, is := have.externals[externalKey{x.Interface, x.Prefix}]
+		if is && x.Identity != 0 && slices.ContainsFunc(lacking[x.Interface], func(p netip.Prefix) bool { return fabric.Covers(x.Prefix, p) }) {
 			put(x)
 		}
 	}
