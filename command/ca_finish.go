@@ -23,8 +23,8 @@ Usage: sif ca finish [options]
   minute no daemon trusts their certificates. It cannot be undone. It is refused
   while a daemon uses a certificate of one, or does not trust the current one.
 
-  They stay listed in Vault as revoked, so that a machine that is away now learns
-  of it. Do not delete them there before all machines have been back.
+  They stay listed in Vault as revoked, so that a machine that is away now
+  learns of it. Do not delete them there before all machines have been back.
 
   VAULT_ADDR names Vault; the token is VAULT_TOKEN or that of vault login, and
   must be an administrator's of the PKI mount.
