@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/agent/catalog"
 	"github.com/sif-project/sif/agent/probe"
+	"github.com/sif-project/sif/agent/workloadapi"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/clock"
@@ -38,6 +39,7 @@ import (
 	"github.com/sif-project/sif/internal/outside/resolve"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
+	"github.com/sif-project/sif/internal/trust/jwtkey"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -78,6 +80,8 @@ type Agent struct {
 	outage       outage
 	processes    processes
 	ended        ended
+	workloadAPI  *workloadapi.Server
+	jwtKeys      *jwtkey.Source
 
 	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
@@ -168,6 +172,9 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	})
 	a.health = catalog.NewHealth(catalog.HealthConfig{Consul: n.Consul, Verify: a.verifyRecord, Speaker: a.speaker, Log: log.Named("catalog")})
 	if a.engines.zone, err = newNeighbours(a); err != nil {
+		return nil, err
+	}
+	if err := a.openWorkloadAPI(); err != nil {
 		return nil, err
 	}
 	n.Degrade("data path", a.Reconcile()) // what one endpoint cannot have must not keep the others from their agent
@@ -302,6 +309,8 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		})
 	})
 	group.Go(func() error { return a.serveTasks(ctx) })
+	group.Go(func() error { return a.jwtKeys.Run(ctx) })
+	group.Go(func() error { return a.workloadAPI.Run(ctx) })
 	group.Go(func() error {
 		expiry.Watch(ctx, a.now, a.node.Revision.Documents, func() { a.node.Degrade("data path", a.reprogram.Call()) })
 		return nil

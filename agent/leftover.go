@@ -78,7 +78,8 @@ func pinDir(c *config.Config) string { return filepath.Join(c.BPFDir, "sif") }
 // Leftovers returns what an agent has made on this machine, in the order in which it is to be taken
 // away. The agent must have been stopped. self is the node's record, or zero if it is lost.
 func Leftovers(c *config.Config, self fabric.Node) ([]leftover.Leftover, error) {
-	list := leftover.Files(filepath.Join(c.CNI.ConfigDir, cniConfigFile), filepath.Join(c.CNI.PluginDir, cniPlugin))
+	list := leftover.Files(filepath.Join(c.CNI.ConfigDir, cniConfigFile), filepath.Join(c.CNI.PluginDir, cniPlugin),
+		filepath.Join(c.WorkloadAPI.Directory, wellknown.WorkloadAPISocket))
 	interfaces, err := leftover.Interfaces(endpointInterface.MatchString)
 	errs := []error{err}
 	list = append(list, interfaces...)

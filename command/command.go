@@ -55,6 +55,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"ca finish":          &CAFinishCommand{},
 		"ca rotate":          &CARotateCommand{},
 		"ca status":          &CAStatusCommand{},
+		"cert":               &CertCommand{},
 		"controller":         &ControllerCommand{},
 		"detach":             &DetachCommand{},
 		"doctor":             &DoctorCommand{},

@@ -81,6 +81,7 @@ type Config struct {
 	Identity  Identity
 	Signer    Signer
 	Authority Authority
+	SVIDs     SVIDs
 	Scheduler Scheduler
 	Log       hclog.Logger
 

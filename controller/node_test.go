@@ -40,6 +40,7 @@ func TestNodes(t *testing.T) {
 	t.Run("lost releases", func(t *testing.T) { testLostReleases(t, w) })
 	t.Run("clock", func(t *testing.T) { testClockSteps(t, w) })
 	t.Run("certificate", func(t *testing.T) { testCertificate(t, w) })
+	t.Run("SVIDs", func(t *testing.T) { testSVIDs(t, w) })
 	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
 	t.Run("enforced", func(t *testing.T) { testEnforced(t, w) })
 }

@@ -168,6 +168,10 @@ func (c *Controller) routes() []route {
 			summary: "Ends admissions of endpoints that the calling node does not have any more.", request: api.ReleaseRequest{}},
 		{pattern: "POST /v1/node/certificate", caller: callerNode, call: c.postCertificate, action: "certificate.issue",
 			summary: "Issues a certificate for a service of which the calling node has a live admission.", request: api.CertificateRequest{}, reply: api.CertificateReply{}},
+		{pattern: "POST /v1/node/svid", caller: callerNode, call: c.postSVID, action: "svid.issue",
+			summary: "Issues a certificate for the application of an endpoint of the calling node.", request: api.SVIDRequest{}, reply: api.CertificateReply{}},
+		{pattern: "POST /v1/node/jwt-svid", caller: callerNode, call: c.postJWTSVID, action: "jwt-svid.issue",
+			summary: "Issues a token for the application of an endpoint of the calling node.", request: api.JWTSVIDRequest{}, reply: api.JWTSVIDReply{}},
 
 		{pattern: "GET /v1/health", caller: callerAnyone, summary: "Returns status 200 if this controller leads and can write its data directory, otherwise 503.", reply: api.ControllerStatus{}},
 	}

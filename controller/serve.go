@@ -25,6 +25,7 @@ import (
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/vaultclient"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // startTimeout bounds how long Serve waits for Consul and Vault.
@@ -68,12 +69,14 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		Fabric: file.Fabric, TrustDomain: file.TrustDomain, DataDir: file.DataDir, Address: address, Version: version,
 		Pool4: pool4, Pool6: pool6, NodePrefix: file.Pools.NodePrefix,
 		History: file.History, PolicyPrefix: file.PolicyPrefix,
-		Audit:      Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
-		Consul:     clients.consul.Load,
-		Vault:      source.Vault,
-		Identity:   source,
-		Signer:     Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
-		Authority:  PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
+		Audit:     Rotation{Bytes: file.Audit.RotateBytes, MaxFiles: file.Audit.RotateMaxFiles},
+		Consul:    clients.consul.Load,
+		Vault:     source.Vault,
+		Identity:  source,
+		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
+		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
+		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleApplication, TrustDomain: file.TrustDomain},
+			file.Vault.TransitMount, wellknown.JWTKey(file.Vault.TransitKey)),
 		Scheduler:  Nomad{Client: clients.nomad.Load},
 		Supervisor: sup,
 		Log:        log,

@@ -156,6 +156,8 @@ func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool
 		Consul: func() *consulapi.Client { return consul }, Vault: source.Vault, Identity: source,
 		Signer:    Transit{Vault: source.Vault, Mount: wellknown.TransitMount, Key: wellknown.TransitKey},
 		Authority: PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
+		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleApplication, TrustDomain: trustDomain},
+			wellknown.TransitMount, wellknown.JWTKey(wellknown.TransitKey)),
 		Scheduler: scheduler, Log: testLogger(t),
 	})
 	must.NoError(t, err)

@@ -86,6 +86,11 @@ func (x *extractor) rewrite(group *hclsyntax.Body, block *hclsyntax.Block, s Sta
 	if meta := x.meta(group, s); meta != "" {
 		parts = append(parts, meta)
 	}
+	if s.WorkloadAPI {
+		if volume := x.workloadAPI(group, s); volume != "" {
+			parts = append(parts, volume)
+		}
+	}
 	if s.VM {
 		x.guests(group)
 	}

@@ -36,11 +36,13 @@ const argService = "SIF_SERVICE"
 
 // Stanza is a connectivity block: what the instances of a group request.
 type Stanza struct {
-	Service   string          // "domain/service"; empty: the service that selects the group
-	Originate []string        // contracts as written: "name" (of the service's domain) or "domain/name"
-	Respond   []string        // likewise; if both lists are empty, all roles of the service
-	VM        bool            // the group is a virtual machine
-	Pos       fabric.Position // of the block
+	Service   string   // "domain/service"; empty: the service that selects the group
+	Originate []string // contracts as written: "name" (of the service's domain) or "domain/name"
+	Respond   []string // likewise; if both lists are empty, all roles of the service
+	VM        bool     // the group is a virtual machine
+	// WorkloadAPI says that the tasks of the group are to have the SPIFFE Workload API.
+	WorkloadAPI bool
+	Pos         fabric.Position // of the block
 
 	source    Source
 	block     hcl2.Range
@@ -59,13 +61,13 @@ type Job struct {
 	edits  []edit
 }
 
-var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}, {Name: "vm"}}}
+var stanzaSchema = &hcl2.BodySchema{Attributes: []hcl2.AttributeSchema{{Name: "service"}, {Name: "originate"}, {Name: "respond"}, {Name: "vm"}, {Name: "workload_api"}}}
 
 // ExtractConnectivity removes the connectivity blocks from a Nomad job file, and writes what they
-// request as plain Nomad: network mode NetworkMode and the Meta keys, and for a virtual machine
-// what QEMU must be told. All other text is unchanged. The stanza must consist of literals;
-// expressions elsewhere may refer to variables, locals and functions. The job is nil if the
-// diagnostics contain errors. JSON job files are not supported.
+// request as plain Nomad: network mode NetworkMode and the Meta keys, for a virtual machine what
+// QEMU must be told, and the mounts of the Workload API. All other text is unchanged. The stanza
+// must consist of literals; expressions elsewhere may refer to variables, locals and functions. The
+// job is nil if the diagnostics contain errors. JSON job files are not supported.
 func ExtractConnectivity(src Source) (*Job, Diagnostics) {
 	if strings.HasSuffix(src.Name, ".json") || bytes.HasPrefix(bytes.TrimSpace(src.Data), []byte("{")) {
 		return nil, Diagnostics{{Severity: Error, Summary: src.Name + " is a JSON job file, which cannot have a connectivity stanza",
@@ -161,6 +163,7 @@ func (x *extractor) stanza(b *hclsyntax.Block) Stanza {
 	s.respond = x.contracts(content, "respond")
 	s.Originate, s.Respond = values(s.originate), values(s.respond)
 	s.VM = x.boolAttr(content, "vm", false)
+	s.WorkloadAPI = x.boolAttr(content, "workload_api", false)
 	return s
 }
 

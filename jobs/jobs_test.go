@@ -31,6 +31,10 @@ func TestMixedJobsAgreeWithTheirGraph(t *testing.T) {
 	agree(t, []string{"mixed"}, []string{"mixed/*.nomad.hcl"}, map[string]int{"mixed-app/places": 0}) // which systemd runs
 }
 
+func TestIdentityJobAgreesWithItsGraph(t *testing.T) {
+	agree(t, []string{"identity"}, []string{"identity/*.nomad.hcl"}, nil)
+}
+
 // agree checks that the jobs request what the graphs have, and that each service has one group, or
 // as many as counts says.
 func agree(t *testing.T, graphs, jobs []string, counts map[string]int) {

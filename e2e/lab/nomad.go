@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // NomadAddress is the address of the Nomad server: HTTPS with the servers' CA, ACLs enabled.
@@ -73,7 +75,7 @@ func (l *Lab) CNIDirs(node string) (plugins, configs string) {
 // ready.
 func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
 	plugins, configs := l.CNIDirs(node.Name)
-	if err := mkdirs(plugins, configs); err != nil {
+	if err := mkdirs(plugins, configs, l.WorkloadAPIDir(node.Name)); err != nil {
 		return err
 	}
 	chroot, err := l.chroot(node)
@@ -93,6 +95,11 @@ func (l *Lab) startNomadClient(ctx context.Context, node *Node) error {
     guest = %q
   }
 
+  host_volume %q {
+    path      = %q
+    read_only = true
+  }
+
   # The disk is the machine's and may be rather full.
   gc_disk_usage_threshold  = 99
   gc_inode_usage_threshold = 99
@@ -110,6 +117,7 @@ plugin "raw_exec" {
   }
 }
 `, l.Topology.Orchestrator().Address, underlay, plugins, configs, cgroupParent(l.Name, node.Name), l.GuestDir(),
+		wellknown.WorkloadAPIVolume, l.WorkloadAPIDir(node.Name),
 		strings.Join(node.Drivers, ","), chroot)
 	if node.HasDriver("docker") {
 		// Each client has a Docker engine of its own, so that none removes another's containers as

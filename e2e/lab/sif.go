@@ -43,6 +43,9 @@ func (l *Lab) BPFDir(node string) string { return l.runDir(node, "bpf") }
 // SIFRunDir is the directory of the sockets of a node's SIF daemons.
 func (l *Lab) SIFRunDir(node string) string { return l.runDir(node, "sif") }
 
+// WorkloadAPIDir is the directory of the socket of a node's Workload API.
+func (l *Lab) WorkloadAPIDir(node string) string { return l.runDir(node, wellknown.WorkloadAPIVolume) }
+
 // SIFDataDir is the directory of the files of a node's SIF daemons.
 func (l *Lab) SIFDataDir(node string) string { return l.varDir(node, "sif") }
 
@@ -188,6 +191,7 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 		c.block("expose", "protocol", "udp", "port", 8125, "to", "127.0.0.1:8125")
 		c.block("expose", "port", 4317, "to", "[fe80::1]:4317")
 		c.block("cni", "plugin_dir", plugins, "config_dir", configs, "socket", filepath.Join(l.SIFRunDir(node.Name), "cni.sock"))
+		c.block("workload_api", "directory", l.WorkloadAPIDir(node.Name))
 	}
 	p, err := l.daemon(node, daemon, c)
 	if err != nil {

@@ -33,20 +33,21 @@ type Config struct {
 	PolicyPrefix string `hcl:"policy_prefix,optional"`
 	History      int    `hcl:"history,optional"` // controller: number of revisions that are kept; 0: its default
 
-	Underlay   *Underlay   `hcl:"underlay,block"`
-	Consul     *Consul     `hcl:"consul,block"`
-	Vault      *Vault      `hcl:"vault,block"`
-	Nomad      *Nomad      `hcl:"nomad,block"`
-	Controller *Controller `hcl:"controller,block"`
-	Link       *Link       `hcl:"link,block"`
-	Engine     *Engine     `hcl:"engine,block"`
-	OVS        *OVS        `hcl:"ovs,block"`
-	CNI        *CNI        `hcl:"cni,block"`
-	DNS        *DNS        `hcl:"dns,block"`
-	Pools      *Pools      `hcl:"pools,block"`
-	Audit      *Audit      `hcl:"audit,block"`
-	Firewall   *Firewall   `hcl:"firewall,block"`
-	Exit       *Exit       `hcl:"exit,block"`
+	Underlay    *Underlay    `hcl:"underlay,block"`
+	Consul      *Consul      `hcl:"consul,block"`
+	Vault       *Vault       `hcl:"vault,block"`
+	Nomad       *Nomad       `hcl:"nomad,block"`
+	Controller  *Controller  `hcl:"controller,block"`
+	Link        *Link        `hcl:"link,block"`
+	Engine      *Engine      `hcl:"engine,block"`
+	OVS         *OVS         `hcl:"ovs,block"`
+	CNI         *CNI         `hcl:"cni,block"`
+	WorkloadAPI *WorkloadAPI `hcl:"workload_api,block"`
+	DNS         *DNS         `hcl:"dns,block"`
+	Pools       *Pools       `hcl:"pools,block"`
+	Audit       *Audit       `hcl:"audit,block"`
+	Firewall    *Firewall    `hcl:"firewall,block"`
+	Exit        *Exit        `hcl:"exit,block"`
 
 	Connections *Connections `hcl:"connections,block"`
 
@@ -202,6 +203,11 @@ type Exit struct {
 
 // Addrs returns the addresses, invalid ones where the file has none.
 func (e *Exit) Addrs() (v4, v6 netip.Addr) { return parsedAddr(e.Address4), parsedAddr(e.Address6) }
+
+// WorkloadAPI configures where the agent serves the SPIFFE Workload API.
+type WorkloadAPI struct {
+	Directory string `hcl:"directory,optional"` // of the socket; workloads mount it
+}
 
 // CNI configures where the agent installs the CNI plugin, and the socket between them.
 type CNI struct {

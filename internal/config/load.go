@@ -200,6 +200,7 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.CNI.PluginDir, "/opt/cni/bin")
 	fill(&c.CNI.ConfigDir, "/opt/cni/config")
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
+	fill(&c.WorkloadAPI.Directory, wellknown.WorkloadAPIDir)
 }
 
 // ParsePorts parses ports of a node, such as "tcp/22" or "udp/5000-5100".

@@ -78,7 +78,7 @@ func Examine(ctx context.Context, o Options) ([]host.Finding, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, look := range []func(context.Context) []host.Finding{p.machine, p.network, p.openVSwitch, p.servers, p.paths, p.units, p.attached} {
+	for _, look := range []func(context.Context) []host.Finding{p.machine, p.network, p.openVSwitch, p.servers, p.paths, p.units, p.attached, p.workloadAPI} {
 		findings = append(findings, look(ctx)...)
 	}
 	return findings, nil

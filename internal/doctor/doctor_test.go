@@ -120,6 +120,16 @@ client {
 	must.StrHasPrefix(t, `error Nomad's client looks for CNI plugins in "/usr/lib/cni", and the agent installs its own in "/opt/cni/bin": cni { plugin_dir = "/usr/lib/cni" } in agent.hcl`, found[0])
 	must.Eq(t, `error Nomad's dynamic ports 8000-9000 contain ports of the fabric: 8440, 8441: client { reserved { reserved_ports = "8440,8441" } } in Nomad's configuration`, found[1])
 
+	v := judgeVolume(map[string]any{"HostVolumes": []any{map[string]any{"Name": "sif-workload", "Path": "/run/sif-workload/", "ReadOnly": true}}}, "/run/sif-workload")
+	must.Eq(t, host.Well, v.Result)
+	must.StrContains(t, v.Detail, "offers the host volume")
+	v = judgeVolume(map[string]any{"HostVolumes": []any{map[string]any{"Name": "sif-workload", "Path": "/run/sif-workload"}}}, "/run/sif-workload")
+	must.Eq(t, host.Warning, v.Result)
+	v = judgeVolume(map[string]any{"HostVolumes": []any{map[string]any{"Name": "sif-workload", "Path": "/srv"}}}, "/run/sif-workload")
+	must.Eq(t, host.Wrong, v.Result)
+	v = judgeVolume(map[string]any{}, "/run/sif-workload")
+	must.StrContains(t, v.Detail, "no job with workload_api is placed here")
+
 	f := judgeNomad(map[string]any{"Enabled": true, "CNIPath": "/opt/cni/bin/", "CNIConfigDir": "/etc/cni"}, "/opt/cni/bin", "/opt/cni/config")
 	must.StrContains(t, f.String(), `looks for CNI networks in "/etc/cni"`)
 	f = judgeNomad(map[string]any{"Enabled": false}, "/opt/cni/bin", "/opt/cni/config")

@@ -28,6 +28,7 @@ import (
 	"github.com/sif-project/sif/internal/join"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/node/host"
+	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -302,9 +303,10 @@ func (p *patient) lookAtVault(ctx context.Context, c *config.Config) []host.Find
 func needed(k join.Kind, c *config.Config) map[string]string {
 	v := c.Vault
 	m := map[string]string{
-		v.TransitMount + "/keys/" + v.TransitKey: "read",
-		v.PKIMount + "/issuers":                  "list",
-		v.PKIMount + "/sign/" + v.PKIRole:        "update",
+		v.TransitMount + "/keys/" + v.TransitKey:                   "read",
+		v.PKIMount + "/issuers":                                    "list",
+		v.TransitMount + "/keys/" + wellknown.JWTKey(v.TransitKey): "read",
+		v.PKIMount + "/sign/" + v.PKIRole:                          "update",
 	}
 	for _, role := range []string{c.Consul.TokenRole, c.Nomad.TokenRole} {
 		if role != "" {
@@ -313,7 +315,9 @@ func needed(k join.Kind, c *config.Config) map[string]string {
 	}
 	if k == join.Controller {
 		m[v.TransitMount+"/sign/"+v.TransitKey] = "update"
-		m[v.PKIMount+"/sign/workload"] = "update"
+		m[v.TransitMount+"/sign/"+wellknown.JWTKey(v.TransitKey)] = "update"
+		m[v.PKIMount+"/sign/"+setup.RoleWorkload] = "update"
+		m[v.PKIMount+"/sign/"+setup.RoleApplication] = "update"
 	}
 	return m
 }
@@ -437,6 +441,7 @@ func (p *patient) nomadAgent(s server, client *nomadapi.Client, c *config.Config
 	conf, _ := self.Config["Client"].(map[string]any)
 	findings := []host.Finding{judgeNomad(conf, c.CNI.PluginDir, c.CNI.ConfigDir)}
 	findings = append(findings, judgeNomadPorts(conf, p.ports())...)
+	findings = append(findings, judgeVolume(conf, c.WorkloadAPI.Directory))
 	if p.joined {
 		findings = append(findings, nomadNetwork(client, self))
 	}

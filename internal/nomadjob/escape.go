@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	nomadapi "github.com/hashicorp/nomad/api"
+
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // Escape is something in a task by which it leaves its group's network, or could leave it.
@@ -144,7 +146,8 @@ func hostPath(volume string) string {
 // isNodePath reports whether the source of a volume is one of nodePaths, in one, or contains one.
 func isNodePath(volume string) bool {
 	source := hostPath(volume)
-	return path.IsAbs(source) && slices.ContainsFunc(nodePaths, func(p string) bool {
+	// The directory of the Workload API has nothing but a socket that everybody may use.
+	return path.IsAbs(source) && source != wellknown.WorkloadAPIDir && slices.ContainsFunc(nodePaths, func(p string) bool {
 		return source == "/" || source == p || strings.HasPrefix(source, p+"/") || strings.HasPrefix(p, source+"/")
 	})
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/nomad/api"
 
 	"github.com/sif-project/sif/internal/join"
+	"github.com/sif-project/sif/internal/wellknown"
 )
 
 // nomadRules are the rules of the policies in Nomad, by suffix.
@@ -31,6 +32,9 @@ node {
   policy = "read"
 }
 agent {
+  policy = "read"
+}
+host_volume "` + wellknown.WorkloadAPIVolume + `" {
   policy = "read"
 }
 `},

@@ -23,6 +23,10 @@ import (
 // any spiffe://<trust domain>/<domain>/<service>.
 const RoleWorkload = "workload"
 
+// RoleApplication is the PKI role with which the controller has certificates signed that
+// applications hold, for the same names.
+const RoleApplication = "application"
+
 const (
 	rootTTL   = 10 * 365 * 24 * time.Hour
 	loginTTL  = time.Hour        // of Vault tokens, at most: a renewal does not need the secret ID
@@ -48,10 +52,12 @@ func (v *vault) objects() []object {
 		v.mount(s.PKIMount, "pki", "identities of nodes and workloads", "-pki-mount", rootTTL),
 		v.root(),
 		v.inMount(s.PKIMount, "PKI role", "roles/"+RoleWorkload, v.role("service", v.spiffeID("/*/*"))), // matches nodes' IDs too: they differ in the unit
+		v.inMount(s.PKIMount, "PKI role", "roles/"+RoleApplication, v.applicationRole()),
 		v.inMount(s.PKIMount, "PKI role", "roles/"+wellknown.ControllerRole, v.controllerRole()),
 		v.nodeRoles(),
 		v.mount(s.TransitMount, "transit", "signatures of revisions and admissions", "-transit-mount", 0),
 		v.inMount(s.TransitMount, "transit key", "keys/"+s.TransitKey, fields{"type": "ed25519"}),
+		v.inMount(s.TransitMount, "transit key", "keys/"+wellknown.JWTKey(s.TransitKey), fields{"type": "ecdsa-p256"}),
 		v.mount(s.SettingsMount, "kv", "its settings, and the addresses of its controllers", "-settings-mount", 0),
 		v.authMount(),
 		v.identityKey(),
@@ -271,7 +277,7 @@ func (v *vault) inMount(mount, kind, path string, want fields) object {
 		},
 		write: func(ctx context.Context, want fields, have *found) error {
 			if have != nil && kind == "transit key" { // writing it changes nothing, without an error
-				return fmt.Errorf("it is not an ed25519 key: use another one (-transit-key)")
+				return fmt.Errorf("it is not a key of type %v: use another one (-transit-key)", want["type"])
 			}
 			_, err := v.put(ctx, full, want)
 			return err
@@ -341,6 +347,15 @@ func (v *vault) role(unit, spiffeID string) fields {
 
 		"allow_wildcard_certificates": false,
 	}
+}
+
+// applicationRole differs in the life, since applications check no revocation, and in the unit, by
+// which nobody takes an application for its node.
+func (v *vault) applicationRole() fields {
+	role := v.role(fabric.UnitApplication, v.spiffeID("/*/*"))
+	ttl := int(min(v.settings.CertTTL, fabric.MaxSVIDLife).Seconds())
+	role["ttl"], role["max_ttl"] = ttl, ttl
+	return role
 }
 
 // controllerRole is the only role that has names and addresses, because only the controller is
@@ -484,7 +499,9 @@ func (v *vault) controllerPolicy() string {
 func (v *vault) signPolicy() string {
 	s := v.settings.Vault
 	return rule(s.TransitMount+"/sign/"+s.TransitKey, "update") +
+		rule(s.TransitMount+"/sign/"+wellknown.JWTKey(s.TransitKey), "update") +
 		signRule(s.PKIMount+"/sign/"+RoleWorkload) +
+		signRule(s.PKIMount+"/sign/"+RoleApplication) +
 		signRule(s.PKIMount+"/sign/"+wellknown.ControllerRole) +
 		rule(s.PKIMount+"/revoke", "update")
 }
@@ -499,6 +516,7 @@ func (v *vault) nodePolicy() string {
 func (v *vault) readPolicy() string {
 	s := v.settings.Vault
 	return v.keysPolicy() +
+		rule(s.TransitMount+"/keys/"+wellknown.JWTKey(s.TransitKey), "read") +
 		rule(s.PKIMount+"/cert/*", "read") +
 		rule(s.PKIMount+"/issuers", "list") +
 		rule(s.PKIMount+"/issuer/*", "read") +

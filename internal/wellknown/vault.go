@@ -15,6 +15,10 @@ const (
 	ControllerRole = "controller"   // PKI role of the controller's own certificate
 )
 
+// JWTKey returns the name of the transit key that signs JWT-SVIDs, by that of the fabric's signing
+// key.
+func JWTKey(transitKey string) string { return transitKey + "-jwt" }
+
 // NodeRole returns the name of a node's PKI role and the suffix of its AppRole's name. Names
 // contain no "--" (fabric.CheckName), so no two nodes share one.
 func NodeRole(zone, node string) string { return NodeRolePrefix + zone + "--" + node }

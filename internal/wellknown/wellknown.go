@@ -113,6 +113,23 @@ const (
 // which devices to make. No interface can have this name, so no device's own socket can.
 const LinkSocket = "link.sock"
 
+// How workloads reach the SPIFFE Workload API: at the socket WorkloadAPISocket in WorkloadAPIDir,
+// on the node and, where it is mounted, in a task. The directory is not in RunDir, which only the
+// fabric's own daemons may enter, and is never made anew while the machine runs, because it is
+// mounted.
+const (
+	WorkloadAPIDir    = "/run/sif-workload"
+	WorkloadAPISocket = "api.sock"
+	// WorkloadAPIVolume is the host volume of Nomad's clients by which tasks mount the directory.
+	WorkloadAPIVolume = "sif-workload"
+	// WorkloadAPIEnv is the environment variable by which applications find the socket (SPIFFE
+	// Workload Endpoint).
+	WorkloadAPIEnv = "SPIFFE_ENDPOINT_SOCKET"
+)
+
+// WorkloadAPIAddress is the value of WorkloadAPIEnv.
+const WorkloadAPIAddress = "unix://" + WorkloadAPIDir + "/" + WorkloadAPISocket
+
 // HostPrefixes returns the addresses at which workloads reach their own node, as prefixes.
 func HostPrefixes() []netip.Prefix {
 	return []netip.Prefix{netip.PrefixFrom(LinkLocal4, LinkLocal4.BitLen()), netip.PrefixFrom(LinkLocal6, LinkLocal6.BitLen())}

@@ -49,7 +49,7 @@ func TestSettings(t *testing.T) {
 
 	bad := []struct{ name, option, value, want string }{
 		{"address without port", "-listen", "8080", "missing port"},
-		{"scheme", "-news-gw", "https://a:1", "scheme must be http"},
+		{"scheme", "-news-gw", "ftp://a:1", "scheme must be http or https"},
 		{"no host", "-news-gw", "http://:1", "has no host"},
 		{"path", "-news-gw", "http://a:1/x", "only scheme, host and port"},
 		{"port", "-news-gw", "http://a:x", "invalid port"},

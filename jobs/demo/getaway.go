@@ -27,7 +27,7 @@ func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Lo
 		mux.HandleFunc("GET "+path, func(w http.ResponseWriter, r *http.Request) {
 			place := r.URL.Query().Get("place")
 			if s.provider == nil {
-				answerFrom(w, s.self, lookup, place)
+				answerFrom(w, s.self, lookup, place, proofOf(r.TLS))
 				return
 			}
 			answer, err := get[T](r.Context(), *s.provider, path, url.Values{"place": {place}})
@@ -43,13 +43,13 @@ func newGateway[T any](path string, lookup map[string]T) func(settings, *slog.Lo
 }
 
 // answerFrom answers with the data of a destination.
-func answerFrom[T any](w http.ResponseWriter, self instance, lookup map[string]T, place string) {
+func answerFrom[T any](w http.ResponseWriter, self instance, lookup map[string]T, place string, caller *proof) {
 	data, ok := lookup[place]
 	if !ok {
 		writeError(w, self, http.StatusNotFound, fmt.Errorf("%w %q", errUnknownPlace, place))
 		return
 	}
-	writeData(w, self, http.StatusOK, data)
+	writeJSON(w, http.StatusOK, reply[T]{Instance: self, Data: &data, Caller: caller})
 }
 
 // newProvider builds what the gateways call outside the fabric: a service of somebody else, which
@@ -85,6 +85,8 @@ type part[T any] struct {
 	From   *instance `json:"from,omitempty"`
 	Origin *origin   `json:"origin,omitempty"`
 	Data   *T        `json:"data,omitempty"`
+	Caller *proof    `json:"caller,omitempty"` // who each has proved to be, by mutual TLS
+	Server *proof    `json:"server,omitempty"`
 	Error  string    `json:"error,omitempty"`
 	Millis int64     `json:"millis"` // duration of the call in milliseconds
 }
@@ -127,7 +129,7 @@ func ask[T any](ctx context.Context, log *slog.Logger, u upstream, path, place s
 		log.Warn("gateway failed", "service", u.service, "error", err)
 		return part[T]{Error: err.Error(), Millis: millis}
 	}
-	return part[T]{From: &answer.Instance, Origin: answer.Origin, Data: answer.Data, Millis: millis}
+	return part[T]{From: &answer.Instance, Origin: answer.Origin, Data: answer.Data, Caller: answer.Caller, Server: answer.Server, Millis: millis}
 }
 
 // getawayPage is the data of the page of getaway.

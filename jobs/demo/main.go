@@ -7,7 +7,8 @@
 // The services do not know the fabric. They call each other over plain HTTP by name
 // (<service>.<domain>.sif) and show the answer and the instance that gave it, or the error. This
 // package must not import any other package of ours: the demo shows that an application needs no
-// changes, libraries or addresses to run in the fabric.
+// changes, libraries or addresses to run in the fabric. Those that are to prove to each other who
+// they are (jobs/identity) do so by the SPIFFE Workload API, with the library for it.
 package main
 
 import (
@@ -81,6 +82,12 @@ func runRole(ctx context.Context, r role, s settings, log *slog.Logger) error {
 	ln, err := lc.Listen(ctx, "tcp", s.listen)
 	if err != nil {
 		return errors.Join(fmt.Errorf("listen on %s: %w", s.listen, err), svc.close())
+	}
+	if len(s.callers) > 0 {
+		if ln, err = proven.listenTLS(ctx, ln, s.callers); err != nil {
+			return errors.Join(fmt.Errorf("serve by mutual TLS: %w", err), svc.close())
+		}
+		svc.handler = proved(s.self, svc.handler)
 	}
 	log.Info("listening", "address", ln.Addr().String(),
 		"node", s.self.Node, "zone", s.self.Zone, "alloc", s.self.Alloc)

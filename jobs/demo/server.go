@@ -74,6 +74,8 @@ type reply[T any] struct {
 	Error    string   `json:"error,omitempty"`
 	Origin   *origin  `json:"origin,omitempty"` // of a gateway's data
 	Seen     string   `json:"seen,omitempty"`   // the client's address; from providers
+	Caller   *proof   `json:"caller,omitempty"` // who the client has proved to be, by mutual TLS
+	Server   *proof   `json:"-"`                // and the server
 }
 
 // origin says where outside the fabric data comes from.

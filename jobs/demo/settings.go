@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -21,6 +22,7 @@ type settings struct {
 	dataFile string // where a database keeps its data; empty: in memory only
 	needs    map[string]upstream
 	provider *upstream // outside the fabric; nil: the gateway has data of its own
+	callers  []string  // who may call by mutual TLS, as <service>.<domain>; empty: everybody, by plain HTTP
 }
 
 // instance identifies the instance that gave an answer.
@@ -66,8 +68,10 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 		flags.StringVar(&s.dataFile, "data", env("SIF_DEMO_DATA", ""),
 			"`file` to keep the data in; in memory only if empty; $SIF_DEMO_DATA")
 	}
-	var provider string
+	var provider, callers string
 	if r.gateway {
+		flags.StringVar(&callers, "callers", env("SIF_DEMO_CALLERS", ""),
+			"who may call by mutual TLS, as `service.domain` with commas between; everybody, by plain HTTP, if empty; $SIF_DEMO_CALLERS")
 		flags.StringVar(&provider, "provider", env("SIF_DEMO_PROVIDER", ""),
 			"`URL` of the provider outside the fabric; data of its own if empty; $SIF_DEMO_PROVIDER")
 	}
@@ -87,8 +91,11 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 	if _, _, err := net.SplitHostPort(s.listen); err != nil {
 		return settings{}, fmt.Errorf("option -listen: %w", err)
 	}
+	if callers != "" {
+		s.callers = strings.Split(callers, ",")
+	}
 	if provider != "" {
-		base, err := parseBaseURL(provider)
+		base, err := parseBaseURL(provider, "http")
 		if err != nil {
 			return settings{}, fmt.Errorf("option -provider: %w", err)
 		}
@@ -96,7 +103,7 @@ func parseSettings(r role, args []string, getenv func(string) string, output io.
 		s.provider = &u
 	}
 	for _, n := range r.needs {
-		base, err := parseBaseURL(*urls[n.service])
+		base, err := parseBaseURL(*urls[n.service], "http", "https")
 		if err != nil {
 			return settings{}, fmt.Errorf("option -%s: %w", n.service, err)
 		}
@@ -111,13 +118,15 @@ func urlVariable(service string) string {
 	return "SIF_DEMO_URL_" + strings.ToUpper(strings.ReplaceAll(service, "-", "_"))
 }
 
-func parseBaseURL(raw string) (*url.URL, error) {
+// parseBaseURL parses the URL of a service. Providers have no certificates; services of the fabric
+// have those of the Workload API.
+func parseBaseURL(raw string, schemes ...string) (*url.URL, error) {
 	u, err := url.Parse(raw)
 	if err != nil {
 		return nil, err
 	}
-	if u.Scheme != "http" {
-		return nil, fmt.Errorf("%q: the scheme must be http: the links of the fabric encrypt, and the lab's internet has no certificates", raw)
+	if !slices.Contains(schemes, u.Scheme) {
+		return nil, fmt.Errorf("%q: the scheme must be %s", raw, strings.Join(schemes, " or "))
 	}
 	if u.Hostname() == "" {
 		return nil, fmt.Errorf("%q has no host", raw)

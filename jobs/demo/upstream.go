@@ -41,6 +41,7 @@ func newUpstream(service string, base *url.URL, budget time.Duration) upstream {
 				// The transport removes the request's deadline from the dial. With a timeout of its
 				// own, the dialer divides the time among the addresses of a name.
 				DialContext:            (&net.Dialer{Timeout: budget}).DialContext,
+				DialTLSContext:         proven.dialTLS,
 				DisableKeepAlives:      true,
 				MaxResponseHeaderBytes: 16 << 10,
 			},
@@ -96,6 +97,7 @@ func call[T any](ctx context.Context, u upstream, method, path string, query url
 		return none, u.explain(err)
 	}
 	defer resp.Body.Close()
+	proof := proofOf(resp.TLS)
 	raw, err := io.ReadAll(io.LimitReader(resp.Body, maxBody+1))
 	if err != nil {
 		return none, u.explain(err)
@@ -114,6 +116,7 @@ func call[T any](ctx context.Context, u upstream, method, path string, query url
 	if answer.Data == nil {
 		return none, fmt.Errorf("the answer of %s has no data", u.service)
 	}
+	answer.Server = proof
 	return answer, nil
 }
 

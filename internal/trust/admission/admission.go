@@ -9,6 +9,7 @@ package admission
 import (
 	"crypto/x509"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -73,12 +74,15 @@ func (v Verifier) Verify(r fabric.Request, now time.Time) (fabric.Admission, err
 	if err := a.PlacedOn(node); err != nil {
 		return a, err
 	}
-	signer, _, err := identity.VerifyBy(v.Roots(), v.TrustDomain, r.Certificate, fabric.RequestSigningInput(r.Admission.Payload), r.Signature)
+	signer, leaf, err := identity.VerifyBy(v.Roots(), v.TrustDomain, r.Certificate, fabric.RequestSigningInput(r.Admission.Payload), r.Signature)
 	if err != nil {
 		return a, fmt.Errorf("request of endpoint %s: %w", a.Endpoint, err)
 	}
 	if signer != (identity.Subject{Service: a.Service}) {
 		return a, fmt.Errorf("endpoint %s was admitted as service %s, but the request is signed by %s", a.Endpoint, a.Service, signer)
+	}
+	if slices.Contains(leaf.Subject.OrganizationalUnit, fabric.UnitApplication) {
+		return a, fmt.Errorf("the request of endpoint %s is signed with the key of an application, and only the key of its node counts", a.Endpoint)
 	}
 	return a, nil
 }
