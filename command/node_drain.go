@@ -62,8 +62,8 @@ Usage: sif node drain [options] -enable|-disable <zone>/<node>
   Of a node with workloads, Nomad drains the Nomad node that it is: its
   allocations move to other nodes, their endpoints leave the fabric with them,
   and nothing new is placed there. It is nomad node drain, with the fabric's
-  name of the node. What is attached there from outside Nomad stays, for nobody could
-  move it. The command names it: detach it on the node, with sif detach.
+  name of the node. What is attached there from outside Nomad stays, for nobody
+  could move it. The command names it: detach it on the node, with sif detach.
   NOMAD_ADDR and NOMAD_TOKEN say where Nomad is and who drains; the token needs
   node:write. The controller says which Nomad node it is, to a token with
   sif-read.
