@@ -64,7 +64,7 @@ func (c *CARotateCommand) run(ctx context.Context, _ []string) error {
 	if c.csr != "" && c.signed != "" {
 		return usagef("-csr and -signed exclude each other.")
 	}
-	pki, set, client, err := c.open(ctx)
+	pki, set, _, err := c.open(ctx)
 	if err != nil {
 		return err
 	}
@@ -77,7 +77,8 @@ func (c *CARotateCommand) run(ctx context.Context, _ []string) error {
 	if set, err = c.next(ctx, pki, set); err != nil {
 		return err
 	}
-	if client, err = c.trusting(set); err != nil {
+	client, err := c.trusting(set)
+	if err != nil {
 		return err
 	}
 	if next, ok := set.Next(); ok {

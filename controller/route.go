@@ -47,7 +47,7 @@ type route struct {
 type leadership int
 
 const (
-	byLeader leadership = iota
+	_ leadership = iota // the leader, which every route has that says nothing else
 	// byAnyIfNone: the leader; while no controller leads, because Consul is away, every one. It is
 	// for calls that take rights away, whose results of several controllers are put together.
 	byAnyIfNone
