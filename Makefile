@@ -102,6 +102,10 @@ test-failover: build ## Test that the processors of two zones take over from one
 test-ways: build ## Test that packets take the cheapest way that fits, also through a third zone (root, after make setup)
 	SIF_E2E_TOPOLOGY=lab/topology/three-zones.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestWays ./e2e
 
+.PHONY: test-controllers
+test-controllers: build ## Test that three controllers take over from one another, ten times (root, after make setup)
+	SIF_E2E_TOPOLOGY=lab/topology/three-controllers.hcl SIF_E2E_ROUNDS=10 go test -tags e2e -count 1 -timeout 60m -v -run TestControllers ./e2e
+
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000 & rule=$$!; \

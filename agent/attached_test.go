@@ -65,7 +65,7 @@ func newAttachingAgent(t *testing.T) *attachingAgent {
 	})
 	graph := &fabric.Graph{Domains: map[string]*fabric.Domain{"shop": {Name: "shop", Services: []fabric.Service{{Name: "web", Selectors: []fabric.Selector{{Kind: fabric.SelectConsul, Service: "web"}}}}}}}
 	rev := fabric.Compile(graph)
-	must.NoError(t, revision.NewWriter(consul).Publish(t.Context(), rev, ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: "test", Sequence: 1, Root: rev.Root, Time: time.Now()}), 0))
+	must.NoError(t, revision.NewWriter(consul, revision.Unfenced(consul)).Publish(t.Context(), rev, ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: "test", Sequence: 1, Root: rev.Root, Time: time.Now()}), 0))
 	follower, err := revision.NewFollower(consul, dir, "test", ca.Keys, hclog.NewNullLogger())
 	must.NoError(t, err)
 	ctx, stop := context.WithCancel(context.Background())

@@ -5,7 +5,9 @@ package api
 
 import (
 	"bytes"
+	"cmp"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -24,7 +26,7 @@ import (
 
 // The environment variables that DefaultConfig reads.
 const (
-	EnvAddress     = "SIF_HTTP_ADDR"     // https://host:port
+	EnvAddress     = "SIF_HTTP_ADDR"     // https://host:port; several are separated by commas
 	EnvToken       = "SIF_TOKEN"         // Consul ACL token
 	EnvVaultToken  = "SIF_VAULT_TOKEN"   // Vault token, instead of a Consul ACL token
 	EnvCACert      = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
@@ -50,7 +52,9 @@ const maxReply = 256 << 20
 
 // Config says where the controller is and who calls it.
 type Config struct {
-	Address    string // https://host:port, or host:port
+	// Address is https://host:port, or host:port. Several are separated by commas. The client asks
+	// the controllers there, and those of which they tell it, until it finds the one that leads.
+	Address    string
 	Token      string // Consul ACL token of an operator
 	VaultToken string // or Vault token; not both
 	CACert     string // PEM file; empty: the roots of the system
@@ -65,6 +69,16 @@ type Config struct {
 	// TLS, when set, replaces the three files. Nodes set it to the configuration with their
 	// certificate.
 	TLS *tls.Config
+
+	// Known are further addresses, as an earlier client learned them. Learned, when set, is called
+	// with those that controllers tell, when they are others than before.
+	Known   []string
+	Learned func(addresses []string)
+
+	// Patience is how long a call waits for a controller to lead. 0: DefaultPatience.
+	Patience time.Duration
+	// Alone has the client ask only the controller at Address, once, whether it leads or not.
+	Alone bool
 
 	// Clock, when set, is called with the controller's time of each answer, in whole seconds.
 	Clock func(time.Time)
@@ -96,10 +110,13 @@ func DefaultConfig() Config {
 	return cfg
 }
 
-// Client calls one controller. It sends nothing to a server whose certificate is not that of a
-// controller. It is safe for concurrent use.
+// Client calls the controllers of a fabric. It finds the one that leads, and follows when another
+// one does. It sends nothing to a server whose certificate is not that of a controller. It is safe
+// for concurrent use.
 type Client struct {
-	base       *url.URL
+	at         *controllers
+	patience   time.Duration
+	alone      bool
 	token      string
 	vaultToken string
 	http       *http.Client
@@ -110,19 +127,9 @@ type Client struct {
 
 // NewClient returns a client. It does not open a connection.
 func NewClient(cfg Config) (*Client, error) {
-	address := cfg.Address
-	if address == "" {
-		address = DefaultAddress
-	}
-	if !strings.Contains(address, "://") {
-		address = "https://" + address
-	}
-	base, err := url.Parse(address)
+	at, err := newControllers(cfg)
 	if err != nil {
-		return nil, fmt.Errorf("address of the controller: %w", err)
-	}
-	if base.Scheme != "https" || base.Host == "" {
-		return nil, fmt.Errorf("address of the controller %q: must be of the form https://host:port", cfg.Address)
+		return nil, err
 	}
 	if cfg.Token != "" && cfg.VaultToken != "" {
 		return nil, fmt.Errorf("both a Consul token and a Vault token are set for the controller: set %s or %s, not both", EnvToken, EnvVaultToken)
@@ -133,7 +140,7 @@ func NewClient(cfg Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	return &Client{base: base, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, clock: cfg.Clock, http: &http.Client{
+	return &Client{at: at, patience: cmp.Or(cfg.Patience, DefaultPatience), alone: cfg.Alone, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, clock: cfg.Clock, http: &http.Client{
 		Transport: newTransport(tlsConfig, cfg.TrustDomain),
 		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
@@ -201,36 +208,70 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 	if err != nil {
 		return nil, fmt.Errorf("path %q: %w", path, err)
 	}
-	address := c.base.ResolveReference(ref).String()
-	for try := 1; ; try++ {
-		header, data, err := c.send(ctx, method, address, payload)
-		if err != nil {
-			if try < tries && IsCode(err, CodeTooMany) && pause(ctx, header) {
+	id := ""
+	if method != http.MethodGet {
+		id = rand.Text()
+	}
+	began := time.Now()
+	tried, answered := map[string]bool{}, false // in this round
+	var errs []error
+	for try := 1; ; {
+		at := c.at.now()
+		header, data, err := c.send(ctx, method, at, ref, payload, id)
+		var refused *Error
+		switch {
+		case err == nil:
+			c.at.reached(at)
+			if reply == nil || len(data) == 0 {
+				return header, nil
+			}
+			if err := json.Unmarshal(data, reply); err != nil {
+				return nil, fmt.Errorf("decode the answer of the controller at %s: %w", at.Host, err)
+			}
+			return header, nil
+		case IsCode(err, CodeTooMany) && try < tries && pause(ctx, header):
+			try++
+			continue
+		case c.alone:
+			return nil, err
+		case errors.As(err, &refused) && refused.Code != CodeNotLeader:
+			c.at.reached(at)
+			return nil, err
+		case errors.As(err, &refused): // there is a leader, or there will be one
+			answered = true
+			c.at.reached(at)
+			if tried[at.Host] = true; !tried[refused.Details.Leader] && c.at.leader(refused.Details.Leader) {
 				continue
 			}
+		default:
+			c.at.unreachable(at)
+			tried[at.Host] = true
+			errs = append(errs, err)
+			if ctx.Err() != nil {
+				c.at.next(at, tried) // for the next call
+				return nil, err
+			}
+		}
+		if c.at.next(at, tried) {
+			continue
+		}
+		if !answered {
+			return nil, refusedEverywhere(errs)
+		}
+		if time.Since(began) > c.patience || !sleep(ctx, leaderPause) {
 			return nil, err
 		}
-		if reply == nil || len(data) == 0 {
-			return header, nil
-		}
-		if err := json.Unmarshal(data, reply); err != nil {
-			return nil, fmt.Errorf("decode the answer of the controller at %s: %w", c.base.Host, err)
-		}
-		return header, nil
+		clear(tried)
+		answered, errs = false, nil
 	}
 }
 
-// pause waits as long as an answer asks for. It returns false, at once, if ctx ends before that.
-func pause(ctx context.Context, header http.Header) bool {
-	seconds, err := strconv.ParseUint(header.Get("Retry-After"), 10, 16)
-	if err != nil {
+// sleep waits for d. It returns false, at once, if ctx ends before that.
+func sleep(ctx context.Context, d time.Duration) bool {
+	if end, ok := ctx.Deadline(); ok && time.Until(end) < d {
 		return false
 	}
-	wait := time.Duration(seconds) * time.Second
-	if end, ok := ctx.Deadline(); ok && time.Until(end) < wait {
-		return false
-	}
-	timer := time.NewTimer(wait)
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -240,14 +281,30 @@ func pause(ctx context.Context, header http.Header) bool {
 	}
 }
 
+// pause waits as long as an answer asks for. It returns false, at once, if ctx ends before that.
+func pause(ctx context.Context, header http.Header) bool {
+	seconds, err := strconv.ParseUint(header.Get("Retry-After"), 10, 16)
+	if err != nil {
+		return false
+	}
+	return sleep(ctx, time.Duration(seconds)*time.Second)
+}
+
+// RequestHeader carries the ID of a call that changes something. It is the same each time that a
+// client makes the call because an answer was lost, so that a change of the graph is made once.
+const RequestHeader = "X-Sif-Request"
+
 // send makes a call once and returns the answer. The header is that of a refusal as well.
-func (c *Client) send(ctx context.Context, method, address string, payload []byte) (http.Header, []byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, address, bytes.NewReader(payload))
+func (c *Client) send(ctx context.Context, method string, at, ref *url.URL, payload []byte, id string) (http.Header, []byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, at.ResolveReference(ref).String(), bytes.NewReader(payload))
 	if err != nil {
 		return nil, nil, err
 	}
 	if payload != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if id != "" {
+		req.Header.Set(RequestHeader, id)
 	}
 	if c.token != "" {
 		req.Header.Set(TokenHeader, c.token)
@@ -257,56 +314,59 @@ func (c *Client) send(ctx context.Context, method, address string, payload []byt
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, nil, c.explain(err)
+		return nil, nil, c.explain(at, err)
 	}
 	defer resp.Body.Close()
 	if at, err := http.ParseTime(resp.Header.Get("Date")); err == nil && c.clock != nil {
 		c.clock(at)
 	}
+	if !c.alone {
+		c.at.hear(resp.Header)
+	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {
-		return nil, nil, fmt.Errorf("read the answer of the controller at %s: %w", c.base.Host, err)
+		return nil, nil, fmt.Errorf("read the answer of the controller at %s: %w", at.Host, err)
 	}
 	if resp.StatusCode/100 != 2 {
-		return resp.Header, nil, c.refusal(resp, data)
+		return resp.Header, nil, refusal(at, resp, data)
 	}
 	return resp.Header, data, nil
 }
 
-func (c *Client) refusal(resp *http.Response, data []byte) error {
+func refusal(at *url.URL, resp *http.Response, data []byte) error {
 	e := &Error{}
 	if err := json.Unmarshal(data, e); err != nil || e.Code == "" {
-		return fmt.Errorf("the controller at %s answered %s: %s", c.base.Host, resp.Status, firstLine(data))
+		return fmt.Errorf("the controller at %s answered %s: %s", at.Host, resp.Status, firstLine(data))
 	}
 	e.Status = resp.StatusCode
 	return e
 }
 
 // explain adds the remedy to a transport error.
-func (c *Client) explain(err error) error {
+func (c *Client) explain(at *url.URL, err error) error {
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
-		return fmt.Errorf("the certificate of the controller at %s is signed by an unknown authority; set %s to its CA file: %w", c.base.Host, EnvCACert, err)
+		return fmt.Errorf("the certificate of the controller at %s is signed by an unknown authority; set %s to its CA file: %w", at.Host, EnvCACert, err)
 	}
 	// An impostor may have a certificate for another host.
 	var host x509.HostnameError
 	if errors.As(err, &host) && !isController(host.Certificate, c.trustDomain) {
-		return c.stranger(&strangerError{who: owner(host.Certificate)})
+		return c.stranger(at, &strangerError{who: owner(host.Certificate)})
 	}
 	var stranger *strangerError
 	if errors.As(err, &stranger) {
-		return c.stranger(stranger)
+		return c.stranger(at, stranger)
 	}
-	return fmt.Errorf("ask the controller at %s: %w", c.base.Host, err)
+	return fmt.Errorf("ask the controller at %s: %w", at.Host, err)
 }
 
-func (c *Client) stranger(err *strangerError) error {
+func (c *Client) stranger(at *url.URL, err *strangerError) error {
 	remedy := "correct " + EnvAddress
 	if c.trustDomain != "" {
 		remedy += fmt.Sprintf(", or %s, which is %q", EnvTrustDomain, c.trustDomain)
 	}
 	return fmt.Errorf("ask the controller at %s: %w; no token was sent; %s; if that is right, somebody answers in the controller's place",
-		c.base.Host, err, remedy)
+		at.Host, err, remedy)
 }
 
 func firstLine(b []byte) string {

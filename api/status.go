@@ -233,6 +233,11 @@ type ControllerStatus struct {
 	Degraded           []string  `json:"degraded,omitempty"`
 
 	Authorities *AuthorityStatus `json:"authorities,omitempty"`
+
+	Revision uint64 `json:"revision,omitempty"` // sequence of the revision that it knows
+	// Away says why it does not answer the controller that was asked; empty: it does.
+	Away  string    `json:"away,omitempty"`
+	Since time.Time `json:"since,omitzero"` // when it began to be as it is: leading, standing by, or away
 }
 
 // Status is the state of the fabric. Nodes lists all registered nodes; a node that has not reported
@@ -240,8 +245,13 @@ type ControllerStatus struct {
 type Status struct {
 	Fabric     string           `json:"fabric"`
 	Pointer    fabric.Pointer   `json:"pointer,omitzero"`
-	Controller ControllerStatus `json:"controller"`
-	Nodes      []NodeStatus     `json:"nodes"`
+	Controller ControllerStatus `json:"controller"` // the one that answered
+	// Controllers are the others.
+	Controllers []ControllerStatus `json:"controllers,omitempty"`
+	// Age is how old the reports can be because the controller that answered does not lead, in
+	// nanoseconds.
+	Age   time.Duration `json:"age,omitempty"`
+	Nodes []NodeStatus  `json:"nodes"`
 	// Revocations is about the signed list of removals and revocations.
 	Revocations RevocationStatus `json:"revocations,omitzero"`
 	// Warnings are about the graph in force, one sentence each. They degrade nothing.
@@ -271,9 +281,37 @@ func (c *Client) WatchStatus(ctx context.Context, q Query) (Status, uint64, erro
 	return reply, index, err
 }
 
-// Health returns an error unless the controller answers and is the leader.
+// Controller returns the state of a controller, to another one.
+func (c *Client) Controller(ctx context.Context) (ControllerStatus, error) {
+	var reply ControllerStatus
+	err := c.call(ctx, http.MethodGet, "/v1/controller", nil, &reply)
+	return reply, err
+}
+
+// ControllerView returns the state of the fabric as the leader knows it, to another controller.
+func (c *Client) ControllerView(ctx context.Context) (Status, error) {
+	var reply Status
+	err := c.call(ctx, http.MethodGet, "/v1/controller/view", nil, &reply)
+	return reply, err
+}
+
+// Health returns an error unless the controller answers and is the leader. No other one is asked.
 func (c *Client) Health(ctx context.Context) (ControllerStatus, error) {
 	var reply ControllerStatus
-	err := c.call(ctx, http.MethodGet, "/v1/health", nil, &reply)
+	err := c.health(ctx, "/v1/health", &reply)
 	return reply, err
+}
+
+// Standby returns an error unless the controller answers and leads, or could lead.
+func (c *Client) Standby(ctx context.Context) (ControllerStatus, error) {
+	var reply ControllerStatus
+	err := c.health(ctx, "/v1/health?standbyok=true", &reply)
+	return reply, err
+}
+
+// health asks the controller at the address that answered last, and no other one.
+func (c *Client) health(ctx context.Context, path string, reply *ControllerStatus) error {
+	only := *c
+	only.alone = true
+	return only.call(ctx, http.MethodGet, path, nil, reply)
 }

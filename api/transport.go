@@ -5,6 +5,7 @@ package api
 
 import (
 	"crypto/tls"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -20,6 +21,11 @@ type transport struct {
 	current *http.Transport
 	until   time.Time // when current must be replaced; zero: it has no connection
 }
+
+// dialTimeout bounds how long a controller may take to accept a connection, and for the handshake.
+// An open connection on which nothing has come for pingAfter is pinged, and given up when no answer
+// comes within pingTimeout.
+const dialTimeout, pingAfter, pingTimeout = 5 * time.Second, 5 * time.Second, 5 * time.Second
 
 // newTransport returns a transport that uses a copy of conf.
 func newTransport(conf *tls.Config, trustDomain string) *transport {
@@ -55,9 +61,13 @@ func (t *transport) fresh() *http.Transport {
 	return &http.Transport{
 		TLSClientConfig:     t.conf.Clone(), // it modifies it
 		ForceAttemptHTTP2:   true,
-		TLSHandshakeTimeout: 10 * time.Second,
+		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
+		TLSHandshakeTimeout: dialTimeout,
 		IdleConnTimeout:     90 * time.Second,
 		MaxIdleConnsPerHost: 16,
+		// A controller whose machine is gone, or which stands still, answers no ping: the calls to
+		// it fail then, and another one is asked.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
 }
 

@@ -39,6 +39,7 @@ func Run(args []string) int {
 // commands returns all commands by their names.
 func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	factories := map[string]cli.CommandFactory{
+		"audit": func() (cli.Command, error) { return group{"Read the audit log", auditUsage}, nil },
 		"ca": func() (cli.Command, error) {
 			return group{"Rotate the authority that issues certificates", caUsage}, nil
 		},
@@ -51,6 +52,8 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 	for name, c := range map[string]subcommand{
 		"agent":              &AgentCommand{},
 		"attach":             &AttachCommand{},
+		"audit list":         &AuditListCommand{},
+		"audit verify":       &AuditVerifyCommand{},
 		"ca abort":           &CAAbortCommand{},
 		"ca finish":          &CAFinishCommand{},
 		"ca rotate":          &CARotateCommand{},
@@ -112,6 +115,23 @@ type group struct{ synopsis, usage string }
 func (g group) Synopsis() string { return g.synopsis }
 func (g group) Help() string     { return strings.TrimSpace(g.usage) }
 func (g group) Run([]string) int { return cli.RunResultHelp }
+
+const auditUsage = `
+Usage: sif audit <subcommand> [options] [args]
+
+  This command groups subcommands for the audit log: who asked the controllers
+  for which change, and what became of it.
+
+  List what was refused since yesterday:
+
+      $ sif audit list -refused -since=24h
+
+  Verify that no record is missing or was changed:
+
+      $ sif audit verify
+
+  See the help of each subcommand for its options.
+`
 
 const caUsage = `
 Usage: sif ca <subcommand> [options] [args]

@@ -76,7 +76,7 @@ func (m *Meta) generalOptions() *flag.FlagSet {
 	m.config = api.DefaultConfig()
 	o := newOptions("General Options")
 	o.StringVar(&m.config.Address, "address", m.config.Address,
-		"The `address` of the controller, as https://host:port. Overrides the SIF_HTTP_ADDR environment variable. Default: "+api.DefaultAddress)
+		"The `address` of the controller, as https://host:port, or those of several, separated by commas. One of them is enough: they tell which one leads. Overrides the SIF_HTTP_ADDR environment variable. Default: "+api.DefaultAddress)
 	o.StringVar(&m.token, "token", "",
 		"Consul ACL `token` of an operator. Overrides SIF_TOKEN and SIF_VAULT_TOKEN, which override CONSUL_HTTP_TOKEN.")
 	o.StringVar(&m.vaultToken, "vault-token", "",

@@ -312,7 +312,7 @@ func (c *NodeJoinCommand) complete(ctx context.Context, j machine.Joined) (joinR
 		reply.Next = append(reply.Next, next...)
 	}
 	reply.Steps = c.steps
-	reply.Next = append(reply.Next, fmt.Sprintf("SIF_HTTP_ADDR=https://%s SIF_CACERT=%s sif node status %s", machine.ControllerOf(g, f), j.Layout.FabricCAFile(), g.Node))
+	reply.Next = append(reply.Next, fmt.Sprintf("SIF_HTTP_ADDR=https://%s SIF_CACERT=%s sif node status %s", strings.Join(machine.ControllersOf(g, f), ",https://"), j.Layout.FabricCAFile(), g.Node))
 	return reply, nil
 }
 
@@ -407,14 +407,14 @@ func (c *NodeJoinCommand) wait(ctx context.Context, j machine.Joined, f machine.
 
 // answers asks the controller of this machine whether it works. Another one may lead.
 func answers(ctx context.Context, j machine.Joined, f machine.Found) error {
-	client, err := api.NewClient(api.Config{Address: "https://" + f.ControllerAddress(), CACert: j.Layout.FabricCAFile(), TrustDomain: j.Grant.Settings.TrustDomain})
+	client, err := api.NewClient(api.Config{Address: "https://" + f.ControllerAddress(), CACert: j.Layout.FabricCAFile(), TrustDomain: j.Grant.Settings.TrustDomain, Alone: true})
 	if err != nil {
 		return err
 	}
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	if _, err := client.Health(ctx); err != nil && !api.IsCode(err, api.CodeNotLeader) {
+	if _, err := client.Standby(ctx); err != nil {
 		return fmt.Errorf("ask the controller: %w", err)
 	}
 	return nil

@@ -348,7 +348,7 @@ func (c *NodeLeaveCommand) controllerOf(m leaving) {
 		if conf == nil || c.config.Address != api.DefaultAddress {
 			continue
 		}
-		c.config.Address = "https://" + conf.Controller.Address
+		c.config.Address = strings.Join(conf.Controller.All(), ",")
 		if c.config.CACert == "" {
 			c.config.CACert = c.layout.FabricCAFile()
 		}

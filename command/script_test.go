@@ -24,6 +24,7 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/setup/setuptest"
 	"github.com/sif-project/sif/internal/testhost"
@@ -57,10 +58,22 @@ func TestControllerScripts(t *testing.T) {
 				Files: []string{path}, RequireUniqueNames: true, RequireExplicitExec: true,
 				Setup: func(env *testscript.Env) error { c.setenv(env); return nil },
 				Cmds: map[string]func(*testscript.TestScript, bool, []string){
-					"exits": exits, "consul-token": s.consulToken, "vault-login": s.vaultLogin,
+					"exits": exits, "consul-token": s.consulToken, "vault-login": s.vaultLogin, "cut-audit": s.cutAudit,
 				},
 			})
 		})
+	}
+}
+
+// cutAudit takes the end of each audit log out of Consul: "cut-audit".
+func (s *servers) cutAudit(ts *testscript.TestScript, _ bool, _ []string) {
+	list, _, err := s.consul.KV().List(kvkey.Audit, nil)
+	ts.Check(err)
+	for _, kv := range list {
+		if _, _, err := kvkey.ParseAuditSegment(kv.Key); err == nil {
+			_, err := s.consul.KV().Delete(kv.Key, nil)
+			ts.Check(err)
+		}
 	}
 }
 

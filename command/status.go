@@ -32,9 +32,10 @@ func (c *StatusCommand) usage() string {
 	return `
 Usage: sif status [options]
 
-  Shows the controller, the nodes of all zones and the revision that each
-  enforces, their endpoints, the remaining life of certificates, what is
-  degraded and why, and warnings about the graph, such as a lack of bindings.
+  Shows the controllers and which of them leads, the nodes of all zones and the
+  revision that each enforces, their endpoints, the remaining life of
+  certificates, what is degraded and why, and warnings about the graph, such as
+  a lack of bindings.
 
   The exit code is 0 if nothing is degraded, warnings or not, 2 if something is,
   and 1 on an error.
@@ -88,6 +89,7 @@ func statusProblems(s api.Status, now time.Time) []string {
 	if expired(s.Controller.CertificateExpires, now) {
 		report("controller", "its certificate has expired")
 	}
+	problems = append(problems, controllerProblems(s, now)...)
 	for _, n := range s.Nodes {
 		id := daemonOf(s, n)
 		if n.Reported.IsZero() {
@@ -155,14 +157,10 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if s.Pointer.Sequence > 0 {
 		revision = fmt.Sprintf("%d, root %.12s, applied %s ago", s.Pointer.Sequence, s.Pointer.Root, brief(now.Sub(s.Pointer.Time)))
 	}
-	role := "leader"
-	if !s.Controller.Leader {
-		role = "not the leader"
-	}
 	table(&b, [][]string{
 		{"Fabric", s.Fabric},
 		{"Revision", revision},
-		{"Controller", fmt.Sprintf("%s, v%s, %s, certificate valid for %s", s.Controller.Address, s.Controller.Version, role, remaining(s.Controller.CertificateExpires, now))},
+		{"Controller", fmt.Sprintf("%s, v%s, %s, certificate valid for %s", s.Controller.Address, s.Controller.Version, roleOf(s.Controller), remaining(s.Controller.CertificateExpires, now))},
 		{"Revoked", revokedText(s.Revocations)},
 	})
 	state := func(n api.NodeStatus) string {
@@ -236,6 +234,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 			repaired = append(repaired, []string{id, kind, fmt.Sprint(n.Repaired[kind])})
 		}
 	}
+	section(&b, "Controllers", controllerRows(s, now))
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
 	section(&b, "Revoked endpoints", revokedEndpoints(s, verbose))

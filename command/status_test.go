@@ -221,6 +221,35 @@ func TestStatusShowsProbes(t *testing.T) {
 	}
 }
 
+func TestStatusShowsControllers(t *testing.T) {
+	status, _ := healthyFabric()
+	now := time.Now()
+	other := status.Controller
+	other.Address, other.Leader = "192.0.2.2:7600", false
+	status.Controllers = []api.ControllerStatus{other}
+	out, code := runStatus(t, status)
+	must.Zero(t, code, must.Sprint(out))
+	must.RegexMatch(t, regexp.MustCompile(`192.0.2.1:7600 +0.1.0 +leader`), out)
+	must.RegexMatch(t, regexp.MustCompile(`192.0.2.2:7600 +0.1.0 +standby`), out)
+	for want, change := range map[string]func(s *api.Status){
+		"controller 192.0.2.2:7600: it has been away for 1m0s: connection refused": func(s *api.Status) {
+			s.Controllers[0].Away, s.Controllers[0].Since = "connection refused", now.Add(-time.Minute)
+		},
+		"controller 192.0.2.2:7600: it is of version 9, and 192.0.2.1:7600 of version 0.1.0": func(s *api.Status) { s.Controllers[0].Version = "9" },
+		"controller 192.0.2.2:7600: its disk":                                                func(s *api.Status) { s.Controllers[0].Degraded = []string{"its disk"} },
+		"none of them leads":                                                                 func(s *api.Status) { s.Controller.Leader = false },
+		"2 of them say that they lead":                                                       func(s *api.Status) { s.Controllers[0].Leader = true },
+		"what it knows of the nodes is":                                                      func(s *api.Status) { s.Age = time.Minute },
+	} {
+		changed := status
+		changed.Controllers = []api.ControllerStatus{other}
+		change(&changed)
+		out, code := runStatus(t, changed)
+		must.Eq(t, 2, code, must.Sprint(out))
+		must.StrContains(t, out, want)
+	}
+}
+
 func TestStatusErrors(t *testing.T) {
 	out, code := runStatus(t, api.Status{}, "-token=other")
 	must.Eq(t, 1, code)
@@ -228,7 +257,7 @@ func TestStatusErrors(t *testing.T) {
 	out, code = runStatus(t, api.Status{}, "x")
 	must.Eq(t, 1, code)
 	must.StrContains(t, out, "takes no arguments")
-	out, code = runStatus(t, api.Status{})
+	out, code = runStatus(t, api.Status{Controller: api.ControllerStatus{Leader: true}})
 	must.Eq(t, 0, code)
 	must.StrContains(t, out, "no graph has been applied yet")
 }

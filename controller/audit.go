@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,19 +14,27 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/limit"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/retry"
+	"github.com/sif-project/sif/internal/statefile"
 )
 
 // auditEntry is one line of the audit log: who asked for which change, and whether it was accepted.
+// It has the fields of api.AuditRecord.
 type auditEntry struct {
+	Number   uint64      `json:"n"`             // from 1
+	Previous fabric.Hash `json:"prev,omitzero"` // of the line before, without its newline
+
 	Time     time.Time `json:"time"`
 	Actor    string    `json:"actor"`  // the accessor of an operator's token or his entity, zone/node, or unknownActor
 	Remote   string    `json:"remote"` // address:port of the caller
@@ -47,6 +56,9 @@ type auditEntry struct {
 // unknownActor is the actor of a call that was not authenticated.
 const unknownActor = "unknown"
 
+// What a controller records of itself: that it has begun to lead.
+const actorSelf, actionLead = "controller", "controller.lead"
+
 // Rotation bounds the audit log. The zero value does not rotate it.
 type Rotation struct {
 	Bytes    int64 // the maximum size of a file, unless a single entry is larger; 0: no maximum
@@ -58,6 +70,8 @@ const (
 	// A rotated file has the time of its rotation in its name, so that the names sort by time.
 	rotatedPrefix = "audit-"
 	rotatedTime   = "20060102T150405.000000000Z"
+	// headFile has the last record while no file of the log does: when somebody else rotates it.
+	headFile = "audit.head"
 )
 
 // Refused calls of one actor, or of one source of unknown actors: so many have an entry at once,
@@ -89,6 +103,12 @@ type audit struct {
 	file *os.File
 	torn bool // the last line is incomplete
 
+	last         api.AuditHead // the last record
+	waiting      []auditLine   // the records that Consul does not have
+	waitingBytes int
+	missed       bool   // later ones wait on the disk only
+	wrong        string // what was found to be wrong with the log on disk, for people
+
 	leftOut map[refuser]int // refused calls without an entry, since the last summary
 }
 
@@ -97,7 +117,46 @@ func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) 
 		dir: dir, rotation: rotation, log: log,
 		refusals: limit.NewRate[refuser](refusedInterval, refusedBurst), leftOut: map[refuser]int{},
 	}
-	return a, a.reopen()
+	if err := a.reopen(); err != nil {
+		return nil, err
+	}
+	if err := a.recall(); err != nil {
+		a.file.Close()
+		return nil, fmt.Errorf("read the end of the audit log: %w", err)
+	}
+	return a, nil
+}
+
+// recall finds the last record: in the newest file that has one, or beside the log.
+func (a *audit) recall() error {
+	names, err := a.names()
+	if err != nil {
+		return err
+	}
+	for _, name := range slices.Backward(names) {
+		data, err := os.ReadFile(filepath.Join(a.dir, name))
+		if err != nil {
+			return err
+		}
+		if end := bytes.LastIndexByte(data, '\n'); end >= 0 { // what follows is incomplete
+			if head, ok := headOf(data[:end+1]); ok {
+				a.last = head
+				break
+			}
+		}
+	}
+	kept, _, err := a.headFile().Read()
+	if err != nil {
+		a.log.Warn("the last record of the audit log is not where it was noted", logkey.Error, err)
+	}
+	if kept.Number > a.last.Number {
+		a.last = kept
+	}
+	return nil
+}
+
+func (a *audit) headFile() statefile.File[api.AuditHead] {
+	return statefile.File[api.AuditHead]{Path: filepath.Join(a.dir, headFile), What: "the last record of the audit log"}
 }
 
 // reopen opens the file by its name again, so that somebody else can rotate it by moving it away.
@@ -105,6 +164,11 @@ func openAudit(dir string, rotation Rotation, log hclog.Logger) (*audit, error) 
 func (a *audit) reopen() error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.last.Number > 0 {
+		if err := a.headFile().Write(a.last); err != nil {
+			return err
+		}
+	}
 	if err := a.open(); err != nil {
 		return fmt.Errorf("open the audit log: %w", err)
 	}
@@ -194,13 +258,14 @@ func (a *audit) write(e auditEntry) error {
 	for _, text := range []*string{&e.Target, &e.Message, &e.Refused} {
 		*text = shortened(*text)
 	}
-	line, err := json.Marshal(e)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	e.Number, e.Previous = a.last.Number+1, a.last.Hash
+	record, err := json.Marshal(e)
 	if err != nil {
 		return fmt.Errorf("encode an audit entry: %w", err)
 	}
-	line = append(line, '\n')
-	a.mu.Lock()
-	defer a.mu.Unlock()
+	line := append(slices.Clip(record), '\n')
 	if err := a.makeRoom(len(line), e.Time); err != nil {
 		a.log.Warn("cannot rotate the audit log, continuing in the same file", logkey.Error, err)
 	}
@@ -212,6 +277,10 @@ func (a *audit) write(e auditEntry) error {
 		return fmt.Errorf("write the audit log: %w", err)
 	}
 	a.torn = false
+	a.last = api.AuditHead{Number: e.Number, Hash: fabric.HashOf(record), Time: e.Time}
+	if a.missed = a.missed || a.waitingBytes+len(record) > maxUnshipped; !a.missed {
+		a.waiting, a.waitingBytes = append(a.waiting, auditLine{e.Number, record}), a.waitingBytes+len(record)
+	}
 	return nil
 }
 

@@ -247,3 +247,15 @@ func (c *Controller) caller(r *http.Request) (identity.Node, int, error) {
 	}
 	return peer.Node, pool, nil
 }
+
+// peerCaller refuses everybody who is not another controller.
+func (c *Controller) peerCaller(r *http.Request) error {
+	who, _, err := c.cfg.Identity.Peer(*r.TLS)
+	if err != nil {
+		return api.Errorf(http.StatusUnauthorized, api.CodeForbidden, "this call needs the certificate of a controller: %v", err)
+	}
+	if !who.Controller {
+		return forbidden("this call needs the certificate of a controller, not one of %s", who)
+	}
+	return nil
+}

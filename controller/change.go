@@ -29,6 +29,7 @@ type edit struct {
 	expect fabric.Hash // the root to which the change must lead; zero: any
 
 	author, message string
+	request         string // the ID of the call; it may have been carried out before
 	files           fabric.Hash
 	rollback        uint64
 }
@@ -52,6 +53,9 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 			return api.GraphReply{}, err
 		}
 		base := p.current.Load()
+		if done, reply := p.made(ctx, base, e.request); done {
+			return reply, nil
+		}
 		if e.cas != nil && *e.cas != base.pointer.Sequence {
 			return api.GraphReply{}, conflict("the graph is at sequence %d, not %d: somebody else applied a change; plan yours again", base.pointer.Sequence, *e.cas)
 		}
@@ -82,6 +86,34 @@ func (p *policy) change(ctx context.Context, e edit) (api.GraphReply, error) {
 		return reply, nil
 	}
 	return api.GraphReply{}, conflict("somebody else moved the pointer %d times while this change was computed; try again", applyAttempts)
+}
+
+// madeWithin is how many of the newest revisions are looked at for one that a call has made before.
+const madeWithin = 8
+
+// made reports whether a call has made one of the newest revisions already: its answer was lost, as
+// when the leader ends in the middle of it, and its caller makes it again.
+func (p *policy) made(ctx context.Context, base *inForce, request string) (bool, api.GraphReply) {
+	if request == "" {
+		return false, api.GraphReply{}
+	}
+	h := base.pointer.Change
+	for range madeWithin {
+		if h.IsZero() {
+			break
+		}
+		change, err := p.entry(ctx, h)
+		if err != nil {
+			break
+		}
+		if change.Request == request {
+			reply := api.GraphReply{Pointer: base.pointer, Graph: base.graph, Waiting: base.graph.Waiting(), Changed: true}
+			reply.Pointer.Sequence, reply.Pointer.Root, reply.Pointer.Time = change.Sequence, change.Root, change.Time
+			return true, reply
+		}
+		h = change.Previous
+	}
+	return false, api.GraphReply{}
 }
 
 // edited returns a copy of the graph of base that apply has changed. It fails if the copy does not
@@ -115,7 +147,7 @@ func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint
 	now := p.now().UTC().Truncate(time.Millisecond)
 	change := fabric.Change{
 		Sequence: base.pointer.Sequence + 1, Root: compiled.Root, Time: now, Author: e.author, Message: e.message,
-		Files: e.files, Rollback: e.rollback, Previous: base.pointer.Change,
+		Files: e.files, Rollback: e.rollback, Previous: base.pointer.Change, Request: e.request,
 	}
 	entry := fabric.NewObject(change)
 	pointer := fabric.Pointer{
@@ -133,11 +165,11 @@ func (p *policy) publish(ctx context.Context, next candidate, e edit, index uint
 	// caller gives up.
 	ctx = context.WithoutCancel(ctx)
 	rev := fabric.Revision{Root: compiled.Root, Objects: append(slices.Clip(next.fresh), entry)}
-	if err := revision.NewWriter(p.consul()).Publish(ctx, rev, signed, index); err != nil {
+	if err := revision.NewWriter(p.consul(), p.transact).Publish(ctx, rev, signed, index); err != nil {
 		if errors.Is(err, revision.ErrConflict) {
 			return nil, err
 		}
-		return nil, unavailable("publish revision %d: %v", pointer.Sequence, err)
+		return nil, unwritten(err, "publish revision %d", pointer.Sequence)
 	}
 	published := &inForce{signed: signed, pointer: pointer, graph: compiled.Graph, documents: compiled.Documents, compiled: compiled, sound: true}
 	p.changes.put(entry.Hash, change)
@@ -171,30 +203,30 @@ func (p *policy) sign(ctx context.Context, pointer fabric.Pointer) (fabric.Signe
 // repair writes the objects of the graph in force that are missing from Consul or were altered
 // there. So an operator repairs them by applying the same graph again.
 func (p *policy) repair(ctx context.Context, graph *fabric.Graph) error {
-	repaired, err := revision.NewWriter(p.consul()).Repair(ctx, fabric.Compile(graph).Objects)
+	repaired, err := revision.NewWriter(p.consul(), p.transact).Repair(ctx, fabric.Compile(graph).Objects)
 	for _, h := range repaired {
 		p.log.Warn("missing or altered object in Consul, writing it again", logkey.Object, h.String())
 	}
 	if err != nil {
-		return unavailable("compare the graph with the objects in Consul: %v", err)
+		return unwritten(err, "compare the graph with the objects in Consul")
 	}
 	return nil
 }
 
 // apply makes the changes of a request and puts the result in force.
-func (p *policy) apply(ctx context.Context, req api.GraphRequest, author string) (api.GraphReply, error) {
+func (p *policy) apply(ctx context.Context, req api.GraphRequest, author, request string) (api.GraphReply, error) {
 	if empty(req) {
 		return api.GraphReply{}, errEmpty
 	}
 	return p.change(ctx, edit{
 		apply: func(g *fabric.Graph) error { return merge(g, req) },
-		cas:   req.CAS, expect: req.Expect, author: author, message: req.Message, files: req.Files,
+		cas:   req.CAS, expect: req.Expect, author: author, request: request, message: req.Message, files: req.Files,
 	})
 }
 
 // remove removes a domain from the graph.
-func (p *policy) remove(ctx context.Context, name, author string) (api.GraphReply, error) {
-	return p.apply(ctx, api.GraphRequest{RemoveDomains: []string{name}, Message: "domain " + name + " removed"}, author)
+func (p *policy) remove(ctx context.Context, name, author, request string) (api.GraphReply, error) {
+	return p.apply(ctx, api.GraphRequest{RemoveDomains: []string{name}, Message: "domain " + name + " removed"}, author, request)
 }
 
 // problems returns the problems because of which apply would refuse a request.

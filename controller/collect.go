@@ -77,5 +77,5 @@ func (p *policy) collect(ctx context.Context) (removed int, err error) {
 		keep[h] = true
 	}
 	p.changes.retain(entries)
-	return revision.Collect(ctx, p.consul(), keep, index)
+	return revision.Collect(ctx, p.consul(), p.transact, keep, index)
 }

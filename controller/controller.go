@@ -55,6 +55,7 @@ type Identity interface {
 	Keys() fabric.KeySet
 	Roots() *x509.CertPool
 	ServerTLS(clientAuth tls.ClientAuthType) *tls.Config
+	ClientTLS(server identity.Subject) *tls.Config
 	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
 	Certificate() *tls.Certificate
 	Authorities() []string
@@ -86,6 +87,8 @@ type Config struct {
 	Log       hclog.Logger
 
 	Supervisor *supervisor.Supervisor // may be nil
+
+	fence *fence // of all writes; set by New
 }
 
 // Controller is one controller process.
@@ -94,6 +97,7 @@ type Controller struct {
 	log       hclog.Logger
 	lock      *os.File // on the data directory
 	audit     *audit
+	shipper   *shipper
 	disk      *disk
 	policy    *policy
 	nodes     *registry
@@ -108,11 +112,16 @@ type Controller struct {
 	removal   *removal
 	sessions  sessions
 	lives     *lives
-	leading   atomic.Bool
+	standby   *standby
+	peers     *peers
+	since     atomic.Int64                    // when it began to lead or to stand by, as UnixNano
+	term      atomic.Pointer[context.Context] // ends when this controller does not lead any more; nil while it does not
+	answering atomic.Int64                    // calls that only the leader answers and that are not answered yet
 }
 
 // New returns a controller. It makes no network calls.
 func New(cfg Config) (*Controller, error) {
+	cfg.fence = &fence{}
 	if cfg.AdmissionLife == 0 {
 		cfg.AdmissionLife = AdmissionLife
 	}
@@ -134,6 +143,7 @@ func New(cfg Config) (*Controller, error) {
 		return nil, err
 	}
 	c := &Controller{cfg: cfg, log: cfg.Log, lock: lock}
+	c.since.Store(time.Now().UnixNano())
 	if c.audit, err = openAudit(cfg.DataDir, cfg.Audit, cfg.Log.Named("audit")); err != nil {
 		lock.Close()
 		return nil, err
@@ -157,11 +167,24 @@ func New(cfg Config) (*Controller, error) {
 	c.lives = newLives(cfg, c.table)
 	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table, bound: c.bound}
 	c.removal = newRemoval(c, removed)
+	c.standby = &standby{c: c}
+	if c.peers, err = newPeers(c); err != nil {
+		lock.Close()
+		c.audit.Close()
+		return nil, err
+	}
+	c.shipper = newShipper(cfg, c.peers.id, c.audit)
+	cfg.fence.note = c.shipper.note
 	return c, nil
 }
 
-// Run serves the API on l and campaigns for leadership until ctx ends. Then it finishes the calls
-// in progress, gives up leadership and returns nil.
+// handOver is how long a leader that stops waits for the calls that only it can answer. What it
+// does not write before it gives up the lock, it does not write at all, and its caller asks the
+// next leader.
+const handOver = time.Second
+
+// Run serves the API on l and campaigns for leadership until ctx ends. Then it gives up leadership
+// at once, so that another controller leads while it answers the last calls, and returns nil.
 func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	defer c.lock.Close()
 	defer c.audit.Close()
@@ -188,11 +211,15 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 		return nil
 	})
 	g.Go(func() error { return c.closeRevoked(ctx) })
-	g.Go(func() error { return c.removal.follow(ctx, c.leading.Load) })
+	g.Go(func() error { return c.removal.follow(ctx, c.leads) })
 	g.Go(func() error { return c.audit.summarise(ctx) })
 	g.Go(func() error { return c.keepAlive(ctx) })
+	g.Go(func() error { return c.policy.follow(ctx) })
+	g.Go(func() error { return c.policy.keepAgain(ctx) })
+	g.Go(func() error { return c.standby.run(ctx) })
+	g.Go(func() error { return c.peers.run(ctx) })
+	g.Go(func() error { return c.shipper.run(ctx) })
 	g.Go(func() error {
-		// Leadership is given up only after the last call has been answered.
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))
 		ended := make(chan struct{})
 		go func() {
@@ -200,20 +227,28 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 			newElection(c.cfg, c.disk, c.lead).run(campaign)
 		}()
 		<-ctx.Done()
+		c.term.Store(nil) // what comes now is not begun
+		for deadline := time.Now().Add(handOver); c.answering.Load() > 0 && time.Now().Before(deadline); {
+			time.Sleep(10 * time.Millisecond)
+		}
+		stop()
+		<-ended
 		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 		defer cancel()
 		if err := server.Shutdown(grace); err != nil {
 			server.Close()
 		}
-		stop()
-		<-ended
 		return nil
 	})
 	return g.Wait()
 }
 
+// leads reports whether this controller has the lock and the state of the leader.
+func (c *Controller) leads() bool { return c.term.Load() != nil }
+
 // lead loads the state and accepts calls until ctx ends, which it does with the leadership.
 func (c *Controller) lead(ctx context.Context) error {
+	defer c.standby.suspend()()
 	if err := c.policy.load(ctx); err != nil {
 		return err
 	}
@@ -229,13 +264,18 @@ func (c *Controller) lead(ctx context.Context) error {
 	if err := c.removal.reconcile(ctx); err != nil {
 		return err
 	}
-	c.leading.Store(true)
-	defer c.leading.Store(false)
-	c.log.Info("controller became the leader", logkey.Revision, c.policy.pointer().Sequence)
 	g, ctx := errgroup.WithContext(ctx)
+	c.since.Store(time.Now().UnixNano())
+	c.term.Store(&ctx)
+	defer func() {
+		c.term.Store(nil)
+		c.since.Store(time.Now().UnixNano())
+	}()
+	if err := c.audit.write(auditEntry{Actor: actorSelf, Remote: c.cfg.Address, Action: actionLead, Target: c.peers.id, Revision: c.policy.pointer().Sequence}); err != nil {
+		c.disk.failed(err)
+	}
+	c.log.Info("controller became the leader", logkey.Revision, c.policy.pointer().Sequence)
 	g.Go(func() error { return c.agreement.run(ctx) })
-	g.Go(func() error { return c.policy.watch(ctx) })
-	g.Go(func() error { return c.policy.keepAgain(ctx) })
 	g.Go(func() error { return c.policy.collectLoop(ctx) })
 	g.Go(func() error { return c.table.sweep(ctx) })
 	g.Go(func() error { return c.removal.keep(ctx) })
@@ -269,6 +309,8 @@ func (c *Controller) degraded() []string {
 	if err := c.disk.trouble(); err != nil {
 		list = append(list, fmt.Sprintf("%v: nothing can be changed until there is room, or another controller leads", err))
 	}
+	list = append(list, c.standby.degraded()...)
+	list = append(list, c.shipper.degraded()...)
 	list = append(list, c.policy.degraded()...)
 	list = append(list, c.nodes.degraded()...)
 	list = append(list, c.bound.degraded()...)

@@ -100,7 +100,7 @@ func TestFullDisk(t *testing.T) {
 		}
 		return nil
 	})
-	must.True(t, c.leading.Load(), must.Sprint("nobody else can lead"))
+	must.True(t, c.leads(), must.Sprint("nobody else can lead"))
 
 	// With room all is well again, and nothing of the refused admission stands in its way.
 	disk.Free()
@@ -142,7 +142,7 @@ func TestFullDisk(t *testing.T) {
 	other := w.start(t, t.TempDir(), scheduler, true)
 	disk.Fill()
 	eventually(t, func() error {
-		if !other.leading.Load() || c.leading.Load() {
+		if !other.leads() || c.leads() {
 			return errors.New("the controller with room does not lead")
 		}
 		return nil

@@ -32,11 +32,11 @@ type leaderRecord struct {
 	Address string `json:"address"`
 }
 
-// election campaigns for the lock on kvkey.Leader. Correctness does not depend on the lock, because
-// every change is written by check-and-set. The lock avoids useless conflicts, and tells clients
-// which controller to call.
+// election campaigns for the lock on kvkey.Leader. It opens the fence while it holds the lock: each
+// transaction that writes has the condition that it still does.
 type election struct {
 	consul  func() *consulapi.Client
+	fence   *fence
 	address string
 	file    string // contains the ID of the session, so that a restarted controller can end it instead of waiting for its expiry
 	disk    *disk
@@ -45,7 +45,7 @@ type election struct {
 }
 
 func newElection(cfg Config, d *disk, lead func(context.Context) error) *election {
-	return &election{disk: d, consul: cfg.Consul, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
+	return &election{disk: d, consul: cfg.Consul, fence: cfg.fence, address: cfg.Address, file: filepath.Join(cfg.DataDir, "session"), lead: lead, log: cfg.Log.Named("election")}
 }
 
 // run campaigns until ctx ends, and returns when leadership was given up.
@@ -145,6 +145,8 @@ func (e *election) term(ctx context.Context) error {
 	defer func() { _ = lock.Unlock() }() // if it fails, the session ends and the lock with it
 	term, end := context.WithCancel(ctx)
 	defer end()
+	e.fence.begin(id, end)
+	defer e.fence.end() // before the lock is given up
 	go func() {
 		select {
 		case <-lost:

@@ -25,6 +25,7 @@ type grant struct {
 
 	admission fabric.Admission // the payload of Signed
 	index     uint64           // the modify index of the grant in Consul
+	unread    bool             // what Consul has with that index was not read
 }
 
 // live reports whether the admission is in force.

@@ -5,6 +5,7 @@ package controller
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"net/http"
 	"sync"
@@ -53,20 +54,12 @@ func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.
 	changes := []fabric.Change{}
 	sequence := pointer.Sequence
 	for h := pointer.Change; !h.IsZero() && len(changes) < p.keep; {
-		change, known := p.changes.get(h)
-		if !known {
-			found, err := revision.Fetch(ctx, p.consul(), []fabric.Hash{h})
-			if err != nil {
-				return nil, unavailable("read the history from Consul: %v", err)
-			}
-			data, ok := found[h]
-			if !ok {
-				break
-			}
-			if err := fabric.DecodeObject(data, h, &change); err != nil {
-				return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: entry of revision %d: %v", sequence, err)
-			}
-			p.changes.put(h, change)
+		change, err := p.entry(ctx, h)
+		if errors.Is(err, errNoEntry) {
+			break
+		}
+		if err != nil {
+			return nil, err
 		}
 		if change.Sequence != sequence || len(changes) == 0 && change.Root != pointer.Root {
 			return nil, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: the entry of revision %d is about revision %d or has another root", sequence, change.Sequence)
@@ -76,6 +69,30 @@ func (p *policy) history(ctx context.Context, pointer fabric.Pointer) ([]fabric.
 		sequence--
 	}
 	return changes, nil
+}
+
+// errNoEntry is the error for an entry that was collected.
+var errNoEntry = errors.New("the entry of the history was deleted")
+
+// entry returns an entry of the history.
+func (p *policy) entry(ctx context.Context, h fabric.Hash) (fabric.Change, error) {
+	change, known := p.changes.get(h)
+	if known {
+		return change, nil
+	}
+	found, err := revision.Fetch(ctx, p.consul(), []fabric.Hash{h})
+	if err != nil {
+		return change, unavailable("read the history from Consul: %v", err)
+	}
+	data, ok := found[h]
+	if !ok {
+		return change, errNoEntry
+	}
+	if err := fabric.DecodeObject(data, h, &change); err != nil {
+		return change, api.Errorf(http.StatusConflict, api.CodeRevision, "the history in Consul is refused: entry %s: %v", h, err)
+	}
+	p.changes.put(h, change)
+	return change, nil
 }
 
 // past is a revision of the history.
@@ -118,7 +135,7 @@ func (p *policy) at(ctx context.Context, sequence uint64) (past, error) {
 // this makes with the one in force. Guardrails, bindings and links stay, unless the request names
 // them: an operator who restores an old application must not restore by it what applications could
 // do then.
-func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author string) (api.RollbackReply, error) {
+func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author, request string) (api.RollbackReply, error) {
 	if req.Revision == 0 {
 		return api.RollbackReply{}, invalid("the request must name a revision")
 	}
@@ -127,7 +144,7 @@ func (p *policy) rollback(ctx context.Context, req api.RollbackRequest, author s
 		return api.RollbackReply{}, err
 	}
 	current := p.current.Load()
-	e := edit{cas: req.CAS, rollback: req.Revision, author: author, message: req.Message}
+	e := edit{cas: req.CAS, rollback: req.Revision, author: author, request: request, message: req.Message}
 	e.apply = func(g *fabric.Graph) error {
 		g.Domains = old.graph.Domains
 		if req.OperatorBlocks {

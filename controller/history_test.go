@@ -305,7 +305,7 @@ func testCollectConcurrent(t *testing.T, w *world) {
 		})
 		appliers.Go(func() {
 			for i := range 30 {
-				if _, err := p.apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i%2)))}, ""); err != nil {
+				if _, err := p.apply(ctx, api.GraphRequest{Domains: domains(ported("app", uint16(80+i%2)))}, "", ""); err != nil {
 					t.Error(err)
 				}
 			}

@@ -27,13 +27,26 @@ func storable(what string, value []byte) error {
 // checkAndSet writes a value in Consul KV if the key still has the given modify index, or does not
 // exist if that is 0. It returns the new modify index, which Consul's own KV.CAS does not, and
 // whether the value was written.
-func checkAndSet(ctx context.Context, consul *consulapi.Client, key string, value []byte, index uint64) (next uint64, ok bool, err error) {
+func (f *fence) checkAndSet(ctx context.Context, consul *consulapi.Client, key string, value []byte, index uint64) (next uint64, ok bool, err error) {
 	op := &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: key, Value: value, Index: index}
-	ok, resp, _, err := consul.KV().Txn(consulapi.KVTxnOps{op}, (&consulapi.QueryOptions{}).WithContext(ctx))
+	ok, resp, err := f.txn(ctx, consul, consulapi.TxnOps{{KV: op}})
 	if err != nil || !ok {
 		return 0, false, err
 	}
-	return resp.Results[0].ModifyIndex, true, nil
+	return resp.Results[0].KV.ModifyIndex, true, nil
+}
+
+// remove deletes a key in Consul KV if it still has the given modify index, and reports whether it
+// did.
+func (f *fence) remove(ctx context.Context, consul *consulapi.Client, key string, index uint64) (ok bool, err error) {
+	ok, _, err = f.txn(ctx, consul, consulapi.TxnOps{{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDeleteCAS, Key: key, Index: index}}})
+	return ok, err
+}
+
+// removeAny deletes a key in Consul KV, whatever it has.
+func (f *fence) removeAny(ctx context.Context, consul *consulapi.Client, key string) error {
+	_, _, err := f.txn(ctx, consul, consulapi.TxnOps{{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}}})
+	return err
 }
 
 // replaceAttempts bounds how often a value is written while another process writes it too.
@@ -41,7 +54,7 @@ const replaceAttempts = 5
 
 // replace writes a value whatever the key has, and returns its modify index. It is for keys that
 // only the leading controller writes: what it finds is out of date or was altered.
-func replace(ctx context.Context, consul *consulapi.Client, key string, value []byte) (uint64, error) {
+func (f *fence) replace(ctx context.Context, consul *consulapi.Client, key string, value []byte) (uint64, error) {
 	q := (&consulapi.QueryOptions{}).WithContext(ctx)
 	for range replaceAttempts {
 		old, _, err := consul.KV().Get(key, q)
@@ -52,9 +65,9 @@ func replace(ctx context.Context, consul *consulapi.Client, key string, value []
 		if old != nil {
 			index = old.ModifyIndex
 		}
-		next, ok, err := checkAndSet(ctx, consul, key, value, index)
+		next, ok, err := f.checkAndSet(ctx, consul, key, value, index)
 		if err != nil {
-			return 0, unavailable("write %s to Consul: %v", key, err)
+			return 0, unwritten(err, "write %s to Consul", key)
 		}
 		if ok {
 			return next, nil

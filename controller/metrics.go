@@ -34,11 +34,22 @@ func newMetrics(c *Controller) *metrics {
 		m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: name, Help: help}, value))
 	}
 	gauge("sif_controller_leader", "1 while this controller leads.", func() float64 {
-		if c.leading.Load() {
+		if c.leads() {
 			return 1
 		}
 		return 0
 	})
+	gauge("sif_controller_peers", "Other controllers that answer this one.", func() float64 { return float64(len(c.peers.addresses()) - 1) })
+	gauge("sif_controller_peers_away", "Other controllers that do not answer this one.", func() float64 {
+		away := 0.0
+		for _, s := range c.peers.states() {
+			if s.Away != "" {
+				away++
+			}
+		}
+		return away
+	})
+	gauge("sif_controller_age_seconds", "How old what this controller knows of the nodes can be: 0 while it leads.", func() float64 { return c.age(true).Seconds() })
 	gauge("sif_controller_revision", "Sequence of the revision in force.", func() float64 { return float64(c.policy.pointer().Sequence) })
 	gauge("sif_controller_degraded", "Number of problems that sif status reports of the controller.", func() float64 { return float64(len(c.degraded())) })
 	gauge("sif_controller_nodes", "Registered nodes.", func() float64 { return float64(len(c.nodes.all())) })

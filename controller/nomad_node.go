@@ -61,7 +61,8 @@ func newBindings(cfg Config, removed func() fabric.Revocations) *bindings {
 	}
 }
 
-// load reads the bindings from the disk and from Consul. The newest one of each node counts.
+// load reads the bindings from the disk and from Consul. The newest one of each node counts. The
+// leader puts back what was altered or deleted in Consul.
 func (b *bindings) load(ctx context.Context) error {
 	stored, _, err := b.file.Read()
 	if err != nil {
@@ -102,7 +103,7 @@ func (b *bindings) take(name string, signed fabric.Signed) error {
 
 // reconcile takes what is newer in Consul, and puts back there what was altered or deleted.
 func (b *bindings) reconcile(ctx context.Context) error {
-	pairs, _, err := b.cfg.Consul().KV().List(kvkey.Bindings, (&consulapi.QueryOptions{}).WithContext(ctx))
+	pairs, _, err := b.cfg.Consul().KV().List(kvkey.Bindings, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("read which Nomad node each node is from Consul: %w", err)
 	}
@@ -121,8 +122,8 @@ func (b *bindings) reconcile(ctx context.Context) error {
 		}
 		if err != nil {
 			b.log.Warn("binding in Consul refused", logkey.Key, kv.Key, logkey.Error, err)
-			if _, known := b.bound[fabric.NodeID(id)]; !known {
-				_, _, err := b.cfg.Consul().KV().DeleteCAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
+			if _, known := b.bound[fabric.NodeID(id)]; !known && b.cfg.fence.open() {
+				_, err := b.cfg.fence.remove(ctx, b.cfg.Consul(), kv.Key, kv.ModifyIndex)
 				errs = append(errs, err)
 			}
 			continue
@@ -130,7 +131,7 @@ func (b *bindings) reconcile(ctx context.Context) error {
 		there[fabric.NodeID(id)] = signed.Payload
 	}
 	for id, n := range b.bound {
-		if !bytes.Equal(there[id], n.signed.Payload) {
+		if b.cfg.fence.open() && !bytes.Equal(there[id], n.signed.Payload) {
 			errs = append(errs, b.publish(ctx, n))
 		}
 	}
@@ -167,7 +168,7 @@ func (b *bindings) publish(ctx context.Context, n binding) error {
 	if err != nil {
 		return fmt.Errorf("encode the binding of node %s: %w", n.Node, err)
 	}
-	_, err = replace(ctx, b.cfg.Consul(), kvkey.Binding(n.Node).String(), value)
+	_, err = b.cfg.fence.replace(ctx, b.cfg.Consul(), kvkey.Binding(n.Node).String(), value)
 	return err
 }
 
@@ -356,7 +357,7 @@ func (b *bindings) unbind(ctx context.Context, id fabric.NodeID) error {
 		b.trouble["disk"] = b.save()
 	}
 	key := kvkey.Binding(id).String()
-	if _, err := b.cfg.Consul().KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+	if err := b.cfg.fence.removeAny(ctx, b.cfg.Consul(), key); err != nil {
 		return fmt.Errorf("delete %s from Consul: %w", key, err)
 	}
 	return nil

@@ -53,6 +53,7 @@ type inForce struct {
 type policy struct {
 	fabric string
 	consul func() *consulapi.Client
+	fence  *fence
 	keys   func() fabric.KeySet
 	signer Signer
 	memory memory
@@ -67,13 +68,15 @@ type policy struct {
 	current atomic.Pointer[inForce] // never nil
 	refusal atomic.Pointer[string]  // why the pointer in Consul is refused; nil: it is not
 
+	compared atomic.Int64 // when it was last compared with the pointer in Consul, as UnixNano
+
 	unkept   map[fabric.Hash][]byte // objects that memory lacks; guarded by mu
 	unstored atomic.Pointer[string] // why memory does not have the revision in force; nil: it has
 }
 
 func newPolicy(cfg Config) *policy {
 	p := &policy{
-		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, signer: cfg.Signer,
+		fabric: cfg.Fabric, consul: cfg.Consul, fence: cfg.fence, keys: cfg.Identity.Keys, signer: cfg.Signer,
 		memory: memory{dir: filepath.Join(cfg.DataDir, "revision")},
 		keep:   cmp.Or(cfg.History, DefaultHistory),
 		log:    cfg.Log.Named("policy"), now: clock.Now, bell: newBell(),
@@ -105,6 +108,11 @@ func warnings(g *fabric.Graph) []string {
 		list = append(list[:maxWarnings], fmt.Sprintf("and %d more such parts of the graph", more))
 	}
 	return list
+}
+
+// transact writes to Consul as the leader.
+func (p *policy) transact(ctx context.Context, ops consulapi.TxnOps) (bool, *consulapi.TxnResponse, error) {
+	return p.fence.txn(ctx, p.consul(), ops)
 }
 
 func (p *policy) pointer() fabric.Pointer { return p.current.Load().pointer }
@@ -173,6 +181,25 @@ func (p *policy) load(ctx context.Context) error {
 	return err
 }
 
+// follow follows the pointer in Consul until ctx ends, whoever leads. It begins with the stored
+// revision, so that it takes nothing older.
+func (p *policy) follow(ctx context.Context) error {
+	for {
+		err := p.load(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err == nil {
+			return p.watch(ctx)
+		}
+		p.log.Error("cannot follow the revision, retrying", logkey.Error, err)
+		retry.Sleep(ctx, followRetry)
+	}
+}
+
+// followRetry is the pause after a failed attempt to begin with the stored revision.
+const followRetry = 2 * time.Second
+
 // watch examines the pointer whenever it changes in Consul, until ctx ends.
 func (p *policy) watch(ctx context.Context) error {
 	pointer := consulwatch.Watch[*consulapi.KVPair]{
@@ -200,7 +227,11 @@ func (p *policy) watch(ctx context.Context) error {
 // pointer's modify index. A pointer that is refused is an *api.Error of CodeRevision, and is
 // reported. The caller holds p.mu.
 func (p *policy) examine(ctx context.Context) (uint64, error) {
+	began := time.Now()
 	index, err := p.adopt(ctx)
+	if !api.IsCode(err, api.CodeUnavailable) {
+		p.compared.Store(began.UnixNano())
+	}
 	var refusal *api.Error
 	switch {
 	case err == nil:

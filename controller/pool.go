@@ -153,7 +153,10 @@ func (r *registry) loadPools(ctx context.Context, pairs consulapi.KVPairs) {
 			continue
 		}
 		r.log.Error("assignment of a pool in Consul refused and deleted", logkey.Key, kv.Key, logkey.Error, err)
-		deleted, _, failed := r.cfg.Consul().KV().DeleteCAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
+		deleted, failed := false, error(nil)
+		if r.cfg.fence.open() { // one that stands by leaves it to the leader
+			deleted, failed = r.cfg.fence.remove(ctx, r.cfg.Consul(), kv.Key, kv.ModifyIndex)
+		}
 		if !deleted || failed != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v; it is ignored", kv.Key, err)
 		}
@@ -205,7 +208,7 @@ func (r *registry) freePools(ctx context.Context, removed fabric.Revocations) er
 			continue
 		}
 		key := kvkey.Pool(n).String()
-		if _, err := r.cfg.Consul().KV().Delete(key, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
+		if err := r.cfg.fence.removeAny(ctx, r.cfg.Consul(), key); err != nil {
 			errs = append(errs, fmt.Errorf("delete %s from Consul: %w", key, err))
 			continue
 		}
@@ -332,20 +335,20 @@ func (r *registry) assign(ctx context.Context, n, bits int, id fabric.NodeID) (b
 	key := kvkey.Pool(n).String()
 	others := near(n, bits, unitCount(r.cfg.Pool4, r.cfg.Pool6))
 	for range replaceAttempts {
-		ops := consulapi.KVTxnOps{{Verb: consulapi.KVCAS, Key: key, Value: value, Index: r.pools[n].index}}
+		ops := consulapi.TxnOps{{KV: &consulapi.KVTxnOp{Verb: consulapi.KVCAS, Key: key, Value: value, Index: r.pools[n].index}}}
 		for _, m := range others {
 			op := &consulapi.KVTxnOp{Verb: consulapi.KVCheckNotExists, Key: kvkey.Pool(m).String()}
 			if known, there := r.pools[m]; there {
 				op.Verb, op.Index = consulapi.KVCheckIndex, known.index
 			}
-			ops = append(ops, op)
+			ops = append(ops, &consulapi.TxnOp{KV: op})
 		}
-		ok, resp, _, err := r.cfg.Consul().KV().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		ok, resp, err := r.cfg.fence.txn(ctx, r.cfg.Consul(), ops)
 		if err != nil {
-			return false, unavailable("assign pool %s to node %s in Consul: %v", p.Pool4, id, err)
+			return false, unwritten(err, "assign pool %s to node %s in Consul", p.Pool4, id)
 		}
 		if ok {
-			r.pools[n] = assignment{p, resp.Results[0].ModifyIndex}
+			r.pools[n] = assignment{p, resp.Results[0].KV.ModifyIndex}
 			delete(r.refused, key)
 			return true, nil
 		}

@@ -63,7 +63,7 @@ func newRegistry(cfg Config, removed func() fabric.Revocations) *registry {
 // load reads the records of nodes and the assignments of pools from Consul, and the newest records
 // that this controller signed from its disk. What does not verify is left out and reported.
 func (r *registry) load(ctx context.Context) error {
-	q := (&consulapi.QueryOptions{}).WithContext(ctx)
+	q := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
 	pools, _, err := r.cfg.Consul().KV().List(kvkey.Pools, q)
 	if err != nil {
 		return fmt.Errorf("read the pools from Consul: %w", err)
@@ -74,9 +74,14 @@ func (r *registry) load(ctx context.Context) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	seen := r.members
 	r.members, r.pools, r.refused = map[fabric.NodeID]*member{}, map[int]assignment{}, map[string]string{}
 	r.loadPools(ctx, pools)
 	for _, kv := range records {
+		if id, err := kvkey.ParseNode(kv.Key); err == nil && seen[fabric.NodeID(id)].readAt(kv, r.cfg.Identity.Keys()) {
+			r.admit(seen[fabric.NodeID(id)])
+			continue
+		}
 		m, err := r.verify(kv)
 		if err != nil {
 			r.refused[kv.Key] = fmt.Sprintf("%s: %v; it is replaced when the node registers again", kv.Key, err)
@@ -98,6 +103,7 @@ func (r *registry) load(ctx context.Context) error {
 		r.admit(m)
 	}
 	r.leaveOutOld()
+	r.save() // also of one that stands by: it may be the one that is left
 	return nil
 }
 
@@ -130,6 +136,15 @@ func (r *registry) leaveOutOld() {
 			delete(r.members, id)
 		}
 	}
+}
+
+// readAt reports whether m was read from this value of Consul, and is signed by a key that counts.
+func (m *member) readAt(kv *consulapi.KVPair, keys fabric.KeySet) bool {
+	if m == nil || m.index != kv.ModifyIndex {
+		return false
+	}
+	_, counts := keys.Keys[m.record.Node.Version]
+	return counts
 }
 
 // verify decodes a node record from Consul. The controller's part must be signed, and be of the
@@ -374,7 +389,7 @@ func (r *registry) write(ctx context.Context, node fabric.Node, record fabric.No
 	if err := storable("the record of node "+node.ID().String(), value); err != nil {
 		return 0, err
 	}
-	return replace(ctx, r.cfg.Consul(), kvkey.Node(node.ID()).String(), value)
+	return r.cfg.fence.replace(ctx, r.cfg.Consul(), kvkey.Node(node.ID()).String(), value)
 }
 
 // checkNode refuses a registration whose addresses or engine cannot be right.

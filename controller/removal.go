@@ -131,16 +131,42 @@ func (r *removal) tidy(ctx context.Context) {
 	}
 }
 
-// write stores a list in Consul, whatever is there.
+// write stores a list in Consul, unless a newer one is there. It is not fenced: every controller
+// may revoke while none leads, lists are signed and only grow, and what two of them lack of each
+// other is put together.
 func (r *removal) write(ctx context.Context, signed fabric.Signed) error {
 	value, err := json.Marshal(signed)
 	if err != nil {
 		return fmt.Errorf("encode the list of removals and revocations: %w", err)
 	}
-	if _, err := replace(ctx, r.cfg.Consul(), kvkey.Revocations, value); err != nil {
-		return fmt.Errorf("list of removals and revocations: %w", err)
+	var ours fabric.Revocations
+	if err := json.Unmarshal(signed.Payload, &ours); err != nil {
+		return fmt.Errorf("decode the list of removals and revocations: %w", err)
 	}
-	return nil
+	for range replaceAttempts {
+		old, _, err := r.cfg.Consul().KV().Get(kvkey.Revocations, (&consulapi.QueryOptions{}).WithContext(ctx))
+		if err != nil {
+			return unavailable("list of removals and revocations: read %s from Consul: %v", kvkey.Revocations, err)
+		}
+		next := &consulapi.KVPair{Key: kvkey.Revocations, Value: value}
+		if old != nil {
+			var stored fabric.Signed
+			if json.Unmarshal(old.Value, &stored) == nil {
+				if theirs, err := r.list.Verify(stored); err == nil && theirs.Sequence > ours.Sequence {
+					return nil // what it lacks is put together with it at the next comparison
+				}
+			}
+			next.ModifyIndex = old.ModifyIndex
+		}
+		ok, _, err := r.cfg.Consul().KV().CAS(next, (&consulapi.WriteOptions{}).WithContext(ctx))
+		if err != nil {
+			return unavailable("list of removals and revocations: write %s to Consul: %v", kvkey.Revocations, err)
+		}
+		if ok {
+			return nil
+		}
+	}
+	return conflict("list of removals and revocations: %s in Consul was changed %d times meanwhile", kvkey.Revocations, replaceAttempts)
 }
 
 // consider takes a signed list that is in Consul or that a node holds. If it and the list in force
@@ -315,7 +341,7 @@ func (c *Controller) deleteNode(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	c.intendRemoval(r)
-	return c.removal.remove(ctx, id, r.entry.Message, c.leading.Load())
+	return c.removal.remove(ctx, id, r.entry.Message, c.leads())
 }
 
 // putRevocations takes the list of removals and revocations that a node holds, when it is not the
@@ -404,7 +430,7 @@ func (r *registry) deleteEnded(ctx context.Context, key string, removed fabric.R
 			return false, nil // of a node that came back, by another controller
 		}
 	}
-	deleted, _, err := r.cfg.Consul().KV().DeleteCAS(kv, (&consulapi.WriteOptions{}).WithContext(ctx))
+	deleted, err := r.cfg.fence.remove(ctx, r.cfg.Consul(), kv.Key, kv.ModifyIndex)
 	if err != nil {
 		return false, fmt.Errorf("delete %s from Consul: %w", key, err)
 	}

@@ -140,7 +140,7 @@ func revocationOf(service fabric.Ref, endpoint, serial, reason string) (fabric.R
 // identify completes what an operator named, and returns the domain that it belongs to; empty if
 // that is not known. A controller that does not lead may not know all that there is.
 func (c *Controller) identify(v *fabric.Revocation) (domain, unchecked string, err error) {
-	knows := c.leading.Load()
+	knows := c.leads()
 	switch {
 	case v.Service != fabric.Ref{}:
 		current := c.policy.current.Load()

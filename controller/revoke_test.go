@@ -278,7 +278,7 @@ func testRevokeWithoutConsul(t *testing.T, w *world) {
 	revoked, err := operator.Revoke(ctx, api.RevokeRequest{Endpoint: allocation(1)})
 	must.NoError(t, err)
 	must.StrContains(t, revoked.Unstored, "Consul")
-	c.leading.Store(false)
+	term := c.term.Swap(nil)
 	got := make(chan api.ListReply, 1)
 	go func() {
 		reply, err := w1.AwaitRevocations(context.WithoutCancel(ctx), c.removal.list.ID(), time.Minute)
@@ -308,7 +308,7 @@ func testRevokeWithoutConsul(t *testing.T, w *world) {
 		}
 		return nil
 	})
-	c.leading.Store(true)
+	c.term.Store(term)
 	eventually(t, func() error {
 		if n := c.table.count(); n != 0 {
 			return fmt.Errorf("%d admissions are live", n)

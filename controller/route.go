@@ -14,8 +14,9 @@ import (
 type callerKind string
 
 const (
-	callerOperator callerKind = "operator" // has a token of Consul or Vault
-	callerNode     callerKind = "node"     // has the certificate of a node
+	callerOperator callerKind = "operator"   // has a token of Consul or Vault
+	callerNode     callerKind = "node"       // has the certificate of a node
+	callerPeer     callerKind = "controller" // has the certificate of a controller
 	callerAnyone   callerKind = "anyone"
 )
 
@@ -35,6 +36,9 @@ type route struct {
 	harmless bool   // see auditEntry
 
 	led leadership
+	// The answer follows from the graph, which a controller that does not lead compares with Consul
+	// first; or from what nodes report to the leader.
+	compared, reported bool
 
 	summary    string
 	permission string   // what an operator's token needs
@@ -64,34 +68,44 @@ func (r route) body() (most int, within time.Duration) {
 
 // parameters describes the query parameters by name.
 var parameters = map[string]string{
-	"index":    "Wait until the result is newer than this index, which is the value of the header " + api.IndexHeader + " of an earlier response.",
-	"wait":     "Maximum time to wait, for instance 30s.",
-	"digest":   "Of the list that the caller has, in hexadecimal digits.",
-	"message":  "Why, for the record of the change and the audit log.",
-	"revision": "Sequence of a revision in the history.",
-	"from":     "The party that opens the flow: a service or external (domain/name), an endpoint or allocation (its ID or a prefix of it, or the name under which a node attached it), or an address.",
-	"to":       "The party to which the flow is opened, in the same form as from.",
-	"port":     "Destination port; the type for icmp and icmpv6.",
-	"protocol": "Protocol; the default is tcp.",
+	"index":     "Wait until the result is newer than this index, which is the value of the header " + api.IndexHeader + " of an earlier response.",
+	"wait":      "Maximum time to wait, for instance 30s.",
+	"since":     "Only records from this time on, in RFC 3339.",
+	"until":     "Only records up to this time, in RFC 3339.",
+	"actor":     "Only records whose actor contains this text.",
+	"action":    "Only records whose action contains this text.",
+	"target":    "Only records whose target contains this text.",
+	"refused":   "true: only what was refused.",
+	"begun":     "true: also the records that something is about to be carried out.",
+	"limit":     "The newest so many records; 100 unless it is given.",
+	"after":     "The number of the last record that the caller has; 0: none.",
+	"standbyok": "With any value, a controller that does not lead and could is as good as the leader.",
+	"message":   "Why, for the record of the change and the audit log.",
+	"revision":  "Sequence of a revision in the history.",
+	"from":      "The party that opens the flow: a service or external (domain/name), an endpoint or allocation (its ID or a prefix of it, or the name under which a node attached it), or an address.",
+	"to":        "The party to which the flow is opened, in the same form as from.",
+	"port":      "Destination port; the type for icmp and icmpv6.",
+	"protocol":  "Protocol; the default is tcp.",
+	"digest":    "Of the list that the caller has, in hexadecimal digits.",
 }
 
 // routes returns the routes of the whole API except /metrics.
 func (c *Controller) routes() []route {
 	blocking := []string{"index", "wait"}
 	return []route{
-		{pattern: "GET /v1/graph", caller: callerOperator, call: c.getGraph, query: append([]string{"revision"}, blocking...),
+		{pattern: "GET /v1/graph", caller: callerOperator, led: byAny, compared: true, call: c.getGraph, query: append([]string{"revision"}, blocking...),
 			summary: "Returns the graph in force, or that of a revision in the history, as far as the token may read it.", permission: "sif-read or one of sif-read-, sif-plan- and sif-apply-<domain>",
 			reply: api.GraphReply{}},
 		{pattern: "PUT /v1/graph", caller: callerOperator, call: c.putGraph, large: true, action: "graph.apply",
 			summary: "Puts domains, guardrails, bindings and links in force. They replace those with the same names.", permission: "sif-apply-<domain> for each domain; sif-operator for guardrails, bindings and links",
 			request: api.GraphRequest{}, reply: api.GraphReply{}},
-		{pattern: "POST /v1/graph/validate", caller: callerOperator, call: c.validateGraph, large: true, action: "graph.validate", harmless: true,
+		{pattern: "POST /v1/graph/validate", caller: callerOperator, led: byAny, compared: true, call: c.validateGraph, large: true, action: "graph.validate", harmless: true,
 			summary: "Returns the problems because of which a change would be refused.", permission: "sif-plan-<domain> for each domain; sif-operator for guardrails, bindings and links",
 			request: api.GraphRequest{}, reply: api.GraphReply{}},
-		{pattern: "POST /v1/graph/plan", caller: callerOperator, call: c.planGraph, large: true, action: "graph.plan", harmless: true,
+		{pattern: "POST /v1/graph/plan", caller: callerOperator, led: byAny, compared: true, call: c.planGraph, large: true, action: "graph.plan", harmless: true,
 			summary: "Returns what a change would do: reachability gained and lost, live endpoints and flows affected, and problems that prevent it.", permission: "sif-plan-<domain> for each domain; sif-operator for guardrails, bindings and links",
 			request: api.GraphRequest{}, reply: api.Plan{}},
-		{pattern: "POST /v1/graph/diff", caller: callerOperator, call: c.diffGraph,
+		{pattern: "POST /v1/graph/diff", caller: callerOperator, led: byAny, compared: true, call: c.diffGraph,
 			summary: "Compares two revisions in the history.", permission: "sif-read",
 			request: api.DiffRequest{}, reply: api.DiffReply{}},
 		{pattern: "POST /v1/graph/rollback", caller: callerOperator, call: c.rollbackGraph, action: "graph.rollback",
@@ -100,19 +114,19 @@ func (c *Controller) routes() []route {
 		{pattern: "DELETE /v1/graph/domain/{name}", caller: callerOperator, call: c.deleteDomain, action: "graph.delete",
 			summary: "Removes a domain and its contracts from the graph.", permission: "sif-apply-<domain>",
 			reply: api.GraphReply{}},
-		{pattern: "GET /v1/history", caller: callerOperator, call: c.getHistory, query: blocking,
+		{pattern: "GET /v1/history", caller: callerOperator, led: byAny, compared: true, call: c.getHistory, query: blocking,
 			summary: "Returns the revisions in the history, newest first.", permission: "any",
 			reply: api.History{}},
-		{pattern: "GET /v1/status", caller: callerOperator, call: c.getStatus, query: blocking,
+		{pattern: "GET /v1/status", caller: callerOperator, led: byAny, reported: true, call: c.getStatus, query: blocking,
 			summary: "Returns the state of the fabric as the nodes last reported it.", permission: "sif-read",
 			reply: api.Status{}},
-		{pattern: "GET /v1/endpoints", caller: callerOperator, call: c.getEndpoints,
+		{pattern: "GET /v1/endpoints", caller: callerOperator, led: byAny, reported: true, call: c.getEndpoints,
 			summary: "Returns the endpoints as their nodes last reported them, and what is attached and waits.", permission: "sif-read; or sif-read-, sif-plan- or sif-apply-<domain>: the endpoints of the domain",
 			reply: api.EndpointList{}},
-		{pattern: "GET /v1/nodes", caller: callerOperator, call: c.getNodes,
+		{pattern: "GET /v1/nodes", caller: callerOperator, led: byAny, reported: true, call: c.getNodes,
 			summary: "Returns the registered nodes, and the removals that are kept.", permission: "sif-read",
 			reply: api.NodeList{}},
-		{pattern: "GET /v1/links", caller: callerOperator, call: c.getLinks,
+		{pattern: "GET /v1/links", caller: callerOperator, led: byAny, reported: true, call: c.getLinks,
 			summary: "Returns the links between zones that the graph in force declares, or implies, and their tunnels as the nodes last reported them.", permission: "sif-read",
 			reply: api.LinkList{}},
 		{pattern: "DELETE /v1/nodes/{zone}/{name}", caller: callerOperator, call: c.deleteNode, query: []string{"message"}, action: "node.remove", led: byAnyIfNone,
@@ -133,6 +147,15 @@ func (c *Controller) routes() []route {
 		{pattern: "PUT /v1/nodes/{zone}/{name}/nomad", caller: callerOperator, call: c.putNomadNode, query: []string{"message"}, action: "node.bind",
 			summary: "Says which Nomad node a node is, after its Nomad client was set up again.", permission: "sif-operator",
 			request: api.BindRequest{}, reply: api.BindReply{}},
+		{pattern: "GET /v1/audit", caller: callerOperator, led: byAny, call: c.getAudit, query: []string{"since", "until", "actor", "action", "target", "refused", "begun", "limit"},
+			summary: "Returns the newest records of the audit logs of all controllers that the parameters select, oldest first.", permission: "sif-read",
+			reply: []api.AuditRecord{}},
+		{pattern: "GET /v1/audit/logs", caller: callerOperator, led: byAny, call: c.getAuditLogs,
+			summary: "Returns the audit logs that there are, one of each controller.", permission: "sif-read",
+			reply: []api.AuditLog{}},
+		{pattern: "GET /v1/audit/logs/{controller}", caller: callerOperator, led: byAny, call: c.getAuditPage, query: []string{"after"},
+			summary: "Returns records of the audit log of a controller as they are, for verification.", permission: "sif-read",
+			reply: api.AuditPage{}},
 		{pattern: "POST /v1/dump", caller: callerOperator, call: c.dump,
 			summary: "Asks nodes to read back what their data paths enforce.", permission: "sif-read",
 			request: api.DumpRequest{}, reply: api.DumpReply{}},
@@ -173,6 +196,11 @@ func (c *Controller) routes() []route {
 		{pattern: "POST /v1/node/jwt-svid", caller: callerNode, call: c.postJWTSVID, action: "jwt-svid.issue",
 			summary: "Issues a token for the application of an endpoint of the calling node.", request: api.JWTSVIDRequest{}, reply: api.JWTSVIDReply{}},
 
-		{pattern: "GET /v1/health", caller: callerAnyone, summary: "Returns status 200 if this controller leads and can write its data directory, otherwise 503.", reply: api.ControllerStatus{}},
+		{pattern: "GET /v1/controller", caller: callerPeer, led: byAny, call: c.getController,
+			summary: "Returns the state of this controller, to another one.", reply: api.ControllerStatus{}},
+		{pattern: "GET /v1/controller/view", caller: callerPeer, call: c.getView,
+			summary: "Returns what the nodes last reported, to a controller that stands by.", reply: api.Status{}},
+
+		{pattern: "GET /v1/health", caller: callerAnyone, query: []string{"standbyok"}, summary: "Returns status 200 if this controller leads and can write its data directory, otherwise 503.", reply: api.ControllerStatus{}},
 	}
 }

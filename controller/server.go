@@ -34,6 +34,7 @@ type request struct {
 	node     identity.Node   // set for calls of nodes
 	pool     int             // for calls of nodes: bits of the pool that the certificate grants, or 0
 	stop     context.Context // ends when the controller stops
+	term     context.Context // ends when it does not lead any more; nil for calls that every controller answers
 	entry    *auditEntry     // handlers fill in target, message and revision
 }
 
@@ -43,6 +44,17 @@ func (r request) actor() string {
 		return r.node.NodeID.String()
 	}
 	return cmp.Or(r.operator.actor, unknownActor)
+}
+
+// maxRequestID is the longest ID of a call, in bytes.
+const maxRequestID = 64
+
+// id returns the ID that the caller gave the call, or "".
+func (r request) id() string {
+	if id := r.Header.Get(api.RequestHeader); len(id) <= maxRequestID {
+		return printable(id)
+	}
+	return ""
 }
 
 // indexed is a reply with the index from which a later call can wait for a newer one.
@@ -69,13 +81,15 @@ func (c *Controller) handler(stop context.Context) http.Handler {
 				req.node, req.pool, err = c.caller(req.Request)
 				return err
 			}))
+		case callerPeer:
+			mux.Handle(r.pattern, c.handle(r, stop, func(req *request) error { return c.peerCaller(req.Request) }))
 		}
 	}
 	mux.HandleFunc("GET /v1/health", c.limits.anyone(func(w http.ResponseWriter, r *http.Request) {
 		self := c.self()
 		self.Degraded = nil // only for operators, in the status
 		code := http.StatusOK
-		if !self.Leader {
+		if !self.Leader && r.URL.Query().Get("standbyok") == "" {
 			code = http.StatusServiceUnavailable
 		}
 		if c.disk.trouble() != nil {
@@ -118,8 +132,18 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		} else if route.caller == callerOperator && !api.IsCode(err, api.CodeUnavailable) {
 			c.limits.strangers.Allow(source(hr))
 		}
-		if err == nil && !c.leading.Load() {
-			err = c.unled(hr.Context(), route)
+		if err == nil && route.compared && hr.URL.Query().Get("index") == "" {
+			c.catchUp(hr.Context())
+		}
+		c.answeredBy(w, route)
+		if err == nil && route.led != byAny {
+			c.answering.Add(1)
+			defer c.answering.Add(-1)
+			if term := c.term.Load(); term != nil {
+				r.term = *term
+			} else {
+				err = c.unled(hr.Context(), route)
+			}
 		}
 		if err == nil {
 			err = c.limits.body(w, r.Request, most, within)
@@ -130,6 +154,9 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 		var reply any
 		if err == nil {
 			reply, err = route.call(hr.Context(), *r)
+			if api.IsCode(err, api.CodeNotLeader) { // by the fence
+				err = c.notLeader(hr.Context())
+			}
 		}
 		if err = c.record(*r, err); err != nil {
 			e := c.asError(pattern, err)
@@ -216,7 +243,7 @@ func (c *Controller) record(r request, err error) error {
 	switch {
 	case r.entry.Action == "",
 		r.entry.harmless && !api.IsCode(err, api.CodeForbidden),
-		api.IsCode(err, api.CodeNotLeader): // the leader decides and records
+		api.IsCode(err, api.CodeNotLeader) && !r.entry.intended: // the leader decides and records
 		return err
 	}
 	r.entry.Actor = r.actor()

@@ -55,7 +55,7 @@ func (c *Controller) putGraph(ctx context.Context, r request) (any, error) {
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
-	return r.changed(c.policy.apply(ctx, req, r.operator.author))
+	return r.changed(c.policy.apply(ctx, req, r.operator.author, r.id()))
 }
 
 func (c *Controller) validateGraph(_ context.Context, r request) (any, error) {
@@ -104,7 +104,7 @@ func (c *Controller) deleteDomain(ctx context.Context, r request) (any, error) {
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
-	return r.changed(c.policy.remove(ctx, name, r.operator.author))
+	return r.changed(c.policy.remove(ctx, name, r.operator.author, r.id()))
 }
 
 // changed returns the reply to a change of the graph, and records its revision.
@@ -149,7 +149,7 @@ func (c *Controller) rollbackGraph(ctx context.Context, r request) (any, error) 
 			return nil, err
 		}
 	}
-	reply, err := c.policy.rollback(ctx, req, r.operator.author)
+	reply, err := c.policy.rollback(ctx, req, r.operator.author, r.id())
 	r.entry.Revision = reply.Pointer.Sequence
 	return reply, err
 }

@@ -23,7 +23,7 @@ func (c *Controller) getStatus(ctx context.Context, r request) (any, error) {
 	if err := r.operator.mayReadAll("read the status of the fabric"); err != nil {
 		return nil, err
 	}
-	index, err := awaitIndex(ctx, r, c.reports.bell)
+	index, err := awaitOther(ctx, r, c.reports.bell)
 	if err != nil {
 		return nil, err
 	}

@@ -186,5 +186,11 @@ func (c *Controller) postCertificate(ctx context.Context, r request) (any, error
 		return nil, err
 	}
 	chain, err := c.admitter.certificate(ctx, r.node, req)
+	if err == nil { // nothing was written that says whether this controller still knows who has which service
+		err = c.cfg.fence.check(ctx, c.cfg.Consul())
+	}
+	if err != nil {
+		return nil, err
+	}
 	return api.CertificateReply{Certificate: chain}, err
 }

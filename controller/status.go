@@ -4,8 +4,12 @@
 package controller
 
 import (
+	"context"
 	"maps"
+	"net/http"
 	"slices"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -67,6 +71,25 @@ func (r *reports) of(n fabric.Node) []api.NodeStatus {
 	return list
 }
 
+// replace puts the reports that another controller has in the place of all. None is older than the
+// one that it replaces.
+func (r *reports) replace(list []api.NodeStatus) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	next := map[reporter]api.NodeStatus{}
+	for _, s := range list {
+		by := reporter{s.ID(), s.Kind}
+		if own := r.last[by]; own.Reported.After(s.Reported) {
+			s = own
+		}
+		if !s.Reported.IsZero() {
+			next[by] = s
+		}
+	}
+	r.last = next
+	r.bell.bump()
+}
+
 // drop forgets the reports of a node that was removed.
 func (r *reports) drop(id fabric.NodeID) {
 	r.mu.Lock()
@@ -94,19 +117,79 @@ func (c *Controller) status() api.Status {
 	for _, n := range c.nodes.all() {
 		s.Nodes = append(s.Nodes, c.reports.of(n)...)
 	}
+	s.Controllers = c.peers.states()
+	if age := c.age(true); age >= 0 {
+		s.Age = age
+	}
 	c.markRevoked(&s)
-	c.agreement.judge(&s)
+	if c.leads() { // another one has judged what it was told
+		c.agreement.judge(&s)
+	}
 	return s
 }
+
+// age returns how old what this controller knows can be, or -1 if it does not know that. reported
+// says that it is about what nodes report to the leader; otherwise it is about what is in Consul.
+func (c *Controller) age(reported bool) time.Duration {
+	if c.leads() {
+		return 0
+	}
+	at := c.peers.viewed()
+	if !reported {
+		at = time.Time{}
+		if nanos := c.policy.compared.Load(); nanos != 0 {
+			at = time.Unix(0, nanos)
+		}
+	}
+	if at.IsZero() {
+		return -1
+	}
+	return max(0, time.Since(at))
+}
+
+// answeredBy says in the header who answers a call, how old the answer can be, and which
+// controllers there are.
+func (c *Controller) answeredBy(w http.ResponseWriter, r route) {
+	h := w.Header()
+	h.Set(api.ControllerHeader, c.cfg.Address)
+	h.Set(api.LeaderHeader, strconv.FormatBool(c.leads()))
+	h.Set(api.ControllersHeader, strings.Join(c.peers.addresses(), ","))
+	if r.led == byAny {
+		if age := c.age(r.reported); age >= 0 {
+			h.Set(api.AgeHeader, strconv.FormatFloat(age.Seconds(), 'f', 3, 64))
+		}
+	}
+}
+
+// compareTimeout bounds how long a controller that stands by asks Consul for the pointer before it
+// answers with the graph that it knows.
+const compareTimeout = 2 * time.Second
+
+// catchUp compares the graph with the pointer in Consul, if another controller may have moved it.
+func (c *Controller) catchUp(ctx context.Context) {
+	if c.leads() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, compareTimeout)
+	defer cancel()
+	c.policy.mu.Lock()
+	defer c.policy.mu.Unlock()
+	_, _ = c.policy.examine(ctx) // the header says how old the answer is
+}
+
+func (c *Controller) getController(context.Context, request) (any, error) { return c.self(), nil }
+
+func (c *Controller) getView(context.Context, request) (any, error) { return c.status(), nil }
 
 // self returns the state of this controller.
 func (c *Controller) self() api.ControllerStatus {
 	return api.ControllerStatus{
-		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leading.Load(),
-		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(),
+		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leads(),
+		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(), Revision: c.policy.pointer().Sequence,
 		Authorities: &api.AuthorityStatus{
 			Trusted: c.cfg.Identity.Authorities(), Issued: map[string]int{identity.IssuedBy(c.cfg.Identity.Certificate().Leaf): 1},
 			Keys: slices.Sorted(maps.Keys(c.cfg.Identity.Keys().Keys)),
 		},
+		Since: time.Unix(0, c.since.Load()).UTC(),
 	}
 }

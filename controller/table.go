@@ -35,6 +35,7 @@ const sweepInterval = time.Minute
 type table struct {
 	fabric string
 	consul func() *consulapi.Client
+	fence  *fence
 	keys   func() fabric.KeySet
 	log    hclog.Logger
 	now    func() time.Time
@@ -48,21 +49,26 @@ type table struct {
 
 func newTable(cfg Config, node func(fabric.NodeID) (fabric.Node, bool)) *table {
 	return &table{
-		fabric: cfg.Fabric, consul: cfg.Consul, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now, node: node,
+		fabric: cfg.Fabric, consul: cfg.Consul, fence: cfg.fence, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now, node: node,
 		grants: map[kvkey.Admission]*grant{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
 }
 
 // load reads the table from Consul. A grant that does not verify is left out and reported.
 func (t *table) load(ctx context.Context) error {
-	list, _, err := t.consul().KV().List(kvkey.Admissions, (&consulapi.QueryOptions{}).WithContext(ctx))
+	list, _, err := t.consul().KV().List(kvkey.Admissions, (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
 		return fmt.Errorf("read the admissions from Consul: %w", err)
 	}
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	known := t.grants
 	t.grants, t.refused = map[kvkey.Admission]*grant{}, nil
 	for _, kv := range list {
+		if id, err := kvkey.ParseAdmission(kv.Key); err == nil && known[id].readAt(kv, t.keys()) {
+			t.grants[id] = known[id]
+			continue
+		}
 		id, g, err := t.verify(kv)
 		if err != nil {
 			t.refused = append(t.refused, fmt.Sprintf("%s: %v", kv.Key, err))
@@ -72,6 +78,15 @@ func (t *table) load(ctx context.Context) error {
 		t.grants[id] = g
 	}
 	return nil
+}
+
+// readAt reports whether g was read from this value of Consul, and is signed by a key that counts.
+func (g *grant) readAt(kv *consulapi.KVPair, keys fabric.KeySet) bool {
+	if g == nil || g.index != kv.ModifyIndex || g.unread {
+		return false
+	}
+	_, counts := keys.Keys[g.Signed.Version]
+	return counts
 }
 
 // verify decodes a grant from Consul. Its admission must be signed, and be the one of the key.
@@ -296,9 +311,9 @@ func (t *table) put(ctx context.Context, id kvkey.Admission, g *grant) error {
 	if err := storable("the admission of endpoint "+id.Endpoint, value); err != nil {
 		return err
 	}
-	index, ok, err := checkAndSet(ctx, t.consul(), id.String(), value, g.index)
+	index, ok, err := t.fence.checkAndSet(ctx, t.consul(), id.String(), value, g.index)
 	if err != nil {
-		return unavailable("write the admission of endpoint %s to Consul: %v", id.Endpoint, err)
+		return unwritten(err, "write the admission of endpoint %s to Consul", id.Endpoint)
 	}
 	if !ok {
 		t.refreshIndex(ctx, id)
@@ -326,7 +341,7 @@ func (t *table) refreshIndex(ctx context.Context, id kvkey.Admission) {
 	if known {
 		next = *t.grants[id]
 	}
-	next.index = 0
+	next.index, next.unread = 0, true
 	if kv != nil {
 		next.index = kv.ModifyIndex
 	}
@@ -372,7 +387,7 @@ func (t *table) sweepOnce(ctx context.Context) {
 		if g == nil || !g.over(t.now()) {
 			continue // changed meanwhile
 		}
-		ok, _, err := t.consul().KV().DeleteCAS(&consulapi.KVPair{Key: id.String(), ModifyIndex: g.index}, (&consulapi.WriteOptions{}).WithContext(ctx))
+		ok, err := t.fence.remove(ctx, t.consul(), id.String(), g.index)
 		if err != nil {
 			t.log.Warn("cannot delete an expired admission, retrying later", logkey.Endpoint, id.Endpoint, logkey.Error, err)
 			return

@@ -76,6 +76,15 @@ func awaitIndex(ctx context.Context, r request, b *bell) (uint64, error) {
 	return b.wait(ctx, after, wait), nil
 }
 
+// awaitOther is awaitIndex for an index that differs from controller to controller: it does not
+// wait if the query has one that this controller never had.
+func awaitOther(ctx context.Context, r request, b *bell) (uint64, error) {
+	if known, _, err := indexOf(r); err == nil && known > b.wait(ctx, 0, 0) {
+		return b.wait(ctx, 0, 0), nil
+	}
+	return awaitIndex(ctx, r, b)
+}
+
 // indexOf returns the index that a caller knows, and how long it would wait for another one.
 func indexOf(r request) (index uint64, wait time.Duration, err error) {
 	if s := r.URL.Query().Get("index"); s != "" {
@@ -105,9 +114,14 @@ func waitOf(r request, otherwise, maximum time.Duration) (time.Duration, error) 
 	return min(d, maximum), nil
 }
 
-// untilStop returns a context that also ends when the controller stops.
+// untilStop returns a context that also ends when the controller stops, or does not lead any more
+// if only the leader answers the call.
 func (r request) untilStop(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancel(ctx)
 	release := context.AfterFunc(r.stop, cancel)
-	return ctx, func() { release(); cancel() }
+	if r.term == nil {
+		return ctx, func() { release(); cancel() }
+	}
+	also := context.AfterFunc(r.term, cancel)
+	return ctx, func() { also(); release(); cancel() }
 }

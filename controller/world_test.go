@@ -195,7 +195,7 @@ func (w *world) client(t testing.TB, address, token string) *api.Client {
 
 func (w *world) clientOf(t testing.TB, cfg api.Config) *api.Client {
 	t.Helper()
-	cfg.CACert = w.caFile
+	cfg.CACert, cfg.Alone = w.caFile, true // a test says which controller it asks
 	client, err := api.NewClient(cfg)
 	must.NoError(t, err)
 	t.Cleanup(client.Close)
@@ -216,7 +216,7 @@ func (w *world) node(t testing.TB, r *running, name string) *testNode {
 			continue
 		}
 		source := w.source(t, n.String(), w.vault.Nodes[n.NodeID], wellknown.NodeRole(n.Zone, n.Name), n.SPIFFE())
-		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(identity.Subject{Controller: true})})
+		client, err := api.NewClient(api.Config{Address: r.address, TLS: source.ClientTLS(identity.Subject{Controller: true}), Alone: true})
 		must.NoError(t, err)
 		t.Cleanup(client.Close)
 		return &testNode{Client: client, id: n.NodeID, source: source}

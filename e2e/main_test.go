@@ -32,8 +32,8 @@ import (
 const attachVariable = "SIF_E2E_LAB"
 
 // topologyVariable names the topology file of the tests' own lab, if it is not the default one.
-// TestOneZone needs that of one zone, TestTwoExits and TestFailover that of pairs, and all other
-// tests the default one.
+// TestOneZone needs that of one zone, TestTwoExits and TestFailover that of pairs, TestControllers
+// that of three controllers, and all other tests the default one.
 const topologyVariable = "SIF_E2E_TOPOLOGY"
 
 // longVariable has the tests run that take long and guard what seldom breaks.

@@ -79,7 +79,7 @@ func (f *fabricUnderTest) as(t *testing.T, n *lab.Node) *hostile {
 // call calls the controller and returns the status and the text of its answer.
 func (h *hostile) call(t *testing.T, method, path, body string) (int, string) {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), method, "https://"+h.config.Controller.Address+path, bytes.NewBufferString(body))
+	req, err := http.NewRequestWithContext(t.Context(), method, "https://"+h.config.Controller.All()[0]+path, bytes.NewBufferString(body))
 	must.NoError(t, err)
 	resp, err := h.http.Do(req)
 	must.NoError(t, err)

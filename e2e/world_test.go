@@ -8,9 +8,13 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -368,4 +372,35 @@ func eventually(t *testing.T, within time.Duration, probe func() error) {
 		last = err
 		time.Sleep(100 * time.Millisecond)
 	}
+}
+
+// call makes one call to the API of the controller on a node, as the operator.
+func (f *fabricUnderTest) call(ctx context.Context, n *lab.Node, method, path string, body []byte) ([]byte, http.Header, int, error) {
+	pem, err := os.ReadFile(f.FabricCA())
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	client := &http.Client{Timeout: time.Minute, Transport: &http.Transport{
+		DialContext: f.Dial("client"), TLSClientConfig: &tls.Config{RootCAs: pool}, DisableKeepAlives: true,
+	}}
+	var address string
+	for i, o := range f.Topology.Nodes(lab.Orchestrator) {
+		if o.Name == n.Name {
+			address = f.Controllers()[i]
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "https://"+address+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	req.Header.Set(api.TokenHeader, f.Secrets.ConsulOperator)
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, nil, 0, err
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	return text, resp.Header, resp.StatusCode, err
 }

@@ -22,6 +22,7 @@ const (
 	KindPool        Kind = "pool"        // a Pool
 	KindRevocations Kind = "revocations" // a Revocations
 	KindNomadNode   Kind = "nomad-node"  // a NomadNode
+	KindAudit       Kind = "audit"       // the last record of an audit log (api.AuditHead)
 )
 
 // Signed is a statement, signed with one version of the fabric's Ed25519 key, which never leaves
@@ -104,4 +105,5 @@ type Change struct {
 	Files    Hash      `json:"files,omitzero"`     // digest of the source files
 	Rollback uint64    `json:"rollback,omitempty"` // for a rollback: the sequence whose root it restored
 	Previous Hash      `json:"previous,omitzero"`  // the previous Change
+	Request  string    `json:"request,omitempty"`  // the ID of the call that made it, which may come again
 }

@@ -125,7 +125,7 @@ func (l *Lab) startConsulClient(ctx context.Context, node *Node) error {
 }
 
 func (l *Lab) consulProcess(node *Node) (*Process, error) {
-	server := node.Kind == Orchestrator
+	server := node == l.Topology.Orchestrator()
 	dc := l.Topology.Datacenter
 	name := node.Name + "." + dc + ".consul"
 	if server {

@@ -40,7 +40,7 @@ func (l *Lab) Environment() []string {
 	}
 	if !l.ServersOnly {
 		env = append(env,
-			"SIF_HTTP_ADDR="+l.ControllerAddress(),
+			"SIF_HTTP_ADDR="+l.ControllerAddresses(),
 			"SIF_TOKEN="+l.Secrets.ConsulOperator,
 			"SIF_CACERT="+l.FabricCA(),
 			"SIF_TRUST_DOMAIN="+l.Topology.TrustDomain,

@@ -56,7 +56,10 @@ func (l *Lab) startServers(ctx context.Context) error {
 		}
 		return l.startNomadServer(ctx)
 	})
-	for _, n := range l.Topology.Nodes(Processor, Workload) {
+	for _, n := range l.Topology.Nodes() {
+		if n == l.Topology.Orchestrator() {
+			continue // it has the server
+		}
 		if n.HasDriver("docker") {
 			g.Go(func() error { return l.startDocker(ctx, n) })
 		}

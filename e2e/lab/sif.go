@@ -29,9 +29,23 @@ const (
 // IPv4.
 const wireguardOverhead = 80
 
-// ControllerAddress is the address of the controller's API: HTTPS with the fabric's CA.
+// ControllerAddress is the address of the first controller's API: HTTPS with the fabric's CA.
 func (l *Lab) ControllerAddress() string {
-	return fmt.Sprintf("https://%s:%d", l.Topology.Orchestrator().Address, controllerPort)
+	return "https://" + l.Controllers()[0]
+}
+
+// ControllerAddresses are the addresses of all controllers' APIs, separated by commas.
+func (l *Lab) ControllerAddresses() string {
+	return "https://" + strings.Join(l.Controllers(), ",https://")
+}
+
+// Controllers returns host:port of each controller, in the order of their nodes.
+func (l *Lab) Controllers() []string {
+	var list []string
+	for _, n := range l.Topology.Nodes(Orchestrator) {
+		list = append(list, fmt.Sprintf("%s:%d", n.Address, controllerPort))
+	}
+	return list
 }
 
 // EngineAddress returns host:port of a processor's engine.
@@ -62,8 +76,10 @@ func (l *Lab) SIFConfig(node, daemon string) string { return l.varDir(node, daem
 
 // startFabric starts the SIF daemons: the controller, then every node's links, agent and engine.
 func (l *Lab) startFabric(ctx context.Context) error {
-	if err := l.startController(ctx); err != nil {
-		return err
+	for _, n := range l.Topology.Nodes(Orchestrator) {
+		if err := l.startController(ctx, n); err != nil {
+			return err
+		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range l.Topology.Nodes(Processor, Workload) {
@@ -72,8 +88,7 @@ func (l *Lab) startFabric(ctx context.Context) error {
 	return g.Wait()
 }
 
-func (l *Lab) startController(ctx context.Context) error {
-	node := l.Topology.Orchestrator()
+func (l *Lab) startController(ctx context.Context, node *Node) error {
 	secret, err := l.secretFile(node.Name)
 	if err != nil {
 		return err
@@ -97,11 +112,11 @@ func (l *Lab) startController(ctx context.Context) error {
 		return err
 	}
 	if err := l.launch(ctx, p, 30*time.Second, func(ctx context.Context) error {
-		return httpAnswers(ctx, client, l.ControllerAddress()+"/v1/health")
+		return httpAnswers(ctx, client, fmt.Sprintf("https://%s:%d/v1/health?standbyok=true", node.Address, controllerPort))
 	}); err != nil {
 		return err
 	}
-	l.progress.line("controller: %s", l.ControllerAddress())
+	l.progress.line("controller: https://%s:%d", node.Address, controllerPort)
 	return nil
 }
 
@@ -171,7 +186,7 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 	}
 	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
-	c.block("controller", "address", fmt.Sprintf("%s:%d", l.Topology.Orchestrator().Address, controllerPort))
+	c.block("controller", "addresses", l.Controllers())
 	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
 	if daemon == "engine" {

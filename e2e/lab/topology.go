@@ -5,6 +5,7 @@ package lab
 
 import (
 	"embed"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -205,8 +206,8 @@ func (t *Topology) check() error {
 			}
 		}
 	}
-	if orchestrators != 1 {
-		return fmt.Errorf("expected one orchestrator node, found %d", orchestrators)
+	if orchestrators == 0 {
+		return errors.New("expected at least one orchestrator node, found none")
 	}
 	if err := inside6(t.Internet.Users.Subnet6, t.Internet.Users.Client6); err != nil {
 		return fmt.Errorf("users: %w", err)
@@ -294,7 +295,8 @@ func (t *Topology) Node(name string) *Node {
 	return nil
 }
 
-// Orchestrator returns the node that runs the servers.
+// Orchestrator returns the node that runs the servers: the first one. Each orchestrator node has a
+// controller.
 func (t *Topology) Orchestrator() *Node { return t.Nodes(Orchestrator)[0] }
 
 // Is reports whether the node is of a kind. It may be processor and workload node at once.

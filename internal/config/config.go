@@ -9,6 +9,7 @@ package config
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -154,6 +155,19 @@ type Audit struct {
 // Controller configures the connection to the controller.
 type Controller struct {
 	Address string `hcl:"address,optional"` // host:port
+	// Addresses are those of all controllers. Daemons find the one that leads.
+	Addresses []string `hcl:"addresses,optional"` // host:port
+}
+
+// All returns the addresses of the controllers, without those that are named twice.
+func (c *Controller) All() []string {
+	var list []string
+	for _, a := range append([]string{c.Address}, c.Addresses...) {
+		if a != "" && !slices.Contains(list, a) {
+			list = append(list, a)
+		}
+	}
+	return list
 }
 
 // Link configures the encrypted links of a node.

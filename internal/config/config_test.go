@@ -223,7 +223,7 @@ func TestConnectionLimits(t *testing.T) {
 func TestRequireNamesWhatIsMissing(t *testing.T) {
 	c, err := parse([]byte("zone = \"a\"\nnode = \"b\"\n"), "x.hcl", RoleAgent, none)
 	must.NoError(t, err)
-	must.EqError(t, c.require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.address")
+	must.EqError(t, c.require(RoleAgent), "x.hcl: sif agent requires trust_domain, vault.role_id, vault.secret_id_file, underlay.address, controller.addresses")
 	must.NoError(t, c.require(RoleLink))
 }
 

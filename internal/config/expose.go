@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strconv"
 
 	"github.com/hashicorp/hcl/v2/hclsyntax"
@@ -94,7 +95,7 @@ func (c *Config) ownPort(p fabric.Protocol, port uint16) error {
 		why = "of agents"
 	case p == fabric.TCP && isPort(c.Engine.Listen, port), p == fabric.TCP && isPort(":"+wellknown.EnginePort, port):
 		why = "of engines"
-	case p == fabric.TCP && isPort(c.Listen, port), p == fabric.TCP && isPort(c.Controller.Address, port), p == fabric.TCP && isPort(":"+wellknown.ControllerPort, port):
+	case p == fabric.TCP && isPort(c.Listen, port), p == fabric.TCP && slices.ContainsFunc(c.Controller.All(), func(a string) bool { return isPort(a, port) }), p == fabric.TCP && isPort(":"+wellknown.ControllerPort, port):
 		why = "of controllers"
 	default:
 		return nil

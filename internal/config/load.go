@@ -257,6 +257,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 		report("exit.interfaces", checkOutside(name))
 	}
 	report("controller.address", set(c.Controller.Address, checkHostPort))
+	for _, a := range c.Controller.Addresses {
+		report("controller.addresses", checkHostPort(a))
+	}
 	report("listen", set(c.Listen, checkHostPort))
 	report("engine.listen", checkHostPort(c.Engine.Listen))
 	nodePrefix := cmp.Or(c.Pools.NodePrefix, fabric.DefaultNodePrefix) // nodes have none
@@ -459,7 +462,7 @@ func (c *Config) require(r Role) error {
 	}
 	if r == RoleEngine || r == RoleAgent {
 		need(c.Underlay.Address, "underlay.address")
-		need(c.Controller.Address, "controller.address")
+		need(strings.Join(c.Controller.All(), ","), "controller.addresses")
 	}
 	if len(missing) > 0 {
 		return fmt.Errorf("%s: sif %s requires %s", c.path, r, strings.Join(missing, ", "))

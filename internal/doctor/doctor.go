@@ -16,6 +16,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/join"
@@ -130,7 +131,11 @@ func admit(o Options) (*patient, []host.Finding, error) {
 	set(&c.Vault.CAFile, o.VaultCA)
 	set(&c.Consul.Address, o.Consul)
 	set(&c.Nomad.Address, o.Nomad)
-	set(&c.Controller.Address, o.Controller)
+	for a := range strings.SplitSeq(o.Controller, ",") {
+		if a != "" {
+			c.Controller.Addresses = append(c.Controller.Addresses, a)
+		}
+	}
 	for _, k := range p.kinds {
 		p.configs[k] = c
 	}

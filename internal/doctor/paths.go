@@ -50,7 +50,12 @@ func (p *patient) paths(ctx context.Context) []host.Finding {
 	if p.vault {
 		vault = c.Vault.Address
 	}
-	for _, s := range []struct{ name, address string }{{"the controller", c.Controller.Address}, {"Vault", vault}} {
+	type named struct{ name, address string }
+	servers := []named{{"Vault", vault}}
+	for _, a := range c.Controller.All() {
+		servers = append(servers, named{"the controller at " + a, a})
+	}
+	for _, s := range servers {
 		if at, err := addressOf(ctx, hostOf(s.address)); s.address != "" && err == nil {
 			add(target{s.name, at, false})
 		}

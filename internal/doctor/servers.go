@@ -71,8 +71,8 @@ func (p *patient) servers(ctx context.Context) []host.Finding {
 	for _, kinds := range p.sharing(func(c *config.Config) any { return *c.Nomad }) {
 		findings = append(findings, p.lookAtNomad(ctx, kinds)...)
 	}
-	if c.Controller.Address != "" {
-		url := "https://" + strings.TrimPrefix(c.Controller.Address, "https://")
+	for _, address := range c.Controller.All() {
+		url := "https://" + strings.TrimPrefix(address, "https://")
 		controller := server{
 			name: "controller", url: url + "/v1/health", noCheck: true,
 			remedy: "see \"systemctl status sif-controller\" there, and let firewalls between pass TCP port " + wellknown.ControllerPort,

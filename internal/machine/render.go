@@ -199,7 +199,18 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 		})
 		// A join closes no port: `sif node firewall enforce` does, when somebody wants it.
 		b.block("firewall", func(b body) { b.text("mode", "report") })
-		b.block("controller", func(b body) { b.text("address", ControllerOf(g, f)) })
+		b.block("controller", func(b body) {
+			all := ControllersOf(g, f)
+			if len(all) == 1 {
+				b.text("address", all[0])
+				return
+			}
+			var list []cty.Value
+			for _, a := range all {
+				list = append(list, cty.StringVal(a))
+			}
+			b.SetAttributeValue("addresses", cty.ListVal(list))
+		})
 		b.block("link", func(b body) {
 			b.SetAttributeValue("mtu", cty.NumberIntVal(int64(f.Underlay.LinkMTU())))
 			b.text("socket", filepath.Join(l.RunDir, wellknown.LinkDir, wellknown.LinkSocket))
@@ -252,10 +263,17 @@ func render(j Joined, f Found, daemon string, file func(name string) string) []b
 	return append([]byte(comment), hclwrite.Format(out.Bytes())...)
 }
 
-// ControllerOf returns the controller that the daemons of the machine call: its own, if it has one.
-func ControllerOf(g join.Grant, f Found) string {
+// ControllersOf returns the controllers that the daemons of the machine call, its own first if it
+// has one. They find the one that leads, and learn of those that join later.
+func ControllersOf(g join.Grant, f Found) []string {
+	var list []string
 	if g.Is(join.Controller) {
-		return f.ControllerAddress()
+		list = append(list, f.ControllerAddress())
 	}
-	return g.Controllers[0]
+	for _, a := range g.Controllers {
+		if !slices.Contains(list, a) {
+			list = append(list, a)
+		}
+	}
+	return list
 }

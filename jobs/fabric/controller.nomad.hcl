@@ -15,7 +15,7 @@ variable "trust_domain" {
 }
 
 variable "node" {
-  description = "The name of the Nomad node that it runs on. Nodes of the fabric know its address."
+  description = "The name of the Nomad node that it runs on, or those of several, separated by commas: one controller runs on each."
 }
 
 variable "port" {
@@ -79,19 +79,26 @@ variable "node_prefix" {
 job "sif-controller" {
   type = "service"
 
-  # Two controllers would need an address that follows the leader.
   constraint {
     attribute = "${node.unique.name}"
+    operator  = "set_contains_any"
     value     = var.node
   }
 
+  constraint {
+    operator = "distinct_hosts"
+    value    = "true"
+  }
+
+  # One after the other: while one is replaced, another one leads.
   update {
+    max_parallel     = 1
     min_healthy_time = "5s"
     healthy_deadline = "2m"
   }
 
   group "controller" {
-    count = 1
+    count = length(split(",", var.node))
 
     # The last signed revision and the audit log. They stay through updates of the job.
     ephemeral_disk {
@@ -111,12 +118,12 @@ job "sif-controller" {
       provider = "nomad"
       port     = "api"
 
-      # Answers 200 when it leads and can write.
+      # Answers 200 when it leads, or could, and can write.
       check {
         type            = "http"
         protocol        = "https"
         tls_skip_verify = true # its certificate names the fabric's identity, not this address
-        path            = "/v1/health"
+        path            = "/v1/health?standbyok=true"
         interval        = "5s"
         timeout         = "3s"
       }

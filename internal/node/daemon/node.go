@@ -123,7 +123,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 		return nil, err
 	}
 	tls := n.Identity.ClientTLS(identity.Subject{Controller: true})
-	if n.Controller, err = api.NewClient(api.Config{Address: c.Controller.Address, TLS: tls, Clock: func(t time.Time) { clock.Confirm("the controller", t) }}); err != nil {
+	if n.Controller, err = n.newController(tls); err != nil {
 		return nil, err
 	}
 	at, hasSwitch := c.Switch()

@@ -49,10 +49,14 @@ func openServers(path string, c *config.Config, consul *consulapi.Client) *serve
 		consul: consul, seen: map[netip.Addr]time.Time{},
 		file: statefile.File[map[netip.Addr]time.Time]{Path: path, What: "the addresses of servers", Lazy: true},
 	}
-	for _, address := range []string{
+	addresses := []string{
 		config.WithScheme(c.Consul.Address, c.Consul.CAFile), config.WithScheme(c.Vault.Address, c.Vault.CAFile),
-		config.WithScheme(c.Nomad.Address, c.Nomad.CAFile), config.WithScheme(c.Controller.Address, ""),
-	} {
+		config.WithScheme(c.Nomad.Address, c.Nomad.CAFile),
+	}
+	for _, a := range c.Controller.All() {
+		addresses = append(addresses, config.WithScheme(a, ""))
+	}
+	for _, address := range addresses {
 		if u, err := url.Parse(address); err == nil && u.Hostname() != "" {
 			s.named = append(s.named, u.Hostname())
 		}

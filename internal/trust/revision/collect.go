@@ -27,8 +27,8 @@ func unchanged(key string, index uint64) *consulapi.TxnOp {
 }
 
 // conditionally runs a transaction, and returns ErrConflict if a condition is not met.
-func conditionally(ctx context.Context, consul *consulapi.Client, ops consulapi.TxnOps) error {
-	ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+func conditionally(ctx context.Context, txn Transact, ops consulapi.TxnOps) error {
+	ok, resp, err := txn(ctx, ops)
 	switch {
 	case err != nil:
 		return err
@@ -129,7 +129,7 @@ func Reachable(ctx context.Context, consul *consulapi.Client, roots map[fabric.H
 // Collect deletes the objects that are not in keep, and returns how many. If the pointer does not
 // have this modify index any more, it returns ErrConflict. keep must contain all objects of the
 // pointer's revision.
-func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash]bool, index uint64) (removed int, err error) {
+func Collect(ctx context.Context, consul *consulapi.Client, txn Transact, keep map[fabric.Hash]bool, index uint64) (removed int, err error) {
 	keys, _, err := consul.KV().Keys(kvkey.Objects, "", (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx))
 	if err != nil {
 		return 0, fmt.Errorf("list the objects: %w", err)
@@ -151,7 +151,7 @@ func Collect(ctx context.Context, consul *consulapi.Client, keep map[fabric.Hash
 		for _, key := range chunk {
 			ops = append(ops, &consulapi.TxnOp{KV: &consulapi.KVTxnOp{Verb: consulapi.KVDelete, Key: key}})
 		}
-		if err := conditionally(ctx, consul, ops); err != nil {
+		if err := conditionally(ctx, txn, ops); err != nil {
 			return removed, fmt.Errorf("delete %d objects: %w", len(chunk), err)
 		}
 		removed += len(chunk)

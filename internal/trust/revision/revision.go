@@ -176,13 +176,32 @@ func txnError(resp *consulapi.TxnResponse) error {
 	return errors.New(resp.Errors[0].What)
 }
 
+// Transact carries out a transaction in Consul. It may add conditions of its own; then it returns
+// an error if they are not met, and ok is false if those of the operations are not. The results and
+// errors are those of the operations.
+type Transact func(ctx context.Context, ops consulapi.TxnOps) (ok bool, resp *consulapi.TxnResponse, err error)
+
+// Unfenced returns a Transact without conditions of its own.
+func Unfenced(consul *consulapi.Client) Transact {
+	return func(ctx context.Context, ops consulapi.TxnOps) (bool, *consulapi.TxnResponse, error) {
+		ok, resp, _, err := consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		return ok, resp, err
+	}
+}
+
 // Writer publishes revisions.
 type Writer struct {
 	consul *consulapi.Client
+	txn    Transact
 }
 
-// NewWriter returns a Writer.
-func NewWriter(consul *consulapi.Client) *Writer { return &Writer{consul: consul} }
+// NewWriter returns a Writer that writes by txn.
+//
+// An object that is too large for a transaction is written without it. That does no harm: the key
+// is the hash of the value, so whoever writes it writes the same.
+func NewWriter(consul *consulapi.Client, txn Transact) *Writer {
+	return &Writer{consul: consul, txn: txn}
+}
 
 // Publish writes the objects of rev and moves the pointer if its modify index still is casIndex (0:
 // there is none yet), otherwise it returns ErrConflict. A revision that fits in one transaction is
@@ -214,7 +233,7 @@ func (w *Writer) Publish(ctx context.Context, rev fabric.Revision, signed fabric
 			return err
 		}
 	}
-	if err := conditionally(ctx, w.consul, last); err != nil {
+	if err := conditionally(ctx, w.txn, last); err != nil {
 		return fmt.Errorf("move %s: %w", kvkey.Current, err)
 	}
 	return nil
@@ -294,7 +313,7 @@ func (w *Writer) set(ctx context.Context, parts []consulapi.TxnOps) error {
 			}
 			continue
 		}
-		ok, resp, _, err := w.consul.Txn().Txn(ops, (&consulapi.QueryOptions{}).WithContext(ctx))
+		ok, resp, err := w.txn(ctx, ops)
 		if err == nil && !ok {
 			err = txnError(resp)
 		}

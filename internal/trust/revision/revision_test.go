@@ -75,7 +75,7 @@ func (l *lab) publish(g *fabric.Graph) (fabric.Revision, fabric.Signed) {
 	if !errors.Is(err, ErrNoRevision) {
 		must.NoError(l.t, err)
 	}
-	must.NoError(l.t, NewWriter(l.consul).Publish(ctx, rev, signed, index))
+	must.NoError(l.t, NewWriter(l.consul, Unfenced(l.consul)).Publish(ctx, rev, signed, index))
 	return rev, signed
 }
 
@@ -220,8 +220,8 @@ func TestPublishConflictAndRepair(t *testing.T) {
 	l := newLab(t)
 	ctx := context.Background()
 	rev, signed := l.publish(graph(8080, proxy, svc))
-	must.ErrorIs(t, NewWriter(l.consul).Publish(ctx, rev, signed, 0), ErrConflict)
-	must.ErrorIs(t, NewWriter(l.consul).Publish(ctx, rev, signed, 1), ErrConflict)
+	must.ErrorIs(t, NewWriter(l.consul, Unfenced(l.consul)).Publish(ctx, rev, signed, 0), ErrConflict)
+	must.ErrorIs(t, NewWriter(l.consul, Unfenced(l.consul)).Publish(ctx, rev, signed, 1), ErrConflict)
 
 	// What was altered is written anew.
 	h := rev.Objects[0].Hash
@@ -243,13 +243,13 @@ func TestPublishAtOnceOrPointerLast(t *testing.T) {
 		must.Eq(t, l.get(kvkey.Current).ModifyIndex, l.get(kvkey.Object(o.Hash).String()).ModifyIndex)
 	}
 	next := fabric.Compile(graph(8081, proxy, svc, news))
-	must.ErrorIs(t, NewWriter(l.consul).Publish(ctx, next, signed, 1), ErrConflict)
+	must.ErrorIs(t, NewWriter(l.consul, Unfenced(l.consul)).Publish(ctx, next, signed, 1), ErrConflict)
 	must.Nil(t, l.get(kvkey.Object(next.Root).String()))
 
 	for _, large := range [][]fabric.Object{blobs(2*txnOps, 10), blobs(2, txnBytes-100), blobs(1, txnBytes+1)} {
 		index := l.get(kvkey.Current).ModifyIndex
 		signed.Version++ // Consul counts only a write of another value as one
-		must.NoError(t, NewWriter(l.consul).Publish(ctx, fabric.Revision{Objects: large}, signed, index))
+		must.NoError(t, NewWriter(l.consul, Unfenced(l.consul)).Publish(ctx, fabric.Revision{Objects: large}, signed, index))
 		first := l.get(kvkey.Object(large[0].Hash).String())
 		must.Greater(t, first.ModifyIndex, l.get(kvkey.Current).ModifyIndex)
 		for _, o := range large {
@@ -422,7 +422,7 @@ func TestAlteredObjects(t *testing.T) {
 	second := graph(8081, proxy, svc)
 	next := fabric.Compile(second)
 	docs, _ = objectsOf(t, next)
-	must.NoError(t, NewWriter(l.consul).Write(ctx, next.Objects))
+	must.NoError(t, NewWriter(l.consul, Unfenced(l.consul)).Write(ctx, next.Objects))
 	key := kvkey.Object(docs[proxy]).String()
 	good := l.get(key).Value
 	l.put(key, fabric.NewObject(documentOf(graph(1, proxy, svc), proxy)).Data)
@@ -545,7 +545,7 @@ func TestOnlyPublishedIsEnforced(t *testing.T) {
 				compiled, _, touched = compiled.Next(g)
 				pointer.SetTouched(touched)
 				signed := l.ca.Sign(fabric.KindPointer, pointer)
-				must.NoError(t, NewWriter(l.consul).Write(ctx, rev.Objects))
+				must.NoError(t, NewWriter(l.consul, Unfenced(l.consul)).Write(ctx, rev.Objects))
 				l.pointer(signed)
 				published[l.sequence] = g
 				pointers = append(pointers, signed)

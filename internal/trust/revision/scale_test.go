@@ -44,7 +44,7 @@ func (s *scale) move(next *fabric.Compiled, fresh []fabric.Object) {
 	}
 	s.sequence++
 	signed := s.ca.Sign(fabric.KindPointer, fabric.Pointer{Fabric: name, Sequence: s.sequence, Root: next.Root, Time: time.Now()})
-	must.NoError(s.t, NewWriter(s.consul).Publish(context.Background(), fabric.Revision{Root: next.Root, Objects: fresh}, signed, index))
+	must.NoError(s.t, NewWriter(s.consul, Unfenced(s.consul)).Publish(context.Background(), fabric.Revision{Root: next.Root, Objects: fresh}, signed, index))
 	s.base = next
 }
 

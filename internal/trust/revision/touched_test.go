@@ -48,7 +48,7 @@ func TestUntouchedNodesReadThePointerOnly(t *testing.T) {
 		l.sequence++
 		pointer.Sequence, pointer.Root = l.sequence, next.Root
 		pointer.SetTouched(touched)
-		must.NoError(t, NewWriter(l.consul).Write(ctx, fresh))
+		must.NoError(t, NewWriter(l.consul, Unfenced(l.consul)).Write(ctx, fresh))
 		l.pointer(l.ca.Sign(fabric.KindPointer, pointer))
 		return touched
 	}

@@ -132,7 +132,7 @@ func TestObjectsAboveConsulsLimit(t *testing.T) {
 	l.put(kvkey.Object(docs[hub]).String(), []byte{gzipMagic, 0x8b, 1})
 	var v fabric.Document
 	must.ErrorContains(t, ReadObject(ctx, l.consul, docs[hub], &v), "was altered")
-	repaired, err := NewWriter(l.consul).Repair(ctx, rev.Objects)
+	repaired, err := NewWriter(l.consul, Unfenced(l.consul)).Repair(ctx, rev.Objects)
 	must.NoError(t, err)
 	must.Eq(t, []fabric.Hash{docs[hub]}, repaired)
 	must.NoError(t, ReadObject(ctx, l.consul, docs[hub], &v))

@@ -1,0 +1,200 @@
+// Copyright (c) The SIF Authors
+// SPDX-License-Identifier: MPL-2.0
+
+package controller
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+
+	consulapi "github.com/hashicorp/consul/api"
+	vaultapi "github.com/hashicorp/vault/api"
+	"github.com/shoenig/test/must"
+
+	"github.com/sif-project/sif/api"
+	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/kvkey"
+)
+
+// The log has the fields that the API has.
+func TestAuditRecordsAreEntries(t *testing.T) {
+	names := func(v any) map[string]bool {
+		m := map[string]bool{}
+		for f := range reflect.TypeOf(v).Fields() {
+			if tag := f.Tag.Get("json"); tag != "" {
+				m[tag] = true
+			}
+		}
+		return m
+	}
+	want := names(api.AuditRecord{})
+	delete(want, "controller,omitempty")
+	delete(want, "address,omitempty")
+	must.Eq(t, want, names(auditEntry{}))
+}
+
+// chainOf verifies the lines of files.
+func chainOf(t *testing.T, files ...string) (last api.AuditHead, wrong []string) {
+	t.Helper()
+	var chain api.AuditChain
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		must.NoError(t, err)
+		for line := range strings.Lines(string(data)) {
+			if err := chain.Take(strings.TrimSuffix(line, "\n")); err != nil {
+				wrong = append(wrong, err.Error())
+			}
+		}
+	}
+	return chain.Last, wrong
+}
+
+// The chain goes on over rotations and restarts, whoever rotates.
+func TestAuditChain(t *testing.T) {
+	dir := t.TempDir()
+	a := auditIn(t, dir, Rotation{Bytes: 400})
+	n := 0
+	write := func() {
+		t.Helper()
+		n++
+		must.NoError(t, a.write(auditEntry{Target: fmt.Sprint(n)}))
+	}
+	for range 10 {
+		write()
+	}
+	must.NoError(t, a.Close())
+	a = auditIn(t, dir, Rotation{})
+	write()
+	moved := filepath.Join(dir, "moved")
+	must.NoError(t, os.Rename(filepath.Join(dir, auditFile), moved))
+	must.NoError(t, a.reopen())
+	must.NoError(t, a.Close())
+	a = auditIn(t, dir, Rotation{}) // the only file is empty
+	write()
+	files := auditFiles(t, dir)
+	last, wrong := chainOf(t, append(files[:len(files)-1], moved, files[len(files)-1])...)
+	must.SliceEmpty(t, wrong)
+	must.Eq(t, uint64(n), last.Number)
+
+	// What is taken out, changed or put in is seen.
+	text, err := os.ReadFile(files[0])
+	must.NoError(t, err)
+	lines := bytes.SplitAfter(bytes.TrimSuffix(text, []byte("\n")), []byte("\n"))
+	must.Greater(t, 1, len(lines))
+	for name, altered := range map[string][]byte{
+		"missing": bytes.Join(lines[:len(lines)-1], nil),
+		"changed": bytes.Replace(text, []byte(`"target":"1"`), []byte(`"target":"7"`), 1),
+		"twice":   append(append([]byte{}, lines[0]...), text...),
+	} {
+		must.NoError(t, os.WriteFile(files[0], altered, 0o600))
+		_, wrong := chainOf(t, append(files[:len(files)-1], moved, files[len(files)-1])...)
+		must.SliceNotEmpty(t, wrong, must.Sprint(name))
+	}
+}
+
+// TestAuditSurvives takes the log of a controller from Consul when the controller is gone, with its
+// disk or without it.
+func TestAuditSurvives(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	first := w.fresh(t, nil)
+	_, err := first.operator.Apply(ctx, api.GraphRequest{Domains: domains(testDomain("app")), Message: "why not"})
+	must.NoError(t, err)
+	reader := func(c *running, policy string) *api.Client {
+		return w.clientOf(t, api.Config{Address: c.address, VaultToken: w.vaultToken(t, &vaultapi.TokenCreateRequest{Policies: []string{policy}})})
+	}
+	_, err = reader(first, "sif-read").Apply(ctx, api.GraphRequest{Domains: domains(testDomain("b"))})
+	code(t, api.CodeForbidden, err)
+	first.stop()
+	second := w.start(t, t.TempDir(), nil, false)
+	records, err := second.operator.Audit(ctx, api.AuditFilter{Action: "graph.apply"})
+	must.NoError(t, err)
+	must.Len(t, 2, records)
+	must.Eq(t, "why not", records[0].Message)
+	must.Eq(t, first.address, records[0].Address)
+	must.StrContains(t, records[1].Refused, "may not apply")
+	led, err := second.operator.Audit(ctx, api.AuditFilter{Action: actionLead})
+	must.NoError(t, err)
+	must.Len(t, 2, led)
+	refused, err := second.operator.Audit(ctx, api.AuditFilter{Refused: true, Begun: true})
+	must.NoError(t, err)
+	must.Len(t, 1, refused)
+	_, err = reader(second, "sif-read-app").Audit(ctx, api.AuditFilter{})
+	code(t, api.CodeForbidden, err)
+
+	log := func(id string) api.AuditLog {
+		t.Helper()
+		logs, err := second.operator.AuditLogs(ctx)
+		must.NoError(t, err)
+		for _, l := range logs {
+			if l.Controller == id {
+				return l
+			}
+		}
+		t.Fatalf("no log of %s: %v", id, logs)
+		return api.AuditLog{}
+	}
+	l := log(first.peers.id)
+	page, err := second.operator.AuditPage(ctx, l.Controller, 0)
+	must.NoError(t, err)
+	var chain api.AuditChain
+	for _, line := range page.Records {
+		must.NoError(t, chain.Take(line))
+	}
+	var signed api.AuditHead
+	must.NoError(t, first.cfg.Identity.Keys().Verify(l.Signed, fabric.KindAudit, &signed))
+	must.Eq(t, chain.Last.Hash, signed.Hash)
+	must.LessEq(t, chain.Last.Number, l.Noted.Number)
+	must.Positive(t, l.Noted.Number)
+
+	// A controller that is killed has not copied its last records: it does so when it is back.
+	second.stop()
+	third := w.start(t, first.dir, nil, false)
+	must.Eq(t, l.Controller, third.peers.id)
+	third.stop()
+	segment := kvkey.AuditSegment(l.Controller, 1)
+	kv, _, err := w.consul.KV().Get(segment, nil)
+	must.NoError(t, err)
+	_, err = w.consul.KV().Put(&consulapi.KVPair{Key: segment, Value: mustPack(t, page.Records[:1])}, nil)
+	must.NoError(t, err)
+	second = w.start(t, first.dir, nil, false)
+	eventually(t, func() error {
+		now, _, err := w.consul.KV().Get(segment, nil)
+		if err != nil {
+			return err
+		}
+		have, err := unpackSegment(now.Value)
+		if err != nil {
+			return err
+		}
+		want, err := unpackSegment(kv.Value)
+		if err != nil {
+			return err
+		}
+		if !bytes.HasPrefix(have, want) {
+			return fmt.Errorf("the segment has %d bytes, not the %d that it had", len(have), len(want))
+		}
+		return nil
+	})
+	second.stop()
+
+	// Without its disk, what was noted with the last change says that records are missing.
+	note, _, err := w.consul.KV().Get(kvkey.AuditNote(l.Controller), nil)
+	must.NoError(t, err)
+	var noted api.AuditHead
+	must.NoError(t, json.Unmarshal(note.Value, &noted))
+	must.Greater(t, l.Noted.Number-1, noted.Number)
+}
+
+func mustPack(t *testing.T, lines []string) []byte {
+	t.Helper()
+	value, err := packSegment([]byte(strings.Join(lines, "\n") + "\n"))
+	must.NoError(t, err)
+	return value
+}
