@@ -60,7 +60,7 @@ func (c *Controller) closeRevoked(ctx context.Context) error {
 			}
 			if why := revocation.Certificate(list, peer, leaf); why != nil {
 				c.log.Info("connection closed", logkey.Address, conn.RemoteAddr().String(), logkey.Error, why)
-				conn.Close()
+				_ = conn.Close() // it ends all the same
 			}
 		}
 		select {
