@@ -158,7 +158,7 @@ bench-gap: build ## Measure what is lost between two zones while a process on th
 LINTER := go tool -modfile=tools/lint/go.mod
 
 # Comments and documents use British spelling, except for words of Go, netlink, Nomad, Vault, X.509, ICMPv6 and tools.
-SPELLING := -locale UK -i analyze,artifact,artifacts,behavior,customize,dialing,initialized,neighbor,organizational,serialize,serialized,signaled,signaling,unauthorized
+SPELLING := -locale UK -i analyze,artifact,artifacts,behavior,customize,dialing,initialized,marshaling,neighbor,organizational,serialize,serialized,signaled,signaling,unauthorized
 
 .PHONY: lint
 lint: ## Check format, static analysis, structure, spelling, known vulnerabilities

@@ -176,7 +176,7 @@ func (k Key) Sign(ctx context.Context, claims any, now time.Time) (string, error
 		"input":                base64.StdEncoding.EncodeToString([]byte(input)),
 		"key_version":          v.Number,
 		"hash_algorithm":       "sha2-256",
-		"encoding_algorithm": "jws",
+		"marshaling_algorithm": "jws",
 	})
 	if err != nil {
 		return "", fmt.Errorf("sign a JWT-SVID with %s: %w", path, err)
