@@ -20,8 +20,12 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-// RefreshInterval is how often the public keys are read.
-const RefreshInterval = time.Minute
+// RefreshInterval is how often the public keys are read, and retryInterval the pause after Vault did
+// not answer.
+const (
+	RefreshInterval = time.Minute
+	retryInterval   = 5 * time.Second
+)
 
 // A token of a key that is not known has the keys read at once, so often at most.
 const (
@@ -68,8 +72,13 @@ func (s *Source) Bundle() *jwtbundle.Bundle {
 // Run reads the keys until ctx ends.
 func (s *Source) Run(ctx context.Context) error {
 	for {
-		s.report(s.refresh(ctx))
-		if !retry.Sleep(ctx, RefreshInterval) {
+		err := s.refresh(ctx)
+		s.report(err)
+		pause := RefreshInterval
+		if err != nil {
+			pause = retryInterval
+		}
+		if !retry.Sleep(ctx, pause) {
 			return nil
 		}
 	}
