@@ -73,15 +73,7 @@ func TestFence(t *testing.T) {
 			<-signer.reached
 			// Somebody else has the lock, and this controller's fence is open as it was.
 			session := c.cfg.fence.session
-			_, err = w.consul.Session().Destroy(session, nil)
-			must.NoError(t, err)
-			eventually(t, func() error {
-				kv, _, err := w.consul.KV().Get(kvkey.Leader, nil)
-				if err == nil && kv.Session == session {
-					err = fmt.Errorf("the lock is still there")
-				}
-				return err
-			})
+			takeLock(t, w.consul)
 			c.cfg.fence.begin(session, func() {})
 			before := keysOf(t, w.consul)
 			close(signer.proceed)
@@ -89,6 +81,36 @@ func TestFence(t *testing.T) {
 			must.Eq(t, before, keysOf(t, w.consul))
 		})
 	}
+}
+
+// takeLock takes the leader's lock from whoever has it, until the test ends: a controller that
+// noticed its loss would campaign, and lead again.
+func takeLock(t *testing.T, consul *consulapi.Client) {
+	t.Helper()
+	rival, _, err := consul.Session().Create(&consulapi.SessionEntry{LockDelay: time.Millisecond}, nil)
+	must.NoError(t, err)
+	t.Cleanup(func() {
+		_, err := consul.Session().Destroy(rival, nil)
+		must.NoError(t, err)
+	})
+	eventually(t, func() error {
+		kv, _, err := consul.KV().Get(kvkey.Leader, nil)
+		switch {
+		case err != nil:
+			return err
+		case kv.Session == rival:
+			return nil
+		case kv.Session != "":
+			if _, err := consul.Session().Destroy(kv.Session, nil); err != nil {
+				return err
+			}
+		}
+		took, _, err := consul.KV().Acquire(&consulapi.KVPair{Key: kvkey.Leader, Value: kv.Value, Session: rival}, nil)
+		if err == nil && !took {
+			err = fmt.Errorf("the lock is not free yet")
+		}
+		return err
+	})
 }
 
 // keysOf returns all keys but the leader's and the controllers', with their modify indexes.
