@@ -18,8 +18,12 @@ import (
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/rpc"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
+	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
 // fakeEngine remembers which endpoints it holds, as an engine would: by their requests, whose
@@ -89,7 +93,8 @@ func (f *fakeEngine) has() []string {
 func testEngines(t *testing.T) (*engines, *engine, *fakeEngine) {
 	eps, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
 	must.NoError(t, err)
-	a := &Agent{endpoints: eps, log: hclog.NewNullLogger(), exits: newExits()}
+	node := &daemon.Node{Config: &config.Config{}, Identity: identitytest.NewCA(t).Node("aws1", "w1", fabric.KindWorkload), Removals: &revocation.Watcher{}}
+	a := &Agent{node: node, endpoints: eps, log: hclog.NewNullLogger(), exits: newExits()}
 	f := &fakeEngine{holds: map[string]bool{}}
 	en := &engine{id: fabric.NodeID{Zone: "aws1", Name: "p1"}, conn: f}
 	a.engines = newEngines(a, a.log)

@@ -20,7 +20,7 @@ import (
 	"github.com/sif-project/sif/internal/retry"
 )
 
-// RefreshInterval is how often the public keys are read, and retryInterval the pause after Vault did
+// RefreshInterval is how often the public keys are read, retryInterval the pause after Vault did
 // not answer.
 const (
 	RefreshInterval = time.Minute
