@@ -14,7 +14,9 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/hashicorp/hcl/v2/hclsimple"
+	"github.com/hashicorp/hcl/v2"
+	"github.com/hashicorp/hcl/v2/gohcl"
+	"github.com/hashicorp/hcl/v2/hclparse"
 
 	"github.com/sif-project/sif/fabric"
 )
@@ -105,10 +107,14 @@ var topologies embed.FS
 
 // DefaultTopology returns the topology that `make dev` brings up: two zones.
 func DefaultTopology() (*Topology, error) {
-	const name = "topology/two-zones.hcl"
-	src, err := topologies.ReadFile(name)
+	return embedded("two-zones.hcl")
+}
+
+// embedded returns a topology of the directory topology.
+func embedded(name string) (*Topology, error) {
+	src, err := topologies.ReadFile("topology/" + name)
 	if err != nil {
-		return nil, fmt.Errorf("read the default topology: %w", err)
+		return nil, fmt.Errorf("read topology: %w", err)
 	}
 	return ParseTopology(name, src)
 }
@@ -122,11 +128,37 @@ func LoadTopology(path string) (*Topology, error) {
 	return ParseTopology(path, src)
 }
 
-// ParseTopology decodes and checks a topology. Messages contain name, which must end in .hcl.
+// ParseTopology decodes and checks a topology. Messages contain name. With surroundings_of, a file
+// has the zones only, and everything else is that of another topology of the directory topology.
 func ParseTopology(name string, src []byte) (*Topology, error) {
+	file, diags := hclparse.NewParser().ParseHCL(src, name)
+	if diags.HasErrors() {
+		return nil, fmt.Errorf("topology: %w", diags)
+	}
+	var head struct {
+		SurroundingsOf string   `hcl:"surroundings_of,optional"`
+		Body           hcl.Body `hcl:",remain"`
+	}
+	if diags := gohcl.DecodeBody(file.Body, nil, &head); diags.HasErrors() {
+		return nil, fmt.Errorf("topology: %w", diags)
+	}
 	var t Topology
-	if err := hclsimple.Decode(name, src, nil, &t); err != nil {
-		return nil, fmt.Errorf("topology: %w", err)
+	if head.SurroundingsOf == "" {
+		diags = gohcl.DecodeBody(head.Body, nil, &t)
+	} else {
+		other, err := embedded(head.SurroundingsOf)
+		if err != nil {
+			return nil, fmt.Errorf("topology %s: surroundings_of: %w", name, err)
+		}
+		t = *other
+		var own struct {
+			Zones []*Zone `hcl:"zone,block"`
+		}
+		diags = gohcl.DecodeBody(head.Body, nil, &own)
+		t.Zones = own.Zones
+	}
+	if diags.HasErrors() {
+		return nil, fmt.Errorf("topology: %w", diags)
 	}
 	if err := t.check(); err != nil {
 		return nil, fmt.Errorf("topology %s: %w", name, err)

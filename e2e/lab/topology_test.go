@@ -30,6 +30,22 @@ func TestTopologiesOfTheRepository(t *testing.T) {
 	must.True(t, d.Node("aws1-w1").HasDriver("docker"))
 }
 
+// What a file does not say is that of another topology; what it says is its own.
+func TestSurroundings(t *testing.T) {
+	d, err := DefaultTopology()
+	must.NoError(t, err)
+	pairs, err := LoadTopology("topology/pairs.hcl")
+	must.NoError(t, err)
+	must.Len(t, 4, pairs.Nodes(Processor))
+	pairs.Zones = d.Zones
+	must.Eq(t, d, pairs)
+	zone := "zone \"ops\" {\n  subnet = \"10.100.0.0/24\"\n}\n"
+	_, err = ParseTopology("t.hcl", []byte("surroundings_of = \"nothing.hcl\"\n"+zone))
+	must.ErrorContains(t, err, "topology t.hcl: surroundings_of: read topology: open topology/nothing.hcl")
+	_, err = ParseTopology("t.hcl", []byte("surroundings_of = \"two-zones.hcl\"\nfabric = \"other\"\n"+zone))
+	must.ErrorContains(t, err, "t.hcl:2,1-7: Unsupported argument")
+}
+
 func TestTopologyIsChecked(t *testing.T) {
 	src, err := os.ReadFile("topology/two-zones.hcl")
 	must.NoError(t, err)
