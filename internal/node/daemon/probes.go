@@ -56,6 +56,8 @@ func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, to
 	} else {
 		v.Spaces = slices.Sorted(maps.Values(spaces))
 	}
+	number, group := desired.Number(self.ID().String()), topology.GroupOf(self.ID())
+	exits := processors(self, members)
 	// target is a node behind a tunnel, which is answered there.
 	target := func(m roster.Member, by desired.Hop, full int) (t health.Target, there bool) {
 		name, assigned := links.Interface(by)
@@ -79,9 +81,9 @@ func ways(self fabric.Node, members []roster.Member, rules []fabric.LinkRule, to
 				v.Others = append(v.Others, t)
 			}
 		case workload:
-			bucket := desired.Bucket(desired.Number(self.ID().String()), desired.Number(m.ID().String()))
-			way, leads := topology.Route(topology.GroupOf(self.ID()), topology.GroupOf(m.ID()), "", bucket)
-			for _, p := range processors(self, members) {
+			bucket := desired.Bucket(number, desired.Number(m.ID().String()))
+			way, leads := topology.Route(group, topology.GroupOf(m.ID()), "", bucket)
+			for _, p := range exits {
 				t, there := target(m, desired.Hop{Processor: p.ID()}, SwitchMTU(across))
 				if there && leads && way.Processors[0] == p.ID() {
 					v.Zones[m.Zone] = append(v.Zones[m.Zone], t)
