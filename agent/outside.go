@@ -140,7 +140,7 @@ func (r *resolver) question(ep endpoint, grants externals, name string, qtype ui
 // exit returns the processor by which an endpoint's flows leave the zone, or that the node is the
 // exit, because no processor of the zone has a switch.
 func (a *Agent) exit(ep endpoint) (processor fabric.NodeID, node bool, err error) {
-	if !desired.NewTopology(a.node.Nodes(), nil, nil).HasBoundary(a.node.Self.Zone) {
+	if !desired.HasBoundary(a.node.Nodes(), a.node.Self.Zone) {
 		return processor, true, nil
 	}
 	processor, ok := a.exitOf(ep)

@@ -53,6 +53,11 @@ func (t Topology) Live(processor fabric.NodeID) bool {
 }
 
 // HasBoundary reports whether a zone has a processor with a switch, live or not.
+func HasBoundary(nodes []fabric.Node, zone string) bool {
+	return slices.ContainsFunc(nodes, func(n fabric.Node) bool { return n.Zone == zone && n.Boundary() })
+}
+
+// HasBoundary reports whether a zone has a processor with a switch, live or not.
 func (t Topology) HasBoundary(zone string) bool { return t.boundary[zone] }
 
 // Pair is two endpoints of different zones, by their IDs. Their order does not matter.

@@ -197,7 +197,7 @@ func reservation(known fabric.Outside, to api.Party) string {
 // if they leave by its node. It is what the sender's node chooses while all processors of the zone
 // that have an address to the outside are there.
 func exitOf(status api.Status, from api.Party, exit fabric.Exit) (processor fabric.NodeID, byZone bool) {
-	if exit == fabric.ExitNode || !desired.NewTopology(verify.Nodes(status), nil, nil).HasBoundary(from.Zone) {
+	if exit == fabric.ExitNode || !desired.HasBoundary(verify.Nodes(status), from.Zone) {
 		return fabric.NodeID{}, false
 	}
 	leads := map[fabric.NodeID]bool{}
