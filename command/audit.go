@@ -244,6 +244,9 @@ func verifyLog(ctx context.Context, client *api.Client, keys *fabric.KeySet, l a
 			break
 		}
 	}
+	if r.Signed == 0 && signed.Number > 0 && signed.Number <= r.Last {
+		report("record %d, which the fabric has signed, is not there: the log was written anew", signed.Number)
+	}
 	end := max(signed.Number, l.Noted.Number)
 	if end > r.Last {
 		report("records %d to %d are missing at its end: they were lost with the disk of the controller, or somebody has removed them", r.Last+1, end)
