@@ -83,6 +83,74 @@ func TestFence(t *testing.T) {
 	}
 }
 
+// frozenIssuer is an Authority and a JWTSigner that stands still after it has issued something.
+type frozenIssuer struct {
+	Authority
+	jwt     JWTSigner
+	reached chan struct{}
+	proceed chan struct{}
+}
+
+func (f *frozenIssuer) SignWorkload(ctx context.Context, csr []byte, service fabric.Ref) ([][]byte, error) {
+	defer f.wait()
+	return f.Authority.SignWorkload(ctx, csr, service)
+}
+
+func (f *frozenIssuer) Sign(ctx context.Context, claims any, now time.Time) (string, error) {
+	defer f.wait()
+	return f.jwt.Sign(ctx, claims, now)
+}
+
+func (f *frozenIssuer) wait() {
+	f.reached <- struct{}{}
+	<-f.proceed
+}
+
+// TestNothingIsHandedOutWithoutTheLock lets a leader lose its lock while it issues something. It
+// writes nothing then that would be refused, and hands nothing out all the same.
+func TestNothingIsHandedOutWithoutTheLock(t *testing.T) {
+	w := newWorld(t)
+	own := csr(t, "spiffe://"+trustDomain+"/app/svc")
+	for name, call := range map[string]func(n *testNode) error{
+		"certificate": func(n *testNode) error {
+			_, err := n.Certificate(t.Context(), api.CertificateRequest{Service: fabric.Ref{Domain: "app", Name: "svc"}, CSR: own})
+			return err
+		},
+		"SVID": func(n *testNode) error {
+			_, err := n.SVID(t.Context(), api.SVIDRequest{Endpoint: allocation(1), CSR: own})
+			return err
+		},
+		"JWT-SVID": func(n *testNode) error {
+			_, err := n.JWTSVID(t.Context(), api.JWTSVIDRequest{Endpoint: allocation(1), Audience: []string{"store"}})
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := w.fresh(t, &fakeScheduler{placed: map[string]Placement{allocation(1): placed("app", "g")}})
+			n := w.node(t, c, "w1")
+			n.register(t, "10.0.0.1")
+			_, err := c.operator.Apply(t.Context(), api.GraphRequest{Domains: domains(testDomain("app"))})
+			must.NoError(t, err)
+			_, err = n.Admit(t.Context(), request4(1, 10))
+			must.NoError(t, err)
+			issuer := &frozenIssuer{Authority: c.cfg.Authority, jwt: c.cfg.SVIDs.JWT, reached: make(chan struct{}, 1), proceed: make(chan struct{})}
+			c.admitter.cfg.Authority, c.admitter.cfg.SVIDs.JWT = issuer, issuer
+			if name == "SVID" {
+				issuer.Authority = c.cfg.SVIDs.Authority
+				c.admitter.cfg.SVIDs.Authority = issuer
+			}
+			ended := make(chan error, 1)
+			go func() { ended <- call(n) }()
+			<-issuer.reached
+			session := c.cfg.fence.session
+			takeLock(t, w.consul)
+			c.cfg.fence.begin(session, func() {})
+			close(issuer.proceed)
+			code(t, api.CodeNotLeader, <-ended)
+		})
+	}
+}
+
 // takeLock takes the leader's lock from whoever has it, until the test ends: a controller that
 // noticed its loss would campaign, and lead again.
 func takeLock(t *testing.T, consul *consulapi.Client) {

@@ -186,11 +186,17 @@ func (c *Controller) postCertificate(ctx context.Context, r request) (any, error
 		return nil, err
 	}
 	chain, err := c.admitter.certificate(ctx, r.node, req)
-	if err == nil { // nothing was written that says whether this controller still knows who has which service
-		err = c.cfg.fence.check(ctx, c.cfg.Consul())
-	}
-	if err != nil {
+	if err := c.handsOut(ctx, err); err != nil {
 		return nil, err
 	}
-	return api.CertificateReply{Certificate: chain}, err
+	return api.CertificateReply{Certificate: chain}, nil
+}
+
+// handsOut returns the error of a call that hands something out and writes nothing: without the
+// lock, this controller may not know any more who has which service.
+func (c *Controller) handsOut(ctx context.Context, err error) error {
+	if err != nil {
+		return err
+	}
+	return c.cfg.fence.check(ctx, c.cfg.Consul())
 }

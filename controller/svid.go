@@ -127,7 +127,10 @@ func (c *Controller) postSVID(ctx context.Context, r request) (any, error) {
 	}
 	service, chain, err := c.admitter.svid(ctx, r.node, req)
 	r.entry.Message = service.String()
-	return api.CertificateReply{Certificate: chain}, err
+	if err := c.handsOut(ctx, err); err != nil {
+		return nil, err
+	}
+	return api.CertificateReply{Certificate: chain}, nil
 }
 
 func (c *Controller) postJWTSVID(ctx context.Context, r request) (any, error) {
@@ -140,5 +143,8 @@ func (c *Controller) postJWTSVID(ctx context.Context, r request) (any, error) {
 		return nil, err
 	}
 	_, token, err := c.admitter.jwtSVID(ctx, r.node, req)
-	return api.JWTSVIDReply{Token: token}, err
+	if err := c.handsOut(ctx, err); err != nil {
+		return nil, err
+	}
+	return api.JWTSVIDReply{Token: token}, nil
 }
