@@ -55,6 +55,7 @@ type shipper struct {
 	began    bool       // what Consul has is known
 	first    uint64     // of the open segment; 0: there is none
 	text     []byte     // its records, each with a newline
+	packed   int        // how many bytes of Consul they need
 	shipped  uint64     // number of the last record in Consul
 	segments []uint64   // the first numbers of the segments in Consul, ordered
 	signed   uint64     // number of the last signed head
@@ -140,18 +141,10 @@ func (s *shipper) ship(ctx context.Context) error {
 // continues with the number that it had reached.
 func (s *shipper) begin(ctx context.Context) error {
 	q := (&consulapi.QueryOptions{RequireConsistent: true}).WithContext(ctx)
-	prefix := kvkey.AuditLog(s.id)
-	keys, _, err := s.cfg.Consul().KV().Keys(prefix, "", q)
-	if err != nil {
+	var err error
+	if s.segments, err = auditSegments(s.cfg.Consul(), s.id, q); err != nil {
 		return fmt.Errorf("list the segments of the log: %w", err)
 	}
-	s.segments = nil
-	for _, key := range keys {
-		if _, first, err := kvkey.ParseAuditSegment(key); err == nil {
-			s.segments = append(s.segments, first)
-		}
-	}
-	slices.Sort(s.segments)
 	var last api.AuditHead
 	if n := len(s.segments); n > 0 {
 		first := s.segments[n-1]
@@ -160,11 +153,12 @@ func (s *shipper) begin(ctx context.Context) error {
 			return fmt.Errorf("read the last segment of the log: %w", err)
 		}
 		if kv != nil {
+			s.first, last.Number = first, first-1 // if it cannot be read, it is written again
 			text, err := unpackSegment(kv.Value)
-			if err != nil { // somebody wrote it; verify will say so
+			if head, ok := headOf(text); err == nil && ok {
+				s.text, s.packed, last = text, len(kv.Value), head
+			} else {
 				s.log.Error("a segment of the audit log in Consul cannot be read", logkey.Key, kv.Key, logkey.Error, err)
-			} else if head, ok := headOf(text); ok {
-				s.first, s.text, last = first, text, head
 			}
 		}
 	}
@@ -181,6 +175,22 @@ func (s *shipper) begin(ctx context.Context) error {
 	return s.audit.reread(last.Number)
 }
 
+// auditSegments returns the first numbers of the segments of a controller's log in Consul, ordered.
+func auditSegments(consul *consulapi.Client, id string, q *consulapi.QueryOptions) ([]uint64, error) {
+	keys, _, err := consul.KV().Keys(kvkey.AuditLog(id), "", q)
+	if err != nil {
+		return nil, err
+	}
+	var list []uint64
+	for _, key := range keys {
+		if _, first, err := kvkey.ParseAuditSegment(key); err == nil {
+			list = append(list, first)
+		}
+	}
+	slices.Sort(list)
+	return list, nil
+}
+
 // note returns the operation that notes the head of the log, to be carried out together with a
 // change: so a change whose record is lost is seen, even if the disk of this controller is gone.
 func (s *shipper) note() *consulapi.TxnOp {
@@ -195,7 +205,7 @@ func (s *shipper) note() *consulapi.TxnOp {
 
 // extend writes lines to the open segment, or to a new one. The caller holds s.mu.
 func (s *shipper) extend(ctx context.Context, lines []auditLine) error {
-	if len(s.text) >= segmentText {
+	if len(s.text) >= segmentText || s.packed >= segmentBytes {
 		s.first, s.text = 0, nil
 	}
 	first, text := s.first, slices.Clone(s.text)
@@ -217,11 +227,8 @@ func (s *shipper) extend(ctx context.Context, lines []auditLine) error {
 	if len(s.segments) == 0 || s.segments[len(s.segments)-1] != first {
 		s.segments = append(s.segments, first)
 	}
-	s.first, s.text, s.shipped = first, text, lines[len(lines)-1].number
+	s.first, s.text, s.packed, s.shipped = first, text, len(value), lines[len(lines)-1].number
 	s.audit.forget(s.shipped)
-	if len(value) >= segmentBytes {
-		s.first, s.text = 0, nil
-	}
 	for len(s.segments) > maxSegments {
 		if _, err := kv.Delete(kvkey.AuditSegment(s.id, s.segments[0]), w); err != nil {
 			return fmt.Errorf("delete the oldest segment of the log: %w", err)
@@ -314,12 +321,12 @@ func (a *audit) unshipped(after uint64) (lines []auditLine, more bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	size := 0
-	for i, l := range a.waiting {
+	for _, l := range a.waiting {
 		if l.number <= after {
 			continue
 		}
 		if size += len(l.text); size > maxShipment && len(lines) > 0 {
-			return lines, i < len(a.waiting)
+			return lines, true
 		}
 		lines = append(lines, l)
 	}

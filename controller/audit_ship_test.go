@@ -5,6 +5,9 @@ package controller
 
 import (
 	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -14,12 +17,15 @@ import (
 	"testing"
 
 	consulapi "github.com/hashicorp/consul/api"
+	"github.com/hashicorp/go-hclog"
 	vaultapi "github.com/hashicorp/vault/api"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/kvkey"
+	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
 // The log has the fields that the API has.
@@ -190,6 +196,62 @@ func TestAuditSurvives(t *testing.T) {
 	var noted api.AuditHead
 	must.NoError(t, json.Unmarshal(note.Value, &noted))
 	must.Greater(t, l.Noted.Number-1, noted.Number)
+}
+
+// signedBy is a Signer with the key of a test.
+type signedBy struct{ ca *identitytest.CA }
+
+func (s signedBy) Sign(_ context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error) {
+	return s.ca.Sign(kind, json.RawMessage(payload)), nil
+}
+
+// The newest record is signed, also when it is the last one of a segment. A segment that is full is
+// not extended, also not by a controller that starts; one that cannot be read is written again from
+// the disk.
+func TestAuditSegments(t *testing.T) {
+	_, consul := testhost.Consul(t)
+	a := auditIn(t, t.TempDir(), Rotation{})
+	const id = "0123456789abcdef"
+	cfg := Config{Consul: func() *consulapi.Client { return consul }, Signer: signedBy{identitytest.NewCA(t)}, Log: hclog.NewNullLogger()}
+	s := newShipper(cfg, id, a)
+	write := func() {
+		t.Helper()
+		text := make([]byte, maxText/2)
+		rand.Read(text)
+		must.NoError(t, a.write(auditEntry{Message: hex.EncodeToString(text)}))
+		must.NoError(t, s.ship(t.Context()))
+		must.Eq(t, a.head().Number, s.signed)
+	}
+	segments := func() consulapi.KVPairs {
+		t.Helper()
+		list, _, err := consul.KV().List(kvkey.AuditLog(id), nil)
+		must.NoError(t, err)
+		return list
+	}
+	for write(); len(segments()[0].Value) < segmentBytes; {
+		write()
+	}
+	must.Len(t, 1, segments())
+	s = newShipper(cfg, id, a)
+	write()
+	must.Len(t, 2, segments())
+	write()
+	must.Len(t, 2, segments())
+
+	_, err := consul.KV().Put(&consulapi.KVPair{Key: segments()[1].Key, Value: []byte("x")}, nil)
+	must.NoError(t, err)
+	s = newShipper(cfg, id, a)
+	write()
+	must.Len(t, 2, segments())
+	var chain api.AuditChain
+	for _, kv := range segments() {
+		text, err := unpackSegment(kv.Value)
+		must.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			must.NoError(t, chain.Take(strings.TrimSuffix(line, "\n")))
+		}
+	}
+	must.Eq(t, a.head().Hash, chain.Last.Hash)
 }
 
 func mustPack(t *testing.T, lines []string) []byte {

@@ -185,17 +185,10 @@ func (c *Controller) getAuditPage(ctx context.Context, r request) (any, error) {
 	if err := kvkey.CheckController(id); err != nil {
 		return nil, invalid("%v", err)
 	}
-	keys, _, err := c.cfg.Consul().KV().Keys(kvkey.AuditLog(id), "", (&consulapi.QueryOptions{}).WithContext(ctx))
+	segments, err := auditSegments(c.cfg.Consul(), id, (&consulapi.QueryOptions{}).WithContext(ctx))
 	if err != nil {
 		return nil, unavailable("list the segments of the audit log in Consul: %v", err)
 	}
-	var segments []uint64
-	for _, key := range keys {
-		if _, first, err := kvkey.ParseAuditSegment(key); err == nil {
-			segments = append(segments, first)
-		}
-	}
-	slices.Sort(segments)
 	page := api.AuditPage{Records: []string{}}
 	for i, first := range segments {
 		if i+1 < len(segments) && segments[i+1] <= after+1 {
