@@ -5,6 +5,7 @@ package controller
 
 import (
 	"bytes"
+	"cmp"
 	"compress/gzip"
 	"context"
 	"encoding/json"
@@ -421,9 +422,7 @@ func (a *audit) reread(after uint64) error {
 		}
 	}
 	a.waiting = append(lines, a.waiting...)
-	slices.SortStableFunc(a.waiting, func(x, y auditLine) int {
-		return int(int64(x.number) - int64(y.number))
-	})
+	slices.SortStableFunc(a.waiting, func(x, y auditLine) int { return cmp.Compare(x.number, y.number) })
 	a.waitingBytes, a.missed = 0, false
 	for i, l := range a.waiting {
 		if a.waitingBytes += len(l.text); a.waitingBytes > maxUnshipped && i > 0 {

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -105,7 +106,7 @@ func refuseRevoked(list fabric.Revocations, endpoint string, service fabric.Ref)
 }
 
 func revokedError(v fabric.Revocation) error {
-	return api.Errorf(403, api.CodeRevoked, "%s; an operator takes that back with `sif reinstate`", v)
+	return api.Errorf(http.StatusForbidden, api.CodeRevoked, "%s; an operator takes that back with `sif reinstate`", v)
 }
 
 // revocationOf decodes what an operator's call names.

@@ -188,12 +188,9 @@ func (c *Controller) asError(pattern string, err error) *api.Error {
 	return api.Errorf(http.StatusInternalServerError, api.CodeInternal, "%v", err)
 }
 
-// unled refuses a call that is not for a controller that does not lead.
+// unled refuses a call that not every controller answers, because this one does not lead.
 func (c *Controller) unled(ctx context.Context, route route) error {
-	switch route.led {
-	case byAny:
-		return nil
-	case byAnyIfNone:
+	if route.led == byAnyIfNone {
 		asking, cancel := context.WithTimeout(ctx, vacantTimeout)
 		defer cancel()
 		if leader := leaderAddress(asking, c.cfg.Consul()); leader == "" || leader == c.cfg.Address {

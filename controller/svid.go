@@ -80,13 +80,13 @@ type jwtClaims struct {
 }
 
 // jwtSVID has a token signed for the application of an endpoint of the calling node.
-func (a *admitter) jwtSVID(ctx context.Context, who identity.Node, req api.JWTSVIDRequest) (fabric.Ref, string, error) {
+func (a *admitter) jwtSVID(ctx context.Context, who identity.Node, req api.JWTSVIDRequest) (string, error) {
 	if err := fabric.CheckAudience(req.Audience); err != nil {
-		return fabric.Ref{}, "", invalid("%v", err)
+		return "", invalid("%v", err)
 	}
 	adm, err := a.standing(who, req.Endpoint)
 	if err != nil {
-		return fabric.Ref{}, "", err
+		return "", err
 	}
 	now := a.table.now()
 	token, err := a.cfg.SVIDs.JWT.Sign(ctx, jwtClaims{
@@ -96,9 +96,9 @@ func (a *admitter) jwtSVID(ctx context.Context, who identity.Node, req api.JWTSV
 		Expires:  now.Add(fabric.JWTSVIDLife).Unix(),
 	}, now)
 	if err != nil {
-		return adm.Service, "", unavailable("%v", err)
+		return "", unavailable("%v", err)
 	}
-	return adm.Service, token, nil
+	return token, nil
 }
 
 // standing returns the admission of an endpoint of the calling node, if it is live.
@@ -142,7 +142,7 @@ func (c *Controller) postJWTSVID(ctx context.Context, r request) (any, error) {
 	if err := c.intend(r); err != nil {
 		return nil, err
 	}
-	_, token, err := c.admitter.jwtSVID(ctx, r.node, req)
+	token, err := c.admitter.jwtSVID(ctx, r.node, req)
 	if err := c.handsOut(ctx, err); err != nil {
 		return nil, err
 	}
