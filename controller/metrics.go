@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"math"
+
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 )
@@ -49,7 +51,7 @@ func newMetrics(c *Controller) *metrics {
 		}
 		return away
 	})
-	gauge("sif_controller_age_seconds", "How old what this controller knows of the nodes can be: 0 while it leads.", func() float64 { return c.age(true).Seconds() })
+	gauge("sif_controller_age_seconds", "How old what this controller knows of the nodes can be: 0 while it leads, +Inf if it has heard of none yet.", c.ageSeconds)
 	gauge("sif_controller_revision", "Sequence of the revision in force.", func() float64 { return float64(c.policy.pointer().Sequence) })
 	gauge("sif_controller_degraded", "Number of problems that sif status reports of the controller.", func() float64 { return float64(len(c.degraded())) })
 	gauge("sif_controller_nodes", "Registered nodes.", func() float64 { return float64(len(c.nodes.all())) })
@@ -59,4 +61,12 @@ func newMetrics(c *Controller) *metrics {
 	})
 	m.registry.MustRegister(m.requests, m.admission, m.refused, newWayMetrics(c.status), newNodeMetrics(c.status), collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// ageSeconds is the age of what nodes report, without end if this controller does not know it.
+func (c *Controller) ageSeconds() float64 {
+	if age := c.age(true); age >= 0 {
+		return age.Seconds()
+	}
+	return math.Inf(1)
 }
