@@ -5,6 +5,7 @@ package controller
 
 import (
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/x509"
@@ -688,4 +689,18 @@ func testTasks(t *testing.T, w *world) {
 	must.SliceEmpty(t, left)
 	_, err = c.operator.Probe(ctx, []api.Task{{Node: fabric.NodeID{Zone: "aws1", Name: "nobody"}, Protocol: fabric.UDP}})
 	code(t, api.CodeNotFound, err)
+}
+
+// What was read before counts without another look at its signature only while the version of the
+// key does, also if Vault lists an older one again.
+func TestReadBefore(t *testing.T) {
+	kv := &consulapi.KVPair{ModifyIndex: 7}
+	m, g := &member{index: 7}, &grant{index: 7}
+	m.record.Node.Version, g.Signed.Version = 1, 1
+	keys := fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: nil, 2: nil}, Min: 1}
+	must.True(t, m.readAt(kv, keys))
+	must.True(t, g.readAt(kv, keys))
+	keys.Min = 2
+	must.False(t, m.readAt(kv, keys))
+	must.False(t, g.readAt(kv, keys))
 }

@@ -140,11 +140,7 @@ func (r *registry) leaveOutOld() {
 
 // readAt reports whether m was read from this value of Consul, and is signed by a key that counts.
 func (m *member) readAt(kv *consulapi.KVPair, keys fabric.KeySet) bool {
-	if m == nil || m.index != kv.ModifyIndex {
-		return false
-	}
-	_, counts := keys.Keys[m.record.Node.Version]
-	return counts
+	return m != nil && m.index == kv.ModifyIndex && keys.Accepts(m.record.Node.Version)
 }
 
 // verify decodes a node record from Consul. The controller's part must be signed, and be of the

@@ -82,11 +82,7 @@ func (t *table) load(ctx context.Context) error {
 
 // readAt reports whether g was read from this value of Consul, and is signed by a key that counts.
 func (g *grant) readAt(kv *consulapi.KVPair, keys fabric.KeySet) bool {
-	if g == nil || g.index != kv.ModifyIndex || g.unread {
-		return false
-	}
-	_, counts := keys.Keys[g.Signed.Version]
-	return counts
+	return g != nil && g.index == kv.ModifyIndex && !g.unread && keys.Accepts(g.Signed.Version)
 }
 
 // verify decodes a grant from Consul. Its admission must be signed, and be the one of the key.

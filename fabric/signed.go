@@ -46,6 +46,12 @@ type KeySet struct {
 	Min  int                       `json:"min"`
 }
 
+// Accepts reports whether statements count that were signed with a version of the key.
+func (k KeySet) Accepts(version int) bool {
+	_, known := k.Keys[version]
+	return known && version >= k.Min
+}
+
 // Verify checks that s is a statement of the kind that was signed by the fabric, and decodes its
 // payload into v.
 func (k KeySet) Verify(s Signed, kind Kind, v any) error {

@@ -27,6 +27,9 @@ func TestVerify(t *testing.T) {
 	_, stranger, err := ed25519.GenerateKey(nil)
 	must.NoError(t, err)
 	keys := KeySet{Keys: map[int]ed25519.PublicKey{1: public, 2: public}, Min: 2}
+	for version, accepted := range []bool{false, false, true, false} {
+		must.Eq(t, accepted, keys.Accepts(version), must.Sprint(version))
+	}
 	pointer := Pointer{Fabric: "f", Sequence: 7}
 	good := sign(t, private, 2, KindPointer, pointer)
 	cases := []struct {
