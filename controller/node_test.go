@@ -4,6 +4,7 @@
 package controller
 
 import (
+	"context"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -15,6 +16,8 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,6 +34,7 @@ import (
 func TestNodes(t *testing.T) {
 	w := newWorld(t)
 	t.Run("registration", func(t *testing.T) { testRegistration(t, w) })
+	t.Run("read again", func(t *testing.T) { testReadAgain(t, w) })
 	t.Run("empty report", func(t *testing.T) { testEmptyReport(t, w) })
 	t.Run("drain", func(t *testing.T) { testDrain(t, w) })
 	t.Run("link", func(t *testing.T) { testLink(t, w) })
@@ -689,6 +693,29 @@ func testTasks(t *testing.T, w *world) {
 	must.SliceEmpty(t, left)
 	_, err = c.operator.Probe(ctx, []api.Task{{Node: fabric.NodeID{Zone: "aws1", Name: "nobody"}, Protocol: fabric.UDP}})
 	code(t, api.CodeNotFound, err)
+}
+
+// A controller that stands by reads its state again with each change of anything. It writes its
+// disk only if that lacks something.
+func testReadAgain(t *testing.T, w *world) {
+	c := w.fresh(t, nil)
+	w.node(t, c, "w1").register(t, "192.0.2.1")
+	must.NoError(t, c.nodes.load(t.Context()))
+	must.NoError(t, c.bound.load(t.Context()))
+	for file, load := range map[string]func(context.Context) error{"nodes.json": c.nodes.load, "bindings.json": c.bound.load} {
+		file = filepath.Join(c.dir, file)
+		before, err := os.Stat(file)
+		must.NoError(t, err)
+		must.NoError(t, load(t.Context()))
+		after, err := os.Stat(file)
+		must.NoError(t, err)
+		must.True(t, os.SameFile(before, after), must.Sprint(file))
+		must.NoError(t, os.Remove(file))
+		must.NoError(t, load(t.Context()))
+		_, err = os.Stat(file)
+		must.NoError(t, err)
+	}
+	must.Len(t, 1, c.nodes.all())
 }
 
 // What was read before counts without another look at its signature only while the version of the

@@ -12,6 +12,7 @@ import (
 	"maps"
 	"net/http"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -82,9 +83,15 @@ func (b *bindings) load(ctx context.Context) error {
 // take takes a signed binding of the node with that name, unless a newer one is known, or the node
 // was removed since. The caller holds b.mu.
 func (b *bindings) take(name string, signed fabric.Signed) error {
-	n := binding{signed: signed}
-	if err := b.cfg.Identity.Keys().Verify(signed, fabric.KindNomadNode, &n.NomadNode); err != nil {
-		return err
+	var n binding
+	if id, err := fabric.ParseNodeID(name); err == nil {
+		n = b.bound[id]
+	}
+	if keys := b.cfg.Identity.Keys(); !reflect.DeepEqual(n.signed, signed) || !keys.Accepts(signed.Version) {
+		n = binding{signed: signed}
+		if err := keys.Verify(signed, fabric.KindNomadNode, &n.NomadNode); err != nil {
+			return err
+		}
 	}
 	switch {
 	case n.Fabric != b.cfg.Fabric:
@@ -159,7 +166,7 @@ func (b *bindings) save() error {
 	for id, n := range b.bound {
 		all[id.String()] = n.signed
 	}
-	return b.file.Write(all)
+	return b.file.Update(all)
 }
 
 // publish writes a binding to Consul, whatever is there.

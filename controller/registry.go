@@ -95,6 +95,9 @@ func (r *registry) load(ctx context.Context) error {
 		return err
 	}
 	for name, record := range stored {
+		if id, err := fabric.ParseNodeID(name); err == nil && r.members[id] != nil && reflect.DeepEqual(r.members[id].record, record) {
+			continue // Consul has it, too
+		}
 		m := &member{record: record}
 		if err := r.decode(m); err != nil { // by a version of the key that was retired, perhaps
 			r.log.Warn("node record on disk not used", logkey.Node, name, logkey.Error, err)
@@ -182,7 +185,7 @@ func (r *registry) save() {
 	for id, m := range r.members {
 		records[id.String()] = m.record
 	}
-	r.trouble = r.file.Write(records)
+	r.trouble = r.file.Update(records)
 }
 
 // degraded returns what is wrong with the registry, for people.

@@ -6,6 +6,7 @@
 package statefile
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -48,6 +49,15 @@ func (f File[T]) Read() (v T, found bool, err error) {
 // Write replaces the content of the file. A crash leaves the old content or the new one.
 func (f File[T]) Write(v T) error {
 	return f.write(func() ([]byte, error) { return json.Marshal(v) })
+}
+
+// Update is Write for what the file often has already: it writes only what differs from that.
+func (f File[T]) Update(v T) error {
+	data, err := json.Marshal(v)
+	if old, reading := os.ReadFile(f.Path); err == nil && reading == nil && bytes.Equal(old, data) {
+		return nil
+	}
+	return f.write(func() ([]byte, error) { return data, err })
 }
 
 func (f File[T]) write(encode func() ([]byte, error)) error {

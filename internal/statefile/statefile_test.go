@@ -45,6 +45,25 @@ func TestFile(t *testing.T) {
 	}
 }
 
+// The file is written if it has another content, or none.
+func TestUpdate(t *testing.T) {
+	f := File[map[string]int]{Path: filepath.Join(t.TempDir(), "numbers.json"), What: "the numbers"}
+	inode := func(v map[string]int) os.FileInfo {
+		t.Helper()
+		must.NoError(t, f.Update(v))
+		have, _, err := f.Read()
+		must.NoError(t, err)
+		must.Eq(t, v, have)
+		info, err := os.Stat(f.Path)
+		must.NoError(t, err)
+		return info
+	}
+	first := inode(map[string]int{"a": 1, "b": 2})
+	must.True(t, os.SameFile(first, inode(map[string]int{"b": 2, "a": 1})))
+	must.False(t, os.SameFile(first, inode(map[string]int{"a": 1})))
+	must.ErrorContains(t, File[func()]{Path: f.Path, What: "the function"}.Update(nil), "encode the function")
+}
+
 func TestFileErrors(t *testing.T) {
 	dir := t.TempDir()
 	_, _, err := File[int]{Path: dir, What: "the number"}.Read()
