@@ -83,14 +83,27 @@ func (t Tombstone) String() string {
 }
 
 func (t Tombstone) compare(other Tombstone) int {
-	return cmp.Or(CompareNodeIDs(t.Node, other.Node), t.Removed.Compare(other.Removed))
+	return cmp.Or(t.compareNode(other.Node), t.Removed.Compare(other.Removed))
+}
+
+func (t Tombstone) compareNode(node NodeID) int { return CompareNodeIDs(t.Node, node) }
+
+// having returns those elements of an ordered list of which compare returns 0. The lists are long,
+// and are asked for each endpoint of a node whenever its data path is programmed.
+func having[E, K any](list []E, key K, compare func(E, K) int) []E {
+	from, _ := slices.BinarySearchFunc(list, key, compare)
+	to := from
+	for to < len(list) && compare(list[to], key) == 0 {
+		to++
+	}
+	return list[from:to]
 }
 
 // Ends returns the tombstone that ends what was issued to a node at the given time: a record, an
 // admission, or a certificate, by the begin of its validity.
 func (r Revocations) Ends(node NodeID, issued time.Time) (Tombstone, bool) {
-	for _, t := range slices.Backward(r.Tombstones) {
-		if t.Node == node && !issued.After(t.Removed) {
+	for _, t := range slices.Backward(having(r.Tombstones, node, Tombstone.compareNode)) {
+		if !issued.After(t.Removed) {
 			return t, true
 		}
 	}
@@ -99,8 +112,8 @@ func (r Revocations) Ends(node NodeID, issued time.Time) (Tombstone, bool) {
 
 // EndsKey returns the tombstone of the node that had the public key.
 func (r Revocations) EndsKey(node NodeID, key []byte) (Tombstone, bool) {
-	for _, t := range r.Tombstones {
-		if t.Node == node && len(key) > 0 && bytes.Equal(t.Key, key) {
+	for _, t := range having(r.Tombstones, node, Tombstone.compareNode) {
+		if len(key) > 0 && bytes.Equal(t.Key, key) {
 			return t, true
 		}
 	}

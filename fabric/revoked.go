@@ -76,7 +76,12 @@ func (v Revocation) ends(issued time.Time) bool { return v.Standing() || !issued
 func (v Revocation) same(w Revocation) bool { return v.compare(w) == 0 }
 
 func (v Revocation) compare(w Revocation) int {
-	return cmp.Or(CompareRefs(v.Service, w.Service), cmp.Compare(v.Endpoint, w.Endpoint), cmp.Compare(v.Serial, w.Serial), v.Revoked.Compare(w.Revoked))
+	return cmp.Or(v.compareSubject(w), v.Revoked.Compare(w.Revoked))
+}
+
+// compareSubject orders by what is revoked: certificates, then endpoints, then services.
+func (v Revocation) compareSubject(w Revocation) int {
+	return cmp.Or(CompareRefs(v.Service, w.Service), cmp.Compare(v.Endpoint, w.Endpoint), cmp.Compare(v.Serial, w.Serial))
 }
 
 // later returns that of two states of one revocation that came later.
@@ -89,27 +94,29 @@ func (v Revocation) later(w Revocation) Revocation {
 
 // RevokedService returns the revocation that ends what was issued to a service at a time.
 func (r Revocations) RevokedService(service Ref, issued time.Time) (Revocation, bool) {
-	return r.revoked(func(v Revocation) bool { return v.Service == service && v.Service != Ref{} && v.ends(issued) })
+	return r.revoked(Revocation{Service: service}, issued)
 }
 
 // RevokedEndpoint returns the revocation that ends what was issued to an endpoint at a time.
 func (r Revocations) RevokedEndpoint(endpoint string, issued time.Time) (Revocation, bool) {
-	return r.revoked(func(v Revocation) bool { return v.Endpoint == endpoint && v.Endpoint != "" && v.ends(issued) })
+	return r.revoked(Revocation{Endpoint: endpoint}, issued)
 }
 
 // RevokedCertificate returns the revocation of the certificate with a serial number.
 func (r Revocations) RevokedCertificate(serial string) (Revocation, bool) {
-	return r.revoked(func(v Revocation) bool { return v.Serial == serial && v.Serial != "" })
+	return r.revoked(Revocation{Serial: serial}, time.Time{}) // it is not taken back
 }
 
 // RevokesCertificates reports whether any certificate is revoked by its serial number.
 func (r Revocations) RevokesCertificates() bool {
-	return slices.ContainsFunc(r.Revoked, func(v Revocation) bool { return v.Serial != "" })
+	return len(r.Revoked) > 0 && r.Revoked[0].Serial != "" // they come first
 }
 
-func (r Revocations) revoked(match func(Revocation) bool) (Revocation, bool) {
-	for _, v := range slices.Backward(r.Revoked) {
-		if match(v) {
+// revoked returns the latest revocation of what another one names that ends what was issued at a
+// time.
+func (r Revocations) revoked(subject Revocation, issued time.Time) (Revocation, bool) {
+	for _, v := range slices.Backward(having(r.Revoked, subject, Revocation.compareSubject)) {
+		if v.ends(issued) {
 			return v, true
 		}
 	}
@@ -224,11 +231,14 @@ func FormatSerial(number []byte) string {
 	for len(number) > 1 && number[0] == 0 {
 		number = number[1:]
 	}
-	parts := make([]string, len(number))
-	for i, b := range number {
-		parts[i] = hex.EncodeToString([]byte{b})
+	text := make([]byte, 0, 3*len(number))
+	for i := range number {
+		if i > 0 {
+			text = append(text, ':')
+		}
+		text = hex.AppendEncode(text, number[i:i+1])
 	}
-	return strings.Join(parts, ":")
+	return string(text)
 }
 
 // ParseSerial reads a serial number in hexadecimal digits, with colons, hyphens or nothing between

@@ -5,6 +5,7 @@ package fabric
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -126,6 +127,48 @@ func TestRevokedWith(t *testing.T) {
 		for _, v := range next.Revoked {
 			must.Eq(t, v.Standing() && v.Serial == "", years.keeps(v), must.Sprint(v))
 		}
+	})
+}
+
+// Whatever else a list has, each look-up finds what a look at every entry finds.
+func TestLookUps(t *testing.T) {
+	issued := func(t *rapid.T) time.Time {
+		return removedAt.Add(time.Duration(rapid.IntRange(-3, 6).Draw(t, "issued")) * time.Minute)
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		name := func(what string) string { return fmt.Sprint(what, rapid.IntRange(0, 3).Draw(t, what)) }
+		var list Revocations
+		for range rapid.IntRange(0, 12).Draw(t, "entries") {
+			at := removedAt.Add(time.Duration(rapid.IntRange(-2, 2).Draw(t, "at")) * time.Minute)
+			v := Revocation{Revoked: at}
+			switch rapid.IntRange(0, 3).Draw(t, "kind") {
+			case 0:
+				list.Tombstones = append(list.Tombstones, Tombstone{Node: NodeID{Zone: name("z"), Name: name("n")}, Removed: at})
+				continue
+			case 1:
+				v.Service = Ref{Domain: name("d"), Name: name("s")}
+			case 2:
+				v.Endpoint = name("e")
+			case 3:
+				v.Serial = name("0")
+			}
+			if v.Serial == "" && rapid.Bool().Draw(t, "reinstated") {
+				v.Reinstated = at.Add(time.Minute)
+			}
+			list.Revoked = append(list.Revoked, v)
+		}
+		list = Revocations{}.With(removedAt, list)
+		when, node, service, endpoint, serial := issued(t), NodeID{Zone: name("z"), Name: name("n")}, Ref{Domain: name("d"), Name: name("s")}, name("e"), name("0")
+		some := func(match func(Revocation) bool) bool { return slices.ContainsFunc(list.Revoked, match) }
+		_, ended := list.Ends(node, when)
+		must.Eq(t, slices.ContainsFunc(list.Tombstones, func(d Tombstone) bool { return d.Node == node && !when.After(d.Removed) }), ended)
+		_, ended = list.RevokedService(service, when)
+		must.Eq(t, some(func(v Revocation) bool { return v.Service == service && v.ends(when) }), ended)
+		_, ended = list.RevokedEndpoint(endpoint, when)
+		must.Eq(t, some(func(v Revocation) bool { return v.Endpoint == endpoint && v.ends(when) }), ended)
+		_, ended = list.RevokedCertificate(serial)
+		must.Eq(t, some(func(v Revocation) bool { return v.Serial == serial }), ended)
+		must.Eq(t, some(func(v Revocation) bool { return v.Serial != "" }), list.RevokesCertificates())
 	})
 }
 

@@ -41,11 +41,11 @@ func (v Verifier) Void(r fabric.Request, a fabric.Admission) error {
 	if !list.RevokesCertificates() || len(r.Certificate) == 0 {
 		return nil
 	}
-	leaf, err := x509.ParseCertificate(r.Certificate[0])
+	serial, err := identity.SerialOf(r.Certificate[0])
 	if err != nil {
 		return fmt.Errorf("parse the certificate of endpoint %s: %w", a.Endpoint, err)
 	}
-	if why, ended := list.RevokedCertificate(identity.Serial(leaf)); ended {
+	if why, ended := list.RevokedCertificate(serial); ended {
 		return fmt.Errorf("the request of endpoint %s: %s", a.Endpoint, why)
 	}
 	return nil

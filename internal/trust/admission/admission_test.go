@@ -4,6 +4,7 @@
 package admission
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -54,8 +55,32 @@ func TestRevokedRequest(t *testing.T) {
 		must.Eq(t, says != "certificate ", v.Ended(adm))
 	}
 	list = fabric.Revocations{Revoked: []fabric.Revocation{
-		{Service: fabric.Ref{Domain: "shop", Name: "db"}, Revoked: now}, {Endpoint: "00000000-0000-4000-8000-000000000002", Revoked: now}, {Serial: "0a", Revoked: now},
+		{Serial: "0a", Revoked: now}, {Endpoint: "00000000-0000-4000-8000-000000000002", Revoked: now}, {Service: fabric.Ref{Domain: "shop", Name: "db"}, Revoked: now},
 	}}
 	_, err = v.Verify(r, now)
 	must.NoError(t, err)
+}
+
+// BenchmarkVoid asks about one request with full lists, as an engine does for each of its endpoints
+// whenever it programs the switch.
+func BenchmarkVoid(b *testing.B) {
+	ca := identitytest.NewCA(b)
+	now := time.Now().UTC()
+	adm := fabric.Admission{Endpoint: "00000000-0000-4000-8000-000000000001", Zone: "z", Node: "w", Service: fabric.Ref{Domain: "shop", Name: "web"}, Issued: now}
+	r := fabric.Request{Certificate: ca.Issue(adm.Service.SPIFFE(), "").Certificate}
+	var lists fabric.Revocations
+	for i := range fabric.MaxTombstones {
+		lists.Tombstones = append(lists.Tombstones, fabric.Tombstone{Node: fabric.NodeID{Zone: "z", Name: fmt.Sprint("n", i)}, Removed: now})
+	}
+	for i := range fabric.MaxRevoked / 2 {
+		lists.Revoked = append(lists.Revoked, fabric.Revocation{Service: fabric.Ref{Domain: "shop", Name: fmt.Sprint("s", i)}, Revoked: now},
+			fabric.Revocation{Serial: fabric.FormatSerial([]byte{byte(i >> 8), byte(i)}), Revoked: now})
+	}
+	lists = fabric.Revocations{}.With(now, lists)
+	v := Verifier{Removed: func() fabric.Revocations { return lists }}
+	for b.Loop() {
+		if err := v.Void(r, adm); err != nil {
+			b.Fatal(err)
+		}
+	}
 }

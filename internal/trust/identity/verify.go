@@ -11,8 +11,10 @@ import (
 	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/asn1"
 	"errors"
 	"fmt"
+	"math/big"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -104,6 +106,21 @@ func (s *Source) ownRevoked(leaf *x509.Certificate, ask func(Subject, *x509.Cert
 
 // Serial returns the serial number of a certificate in the form in which Vault writes it.
 func Serial(leaf *x509.Certificate) string { return fabric.FormatSerial(leaf.SerialNumber.Bytes()) }
+
+// SerialOf is Serial of a certificate in DER. It neither parses nor checks the rest of it: that
+// takes long if there are many.
+func SerialOf(der []byte) (string, error) {
+	var certificate struct {
+		Signed struct { // what follows in both is ignored
+			Version int `asn1:"optional,explicit,default:0,tag:0"`
+			Serial  *big.Int
+		}
+	}
+	if _, err := asn1.Unmarshal(der, &certificate); err != nil {
+		return "", err
+	}
+	return fabric.FormatSerial(certificate.Signed.Serial.Bytes()), nil
+}
 
 func (s *Source) revoked(subject Subject, leaf *x509.Certificate) error {
 	s.mu.RLock()
