@@ -153,25 +153,14 @@ func (x *exits) choose(now time.Time, list []daemon.Exit, connected func(fabric.
 			kept = append(kept, e.Mark)
 		}
 	}
-	topologies := map[string]desired.Topology{}
 	among := func(candidates []daemon.Exit, endpoint string) (fabric.NodeID, bool) {
-		var nodes []fabric.Node
-		var key strings.Builder
+		var knowing []fabric.NodeID
 		for _, e := range candidates {
 			if x.knows[e.Processor][endpoint] {
-				nodes = append(nodes, fabric.Node{Zone: e.Processor.Zone, Name: e.Processor.Name, Kind: fabric.KindProcessor})
-				key.WriteString(e.Processor.String() + " ")
+				knowing = append(knowing, e.Processor)
 			}
 		}
-		if len(nodes) == 0 {
-			return fabric.NodeID{}, false
-		}
-		t, made := topologies[key.String()]
-		if !made {
-			t = desired.NewTopology(nodes, nil, nil)
-			topologies[key.String()] = t
-		}
-		return t.Processor(nodes[0].Zone, desired.Pair{A: endpoint})
+		return desired.ChooseExit(knowing, endpoint)
 	}
 	for _, id := range endpoints {
 		p, ok := among(best, id)

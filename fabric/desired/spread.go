@@ -92,13 +92,6 @@ func (w *ways) between(from, to Group, class Class) *choice {
 	return routes
 }
 
-// lives reports whether pairs are given to a processor: it is ready, and not all tunnels to it are
-// silent.
-func (g *graph) lives(i int) bool {
-	heard := len(g.edges[i]) == 0 || slices.ContainsFunc(g.edges[i], func(e edge) bool { return !e.silent })
-	return g.live[i] && heard
-}
-
 // from returns the hops that lead from one processor to a group, for packets that come to it though
 // another one carries them.
 func (w *ways) from(at int, to Group, class Class) *[Buckets]Hop {

@@ -12,12 +12,11 @@ import (
 	"github.com/sif-project/sif/fabric"
 )
 
-// Topology is where the processors of each zone are that have a switch, which of them live, and by
-// which ways the packets of other zones' endpoints go. It is not safe for concurrent use.
+// Topology is which zones have processors with a switch, and by which ways the packets of other
+// zones' endpoints go. It is not safe for concurrent use.
 type Topology struct {
-	live      map[string][]fabric.NodeID // by zone, ordered
-	boundary  map[string]bool            // zones with a switch, live or not
-	workloads []fabric.Node              // those whose pools are known
+	boundary  map[string]bool // zones with a switch, live or not
+	workloads []fabric.Node   // those whose pools are known
 	ways      *ways
 }
 
@@ -30,26 +29,14 @@ func NewTopology(nodes []fabric.Node, tunnels []Tunnel, states []State) Topology
 			newest[s.Processor] = s
 		}
 	}
-	g := newGraph(nodes, tunnels, newest)
-	t := Topology{live: map[string][]fabric.NodeID{}, boundary: map[string]bool{}, ways: newWays(g)}
+	t := Topology{boundary: map[string]bool{}, ways: newWays(newGraph(nodes, tunnels, newest))}
 	for _, n := range nodes {
 		t.boundary[n.Zone] = t.boundary[n.Zone] || n.Boundary()
 		if n.Kind.Has(fabric.KindWorkload) && n.Pool4.IsValid() && n.Pool6.IsValid() {
 			t.workloads = append(t.workloads, n)
 		}
-		if n.Boundary() && g.lives(g.index[n.ID()]) {
-			t.live[n.Zone] = append(t.live[n.Zone], n.ID())
-		}
-	}
-	for _, list := range t.live {
-		slices.SortFunc(list, fabric.CompareNodeIDs)
 	}
 	return t
-}
-
-// Live reports whether a processor is live.
-func (t Topology) Live(processor fabric.NodeID) bool {
-	return slices.Contains(t.live[processor.Zone], processor)
 }
 
 // HasBoundary reports whether a zone has a processor with a switch, live or not.
@@ -60,37 +47,23 @@ func HasBoundary(nodes []fabric.Node, zone string) bool {
 // HasBoundary reports whether a zone has a processor with a switch, live or not.
 func (t Topology) HasBoundary(zone string) bool { return t.boundary[zone] }
 
-// Pair is two endpoints of different zones, by their IDs. Their order does not matter.
-type Pair struct{ A, B string }
-
-// Processor returns the live processor of a zone that carries the packets of a pair of endpoints,
-// and false if the zone has none. It uses rendezvous hashing: the choice is the same at every hop
-// and in both directions, and a processor that dies moves only the pairs that it carried.
-func (t Topology) Processor(zone string, pair Pair) (fabric.NodeID, bool) {
-	if pair.B < pair.A {
-		pair.A, pair.B = pair.B, pair.A
-	}
-	live := t.live[zone]
-	switch len(live) {
-	case 0:
-		return fabric.NodeID{}, false
-	case 1:
-		return live[0], true
-	}
-	chosen, best := live[0], uint64(0)
-	for _, processor := range live {
-		// live is ordered, so equal weights are decided alike everywhere.
-		if w := weight(processor, pair); w > best {
-			chosen, best = processor, w
+// ChooseExit returns the processor by which an endpoint's flows to the outside leave, among those
+// that could carry them, and false if there are none. It uses rendezvous hashing: the choice
+// depends on nothing else, and a processor that dies moves only the endpoints that it carried.
+func ChooseExit(processors []fabric.NodeID, endpoint string) (chosen fabric.NodeID, ok bool) {
+	best := uint64(0)
+	for _, p := range processors {
+		w := weight(p, endpoint)
+		if !ok || w > best || w == best && fabric.CompareNodeIDs(p, chosen) < 0 {
+			chosen, best, ok = p, w, true
 		}
 	}
-	return chosen, true
+	return chosen, ok
 }
 
-// weight is a hash of its arguments. The lengths keep ("ab", "c") apart from ("a", "bc").
-func weight(processor fabric.NodeID, pair Pair) uint64 {
-	text := fmt.Sprintf("%s %d %s %d %s", processor, len(pair.A), pair.A, len(pair.B), pair.B)
-	sum := sha256.Sum256([]byte(text))
+// weight is a hash of its arguments. Another text would move the endpoints of running fabrics.
+func weight(processor fabric.NodeID, endpoint string) uint64 {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%s 0  %d %s", processor, len(endpoint), endpoint))
 	return binary.BigEndian.Uint64(sum[:])
 }
 

@@ -200,12 +200,13 @@ func exitOf(status api.Status, from api.Party, exit fabric.Exit) (processor fabr
 	if exit == fabric.ExitNode || !desired.HasBoundary(verify.Nodes(status), from.Zone) {
 		return fabric.NodeID{}, false
 	}
-	leads := map[fabric.NodeID]bool{}
+	var exits []fabric.NodeID
 	for _, n := range status.Nodes {
-		leads[n.ID()] = leads[n.ID()] || len(n.Exit) > 0
+		if n.Zone == from.Zone && len(n.Exit) > 0 {
+			exits = append(exits, n.ID())
+		}
 	}
-	exits := desired.NewTopology(slices.DeleteFunc(verify.Nodes(status), func(n fabric.Node) bool { return !leads[n.ID()] }), nil, nil)
-	processor, _ = exits.Processor(from.Zone, desired.Pair{A: from.Endpoint})
+	processor, _ = desired.ChooseExit(exits, from.Endpoint)
 	return processor, true
 }
 

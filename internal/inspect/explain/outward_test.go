@@ -202,15 +202,11 @@ func TestExitsOfAZone(t *testing.T) {
 		{Zone: "z1", Node: "p1", Kind: fabric.KindProcessor, Exit: outside}, {Zone: "z1", Node: "p2", Kind: fabric.KindProcessor, Exit: outside},
 		{Zone: "z1", Node: "p0", Kind: fabric.KindProcessor},
 	}}
-	var nodes []fabric.Node
-	for _, name := range []string{"p1", "p2"} {
-		nodes = append(nodes, fabric.Node{Zone: "z1", Name: name, Kind: fabric.KindProcessor})
-	}
 	chosen := map[fabric.NodeID]bool{}
 	for i := range 100 {
 		from := api.Party{Zone: "z1", Endpoint: fmt.Sprint("endpoint-", i)}
 		got, byZone := exitOf(status, from, fabric.ExitZone)
-		want, _ := desired.NewTopology(nodes, nil, nil).Processor("z1", desired.Pair{A: from.Endpoint})
+		want, _ := desired.ChooseExit([]fabric.NodeID{nodeID("z1/p1"), nodeID("z1/p2")}, from.Endpoint)
 		must.True(t, byZone)
 		must.Eq(t, want, got)
 		chosen[got] = true
