@@ -200,13 +200,20 @@ func exitOf(status api.Status, from api.Party, exit fabric.Exit) (processor fabr
 	if exit == fabric.ExitNode || !desired.HasBoundary(verify.Nodes(status), from.Zone) {
 		return fabric.NodeID{}, false
 	}
-	var exits []fabric.NodeID
+	var exits, staying []fabric.NodeID
 	for _, n := range status.Nodes {
-		if n.Zone == from.Zone && len(n.Exit) > 0 {
-			exits = append(exits, n.ID())
+		if n.Zone != from.Zone || len(n.Exit) == 0 {
+			continue
+		}
+		exits = append(exits, n.ID())
+		if n.State == nil || !n.State.Draining {
+			staying = append(staying, n.ID())
 		}
 	}
-	processor, _ = desired.ChooseExit(exits, from.Endpoint)
+	processor, ok := desired.ChooseExit(staying, from.Endpoint)
+	if !ok {
+		processor, _ = desired.ChooseExit(exits, from.Endpoint)
+	}
 	return processor, true
 }
 

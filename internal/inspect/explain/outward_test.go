@@ -6,6 +6,7 @@ package explain
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 
@@ -212,6 +213,20 @@ func TestExitsOfAZone(t *testing.T) {
 		chosen[got] = true
 	}
 	must.MapLen(t, 2, chosen)
+	// New flows leave by one that is drained only if all are.
+	of := func(draining ...bool) (names []string) {
+		for i, is := range draining {
+			status.Nodes[i].State = &api.ProcessorState{Draining: is}
+		}
+		for i := range 100 {
+			got, _ := exitOf(status, api.Party{Zone: "z1", Endpoint: fmt.Sprint("endpoint-", i)}, fabric.ExitZone)
+			names = append(names, got.Name)
+		}
+		slices.Sort(names)
+		return slices.Compact(names)
+	}
+	must.Eq(t, []string{"p2"}, of(true, false))
+	must.Eq(t, []string{"p1", "p2"}, of(true, true))
 	_, byZone := exitOf(status, api.Party{Zone: "z1"}, fabric.ExitNode)
 	must.False(t, byZone)
 }
