@@ -323,7 +323,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 // another daemon.
 func (a *Agent) repair(ctx context.Context, sup *supervisor.Supervisor) error {
 	return every(ctx, reconcileInterval, func() {
-		a.node.Degrade("counterparts", a.forget(a.departed))
+		a.node.Degrade("counterparts", a.forget(a.departed()))
 		a.node.Degrade("data path", a.Reconcile())
 		a.node.Degrade("state on disk", errors.Join(a.endpoints.saved.Again(), a.standings.saved.Again(), a.counterparts.Stored(), a.addresses.stored(a.now())))
 		a.node.Degrade("idle connections", a.kernel.SweepConnections())

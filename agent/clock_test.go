@@ -46,14 +46,14 @@ func TestClockSteps(t *testing.T) {
 
 		wrong, passed = step, time.Minute
 		stepping.Confirm("the controller", start.Add(passed))
-		must.NoError(t, a.forget(a.departed))
+		must.NoError(t, a.forget(a.departed()))
 		must.SliceLen(t, 1, a.counterparts.All(a.now()))
 		must.True(t, a.now().Before(due(own, never)))
 		must.True(t, a.now().Before(a.addresses.resting[firstOffset]))
 
 		passed = 50 * time.Minute
 		must.False(t, a.now().Before(a.addresses.resting[firstOffset]))
-		must.NoError(t, a.forget(a.departed))
+		must.NoError(t, a.forget(a.departed()))
 		_, has := a.counterparts.Get("web-1")
 		must.False(t, has)
 	}

@@ -5,6 +5,7 @@ package agent
 
 import (
 	"slices"
+	"sync"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
@@ -85,13 +86,20 @@ func (a *Agent) forget(gone func(lease.Lease) bool) error {
 	return a.reprogram.Call()
 }
 
-// departed reports whether a counterpart has expired or is revoked, or its node has left the
-// roster, or was removed and came back. With an empty roster, no node has left.
-func (a *Agent) departed(le lease.Lease) bool {
-	known, adm := false, le.Admission
-	nodes := a.node.Nodes()
-	for _, n := range nodes {
-		known = known || n.Zone == adm.Zone && n.Name == adm.Node
+// departed returns what reports whether a counterpart has expired or is revoked, or its node has
+// left the roster, or was removed and came back. With an empty roster, no node has left.
+func (a *Agent) departed() func(lease.Lease) bool {
+	now, verifier := a.now(), a.node.Verifier()
+	// Read when it is first asked: no counterpart comes then, so the roster has the node of each.
+	roster := sync.OnceValue(func() map[fabric.NodeID]bool {
+		known := map[fabric.NodeID]bool{}
+		for _, n := range a.node.Nodes() {
+			known[n.ID()] = true
+		}
+		return known
+	})
+	return func(le lease.Lease) bool {
+		adm, known := le.Admission, roster()
+		return !now.Before(adm.Expires) || len(known) > 0 && !known[adm.Host()] || verifier.Void(le.Request, adm) != nil
 	}
-	return !a.now().Before(adm.Expires) || len(nodes) > 0 && !known || a.node.Verifier().Void(le.Request, adm) != nil
 }

@@ -55,7 +55,7 @@ func (a *Agent) discardRevoked() error {
 // heed brings the node to a list of removals and revocations that changed. What was revoked loses
 // its rights here first; then what was reinstated, or lost only its certificate, asks for others.
 func (a *Agent) heed(ctx context.Context) {
-	a.node.Degrade("counterparts", a.forget(a.departed))
+	a.node.Degrade("counterparts", a.forget(a.departed()))
 	a.node.Degrade("data path", a.reprogram.Call())
 	a.keys.Lock()
 	err := a.discardRevoked()
