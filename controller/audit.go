@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"net/netip"
@@ -134,15 +135,19 @@ func (a *audit) recall() error {
 		return err
 	}
 	for _, name := range slices.Backward(names) {
-		data, err := os.ReadFile(filepath.Join(a.dir, name))
+		found := false
+		err := backward(filepath.Join(a.dir, name), func(line []byte) bool {
+			var head api.AuditHead
+			if head, found = headOf(line); found {
+				a.last = head
+			}
+			return !found && !json.Valid(line) // a rest of an incomplete one; else it is of an earlier version
+		})
 		if err != nil {
 			return err
 		}
-		if end := bytes.LastIndexByte(data, '\n'); end >= 0 { // what follows is incomplete
-			if head, ok := headOf(data[:end+1]); ok {
-				a.last = head
-				break
-			}
+		if found {
+			break
 		}
 	}
 	kept, _, err := a.headFile().Read()
@@ -151,6 +156,49 @@ func (a *audit) recall() error {
 	}
 	if kept.Number > a.last.Number {
 		a.last = kept
+	}
+	return nil
+}
+
+// backwardChunk is how many bytes backward reads at once.
+const backwardChunk = 256 << 10
+
+// backward calls yield with the lines of a file, without their newlines, the last one first, until
+// yield returns false. It leaves out what comes after the last newline. A line is valid only during
+// the call. A log can be large, and what is looked for is at its end.
+func backward(path string, yield func(line []byte) bool) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	at, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	complete := false // the newline after rest was read
+	var rest []byte   // the end of a line whose beginning was not read
+	for at > 0 {
+		n := min(at, backwardChunk)
+		at -= n
+		text := make([]byte, n, int(n)+len(rest))
+		if _, err := f.ReadAt(text, at); err != nil {
+			return err
+		}
+		for text = append(text, rest...); ; complete = true {
+			i := bytes.LastIndexByte(text, '\n')
+			if i < 0 {
+				break
+			}
+			if complete && !yield(text[i+1:]) {
+				return nil
+			}
+			text = text[:i]
+		}
+		rest = text
+	}
+	if complete {
+		yield(rest)
 	}
 	return nil
 }

@@ -15,7 +15,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -394,30 +393,22 @@ func (a *audit) reread(after uint64) error {
 	}
 	var lines []auditLine
 	for _, name := range slices.Backward(names) { // the newest first
-		data, err := os.ReadFile(filepath.Join(a.dir, name))
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return fmt.Errorf("read the audit log: %w", err)
-		}
-		oldest := uint64(0)
-		var found []auditLine
-		for line := range strings.Lines(string(data)) {
-			text := strings.TrimSuffix(line, "\n")
+		over := false
+		err := backward(filepath.Join(a.dir, name), func(line []byte) bool {
 			var r api.AuditRecord
-			if text == line || json.Unmarshal([]byte(text), &r) != nil || r.Number == 0 {
-				continue // incomplete, or of an earlier version
-			}
-			if oldest == 0 {
-				oldest = r.Number
+			if json.Unmarshal(line, &r) != nil || r.Number == 0 {
+				return true // incomplete, or of an earlier version
 			}
 			if r.Number > after && !have[r.Number] {
-				found = append(found, auditLine{r.Number, []byte(text)})
+				lines = append(lines, auditLine{r.Number, bytes.Clone(line)})
 			}
+			over = r.Number <= after+1
+			return !over
+		})
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("read the audit log: %w", err)
 		}
-		lines = append(found, lines...)
-		if oldest != 0 && oldest <= after+1 {
+		if over {
 			break
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 
@@ -259,4 +260,52 @@ func mustPack(t *testing.T, lines []string) []byte {
 	value, err := packSegment([]byte(strings.Join(lines, "\n") + "\n"))
 	must.NoError(t, err)
 	return value
+}
+
+// A file is read from its end, whatever the lengths of its lines, and without an incomplete last
+// one.
+func TestBackward(t *testing.T) {
+	long := strings.Repeat("x", backwardChunk)
+	for name, lines := range map[string][]string{
+		"none": {}, "one": {"a"}, "empty ones": {"", "a", "", ""}, "a long one": {"a", long + long, "b"},
+		"a chunk with its newline": {"a", long[1:], "b"}, "a chunk without its newline": {"a", long, "b"}, "only a long one": {long},
+	} {
+		for _, torn := range []string{"", "torn", long + "torn"} {
+			file := filepath.Join(t.TempDir(), "file")
+			text := torn
+			if len(lines) > 0 {
+				text = strings.Join(lines, "\n") + "\n" + torn
+			}
+			must.NoError(t, os.WriteFile(file, []byte(text), 0o600))
+			found := []string{}
+			must.NoError(t, backward(file, func(line []byte) bool {
+				found = append(found, string(line))
+				return true
+			}))
+			slices.Reverse(found)
+			must.True(t, slices.Equal(lines, found), must.Sprintf("%s: %d lines, not %d", name, len(found), len(lines)))
+		}
+	}
+}
+
+// A log whose last lines are rests of records goes on after the record before them: a disk may have
+// been full several times.
+func TestAuditAfterRests(t *testing.T) {
+	dir := t.TempDir()
+	a := auditIn(t, dir, Rotation{})
+	for range 3 {
+		must.NoError(t, a.write(auditEntry{}))
+	}
+	last := a.head()
+	must.NoError(t, a.Close())
+	f, err := os.OpenFile(filepath.Join(dir, auditFile), os.O_APPEND|os.O_WRONLY, 0)
+	must.NoError(t, err)
+	_, err = f.WriteString("{\"n\":4,\"pr\n{\"n\":4\n")
+	must.NoError(t, err)
+	must.NoError(t, f.Close())
+	a = auditIn(t, dir, Rotation{})
+	must.Eq(t, last.Number, a.head().Number)
+	must.Eq(t, last.Hash, a.head().Hash)
+	must.NoError(t, a.reread(1))
+	must.Len(t, 2, a.waiting)
 }
