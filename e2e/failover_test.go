@@ -6,6 +6,7 @@
 package e2e
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -58,10 +59,19 @@ func TestFailover(t *testing.T) {
 			}
 		}
 	}
+	// An engine ends while the switch does not answer yet, and is started again, as systemd does.
 	start := func(daemons ...string) func() {
 		return func() {
 			for _, d := range slices.Backward(daemons) {
-				must.NoError(t, world.Start(dies, d), must.Sprint(d))
+				eventually(t, 20*time.Second, func() error {
+					if err := world.Start(dies, d); err != nil {
+						return err
+					}
+					if time.Sleep(time.Second); !world.Alive(dies, d) {
+						return fmt.Errorf("%s has ended", d)
+					}
+					return nil
+				})
 			}
 		}
 	}
