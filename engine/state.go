@@ -87,8 +87,9 @@ func (e *Engine) keepStanding(ctx context.Context, report func(error)) {
 	}
 }
 
-// publish signs the state of the processor and sends it to everybody who is connected, if it is
-// another one than before. It does not wait for them.
+// publish signs the state of the processor, sends it to everybody who is connected, and puts it in
+// force here, if it is another one than before. It waits neither for them nor for the switch, which
+// may be what does not answer.
 func (e *Engine) publish(ctx context.Context) error {
 	s := e.stand
 	s.mu.Lock()
@@ -111,6 +112,11 @@ func (e *Engine) publish(ctx context.Context) error {
 	e.log.Info("the processor has another state", logkey.State, describeState(state))
 	s.last, s.expiry = state, expiry
 	e.relay(ctx, []states.Signed{signed}, fabric.NodeID{})
+	go func() {
+		if err := e.reprogram.Call(); err != nil {
+			e.log.Warn("the switch does not follow the state of its processor, trying again", logkey.Error, err)
+		}
+	}()
 	return nil
 }
 

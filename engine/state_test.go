@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -124,6 +125,40 @@ func TestStateOfTheProcessor(t *testing.T) {
 	must.NoError(t, err)
 	again.now = func() time.Time { return time.UnixMilli(1) }
 	must.Greater(t, last.Number, again.state1(t).Number)
+}
+
+// What an engine finds out by itself holds in its own switch at once, also if nobody else says
+// anything: ways that lead on through a processor that is silent here.
+func TestOwnStateIsPutInForce(t *testing.T) {
+	w := newWorld(t)
+	w.nodes = append(w.nodes, fabric.Node{Zone: "gcp1", Name: "p2", Kind: fabric.KindProcessor})
+	s := w.stander("aws1")
+	s.topology = func() desired.Topology {
+		return desired.NewTopology(w.nodes, desired.FullMesh(w.nodes), s.stand.States.States())
+	}
+	gone, stays := desired.Hop{Processor: fabric.NodeID{Zone: "gcp1", Name: "p1"}}, desired.Hop{Processor: fabric.NodeID{Zone: "gcp1", Name: "p2"}}
+	// hops are those by which the switch leads to gcp1.
+	hops := func() map[desired.Hop]bool {
+		sw := s.sw.(*recorder)
+		sw.mu.Lock()
+		defer sw.mu.Unlock()
+		set := map[desired.Hop]bool{}
+		for _, way := range sw.last.Ways {
+			if way.Spread.To.Zone == "gcp1" {
+				for _, hop := range way.Spread.Next {
+					set[hop] = true
+				}
+			}
+		}
+		return set
+	}
+	s.stand.began = time.Now().Add(-2 * readyAtMost)
+	s.answer(w.nodes)
+	s.state1(t)
+	eventuallyTrue(t, func() bool { return maps.Equal(hops(), map[desired.Hop]bool{gone: true, stays: true}) })
+	s.answer(nil, gone.Processor)
+	s.state1(t)
+	eventuallyTrue(t, func() bool { return maps.Equal(hops(), map[desired.Hop]bool{stays: true}) })
 }
 
 // An agent that answers must have listed its endpoints, for a while.
