@@ -6,6 +6,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -141,7 +142,7 @@ func (a *AuditChain) Take(line string) error {
 	a.began = true
 	switch {
 	case !began && r.Number == 1 && !r.Previous.IsZero():
-		return fmt.Errorf("record 1 names a record before it")
+		return errors.New("record 1 names a record before it")
 	case began && r.Number > last.Number+1:
 		return fmt.Errorf("records %d to %d are missing, between %s and %s", last.Number+1, r.Number-1, last.Time.Format(time.RFC3339), r.Time.Format(time.RFC3339))
 	case began && r.Number != last.Number+1:

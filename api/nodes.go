@@ -75,7 +75,8 @@ func (c *Client) DrainNode(ctx context.Context, node fabric.NodeID, req DrainReq
 	return reply, err
 }
 
-// DrainNode says whether packets of other zones, and new flows to the outside, shall pass a
+// nodePath returns the path of a call about a node: of the node itself, or with what of a part of
+// it. The message is the caller's reason.
 func nodePath(node fabric.NodeID, what, message string) string {
 	path := "/v1/nodes/" + url.PathEscape(node.Zone) + "/" + url.PathEscape(node.Name)
 	if what != "" {
