@@ -12,10 +12,13 @@
 # machine uses.
 set -euo pipefail
 
+# The caller reads the directory of the image; what programs print about their work is not for it.
+exec 3>&1 >&2
+
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cache=${SIF_CACHE:-/var/cache/sif}/machines
 
-say() { printf 'machine-images: %s\n' "$*" >&2; }
+say() { printf 'machine-images: %s\n' "$*"; }
 die() {
   say "$*"
   exit 1
@@ -38,7 +41,7 @@ packages=(
 key=$(printf '%s\n' "$name" "$suite" "${packages[@]}" | cat - "$here/build.sh" <(cd "$here" && find files -type f -exec sha256sum {} + | sort) | sha256sum | cut -c1-16)
 image=$cache/$name-$key
 if [[ -e $image/root.img ]]; then
-  echo "$image"
+  echo "$image" >&3
   exit
 fi
 
@@ -58,7 +61,7 @@ mkdir -p "$cache"
 exec 9>"$cache/.lock-$name"
 flock -n 9 || { say "waiting for another build of $name" && flock 9; }
 if [[ -e $image/root.img ]]; then
-  echo "$image"
+  echo "$image" >&3
   exit
 fi
 rm -rf --one-file-system "$cache/.building-$name".*
@@ -91,7 +94,7 @@ while kill -0 "$running" 2>/dev/null; do
   fi
 done
 wait "$running" || {
-  tail -n 30 "$temporary/log" >&2
+  tail -n 30 "$temporary/log"
   die "building $name failed after $((SECONDS - began)) s"
 }
 running=
@@ -108,4 +111,4 @@ say "built $name in $((SECONDS - began)) s: $image, $(du -sm "$image" | cut -f1)
 for old in "$cache/$name"-*; do
   [[ $old == "$image" ]] || grep -qsF "$old" /var/lib/sif-machines/*/world.json || rm -rf --one-file-system "$old"
 done
-echo "$image"
+echo "$image" >&3
