@@ -53,25 +53,20 @@ func (s *Server) FetchJWTSVID(ctx context.Context, r *pb.JWTSVIDRequest) (*pb.JW
 
 // FetchJWTBundles implements the Workload API.
 func (s *Server) FetchJWTBundles(_ *pb.JWTBundlesRequest, stream grpc.ServerStreamingServer[pb.JWTBundlesResponse]) error {
-	return s.follow(stream.Context(), func(_ []Workload, before string) (string, error) {
+	return s.follow(stream.Context(), func([]Workload) (string, func() error, error) {
 		bundle := s.cfg.JWTKeys.Bundle()
 		if bundle.Empty() {
-			return "", status.Error(codes.Unavailable, noJWTKeys)
+			return "", nil, status.Error(codes.Unavailable, noJWTKeys)
 		}
-		jwks, err := bundle.Marshal()
-		if err != nil {
-			return "", status.Errorf(codes.Internal, "encode the public keys: %v", err)
-		}
-		// Its keys are in no order, and the same bundle is the same message.
+		// The keys are named by their content, and are in no order.
 		ids := slices.Sorted(maps.Keys(bundle.JWTAuthorities()))
-		now := strings.Join(ids, " ")
-		if now == before {
-			return now, nil
-		}
-		if _, err := s.callers(stream.Context()); err != nil {
-			return "", err
-		}
-		return now, stream.Send(&pb.JWTBundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): jwks}})
+		return strings.Join(ids, " "), func() error {
+			jwks, err := bundle.Marshal()
+			if err != nil {
+				return status.Errorf(codes.Internal, "encode the public keys: %v", err)
+			}
+			return stream.Send(&pb.JWTBundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): jwks}})
+		}, nil
 	})
 }
 

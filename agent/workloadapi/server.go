@@ -211,10 +211,10 @@ func (s *Server) callers(ctx context.Context) ([]Workload, error) {
 	return list, nil
 }
 
-// follow calls tell at once and whenever something may have changed, until the caller or its last
-// workload is gone. tell returns what it sent, or would have, in short, and sends only if that is
-// something else than before.
-func (s *Server) follow(ctx context.Context, tell func(list []Workload, before string) (now string, err error)) error {
+// follow calls look at once and whenever something may have changed, until the caller or its last
+// workload is gone. look returns a text that stands for what there is to tell, and is not empty, and
+// what tells it; that is called only if the text differs from the one before.
+func (s *Server) follow(ctx context.Context, look func(list []Workload) (now string, tell func() error, err error)) error {
 	before := ""
 	list, err := s.callers(ctx)
 	if err != nil {
@@ -222,11 +222,20 @@ func (s *Server) follow(ctx context.Context, tell func(list []Workload, before s
 	}
 	for {
 		changed := s.next() // before looking, so that nothing is missed
-		now, err := tell(list, before)
+		now, tell, err := look(list)
 		if err != nil {
 			return err
 		}
-		before = now
+		if now != before {
+			// Whoever has the connection by now must still be who asked.
+			if _, err := s.callers(ctx); err != nil {
+				return err
+			}
+			if err := tell(); err != nil {
+				return err
+			}
+			before = now
+		}
 		select {
 		case <-ctx.Done():
 			return status.FromContextError(ctx.Err()).Err()

@@ -4,8 +4,7 @@
 package workloadapi
 
 import (
-	"context"
-	"crypto/sha256"
+	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"slices"
@@ -14,74 +13,58 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/sif-project/sif/api"
 )
 
 // FetchX509SVID implements the Workload API.
 func (s *Server) FetchX509SVID(_ *pb.X509SVIDRequest, stream grpc.ServerStreamingServer[pb.X509SVIDResponse]) error {
-	return s.follow(stream.Context(), func(list []Workload, before string) (string, error) {
-		response, err := s.svids(stream.Context(), list)
-		if err != nil {
-			return "", err
-		}
-		return send(s, stream, response, before)
-	})
-}
-
-// FetchX509Bundles implements the Workload API.
-func (s *Server) FetchX509Bundles(_ *pb.X509BundlesRequest, stream grpc.ServerStreamingServer[pb.X509BundlesResponse]) error {
-	return s.follow(stream.Context(), func(_ []Workload, before string) (string, error) {
+	return s.follow(stream.Context(), func(list []Workload) (string, func() error, error) {
 		bundle, err := s.bundle()
 		if err != nil {
-			return "", err
+			return "", nil, err
 		}
-		return send(s, stream, &pb.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): bundle}}, before)
+		now := string(bundle)
+		certs := make([]*tls.Certificate, len(list))
+		for i, w := range list {
+			if certs[i], err = s.keys.get(stream.Context(), w); err != nil {
+				return "", nil, refused(err)
+			}
+			now += string(certs[i].Leaf.Raw)
+		}
+		return now, func() error {
+			response, err := s.svids(list, certs, bundle)
+			if err != nil {
+				return err
+			}
+			return stream.Send(response)
+		}, nil
 	})
 }
 
-// send sends a message if it is another one than before. Whoever has the connection by now must
-// still be who asked.
-func send[T any, M interface {
-	*T
-	proto.Message
-}](s *Server, stream grpc.ServerStreamingServer[T], message M, before string) (now string, err error) {
-	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(message)
-	if err != nil {
-		return "", status.Errorf(codes.Internal, "encode the message: %v", err)
-	}
-	sum := sha256.Sum256(b)
-	if now = string(sum[:]); now == before {
-		return now, nil
-	}
-	if _, err := s.callers(stream.Context()); err != nil {
-		return "", err
-	}
-	return now, stream.Send(message)
-}
-
-// svids returns the SVIDs of workloads.
-func (s *Server) svids(ctx context.Context, list []Workload) (*pb.X509SVIDResponse, error) {
-	bundle, err := s.bundle()
-	if err != nil {
-		return nil, err
-	}
+// svids returns the SVIDs of workloads, whose certificates are in the same order.
+func (s *Server) svids(list []Workload, certs []*tls.Certificate, bundle []byte) (*pb.X509SVIDResponse, error) {
 	response := &pb.X509SVIDResponse{}
-	for _, w := range list {
-		cert, err := s.keys.get(ctx, w)
-		if err != nil {
-			return nil, refused(err)
-		}
-		key, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
+	for i, w := range list {
+		key, err := x509.MarshalPKCS8PrivateKey(certs[i].PrivateKey)
 		if err != nil {
 			return nil, status.Errorf(codes.Internal, "encode the key: %v", err)
 		}
 		response.Svids = append(response.Svids, &pb.X509SVID{
-			SpiffeId: s.id(w.Service), X509Svid: slices.Concat(cert.Certificate...), X509SvidKey: key, Bundle: bundle,
+			SpiffeId: s.id(w.Service), X509Svid: slices.Concat(certs[i].Certificate...), X509SvidKey: key, Bundle: bundle,
 		})
 	}
 	return response, nil
+}
+
+// FetchX509Bundles implements the Workload API.
+func (s *Server) FetchX509Bundles(_ *pb.X509BundlesRequest, stream grpc.ServerStreamingServer[pb.X509BundlesResponse]) error {
+	return s.follow(stream.Context(), func([]Workload) (string, func() error, error) {
+		bundle, err := s.bundle()
+		return string(bundle), func() error {
+			return stream.Send(&pb.X509BundlesResponse{Bundles: map[string][]byte{s.cfg.TrustDomain.IDString(): bundle}})
+		}, err
+	})
 }
 
 // bundle returns the authorities of the trust domain, in DER, one after the other.
