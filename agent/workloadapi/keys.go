@@ -5,16 +5,11 @@ package workloadapi
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path/filepath"
 	"slices"
@@ -23,7 +18,6 @@ import (
 	"time"
 
 	"github.com/cenkalti/backoff/v4"
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 
 	"github.com/sif-project/sif/api"
@@ -88,13 +82,10 @@ func openKeys(c Config, renewed func()) (*keys, error) {
 // restore takes a key over from an earlier agent. One that cannot be used is made anew when it is
 // asked for.
 func (k *keys) restore(endpoint string) {
-	w, err := k.cfg.Workloads.Current(endpoint)
-	if err == nil {
-		var b []byte
-		var cert tls.Certificate
-		if b, err = os.ReadFile(k.file(endpoint)); err == nil {
-			if cert, err = tls.X509KeyPair(b, b); err == nil && k.suits(w, cert.Leaf) == nil {
-				k.set[endpoint] = newHeld(w, &cert, k.cfg.Now())
+	if w, err := k.cfg.Workloads.Current(endpoint); err == nil {
+		if b, err := os.ReadFile(k.file(endpoint)); err == nil {
+			if cert, err := identity.DecodeCertificate(b); err == nil && k.suits(w, cert.Leaf) == nil {
+				k.set[endpoint] = newHeld(w, cert, k.cfg.Now())
 				return
 			}
 		}
@@ -153,38 +144,26 @@ func (k *keys) have(w Workload) *tls.Certificate {
 func (k *keys) issue(ctx context.Context, w Workload) (*tls.Certificate, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	key, csr, err := identity.Request(k.cfg.TrustDomain.Name(), w.Service.SPIFFE(), nil)
 	if err != nil {
-		return nil, fmt.Errorf("generate a key: %w", err)
-	}
-	id, err := spiffeid.FromString(idOf(k.cfg.TrustDomain, w.Service))
-	if err != nil {
-		return nil, fmt.Errorf("the SPIFFE ID of service %s: %w", w.Service, err)
-	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{URIs: []*url.URL{id.URL()}}, key)
-	if err != nil {
-		return nil, fmt.Errorf("make a signing request: %w", err)
+		return nil, err
 	}
 	chain, err := k.cfg.Issuer.SVID(ctx, api.SVIDRequest{Endpoint: w.Endpoint, CSR: csr})
 	if err != nil {
 		return nil, fmt.Errorf("get a certificate for the application of endpoint %s: %w", w.Endpoint, err)
 	}
-	private, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		return nil, fmt.Errorf("encode the key: %w", err)
-	}
-	b := pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: private})
-	for _, der := range chain {
-		b = append(b, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})...)
-	}
-	cert, err := tls.X509KeyPair(b, b) // which compares the keys
+	cert, err := identity.Pair(key, chain)
 	if err == nil {
 		err = k.suits(w, cert.Leaf)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("use the certificate for the application of endpoint %s: %w", w.Endpoint, err)
 	}
-	h := newHeld(w, &cert, k.cfg.Now())
+	b, err := identity.EncodeCertificate(cert)
+	if err != nil {
+		return nil, err
+	}
+	h := newHeld(w, cert, k.cfg.Now())
 	k.mu.Lock()
 	if old := k.set[w.Endpoint]; old != nil {
 		h.asked = old.asked
@@ -196,7 +175,7 @@ func (k *keys) issue(ctx context.Context, w Workload) (*tls.Certificate, error) 
 		k.cfg.Log.Warn("cannot keep the key of an application: an agent that starts anew must ask the controller for another", logkey.Endpoint, w.Endpoint, logkey.Error, err)
 	}
 	k.renewed()
-	return &cert, nil
+	return cert, nil
 }
 
 // run renews what is due until ctx ends, and forgets what belongs to nobody.

@@ -159,7 +159,7 @@ func (s *Source) doCertificate(ctx context.Context) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
-	cert, err := pair(key, chain)
+	cert, err := Pair(key, chain)
 	if err != nil {
 		return time.Time{}, err
 	}

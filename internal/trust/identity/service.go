@@ -67,7 +67,7 @@ func OpenServiceKeys(dir, trustDomain string, superseded func(*x509.Certificate)
 		if err != nil {
 			return nil, fmt.Errorf("read the key of service %s: %w", service, err)
 		}
-		cert, err := decodeCertificate(b)
+		cert, err := DecodeCertificate(b)
 		if err == nil {
 			err = k.suits(service, cert)
 		}
@@ -97,7 +97,7 @@ func (k *ServiceKeys) suits(service fabric.Ref, cert *tls.Certificate) error {
 // Key returns a signing request (DER) for a new key of the service. The current key is used until
 // Put.
 func (k *ServiceKeys) Key(service fabric.Ref) (csr []byte, err error) {
-	key, csr, err := request(k.trustDomain, service.SPIFFE(), nil)
+	key, csr, err := Request(k.trustDomain, service.SPIFFE(), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -123,7 +123,7 @@ func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
 	var cert *tls.Certificate
 	err := errors.New("none was asked for")
 	for i, key := range k.pending[service] {
-		if cert, err = pair(key, chain); err == nil {
+		if cert, err = Pair(key, chain); err == nil {
 			k.pending[service] = slices.Delete(k.pending[service], i, i+1)
 			break
 		}
@@ -134,7 +134,7 @@ func (k *ServiceKeys) put(service fabric.Ref, chain [][]byte) error {
 	if err := k.suits(service, cert); err != nil {
 		return err
 	}
-	b, err := encodeCertificate(cert)
+	b, err := EncodeCertificate(cert)
 	if err != nil {
 		return err
 	}

@@ -57,11 +57,11 @@ func (s store) certificate() (*tls.Certificate, error) {
 	if b == nil || err != nil {
 		return nil, err
 	}
-	return decodeCertificate(b)
+	return DecodeCertificate(b)
 }
 
 func (s store) putCertificate(cert *tls.Certificate) error {
-	b, err := encodeCertificate(cert)
+	b, err := EncodeCertificate(cert)
 	if err != nil {
 		return err
 	}
@@ -107,8 +107,8 @@ func (s store) putKeys(k fabric.KeySet) error {
 	return s.write(keysFile, b)
 }
 
-// encodeCertificate writes key and chain as PEM.
-func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
+// EncodeCertificate writes key and chain as PEM.
+func EncodeCertificate(cert *tls.Certificate) ([]byte, error) {
 	der, err := x509.MarshalPKCS8PrivateKey(cert.PrivateKey)
 	if err != nil {
 		return nil, fmt.Errorf("encode the key: %w", err)
@@ -120,8 +120,8 @@ func encodeCertificate(cert *tls.Certificate) ([]byte, error) {
 	return b, nil
 }
 
-// decodeCertificate is the inverse of encodeCertificate.
-func decodeCertificate(b []byte) (*tls.Certificate, error) {
+// DecodeCertificate is the inverse of EncodeCertificate.
+func DecodeCertificate(b []byte) (*tls.Certificate, error) {
 	cert, err := tls.X509KeyPair(b, b) // skips blocks of the other kind, and sets Leaf
 	if err != nil {
 		return nil, fmt.Errorf("decode a certificate with its key: %w", err)
@@ -129,8 +129,8 @@ func decodeCertificate(b []byte) (*tls.Certificate, error) {
 	return &cert, nil
 }
 
-// pair combines a chain (DER, leaf first) with its key.
-func pair(key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
+// Pair combines a chain (DER, leaf first) with its key.
+func Pair(key *ecdsa.PrivateKey, chain [][]byte) (*tls.Certificate, error) {
 	if len(chain) == 0 {
 		return nil, errors.New("there is no certificate")
 	}

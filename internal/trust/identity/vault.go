@@ -146,8 +146,8 @@ func sameKeys(a, b fabric.KeySet) bool {
 	return a.Min == b.Min && maps.EqualFunc(a.Keys, b.Keys, func(x, y ed25519.PublicKey) bool { return x.Equal(y) })
 }
 
-// request generates a key and a signing request for a SPIFFE ID.
-func request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte, error) {
+// Request generates a key and a signing request for a SPIFFE ID.
+func Request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, fmt.Errorf("generate a key: %w", err)
@@ -165,7 +165,7 @@ func request(trustDomain, path string, ips []net.IP) (*ecdsa.PrivateKey, []byte,
 
 // issue generates a key and has Vault sign its certificate.
 func (s *Source) issue(ctx context.Context) (*ecdsa.PrivateKey, [][]byte, error) {
-	key, csr, err := request(s.config.TrustDomain, s.config.SPIFFEPath, s.config.IPs)
+	key, csr, err := Request(s.config.TrustDomain, s.config.SPIFFEPath, s.config.IPs)
 	if err != nil {
 		return nil, nil, err
 	}
