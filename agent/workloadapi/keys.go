@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -61,6 +62,9 @@ type held struct {
 	again   time.Time // after a failure
 	pauses  *backoff.ExponentialBackOff
 }
+
+// wanted reports whether somebody has asked for it lately.
+func (h *held) wanted(now time.Time) bool { return now.Sub(h.asked) < idle }
 
 func openKeys(c Config, renewed func()) (*keys, error) {
 	k := &keys{cfg: c, renewed: renewed, set: map[string]*held{}}
@@ -211,7 +215,7 @@ func (k *keys) due() []Workload {
 	now := k.cfg.Now()
 	var list []Workload
 	for endpoint, h := range k.set {
-		if now.Sub(h.asked) < idle && (!now.Before(h.renew) || k.cfg.Superseded(h.cert.Leaf)) && !now.Before(h.again) {
+		if h.wanted(now) && (!now.Before(h.renew) || k.cfg.Superseded(h.cert.Leaf)) && !now.Before(h.again) {
 			list = append(list, Workload{Endpoint: endpoint, Service: h.service})
 		}
 	}
@@ -231,13 +235,16 @@ func (k *keys) renew(ctx context.Context, w Workload) {
 	}
 }
 
-// failures says which certificates could not be renewed, and when the first of them ends.
+// failures says which certificates that are wanted could not be renewed, and when the first of them
+// ends.
 func (k *keys) failures() error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	now := k.cfg.Now()
 	var failed []*held
-	for _, h := range k.set {
-		if h.failed != nil {
+	for _, endpoint := range slices.Sorted(maps.Keys(k.set)) { // of those that end together, always the same one
+		h := k.set[endpoint]
+		if h.failed != nil && h.wanted(now) {
 			failed = append(failed, h)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -92,7 +93,7 @@ type fabricOf struct {
 	t     *testing.T
 	space ns.NetNS
 	inode uint64
-	now   func() time.Time
+	ahead atomic.Int64 // of the clock, in nanoseconds
 	td    spiffeid.TrustDomain
 	life  time.Duration
 
@@ -101,6 +102,7 @@ type fabricOf struct {
 	void   int64 // the serial number of a revoked certificate
 	gone   error
 	away   error
+	wrong  map[string]error // by subject, as it was reported last
 	roots  []*x509.Certificate
 	key    *ecdsa.PrivateKey
 	jwt    *ecdsa.PrivateKey
@@ -120,7 +122,7 @@ func newFabric(t *testing.T) *fabricOf {
 	file, err := os.Open(space.Path())
 	must.NoError(t, err)
 	defer file.Close()
-	f := &fabricOf{t: t, space: space, now: time.Now, td: spiffeid.RequireTrustDomainFromString("sif.example"), life: time.Hour}
+	f := &fabricOf{t: t, space: space, wrong: map[string]error{}, td: spiffeid.RequireTrustDomainFromString("sif.example"), life: time.Hour}
 	f.inode, err = netspace.Inode(file)
 	must.NoError(t, err)
 	f.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
@@ -156,6 +158,15 @@ func (f *fabricOf) set(change func()) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	change()
+}
+
+func (f *fabricOf) now() time.Time { return time.Now().Add(time.Duration(f.ahead.Load())) }
+
+// failures returns what was reported last of the certificates of applications.
+func (f *fabricOf) failures() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.wrong["certificates of applications"]
 }
 
 func (f *fabricOf) authorities() []*x509.Certificate {
@@ -236,7 +247,7 @@ func (f *fabricOf) serve(dir, keys string) (stop func()) {
 	f.t.Helper()
 	s, err := served.New(served.Config{
 		Dir: dir, KeyDir: keys, TrustDomain: f.td, Workloads: f, Issuer: f, Revoked: f.revoked, Superseded: notSuperseded, Authorities: f.authorities, JWTKeys: f,
-		Now: f.now, Report: func(string, error) {}, Log: hclog.NewNullLogger(),
+		Now: f.now, Report: func(subject string, err error) { f.set(func() { f.wrong[subject] = err }) }, Log: hclog.NewNullLogger(),
 	})
 	must.NoError(f.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -351,6 +362,29 @@ func TestClientFollows(t *testing.T) {
 			err = fmt.Errorf("%s is there", left[0].Name())
 		}
 		return err
+	})
+}
+
+// A certificate that cannot be renewed is reported as long as somebody wants it.
+func TestFailuresEnd(t *testing.T) {
+	f := newFabric(t)
+	dir := t.TempDir()
+	f.serve(dir, t.TempDir())
+	cmd, out := f.inside("watch", dir)
+	f.awaits(out, "svid spiffe://sif.example/shop/web 2 1")
+	f.set(func() { f.away = errors.New("the controller is away") })
+	f.ahead.Store(int64(50 * time.Minute)) // of the hour that it lives
+	f.eventually(func() error {
+		if err := f.failures(); err == nil || !strings.Contains(err.Error(), "1 cannot be renewed") {
+			return fmt.Errorf("what is reported is %v", err)
+		}
+		return nil
+	})
+	must.NoError(t, cmd.Process.Kill())
+	_ = cmd.Wait()
+	f.eventually(func() error {
+		f.ahead.Add(int64(time.Minute))
+		return f.failures()
 	})
 }
 
