@@ -174,7 +174,8 @@ func (p *peer) identify(fd int, namespace *unix.Stat_t) error {
 	process, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		// A kernel before 6.5. Should the number mean another process by now, that one is not where
-		// the connection was made, or it is of the same workload.
+		// the connection was made, or it is of the same workload; or both are of the node's own
+		// namespace, where nothing tells them apart.
 		process, err = unix.PidfdOpen(p.pid, 0)
 	}
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"sync"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
@@ -18,18 +19,24 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// fetchOver fetches an SVID over a connection, with the header that the standard demands or not.
-func fetchOver(ctx context.Context, conn net.Conn, header bool) (*pb.X509SVIDResponse, error) {
+// clientOver returns a client that uses a connection.
+func (f *fabricOf) clientOver(conn net.Conn) pb.SpiffeWorkloadAPIClient {
+	f.t.Helper()
 	c, err := grpc.NewClient("passthrough:///x", grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithContextDialer(func(context.Context, string) (net.Conn, error) { return conn, nil }))
-	if err != nil {
-		return nil, err
-	}
-	defer c.Close()
-	if header {
-		ctx = metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
-	}
-	stream, err := pb.NewSpiffeWorkloadAPIClient(c).FetchX509SVID(ctx, &pb.X509SVIDRequest{})
+	must.NoError(f.t, err)
+	f.t.Cleanup(func() { c.Close() })
+	return pb.NewSpiffeWorkloadAPIClient(c)
+}
+
+// withHeader adds the header that the standard demands.
+func withHeader(ctx context.Context) context.Context {
+	return metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true")
+}
+
+// fetchOver fetches an SVID over a connection.
+func (f *fabricOf) fetchOver(ctx context.Context, conn net.Conn) (*pb.X509SVIDResponse, error) {
+	stream, err := f.clientOver(conn).FetchX509SVID(ctx, &pb.X509SVIDRequest{})
 	if err != nil {
 		return nil, err
 	}
@@ -46,17 +53,22 @@ func (f *fabricOf) connectInside(path string) (conn net.Conn) {
 	return conn
 }
 
-// handedOut returns a connection that a process in the namespace made before it ended.
-func (f *fabricOf) handedOut(path string) net.Conn {
+// handedOut returns a connection that a process in the namespace made, and that the agent has
+// accepted; end ends the process.
+func (f *fabricOf) handedOut(path string) (conn net.Conn, end func()) {
 	f.t.Helper()
 	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	must.NoError(f.t, err)
 	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
-	defer ours.Close()
 	cmd := exec.Command("nsenter", "--net="+f.space.Path(), os.Args[0], path)
 	cmd.Env, cmd.ExtraFiles, cmd.Stderr = append(os.Environ(), helperVariable+"=hand out"), []*os.File{theirs}, os.Stderr
-	must.NoError(f.t, cmd.Run())
+	must.NoError(f.t, cmd.Start())
 	theirs.Close()
+	end = sync.OnceFunc(func() {
+		ours.Close()
+		must.NoError(f.t, cmd.Wait())
+	})
+	f.t.Cleanup(end)
 	oob := make([]byte, unix.CmsgSpace(4))
 	_, n, _, _, err := unix.Recvmsg(int(ours.Fd()), make([]byte, 1), oob, 0)
 	must.NoError(f.t, err)
@@ -67,12 +79,16 @@ func (f *fabricOf) handedOut(path string) net.Conn {
 	must.NoError(f.t, err)
 	file := os.NewFile(uintptr(fds[0]), "connection")
 	defer file.Close()
-	conn, err := net.FileConn(file)
+	// The server speaks first, when it knows who has connected.
+	_, _, err = unix.Recvfrom(int(file.Fd()), make([]byte, 1), unix.MSG_PEEK)
 	must.NoError(f.t, err)
-	return conn
+	conn, err = net.FileConn(file)
+	must.NoError(f.t, err)
+	return conn, end
 }
 
-// handOut is the process that does so: it writes the connection to descriptor 3.
+// handOut is the process that does so: it writes the connection to descriptor 3, and ends when that
+// is closed at the other end.
 func handOut(path string) {
 	conn, err := net.Dial("unix", path)
 	if err != nil {
@@ -85,4 +101,5 @@ func handOut(path string) {
 	if err := unix.Sendmsg(3, []byte{0}, unix.UnixRights(int(file.Fd())), nil, 0); err != nil {
 		panic(err)
 	}
+	_, _ = unix.Read(3, make([]byte, 1))
 }

@@ -200,6 +200,9 @@ func (s *Server) callers(ctx context.Context) ([]Workload, error) {
 	}
 	defer caller.Namespace.Close()
 	list, err := s.cfg.Workloads.Of(caller)
+	if err == nil && !p.lives() {
+		err = errEnded // what was found by its number may be another's
+	}
 	if err != nil {
 		s.cfg.Log.Debug("refused", logkey.Process, caller.PID, logkey.Error, err)
 		return nil, status.Error(codes.PermissionDenied, err.Error())

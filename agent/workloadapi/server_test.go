@@ -30,6 +30,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 	"github.com/spiffe/go-spiffe/v2/bundle/jwtbundle"
+	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
@@ -97,15 +98,16 @@ type fabricOf struct {
 	td    spiffeid.TrustDomain
 	life  time.Duration
 
-	mu     sync.Mutex
-	serial int64
-	void   int64 // the serial number of a revoked certificate
-	gone   error
-	away   error
-	wrong  map[string]error // by subject, as it was reported last
-	roots  []*x509.Certificate
-	key    *ecdsa.PrivateKey
-	jwt    *ecdsa.PrivateKey
+	mu      sync.Mutex
+	serial  int64
+	void    int64 // the serial number of a revoked certificate
+	gone    error
+	away    error
+	looking func()           // what happens while it is looked who has called
+	wrong   map[string]error // by subject, as it was reported last
+	roots   []*x509.Certificate
+	key     *ecdsa.PrivateKey
+	jwt     *ecdsa.PrivateKey
 }
 
 var here = served.Workload{Endpoint: "4a2f0b1c-0000-4000-8000-000000000001", Service: fabric.Ref{Domain: "shop", Name: "web"}}
@@ -187,6 +189,12 @@ func (f *fabricOf) revoked(leaf *x509.Certificate) bool {
 func (f *fabricOf) Of(c served.Caller) ([]served.Workload, error) {
 	if inode, err := netspace.Inode(c.Namespace); err != nil || inode != f.inode {
 		return nil, err
+	}
+	f.mu.Lock()
+	looking := f.looking
+	f.mu.Unlock()
+	if looking != nil {
+		looking()
 	}
 	w, err := f.Current(here.Endpoint)
 	return []served.Workload{w}, err
@@ -410,17 +418,25 @@ func TestNobodyElse(t *testing.T) {
 	must.ErrorContains(t, err, "PermissionDenied")
 	must.ErrorContains(t, err, "is in no workload of the fabric")
 
-	_, err = fetchOver(ctx, f.connectInside(path), true)
+	_, err = f.fetchOver(withHeader(ctx), f.connectInside(path))
 	must.ErrorContains(t, err, "PermissionDenied")
 	must.ErrorContains(t, err, "has left the network namespace")
 
 	// A process of the workload connects, hands the connection to one outside, and ends.
-	conn := f.handedOut(path)
-	_, err = fetchOver(ctx, conn, true)
+	conn, end := f.handedOut(path)
+	end()
+	_, err = f.fetchOver(withHeader(ctx), conn)
 	must.ErrorContains(t, err, "PermissionDenied")
 	must.ErrorContains(t, err, "has ended")
+	// The same, while the agent looks who it is: its number may mean another process by then.
+	conn, end = f.handedOut(path)
+	f.set(func() { f.looking = end })
+	_, err = f.clientOver(conn).FetchJWTSVID(withHeader(ctx), &pb.JWTSVIDRequest{Audience: []string{"store"}})
+	must.ErrorContains(t, err, "PermissionDenied")
+	must.ErrorContains(t, err, "has ended")
+	f.set(func() { f.looking = nil })
 
-	_, err = fetchOver(ctx, f.connectInside(path), false)
+	_, err = f.fetchOver(ctx, f.connectInside(path))
 	must.ErrorContains(t, err, "InvalidArgument")
 	must.ErrorContains(t, err, "workload.spiffe.io")
 }
