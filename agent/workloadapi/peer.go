@@ -35,9 +35,10 @@ type Caller struct {
 // was made where it is.
 type peer struct {
 	credentials.CommonAuthInfo
-	conn    syscall.RawConn
-	pid     int
-	process *os.File // a pidfd
+	conn      syscall.RawConn
+	namespace uint64 // the inode of the network namespace in which the connection was made
+	pid       int
+	process   *os.File // a pidfd
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -117,44 +118,42 @@ type transport struct {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t transport) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	p, namespace, err := open(conn)
+	p, err := open(conn)
 	if err != nil {
 		return nil, nil, err
 	}
-	if !t.conns.Take(namespace) {
+	if !t.conns.Take(p.namespace) {
 		p.process.Close()
 		return nil, nil, fmt.Errorf("process %d: its network namespace has %d connections already, or all have %d", p.pid, maxConnsEach, maxConns)
 	}
 	return limit.OnClose(conn, func() {
-		t.conns.Release(namespace)
+		t.conns.Release(p.namespace)
 		p.process.Close()
 	}), p, nil
 }
 
-// open returns the other end of a connection, and the inode of the network namespace in which it
-// was made.
-func open(conn net.Conn) (*peer, uint64, error) {
+// open returns the other end of a connection.
+func open(conn net.Conn) (*peer, error) {
 	c, ok := conn.(*net.UnixConn)
 	if !ok {
-		return nil, 0, fmt.Errorf("a connection of type %T is not one of a unix socket", conn)
+		return nil, fmt.Errorf("a connection of type %T is not one of a unix socket", conn)
 	}
 	p := &peer{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}}
 	var err error
 	if p.conn, err = c.SyscallConn(); err != nil {
-		return nil, 0, fmt.Errorf("look at the connection: %w", err)
+		return nil, fmt.Errorf("look at the connection: %w", err)
 	}
-	var st unix.Stat_t
-	if e := p.conn.Control(func(fd uintptr) { err = p.identify(int(fd), &st) }); e != nil {
+	if e := p.conn.Control(func(fd uintptr) { err = p.identify(int(fd)) }); e != nil {
 		err = e
 	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("find out which process has connected: %w", err)
+		return nil, fmt.Errorf("find out which process has connected: %w", err)
 	}
-	return p, st.Ino, nil
+	return p, nil
 }
 
 // identify asks the kernel for the process, and for the namespace of the connection.
-func (p *peer) identify(fd int, namespace *unix.Stat_t) error {
+func (p *peer) identify(fd int) error {
 	who, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	if err != nil {
 		return err
@@ -168,9 +167,11 @@ func (p *peer) identify(fd int, namespace *unix.Stat_t) error {
 		return fmt.Errorf("ask in which network namespace it connected: %w", err)
 	}
 	defer unix.Close(made)
-	if err := unix.Fstat(made, namespace); err != nil {
+	var namespace unix.Stat_t
+	if err := unix.Fstat(made, &namespace); err != nil {
 		return err
 	}
+	p.namespace = namespace.Ino
 	process, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	if errors.Is(err, unix.ENOPROTOOPT) {
 		// A kernel before 6.5. Should the number mean another process by now, that one is not where

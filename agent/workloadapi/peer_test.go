@@ -5,18 +5,22 @@ package workloadapi_test
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
 	"sync"
+	"time"
 
 	"github.com/containernetworking/plugins/pkg/ns"
 	"github.com/shoenig/test/must"
 	pb "github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 )
 
 // clientOver returns a client that uses a connection.
@@ -102,4 +106,43 @@ func handOut(path string) {
 		panic(err)
 	}
 	_, _ = unix.Read(3, make([]byte, 1))
+}
+
+// manyCalls is a client that opens calls until it is refused.
+func manyCalls(ctx context.Context, address string) {
+	open := 0
+	var leave context.CancelFunc
+	for {
+		c, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
+		if err != nil {
+			panic(err)
+		}
+		api := pb.NewSpiffeWorkloadAPIClient(c)
+		call := func(ctx context.Context) error {
+			stream, err := api.FetchX509Bundles(withHeader(ctx), &pb.X509BundlesRequest{})
+			if err == nil {
+				_, err = stream.Recv()
+			}
+			return err
+		}
+		for range 100 { // those of a connection
+			one, cancel := context.WithCancel(ctx)
+			if err = call(one); err != nil {
+				cancel()
+				break
+			}
+			open, leave = open+1, cancel
+		}
+		if err == nil {
+			continue
+		}
+		fmt.Println(open, status.Code(err))
+		leave()
+		for status.Code(err) == codes.ResourceExhausted {
+			time.Sleep(20 * time.Millisecond)
+			err = call(ctx)
+		}
+		fmt.Println("then", status.Code(err))
+		return
+	}
 }

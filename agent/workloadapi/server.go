@@ -76,6 +76,7 @@ type Server struct {
 	pb.UnimplementedSpiffeWorkloadAPIServer
 	cfg    Config
 	grpc   *grpc.Server
+	calls  *limit.Count[uint64] // that are open, by the inode of the network namespace
 	socket socket
 	keys   *keys
 	tokens *tokens
@@ -88,6 +89,13 @@ type Server struct {
 // authorities, whether endpoints still are.
 const lookInterval = time.Second
 
+// Limits of calls that are open, by network namespace and in all. A stream is one as long as its
+// client follows, and costs some memory and, each second, a look.
+const (
+	maxCallsEach = 1024
+	maxCalls     = 4 * maxConns
+)
+
 // Limits of a connection.
 const (
 	maxStreams = 100
@@ -97,7 +105,7 @@ const (
 
 // New returns a server. Call Run next.
 func New(c Config) (*Server, error) {
-	s := &Server{cfg: c, changed: make(chan struct{}), socket: socket{dir: c.Dir}}
+	s := &Server{cfg: c, changed: make(chan struct{}), socket: socket{dir: c.Dir}, calls: limit.NewCount[uint64](maxCallsEach, maxCalls)}
 	var err error
 	if s.keys, err = openKeys(c, s.Review); err != nil {
 		return nil, err
@@ -108,20 +116,48 @@ func New(c Config) (*Server, error) {
 		grpc.MaxConcurrentStreams(maxStreams), grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeader),
 		grpc.ConnectionTimeout(10*time.Second),
 		grpc.UnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-			if err := checkHeader(ctx); err != nil {
+			leave, err := s.enter(ctx)
+			if err != nil {
 				return nil, err
 			}
+			defer leave()
 			return next(ctx, req)
 		}),
 		grpc.StreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-			if err := checkHeader(stream.Context()); err != nil {
+			leave, err := s.enter(stream.Context())
+			if err != nil {
 				return err
 			}
+			defer leave()
 			return next(srv, stream)
 		}),
 	)
 	pb.RegisterSpiffeWorkloadAPIServer(s.grpc, s)
 	return s, nil
+}
+
+// enter refuses a call that lacks the header, or is one too many. leave is to be called at its end.
+func (s *Server) enter(ctx context.Context) (leave func(), err error) {
+	if err := checkHeader(ctx); err != nil {
+		return nil, err
+	}
+	p, err := peerOf(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if !s.calls.Take(p.namespace) {
+		return nil, status.Errorf(codes.ResourceExhausted, "the network namespace of process %d has %d calls open already, or all have %d", p.pid, maxCallsEach, maxCalls)
+	}
+	return func() { s.calls.Release(p.namespace) }, nil
+}
+
+func peerOf(ctx context.Context) (*peer, error) {
+	conn, _ := grpcpeer.FromContext(ctx)
+	p, ok := conn.AuthInfo.(*peer)
+	if !ok {
+		return nil, status.Error(codes.Internal, "the connection has no process")
+	}
+	return p, nil
 }
 
 // checkHeader refuses a call without the header that the standard demands. A program that can be
@@ -189,10 +225,9 @@ func (s *Server) next() <-chan struct{} {
 
 // callers returns the workloads of who has made a call, of which there is at least one.
 func (s *Server) callers(ctx context.Context) ([]Workload, error) {
-	conn, _ := grpcpeer.FromContext(ctx)
-	p, ok := conn.AuthInfo.(*peer)
-	if !ok {
-		return nil, status.Error(codes.Internal, "the connection has no process")
+	p, err := peerOf(ctx)
+	if err != nil {
+		return nil, err
 	}
 	caller, err := p.caller()
 	if err != nil {

@@ -60,6 +60,8 @@ func helper(what, address string) {
 	switch what {
 	case "hand out":
 		handOut(address)
+	case "many":
+		manyCalls(ctx, address)
 	case "watch":
 		_ = workloadapi.WatchX509Context(ctx, printer{}, workloadapi.WithAddr(address))
 	case "jwt":
@@ -403,6 +405,16 @@ func TestJWT(t *testing.T) {
 	cmd, out := f.inside("jwt", dir)
 	_ = cmd.Wait()
 	must.Eq(t, []string{"spiffe://sif.example/shop/web <nil> true"}, out.all())
+}
+
+// The processes of a workload together have so many calls open.
+func TestCallsAreBounded(t *testing.T) {
+	f := newFabric(t)
+	dir := t.TempDir()
+	f.serve(dir, t.TempDir())
+	cmd, out := f.inside("many", dir)
+	_ = cmd.Wait()
+	must.Eq(t, []string{"1024 ResourceExhausted", "then OK"}, out.all())
 }
 
 // Who is in no workload gets nothing, and neither does who only made a connection in one, or was
