@@ -352,10 +352,10 @@ func TestClientFollows(t *testing.T) {
 		}
 		return nil
 	})
-	f.set(func() { f.away = nil })
+	f.set(func() { f.away, f.life = nil, time.Hour })
 	f.awaits(out, "svid spiffe://sif.example/shop/web 5 2")
-	// One that is revoked by its serial number is replaced.
-	f.set(func() { f.void, f.life = f.serial, time.Hour })
+	// One that is revoked by its serial number is replaced, long before it is renewed.
+	f.set(func() { f.void = f.serial })
 	f.eventually(func() error {
 		if f.revokedLast(out) {
 			return errors.New("it has the revoked certificate")
