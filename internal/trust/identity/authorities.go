@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/x509"
@@ -140,7 +141,11 @@ func (s *Source) doRoots(ctx context.Context) (time.Time, error) {
 	if !slices.EqualFunc(before, next, (*x509.Certificate).Equal) {
 		s.trust(next)
 		s.log.Info("authorities changed", logkey.Count, len(next))
-		if err := s.store.putRoots(next); err != nil {
+	}
+	// Compared with the file, because writing it may have failed the last time.
+	encoded := encodeAuthorities(next)
+	if onDisk, err := s.store.read(rootsFile); err != nil || !bytes.Equal(onDisk, encoded) {
+		if err := s.store.write(rootsFile, encoded); err != nil {
 			return time.Time{}, err
 		}
 	}

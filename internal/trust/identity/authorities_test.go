@@ -90,3 +90,25 @@ func TestAuthorities(t *testing.T) {
 	must.Eq(t, []string{second}, off.Authorities())
 	must.True(t, slices.ContainsFunc(off.Degraded(), func(d string) bool { return strings.Contains(d, "every issuer of sif-pki is revoked") }), must.Sprint(off.Degraded()))
 }
+
+// Authorities that could not be written to the disk are trusted, and written as soon as that works:
+// otherwise a process that starts while Vault is away would not know them.
+func TestAuthoritiesAreKept(t *testing.T) {
+	_, v, conf := setUp(t, "1h")
+	s, err := identity.Open(context.Background(), conf, hclog.NewNullLogger())
+	must.NoError(t, err)
+	_, err = v.Logical().Write("sif-pki/root/rotate/internal", map[string]any{"common_name": "sif", "issuer_name": "second", "key_type": "ec", "ttl": "87600h"})
+	must.NoError(t, err)
+	file := filepath.Join(conf.DataDir, "identity", "authorities.pem")
+	must.NoError(t, os.Remove(file))
+	must.NoError(t, os.Mkdir(file, 0o700)) // no file can take its place
+	run(t, s)
+	eventually(t, time.Minute, "it trusts both, and says that it could not keep them", func() bool {
+		return len(s.Authorities()) == 2 && slices.ContainsFunc(s.Degraded(), func(d string) bool { return strings.HasPrefix(d, "authorities: ") })
+	})
+	must.NoError(t, os.Remove(file))
+	eventually(t, time.Minute, "it keeps both", func() bool {
+		text, err := os.ReadFile(file)
+		return err == nil && strings.Count(string(text), "BEGIN CERTIFICATE") == 2
+	})
+}

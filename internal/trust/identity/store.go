@@ -81,10 +81,6 @@ func (s store) roots() ([]*x509.Certificate, error) {
 	return list, nil
 }
 
-func (s store) putRoots(authorities []*x509.Certificate) error {
-	return s.write(rootsFile, encodeAuthorities(authorities))
-}
-
 func (s store) keys() (fabric.KeySet, error) {
 	k, err := ReadKeys(s.path(keysFile))
 	if errors.Is(err, os.ErrNotExist) {

@@ -40,6 +40,9 @@ type Source struct {
 	report func(error)
 	hurry  *rate.Limiter
 
+	work sync.Mutex        // held while they are read, so that the newest answer comes last
+	kept *jwtbundle.Bundle // what is on disk
+
 	mu     sync.Mutex
 	bundle *jwtbundle.Bundle
 }
@@ -57,7 +60,7 @@ func Open(key Key, trustDomain spiffeid.TrustDomain, path string, report func(er
 	}
 	// A file that cannot be used is replaced by what Vault says.
 	if b, err := jwtbundle.Parse(trustDomain, data); err == nil {
-		s.bundle = b
+		s.bundle, s.kept = b, b
 	}
 	return s, nil
 }
@@ -93,6 +96,8 @@ func (s *Source) Hurry(ctx context.Context) {
 }
 
 func (s *Source) refresh(ctx context.Context) error {
+	s.work.Lock()
+	defer s.work.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, readTimeout)
 	defer cancel()
 	list, err := s.key.Versions(ctx)
@@ -106,12 +111,14 @@ func (s *Source) refresh(ctx context.Context) error {
 			return fmt.Errorf("take over version %d of the key of JWT-SVIDs: %w", v.Number, err)
 		}
 	}
-	if next.Equal(before) {
+	if !next.Equal(before) {
+		s.mu.Lock()
+		s.bundle = next
+		s.mu.Unlock()
+	}
+	if s.kept != nil && next.Equal(s.kept) {
 		return nil
 	}
-	s.mu.Lock()
-	s.bundle = next
-	s.mu.Unlock()
 	data, err := next.Marshal()
 	if err == nil {
 		err = atomicfile.Write(s.path, data, 0o600)
@@ -119,5 +126,6 @@ func (s *Source) refresh(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("keep the public keys of JWT-SVIDs: %w", err)
 	}
+	s.kept = next
 	return nil
 }
