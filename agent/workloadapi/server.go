@@ -250,8 +250,8 @@ func (s *Server) callers(ctx context.Context) ([]Workload, error) {
 }
 
 // follow calls look at once and whenever something may have changed, until the caller or its last
-// workload is gone. look returns a text that stands for what there is to tell, and is not empty, and
-// what tells it; that is called only if the text differs from the one before.
+// workload is gone. look returns a text that stands for what there is to tell, never an empty one,
+// and what tells it, which is called only if the text differs from the one before.
 func (s *Server) follow(ctx context.Context, look func(list []Workload) (now string, tell func() error, err error)) error {
 	before := ""
 	list, err := s.callers(ctx)
