@@ -4,9 +4,12 @@
 package command
 
 import (
+	"cmp"
 	"context"
 	"flag"
 	"fmt"
+
+	"github.com/sif-project/sif/api"
 )
 
 // CAFinishCommand is sif ca finish.
@@ -55,7 +58,8 @@ func (c *CAFinishCommand) run(ctx context.Context, _ []string) error {
 		return err
 	}
 	current, _ := set.Current()
-	if lack := append(lacking(daemons, trusts(current)), lacking(daemons, abandoned(old))...); len(lack) > 0 {
+	still := func(s api.AuthorityStatus) string { return cmp.Or(trusts(current)(s), abandoned(old)(s)) }
+	if lack := lacking(daemons, still); len(lack) > 0 {
 		return fmt.Errorf("finishing the rotation: the old authority is still needed, and nothing was changed:%s\n\"sif ca rotate\" waits for them, and -without leaves out nodes that are away for good", someOf(lack))
 	}
 	if err := c.ask(fmt.Sprintf("End authority %s (%s), of which nobody uses a certificate? It cannot be undone.", short(old[0].ID), old[0].Subject)); err != nil {
