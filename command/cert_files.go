@@ -68,32 +68,18 @@ func sameFiles(dir string, files []certFileOf) bool {
 
 // replaceFiles writes the files into a new directory, has the link point to it, and removes the one
 // before.
-func replaceFiles(dir string, files []certFileOf) (err error) {
+func replaceFiles(dir string, files []certFileOf) error {
 	fresh, err := os.MkdirTemp(dir, versionDir)
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, os.RemoveAll(fresh))
-		}
-	}()
-	if err := os.Chmod(fresh, 0o755); err != nil { // the files have modes of their own
-		return err
+	if err = writeFiles(fresh, files); err == nil {
+		err = putLink(dir, filepath.Base(fresh), currentLink)
 	}
-	for _, f := range files {
-		path := filepath.Join(fresh, f.name)
-		// Not more than its mode at any time, whatever the umask is.
-		if err := os.WriteFile(path, f.data, f.mode&0o600); err != nil {
-			return err
-		}
-		if err := os.Chmod(path, f.mode); err != nil {
-			return err
-		}
+	if err != nil {
+		return errors.Join(err, os.RemoveAll(fresh))
 	}
-	if err := putLink(dir, filepath.Base(fresh), currentLink); err != nil {
-		return err
-	}
+	// From here on the new directory is in use, whatever fails.
 	for _, f := range files {
 		target := filepath.Join(currentLink, f.name)
 		if is, err := os.Readlink(filepath.Join(dir, f.name)); err == nil && is == target {
@@ -111,6 +97,24 @@ func replaceFiles(dir string, files []certFileOf) (err error) {
 		}
 	}
 	return err
+}
+
+// writeFiles writes the files into a directory of their own.
+func writeFiles(dir string, files []certFileOf) error {
+	if err := os.Chmod(dir, 0o755); err != nil { // the files have modes of their own
+		return err
+	}
+	for _, f := range files {
+		path := filepath.Join(dir, f.name)
+		// Not more than its mode at any time, whatever the umask is.
+		if err := os.WriteFile(path, f.data, f.mode&0o600); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, f.mode); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // putLink puts a link in the place of what has its name.

@@ -63,3 +63,23 @@ func TestReplaceFiles(t *testing.T) {
 	must.NoError(t, err)
 	must.Len(t, 5, entries, must.Sprint(entries))
 }
+
+// A program keeps what it has when a link cannot be put in place: here a directory has its name.
+func TestReplaceFilesKeepsWhatIsInUse(t *testing.T) {
+	dir := t.TempDir()
+	of := func(text string) []certFileOf {
+		return []certFileOf{{certFile, []byte(text), 0o644}, {keyFile, []byte(text), 0o600}, {bundleFile, []byte(text), 0o644}}
+	}
+	must.NoError(t, replaceFiles(dir, of("old")))
+	must.NoError(t, os.Remove(filepath.Join(dir, bundleFile)))
+	must.NoError(t, os.Mkdir(filepath.Join(dir, bundleFile), 0o755))
+	must.Error(t, replaceFiles(dir, of("new")))
+	for _, name := range []string{certFile, keyFile} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		must.NoError(t, err)
+		must.Eq(t, "new", string(text))
+	}
+	must.NoError(t, os.Remove(filepath.Join(dir, bundleFile)))
+	must.NoError(t, replaceFiles(dir, of("newer")))
+	must.True(t, sameFiles(dir, of("newer")))
+}
