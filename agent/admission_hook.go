@@ -246,9 +246,13 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	return errors.Join(storing, a.reprogram.Call())
 }
 
-// issuers counts the certificates of services and requests on this node by who issued them.
+// issuers counts the certificates of services, requests and applications on this node by who issued
+// them.
 func (a *Agent) issuers() map[string]int {
 	counts := a.services.Issuers()
+	for id, n := range a.workloadAPI.Issuers() {
+		counts[id] += n
+	}
 	for _, ep := range a.endpoints.all() {
 		if len(ep.Request.Certificate) == 0 {
 			continue

@@ -21,8 +21,9 @@ import (
 const (
 	// watchInterval is how often the daemons' reports are read while a command waits for them.
 	watchInterval = 2 * time.Second
-	// watchTimeout is how long a command waits unless an option says otherwise.
-	watchTimeout = time.Hour
+	// watchTimeout is how long a command waits unless an option says otherwise: longer than a
+	// certificate lives that an application holds without asking again (fabric.MaxSVIDLife).
+	watchTimeout = 90 * time.Minute
 	// reportAge is how old the report of a daemon may be to count.
 	reportAge = 30 * time.Second
 )
@@ -46,7 +47,7 @@ func (c *rotation) rotationOptions(o *flag.FlagSet, writes bool) {
 	o.BoolVar(&c.approved, "auto-approve", false, "Write without asking.")
 	o.StringVar(&c.without, "without", "", "`Nodes`, as zone/node,..., whose daemons are not waited for, because they are away for good. "+
 		"They must join again if they come back.")
-	o.DurationVar(&c.timeout, "timeout", watchTimeout, "How `long` to wait for the daemons. What was done stays, and the same command goes on from there. Default: 1h")
+	o.DurationVar(&c.timeout, "timeout", watchTimeout, "How `long` to wait for the daemons. What was done stays, and the same command goes on from there. Default: 1h30m")
 }
 
 // ask asks for approval, if people are there.

@@ -222,6 +222,20 @@ func (k *keys) due() []Workload {
 	return list
 }
 
+// issuers counts the certificates that have not ended by who issued them (identity.IssuedBy). One
+// that nobody asks for any more may be in use to its end.
+func (k *keys) issuers() map[string]int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	now, counts := k.cfg.Now(), map[string]int{}
+	for _, h := range k.set {
+		if now.Before(h.cert.Leaf.NotAfter) {
+			counts[identity.IssuedBy(h.cert.Leaf)]++
+		}
+	}
+	return counts
+}
+
 func (k *keys) renew(ctx context.Context, w Workload) {
 	defer k.issuing.Lock(w.Endpoint)()
 	_, err := k.issue(ctx, w)

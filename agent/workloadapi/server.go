@@ -170,6 +170,9 @@ func checkHeader(ctx context.Context) error {
 	return nil
 }
 
+// Issuers counts the certificates that applications hold by who issued them (identity.IssuedBy).
+func (s *Server) Issuers() map[string]int { return s.keys.issuers() }
+
 // Run serves until ctx ends. A socket that cannot be served is reported and tried again.
 func (s *Server) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)

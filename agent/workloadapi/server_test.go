@@ -40,6 +40,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/netspace"
 	"github.com/sif-project/sif/internal/testhost"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 // helperVariable has this test program do something else than tests: see helper.
@@ -255,6 +256,12 @@ func (*fabricOf) Hurry(context.Context) {}
 // serve serves in a directory until stop is called.
 func (f *fabricOf) serve(dir, keys string) (stop func()) {
 	f.t.Helper()
+	_, stop = f.server(dir, keys)
+	return stop
+}
+
+func (f *fabricOf) server(dir, keys string) (s *served.Server, stop func()) {
+	f.t.Helper()
 	s, err := served.New(served.Config{
 		Dir: dir, KeyDir: keys, TrustDomain: f.td, Workloads: f, Issuer: f, Revoked: f.revoked, Superseded: notSuperseded, Authorities: f.authorities, JWTKeys: f,
 		Now: f.now, Report: func(subject string, err error) { f.set(func() { f.wrong[subject] = err }) }, Log: hclog.NewNullLogger(),
@@ -272,7 +279,7 @@ func (f *fabricOf) serve(dir, keys string) (stop func()) {
 		_, err := os.Stat(filepath.Join(dir, "api.sock"))
 		return err
 	})
-	return stop
+	return s, stop
 }
 
 func (f *fabricOf) eventually(probe func() error) {
@@ -379,9 +386,10 @@ func TestClientFollows(t *testing.T) {
 func TestFailuresEnd(t *testing.T) {
 	f := newFabric(t)
 	dir := t.TempDir()
-	f.serve(dir, t.TempDir())
+	s, _ := f.server(dir, t.TempDir())
 	cmd, out := f.inside("watch", dir)
 	f.awaits(out, "svid spiffe://sif.example/shop/web 2 1")
+	must.Eq(t, map[string]int{identity.AuthorityID(f.authorities()[0]): 1}, s.Issuers())
 	f.set(func() { f.away = errors.New("the controller is away") })
 	f.ahead.Store(int64(50 * time.Minute)) // of the hour that it lives
 	f.eventually(func() error {
@@ -396,6 +404,9 @@ func TestFailuresEnd(t *testing.T) {
 		f.ahead.Add(int64(time.Minute))
 		return f.failures()
 	})
+	// Its application may use it to its end.
+	f.ahead.Store(int64(2 * time.Hour))
+	must.MapEmpty(t, s.Issuers())
 }
 
 func TestJWT(t *testing.T) {
