@@ -15,6 +15,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/sif-project/sif/internal/node/cnicall"
+	"github.com/sif-project/sif/internal/node/hostport"
 	"github.com/sif-project/sif/internal/testhost"
 )
 
@@ -105,4 +106,30 @@ func TestGroupOfProcess(t *testing.T) {
 	must.StrHasPrefix(t, "/", string(group))
 	_, err = groupOf(1 << 30)
 	must.ErrorContains(t, err, "look at the cgroup of process")
+}
+
+// A process of the node is of the endpoint in whose cgroup it is, and of no other.
+func TestEndpointOfCgroup(t *testing.T) {
+	es, err := openEndpoints(filepath.Join(t.TempDir(), "endpoints.json"))
+	must.NoError(t, err)
+	w := &workloads{Agent: &Agent{endpoints: es}, seen: map[uint64]string{}}
+	_, err = w.byCgroup(os.Getpid())
+	must.ErrorContains(t, err, "none is attached by its cgroup")
+	own, err := groupOf(os.Getpid())
+	if err != nil {
+		testhost.Unmet(t, err.Error())
+	}
+	attach := func(id string, group hostport.Group) {
+		at := cnicall.Attachment{ContainerID: id, IfName: "eth0"}
+		must.NoError(t, es.put(endpoint{ID: id, Attachment: at, HostIndex: 1, Process: &process{Group: group}})())
+	}
+	attach("other", own+"x")
+	attach("ports only", "")
+	_, err = w.byCgroup(os.Getpid())
+	must.ErrorContains(t, err, "is not that of an attached process")
+	attach("own", own)
+	found, err := w.byCgroup(os.Getpid())
+	must.NoError(t, err)
+	must.Len(t, 1, found)
+	must.Eq(t, "own", found[0].ID)
 }
