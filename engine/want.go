@@ -100,7 +100,7 @@ func (e *Engine) wantFor(id fabric.Identity) {
 	now, have, news := time.Now(), e.wants.Load(), false // durations only
 	for _, service := range fabric.Counterparts(id, e.docs.Documents()[id.Service].At(e.now())) {
 		e.needed[service] = now
-		news = news || !have.services[service]
+		news = news || !have.has(service)
 	}
 	if news {
 		e.setWants(have.everything)
@@ -126,9 +126,11 @@ func (e *Engine) reviseWants() {
 
 // setWants makes what was needed lately what this engine wants. The caller must hold wanting.
 func (e *Engine) setWants(everything bool) {
-	services := make(map[fabric.Ref]bool, len(e.needed))
-	for service := range e.needed {
-		services[service] = true
+	services := map[fabric.Ref]bool{}
+	if !everything { // otherwise none is named, so that a new endpoint changes nothing
+		for service := range e.needed {
+			services[service] = true
+		}
 	}
 	if have := e.wants.Load(); have.everything != everything || !maps.Equal(have.services, services) {
 		e.wants.Store(newWants(everything, services))

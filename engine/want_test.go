@@ -409,6 +409,22 @@ func TestWhatIsNotWantedHasNotGone(t *testing.T) {
 	must.MapContainsKey(t, aws.agent.extra, "news-3")
 }
 
+// An engine that wants everything names no service, so a new endpoint is nothing to tell the others.
+func TestWhoWantsEverythingNamesNothing(t *testing.T) {
+	w := newWorld(t)
+	aws, _, _ := w.engine("aws1")
+	gcp, _, _ := w.engine("gcp1")
+	w.carries(gcp)
+	w.join(aws, gcp)
+	before := gcp.wants.Load()
+	must.True(t, before.everything)
+	_, err := w.connect(gcp, "w1", w.request(1, "gcp1", "w1", svc))
+	must.NoError(t, err)
+	must.NoError(t, gcp.Refresh(t.Context()))
+	must.True(t, gcp.wants.Load() == before)
+	must.MapEmpty(t, gcp.wants.Load().services)
+}
+
 // Only engines of other zones are sent requests.
 func TestWhoMayWant(t *testing.T) {
 	w := newWorld(t)
