@@ -61,6 +61,7 @@ type Watcher struct {
 	mu       sync.Mutex
 	signed   fabric.Signed
 	list     fabric.Revocations
+	id       fabric.ListID
 	changed  chan struct{} // closed and replaced with each change
 	onChange []func()
 	problems map[string]string // by cause
@@ -88,7 +89,7 @@ func New(consul func() *consulapi.Client, dir, fabricName string, keys func() fa
 	if err != nil {
 		return nil, fmt.Errorf("the list of removed nodes in %s is refused: %w; replace it with the value of %s in Consul, or move it away", w.file.Path, err, kvkey.Revocations)
 	}
-	w.signed, w.list = signed, list
+	w.hold(signed, list)
 	return w, nil
 }
 
@@ -150,8 +151,8 @@ func (w *Watcher) take(pair *consulapi.KVPair) error {
 }
 
 // Offer takes a signed list, wherever it comes from, if it is newer than the one that is pinned and
-// has all of its tombstones that were not over. It does nothing for the same list. A list that
-// cannot be written to the disk is in force all the same, because it takes rights away.
+// has all of its tombstones and revocations that were not over. It does nothing for the same list.
+// A list that cannot be written to the disk is in force all the same, because it takes rights away.
 func (w *Watcher) Offer(signed fabric.Signed) error {
 	list, err := w.Verify(signed)
 	if err != nil {
@@ -173,7 +174,7 @@ func (w *Watcher) Offer(signed fabric.Signed) error {
 		w.mu.Unlock()
 		return fmt.Errorf("it has sequence %d, the one that is known %d: %w", list.Sequence, known, ErrLacks)
 	}
-	w.signed, w.list = signed, list
+	w.hold(signed, list)
 	callbacks := slices.Clone(w.onChange)
 	if !sameText { // otherwise it was signed again, with a newer key
 		close(w.changed)
@@ -190,6 +191,12 @@ func (w *Watcher) Offer(signed fabric.Signed) error {
 	}
 	w.report(causeDisk, w.file.Write(signed))
 	return nil
+}
+
+// hold makes a list the newest one. The caller must hold mu.
+func (w *Watcher) hold(signed fabric.Signed, list fabric.Revocations) {
+	w.signed, w.list = signed, list
+	w.id = fabric.ListID{Sequence: list.Sequence, Digest: fabric.HashOf(signed.Payload)}
 }
 
 // List returns the newest list. Its sequence is 0 before the first removal.
@@ -210,10 +217,7 @@ func (w *Watcher) Signed() fabric.Signed {
 func (w *Watcher) ID() fabric.ListID {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.signed.Payload) == 0 {
-		return fabric.ListID{}
-	}
-	return fabric.ListID{Sequence: w.list.Sequence, Digest: fabric.HashOf(w.signed.Payload)}
+	return w.id
 }
 
 // Changed returns a channel that is closed when the list changes. Ask for it before List.
