@@ -409,7 +409,7 @@ func TestWhatIsNotWantedHasNotGone(t *testing.T) {
 	must.MapContainsKey(t, aws.agent.extra, "news-3")
 }
 
-// An engine that wants everything names no service, so a new endpoint is nothing to tell the others.
+// An engine that wants everything names no service, so a new endpoint is nothing to tell others.
 func TestWhoWantsEverythingNamesNothing(t *testing.T) {
 	w := newWorld(t)
 	aws, _, _ := w.engine("aws1")
