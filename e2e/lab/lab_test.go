@@ -464,7 +464,9 @@ func testProcesses(t *testing.T, l *Lab) {
 	must.NoError(t, l.Stop(t.Context(), node, name))
 	said := &lines{}
 	l.progress = newProgress(said)
-	must.NoError(t, l.start(&Process{Node: node, Name: name, Args: []string{"sh", "-c", "echo the reason; exit 3"}}))
+	leave := filepath.Join(t.TempDir(), "leave") // one that ends before it has started is another case
+	must.NoError(t, l.start(&Process{Node: node, Name: name, Args: []string{"sh", "-c", `until [ -e "$0" ]; do sleep 0.05; done; echo the reason; exit 3`, leave}}))
+	must.NoError(t, os.WriteFile(leave, nil, 0o644))
 	eventually(t, 5*time.Second, func() error {
 		if text := said.String(); !strings.Contains(text, node+"/"+name+" has ended by itself: exit status 3") || !strings.Contains(text, "the reason") {
 			return fmt.Errorf("it says %q", text)
