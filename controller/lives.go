@@ -33,8 +33,10 @@ type Follower interface {
 }
 
 // Lives implements Scheduler.
-func (n Nomad) Lives(changed func(ids []string), log hclog.Logger) Follower {
-	return nomadlife.New(nomadlife.Config{Client: n.Client, Changed: changed, Log: log})
+func (n *Nomad) Lives(changed func(ids []string), log hclog.Logger) Follower {
+	w := nomadlife.New(nomadlife.Config{Client: n.client, Changed: changed, Log: log})
+	n.watcher.Store(w)
+	return w
 }
 
 // lives tells nodes about the life of their own endpoints in the scheduler. The leader alone

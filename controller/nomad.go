@@ -12,12 +12,14 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	nomadapi "github.com/hashicorp/nomad/api"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/nomadjob"
+	"github.com/sif-project/sif/internal/nomadlife"
 )
 
 // ErrNoAllocation means that the scheduler does not know the allocation.
@@ -78,22 +80,32 @@ type Scheduler interface {
 
 // Nomad is the Scheduler that asks Nomad's servers.
 type Nomad struct {
-	Client func() *nomadapi.Client
+	client  func() *nomadapi.Client
+	watcher atomic.Pointer[nomadlife.Watcher] // nil: nobody follows the lives of allocations
+}
+
+// NewNomad returns a Scheduler that calls client for each use, because tokens are renewed.
+func NewNomad(client func() *nomadapi.Client) *Nomad {
+	return &Nomad{client: client}
 }
 
 // Placement implements Scheduler. The job is the version from which the allocation was made, even
-// if a newer one is registered.
-func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placement, error) {
+// if a newer one is registered. Whoever follows the lives of allocations has the answer too.
+func (n *Nomad) Placement(ctx context.Context, allocation, likely string) (Placement, error) {
 	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
 	likelyNode := make(chan *nomadapi.Node, 1)
 	go func() {
 		var node *nomadapi.Node
 		if likely != "" {
-			node, _, _ = n.Client().Nodes().Info(likely, q)
+			node, _, _ = n.client().Nodes().Info(likely, q)
 		}
 		likelyNode <- node
 	}()
-	alloc, _, err := n.Client().Allocations().Info(allocation, q)
+	watcher := n.watcher.Load()
+	if watcher != nil {
+		watcher.Expect(allocation)
+	}
+	alloc, _, err := n.client().Allocations().Info(allocation, q)
 	if status(err) == http.StatusNotFound {
 		return Placement{}, ErrNoAllocation
 	}
@@ -103,9 +115,12 @@ func (n Nomad) Placement(ctx context.Context, allocation, likely string) (Placem
 	if alloc.ID != allocation {
 		return Placement{}, ErrNoAllocation // Nomad completes prefixes of IDs; the ID of an endpoint must be complete
 	}
+	if watcher != nil {
+		watcher.Saw(alloc)
+	}
 	node := <-likelyNode
 	if node == nil || node.ID != alloc.NodeID {
-		node, _, err = n.Client().Nodes().Info(alloc.NodeID, q)
+		node, _, err = n.client().Nodes().Info(alloc.NodeID, q)
 	}
 	if err != nil {
 		return Placement{}, fmt.Errorf("ask Nomad for node %s: %w", alloc.NodeID, err)
@@ -162,11 +177,11 @@ func machineOf(node *nomadapi.Node) Machine {
 var nomadNodeID = allocationID
 
 // Machine implements Scheduler.
-func (n Nomad) Machine(ctx context.Context, id string) (Machine, error) {
+func (n *Nomad) Machine(ctx context.Context, id string) (Machine, error) {
 	if !nomadNodeID.MatchString(id) {
 		return Machine{}, ErrNoMachine // Nomad completes prefixes of IDs
 	}
-	node, _, err := n.Client().Nodes().Info(id, (&nomadapi.QueryOptions{}).WithContext(ctx))
+	node, _, err := n.client().Nodes().Info(id, (&nomadapi.QueryOptions{}).WithContext(ctx))
 	if status(err) == http.StatusNotFound {
 		return Machine{}, ErrNoMachine
 	}
@@ -178,9 +193,9 @@ func (n Nomad) Machine(ctx context.Context, id string) (Machine, error) {
 
 // MachinesAt implements Scheduler. The list of Nomad has one address of each node, that of its API,
 // so it reads all of a node only if that address is another one.
-func (n Nomad) MachinesAt(ctx context.Context, address netip.Addr) ([]Machine, error) {
+func (n *Nomad) MachinesAt(ctx context.Context, address netip.Addr) ([]Machine, error) {
 	q := (&nomadapi.QueryOptions{}).WithContext(ctx)
-	stubs, _, err := n.Client().Nodes().List(q)
+	stubs, _, err := n.client().Nodes().List(q)
 	if err != nil {
 		return nil, fmt.Errorf("ask Nomad for its nodes: %w", err)
 	}
@@ -213,11 +228,11 @@ const mostAsked = 200
 
 // root returns the name of the job that people registered. The parent of a child may be a child
 // itself: each run of a job that is periodic and parameterized takes dispatches.
-func (n Nomad) root(q *nomadapi.QueryOptions, w fabric.Workload) (string, error) {
+func (n *Nomad) root(q *nomadapi.QueryOptions, w fabric.Workload) (string, error) {
 	in := *q
 	in.Namespace = w.Namespace
 	for strings.Contains(w.Job, nomadapi.JobPeriodicLaunchSuffix) || strings.Contains(w.Job, nomadapi.JobDispatchLaunchSuffix) {
-		job, _, err := n.Client().Jobs().Info(w.Job, &in)
+		job, _, err := n.client().Jobs().Info(w.Job, &in)
 		switch {
 		case status(err) == http.StatusNotFound:
 			return w.Job, nil // purged: its name is all that is left

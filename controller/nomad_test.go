@@ -52,7 +52,7 @@ acl {
 	_, err := root.Namespaces().Register(&nomadapi.Namespace{Name: "other"}, nil)
 	must.NoError(t, err)
 
-	c := w.fresh(t, Nomad{Client: func() *nomadapi.Client { return client(token) }})
+	c := w.fresh(t, NewNomad(func() *nomadapi.Client { return client(token) }))
 	w1, w2 := w.node(t, c, "w1"), w.node(t, c, "w2")
 	w1.register(t, "127.0.0.1")
 	w2.register(t, "10.0.0.2")
@@ -83,7 +83,7 @@ acl {
 	must.Eq(t, []fabric.Check{{Protocol: fabric.TCP, Port: 8080}, {Protocol: fabric.TCP, Port: 9100}}, a.Checks)
 
 	// The expected node has no influence on the answer.
-	nomad := Nomad{Client: func() *nomadapi.Client { return root }}
+	nomad := NewNomad(func() *nomadapi.Client { return root })
 	place, err := nomad.Placement(ctx, web, "")
 	must.NoError(t, err)
 	for _, likely := range []string{place.Machine.ID, "00000000-0000-0000-0000-000000000000", "no ID"} {
@@ -210,11 +210,11 @@ acl {
 	}
 
 	// Nothing is admitted while Nomad cannot be reached.
-	_, err = Nomad{Client: func() *nomadapi.Client {
+	_, err = NewNomad(func() *nomadapi.Client {
 		c, err := nomadapi.NewClient(&nomadapi.Config{Address: "http://127.0.0.1:1"})
 		must.NoError(t, err)
 		return c
-	}}.Placement(ctx, web, "")
+	}).Placement(ctx, web, "")
 	must.ErrorContains(t, err, "ask Nomad for allocation "+web)
 }
 
@@ -320,7 +320,7 @@ client {
     rack = "r7"
   }
 }`)
-	scheduler := Nomad{Client: func() *nomadapi.Client { return client }}
+	scheduler := NewNomad(func() *nomadapi.Client { return client })
 	texts := []string{
 		"plain", "n-${NOMAD_JOB_NAME}", "n-${NOMAD_JOB_ID}-${NOMAD_GROUP_NAME}", "n-${JOB}", "n-${BASE}", "n-${TASKGROUP}-${TASK}",
 		"n-${node.datacenter}", "n-${NOMAD_DC}", "n-${NOMAD_REGION}-${NOMAD_NAMESPACE}", "n-${meta.rack}", "n-${attr.kernel.name}",

@@ -77,7 +77,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
 		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleApplication, TrustDomain: file.TrustDomain},
 			file.Vault.TransitMount, wellknown.JWTKey(file.Vault.TransitKey)),
-		Scheduler:  Nomad{Client: clients.nomad.Load},
+		Scheduler:  NewNomad(clients.nomad.Load),
 		Supervisor: sup,
 		Log:        log,
 	})

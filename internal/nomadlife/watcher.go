@@ -37,6 +37,8 @@ const (
 	listWait, listPause = time.Minute, 200 * time.Millisecond
 	// again is how often Nomad is asked about allocations of which it has not said enough.
 	again = 2 * time.Second
+	// expectTime is how long an allocation is expected, and mostExpected how many are.
+	expectTime, mostExpected = time.Minute, 1024
 	// atOnce bounds the questions about single allocations that are under way.
 	atOnce = 8
 	// retryFirst and retryMost bound the pauses after failures; see retry.Backoff.
@@ -59,7 +61,8 @@ type Watcher struct {
 	check chan struct{} // there are checks to read
 
 	mu       sync.Mutex
-	followed map[string]*followed // by the allocation's ID
+	followed map[string]*followed // by the allocation's ID; those that are expected too
+	expected int                  // how many of them, at most
 	shapes   map[shapeKey]*shape
 	covered  map[string]bool    // namespaces of which a stream has the events
 	restart  context.CancelFunc // ends the stream, to begin one with more namespaces
@@ -75,6 +78,7 @@ type followed struct {
 	checks checks
 	life   Life
 	canary bool
+	until  time.Time // zero: it is followed; else it is expected until then
 }
 
 // New returns a watcher that follows nothing. Run asks Nomad.
@@ -92,24 +96,76 @@ func signal(c chan struct{}) {
 	}
 }
 
+func newFollowed() *followed {
+	return &followed{life: Life{Unknown, "is not known yet: Nomad was not asked"}}
+}
+
+// Expect notices changes of an allocation that will probably be followed within a minute. Whoever
+// asks Nomad about it meanwhile can pass on the answer to Saw, and Nomad is not asked once more.
+func (w *Watcher) Expect(id string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if f := w.followed[id]; f != nil && f.until.IsZero() {
+		return
+	} else if f == nil {
+		if w.expected >= mostExpected {
+			return // it is asked about when it is followed
+		}
+		w.expected++
+		w.followed[id] = newFollowed()
+	}
+	w.followed[id].until = time.Now().Add(expectTime)
+}
+
+// Saw takes Nomad's answer about an allocation that is expected or followed. Others are ignored.
+// The answer must be to a question that was asked after Expect.
+func (w *Watcher) Saw(a *nomadapi.Allocation) {
+	if group := a.GetTaskGroup(); a.Job != nil && a.Job.Version != nil && group != nil {
+		w.take(a, group)
+	}
+}
+
 // Follow sets the allocations to follow. It does not block.
 func (w *Watcher) Follow(ids []string) {
+	w.tell(w.follows(ids))
+}
+
+// follows returns those that are new, and of which enough is known already.
+func (w *Watcher) follows(ids []string) (known []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	wanted := make(map[string]bool, len(ids))
 	for _, id := range ids {
 		wanted[id] = true
-		if w.followed[id] == nil {
-			w.followed[id] = &followed{life: Life{Unknown, "is not known yet: Nomad was not asked"}}
+		f := w.followed[id]
+		if f == nil {
+			f = newFollowed()
+			w.followed[id] = f
+		} else if f.until.IsZero() {
+			continue
+		}
+		f.until = time.Time{}
+		if f.known && f.shape != nil {
+			known = append(known, id)
+		} else {
 			signal(w.news)
 		}
 	}
-	maps.DeleteFunc(w.followed, func(id string, _ *followed) bool { return !wanted[id] })
+	w.expected = 0
+	now := time.Now()
+	maps.DeleteFunc(w.followed, func(id string, f *followed) bool {
+		if !wanted[id] && now.Before(f.until) {
+			w.expected++
+			return false
+		}
+		return !wanted[id]
+	})
 	used := map[shapeKey]bool{}
 	for _, f := range w.followed {
 		used[f.key] = true
 	}
 	maps.DeleteFunc(w.shapes, func(k shapeKey, _ *shape) bool { return !used[k] })
+	return known
 }
 
 // Of returns the life of an allocation that is followed.
@@ -379,7 +435,7 @@ func (w *Watcher) unclear() (ids []string) {
 	defer w.mu.Unlock()
 	asked := map[shapeKey]bool{}
 	for id, f := range w.followed {
-		if f.known && (f.shape != nil || asked[f.key]) {
+		if !f.until.IsZero() || f.known && (f.shape != nil || asked[f.key]) {
 			continue
 		}
 		if f.known {
@@ -415,19 +471,25 @@ func (w *Watcher) ask(ctx context.Context, id string) error {
 	if a.Job == nil || a.Job.Version == nil || group == nil {
 		return fmt.Errorf("ask Nomad for allocation %s: the answer does not contain its job", id)
 	}
+	w.take(a, group)
+	return nil
+}
+
+// take takes an answer about one allocation, which contains its job.
+func (w *Watcher) take(a *nomadapi.Allocation, group *nomadapi.TaskGroup) {
 	var changed []string
 	w.mu.Lock()
 	defer func() { w.tell(changed) }()
 	defer w.mu.Unlock()
-	f := w.followed[id]
-	if f == nil {
-		return nil
+	f := w.followed[a.ID]
+	if f == nil || f.known && f.shape != nil && a.ModifyIndex < f.view.index {
+		return
 	}
 	f.key = shapeKey{a.Namespace, a.JobID, *a.Job.Version, a.TaskGroup}
 	f.shape = shapeOf(a.Job, group)
 	w.shapes[f.key] = f.shape
-	if w.learn(id, f, viewOf(a)) || w.judge(id, f) {
-		changed = append(changed, id)
+	if w.learn(a.ID, f, viewOf(a)) || w.judge(a.ID, f) {
+		changed = append(changed, a.ID)
 	}
 	for other, o := range w.followed {
 		if o.shape == nil && o.known && o.key == f.key {
@@ -441,7 +503,6 @@ func (w *Watcher) ask(ctx context.Context, id string) error {
 		w.covered[a.Namespace] = true
 		w.restart()
 	}
-	return nil
 }
 
 func isNotFound(err error) bool {
