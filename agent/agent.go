@@ -50,6 +50,9 @@ const cniTimeout = 30 * time.Second
 // reconcileInterval is the time between comparisons of the kernel's state with the desired state.
 const reconcileInterval = 5 * time.Second
 
+// endFlowsInterval is the time between two looks for flows that have ended.
+const endFlowsInterval = 2 * time.Second
+
 // Agent is the policy agent of one workload node.
 type Agent struct {
 	node         *daemon.Node
@@ -307,6 +310,9 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 			_, err := a.kernel.RouseCut()
 			a.node.Degrade("connections that are cut", err)
 		})
+	})
+	group.Go(func() error {
+		return every(ctx, endFlowsInterval, func() { a.node.Degrade("flows", a.kernel.EndFlows()) })
 	})
 	group.Go(func() error { return a.serveTasks(ctx) })
 	group.Go(func() error { return a.jwtKeys.Run(ctx) })

@@ -110,7 +110,7 @@ func (a *audited) all() []api.FlowStatus {
 // auditedFlow returns the flow of an event that would have been dropped without audit mode. Both
 // ends report a flow between endpoints; only the originator's report counts.
 func auditedFlow(n keys, e bpf.Event) (k flowKey, ok bool) {
-	if e.Reason != bpf.AllowedContract || e.Contract&bpf.AuditContract == 0 {
+	if e.Reason != bpf.AllowedContract || e.Contract&bpf.AuditContract == 0 || !e.Begins() {
 		return k, false
 	}
 	from, external, fromOK := party(n, e.SourceIdentity)

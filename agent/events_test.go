@@ -34,6 +34,8 @@ func TestAuditedFlow(t *testing.T) {
 		"not in audit mode":        func(e *bpf.Event) { e.Contract = 18 },
 		"dropped":                  func(e *bpf.Event) { e.Reason = bpf.NoContract },
 		"the other end reports it": func(e *bpf.Event) { e.Direction = bpf.ToWorkload },
+		"it goes on":               func(e *bpf.Event) { e.GoesOn = true },
+		"it has ended":             func(e *bpf.Event) { e.Ended = true },
 		"of nobody":                func(e *bpf.Event) { e.SourceIdentity = 0 },
 	} {
 		other := event

@@ -24,7 +24,15 @@ type Counters struct {
 	Drops      []Count // by interface, direction and reason; drops only
 	Refusals   Refusals
 	LostEvents uint64 // dropped because the ring was full
+	Unrecorded []Unrecorded
 	Generation uint64 // in force
+}
+
+// Unrecorded counts what caused no event, because there were too many of an endpoint.
+type Unrecorded struct {
+	Interface uint32
+	Refused   uint64 // packets
+	Opened    uint64 // flows
 }
 
 // Refusals counts what endpoints with Endpoint.Reject were told of packets that were dropped.
@@ -84,12 +92,42 @@ func (d *Datapath) Counters() (Counters, error) {
 			*n.sum += x
 		}
 	}
+	if c.Unrecorded, err = d.unrecorded(); err != nil {
+		return c, err
+	}
 	var cfg endpointConfig
 	if err := d.objects.SifConfig.Lookup(uint32(0), &cfg); err != nil {
 		return c, fmt.Errorf("read map sif_config: %w", err)
 	}
 	c.Generation = cfg.Generation
 	return c, nil
+}
+
+func (d *Datapath) unrecorded() (list []Unrecorded, err error) {
+	var ifindex uint32
+	var perCPU []endpointUnrecorded
+	entries := d.objects.SifUnrecorded.Iterate()
+	for entries.Next(&ifindex, &perCPU) {
+		u := Unrecorded{Interface: ifindex}
+		for _, n := range perCPU {
+			u.Refused += n.Refused
+			u.Opened += n.Opened
+		}
+		list = append(list, u)
+	}
+	if err := entries.Err(); err != nil {
+		return nil, fmt.Errorf("read map sif_unrecorded: %w", err)
+	}
+	return list, nil
+}
+
+// forgetRecords forgets how much of an endpoint is recorded.
+func (d *Datapath) forgetRecords(ifindex uint32) error {
+	if _, err := remove(d.objects.SifMeters, "sif_meters", ifindex); err != nil {
+		return err
+	}
+	_, err := remove(d.objects.SifUnrecorded, "sif_unrecorded", ifindex)
+	return err
 }
 
 func sum(perCPU []endpointVerdictCount) (n endpointVerdictCount) {

@@ -52,8 +52,6 @@ type Options struct {
 	// Fabric contains all prefixes from which endpoints get addresses. An address in one of them is
 	// a peer or unknown, never an external.
 	Fabric []netip.Prefix
-	// FlowEvents also reports allowed new flows, not only drops.
-	FlowEvents bool
 	// PassAll lets packets pass that would be dropped; they are still counted. Tests use it to show
 	// that another layer enforces the policy by itself.
 	PassAll bool
@@ -195,6 +193,8 @@ func (d *Datapath) maps() map[string]**ebpf.Map {
 		"sif_usage": &o.SifUsage, "sif_lost": &o.SifLost, "sif_published": &o.SifPublished,
 		"sif_exits": &o.SifExits, "sif_refusals": &o.SifRefusals, "sif_fragments": &o.SifFragments,
 		"sif_ways": &o.SifWays, "sif_classes": &o.SifClasses, "sif_links": &o.SifLinks,
+		"sif_flows": &o.SifFlows, "sif_flow_ids": &o.SifFlowIds, "sif_refused": &o.SifRefused, "sif_meters": &o.SifMeters,
+		"sif_unrecorded": &o.SifUnrecorded, "sif_scratch": &o.SifScratch,
 	}
 }
 
@@ -318,16 +318,6 @@ func (d *Datapath) restore() ([]string, error) {
 	if now := *d.config; now.Lifetime != before.Lifetime || now.MaxConnections != before.MaxConnections ||
 		now.FlowInterval != before.FlowInterval || now.FlowBurst != before.FlowBurst {
 		changes = append(changes, "the limits of connections")
-	}
-	events := uint32(0)
-	if d.options.FlowEvents {
-		events = uint32(endpointConfigFlagCONFIG_FLOW_EVENTS)
-	}
-	flags := (*uint32)(&d.config.Flags)
-	if atomic.LoadUint32(flags)&uint32(endpointConfigFlagCONFIG_FLOW_EVENTS) != events {
-		atomic.AndUint32(flags, ^uint32(endpointConfigFlagCONFIG_FLOW_EVENTS))
-		atomic.OrUint32(flags, events)
-		changes = append(changes, "which events are reported")
 	}
 	return changes, nil
 }

@@ -18,5 +18,5 @@
 // generation, and a connection of an older generation is evaluated again at its next packet.
 package bpf
 
-//go:generate go tool bpf2go -target bpfel -cc clang -strip llvm-strip -type reason -type direction -type conn_flag -type conn_state -type config_flag -type endpoint_flag -type refusal -type event endpoint endpoint.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter
+//go:generate go tool bpf2go -target bpfel -cc clang -strip llvm-strip -type reason -type direction -type conn_flag -type conn_state -type config_flag -type endpoint_flag -type refusal -type record_flag -type event -type record endpoint endpoint.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter
 //go:generate go tool bpf2go -target bpfel -cc clang -strip llvm-strip -type guest_verdict guest guest.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter

@@ -6,8 +6,8 @@
 // The programs of an endpoint, at both tc hooks of the host side of its veth pair: ingress for
 // packets from the workload, egress for packets to it. A packet passes if it opens a flow that a
 // contract, a check or the rule for the resolver allows, or belongs to such a flow. All other
-// packets are dropped, counted and reported. A workload that wants to know is told of refusals that
-// are certain.
+// packets are dropped and counted. Flows, and what is refused, are recorded. A workload that wants
+// to know is told of refusals that are certain.
 
 #include "headers/maps.h"
 #include "headers/packet.h"
@@ -351,7 +351,8 @@ static __always_inline bool owns(const struct endpoint *ep, const struct addr *a
 }
 
 // decide handles packets that do not belong to a known connection of the newest generation.
-static __noinline int decide(struct packet *p, const struct config *cfg, enum direction dir, __u64 generation)
+static __noinline int decide(const struct __sk_buff *skb, struct packet *p, const struct config *cfg,
+			     enum direction dir, __u64 generation)
 {
 	bool from_local = dir == DIRECTION_FROM_WORKLOAD;
 	struct endpoint *ep;
@@ -377,8 +378,10 @@ static __noinline int decide(struct packet *p, const struct config *cfg, enum di
 		return judge_error(p, cfg, ep, c, dir, generation, now);
 	if (p->kind == PACKET_FLOW && c && belongs(p, c, dir)) {
 		why = recheck(p, cfg, ep, c, dir, generation, now);
-		if (why == REASON_NONE)
+		if (why == REASON_NONE) {
 			why = REASON_ALLOWED_CONNECTION;
+			account(c->flow, original(c, dir), skb);
+		}
 	} else {
 		p->crosses =
 			c && p->opens && p->key.protocol == IPPROTO_TCP && (!c->state || (c->state & CONN_CROSSED));
@@ -409,9 +412,9 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 	generation = *(volatile __u64 *)&cfg->generation;
 	why = parse(skb, &p, from_local);
 	if (why != REASON_NONE)
-		return carry_out(&p, cfg, dir, why);
+		return carry_out(skb, &p, cfg, dir, why);
 	if (is_later(&p.part))
-		return carry_out(&p, cfg, dir, follow(skb, &p.key, &p.part, dir, generation));
+		return carry_out(skb, &p, cfg, dir, follow(skb, &p.key, &p.part, dir, generation));
 
 	if (p.kind == PACKET_FLOW) {
 		c = bpf_map_lookup_elem(&sif_conns, &p.key);
@@ -422,6 +425,7 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 			if (live(cfg, c, p.key.protocol, now)) {
 				touch(c, &p, dir, now);
 				count(dir, REASON_ALLOWED_CONNECTION, false);
+				account(c->flow, original(c, dir), skb);
 				if (from_local && c->mark)
 					skb->mark = c->mark;
 				if (is_first(&p.part))
@@ -432,14 +436,14 @@ static __always_inline int handle(struct __sk_buff *skb, enum direction dir)
 	}
 	if (!from_local && is_ours(skb, &p))
 		return TCX_NEXT;
-	why = decide(&p, cfg, dir, generation);
+	why = decide(skb, &p, cfg, dir, generation);
 	if (allowed(why)) {
 		if (from_local)
 			skb->mark = p.mark;
 		if (is_first(&p.part))
 			lead(skb, &p.key, &p.part, dir, generation);
 	}
-	verdict = carry_out(&p, cfg, dir, why);
+	verdict = carry_out(skb, &p, cfg, dir, why);
 	if (verdict == TCX_DROP && p.certain)
 		verdict = refuse(skb, &p, cfg, dir);
 	return verdict;
@@ -456,11 +460,6 @@ int sif_to_workload(struct __sk_buff *skb)
 {
 	return handle(skb, DIRECTION_TO_WORKLOAD);
 }
-
-struct sweep {
-	struct config *cfg;
-	__u64 now;
-};
 
 static long sweep_one(struct bpf_map *map, struct conn_key *key, struct conn *c, struct sweep *s)
 {
@@ -481,6 +480,41 @@ int sif_sweep(struct __sk_buff *skb)
 	s.cfg = bpf_map_lookup_elem(&sif_config, &zero);
 	if (s.cfg)
 		bpf_for_each_map_elem(&sif_conns, sweep_one, &s, 0);
+	return 0;
+}
+
+// end_flow tells of a flow whose connection is over, or belongs to another flow. The last segments
+// after both ends have closed are not counted. It stops when there is no room for the record.
+static long end_flow(struct bpf_map *map, __u32 *id, struct flow *f, struct sweep *s)
+{
+	struct conn *c = bpf_map_lookup_elem(&sif_conns, &f->key);
+	bool over;
+
+	if (c && c->flow != *id)
+		c = NULL;
+	over = !c || !live(s->cfg, c, f->key.protocol, s->now) ||
+	       (lifetime(c, f->key.protocol) == LIFETIME_TCP_CLOSED && (__s64)(s->now - c->seen) > (__s64)SECOND);
+	if (!over)
+		return goes_on(f, *id, s->now) ? 0 : 1;
+	if (!tell(f, *id, c ? c->seen : s->now, RECORD_ENDED))
+		return 1;
+	bpf_map_delete_elem(&sif_flows, id);
+	return 0;
+}
+
+// sif_end_flows records what has become of flows that were recorded when they opened or were
+// refused. User space runs it; it sees no packet.
+SEC("tc")
+int sif_end_flows(struct __sk_buff *skb)
+{
+	struct sweep s = { .now = bpf_ktime_get_coarse_ns() };
+	__u32 zero = 0;
+
+	s.cfg = bpf_map_lookup_elem(&sif_config, &zero);
+	if (!s.cfg)
+		return 0;
+	bpf_for_each_map_elem(&sif_flows, end_flow, &s, 0);
+	bpf_for_each_map_elem(&sif_refused, end_refused, &s, 0);
 	return 0;
 }
 

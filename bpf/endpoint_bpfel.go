@@ -45,8 +45,7 @@ type endpointConfig struct {
 type endpointConfigFlag uint32
 
 const (
-	endpointConfigFlagCONFIG_PASS_ALL    endpointConfigFlag = 1
-	endpointConfigFlagCONFIG_FLOW_EVENTS endpointConfigFlag = 2
+	endpointConfigFlagCONFIG_PASS_ALL endpointConfigFlag = 1
 )
 
 type endpointConn struct {
@@ -60,7 +59,7 @@ type endpointConn struct {
 	Flags          endpointConnFlag
 	State          endpointConnState
 	Mark           uint32
-	Pad            uint32
+	Flow           uint32
 }
 
 type endpointConnFlag uint32
@@ -153,6 +152,26 @@ type endpointFabricKey struct {
 	Address      endpointAddr
 }
 
+type endpointFlow struct {
+	_        structs.HostLayout
+	First    endpointEvent
+	Original struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	Key         endpointConnKey
+	Pad         uint32
+	Told        uint64
+	ToldPackets uint64
+	Seen        uint64
+	Reply       struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+}
+
 type endpointFragment struct {
 	_          structs.HostLayout
 	Generation uint64
@@ -175,6 +194,12 @@ type endpointFragmentKey struct {
 	Protocol       uint8
 	Direction      uint8
 	Pad            [2]uint8
+}
+
+type endpointMeter struct {
+	_       structs.HostLayout
+	Refused uint64
+	Opened  uint64
 }
 
 type endpointPairKey struct {
@@ -243,6 +268,31 @@ const (
 	endpointReasonREASON_COUNT               endpointReason = 31
 )
 
+type endpointRecord struct {
+	_        structs.HostLayout
+	Event    endpointEvent
+	Opened   uint64
+	Original struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	Reply struct {
+		_       structs.HostLayout
+		Packets uint64
+		Bytes   uint64
+	}
+	Flow  uint32
+	Flags endpointRecordFlag
+}
+
+type endpointRecordFlag uint32
+
+const (
+	endpointRecordFlagRECORD_GOES_ON endpointRecordFlag = 1
+	endpointRecordFlagRECORD_ENDED   endpointRecordFlag = 2
+)
+
 type endpointRefusal uint32
 
 const (
@@ -251,6 +301,14 @@ const (
 	endpointRefusalREFUSAL_LIMITED    endpointRefusal = 2
 	endpointRefusalREFUSAL_COUNT      endpointRefusal = 3
 )
+
+type endpointRefusedKey struct {
+	_         structs.HostLayout
+	Flow      endpointConnKey
+	Port      uint16
+	Direction uint8
+	Reason    uint8
+}
 
 type endpointRule struct {
 	_        structs.HostLayout
@@ -264,6 +322,12 @@ type endpointRuleKey struct {
 	Port        uint16
 	Length      uint8
 	Protocol    uint8
+}
+
+type endpointUnrecorded struct {
+	_       structs.HostLayout
+	Refused uint64
+	Opened  uint64
 }
 
 type endpointUsage struct {
@@ -301,17 +365,24 @@ const (
 	endpointMapSifExits         = "sif_exits"
 	endpointMapSifExternals     = "sif_externals"
 	endpointMapSifFabric        = "sif_fabric"
+	endpointMapSifFlowIds       = "sif_flow_ids"
+	endpointMapSifFlows         = "sif_flows"
 	endpointMapSifFragments     = "sif_fragments"
 	endpointMapSifLinks         = "sif_links"
 	endpointMapSifLost          = "sif_lost"
+	endpointMapSifMeters        = "sif_meters"
 	endpointMapSifPairs         = "sif_pairs"
 	endpointMapSifPeers         = "sif_peers"
 	endpointMapSifPublished     = "sif_published"
 	endpointMapSifRefusals      = "sif_refusals"
+	endpointMapSifRefused       = "sif_refused"
 	endpointMapSifRules         = "sif_rules"
+	endpointMapSifScratch       = "sif_scratch"
+	endpointMapSifUnrecorded    = "sif_unrecorded"
 	endpointMapSifUsage         = "sif_usage"
 	endpointMapSifVerdicts      = "sif_verdicts"
 	endpointMapSifWays          = "sif_ways"
+	endpointProgSifEndFlows     = "sif_end_flows"
 	endpointProgSifFromWorkload = "sif_from_workload"
 	endpointProgSifRouse        = "sif_rouse"
 	endpointProgSifSweep        = "sif_sweep"
@@ -360,6 +431,7 @@ type endpointSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointProgramSpecs struct {
+	SifEndFlows     *ebpf.ProgramSpec `ebpf:"sif_end_flows"`
 	SifFromWorkload *ebpf.ProgramSpec `ebpf:"sif_from_workload"`
 	SifRouse        *ebpf.ProgramSpec `ebpf:"sif_rouse"`
 	SifSweep        *ebpf.ProgramSpec `ebpf:"sif_sweep"`
@@ -370,27 +442,33 @@ type endpointProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type endpointMapSpecs struct {
-	SifChecks    *ebpf.MapSpec `ebpf:"sif_checks"`
-	SifClasses   *ebpf.MapSpec `ebpf:"sif_classes"`
-	SifConfig    *ebpf.MapSpec `ebpf:"sif_config"`
-	SifConns     *ebpf.MapSpec `ebpf:"sif_conns"`
-	SifDrops     *ebpf.MapSpec `ebpf:"sif_drops"`
-	SifEndpoints *ebpf.MapSpec `ebpf:"sif_endpoints"`
-	SifEvents    *ebpf.MapSpec `ebpf:"sif_events"`
-	SifExits     *ebpf.MapSpec `ebpf:"sif_exits"`
-	SifExternals *ebpf.MapSpec `ebpf:"sif_externals"`
-	SifFabric    *ebpf.MapSpec `ebpf:"sif_fabric"`
-	SifFragments *ebpf.MapSpec `ebpf:"sif_fragments"`
-	SifLinks     *ebpf.MapSpec `ebpf:"sif_links"`
-	SifLost      *ebpf.MapSpec `ebpf:"sif_lost"`
-	SifPairs     *ebpf.MapSpec `ebpf:"sif_pairs"`
-	SifPeers     *ebpf.MapSpec `ebpf:"sif_peers"`
-	SifPublished *ebpf.MapSpec `ebpf:"sif_published"`
-	SifRefusals  *ebpf.MapSpec `ebpf:"sif_refusals"`
-	SifRules     *ebpf.MapSpec `ebpf:"sif_rules"`
-	SifUsage     *ebpf.MapSpec `ebpf:"sif_usage"`
-	SifVerdicts  *ebpf.MapSpec `ebpf:"sif_verdicts"`
-	SifWays      *ebpf.MapSpec `ebpf:"sif_ways"`
+	SifChecks     *ebpf.MapSpec `ebpf:"sif_checks"`
+	SifClasses    *ebpf.MapSpec `ebpf:"sif_classes"`
+	SifConfig     *ebpf.MapSpec `ebpf:"sif_config"`
+	SifConns      *ebpf.MapSpec `ebpf:"sif_conns"`
+	SifDrops      *ebpf.MapSpec `ebpf:"sif_drops"`
+	SifEndpoints  *ebpf.MapSpec `ebpf:"sif_endpoints"`
+	SifEvents     *ebpf.MapSpec `ebpf:"sif_events"`
+	SifExits      *ebpf.MapSpec `ebpf:"sif_exits"`
+	SifExternals  *ebpf.MapSpec `ebpf:"sif_externals"`
+	SifFabric     *ebpf.MapSpec `ebpf:"sif_fabric"`
+	SifFlowIds    *ebpf.MapSpec `ebpf:"sif_flow_ids"`
+	SifFlows      *ebpf.MapSpec `ebpf:"sif_flows"`
+	SifFragments  *ebpf.MapSpec `ebpf:"sif_fragments"`
+	SifLinks      *ebpf.MapSpec `ebpf:"sif_links"`
+	SifLost       *ebpf.MapSpec `ebpf:"sif_lost"`
+	SifMeters     *ebpf.MapSpec `ebpf:"sif_meters"`
+	SifPairs      *ebpf.MapSpec `ebpf:"sif_pairs"`
+	SifPeers      *ebpf.MapSpec `ebpf:"sif_peers"`
+	SifPublished  *ebpf.MapSpec `ebpf:"sif_published"`
+	SifRefusals   *ebpf.MapSpec `ebpf:"sif_refusals"`
+	SifRefused    *ebpf.MapSpec `ebpf:"sif_refused"`
+	SifRules      *ebpf.MapSpec `ebpf:"sif_rules"`
+	SifScratch    *ebpf.MapSpec `ebpf:"sif_scratch"`
+	SifUnrecorded *ebpf.MapSpec `ebpf:"sif_unrecorded"`
+	SifUsage      *ebpf.MapSpec `ebpf:"sif_usage"`
+	SifVerdicts   *ebpf.MapSpec `ebpf:"sif_verdicts"`
+	SifWays       *ebpf.MapSpec `ebpf:"sif_ways"`
 }
 
 // endpointVariableSpecs contains global variables before they are loaded into the kernel.
@@ -419,27 +497,33 @@ func (o *endpointObjects) Close() error {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointMaps struct {
-	SifChecks    *ebpf.Map `ebpf:"sif_checks"`
-	SifClasses   *ebpf.Map `ebpf:"sif_classes"`
-	SifConfig    *ebpf.Map `ebpf:"sif_config"`
-	SifConns     *ebpf.Map `ebpf:"sif_conns"`
-	SifDrops     *ebpf.Map `ebpf:"sif_drops"`
-	SifEndpoints *ebpf.Map `ebpf:"sif_endpoints"`
-	SifEvents    *ebpf.Map `ebpf:"sif_events"`
-	SifExits     *ebpf.Map `ebpf:"sif_exits"`
-	SifExternals *ebpf.Map `ebpf:"sif_externals"`
-	SifFabric    *ebpf.Map `ebpf:"sif_fabric"`
-	SifFragments *ebpf.Map `ebpf:"sif_fragments"`
-	SifLinks     *ebpf.Map `ebpf:"sif_links"`
-	SifLost      *ebpf.Map `ebpf:"sif_lost"`
-	SifPairs     *ebpf.Map `ebpf:"sif_pairs"`
-	SifPeers     *ebpf.Map `ebpf:"sif_peers"`
-	SifPublished *ebpf.Map `ebpf:"sif_published"`
-	SifRefusals  *ebpf.Map `ebpf:"sif_refusals"`
-	SifRules     *ebpf.Map `ebpf:"sif_rules"`
-	SifUsage     *ebpf.Map `ebpf:"sif_usage"`
-	SifVerdicts  *ebpf.Map `ebpf:"sif_verdicts"`
-	SifWays      *ebpf.Map `ebpf:"sif_ways"`
+	SifChecks     *ebpf.Map `ebpf:"sif_checks"`
+	SifClasses    *ebpf.Map `ebpf:"sif_classes"`
+	SifConfig     *ebpf.Map `ebpf:"sif_config"`
+	SifConns      *ebpf.Map `ebpf:"sif_conns"`
+	SifDrops      *ebpf.Map `ebpf:"sif_drops"`
+	SifEndpoints  *ebpf.Map `ebpf:"sif_endpoints"`
+	SifEvents     *ebpf.Map `ebpf:"sif_events"`
+	SifExits      *ebpf.Map `ebpf:"sif_exits"`
+	SifExternals  *ebpf.Map `ebpf:"sif_externals"`
+	SifFabric     *ebpf.Map `ebpf:"sif_fabric"`
+	SifFlowIds    *ebpf.Map `ebpf:"sif_flow_ids"`
+	SifFlows      *ebpf.Map `ebpf:"sif_flows"`
+	SifFragments  *ebpf.Map `ebpf:"sif_fragments"`
+	SifLinks      *ebpf.Map `ebpf:"sif_links"`
+	SifLost       *ebpf.Map `ebpf:"sif_lost"`
+	SifMeters     *ebpf.Map `ebpf:"sif_meters"`
+	SifPairs      *ebpf.Map `ebpf:"sif_pairs"`
+	SifPeers      *ebpf.Map `ebpf:"sif_peers"`
+	SifPublished  *ebpf.Map `ebpf:"sif_published"`
+	SifRefusals   *ebpf.Map `ebpf:"sif_refusals"`
+	SifRefused    *ebpf.Map `ebpf:"sif_refused"`
+	SifRules      *ebpf.Map `ebpf:"sif_rules"`
+	SifScratch    *ebpf.Map `ebpf:"sif_scratch"`
+	SifUnrecorded *ebpf.Map `ebpf:"sif_unrecorded"`
+	SifUsage      *ebpf.Map `ebpf:"sif_usage"`
+	SifVerdicts   *ebpf.Map `ebpf:"sif_verdicts"`
+	SifWays       *ebpf.Map `ebpf:"sif_ways"`
 }
 
 func (m *endpointMaps) Close() error {
@@ -454,14 +538,20 @@ func (m *endpointMaps) Close() error {
 		m.SifExits,
 		m.SifExternals,
 		m.SifFabric,
+		m.SifFlowIds,
+		m.SifFlows,
 		m.SifFragments,
 		m.SifLinks,
 		m.SifLost,
+		m.SifMeters,
 		m.SifPairs,
 		m.SifPeers,
 		m.SifPublished,
 		m.SifRefusals,
+		m.SifRefused,
 		m.SifRules,
+		m.SifScratch,
+		m.SifUnrecorded,
 		m.SifUsage,
 		m.SifVerdicts,
 		m.SifWays,
@@ -478,6 +568,7 @@ type endpointVariables struct {
 //
 // It can be passed to loadEndpointObjects or ebpf.CollectionSpec.LoadAndAssign.
 type endpointPrograms struct {
+	SifEndFlows     *ebpf.Program `ebpf:"sif_end_flows"`
 	SifFromWorkload *ebpf.Program `ebpf:"sif_from_workload"`
 	SifRouse        *ebpf.Program `ebpf:"sif_rouse"`
 	SifSweep        *ebpf.Program `ebpf:"sif_sweep"`
@@ -486,6 +577,7 @@ type endpointPrograms struct {
 
 func (p *endpointPrograms) Close() error {
 	return _EndpointClose(
+		p.SifEndFlows,
 		p.SifFromWorkload,
 		p.SifRouse,
 		p.SifSweep,

@@ -121,6 +121,9 @@ func (d *Datapath) DeleteEndpoint(ifindex uint32) error {
 	if err := d.forgetConnections(ifindex); err != nil {
 		return err
 	}
+	if err := d.forgetRecords(ifindex); err != nil {
+		return err
+	}
 	return d.forgetDrops(ifindex)
 }
 

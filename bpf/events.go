@@ -12,6 +12,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/ringbuf"
 	"golang.org/x/sys/unix"
 )
@@ -23,8 +24,15 @@ const eventPoll = 250 * time.Millisecond
 
 const eventOverridden = 1 // EVENT_OVERRIDDEN in headers/maps.h
 
-// Event is a dropped packet, or an allowed packet that opened a flow: of any flow with
-// Options.FlowEvents, else only of a flow whose contract has AuditContract.
+// readBurst and readEvery bound what the reader costs: it reads at most so many events in that
+// time. What finds no room in the ring meanwhile is counted in Counters.LostEvents.
+const (
+	readBurst = 2000
+	readEvery = 100 * time.Millisecond
+)
+
+// Event is what the programs recorded of a flow, or of packets that were dropped: that it opened or
+// was refused, unless GoesOn or Ended say otherwise.
 type Event struct {
 	Time                time.Time
 	Interface           uint32 // the endpoint's
@@ -36,6 +44,18 @@ type Event struct {
 	SourceIdentity      uint32 // 0: unknown, or not needed for this verdict
 	DestinationIdentity uint32
 	Contract            uint32 // 0: none
+
+	Flow            uint32    // number of the flow, in all its events; 0: it was refused, or no event tells of its end
+	Opened          time.Time // when its first event was
+	GoesOn          bool      // there was an event before, and it goes on
+	Ended           bool      // there was an event before, and it is over
+	Original, Reply Traffic   // in the direction of its first packet, and in the other one
+}
+
+// Traffic is what passed in one direction of a flow, or of a refused one what was dropped.
+type Traffic struct {
+	Packets uint64 // segments that the kernel handles together count one by one
+	Bytes   uint64 // from the IP header on, which such segments have once
 }
 
 // Events delivers events until ctx ends, then closes the channel. Each event is delivered once:
@@ -50,7 +70,13 @@ func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 		defer close(events)
 		defer reader.Close()
 		var record ringbuf.Record
-		for ctx.Err() == nil {
+		for read, since := 0, time.Now(); ctx.Err() == nil; {
+			if rest := readEvery - time.Since(since); rest <= 0 {
+				read, since = 0, time.Now()
+			} else if read >= readBurst {
+				time.Sleep(rest)
+				continue
+			}
 			reader.SetDeadline(time.Now().Add(eventPoll))
 			err := reader.ReadInto(&record)
 			if errors.Is(err, os.ErrDeadlineExceeded) {
@@ -59,6 +85,7 @@ func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 			if err != nil {
 				return
 			}
+			read++
 			event, ok := decode(record.RawSample)
 			if !ok {
 				continue
@@ -72,15 +99,33 @@ func (d *Datapath) Events(ctx context.Context) (<-chan Event, error) {
 	return events, nil
 }
 
-// decode reads a struct event. It returns false if raw is too short.
+// Begins reports whether the event is the first of a flow, or of packets that were refused.
+func (e Event) Begins() bool { return !e.GoesOn && !e.Ended }
+
+// EndFlows has the programs record what has become of flows and of refused packets. Call it every
+// few seconds. What finds no room in the ring is recorded by a later call.
+func (d *Datapath) EndFlows() error {
+	if d.programs == nil {
+		return errors.New("end flows: the data path was opened without programs")
+	}
+	packet := make([]byte, 14) // the kernel wants one, the program does not
+	if _, err := d.programs.SifEndFlows.Run(&ebpf.RunOptions{Data: packet}); err != nil {
+		return fmt.Errorf("end flows: %w", err)
+	}
+	return nil
+}
+
+// decode reads a struct record, or the struct event that programs of an earlier version wrote. It
+// returns false if raw is too short.
 func decode(raw []byte) (Event, bool) {
-	var e endpointEvent
-	if len(raw) < int(unsafe.Sizeof(e)) {
+	var r endpointRecord
+	if len(raw) < int(unsafe.Sizeof(r.Event)) {
 		return Event{}, false
 	}
-	copy(unsafe.Slice((*byte)(unsafe.Pointer(&e)), unsafe.Sizeof(e)), raw)
-	return Event{
-		Time:                wallClock(e.Time),
+	copy(unsafe.Slice((*byte)(unsafe.Pointer(&r)), unsafe.Sizeof(r)), raw)
+	now, e := time.Now(), r.Event
+	event := Event{
+		Time:                wallClock(now, e.Time),
 		Interface:           e.Ifindex,
 		Direction:           Direction(e.Direction),
 		Reason:              Reason(e.Reason),
@@ -91,13 +136,27 @@ func decode(raw []byte) (Event, bool) {
 		SourceIdentity:      e.SourceIdentity,
 		DestinationIdentity: e.DestinationIdentity,
 		Contract:            e.Contract &^ nodeExit,
-	}, true
+		Flow:                r.Flow,
+		GoesOn:              r.Flags&endpointRecordFlagRECORD_GOES_ON != 0,
+		Ended:               r.Flags&endpointRecordFlagRECORD_ENDED != 0,
+		Original:            Traffic{r.Original.Packets, r.Original.Bytes},
+		Reply:               Traffic{r.Reply.Packets, r.Reply.Bytes},
+	}
+	event.Opened = event.Time
+	if len(raw) < int(unsafe.Sizeof(r)) { // each packet had its own event
+		event.Original.Packets = 1
+	} else {
+		event.Opened = wallClock(now, r.Opened)
+		if event.Time.Before(event.Opened) { // its clock is coarse
+			event.Time = event.Opened
+		}
+	}
+	return event, true
 }
 
 // wallClock converts a time of the kernel's monotonic clock, in ns, to wall-clock time.
-func wallClock(monotonic uint64) time.Time {
+func wallClock(now time.Time, monotonic uint64) time.Time {
 	var ts unix.Timespec
-	now := time.Now()
 	if unix.ClockGettime(unix.CLOCK_MONOTONIC, &ts) != nil {
 		return now
 	}

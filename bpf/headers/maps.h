@@ -2,8 +2,8 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // The maps. User space writes endpoints, peers, ways, externals, policy, checks and config; the
-// programs write connections, counters and events. Ports are in host byte order, addresses in
-// network byte order, IPv4 as ::ffff:a.b.c.d.
+// programs write connections, flows, counters and events. Ports are in host byte order, addresses
+// in network byte order, IPv4 as ::ffff:a.b.c.d.
 #ifndef SIF_MAPS_H
 #define SIF_MAPS_H
 
@@ -57,8 +57,7 @@ enum reason {
 };
 
 enum config_flag {
-	CONFIG_PASS_ALL = 1,    // packets that would be dropped pass, and are counted
-	CONFIG_FLOW_EVENTS = 2, // also report allowed new flows
+	CONFIG_PASS_ALL = 1, // packets that would be dropped pass, and are counted
 };
 
 // How long a connection may be idle, by its protocol and state. Datapath.limit has the same order.
@@ -218,8 +217,8 @@ enum conn_state {
 // remote's packets come.
 #define INGRESS_UNSEEN 0xffffffff
 
-// Only seen and state are written in place. The table may reuse an evicted entry for another
-// connection at once, and a late write of these two fields does not harm that connection.
+// Only seen, state and, once, flow are written in place. The table may reuse an evicted entry for
+// another connection at once, and a late write of these fields does not harm that connection.
 struct conn {
 	__u64 generation; // of the config when it was last evaluated and allowed
 	__u64 seen;       // CLOCK_MONOTONIC_COARSE in ns, accurate to about a second
@@ -230,7 +229,7 @@ struct conn {
 	enum conn_flag flags;
 	enum conn_state state;
 	__u32 mark; // of packets from the workload: the way by which they leave; 0: none
-	__u32 pad;
+	__u32 flow; // in sif_flows; 0: it is not recorded
 };
 
 // What an endpoint has of the connection table, and how it was told of refusals.
@@ -284,7 +283,7 @@ struct drop_key {
 	__u16 reason;
 };
 
-#define EVENT_OVERRIDDEN 1
+#define EVENT_OVERRIDDEN 1 // the packet passed because of CONFIG_PASS_ALL
 
 struct event {
 	__u64 time; // CLOCK_MONOTONIC in ns
@@ -300,6 +299,65 @@ struct event {
 	__u8 reason;
 	__u8 direction;
 	__u8 flags;
+};
+
+struct flow_count {
+	__u64 packets; // segments that the kernel handles together count one by one
+	__u64 bytes;   // from the IP header on, which such segments have once
+};
+
+// What is recorded of a flow of a connection, or of a refused one. The CPUs that have the packets
+// of its two directions write to different cache lines, and to none that both of them read.
+struct flow {
+	struct event first;         // as it was opened, or refused
+	struct flow_count original; // of the packets with the direction of the first one
+	struct conn_key key;
+	__u32 pad;
+	__u64 told; // when it was last recorded, CLOCK_MONOTONIC_COARSE in ns
+	__u64 told_packets;
+	__u64 seen; // of a refused one: its last packet
+	struct flow_count reply;
+};
+
+// Packets that are refused alike are recorded together.
+struct refused_key {
+	struct conn_key flow;
+	__u16 port; // for ICMP: the type
+	__u8 direction;
+	__u8 reason;
+};
+
+// When the next record of an endpoint would be on time, CLOCK_MONOTONIC_COARSE in ns.
+struct meter {
+	__u64 refused;
+	__u64 opened;
+};
+
+// What was not recorded of an endpoint, because of its meter.
+struct unrecorded {
+	__u64 refused; // packets
+	__u64 opened;  // flows
+};
+
+enum record_flag {
+	RECORD_GOES_ON = 1, // the flow was recorded before, and goes on
+	RECORD_ENDED = 2,   // it was recorded before, and is over
+};
+
+// A record in sif_events. Programs of an earlier version wrote only the event.
+struct record {
+	struct event event;
+	__u64 opened; // CLOCK_MONOTONIC in ns
+	struct flow_count original;
+	struct flow_count reply;
+	__u32 flow; // 0: it was refused, or its end will not be recorded
+	enum record_flag flags;
+};
+
+// What the programs need that look at a whole table.
+struct sweep {
+	struct config *cfg;
+	__u64 now; // CLOCK_MONOTONIC_COARSE in ns
 };
 
 #define PINNED __uint(pinning, LIBBPF_PIN_BY_NAME)
@@ -484,5 +542,58 @@ struct {
 	__type(value, __u64); // events dropped because the ring was full
 	PINNED;
 } sif_lost SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 131072);
+	__type(key, __u32); // conn.flow
+	__type(value, struct flow);
+	PINNED;
+} sif_flows SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u32); // the last one that was given to a flow
+	PINNED;
+} sif_flow_ids SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct refused_key);
+	__type(value, struct flow);
+	PINNED;
+} sif_refused SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32); // ifindex of the endpoint
+	__type(value, struct meter);
+	PINNED;
+} sif_meters SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 4096);
+	__type(key, __u32); // ifindex of the endpoint
+	__type(value, struct unrecorded);
+	PINNED;
+} sif_unrecorded SEC(".maps");
+
+struct {
+	// A struct flow has no room on the stack.
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct flow);
+	PINNED;
+} sif_scratch SEC(".maps");
 
 #endif
