@@ -22,7 +22,7 @@ import (
 
 // bootTimeout bounds the time from power-on until SSH answers. Under emulation on two busy cores a
 // boot takes one to two minutes.
-const bootTimeout = 6 * time.Minute
+const bootTimeout = 15 * time.Minute
 
 // Spec says what machine to boot.
 type Spec struct {
