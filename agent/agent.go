@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -32,6 +33,7 @@ import (
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/firewall"
+	"github.com/sif-project/sif/internal/node/flowlog"
 	"github.com/sif-project/sif/internal/node/host"
 	"github.com/sif-project/sif/internal/node/lease"
 	"github.com/sif-project/sif/internal/node/number"
@@ -77,6 +79,8 @@ type Agent struct {
 	namespaces   probe.Finder
 	guests       guests
 	audited      audited
+	flows        *flowlog.Log
+	observing    atomic.Int32 // observers of flows
 	questions    questions
 	resolver     *resolver
 	registered   *registered.Watcher
@@ -111,7 +115,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits()}
+	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits(), flows: flowlog.New(c.Flows.Keep)}
 	a.reprogram, a.reconcile = coalesce.New(a.program), coalesce.New(a.Reconcile)
 	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {

@@ -120,14 +120,16 @@ func auditedFlow(n keys, e bpf.Event) (k flowKey, ok bool) {
 	return flowKey{from, to, contract, fabric.Protocol(e.Protocol), e.Destination.Port()}, counts && fromOK && toOK && contractOK
 }
 
-// watchEvents counts and logs flows that pass because of audit mode, and logs dropped packets at
-// trace level.
+// watchEvents records flows, counts and logs those that pass because of audit mode, and logs dropped
+// packets at trace level.
 func (a *Agent) watchEvents(ctx context.Context) error {
 	events, err := a.kernel.Events(ctx)
 	if err != nil {
 		return err
 	}
+	words := a.flowWords()
 	for e := range events {
+		a.flows.Add(words.record(e))
 		if k, ok := auditedFlow(a.num, e); ok {
 			if a.audited.add(k, e.Time) {
 				a.log.Warn("flow passed only because of audit mode", logkey.Service, k.From, logkey.To, k.To,

@@ -43,6 +43,7 @@ func (a *Agent) Status() api.NodeStatus {
 			s.Drops["ebpf "+c.Direction.String()+": "+c.Reason.String()] += c.Packets
 		}
 	}
+	s.Recorded = a.recordedStatus(counters)
 	s.Told = map[string]uint64{}
 	for kind, n := range map[string]uint64{"reset": counters.Refusals.Resets, "prohibited": counters.Refusals.Prohibited, "limited": counters.Refusals.Limited} {
 		if n > 0 {

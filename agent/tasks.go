@@ -21,7 +21,8 @@ import (
 // wait.
 const taskParallel = 16
 
-// serveTasks runs the controller's tasks, which `sif matrix`, `sif verify` and `sif explain` need.
+// serveTasks runs the controller's tasks, which `sif matrix`, `sif verify`, `sif explain` and `sif
+// flows` need.
 func (a *Agent) serveTasks(ctx context.Context) error {
 	defer a.observers.Close()
 	slots := make(chan struct{}, taskParallel)
@@ -30,6 +31,10 @@ func (a *Agent) serveTasks(ctx context.Context) error {
 		for _, t := range tasks {
 			if t.Kind == api.TaskSend {
 				sends = append(sends, t)
+				continue
+			}
+			if t.Kind == api.TaskFlows {
+				go a.serveFlows(ctx, t)
 				continue
 			}
 			go func() {

@@ -196,6 +196,16 @@ func (c *Client) read(ctx context.Context, path string, reply any) (uint64, erro
 // tries bounds how often a call is made that the controller refuses because of a limit.
 const tries = 5
 
+// sink reads an answer that comes over time. Its error is that of the call, and no other controller
+// is asked.
+type sink func(io.Reader) error
+
+// sinkError is the error of a sink.
+type sinkError struct{ error }
+
+func (e sinkError) Unwrap() error { return e.error }
+
+// do makes a call. reply may be a sink.
 func (c *Client) do(ctx context.Context, method, path string, body, reply any) (http.Header, error) {
 	var payload []byte
 	if body != nil {
@@ -212,14 +222,18 @@ func (c *Client) do(ctx context.Context, method, path string, body, reply any) (
 	if method != http.MethodGet {
 		id = rand.Text()
 	}
+	into, _ := reply.(sink)
 	began := time.Now()
 	tried, answered := map[string]bool{}, false // in this round
 	var errs []error
 	for try := 1; ; {
 		at := c.at.now()
-		header, data, err := c.send(ctx, method, at, ref, payload, id)
+		header, data, err := c.send(ctx, method, at, ref, payload, id, into)
 		var refused *Error
+		var broken sinkError
 		switch {
+		case errors.As(err, &broken):
+			return nil, broken.error
 		case err == nil:
 			c.at.reached(at)
 			if reply == nil || len(data) == 0 {
@@ -294,8 +308,9 @@ func pause(ctx context.Context, header http.Header) bool {
 // client makes the call because an answer was lost, so that a change of the graph is made once.
 const RequestHeader = "X-Sif-Request"
 
-// send makes a call once and returns the answer. The header is that of a refusal as well.
-func (c *Client) send(ctx context.Context, method string, at, ref *url.URL, payload []byte, id string) (http.Header, []byte, error) {
+// send makes a call once and returns the answer, unless into, which may be nil, reads it. The
+// header is that of a refusal as well.
+func (c *Client) send(ctx context.Context, method string, at, ref *url.URL, payload []byte, id string, into sink) (http.Header, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, at.ResolveReference(ref).String(), bytes.NewReader(payload))
 	if err != nil {
 		return nil, nil, err
@@ -322,6 +337,12 @@ func (c *Client) send(ctx context.Context, method string, at, ref *url.URL, payl
 	}
 	if !c.alone {
 		c.at.hear(resp.Header)
+	}
+	if into != nil && resp.StatusCode/100 == 2 {
+		if err := into(resp.Body); err != nil {
+			return nil, nil, sinkError{err}
+		}
+		return resp.Header, nil, nil
 	}
 	data, err := io.ReadAll(io.LimitReader(resp.Body, maxReply))
 	if err != nil {

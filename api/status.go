@@ -57,6 +57,9 @@ type NodeStatus struct {
 	Audited []FlowStatus `json:"audited,omitempty"` // flows allowed only by audit mode, since the agent started
 	Flows   []FlowStatus `json:"flows,omitempty"`   // connections opened by endpoints of the node, or by externals to them
 
+	// Recorded is what an agent records of flows; nil: its version records none.
+	Recorded *RecordedStatus `json:"recorded,omitempty"`
+
 	// OutsideNames are DNS names outside the fabric that are in force at the node, the first of
 	// them if they are many, and RefusedNames some that no contract grants who asked, the latest
 	// first.

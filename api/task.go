@@ -32,10 +32,13 @@ const (
 	// used. Only the controller makes such tasks, for Client.Dumps; Client.Probe does not accept
 	// them.
 	TaskDump TaskKind = "dump"
+	// TaskFlows sends the records of flows that Flows selects, in several results of which all but
+	// the last are Ready. Only the controller makes such tasks, for Client.Flows.
+	TaskFlows TaskKind = "flows"
 )
 
-// Task is a diagnostic task of a node. All but TaskDump run in the network namespace of one of its
-// endpoints.
+// Task is a diagnostic task of a node. All but TaskDump and TaskFlows run in the network namespace
+// of one of its endpoints.
 type Task struct {
 	ID       string          `json:"id"` // set by the controller
 	Node     fabric.NodeID   `json:"node"`
@@ -47,14 +50,15 @@ type Task struct {
 	// Name, for requests, is a DNS name that the endpoint's resolver resolves first. The request
 	// then goes to an address of the name, of the IP version and on the port of Peer.
 	Name    string        `json:"name,omitempty"`
-	Timeout time.Duration `json:"timeout"` // nanoseconds; the time limit of the node
+	Timeout time.Duration `json:"timeout"`         // nanoseconds; the time limit of the node
+	Flows   *FlowQuery    `json:"flows,omitempty"` // flows only
 }
 
 // TaskResult is the result of a task. Error is set if the task could not be carried out, not if it
 // found nothing.
 type TaskResult struct {
 	ID       string        `json:"id"`
-	Ready    bool          `json:"ready,omitempty"` // interim: the observation has begun
+	Ready    bool          `json:"ready,omitempty"` // interim: the observation has begun, or more records follow
 	Done     bool          `json:"done"`            // observe: seen; send: sent; request: completed; listening: yes
 	Source   netip.Addr    `json:"source,omitzero"` // observe: the source address of the packet
 	Reason   string        `json:"reason,omitempty"`
@@ -62,6 +66,7 @@ type TaskResult struct {
 	Error    string        `json:"error,omitempty"`
 	Duration time.Duration `json:"duration,omitempty"` // nanoseconds
 	Dump     *Dump         `json:"dump,omitempty"`     // dump only
+	Flows    *FlowBatch    `json:"flows,omitempty"`    // flows only
 }
 
 // ProbeRequest is a batch of tasks. The observations start first; the other tasks start when all

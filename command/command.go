@@ -66,6 +66,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"endpoint show":      &EndpointShowCommand{},
 		"engine":             &EngineCommand{},
 		"explain":            &ExplainCommand{},
+		"flows":              &FlowsCommand{},
 		"graph apply":        &GraphApplyCommand{},
 		"graph diff":         &GraphDiffCommand{},
 		"graph fmt":          &GraphFmtCommand{},

@@ -48,6 +48,7 @@ func TestNodes(t *testing.T) {
 	t.Run("SVIDs", func(t *testing.T) { testSVIDs(t, w) })
 	t.Run("tasks", func(t *testing.T) { testTasks(t, w) })
 	t.Run("enforced", func(t *testing.T) { testEnforced(t, w) })
+	t.Run("flows", func(t *testing.T) { testFlows(t, w) })
 }
 
 func testRegistration(t *testing.T, w *world) {

@@ -173,6 +173,10 @@ func (c *Controller) handle(route route, stop context.Context, authenticate func
 			w.Header().Set(api.IndexHeader, strconv.FormatUint(i.index, 10))
 			reply = i.reply
 		}
+		if s, ok := reply.(streamed); ok {
+			stream(hr.Context(), w, s)
+			return
+		}
 		respond(w, http.StatusOK, reply)
 	})
 }

@@ -76,8 +76,11 @@ func (c *Controller) probe(ctx context.Context, r request) (any, error) {
 		if err := c.checkRegistered(t.Node); err != nil {
 			return nil, err
 		}
-		if t.Kind == api.TaskDump {
+		switch t.Kind {
+		case api.TaskDump:
 			return nil, invalid("a dump is not a probe; use POST /v1/dump")
+		case api.TaskFlows:
+			return nil, invalid("records of flows are not a probe; use POST /v1/flows")
 		}
 	}
 	return api.ProbeReply{Results: c.tasks.run(ctx, req.Tasks)}, nil

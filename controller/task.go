@@ -42,6 +42,8 @@ type pendingTask struct {
 	ready  chan struct{} // closed when an observation has begun, or at the latest with the result
 	result chan api.TaskResult
 	once   sync.Once
+
+	partial *partial // nil: the task has one result
 }
 
 func (p *pendingTask) setReady() { p.once.Do(func() { close(p.ready) }) }
@@ -94,6 +96,9 @@ func (b *taskBoard) done(node fabric.NodeID, r api.TaskResult) error {
 	}
 	p.setReady()
 	if r.Ready {
+		if p.partial != nil {
+			p.partial.add(r)
+		}
 		return nil
 	}
 	delete(b.open, r.ID)

@@ -51,6 +51,7 @@ type Config struct {
 	Exit        *Exit        `hcl:"exit,block"`
 
 	Connections *Connections `hcl:"connections,block"`
+	Flows       *Flows       `hcl:"flows,block"` // agent
 
 	Expose []*Expose `hcl:"expose,block"` // agent
 
@@ -254,6 +255,18 @@ type Pools struct {
 	// NodePrefix is how many bits the IPv4 pool of a workload node has.
 	NodePrefix int `hcl:"node_prefix,optional"`
 }
+
+// Flows is what a node keeps of the flows that it records.
+type Flows struct {
+	// Keep is how many records are kept in memory.
+	Keep int `hcl:"keep,optional"`
+}
+
+// The bounds of Flows.Keep. A record takes some 600 bytes.
+const (
+	DefaultFlows = 10_000
+	MaxFlows     = 1_000_000
+)
 
 // Connections are the limits of connections of a node. Times are of the form "90s" or "6h".
 type Connections struct {

@@ -144,6 +144,7 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"idle time":         {"connections {\n  udp = \"long\"\n}\n", "x.hcl:2:9: connections.udp: \"long\" is not a time such as"},
 		"idle too short":    {"connections {\n  icmp = \"1ms\"\n}\n", "x.hcl:2:10: connections.icmp: 1ms is outside 1s to 720h"},
 		"no connections":    {"connections {\n  per_endpoint = 0\n}\n", "x.hcl:2:18: connections.per_endpoint: 0 is outside 16 to 524288"},
+		"too many flows":    {"flows {\n  keep = 1000001\n}\n", "flows.keep: 1000001 is outside 1-1000000"},
 		"negative rate":     {"connections {\n  zone_new_per_second = -1\n}\n", "x.hcl:2:25: connections.zone_new_per_second: -1 is outside 0 to 1000000"},
 		"management":        {"underlay {\n  management = [\"tcp\"]\n}\n", "x.hcl:2:16: underlay.management: \"tcp\" would open all ports: name each, such as \"tcp/22\""},
 		"no protocol":       {"underlay {\n  management = [\"vrpp\"]\n}\n", "\"vrpp\" is not of the form protocol/port, such as \"tcp/22\", nor proto/number, nor one of ah, esp, "},

@@ -163,6 +163,7 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.RunDir, wellknown.RunDir)
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.BPFAttach, "auto")
+	c.Flows.Keep = cmp.Or(c.Flows.Keep, DefaultFlows)
 	fill(&c.Firewall.Mode, "enforce")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
@@ -277,6 +278,9 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	}
 	if c.Audit.RotateMaxFiles > 0 && c.Audit.RotateBytes == 0 {
 		report("audit.rotate_max_files", errors.New("it requires rotate_bytes, without which no file is rotated"))
+	}
+	if c.Flows.Keep < 0 || c.Flows.Keep > MaxFlows {
+		report("flows.keep", fmt.Errorf("%d is outside 1-%d", c.Flows.Keep, MaxFlows))
 	}
 	for _, t := range c.Connections.times(new(connlimit.Limits)) {
 		report("connections."+t.name, set(t.text, checkIdle))
