@@ -18,9 +18,9 @@ import (
 const (
 	// flowWordsAge is how old what is known of endpoints and names may be, for a record.
 	flowWordsAge = 2 * time.Second
-	// maxInterfaces limits for how many interfaces is kept whose they were, so that the end of a
-	// flow has a name also when its endpoint is gone.
-	maxInterfaces = 8192
+	// maxWords limits for how many interfaces and numbers is kept what they stand for. So the end of
+	// a flow has a name also when its endpoint is gone.
+	maxWords = 65_536
 	// maxObservers limits how many observers of flows are served at once.
 	maxObservers = 16
 )
@@ -36,10 +36,18 @@ type flowWords struct {
 	names    func() map[outsideName]string  // DNS names outside, of what a service resolved
 	now      func() time.Time
 
+	parties    map[uint32]partyName
+	contracts  map[uint32]fabric.Ref
 	interfaces map[uint32]flow.End
 	addresses  map[netip.Addr]flow.End
 	resolved   map[outsideName]string
 	read       time.Time // when these were read
+}
+
+// partyName is what party says of a number, which means the same for ever.
+type partyName struct {
+	name         fabric.Ref
+	external, ok bool
 }
 
 // outsideName is an address of which a service learned by a name.
@@ -52,11 +60,8 @@ type outsideName struct {
 func (w *flowWords) refresh() {
 	if now := w.now(); now.Sub(w.read).Abs() > flowWordsAge {
 		w.read = now
-		if len(w.interfaces) > maxInterfaces {
-			w.interfaces = nil
-		}
-		if w.interfaces == nil {
-			w.interfaces = map[uint32]flow.End{}
+		if w.interfaces == nil || len(w.interfaces)+len(w.parties)+len(w.contracts) > maxWords {
+			w.interfaces, w.parties, w.contracts = map[uint32]flow.End{}, map[uint32]partyName{}, map[uint32]fabric.Ref{}
 		}
 		for index, e := range w.own() {
 			w.interfaces[index] = e
@@ -85,7 +90,7 @@ func (w *flowWords) record(e bpf.Event) *flow.Flow {
 	case e.GoesOn:
 		f.Event = flow.GoesOn
 	}
-	f.Contract, _ = contractOf(w.keys, e.Contract)
+	f.Contract = w.contract(e.Contract)
 
 	local, remote := &f.Source, &f.Destination
 	if e.Direction == bpf.ToWorkload {
@@ -117,10 +122,31 @@ func (w *flowWords) end(identity uint32, at netip.AddrPort) flow.End {
 	if known, ok := w.addresses[e.Address]; ok {
 		e.Name, e.Endpoint, e.Node = known.Name, known.Endpoint, known.Node
 	}
-	if name, external, ok := party(w.keys, identity); ok && (external || e.Endpoint == "") {
-		e.Name, e.External = name, external
+	if p := w.party(identity); p.ok && (p.external || e.Endpoint == "") {
+		e.Name, e.External = p.name, p.external
 	}
 	return e
+}
+
+func (w *flowWords) party(number uint32) partyName {
+	p, known := w.parties[number]
+	if !known {
+		p.name, p.external, p.ok = party(w.keys, number)
+		if p.ok {
+			w.parties[number] = p
+		}
+	}
+	return p
+}
+
+func (w *flowWords) contract(number uint32) fabric.Ref {
+	r, known := w.contracts[number]
+	if !known {
+		if r, known = contractOf(w.keys, number); known {
+			w.contracts[number] = r
+		}
+	}
+	return r
 }
 
 // flowWords returns the words of this node.
