@@ -120,8 +120,8 @@ func auditedFlow(n keys, e bpf.Event) (k flowKey, ok bool) {
 	return flowKey{from, to, contract, fabric.Protocol(e.Protocol), e.Destination.Port()}, counts && fromOK && toOK && contractOK
 }
 
-// watchEvents records flows, counts and logs those that pass because of audit mode, and logs dropped
-// packets at trace level.
+// watchEvents records flows, counts and logs those that pass because of audit mode, and logs
+// dropped packets at trace level.
 func (a *Agent) watchEvents(ctx context.Context) error {
 	events, err := a.kernel.Events(ctx)
 	if err != nil {

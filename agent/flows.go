@@ -18,8 +18,8 @@ import (
 const (
 	// flowWordsAge is how old what is known of endpoints and names may be, for a record.
 	flowWordsAge = 2 * time.Second
-	// maxWords limits for how many interfaces and numbers is kept what they stand for. So the end of
-	// a flow has a name also when its endpoint is gone.
+	// maxWords limits for how many interfaces and numbers is kept what they stand for. So the end
+	// of a flow has a name also when its endpoint is gone.
 	maxWords = 65_536
 	// maxObservers limits how many observers of flows are served at once.
 	maxObservers = 16

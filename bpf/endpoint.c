@@ -495,7 +495,7 @@ static long end_flow(struct bpf_map *map, __u32 *id, struct flow *f, struct swee
 	over = !c || !live(s->cfg, c, f->key.protocol, s->now) ||
 	       (lifetime(c, f->key.protocol) == LIFETIME_TCP_CLOSED && (__s64)(s->now - c->seen) > (__s64)SECOND);
 	if (!over)
-		return goes_on(f, *id, s->now) ? 0 : 1;
+		return goes_on(f, *id, c->seen, s->now) ? 0 : 1;
 	if (!tell(f, *id, c ? c->seen : s->now, RECORD_ENDED))
 		return 1;
 	bpf_map_delete_elem(&sif_flows, id);

@@ -87,6 +87,23 @@ func TestFlowIsRecorded(t *testing.T) {
 	must.Eq(t, []Event{opened, goesOn, ended}, got)
 }
 
+// A flow that is idle does not go on, although its answer came after its record.
+func TestIdleFlowIsNotRecordedAgain(t *testing.T) {
+	f := newFixture(t)
+	events, err := f.Events(t.Context())
+	must.NoError(t, err)
+	f.step(sent(AllowedContract, ip(me4, friend4, 17, udp(4000, 9000))))
+	f.step(wire(AllowedConnection, ip(friend4, me4, 17, udp(9000, 4000))))
+	f.age(90 * time.Second)
+	f.endFlows(90 * time.Second)
+	f.age(90 * time.Second)
+	f.endFlows(90 * time.Second)
+	got := nextEvents(t, events, 2)
+	must.True(t, got[0].Begins())
+	must.True(t, got[1].Ended)
+	must.Eq(t, Traffic{1, 32}, got[1].Reply)
+}
+
 // A flow is over when its connection is idle for too long, cut, forgotten with its endpoint, or
 // replaced by another one with the same addresses.
 func TestFlowEnds(t *testing.T) {

@@ -98,7 +98,7 @@ func testFlows(t *testing.T, w *world) {
 	must.Eq(t, 3, one.Missed)
 	must.Eq(t, "b", one.Next)
 	placed := within
-	placed.Node, placed.Place = w1.id, "app.sif.hcl:12"
+	placed.Node, placed.Place = w1.id, "app.sif.hcl:12" // whatever the node says
 	must.Len(t, 3, one.Flows)
 	must.Eq(t, placed, one.Flows[0])
 	must.True(t, got[w2.id].Old)

@@ -24,7 +24,8 @@ const (
 	// lineTime is how long the caller may take to accept a line. One that is slower loses its call;
 	// until then, what comes is gathered, and what finds no room is counted.
 	lineTime = 20 * time.Second
-	// futureSlack is how far a time may be ahead of the controller's clock and not be in the future.
+	// futureSlack is how far a time may be ahead of the controller's clock, and not be in the
+	// future.
 	futureSlack = 5 * time.Second
 )
 
@@ -114,6 +115,7 @@ func (c *Controller) postFlows(_ context.Context, r request) (any, error) {
 					f.Node = node // a node speaks for itself
 					seen, visible := f.For(r.operator.reads)
 					if visible && m.Match(&seen) {
+						seen.Place = "" // nodes do not know it
 						if r.operator.reads(seen.Contract.Domain) {
 							seen.Place = places.of(seen.Contract)
 						}

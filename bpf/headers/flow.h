@@ -215,12 +215,14 @@ static __noinline void refused(const struct __sk_buff *skb, const struct packet 
 		lost();
 }
 
-// goes_on tells, now and then, of a flow that has had packets since.
-static __always_inline bool goes_on(struct flow *f, __u32 id, __u64 now)
+// goes_on tells, now and then, of a flow that has had packets since, the last one not long ago. It
+// returns false if there is no room.
+static __always_inline bool goes_on(struct flow *f, __u32 id, __u64 seen, __u64 now)
 {
 	__u64 packets = f->original.packets + f->reply.packets;
 
-	if (packets == f->told_packets || (__s64)(now - f->told) < (__s64)FLOW_UPDATE)
+	if (packets == f->told_packets || (__s64)(now - f->told) < (__s64)FLOW_UPDATE ||
+	    (__s64)(now - seen) >= (__s64)FLOW_UPDATE)
 		return true;
 	if (!tell(f, id, now, RECORD_GOES_ON))
 		return false;
@@ -232,7 +234,7 @@ static __always_inline bool goes_on(struct flow *f, __u32 id, __u64 now)
 static long end_refused(struct bpf_map *map, struct refused_key *key, struct flow *f, struct sweep *s)
 {
 	if ((__s64)(s->now - f->seen) <= (__s64)REFUSED_IDLE)
-		return goes_on(f, 0, s->now) ? 0 : 1;
+		return goes_on(f, 0, f->seen, s->now) ? 0 : 1;
 	if (f->original.packets != f->told_packets && !tell(f, 0, f->seen, RECORD_ENDED))
 		return 1;
 	bpf_map_delete_elem(&sif_refused, key);
