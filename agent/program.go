@@ -64,13 +64,18 @@ type Datapath interface {
 func (a *Agent) program() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
+	enforced := a.node.Enforcing()
 	want, lacking, err := a.wanted()
 	if err != nil {
 		a.target = image{} // not known
 		return err
 	}
 	// Before the maps, so that what they let out is not dropped on its way.
-	return errors.Join(a.firewall.SetEgress(want.egress, want.withheld), a.apply(want), a.processes.refresh(), lacking)
+	egress := a.firewall.SetEgress(want.egress, want.withheld)
+	if err = a.apply(want); err == nil {
+		enforced()
+	}
+	return errors.Join(egress, err, a.processes.refresh(), lacking)
 }
 
 // programFor is program, but succeeds if the kernel has all that concerns the endpoint. An entry
@@ -116,7 +121,7 @@ func (a *Agent) apply(want image) error {
 func (a *Agent) Reconcile() error {
 	a.programming.Lock()
 	defer a.programming.Unlock()
-	began := time.Now()
+	began, enforced := time.Now(), a.node.Enforcing()
 	want, lacking, err := a.wanted()
 	if err != nil {
 		return err
@@ -136,6 +141,7 @@ func (a *Agent) Reconcile() error {
 	}
 	changes, err := write(a.data, have, want)
 	if err == nil {
+		enforced()
 		a.written = want
 		var d api.Dump
 		if d, err = a.describe(want, a.wayNames()); err == nil {

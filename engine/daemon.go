@@ -72,7 +72,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
 		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
-		Known: d.known, Topology: n.Topology,
+		Known: d.known, Topology: n.Topology, Enforcing: n.Enforcing,
 	}
 	if n.Self.Boundary() {
 		options.Standing = &Standing{

@@ -61,11 +61,12 @@ type Engine struct {
 	now    func() time.Time
 
 	reprogram   *coalesce.Func // of program
-	programming sync.Mutex     // held while the switch is being programmed
-	recalling   sync.Mutex     // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
-	behind      atomic.Bool    // the switch was not brought to what the leases ask for
-	resolver    *resolver      // nil if the engine is no exit
-	stand       *standing      // nil without a switch
+	enforcing   func() func()
+	programming sync.Mutex  // held while the switch is being programmed
+	recalling   sync.Mutex  // held while leases are ended, or lost ones are accepted: one that ends meanwhile was not lost
+	behind      atomic.Bool // the switch was not brought to what the leases ask for
+	resolver    *resolver   // nil if the engine is no exit
+	stand       *standing   // nil without a switch
 	topology    func() desired.Topology
 	// writtenOutside is what the switch was programmed with; guarded by programming.
 	writtenOutside fabric.Outside
@@ -103,6 +104,9 @@ type Options struct {
 	// Report is told what is degraded, or nil when it is no longer.
 	Report func(subject string, err error)
 	Known  func() fabric.Outside // what is known of the outside besides documents and names
+	// Enforcing is called before what the switch must contain is computed, and what it returns when
+	// the switch contains that; it may be nil.
+	Enforcing func() (done func())
 }
 
 // Exit says whether the switch of a processor leads to the outside.
@@ -135,6 +139,9 @@ func New(o Options) (*Engine, error) {
 			nodes := e.nodes()
 			return desired.NewTopology(nodes, desired.FullMesh(nodes), nil)
 		}
+	}
+	if e.enforcing = o.Enforcing; e.enforcing == nil {
+		e.enforcing = func() func() { return func() {} }
 	}
 	e.reprogram = coalesce.New(e.program)
 	if o.Names != "" {
@@ -562,7 +569,9 @@ func (e *Engine) documents() map[fabric.Ref]fabric.Document {
 
 // program computes what the switch must contain and programs it.
 func (e *Engine) program() error {
+	enforced := e.enforcing()
 	if e.sw == nil {
+		enforced()
 		return nil
 	}
 	e.programming.Lock()
@@ -573,7 +582,11 @@ func (e *Engine) program() error {
 		e.writtenOutside.Named = e.resolver.names.Named()
 	}
 	want, lacking := numbered(e.desired(), e.num)
-	err := errors.Join(e.sw.Program(want), lacking)
+	err := e.sw.Program(want)
+	if err == nil {
+		enforced()
+	}
+	err = errors.Join(err, lacking)
 	e.behind.Store(err != nil)
 	e.stand.look()
 	return err

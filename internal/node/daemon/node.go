@@ -91,6 +91,7 @@ type Node struct {
 	repairs    repairs
 	enforced   api.Enforced // by the last comparison of the data path, but for the age
 	compared   time.Time    // when that was
+	inForce    inForce      // what the data path enforces
 	nomad      string       // the ID of the node's Nomad client, empty before it is known
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
@@ -537,12 +538,31 @@ func (n *Node) removed() error {
 	return fmt.Errorf("%s, so it has no links any more; stop its daemons, and delete %s before it joins again", t, n.Config.DataDir)
 }
 
+// inForce is what a data path enforces: a revision and a list of removals and revocations.
+type inForce struct {
+	pointer     fabric.Pointer
+	revocations uint64 // sequence of the list
+}
+
+// Enforcing is called before a daemon computes what its data path must contain. The function that
+// it returns is called when the data path does contain that: only then the node reports that it
+// enforces the revision and the list that it knew before.
+func (n *Node) Enforcing() (done func()) {
+	f := inForce{n.Revision.Pointer(), n.Removals.List().Sequence}
+	return func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		n.inForce = f
+	}
+}
+
 // complete adds what all nodes report to the status of a daemon.
 func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Zone, s.Node, s.Kind, s.Version = n.Self.Zone, n.Self.Name, n.Kind, version.Version
-	pointer := n.Revision.Pointer()
-	s.Sequence, s.Root = pointer.Sequence, pointer.Root
-	s.Revocations = n.Removals.List().Sequence
+	n.mu.Lock()
+	f := n.inForce
+	n.mu.Unlock()
+	s.Sequence, s.Root, s.Revocations = f.pointer.Sequence, f.pointer.Root, f.revocations
 	s.CertificateExpires = n.Identity.Expiry()
 	s.Authorities = n.authorities(s.Authorities)
 	s.Repaired = n.repairs.total()

@@ -23,7 +23,9 @@ import (
 	"github.com/sif-project/sif/internal/node/rpc"
 	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
+	"github.com/sif-project/sif/internal/trust/revision"
 	"github.com/sif-project/sif/internal/trust/revocation"
+	"github.com/sif-project/sif/internal/trust/roster"
 )
 
 // listNode is a node as far as it exchanges the list of removals and revocations.
@@ -252,4 +254,21 @@ func TestListOfTheController(t *testing.T) {
 		return errors.New("the controller has not got the other list")
 	})
 	must.Eq(t, 2, n.Removals.List().Sequence)
+}
+
+// What a daemon reports to be in force is what its data path enforces, not what it knows: between
+// the two, a disk may be slow.
+func TestReportsWhatTheDataPathEnforces(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	n := newListNode(t, ca, "a", false)
+	n.Revision, n.Roster = &revision.Follower{}, &roster.Watcher{}
+	reports := func() uint64 { return n.complete(t.Context(), api.NodeStatus{}).Revocations }
+	before := n.Enforcing()
+	must.NoError(t, n.Removals.Offer(ca.Sign(fabric.KindRevocations, lists("web"))))
+	must.Eq(t, 1, n.Removals.List().Sequence)
+	must.Zero(t, reports())
+	before() // it was computed without the list
+	must.Zero(t, reports())
+	n.Enforcing()()
+	must.Eq(t, 1, reports())
 }
