@@ -38,6 +38,7 @@ build: ## Build sif, sif-cni, sif-demo, and what tests and labs need, into bin/
 	go build -o bin/sif-internet ./e2e/cmd/sif-internet
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-traffic ./e2e/cmd/sif-traffic
 	CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o bin/sif-guest ./e2e/cmd/sif-guest
+	go build -o bin/sif-chaos ./e2e/cmd/sif-chaos
 
 .PHONY: packages
 packages: ## Build deb, rpm and tar.gz for amd64 and arm64 into dist/ (or ARCHITECTURES=amd64, FORMATS=deb)
@@ -105,6 +106,18 @@ test-ways: build ## Test that packets take the cheapest way that fits, also thro
 .PHONY: test-controllers
 test-controllers: build ## Test that three controllers take over from one another, ten times (root, after make setup)
 	SIF_E2E_TOPOLOGY=lab/topology/three-controllers.hcl SIF_E2E_ROUNDS=10 go test -tags e2e -count 1 -timeout 60m -v -run TestControllers ./e2e
+
+# How long `make chaos` lets faults happen, and the seed of their schedule. Without SEED, it is the time.
+CHAOS ?= 1h
+SEED ?= $(shell date +%s)
+
+.PHONY: chaos
+chaos: build ## Let faults happen to a fabric under load, for CHAOS=1h with SEED=n (root, after make setup)
+	bin/sif-chaos -for $(CHAOS) -seeds $(SEED) -logs bin/chaos-logs
+
+.PHONY: test-chaos
+test-chaos: build ## The same for three minutes, with the seeds that found something (root, after make setup)
+	bin/sif-chaos -for 90s -seeds $$(sed -n 's/^\([0-9]\+\).*/\1/p' e2e/chaos/seeds | paste -sd, -) -logs bin/chaos-logs
 
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)

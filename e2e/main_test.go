@@ -100,14 +100,14 @@ func testMain(m *testing.M) int {
 	if err := lab.Down(ctx, labName); err != nil {
 		return failed(err)
 	}
-	before := machine()
+	before := lab.Machine(labName)
 	code, allocs := withLab(ctx, m, root)
 	return nothingLeft(code, before, allocs)
 }
 
 // nothingLeft fails the tests if something of their fabric is left on the machine.
 func nothingLeft(code int, before map[string]bool, allocs []string) int {
-	if left := remains(before, allocs, 15*time.Second); len(left) > 0 {
+	if left := lab.Remains(labName, before, allocs, 15*time.Second); len(left) > 0 {
 		return failed(fmt.Errorf("the fabric was removed, but these differences are left:\n  %s", strings.Join(left, "\n  ")))
 	}
 	return code

@@ -60,7 +60,7 @@ func inParts(ctx context.Context, limit string) (code int) {
 			return failed(err)
 		}
 	}
-	before, allocs := machine(), []string{}
+	before, allocs := lab.Machine(labName), []string{}
 	// What the go command has the program record is recorded by this process alone.
 	flags := slices.DeleteFunc(slices.Clone(os.Args[1:]), func(a string) bool { return strings.HasPrefix(a, "-test.testlogfile") })
 	var mu sync.Mutex

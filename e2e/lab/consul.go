@@ -125,7 +125,8 @@ func (l *Lab) startConsulClient(ctx context.Context, node *Node) error {
 }
 
 func (l *Lab) consulProcess(node *Node) (*Process, error) {
-	server := node == l.Topology.Orchestrator()
+	first := node == l.Topology.Orchestrator()
+	server := first || node.ConsulServer
 	dc := l.Topology.Datacenter
 	name := node.Name + "." + dc + ".consul"
 	if server {
@@ -167,7 +168,6 @@ func (l *Lab) consulProcess(node *Node) (*Process, error) {
 		"enable_local_script_checks": false,
 	}
 	if server {
-		config["bootstrap_expect"] = 1
 		config["addresses"] = map[string]string{"https": "127.0.0.1 " + node.Address, "grpc_tls": node.Address}
 		config["ports"] = map[string]int{"http": 8500, "https": 8501, "grpc": -1, "grpc_tls": 8503, "dns": 8600, "serf_wan": -1}
 		config["performance"] = map[string]any{"raft_multiplier": 1}
@@ -176,6 +176,9 @@ func (l *Lab) consulProcess(node *Node) (*Process, error) {
 			"initial_management": l.Secrets.ConsulManagement,
 			"agent":              l.Secrets.ConsulAgents[node.Name],
 		}
+	}
+	if first {
+		config["bootstrap_expect"] = 1
 	} else {
 		config["retry_join"] = []string{l.Topology.Orchestrator().Address}
 		config["retry_interval"] = "1s"

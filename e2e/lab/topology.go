@@ -95,6 +95,8 @@ type Node struct {
 	Drivers  []string `hcl:"drivers,optional"` // of a workload node's Nomad client: see drivers
 	// BPFAttach is bpf_attach of a workload node's agent: auto (default), tcx, clsact.
 	BPFAttach string `hcl:"bpf_attach,optional"`
+	// ConsulServer makes an orchestrator node's Consul agent a server. The first one's always is.
+	ConsulServer bool `hcl:"consul_server,optional"`
 
 	Zone string // name of its zone; not in the file
 }
@@ -218,6 +220,8 @@ func (t *Topology) check() error {
 				return fmt.Errorf("node %s: another node has address %s", n.Name, n.Address)
 			case n.Kind != Orchestrator && fabric.NodeKind(n.Kind).Check() != nil:
 				return fmt.Errorf("node %s: unknown kind %q", n.Name, n.Kind)
+			case n.ConsulServer && n.Kind != Orchestrator:
+				return fmt.Errorf("node %s: only an orchestrator node can have a server of Consul", n.Name)
 			case n.Is(Workload) != (len(n.Drivers) > 0):
 				return fmt.Errorf("node %s: a workload node must have drivers, and other nodes must not", n.Name)
 			}

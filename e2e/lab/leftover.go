@@ -1,9 +1,7 @@
 // Copyright (c) The SIF Authors
 // SPDX-License-Identifier: MPL-2.0
 
-//go:build e2e
-
-package e2e
+package lab
 
 import (
 	"bytes"
@@ -19,9 +17,10 @@ import (
 	"time"
 )
 
-// machine lists everything that a fabric could leave on this machine: namespaces, links, mounts,
-// pins, control groups, nftables rules, files and processes.
-func machine() map[string]bool {
+// Machine lists everything that a lab of a name could leave on this machine: namespaces, links,
+// mounts, pins, control groups, nftables rules, files and processes. What other labs have is left
+// out.
+func Machine(lab string) map[string]bool {
 	found := map[string]bool{}
 	add := func(kind string, names ...string) {
 		for _, n := range names {
@@ -63,10 +62,10 @@ func machine() map[string]bool {
 	if size, err := os.ReadFile("/proc/sys/net/core/rmem_default"); err == nil {
 		add(hostSetting+"rmem_default", strings.TrimSpace(string(size)))
 	}
-	for _, p := range processes() {
+	for _, p := range tagged() {
 		add("process", p)
 	}
-	others := otherLabs()
+	others := otherLabs(lab)
 	maps.DeleteFunc(found, func(thing string, _ bool) bool {
 		return slices.ContainsFunc(others, func(mark string) bool { return strings.Contains(thing, mark) })
 	})
@@ -83,15 +82,15 @@ func listenedOn(path string) bool {
 }
 
 // otherLabs returns texts that occur in the names of other labs' objects.
-func otherLabs() []string {
-	dirs, err := filepath.Glob("/var/lib/sif-lab/*")
+func otherLabs(lab string) []string {
+	dirs, err := filepath.Glob(filepath.Join(varRoot, "*"))
 	if err != nil {
 		return nil
 	}
 	var marks []string
 	for _, dir := range dirs {
-		if name := filepath.Base(dir); name != labName {
-			marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", "SIF_LAB="+name)
+		if name := filepath.Base(dir); name != lab {
+			marks = append(marks, "sif-lab/"+name, "sif-"+name+"-", labVariable+"="+name)
 		}
 	}
 	return marks
@@ -101,8 +100,8 @@ func otherLabs() []string {
 // directories are named.
 var allocation = regexp.MustCompile(`[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}`)
 
-// processes lists the processes of labs and of Nomad's allocations with their command lines.
-func processes() []string {
+// tagged lists the processes of labs and of Nomad's allocations with their command lines.
+func tagged() []string {
 	dirs, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		return nil
@@ -114,7 +113,7 @@ func processes() []string {
 			continue
 		}
 		cgroup, _ := os.ReadFile(dir + "/cgroup") // the process has ended
-		ours := bytes.Contains(environ, []byte("SIF_LAB=")) || bytes.Contains(environ, []byte("NOMAD_ALLOC_ID=")) ||
+		ours := bytes.Contains(environ, []byte(labVariable+"=")) || bytes.Contains(environ, []byte("NOMAD_ALLOC_ID=")) ||
 			bytes.Contains(cgroup, []byte("/nomad/")) || bytes.Contains(cgroup, []byte("/sif-"))
 		if !ours {
 			continue
@@ -125,7 +124,7 @@ func processes() []string {
 		}
 		text := string(bytes.ReplaceAll(bytes.TrimRight(cmdline, "\x00"), []byte{0}, []byte{' '}))
 		for v := range bytes.SplitSeq(environ, []byte{0}) {
-			if bytes.HasPrefix(v, []byte("SIF_LAB=")) || bytes.HasPrefix(v, []byte("NOMAD_ALLOC_ID=")) {
+			if bytes.HasPrefix(v, []byte(labVariable+"=")) || bytes.HasPrefix(v, []byte("NOMAD_ALLOC_ID=")) {
 				text += " " + string(v)
 			}
 		}
@@ -143,15 +142,15 @@ func processes() []string {
 // hostSetting is how settings of the machine begin in the list of what it has.
 const hostSetting = "net.core."
 
-// remains returns what appeared or disappeared since before. It waits, because the kernel releases
-// some objects a moment later. Objects with an allocation's name count only if the allocation is in
-// allocs, because another lab may be up.
-func remains(before map[string]bool, allocs []string, within time.Duration) []string {
+// Remains returns what appeared or disappeared since Machine listed it before. It waits, because
+// the kernel releases some objects a moment later. Objects with an allocation's name count only if
+// the allocation is in allocs, because another lab may be up.
+func Remains(lab string, before map[string]bool, allocs []string, within time.Duration) []string {
 	deadline := time.Now().Add(within)
 	for {
 		var list []string
-		now := machine()
-		shared := len(otherLabs()) > 0 // a lab that goes on keeps the machine's settings
+		now := Machine(lab)
+		shared := len(otherLabs(lab)) > 0 // a lab that goes on keeps the machine's settings
 		for thing := range now {
 			if shared && strings.HasPrefix(thing, hostSetting) {
 				continue
