@@ -80,7 +80,8 @@ type Agent struct {
 	guests       guests
 	audited      audited
 	flows        *flowlog.Log
-	observing    atomic.Int32 // observers of flows
+	exporter     flowlog.Exporter // idle if there is no file of flows
+	observing    atomic.Int32     // observers of flows
 	questions    questions
 	resolver     *resolver
 	registered   *registered.Watcher
@@ -326,6 +327,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		return nil
 	})
 	group.Go(func() error { return a.watchEvents(ctx) })
+	group.Go(func() error { return a.exportFlows(ctx) })
 	return group.Wait()
 }
 

@@ -8,10 +8,13 @@ import (
 	"net/netip"
 	"time"
 
+	"gopkg.in/natefinch/lumberjack.v2"
+
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/flow"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
@@ -197,10 +200,28 @@ func (a *Agent) serveFlows(ctx context.Context, t api.Task) {
 	_ = a.flows.Serve(ctx, t, func(r api.TaskResult) error { return a.node.Controller.TaskDone(ctx, r) })
 }
 
+// flowFile is the file of flows, which is rotated.
+func flowFile(c *config.Flows) *lumberjack.Logger {
+	return &lumberjack.Logger{Filename: c.File, MaxSize: c.RotateBytes >> 20, MaxBackups: c.RotateMaxFiles}
+}
+
+// exportFlows writes records to the file of flows, if there is to be one.
+func (a *Agent) exportFlows(ctx context.Context) error {
+	c := a.node.Config.Flows
+	if c.File == "" {
+		return nil
+	}
+	file := flowFile(c)
+	defer file.Close()
+	a.exporter.Run(ctx, a.flows, file, func(err error) { a.node.Degrade("file of flows", err) })
+	return nil
+}
+
 // recordedStatus returns what is kept and what was not recorded.
 func (a *Agent) recordedStatus(c bpf.Counters) *api.RecordedStatus {
 	s := &api.RecordedStatus{Lost: c.LostEvents}
 	s.Kept, s.Size = a.flows.Len()
+	s.Exported, s.NotExported = a.exporter.Counts()
 	for _, u := range c.Unrecorded {
 		s.UnrecordedRefused += u.Refused
 		s.UnrecordedOpened += u.Opened

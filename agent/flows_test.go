@@ -4,7 +4,12 @@
 package agent
 
 import (
+	"context"
+	"encoding/json"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +19,7 @@ import (
 	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/flow"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/flowlog"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -121,6 +127,44 @@ func TestFlowWordsOfEndpointsThatGo(t *testing.T) {
 	must.Eq(t, "web-2", words.record(event).Source.Endpoint)
 	event.Interface = 5
 	must.Eq(t, "web-1", words.record(event).Source.Endpoint)
+}
+
+// The file of flows is rotated before it is larger than it may be, between two lines, and only root
+// reads it.
+func TestFlowFile(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log", "flows.json")
+	file := flowFile(&config.Flows{File: path, RotateBytes: 1 << 20, RotateMaxFiles: 5})
+	defer file.Close()
+	log, all := flowlog.New(3000), 3000
+	for n := range all {
+		log.Add(&flow.Flow{Number: uint32(n + 1), Reason: strings.Repeat("x", 300)})
+	}
+	var exporter flowlog.Exporter
+	ctx, cancel := context.WithCancel(t.Context())
+	exporter.Run(ctx, log, file, func(err error) {
+		must.NoError(t, err)
+		if exported, _ := exporter.Counts(); exported == 2500 { // the last batch
+			cancel()
+		}
+	})
+	files, err := filepath.Glob(filepath.Join(filepath.Dir(path), "flows*.json"))
+	must.NoError(t, err)
+	must.Greater(t, 1, len(files))
+	seen := map[uint32]bool{}
+	for _, name := range files {
+		info, err := os.Stat(name)
+		must.NoError(t, err)
+		must.Eq(t, 0o600, info.Mode().Perm())
+		must.LessEq(t, 1<<20, info.Size())
+		text, err := os.ReadFile(name)
+		must.NoError(t, err)
+		for line := range strings.Lines(string(text)) {
+			var f flow.Flow
+			must.NoError(t, json.Unmarshal([]byte(line), &f))
+			seen[f.Number] = true
+		}
+	}
+	must.MapLen(t, all, seen)
 }
 
 // BenchmarkFlowRecord measures the processor time that one record costs the agent, apart from

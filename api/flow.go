@@ -77,6 +77,10 @@ type RecordedStatus struct {
 	UnrecordedRefused uint64 `json:"unrecordedRefused,omitempty"`
 	UnrecordedOpened  uint64 `json:"unrecordedOpened,omitempty"`
 	Lost              uint64 `json:"lost,omitempty"`
+	// Exported are the records that were written to the file of flows, and NotExported those that
+	// could not be, or were gone before they were.
+	Exported    uint64 `json:"exported,omitempty"`
+	NotExported uint64 `json:"notExported,omitempty"`
 }
 
 // maxFlowLine is the longest line of the answer, in bytes.

@@ -260,12 +260,24 @@ type Pools struct {
 type Flows struct {
 	// Keep is how many records are kept in memory.
 	Keep int `hcl:"keep,optional"`
+	// File is to which records are written as lines of JSON; empty: to none. A file that would
+	// become larger than RotateBytes is renamed, and RotateMaxFiles renamed ones are kept.
+	File           string `hcl:"file,optional"`
+	RotateBytes    int    `hcl:"rotate_bytes,optional"`
+	RotateMaxFiles int    `hcl:"rotate_max_files,optional"`
 }
 
 // The bounds of Flows.Keep. A record takes some 600 bytes.
 const (
 	DefaultFlows = 10_000
 	MaxFlows     = 1_000_000
+)
+
+// The defaults and bounds of the file of flows. Its size is in whole MiB.
+const (
+	defaultFlowBytes = 100 << 20
+	defaultFlowFiles = 5
+	mebibyte         = 1 << 20
 )
 
 // Connections are the limits of connections of a node. Times are of the form "90s" or "6h".

@@ -144,6 +144,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"idle time":         {"connections {\n  udp = \"long\"\n}\n", "x.hcl:2:9: connections.udp: \"long\" is not a time such as"},
 		"idle too short":    {"connections {\n  icmp = \"1ms\"\n}\n", "x.hcl:2:10: connections.icmp: 1ms is outside 1s to 720h"},
 		"no connections":    {"connections {\n  per_endpoint = 0\n}\n", "x.hcl:2:18: connections.per_endpoint: 0 is outside 16 to 524288"},
+		"flows in no place": {"flows {\n  file = \"flows.json\"\n}\n", "flows.file: \"flows.json\" must be an absolute path"},
+		"flows in kB":       {"flows {\n  rotate_bytes = 1000\n}\n", "flows.rotate_bytes: 1000 must be a multiple of 1048576"},
 		"too many flows":    {"flows {\n  keep = 1000001\n}\n", "flows.keep: 1000001 is outside 1-1000000"},
 		"negative rate":     {"connections {\n  zone_new_per_second = -1\n}\n", "x.hcl:2:25: connections.zone_new_per_second: -1 is outside 0 to 1000000"},
 		"management":        {"underlay {\n  management = [\"tcp\"]\n}\n", "x.hcl:2:16: underlay.management: \"tcp\" would open all ports: name each, such as \"tcp/22\""},

@@ -164,6 +164,8 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.BPFDir, "/sys/fs/bpf/sif")
 	fill(&c.BPFAttach, "auto")
 	c.Flows.Keep = cmp.Or(c.Flows.Keep, DefaultFlows)
+	c.Flows.RotateBytes = cmp.Or(c.Flows.RotateBytes, defaultFlowBytes)
+	c.Flows.RotateMaxFiles = cmp.Or(c.Flows.RotateMaxFiles, defaultFlowFiles)
 	fill(&c.Firewall.Mode, "enforce")
 	fill(&c.Consul.Address, "127.0.0.1:8500")
 	fill(&c.Vault.Address, "https://127.0.0.1:8200")
@@ -281,6 +283,15 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	}
 	if c.Flows.Keep < 0 || c.Flows.Keep > MaxFlows {
 		report("flows.keep", fmt.Errorf("%d is outside 1-%d", c.Flows.Keep, MaxFlows))
+	}
+	if c.Flows.File != "" && !filepath.IsAbs(c.Flows.File) {
+		report("flows.file", fmt.Errorf("%q must be an absolute path", c.Flows.File))
+	}
+	if c.Flows.RotateBytes < mebibyte || c.Flows.RotateBytes%mebibyte != 0 {
+		report("flows.rotate_bytes", fmt.Errorf("%d must be a multiple of %d", c.Flows.RotateBytes, mebibyte))
+	}
+	if c.Flows.RotateMaxFiles < 0 {
+		report("flows.rotate_max_files", fmt.Errorf("%d must not be negative", c.Flows.RotateMaxFiles))
 	}
 	for _, t := range c.Connections.times(new(connlimit.Limits)) {
 		report("connections."+t.name, set(t.text, checkIdle))
