@@ -192,7 +192,18 @@ func (a *Agent) mustRenew(ep endpoint) bool {
 	if ep.admitted() && a.revoked(ep) != nil {
 		return true
 	}
-	return !a.now().Before(due(ep, a.node.Identity.Superseded)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep)
+	return !a.now().Before(due(ep, a.node.Identity.Superseded)) || a.releases.lacks(ep.ID) || a.wasPromoted(ep) || a.outdated(ep)
+}
+
+// outdatedRest is how old an admission must be to be renewed because another version of the
+// fabric's key signs. It keeps admissions from being renewed in a loop while a controller sees that
+// later than this node.
+const outdatedRest = 2 * time.Minute
+
+// outdated reports whether the admission of an endpoint is signed with an older version of the
+// fabric's key than the one that signs, so that it is renewed before its time.
+func (a *Agent) outdated(ep endpoint) bool {
+	return ep.Request.Admission.Version < a.node.Identity.Signing() && a.now().Sub(ep.Admission.Issued) > outdatedRest
 }
 
 func (a *Agent) wasPromoted(ep endpoint) bool {
@@ -244,6 +255,18 @@ func (a *Agent) renewOne(ctx context.Context, ep endpoint) error {
 	}
 	a.refreshCatalog()
 	return errors.Join(storing, a.reprogram.Call())
+}
+
+// signed counts the admissions of endpoints on this node and of their counterparts by the version
+// of the fabric's key that signed them.
+func (a *Agent) signed() map[int]int {
+	counts := a.counterparts.Signed(a.now())
+	for _, ep := range a.endpoints.all() {
+		if ep.admitted() {
+			counts[ep.Request.Admission.Version]++
+		}
+	}
+	return counts
 }
 
 // issuers counts the certificates of services, requests and applications on this node by who issued

@@ -34,7 +34,7 @@ func (a *Agent) Status() api.NodeStatus {
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)), Process: a.processes.status(ep),
 		})
 	}
-	s.Authorities = &api.AuthorityStatus{Issued: a.issuers()}
+	s.Authorities = &api.AuthorityStatus{Issued: a.issuers(), Statements: a.signed(), TokenKeys: a.jwtKeys.IDs()}
 	s.Waiting = a.waiting()
 	counters, err := a.kernel.Counters()
 	a.node.Degrade("counters", err)

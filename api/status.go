@@ -220,11 +220,17 @@ type LinkStatus struct {
 }
 
 // AuthorityStatus says what a daemon has of the fabric's authorities, which are named by their
-// subject key identifiers in hexadecimal.
+// subject key identifiers in hexadecimal, and of the versions of the fabric's key.
 type AuthorityStatus struct {
-	Trusted []string       `json:"trusted"` // with which it verifies certificates
-	Issued  map[string]int `json:"issued"`  // certificates that it uses, by who issued them
-	Keys    []int          `json:"keys"`    // versions of the fabric's signing key that it has pinned
+	Trusted []string       `json:"trusted"`          // with which it verifies certificates
+	Issued  map[string]int `json:"issued"`           // certificates that it uses, by who issued them
+	Keys    []int          `json:"keys"`             // versions of the fabric's signing key whose signatures count
+	Lowest  int            `json:"lowest,omitempty"` // of them, which only grows; 0: not known
+	// Statements counts what it relies on by the version of the fabric's key that signed it.
+	Statements map[int]int `json:"statements"`
+	// TokenKeys are the IDs of the keys with which it verifies tokens of applications. Only agents
+	// have them.
+	TokenKeys []string `json:"tokenKeys,omitempty"`
 }
 
 // ControllerStatus is what the controller reports about itself.
@@ -236,6 +242,10 @@ type ControllerStatus struct {
 	Degraded           []string  `json:"degraded,omitempty"`
 
 	Authorities *AuthorityStatus `json:"authorities,omitempty"`
+	Signs       int              `json:"signs,omitempty"` // version of the fabric's key that it has sign
+	// Tokens says for how long tokens of applications still live, in nanoseconds, that this
+	// controller had signed with each key, by the key's ID; "" are any that an earlier process had.
+	Tokens map[string]time.Duration `json:"tokens,omitempty"`
 
 	Revision uint64 `json:"revision,omitempty"` // sequence of the revision that it knows
 	// Away says why it does not answer the controller that was asked; empty: it does.

@@ -8,8 +8,6 @@ import (
 	"context"
 	"flag"
 	"fmt"
-
-	"github.com/sif-project/sif/api"
 )
 
 // CAFinishCommand is sif ca finish.
@@ -58,7 +56,7 @@ func (c *CAFinishCommand) run(ctx context.Context, _ []string) error {
 		return err
 	}
 	current, _ := set.Current()
-	still := func(s api.AuthorityStatus) string { return cmp.Or(trusts(current)(s), abandoned(old)(s)) }
+	still := func(d reported) string { return cmp.Or(trusts(current)(d), abandoned(old)(d)) }
 	if lack := lacking(daemons, still); len(lack) > 0 {
 		return fmt.Errorf("finishing the rotation: the old authority is still needed, and nothing was changed:%s\n\"sif ca rotate\" waits for them, and -without leaves out nodes that are away for good", someOf(lack))
 	}

@@ -104,14 +104,14 @@ func (c *authorityCommand) look(ctx context.Context, set setup.AuthoritySet, cli
 			x.State = "old"
 		}
 		for _, d := range daemons {
-			if trusts(a)(d.authorities) == "" {
+			if trusts(a)(d) == "" {
 				x.Trusted++
 			}
 			x.InUse += d.authorities.Issued[a.ID]
 		}
 		s.Authorities = append(s.Authorities, x)
 	}
-	s.Lacking = lacking(daemons, func(of api.AuthorityStatus) string {
+	s.Lacking = lacking(daemons, func(of reported) string {
 		for _, a := range set {
 			if why := trusts(a)(of); why != "" && !a.Ended {
 				return why

@@ -46,6 +46,7 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"endpoint": func() (cli.Command, error) { return group{"Show the endpoints of the fabric", endpointUsage}, nil },
 		"graph":    func() (cli.Command, error) { return group{"Manage service graphs", graphUsage}, nil },
 		"job":      func() (cli.Command, error) { return group{"Run Nomad jobs with connectivity stanzas", jobUsage}, nil },
+		"key":      func() (cli.Command, error) { return group{"Rotate the keys that sign", keyUsage}, nil },
 		"node":     func() (cli.Command, error) { return group{"Manage the nodes of the fabric", nodeUsage}, nil },
 		"revoke":   func() (cli.Command, error) { return group{"Take rights away, at once", revokeUsage}, nil },
 	}
@@ -79,6 +80,10 @@ func commands(ui cli.Ui) map[string]cli.CommandFactory {
 		"job plan":           &JobPlanCommand{},
 		"job run":            &JobRunCommand{},
 		"job validate":       &JobValidateCommand{},
+		"key abort":          &KeyAbortCommand{},
+		"key retire":         &KeyRetireCommand{},
+		"key rotate":         &KeyRotateCommand{},
+		"key status":         &KeyStatusCommand{},
 		"link":               &LinkCommand{},
 		"link list":          &LinkListCommand{},
 		"link show":          &LinkShowCommand{},
@@ -130,6 +135,29 @@ Usage: sif audit <subcommand> [options] [args]
   Verify that no record is missing or was changed:
 
       $ sif audit verify
+
+  See the help of each subcommand for its options.
+`
+
+const keyUsage = `
+Usage: sif key <subcommand> [options] [args]
+
+  This command groups subcommands for the fabric's keys in Vault: the one that
+  signs revisions, admissions, node records and revocations, and the one that
+  signs tokens of applications.
+
+  Show their versions, and which daemons know them:
+
+      $ sif key status
+
+  Have new ones sign, while everything runs, and end the older ones afterwards:
+
+      $ sif key rotate
+      $ sif key retire
+
+  Or go back:
+
+      $ sif key abort
 
   See the help of each subcommand for its options.
 `

@@ -245,6 +245,9 @@ func (c *controllerProcess) setenv(env *testscript.Env) {
 	env.Setenv(api.EnvAddress, "https://"+c.address)
 	env.Setenv(api.EnvCACert, c.ca)
 	env.Setenv(api.EnvToken, c.tokens.Operator)
+	env.Setenv("CONTROLLER", c.address)
+	env.Setenv("VAULT", c.vaultAddress)
+	env.Setenv("VAULT_ROOT", c.vault.Token())
 }
 
 // eventually waits until try succeeds.

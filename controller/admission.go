@@ -36,6 +36,7 @@ type admitter struct {
 	table  *table
 
 	bound     *bindings
+	tokens    *tokens
 	endpoints keylock.Locks[string] // by ID
 }
 

@@ -53,6 +53,7 @@ type Authority interface {
 // Identity contains the controller's certificate, and the keys and roots that it trusts.
 type Identity interface {
 	Keys() fabric.KeySet
+	Signing() int // the version of the fabric's key that signs; 0: not known
 	Roots() *x509.CertPool
 	ServerTLS(clientAuth tls.ClientAuthType) *tls.Config
 	ClientTLS(server identity.Subject) *tls.Config
@@ -110,6 +111,8 @@ type Controller struct {
 	limits    *limits
 	admitter  *admitter
 	removal   *removal
+	resigner  *resigner
+	tokens    *tokens
 	sessions  sessions
 	lives     *lives
 	standby   *standby
@@ -165,8 +168,10 @@ func New(cfg Config) (*Controller, error) {
 	c.metrics = newMetrics(c)
 	c.limits = newLimits(c.metrics.refused)
 	c.lives = newLives(cfg, c.table)
-	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table, bound: c.bound}
+	c.tokens = &tokens{began: time.Now(), until: map[string]time.Time{}}
+	c.admitter = &admitter{cfg: cfg, policy: c.policy, nodes: c.nodes, table: c.table, bound: c.bound, tokens: c.tokens}
 	c.removal = newRemoval(c, removed)
+	c.resigner = &resigner{c: c}
 	c.standby = &standby{c: c}
 	if c.peers, err = newPeers(c); err != nil {
 		lock.Close()
@@ -219,6 +224,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return c.standby.run(ctx) })
 	g.Go(func() error { return c.peers.run(ctx) })
 	g.Go(func() error { return c.shipper.run(ctx) })
+	g.Go(func() error { return c.resigner.watch(ctx) })
 	g.Go(func() error {
 		campaign, stop := context.WithCancel(context.WithoutCancel(ctx))
 		ended := make(chan struct{})
@@ -281,6 +287,7 @@ func (c *Controller) lead(ctx context.Context) error {
 	g.Go(func() error { return c.removal.keep(ctx) })
 	g.Go(func() error { return c.bound.keep(ctx) })
 	g.Go(func() error { return c.lives.run(ctx) })
+	g.Go(func() error { return c.resigner.run(ctx) })
 	return g.Wait()
 }
 
@@ -316,6 +323,7 @@ func (c *Controller) degraded() []string {
 	list = append(list, c.bound.degraded()...)
 	list = append(list, c.table.degraded()...)
 	list = append(list, c.removal.degraded()...)
+	list = append(list, c.resigner.degraded()...)
 	list = append(list, c.lives.degraded()...)
 	// A controller that lost its data directory cannot see that the pointer in Consul was rolled
 	// back, but nodes can. It is only reported, because a node could lie.

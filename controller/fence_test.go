@@ -96,7 +96,7 @@ func (f *frozenIssuer) SignWorkload(ctx context.Context, csr []byte, service fab
 	return f.Authority.SignWorkload(ctx, csr, service)
 }
 
-func (f *frozenIssuer) Sign(ctx context.Context, claims any, now time.Time) (string, error) {
+func (f *frozenIssuer) Sign(ctx context.Context, claims any, now time.Time) (token, key string, err error) {
 	defer f.wait()
 	return f.jwt.Sign(ctx, claims, now)
 }

@@ -115,7 +115,7 @@ func (m memory) recall(fabricName string, keys fabric.KeySet) (*inForce, error) 
 		return nil, nil
 	}
 	var pointer fabric.Pointer
-	if err := keys.Verify(signed, fabric.KindPointer, &pointer); err != nil {
+	if err := keys.Kept().Verify(signed, fabric.KindPointer, &pointer); err != nil {
 		return nil, fmt.Errorf("recall the revision from %s: %w", m.revisionFile().Path, err)
 	}
 	if pointer.Fabric != fabricName {

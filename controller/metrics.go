@@ -56,6 +56,9 @@ func newMetrics(c *Controller) *metrics {
 	gauge("sif_controller_degraded", "Number of problems that sif status reports of the controller.", func() float64 { return float64(len(c.degraded())) })
 	gauge("sif_controller_nodes", "Registered nodes.", func() float64 { return float64(len(c.nodes.all())) })
 	gauge("sif_controller_admissions", "Live admissions.", func() float64 { return float64(c.table.count()) })
+	gauge("sif_controller_key_version", "Version of the fabric's key with which this controller has statements signed; 0 before it knows.", func() float64 {
+		return float64(c.cfg.Identity.Signing())
+	})
 	gauge("sif_controller_certificate_expiry_seconds", "Unix time at which the controller's certificate expires.", func() float64 {
 		return float64(c.cfg.Identity.Expiry().Unix())
 	})

@@ -4,6 +4,8 @@
 package controller
 
 import (
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sif-project/sif/api"
@@ -12,8 +14,8 @@ import (
 // nodeMetrics says how long the daemons of the nodes can last by what they hold, and what of the
 // list of removals and revocations is in force.
 type nodeMetrics struct {
-	status                                                        func() api.Status
-	certificate, lasts, reported, list, sequence, revoked, behind *prometheus.Desc
+	status                                                             func() api.Status
+	certificate, lasts, reported, list, sequence, revoked, behind, key *prometheus.Desc
 }
 
 func newNodeMetrics(status func() api.Status) *nodeMetrics {
@@ -24,6 +26,7 @@ func newNodeMetrics(status func() api.Status) *nodeMetrics {
 		lasts:       prometheus.NewDesc("sif_node_lasts_until_seconds", "Unix time at which the first of what a daemon holds expires: its certificate, or an admission or a service's certificate of an endpoint.", daemon, nil),
 		reported:    prometheus.NewDesc("sif_node_reported_seconds", "Unix time of the last report of a daemon.", daemon, nil),
 		list:        prometheus.NewDesc("sif_node_revocations_sequence", "Sequence of the list of removals and revocations that a daemon heeds.", daemon, nil),
+		key:         prometheus.NewDesc("sif_node_key_version", "Newest version of the fabric's key that a daemon knows.", daemon, nil),
 		sequence:    prometheus.NewDesc("sif_revocations_sequence", "Sequence of the newest list of removals and revocations.", nil, nil),
 		revoked:     prometheus.NewDesc("sif_revocations", "What is removed or revoked, by kind.", []string{"kind"}, nil),
 		behind:      prometheus.NewDesc("sif_revocations_behind", "Daemons that do not heed the newest list of removals and revocations.", nil, nil),
@@ -32,7 +35,7 @@ func newNodeMetrics(status func() api.Status) *nodeMetrics {
 
 // Describe implements prometheus.Collector.
 func (m *nodeMetrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.certificate, m.lasts, m.reported, m.list, m.sequence, m.revoked, m.behind} {
+	for _, d := range []*prometheus.Desc{m.certificate, m.lasts, m.reported, m.list, m.sequence, m.revoked, m.behind, m.key} {
 		to <- d
 	}
 }
@@ -50,6 +53,9 @@ func (m *nodeMetrics) Collect(to chan<- prometheus.Metric) {
 		labels := []string{n.ID().String(), n.Daemon()}
 		gauge(m.reported, float64(n.Reported.Unix()), labels...)
 		gauge(m.list, float64(n.Revocations), labels...)
+		if n.Authorities != nil && len(n.Authorities.Keys) > 0 {
+			gauge(m.key, float64(slices.Max(n.Authorities.Keys)), labels...)
+		}
 		if !n.CertificateExpires.IsZero() {
 			gauge(m.certificate, float64(n.CertificateExpires.Unix()), labels...)
 		}

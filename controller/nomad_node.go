@@ -102,7 +102,7 @@ func (b *bindings) take(name string, signed fabric.Signed) error {
 	if _, ended := b.removed().Ends(n.Node, n.Issued); ended {
 		return fmt.Errorf("node %s was removed since", n.Node)
 	}
-	if known, ok := b.bound[n.Node]; !ok || n.Issued.After(known.Issued) {
+	if known, ok := b.bound[n.Node]; !ok || n.Issued.After(known.Issued) || signedAgain(known.signed, n.signed) {
 		b.bound[n.Node] = n
 	}
 	return nil
@@ -116,7 +116,7 @@ func (b *bindings) reconcile(ctx context.Context) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	there := map[fabric.NodeID][]byte{}
+	there := map[fabric.NodeID]fabric.Signed{}
 	var errs []error
 	for _, kv := range pairs {
 		id, err := kvkey.ParseBinding(kv.Key)
@@ -135,10 +135,10 @@ func (b *bindings) reconcile(ctx context.Context) error {
 			}
 			continue
 		}
-		there[fabric.NodeID(id)] = signed.Payload
+		there[fabric.NodeID(id)] = signed
 	}
 	for id, n := range b.bound {
-		if b.cfg.fence.open() && !bytes.Equal(there[id], n.signed.Payload) {
+		if b.cfg.fence.open() && (!bytes.Equal(there[id].Payload, n.signed.Payload) || signedAgain(there[id], n.signed)) {
 			errs = append(errs, b.publish(ctx, n))
 		}
 	}

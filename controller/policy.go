@@ -270,6 +270,9 @@ func (p *policy) adopt(ctx context.Context) (uint64, error) {
 	case pointer.Sequence < known.Sequence:
 		return index, p.refuse("it has sequence %d, but this controller has seen %d: it was rolled back by hand", pointer.Sequence, known.Sequence)
 	case pointer.Sequence == known.Sequence && pointer.Root == known.Root:
+		if signedAgain(p.current.Load().signed, signed) {
+			p.again(signed)
+		}
 		return index, nil
 	case pointer.Sequence == known.Sequence:
 		return index, p.refuse("it has sequence %d like the one that this controller has seen, but another root", pointer.Sequence)

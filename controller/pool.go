@@ -135,8 +135,9 @@ func near(n, bits, count int) (list []int) {
 
 // assignment is which node has a pair of pools, as Consul has it.
 type assignment struct {
-	pool  fabric.Pool // zero: the value in Consul does not verify, and assigns nothing
-	index uint64      // its modify index
+	pool   fabric.Pool   // zero: the value in Consul does not verify, and assigns nothing
+	signed fabric.Signed // of which it is the payload
+	index  uint64        // its modify index
 }
 
 // loadPools reads the assignments of pools. One that the fabric did not sign assigns nothing, and
@@ -146,7 +147,7 @@ func (r *registry) loadPools(ctx context.Context, pairs consulapi.KVPairs) {
 		n, err := kvkey.ParsePool(kv.Key)
 		if err == nil {
 			a := assignment{index: kv.ModifyIndex}
-			a.pool, err = r.verifyPool(int(n), kv.Value)
+			a.pool, a.signed, err = r.verifyPool(int(n), kv.Value)
 			r.pools[int(n)] = a
 		}
 		if err == nil {
@@ -167,26 +168,26 @@ func (r *registry) loadPools(ctx context.Context, pairs consulapi.KVPairs) {
 }
 
 // verifyPool decodes the assignment of pair n.
-func (r *registry) verifyPool(n int, value []byte) (fabric.Pool, error) {
+func (r *registry) verifyPool(n int, value []byte) (fabric.Pool, fabric.Signed, error) {
 	var signed fabric.Signed
 	if err := json.Unmarshal(value, &signed); err != nil {
-		return fabric.Pool{}, err
+		return fabric.Pool{}, signed, err
 	}
 	var p fabric.Pool
 	if err := r.cfg.Identity.Keys().Verify(signed, fabric.KindPool, &p); err != nil {
-		return fabric.Pool{}, err
+		return fabric.Pool{}, signed, err
 	}
 	bits := p.Pool4.Bits()
 	v4, v6 := poolPair(r.cfg.Pool4, r.cfg.Pool6, n, bits)
 	switch {
 	case p.Fabric != r.cfg.Fabric:
-		return fabric.Pool{}, fmt.Errorf("it is of fabric %q, not %q", p.Fabric, r.cfg.Fabric)
+		return fabric.Pool{}, signed, fmt.Errorf("it is of fabric %q, not %q", p.Fabric, r.cfg.Fabric)
 	case p.Number != n:
-		return fabric.Pool{}, fmt.Errorf("it is the assignment of pair %d", p.Number)
+		return fabric.Pool{}, signed, fmt.Errorf("it is the assignment of pair %d", p.Number)
 	case fabric.CheckNodePrefix(bits) != nil || p.Pool4 != v4 || p.Pool4 != p.Pool4.Masked() || p.Pool6 != v6:
-		return fabric.Pool{}, fmt.Errorf("it assigns %s and %s, but pair %d begins with %s and %s", p.Pool4, p.Pool6, n, v4.Addr(), v6)
+		return fabric.Pool{}, signed, fmt.Errorf("it assigns %s and %s, but pair %d begins with %s and %s", p.Pool4, p.Pool6, n, v4.Addr(), v6)
 	}
-	return p, nil
+	return p, signed, nil
 }
 
 // ownerOf returns the node to which pair n is assigned, and whether it is assigned at all. The
@@ -348,7 +349,7 @@ func (r *registry) assign(ctx context.Context, n, bits int, id fabric.NodeID) (b
 			return false, unwritten(err, "assign pool %s to node %s in Consul", p.Pool4, id)
 		}
 		if ok {
-			r.pools[n] = assignment{p, resp.Results[0].KV.ModifyIndex}
+			r.pools[n] = assignment{p, signed, resp.Results[0].KV.ModifyIndex}
 			delete(r.refused, key)
 			return true, nil
 		}
@@ -381,7 +382,7 @@ func (r *registry) reread(ctx context.Context, n int) error {
 		return nil
 	}
 	found := assignment{index: kv.ModifyIndex}
-	found.pool, _ = r.verifyPool(n, kv.Value)
+	found.pool, found.signed, _ = r.verifyPool(n, kv.Value)
 	r.pools[n] = found
 	return nil
 }

@@ -35,7 +35,7 @@ func TestPoolsAreSigned(t *testing.T) {
 // assignedTo returns the node to which the assignment in Consul gives pair n.
 func (w *world) assignedTo(t testing.TB, c *running, n int) string {
 	t.Helper()
-	p, err := c.nodes.verifyPool(n, w.value(t, kvkey.Pool(n).String()))
+	p, _, err := c.nodes.verifyPool(n, w.value(t, kvkey.Pool(n).String()))
 	must.NoError(t, err)
 	return p.Node.String()
 }
@@ -187,7 +187,7 @@ func testSizes(t *testing.T, w *world) {
 		must.NoError(t, err)
 		value, err := json.Marshal(signed)
 		must.NoError(t, err)
-		_, err = c.nodes.verifyPool(4, value)
+		_, _, err = c.nodes.verifyPool(4, value)
 		must.ErrorContains(t, err, "but pair 4 begins with 100.64.4.0")
 	}
 }

@@ -116,7 +116,7 @@ func (r *registry) admit(m *member) {
 	if _, ended := r.removed().EndsMember(m.node, m.link); ended {
 		return // purge deletes it
 	}
-	if known := r.members[m.node.ID()]; known == nil || m.node.Issued.After(known.node.Issued) {
+	if known := r.members[m.node.ID()]; known == nil || m.node.Issued.After(known.node.Issued) || signedAgain(known.record.Node, m.record.Node) {
 		r.members[m.node.ID()] = m
 	}
 }

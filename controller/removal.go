@@ -244,23 +244,20 @@ func (r *removal) follow(ctx context.Context, leading func() bool) error {
 	return nil
 }
 
-// renew signs the list again when the fabric's key has a newer version, so that it stays valid when
-// the older one is retired.
+// renew signs the list again when a newer version of the fabric's key signs, so that it stays valid
+// when the older one is retired.
 func (r *removal) renew(ctx context.Context) error {
 	r.signing.Lock()
 	defer r.signing.Unlock()
 	ours := r.list.Signed()
-	for version := range r.cfg.Identity.Keys().Keys {
-		if version <= ours.Version {
-			continue
-		}
-		signed, err := r.cfg.Signer.Sign(ctx, fabric.KindRevocations, ours.Payload)
-		if err != nil {
-			return fmt.Errorf("sign the list of removed nodes again: %w", err)
-		}
-		return r.list.Offer(signed)
+	if r.cfg.Identity.Signing() <= ours.Version {
+		return nil
 	}
-	return nil
+	signed, err := r.cfg.Signer.Sign(ctx, fabric.KindRevocations, ours.Payload)
+	if err != nil {
+		return fmt.Errorf("sign the list of removed nodes again: %w", err)
+	}
+	return r.list.Offer(signed)
 }
 
 // enforce ends everything of removed nodes: their records, pools and bindings, their admissions and

@@ -140,7 +140,7 @@ func testRevokeService(t *testing.T, w *world) {
 	code(t, api.CodeRevoked, err)
 
 	// Status and list count it, and name who is behind.
-	w1.report(t, api.NodeStatus{Revocations: 1, CertificateExpires: time.Now().Add(time.Hour), Endpoints: []api.EndpointStatus{{Endpoint: allocation(2), Service: svc}}})
+	w1.report(t, api.NodeStatus{Authorities: &api.AuthorityStatus{Keys: []int{1}}, Revocations: 1, CertificateExpires: time.Now().Add(time.Hour), Endpoints: []api.EndpointStatus{{Endpoint: allocation(2), Service: svc}}})
 	w.alertsKnowTheirMetrics(t, c)
 	status, err := c.operator.Status(ctx)
 	must.NoError(t, err)

@@ -73,7 +73,7 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		Consul:    clients.consul.Load,
 		Vault:     source.Vault,
 		Identity:  source,
-		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey},
+		Signer:    Transit{Vault: source.Vault, Mount: file.Vault.TransitMount, Key: file.Vault.TransitKey, Version: source.SigningVersion},
 		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
 		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleApplication, TrustDomain: file.TrustDomain},
 			file.Vault.TransitMount, wellknown.JWTKey(file.Vault.TransitKey)),

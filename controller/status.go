@@ -7,7 +7,6 @@ import (
 	"context"
 	"maps"
 	"net/http"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -186,10 +185,7 @@ func (c *Controller) self() api.ControllerStatus {
 	return api.ControllerStatus{
 		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leads(),
 		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(), Revision: c.policy.pointer().Sequence,
-		Authorities: &api.AuthorityStatus{
-			Trusted: c.cfg.Identity.Authorities(), Issued: map[string]int{identity.IssuedBy(c.cfg.Identity.Certificate().Leaf): 1},
-			Keys: slices.Sorted(maps.Keys(c.cfg.Identity.Keys().Keys)),
-		},
+		Authorities: c.authorities(), Signs: c.cfg.Identity.Signing(), Tokens: c.tokens.left(time.Now()),
 		Since: time.Unix(0, c.since.Load()).UTC(),
 	}
 }

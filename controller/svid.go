@@ -25,7 +25,8 @@ const svidSkew = 10 * time.Minute
 
 // JWTSigner signs JWT-SVIDs. jwtkey.Key implements it.
 type JWTSigner interface {
-	Sign(ctx context.Context, claims any, now time.Time) (string, error)
+	// Sign returns the token, and the ID of the key that signed it.
+	Sign(ctx context.Context, claims any, now time.Time) (token, key string, err error)
 }
 
 // newSVIDs returns who issues what applications hold, with a PKI role and a transit key of Vault.
@@ -89,15 +90,17 @@ func (a *admitter) jwtSVID(ctx context.Context, who identity.Node, req api.JWTSV
 		return "", err
 	}
 	now := a.table.now()
-	token, err := a.cfg.SVIDs.JWT.Sign(ctx, jwtClaims{
+	until := now.Add(fabric.JWTSVIDLife)
+	token, key, err := a.cfg.SVIDs.JWT.Sign(ctx, jwtClaims{
 		Subject:  "spiffe://" + a.cfg.TrustDomain + adm.Service.SPIFFE(),
 		Audience: req.Audience,
 		Issued:   now.Unix(),
-		Expires:  now.Add(fabric.JWTSVIDLife).Unix(),
+		Expires:  until.Unix(),
 	}, now)
 	if err != nil {
 		return "", unavailable("%v", err)
 	}
+	a.tokens.signed(key, until)
 	return token, nil
 }
 

@@ -97,8 +97,9 @@ func testSVIDs(t *testing.T, w *world) {
 	_, err = jwtsvid.ParseAndValidate(text, old, []string{"store"})
 	must.NoError(t, err)
 	root := jwtkey.Key{Vault: func() *vaultapi.Client { return w.vaultRoot }, Mount: key.Mount, Name: key.Name}
-	signed, err := root.Sign(ctx, jwtClaims{Subject: id, Audience: []string{"store"}, Expires: time.Now().Add(time.Minute).Unix()}, time.Now().Add(time.Hour))
+	signed, by, err := root.Sign(ctx, jwtClaims{Subject: id, Audience: []string{"store"}, Expires: time.Now().Add(time.Minute).Unix()}, time.Now().Add(time.Hour))
 	must.NoError(t, err)
+	must.MapNotContainsKey(t, old.JWTAuthorities(), by)
 	_, err = jwtsvid.ParseAndValidate(signed, old, []string{"store"})
 	must.Error(t, err)
 	_, err = jwtsvid.ParseAndValidate(signed, bundle(), []string{"store"})

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/base64"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -23,22 +24,50 @@ type Transit struct {
 	Vault func() *vaultapi.Client
 	Mount string
 	Key   string
+	// Version returns the version of the key that signs: another one than refused, if Vault has
+	// refused that and another one signs since. 0: it has refused none.
+	Version func(ctx context.Context, refused int) (int, error)
 }
 
 // Sign implements Signer.
 func (t Transit) Sign(ctx context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error) {
-	s := fabric.Signed{Kind: kind, Payload: payload}
-	secret, err := t.Vault().Logical().WriteWithContext(ctx, t.Mount+"/sign/"+t.Key, map[string]any{
-		"input": base64.StdEncoding.EncodeToString(fabric.SigningInput(kind, payload)),
-	})
+	s, err := t.sign(ctx, kind, payload)
 	if err != nil {
 		return s, fmt.Errorf("sign the %s with Vault key %s/%s: %w", kind, t.Mount, t.Key, err)
 	}
-	text, _ := secret.Data["signature"].(string)
-	if s.Version, s.Signature, err = parseSignature(text); err != nil {
-		return s, fmt.Errorf("sign the %s with Vault key %s/%s: %w", kind, t.Mount, t.Key, err)
-	}
 	return s, nil
+}
+
+func (t Transit) sign(ctx context.Context, kind fabric.Kind, payload []byte) (fabric.Signed, error) {
+	version, err := t.Version(ctx, 0)
+	if err != nil {
+		return fabric.Signed{}, fmt.Errorf("find out which version signs: %w", err)
+	}
+	s, err := t.signWith(ctx, version, kind, payload)
+	var refused *vaultapi.ResponseError
+	if !errors.As(err, &refused) {
+		return s, err
+	}
+	// Vault refuses a version as soon as a later one signs.
+	next, reading := t.Version(ctx, version)
+	if reading != nil || next == version {
+		return s, err
+	}
+	return t.signWith(ctx, next, kind, payload)
+}
+
+func (t Transit) signWith(ctx context.Context, version int, kind fabric.Kind, payload []byte) (fabric.Signed, error) {
+	s := fabric.Signed{Kind: kind, Payload: payload}
+	secret, err := t.Vault().Logical().WriteWithContext(ctx, t.Mount+"/sign/"+t.Key, map[string]any{
+		"input":       base64.StdEncoding.EncodeToString(fabric.SigningInput(kind, payload)),
+		"key_version": version,
+	})
+	if err != nil {
+		return s, err
+	}
+	text, _ := secret.Data["signature"].(string)
+	s.Version, s.Signature, err = parseSignature(text)
+	return s, err
 }
 
 // parseSignature parses a signature of Vault: "vault:v<version>:<base64>".

@@ -48,6 +48,8 @@ var testNodes = []setuptest.Node{
 // world is a real Consul and a real Vault, set up for a fabric. The subtests of a test share it,
 // and begin with an empty KV store.
 type world struct {
+	signer func(Signer) Signer // what the next controllers sign with; nil: as it is
+
 	consulServer  *testhost.Server
 	vaultServer   *testhost.Server
 	consulAddress string
@@ -150,11 +152,15 @@ func (w *world) start(t testing.TB, dir string, scheduler Scheduler, follow bool
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	must.NoError(t, err)
 	consul := w.consulClient(t, w.tokens.Controller)
+	signer := Signer(Transit{Vault: source.Vault, Mount: wellknown.TransitMount, Key: wellknown.TransitKey, Version: source.SigningVersion})
+	if w.signer != nil {
+		signer = w.signer(signer)
+	}
 	c, err := New(Config{
 		Fabric: testFabric, TrustDomain: trustDomain, DataDir: dir, Address: listener.Addr().String(), Version: "test",
 		Pool4: netip.MustParsePrefix("100.64.0.0/10"), Pool6: netip.MustParsePrefix("fd5f:7369:6600::/48"), NodePrefix: w.nodePrefix,
 		Consul: func() *consulapi.Client { return consul }, Vault: source.Vault, Identity: source,
-		Signer:    Transit{Vault: source.Vault, Mount: wellknown.TransitMount, Key: wellknown.TransitKey},
+		Signer:    signer,
 		Authority: PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleWorkload, TrustDomain: trustDomain},
 		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: wellknown.PKIMount, Role: setup.RoleApplication, TrustDomain: trustDomain},
 			wellknown.TransitMount, wellknown.JWTKey(wellknown.TransitKey)),

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -51,9 +52,10 @@ func (r rotations) look(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestRotation has certificates of one minute, and another authority that issues them, under
-// traffic: established TCP connections, UDP flows, new connections, and new workloads in both
-// zones. Nothing of it may be lost.
+// TestRotation has certificates of one minute, another authority that issues them, and other
+// versions of the keys that sign, the older ones retired, under traffic: established TCP
+// connections, UDP flows, new connections, and new workloads in both zones. Nothing of it may be
+// lost.
 func TestRotation(t *testing.T) {
 	text := os.Getenv(rotationVariable)
 	if text == "" {
@@ -70,11 +72,12 @@ func TestRotation(t *testing.T) {
 	flows := []*attempts{openAttempts(t, svc, near, 9001), openAttempts(t, svc, far, 9001)}
 
 	authority := world.rotateAuthority(t, length)
+	keys := world.rotateKeys(t)
 
 	seen := rotations{}
 	began := time.Now()
 	admitted := 0
-	for time.Since(began) < length {
+	for !keys.look(t) || time.Since(began) < length {
 		for _, zone := range []string{"aws1", "gcp1"} {
 			world.replace(t, "places-gw", zone, svc, 9002)
 			admitted++
@@ -86,6 +89,7 @@ func TestRotation(t *testing.T) {
 	}
 	took := time.Since(began).Round(time.Second)
 	authority(t)
+	must.True(t, keys.over)
 
 	for _, s := range streams {
 		s.mustFlow(t, 10*time.Second)
@@ -116,30 +120,64 @@ func TestRotation(t *testing.T) {
 	world.allWell(t, 30*time.Second)
 }
 
+// rotating is a command of sif that runs beside the traffic.
+type rotating struct {
+	what  string
+	began time.Time
+	said  bytes.Buffer
+	ended chan struct{}
+	err   error
+}
+
+// begin runs a command that rotates something beside the traffic.
+func (f *fabricUnderTest) begin(t *testing.T, args ...string) *rotating {
+	t.Helper()
+	r := &rotating{what: "sif " + strings.Join(args, " "), began: time.Now(), ended: make(chan struct{})}
+	ctx, cancel := context.WithCancel(context.Background())
+	cmd, err := f.Command(ctx, "client", filepath.Join(f.Bin, "sif"), args...)
+	must.NoError(t, err)
+	cmd.Env = append(cmd.Env, f.Environment()...)
+	cmd.Stdout, cmd.Stderr = &r.said, &r.said
+	must.NoError(t, cmd.Start())
+	go func() {
+		defer close(r.ended)
+		r.err = cmd.Wait()
+	}()
+	t.Cleanup(func() {
+		cancel()
+		<-r.ended
+	})
+	return r
+}
+
+// over reports whether the command has ended. It must not have failed.
+func (r *rotating) over(t *testing.T) bool {
+	t.Helper()
+	select {
+	case <-r.ended:
+	default:
+		return false
+	}
+	must.NoError(t, r.err, must.Sprint(r.what, ": ", r.said.String()))
+	return true
+}
+
+// wait waits for the end of the command.
+func (r *rotating) wait(t *testing.T) {
+	t.Helper()
+	<-r.ended
+	must.True(t, r.over(t))
+	t.Logf("%s took at most %s:\n%s", r.what, time.Since(r.began).Round(time.Second), r.said.String())
+}
+
 // rotateAuthority replaces the authority of the fabric's certificates meanwhile. The function that
 // it returns waits for that, and ends the old one: everything must go on with the new one alone.
 func (f *fabricUnderTest) rotateAuthority(t *testing.T, within time.Duration) (finish func(*testing.T)) {
 	t.Helper()
-	began := time.Now()
-	ctx, cancel := context.WithCancel(context.Background())
-	cmd, err := f.Command(ctx, "client", filepath.Join(f.Bin, "sif"), "ca", "rotate", "-bundle="+f.FabricCA(), "-timeout="+(within+3*time.Minute).String())
-	must.NoError(t, err)
-	cmd.Env = append(cmd.Env, f.Environment()...)
-	var said bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &said, &said
-	must.NoError(t, cmd.Start())
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }()
-	t.Cleanup(func() {
-		cancel()
-		<-ended
-	})
+	rotation := f.begin(t, "ca", "rotate", "-bundle="+f.FabricCA(), "-timeout="+(within+3*time.Minute).String())
 	return func(t *testing.T) {
 		t.Helper()
-		err := <-ended
-		ended <- nil
-		must.NoError(t, err, must.Sprint(said.String()))
-		t.Logf("sif ca rotate took at most %s:\n%s", time.Since(began).Round(time.Second), said.String())
+		rotation.wait(t)
 		r := f.sif(t, "ca", "finish", "-json", "-auto-approve")
 		must.Zero(t, r.code, must.Sprint(r.stderr))
 		var set struct {
@@ -162,6 +200,64 @@ func (f *fabricUnderTest) rotateAuthority(t *testing.T, within time.Duration) (f
 			return nil
 		})
 		must.Len(t, 2, set.Authorities)
+	}
+}
+
+// keyTimeout is how long a rotation of the keys may take at each of its steps.
+const keyTimeout = 10 * time.Minute
+
+// keyRotation has new versions of the fabric's keys sign, and then retires the older ones.
+type keyRotation struct {
+	f       *fabricUnderTest
+	step    *rotating
+	retires bool
+	over    bool
+}
+
+func (f *fabricUnderTest) rotateKeys(t *testing.T) *keyRotation {
+	t.Helper()
+	return &keyRotation{f: f, step: f.begin(t, "key", "rotate", "-json", "-timeout="+keyTimeout.String())}
+}
+
+// look goes on with the next step when one has ended, and reports whether all have.
+func (k *keyRotation) look(t *testing.T) bool {
+	t.Helper()
+	if k.over || !k.step.over(t) {
+		return k.over
+	}
+	k.step.wait(t)
+	if k.retires {
+		k.over = true
+		k.check(t)
+		return true
+	}
+	k.retires = true
+	k.step = k.f.begin(t, "key", "retire", "-json", "-timeout="+keyTimeout.String())
+	return false
+}
+
+// check checks that every key has one version that counts, another than the first, and that
+// everybody knows it.
+func (k *keyRotation) check(t *testing.T) {
+	t.Helper()
+	r := k.f.sif(t, "key", "status", "-json")
+	must.Zero(t, r.code, must.Sprint(r.stderr))
+	var s struct {
+		Keys []struct {
+			Versions []struct {
+				Version, Known, Of int
+				State              string
+			}
+		}
+	}
+	must.NoError(t, json.Unmarshal([]byte(r.stdout), &s))
+	must.Len(t, 2, s.Keys)
+	for _, key := range s.Keys {
+		must.Len(t, 1, key.Versions, must.Sprint(r.stdout))
+		v := key.Versions[0]
+		must.Greater(t, 1, v.Version)
+		must.Eq(t, "signs", v.State)
+		must.Eq(t, v.Of, v.Known)
 	}
 }
 

@@ -467,6 +467,7 @@ func (d *Daemon) inLink(tunnel desired.Hop, do func() error) error {
 // Status returns the state of the engine.
 func (d *Daemon) Status() api.NodeStatus {
 	s := api.NodeStatus{Refused: d.server.Refused(), Degraded: d.unheard()}
+	s.Authorities = &api.AuthorityStatus{Statements: d.leases.Signed(d.now())}
 	if d.bridge == nil {
 		s.Degraded = append(s.Degraded, shutIn(d.self.Zone, d.nodes())...)
 		return s

@@ -7,6 +7,8 @@ import (
 	"crypto/ed25519"
 	"encoding/json"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 )
 
@@ -50,6 +52,19 @@ type KeySet struct {
 func (k KeySet) Accepts(version int) bool {
 	_, known := k.Keys[version]
 	return known && version >= k.Min
+}
+
+// Accepted returns the versions whose signatures count, in order.
+func (k KeySet) Accepted() []int {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(k.Keys)), func(n int) bool { return n < k.Min })
+}
+
+// Kept returns the keys for what a process has verified before and has kept on its own disk: that
+// the version of the key was retired since does not make it wrong. It counts until the process
+// learns of something newer.
+func (k KeySet) Kept() KeySet {
+	k.Min = 0
+	return k
 }
 
 // Verify checks that s is a statement of the kind that was signed by the fabric, and decodes its

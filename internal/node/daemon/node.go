@@ -373,7 +373,7 @@ func ReadKept(dataDir string) (k Kept, err error) {
 	if k.Keys, err = identity.KeptKeys(dataDir); err != nil {
 		return k, err
 	}
-	if err := k.Keys.Verify(record, fabric.KindNode, &k.Self); err != nil {
+	if err := k.Keys.Kept().Verify(record, fabric.KindNode, &k.Self); err != nil {
 		return k, err
 	}
 	links, _, err := linksFile(dataDir).Read()
@@ -391,7 +391,7 @@ func (n *Node) loadSelf() error {
 	if !found {
 		return fmt.Errorf("node %s has never joined, so there is nothing on disk to start from", n.Config.NodeID())
 	}
-	return n.Identity.Keys().Verify(record, fabric.KindNode, &n.Self)
+	return n.Identity.Keys().Kept().Verify(record, fabric.KindNode, &n.Self)
 }
 
 // Run keeps identity, revision, roster, links and registration up to date and reports status until

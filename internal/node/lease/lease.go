@@ -266,6 +266,20 @@ func (l *Set) Remove(gone func(Lease) bool) []Lease {
 	return removed
 }
 
+// Signed counts the leases that have not expired at now by the version of the fabric's key that
+// signed their admissions.
+func (l *Set) Signed(now time.Time) map[int]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts := map[int]int{}
+	for _, le := range l.set {
+		if now.Before(le.Admission.Expires) {
+			counts[le.Request.Admission.Version]++
+		}
+	}
+	return counts
+}
+
 // All returns the leases that have not expired at now, ordered by endpoint.
 func (l *Set) All(now time.Time) []Lease { return l.Where(now, all) }
 

@@ -32,8 +32,12 @@ type Verifier struct {
 func (v Verifier) Ended(a fabric.Admission) bool { return v.Removed().EndsAdmission(a) != "" }
 
 // Void returns why a request that was verified has no rights any more, or nil: its admission has
-// lost them, or the certificate that signed it is revoked.
+// lost them, the version of the fabric's key that signed that was retired, or the certificate that
+// signed the request is revoked.
 func (v Verifier) Void(r fabric.Request, a fabric.Admission) error {
+	if s, keys := r.Admission, v.Keys(); len(s.Signature) > 0 && s.Version < keys.Min {
+		return fmt.Errorf("the admission of endpoint %s is signed with version %d of the fabric's key, which was retired; the lowest accepted is %d", a.Endpoint, s.Version, keys.Min)
+	}
 	list := v.Removed()
 	if why := list.EndsAdmission(a); why != "" {
 		return fmt.Errorf("endpoint %s has no rights: %s", a.Endpoint, why)

@@ -61,6 +61,23 @@ func TestRevokedRequest(t *testing.T) {
 	must.NoError(t, err)
 }
 
+// A request whose admission an older version of the fabric's key signed has no rights when that is
+// retired, whenever it was verified.
+func TestRetiredKey(t *testing.T) {
+	ca := identitytest.NewCA(t)
+	adm := fabric.Admission{Fabric: "f", Endpoint: "00000000-0000-4000-8000-000000000001"}
+	r := fabric.Request{Admission: ca.Sign(fabric.KindAdmission, adm)}
+	v := Verifier{Fabric: "f", Keys: ca.Keys, Removed: func() fabric.Revocations { return fabric.Revocations{} }}
+	ca.Rotate()
+	must.NoError(t, v.Void(r, adm))
+	ca.Retire()
+	must.ErrorContains(t, v.Void(r, adm), "version 1 of the fabric's key, which was retired; the lowest accepted is 2")
+	_, err := v.Verify(r, time.Now())
+	must.ErrorContains(t, err, "the lowest accepted is 2")
+	r.Admission = ca.SignAgain(r.Admission)
+	must.NoError(t, v.Void(r, adm))
+}
+
 // BenchmarkVoid asks about one request with full lists, as an engine does for each of its endpoints
 // whenever it programs the switch.
 func BenchmarkVoid(b *testing.B) {
@@ -77,7 +94,8 @@ func BenchmarkVoid(b *testing.B) {
 			fabric.Revocation{Serial: fabric.FormatSerial([]byte{byte(i >> 8), byte(i)}), Revoked: now})
 	}
 	lists = fabric.Revocations{}.With(now, lists)
-	v := Verifier{Removed: func() fabric.Revocations { return lists }}
+	v := Verifier{Keys: ca.Keys, Removed: func() fabric.Revocations { return lists }}
+	r.Admission.Version = 1
 	for b.Loop() {
 		if err := v.Void(r, adm); err != nil {
 			b.Fatal(err)

@@ -55,12 +55,15 @@ type Source struct {
 	vault  *vaultapi.Client
 	store  store
 
+	reading sync.Mutex // held while the fabric's keys are read
+
 	mu          sync.RWMutex
 	cert        *tls.Certificate
 	authorities []*x509.Certificate
 	roots       *x509.CertPool // the same, replaced and never modified
 	current     string         // AuthorityID of who issues certificates now, as Vault says; empty: not known yet
 	keys        fabric.KeySet
+	signs       int               // the version of the fabric's key that signs, as Vault says; 0: not known yet
 	degraded    map[string]string // error by name of the chore
 	tokenTTL    time.Duration     // at the last login or renewal; zero without a token
 
@@ -101,7 +104,7 @@ func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
 // Fixed returns a Source that never changes and does not use Vault, for processes whose certificate
 // comes from elsewhere. Its Run only waits.
 func Fixed(trustDomain string, cert *tls.Certificate, roots *x509.CertPool, keys fabric.KeySet) *Source {
-	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys, reviewed: make(chan struct{}), wake: make(chan struct{}, 1)}
+	return &Source{config: Config{TrustDomain: trustDomain}, cert: cert, roots: roots, keys: keys, signs: keys.Min, reviewed: make(chan struct{}), wake: make(chan struct{}, 1)}
 }
 
 // restore loads what is on disk and still valid.

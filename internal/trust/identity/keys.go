@@ -12,51 +12,41 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strconv"
 
 	vaultapi "github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/fabric"
+	"github.com/sif-project/sif/internal/clock"
+	"github.com/sif-project/sif/internal/trust/transit"
 )
 
 // VaultKeys reads the public keys of all versions of the fabric's key, an ed25519 key of a transit
 // mount.
 func VaultKeys(ctx context.Context, vault *vaultapi.Client, mount, key string) (fabric.KeySet, error) {
+	set, _, err := vaultKeys(ctx, vault, mount, key)
+	return set, err
+}
+
+// vaultKeys returns also the version that signs.
+func vaultKeys(ctx context.Context, vault *vaultapi.Client, mount, key string) (fabric.KeySet, int, error) {
 	path := mount + "/keys/" + key
-	resp, err := vault.Logical().ReadWithContext(ctx, path)
+	k, err := transit.Read(ctx, vault, path)
 	if err != nil {
-		return fabric.KeySet{}, fmt.Errorf("read %s: %w", path, err)
+		return fabric.KeySet{}, 0, err
 	}
-	if resp == nil {
-		return fabric.KeySet{}, fmt.Errorf("read %s: the key does not exist", path)
+	if k.Type != "ed25519" {
+		return fabric.KeySet{}, 0, fmt.Errorf("%s is a key of type %v, expected ed25519", path, k.Type)
 	}
-	if t := resp.Data["type"]; t != "ed25519" {
-		return fabric.KeySet{}, fmt.Errorf("%s is a key of type %v, expected ed25519", path, t)
-	}
-	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}}
-	versions, _ := resp.Data["keys"].(map[string]any)
-	for v, data := range versions {
-		n, err := strconv.Atoi(v)
-		if err != nil {
-			return fabric.KeySet{}, fmt.Errorf("%s: version %q: %w", path, v, err)
+	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}, Min: k.Accepted}
+	for _, v := range k.Versions {
+		if set.Keys[v.Number], err = base64.StdEncoding.DecodeString(v.Public); err != nil {
+			return fabric.KeySet{}, 0, fmt.Errorf("%s: version %d: %w", path, v.Number, err)
 		}
-		fields, _ := data.(map[string]any)
-		text, _ := fields["public_key"].(string)
-		if set.Keys[n], err = base64.StdEncoding.DecodeString(text); err != nil {
-			return fabric.KeySet{}, fmt.Errorf("%s: version %d: %w", path, n, err)
-		}
-	}
-	if m, ok := resp.Data["min_decryption_version"].(json.Number); ok {
-		n, err := m.Int64()
-		if err != nil {
-			return fabric.KeySet{}, fmt.Errorf("%s: min_decryption_version: %w", path, err)
-		}
-		set.Min = int(n)
 	}
 	if err := checkKeys(set); err != nil {
-		return fabric.KeySet{}, fmt.Errorf("%s: %w", path, err)
+		return fabric.KeySet{}, 0, fmt.Errorf("%s: %w", path, err)
 	}
-	return set, nil
+	return set, k.Signs(clock.Now()), nil
 }
 
 // ReadKeys reads public keys from a file such as the "fabric-keys.json" of a daemon's identity,

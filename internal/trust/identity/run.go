@@ -120,28 +120,61 @@ func (s *Source) doToken(ctx context.Context) (time.Time, error) {
 }
 
 func (s *Source) doKeys(ctx context.Context) (time.Time, error) {
-	next := time.Now().Add(refreshInterval)
-	fetched, err := VaultKeys(ctx, s.vault, s.config.TransitMount, s.config.TransitKey)
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	return time.Now().Add(refreshInterval), s.readKeys(ctx)
+}
+
+// readKeys reads the fabric's public keys, and which version of its key signs. The caller holds
+// s.reading.
+func (s *Source) readKeys(ctx context.Context) error {
+	fetched, signs, err := vaultKeys(ctx, s.vault, s.config.TransitMount, s.config.TransitKey)
 	if err != nil {
-		return time.Time{}, err
+		return err
 	}
 	pinned := s.Keys()
 	keys, err := pin(pinned, fetched)
 	if err != nil {
-		return time.Time{}, err
+		return err
 	}
 	onDisk, err := s.store.keys()
 	if err != nil {
-		return time.Time{}, err
-	}
-	if sameKeys(keys, pinned) && sameKeys(keys, onDisk) {
-		return next, nil
+		return err
 	}
 	s.mu.Lock()
-	s.keys = keys
+	before := s.signs
+	s.keys, s.signs = keys, signs
 	s.mu.Unlock()
+	if before != 0 && before != signs {
+		s.log.Info("another version of the fabric's key signs", logkey.Key, signs)
+	}
+	if sameKeys(keys, pinned) && sameKeys(keys, onDisk) {
+		return nil
+	}
 	s.log.Info("fabric keys pinned", logkey.Count, len(keys.Keys))
-	return next, s.store.putKeys(keys)
+	return s.store.putKeys(keys)
+}
+
+// Signing returns the version of the fabric's key that signs, as Vault said when it was last asked;
+// 0 before that.
+func (s *Source) Signing() int {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	return s.signs
+}
+
+// SigningVersion is Signing for who signs: it asks Vault if that is not known, or is a version that
+// Vault has refused; 0: it has refused none.
+func (s *Source) SigningVersion(ctx context.Context, refused int) (int, error) {
+	s.reading.Lock()
+	defer s.reading.Unlock()
+	if v := s.Signing(); v != 0 && v != refused {
+		return v, nil
+	}
+	if err := s.readKeys(ctx); err != nil {
+		return 0, err
+	}
+	return s.Signing(), nil
 }
 
 // doCertificate obtains a certificate if there is none, or if it is past RenewalTime,

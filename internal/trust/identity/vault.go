@@ -124,8 +124,9 @@ func (s *Source) renew(ctx context.Context) (time.Duration, error) {
 }
 
 // pin compares fetched keys with the pinned ones. A version never changes its key, and the lowest
-// accepted version never decreases. A version that Vault does not list any more stays pinned while
-// it is accepted: it may come back, and must then have the same key.
+// accepted version never decreases. A version that Vault does not list any more stays pinned: it
+// may come back, and must then have the same key; and what this process has kept on its disk can be
+// signed with it (fabric.KeySet.Kept).
 func pin(pinned, fetched fabric.KeySet) (fabric.KeySet, error) {
 	for n, key := range fetched.Keys {
 		if was, ok := pinned.Keys[n]; ok && !was.Equal(key) {
@@ -133,11 +134,7 @@ func pin(pinned, fetched fabric.KeySet) (fabric.KeySet, error) {
 		}
 	}
 	keys := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}, Min: max(fetched.Min, pinned.Min)}
-	for n, key := range pinned.Keys {
-		if n >= keys.Min {
-			keys.Keys[n] = key
-		}
-	}
+	maps.Copy(keys.Keys, pinned.Keys)
 	maps.Copy(keys.Keys, fetched.Keys)
 	return keys, nil
 }

@@ -250,6 +250,57 @@ func TestPinnedKeyMustNotChange(t *testing.T) {
 	must.StrContains(t, strings.Join(s.Degraded(), "\n"), "differs from the pinned one")
 }
 
+// The version that signs is the one that is pinned in Vault, as soon as it is or Vault refuses the
+// one before. Versions that were retired are kept, but do not count.
+func TestVersions(t *testing.T) {
+	_, v, conf := setUp(t, "1h")
+	ctx := context.Background()
+	config := func(data map[string]any) {
+		t.Helper()
+		_, err := v.Logical().Write("sif-transit/keys/sif/config", data)
+		must.NoError(t, err)
+	}
+	s, err := identity.Open(ctx, conf, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.Eq(t, 1, s.Signing())
+	first := transitSign(t, v, `{}`)
+	_, err = v.Logical().Write("sif-transit/keys/sif/rotate", nil)
+	must.NoError(t, err)
+	signs := func(want, refused int) {
+		t.Helper()
+		version, err := s.SigningVersion(ctx, refused)
+		must.NoError(t, err)
+		must.Eq(t, want, version)
+		must.Eq(t, want, s.Signing())
+	}
+	signs(1, 0)
+	signs(1, 1) // nobody has chosen the new one, and not everybody knows it
+	must.Eq(t, []int{1, 2}, s.Keys().Accepted())
+	config(map[string]any{"min_encryption_version": 2})
+	signs(1, 0) // it is not asked for each time
+	signs(2, 1)
+	signs(2, 1)
+	config(map[string]any{"min_encryption_version": 1})
+	signs(1, 2)
+	config(map[string]any{"min_encryption_version": 2})
+	config(map[string]any{"min_decryption_version": 2})
+	signs(2, 1)
+	var p map[string]any
+	must.Eq(t, []int{2}, s.Keys().Accepted())
+	must.ErrorContains(t, s.Keys().Verify(first, fabric.KindPointer, &p), "the lowest accepted is 2")
+	must.NoError(t, s.Keys().Kept().Verify(first, fabric.KindPointer, &p))
+
+	// The next process has the same; one of another machine has never seen the first version.
+	s, err = identity.Open(ctx, conf, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.ErrorContains(t, s.Keys().Verify(first, fabric.KindPointer, &p), "the lowest accepted is 2")
+	must.NoError(t, s.Keys().Kept().Verify(first, fabric.KindPointer, &p))
+	conf.DataDir = t.TempDir()
+	s, err = identity.Open(ctx, conf, hclog.NewNullLogger())
+	must.NoError(t, err)
+	must.ErrorContains(t, s.Keys().Kept().Verify(first, fabric.KindPointer, &p), "unknown here")
+}
+
 func TestNewAuthorityOverlaps(t *testing.T) {
 	_, v, conf := setUp(t, "1h")
 	ctx := context.Background()

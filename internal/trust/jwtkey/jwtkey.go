@@ -7,7 +7,6 @@
 package jwtkey
 
 import (
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/ecdsa"
@@ -19,11 +18,12 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"time"
 
 	"github.com/go-jose/go-jose/v4"
 	vaultapi "github.com/hashicorp/vault/api"
+
+	"github.com/sif-project/sif/internal/trust/transit"
 )
 
 // Algorithm is the algorithm of the signatures, as JWTs name it.
@@ -32,16 +32,11 @@ const Algorithm = string(jose.ES256)
 // vaultType is the type of the key in Vault.
 const vaultType = "ecdsa-p256"
 
-// settle is how long a new version of the key waits before it signs. By then every node has read
-// its public key (RefreshInterval), and has handed it to the workloads that follow the bundle.
-const settle = 5 * RefreshInterval
-
 // Version is a version of the key.
 type Version struct {
-	Number  int
-	ID      string // of the public key: its thumbprint (RFC 7638)
-	Created time.Time
-	Public  *ecdsa.PublicKey
+	Number int
+	ID     string // of the public key: its thumbprint (RFC 7638)
+	Public *ecdsa.PublicKey
 }
 
 // Key is a transit key in Vault.
@@ -59,60 +54,41 @@ func (k Key) Versions(ctx context.Context) ([]Version, error) {
 	return list, err
 }
 
-// read returns also the lowest version that may sign.
-func (k Key) read(ctx context.Context) (list []Version, lowest int, err error) {
-	secret, err := k.Vault().Logical().ReadWithContext(ctx, k.String())
+// read returns also the key as Vault has it.
+func (k Key) read(ctx context.Context) ([]Version, transit.Key, error) {
+	key, err := transit.Read(ctx, k.Vault(), k.String())
+	if errors.Is(err, transit.ErrMissing) {
+		return nil, key, fmt.Errorf("the key of JWT-SVIDs: %w; run \"sif setup\" again, which makes it", err)
+	}
 	if err != nil {
-		return nil, 0, fmt.Errorf("read the key of JWT-SVIDs %s: %w", k, err)
+		return nil, key, fmt.Errorf("the key of JWT-SVIDs: %w", err)
 	}
-	if secret == nil {
-		return nil, 0, fmt.Errorf("read the key of JWT-SVIDs %s: it does not exist; run \"sif setup\" again, which makes it", k)
-	}
-	list, lowest, err = parse(secret.Data)
+	list, err := VersionsOf(key)
 	if err != nil {
-		return nil, 0, fmt.Errorf("the key of JWT-SVIDs %s: %w", k, err)
+		return nil, key, fmt.Errorf("the key of JWT-SVIDs %s: %w", k, err)
 	}
-	return list, lowest, nil
+	return list, key, nil
 }
 
-func parse(data map[string]any) (list []Version, lowest int, err error) {
-	if t := data["type"]; t != vaultType {
-		return nil, 0, fmt.Errorf("it is of type %v, expected %s", t, vaultType)
+// VersionsOf returns the versions of a key that Vault has returned.
+func VersionsOf(key transit.Key) ([]Version, error) {
+	if key.Type != vaultType {
+		return nil, fmt.Errorf("it is of type %v, expected %s", key.Type, vaultType)
 	}
-	number := func(name string) int {
-		n, _ := data[name].(json.Number)
-		i, _ := n.Int64()
-		return int(i)
-	}
-	accepted := number("min_decryption_version")
-	lowest = max(accepted, number("min_encryption_version"))
-	versions, _ := data["keys"].(map[string]any)
-	for text, v := range versions {
-		n, err := strconv.Atoi(text)
+	var list []Version
+	for _, v := range key.Versions {
+		version, err := parseVersion(v)
 		if err != nil {
-			return nil, 0, fmt.Errorf("version %q: %w", text, err)
-		}
-		if n < accepted {
-			continue
-		}
-		fields, _ := v.(map[string]any)
-		version, err := parseVersion(n, fields)
-		if err != nil {
-			return nil, 0, fmt.Errorf("version %d: %w", n, err)
+			return nil, fmt.Errorf("version %d: %w", v.Number, err)
 		}
 		list = append(list, version)
 	}
-	if len(list) == 0 {
-		return nil, 0, errors.New("it has no versions")
-	}
-	slices.SortFunc(list, func(a, b Version) int { return cmp.Compare(a.Number, b.Number) })
-	return list, lowest, nil
+	return list, nil
 }
 
-func parseVersion(n int, fields map[string]any) (Version, error) {
-	v := Version{Number: n}
-	text, _ := fields["public_key"].(string)
-	block, _ := pem.Decode([]byte(text))
+func parseVersion(of transit.Version) (Version, error) {
+	v := Version{Number: of.Number}
+	block, _ := pem.Decode([]byte(of.Public))
 	if block == nil {
 		return v, errors.New("it has no public key in PEM")
 	}
@@ -125,10 +101,6 @@ func parseVersion(n int, fields map[string]any) (Version, error) {
 		return v, errors.New("its public key is not on the curve P-256")
 	}
 	v.Public = public
-	created, _ := fields["creation_time"].(string)
-	if v.Created, err = time.Parse(time.RFC3339Nano, created); err != nil {
-		return v, fmt.Errorf("parse the time of its creation: %w", err)
-	}
 	thumbprint, err := (&jose.JSONWebKey{Key: public}).Thumbprint(crypto.SHA256)
 	if err != nil {
 		return v, fmt.Errorf("make the thumbprint of the public key: %w", err)
@@ -137,31 +109,40 @@ func parseVersion(n int, fields map[string]any) (Version, error) {
 	return v, nil
 }
 
-// signing returns the version that signs: the newest one that everybody knows by now, or the oldest
-// one that may sign if there is none.
-func signing(list []Version, lowest int, now time.Time) (Version, error) {
-	var chosen Version
-	for _, v := range list {
-		if v.Number >= lowest && (chosen.Public == nil || now.Sub(v.Created) >= settle) {
-			chosen = v
-		}
+// Sign returns a JWT with these claims in the compact form, and the ID of the key that signed it.
+func (k Key) Sign(ctx context.Context, claims any, now time.Time) (token, id string, err error) {
+	v, err := k.signing(ctx, now)
+	if err != nil {
+		return "", "", err
 	}
-	if chosen.Public == nil {
-		return chosen, fmt.Errorf("no version from %d on may sign", lowest)
+	if token, err = k.signWith(ctx, v, claims); err == nil {
+		return token, v.ID, nil
 	}
-	return chosen, nil
+	// Another version may sign since that was read.
+	next, rerr := k.signing(ctx, now)
+	if rerr != nil || next.ID == v.ID {
+		return "", "", err
+	}
+	token, err = k.signWith(ctx, next, claims)
+	return token, next.ID, err
 }
 
-// Sign returns a JWT with these claims in the compact form.
-func (k Key) Sign(ctx context.Context, claims any, now time.Time) (string, error) {
-	list, lowest, err := k.read(ctx)
+// signing returns the version that signs.
+func (k Key) signing(ctx context.Context, now time.Time) (Version, error) {
+	list, key, err := k.read(ctx)
 	if err != nil {
-		return "", err
+		return Version{}, err
 	}
-	v, err := signing(list, lowest, now)
-	if err != nil {
-		return "", fmt.Errorf("the key of JWT-SVIDs %s: %w", k, err)
+	signs := key.Signs(now)
+	i := slices.IndexFunc(list, func(v Version) bool { return v.Number == signs })
+	if i < 0 {
+		return Version{}, fmt.Errorf("the key of JWT-SVIDs %s: version %d signs, and does not count", k, signs)
 	}
+	return list[i], nil
+}
+
+// signWith returns a JWT that a version has signed.
+func (k Key) signWith(ctx context.Context, v Version, claims any) (string, error) {
 	header, err := json.Marshal(map[string]string{"alg": Algorithm, "typ": "JWT", "kid": v.ID})
 	if err != nil {
 		return "", fmt.Errorf("encode the header of a JWT-SVID: %w", err)

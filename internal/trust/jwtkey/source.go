@@ -8,7 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -70,6 +72,11 @@ func (s *Source) Bundle() *jwtbundle.Bundle {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.bundle
+}
+
+// IDs returns the IDs of the public keys, in order.
+func (s *Source) IDs() []string {
+	return slices.Sorted(maps.Keys(s.Bundle().JWTAuthorities()))
 }
 
 // Run reads the keys until ctx ends.

@@ -55,7 +55,8 @@ func (f *Follower) save() error {
 	return file(f.dir).Write(s)
 }
 
-// restore uses the saved state if it verifies. It passes the same checks as what comes from Consul.
+// restore uses the saved state if it verifies. It passes the same checks as what comes from Consul,
+// except that the version of the fabric's key may have been retired since.
 func (f *Follower) restore(s saved) error {
 	f.highest = s.Highest
 	for _, r := range s.Interests {
@@ -64,7 +65,7 @@ func (f *Follower) restore(s saved) error {
 	if s.Current == nil {
 		return nil
 	}
-	pointer, err := f.verify(*s.Current)
+	pointer, err := f.verify(*s.Current, f.keys().Kept())
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (f *Follower) restore(s saved) error {
 		return err
 	}
 	for _, signed := range s.Since {
-		next, err := f.verify(signed)
+		next, err := f.verify(signed, f.keys().Kept())
 		if err != nil {
 			return err
 		}

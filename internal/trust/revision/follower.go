@@ -131,7 +131,8 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 		f.highest = mark{pointer.Sequence, pointer.Root}
 	}
 	f.mu.Unlock()
-	if old != nil && old.pointer.Sequence == pointer.Sequence {
+	again := old != nil && old.pointer.Sequence == pointer.Sequence
+	if again && old.signed.Version >= signed.Version {
 		f.work.Unlock()
 		f.report(causeSwitch)
 		return true
@@ -167,6 +168,9 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	// revoke permissions.
 	f.report(causeDisk, texts(f.save())...)
 	f.report(causeSwitch)
+	if again { // it was signed again, with a newer key
+		return true
+	}
 	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, logkey.Services, len(docs))
 	for _, fn := range callbacks {
 		fn(pointer, maps.Clone(docs))
@@ -190,7 +194,7 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 	if err != nil {
 		return signed, none, err
 	}
-	pointer, err := f.verify(signed)
+	pointer, err := f.verify(signed, f.keys())
 	switch {
 	case err != nil:
 		return signed, none, fmt.Errorf("%s is refused: %w", kvkey.Current, err)
@@ -203,9 +207,9 @@ func (f *Follower) judge(pair *consulapi.KVPair) (fabric.Signed, fabric.Pointer,
 }
 
 // verify checks the signature of a pointer and its fabric.
-func (f *Follower) verify(signed fabric.Signed) (fabric.Pointer, error) {
+func (f *Follower) verify(signed fabric.Signed, keys fabric.KeySet) (fabric.Pointer, error) {
 	var p fabric.Pointer
-	if err := f.keys().Verify(signed, fabric.KindPointer, &p); err != nil {
+	if err := keys.Verify(signed, fabric.KindPointer, &p); err != nil {
 		return fabric.Pointer{}, err
 	}
 	switch {
@@ -235,6 +239,17 @@ func (f *Follower) Pointer() fabric.Pointer {
 		return fabric.Pointer{}
 	}
 	return f.view.pointer
+}
+
+// Signed returns the version of the fabric's key that signed the enforced pointer; 0 before the
+// first revision.
+func (f *Follower) Signed() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.view == nil {
+		return 0
+	}
+	return f.view.base.Version
 }
 
 // Document returns a service's document in the enforced revision. The service becomes an interest:

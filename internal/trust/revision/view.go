@@ -28,7 +28,8 @@ type view struct {
 	indexes map[fabric.Hash]uint64
 
 	// base is the pointer whose root was read. since are the later pointers, up to signed, that
-	// touched no interest, so that no other root had to be read.
+	// touched no interest, so that no other root had to be read. The same version of the fabric's
+	// key has signed all of them.
 	base  fabric.Signed
 	since []fabric.Signed
 }
@@ -45,7 +46,7 @@ const maxSince = 64
 // follow returns v at the next pointer if that pointer touches none of the interests. v may be nil.
 // The caller has verified the pointer.
 func (v *view) follow(signed fabric.Signed, next fabric.Pointer, interests []fabric.Ref) (*view, bool) {
-	if v == nil || next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
+	if v == nil || signed.Version != v.base.Version || next.Sequence != v.pointer.Sequence+1 || next.Previous != v.pointer.Root || len(next.Touched) == 0 || len(v.since) >= maxSince {
 		return nil, false
 	}
 	for _, r := range interests {

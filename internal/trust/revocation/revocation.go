@@ -83,9 +83,7 @@ func New(consul func() *consulapi.Client, dir, fabricName string, keys func() fa
 	if err != nil || !found {
 		return w, err // to forget the list would bring removed nodes back
 	}
-	pinned := keys()
-	pinned.Min = 0 // it was verified before the version of its key was retired
-	list, err := w.verify(pinned, signed)
+	list, err := w.verify(keys().Kept(), signed)
 	if err != nil {
 		return nil, fmt.Errorf("the list of removed nodes in %s is refused: %w; replace it with the value of %s in Consul, or move it away", w.file.Path, err, kvkey.Revocations)
 	}

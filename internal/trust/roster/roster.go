@@ -13,6 +13,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"time"
 
@@ -30,10 +31,22 @@ type Member struct {
 
 // entry is a member and the record that it was read from.
 type entry struct {
-	member Member
-	record []byte    // as in Consul
-	ends   time.Time // of the certificate that signed the link; without a link, of any of that time
-	serial string    // of that certificate
+	member  Member
+	record  []byte    // as in Consul
+	version int       // of the fabric's key that signed it
+	ends    time.Time // of the certificate that signed the link; without a link, of any of that time
+	serial  string    // of that certificate
+}
+
+// signedAgain reports whether a record differs from the one that e was read from only in the
+// fabric's signature.
+func (e entry) signedAgain(r fabric.NodeRecord) bool {
+	var was fabric.NodeRecord
+	if json.Unmarshal(e.record, &was) != nil || !bytes.Equal(was.Node.Payload, r.Node.Payload) {
+		return false
+	}
+	was.Node = r.Node
+	return reflect.DeepEqual(was, r)
 }
 
 // over reports whether nobody can still believe the record, even in degraded mode.
@@ -49,9 +62,9 @@ type verifier struct {
 }
 
 // node verifies the controller's part of the record of node id.
-func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord) (fabric.Node, error) {
+func (v verifier) node(id fabric.NodeID, r fabric.NodeRecord, keys fabric.KeySet) (fabric.Node, error) {
 	var n fabric.Node
-	if err := v.keys().Verify(r.Node, fabric.KindNode, &n); err != nil {
+	if err := keys.Verify(r.Node, fabric.KindNode, &n); err != nil {
 		return fabric.Node{}, err
 	}
 	switch {
@@ -106,12 +119,16 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 	if err := json.Unmarshal(record, &r); err != nil {
 		return entry{}, fmt.Errorf("decode it: %w", err)
 	}
-	n, err := v.node(id, r)
+	n, err := v.node(id, r, v.keys())
 	if err != nil {
 		return entry{}, err
 	}
 	if t, ended := v.removed().Ends(id, n.Issued); ended {
 		return entry{}, errors.New(t.String())
+	}
+	if known != nil && known.signedAgain(r) {
+		// The node's certificate may have ended since: its link was verified before.
+		return entry{known.member, record, r.Node.Version, known.ends, known.serial}, nil
 	}
 	l, ends, serial, err := v.link(n, r)
 	if err != nil {
@@ -128,7 +145,7 @@ func (v verifier) judge(id fabric.NodeID, record []byte, known *entry) (entry, e
 			return entry{}, errors.New("its link is older than the one that was seen before")
 		}
 	}
-	return entry{Member{Node: n, Link: l}, record, ends, serial}, nil
+	return entry{Member{Node: n, Link: l}, record, r.Node.Version, ends, serial}, nil
 }
 
 // restore reads a record that was verified before it was saved. It checks only the controller's
@@ -138,11 +155,11 @@ func (v verifier) restore(id fabric.NodeID, record []byte) (entry, error) {
 	if err := json.Unmarshal(record, &r); err != nil {
 		return entry{}, fmt.Errorf("decode it: %w", err)
 	}
-	n, err := v.node(id, r)
+	n, err := v.node(id, r, v.keys().Kept())
 	if err != nil {
 		return entry{}, err
 	}
-	e := entry{member: Member{Node: n}, record: record, ends: n.Issued.Add(fabric.MaxCertificateLife)}
+	e := entry{member: Member{Node: n}, record: record, version: r.Node.Version, ends: n.Issued.Add(fabric.MaxCertificateLife)}
 	if len(r.Link) == 0 {
 		return e, nil
 	}

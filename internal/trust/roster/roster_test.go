@@ -312,6 +312,22 @@ func TestExpiredCertificate(t *testing.T) {
 	run(t, fresh)
 	eventually(t, "only the other is known", func() bool { return names(fresh) == "w2" && len(fresh.Degraded()) == 1 })
 	must.StrContains(t, fresh.Degraded()[0], "expired")
+
+	// The record of a node that is away is signed again: that is taken without its certificate, and
+	// what is on disk counts also when the version before was retired.
+	l.ca.Rotate()
+	r.Node = l.ca.SignAgain(r.Node)
+	l.put(1, r)
+	l.put(2, l.record(2, nil))
+	eventually(t, "both records of the second version", func() bool { return w.Signed()[2] == 2 })
+	must.SliceEmpty(t, w.Degraded())
+	l.ca.Rotate()
+	l.ca.Retire()
+	must.Eq(t, "w1 w2", names(l.watcher(dir)))
+	fresh = l.watcher(t.TempDir())
+	run(t, fresh)
+	eventually(t, "both are refused", func() bool { return names(fresh) == "" && len(fresh.Degraded()) == 2 })
+	must.StrContains(t, fresh.Degraded()[0], "the lowest accepted is 3")
 }
 
 // TestRemoved: a tombstone takes a member out, with Consul or without, over restarts, and whatever

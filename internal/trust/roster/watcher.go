@@ -240,6 +240,17 @@ func sorted(nodes map[fabric.NodeID]entry) []Member {
 	return members
 }
 
+// Signed counts the records by the version of the fabric's key that signed them.
+func (w *Watcher) Signed() map[int]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	counts := map[int]int{}
+	for _, e := range w.nodes {
+		counts[e.version]++
+	}
+	return counts
+}
+
 // OnChange registers fn, which is called with all members after each change. Calls do not overlap,
 // and must not call Review.
 func (w *Watcher) OnChange(fn func([]Member)) {

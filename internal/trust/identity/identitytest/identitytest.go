@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"sync"
 	"testing"
 	"time"
 
@@ -36,7 +37,10 @@ type CA struct {
 	t    testing.TB
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
-	sign ed25519.PrivateKey
+
+	mu     sync.Mutex
+	sign   []ed25519.PrivateKey // the versions of the fabric's key, from 1
+	lowest int                  // version that counts
 }
 
 // NewCA makes an authority.
@@ -47,9 +51,8 @@ func NewCA(t testing.TB) *CA {
 	if ca.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
 		t.Fatal(err)
 	}
-	if _, ca.sign, err = ed25519.GenerateKey(rand.Reader); err != nil {
-		t.Fatal(err)
-	}
+	ca.Rotate()
+	ca.Retire()
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, IsCA: true, BasicConstraintsValid: true,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), KeyUsage: x509.KeyUsageCertSign,
@@ -151,9 +154,34 @@ func At(ip net.IP) func(*x509.Certificate) {
 	return func(c *x509.Certificate) { c.IPAddresses = append(c.IPAddresses, ip) }
 }
 
-// Keys returns the public part of the fabric's key, version 1.
+// Rotate makes a new version of the fabric's key, which signs from then on.
+func (ca *CA) Rotate() {
+	ca.t.Helper()
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		ca.t.Fatal(err)
+	}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	ca.sign = append(ca.sign, key)
+}
+
+// Retire ends the versions of the fabric's key before the newest one.
+func (ca *CA) Retire() {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	ca.lowest = len(ca.sign)
+}
+
+// Keys returns the public part of all versions of the fabric's key, as a daemon pins them.
 func (ca *CA) Keys() fabric.KeySet {
-	return fabric.KeySet{Keys: map[int]ed25519.PublicKey{1: ca.sign.Public().(ed25519.PublicKey)}, Min: 1}
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	set := fabric.KeySet{Keys: map[int]ed25519.PublicKey{}, Min: ca.lowest}
+	for i, key := range ca.sign {
+		set.Keys[i+1] = key.Public().(ed25519.PublicKey)
+	}
+	return set
 }
 
 // Sign signs v as the fabric.
@@ -163,5 +191,14 @@ func (ca *CA) Sign(kind fabric.Kind, v any) fabric.Signed {
 	if err != nil {
 		ca.t.Fatal(err)
 	}
-	return fabric.Signed{Kind: kind, Payload: payload, Version: 1, Signature: ed25519.Sign(ca.sign, fabric.SigningInput(kind, payload))}
+	return ca.SignAgain(fabric.Signed{Kind: kind, Payload: payload})
+}
+
+// SignAgain signs a statement with the newest version of the fabric's key.
+func (ca *CA) SignAgain(s fabric.Signed) fabric.Signed {
+	ca.mu.Lock()
+	defer ca.mu.Unlock()
+	s.Version = len(ca.sign)
+	s.Signature = ed25519.Sign(ca.sign[s.Version-1], fabric.SigningInput(s.Kind, s.Payload))
+	return s
 }
