@@ -40,6 +40,7 @@ const (
 	causeSwitch  = "switch"
 	causeRecheck = "recheck"
 	causeDisk    = "disk"
+	causeLacking = "lacking"
 )
 
 // Follower follows the revision on a node. It returns only what has passed every check. What fails
@@ -54,11 +55,14 @@ type Follower struct {
 	work   sync.Mutex    // held while a view is replaced; never while callbacks run
 	dirty  chan struct{} // signals that the state must be saved
 	saving sync.Mutex    // held from the copy of the state until it is on disk
+	lacks  chan struct{} // signals that documents are lacking, or that they may be there now
+	tells  sync.Mutex    // held while callbacks run
 
 	mu        sync.Mutex
 	view      *view // nil before the first revision
 	highest   mark
 	interests map[fabric.Ref]bool
+	lacking   map[fabric.Ref]bool // wanted, but not read yet; no interests, since they stop no switch
 	onChange  []func(fabric.Pointer, map[fabric.Ref]fabric.Document)
 	degraded  map[string][]string // by cause
 }
@@ -80,7 +84,9 @@ func NewFollower(consul *consulapi.Client, dir, fabricName string, keys func() f
 		keys:      keys,
 		log:       log,
 		dirty:     make(chan struct{}, 1),
+		lacks:     make(chan struct{}, 1),
 		interests: map[fabric.Ref]bool{},
+		lacking:   map[fabric.Ref]bool{},
 		degraded:  map[string][]string{},
 	}
 	if err := f.restore(s); err != nil {
@@ -94,6 +100,7 @@ func (f *Follower) Run(ctx context.Context) error {
 	var background sync.WaitGroup
 	background.Go(func() { f.recheckLoop(ctx) })
 	background.Go(func() { f.saveLoop(ctx) })
+	background.Go(func() { f.fetchLoop(ctx) })
 	defer background.Wait()
 	pointer := consulwatch.Watch[*consulapi.KVPair]{
 		Query: func(opts *consulapi.QueryOptions) (*consulapi.KVPair, *consulapi.QueryMeta, error) {
@@ -159,8 +166,7 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 		}
 	}
 	f.view = v
-	callbacks := slices.Clone(f.onChange)
-	docs := maps.Clone(v.docs)
+	services := len(v.docs)
 	f.mu.Unlock()
 	f.work.Unlock()
 
@@ -171,11 +177,22 @@ func (f *Follower) consider(ctx context.Context, pair *consulapi.KVPair) bool {
 	if again { // it was signed again, with a newer key
 		return true
 	}
-	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, logkey.Services, len(docs))
-	for _, fn := range callbacks {
-		fn(pointer, maps.Clone(docs))
-	}
+	f.log.Info("switched to another revision", logkey.Revision, pointer.Sequence, logkey.Services, services)
+	f.tell()
+	f.fetch()
 	return true
+}
+
+// tell calls the callbacks with what is in force.
+func (f *Follower) tell() {
+	f.tells.Lock()
+	defer f.tells.Unlock()
+	f.mu.Lock()
+	v, callbacks := f.view, slices.Clone(f.onChange)
+	f.mu.Unlock()
+	for _, fn := range callbacks {
+		fn(v.pointer, maps.Clone(v.docs))
+	}
 }
 
 // judge verifies the pointer in Consul and that it is not older than what was seen before.
@@ -254,8 +271,25 @@ func (f *Follower) Signed() int {
 
 // Document returns a service's document in the enforced revision. The service becomes an interest:
 // its document is kept up to date until Retain drops it. The error is ErrUnknownService,
-// ErrNoRevision, or that of an object that cannot be read or does not verify.
+// ErrNoRevision, or that of an object that cannot be read or does not verify: then Run goes on to
+// read it, and calls what OnChange registered once it is there.
 func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Document, error) {
+	doc, err := f.document(ctx, service)
+	if err == nil || errors.Is(err, ErrUnknownService) {
+		return doc, err
+	}
+	f.mu.Lock()
+	if f.view == nil {
+		f.interests[service] = true // the first revision comes with it
+	} else {
+		f.lacking[service] = true
+	}
+	f.mu.Unlock()
+	f.fetch()
+	return doc, err
+}
+
+func (f *Follower) document(ctx context.Context, service fabric.Ref) (fabric.Document, error) {
 	if doc, known, err := f.lookup(service); known {
 		return doc, err
 	}
@@ -272,11 +306,9 @@ func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Doc
 	if err != nil {
 		return fabric.Document{}, fmt.Errorf("document of service %s: %w", service, err)
 	}
-	if !v.has(service) {
-		return fabric.Document{}, fmt.Errorf("service %s: %w", service, ErrUnknownService)
-	}
 	f.mu.Lock()
-	f.interests[service] = true
+	f.interests[service] = true // also of a service that the graph will have
+	delete(f.lacking, service)
 	for r := range v.docs {
 		if !f.interests[r] {
 			delete(v.docs, r)
@@ -285,7 +317,64 @@ func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Doc
 	f.view = v
 	f.mu.Unlock()
 	f.markDirty()
+	if !v.has(service) {
+		return fabric.Document{}, fmt.Errorf("service %s: %w", service, ErrUnknownService)
+	}
 	return v.docs[service], nil
+}
+
+// fetch wakes fetchLoop.
+func (f *Follower) fetch() {
+	select {
+	case f.lacks <- struct{}{}:
+	default:
+	}
+}
+
+// fetchLoop reads the documents that could not be read when they were asked for.
+func (f *Follower) fetchLoop(ctx context.Context) {
+	pauses := retry.Backoff(minPause, maxPause)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-f.lacks:
+		}
+		for pauses.Reset(); !f.fetched(ctx); {
+			if !retry.Sleep(ctx, pauses.NextBackOff()) {
+				return
+			}
+		}
+	}
+}
+
+// fetched reads what is lacking, and reports whether it has everything.
+func (f *Follower) fetched(ctx context.Context) bool {
+	f.mu.Lock()
+	lacking := slices.SortedFunc(maps.Keys(f.lacking), fabric.CompareRefs)
+	f.mu.Unlock()
+	var problems []string
+	news, all := false, true
+	for _, service := range lacking {
+		_, err := f.document(ctx, service)
+		switch {
+		case ctx.Err() != nil:
+			return false
+		case err == nil, errors.Is(err, ErrUnknownService):
+			news = true
+			f.mu.Lock()
+			delete(f.lacking, service)
+			f.mu.Unlock()
+		default:
+			all = false
+			problems = append(problems, err.Error())
+		}
+	}
+	f.report(causeLacking, problems...)
+	if news {
+		f.tell()
+	}
+	return all
 }
 
 // lookup looks for the document in the view.
@@ -307,6 +396,7 @@ func (f *Follower) lookup(service fabric.Ref) (doc fabric.Document, known bool, 
 func (f *Follower) Retain(wanted func() map[fabric.Ref]bool) {
 	f.mu.Lock()
 	keep, dropped := wanted(), false
+	maps.DeleteFunc(f.lacking, func(r fabric.Ref, _ bool) bool { return !keep[r] })
 	for r := range f.interests {
 		if keep[r] {
 			continue
@@ -345,8 +435,8 @@ func (f *Follower) Links() []fabric.LinkRule {
 	return f.view.links
 }
 
-// OnChange registers fn, which is called after each switch to another revision with the documents
-// of all interests. Calls do not overlap. See Documents for services that the graph does not have
+// OnChange registers fn, which is called after each switch to another revision, and after documents
+// came that could not be read before, with the documents of all interests. Calls do not overlap. See Documents for services that the graph does not have
 // any more.
 func (f *Follower) OnChange(fn func(fabric.Pointer, map[fabric.Ref]fabric.Document)) {
 	f.mu.Lock()

@@ -163,9 +163,10 @@ func TestFollow(t *testing.T) {
 	doc, err := f.Document(ctx, proxy)
 	must.NoError(t, err)
 	must.Eq(t, documentOf(g, proxy), doc)
-	_, err = f.Document(ctx, fabric.Ref{Domain: "getaway-app", Name: "nobody"})
+	late := fabric.Ref{Domain: "getaway-app", Name: "late"}
+	_, err = f.Document(ctx, late)
 	must.ErrorIs(t, err, ErrUnknownService)
-	must.MapLen(t, 1, f.Documents())
+	must.Eq(t, fabric.Document{Service: late}, f.Documents()[late])
 
 	// A change comes through, and only of interests.
 	start := time.Now()
@@ -181,14 +182,65 @@ func TestFollow(t *testing.T) {
 	must.Eq(t, fabric.Document{Service: proxy}, f.Documents()[proxy])
 	_, err = f.Document(ctx, proxy)
 	must.ErrorIs(t, err, ErrUnknownService)
+	// One that the graph has later gets its document then, without being asked for again.
+	g = graph(8081, proxy, svc, news, late)
 	l.publish(g)
 	must.Eq(t, 4, (<-changes).Sequence)
 	_, err = f.Document(ctx, proxy)
 	must.NoError(t, err)
+	must.Eq(t, documentOf(g, late), f.Documents()[late])
 
 	f.Retain(func() map[fabric.Ref]bool { return nil })
 	must.MapLen(t, 0, f.Documents())
 	must.SliceEmpty(t, f.Degraded())
+}
+
+// A document that cannot be read when it is asked for comes later, and whoever enforces it is told:
+// the caller may have given up, or Consul may be away.
+func TestDocumentsComeLater(t *testing.T) {
+	l := newLab(t)
+	f := l.follower(t.TempDir())
+	g := graph(8080, proxy, svc, news)
+	// One that is asked for before the first revision comes with it.
+	_, err := f.Document(t.Context(), news)
+	must.ErrorIs(t, err, ErrNoRevision)
+	told := make(chan map[fabric.Ref]fabric.Document, 10)
+	f.OnChange(func(_ fabric.Pointer, docs map[fabric.Ref]fabric.Document) { told <- docs })
+	l.publish(g)
+	run(t, f)
+	must.Eq(t, map[fabric.Ref]fabric.Document{news: documentOf(g, news)}, <-told)
+
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = f.Document(gone, proxy)
+	must.ErrorIs(t, err, context.Canceled)
+	must.Eq(t, documentOf(g, proxy), (<-told)[proxy])
+	must.SliceEmpty(t, f.Degraded())
+
+	// What nobody wants any more is not read.
+	_, err = f.Document(gone, svc)
+	must.ErrorIs(t, err, context.Canceled)
+	f.Retain(func() map[fabric.Ref]bool { return map[fabric.Ref]bool{proxy: true} })
+	f.mu.Lock()
+	must.MapEmpty(t, f.lacking)
+	f.mu.Unlock()
+
+	// An object that is not there is reported, stops no other revision, and is taken when it comes.
+	other := l.follower(t.TempDir())
+	run(t, other)
+	eventually(t, 15*time.Second, "the revision", func() bool { return other.Pointer().Sequence == 1 })
+	key := kvkey.Object(fabric.NewObject(documentOf(g, svc)).Hash).String()
+	pair := l.get(key)
+	must.NotNil(t, pair)
+	_, err = l.consul.KV().Delete(key, nil)
+	must.NoError(t, err)
+	_, err = other.Document(t.Context(), svc)
+	must.Error(t, err)
+	eventually(t, 15*time.Second, "it is reported", degradedBy(other, svc.String()))
+	l.publish(graph(8080, proxy, svc, news, fabric.Ref{Domain: "getaway-app", Name: "more"}))
+	eventually(t, 15*time.Second, "the next revision", func() bool { return other.Pointer().Sequence == 2 })
+	l.put(key, pair.Value)
+	eventually(t, 15*time.Second, "its document", func() bool { return len(other.Documents()[svc].Responds) > 0 && len(other.Degraded()) == 0 })
 }
 
 // Every node follows the links, whatever services it hosts, and keeps them on its disk.
