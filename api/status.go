@@ -30,6 +30,7 @@ type NodeStatus struct {
 	Authorities        *AuthorityStatus  `json:"authorities,omitempty"`
 	Degraded           []string          `json:"degraded,omitempty"` // one sentence each
 	Links              []LinkStatus      `json:"links,omitempty"`
+	LinkKey            *LinkKeyStatus    `json:"linkKey,omitempty"`  // nil: a node without links, or of an earlier version
 	Ways               []WayStatus       `json:"ways,omitempty"`     // measured by probes, of links and paths to zones
 	Enforced           *Enforced         `json:"enforced,omitempty"` // nil: not compared yet
 	Drops              map[string]uint64 `json:"drops,omitempty"`    // packets by reason, since the rules were loaded
@@ -205,6 +206,15 @@ type FlowStatus struct {
 	Port     uint16          `json:"port"`  // ICMP: the type
 	Count    uint64          `json:"count"` // Audited: flows opened; Flows: connections in the table
 	Last     time.Time       `json:"last"`  // when a packet of one of them was last seen
+}
+
+// LinkKeyStatus is the WireGuard key of a node's links.
+type LinkKeyStatus struct {
+	Made   time.Time       `json:"made"`
+	Period time.Duration   `json:"period"`          // after which it is replaced, in nanoseconds; 0: never
+	Phase  fabric.KeyPhase `json:"phase,omitempty"` // of its replacement; empty: it is not being replaced
+	// Waiting says for whom the replacement waits, and why.
+	Waiting []string `json:"waiting,omitempty"`
 }
 
 // LinkStatus is an encrypted link of a node.

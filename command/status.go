@@ -247,6 +247,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 	if verbose {
 		section(&b, "How long daemons last by what they hold", lastsRows(s, now))
 		section(&b, "Links", slices.Insert(links, 0, []string{"Node", "Peer", "Device", "Last handshake", "Bytes in", "Bytes out"}))
+		section(&b, "Keys of links", linkKeys(s, now))
 		waySections(&b, s)
 		section(&b, "Dropped packets", slices.Insert(drops, 0, []string{"Node", "Reason", "Packets"}))
 		section(&b, "Outside names that no contract names", slices.Insert(unnamed, 0, []string{"Node", "Service", "Name", "Questions", "Last"}))

@@ -143,6 +143,18 @@ func TestStatusHealthy(t *testing.T) {
 	}
 }
 
+func TestStatusShowsKeysOfLinks(t *testing.T) {
+	status, _ := healthyFabric()
+	made := time.Now().Add(-90 * time.Minute)
+	status.Nodes[0].LinkKey = &api.LinkKeyStatus{Made: made, Period: 24 * time.Hour, Phase: fabric.LeaveLinks, Waiting: []string{"aws1/w2, which is old", "aws1/w3"}}
+	status.Nodes[1].LinkKey = &api.LinkKeyStatus{Made: made}
+	out, code := runStatus(t, status, "-verbose")
+	must.Eq(t, 0, code)
+	must.StrContains(t, out, "Keys of links")
+	must.RegexMatch(t, regexp.MustCompile(`aws1/w1 +1h30m +1d0h +is being left +aws1/w2, which is old; aws1/w3`), out)
+	must.RegexMatch(t, regexp.MustCompile(`aws1/w2 +1h30m +never +in use`), out)
+}
+
 func TestStatusShowsFlowsOfAuditMode(t *testing.T) {
 	status, _ := healthyFabric()
 	sql := fabric.Ref{Domain: "shop", Name: "sql"}

@@ -15,7 +15,7 @@ import (
 // list of removals and revocations is in force.
 type nodeMetrics struct {
 	status                                                             func() api.Status
-	certificate, lasts, reported, list, sequence, revoked, behind, key *prometheus.Desc
+	certificate, lasts, reported, list, sequence, revoked, behind, key, linkKey *prometheus.Desc
 }
 
 func newNodeMetrics(status func() api.Status) *nodeMetrics {
@@ -23,6 +23,7 @@ func newNodeMetrics(status func() api.Status) *nodeMetrics {
 	return &nodeMetrics{
 		status:      status,
 		certificate: prometheus.NewDesc("sif_node_certificate_expiry_seconds", "Unix time at which the certificate of a daemon expires.", daemon, nil),
+		linkKey:     prometheus.NewDesc("sif_node_link_key_made_seconds", "Unix time at which the WireGuard key of a node's links was made.", daemon, nil),
 		lasts:       prometheus.NewDesc("sif_node_lasts_until_seconds", "Unix time at which the first of what a daemon holds expires: its certificate, or an admission or a service's certificate of an endpoint.", daemon, nil),
 		reported:    prometheus.NewDesc("sif_node_reported_seconds", "Unix time of the last report of a daemon.", daemon, nil),
 		list:        prometheus.NewDesc("sif_node_revocations_sequence", "Sequence of the list of removals and revocations that a daemon heeds.", daemon, nil),
@@ -35,7 +36,7 @@ func newNodeMetrics(status func() api.Status) *nodeMetrics {
 
 // Describe implements prometheus.Collector.
 func (m *nodeMetrics) Describe(to chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{m.certificate, m.lasts, m.reported, m.list, m.sequence, m.revoked, m.behind, m.key} {
+	for _, d := range []*prometheus.Desc{m.certificate, m.lasts, m.reported, m.list, m.sequence, m.revoked, m.behind, m.key, m.linkKey} {
 		to <- d
 	}
 }
@@ -58,6 +59,9 @@ func (m *nodeMetrics) Collect(to chan<- prometheus.Metric) {
 		}
 		if !n.CertificateExpires.IsZero() {
 			gauge(m.certificate, float64(n.CertificateExpires.Unix()), labels...)
+		}
+		if n.LinkKey != nil {
+			gauge(m.linkKey, float64(n.LinkKey.Made.Unix()), labels...)
 		}
 		if until, _ := n.Lasts(); !until.IsZero() {
 			gauge(m.lasts, float64(until.Unix()), labels...)

@@ -447,7 +447,7 @@ func (r *registry) checkLink(who identity.Node, req api.NodeRequest) (fabric.Lin
 		return link, wasRemoved(t, "the public key of its links is from before that")
 	}
 	for id, m := range r.members {
-		if id != who.NodeID && bytes.Equal(m.link.PublicKey, link.PublicKey) {
+		if id != who.NodeID && link.SharesKey(m.link) {
 			return link, forbidden("link of node %s: node %s has the same public key", who.NodeID, id)
 		}
 	}

@@ -127,7 +127,7 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 	began := time.Now()
 	options := lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout}
 	if os.Getenv(rotationVariable) != "" {
-		options.CertTTL = rotationLife
+		options.CertTTL, options.KeyPeriod = rotationLife, rotationLife
 	}
 	if file := os.Getenv(topologyVariable); file != "" {
 		topology, err := lab.LoadTopology(file)

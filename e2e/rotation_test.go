@@ -23,19 +23,45 @@ import (
 )
 
 // rotationVariable is for how long TestRotation runs ("3m"). It has the tests' lab use certificates
-// that live for rotationLife; one that is already up needs `sif-lab up -cert-ttl 1m`.
+// that live for rotationLife, and keys of links that are replaced after that; a lab that is already
+// up needs `sif-lab up -cert-ttl 1m -key-period 1m`.
 const rotationVariable = "SIF_E2E_ROTATION"
 
 const rotationLife = time.Minute
 
-// rotations counts what the daemons' status says of their certificates.
+// rotations counts what the daemons' status says of their certificates, and of the keys of links.
 type rotations map[string][]time.Time
 
-// look notes the certificates that each daemon has now. It returns an error if one of them has
-// ended.
+// replacedKeys is how often each node must replace the key of its links at least.
+const replacedKeys = 3
+
+// fewestKeys returns how many keys of links the node had of which the fewest were seen.
+func (r rotations) fewestKeys() (fewest int) {
+	fewest = -1
+	for who, made := range r {
+		if strings.HasPrefix(who, keyOf) && (fewest < 0 || len(made) < fewest) {
+			fewest = len(made)
+		}
+	}
+	return fewest
+}
+
+const keyOf = "the key of the links of "
+
+// look notes the certificates and keys that each daemon has now. It returns an error if a
+// certificate has ended.
 func (r rotations) look(t *testing.T) error {
 	t.Helper()
 	s := world.status(t)
+	for _, n := range s.Nodes {
+		if n.LinkKey == nil {
+			continue
+		}
+		who := keyOf + n.ID().String()
+		if seen := r[who]; len(seen) == 0 || !seen[len(seen)-1].Equal(n.LinkKey.Made) {
+			r[who] = append(seen, n.LinkKey.Made)
+		}
+	}
 	see := func(who string, ends, at time.Time) error {
 		if n := len(r[who]); n == 0 || !r[who][n-1].Equal(ends) {
 			r[who] = append(r[who], ends)
@@ -52,10 +78,10 @@ func (r rotations) look(t *testing.T) error {
 	return errors.Join(errs...)
 }
 
-// TestRotation has certificates of one minute, another authority that issues them, and other
-// versions of the keys that sign, the older ones retired, under traffic: established TCP
-// connections, UDP flows, new connections, and new workloads in both zones. Nothing of it may be
-// lost.
+// TestRotation has certificates of one minute, another authority that issues them, other versions of
+// the keys that sign, the older ones retired, and keys of links that are replaced each minute, under
+// traffic: established TCP connections, UDP flows, new connections, and new workloads in both zones.
+// Nothing of it may be lost.
 func TestRotation(t *testing.T) {
 	text := os.Getenv(rotationVariable)
 	if text == "" {
@@ -77,7 +103,7 @@ func TestRotation(t *testing.T) {
 	seen := rotations{}
 	began := time.Now()
 	admitted := 0
-	for !keys.look(t) || time.Since(began) < length {
+	for !keys.look(t) || time.Since(began) < length || seen.fewestKeys() <= replacedKeys && time.Since(began) < length+2*time.Minute {
 		for _, zone := range []string{"aws1", "gcp1"} {
 			world.replace(t, "places-gw", zone, svc, 9002)
 			admitted++
@@ -109,6 +135,10 @@ func TestRotation(t *testing.T) {
 	}
 	fewest := 0
 	for who, ends := range seen {
+		if strings.HasPrefix(who, keyOf) {
+			t.Logf("%s was replaced %d times", who, len(ends)-1)
+			continue
+		}
 		t.Logf("%s: %d certificates", who, len(ends))
 		if fewest == 0 || len(ends) < fewest {
 			fewest = len(ends)
@@ -117,6 +147,7 @@ func TestRotation(t *testing.T) {
 	t.Logf("%s: %d workloads admitted, each daemon with at least %d certificates", took, admitted, fewest)
 	// A daemon renews at two thirds at the latest, so it has at least one new one in each minute.
 	must.GreaterEq(t, int(length/rotationLife), fewest-1)
+	must.GreaterEq(t, replacedKeys, seen.fewestKeys()-1)
 	world.allWell(t, 30*time.Second)
 }
 

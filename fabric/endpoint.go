@@ -4,7 +4,6 @@
 package fabric
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -204,7 +203,9 @@ type Link struct {
 	// Addresses are those by which it is reached besides the underlay address, by the names that
 	// its configuration gives them: see LinkRule.Endpoints.
 	Addresses map[string]netip.Addr `json:"addresses,omitempty"`
-	Issued    time.Time             `json:"issued"`
+	// Detour is absent if the node runs a version that never replaces its key.
+	Detour *Detour   `json:"detour,omitempty"`
+	Issued time.Time `json:"issued"`
 }
 
 // MaxAddresses is how many further addresses a node may publish.
@@ -227,6 +228,9 @@ func (l Link) Tunnel(peer NodeID, link string) uint16 {
 	return l.Tunnels[peer.String()+"#"+link]
 }
 
+// Key returns the public key; a zero one if the node has published none.
+func (l Link) Key() [publicKeySize]byte { return publicKey(l.PublicKey) }
+
 // CheckAddress returns an error if a node cannot publish an address under a name.
 func CheckAddress(name string, a netip.Addr) error {
 	switch err := CheckName(name); {
@@ -242,14 +246,13 @@ func CheckAddress(name string, a netip.Addr) error {
 
 // Check returns an error if the statement cannot be used for a link of node.
 func (l Link) Check(node NodeID) error {
-	switch {
-	case l.Node != node:
+	if l.Node != node {
 		return fmt.Errorf("it is about node %s", l.Node)
-	case len(l.PublicKey) != publicKeySize:
-		return fmt.Errorf("its public key has %d bytes, expected %d", len(l.PublicKey), publicKeySize)
-	case bytes.Equal(l.PublicKey, make([]byte, publicKeySize)):
-		return errors.New("its public key is zero")
-	case l.Port(NodeID{}) == 0:
+	}
+	if err := checkPublicKey(l.PublicKey); err != nil {
+		return err
+	}
+	if l.Port(NodeID{}) == 0 {
 		return errors.New("it has no UDP port for the nodes of its zone")
 	}
 	for peer, port := range l.Ports {
@@ -270,11 +273,14 @@ func (l Link) Check(node NodeID) error {
 			return fmt.Errorf("its addresses: %w", err)
 		}
 	}
+	if l.Detour == nil {
+		return nil
+	}
+	if err := l.Detour.check(l.PublicKey); err != nil {
+		return fmt.Errorf("its detour: %w", err)
+	}
 	return nil
 }
-
-// publicKeySize is the size of a Curve25519 public key in bytes.
-const publicKeySize = 32
 
 // NodeRecord is a node as stored in Consul.
 type NodeRecord struct {

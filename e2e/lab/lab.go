@@ -44,7 +44,8 @@ type Options struct {
 	HostAccess  bool      // give the machine itself an address in the users' network; only one lab at a time can have it
 	Out         io.Writer // receives progress messages; may be nil
 
-	CertTTL time.Duration // the life of the fabric's certificates; zero: its default
+	CertTTL   time.Duration // the life of the fabric's certificates; zero: its default
+	KeyPeriod time.Duration // after which nodes replace the WireGuard keys of their links; zero: the default
 }
 
 // Lab is a running lab. Its exported fields are stored in a file, from which another program can
@@ -56,6 +57,7 @@ type Lab struct {
 	ServersOnly bool
 	HostAccess  bool
 	CertTTL     time.Duration
+	KeyPeriod   time.Duration
 	Secrets     Secrets
 
 	servers  map[string]string // paths of consul, vault and nomad
@@ -99,7 +101,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	}
 	l := &Lab{
 		Name: o.Name, Topology: o.Topology, Bin: o.Bin, ServersOnly: o.ServersOnly, HostAccess: o.HostAccess,
-		CertTTL:  o.CertTTL,
+		CertTTL: o.CertTTL, KeyPeriod: o.KeyPeriod,
 		progress: newProgress(o.Out),
 	}
 	if err := l.checkPrograms(ctx); err != nil {

@@ -187,7 +187,11 @@ func (l *Lab) startDaemon(ctx context.Context, node *Node, daemon, secret, socke
 	l.consulBlock(&c, node)
 	l.vaultBlock(&c, l.Secrets.Machines[node.Name].RoleID, secret)
 	c.block("controller", "addresses", l.Controllers())
-	c.block("link", "socket", socket, "mtu", l.Topology.Underlay.MTU-wireguardOverhead)
+	links := []any{"socket", socket, "mtu", l.Topology.Underlay.MTU - wireguardOverhead}
+	if l.KeyPeriod > 0 {
+		links = append(links, "key_period", l.KeyPeriod.String())
+	}
+	c.block("link", links...)
 	ready := func(context.Context) error { return l.conflistExists(node.Name) }
 	if daemon == "engine" {
 		listen := l.EngineAddress(node)

@@ -87,9 +87,10 @@ func (n *zonesNode) startLink(t testing.TB, environ []string) *link.Client {
 	n.link.Env = append(append(os.Environ(), linkVariable+"="+dir), environ...)
 	n.link.Stderr = os.Stderr
 	must.NoError(t, n.link.Start())
+	process := n.link
 	t.Cleanup(func() {
-		_ = n.link.Process.Signal(syscall.SIGTERM)
-		_ = n.link.Wait()
+		_ = process.Process.Signal(syscall.SIGTERM)
+		_ = process.Wait()
 	})
 	client := link.NewClient(dir)
 	ovstest.Patiently(t, func() error { _, err := client.Status(t.Context()); return err })

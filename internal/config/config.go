@@ -8,6 +8,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"slices"
 	"time"
@@ -178,6 +179,38 @@ type Link struct {
 	// Device says what runs the WireGuard devices: "kernel", "userspace" (`sif link`), or "auto":
 	// the kernel if it has WireGuard.
 	Device string `hcl:"device,optional"`
+	// KeyPeriod is how long the links have the same key, such as "24h"; "0" for ever. The default
+	// is DefaultKeyPeriod for devices in user space, and for ever for those of the kernel.
+	KeyPeriod string `hcl:"key_period,optional"`
+}
+
+// DefaultKeyPeriod is how long links in user space have the same key, and ShortestKeyPeriod the
+// least for any.
+const (
+	DefaultKeyPeriod  = 24 * time.Hour
+	ShortestKeyPeriod = time.Minute
+)
+
+// KeyLife returns how long the links have the same key, which Load has checked; 0 for ever.
+func (l *Link) KeyLife() time.Duration {
+	if d, err := time.ParseDuration(l.KeyPeriod); err == nil {
+		return d
+	}
+	return DefaultKeyPeriod
+}
+
+func (l *Link) checkKeyPeriod() error {
+	if l.KeyPeriod == "" {
+		return nil
+	}
+	d, err := time.ParseDuration(l.KeyPeriod)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not a time such as \"24h\"", l.KeyPeriod)
+	case d != 0 && d < ShortestKeyPeriod:
+		return fmt.Errorf("%s is shorter than %s; 0 leaves the key as it is", l.KeyPeriod, ShortestKeyPeriod)
+	}
+	return nil
 }
 
 // Values of Link.Device.

@@ -132,6 +132,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"trust domain":      {"trust_domain = \"Sif Example\"\n", "x.hcl:1:16: trust_domain: "},
 		"mtu":               {"link {\n  mtu = 100\n}\n", "x.hcl:2:9: link.mtu: 100 is outside"},
 		"link device":       {"link {\n  device = \"tun\"\n}\n", "x.hcl:2:12: link.device: \"tun\" is not one of auto, kernel, userspace"},
+		"key period":        {"link {\n  key_period = \"30s\"\n}\n", "x.hcl:2:16: link.key_period: 30s is shorter than 1m0s; 0 leaves the key as it is"},
+		"no key period":     {"link {\n  key_period = \"daily\"\n}\n", "link.key_period: \"daily\" is not a time such as \"24h\""},
 		"history":           {"history = 0\n", "x.hcl:1:11: history: cannot keep 0 revisions, expected 1 to 10000"},
 		"audit size":        {"audit {\n  rotate_bytes = -1\n}\n", "x.hcl:2:18: audit.rotate_bytes: -1 must not be negative"},
 		"audit files":       {"audit {\n  rotate_bytes = 1\n  rotate_max_files = -1\n}\n", "x.hcl:3:22: audit.rotate_max_files: -1 must not be negative"},

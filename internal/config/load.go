@@ -308,6 +308,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	if !slices.Contains([]string{DeviceAuto, DeviceKernel, DeviceUserspace}, c.Link.Device) {
 		report("link.device", fmt.Errorf("%q is not one of %s, %s, %s", c.Link.Device, DeviceAuto, DeviceKernel, DeviceUserspace))
 	}
+	report("link.key_period", c.Link.checkKeyPeriod())
 	for _, text := range c.Underlay.Management {
 		_, _, err := ParseManagement(text)
 		report("underlay.management", err)

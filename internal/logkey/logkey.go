@@ -18,6 +18,7 @@ const (
 	Revision = "revision" // the sequence of the signed pointer
 	Object   = "object"   // the hash of an object of a revision, which is its key in Consul
 	Pool     = "pool"     // the address pool of a node
+	Phase    = "phase"    // of the replacement of a key
 	Task     = "task"     // the ID of a task from the controller
 	Pending  = "pending"  // nodes and zones where the connectivity of an endpoint is not in force yet
 	Name     = "name"     // a DNS name outside the fabric

@@ -59,7 +59,8 @@ func ExitMark(slot int) uint32 { return exitMark + uint32(slot) }
 func ExitTable(slot int) int { return exitTable + slot }
 
 // FirstLinkPort to LastLinkPort are the UDP ports that a node's WireGuard devices may have, one
-// each. Which ones a node uses is in its signed record.
+// each. Which ones a node uses is in its signed record. Links have the lowest that are free, their
+// detours the highest.
 const (
 	FirstLinkPort = 51820
 	LastLinkPort  = 51899
@@ -84,6 +85,10 @@ var ZoneLink = LinkInterface(0)
 
 // LinkInterface returns the name of a WireGuard device by its number: "sif-l0" for the first.
 func LinkInterface(number int) string { return LinkPrefix + strconv.Itoa(number) }
+
+// DetourInterface returns the name of the WireGuard device that carries the packets of another one
+// while that one's key is replaced: "sif-l0d" for the first.
+func DetourInterface(number int) string { return LinkInterface(number) + "d" }
 
 // SwitchInterface returns the name of the switch's port for a WireGuard device: "sif-o0" for
 // "sif-l0".

@@ -34,6 +34,8 @@ Commands:
     -host=false        Give this machine no address in the users' network.
     -apps=<dir>,<dir>  Applications to deploy: graphs and jobs.
     -cert-ttl=<time>   Life of the fabric's certificates. Default: 8h.
+    -key-period=<time> After which nodes replace the keys of their links.
+                       Default: 24h.
     -bin=<dir>         Directory of sif, sif-cni and sif-demo. Default: that
                        of sif-lab.
   down                 Remove it.
@@ -122,10 +124,11 @@ func up(ctx context.Context, name string, args []string) error {
 	apps := flags.String("apps", "", "")
 	bin := flags.String("bin", filepath.Dir(self), "")
 	certTTL := flags.Duration("cert-ttl", 0, "")
+	keyPeriod := flags.Duration("key-period", 0, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := lab.Options{Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout, CertTTL: *certTTL}
+	o := lab.Options{Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout, CertTTL: *certTTL, KeyPeriod: *keyPeriod}
 	if *topology != "" {
 		if o.Topology, err = lab.LoadTopology(*topology); err != nil {
 			return err

@@ -216,7 +216,7 @@ func (s *exitSite) member(device string) {
 // follow sets up the node's links and routing as keepLinks does.
 func (s *exitSite) follow(members ...roster.Member) error {
 	return s.node.Do(func(ns.NetNS) error {
-		_, err := s.n.followLinks(s.t.Context(), members)
+		_, _, err := s.n.followLinks(s.t.Context(), members)
 		return err
 	})
 }

@@ -18,8 +18,8 @@ import (
 	"github.com/sif-project/sif/internal/wellknown"
 )
 
-// linkInterface is the form of wellknown.LinkInterface.
-var linkInterface = regexp.MustCompile(`^` + wellknown.LinkPrefix + `[0-9]+$`)
+// linkInterface is the form of wellknown.LinkInterface and wellknown.DetourInterface.
+var linkInterface = regexp.MustCompile(`^` + wellknown.LinkPrefix + `[0-9]+d?$`)
 
 // before is the file with the kernel parameters as they were before a daemon changed them.
 func before(c *config.Config) statefile.File[map[string]string] {

@@ -68,6 +68,8 @@ type Links struct {
 	key   link.PrivateKey
 	slots map[desired.Hop]slot // one for the nodes of the zone, one for each tunnel
 
+	replacement // of the key
+
 	issued time.Time // when the latest statement was issued
 
 	spaces map[desired.Hop]string // the namespaces of the devices that were set up last
@@ -121,6 +123,12 @@ type linksState struct {
 	Key     string               `json:"key"` // base64
 	Devices map[desired.Hop]slot `json:"devices"`
 	Issued  time.Time            `json:"issued,omitzero"`
+
+	Made      time.Time       `json:"made,omitzero"`   // when the key was made, or first seen by a version that replaces it
+	DetourKey string          `json:"detour,omitzero"` // base64
+	Detours   map[int]uint16  `json:"detours,omitempty"`
+	Phase     fabric.KeyPhase `json:"phase,omitempty"`
+	Began     time.Time       `json:"began,omitzero"` // the phase
 }
 
 func linksFile(dataDir string) statefile.File[linksState] {
@@ -132,10 +140,15 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 	if err != nil {
 		return nil, err
 	}
+	period := c.Link.KeyLife()
+	if _, is := devices.(*link.Kernel); is && c.Link.KeyPeriod == "" {
+		period = 0 // no machine with the kernel's WireGuard has shown that nothing is lost
+	}
 	l := &Links{
 		kind: kind, backend: devices, mtu: c.Link.MTU,
-		file:  linksFile(c.DataDir),
-		slots: map[desired.Hop]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
+		file:        linksFile(c.DataDir),
+		slots:       map[desired.Hop]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
+		replacement: newReplacement(period),
 	}
 	if c.Underlay != nil {
 		l.named = c.Underlay.Named()
@@ -148,18 +161,21 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 		if l.key, err = link.GenerateKey(); err != nil {
 			return nil, fmt.Errorf("generate the key of the node's links: %w", err)
 		}
-		return l, l.save()
+		return l, errors.Join(l.restore(kept), l.save())
 	}
 	if l.key, err = link.ParsePrivateKey(kept.Key); err != nil {
 		return nil, fmt.Errorf("read the key of the node's links from %s: %w", l.file.Path, err)
 	}
 	maps.Copy(l.slots, kept.Devices)
 	l.issued = kept.Issued
-	return l, nil
+	return l, errors.Join(l.restore(kept), l.save())
 }
 
 func (l *Links) save() error {
-	return l.file.Write(linksState{Key: l.key.Base64(), Devices: l.slots, Issued: l.issued})
+	return l.file.Write(linksState{
+		Key: l.key.Base64(), Devices: l.slots, Issued: l.issued,
+		Made: l.made, DetourKey: l.detourKey.Base64(), Detours: l.detours, Phase: l.phase, Began: l.began,
+	})
 }
 
 func (l *Links) publicKey() []byte {
@@ -188,6 +204,7 @@ func (l *Links) statement(node fabric.NodeID) (fabric.Link, error) {
 		}
 		said.Tunnels[tunnel.String()] = s.Port
 	}
+	said.Detour = l.detour()
 	return said, l.save()
 }
 
@@ -292,6 +309,9 @@ func (l *Links) assign(self fabric.Node, members []roster.Member, rules []fabric
 			}
 		}
 	}
+	if l.assignDetours() {
+		changed = true
+	}
 	if changed {
 		err = errors.Join(err, l.save())
 	}
@@ -322,13 +342,22 @@ func (l *Links) idle(processors []roster.Member, wanted []tunnel) map[fabric.Nod
 
 func compareHops(a, b desired.Hop) int { return strings.Compare(a.String(), b.String()) }
 
-// freePort returns the lowest port that no link of the node has and that is not among those that
-// other processes have. The caller must hold mu.
-func (l *Links) freePort(taken map[uint16]bool) (uint16, bool) {
+// ownPorts returns the ports of the node's links and their detours. The caller must hold mu.
+func (l *Links) ownPorts() map[uint16]bool {
 	own := map[uint16]bool{}
 	for _, s := range l.slots {
 		own[s.Port] = true
 	}
+	for _, port := range l.detours {
+		own[port] = true
+	}
+	return own
+}
+
+// freePort returns the lowest port that no link of the node has and that is not among those that
+// other processes have. The caller must hold mu.
+func (l *Links) freePort(taken map[uint16]bool) (uint16, bool) {
+	own := l.ownPorts()
 	for port := uint16(wellknown.FirstLinkPort); port <= wellknown.LastLinkPort; port++ {
 		if !own[port] && !taken[port] {
 			return port, true
@@ -359,6 +388,10 @@ func (l *Links) move(devices []string, taken map[uint16]bool) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for hop, s := range l.slots {
+		if slices.Contains(devices, wellknown.DetourInterface(s.Number)) {
+			taken[l.detours[s.Number]] = true
+			l.moveDetour(s.Number, taken)
+		}
 		if !slices.Contains(devices, s.device()) {
 			continue
 		}
@@ -376,10 +409,12 @@ func (l *Links) move(devices []string, taken map[uint16]bool) error {
 func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roster.Member, rules []fabric.LinkRule) error {
 	l.mu.Lock()
 	wanted := devices(self, members, rules, l.key, l.slots, l.mtu)
+	l.keepKeys(wanted, members)
+	detours, diversions := l.detoursOf(wanted, ends(self, members, rules))
 	l.mu.Unlock()
 	var errs []error
 	var names []string
-	list := make([]link.Device, 0, len(wanted))
+	list := make([]link.Device, 0, len(wanted)+len(detours))
 	spaces := map[desired.Hop]string{}
 	for hop, d := range wanted {
 		names = append(names, d.Name)
@@ -394,13 +429,24 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 		}
 		spaces[hop] = d.Namespace
 		list = append(list, d)
+		by, has := detours[hop]
+		if has {
+			by.Namespace = d.Namespace
+			list = append(list, by)
+		} else if l.diverted[d.Name] {
+			// The filters must not outlive the detour.
+			errs = append(errs, link.Divert(link.Diversion{Namespace: d.Namespace, Device: d.Name}))
+		}
 	}
 	l.mu.Lock()
 	l.spaces = spaces
 	l.mu.Unlock()
 	if err := l.backend.Apply(ctx, list); err != nil {
 		errs = append(errs, err)
+	} else {
+		l.applied()
 	}
+	errs = append(errs, l.divert(diversions, wanted, spaces))
 	if l.Home != nil {
 		for hop, d := range wanted {
 			errs = append(errs, l.Home.Complete(hop, d))
@@ -477,7 +523,11 @@ func transits(own, zone string, t tunnel, rules []fabric.LinkRule) bool {
 // endpoint returns where the processor or node at the far end of a tunnel is reached. It is unset
 // if that is not known, or not possible, as behind a NAT: then the far end must start.
 func endpoint(self fabric.Node, t tunnel) netip.AddrPort {
-	port, at := t.to.Link.Tunnel(self.ID(), t.Link), t.to.Underlay
+	return endpointAt(self, t, t.to.Link.Tunnel(self.ID(), t.Link))
+}
+
+func endpointAt(self fabric.Node, t tunnel, port uint16) netip.AddrPort {
+	at := t.to.Underlay
 	if t.rule.Endpoints != "" {
 		at = t.to.Link.Addresses[t.rule.Endpoints]
 	}
@@ -494,8 +544,8 @@ func pools(m roster.Member) []netip.Prefix {
 
 // appendPeer adds m if it has published a key.
 func appendPeer(peers []link.Peer, m roster.Member, at netip.AddrPort, allowed []netip.Prefix) []link.Peer {
-	var key link.Key
-	if copy(key[:], m.Link.PublicKey) != len(key) {
+	key := link.Key(m.Link.Key())
+	if key.IsZero() {
 		return peers
 	}
 	return append(peers, link.Peer{PublicKey: key, Endpoint: at, AllowedIPs: allowed})
@@ -538,20 +588,26 @@ func (l *Links) status(ctx context.Context, members []roster.Member, repaired ma
 	}
 	names := map[link.Key]string{}
 	for _, m := range members {
-		var key link.Key
-		copy(key[:], m.Link.PublicKey)
-		names[key] = m.ID().String()
+		names[m.Link.Key()] = m.ID().String()
 	}
 	l.mu.Lock()
 	links := map[string]string{} // by device
+	detours := map[string]bool{}
 	for hop, s := range l.slots {
 		links[s.device()] = hop.Link
+		detours[wellknown.DetourInterface(s.Number)] = true
+	}
+	for p, c := range l.courses {
+		names[c.key] = p.node.String()
 	}
 	l.mu.Unlock()
 	var list []api.LinkStatus
 	for _, d := range devs {
 		for kind, count := range d.Repaired {
 			repaired[kind] += count
+		}
+		if detours[d.Name] {
+			continue
 		}
 		for _, p := range d.Peers {
 			at := ""

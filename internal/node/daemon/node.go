@@ -445,10 +445,12 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 		if removed != nil {
 			members = nil // the others have dropped this node, too
 		}
-		changed, err := n.followLinks(ctx, members)
+		changed, turned, err := n.followLinks(ctx, members)
 		if changed {
 			n.Log.Info("the node's links have new ports", logkey.Ports, n.Links.Ports())
 			n.Degrade("firewall", n.RepairFirewall())
+		}
+		if changed || turned {
 			registered = time.Time{}
 		}
 		lost, pause := back.due(n.displaced(), time.Now())
@@ -463,6 +465,9 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 		if err != nil {
 			pause = min(pause, linkRetry)
 		}
+		if n.Links != nil && n.Links.turning() {
+			pause = min(pause, turnInterval)
+		}
 		n.Degrade("links", err)
 		select {
 		case <-ctx.Done():
@@ -473,15 +478,21 @@ func (n *Node) keepLinks(ctx context.Context, read <-chan struct{}) error {
 	}
 }
 
-// followLinks sets up the links as the members require, and reports whether ports have changed.
-func (n *Node) followLinks(ctx context.Context, members []roster.Member) (changed bool, err error) {
+// followLinks sets up the links as the members require. It reports whether ports have changed, and
+// whether the replacement of the key has come to another phase.
+func (n *Node) followLinks(ctx context.Context, members []roster.Member) (changed, turned bool, err error) {
 	if n.Links == nil {
-		return false, nil
+		return false, false, nil
 	}
 	rules := n.linkRules()
 	assigned, assigning := n.Links.assign(n.Self, members, rules)
+	turned, turning := n.Links.turn(ctx, n.Self, members, rules, n.problem("controller") == "")
+	if turned {
+		n.Log.Info("the key of the node's links is being replaced", logkey.Phase, n.Links.keyStatus().Phase)
+	}
+	n.Degrade("link key", n.Links.overdue())
 	moved, err := n.Links.apply(ctx, n.Self, members, rules)
-	return assigned || moved, errors.Join(assigning, err, n.routeExits(members))
+	return assigned || moved, turned, errors.Join(assigning, turning, err, n.routeExits(members))
 }
 
 func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) error {
@@ -569,6 +580,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Enforced = n.lastCompared()
 	if n.Links != nil {
 		var err error
+		s.LinkKey = n.Links.keyStatus()
 		s.Links, err = n.Links.status(ctx, n.Roster.Members(), s.Repaired)
 		n.Degrade("link devices", err)
 		s.Ways, err = n.prober.Status()

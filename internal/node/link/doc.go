@@ -19,6 +19,8 @@
 // A device in user space has a persistent TUN interface, which stays with its routes when `sif
 // link` ends, and drops packets until the next `sif link` takes it over. An alias says whose it is.
 //
+// Packets of a device can take another one for a while (Divert), which has another key.
+//
 // A device of the kernel keeps its UDP socket in the namespace in which it was made, whichever one
 // it is moved into. So does a user-space device, whose socket is opened by the process.
 package link

@@ -255,7 +255,7 @@ func distinct(m Member, others map[fabric.NodeID]entry) error {
 		other := e.member
 		switch {
 		case id == m.ID():
-		case len(m.Link.PublicKey) > 0 && bytes.Equal(m.Link.PublicKey, other.Link.PublicKey):
+		case m.Link.SharesKey(other.Link):
 			return fmt.Errorf("its public key is that of node %s", id)
 		case m.Pool4.Overlaps(other.Pool4) || m.Pool6.Overlaps(other.Pool6):
 			return fmt.Errorf("its pools %s and %s overlap those of node %s, %s and %s", m.Pool4, m.Pool6, id, other.Pool4, other.Pool6)
