@@ -46,6 +46,9 @@ type AuditHead struct {
 	Number     uint64      `json:"n"`
 	Hash       fabric.Hash `json:"hash"` // SHA-256 of the record
 	Time       time.Time   `json:"time"`
+	// First is the number of the first record that Consul has, where the head is signed. Zero: the
+	// controller that signed it did not say.
+	First uint64 `json:"first,omitempty"`
 }
 
 // AuditLog is the log of one controller as Consul has it.

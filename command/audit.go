@@ -147,7 +147,8 @@ Usage: sif audit verify [options]
   has noted how far its log had come, so that a lost end is seen.
 
   Old records are deleted when the log of a controller has more than some
-  hundred thousand. That is not an error.
+  hundred thousand, and the fabric has signed which one is the first since. That
+  is not an error, and others that are missing at the beginning are.
 
   The exit code is 0 if all logs are sound, 2 if a record is missing or was
   changed, and 1 on an error.
@@ -246,6 +247,9 @@ func verifyLog(ctx context.Context, client *api.Client, keys *fabric.KeySet, l a
 	}
 	if r.Signed == 0 && signed.Number > 0 && signed.Number <= r.Last {
 		report("record %d, which the fabric has signed, is not there: the log was written anew", signed.Number)
+	}
+	if signed.First > 0 && l.First > signed.First {
+		report("records %d to %d are missing at its beginning, which the fabric has signed: somebody has removed them", signed.First, l.First-1)
 	}
 	end := max(signed.Number, l.Noted.Number)
 	if end > r.Last {

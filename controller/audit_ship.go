@@ -59,13 +59,15 @@ type shipper struct {
 	shipped  uint64     // number of the last record in Consul
 	segments []uint64   // the first numbers of the segments in Consul, ordered
 	signed   uint64     // number of the last signed head
+	oldest   uint64     // number of the first record, by that; 0: it is not known
+	most     int        // how many segments are kept
 
 	told    sync.Mutex // never held while Consul or Vault is asked
 	trouble error
 }
 
 func newShipper(cfg Config, id string, a *audit) *shipper {
-	return &shipper{cfg: cfg, id: id, audit: a, log: cfg.Log.Named("audit")}
+	return &shipper{cfg: cfg, id: id, most: maxSegments, audit: a, log: cfg.Log.Named("audit")}
 }
 
 // run ships until ctx ends, and then what is left.
@@ -134,7 +136,7 @@ func (s *shipper) ship(ctx context.Context) error {
 			break
 		}
 	}
-	return s.sign(ctx)
+	return errors.Join(s.sign(ctx), s.trim(ctx))
 }
 
 // begin reads what Consul has of the log, and where it ends. A controller whose disk was set back
@@ -162,8 +164,17 @@ func (s *shipper) begin(ctx context.Context) error {
 			}
 		}
 	}
-	kv, _, err := s.cfg.Consul().KV().Get(kvkey.AuditNote(s.id), q)
+	kv, _, err := s.cfg.Consul().KV().Get(kvkey.AuditHead(s.id), q)
 	if err != nil {
+		return fmt.Errorf("read where the log begins: %w", err)
+	}
+	// What was signed counts, not what is there: a beginning that is missing stays so.
+	var sealed fabric.Signed
+	var head api.AuditHead
+	if kv != nil && json.Unmarshal(kv.Value, &sealed) == nil && s.cfg.Identity.Keys().Verify(sealed, fabric.KindAudit, &head) == nil && head.Controller == s.id {
+		s.oldest = head.First
+	}
+	if kv, _, err = s.cfg.Consul().KV().Get(kvkey.AuditNote(s.id), q); err != nil {
 		return fmt.Errorf("read where the log ends: %w", err)
 	}
 	var noted api.AuditHead
@@ -229,8 +240,15 @@ func (s *shipper) extend(ctx context.Context, lines []auditLine) error {
 	}
 	s.first, s.text, s.packed, s.shipped = first, text, len(value), lines[len(lines)-1].number
 	s.audit.forget(s.shipped)
-	for len(s.segments) > maxSegments {
-		if _, err := kv.Delete(kvkey.AuditSegment(s.id, s.segments[0]), w); err != nil {
+	return nil
+}
+
+// trim deletes the segments that are too many. That they are has been signed before, so that others
+// that are missing are seen; only if nobody can sign for long, it is done without. The caller holds
+// s.mu.
+func (s *shipper) trim(ctx context.Context) error {
+	for len(s.segments) > s.most && (s.segments[0] < s.oldest || len(s.segments) > 2*s.most) {
+		if _, err := s.cfg.Consul().KV().Delete(kvkey.AuditSegment(s.id, s.segments[0]), (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
 			return fmt.Errorf("delete the oldest segment of the log: %w", err)
 		}
 		s.segments = s.segments[1:]
@@ -244,11 +262,15 @@ func (s *shipper) sign(ctx context.Context) error {
 	if s.signed == s.shipped || len(s.text) == 0 {
 		return nil
 	}
+	oldest := cmp.Or(s.oldest, s.segments[0])
+	if n := len(s.segments) - s.most; n > 0 {
+		oldest = max(oldest, s.segments[n])
+	}
 	head, ok := headOf(s.text)
 	if !ok {
 		return nil
 	}
-	head.Controller = s.id
+	head.Controller, head.First = s.id, oldest
 	payload, err := json.Marshal(head)
 	if err != nil {
 		return fmt.Errorf("encode the head of the log: %w", err)
@@ -264,7 +286,7 @@ func (s *shipper) sign(ctx context.Context) error {
 	if _, err := s.cfg.Consul().KV().Put(&consulapi.KVPair{Key: kvkey.AuditHead(s.id), Value: value}, (&consulapi.WriteOptions{}).WithContext(ctx)); err != nil {
 		return fmt.Errorf("write the head of the log: %w", err)
 	}
-	s.signed = head.Number
+	s.signed, s.oldest = head.Number, oldest
 	return nil
 }
 

@@ -213,7 +213,8 @@ func TestAuditSegments(t *testing.T) {
 	_, consul := testhost.Consul(t)
 	a := auditIn(t, t.TempDir(), Rotation{})
 	const id = "0123456789abcdef"
-	cfg := Config{Consul: func() *consulapi.Client { return consul }, Signer: signedBy{identitytest.NewCA(t)}, Log: hclog.NewNullLogger()}
+	ca := identitytest.NewCA(t)
+	cfg := Config{Consul: func() *consulapi.Client { return consul }, Signer: signedBy{ca}, Identity: ca.Node("z", "c", fabric.KindWorkload), Log: hclog.NewNullLogger()}
 	s := newShipper(cfg, id, a)
 	write := func() {
 		t.Helper()
@@ -253,6 +254,60 @@ func TestAuditSegments(t *testing.T) {
 		}
 	}
 	must.Eq(t, a.head().Hash, chain.Last.Hash)
+}
+
+// What is signed says which record is the first one. The controller deletes old segments only after
+// that was signed anew, and one that somebody else has deleted stays missing, also for a controller
+// that starts afterwards.
+func TestAuditBeginning(t *testing.T) {
+	_, consul := testhost.Consul(t)
+	a := auditIn(t, t.TempDir(), Rotation{})
+	const id = "0123456789abcdef"
+	ca := identitytest.NewCA(t)
+	cfg := Config{Consul: func() *consulapi.Client { return consul }, Signer: signedBy{ca}, Identity: ca.Node("z", "c", fabric.KindWorkload), Log: hclog.NewNullLogger()}
+	s := newShipper(cfg, id, a)
+	s.most = 3
+	segments := func() []uint64 {
+		t.Helper()
+		list, err := auditSegments(consul, id, nil)
+		must.NoError(t, err)
+		return list
+	}
+	first := func() uint64 {
+		t.Helper()
+		kv, _, err := consul.KV().Get(kvkey.AuditHead(id), nil)
+		must.NoError(t, err)
+		var signed fabric.Signed
+		must.NoError(t, json.Unmarshal(kv.Value, &signed))
+		var head api.AuditHead
+		must.NoError(t, ca.Keys().Verify(signed, fabric.KindAudit, &head))
+		return head.First
+	}
+	grow := func(until func() bool) {
+		t.Helper()
+		for !until() {
+			text := make([]byte, maxText/2)
+			rand.Read(text)
+			must.NoError(t, a.write(auditEntry{Message: hex.EncodeToString(text)}))
+			must.NoError(t, s.ship(t.Context()))
+		}
+	}
+	grow(func() bool { return len(segments()) == 3 })
+	must.Eq(t, segments()[0], first())
+	old := segments()
+	grow(func() bool { return segments()[0] != old[0] })
+	must.Eq(t, old[1], first())
+	must.Eq(t, old[1], segments()[0])
+	must.Len(t, 3, segments())
+
+	_, err := consul.KV().Delete(kvkey.AuditSegment(id, old[1]), nil)
+	must.NoError(t, err)
+	s = newShipper(cfg, id, a)
+	s.most = 3
+	must.NoError(t, a.write(auditEntry{Message: "x"}))
+	must.NoError(t, s.ship(t.Context()))
+	must.Eq(t, old[1], first())
+	must.Greater(t, first(), segments()[0])
 }
 
 func mustPack(t *testing.T, lines []string) []byte {
