@@ -91,6 +91,10 @@ ROTATION ?= 3m
 test-rotation: build ## Rotate certificates of one minute under traffic, for ROTATION=3m (root, after make setup)
 	SIF_E2E_ROTATION=$(ROTATION) go test -tags e2e -count 1 -timeout 1h -v -run '^TestRotation$$' ./e2e
 
+.PHONY: test-gone
+test-gone: build ## Take away servers and daemons, one by one and in pairs, under traffic (root, after make setup)
+	SIF_E2E_GONE=all go test -tags e2e -count 1 -timeout 2h -v -run '^TestGone' ./e2e
+
 .PHONY: test-exits
 test-exits: build ## Test that the exits of a zone take over from one another (root, after make setup)
 	SIF_E2E_TOPOLOGY=lab/topology/pairs.hcl go test -tags e2e -count 1 -timeout 15m -v -run TestTwoExits ./e2e

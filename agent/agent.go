@@ -85,7 +85,7 @@ type Agent struct {
 	questions    questions
 	resolver     *resolver
 	registered   *registered.Watcher
-	outage       outage
+	stalled      stalled
 	processes    processes
 	ended        ended
 	workloadAPI  *workloadapi.Server
@@ -128,7 +128,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if a.standings, err = openStandings(filepath.Join(c.DataDir, "attached.json")); err != nil {
 		return nil, err
 	}
-	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), log); err != nil {
+	if a.counterparts, err = lease.Open(filepath.Join(c.DataDir, "counterparts.json"), n.Outage.Began, log); err != nil {
 		return nil, err
 	}
 	client := resolve.NewClient(host.Resolver, c.DNS.Resolvers(), resolve.SystemConf)
@@ -281,6 +281,7 @@ func (a *Agent) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 		a.log.Info("revision enforced", logkey.Revision, p.Sequence)
 	})
 	a.node.Removals.OnChange(func() { go a.heed(ctx) })
+	a.node.Honoured = a.honoured
 	a.engines.silent, a.engines.moved = a.silent, a.moveExits
 	a.node.OnExits(func() { go a.moveExits() }) // pulses go on meanwhile
 	group, ctx := errgroup.WithContext(ctx)

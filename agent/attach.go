@@ -72,10 +72,10 @@ func (a *Agent) status() error {
 func (a *Agent) add(ctx context.Context, at cnicall.Attachment, r cnicall.Request) (*current.Result, error) {
 	began := time.Now()
 	result, err := a.attach(ctx, at, r, began)
-	if r.Attach != nil { // its caller decides what becomes of it, and nothing is known of an outage
+	if r.Attach != nil { // its caller decides what becomes of it, and nothing is known of what stalls
 		return a.addedStanding(at, r, result, err, time.Since(began))
 	}
-	a.outage.record(began, time.Now(), err)
+	a.stalled.record(began, time.Now(), err)
 	a.node.Degrade(attaching(at), err)
 	if err != nil {
 		a.log.Error("cannot attach workload", logkey.Endpoint, r.Allocation, logkey.Error, err)
@@ -97,7 +97,7 @@ func (a *Agent) attach(ctx context.Context, at cnicall.Attachment, r cnicall.Req
 	if r.Patience > 0 {
 		patience = began.Add(r.Patience - answerTime)
 	}
-	if r.Attach != nil || a.outage.young(began) {
+	if r.Attach != nil || a.stalled.young(began) {
 		until = patience
 	}
 	if err := a.insist(ctx, &attachment{endpoint: endpoint{ID: r.Allocation}, until: until}, a.ready); err != nil {

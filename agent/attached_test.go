@@ -76,7 +76,7 @@ func newAttachingAgent(t *testing.T) *attachingAgent {
 	x.registrar = catalog.NewRegistrar(catalog.RegistrarConfig{Consul: consul, Zone: "z1", Node: "w1", Identity: x.Agent.node.Identity, Want: x.registrations, Log: hclog.NewNullLogger(), Report: func(error) {}})
 	x.num, err = number.Open(filepath.Join(dir, "numbers.json"))
 	must.NoError(t, err)
-	x.counterparts, err = lease.Open(filepath.Join(dir, "counterparts.json"), hclog.NewNullLogger())
+	x.counterparts, err = lease.Open(filepath.Join(dir, "counterparts.json"), nil, hclog.NewNullLogger())
 	must.NoError(t, err)
 	x.reprogram = coalesce.New(func() error { return nil })
 	x.inNode(func() { _, err = x.firewall.Apply() })

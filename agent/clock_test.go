@@ -34,7 +34,7 @@ func TestClockSteps(t *testing.T) {
 		ca := identitytest.NewCA(t)
 		a.node.Roster, err = roster.New(consul, t.TempDir(), "test", identitytest.TrustDomain, ca.Keys, ca.Roots, func() fabric.Revocations { return fabric.Revocations{} }, hclog.NewNullLogger())
 		must.NoError(t, err)
-		a.counterparts, err = lease.Open(filepath.Join(t.TempDir(), "counterparts.json"), a.log)
+		a.counterparts, err = lease.Open(filepath.Join(t.TempDir(), "counterparts.json"), nil, a.log)
 		must.NoError(t, err)
 		living := fabric.Admission{Endpoint: "web-1", Zone: "z1", Node: "w2", IPv4: netip.MustParseAddr("100.64.2.2"), IPv6: netip.MustParseAddr("fd5f::2:2"), Issued: start, Expires: start.Add(50 * time.Minute)}
 		a.counterparts.Accept(lease.Lease{Admission: living})

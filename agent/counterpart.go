@@ -30,7 +30,7 @@ func (a *Agent) announced(p rpc.AnnounceParams) (rpc.AnnounceReply, error) {
 			reply.Refused[adm.Endpoint] = err.Error()
 			continue
 		}
-		a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})
+		a.counterparts.Accept(lease.Lease{Request: r, Admission: adm, Since: a.now()})
 		accepted = append(accepted, adm)
 	}
 	defer a.counterparts.Save()()
@@ -100,6 +100,6 @@ func (a *Agent) departed() func(lease.Lease) bool {
 	})
 	return func(le lease.Lease) bool {
 		adm, known := le.Admission, roster()
-		return !now.Before(adm.Expires) || len(known) > 0 && !known[adm.Host()] || verifier.Void(le.Request, adm) != nil
+		return !a.counterparts.Holds(le, now) || len(known) > 0 && !known[adm.Host()] || verifier.Void(le.Request, adm) != nil
 	}
 }

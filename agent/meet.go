@@ -100,7 +100,7 @@ func (z *neighbours) take(from fabric.NodeID, requests []fabric.Request) (met []
 			// The owner tells of it again when that changes. What was at its addresses has ended.
 			met, displaced = append(met, adm), a.counterparts.Displace(adm) || displaced
 			continue
-		case !held && !a.counterparts.Accept(lease.Lease{Request: r, Admission: adm}):
+		case !held && !a.counterparts.Accept(lease.Lease{Request: r, Admission: adm, Since: now}):
 			if _, held := a.counterparts.InForce(r, now); !held {
 				err = fmt.Errorf("endpoint %s: a newer admission is in force", adm.Endpoint)
 			}
@@ -195,7 +195,7 @@ func (z *neighbours) answer(of []fabric.Admission, has map[string]time.Time) (li
 func (z *neighbours) own() []endpoint {
 	now := z.agent.now()
 	return slices.DeleteFunc(z.agent.endpoints.all(), func(ep endpoint) bool {
-		return !ep.admitted() || !now.Before(ep.Admission.Expires) || z.agent.revoked(ep) != nil
+		return !ep.admitted() || !z.agent.holds(ep, now) || z.agent.revoked(ep) != nil
 	})
 }
 

@@ -118,7 +118,7 @@ func (z *zone) join(name string) *member {
 	var err error
 	m.endpoints, err = openEndpoints(filepath.Join(dir, "endpoints.json"))
 	must.NoError(z.t, err)
-	m.counterparts, err = lease.Open(filepath.Join(dir, "counterparts.json"), m.log)
+	m.counterparts, err = lease.Open(filepath.Join(dir, "counterparts.json"), nil, m.log)
 	must.NoError(z.t, err)
 	m.engines = newEngines(m.Agent, m.log)
 	m.engines.gone[fabric.NodeID{Zone: "z", Name: "p1"}] = true
@@ -388,7 +388,7 @@ func TestReplayedAdmission(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		// A fresh set each time; connection and agent stay.
 		path := filepath.Join(t.TempDir(), "counterparts.json")
-		set, err := lease.Open(path, a.log)
+		set, err := lease.Open(path, nil, a.log)
 		must.NoError(rt, err)
 		a.counterparts = set
 		latest := map[netip.Addr]fabric.Admission{}
@@ -409,7 +409,7 @@ func TestReplayedAdmission(t *testing.T) {
 			for _, held := range set.All(time.Now()) {
 				must.Eq(rt, latest[held.Admission.IPv4].Endpoint, held.Admission.Endpoint)
 			}
-			stored, err := lease.Open(path, a.log)
+			stored, err := lease.Open(path, nil, a.log)
 			must.NoError(rt, err)
 			must.Eq(rt, held(set), held(stored)) // what was answered survives a crash
 		}
@@ -454,7 +454,7 @@ func TestAnnouncedSurvivesACrash(t *testing.T) {
 	a := z.members["a"]
 	path := filepath.Join(t.TempDir(), "counterparts.json")
 	var err error
-	a.counterparts, err = lease.Open(path, a.log)
+	a.counterparts, err = lease.Open(path, nil, a.log)
 	must.NoError(t, err)
 	for i := range 20 {
 		ep := fmt.Sprint("web-", i)
@@ -463,7 +463,7 @@ func TestAnnouncedSurvivesACrash(t *testing.T) {
 		must.True(t, a.counterparts.Accept(lease.Lease{Request: r, Admission: adm})) // verified, and not saved yet
 		_, err := a.announced(rpc.AnnounceParams{Requests: []fabric.Request{r}})
 		must.NoError(t, err)
-		stored, err := lease.Open(path, a.log)
+		stored, err := lease.Open(path, nil, a.log)
 		must.NoError(t, err)
 		_, has := stored.Get(ep)
 		must.True(t, has, must.Sprint(ep))

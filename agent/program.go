@@ -271,8 +271,27 @@ func (a *Agent) certain(live []endpoint) map[string]bool {
 func (a *Agent) live() []endpoint {
 	now := a.now()
 	return slices.DeleteFunc(a.endpoints.all(), func(ep endpoint) bool {
-		return ep.HostIndex == 0 || !now.Before(ep.Admission.Expires) || a.revoked(ep) != nil
+		return ep.HostIndex == 0 || !a.holds(ep, now) || a.revoked(ep) != nil
 	})
+}
+
+// holds reports whether the admission of an endpoint of this node has not expired at now, or is
+// honoured beyond that because of an outage.
+func (a *Agent) holds(ep endpoint, now time.Time) bool {
+	return a.node.Holds(ep.Admission.Expires, now)
+}
+
+// honoured returns the number of endpoints, of this node and of others, that are in force beyond
+// the end of their admissions.
+func (a *Agent) honoured() int {
+	now := a.now()
+	n := a.counterparts.Honoured(now)
+	for _, ep := range a.live() {
+		if !now.Before(ep.Admission.Expires) {
+			n++
+		}
+	}
+	return n
 }
 
 // links returns the interfaces of the links that exist: the link to the nodes of the zone, and the

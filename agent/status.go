@@ -12,7 +12,6 @@ import (
 	"github.com/sif-project/sif/api"
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/node/firewall"
-	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/revocation"
 )
 
@@ -29,7 +28,7 @@ func (a *Agent) Status() api.NodeStatus {
 		pending := a.engines.pendingOf(ep.Attachment)
 		s.Endpoints = append(s.Endpoints, api.EndpointStatus{
 			Endpoint: ep.ID, Origin: ep.Admission.Origin, Service: ep.Admission.Service, Roles: ep.Admission.Roles, IPv4: ep.IPv4, IPv6: ep.IPv6,
-			Expires: ep.Admission.Expires, InForce: len(pending) == 0, Pending: pending, Withheld: a.withheld(ep),
+			Expires: ep.Admission.Expires, Honoured: !a.now().Before(ep.Admission.Expires) && a.holds(ep, a.now()), InForce: len(pending) == 0, Pending: pending, Withheld: a.withheld(ep),
 			Revoked:            a.whyRevoked(ep),
 			CertificateExpires: a.services.Expiry(ep.Admission.Service), Checks: ep.Admission.Checks, Ports: published(a.ports.of(ep.Attachment)), Process: a.processes.status(ep),
 		})
@@ -117,7 +116,11 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 	if err := a.node.Identity.Keys().Verify(s, fabric.KindAdmission, &adm); err != nil {
 		return adm, err
 	}
-	if err := adm.Current(a.node.Self.Fabric, a.now()); err != nil {
+	now := a.now()
+	if began := a.node.Outage.Began(); !now.Before(adm.Expires) && a.node.Holds(adm.Expires, now) {
+		now = began
+	}
+	if err := adm.Current(a.node.Self.Fabric, now); err != nil {
 		return adm, err
 	}
 	if a.node.Verifier().Ended(adm) {
@@ -133,7 +136,7 @@ func (a *Agent) verifyRecord(s fabric.Signed) (fabric.Admission, error) {
 
 // speaker returns the workload node that signed what a catalog record says about health.
 func (a *Agent) speaker(chain [][]byte, msg, sig []byte) (fabric.NodeID, error) {
-	signer, leaf, err := identity.VerifyBy(a.node.Identity.Roots(), a.node.Config.TrustDomain, chain, msg, sig)
+	signer, leaf, err := a.node.Identity.VerifyBy(chain, msg, sig)
 	if err == nil {
 		err = revocation.Certificate(a.node.Removals.List(), signer, leaf)
 	}

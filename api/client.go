@@ -29,6 +29,7 @@ const (
 	EnvAddress     = "SIF_HTTP_ADDR"     // https://host:port; several are separated by commas
 	EnvToken       = "SIF_TOKEN"         // Consul ACL token
 	EnvVaultToken  = "SIF_VAULT_TOKEN"   // Vault token, instead of a Consul ACL token
+	EnvExpired     = "SIF_EXPIRED"       // for how long a controller's certificate is accepted beyond its end
 	EnvCACert      = "SIF_CACERT"        // PEM file of the CA of the controller's certificate
 	EnvClientCert  = "SIF_CLIENT_CERT"   // PEM file
 	EnvClientKey   = "SIF_CLIENT_KEY"    // PEM file
@@ -61,6 +62,10 @@ type Config struct {
 	MoreCAs    []byte // PEM, besides those of CACert
 	ClientCert string // PEM file
 	ClientKey  string // PEM file
+
+	// Expired is for how long a certificate of the controller is accepted beyond its end: while
+	// Vault is away, it gets no other. At most MaxExpired.
+	Expired time.Duration
 
 	// TrustDomain is that of the controller's SPIFFE ID, spiffe://<trust domain>/controller.
 	// Without it, a controller of any trust domain whose certificate the CA signed is accepted.
@@ -98,6 +103,7 @@ func DefaultConfig() Config {
 
 		TrustDomain: os.Getenv(EnvTrustDomain),
 	}
+	cfg.Expired, _ = time.ParseDuration(os.Getenv(EnvExpired)) // what is none accepts nothing
 	if cfg.Address == "" {
 		cfg.Address = DefaultAddress
 	}
@@ -159,6 +165,9 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 			return nil, fmt.Errorf("CA of the controller: %s contains no PEM certificate", cfg.CACert)
 		}
 		c.RootCAs.AppendCertsFromPEM(cfg.MoreCAs)
+	}
+	if cfg.Expired > 0 {
+		acceptExpired(c, min(cfg.Expired, MaxExpired))
 	}
 	if cfg.ClientCert != "" || cfg.ClientKey != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.ClientCert, cfg.ClientKey)
@@ -368,6 +377,11 @@ func (c *Client) explain(at *url.URL, err error) error {
 	var unknown x509.UnknownAuthorityError
 	if errors.As(err, &unknown) {
 		return fmt.Errorf("the certificate of the controller at %s is signed by an unknown authority; set %s to its CA file: %w", at.Host, EnvCACert, err)
+	}
+	var invalid x509.CertificateInvalidError
+	if errors.As(err, &invalid) && invalid.Reason == x509.Expired && time.Now().After(invalid.Cert.NotAfter) {
+		return fmt.Errorf("the certificate of the controller at %s ended at %s, and it has got no other, so Vault is probably away; set %s, such as %s=72h, to ask it nevertheless: %w",
+			at.Host, invalid.Cert.NotAfter.UTC().Format(time.RFC3339), EnvExpired, EnvExpired, err)
 	}
 	// An impostor may have a certificate for another host.
 	var host x509.HostnameError

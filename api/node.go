@@ -133,6 +133,8 @@ func (c *Client) Certificate(ctx context.Context, req CertificateRequest) ([][]b
 type ReportReply struct {
 	Revocations uint64         `json:"revocations"`     // the sequence of the list of removed nodes that the controller has
 	Newer       *fabric.Signed `json:"newer,omitempty"` // that list (fabric.Revocations), if it is newer than the node's
+	// Away says who does not answer the controller, so that nothing is renewed; empty: all do.
+	Away string `json:"away,omitempty"`
 }
 
 // Report reports what the calling node enforces.

@@ -73,7 +73,22 @@ type NodeStatus struct {
 	// Waiting is what is attached to the node from outside Nomad and has no endpoint now.
 	Waiting []WaitingAttachment `json:"waiting,omitempty"`
 
+	// Outage is what the daemon has measured of an outage; nil: all whom it needs answer.
+	Outage *Outage `json:"outage,omitempty"`
+
 	Reported time.Time `json:"reported"` // set by the controller
+}
+
+// Outage says for how long a daemon has been without those whose word ends and renews what it
+// holds, and until when it honours beyond its end what it held in force when that began.
+type Outage struct {
+	Since time.Time `json:"since"`
+	Until time.Time `json:"until"` // then nothing is honoured beyond its end any more
+	Why   string    `json:"why"`   // who does not answer
+	// Back is since when all answer again: what was honoured is being renewed. Zero: they do not.
+	Back time.Time `json:"back,omitzero"`
+	// Honoured is the number of endpoints, of the node itself and of others, that would have ended.
+	Honoured int `json:"honoured,omitempty"`
 }
 
 // ProcessorState is what the engine of a processor has published last of itself and its tunnels.
@@ -154,18 +169,20 @@ type ExitAddress struct {
 
 // EndpointStatus is an endpoint as its node enforces it.
 type EndpointStatus struct {
-	Endpoint           string        `json:"endpoint"`
-	Origin             fabric.Origin `json:"origin,omitzero"` // what it is
-	Service            fabric.Ref    `json:"service,omitzero"`
-	Roles              fabric.Roles  `json:"roles"`
-	IPv4               netip.Addr    `json:"ipv4"`
-	IPv6               netip.Addr    `json:"ipv6"`
-	Expires            time.Time     `json:"expires,omitzero"` // of the admission
-	InForce            bool          `json:"inForce"`
-	Revoked            string        `json:"revoked,omitempty"`  // why it has no rights: it, its service, its certificate or its node is revoked; empty: it has them
-	Pending            []string      `json:"pending,omitempty"`  // where its connectivity is not in force yet: "zone/node: reason"
-	Withheld           string        `json:"withheld,omitempty"` // why DNS does not answer with it; empty: it does
-	CertificateExpires time.Time     `json:"certificateExpires,omitzero"`
+	Endpoint string        `json:"endpoint"`
+	Origin   fabric.Origin `json:"origin,omitzero"` // what it is
+	Service  fabric.Ref    `json:"service,omitzero"`
+	Roles    fabric.Roles  `json:"roles"`
+	IPv4     netip.Addr    `json:"ipv4"`
+	IPv6     netip.Addr    `json:"ipv6"`
+	Expires  time.Time     `json:"expires,omitzero"` // of the admission
+	// Honoured says that the admission has ended, and is honoured because of an outage.
+	Honoured           bool      `json:"honoured,omitempty"`
+	InForce            bool      `json:"inForce"`
+	Revoked            string    `json:"revoked,omitempty"`  // why it has no rights: it, its service, its certificate or its node is revoked; empty: it has them
+	Pending            []string  `json:"pending,omitempty"`  // where its connectivity is not in force yet: "zone/node: reason"
+	Withheld           string    `json:"withheld,omitempty"` // why DNS does not answer with it; empty: it does
+	CertificateExpires time.Time `json:"certificateExpires,omitzero"`
 
 	Checks []fabric.Check  `json:"checks,omitempty"` // through which the node itself may reach the endpoint
 	Ports  []PublishedPort `json:"ports,omitempty"`  // of the node that lead to it
@@ -261,6 +278,8 @@ type ControllerStatus struct {
 	// Away says why it does not answer the controller that was asked; empty: it does.
 	Away  string    `json:"away,omitempty"`
 	Since time.Time `json:"since,omitzero"` // when it began to be as it is: leading, standing by, or away
+	// Outage is what it has measured of an outage; nil: all whom it needs answer.
+	Outage *Outage `json:"outage,omitempty"`
 }
 
 // Status is the state of the fabric. Nodes lists all registered nodes; a node that has not reported

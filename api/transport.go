@@ -27,6 +27,10 @@ type transport struct {
 // comes within pingTimeout.
 const dialTimeout, pingAfter, pingTimeout = 5 * time.Second, 5 * time.Second, 5 * time.Second
 
+// endedRest is how often connections are replaced at which a certificate has ended: in an outage
+// such a one can be honoured.
+const endedRest = time.Minute
+
 // newTransport returns a transport that uses a copy of conf.
 func newTransport(conf *tls.Config, trustDomain string) *transport {
 	conf = conf.Clone()
@@ -75,7 +79,11 @@ func (t *transport) fresh() *http.Transport {
 func (t *transport) limit(end time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if until := time.Now().Round(0).Add(time.Until(end) * 2 / 3); t.until.IsZero() || until.Before(t.until) {
+	left := time.Until(end) * 2 / 3
+	if left <= 0 {
+		left = endedRest
+	}
+	if until := time.Now().Round(0).Add(left); t.until.IsZero() || until.Before(t.until) {
 		t.until = until
 	}
 }

@@ -84,6 +84,8 @@ func (m *Meta) generalOptions() *flag.FlagSet {
 			"VAULT_TOKEN is used only if no other token is set, not even CONSUL_HTTP_TOKEN.")
 	o.StringVar(&m.config.CACert, "ca-file", m.config.CACert,
 		"The `path` to a PEM file of the CA that signed the controller's certificate. Overrides SIF_CACERT.")
+	o.DurationVar(&m.config.Expired, "expired", m.config.Expired,
+		"The `time` for which a certificate of the controller is accepted beyond its end, at most 96h. While Vault is away it gets no other. Overrides SIF_EXPIRED. Default: 0")
 	o.StringVar(&m.config.TrustDomain, "trust-domain", m.config.TrustDomain,
 		"The trust `domain` of the fabric. The controller must have the SPIFFE ID spiffe://<domain>/controller. Overrides SIF_TRUST_DOMAIN. Default: any.")
 	o.StringVar(&m.config.ClientCert, "client-cert", m.config.ClientCert,

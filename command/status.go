@@ -89,6 +89,9 @@ func statusProblems(s api.Status, now time.Time) []string {
 	if expired(s.Controller.CertificateExpires, now) {
 		report("controller", "its certificate has expired")
 	}
+	if why := outageText(s.Controller.Outage, now); why != "" {
+		report("controller", "%s", why)
+	}
 	problems = append(problems, controllerProblems(s, now)...)
 	for _, n := range s.Nodes {
 		id := daemonOf(s, n)
@@ -114,6 +117,9 @@ func statusProblems(s api.Status, now time.Time) []string {
 		if expired(n.CertificateExpires, now) {
 			report(id, "its certificate has expired")
 		}
+		if why := outageText(n.Outage, now); why != "" {
+			report(id, "%s", why)
+		}
 		for _, why := range n.Degraded {
 			report(id, "%s", why)
 		}
@@ -128,7 +134,7 @@ func statusProblems(s api.Status, now time.Time) []string {
 			case !e.InForce:
 				report(id, "the connectivity of %s is not in force", name)
 			}
-			if expired(e.Expires, now) {
+			if expired(e.Expires, now) && !e.Honoured {
 				report(id, "the admission of %s has expired", name)
 			}
 			if expired(e.CertificateExpires, now) {
@@ -235,6 +241,7 @@ func formatStatus(s api.Status, problems []string, verbose bool, now time.Time) 
 		}
 	}
 	section(&b, "Controllers", controllerRows(s, now))
+	section(&b, "Outages", outageRows(s, now))
 	section(&b, "Nodes", nodes)
 	section(&b, "Endpoints", endpoints)
 	section(&b, "Revoked endpoints", revokedEndpoints(s, verbose))
@@ -284,7 +291,11 @@ func endpointRow(n api.NodeStatus, e api.EndpointStatus, verbose bool, now time.
 	if verbose {
 		id = e.Endpoint
 	}
-	row := []string{e.Service.String(), id, n.ID().String(), e.IPv4.String(), remaining(e.Expires, now), remaining(e.CertificateExpires, now), inForce}
+	admission := remaining(e.Expires, now)
+	if e.Honoured {
+		admission = "honoured"
+	}
+	row := []string{e.Service.String(), id, n.ID().String(), e.IPv4.String(), admission, remaining(e.CertificateExpires, now), inForce}
 	if verbose {
 		row = append(row, e.IPv6.String(), list(e.Roles.Originate), list(e.Roles.Respond))
 	}

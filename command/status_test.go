@@ -339,3 +339,25 @@ func TestStatusShowsPortsOfNodes(t *testing.T) {
 	must.StrContains(t, out, `"from": "0.0.0.0:18080"`)
 	must.StrContains(t, out, `"exposed": [`)
 }
+
+// Status counts down for how long an outage is bridged, and says who is away.
+func TestOutageText(t *testing.T) {
+	now := time.Date(2026, 11, 28, 18, 0, 0, 0, time.UTC)
+	o := &api.Outage{Since: now.Add(-3 * time.Hour), Until: now.Add(69 * time.Hour), Why: "Vault is away: it is sealed", Honoured: 2}
+	must.Eq(t, "", outageText(nil, now))
+	must.Eq(t, "an outage for 3h0m: what was in force then stays so for another 2d21h, whatever ends; 2 endpoints would have ended: Vault is away: it is sealed", outageText(o, now))
+	must.StrContains(t, outageText(o, now.Add(70*time.Hour)), "longer than the bound of 3d0h: what has ended is not honoured any more: Vault is away")
+	status := api.Status{
+		Controller: api.ControllerStatus{Address: "m1:8440", Leader: true, Outage: o},
+		Nodes:      []api.NodeStatus{{Zone: "z", Node: "w1", Kind: fabric.KindWorkload, Reported: now, Outage: o, Endpoints: []api.EndpointStatus{{Endpoint: "e", InForce: true, Expires: now.Add(-time.Hour), Honoured: true}}}},
+	}
+	problems := statusProblems(status, now)
+	must.SliceLen(t, 2, problems)
+	text := formatStatus(status, problems, false, now)
+	must.StrContains(t, text, "Outages\n")
+	must.RegexMatch(t, regexp.MustCompile(`agent z/w1 +3h0m +2d21h +2 +Vault is away: it is sealed`), text)
+	must.StrContains(t, text, "honoured")
+	back := *o
+	back.Back = now
+	must.StrContains(t, outageText(&back, now), "an outage of 3h0m is over, and what was honoured beyond its end is being renewed; 2 endpoints")
+}

@@ -27,6 +27,7 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/dirlock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/outage"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/supervisor"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -61,6 +62,8 @@ type Identity interface {
 	Certificate() *tls.Certificate
 	Authorities() []string
 	Expiry() time.Time
+	// Retry has what failed for want of Vault tried again at once.
+	Retry()
 	Degraded() []string
 }
 
@@ -85,6 +88,7 @@ type Config struct {
 	Authority Authority
 	SVIDs     SVIDs
 	Scheduler Scheduler
+	Outage    *outage.Outage // nil: none is measured
 	Log       hclog.Logger
 
 	Supervisor *supervisor.Supervisor // may be nil
@@ -117,6 +121,7 @@ type Controller struct {
 	lives     *lives
 	standby   *standby
 	peers     *peers
+	away      atomic.Pointer[string]          // who does not answer, for people
 	since     atomic.Int64                    // when it began to lead or to stand by, as UnixNano
 	term      atomic.Pointer[context.Context] // ends when this controller does not lead any more; nil while it does not
 	answering atomic.Int64                    // calls that only the leader answers and that are not answered yet
@@ -219,6 +224,7 @@ func (c *Controller) Run(ctx context.Context, l net.Listener) error {
 	g.Go(func() error { return c.removal.follow(ctx, c.leads) })
 	g.Go(func() error { return c.audit.summarise(ctx) })
 	g.Go(func() error { return c.keepAlive(ctx) })
+	g.Go(func() error { return c.keepMeasuring(ctx) })
 	g.Go(func() error { return c.policy.follow(ctx) })
 	g.Go(func() error { return c.policy.keepAgain(ctx) })
 	g.Go(func() error { return c.standby.run(ctx) })

@@ -183,15 +183,24 @@ func (l *lives) all(node fabric.NodeID) api.EndpointLives {
 	return reply
 }
 
-// degraded returns what is wrong, for people. Without an endpoint in the scheduler, nothing is.
+// degraded returns what is wrong, for people.
 func (l *lives) degraded() []string {
-	l.mu.Lock()
-	none := len(l.nodes) == 0
-	l.mu.Unlock()
-	if err := l.follower.Trouble(); err != nil && !none {
+	if err := l.trouble(); err != nil {
 		return []string{"DNS does not notice what becomes of allocations: " + err.Error()}
 	}
 	return nil
+}
+
+// trouble returns why the scheduler does not tell of allocations, or nil. Without an endpoint
+// there, nothing is wrong.
+func (l *lives) trouble() error {
+	l.mu.Lock()
+	none := len(l.nodes) == 0
+	l.mu.Unlock()
+	if none {
+		return nil
+	}
+	return l.follower.Trouble()
 }
 
 func (c *Controller) getLives(ctx context.Context, r request) (any, error) {

@@ -14,7 +14,7 @@ import (
 // nodeMetrics says how long the daemons of the nodes can last by what they hold, and what of the
 // list of removals and revocations is in force.
 type nodeMetrics struct {
-	status                                                             func() api.Status
+	status                                                                      func() api.Status
 	certificate, lasts, reported, list, sequence, revoked, behind, key, linkKey *prometheus.Desc
 }
 

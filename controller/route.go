@@ -53,7 +53,8 @@ type leadership int
 const (
 	_ leadership = iota // the leader, which every route has that says nothing else
 	// byAnyIfNone: the leader; while no controller leads, because Consul is away, every one. It is
-	// for calls that take rights away, whose results of several controllers are put together.
+	// for calls that take rights away, whose results of several controllers are put together, and
+	// for what nodes report.
 	byAnyIfNone
 	byAny // every controller
 )
@@ -171,7 +172,7 @@ func (c *Controller) routes() []route {
 
 		{pattern: "PUT /v1/node", caller: callerNode, call: c.putNode, action: "node.register", burst: 20, interval: 3 * time.Second,
 			summary: "Registers the calling node.", request: api.NodeRequest{}, reply: fabric.NodeRecord{}},
-		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, large: true, burst: 30, interval: 500 * time.Millisecond,
+		{pattern: "PUT /v1/node/status", caller: callerNode, call: c.putStatus, led: byAnyIfNone, large: true, burst: 30, interval: 500 * time.Millisecond,
 			summary: "Reports what the calling node enforces.", request: api.NodeStatus{}, reply: api.ReportReply{}},
 		{pattern: "GET /v1/node/revocations", caller: callerNode, call: c.getNodeRevocations, query: []string{"index", "digest", "wait"}, led: byAny, burst: 60, interval: time.Second,
 			summary: "Returns the signed list of removals and revocations, once it is another one than the calling node has.", reply: api.ListReply{}},

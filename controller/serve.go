@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -18,8 +19,10 @@ import (
 	vaultapi "github.com/hashicorp/vault/api"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/outage"
 	"github.com/sif-project/sif/internal/retry"
 	"github.com/sif-project/sif/internal/setup"
 	"github.com/sif-project/sif/internal/supervisor"
@@ -34,7 +37,8 @@ const startTimeout = 10 * time.Second
 // Serve runs a controller with a configuration file until ctx ends. For each value from reload, it
 // opens the audit log again, and unless the value is nil, it uses the servers and the log level of
 // the new file. If it cannot reach Consul or Vault within 10 seconds, Serve fails and has changed
-// nothing. It tells sup, which may be nil, when it answers calls.
+// nothing, unless an earlier process has left an identity. It tells sup, which may be nil, when it
+// answers calls.
 func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Config, version string, sup *supervisor.Supervisor, log hclog.Logger) error {
 	address, ips, err := addresses(file.Listen)
 	if err != nil {
@@ -47,8 +51,17 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		return err
 	}
 	if err := reachable(ctx, plain, file, id); err != nil {
+		// One that has an identity answers, and says who is away; it leads when it can.
+		if kept, reading := identity.KeptKeys(file.DataDir); reading != nil || len(kept.Keys) == 0 {
+			return err
+		}
+		log.Warn("starting with what is on disk", logkey.Error, err)
+	}
+	measured, err := outage.Open(filepath.Join(file.DataDir, "outage.json"), file.Outage(), clock.Now, log.Named("outage"))
+	if err != nil {
 		return err
 	}
+	id.Outage = measured.Began
 	opening, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	source, err := identity.Open(opening, id, log.Named("identity"))
@@ -77,9 +90,11 @@ func Serve(ctx context.Context, file *config.Config, reload <-chan *config.Confi
 		Authority: PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleWorkload, TrustDomain: file.TrustDomain},
 		SVIDs: newSVIDs(source.Vault, PKI{Vault: source.Vault, Mount: file.Vault.PKIMount, Role: setup.RoleApplication, TrustDomain: file.TrustDomain},
 			file.Vault.TransitMount, wellknown.JWTKey(file.Vault.TransitKey)),
-		Scheduler:  NewNomad(clients.nomad.Load),
-		Supervisor: sup,
-		Log:        log,
+		Outage:        measured,
+		AdmissionLife: file.Admissions(),
+		Scheduler:     NewNomad(clients.nomad.Load),
+		Supervisor:    sup,
+		Log:           log,
 	})
 	if err != nil {
 		return err

@@ -110,7 +110,7 @@ func (c *Controller) putStatus(_ context.Context, r request) (any, error) {
 	if err := c.reports.put(r.node, s); err != nil {
 		return nil, err
 	}
-	reply := api.ReportReply{Revocations: c.removal.list.List().Sequence}
+	reply := api.ReportReply{Revocations: c.removal.list.List().Sequence, Away: c.told()}
 	if s.Revocations < reply.Revocations {
 		signed := c.removal.list.Signed()
 		reply.Newer = &signed

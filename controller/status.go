@@ -186,6 +186,6 @@ func (c *Controller) self() api.ControllerStatus {
 		Address: c.cfg.Address, Version: c.cfg.Version, Leader: c.leads(),
 		CertificateExpires: c.cfg.Identity.Expiry(), Degraded: c.degraded(), Revision: c.policy.pointer().Sequence,
 		Authorities: c.authorities(), Signs: c.cfg.Identity.Signing(), Tokens: c.tokens.left(time.Now()),
-		Since: time.Unix(0, c.since.Load()).UTC(),
+		Since: time.Unix(0, c.since.Load()).UTC(), Outage: c.outage(),
 	}
 }

@@ -24,6 +24,7 @@ import (
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/kvkey"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/outage"
 )
 
 // sweepInterval is how often grants that are over are deleted.
@@ -39,6 +40,7 @@ type table struct {
 	keys   func() fabric.KeySet
 	log    hclog.Logger
 	now    func() time.Time
+	outage *outage.Outage
 	node   func(fabric.NodeID) (fabric.Node, bool) // the record of a registered node
 
 	mu      sync.Mutex
@@ -49,9 +51,31 @@ type table struct {
 
 func newTable(cfg Config, node func(fabric.NodeID) (fabric.Node, bool)) *table {
 	return &table{
-		fabric: cfg.Fabric, consul: cfg.Consul, fence: cfg.fence, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now, node: node,
+		fabric: cfg.Fabric, consul: cfg.Consul, fence: cfg.fence, keys: cfg.Identity.Keys, log: cfg.Log.Named("table"), now: clock.Now, outage: cfg.Outage, node: node,
 		grants: map[kvkey.Admission]*grant{}, claims: map[netip.Addr]kvkey.Admission{},
 	}
+}
+
+// judged returns the time by which it is judged what has ended: in an outage, the time when that
+// began, because nobody could renew anything since.
+func (t *table) judged() time.Time {
+	if began := t.outage.Began(); !began.IsZero() {
+		return began
+	}
+	return t.now()
+}
+
+// honoured returns the number of admissions that would have ended but for an outage.
+func (t *table) honoured() (n int) {
+	now, judged := t.now(), t.judged()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, g := range t.grants {
+		if g.live(judged) && !g.live(now) {
+			n++
+		}
+	}
+	return n
 }
 
 // load reads the table from Consul. A grant that does not verify is left out and reported.
@@ -118,7 +142,7 @@ func (t *table) degraded() []string {
 func (t *table) claim(id kvkey.Admission, addresses ...netip.Addr) (release func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
+	now := t.judged()
 	for _, addr := range addresses {
 		if other, ok := t.claims[addr]; ok && other != id {
 			return nil, taken(addr, other)
@@ -189,7 +213,7 @@ func (t *table) release(ctx context.Context, id kvkey.Admission) error {
 func (t *table) elsewhere(endpoint string, node fabric.NodeID) (other fabric.NodeID, is bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
+	now := t.judged()
 	for id, g := range t.grants {
 		if id.Endpoint == endpoint && id.Node != node && !g.over(now) {
 			return id.Node, true
@@ -230,7 +254,7 @@ func (t *table) liveOn(node fabric.NodeID) int {
 func (t *table) liveWhere(match func(fabric.Admission) bool) []kvkey.Admission {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
+	now := t.judged()
 	var list []kvkey.Admission
 	for id, g := range t.grants {
 		if g.live(now) && match(g.admission) {
@@ -273,7 +297,7 @@ func (t *table) get(id kvkey.Admission) *grant {
 func (t *table) of(node fabric.NodeID) api.NodeAdmissions {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	now := t.now()
+	now := t.judged()
 	var reply api.NodeAdmissions
 	resting := map[netip.Addr]time.Time{}
 	for id, g := range t.grants {
@@ -370,7 +394,7 @@ func (t *table) sweep(ctx context.Context) error {
 
 func (t *table) sweepOnce(ctx context.Context) {
 	t.mu.Lock()
-	now := t.now()
+	now := t.judged()
 	var over []kvkey.Admission
 	for id, g := range t.grants {
 		if g.over(now) {
@@ -380,7 +404,7 @@ func (t *table) sweepOnce(ctx context.Context) {
 	t.mu.Unlock()
 	for _, id := range over {
 		g := t.get(id)
-		if g == nil || !g.over(t.now()) {
+		if g == nil || !g.over(t.judged()) {
 			continue // changed meanwhile
 		}
 		ok, err := t.fence.remove(ctx, t.consul(), id.String(), g.index)

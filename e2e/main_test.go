@@ -129,6 +129,9 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 	if os.Getenv(rotationVariable) != "" {
 		options.CertTTL, options.KeyPeriod = rotationLife, rotationLife
 	}
+	if os.Getenv(goneVariable) != "" {
+		options.CertTTL, options.AdmissionLife, options.OutageBound = goneCertificate, goneAdmission, goneBound
+	}
 	if file := os.Getenv(topologyVariable); file != "" {
 		topology, err := lab.LoadTopology(file)
 		if err != nil {

@@ -71,7 +71,7 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Daemon, er
 	d := &Daemon{node: n}
 	options := Options{
 		Self: n.Self, Log: log, Verifier: n.Verifier(), Documents: n.Revision,
-		Leases: filepath.Join(c.DataDir, "leases.json"), Nodes: n.Nodes,
+		Leases: filepath.Join(c.DataDir, "leases.json"), Outage: n.Outage.Began, Nodes: n.Nodes,
 		Known: d.known, Topology: n.Topology, Enforcing: n.Enforcing,
 	}
 	if n.Self.Boundary() {
@@ -183,6 +183,7 @@ func (d *Daemon) Run(ctx context.Context, sup *supervisor.Supervisor) error {
 	d.node.Revision.OnChange(func(fabric.Pointer, map[fabric.Ref]fabric.Document) { changed() })
 	d.node.Roster.OnChange(func([]roster.Member) { changed() })
 	d.node.Removals.OnChange(changed)
+	d.node.Honoured = func() int { return d.leases.Honoured(d.now()) }
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return d.node.Run(ctx, d.Status) })
 	// The links come first, because the flows to be taken over refer to their ports.

@@ -88,9 +88,10 @@ type Options struct {
 	Log       hclog.Logger
 	Verifier  admission.Verifier
 	Documents Documents
-	Leases    string  // file in which the leases are kept
-	Switch    Switch  // nil: the engine only carries requests
-	Numbers   numbers // of what is in the switch; nil if there is none
+	Leases    string           // file in which the leases are kept
+	Outage    func() time.Time // when the present outage began, zero if there is none; may be nil
+	Switch    Switch           // nil: the engine only carries requests
+	Numbers   numbers          // of what is in the switch; nil if there is none
 	Nodes     func() []fabric.Node
 	Exit      func() Exit // what the switch is as an exit; nil: it is none
 	Standing  *Standing   // nil: the engine publishes no state of its processor
@@ -117,7 +118,7 @@ type Exit struct {
 
 // New returns an engine with the leases that are stored on disk.
 func New(o Options) (*Engine, error) {
-	ls, err := lease.Open(o.Leases, o.Log)
+	ls, err := lease.Open(o.Leases, o.Outage, o.Log)
 	if err != nil {
 		return nil, err
 	}
@@ -268,7 +269,7 @@ func (e *Engine) requestConnectivity(ctx context.Context, from rpc.Peer, p rpc.C
 	e.mu.Lock()
 	delete(e.ended, a.Endpoint) // first: it may be withdrawn as soon as it is accepted
 	e.mu.Unlock()
-	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a})
+	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a, Since: e.now()})
 	if err != nil {
 		return rpc.ConnectReply{}, err
 	}
@@ -309,7 +310,7 @@ func (e *Engine) forward(ctx context.Context, from rpc.Peer, p rpc.ForwardParams
 	if from.Kind != fabric.KindProcessor || from.Zone == e.self.Zone || a.Zone != from.Zone {
 		return rpc.ForwardReply{}, fmt.Errorf("engine %s may not forward endpoint %s of zone %s", from.NodeID, a.Endpoint, a.Zone)
 	}
-	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a})
+	fresh, err := e.take(ctx, lease.Lease{Request: p.Request, Admission: a, Since: e.now()})
 	if err != nil {
 		return rpc.ForwardReply{}, err
 	}
@@ -540,7 +541,7 @@ func (e *Engine) Expire() error {
 	}
 	return e.drop(func(le lease.Lease) bool {
 		a := le.Admission
-		return !now.Before(a.Expires) || len(known) > 0 && !known[a.Host()] || e.verify.Void(le.Request, a) != nil
+		return !e.leases.Holds(le, now) || len(known) > 0 && !known[a.Host()] || e.verify.Void(le.Request, a) != nil
 	}, false)
 }
 

@@ -284,7 +284,7 @@ func TestTwoNamesOnOneAddress(t *testing.T) {
 // Whatever a node sends, the engine does not panic and has nothing that it was not told by its
 // resolvers.
 func FuzzResolve(f *testing.F) {
-	leases, err := lease.Open(filepath.Join(f.TempDir(), "leases.json"), hclog.NewNullLogger())
+	leases, err := lease.Open(filepath.Join(f.TempDir(), "leases.json"), nil, hclog.NewNullLogger())
 	must.NoError(f, err)
 	e := &Engine{
 		self: fabric.Node{Zone: "aws1", Name: "p1", Kind: fabric.KindProcessor}, log: hclog.NewNullLogger(), now: time.Now, leases: leases,

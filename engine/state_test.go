@@ -5,6 +5,7 @@ package engine
 
 import (
 	"context"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"maps"
@@ -19,6 +20,7 @@ import (
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/node/rpc"
 	"github.com/sif-project/sif/internal/node/states"
+	"github.com/sif-project/sif/internal/trust/identity"
 	"github.com/sif-project/sif/internal/trust/identity/identitytest"
 )
 
@@ -32,7 +34,10 @@ type stander struct {
 
 func (w *world) set() *states.Set {
 	return states.New(states.Verifier{
-		TrustDomain: identitytest.TrustDomain, Roots: w.ca.Roots, Node: w.node,
+		VerifyBy: func(chain [][]byte, msg, sig []byte) (identity.Subject, *x509.Certificate, error) {
+			return identity.VerifyBy(w.ca.Roots(), identitytest.TrustDomain, chain, msg, sig)
+		},
+		Node:    w.node,
 		Removed: func() fabric.Revocations { return fabric.Revocations{} },
 	})
 }

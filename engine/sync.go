@@ -201,7 +201,7 @@ func (e *Engine) recall(ctx context.Context, r *remote, lost []string) error {
 				e.log.Debug("cannot use a request that another engine still has", logkey.Node, r.id, logkey.Error, err)
 				continue
 			}
-			if err := e.acceptLost(ctx, lease.Lease{Request: request, Admission: a}); err != nil && !errors.Is(err, errSuperseded) {
+			if err := e.acceptLost(ctx, lease.Lease{Request: request, Admission: a, Since: e.now()}); err != nil && !errors.Is(err, errSuperseded) {
 				return err
 			}
 		}

@@ -24,6 +24,9 @@ const (
 	// MaxDegraded is the longest time for which a node that reaches nobody may honour what was in
 	// force before, beyond its end.
 	MaxDegraded = 96 * time.Hour
+	// MinAdmissionLife and MaxAdmissionLife bound the life of an admission that is not renewed.
+	MinAdmissionLife = time.Minute
+	MaxAdmissionLife = MaxCertificateLife
 	// TombstoneLife is how long a tombstone is kept.
 	TombstoneLife = MaxCertificateLife + MaxDegraded
 )

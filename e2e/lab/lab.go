@@ -46,6 +46,9 @@ type Options struct {
 
 	CertTTL   time.Duration // the life of the fabric's certificates; zero: its default
 	KeyPeriod time.Duration // after which nodes replace the WireGuard keys of their links; zero: the default
+	// AdmissionLife is the life of admissions, and OutageBound for how long what was in force is
+	// honoured beyond its end; zero: their defaults.
+	AdmissionLife, OutageBound time.Duration
 }
 
 // Lab is a running lab. Its exported fields are stored in a file, from which another program can
@@ -58,7 +61,9 @@ type Lab struct {
 	HostAccess  bool
 	CertTTL     time.Duration
 	KeyPeriod   time.Duration
-	Secrets     Secrets
+
+	AdmissionLife, OutageBound time.Duration
+	Secrets                    Secrets
 
 	servers  map[string]string // paths of consul, vault and nomad
 	ca       *authority        // of the servers; only in the program that called Up
@@ -101,7 +106,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 	}
 	l := &Lab{
 		Name: o.Name, Topology: o.Topology, Bin: o.Bin, ServersOnly: o.ServersOnly, HostAccess: o.HostAccess,
-		CertTTL: o.CertTTL, KeyPeriod: o.KeyPeriod,
+		CertTTL: o.CertTTL, KeyPeriod: o.KeyPeriod, AdmissionLife: o.AdmissionLife, OutageBound: o.OutageBound,
 		progress: newProgress(o.Out),
 	}
 	if err := l.checkPrograms(ctx); err != nil {

@@ -59,7 +59,7 @@ func (l *Lab) start(p *Process) error {
 	cmd.Env = slices.Concat([]string{
 		"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root",
 		labVariable + "=" + l.Name, "SIF_LAB_PROCESS=" + p.String(),
-	}, p.Env)
+	}, l.lives(), p.Env)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
@@ -285,4 +285,15 @@ func readJSON(path string, v any) error {
 		return fmt.Errorf("decode %s: %w", path, err)
 	}
 	return nil
+}
+
+// lives returns the variables by which daemons of the fabric have the lab's lives of things.
+func (l *Lab) lives() (env []string) {
+	if l.AdmissionLife > 0 {
+		env = append(env, "SIF_ADMISSION_LIFE="+l.AdmissionLife.String())
+	}
+	if l.OutageBound > 0 {
+		env = append(env, "SIF_OUTAGE_BOUND="+l.OutageBound.String())
+	}
+	return env
 }

@@ -34,6 +34,11 @@ type Config struct {
 	// PolicyPrefix begins the names of the policies that give rights at the controller.
 	PolicyPrefix string `hcl:"policy_prefix,optional"`
 	History      int    `hcl:"history,optional"` // controller: number of revisions that are kept; 0: its default
+	// OutageBound is for how long what was in force stays so beyond its end while nobody can renew
+	// it.
+	OutageBound string `hcl:"outage_bound,optional"`
+	// AdmissionLife is how long an admission lives that is not renewed: controller.
+	AdmissionLife string `hcl:"admission_life,optional"`
 
 	Underlay    *Underlay    `hcl:"underlay,block"`
 	Consul      *Consul      `hcl:"consul,block"`
@@ -378,6 +383,21 @@ func (c *Connections) times(l *connlimit.Limits) []timeLimit {
 		{"tcp_closing", c.TCPClosing, &l.Idle.TCPClosing}, {"tcp_closed", c.TCPClosed, &l.Idle.TCPClosed},
 		{"udp", c.UDP, &l.Idle.UDP}, {"sctp", c.SCTP, &l.Idle.SCTP}, {"icmp", c.ICMP, &l.Idle.ICMP},
 	}
+}
+
+// Outage returns the bound of an outage, which Load has checked.
+func (c *Config) Outage() time.Duration { return parsedDuration(c.OutageBound) }
+
+// Admissions returns how long admissions live, which Load has checked.
+func (c *Config) Admissions() time.Duration { return parsedDuration(c.AdmissionLife) }
+
+// parsedDuration parses a duration that Load has checked.
+func parsedDuration(s string) time.Duration {
+	d, err := time.ParseDuration(s)
+	if err != nil {
+		return 0
+	}
+	return d
 }
 
 // Prefixes returns both prefixes.

@@ -136,6 +136,8 @@ func (c *Config) fillFromEnvironment(getenv func(string) string) {
 	fill(&c.Vault.Namespace, "VAULT_NAMESPACE")
 	fill(&c.Nomad.Address, "NOMAD_ADDR")
 	fill(&c.Nomad.CAFile, "NOMAD_CACERT")
+	fill(&c.OutageBound, "SIF_OUTAGE_BOUND")
+	fill(&c.AdmissionLife, "SIF_ADMISSION_LIFE")
 }
 
 // DefaultManagement are the ports that a node opens to the underlay unless its file lists some:
@@ -151,6 +153,8 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.Fabric, "sif")
 	fill(&c.LogLevel, "info")
 	fill(&c.PolicyPrefix, wellknown.Prefix)
+	fill(&c.OutageBound, "72h")
+	fill(&c.AdmissionLife, "24h")
 	// A machine may run all three.
 	switch r {
 	case RoleController:
@@ -269,6 +273,8 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	report("pools.node_prefix", fabric.CheckNodePrefix(nodePrefix))
 	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, nodePrefix) }))
 	report("pools.ipv6", set(c.Pools.IPv6, func(s string) error { return checkPool(s, 6, 64) }))
+	report("outage_bound", checkDuration(c.OutageBound, 0, fabric.MaxDegraded))
+	report("admission_life", checkDuration(c.AdmissionLife, fabric.MinAdmissionLife, fabric.MaxAdmissionLife))
 	if body.Attributes["history"] != nil {
 		report("history", CheckHistory(c.History))
 	}
@@ -430,6 +436,18 @@ func checkPool(s string, family, nodeBits int) error {
 		return fmt.Errorf("%q is not an IPv%d prefix", s, family)
 	case p.Bits() > nodeBits:
 		return fmt.Errorf("%q is too small: each node uses a /%d", s, nodeBits)
+	}
+	return nil
+}
+
+// checkDuration returns an error if a time is not one from least to most.
+func checkDuration(s string, least, most time.Duration) error {
+	d, err := time.ParseDuration(s)
+	switch {
+	case err != nil:
+		return fmt.Errorf("%q is not a time such as \"90m\" or \"72h\"", s)
+	case d < least || d > most:
+		return fmt.Errorf("%s is outside %s to %s", d, least, most)
 	}
 	return nil
 }

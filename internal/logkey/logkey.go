@@ -71,6 +71,7 @@ const (
 	Parts    = "parts"    // how long the parts of something took: name=duration, separated by commas
 	Count    = "count"    // number of the things that the message names
 	Expires  = "expires"  // when a certificate expires
+	Until    = "until"    // when an outage ends what is honoured beyond its end
 	Process  = "process"  // the ID of a process
 	Stack    = "stack"    // stack of the goroutine after a panic
 )

@@ -36,6 +36,8 @@ Commands:
     -cert-ttl=<time>   Life of the fabric's certificates. Default: 8h.
     -key-period=<time> After which nodes replace the keys of their links.
                        Default: 24h.
+    -admission-life=<time>  Life of admissions. Default: 24h.
+    -outage-bound=<time>    For how long an outage is honoured. Default: 72h.
     -bin=<dir>         Directory of sif, sif-cni and sif-demo. Default: that
                        of sif-lab.
   down                 Remove it.
@@ -125,10 +127,15 @@ func up(ctx context.Context, name string, args []string) error {
 	bin := flags.String("bin", filepath.Dir(self), "")
 	certTTL := flags.Duration("cert-ttl", 0, "")
 	keyPeriod := flags.Duration("key-period", 0, "")
+	admissionLife := flags.Duration("admission-life", 0, "")
+	outageBound := flags.Duration("outage-bound", 0, "")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
-	o := lab.Options{Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout, CertTTL: *certTTL, KeyPeriod: *keyPeriod}
+	o := lab.Options{
+		Name: name, Bin: *bin, ServersOnly: *serversOnly, HostAccess: *host, Out: os.Stdout,
+		CertTTL: *certTTL, KeyPeriod: *keyPeriod, AdmissionLife: *admissionLife, OutageBound: *outageBound,
+	}
 	if *topology != "" {
 		if o.Topology, err = lab.LoadTopology(*topology); err != nil {
 			return err

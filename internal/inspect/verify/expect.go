@@ -49,7 +49,7 @@ func sortedOut(status api.Status, now time.Time) (valid, revoked []fabric.Admiss
 			if e.Revoked != "" {
 				list = &revoked
 			}
-			if e.Expires.IsZero() || now.Before(e.Expires) {
+			if e.Expires.IsZero() || now.Before(e.Expires) || e.Honoured {
 				*list = append(*list, fabric.Admission{
 					Endpoint: e.Endpoint, Zone: n.Zone, Node: n.Node, Service: e.Service, Roles: e.Roles,
 					IPv4: e.IPv4, IPv6: e.IPv6, Checks: e.Checks, Origin: e.Origin, Expires: e.Expires,

@@ -36,6 +36,7 @@ import (
 	"github.com/sif-project/sif/internal/node/firewall"
 	"github.com/sif-project/sif/internal/node/health"
 	"github.com/sif-project/sif/internal/node/states"
+	"github.com/sif-project/sif/internal/outage"
 	"github.com/sif-project/sif/internal/statefile"
 	"github.com/sif-project/sif/internal/trust/admission"
 	"github.com/sif-project/sif/internal/trust/identity"
@@ -74,6 +75,10 @@ type Node struct {
 	Links      *Links             // nil for an engine without a switch, which has none
 	Self       fabric.Node        // as the controller signed it
 	Firewall   *firewall.Firewall // nil for the engine of a node with an agent, which has one for both
+	Outage     *outage.Outage
+	// Honoured returns the number of endpoints that are in force beyond their end because of an
+	// outage. It must be set before Run.
+	Honoured func() int
 
 	lock   *os.File // of the data directory
 	host   bool     // it looks after the host: of a node with two daemons, the agent does
@@ -117,7 +122,12 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	if err := remember(c); err != nil {
 		return nil, err
 	}
-	if n.Identity, err = identity.Open(ctx, c.Identity(), log.Named("identity")); err != nil {
+	if n.Outage, err = outage.Open(filepath.Join(c.DataDir, "outage.json"), c.Outage(), clock.Now, log.Named("outage")); err != nil {
+		return nil, err
+	}
+	id := c.Identity()
+	id.Outage = n.Outage.Began
+	if n.Identity, err = identity.Open(ctx, id, log.Named("identity")); err != nil {
 		return nil, err
 	}
 	if n.Consul, err = c.ConsulClient(n.Identity.JWT); err != nil {
@@ -500,12 +510,13 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 	defer tick.Stop()
 	for {
 		report, cancel := context.WithTimeout(ctx, reportInterval)
-		err := n.report(report, status())
+		away, err := n.report(report, status())
 		cancel()
 		if ctx.Err() != nil {
 			return nil
 		}
 		n.Degrade("report", err)
+		n.Degrade("outage on disk", n.measure(away, err))
 		select {
 		case <-ctx.Done():
 			return nil
@@ -514,13 +525,33 @@ func (n *Node) keepReporting(ctx context.Context, status func() api.NodeStatus) 
 	}
 }
 
-// report sends the status to the controller. Whichever of the two has the older list of removed
-// nodes receives the other's, so that no removal is lost with what Consul has.
-func (n *Node) report(ctx context.Context, status api.NodeStatus) error {
+// measure notes whether the controller answers, and all whom it needs.
+func (n *Node) measure(away string, reporting error) error {
+	switch {
+	case reporting != nil:
+		return n.Outage.Missed("no controller answers: " + reporting.Error())
+	case away != "":
+		return n.Outage.Missed(away)
+	}
+	valid := clock.Now().Before(n.Identity.Expiry())
+	if !valid {
+		n.Identity.Retry() // Vault answers the controller
+	}
+	return n.Outage.Reached(n.Honoured() == 0 && valid)
+}
+
+// report sends the status to the controller, and returns who does not answer that one.
+func (n *Node) report(ctx context.Context, status api.NodeStatus) (away string, err error) {
 	reply, err := n.Controller.Report(ctx, n.complete(ctx, status))
 	if err != nil {
-		return err
+		return "", err
 	}
+	return reply.Away, n.exchange(ctx, reply)
+}
+
+// exchange compares the lists of removed nodes. Whichever of the two has the older one receives the
+// other's, so that no removal is lost with what Consul has.
+func (n *Node) exchange(ctx context.Context, reply api.ReportReply) error {
 	lacks := false
 	if reply.Newer != nil {
 		if err := n.Removals.Offer(*reply.Newer); err != nil {
@@ -576,6 +607,7 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Sequence, s.Root, s.Revocations = f.pointer.Sequence, f.pointer.Root, f.revocations
 	s.CertificateExpires = n.Identity.Expiry()
 	s.Authorities = n.authorities(s.Authorities)
+	s.Outage = n.outage()
 	s.Repaired = n.repairs.total()
 	s.Enforced = n.lastCompared()
 	if n.Links != nil {
@@ -594,6 +626,19 @@ func (n *Node) complete(ctx context.Context, s api.NodeStatus) api.NodeStatus {
 	s.Degraded = atMost(slices.Concat(s.Degraded, clock.Degraded(), n.Identity.Degraded(), n.Revision.Degraded(), n.Removals.Degraded(), n.Roster.Degraded(),
 		n.Degraded(), n.repairs.contested(time.Now())))
 	return s
+}
+
+// Holds reports whether what ends at a time is in force at now, or is honoured beyond its end
+// because it was in force when the present outage began.
+func (n *Node) Holds(end, now time.Time) bool { return outage.Holds(end, now, n.Outage.Began()) }
+
+// outage returns what the daemon has measured of an outage, or nil.
+func (n *Node) outage() *api.Outage {
+	o := n.Outage.Status()
+	if o != nil {
+		o.Honoured = n.Honoured()
+	}
+	return o
 }
 
 // Compared records that the data path was read back and compared at a time: what it contained after

@@ -10,7 +10,7 @@ import (
 
 // newStates returns the set of the processors' states of a node that has joined.
 func (n *Node) newStates() *states.Set {
-	return states.New(states.Verifier{TrustDomain: n.Config.TrustDomain, Roots: n.Identity.Roots, Node: n.member, Removed: n.Removals.List})
+	return states.New(states.Verifier{VerifyBy: n.Identity.VerifyBy, Node: n.member, Removed: n.Removals.List})
 }
 
 // Tunnels returns the tunnels among the fabric's processors of different zones.

@@ -30,6 +30,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/outage"
 	"github.com/sif-project/sif/internal/statefile"
 )
 
@@ -37,11 +38,15 @@ import (
 type Lease struct {
 	Request   fabric.Request   `json:"request"`
 	Admission fabric.Admission `json:"admission"`
+	// Since is when the endpoint came into force here, of which this may be a later admission. Of a
+	// lease that an earlier version stored it is zero.
+	Since time.Time `json:"since,omitzero"`
 }
 
 // Set is a set of leases, by endpoint. It is safe for concurrent use.
 type Set struct {
 	saved *statefile.Saver
+	began func() time.Time // of the present outage
 
 	mu      sync.Mutex
 	set     map[string]*Lease    // the leases are replaced, never changed
@@ -62,11 +67,12 @@ const sweepInterval = time.Minute
 
 // Open returns the set stored at path. It is empty if there is no file, or if the file is corrupt:
 // a crash of the machine can corrupt it, but it also ends the connections, and the endpoints
-// request connectivity again.
-func Open(path string, log hclog.Logger) (*Set, error) {
+// request connectivity again. began returns when the present outage began, zero if there is none,
+// and may be nil: what was in force then stays so beyond its end.
+func Open(path string, began func() time.Time, log hclog.Logger) (*Set, error) {
 	// It is lazy because workloads wait for the write, and after a reboot the leases are useless.
 	file := statefile.File[map[string]Lease]{Path: path, What: "the leases", Lazy: true}
-	l := &Set{set: map[string]*Lease{}, heard: map[netip.Addr]heard{}}
+	l := &Set{began: began, set: map[string]*Lease{}, heard: map[netip.Addr]heard{}}
 	elements := statefile.Elements[Lease]{Encode: encode}
 	l.saved = file.EncodedSaver(func() ([]byte, error) { return elements.Document('{', '}', l.where(all)) })
 	stored, _, err := file.Read()
@@ -184,8 +190,12 @@ func (l *Set) accept(le Lease) (changed, displaced bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := le.Admission
-	if old, had := l.set[a.Endpoint]; had && !a.Issued.After(old.Admission.Issued) {
+	old, had := l.set[a.Endpoint]
+	if had && !a.Issued.After(old.Admission.Issued) {
 		return false, false
+	}
+	if had && old.Admission.Host() == a.Host() && l.holds(old, le.Since) {
+		le.Since = old.Since
 	}
 	var gone []string
 	for endpoint, other := range l.set {
@@ -207,8 +217,8 @@ func (l *Set) accept(le Lease) (changed, displaced bool) {
 	return true, len(gone) > 0
 }
 
-// InForce returns the admission of a request if exactly this request is stored and has not expired
-// at now.
+// InForce returns the admission of a request if exactly this request is stored and is in force at
+// now.
 func (l *Set) InForce(r fabric.Request, now time.Time) (fabric.Admission, bool) {
 	var claimed fabric.Admission
 	if json.Unmarshal(r.Admission.Payload, &claimed) != nil {
@@ -217,7 +227,7 @@ func (l *Set) InForce(r fabric.Request, now time.Time) (fabric.Admission, bool) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	le, ok := l.set[claimed.Endpoint]
-	if !ok || !now.Before(le.Admission.Expires) || !reflect.DeepEqual(le.Request, r) {
+	if !ok || !l.holds(le, now) || !reflect.DeepEqual(le.Request, r) {
 		return fabric.Admission{}, false
 	}
 	return le.Admission, true
@@ -280,19 +290,46 @@ func (l *Set) Signed(now time.Time) map[int]int {
 	return counts
 }
 
-// All returns the leases that have not expired at now, ordered by endpoint.
+// All returns the leases that are in force at now, ordered by endpoint.
 func (l *Set) All(now time.Time) []Lease { return l.Where(now, all) }
 
 func all(fabric.Admission) bool { return true }
 
 // Where returns the leases of All for which match is true.
 func (l *Set) Where(now time.Time, match func(fabric.Admission) bool) []Lease {
-	matching := l.where(func(a fabric.Admission) bool { return now.Before(a.Expires) && match(a) })
-	list := make([]Lease, len(matching))
-	for i, le := range matching {
-		list[i] = *le
+	matching := l.where(match)
+	list := make([]Lease, 0, len(matching))
+	for _, le := range matching {
+		if l.holds(le, now) {
+			list = append(list, *le)
+		}
 	}
 	return list
+}
+
+// Holds reports whether a lease is in force at now: its admission has not expired, or it is
+// honoured beyond that because the endpoint was in force when the present outage began.
+func (l *Set) Holds(le Lease, now time.Time) bool { return l.holds(&le, now) }
+
+func (l *Set) holds(le *Lease, now time.Time) bool {
+	if now.Before(le.Admission.Expires) {
+		return true
+	}
+	if l.began == nil {
+		return false
+	}
+	began := l.began()
+	return outage.Holds(le.Admission.Expires, now, began) && !le.Since.After(began)
+}
+
+// Honoured returns the number of leases that are in force beyond the end of their admission.
+func (l *Set) Honoured(now time.Time) (n int) {
+	for _, le := range l.All(now) {
+		if !now.Before(le.Admission.Expires) {
+			n++
+		}
+	}
+	return n
 }
 
 // where returns the leases for which match is true, ordered by endpoint. A lease is large, so they

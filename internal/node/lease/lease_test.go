@@ -47,7 +47,7 @@ func TestLaws(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		runs++
 		path := filepath.Join(dir, fmt.Sprint(runs))
-		set, err := Open(path, hclog.NewNullLogger())
+		set, err := Open(path, nil, hclog.NewNullLogger())
 		must.NoError(t, err)
 		for range rapid.IntRange(1, 20).Draw(t, "steps") {
 			le := leaseOf(rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "endpoint"),
@@ -62,7 +62,7 @@ func TestLaws(t *testing.T) {
 			}
 			if rapid.Bool().Draw(t, "restart") {
 				set.Save()()
-				set, err = Open(path, hclog.NewNullLogger())
+				set, err = Open(path, nil, hclog.NewNullLogger())
 				must.NoError(t, err)
 			}
 			at := map[netip.Addr]bool{}
@@ -80,7 +80,7 @@ func TestLatestWins(t *testing.T) {
 	dir, runs := t.TempDir(), 0
 	rapid.Check(t, func(t *rapid.T) {
 		runs++
-		set, err := Open(filepath.Join(dir, fmt.Sprint(runs)), hclog.NewNullLogger())
+		set, err := Open(filepath.Join(dir, fmt.Sprint(runs)), nil, hclog.NewNullLogger())
 		must.NoError(t, err)
 		latest := map[netip.Addr]fabric.Admission{}
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
@@ -122,7 +122,7 @@ func TestCrash(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		runs++
 		path := filepath.Join(dir, fmt.Sprint(runs))
-		set, err := Open(path, hclog.NewNullLogger())
+		set, err := Open(path, nil, hclog.NewNullLogger())
 		must.NoError(t, err)
 		saved := map[string]bool{} // endpoints
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
@@ -143,7 +143,7 @@ func TestCrash(t *testing.T) {
 				held[le.Admission.Endpoint] = le
 			}
 			maps.DeleteFunc(saved, func(endpoint string, _ bool) bool { _, still := held[endpoint]; return !still })
-			next, err := Open(path, hclog.NewNullLogger())
+			next, err := Open(path, nil, hclog.NewNullLogger())
 			must.NoError(t, err)
 			for _, le := range next.All(epoch) {
 				now, still := held[le.Admission.Endpoint]
@@ -160,7 +160,7 @@ func TestCrash(t *testing.T) {
 
 // BenchmarkAccept adds a lease to those of -leases endpoints, until it is on disk.
 func BenchmarkAccept(b *testing.B) {
-	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), hclog.NewNullLogger())
+	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), nil, hclog.NewNullLogger())
 	must.NoError(b, err)
 	accept := func(i, issued int) {
 		le := leaseOf(fmt.Sprint("endpoint-", i), 0, issued)
@@ -182,7 +182,7 @@ func BenchmarkAccept(b *testing.B) {
 
 // BenchmarkAll lists -leases leases, as for each change of a switch.
 func BenchmarkAll(b *testing.B) {
-	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), hclog.NewNullLogger())
+	set, err := Open(filepath.Join(b.TempDir(), "leases.json"), nil, hclog.NewNullLogger())
 	must.NoError(b, err)
 	for i := range *benchLeases {
 		le := leaseOf(fmt.Sprint("endpoint-", i), 0, 0)
@@ -199,7 +199,7 @@ func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "leases.json")
 	for _, content := range []string{"", "{", "null", "\x00\x00"} {
 		must.NoError(t, os.WriteFile(path, []byte(content), 0o600))
-		set, err := Open(path, hclog.NewNullLogger())
+		set, err := Open(path, nil, hclog.NewNullLogger())
 		must.NoError(t, err)
 		must.SliceEmpty(t, set.All(epoch))
 		set.Accept(leaseOf("a", 1, 0))
@@ -207,7 +207,7 @@ func TestUnreadableFileIsAnEmptySet(t *testing.T) {
 }
 
 func TestHeldIsTheVeryRequest(t *testing.T) {
-	set, err := Open(filepath.Join(t.TempDir(), "leases.json"), hclog.NewNullLogger())
+	set, err := Open(filepath.Join(t.TempDir(), "leases.json"), nil, hclog.NewNullLogger())
 	must.NoError(t, err)
 	le := leaseOf("a", 1, 0)
 	_, held := set.InForce(le.Request, epoch)
@@ -230,7 +230,7 @@ func TestHeldIsTheVeryRequest(t *testing.T) {
 func TestFullDisk(t *testing.T) {
 	disk := testhost.NewDisk(t, 2)
 	path := filepath.Join(disk.Dir, "leases.json")
-	set, err := Open(path, hclog.NewNullLogger())
+	set, err := Open(path, nil, hclog.NewNullLogger())
 	must.NoError(t, err)
 	must.True(t, set.Accept(leaseOf("a", 1, 0)))
 	must.NoError(t, set.Stored())
@@ -239,15 +239,70 @@ func TestFullDisk(t *testing.T) {
 	must.ErrorContains(t, set.Stored(), "no space left on device")
 	must.Len(t, 1, set.Remove(func(le Lease) bool { return le.Admission.Endpoint == "a" }))
 	must.Len(t, 1, set.All(epoch))
-	stored, err := Open(path, hclog.NewNullLogger())
+	stored, err := Open(path, nil, hclog.NewNullLogger())
 	must.NoError(t, err)
 	_, has := stored.Get("a")
 	must.True(t, has, must.Sprint("the file before is whole"))
 	disk.Free()
 	must.NoError(t, set.Stored())
-	stored, err = Open(path, hclog.NewNullLogger())
+	stored, err = Open(path, nil, hclog.NewNullLogger())
 	must.NoError(t, err)
 	must.Eq(t, len(set.All(epoch)), len(stored.All(epoch)))
 	_, has = stored.Get("b")
 	must.True(t, has)
+}
+
+// In an outage, what was in force when it began stays so beyond its end, and what came later does
+// not: it ends with its admission, as what had ended before. A restart in between changes nothing.
+func TestOutage(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases.json")
+	var began time.Time
+	open := func() *Set {
+		set, err := Open(path, func() time.Time { return began }, hclog.NewNullLogger())
+		must.NoError(t, err)
+		return set
+	}
+	set := open()
+	accept := func(endpoint string, n, issued int, life, since time.Duration) Lease {
+		le := leaseOf(endpoint, n, issued)
+		le.Admission.Expires = le.Admission.Issued.Add(life)
+		payload, err := json.Marshal(le.Admission)
+		must.NoError(t, err)
+		le.Request.Admission.Payload, le.Since = payload, epoch.Add(since)
+		must.True(t, set.Accept(le))
+		return le
+	}
+	ended := accept("ended", 1, 0, time.Minute, 0)
+	held := accept("held", 2, 0, time.Hour, 0)
+	began = epoch.Add(10 * time.Minute)
+	late := accept("late", 3, 0, time.Hour, 11*time.Minute)
+	renewed := accept("held", 2, 1000, time.Hour, 1000*time.Second)
+	must.NoError(t, set.Stored())
+
+	names := func(now time.Time) (list []string) {
+		for _, le := range set.All(now) {
+			list = append(list, le.Admission.Endpoint)
+		}
+		return list
+	}
+	for range 2 {
+		must.Eq(t, []string{"held", "late"}, names(epoch.Add(20*time.Minute)))
+		later := epoch.Add(20 * time.Hour)
+		must.Eq(t, []string{"held"}, names(later), must.Sprint("the one that had ended does not come back"))
+		must.Eq(t, 1, set.Honoured(later))
+		for _, le := range []Lease{ended, late, held} {
+			_, in := set.InForce(le.Request, later)
+			must.False(t, in, must.Sprint("endpoint ", le.Admission.Endpoint))
+		}
+		_, in := set.InForce(renewed.Request, later)
+		must.True(t, in)
+		set = open()
+	}
+	// What an endpoint on another node has under the same ID was not in force before.
+	moved := leaseOf("held", 2, 2000)
+	moved.Admission.Node, moved.Since = "other", epoch.Add(2000*time.Second)
+	must.True(t, set.Accept(moved))
+	must.SliceEmpty(t, names(epoch.Add(20*time.Hour)))
+	began = time.Time{}
+	must.SliceEmpty(t, names(epoch.Add(20*time.Hour)))
 }

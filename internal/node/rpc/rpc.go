@@ -11,6 +11,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -34,6 +35,8 @@ type Identity interface {
 	Peer(state tls.ConnectionState) (identity.Subject, *x509.Certificate, error)
 	// Changed returns a channel that is closed when Peer may answer otherwise than before.
 	Changed() <-chan struct{}
+	// Stands reports whether a certificate that this side showed may still be used.
+	Stands(own *x509.Certificate) bool
 }
 
 // Peer is the node at the other end of a connection, as its certificate attests it.
@@ -133,6 +136,9 @@ func handshake(ctx context.Context, t *tls.Conn, id Identity, own *atomic.Pointe
 		ends = cert.Leaf.NotAfter
 	}
 	judge := func() error {
+		if cert := own.Load(); cert != nil && cert.Leaf != nil && !id.Stands(cert.Leaf) {
+			return errors.New("the certificate that this side showed has ended")
+		}
 		_, _, err := id.Peer(state)
 		return err
 	}

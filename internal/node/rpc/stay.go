@@ -19,6 +19,9 @@ const (
 	linger = 15 * time.Second
 	// minRest keeps connections from being replaced in a loop when certificates are not renewed.
 	minRest = time.Second
+	// endedRest is how often a connection is replaced whose certificates have ended: in an outage
+	// they go on to be honoured, and nobody has others.
+	endedRest = time.Minute
 )
 
 // Stay dials and calls use, which introduces this side to the peer and returns. Before a
@@ -54,7 +57,11 @@ func Stay(ctx context.Context, dial func(context.Context) (*Conn, error), use fu
 // returns nil when ctx ends, and nil with an error when the connection is lost.
 func successor(ctx context.Context, c *Conn, dial func(context.Context) (*Conn, error)) (*Conn, error) {
 	for {
-		due := time.NewTimer(max(c.ends.Sub(clock.Now())*2/3, minRest))
+		rest := max(c.ends.Sub(clock.Now())*2/3, minRest)
+		if !clock.Now().Before(c.ends) {
+			rest = endedRest
+		}
+		due := time.NewTimer(rest)
 		select {
 		case <-ctx.Done():
 			due.Stop()

@@ -17,7 +17,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/sif-project/sif/fabric"
-	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/logkey"
 )
 
@@ -128,7 +127,7 @@ func (s *Server) passOn(ctx context.Context, c *Conn) {
 			case <-changed:
 			case <-tick.C:
 			}
-			if c.judge() != nil || !clock.Now().Before(c.ends) {
+			if c.judge() != nil {
 				closeBoth()
 				return
 			}

@@ -78,10 +78,10 @@ func check(s desired.State) error {
 
 // Verifier is what states are checked against. The functions are called each time.
 type Verifier struct {
-	TrustDomain string
-	Roots       func() *x509.CertPool
-	Node        func(fabric.NodeID) (fabric.Node, bool)
-	Removed     func() fabric.Revocations
+	// VerifyBy verifies a signature by a certificate: see identity.Source.VerifyBy.
+	VerifyBy func(chain [][]byte, msg, sig []byte) (identity.Subject, *x509.Certificate, error)
+	Node     func(fabric.NodeID) (fabric.Node, bool)
+	Removed  func() fabric.Revocations
 }
 
 // verify checks that a state was signed by the processor that it is about, and returns the
@@ -96,7 +96,7 @@ func (v Verifier) verify(s desired.State, signed Signed) (*x509.Certificate, err
 	case len(signed.Certificate) > maxChain:
 		return nil, fmt.Errorf("the state of %s comes with %d certificates, at most %d are allowed", s.Processor, len(signed.Certificate), maxChain)
 	}
-	signer, leaf, err := identity.VerifyBy(v.Roots(), v.TrustDomain, signed.Certificate, signingInput(signed.State), signed.Signature)
+	signer, leaf, err := v.VerifyBy(signed.Certificate, signingInput(signed.State), signed.Signature)
 	if err != nil {
 		return nil, fmt.Errorf("state of %s: %w", s.Processor, err)
 	}

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
+	"github.com/sif-project/sif/internal/trust/identity"
 )
 
 var (
@@ -77,8 +78,9 @@ func newLab(t testing.TB) *lab {
 	roots := x509.NewCertPool()
 	roots.AddCert(l.cert)
 	l.Set = New(Verifier{
-		TrustDomain: "sif.test",
-		Roots:       func() *x509.CertPool { return roots },
+		VerifyBy: func(chain [][]byte, msg, sig []byte) (identity.Subject, *x509.Certificate, error) {
+			return identity.VerifyBy(roots, "sif.test", chain, msg, sig)
+		},
 		Node: func(id fabric.NodeID) (fabric.Node, bool) {
 			for _, n := range []fabric.Node{p1, p2, q1, w1} {
 				if n.ID() == id {

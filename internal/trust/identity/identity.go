@@ -16,6 +16,7 @@ import (
 	"net"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -46,6 +47,10 @@ type Config struct {
 	SPIFFEPath   string   // for example fabric.NodeID.SPIFFE
 	IPs          []net.IP // only the controller's certificate has any
 	DataDir      string   // the files are in its subdirectory "identity"
+
+	// Outage returns when the present outage began, in which certificates that were in use then are
+	// honoured beyond their end; zero if there is none. It may be nil.
+	Outage func() time.Time
 }
 
 // Source is the identity, which Run renews. Its methods are safe for concurrent use.
@@ -70,6 +75,8 @@ type Source struct {
 	isRevoked func(Subject, *x509.Certificate) error // may be nil
 	reviewed  chan struct{}                          // closed and replaced by Review
 	wake      chan struct{}                          // Run is to look whether the own certificate is revoked
+
+	met *met // certificates of others
 }
 
 // Open logs in to Vault and obtains what is not on disk or is due for renewal. If Vault cannot be
@@ -84,6 +91,7 @@ func Open(ctx context.Context, c Config, log hclog.Logger) (*Source, error) {
 	if s.vault, err = newVault(c); err != nil {
 		return nil, err
 	}
+	s.met = openMet(s.store.path(metFile), log)
 	if err := s.restore(); err != nil {
 		return nil, err
 	}
@@ -148,7 +156,11 @@ func (s *Source) suits(cert *tls.Certificate) error {
 	if err != nil {
 		return err
 	}
-	subject, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	now := clock.Now()
+	if s.Stands(chain[0]) && !now.Before(chain[0].NotAfter) {
+		now = s.outage()
+	}
+	subject, err := verifyChain(s.Roots(), s.config.TrustDomain, chain, now)
 	if err != nil {
 		return err
 	}
@@ -214,12 +226,13 @@ func JWT(ctx context.Context, client *vaultapi.Client, role string) (string, err
 // Sign signs msg with the current certificate's key and returns the chain (DER, leaf first) to
 // verify it with; see VerifyBy.
 func (s *Source) Sign(msg []byte) (sig []byte, chain [][]byte, err error) {
-	return signWith(s.Certificate(), msg)
+	cert := s.Certificate()
+	return signWith(cert, msg, s.Stands(cert.Leaf))
 }
 
-func signWith(cert *tls.Certificate, msg []byte) (sig []byte, chain [][]byte, err error) {
-	if end := cert.Leaf.NotAfter; !clock.Now().Before(end) {
-		return nil, nil, fmt.Errorf("sign: the certificate expired at %s", end.Format(time.RFC3339))
+func signWith(cert *tls.Certificate, msg []byte, stands bool) (sig []byte, chain [][]byte, err error) {
+	if !stands {
+		return nil, nil, fmt.Errorf("sign: the certificate expired at %s", cert.Leaf.NotAfter.Format(time.RFC3339))
 	}
 	key, ok := cert.PrivateKey.(*ecdsa.PrivateKey)
 	if !ok {
@@ -260,8 +273,9 @@ func (s *Source) report(chore string, err error) {
 		delete(s.degraded, chore)
 		s.log.Info("recovered", logkey.Subject, chore)
 	case err != nil:
-		s.degraded[chore] = err.Error()
-		if was != err.Error() {
+		text := strings.Join(strings.Fields(err.Error()), " ") // Vault's have several lines
+		s.degraded[chore] = text
+		if was != text {
 			s.log.Warn("cannot renew, using what is there", logkey.Subject, chore, logkey.Error, err)
 		}
 	}

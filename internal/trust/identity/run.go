@@ -29,6 +29,7 @@ type chore struct {
 	name   string
 	run    func(ctx context.Context) (time.Time, error)
 	due    time.Time
+	failed bool
 	pauses *backoff.ExponentialBackOff // after failures
 }
 
@@ -66,6 +67,11 @@ func (s *Source) Run(ctx context.Context) error {
 			return nil
 		} else if woken {
 			chores[len(chores)-1].due = time.Time{} // the certificate may be revoked
+			for _, ch := range chores {
+				if ch.failed {
+					ch.due = time.Time{}
+				}
+			}
 			continue
 		}
 		due, err := next.run(ctx)
@@ -73,6 +79,7 @@ func (s *Source) Run(ctx context.Context) error {
 			return nil
 		}
 		s.report(next.name, err)
+		next.failed = err != nil
 		if err == nil {
 			next.due = due
 			next.pauses.Reset()

@@ -176,7 +176,7 @@ func (k *ServiceKeys) Sign(service fabric.Ref, msg []byte) (sig []byte, chain []
 	if cert == nil {
 		return nil, nil, fmt.Errorf("service %s has no certificate here", service)
 	}
-	sig, chain, err = signWith(cert, msg)
+	sig, chain, err = signWith(cert, msg, clock.Now().Before(cert.Leaf.NotAfter))
 	if err != nil {
 		return nil, nil, fmt.Errorf("service %s: %w", service, err)
 	}

@@ -28,7 +28,7 @@ func VerifyBy(roots *x509.CertPool, trustDomain string, chain [][]byte, msg, sig
 	if err != nil {
 		return Subject{}, nil, err
 	}
-	if signer, err = verifyChain(roots, trustDomain, certs); err != nil {
+	if signer, err = verifyChain(roots, trustDomain, certs, clock.Now()); err != nil {
 		return Subject{}, nil, err
 	}
 	leaf = certs[0]
@@ -50,7 +50,7 @@ func (s *Source) Peer(state tls.ConnectionState) (Subject, *x509.Certificate, er
 	if err != nil {
 		return Subject{}, nil, err
 	}
-	if !clock.Now().Before(leaf.NotAfter) {
+	if !clock.Now().Before(leaf.NotAfter) && !s.honours(leaf) {
 		return Subject{}, nil, fmt.Errorf("the certificate of %s ended at %s: connect again with a new one", peer, leaf.NotAfter.Format(time.RFC3339))
 	}
 	if err := s.revoked(peer, leaf); err != nil {
@@ -74,6 +74,14 @@ func (s *Source) Review() {
 	close(s.reviewed)
 	s.reviewed = make(chan struct{})
 	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Retry has Run try at once what has failed: it is known that Vault answers.
+func (s *Source) Retry() {
 	select {
 	case s.wake <- struct{}{}:
 	default:
@@ -137,11 +145,41 @@ func (s *Source) revoked(subject Subject, leaf *x509.Certificate) error {
 
 // verifyPeer verifies the chain (leaf first) of a new connection.
 func (s *Source) verifyPeer(chain []*x509.Certificate) (Subject, error) {
-	peer, err := verifyChain(s.Roots(), s.config.TrustDomain, chain)
+	peer, err := s.judge(chain)
 	if err == nil {
 		err = s.revoked(peer, chain[0])
 	}
 	return peer, err
+}
+
+// VerifyBy is the function VerifyBy with the authorities of this process, and honours in an outage
+// what was met before it.
+func (s *Source) VerifyBy(chain [][]byte, msg, sig []byte) (signer Subject, leaf *x509.Certificate, err error) {
+	certs, err := parseChain(chain)
+	if err != nil {
+		return Subject{}, nil, err
+	}
+	if signer, err = s.judge(certs); err != nil {
+		return Subject{}, nil, err
+	}
+	leaf = certs[0]
+	if err := verifySignature(leaf.PublicKey, msg, sig); err != nil {
+		return Subject{}, nil, fmt.Errorf("signature by %s: %w", signer, err)
+	}
+	return signer, leaf, nil
+}
+
+// judge verifies a chain (leaf first) by the time that counts for its leaf.
+func (s *Source) judge(chain []*x509.Certificate) (Subject, error) {
+	now := clock.Now()
+	if len(chain) > 0 && !now.Before(chain[0].NotAfter) && s.honours(chain[0]) {
+		return verifyChain(s.Roots(), s.config.TrustDomain, chain, s.outage())
+	}
+	subject, err := verifyChain(s.Roots(), s.config.TrustDomain, chain, now)
+	if err == nil {
+		s.met.note(chain[0], now)
+	}
+	return subject, err
 }
 
 func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
@@ -155,8 +193,9 @@ func parseChain(chain [][]byte) ([]*x509.Certificate, error) {
 	return certs, nil
 }
 
-// verifyChain verifies certs (leaf first) against roots and returns whom the leaf was issued to.
-func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certificate) (Subject, error) {
+// verifyChain verifies certs (leaf first) against roots at a time and returns whom the leaf was
+// issued to.
+func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certificate, now time.Time) (Subject, error) {
 	if len(certs) == 0 {
 		return Subject{}, errors.New("there is no certificate")
 	}
@@ -173,7 +212,7 @@ func verifyChain(roots *x509.CertPool, trustDomain string, certs []*x509.Certifi
 		intermediates.AddCert(c)
 	}
 	_, err = leaf.Verify(x509.VerifyOptions{
-		CurrentTime:   judgedAt(leaf, clock.Now()),
+		CurrentTime:   judgedAt(leaf, now),
 		Roots:         roots,
 		Intermediates: intermediates,
 		KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},

@@ -44,21 +44,21 @@ func missing(err error) error {
 
 func isAway(err error) bool { return errors.As(err, new(away)) }
 
-// outage remembers since when every ADD failed for want of something that was away.
-type outage struct {
+// stalled remembers since when every ADD failed for want of something that was away.
+type stalled struct {
 	mu          sync.Mutex
 	began, last time.Time
 }
 
 // young reports whether ADD may wait for the end of the outage, if there is one.
-func (o *outage) young(now time.Time) bool {
+func (o *stalled) young(now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	return now.Sub(o.last) > outageMost || now.Sub(o.began) < outageMost
 }
 
 // record takes down how an ADD ended.
-func (o *outage) record(began, ended time.Time, err error) {
+func (o *stalled) record(began, ended time.Time, err error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	switch {

@@ -19,8 +19,8 @@ import (
 
 // ADD waits at the begin of an outage only: after two minutes of failures they come at once, until
 // one succeeds or was refused, or nobody has tried for two minutes.
-func TestOutage(t *testing.T) {
-	var o outage
+func TestStalled(t *testing.T) {
+	var o stalled
 	begin, gone := time.Now(), fmt.Errorf("wrapped: %w", away{errors.New("gone")})
 	now := func(after time.Duration) time.Time { return begin.Add(after) }
 	must.True(t, o.young(begin))
