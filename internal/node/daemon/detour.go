@@ -5,6 +5,7 @@ package daemon
 
 import (
 	"errors"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -202,6 +203,10 @@ func (l *Links) detoursOf(wanted map[desired.Hop]link.Device, list []tunnel) (ma
 		}
 		if c.detour || c.wants && !c.fresh {
 			p.PersistentKeepalive = beat
+		}
+		// Two handshakes that cross can leave the ends with different sessions, so one end begins.
+		if !c.fresh && fabric.CompareNodeIDs(l.self.ID(), t.to.ID()) > 0 && time.Since(c.since) < l.settle {
+			p.Endpoint, p.PersistentKeepalive = netip.AddrPort{}, 0
 		}
 		by.Peers = append(by.Peers, p)
 		x.Detour = by.Name
