@@ -37,7 +37,7 @@ var layers = []struct {
 	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model, and the name of the fabric's network in jobs"},
 	{`^api$`, `^(fabric(/flow)?|internal/wellknown)$`, "users import the client, so it must have few dependencies"},
 	{`^internal/node/firewall$`, `^(fabric|internal/(wellknown|leftover|node/ruleset))$`, "it uses the model's protocols, not its policy"},
-	{`^internal/(nomadlife|testhost|leftover|clock|portrange|connlimit|logkey|atomicfile|keylock|limit|coalesce|fanout|retry|consulwatch|statefile|dirlock|servertoken|vaultclient|version|supervisor|node/number|node/link|node/kernel|node/ruleset)$`, `^internal/(node/kernel|leftover|clock|logkey|atomicfile|coalesce|dirlock|retry|statefile|supervisor|wellknown)$`, "it knows nothing of the fabric"},
+	{`^internal/(nomadlife|testhost|leftover|clock|portrange|connlimit|logkey|atomicfile|keylock|limit|coalesce|fanout|retry|consulwatch|statefile|dirlock|servertoken|servercalls|metric|vaultclient|version|supervisor|node/number|node/link|node/kernel|node/ruleset)$`, `^internal/(node/kernel|leftover|clock|logkey|metric|servercalls|atomicfile|coalesce|dirlock|retry|statefile|supervisor|wellknown)$`, "it knows nothing of the fabric"},
 	{`^internal/nomadjob$`, `^(fabric|internal/wellknown)$`, "what a job says does not depend on who asks"},
 	{`^internal/node/cnicall$`, `^fabric$`, "the plugin has few dependencies"},
 	{`^internal/trust/.*`, `^(fabric|internal/trust/.*|internal/[a-z]+)$`, "verification of signed state does not depend on its users"},

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/agent/catalog"
@@ -30,6 +31,7 @@ import (
 	"github.com/sif-project/sif/internal/expiry"
 	"github.com/sif-project/sif/internal/keylock"
 	"github.com/sif-project/sif/internal/logkey"
+	"github.com/sif-project/sif/internal/metric"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/firewall"
@@ -90,6 +92,7 @@ type Agent struct {
 	ended        ended
 	workloadAPI  *workloadapi.Server
 	jwtKeys      *jwtkey.Source
+	calls        *prometheus.HistogramVec
 
 	locks       keylock.Locks[cnicall.Attachment]
 	attachments keylock.Locks[string] // by interface: programs are attached to it by one at a time
@@ -116,7 +119,8 @@ func Start(ctx context.Context, c *config.Config, log hclog.Logger) (*Agent, err
 	if err != nil {
 		return nil, err
 	}
-	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits(), flows: flowlog.New(c.Flows.Keep)}
+	a := &Agent{node: n, log: log, now: clock.Now, exits: newExits(), flows: flowlog.New(c.Flows.Keep), calls: metric.AgentCNI.NewHistograms()}
+	n.Metrics.MustRegister(a.calls)
 	a.reprogram, a.reconcile = coalesce.New(a.program), coalesce.New(a.Reconcile)
 	a.engines = newEngines(a, log)
 	if a.num, err = number.Open(filepath.Join(c.DataDir, "numbers.json")); err != nil {

@@ -28,8 +28,19 @@ func (a *Agent) Handle(ctx context.Context, r cnicall.Request) (*current.Result,
 	at := cnicall.Attachment{ContainerID: r.ContainerID, IfName: r.IfName}
 	// Calls for one attachment run one after another, calls for different attachments run
 	// concurrently.
+	began := time.Now()
 	unlock := a.locks.Lock(at)
 	defer unlock()
+	result, err := a.call(ctx, at, r)
+	outcome := "done"
+	if err != nil {
+		outcome = "failed"
+	}
+	a.calls.WithLabelValues(r.Command, outcome).Observe(time.Since(began).Seconds())
+	return result, err
+}
+
+func (a *Agent) call(ctx context.Context, at cnicall.Attachment, r cnicall.Request) (*current.Result, error) {
 	switch r.Command {
 	case "ADD":
 		return a.add(ctx, at, r)

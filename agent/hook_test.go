@@ -22,6 +22,7 @@ import (
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/coalesce"
 	"github.com/sif-project/sif/internal/config"
+	"github.com/sif-project/sif/internal/metric"
 	"github.com/sif-project/sif/internal/node/cnicall"
 	"github.com/sif-project/sif/internal/node/daemon"
 	"github.com/sif-project/sif/internal/node/firewall"
@@ -155,7 +156,7 @@ func hookedAgentOf(t testing.TB, ca *identitytest.CA) (a *Agent, _ *fakeEngine, 
 		node: &daemon.Node{Config: c, Log: log, Identity: ca.Node("z1", "w1", fabric.KindWorkload), Controller: controller, Revision: &revision.Follower{}, Removals: &revocation.Watcher{}},
 		log:  log, now: time.Now, exits: newExits(), data: newMemory(), firewall: firewall.New(firewall.Config{Links: func() []uint16 { return nil }, DNSPackets: firewall.DNSPacketsPerSecond, Published: 1}),
 		reprogram: coalesce.New(func() error { return nil }), reconcile: coalesce.New(func() error { return nil }),
-		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}),
+		registrar: catalog.NewRegistrar(catalog.RegistrarConfig{}), health: catalog.NewHealth(catalog.HealthConfig{}), calls: metric.AgentCNI.NewHistograms(),
 	}
 	a.endpoints, err = openEndpoints(filepath.Join(dir, "endpoints.json"))
 	must.NoError(t, err)

@@ -27,7 +27,7 @@ func TestWayMetrics(t *testing.T) {
 		{Zone: "z2", Node: "w1"},
 	}}
 	registry := prometheus.NewPedanticRegistry()
-	registry.MustRegister(newWayMetrics(func() api.Status { return s }))
+	registry.MustRegister(wayMetrics{func() api.Status { return s }})
 	families, err := registry.Gather()
 	must.NoError(t, err)
 	values := map[string]float64{}

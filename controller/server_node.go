@@ -149,7 +149,7 @@ func (c *Controller) postAdmission(ctx context.Context, r request) (any, error) 
 	c.lives.admitted()
 	took := time.Since(begin)
 	r.entry.Message = strings.TrimSuffix(admission.Identity().Key()+", "+attached, ", ")
-	c.metrics.admission.Observe(took.Seconds())
+	c.metrics.admission.WithLabelValues().Observe(took.Seconds())
 	c.log.Info("endpoint admitted", logkey.Endpoint, admission.Endpoint, logkey.Node, admission.Host().String(),
 		logkey.Identity, admission.Identity().Key(), logkey.Address, admission.IPv4.String(), logkey.Duration, took)
 	return reply, nil

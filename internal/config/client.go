@@ -14,6 +14,7 @@ import (
 	consulapi "github.com/hashicorp/consul/api"
 	nomadapi "github.com/hashicorp/nomad/api"
 
+	"github.com/sif-project/sif/internal/servercalls"
 	"github.com/sif-project/sif/internal/servertoken"
 	"github.com/sif-project/sif/internal/trust/identity"
 )
@@ -46,7 +47,7 @@ func (c *Config) ConsulClient(show ShowJWT) (*consulapi.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	conf.HttpClient.Transport = servertoken.New(conf.HttpClient.Transport, header, nil)
+	conf.HttpClient.Transport = servertoken.New(servercalls.Count("consul", conf.HttpClient.Transport), header, nil)
 	if c.Consul.AuthMethod == "" || show == nil {
 		return anonymous, nil
 	}
@@ -56,7 +57,7 @@ func (c *Config) ConsulClient(show ShowJWT) (*consulapi.Client, error) {
 	}
 	jwt := jwtOf(show, c.Consul.TokenRole, c.Consul.JWTFile)
 	// The client shares conf.HttpClient.
-	conf.HttpClient.Transport = servertoken.New(conf.HttpClient.Transport, header, &servertoken.Login{New: func(ctx context.Context) (servertoken.Token, error) {
+	conf.HttpClient.Transport = servertoken.New(servercalls.Count("consul", conf.HttpClient.Transport), header, &servertoken.Login{New: func(ctx context.Context) (servertoken.Token, error) {
 		text, err := jwt(ctx)
 		if err != nil {
 			return servertoken.Token{}, fmt.Errorf("Consul: %w", err)
@@ -87,7 +88,7 @@ func (c *Config) NomadClient(show ShowJWT) (*nomadapi.Client, error) {
 		var client *nomadapi.Client
 		if err == nil {
 			conf.TLSConfig = &nomadapi.TLSConfig{} // it is refused beside an HTTP client
-			conf.HttpClient.Transport = servertoken.New(conf.HttpClient.Transport, "X-Nomad-Token", login)
+			conf.HttpClient.Transport = servertoken.New(servercalls.Count("nomad", conf.HttpClient.Transport), "X-Nomad-Token", login)
 			client, err = nomadapi.NewClient(conf)
 		}
 		if err != nil {

@@ -9,8 +9,10 @@ package config
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/sif-project/sif/fabric"
@@ -55,6 +57,7 @@ type Config struct {
 	Audit       *Audit       `hcl:"audit,block"`
 	Firewall    *Firewall    `hcl:"firewall,block"`
 	Exit        *Exit        `hcl:"exit,block"`
+	Telemetry   *Telemetry   `hcl:"telemetry,block"`
 
 	Connections *Connections `hcl:"connections,block"`
 	Flows       *Flows       `hcl:"flows,block"` // agent
@@ -256,6 +259,35 @@ type Exit struct {
 
 // Addrs returns the addresses, invalid ones where the file has none.
 func (e *Exit) Addrs() (v4, v6 netip.Addr) { return parsedAddr(e.Address4), parsedAddr(e.Address6) }
+
+// Telemetry configures where an agent or an engine serves its metrics.
+type Telemetry struct {
+	// Listen is host:port, the path of a unix socket as unix:///run/..., or TelemetryOff.
+	Listen string `hcl:"listen,optional"`
+}
+
+// Outside returns the TCP port at which others than processes of the node read the metrics, and
+// whether there is one.
+func (t *Telemetry) Outside() (port uint16, outside bool) {
+	host, text, err := net.SplitHostPort(t.Listen)
+	if err != nil { // a path, or none
+		return 0, false
+	}
+	if a, err := netip.ParseAddr(host); host == "localhost" || err == nil && a.IsLoopback() {
+		return 0, false
+	}
+	number, err := strconv.ParseUint(text, 10, 16)
+	return uint16(number), err == nil
+}
+
+// Listens reports whether the metrics are at a TCP port.
+func (t *Telemetry) Listens() bool {
+	_, _, err := net.SplitHostPort(t.Listen)
+	return err == nil
+}
+
+// TelemetryOff is the value of Telemetry.Listen with which there are no metrics.
+const TelemetryOff = "off"
 
 // WorkloadAPI configures where the agent serves the SPIFFE Workload API.
 type WorkloadAPI struct {

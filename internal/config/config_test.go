@@ -4,6 +4,7 @@
 package config
 
 import (
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -105,6 +106,38 @@ func TestEnvironmentFillsWhatTheFileLeavesEmpty(t *testing.T) {
 	must.Eq(t, "/d/ca.pem", c.Consul.CAFile)
 }
 
+func TestTelemetry(t *testing.T) {
+	for _, c := range []struct {
+		role Role
+		text string
+		want string
+		port uint16 // 0: nobody outside the node reads
+	}{
+		{RoleAgent, "", "127.0.0.1:8445", 0},
+		{RoleEngine, "", "127.0.0.1:8446", 0},
+		{RoleLink, "", "", 0},
+		{RoleAgent, "off", "off", 0},
+		{RoleAgent, "unix:///run/sif/metrics.sock", "unix:///run/sif/metrics.sock", 0},
+		{RoleAgent, "[::1]:9000", "[::1]:9000", 0},
+		{RoleAgent, "localhost:9000", "localhost:9000", 0},
+		{RoleAgent, ":9000", ":9000", 9000},
+		{RoleEngine, "10.0.0.1:9000", "10.0.0.1:9000", 9000},
+	} {
+		text := agentFile
+		if c.text != "" {
+			text += fmt.Sprintf("telemetry {\n  listen = %q\n}\n", c.text)
+		}
+		conf, err := parse([]byte(text), "agent.hcl", c.role, func(string) string { return "" })
+		must.NoError(t, err)
+		must.Eq(t, c.want, conf.Telemetry.Listen)
+		port, outside := conf.Telemetry.Outside()
+		must.Eq(t, c.port, port)
+		must.Eq(t, c.port != 0, outside)
+	}
+	_, err := parse([]byte("telemetry {\n  listen = \"off\"\n}\n"), "c.hcl", RoleController, func(string) string { return "" })
+	must.ErrorContains(t, err, "c.hcl:2:12: telemetry.listen is of agents and engines")
+}
+
 func TestErrorsCarryPositions(t *testing.T) {
 	for name, tc := range map[string]struct{ src, want string }{
 		"syntax":            {"zone = \n", "x.hcl:1:8: "},
@@ -141,6 +174,8 @@ func TestErrorsCarryPositions(t *testing.T) {
 		"named address":     {"underlay {\n  addresses = { private = \"10.0.0\" }\n}\n", "x.hcl:2:15: underlay.addresses: \"10.0.0\" of name \"private\" is not an IP address"},
 		"default address":   {"underlay {\n  addresses = { default = \"10.0.0.1\" }\n}\n", "underlay.addresses: \"default\" is the underlay address"},
 		"link-local":        {"underlay {\n  addresses = { private = \"fe80::1\" }\n}\n", "underlay.addresses: address \"fe80::1\" of name \"private\" is not one that other nodes reach"},
+		"metrics":           {"telemetry {\n  listen = \"8445\"\n}\n", "x.hcl:2:12: telemetry.listen: \"8445\" is not of the form host:port, nor unix:// and a path, nor \"off\""},
+		"metrics' socket":   {"telemetry {\n  listen = \"unix://metrics.sock\"\n}\n", "x.hcl:2:12: telemetry.listen: \"unix://metrics.sock\" is not an absolute path after unix://"},
 		"reserved port":     {"underlay {\n  reserved_ports = [\"tcp/22\", \"9100\"]\n}\n", "x.hcl:2:20: underlay.reserved_ports: \"9100\" is not of the form protocol/port"},
 		"reserved ports":    {"underlay {\n  reserved_ports = [\"udp/5100-5000\"]\n}\n", "underlay.reserved_ports: \"udp/5100-5000\": "},
 		"idle time":         {"connections {\n  udp = \"long\"\n}\n", "x.hcl:2:9: connections.udp: \"long\" is not a time such as"},

@@ -90,6 +90,9 @@ func parse(src []byte, path string, r Role, getenv func(string) string) (*Config
 		}
 	}
 	c.path = path
+	if r == RoleController && c.Telemetry.Listen != "" {
+		return nil, fmt.Errorf("%s: telemetry.listen is of agents and engines: remove it; the controller serves /metrics at its API", position(file.Body.(*hclsyntax.Body), path, "telemetry.listen"))
+	}
 	c.fillFromEnvironment(getenv)
 	c.fillDefaults(r)
 	if err := c.check(file.Body.(*hclsyntax.Body)); err != nil {
@@ -208,6 +211,12 @@ func (c *Config) fillDefaults(r Role) {
 	fill(&c.CNI.ConfigDir, "/opt/cni/config")
 	fill(&c.CNI.Socket, filepath.Join(c.RunDir, "cni.sock"))
 	fill(&c.WorkloadAPI.Directory, wellknown.WorkloadAPIDir)
+	switch r {
+	case RoleAgent:
+		fill(&c.Telemetry.Listen, net.JoinHostPort("127.0.0.1", wellknown.AgentMetricsPort))
+	case RoleEngine:
+		fill(&c.Telemetry.Listen, net.JoinHostPort("127.0.0.1", wellknown.EngineMetricsPort))
+	}
 }
 
 // ParsePorts parses ports of a node, such as "tcp/22" or "udp/5000-5100".
@@ -269,6 +278,7 @@ func (c *Config) check(body *hclsyntax.Body) error {
 	}
 	report("listen", set(c.Listen, checkHostPort))
 	report("engine.listen", checkHostPort(c.Engine.Listen))
+	report("telemetry.listen", set(c.Telemetry.Listen, checkTelemetry))
 	nodePrefix := cmp.Or(c.Pools.NodePrefix, fabric.DefaultNodePrefix) // nodes have none
 	report("pools.node_prefix", fabric.CheckNodePrefix(nodePrefix))
 	report("pools.ipv4", set(c.Pools.IPv4, func(s string) error { return checkPool(s, 4, nodePrefix) }))
@@ -421,6 +431,21 @@ func checkHostPort(s string) error {
 	r, err := fabric.ParsePortRange(port)
 	if err != nil || r.From != r.To {
 		return fmt.Errorf("%q: %q is not a port from 1 to 65535", s, port)
+	}
+	return nil
+}
+
+// checkTelemetry accepts what Telemetry.Listen may be.
+func checkTelemetry(s string) error {
+	path, isUnix := strings.CutPrefix(s, "unix://")
+	switch {
+	case s == TelemetryOff || isUnix && filepath.IsAbs(path):
+		return nil
+	case isUnix:
+		return fmt.Errorf("%q is not an absolute path after unix://, such as unix:///run/sif/agent-metrics.sock", s)
+	}
+	if err := checkHostPort(s); err != nil {
+		return fmt.Errorf("%w, nor unix:// and a path, nor %q", err, TelemetryOff)
 	}
 	return nil
 }

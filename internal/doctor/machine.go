@@ -220,6 +220,11 @@ func (p *patient) ports() []host.Port {
 	if c := p.configs[join.Controller]; c != nil {
 		list = append(list, host.Port{Protocol: fabric.TCP, At: listened(c.Listen, wellknown.ControllerPort), For: "the controller's API"})
 	}
+	for kind, usual := range map[join.Kind]string{join.Workload: wellknown.AgentMetricsPort, join.Processor: wellknown.EngineMetricsPort} {
+		if c := p.configs[kind]; c != nil && c.Telemetry.Listens() {
+			list = append(list, host.Port{Protocol: fabric.TCP, At: listened(c.Telemetry.Listen, usual), For: "metrics"})
+		}
+	}
 	if c := p.configs[join.Processor]; c != nil {
 		list = append(list, host.Port{Protocol: fabric.TCP, At: listened(c.Engine.Listen, wellknown.EnginePort), For: "the engine"})
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/vault/api"
 
 	"github.com/sif-project/sif/internal/clock"
+	"github.com/sif-project/sif/internal/servercalls"
 )
 
 // New returns a client of the Vault at address, without a token. Its answers confirm the clock of
@@ -24,7 +25,7 @@ func New(address, caFile string) (*api.Client, error) {
 				return err
 			}
 		}
-		c.HttpClient.Transport = clock.ConfirmBy("Vault", c.HttpClient.Transport)
+		c.HttpClient.Transport = servercalls.Count("vault", clock.ConfirmBy("Vault", c.HttpClient.Transport))
 		return nil
 	})
 	if err != nil {

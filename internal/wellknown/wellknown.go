@@ -30,6 +30,9 @@ const DNSPort = 53
 const (
 	ControllerPort = "8440"
 	EnginePort     = "8441"
+
+	AgentMetricsPort  = "8445"
+	EngineMetricsPort = "8446"
 )
 
 // ProbePort is the UDP port at which nodes exchange probes among their health addresses; both ports

@@ -31,6 +31,9 @@ func (n *Node) newFirewall() error {
 		}
 		open = append(open, firewall.Port{Protocol: protocol, Number: port})
 	}
+	if port, outside := n.Config.Telemetry.Outside(); outside {
+		open = append(open, firewall.Port{Protocol: fabric.TCP, Number: port})
+	}
 	toWorkloads, refused, err := exposed(n.Config.Exposures())
 	if err != nil {
 		return fmt.Errorf("set up the node's firewall: %w", err)

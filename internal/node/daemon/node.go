@@ -25,6 +25,7 @@ import (
 
 	consulapi "github.com/hashicorp/consul/api"
 	"github.com/hashicorp/go-hclog"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/sif-project/sif/api"
@@ -79,6 +80,7 @@ type Node struct {
 	// Honoured returns the number of endpoints that are in force beyond their end because of an
 	// outage. It must be set before Run.
 	Honoured func() int
+	Metrics  *prometheus.Registry
 
 	lock   *os.File // of the data directory
 	host   bool     // it looks after the host: of a node with two daemons, the agent does
@@ -94,10 +96,11 @@ type Node struct {
 	problems   map[string]string   // errors by subject
 	findings   map[string][]string // by who found them
 	repairs    repairs
-	enforced   api.Enforced // by the last comparison of the data path, but for the age
-	compared   time.Time    // when that was
-	inForce    inForce      // what the data path enforces
-	nomad      string       // the ID of the node's Nomad client, empty before it is known
+	enforced   api.Enforced    // by the last comparison of the data path, but for the age
+	compared   time.Time       // when that was
+	inForce    inForce         // what the data path enforces
+	nomad      string          // the ID of the node's Nomad client, empty before it is known
+	reported   *api.NodeStatus // the last status, whether or not the controller has it
 	// registered is the record as the controller last returned it. It is zero before that.
 	registered fabric.NodeRecord
 }
@@ -108,6 +111,7 @@ func Join(ctx context.Context, c *config.Config, kind fabric.NodeKind, log hclog
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	n := &Node{Config: c, Kind: kind, Log: log, relay: relay{wake: make(chan struct{}, 1)}}
+	n.Metrics = prometheus.NewRegistry()
 	var err error
 	for _, dir := range []string{c.DataDir, c.RunDir} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -432,6 +436,7 @@ func (n *Node) Run(ctx context.Context, status func() api.NodeStatus) error {
 	group.Go(func() error { return n.keepLooking(ctx) })
 	group.Go(func() error { return n.keepNomadNode(ctx) })
 	group.Go(func() error { return n.watchServers(ctx) })
+	group.Go(func() error { return n.serveMetrics(ctx) })
 	if n.Firewall != nil {
 		group.Go(func() error { return n.serveFirewall(ctx) })
 	}
@@ -542,7 +547,11 @@ func (n *Node) measure(away string, reporting error) error {
 
 // report sends the status to the controller, and returns who does not answer that one.
 func (n *Node) report(ctx context.Context, status api.NodeStatus) (away string, err error) {
-	reply, err := n.Controller.Report(ctx, n.complete(ctx, status))
+	status = n.complete(ctx, status)
+	n.mu.Lock()
+	n.reported = &status
+	n.mu.Unlock()
+	reply, err := n.Controller.Report(ctx, status)
 	if err != nil {
 		return "", err
 	}

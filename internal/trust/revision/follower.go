@@ -436,8 +436,8 @@ func (f *Follower) Links() []fabric.LinkRule {
 }
 
 // OnChange registers fn, which is called after each switch to another revision, and after documents
-// came that could not be read before, with the documents of all interests. Calls do not overlap. See Documents for services that the graph does not have
-// any more.
+// came that could not be read before, with the documents of all interests. Calls do not overlap.
+// See Documents for services that the graph does not have any more.
 func (f *Follower) OnChange(fn func(fabric.Pointer, map[fabric.Ref]fabric.Document)) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
