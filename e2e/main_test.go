@@ -127,7 +127,10 @@ func withLab(ctx context.Context, m *testing.M, root string) (code int, allocs [
 	began := time.Now()
 	options := lab.Options{Name: labName, Bin: filepath.Join(root, "bin"), Out: os.Stdout}
 	if os.Getenv(rotationVariable) != "" {
-		options.CertTTL, options.KeyPeriod = rotationLife, rotationLife
+		options.CertTTL = rotationLife
+		if os.Getenv(linkKeysVariable) != "" {
+			options.KeyPeriod = rotationLife
+		}
 	}
 	if os.Getenv(goneVariable) != "" {
 		options.CertTTL, options.AdmissionLife, options.OutageBound = goneCertificate, goneAdmission, goneBound

@@ -187,24 +187,19 @@ type Link struct {
 	// Device says what runs the WireGuard devices: "kernel", "userspace" (`sif link`), or "auto":
 	// the kernel if it has WireGuard.
 	Device string `hcl:"device,optional"`
-	// KeyPeriod is how long the links have the same key, such as "24h"; "0" for ever. The default
-	// is DefaultKeyPeriod for devices in user space, and for ever for those of the kernel.
+	// KeyPeriod is how long the links have the same key, such as "24h"; "0", the default, for ever.
 	KeyPeriod string `hcl:"key_period,optional"`
 }
 
-// DefaultKeyPeriod is how long links in user space have the same key, and ShortestKeyPeriod the
-// least for any.
-const (
-	DefaultKeyPeriod  = 24 * time.Hour
-	ShortestKeyPeriod = time.Minute
-)
+// ShortestKeyPeriod is the least that links have the same key.
+const ShortestKeyPeriod = time.Minute
 
 // KeyLife returns how long the links have the same key, which Load has checked; 0 for ever.
 func (l *Link) KeyLife() time.Duration {
 	if d, err := time.ParseDuration(l.KeyPeriod); err == nil {
 		return d
 	}
-	return DefaultKeyPeriod
+	return 0
 }
 
 func (l *Link) checkKeyPeriod() error {

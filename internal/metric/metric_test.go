@@ -55,7 +55,8 @@ func (o one) Collect(to chan<- prometheus.Metric) { to <- o.m.Value(1, o.values.
 
 const document = "../../docs/metrics.md"
 
-// The document lists the metrics that are defined here. `go test ./internal/metric -update` writes it.
+// The document lists the metrics that are defined here. `go test ./internal/metric -update` writes
+// it.
 func TestDocumentIsUpToDate(t *testing.T) {
 	text := written()
 	if *update {

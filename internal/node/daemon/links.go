@@ -140,15 +140,11 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 	if err != nil {
 		return nil, err
 	}
-	period := c.Link.KeyLife()
-	if _, is := devices.(*link.Kernel); is && c.Link.KeyPeriod == "" {
-		period = 0 // no machine with the kernel's WireGuard has shown that nothing is lost
-	}
 	l := &Links{
 		kind: kind, backend: devices, mtu: c.Link.MTU,
 		file:        linksFile(c.DataDir),
 		slots:       map[desired.Hop]slot{ZonePeer: {Port: wellknown.FirstLinkPort}},
-		replacement: newReplacement(period),
+		replacement: newReplacement(c.Link.KeyLife()),
 	}
 	if c.Underlay != nil {
 		l.named = c.Underlay.Named()
