@@ -212,7 +212,7 @@ func (a *Agent) exportFlows(ctx context.Context) error {
 		return nil
 	}
 	file := flowFile(c)
-	defer file.Close()
+	defer func() { _ = file.Close() }() // nothing is buffered
 	a.exporter.Run(ctx, a.flows, file, func(err error) { a.node.Degrade("file of flows", err) })
 	return nil
 }
