@@ -209,14 +209,14 @@ vulncheck: ## Check for known vulnerabilities, if their database answers
 	else echo "vulncheck: LEFT OUT: the database $(VULNDB) does not answer"; fi
 
 .PHONY: generate
-generate: ## Generate the eBPF objects and their Go code (clang 14), and the graph language's reference
+generate: ## Generate the eBPF objects and their Go code (clang 14), and the references of graphs and metrics
 	@clang --version | grep -q 'clang version 14\.' || { echo "the eBPF programs must be compiled with clang 14 of Debian 12; this is $$(clang --version 2>&1 | head -n 1)"; exit 1; }
 	go generate ./...
 
 .PHONY: check-generated
 check-generated: generate ## Fail if the committed generated files are stale
 	@git rev-parse --git-dir >/dev/null
-	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json || { echo "generated files are stale: run \`make generate\` and commit the result"; exit 1; }
+	@git diff --exit-code --stat -- '*_bpfel.go' '*_bpfel.o' docs/graph-reference.md docs/graph.schema.json docs/metrics.md || { echo "generated files are stale: run \`make generate\` and commit the result"; exit 1; }
 
 .PHONY: clean
 clean: ## Remove bin/ and dist/; the cache of Consul, Vault and Nomad stays

@@ -34,6 +34,7 @@ var layers = []struct {
 	{`^engine/exit$`, `^(engine/port|internal/(wellknown|leftover|node/(kernel|host|ruleset)))$`, "the exit knows interfaces and addresses, not policy"},
 	{`^engine/(openflow|ovs|port)(/.*)?$`, `^(engine/(openflow|ovs|port)(/.*)?|internal/(portrange|connlimit|wellknown|leftover|node/kernel))$`, "the switch's pipeline knows numbers, not the model"},
 	{`^hcl/generate$`, `^hcl$`, "it writes the reference and the schema of the graph language"},
+	{`^internal/metric/generate$`, `^internal/metric$`, "it writes the reference of the metrics"},
 	{`^hcl$`, `^(fabric|internal/wellknown)$`, "the languages know the model, and the name of the fabric's network in jobs"},
 	{`^api$`, `^(fabric(/flow)?|internal/wellknown)$`, "users import the client, so it must have few dependencies"},
 	{`^internal/node/firewall$`, `^(fabric|internal/(wellknown|leftover|node/ruleset))$`, "it uses the model's protocols, not its policy"},

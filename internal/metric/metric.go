@@ -8,6 +8,8 @@
 // any number over time.
 package metric
 
+//go:generate go run ./generate
+
 import (
 	"slices"
 
