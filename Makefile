@@ -129,6 +129,10 @@ chaos: build ## Let faults happen to a fabric under load, for CHAOS=1h with SEED
 test-chaos: build ## The same for three minutes, with the seeds that found something (root, after make setup)
 	bin/sif-chaos -for 90s -seeds $$(sed -n 's/^\([0-9]\+\).*/\1/p' e2e/chaos/seeds | paste -sd, -) -logs bin/chaos-logs
 
+.PHONY: chaos-planted
+chaos-planted: build ## Plant faults in the product, and see that `make chaos` finds each (root, after make setup)
+	e2e/chaos/planted/run.sh
+
 .PHONY: test-laws
 test-laws: ## Run the property tests of the policy rule (100,000 cases) and of the desired state (10,000)
 	go test ./fabric -count 1 -run TestAllowAgreesWithTheRuleAsWritten -rapid.checks=100000 & rule=$$!; \

@@ -174,7 +174,9 @@ func Run(parent context.Context, p *Prepared, o Options) (result *Result, err er
 	f := &faults{lab: o.Lab, disks: p.disks, between: map[string][]string{}, away: map[string]bool{}}
 
 	if err := r.settles(ctx, flows, probes, first); err != nil {
-		return nil, fmt.Errorf("before any fault: %w", err)
+		r.observer.judge()
+		r.observer.violation("before any fault: %v", err)
+		return r.result(), parent.Err()
 	}
 	working, stop := context.WithCancel(ctx)
 	defer stop()
@@ -225,7 +227,12 @@ func Run(parent context.Context, p *Prepared, o Options) (result *Result, err er
 	r.observer.judge()
 	r.say("%d applies, %d rollbacks, %d guests of which %d were revoked; %d changes failed; %d packets judged; a piece of work took %.1f times its processor time",
 		w.made.applies, w.made.rollbacks, w.made.guests, w.made.revoked, w.made.failed, r.observer.judged, r.scale())
-	result = &Result{Violations: r.observer.found()}
+	return r.result(), parent.Err()
+}
+
+// result returns what was found. It says what led to it.
+func (r *run) result() *Result {
+	result := &Result{Violations: r.observer.found()}
 	if len(result.Violations) > 0 {
 		fmt.Fprintf(r.Out, "what was asked for, and confirmed:\n  %s\n", strings.Join(r.observer.history(), "\n  "))
 	}
@@ -233,7 +240,7 @@ func Run(parent context.Context, p *Prepared, o Options) (result *Result, err er
 		result.Allocs = append(result.Allocs, id)
 	}
 	slices.Sort(result.Allocs)
-	return result, parent.Err()
+	return result
 }
 
 // traffic waits for the workloads and opens flows and probes between them.
