@@ -4,6 +4,7 @@
 package command
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"os"
@@ -76,7 +77,8 @@ func (f *signedFabric) sign(t *testing.T) {
 	t.Helper()
 	payload, err := json.Marshal(f.pointer)
 	must.NoError(t, err)
-	transit := controller.Transit{Vault: func() *vaultapi.Client { return f.vault }, Mount: wellknown.TransitMount, Key: wellknown.TransitKey}
+	latest := func(context.Context, int) (int, error) { return 0, nil } // Vault takes 0 for the latest
+	transit := controller.Transit{Vault: func() *vaultapi.Client { return f.vault }, Mount: wellknown.TransitMount, Key: wellknown.TransitKey, Version: latest}
 	f.signed, err = transit.Sign(t.Context(), fabric.KindPointer, payload)
 	must.NoError(t, err)
 }

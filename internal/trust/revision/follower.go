@@ -279,10 +279,11 @@ func (f *Follower) Document(ctx context.Context, service fabric.Ref) (fabric.Doc
 		return doc, err
 	}
 	f.mu.Lock()
-	if f.view == nil {
-		f.interests[service] = true // the first revision comes with it
-	} else {
+	switch {
+	case f.view != nil:
 		f.lacking[service] = true
+	case f.interests != nil: // a zero Follower has none, and no revision will come
+		f.interests[service] = true // the first revision comes with it
 	}
 	f.mu.Unlock()
 	f.fetch()
