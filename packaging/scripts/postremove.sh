@@ -23,6 +23,8 @@ for file in /etc/sif/agent.hcl /etc/sif/engine.hcl /etc/sif/controller.hcl /etc/
 	fi
 done
 rm -rf /etc/sif /var/lib/sif
+# Of tmpfiles.conf; a socket that a killed agent has left may be in it.
+rm -rf /run/sif-workload
 if getent passwd sif >/dev/null; then
 	userdel sif || true
 fi
