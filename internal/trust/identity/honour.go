@@ -11,7 +11,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
-	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/internal/clock"
 	"github.com/sif-project/sif/internal/logkey"
 	"github.com/sif-project/sif/internal/statefile"
@@ -22,8 +21,9 @@ import (
 
 const metFile = "met.json"
 
-// maxMet limits the certificates that are remembered.
-const maxMet = 20000
+// maxMet limits the certificates that are remembered, and maxMetOf those of one holder: a node can
+// get any number of them from Vault, and must not take the place of others'.
+const maxMet, maxMetOf = 20000, 32
 
 // met is the certificates of others that were verified. The zero value and nil remember none.
 type met struct {
@@ -33,10 +33,18 @@ type met struct {
 	list map[string]meeting // by serial number
 }
 
-// meeting is when a certificate was verified first, and when it ends.
+// meeting is when a certificate was verified first, when it ends, and whose it is. What an earlier
+// version stored does not say whose.
 type meeting struct {
 	Since time.Time `json:"since"`
 	Ends  time.Time `json:"ends"`
+	Of    string    `json:"of,omitempty"`
+}
+
+// honoured reports whether an outage that began at a time, zero if there is none, honours the
+// certificate beyond its end.
+func (m meeting) honoured(began time.Time) bool {
+	return !began.IsZero() && began.Before(m.Ends) && !m.Since.After(began)
 }
 
 func openMet(path string, log hclog.Logger) *met {
@@ -56,18 +64,27 @@ func openMet(path string, log hclog.Logger) *met {
 	return m
 }
 
-// note remembers a certificate that is valid now. It does not wait for the disk.
-func (m *met) note(leaf *x509.Certificate, now time.Time) {
+// note remembers a certificate of a holder that is valid now, and forgets those that have ended and
+// that neither the present outage, which began at a time, honours nor a later one can. It does not
+// wait for the disk.
+func (m *met) note(leaf *x509.Certificate, of Subject, now, began time.Time) {
 	if m == nil {
 		return
 	}
-	serial := Serial(leaf)
+	serial, holder := Serial(leaf), of.String()
 	m.mu.Lock()
 	_, known := m.list[serial]
 	if !known {
-		maps.DeleteFunc(m.list, func(_ string, of meeting) bool { return now.After(of.Ends.Add(fabric.MaxDegraded)) })
-		if known = len(m.list) >= maxMet; !known {
-			m.list[serial] = meeting{now, leaf.NotAfter}
+		same := 0
+		maps.DeleteFunc(m.list, func(_ string, other meeting) bool {
+			over := !now.Before(other.Ends) && !other.honoured(began)
+			if !over && other.Of == holder {
+				same++
+			}
+			return over
+		})
+		if known = len(m.list) >= maxMet || same >= maxMetOf; !known {
+			m.list[serial] = meeting{now, leaf.NotAfter, holder}
 		}
 	}
 	m.mu.Unlock()
@@ -76,15 +93,16 @@ func (m *met) note(leaf *x509.Certificate, now time.Time) {
 	}
 }
 
-// before reports whether a certificate was met before a time.
-func (m *met) before(leaf *x509.Certificate, at time.Time) bool {
+// honours reports whether a certificate was met before an outage that began at a time, and is
+// honoured in it.
+func (m *met) honours(leaf *x509.Certificate, began time.Time) bool {
 	if m == nil {
 		return false
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	of, known := m.list[Serial(leaf)]
-	return known && !of.Since.After(at)
+	return known && of.honoured(began)
 }
 
 // outage returns when the present outage began; zero: there is none.
@@ -105,7 +123,7 @@ func (s *Source) Stands(own *x509.Certificate) bool {
 // the present outage began, and had been met before.
 func (s *Source) honours(leaf *x509.Certificate) bool {
 	began := s.outage()
-	return wasValid(leaf, began) && s.met.before(leaf, began)
+	return wasValid(leaf, began) && s.met.honours(leaf, began)
 }
 
 // wasValid reports whether a certificate was valid when an outage began; zero: there is none.

@@ -10,6 +10,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"math/big"
 	"net/url"
 	"path/filepath"
@@ -98,10 +99,14 @@ func TestHonouredCertificates(t *testing.T) {
 		return err
 	}
 	met := func(cert *tls.Certificate, ago time.Duration) *tls.Certificate {
-		s.met.note(cert.Leaf, time.Now().Add(-ago))
+		holder, err := Read(cert.Leaf, trustDomain)
+		must.NoError(t, err)
+		s.met.note(cert.Leaf, holder, time.Now().Add(-ago), time.Time{})
 		return cert
 	}
-	valid, known := ca.node(t, "valid", time.Hour), met(ca.node(t, "known", -time.Minute), time.Hour)
+	valid := ca.node(t, "valid", time.Hour)
+	must.NoError(t, accepts(valid))
+	known := met(ca.node(t, "known", -time.Minute), time.Hour)
 	stranger, late := ca.node(t, "stranger", -time.Minute), met(ca.node(t, "late", -time.Minute), 5*time.Minute)
 	before := met(ca.node(t, "before", -40*time.Minute), time.Hour)
 	must.NoError(t, s.met.saved.Call())
@@ -130,4 +135,47 @@ func TestHonouredCertificates(t *testing.T) {
 	must.ErrorContains(t, accepts(known), "somebody said so")
 	began = time.Time{}
 	must.False(t, s.Stands(s.Certificate().Leaf))
+}
+
+// What is remembered does not grow with each renewal: what has ended is forgotten, unless the
+// present outage honours it. One holder does not take the place of others.
+func TestMetIsBounded(t *testing.T) {
+	start := time.Date(2026, 11, 27, 18, 0, 0, 0, time.UTC)
+	m, none, serial := &met{list: map[string]meeting{}}, time.Time{}, int64(0)
+	holder := func(n int) Subject {
+		return Subject{Node: Node{NodeID: fabric.NodeID{Zone: "z", Name: fmt.Sprint("n", n)}}}
+	}
+	meet := func(n int, now, began time.Time) *x509.Certificate {
+		serial++
+		leaf := &x509.Certificate{SerialNumber: big.NewInt(serial), NotBefore: now, NotAfter: now.Add(8 * time.Hour)}
+		m.note(leaf, holder(n), now, began)
+		return leaf
+	}
+	const nodes = 50
+	renewals := func(from, until time.Duration, began time.Time) (first, last *x509.Certificate) {
+		for at := from; at < until; at += 5 * time.Hour {
+			for n := range nodes {
+				last = meet(n, start.Add(at), began)
+				if first == nil {
+					first = last
+				}
+			}
+		}
+		return first, last
+	}
+	_, last := renewals(0, 1000*time.Hour, none)
+	must.LessEq(t, 2*nodes, len(m.list))
+	began := start.Add(1000 * time.Hour)
+	must.True(t, m.honours(last, began))
+	later, _ := renewals(1001*time.Hour, 1070*time.Hour, began)
+	must.LessEq(t, 4*nodes, len(m.list))
+	must.True(t, m.honours(last, began), must.Sprint("forgotten in the outage"))
+	must.False(t, m.honours(later, began))
+
+	now := start.Add(2000 * time.Hour)
+	for range maxMet {
+		meet(1, now, none)
+	}
+	must.MapLen(t, maxMetOf, m.list)
+	must.True(t, m.honours(meet(2, now, none), now))
 }

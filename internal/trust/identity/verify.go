@@ -177,7 +177,7 @@ func (s *Source) judge(chain []*x509.Certificate) (Subject, error) {
 	}
 	subject, err := verifyChain(s.Roots(), s.config.TrustDomain, chain, now)
 	if err == nil {
-		s.met.note(chain[0], now)
+		s.met.note(chain[0], subject, now, s.outage())
 	}
 	return subject, err
 }
