@@ -140,14 +140,15 @@ func NewClient(cfg Config) (*Client, error) {
 	if cfg.Token != "" && cfg.VaultToken != "" {
 		return nil, fmt.Errorf("both a Consul token and a Vault token are set for the controller: set %s or %s, not both", EnvToken, EnvVaultToken)
 	}
-	tlsConfig := cfg.TLS
+	tlsConfig, expired := cfg.TLS, time.Duration(0)
 	if tlsConfig == nil {
 		if tlsConfig, err = tlsFromFiles(cfg); err != nil {
 			return nil, err
 		}
+		expired = min(cfg.Expired, MaxExpired)
 	}
 	return &Client{at: at, patience: cmp.Or(cfg.Patience, DefaultPatience), alone: cfg.Alone, token: cfg.Token, vaultToken: cfg.VaultToken, trustDomain: cfg.TrustDomain, clock: cfg.Clock, http: &http.Client{
-		Transport: newTransport(tlsConfig, cfg.TrustDomain),
+		Transport: newTransport(tlsConfig, cfg.TrustDomain, expired),
 		// The controller never redirects, and a token must not go to another host.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}, nil
@@ -165,9 +166,6 @@ func tlsFromFiles(cfg Config) (*tls.Config, error) {
 			return nil, fmt.Errorf("CA of the controller: %s contains no PEM certificate", cfg.CACert)
 		}
 		c.RootCAs.AppendCertsFromPEM(cfg.MoreCAs)
-	}
-	if cfg.Expired > 0 {
-		acceptExpired(c, min(cfg.Expired, MaxExpired))
 	}
 	if cfg.ClientCert != "" || cfg.ClientKey != "" {
 		cert, err := tls.LoadX509KeyPair(cfg.ClientCert, cfg.ClientKey)

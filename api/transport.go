@@ -15,7 +15,8 @@ import (
 // open connection ends, at either side, later calls use new connections. So none is sent to a
 // controller whose certificate has ended, and a client that renews its certificate is not refused.
 type transport struct {
-	conf *tls.Config
+	conf    *tls.Config
+	expired time.Duration // how long ago a server's certificate may have ended
 
 	mu      sync.Mutex
 	current *http.Transport
@@ -31,10 +32,11 @@ const dialTimeout, pingAfter, pingTimeout = 5 * time.Second, 5 * time.Second, 5 
 // such a one can be honoured.
 const endedRest = time.Minute
 
-// newTransport returns a transport that uses a copy of conf.
-func newTransport(conf *tls.Config, trustDomain string) *transport {
+// newTransport returns a transport that uses a copy of conf, and accepts certificates of servers
+// that have ended up to expired ago.
+func newTransport(conf *tls.Config, trustDomain string, expired time.Duration) *transport {
 	conf = conf.Clone()
-	t := &transport{conf: conf}
+	t := &transport{conf: conf, expired: expired}
 	verify := conf.VerifyConnection
 	conf.VerifyConnection = func(state tls.ConnectionState) error { // also of resumed sessions
 		if verify != nil {
@@ -62,7 +64,7 @@ func newTransport(conf *tls.Config, trustDomain string) *transport {
 }
 
 func (t *transport) fresh() *http.Transport {
-	return &http.Transport{
+	fresh := &http.Transport{
 		TLSClientConfig:     t.conf.Clone(), // it modifies it
 		ForceAttemptHTTP2:   true,
 		DialContext:         (&net.Dialer{Timeout: dialTimeout}).DialContext,
@@ -73,6 +75,10 @@ func (t *transport) fresh() *http.Transport {
 		// it fail then, and another one is asked.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 	}
+	if t.expired > 0 {
+		fresh.DialTLSContext = dialExpired(t.conf, t.expired)
+	}
+	return fresh
 }
 
 // limit has the connections replaced when two thirds of the time until end are over.
