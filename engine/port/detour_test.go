@@ -36,7 +36,7 @@ func TestDetourOfALink(t *testing.T) {
 		sides[i] = side{n.startLink(t, nil), key, link.Diversion{
 			Namespace: filepath.Join("/run/netns", n.name+device[3:]), Device: device, Detour: device + "d",
 		}}
-		must.NoError(t, link.Divert(link.Diversion{Namespace: sides[i].diversion.Namespace, Device: device}))
+		must.NoError(t, link.Divert(link.Diversion{Namespace: sides[i].diversion.Namespace, Device: device, Ready: true}))
 	}
 	beyond := func(i int) []netip.Prefix { return []netip.Prefix{netip.PrefixFrom(zonesAddr(3-3*i), 32)} }
 	for i, s := range sides {

@@ -229,13 +229,17 @@ func (l *Links) applied() {
 	}
 }
 
-// divert brings about the diversions, and none at the other devices. Where it cannot, nothing
-// follows from the courses yet.
-func (l *Links) divert(diversions map[desired.Hop]link.Diversion, wanted map[desired.Hop]link.Device, spaces map[desired.Hop]string) error {
+// divert brings about the diversions. The other devices have no filters by now; where this node
+// replaces its key some time, they are made ready for some. Where it cannot, nothing follows from
+// the courses yet.
+func (l *Links) divert(diversions map[desired.Hop]link.Diversion, wanted map[desired.Hop]link.Device, spaces map[desired.Hop]string, ready bool) error {
 	var errs, cannot []error
 	for hop, namespace := range spaces {
 		x, has := diversions[hop]
-		x.Namespace, x.Device = namespace, wanted[hop].Name
+		if !has && !ready {
+			continue // its devices stay as they are until another node replaces its key
+		}
+		x.Namespace, x.Device, x.Ready = namespace, wanted[hop].Name, ready
 		err := link.Divert(x)
 		l.diverted[x.Device] = has || err != nil
 		if err == nil {

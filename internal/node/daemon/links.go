@@ -407,6 +407,7 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 	wanted := devices(self, members, rules, l.key, l.slots, l.mtu)
 	l.keepKeys(wanted, members)
 	detours, diversions := l.detoursOf(wanted, ends(self, members, rules))
+	ready := l.period > 0
 	l.mu.Unlock()
 	var errs []error
 	var names []string
@@ -431,7 +432,9 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 			list = append(list, by)
 		} else if l.diverted[d.Name] {
 			// The filters must not outlive the detour.
-			errs = append(errs, link.Divert(link.Diversion{Namespace: d.Namespace, Device: d.Name}))
+			err := link.Divert(link.Diversion{Namespace: d.Namespace, Device: d.Name})
+			l.diverted[d.Name] = err != nil
+			errs = append(errs, err)
 		}
 	}
 	l.mu.Lock()
@@ -442,7 +445,7 @@ func (l *Links) applyOnce(ctx context.Context, self fabric.Node, members []roste
 	} else {
 		l.applied()
 	}
-	errs = append(errs, l.divert(diversions, wanted, spaces))
+	errs = append(errs, l.divert(diversions, wanted, spaces, ready))
 	if l.Home != nil {
 		for hop, d := range wanted {
 			errs = append(errs, l.Home.Complete(hop, d))

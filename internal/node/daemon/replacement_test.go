@@ -74,7 +74,11 @@ func (n *keyNode) start(t *testing.T) {
 	n.links.period = time.Duration(n.period.Load())
 }
 
-// replaceEach has the node replace its key so often; 0: not any more.
+// notNow is the period of a node whose key stays for the time of a test. Its devices are ready for
+// detours, as those of a node that is to lose nothing.
+const notNow = 10_000 * time.Hour
+
+// replaceEach has the node replace its key so often; 0: its configuration says that it never does.
 func (n *keyNode) replaceEach(period time.Duration) {
 	n.period.Store(int64(period))
 	n.links.mu.Lock()
@@ -144,6 +148,7 @@ func newKeySite(t *testing.T, device string, names ...string) *keySite {
 		if device == config.DeviceUserspace {
 			startLink(t, n.outer, n.dir)
 		}
+		n.period.Store(int64(notNow))
 		n.start(t)
 		if kernel, is := n.links.backend.(*link.Kernel); is {
 			t.Cleanup(func() { must.NoError(t, kernel.Remove()) })
@@ -426,7 +431,7 @@ func TestKeysAreReplaced(t *testing.T) {
 			s.await("three new keys of "+n.Name, func() bool { return s.keys(n) >= 4 })
 		}
 		for _, n := range s.nodes {
-			n.replaceEach(0)
+			n.replaceEach(notNow)
 		}
 		s.await("the end of it", s.calm)
 		s.mustLoseNothing(flows)
@@ -463,7 +468,7 @@ func TestKeysAreReplacedBetweenZones(t *testing.T) {
 			s.await("three new keys of "+n.Name, func() bool { return s.keys(n) >= 4 })
 		}
 		for _, n := range s.nodes {
-			n.replaceEach(0)
+			n.replaceEach(notNow)
 		}
 		s.await("the end of it", s.calm)
 		s.mustLoseNothing(flows)
@@ -494,7 +499,7 @@ func TestDaemonDiesWhileKeyIsReplaced(t *testing.T) {
 		n := s.nodes[0]
 		n.replaceEach(time.Second)
 		s.await("four new keys", func() bool { return s.keys(n) >= 5 })
-		n.replaceEach(0)
+		n.replaceEach(notNow)
 		s.await("the end of it", s.calm)
 		s.mustLoseNothing(flows)
 		t.Logf("it died %d times: %v", n.restarts, died)
@@ -502,5 +507,39 @@ func TestDaemonDiesWhileKeyIsReplaced(t *testing.T) {
 			must.Positive(t, died[step{phase, false}])
 			must.Positive(t, died[step{phase, true}])
 		}
+	})
+}
+
+// A node that never replaces its key leaves its devices as they are, and serves one that does. Of
+// that no filter remains.
+func TestNodeThatNeverReplacesItsKey(t *testing.T) {
+	testhost.RequireProgram(t, "tc")
+	onDevices(t, func(t *testing.T, device string) {
+		s := newKeySite(t, device, "z/w1", "z/w2")
+		one, other := s.nodes[0], s.nodes[1]
+		other.replaceEach(0)
+		disciplines := func(n *keyNode) string {
+			out, err := exec.Command("nsenter", "--net="+n.inner.Path(), "tc", "qdisc", "show", "dev", "sif-l0").CombinedOutput()
+			must.NoError(t, err, must.Sprint(string(out)))
+			return string(out)
+		}
+		s.run(nil)
+		flows := s.warmFlows()
+		must.StrContains(t, disciplines(one), "clsact")
+		must.StrNotContains(t, disciplines(other), "clsact")
+
+		one.replaceEach(time.Second)
+		s.await("a new key", func() bool { return s.keys(one) >= 2 })
+		one.replaceEach(notNow)
+		s.await("the end of it", s.calm)
+		must.Eq(t, 1, s.keys(other))
+		for _, f := range flows {
+			sent, lost := f.end()
+			t.Logf("%s to %s: %d datagrams, %d lost", f.from.Name, f.to.Name, sent, len(lost))
+			must.Less(t, sent/10, uint64(len(lost)), must.Sprint("the link stood still"))
+		}
+		filters, err := exec.Command("nsenter", "--net="+other.inner.Path(), "tc", "filter", "show", "dev", "sif-l0", "egress").CombinedOutput()
+		must.NoError(t, err)
+		must.StrNotContains(t, string(filters), "mirred")
 	})
 }

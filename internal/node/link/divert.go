@@ -22,6 +22,8 @@ type Diversion struct {
 	Namespace string // of both; as Interface.Namespace
 	Device    string
 	Detour    string // empty: the device has none
+	// Ready has the device ready for a detour that it does not have yet.
+	Ready bool
 	// To are the destinations of the packets that leave by the detour: allowed addresses of peers
 	// that both devices have.
 	To []netip.Prefix
@@ -37,8 +39,9 @@ const (
 // Divert brings the diversion about, from any other of the device. It writes only what differs, and
 // a packet that passes meanwhile takes one of the two devices.
 //
-// The first call for a device gives it the queueing discipline clsact, during which the kernel
-// drops what it sends: so it belongs to the set-up of the device, whether it has a detour or not.
+// A device that has a detour, or is to be ready for one, gets the queueing discipline clsact. While
+// the kernel adds that, it drops what the device sends: so whoever must not lose anything later has
+// the device ready when it is set up.
 func Divert(d Diversion) error {
 	if err := inNamespace(d.Namespace, d.divert); err != nil {
 		return fmt.Errorf("divert packets of %s: %w", d.Device, err)
@@ -61,14 +64,14 @@ func (d Diversion) divert() error {
 			return fmt.Errorf("find the interface %s: %w", d.Detour, err)
 		}
 		in := filters{{priority: divertPriority, protocol: unix.ETH_P_ALL, match: anything, action: netlink.TCA_INGRESS_REDIR, to: device.Attrs().Index}}
-		if err := in.settle(detour, netlink.HANDLE_MIN_INGRESS); err != nil {
+		if err := in.settle(detour, netlink.HANDLE_MIN_INGRESS, true); err != nil {
 			return err
 		}
 		for _, p := range d.To {
 			out = append(out, towards(p, detour.Attrs().Index))
 		}
 	}
-	return out.settle(device, netlink.HANDLE_MIN_EGRESS)
+	return out.settle(device, netlink.HANDLE_MIN_EGRESS, d.Ready || d.Detour != "")
 }
 
 // filter is a u32 filter of ours. The kernel's other ones would do as well, but this one is in all
@@ -114,15 +117,18 @@ func (f filter) is(have *netlink.U32) bool {
 	return ok && action.MirredAction == f.action && action.Ifindex == f.to
 }
 
-// settle makes the filters those of ours at an interface.
-func (fs filters) settle(at netlink.Link, parent uint32) error {
+// settle makes the filters those of ours at an interface, which gets the queueing discipline that
+// filters need if it is to be ready for some.
+func (fs filters) settle(at netlink.Link, parent uint32, ready bool) error {
 	have, err := ownFilters(at, parent)
 	if err != nil {
 		return err
 	}
-	err = netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: at.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}})
-	if err != nil && !errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("add clsact to %s: %w", at.Attrs().Name, err)
+	if ready {
+		err := netlink.QdiscAdd(&netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: at.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}})
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("add clsact to %s: %w", at.Attrs().Name, err)
+		}
 	}
 	for _, f := range fs {
 		i := slices.IndexFunc(have, f.is)
@@ -154,6 +160,9 @@ func (fs filters) settle(at netlink.Link, parent uint32) error {
 // ownFilters returns our filters at an interface.
 func ownFilters(at netlink.Link, parent uint32) (own []*netlink.U32, err error) {
 	all, err := netlinksafe.FilterList(at, parent)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return nil, nil // a kernel without filters has none of ours
+	}
 	if err != nil {
 		return nil, fmt.Errorf("list the filters of %s: %w", at.Attrs().Name, err)
 	}

@@ -114,7 +114,7 @@ func TestDivert(t *testing.T) {
 	}
 	divert := func(n, other *testNode, on bool) {
 		t.Helper()
-		d := Diversion{Namespace: n.innerPath(), Device: "sif-zone", Detour: "sif-zoned"}
+		d := Diversion{Namespace: n.innerPath(), Device: "sif-zone", Detour: "sif-zoned", Ready: true}
 		if on {
 			d.To = other.pools()
 		}
