@@ -60,28 +60,15 @@ func (d *Detour) check(other []byte) error {
 	return nil
 }
 
-// Keys returns the public keys of the node's devices.
-func (l Link) Keys() [][]byte {
-	var keys [][]byte
-	if len(l.PublicKey) > 0 {
-		keys = append(keys, l.PublicKey)
-	}
-	if l.Detour != nil {
-		keys = append(keys, l.Detour.PublicKey)
-	}
-	return keys
+// SharesKey reports whether two nodes have published the same key. It is asked of each two nodes of
+// a fabric.
+func (l Link) SharesKey(other Link) bool {
+	return l.has(other.PublicKey) || other.Detour != nil && l.has(other.Detour.PublicKey)
 }
 
-// SharesKey reports whether two nodes have published the same key.
-func (l Link) SharesKey(other Link) bool {
-	for _, a := range l.Keys() {
-		for _, b := range other.Keys() {
-			if bytes.Equal(a, b) {
-				return true
-			}
-		}
-	}
-	return false
+// has reports whether one of the node's devices has a public key.
+func (l Link) has(key []byte) bool {
+	return len(key) > 0 && (bytes.Equal(l.PublicKey, key) || l.Detour != nil && bytes.Equal(l.Detour.PublicKey, key))
 }
 
 // publicKeySize is the size of a Curve25519 public key in bytes.
