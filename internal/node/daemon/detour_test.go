@@ -4,7 +4,9 @@
 package daemon
 
 import (
+	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -205,4 +207,41 @@ func TestKeyIsDue(t *testing.T) {
 		must.Between(t, period*9/10-time.Second, left, period)
 	}
 	must.Eq(t, desired.Hop{}, s.end.Hop)
+}
+
+// A node has as many links as it has ports: detours have what these leave.
+func TestDetoursLeavePortsToLinks(t *testing.T) {
+	members := tunnelSite(t)
+	self := member(members, "a", "p1").Node
+	l := newTunnelLinks(t, t.TempDir())
+	assign := func(more int) {
+		t.Helper()
+		for i := range more {
+			m := *member(members, "b", "p1")
+			m.Name = fmt.Sprintf("q%d-%d", len(members), i)
+			members = append(members, m)
+		}
+		_, err := l.assign(self, members, nil)
+		must.NoError(t, err)
+		ports := l.Ports()
+		must.SliceLen(t, len(tunnels(self, members, nil))+1, ports)
+		for _, port := range l.detours {
+			ports = append(ports, port)
+		}
+		slices.Sort(ports)
+		must.Eq(t, len(ports), len(slices.Compact(ports)))
+	}
+	assign(0)
+	must.MapLen(t, 5, l.detours)
+	assign(35) // of 80 ports, 40 are links'
+	must.MapLen(t, 40, l.detours)
+	assign(39)
+	must.MapLen(t, 1, l.detours)
+	assign(0)
+	assign(1)
+	must.MapEmpty(t, l.detours)
+	members = append(members, *member(members, "b", "p1"))
+	members[len(members)-1].Name = "last"
+	_, err := l.assign(self, members, nil)
+	must.ErrorContains(t, err, "no port up to 51899 is left for the link to b/last")
 }

@@ -350,12 +350,19 @@ func (l *Links) ownPorts() map[uint16]bool {
 	return own
 }
 
-// freePort returns the lowest port that no link of the node has and that is not among those that
-// other processes have. The caller must hold mu.
+// freePort returns the lowest port that no link of the node and no detour has and that is not among
+// those that other processes have. If there is none, a detour loses its port: a link cannot be
+// without. The caller must hold mu.
 func (l *Links) freePort(taken map[uint16]bool) (uint16, bool) {
 	own := l.ownPorts()
 	for port := uint16(wellknown.FirstLinkPort); port <= wellknown.LastLinkPort; port++ {
 		if !own[port] && !taken[port] {
+			return port, true
+		}
+	}
+	for number, port := range l.detours {
+		if !taken[port] {
+			delete(l.detours, number)
 			return port, true
 		}
 	}
