@@ -10,11 +10,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/shoenig/test/must"
 
 	"github.com/sif-project/sif/fabric"
 	"github.com/sif-project/sif/fabric/desired"
 	"github.com/sif-project/sif/internal/clock"
+	"github.com/sif-project/sif/internal/config"
 	"github.com/sif-project/sif/internal/node/link"
 	"github.com/sif-project/sif/internal/wellknown"
 )
@@ -244,4 +246,20 @@ func TestDetoursLeavePortsToLinks(t *testing.T) {
 	members[len(members)-1].Name = "last"
 	_, err := l.assign(self, members, nil)
 	must.ErrorContains(t, err, "no port up to 51899 is left for the link to b/last")
+}
+
+// What is on disk stays if it cannot be read.
+func TestLinksOnDiskAreCorrupt(t *testing.T) {
+	c := &config.Config{DataDir: t.TempDir(), Link: &config.Link{Socket: "/nowhere/link.sock"}}
+	l, err := openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
+	must.NoError(t, err)
+	kept, _, err := l.file.Read()
+	must.NoError(t, err)
+	kept.DetourKey = "not a key"
+	must.NoError(t, l.file.Write(kept))
+	_, err = openLinks(c, fabric.KindWorkload, hclog.NewNullLogger())
+	must.ErrorContains(t, err, "read the key of the links' detours from "+l.file.Path)
+	again, _, err := l.file.Read()
+	must.NoError(t, err)
+	must.Eq(t, kept, again)
 }

@@ -157,14 +157,17 @@ func openLinks(c *config.Config, kind fabric.NodeKind, log hclog.Logger) (*Links
 		if l.key, err = link.GenerateKey(); err != nil {
 			return nil, fmt.Errorf("generate the key of the node's links: %w", err)
 		}
-		return l, errors.Join(l.restore(kept), l.save())
+		if err := l.restore(kept); err != nil {
+			return nil, err
+		}
+		return l, l.save()
 	}
 	if l.key, err = link.ParsePrivateKey(kept.Key); err != nil {
 		return nil, fmt.Errorf("read the key of the node's links from %s: %w", l.file.Path, err)
 	}
 	maps.Copy(l.slots, kept.Devices)
 	l.issued = kept.Issued
-	return l, errors.Join(l.restore(kept), l.save())
+	return l, l.restore(kept) // it is saved before anything of it is published
 }
 
 func (l *Links) save() error {

@@ -78,7 +78,7 @@ func (l *Links) restore(kept linksState) (err error) {
 		l.detourKey, err = link.ParsePrivateKey(kept.DetourKey)
 	}
 	if err != nil {
-		return fmt.Errorf("read the key of the links' detours: %w", err)
+		return fmt.Errorf("read the key of the links' detours from %s: %w", l.file.Path, err)
 	}
 	return nil
 }
