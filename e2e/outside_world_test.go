@@ -16,6 +16,7 @@ import (
 	"os"
 	"os/exec"
 	"regexp"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -25,6 +26,7 @@ import (
 
 	"github.com/shoenig/test/must"
 
+	"github.com/sif-project/sif/bpf"
 	"github.com/sif-project/sif/e2e/internet"
 	"github.com/sif-project/sif/e2e/lab"
 )
@@ -169,9 +171,28 @@ func pings(w workload, to netip.Addr) error {
 	return nil
 }
 
+// certain waits until a workload's node is certain of what it refuses to the workload. It drops that
+// in silence for some seconds after agents or engines were started, in which `sif status` already
+// says that all is well: it waits for the engines' word on each endpoint, and for the next
+// comparison of its maps.
+func (f *fabricUnderTest) certain(t *testing.T, w workload) {
+	t.Helper()
+	eventually(t, 30*time.Second, func() error {
+		endpoints, err := f.kernel(t, w.node).Endpoints()
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(endpoints, func(e bpf.Endpoint) bool { return e.IPv4 == w.v4 && e.Reject }) {
+			return fmt.Errorf("%s is not told of refusals", w)
+		}
+		return nil
+	})
+}
+
 // refusedAtOnce opens a TCP connection, which must be refused before atOnce.
 func refusedAtOnce(t *testing.T, w workload, to netip.AddrPort) {
 	t.Helper()
+	world.certain(t, w)
 	conn, err := dial(w.netns, to, atOnce)
 	if err == nil {
 		conn.Close()
