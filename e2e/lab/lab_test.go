@@ -306,25 +306,37 @@ func testInternet(t *testing.T, l *Lab) {
 // they saw, and that a packet which is too big for the way to one of them comes back as an error.
 func testOutside(t *testing.T, l *Lab) {
 	node := l.Topology.Node("aws1-p1")
+	// A machine's ports lead to one server. The kernel gives a flow another source port if an earlier
+	// one to another port of the same address had that, so each flow has one of its own.
+	used := map[string]bool{}
+	dial := func(network, address string, port uint16) net.Conn {
+		for {
+			conn, err := l.Dial(node.Name)(t.Context(), network, netip.AddrPortFrom(netip.MustParseAddr(address), port).String())
+			must.NoError(t, err)
+			flow := fmt.Sprint(network, conn.LocalAddr(), address)
+			if !used[flow] {
+				used[flow] = true
+				return conn
+			}
+			conn.Close()
+		}
+	}
 	for _, o := range l.Topology.Internet.Outside {
 		for _, a := range o.Addresses {
 			for _, port := range []uint16{1, 443, 5432, 65535} {
-				at := netip.AddrPortFrom(netip.MustParseAddr(a), port).String()
-				conn, err := l.Dial(node.Name)(t.Context(), "tcp", at)
-				must.NoError(t, err)
+				conn := dial("tcp", a, port)
 				line, err := bufio.NewReader(conn).ReadString('\n')
 				must.NoError(t, err)
 				must.Eq(t, conn.LocalAddr().String(), strings.TrimSpace(line))
 				conn.Close()
 
-				conn, err = l.Dial(node.Name)(t.Context(), "udp", at)
-				must.NoError(t, err)
+				conn = dial("udp", a, port)
 				_, err = conn.Write([]byte(internet.Who))
 				must.NoError(t, err)
 				must.NoError(t, conn.SetReadDeadline(time.Now().Add(2*time.Second)))
 				answer := make([]byte, 100)
 				n, err := conn.Read(answer)
-				must.NoError(t, err, must.Sprint(at))
+				must.NoError(t, err, must.Sprintf("%s port %d", a, port))
 				must.Eq(t, conn.LocalAddr().String(), string(answer[:n]))
 				conn.Close()
 			}
