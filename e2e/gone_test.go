@@ -7,13 +7,13 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -195,7 +195,6 @@ func TestGone(t *testing.T) {
 type goneUnderTest struct {
 	svc, near, far workload
 	processor      string // of the zone of svc
-	cut            bool
 }
 
 // take makes one row.
@@ -234,13 +233,19 @@ func (g *goneUnderTest) take(t *testing.T, row goneRow) {
 			p.back(g, t)
 		}
 	}
+	started := false
+	t.Cleanup(func() { // the next row has one instance, whatever became of this one
+		if started {
+			world.scale(t, "places-gw", "aws1", 1)
+		}
+	})
 	t.Cleanup(back)
 	there = false
 	began := time.Now()
 	for _, p := range row.parts {
 		p.away(g, t)
 	}
-	started := g.start(t, row)
+	started = g.start(t, row)
 	for _, p := range row.parts {
 		if p.says != "" && !mute {
 			g.says(t, p.says, asks)
@@ -273,7 +278,6 @@ func (g *goneUnderTest) take(t *testing.T, row goneRow) {
 	g.recovered(t, mended)
 	if started {
 		g.started(t, true)
-		world.scale(t, "places-gw", "aws1", 1)
 	}
 	if len(streams) < 2 { // what did not go on comes back
 		reaches(t, g.svc, g.near, 9001, true, 20*time.Second)
@@ -390,40 +394,20 @@ func (g *goneUnderTest) recovered(t *testing.T, mended time.Time) {
 
 const goneTable = "sif-e2e-gone"
 
-func (g *goneUnderTest) nft(t *testing.T, script string) {
-	t.Helper()
-	must.NoError(t, world.In("internet", func() error {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = strings.NewReader(script)
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, out)
-		}
-		return nil
-	}))
-}
-
 // cutZone drops everything between the zone of svc and that of the orchestrator.
 func (g *goneUnderTest) cutZone(t *testing.T) {
 	t.Helper()
 	subnet := func(node string) string {
-		for _, n := range world.Topology.Nodes() {
-			if n.Name == node {
-				return netip.PrefixFrom(netip.MustParseAddr(n.Address), 24).Masked().String()
-			}
-		}
-		return ""
+		return netip.PrefixFrom(netip.MustParseAddr(world.Topology.Node(node).Address), 24).Masked().String()
 	}
 	here, there := subnet(g.svc.node), subnet(world.Topology.Orchestrator().Name)
-	g.nft(t, fmt.Sprintf("table ip %s {\n chain cut { type filter hook forward priority -10; ip saddr %s ip daddr %s drop; ip saddr %s ip daddr %s drop; }\n}", goneTable, here, there, there, here))
-	g.cut = true
+	must.NoError(t, world.NFT(t.Context(), "internet", fmt.Sprintf("table ip %s {\n chain cut { type filter hook forward priority -10; ip saddr %s ip daddr %s drop; ip saddr %s ip daddr %s drop; }\n}", goneTable, here, there, there, here)))
 }
 
 func (g *goneUnderTest) joinZone(t *testing.T) {
 	t.Helper()
-	if g.cut {
-		g.nft(t, "delete table ip "+goneTable)
-		g.cut = false
-	}
+	// There is none if something else could not be taken away before.
+	must.NoError(t, world.NFT(context.Background(), "internet", fmt.Sprintf("add table ip %[1]s\ndelete table ip %[1]s", goneTable)))
 }
 
 // TestGoneState restores an old snapshot of Consul, and empties Consul of all that is the fabric's,
@@ -436,7 +420,7 @@ func TestGoneState(t *testing.T) {
 	world.withTestPorts(t)
 	svc := world.workload(t, "getaway-app/getaway-svc", "aws1")
 	near, far := world.workload(t, "getaway-app/news-gw", "aws1"), world.workload(t, "getaway-app/news-gw", "gcp1")
-	pointer := filepath.Join("/var/lib/sif-lab", world.Name, world.Topology.Orchestrator().Name, "sif", "revision", "pointer.json")
+	pointer := filepath.Join(world.SIFDataDir(world.Topology.Orchestrator().Name), "revision", "pointer.json")
 	for _, tc := range []struct {
 		name string
 		lose func(t *testing.T, graph string)

@@ -13,7 +13,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -382,16 +381,7 @@ func TestRevokeWithoutServers(t *testing.T) {
 func (f *fabricUnderTest) unreachable(t *testing.T, node, address string, port uint16) {
 	t.Helper()
 	const table = "sif-e2e-unreachable"
-	nft := func(script string) {
-		must.NoError(t, f.In(node, func() error {
-			cmd := exec.Command("nft", "-f", "-")
-			cmd.Stdin = strings.NewReader(script)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("nft: %w: %s", err, out)
-			}
-			return nil
-		}))
-	}
+	nft := func(commands string) { must.NoError(t, f.NFT(context.Background(), node, commands)) }
 	t.Cleanup(func() { nft("delete table ip " + table) })
 	nft(fmt.Sprintf("table ip %s {\n chain out { type filter hook output priority 0; ip daddr %s tcp dport %d drop; }\n}", table, address, port))
 }

@@ -83,28 +83,19 @@ func (f *fabricUnderTest) cut(t *testing.T, node, peer, condition string) (undo 
 	}
 	must.NotEq(t, "", address)
 	const table = "sif-e2e-cut"
-	nft := func(script string) error {
-		return f.In(node, func() error {
-			cmd := exec.Command("nft", "-f", "-")
-			cmd.Stdin = strings.NewReader(script)
-			if out, err := cmd.CombinedOutput(); err != nil {
-				return fmt.Errorf("nft: %w: %s", err, out)
-			}
-			return nil
-		})
-	}
+	nft := func(commands string) { must.NoError(t, f.NFT(context.Background(), node, commands)) }
 	done := false
 	undo = func() {
 		if !done {
 			done = true
-			must.NoError(t, nft("delete table ip "+table))
+			nft("delete table ip " + table)
 		}
 	}
 	t.Cleanup(undo)
-	must.NoError(t, nft(fmt.Sprintf(`table ip %s {
+	nft(fmt.Sprintf(`table ip %s {
 		chain out { type filter hook output priority 0; ip daddr %s udp dport %d-%d %s drop; }
 		chain in { type filter hook input priority -300; ip saddr %s udp sport %d-%d %s drop; }
-	}`, table, address, wellknown.FirstLinkPort, wellknown.LastLinkPort, condition, address, wellknown.FirstLinkPort, wellknown.LastLinkPort, condition)))
+	}`, table, address, wellknown.FirstLinkPort, wellknown.LastLinkPort, condition, address, wellknown.FirstLinkPort, wellknown.LastLinkPort, condition))
 	return undo
 }
 

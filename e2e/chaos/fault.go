@@ -4,7 +4,6 @@
 package chaos
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -222,21 +221,14 @@ func (f *faults) filter(key string, rules []string) error {
 		all = append(all, list...)
 	}
 	slices.Sort(all)
-	var script bytes.Buffer
+	var script strings.Builder
 	for _, family := range []string{"inet", "bridge"} {
 		fmt.Fprintf(&script, "table %[1]s chaos {\n}\ndelete table %[1]s chaos\n", family)
 		if len(all) > 0 {
 			fmt.Fprintf(&script, "table %s chaos {\n  chain forward {\n    type filter hook forward priority -10\n    %s\n  }\n}\n", family, strings.Join(all, "\n    "))
 		}
 	}
-	return f.lab.In("internet", func() error {
-		cmd := exec.Command("nft", "-f", "-")
-		cmd.Stdin = &script
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("nft: %w: %s", err, out)
-		}
-		return nil
-	})
+	return f.lab.NFT(context.Background(), "internet", script.String())
 }
 
 // consulLeader returns the node whose server of Consul leads.

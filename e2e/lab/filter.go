@@ -15,11 +15,19 @@ import (
 
 // loadFilter loads the topology's passes into the internet namespace, which has no other rules.
 func (l *Lab) loadFilter(ctx context.Context) error {
-	rules := l.Topology.filter()
-	cmd := exec.CommandContext(ctx, "nsenter", "--net="+l.NetNS(internetNS), "--", "nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(rules)
+	if err := l.NFT(ctx, internetNS, l.Topology.filter()); err != nil {
+		return fmt.Errorf("load the internet's filter: %w", err)
+	}
+	return nil
+}
+
+// NFT has nft(8) carry out commands in the namespace of a node, of a machine outside, or of the
+// internet.
+func (l *Lab) NFT(ctx context.Context, node, commands string) error {
+	cmd := exec.CommandContext(ctx, "nsenter", "--net="+l.NetNS(node), "--", "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(commands)
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("load the internet's filter: %w: %s\n%s", err, out, rules)
+		return fmt.Errorf("nft: %w: %s\n%s", err, out, commands)
 	}
 	return nil
 }

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -192,11 +191,8 @@ func (l *Lab) joinOutside(ctx context.Context, o *Outside) error {
 	if err != nil {
 		return err
 	}
-	rules := o.redirect()
-	cmd := exec.CommandContext(ctx, "nsenter", "--net="+l.NetNS(o.Name), "--", "nft", "-f", "-")
-	cmd.Stdin = strings.NewReader(rules)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("redirect the ports of %s: %w: %s\n%s", o.Name, err, out, rules)
+	if err := l.NFT(ctx, o.Name, o.redirect()); err != nil {
+		return fmt.Errorf("redirect the ports of %s: %w", o.Name, err)
 	}
 	return nil
 }
