@@ -187,7 +187,7 @@ func keepLogs() {
 	if dir == "" {
 		return
 	}
-	if err := os.CopyFS(dir, os.DirFS(filepath.Join("/var/lib/sif-lab", labName, "log"))); err != nil {
+	if err := os.CopyFS(dir, os.DirFS(lab.LogDir(labName))); err != nil {
 		fmt.Println("cannot keep the logs:", err)
 	}
 }

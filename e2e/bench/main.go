@@ -68,7 +68,7 @@ func run(ctx context.Context) (err error) {
 		down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		defer cancel()
 		if *logs != "" && ctx.Err() == nil {
-			if dir := filepath.Join("/var/lib/sif-lab", *name, "log"); exists(dir) {
+			if dir := lab.LogDir(*name); exists(dir) {
 				err = errors.Join(err, os.CopyFS(*logs, os.DirFS(dir)))
 			}
 		}

@@ -130,7 +130,7 @@ func Up(ctx context.Context, o Options) (*Lab, error) {
 }
 
 func (l *Lab) bringUp(ctx context.Context) error {
-	for _, dir := range []string{l.varDir("log"), l.varDir("proc"), l.runDir()} {
+	for _, dir := range []string{LogDir(l.Name), l.varDir("proc"), l.runDir()} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return fmt.Errorf("make directory: %w", err)
 		}
@@ -224,6 +224,9 @@ func tryLock(name string) (unlock func(), err error) {
 	}
 	return sync.OnceFunc(func() { l.Close() }), nil
 }
+
+// LogDir is the directory of the logs of a lab's processes. It goes with the lab.
+func LogDir(lab string) string { return filepath.Join(varRoot, lab, "log") }
 
 func (l *Lab) varDir(parts ...string) string {
 	return filepath.Join(append([]string{varRoot, l.Name}, parts...)...)

@@ -43,7 +43,7 @@ func (l *Lab) processFile(p *Process) string {
 
 // LogFile returns the file that receives a process's output.
 func (l *Lab) LogFile(node, name string) string {
-	return filepath.Join(l.varDir("log"), node+"."+name+".log")
+	return filepath.Join(LogDir(l.Name), node+"."+name+".log")
 }
 
 // start runs the process in its node's network namespace, in a session of its own.

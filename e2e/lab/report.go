@@ -123,7 +123,7 @@ func (l *Lab) WriteSummary(w io.Writer) error {
 	}
 	_, err = fmt.Fprintf(w, `
 Logs are in %s, secrets in %s. Next:
-`, l.varDir("log"), l.file())
+`, LogDir(l.Name), l.file())
 	if err != nil {
 		return err
 	}

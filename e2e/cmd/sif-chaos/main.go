@@ -142,7 +142,7 @@ func run(ctx context.Context, args []string) (held bool, err error) {
 func inLab(ctx context.Context, o options, topology *lab.Topology, faults []schedule.Fault) (held bool, allocs []string, err error) {
 	defer func() {
 		if o.logs != "" && (!held || err != nil) {
-			err = errors.Join(err, keep(filepath.Join("/var/lib/sif-lab", o.lab, "log"), o.logs))
+			err = errors.Join(err, keep(lab.LogDir(o.lab), o.logs))
 		}
 		if !o.keep {
 			down, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
