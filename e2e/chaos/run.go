@@ -138,12 +138,18 @@ func Run(parent context.Context, p *Prepared, o Options) (result *Result, err er
 	if r.controllers, err = newControllers(o.Lab); err != nil {
 		return nil, err
 	}
+	breakable, err := parts(o.Lab)
+	if err != nil {
+		return nil, err
+	}
 	if r.Faults == nil {
-		f, err := parts(o.Lab)
-		if err != nil {
-			return nil, err
-		}
-		r.Faults = schedule.Generate(o.Seed, o.Length, f)
+		r.Faults = schedule.Generate(o.Seed, o.Length, breakable)
+	}
+	if len(r.Faults) == 0 {
+		return nil, fmt.Errorf("no fault of seed %d ends within %s: let the run be longer", o.Seed, o.Length)
+	}
+	if err := breakable.Check(r.Faults); err != nil {
+		return nil, err
 	}
 	fmt.Fprintf(r.Out, "seed %d, %d faults in %s:\n", o.Seed, len(r.Faults), o.Length)
 	if err := schedule.Write(r.Out, r.Faults); err != nil {

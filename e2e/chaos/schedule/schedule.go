@@ -8,6 +8,7 @@ package schedule
 
 import (
 	"cmp"
+	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
@@ -53,6 +54,25 @@ type Fabric struct {
 
 // Daemon is a process of a node.
 type Daemon struct{ Node, Name string }
+
+// Check returns an error unless all faults of a schedule can happen to the fabric.
+func (f Fabric) Check(list []Fault) error {
+	for _, one := range list {
+		can := f.Leader
+		switch one.Kind {
+		case Kill, Stop, Restart:
+			can = slices.Contains(f.Daemons, Daemon{one.Node, one.Daemon})
+		case Cut, OneWay, Loss:
+			can = slices.Contains(f.Pairs, [2]string{one.Node, one.Peer}) || slices.Contains(f.Pairs, [2]string{one.Peer, one.Node})
+		case Fill, Slow:
+			can = slices.Contains(f.Disks, one.Node)
+		}
+		if !can {
+			return fmt.Errorf("fault %q cannot happen to this fabric: it has no such daemon, disk or pair of nodes that speak to one another, or fewer than three servers of Consul", one)
+		}
+	}
+	return nil
+}
 
 // What bounds a schedule.
 const (

@@ -45,6 +45,7 @@ func TestASeedIsASchedule(t *testing.T) {
 		again, err := Read(strings.NewReader("# a comment\n\n" + text.String()))
 		must.NoError(t, err)
 		must.Eq(t, list, again)
+		must.NoError(t, f.Check(again))
 	})
 }
 
@@ -99,5 +100,27 @@ func TestReadNamesTheLineThatIsWrong(t *testing.T) {
 	} {
 		_, err := Read(strings.NewReader(text))
 		must.ErrorContains(t, err, says)
+	}
+}
+
+func TestCheckNamesTheFaultThatCannotHappen(t *testing.T) {
+	f := Fabric{Daemons: []Daemon{{"a", "agent"}}, Pairs: [][2]string{{"a", "b"}}, Disks: []string{"a"}}
+	for text, can := range map[string]bool{
+		"1s 2s stop a/agent":  true,
+		"1s 2s stop a/engine": false,
+		"1s 2s kill c/agent":  false,
+		"1s 2s cut b a":       true,
+		"1s 2s loss a c 5%":   false,
+		"1s 2s fill a":        true,
+		"1s 2s slow b":        false,
+		"1s 2s leader":        false,
+	} {
+		list, err := Read(strings.NewReader(text))
+		must.NoError(t, err)
+		err = f.Check(list)
+		must.Eq(t, can, err == nil, must.Sprint(text))
+		if !can {
+			must.ErrorContains(t, err, fmt.Sprintf("fault %q cannot happen", list[0]))
+		}
 	}
 }

@@ -115,7 +115,10 @@ func run(ctx context.Context, args []string) (held bool, err error) {
 		}
 		defer f.Close()
 		if faults, err = schedule.Read(f); err != nil {
-			return false, err
+			return false, fmt.Errorf("%s: %w", o.schedule, err)
+		}
+		if len(faults) == 0 {
+			return false, fmt.Errorf("%s has no fault; a line is one, as sif-chaos prints it", o.schedule)
 		}
 	}
 	topology, err := lab.LoadTopology(o.topology)
