@@ -320,16 +320,15 @@ func (d *disk) slow() (undo func() error, err error) {
 	if err != nil {
 		return nil, err
 	}
-	const freeze, thaw = 0xc0045877, 0xc0045878 // FIFREEZE, FITHAW of linux/fs.h
 	ioctl := func(what uint) error { return unix.IoctlSetInt(int(dir.Fd()), what, 0) }
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() {
 		var err error
 		for err == nil && ctx.Err() == nil {
-			if err = ioctl(freeze); err == nil {
+			if err = ioctl(lab.Freeze); err == nil {
 				pause(ctx, frozen)
-				err = ioctl(thaw)
+				err = ioctl(lab.Thaw)
 			}
 			pause(ctx, thawed)
 		}

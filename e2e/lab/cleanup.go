@@ -38,6 +38,7 @@ func (r remnants) remove(ctx context.Context) error {
 	var errs []error
 	settings := r.savedSettings()
 	allocs := r.allocations()
+	r.thaw(allocs)
 	// A process may start another one while we kill, so repeat.
 	for range 5 {
 		pids := r.processes()
@@ -199,24 +200,50 @@ func (r remnants) namespacePaths(allocs []string) []string {
 
 // unmount unmounts everything under the lab's paths, the last mount first.
 func (r remnants) unmount(allocs []string) []error {
-	var errs []error
-	prefixes := []string{filepath.Join(runRoot, r.lab) + "/", filepath.Join(varRoot, r.lab) + "/"}
-	for _, a := range allocs {
-		prefixes = append(prefixes, filepath.Join("/run/netns", a), filepath.Join(netnsDir, a))
-	}
-	mounts, err := mountPoints()
+	mounts, err := r.mounts(allocs)
 	if err != nil {
 		return []error{err}
 	}
+	var errs []error
 	for _, m := range slices.Backward(mounts) {
-		if !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(m, p) }) {
-			continue
-		}
 		if err := unix.Unmount(m, unix.MNT_DETACH); err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, fmt.Errorf("unmount %s: %w", m, err))
 		}
 	}
 	return errs
+}
+
+// mounts lists the mounts under the lab's paths, oldest first.
+func (r remnants) mounts(allocs []string) ([]string, error) {
+	prefixes := []string{filepath.Join(runRoot, r.lab) + "/", filepath.Join(varRoot, r.lab) + "/"}
+	for _, a := range allocs {
+		prefixes = append(prefixes, filepath.Join("/run/netns", a), filepath.Join(netnsDir, a))
+	}
+	list, err := mountPoints()
+	return slices.DeleteFunc(list, func(m string) bool {
+		return !slices.ContainsFunc(prefixes, func(p string) bool { return strings.HasPrefix(m, p) })
+	}), err
+}
+
+// Freeze and Thaw of a file system: FIFREEZE and FITHAW of linux/fs.h.
+const (
+	Freeze = 0xc0045877
+	Thaw   = 0xc0045878
+)
+
+// thaw lets file systems go on that a program has frozen and not thawed before it was killed. A
+// process that waits for one cannot be killed, nor does its device become free.
+func (r remnants) thaw(allocs []string) {
+	mounts, err := r.mounts(allocs)
+	if err != nil {
+		return // unmount reports it
+	}
+	for _, m := range mounts {
+		if fd, err := unix.Open(m, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0); err == nil {
+			_ = unix.IoctlSetInt(fd, Thaw, 0) // most are not frozen
+			_ = unix.Close(fd)
+		}
+	}
 }
 
 // mountPoints lists the mounts of this mount namespace, oldest first.

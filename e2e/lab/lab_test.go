@@ -540,6 +540,46 @@ func TestUpUndoesItself(t *testing.T) {
 	}
 }
 
+// TestDownThaws shows that nothing is left of a lab whose file system stands still, and of a process
+// that waits for it: a program that was killed has frozen it.
+func TestDownThaws(t *testing.T) {
+	testhost.RequireRoot(t)
+	must.NoError(t, Down(t.Context(), testLab))
+	before := machine(t)
+	disk := filepath.Join(varRoot, testLab, "disk")
+	must.NoError(t, os.MkdirAll(disk, 0o755))
+	image := disk + ".img"
+	for _, c := range [][]string{
+		{"truncate", "-s", "8M", image}, {"mkfs.ext4", "-q", image}, {"mount", "-o", "loop", image, disk},
+	} {
+		out, err := exec.Command(c[0], c[1:]...).CombinedOutput()
+		must.NoError(t, err, must.Sprint(c, string(out)))
+	}
+	dir, err := os.Open(disk)
+	must.NoError(t, err)
+	t.Cleanup(func() { // if the test fails
+		_ = unix.IoctlSetInt(int(dir.Fd()), Thaw, 0)
+		dir.Close()
+		must.NoError(t, Down(context.Background(), testLab))
+	})
+	must.NoError(t, unix.IoctlSetInt(int(dir.Fd()), Freeze, 0))
+	waits := exec.Command("touch", filepath.Join(disk, "file"))
+	waits.Env = []string{labVariable + "=" + testLab}
+	must.NoError(t, waits.Start())
+	ended := make(chan error, 1)
+	go func() { ended <- waits.Wait() }()
+	eventually(t, 20*time.Second, func() error {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", waits.Process.Pid))
+		if err == nil && !strings.Contains(string(stat), ") D ") {
+			err = fmt.Errorf("it does not wait: %s", stat)
+		}
+		return err
+	})
+	must.NoError(t, Down(t.Context(), testLab))
+	<-ended // killed, or by itself when it could
+	must.Eq(t, "", cmp.Diff(before, machine(t)))
+}
+
 // machine lists everything that a lab could leave on the machine.
 func machine(t *testing.T) []string {
 	t.Helper()
