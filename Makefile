@@ -126,7 +126,7 @@ chaos: build ## Let faults happen to a fabric under load, for CHAOS=1h with SEED
 	bin/sif-chaos -for $(CHAOS) -seeds $(SEED) -logs bin/chaos-logs
 
 .PHONY: test-chaos
-test-chaos: build ## The same for three minutes, with the seeds that found something (root, after make setup)
+test-chaos: build ## The same for 90 s with each of the seeds that found something (root, after make setup)
 	bin/sif-chaos -for 90s -seeds $$(sed -n 's/^\([0-9]\+\).*/\1/p' e2e/chaos/seeds | paste -sd, -) -logs bin/chaos-logs
 
 .PHONY: chaos-planted

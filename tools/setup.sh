@@ -18,7 +18,7 @@ home=~ # is set even if HOME is not
 
 packages=(
   bpftool busybox-static ca-certificates clang clang-format conntrack curl docker.io ethtool gcc git iproute2 iptables iputils-ping jq
-  libbpf-dev libc6-dev llvm make nftables openvswitch-switch procps shellcheck tcpdump util-linux wireguard-tools
+  libbpf-dev libc6-dev llvm make nftables openvswitch-switch patch procps shellcheck tcpdump util-linux wireguard-tools
   openjdk-17-jre-headless # for the tests of Nomad's java driver
   fish logrotate man-db rpm systemd zsh # for the packages' check
   dnsmasq-base e2fsprogs mmdebstrap openssh-client qemu-system-x86 qemu-utils # for virtual machines
