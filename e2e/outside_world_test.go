@@ -171,9 +171,9 @@ func pings(w workload, to netip.Addr) error {
 	return nil
 }
 
-// certain waits until a workload's node is certain of what it refuses to the workload. It drops that
-// in silence for some seconds after agents or engines were started, in which `sif status` already
-// says that all is well: it waits for the engines' word on each endpoint, and for the next
+// certain waits until a workload's node is certain of what it refuses to the workload. It drops
+// that in silence for some seconds after agents or engines were started, in which `sif status`
+// already says that all is well: it waits for the engines' word on each endpoint, and for the next
 // comparison of its maps.
 func (f *fabricUnderTest) certain(t *testing.T, w workload) {
 	t.Helper()

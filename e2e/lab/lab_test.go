@@ -306,8 +306,8 @@ func testInternet(t *testing.T, l *Lab) {
 // they saw, and that a packet which is too big for the way to one of them comes back as an error.
 func testOutside(t *testing.T, l *Lab) {
 	node := l.Topology.Node("aws1-p1")
-	// A machine's ports lead to one server. The kernel gives a flow another source port if an earlier
-	// one to another port of the same address had that, so each flow has one of its own.
+	// A machine's ports lead to one server. The kernel gives a flow another source port if an
+	// earlier one to another port of the same address had that, so each flow has one of its own.
 	used := map[string]bool{}
 	dial := func(network, address string, port uint16) net.Conn {
 		for {
@@ -540,8 +540,8 @@ func TestUpUndoesItself(t *testing.T) {
 	}
 }
 
-// TestDownThaws shows that nothing is left of a lab whose file system stands still, and of a process
-// that waits for it: a program that was killed has frozen it.
+// TestDownThaws shows that nothing is left of a lab whose file system stands still, and of a
+// process that waits for it: a program that was killed has frozen it.
 func TestDownThaws(t *testing.T) {
 	testhost.RequireRoot(t)
 	must.NoError(t, Down(t.Context(), testLab))
